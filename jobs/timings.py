@@ -12,6 +12,12 @@ from dataclasses import dataclass
 class Timings:
     """Seconds between looks, until something counts as gone, and at most for one piece of work."""
 
+    # workers.engines.http: OpenAI-compatible servers
+    http_watch: float = 0.25  # between looks at whether a server's list of models is due
+    http_first_list: float = 2.0  # until a server that has never listed its models is asked again
+    http_relist: float = 30.0  # until a server is asked again: it may load other models
+    http_first_backoff: float = 0.25  # after the first 429 without a Retry-After; doubled for each further one
+
     # jobs.db
     connection_fresh: float = 1.0  # after its last use a connection to PostgreSQL is taken to be there
     connection_lost: float = 35.0  # without a byte, though the server is there: it ends a statement after 30

@@ -18,9 +18,9 @@ import msgspec
 import pytest
 
 from tests.support import stub_engine
-from workers.engines.endpoints import Endpoint
 from workers.engines.fake import FakeEngine
-from workers.engines.http import HttpEngine
+from workers.engines.http.endpoints import Endpoint
+from workers.engines.http.http_engine import HttpEngine
 from workers.engines.ownloop import OwnLoop
 from workers.engines.port import (
     Answer,

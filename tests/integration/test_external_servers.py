@@ -17,9 +17,9 @@ from tests.support import stub_engine
 from tests.support.shop import MODEL, Shop
 from tests.support.stub_engine import prompts
 from tests.support.system import SCALED, System, eventually
-from workers.engines.endpoints import Endpoint
 from workers.engines.fake import FakeEngine
-from workers.engines.http import HttpEngine
+from workers.engines.http.endpoints import Endpoint
+from workers.engines.http.http_engine import HttpEngine
 from workers.engines.port import Engine
 from workers.engines.router import Router
 

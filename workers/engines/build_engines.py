@@ -15,8 +15,8 @@ from jobs.settings import Settings
 from workers.engines.encoders.embed import EmbedEngine
 from workers.engines.encoders.embed_runtime import Place
 from workers.engines.encoders.rerank import RerankEngine
-from workers.engines.endpoints import Endpoint
-from workers.engines.http import HttpEngine, Permission, no_project
+from workers.engines.http.endpoints import Endpoint
+from workers.engines.http.http_engine import HttpEngine, Permission, no_project
 from workers.engines.model_folders import source_of
 from workers.engines.ownloop import OwnLoop
 from workers.engines.port import Engine

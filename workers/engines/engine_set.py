@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from workers.engines.http import HttpEngine
+from workers.engines.http.http_engine import HttpEngine
 from workers.engines.port import Engine, EngineDead, EngineHealth, Suspect
 
 log = logging.getLogger(__name__)

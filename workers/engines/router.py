@@ -11,7 +11,7 @@ from dataclasses import replace
 from jobs.fleet.models_file import ANY_MODEL, Model, Registry
 from workers.engines.caps import objection
 from workers.engines.engine_set import EngineSet
-from workers.engines.http import Permission, no_project
+from workers.engines.http.http_engine import Permission, no_project
 from workers.engines.lengths import estimate
 from workers.engines.model_folders import identity_of
 from workers.engines.port import (

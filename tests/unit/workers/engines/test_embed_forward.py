@@ -13,9 +13,9 @@ from jobs.requests.prompts import Prompts, prompts_of
 from jobs.settings import Settings
 from tests.unit.workers.engines.test_http_engine import Server, engine_of, says, server  # noqa: F401 (a fixture)
 from workers.engines.build_engines import build
-from workers.engines.embed_forward import for_server
 from workers.engines.encoders.batching import Unacceptable
-from workers.engines.endpoints import Endpoint
+from workers.engines.http.dialects import for_server
+from workers.engines.http.endpoints import Endpoint
 from workers.engines.port import Request
 
 URL = "/v1/embeddings"

@@ -19,8 +19,8 @@ from tests.support.mill import chat_line, jsonl, running
 from tests.unit.workers.engines.test_http_engine import Server, engine_of, error_of, good, request, says, serving, until
 from tests.unit.workers.middleware.context_window.engines import LIMIT, Nobody, prompt_tokens
 from workers.engines.build_engines import build
-from workers.engines.endpoints import Endpoint
-from workers.engines.http import HttpEngine
+from workers.engines.http.endpoints import Endpoint
+from workers.engines.http.http_engine import HttpEngine
 from workers.engines.port import Answer, Length, Request, Unserved
 from workers.engines.router import Router
 from workers.middleware.context_window import Fitted
@@ -85,14 +85,14 @@ async def test_a_server_that_does_not_show_its_list_is_sent_no_prompts(
     async with engine_of(Endpoint(outside.url)) as engine:
         engine.endpoints[0].circuit.trip()
         engine.endpoints[0].circuit.probe()
-        await engine._list(engine.endpoints[0])
+        await engine._started.list_models(engine.endpoints[0])
 
         assert engine.models == ()
         assert engine.endpoints[0].circuit.closed
         with pytest.raises(Unserved):
             await engine.answer(ask(project=FREE))
         outside.on_list = None
-        await engine._list(engine.endpoints[0])
+        await engine._started.list_models(engine.endpoints[0])
         assert engine.models == ("m",)
 
     assert outside.asked == []
@@ -110,7 +110,7 @@ async def test_a_server_that_has_no_list_takes_any_name(inside: Server, status: 
 async def test_a_server_whose_key_is_refused_keeps_the_models_that_it_has_shown(inside: Server) -> None:
     async with engine_of(Endpoint(inside.url)) as engine:
         inside.on_list = says(401)
-        await engine._list(engine.endpoints[0])
+        await engine._started.list_models(engine.endpoints[0])
 
         assert engine.models == ("m",)
 
@@ -235,7 +235,7 @@ async def test_a_permission_that_ends_while_a_request_waits_in_line_counts(outsi
         first = asyncio.create_task(engine.answer(ask()))
         await until(lambda: len(outside.asked) == 1)
         second = asyncio.create_task(engine.answer(ask()))
-        await until(lambda: bool(engine._waiting))
+        await until(lambda: bool(engine.endpoints[0].slots.waiting))
         allowed = False
         gate.set()
         with pytest.raises(Exception, match="does not allow external endpoints"):

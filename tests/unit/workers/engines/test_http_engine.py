@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -11,12 +12,21 @@ import msgspec
 import pytest
 from aiohttp import web
 
+from jobs.timings import Timings
 from tests.support.server_shapes import ANSWERS, ERRORS
 from tests.support.system import free_port
-from workers.engines import http, limits, wire
-from workers.engines.endpoints import Endpoint
-from workers.engines.http import HttpEngine
-from workers.engines.limits import Circuit, CircuitState, Window
+from workers.engines import wire
+from workers.engines.http import http_engine
+from workers.engines.http.endpoints import (
+    FAULTS,
+    FIRST_DELAY_SECONDS,
+    FIRST_WINDOW,
+    Circuit,
+    CircuitState,
+    Endpoint,
+    Window,
+)
+from workers.engines.http.http_engine import HttpEngine
 from workers.engines.port import Answer, EngineBusy, EngineFault, Request
 
 CHAT = "/v1/chat/completions"
@@ -374,7 +384,7 @@ async def test_engine_is_busy_when_every_server_refuses() -> None:
             await engine.answer(request())
 
     assert "not reachable" in str(first.value)
-    assert second.value.retry_after == pytest.approx(limits.FIRST_DELAY_SECONDS, abs=0.3)
+    assert second.value.retry_after == pytest.approx(FIRST_DELAY_SECONDS, abs=0.3)
 
 
 async def test_unknown_model_is_an_answer_once_every_server_has_shown_its_models(engine: HttpEngine) -> None:
@@ -419,16 +429,13 @@ async def test_limited_request_is_tried_again_after_the_pause_that_was_asked_for
     assert times[1] - times[0] >= 1.0
 
 
-async def test_request_that_stays_limited_goes_back_to_the_worker(
-    server: Server, engine: HttpEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http, "FIRST_BACKOFF_SECONDS", 0.001)
+async def test_request_that_stays_limited_goes_back_to_the_worker(server: Server) -> None:
     server.script = says(429)
+    async with engine_of(Endpoint(server.url), timings=replace(Timings(), http_first_backoff=0.001)) as engine:
+        with pytest.raises(EngineBusy, match="429"):
+            await engine.answer(request())
 
-    with pytest.raises(EngineBusy, match="429"):
-        await engine.answer(request())
-
-    assert len(server.asked) == http.TRIES_WHEN_LIMITED
+    assert len(server.asked) == http_engine.TRIES_WHEN_LIMITED
 
 
 @pytest.mark.parametrize("status", [401, 402, 407])
@@ -444,11 +451,11 @@ async def test_a_refused_key_is_no_fault_of_the_request_that_is_sent_with_it(
             await engine.answer(request())
 
         assert len(server.asked) == 1
-        at += http.CLOSED_SECONDS
+        at += http_engine.CLOSED_SECONDS
         server.script = says(200)
         assert (await engine.answer(request())).status == 200
 
-    assert caught.value.retry_after == again.value.retry_after == http.CLOSED_SECONDS
+    assert caught.value.retry_after == again.value.retry_after == http_engine.CLOSED_SECONDS
     told = [vars(record)["status"] for record in caplog.records if record.message == "engine.refuses_our_key"]
     assert told == [status]
     assert "sk-live" not in f"{caught.value} {again.value} {caplog.text}"
@@ -502,8 +509,8 @@ async def test_overload_halves_the_window_once_per_burst(server: Server, engine:
 
     await asyncio.gather(*(engine.answer(request()) for _ in range(20)), return_exceptions=True)
 
-    assert window.limit == limits.FIRST_WINDOW / 2
-    assert window.in_flight == 0
+    assert window.limit == FIRST_WINDOW / 2
+    assert engine.endpoints[0].slots.used == 0
 
 
 async def test_lower_priority_number_is_served_first_in_the_line(server: Server) -> None:
@@ -543,14 +550,14 @@ async def test_cancelled_requests_free_their_slots_and_places(server: Server) ->
 
         async with asyncio.timeout(2):
             assert (await engine.answer(request())).status == 200
-        assert engine.endpoints[0].window.in_flight == 0
+        assert engine.endpoints[0].slots.used == 0
 
 
 async def test_circuit_opens_after_faults_in_a_row_and_closes_when_the_server_lists_its_models(
     server: Server, engine: HttpEngine
 ) -> None:
     server.script = says(502)
-    await asyncio.gather(*(engine.answer(request()) for _ in range(limits.FAULTS)), return_exceptions=True)
+    await asyncio.gather(*(engine.answer(request()) for _ in range(FAULTS)), return_exceptions=True)
     circuit = engine.endpoints[0].circuit
 
     assert circuit.state is CircuitState.OPEN
@@ -563,7 +570,7 @@ async def test_circuit_opens_after_faults_in_a_row_and_closes_when_the_server_li
 
 
 async def test_poisonous_requests_between_answers_leave_the_circuit_closed(server: Server, engine: HttpEngine) -> None:
-    for _ in range(limits.FAULTS):
+    for _ in range(FAULTS):
         server.script = says(504)
         with pytest.raises(EngineFault):
             await engine.answer(request())
@@ -573,10 +580,9 @@ async def test_poisonous_requests_between_answers_leave_the_circuit_closed(serve
     assert engine.endpoints[0].circuit.closed
 
 
-async def test_server_that_starts_later_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.engines.endpoints.UNKNOWN_SECONDS", 0.1)
+async def test_server_that_starts_later_is_found() -> None:
     url = unused_url()
-    async with engine_of(Endpoint(url)) as engine:
+    async with engine_of(Endpoint(url), timings=replace(Timings(), http_first_list=0.1)) as engine:
         assert engine.models == ()
         async with serving(Server("late"), port=int(url.rsplit(":", 1)[1])):
             await until(lambda: engine.models == ("late",))
@@ -670,20 +676,19 @@ def test_late_answers_of_an_open_circuit_do_not_close_it() -> None:
 
 def test_window_grows_by_one_per_window_of_answers_and_only_while_full() -> None:
     window = Window(100)
-    window.grow()
+    window.grow(63)
     assert window.limit == 64
 
-    window.in_flight = 64
     for _ in range(64):
-        window.grow()
+        window.grow(64)
 
     assert 64.9 < window.limit <= 65
 
 
 def test_window_never_leaves_its_bounds() -> None:
-    window = Window(2, in_flight=2)
+    window = Window(2)
     for _ in range(10):
-        window.grow()
+        window.grow(2)
     assert window.limit == 2
 
     for _ in range(10):
@@ -722,19 +727,17 @@ async def test_server_that_refuses_to_list_stays_shut_out_for_longer(server: Ser
     await until(lambda: circuit.wait > first)
 
     assert circuit.state is CircuitState.OPEN
-    assert circuit.wait == pytest.approx(2 * limits.FIRST_DELAY_SECONDS, abs=0.3)
+    assert circuit.wait == pytest.approx(2 * FIRST_DELAY_SECONDS, abs=0.3)
 
 
-async def test_busy_server_that_is_slow_to_list_keeps_its_circuit(
-    server: Server, engine: HttpEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server.listing = web.Response(status=500)
-    monkeypatch.setattr("workers.engines.endpoints.RELIST_SECONDS", 0.0)
+async def test_busy_server_that_is_slow_to_list_keeps_its_circuit(server: Server) -> None:
+    async with engine_of(Endpoint(server.url), timings=replace(Timings(), http_relist=0.0)) as engine:
+        server.listing = web.Response(status=500)
 
-    await engine.discover()
+        await engine.discover()
 
-    assert engine.endpoints[0].circuit.closed
-    assert engine.models == ("m",)
+        assert engine.endpoints[0].circuit.closed
+        assert engine.models == ("m",)
 
 
 async def test_models_that_only_external_servers_have_are_marked(server: Server) -> None:
@@ -821,7 +824,7 @@ async def test_a_request_in_line_gets_its_server_though_another_has_come_to_list
             in_line = []
             for model in ("other", "m"):
                 in_line.append(asyncio.create_task(engine.answer(request(model))))
-                await until(lambda: sum(map(len, engine._waiting.values())) == len(in_line))
+                await until(lambda: sum(one.slots.waiting for one in endpoints) == len(in_line))
             endpoints[1].found = frozenset({"other", "m"})
             gates["any"].set()
 

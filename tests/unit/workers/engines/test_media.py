@@ -14,8 +14,8 @@ from tests.unit.workers.engines.test_http_engine import Server, engine_of, error
 from workers.engines.build_engines import build
 from workers.engines.caps import objection
 from workers.engines.documented import forwarded
-from workers.engines.endpoints import Endpoint
 from workers.engines.fake import FakeEngine
+from workers.engines.http.endpoints import Endpoint
 from workers.engines.media import in_text
 from workers.engines.router import Router
 

@@ -10,9 +10,9 @@ import pytest
 from jobs.fleet.models_file import Model
 from tests.unit.workers.engines.test_router import NOWHERE, registry
 from workers.engines import model_folders
-from workers.engines.endpoints import Endpoint
 from workers.engines.fake import FakeEngine
-from workers.engines.http import HttpEngine
+from workers.engines.http.endpoints import Endpoint
+from workers.engines.http.http_engine import HttpEngine
 from workers.engines.model_folders import MINILM, SMOLLM2, ModelUnavailable, identity_of, materialise
 from workers.engines.router import Router
 

@@ -8,8 +8,8 @@ import pytest
 from aiohttp import web
 
 from tests.unit.workers.engines.test_http_engine import Handler, engine_of, says, serving
-from workers.engines.endpoints import Endpoint
-from workers.engines.http import HttpEngine
+from workers.engines.http.endpoints import Endpoint
+from workers.engines.http.http_engine import HttpEngine
 from workers.engines.port import EngineBusy, EngineFault, Request, Usage
 
 VLLM = """{"id":"rerank-1","model":"m","usage":{"prompt_tokens":9,"total_tokens":9},"results":

@@ -17,9 +17,9 @@ from workers.engines import build_engines, model_folders
 from workers.engines.build_engines import build
 from workers.engines.encoders.embed import EmbedEngine
 from workers.engines.encoders.rerank import RerankEngine
-from workers.engines.endpoints import Endpoint
 from workers.engines.fake import FakeEngine
-from workers.engines.http import HttpEngine
+from workers.engines.http.endpoints import Endpoint
+from workers.engines.http.http_engine import HttpEngine
 from workers.engines.lengths import estimate
 from workers.engines.ownloop import OwnLoop
 from workers.engines.port import Answer, EngineBusy, EngineDead, Length, Request

@@ -16,7 +16,7 @@ from jobs.platform.limiters import SharedExclusiveLock
 from jobs.settings import Settings
 from tests.support import stub_engine
 from workers.engines.fake import FakeEngine
-from workers.engines.http import HttpEngine
+from workers.engines.http.http_engine import HttpEngine
 from workers.engines.port import Request
 from workers.engines.router import Router
 from workers.runtime.engine_host import EngineHost

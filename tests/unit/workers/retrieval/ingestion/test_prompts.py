@@ -11,7 +11,7 @@ import pytest
 from jobs.fleet.models_file import Registry
 from jobs.settings import Settings
 from tests.support.ingesting import MODEL, Works
-from workers.engines.embed_forward import for_server
+from workers.engines.http.dialects import for_server
 from workers.engines.model_folders import MINILM, materialise
 from workers.engines.port import Request
 from workers.retrieval.ingestion import embedding_model

@@ -1,0 +1,114 @@
+"""Requests for servers whose API is not ours: embeddings with prompts, and re-ranking by TEI.
+
+Of an embedding's fields those that are ours are done here, the rest is the server's:
+
+prompts in models.yaml     `input_type` is taken out and the prompt stands before each text; token ids are refused
+none                       `input_type` is the server's, some know it; `raw`, which says nothing, is taken out
+`truncate`                 is `truncate_prompt_tokens: -1` there, as vLLM calls it
+
+Re-ranking is `/v1/rerank` as vLLM, llama.cpp, Jina and Cohere have it, else that of text-embeddings-inference (TEI).
+What a server turned out to speak is noted on its endpoint.
+
+    POST /v1/rerank ── 404, not of OpenAI's shape ──▶ POST /rerank {query, texts, truncate}, 32 texts at a time
+                                                               └──▶ [{index, score}, …] ─▶ the common shape
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+import msgspec
+
+from jobs.requests.endpoints import RERANK
+from jobs.requests.prompts import RAW, Prompts
+from workers.engines.encoders.batching import Unacceptable
+from workers.engines.encoders.embed import prompt_of, prompted
+from workers.engines.encoders.rerank import Asked, read, write
+from workers.engines.http.endpoints import Endpoint
+from workers.engines.http.http_client import Reply
+from workers.engines.port import Request
+
+PATH: Final = "/rerank"
+TOGETHER: Final = 32  # texts of one request, unless a server was told otherwise (--max-client-batch-size)
+_UNKNOWN_PATH: Final = (404, 405)
+
+Post = Callable[[str, bytes], Awaitable[Reply]]
+
+
+def for_server(request: Request, prompts: Prompts | None) -> Request:
+    """Return an embedding request as a server is asked it. Raises Unacceptable."""
+    body = request.body
+    if not prompts and body.get("input_type") != RAW and "truncate" not in body:
+        return request
+    body = _prompted(body, prompts or Prompts())
+    return replace(request, body=_truncated(body))
+
+
+def _prompted(body: dict[str, Any], prompts: Prompts) -> dict[str, Any]:
+    if not prompts and body.get("input_type") != RAW:
+        return body
+    prompt, inputs = prompt_of(body, prompts), body.get("input")
+    rest = {name: value for name, value in body.items() if name != "input_type"}
+    if not prompt:
+        return rest
+    many = [inputs] if isinstance(inputs, str) else inputs
+    if not isinstance(many, list) or not all(isinstance(one, str) and one for one in many):
+        message = (
+            "input must be texts that are not empty: this model has a prompt, which cannot stand before token ids."
+        )
+        raise Unacceptable(message)
+    return rest | {"input": prompted(many, prompt)}
+
+
+def _truncated(body: dict[str, Any]) -> dict[str, Any]:
+    wanted = body.get("truncate")
+    if "truncate" not in body:
+        return body
+    if not isinstance(wanted, bool | None):
+        raise Unacceptable("truncate must be true or false.", param="truncate")
+    rest = {name: value for name, value in body.items() if name != "truncate"}
+    if wanted:
+        return {"truncate_prompt_tokens": -1} | rest
+    if wanted is False:
+        rest.pop("truncate_prompt_tokens", None)
+    return rest
+
+
+class _Score(msgspec.Struct):
+    index: int
+    score: float
+
+
+_scores = msgspec.json.Decoder(list[_Score]).decode
+
+
+async def rerank(endpoint: Endpoint, body: Mapping[str, Any], post: Post) -> Reply:
+    """Ask a server to re-rank; note on `endpoint` when it turned out to be a TEI. Raises what `post` raises."""
+    if not endpoint.of_tei:
+        said = await post(RERANK, msgspec.json.encode(body))
+        if said[0] not in _UNKNOWN_PATH or b'"error"' in said[2]:  # it knows the path, and not the model
+            return said
+    try:
+        asked = read(body)
+    except Unacceptable as wrong:
+        return wrong.answer.status, None, wrong.answer.body
+    other = await _by_tei(asked, str(body.get("model")), post)
+    if not endpoint.of_tei and other[0] != 200:
+        return said if other[0] in _UNKNOWN_PATH else other
+    endpoint.of_tei = True
+    return other
+
+
+async def _by_tei(asked: Asked, model: str, post: Post) -> Reply:
+    scores: list[float] = []
+    for start in range(0, len(asked.texts), TOGETHER):
+        texts = asked.texts[start : start + TOGETHER]
+        said = await post(PATH, msgspec.json.encode({"query": asked.query, "texts": texts, "truncate": True}))
+        if said[0] != 200:
+            return said
+        try:
+            found = {one.index: one.score for one in _scores(said[2])}
+            scores += [found[n] for n in range(len(texts))]
+        except (msgspec.MsgspecError, KeyError):
+            return 502, None, b'{"error":{"message":"The endpoint gave no score for some texts."}}'
+    return 200, None, write(asked, model, scores, 0).body

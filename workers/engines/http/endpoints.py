@@ -1,0 +1,261 @@
+"""One OpenAI-compatible server: where it is, what it serves, how it is doing, and how many requests it takes at once.
+
+    closed ──FAULTS in a row, or one refused connection──▶ open ──delay──▶ half-open: one probe
+      ▲                                                     ▲                  │      │
+      └──────────────────── the probe was answered ─────────┼──────────────────┘      │
+                                                            └── it failed: 2x delay ──┘
+
+The probe is a listing of models, never a user's request: a poisonous one can't keep the circuit open.
+The window is AIMD: one more slot per window of answers while it is full, half at a 429 or 503 (once per
+window, since the refusals of one burst arrive together).
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from jobs.fleet.models_file import ANY_MODEL, is_internal
+from jobs.platform.limiters import Limit
+from jobs.requests.endpoints import base_of
+from jobs.timings import Timings
+
+FAULTS: Final = 8  # in a row, without an answer between them
+FIRST_DELAY_SECONDS: Final = 1.0
+LAST_DELAY_SECONDS: Final = 30.0
+FIRST_WINDOW: Final = 64
+LONGEST_PAUSE_SECONDS: Final = 5.0  # a longer Retry-After is the worker's to wait
+
+Clock = Callable[[], float]
+log = logging.getLogger(__name__)
+
+
+class CircuitState(StrEnum):
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+@dataclass(slots=True)
+class Circuit:
+    clock: Clock = time.monotonic
+    state: CircuitState = CircuitState.CLOSED
+    _faults: int = 0
+    _delay: float = FIRST_DELAY_SECONDS
+    _until: float = 0.0
+
+    @property
+    def closed(self) -> bool:
+        return self.state is CircuitState.CLOSED
+
+    @property
+    def wait(self) -> float:
+        """Return the seconds until the next probe."""
+        return max(0.0, self._until - self.clock())
+
+    def due(self) -> bool:
+        return self.state is CircuitState.OPEN and self.wait == 0
+
+    def probe(self) -> None:
+        self.state = CircuitState.HALF_OPEN
+
+    def succeed(self) -> None:
+        """Forget the faults before an answered request. Only a probe closes an open circuit."""
+        self._faults = 0
+
+    def close(self) -> None:
+        self.state, self._faults, self._delay = CircuitState.CLOSED, 0, FIRST_DELAY_SECONDS
+
+    def fault(self) -> None:
+        self._faults += 1
+        if self._faults >= FAULTS:
+            self.trip()
+
+    def trip(self) -> None:
+        """Open, or stay open for longer if this was the probe."""
+        if self.state is CircuitState.OPEN:
+            return
+        if self.state is CircuitState.HALF_OPEN:
+            self._delay = min(self._delay * 2, LAST_DELAY_SECONDS)
+        self.state, self._until = CircuitState.OPEN, self.clock() + self._delay
+
+
+@dataclass(slots=True)
+class Window:
+    """How many requests a server seems to take at once, at most `most`."""
+
+    most: int
+    limit: float = field(init=False)
+    cuts: int = 0  # a request that was sent before the last cut has nothing new to say
+
+    def __post_init__(self) -> None:
+        self.limit = float(min(FIRST_WINDOW, self.most))
+
+    def grow(self, in_flight: float) -> None:
+        """Add one slot for each `limit` answers, if the slots are used."""
+        if in_flight >= int(self.limit):
+            self.limit = min(float(self.most), self.limit + 1 / self.limit)
+
+    def cut(self, cuts_when_sent: int) -> None:
+        """Halve the window for a refused request, unless that was done since the request was sent."""
+        if cuts_when_sent == self.cuts:
+            self.limit = max(1.0, self.limit / 2)
+            self.cuts += 1
+
+
+@dataclass(eq=False, slots=True)
+class Endpoint:
+    """One server. `serves` maps our name of a model to the server's; None: ask the server what it has.
+
+    `external`: whether prompts leave the deployment with it; None: as the host in its URL tells. `slots` are those of
+    the window while the circuit is closed and no pause was asked for, else none.
+    """
+
+    url: str
+    api_key: str = ""
+    serves: Mapping[str, str] | None = None
+    concurrency: int = 256
+    clock: Clock = time.monotonic
+    external: bool | None = None
+    found: frozenset[str] | None = None  # None: it never answered
+    paused_until: float = 0.0
+    doubtful: bool = False  # a connection broke: it may be dying
+    refusing: dict[str, float] = field(default_factory=dict)  # models that our key is refused for; until when
+    of_vllm: bool = False  # by its listing: its caches are kept apart by project
+    of_tei: bool = False  # it re-ranks as text-embeddings-inference does
+    unlisted_status: int = 0  # of the last answer to a listing that was no list; 0: the last one was
+    proving: asyncio.Lock = field(default_factory=asyncio.Lock)
+    circuit: Circuit = field(init=False)
+    window: Window = field(init=False)
+    slots: Limit = field(init=False)
+    _listed_at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.url = base_of(self.url)
+        if self.external is None:
+            self.external = not is_internal(self.url)
+        self.circuit = Circuit(self.clock)
+        self.window = Window(self.concurrency)
+        self.slots = Limit(int(self.window.limit))
+        self._listed_at = float("-inf")
+
+    @property
+    def key(self) -> tuple[str, str, bool, bool | None]:
+        """Return what tells this server, and the way it is asked, from others."""
+        return self.url, self.api_key, self.serves is None, self.external
+
+    # -- models
+
+    @property
+    def known(self) -> bool:
+        return self.serves is not None or self.found is not None
+
+    @property
+    def models(self) -> frozenset[str]:
+        return frozenset(self.serves) if self.serves is not None else (self.found or frozenset())
+
+    def upstream(self, model: str) -> str | None:
+        """Return the server's name of a model; None if it has none of that name."""
+        if self.serves is not None:
+            return self.serves.get(model)
+        return model if model in (self.found or ()) else None
+
+    @property
+    def takes_any(self) -> bool:
+        """Return whether the server has no list of models: it is asked for names that no other server has."""
+        return ANY_MODEL in self.models
+
+    def refuses(self, model: str) -> float:
+        """Return the seconds for which the server is not asked for a model, since it refused our key."""
+        return max(0.0, self.refusing.get(model, 0.0) - self.clock())
+
+    def refused(self, model: str, seconds: float) -> float:
+        self.refusing[model] = self.clock() + seconds
+        return seconds
+
+    # -- slots
+
+    @property
+    def pause(self) -> float:
+        """Return the seconds that the server still asks us to wait."""
+        return max(0.0, self.paused_until - self.clock())
+
+    @property
+    def takes_requests(self) -> bool:
+        return self.circuit.closed and (not self.paused_until or self.pause == 0)
+
+    def wait(self) -> float:
+        """Return the seconds until it is worth asking again."""
+        return self.pause if self.circuit.closed else max(self.pause, self.circuit.wait)
+
+    def admit(self) -> None:
+        """Bring the number of slots up to date, and give the free ones to requests that wait."""
+        self.slots.resize(self._size())
+
+    def release(self) -> None:
+        """Return the slot of a request that has ended."""
+        self.slots.size = self._size()
+        self.slots.release()
+
+    def refuse_waiting(self) -> None:
+        """Take no requests any more, so that those that wait look for another server."""
+        self.admit()
+        self.slots.refuse_waiting()
+
+    def _size(self) -> int:
+        return int(self.window.limit) if self.takes_requests else 0
+
+    # -- health
+
+    def fail(self, reason: object, *, gone: bool = False) -> None:
+        """Count a fault; one of a server that is `gone` opens the circuit at once."""
+        was_closed = self.circuit.closed
+        if gone:
+            self.circuit.trip()
+        else:
+            self.circuit.fault()
+        if was_closed and not self.circuit.closed:
+            log.warning("engine.circuit_opened", extra={"endpoint": self.url, "reason": str(reason)})
+            self.refuse_waiting()
+
+    def slow_down(self, cuts_when_sent: int, retry_after: float | None) -> None:
+        """Send fewer requests at once, and none for as many seconds as the server asked for. On the event loop."""
+        self.window.cut(cuts_when_sent)
+        if not retry_after:
+            return
+        self.paused_until = max(self.paused_until, self.clock() + retry_after)
+        # A little later than the pause: a timer may fire a clock tick early.
+        asyncio.get_running_loop().call_later(retry_after + 0.01, self.admit)
+        if retry_after > LONGEST_PAUSE_SECONDS:
+            self.refuse_waiting()
+
+    # -- the list of models, which is the probe of an open circuit too
+
+    def listing_due(self, timings: Timings) -> bool:
+        """Return whether to list the models: at first, to probe an open circuit, or as they may have changed."""
+        if not self.circuit.closed:
+            return self.circuit.due()
+        return self.clock() - self._listed_at >= (timings.http_relist if self.known else timings.http_first_list)
+
+    def listing(self) -> None:
+        """Note that a listing is on its way."""
+        self._listed_at = self.clock()
+        if not self.circuit.closed:
+            self.circuit.probe()
+
+    def listed(self, names: frozenset[str] | None) -> None:
+        """Note that the server answered a listing, with the `names` of its models; None: it did not show them."""
+        if not self.circuit.closed:
+            log.info("engine.circuit_closed", extra={"endpoint": self.url})
+        self.circuit.close()
+        self.doubtful = False
+        self.found = self.found if names is None else names
+        self.admit()
+
+    def unlisted(self) -> None:
+        """Note that a listing failed. A busy server may be slow to list, so only a probe is judged by it."""
+        if self.circuit.state is CircuitState.HALF_OPEN:
+            self.circuit.trip()

@@ -1,0 +1,180 @@
+"""The connections to OpenAI-compatible servers: a POST with its faults told apart, and the list of a server's models.
+
+refused, no route      the circuit opens; Refused: another server may take the request
+reset, timeout         a fault of the server; EngineFault: the request was sent, and broke
+
+GET /v1/models
+200 with a list        its models
+404, 405, 501          it has no list: it takes any name
+other 5xx, silence     it is not there
+whatever else          it has not listed its models yet: a key that is refused, a rate limit, a proxy's page
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import aiohttp
+
+from jobs.fleet.models_file import ANY_MODEL
+from workers.engines import wire
+from workers.engines.http.endpoints import Endpoint
+from workers.engines.port import EngineBusy, EngineFault
+
+CONNECT_SECONDS: Final = 5.0
+KEEPALIVE_SECONDS: Final = 4.0  # below the 5 s after which uvicorn closes: a request never meets a dying connection
+_LISTING: Final = aiohttp.ClientTimeout(total=5.0)
+_NO_LIST: Final = frozenset({404, 405, 501})
+_HEADERS: Final = {"Content-Type": "application/json", "Accept-Encoding": "identity", "User-Agent": "nightmill"}
+
+Reply = tuple[int, str | None, bytes]  # status, Retry-After, body
+Read = Callable[[aiohttp.ClientResponse], Awaitable[bytes]]
+
+log = logging.getLogger(__name__)
+
+
+class Refused(EngineBusy):
+    """One server didn't take the request; another one may."""
+
+
+class Away(Exception):
+    """The server is not there."""
+
+
+class HttpClient:
+    """One pool of connections. An answer has at most `max_bytes`, and ends within `timeout` seconds."""
+
+    def __init__(self, timeout: float, max_bytes: int) -> None:
+        self._timeout, self.max_bytes = timeout, max_bytes
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS)
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=_HEADERS,
+            timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=min(CONNECT_SECONDS, timeout / 2)),
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def post(self, endpoint: Endpoint, path: str, body: bytes, request_id: str, read: Read | None) -> Reply:
+        """Send `body` and `read` the answer, whatever its status; whole, if no `read` is given.
+
+        Raises:
+            Refused: The server is not there; the request did not reach it.
+            EngineFault: The request was sent and broke, or its answer is too large.
+        """
+        if endpoint.doubtful:
+            await self._prove(endpoint)
+        headers = {"X-Request-Id": request_id, **_authorization(endpoint)}
+        url = endpoint.url + path
+        try:
+            async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+                raw = await (read or self.read)(response)
+                return response.status, response.headers.get("Retry-After"), raw
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            endpoint.fail(error, gone=True)
+            raise Refused(f"The endpoint is not reachable: {error}") from error
+        except wire.BrokenStream as error:
+            endpoint.fail(error)
+            raise EngineFault(f"The endpoint's stream broke: {error}.") from error
+        except TimeoutError as error:
+            endpoint.fail(error)
+            raise EngineFault(f"The endpoint gave no answer within {self._timeout:g} s.") from error
+        except aiohttp.ClientError as error:
+            endpoint.doubtful = True
+            endpoint.fail(error)
+            message = f"The connection broke: {type(error).__name__} {error}".rstrip()
+            raise EngineFault(message, gone=await self._is_gone(endpoint)) from error
+
+    async def read(self, response: aiohttp.ClientResponse) -> bytes:
+        """Read a whole answer. Raises EngineFault if it is too large."""
+        length = response.content_length
+        if length is not None and length <= self.max_bytes and "Content-Encoding" not in response.headers:
+            return await response.read()
+        body = bytearray()
+        if (length or 0) <= self.max_bytes:
+            async for part in response.content.iter_any():
+                body += part
+                if len(body) > self.max_bytes:
+                    break
+            else:
+                return bytes(body)
+        response.close()
+        raise EngineFault(f"The endpoint's answer is larger than {self.max_bytes} bytes.")
+
+    async def list_models(self, endpoint: Endpoint) -> None:
+        """List the models of a server, and so probe its circuit."""
+        endpoint.listing()
+        try:
+            names = await self._names_of(endpoint)
+        except Away:
+            endpoint.unlisted()
+            return
+        endpoint.listed(names)
+
+    async def _names_of(self, endpoint: Endpoint) -> frozenset[str] | None:
+        """Return the names of the models; `*` if there is no list, None if it was not shown. Note if this is a vLLM.
+
+        Raises:
+            Away: The server does not answer, or answers that it cannot.
+        """
+        headers, url = _authorization(endpoint), f"{endpoint.url}/v1/models"
+        try:
+            async with self._session.get(url, headers=headers, timeout=_LISTING, allow_redirects=False) as response:
+                status = response.status
+                if status >= 500 and status not in _NO_LIST:
+                    raise Away
+                found = wire.listing(await self.read(response)) if status == 200 else None
+        except (aiohttp.ClientError, TimeoutError, EngineFault) as error:
+            raise Away from error
+        if found is None and status not in _NO_LIST:
+            _note_unlisted(endpoint, status)
+            return None
+        endpoint.unlisted_status = 0
+        endpoint.of_vllm = found is not None and found.of_vllm
+        return frozenset({ANY_MODEL}) if found is None else found.names
+
+    async def _prove(self, endpoint: Endpoint) -> None:
+        """Find out whether a server is still there after a connection to it broke. Raises Refused if it is not.
+
+        A server that is dying takes requests and breaks them all: they would count as tries of requests that it never
+        saw. One request asks, the others wait for its answer.
+        """
+        async with endpoint.proving:
+            if endpoint.doubtful and endpoint.circuit.closed:
+                if not await self._is_there(endpoint):
+                    endpoint.fail("gone after a broken connection", gone=True)
+                endpoint.doubtful = False
+            if not endpoint.circuit.closed:
+                raise Refused("The endpoint is gone.")
+
+    async def _is_gone(self, endpoint: Endpoint) -> bool:
+        try:
+            await self._prove(endpoint)
+        except Refused:
+            return True
+        return False
+
+    async def _is_there(self, endpoint: Endpoint) -> bool:
+        """Return whether the server answers anything, or at least takes its time."""
+        url = f"{endpoint.url}/v1/models"
+        try:
+            async with self._session.get(url, timeout=_LISTING, allow_redirects=False):
+                return True
+        except TimeoutError:
+            return True
+        except aiohttp.ClientError:
+            return False
+
+
+def _authorization(endpoint: Endpoint) -> dict[str, str]:
+    return {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
+
+
+def _note_unlisted(endpoint: Endpoint, status: int) -> None:
+    """Log the first of such answers. Where the models file says what the server has, no list is needed."""
+    if endpoint.serves is None and endpoint.unlisted_status != status:
+        log.error("engine.models_not_listed", extra={"endpoint": endpoint.url, "status": status})
+    endpoint.unlisted_status = status
