@@ -89,7 +89,9 @@ def _fault(name: str, value: Any) -> Fault | None:
     if isinstance(value, _NESTED):
         for found in _objects(name, value):
             for key, inner in found.items():
-                if key in _PLAIN or (name == "documents" and _is_description(key, inner)):
+                if key in _PLAIN or (key == "content" and isinstance(inner, str)):
+                    continue
+                if name == "documents" and _is_description(key, inner):
                     continue
                 if fault := _entry(key, inner) or _parts(key, inner, found.get("type")):
                     return fault

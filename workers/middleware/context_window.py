@@ -129,7 +129,9 @@ class Fitted(Layer):
 
     async def ask(self, request: Request, emit: Emit | None) -> Answer:
         """The engine, as the request is."""
-        request = replace(request, body=bare(request.url, request.body))
+        body = bare(request.url, request.body)
+        if body is not request.body:
+            request = replace(request, body=body)
         asked = self.engine.answer(request) if emit is None else self.engine.stream(request, emit)
         answer = await asked
         return in_openais_words(request.url, answer) if request.url in PROMPT else answer

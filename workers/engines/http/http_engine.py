@@ -168,7 +168,7 @@ class HttpEngine:
         if request.url != wire.CHAT:
             return answer
         body = wire.with_refusal(answer.body)
-        return answer if body is answer.body else replace(answer, body=body)
+        return answer if body is answer.body else Answer(answer.status, body, answer.usage)
 
     async def stream(self, request: Request, emit: Emit) -> Answer:
         """Emit server-sent events, until `[DONE]`."""
@@ -251,15 +251,17 @@ class HttpEngine:
             for endpoint in able:
                 endpoint.admit()
             slots = await acquire_any([endpoint.slots for endpoint in able], priority=priority)
-            if slots is not None:
-                return next(endpoint for endpoint in able if endpoint.slots is slots)
+            for endpoint in able:
+                if endpoint.slots is slots:
+                    return endpoint
 
     def _expect(self, able: list[Endpoint]) -> None:
         """Raise EngineBusy where to wait makes no sense: no server is merely full, or pauses for a moment."""
-        if not any(e.circuit.closed and e.pause <= LONGEST_PAUSE_SECONDS for e in able):
-            wait = min(endpoint.wait() for endpoint in able)
-            wait = max(wait, self._timings.http_watch)
-            raise EngineBusy("No endpoint of this model takes requests now.", retry_after=wait)
+        for endpoint in able:
+            if endpoint.circuit.closed and endpoint.pause <= LONGEST_PAUSE_SECONDS:
+                return
+        wait = max(min(endpoint.wait() for endpoint in able), self._timings.http_watch)
+        raise EngineBusy("No endpoint of this model takes requests now.", retry_after=wait)
 
     async def _send(self, endpoint: Endpoint, request: Request, model: str, read: Read | None) -> Answer:
         """Send a request to the server whose slot was taken, and return the slot."""
