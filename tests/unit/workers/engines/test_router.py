@@ -20,10 +20,9 @@ from workers.engines.encoders.rerank import RerankEngine
 from workers.engines.fake import FakeEngine
 from workers.engines.http.endpoints import Endpoint
 from workers.engines.http.http_engine import HttpEngine
-from workers.engines.lengths import estimate
 from workers.engines.ownloop import OwnLoop
 from workers.engines.port import Answer, EngineBusy, EngineDead, Length, Request
-from workers.engines.router import Router
+from workers.engines.router import Router, estimate
 
 FILE = """
 models:

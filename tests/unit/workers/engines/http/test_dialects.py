@@ -11,7 +11,7 @@ from aiohttp import web
 from jobs.fleet.models_file import Registry
 from jobs.requests.prompts import Prompts, prompts_of
 from jobs.settings import Settings
-from tests.unit.workers.engines.test_http_engine import Server, engine_of, says, server  # noqa: F401 (a fixture)
+from tests.unit.workers.engines.http.test_http_engine import Server, engine_of, says, server  # noqa: F401 (a fixture)
 from workers.engines.build_engines import build
 from workers.engines.encoders.batching import Unacceptable
 from workers.engines.http.dialects import for_server
