@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from jobs.clock import now
 from jobs.inference.stored import Kept
-from jobs.ledger.kinds import Kind, Payload
+from jobs.inference.tables import KeptResponse
+from jobs.ledger.kinds import Folder, Kind, Payload
 from jobs.requests.endpoints import RESPONSES
 
 KIND: Final = "response"
@@ -45,7 +46,17 @@ class Response(Payload):
     stream: bool = False
 
 
-RESPONSE: Final = Kind(KIND, "resp_", Response, EVENTS, (INCOMPLETE,), counted=False, retryable=False)
+RESPONSE: Final = Kind(
+    KIND,
+    "resp_",
+    Response,
+    EVENTS,
+    (INCOMPLETE,),
+    counted=False,
+    retryable=False,
+    folders=(Folder(KeptResponse.FOLDER, KeptResponse.id, flat=True),),
+    result=KeptResponse.id,
+)
 
 
 def numbered(epoch: int, n: int) -> int:
@@ -69,7 +80,7 @@ def error_of(told: Mapping[str, Any]) -> dict[str, str]:
 
 
 def path(response_id: str) -> str:
-    return f"responses/{response_id}"
+    return f"{KeptResponse.FOLDER}/{response_id}"
 
 
 def items(kept: Kept) -> list[Any]:

@@ -7,11 +7,13 @@ from sqlalchemy import Index, LargeBinary, String, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from jobs.db.base import Base
-from jobs.inference import responses, stored
+from jobs.inference import stored
 
 
 class KeptResponse(Base):
     """A response that can be fetched again and continued, until it expires or is deleted."""
+
+    FOLDER = "responses"
 
     __tablename__ = "response"
 
@@ -28,7 +30,7 @@ class KeptResponse(Base):
 
     @property
     def path(self) -> str:
-        return responses.path(self.id)
+        return f"{self.FOLDER}/{self.id}"
 
 
 class KeptCompletion(Base):

@@ -12,10 +12,11 @@ from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
+from sqlalchemy import ColumnElement, SQLColumnExpression, exists, or_
 from sqlalchemy.orm import Session
 
 from jobs.errors import NightmillError
-from jobs.ledger.states import JobState
+from jobs.ledger.states import LIVE, JobState
 from jobs.ledger.tables import Job
 from jobs.queues import Queue
 
@@ -42,12 +43,26 @@ class Window(NamedTuple):
 DAY: Final = Window("24h", 86_400.0)
 
 
+class Folder(NamedTuple):
+    """A folder of the storage. What lies in it under an id that the `owners` lack is left over from a crash.
+
+    `flat`: one object for each id; otherwise a folder of objects for each id.
+    """
+
+    name: str
+    owners: SQLColumnExpression[str]
+    flat: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """A kind of job.
 
     `prefix` begins the ids of the jobs that clients asked for: their end is told as `events` says. The end of another
     job of the kind, and every other move, is told as `job.<state>`.
+    `files` are the columns of a job that name a file which it reads: those files stay as long as the job is live.
+    `folders` of the storage belong to the kind. `result` holds the id of each job whose result a client may still
+    fetch; without it a job results in files.
     `stop` gives up some of what a locked job that comes to an end will not make, and returns whether there may be more.
     `ended` runs in the transaction that ends a job.
     """
@@ -65,6 +80,9 @@ class Kind:
     counted: bool = True  # its input counts in the project's quota of waiting tokens
     retryable: bool = True
     has_lines: bool = True  # its shards are lines with a result each, which clients may read
+    files: tuple[SQLColumnExpression[str | None], ...] = (Job.input_file_id,)
+    folders: tuple[Folder, ...] = ()
+    result: SQLColumnExpression[str] | None = None
     stop: Callable[[Session, Job, JobState, Sequence[Mapping[str, Any]]], bool] | None = None
     ended: Callable[[Session, Job], None] | None = None
 
@@ -111,6 +129,12 @@ def lenient(name: str) -> Kind:
 def names(which: Callable[[Kind], bool]) -> tuple[str, ...]:
     """Return the names of the kinds for which `which` holds, to filter jobs in a query."""
     return tuple(row.name for row in TABLE.values() if which(row))
+
+
+def is_read(file_id: SQLColumnExpression[str]) -> ColumnElement[bool]:
+    """Return the condition that a live job of any kind reads the file, whatever column of it names the file."""
+    columns = {id(column): column for row in TABLE.values() for column in row.files}.values()
+    return or_(*(exists().where(column == file_id, Job.state.in_(LIVE)) for column in columns))
 
 
 def event_types() -> tuple[str, ...]:

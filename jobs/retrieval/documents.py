@@ -11,6 +11,7 @@ import msgspec
 from jobs.errors import NotFound
 from jobs.platform.storage import Storage
 
+FOLDER: Final = "documents"
 PARTLY: Final = "partly:"
 
 
@@ -64,7 +65,7 @@ def path(store_id: str, version: str) -> str:
 
 
 def folder(store_id: str) -> str:
-    return f"documents/{store_id}"
+    return f"{FOLDER}/{store_id}"
 
 
 def load(storage: Storage, store_id: str, version: str) -> Document | None:

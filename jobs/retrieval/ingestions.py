@@ -16,12 +16,12 @@ from jobs.clock import now
 from jobs.errors import Fenced, NotFound
 from jobs.ids import new_id
 from jobs.ledger import ledger, shards
-from jobs.ledger.kinds import Kind, Payload
+from jobs.ledger.kinds import Folder, Kind, Payload
 from jobs.ledger.shards import ShardClaim, Tally
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Segment
 from jobs.queues import Queue
-from jobs.retrieval import attachments, indexes, source_items
+from jobs.retrieval import attachments, documents, indexes, source_items
 from jobs.retrieval.attachments import Attachment, Made, Settled
 from jobs.retrieval.indexes import index_of
 from jobs.retrieval.tables import VectorStore
@@ -76,6 +76,7 @@ INGESTION: Final = Kind(
     slot_weight=1.0,
     counted=False,
     has_lines=False,
+    folders=(Folder(documents.FOLDER, VectorStore.id, flat=False),),
     stop=_stop,
     ended=_ended,
 )

@@ -5,41 +5,40 @@ one, and goes only if it had none an hour ago either. A look pauses after every 
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from typing import TypeVar
 
-from sqlalchemy import ColumnElement, exists, func, or_, select
-from sqlalchemy.orm import InstrumentedAttribute, Session, load_only
+from sqlalchemy import ColumnElement, SQLColumnExpression, exists, func, or_, select
+from sqlalchemy.orm import Session, load_only
 
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.errors import NotFound, StorageAway, StorageFull
 from jobs.files.tables import File, UploadPart
-from jobs.inference import conversations, responses
-from jobs.inference.tables import Conversation, KeptCompletion, KeptResponse
+from jobs.inference import conversations
+from jobs.inference.tables import Conversation, KeptCompletion
+from jobs.ledger import kinds
 from jobs.ledger.states import TERMINAL
 from jobs.ledger.tables import Job, Segment, Shard
 from jobs.platform.storage import Storage
-from jobs.retrieval.tables import VectorStore
 from jobs.settings import Settings
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+_Column = SQLColumnExpression[str]
 _PAGE = 200
 _SUSPECTS = 100_000  # remembered of one look; the others are for a later one
 _AWAY_AT_MOST = 3  # removals one after another that storage does not answer
 _UNTOUCHED_SECONDS = 3600.0  # whoever writes a file writes to it more often
-#: Each folder, and the columns that have the names and the paths of what is known. Some paths have no index: these are
-#: asked for only what has no name.
-_FLAT: tuple[tuple[str, InstrumentedAttribute[str] | None, InstrumentedAttribute[str] | None], ...] = (
+#: Folders of no kind of job, and the columns that have the names and the paths of what is known. Some paths have no
+#: index: these are asked for only what has no name.
+_FLAT: tuple[tuple[str, _Column | None, _Column | None], ...] = (
     ("files", File.id, File.path),
-    ("responses", KeptResponse.id, None),
     ("completions", KeptCompletion.id, None),
     ("uploads", UploadPart.id, UploadPart.path),
 )
-_FOLDERS = (*(folder for folder, _, _ in _FLAT), conversations.FOLDER, "documents", "jobs", "doctor")
 
 
 class Orphans:
@@ -57,16 +56,21 @@ class Orphans:
         """A look, page by page. Raises StorageAway, StorageFull, NotFound; what was found is forgotten then."""
         self._found, self._removed, self._away = set(), 0, 0
         yield from self._sweep()
-        for folder, name, path in _FLAT:
+        of_kinds = [folder for row in kinds.TABLE.values() for folder in row.folders]
+        for folder, name, path in (*_FLAT, *((one.name, one.owners, None) for one in of_kinds if one.flat)):
             for page in _pages(self._storage.walk(folder)):
                 yield from self._judge(self._nameless(page, name, path))
-        for folder, unknown in (
-            (conversations.FOLDER, partial(self._unknown, column=Conversation.id)),
-            ("documents", partial(self._unknown, column=VectorStore.id)),
+        nested = [
+            (conversations.FOLDER, Conversation.id),
+            *((one.name, one.owners) for one in of_kinds if not one.flat),
+        ]
+        unknown: list[tuple[str, Callable[[list[str]], set[str]]]] = [
+            *((folder, partial(self._unknown, column=column)) for folder, column in nested),
             ("jobs", self._lost_jobs),
-        ):
+        ]
+        for folder, lost in unknown:
             for page in _pages(self._storage.folders(folder)):
-                yield from self._judge(f"{folder}/{name}" for name in unknown(page))
+                yield from self._judge(f"{folder}/{name}" for name in lost(page))
         for folder, left in ((conversations.FOLDER, self._unnamed), ("jobs", self._left_inside)):
             for page in _pages(self._storage.walk(folder)):
                 yield from self._judge(left(page))
@@ -77,7 +81,8 @@ class Orphans:
     def _sweep(self) -> Iterator[None]:
         """Files that are unfinished and whose writers are gone."""
         swept = 0
-        for folder in _FOLDERS:
+        of_kinds = (folder.name for row in kinds.TABLE.values() for folder in row.folders)
+        for folder in (*(name for name, *_ in _FLAT), conversations.FOLDER, "jobs", "doctor", *of_kinds):
             for page in _pages(self._storage.sweep(folder, now() - _UNTOUCHED_SECONDS)):
                 swept += sum(page)
                 yield
@@ -111,9 +116,7 @@ class Orphans:
         self._away = 0
         return True
 
-    def _nameless(
-        self, paths: list[str], name: InstrumentedAttribute[str] | None, path: InstrumentedAttribute[str] | None
-    ) -> set[str]:
+    def _nameless(self, paths: list[str], name: _Column | None, path: _Column | None) -> set[str]:
         lost = set(paths)
         if name is not None:
             unknown = self._unknown([one.rpartition("/")[2] for one in paths], name)
@@ -137,7 +140,7 @@ class Orphans:
                 named |= {path for path in paths if owners[path] == owner}
         return set(paths) - named
 
-    def _unknown(self, names: list[str], column: InstrumentedAttribute[str]) -> set[str]:
+    def _unknown(self, names: list[str], column: _Column) -> set[str]:
         with self._db.read() as session:
             return set(names).difference(session.scalars(select(column).where(column.in_(names))))
 
@@ -179,8 +182,9 @@ def _left_inside(session: Session, paths: list[str]) -> set[str]:
     if not inside:
         return set()
     files = _there(session, File.id, {name for job in ended.values() for name in _files_of(job)})
-    kept = _there(session, KeptResponse.id, set(ended))
-    wanted = {job.id for job in ended.values() if _is_shown(job, files, kept)}
+    columns = [row.result for row in kinds.TABLE.values() if row.result is not None]
+    stored = {name for column in columns for name in _there(session, column, set(ended))}
+    wanted = {job.id for job in ended.values() if _is_shown(job, files, stored)}
     read = {job.input_path for job in ended.values() if job.input_file_id in files}
     segments = select(Segment.path).where(Segment.job_id.in_(wanted), Segment.n.in_(_shards_in(inside)))
     return set(inside).difference(read, session.scalars(segments))
@@ -190,15 +194,15 @@ def _files_of(job: Job) -> list[str]:
     return [name for name in (job.input_file_id, job.output_file_id, job.error_file_id) if name]
 
 
-def _is_shown(job: Job, files: set[str], kept: set[str]) -> bool:
-    """Whether there are results of it, or there never were any that could be deleted."""
-    if job.kind == responses.KIND:
-        return job.id in kept
+def _is_shown(job: Job, files: set[str], stored: set[str]) -> bool:
+    """Return whether there are results of a job, or there never were any that could be deleted."""
+    if kinds.lenient(job.kind).result is not None:
+        return job.id in stored
     results = {name for name in (job.output_file_id, job.error_file_id) if name}
     return not results or bool(results & files)
 
 
-def _there(session: Session, column: InstrumentedAttribute[str], names: set[str]) -> set[str]:
+def _there(session: Session, column: _Column, names: set[str]) -> set[str]:
     return set(session.scalars(select(column).where(column.in_(names)))) if names else set()
 
 

@@ -23,8 +23,8 @@ from jobs.errors import DatabaseBusy, NotFound, StorageAway, StorageFull
 from jobs.files.tables import File, Upload, UploadPart
 from jobs.inference import cache
 from jobs.inference.tables import Conversation, KeptCompletion, KeptResponse
-from jobs.ledger import audit
-from jobs.ledger.states import LIVE, TERMINAL
+from jobs.ledger import audit, kinds
+from jobs.ledger.states import TERMINAL
 from jobs.ledger.tables import Job, Schedule, Segment, Shard
 from jobs.platform.storage import Storage
 from jobs.retrieval import attachments
@@ -107,8 +107,7 @@ class Retention:
         return self._repeat(self._purge) or hidden
 
     def _purge(self) -> bool:
-        read = exists().where(Job.input_file_id == File.id, Job.state.in_(LIVE))
-        done = File.deleted_at.is_not(None), ~read, *cache.left_nothing()
+        done = File.deleted_at.is_not(None), ~kinds.is_read(File.id), *cache.left_nothing()
         with self._db.read() as session:
             files = session.scalars(select(File).where(*done).limit(_AT_ONCE)).all()
             inside = _inside(session, files)

@@ -12,7 +12,8 @@ from jobs.batches import batches, retries
 from jobs.clock import now
 from jobs.db.engine import WRITE_ROWS
 from jobs.files.tables import File, Upload, UploadPart
-from jobs.ledger import anchors, audit, ledger, shards
+from jobs.ledger import anchors, audit, kinds, ledger, shards
+from jobs.ledger.kinds import Kind, Payload
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Outbox, Segment, Shard
 from jobs.platform import processes
@@ -93,6 +94,28 @@ def test_retention_takes_the_bytes_of_a_deleted_file_when_no_live_job_reads_it(h
 
     assert kept == ["files/file-kept", "files/file-read"]
     assert house.storage.list("files") == ["files/file-kept"]
+
+
+@pytest.mark.parametrize("field", [Job.error_file_id, Job.payload["judged_file"].as_string()])
+def test_a_file_is_held_by_each_live_job_that_reads_it_whatever_names_it(
+    house: House, monkeypatch: pytest.MonkeyPatch, field: Any
+) -> None:
+    monkeypatch.setitem(kinds.TABLE, "judging", Kind("judging", "judge_", Payload, {}, files=(field,)))
+    facts = {"error_file_id": "file-read", "payload": {"judged_file": "file-read"}}
+    live = ledgers.running(house.db, [1], kind="judging", **facts)
+    house.storage.put("files/file-read", b"x")
+    with house.db.write() as session:
+        session.add(new_file("file-read", deleted_at=1.0))
+    keeping = Retention(house.config, house.db, house.storage)
+
+    keeping.run()
+    kept = house.storage.list("files")
+    with house.db.write() as session:
+        ledger.cancel(session, live.id, actor="key:test")
+    ledgers.close(house.db, live.id)
+    keeping.run()
+
+    assert (kept, house.storage.list("files")) == (["files/file-read"], [])
 
 
 def test_retention_ends_uploads_whose_hour_is_over_and_forgets_old_keys(house: House) -> None:

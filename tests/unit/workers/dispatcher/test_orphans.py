@@ -14,7 +14,8 @@ from jobs.errors import NotFound, StorageAway, StorageFull
 from jobs.files.tables import File
 from jobs.inference import responses
 from jobs.inference.tables import KeptResponse
-from jobs.ledger import shards
+from jobs.ledger import kinds, shards
+from jobs.ledger.kinds import Folder, Kind, Payload
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Segment
 from jobs.platform.storage import DiskStorage
@@ -98,6 +99,22 @@ def test_folders_of_old_jobs_that_nothing_tells_of_any_more_go(
     look(looking)
 
     assert set(storage.folders("jobs")) == {"batch_alive", full}
+
+
+@pytest.mark.parametrize(("flat", "inside"), [(True, ""), (False, "/weights.bin")])
+def test_folder_that_a_kind_owns_is_looked_at_too(
+    looking: Orphans, db: Database, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch, flat: bool, inside: str
+) -> None:
+    row = Kind("training", "train_", Payload, {}, folders=(Folder("checkpoints", Job.id, flat=flat),))
+    monkeypatch.setitem(kinds.TABLE, row.name, row)
+    job_id = submitted(db, kind=row.name).id
+    _put(storage, f"checkpoints/{job_id}{inside}", f"checkpoints/train_gone{inside}")
+
+    look(looking)
+    first = storage.list("checkpoints")
+    look(looking)
+
+    assert (len(first), storage.list("checkpoints")) == (2, [f"checkpoints/{job_id}{inside}"])
 
 
 def test_segments_that_were_never_committed_go_once_their_job_has_ended(
