@@ -21,10 +21,9 @@ from jobs.retrieval import ingestions
 from workers.batches import finishing, planning
 from workers.batches.running import LineRun
 from workers.inference import background_responses
-from workers.retrieval.ingestion import conclude
+from workers.retrieval.ingestion import job as ingestion
 from workers.retrieval.ingestion.index import Indexing
 from workers.retrieval.ingestion.parse import Parsing
-from workers.retrieval.ingestion.plan import plan_ingestion
 from workers.retrieval.parsing.parser import Parser
 from workers.runtime.attempts import ShardRun
 from workers.runtime.context import Context
@@ -52,7 +51,7 @@ _BATCH: Final = Handler(planning.plan, LineRun, finishing.finish)
 HANDLERS: Final[dict[str, Handler]] = {
     **dict.fromkeys(batches.NAMES, _BATCH),
     responses.KIND: Handler(planning.plan, background_responses.ResponseRun, background_responses.respond),
-    ingestions.NAME: Handler(plan_ingestion, Indexing, conclude.conclude, Parsing, conclude.tend),
+    ingestions.NAME: Handler(ingestion.plan, Indexing, ingestion.conclude, Parsing, ingestion.tend),
 }
 
 

@@ -26,7 +26,7 @@ from jobs.logs import Seldom
 from jobs.queues import Queue, Task
 from workers import kinds
 from workers.batches.admission import Admission, Entry
-from workers.batches.planning_together import plan_small
+from workers.batches.planning import plan_small
 from workers.retrieval.parsing.parser import Parser
 from workers.runtime import claims
 from workers.runtime.attempts import Abandoned, ShardRun, stop_all

@@ -16,7 +16,7 @@ from api.batches.schemas import BatchError, BatchErrors
 from api.deps import Call, CallContext
 from api.files.queries import get_file
 from api.http.bodies import Body, resource
-from jobs.batches import quota
+from jobs.batches import batches
 from jobs.clock import now
 from jobs.errors import InvalidRequest, Unavailable
 from jobs.fleet import routing
@@ -85,7 +85,7 @@ def validate_batch(call: Call, body: ValidateBatch) -> BatchValidation:
         inputs=found["inputs"],
         errors=BatchErrors(data=[BatchError(**error) for error in errors]),
         errors_truncated=found["truncated"],
-        estimate=TokenEstimate(input_tokens=found["bytes"] // quota.BYTES_PER_TOKEN),
+        estimate=TokenEstimate(input_tokens=found["bytes"] // batches.BYTES_PER_TOKEN),
         eta_seconds=eta,
     )
 
@@ -143,8 +143,8 @@ def _model_errors(session: Session, call: CallContext, endpoint: str, found: dic
 def _token_errors(session: Session, call: CallContext, found: dict[str, Any]) -> list[dict[str, Any]]:
     """Whether it would be too much now, beside the batches that run."""
     limit = call.config.project_max_queued_tokens
-    over = limit and quota.is_over(quota.queued_bytes(session, call.project_id), found["bytes"], limit)
-    return [quota.refusal(limit).as_dict()] if over else []
+    over = limit and batches.is_over_quota(batches.queued_bytes(session, call.project_id), found["bytes"], limit)
+    return [batches.quota_refusal(limit).as_dict()] if over else []
 
 
 def _error(found: dict[str, Any], code: str, message: str) -> dict[str, Any]:

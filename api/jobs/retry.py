@@ -16,7 +16,7 @@ from api.deps import CallContext
 from api.files.queries import visible
 from api.http.space import check_not_full
 from api.retrieval.queries import get_store
-from jobs.batches import batches, lines, retries
+from jobs.batches import batches, lines
 from jobs.batches.batches import Batch
 from jobs.clock import now
 from jobs.errors import Conflict, InvalidRequest
@@ -89,9 +89,9 @@ def _check(old: Job) -> None:
 
 
 def _check_known(session: Session, old: Job) -> None:
-    first = retries.last_run(session, old.id)
-    if first is not None and not retries.known(session, first):
-        raise InvalidRequest(retries.expired(first), code=retries.EXPIRED)
+    first = batches.last_run(session, old.id)
+    if first is not None and not batches.results_known(session, first):
+        raise InvalidRequest(batches.results_expired(first), code=batches.RESULTS_EXPIRED)
 
 
 def _check_overrides(overrides: dict[str, Any], endpoint: str) -> None:

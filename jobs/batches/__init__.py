@@ -1,1 +1,1 @@
-"""Batches: their input lines, the job that one becomes, its quota and its retries."""
+"""Batches: their kinds and their jobs, their input lines, their schedules, and a dry run."""

@@ -1,13 +1,19 @@
-"""Batches: their kinds, and the job that a request becomes: by the API at once, or by a schedule when it is due."""
+"""Batches: their kinds, the job that a request becomes, their quota, and what a retry of one goes by."""
 
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import exists, func, select
+from sqlalchemy.orm import Session
 
+from jobs.batches.lines import Bad
 from jobs.clock import now
+from jobs.files.tables import File
 from jobs.ids import new_id
+from jobs.ledger import kinds
 from jobs.ledger.kinds import Kind, Payload
-from jobs.ledger.tables import Job
+from jobs.ledger.states import LIVE, JobState
+from jobs.ledger.tables import Job, Shard
 from jobs.queues import Queue
 from jobs.requests.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RESPONSES
 
@@ -95,3 +101,59 @@ def job_of(wanted: BatchRequest, project_id: str, *, not_before: float | None = 
         **labels,
         **facts,
     )
+
+
+# ── quota ──
+
+#: How many tokens a project may have waiting is estimated from bytes: no tokenizer is asked.
+BYTES_PER_TOKEN: Final = 4
+
+
+def queued_bytes(session: Session, project_id: str, besides: str | None = None) -> int:
+    """Return the bytes of input that the project's live jobs still read, all or `besides` one."""
+    total = session.scalar(
+        select(func.sum(File.bytes))
+        .join(Job, Job.input_file_id == File.id)
+        .where(Job.project_id == project_id, Job.state.in_(LIVE), Job.in_progress_at.is_not(None))
+        .where(Job.id != (besides or ""), Job.kind.in_(kinds.names(lambda kind: kind.counted)))
+    )
+    return int(total or 0)
+
+
+def is_over_quota(queued: int, more: int, limit: int) -> bool:
+    """Return whether `more` bytes of input are too many for a project; a limit of 0 is none."""
+    return bool(limit) and (queued + more) // BYTES_PER_TOKEN > limit
+
+
+def quota_refusal(limit: int) -> Bad:
+    return Bad("token_limit_exceeded", f"The project would have more than {limit} tokens queued.")
+
+
+# ── retries ──
+
+RESULTS_EXPIRED: Final = "results_expired"
+
+
+def last_run(session: Session, job_id: str) -> Job | None:
+    """Return the job that a retry goes by: this one, or if it never ran, the one that it was to run again.
+
+    None: no line was ever run.
+    """
+    job = session.get(Job, job_id)
+    while job is not None and job.in_progress_at is None:
+        job = session.get(Job, job.retry_of) if job.retry_of else None
+    return job
+
+
+def results_known(session: Session, job: Job) -> bool:
+    """Return whether it is known what failed or is missing in a job that ran. Ask this after what it is to hold for.
+
+    Retention takes the first shard of a job before all else of it: without that one, what is left is only a part.
+    """
+    if job.state == JobState.FAILED and job.retry_of is None:
+        return True  # all of its input file is
+    return bool(session.scalar(select(exists().where(Shard.job_id == job.id, Shard.n == 0))))
+
+
+def results_expired(job: Job) -> str:
+    return f"What became of the lines of job '{job.id}' is kept no longer. Submit its input as a new batch."

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from jobs.batches.quota import BYTES_PER_TOKEN
+from jobs.batches.batches import BYTES_PER_TOKEN
 from jobs.ledger import pauses
 from jobs.ledger.tables import Job
 from jobs.queues import Queue

@@ -6,30 +6,41 @@
 
 Memory holds one line, the shard's numbers and 8 bytes per `custom_id`. A planner that dies is followed by another
 that removes the shards of the first and starts again; until `planned`, no shard's doorbell means anything.
+
+Small inputs are planned together: what one message names is read first, in memory, then claimed and planned in one
+transaction. No claim is held meanwhile: so little is read sooner than a claim is written. Two workers that read the
+same meet at the claim, and of one that dies nothing is left but messages that will be published again. What is
+larger, or not the first try, or out of the ordinary, is planned alone.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import BinaryIO, TypeVar
 
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
-from jobs.batches import lines, quota
+from jobs.batches import batches, lines
 from jobs.db.engine import WRITE_ROWS
-from jobs.errors import NotFound
+from jobs.errors import DatabaseBusy, NotFound, StorageAway, StorageFull
 from jobs.fleet import routing
 from jobs.fleet.models_file import ModelsFileError
+from jobs.inference import responses
 from jobs.ledger import ledger, shards
 from jobs.ledger.ledger import JobClaim
 from jobs.ledger.outbox import SMALL_BYTES
-from jobs.ledger.tables import Shard
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import Job, Segment, Shard
+from jobs.queues import Task
 from jobs.requests.endpoints import EMBEDDINGS
-from workers.batches import selection
+from jobs.security.tables import Project
 from workers.runtime.attempts import Abandoned
 from workers.runtime.context import Context
 from workers.runtime.heartbeat import Hold
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
 #: Errors a rejected batch names, at most.
 MAX_ERRORS = 1000
 _SHARDS_AT_ONCE = 50
@@ -68,7 +79,7 @@ class Planner:
             raise Abandoned(5.0, "disk")
         if self.claim.epoch > 1:  # somebody planned it before us
             self._clear()
-        path = selection.input_path(self.context, self.claim)
+        path = _input_path(self.context, self.claim)
         if isinstance(path, lines.Bad):
             self.errors.append(path)
         else:
@@ -106,7 +117,7 @@ class Planner:
         ledger.reject(session, self.claim, [bad.as_dict() for bad in self.errors])
 
     def _complain_of_tokens(self) -> None:
-        self.errors.append(quota.refusal(self.config.project_max_queued_tokens))
+        self.errors.append(batches.quota_refusal(self.config.project_max_queued_tokens))
 
     def _planned(self, session: Session) -> bool:
         """Let it run, unless that is more than the project may have; of two that plan at once, one counts the other."""
@@ -134,7 +145,7 @@ class Planner:
                 with self.context.storage.reader(path) as handle:
                     self._name_duplicates(handle, suspects)
         except NotFound:
-            self.errors.append(selection.missing_file(self.claim.job))
+            self.errors.append(_missing_file(self.claim.job))
         self._check_totals()
 
     def _cut_all(self, handle: BinaryIO) -> None:
@@ -224,7 +235,7 @@ class Planner:
         limit = self.config.project_max_queued_tokens
         if not limit:
             return False
-        return quota.is_over(selection.queued_bytes(session, self.claim.job), self.bytes, limit)
+        return batches.is_over_quota(_queued_bytes(session, self.claim.job), self.bytes, limit)
 
     def _complain(self, code: str, message: str) -> None:
         self.errors.append(lines.Bad(code, message))
@@ -236,3 +247,127 @@ class Planner:
 
     def _write(self, work: Callable[[Session], T]) -> T:
         return self.context.db.retrying(work, self.context.stop)
+
+
+# ── which bytes a job reads: its input file, or, for a retry, a copy of the lines that failed or are missing ──
+
+
+def _missing_file(job: Job) -> lines.Bad:
+    message = f"Cannot find file {job.input_file_id}, or your project does not have access to it."
+    return lines.Bad("invalid_request", message, None, "file_id")
+
+
+def _input_path(context: Context, claim: JobClaim) -> str | lines.Bad:
+    """Where the job's input lies, or why it has none: its file may not be read, or nobody knows what it is to retry."""
+    job = claim.job
+    if job.input_path is None:
+        return _missing_file(job)
+    if job.retry_of is None:
+        return job.input_path
+    with context.db.read() as session:
+        first = batches.last_run(session, job.retry_of)
+        if first is None:
+            return job.input_path
+        good = {} if first.state == JobState.FAILED else _good_lines(session, first.id)
+        if not batches.results_known(session, first):
+            return lines.Bad(batches.RESULTS_EXPIRED, batches.results_expired(first))
+    path = f"jobs/{job.id}/input-{claim.epoch}.jsonl"
+    source = first.input_path or job.input_path
+    with context.storage.reader(source) as handle, context.storage.writer(path) as out:
+        for raw in _left(handle, good, context.config.batch_max_line_bytes):
+            out.write(raw + b"\n")
+    _remember(context, claim, path)
+    return path
+
+
+def _queued_bytes(session: Session, job: Job) -> int:
+    """Bytes of input that the project's other live jobs still read. Its row stays locked: nobody adds to them."""
+    session.get(Project, job.project_id, with_for_update={"key_share": True})  # new jobs may name it meanwhile
+    return batches.queued_bytes(session, job.project_id, besides=job.id)
+
+
+def _good_lines(session: Session, job_id: str) -> dict[int, tuple[int, int]]:
+    """Per shard: its first line, and the bitmap of lines that succeeded."""
+    found: dict[int, tuple[int, int]] = {}
+    firsts = dict(session.execute(select(Shard.n, Shard.first_line).where(Shard.job_id == job_id)).all())
+    for n, good in session.execute(select(Segment.n, Segment.good).where(Segment.job_id == job_id)):
+        if n in firsts:  # or retention is taking the job: it is not known then, whatever is found here
+            first, bitmap = found.get(n, (firsts[n], 0))
+            found[n] = (first, bitmap | int.from_bytes(good, "little"))
+    return found
+
+
+def _left(handle: BinaryIO, good: dict[int, tuple[int, int]], max_bytes: int) -> Iterator[bytes]:
+    spans = sorted(good.values())
+    at = 0
+    for number, text in enumerate(lines.read(handle, max_bytes)):
+        while at + 1 < len(spans) and spans[at + 1][0] <= number:
+            at += 1
+        first, bitmap = spans[at] if spans else (0, 0)
+        if number < first or not bitmap >> (number - first) & 1:
+            yield text.raw or b""
+
+
+def _remember(context: Context, claim: JobClaim, path: str) -> None:
+    context.db.retrying(lambda session: ledger.reads_from(session, claim, path), context.stop)
+
+
+# ── small inputs together ──
+
+_UNTOUCHED = select(Job).where(
+    Job.id.in_(bindparam("ids", expanding=True)),
+    Job.state == JobState.QUEUED,
+    Job.epoch == 0,
+    Job.kind.in_((*batches.NAMES, responses.KIND)),
+    Job.retry_of.is_(None),
+)
+
+
+def plan_small(context: Context, job_ids: Sequence[str]) -> list[str]:
+    """Plan those of the jobs that are small, all or none; return the ids of the others."""
+    drafts = {} if context.low_on_disk() else _drafts(context, job_ids)
+    if drafts and not _plan_drafts(context, drafts):
+        return list(job_ids)
+    return [job_id for job_id in job_ids if job_id not in drafts]
+
+
+def _drafts(context: Context, job_ids: Sequence[str]) -> dict[str, Planner]:
+    """The plans of those whose input is small, by job; in order of their ids, as rows are locked."""
+    with context.db.read() as session:
+        jobs = session.scalars(_UNTOUCHED, {"ids": job_ids}).all()
+    places: dict[tuple[str, str, str], str] = {}
+    planners = {job.id: Planner(context, ledger.JobClaim(job, 0, ""), places=places) for job in jobs}
+    return {job_id: planners[job_id] for job_id in sorted(planners) if _drafted(planners[job_id])}
+
+
+def _drafted(planner: Planner) -> bool:
+    """What goes wrong goes wrong again where it is planned alone, and is dealt with there."""
+    try:
+        return planner.draft()
+    except (Abandoned, NotFound, StorageAway, StorageFull):
+        return False
+    except Exception:  # the boundary of one job: its neighbours are planned all the same
+        log.exception("draft_failed", extra={"job_id": planner.claim.job.id})
+        return False
+
+
+def _plan_drafts(context: Context, drafts: Mapping[str, Planner]) -> bool:
+    """False: one of them cannot be planned, and nothing was written. One at a time, the others can."""
+    try:
+        context.db.retrying(lambda session: _claim_and_plan(session, drafts, context.worker_id), context.stop)
+    except DatabaseBusy:
+        raise
+    except Exception:  # the boundary of these jobs: planned one at a time, the one that breaks fails alone
+        log.exception("planning_together_failed", extra={"jobs": len(drafts)})
+        return False
+    return True
+
+
+def _claim_and_plan(session: Session, drafts: Mapping[str, Planner], worker_id: str) -> None:
+    """Run twice, it finds nothing to claim. Rows of jobs are locked by their ids, then those of projects by theirs."""
+    claims = [ledger.claim(session, job_id, Task.PLAN, worker_id) for job_id in drafts]
+    for claim in sorted(filter(None, claims), key=lambda claim: claim.job.project_id):
+        if claim.epoch == 1:
+            drafts[claim.job.id].conclude(session, claim)
+        else:  # somebody has planned it in part, since it was read
+            ledger.put_back(session, claim.job.id, claim.epoch)

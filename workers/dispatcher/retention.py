@@ -234,8 +234,10 @@ class Retention:
         return len(old) == _AT_ONCE
 
     def _empty(self, job_ids: Sequence[str]) -> bool:
-        """Its first shard goes first: see `jobs.batches.retries`. Whose objects stay keeps its other rows, and comes
-        again."""
+        """Remove what is inside these jobs, the first shard first: see `jobs.batches.batches.results_known`.
+
+        A job whose objects stay keeps its other rows, and comes again.
+        """
         with self._db.write() as session:
             session.execute(delete(Shard).where(Shard.job_id.in_(job_ids), Shard.n == 0))
         self._db.breathe()

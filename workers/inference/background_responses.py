@@ -39,8 +39,7 @@ from jobs.ledger.states import JobState
 from jobs.ledger.tables import TOKENS, Segment
 from jobs.requests.endpoints import RESPONSES
 from jobs.settings import Settings
-from workers.batches.items import read_items
-from workers.batches.running import LineRun
+from workers.batches.running import LineRun, read_items
 from workers.engines.port import Answer, EngineFault, Request
 from workers.engines.wire import usage_of
 from workers.runtime import outcomes, output_lines

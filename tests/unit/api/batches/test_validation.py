@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from api.batches import dry_run as validation
-from jobs.batches import quota
+from jobs.batches import batches
 from jobs.fleet import workers
 from jobs.fleet.models_file import ANY_MODEL
 from jobs.queues import Queue
@@ -142,7 +142,7 @@ def test_more_than_the_project_may_have_waiting_is_told(
     make_app: Callable[..., FastAPI], spare: int, codes: list[str]
 ) -> None:
     waiting = line("1") * 3
-    limit = (len(waiting) + len(line("1"))) // quota.BYTES_PER_TOKEN + spare
+    limit = (len(waiting) + len(line("1"))) // batches.BYTES_PER_TOKEN + spare
     app = make_app(project_max_queued_tokens=limit)
     client = client_of(app, make_key(app))
     file_id = client.post("/v1/files", files={"file": ("a", waiting)}, data={"purpose": "batch"}).json()["id"]

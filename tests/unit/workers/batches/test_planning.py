@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, select, update
 
 from jobs.batches import lines
-from jobs.batches.batches import Batch
-from jobs.batches.quota import BYTES_PER_TOKEN
+from jobs.batches.batches import BYTES_PER_TOKEN, Batch
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy, StorageAway, StorageFull, TookTooLong
@@ -31,7 +30,7 @@ from jobs.security.tables import Project
 from jobs.settings import Settings
 from tests.support import ledgers
 from tests.support.mill import MODEL, chat_line, jsonl
-from workers.batches import selection
+from workers.batches import planning
 from workers.batches.planning import Planner
 from workers.lifecycle import plan
 from workers.runtime.context import Context, Standing
@@ -149,7 +148,7 @@ def test_of_two_that_are_planned_at_once_one_gets_the_last_tokens(
         session.add(File(id="file-a", project_id=desk.project, bytes=len(content), **facts))
     jobs = [desk.submit(content, input_file_id="file-a") for _ in range(2)]
     both = threading.Barrier(2)
-    asked = selection.queued_bytes
+    asked = planning._queued_bytes
 
     def together(*arguments: Any) -> int:
         found = asked(*arguments)
@@ -157,7 +156,7 @@ def test_of_two_that_are_planned_at_once_one_gets_the_last_tokens(
             both.wait(1)
         return found
 
-    monkeypatch.setattr(selection, "queued_bytes", together)
+    monkeypatch.setattr(planning, "_queued_bytes", together)
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(lambda job_id: plan(desk.context, job_id), jobs))
 

@@ -21,7 +21,7 @@ from jobs.settings import Settings
 from tests.support import ledgers
 from tests.support.mill import MODEL, chat_line, jsonl
 from workers import lifecycle
-from workers.batches import planning, planning_together
+from workers.batches import planning
 from workers.lifecycle import plan_all
 from workers.runtime.context import Context, Standing
 from workers.runtime.heartbeat import Keeper
@@ -199,14 +199,14 @@ def test_one_that_cannot_be_written_keeps_back_none_of_the_others(
     desk: Desk, alone: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     odd, good = desk.submit(), desk.submit()
-    conclude = planning_together.Planner.conclude
+    conclude = planning.Planner.conclude
 
-    def concluded(self: planning_together.Planner, session: Any, claim: ledger.JobClaim) -> None:
+    def concluded(self: planning.Planner, session: Any, claim: ledger.JobClaim) -> None:
         if claim.job.id == odd:
             raise ValueError("out of the ordinary")
         conclude(self, session, claim)
 
-    monkeypatch.setattr(planning_together.Planner, "conclude", concluded)
+    monkeypatch.setattr(planning.Planner, "conclude", concluded)
 
     plan_all(desk.context, [odd, good])
 
@@ -219,15 +219,15 @@ def test_tokens_are_asked_for_anew_where_the_transaction_is_run_again(
 ) -> None:
     job_id = desk.submit()
     full, lost = [True, False], [True, False]
-    concluded = planning_together.Planner.conclude
+    concluded = planning.Planner.conclude
 
-    def conclude(self: planning_together.Planner, session: Any, claim: ledger.JobClaim) -> None:
+    def conclude(self: planning.Planner, session: Any, claim: ledger.JobClaim) -> None:
         concluded(self, session, claim)
         if lost.pop(0):
             raise DatabaseBusy
 
-    monkeypatch.setattr(planning_together.Planner, "_over_token_limit", lambda *_: full.pop(0))
-    monkeypatch.setattr(planning_together.Planner, "conclude", conclude)
+    monkeypatch.setattr(planning.Planner, "_over_token_limit", lambda *_: full.pop(0))
+    monkeypatch.setattr(planning.Planner, "conclude", conclude)
 
     plan_all(desk.context, [job_id])
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, select, update
 
-from jobs.batches import batches, retries
+from jobs.batches import batches
 from jobs.clock import now
 from jobs.db.engine import WRITE_ROWS
 from jobs.files.tables import File, Upload, UploadPart
@@ -261,7 +261,7 @@ def test_of_a_job_that_is_emptied_in_part_nothing_is_known_and_the_next_pass_emp
         with pytest.raises(StopIteration):
             keeping._empty([job.id])
     with house.db.write() as session:
-        known = retries.known(session, job)
+        known = batches.results_known(session, job)
         session.execute(update(Job).where(Job.id == job.id).values(completed_at=1.0))
     keeping.run()
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, select, update
 
-from jobs.batches import retries
+from jobs.batches import batches
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy, NotFound, StorageAway, StorageFull
@@ -137,7 +137,7 @@ def test_objects_of_an_old_job_that_could_not_be_removed_go_the_next_time(
         patch.setattr(storage, "delete", _away)
         keeping.run()
     with db.read() as session:
-        assert not retries.known(session, session.get_one(Job, job_id))
+        assert not batches.results_known(session, session.get_one(Job, job_id))
     assert len(storage.list("jobs")) == 2
 
     keeping.run()

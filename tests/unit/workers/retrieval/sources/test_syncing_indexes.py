@@ -13,7 +13,7 @@ from jobs.retrieval.tables import VectorStoreFile
 from tests.support.ingesting import SMALL, Killed, Works
 from tests.support.sourcing import TEXTS, Sync, alive, of_folder, write
 from workers.retrieval import verification
-from workers.retrieval.ingestion import plan
+from workers.retrieval.ingestion import job as ingestion
 from workers.retrieval.sources.base import Fetched
 from workers.retrieval.sources.folder import Folder
 
@@ -235,7 +235,7 @@ def test_a_retry_of_a_sync_that_ended_while_it_was_planned_fills_every_index(
         raise Fenced
 
     with monkeypatch.context() as patched:
-        patched.setattr(plan, "_cuts", cancelled)
+        patched.setattr(ingestion, "_cuts", cancelled)
         each.drive()
     assert each.job(job).state == "cancelled"
 
@@ -353,7 +353,7 @@ def test_a_sync_that_was_cancelled_before_the_index_in_use_had_any_of_it_has_fai
         raise Fenced
 
     with monkeypatch.context() as patched:
-        patched.setattr(plan, "_cuts", cancelled)
+        patched.setattr(ingestion, "_cuts", cancelled)
         each.drive()
 
     assert (source.now()["status"], source.now()["last_error"]["code"]) == ("failed", "cancelled")

@@ -1,8 +1,11 @@
-"""Planning an ingestion: its files, in SQL line by line, are cut into shards of some files each.
+"""The job of an ingestion: how it is planned, and how it ends. What its shards do stands in `parse` and `index`.
 
-A sync's files come into SQL here, see `workers.retrieval.sources.syncing`.
+Its files, in SQL line by line, are cut into shards of some files each. A sync's files come into SQL in planning, see
+`workers.retrieval.sources.syncing`. At the end there are counts, and the vector database is put in order.
 """
 
+import logging
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -16,8 +19,8 @@ from jobs.fleet import routing
 from jobs.fleet.models_file import ModelsFileError
 from jobs.ledger import ledger, shards
 from jobs.ledger.ledger import JobClaim
-from jobs.ledger.states import JobState
-from jobs.ledger.tables import Shard
+from jobs.ledger.states import CLOSING, JobState
+from jobs.ledger.tables import Job, Segment, Shard
 from jobs.queues import Queue
 from jobs.requests.endpoints import EMBEDDINGS
 from jobs.retrieval import reindexing
@@ -27,11 +30,14 @@ from workers.retrieval.sources.syncing import gather
 from workers.runtime.attempts import Abandoned, stop_all
 from workers.runtime.context import Context
 from workers.runtime.heartbeat import Hold
+from workers.vectors.base import VectorsAway
+from workers.vectors.open_vectors import store_of
 
+log = logging.getLogger(__name__)
 _SHARDS_AT_ONCE = 50
 
 
-def plan_ingestion(context: Context, claim: JobClaim, hold: Hold) -> None:
+def plan(context: Context, claim: JobClaim, hold: Hold) -> None:
     """Cut it and let it run. Raises Fenced, Abandoned."""
     job = claim.job
     if claim.epoch > 1:  # somebody planned it before us
@@ -116,3 +122,32 @@ def _cut(session: Session, claim: JobClaim, cuts: list[tuple[int, int, int]]) ->
 def _uncut(context: Context, claim: JobClaim) -> None:
     while context.db.retrying(lambda session: shards.uncut(session, claim, WRITE_ROWS), context.stop):
         context.db.breathe(context.stop)
+
+
+# ── the end ──
+
+
+def conclude(context: Context, claim: JobClaim, _hold: Hold) -> None:
+    """Bring the claimed job to its end. Raises Fenced."""
+    job = claim.job
+    if job.state != JobState.FINISHING:
+        stop_all(context, claim, CLOSING[JobState(job.state)])
+    with context.db.read() as session:
+        values = {**ledger.sums(session, job.id), "total": job.total}
+        counts = Counter[str]()
+        for outcomes in session.scalars(select(Segment.outcomes).where(Segment.job_id == job.id)):
+            counts.update(outcomes or {})
+    context.db.retrying(lambda session: ledger.close(session, claim, values, [], counts))
+    log.info("ingestion_closed", extra={"job_id": job.id, "files": job.total, **values})
+
+
+def tend(context: Context, job: Job) -> None:
+    """Put the vectors in order after a job's claim. It is only for speed: whatever keeps it from that is harmless."""
+    with context.db.read() as session:
+        store = session.get(VectorStore, index_of(job.payload))
+    if store is None or not store.dimensions:
+        return
+    try:
+        context.vectors.tend(store_of(store))
+    except VectorsAway as error:
+        log.warning("vectors_not_tended", extra={"store": store.id, "error": str(error)})
