@@ -144,7 +144,7 @@ def test_the_sdk_passes_over_signs_that_a_stream_is_late(
 def test_what_is_refused_after_a_stream_has_its_status_is_told_in_it(
     make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch, resumed: bool
 ) -> None:
-    shop = make_shop({"delay": 1.0, "fault": lambda _: refusal(400, "Too long.", code="context_length_exceeded")})
+    shop = make_shop({"delay": 0.6, "fault": lambda _: refusal(400, "Too long.", code="context_length_exceeded")})
     hurry(shop.app, first_chunk_patience=0.3)
     headers = {"X-Nightmill-Resume": "30"} if resumed else {}
     given: dict[str, Any] = {"model": MODEL, "stream": True, "extra_headers": headers}
@@ -161,9 +161,9 @@ def test_what_is_refused_after_a_stream_has_its_status_is_told_in_it(
 
 
 def test_a_worker_that_is_lost_while_a_stream_is_late_ends_it_with_the_error(
-    make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch
+    make_shop: Callable[..., Shop],
 ) -> None:
-    shop = make_shop(timings=replace(Timings(), first_chunk_patience=0.3, interactive_silence=2.0))
+    shop = make_shop(timings=replace(Timings(), first_chunk_patience=0.3, interactive_silence=0.8))
     shop.announce("gpu-1")
     doomed = threading.Thread(target=_take_and_die, args=(shop, True))
     doomed.start()
@@ -282,9 +282,12 @@ def test_without_a_live_worker_the_answer_is_503_at_once(shop: Shop) -> None:
     assert (told.value.status_code, told.value.code) == (503, "no_worker")
 
 
-def test_a_worker_that_leaves_before_it_took_the_question_costs_a_few_seconds(shop: Shop) -> None:
+def test_a_worker_that_leaves_before_it_took_the_question_costs_a_few_seconds(
+    make_shop: Callable[..., Shop],
+) -> None:
+    shop = make_shop(timings=replace(Timings(), interactive_taken=0.4))
     shop.announce("gpu-1")  # says that it serves, and takes nothing
-    threading.Timer(1.0, shop.leave).start()
+    threading.Timer(0.6, shop.leave).start()
 
     with pytest.raises(openai.InternalServerError) as told:
         shop.client.chat.completions.create(model=MODEL, messages=_HELLO)
@@ -294,7 +297,7 @@ def test_a_worker_that_leaves_before_it_took_the_question_costs_a_few_seconds(sh
 
 @pytest.mark.parametrize("began", [False, True])
 def test_a_worker_that_dies_with_a_question_in_hand_is_noticed(make_shop: Callable[..., Shop], began: bool) -> None:
-    shop = make_shop(timings=replace(Timings(), interactive_silence=2.0))
+    shop = make_shop(timings=replace(Timings(), interactive_silence=0.8, interactive_taken=0.4))
     shop.announce("gpu-1")
     doomed = threading.Thread(target=_take_and_die, args=(shop, began))
     doomed.start()
@@ -346,7 +349,7 @@ def test_a_client_that_reads_nothing_for_longer_than_it_is_asked_after_is_not_gi
     with shop.open(unread_bytes=1 << 30):
         with httpx2.stream("POST", f"{shop.url}/chat/completions", json=body, headers=headers, timeout=30) as said:
             assert said.status_code == 200
-            pause(3.5)
+            pause(2.0)
             before = told
             pause(0.5)
             still = (told > before, shop.host._in_flight)
