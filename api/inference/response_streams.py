@@ -22,7 +22,7 @@ from fastapi.responses import Response
 from api.deps import CallContext
 from api.http import sse
 from api.http.sse import KEEP_ALIVE, check_key, until_revoked
-from api.inference import stored_responses
+from api.inference import stored_answers
 from api.inference.asking import Events, ask, resume, streamed, whole
 from api.inference.turns import CreateResponse, Turn, decoded, keep, unsound
 from api.shares import run_in_threadpool
@@ -119,7 +119,7 @@ async def _made_ours(turn: Turn, piece: Piece, *, resumable: bool) -> dict[str, 
 def _keep(turn: Turn, response: dict[str, Any], *, resumable: bool) -> None:
     """Nothing where another connection of its stream did."""
     if resumable:
-        stored_responses.STORED.once(turn.call, turn.id, partial(keep, turn, response))
+        stored_answers.STORED_RESPONSES.once(turn.call, turn.id, partial(keep, turn, response))
     else:
         keep(turn, response, turn.call.in_one_write)
 
@@ -227,10 +227,10 @@ class _Following:
         """SQL is asked twice a second, the object read when it has ended. Raises NotFound, KeyRevoked."""
         with self._call.db.read() as session:
             check_key(session, self._call)
-            status = stored_responses.status(session, self._call, self._id)
+            status = stored_answers.response_status(session, self._call, self._id)
         if status in _LIVE:
             return {**self._response, "status": status}
-        return stored_responses.load(self._call, self._id).response
+        return stored_answers.load_response(self._call, self._id).response
 
     def _event(self, event: dict[str, Any]) -> bytes:
         self._seen = int(event["sequence_number"])

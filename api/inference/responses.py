@@ -20,7 +20,7 @@ from api.deps import Call, CallContext
 from api.http.bodies import Many, resource
 from api.http.idempotency import Idempotent, Once
 from api.http.paging import After, Limit20, Order, Page, slice_of
-from api.inference import response_streams, stored_responses
+from api.inference import response_streams, stored_answers
 from api.inference.asking import EITHER, WHOLE, Asked, LastEventId, Resume, ask, queue_of, streamed, whole
 from api.inference.response_streams import follow
 from api.inference.schemas import InputItem, ItemObject, ResponseDeleted, show_item, show_items
@@ -88,7 +88,7 @@ async def retrieve_response(
 
     What searches in files found is with it where `include[]` names `file_search_call.results`.
     """
-    kept = await run_in_threadpool(stored_responses.load, call, response_id)
+    kept = await run_in_threadpool(stored_answers.load_response, call, response_id)
     results = responses.RESULTS in (include or ())
     if stream:
         return streamed(follow(call, request, kept.response, starting_after, results=results))
@@ -98,7 +98,7 @@ async def retrieve_response(
 @router.delete("/responses/{response_id}")
 async def delete_response(call: Call, response_id: str) -> ResponseDeleted:
     """Forget a response. What continued it goes on by itself."""
-    await run_in_threadpool(stored_responses.forget, call, response_id)
+    await run_in_threadpool(stored_answers.delete_response, call, response_id)
     with suppress(StreamsAway):  # it expires by itself
         await call.services.lines.forget(response_id)
     return ResponseDeleted(id=response_id)
@@ -107,7 +107,7 @@ async def delete_response(call: Call, response_id: str) -> ResponseDeleted:
 @router.post("/responses/{response_id}/cancel", response_class=Response, responses=WHOLE)
 def cancel_response(call: Call, response_id: str) -> Response:
     """Only what runs in the background can be cancelled: whoever waits for an answer hangs up."""
-    return as_json(responses.bare(stored_responses.cancel(call, response_id).response))
+    return as_json(responses.bare(stored_answers.cancel_response(call, response_id).response))
 
 
 @router.get("/responses/{response_id}/input_items")
@@ -120,7 +120,7 @@ def list_input_items(
     include: Annotated[list[str] | None, Query(alias="include[]")] = None,  # noqa: ARG001 (OpenAI's; nothing to add)
 ) -> Page[ItemObject]:
     """What the model was shown, earlier turns included."""
-    items = show_items(response_id, responses.items(stored_responses.load(call, response_id)))
+    items = show_items(response_id, responses.items(stored_answers.load_response(call, response_id)))
     return slice_of(items, ItemObject.model_validate, after=after, limit=limit, order=order)
 
 
@@ -132,7 +132,7 @@ def _queued(turn: Turn, once: Once) -> tuple[dict[str, Any], bool]:
     said = once.replay(fields)
     if said is not None:
         return _loaded(turn.call, referred(said)), True
-    make = stored_responses.prepare_job(turn.call, turn.kept(begun(turn)), once.key, stream=bool(turn.body.stream))
+    make = stored_answers.prepare_background(turn.call, turn.kept(begun(turn)), once.key, stream=bool(turn.body.stream))
     return _loaded(turn.call, referred(once.run(fields, make))), False
 
 
@@ -159,7 +159,7 @@ async def _kept_once(turn: Turn, request: Request, once: Once) -> Response:
 
 def _loaded(call: CallContext, response_id: str) -> dict[str, Any]:
     """Raises NotFound once it is deleted."""
-    return stored_responses.load(call, response_id).response
+    return stored_answers.load_response(call, response_id).response
 
 
 class CountInputTokens(Asked):

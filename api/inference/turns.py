@@ -18,7 +18,7 @@ from api.http.bodies import Body, Many
 from api.http.fields import Context, Metadata
 from api.http.idempotency import Make
 from api.http.space import check_space
-from api.inference import conversations, stored_responses
+from api.inference import conversations, stored_answers
 from api.inference.asking import Asked
 from api.inference.schemas import InputItem, as_input, show_item
 from api.inference.stored_answers import Reference, Run
@@ -178,7 +178,7 @@ def _before(call: CallContext, previous: str | None) -> list[Any]:
     if previous is None:
         return []
     try:
-        kept = stored_responses.load(call, previous, reserve=True)
+        kept = stored_answers.load_response(call, previous, reserve=True)
     except NotFound as error:
         message = f"Previous response with id '{clip(previous)}' not found."
         raise InvalidRequest(message, param="previous_response_id", code="previous_response_not_found") from error
@@ -227,7 +227,9 @@ def _reasoning(asked: Any) -> dict[str, Any]:
 
 def keep(turn: Turn, response: dict[str, Any], run: Run) -> None:
     """What is to be kept of it, in one transaction, which `run` runs."""
-    make: Make = stored_responses.STORED.prepare(turn.call, turn.kept(response)) if turn.store else _nothing(turn)
+    make: Make = (
+        stored_answers.STORED_RESPONSES.prepare(turn.call, turn.kept(response)) if turn.store else _nothing(turn)
+    )
     if turn.conversation is None:
         run(make)
         return
@@ -244,7 +246,7 @@ def keep(turn: Turn, response: dict[str, Any], run: Run) -> None:
         conversations.add(turn.call, turn.conversation, said, commit)
     except ProjectFull:
         if turn.store:
-            stored_responses.STORED.remove_unowned(turn.call, turn.id)
+            stored_answers.STORED_RESPONSES.remove_unowned(turn.call, turn.id)
         raise
 
 

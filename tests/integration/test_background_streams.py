@@ -19,7 +19,7 @@ from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import ResponseStreamEvent
 
 from api.deps import CallContext
-from api.inference import stored_responses
+from api.inference import stored_answers
 from jobs.db.engine import Database
 from jobs.errors import StorageAway
 from jobs.inference import interactive
@@ -361,7 +361,7 @@ def test_cancelling_just_ends_it(make_world: Any) -> None:
 def test_what_is_kept_is_read_when_it_has_ended_and_again_where_storage_was_away(
     make_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load, loads = stored_responses.load, 0
+    load, loads = stored_answers.load_response, 0
 
     def counted(call: CallContext, response_id: str) -> Kept:
         nonlocal loads
@@ -370,7 +370,7 @@ def test_what_is_kept_is_read_when_it_has_ended_and_again_where_storage_was_away
             raise StorageAway
         return load(call, response_id)
 
-    monkeypatch.setattr("api.inference.stored_responses.load", counted)
+    monkeypatch.setattr("api.inference.stored_answers.load_response", counted)
     world = make_world(Paced(pause=0.15))
     hurry(world.app, response_look=0.05)
 

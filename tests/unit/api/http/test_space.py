@@ -12,7 +12,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from api.deps import CallContext, Caller
-from api.inference import stored_responses
+from api.inference import stored_answers
 from jobs.batches import batches
 from jobs.clock import now
 from jobs.errors import ProjectFull
@@ -205,10 +205,10 @@ def test_a_full_project_is_counted_once_for_many_refusals(
 
 def test_a_response_notes_its_size_and_is_refused_beyond_the_limit(bounded: FastAPI) -> None:
     call = CallContext(bounded.state.services, Caller("k", "p"), "req")
-    call.in_one_write(stored_responses.STORED.prepare(call, Kept({"input": ["x" * 60_000]}, {"id": "resp_2"})))
+    call.in_one_write(stored_answers.STORED_RESPONSES.prepare(call, Kept({"input": ["x" * 60_000]}, {"id": "resp_2"})))
 
     with pytest.raises(ProjectFull):
-        stored_responses.STORED.prepare(call, Kept({"input": ["x" * 60_000]}, {"id": "resp_3"}))
+        stored_answers.STORED_RESPONSES.prepare(call, Kept({"input": ["x" * 60_000]}, {"id": "resp_3"}))
 
     with call.db.read() as session:
         size = session.scalars(select(KeptResponse.bytes)).one()
