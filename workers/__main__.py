@@ -50,7 +50,7 @@ from workers.runtime.log_tail import Words
 from workers.runtime.permissions import ExternalPermissions
 from workers.runtime.quarantine import Warden
 from workers.runtime.reloading import Reloading
-from workers.runtime.throttle import Courtesy
+from workers.runtime.throttle import BatchThrottle
 
 log = logging.getLogger(__name__)
 Shown = tuple[frozenset[str], Mapping[str, bool]]  # models that are served; those of endpoints, and whether external
@@ -107,9 +107,9 @@ def _engine(config: Settings, name: str, queue: str) -> None:
         checker=Checker(context.timings),
     )
     cached = before(engine, needs, config)
-    courtesy = Courtesy(lambda: engine.crowd(config.interactive_beside))
+    throttle = BatchThrottle(lambda: engine.crowd(config.interactive_beside))
     shared = others if engine.shared else None
-    host = EngineHost(cached, lambda: _restarted(context), shared, engine.handle_death, courtesy)
+    host = EngineHost(cached, lambda: _restarted(context), shared, engine.handle_death, throttle)
     reranking = Reranking(context, host, queue)
     own = {
         searches.URL: Searching(context, host, reranking).answer,

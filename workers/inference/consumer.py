@@ -106,8 +106,8 @@ class InteractiveConsumer:
 
     def _lines_at_once(self) -> int:
         """Return how many lines of other queues' batches may be here: as many as there is room for beside clients."""
-        most = self._host.courtesy.most
-        return LINES if most is None else max(1, min(LINES, most))
+        limit = self._host.throttle.limit
+        return LINES if limit is None else max(1, min(LINES, limit))
 
     def listen(self, wanted: bool) -> None:
         """Take new requests, or leave them to other workers. From any thread."""
@@ -220,7 +220,7 @@ class InteractiveConsumer:
         try:
             if question.url in self._own:  # somebody may be alone with the engine, and wait for this
                 return end_of(await self._own[question.url](question, PRIORITY))
-            with self._host.courtesy.asked() if question.priority == PRIORITY else nullcontext():
+            with self._host.throttle.client() if question.priority == PRIORITY else nullcontext():
                 async with self._host.company():
                     generation = self._host.generation
                     return end_of(await self._engine(question, request))

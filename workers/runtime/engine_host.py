@@ -22,7 +22,7 @@ import uvloop
 
 from jobs.platform.limiters import POLL_SECONDS, SharedExclusiveLock
 from workers.engines.port import Engine, EngineDead, EngineError, Suspect
-from workers.runtime.throttle import Courtesy
+from workers.runtime.throttle import BatchThrottle
 
 log = logging.getLogger(__name__)
 _LOOK = 0.2  # seconds between looks at a stop while the engines come up
@@ -53,10 +53,10 @@ class EngineHost:
         on_restart: Callable[[], None],
         others: SharedExclusiveLock | None = None,
         on_death: OnDeath = _unheard,
-        courtesy: Courtesy | None = None,
+        throttle: BatchThrottle | None = None,
     ) -> None:
         self.engine = engine
-        self.courtesy = courtesy or Courtesy()
+        self.throttle = throttle or BatchThrottle()
         self._on_death = on_death
         self._asking: set[Callable[[], Iterable[Suspect]]] = set()
         self._suspects: list[Suspect] = []
@@ -109,7 +109,7 @@ class EngineHost:
 
     def line(self) -> "_Among":
         """A batch's request among others: while a client waits there is room for a few."""
-        return _Among(self, self.courtesy)
+        return _Among(self, self.throttle)
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
@@ -230,25 +230,25 @@ class EngineHost:
 class _Among:
     """One request among others. No generator with `@asynccontextmanager`: it is entered a million times."""
 
-    __slots__ = ("_courtesy", "_host")
+    __slots__ = ("_host", "_throttle")
 
-    def __init__(self, host: EngineHost, courtesy: Courtesy | None = None) -> None:
-        self._host, self._courtesy = host, courtesy
+    def __init__(self, host: EngineHost, throttle: BatchThrottle | None = None) -> None:
+        self._host, self._throttle = host, throttle
 
     async def __aenter__(self) -> None:
-        if self._courtesy is None:
+        if self._throttle is None:
             await self._host.join()
             return
-        await self._courtesy.come()
+        await self._throttle.acquire()
         try:
             await self._host.join()
         except BaseException:
-            self._courtesy.go()
+            self._throttle.release()
             raise
 
     async def __aexit__(self, *_: object) -> None:
         try:
             self._host.part()
         finally:
-            if self._courtesy is not None:
-                self._courtesy.go()
+            if self._throttle is not None:
+                self._throttle.release()

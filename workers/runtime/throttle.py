@@ -1,89 +1,72 @@
-"""How many lines of batches are with an engine while somebody waits at a screen.
+"""How many lines of batches are with an engine while interactive clients wait.
 
-    a line of a batch ──▶ room? ──▶ engine                nobody waits: a little more than the engine is meant to run,
-                            └── no: it waits, in order     so that it still does while one is followed by the next
-    a client asks ──▶ room for a few lines only, until some seconds after the last answer
+    line of a batch ──▶ free? ──▶ engine         no client waits: a little more than the engine is meant to run, so that
+                          └── no: it waits       it still does while one line is followed by the next
+    request of a client ──▶ free for a few lines only, until some seconds after the last answer
 
-Priority alone lets a question overtake what waits, not what runs: on a CPU a step takes as long as all that is in it.
-So what would make the steps long is kept out. Where the engine is quick (a GPU), nothing is.
+Priority alone lets a request overtake lines that wait, not lines that run: on a CPU a step takes as long as all that is
+in it. So the lines that would make the steps long are kept out. Where the engine is quick (a GPU), none are.
 """
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-#: The most lines in flight while somebody waits, and while nobody does; None: no bound.
-Crowd = tuple[int, int]
-_SECONDS = 10.0
+from jobs.platform.limiters import Limit
+
+#: The most lines in flight while a client waits, and while none does.
+LineLimits = tuple[int, int]
 
 
-def unbounded() -> Crowd | None:
-    """No bound."""
+def unlimited() -> LineLimits | None:
+    """Set no limit."""
     return None
 
 
-class Courtesy:
-    """For one event loop. `crowd` is asked each time: an engine says it once it is up."""
+class BatchThrottle:
+    """Limit the lines of batches in flight, for one event loop.
 
-    def __init__(self, crowd: Callable[[], Crowd | None] = unbounded, seconds: float = _SECONDS) -> None:
-        self._crowd, self._seconds = crowd, seconds
-        self._turns: deque[asyncio.Future[None]] = deque()
-        self._inside = self._asking = 0
+    `limits` is called each time, because an engine knows its own only once it is up. A client counts as waiting until
+    `seconds` after its answer: its next request may come soon.
+    """
+
+    def __init__(self, limits: Callable[[], LineLimits | None] = unlimited, seconds: float = 10.0) -> None:
+        self._limits, self._seconds = limits, seconds
+        self._lines = Limit(float("inf"))
+        self._clients = 0
         self._until = float("-inf")
 
     @contextmanager
-    def asked(self) -> Iterator[None]:
-        """Somebody waits for an answer."""
-        self._asking += 1
+    def client(self) -> Iterator[None]:
+        """Let a client wait for an answer."""
+        self._clients += 1
         try:
             yield
         finally:
-            self._asking -= 1
+            self._clients -= 1
             self._until = time.monotonic() + self._seconds
-            asyncio.get_running_loop().call_later(self._seconds, self._admit)
+            asyncio.get_running_loop().call_later(self._seconds, lambda: self._lines.resize(self._size))
 
-    async def come(self) -> None:
-        """A line of a batch is let in once there is room for it; whoever came must go."""
-        if self._turns or not self._room():
-            await self._turn()
-        else:
-            self._inside += 1
+    async def acquire(self) -> None:
+        """Wait until a line of a batch may be in flight, in order; then `release` must be called."""
+        self._lines.size = self._size
+        if not self._lines.try_acquire():
+            await self._lines.acquire()
 
-    def go(self) -> None:
-        self._inside -= 1
-        if self._turns:
-            self._admit()
-
-    async def _turn(self) -> None:
-        """Whoever calls us up has counted us."""
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._turns.append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._inside -= 1
-            self._admit()
-            raise
+    def release(self) -> None:
+        self._lines.size = self._size
+        self._lines.release()
 
     @property
-    def most(self) -> int | None:
-        """How many lines may be in flight now; None: no bound."""
-        crowd = self._crowd()
-        if crowd is None:
+    def limit(self) -> int | None:
+        """Return how many lines may be in flight now; None: any number."""
+        limits = self._limits()
+        if limits is None:
             return None
-        waited = self._asking or time.monotonic() < self._until
-        return crowd[0 if waited else 1]
+        return limits[0 if self._clients or time.monotonic() < self._until else 1]
 
-    def _room(self) -> bool:
-        most = self.most
-        return most is None or self._inside < most
-
-    def _admit(self) -> None:
-        while self._turns and (self._turns[0].done() or self._room()):
-            turn = self._turns.popleft()
-            if not turn.done():
-                self._inside += 1
-                turn.set_result(None)
+    @property
+    def _size(self) -> float:
+        limit = self.limit
+        return float("inf") if limit is None else limit

@@ -7,14 +7,14 @@ from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer
 from workers.inference.consumer import HELD, LINES, InteractiveConsumer
 from workers.runtime.engine_host import EngineHost
-from workers.runtime.throttle import Courtesy
+from workers.runtime.throttle import BatchThrottle
 
 
 class Lines:
     """Lines that stay inside until they are let go."""
 
-    def __init__(self, courtesy: Courtesy) -> None:
-        self._courtesy = courtesy
+    def __init__(self, throttle: BatchThrottle) -> None:
+        self._throttle = throttle
         self.inside: list[int] = []
         self.tasks: list[asyncio.Task[None]] = []
         self._go: dict[int, asyncio.Event] = {}
@@ -30,13 +30,13 @@ class Lines:
 
     async def _one(self, number: int) -> None:
         self._go[number] = asyncio.Event()
-        await self._courtesy.come()
+        await self._throttle.acquire()
         self.inside.append(number)
         try:
             await self._go[number].wait()
         finally:
             self.inside.remove(number)
-            self._courtesy.go()
+            self._throttle.release()
 
 
 async def _turns() -> None:
@@ -45,7 +45,7 @@ async def _turns() -> None:
 
 
 async def test_without_a_bound_everybody_is_inside() -> None:
-    lines = Lines(Courtesy())
+    lines = Lines(BatchThrottle())
     await lines.begin(500)
 
     assert len(lines.inside) == 500
@@ -54,7 +54,7 @@ async def test_without_a_bound_everybody_is_inside() -> None:
 
 
 async def test_nobody_waits_and_it_is_as_full_as_it_may_be_in_order() -> None:
-    lines = Lines(Courtesy(lambda: (1, 3)))
+    lines = Lines(BatchThrottle(lambda: (1, 3)))
     await lines.begin(6)
     assert lines.inside == [0, 1, 2]
 
@@ -66,10 +66,10 @@ async def test_nobody_waits_and_it_is_as_full_as_it_may_be_in_order() -> None:
 
 
 async def test_while_somebody_waits_it_empties_and_fills_again_some_time_after() -> None:
-    courtesy = Courtesy(lambda: (1, 3), seconds=0.1)
-    lines = Lines(courtesy)
+    throttle = BatchThrottle(lambda: (1, 3), seconds=0.1)
+    lines = Lines(throttle)
     await lines.begin(6)
-    with courtesy.asked():
+    with throttle.client():
         await lines.end(0, 1)
         assert lines.inside == [2]
         await lines.end(2)
@@ -85,7 +85,7 @@ async def test_while_somebody_waits_it_empties_and_fills_again_some_time_after()
 
 
 async def test_a_line_that_is_cancelled_gives_its_place_to_the_next() -> None:
-    lines = Lines(Courtesy(lambda: (1, 1)))
+    lines = Lines(BatchThrottle(lambda: (1, 1)))
     await lines.begin(4)
     lines.tasks[1].cancel()  # it waits
     lines.tasks[0].cancel()  # it is inside
@@ -98,7 +98,7 @@ async def test_a_line_that_is_cancelled_gives_its_place_to_the_next() -> None:
 
 
 async def test_called_up_and_cancelled_in_the_same_moment_it_holds_no_place() -> None:
-    lines = Lines(Courtesy(lambda: (1, 1)))
+    lines = Lines(BatchThrottle(lambda: (1, 1)))
     await lines.begin(3)
     lines._go[0].set()
     await asyncio.sleep(0)  # the first leaves and calls up the second,
@@ -112,13 +112,13 @@ async def test_called_up_and_cancelled_in_the_same_moment_it_holds_no_place() ->
 
 async def test_lines_of_other_queues_batches_have_no_more_places_than_there_is_room_for() -> None:
     for crowd, most in (((2, 8), 8), ((2, 99), LINES), ((0, 0), 1), (None, LINES)):
-        host = EngineHost(FakeEngine(), lambda: None, courtesy=Courtesy(lambda crowd=crowd: crowd, seconds=0.0))
+        host = EngineHost(FakeEngine(), lambda: None, throttle=BatchThrottle(lambda crowd=crowd: crowd, seconds=0.0))
         consumer = InteractiveConsumer(host, "", "here", own={"/own": _never})
         limits = {queue.name: queue.limit for queue in consumer.queues}
         assert limits[routed("here", LINE_PRIORITY)]() == most
         assert limits[routed("here")]() == limits["here"]() == HELD
         if crowd == (2, 8):
-            with host.courtesy.asked():
+            with host.throttle.client():
                 assert limits[routed("here", LINE_PRIORITY)]() == 2
 
 
