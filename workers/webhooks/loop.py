@@ -13,7 +13,6 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -27,6 +26,7 @@ from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy
 from jobs.ledger import pauses
 from jobs.logs import Seldom
+from jobs.platform.limiters import FairQueue
 from jobs.platform.url_guard import on_behalf_of
 from jobs.queues import Queue
 from jobs.settings import Settings
@@ -58,13 +58,9 @@ _running: set[str] = set()
 
 @dataclass(slots=True)
 class _Lane:
-    waiting: deque[DeliveryClaim] = field(default_factory=deque)
     flights: dict[str, float] = field(default_factory=dict)  # delivery → start
     slow: bool = False
     used: float = 0.0
-
-    def may_start(self) -> bool:
-        return bool(self.waiting) and len(self.flights) < (1 if self.slow else PER_LANE)
 
 
 class Lanes:
@@ -78,24 +74,27 @@ class Lanes:
 
     def __init__(self) -> None:
         self._lanes: dict[str, _Lane] = {}
+        self._waiting = FairQueue[DeliveryClaim]()
         self._flying = 0
 
     def add(self, claims: Iterable[DeliveryClaim]) -> None:
         for claim in claims:
-            self._lanes.setdefault(claim.lane, _Lane()).waiting.append(claim)
+            self._lanes.setdefault(claim.lane, _Lane())
+            self._waiting.add(claim.lane, claim)
 
     def start(self, at: float) -> list[DeliveryClaim]:
-        """The claims to send now: one per lane and round, while there are places."""
+        """Return the claims to send now: of each lane in turn, while fewer than `IN_FLIGHT` are in flight."""
         started: list[DeliveryClaim] = []
-        ready = [lane for lane in self._lanes.values() if lane.may_start()]
-        while ready and self._flying < IN_FLIGHT:
-            for lane in ready[: IN_FLIGHT - self._flying]:
-                claim = lane.waiting.popleft()
-                lane.flights[claim.id] = lane.used = at
-                self._flying += 1
-                started.append(claim)
-            ready = [lane for lane in ready if lane.may_start()]
+        while self._flying < IN_FLIGHT and (claim := self._waiting.pop(self._may_start)) is not None:
+            lane = self._lanes[claim.lane]
+            lane.flights[claim.id] = lane.used = at
+            self._flying += 1
+            started.append(claim)
         return started
+
+    def _may_start(self, name: str) -> bool:
+        lane = self._lanes[name]
+        return len(lane.flights) < (1 if lane.slow else PER_LANE)
 
     def finished(self, claim: DeliveryClaim, at: float) -> None:
         lane = self._lanes[claim.lane]
@@ -107,7 +106,7 @@ class Lanes:
         """Find the lanes that have become slow, forget those that are idle."""
         for name, lane in list(self._lanes.items()):
             lane.slow = lane.slow or any(at - start > SLOW_AFTER for start in lane.flights.values())
-            busy = lane.waiting or lane.flights
+            busy = lane.flights or self._waiting.count(name)
             if not busy and (not lane.slow or at - lane.used > _FORGET_AFTER):
                 del self._lanes[name]
 
@@ -117,8 +116,7 @@ class Lanes:
         closing = set(closed)
         for name, lane in self._lanes.items():
             if everything or lane.slow or name in closing:
-                dropped += lane.waiting
-                lane.waiting.clear()
+                dropped += self._waiting.drop(name)
         return dropped
 
     def allowances(self) -> dict[str, int]:
