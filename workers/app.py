@@ -5,16 +5,20 @@ there is no result backend, no retry, no ETA, no chord, and nothing that a broke
 """
 
 import logging
+import os
 from typing import Any
 from urllib.parse import quote
 
-from celery import Celery
+from celery import Celery, current_app
+from celery.utils import nodenames
 from kombu.entity import Exchange
 from kombu.entity import Queue as KombuQueue
+from kombu.exceptions import OperationalError
 
 from jobs.queues import Queue
 from jobs.settings import Settings
 
+log = logging.getLogger(__name__)
 SOCKET = "valkey.sock"
 SILENT_SECONDS = 5
 _EXCHANGE = Exchange("nightmill", type="direct", durable=True)
@@ -89,10 +93,33 @@ def build(config: Settings, extra_queues: tuple[str, ...] = (), *, threads: bool
     return app
 
 
+def work(app: Celery, name: str, queues: tuple[str, ...], concurrency: int) -> None:
+    """Run the Celery worker `name` of this process until it is told to stop."""
+    app.set_default()
+    common = ["--without-mingle", "--without-gossip", "--loglevel=WARNING", f"--hostname={_node(name)}"]
+    app.worker_main(["worker", f"--queues={','.join(queues)}", *common, f"--concurrency={concurrency}"])
+
+
+def consume(name: str, queues: tuple[str, ...], wanted: bool) -> bool:
+    """Have this process's Celery consumer take from these queues, or stop; return False when the broker is away."""
+    change = current_app.control.add_consumer if wanted else current_app.control.cancel_consumer
+    try:
+        for queue in queues:
+            change(queue, destination=[_node(name)])
+    except (OperationalError, OSError):
+        log.warning("broker_away")
+        return False
+    return True
+
+
 def queue(name: str, url: str) -> KombuQueue:
     """A queue's declaration: durable, on RabbitMQ a quorum queue."""
     arguments: dict[str, Any] = {} if _is_redis(url) else {"x-queue-type": "quorum"}
     return KombuQueue(name, _EXCHANGE, routing_key=name, durable=True, queue_arguments=arguments)
+
+
+def _node(name: str) -> str:
+    return str(nodenames.host_format(f"{name}-{os.getpid()}@%h"))
 
 
 def _transport(url: str) -> dict[str, Any]:

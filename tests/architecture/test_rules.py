@@ -19,7 +19,7 @@ STATE_WRITERS = {"jobs/ledger/ledger.py", "jobs/ledger/shards.py", "jobs/webhook
 OTHER_STATES = {
     "workers/engines/http/endpoints.py",
     "cli/up/service.py",
-    "workers/__main__.py",
+    "workers/engine_process.py",
     "workers/runtime/heartbeat.py",
 }
 

@@ -13,10 +13,10 @@ from jobs.queues import Queue
 from jobs.settings import Settings
 from tests.support import stub_engine
 from tests.support.mill import Mill, chat_line, jsonl, running
-from workers import __main__ as worker
+from workers import engine_process as worker
+from workers.engine_process import Reloading
 from workers.engines.build_engines import build
 from workers.runtime import answering
-from workers.runtime.reloading import Reloading
 
 pytestmark = pytest.mark.verify
 

@@ -12,14 +12,14 @@ from celery import Celery
 
 from jobs.fleet.models_file import ModelsFileError
 from jobs.settings import Settings
-from workers import __main__ as worker
 from workers import app as celery_app
+from workers import engine_process as worker
 
 ROOT = Path(__file__).parents[3]
 ENGINE_WITHOUT_A_DEVICE = """
 import sys, threading
 from types import SimpleNamespace
-from workers import __main__ as worker
+from workers import engine_process as worker
 from workers.engines.fake import FakeEngine
 from workers.runtime.engine_host import EngineHost
 
@@ -86,7 +86,7 @@ def test_a_worker_that_is_stopped_while_its_engine_fails_ends_as_it_was_told() -
 @pytest.fixture
 def app(monkeypatch: pytest.MonkeyPatch) -> Celery:
     made = celery_app.build(Settings(broker_url="memory://"))
-    monkeypatch.setattr(worker, "current_app", made)
+    monkeypatch.setattr(celery_app, "current_app", made)
     return made
 
 
@@ -100,7 +100,7 @@ def heard(app: Celery) -> Iterator[Any]:
     }
     with app.connection_for_read() as connection:
         node = app.control.mailbox.Node(
-            worker._node("gpu"), channel=connection.default_channel, handlers=handlers, state=SimpleNamespace()
+            celery_app._node("gpu"), channel=connection.default_channel, handlers=handlers, state=SimpleNamespace()
         )
         with node.listen():
 
@@ -180,7 +180,7 @@ def test_a_worker_that_can_answer_nobody_who_waits_ends_so_that_it_is_started_ag
     script = f"""
 from concurrent.futures import Future
 from types import SimpleNamespace
-from workers import __main__ as worker
+from workers import engine_process as worker
 warden = SimpleNamespace(excuse=lambda: print("nobody's fault", flush=True))
 serving = Future()
 serving.set_exception({error}) if {error} else serving.set_result(None)

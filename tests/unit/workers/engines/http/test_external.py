@@ -27,13 +27,13 @@ from tests.unit.workers.engines.http.test_http_engine import (
     until,
 )
 from tests.unit.workers.middleware.context_window.engines import LIMIT, Nobody, prompt_tokens
+from workers.engine_process import ExternalPermissions
 from workers.engines.build_engines import build
 from workers.engines.http.endpoints import Endpoint
 from workers.engines.http.http_engine import HttpEngine
 from workers.engines.port import Answer, Length, Request, Unserved
 from workers.engines.router import Router
 from workers.middleware.context_window import Fitted
-from workers.runtime.permissions import ExternalPermissions
 
 FREE, STRICT = "proj_free", "proj_strict"
 REFUSED = (403, "external_model_not_allowed")

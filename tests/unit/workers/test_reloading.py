@@ -15,12 +15,12 @@ from jobs.fleet.models_file import Models
 from jobs.platform.limiters import SharedExclusiveLock
 from jobs.settings import Settings
 from tests.support import stub_engine
+from workers.engine_process import Reloading
 from workers.engines.fake import FakeEngine
 from workers.engines.http.http_engine import HttpEngine
 from workers.engines.port import Request
 from workers.engines.router import Router
 from workers.runtime.engine_host import EngineHost
-from workers.runtime.reloading import Reloading
 
 FILE = """
 models:

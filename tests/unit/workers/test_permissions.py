@@ -7,8 +7,8 @@ import pytest
 from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy
 from jobs.security import keys
+from workers.engine_process import SECONDS, ExternalPermissions
 from workers.engines.port import EngineBusy
-from workers.runtime.permissions import SECONDS, ExternalPermissions
 
 
 async def test_a_permission_is_read_once_in_two_seconds_for_each_project(

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from jobs.platform import memory
-from workers import __main__ as worker
+from workers import engine_process as worker
 from workers.engines.fake import FakeEngine
 from workers.runtime.context import Standing
 from workers.runtime.engine_host import EngineHost

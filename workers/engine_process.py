@@ -1,0 +1,295 @@
+"""A process with engines, a worker of the pools `gpu` and `embed`: its parts, and how they come up and stay current.
+
+    Celery's threads ────────┐
+    interactive consumer ────┴──▶ middleware ──▶ router ──▶ engines        all on the loop of the engine host
+
+The engines come up beside Celery's consumer; the dispatcher publishes nothing for this worker before they are there.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Final
+
+from jobs.db.engine import Database
+from jobs.errors import DatabaseBusy
+from jobs.fleet import workers
+from jobs.fleet.models_file import ModelsFileError, Registry
+from jobs.inference import responses
+from jobs.inference.interactive import redis_url
+from jobs.platform import memory
+from jobs.platform.limiters import SharedExclusiveLock
+from jobs.retrieval import searches
+from jobs.security.tables import Project
+from jobs.settings import Settings
+from workers import app as celery_app
+from workers import tasks
+from workers.batches.admission import Admission
+from workers.engines.build_engines import build as build_router
+from workers.engines.build_engines import outdated, refresh
+from workers.engines.port import EngineBusy
+from workers.engines.router import Router
+from workers.inference.client import Asking, ModelRouter
+from workers.inference.consumer import InteractiveConsumer, Limits
+from workers.inference.token_counting import ContextLimits, Counting
+from workers.middleware.pipeline import Needs, before
+from workers.middleware.response_cache import Shelf
+from workers.middleware.schema_checker import Checker
+from workers.retrieval.reranking import Reranking
+from workers.retrieval.search import Searching
+from workers.runtime.context import Context, Pool, build
+from workers.runtime.engine_host import EngineHost
+from workers.runtime.log_tail import Words
+from workers.runtime.quarantine import Warden
+from workers.runtime.throttle import BatchThrottle
+
+log = logging.getLogger(__name__)
+Shown = tuple[frozenset[str], Mapping[str, bool]]  # models that are served; those of endpoints, and whether external
+SECONDS: Final = 2.0  # for which an answer of the database counts
+_AGAIN: Final = 1.0
+_REFRESH_SECONDS: Final = 1.0  # jobs wait for what has come up
+
+
+def run(config: Settings, name: str, queue: str) -> None:
+    """Serve `queue` with the engines that the models file names for it. The process ends here."""
+    words = Words()
+    pool = Pool(name, (queue,), slots=config.shards_in_flight, state="starting")
+    context = build(config, pool)
+    engine = build_router(config, _models(context), queue, ExternalPermissions(context.db).allows)
+    others = SharedExclusiveLock(config.data_dir / "run" / queue, config.lease_seconds)
+    warden = Warden(context, engine, queue, words)
+    asking, shelf = Asking(context), Shelf(context.db, config.cache_max_bytes, context.timings)
+    needs = Needs(
+        measure=engine.length,
+        identity=engine.identity,
+        others=ModelRouter(context, asking, engine, queue),
+        search=asking.search,
+        rooms=ContextLimits(config, lambda: engine.registry).of,
+        shelf=shelf,
+        checker=Checker(context.timings),
+    )
+    throttle = BatchThrottle(lambda: engine.crowd(config.interactive_beside))
+    shared = others if engine.shared else None
+    host = EngineHost(before(engine, needs, config), lambda: _restarted(context), shared, engine.handle_death, throttle)
+    consumer = _consumer(context, host, needs, queue)
+    context.keeper.listen = partial(_listen, consumer, name, pool.queues)
+    admission = Admission(pool.slots)
+    reloading = Reloading(context, host, engine, queue, others, partial(os.kill, os.getpid(), signal.SIGTERM))
+    bring_up = partial(_bring_up, context, host, engine, consumer, reloading.look, warden)
+    threading.Thread(target=bring_up, name="engine-start", daemon=True).start()
+    app = celery_app.build(config, (queue,), threads=True)
+    tasks.furnish(app, tasks.Process(context, tasks.Engine(host, admission)))
+    celery_app.work(app, name, pool.queues, admission.threads)
+    context.keeper.leave()
+    with suppress(TimeoutError):
+        host.call(consumer.close()).result(2)
+        host.call(asking.close()).result(2)
+    host.close()
+    shelf.close()
+    logging.shutdown()
+    words.flush()
+    os._exit(0)  # engines leave threads behind that would hold the exit up
+
+
+def _consumer(context: Context, host: EngineHost, needs: Needs, queue: str) -> InteractiveConsumer:
+    reranking = Reranking(context, host, queue)
+    own = {
+        searches.URL: Searching(context, host, reranking).answer,
+        searches.RERANK_URL: reranking.answer,
+        responses.COUNT_URL: Counting(host, needs.measure, needs.search, needs.rooms).answer,
+    }
+    keeper = context.keeper
+    return InteractiveConsumer(
+        host,
+        redis_url(context.config),
+        queue,
+        Limits.of(context.config),
+        context.timings,
+        own=own,
+        paused=lambda: keeper.off,
+        under_way=keeper.under_way,
+    )
+
+
+def _models(context: Context) -> Registry:
+    """Waits for a models file that is right: to end and be started again would not mend it."""
+    untold = True
+    while True:
+        try:
+            return context.models.now()
+        except ModelsFileError as error:
+            if untold:
+                log.error("models_file.rejected", extra={"reason": str(error)})  # noqa: TRY400
+            untold = False
+        context.stop.wait(_REFRESH_SECONDS)
+
+
+def _listen(consumer: InteractiveConsumer, name: str, queues: tuple[str, ...], wanted: bool) -> bool:
+    """Have both consumers of this process take from their queues, or stop; return False when the broker is away."""
+    consumer.listen(wanted)
+    return celery_app.consume(name, queues, wanted)
+
+
+def _bring_up(
+    context: Context,
+    host: EngineHost,
+    engine: Router,
+    consumer: InteractiveConsumer,
+    reload: Callable[[], None],
+    warden: Warden,
+) -> None:
+    """Whatever goes wrong here ends the process: one without this thread would live on and serve nothing.
+
+    So does an engine that does not come up, until it is left alone for that: a new process has a clean device.
+    """
+    try:
+        warden.begin()
+        host.start()
+        memory.settle()
+        log.info("engine_up", extra={"queue": consumer.queue})
+        host.call(consumer.serve()).add_done_callback(partial(_consumer_ended, warden))
+        _stay_announced(context, engine, consumer.queue, partial(_look, reload, warden, host))
+    except Exception:
+        if context.stop.is_set():
+            return
+        log.exception("engine_did_not_start")
+        _end(warden)
+
+
+def _end(warden: Warden) -> None:
+    logging.shutdown()
+    warden.excuse()
+    os._exit(os.EX_SOFTWARE)  # the supervisor starts us again, with backoff
+
+
+def _look(reload: Callable[[], None], warden: Warden, host: EngineHost) -> None:
+    reload()
+    warden.look(host)
+
+
+def _consumer_ended(warden: Warden, serving: "Future[None]") -> None:
+    """A worker that says it serves and answers nobody who waits is worse than none."""
+    if not serving.cancelled() and (error := serving.exception()):
+        log.error("interactive_ended", exc_info=error)
+        _end(warden)
+
+
+def _stay_announced(context: Context, engine: Router, queue: str, reload: Callable[[], None]) -> None:
+    shown: Shown | None = None
+    while True:
+        reload()
+        shown = _announce(context, engine, queue, shown)
+        if context.stop.wait(_REFRESH_SECONDS):
+            return
+
+
+def _announce(context: Context, engine: Router, queue: str, shown: Shown | None) -> Shown:
+    """Say which models are served; those that endpoints showed are remembered while the endpoint is away."""
+    names, found = now = engine.there, engine.discovered
+    if now == shown and context.standing.state == "ready":
+        return now
+    context.standing.models = tuple(sorted(names))
+    context.standing.state = "ready"
+    context.db.retrying(lambda session: workers.remember_all(session, found, queue), context.stop)
+    context.keeper.announce()
+    return now
+
+
+def _restarted(context: Context) -> None:
+    context.standing.restarts += 1
+    memory.settle()  # the old engine is not for good
+
+
+class Reloading:
+    """Apply a models file that has changed to the engines of this process.
+
+        servers (engine http)         asked from now on, or no more; those that stay go on with what they are at
+        what this process has loaded  if that is something else now, it ends: it is started again, and loads it
+        names, and models of others   known at once
+        a file that is wrong          changes nothing
+
+    `end` ends the process cleanly. `company` is shared with the other processes that ask the same servers.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        host: EngineHost,
+        engine: Router,
+        queue: str,
+        company: SharedExclusiveLock,
+        end: Callable[[], None],
+    ) -> None:
+        self._context, self._host, self._engine, self._queue = context, host, engine, queue
+        self._company, self._end = company, end
+        self._seen = engine.registry
+
+    def look(self) -> None:
+        """Not on the engines' loop."""
+        registry = self._context.models.now()
+        if registry is self._seen:
+            return
+        self._seen = registry
+        try:
+            ends = outdated(self._engine.registry, registry, self._queue)
+        except ModelsFileError as error:
+            log.error("models_file.rejected", extra={"file": str(registry.file), "reason": str(error)})  # noqa: TRY400
+            return
+        if ends:
+            log.warning("models_changed", extra={"queue": self._queue, "file": str(registry.file)})
+            self._end()
+        else:
+            self._host.call(self._refresh(registry)).result()
+
+    async def _refresh(self, registry: Registry) -> None:
+        await refresh(self._engine, self._context.config, registry, self._queue)
+        if self._engine.shared:
+            self._host.share(self._company)
+
+
+class ExternalPermissions:
+    """Read whether a project's prompts may go to external servers, at most once in `SECONDS` for each project.
+
+    On the engines' loop.
+    """
+
+    def __init__(self, db: Database, clock: Callable[[], float] = time.monotonic) -> None:
+        self._db = db
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="permissions")
+        self._known: dict[str, tuple[bool, float]] = {}  # by project; until when it counts
+
+    async def allows(self, project_id: str) -> bool:
+        """Return whether the project allows external servers; an unknown project does not.
+
+        Raises:
+            EngineBusy: The database gives no answer now.
+        """
+        if (known := self._recent(project_id)) is not None:
+            return known
+        async with self._lock:
+            if (known := self._recent(project_id)) is not None:
+                return known
+            try:
+                allowed = await asyncio.get_running_loop().run_in_executor(self._thread, self._read, project_id)
+            except DatabaseBusy as error:
+                raise EngineBusy(error.message, retry_after=_AGAIN) from error
+            self._known[project_id] = allowed, self._clock() + SECONDS
+            return allowed
+
+    def _recent(self, project_id: str) -> bool | None:
+        allowed, until = self._known.get(project_id, (False, 0.0))
+        return allowed if self._clock() < until else None
+
+    def _read(self, project_id: str) -> bool:
+        with self._db.read() as session:
+            project = session.get(Project, project_id)
+            return project is not None and project.allow_external
