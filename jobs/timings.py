@@ -33,7 +33,24 @@ class Timings:
     interactive_late: float = 2.0  # between signs that nothing was answered yet
     interactive_silence: float = 12.0  # of a worker until it counts as lost: six times `interactive_alive`
 
+    # workers.runtime
+    heartbeat_look: float = 1.0  # between looks at the states of the held jobs
+    engine_busy: float = 8.0  # that a shard waits in place for a busy engine before it is given back,
+    engine_busy_beside: float = 600.0  # and while other lines of it are being answered, which would be lost
+    engine_loop_end: float = 0.5  # that what still runs when the engines' loop ends is waited for, each time
+
+    # workers.dispatcher
+    dispatch_idle: float = 1.0  # between full looks while nothing was written
+    retention_pass: float = 2.0  # of one pass in one go: the dispatcher does nothing else meanwhile
+    retention_more: float = 0.5  # of going on with it
+    orphans_look: float = 0.1  # of going on looking for orphans, each time
+
+    # workers.webhooks
+    deliveries_idle: float = 5.0  # without anything due until the loop ends
+    deliveries_grace: float = 2.0  # for requests in flight, once the loop is to stop
+
     # workers.inference: requests of interactive clients
+    events_patience: float = 5.0  # for a round trip to Redis, and for all that is left to publish of a response
     interactive_alive: float = 2.0  # between the signs of life of a request that is being answered
     interactive_look: float = 0.25  # between looks at whether clients are still there
     interactive_take: float = 1.0  # that Redis may wait for the next request of a queue

@@ -97,7 +97,7 @@ def purge() -> None:
 def deliver() -> None:
     """Deliver until nothing is due any more. A second message to the same process returns at once."""
     context = _process().context
-    webhooks.run(context.db, context.config, context.worker_id, context.stop)
+    webhooks.run(context.db, context.config, context.worker_id, context.stop, context.timings)
 
 
 @signals.worker_process_init.connect

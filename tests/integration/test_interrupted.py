@@ -30,7 +30,6 @@ from workers.batches import running as running_module
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, EngineBusy, Request
 from workers.lifecycle import finish, run
-from workers.runtime import answering
 from workers.runtime.engine_host import EngineHost
 from workers.runtime.heartbeat import Hold, Keeper
 
@@ -163,8 +162,8 @@ def test_shard_waits_for_an_engine_that_stays_busy_and_goes_on_where_it_was(
         return EngineBusy("Full.") if "1" in str(request.body["messages"]) and not served else None
 
     served: list[str] = []
-    monkeypatch.setattr(answering, "PATIENCE", 0.2)
-    with running(db, tmp_path, FakeEngine((MODEL,), asked=asked.append, fault=busy)) as mill:
+    timings = replace(Timings(), engine_busy=0.2)
+    with running(db, tmp_path, FakeEngine((MODEL,), asked=asked.append, fault=busy), timings) as mill:
         job_id = _planned(mill, _batch(2))
         run(mill.gpu, mill.host, job_id, 0)
         assert (mill.job(job_id).waiting_for, ledgers.shard(db, job_id).done) == ("model", 1)

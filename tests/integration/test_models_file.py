@@ -1,6 +1,7 @@
 """A models file that changes while everything runs."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,12 @@ from jobs.ledger.states import JobState
 from jobs.platform.limiters import SharedExclusiveLock
 from jobs.queues import Queue
 from jobs.settings import Settings
+from jobs.timings import Timings
 from tests.support import stub_engine
 from tests.support.mill import Mill, chat_line, jsonl, running
 from workers import engine_process as worker
 from workers.engine_process import Reloading
 from workers.engines.build_engines import build
-from workers.runtime import answering
 
 pytestmark = pytest.mark.verify
 
@@ -33,7 +34,6 @@ def _batch(mill: Mill, model: str) -> str:
 def test_a_server_that_is_added_answers_the_batches_that_wait_for_it(
     db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answering, "PATIENCE", 0.5)
     config = Settings(data_dir=tmp_path)
     with (
         stub_engine.running(tmp_path / "a", "--models", "alpha") as alpha,
@@ -41,7 +41,7 @@ def test_a_server_that_is_added_answers_the_batches_that_wait_for_it(
     ):
         _file(tmp_path, alpha=alpha)
         router = build(config, Models(config).now(), Queue.GENERATE)
-        with running(db, tmp_path, router) as mill:
+        with running(db, tmp_path, router, replace(Timings(), engine_busy=0.5)) as mill:
             company = SharedExclusiveLock(tmp_path / "run", 30)
             reloading = Reloading(mill.gpu, mill.host, router, Queue.GENERATE, company, mill.gpu.stop.set)
             announcing = (mill.gpu, router, Queue.GENERATE, reloading.look)

@@ -12,6 +12,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,6 +32,7 @@ from jobs.platform import processes
 from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue
 from jobs.settings import Settings
+from jobs.timings import Timings
 from jobs.webhooks import deliveries
 from jobs.webhooks.deliveries import claim_due
 from jobs.webhooks.sending import new_secret
@@ -102,9 +104,15 @@ def happen(db: Database, count: int = 1, of: Job | None = None, start: int = 0) 
 
 
 @contextmanager
-def delivering(db: Database, settings: Settings | None = None, worker: str = "io-1") -> Iterator[None]:
+def delivering(
+    db: Database, settings: Settings | None = None, worker: str = "io-1", **seconds: float
+) -> Iterator[None]:
     """The loop, in a thread of its own, until the block ends."""
-    with beside(lambda stop: loop.run(db, settings or config(), worker, stop, idle_seconds=60)):
+    with beside(
+        lambda stop: loop.run(
+            db, settings or config(), worker, stop, replace(Timings(), deliveries_idle=60.0, **seconds)
+        )
+    ):
         yield
 
 
@@ -211,7 +219,7 @@ def _disabled(db: Database) -> bool:
 
 def test_loop_returns_when_nothing_is_due_for_a_while(db: Database) -> None:
     began = time.monotonic()
-    loop.run(db, config(), "io-1", threading.Event(), idle_seconds=0.5)
+    loop.run(db, config(), "io-1", threading.Event(), replace(Timings(), deliveries_idle=0.5))
 
     assert time.monotonic() - began > 0.4
 
@@ -219,7 +227,7 @@ def test_loop_returns_when_nothing_is_due_for_a_while(db: Database) -> None:
 def test_second_run_of_the_same_worker_returns_at_once(db: Database) -> None:
     with delivering(db, worker="io-1"):
         eventually(lambda: "io-1" in loop._running)
-        loop.run(db, config(), "io-1", threading.Event(), idle_seconds=3600)
+        loop.run(db, config(), "io-1", threading.Event(), replace(Timings(), deliveries_idle=3600.0))
 
     assert "io-1" not in loop._running
 
@@ -374,7 +382,7 @@ def test_what_was_claimed_without_an_answer_is_sent_before_the_loop_ends(db: Dat
     happen(db)
     mute = Mute(db.url, patience=10)
 
-    loop.run(mute, config(), "io-1", threading.Event(), idle_seconds=0.5)
+    loop.run(mute, config(), "io-1", threading.Event(), replace(Timings(), deliveries_idle=0.5))
     mute.close()
 
     assert states(db) == {"delivered": 1}
@@ -397,12 +405,11 @@ class Shut(Database):
 def test_what_could_not_be_given_back_at_the_end_is_taken_back_by_the_next_run(
     db: Database, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "_GRACE_SECONDS", 0.1)
     endpoint(db, receiver.url("hang"))
     happen(db, 3)
     shut = Shut(db.url, patience=10)
 
-    with delivering(shut, config(webhook_timeout_seconds=30)):
+    with delivering(shut, config(webhook_timeout_seconds=30), deliveries_grace=0.1):
         eventually(lambda: len(receiver.requests) > 0)
         shut.shut = True
     shut.close()
@@ -505,14 +512,16 @@ def _lateness(receiver: Receiver, path: str) -> float:
 
 WORKER = """
 import sys, threading
+from dataclasses import replace
 from jobs.db.engine import Database
 from jobs.settings import Settings
+from jobs.timings import Timings
 from workers.webhooks import loop
 from workers.webhooks.loop import AHEAD
 
 db = Database(sys.argv[1], patience=10)
 config = Settings(webhook_allow_private=True, webhook_retry_seconds=(0, 1))
-loop.run(db, config, sys.argv[2], threading.Event(), idle_seconds=60)
+loop.run(db, config, sys.argv[2], threading.Event(), replace(Timings(), deliveries_idle=60.0))
 """
 
 

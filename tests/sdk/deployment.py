@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from jobs.inference import responses
 from jobs.queues import Queue, Task
 from jobs.retrieval import searches
 from jobs.retrieval.searches import Found, Search
+from jobs.timings import Timings
 from tests.sdk.front import Front, standing_before
 from tests.support import runs
 from tests.support.beside import beside
@@ -118,8 +119,8 @@ def deployed(folder: Path, db: Database) -> Iterator[Deployment]:
         stack.enter_context(_answering(mill, carrier.url))
         stack.enter_context(_ingesting(mill))
         stack.enter_context(beside(lambda stop: _tick(mill, stop)))
-        deliver = {"idle_seconds": 3600.0}
-        stack.enter_context(beside(lambda stop: loop.run(db, mill.config, "io-1", stop, **deliver)))
+        timings = replace(Timings(), deliveries_idle=3600.0)
+        stack.enter_context(beside(lambda stop: loop.run(db, mill.config, "io-1", stop, timings)))
         yield Deployment(url, app, mill, receiver, front, past)
 
 

@@ -162,17 +162,19 @@ class Mill:
 
 
 @contextmanager
-def running(db: Database, folder: Path, engine: Engine | None = None, **settings: Any) -> Iterator[Mill]:
+def running(
+    db: Database, folder: Path, engine: Engine | None = None, timings: Timings = Timings(), **settings: Any
+) -> Iterator[Mill]:
     """A mill over `db`, with small constants."""
     scaled = {"shard_lines": 8, "beat_seconds": 0.2, "lease_seconds": 1.5, "rering_seconds": 0.3, "min_free_bytes": 0}
     scaled |= {"segment_seconds": 0.05, "cancel_grace_seconds": 1.0}
     config = Settings(data_dir=folder, database_url=db.url, **{**scaled, **settings})
     engine = engine or FakeEngine(models=(MODEL,))
     shelf = Shelf(db, config.cache_max_bytes, PATIENT)
-    host = EngineHost(Cached(engine, shelf, lambda name: (name, "the fake's"), config), lambda: None)
+    host = EngineHost(Cached(engine, shelf, lambda name: (name, "the fake's"), config), lambda: None, timings=timings)
     host.start()
-    cpu = build(config, Pool("cpu", (Queue.PLAN,), 2))
-    gpu = build(config, Pool("gpu", (Queue.GENERATE,), 2, models=("*", *engine.models)))
+    cpu = build(config, Pool("cpu", (Queue.PLAN,), 2), timings)
+    gpu = build(config, Pool("gpu", (Queue.GENERATE,), 2, models=("*", *engine.models)), timings)
     mill = Mill(config, db, DiskStorage(folder / "files"), engine, cpu, gpu, host, shelf)
     try:
         yield mill

@@ -40,6 +40,7 @@ from jobs.platform.storage import Storage, open_storage
 from jobs.queues import Queue, Task
 from jobs.security.tables import Project
 from jobs.settings import Settings, settings
+from jobs.timings import Timings
 from workers.dispatcher.fairness import Turns, choose
 from workers.dispatcher.maintenance import Housekeeper
 from workers.dispatcher.publisher import BrokerAway, CeleryRinger, Ringer, Rings
@@ -50,7 +51,6 @@ log = logging.getLogger(__name__)
 RINGS_PER_SLOT = 2
 #: While doorbells go out, the next look comes so many times sooner: small jobs free their slots before a tick is over.
 _HASTE = 5
-_IDLE_LOOK = 1.0  # seconds between full looks while nothing was written
 _BROKER_PAUSE = 2.0
 
 
@@ -75,8 +75,9 @@ class Dispatcher:
         storage: Storage,
         ringer: Ringer,
         clock: Callable[[], float] = time.monotonic,
+        timings: Timings = Timings(),
     ) -> None:
-        self.config = config
+        self.config, self._timings = config, timings
         self.db = db
         self.clock = clock
         self._ringer = ringer
@@ -85,7 +86,7 @@ class Dispatcher:
         self._rings = Rings(clock, config.rering_seconds)
         self._models = Models(config)
         self._unread = logs.Seldom(log, "models_file.unread")
-        self._house = Housekeeper(config, db, storage, clock, self._registry)
+        self._house = Housekeeper(config, db, storage, clock, self._registry, timings)
         self._again: dict[Task, float] = {}  # when what has no job is rung again
         self._turns: dict[str, Turns] = {}  # of each queue
         self._futile: dict[tuple[str, str], tuple[outbox.Served, float]] = {}  # of a queue's project; until when
@@ -118,7 +119,7 @@ class Dispatcher:
     def rest(self) -> float:
         """How many seconds the next tick may wait for something to be written."""
         due = float("inf") if self._all_seen else self._stood_at + self.config.tick_seconds - self.clock()
-        return min(_IDLE_LOOK, due)
+        return min(self._timings.dispatch_idle, due)
 
     def _ring_due(self) -> bool:
         if self.clock() < self._broker_back:
@@ -156,7 +157,7 @@ class Dispatcher:
         waiting = {project: _filling(due, project, room, most, more) for project in projects}
         for project, rings in waiting.items():
             if not rings and served != outbox.ALL and outbox.due(session, queue, project, at, 1, only=off.free):
-                self._futile[queue, project] = served, self.clock() + _IDLE_LOOK
+                self._futile[queue, project] = served, self.clock() + self._timings.dispatch_idle
         weights: dict[str, float] = {}
         if len(projects) > 1:
             weights = dict(session.execute(select(Project.id, Project.weight).where(Project.id.in_(projects))).all())
@@ -328,10 +329,12 @@ def main() -> None:
     db.close()
 
 
-def _lead(config: Settings, db: Database, leadership: Leadership, stop: threading.Event) -> None:
+def _lead(
+    config: Settings, db: Database, leadership: Leadership, stop: threading.Event, timings: Timings = Timings()
+) -> None:
     """Lead until told to stop or until the leadership is lost; starts every observation afresh."""
     log.info("dispatcher_leads")
-    dispatcher = Dispatcher(config, db, open_storage(config.storage), CeleryRinger(config))
+    dispatcher = Dispatcher(config, db, open_storage(config.storage), CeleryRinger(config), timings=timings)
     busy = logs.Seldom(log, "database_busy")
     while not stop.is_set() and leadership.holds():
         try:

@@ -37,6 +37,7 @@ from jobs.platform.storage import Storage
 from jobs.queues import Queue, Task
 from jobs.retrieval import attachments, sources
 from jobs.settings import Settings
+from jobs.timings import Timings
 from jobs.webhooks import deliveries
 from jobs.webhooks.sending import Outcome, post_once
 from workers.dispatcher.leases import Observer, Since
@@ -62,6 +63,7 @@ class Housekeeper:
         storage: Storage,
         clock: Callable[[], float],
         registry: Callable[[], Registry | None],
+        timings: Timings = Timings(),
     ) -> None:
         self._config = config
         self._registry = registry
@@ -72,7 +74,7 @@ class Housekeeper:
         self._jobs = Observer[tuple[str, int]](config.lease_seconds, clock)
         self._stopping = Since[str](clock)
         self._bounds = quarantine.Bounds.of(config)
-        self._retention = Retention(config, db, storage)
+        self._retention = Retention(config, db, storage, timings)
         self._anchoring = Anchoring(config, db)
         self._swept = self._retained = clock()
         self._dependents_left = False  # more than one pass had time for

@@ -30,6 +30,7 @@ from jobs.platform.storage import Storage
 from jobs.retrieval import attachments
 from jobs.security.tables import Idempotency
 from jobs.settings import Settings
+from jobs.timings import Timings
 from jobs.webhooks import deliveries
 from jobs.webhooks.tables import Attempt, Delivery, Event
 from workers.dispatcher.orphans import FULL, Orphans, long_over
@@ -40,9 +41,6 @@ _AT_ONCE = 200
 _UPLOADED = ("completed", "cancelled", "expired")
 _PAGES = 20
 _JOBS_AT_ONCE = 10
-#: For so long a pass, or its going on, looks for more to do: meanwhile nothing else is looked after.
-_PASS_SECONDS, _MORE_SECONDS = 2.0, 0.5
-_LOOK_SECONDS = 0.1  # each time, at orphans
 _ORPHAN_PASSES = 60  # once an hour
 _STORAGE = (StorageAway, StorageFull, NotFound)
 
@@ -50,8 +48,8 @@ _STORAGE = (StorageAway, StorageFull, NotFound)
 class Retention:
     """Each pass does a bounded amount; the next one goes on."""
 
-    def __init__(self, config: Settings, db: Database, storage: Storage) -> None:
-        self._config = config
+    def __init__(self, config: Settings, db: Database, storage: Storage, timings: Timings = Timings()) -> None:
+        self._config, self._timings = config, timings
         self._db = db
         self._storage = storage
         self._passes = 0
@@ -72,11 +70,11 @@ class Retention:
         bounded = [self._cache_if_free, self._files, self._answers, self._uploads, self._old_jobs, self._old_rows]
         bounded.append(self._measure)
         self._left = [*bounded, self._look]
-        self._do(_PASS_SECONDS)
+        self._do(self._timings.retention_pass)
 
     def go_on(self) -> None:
         """With what was too much for the last time."""
-        self._do(_MORE_SECONDS)
+        self._do(self._timings.retention_more)
 
     def _do(self, seconds: float) -> None:
         self._until = time.monotonic() + seconds
@@ -193,7 +191,7 @@ class Retention:
 
     def _look(self) -> bool:
         """Go on looking for orphans, for a moment of its own: nothing waits for that."""
-        until = time.monotonic() + _LOOK_SECONDS
+        until = time.monotonic() + self._timings.orphans_look
         try:
             for _ in self._looking or ():
                 if time.monotonic() > until:

@@ -39,6 +39,7 @@ from jobs.ledger.states import JobState
 from jobs.ledger.tables import TOKENS, Segment
 from jobs.requests.endpoints import RESPONSES
 from jobs.settings import Settings
+from jobs.timings import Timings
 from workers.batches.running import LineRun, read_items
 from workers.engines.port import Answer, EngineFault, Request
 from workers.engines.wire import usage_of
@@ -51,17 +52,19 @@ from workers.runtime.output_lines import Item, Record
 log = logging.getLogger(__name__)
 _MOST: Final = 16_384  # events of one attempt that are told
 _AT_ONCE: Final = 64  # of them in one round trip
-_PATIENCE: Final = 5.0  # seconds for a round trip, and for all that is left to tell when the answer is there
 
 
 class Telling:
     """Publish the events of one attempt at one response."""
 
-    def __init__(self, host: EngineHost, config: Settings, response_id: str, epoch: int) -> None:
+    def __init__(
+        self, host: EngineHost, config: Settings, response_id: str, epoch: int, timings: Timings = Timings()
+    ) -> None:
         self._host, self._config, self._url = host, config, redis_url(config)
         self._id, self._name, self._epoch = response_id, answer(response_id), epoch
         self._events: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._told = self._bytes = self._counted = 0
+        self._patience = timings.events_patience
         self._last: Any = None
 
     async def ask(self, request: Request) -> Answer:
@@ -75,7 +78,7 @@ class Telling:
             said = await self._host.engine.stream(request, self._emit)
         finally:
             self._events.put_nowait(None)
-            _, late = await asyncio.wait({telling}, timeout=_PATIENCE)  # of us cancelled, it ends by itself
+            _, late = await asyncio.wait({telling}, timeout=self._patience)  # of us cancelled, it ends by itself
             for task in late:
                 task.cancel()
         if said.status != 200 or said.body:
@@ -100,13 +103,13 @@ class Telling:
             memory = MemoryProbe(server)
             try:
                 while events := await self._next():
-                    async with asyncio.timeout(_PATIENCE):
+                    async with asyncio.timeout(self._patience):
                         if not await self._has_room(server, memory, tenant, events):
                             self._told = _MOST
                             log.info("response_no_longer_told", extra={"response": self._id})
                             break
                         await self._write(server, events)
-                async with asyncio.timeout(_PATIENCE):
+                async with asyncio.timeout(self._patience):
                     await server.expire(self._name, TOLD_SECONDS)  # it has ended; the server has little room
             except (RedisError, OSError) as error:
                 self._told = _MOST  # a hole would be worse than an early end
@@ -158,7 +161,7 @@ class ResponseRun(LineRun):
         job = self.claim.job
         if not Response.model_validate(job.payload).stream:
             return None
-        return Telling(self.host, self.context.config, job.id, self.claim.epoch).ask
+        return Telling(self.host, self.context.config, job.id, self.claim.epoch, self.context.timings).ask
 
 
 def respond(context: Context, claim: JobClaim, _hold: Hold) -> None:

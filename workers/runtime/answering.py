@@ -18,10 +18,6 @@ from workers.runtime.output_lines import Item
 
 log = logging.getLogger(__name__)
 
-#: How long a shard waits in place for a busy engine before it is given back, in seconds.
-PATIENCE = 8.0
-#: And while other lines of it are being answered: what they have so far would be lost.
-MOST_PATIENCE = 600.0
 _PAUSE = 0.5
 
 
@@ -136,7 +132,8 @@ class Answering:
         if isinstance(busy, Unserved) and not self._begun:
             raise GaveUp(max(pause, 2.0), grows=True)
         working = any(at - begun > _PAUSE for begun, _ in self._begun.values())
-        if at - self._last_sign + pause > (MOST_PATIENCE if working else PATIENCE):
+        timings = self._host.timings
+        if at - self._last_sign + pause > (timings.engine_busy_beside if working else timings.engine_busy):
             raise GaveUp(max(pause, 2.0))
         await asyncio.sleep(pause)
 

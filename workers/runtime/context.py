@@ -105,18 +105,19 @@ class Pool:
     models: tuple[str, ...] = field(default=())
 
 
-def build(config: Settings, pool: Pool) -> Context:
+def build(config: Settings, pool: Pool, timings: Timings = Timings()) -> Context:
     """The context of this process; its worker row is written and beats from here on."""
     db = Database(config.database, patience=10, most=_CONNECTIONS)
     claim_host(db)
     stop = threading.Event()
     standing = Standing(state=pool.state, models=pool.models)
     worker_id = new_id(f"{pool.name}-")
-    keeper = Keeper(db, _describe(worker_id, pool, standing), beat_seconds=config.beat_seconds, stop=stop)
+    describe = _describe(worker_id, pool, standing)
+    keeper = Keeper(db, describe, beat_seconds=config.beat_seconds, stop=stop, timings=timings)
     keeper.start()
     log.info("worker_started", extra={"pool": pool.name, "worker": worker_id, "queues": list(pool.queues)})
     storage, models = open_storage(config.storage), Models(config)
-    return Context(config, db, storage, worker_id, stop, standing, keeper, models, Late(db))
+    return Context(config, db, storage, worker_id, stop, standing, keeper, models, Late(db), timings)
 
 
 def _describe(worker_id: str, pool: Pool, standing: Standing) -> Callable[[], Worker]:

@@ -21,12 +21,13 @@ from typing import Any, TypeVar
 import uvloop
 
 from jobs.platform.limiters import POLL_SECONDS, SharedExclusiveLock
+from jobs.timings import Timings
 from workers.engines.port import Engine, EngineDead, EngineError, Suspect
 from workers.runtime.throttle import BatchThrottle
 
 log = logging.getLogger(__name__)
 _LOOK = 0.2  # seconds between looks at a stop while the engines come up
-_LAST_CALLS, _LAST_SECONDS = 5, 0.5  # how often what still runs when the loop ends is waited for, and how long
+_LAST_CALLS = 5  # how often what still runs when the loop ends is waited for
 T = TypeVar("T")
 OnDeath = Callable[[EngineDead, Sequence[Suspect]], Awaitable[None]]
 
@@ -54,8 +55,9 @@ class EngineHost:
         others: SharedExclusiveLock | None = None,
         on_death: OnDeath = _unheard,
         throttle: BatchThrottle | None = None,
+        timings: Timings = Timings(),
     ) -> None:
-        self.engine = engine
+        self.engine, self.timings = engine, timings
         self.throttle = throttle or BatchThrottle()
         self._on_death = on_death
         self._asking: set[Callable[[], Iterable[Suspect]]] = set()
@@ -223,7 +225,7 @@ class EngineHost:
             for task in left if call else ():
                 task.cancel()  # again where it was swallowed
             if left:
-                _, left = await asyncio.wait(left, timeout=_LAST_SECONDS)
+                _, left = await asyncio.wait(left, timeout=self.timings.engine_loop_end)
         await self.loop.shutdown_asyncgens()
 
 

@@ -28,6 +28,7 @@ from jobs.ledger.pauses import Paused, Scope
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from jobs.logs import Seldom
+from jobs.timings import Timings
 
 
 class UnderWay:
@@ -71,7 +72,6 @@ class UnderWay:
 log = logging.getLogger(__name__)
 _DEAF = 70  # exit status: the supervisor starts us again
 _LEAVING = 5.0  # seconds
-_LOOK = 1.0  # seconds between looks at the held jobs' states
 _SOON = workers.BEATS_TO_HEAR  # beats that come sooner, for whoever drains
 
 
@@ -99,11 +99,17 @@ class Keeper:
     """Registers the process as a worker, beats, watches. `stop` ends it and everything it holds."""
 
     def __init__(
-        self, db: Database, worker: Callable[[], Worker], *, beat_seconds: float, stop: threading.Event
+        self,
+        db: Database,
+        worker: Callable[[], Worker],
+        *,
+        beat_seconds: float,
+        stop: threading.Event,
+        timings: Timings = Timings(),
     ) -> None:
         self._db = db
         self._worker = worker
-        self._beat = beat_seconds
+        self._beat, self._look_seconds = beat_seconds, timings.heartbeat_look
         self._stop = stop
         self._holds: set[Hold] = set()
         self._lock = threading.Lock()
@@ -168,8 +174,8 @@ class Keeper:
 
     def _watch(self) -> None:
         waited = self._beat
-        while not self._stop.wait(min(_LOOK, self._beat)):
-            waited += min(_LOOK, self._beat)
+        while not self._stop.wait(min(self._look_seconds, self._beat)):
+            waited += min(self._look_seconds, self._beat)
             try:
                 if waited >= self._beat or self._soon:
                     waited, self._soon = 0.0, max(0, self._soon - 1)

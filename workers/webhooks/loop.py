@@ -30,6 +30,7 @@ from jobs.platform.limiters import FairQueue
 from jobs.platform.url_guard import on_behalf_of
 from jobs.queues import Queue
 from jobs.settings import Settings
+from jobs.timings import Timings
 from jobs.webhooks import deliveries
 from jobs.webhooks.deliveries import DeliveryClaim, claim_due
 from jobs.webhooks.sending import Client, Outcome, open_client, post_signed
@@ -42,7 +43,6 @@ _OUTCOMES = 128  # per transaction
 _TURN_SECONDS = 0.05
 _POLL_SECONDS = 0.15
 _BUSY_SECONDS = 0.5  # before the next turn, when the database took none
-_GRACE_SECONDS = 2.0  # for requests in flight, once told to stop
 _GONE = 410
 IN_FLIGHT = 256
 PER_LANE = 2
@@ -130,11 +130,11 @@ class Lanes:
         return IN_FLIGHT - self._flying
 
 
-def run(db: Database, config: Settings, worker_id: str, stop: threading.Event, *, idle_seconds: float = 5.0) -> None:
-    """Deliver until nothing was due for `idle_seconds` or `stop` is set. At once, when this worker already does."""
+def run(db: Database, config: Settings, worker_id: str, stop: threading.Event, timings: Timings = Timings()) -> None:
+    """Deliver until nothing was due for a while or `stop` is set. Return at once when this worker already delivers."""
     with _only_one(worker_id) as first:
         if first:
-            asyncio.run(_main(db, config, worker_id, stop, idle_seconds))
+            asyncio.run(_main(db, config, worker_id, stop, timings))
 
 
 @contextmanager
@@ -149,12 +149,12 @@ def _only_one(worker_id: str) -> Iterator[bool]:
             _running.discard(worker_id)
 
 
-async def _main(db: Database, config: Settings, worker_id: str, stop: threading.Event, idle_seconds: float) -> None:
+async def _main(db: Database, config: Settings, worker_id: str, stop: threading.Event, timings: Timings) -> None:
     with ThreadPoolExecutor(1, "deliveries") as sql:
         async with open_client(config) as client:
-            loop = _Loop(db, config, worker_id, client, sql)
+            loop = _Loop(db, config, worker_id, client, sql, timings)
             try:
-                await loop.work(stop, idle_seconds)
+                await loop.work(stop)
             finally:
                 await loop.finish()
 
@@ -174,8 +174,16 @@ class _Turn:
 class _Loop:
     """`_results` are the outcomes that no transaction has yet; `_held` are all claims without a recorded outcome."""
 
-    def __init__(self, db: Database, config: Settings, worker_id: str, client: Client, sql: ThreadPoolExecutor) -> None:
-        self._db = db
+    def __init__(
+        self,
+        db: Database,
+        config: Settings,
+        worker_id: str,
+        client: Client,
+        sql: ThreadPoolExecutor,
+        timings: Timings,
+    ) -> None:
+        self._db, self._timings = db, timings
         self._config = config
         self._worker_id = worker_id
         self._client = client
@@ -193,9 +201,9 @@ class _Loop:
         self._refused = False  # the database did not take the last turn
         self._paused = False
 
-    async def work(self, stop: threading.Event, idle_seconds: float) -> None:
+    async def work(self, stop: threading.Event) -> None:
         active = time.monotonic()
-        while not stop.is_set() and (self._is_at_it() or time.monotonic() - active < idle_seconds):
+        while not stop.is_set() and (self._is_at_it() or time.monotonic() - active < self._timings.deliveries_idle):
             self._lanes.watch(time.monotonic())
             self._back += self._lanes.surrender(self._closed(), everything=self._paused)
             if self._owes() or await self._is_due():
@@ -208,7 +216,7 @@ class _Loop:
     async def finish(self) -> None:
         """Let what is in flight end, within reason; record that, and give back the rest."""
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_GRACE_SECONDS)
+            await asyncio.wait(self._tasks, timeout=self._timings.deliveries_grace)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

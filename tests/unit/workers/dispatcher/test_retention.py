@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from jobs.ledger.tables import Job, Segment, Shard
 from jobs.platform.storage import DiskStorage
 from jobs.security.tables import Idempotency
 from jobs.settings import Settings
+from jobs.timings import Timings
 from jobs.webhooks.deliveries import HELD
 from jobs.webhooks.tables import Attempt, Delivery, Event
 from tests.support.ledgers import close, finishing, new_job
@@ -28,10 +30,18 @@ from tests.support.lost import look_twice
 from workers.dispatcher import orphans, retention
 from workers.dispatcher.retention import Retention
 
+LONG = replace(Timings(), retention_pass=60.0, orphans_look=60.0)
+SHORT = replace(Timings(), retention_pass=0.0, retention_more=0.0, orphans_look=0.0)
+
 
 @pytest.fixture
 def keeping(db: Database, tmp_path: Path, storage: DiskStorage) -> Retention:
-    return Retention(Settings(data_dir=tmp_path, database_url=db.url), db, storage)
+    return Retention(Settings(data_dir=tmp_path, database_url=db.url), db, storage, LONG)
+
+
+@pytest.fixture
+def hurried(db: Database, tmp_path: Path, storage: DiskStorage) -> Retention:
+    return Retention(Settings(data_dir=tmp_path, database_url=db.url), db, storage, SHORT)
 
 
 def _expired_file(db: Database, storage: DiskStorage) -> None:
@@ -49,7 +59,6 @@ def test_files_without_a_row_are_looked_for_once_in_many_passes(
     keeping: Retention, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "_ORPHAN_PASSES", 2)
-    monkeypatch.setattr(retention, "_LOOK_SECONDS", 60.0)
     storage.put("files/file-lost", b"x")
 
     left = []
@@ -61,10 +70,9 @@ def test_files_without_a_row_are_looked_for_once_in_many_passes(
 
 
 def test_a_look_goes_on_a_moment_at_a_time_and_the_next_waits_until_it_is_over(
-    keeping: Retention, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
+    hurried: Retention, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "_ORPHAN_PASSES", 1)
-    monkeypatch.setattr(retention, "_LOOK_SECONDS", 0.0)
     monkeypatch.setattr(orphans, "_PAGE", 1)
     for n in range(3):
         storage.put(f"files/{n}", b"x")
@@ -78,7 +86,7 @@ def test_a_look_goes_on_a_moment_at_a_time_and_the_next_waits_until_it_is_over(
     monkeypatch.setattr(storage, "sweep", begin)
 
     looks = []
-    for step in (keeping.run, keeping.go_on, keeping.run, *[keeping.go_on] * 4, keeping.run):
+    for step in (hurried.run, hurried.go_on, hurried.run, *[hurried.go_on] * 4, hurried.run):
         step()
         looks.append(began)
 
@@ -148,25 +156,22 @@ def test_objects_of_an_old_job_that_could_not_be_removed_go_the_next_time(
 
 
 def test_many_old_jobs_go_at_once_and_no_longer_than_a_moment_each_time(
-    keeping: Retention, db: Database, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
+    keeping: Retention, hurried: Retention, db: Database, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "_PASS_SECONDS", 60.0)
     for _ in range(12):
         _old_job(db, storage, [1])
     keeping.run()
     at_once = len(storage.list("jobs"))
 
     monkeypatch.setattr(retention, "_JOBS_AT_ONCE", 2)
-    monkeypatch.setattr(retention, "_PASS_SECONDS", 0.0)
-    monkeypatch.setattr(retention, "_MORE_SECONDS", 0.0)
     for _ in range(5):
         _old_job(db, storage, [1])
     left = []
-    for step in (keeping.run, keeping.go_on, keeping.go_on, keeping.go_on):
+    for step in (hurried.run, hurried.go_on, hurried.go_on, hurried.go_on):
         step()
         left.append(len(storage.list("jobs")))
     _old_job(db, storage, [1])
-    keeping.go_on()
+    hurried.go_on()
 
     assert (at_once, left, len(storage.list("jobs"))) == (0, [3, 1, 0, 0], 1)
 
@@ -175,7 +180,6 @@ def test_old_rows_go_some_at_a_time_and_are_looked_for_while_others_write(
     keeping: Retention, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "_AT_ONCE", 2)
-    monkeypatch.setattr(retention, "_PASS_SECONDS", 60.0)
     with db.write() as session:
         for n in range(5):
             old = {"project_id": "p", "created_at": 1.0}
@@ -357,7 +361,6 @@ def test_a_pass_takes_a_bounded_amount_and_the_next_goes_on(
     db: Database, storage: DiskStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two transactions of two: there are five files and answers, and what is cached is too much by five, too."""
-    monkeypatch.setattr(retention, "_PASS_SECONDS", 60.0)
     monkeypatch.setattr(retention, "_AT_ONCE", 2)
     monkeypatch.setattr(retention, "_PAGES", 2)
     facts = {"purpose": "batch", "filename": "f", "bytes": 1, "created_at": 1.0, "expires_at": 1.0}
@@ -368,7 +371,7 @@ def test_a_pass_takes_a_bounded_amount_and_the_next_goes_on(
             session.add(File(id=f"file-{n}", project_id="p", path=f"files/file-{n}", **facts))
             session.add(KeptResponse(id=f"resp_{n}", project_id="p", created_at=1.0, expires_at=1.0))
             storage.put(f"responses/resp_{n}", b"x")
-    keeping = Retention(Settings(data_dir=tmp_path, database_url=db.url, cache_max_bytes=1 << 20), db, storage)
+    keeping = Retention(Settings(data_dir=tmp_path, database_url=db.url, cache_max_bytes=1 << 20), db, storage, LONG)
 
     left = []
     for _ in range(2):

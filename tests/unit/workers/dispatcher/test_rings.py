@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from jobs.ledger.tables import Outbox, Shard
 from jobs.queues import Queue, Task
 from jobs.retrieval import attachments
 from jobs.retrieval.tables import VectorRemoval
+from jobs.timings import Timings
 from jobs.webhooks.tables import Delivery
 from tests.support import ledgers
 from tests.support.house import House, new_file, project_of
@@ -309,11 +311,12 @@ def test_a_webhook_that_is_due_between_two_looks_at_webhooks_is_not_slept_over(
 
     monkeypatch.setattr(house.bells, "ring", ring)
     monkeypatch.setattr(dispatcher, "CeleryRinger", lambda _config: house.bells)
-    monkeypatch.setattr(dispatcher, "_IDLE_LOOK", 60.0)
     leadership = Leadership(house.config, sqlite)
     assert leadership.take()
     with ThreadPoolExecutor(1) as threads:
-        leading = threads.submit(dispatcher._lead, house.config, sqlite, leadership, stop)
+        leading = threads.submit(
+            dispatcher._lead, house.config, sqlite, leadership, stop, replace(Timings(), dispatch_idle=60.0)
+        )
         woken = sent.wait(5)
         stop.set()
         leading.result(30)

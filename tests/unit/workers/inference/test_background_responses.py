@@ -14,6 +14,7 @@ import redis
 from jobs.inference.admission import BLOCK
 from jobs.inference.interactive import TOLD_SECONDS, answer, project_streams
 from jobs.settings import MB, Settings
+from jobs.timings import Timings
 from tests.support.shop import running_broker
 from workers.engines.port import Answer, Emit, EngineFault, Request
 from workers.inference.background_responses import Telling
@@ -87,11 +88,10 @@ async def test_a_server_that_stands_still_holds_up_no_answer_for_long(monkeypatc
 
     monkeypatch.setattr(Telling, "_write", write)
     monkeypatch.setattr(Telling, "_has_room", _has_room)
-    monkeypatch.setattr("workers.inference.background_responses._PATIENCE", 0.2)
     host: Any = SimpleNamespace(engine=Many())
 
     async with asyncio.timeout(1.0):  # 16 times as long as one takes would be more
-        answer = await Telling(host, REDIS, "resp_1", 1).ask(REQUEST)
+        answer = await Telling(host, REDIS, "resp_1", 1, replace(Timings(), events_patience=0.2)).ask(REQUEST)
 
     assert answer.body == b"{}"
 

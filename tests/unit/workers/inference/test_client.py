@@ -16,11 +16,11 @@ from jobs.inference.interactive import PRIORITY, Piece, Question
 from jobs.ledger import pauses
 from jobs.retrieval.searches import Search
 from jobs.settings import Settings
+from jobs.timings import Timings
 from workers.engines.fake import FakeEngine, reply
 from workers.engines.port import Answer, EngineBusy, EngineFault, Request, refusal
 from workers.inference import client
 from workers.inference.client import Asking
-from workers.runtime import answering
 from workers.runtime.answering import Answering
 from workers.runtime.engine_host import EngineHost
 from workers.runtime.output_lines import Item
@@ -176,16 +176,13 @@ async def test_a_batchs_line_does_not_pass_for_somebody_who_waits(make: Make) ->
 
 @pytest.fixture
 def host() -> Iterator[EngineHost]:
-    made = EngineHost(FakeEngine(), lambda: None)
+    made = EngineHost(FakeEngine(), lambda: None, timings=replace(Timings(), engine_busy=1.0))
     made.start()
     yield made
     made.close()
 
 
-def test_a_line_that_takes_the_other_engine_down_is_given_up_in_the_end(
-    make: Make, host: EngineHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(answering, "PATIENCE", 1.0)
+def test_a_line_that_takes_the_other_engine_down_is_given_up_in_the_end(make: Make, host: EngineHost) -> None:
     told = Told(TAKEN, DIED)
     asked = make(told)
     item = Item(0, "r0", "batch_req_0", REQUEST)
@@ -200,10 +197,7 @@ def test_a_line_that_takes_the_other_engine_down_is_given_up_in_the_end(
 
 
 @pytest.mark.usefixtures("placed")
-def test_a_line_whose_search_breaks_each_time_is_given_up_in_the_end(
-    make: Make, host: EngineHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(answering, "PATIENCE", 1.0)
+def test_a_line_whose_search_breaks_each_time_is_given_up_in_the_end(make: Make, host: EngineHost) -> None:
     told = Told(TAKEN, BROKE)
     asked = make(told)
     item = Item(0, "r0", "batch_req_0", REQUEST)

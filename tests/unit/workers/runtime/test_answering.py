@@ -3,12 +3,13 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
+from jobs.timings import Timings
 from workers.engines.fake import FakeEngine, reply
 from workers.engines.port import Answer, EngineBusy, EngineDead, EngineFault, Request, Unserved
-from workers.runtime import answering
 from workers.runtime.answering import Answering
 from workers.runtime.engine_host import EngineHost, GaveUp
 from workers.runtime.output_lines import Item, Trials
@@ -43,8 +44,8 @@ def hosts() -> Iterator[list[EngineHost]]:
         host.close()
 
 
-def _host(hosts: list[EngineHost], engine: FakeEngine) -> EngineHost:
-    host = EngineHost(engine, lambda: None)
+def _host(hosts: list[EngineHost], engine: FakeEngine, **seconds: float) -> EngineHost:
+    host = EngineHost(engine, lambda: None, timings=replace(Timings(), **seconds))
     host.start()
     hosts.append(host)
     return host
@@ -152,10 +153,9 @@ def test_last_try_has_nothing_else_in_flight(hosts: list[EngineHost]) -> None:
 
 
 def test_busy_is_no_fault_and_gives_up_only_after_silence(
-    hosts: list[EngineHost], monkeypatch: pytest.MonkeyPatch
+    hosts: list[EngineHost],
 ) -> None:
-    monkeypatch.setattr(answering, "PATIENCE", 0.8)
-    host = _host(hosts, FakeEngine(fault=lambda _: EngineBusy("full", retry_after=0.01)))
+    host = _host(hosts, FakeEngine(fault=lambda _: EngineBusy("full", retry_after=0.01)), engine_busy=0.8)
     items = _items("a", "b")
 
     with pytest.raises(GaveUp):
@@ -165,9 +165,8 @@ def test_busy_is_no_fault_and_gives_up_only_after_silence(
 
 
 def test_a_line_that_must_wait_stops_none_that_is_being_answered(
-    hosts: list[EngineHost], monkeypatch: pytest.MonkeyPatch
+    hosts: list[EngineHost],
 ) -> None:
-    monkeypatch.setattr(answering, "PATIENCE", 1.0)
     asked: list[str] = []
 
     class Slow(FakeEngine):
@@ -181,17 +180,16 @@ def test_a_line_that_must_wait_stops_none_that_is_being_answered(
             asked.append("done")
             return reply(request.url, request.body, "x")
 
-    assert _run(_host(hosts, Slow()), _items("waits", "slow")) == ([0, 1], [])
+    assert _run(_host(hosts, Slow(), engine_busy=1.0), _items("waits", "slow")) == ([0, 1], [])
     assert asked.count("q1") == 1
 
 
 def test_hung_beside_one_that_must_wait_the_shard_is_given_back_in_the_end(
-    hosts: list[EngineHost], monkeypatch: pytest.MonkeyPatch
+    hosts: list[EngineHost],
 ) -> None:
-    monkeypatch.setattr(answering, "PATIENCE", 0.5)
-    monkeypatch.setattr(answering, "MOST_PATIENCE", 2.0)
     busy = EngineBusy("full", retry_after=0.5)
-    host = _host(hosts, FakeEngine(fault=lambda request: busy if request.request_id == "q0" else None))
+    engine = FakeEngine(fault=lambda request: busy if request.request_id == "q0" else None)
+    host = _host(hosts, engine, engine_busy=0.5, engine_busy_beside=2.0)
 
     with pytest.raises(GaveUp):
         _run(host, _items("a", "!hang"))

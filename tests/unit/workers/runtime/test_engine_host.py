@@ -5,10 +5,12 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
 from jobs.platform.limiters import SharedExclusiveLock
+from jobs.timings import Timings
 from workers.engines.fake import FakeEngine
 from workers.engines.port import EngineDead
 from workers.runtime.engine_host import EngineHost
@@ -94,9 +96,8 @@ def test_what_still_runs_when_it_ends_closes_what_it_has_open() -> None:
     assert host.loop.is_closed()
 
 
-def test_what_will_not_be_cancelled_holds_up_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.runtime.engine_host._LAST_SECONDS", 0.05)
-    host = EngineHost(FakeEngine(), lambda: None)
+def test_what_will_not_be_cancelled_holds_up_no_end() -> None:
+    host = EngineHost(FakeEngine(), lambda: None, timings=replace(Timings(), engine_loop_end=0.05))
     host.start()
     began, over = threading.Event(), threading.Event()
 

@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from jobs.ledger import ledger, pauses, shards
 from jobs.ledger.pauses import Scope
 from jobs.platform import processes
 from jobs.queues import Queue, Task
+from jobs.timings import Timings
 from tests.support import ledgers
 from tests.support.system import eventually
-from workers.runtime import heartbeat as keeper_module
 from workers.runtime.heartbeat import Keeper
+
+QUICK = replace(Timings(), heartbeat_look=0.02)
 
 ROOT = Path(__file__).parents[4]
 BREAKS_AT_ITS_FIRST_BEAT = """
@@ -184,10 +187,9 @@ def test_fenced_planner_is_told_so(db: Database, keeper: Keeper) -> None:
 
 
 def test_cancelled_job_stops_its_shards_between_two_beats(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper_module, "_LOOK", 0.02)
     job = ledgers.running(db)
     claim = ledgers.claim_shard(db, job.id, 0, "w")
-    rare = Keeper(db, _worker, beat_seconds=3600, stop=threading.Event())
+    rare = Keeper(db, _worker, beat_seconds=3600, stop=threading.Event(), timings=QUICK)
     rare.start()
 
     with rare.holding(job.id, claim.epoch, 0) as hold:
@@ -204,10 +206,9 @@ def test_cancelled_job_stops_its_shards_between_two_beats(db: Database, monkeypa
 def test_beat_that_the_database_refused_is_made_up_for_at_the_next_look(
     db: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(keeper_module, "_LOOK", 0.02)
     fickle, job = Fickle(db.url, 2), ledgers.running(db)  # the first write makes the worker known
     claim = ledgers.claim_shard(db, job.id, 0, "w")
-    keeper = Keeper(fickle, _worker, beat_seconds=3600, stop=threading.Event())
+    keeper = Keeper(fickle, _worker, beat_seconds=3600, stop=threading.Event(), timings=QUICK)
 
     with keeper.holding(job.id, claim.epoch, 0) as hold:
         keeper.start()
