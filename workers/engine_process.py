@@ -163,7 +163,7 @@ def _bring_up(
         log.info("engine_up", extra={"queue": consumer.queue})
         host.call(consumer.serve()).add_done_callback(partial(_consumer_ended, warden))
         _stay_announced(context, engine, consumer.queue, partial(_look, reload, warden, host))
-    except Exception:
+    except Exception:  # the process ends: its thread must not end alone
         if context.stop.is_set():
             return
         log.exception("engine_did_not_start")

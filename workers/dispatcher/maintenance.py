@@ -13,7 +13,6 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
@@ -126,7 +125,7 @@ class Housekeeper:
             workers = session.scalars(select(Worker)).all()
         silent = {key for key, _ in self._workers.stale((worker.id, worker.beat) for worker in workers)}
         for worker in workers:
-            if worker.id in silent or _is_gone(worker):
+            if worker.id in silent or processes.gone(worker.host, worker.pid, worker.started):
                 self._write(partial(self._bury, worker_id=worker.id, seen=worker.beat, registry=self._registry()))
 
     def _bury(self, session: Session, worker_id: str, seen: int, registry: Registry | None) -> None:
@@ -135,7 +134,7 @@ class Housekeeper:
         One that has beaten since it was looked at lives.
         """
         worker = session.get(Worker, worker_id)
-        if worker is not None and worker.beat != seen and not _is_gone(worker):
+        if worker is not None and worker.beat != seen and not processes.gone(worker.host, worker.pid, worker.started):
             return
         log.warning("worker_lost", extra={"worker": worker_id, "pool": worker.pool if worker else None})
         if worker is not None:
@@ -310,10 +309,6 @@ def _cancel_child(session: Session, job_id: str) -> bool:
     return True
 
 
-def _is_gone(worker: Worker) -> bool:
-    return processes.gone(worker.host, worker.pid, worker.started)
-
-
 def _reason(job: Job, off: pauses.Paused, at: float) -> str:
     if off.holds(job):
         return "pause"
@@ -329,14 +324,14 @@ class Anchoring:
     def __init__(self, config: Settings, db: Database) -> None:
         self._config = config
         self._db = db
-        self._posting: tuple[Anchor, Future[Outcome]] | None = None
+        self._posting: _Post | None = None
 
     def run(self) -> None:
         """Send what is due, and note what was sent. Raises DatabaseBusy."""
         if not self._config.audit_anchor:
             return
         if self._posting is not None:
-            self._finish_post(*self._posting)
+            self._finish_post(self._posting)
             return
         with self._db.read() as session:
             if not anchors.is_due(session):
@@ -345,7 +340,8 @@ class Anchoring:
             anchor = anchors.begin(session)
         self._db.breathe()
         if self._config.anchors_by_webhook:
-            self._posting = anchor, _post(self._config, anchor)
+            self._posting = _Post(self._config, anchor)
+            self._posting.start()
         else:
             self._append(anchor)
 
@@ -357,14 +353,13 @@ class Anchoring:
         else:
             self._sent(anchor)
 
-    def _finish_post(self, anchor: Anchor, posting: "Future[Outcome]") -> None:
-        if not posting.done():
+    def _finish_post(self, post: "_Post") -> None:
+        if post.is_alive():
             return
-        outcome = posting.result()
-        if outcome.delivered:
-            self._sent(anchor)
+        if post.outcome.delivered:
+            self._sent(post.anchor)
         else:
-            log.warning("audit_anchor_not_delivered", extra={"anchor": anchor.id, "failure": outcome.error})
+            log.warning("audit_anchor_not_delivered", extra={"anchor": post.anchor.id, "failure": post.outcome.error})
         self._posting = None  # what was not delivered is sent again, under its id
 
     def _sent(self, anchor: Anchor) -> None:
@@ -374,17 +369,18 @@ class Anchoring:
         log.info("audit_anchored", extra={"anchor": anchor.id, "seal": anchor.seal})
 
 
-def _post(config: Settings, anchor: Anchor) -> "Future[Outcome]":
-    """Post a signed anchor in a daemon thread, so that it holds up no process's exit."""
-    future: Future[Outcome] = Future()
-    given = config.audit_anchor, [config.audit_anchor_secret], anchor.id, anchor.body()
+class _Post(threading.Thread):
+    """Post a signed anchor in a daemon thread, so that a receiver that hangs keeps no process from ending.
 
-    def work() -> None:
-        try:
-            future.set_result(asyncio.run(post_once(config, *given)))
-        except Exception as error:  # a fault of ours counts as a failed attempt
-            log.exception("audit_anchor_broken")
-            future.set_result(Outcome(None, type(error).__name__, None, 0.0))
+    `outcome` is that of an error in our own code until there is another one.
+    """
 
-    threading.Thread(target=work, name="anchor", daemon=True).start()
-    return future
+    def __init__(self, config: Settings, anchor: Anchor) -> None:
+        super().__init__(name="anchor", daemon=True)
+        self.anchor, self.outcome = anchor, Outcome(None, "internal error", None, 0.0)
+        self._config = config
+
+    def run(self) -> None:
+        config, anchor = self._config, self.anchor
+        post = post_once(config, config.audit_anchor, [config.audit_anchor_secret], anchor.id, anchor.body())
+        self.outcome = asyncio.run(post)

@@ -133,8 +133,12 @@ class EngineHost:
         async with self._reviving:
             if generation == self.generation:
                 log.warning("engine_died")
-                await self._tell(death)
-                await self._rebuild()
+                self._up.clear()  # a request now would build it
+                try:
+                    await self._on_death(death, self._in_flight_now())
+                    await self._rebuild()
+                finally:
+                    self._up.set()
 
     def share(self, others: SharedExclusiveLock) -> None:
         """From now on other processes may ask the same engines. On the loop."""
@@ -154,15 +158,6 @@ class EngineHost:
         """This was in flight when the engine died."""
         self._suspects.append(suspect)
 
-    async def _tell(self, death: EngineDead) -> None:
-        """Nobody asks it meanwhile, for that builds it."""
-        self._up.clear()
-        try:
-            await self._on_death(death, self._in_flight_now())
-        except BaseException:
-            self._up.set()
-            raise
-
     def _in_flight_now(self) -> list[Suspect]:
         """Each once; first what was there at most of the deaths."""
         found = {one.name: one for source in self._asking for one in source()}
@@ -170,7 +165,6 @@ class EngineHost:
         return sorted(found.values(), key=lambda one: -one.times)
 
     async def _rebuild(self) -> None:
-        self._up.clear()
         try:
             await self.engine.start()
         except EngineError as error:
@@ -180,7 +174,6 @@ class EngineHost:
             self._suspects.clear()
             self.generation += 1
             self._on_restart()
-            self._up.set()
 
     async def join(self) -> None:
         """Be counted among the requests in flight once one may begin; whoever joined must part."""
@@ -244,7 +237,7 @@ class _Among:
         await self._throttle.acquire()
         try:
             await self._host.join()
-        except BaseException:
+        except BaseException:  # also a cancellation: the place is free again
             self._throttle.release()
             raise
 

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from jobs.clock import now
 from jobs.errors import DatabaseBusy
 from jobs.fleet import quarantine, workers
-from jobs.fleet.tables import EngineDeath, Worker
+from jobs.fleet.tables import EngineDeath
 from jobs.ids import new_id
 from jobs.platform import processes
 from workers.engines.port import Suspect
@@ -73,7 +73,8 @@ class Warden:
         """What is quarantined, and why, once those who were here before us are counted: the dispatcher may be late."""
         registry = self._router.registry
         for worker in workers.everyone(session):
-            if worker.place == self._place and self._queue in worker.queues and worker.holds and _gone(worker):
+            here = worker.place == self._place and self._queue in worker.queues
+            if here and worker.holds and processes.gone(worker.host, worker.pid, worker.started):
                 quarantine.bury(session, worker, registry.aliases, self._bounds)
         quarantine.add_words(session, self._place, self._entries, self._words.before)
         held = quarantine.held(session, self._place, self._entries, registry.models.keys())
@@ -195,7 +196,3 @@ class Warden:
 
 def _nothing(_session: Session) -> None:
     """Only what this worker holds is written."""
-
-
-def _gone(worker: Worker) -> bool:
-    return processes.gone(worker.host, worker.pid, worker.started)

@@ -29,7 +29,7 @@ def settings(db: Database, **given: object) -> Settings:
 def ended(anchoring: Anchoring) -> None:
     """Wait for the post in flight, and note its outcome."""
     assert anchoring._posting is not None
-    anchoring._posting[1].result(30)
+    anchoring._posting.join(30)
     anchoring.run()
 
 
