@@ -28,8 +28,7 @@ from workers import kinds
 from workers.batches.admission import Admission, Entry
 from workers.batches.planning import plan_small
 from workers.retrieval.parsing.parser import Parser
-from workers.runtime import claims
-from workers.runtime.attempts import Abandoned, ShardRun, stop_all
+from workers.runtime.attempts import Abandoned, ShardRun, claim_job, claim_shard, stop_all
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost, GaveUp
 from workers.runtime.heartbeat import Hold
@@ -52,7 +51,7 @@ def plan_all(context: Context, job_ids: Sequence[str]) -> None:
 
 def plan(context: Context, job_id: str) -> None:
     """Plan one job. Return quietly when there is nothing to plan or the claim was lost."""
-    if (claim := claims.job(context, job_id, Task.PLAN)) is None:
+    if (claim := claim_job(context, job_id, Task.PLAN)) is None:
         return
     with context.keeper.holding(job_id, claim.epoch) as hold, _recorded(context, _OfJob(context, claim, Task.PLAN)):
         kinds.handler_of(claim.job).plan(context, claim, hold)
@@ -63,7 +62,7 @@ def finish(context: Context, job_id: str, claim: JobClaim | None = None) -> None
 
     With a `claim` there was no message: the worker that ran the job's only shard has it from the last transaction.
     """
-    claim = claim or claims.job(context, job_id, Task.FINISH)
+    claim = claim or claim_job(context, job_id, Task.FINISH)
     if claim is None:
         return
     with context.keeper.holding(job_id, claim.epoch) as hold, _recorded(context, _OfJob(context, claim, Task.FINISH)):
@@ -114,13 +113,13 @@ def run(context: Context, host: EngineHost, job_id: str, n: int) -> None:
     """
     if not host.await_start(context.stop):
         return
-    if (claim := claims.shard(context, job_id, n)) is not None:
+    if (claim := claim_shard(context, job_id, n)) is not None:
         _run(context, claim, lambda handler, hold: handler.run(context, host, claim, hold))
 
 
 def parse(context: Context, parser: Parser, job_id: str, n: int) -> None:
     """Run the first stage of one shard in the pool of parsers. Return quietly as `run` does."""
-    if (claim := claims.shard(context, job_id, n, queue=Queue.INGEST)) is not None:
+    if (claim := claim_shard(context, job_id, n, queue=Queue.INGEST)) is not None:
         _run(context, claim, lambda handler, hold: _first_stage(handler)(context, parser, claim, hold))
 
 

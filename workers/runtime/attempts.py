@@ -1,15 +1,68 @@
-"""One attempt at a piece of work, under its claim: how it says that it has to wait, and what runs of shards share."""
+"""One attempt at a piece of work: its claim, how it says that it has to wait, and what runs of shards share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from jobs.ledger import ledger, shards
 from jobs.ledger.ledger import JobClaim
 from jobs.ledger.shards import ShardClaim
 from jobs.ledger.states import JobState
+from jobs.ledger.tables import Job, Shard
+from jobs.queues import Task
 from workers.runtime.context import Context
 from workers.runtime.heartbeat import Hold
+
+C = TypeVar("C", JobClaim, ShardClaim)
+
+
+def claim_job(context: Context, job_id: str, task: Task) -> JobClaim | None:
+    """Claim a job for `task`, as `ledger.claim` does; None when there is nothing to claim."""
+
+    def take(session: Session) -> JobClaim | None:
+        return ledger.claim(session, job_id, task, context.worker_id)
+
+    def free(session: Session, claim: JobClaim) -> None:
+        mine = Job.id == job_id, Job.epoch == claim.epoch, Job.worker_id == context.worker_id
+        if session.scalar(select(Job.id).where(*mine)) is not None:
+            ledger.put_back(session, job_id, claim.epoch)
+
+    return _claimed(context, take, free)
+
+
+def claim_shard(context: Context, job_id: str, n: int, *, queue: str | None = None) -> ShardClaim | None:
+    """Claim a shard, as `shards.claim` does; None when there is nothing to claim."""
+
+    def take(session: Session) -> ShardClaim | None:
+        return shards.claim(session, job_id, n, context.worker_id, queue=queue)
+
+    def free(session: Session, claim: ShardClaim) -> None:
+        mine = Shard.job_id == job_id, Shard.n == n, Shard.epoch == claim.epoch, Shard.worker_id == context.worker_id
+        if session.scalar(select(Shard.n).where(*mine)) is not None:
+            shards.give_back(session, claim)
+
+    return _claimed(context, take, free)
+
+
+def _claimed(context: Context, take: Callable[[Session], C | None], free: Callable[[Session, C], None]) -> C | None:
+    """Claim again where the answer to a claim was lost: it may have been committed, and nobody would hold it.
+
+    What may have been claimed is freed and claimed anew in one transaction. It comes under another epoch, so that a
+    thread of this worker that has come to the old claim meanwhile is fenced.
+    """
+    taken: list[C] = []
+
+    def claim(session: Session) -> C | None:
+        for lost in taken:
+            free(session, lost)
+        if (found := take(session)) is not None:
+            taken.append(found)
+        return found
+
+    return context.db.retrying(claim, context.stop)
 
 
 class Abandoned(Exception):

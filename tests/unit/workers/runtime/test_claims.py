@@ -11,7 +11,7 @@ from jobs.ledger import ledger
 from jobs.queues import Task
 from tests.support import ledgers
 from tests.support.ledgers import LosesAnswers
-from workers.runtime import claims
+from workers.runtime.attempts import claim_job, claim_shard
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_a_claim_on_a_shard_whose_answer_was_lost_is_held(losing: LosesAnswers) 
     job = ledgers.running(losing)
 
     losing.lose_next = True
-    claim = claims.shard(_context(losing), job.id, 0)
+    claim = claim_shard(_context(losing), job.id, 0)
 
     assert claim is not None
     ledgers.answer(losing, claim, range(4), last=True)
@@ -40,7 +40,7 @@ def test_a_claim_on_a_job_whose_answer_was_lost_is_held(losing: LosesAnswers) ->
     job = ledgers.submitted(losing)
 
     losing.lose_next = True
-    claim = claims.job(_context(losing), job.id, Task.PLAN)
+    claim = claim_job(_context(losing), job.id, Task.PLAN)
 
     assert claim is not None
     with losing.write() as session:
@@ -67,8 +67,8 @@ def test_who_was_faster_keeps_what_was_never_claimed_here(
     monkeypatch.setattr(losing, "retrying", late)
 
     if of_shard:
-        assert claims.shard(_context(losing), job.id, 0) is None
+        assert claim_shard(_context(losing), job.id, 0) is None
         assert ledgers.shard(losing, job.id).worker_id == "faster"
     else:
-        assert claims.job(_context(losing), job.id, Task.PLAN) is None
+        assert claim_job(_context(losing), job.id, Task.PLAN) is None
         assert ledgers.job(losing, job.id).worker_id == "faster"
