@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from jobs.ledger import events
 from jobs.ledger.tables import Job
 from jobs.settings import Settings
 from jobs.tables import Base
+from jobs.timings import Timings
 from jobs.webhooks.sending import new_secret
 from jobs.webhooks.tables import Delivery, Event, WebhookEndpoint
 from workers.webhooks import loop
@@ -174,7 +176,8 @@ def _wait_for(db: Database, count: int) -> None:
 def _delivering(db: Database) -> Iterator[None]:
     stop = threading.Event()
     config = Settings(webhook_allow_private=True)
-    thread = threading.Thread(target=loop.run, args=(db, config, "bench", stop), kwargs={"idle_seconds": 600})
+    timings = replace(Timings(), deliveries_idle=600.0)
+    thread = threading.Thread(target=loop.run, args=(db, config, "bench", stop, timings))
     thread.start()
     try:
         yield

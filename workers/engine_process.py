@@ -77,14 +77,8 @@ def run(config: Settings, name: str, queue: str) -> None:
     )
     throttle = BatchThrottle(lambda: engine.crowd(config.interactive_beside))
     shared = others if engine.shared else None
-    host = EngineHost(
-        before(engine, needs, config),
-        lambda: _restarted(context),
-        shared,
-        engine.handle_death,
-        throttle,
-        context.timings,
-    )
+    layered, restarted = before(engine, needs, config), partial(_restarted, context)
+    host = EngineHost(layered, restarted, shared, engine.handle_death, throttle, context.timings)
     consumer = _consumer(context, host, needs, queue)
     context.keeper.listen = partial(_listen, consumer, name, pool.queues)
     admission = Admission(pool.slots)

@@ -33,6 +33,7 @@ from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy
 from jobs.platform import url_guard
 from jobs.settings import Settings, settings
+from jobs.timings import Timings
 from tests.badinputs.librarian import Librarian
 from tests.support.mill import running
 from workers.runtime.context import Pool
@@ -109,8 +110,8 @@ def mill(config: Settings) -> None:
     calm = {"shard_lines": 256, "lease_seconds": 20.0, "beat_seconds": 1.0, "rering_seconds": 2.0}
     with running(db, config.data_dir, **calm) as deployment:
         context = build_worker(config, Pool("io", (), 1))
-        arguments = (context.db, config, context.worker_id, stop)
-        sender = threading.Thread(target=loop.run, args=arguments, kwargs={"idle_seconds": float("inf")})
+        arguments = (context.db, config, context.worker_id, stop, replace(Timings(), deliveries_idle=float("inf")))
+        sender = threading.Thread(target=loop.run, args=arguments)
         sender.start()
         librarian = Librarian(config)
         deployment.elsewhere = librarian.hear

@@ -26,7 +26,6 @@ from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
 from workers.batches import finishing
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, EngineBusy, Request, refusal
-from workers.runtime.answering import PATIENCE
 
 
 @pytest.fixture
@@ -161,7 +160,7 @@ def test_a_shard_whose_answers_cannot_be_stored_asks_nothing_more(
         monkeypatch.setattr(DiskStorage, "put", full)
         mill.until(lambda: mill.job(job_id).waiting_for == "disk")
 
-        mill.until(lambda: not asyncio.all_tasks(mill.host.loop), timeout=PATIENCE / 2)
+        mill.until(lambda: not asyncio.all_tasks(mill.host.loop), timeout=Timings().engine_busy / 2)
 
         assert mill.job(job_id).state == JobState.RUNNING
 
