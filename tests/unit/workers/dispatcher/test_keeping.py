@@ -1,6 +1,7 @@
 """What the dispatcher keeps in order: retention, seals, bytes that nothing points to."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Outbox, Segment, Shard
 from jobs.platform import processes
 from jobs.security.tables import Idempotency
+from jobs.timings import Timings
 from jobs.webhooks.deliveries import HELD
 from jobs.webhooks.tables import Delivery, WebhookEndpoint
 from tests.support import ledgers
 from tests.support.house import House, new_file, project_of
 from workers.dispatcher import maintenance, retention
+from workers.dispatcher.loop import Dispatcher
 from workers.dispatcher.maintenance import Anchoring
 from workers.dispatcher.retention import Retention
 
@@ -212,8 +215,9 @@ def test_who_looks_for_lost_doorbells_keeps_nobody_from_writing(house: House, mo
 
 
 def test_retention_goes_on_each_second_with_what_was_too_much(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("_JOBS_AT_ONCE", 1), ("_PASS_SECONDS", 0.0), ("_MORE_SECONDS", 0.0)):
-        monkeypatch.setattr(retention, name, value)
+    monkeypatch.setattr(retention, "_JOBS_AT_ONCE", 1)
+    timings = replace(Timings(), retention_pass=0.0, retention_more=0.0)
+    house.dispatcher = Dispatcher(house.config, house.db, house.storage, house.bells, house.clock, timings)
     with house.db.write() as session:
         for n in range(3):
             session.add(ledgers.new_job(id=f"batch_old_{n}", state="succeeded", completed_at=1.0))
