@@ -239,7 +239,7 @@ MUTANTS = [
     Mutant("nothing is rung again", "workers.dispatcher.loop", without("_look_after", "self._ring_unheard"), WORLD),
     Mutant(
         "no lease ends",
-        "workers.dispatcher.leases",
+        "workers.dispatcher.maintenance",
         instead("at - since >= self._lease", "False", inside="stale"),
         WORLD,
     ),

@@ -41,9 +41,8 @@ from jobs.queues import Queue, Task
 from jobs.security.tables import Project
 from jobs.settings import Settings, settings
 from jobs.timings import Timings
-from workers.dispatcher.fairness import Turns, choose
 from workers.dispatcher.maintenance import Housekeeper
-from workers.dispatcher.publisher import BrokerAway, CeleryRinger, Ringer, Rings
+from workers.dispatcher.publisher import BrokerAway, CeleryRinger, Ringer, Rings, Turns, choose
 
 log = logging.getLogger(__name__)
 

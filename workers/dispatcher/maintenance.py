@@ -12,9 +12,10 @@ retention   every minute, see `workers.dispatcher.retention`
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
@@ -39,7 +40,6 @@ from jobs.settings import Settings
 from jobs.timings import Timings
 from jobs.webhooks import deliveries
 from jobs.webhooks.sending import Outcome, post_once
-from workers.dispatcher.leases import Observer, Since
 from workers.dispatcher.retention import Retention
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,70 @@ _CLEARED_AT_ONCE = 10  # transactions for one source per round
 _RELEASED_AT_ONCE = 20  # transactions of WRITE_ROWS deliveries per sweep
 _DEPENDENTS_SECONDS = 0.5  # for jobs whose predecessors have ended, each second: meanwhile nothing is published
 _SEALS_AT_ONCE = 20  # transactions of WRITE_ROWS rows per round, so that a backlog is not sealed in one go
+_LOOK = 1 / 3  # of a lease
+_LONG = 2 / 3  # of a lease
+_SHORTEST_LOOK = 1.0  # seconds
+
+K = TypeVar("K", bound=Hashable)
+
+
+class Observer(Generic[K]):
+    """Watch leases by observation: a claim lives while its beat moves, on the observer's own monotonic clock.
+
+    No timestamp of another process is compared with this clock, so a clock that jumps expires nothing. A new leader
+    starts its observations afresh and therefore waits one whole lease before it takes anything back. So does one that
+    could not write while all beats stood still: then nobody could beat. And time in which it did not look (it stood
+    still, perhaps with all others: a paused deployment, a suspended machine) does not count.
+    """
+
+    def __init__(self, lease: float, clock: Callable[[], float]) -> None:
+        self._lease = lease
+        self._clock = clock
+        self._seen: dict[K, tuple[int, float]] = {}
+        self._looked, self._away = clock(), 0.0
+        self._moved = self._looked
+
+    def stale(self, beats: Iterable[tuple[K, int]]) -> list[tuple[K, int]]:
+        """Look at all current claims, forget those that ended, and return those whose beat did not move for a lease."""
+        at = self._time()
+        before, self._seen = self._seen, {}
+        expired = []
+        for key, beat in beats:
+            old = before.get(key)
+            since = old[1] if old is not None and old[0] == beat else at
+            self._moved = max(self._moved, since)
+            self._seen[key] = (beat, since)
+            if at - since >= self._lease:
+                expired.append((key, beat))
+        return expired
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether for most of a lease no beat has moved, as far as was looked."""
+        return self._looked - self._away - self._moved >= self._lease * _LONG
+
+    def start_afresh(self) -> None:
+        """Nothing that was seen until now counts."""
+        self._seen.clear()
+
+    def _time(self) -> float:
+        """The clock's, without what has passed unseen: a look stands for a part of a lease at most."""
+        looked, self._looked = self._looked, self._clock()
+        self._away += max(0.0, self._looked - looked - max(self._lease * _LOOK, _SHORTEST_LOOK))
+        return self._looked - self._away
+
+
+class Since(Generic[K]):
+    """How long each of a changing set of things has been there, on the observer's clock."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._first: dict[K, float] = {}
+
+    def ages(self, present: Iterable[K]) -> dict[K, float]:
+        at = self._clock()
+        self._first = {key: self._first.get(key, at) for key in present}
+        return {key: at - first for key, first in self._first.items()}
 
 
 class Housekeeper:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from jobs.ledger.outbox import Ring
-from workers.dispatcher.fairness import Turns, choose
+from workers.dispatcher.publisher import Turns, choose
 
 
 def _rings(project: str, count: int) -> list[Ring]:
