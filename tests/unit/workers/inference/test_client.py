@@ -67,8 +67,8 @@ Make = Callable[[Told], Asking]
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Make:
     def made(told: Told) -> Asking:
-        monkeypatch.setattr(client, "Lines", lambda _: told)
-        context: Any = SimpleNamespace(config=SimpleNamespace(interactive_seconds=60.0))
+        monkeypatch.setattr(client, "Lines", lambda *_: told)
+        context: Any = SimpleNamespace(config=SimpleNamespace(interactive_seconds=60.0), timings=Timings())
         return Asking(context)
 
     return made
@@ -135,7 +135,7 @@ async def test_a_models_file_that_is_broken_is_waited_for(sqlite: Database, tmp_
     file = tmp_path / "models.yaml"
     file.write_text("models: {secret: [")
     config = Settings(data_dir=tmp_path, models_file=str(file))
-    context: Any = SimpleNamespace(config=config, db=sqlite, models=Models(config))
+    context: Any = SimpleNamespace(config=config, db=sqlite, models=Models(config), timings=Timings())
 
     with pytest.raises(EngineBusy) as busy:
         await Asking(context).place(REQUEST, "large", CHAT, "context.route_long")
@@ -151,7 +151,7 @@ async def test_what_the_operator_has_paused_is_not_asked(
     source = '{source: {urls: ["http://127.0.0.1:9/v1"]}, engine: http, queue: gpu.large'
     file.write_text(f"models: {{large: {source}, endpoints: [{CHAT}]}}}}")
     config = Settings(data_dir=tmp_path, models_file=str(file))
-    context: Any = SimpleNamespace(config=config, db=sqlite, models=Models(config))
+    context: Any = SimpleNamespace(config=config, db=sqlite, models=Models(config), timings=Timings())
     asked = Asking(context)
 
     assert await asked.place(REQUEST, "large", CHAT, "context.route_long") == "gpu.large"
