@@ -103,3 +103,9 @@ class Timings:
     # api.health
     readiness_kept: float = 1.0
     metrics_kept: float = 5.0
+
+    # cli: the command beside a server that may be restarted
+    follow_look: float = 0.5  # between looks at a job that is watched
+    follow_patience: float = 120.0  # with a server that is away while a job is watched
+    download_retry: float = 1.0
+    download_patience: float = 60.0  # with a server that is away while a file is downloaded

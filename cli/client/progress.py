@@ -138,9 +138,7 @@ def fault(error: Mapping[str, Any]) -> str:
     return f"{line}{error.get('message')}{where}"
 
 
-_INTERVAL = 0.5  # seconds between looks
 _QUIET = 10.0  # seconds between lines where nobody watches a bar
-_AWAY = 120.0  # a server that is restarted comes back; after this long it is told
 
 Show = Callable[[Snapshot], None]
 
@@ -158,14 +156,14 @@ def follow(server: Server, job_id: str, check: Callable[[], None] = lambda: None
             try:
                 snapshot = Snapshot.of(server.get(f"/jobs/{job_id}"))
             except Away:
-                if time.monotonic() - answered > _AWAY:
+                if time.monotonic() - answered > server.timings.follow_patience:
                     raise
             else:
                 answered = time.monotonic()
                 show(snapshot)
                 if snapshot.ended:
                     return snapshot
-            pause.wait(_INTERVAL)
+            pause.wait(server.timings.follow_look)
 
 
 @contextmanager

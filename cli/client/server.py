@@ -28,6 +28,7 @@ from cli.up import readiness
 from cli.up.effective import effective
 from cli.up.folder import DataFolder
 from jobs.settings import Settings
+from jobs.timings import Timings
 
 _JSON = dict[str, Any]
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
@@ -38,7 +39,6 @@ _UPLOAD_TIMEOUT = 3600.0
 _EMBED_TIMEOUT = 600.0
 _PAGE = 100  # entries of one page, at most
 _READ = 1 << 16
-_AWAY, _AGAIN = 60.0, 1.0  # seconds that a download waits for its server in all, and between two tries
 
 
 def connect(url: str | None, api_key: str | None, data_dir: Path | None) -> "Server":
@@ -117,8 +117,9 @@ def _told(url: str) -> Iterator[None]:
 class Server:
     """One server and one key."""
 
-    def __init__(self, url: str, api_key: str) -> None:
+    def __init__(self, url: str, api_key: str, timings: Timings = Timings()) -> None:
         self.url = url
+        self.timings = timings
         try:
             self.sdk = OpenAI(base_url=f"{url}/v1", api_key=api_key, timeout=_TIMEOUT)
         except httpx2.InvalidURL as error:
@@ -215,12 +216,12 @@ class Server:
             try:
                 self._download(file_id, path)
             except Away as error:
-                if time.monotonic() - began > _AWAY or not replaced(path):
+                if time.monotonic() - began > self.timings.download_patience or not replaced(path):
                     raise
                 say(f"{error}; trying again", err=True)
             else:
                 return
-            threading.Event().wait(_AGAIN)
+            threading.Event().wait(self.timings.download_retry)
 
     def _download(self, file_id: str, path: Path) -> None:
         with whole(path) as out, _told(self.url):

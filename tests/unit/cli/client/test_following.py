@@ -5,9 +5,9 @@ from typing import Any, cast
 
 import pytest
 
-from cli.client import progress
 from cli.client.progress import Snapshot, doubts, duration, fault, follow
 from cli.client.server import Away, Server
+from jobs.timings import Timings
 
 
 def _job(state: str = "running", **changes: Any) -> dict[str, Any]:
@@ -25,7 +25,8 @@ def _job(state: str = "running", **changes: Any) -> dict[str, Any]:
 class Answers:
     """A server that gives these answers one after the other."""
 
-    def __init__(self, *answers: dict[str, Any] | Away) -> None:
+    def __init__(self, *answers: dict[str, Any] | Away, patience: float = 120.0) -> None:
+        self.timings = Timings(follow_look=0.0, follow_patience=patience)
         self._answers: Iterator[dict[str, Any] | Away] = iter(answers)
 
     def get(self, _path: str) -> dict[str, Any]:
@@ -35,13 +36,8 @@ class Answers:
         return answer
 
 
-def _server(*answers: dict[str, Any] | Away) -> Server:
-    return cast("Server", Answers(*answers))
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "_INTERVAL", 0.0)
+def _server(*answers: dict[str, Any] | Away, patience: float = 120.0) -> Server:
+    return cast("Server", Answers(*answers, patience=patience))
 
 
 def test_each_state_is_told_once_until_the_job_ends(capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,11 +59,11 @@ def test_a_server_that_comes_back_is_followed_on() -> None:
     assert follow(_server(_job(), away, away, _job("failed")), "batch_1").state == "failed"
 
 
-def test_a_server_that_stays_away_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "_AWAY", 0.0)
+def test_a_server_that_stays_away_is_told() -> None:
+    server = _server(_job(), Away("no server answers"), _job("failed"), patience=-1.0)
 
     with pytest.raises(Away):
-        follow(_server(_job(), Away("no server answers"), _job("failed")), "batch_1")
+        follow(server, "batch_1")
 
 
 def test_the_pace_is_told_as_far_as_it_is_known() -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from cli.client import server as server_module
 from cli.client.progress import Snapshot
 from cli.client.server import Away, Server
 from cli.commands.results import _raw
 from cli.errors import Trouble
 from cli.output_files import require_writable, whole
+from jobs.timings import Timings
 
 WHOLE = b'HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n{"a": 1}'
 CUT = WHOLE[:-3]
@@ -24,7 +24,7 @@ GONE = b'HTTP/1.1 404 Not Found\r\nContent-Length: 33\r\n\r\n{"error": {"message
 
 
 @contextmanager
-def answering(*answers: bytes) -> Iterator[Server]:
+def answering(*answers: bytes, patience: float = 60.0) -> Iterator[Server]:
     """A server that gives one answer to each connection, and hangs up."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
@@ -37,7 +37,8 @@ def answering(*answers: bytes) -> Iterator[Server]:
 
         thread = threading.Thread(target=serve)
         thread.start()
-        with Server(f"http://127.0.0.1:{listening.getsockname()[1]}", "key") as server:
+        timings = Timings(download_retry=0.0, download_patience=patience)
+        with Server(f"http://127.0.0.1:{listening.getsockname()[1]}", "key", timings) as server:
             yield server
         thread.join()
 
@@ -52,11 +53,6 @@ def job(state: str) -> Snapshot:
     )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "_AGAIN", 0.0)
-
-
 def test_a_download_that_is_cut_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with answering(CUT, WHOLE) as server:
         server.download("file-out", tmp_path / "out")
@@ -65,11 +61,10 @@ def test_a_download_that_is_cut_is_made_again(tmp_path: Path, capsys: pytest.Cap
     assert "broke off its answer; trying again" in capsys.readouterr().err
 
 
-def test_a_download_is_given_up_when_its_server_stays_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "_AWAY", -1.0)
+def test_a_download_is_given_up_when_its_server_stays_away(tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(b"before")
 
-    with answering(CUT) as server, pytest.raises(Away, match="broke off"):
+    with answering(CUT, patience=-1.0) as server, pytest.raises(Away, match="broke off"):
         server.download("file-out", tmp_path / "out")
 
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("out", b"before")]
