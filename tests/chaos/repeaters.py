@@ -27,7 +27,6 @@ PROMPTS = tuple(f"Recall the {word} {STAMP}" for word in ("apple", "pear", "plum
 TEXTS = tuple(f"a text about the {word} that is embedded!" for word in ("apple", "pear", "plum", "quince"))
 #: Longer than any clock is moved, so that nothing expires.
 _TERMS: tuple[Any, ...] = (True, {"ttl": 2_000_000})
-_WRITTEN_SECONDS = 1.0  # what is computed is written down a moment later
 #: Steps after which it clears, should chance not have had it do so.
 _LONGEST_EPOCH = 10
 
@@ -45,6 +44,7 @@ class Repeater:
     clearings: list[Clearing] = field(default_factory=list)
     steps: int = 0  # since it was cleared
     busy: bool = False
+    written_seconds: float = 1.0  # until an answer that was computed is in the cache
 
     def step(self) -> None:
         """One thing that it does. Raises OpenAIError."""
@@ -69,7 +69,7 @@ class Repeater:
         """Clear the cache, and ask for some of everything until all of it is there, or so long. Raises OpenAIError."""
         told, deadline = Anew(self._cleared(), [self._answers()], [self._all_vectors()]), time.monotonic() + seconds
         while len(told.answers) < 2 or (not told.is_whole and time.monotonic() < deadline):
-            pause(_WRITTEN_SECONDS)
+            pause(self.written_seconds)
             told = Anew(told.clearing, [*told.answers, self._answers()], [*told.vectors, self._all_vectors()])
         return told
 

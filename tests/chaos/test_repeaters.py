@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from tests.chaos import repeaters
 from tests.chaos.journal import Journal
 from tests.chaos.repeaters import Repeater
 from tests.support import recalled
@@ -52,12 +51,7 @@ class _Sdk:
 
 def _repeater(sdk: _Sdk) -> Repeater:
     client: Any = SimpleNamespace(sdk=sdk)
-    return Repeater(client, Journal(1), random.Random(1), "ours")
-
-
-@pytest.fixture(autouse=True)
-def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repeaters, "_WRITTEN_SECONDS", 0.0)
+    return Repeater(client, Journal(1), random.Random(1), "ours", written_seconds=0.0)
 
 
 def test_what_is_asked_for_at_the_end_shows_nothing_of_the_run() -> None:
