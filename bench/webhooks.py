@@ -23,6 +23,7 @@ from pathlib import Path
 
 from sqlalchemy import func, select
 
+import jobs.known_kinds  # noqa: F401 (fills the table that an event's fan-out looks at)
 from bench.deployment import chats, deployed
 from jobs.clock import now
 from jobs.db.engine import Database

@@ -109,26 +109,31 @@ def register(*rows: Kind) -> None:
     TABLE.update((row.name, row) for row in rows)
 
 
+def rows() -> Mapping[str, Kind]:
+    """Return the rows by name.
+
+    Raises RuntimeError in a process that did not fill the table: what it writes would leave out what rooms do.
+    """
+    if not TABLE:
+        raise RuntimeError("no kinds of jobs are registered: import jobs.known_kinds")
+    return TABLE
+
+
 def of(name: str) -> Kind:
     """Return the row of a kind. Raises UnknownKind."""
-    if (row := TABLE.get(name)) is None:
+    if (row := rows().get(name)) is None:
         raise UnknownKind(f"This version knows no jobs of kind '{name}'.")
     return row
 
 
 def lenient(name: str) -> Kind:
-    """Return the row of a kind, or one without anything special for an unknown kind.
-
-    Raises RuntimeError in a process that did not fill the table: its moves would leave out what rooms do.
-    """
-    if not TABLE:
-        raise RuntimeError("no kinds of jobs are registered: import jobs.known_kinds")
-    return TABLE.get(name, _UNKNOWN)
+    """Return the row of a kind, or one without anything special for an unknown kind."""
+    return rows().get(name, _UNKNOWN)
 
 
 def names(which: Callable[[Kind], bool]) -> tuple[str, ...]:
     """Return the names of the kinds for which `which` holds, to filter jobs in a query."""
-    return tuple(row.name for row in TABLE.values() if which(row))
+    return tuple(row.name for row in rows().values() if which(row))
 
 
 def is_read(file_id: SQLColumnExpression[str]) -> ColumnElement[bool]:
@@ -139,5 +144,5 @@ def is_read(file_id: SQLColumnExpression[str]) -> ColumnElement[bool]:
 
 def event_types() -> tuple[str, ...]:
     """Return the types of the events of all kinds that webhooks may subscribe to, each once."""
-    told = ((*row.events.values(), *row.other_events) for row in TABLE.values())
+    told = ((*row.events.values(), *row.other_events) for row in rows().values())
     return tuple(dict.fromkeys(chain.from_iterable(told)))

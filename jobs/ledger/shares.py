@@ -22,7 +22,7 @@ WHOLE: Final[ColumnElement[float]] = literal(1.0, Float)
 
 def of_shards(config: Settings) -> ColumnElement[float]:
     """Of a row of `shard` beside its `job`; 1 where there is no such shard."""
-    weights = tuple((row.name, row.slot_weight) for row in kinds.TABLE.values() if row.slot_weight is not None)
+    weights = tuple((row.name, row.slot_weight) for row in kinds.rows().values() if row.slot_weight is not None)
     return _share(config.shard_lines, config.stalls_before_careful, weights)
 
 

@@ -22,7 +22,9 @@ def test_the_import_contracts_are_kept() -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("module", ["api.app", "workers.tasks", "workers.dispatcher.loop"])
+@pytest.mark.parametrize(
+    "module", ["api.app", "workers.tasks", "workers.dispatcher.loop", "workers.retrieval.verification"]
+)
 def test_a_process_that_moves_jobs_knows_their_kinds(module: str) -> None:
     """Without the table a move would leave out what the rooms do in its transaction: the ledger refuses then."""
     script = f"import {module}; from jobs.ledger import kinds; print(*kinds.TABLE)"

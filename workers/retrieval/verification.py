@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+import jobs.known_kinds  # noqa: F401 (fills the table that every move of a job looks at)
 from jobs.db.engine import Database
 from jobs.errors import StorageAway
 from jobs.files.tables import File

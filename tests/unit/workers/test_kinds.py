@@ -1,6 +1,7 @@
 """The table of kinds: both halves of each row, what an unknown kind meets, and what a new kind needs."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.ids import new_id
 from jobs.inference import responses
-from jobs.ledger import kinds, ledger, shards
+from jobs.ledger import kinds, ledger, shards, shares
 from jobs.ledger.kinds import Kind, Payload, UnknownKind
 from jobs.ledger.ledger import JobClaim
 from jobs.ledger.shards import ShardClaim, Tally
@@ -21,6 +22,7 @@ from jobs.ledger.tables import Job, Shard
 from jobs.queues import Queue
 from jobs.retrieval import ingestions
 from jobs.security import keys
+from jobs.settings import Settings
 from tests.support import ledgers
 from tests.support.mill import Mill, running
 from workers.kinds import HANDLERS, Handler
@@ -66,6 +68,15 @@ def test_no_job_moves_in_a_process_that_knows_no_kinds(db: Database, monkeypatch
         ledger.cancel(session, job.id, actor="test")
 
     assert ledgers.state(db, job.id) == JobState.QUEUED
+
+
+def test_nothing_is_asked_of_a_table_that_was_not_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process without the table would tell no webhook of an event, and take a document for a small shard."""
+    monkeypatch.setattr(kinds, "TABLE", {})
+
+    for ask in (kinds.event_types, partial(kinds.names, bool), partial(shares.of_shards, Settings())):
+        with pytest.raises(RuntimeError, match="known_kinds"):
+            ask()
 
 
 def test_job_of_a_kind_that_only_a_later_version_knows_fails_and_says_so(
