@@ -138,7 +138,7 @@ def names(which: Callable[[Kind], bool]) -> tuple[str, ...]:
 
 def is_read(file_id: SQLColumnExpression[str]) -> ColumnElement[bool]:
     """Return the condition that a live job of any kind reads the file, whatever column of it names the file."""
-    columns = {id(column): column for row in TABLE.values() for column in row.files}.values()
+    columns = {id(column): column for row in rows().values() for column in row.files}.values()
     return or_(*(exists().where(column == file_id, Job.state.in_(LIVE)) for column in columns))
 
 

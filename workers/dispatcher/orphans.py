@@ -56,7 +56,7 @@ class Orphans:
         """A look, page by page. Raises StorageAway, StorageFull, NotFound; what was found is forgotten then."""
         self._found, self._removed, self._away = set(), 0, 0
         yield from self._sweep()
-        of_kinds = [folder for row in kinds.TABLE.values() for folder in row.folders]
+        of_kinds = [folder for row in kinds.rows().values() for folder in row.folders]
         for folder, name, path in (*_FLAT, *((one.name, one.owners, None) for one in of_kinds if one.flat)):
             for page in _pages(self._storage.walk(folder)):
                 yield from self._judge(self._nameless(page, name, path))
@@ -81,7 +81,7 @@ class Orphans:
     def _sweep(self) -> Iterator[None]:
         """Files that are unfinished and whose writers are gone."""
         swept = 0
-        of_kinds = (folder.name for row in kinds.TABLE.values() for folder in row.folders)
+        of_kinds = (folder.name for row in kinds.rows().values() for folder in row.folders)
         for folder in (*(name for name, *_ in _FLAT), conversations.FOLDER, "jobs", "doctor", *of_kinds):
             for page in _pages(self._storage.sweep(folder, now() - _UNTOUCHED_SECONDS)):
                 swept += sum(page)
@@ -182,7 +182,7 @@ def _left_inside(session: Session, paths: list[str]) -> set[str]:
     if not inside:
         return set()
     files = _there(session, File.id, {name for job in ended.values() for name in _files_of(job)})
-    columns = [row.result for row in kinds.TABLE.values() if row.result is not None]
+    columns = [row.result for row in kinds.rows().values() if row.result is not None]
     stored = {name for column in columns for name in _there(session, column, set(ended))}
     wanted = {job.id for job in ended.values() if _is_shown(job, files, stored)}
     read = {job.input_path for job in ended.values() if job.input_file_id in files}

@@ -11,6 +11,7 @@ from api.jobs import retry
 from jobs.batches import batches
 from jobs.clock import now
 from jobs.db.engine import Database
+from jobs.files.tables import File
 from jobs.ids import new_id
 from jobs.inference import responses
 from jobs.ledger import kinds, ledger, shards, shares
@@ -71,10 +72,15 @@ def test_no_job_moves_in_a_process_that_knows_no_kinds(db: Database, monkeypatch
 
 
 def test_nothing_is_asked_of_a_table_that_was_not_filled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process without the table would tell no webhook of an event, and take a document for a small shard."""
+    """A process without the table would tell no webhook of an event, and delete files that live jobs read."""
     monkeypatch.setattr(kinds, "TABLE", {})
 
-    for ask in (kinds.event_types, partial(kinds.names, bool), partial(shares.of_shards, Settings())):
+    for ask in (
+        kinds.event_types,
+        partial(kinds.names, bool),
+        partial(kinds.is_read, File.id),
+        partial(shares.of_shards, Settings()),
+    ):
         with pytest.raises(RuntimeError, match="known_kinds"):
             ask()
 
