@@ -41,6 +41,7 @@ class Timings:
 
     # workers.dispatcher
     dispatch_idle: float = 1.0  # between full looks while nothing was written
+    dependents_pass: float = 0.5  # for jobs whose predecessors have ended: meanwhile nothing is published
     retention_pass: float = 2.0  # of one pass in one go: the dispatcher does nothing else meanwhile
     retention_more: float = 0.5  # of going on with it
     orphans_look: float = 0.1  # of going on looking for orphans, each time

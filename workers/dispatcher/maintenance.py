@@ -48,7 +48,6 @@ _SWEEP_SECONDS = 5.0
 _RETENTION_SECONDS = 60.0
 _CLEARED_AT_ONCE = 10  # transactions for one source per round
 _RELEASED_AT_ONCE = 20  # transactions of WRITE_ROWS deliveries per sweep
-_DEPENDENTS_SECONDS = 0.5  # for jobs whose predecessors have ended, each second: meanwhile nothing is published
 _SEALS_AT_ONCE = 20  # transactions of WRITE_ROWS rows per round, so that a backlog is not sealed in one go
 _LOOK = 1 / 3  # of a lease
 _LONG = 2 / 3  # of a lease
@@ -137,6 +136,7 @@ class Housekeeper:
         self._jobs = Observer[tuple[str, int]](config.lease_seconds, clock)
         self._stopping = Since[str](clock)
         self._bounds = quarantine.Bounds.of(config)
+        self._timings = timings
         self._retention = Retention(config, db, storage, timings)
         self._anchoring = Anchoring(config, db)
         self._swept = self._retained = clock()
@@ -273,7 +273,7 @@ class Housekeeper:
 
         Each job has its own transaction. Return whether the time for it was over before all of them were advanced.
         """
-        until, advanced = self._clock() + _DEPENDENTS_SECONDS, True
+        until, advanced = self._clock() + self._timings.dependents_pass, True
         while advanced and (due := self._due_dependents()):
             advanced = False
             for advance, job_id in due:

@@ -1,5 +1,6 @@
 """The sweep over jobs that wait for others: released, failed or cancelled, each in a transaction of its own."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -13,9 +14,10 @@ from jobs.queues import Queue, Task
 from jobs.retrieval import attachments
 from jobs.retrieval.attachments import Attachment
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
+from jobs.timings import Timings
 from tests.support import ledgers
 from tests.support.house import House, project_of
-from workers.dispatcher import maintenance
+from workers.dispatcher.loop import Dispatcher
 
 pytestmark = pytest.mark.dialects
 
@@ -142,8 +144,9 @@ def test_a_job_that_waited_for_two_fails_though_one_of_them_completed(house: Hou
     assert ledgers.state(house.db, waiting) == JobState.FAILED
 
 
-def test_a_long_cascade_goes_on_a_second_later(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maintenance, "_DEPENDENTS_SECONDS", 0.0)  # one job a pass
+def test_a_long_cascade_goes_on_a_second_later(house: House) -> None:
+    timings = replace(Timings(), dependents_pass=0.0)  # one job a pass
+    house.dispatcher = Dispatcher(house.config, house.db, house.storage, house.bells, house.clock, timings)
     project = project_of(house.db, "one")
     first = ledgers.planning(house.db, project_id=project)
     waiting = [ledgers.submitted(house.db, project_id=project, after=[first.job.id]).id for _ in range(3)]
