@@ -23,8 +23,9 @@ def child() -> Iterator[tuple[subprocess.Popen[str], int]]:
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True, start_new_session=True
     )
     assert child.stdout is not None
-    yield child, int(child.stdout.readline())
-    processes.kill(processes.with_descendants([child.pid], processes.table()))
+    grandchild = int(child.stdout.readline())
+    yield child, grandchild
+    processes.kill([child.pid, grandchild])  # a test that killed the child has left the other to pid 1
     child.communicate()
 
 
