@@ -14,6 +14,7 @@ from jobs.ledger.states import TERMINAL, JobState
 from jobs.ledger.tables import Segment
 from jobs.queues import Task
 from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
+from workers import lifecycle
 from workers.batches import finishing
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Request
@@ -51,7 +52,7 @@ def test_results_that_are_larger_than_may_be_held_are_read_one_at_a_time(
         job_id = _assembling(mill, _LINES)
         tracemalloc.start()
         try:
-            finishing.finish(mill.cpu, job_id)
+            lifecycle.finish(mill.cpu, job_id)
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
