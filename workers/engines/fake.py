@@ -3,6 +3,7 @@
     prompt ──sha256──▶ text, tokens, vectors            the same prompt always gets the same answer
     prompt with "!reset", "!hang", "!500" …             breaks in that way (MAGIC)
     prompt with "!cite"                                 a response to it names the first excerpt
+    a last turn with "!tool"                            the first function of the request is called
 
 The stub server of the tests gives the same answers over HTTP and breaks on the same words.
 """
@@ -32,6 +33,7 @@ from workers.engines.wire import wants_usage
 
 MAGIC: Final = ("!reset", "!hang", "!500", "!503", "!429", "!html", "!huge", "!crash", "!flaky2", "!slow", "!cut")
 CITE: Final = "!cite"
+TOOL: Final = "!tool"
 CUT: Final = "!cut"  # a stream that ends too early; a whole answer is not harmed
 CREATED: Final = 1_700_000_000  # answers are the same at any time
 DIMENSIONS: Final = 8
@@ -75,6 +77,25 @@ def reply(url: str, body: Body, prompt: str) -> Answer:
     return form(body, prompt, sha256(prompt.encode()).digest())
 
 
+def _function_call(body: Body, turns: Any) -> Body | None:
+    """Return a call of the request's first function when the last turn is a user's that asks for one."""
+    last = turns if isinstance(turns, str) else turns[-1] if turns and turns[-1].get("role") == "user" else None
+    if TOOL not in _text(last):
+        return None
+    functions = (tool.get("function", tool) for tool in body.get("tools") or () if tool.get("type") == "function")
+    if (function := next(functions, None)) is None:
+        return None
+    properties = (function.get("parameters") or {}).get("properties", {})
+    arguments = {name: _example_of(schema) for name, schema in properties.items()}
+    return {"name": function["name"], "arguments": msgspec.json.encode(arguments).decode()}
+
+
+def _example_of(schema: Body) -> Any:
+    """Return a value of the schema's type; an enumeration's first value."""
+    examples = {"integer": 1, "number": 1.5, "boolean": True, "array": [], "object": {}, "null": None}
+    return schema["enum"][0] if schema.get("enum") else examples.get(schema.get("type", ""), "echo")
+
+
 def usage_of(prompt: str, digest: bytes) -> Usage:
     tokens = len(prompt) // 4 + 1
     output = 1 + digest[0] % 16
@@ -82,8 +103,12 @@ def usage_of(prompt: str, digest: bytes) -> Usage:
 
 
 def _chat(body: Body, prompt: str, digest: bytes) -> Answer:
-    message = {"role": "assistant", "content": f"echo {digest.hex()[:16]}", "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
+    message: Body = {"role": "assistant", "content": f"echo {digest.hex()[:16]}", "refusal": None}
+    call = _function_call(body, body.get("messages"))
+    if call:
+        tool_call = {"id": f"call_{digest.hex()[:24]}", "type": "function", "function": call}
+        message |= {"content": None, "tool_calls": [tool_call]}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "tool_calls" if call else "stop"}
     return _completion("chat.completion", "chatcmpl", choice, body, prompt, digest)
 
 
@@ -122,37 +147,58 @@ def _chunks(answer: Body, *, usage: bool) -> Iterator[Body]:
     head = {"id": answer["id"], "created": answer["created"], "model": answer["model"]}
     head |= {"object": "chat.completion.chunk" if chat else "text_completion"} | ({"usage": None} if usage else {})
     for choice in answer["choices"]:
-        for n, word in enumerate(_words(choice["message"]["content"] if chat else choice["text"])):
-            role = {"role": "assistant"} if n == 0 else {}
-            said = {"delta": {**role, "content": word}} if chat else {"text": word}
-            yield {**head, "choices": [{"index": choice["index"], **said, "logprobs": None, "finish_reason": None}]}
-        rest: Body = {"delta": {}} if chat else {"text": ""}
-        yield {**head, "choices": [{"index": choice["index"], **rest, "logprobs": None, "finish_reason": "stop"}]}
+        for delta in _deltas(choice["message"]) if chat else ({"text": word} for word in _words(choice["text"])):
+            part = {"delta": delta} if chat else delta
+            yield {**head, "choices": [{"index": choice["index"], **part, "logprobs": None, "finish_reason": None}]}
+        last = {"index": choice["index"], "logprobs": None, "finish_reason": choice["finish_reason"]}
+        yield {**head, "choices": [{**last, **({"delta": {}} if chat else {"text": ""})}]}
     if usage:
         yield {**head, "choices": [], "usage": answer["usage"]}
 
 
+def _deltas(message: Body) -> Iterator[Body]:
+    """Yield the parts of a chat's message: a word each, or the function's name and then its arguments."""
+    if calls := message.get("tool_calls"):
+        [call] = calls
+        named = {**call, "function": {**call["function"], "arguments": ""}}
+        yield {"role": "assistant", "content": None, "tool_calls": [{"index": 0, **named}]}
+        yield {"tool_calls": [{"index": 0, "function": {"arguments": call["function"]["arguments"]}}]}
+        return
+    for n, word in enumerate(_words(message["content"])):
+        yield {**({"role": "assistant"} if n == 0 else {}), "content": word}
+
+
 def _response_events(answer: Body) -> Iterator[Body]:
-    """A response's: it and its parts begin, a word each, they end."""
-    begun = {**answer, "status": "in_progress", "output": [], "usage": None}
+    """A response's: it and its item begin, the item's parts, they end."""
     [item] = answer["output"]
-    [part] = item["content"]
-    place = {"item_id": item["id"], "output_index": 0, "content_index": 0}
-    empty = {**part, "text": ""}
+    begun = {**answer, "status": "in_progress", "output": [], "usage": None}
+    empty: Body = {**item, "status": "in_progress", **({"content": []} if "content" in item else {"arguments": ""})}
     told: list[Body] = [
         {"type": "response.created", "response": begun},
         {"type": "response.in_progress", "response": begun},
-        {"type": "response.output_item.added", "output_index": 0,
-         "item": {**item, "status": "in_progress", "content": []}},
-        {"type": "response.content_part.added", **place, "part": empty},
-        *({"type": "response.output_text.delta", **place, "delta": word, "logprobs": []}
-          for word in _words(part["text"])),
-        {"type": "response.output_text.done", **place, "text": part["text"], "logprobs": []},
-        {"type": "response.content_part.done", **place, "part": part},
+        {"type": "response.output_item.added", "output_index": 0, "item": empty},
+        *(_text_events(item) if "content" in item else _call_events(item)),
         {"type": "response.output_item.done", "output_index": 0, "item": item},
         {"type": "response.completed", "response": answer},
-    ]  # fmt: skip
+    ]
     return ({**event, "sequence_number": number} for number, event in enumerate(told))
+
+
+def _text_events(item: Body) -> Iterator[Body]:
+    [part] = item["content"]
+    location = {"item_id": item["id"], "output_index": 0, "content_index": 0}
+    yield {"type": "response.content_part.added", **location, "part": {**part, "text": ""}}
+    for word in _words(part["text"]):
+        yield {"type": "response.output_text.delta", **location, "delta": word, "logprobs": []}
+    yield {"type": "response.output_text.done", **location, "text": part["text"], "logprobs": []}
+    yield {"type": "response.content_part.done", **location, "part": part}
+
+
+def _call_events(item: Body) -> Iterator[Body]:
+    location = {"item_id": item["id"], "output_index": 0}
+    kind = "response.function_call_arguments"
+    yield {"type": f"{kind}.delta", **location, "delta": item["arguments"]}
+    yield {"type": f"{kind}.done", **location, "name": item["name"], "arguments": item["arguments"]}
 
 
 def _words(text: str) -> list[str]:
@@ -164,20 +210,16 @@ def _response(body: Body, prompt: str, digest: bytes) -> Answer:
     usage, name = usage_of(prompt, digest), digest.hex()[:24]
     text = f"echo {digest.hex()[:16]}" + (" [1]" if CITE in prompt else "")
     content = {"type": "output_text", "text": text, "annotations": []}
-    message = {
-        "type": "message",
-        "id": f"msg_{name}",
-        "status": "completed",
-        "role": "assistant",
-        "content": [content],
-    }
+    item = {"type": "message", "id": f"msg_{name}", "status": "completed", "role": "assistant", "content": [content]}
+    if call := _function_call(body, body.get("input")):
+        item = {"type": "function_call", "id": f"fc_{name}", "call_id": f"call_{name}", "status": "completed", **call}
     answer = {
         "id": f"resp_{name}",
         "object": "response",
         "created_at": CREATED,
         "status": "completed",
         "model": body.get("model"),
-        "output": [message],
+        "output": [item],
         "parallel_tool_calls": True,
         "tool_choice": "auto",
         "tools": [],

@@ -33,3 +33,24 @@ async def test_a_response_names_the_first_excerpt_where_the_prompt_says_so() -> 
     plain, citing = [msgspec.json.decode(one.body)["output"][0]["content"][0]["text"] for one in answers]
     assert "[1]" not in plain
     assert citing.endswith(" [1]")
+
+
+async def test_a_last_turn_with_the_word_for_it_calls_the_first_function() -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
+    function = {"name": "weather", "parameters": schema}
+    asked = {"role": "user", "content": "Rain? !tool"}
+
+    answers = [
+        await _answer(
+            "/v1/chat/completions", messages=[asked], tools=[{"type": "function", "function": function}], n=1
+        ),
+        await _answer("/v1/responses", input=[asked], tools=[{"type": "function", **function}]),
+        await _answer("/v1/responses", input=[asked, {"type": "function_call_output", "call_id": "c", "output": "no"}]),
+    ]
+
+    chat, response, later = [msgspec.json.decode(answer.body) for answer in answers]
+    [call] = chat["choices"][0]["message"]["tool_calls"]
+    assert (call["function"]["name"], call["function"]["arguments"]) == ("weather", '{"city":"echo","days":1}')
+    assert chat["choices"][0]["finish_reason"] == "tool_calls"
+    assert response["output"][0]["arguments"] == '{"city":"echo","days":1}'
+    assert later["output"][0]["type"] == "message"
