@@ -69,6 +69,7 @@ def run(config: Settings, name: str, queue: str) -> None:
     needs = Needs(
         measure=engine.length,
         identity=engine.identity,
+        is_alias=engine.is_alias,
         others=ModelRouter(context, asking, engine, queue),
         search=asking.search,
         rooms=ContextLimits(config, lambda: engine.registry).of,

@@ -93,6 +93,10 @@ class Router:
             return None
         return target, self._identities[target]
 
+    def is_alias(self, name: str) -> bool:
+        """Tell whether `name` stands for a model that has another name here."""
+        return self.registry.target(name, self.models) not in (None, name)
+
     async def start(self) -> None:
         await self.engines.start()
 

@@ -13,7 +13,6 @@ from jobs.retrieval.searches import Found, Search
 from jobs.settings import Settings
 from tests.unit.workers.middleware.context_window.engines import MODEL, Counting, Nobody
 from workers.engines.port import Request
-from workers.middleware.cache import Cached
 from workers.middleware.excerpts import Room
 from workers.middleware.pipeline import Needs, before
 from workers.middleware.response_cache import Shelf
@@ -35,13 +34,14 @@ class Layers:
         needs = Needs(
             measure=self.engine.length,
             identity=lambda name: (name, "weights"),
+            is_alias=lambda _: False,
             others=Nobody(),
             search=self._search,
             rooms=lambda _: Room(10_000),
             shelf=shelf,
             checker=checker,
         )
-        self.all: Cached = before(self.engine, needs, config)
+        self.all = before(self.engine, needs, config)
         self.searches: list[Search] = []
 
     async def ask(self, url: str, **body: Any) -> Any:
