@@ -1,6 +1,6 @@
-"""A retry: a new job over the same input, for the lines that failed or are missing. The old job stays untouched.
+"""A retry: a new job over the same input, for some of its lines or all. The old job stays untouched.
 
-Which lines those are is found when the new job is planned.
+The lines that failed, are missing or were cut off are found when the new job is planned.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,13 @@ from api.files.queries import visible
 from api.http.space import check_not_full
 from api.retrieval.queries import get_store
 from jobs.batches import batches, lines
-from jobs.batches.batches import Batch
+from jobs.batches.batches import Batch, Which
 from jobs.clock import now
 from jobs.errors import Conflict, InvalidRequest
 from jobs.files.tables import File
 from jobs.ids import new_id
 from jobs.ledger import kinds, ledger
+from jobs.ledger.progress import outcomes
 from jobs.ledger.states import TERMINAL, JobState
 from jobs.ledger.tables import Job
 from jobs.retrieval import attachments, ingestions, reindexing
@@ -38,9 +39,10 @@ _COPIED = ("kind", "endpoint", "input_file_id", "webhook_url", "webhook_secret")
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What the new job does otherwise than the old one. `key` is its idempotency key."""
+    """What the new job does otherwise than the old one, and with which lines. `key` is its idempotency key."""
 
     key: str | None
+    which: Which
     overrides: dict[str, Any]
     window: str | None
     priority: int | None
@@ -48,14 +50,14 @@ class Changes:
 
 def again(session: Session, call: CallContext, old: Job, changes: Changes) -> Job:
     """Submit the retry of an ended job, in the caller's transaction."""
-    _check(old)
+    _check(session, old, changes.which)
     check_not_full(session, call)
     return AGAIN[old.kind](session, call, old, changes)
 
 
 def _lines_again(session: Session, call: CallContext, old: Job, changes: Changes) -> Job:
-    """Submit a batch over the same input, for the lines that failed or are missing."""
-    _check_known(session, old)
+    """Submit a batch over the same input, for the lines that were asked for."""
+    _check_known(session, old, changes.which)
     created_at, window = now(), changes.window or old.window
     payload = Batch.model_validate(old.payload)
     overrides = {**payload.overrides, **changes.overrides}
@@ -64,7 +66,7 @@ def _lines_again(session: Session, call: CallContext, old: Job, changes: Changes
         id=new_id(batches.PREFIX),
         project_id=call.project_id,
         input_path=_input(session, call, old).path,
-        payload=payload.model_copy(update={"overrides": overrides}).model_dump(mode="json"),
+        payload=payload.model_copy(update={"overrides": overrides, "which": changes.which}).stored(),
         priority=old.priority if changes.priority is None else changes.priority,
         window=window,
         created_at=created_at,
@@ -79,18 +81,21 @@ def _lines_again(session: Session, call: CallContext, old: Job, changes: Changes
     return ledger.submit(session, job, actor=call.actor)
 
 
-def _check(old: Job) -> None:
+def _check(session: Session, old: Job, which: Which) -> None:
     if not kinds.of(old.kind).retryable:
         raise InvalidRequest(f"A {old.kind} is not retried: ask for another.", code="nothing_to_retry")
     if old.state not in TERMINAL:
         raise Conflict(f"Job '{old.id}' has not ended: it is {old.state}.", code="invalid_state")
-    if old.state == JobState.SUCCEEDED and not old.failed:
+    if which == batches.FAILED and old.state == JobState.SUCCEEDED and not old.failed:
         raise InvalidRequest(f"Every line of job '{old.id}' has succeeded.", code="nothing_to_retry")
+    if which == batches.LENGTH and not outcomes(session, old).get(batches.LENGTH):
+        message = f"No answer of job '{old.id}' was cut off at the token limit."
+        raise InvalidRequest(message, param="which", code="nothing_to_retry")
 
 
-def _check_known(session: Session, old: Job) -> None:
-    first = batches.last_run(session, old.id)
-    if first is not None and not batches.results_known(session, first):
+def _check_known(session: Session, old: Job, which: Which) -> None:
+    first, which = batches.last_run(session, old.id, which)
+    if first is not None and not batches.results_known(session, first, which):
         raise InvalidRequest(batches.results_expired(first), code=batches.RESULTS_EXPIRED)
 
 
@@ -117,6 +122,9 @@ def _invalid(name: str, message: str, code: str) -> InvalidRequest:
 
 def _files_again(session: Session, call: CallContext, old: Job, changes: Changes) -> Job:
     """Submit the files of an ingestion that failed or were not come to, unless they were attached anew since."""
+    if changes.which != batches.FAILED:
+        message = f"The files of job '{old.id}' that failed are retried: 'which' must be '{batches.FAILED}'."
+        raise InvalidRequest(message, param="which", code="invalid_value")
     store = get_store(session, call, old.payload["store_id"], alive=True, lock=True)
     beside = bool(old.payload.get("beside"))
     index = session.get(VectorStore, index_of(old.payload) if beside else store.current_id)

@@ -21,6 +21,7 @@ from api.jobs.streams import follow_events, follow_results
 from api.shares import run_in_threadpool
 from api.webhooks.queries import delivery_page
 from api.webhooks.schemas import DeliveryObject
+from jobs.batches.batches import Which
 from jobs.errors import Conflict, InvalidRequest, NotFound
 from jobs.ledger import dependencies, events, kinds, ledger
 from jobs.ledger.progress import outcomes, pace, queue_position, totals, worked_seconds
@@ -54,8 +55,13 @@ class EventPage(BaseModel):
 
 
 class RetryJob(Body):
-    """What the new job does otherwise than the old one."""
+    """Which lines the new job runs, and what it does otherwise than the old one."""
 
+    which: Which = Field(
+        default="failed",
+        description="`failed`: the lines that failed or are missing. `length`: those whose answer was cut off at the "
+        "token limit. `all`: every line.",
+    )
     overrides: dict[str, Any] = Field(
         default_factory=dict, description="Laid over the body of each line; at most 64 KB."
     )
@@ -182,12 +188,12 @@ def cancel_job(call: Call, job_id: str) -> JobObject:
 
 @router.post("/jobs/{job_id}/retry", response_model=JobObject)
 def retry_job(call: Call, once: Idempotent, job_id: str, body: RetryJob | None = None) -> Response:
-    """A new job that runs what failed or is missing in an ended one, which stays as it is."""
+    """Run lines of an ended job again as a new job: by default those that failed or are missing."""
     wanted = body or RetryJob()
 
     def make(session: Session) -> JobObject:
         old = get_job(session, call, job_id)
-        changes = Changes(once.key, wanted.overrides, wanted.completion_window, wanted.priority)
+        changes = Changes(once.key, wanted.which, wanted.overrides, wanted.completion_window, wanted.priority)
         job = again(session, call, old, changes)
         return _shown(session, job)
 

@@ -43,6 +43,7 @@ class Snapshot:
     errors: tuple[Mapping[str, Any], ...]
     outcomes: Mapping[str, Any]
     vector_store_index_id: str | None = None
+    endpoint: str = ""
 
     @classmethod
     def of(cls, job: Mapping[str, Any]) -> Self:
@@ -71,6 +72,7 @@ class Snapshot:
             errors=tuple((job.get("errors") or {}).get("data", ())),
             outcomes=job.get("outcomes") or {},
             vector_store_index_id=job.get("vector_store_index_id"),
+            endpoint=job.get("endpoint") or "",
         )
 
     @property

@@ -12,6 +12,7 @@ from cli.client.joining import Row, answer_of, error_of
 from cli.errors import Trouble
 from cli.options import ApiKey, DataDir, Url
 from cli.terminal import say
+from jobs.requests.endpoints import COMPLETIONS, RESPONSES
 
 if TYPE_CHECKING:
     from cli.client.progress import Snapshot
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _Finding = Callable[[Iterable[bytes], Mapping[str, int]], dict[str, list[str]]]
 
+#: The field of a request that limits its answer, by endpoint.
+_LIMITS = {RESPONSES: "max_output_tokens", COMPLETIONS: "max_tokens"}
 _WAITS = {
     "waiting for model": "no live worker serves {model}; `nightmill workers` shows what each serves",
     "waiting for job": "these jobs have to complete first, see `nightmill graph`",
@@ -124,7 +127,14 @@ def _answered(server: "Server", job: "Snapshot") -> Iterator[str]:
         if ids := found.get(EMPTY):
             yield f"      {', '.join(ids)}"
     if reasons.get("length"):
-        yield "  those that ended by length were cut off: ask for more tokens, or `nightmill retry` with --override"
+        yield f"  {reasons['length']} cut off at the token limit; with a higher limit, run these again as a new job:"
+        yield f"      {_with_more_tokens(job)}" if job.ended else "      `nightmill retry`, when this job has ended"
+
+
+def _with_more_tokens(job: "Snapshot") -> str:
+    """Return the command that runs the lines that were cut off again."""
+    limit = _LIMITS.get(job.endpoint, "max_completion_tokens")
+    return f"nightmill retry {job.id} --which length --override '{{\"{limit}\": 4096}}'"
 
 
 def _failed(server: "Server", job: "Snapshot") -> Iterator[str]:

@@ -3,7 +3,7 @@
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -63,14 +63,19 @@ def cancel(job: JobId, url: Url = None, api_key: ApiKey = None, data_dir: DataDi
 
 def retry(
     job: JobId,
+    which: Annotated[
+        Literal["failed", "length", "all"],
+        typer.Option(help="Failed and missing requests, those cut off at the token limit (length), or all."),
+    ] = "failed",
     override: Annotated[
-        str, typer.Option(metavar="JSON", help="Laid over each request's body, such as '{\"max_tokens\": 64}'.")
+        str,
+        typer.Option(metavar="JSON", help="Fields that replace those of each request, such as '{\"max_tokens\": 64}'."),
     ] = "",
     url: Url = None,
     api_key: ApiKey = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Run what failed or is missing in an ended job as a new job, and print its id."""
+    """Run requests of an ended job again as a new job, and print the new job's id."""
     from cli.client.server import connect
 
     try:
@@ -80,7 +85,7 @@ def retry(
     if not isinstance(overrides, dict):
         raise Trouble("--override is no JSON object")
     with connect(url, api_key, data_dir) as server:
-        say(server.post(f"/jobs/{job}/retry", {"overrides": overrides} if overrides else {})["id"])
+        say(server.post(f"/jobs/{job}/retry", {"which": which, "overrides": overrides})["id"])
 
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Batches: their kinds, the job that a request becomes, their quota, and what a retry of one goes by."""
 
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import exists, func, select
@@ -13,7 +13,7 @@ from jobs.ids import new_id
 from jobs.ledger import kinds
 from jobs.ledger.kinds import Kind, Payload
 from jobs.ledger.states import LIVE, JobState
-from jobs.ledger.tables import Job, Shard
+from jobs.ledger.tables import Job, Segment, Shard
 from jobs.queues import Queue
 from jobs.requests.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RESPONSES
 
@@ -38,8 +38,15 @@ EVENTS: Final[dict[str, str]] = {
 }
 
 
+#: The lines of an ended job that a retry runs: those that failed or are missing, those cut off at the token limit, all.
+Which = Literal["failed", "length", "all"]
+FAILED: Final = "failed"
+LENGTH: Final = "length"
+ALL: Final = "all"
+
+
 class Batch(Payload):
-    """Answer every line of the input.
+    """Answer every line of the input, or `which` lines of the job that this one retries.
 
     `overrides` are laid over each line's body. `dedupe` lets identical requests be computed once.
     `output_expires_seconds` counts from the creation of the output file.
@@ -48,6 +55,11 @@ class Batch(Payload):
     output_expires_seconds: int | None = None
     dedupe: bool = False
     overrides: dict[str, Any] = Field(default_factory=dict)
+    which: Which = FAILED
+
+    def stored(self) -> dict[str, Any]:
+        """Return the payload without defaults: a worker of an earlier version reads what it knows."""
+        return self.model_dump(mode="json", exclude_defaults=True)
 
 
 def _kind(name: str, queue: Queue) -> Kind:
@@ -89,7 +101,7 @@ def job_of(wanted: BatchRequest, project_id: str, *, not_before: float | None = 
         project_id=project_id,
         kind=ENDPOINTS[wanted.endpoint],
         endpoint=wanted.endpoint,
-        payload=payload.model_dump(mode="json"),
+        payload=payload.stored(),
         input_file_id=wanted.input_file_id,
         priority=wanted.priority,
         window=wanted.completion_window,
@@ -134,26 +146,37 @@ def quota_refusal(limit: int) -> Bad:
 RESULTS_EXPIRED: Final = "results_expired"
 
 
-def last_run(session: Session, job_id: str) -> Job | None:
-    """Return the job that a retry goes by: this one, or if it never ran, the one that it was to run again.
+def last_run(session: Session, job_id: str, which: Which) -> tuple[Job | None, Which]:
+    """Return the job whose lines a retry of `job_id` selects from, and which lines of that job the retry runs.
 
-    None: no line was ever run.
+    A job that never ran has no results. Its retry does what the job itself was to do.
+    No job is returned where no line was ever run.
     """
     job = session.get(Job, job_id)
     while job is not None and job.in_progress_at is None:
+        which = Batch.model_validate(job.payload).which
         job = session.get(Job, job.retry_of) if job.retry_of else None
-    return job
+    return job, which
 
 
-def results_known(session: Session, job: Job) -> bool:
-    """Return whether it is known what failed or is missing in a job that ran. Ask this after what it is to hold for.
+def runs_all(job: Job, which: Which) -> bool:
+    """Return whether a retry runs every line that `job` read: a failed job has no results."""
+    return which == ALL or (which == FAILED and job.state == JobState.FAILED)
 
-    Retention takes the first shard of a job before all else of it: without that one, what is left is only a part.
+
+def results_known(session: Session, job: Job, which: Which) -> bool:
+    """Return whether it is known which lines of `job`, which ran, a retry runs. Call this after reading them.
+
+    Retention deletes the first shard of a job before all else of it: without that shard, the rest is incomplete.
+    Segments of earlier versions do not say which answers were cut off.
     """
-    if job.state == JobState.FAILED and job.retry_of is None:
-        return True  # all of its input file is
-    return bool(session.scalar(select(exists().where(Shard.job_id == job.id, Shard.n == 0))))
+    if runs_all(job, which) and job.retry_of is None:
+        return True  # the input file has all lines
+    if not session.scalar(select(exists().where(Shard.job_id == job.id, Shard.n == 0))):
+        return False
+    unknown = exists().where(Segment.job_id == job.id, Segment.cut_off.is_(None))
+    return which != LENGTH or not session.scalar(select(unknown))
 
 
 def results_expired(job: Job) -> str:
-    return f"What became of the lines of job '{job.id}' is kept no longer. Submit its input as a new batch."
+    return f"What became of the lines of job '{job.id}' is not known any more. Submit its input as a new batch."

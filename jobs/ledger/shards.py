@@ -52,10 +52,11 @@ class ShardClaim:
 
 @dataclass(slots=True)
 class Tally:
-    """What one segment adds: lines covered and good (bitmaps as ints), tokens, lines by what became of them."""
+    """What one segment adds: lines covered, good and cut off (bitmaps as ints), tokens, lines by their outcomes."""
 
     covered: int = 0
     good: int = 0
+    cut_off: int = 0
     input_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
@@ -194,6 +195,7 @@ def commit(
         "length": length,
         "covered": tally.covered.to_bytes(size, "little"),
         "good": tally.good.to_bytes(size, "little"),
+        "cut_off": tally.cut_off.to_bytes(size, "little"),
         "outcomes": tally.outcomes,
         "created_at": now(),
         **tokens,

@@ -194,8 +194,9 @@ class Shard(Usage, Base):
 class Segment(Usage, Base):
     """One immutable file of results. `covered` and `good` are bitmaps over the shard's lines, bit 0 first.
 
-    `covered` holds the lines with a result here, `good` those of them that succeeded, `outcomes` how many there are
-    of each word of `workers.runtime.outcomes` (null: written before these were counted).
+    `covered` holds the lines with a result here, `good` those of them that succeeded, `cut_off` those whose answer
+    ended at the token limit (null: written before these were noted), `outcomes` how many there are of each word of
+    `workers.runtime.outcomes` (null: written before these were counted).
     """
 
     __tablename__ = "segment"
@@ -208,6 +209,7 @@ class Segment(Usage, Base):
     length: Mapped[int]
     covered: Mapped[bytes] = mapped_column(LargeBinary)
     good: Mapped[bytes] = mapped_column(LargeBinary)
+    cut_off: Mapped[bytes | None] = mapped_column(LargeBinary)
     outcomes: Mapped[dict[str, Any] | None]
     created_at: Mapped[float]
 

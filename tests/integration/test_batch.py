@@ -480,6 +480,27 @@ def test_retry_runs_only_what_failed_and_lays_overrides_over_the_body(mill: Mill
     assert mill.job(first.id).failed == first.failed
 
 
+def test_retry_of_answers_that_were_cut_off_runs_these_alone_with_a_higher_limit(
+    db: Database, tmp_path: Path, asked: list[str]
+) -> None:
+    def cut_off(request: Request) -> Answer | None:
+        if "long" not in str(request.body) or "max_completion_tokens" in request.body:
+            return None
+        message = {"role": "assistant", "content": "so"}
+        body = {"object": "chat.completion", "choices": [{"index": 0, "message": message, "finish_reason": "length"}]}
+        return Answer(200, json.dumps(body).encode())
+
+    lines = [chat_line(f"r{n}", ("!500", "long", "x")[n % 3] + f" {n}") for n in range(12)]
+    with running(db, tmp_path, FakeEngine((MODEL,), fault=cut_off, asked=asked.append)) as mill:
+        (first,) = mill.drain(mill.submit(jsonl(lines)))
+        payload = {"which": "length", "overrides": {"max_completion_tokens": 4096}}
+        (second,) = mill.drain(mill.submit(b"", input_path=first.input_path, retry_of=first.id, payload=payload))
+        output, errors = mill.results(second)
+
+    assert (_ids(output), errors) == ([f"r{n}" for n in range(1, 12, 3)], [])
+    assert {line["response"]["body"]["choices"][0]["finish_reason"] for line in output} == {"stop"}
+
+
 def test_identical_requests_are_computed_once_only_if_the_job_asks(mill: Mill, asked: list[str]) -> None:
     content = jsonl([chat_line(f"r{n}", "same") for n in range(6)])
 

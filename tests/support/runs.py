@@ -46,9 +46,16 @@ def take(db: Database, job_id: str) -> ShardClaim:
 
 
 def answer(
-    db: Database, storage: Storage, claim: ShardClaim, lines: Sequence[int], *, seq: int = 0, last: bool = False
+    db: Database,
+    storage: Storage,
+    claim: ShardClaim,
+    lines: Sequence[int],
+    *,
+    seq: int = 0,
+    last: bool = False,
+    cut_off: int = 0,
 ) -> None:
-    """Commit one segment with these lines answered well, 3 tokens in and 2 out each."""
+    """Commit one segment with these lines answered well, 3 tokens in and 2 out each; the first `cut_off` too early."""
     records = b"".join(b"%d\t1\t%s\n" % (line, output_line(line)) for line in lines)
     path = shards.segment_path(claim.job.id, claim.n, claim.epoch, seq)
     storage.put(path, records)
@@ -56,9 +63,10 @@ def answer(
     tally = Tally(
         covered=bits,
         good=bits,
+        cut_off=sum(1 << line for line in lines[:cut_off]),
         input_tokens=3 * len(lines),
         output_tokens=2 * len(lines),
-        outcomes={"stop": len(lines)},
+        outcomes=_reasons(len(lines), cut_off),
     )
     with db.write() as session:
         shards.commit(session, claim, seq, path, len(records), tally, last=last)
@@ -66,7 +74,11 @@ def answer(
             ledger.settle(session, claim.job.id, actor=f"worker:{WORKER}")
 
 
-def finish(db: Database, storage: Storage, job_id: str, lines: Sequence[int], failed: int = 0) -> str:
+def _reasons(lines: int, cut_off: int) -> dict[str, int]:
+    return {"stop": lines - cut_off} | ({"length": cut_off} if cut_off else {})
+
+
+def finish(db: Database, storage: Storage, job_id: str, lines: Sequence[int], failed: int = 0, cut_off: int = 0) -> str:
     """Finishing, expiring or cancelling → its end, with an output file; returns that file's id."""
     with db.write() as session:
         claim = _claimed(ledger.claim(session, job_id, Task.FINISH, WORKER))
@@ -89,16 +101,16 @@ def finish(db: Database, storage: Storage, job_id: str, lines: Sequence[int], fa
         "output_file_id": file.id,
     }
     with db.write() as session:
-        outcomes = {"stop": len(lines)} | ({"error:engine_error": failed} if failed else {})
+        outcomes = _reasons(len(lines), cut_off) | ({"error:engine_error": failed} if failed else {})
         ledger.close(session, claim, values, [file], outcomes)
     return file.id
 
 
-def run(db: Database, storage: Storage, job_id: str, lines: int, failed: int = 0) -> str:
+def run(db: Database, storage: Storage, job_id: str, lines: int, failed: int = 0, cut_off: int = 0) -> str:
     """The whole life of a job that succeeds."""
     plan(db, job_id, lines)
-    answer(db, storage, take(db, job_id), range(lines), last=True)
-    return finish(db, storage, job_id, range(lines - failed), failed)
+    answer(db, storage, take(db, job_id), range(lines), last=True, cut_off=cut_off)
+    return finish(db, storage, job_id, range(lines - failed), failed, cut_off)
 
 
 def expire(db: Database, job_id: str) -> None:

@@ -14,13 +14,15 @@ larger, or not the first try, or out of the ordinary, is planned alone.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import BinaryIO, TypeVar
 
 from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from jobs.batches import batches, lines
+from jobs.batches.batches import Batch, Which
 from jobs.db.engine import WRITE_ROWS
 from jobs.errors import DatabaseBusy, NotFound, StorageAway, StorageFull
 from jobs.fleet import routing
@@ -249,7 +251,7 @@ class Planner:
         return self.context.db.retrying(work, self.context.stop)
 
 
-# ── which bytes a job reads: its input file, or, for a retry, a copy of the lines that failed or are missing ──
+# ── which bytes a job reads: its input file, or, for a retry, a copy of the lines that the retry runs ──
 
 
 def _missing_file(job: Job) -> lines.Bad:
@@ -265,17 +267,18 @@ def _input_path(context: Context, claim: JobClaim) -> str | lines.Bad:
     if job.retry_of is None:
         return job.input_path
     with context.db.read() as session:
-        first = batches.last_run(session, job.retry_of)
+        first, which = batches.last_run(session, job.retry_of, Batch.model_validate(job.payload).which)
         if first is None:
             return job.input_path
-        good = {} if first.state == JobState.FAILED else _good_lines(session, first.id)
-        if not batches.results_known(session, first):
+        chosen = None if batches.runs_all(first, which) else _chosen_lines(session, first.id, which)
+        if not batches.results_known(session, first, which):
             return lines.Bad(batches.RESULTS_EXPIRED, batches.results_expired(first))
     path = f"jobs/{job.id}/input-{claim.epoch}.jsonl"
     source = first.input_path or job.input_path
     with context.storage.reader(source) as handle, context.storage.writer(path) as out:
-        for raw in _left(handle, good, context.config.batch_max_line_bytes):
-            out.write(raw + b"\n")
+        for number, text in enumerate(lines.read(handle, context.config.batch_max_line_bytes)):
+            if chosen is None or chosen(number):
+                out.write((text.raw or b"") + b"\n")
     _remember(context, claim, path)
     return path
 
@@ -286,26 +289,24 @@ def _queued_bytes(session: Session, job: Job) -> int:
     return batches.queued_bytes(session, job.project_id, besides=job.id)
 
 
-def _good_lines(session: Session, job_id: str) -> dict[int, tuple[int, int]]:
-    """Per shard: its first line, and the bitmap of lines that succeeded."""
-    found: dict[int, tuple[int, int]] = {}
-    firsts = dict(session.execute(select(Shard.n, Shard.first_line).where(Shard.job_id == job_id)).all())
-    for n, good in session.execute(select(Segment.n, Segment.good).where(Segment.job_id == job_id)):
-        if n in firsts:  # or retention is taking the job: it is not known then, whatever is found here
-            first, bitmap = found.get(n, (firsts[n], 0))
-            found[n] = (first, bitmap | int.from_bytes(good, "little"))
-    return found
+def _chosen_lines(session: Session, job_id: str, which: Which) -> Callable[[int], bool]:
+    """Return a function that tells, of rising line numbers of a job that ran, whether a retry runs the line."""
+    shards_of = select(Shard.n, Shard.first_line).where(Shard.job_id == job_id).order_by(Shard.n)
+    firsts = dict(session.execute(shards_of).all())
+    noted = dict.fromkeys(firsts, 0)
+    column = Segment.cut_off if which == batches.LENGTH else Segment.good
+    for n, bitmap in session.execute(select(Segment.n, column).where(Segment.job_id == job_id)):
+        if n in noted:  # otherwise retention is deleting the job, and its results are not known
+            noted[n] |= int.from_bytes(bitmap or b"", "little")
+    spans = deque((first, noted[n]) for n, first in firsts.items())
 
+    def chosen(number: int) -> bool:
+        while len(spans) > 1 and spans[1][0] <= number:
+            spans.popleft()
+        first, bitmap = spans[0] if spans else (0, 0)
+        return bool(bitmap >> (number - first) & 1) is (which == batches.LENGTH)
 
-def _left(handle: BinaryIO, good: dict[int, tuple[int, int]], max_bytes: int) -> Iterator[bytes]:
-    spans = sorted(good.values())
-    at = 0
-    for number, text in enumerate(lines.read(handle, max_bytes)):
-        while at + 1 < len(spans) and spans[at + 1][0] <= number:
-            at += 1
-        first, bitmap = spans[at] if spans else (0, 0)
-        if number < first or not bitmap >> (number - first) & 1:
-            yield text.raw or b""
+    return chosen
 
 
 def _remember(context: Context, claim: JobClaim, path: str) -> None:

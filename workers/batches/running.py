@@ -23,7 +23,7 @@ import msgspec
 from sqlalchemy.orm import Session
 
 from jobs.batches import lines
-from jobs.batches.batches import Batch
+from jobs.batches.batches import LENGTH, Batch
 from jobs.errors import Fenced, InvalidRequest, StorageFull
 from jobs.ledger import ledger, shards
 from jobs.ledger.ledger import JobClaim
@@ -224,6 +224,7 @@ def _tally(batch: list[Record]) -> Tally:
         bit = 1 << record.line
         tally.covered |= bit
         tally.good |= bit if record.good else 0
+        tally.cut_off |= bit if LENGTH in record.outcomes else 0
         tally.input_tokens += record.usage.input_tokens
         tally.cached_tokens += record.usage.cached_tokens
         tally.output_tokens += record.usage.output_tokens

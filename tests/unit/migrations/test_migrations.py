@@ -175,6 +175,20 @@ def test_a_response_from_before_sizes_has_none_until_it_is_measured(empty: str) 
         assert connection.execute(sa.text("SELECT md5_mismatches FROM upload")).all() == [(0,)]
 
 
+def test_a_segment_from_before_does_not_say_which_answers_were_cut_off(empty: str) -> None:
+    migrate(empty, "0022")
+    facts = dict.fromkeys(("n", "epoch", "seq", "length"), "0") | {"job_id": "'batch_1'", "path": "'p'"}
+    facts |= {f"{kind}_tokens": "0" for kind in ("input", "cached", "output", "reasoning")} | {"created_at": "1"}
+    facts |= dict.fromkeys(("covered", "good"), "'\\x01'" if "postgresql" in empty else "x'01'")
+    execute(empty, f"INSERT INTO segment ({', '.join(facts)}) VALUES ({', '.join(facts.values())})")
+
+    migrate(empty)
+
+    assert check.drift(empty) == []
+    with sa.create_engine(empty, poolclass=sa.NullPool).connect() as connection:
+        assert connection.execute(sa.text("SELECT good, cut_off FROM segment")).all() == [(b"\1", None)]
+
+
 def test_the_check_passes_for_the_revisions_of_this_checkout() -> None:
     assert check.main() == 0
 

@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from jobs.ledger.tables import Job, Shard
+from jobs.ledger.tables import Job, Segment, Shard
 from jobs.security.keys import revoke_key
 from jobs.timings import Timings
 from tests.support import runs
@@ -266,7 +266,7 @@ def test_a_retry_is_a_new_job_over_the_same_input(app: FastAPI, client: TestClie
     with db.read() as session:
         job = session.get_one(Job, new["id"])
         assert job.input_path == f"files/{file_id}"
-        assert job.payload == {"dedupe": True, "output_expires_seconds": None, "overrides": {"max_tokens": 5}}
+        assert job.payload == {"dedupe": True, "overrides": {"max_tokens": 5}}
 
 
 def test_overrides_of_a_retry_of_a_retry_add_up(app: FastAPI, client: TestClient) -> None:
@@ -319,6 +319,41 @@ def test_overrides_that_add_up_to_too_much_are_refused_and_lists_have_none(app: 
     assert len(client.get(f"/v1/jobs/{second}").json()["overrides"]["a"]) == 40_000
 
 
+@pytest.mark.parametrize("which", ["length", "all"])
+def test_a_retry_names_the_lines_that_it_runs(app: FastAPI, client: TestClient, which: str) -> None:
+    old = create(client)["id"]
+    runs.run(*services(app), old, 3, cut_off=2)
+
+    new = client.post(f"/v1/jobs/{old}/retry", json={"which": which}).json()
+
+    with services(app)[0].read() as session:
+        assert session.get_one(Job, new["id"]).payload == {"which": which}
+
+
+def test_a_retry_with_one_key_asks_for_the_same_lines(app: FastAPI, client: TestClient) -> None:
+    old = create(client)["id"]
+    runs.run(*services(app), old, 3, failed=1, cut_off=1)
+    headers = {"Idempotency-Key": "k"}
+
+    first, second = (client.post(f"/v1/jobs/{old}/retry", json={"which": "all"}, headers=headers) for _ in range(2))
+    other = client.post(f"/v1/jobs/{old}/retry", json={"which": "length"}, headers=headers)
+
+    assert first.json()["id"] == second.json()["id"]
+    assert other.status_code == 422
+
+
+def test_a_retry_does_not_take_over_which_lines_an_earlier_retry_ran(app: FastAPI, client: TestClient) -> None:
+    old = create(client)["id"]
+    runs.run(*services(app), old, 3, cut_off=1)
+    second = client.post(f"/v1/jobs/{old}/retry", json={"which": "length"}).json()["id"]
+    runs.fail(services(app)[0], second, [])
+
+    third = client.post(f"/v1/jobs/{second}/retry").json()["id"]
+
+    with services(app)[0].read() as session:
+        assert session.get_one(Job, third).payload == {}
+
+
 def test_a_retry_with_one_key_is_one_retry(app: FastAPI, client: TestClient) -> None:
     old = create(client)["id"]
     runs.run(*services(app), old, 2, failed=1)
@@ -338,6 +373,9 @@ def test_a_retry_with_one_key_is_one_retry(app: FastAPI, client: TestClient) -> 
         ("long ago", 400, "results_expired"),
         ("stream", 400, "streaming_unsupported"),
         ("window", 400, "invalid_value"),
+        ("not cut off", 400, "nothing_to_retry"),
+        ("cut off long ago", 400, "results_expired"),
+        ("which", 400, "invalid_value"),
     ],
 )
 def test_a_retry_that_makes_no_sense_is_refused(
@@ -346,15 +384,24 @@ def test_a_retry_that_makes_no_sense_is_refused(
     file_id = upload(client)
     job_id = create(client, file_id)["id"]
     if prepare != "live":
-        runs.run(*services(app), job_id, 2, failed=prepare != "all good")
+        cut_off = prepare == "cut off long ago"
+        runs.run(*services(app), job_id, 2, failed=prepare != "all good", cut_off=cut_off)
     if prepare == "file gone":
         client.delete(f"/v1/files/{file_id}")
     if prepare == "long ago":
         with services(app)[0].write() as session:
             session.query(Shard).delete()
-    body: dict[str, Any] = {"stream": {"overrides": {"stream": True}}, "window": {"completion_window": "1s"}}.get(
-        prepare, {}
-    )
+    if prepare == "cut off long ago":  # by a version that did not note which lines were cut off
+        with services(app)[0].write() as session:
+            session.query(Segment).update({Segment.cut_off: None})
+    bodies: dict[str, dict[str, Any]] = {
+        "stream": {"overrides": {"stream": True}},
+        "window": {"completion_window": "1s"},
+        "not cut off": {"which": "length"},
+        "cut off long ago": {"which": "length"},
+        "which": {"which": "some"},
+    }
+    body = bodies.get(prepare, {})
 
     answer = client.post(f"/v1/jobs/{job_id}/retry", json=body)
 

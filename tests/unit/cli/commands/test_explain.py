@@ -1,17 +1,21 @@
 """Examples of what became of a job's lines: which are found, and that no more is read than it takes."""
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
+from typer.main import get_command
 
 from cli.client.progress import Snapshot
 from cli.client.server import Server
 from cli.commands import explain
 from cli.commands.explain import _answered, _failed
 from cli.errors import Trouble
+from cli.main import app
 from workers.engines.port import Answer
 from workers.runtime.outcomes import outcomes_of
 
@@ -76,6 +80,26 @@ def test_cut_and_empty_answers_are_shown_by_a_few_of_their_lines() -> None:
         "      e",
     ]
     assert files.read == 7, "the rest of the file is not asked for"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "limit"),
+    [
+        ("/v1/chat/completions", "max_completion_tokens"),
+        ("/v1/completions", "max_tokens"),
+        ("/v1/responses", "max_output_tokens"),
+    ],
+)
+def test_cut_answers_are_advised_to_be_run_again_with_a_command_that_exists(endpoint: str, limit: str) -> None:
+    cut = replace(job({"finish_reasons": {"length": 1}, "empty": 0}), endpoint=endpoint)
+
+    advice = told(Files({}), cut)[-1]
+
+    program, name, *words = shlex.split(advice)
+    group: Any = get_command(app)
+    given = group.commands[name].make_context(name, words).params
+    assert (program, given["job"], given["which"]) == ("nightmill", "batch_1", "length")
+    assert json.loads(given["override"]) == {limit: 4096}
 
 
 def test_answers_that_ended_by_themselves_are_not_read_at_all() -> None:

@@ -344,6 +344,48 @@ def test_retry_of_a_retry_that_was_never_run_reads_what_that_would_have_read(des
     assert (job.state, job.total, job.input_path) == (JobState.RUNNING, 1, f"jobs/{third}/input-1.jsonl")
 
 
+def _run(desk: Desk) -> str:
+    """A job of six lines in two shards: line 1 failed, 2 and 4 were cut off, 5 has no result."""
+    job_id = desk.plan(jsonl([chat_line(f"r{n}", "x") for n in range(6)])).id
+    for n, good, cut_off in ((0, 0b1101, 0b0100), (1, 0b01, 0b01)):
+        claim = ledgers.claim_shard(desk.db, job_id, n)
+        covered = 0b1111 if n == 0 else 0b01
+        with desk.db.write() as session:
+            shards.commit(session, claim, 0, "path", 9, shards.Tally(covered, good, cut_off), last=n == 0)
+    return job_id
+
+
+@pytest.mark.parametrize(
+    ("which", "names"),
+    [("failed", ["r1", "r5"]), ("length", ["r2", "r4"]), ("all", [f"r{n}" for n in range(6)])],
+)
+def test_retry_reads_the_lines_that_were_asked_for(desk: Desk, which: str, names: list[str]) -> None:
+    first = _run(desk)
+
+    retry = ledgers.submitted(
+        desk.db, project_id=desk.project, input_path="files/in", retry_of=first, payload={"which": which}
+    ).id
+    plan(desk.context, retry)
+
+    job = ledgers.job(desk.db, retry)
+    assert (job.state, job.total) == (JobState.RUNNING, len(names))
+    with desk.storage.reader(job.input_path or "") as handle:
+        assert [json.loads(line)["custom_id"] for line in handle] == names
+
+
+def test_retry_of_a_retry_that_was_never_run_reads_the_lines_that_the_first_retry_was_to_run(desk: Desk) -> None:
+    first = _run(desk)
+    facts = {"project_id": desk.project, "input_path": "files/in"}
+    second = ledgers.submitted(desk.db, retry_of=first, payload={"which": "length"}, **facts).id
+    with desk.db.write() as session:
+        ledger.cancel(session, second, actor="key:test")
+
+    third = ledgers.submitted(desk.db, retry_of=second, **facts).id
+    plan(desk.context, third)
+
+    assert ledgers.job(desk.db, third).total == 2
+
+
 @pytest.mark.parametrize("again", [False, True], ids=["a job", "a retry"])
 @pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.FAILED])
 def test_retry_is_refused_where_nobody_knows_any_more_what_is_to_be_run(
