@@ -34,6 +34,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.verify)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Remember no deployment of a test among those of the user, and name no server but those of the test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        patch.delenv("OPENAI_BASE_URL", raising=False)
+        patch.delenv("OPENAI_API_KEY", raising=False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Postgres]:
     try:

@@ -4,6 +4,7 @@ Where it is and which key opens it: what the command line or the environment say
 which `nightmill up` writes; without it (systemd, containers) what the settings say, and `operator.key` of that folder.
 """
 
+import os
 import threading
 import time
 import urllib.request
@@ -34,6 +35,7 @@ _JSON = dict[str, Any]
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _PORTS = {"http": 80, "https": 443}
 _PLACES = {"public_url", "host", "port"}  # whoever sets one of these means one deployment
+_KEY_PREFIX = "nm_"  # of the keys that `nightmill keys create` makes
 _TIMEOUT = 60.0  # seconds for one answer; uploads get more
 _UPLOAD_TIMEOUT = 3600.0
 _EMBED_TIMEOUT = 600.0
@@ -43,18 +45,34 @@ _READ = 1 << 16
 
 def connect(url: str | None, api_key: str | None, data_dir: Path | None) -> "Server":
     """The server to use. Raises Trouble when nothing says where it is."""
+    url, api_key = named(url, api_key, data_dir)
     config = effective(data_dir=data_dir)
     folder = DataFolder(config.data_dir)
-    run = {} if url and api_key else folder.read_run() or ({} if url else _by_hand(config, folder))
+    run = {} if url and api_key else folder.live_run() or ({} if url else _by_hand(config, folder))
     base = url or run.get("url")
     key = api_key or (run.get("api_key") if not url or _same(url, str(run.get("url"))) else "")
     if not base:
-        raise Trouble(f"nothing runs in {folder.path}; start it with `nightmill up`, or name a server with --url")
+        mend = "start it with `nightmill up`, or name its folder with --data-dir or a server with --url"
+        raise Trouble(f"nothing runs in {folder.path}; {mend}")
     if not key:
         raise Trouble("no API key: set NIGHTMILL_API_KEY, or make one with `nightmill keys create --project NAME`")
     if not key.isascii():
         raise Trouble("the API key is none: it has characters that no key has")
     return Server(base.rstrip("/").removesuffix("/v1"), key)
+
+
+def named(url: str | None, api_key: str | None, data_dir: Path | None) -> tuple[str | None, str | None]:
+    """Return URL and key as given or, where none is, as OpenAI's variables for its SDKs say.
+
+    `OPENAI_BASE_URL` counts where neither a server nor a data folder is given. `OPENAI_API_KEY` may be a secret of
+    another provider: it counts for the server of `OPENAI_BASE_URL`, and for any other where it is a key of Nightmill's.
+    """
+    theirs, key = os.environ.get("OPENAI_BASE_URL", ""), os.environ.get("OPENAI_API_KEY", "")
+    if not url and not data_dir:
+        url = theirs
+    if url and not api_key and (_same(url, theirs) or key.startswith(_KEY_PREFIX)):
+        api_key = key
+    return url or None, api_key or None
 
 
 def _same(one: str, other: str) -> bool:

@@ -190,7 +190,7 @@ def _write(given: "Inputs", found: "list[Judged]", format_: str, output: Path | 
 def resident_bytes(url: str, model: str, data_dir: Path | None) -> int | None:
     """Of one worker, with all models that it serves; None where that cannot be seen from here."""
     config = running(data_dir)
-    if DataFolder(config.data_dir).read_run().get("url") != url:
+    if DataFolder(config.data_dir).live_run().get("url") != url:
         return None  # another deployment than this machine's
     try:
         known = Registry.load(config).resolve(model)

@@ -12,15 +12,29 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from cli.errors import Trouble
+from cli.up import deployments
 from cli.up.folder import DataFolder
 from cli.up.readiness import is_free, take_free
 from jobs.db.engine import Database
-from jobs.platform import processes
 from jobs.settings import Settings
 
 
 def effective(**given: Any) -> Settings:
-    """Settings; what is given as None is as the environment says. Raises Trouble that names the wrong variables."""
+    """Return the settings of the deployment that a command means; what is given as None is as the environment says.
+
+    A data folder that neither names is looked for among the deployments that this user has started.
+
+    Raises:
+        Trouble: it names the wrong variables.
+    """
+    config = _stated(**given)
+    if "data_dir" in config.model_fields_set:
+        return config.model_copy(update={"data_dir": config.data_dir.absolute()})
+    return config.model_copy(update={"data_dir": deployments.find(config.data_dir)})
+
+
+def _stated(**given: Any) -> Settings:
+    """Return what the command line and the environment say, and defaults. Raises Trouble as `effective` does."""
     try:
         config = Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
@@ -31,14 +45,13 @@ def effective(**given: Any) -> Settings:
         raise Trouble(str(error)) from error
     if config.database_url:
         _check_database(config.database_url)
-    return config.model_copy(update={"data_dir": config.data_dir.absolute()})
+    return config
 
 
 def running(data_dir: Path | None) -> Settings:
     """`effective`, with the models file that `nightmill up` runs with here, where the environment names none."""
     config = effective(data_dir=data_dir)
-    run = DataFolder(config.data_dir).read_run()
-    named = config.models_file or (run.get("models_file") if run.get("boot_id") == processes.boot_id() else "") or ""
+    named = config.models_file or DataFolder(config.data_dir).live_run().get("models_file") or ""
     return config.model_copy(update={"models_file": named})
 
 
@@ -62,7 +75,7 @@ def for_up(
     models: Path | None,
 ) -> Settings:
     """What `up` runs with: ports are chosen, files are named by their whole path."""
-    config = effective(
+    config = _stated(
         data_dir=data_dir,
         host=host,
         port=port,
@@ -73,7 +86,8 @@ def for_up(
     chosen = config.port or take_free(config.host)
     named = str(Path(config.models_file).expanduser().absolute()) if config.models_file else ""
     flower = config.flower_port or _beside(chosen, config.flower_host)
-    return config.model_copy(update={"port": chosen, "flower_port": flower, "models_file": named})
+    places = {"data_dir": config.data_dir.absolute(), "models_file": named}
+    return config.model_copy(update={**places, "port": chosen, "flower_port": flower})
 
 
 def _beside(port: int, host: str) -> int:

@@ -1,6 +1,6 @@
 """The data folder of `nightmill up`: one supervisor at a time, and files that only their owner reads.
 
-up.lock           held (flock) by the guard and the supervisor as long as either lives
+up.lock           held (flock) by the guard and the supervisor as long as either lives; names the guard
 run.json          what runs now: url, flower_url, api_key, models_file, processes; gone after a clean stop
 operator.key      the operator's own API key, made by the release step
 flower.password   for Flower's one user
@@ -13,6 +13,7 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,30 @@ OPERATOR_KEY = "operator.key"
 FLOWER_PASSWORD = "flower.password"  # noqa: S105 (a file's name)
 SUPERVISED = "NIGHTMILL_SUPERVISED"  # in the environment of everything that `up` starts: the folder it works for
 _LEAVING_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The `nightmill up` that locked a data folder last: its guard, told apart from whoever has its pid later."""
+
+    pid: int
+    started: int
+    boot_id: str
+    host: str
+
+    @property
+    def lives(self) -> bool:
+        """Return whether it certainly runs: on this host, since this boot, as the process that it was."""
+        return self._is_here and self.boot_id == processes.boot_id() and processes.alive(self.pid, self.started)
+
+    @property
+    def gone(self) -> bool:
+        """Return whether it certainly ended. Nothing is certain about another host that shares the folder."""
+        return self._is_here and not self.lives
+
+    @property
+    def _is_here(self) -> bool:
+        return self.host == processes.hostname()
 
 
 class DataFolder:
@@ -51,22 +76,38 @@ class DataFolder:
         except Trouble:
             lock.close()
             raise
-        self._lock_file.write_text(f"{os.getpid()} {processes.started(os.getpid())}\n")
+        host, pid, started = processes.me()
+        self._lock_file.write_text(f"{pid} {started} {processes.boot_id()} {host}\n")
         return lock
 
     def _wait_for_lock(self, lock: FileLock) -> None:
         """A live owner keeps the folder; one that was killed is waited for while what it left is being killed."""
         deadline = time.monotonic() + _LEAVING_SECONDS
         while not lock.try_acquire():
-            owner, started = self._owner()
-            if processes.alive(owner, started) or time.monotonic() > deadline:
-                running = f"nightmill is already running on {self.path} (pid {owner})"
-                raise Trouble(f"{running}; stop it, or use another --data-dir")
+            owner = self.owner()
+            if (owner and owner.lives) or time.monotonic() > deadline:
+                running = f"nightmill is already running on {self.path} (pid {owner.pid if owner else 'unknown'})"
+                raise Trouble(f"{running}; stop it with `nightmill down`, or use another --data-dir")
             threading.Event().wait(0.05)
 
-    def _owner(self) -> tuple[int, int]:
-        words = self._lock_file.read_text().split()
-        return (int(words[0]), int(words[1])) if len(words) == 2 else (0, 0)
+    def owner(self) -> Owner | None:
+        """Return the last `nightmill up` of this folder, whether it still runs or not; None when there was none."""
+        try:
+            pid, started, boot_id, host = self._lock_file.read_text().split()
+            return Owner(int(pid), int(started), boot_id, host)
+        except (OSError, ValueError):  # a file that is just being written has no words
+            return None
+
+    @property
+    def is_running(self) -> bool:
+        """Return whether a `nightmill up` works on this folder on this host now."""
+        owner = self.owner()
+        return owner is not None and owner.lives
+
+    @property
+    def was_started(self) -> bool:
+        """Return whether a release step has ever run here."""
+        return (self.path / OPERATOR_KEY).exists()
 
     def kill_leftovers(self) -> int:
         """Kill what an earlier supervisor of this folder left running; returns how many processes that were.
@@ -104,12 +145,17 @@ class DataFolder:
         return {one["pid"]: one["started"] for one in run["processes"] if one.get("pid") and one.get("started")}
 
     def read_run(self) -> dict[str, Any]:
-        """What `run.json` says; empty when nothing runs."""
+        """Return what `run.json` says, also what a killed `up` has left there; empty without one."""
         try:
             found = json.loads(self.run_file.read_text())
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
+
+    def live_run(self) -> dict[str, Any]:
+        """Return what `run.json` says, unless the `up` that wrote it is known to have ended: empty then."""
+        run, owner = self.read_run(), self.owner()
+        return {} if owner and (owner.gone or run.get("pid") != owner.pid) else run
 
     def write_run(self, facts: Mapping[str, Any]) -> None:
         """Replace `run.json` as a whole."""

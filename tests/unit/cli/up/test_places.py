@@ -125,7 +125,7 @@ def test_the_models_file_is_the_one_that_an_up_runs_with_here(folder: Path, monk
     monkeypatch.setenv("NIGHTMILL_MODELS_FILE", "/srv/other.yaml")
     assert running(folder).models_file == "/srv/other.yaml"
     monkeypatch.delenv("NIGHTMILL_MODELS_FILE")
-    (folder / "run.json").write_text(json.dumps({"models_file": "/srv/models.yaml", "boot_id": "of another day"}))
+    (folder / "up.lock").write_text(f"1 1 of-another-day {socket.gethostname()}")
     assert running(folder).models_file == ""
 
 
@@ -193,3 +193,47 @@ def test_what_speaks_something_else_is_no_server(said: bytes) -> None:
 def test_what_is_no_url_is_no_server() -> None:
     assert readiness.look("example.org:80") is None
     assert readiness.look("http://:::80") is None
+
+
+OPENAI = ("http://openai.test/v1", "sk-theirs")
+BOTH = [
+    # --url, --api-key or our variables; OPENAI_BASE_URL, OPENAI_API_KEY; what is asked, with which key
+    ((None, None), OPENAI, ("http://openai.test", "sk-theirs")),
+    ((None, "nm_own"), OPENAI, ("http://openai.test", "nm_own")),
+    (("http://other", "nm_own"), OPENAI, ("http://other", "nm_own")),
+    (("http://other", None), OPENAI, None),
+    (("http://openai.test", None), OPENAI, ("http://openai.test", "sk-theirs")),
+    (("http://other", None), ("", "nm_theirs"), ("http://other", "nm_theirs")),
+    (("http://other", None), ("", "sk-theirs"), None),
+]
+
+
+@pytest.mark.parametrize(("given", "openai", "asked"), BOTH)
+def test_variables_of_openai_count_after_our_own_and_a_foreign_key_goes_to_its_server_only(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: tuple[str | None, str | None],
+    openai: tuple[str, str],
+    asked: tuple[str, str] | None,
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("OPENAI_BASE_URL", openai[0])
+    monkeypatch.setenv("OPENAI_API_KEY", openai[1])
+
+    if asked is None:
+        with pytest.raises(Trouble, match="no API key"):
+            connect(*given, None)
+    else:
+        with connect(*given, None) as found:
+            assert (found.url, found.sdk.api_key) == asked
+
+
+def test_a_data_folder_that_is_named_comes_before_the_variables_of_openai(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "run.json").write_text(json.dumps({"url": "http://running", "api_key": "nm_own"}))
+    monkeypatch.setenv("OPENAI_BASE_URL", OPENAI[0])
+    monkeypatch.setenv("OPENAI_API_KEY", OPENAI[1])
+
+    with connect(None, None, folder) as found:
+        assert (found.url, found.sdk.api_key) == ("http://running", "nm_own")
