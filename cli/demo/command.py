@@ -48,6 +48,7 @@ def demo(
         list[str] | None, typer.Option(help="Attach an OpenAI-compatible server; any number of times.")
     ] = None,
     no_vllm: Annotated[bool, typer.Option("--no-vllm", help="Start without vLLM in process.")] = False,
+    port: Annotated[int, typer.Option(help="Port of the API; 0 takes a free one. Flower gets the next.")] = 0,
     patience: Annotated[float, typer.Option(help="Give up after this many seconds.")] = 900.0,
     stay: Annotated[bool, typer.Option("--stay", help="Keep everything running at the end, until Ctrl-C.")] = False,
 ) -> None:
@@ -67,7 +68,8 @@ def demo(
     )
     where = escaped(f"in {data_dir} (logs in {data_dir / 'logs'})")
     console.print(f"[bold]starting Nightmill[/] {where}", soft_wrap=True)
-    with _interruptible(console), system.running(data_dir, options, {"NIGHTMILL_WEBHOOK_ALLOW_PRIVATE": "true"}) as up:
+    own = {"NIGHTMILL_WEBHOOK_ALLOW_PRIVATE": "true"}
+    with _interruptible(console), system.running(data_dir, options, own, port) as up:
         up.wait_until_ready()
         console.print(f"the API answers at {up.url}/v1 after {time.monotonic() - began:.0f} s")
         missing = _run(console, up, found, lines, began + patience)

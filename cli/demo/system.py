@@ -105,11 +105,11 @@ def _error_of(line: str) -> str:
 
 
 @contextmanager
-def running(path: Path, options: Sequence[str], environment: Mapping[str, str]) -> Iterator[System]:
-    """An installation in `path` while the block runs, with nothing outside of it but what `environment` names."""
+def running(path: Path, options: Sequence[str], environment: Mapping[str, str], port: int = 0) -> Iterator[System]:
+    """Yield an installation in `path`, with nothing outside of it but what `environment` names; end it afterwards."""
     folder = DataFolder(path)
     folder.make()
-    command = (sys.executable, "-m", "cli", "up", "--data-dir", str(folder.path), "--port", "0", *options)
+    command = (sys.executable, "-m", "cli", "up", "--data-dir", str(folder.path), "--port", str(port), *options)
     own = replaced(os.environ, {**dict.fromkeys(_SHARED, ""), **environment})
     program = Program("up", command, own, CHECKOUT, folder.logs / "demo-up.log")
     program.log.unlink(missing_ok=True)  # of the last run
