@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.commands import audit, indexes, jobs, keys, models, pauses, schedules, sources, vectors, webhooks
+from cli.commands import audit, deployment, indexes, jobs, keys, models, pauses, schedules, sources, vectors, webhooks
 from cli.commands.embed_eval import embed_eval
 from cli.commands.explain import explain
 from cli.commands.graph import graph
@@ -73,6 +73,9 @@ def nightmill(
 
 
 app.command()(up)
+app.command()(deployment.status)
+app.command()(deployment.logs)
+app.command()(deployment.down)
 app.command()(demo)
 app.command()(submit)
 app.command("jobs")(jobs.jobs)

@@ -110,3 +110,7 @@ class Timings:
     follow_patience: float = 120.0  # with a server that is away while a job is watched
     download_retry: float = 1.0
     download_patience: float = 60.0  # with a server that is away while a file is downloaded
+    detach_look: float = 0.2  # between looks at whether `up --detach` takes requests
+    detach_patience: float = 180.0
+    down_patience: float = 60.0  # with a supervisor that is to end; it kills what does not stop after 20
+    logs_look: float = 0.2  # between looks at logs that are followed

@@ -126,12 +126,12 @@ def _server(
     context: typer.Context, model: str, url: str | None, api_key: str | None, data_dir: Path | None
 ) -> Iterator[tuple["Server", Callable[[], None] | None]]:
     """The deployment to use, and of one started for this run what says that it can't go on."""
-    from cli.client.server import connect
+    from cli.client.server import connect, named
     from cli.up.effective import effective
     from cli.up.folder import DataFolder
 
     flags, folder = context.args, DataFolder(effective(data_dir=data_dir).data_dir)
-    if url or folder.read_run():
+    if named(url, api_key, data_dir)[0] or folder.live_run():
         if flags:
             raise Trouble(f"{' '.join(flags)}: the deployment has its engines already; stop it, or leave these out")
         with connect(url, api_key, data_dir) as server:
@@ -168,6 +168,7 @@ def _private(model: str, flags: list[str], data_dir: Path | None) -> Iterator[tu
         wanted = [line for line in (CHECKOUT / "Procfile").read_text().splitlines() if line.startswith(pools)]
         (folder / "Procfile").write_text("\n".join(wanted) + "\n")
         options = ["--models", str(folder / "models.yaml"), "--procfile", str(folder / "Procfile")]
+        options += ["--unlisted"]
         with system.running(folder / "data", options, _NO_LIMITS) as up:
             up.wait_until_ready()
             say(f"started an engine for {model}; it takes requests when it has loaded", err=True)

@@ -1,10 +1,17 @@
 """`nightmill up`: every process of the Procfile, and the embedded broker, from one command and in one data folder."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from cli.errors import Trouble
+
+if TYPE_CHECKING:
+    from cli.up.folder import DataFolder
+    from jobs.settings import Settings
 
 
 def up(
@@ -24,26 +31,50 @@ def up(
     ] = False,
     models: Annotated[Path | None, typer.Option(help="A models.yaml of your own. Also NIGHTMILL_MODELS_FILE.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what every process logs.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Return when the API takes requests; `nightmill down` stops it.")
+    ] = False,
     lines: Annotated[Path | None, typer.Option("--procfile", help="Run the lines of another Procfile.")] = None,
+    unlisted: Annotated[
+        bool, typer.Option("--unlisted", hidden=True, help="Start a deployment that other commands do not find.")
+    ] = False,
 ) -> None:
-    """Start every process on this machine and keep them running until Ctrl-C."""
-    from cli.up import procfile
+    """Start every process on this machine and keep them running until Ctrl-C or `nightmill down`."""
+    from cli.up import deployments
+    from cli.up.background import detached
     from cli.up.effective import for_up
     from cli.up.folder import DataFolder
-    from cli.up.guard import guarded
-    from cli.up.installation import Installation
+    from cli.up.readiness import reached
 
+    if detach and verbose:
+        raise Trouble("--verbose shows nothing with --detach; `nightmill logs -f` does")
     config = for_up(data_dir, host, port, engine_url, no_vllm, models)
-    path = (lines or procfile.CHECKOUT / "Procfile").absolute()
-    parsed = procfile.load(path)
     folder = DataFolder(config.data_dir)
     os.umask(0o077)  # whatever is written here may hold prompts, answers and secrets
     folder.make()
+
+    def run() -> int:
+        return _run(config, folder, lines, verbose, lambda: None if unlisted else deployments.remember(folder))
+
+    raise typer.Exit(detached(folder, reached(config.host, config.port), run) if detach else run())
+
+
+def _run(
+    config: "Settings", folder: "DataFolder", lines: Path | None, verbose: bool, locked: Callable[[], None]
+) -> int:
+    """Supervise the processes in this one until told to stop; `locked` is called once the folder is this one's."""
+    from cli.up import procfile
+    from cli.up.guard import guarded
+    from cli.up.installation import Installation
+
+    path = (lines or procfile.CHECKOUT / "Procfile").absolute()
+    parsed = procfile.load(path)
     lock = folder.lock()
+    locked()
     here = Installation(config, folder, path.parent, os.getpid(), verbose)
     killed = folder.kill_leftovers()
     here.check()
     code = guarded(lambda guard: here.run(parsed, guard, killed))
     folder.run_file.unlink(missing_ok=True)  # a supervisor that was killed has left it
     lock.close()
-    raise typer.Exit(code)
+    return code

@@ -167,13 +167,14 @@ class LogFile:
         except OSError:  # a full disk: this file is part of the reason
             kept.unlink(missing_ok=True)
         os.truncate(self.path, 0)
-        self._shown = 0
 
     def fresh(self) -> list[str]:
-        """The whole lines written since the last call."""
+        """Return the whole lines written since the last call, from the start of a file that was cut meanwhile."""
         if not self.path.exists():
             return []
         with self.path.open("rb") as handle:
+            if self._shown > os.fstat(handle.fileno()).st_size:
+                self._shown = 0
             handle.seek(self._shown)
             data = handle.read(_SHOWN_AT_ONCE)
         end = data.rfind(b"\n") + 1 or (len(data) if len(data) == _SHOWN_AT_ONCE else 0)
@@ -186,4 +187,5 @@ class LogFile:
             return ""
         with self.path.open("rb") as handle:
             handle.seek(max(0, self.path.stat().st_size - _SHOWN_AT_ONCE))
-            return "\n".join(handle.read().decode(errors="replace").splitlines()[-lines:])
+            shown = handle.read().decode(errors="replace").splitlines()
+        return "\n".join(shown[-lines:] if lines else ())

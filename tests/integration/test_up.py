@@ -69,11 +69,14 @@ class Up:
         self.process = self.start()
 
     def start(self, **options: Any) -> "subprocess.Popen[str]":
-        arguments = ["--data-dir", str(self.data), "--port", "0", "--procfile", str(self.folder / "Procfile")]
-        command = [sys.executable, "-m", "cli", "up", *arguments]
+        command = self.command()
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, **options}
         self.process = subprocess.Popen(command, cwd=ROOT, env=self.environment, **options)
         return self.process
+
+    def command(self) -> list[str]:
+        arguments = ["--data-dir", str(self.data), "--port", "0", "--procfile", str(self.folder / "Procfile")]
+        return [sys.executable, "-m", "cli", "up", *arguments]
 
     def run_file(self) -> dict[str, Any]:
         with suppress(FileNotFoundError):
@@ -345,3 +348,79 @@ def test_children_do_not_see_flowers_password_unless_they_are_flower(make_up: Ca
 
     password = (up.data / "flower.password").read_text().strip()
     assert seen == {"one": None, "flower": f"nightmill:{password}"}
+
+
+class Detached(Up):
+    """`nightmill up --detach`, which has returned, and the commands that find it from another folder."""
+
+    def start(self, **options: Any) -> "subprocess.Popen[str]":
+        self.environment |= {"XDG_STATE_HOME": str(self.folder / "state"), "PYTHONPATH": str(ROOT)}
+        self.told = self.call(*self.command()[3:], "--detach")
+        ended = subprocess.Popen(["true"], text=True)  # the process that a test of a terminal's `up` looks at
+        ended.wait()
+        return ended
+
+    def call(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        (self.folder / "elsewhere").mkdir(exist_ok=True)
+        command, folder = [sys.executable, "-m", "cli", *words], self.folder / "elsewhere"
+        return subprocess.run(
+            command, cwd=folder, env=self.environment, capture_output=True, text=True, timeout=120, check=False
+        )
+
+
+@pytest.fixture
+def detached(tmp_path: Path) -> Iterator[Detached]:
+    up = Detached(tmp_path)
+    yield up
+    for process in up.family():
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def test_one_in_the_background_is_found_shown_and_ended_from_another_folder(detached: Detached) -> None:
+    assert detached.told.returncode == 0, detached.told.stderr
+    assert f"ready: {detached.run_file()['url']}/v1" in detached.told.stdout
+    assert "nm_operator" not in detached.told.stdout
+    detached.wait_until_running()
+
+    status = detached.call("status")
+    assert status.returncode == 0
+    assert f"{detached.data}: running" in status.stdout
+    assert "web" in detached.call("logs", "-n", "1").stdout + status.stdout
+    again = detached.call(*detached.command()[3:], "--detach")
+    assert again.returncode == 1
+    assert "already running" in again.stderr
+
+    down = detached.call("down")
+    assert (down.returncode, down.stdout) == (0, f"stopped what ran in {detached.data}\n")
+    assert sorted((detached.data / "stopped").read_text().split()) == ["one", "two"]
+    assert detached.family() == []
+    assert detached.call("status").returncode == 1
+
+
+def test_one_in_the_background_that_was_killed_misleads_nobody(detached: Detached) -> None:
+    pids = detached.wait_until_running()
+    guard = detached.run_file()["pid"]
+    for pid in (guard, psutil.Process(guard).children()[0].pid, *pids.values()):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    _eventually(lambda: not psutil.pid_exists(guard))
+    (detached.data / "run.json").write_text(json.dumps({"url": "http://127.0.0.1:1", "pid": guard, "processes": []}))
+
+    assert f"{detached.data}: killed" in detached.call("status").stdout
+    jobs = detached.call("jobs")
+    assert jobs.returncode == 1
+    assert f"nothing runs in {detached.data}" in jobs.stderr
+    assert "--data-dir" in jobs.stderr
+    assert detached.call("down").returncode == 1
+
+
+def test_a_start_in_the_background_that_fails_says_why(detached: Detached) -> None:
+    detached.call("down")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        told = detached.call(*detached.command()[3:], "--detach", "--port", str(taken.getsockname()[1]))
+
+    assert told.returncode == 1
+    assert "is in use" in told.stderr

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from cli.main import app
 
 EXPECTED = {
-    "up", "doctor", "submit", "jobs", "watch", "cancel", "retry", "demo", "usage",
+    "up", "status", "logs", "down", "doctor", "submit", "jobs", "watch", "cancel", "retry", "demo", "usage",
     "run-batch", "models list", "models add", "models pull", "models remove",
     "schedules list", "schedules pause", "schedules resume", "schedules remove",
     "sources list", "sources add", "sources sync", "sources remove",

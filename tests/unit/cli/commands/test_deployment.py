@@ -1,0 +1,175 @@
+"""`nightmill status`, `logs` and `down` on data folders as `up` leaves them."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from cli.commands import deployment
+from cli.main import app
+from cli.up.folder import DataFolder
+from cli.up.service import LogFile
+from jobs.platform import processes
+from jobs.timings import Timings
+
+#: Ends on SIGTERM in good order, and says so. With an argument it ignores the signal.
+GUARD = """
+import pathlib, signal, sys
+def stop(*_):
+    pathlib.Path("stopped").touch()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, signal.SIG_IGN if sys.argv[1:] else stop)
+print("up", flush=True)
+signal.pause()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> DataFolder:
+    folder = DataFolder(tmp_path)
+    folder.make()
+    (tmp_path / "operator.key").write_text("nm_key\n")
+    return folder
+
+
+@pytest.fixture
+def guard(folder: DataFolder) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that has the folder and waits for SIGTERM."""
+    with subprocess.Popen([sys.executable, "-c", GUARD], cwd=folder.path, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        own(folder, process.pid, processes.started(process.pid) or 0)
+        yield process
+        process.kill()
+
+
+def own(folder: DataFolder, pid: int, started: int, host: str = "") -> None:
+    words = (pid, started, processes.boot_id(), host or processes.hostname())
+    (folder.path / "up.lock").write_text(" ".join(map(str, words)))
+    one = {"name": "web", "pid": pid, "restarts": 2, "state": "running", "started": started, "ending": "exit code 3"}
+    folder.write_run({"url": "http://127.0.0.1:1", "flower_url": None, "pid": pid, "processes": [one]})
+
+
+def call(verb: str, folder: DataFolder, *options: str) -> Any:
+    return CliRunner().invoke(app, [verb, "--data-dir", str(folder.path), *options])
+
+
+def test_status_shows_what_runs_and_how_its_processes_are(folder: DataFolder, guard: "subprocess.Popen[bytes]") -> None:
+    told = call("status", folder)
+    found = json.loads(call("status", folder, "--json").stdout)
+
+    assert told.exit_code == 0
+    assert f"{folder.path}: running (pid {guard.pid})" in told.stdout
+    assert "API: http://127.0.0.1:1/v1 (no answer)" in told.stdout
+    assert "exit code 3" in told.stdout
+    assert (found["state"], found["processes"][0]["restarts"], found["api"]) == ("running", 2, None)
+
+
+def test_status_tells_a_start_a_stop_and_a_kill_apart(folder: DataFolder, guard: "subprocess.Popen[bytes]") -> None:
+    folder.run_file.unlink()
+    starting = call("status", folder)
+    own(folder, guard.pid, 0)  # who has its pid now began at another time
+    killed = call("status", folder)
+    folder.run_file.unlink()
+    stopped = call("status", folder)
+
+    assert [one.exit_code for one in (starting, killed, stopped)] == [1, 1, 1]
+    assert ": starting" in starting.stdout
+    assert ": killed" in killed.stdout
+    assert "http://" not in killed.stdout
+    assert ": stopped" in stopped.stdout
+
+
+def test_status_of_a_folder_where_nothing_was_ever_started_names_the_option(tmp_path: Path) -> None:
+    told = call("status", DataFolder(tmp_path / "none"))
+
+    assert told.exit_code == 1
+    assert ": never started" in told.stdout
+    assert "--data-dir" in told.stdout
+    assert not (tmp_path / "none").exists()
+
+
+def test_down_ends_the_supervisor_in_good_order_and_waits(folder: DataFolder, guard: "subprocess.Popen[bytes]") -> None:
+    told = call("down", folder)
+
+    assert told.exit_code == 0
+    assert (folder.path / "stopped").exists()
+    assert psutil.Process(guard.pid).status() == psutil.STATUS_ZOMBIE
+    assert guard.wait() == 0
+    again = call("down", folder)
+    assert again.exit_code == 1
+    assert "nothing runs in" in str(again.exception)
+    assert "--data-dir" in str(again.exception)
+
+
+def test_down_signals_nobody_who_has_the_pid_of_a_killed_one(
+    folder: DataFolder, guard: "subprocess.Popen[bytes]"
+) -> None:
+    own(folder, guard.pid, 1)
+
+    assert call("down", folder).exit_code == 1
+    assert guard.poll() is None
+    assert not (folder.path / "stopped").exists()
+
+
+def test_down_says_on_which_host_a_shared_folder_is_used(folder: DataFolder, guard: "subprocess.Popen[bytes]") -> None:
+    own(folder, guard.pid, processes.started(guard.pid) or 0, host="another")
+
+    told = call("down", folder)
+
+    assert told.exit_code == 1
+    assert "host another" in str(told.exception)
+    assert guard.poll() is None
+
+
+def test_logs_show_the_last_lines_of_each_process_or_of_one(folder: DataFolder) -> None:
+    for name in ("web", "gpu"):
+        (folder.logs / f"{name}.log").write_text("".join(f"{name} {number}\n" for number in range(30)))
+
+    every = call("logs", folder, "--lines", "2").stdout.splitlines()
+    one = call("logs", folder, "web").stdout.splitlines()
+
+    assert every == ["       gpu | gpu 28", "       gpu | gpu 29", "       web | web 28", "       web | web 29"]
+    assert one == [f"web {number}" for number in range(10, 30)]
+    assert call("logs", folder, "web", "-n", "0").stdout == ""
+
+
+def test_logs_of_a_process_that_is_not_there_name_those_that_are(folder: DataFolder) -> None:
+    (folder.logs / "web.log").touch()
+
+    told = call("logs", folder, "wbe")
+
+    assert told.exit_code == 1
+    assert "there are web" in str(told.exception)
+
+
+def test_logs_are_followed_until_an_interrupt_also_when_they_are_cut(
+    folder: DataFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder.logs / "web.log"
+    path.write_text("of an earlier run\n")
+    log = LogFile(path)
+    written = iter(["a first line\n", "short\n"])
+
+    class Writing(threading.Event):
+        """Write a line at each wait, each time into a file that was cut; then Ctrl-C."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            try:
+                path.write_text(next(written))
+            except StopIteration:
+                signal.raise_signal(signal.SIGINT)
+            return super().wait(0)
+
+    monkeypatch.setattr(deployment.threading, "Event", Writing)
+    deployment._follow({"web": log}, Timings())
+
+    assert capsys.readouterr().out.splitlines() == ["a first line", "short"]
