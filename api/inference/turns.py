@@ -18,7 +18,7 @@ from api.http.bodies import Body, Many
 from api.http.fields import Context, Metadata
 from api.http.idempotency import Make
 from api.http.space import check_space
-from api.inference import conversations, stored_answers
+from api.inference import stored_answers, stored_conversations
 from api.inference.asking import Asked
 from api.inference.schemas import InputItem, as_input, show_item
 from api.inference.stored_answers import Reference, Run
@@ -143,7 +143,7 @@ def said_before(call: CallContext, conversation: Named, previous: str | None) ->
     if named and previous:
         raise _exclusive("previous_response_id")
     if named:
-        return [as_input(item) for item in conversations.load(call, named)]
+        return [as_input(item) for item in stored_conversations.load(call, named)]
     return _before(call, previous)
 
 
@@ -243,7 +243,7 @@ def keep(turn: Turn, response: dict[str, Any], run: Run) -> None:
 
     said = [show_item(item) for item in (*turn.asked, *turn.shown(response)["output"])]
     try:
-        conversations.add(turn.call, turn.conversation, said, commit)
+        stored_conversations.add(turn.call, turn.conversation, said, commit)
     except ProjectFull:
         if turn.store:
             stored_answers.STORED_RESPONSES.remove_unowned(turn.call, turn.id)

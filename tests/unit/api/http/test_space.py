@@ -155,7 +155,7 @@ def test_what_a_race_at_the_limit_has_written_is_removed(
 ) -> None:
     upload(client, LIMIT - 1000)
     before = objects(bounded)
-    monkeypatch.setattr("api.inference.conversations.check_project", lambda *_: 1)  # another create came between
+    monkeypatch.setattr("api.inference.stored_conversations.check_project", lambda *_: 1)  # another create came between
     content = [{"type": "message", "role": "user", "content": "x" * 2000}]
 
     assert refusal(client.post("/v1/conversations", json={"items": content})) == FULL

@@ -13,7 +13,7 @@ from sqlalchemy import update
 
 from api import shares
 from api.deps import CallContext, Caller
-from api.inference import conversations as kept_conversations
+from api.inference import stored_conversations
 from jobs.errors import NotFound
 from jobs.inference import conversations
 from jobs.inference.tables import Conversation
@@ -310,7 +310,7 @@ def test_a_conversation_that_is_read_again_reserves_its_bytes_once(
     usage = shares.Usage(shares.Share(1, 1 << 20))
     token = shares.current.set(usage)
     try:
-        assert len(kept_conversations.load(call, talk)) == 3
+        assert len(stored_conversations.load(call, talk)) == 3
     finally:
         shares.current.reset(token)
 
@@ -330,7 +330,7 @@ def test_two_processes_that_append_at_once_lose_nothing(
     mine, other = client_of(one, key), client_of(two, key)
     talk, late = _create(mine, "a"), iter(["other"])
     target, name = (
-        (one.state.services.storage, "put") if moment == "before the commit" else (kept_conversations, "_tidy")
+        (one.state.services.storage, "put") if moment == "before the commit" else (stored_conversations, "_tidy")
     )
     step = getattr(target, name)
 

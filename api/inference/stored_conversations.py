@@ -1,0 +1,339 @@
+"""Store conversations: a row, and immutable objects in storage with the items (see `jobs.inference.conversations`).
+
+    change    new objects ─▶ row, if no other change came first ─▶ remove the objects that the row no longer names
+    delete    row ─▶ objects
+
+A crash between two steps leaves objects that retention removes. In one process the changes of a conversation wait for
+each other. Of two changes in different processes at once, the second one reads the conversation again.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from api import shares
+from api.deps import CallContext
+from api.errors import clip
+from api.http.space import check_project, reserve, reserve_or_remove
+from jobs.clock import now
+from jobs.errors import Contended, DatabaseBusy, InvalidRequest, NotFound, ProjectFull, StorageAway
+from jobs.ids import new_id
+from jobs.inference import conversations
+from jobs.inference.conversations import Head, Segment, items_in
+from jobs.inference.tables import Conversation
+from jobs.platform.storage import let_go
+
+T = TypeVar("T")
+Items = list[dict[str, Any]]
+Apply = Callable[[Session], None]
+_TRIES = 4  # of a change, each of which lost against another process
+_MOST_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A conversation as it is now."""
+
+    id: str
+    version: int
+    bytes: int
+    head: Head
+
+
+@dataclass(slots=True)
+class _Change:
+    """The next head, the objects that were written for it, and those that it does not name any more."""
+
+    before: Sequence[Segment]
+    items: Sequence[msgspec.Raw]
+    new: Items = field(default_factory=list)
+    written: list[str] = field(default_factory=list)
+    stale: list[str] = field(default_factory=list)
+
+
+class _Named(msgspec.Struct):
+    id: str
+
+
+class _Moved(Exception):
+    """Somebody has changed it meanwhile."""
+
+
+def begin(call: CallContext, items: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> Callable[[Session], str]:
+    """Write its first object; returns what inserts its row, and tells its id."""
+    conversation_id, created = new_id("conv_"), now()
+    path, size = _write(call, conversation_id, (), _raws(_identified(items, set())))
+
+    def insert(session: Session) -> str:
+        reserve_or_remove(session, call, size, path, Conversation.path == path)
+        row = {"project_id": call.project_id, "version": 1, "path": path, "labels": dict(labels), "bytes": size}
+        session.add(Conversation(id=conversation_id, created_at=created, **row))
+        call.record(session, "conversation.create", conversation_id)
+        return conversation_id
+
+    return insert
+
+
+def load(call: CallContext, conversation_id: str) -> Items:
+    """All items, whose bytes the request has reserved then. Raises NotFound, Contended, ProjectBusy."""
+
+    reserved = 0
+
+    def read(held: Held) -> Items:
+        nonlocal reserved
+        more = max(0, held.head.size + sum(segment.size for segment in held.head.before) - reserved)
+        shares.reserve(more)
+        reserved += more  # for a repeated read too, which replaces what was read before
+        return [msgspec.json.decode(item) for _, raw in held.head.objects() for item in items_in(raw)]
+
+    return _reading(call, conversation_id, read)
+
+
+def find(call: CallContext, conversation_id: str, names: Iterable[str]) -> Items:
+    """The items with these ids that are there, in order. Raises NotFound, Contended."""
+    return _reading(call, conversation_id, lambda held: _find(held.head, set(names)))
+
+
+def read_page(
+    call: CallContext, conversation_id: str, *, after: str | None, limit: int, order: str
+) -> tuple[Items, bool]:
+    """The items of one page, and whether there are more; no object beyond the page is read.
+
+    Raises NotFound, Contended, and InvalidRequest where no item is named `after`.
+    """
+    return _reading(call, conversation_id, lambda held: _page(held.head, after, limit, newest_first=order == "desc"))
+
+
+def add(
+    call: CallContext, conversation_id: str, items: Sequence[Mapping[str, Any]], commit: Callable[[Apply, Items], T]
+) -> T:
+    """Append. `commit` runs a transaction in which it calls what it is given; it is also told the new items.
+
+    Raises NotFound, InvalidRequest when it would be too long, Contended, and what `commit` raises.
+    """
+
+    def edit(held: Held) -> _Change:
+        given = {item["id"] for item in items if isinstance(item.get("id"), str)}
+        new = _identified(items, {item["id"] for item in _find(held.head, given)})
+        raws, head = _raws(new), held.head
+        said = items_in(head.raw)
+        if not said or head.size + sum(len(bytes(one)) for one in raws) <= conversations.SEGMENT_BYTES:
+            return _Change(head.before, [*said, *raws], new, stale=[head.path])
+        return _Change([*head.before, Segment(head.path, head.size)], raws, new)
+
+    return _change(call, conversation_id, edit, commit)
+
+
+def remove(call: CallContext, conversation_id: str, item_id: str) -> None:
+    """Take one item out. Raises NotFound, Contended."""
+
+    def edit(held: Held) -> _Change:
+        needle = msgspec.json.encode(item_id)
+        for path, raw in held.head.objects(newest_first=True):
+            items = items_in(raw) if needle in raw else []
+            left = [item for item in items if _id(item) != item_id]
+            if len(left) < len(items):
+                return _without(call, held, path, left)
+        raise no_item(item_id)
+
+    def commit(apply: Apply, _: Items) -> None:
+        with call.db.write() as session:
+            apply(session)
+            call.record(session, "conversation.item.delete", conversation_id, {"item": item_id})
+
+    _change(call, conversation_id, edit, commit)
+
+
+def forget(call: CallContext, conversation_id: str) -> None:
+    """Raises NotFound."""
+    with call.db.write() as session:
+        gone = get_conversation(session, call, conversation_id, lock=True)
+        path = gone.path
+        session.delete(gone)
+        call.record(session, "conversation.delete", conversation_id)
+    folder, paths = conversations.folder(conversation_id), {path}
+    with suppress(NotFound, StorageAway):  # what is left is retention's
+        paths |= {segment.path for segment in Head(call.storage, path).before}
+    flat = [path for path in paths if not path.startswith(f"{folder}/")]
+    let_go(call.storage, [*flat, folder])
+
+
+def no_item(item_id: str) -> NotFound:
+    return NotFound(f"Item with id '{clip(item_id)}' not found.", param="item_id")
+
+
+def _reading(call: CallContext, conversation_id: str, read: Callable[[Held], T]) -> T:
+    """Read a conversation, and again where it was changed meanwhile.
+
+    Raises NotFound, also where its objects are not there: the files of a backup are of a later moment than its row.
+    """
+    missing = ""
+    for _ in range(_TRIES):
+        with call.db.read() as session:
+            found = get_conversation(session, call, conversation_id)
+        if found.path == missing:
+            raise NotFound(f"The items of conversation '{clip(conversation_id)}' are gone.", param="conversation_id")
+        try:
+            return read(Held(found.id, found.version, found.bytes or 0, Head(call.storage, found.path)))
+        except NotFound as error:
+            if error.param is not None:  # there is no such item
+                raise
+            missing = found.path  # replaced a moment ago, mostly
+    raise _busy(conversation_id)
+
+
+def _find(head: Head, names: set[str]) -> Items:
+    """The items with these ids, in order. An object is decoded only where it has the text of an id."""
+    found: list[Items] = []
+    left = {msgspec.json.encode(name): name for name in names}
+    for _, raw in head.objects(newest_first=True) if left else ():
+        if any(needle in raw for needle in left):
+            here = [item for item in items_in(raw) if _id(item) in names]
+            found.append([msgspec.json.decode(item) for item in here])
+            left = {needle: name for needle, name in left.items() if name not in {one["id"] for one in found[-1]}}
+        if not left:
+            break
+    return [item for some in reversed(found) for item in some]
+
+
+def _page(head: Head, after: str | None, limit: int, *, newest_first: bool) -> tuple[Items, bool]:
+    shown: list[msgspec.Raw] = []
+    needle = None if after is None else msgspec.json.encode(after)
+    for _, raw in head.objects(newest_first=newest_first):
+        if needle is not None and needle not in raw:
+            continue
+        items = items_in(raw)[:: -1 if newest_first else 1]
+        if needle is not None:
+            place = next((n for n, item in enumerate(items) if _id(item) == after), None)
+            if place is None:
+                continue
+            items, needle = items[place + 1 :], None
+        shown += items[: limit + 1 - len(shown)]
+        if len(shown) > limit:
+            break
+    if needle is not None:
+        raise InvalidRequest(f"No object with id '{clip(after)}'.", param="after", code="invalid_cursor")
+    return [msgspec.json.decode(item) for item in shown[:limit]], len(shown) > limit
+
+
+def _without(call: CallContext, held: Held, path: str, left: list[msgspec.Raw]) -> _Change:
+    """The change that leaves these items in the object at `path`, which is the head or a segment."""
+    head = held.head
+    if path == head.path:
+        return _Change(head.before, left, stale=[path])
+    change = _Change([], items_in(head.raw), stale=[path, head.path])
+    replaced = []
+    if left:
+        data = conversations.encode((), left)
+        change.written.append(conversations.new_path(held.id))
+        call.storage.put(change.written[0], data)
+        replaced = [Segment(change.written[0], len(data))]
+    at = next(n for n, segment in enumerate(head.before) if segment.path == path)
+    change.before = [*head.before[:at], *replaced, *head.before[at + 1 :]]
+    return change
+
+
+def _change(
+    call: CallContext, conversation_id: str, edit: Callable[[Held], _Change], commit: Callable[[Apply, Items], T]
+) -> T:
+    """Again from what is there then, while other processes are faster, a few times."""
+    patience = call.services.timings.conversation_patience
+    with call.services.changing.hold(f"{call.project_id}/{conversation_id}", patience) as held:
+        for _ in range(_TRIES if held else 0):
+            with suppress(_Moved):
+                return _replace(call, conversation_id, edit, commit)
+    raise _busy(conversation_id)
+
+
+def _replace(
+    call: CallContext, conversation_id: str, edit: Callable[[Held], _Change], commit: Callable[[Apply, Items], T]
+) -> T:
+    held, change = _reading(call, conversation_id, lambda held: (held, edit(held)))
+    path, size = _write(call, held.id, change.before, change.items, held.bytes)
+    change.written.append(path)
+
+    def apply(session: Session) -> None:
+        mine = Conversation.id == held.id, Conversation.version == held.version
+        swap = update(Conversation).where(*mine).values(version=held.version + 1, path=path, bytes=size)
+        if session.execute(swap).rowcount != 1:  # type: ignore[attr-defined]
+            raise _Moved
+        reserve(session, call, size - held.bytes)
+
+    try:
+        value = commit(apply, change.new)
+    except (_Moved, ProjectFull):
+        let_go(call.storage, change.written)
+        raise  # any other error may hide a commit: then all objects stay, and retention finds out
+    _tidy(call, held, path, change)
+    return value
+
+
+def _tidy(call: CallContext, held: Held, path: str, change: _Change) -> None:
+    """Remove what the row does not name: what `commit` came to, a replay perhaps, the row alone says.
+
+    When another process has changed the conversation since, its head may name any of these: retention finds out.
+    """
+    with suppress(DatabaseBusy):  # then all stay, and retention finds out
+        with call.db.read() as session:
+            current = session.get(Conversation, held.id)
+        if current is not None and current.path == path:
+            let_go(call.storage, change.stale)
+        elif current is not None and current.version == held.version:
+            let_go(call.storage, change.written)
+
+
+def _write(
+    call: CallContext, conversation_id: str, before: Sequence[Segment], items: Sequence[msgspec.Raw], was: int = 0
+) -> tuple[str, int]:
+    """Write a head; return its path, and the bytes of the whole conversation, which had `was` bytes.
+
+    Raises InvalidRequest when that is too long, ProjectFull.
+    """
+    data = conversations.encode(before, items)
+    size = len(data) + sum(segment.size for segment in before)
+    if size > _MOST_BYTES:
+        message = f"A conversation holds at most {_MOST_BYTES} bytes."
+        raise InvalidRequest(message, param="items", code="conversation_too_long")
+    check_project(call, size - was)
+    path = conversations.new_path(conversation_id)
+    call.storage.put(path, data)
+    return path, size
+
+
+def _raws(items: Items) -> list[msgspec.Raw]:
+    return [msgspec.Raw(msgspec.json.encode(item)) for item in items]
+
+
+def _id(item: msgspec.Raw) -> str:
+    return msgspec.json.decode(item, type=_Named).id
+
+
+def _identified(items: Sequence[Mapping[str, Any]], taken: set[str]) -> Items:
+    """Each under an id that is its own within the conversation."""
+    found: Items = []
+    for item in items:
+        name = item.get("id")
+        if not isinstance(name, str) or name in taken:
+            name = new_id("msg_" if item["type"] == "message" else "item_")
+        taken.add(name)
+        found.append({**item, "id": name})
+    return found
+
+
+def get_conversation(session: Session, call: CallContext, conversation_id: str, *, lock: bool = False) -> Conversation:
+    """Raises NotFound."""
+    mine = Conversation.id == conversation_id, Conversation.project_id == call.project_id
+    statement = select(Conversation).where(*mine)
+    row = session.scalar(statement.with_for_update() if lock else statement)
+    if row is None:
+        raise NotFound(f"Conversation with id '{clip(conversation_id)}' not found.", param="conversation_id")
+    return row
+
+
+def _busy(conversation_id: str) -> Contended:
+    return Contended(f"Conversation '{clip(conversation_id)}' is being changed by others.", code="conversation_locked")
