@@ -7,14 +7,14 @@ import secrets
 import string
 
 _ALPHABET = string.ascii_lowercase + string.digits
-_LENGTH = 24
+LENGTH = 24  # characters after the prefix
 
 
 def new_id(prefix: str) -> str:
     """`new_id("file-")` → `file-` and 24 characters of 36 (124 bits)."""
-    number = secrets.randbelow(len(_ALPHABET) ** _LENGTH)  # once for all of them: a choice each costs ten times as much
+    number = secrets.randbelow(len(_ALPHABET) ** LENGTH)  # once for all of them: a choice each costs ten times as much
     characters = []
-    for _ in range(_LENGTH):
+    for _ in range(LENGTH):
         number, at = divmod(number, len(_ALPHABET))
         characters.append(_ALPHABET[at])
     return prefix + "".join(characters)

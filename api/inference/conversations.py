@@ -1,6 +1,6 @@
 """Serve conversations: items that responses continue, stored until the client deletes them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -8,12 +8,13 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
-from api.deps import Call
+from api.deps import Call, CallContext
 from api.http.bodies import Body, resource
 from api.http.fields import Metadata
 from api.http.idempotency import Idempotent
 from api.http.paging import After, Limit20, Order, Page, page
 from api.http.space import check_space
+from api.inference.item_references import resolve
 from api.inference.schemas import ConversationDeleted, ConversationObject, ItemObject, NewItem, show_item
 from api.inference.stored_conversations import add, begin, find, forget, get_conversation, no_item, read_page, remove
 
@@ -53,7 +54,7 @@ def create_conversation(call: Call, once: Idempotent, body: CreateConversation) 
     if replayed is not None:
         return replayed
     check_space(call, 0)
-    insert = begin(call, [_new(item) for item in body.items or ()], body.metadata or {})
+    insert = begin(call, _new(call, body.items or ()), body.metadata or {})
 
     def make(session: Session) -> ConversationObject:
         conversation_id = insert(session)
@@ -109,7 +110,7 @@ def create_items(
 
             return once.run(fields, make)
 
-        said = add(call, conversation_id, [_new(item) for item in body.items], commit)
+        said = add(call, conversation_id, _new(call, body.items), commit)
     ids = Added.model_validate_json(bytes(said.body)).ids
     shown = [ItemObject.model_validate(item) for item in find(call, conversation_id, ids)]
     return Page(data=shown, first_id=ids[0], last_id=ids[-1], has_more=False)
@@ -144,9 +145,10 @@ def delete_item(call: Call, conversation_id: str, item_id: str) -> ConversationO
     return retrieve_conversation(call, conversation_id)
 
 
-def _new(item: dict[str, Any]) -> dict[str, Any]:
-    """As it is kept; whatever id the client gave it, it gets one of ours."""
-    return {name: value for name, value in show_item(item).items() if name != "id"}
+def _new(call: CallContext, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return items as they are stored: each gets an id of ours, whatever id the client gave it."""
+    written = (show_item(item) for item in resolve(call, items, "items"))
+    return [{name: value for name, value in item.items() if name != "id"} for item in written]
 
 
 def _shown(row: Any) -> ConversationObject:

@@ -5,8 +5,9 @@
     ended         the events that are left, or the whole response written out as events
 
 Of an attempt that starts over, the events from its `response.created` on are sent, but none if an item was begun
-before: the SDK's helper breaks where an item is begun twice. That helper also needs every item to end, so an item of
-an attempt that did not answer ends as `incomplete`. Every stream ends when its key is revoked.
+before: the SDK's helper breaks where an item is begun twice. That helper also needs every item to end, so an item that
+is begun ends as it is in the answer, or as `incomplete` where the answer does not have it. Every stream ends when its
+key is revoked.
 """
 
 import time
@@ -29,6 +30,7 @@ from api.shares import run_in_threadpool
 from jobs.errors import DatabaseBusy, InvalidRequest, NotFound, StorageAway, StreamsAway
 from jobs.inference import responses
 from jobs.inference.interactive import Piece
+from jobs.inference.stored import Kept
 from jobs.inference.waiting import second
 from jobs.requests.endpoints import RESPONSES
 
@@ -109,10 +111,9 @@ async def _made_ours(turn: Turn, piece: Piece, *, resumable: bool) -> dict[str, 
     last = event.get("type") in responses.FINAL
     if last and not responses.sound(event.get("response")):
         raise unsound()
-    if isinstance(event.get("response"), dict):
-        event["response"] = turn.ours(event["response"], second(piece.at))  # however often it is told
-        if last and (turn.store or turn.conversation):
-            await run_in_threadpool(_keep, turn, event["response"], resumable=resumable)
+    event = responses.own_event(event, turn.facts, turn.question, second(piece.at))  # however often it is told
+    if last and (turn.store or turn.conversation):
+        await run_in_threadpool(_keep, turn, event["response"], resumable=resumable)
     return turn.shown(event)
 
 
@@ -135,14 +136,12 @@ _LIVE = frozenset({"queued", "in_progress"})
 _ENDED = frozenset({"completed", "incomplete", "failed"})
 
 
-async def follow(
-    call: CallContext, request: Request, response: dict[str, Any], after: int, *, results: bool
-) -> AsyncIterator[bytes]:
+async def follow(call: CallContext, request: Request, kept: Kept, after: int, *, results: bool) -> AsyncIterator[bytes]:
     """Server-sent events with a `sequence_number` above `after`, until the response ends or somebody leaves.
 
     `results`: with what searches in files found.
     """
-    following = _Following(call, response, after, results)
+    following = _Following(call, kept, after, results)
     with suppress(NotFound):  # deleted meanwhile: there is nothing more to tell
         async for event in until_revoked(following.events()):
             yield event
@@ -151,9 +150,10 @@ async def follow(
 
 
 class _Following:
-    def __init__(self, call: CallContext, response: dict[str, Any], after: int, results: bool) -> None:
-        self._call, self._response, self._seen, self._results = call, response, after, results
-        self._id = str(response["id"])
+    def __init__(self, call: CallContext, kept: Kept, after: int, results: bool) -> None:
+        self._call, self._seen, self._results = call, after, results
+        self._question, self._response = kept.question, kept.response
+        self._id = str(kept.response["id"])
         self._place = "0-0"
         self._heard = False  # whether its worker has told anything
         self._items = _Items()
@@ -198,7 +198,7 @@ class _Following:
         if left:
             return left
         last = {"type": f"response.{status}", "response": dict(response)}
-        ends = [*(self._items.given_up(response) if status == "completed" else ()), last]
+        ends = [*(self._items.ends(response) if status == "completed" else ()), last]
         return [{**event, "sequence_number": self._seen + n} for n, event in enumerate(ends, 1)]
 
     async def _told(self) -> AsyncIterator[bytes]:
@@ -210,10 +210,8 @@ class _Following:
                 found = None
             for place, body in found or ():
                 self._place, self._heard = place, True
-                event = msgspec.json.decode(body)
+                event = responses.own_event(msgspec.json.decode(body), self._response, self._question)
                 if self._items.told(event) and event["sequence_number"] > self._seen:
-                    if isinstance(event.get("response"), dict):
-                        event["response"] = responses.ours(event["response"], self._response, self._response)
                     yield self._event(event)
             if not found:
                 return
@@ -261,13 +259,16 @@ class _Items:
             self._open.pop(event["output_index"], None)
         return True
 
-    def given_up(self, response: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The ends of what was begun and is not in the answer."""
-        answered = {item.get("id") for item in response["output"]}
+    def ends(self, response: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the ends of the items that are begun: as they are in the answer, or incomplete."""
+        answered = {item.get("id"): item for item in response["output"]}
         return [
-            {"type": "response.output_item.done", "output_index": index, "item": {**item, "status": "incomplete"}}
+            {
+                "type": "response.output_item.done",
+                "output_index": index,
+                "item": answered.get(item["id"]) or {**item, "status": "incomplete"},
+            }
             for index, item in self._open.items()
-            if item.get("id") not in answered
         ]
 
 

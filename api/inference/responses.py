@@ -32,6 +32,7 @@ from api.inference.turns import (
     begin,
     begun,
     decoded,
+    given,
     keep,
     said_before,
     unless_ours,
@@ -42,6 +43,7 @@ from jobs.clock import now
 from jobs.errors import InvalidRequest, NightmillError, StreamsAway
 from jobs.ids import new_id
 from jobs.inference import compaction, responses
+from jobs.inference.stored import Kept
 from jobs.requests.endpoints import RESPONSES
 
 router: APIRouter = resource("Responses")
@@ -66,7 +68,7 @@ async def create_response(
         queued, replayed = await run_in_threadpool(_queued, turn, once)
         if body.stream:
             return streamed(follow(call, request, queued, -1, results=turn.results))
-        return as_json(turn.shown(queued), replayed=replayed)
+        return as_json(turn.shown(queued.response), replayed=replayed)
     if body.stream:
         return await response_streams.answer(turn, request, seconds)
     if not turn.store and not turn.conversation:
@@ -91,7 +93,7 @@ async def retrieve_response(
     kept = await run_in_threadpool(stored_answers.load_response, call, response_id)
     results = responses.RESULTS in (include or ())
     if stream:
-        return streamed(follow(call, request, kept.response, starting_after, results=results))
+        return streamed(follow(call, request, kept, starting_after, results=results))
     return as_json(kept.response if results else responses.bare(kept.response))
 
 
@@ -124,16 +126,16 @@ def list_input_items(
     return slice_of(items, ItemObject.model_validate, after=after, limit=limit, order=order)
 
 
-def _queued(turn: Turn, once: Once) -> tuple[dict[str, Any], bool]:
+def _queued(turn: Turn, once: Once) -> tuple[Kept, bool]:
     """The response, once for each Idempotency-Key, and whether the key had made it before."""
     with turn.call.db.read() as session:
         queue_of(session, turn.call, RESPONSES, turn.body.model)  # what nobody will ever serve is refused now
     fields = turn.body.fields()
     said = once.replay(fields)
     if said is not None:
-        return _loaded(turn.call, referred(said)), True
+        return stored_answers.load_response(turn.call, referred(said)), True
     make = stored_answers.prepare_background(turn.call, turn.kept(begun(turn)), once.key, stream=bool(turn.body.stream))
-    return _loaded(turn.call, referred(once.run(fields, make))), False
+    return stored_answers.load_response(turn.call, referred(once.run(fields, make))), False
 
 
 async def _answered(turn: Turn, request: Request) -> dict[str, Any] | Response:
@@ -186,8 +188,7 @@ async def count_input_tokens(call: Call, request: Request, body: CountInputToken
 
 def _count_request(call: CallContext, body: CountInputTokens) -> dict[str, Any]:
     """Raises InvalidRequest, NotFound."""
-    before = said_before(call, body.conversation, body.previous_response_id)
-    asked = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input or []
+    before, asked = said_before(call, body.conversation, body.previous_response_id), given(call, body.input)
     if not (before or asked):
         raise InvalidRequest("There is no input to count.", param="input", code="missing_required_parameter")
     return {**unless_ours(body.fields()), "input": [*before, *asked]}
@@ -235,8 +236,7 @@ async def compact_response(call: Call, request: Request, body: CompactResponse) 
 
 def _items(call: CallContext, body: CompactResponse) -> list[dict[str, Any]]:
     """All that was said. Raises InvalidRequest, NotFound."""
-    asked = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input or []
-    items = [*said_before(call, None, body.previous_response_id), *asked]
+    items = [*said_before(call, None, body.previous_response_id), *given(call, body.input)]
     if not items:
         raise InvalidRequest("There is nothing to compact.", param="input", code="missing_required_parameter")
     return items

@@ -6,20 +6,29 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel
 
 from jobs.inference import compaction
+from jobs.inference.item_ids import input_item_id
+
+_REFERENCE = "item_reference"
+
+
+def is_reference(item: Mapping[str, Any]) -> bool:
+    """Return whether an item of an input is only the id of a stored one, whose type need not be given."""
+    kind, bare = item.get("type"), item.keys() <= {"id", "type"}
+    return kind == _REFERENCE or (kind is None and bare and isinstance(item.get("id"), str))
 
 
 def _typed(item: dict[str, Any]) -> dict[str, Any]:
     if item.get("type") is not None and not isinstance(item["type"], str):
         raise ValueError("An item's type is a string.")
-    if item.get("type") == "item_reference":  # no engine has what was said before
-        raise ValueError("An item_reference is not supported: send the item, or go on from what has it.")
+    if item.get("type") == _REFERENCE and not isinstance(item.get("id"), str):
+        raise ValueError("An item_reference has the id of an item.")
     if compaction.is_compaction(item):
         compaction.unpacked(item.get(compaction.CONTENT))
     return item
 
 
 def _whole(item: dict[str, Any]) -> dict[str, Any]:
-    message = (item.get("type") or "message") == "message"
+    message = (item.get("type") or "message") == "message" and not is_reference(item)
     if message and not (isinstance(item.get("role"), str) and isinstance(item.get("content"), str | list)):
         raise ValueError("A message has a role and a content.")
     return item
@@ -64,9 +73,8 @@ class ItemObject(BaseModel):
 
 def show_items(response_id: str, items: Sequence[Any]) -> list[dict[str, Any]]:
     """Each with its id: the client's or the model's own where it has one."""
-    name = response_id.rpartition("_")[2]
     return [
-        {**show_item(item), "id": item["id"] if isinstance(item.get("id"), str) else f"item_{name}{n:04x}"}
+        {**show_item(item), "id": item["id"] if isinstance(item.get("id"), str) else input_item_id(response_id, n)}
         for n, item in enumerate(items)
     ]
 

@@ -25,6 +25,7 @@ from jobs.errors import Contended, DatabaseBusy, InvalidRequest, NotFound, Proje
 from jobs.ids import new_id
 from jobs.inference import conversations
 from jobs.inference.conversations import Head, Segment, items_in
+from jobs.inference.item_ids import new_conversation_item_id
 from jobs.inference.tables import Conversation
 from jobs.platform.storage import let_go
 
@@ -67,7 +68,7 @@ class _Moved(Exception):
 def begin(call: CallContext, items: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> Callable[[Session], str]:
     """Write its first object; returns what inserts its row, and tells its id."""
     conversation_id, created = new_id("conv_"), now()
-    path, size = _write(call, conversation_id, (), _raws(_identified(items, set())))
+    path, size = _write(call, conversation_id, (), _raws(_identified(conversation_id, items, set())))
 
     def insert(session: Session) -> str:
         reserve_or_remove(session, call, size, path, Conversation.path == path)
@@ -119,7 +120,7 @@ def add(
 
     def edit(held: Held) -> _Change:
         given = {item["id"] for item in items if isinstance(item.get("id"), str)}
-        new = _identified(items, {item["id"] for item in _find(held.head, given)})
+        new = _identified(conversation_id, items, {item["id"] for item in _find(held.head, given)})
         raws, head = _raws(new), held.head
         said = items_in(head.raw)
         if not said or head.size + sum(len(bytes(one)) for one in raws) <= conversations.SEGMENT_BYTES:
@@ -313,13 +314,13 @@ def _id(item: msgspec.Raw) -> str:
     return msgspec.json.decode(item, type=_Named).id
 
 
-def _identified(items: Sequence[Mapping[str, Any]], taken: set[str]) -> Items:
+def _identified(conversation_id: str, items: Sequence[Mapping[str, Any]], taken: set[str]) -> Items:
     """Each under an id that is its own within the conversation."""
     found: Items = []
     for item in items:
         name = item.get("id")
         if not isinstance(name, str) or name in taken:
-            name = new_id("msg_" if item["type"] == "message" else "item_")
+            name = new_conversation_item_id(conversation_id, item)
         taken.add(name)
         found.append({**item, "id": name})
     return found

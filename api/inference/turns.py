@@ -20,6 +20,7 @@ from api.http.idempotency import Make
 from api.http.space import check_space
 from api.inference import stored_answers, stored_conversations
 from api.inference.asking import Asked
+from api.inference.item_references import resolve
 from api.inference.schemas import InputItem, as_input, show_item
 from api.inference.stored_answers import Reference, Run
 from jobs.clock import now
@@ -112,7 +113,7 @@ def begin(call: CallContext, body: CreateResponse) -> Turn:
     terms_of(RESPONSES, body.fields())
     if body.store is not False or body.conversation:
         check_space(call, 0)
-    asked = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input or []
+    asked = given(call, body.input)
     question = unless_ours(body.fields()) | {"store": False}  # an engine that could keep it is not to
     question["input"] = [*said_before(call, body.conversation, body.previous_response_id), *asked]
     if body.input is None and not question["input"]:
@@ -121,6 +122,11 @@ def begin(call: CallContext, body: CreateResponse) -> Turn:
     if body.store is not False and _searches(question):  # whoever reads it later may want to see what was found
         question["include"] = [*dict.fromkeys([*(question.get("include") or ()), responses.RESULTS])]
     return Turn(call, body, question, asked)
+
+
+def given(call: CallContext, said: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:
+    """Return the items of an input, those that it refers to included. Raises InvalidRequest."""
+    return [{"role": "user", "content": said}] if isinstance(said, str) else resolve(call, said or [])
 
 
 def _searches(question: Mapping[str, Any]) -> bool:

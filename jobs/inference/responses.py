@@ -4,10 +4,11 @@ The question that is kept holds the whole conversation, so that it can be contin
 before; and a response that is asked for in the background is a job whose input is this very object.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from jobs.clock import now
+from jobs.inference.item_ids import OutputIds
 from jobs.inference.stored import Kept
 from jobs.inference.tables import KeptResponse
 from jobs.ledger.kinds import Folder, Kind, Payload
@@ -91,18 +92,29 @@ def items(kept: Kept) -> list[Any]:
 
 def bare(told: Mapping[str, Any]) -> dict[str, Any]:
     """A response, or an event of one, without what searches found."""
+    return _changed(told, _bare)
+
+
+def _bare(item: Any, _: int) -> Any:
+    return {**item, "results": None} if isinstance(item, dict) and item.get("results") is not None else item
+
+
+def _changed(told: Mapping[str, Any], change: Callable[[Any, int], Any]) -> dict[str, Any]:
+    """Return a response, or an event of one, with what `change` makes of each item of the output and its index."""
     shown = dict(told)
     if isinstance(shown.get("output"), list):
-        shown["output"] = [_bare(item) for item in shown["output"]]
+        shown["output"] = [change(item, index) for index, item in enumerate(shown["output"])]
     if isinstance(shown.get("response"), dict):
-        shown["response"] = bare(shown["response"])
+        shown["response"] = _changed(shown["response"], change)
     if "item" in shown:
-        shown["item"] = _bare(shown["item"])
+        shown["item"] = change(shown["item"], _index(shown))
     return shown
 
 
-def _bare(item: Any) -> Any:
-    return {**item, "results": None} if isinstance(item, dict) and item.get("results") is not None else item
+def _index(event: Mapping[str, Any]) -> int:
+    """Return the place in the output of the item that an event is about."""
+    index = event.get("output_index")
+    return index if isinstance(index, int) else 0
 
 
 def as_asked(answer: Mapping[str, Any], asked: Mapping[str, Any], ended: int | None = None) -> dict[str, Any]:
@@ -130,4 +142,18 @@ def ours(
     answer: Mapping[str, Any], response: Mapping[str, Any], asked: Mapping[str, Any], ended: int | None = None
 ) -> dict[str, Any]:
     """An engine's answer as the answer to this response, which was asked for so."""
-    return {**as_asked(answer, asked, ended), **{name: response.get(name) for name in _OURS}}
+    named = _changed(as_asked(answer, asked, ended), OutputIds.of(response, asked).named)
+    return {**named, **{name: response.get(name) for name in _OURS}}
+
+
+def own_event(
+    event: Mapping[str, Any], response: Mapping[str, Any], asked: Mapping[str, Any], ended: int | None = None
+) -> dict[str, Any]:
+    """Return an engine's event as one of this response, which was asked for so; see `ours`."""
+    ids = OutputIds.of(response, asked)
+    told = _changed(event, ids.named)
+    if isinstance(told.get("item_id"), str):
+        told["item_id"] = ids.id_of(told["item_id"], _index(told))
+    if isinstance(told.get("response"), dict):
+        told["response"] = ours(told["response"], response, asked, ended)
+    return told

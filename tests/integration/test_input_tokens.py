@@ -57,6 +57,13 @@ def test_an_input_is_counted_and_the_model_is_not_asked(shop: Shop) -> None:
     assert shop.asked == []
 
 
+def test_an_item_that_is_referred_to_counts(shop: Shop) -> None:
+    first = shop.client.responses.create(model=MODEL, input="one")
+    reference: Any = {"type": "item_reference", "id": first.output[0].id}
+
+    assert _count(shop, input=[reference, {"role": "user", "content": "two"}]) == 1 + len(first.output_text.split())
+
+
 def test_what_was_said_before_counts(shop: Shop) -> None:
     first = shop.client.responses.create(model=MODEL, input="one two")
     talk = shop.client.conversations.create(items=[{"type": "message", "role": "user", "content": "four five six"}])

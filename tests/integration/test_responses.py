@@ -264,13 +264,6 @@ def test_an_item_whose_type_is_none_is_refused(shop: Shop) -> None:
     assert (said.status_code, said.json()["error"]["param"], shop.asked) == (400, "input[0]", [])
 
 
-def test_an_item_that_is_somewhere_else_is_refused(shop: Shop) -> None:
-    with pytest.raises(openai.BadRequestError, match="item_reference is not supported"):
-        _create(shop, [{"type": "item_reference", "id": "msg_1"}])
-
-    assert shop.asked == []
-
-
 def test_what_was_said_before_is_enough_of_an_input(shop: Shop) -> None:
     """In any of the ways a response is asked for."""
     first = _create(shop, "one")

@@ -6,7 +6,7 @@ import pytest
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from api.inference.response_streams import written_out
+from api.inference.response_streams import _Items, written_out
 
 CITED = {"type": "file_citation", "file_id": "file-1", "filename": "cats.md", "index": 10}
 TEXT = {"type": "output_text", "text": "They purr.", "annotations": [CITED, {**CITED, "index": 3}], "logprobs": []}
@@ -90,3 +90,16 @@ def test_items_come_in_their_order_and_the_end_is_the_response_s() -> None:
     ]  # fmt: skip
     assert events[-1]["type"] == "response.incomplete"
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
+
+
+def test_an_item_that_is_begun_ends_as_the_answer_has_it_or_incomplete() -> None:
+    items = _Items()
+    for index, item in enumerate((THOUGHT, message())):
+        begun = {"type": "response.output_item.added", "output_index": index, "item": item, "sequence_number": index}
+        assert items.told(begun)
+
+    ends = items.ends({"output": [CALL, message({"type": "output_text", "text": "Hi."})]})
+
+    assert [end["item"]["id"] for end in ends] == ["rs_1", "msg_1"]
+    assert [end["item"]["status"] for end in ends] == ["incomplete", "completed"]
+    assert ends[1]["item"]["content"] == [{"type": "output_text", "text": "Hi."}]

@@ -1,0 +1,86 @@
+"""Replace references to stored items in an input: `{"type": "item_reference", "id": "msg_…"}`.
+
+A client whose history is stored may refer to each item of it in every turn. The last reference is looked up first: what
+stores its item mostly has the earlier items too, as a stored response has the whole input that it answered.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from itertools import chain
+from typing import Any, Final
+
+import msgspec
+
+from api import shares
+from api.deps import CallContext
+from api.errors import clip
+from api.inference import stored_answers, stored_conversations
+from api.inference.schemas import as_input, is_reference, show_items
+from jobs.errors import InvalidRequest, NotFound
+from jobs.inference import responses
+from jobs.inference.item_ids import owner_of
+
+#: Responses and conversations that are read for the references of one input.
+_MOST_READ: Final = 100
+
+Items = dict[str, dict[str, Any]]  # by id
+
+
+def resolve(call: CallContext, items: Sequence[dict[str, Any]], param: str = "input") -> list[dict[str, Any]]:
+    """Return an input with the items that it refers to. Raises InvalidRequest, ProjectBusy."""
+    ids = [item["id"] for item in items if is_reference(item)]
+    if not ids:
+        return list(items)
+    found = _find(call, ids, param)
+    return [found[item["id"]] if is_reference(item) else item for item in items]
+
+
+def _find(call: CallContext, ids: Sequence[str], param: str) -> Items:
+    left = dict.fromkeys(ids)
+    if len(left) < len(ids):
+        [(twice, _)] = Counter(ids).most_common(1)
+        raise InvalidRequest(f"Duplicate item found with id '{clip(twice)}'. Refer to an item once.", param=param)
+    found: Items = {}
+    reads = 0
+    while left:
+        reads += 1
+        if reads > _MOST_READ:
+            message = f"The items referred to are stored in more than {_MOST_READ} responses and conversations."
+            raise InvalidRequest(message, param=param, code="too_many_values")
+        wanted = next(reversed(left))
+        items = _stored_with(call, wanted, left)
+        if wanted not in items:
+            raise InvalidRequest(f"Item with id '{clip(wanted)}' not found.", param=param)
+        found |= {item_id: as_input(item) for item_id, item in items.items()}
+        for item_id in items:
+            del left[item_id]
+    return found
+
+
+def _stored_with(call: CallContext, item_id: str, wanted: Collection[str]) -> Items:
+    """Return those of the `wanted` items that are stored with one of them; nothing where it is not stored."""
+    owner = owner_of(item_id)
+    try:
+        return _in_response(call, f"resp_{owner}", wanted)
+    except NotFound:
+        return _in_conversation(call, f"conv_{owner}", wanted)
+
+
+def _in_response(call: CallContext, response_id: str, wanted: Collection[str]) -> Items:
+    """Raises NotFound."""
+    kept = stored_answers.load_response(call, response_id, reserve=True)
+    items = chain(show_items(response_id, responses.items(kept)), responses.bare(kept.response)["output"])
+    return _by_id(items, wanted)
+
+
+def _in_conversation(call: CallContext, conversation_id: str, wanted: Collection[str]) -> Items:
+    try:
+        items = stored_conversations.find(call, conversation_id, wanted)
+    except NotFound:
+        return {}
+    shares.reserve(len(msgspec.json.encode(items)))
+    return _by_id(items, wanted)
+
+
+def _by_id(items: Iterable[dict[str, Any]], wanted: Collection[str]) -> Items:
+    return {item["id"]: item for item in items if item.get("id") in wanted}

@@ -1,0 +1,78 @@
+"""Ids of stored items: each names the response or the conversation that stores the item.
+
+    msg_<24 characters of resp_…><index>      an item of the output of a response; the prefix is the engine's
+    item_<24 characters of resp_…><index>     an item of its input that came without an id
+    msg_<24 characters of conv_…><the rest>   an item of a conversation
+
+Clients refer to an item by its id alone (`item_reference`), so the id is all that it takes to find the item.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from jobs.ids import LENGTH, new_id
+
+#: Of `include`: reasoning that only its engine can read, which seals the id of the item with it.
+SEALED: Final = "reasoning.encrypted_content"
+_SEALED_PREFIX: Final = "rs"
+_INPUT_PREFIX: Final = "item"
+_PREFIX: Final = re.compile(r"([a-z]{1,8})_")
+#: Prefixes of items whose engine gave them no id.
+_PREFIXES: Final[Mapping[str, str]] = {
+    "message": "msg", "reasoning": "rs", "function_call": "fc", "file_search_call": "fs",
+}  # fmt: skip
+_OTHER: Final = "out"
+
+
+def owner_of(item_id: str) -> str:
+    """Return what the id of an item says of its owner: the id of a response or a conversation without the prefix."""
+    return _name(item_id)[:LENGTH]
+
+
+def input_item_id(response_id: str, index: int) -> str:
+    """Return the id of an item in the input of a response."""
+    return f"{_INPUT_PREFIX}_{_name(response_id)}{index:04x}"
+
+
+def new_conversation_item_id(conversation_id: str, item: Mapping[str, Any]) -> str:
+    """Return a new id for an item of a conversation."""
+    prefix = "msg" if item["type"] == "message" else _INPUT_PREFIX
+    return new_id(f"{prefix}_{_name(conversation_id)}")
+
+
+@dataclass(frozen=True, slots=True)
+class OutputIds:
+    """The ids of the items in the output of one response."""
+
+    owner: str
+    sealed: bool
+
+    @classmethod
+    def of(cls, response: Mapping[str, Any], asked: Mapping[str, Any]) -> "OutputIds":
+        """Return the ids for a response to the request `asked`. What only its conversation stores is named after it."""
+        include, conversation, own = asked.get("include"), response.get("conversation"), _name(response["id"])
+        owner = _name(conversation["id"]) + own if conversation and not response["store"] else own
+        return cls(owner, isinstance(include, list) and SEALED in include)
+
+    def named(self, item: Any, index: int) -> Any:
+        """Return an item of the output under its id."""
+        if not isinstance(item, dict):
+            return item
+        given = item.get("id")
+        if not isinstance(given, str):
+            given = f"{_PREFIXES.get(str(item.get('type')), _OTHER)}_"
+        return {**item, "id": self.id_of(given, index)}
+
+    def id_of(self, given: str, index: int) -> str:
+        """Return the id of the item that an engine calls `given`."""
+        match = _PREFIX.match(given)
+        prefix = match[1] if match and match[1] != _INPUT_PREFIX else _OTHER
+        if self.sealed and prefix == _SEALED_PREFIX:
+            return given
+        return f"{prefix}_{self.owner}{index:04x}"
+
+
+def _name(any_id: str) -> str:
+    return any_id.rpartition("_")[2]
