@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --durations 25
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up up-distributed test verify services coverage model-tests bad-inputs chaos chaos-doses soak weaviate bench count check lint format lock clean
+.PHONY: help setup demo up up-distributed test verify services coverage model-tests bad-inputs chaos chaos-doses soak weaviate bench count check lint format lock docs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -99,6 +99,13 @@ format: setup  ## Format, and fix what can be fixed by itself
 
 lock: setup  ## Compile the constraints files anew (add ARGS=--upgrade for newer versions)
 	@.ci/lock $(BIN) $(ARGS)
+
+docs: setup  ## Write the reference pages and build the documentation into build/docs (LINKS=yes: ask every link to the outside)
+	$(BIN)/codespell *.md docs deploy/README.md
+	$(BIN)/sphinx-build -q -W --keep-going -d build/doctrees -b html docs build/docs
+ifdef LINKS
+	$(BIN)/sphinx-build -q -W --keep-going -d build/doctrees -b linkcheck docs build/links
+endif
 
 clean:  ## Remove the environment, caches and build output (not the data in .nightmill)
 	rm -rf $(VENV) .nightmill/sdk build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.* htmlcov
