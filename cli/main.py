@@ -2,7 +2,6 @@
 
 import os
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 import typer
@@ -20,14 +19,21 @@ from cli.commands.vllm_flags import TakesFlags
 from cli.demo.command import demo
 from cli.doctor.command import doctor
 from cli.errors import Trouble
+from cli.groups import Group
 from cli.terminal import say
 from cli.up.command import up
 from jobs.errors import NightmillError
-from jobs.fleet.models_file import ModelsFileError
 from jobs.platform.secret_files import anchor
 
 
-class Command(typer.Typer):
+def _models_file_error() -> type[Exception]:
+    """Return the error of a models file. Reading such files takes libraries that take long to import."""
+    from jobs.fleet.models_file import ModelsFileError
+
+    return ModelsFileError
+
+
+class Command(Group):
     """A command whose failures are one line on standard error."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -37,8 +43,10 @@ class Command(typer.Typer):
         except BrokenPipeError:  # whoever read our output has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
-        except (Trouble, NightmillError, ModelsFileError, OSError) as trouble:
-            first, *more = str(trouble).split("\n")
+        except Exception as error:
+            if not isinstance(error, (Trouble, NightmillError, OSError, _models_file_error())):
+                raise
+            first, *more = str(error).split("\n")
             say(f"nightmill: {first}", err=True)
             for line in more:
                 say(f"  {line}", err=True)
@@ -48,14 +56,14 @@ class Command(typer.Typer):
 app = Command(
     name="nightmill",
     help="Batches for language models on your own machines, through the OpenAI SDK.",
-    no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
 def _version(asked: bool) -> None:
     if asked:
+        from importlib.metadata import PackageNotFoundError, version
+
         try:
             say(f"nightmill {version('nightmill')}")
         except PackageNotFoundError:

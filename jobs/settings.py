@@ -5,18 +5,35 @@ handed what it needs.
 """
 
 import base64
+import os
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from jobs.platform.secret_files import SecretFiles
+from jobs.platform.secret_files import SUFFIX, secret
 from jobs.requests.endpoints import checked_server
 
 DAY = 86_400
 MB = 1 << 20
+
+
+class SecretFiles(PydanticBaseSettingsSource):
+    """Any setting out of a file. `NIGHTMILL_MODELS_FILE` is a setting of its own and names none."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002 (theirs)
+        name = f"{self.config['env_prefix']}{field_name}".upper()
+        if f"{field_name}_file" in self.settings_cls.model_fields or not os.environ.get(name + SUFFIX):
+            return None, field_name, False
+        return secret(name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        fields = self.settings_cls.model_fields
+        values = {name: self.get_field_value(field, name)[0] for name, field in fields.items()}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class Settings(BaseSettings):

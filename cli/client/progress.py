@@ -7,9 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from cli.client.server import Away, Server
 from cli.terminal import say, visible
 
@@ -170,6 +167,9 @@ def follow(server: Server, job_id: str, check: Callable[[], None] = lambda: None
 
 @contextmanager
 def _shown() -> Iterator[Show]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _lines()

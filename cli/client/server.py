@@ -7,29 +7,27 @@ which `nightmill up` writes; without it (systemd, containers) what the settings 
 import os
 import threading
 import time
-import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
-from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 from urllib.parse import urlsplit
-
-import httpx2
-import openai
-from openai import OpenAI, RequestOptions
 
 from cli.errors import Trouble
 from cli.output_files import replaced, whole
 from cli.terminal import say, visible
-from cli.up import readiness
-from cli.up.effective import effective
-from cli.up.folder import DataFolder
-from jobs.settings import Settings
 from jobs.timings import Timings
+
+if TYPE_CHECKING:
+    from http.client import HTTPResponse
+
+    from openai import RequestOptions
+
+    from cli.up.folder import DataFolder
+    from jobs.settings import Settings
 
 _JSON = dict[str, Any]
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
@@ -45,6 +43,9 @@ _READ = 1 << 16
 
 def connect(url: str | None, api_key: str | None, data_dir: Path | None) -> "Server":
     """The server to use. Raises Trouble when nothing says where it is."""
+    from cli.up.effective import effective
+    from cli.up.folder import DataFolder
+
     url, api_key = named(url, api_key, data_dir)
     config = effective(data_dir=data_dir)
     folder = DataFolder(config.data_dir)
@@ -90,11 +91,13 @@ def _place(url: str) -> tuple[str, ...]:
         return ("", url)
 
 
-def _by_hand(config: Settings, folder: DataFolder) -> _JSON:
+def _by_hand(config: "Settings", folder: "DataFolder") -> _JSON:
     """What `run.json` would say of a deployment that no `up` has started: it is there, and the settings name it.
 
     A key is not sent to whoever happens to have the default port.
     """
+    from cli.up import readiness
+
     key = folder.operator_key() if config.model_fields_set & _PLACES else ""
     url = readiness.found(config) if key else ""
     return {"url": url, "api_key": key} if url else {}
@@ -117,6 +120,9 @@ def _kind(status: int) -> type[Trouble]:
 @contextmanager
 def _told(url: str) -> Iterator[None]:
     """The SDK's errors, in one line each."""
+    import httpx2
+    import openai
+
     try:
         yield
     except openai.APIConnectionError as error:
@@ -136,6 +142,9 @@ class Server:
     """One server and one key."""
 
     def __init__(self, url: str, api_key: str, timings: Timings = Timings()) -> None:
+        import httpx2
+        from openai import OpenAI
+
         self.url = url
         self.timings = timings
         try:
@@ -207,6 +216,8 @@ class Server:
     @contextmanager
     def finished(self, job_id: str) -> Iterator[Iterator[bytes]]:
         """The lines that a job has finished so far. The SDK streams only routes that it knows."""
+        import urllib.request
+
         request = urllib.request.Request(f"{self.url}/v1/jobs/{job_id}/results?follow=false")  # noqa: S310 (http as given)
         request.add_header("Authorization", f"Bearer {self.sdk.api_key}")
         try:
@@ -216,8 +227,10 @@ class Server:
         with answer:
             yield _lines_of(self._parts(answer))
 
-    def _parts(self, answer: HTTPResponse) -> Iterator[bytes]:
+    def _parts(self, answer: "HTTPResponse") -> Iterator[bytes]:
         """Read piece by piece: to read it line by line would take an answer that is cut off for a whole one."""
+        from http.client import HTTPException
+
         try:
             yield from iter(partial(answer.read1, _READ), b"")
         except (HTTPException, OSError) as error:

@@ -6,10 +6,11 @@ from typing import Annotated
 import typer
 
 from cli.errors import Trouble
+from cli.groups import Group
 from cli.options import DataDir
 from cli.terminal import say
 
-app = typer.Typer(help="Check the audit log.", no_args_is_help=True)
+app = Group("Check the audit log.")
 _SHOWN = 20
 
 

@@ -19,18 +19,13 @@ from urllib.parse import quote
 
 import typer
 
+from cli.client.server import Server, connect
 from cli.errors import Trouble
 from cli.options import ApiKey, DataDir, Url
 from cli.output_files import require_writable, whole
 from cli.terminal import cell, say, text_output
-from cli.up.effective import opened, running
-from cli.up.folder import DataFolder
-from jobs.fleet import workers
-from jobs.fleet.models_file import EngineKind, ModelsFileError, Registry
-from jobs.platform import processes
 
 if TYPE_CHECKING:
-    from cli.client.server import Server
     from cli.commands.embed_evaluation import Embedder
     from cli.commands.embed_inputs import Inputs, Text
 
@@ -61,7 +56,6 @@ def embed_eval(
     data_dir: DataDir = None,
 ) -> None:
     """Compare embedding models on texts, queries and judgements of your own; the running deployment embeds."""
-    from cli.client.server import connect
     from cli.commands import embed_inputs
 
     if output:
@@ -79,7 +73,7 @@ def embed_eval(
     _write(given, [_with_memory(one, size) for one, size in found], format_, output)
 
 
-def _embedder(server: "Server", model: str, concurrency: int) -> "Embedder":
+def _embedder(server: Server, model: str, concurrency: int) -> "Embedder":
     from cli.commands.embed_evaluation import Embedder
 
     return Embedder(server, model, concurrency)
@@ -189,6 +183,12 @@ def _write(given: "Inputs", found: "list[Judged]", format_: str, output: Path | 
 
 def resident_bytes(url: str, model: str, data_dir: Path | None) -> int | None:
     """Of one worker, with all models that it serves; None where that cannot be seen from here."""
+    from cli.up.effective import opened, running
+    from cli.up.folder import DataFolder
+    from jobs.fleet import workers
+    from jobs.fleet.models_file import EngineKind, ModelsFileError, Registry
+    from jobs.platform import processes
+
     config = running(data_dir)
     if DataFolder(config.data_dir).live_run().get("url") != url:
         return None  # another deployment than this machine's

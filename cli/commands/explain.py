@@ -4,19 +4,17 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from cli.client.joining import Row, answer_of, error_of
+from cli.client.progress import Snapshot, fault
+from cli.client.server import Server, connect
 from cli.errors import Trouble
 from cli.options import ApiKey, DataDir, Url
 from cli.terminal import say
 from jobs.requests.endpoints import COMPLETIONS, RESPONSES
-
-if TYPE_CHECKING:
-    from cli.client.progress import Snapshot
-    from cli.client.server import Server
 
 _Finding = Callable[[Iterable[bytes], Mapping[str, int]], dict[str, list[str]]]
 
@@ -42,8 +40,6 @@ def explain(
 
     What holds it up is known where the deployment's database is: on its host, or with its settings.
     """
-    from cli.client.progress import Snapshot
-    from cli.client.server import connect
 
     with connect(url, api_key, data_dir) as server:
         shown = server.get(f"/jobs/{job}")
@@ -55,7 +51,7 @@ def explain(
             say(line)
 
 
-def _standing(job: "Snapshot") -> Iterator[str]:
+def _standing(job: Snapshot) -> Iterator[str]:
     yield f"{job.id} ({job.kind}, {job.model or 'no model yet'}): {job.standing}, {job.done} of {job.total or '?'} done"
     if job.waiting_for in _WAITS:
         yield f"  it waits: {_WAITS[job.waiting_for].format(model=job.model or 'its model')}"
@@ -63,7 +59,7 @@ def _standing(job: "Snapshot") -> Iterator[str]:
         yield f"  it makes {job.pace}"
 
 
-def _waits_for(server: "Server", job: "Snapshot") -> Iterator[str]:
+def _waits_for(server: Server, job: Snapshot) -> Iterator[str]:
     """The jobs that have to complete before this one begins."""
     if job.waiting_for == "waiting for job":
         from cli.commands.graph import unfinished
@@ -71,7 +67,7 @@ def _waits_for(server: "Server", job: "Snapshot") -> Iterator[str]:
         yield from (f"      {line}" for line in unfinished(server.get(f"/jobs/{job.id}/graph")))
 
 
-def _held_up(url: str, job: "Snapshot", data_dir: Path | None) -> Iterator[str]:
+def _held_up(url: str, job: Snapshot, data_dir: Path | None) -> Iterator[str]:
     """Why nobody has taken up what neither runs nor says what it waits for."""
     if job.ended or job.waiting_for or job.pace:
         return
@@ -80,7 +76,7 @@ def _held_up(url: str, job: "Snapshot", data_dir: Path | None) -> Iterator[str]:
     yield from (f"  {one}" for one in standstill.told(url, job, data_dir))
 
 
-def _left_alone(job: "Snapshot", data_dir: Path | None) -> Iterator[str]:
+def _left_alone(job: Snapshot, data_dir: Path | None) -> Iterator[str]:
     """Whether its model's engine died too often; its log is the operator's, so only its database tells."""
     if job.waiting_for != "waiting for model":
         return
@@ -100,9 +96,8 @@ def _left_alone(job: "Snapshot", data_dir: Path | None) -> Iterator[str]:
             yield f"  to mend it: correct what its log says, then `nightmill resume model {row.model}`"
 
 
-def _rejected(job: "Snapshot") -> Iterator[str]:
+def _rejected(job: Snapshot) -> Iterator[str]:
     """What was wrong with the input, by code."""
-    from cli.client.progress import fault
 
     groups: dict[str, list[Any]] = {}
     for error in job.errors:
@@ -112,7 +107,7 @@ def _rejected(job: "Snapshot") -> Iterator[str]:
         yield from (f"      {fault(error)}" for error in errors[:EXAMPLES])
 
 
-def _answered(server: "Server", job: "Snapshot") -> Iterator[str]:
+def _answered(server: Server, job: Snapshot) -> Iterator[str]:
     """How the answers ended, and a few of those that did not by themselves, or say nothing."""
 
     reasons, empty = job.outcomes.get("finish_reasons", {}), job.outcomes.get("empty", 0)
@@ -131,13 +126,13 @@ def _answered(server: "Server", job: "Snapshot") -> Iterator[str]:
         yield f"      {_with_more_tokens(job)}" if job.ended else "      `nightmill retry`, when this job has ended"
 
 
-def _with_more_tokens(job: "Snapshot") -> str:
+def _with_more_tokens(job: Snapshot) -> str:
     """Return the command that runs the lines that were cut off again."""
     limit = _LIMITS.get(job.endpoint, "max_completion_tokens")
     return f"nightmill retry {job.id} --which length --override '{{\"{limit}\": 4096}}'"
 
 
-def _failed(server: "Server", job: "Snapshot") -> Iterator[str]:
+def _failed(server: Server, job: Snapshot) -> Iterator[str]:
     """The failed lines by code, as many as there are and a few of them."""
     errors = job.outcomes.get("errors", {})
     if not errors:
@@ -155,7 +150,7 @@ def _failed(server: "Server", job: "Snapshot") -> Iterator[str]:
 
 
 def _examples(
-    server: "Server", job: "Snapshot", file_id: str | None, finding: _Finding, wanted: Mapping[str, int]
+    server: Server, job: Snapshot, file_id: str | None, finding: _Finding, wanted: Mapping[str, int]
 ) -> dict[str, list[str]]:
     """Of a job's lines, those of `wanted`: from its file, or of one that has none yet from what is finished."""
     if not wanted:
@@ -167,7 +162,7 @@ def _examples(
         return {}
 
 
-def _files(server: "Server", job: "Snapshot", wanted: Iterable[str]) -> dict[str, list[str]]:
+def _files(server: Server, job: Snapshot, wanted: Iterable[str]) -> dict[str, list[str]]:
     """Of files that were to come into a vector store, what is said of those that did not."""
 
     found: dict[str, list[str]] = {code: [] for code in wanted}

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.client.server import connect
 from cli.options import ApiKey, DataDir, Url
 from cli.terminal import say
 
@@ -16,8 +17,6 @@ def graph(
     data_dir: DataDir = None,
 ) -> None:
     """Draw what a job waits for and what waits for it, link by link, with the state of each."""
-    from cli.client.server import connect
-
     with connect(url, api_key, data_dir) as server:
         shown = server.get(f"/jobs/{job}/graph")
     for line in drawn(shown):

@@ -3,16 +3,15 @@
 import json
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from cli.client.server import Server, connect
 from cli.errors import Trouble
+from cli.groups import Group
 from cli.options import ApiKey, AsJson, DataDir, Url
 from cli.terminal import say, show_json, show_table
-
-if TYPE_CHECKING:
-    from cli.client.server import Server
 
 _MOST = 100
 _LOOK_SECONDS = 1.0
@@ -21,7 +20,7 @@ _MARKS = ("recall", "ndcg", "mrr")
 #: Up to 100 queries, each asked of both indexes, one after the other.
 _COMPARE_TIMEOUT = 1800.0
 
-app = typer.Typer(help="Build a second index of a vector store, compare it and switch to it.", no_args_is_help=True)
+app = Group("Build a second index of a vector store, compare it and switch to it.")
 Store = Annotated[str, typer.Argument(metavar="STORE", help="The vector store's id.")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="The index's id, as `nightmill indexes list` shows it.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Follow it to its end. Exit code 1 if it lacks files then.")]
@@ -33,8 +32,6 @@ def list_(
     store: Store, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None
 ) -> None:
     """Show the indexes of a vector store, the one in use among them."""
-    from cli.client.server import connect
-
     with connect(url, api_key, data_dir) as server:
         found = server.pages(_path(store), {}, _MOST)
     if as_json:
@@ -58,8 +55,6 @@ def create(
     data_dir: DataDir = None,
 ) -> None:
     """Build an index that differs, of all files of a store. Searches go on to read the one in use."""
-    from cli.client.server import connect
-
     given = {
         "embedding_model": model,
         "embedding_dimensions": dimensions,
@@ -89,8 +84,6 @@ def compare(
     data_dir: DataDir = None,
 ) -> None:
     """Ask the index in use and another the same queries: how good, how alike and how fast they are."""
-    from cli.client.server import connect
-
     asked = [*(queries or ()), *(_read(file) if file else ())]
     if not asked:
         raise Trouble("there is no query: name some, or a file of them with --file")
@@ -114,8 +107,6 @@ def switch(
     data_dir: DataDir = None,
 ) -> None:
     """Have searches read this index from now on."""
-    from cli.client.server import connect
-
     with connect(url, api_key, data_dir) as server:
         _switch(server, store, index, allow_missing=allow_missing)
 
@@ -129,8 +120,6 @@ def back(
     data_dir: DataDir = None,
 ) -> None:
     """Have searches read the index again that was in use before."""
-    from cli.client.server import connect
-
     with connect(url, api_key, data_dir) as server:
         before = _before(server.pages(_path(store), {}, _MOST))
         _switch(server, store, before, allow_missing=allow_missing)
@@ -141,8 +130,6 @@ def sync(
     store: Store, index: Id, wait: Wait = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None
 ) -> None:
     """Bring into an index what it lacks: what failed in it, or was cancelled."""
-    from cli.client.server import connect
-
     with connect(url, api_key, data_dir) as server:
         found = server.post(f"{_path(store)}/{index}/sync")
         busy = found["file_counts"]["in_progress"]
@@ -155,8 +142,6 @@ def sync(
 @app.command()
 def remove(store: Store, index: Id, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None) -> None:
     """Remove an index that is not in use, with all that was embedded for it."""
-    from cli.client.server import connect
-
     with connect(url, api_key, data_dir) as server:
         server.delete(f"{_path(store)}/{index}")
     say(f"{index} removed")
@@ -193,7 +178,7 @@ def _read(path: Path) -> list[Any]:
     return found
 
 
-def _follow(server: "Server", index: dict[str, Any]) -> None:
+def _follow(server: Server, index: dict[str, Any]) -> None:
     """Until nothing comes into it any more: more than one job may fill it. Raises Trouble where it lacks files then."""
     from cli.commands.jobs import watched
 
@@ -210,7 +195,7 @@ def _follow(server: "Server", index: dict[str, Any]) -> None:
     say(f"{index['id']} {index['status']}", err=True)
 
 
-def _switch(server: "Server", store: str, index: str, *, allow_missing: bool) -> None:
+def _switch(server: Server, store: str, index: str, *, allow_missing: bool) -> None:
     found = server.post(f"{_path(store)}/{index}/switch", {"allow_missing": allow_missing})
     lacks = f", {_lacks(found)}" if found["missing"] else ""
     say(f"{found['id']} {found['status']}{lacks}; nightmill indexes back {store} undoes it")

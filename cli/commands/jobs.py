@@ -3,12 +3,12 @@
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from cli.client.progress import Snapshot, doubts, duration, fault
-from cli.client.server import Server
+from cli.client.server import Server, connect
 from cli.errors import Trouble
 from cli.options import ApiKey, AsJson, DataDir, Url
 from cli.output_files import replaced
@@ -30,7 +30,6 @@ def jobs(
     data_dir: DataDir = None,
 ) -> None:
     """List the jobs of your project, the newest first."""
-    from cli.client.server import connect
     from cli.client.submission import parse_metadata
 
     query = {name: value for name, value in (("kind", kind), ("state", state)) if value}
@@ -54,8 +53,6 @@ def _table(found: list[dict[str, Any]]) -> None:
 
 def cancel(job: JobId, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None) -> None:
     """Stop a job; what is finished stays and can be downloaded."""
-    from cli.client.server import connect
-
     with connect(url, api_key, data_dir) as server:
         found = Snapshot.of(server.post(f"/jobs/{job}/cancel"))
     say(f"{found.id} {found.state}")
@@ -76,8 +73,6 @@ def retry(
     data_dir: DataDir = None,
 ) -> None:
     """Run requests of an ended job again as a new job, and print the new job's id."""
-    from cli.client.server import connect
-
     try:
         overrides: Any = json.loads(override) if override else {}
     except ValueError as error:
@@ -87,9 +82,6 @@ def retry(
     with connect(url, api_key, data_dir) as server:
         say(server.post(f"/jobs/{job}/retry", {"which": which, "overrides": overrides})["id"])
 
-
-if TYPE_CHECKING:
-    from cli.client.server import Server
 
 _INTERRUPTED = 130
 
@@ -102,7 +94,6 @@ def watch(
     data_dir: DataDir = None,
 ) -> None:
     """Watch a job until it ends. Ctrl-C stops watching, not the job. Exit code 1 if it did not succeed."""
-    from cli.client.server import connect
     from cli.client.submission import output_paths
     from cli.output_files import require_writable
 
@@ -112,7 +103,7 @@ def watch(
         watched(server, job, output_paths(Path(job), output) if output else None)
 
 
-def watched(server: "Server", job_id: str, paths: tuple[Path, Path] | None) -> None:
+def watched(server: Server, job_id: str, paths: tuple[Path, Path] | None) -> None:
     """Follow a job, tell its end, and fetch its files if there is a place for them."""
     from cli.client.progress import follow
 

@@ -6,10 +6,11 @@ from typing import Annotated
 import typer
 
 from cli.errors import Trouble
+from cli.groups import Group
 from cli.options import AsJson, DataDir
 from cli.terminal import say, show_json, show_table
 
-app = typer.Typer(help="Make, list and revoke API keys. Every key belongs to a project.", no_args_is_help=True)
+app = Group("Make, list and revoke API keys. Every key belongs to a project.")
 
 
 @app.command()

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal, TextIO
 import typer
 
 from cli.client.joining import COLUMNS, Row
+from cli.client.progress import Snapshot
+from cli.client.server import Server, connect
 from cli.errors import Trouble
 from cli.options import ApiKey, DataDir, Url
 from cli.output_files import require_writable, whole
@@ -22,8 +24,6 @@ from cli.terminal import Screen, byte_output, say, text_output
 
 if TYPE_CHECKING:
     from cli.client.joining import Row
-    from cli.client.progress import Snapshot
-    from cli.client.server import Server
 
 
 def results(
@@ -39,8 +39,6 @@ def results(
     data_dir: DataDir = None,
 ) -> None:
     """Write a job's results. Of one that still runs: the lines that are finished, as they come."""
-    from cli.client.progress import Snapshot
-    from cli.client.server import connect
     from jobs.requests.endpoints import EMBEDDINGS
 
     if output:
@@ -58,7 +56,7 @@ def results(
     say(f"{count} results{f': {output}' if output else ''}", err=True)
 
 
-def _raw(server: "Server", job: "Snapshot", output: Path | None) -> None:
+def _raw(server: Server, job: Snapshot, output: Path | None) -> None:
     """OpenAI's own lines."""
     with ExitStack() as stack:
         out = stack.enter_context(whole(output)) if output else byte_output()
@@ -73,7 +71,7 @@ def _raw(server: "Server", job: "Snapshot", output: Path | None) -> None:
 
 
 @contextmanager
-def _joined(server: "Server", job: "Snapshot", overrides: "Row") -> Iterator[Iterator["Row"]]:
+def _joined(server: Server, job: Snapshot, overrides: "Row") -> Iterator[Iterator["Row"]]:
     """The rows, from copies of the job's three files."""
     from cli.client.joining import joined
 

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.client.progress import Snapshot, fault, follow
+from cli.client.server import Server, connect, named
 from cli.errors import Trouble
 from cli.options import DataDir
 from cli.output_files import require_writable, whole
 from cli.terminal import say
 
 if TYPE_CHECKING:
-    from cli.client.progress import Snapshot
     from cli.client.server import Server
     from jobs.fleet.models_file import Model, Registry
 
@@ -101,8 +102,7 @@ def run_batch(
     say(f"{output_file}: {job.done} results, {job.failed} of them failed", err=True)
 
 
-def _run(server: "Server", input_file: Path, check: Callable[[], None], wanted: dict[str, str]) -> "Snapshot":
-    from cli.client.progress import fault, follow
+def _run(server: Server, input_file: Path, check: Callable[[], None], wanted: dict[str, str]) -> Snapshot:
 
     file_id = server.upload(input_file)
     batch = server.post("/batches", {"input_file_id": file_id, **wanted})
@@ -115,7 +115,7 @@ def _run(server: "Server", input_file: Path, check: Callable[[], None], wanted: 
     return job
 
 
-def _fetched(server: "Server", file_id: str | None, folder: Path) -> Path | None:
+def _fetched(server: Server, file_id: str | None, folder: Path) -> Path | None:
     if file_id:
         server.download(file_id, folder / file_id)
     return folder / file_id if file_id else None
@@ -124,9 +124,8 @@ def _fetched(server: "Server", file_id: str | None, folder: Path) -> Path | None
 @contextmanager
 def _server(
     context: typer.Context, model: str, url: str | None, api_key: str | None, data_dir: Path | None
-) -> Iterator[tuple["Server", Callable[[], None] | None]]:
+) -> Iterator[tuple[Server, Callable[[], None] | None]]:
     """The deployment to use, and of one started for this run what says that it can't go on."""
-    from cli.client.server import connect, named
     from cli.up.effective import effective
     from cli.up.folder import DataFolder
 
@@ -148,7 +147,7 @@ def _server(
 
 
 @contextmanager
-def _private(model: str, flags: list[str], data_dir: Path | None) -> Iterator[tuple["Server", Callable[[], None]]]:
+def _private(model: str, flags: list[str], data_dir: Path | None) -> Iterator[tuple[Server, Callable[[], None]]]:
     """A deployment of one model, gone afterwards."""
     import yaml
 

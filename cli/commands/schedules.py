@@ -5,10 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.client.server import connect
+from cli.groups import Group
 from cli.options import ApiKey, AsJson, DataDir, Url
 from cli.terminal import say, show_json, show_table
 
-app = typer.Typer(help="Show, pause, resume and remove recurring batches (`submit --every`).", no_args_is_help=True)
+app = Group("Show, pause, resume and remove recurring batches (`submit --every`).")
 Id = Annotated[str, typer.Argument(metavar="ID", help="The schedule's id, as `nightmill schedules list` shows it.")]
 
 
@@ -21,8 +23,6 @@ def list_(
     data_dir: DataDir = None,
 ) -> None:
     """Show the schedules of your project and when each comes next."""
-    from cli.client.server import connect
-
     with connect(url, api_key, data_dir) as server:
         found = server.pages("/schedules", {}, limit)
     if as_json:
@@ -51,16 +51,12 @@ def resume(schedule: Id, url: Url = None, api_key: ApiKey = None, data_dir: Data
 @app.command()
 def remove(schedule: Id, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None) -> None:
     """Remove a schedule. Batches that it has submitted go on."""
-    from cli.client.server import connect
-
     with connect(url, api_key, data_dir) as server:
         server.delete(f"/schedules/{schedule}")
     say(f"{schedule} removed")
 
 
 def _post(path: str, *where: Any) -> None:
-    from cli.client.server import connect
-
     with connect(*where) as server:
         found = server.post(path)
     say(f"{found['id']} {found['status']}, next {_moment(found)}")

@@ -5,10 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.client.server import connect
+from cli.groups import Group
 from cli.options import ApiKey, AsJson, DataDir, Url
 from cli.terminal import say, show_json, show_table
 
-app = typer.Typer(help="Keep a vector store in step with URLs, a folder of the server or S3.", no_args_is_help=True)
+app = Group("Keep a vector store in step with URLs, a folder of the server or S3.")
 Store = Annotated[str, typer.Argument(metavar="STORE", help="The vector store's id.")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="The source's id, as `nightmill sources list` shows it.")]
 Zone = Annotated[str | None, typer.Option(help="Time zone of --every, as Europe/Zurich; without it UTC.")]
@@ -24,8 +26,6 @@ def list_(
     data_dir: DataDir = None,
 ) -> None:
     """Show the sources of a vector store and what came of each."""
-    from cli.client.server import connect
-
     with connect(url, api_key, data_dir) as server:
         found = server.pages(_path(store), {}, limit)
     if as_json:
@@ -50,8 +50,6 @@ def add(
     data_dir: DataDir = None,
 ) -> None:
     """Bring in what is there, now and whenever the time comes."""
-    from cli.client.server import connect
-
     given = {"glob": glob, "cron": every, "timezone": timezone}
     body = _place(places) | {name: value for name, value in given.items() if value is not None}
     with connect(url, api_key, data_dir) as server:
@@ -61,8 +59,6 @@ def add(
 @app.command()
 def sync(store: Store, source: Id, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None) -> None:
     """Sync a source now, unless it is being synced."""
-    from cli.client.server import connect
-
     with connect(url, api_key, data_dir) as server:
         found = server.post(f"{_path(store)}/{source}/sync")
     say(f"{found['id']} {found['status']}; nightmill watch {found['file_batch_id']} follows it")
@@ -71,8 +67,6 @@ def sync(store: Store, source: Id, url: Url = None, api_key: ApiKey = None, data
 @app.command()
 def remove(store: Store, source: Id, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None) -> None:
     """Remove a source and delete the files that it has brought."""
-    from cli.client.server import connect
-
     with connect(url, api_key, data_dir) as server:
         server.delete(f"{_path(store)}/{source}")
     say(f"{source} removed")

@@ -3,18 +3,16 @@
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 
 from cli.client.progress import duration, fault, reasoning_of
+from cli.client.server import Server, connect
 from cli.commands.jobs import watched
 from cli.errors import Trouble
 from cli.options import ApiKey, DataDir, Url
 from cli.terminal import say
-
-if TYPE_CHECKING:
-    from cli.client.server import Server
 
 _SHOWN = 20
 #: What would be passed over beside an option.
@@ -56,7 +54,6 @@ def submit(
     data_dir: DataDir = None,
 ) -> None:
     """Run a file of requests as one batch: check, upload, create, watch, download."""
-    from cli.client.server import connect
     from cli.client.submission import guess_endpoint, output_paths, parse_metadata, parse_time
     from cli.output_files import require_writable
 
@@ -100,7 +97,7 @@ def _check_together(given: Mapping[str, object]) -> None:
         raise Trouble("--timezone means nothing without --every: leave it out")
 
 
-def _sample(server: "Server", file: Path, count: int, wanted: dict[str, Any]) -> None:
+def _sample(server: Server, file: Path, count: int, wanted: dict[str, Any]) -> None:
     """A batch of some of the lines, watched to its end; its answers stay on the server."""
 
     with tempfile.TemporaryDirectory() as folder:
@@ -114,7 +111,7 @@ def _sample(server: "Server", file: Path, count: int, wanted: dict[str, Any]) ->
     say(extrapolate(server.get(f"/jobs/{batch['id']}"), total))
 
 
-def _check(server: "Server", file_id: str, endpoint: str) -> None:
+def _check(server: Server, file_id: str, endpoint: str) -> None:
     """Say what the file holds. One with a line that would fail is removed again, with its errors told."""
     found = server.post("/batches/validate", {"input_file_id": file_id, "endpoint": endpoint})
     if found["valid"]:

@@ -5,12 +5,12 @@ from typing import Annotated
 import typer
 
 from cli.errors import Trouble
+from cli.groups import Group
 from cli.options import DataDir
 from cli.terminal import say
-from cli.up.effective import effective, opened
 from jobs.programs import DIFFERS, verify_vectors
 
-app = typer.Typer(help="Check the vector database.", no_args_is_help=True)
+app = Group("Check the vector database.")
 
 
 @app.callback()
@@ -26,6 +26,8 @@ def verify(
     ] = False,
 ) -> None:
     """Compare vectors and texts with the files of every store. Exit code 1 if they differ and nothing is done."""
+    from cli.up.effective import effective, opened
+
     with opened(data_dir):
         config = effective(data_dir=data_dir)
     done = verify_vectors(config.data_dir.absolute(), repair=repair)

@@ -9,9 +9,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from typer.core import TyperCommand
-
 from cli.errors import Trouble
+from cli.groups import Verb
 
 #: `-O3` has no other form and stands in `spelled_out`.
 SHORT = {
@@ -45,7 +44,7 @@ _OURS = ("-i", "-o")
 _SHORT = re.compile(r"(-[A-Za-z]+)(.*)", re.DOTALL)
 
 
-class TakesFlags(TyperCommand):
+class TakesFlags(Verb):
     """A command that leaves vLLM's flags in `context.args`. Click would take `-tp` for `-t -p`, and `-dpo` for `-o`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -57,7 +56,7 @@ def spelled_out(words: Sequence[str]) -> list[str]:
     found: list[str] = []
     for word in words:
         short = _SHORT.fullmatch(word)
-        if short is None or word.startswith(_OURS):
+        if short is None or word == "-h" or word.startswith(_OURS):
             found.append(word)
         elif word.startswith("-O"):
             level = word[2:].removeprefix("=")

@@ -4,10 +4,11 @@ from typing import Annotated
 
 import typer
 
+from cli.groups import Group
 from cli.options import ApiKey, DataDir, Url
 from cli.terminal import say
 
-app = typer.Typer(help="Try out webhooks.", no_args_is_help=True)
+app = Group("Try out webhooks.")
 
 
 @app.callback()

@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from cli.demo.batch import DemoBatch
 from cli.errors import Trouble
 from cli.terminal import escaped, visible
 
 if TYPE_CHECKING:
     from openai import OpenAI
     from rich.console import Console
+    from rich.progress import Progress
 
     from cli.demo.answers import Shelf
     from cli.demo.batch import DemoBatch
@@ -190,26 +188,26 @@ _WAITING = {
 class Board:
     """Shows the batches; told of each look."""
 
-    def __init__(self, console: Console, progress: Progress, batches: Sequence[DemoBatch]) -> None:
+    def __init__(self, console: "Console", progress: "Progress", batches: "Sequence[DemoBatch]") -> None:
         self._console = console
         self._progress = progress
         self._tasks = {one.id: progress.add_task(one.title, total=len(one.requests), told="") for one in batches}
         self._said: dict[str, tuple[float, str]] = {}
 
-    def show(self, batch: DemoBatch) -> None:
+    def show(self, batch: "DemoBatch") -> None:
         done = batch.job["progress"]["completed"] + batch.job["progress"]["failed"]
         self._progress.update(self._tasks[batch.id], completed=done, told=visible(told(batch)))
         if not self._console.is_terminal:
             self._print(batch, done)
 
-    def _print(self, batch: DemoBatch, done: int) -> None:
+    def _print(self, batch: "DemoBatch", done: int) -> None:
         at, before = self._said.get(batch.id, (0.0, ""))
         if told(batch) != before or time.monotonic() - at > _PLAIN_SECONDS:
             self._said[batch.id] = time.monotonic(), told(batch)
             self._console.print(f"{batch.title}: {done}/{len(batch.requests)} {escaped(told(batch))}")
 
 
-def told(batch: DemoBatch) -> str:
+def told(batch: "DemoBatch") -> str:
     """What a batch is doing, in words."""
     if batch.job["waiting_for"]:
         return _WAITING.get(batch.job["waiting_for"], str(batch.job["waiting_for"]))
@@ -217,7 +215,9 @@ def told(batch: DemoBatch) -> str:
 
 
 @contextmanager
-def board(console: Console, batches: Sequence[DemoBatch]) -> Iterator[Board]:
+def board(console: "Console", batches: "Sequence[DemoBatch]") -> Iterator[Board]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description:<11}"),

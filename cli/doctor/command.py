@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import typer
-from rich.console import Console
 
 from cli.doctor.findings import Finding, Health
 from cli.options import AsJson, DataDir
@@ -42,6 +41,8 @@ def examine(data_dir: Path | None) -> Iterable[Finding]:
 
 
 def _show(findings: list[Finding]) -> None:
+    from rich.console import Console
+
     console = Console(highlight=False, soft_wrap=True, emoji=False)
     for finding in findings:
         first, *more = finding.told.split("\n")  # the models file may have several faults

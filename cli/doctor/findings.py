@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cli.up.folder import DataFolder
-from jobs.settings import Settings
+if TYPE_CHECKING:
+    from cli.up.folder import DataFolder
+    from jobs.settings import Settings
 
 
 class Health(StrEnum):
@@ -46,6 +47,6 @@ def broken(what: str, told: str, mend: str) -> Finding:
 class Patient:
     """The installation that is looked at. `run` is `run.json`, empty when nothing runs."""
 
-    config: Settings
-    folder: DataFolder
+    config: "Settings"
+    folder: "DataFolder"
     run: Mapping[str, Any]

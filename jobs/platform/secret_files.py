@@ -7,10 +7,6 @@ inherit. Errors name the variable and never what it or the file holds.
 import os
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
-from typing import Any
-
-from pydantic.fields import FieldInfo
-from pydantic_settings import PydanticBaseSettingsSource, SettingsError
 
 SUFFIX = "_FILE"
 
@@ -22,7 +18,7 @@ def secret(name: str, environment: Mapping[str, str] = os.environ) -> str:
     """
     value, path = environment.get(name, ""), environment.get(name + SUFFIX, "")
     if value and path:
-        raise SettingsError(f"{name} and {name}{SUFFIX} are both set; keep one of them")
+        raise _refusal(f"{name} and {name}{SUFFIX} are both set; keep one of them")
     return _content(name + SUFFIX, path) if path else value
 
 
@@ -43,24 +39,16 @@ def _content(variable: str, path: str) -> str:
     try:
         text = Path(path).read_text().rstrip("\r\n")
     except OSError as error:
-        raise SettingsError(f"{variable}: its file cannot be read ({error.strerror})") from None
+        raise _refusal(f"{variable}: its file cannot be read ({error.strerror})") from None
     except ValueError:
-        raise SettingsError(f"{variable}: its file is not text in UTF-8") from None
+        raise _refusal(f"{variable}: its file is not text in UTF-8") from None
     if not text:
-        raise SettingsError(f"{variable}: its file is empty")
+        raise _refusal(f"{variable}: its file is empty")
     return text
 
 
-class SecretFiles(PydanticBaseSettingsSource):
-    """Any setting out of a file. `NIGHTMILL_MODELS_FILE` is a setting of its own and names none."""
+def _refusal(message: str) -> Exception:
+    """Return a SettingsError. Its library takes long to import, and the command imports this module at its start."""
+    from pydantic_settings import SettingsError
 
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002 (theirs)
-        name = f"{self.config['env_prefix']}{field_name}".upper()
-        if f"{field_name}_file" in self.settings_cls.model_fields or not os.environ.get(name + SUFFIX):
-            return None, field_name, False
-        return secret(name), field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        fields = self.settings_cls.model_fields
-        values = {name: self.get_field_value(field, name)[0] for name, field in fields.items()}
-        return {name: value for name, value in values.items() if value is not None}
+    return SettingsError(message)

@@ -1,5 +1,10 @@
 """Every command can be read aloud: it says what it does, and so does each of its options."""
 
+import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,6 +48,50 @@ def test_a_command_and_each_of_its_options_say_what_they_do(name: str) -> None:
     assert len(command.help.split()) >= 4
     assert [option.name for option in command.params if not getattr(option, "help", "")] == []
     assert CliRunner().invoke(app, [*name.split(), "--help"]).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["", *sorted(COMMANDS)])
+def test_help_has_a_short_form_and_no_type_of_flags(name: str) -> None:
+    told = CliRunner().invoke(app, [*name.split(), "-h"])
+
+    assert told.exit_code == 0
+    assert "-h" in told.stdout
+    assert not re.search(r"<bool>|<list\[", told.stdout)
+
+
+def test_the_shell_completes_commands() -> None:
+    asked = {**os.environ, "_NIGHTMILL_COMPLETE": "complete_bash", "COMP_WORDS": "nightmill ret", "COMP_CWORD": "1"}
+    call = "from cli.main import app; app(prog_name='nightmill')"
+
+    told = subprocess.run([sys.executable, "-c", call], env=asked, capture_output=True, text=True, check=False)
+
+    assert told.stdout.split() == ["retry"]
+    assert "--install-completion" in CliRunner().invoke(app, ["-h"]).stdout
+
+
+#: Libraries that take long to import. Help and completion need none of them; Typer itself needs pydantic.
+HEAVY = {
+    "aiohttp", "alembic", "celery", "fastapi", "httpx", "httpx2", "numpy", "openai", "psutil", "pyarrow",
+    "pydantic_settings", "redis", "sqlalchemy", "standardwebhooks", "torch", "vllm", "yaml",
+}  # fmt: skip
+_IMPORTED = """
+import json, sys
+from cli.main import app
+for words in json.loads(sys.argv[1]):
+    try:
+        app([*words, "--help"], prog_name="nightmill")
+    except SystemExit:
+        pass
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def test_help_imports_no_library_that_takes_long_to_import() -> None:
+    words = json.dumps([[], *(name.split() for name in COMMANDS)])
+
+    ran = subprocess.run([sys.executable, "-c", _IMPORTED, words], capture_output=True, text=True, check=True)
+
+    assert set(json.loads(ran.stdout.splitlines()[-1])) & HEAVY == set()
 
 
 def test_the_version_is_told() -> None:

@@ -92,7 +92,7 @@ def test_the_command_shows_what_the_job_asked(monkeypatch: pytest.MonkeyPatch) -
         "progress": {"total": 1, "completed": 1, "failed": 0}, "usage": {"input_tokens": 0, "output_tokens": 0},
         "overrides": {"temperature": 0}, "input_file_id": "file-in", "output_file_id": "file-out",
     }  # fmt: skip
-    monkeypatch.setattr("cli.client.server.connect", lambda *_: nullcontext(Served(job, files)))
+    monkeypatch.setattr("cli.commands.results.connect", lambda *_: nullcontext(Served(job, files)))
 
     done = CliRunner().invoke(app, ["results", "batch_1", "--join"])
 

@@ -1,0 +1,101 @@
+"""Changes to a models file that keep its comments: a model is appended, or its lines are cut out."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cli.errors import Trouble
+from jobs.fleet.models_file import NO_YAML, PACKAGED_FILE, ModelsFileError, Registry
+
+
+def editable(config_file: str, data_dir: Path) -> Path:
+    """The file in force, copied into the data folder first when it is the packaged one."""
+    if config_file:
+        return Path(config_file).expanduser()
+    own = data_dir / PACKAGED_FILE.name
+    if not own.exists():
+        own.parent.mkdir(parents=True, exist_ok=True)
+        _replace(own, PACKAGED_FILE.read_text(encoding="utf-8"))
+    return own
+
+
+def append_model(file: Path, name: str, fields: Mapping[str, Any]) -> None:
+    """Append a model. Raises Trouble when the name is taken or the file would not be right."""
+    text, head, models = _read(file)
+    if _place(models, name) is not None:
+        raise Trouble(f"{file} has a model '{name}' already; remove it first")
+    block = yaml.safe_dump({name: dict(fields)}, sort_keys=False, allow_unicode=True, default_flow_style=None)
+    indented = "".join(f"  {line}\n" for line in block.splitlines())
+    if head and not models:
+        lines = text.splitlines(keepends=True)
+        lines[head.line] = _emptied(lines[head.line], head.column, "")
+        text = "".join(lines)
+    _replace(file, f"{text.rstrip()}\n\n{indented}")
+
+
+def cut_model(file: Path, name: str) -> None:
+    """Cut a model out. Raises Trouble when there is none of that name."""
+    text, head, models = _read(file)
+    place = _place(models, name)
+    if head is None or place is None:
+        raise Trouble(f"{file} has no model '{name}'")
+    lines = text.splitlines(keepends=True)
+    first, end = place
+    depth = len(lines[first]) - len(lines[first].lstrip())
+    while end > first + 1 and _between(lines[end - 1], depth):
+        end -= 1  # what stands before the next one stays
+    if len(models) == 1:
+        lines[head.line] = _emptied(lines[head.line], head.column, " {}")
+    _replace(file, "".join(lines[:first] + lines[end:]))
+
+
+def _between(line: str, depth: int) -> bool:
+    """Whether it is in no model of this depth: an empty line, or a comment that stands no deeper than their names."""
+    rest = line.lstrip()
+    return not rest or (rest.startswith("#") and len(line) - len(rest) <= depth)
+
+
+def _emptied(line: str, column: int, value: str) -> str:
+    """The line of the key `models`, which ends in this column, with another value."""
+    rest = line[column:].removeprefix(":").lstrip(" ").removeprefix("{}").rstrip()
+    return f"{line[:column]}:{value}{f'  {rest.lstrip()}' if rest.strip() else ''}\n"
+
+
+def _read(file: Path) -> tuple[str, yaml.Mark | None, list[tuple[yaml.Node, yaml.Node]]]:
+    """A file's text, where its key `models` ends, and its models: names and what they are.
+
+    Raises Trouble for what is no YAML.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except NO_YAML as error:
+        raise Trouble(f"{file}: {error}") from error
+    found = root.value if isinstance(root, yaml.MappingNode) else []
+    head, models = next(((key.end_mark, value) for key, value in found if key.value == "models"), (None, None))
+    return text, head, models.value if isinstance(models, yaml.MappingNode) else []
+
+
+def _place(models: list[tuple[yaml.Node, yaml.Node]], name: str) -> tuple[int, int] | None:
+    """The lines of a model: the first, and the one after the last."""
+    starts = [key.start_mark.line for key, _ in models]
+    for number, (key, value) in enumerate(models):
+        if key.value == name:
+            last = value.end_mark  # of a block: where the next one begins
+            return starts[number], (*starts, last.line + (last.column > 0))[number + 1]
+    return None
+
+
+def _replace(file: Path, text: str) -> None:
+    """Check, then put in place at once."""
+    new = file.with_name(f".{file.name}.new")
+    new.write_text(text, encoding="utf-8")
+    try:
+        Registry.read(new)
+    except ModelsFileError as error:
+        new.unlink()
+        raise Trouble(str(error).replace(new.name, file.name)) from error
+    os.replace(new, file)  # noqa: PTH105 (the same)
