@@ -32,8 +32,8 @@ class TokenEstimate(BaseModel):
 
 
 class BatchValidation(BaseModel):
-    """`errors` are those that the batch would fail with, or one of its lines for its `context`. `eta_seconds` is null
-    until this model's pace is known."""
+    """`errors` are those that the batch would fail with, or one of its lines for its `context` or a field that its
+    model's engine does not know. `eta_seconds` is null until this model's pace is known."""
 
     object: Literal["batch.validation"] = "batch.validation"
     valid: bool
@@ -69,8 +69,9 @@ def validate_batch(call: Call, body: ValidateBatch) -> BatchValidation:
     """Check every line of a file as a batch would, and say what the batch would cost."""
     with call.db.read() as session:
         file = get_file(session, call, body.input_file_id)
+        engines = routing.engines(session, call.services.registry())
     check_purpose(file)
-    found = _run(_asked(call, file.path, body.endpoint))
+    found = _run(_asked(call, file.path, body.endpoint, engines))
     with call.db.read() as session:
         errors = [*found["errors"], *_model_errors(session, call, body.endpoint, found)]
         errors = errors or _token_errors(session, call, found)
@@ -90,11 +91,12 @@ def validate_batch(call: Call, body: ValidateBatch) -> BatchValidation:
     )
 
 
-def _asked(call: CallContext, path: str, endpoint: str) -> dict[str, Any]:
+def _asked(call: CallContext, path: str, endpoint: str, engines: dict[str, str]) -> dict[str, Any]:
     return {
         "storage": call.config.storage,
         "path": path,
         "endpoint": endpoint,
+        "engines": engines,
         "max_lines": call.config.batch_max_lines,
         "max_line_bytes": call.config.batch_max_line_bytes,
         "max_bytes": call.config.batch_max_bytes,

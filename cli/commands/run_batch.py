@@ -201,7 +201,7 @@ def _model(registry: "Registry", name: str, arguments: dict[str, Any]) -> dict[s
         source: dict[str, Any] = {"path": str(Path(name).absolute())}
     else:
         source = {"repo": name, "revision": revision or newest(name)}
-    return {"source": source, "engine": "vllm", "own_fields": True, "endpoints": _ROUTES, "engine_args": arguments}
+    return {"source": source, "engine": "vllm", "endpoints": _ROUTES, "engine_args": arguments}
 
 
 def _known(model: "Model", arguments: dict[str, Any]) -> dict[str, Any]:
@@ -216,8 +216,7 @@ def _known(model: "Model", arguments: dict[str, Any]) -> dict[str, Any]:
     if model.source.repo:
         source["revision"] = arguments.pop("revision", model.source.revision)
     fields = model.model_dump(mode="json", include={"engine", "endpoints", "max_model_len"}, exclude_none=True)
-    own = {"own_fields": True} if model.engine is EngineKind.VLLM else {}
-    return {**fields, **own, "source": source, "engine_args": merged(model.engine_args, arguments)}
+    return {**fields, "source": source, "engine_args": merged(model.engine_args, arguments)}
 
 
 _BARE = frozenset({

@@ -18,6 +18,7 @@ from jobs.batches import lines
 from jobs.errors import InvalidRequest
 from jobs.inference.context_options import PROMPT, terms_of
 from jobs.platform.storage import open_storage
+from jobs.requests import fields
 from jobs.requests.endpoints import EMBEDDINGS
 
 MAX_ERRORS = 1000
@@ -25,7 +26,7 @@ MAX_ERRORS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What to read, how to judge it, and what this process may use."""
+    """What to read, how to judge it, and what this process may use. `engines` are the kinds behind models' names."""
 
     storage: str
     path: str
@@ -34,6 +35,7 @@ class Asked:
     max_line_bytes: int
     max_bytes: int
     max_inputs: int
+    engines: dict[str, str]
     memory_bytes: int
     cpu_seconds: int
 
@@ -110,8 +112,9 @@ def _judge(handle: BinaryIO, checker: lines.Checker, asked: Asked, found: Found)
         found.total += 1
         found.bytes += text.length
         checked = checker.check(text)
-        if isinstance(checked, lines.Good) and (odd := _odd(asked.endpoint, text)):
-            checked = odd
+        if isinstance(checked, lines.Good):
+            engine = asked.engines.get(checked.model, "")
+            checked = _odd(asked.endpoint, text) or _unknown(engine, asked.endpoint, text) or checked
         if isinstance(checked, lines.Bad):
             found.complain(checked)
             continue
@@ -132,6 +135,24 @@ def _odd(endpoint: str, text: lines.Text) -> lines.Bad | None:
     except (msgspec.MsgspecError, RecursionError):  # the engine will say
         return None
     return None
+
+
+class _Named(msgspec.Struct):
+    """The fields of a line's body, their values unread."""
+
+    body: dict[str, msgspec.Raw]
+
+
+_named = msgspec.json.Decoder(_Named)
+
+
+def _unknown(engine: str, endpoint: str, text: lines.Text) -> lines.Bad | None:
+    """Return the error of a line with a field that its engine does not know."""
+    body = _named.decode(text.raw or b"").body
+    name = fields.unknown(engine, endpoint, (name for name, value in body.items() if bytes(value) != b"null"))
+    if name is None:
+        return None
+    return lines.Bad(fields.CODE, fields.message(name), text.number, f"body.{fields.quoted(name)}")
 
 
 def _judge_totals(asked: Asked, found: Found) -> None:

@@ -129,7 +129,6 @@ class Model(_Checked):
     engine: EngineKind
     queue: str = Field("", pattern=r"^gpu\.[a-z0-9][a-z0-9_.-]*$")
     engine_args: dict[str, Any] = Field(default_factory=dict)
-    own_fields: bool = False
     aliases: tuple[Name, ...] = ()
     endpoints: tuple[Route, ...] = ()
     max_model_len: int | None = Field(None, ge=1)
@@ -152,8 +151,6 @@ class Model(_Checked):
         remote = self.engine is EngineKind.HTTP
         if remote != bool(self.source.urls):
             raise ValueError("engine http and source urls belong together")
-        if self.own_fields and self.engine is not EngineKind.VLLM:
-            raise ValueError(f"own_fields belongs to the engine vllm, not to {self.engine.value}")
         if self.tokenizer and not remote:
             raise ValueError("tokenizer is for models behind urls; others have their own")
         if remote and self.engine_args.keys() - set(prompts.ARGUMENTS):

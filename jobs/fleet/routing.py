@@ -3,6 +3,7 @@
 configured name ─▶ name that an endpoint showed ─▶ alias ─▶ an endpoint that takes any name
 """
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs.batches.lines import quoted
@@ -41,6 +42,15 @@ def queue_of(
         raise NotServed(f"The model '{name}' does not serve {endpoint}.", "model_not_supported")
     _check_external(session, configured.external, name, project_id)
     return configured.queue
+
+
+def engines(session: Session, registry: Registry) -> dict[str, str]:
+    """Return the engine kind behind each name of the models file; an alias that an endpoint has as a name is its."""
+    shown = set(session.scalars(select(Model.id).where(Model.id.in_(registry.aliases))))
+    names = {name: name for name in registry.models} | {
+        alias: name for alias, name in registry.aliases.items() if alias not in shown
+    }
+    return {name: registry.models[target].engine.value for name, target in names.items()}
 
 
 def _wildcard(session: Session, config: Settings, name: str, project_id: str) -> str:

@@ -327,13 +327,96 @@ def test_a_chat_model_does_not_embed(host: Host) -> None:
     assert refused(host.ask(EMBED, model=MODEL, input="hello"))[:2] == (400, "model")
 
 
-def test_fields_of_vllm_alone_have_no_effect(host: Host) -> None:
-    said = chat(
-        host, priority=-5, cache_salt="x", min_tokens=8, ignore_eos=True, chat_template="{{ 1/0 }}", stream=True
-    )
+@pytest.mark.parametrize(
+    ("url", "body"),
+    [
+        (CHAT, {"messages": QUESTION, "max_tokens": 12}),
+        (TEXT, {"prompt": "Once upon a time", "max_tokens": 12}),
+        (RESPONSES, {"input": "Say hello.", "max_output_tokens": 12}),
+    ],
+)
+def test_the_one_likeliest_token_is_the_same_at_any_temperature(host: Host, url: str, body: dict[str, Any]) -> None:
+    said = [host.ask(url, model=MODEL, temperature=1.5, top_k=1, **body) for _ in range(3)]
+    greedy = host.ask(url, model=MODEL, temperature=0, **body)
 
-    assert said["status"] == 200
-    assert said["body"]["object"] == "chat.completion"
+    assert len({words_of(url, one) for one in (*said, greedy)}) == 1
+
+
+def words_of(url: str, said: dict[str, Any]) -> str:
+    assert said["status"] == 200, said
+    if url == RESPONSES:
+        return str(said["body"]["output"][0]["content"][0]["text"])
+    choice = said["body"]["choices"][0]
+    return str(choice["message"]["content"] if url == CHAT else choice["text"])
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        {"structured_outputs": {"choice": ["violet", "indigo"]}},
+        {"structured_outputs": {"regex": "violet|indigo"}},
+        {"guided_choice": ["violet", "indigo"]},
+        {"guided_regex": "violet|indigo"},
+        {"guided_grammar": 'root ::= "violet" | "indigo"'},
+        {"guided_json": {"enum": ["violet", "indigo"]}},
+    ],
+)
+@pytest.mark.parametrize("url", [CHAT, TEXT, RESPONSES])
+def test_a_constraint_binds_the_answer(host: Host, url: str, constraint: dict[str, Any]) -> None:
+    body: dict[str, Any] = {
+        CHAT: {"messages": QUESTION, "max_tokens": 12},
+        TEXT: {"prompt": "My colour is", "max_tokens": 12},
+        RESPONSES: {"input": "Say hello.", "max_output_tokens": 12},
+    }[url]
+
+    said = host.ask(url, model=MODEL, **body, **constraint)
+
+    assert words_of(url, said).strip('"') in ("violet", "indigo")
+
+
+def test_what_else_shapes_an_answer_does(host: Host) -> None:
+    said = chat(host, temperature=0, max_tokens=8, min_tokens=8, ignore_eos=True, bad_words=["Hello"])
+
+    assert said["body"]["usage"]["completion_tokens"] == 8
+    assert "Hello" not in said["body"]["choices"][0]["message"]["content"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"foo": 1}, "foo"),
+        ({"priority": -5}, "priority"),
+        ({"cache_salt": "x"}, "cache_salt"),
+        ({"chat_template": "{{ 1/0 }}"}, "chat_template"),
+        ({"use_beam_search": True}, "use_beam_search"),
+    ],
+)
+def test_an_unknown_field_is_refused_by_its_name(host: Host, fields: dict[str, Any], param: str) -> None:
+    assert refused(chat(host, **fields)) == (400, param, "unknown_parameter")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"structured_outputs": {"regex": "(["}},
+        {"structured_outputs": {"grammar": "no grammar ::= ("}},
+        {"structured_outputs": {"choice": []}},
+        {"structured_outputs": {}},
+        {"structured_outputs": "a"},
+        {"guided_choice": ["a"], "guided_regex": "a"},
+        {"guided_json": {"type": "nonsense"}},
+        {"top_k": -7},
+        {"min_p": 3},
+        {"repetition_penalty": 0},
+        {"stop_token_ids": [10_000_000]},
+        {"allowed_token_ids": [-1]},
+        {"min_tokens": 90, "max_tokens": 9},
+        {"bad_words": [""]},
+    ],
+)
+def test_what_vllm_does_not_take_of_its_own_is_refused_and_harms_nobody(host: Host, fields: dict[str, Any]) -> None:
+    assert refused(chat(host, **fields))[0] == 400
+    assert chat(host, max_tokens=1)["status"] == 200
 
 
 def test_cancelling_frees_the_slots(host: Host) -> None:

@@ -1,46 +1,19 @@
-"""What of a request's body reaches an engine (`workers.engines.caps` bounds its values).
+"""Decide what of a request's body reaches an engine (`workers.engines.caps` bounds its values).
 
 vLLM takes many fields of its own in the same body: `priority` jumps the queue, `cache_salt` and `kv_transfer_params`
-reach into its caches, `chat_template` runs a template of the caller's. None of them is part of the API that is
-promised: of vLLM in this process only OpenAI's documented fields are. A model whose `own_fields` is set takes those
-that shape an answer too, and refuses the rest by name. A server behind a URL may have an API of its own, which is
-passed on, but for what steers the server and not the answer.
+reach into its caches, `chat_template` runs a template of the caller's. vLLM in this process gets the fields that
+OpenAI documents and those of its own that shape an answer (`jobs.requests.fields`); a request with any other is
+refused. A server behind a URL may have an API of its own, which is passed on, but for what steers the server and not
+the answer.
 """
 
 from collections.abc import Mapping
 from typing import Any, Final
 
-_SAMPLING: Final = frozenset({
-    "model", "frequency_penalty", "logit_bias", "max_tokens", "n", "presence_penalty", "seed", "stop",
-    "temperature", "top_p", "user",
-})  # fmt: skip
+from jobs.requests import fields
+from jobs.requests.endpoints import EMBEDDINGS
+from workers.engines.port import Answer, Request, refusal
 
-FIELDS: Final[dict[str, frozenset[str]]] = {
-    "/v1/chat/completions": _SAMPLING | {
-        "messages", "audio", "function_call", "functions", "logprobs", "max_completion_tokens", "metadata",
-        "modalities", "moderation", "parallel_tool_calls", "prediction", "prompt_cache_key", "prompt_cache_options",
-        "prompt_cache_retention", "reasoning_effort", "response_format", "safety_identifier", "service_tier",
-        "tool_choice", "tools", "top_logprobs", "verbosity", "web_search_options",
-    },
-    "/v1/completions": _SAMPLING | {"prompt", "best_of", "echo", "logprobs", "suffix"},
-    "/v1/responses": frozenset({
-        "model", "access_programs", "background_options", "context_management", "image", "input", "instructions",
-        "include", "max_output_tokens", "max_tool_calls", "metadata", "moderation", "parallel_tool_calls",
-        "previous_response_id", "prompt", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
-        "reasoning", "safety_identifier", "service_tier", "temperature", "text", "tool_choice", "tools",
-        "top_logprobs", "top_p", "truncation", "user",
-    }),
-    "/v1/embeddings": frozenset({"model", "input", "dimensions", "encoding_format", "user"}),
-}  # fmt: skip
-
-#: vLLM's own, which shape the answer as OpenAI's do.
-OWN: Final[frozenset[str]] = frozenset({
-    "add_generation_prompt", "add_special_tokens", "allowed_token_ids", "bad_words", "chat_template_kwargs",
-    "continue_final_message", "documents", "frequency_penalty", "ignore_eos", "include_reasoning",
-    "include_stop_str_in_output", "logit_bias", "min_p", "min_tokens", "presence_penalty", "repetition_penalty", "seed",
-    "skip_special_tokens", "spaces_between_special_tokens", "stop", "stop_token_ids", "structured_outputs",
-    "thinking_token_budget", "top_k", "truncate_prompt_tokens", "truncation_side",
-})  # fmt: skip
 #: OpenAI's that ask for another answer, which vLLM passes over without a word. Others that it does not know
 #: are hints: `verbosity`, and what is for OpenAI's cache, its bill, its safety.
 _UNDONE: Final[Mapping[str, tuple[str, ...]]] = {
@@ -49,9 +22,6 @@ _UNDONE: Final[Mapping[str, tuple[str, ...]]] = {
     "/v1/responses": ("context_management", "image", "moderation", "prompt"),
 }
 _INSTEAD: Final = {"functions": "; `tools` are", "function_call": "; `tool_choice` is"}
-#: Said and done before an engine is asked.
-_DONE: Final = frozenset({"stream", "stream_options", "store", "background"})
-
 #: By server: what chooses a place in its queue, caches, state or connections, or gives it code or settings.
 STEERING: Final[frozenset[str]] = frozenset({
     # vLLM
@@ -72,6 +42,10 @@ STEERING: Final[frozenset[str]] = frozenset({
     "lora_id", "lora_name",
 })  # fmt: skip
 _TEMPLATE: Final = "chat_template_kwargs"
+_STRUCTURED: Final = "structured_outputs"
+_MOST_TOKENS: Final = "truncate_prompt_tokens"
+_INTEGERS: Final = ("top_k", "thinking_token_budget")  # vLLM checks the others itself
+_MOST_INTEGER: Final = (1 << 31) - 1  # of what the engine's process can be told
 _NOT_THE_TEMPLATES: Final = frozenset({"chat_template", "tokenize"})  # they are of who renders it
 
 
@@ -93,14 +67,46 @@ def _scalars(value: Any) -> dict[str, Any]:
     return {name: one for name, one in found if name not in _NOT_THE_TEMPLATES and not isinstance(one, dict | list)}
 
 
-def documented(url: str, body: Mapping[str, Any], *, own: bool = False) -> dict[str, Any]:
-    """The body without what OpenAI doesn't document for this URL, and without nulls: they mean "not given".
+def refuse_unknown(engine: str, request: Request) -> Answer | None:
+    """Return the refusal of a request with a field that `engine` does not know; None where it knows them all."""
+    given = (name for name, value in request.body.items() if value is not None)
+    name = fields.unknown(engine, request.url, given)
+    if name is None:
+        return None
+    return refusal(400, fields.message(name), param=fields.quoted(name), code=fields.CODE)
 
-    `own`: with vLLM's own fields that shape the answer.
-    """
-    taken = FIELDS[url] | OWN if own else FIELDS[url]
+
+def documented(url: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the body as vLLM takes it: without nulls, which mean "not given", and with the names of today's vLLM."""
+    taken = fields.OPENAI[url] | fields.VLLM[url]
     left = {name: value for name, value in body.items() if name in taken and value is not None}
-    return left | {_TEMPLATE: _scalars(left[_TEMPLATE])} if _TEMPLATE in left else left
+    if _TEMPLATE in left:
+        left[_TEMPLATE] = _scalars(left[_TEMPLATE])
+    if url == EMBEDDINGS:
+        return _truncated(left, body.get("truncate"))
+    constraints = {now: body[old] for old, now in fields.RETIRED.items() if body.get(old) is not None}
+    return left | {_STRUCTURED: constraints} if constraints else left
+
+
+def _truncated(left: dict[str, Any], wanted: Any) -> dict[str, Any]:
+    """Say `truncate` as vLLM does."""
+    if wanted:
+        return {_MOST_TOKENS: -1} | left
+    return left if wanted is None else {name: value for name, value in left.items() if name != _MOST_TOKENS}
+
+
+def malformed(url: str, body: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return the first field whose value vLLM must not see, and what is wrong with it."""
+    for name in _INTEGERS:
+        value = body.get(name)
+        if value is not None and not (isinstance(value, int) and abs(value) <= _MOST_INTEGER):
+            return name, f"{name} must be an integer of at most {_MOST_INTEGER}."
+    if url == EMBEDDINGS and not isinstance(body.get("truncate"), bool | None):
+        return "truncate", "truncate must be true or false."
+    old = next((name for name in fields.RETIRED if body.get(name) is not None), None)
+    if old and body.get(_STRUCTURED) is not None:
+        return old, f"{old} cannot be given together with {_STRUCTURED}."
+    return None
 
 
 def undone(url: str, body: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -119,9 +125,3 @@ def _asks(name: str, body: Mapping[str, Any]) -> bool:
     if name == "function_call" and not body.get("functions"):
         return value not in (None, "none", "auto")
     return value not in (None, [], ["text"])
-
-
-def stray(url: str, body: Mapping[str, Any]) -> str | None:
-    """The first field that is neither OpenAI's nor one of vLLM's own that are taken."""
-    taken = FIELDS[url] | OWN | _DONE
-    return next((name for name, value in body.items() if name not in taken and value is not None), None)

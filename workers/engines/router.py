@@ -194,7 +194,7 @@ class Router:
 
 def loading_of(model: Model) -> tuple[object, ...]:
     """Return what a process loads of `model`, and how: a change of it needs a new process."""
-    return model.engine, model.source, model.engine_args, model.own_fields
+    return model.engine, model.source, model.engine_args
 
 
 def estimate(url: str, body: Mapping[str, Any]) -> int:

@@ -19,7 +19,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Generic, Protocol, TypeVar
 
+from jobs.fleet.models_file import EngineKind
 from jobs.platform import memory
+from workers.engines.documented import refuse_unknown
 from workers.engines.encoders.encoder_pool import Backlog, Entry, Job, Piece, Pool, flow_of, length_of
 from workers.engines.port import (
     Answer,
@@ -83,6 +85,7 @@ class BatchingEngine(ABC, Generic[M]):
     """One model behind one worker thread. What is particular to its kind of request are the abstract methods."""
 
     url: str  # what it serves
+    kind: EngineKind
 
     def __init__(
         self,
@@ -159,6 +162,8 @@ class BatchingEngine(ABC, Generic[M]):
             return unknown_model(str(request.body.get("model")))
         if request.url != self.url:
             return refusal(400, f"This model does not serve {request.url}.", param="model")
+        if refused := refuse_unknown(self.kind, request):
+            return refused
         if self._model is None:
             await self.start()
         assert self._model is not None

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from jobs.fleet.models_file import EngineKind
 from jobs.requests.endpoints import EMBEDDINGS
 from jobs.requests.prompts import Prompts
 from workers.engines.encoders.batching import LONGEST_TOKEN, BatchingEngine, Unacceptable
@@ -215,6 +216,7 @@ class EmbedEngine(BatchingEngine[SentenceModel]):
     """
 
     url = EMBEDDINGS
+    kind = EngineKind.EMBED
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from jobs.fleet.checkpoint import behind_padding
+from jobs.fleet.models_file import EngineKind
 from jobs.ids import new_id
 from jobs.requests.endpoints import RERANK
 from workers.engines.encoders.batching import KERNELS, LONGEST_TOKEN, BatchingEngine, Unacceptable, padded_to
@@ -191,6 +192,7 @@ class RerankEngine(BatchingEngine[CrossModel]):
     """`source` is a folder or a hub's name; a callable finds it out at the start, in the worker thread."""
 
     url = RERANK
+    kind = EngineKind.RERANK
 
     def _load(self, source: str) -> CrossModel:
         return CrossModel(source, self._revision, self._args)

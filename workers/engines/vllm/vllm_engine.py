@@ -25,10 +25,12 @@ from typing import Any, Final
 import msgspec
 import pydantic
 
+from jobs.fleet.models_file import EngineKind
 from jobs.inference.responses import as_asked
 from jobs.requests.endpoints import RESPONSES
+from jobs.requests.fields import OPENAI
 from workers.engines.caps import objection
-from workers.engines.documented import FIELDS, documented, stray, undone
+from workers.engines.documented import documented, malformed, refuse_unknown, undone
 from workers.engines.port import (
     Answer,
     Emit,
@@ -73,7 +75,6 @@ REQUEST_ID_PREFIX = {"/v1/responses": "resp_"}  # vLLM puts chatcmpl- and cmpl- 
 class VllmEngine:
     """`model` is a folder or a hub's name, `names` what requests call it, `args` vLLM's own engine arguments.
 
-    `own_fields`: a request may have vLLM's own that shape the answer, and none that it would ignore without a word.
     `pids` is a file for the process ids of the engine's children, kept from one life of this process to the next.
     An engine that gives no sign for `silence` seconds is killed, and so has died.
     """
@@ -85,14 +86,12 @@ class VllmEngine:
         args: Mapping[str, Any],
         pids: Path,
         *,
-        own_fields: bool = False,
         silence: float = 300.0,
     ) -> None:
         self._model = model
         self._names = tuple(names)
         self._args = dict(args)
         self._pids = pids
-        self._own_fields = own_fields
         self._silence = silence
         self._serving: Serving | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -156,16 +155,16 @@ class VllmEngine:
             return None
 
     def _objection(self, request: Request) -> Answer | None:
-        if request.url not in FIELDS:
-            message = f"Unknown URL {request.url}; an engine serves {', '.join(FIELDS)}."
+        if request.url not in OPENAI:
+            message = f"Unknown URL {request.url}; an engine serves {', '.join(OPENAI)}."
             return refusal(HTTPStatus.NOT_FOUND, message, param="url")
         name = request.body.get("model")
         if refused := objection(request.url, request.body):
             return refused
-        if passed_over := undone(request.url, request.body):
-            return refusal(HTTPStatus.BAD_REQUEST, passed_over[1], param=passed_over[0])
-        if self._own_fields and (field := stray(request.url, request.body)):
-            return refusal(HTTPStatus.BAD_REQUEST, f"{field[:64]} is not supported.", param=field[:64])
+        if refused := refuse_unknown(EngineKind.VLLM, request):
+            return refused
+        if wrong := undone(request.url, request.body) or malformed(request.url, request.body):
+            return refusal(HTTPStatus.BAD_REQUEST, wrong[1], param=wrong[0])
         return None if name in self._names else unknown_model(str(name))
 
     async def _ask(self, request: Request, body: dict[str, Any], emit: Emit | None = None) -> Answer:
@@ -199,7 +198,7 @@ class VllmEngine:
         return Answer(HTTPStatus.OK, b"")
 
     def _body(self, request: Request) -> dict[str, Any]:
-        body = documented(request.url, request.body, own=self._own_fields)
+        body = documented(request.url, request.body)
         if body.get("temperature") == 0 and (body.get("n") or 1) != 1:
             body["temperature"] = LEAST_TEMPERATURE
         if request.tenant:

@@ -68,6 +68,35 @@ def test_every_bad_line_is_named(client: TestClient) -> None:
     ]
 
 
+def test_a_field_that_no_engine_in_process_knows_is_named(app: FastAPI, client: TestClient) -> None:
+    body = {"model": "all-minilm-l6-v2", "input": "a"}
+    data = b"".join([
+        line("1", body=body | {"input_type": "query", "user": None, "cache": False}),
+        line("2", body=body | {"foo": None}),
+        line("3", body=body | {"top_k": 1, "foo": 1}),
+    ])  # fmt: skip
+
+    found = dry_run(client, data)
+
+    assert found["valid"] is False
+    assert found["errors"]["data"] == [
+        {
+            "code": "unknown_parameter",
+            "line": 3,
+            "message": "Unknown parameter: 'top_k'.",
+            "param": "body.top_k",
+        }
+    ]
+    alias, other = ({"model": name, "input": "a", "foo": 1} for name in ("text-embedding-3-small", "far"))
+    with app.state.services.db.write() as session:
+        workers.remember_all(session, {"far": False}, Queue.EMBED)
+    assert dry_run(client, line("1", body=alias))["valid"] is False
+    assert dry_run(client, line("1", body=other))["valid"] is True, "a server judges its fields itself"
+    with app.state.services.db.write() as session:
+        workers.remember_all(session, {"text-embedding-3-small": False}, Queue.EMBED)
+    assert dry_run(client, line("1", body=alias))["valid"] is True, "a server has it by that name"
+
+
 @pytest.mark.parametrize(
     ("data", "code"),
     [

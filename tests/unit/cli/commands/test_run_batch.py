@@ -20,9 +20,9 @@ from cli.main import _PASSING, app
 from cli.up.folder import DataFolder
 from cli.up.service import Program, Service
 from jobs.fleet.models_file import PACKAGED_FILE, Registry
+from jobs.requests.fields import OPENAI
 from jobs.settings import Settings
 from tests.support.services import need
-from workers.engines.documented import FIELDS
 from workers.engines.vllm.vllm_serving import argv
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -190,9 +190,7 @@ def test_a_name_of_the_models_file_is_what_it_says(tmp_path: Path) -> None:
     )
     assert "queue" not in mine, "a private run has one worker, of the queue that its engine has"
     assert fields("hubbed", "--revision", other, file=file)["hubbed"]["source"]["revision"] == other
-    assert mine["own_fields"] is True
-    vectors = fields("vectors", file=file)["vectors"]
-    assert (vectors["engine"], "own_fields" in vectors) == ("embed", False)
+    assert fields("vectors", file=file)["vectors"]["engine"] == "embed"
     with pytest.raises(Trouble, match="seed: 'vectors' has the engine embed, not vLLM"):
         fields("vectors", "--seed", "7", file=file)
     with pytest.raises(Trouble, match="'far' is served by http://far/v1"):
@@ -245,11 +243,10 @@ def test_the_name_that_requests_call_is_no_path(here: Path) -> None:
     assert set(fields("org/other", "--revision", COMMIT, "--served-model-name", "org/name")) == {"org/name"}
 
 
-def test_an_engine_of_a_runs_own_serves_what_vllm_can_and_takes_its_fields(tmp_path: Path) -> None:
+def test_an_engine_of_a_runs_own_serves_what_vllm_can(tmp_path: Path) -> None:
     model = fields(str(tmp_path))[str(tmp_path)]
 
-    assert set(model["endpoints"]) == set(FIELDS)
-    assert model["own_fields"] is True
+    assert set(model["endpoints"]) == set(OPENAI)
 
 
 @pytest.mark.parametrize("words", [["-i", "https://example.com/in", "-o", "out"], ["-i", "in", "-o", "http://a/out"]])

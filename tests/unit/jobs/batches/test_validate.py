@@ -25,6 +25,7 @@ def asked(folder: Path, data: bytes, **changes: Any) -> Asked:
         "max_line_bytes": 10_000,
         "max_bytes": 1_000_000,
         "max_inputs": 1000,
+        "engines": {},
         "memory_bytes": 1 << 40,
         "cpu_seconds": 3600,
     }

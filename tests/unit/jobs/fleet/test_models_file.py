@@ -126,10 +126,6 @@ WRONG = {
     "no engine": ({"engine": None}, "line 2: models.m.engine: Field required"),
     "unknown engine": ({"engine": "tgi"}, "line 4: models.m.engine: Input should be 'vllm', 'embed', 'rerank'"),
     "unknown key": ({"colour": "red"}, "line 5: models.m.colour: Extra inputs are not permitted"),
-    "own fields of a server": (
-        {"engine": "http", "source": '{urls: ["http://a"]}', "own_fields": "true"},
-        "line 2: models.m: own_fields belongs to the engine vllm, not to http",
-    ),
     "two sources": (
         {"source": "{packaged: x, path: y}"},
         "line 3: models.m.source: must have exactly one of packaged, path, repo, urls; has ['packaged', 'path']",

@@ -4,42 +4,58 @@ import ast
 import importlib.util
 from pathlib import Path
 
+import msgspec
 import pytest
+from openai.types import completion_create_params, embedding_create_params
+from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.responses import response_create_params
 
+from jobs.fleet.models_file import EngineKind
+from jobs.requests.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
+from jobs.requests.fields import HANDLED, OPENAI, RETIRED, VLLM, unknown
 from tests.support.services import need
-from workers.engines.documented import FIELDS, OWN, STEERING, documented, forwarded, stray, undone
+from workers.engines.documented import STEERING, documented, forwarded, malformed, refuse_unknown, undone
+from workers.engines.port import Request
 
-CHAT = "/v1/chat/completions"
-#: vLLM's own fields of these requests that a caller may set at a server: they shape the answer, or what is asked.
-SHAPING = {
-    "add_generation_prompt", "add_special_tokens", "allowed_token_ids", "background", "bad_words",
-    "chat_template_kwargs", "continue_final_message", "documents", "embed_dtype", "endianness", "ignore_eos",
-    "include_reasoning", "include_stop_str_in_output", "instruction", "length_penalty", "max_tokens_per_doc",
-    "max_tokens_per_query", "messages", "min_p", "min_tokens", "padding", "query", "repetition_detection",
-    "repetition_penalty", "return_prompt_text", "return_token_ids", "return_token_offsets",
-    "return_tokens_as_token_ids", "skip_special_tokens", "spaces_between_special_tokens", "stop_token_ids", "store",
-    "stream", "stream_options", "thinking_token_budget", "top_k", "top_n", "truncate_prompt_tokens",
-    "truncation_side", "use_activation", "use_beam_search",
+#: vLLM's own fields that a request here may not have, for what they do.
+REFUSED = {
+    "beams, each a request of its own": {"length_penalty", "use_beam_search"},
+    "another form of the answer than OpenAI's": {
+        "embed_dtype", "endianness", "padding", "return_prompt_text", "return_token_ids", "return_token_offsets",
+        "return_tokens_as_token_ids", "use_activation",
+    },
+    "refused for every engine": {"prompt_embeds", "prompt_logprobs"},
+    "work in the engine that nothing bounds": {"repetition_detection"},
 }  # fmt: skip
-#: And what `caps` refuses, or bounds.
-BOUNDED = {"echo", "prompt_logprobs", "prompt_embeds", "structured_outputs"}
-REQUESTS = {"ChatCompletionRequest", "CompletionRequest", "ResponsesRequest", "RerankRequest"} | {
-    f"Embedding{kind}Request" for kind in ("Completion", "Chat", "BatchChat", "ChatInput", "BatchChatInput")
+#: Of vLLM's rerank and of its other kinds of embeddings, which only servers have.
+ELSEWHERE = {
+    "documents", "instruction", "max_tokens_per_doc", "max_tokens_per_query", "messages", "query", "top_n",
+}  # fmt: skip
+CLASSES = {
+    CHAT: "ChatCompletionRequest",
+    COMPLETIONS: "CompletionRequest",
+    RESPONSES: "ResponsesRequest",
+    EMBEDDINGS: "EmbeddingCompletionRequest",
+}
+#: What each engine in a worker's process serves, by one of its URLs.
+ENGINES = (("vllm", CHAT), ("vllm", EMBEDDINGS), ("embed", EMBEDDINGS), ("rerank", "/v1/rerank"))
+SDK = {
+    CHAT: [chat_create_params.CompletionCreateParamsBase],
+    COMPLETIONS: [completion_create_params.CompletionCreateParamsBase],
+    RESPONSES: [response_create_params.ResponseCreateParamsBase],
+    EMBEDDINGS: [embedding_create_params.EmbeddingCreateParams],
+}
+SERVERS = {"RerankRequest"} | {
+    f"Embedding{kind}Request" for kind in ("Chat", "BatchChat", "ChatInput", "BatchChatInput")
 }
 
 
-@pytest.mark.parametrize("url", FIELDS)
-def test_no_field_of_vllm_alone_is_passed_on(url: str) -> None:
-    body = {
-        "model": "m",
-        "priority": -1,
-        "cache_salt": "x",
-        "kv_transfer_params": {},
-        "chat_template": "",
-        "vllm_xargs": {},
-    }
+def test_a_field_that_vllm_is_not_to_see_is_never_passed_on() -> None:
+    steering = {"priority": -1, "cache_salt": "x", "kv_transfer_params": {}, "chat_template": "", "vllm_xargs": {}}
 
-    assert documented(url, body) == {"model": "m"}
+    for url in OPENAI:
+        assert documented(url, {"model": "m", **steering}) == {"model": "m"}
+        assert all(unknown("vllm", url, [name]) == name for name in steering)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +94,7 @@ def test_what_would_change_the_answer_is_not_passed_over_without_a_word(
 
     assert (found and found[0]) == param
     assert found is None or found[1].startswith(f"{param} is not supported")
-    assert stray(url, fields) is None, "it is OpenAI's"
+    assert unknown("vllm", url, fields) is None, "it is OpenAI's"
 
 
 def test_null_means_not_given() -> None:
@@ -110,37 +126,131 @@ def test_a_templates_switches_reach_it_and_no_template() -> None:
     assert forwarded({"model": "m", "chat_template_kwargs": "odd"}, "m") == {"model": "m", "chat_template_kwargs": {}}
 
 
-@pytest.mark.parametrize("url", FIELDS)
-def test_a_model_may_take_those_of_vllm_that_shape_the_answer(url: str) -> None:
-    own = {"top_k": 5, "min_p": 0.1, "structured_outputs": {"choice": ["a"]}, "chat_template_kwargs": {"think": False}}
-    body = {"model": "m", **own, "min_tokens": None, "priority": -1, "use_beam_search": True}
+@pytest.mark.parametrize(
+    ("url", "own"),
+    [
+        (CHAT, {"top_k": 5, "min_p": 0.1, "bad_words": ["x"], "structured_outputs": {"choice": ["a"]}}),
+        (CHAT, {"chat_template_kwargs": {"enable_thinking": False}, "continue_final_message": True}),
+        (COMPLETIONS, {"top_k": 5, "min_tokens": 2, "stop_token_ids": [7], "response_format": {"type": "json_object"}}),
+        (RESPONSES, {"top_k": 5, "repetition_penalty": 1.1, "seed": 4, "stop": ["x"]}),
+        (EMBEDDINGS, {"truncate_prompt_tokens": 8, "truncation_side": "left"}),
+    ],
+)
+def test_what_shapes_the_answer_reaches_vllm(url: str, own: dict[str, object]) -> None:
+    assert documented(url, {"model": "m", **own, "seed": own.get("seed")}) == {"model": "m", **own}
+    assert unknown("vllm", url, own) is None
 
-    assert documented(url, body, own=True) == {"model": "m", **own}
-    assert documented(url, {"model": "m", "chat_template_kwargs": {"chat_template": "x"}}, own=True) == {
-        "model": "m",
-        "chat_template_kwargs": {},
-    }
+
+def test_a_template_is_no_switch_of_a_template() -> None:
+    body = {"model": "m", "chat_template_kwargs": {"chat_template": "x"}}
+
+    assert documented(CHAT, body) == {"model": "m", "chat_template_kwargs": {}}
 
 
-def test_the_rest_is_named() -> None:
-    assert stray(CHAT, {"model": "m", "top_k": 5, "stream": False, "store": True, "priority": None}) is None
-    assert stray(CHAT, {"model": "m", "priority": -1, "cache_salt": "x"}) == "priority"
+@pytest.mark.parametrize("url", [CHAT, COMPLETIONS, RESPONSES])
+@pytest.mark.parametrize(
+    ("old", "constraint"),
+    [
+        ({"guided_json": {"type": "object"}}, {"json": {"type": "object"}}),
+        ({"guided_regex": "[ab]+", "guided_json": None}, {"regex": "[ab]+"}),
+        ({"guided_choice": ["yes", "no"]}, {"choice": ["yes", "no"]}),
+        ({"guided_grammar": 'root ::= "a"'}, {"grammar": 'root ::= "a"'}),
+        ({"guided_choice": ["a"], "guided_regex": "a"}, {"choice": ["a"], "regex": "a"}),  # which vLLM refuses
+    ],
+)
+def test_a_retired_constraint_is_translated(url: str, old: dict[str, object], constraint: dict[str, object]) -> None:
+    body = {"model": "m", **old}
+
+    assert documented(url, body) == {"model": "m", "structured_outputs": constraint}
+    assert (unknown("vllm", url, old), malformed(url, body)) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("url", "fields", "param"),
+    [
+        (CHAT, {"guided_choice": ["a"], "structured_outputs": {"regex": "a"}}, "guided_choice"),
+        (CHAT, {"guided_choice": ["a"], "structured_outputs": None}, None),
+        (CHAT, {"top_k": 1 << 31}, "top_k"),
+        (CHAT, {"top_k": "5"}, "top_k"),
+        (CHAT, {"thinking_token_budget": 1e300}, "thinking_token_budget"),
+        (CHAT, {"top_k": -1, "thinking_token_budget": 0}, None),
+        (EMBEDDINGS, {"truncate": "yes"}, "truncate"),
+        (EMBEDDINGS, {"truncate": True}, None),
+    ],
+)
+def test_a_value_that_vllm_must_not_see_is_named(url: str, fields: dict[str, object], param: str | None) -> None:
+    found = malformed(url, {"model": "m", **fields})
+
+    assert (found and found[0]) == param
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"truncate": True}, {"truncate_prompt_tokens": -1}),
+        ({"truncate": True, "truncate_prompt_tokens": 9}, {"truncate_prompt_tokens": 9}),
+        ({"truncate": False, "truncate_prompt_tokens": 9}, {}),
+        ({"truncate": None, "truncate_prompt_tokens": 9}, {"truncate_prompt_tokens": 9}),
+    ],
+)
+def test_an_embedding_is_truncated_in_vllms_words(given: dict[str, object], expected: dict[str, object]) -> None:
+    assert documented(EMBEDDINGS, {"model": "m", "input": "x", **given}) == {"model": "m", "input": "x", **expected}
+
+
+@pytest.mark.parametrize("engine", ["vllm", "embed", "rerank"])
+def test_an_unknown_field_is_refused_by_its_name(engine: str) -> None:
+    url = "/v1/rerank" if engine == "rerank" else EMBEDDINGS
+    for name, shown in (("foo", "foo"), ("x" * 1000, "x" * 64 + "…")):
+        refused = refuse_unknown(engine, Request(url, {"model": "m", "null": None, name: 1}, "req_1"))
+
+        assert refused is not None
+        assert refused.status == 400
+        assert msgspec.json.decode(refused.body)["error"] == {
+            "message": f"Unknown parameter: '{shown}'.",
+            "type": "invalid_request_error",
+            "param": shown,
+            "code": "unknown_parameter",
+        }
+
+
+def test_a_server_judges_its_fields_itself() -> None:
+    assert refuse_unknown("http", Request(CHAT, {"model": "m", "foo": 1}, "req_1")) is None
+
+
+def test_the_engines_are_those_of_the_models_file() -> None:
+    assert all(unknown(kind, url, ["foo"]) == "foo" for kind, url in ENGINES)
+    assert {kind for kind, _ in ENGINES} == set(EngineKind) - {EngineKind.HTTP}
 
 
 def test_no_field_that_is_taken_steers_a_server() -> None:
-    assert not OWN & STEERING
-    assert OWN - set().union(*FIELDS.values()) - {"structured_outputs"} <= SHAPING
+    for url in OPENAI:
+        assert not (OPENAI[url] | VLLM[url]) & STEERING
+        assert not (OPENAI[url] | VLLM[url]) & (HANDLED[url] | RETIRED.keys())
 
 
 def test_each_field_of_vllms_protocol_is_known_for_what_it_does() -> None:
+    """A field that vLLM gains fails this test, and so does one that is promised and that vLLM has no more."""
     found = importlib.util.find_spec("vllm")
     if found is None or not found.submodule_search_locations:
         need("vLLM's protocol", ModuleNotFoundError("vllm"))
     classes = _classes(Path(found.submodule_search_locations[0]) / "entrypoints")
-    names = set().union(*(_fields(name, classes) for name in REQUESTS))
+    refused = set().union(*REFUSED.values()) | STEERING
 
-    assert len(names) > 80
-    assert names - set().union(*FIELDS.values()) - STEERING - SHAPING - BOUNDED == set()
+    for url, name in CLASSES.items():
+        theirs = _fields(name, classes)
+        assert len(theirs) > 10
+        assert VLLM[url] <= theirs, "vLLM has them no more, and would drop them without a word"
+        assert theirs - OPENAI[url] - VLLM[url] - HANDLED[url] - refused == set(), "what do they do?"
+        assert not RETIRED.keys() & theirs
+    known = refused.union(ELSEWHERE, *OPENAI.values(), *VLLM.values())
+    assert set().union(*(_fields(name, classes) for name in SERVERS)) <= known
+
+
+def test_openais_fields_are_all_known() -> None:
+    """Those that the SDK sends: they are known to vLLM, read before it, or hints that mean nothing here."""
+    for url, params in SDK.items():
+        theirs = set().union(*(kind.__annotations__ for kind in params))
+        assert theirs - OPENAI[url] - HANDLED[url] == set()
 
 
 def _classes(folder: Path) -> dict[str, ast.ClassDef]:

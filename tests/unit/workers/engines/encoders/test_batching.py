@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from jobs.fleet.models_file import EngineKind
 from jobs.inference.interactive import LINE_PRIORITY, PRIORITY
 from workers.engines.encoders import batching
 from workers.engines.encoders.batching import BatchingEngine, Unacceptable
@@ -54,6 +55,7 @@ class Encoder(BatchingEngine[Model]):
     """Answers with the texts that it was asked."""
 
     url = "/v1/embeddings"
+    kind = EngineKind.EMBED
 
     def _load(self, source: str) -> Model:
         return Model()

@@ -203,7 +203,7 @@ async def test_a_cancelled_request_is_cancelled_though_vllm_answers_it(tmp_path:
         await asking
 
 
-async def test_with_fields_of_its_own_vllm_passes_over_none_without_a_word(tmp_path: Path) -> None:
+async def test_vllm_gets_its_own_fields_and_an_unknown_one_is_refused(tmp_path: Path) -> None:
     asked = []
 
     class Serving:
@@ -213,7 +213,7 @@ async def test_with_fields_of_its_own_vllm_passes_over_none_without_a_word(tmp_p
             asked.append((url, body))
             raise asyncio.CancelledError
 
-    engine = vllm_engine.VllmEngine("model", ["m"], {}, tmp_path / "pids", own_fields=True)
+    engine = vllm_engine.VllmEngine("model", ["m"], {}, tmp_path / "pids")
     engine._serving = Serving()  # type: ignore[assignment]
     body = {"model": "m", "prompt": "x", "top_k": 1}
 
@@ -221,7 +221,8 @@ async def test_with_fields_of_its_own_vllm_passes_over_none_without_a_word(tmp_p
     with pytest.raises(asyncio.CancelledError):
         await engine.answer(Request("/v1/completions", body, "req_2"))
 
-    assert (refused.status, msgspec.json.decode(refused.body)["error"]["param"]) == (400, "cache_salt")
+    error = msgspec.json.decode(refused.body)["error"]
+    assert (refused.status, error["param"], error["code"]) == (400, "cache_salt", "unknown_parameter")
     [(_, reached)] = asked
     assert reached["top_k"] == 1
 
@@ -233,6 +234,8 @@ async def test_with_fields_of_its_own_vllm_passes_over_none_without_a_word(tmp_p
         ("/v1/rerank", {"model": "m"}, 404),
         ("/v1/completions", {"model": "m", "n": "10000"}, 400),
         ("/v1/completions", {"model": "m", "best_of": 2}, 400),
+        ("/v1/completions", {"model": "m", "foo": 1}, 400),
+        ("/v1/completions", {"model": "m", "top_k": 1 << 70}, 400),
         ("/v1/completions", {"model": "other"}, 404),
     ],
 )

@@ -61,6 +61,9 @@ async def test_the_same_request_has_the_same_answer_under_a_new_id(counter: Coun
         {"max_tokens": 5},
         {"messages": [{"role": "user", "content": "hello"}]},
         {"temperature": 0.0},
+        {"top_k": 1},
+        {"structured_outputs": {"choice": ["a"]}},
+        {"guided_choice": ["a"]},
     ],
 )
 async def test_any_other_request_is_another(counter: Counter, change: dict[str, Any]) -> None:
