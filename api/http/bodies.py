@@ -11,13 +11,15 @@ steps in a thread.
 
 import json
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, ClassVar, Final, TypeVar, get_args
 
 import msgspec
 from fastapi import APIRouter, Security
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -39,6 +41,7 @@ _MAX_WEIGHT = 2_400_000
 _LISTS = ("input", "messages", "prompt", "documents", "tools", "items", "files", "file_ids", "queries", "query")
 _Lists = msgspec.defstruct("_Lists", [(name, msgspec.Raw, msgspec.Raw()) for name in _LISTS])
 _CONTAINERS = frozenset({dict, list})
+_BESIDE = ("default", "description", "title")  # of a schema: what describes a field and not its values
 T = TypeVar("T")
 
 #: A list of a body: of what is wrong with a million items the first fault is told, and no other is looked for.
@@ -46,9 +49,39 @@ Many = Annotated[list[T], Field(fail_fast=True)]
 
 
 class Body(BaseModel):
-    """The base of every JSON body: its types are exact and unknown fields are refused."""
+    """The base of every JSON body: its types are exact and unknown fields are refused.
+
+    A null stands for the default of a field that has one other than null, as if the field were not there.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    _defaulted: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_kwargs: Any) -> None:
+        cls._defaulted = frozenset(
+            name
+            for name, field in cls.model_fields.items()
+            if not field.is_required() and type(None) not in get_args(field.annotation)
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Say in the OpenAPI document that null is taken where it stands for the default."""
+        found = handler(schema)
+        properties = handler.resolve_ref_schema(found)["properties"]
+        for name in cls._defaulted:
+            kept = {key: properties[name].pop(key) for key in _BESIDE if key in properties[name]}
+            properties[name] = {"anyOf": [properties[name], {"type": "null"}], **kept}
+        return found
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, body: Any) -> Any:
+        if not isinstance(body, dict) or all(body.get(name, name) is not None for name in cls._defaulted):
+            return body
+        return {name: value for name, value in body.items() if value is not None or name not in cls._defaulted}
 
     @model_validator(mode="before")
     @classmethod

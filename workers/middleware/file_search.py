@@ -115,7 +115,7 @@ def tool_of(body: Mapping[str, Any]) -> FileSearch:
     given, *others = [tool for tool in body["tools"] if is_search(tool)]
     if others:
         raise InvalidRequest("it is given more than once; one names all the vector stores.")
-    tool = msgspec.convert({name: value for name, value in given.items() if name != "type"}, FileSearch)
+    tool = msgspec.convert(_given({name: value for name, value in given.items() if name != "type"}), FileSearch)
     if not 1 <= len(tool.vector_store_ids) <= MOST_STORES or tool.max_num_results not in (None, *range(1, 51)):
         raise InvalidRequest(f"it names 1 to {MOST_STORES} vector stores, and takes 1 to 50 results.")
     if tool.ranking_options is not None:
@@ -125,6 +125,15 @@ def tool_of(body: Mapping[str, Any]) -> FileSearch:
     if tool.filters is not None:
         check_filter(tool.filters, "filters")
     return tool
+
+
+def _given(options: Mapping[str, Any], depth: int = 2) -> dict[str, Any]:
+    """Return the options without nulls, which stand for their defaults: as deep as there are options."""
+    return {
+        name: _given(value, depth - 1) if depth and isinstance(value, dict) and name != "filters" else value
+        for name, value in options.items()
+        if value is not None
+    }
 
 
 def odd_field(body: Mapping[str, Any]) -> tuple[str, str] | None:

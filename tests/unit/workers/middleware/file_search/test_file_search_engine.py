@@ -440,3 +440,18 @@ async def test_a_stream_tells_the_search_before_the_message_and_counts_anew() ->
     assert [item["type"] for item in events[-1]["response"]["output"]] == ["file_search_call", "message"]
     assert events[-1]["response"]["tools"] == [TOOL]
     assert events[0]["response"]["output"] == []
+
+
+def test_a_null_in_the_tool_stands_for_its_default() -> None:
+    options = {
+        "max_num_results": None,
+        "filters": None,
+        "refuse": None,
+        "ranking_options": {
+            "ranker": None,
+            "score_threshold": None,
+            "hybrid_search": {"embedding_weight": None, "rrf_k": None},
+        },
+    }
+
+    assert tool_of({"tools": [TOOL | options]}).search("vs_1", "q") == tool_of({"tools": [TOOL]}).search("vs_1", "q")

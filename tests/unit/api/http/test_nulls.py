@@ -1,0 +1,172 @@
+"""A null stands for the default, for each optional field of each JSON body in the OpenAPI document."""
+
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from tests.support.web import make_key
+from tests.unit.api.calls import BODIES, routes
+from tests.unit.api.conftest import client_of
+
+_SIZES: Final = {"max_chunk_size_tokens": 200, "chunk_overlap_tokens": 50}
+_HOOK: Final = {"url": "https://192.0.43.8/hook"}
+_EXPIRY: Final = {"anchor": "created_at", "seconds": 3600}
+_STRATEGIES: Final = [
+    {"type": "auto"},
+    {"type": "static", "static": _SIZES},
+    {"type": "sentence", "sentence": _SIZES},
+    {"type": "structure", "structure": _SIZES},
+    {"type": "semantic", "semantic": {"max_chunk_size_tokens": 200}},
+]
+#: Beside the requests of `calls`: those that have the objects in which other optional fields are.
+NESTED: Final[list[tuple[str, dict[str, Any]]]] = [
+    ("/v1/uploads", {"expires_after": _EXPIRY}),
+    ("/v1/batches", {"output_expires_after": _EXPIRY, "webhook": _HOOK}),
+    (
+        "/v1/schedules",
+        {"cron": "0 3 * * *", "batch": BODIES["POST", "/v1/batches"]["json"] | {"webhook": _HOOK}},
+    ),
+    ("/v1/vector_stores/{vector_store_id}/files", {"webhook": _HOOK}),
+    ("/v1/vector_stores/{vector_store_id}/file_batches", {"webhook": _HOOK}),
+    ("/v1/vector_stores/{vector_store_id}/file_batches", {"file_ids": None, "files": [{"file_id": "file-x"}]}),
+    ("/v1/vector_stores/{vector_store_id}", {"expires_after": {"anchor": "last_active_at", "days": 1}}),
+    ("/v1/vector_stores/{vector_store_id}/indexes/{index_id}/compare", {"queries": [{"query": "What is it?"}]}),
+    (
+        "/v1/vector_stores/{vector_store_id}/search",
+        {"ranking_options": {"hybrid_search": {"embedding_weight": 1.0, "text_weight": 1.0}}},
+    ),
+    ("/v1/responses", {"context": {"strategy": "rotate"}, "conversation": {"id": "conv_1"}}),
+    *(("/v1/vector_stores", {"chunking_strategy": strategy}) for strategy in _STRATEGIES),
+]
+
+
+@pytest.fixture(scope="module")
+def app(shared_app: FastAPI) -> FastAPI:
+    return shared_app
+
+
+@pytest.fixture(scope="module")
+def client(app: FastAPI) -> TestClient:
+    return client_of(app, make_key(app))
+
+
+class Schemas:
+    """The schemas of the document, and the names of those that a body has led to."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self.document = app.openapi()
+        self.seen: set[str] = set()
+
+    def of(self, path: str) -> dict[str, Any] | None:
+        """Return the schema of the JSON body of a POST."""
+        content = self.document["paths"][path]["post"].get("requestBody", {}).get("content", {})
+        schema: dict[str, Any] | None = content.get("application/json", {}).get("schema")
+        return schema
+
+    def resolved(self, schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield the schema, or those that it is any of."""
+        branches = [*schema.get("anyOf", ()), *schema.get("oneOf", ())]
+        for branch in branches:
+            yield from self.resolved(branch)
+        if reference := schema.get("$ref"):
+            name = reference.rpartition("/")[2]
+            yield {"title": name, **self.document["components"]["schemas"][name]}
+        elif not branches:
+            yield schema
+
+    def optional(self, schema: dict[str, Any], value: Any) -> Iterator[tuple[str | int, ...]]:
+        """Yield the place of each optional field of the body `value`, and of those of the objects in it."""
+        if isinstance(value, list):
+            for one in self.resolved(schema):
+                for n, item in enumerate(value):
+                    yield from ((n, *place) for place in self.optional(one.get("items", {}), item))
+        for one in self.resolved(schema) if isinstance(value, dict) else ():
+            properties, required = one.get("properties", {}), one.get("required", ())
+            if not value.keys() <= properties.keys() or not value.keys() >= set(required) or not properties:
+                continue
+            self.seen.add(one["title"])
+            for name, field in properties.items():
+                if name not in required:
+                    yield (name,)
+                yield from ((name, *place) for place in self.optional(field, value.get(name)))
+
+    def named_in(self, schema: dict[str, Any]) -> Iterator[str]:
+        """Yield the names of all objects that a body may consist of."""
+        for one in self.resolved(schema):
+            if "properties" in one:
+                yield one["title"]
+            for inner in (*one.get("properties", {}).values(), *filter(None, [one.get("items")])):
+                yield from self.named_in(inner)
+
+
+def without(value: Any, place: tuple[str | int, ...]) -> Any:
+    """Return a copy of the body without what is at this place."""
+    head, rest = place[0], place[1:]
+    if isinstance(head, int):
+        return [without(one, rest) if n == head else one for n, one in enumerate(value)]
+    if rest:
+        return {**value, head: without(value[head], rest)}
+    return {name: one for name, one in value.items() if name != head}
+
+
+def with_null(value: Any, place: tuple[str | int, ...]) -> Any:
+    """Return a copy of the body with null at this place."""
+    head, rest = place[0], place[1:]
+    if isinstance(head, int):
+        return [with_null(one, rest) if n == head else one for n, one in enumerate(value)]
+    return {**value, head: with_null(value[head], rest) if rest else None}
+
+
+def said(answer: Any) -> tuple[int, Any]:
+    return answer.status_code, answer.json().get("error")
+
+
+def test_a_null_is_the_default_of_every_optional_field(app: FastAPI, client: TestClient) -> None:
+    schemas = Schemas(app)
+    paths = [route.path for route in routes(app) if route.method == "POST" and schemas.of(route.path)]
+    wholes = {path: BODIES.get(("POST", path), {}).get("json", {}) for path in paths}
+    tried, wrong = 0, []
+
+    for path, more in [*((path, {}) for path in paths), *NESTED]:
+        schema, url = schemas.of(path) or {}, re.sub(r"{\w+(:\w+)?}", "unknown", path)
+        for place in schemas.optional(schema, body := wholes[path] | more):
+            expected, null = (said(client.post(url, json=edit(body, place))) for edit in (without, with_null))
+            tried += 1
+            if null != expected:
+                wrong.append((path, place, expected, null))
+
+    assert wrong == []
+    assert tried > 100
+    named = {name for path in paths for name in schemas.named_in(schemas.of(path) or {})}
+    assert named - schemas.seen == set(), "add a body with these to `NESTED`"
+
+
+def test_a_client_that_sends_all_options_as_null_searches(client: TestClient) -> None:
+    """LiteLLM sends every option of a search that its caller has left out as null."""
+    nulls = dict.fromkeys(("filters", "max_num_results", "ranking_options", "rewrite_query"))
+    ranking = {"ranking_options": dict.fromkeys(("ranker", "score_threshold", "hybrid_search"))}
+    store = client.post("/v1/vector_stores", json={"name": "n"}).json()["id"]
+
+    for options in (nulls, ranking):
+        answer = client.post(f"/v1/vector_stores/{store}/search", json={"query": "What is it?", **options})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_worker"), "it is well formed"
+
+
+def test_a_null_in_an_update_clears_what_openai_clears_and_nothing_else(client: TestClient) -> None:
+    expiry = {"anchor": "last_active_at", "days": 3}
+    store = client.post("/v1/vector_stores", json={"expires_after": expiry, "metadata": {"a": "b"}}).json()
+    hook = {"name": "n", "url": "https://192.0.43.8/hook", "event_types": ["batch.completed"]}
+    endpoint = client.post("/v1/webhook_endpoints", json=hook).json()
+
+    kept = client.post(f"/v1/vector_stores/{store['id']}", json={}).json()
+    cleared = client.post(f"/v1/vector_stores/{store['id']}", json={"expires_after": None, "metadata": None}).json()
+    same = client.post(f"/v1/webhook_endpoints/{endpoint['id']}", json=dict.fromkeys(hook)).json()
+
+    assert (kept["expires_after"], kept["metadata"]) == (expiry, {"a": "b"})
+    assert (cleared["expires_after"], cleared["expires_at"]) == (None, None)
+    assert not cleared["metadata"]
+    assert {name: same[name] for name in hook} == hook
