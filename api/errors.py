@@ -115,10 +115,23 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
         return respond(error.__cause__)
     where = f"{request.method} {request.url.path}"
     if error.status_code == HTTPStatus.NOT_FOUND:
-        return respond(NotFound(f"Invalid URL ({where})", code="unknown_url"))
+        message = _unsupported(request) or f"Invalid URL ({where})"
+        return respond(NotFound(message, code="unknown_url"))
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         return respond(MethodNotAllowed(f"Not allowed: {where}"), dict(error.headers or {}))
     return respond(InvalidRequest(str(error.detail), code="invalid_request"))
+
+
+def _unsupported(request: Request) -> str | None:
+    """Return the text for a resource that is not served at all, OpenAI's among them; None for any other URL."""
+    paths = [route.path for route in request.app.routes if getattr(route, "include_in_schema", False)]
+    served = [path for path in paths if path.startswith(_VERSION)]
+    resource = _VERSION + request.url.path.removeprefix(_VERSION).partition("/")[0]
+    if not request.url.path.startswith(_VERSION) or any(f"{path}/".startswith(f"{resource}/") for path in served):
+        return None
+    names = {path.removeprefix(_VERSION).partition("/{")[0] for path in served}
+    roots = {name for name in names if not any(name.startswith(f"{other}/") for other in names)}
+    return f"{clip(resource)} is not supported by Nightmill. Supported are: {', '.join(sorted(roots))}."
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
@@ -128,6 +141,7 @@ async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     return respond(NightmillError(), {"x-request-id": request_id})
 
 
+_VERSION = "/v1/"
 _QUOTED = 64
 _LOOKED_AT = 100  # of pydantic's errors: a body may hold a million
 _EXPECTED = {

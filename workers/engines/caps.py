@@ -31,6 +31,8 @@ MOST_PATTERN_CHARACTERS: Final = 1024
 MOST_REPETITIONS: Final = 1024  # `{n,m}` in a pattern, all of a pattern multiplied
 MOST_ITEMS: Final = 65_536  # minLength, maxItems and their like
 
+_TOOLS: Final = "function, file_search"  # the latter's are found before (`workers.middleware.file_search`)
+
 _NESTED: Final = (dict, list)
 _MOST: Final = (
     ("n", MOST_CHOICES),
@@ -106,7 +108,7 @@ def _tools(url: str, body: Mapping[str, Any]) -> Answer | None:
     for tool in tools if url == RESPONSES and isinstance(tools, list) else ():
         kind = tool.get("type") if isinstance(tool, dict) else None
         if kind != "function":
-            message = f"Tools of the type '{str(kind)[:64]}' are not available; of the type 'function' they are."
+            message = f"The tool '{str(kind)[:64]}' is not supported by Nightmill. Supported are: {_TOOLS}."
             return refusal(400, message, param="tools", code="unsupported_tool")
     return None
 

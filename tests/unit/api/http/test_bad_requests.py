@@ -267,6 +267,28 @@ def test_an_odd_id_is_only_unknown(client: TestClient, path: str) -> None:
     assert_refused(client.get(path), 404)
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["moderations", "images/generations", "assistants", "threads/thread_1/messages", "audio/speech", "realtime/calls"],
+)
+def test_a_resource_of_openai_that_is_not_served_says_so_and_what_is(client: TestClient, path: str) -> None:
+    for answer in (client.post(f"/v1/{path}", json={"input": "x"}), client.get(f"/v1/{path}/x")):
+        error = assert_refused(answer, 404)
+
+        assert error["code"] == "unknown_url"
+        told, _, served = error["message"].partition(" Supported are: ")
+        assert told == f"/v1/{path.partition('/')[0]} is not supported by Nightmill."
+        names = served.rstrip(".").split(", ")
+        assert {"batches", "chat/completions", "files", "responses", "vector_stores", "models"} <= set(names)
+        assert not any("{" in name or name == "batches/validate" for name in names)
+
+
+def test_another_unknown_url_of_a_resource_that_is_served_is_invalid(client: TestClient) -> None:
+    for path in ("/v1/files/", "/v1/chat/nothing", "/v1/batches/batch_1/nothing", "/nothing"):
+        assert assert_refused(client.get(path), 404)["message"] == f"Invalid URL (GET {path})"
+    assert len(assert_refused(client.get(f"/v1/{'x' * 5000}"), 404)["message"]) < 1000
+
+
 def test_unknown_urls_and_methods_are_told_in_the_same_shape(client: TestClient) -> None:
     assert assert_refused(client.get("/v1/nothing"), 404)["code"] == "unknown_url"
     assert assert_refused(client.get("/v1/files/"), 404)["code"] == "unknown_url"

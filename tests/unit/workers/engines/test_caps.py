@@ -203,3 +203,15 @@ def test_a_completion_has_only_so_many_answers(body: dict[str, Any], param: str)
 def test_what_has_fewer_answers_may_be_asked(body: dict[str, Any]) -> None:
     assert objection(COMPLETIONS, body) is None
     assert objection(RESPONSES, {"input": "x", "prompt": {"id": "p"}}) is None
+
+
+@pytest.mark.parametrize("kind", ["web_search", "code_interpreter", "mcp", None, "x" * 1000])
+def test_the_refusal_of_a_tool_names_those_that_are_there(kind: str | None) -> None:
+    answer = objection(RESPONSES, {"model": "m", "tools": [{"type": "function", "name": "f"}, {"type": kind}]})
+
+    assert answer is not None
+    error = msgspec.json.decode(answer.body)["error"]
+    assert (answer.status, error["param"], error["code"]) == (400, "tools", "unsupported_tool")
+    assert error["message"] == (
+        f"The tool '{str(kind)[:64]}' is not supported by Nightmill. Supported are: function, file_search."
+    )
