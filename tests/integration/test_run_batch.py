@@ -40,6 +40,7 @@ def test_a_run_of_its_own_answers_each_line_once_and_takes_vllms_fields(tmp_path
         line("plain"),
         line("steers", priority=-1),
         line("chosen", structured_outputs={"choice": ["Paris"]}, top_k=1, max_tokens=20),
+        line("retired", guided_choice=["Paris"], max_tokens=20),
         line("two", n=2, temperature=1),
     ]
     asked, answered = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
@@ -58,11 +59,12 @@ def test_a_run_of_its_own_answers_each_line_once_and_takes_vllms_fields(tmp_path
     )
 
     assert done.returncode == 0, done.stderr
-    assert "4 results, 1 of them failed" in done.stderr
+    assert "5 results, 1 of them failed" in done.stderr
     said = [json.loads(one) for one in answered.read_text().splitlines()]
-    assert [one["custom_id"] for one in said] == ["plain", "steers", "chosen", "two"]
-    plain, steers, chosen, two = (one["response"] for one in said)
-    assert [one["status_code"] for one in (plain, steers, chosen, two)] == [200, 400, 200, 200]
-    assert steers["body"]["error"]["param"] == "priority"
-    assert chosen["body"]["choices"][0]["message"]["content"] == "Paris"
+    assert [one["custom_id"] for one in said] == ["plain", "steers", "chosen", "retired", "two"]
+    plain, steers, chosen, retired, two = (one["response"] for one in said)
+    assert [one["status_code"] for one in (plain, steers, chosen, retired, two)] == [200, 400, 200, 200, 200]
+    error = steers["body"]["error"]
+    assert (error["param"], error["code"]) == ("priority", "unknown_parameter")
+    assert [one["body"]["choices"][0]["message"]["content"] for one in (chosen, retired)] == ["Paris", "Paris"]
     assert len(two["body"]["choices"]) == 2

@@ -103,8 +103,15 @@ def malformed(url: str, body: Mapping[str, Any]) -> tuple[str, str] | None:
             return name, f"{name} must be an integer of at most {_MOST_INTEGER}."
     if url == EMBEDDINGS and not isinstance(body.get("truncate"), bool | None):
         return "truncate", "truncate must be true or false."
+    return _malformed_constraint(body)
+
+
+def _malformed_constraint(body: Mapping[str, Any]) -> tuple[str, str] | None:
+    given = body.get(_STRUCTURED)
+    if not isinstance(given, dict | None):
+        return _STRUCTURED, f"{_STRUCTURED} must be an object."
     old = next((name for name in fields.RETIRED if body.get(name) is not None), None)
-    if old and body.get(_STRUCTURED) is not None:
+    if old and given is not None:
         return old, f"{old} cannot be given together with {_STRUCTURED}."
     return None
 

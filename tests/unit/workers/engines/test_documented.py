@@ -170,6 +170,7 @@ def test_a_retired_constraint_is_translated(url: str, old: dict[str, object], co
     [
         (CHAT, {"guided_choice": ["a"], "structured_outputs": {"regex": "a"}}, "guided_choice"),
         (CHAT, {"guided_choice": ["a"], "structured_outputs": None}, None),
+        (CHAT, {"structured_outputs": "a"}, "structured_outputs"),
         (CHAT, {"top_k": 1 << 31}, "top_k"),
         (CHAT, {"top_k": "5"}, "top_k"),
         (CHAT, {"thinking_token_budget": 1e300}, "thinking_token_budget"),
