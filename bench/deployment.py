@@ -18,7 +18,7 @@ from openai import OpenAI
 from cli.demo.batch import LIVE
 from cli.demo.system import System, running
 from cli.up import readiness
-from cli.up.procfile import CHECKOUT
+from cli.up.procfile import CODE
 
 _READY_SECONDS = 600.0
 _LOOK_SECONDS = 0.5
@@ -151,7 +151,7 @@ def deployed(
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Deployment]:
     """The named lines of the checkout's Procfile, or lines of one's own, while the block runs."""
-    known = dict(line.split(": ", 1) for line in (CHECKOUT / "Procfile").read_text().splitlines() if ": " in line)
+    known = dict(line.split(": ", 1) for line in (CODE / "cli/up/Procfile").read_text().splitlines() if ": " in line)
     chosen = lines if isinstance(lines, Mapping) else {name: known[name] for name in lines}
     folder.mkdir(parents=True, exist_ok=True)
     procfile = folder / "Procfile"

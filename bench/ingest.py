@@ -33,7 +33,7 @@ from bench import documents, rival
 from bench.deployment import MB, Deployment
 from bench.shelf import OVERLAP, TOKENS, Shelf, standing, surroundings
 from cli.demo.library import Paper
-from cli.up.procfile import CHECKOUT
+from cli.up.procfile import CODE
 from workers.engines.model_folders import MINILM, materialise
 
 _PACKAGES = (
@@ -129,7 +129,7 @@ def _ours(mill: Deployment, papers: Sequence[Paper]) -> Ours:
 def _theirs(python: Path | None, files: Path) -> dict[str, float]:
     if python is None:
         return {}
-    script = CHECKOUT / "bench" / "llama.py"
+    script = CODE / "bench" / "llama.py"
     words: list[str | Path] = ["-P", script, files, materialise(MINILM, Path()), str(TOKENS), str(OVERLAP)]
     figures: dict[str, float] = rival.run(words, python=python)  # -P: our modules' names are not for its imports
     return figures

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.judged import first_sentence
-from cli.up.procfile import CHECKOUT
+from cli.up.procfile import CODE
 from jobs.settings import Settings
 from workers.engines.model_folders import MINILM, QUIET, materialise
 
@@ -53,7 +53,7 @@ def kept(groups: int = GROUPS) -> Path:
     folder = Settings().data_dir.absolute() / "models" / f"bench-ranker-{key}"
     if not (folder / "config.json").exists():
         command = [sys.executable, "-m", "bench.ranker", str(folder), "--groups", str(groups)]
-        subprocess.run(["nice", "-n", "10", *command], cwd=CHECKOUT, env=os.environ | QUIET, check=True)
+        subprocess.run(["nice", "-n", "10", *command], cwd=CODE, env=os.environ | QUIET, check=True)
     return folder
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cli.up.procfile import CHECKOUT
+from cli.up.procfile import CODE
 from jobs.settings import Settings
 
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "true"}
@@ -61,7 +61,7 @@ def run(
     done = subprocess.run(
         command,
         env=os.environ | _OFFLINE | dict(environment or {}),
-        cwd=CHECKOUT,
+        cwd=CODE,
         input=given,
         capture_output=True,
         text=True,

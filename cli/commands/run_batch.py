@@ -154,17 +154,15 @@ def _private(model: str, flags: list[str], data_dir: Path | None) -> Iterator[tu
     from cli.client.server import Server
     from cli.demo import system
     from cli.up.effective import effective
-    from cli.up.procfile import CHECKOUT
+    from cli.up.procfile import PACKAGED
     from jobs.fleet.models_file import Registry
 
-    if not (CHECKOUT / "Procfile").exists():  # an image, or a wheel
-        raise Trouble("an engine is started from a checkout only; name a deployment with --url and --api-key")
     with tempfile.TemporaryDirectory(prefix="nightmill-run-batch-") as name:
         folder = Path(name)
         fields = _fields(Registry.load(effective(data_dir=data_dir, vllm_enabled=True)), model, flags)
         (folder / "models.yaml").write_text(yaml.safe_dump({"models": fields}))
         pools = (*_LINES, *("gpu" if one["engine"] == "vllm" else "embed" for one in fields.values()))
-        wanted = [line for line in (CHECKOUT / "Procfile").read_text().splitlines() if line.startswith(pools)]
+        wanted = [line for line in PACKAGED.read_text().splitlines() if line.startswith(pools)]
         (folder / "Procfile").write_text("\n".join(wanted) + "\n")
         options = ["--models", str(folder / "models.yaml"), "--procfile", str(folder / "Procfile")]
         options += ["--unlisted"]

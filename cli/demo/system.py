@@ -17,7 +17,7 @@ from typing import Final
 from cli.errors import Trouble
 from cli.up import readiness
 from cli.up.folder import DataFolder
-from cli.up.procfile import CHECKOUT
+from cli.up.procfile import CODE
 from cli.up.service import LogFile, Program, Service
 from jobs.platform.secret_files import replaced
 
@@ -111,7 +111,7 @@ def running(path: Path, options: Sequence[str], environment: Mapping[str, str], 
     folder.make()
     command = (sys.executable, "-m", "cli", "up", "--data-dir", str(folder.path), "--port", str(port), *options)
     own = replaced(os.environ, {**dict.fromkeys(_SHARED, ""), **environment})
-    program = Program("up", command, own, CHECKOUT, folder.logs / "demo-up.log")
+    program = Program("up", command, own, CODE, folder.logs / "demo-up.log")
     program.log.unlink(missing_ok=True)  # of the last run
     service = Service(program)
     service.start()

@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cli.doctor.findings import Finding, Patient, broken, fine, warning
 from cli.up.effective import without_secrets
-from cli.up.procfile import CHECKOUT
+from cli.up.procfile import CODE
 from jobs.db.engine import Database
 from jobs.errors import NightmillError
 from jobs.fleet import quarantine
@@ -76,7 +76,7 @@ def database(patient: Patient) -> Iterator[Finding]:
 
 def _schema(shown: str, found: set[str]) -> Finding:
     config = Config()
-    config.set_main_option("script_location", str(CHECKOUT / "migrations"))
+    config.set_main_option("script_location", str(CODE / "migrations"))
     newest = set(ScriptDirectory.from_config(config).get_heads())
     if found == newest:
         return fine("database", f"{shown}, schema {', '.join(sorted(found))}")

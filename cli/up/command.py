@@ -67,11 +67,11 @@ def _run(
     from cli.up.guard import guarded
     from cli.up.installation import Installation
 
-    path = (lines or procfile.CHECKOUT / "Procfile").absolute()
-    parsed = procfile.load(path)
+    parsed = procfile.load(lines or procfile.PACKAGED)
+    root = lines.absolute().parent if lines else procfile.CODE
     lock = folder.lock()
     locked()
-    here = Installation(config, folder, path.parent, os.getpid(), verbose)
+    here = Installation(config, folder, root, os.getpid(), verbose)
     killed = folder.kill_leftovers()
     here.check()
     code = guarded(lambda guard: here.run(parsed, guard, killed))

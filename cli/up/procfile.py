@@ -13,7 +13,10 @@ from pathlib import Path
 from cli.errors import Trouble
 
 RELEASE = "release"
-CHECKOUT = Path(__file__).resolve().parents[2]
+#: The processes of `nightmill up`, as they come with this package.
+PACKAGED = Path(__file__).with_name("Procfile")
+#: The folder that the packages lie in: a checkout, or `site-packages` of the environment that they are installed in.
+CODE = Path(__file__).resolve().parents[2]
 _LINE = re.compile(r"^([A-Za-z0-9_-]+):\s+(\S.*)$")
 _ASSIGNMENT = re.compile(r"^([A-Za-z_][A-Za-z0-9_]*)=(.*)$", re.DOTALL)
 _SHELL = frozenset({"|", "||", "&", "&&", ";", "<", ">", ">>", "2>&1"})

@@ -234,7 +234,7 @@ def test_what_goes_wrong_is_one_line_without_a_traceback(system: System) -> None
 
 
 def _services() -> list[procfile.Line]:
-    return [line for line in procfile.load(procfile.CHECKOUT / "Procfile") if line.name != procfile.RELEASE]
+    return [line for line in procfile.load(procfile.PACKAGED) if line.name != procfile.RELEASE]
 
 
 def test_results_stand_beside_their_inputs(cli: Cli, requests: Callable[..., Path], tmp_path: Path) -> None:

@@ -110,7 +110,9 @@ def test_the_environment_of_the_image_are_settings() -> None:
 
 
 def test_every_line_of_the_procfile_is_a_service_with_its_very_command() -> None:
-    lines = {line.name: [Path(line.program[0]).name, *line.program[1:]] for line in load(ROOT / "Procfile")}
+    lines = {
+        line.name: [Path(line.program[0]).name, *line.program[1:]] for line in load(ROOT / "cli" / "up" / "Procfile")
+    }
     commands = {name: SERVICES[name]["command"] for name in OURS}
 
     assert {LINES.get(name, name) for name in OURS} == lines.keys()

@@ -112,7 +112,7 @@ def test_every_documented_target_exists() -> None:
 
 
 def test_every_process_of_the_procfile_is_documented() -> None:
-    for line in load(ROOT / "Procfile"):
+    for line in load(ROOT / "cli" / "up" / "Procfile"):
         assert f"| `{line.name}` |" in DOCUMENTS
 
 

@@ -311,14 +311,6 @@ def test_nothing_is_begun_whose_results_have_no_place(
     assert begun == []
 
 
-def test_an_engine_of_its_own_needs_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cli.up.procfile.CHECKOUT", tmp_path)
-
-    done = CliRunner().invoke(app, ["run-batch", *own_run(tmp_path)], env=UNNAMED)
-
-    assert "name a deployment with --url" in str(done.exception)
-
-
 @pytest.mark.parametrize(
     ("log", "told"),
     [

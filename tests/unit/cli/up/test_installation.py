@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> DataFolder:
 def published(folder: DataFolder, names: Sequence[str], **settings: object) -> dict[str, object]:
     config = Settings(data_dir=folder.path, port=8000, flower_port=8001, **settings)  # type: ignore[arg-type]
     services = [Service(Program(name, ("true",), {}, folder.path, folder.logs / name)) for name in names]
-    here = Installation(config, folder, procfile.CHECKOUT, 1, verbose=False)
+    here = Installation(config, folder, procfile.CODE, 1, verbose=False)
     here._publish(services)
     return folder.read_run()
 
@@ -57,7 +57,7 @@ def test_whether_it_is_up_is_asked_of_its_own_port(folder: DataFolder, monkeypat
     monkeypatch.setattr("cli.up.readiness.tell_when_up", lambda url, *_: asked.append(url))
     config = Settings(data_dir=folder.path, port=8000, public_url="https://batch.example")
 
-    here = Installation(config, folder, procfile.CHECKOUT, 1, verbose=False)
+    here = Installation(config, folder, procfile.CODE, 1, verbose=False)
     here._announce(["web"], cast(Notices, SimpleNamespace(say=print)), threading.Event())
 
     assert asked == ["http://127.0.0.1:8000"]
