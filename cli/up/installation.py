@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from cli.errors import Trouble
@@ -161,7 +162,7 @@ class Installation:
             key = self.folder.operator_key()  # shown to a person, never to a pipe or a log
             notices.show(f"API key: {key if sys.stdout.isatty() else f'in {self.folder.run_file}'}")
             if "gpu" in names and self.config.vllm_enabled:
-                notices.say(f"gpu loads {self._vllm_models()}; vLLM takes about a minute to start")
+                notices.say(_vllm_start(self._vllm_models()))
 
         own = reached(self.config.host, self.config.port)  # a proxy may pass no health on
         readiness.tell_when_up(own, names, ready, notices.say, leaving)
@@ -172,3 +173,10 @@ class Installation:
         except ModelsFileError:  # changed since it was checked; the worker says more
             return "no model"
         return ", ".join(model.name for model in models if model.engine is EngineKind.VLLM) or "no model"
+
+
+def _vllm_start(models: str) -> str:
+    """Return what the generation worker does about `models`."""
+    if find_spec("vllm"):
+        return f"gpu loads {models}; vLLM takes about a minute to start"
+    return f"gpu cannot load {models}: vLLM is not installed; `nightmill doctor` says what brings it"

@@ -4,6 +4,8 @@ import logging
 import os
 import socket
 from functools import partial
+from importlib.util import find_spec
+from typing import Final
 
 from jobs.fleet import runtimes
 from jobs.fleet.models_file import EngineKind, Model, ModelsFileError, Registry
@@ -17,7 +19,7 @@ from workers.engines.encoders.embed_runtime import Place
 from workers.engines.encoders.rerank import RerankEngine
 from workers.engines.http.endpoints import Endpoint
 from workers.engines.http.http_engine import HttpEngine, Permission, no_project
-from workers.engines.model_folders import source_of
+from workers.engines.model_folders import package_of, source_of
 from workers.engines.ownloop import OwnLoop
 from workers.engines.port import Engine
 from workers.engines.router import Router, loading_of
@@ -25,16 +27,31 @@ from workers.engines.vllm.vllm_engine import VllmEngine
 
 log = logging.getLogger(__name__)
 
+#: Engines in process by the module that computes.
+_LIBRARIES: Final = {
+    EngineKind.VLLM: "vllm",
+    EngineKind.EMBED: "sentence_transformers",
+    EngineKind.RERANK: "sentence_transformers",
+}
+
 
 def build(settings: Settings, registry: Registry, queue: str, allows_external: Permission = no_project) -> Router:
     """What a worker process of `queue` serves. Nothing is loaded before `start`."""
-    mine = [model for model in registry.models.values() if model.queue == queue]
+    mine = [model for model in registry.models.values() if model.queue == queue and _is_installed(model)]
     engines: list[Engine] = [_embed(model, settings) for model in mine if model.engine is EngineKind.EMBED]
     engines += [_rerank(model, settings) for model in mine if model.engine is EngineKind.RERANK]
     engines += _vllm([model for model in mine if model.engine is EngineKind.VLLM], settings)
     if http := _http(settings, registry, queue, allows_external):
         engines.append(http)
     return Router(engines, registry, allows_external)
+
+
+def _is_installed(model: Model) -> bool:
+    """Return whether the packages are here that serve the model. Without them the process would only start and end."""
+    missing = [name for name in (_LIBRARIES.get(model.engine), package_of(model)) if name and find_spec(name) is None]
+    if missing:
+        log.error("engine_not_installed", extra={"model": model.name, "missing": missing})
+    return not missing
 
 
 def outdated(before: Registry, now: Registry, queue: str) -> bool:

