@@ -5,10 +5,12 @@ CHECKS    by name, in the order in which they run
 RAW       what this version has no method for, of the check that runs
 """
 
+import contextlib
 import json
 import sys
 import threading
 import time
+import traceback
 import urllib.request
 import uuid
 from collections.abc import Callable
@@ -103,3 +105,17 @@ def lines_of(file_id: str | None) -> dict[str, dict[str, Any]]:
     found = {line["custom_id"]: line for line in lines}
     same(len(found), len(lines))
     return found
+
+
+def run_checks(version: str) -> None:
+    """Print the version under test, then the outcome of each check, one JSON object a line."""
+    print(json.dumps({"sdk": version}), flush=True)
+    for name, function in CHECKS.items():
+        RAW.clear()
+        try:
+            with contextlib.redirect_stdout(sys.stderr):  # some libraries print
+                function()
+            detail = ""
+        except Exception:  # noqa: BLE001 (any exception is a check that failed, and is reported as one)
+            detail = traceback.format_exc()
+        print(json.dumps({"check": name, "ok": not detail, "detail": detail, "raw": list(RAW)}), flush=True)

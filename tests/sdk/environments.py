@@ -1,6 +1,7 @@
 """The environments of the suites: a folder an SDK in `.nightmill/sdk`, made once, and anew when its lock file changes.
 
     python-1.109, python-2.8, python-3.57   a virtual environment with that SDK
+    clients                                 a virtual environment with the client libraries of `clients.py`
     node-7.57                               a virtual environment with Node's wheel, and `node_modules` beside it
 
 No registry is named here: pip, uv and npm are asked as this machine has them set up.
@@ -33,7 +34,7 @@ def command(sdk: str) -> list[str]:
 def _python(sdk: str) -> list[str]:
     requirements = HERE / f"{sdk}.txt"
     folder = _made(sdk, [requirements], lambda folder: _environment(folder, requirements))
-    return [str(folder / "bin" / "python"), str(HERE / "suite.py")]
+    return [str(folder / "bin" / "python"), str(HERE / ("clients.py" if sdk == "clients" else "suite.py"))]
 
 
 def _node(sdk: str) -> list[str]:

@@ -12,17 +12,14 @@ import hashlib
 import io
 import json
 import random
-import traceback
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import openai
 from checking import (
-    CHECKS,
     FACTS,
     MODEL,
-    RAW,
     check,
     client,
     ended,
@@ -32,6 +29,7 @@ from checking import (
     lines_of,
     raised,
     raw,
+    run_checks,
     same,
     through,
     told,
@@ -734,20 +732,7 @@ def _() -> None:
     same(len(set(asyncio.run(many()))), 20)
 
 
-def main() -> None:
-    for name, function in CHECKS.items():
-        RAW.clear()
-        try:
-            function()
-            told_of = ""
-        except Exception:  # noqa: BLE001 (whatever a check meets is what it found)
-            told_of = traceback.format_exc()
-        line = {"check": name, "ok": not told_of, "detail": told_of, "raw": list(RAW)}
-        print(json.dumps(line), flush=True)
-
-
 if __name__ == "__main__":
     import stores  # noqa: F401 (its checks come last)
 
-    print(json.dumps({"sdk": openai.__version__}), flush=True)
-    main()
+    run_checks(openai.__version__)

@@ -4,22 +4,15 @@ A suite runs once, as a process; its lines are looked up by the tests. An SDK th
 tests visibly, and fails them where CI is set.
 """
 
-import json
 import re
-import subprocess
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import openai
 import pytest
 from openai.resources.vector_stores import FileBatches, Files, VectorStores
 
-from tests.sdk.deployment import Deployment, deployed
-from tests.sdk.environments import HERE, ROOT, NotMade, command
-from tests.support.databases import fresh
-from tests.support.services import MEMORY, need
+from tests.sdk.deployment import Deployment
+from tests.sdk.environments import HERE, ROOT
+from tests.sdk.suites import Suite, run_suite
 
 SDKS = {"python-1.109": "1.109.1", "python-2.8": "2.8.1", "python-3.57": "3.57.0", "node-7.57": "7.57.0"}
 CHECKS = (
@@ -112,36 +105,9 @@ RAW = {
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(300)]
 
 
-@pytest.fixture(scope="module")
-def deployment() -> Iterator[Deployment]:
-    with (
-        tempfile.TemporaryDirectory(prefix="nightmill-sdk-", dir=MEMORY) as folder,
-        fresh("sqlite", Path(folder)) as db,
-        deployed(Path(folder), db) as deployment,
-    ):
-        yield deployment
-
-
-class Suite:
-    """What a suite said, check by check."""
-
-    def __init__(self, sdk: str, deployment: Deployment) -> None:
-        words = [*command(sdk), json.dumps(deployment.facts(sdk))]
-        done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-        first, *lines = [json.loads(line) for line in done.stdout.splitlines()]
-        self.version: str = first["sdk"]
-        self.names = [line["check"] for line in lines]
-        self.lines: dict[str, dict[str, Any]] = {line["check"]: line for line in lines}
-        self.errors = done.stderr
-
-
 @pytest.fixture(scope="module", params=SDKS)
 def suite(request: pytest.FixtureRequest, deployment: Deployment) -> Suite:
-    try:
-        return Suite(request.param, deployment)
-    except NotMade as error:
-        need(f"the environment of {request.param}", error)
+    return run_suite(request.param, deployment)
 
 
 def test_the_suite_is_whole_and_of_the_version_that_is_meant(suite: Suite, request: pytest.FixtureRequest) -> None:
