@@ -27,7 +27,8 @@ class Worker(Base):
     seen_at: Mapped[float]
     restarts: Mapped[int] = mapped_column(default=0)  # of its engine
     place: Mapped[str | None]  # its host, and the devices that it may use
-    holds: Mapped[dict[str, Any] | None]  # the engines in its process: model → {entry, up}. See `jobs.fleet.quarantine`
+    #: The engines in its process: model → {entry, up, since}, and `phase` while not up. See `jobs.fleet.quarantine`.
+    holds: Mapped[dict[str, Any] | None]
     #: What it is at besides its claims: [queue, model, project_id, how many], as of its last beat. None: it never said.
     unclaimed: Mapped[list[Any] | None]
 

@@ -5,6 +5,7 @@ A row that is here is therefore a worker that lives, give or take one lease.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, bindparam, delete, exists, func, or_, select, update
@@ -27,6 +28,8 @@ _OFF = exists().where(Pause.scope == pauses.Scope.WORKER, Pause.name == Worker.i
 #: What the dispatcher asks while work waits, built once.
 _ALIVE = select(Worker).where(Worker.state == "ready", ~_OFF).order_by(Worker.id)
 _RESTARTS = select(Worker.pool, Worker.restarts).where(Worker.id == bindparam("its_id")).with_for_update()
+_STARTING = "starting its worker"
+_PRESENT = select(Worker).where(Worker.state != "stopping", ~_OFF).order_by(Worker.id)
 #: What each question of somebody who waits asks.
 _SERVING = select(Worker.queues, Worker.models).where(Worker.state == "ready", ~_OFF)
 
@@ -81,6 +84,48 @@ def serves(session: Session, queue: str, model: str) -> bool:
     return any(
         queue in queues and (model in models or ANY_MODEL in models) for queues, models in session.execute(_SERVING)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """What a worker is loading: a model and how far it is. Without a model, the process itself is starting."""
+
+    model: str
+    phase: str
+    since: float
+
+
+def present(session: Session) -> Sequence[Worker]:
+    """Return the workers that take work now or will once their engines are loaded."""
+    return session.scalars(_PRESENT).all()
+
+
+def loads(worker: Worker) -> list[Loading]:
+    """Return the engines that `worker` is loading, the longest first."""
+    held = {name: how for name, how in (worker.holds or {}).items() if not how["up"]}
+    found = [
+        Loading(name, how.get("phase") or _STARTING, how.get("since", worker.created_at)) for name, how in held.items()
+    ]
+    if not found and worker.state == "starting":
+        found = [Loading("", _STARTING, worker.created_at)]
+    return sorted(found, key=lambda one: one.since)
+
+
+def loading(workers: Iterable[Worker], queue: str, model: str) -> Loading | None:
+    """Return what `workers` are loading that keeps `model` from being answered; None where nothing does.
+
+    `model` is no alias. A worker that starts answers its other models too only when all its engines are loaded.
+    """
+    here = [worker for worker in workers if queue in worker.queues]
+    found = [one for worker in here for one in loads(worker) if one.model == model or worker.state == "starting"]
+    if not found or any(_answers(worker, model) for worker in here):
+        return None
+    return min(found, key=lambda one: (one.model != model, one.since))
+
+
+def _answers(worker: Worker, model: str) -> bool:
+    is_up = (worker.holds or {}).get(model, {"up": True})["up"]
+    return worker.state == "ready" and is_up and (model in worker.models or ANY_MODEL in worker.models)
 
 
 def served(workers: Iterable[Worker], registry: Registry | None) -> dict[str, Served]:

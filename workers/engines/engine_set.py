@@ -11,7 +11,7 @@ import logging
 from collections.abc import Sequence
 
 from workers.engines.http.http_engine import HttpEngine
-from workers.engines.port import Engine, EngineDead, EngineHealth, Suspect
+from workers.engines.port import Engine, EngineDead, EngineHealth, Phased, Suspect
 
 log = logging.getLogger(__name__)
 _CLOSING_SECONDS = 30.0  # for an engine that is suspended
@@ -38,6 +38,11 @@ class EngineSet:
     def servers(self) -> tuple[HttpEngine, ...]:
         """Return the running engines that ask servers."""
         return tuple(engine for engine in self.running if isinstance(engine, HttpEngine))
+
+    def phase_of(self, name: str) -> str:
+        """Return what the engine of the model `name` does while it starts; empty where it does not say so."""
+        engine: object = next((one for one in (*self.running, *self.suspended) if name in one.models), None)
+        return engine.phase if isinstance(engine, Phased) else ""
 
     def having(self, name: str) -> Engine | None:
         """Return the running engine that has the model `name`."""

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from workers.engines.port import Answer, Crowded, Emit, Engine, Length, Request
+from workers.engines.port import Answer, Crowded, Emit, Engine, Length, Phased, Request
 
 T = TypeVar("T")
 
@@ -27,6 +27,11 @@ class OwnLoop:
     def crowd(self, beside: int) -> tuple[int, int] | None:
         engine: object = self._engine
         return engine.crowd(beside) if isinstance(engine, Crowded) else None
+
+    @property
+    def phase(self) -> str:
+        engine: object = self._engine
+        return engine.phase if isinstance(engine, Phased) else "preparing the model's files"
 
     async def start(self) -> None:
         async with self._starting:

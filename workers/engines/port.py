@@ -160,6 +160,15 @@ class EngineHealth(Protocol):
     async def came_up(self, models: tuple[str, ...]) -> None: ...
 
 
+@runtime_checkable
+class Phased(Protocol):
+    """An engine that says what it is doing while it starts."""
+
+    @property
+    def phase(self) -> str:
+        """Return what `start` is doing, such as "reading the weights". May be read from any thread."""
+
+
 class Engine(Protocol):
     """What a worker needs of an engine. All methods run on the event loop that called `start`."""
 

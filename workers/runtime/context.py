@@ -36,6 +36,11 @@ class Standing:
     restarts: int = 0
     place: str | None = None
     holds: dict[str, Any] = field(default_factory=dict)  # see `workers.runtime.quarantine`
+    phase_of: Callable[[str], str] = lambda _model: ""  # what the engine of a model does while it starts
+
+    def described_holds(self) -> dict[str, Any]:
+        """Return `holds` with the phase of each engine that starts."""
+        return {name: how if how["up"] else {**how, "phase": self.phase_of(name)} for name, how in self.holds.items()}
 
 
 class Late:
@@ -136,7 +141,7 @@ def _describe(worker_id: str, pool: Pool, standing: Standing) -> Callable[[], Wo
             state=standing.state,
             restarts=standing.restarts,
             place=standing.place,
-            holds=standing.holds,
+            holds=standing.described_holds(),
             created_at=now(),
             seen_at=now(),
         )

@@ -53,6 +53,7 @@ class Warden:
         names = (name for engine in router.engines.own for name in engine.models)
         self._entries = {name: quarantine.entry_of(known[name]) for name in names if name in known}
         self._place = context.standing.place = place()
+        context.standing.phase_of = router.engines.phase_of
         self._trials: dict[str, float | None] = {}  # since when it is up
         self._building: Future[None] | None = None
         router.engines.health = self
@@ -164,7 +165,7 @@ class Warden:
         self._context.standing.holds = dict(engines)
 
     def _how(self, name: str, *, up: bool) -> dict[str, Any]:
-        return {"entry": self._entries[name], "up": up}
+        return {"entry": self._entries[name], "up": up, "since": now()}
 
     def _may_try(self, name: str) -> bool:
         ours = partial(quarantine.begin_trial, worker_id=self._context.worker_id, bounds=self._bounds)

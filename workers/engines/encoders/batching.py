@@ -104,6 +104,7 @@ class BatchingEngine(ABC, Generic[M]):
         self._collector: asyncio.Task[None] | None = None
         self._backlog = Backlog()
         self._arrived = asyncio.Event()
+        self.phase = ""
 
     @abstractmethod
     def _load(self, source: str) -> M:
@@ -187,7 +188,10 @@ class BatchingEngine(ABC, Generic[M]):
         return job.answer
 
     def _loaded(self) -> M:
-        return self._load(self._source if isinstance(self._source, str) else self._source())
+        self.phase = "preparing the model's files"
+        source = self._source if isinstance(self._source, str) else self._source()
+        self.phase = "reading the weights"
+        return self._load(source)
 
     async def _attempt(self, work: Callable[..., T], *args: Any) -> T | Exception:
         """Call `work` in the worker thread; return its result, or what it raised."""

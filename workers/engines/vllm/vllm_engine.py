@@ -96,6 +96,7 @@ class VllmEngine:
         self._serving: Serving | None = None
         self._watch: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
+        self.phase = ""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -112,7 +113,9 @@ class VllmEngine:
             await self._stop()
             prepare_environment(self._model, self._args)
             keep_texts_out()
+            self.phase = "importing vLLM"
             await asyncio.to_thread(importlib.import_module, "vllm.entrypoints.launchers.api_server.entry")
+            self.phase = "reading the weights"
             try:
                 with leftovers.recorded(self._pids):
                     self._serving = await Serving.open(self._model, self._names, self._args)

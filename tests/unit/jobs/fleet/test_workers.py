@@ -143,3 +143,31 @@ def test_a_model_seen_again_is_seen_later(db: Database) -> None:
     assert again.external
     assert again.created_at == first.created_at
     assert again.seen_at >= first.seen_at
+
+
+def _holding(name: str, state: str, models: list[str], **up: bool) -> Worker:
+    """A worker whose engines are `up` or not."""
+    holds = {model: {"entry": "e", "up": is_up, "since": 5.0, "phase": "p"} for model, is_up in up.items()}
+    return worker(name, state=state, models=models, holds=holds)
+
+
+def test_a_model_is_loading_while_a_worker_loads_it_and_no_other_answers_it() -> None:
+    starting, there = _holding("a", "starting", [], tiny=False), _holding("b", "ready", ["tiny"], tiny=True)
+    again = _holding("c", "ready", ["tiny", "mini"], tiny=False, mini=True)
+    found = fleet.Loading("tiny", "p", 5.0)
+
+    assert fleet.loading([starting], "gpu.generate", "tiny") == found
+    assert fleet.loading([again], "gpu.generate", "tiny") == found
+    assert fleet.loading([again], "gpu.generate", "mini") is None, "it answers meanwhile"
+    assert fleet.loading([starting, there], "gpu.generate", "tiny") is None
+    assert fleet.loading([starting], "gpu.embed", "tiny") is None
+    assert fleet.loading([], "gpu.generate", "tiny") is None
+
+
+def test_a_model_behind_a_url_waits_for_what_its_worker_loads() -> None:
+    starting = _holding("a", "starting", [], tiny=False)
+
+    assert fleet.loading([starting], "gpu.generate", "remote") == fleet.Loading("tiny", "p", 5.0)
+    assert fleet.loading([worker("a", state="starting", models=[])], "gpu.generate", "tiny") == fleet.Loading(
+        "", "starting its worker", 1.0
+    )

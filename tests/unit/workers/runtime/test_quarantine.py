@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.fleet import quarantine, workers
 from jobs.fleet.models_file import Registry
@@ -274,6 +275,19 @@ def test_what_a_worker_holds_is_known_before_it_is_built_and_when_it_is_there(sh
     assert {name: how["up"] for name, how in before.items()} == {"tiny": False, "other": False}
     assert {name: how["up"] for name, how in (one.row().holds or {}).items()} == {"tiny": True, "other": True}
     assert one.row().place == module.place()
+
+
+def test_a_worker_says_since_when_it_loads_an_engine_and_how_far_that_is(shop: Shop) -> None:
+    one = shop.process()
+    began = now()
+    one.tiny.phase = "reading the weights"  # type: ignore[attr-defined]
+    one.warden.begin()
+    before = one.standing.described_holds()
+    one.host.start()
+
+    assert began <= before["tiny"]["since"] <= now()
+    assert (before["tiny"]["phase"], before["other"]["phase"]) == ("reading the weights", "")
+    assert "phase" not in one.standing.described_holds()["tiny"]
 
 
 def test_devices_that_a_process_was_given_are_a_place_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
