@@ -18,6 +18,7 @@ NightmillError (500 server_error)
 │   ├── BrokerFull (503)
 │   ├── DatabaseBusy (503)
 │   ├── NoWorker (503)
+│   │   └── ModelLoading (503)
 │   ├── LookupsBusy (503)
 │   ├── Overloaded, StreamsAway, WorkerLost (503, to clients who wait)
 │   └── StorageAway (503)
@@ -178,6 +179,13 @@ class NoWorker(Unavailable):
     """No live worker serves this model."""
 
     code = "no_worker"
+
+
+class ModelLoading(NoWorker):
+    """The model is loading. Ask again in a moment."""
+
+    code = "model_loading"
+    retry_after = 10
 
 
 class Overloaded(Unavailable):

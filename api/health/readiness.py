@@ -43,6 +43,7 @@ class Standing:
     depth: dict[str, int]
     oldest: dict[str, float]
     slots: dict[str, int]
+    loading: list[tuple[str, workers.Loading]]  # by queue
     last_beat: float | None
     stuck: bool
 
@@ -68,11 +69,13 @@ class Watch:
     def _look(self, session: Session) -> Standing:
         at = now()
         waiting = outbox.depth(session)
+        present = workers.present(session)
         last_beat = session.scalar(select(func.max(Worker.seen_at)))
         return Standing(
             depth={queue: count for queue, (count, _) in waiting.items()},
             oldest={queue: round(max(at - since, 0.0), 1) for queue, (_, since) in waiting.items()},
             slots=workers.slots(workers.alive(session)),
+            loading=[(queue, one) for worker in present for one in workers.loads(worker) for queue in worker.queues],
             last_beat=last_beat,
             stuck=self._stuck(session, at),
         )

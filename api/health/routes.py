@@ -31,8 +31,18 @@ class Alive(BaseModel):
     status: Literal["ok"] = "ok"
 
 
+class EngineLoading(BaseModel):
+    """What a worker is loading; `model` is empty while its process is still starting."""
+
+    queue: str
+    model: str
+    phase: str
+    since: int
+
+
 class Ready(BaseModel):
     """`oldest_seconds` and `depth`: doorbells that nobody has claimed, by queue; `workers`: live slots, by queue.
+    `loading`: the engines that workers are loading.
 
     `broker_full`: the broker has no memory left for interactive requests, which answer 503; jobs go on.
     """
@@ -42,6 +52,7 @@ class Ready(BaseModel):
     depth: dict[str, int] = {}
     oldest_seconds: dict[str, float] = {}
     workers: dict[str, int] = {}
+    loading: list[EngineLoading] = []
     last_beat_at: float | None = None
 
 
@@ -72,6 +83,10 @@ def readyz(request: Request) -> JSONResponse:
             depth=standing.depth,
             oldest_seconds=standing.oldest,
             workers=standing.slots,
+            loading=[
+                EngineLoading(queue=queue, model=one.model, phase=one.phase, since=int(one.since))
+                for queue, one in standing.loading
+            ],
             last_beat_at=standing.last_beat,
         )
     )

@@ -26,6 +26,7 @@ from jobs.clock import now
 from jobs.errors import (
     DatabaseBusy,
     InvalidRequest,
+    ModelLoading,
     NightmillError,
     NotFound,
     NoWorker,
@@ -230,8 +231,9 @@ def _live_queue(call: CallContext, url: str, model: str) -> str:
         scopes = ((pauses.Scope.QUEUE, queue), (pauses.Scope.MODEL, model), (pauses.Scope.PROJECT, call.project_id))
         if any(name in off.of(scope) for scope, name in scopes):
             raise Unavailable("The operator has paused this model.", code="paused")
+        _check_loaded(session, call, queue, model)
         if not _served(session, call, queue, model):
-            raise NoWorker(f"No live worker serves the model '{clip(model)}' now.")
+            raise _no_worker(model)
     return queue
 
 
@@ -243,8 +245,25 @@ def _refused(refusal: routing.NotServed, model: str) -> NightmillError:
 
 
 def _still_served(call: CallContext, queue: str, model: str) -> bool:
+    """Return True while a queued request may still be taken. Raises ModelLoading, NoWorker."""
     with call.db.read() as session:
-        return _served(session, call, queue, model)
+        if not _served(session, call, queue, model):
+            _check_loaded(session, call, queue, model)
+            raise _no_worker(model)
+    return True
+
+
+def _check_loaded(session: Session, call: CallContext, queue: str, model: str) -> None:
+    """Raises ModelLoading while the only engines that have the model are being loaded."""
+    name = call.services.registry().target(model, ()) or model
+    found = workers.loading(workers.present(session), queue, name)
+    if found is not None:
+        facts = f"({found.phase}), {max(now() - found.since, 0.0):.0f} s so far"
+        raise ModelLoading(f"The model '{clip(model)}' is loading {facts}. Ask again in a moment.")
+
+
+def _no_worker(model: str) -> NoWorker:
+    return NoWorker(f"No live worker serves the model '{clip(model)}' now.")
 
 
 def _served(session: Session, call: CallContext, queue: str, model: str) -> bool:

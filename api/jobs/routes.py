@@ -1,5 +1,6 @@
 """Jobs of every kind, as the ledger sees them: progress, events, results, cancel, retry."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import Header, Query, Request
@@ -16,16 +17,17 @@ from api.http.paging import After, Limit20, Order, Page, find, labelled, page
 from api.http.space import count_if_due
 from api.http.sse import EVENT_STREAM, event_stream
 from api.jobs.retry import Changes, again
-from api.jobs.schemas import JobEvent, JobGraph, JobObject, show_event, show_graph, show_job
+from api.jobs.schemas import JobEvent, JobGraph, JobObject, ModelStatus, show_event, show_graph, show_job
 from api.jobs.streams import follow_events, follow_results
 from api.shares import run_in_threadpool
 from api.webhooks.queries import delivery_page
 from api.webhooks.schemas import DeliveryObject
 from jobs.batches.batches import Which
 from jobs.errors import Conflict, InvalidRequest, NotFound
+from jobs.fleet import workers
 from jobs.ledger import dependencies, events, kinds, ledger
 from jobs.ledger.progress import outcomes, pace, queue_position, totals, worked_seconds
-from jobs.ledger.states import JobState
+from jobs.ledger.states import LIVE, JobState
 from jobs.ledger.tables import Job
 from jobs.webhooks.tables import Delivery
 
@@ -96,14 +98,15 @@ def list_jobs(
         # the last job of a page may have moved on since, or got other metadata
         rows, more = find(session, statement, Job, after=after, limit=limit, order=order, among=jobs_of(call))
         sums, after_ids = totals(session, rows), dependencies.predecessors(session, rows)
-    return page(rows, more, lambda job: show_job(job, sums[job.id], after_ids[job.id]))
+        models = model_statuses(session, call, rows)
+    return page(rows, more, lambda job: show_job(job, sums[job.id], after_ids[job.id], models.get(job.id)))
 
 
 @router.get("/jobs/{job_id}")
 def retrieve_job(call: Call, job_id: str) -> JobObject:
     """One job, with its pace, the time it still needs and its place in the queue."""
     with call.db.read() as session:
-        return _shown(session, get_job(session, call, job_id))
+        return _shown(session, call, get_job(session, call, job_id))
 
 
 @router.get("/jobs/{job_id}/graph")
@@ -183,7 +186,7 @@ def cancel_job(call: Call, job_id: str) -> JobObject:
             raise Conflict(f"Cannot cancel a job in state '{before}'.", code="invalid_state") from error
         if job.state != before:
             call.record(session, "job.cancel", job.id)
-        return _shown(session, job)
+        return _shown(session, call, job)
 
 
 @router.post("/jobs/{job_id}/retry", response_model=JobObject)
@@ -195,7 +198,7 @@ def retry_job(call: Call, once: Idempotent, job_id: str, body: RetryJob | None =
         old = get_job(session, call, job_id)
         changes = Changes(once.key, wanted.which, wanted.overrides, wanted.completion_window, wanted.priority)
         job = again(session, call, old, changes)
-        return _shown(session, job)
+        return _shown(session, call, job)
 
     count_if_due(call)
     return once.run(wanted.fields(), make)
@@ -212,11 +215,31 @@ def get_job(session: Session, call: CallContext, job_id: str) -> Job:
     return job
 
 
-def _shown(session: Session, job: Job) -> JobObject:
+def _shown(session: Session, call: CallContext, job: Job) -> JobObject:
     sums = totals(session, [job])[job.id]
     position, worked = queue_position(session, job), worked_seconds(session, job)
     after, counts = dependencies.predecessors(session, [job])[job.id], outcomes(session, job)
-    return show_job(job, sums, after, pace(session, job), position, counts, worked=worked, whole=True)
+    model = model_statuses(session, call, [job]).get(job.id)
+    return show_job(job, sums, after, model, pace(session, job), position, counts, worked=worked, whole=True)
+
+
+def model_statuses(session: Session, call: CallContext, jobs: Sequence[Job]) -> dict[str, ModelStatus]:
+    """Return the statuses of the models that do not answer yet, by the ids of the jobs that need them."""
+    waiting = [job for job in jobs if job.state in LIVE and job.model and job.waiting_for in (None, "model")]
+    if not waiting:
+        return {}
+    present, registry = workers.present(session), call.services.registry()
+    found = {}
+    for job in waiting:
+        name = registry.target(str(job.model), ()) or str(job.model)
+        known = registry.models.get(name)
+        load = workers.loading(present, known.queue if known else job.queue or "", name)
+        if load is not None:
+            model = load.model or name
+            found[job.id] = ModelStatus(status="loading", model=model, phase=load.phase, since=int(load.since))
+        elif job.waiting_for == "model":
+            found[job.id] = ModelStatus(status="no_worker", model=name)
+    return found
 
 
 def _resume(last_event_id: str | None, after: int) -> int:

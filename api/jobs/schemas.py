@@ -40,6 +40,15 @@ class Outcomes(BaseModel):
     errors: dict[str, int]
 
 
+class ModelStatus(BaseModel):
+    """Why the model of a running job does not answer yet: it is `loading`, since then, or has `no_worker`."""
+
+    status: Literal["loading", "no_worker"]
+    model: str
+    phase: str | None = None
+    since: int | None = None
+
+
 class Webhook(BaseModel):
     url: str
 
@@ -58,6 +67,7 @@ class JobObject(BaseModel):
     model: str | None
     after: list[str]
     waiting_for: str | None
+    model_status: ModelStatus | None
     progress: Progress
     rate: Rate | None
     eta_seconds: float | None
@@ -128,6 +138,7 @@ def show_job(
     job: Job,
     totals: Totals,
     after: Sequence[str],
+    model: ModelStatus | None = None,
     pace: Pace | None = None,
     position: int | None = None,
     outcomes: Mapping[str, int] | None = None,
@@ -144,6 +155,7 @@ def show_job(
         model=job.model,
         after=list(after),
         waiting_for=waiting_for(job),
+        model_status=model,
         progress=_progress(job, totals),
         rate=Rate(items_per_second=round(pace.items_per_second, 3), tokens_per_second=round(pace.tokens_per_second, 3))
         if pace

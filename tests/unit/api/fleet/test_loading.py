@@ -1,0 +1,132 @@
+"""While an engine loads, waiting clients, jobs and the readiness check say so; a model without a worker says that."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from jobs.clock import now
+from jobs.fleet import workers
+from jobs.fleet.tables import Worker
+from jobs.ledger import ledger
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import Job
+from tests.support.web import make_key
+from tests.unit.api.batches.test_batches import create
+from tests.unit.api.conftest import client_of
+
+MODELS = """
+models:
+  tiny: {source: {packaged: smollm2-135m-instruct}, engine: vllm, aliases: [small]}
+  remote: {source: {urls: ["http://127.0.0.1:9"]}, engine: http}
+"""
+CHAT = {"model": "small", "messages": [{"role": "user", "content": "Hello."}]}
+LOADING = {"tiny": {"entry": "e", "up": False, "since": 0.0, "phase": "reading the weights"}}
+
+
+@pytest.fixture
+def app(make_app: Callable[..., FastAPI], tmp_path: Path) -> FastAPI:
+    (tmp_path / "models.yaml").write_text(MODELS)
+    return make_app(models_file=str(tmp_path / "models.yaml"))
+
+
+@pytest.fixture
+def client(app: FastAPI) -> TestClient:
+    return client_of(app, make_key(app))
+
+
+def start_worker(app: FastAPI, worker_id: str = "gpu-1", **changes: Any) -> None:
+    """Register a worker that loads `tiny` since 40 seconds, with `changes`."""
+    facts: dict[str, Any] = {
+        "id": worker_id, "pool": "gpu", "host": "h", "pid": 1, "started": 1, "queues": ["gpu.generate"], "models": [],
+        "slots": 2, "state": "starting", "created_at": now() - 60, "seen_at": now(),
+        "holds": {name: {**how, "since": now() - 40} for name, how in LOADING.items()},
+    }  # fmt: skip
+    with app.state.services.db.write() as session:
+        workers.register(session, Worker(**(facts | changes)))
+
+
+def run_job(app: FastAPI, client: TestClient, model: str, waiting_for: str | None = None) -> str:
+    """Create a job that runs with `model`; return its id."""
+    job_id: str = create(client, "f")["id"]
+    with app.state.services.db.write() as session:
+        job = session.get_one(Job, job_id)
+        job.state, job.model, job.queue = JobState.RUNNING, model, "gpu.generate"
+    if waiting_for:
+        with app.state.services.db.write() as session:
+            ledger.wait_for(session, job_id, waiting_for)
+    return job_id
+
+
+@pytest.mark.parametrize("model", ["tiny", "small", "remote"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_waiting_client_hears_that_the_model_is_loading_and_when_to_ask_again(
+    app: FastAPI, client: TestClient, model: str, *, stream: bool
+) -> None:
+    start_worker(app)
+
+    answer = client.post("/v1/chat/completions", json={**CHAT, "model": model, "stream": stream})
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["type"]) == (503, "model_loading", "server_error")
+    assert answer.headers["Retry-After"] == "10"
+    assert error["message"].startswith(f"The model '{model}' is loading (reading the weights), 4")
+    assert error["message"].endswith(" s so far. Ask again in a moment.")
+
+
+def test_a_model_that_is_loaded_anew_after_its_engine_died_is_loading_too(app: FastAPI, client: TestClient) -> None:
+    start_worker(app, state="ready", models=["tiny"])
+
+    assert client.post("/v1/chat/completions", json=CHAT).json()["error"]["code"] == "model_loading"
+
+
+def test_a_model_that_nobody_loads_has_no_worker(app: FastAPI, client: TestClient) -> None:
+    start_worker(app, queues=["gpu.embed"])
+
+    answer = client.post("/v1/chat/completions", json=CHAT)
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_worker")
+    assert answer.json()["error"]["message"] == "No live worker serves the model 'small' now."
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs/{}", "/v1/jobs"])
+def test_a_job_shows_what_its_model_waits_for(app: FastAPI, client: TestClient, path: str) -> None:
+    job_id = run_job(app, client, "small")
+
+    def status() -> Any:
+        shown = client.get(path.format(job_id)).json()
+        return shown.get("data", [shown])[0]["model_status"]
+
+    nothing = status()
+    with app.state.services.db.write() as session:
+        ledger.wait_for(session, job_id, "model")
+    absent = status()
+    start_worker(app)
+    loading = status()
+    start_worker(app, "gpu-2", state="ready", models=["tiny"], holds={"tiny": {"entry": "e", "up": True}})
+    served = status()
+
+    assert nothing is None
+    assert absent == {"status": "no_worker", "model": "tiny", "phase": None, "since": None}
+    assert loading.pop("since") == pytest.approx(now() - 40, abs=30)
+    assert loading == {"status": "loading", "model": "tiny", "phase": "reading the weights"}
+    assert served["status"] == "no_worker", "the dispatcher has not looked again yet"
+
+
+def test_a_job_that_waits_for_something_else_does_not_name_its_model(app: FastAPI, client: TestClient) -> None:
+    job_id = run_job(app, client, "tiny", "pause")
+    start_worker(app)
+
+    assert client.get(f"/v1/jobs/{job_id}").json()["model_status"] is None
+
+
+def test_readiness_tells_what_each_worker_loads(app: FastAPI, client: TestClient) -> None:
+    start_worker(app)
+    start_worker(app, "embed-1", queues=["gpu.embed"], holds=None)
+
+    found = {one["queue"]: (one["model"], one["phase"]) for one in client.get("/readyz").json()["loading"]}
+
+    assert found == {"gpu.generate": ("tiny", "reading the weights"), "gpu.embed": ("", "starting its worker")}
