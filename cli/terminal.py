@@ -7,6 +7,7 @@ CSV keep their bytes where standard output is a pipe or a file.
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, BinaryIO, TextIO
@@ -41,6 +42,17 @@ def cell(value: object) -> "Text":
 def say(text: str, *, err: bool = False) -> None:
     """Print `text` on one line of standard output, or of standard error."""
     print(visible(text), file=sys.stderr if err else sys.stdout, flush=True)
+
+
+def write_line(text: str) -> None:
+    """Write as much of `text` as fits into one line of the terminal, without ending the line."""
+    print(visible(text)[: shutil.get_terminal_size().columns - 1], end="", flush=True)
+
+
+def wipe_line() -> None:
+    """Clear what `write_line` wrote, where standard output is a terminal."""
+    if sys.stdout.isatty():
+        print("\r\x1b[2K", end="")
 
 
 def show_json(value: object) -> None:

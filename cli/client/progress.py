@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from cli.client.server import Away, Server
 from cli.terminal import say, visible
+from cli.wording import duration, model_progress
 
 TERMINAL = frozenset({"succeeded", "failed", "expired", "cancelled"})
 
@@ -41,6 +42,7 @@ class Snapshot:
     outcomes: Mapping[str, Any]
     vector_store_index_id: str | None = None
     endpoint: str = ""
+    model_status: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, job: Mapping[str, Any]) -> Self:
@@ -70,6 +72,7 @@ class Snapshot:
             outcomes=job.get("outcomes") or {},
             vector_store_index_id=job.get("vector_store_index_id"),
             endpoint=job.get("endpoint") or "",
+            model_status=job.get("model_status"),
         )
 
     @property
@@ -83,6 +86,8 @@ class Snapshot:
     @property
     def standing(self) -> str:
         """The state, and what it waits for."""
+        if self.model_status:
+            return f"{self.state}, {model_progress(self.model_status)}"
         if self.waiting_for:
             return f"{self.state}, {self.waiting_for}"
         if self.state == "queued" and self.queue_position:
@@ -118,16 +123,6 @@ def doubts(outcomes: Mapping[str, Any]) -> list[str]:
         told.append(f"{cut} {'was' if cut == 1 else 'were'} cut off at the token limit")
     told += [f"{count} failed with {code}" for code, count in outcomes.get("errors", {}).items()]
     return told
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    whole = int(seconds + 0.5)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def fault(error: Mapping[str, Any]) -> str:
@@ -190,15 +185,16 @@ def _shown() -> Iterator[Show]:
 
 def _lines() -> Show:
     """A line when the state changes, and every few seconds while it does not."""
-    told = ""
+    told: tuple[object, ...] = ()
     told_at = 0.0
 
     def show(job: Snapshot) -> None:
         nonlocal told, told_at
         now = time.monotonic()
-        if job.standing == told and now - told_at < _QUIET:
+        stage = job.model_status or job.standing  # the standing of a job whose model loads counts seconds
+        if (job.state, stage) == told and now - told_at < _QUIET:
             return
-        told, told_at = job.standing, now
+        told, told_at = (job.state, stage), now
         pace = f" ({job.pace})" if job.pace else ""
         say(f"{job.id} {job.standing}: {job.done} of {job.total}{pace}", err=True)
 

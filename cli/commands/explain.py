@@ -53,7 +53,9 @@ def explain(
 
 def _standing(job: Snapshot) -> Iterator[str]:
     yield f"{job.id} ({job.kind}, {job.model or 'no model yet'}): {job.standing}, {job.done} of {job.total or '?'} done"
-    if job.waiting_for in _WAITS:
+    if job.model_status and job.model_status["status"] == "loading":
+        yield "  it waits: its model answers when it is loaded; `nightmill workers` shows the worker that loads it"
+    elif job.waiting_for in _WAITS:
         yield f"  it waits: {_WAITS[job.waiting_for].format(model=job.model or 'its model')}"
     if job.pace:
         yield f"  it makes {job.pace}"
@@ -69,7 +71,7 @@ def _waits_for(server: Server, job: Snapshot) -> Iterator[str]:
 
 def _held_up(url: str, job: Snapshot, data_dir: Path | None) -> Iterator[str]:
     """Why nobody has taken up what neither runs nor says what it waits for."""
-    if job.ended or job.waiting_for or job.pace:
+    if job.ended or job.waiting_for or job.model_status or job.pace:
         return
     from cli.doctor import standstill
 

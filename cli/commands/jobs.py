@@ -7,12 +7,13 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cli.client.progress import Snapshot, doubts, duration, fault
+from cli.client.progress import Snapshot, doubts, fault
 from cli.client.server import Server, connect
 from cli.errors import Trouble
 from cli.options import ApiKey, AsJson, DataDir, Url
 from cli.output_files import replaced
 from cli.terminal import say, show_json, show_table
+from cli.wording import duration
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `nightmill jobs` shows it.")]
 

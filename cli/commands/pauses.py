@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -94,6 +95,7 @@ def workers(data_dir: DataDir = None, as_json: AsJson = False) -> None:
                 "host": worker.host,
                 "pid": worker.pid,
                 "state": "paused" if worker.id in off.of(pauses.Scope.WORKER) else worker.state,
+                "loading": [asdict(one) for one in fleet.loads(worker)],
                 "queues": worker.queues,
                 "models": worker.models,
                 "running": fleet.claims_at(session, pauses.Scope.WORKER, worker.id),
@@ -123,13 +125,18 @@ def workers(data_dir: DataDir = None, as_json: AsJson = False) -> None:
 
 
 def _table(rows: list[dict[str, object]]) -> None:
+    from cli.wording import model_progress
+
     cells = []
     for row in rows:
         queues, models = row["queues"], row["models"]
         assert isinstance(queues, list)
         assert isinstance(models, list)
         busy = f"{row['running']} of {row['slots']}"
-        facts = (row["state"], busy, row["besides"], row["host"], row["pid"])
+        loading = row["loading"]
+        assert isinstance(loading, list)
+        state = "; ".join([str(row["state"]), *map(model_progress, loading)])
+        facts = (state, busy, row["besides"], row["host"], row["pid"])
         cells.append((row["id"], " ".join(queues), " ".join(models), *facts))
     show_table(("worker", "queues", "models", "state", "running", "besides", "host", "pid"), cells)
 

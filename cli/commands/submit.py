@@ -7,12 +7,13 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from cli.client.progress import duration, fault, reasoning_of
+from cli.client.progress import fault, reasoning_of
 from cli.client.server import Server, connect
 from cli.commands.jobs import watched
 from cli.errors import Trouble
 from cli.options import ApiKey, DataDir, Url
 from cli.terminal import say
+from cli.wording import duration
 
 _SHOWN = 20
 #: What would be passed over beside an option.

@@ -13,6 +13,7 @@ import typer
 
 from cli.errors import Trouble
 from cli.terminal import escaped, visible
+from cli.wording import model_progress
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -180,7 +181,6 @@ def _leave(number: int, _frame: object) -> NoReturn:
 
 _PLAIN_SECONDS = 15.0  # between lines that say the same, without a terminal
 _WAITING = {
-    "waiting_for_model": "waiting for its model: the engine is loading",
     "waiting_for_disk": "waiting for room on the disk",
 }
 
@@ -192,7 +192,7 @@ class Board:
         self._console = console
         self._progress = progress
         self._tasks = {one.id: progress.add_task(one.title, total=len(one.requests), told="") for one in batches}
-        self._said: dict[str, tuple[float, str]] = {}
+        self._said: dict[str, tuple[float, object]] = {}
 
     def show(self, batch: "DemoBatch") -> None:
         done = batch.job["progress"]["completed"] + batch.job["progress"]["failed"]
@@ -202,13 +202,16 @@ class Board:
 
     def _print(self, batch: "DemoBatch", done: int) -> None:
         at, before = self._said.get(batch.id, (0.0, ""))
-        if told(batch) != before or time.monotonic() - at > _PLAIN_SECONDS:
-            self._said[batch.id] = time.monotonic(), told(batch)
+        stage = batch.job["model_status"] or told(batch)  # what is told of a model that loads counts seconds
+        if stage != before or time.monotonic() - at > _PLAIN_SECONDS:
+            self._said[batch.id] = time.monotonic(), stage
             self._console.print(f"{batch.title}: {done}/{len(batch.requests)} {escaped(told(batch))}")
 
 
 def told(batch: "DemoBatch") -> str:
     """What a batch is doing, in words."""
+    if batch.job["model_status"]:
+        return model_progress(batch.job["model_status"])
     if batch.job["waiting_for"]:
         return _WAITING.get(batch.job["waiting_for"], str(batch.job["waiting_for"]))
     return str(batch.job["status"])

@@ -13,9 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.client.progress import Snapshot, duration
+from cli.client.progress import Snapshot
 from cli.errors import Trouble
 from cli.up import readiness
+from cli.wording import duration
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cli.errors import Trouble
-from cli.terminal import say
+from cli.terminal import say, wipe_line, write_line
 from cli.up import broker, procfile, readiness
 from cli.up.folder import FLOWER_PASSWORD, SUPERVISED, DataFolder
 from cli.up.readiness import is_free, reached
@@ -39,9 +39,21 @@ class Notices:
     def show(self, text: str) -> None:
         """Show it and keep it nowhere. A reader that does not read misses it."""
         with self._lock, suppress(OSError, ValueError):
-            _, writable, _ = select.select([], [sys.stdout], [], 0)
-            if writable:
+            if _writable():
+                wipe_line()
                 say(text)
+
+    def update(self, text: str) -> None:
+        """Write `text` as the last line of a terminal, in place of the one before; elsewhere it is not shown."""
+        with self._lock, suppress(OSError, ValueError):
+            if sys.stdout.isatty() and _writable():
+                wipe_line()
+                write_line(text)
+
+
+def _writable() -> bool:
+    """Return whether standard output takes a line without blocking."""
+    return bool(select.select([], [sys.stdout], [], 0)[1])
 
 
 FLOWER_USER = "nightmill"
@@ -165,7 +177,7 @@ class Installation:
                 notices.say(_vllm_start(self._vllm_models()))
 
         own = reached(self.config.host, self.config.port)  # a proxy may pass no health on
-        readiness.tell_when_up(own, names, ready, notices.say, leaving)
+        readiness.tell_when_up(own, names, ready, notices.say, notices.update, leaving)
 
     def _vllm_models(self) -> str:
         try:

@@ -9,10 +9,12 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from cli.wording import model_progress
 from jobs.settings import Settings
 
 _INTERVAL = 0.5  # seconds between looks, growing to
-_LONGEST = 5.0  # this, for pools that take long or never come
+_LONGEST = 5.0  # this, for pools that never come
+_MOVING = 1.0  # while an engine loads
 _PATIENCE = 3.0
 _STATUSES: Final = frozenset({"ready", "broker_full", "stuck", "unavailable"})
 #: The queue by which each line of the Procfile shows that it works.
@@ -52,9 +54,17 @@ def takes_requests(url: str) -> bool:
 
 
 def tell_when_up(
-    url: str, pools: Sequence[str], ready: Callable[[], None], say: Callable[[str], None], stop: threading.Event
+    url: str,
+    pools: Sequence[str],
+    ready: Callable[[], None],
+    say: Callable[[str], None],
+    update: Callable[[str], None],
+    stop: threading.Event,
 ) -> threading.Thread:
-    """From a thread of its own: call `ready` when the server takes requests, then say which pool has come up."""
+    """Start a thread that calls `ready` when the server takes requests, and then says which pool has come up.
+
+    While a pool loads its engine, each new phase is said, and `update` is called with the seconds so far.
+    """
 
     def watch() -> None:
         while not takes_requests(url):
@@ -62,16 +72,31 @@ def tell_when_up(
                 return
         ready()
         waiting = {name: POOLS[name] for name in pools if name in POOLS}
-        pause = _INTERVAL
+        pause, phases = _INTERVAL, dict[str, Any]()
         while waiting and not stop.wait(pause):
-            pause = min(pause * 1.05, _LONGEST)
-            live = (look(url) or {}).get("workers", {})
+            answer = look(url) or {}
+            live = answer.get("workers", {})
             for name in [name for name, queue in waiting.items() if live.get(queue)]:
                 say(f"{name} takes work from {waiting.pop(name)}")
+            loading = _loading(answer, waiting)
+            text = "; ".join(f"{name} is {model_progress(entry)}" for name, entry in loading.items())
+            if loading:
+                (update if loading == phases else say)(text)
+            pause, phases = (_MOVING if loading else min(pause * 1.05, _LONGEST)), loading
 
     thread = threading.Thread(target=watch, name="readiness", daemon=True)
     thread.start()
     return thread
+
+
+def _loading(answer: Mapping[str, Any], pools: Mapping[str, str]) -> dict[str, Any]:
+    """Return what each of `pools` loads, the longest first."""
+    found: dict[str, Any] = {}
+    for entry in answer.get("loading", ()):
+        for name, queue in pools.items():
+            if queue == entry["queue"]:
+                found.setdefault(name, entry)
+    return found
 
 
 def _parsed(body: bytes) -> dict[str, Any]:

@@ -1,12 +1,15 @@
 """What a job looks like while it is watched, and that a server that is restarted does not end the watching."""
 
+import re
+import time
 from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
 
-from cli.client.progress import Snapshot, doubts, duration, fault, follow
+from cli.client.progress import Snapshot, doubts, fault, follow
 from cli.client.server import Away, Server
+from cli.wording import duration
 from jobs.timings import Timings
 
 
@@ -49,6 +52,23 @@ def test_each_state_is_told_once_until_the_job_ends(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err.splitlines() == [
         "batch_1 queued, waiting for model: 4 of 10",
         "batch_1 running: 4 of 10",
+        "batch_1 succeeded: 4 of 10",
+    ]
+
+
+def test_a_model_that_loads_is_told_once_a_phase_with_the_seconds_so_far(capsys: pytest.CaptureFixture[str]) -> None:
+    status = {"status": "loading", "model": "tiny", "phase": "importing vLLM", "since": time.time() - 125}
+    reading = status | {"phase": "reading the weights"}
+    absent = {"status": "no_worker", "model": "tiny", "phase": None, "since": None}
+    jobs = [_job(model_status=one) for one in (status, status, reading, absent)]
+
+    follow(_server(*jobs, _job("succeeded")), "batch_1")
+
+    told = re.sub(r"min \d+ s", "min _ s", capsys.readouterr().err)
+    assert told.splitlines() == [
+        "batch_1 running, loading tiny (importing vLLM), 2 min _ s so far: 4 of 10",
+        "batch_1 running, loading tiny (reading the weights), 2 min _ s so far: 4 of 10",
+        "batch_1 running, no live worker serves tiny: 4 of 10",
         "batch_1 succeeded: 4 of 10",
     ]
 

@@ -156,3 +156,16 @@ def test_lines_are_told_apart_as_the_workers_count_them(body: dict[str, Any]) ->
     counted = outcomes_of("/v1/chat/completions", Answer(200, json.dumps(body).encode()))
 
     assert explain.outcomes_of(json.loads(line("a", body))) == set(counted)
+
+
+def test_a_job_whose_model_loads_says_so_and_is_not_held_up_by_anything_else() -> None:
+    status = {"status": "loading", "model": "tiny", "phase": "importing vLLM", "since": 0}
+    waiting = replace(job({}, None), state="running", model_status=status)
+
+    first, second = explain._standing(waiting)
+
+    assert first.startswith("batch_1 (generation, no model yet): running, loading tiny (importing vLLM), ")
+    assert (
+        second == "  it waits: its model answers when it is loaded; `nightmill workers` shows the worker that loads it"
+    )
+    assert list(explain._held_up("http://127.0.0.1:9", waiting, None)) == []

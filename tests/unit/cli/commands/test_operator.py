@@ -108,6 +108,18 @@ def test_what_is_paused_is_shown_beside_the_workers(run: Run, db: Database) -> N
     assert "gpu.generate" in shown
 
 
+def test_the_workers_show_which_engines_they_load(run: Run, db: Database) -> None:
+    worker(db)
+    how = {"entry": "e", "up": False, "since": 1.0, "phase": "reading the weights"}
+    with db.write() as session:
+        workers.beat(session, "gpu-1", state="starting", holds={PACKAGED: how})
+
+    told, (row,) = run("workers").stdout, json.loads(run("workers", "--json").stdout)["workers"]
+
+    assert f"starting; loading {PACKAGED} (reading the weights), " in " ".join(told.split())
+    assert row["loading"] == [{"model": PACKAGED, "phase": "reading the weights", "since": 1.0}]
+
+
 def test_what_is_resumed_goes_on(run: Run) -> None:
     run("pause", "queue", "gpu.generate")
 

@@ -58,6 +58,6 @@ def test_whether_it_is_up_is_asked_of_its_own_port(folder: DataFolder, monkeypat
     config = Settings(data_dir=folder.path, port=8000, public_url="https://batch.example")
 
     here = Installation(config, folder, procfile.CODE, 1, verbose=False)
-    here._announce(["web"], cast(Notices, SimpleNamespace(say=print)), threading.Event())
+    here._announce(["web"], cast(Notices, SimpleNamespace(say=print, update=print)), threading.Event())
 
     assert asked == ["http://127.0.0.1:8000"]
