@@ -6,7 +6,23 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.commands import audit, deployment, indexes, jobs, keys, models, pauses, schedules, sources, vectors, webhooks
+from cli.commands import (
+    audit,
+    deployment,
+    files,
+    indexes,
+    jobs,
+    keys,
+    models,
+    pauses,
+    schedules,
+    sources,
+    stores,
+    vectors,
+    webhook_endpoints,
+    webhooks,
+)
+from cli.commands.chat import chat
 from cli.commands.embed_eval import embed_eval
 from cli.commands.explain import explain
 from cli.commands.graph import graph
@@ -86,6 +102,7 @@ app.command()(deployment.logs)
 app.command()(deployment.down)
 app.command()(demo)
 app.command()(submit)
+app.command()(chat)
 app.command("jobs")(jobs.jobs)
 app.command()(watch)
 app.command()(results)
@@ -102,6 +119,8 @@ app.command()(pauses.workers)
 app.command()(pauses.pause)
 app.command()(pauses.resume)
 app.command()(pauses.drain)
+app.add_typer(files.app, name="files")
+app.add_typer(stores.app, name="stores")
 app.add_typer(models.app, name="models")
 app.add_typer(schedules.app, name="schedules")
 app.add_typer(sources.app, name="sources")
@@ -109,4 +128,9 @@ app.add_typer(indexes.app, name="indexes")
 app.add_typer(keys.app, name="keys")
 app.add_typer(vectors.app, name="vectors")
 app.add_typer(audit.app, name="audit")
+webhooks.app.command()(webhook_endpoints.create)
+webhooks.app.command("list")(webhook_endpoints.list_)
+webhooks.app.command("test")(webhook_endpoints.send_test)
+webhooks.app.command()(webhook_endpoints.deliveries)
+webhooks.app.command()(webhook_endpoints.delete)
 app.add_typer(webhooks.app, name="webhooks")

@@ -7,13 +7,24 @@ import typer
 
 DataDir = Annotated[
     Path | None,
-    typer.Option("--data-dir", envvar="NIGHTMILL_DATA_DIR", help="The deployment's data folder. Else .nightmill here."),
+    typer.Option("--data-dir", envvar="NIGHTMILL_DATA_DIR", help="The data folder of the deployment."),
 ]
 Url = Annotated[
-    str | None, typer.Option("--url", envvar="NIGHTMILL_URL", help="The server, without /v1. Else as in run.json.")
+    str | None,
+    typer.Option(
+        "--url", envvar="NIGHTMILL_URL", help="The URL of the server, without /v1. Else the running deployment."
+    ),
 ]
 ApiKey = Annotated[
     str | None,
-    typer.Option("--api-key", envvar="NIGHTMILL_API_KEY", show_default=False, help="Your key. Else as in run.json."),
+    typer.Option(
+        "--api-key",
+        envvar="NIGHTMILL_API_KEY",
+        show_default=False,
+        help="Your key. Else the key of the running deployment.",
+    ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print JSON Lines: one object, or of a list one object for each entry.")
+]
+Limit = Annotated[int, typer.Option(min=1, help="How many entries to show.")]

@@ -9,8 +9,9 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, BinaryIO, TextIO
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -56,8 +57,39 @@ def wipe_line() -> None:
 
 
 def show_json(value: object) -> None:
-    """Print `value` as JSON in ASCII."""
-    print(json.dumps(value, indent=2))
+    """Print `value` as JSON Lines in ASCII: each entry of a list on a line of its own, anything else on one line."""
+    for entry in value if isinstance(value, list) else [value]:
+        print(json.dumps(entry), flush=True)
+
+
+def show(found: object, *lines: str, as_json: bool) -> None:
+    """Print what a command has found or done: `lines`, or with `as_json` the object `found`."""
+    if as_json:
+        show_json(found)
+    for line in () if as_json else lines:
+        say(line)
+
+
+def show_entries(
+    entries: list[dict[str, Any]],
+    head: Sequence[str],
+    row: Callable[[dict[str, Any]], Sequence[object]],
+    *,
+    as_json: bool,
+    has_more: bool = False,
+) -> None:
+    """Print a list: a table with a row for each entry, or with `as_json` the entries."""
+    if as_json:
+        show_json(entries)
+    else:
+        show_table(head, map(row, entries))
+    if has_more:
+        say(f"there are more than these {len(entries)}; --limit shows more", err=True)
+
+
+def moment(seconds: float | None) -> str:
+    """Return a time in unix seconds as local date and time; `-` for none."""
+    return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def show_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

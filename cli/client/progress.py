@@ -12,6 +12,7 @@ from cli.terminal import say, visible
 from cli.wording import duration, model_progress
 
 TERMINAL = frozenset({"succeeded", "failed", "expired", "cancelled"})
+_ENDS = ("completed_at", "failed_at", "expired_at", "cancelled_at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Snapshot:
     waiting_for: str
     queue_position: int | None
     created_at: int
+    ended_at: int | None
     vector_store_id: str | None
     input_file_id: str | None
     output_file_id: str | None
@@ -64,6 +66,7 @@ class Snapshot:
             waiting_for=(job.get("waiting_for") or "").replace("_", " "),
             queue_position=job.get("queue_position"),
             created_at=job["created_at"],
+            ended_at=next((job[name] for name in _ENDS if job.get(name)), None),
             vector_store_id=job.get("vector_store_id"),
             input_file_id=job.get("input_file_id"),
             output_file_id=job.get("output_file_id"),

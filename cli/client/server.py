@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from http.client import HTTPResponse
 
     from openai import RequestOptions
+    from openai.types import FilePurpose
 
     from cli.up.folder import DataFolder
     from jobs.settings import Settings
@@ -36,7 +37,7 @@ _PLACES = {"public_url", "host", "port"}  # whoever sets one of these means one 
 _KEY_PREFIX = "nm_"  # of the keys that `nightmill keys create` makes
 _TIMEOUT = 60.0  # seconds for one answer; uploads get more
 _UPLOAD_TIMEOUT = 3600.0
-_EMBED_TIMEOUT = 600.0
+_EMBED_TIMEOUT = _ANSWER_TIMEOUT = 600.0
 _PAGE = 100  # entries of one page, at most
 _READ = 1 << 16
 
@@ -138,6 +139,12 @@ def _told(url: str) -> Iterator[None]:
         raise trouble(visible(f"{told or error.message}{where}")) from error
 
 
+class Entries(list[_JSON]):
+    """The first entries of a list on the server. `has_more`: there are others behind them."""
+
+    has_more = False
+
+
 class Server:
     """One server and one key."""
 
@@ -169,13 +176,14 @@ class Server:
             raise Away(f"what answers at {self.url} is no server of this kind; is the URL right?")
         return cast("_JSON", found)
 
-    def pages(self, path: str, query: Mapping[str, Any], limit: int) -> list[_JSON]:
+    def pages(self, path: str, query: Mapping[str, Any], limit: int) -> "Entries":
         """The first `limit` entries of a list, over as many pages as that takes."""
-        found: list[_JSON] = []
+        found = Entries()
         after: dict[str, Any] = {}
         while len(found) < limit:
             page = self.get(path, {**query, **after, "limit": min(limit - len(found), _PAGE)})
             found += page["data"]
+            found.has_more = bool(page["has_more"])
             if not page["has_more"] or not page["data"]:
                 break
             after = {"after": page["data"][-1]["id"]}
@@ -193,16 +201,35 @@ class Server:
         with _told(self.url):
             return self.sdk.embeddings.create(model=model, input=texts, extra_body=dict(fields), timeout=_EMBED_TIMEOUT)
 
-    def delete(self, path: str) -> None:
+    def delete(self, path: str) -> _JSON:
         with _told(self.url):
-            self.sdk.delete(path, cast_to=object)
+            found = self.sdk.delete(path, cast_to=object)
+        return self._object(found)
 
-    def upload(self, path: Path) -> str:
-        """Upload a batch's input; returns the file's id."""
+    def upload(self, path: Path, purpose: "FilePurpose" = "batch") -> str:
+        """Upload a file; returns its id."""
         key = {"Idempotency-Key": str(uuid.uuid4())}
         with _told(self.url), path.open("rb") as handle:
-            sent = self.sdk.files.create(file=handle, purpose="batch", extra_headers=key, timeout=_UPLOAD_TIMEOUT)
+            sent = self.sdk.files.create(file=handle, purpose=purpose, extra_headers=key, timeout=_UPLOAD_TIMEOUT)
         return sent.id
+
+    def chat(self, body: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
+        """Pieces of the answer to a chat as they come, each with the finish reason once it is known."""
+        from openai import Stream
+        from openai.types.chat import ChatCompletionChunk
+
+        with _told(self.url):
+            chunks = self.sdk.post(
+                "/chat/completions",
+                cast_to=ChatCompletionChunk,
+                body={**body, "stream": True},
+                options={"timeout": _ANSWER_TIMEOUT},
+                stream=True,
+                stream_cls=Stream[ChatCompletionChunk],
+            )
+            with chunks:
+                for choice in (choice for chunk in chunks for choice in chunk.choices):
+                    yield choice.delta.content or "", choice.finish_reason
 
     @contextmanager
     def content(self, file_id: str) -> Iterator[Iterator[bytes]]:

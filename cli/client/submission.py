@@ -1,12 +1,30 @@
 """What a batch's input file says by itself, before anything is sent."""
 
 import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from cli.errors import Trouble
 from cli.up.effective import effective
+
+
+@contextmanager
+def spooled(file: Path) -> Iterator[Path]:
+    """Yield the path of `file`, or for `-` the path of a copy of standard input on the disk."""
+    if str(file) != "-":
+        yield file
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "stdin.jsonl"
+        with copy.open("wb") as out:
+            shutil.copyfileobj(sys.stdin.buffer, out)
+        yield copy
 
 
 def guess_endpoint(path: Path) -> str:

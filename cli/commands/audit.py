@@ -7,8 +7,8 @@ import typer
 
 from cli.errors import Trouble
 from cli.groups import Group
-from cli.options import DataDir
-from cli.terminal import say
+from cli.options import AsJson, DataDir
+from cli.terminal import say, show_json
 
 app = Group("Check the audit log.")
 _SHOWN = 20
@@ -24,24 +24,30 @@ def verify(
     data_dir: DataDir = None,
     anchor: Annotated[
         str,
-        typer.Option(metavar="SEAL:HASH", help="A head noted earlier: proves that nothing before it was rewritten."),
+        typer.Option(metavar="SEAL:HASH", help="A head noted earlier, to prove that no row before it was rewritten."),
     ] = "",
     anchors: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Heads that NIGHTMILL_AUDIT_ANCHOR has sent, in lines of JSON: the same."),
+        typer.Option(metavar="FILE", help="A file of the heads that NIGHTMILL_AUDIT_ANCHOR has sent, as JSON Lines."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Walk the whole hash chain. Exit code 1 if a row was changed, removed, or left unsealed for over a minute."""
+    """Check the whole hash chain. Exit code 1 if a row was changed, removed, or left unsealed for over a minute."""
     from cli.up.effective import opened
     from jobs.ledger.audit import verify as verify_chain
 
     known = [*_parsed(anchor), *_read(anchors)]
     with opened(data_dir) as db, db.read() as session:
         verdict = verify_chain(session, anchors=known)
-    for fault in verdict.faults[:_SHOWN]:
+    if as_json:
+        faults = list(verdict.faults[:_SHOWN])
+        show_json({"intact": not faults, "rows": verdict.rows, "head": verdict.head, "faults": faults})
+    for fault in () if as_json else verdict.faults[:_SHOWN]:
         say(fault)
     if verdict.faults:
         raise Trouble(f"the audit log is not intact: {len(verdict.faults)} faults in {verdict.rows} rows")
+    if as_json:
+        return
     say(f"the audit log is intact: {verdict.rows} rows")
     last = max((seal for seal, _ in known), default=0)
     if last:

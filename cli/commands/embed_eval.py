@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
 
 from cli.client.server import Server, connect
 from cli.errors import Trouble
-from cli.options import ApiKey, DataDir, Url
+from cli.options import ApiKey, AsJson, DataDir, Url
 from cli.output_files import require_writable, whole
 from cli.terminal import cell, say, text_output
 
@@ -36,26 +36,28 @@ _HOUR = 3600
 
 
 def embed_eval(
-    corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="Texts to search: JSON lines, id, text, language.")],
-    queries: Annotated[Path, typer.Argument(metavar="QUERIES", help="What is searched for, in the same form.")],
-    judgements: Annotated[
-        Path, typer.Argument(metavar="QRELS", help="Which text answers which query: TREC's or BEIR's table.")
+    corpus: Annotated[
+        Path, typer.Argument(metavar="CORPUS", help="Texts to search, as JSON Lines with id, text and language.")
     ],
-    model: Annotated[list[str], typer.Option("--model", "-m", help="A model to compare; any number of times.")],
+    queries: Annotated[Path, typer.Argument(metavar="QUERIES", help="Queries, in the same form.")],
+    judgements: Annotated[
+        Path, typer.Argument(metavar="QRELS", help="Which text answers which query, as a table of TREC or BEIR.")
+    ],
+    model: Annotated[list[str], typer.Option("--model", "-m", help="A model to compare; may be repeated.")],
     depth: Annotated[
-        list[int] | None, typer.Option("--k", min=1, max=1000, help="Recall at so many; any number of times.")
+        list[int] | None, typer.Option("--k", min=1, max=1000, help="Measure recall at this depth; may be repeated.")
     ] = None,
     hourly_cost: Annotated[
-        float | None, typer.Option(min=0, help="What an hour of the machine costs: the price of tokens follows.")
+        float | None, typer.Option(min=0, help="The price of an hour of the machine, to compute the price of tokens.")
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, max=64, help="Requests at once, for the corpus.")] = 4,
-    format_: Annotated[Literal["table", "json"], typer.Option("--format", help="For people or programs.")] = "table",
-    output: Annotated[Path | None, typer.Option(help="Write here instead of to standard output.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=64, help="How many requests to send at once.")] = 4,
+    as_json: AsJson = False,
+    output: Annotated[Path | None, typer.Option(help="Write to this file instead of standard output.")] = None,
     url: Url = None,
     api_key: ApiKey = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Compare embedding models on texts, queries and judgements of your own; the running deployment embeds."""
+    """Compare embedding models on your own texts, queries and judgements."""
     from cli.commands import embed_inputs
 
     if output:
@@ -70,7 +72,7 @@ def embed_eval(
             embedder = _embedder(server, name, concurrency)
             one = _judged(embedder, card, given, depths, hourly_cost)
             found.append((one, resident_bytes(server.url, name, data_dir)))
-    _write(given, [_with_memory(one, size) for one, size in found], format_, output)
+    _write(given, [_with_memory(one, size) for one, size in found], output, as_json=as_json)
 
 
 def _embedder(server: Server, model: str, concurrency: int) -> "Embedder":
@@ -162,11 +164,11 @@ def scores(
     return found
 
 
-def _write(given: "Inputs", found: "list[Judged]", format_: str, output: Path | None) -> None:
+def _write(given: "Inputs", found: "list[Judged]", output: Path | None, *, as_json: bool) -> None:
 
     counts = {"texts": len(given.places), "queries": len(given.queries), "queries_without_judgement": given.unjudged}
-    if format_ == "json":
-        told = json.dumps({**counts, "models": [one.as_dict() for one in found]}, indent=2, ensure_ascii=False) + "\n"
+    if as_json:
+        told = json.dumps({**counts, "models": [one.as_dict() for one in found]}) + "\n"
     else:
         left = f", {given.unjudged} without judgement left out" if given.unjudged else ""
         title = f"{len(given.places)} texts, {len(given.queries)} queries{left}"

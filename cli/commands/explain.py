@@ -12,8 +12,8 @@ from cli.client.joining import Row, answer_of, error_of
 from cli.client.progress import Snapshot, fault
 from cli.client.server import Server, connect
 from cli.errors import Trouble
-from cli.options import ApiKey, DataDir, Url
-from cli.terminal import say
+from cli.options import ApiKey, AsJson, DataDir, Url
+from cli.terminal import show
 from jobs.requests.endpoints import COMPLETIONS, RESPONSES
 
 _Finding = Callable[[Iterable[bytes], Mapping[str, int]], dict[str, list[str]]]
@@ -32,13 +32,14 @@ _WAITS = {
 
 def explain(
     job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `nightmill jobs` shows it.")],
+    as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Say why a job waits or failed, and group its lines by what became of them, with examples.
+    """Explain why a job waits or failed, and count its requests by outcome, with examples.
 
-    What holds it up is known where the deployment's database is: on its host, or with its settings.
+    The reason why a job is held up is known where the database of the deployment can be reached.
     """
 
     with connect(url, api_key, data_dir) as server:
@@ -47,8 +48,8 @@ def explain(
         left, why = _left_alone(found, data_dir), _held_up(server.url, found, data_dir)
         standing = (*_standing(found), *_waits_for(server, found))
         told = (*standing, *left, *why, *_rejected(found), *_answered(server, found), *_failed(server, found))
-        for line in told:
-            say(line)
+        lines = list(told)
+    show({"job": shown, "explanation": [line.strip() for line in lines]}, *lines, as_json=as_json)
 
 
 def _standing(job: Snapshot) -> Iterator[str]:

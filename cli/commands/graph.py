@@ -6,21 +6,21 @@ from typing import Annotated, Any
 import typer
 
 from cli.client.server import connect
-from cli.options import ApiKey, DataDir, Url
-from cli.terminal import say
+from cli.options import ApiKey, AsJson, DataDir, Url
+from cli.terminal import show
 
 
 def graph(
     job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `nightmill jobs` shows it.")],
+    as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Draw what a job waits for and what waits for it, link by link, with the state of each."""
+    """Draw the jobs that a job waits for and the jobs that wait for it, with the state of each."""
     with connect(url, api_key, data_dir) as server:
         shown = server.get(f"/jobs/{job}/graph")
-    for line in drawn(shown):
-        say(line)
+    show(shown, *drawn(shown), as_json=as_json)
 
 
 def drawn(shown: Mapping[str, Any]) -> Iterator[str]:

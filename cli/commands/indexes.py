@@ -11,7 +11,7 @@ from cli.client.server import Server, connect
 from cli.errors import Trouble
 from cli.groups import Group
 from cli.options import ApiKey, AsJson, DataDir, Url
-from cli.terminal import say, show_json, show_table
+from cli.terminal import say, show, show_entries, show_json, show_table
 
 _MOST = 100
 _LOOK_SECONDS = 1.0
@@ -21,40 +21,39 @@ _MARKS = ("recall", "ndcg", "mrr")
 _COMPARE_TIMEOUT = 1800.0
 
 app = Group("Build a second index of a vector store, compare it and switch to it.")
-Store = Annotated[str, typer.Argument(metavar="STORE", help="The vector store's id.")]
+Store = Annotated[str, typer.Argument(metavar="STORE", help="The store's id, as `nightmill stores list` shows it.")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="The index's id, as `nightmill indexes list` shows it.")]
-Wait = Annotated[bool, typer.Option("--wait", help="Follow it to its end. Exit code 1 if it lacks files then.")]
-AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Switch also if it lacks files.")]
+Wait = Annotated[
+    bool, typer.Option("--wait", help="Wait until the index is built. Exit code 1 if files are missing then.")
+]
+AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Switch even if files are missing in the index.")]
 
 
 @app.command("list")
 def list_(
     store: Store, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None
 ) -> None:
-    """Show the indexes of a vector store, the one in use among them."""
+    """List the indexes of a vector store, with the index in use."""
     with connect(url, api_key, data_dir) as server:
         found = server.pages(_path(store), {}, _MOST)
-    if as_json:
-        show_json(found)
-        return
-    rows = [(*_known(one), _files(one), str(one["missing"])) for one in found]
-    show_table((*_FACTS, "files", "missing"), rows)
+    show_entries(found, (*_FACTS, "files", "missing"), _row, as_json=as_json, has_more=found.has_more)
 
 
 @app.command()
 def create(
     store: Store,
-    model: Annotated[str | None, typer.Option(help="The embedding model; without it the one in use.")] = None,
-    dimensions: Annotated[int | None, typer.Option(help="How long the vectors are.")] = None,
+    model: Annotated[str | None, typer.Option(help="The embedding model. Else the model in use.")] = None,
+    dimensions: Annotated[int | None, typer.Option(help="The length of the vectors.")] = None,
     chunking: Annotated[
-        str | None, typer.Option(help="How files are cut: auto, or a chunking_strategy as JSON. Else as they were.")
+        str | None, typer.Option(help="How files are cut: auto, or a chunking_strategy as JSON. Else as before.")
     ] = None,
     wait: Wait = False,
+    as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Build an index that differs, of all files of a store. Searches go on to read the one in use."""
+    """Build another index of all files of a store. Searches go on to use the index in use."""
     given = {
         "embedding_model": model,
         "embedding_dimensions": dimensions,
@@ -63,7 +62,7 @@ def create(
     body = {name: value for name, value in given.items() if value is not None}
     with connect(url, api_key, data_dir) as server:
         made = server.post(_path(store), body)
-        say(made["id"])
+        show(made, made["id"], as_json=as_json)
         if wait:
             _follow(server, made)
 
@@ -72,18 +71,24 @@ def create(
 def compare(
     store: Store,
     index: Id,
-    queries: Annotated[list[str] | None, typer.Argument(metavar="[QUERY...]", help="What is searched for.")] = None,
+    queries: Annotated[
+        list[str] | None, typer.Argument(metavar="[QUERY...]", help="The queries to compare the indexes with.")
+    ] = None,
     file: Annotated[
         Path | None,
-        typer.Option(help='Queries, one a line; or, with the files to be found: {"query": …, "relevant": ["file-…"]}.'),
+        typer.Option(
+            help='Queries, one a line, or as JSON with the files to find: {"query": …, "relevant": ["file-…"]}.'
+        ),
     ] = None,
-    results: Annotated[int, typer.Option("--results", min=1, max=50, help="How many files of each query.")] = 10,
+    results: Annotated[
+        int, typer.Option("--results", min=1, max=50, help="How many files to compare for each query.")
+    ] = 10,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Ask the index in use and another the same queries: how good, how alike and how fast they are."""
+    """Search the index in use and another one with the same queries, and compare answers and times."""
     asked = [*(queries or ()), *(_read(file) if file else ())]
     if not asked:
         raise Trouble("there is no query: name some, or a file of them with --file")
@@ -93,8 +98,8 @@ def compare(
         known = {one["id"]: one for one in server.pages(_path(store), {}, _MOST)}
     if as_json:
         show_json(report)
-        return
-    _report(report, known, store)
+    else:
+        _report(report, known, store)
 
 
 @app.command()
@@ -102,49 +107,58 @@ def switch(
     store: Store,
     index: Id,
     allow_missing: AllowMissing = False,
+    as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Have searches read this index from now on."""
+    """Let searches use this index from now on."""
     with connect(url, api_key, data_dir) as server:
-        _switch(server, store, index, allow_missing=allow_missing)
+        _switch(server, store, index, allow_missing=allow_missing, as_json=as_json)
 
 
 @app.command()
 def back(
     store: Store,
     allow_missing: AllowMissing = False,
+    as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Have searches read the index again that was in use before."""
+    """Let searches use the index again that was in use before."""
     with connect(url, api_key, data_dir) as server:
         before = _before(server.pages(_path(store), {}, _MOST))
-        _switch(server, store, before, allow_missing=allow_missing)
+        _switch(server, store, before, allow_missing=allow_missing, as_json=as_json)
 
 
 @app.command()
 def sync(
-    store: Store, index: Id, wait: Wait = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None
+    store: Store,
+    index: Id,
+    wait: Wait = False,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
 ) -> None:
-    """Bring into an index what it lacks: what failed in it, or was cancelled."""
+    """Add the files to an index that failed in it or were cancelled."""
     with connect(url, api_key, data_dir) as server:
         found = server.post(f"{_path(store)}/{index}/sync")
         busy = found["file_counts"]["in_progress"]
         follows = f"; nightmill watch {found['job_id']} follows it" if busy and found["job_id"] else ""
-        say(f"{found['id']} {found['status']}, {_lacks(found)}{follows}")
+        show(found, f"{found['id']} {found['status']}, {_lacks(found)}{follows}", as_json=as_json)
         if wait:
             _follow(server, found)
 
 
 @app.command()
-def remove(store: Store, index: Id, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None) -> None:
-    """Remove an index that is not in use, with all that was embedded for it."""
+def remove(
+    store: Store, index: Id, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None
+) -> None:
+    """Remove an index that is not in use, with its vectors."""
     with connect(url, api_key, data_dir) as server:
-        server.delete(f"{_path(store)}/{index}")
-    say(f"{index} removed")
+        show(server.delete(f"{_path(store)}/{index}"), f"{index} removed", as_json=as_json)
 
 
 def _path(store: str) -> str:
@@ -195,10 +209,10 @@ def _follow(server: Server, index: dict[str, Any]) -> None:
     say(f"{index['id']} {index['status']}", err=True)
 
 
-def _switch(server: Server, store: str, index: str, *, allow_missing: bool) -> None:
+def _switch(server: Server, store: str, index: str, *, allow_missing: bool, as_json: bool) -> None:
     found = server.post(f"{_path(store)}/{index}/switch", {"allow_missing": allow_missing})
     lacks = f", {_lacks(found)}" if found["missing"] else ""
-    say(f"{found['id']} {found['status']}{lacks}; nightmill indexes back {store} undoes it")
+    show(found, f"{found['id']} {found['status']}{lacks}; nightmill indexes back {store} undoes it", as_json=as_json)
 
 
 def _before(indexes: list[dict[str, Any]]) -> str:
@@ -215,6 +229,10 @@ def _before(indexes: list[dict[str, Any]]) -> str:
 def _lacks(told: dict[str, Any]) -> str:
     count = told["missing"]
     return f"lacks {count or 'no'} file{'' if count == 1 else 's'}"
+
+
+def _row(index: dict[str, Any]) -> tuple[object, ...]:
+    return *_known(index), _files(index), index["missing"]
 
 
 def _files(index: dict[str, Any]) -> str:

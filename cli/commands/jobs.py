@@ -10,21 +10,21 @@ import typer
 from cli.client.progress import Snapshot, doubts, fault
 from cli.client.server import Server, connect
 from cli.errors import Trouble
-from cli.options import ApiKey, AsJson, DataDir, Url
+from cli.options import ApiKey, AsJson, DataDir, Limit, Url
 from cli.output_files import replaced
-from cli.terminal import say, show_json, show_table
+from cli.terminal import moment, say, show, show_entries, show_json
 from cli.wording import duration
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `nightmill jobs` shows it.")]
 
 
 def jobs(
-    kind: Annotated[str, typer.Option(help="Only this kind, such as generation or embedding.")] = "",
-    state: Annotated[str, typer.Option(help="Only those in this state, such as running or failed.")] = "",
+    kind: Annotated[str, typer.Option(help="Only jobs of this kind, such as generation or embedding.")] = "",
+    state: Annotated[str, typer.Option(help="Only jobs in this state, such as running or failed.")] = "",
     metadata: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Only those noted with this; any number of times.")
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Only jobs with this metadata; may be repeated.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 20,
+    limit: Limit = 20,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -37,26 +37,26 @@ def jobs(
     query |= {f"metadata[{name}]": value for name, value in parse_metadata(metadata or []).items()}
     with connect(url, api_key, data_dir) as server:
         found = server.pages("/jobs", query, limit)
-    if as_json:
-        show_json(found)
-    else:
-        _table(found)
+    head = ("job", "kind", "model", "state", "done", "failed", "tokens", "created", "duration")
+    show_entries(found, head, _row, as_json=as_json, has_more=found.has_more)
 
 
-def _table(found: list[dict[str, Any]]) -> None:
-    rows = []
-    for job in map(Snapshot.of, found):
-        done = f"{job.done} of {job.total}" if job.total else "-"
-        age = duration(time.time() - job.created_at)
-        rows.append((job.id, job.kind, job.model, job.standing, done, job.failed, age))
-    show_table(("job", "kind", "model", "state", "done", "failed", "age"), rows)
+def _row(shown: dict[str, Any]) -> tuple[object, ...]:
+    job = Snapshot.of(shown)
+    done = f"{job.done} of {job.total}" if job.total else "-"
+    tokens = job.input_tokens + job.output_tokens or "-"
+    took = duration((job.ended_at or time.time()) - job.created_at)
+    facts = (job.kind, job.model, job.standing, done, job.failed, tokens)
+    return job.id, *facts, moment(job.created_at), took
 
 
-def cancel(job: JobId, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None) -> None:
-    """Stop a job; what is finished stays and can be downloaded."""
+def cancel(
+    job: JobId, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None
+) -> None:
+    """Stop a job. Its finished results stay and can be downloaded."""
     with connect(url, api_key, data_dir) as server:
-        found = Snapshot.of(server.post(f"/jobs/{job}/cancel"))
-    say(f"{found.id} {found.state}")
+        answer = server.post(f"/jobs/{job}/cancel")
+    show(answer, f"{answer['id']} {answer['state']}", as_json=as_json)
 
 
 def retry(
@@ -69,6 +69,7 @@ def retry(
         str,
         typer.Option(metavar="JSON", help="Fields that replace those of each request, such as '{\"max_tokens\": 64}'."),
     ] = "",
+    as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
     data_dir: DataDir = None,
@@ -81,15 +82,19 @@ def retry(
     if not isinstance(overrides, dict):
         raise Trouble("--override is no JSON object")
     with connect(url, api_key, data_dir) as server:
-        say(server.post(f"/jobs/{job}/retry", {"which": which, "overrides": overrides})["id"])
+        made = server.post(f"/jobs/{job}/retry", {"which": which, "overrides": overrides})
+    show(made, made["id"], as_json=as_json)
 
 
 _INTERRUPTED = 130
 
 
 def watch(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `nightmill jobs` shows it.")],
-    output: Annotated[Path | None, typer.Option(help="Write the answers here when it ends; errors beside it.")] = None,
+    job: JobId,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the answers to this file when the job ends, and errors beside it.")
+    ] = None,
+    as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
     data_dir: DataDir = None,
@@ -101,11 +106,11 @@ def watch(
     if output:
         require_writable(output)
     with connect(url, api_key, data_dir) as server:
-        watched(server, job, output_paths(Path(job), output) if output else None)
+        watched(server, job, output_paths(Path(job), output) if output else None, as_json=as_json)
 
 
-def watched(server: Server, job_id: str, paths: tuple[Path, Path] | None) -> None:
-    """Follow a job, tell its end, and fetch its files if there is a place for them."""
+def watched(server: Server, job_id: str, paths: tuple[Path, Path] | None, *, as_json: bool = False) -> Snapshot:
+    """Follow a job, tell its end, and fetch its files if there is a place for them. Return its last state."""
     from cli.client.progress import follow
 
     try:
@@ -115,9 +120,12 @@ def watched(server: Server, job_id: str, paths: tuple[Path, Path] | None) -> Non
         say(f"{job_id} goes on: `nightmill watch {job_id}`, `nightmill cancel {job_id}`", err=True)
         raise typer.Exit(_INTERRUPTED) from None
     tell(job)
+    if as_json:
+        show_json(server.get(f"/jobs/{job_id}"))
     if paths:
         fetch(server, job, *paths)
     require_success(job)
+    return job
 
 
 _SHOWN = 10

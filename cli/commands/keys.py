@@ -1,30 +1,30 @@
 """`nightmill keys`: who may use the server. Works on the database directly, so that the first key needs no key."""
 
-import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cli.errors import Trouble
 from cli.groups import Group
 from cli.options import AsJson, DataDir
-from cli.terminal import say, show_json, show_table
+from cli.terminal import moment, show, show_entries
 
-app = Group("Make, list and revoke API keys. Every key belongs to a project.")
+app = Group("Create, list and revoke API keys. Every key belongs to a project.")
 
 
 @app.command()
 def create(
-    project: Annotated[str, typer.Option(help="The project the key belongs to; made if it is new.")],
+    project: Annotated[str, typer.Option(help="The project of the key. A new project is created.")],
     external: Annotated[
         bool | None,
         typer.Option(
-            "--allow-external/--no-external", help="May this project's prompts go to servers outside? New ones may not."
+            "--allow-external/--no-external", help="Whether prompts of the project may go to servers outside."
         ),
     ] = None,
+    as_json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Make a key and print it, alone, on standard output. It is shown this once."""
+    """Create a key and print it. The key is shown only once."""
     from cli.up.effective import opened
     from jobs.security.keys import allow_external, create_key
 
@@ -34,12 +34,12 @@ def create(
         key = create_key(session, project.strip())
         if external is not None:
             allow_external(session, project.strip(), allowed=external)
-    say(key)
+    show({"key": key, "project": project.strip()}, key, as_json=as_json)
 
 
 @app.command("list")
 def list_(data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Show every key's id, project and dates. The keys themselves are not kept."""
+    """List the id, project and dates of every key. The keys themselves are not stored."""
     from cli.up.effective import opened
     from jobs.security.keys import list_keys
 
@@ -48,19 +48,16 @@ def list_(data_dir: DataDir = None, as_json: AsJson = False) -> None:
             {"id": key.id, "project": project.name, "created": key.created_at, "revoked": key.revoked_at}
             for key, project in list_keys(session)
         ]
-    if as_json:
-        show_json(rows)
-        return
-    shown = [(row["id"], row["project"], _day(row["created"]), _day(row["revoked"])) for row in rows]
-    show_table(("id", "project", "created", "revoked"), shown)
+    show_entries(rows, ("id", "project", "created", "revoked"), _row, as_json=as_json)
 
 
 @app.command()
 def revoke(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as `nightmill keys list` shows it.")],
+    as_json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Revoke a key. Within five seconds no request with it is accepted."""
+    """Revoke a key. After five seconds no request with the key is accepted."""
     from cli.up.effective import opened
     from jobs.security.keys import revoke_key
 
@@ -68,8 +65,8 @@ def revoke(
         revoked = revoke_key(session, key_id)
     if not revoked:
         raise Trouble(f"there is no live key '{key_id}'; `nightmill keys list` shows them")
-    say(f"revoked {key_id}")
+    show({"id": key_id, "revoked": True}, f"revoked {key_id}", as_json=as_json)
 
 
-def _day(moment: object) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment)) if isinstance(moment, float) else "-"
+def _row(key: dict[str, Any]) -> tuple[object, ...]:
+    return key["id"], key["project"], moment(key["created"]), moment(key["revoked"])

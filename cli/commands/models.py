@@ -9,15 +9,15 @@ import typer
 from cli.errors import Trouble
 from cli.groups import Group
 from cli.options import AsJson, DataDir
-from cli.terminal import say, show_json, show_table
+from cli.terminal import say, show, show_json, show_table
 from jobs.requests.endpoints import EMBEDDINGS
 
 if TYPE_CHECKING:
     from jobs.fleet.models_file import Model
     from jobs.fleet.tables import Model as Shown
 
-app = Group("List, add, fetch and remove models. They stand in a models.yaml.")
-Name = Annotated[str, typer.Argument(metavar="NAME", help="What clients write in `model`.")]
+app = Group("List, add, download and remove the models of a models.yaml.")
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The name that clients write in `model`.")]
 
 
 @app.command("list")
@@ -42,7 +42,7 @@ def list_(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     for row in rows:
         row["workers"] = sum(row["queue"] in queues and row["name"] in names for queues, names in workers)
     if as_json:
-        show_json({"file": str(registry.file), "models": rows})
+        show_json(rows)
         return
     prompts = any(_shown(row) for row in rows)
     names = ("model", "engine", "source", "queue", "workers", "aliases")
@@ -59,22 +59,27 @@ def add(
     name: Name,
     path: Annotated[Path | None, typer.Option(help="A local folder with the model.")] = None,
     repo: Annotated[str, typer.Option(metavar="ORG/NAME", help="A repository of the Hugging Face hub.")] = "",
-    revision: Annotated[str, typer.Option(help="Its commit; else the newest, which is then pinned.")] = "",
-    url: Annotated[list[str] | None, typer.Option(help="An OpenAI-compatible server; any number of times.")] = None,
-    upstream: Annotated[str, typer.Option(help="What these servers call it, if not NAME.")] = "",
-    api_key_env: Annotated[str, typer.Option(help="The environment variable with their key.")] = "",
+    revision: Annotated[
+        str, typer.Option(help="The commit of the repository. Else the newest, which is then fixed.")
+    ] = "",
+    url: Annotated[list[str] | None, typer.Option(help="An OpenAI-compatible server; may be repeated.")] = None,
+    upstream: Annotated[str, typer.Option(help="The name of the model on these servers, if it is not NAME.")] = "",
+    api_key_env: Annotated[
+        str, typer.Option(help="The environment variable that holds the key of these servers.")
+    ] = "",
     engine: Annotated[str, typer.Option(help="vllm, embed, rerank or http; by default vllm, or http for URLs.")] = "",
     queue: Annotated[str, typer.Option(help="The queue that serves it, such as gpu.large.")] = "",
-    alias: Annotated[list[str] | None, typer.Option(help="Another name for it; any number of times.")] = None,
+    alias: Annotated[list[str] | None, typer.Option(help="Another name for the model; may be repeated.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An engine argument, as models.yaml has it.")
     ] = None,
+    as_json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
     """Add a model to the models file.
 
-    What runs sees it within seconds: a server (--url) is asked at once; for a model in process the worker of its queue
-    gives back what it does and is started again by its supervisor. A queue of its own needs a process that serves it.
+    Running processes see the model within seconds. A server (--url) is asked at once. For a model that runs in a
+    worker, the worker returns its work and is restarted. A queue of its own needs a process that serves it.
     """
     from cli.client.hub import newest
     from cli.commands.models_editor import append_model, editable
@@ -97,12 +102,12 @@ def add(
         fields["aliases"] = alias
     file = editable(config.models_file, config.data_dir)
     append_model(file, name, fields)
-    say(f"{name} added to {file}")
+    show({"name": name, "file": str(file)}, f"{name} added to {file}", as_json=as_json)
 
 
 @app.command()
-def pull(name: Name, data_dir: DataDir = None) -> None:
-    """Fetch a hub model's files at its pinned revision. A gated one needs HF_TOKEN in the environment."""
+def pull(name: Name, as_json: AsJson = False, data_dir: DataDir = None) -> None:
+    """Download the files of a model from the hub. A gated model needs HF_TOKEN in the environment."""
     from cli.client.hub import download
     from cli.up.effective import running
     from jobs.fleet.models_file import Registry
@@ -112,19 +117,20 @@ def pull(name: Name, data_dir: DataDir = None) -> None:
         raise Trouble(f"there is no model '{name}'; `nightmill models list` shows them")
     if not model.source.repo:
         raise Trouble(f"{model.name} does not come from the hub but from {_source(model.source.model_dump())}")
-    say(download(model.source.repo, str(model.source.revision)))
+    path = download(model.source.repo, str(model.source.revision))
+    show({"name": model.name, "path": path}, path, as_json=as_json)
 
 
 @app.command()
-def remove(name: Name, data_dir: DataDir = None) -> None:
-    """Take a model out of the models file. Its files stay where they are."""
+def remove(name: Name, as_json: AsJson = False, data_dir: DataDir = None) -> None:
+    """Remove a model from the models file. The files of the model stay where they are."""
     from cli.commands.models_editor import cut_model, editable
     from cli.up.effective import running
 
     config = running(data_dir)
     file = editable(config.models_file, config.data_dir)
     cut_model(file, name)
-    say(f"{name} removed from {file}")
+    show({"name": name, "file": str(file)}, f"{name} removed from {file}", as_json=as_json)
 
 
 def _row(model: "Model") -> dict[str, Any]:

@@ -10,7 +10,7 @@ import typer
 
 from cli.errors import Trouble
 from cli.options import AsJson, DataDir
-from cli.terminal import say, show_json, show_table
+from cli.terminal import say, show, show_json, show_table
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -31,32 +31,33 @@ Name = Annotated[
 ]
 
 
-def pause(kind: Kind, name: Name, data_dir: DataDir = None) -> None:
-    """Begin nothing new there. Intake stays open, what runs goes on, nothing is lost."""
-    _set(kind, name, data_dir, on=True)
+def pause(kind: Kind, name: Name, as_json: AsJson = False, data_dir: DataDir = None) -> None:
+    """Start no new work of a queue, model, project or worker. Running work goes on, and jobs are still accepted."""
+    _set(kind, name, data_dir, on=True, as_json=as_json)
 
 
-def resume(kind: Kind, name: Name, data_dir: DataDir = None) -> None:
-    """Go on with what was paused or drained. A model whose engine died too often is built again at once, everywhere."""
-    _set(kind, name, data_dir, on=False)
+def resume(kind: Kind, name: Name, as_json: AsJson = False, data_dir: DataDir = None) -> None:
+    """Start work again that was paused or drained. This also starts a model again whose engine died too often."""
+    _set(kind, name, data_dir, on=False, as_json=as_json)
 
 
 def drain(
     kind: Kind,
     name: Name,
-    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for what runs.")] = 3600.0,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for running work.")] = 3600.0,
+    as_json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Pause, and wait until nothing runs there any more: shards, clients who wait, deliveries.
+    """Pause a queue, model, project or worker, and wait until its running work has ended.
 
-    Exit code 1 when something still does after the timeout.
+    Exit code 1 if work still runs after the timeout.
     """
     from cli.up.effective import opened
     from jobs.fleet import workers as fleet
     from jobs.ledger.pauses import Scope
 
     scope = Scope(kind)
-    names = _set(kind, name, data_dir, on=True)
+    names = _set(kind, name, data_dir, on=True, as_json=as_json)
     hearing = fleet.Hearing(scope, set(names))
     ends = time.monotonic() + timeout
     with opened(data_dir) as db:
@@ -66,7 +67,9 @@ def drain(
                 claims = sum(fleet.claims_at(session, scope, one) for one in names)
                 besides = sum(fleet.besides_at(session, scope, one) for one in names)
             if not (unheard or claims or besides):
-                say(f"{kind} {name}: nothing runs any more")
+                show(
+                    {"kind": kind, "name": name, "running": 0}, f"{kind} {name}: nothing runs any more", as_json=as_json
+                )
                 return
             if time.monotonic() > ends:
                 raise Trouble(f"{kind} {name}: {_left(claims, besides, unheard)}; it stays paused")
@@ -141,7 +144,7 @@ def _table(rows: list[dict[str, object]]) -> None:
     show_table(("worker", "queues", "models", "state", "running", "besides", "host", "pid"), cells)
 
 
-def _set(kind: str, name: str, data_dir: Path | None, *, on: bool) -> list[str]:
+def _set(kind: str, name: str, data_dir: Path | None, *, on: bool, as_json: bool) -> list[str]:
     """Pause or resume, say so, and return what the name stands for."""
     from cli.up.effective import opened
     from jobs.fleet import quarantine
@@ -155,11 +158,13 @@ def _set(kind: str, name: str, data_dir: Path | None, *, on: bool) -> list[str]:
         left = sum(quarantine.release(session, one, _ACTOR) for one in names if scope is scope.MODEL and not on)
     what = f"model {names[0]} ({name})" if scope is scope.MODEL and names[0] != name else f"{kind} {name}"
     if left:
-        say(f"{what} is no longer quarantined")
+        text = f"{what} is no longer quarantined"
     elif not any(changed):
-        say(f"{what} was {'paused already' if on else 'not paused'}")
+        text = f"{what} was {'paused already' if on else 'not paused'}"
     else:
-        say(f"{what} {'is paused' if on else 'goes on'}")
+        text = f"{what} {'is paused' if on else 'goes on'}"
+    found = {"kind": kind, "name": name, "paused": on, "changed": any(changed) or bool(left)}
+    show(found, text, as_json=as_json)
     return names
 
 

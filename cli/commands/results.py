@@ -28,17 +28,19 @@ if TYPE_CHECKING:
 
 def results(
     job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `nightmill jobs` shows it.")],
-    join: Annotated[bool, typer.Option("--join", help="Each answer beside its input, in the input's order.")] = False,
+    join: Annotated[
+        bool, typer.Option("--join", help="Put each answer beside its request, in the order of the input.")
+    ] = False,
     format_: Annotated[
         Literal["jsonl", "csv", "parquet"],
-        typer.Option("--format", help="The last two are always joined. In csv null and an empty text look the same."),
+        typer.Option("--format", help="csv and parquet are always joined. In csv, null and empty text look the same."),
     ] = "jsonl",
-    output: Annotated[Path | None, typer.Option(help="Write here instead of to standard output.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write to this file instead of standard output.")] = None,
     url: Url = None,
     api_key: ApiKey = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Write a job's results. Of one that still runs: the lines that are finished, as they come."""
+    """Write the results of a job. Of a running job: the results that are finished so far."""
     from jobs.requests.endpoints import EMBEDDINGS
 
     if output:

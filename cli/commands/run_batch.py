@@ -49,7 +49,7 @@ _LINES = ("release", "web", "dispatcher", "cpu")
 def run_batch(
     context: typer.Context,
     input_file: Annotated[Path, typer.Option("-i", "--input-file", help="Requests, one a line, as for a batch.")],
-    output_file: Annotated[Path, typer.Option("-o", "--output-file", help="Where all results go.")],
+    output_file: Annotated[Path, typer.Option("-o", "--output-file", help="The file for all results.")],
     model: Annotated[str, typer.Option(help="A name of the models file, a folder, or ORG/NAME of the hub.")],
     url: Annotated[
         str | None,
@@ -64,18 +64,18 @@ def run_batch(
         ),
     ] = None,
     output_tmp_dir: Annotated[
-        Path | None, typer.Option(exists=True, file_okay=False, help="Where results lie until all are there.")
+        Path | None, typer.Option(exists=True, file_okay=False, help="The folder for results until the run has ended.")
     ] = None,
     window: Annotated[
         str | None,
         typer.Option(
             show_default=False,
-            help="Time allowed: 24h, or any of 90m, 6h, 7d. Else 24h on a deployment, 30d with an engine of this run.",
+            help="The time allowed, such as 6h or 7d. Else 24h on a deployment, 30d with an engine of this run.",
         ),
     ] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Run a file as `vllm run-batch` does. Other flags are vLLM's and go to an engine started for this run."""
+    """Run a file as `vllm run-batch` does. Other flags go to vLLM, in an engine that is started for this run."""
     from cli.client.joining import paired
     from cli.client.submission import first_request
 

@@ -1,75 +1,86 @@
 """`nightmill sources`: where the documents of a vector store come from."""
 
-import time
 from typing import Annotated, Any
 
 import typer
 
 from cli.client.server import connect
 from cli.groups import Group
-from cli.options import ApiKey, AsJson, DataDir, Url
-from cli.terminal import say, show_json, show_table
+from cli.options import ApiKey, AsJson, DataDir, Limit, Url
+from cli.terminal import moment, show, show_entries
 
 app = Group("Keep a vector store in step with URLs, a folder of the server or S3.")
-Store = Annotated[str, typer.Argument(metavar="STORE", help="The vector store's id.")]
+Store = Annotated[str, typer.Argument(metavar="STORE", help="The store's id, as `nightmill stores list` shows it.")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="The source's id, as `nightmill sources list` shows it.")]
-Zone = Annotated[str | None, typer.Option(help="Time zone of --every, as Europe/Zurich; without it UTC.")]
+Zone = Annotated[str | None, typer.Option(help="The time zone of --every, such as Europe/Zurich. Else UTC.")]
 
 
 @app.command("list")
 def list_(
     store: Store,
-    limit: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 100,
+    limit: Limit = 100,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Show the sources of a vector store and what came of each."""
+    """List the sources of a vector store, the newest first, with the result of their last sync."""
     with connect(url, api_key, data_dir) as server:
         found = server.pages(_path(store), {}, limit)
-    if as_json:
-        show_json(found)
-        return
-    rows = []
-    for one in found:
-        error = one["last_error"]["message"] if one["last_error"] else "-"
-        rows.append((one["id"], _from(one), one["status"], _counted(one), _next(one), error))
-    show_table(("source", "from", "status", "documents", "next", "last error"), rows)
+    head = ("source", "from", "status", "documents", "next", "last error")
+    show_entries(found, head, _row, as_json=as_json, has_more=found.has_more)
 
 
 @app.command()
 def add(
     store: Store,
-    places: Annotated[list[str], typer.Argument(metavar="PLACE...", help="URLs, or one folder, or one s3://… prefix.")],
-    glob: Annotated[str | None, typer.Option(help="Which files of the folder, as **/*.md.")] = None,
-    every: Annotated[str | None, typer.Option(help="A cron expression: when to sync again.")] = None,
+    places: Annotated[
+        list[str], typer.Argument(metavar="PLACE...", help="URLs, or one folder of the server, or one s3:// prefix.")
+    ],
+    glob: Annotated[str | None, typer.Option(help="Only files of the folder that match, such as **/*.md.")] = None,
+    every: Annotated[str | None, typer.Option(help="Sync again at these times, as a cron expression.")] = None,
     timezone: Zone = None,
+    as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Bring in what is there, now and whenever the time comes."""
+    """Add the documents of a place to a vector store, now and at the times of --every."""
     given = {"glob": glob, "cron": every, "timezone": timezone}
     body = _place(places) | {name: value for name, value in given.items() if value is not None}
     with connect(url, api_key, data_dir) as server:
-        say(server.post(_path(store), body)["id"])
+        made = server.post(_path(store), body)
+    show(made, made["id"], as_json=as_json)
 
 
 @app.command()
-def sync(store: Store, source: Id, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None) -> None:
+def sync(
+    store: Store,
+    source: Id,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
     """Sync a source now, unless it is being synced."""
     with connect(url, api_key, data_dir) as server:
         found = server.post(f"{_path(store)}/{source}/sync")
-    say(f"{found['id']} {found['status']}; nightmill watch {found['file_batch_id']} follows it")
+    text = f"{found['id']} {found['status']}; nightmill watch {found['file_batch_id']} follows it"
+    show(found, text, as_json=as_json)
 
 
 @app.command()
-def remove(store: Store, source: Id, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None) -> None:
-    """Remove a source and delete the files that it has brought."""
+def remove(
+    store: Store,
+    source: Id,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Remove a source and delete the files that came from it."""
     with connect(url, api_key, data_dir) as server:
-        server.delete(f"{_path(store)}/{source}")
-    say(f"{source} removed")
+        show(server.delete(f"{_path(store)}/{source}"), f"{source} removed", as_json=as_json)
 
 
 def _path(store: str) -> str:
@@ -83,6 +94,11 @@ def _place(places: list[str]) -> dict[str, Any]:
     if len(places) == 1 and places[0].startswith("/"):
         return {"type": "folder", "path": places[0]}
     return {"type": "url", "urls": places}
+
+
+def _row(source: dict[str, Any]) -> tuple[object, ...]:
+    error = source["last_error"]["message"] if source["last_error"] else "-"
+    return source["id"], _from(source), source["status"], _counted(source), _next(source), error
 
 
 def _from(source: dict[str, Any]) -> str:
@@ -102,4 +118,4 @@ def _counted(source: dict[str, Any]) -> str:
 def _next(source: dict[str, Any]) -> str:
     if source["next_run_at"] is None or source["paused"]:
         return "paused" if source["paused"] else "-"
-    return time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(source["next_run_at"]))
+    return moment(source["next_run_at"])

@@ -11,8 +11,8 @@ from cli.client.progress import fault, reasoning_of
 from cli.client.server import Server, connect
 from cli.commands.jobs import watched
 from cli.errors import Trouble
-from cli.options import ApiKey, DataDir, Url
-from cli.terminal import say
+from cli.options import ApiKey, AsJson, DataDir, Url
+from cli.terminal import say, show
 from cli.wording import duration
 
 _SHOWN = 20
@@ -25,67 +25,74 @@ _MEANINGLESS: Final = {
 
 
 def submit(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Requests, one a line, as OpenAI's Batch API has them.")],
-    endpoint: Annotated[str, typer.Option(help="Such as /v1/chat/completions; else the first line's url.")] = "",
-    window: Annotated[str, typer.Option(help="Time allowed: 24h, or any of 90m, 6h, 7d.")] = "24h",
-    priority: Annotated[int, typer.Option(help="Higher goes first within the project, -100 to 100.")] = 0,
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="Requests as in OpenAI's Batch API, one a line; - reads standard input."),
+    ],
+    endpoint: Annotated[str, typer.Option(help="Such as /v1/chat/completions. Else the url of the first line.")] = "",
+    window: Annotated[str, typer.Option(help="The time allowed, such as 90m, 6h, 24h or 7d.")] = "24h",
+    priority: Annotated[int, typer.Option(help="From -100 to 100. Higher runs first within the project.")] = 0,
     metadata: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Noted with the batch; any number of times.")
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Stored with the batch; may be given several times.")
     ] = None,
-    wait: Annotated[bool, typer.Option(help="Watch it to its end and download the results.")] = True,
+    wait: Annotated[bool, typer.Option(help="Watch the batch to its end and download the results.")] = True,
     check: Annotated[bool, typer.Option(help="Have the server check the file before anything is created.")] = True,
     output: Annotated[
-        Path | None, typer.Option(help="Where answers go; errors go beside it. Else beside FILE.")
+        Path | None, typer.Option(help="The file for answers; errors go beside it. Else beside FILE.")
     ] = None,
     at: Annotated[
-        str, typer.Option(metavar="TIME", help="Begin no earlier, such as 2026-12-24T18:00 (local time).")
+        str, typer.Option(metavar="TIME", help="Start no earlier than this, such as 2026-12-24T18:00 (local time).")
     ] = "",
     after: Annotated[
-        list[str] | None, typer.Option(metavar="ID", help="Begin when this job has completed; any number of times.")
+        list[str] | None,
+        typer.Option(metavar="ID", help="Start when this job has completed; may be repeated."),
     ] = None,
     every: Annotated[
-        str, typer.Option(metavar="CRON", help="Submit it again at these times, such as '0 3 * * *'; not now.")
+        str, typer.Option(metavar="CRON", help="Submit the file at these times, such as '0 3 * * *', and not now.")
     ] = "",
-    timezone: Annotated[str, typer.Option(help="The time zone of --every; UTC unless told.")] = "",
+    timezone: Annotated[str, typer.Option(help="The time zone of --every. Else UTC.")] = "",
     sample: Annotated[
-        int, typer.Option(min=0, help="Run only so many requests, spread over the file, and say what all would take.")
+        int, typer.Option(min=0, help="Run only this many requests, spread over the file, and estimate the rest.")
     ] = 0,
+    as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
     data_dir: DataDir = None,
 ) -> None:
     """Run a file of requests as one batch: check, upload, create, watch, download."""
-    from cli.client.submission import guess_endpoint, output_paths, parse_metadata, parse_time
+    from cli.client.submission import guess_endpoint, output_paths, parse_metadata, parse_time, spooled
     from cli.output_files import require_writable
 
     given = {"--at": at, "--after": after, "--every": every, "--timezone": timezone, "--sample": sample}
     _check_together(given | {"--output": output, "--no-wait": not wait, "--no-check": not check})
-    wanted: dict[str, Any] = {
-        "endpoint": endpoint or guess_endpoint(file),
-        "completion_window": window,
-        "priority": priority,
-        "metadata": parse_metadata(metadata or []) or None,
-    }
-    answers, errors = output_paths(file, output)
+    answers, errors = output_paths(Path("stdin") if str(file) == "-" else file, output)
     if wait and not sample and not every:
         require_writable(answers)
     begin: dict[str, Any] = {"not_before": parse_time(at)} if at else {}
     begin |= {"after": after} if after else {}
-    with connect(url, api_key, data_dir) as server:
+    with spooled(file) as source, connect(url, api_key, data_dir) as server:
+        wanted: dict[str, Any] = {
+            "endpoint": endpoint or guess_endpoint(source),
+            "completion_window": window,
+            "priority": priority,
+            "metadata": parse_metadata(metadata or []) or None,
+        }
         if sample:
-            _sample(server, file, sample, wanted)
+            _sample(server, source, sample, wanted, as_json=as_json)
             return
-        file_id = server.upload(file)
+        file_id = server.upload(source)
         if check:
             _check(server, file_id, wanted["endpoint"])
         if every:
             schedule = {"cron": every, "timezone": timezone or "UTC", "batch": {"input_file_id": file_id, **wanted}}
-            say(server.post("/schedules", schedule)["id"])
-            return
-        batch = server.post("/batches", {"input_file_id": file_id, **wanted, **begin})
-        say(batch["id"])
-        if wait:
-            watched(server, batch["id"], (answers, errors))
+            made = server.post("/schedules", schedule)
+        else:
+            made = server.post("/batches", {"input_file_id": file_id, **wanted, **begin})
+        watches = wait and not every
+        if not (as_json and watches):
+            show(made, made["id"], as_json=as_json)
+        if watches:
+            watched(server, made["id"], (answers, errors), as_json=as_json)
 
 
 def _check_together(given: Mapping[str, object]) -> None:
@@ -98,18 +105,19 @@ def _check_together(given: Mapping[str, object]) -> None:
         raise Trouble("--timezone means nothing without --every: leave it out")
 
 
-def _sample(server: Server, file: Path, count: int, wanted: dict[str, Any]) -> None:
-    """A batch of some of the lines, watched to its end; its answers stay on the server."""
-
+def _sample(server: Server, file: Path, count: int, wanted: dict[str, Any], *, as_json: bool) -> None:
+    """Run a batch of some of the lines to its end, and estimate what all would take. The answers stay on the server."""
     with tempfile.TemporaryDirectory() as folder:
         some = Path(folder) / f"sample-of-{file.name}"
         total = write_sample(file, count, some)
         file_id = server.upload(some)
     _check(server, file_id, wanted["endpoint"])
     batch = server.post("/batches", {"input_file_id": file_id, **wanted})
-    say(batch["id"])
+    say(batch["id"], err=as_json)
     watched(server, batch["id"], None)
-    say(extrapolate(server.get(f"/jobs/{batch['id']}"), total))
+    job = server.get(f"/jobs/{batch['id']}")
+    estimate = extrapolate(job, total)
+    show({**job, "estimate": estimate}, estimate, as_json=as_json)
 
 
 def _check(server: Server, file_id: str, endpoint: str) -> None:

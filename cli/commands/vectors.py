@@ -6,8 +6,8 @@ import typer
 
 from cli.errors import Trouble
 from cli.groups import Group
-from cli.options import DataDir
-from cli.terminal import say
+from cli.options import AsJson, DataDir
+from cli.terminal import say, show
 from jobs.programs import DIFFERS, verify_vectors
 
 app = Group("Check the vector database.")
@@ -22,17 +22,18 @@ def group() -> None:
 def verify(
     data_dir: DataDir = None,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Bring in again what is missing, remove what belongs to no file.")
+        bool, typer.Option("--repair", help="Add again what is missing, and remove what belongs to no file.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Compare vectors and texts with the files of every store. Exit code 1 if they differ and nothing is done."""
+    """Compare the vectors and texts of every store with its files. Exit code 1 if they differ and are not repaired."""
     from cli.up.effective import effective, opened
 
     with opened(data_dir):
         config = effective(data_dir=data_dir)
     done = verify_vectors(config.data_dir.absolute(), repair=repair)
-    for line in done.stdout.splitlines():
-        say(line)
+    found = {"differs": done.returncode == DIFFERS, "findings": done.stdout.splitlines()}
+    show(found, *done.stdout.splitlines(), as_json=as_json)
     for line in done.stderr.splitlines():
         say(line, err=True)
     if done.returncode == DIFFERS:

@@ -8,12 +8,12 @@ from cli.groups import Group
 from cli.options import ApiKey, DataDir, Url
 from cli.terminal import say
 
-app = Group("Try out webhooks.")
+app = Group("Register endpoints for webhooks, and see the events that they receive.")
 
 
 @app.callback()
 def group() -> None:
-    """Try out webhooks."""
+    """Register endpoints for webhooks, and see the events that they receive."""
 
 
 @app.command()

@@ -13,7 +13,7 @@ _MARKS = {Health.FINE: "[green]ok[/]    ", Health.WARNING: "[yellow]note[/]  ", 
 
 
 def doctor(data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Look at this installation and say what is wrong and how to mend it. Exit code 1 if something is broken."""
+    """Check this installation and say what is wrong and how to repair it. Exit code 1 if something is broken."""
     findings = list(examine(data_dir))
     if as_json:
         show_json([finding.described() for finding in findings])

@@ -69,7 +69,9 @@ def test_settings_table_has_every_setting_with_its_default(row: str) -> None:
 
 
 def test_settings_named_anywhere_exist() -> None:
-    assert _settings(DOCUMENTS) - {"test_weaviate_url", "url", "api_key"} <= Settings.model_fields.keys()
+    assert (
+        _settings(DOCUMENTS) - {"test_weaviate_url", "url", "api_key", "webhook_secret"} <= Settings.model_fields.keys()
+    )
 
 
 @pytest.mark.parametrize("state", list(JobState))

@@ -22,6 +22,9 @@ EXPECTED = {
     "indexes list", "indexes create", "indexes compare", "indexes switch", "indexes back", "indexes sync",
     "indexes remove",
     "results", "embed-eval", "explain", "graph", "workers", "pause", "resume", "drain",
+    "chat", "files upload", "files list", "files get", "files download", "files delete",
+    "stores create", "stores list", "stores add", "stores files", "stores search", "stores remove", "stores delete",
+    "webhooks create", "webhooks list", "webhooks test", "webhooks deliveries", "webhooks delete",
     "keys create", "keys list", "keys revoke", "audit verify", "vectors verify", "webhooks listen",
 }  # fmt: skip
 
@@ -92,6 +95,15 @@ def test_help_imports_no_library_that_takes_long_to_import() -> None:
     ran = subprocess.run([sys.executable, "-c", _IMPORTED, words], capture_output=True, text=True, check=True)
 
     assert set(json.loads(ran.stdout.splitlines()[-1])) & HEAVY == set()
+
+
+#: These start or follow processes, or write results, whose own formats are options.
+WITHOUT_JSON = {"up", "demo", "down", "logs", "results", "run-batch", "webhooks listen"}
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - WITHOUT_JSON))
+def test_a_command_that_prints_has_json(name: str) -> None:
+    assert any("--json" in option.opts for option in COMMANDS[name].params)
 
 
 def test_the_version_is_told() -> None:

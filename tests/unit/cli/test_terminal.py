@@ -33,7 +33,7 @@ MODEL = f"[/boom]{OSC}\x1b[2J\x9b31m\u202e\u2066"
 STORED = f"{MODEL}\r\nforged"
 #: And a surrogate without a partner, which a server may send in JSON but no database stores.
 HOSTILE = f"{STORED}\ud800"
-COUNTS = {"in_progress": 0, "completed": 1, "failed": 1, "cancelled": 0}
+COUNTS = {"in_progress": 0, "completed": 1, "failed": 1, "cancelled": 0, "total": 2}
 ERROR = {"code": HOSTILE, "message": HOSTILE, "param": HOSTILE, "line": 1}
 
 
@@ -58,6 +58,9 @@ def thing() -> dict[str, Any]:
             {"id": HOSTILE, "kind": HOSTILE, "state": HOSTILE, "waiting_for": None, "after": []},
         ],
         "truncated": True,
+        "purpose": HOSTILE, "bytes": 1, "expires_at": 1, "name": HOSTILE, "usage_bytes": 1, "file_id": HOSTILE,
+        "score": 1.0, "content": [{"text": HOSTILE}], "url": HOSTILE, "event_types": [HOSTILE], "event_type": HOSTILE,
+        "disabled_at": None, "attempts": [], "error": HOSTILE, "status_code": 200,
         "signing_secret": "whsec_RdvaYFYUXuIFuEbvZHwMfYFhUf7aMYjYcmM24+Aj40c=",
     }  # fmt: skip
 
@@ -73,9 +76,9 @@ def answer(method: str, path: str) -> tuple[int, object]:
         summary = {"active": figures, "candidate": figures, "overlap": 1.0, "rank_correlation": None}
         return 200, {"summary": summary, "data": [{"active": figures}], "max_num_results": 3, "missing": 1}
     entry = {**thing(), "id": HOSTILE, "state": HOSTILE, "waiting_for": HOSTILE, "status": HOSTILE}
-    if "sources" in path:
+    if "sources" in path or path.endswith("/x/files"):
         entry["last_error"] = ERROR
-    if path == "/v1/files":
+    if (method, path) == ("POST", "/v1/files"):
         return 200, {**thing(), "object": "file", "purpose": "batch", "bytes": 1}
     if method == "POST" and path.endswith(("/cancel", "/retry", "/sync", "/switch", "/pause", "/resume", "/sources")):
         return 200, entry
@@ -172,6 +175,24 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "results": (True, [["results", "x-1"], ["results", "refused"]]),
     "submit": (True, [["submit", "requests.jsonl"], ["submit", "requests.jsonl", "--no-check"]]),
     "run-batch": (True, [["run-batch", "-i", "requests.jsonl", "-o", "out", "--model", "m"]]),
+    "chat": (True, [["chat", "hello", "-m", "x", "--json"]]),
+    "files upload": (False, [["files", "upload", "requests.jsonl"]]),
+    "files list": (True, [["files", "list"], ["files", "list", "--json"]]),
+    "files get": (True, [["files", "get", "x-1"]]),
+    "files download": (False, [["files", "download", "input", "--output", "out"]]),
+    "files delete": (False, [["files", "delete", "x"], ["files", "delete", "x", "--json"]]),
+    "stores create": (False, [["stores", "create", "x"]]),
+    "stores list": (True, [["stores", "list"], ["stores", "list", "--json"]]),
+    "stores add": (True, [["stores", "add", "x-1", "file-1"]]),
+    "stores files": (True, [["stores", "files", "x"]]),
+    "stores search": (True, [["stores", "search", "x", "query"]]),
+    "stores remove": (False, [["stores", "remove", "x", "file-1"]]),
+    "stores delete": (False, [["stores", "delete", "x"]]),
+    "webhooks create": (True, [["webhooks", "create", "http://h", "--json"]]),
+    "webhooks list": (True, [["webhooks", "list"]]),
+    "webhooks test": (False, [["webhooks", "test", "x"]]),
+    "webhooks deliveries": (True, [["webhooks", "deliveries", "x"]]),
+    "webhooks delete": (False, [["webhooks", "delete", "x"]]),
     "cancel": (True, [["cancel", "x-1"], ["cancel", "refused"]]),
     "retry": (True, [["retry", "x-1"], ["retry", "refused"]]),
     "embed-eval": (True, [["embed-eval", "corpus", "corpus", "judgements", "-m", STORED]]),
@@ -206,7 +227,7 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "doctor": (True, [["doctor"], ["doctor", "--json"]]),
 }
 #: These start processes, and are tested on their own.
-OTHERS = {"up", "demo", "vectors verify", "webhooks listen"}
+OTHERS = {"up", "status", "logs", "down", "demo", "vectors verify", "webhooks listen"}
 
 
 def test_every_command_is_in_the_table() -> None:

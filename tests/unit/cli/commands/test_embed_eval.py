@@ -146,7 +146,7 @@ def run(words: Words, tmp_path: Path) -> Run:
 
 
 def test_models_are_compared_overall_and_by_language(run: Run, files: dict[str, Path]) -> None:
-    told = json.loads(run(files, "-m", "good", "-m", "bad", "--k", "1", "--k", "2", "--format", "json"))
+    told = json.loads(run(files, "-m", "good", "-m", "bad", "--k", "1", "--k", "2", "--json"))
     good, bad = told["models"]
 
     assert (told["texts"], told["queries"], told["queries_without_judgement"]) == (5, 3, 1)
@@ -159,7 +159,7 @@ def test_models_are_compared_overall_and_by_language(run: Run, files: dict[str, 
 
 
 def test_figures_are_measured_or_said_to_be_unknown(run: Run, files: dict[str, Path]) -> None:
-    good, bad = json.loads(run(files, "-m", "good", "-m", "bad", "--hourly-cost", "2", "--format", "json"))["models"]
+    good, bad = json.loads(run(files, "-m", "good", "-m", "bad", "--hourly-cost", "2", "--json"))["models"]
 
     assert (good["dimensions"], good["max_tokens"], good["license"], good["training_data"]) == (
         512,
@@ -193,21 +193,21 @@ def test_blocks_of_the_corpus_are_ranked_as_one(run: Run, tmp_path: Path, monkey
     queries = {f"q{n}": (f"word{n}", None) for n in range(0, 50, 5)}
     qrels = "".join(f"q{n} 0 t{n} 1\n" for n in range(0, 50, 5))
 
-    [good] = json.loads(run(written(tmp_path, corpus, queries, qrels), "-m", "good", "--format", "json"))["models"]
+    [good] = json.loads(run(written(tmp_path, corpus, queries, qrels), "-m", "good", "--json"))["models"]
 
     assert good["scores"]["recall@10"] == 1
     assert good["by_language"] == {}
 
 
 def test_server_that_takes_openais_fields_alone_is_asked_with_those(run: Run, files: dict[str, Path]) -> None:
-    [strict] = json.loads(run(files, "-m", "strict", "--format", "json"))["models"]
+    [strict] = json.loads(run(files, "-m", "strict", "--json"))["models"]
 
     assert strict["scores"]["MRR@10"] == 1
     assert (strict["prompts_used"], strict["truncated_share"]) == (False, None)
 
 
 def test_server_that_knows_of_no_cache_is_asked_for_all_else(run: Run, words: Words, files: dict[str, Path]) -> None:
-    [other] = json.loads(run(files, "-m", "other", "--format", "json"))["models"]
+    [other] = json.loads(run(files, "-m", "other", "--json"))["models"]
 
     assert (other["prompts_used"], other["truncated_share"]) == (True, pytest.approx(1 / 8))
     assert all("cache" not in body for body in words.asked[1:])
@@ -216,7 +216,7 @@ def test_server_that_knows_of_no_cache_is_asked_for_all_else(run: Run, words: Wo
 def test_server_that_cannot_cut_off_is_still_told_what_texts_are(
     run: Run, words: Words, files: dict[str, Path]
 ) -> None:
-    [half] = json.loads(run(files, "-m", "half", "--format", "json"))["models"]
+    [half] = json.loads(run(files, "-m", "half", "--json"))["models"]
 
     assert (half["prompts_used"], half["truncated_share"]) == (True, None)
     assert {body.get("input_type") for body in words.asked[1:]} == {"query", "passage"}
@@ -242,7 +242,7 @@ def test_table_has_a_column_for_each_model(run: Run, files: dict[str, Path], tmp
 
 
 def test_the_same_model_named_twice_is_asked_once(run: Run, files: dict[str, Path]) -> None:
-    assert len(json.loads(run(files, "-m", "good", "-m", "good", "--format", "json"))["models"]) == 1
+    assert len(json.loads(run(files, "-m", "good", "-m", "good", "--json"))["models"]) == 1
 
 
 @pytest.mark.parametrize(

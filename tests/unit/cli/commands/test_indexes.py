@@ -89,7 +89,11 @@ def test_an_index_is_made_as_it_was_asked_for_and_shown(client: Client) -> None:
     assert (found[cut]["embedding_model"], found[cut]["chunking_strategy"]) == (MODEL, CUT)
     assert (found[other]["embedding_model"], found[other]["embedding_dimensions"]) == ("second", 64)
     assert found[other]["chunking_strategy"]["type"] == "static"
-    assert [one["id"] for one in json.loads(client("list", "--json").stdout)] == [other, cut, client.store]
+    assert [json.loads(line)["id"] for line in client("list", "--json").stdout.splitlines()] == [
+        other,
+        cut,
+        client.store,
+    ]
     rows = [line.split() for line in client("list").stdout.splitlines()]
     assert [row[:2] for row in rows[1:]] == [[other, "building"], [cut, "building"], [client.store, "active"]]
     assert rows[2][2:] == [MODEL, "-", "sentence", "100/0", "0,", "2", "in", "progress", "2"]

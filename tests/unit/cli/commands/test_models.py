@@ -61,7 +61,7 @@ def test_prompts_of_models_that_embed_are_listed(run: Run, tmp_path: Path) -> No
 
     run("add", "e", "--path", str(tmp_path), "--engine", "embed", "--set", "query_prompt='query: '")
 
-    listed = {row["name"]: row for row in json.loads(run("list", "--json"))["models"]}
+    listed = {row["name"]: row for row in map(json.loads, run("list", "--json").splitlines())}
     assert (listed["e"]["query_prompt"], listed["e"]["passage_prompt"]) == ("query: ", None)
     assert "'query: ' / ''" in run("list")
 
@@ -197,12 +197,12 @@ def test_the_list_says_where_each_comes_from(run: Run, tmp_path: Path) -> None:
     run("add", "hubbed", "--repo", "org/name", "--revision", COMMIT)
 
     shown = run("list")
-    whole = json.loads(run("list", "--json"))
+    rows = [json.loads(line) for line in run("list", "--json").splitlines()]
 
     assert f"org/name@{COMMIT[:12]}" in shown
     assert "packaged all-minilm-l6-v2" in shown
-    assert whole["file"] == str(file(tmp_path))
-    assert [model["workers"] for model in whole["models"]] == [0, 0, 0]
+    assert f"file: {file(tmp_path)}" in shown
+    assert [row["workers"] for row in rows] == [0, 0, 0]
 
 
 def test_models_of_engine_urls_are_listed_beside_those_of_the_file(
@@ -214,7 +214,7 @@ def test_models_of_engine_urls_are_listed_beside_those_of_the_file(
         workers.remember_all(session, {"far": True, "gpt-4o-mini": True}, Queue.GENERATE)
         workers.register(session, Worker(id="gpu-1", slots=2, state="ready", created_at=1.0, seen_at=1.0, **facts))
 
-    listed = {row["name"]: row for row in json.loads(run("list", "--json"))["models"]}
+    listed = {row["name"]: row for row in map(json.loads, run("list", "--json").splitlines())}
 
     assert set(listed) == {"smollm2-135m-instruct", "all-minilm-l6-v2", "far"}, "an alias of the file is no other model"
     assert (listed["far"]["source"], listed["far"]["queue"]) == ("NIGHTMILL_ENGINE_URLS", Queue.GENERATE)

@@ -63,7 +63,7 @@ def test_the_stored_bytes_of_each_project_are_shown(run: Run, db: Database, monk
         session.add(File(id="file-1", project_id=blue, **facts))
 
     told = run("usage").stdout
-    rows = json.loads(run("usage", "--json").stdout)
+    rows = [json.loads(line) for line in run("usage", "--json").stdout.splitlines()]
 
     assert [(row["project"], row["files"], row["limit"]) for row in rows] == [
         ("blue", 3 << 20, 5 << 20),
@@ -77,7 +77,7 @@ def test_keys_are_listed_without_themselves(run: Run) -> None:
     key = run("keys", "create", "--project", "blue").stdout.strip()
 
     told = run("keys", "list").stdout
-    (row,) = json.loads(run("keys", "list", "--json").stdout)
+    row = json.loads(run("keys", "list", "--json").stdout)
 
     assert row["project"] == "blue"
     assert row["id"] in told
@@ -235,7 +235,7 @@ def test_the_doctor_finds_a_quarantined_model_broken(run: Run, db: Database) -> 
 
     done = run("doctor", "--json")
 
-    found = {one["what"]: one for one in json.loads(done.stdout)}[f"engine of {PACKAGED}"]
+    found = {one["what"]: one for one in map(json.loads, done.stdout.splitlines())}[f"engine of {PACKAGED}"]
     assert (done.exit_code, found["health"]) == (1, "broken")
     assert "its log: no device" in found["told"]
     assert f"nightmill resume model {PACKAGED}" in found["mend"]
@@ -323,7 +323,7 @@ def test_a_drain_waits_for_workers_to_hear_of_it_and_for_the_clients_they_answer
 
 def test_a_revoked_key_opens_nothing(run: Run, db: Database) -> None:
     key = run("keys", "create", "--project", "blue").stdout.strip()
-    (row,) = json.loads(run("keys", "list", "--json").stdout)
+    row = json.loads(run("keys", "list", "--json").stdout)
 
     run("keys", "revoke", row["id"])
 
@@ -388,7 +388,7 @@ def test_a_wrong_password_is_told_without_it(run: Run, postgres_url: str, monkey
 def test_the_doctor_finds_a_url_that_names_no_database(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTMILL_DATABASE_URL", "sesame")
 
-    (found,) = json.loads(run("doctor", "--json").stdout)
+    found = json.loads(run("doctor", "--json").stdout)
 
     assert (found["what"], found["health"]) == ("settings", "broken")
     assert "sesame" not in str(found)

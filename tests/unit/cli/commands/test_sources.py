@@ -58,7 +58,7 @@ def test_each_place_becomes_a_source_of_its_type(client: Client, tmp_path: Path)
 def test_sources_are_shown_synced_and_removed(client: Client) -> None:
     source = client("add", "https://192.0.43.8/a").output.strip()
 
-    shown, told = client("list").output, json.loads(client("list", "--json").output)
+    shown, told = client("list").output, [json.loads(client("list", "--json").output)]
     synced = client("sync", source).output
     gone = client("remove", source)
 

@@ -1,0 +1,44 @@
+"""`nightmill chat PROMPT`: one question to a model, its answer as it is written."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from cli.client.server import connect
+from cli.errors import Trouble
+from cli.options import ApiKey, AsJson, DataDir, Url
+from cli.terminal import show_json, text_output
+
+
+def chat(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The question; - reads it from standard input.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="The model to ask.")],
+    system: Annotated[str, typer.Option(help="Instructions that come before the question.")] = "",
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="End the answer after this many tokens.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0 gives the likeliest answer.")] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Ask a model one question and print the answer while it is written. With --json: the whole completion."""
+    question = sys.stdin.read() if prompt == "-" else prompt
+    if not question.strip():
+        raise Trouble("the prompt is empty")
+    messages = [{"role": "system", "content": system}] if system else []
+    given = {"max_completion_tokens": max_tokens, "temperature": temperature}
+    body: dict[str, Any] = {"model": model, "messages": [*messages, {"role": "user", "content": question}]}
+    body |= {name: value for name, value in given.items() if value is not None}
+    with connect(url, api_key, data_dir) as server:
+        if as_json:
+            show_json(server.post("/chat/completions", body))
+            return
+        out, reason = text_output(), None
+        for text, ended in server.chat(body):
+            out.write(text)
+            sys.stdout.flush()
+            reason = ended or reason
+        out.write("\n")
+    if reason == "length":
+        raise Trouble("the answer was cut off at the token limit; allow more with --max-tokens")

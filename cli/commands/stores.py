@@ -1,0 +1,149 @@
+"""`nightmill stores`: vector stores, the files in them, and searches."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.client.server import Server, connect
+from cli.commands.jobs import watched
+from cli.errors import Trouble
+from cli.groups import Group
+from cli.options import ApiKey, AsJson, DataDir, Limit, Url
+from cli.terminal import moment, show, show_entries
+
+app = Group("Create vector stores, add files to them and search them.")
+Store = Annotated[str, typer.Argument(metavar="STORE", help="The store's id, as `nightmill stores list` shows it.")]
+_WIDTH = 300  # characters of a passage that are shown
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name for people; it need not be unique.")] = "",
+    model: Annotated[str, typer.Option(help="The embedding model. Else the deployment's default.")] = "",
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Create an empty vector store and print its id."""
+    given = {"name": name, "embedding_model": model}
+    with connect(url, api_key, data_dir) as server:
+        made = server.post("/vector_stores", {key: value for key, value in given.items() if value})
+    show(made, made["id"], as_json=as_json)
+
+
+@app.command("list")
+def list_(
+    limit: Limit = 20, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None
+) -> None:
+    """List the vector stores of your project, the newest first."""
+    with connect(url, api_key, data_dir) as server:
+        found = server.pages("/vector_stores", {}, limit)
+    head = ("store", "name", "status", "files", "failed", "bytes", "model", "created")
+    show_entries(found, head, _store_row, as_json=as_json, has_more=found.has_more)
+
+
+@app.command()
+def add(
+    store: Store,
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Paths to upload, or ids of uploaded files.")],
+    wait: Annotated[bool, typer.Option(help="Wait until the files can be searched.")] = True,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Add files to a vector store. Exit code 1 if a file could not be read."""
+    with connect(url, api_key, data_dir) as server:
+        ids = [_file_id(server, file) for file in files]
+        made = server.post(f"/vector_stores/{store}/file_batches", {"file_ids": ids})
+        if not (wait and as_json):
+            show(made, made["id"], as_json=as_json)
+        if wait:
+            ended = watched(server, made["id"], None, as_json=as_json)
+            if ended.failed:
+                raise Trouble(f"{ended.failed} files failed; `nightmill explain {made['id']}` says why")
+
+
+@app.command()
+def files(
+    store: Store,
+    limit: Limit = 20,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List the files of a vector store, the newest first."""
+    with connect(url, api_key, data_dir) as server:
+        found = server.pages(f"/vector_stores/{store}/files", {}, limit)
+    show_entries(
+        found, ("file", "status", "bytes", "added", "error"), _file_row, as_json=as_json, has_more=found.has_more
+    )
+
+
+@app.command()
+def search(
+    store: Store,
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="What to look for.")],
+    limit: Annotated[int, typer.Option(min=1, max=50, help="How many passages, the best first.")] = 5,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Print the passages of a vector store that answer a query best."""
+    with connect(url, api_key, data_dir) as server:
+        body = {"query": query, "max_num_results": limit}
+        found = server.post(f"/vector_stores/{store}/search", body)["data"]
+    show_entries(found, ("score", "file", "name", "passage"), _passage_row, as_json=as_json)
+
+
+@app.command()
+def remove(
+    store: Store,
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="The ids of the files.")],
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Remove files from a vector store. The files themselves stay."""
+    with connect(url, api_key, data_dir) as server:
+        for file in files:
+            show(server.delete(f"/vector_stores/{store}/files/{file}"), f"{file} removed", as_json=as_json)
+
+
+@app.command()
+def delete(
+    store: Store, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None
+) -> None:
+    """Delete a vector store. Its files stay."""
+    with connect(url, api_key, data_dir) as server:
+        show(server.delete(f"/vector_stores/{store}"), f"{store} deleted", as_json=as_json)
+
+
+def _file_id(server: Server, file: str) -> str:
+    """Return the id of a file, which is uploaded where a path is given."""
+    if file.startswith("file-") and not Path(file).exists():
+        return file
+    return server.upload(Path(file), "assistants")
+
+
+def _store_row(store: dict[str, Any]) -> tuple[object, ...]:
+    counts = store["file_counts"]
+    done = f"{counts['completed']} of {counts['total']}"
+    facts = (store["status"], done, counts["failed"], store["usage_bytes"], store["embedding_model"])
+    return store["id"], store["name"], *facts, moment(store["created_at"])
+
+
+def _file_row(file: dict[str, Any]) -> tuple[object, ...]:
+    error = (file["last_error"] or {}).get("message", "-")
+    return file["id"], file["status"], file["usage_bytes"], moment(file["created_at"]), error
+
+
+def _passage_row(found: dict[str, Any]) -> tuple[object, ...]:
+    text = " ".join(" ".join(part["text"] for part in found["content"]).split())
+    short = text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
+    return f"{found['score']:.3f}", found["file_id"], found["filename"], short
