@@ -15,12 +15,13 @@ from typing import Any, Final
 import msgspec
 from tokenizers import Tokenizer
 
-from jobs.fleet.models_file import Model, Registry
+from jobs.fleet.models_file import EngineKind, Model, Registry
 from jobs.inference.context_options import FIELD as CONTEXT
 from jobs.inference.interactive import Question
 from jobs.requests.endpoints import RESPONSES
 from jobs.settings import Settings
 from workers.engines.caps import objection
+from workers.engines.documented import refuse_unknown
 from workers.engines.model_folders import ModelUnavailable, source_of
 from workers.engines.port import Answer, Emit, Request, refusal
 from workers.middleware.cache import FIELD as CACHE
@@ -87,7 +88,7 @@ def _read(file: Path) -> Tokenizer:
     return tokenizer
 
 
-_NOT_SHOWN = frozenset({CACHE, CONTEXT, "truncation"})  # to the model
+_NOT_SHOWN = frozenset({CACHE, CONTEXT, "personality", "truncation"})  # to the model
 
 
 class Counting:
@@ -122,7 +123,8 @@ class _Counter:
         length = await self._measure(request)
         if length is None:
             message = "The model cannot put this input into tokens."
-            return objection(request.url, request.body) or refusal(400, message, param="input", code="invalid_value")
+            unsuitable = objection(request.url, request.body) or refuse_unknown(EngineKind.VLLM, request)
+            return unsuitable or refusal(400, message, param="input", code="invalid_value")
         if not length.exact:
             message = f"The engine of the model `{str(request.body.get('model'))[:64]}` does not count tokens."
             return refusal(400, message, param="model", code="unsupported_value")

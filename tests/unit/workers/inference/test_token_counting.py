@@ -118,6 +118,8 @@ async def test_an_estimate_is_no_answer() -> None:
     ("body", "param", "code"),
     [
         ({"tools": [{"type": "web_search"}]}, "tools", "unsupported_tool"),
+        ({"foo": 1}, "foo", "unknown_parameter"),
+        ({"personality": "friendly", "foo": None}, "input", "invalid_value"),
         ({}, "input", "invalid_value"),
     ],
 )
