@@ -14,7 +14,7 @@ from jobs.fleet.models_file import EngineKind
 from jobs.inference.interactive import LINE_PRIORITY, PRIORITY
 from workers.engines.encoders import batching
 from workers.engines.encoders.batching import BatchingEngine, Unacceptable
-from workers.engines.encoders.embed import read
+from workers.engines.encoders.embed import EmbedEngine, read
 from workers.engines.encoders.encoder_pool import Flow, Job, Piece, Pool
 from workers.engines.encoders.rerank import RerankEngine
 from workers.engines.port import Answer, EngineFault, Request
@@ -314,3 +314,19 @@ async def test_inputs_that_were_computed_beside_others_are_not_kept_behind_one_t
     assert pool.pick(32) == []
     assert not pool._flows
     assert not pool._computed
+
+
+@pytest.mark.parametrize(
+    ("engine", "url", "body"),
+    [
+        (EmbedEngine("nowhere", ["m"]), "/v1/embeddings", {"input": "x", "input_type": "query", "truncate": True}),
+        (RerankEngine("nowhere", ["m"]), "/v1/rerank", {"query": "x", "documents": ["y"], "top_n": 1}),
+    ],
+)
+async def test_an_unknown_field_is_refused_before_the_model_is_loaded(
+    engine: BatchingEngine[Any], url: str, body: dict[str, Any]
+) -> None:
+    refused = await engine.answer(Request(url, {"model": "m", **body, "foo": 1}, "req_1"))
+
+    error = msgspec.json.decode(refused.body)["error"]
+    assert (refused.status, error["param"], error["code"]) == (400, "foo", "unknown_parameter")
