@@ -18,6 +18,7 @@ import aiohttp
 
 from jobs.fleet.models_file import ANY_MODEL
 from workers.engines import wire
+from workers.engines.http.deadlines import Deadlines
 from workers.engines.http.endpoints import Endpoint
 from workers.engines.port import EngineBusy, EngineFault
 
@@ -45,17 +46,18 @@ class HttpClient:
     """One pool of connections. An answer has at most `max_bytes`, and ends within `timeout` seconds."""
 
     def __init__(self, timeout: float, max_bytes: int) -> None:
-        self._timeout, self.max_bytes = timeout, max_bytes
+        self._deadlines, self.max_bytes = Deadlines(timeout), max_bytes
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS)
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=_HEADERS,
-            timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=min(CONNECT_SECONDS, timeout / 2)),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=min(CONNECT_SECONDS, timeout / 2)),
             trust_env=False,
         )
 
     async def close(self) -> None:
+        self._deadlines.close()
         await self._session.close()
 
     async def post(self, endpoint: Endpoint, path: str, body: bytes, request_id: str, read: Read | None) -> Reply:
@@ -70,9 +72,10 @@ class HttpClient:
         headers = {"X-Request-Id": request_id, **_authorization(endpoint)}
         url = endpoint.url + path
         try:
-            async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
-                raw = await (read or self.read)(response)
-                return response.status, response.headers.get("Retry-After"), raw
+            with self._deadlines.limit():
+                async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+                    raw = await (read or self.read)(response)
+                    return response.status, response.headers.get("Retry-After"), raw
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             endpoint.fail(error, gone=True)
             raise Refused(f"The endpoint is not reachable: {error}") from error
@@ -81,7 +84,7 @@ class HttpClient:
             raise EngineFault(f"The endpoint's stream broke: {error}.") from error
         except TimeoutError as error:
             endpoint.fail(error)
-            raise EngineFault(f"The endpoint gave no answer within {self._timeout:g} s.") from error
+            raise EngineFault(f"The endpoint gave no answer within {self._deadlines.seconds:g} s.") from error
         except aiohttp.ClientError as error:
             endpoint.doubtful = True
             endpoint.fail(error)
