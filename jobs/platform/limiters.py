@@ -239,15 +239,18 @@ async def acquire_any(limits: Sequence[Limit], weight: float = 1.0, priority: in
     for limit in limits:
         if not future.done():
             limit._join(ticket)
+    admitted: Limit | None = None
     try:
-        return await future
+        admitted = await future
+        return admitted
     except asyncio.CancelledError:  # what came in that same moment is for the next one
         if future.done() and not future.cancelled() and (admitted := future.result()) is not None:
             admitted.release(weight)
         raise
     finally:
         for limit in limits:
-            limit._quit(ticket)
+            if limit is not admitted:  # which has taken the ticket out of its line
+                limit._quit(ticket)
 
 
 class SharedExclusiveLock:
