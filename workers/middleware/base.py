@@ -8,11 +8,11 @@ a further one  ── busy ──▶ wait, again, again ──▶ EngineFault: i
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from workers.engines.port import Answer, Engine, EngineBusy, EngineFault, Usage, refusal
+from workers.engines.port import Answer, Emit, Engine, EngineBusy, EngineFault, Request, Usage, refusal
 
 _TIMES: Final = 5
 _PAUSE: Final = 1.0
@@ -26,7 +26,10 @@ _DETAILS: Final = {
 
 
 class Layer:
-    """An engine that stands before an engine; a method that a subclass does not define is the inner engine's."""
+    """An engine that stands before an engine, and handles the requests that it `concerns` itself with.
+
+    Any other request is the inner engine's at once: it passes no coroutine of a layer that it does not ask for.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -40,6 +43,26 @@ class Layer:
 
     async def close(self) -> None:
         await self.engine.close()
+
+    def answer(self, request: Request) -> Coroutine[Any, Any, Answer]:
+        return self.handle(request) if self.concerns(request) else self.engine.answer(request)
+
+    def stream(self, request: Request, emit: Emit) -> Coroutine[Any, Any, Answer]:
+        if self.concerns(request):
+            return self.handle_stream(request, emit)
+        return self.engine.stream(request, emit)
+
+    def concerns(self, request: Request) -> bool:
+        """Return whether this layer has something to do with `request`."""
+        raise NotImplementedError
+
+    async def handle(self, request: Request) -> Answer:
+        """Answer a request that concerns this layer."""
+        raise NotImplementedError
+
+    async def handle_stream(self, request: Request, emit: Emit) -> Answer:
+        """Answer a request that concerns this layer in pieces; here as if it did not concern it."""
+        return await self.engine.stream(request, emit)
 
 
 async def patiently(ask: Callable[[], Awaitable[Answer]], paid: Callable[[], Usage | None]) -> Answer:

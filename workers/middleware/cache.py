@@ -61,12 +61,13 @@ class Cached(Layer):
         self._vectors = CachedVectors(engine, shelf, identity, config.embedding_cache_seconds)
         self._answers = CachedAnswers(engine, shelf, identity, config.response_cache_seconds)
 
-    async def answer(self, request: Request) -> Answer:
+    def concerns(self, request: Request) -> bool:
+        return FIELD in request.body or request.url == EMBEDDINGS
+
+    async def handle(self, request: Request) -> Answer:
         said = request.body.get(FIELD)
         if request.url == EMBEDDINGS:
             return await self._embedded(request, said)
-        if FIELD not in request.body:
-            return await self.engine.answer(request)
         if said is None or said is False:
             return await self.engine.answer(without(request))
         if request.url not in URLS:
@@ -74,10 +75,8 @@ class Cached(Layer):
             return refusal(400, message, param=FIELD, code="invalid_value")
         return await self._answers.answer(request)
 
-    async def stream(self, request: Request, emit: Emit) -> Answer:
-        if FIELD not in request.body:
-            return await self.engine.stream(request, emit)
-        said = request.body[FIELD]
+    async def handle_stream(self, request: Request, emit: Emit) -> Answer:
+        said = request.body.get(FIELD)
         refused = None if said is None or said is False else objection(_streaming(request))
         return refused or await self.engine.stream(without(request), emit)
 

@@ -23,23 +23,24 @@ _NOTE: Final = "Summary of the conversation until here:"
 class Unpacked(Layer):
     """An engine whose conversations may have been compacted."""
 
-    async def answer(self, request: Request) -> Answer:
+    def concerns(self, request: Request) -> bool:
+        items = request.body.get("input") if request.url == RESPONSES else None
+        return isinstance(items, list) and any(map(compaction.is_compaction, items))
+
+    async def handle(self, request: Request) -> Answer:
         shown = unpacked(request)
         return shown if isinstance(shown, Answer) else await self.engine.answer(shown)
 
-    async def stream(self, request: Request, emit: Emit) -> Answer:
+    async def handle_stream(self, request: Request, emit: Emit) -> Answer:
         shown = unpacked(request)
         return shown if isinstance(shown, Answer) else await self.engine.stream(shown, emit)
 
 
 def unpacked(request: Request) -> Request | Answer:
     """As an engine is asked it; a refusal where a summary is none of ours."""
-    items = request.body.get("input") if request.url == RESPONSES else None
-    if not isinstance(items, list) or not any(map(compaction.is_compaction, items)):
-        return request
     shown: list[Any] = []
     said: list[Mapping[str, Any]] = []  # by a user, one after the other
-    for n, item in enumerate(items):
+    for n, item in enumerate(request.body["input"]):
         if compaction.is_compaction(item):
             try:
                 summary = compaction.unpacked(item.get(compaction.CONTENT))

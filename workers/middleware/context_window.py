@@ -121,10 +121,13 @@ class Fitted(Layer):
         self.measure = measure
         self.others = others
 
-    async def answer(self, request: Request) -> Answer:
+    def concerns(self, request: Request) -> bool:
+        return request.url in PROMPT
+
+    async def handle(self, request: Request) -> Answer:
         return await self.either(request, None)
 
-    async def stream(self, request: Request, emit: Emit) -> Answer:
+    async def handle_stream(self, request: Request, emit: Emit) -> Answer:
         return await self.either(request, emit)
 
     async def ask(self, request: Request, emit: Emit | None) -> Answer:

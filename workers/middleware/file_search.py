@@ -311,7 +311,10 @@ class Grounded(Layer):
         self._search = search
         self._rooms = rooms
 
-    async def answer(self, request: Request) -> Answer:
+    def concerns(self, request: Request) -> bool:
+        return request.url == RESPONSES
+
+    async def handle(self, request: Request) -> Answer:
         request = understood(request)
         if not searches_files(request):
             return await self.engine.answer(request)
@@ -325,7 +328,7 @@ class Grounded(Layer):
             return answer
         return replace(answer, body=msgspec.json.encode(grounds.shown(msgspec.json.decode(answer.body))))
 
-    async def stream(self, request: Request, emit: Emit) -> Answer:
+    async def handle_stream(self, request: Request, emit: Emit) -> Answer:
         request = understood(request)
         if not searches_files(request):
             return await self.engine.stream(request, emit)

@@ -12,7 +12,7 @@ event, and is not repeated.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import msgspec
 
@@ -43,7 +43,10 @@ class Checked(Layer):
         finally:
             await self._checker.close()
 
-    async def answer(self, request: Request) -> Answer:
+    def concerns(self, request: Request) -> bool:
+        return _asks_for_schema(_format(request.url, request.body))
+
+    async def handle(self, request: Request) -> Answer:
         schema = await self._schema(request)
         if schema is None:
             return await self.engine.answer(request)
@@ -66,7 +69,7 @@ class Checked(Layer):
             body["usage"] = add_usage(body["usage"], first.usage)
         return Answer(200, msgspec.json.encode(body), usage)
 
-    async def stream(self, request: Request, emit: Emit) -> Answer:
+    async def handle_stream(self, request: Request, emit: Emit) -> Answer:
         schema = await self._schema(request)
         if schema is None:
             return await self.engine.stream(request, emit)
@@ -184,11 +187,8 @@ def param_of(url: str) -> str:
 
 def schema_of(url: str, body: Mapping[str, Any]) -> bytes | None:
     """The schema as JSON; None where the answer may be anything. Raises InvalidRequest."""
-    text = body.get("text")
-    place = text.get("format") if url == RESPONSES and isinstance(text, dict) else None
-    if url == CHAT:
-        place = body.get("response_format")
-    if not isinstance(place, dict) or place.get("type") != _KIND:
+    place = _format(url, body)
+    if not _asks_for_schema(place):
         return None
     told = place.get(_KIND) if url == CHAT else place
     schema = told.get("schema") if isinstance(told, dict) else told
@@ -200,6 +200,18 @@ def schema_of(url: str, body: Mapping[str, Any]) -> bytes | None:
     if len(raw) > MOST_SCHEMA_BYTES:
         raise invalid(url, f"it has more than {MOST_SCHEMA_BYTES} bytes.")
     return raw
+
+
+def _format(url: str, body: Mapping[str, Any]) -> Any:
+    """Return what the request says of the form of its answer."""
+    if url == CHAT:
+        return body.get("response_format")
+    text = body.get("text") if url == RESPONSES else None
+    return text.get("format") if isinstance(text, dict) else None
+
+
+def _asks_for_schema(form: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(form, dict) and form.get("type") == _KIND
 
 
 def invalid(url: str, why: str) -> InvalidRequest:

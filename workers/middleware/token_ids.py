@@ -8,7 +8,7 @@ that answers has a table of its own, in which the same ids are another text. A m
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any, Final
@@ -17,7 +17,7 @@ import bpe_openai
 
 from jobs.requests.endpoints import EMBEDDINGS
 from workers.engines.encoders.embed import inputs_of
-from workers.engines.port import Answer, Emit, Engine, Request, refusal
+from workers.engines.port import Answer, Engine, Request, refusal
 from workers.middleware.base import Layer
 
 NAMES: Final = frozenset({"text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002"})
@@ -31,13 +31,10 @@ class DecodedTokenIds(Layer):
         super().__init__(engine)
         self._is_alias = is_alias
 
-    def answer(self, request: Request) -> Coroutine[Any, Any, Answer]:
-        return self._embedded(request) if request.url == EMBEDDINGS else self.engine.answer(request)
+    def concerns(self, request: Request) -> bool:
+        return request.url == EMBEDDINGS
 
-    def stream(self, request: Request, emit: Emit) -> Coroutine[Any, Any, Answer]:
-        return self.engine.stream(request, emit)
-
-    async def _embedded(self, request: Request) -> Answer:
+    async def handle(self, request: Request) -> Answer:
         name, inputs = request.body.get("model"), inputs_of(request.body.get("input"))
         if name not in NAMES or not inputs or not _has_ids(inputs) or not self._is_alias(name):
             return await self.engine.answer(request)

@@ -114,9 +114,11 @@ def test_what_is_no_content_is_left_to_the_engine() -> None:
     ],
 )
 async def test_everything_else_is_passed_on_as_it_is(url: str, body: dict[str, Any]) -> None:
-    request = Request(url, {"model": MODEL, **body}, "req_1")
+    request, engine = Request(url, {"model": MODEL, **body}, "req_1"), Counting()
 
-    assert unpacked(request) is request
+    await Unpacked(engine).answer(request)
+
+    assert engine.asked == [request]
 
 
 async def test_a_stream_is_shown_it_too() -> None:
