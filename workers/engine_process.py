@@ -62,7 +62,7 @@ def run(config: Settings, name: str, queue: str) -> None:
     words = Words()
     pool = Pool(name, (queue,), slots=config.shards_in_flight, state="starting")
     context = build(config, pool)
-    engine = build_router(config, _models(context), queue, ExternalPermissions(context.db).allows)
+    engine = build_router(config, _models(context), queue, ExternalPermissions(context.db).allows, context.timings)
     others = SharedExclusiveLock(config.data_dir / "run" / queue, config.lease_seconds)
     warden = Warden(context, engine, queue, words)
     asking, shelf = Asking(context), Shelf(context.db, config.cache_max_bytes, context.timings)
@@ -251,7 +251,7 @@ class Reloading:
             self._host.call(self._refresh(registry)).result()
 
     async def _refresh(self, registry: Registry) -> None:
-        await refresh(self._engine, self._context.config, registry, self._queue)
+        await refresh(self._engine, self._context.config, registry, self._queue, self._context.timings)
         if self._engine.shared:
             self._host.share(self._company)
 

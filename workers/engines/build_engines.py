@@ -14,6 +14,7 @@ from jobs.queues import Queue
 from jobs.requests.endpoints import base_of
 from jobs.requests.prompts import Prompts, prompts_of
 from jobs.settings import Settings
+from jobs.timings import Timings
 from workers.engines.encoders.embed import EmbedEngine
 from workers.engines.encoders.embed_runtime import Place
 from workers.engines.encoders.rerank import RerankEngine
@@ -35,13 +36,19 @@ _LIBRARIES: Final = {
 }
 
 
-def build(settings: Settings, registry: Registry, queue: str, allows_external: Permission = no_project) -> Router:
+def build(
+    settings: Settings,
+    registry: Registry,
+    queue: str,
+    allows_external: Permission = no_project,
+    timings: Timings = Timings(),
+) -> Router:
     """What a worker process of `queue` serves. Nothing is loaded before `start`."""
     mine = [model for model in registry.models.values() if model.queue == queue and _is_installed(model)]
     engines: list[Engine] = [_embed(model, settings) for model in mine if model.engine is EngineKind.EMBED]
     engines += [_rerank(model, settings) for model in mine if model.engine is EngineKind.RERANK]
     engines += _vllm([model for model in mine if model.engine is EngineKind.VLLM], settings)
-    if http := _http(settings, registry, queue, allows_external):
+    if http := _http(settings, registry, queue, allows_external, timings):
         engines.append(http)
     return Router(engines, registry, allows_external)
 
@@ -64,17 +71,21 @@ def outdated(before: Registry, now: Registry, queue: str) -> bool:
     return {model.name: loading_of(model) for model in then} != {model.name: loading_of(model) for model in wanted}
 
 
-async def refresh(router: Router, settings: Settings, registry: Registry, queue: str) -> None:
+async def refresh(
+    router: Router, settings: Settings, registry: Registry, queue: str, timings: Timings = Timings()
+) -> None:
     """Ask the servers that the models file has now; what is loaded in this process stays. On the engines' loop."""
     if router.engines.servers:
         router.engines.servers[0].adopt(*_servers(settings, registry, queue))
-    elif http := _http(settings, registry, queue, router.allows_external):
+    elif http := _http(settings, registry, queue, router.allows_external, timings):
         await http.start()
         router.engines.add(http)
     router.rename(registry)
 
 
-def _http(settings: Settings, registry: Registry, queue: str, allows_external: Permission) -> HttpEngine | None:
+def _http(
+    settings: Settings, registry: Registry, queue: str, allows_external: Permission, timings: Timings
+) -> HttpEngine | None:
     endpoints, found = _servers(settings, registry, queue)
     if not endpoints:
         return None
@@ -85,6 +96,7 @@ def _http(settings: Settings, registry: Registry, queue: str, allows_external: P
         prompts=found,
         allows_external=allows_external,
         refuses_text_images=settings.refuse_text_images,
+        timings=timings,
     )
 
 

@@ -6,16 +6,20 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from aiohttp import web
 
+from jobs.fleet.models_file import Registry
+from jobs.settings import Settings
 from jobs.timings import Timings
 from tests.support.server_shapes import ANSWERS, ERRORS
 from tests.support.system import free_port
 from workers.engines import wire
+from workers.engines.build_engines import build
 from workers.engines.http import http_engine
 from workers.engines.http.endpoints import (
     FAULTS,
@@ -834,3 +838,15 @@ async def test_a_request_in_line_gets_its_server_though_another_has_come_to_list
             await asyncio.gather(*running, *in_line)
 
     assert [len(one.asked) for one in (server, named)] == [2, 2]
+
+
+async def test_the_engines_of_a_worker_have_its_timings(server: Server, tmp_path: Path) -> None:
+    timings = replace(Timings(), http_watch=0.01, http_relist=0.0)
+    config = Settings(data_dir=tmp_path, engine_urls=[server.url], vllm_enabled=False)
+    router = build(config, Registry.load(config), "gpu.generate", timings=timings)
+    await router.start()
+    try:
+        server.name = "another"
+        await until(lambda: "another" in router.models)  # half a minute by default
+    finally:
+        await router.close()
