@@ -208,7 +208,7 @@ class Limit:
     def _quit(self, ticket: _Ticket) -> None:
         """Take `ticket` out of the line if it still stands there: those behind it may fit."""
         with self._lock:
-            index = bisect_left(self._line, ticket[:2], key=lambda other: other[:2])
+            index = bisect_left(self._line, ticket)  # no two have the same order
             if index < len(self._line) and self._line[index] is ticket:
                 del self._line[index]
                 self.waiting -= ticket[2]
@@ -239,18 +239,15 @@ async def acquire_any(limits: Sequence[Limit], weight: float = 1.0, priority: in
     for limit in limits:
         if not future.done():
             limit._join(ticket)
-    admitted: Limit | None = None
     try:
-        admitted = await future
-        return admitted
+        return await future
     except asyncio.CancelledError:  # what came in that same moment is for the next one
         if future.done() and not future.cancelled() and (admitted := future.result()) is not None:
             admitted.release(weight)
         raise
     finally:
         for limit in limits:
-            if limit is not admitted:  # which has taken the ticket out of its line
-                limit._quit(ticket)
+            limit._quit(ticket)
 
 
 class SharedExclusiveLock:
