@@ -151,7 +151,7 @@ def deployed(
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Deployment]:
     """The named lines of the checkout's Procfile, or lines of one's own, while the block runs."""
-    known = dict(line.split(": ", 1) for line in (CODE / "cli/up/Procfile").read_text().splitlines() if ": " in line)
+    known = dict(line.split(": ", 1) for line in (CODE / "Procfile").read_text().splitlines() if ": " in line)
     chosen = lines if isinstance(lines, Mapping) else {name: known[name] for name in lines}
     folder.mkdir(parents=True, exist_ok=True)
     procfile = folder / "Procfile"

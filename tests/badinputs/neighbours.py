@@ -82,7 +82,7 @@ class Deployment:
         self.root = root
         self._models = ("chat", "embedding") if embeds else ("chat",)
         idle = _IDLE if embeds else _IDLE | {"embed"}
-        lines = (root / "cli/up/Procfile").read_text().splitlines()
+        lines = (root / "Procfile").read_text().splitlines()
         folder.mkdir(parents=True, exist_ok=True)
         procfile = folder / "Procfile"
         procfile.write_text("\n".join(line for line in lines if line.partition(":")[0] not in idle))

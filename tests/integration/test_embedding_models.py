@@ -60,7 +60,7 @@ def mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
     }
     (folder / "models.yaml").write_text(json.dumps({"models": models}))
     procfile = folder / "Procfile"
-    procfile.write_text(f"{(ROOT / 'cli/up/Procfile').read_text()}code: python -m workers embed gpu.code\n")
+    procfile.write_text(f"{(ROOT / 'Procfile').read_text()}code: python -m workers embed gpu.code\n")
     with StubEngine(folder, "stub-model") as chat:
         given = {"NIGHTMILL_VLLM_ENABLED": "false", "NIGHTMILL_ENGINE_URLS": chat.url}
         system = System(folder, procfile=procfile, NIGHTMILL_MODELS_FILE=str(folder / "models.yaml"), **given)

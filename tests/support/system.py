@@ -320,7 +320,7 @@ def rival(name: str) -> str:
 
 
 def _with_rivals(root: Path, port: int) -> Iterator[str]:
-    for line in (root / "cli/up/Procfile").read_text().splitlines():
+    for line in (root / "Procfile").read_text().splitlines():
         name, _, command = line.partition(": ")
         if name != "flower":
             yield line
