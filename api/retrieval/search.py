@@ -37,7 +37,10 @@ _TRIES = 3
 
 
 class HybridSearch(Body):
-    """How much each ranking counts; at least one weight is above 0. `fusion` and `rrf_k` are ours."""
+    """How much each ranking counts; at least one weight is above 0. `fusion` and `rrf_k` are ours.
+
+    Weights without a `fusion` are of reciprocal rank fusion, as OpenAI's are.
+    """
 
     embedding_weight: float = Field(ge=0, le=1_000_000)
     text_weight: float = Field(ge=0, le=1_000_000)
@@ -123,21 +126,17 @@ def wanted(
 ) -> searches.Search:
     """A search as a worker is asked it."""
     options = options or RankingOptions()
-    hybrid = options.hybrid_search or HybridSearch(embedding_weight=1.0, text_weight=1.0)
     return searches.Search(
         model=index.model,
         store_id=index.id,
         queries=queries,
         limit=limit,
         filters=filters,
-        vector_weight=hybrid.embedding_weight,
-        text_weight=hybrid.text_weight,
-        fusion=hybrid.fusion,
-        k=hybrid.rrf_k,
         threshold=options.score_threshold,
         ranker=searches.model_of(options.ranker),
         depth=options.rerank_depth,
         deduplicate=options.deduplicate or 0.0,
+        **searches.fusion_of(options.hybrid_search),
     )
 
 

@@ -1,6 +1,6 @@
 """A search of a vector store, on its way from the API to a worker that has the model, and back."""
 
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
@@ -28,9 +28,40 @@ def model_of(ranker: str) -> str:
     return "" if ranker in RANKERS else ranker
 
 
+class Hybrid(Protocol):
+    """Weights and a fusion as a client gives them."""
+
+    @property
+    def embedding_weight(self) -> float: ...
+
+    @property
+    def text_weight(self) -> float: ...
+
+    @property
+    def fusion(self) -> str: ...
+
+    @property
+    def rrf_k(self) -> int: ...
+
+
+def fusion_of(hybrid: Hybrid | None) -> dict[str, Any]:
+    """Return the fields of a `Search` that `hybrid` stands for; none where the client gives nothing."""
+    if hybrid is None:
+        return {}
+    return {
+        "vector_weight": hybrid.embedding_weight,
+        "text_weight": hybrid.text_weight,
+        "fusion": hybrid.fusion,
+        "k": hybrid.rrf_k,
+    }
+
+
 class Search(msgspec.Struct, frozen=True, omit_defaults=True):
     """A request. Weights are of vectors and of words; `k` is of reciprocal rank fusion. Unless it is `kept`, nothing
-    goes into the cache."""
+    goes into the cache.
+
+    The defaults of weights and fusion are chosen by measurement (docs/retrieval.md).
+    """
 
     model: str  # whose worker is asked
     store_id: str
@@ -38,8 +69,8 @@ class Search(msgspec.Struct, frozen=True, omit_defaults=True):
     limit: int = 10
     filters: dict[str, Any] | None = None
     vector_weight: float = 1.0
-    text_weight: float = 1.0
-    fusion: Literal["rrf", "relative"] = "rrf"
+    text_weight: float = 0.3
+    fusion: Literal["rrf", "relative"] = "relative"
     k: int = 1  # on 192 RFC abstracts 1 has an MRR@10 of .683, the usual 60 has .663
     threshold: float = 0.0  # of the score by which they are ranked in the end
     ranker: str = ""  # a model that re-ranks the best `depth`

@@ -83,21 +83,17 @@ class FileSearch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def search(self, store_id: str, query: str) -> Search:
         """What a worker is asked; the store's model is filled in by whoever knows it."""
         options = self.ranking_options or Ranking()
-        hybrid = options.hybrid_search or Hybrid()
         return Search(
             model="",
             store_id=store_id,
             queries=(query,),
             limit=self.max_num_results or MOST_RESULTS,
             filters=self.filters,
-            vector_weight=hybrid.embedding_weight,
-            text_weight=hybrid.text_weight,
-            fusion=hybrid.fusion,
-            k=hybrid.rrf_k,
             threshold=options.score_threshold,
             ranker=searches.model_of(options.ranker),
             depth=options.rerank_depth,
             deduplicate=options.deduplicate or 0.0,
+            **searches.fusion_of(options.hybrid_search),
         )
 
 

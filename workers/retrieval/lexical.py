@@ -1,4 +1,4 @@
-"""Split text in any writing into words, and find near duplicates by their words.
+"""Split text in any writing into words, leave stop words out of queries, and find near duplicates by their words.
 
 Chinese and Japanese are written without spaces: there two characters side by side are a word.
 
@@ -9,11 +9,21 @@ triples of words that both have; the better ranked of two stays. Counted by word
 with every embedding model.
 
 "a b c d" ─▶ {a b c, b c d}
+
+In a small store a word such as "for" is as rare as any other, so that BM25 takes it for a good one. The language of a
+query is the one of which it has the most stop words.
+
+"Who pays for trips?"  ─▶  English (who, for)  ─▶  "pays trips?"
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import string
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Final
+
+import stop_words
 
 from jobs.retrieval.searches import Found
 
@@ -44,6 +54,40 @@ def is_wide(run: str) -> bool:
 def pairs(run: str) -> list[str]:
     """Return each two neighbouring characters of a wide run; a single character stands alone."""
     return [run[at : at + 2] for at in range(max(1, len(run) - 1))]
+
+
+# ── stop words ──
+
+_ENGLISH: Final = "en"
+_LEAST_STOP_WORDS: Final = 2  # of a language other than English: one may be a name or an English word ("MIT", "die")
+_MARKS: Final = string.punctuation + "¿¡«»„“”‘’‹›…–—؟،؛।॥"  # noqa: RUF001 (other languages' own)
+
+
+def keywords(query: str) -> str:
+    """Return a query without the stop words of its language, or the query as it is where no other word remains."""
+    words = [(word, word.strip(_MARKS).casefold()) for word in query.split()]
+    languages = _languages_of({bare for _, bare in words})
+    left = [(word, bare) for word, bare in words if languages.isdisjoint(_stop_words().get(bare, ()))]
+    return " ".join(word for word, _ in left) if any(bare for _, bare in left) else query
+
+
+def _languages_of(words: Iterable[str]) -> frozenset[str]:
+    """Return the languages of which `words` have the most stop words. English comes before others that have as many."""
+    counts = Counter(language for word in words for language in _stop_words().get(word, ()))
+    most = max(counts.values(), default=0)
+    if most and counts[_ENGLISH] == most:
+        return frozenset({_ENGLISH})
+    return frozenset(language for language, count in counts.items() if count == most >= _LEAST_STOP_WORDS)
+
+
+@cache
+def _stop_words() -> Mapping[str, Sequence[str]]:
+    """Return the languages of which each word is a stop word."""
+    languages = defaultdict(list)
+    for language in stop_words.LANGUAGE_MAPPING:
+        for word in stop_words.get_stop_words(language):
+            languages[word.strip("\ufeff").casefold()].append(language)
+    return dict(languages)
 
 
 # ── near duplicates ──

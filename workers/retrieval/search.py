@@ -10,7 +10,7 @@ asked for each ranking: where a file was replaced between two of them, its old v
 other; replaced after the filters chose its old version, or after that alone was ranked, it would be in neither. So all
 is looked up once more at one moment, and the search is made again where something of it has gone meanwhile.
 
-Two ways to fuse what is near in meaning and what has the words:
+Stop words are no words to match. Two ways to fuse what is near in meaning and what has the words:
 
     rrf        each list gives weight / (k + rank); with a small k the first few of each list decide
                (Cormack, Clarke, Büttcher: Reciprocal Rank Fusion, SIGIR 2009)
@@ -42,7 +42,7 @@ from workers.engines.refusals import is_too_long
 from workers.retrieval.ingestion import embedding_model
 from workers.retrieval.ingestion.embedding import DIFFERENT, Unusable, read_vectors
 from workers.retrieval.ingestion.embedding_model import NoTokenizer, Prompt, TokenizerAway
-from workers.retrieval.lexical import distinct
+from workers.retrieval.lexical import distinct, keywords
 from workers.retrieval.reranking import Reranking
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost
@@ -244,7 +244,7 @@ class Searching:
             return [] if vector is None else vectors.nearest(where, vector, count, only)
 
         def worded(count: int) -> list[Hit]:
-            return vectors.matching(where, query, count, only) if search.text_weight else []
+            return vectors.matching(where, keywords(query), count, only) if search.text_weight else []
 
         weights = (search.vector_weight, search.text_weight)
         lists = [self._visible(find, search, seen) for find in (near, worded)]

@@ -72,3 +72,33 @@ def test_the_threshold_comes_first_and_nothing_is_looked_for_unless_asked() -> N
 
     assert ([one.file_id for one in plain.found], plain.duplicates) == (["kiwi", "copy", "near"], None)
     assert ([one.file_id for one in strict.found], strict.duplicates) == (["kiwi"], 1)
+
+
+@pytest.mark.parametrize(
+    ("query", "left"),
+    [
+        ("Who pays for trips?", "pays trips?"),
+        ("trips for employees", "trips employees"),
+        ("Wie zahlt die Firma für die Reisen?", "zahlt Firma Reisen?"),
+        ("Qui paie pour les voyages ?", "paie voyages"),
+        ("¿Quién paga por los viajes de la empresa?", "¿Quién paga viajes empresa?"),
+        ("Кто платит за поездки и почему", "платит поездки"),
+        ("यात्रा के लिए कौन भुगतान करता है", "यात्रा भुगतान"),
+    ],
+)
+def test_stop_words_of_its_language_are_left_out_of_a_query(query: str, left: str) -> None:
+    assert lexical.keywords(query) == left
+
+
+@pytest.mark.parametrize("query", ["", "?", "To be, or not to be?", "谁支付旅费？", "volcano lava", "\ud800"])
+def test_a_query_of_nothing_else_stays_as_it_is(query: str) -> None:
+    assert lexical.keywords(query) == query
+
+
+@pytest.mark.parametrize("query", ["mit license", "die casting", "los angeles"])
+def test_one_stop_word_of_another_language_than_english_may_be_a_name(query: str) -> None:
+    assert lexical.keywords(query) == query
+
+
+def test_what_is_a_stop_word_in_another_language_stays() -> None:
+    assert lexical.keywords("why did he die in the war") == "die war"  # both are some in German

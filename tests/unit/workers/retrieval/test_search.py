@@ -114,14 +114,17 @@ def test_words_alone_ask_no_engine(shelf: Shelf) -> None:
     assert shelf.mill.engine.asked == []
 
 
-@pytest.mark.parametrize("threshold", [0.5, 0.75, 1.0])
-def test_below_the_threshold_nothing_comes(shelf: Shelf, threshold: float) -> None:
+@pytest.mark.parametrize("count", [1, 3])  # two birds are alike
+def test_below_the_threshold_nothing_comes(shelf: Shelf, count: int) -> None:
     every = shelf.search("bird of the sea")
+    threshold = (every[count - 1].score + every[count].score) / 2
 
-    found = shelf.search("bird of the sea", threshold=threshold)
+    assert shelf.search("bird of the sea", threshold=threshold) == every[:count]
 
-    assert found == [one for one in every if one.score >= threshold]
-    assert len(found) < len(every)
+
+def test_words_without_a_meaning_find_nothing_where_others_remain(shelf: Shelf) -> None:
+    assert shelf.names("what is the volcano of the", vector_weight=0.0) == ["lava"]
+    assert len(shelf.names("of the", vector_weight=0.0)) == len(TEXTS)
 
 
 @pytest.mark.parametrize("limit", [1, 3, 50])
