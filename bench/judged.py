@@ -4,18 +4,24 @@ RFCs             Debian's doc-rfc-std (non-free): its JSON has the abstract. Que
                  Document: how the RFC's text begins, without the paragraphs of its abstract.
 Python's own     where there are no RFCs. Query: the first sentence of a function's docstring. Document: the other
                  docstrings of its module, and what is left of that one.
+Small stores     Twelve of four docstrings each. Query: a question in other words (`bench/questions.py`).
+Python's topics  The topics of Python's `help()`. Query: a question in other words.
 """
 
 import gzip
+import inspect
 import json
+import pydoc
 import re
 import subprocess
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from pydoc_data.topics import topics as help_topics
 from typing import Any
 
+from bench import questions
 from cli.demo import corpus
 from cli.demo.library import Paper
 
@@ -82,6 +88,40 @@ def modules() -> Collection:
     found = Collection("Python's modules", list(large.values()))
     found.ask([(query, paper) for module, paper in large.items() for query in queries[module]])
     return found
+
+
+def small_stores() -> list[Collection]:
+    """Return a collection for each small store; their queries have names of their own."""
+    return [_asked(name, {one: _docstring(one) for one in asked}, asked) for name, asked in questions.SMALL.items()]
+
+
+def topics() -> Collection:
+    """Return the topics of Python's `help()` with questions about some of them."""
+    return _asked("Python's topics", help_topics, questions.TOPICS)
+
+
+def joined(collections: Sequence[Collection]) -> Collection:
+    """Return the queries and judgements of several stores as one collection."""
+    name = collections[0].name if len(collections) == 1 else f"{len(collections)} small stores"
+    whole = Collection(name, [paper for one in collections for paper in one.papers])
+    for one in collections:
+        whole.queries |= one.queries
+        whole.relevant |= one.relevant
+    return whole
+
+
+def _asked(name: str, texts: Mapping[str, str], asked: Mapping[str, str]) -> Collection:
+    papers = {one: Paper(f"{one}.txt", text.encode()) for one, text in texts.items()}
+    found = Collection(name, list(papers.values()))
+    found.queries = {f"{name}/{one}": question for one, question in asked.items()}
+    found.relevant = {f"{name}/{one}": papers[one].name for one in asked}
+    return found
+
+
+def _docstring(name: str) -> str:
+    text = inspect.getdoc(pydoc.locate(name))
+    assert text, name
+    return text
 
 
 def _less(texts: Sequence[str], queries: Sequence[str]) -> bytes:

@@ -81,3 +81,22 @@ def test_modules_do_not_contain_their_queries() -> None:
     texts = {paper.name: paper.data.decode() for paper in found.papers}
     assert len(found.queries) > 100
     assert [query for number, query in found.queries.items() if query in texts[found.relevant[number]]] == []
+
+
+def test_every_question_about_a_small_store_has_its_document_in_it() -> None:
+    stores = judged.small_stores()
+
+    assert all(len(store.papers) == len(store.queries) == 4 for store in stores)
+    for store in [*stores, judged.topics()]:
+        names = {paper.name for paper in store.papers}
+        assert names.issuperset(store.relevant.values())
+        assert store.queries.keys() == store.relevant.keys()
+
+
+def test_stores_are_joined_into_one_set() -> None:
+    stores = judged.small_stores()
+
+    whole = judged.joined(stores)
+
+    assert len(whole.queries) == len(whole.relevant) == 4 * len(stores)
+    assert whole.queries.keys() == whole.relevant.keys()

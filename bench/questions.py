@@ -1,0 +1,137 @@
+"""Questions in other words than the documents' own, about what is installed with Python.
+
+SMALL     four docstrings a store, and a question about each
+TOPICS    one store of the topics of Python's `help()`, and questions about some of them
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+SMALL: Final[Mapping[str, Mapping[str, str]]] = {
+    "files": {
+        "shutil.copytree": "What duplicates a whole folder with everything that is inside of it?",
+        "shutil.rmtree": "How do I get rid of a folder that is not empty?",
+        "shutil.disk_usage": "Is there enough room left on my drive for this download?",
+        "tempfile.mkdtemp": "Where can I put things for a moment so that nobody else is able to read them?",
+    },
+    "text": {
+        "textwrap.dedent": "How can I take away the blanks that all rows of a block begin with?",
+        "textwrap.shorten": "How do I cut a long sentence so that it fits into a headline, with dots at the end?",
+        "difflib.get_close_matches": "What did the user probably want to write when the spelling was wrong?",
+        "string.capwords": "How do I write a title with big first letters?",
+    },
+    "numbers": {
+        "statistics.mean": "What do people earn on average?",
+        "statistics.median": "Which figure is not changed by a few that are far too large?",
+        "statistics.mode": "Which answer was given by most of the people?",
+        "statistics.correlation": "Do two series of measurements rise and fall with each other?",
+    },
+    "net": {
+        "urllib.parse.urljoin": "How do I turn a relative link on a page into a full address?",
+        "webbrowser.open": "How can a program show a page to the person in front of the screen?",
+        "smtplib.SMTP.sendmail": "How is a letter handed over to be delivered to several people?",
+        "socket.create_connection": "How does a client reach a remote host with a limit on how long it may take?",
+    },
+    "workers": {
+        "threading.Thread.join": "How do I wait until some other work is over?",
+        "threading.Thread.start": "What makes the work begin?",
+        "threading.Timer": "How can I have something done in half an hour from now?",
+        "threading.Barrier": "How do several runners wait for each other before any of them goes on?",
+    },
+    "dates": {
+        "calendar.isleap": "Does February have 29 days this time?",
+        "calendar.monthrange": "How long is February, and on what does it begin?",
+        "email.utils.formatdate": "How is the moment a letter was sent written in its head?",
+        "datetime.date.isoweekday": "Is it a Sunday?",
+    },
+    "secrets": {
+        "getpass.getpass": "How do I ask for a secret without anybody seeing what is typed?",
+        "secrets.token_urlsafe": "What can I put into a link for somebody who has forgotten who they are?",
+        "hmac.compare_digest": "How do I check a signature so that nobody learns from how long it takes?",
+        "getpass.getuser": "Who is sitting at this machine?",
+    },
+    "functions": {
+        "functools.lru_cache": "How can I avoid that the same thing is computed again and again?",
+        "functools.partial": "How do I fix some of the inputs in advance?",
+        "contextlib.suppress": "How can I ignore that something went wrong?",
+        "contextlib.redirect_stdout": "How do I catch what somebody else's code prints?",
+    },
+    "order": {
+        "bisect.bisect_left": "Where does a new value belong among those that are in order already?",
+        "heapq.nlargest": "Who are the ten best players?",
+        "heapq.merge": "How do I combine several log files that are each in order by time?",
+        "collections.Counter.most_common": "Which words come up again and again in this book?",
+    },
+    "paths": {
+        "os.walk": "How do I visit all that is below a folder?",
+        "os.makedirs": "How do I create a folder of which not even the parents are there?",
+        "os.path.commonpath": "What do all of these have in common at their beginning?",
+        "filecmp.cmp": "Have these two the same content?",
+    },
+    "formats": {
+        "json.dumps": "How do I turn an object into a string for another program?",
+        "json.loads": "How do I get an object out of a string that another program sent?",
+        "base64.b64encode": "How do I put the bytes of a picture into plain letters and digits?",
+        "zipfile.ZipFile.extractall": "How do I unpack an archive?",
+    },
+    "debugging": {
+        "tracemalloc.take_snapshot": "What is using up the memory?",
+        "timeit.timeit": "Which of two ways is the faster one?",
+        "traceback.print_exc": "How do I show where it went wrong, for the log?",
+        "unittest.TestCase.assertRaises": "How do I check that a call fails as it should?",
+    },
+}
+
+TOPICS: Final[Mapping[str, str]] = {
+    "assert": "How do I make a program stop early when a thing that must hold does not?",
+    "with": "How do I make sure that a resource is released whatever happens?",
+    "try": "How do I handle it when something goes wrong?",
+    "import": "How do I use code that is in another file?",
+    "lambda": "How do I write a small function without a name?",
+    "global": "How can a function change a variable of the whole file?",
+    "nonlocal": "How does an inner function change a variable of the one around it?",
+    "break": "How do I leave a loop early?",
+    "continue": "How do I skip the rest of this round and go on with the next?",
+    "del": "How do I get rid of a name or of an item of a list?",
+    "for": "How do I do something for each item of a collection?",
+    "while": "How do I repeat something as long as a condition holds?",
+    "if": "How do I do something only under a condition?",
+    "pass": "What do I write where nothing is to be done?",
+    "return": "How does a function give a result back to who called it?",
+    "yield": "How do I write a function that produces its values one after the other?",
+    "slicings": "How do I get a part of a list or a string?",
+    "power": "How do I raise a number to an exponent?",
+    "shifting": "How do I move the bits of an integer to the left?",
+    "comparisons": "How do I find out whether one value is smaller than another?",
+    "identifiers": "Which characters may a name have?",
+    "strings": "How do I write text that has quotes and new lines in it?",
+    "numbers": "How do I write a number in hexadecimal?",
+    "dict": "How do I write down pairs of keys and values?",
+    "async": "How do I define a coroutine?",
+    "class": "How do I define a type of my own?",
+    "function": "How do I give a parameter a default value?",
+    "debugger": "How do I step through a program line by line?",
+    "formatstrings": "How do I show a number with two digits after the point?",
+    "operator-summary": "Which operator binds more tightly, multiplication or addition?",
+    "exceptions": "What happens to the program when nobody handles an error?",
+    "naming": "In which scope is a variable looked up?",
+    "truth": "Is an empty list true or false?",
+    "bltin-null-object": "What is there for saying that there is no value?",
+    "conversions": "What happens when an integer and a float are added together?",
+    "specialnames": "How do I make my own class work with the plus sign?",
+    "attribute-access": "How do I control what happens when a field of an object is read?",
+    "context-managers": "How do I write a class whose objects can be used in a with statement?",
+    "callable-types": "How can an object of mine be called like a function?",
+    "sequence-types": "How do I make an object of mine have a length and items?",
+    "raise": "How do I signal an error on my own?",
+    "integers": "How large may a whole number be?",
+    "imaginary": "How do I write complex values?",
+    "typesseq": "Which operations do lists, tuples and ranges share?",
+    "typesmapping": "What can I do with the built-in type that looks up values by key?",
+    "string-methods": "How do I turn a text into capital letters?",
+    "subscriptions": "How is one item picked out of a container by its key?",
+    "lists": "How do I write down several items in square brackets?",
+    "atom-literals": "What kinds of constant values can be written in an expression?",
+    "bitwise": "How do I combine two integers bit by bit?",
+    "booleans": "How do I combine two conditions so that both must hold?",
+}
