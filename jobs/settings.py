@@ -60,6 +60,9 @@ class Settings(BaseSettings):
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     vllm_enabled: bool = Field(True, description="serve the models of engine `vllm` in process")
+    openai_aliases: bool = Field(
+        False, description="make OpenAI's model names aliases of the first model that serves their endpoint"
+    )
     engine_urls: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="OpenAI-compatible base URLs, comma-separated"
     )

@@ -10,7 +10,7 @@ from api.deps import Call, CallContext
 from api.errors import clip
 from api.http.bodies import resource
 from jobs.errors import NotFound, PermissionDenied
-from jobs.fleet import checkpoint
+from jobs.fleet import checkpoint, routing
 from jobs.fleet.models_file import Model as Configured
 from jobs.fleet.tables import Model as Shown
 from jobs.requests.endpoints import EMBEDDINGS
@@ -68,10 +68,12 @@ def delete_model(call: Call, model: str) -> ModelDeleted:
 
 
 def _get(call: CallContext, name: str) -> Model:
-    found = _models(call).get(name)
-    if found is None:
-        raise NotFound(f"The model '{clip(name)}' does not exist.", param="model", code="model_not_found")
-    return found
+    models, aliases = _models(call), call.services.registry().aliases
+    if name not in models:
+        names = [one for one in models if one not in aliases]
+        message = f"The model '{clip(name)}' does not exist. {routing.listed(names)}"
+        raise NotFound(message, param="model", code="model_not_found")
+    return models[name]
 
 
 def _shown(model: Configured, created: int) -> Model:

@@ -239,7 +239,8 @@ def _live_queue(call: CallContext, url: str, model: str) -> str:
 
 def _refused(refusal: routing.NotServed, model: str) -> NightmillError:
     if refusal.code == "model_not_found":
-        return NotFound(f"The model `{clip(model)}` does not exist.", param="model", code=refusal.code)
+        message = f"The model `{clip(model)}` does not exist. {refusal.others}"
+        return NotFound(message, param="model", code=refusal.code)
     kind = PermissionDenied if refusal.code == "external_model_not_allowed" else InvalidRequest
     return kind(str(refusal), param="model", code=refusal.code)
 

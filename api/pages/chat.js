@@ -55,6 +55,7 @@ async function listModels() {
     if (!answer.ok) return tell((unlisted = await why(answer)), true);
     const names = (await answer.json()).data.map((model) => new Option(model.id, model.id));
     $("models").replaceChildren(...names);
+    if (!$("model").value && names.length) $("model").value = names[0].value;
     if ($("status").textContent === unlisted) tell("");
   } catch (error) {
     tell((unlisted = `The server cannot be reached: ${error.message}`), true);

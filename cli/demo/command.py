@@ -59,6 +59,7 @@ def demo(
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     began = time.monotonic()
     options = [word for url in engine_url or [] for word in ("--engine-url", url)] + ["--no-vllm"] * no_vllm
+    options.append("--openai-aliases")
     signal.signal(signal.SIGTERM, _leave)
     found = corpus.docstrings(max(chats, documents))
     lines = (

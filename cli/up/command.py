@@ -29,6 +29,13 @@ def up(
     no_vllm: Annotated[
         bool, typer.Option("--no-vllm", help="Start without vLLM in process. Also NIGHTMILL_VLLM_ENABLED=false.")
     ] = False,
+    openai_aliases: Annotated[
+        bool,
+        typer.Option(
+            "--openai-aliases",
+            help="Let OpenAI's model names, such as gpt-4o-mini, name the models here. Also NIGHTMILL_OPENAI_ALIASES.",
+        ),
+    ] = False,
     models: Annotated[Path | None, typer.Option(help="A models.yaml of your own. Also NIGHTMILL_MODELS_FILE.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what every process logs.")] = False,
     detach: Annotated[
@@ -48,7 +55,7 @@ def up(
 
     if detach and verbose:
         raise Trouble("--verbose shows nothing with --detach; `nightmill logs -f` does")
-    config = for_up(data_dir, host, port, engine_url, no_vllm, models)
+    config = for_up(data_dir, host, port, engine_url, no_vllm, models, openai_aliases=openai_aliases)
     folder = DataFolder(config.data_dir)
     os.umask(0o077)  # whatever is written here may hold prompts, answers and secrets
     folder.make()

@@ -49,10 +49,12 @@ def _stated(**given: Any) -> Settings:
 
 
 def running(data_dir: Path | None) -> Settings:
-    """`effective`, with the models file that `nightmill up` runs with here, where the environment names none."""
+    """`effective`, with the models file and the aliases that `nightmill up` runs with here."""
     config = effective(data_dir=data_dir)
-    named = config.models_file or DataFolder(config.data_dir).live_run().get("models_file") or ""
-    return config.model_copy(update={"models_file": named})
+    run = DataFolder(config.data_dir).live_run()
+    named = config.models_file or run.get("models_file") or ""
+    aliases = config.openai_aliases or bool(run.get("openai_aliases"))
+    return config.model_copy(update={"models_file": named, "openai_aliases": aliases})
 
 
 def _check_database(url: str) -> None:
@@ -73,6 +75,8 @@ def for_up(
     urls: list[str] | None,
     no_vllm: bool,
     models: Path | None,
+    *,
+    openai_aliases: bool = False,
 ) -> Settings:
     """What `up` runs with: ports are chosen, files are named by their whole path."""
     config = _stated(
@@ -82,6 +86,7 @@ def for_up(
         engine_urls=urls or None,
         vllm_enabled=False if no_vllm else None,
         models_file=str(models) if models else None,
+        openai_aliases=True if openai_aliases else None,
     )
     chosen = config.port or take_free(config.host)
     named = str(Path(config.models_file).expanduser().absolute()) if config.models_file else ""

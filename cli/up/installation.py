@@ -132,6 +132,7 @@ class Installation:
             "NIGHTMILL_ENGINE_URLS": ",".join(config.engine_urls),
             "NIGHTMILL_VLLM_ENABLED": str(config.vllm_enabled).lower(),
             "NIGHTMILL_MODELS_FILE": config.models_file,
+            "NIGHTMILL_OPENAI_ALIASES": str(config.openai_aliases).lower(),
             "NIGHTMILL_BROKER_URL": config.broker_url or broker.broker_url(self.folder.path),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
             SUPERVISED: str(config.data_dir),
@@ -158,6 +159,7 @@ class Installation:
                 "flower_url": self.flower_url if any(service.name == _FLOWER for service in services) else None,
                 "api_key": key,
                 "models_file": self.config.models_file,
+                "openai_aliases": self.config.openai_aliases,
                 "pid": self.guard_pid,
                 "processes": [service.described() for service in services],
             }

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, Self
@@ -34,6 +34,17 @@ PRIVATE_SUFFIXES: Final = (".local", ".internal", ".localhost", ".lan", ".cluste
 
 Route = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/rerank"]
 GENERATION: Final[tuple[Route, ...]] = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+
+
+#: OpenAI's names, by the endpoint that a model must serve to have them as aliases. See `Registry.openai_aliases`.
+OPENAI_NAMES: Final[Mapping[Route, tuple[str, ...]]] = {
+    "/v1/chat/completions": (
+        "gpt-4o-mini", "gpt-4o", "gpt-4.1", "gpt-4.1-mini", "gpt-4.1-nano", "gpt-5", "gpt-5-mini", "gpt-5-nano",
+        "gpt-3.5-turbo",
+    ),
+    "/v1/completions": ("gpt-3.5-turbo-instruct",),
+    "/v1/embeddings": ("text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002"),
+}  # fmt: skip
 
 
 #: What PyYAML raises for a text that is no YAML, and for a value that is none of its kind: a 2026-13-01.
@@ -192,24 +203,26 @@ class Registry:
     aliases: Mapping[str, str]
     file: Path
     vllm_enabled: bool = True
+    openai_aliases: bool = False  # whether OpenAI's names that the file does not have name the first model that can
     stamp: tuple[int, ...] = ()
     awaited: Path | None = None  # another file, which takes the place of this one as soon as it is there
 
     @classmethod
     def load(cls, settings: Settings) -> "Registry":
         """The models that this deployment can serve. Raises ModelsFileError."""
+        read = partial(cls.read, vllm_enabled=settings.vllm_enabled, openai_aliases=settings.openai_aliases)
         if settings.models_file:
-            return cls.read(Path(settings.models_file).expanduser(), vllm_enabled=settings.vllm_enabled)
+            return read(Path(settings.models_file).expanduser())
         own = settings.data_dir.absolute() / PACKAGED_FILE.name
-        found = cls.read(own if own.exists() else PACKAGED_FILE, vllm_enabled=settings.vllm_enabled)
-        return replace(found, awaited=own)
+        return replace(read(own if own.exists() else PACKAGED_FILE), awaited=own)
 
     @classmethod
-    def read(cls, file: Path, *, vllm_enabled: bool = True) -> "Registry":
+    def read(cls, file: Path, *, vllm_enabled: bool = True, openai_aliases: bool = False) -> "Registry":
         stamp = _stamp(file)
         kept = {m.name: m for m in _parsed(file, stamp) if vllm_enabled or m.engine is not EngineKind.VLLM}
-        aliases = {alias: model.name for model in kept.values() for alias in model.aliases}
-        return cls(MappingProxyType(kept), MappingProxyType(aliases), file, vllm_enabled, stamp)
+        aliases = _openai_aliases(kept.values()) if openai_aliases else {}
+        aliases |= {alias: model.name for model in kept.values() for alias in model.aliases}
+        return cls(MappingProxyType(kept), MappingProxyType(aliases), file, vllm_enabled, openai_aliases, stamp)
 
     def fresh(self) -> "Registry":
         """This one, or a new one if the file has changed. One that has become wrong is reported and not taken."""
@@ -218,7 +231,8 @@ class Registry:
         if (file, stamp) == (self.file, self.stamp):
             return self
         try:
-            return replace(Registry.read(file, vllm_enabled=self.vllm_enabled), awaited=self.awaited)
+            found = Registry.read(file, vllm_enabled=self.vllm_enabled, openai_aliases=self.openai_aliases)
+            return replace(found, awaited=self.awaited)
         except ModelsFileError as error:
             log.error("models_file.rejected", extra={"file": str(file), "reason": str(error)})  # noqa: TRY400
             return replace(self, file=file, stamp=stamp)
@@ -255,6 +269,16 @@ class Models:
         with self._lock:
             self._last = self._last.fresh() if self._last else Registry.load(self._settings)
             return self._last
+
+
+def _openai_aliases(models: Collection[Model]) -> dict[str, str]:
+    """Return OpenAI's names that no model has, and the first of `models` that serves the endpoint of each."""
+    names = {model.name for model in models}
+    found: dict[str, str] = {}
+    for route, aliases in OPENAI_NAMES.items():
+        first = next((model.name for model in models if route in model.endpoints), None)
+        found |= {alias: first for alias in aliases if first is not None and alias not in names}
+    return found
 
 
 def _stamp(file: Path) -> tuple[int, ...]:

@@ -3,6 +3,9 @@
 configured name ─▶ name that an endpoint showed ─▶ alias ─▶ an endpoint that takes any name
 """
 
+from collections.abc import Sequence
+from typing import Final
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -14,13 +17,15 @@ from jobs.queues import Queue
 from jobs.security.tables import Project
 from jobs.settings import Settings
 
+_NAMED: Final = 10  # models that a message names
+
 
 class NotServed(Exception):
-    """No worker will ever serve this model (for this project)."""
+    """No worker will ever serve this model (for this project). `others` is a sentence that names those there are."""
 
-    def __init__(self, message: str, code: str = "model_not_found") -> None:
+    def __init__(self, message: str, code: str = "model_not_found", others: str = "") -> None:
         super().__init__(message)
-        self.code = code
+        self.code, self.others = code, others
 
 
 class NotYet(Exception):
@@ -37,7 +42,7 @@ def queue_of(
         return shown.queue
     configured = configured or registry.models.get(registry.aliases.get(name, ""))
     if configured is None:
-        return _wildcard(session, config, name, project_id)
+        return _wildcard(session, config, registry, name, endpoint, project_id)
     if endpoint not in configured.endpoints:
         raise NotServed(f"The model '{name}' does not serve {endpoint}.", "model_not_supported")
     _check_external(session, configured.external, name, project_id)
@@ -53,7 +58,29 @@ def engines(session: Session, registry: Registry) -> dict[str, str]:
     return {name: registry.models[target].engine.value for name, target in names.items()}
 
 
-def _wildcard(session: Session, config: Settings, name: str, project_id: str) -> str:
+def listed(names: Sequence[str], endpoint: str = "") -> str:
+    """Return a sentence with the `names` of the models that there are instead of one that is not."""
+    serve = f" that serve {endpoint}" if endpoint else ""
+    few = ", ".join(f"`{one}`" for one in names[:_NAMED]) or "none"
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"The models{serve} here: {few}{more}."
+
+
+def names_of(session: Session, registry: Registry, endpoint: str, project_id: str) -> list[str]:
+    """Return the models that a project may ask for at `endpoint`, without their aliases."""
+    shown = session.execute(select(Model.id, Model.external).where(Model.id != ANY_MODEL).order_by(Model.id))
+    found = {name: external for name, external in shown}  # noqa: C416 (rows are not pairs to a type checker)
+    found |= {model.name: model.external for model in registry.models.values()}
+    allowed = session.get_one(Project, project_id).allow_external
+    models = registry.models
+    return [
+        name
+        for name, external in found.items()
+        if (allowed or not external) and (name not in models or endpoint in models[name].endpoints)
+    ]
+
+
+def _wildcard(session: Session, config: Settings, registry: Registry, name: str, endpoint: str, project_id: str) -> str:
     workers = fleet.alive(session, Queue.GENERATE)
     if any(ANY_MODEL in worker.models for worker in workers):
         taker = session.get(Model, ANY_MODEL)  # what workers have noted of the endpoints that take any name
@@ -61,7 +88,8 @@ def _wildcard(session: Session, config: Settings, name: str, project_id: str) ->
         return Queue.GENERATE
     if config.engine_urls and not any(worker.models for worker in workers):
         raise NotYet(name)
-    raise NotServed(f"The provided model '{quoted(name)}' is not supported by the Batch API.")
+    others = listed(names_of(session, registry, endpoint, project_id), endpoint)
+    raise NotServed(f"The provided model '{quoted(name)}' is not supported by the Batch API. {others}", others=others)
 
 
 def _check_external(session: Session, external: bool, name: str, project_id: str) -> None:

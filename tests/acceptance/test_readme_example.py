@@ -23,7 +23,7 @@ def test_sdk_example_of_the_readme_answers_three_questions(tmp_path: Path) -> No
     environment = {"NIGHTMILL_MODELS_FILE": str(tmp_path / "models.yaml")}
 
     with (
-        stub_engine.running(tmp_path / "prompts.log", "--models", "gpt-4o-mini") as url,
+        stub_engine.running(tmp_path / "prompts.log", "--models", "smollm2-135m-instruct") as url,
         running(tmp_path / ".nightmill", ["--no-vllm", "--engine-url", f"{url}/v1"], environment) as system,
     ):
         system.wait_until_ready()
@@ -44,7 +44,7 @@ def test_the_example_of_vector_stores_finds_and_cites(tmp_path: Path) -> None:
     (tmp_path / "handbook.pdf").write_bytes(pdf("Leave\n\nEverybody has 30 days of leave in a year.\n"))
     models = tmp_path / "models.yaml"
 
-    with stub_engine.running(tmp_path / "prompts.log", "--models", "gpt-4o-mini,embedder") as url:
+    with stub_engine.running(tmp_path / "prompts.log", "--models", "smollm2-135m-instruct,embedder") as url:
         source = f'source: {{urls: ["{url}/v1"]}}, engine: http'
         models.write_text(f"models:\n  embedder: {{{source}, endpoints: [/v1/embeddings], queue: gpu.embed}}\n")
         options = ["--no-vllm", "--engine-url", f"{url}/v1"]

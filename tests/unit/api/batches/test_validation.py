@@ -68,7 +68,9 @@ def test_every_bad_line_is_named(client: TestClient) -> None:
     ]
 
 
-def test_a_field_that_no_engine_in_process_knows_is_named(app: FastAPI, client: TestClient) -> None:
+def test_a_field_that_no_engine_in_process_knows_is_named(make_app: Callable[..., FastAPI]) -> None:
+    app = make_app(openai_aliases=True)
+    client = client_of(app, make_key(app))
     body = {"model": "all-minilm-l6-v2", "input": "a"}
     data = b"".join([
         line("1", body=body | {"input_type": "query", "user": None, "cache": False}),

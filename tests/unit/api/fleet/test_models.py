@@ -14,6 +14,32 @@ from tests.support.web import make_key
 from tests.unit.api.conftest import client_of
 
 
+@pytest.fixture
+def app(make_app: Callable[..., FastAPI]) -> FastAPI:
+    return make_app(openai_aliases=True)
+
+
+def test_a_model_that_is_not_there_is_answered_with_those_that_are(
+    make_app: Callable[..., FastAPI], app: FastAPI
+) -> None:
+    plain = client_of(bare := make_app(), make_key(bare))
+    chat, vectors = {"messages": [{"role": "user", "content": "?"}]}, {"input": "?"}
+
+    said = [
+        plain.post("/v1/chat/completions", json={"model": "gpt-4o-mini", **chat}),
+        plain.post("/v1/embeddings", json={"model": "text-embedding-3-small", **vectors}),
+        plain.get("/v1/models/gpt-4o-mini"),
+    ]
+
+    assert [(one.status_code, one.json()["error"]["code"]) for one in said] == [(404, "model_not_found")] * 3
+    told = [one.json()["error"]["message"].partition(" does not exist. ")[2] for one in said]
+    assert told == [
+        "The models that serve /v1/chat/completions here: `smollm2-135m-instruct`.",
+        "The models that serve /v1/embeddings here: `all-minilm-l6-v2`.",
+        "The models here: `smollm2-135m-instruct`, `all-minilm-l6-v2`.",
+    ]
+
+
 def test_configured_names_aliases_and_discovered_models_are_listed(app: FastAPI, client: TestClient) -> None:
     with app.state.services.db.write() as session:
         workers.remember_all(session, {"Qwen/Qwen3-0.6B": False}, Queue.GENERATE)

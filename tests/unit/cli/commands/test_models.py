@@ -112,7 +112,7 @@ def test_comments_stay_with_the_models_that_they_stand_before(run: Run, tmp_path
         (("add", "m"), "exactly one of"),
         (("add", "m", "--path", ".", "--url", "http://a/v1"), "exactly one of"),
         (("add", "m", "--path", ".", "--revision", COMMIT), "--revision names a commit of a --repo"),
-        (("add", "m", "--path", ".", "--alias", "gpt-4o-mini"), "already names"),
+        (("add", "m", "--path", ".", "--alias", "all-minilm-l6-v2"), "already names"),
         (("add", "m", "--path", ".", "--set", "odd"), "no engine argument"),
         (("add", "m", "--path", ".", "--set", "a={"), "^'a={' is no engine argument: its value is no YAML$"),
         (("add", "m", "--path", ".", "--set", "a=2026-13-01"), "its value is no YAML"),
@@ -209,6 +209,7 @@ def test_models_of_engine_urls_are_listed_beside_those_of_the_file(
     run: Run, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NIGHTMILL_DATABASE_URL", db.url)
+    monkeypatch.setenv("NIGHTMILL_OPENAI_ALIASES", "true")
     facts = {"pool": "gpu", "host": "h", "pid": 1, "started": 1, "queues": [Queue.GENERATE], "models": ["far"]}
     with db.write() as session:
         workers.remember_all(session, {"far": True, "gpt-4o-mini": True}, Queue.GENERATE)

@@ -34,6 +34,7 @@ def run(tmp_path: Path, db: Database, monkeypatch: pytest.MonkeyPatch) -> Run:
     """The command, on an empty database."""
     monkeypatch.setenv("NIGHTMILL_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("NIGHTMILL_DATABASE_URL", db.url)
+    monkeypatch.setenv("NIGHTMILL_OPENAI_ALIASES", "true")
 
     def run(*words: str) -> Any:
         done = CliRunner().invoke(app, [*words])

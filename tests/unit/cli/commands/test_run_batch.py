@@ -155,7 +155,7 @@ def test_what_only_vllms_server_takes_is_refused() -> None:
 
 
 def test_a_packaged_model_keeps_what_it_needs() -> None:
-    model = fields("gpt-4o-mini", "--max-model-len", "512", "--no-enforce-eager")["gpt-4o-mini"]
+    model = fields("smollm2-135m-instruct", "--max-model-len", "512", "--no-enforce-eager")["smollm2-135m-instruct"]
 
     assert model["source"] == {"packaged": "smollm2-135m-instruct"}
     assert (model["engine_args"]["max_model_len"], model["engine_args"]["tool_call_parser"]) == (512, "hermes")

@@ -1,14 +1,17 @@
 """The demo's checks find what is missing, and its text is the standard library's."""
 
+import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from openai import OpenAI
+from typer.testing import CliRunner
 
-from cli.demo import corpus
+from cli.demo import corpus, system
 from cli.demo.batch import DemoBatch, faults, nearest
 from cli.demo.inbox import Inbox
+from cli.main import app
 
 
 def _output(name: str, text: str = "yes") -> dict[str, Any]:
@@ -99,3 +102,18 @@ def test_lines_have_what_a_batch_needs() -> None:
 
     assert len({line["custom_id"] for line in lines}) == len(lines) == 20 + len(corpus.TOPICS) + len(corpus.QUESTIONS)
     assert all(line["url"] == "/v1/embeddings" and line["body"]["model"] == "m" for line in lines)
+
+
+def test_the_demo_answers_to_openais_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[str]()
+
+    def running(_path: Path, options: list[str], _environment: dict[str, str], _port: int) -> NoReturn:
+        asked.extend(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(system, "running", running)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    done = CliRunner().invoke(app, ["demo", "--data-dir", str(tmp_path), "--no-vllm"])
+
+    assert asked == ["--no-vllm", "--openai-aliases"], done.output

@@ -170,7 +170,7 @@ def test_prompts_of_a_model_that_embeds_are_told(diagnosis: Examine, tmp_path: P
 
 def test_a_model_that_can_not_rewrite_queries_is_named(diagnosis: Examine) -> None:
     assert "rewrite_query" not in diagnosis()
-    assert diagnosis(rewrite_model="gpt-4o-mini")["rewrite_query"].health is Health.FINE
+    assert diagnosis(rewrite_model="smollm2-135m-instruct")["rewrite_query"].health is Health.FINE
     for name in ("all-minilm-l6-v2", "nobody"):
         found = diagnosis(rewrite_model=name)["rewrite_query"]
         assert (found.health, name in found.told) == (Health.WARNING, True)

@@ -52,6 +52,15 @@ def test_the_models_file_that_it_runs_with_is_told(folder: DataFolder) -> None:
     assert published(folder, ["web"], models_file="/srv/models.yaml")["models_file"] == "/srv/models.yaml"
 
 
+def test_openais_names_are_told_to_every_process_and_to_the_other_commands(folder: DataFolder) -> None:
+    config = Settings(data_dir=folder.path, openai_aliases=True)
+    here = Installation(config, folder, procfile.CODE, 1, verbose=False)
+
+    assert here.environment()["NIGHTMILL_OPENAI_ALIASES"] == "true"
+    assert published(folder, ["web"], openai_aliases=True)["openai_aliases"] is True
+    assert published(folder, ["web"])["openai_aliases"] is False
+
+
 def test_whether_it_is_up_is_asked_of_its_own_port(folder: DataFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr("cli.up.readiness.tell_when_up", lambda url, *_: asked.append(url))

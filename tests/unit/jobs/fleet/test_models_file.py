@@ -36,8 +36,41 @@ def model_with(folder: Path, **fields: Any) -> Path:
     return written(folder, "\n".join(["models:", "  m:", *lines]))
 
 
-def test_packaged_file_serves_the_packaged_models_under_openais_names() -> None:
+def test_openais_names_are_no_aliases_unless_the_operator_says_so() -> None:
     registry = Registry.load(Settings())
+
+    assert list(registry.models) == ["smollm2-135m-instruct", "all-minilm-l6-v2"]
+    assert dict(registry.aliases) == {}
+
+
+def test_openais_names_name_the_first_model_that_serves_their_endpoint(tmp_path: Path) -> None:
+    file = written(tmp_path, """
+models:
+  vectors: {source: {packaged: all-minilm-l6-v2}, engine: embed}
+  first: {source: {urls: ["http://10.0.0.1:8000"]}, engine: http, endpoints: [/v1/chat/completions]}
+  second: {source: {urls: ["http://10.0.0.2:8000"]}, engine: http, aliases: [gpt-5]}
+  gpt-4o: {source: {urls: ["http://10.0.0.3:8000"]}, engine: http}
+""")  # fmt: skip
+    registry = Registry.load(Settings(models_file=str(file), openai_aliases=True))
+
+    assert registry.aliases["gpt-4o-mini"] == "first"
+    assert registry.aliases["gpt-5"] == "second", "the file comes first"
+    assert registry.aliases["gpt-3.5-turbo-instruct"] == "second", "the first serves no completions"
+    assert registry.aliases["text-embedding-3-large"] == "vectors"
+    assert "gpt-4o" not in registry.aliases
+
+
+def test_openais_names_stay_aliases_when_the_file_changes(tmp_path: Path) -> None:
+    file = written(tmp_path, MINIMAL)
+    registry = Registry.load(Settings(models_file=str(file), openai_aliases=True))
+
+    written(tmp_path, "models:\n  other: {source: {packaged: smollm2-135m-instruct}, engine: vllm}\n")
+
+    assert registry.fresh().aliases["gpt-4o"] == "other"
+
+
+def test_packaged_file_serves_the_packaged_models_under_openais_names_where_these_are_wanted() -> None:
+    registry = Registry.load(Settings(openai_aliases=True))
 
     chat, vectors = registry.resolve("gpt-4o-mini"), registry.resolve("text-embedding-3-small")
 
@@ -50,7 +83,7 @@ def test_packaged_file_serves_the_packaged_models_under_openais_names() -> None:
 
 
 def test_models_of_vllm_and_their_aliases_drop_out_when_it_is_off() -> None:
-    registry = Registry.load(Settings(vllm_enabled=False))
+    registry = Registry.load(Settings(vllm_enabled=False, openai_aliases=True))
 
     assert list(registry.models) == ["all-minilm-l6-v2"]
     assert registry.resolve("gpt-4o-mini") is None

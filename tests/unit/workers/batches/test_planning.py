@@ -459,7 +459,8 @@ def test_models_file_that_has_become_wrong_counts_as_it_was(
     assert [record.message for record in caplog.records].count("models_file.rejected") == 1
 
 
-def test_alias_of_a_configured_model_goes_to_its_queue(desk: Desk) -> None:
+def test_alias_of_a_configured_model_goes_to_its_queue(db: Database, tmp_path: Path) -> None:
+    desk = Desk(db, tmp_path, openai_aliases=True)
     body = {"model": "text-embedding-3-small", "input": "x"}
     content = jsonl([{"custom_id": "r", "method": "POST", "url": EMBED, "body": body}])
 
