@@ -18,7 +18,7 @@ from jobs.inference.tables import Cached, CacheEpoch, CacheUse, Conversation, Ke
 from jobs.ledger.tables import TOKENS, Audit, AuditHead, Job, JobDependency, Outbox, Outcome, Schedule, Segment, Shard
 from jobs.retrieval.tables import Source, SourceItem, VectorRemoval, VectorStore, VectorStoreFile
 from jobs.security.tables import ApiKey, Idempotency, Project, StorageUsage
-from jobs.webhooks.tables import Attempt, Delivery, Event, WebhookEndpoint
+from jobs.webhooks.tables import Attempt, Delivery, Event, EventHead, WebhookEndpoint
 
 __all__ = [
     "TOKENS",
@@ -34,6 +34,7 @@ __all__ = [
     "Delivery",
     "EngineDeath",
     "Event",
+    "EventHead",
     "File",
     "Idempotency",
     "Job",

@@ -11,7 +11,8 @@ from jobs.db.base import Base, Serial
 class Event(Base):
     """Something that happened to a job (or endpoint); `seq` is taken under that row's lock, without gaps.
 
-    The same row feeds polling, SSE and webhooks.
+    The same row feeds polling, SSE and webhooks. `position` is its place in the feed of its project, which the leading
+    dispatcher gives out after the commit: see `jobs.ledger.feed`.
     """
 
     __tablename__ = "event"
@@ -23,8 +24,36 @@ class Event(Base):
     type: Mapped[str] = mapped_column(String(64))
     data: Mapped[dict[str, Any]]
     created_at: Mapped[float]
+    position: Mapped[int | None]
 
-    __table_args__ = (Index("ix_event_project_created", "project_id", "created_at"),)
+    __table_args__ = (
+        Index("ix_event_project_created", "project_id", "created_at"),
+        Index(
+            "ix_event_position",
+            "project_id",
+            "position",
+            unique=True,
+            sqlite_where=text("position IS NOT NULL"),
+            postgresql_where=text("position IS NOT NULL"),
+        ),
+        Index(
+            "ix_event_unnumbered",
+            "subject_id",
+            "seq",
+            sqlite_where=text("position IS NULL"),
+            postgresql_where=text("position IS NULL"),
+        ),
+    )
+
+
+class EventHead(Base):
+    """Where a project's feed of events ends: the last `position` given out, and the last one that was `removed`."""
+
+    __tablename__ = "event_head"
+
+    project_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    position: Mapped[int] = mapped_column(default=0)
+    removed: Mapped[int] = mapped_column(default=0)
 
 
 class WebhookEndpoint(Base):

@@ -7,12 +7,13 @@ from sqlalchemy.orm import Session
 
 from jobs.db.engine import Database
 from jobs.errors import Conflict, DatabaseBusy, InvalidRequest
-from jobs.ledger import audit, ledger
+from jobs.ledger import audit, feed, ledger
 from jobs.ledger.states import LIVE, JobState
 from jobs.ledger.tables import Job
 from jobs.platform.storage import Storage
 from jobs.security.tables import Project
 from jobs.settings import Settings
+from jobs.webhooks.tables import Event
 from tests.simulation.worker import Plan, Site, WorkerProcess
 from tests.simulation.world import Actor, Broker, Process, SimulatedDatabase, Steps, Weather, World
 from tests.support import ledgers
@@ -70,6 +71,7 @@ class Game:
         self.leader = Process("dispatcher")
         self.history = History()
         self.seen: dict[str, list[str]] = {}
+        self.read, self.position = list[str](), 0  # by a reader of the feed: the ids of events, and its cursor
         self.wrong: list[str] = []
         self.poison: frozenset[tuple[int, int]] = frozenset()  # of every job, beside the weather's
         self.expected = 0
@@ -164,8 +166,17 @@ class Game:
                 self.wrong += violations(session) + self.history.look(session)
                 for job_id, state in session.execute(select(Job.id, Job.state)):
                     self._saw(job_id, JobState(state))
+            self._read_feed()
             self.over = self.submitted == self.expected and not self._live()
             yield 0.4
+
+    def _read_feed(self) -> bool:
+        """Read the feed on from the cursor, as a client does, in small pages; return whether there was anything."""
+        with self.world.db.read() as session:
+            found = feed.after(session, "proj_1", self.position, 3)
+        self.read += [event.id for event in found]
+        self.position = found[-1].position or 0 if found else self.position
+        return bool(found)
 
     def _saw(self, job_id: str, state: JobState) -> None:
         states = self.seen.setdefault(job_id, [])
@@ -234,9 +245,23 @@ class Game:
             while audit.seal(session):
                 session.flush()
             self.wrong += audit.verify(session).faults
+        self._account_feed()
         for job_id, plan in self.site.plans.items():
             self.wrong += [f"{job_id}: {wrong}" for wrong in self._job(ledgers.job(self.world.db, job_id), plan)]
         self.wrong += self._rework()
+
+    def _account_feed(self) -> None:
+        """The reader had every event once, in the order of the feed."""
+        with self.world.db.write() as session:
+            while feed.number(session):
+                session.flush()
+            self.wrong += violations(session)
+        while self._read_feed():
+            pass
+        with self.world.db.read() as session:
+            told = session.scalars(select(Event.id).order_by(Event.position)).all()
+        if self.read != told:
+            self.wrong.append(f"the feed was read as {self.read}, and is {told}")
 
     def _job(self, job: Job, plan: Plan) -> list[str]:
         if job.state in LIVE or job.state == JobState.FAILED:

@@ -7,6 +7,7 @@ I5  monotone           states only follow the arrows; `History` watches that not
 I6  no zombie          no segment is of an epoch that the shard has not reached
 I7  audited            one row per move, each an arrow of the table; each end is counted for the metrics
 I8  in order           a job with a plan message, a claim or lines has only completed predecessors
+I9  one feed           positions of a project's events count from 1 without gaps, and follow the events of each job
 """
 
 from collections import defaultdict
@@ -24,7 +25,7 @@ from jobs.ledger import dependencies, measures
 from jobs.ledger.states import CLOSING, MOVES, TERMINAL, JobState, ShardState
 from jobs.ledger.tables import Audit, Job, JobDependency, Outbox, Segment, Shard
 from jobs.queues import Task
-from jobs.webhooks.tables import Event
+from jobs.webhooks.tables import Event, EventHead
 
 _TOKENS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
 
@@ -33,6 +34,7 @@ _UNFINISHED = {JobState.FAILED, JobState.EXPIRED, JobState.CANCELLED}
 _COUNTED = select(func.coalesce(func.sum(Measure.count), 0)).where(Measure.name == measures.ENDED)
 #: Columns: an object of each row would be most of the time.
 _TOLD = select(Event.subject_id, Event.seq, Event.type)
+_FEED = select(Event.project_id, Event.position, Event.subject_id, Event.seq).where(Event.position.is_not(None))
 _AFTER = select(JobDependency.job_id, Job.id, Job.state).join(Job, Job.id == JobDependency.after_id)
 _MOVED = select(Audit.target, Audit.source, Audit.destination).order_by(Audit.id)
 
@@ -61,8 +63,21 @@ def violations(session: Session) -> list[str]:
     )
     jobs = session.scalars(select(Job)).all()
     wrong = [f"{job.id} ({job.state}): {wrong}" for job in jobs for wrong in _of_job(books, job)]
+    wrong += _feeds(session)
     ended, counted = sum(job.state in TERMINAL for job in jobs), session.scalar(_COUNTED)
     return wrong if ended == counted else [*wrong, f"{ended} jobs have ended, and {counted} are counted as ended"]
+
+
+def _feeds(session: Session) -> list[str]:
+    feeds, wrong = _by("project_id", session.execute(_FEED.order_by(Event.position))), list[str]()
+    for head in session.scalars(select(EventHead)):
+        rows = feeds[head.project_id]
+        if [row.position for row in rows] != list(range(1, head.position + 1)):
+            wrong.append(f"the feed has {[row.position for row in rows]}, and {head.position} positions were given out")
+        seqs = [(row.subject_id, row.seq) for row in sorted(rows, key=lambda row: (row.subject_id, row.position))]
+        if seqs != sorted(seqs):
+            wrong.append(f"the feed has the events of a subject in this order: {seqs}")
+    return wrong
 
 
 def _by(name: str, rows: Iterable[Any]) -> dict[Any, list[Any]]:

@@ -6,6 +6,7 @@ claims      of such workers at once; others when their own beat stands still for
 jobs        past their window; stopping for longer than the grace (their shards are fenced); left without a next step;
             waiting for others that have ended; live although their parent was cancelled
 audit       sealed; its head sent away once a day
+events      numbered: the positions in the feeds of their projects
 retention   every minute, see `workers.dispatcher.retention`
 """
 
@@ -28,7 +29,7 @@ from jobs.fleet import quarantine
 from jobs.fleet import workers as fleet
 from jobs.fleet.models_file import Registry
 from jobs.fleet.tables import Worker
-from jobs.ledger import anchors, audit, dependencies, kinds, ledger, pauses, shards
+from jobs.ledger import anchors, audit, dependencies, feed, kinds, ledger, pauses, shards
 from jobs.ledger.anchors import Anchor
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
@@ -48,7 +49,7 @@ _SWEEP_SECONDS = 5.0
 _RETENTION_SECONDS = 60.0
 _CLEARED_AT_ONCE = 10  # transactions for one source per round
 _RELEASED_AT_ONCE = 20  # transactions of WRITE_ROWS deliveries per sweep
-_SEALS_AT_ONCE = 20  # transactions of WRITE_ROWS rows per round, so that a backlog is not sealed in one go
+_PAGES_AT_ONCE = 20  # transactions of WRITE_ROWS rows per round, so that a backlog is not sealed or numbered in one go
 _LOOK = 1 / 3  # of a lease
 _LONG = 2 / 3  # of a lease
 _SHORTEST_LOOK = 1.0  # seconds
@@ -158,7 +159,8 @@ class Housekeeper:
         self._fire()
         self._expire()
         self._fence_stopping()
-        self._seal()
+        self._repeat(audit.unsealed, audit.seal)
+        self._repeat(feed.unnumbered, feed.number)
         if self._clock() - self._swept >= min(_SWEEP_SECONDS, self._config.lease_seconds):
             self._swept = self._clock()
             self._sweep()
@@ -337,12 +339,13 @@ class Housekeeper:
             idle = ledger.idle(session, or_(off.held, early, fleet.unserved(served)))
         return [(job_id, None) for job_id in over] + [(job.id, _reason(job, off, at)) for job in idle]
 
-    def _seal(self) -> None:
-        for _ in range(_SEALS_AT_ONCE):
+    def _repeat(self, is_due: Callable[[Session], bool], work: Callable[[Session], object]) -> None:
+        """Do some of `work` in a transaction, again and again while it is due, but not too often in one round."""
+        for _ in range(_PAGES_AT_ONCE):
             with self._db.read() as session:
-                if not audit.unsealed(session):
+                if not is_due(session):
                     return
-            self._write(audit.seal)
+            self._write(work)
 
     def _write(self, work: Callable[[Session], object]) -> object:
         """One transaction of what may be many, so others write after it."""

@@ -23,7 +23,7 @@ from jobs.errors import DatabaseBusy, NotFound, StorageAway, StorageFull
 from jobs.files.tables import File, Upload, UploadPart
 from jobs.inference import cache
 from jobs.inference.tables import Conversation, KeptCompletion, KeptResponse
-from jobs.ledger import audit, kinds
+from jobs.ledger import audit, feed, kinds
 from jobs.ledger.states import TERMINAL
 from jobs.ledger.tables import Job, Schedule, Segment, Shard
 from jobs.platform.storage import Storage
@@ -32,7 +32,7 @@ from jobs.security.tables import Idempotency
 from jobs.settings import Settings
 from jobs.timings import Timings
 from jobs.webhooks import deliveries
-from jobs.webhooks.tables import Attempt, Delivery, Event
+from jobs.webhooks.tables import Attempt, Delivery
 from workers.dispatcher.orphans import FULL, Orphans, long_over
 
 log = logging.getLogger(__name__)
@@ -261,15 +261,13 @@ class Retention:
     def _old_rows(self) -> bool:
         before = now() - self._config.retention_seconds
         keys = now() - self._config.idempotency_seconds
-        referred = exists().where(Delivery.event_id == Event.id)
         old: list[tuple[Any, ...]] = [
             (Attempt, Attempt.at < before),
             (Delivery, Delivery.state != "pending", Delivery.created_at < before),
-            (Event, Event.created_at < before, ~referred),
             (Idempotency, Idempotency.created_at < keys),
         ]
         more = [self._repeat(self._fail_lost), *(self._repeat(partial(self._delete, *rows)) for rows in old)]
-        return any(more)
+        return self._repeat(partial(self._forget_events, before)) or any(more)
 
     def _delete(self, table: type[Base], *conditions: ColumnElement[bool]) -> bool:
         """A page of such rows. They are looked for beforehand: nobody waits for that."""
@@ -280,6 +278,15 @@ class Retention:
             still = tuple_(*key).in_([tuple(row) for row in found]), *conditions
             with self._db.write() as session:
                 session.execute(delete(table).where(*still), execution_options=UNSEEN)
+        return len(found) == _AT_ONCE
+
+    def _forget_events(self, before: float) -> bool:
+        """Delete a page of old events; return whether there may be more."""
+        with self._db.read() as session:
+            found = feed.forgettable(session, before, _AT_ONCE)
+        if found:
+            with self._db.write() as session:
+                feed.forget(session, found, before)
         return len(found) == _AT_ONCE
 
     def _fail_lost(self) -> bool:

@@ -11,7 +11,7 @@ from jobs.db.base import Base, table_of
 from jobs.db.engine import Database
 from jobs.files.tables import File
 from jobs.fleet.tables import Measure
-from jobs.ledger import audit, ledger, measures, shards
+from jobs.ledger import audit, feed, ledger, measures, shards
 from jobs.ledger.tables import Audit, Job, JobDependency, Outbox, Outcome, Segment, Shard
 from jobs.queues import Queue, Task
 from jobs.security import keys
@@ -35,6 +35,7 @@ def happened(db: Database) -> None:
         session.add(Idempotency(project_id="proj_1", route="POST /", key="k", beat_at=now(), created_at=now()))
     with db.write() as session:
         audit.seal(session)
+        feed.number(session)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,7 @@ def happened(db: Database) -> None:
         pytest.param(Outbox, {"id": 1_000_000}, id="uq_outbox"),
         pytest.param(Event, {"id": "evt_other"}, id="pk_event"),
         pytest.param(Event, {"seq": 1_000_000}, id="uq_event_id"),
+        pytest.param(Event, {"seq": 1_000_000, "id": "evt_other"}, id="ix_event_position"),
         pytest.param(Audit, {"id": 1_000_000}, id="uq_audit_seal"),
         pytest.param(Outcome, {"count": 9}, id="pk_outcome"),
         pytest.param(File, {"path": "files/2"}, id="pk_file"),

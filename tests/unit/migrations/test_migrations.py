@@ -13,6 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.orm import Session
 
 from jobs.bootstrap import migrate
+from jobs.ledger import feed
 from jobs.retrieval import indexes
 from jobs.retrieval.tables import VectorStore
 from jobs.tables import Base
@@ -187,6 +188,24 @@ def test_a_segment_from_before_does_not_say_which_answers_were_cut_off(empty: st
     assert check.drift(empty) == []
     with sa.create_engine(empty, poolclass=sa.NullPool).connect() as connection:
         assert connection.execute(sa.text("SELECT good, cut_off FROM segment")).all() == [(b"\1", None)]
+
+
+def test_events_from_before_the_feed_have_positions_in_the_order_of_time(empty: str) -> None:
+    migrate(empty, "0024")
+    for project, subject, seq, at in (("p", "b", 1, 1.0), ("p", "a", 1, 2.0), ("p", "b", 2, 3.0), ("q", "c", 1, 1.5)):
+        execute(
+            empty,
+            "INSERT INTO event (subject_id, seq, id, project_id, type, data, created_at) "
+            f"VALUES ('{subject}', {seq}, 'evt_{subject}{seq}', '{project}', 't', '{{}}', {at})",
+        )
+
+    migrate(empty)
+
+    assert check.drift(empty) == []
+    with Session(sa.create_engine(empty, poolclass=sa.NullPool)) as session:
+        read = {project: [event.id for event in feed.after(session, project, 0, 9)] for project in ("p", "q")}
+        assert read == {"p": ["evt_b1", "evt_a1", "evt_b2"], "q": ["evt_c1"]}
+        assert (feed.bounds(session, "p"), feed.bounds(session, "q")) == ((3, 0), (1, 0))
 
 
 def test_the_check_passes_for_the_revisions_of_this_checkout() -> None:

@@ -13,7 +13,7 @@ from jobs.batches import batches
 from jobs.clock import now
 from jobs.db.engine import WRITE_ROWS
 from jobs.files.tables import File, Upload, UploadPart
-from jobs.ledger import anchors, audit, kinds, ledger, shards
+from jobs.ledger import anchors, audit, events, feed, kinds, ledger, shards
 from jobs.ledger.kinds import Kind, Payload
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Outbox, Segment, Shard
@@ -323,7 +323,7 @@ def test_a_retrys_copy_of_a_deleted_input_goes_with_it_when_nobody_reads_it(hous
 
 
 def test_audit_rows_of_a_busy_second_are_sealed_over_several(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maintenance, "_SEALS_AT_ONCE", 2)
+    monkeypatch.setattr(maintenance, "_PAGES_AT_ONCE", 2)
     with house.db.write() as session:
         for n in range(2 * WRITE_ROWS + 1):
             audit.record(session, actor="key:test", action="file.create", target=f"file-{n}", project_id="p")
@@ -337,6 +337,23 @@ def test_audit_rows_of_a_busy_second_are_sealed_over_several(house: House, monke
     assert open_ends == [True, False]
     with house.db.read() as session:
         assert audit.verify(session).faults == ()
+
+
+def test_the_leader_numbers_the_events_of_a_second(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maintenance, "_PAGES_AT_ONCE", 1)
+    job = ledgers.submitted(house.db)
+    with house.db.write() as session:
+        facts: dict[str, Any] = {"subject_id": "other", "project_id": job.project_id, "type": "t", "data": {}}
+        for seq in range(1, WRITE_ROWS + 1):
+            events.record(session, seq=seq, **facts)
+
+    lengths = []
+    for _ in range(2):
+        house.tick(1)
+        with house.db.read() as session:
+            lengths.append(feed.bounds(session, job.project_id).position)
+
+    assert lengths == [WRITE_ROWS, WRITE_ROWS + 1]
 
 
 def test_the_leader_sends_the_head_of_the_audit_log_away(house: House, tmp_path: Path) -> None:

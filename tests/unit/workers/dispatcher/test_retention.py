@@ -241,7 +241,8 @@ def test_old_webhooks_go_with_their_events_unless_one_is_still_owed(keeping: Ret
     with db.write() as session:
         for n, (state, created) in enumerate([("delivered", 1.0), ("pending", 1.0), ("delivered", now())]):
             row = {"project_id": "p", "created_at": created}
-            session.add(Event(id=f"evt_{n}", subject_id="job", seq=n, type="batch.completed", data={}, **row))
+            event = {"subject_id": "job", "seq": n, "type": "batch.completed", "data": {}, "position": n + 1}
+            session.add(Event(id=f"evt_{n}", **event, **row))
             session.add(Delivery(id=f"wh_{n}", endpoint_id="we", event_id=f"evt_{n}", due_at=1.0, state=state, **row))
             session.add(Attempt(delivery_id=f"wh_{n}", n=1, at=created, seconds=0.1, status_code=500))
 
@@ -256,7 +257,8 @@ def test_old_webhooks_go_with_their_events_unless_one_is_still_owed(keeping: Ret
 def test_what_was_held_for_a_deleted_endpoint_goes_with_its_event(keeping: Retention, db: Database) -> None:
     with db.write() as session:
         row = {"project_id": "p", "created_at": 1.0}
-        session.add(Event(id="evt_1", subject_id="job", seq=1, type="batch.completed", data={}, **row))
+        event = {"subject_id": "job", "seq": 1, "type": "batch.completed", "data": {}, "position": 1}
+        session.add(Event(id="evt_1", **event, **row))
         session.add(Delivery(id="wh_1", endpoint_id="we", event_id="evt_1", due_at=HELD, state="pending", **row))
 
     keeping.run()
