@@ -25,6 +25,7 @@ from api.http.middleware import Authenticate, FairShare, Limit, Trace
 from api.inference import chat_completions, conversations, responses
 from api.inference import routes as inference
 from api.inference.asking import STREAM_HEADER
+from api.jobs import feed
 from api.jobs import routes as jobs
 from api.pages import routes as pages
 from api.retrieval import file_batches, indexes, search, sources, store_files
@@ -67,6 +68,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     models.router,
     webhooks.router,
     jobs.router,
+    feed.router,
     schedules.router,
     health.router,
     pages.router,

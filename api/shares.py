@@ -1,4 +1,5 @@
-"""Bound what one project uses of this process at once: threads, and bytes of JSON bodies and of what they continue.
+"""Bound what one project uses of this process at once: threads, open streams, and bytes of JSON bodies and of what they
+continue.
 
     request ─▶ share of its project ─┬─ a thread is free within 5 s, and so are the bytes ─▶ route
                                      └─ 429 with Retry-After
@@ -36,12 +37,15 @@ class ProjectBusy(TooManyRequests):
 
 
 class Share:
-    """What one project may use at once, on one event loop: threads, one reader of large bodies, and `bodies`, bytes."""
+    """What one project may use at once, on one event loop: threads, one reader of large bodies, `bodies`, which are
+    bytes, and open `streams`.
+    """
 
-    def __init__(self, threads: int, body_bytes: int, patience: float = 0.0) -> None:
+    def __init__(self, threads: int, body_bytes: int, patience: float = 0.0, streams: int = 1) -> None:
         self.threads = Limit(threads)
         self.reader = Limit(1)
         self.bodies = Limit(body_bytes)
+        self.streams = Limit(streams)
         self._patience = patience
 
     @asynccontextmanager
@@ -63,7 +67,7 @@ class Usage:
 
     def __init__(self, share: Share) -> None:
         self.share = share
-        self._reserved = 0
+        self._reserved = self._streams = 0
 
     def reserve(self, size: int) -> None:
         """Take `size` bytes, from any thread. Raises ProjectBusy when fewer are free."""
@@ -71,9 +75,16 @@ class Usage:
             raise ProjectBusy("The requests of this project in progress have too many bytes. Send this one again.")
         self._reserved += size
 
+    def open_stream(self) -> None:
+        """Take one of the streams. Raises ProjectBusy when all are open."""
+        if not self.share.streams.try_acquire(1):
+            raise ProjectBusy("This project has too many open streams. Close one, or ask for pages.")
+        self._streams += 1
+
     def release(self) -> None:
-        """Give back all bytes."""
+        """Give back all bytes and streams."""
         self.share.bodies.release(self._reserved)
+        self.share.streams.release(self._streams)
 
 
 #: Of the request that is being served; None where no project is known yet.
@@ -88,7 +99,7 @@ def share_of(project_id: str, config: Settings, patience: float) -> Share:
     share = shares.get(project_id)
     if share is None:  # a body of the largest size is always accepted when no other is there
         most_bytes = max(config.project_body_bytes, config.body_max_bytes)
-        share = Share(config.project_threads, most_bytes, patience)
+        share = Share(config.project_threads, most_bytes, patience, config.project_streams)
         shares[project_id] = share
     return share
 
@@ -98,6 +109,13 @@ def reserve(size: int) -> None:
     usage = current.get()
     if usage is not None:
         usage.reserve(size)
+
+
+def open_stream() -> None:
+    """Count the current request as a stream until it is answered. Raises ProjectBusy when its project has too many."""
+    usage = current.get()
+    if usage is not None:
+        usage.open_stream()
 
 
 async def run_in_threadpool(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -10,6 +10,7 @@ NightmillError (500 server_error)
 ├── Conflict (409)
 │   ├── Contended (409)
 │   └── InFlight (409)
+├── Gone (410)
 ├── PayloadTooLarge (413)
 ├── UnsupportedMedia (415)
 ├── IdempotencyMismatch (422)
@@ -113,6 +114,13 @@ class InFlight(Conflict):
     code = "idempotency_key_in_use"
     retryable = True
     retry_after = 1
+
+
+class Gone(NightmillError):
+    """This has been removed."""
+
+    status = HTTPStatus.GONE
+    type = "invalid_request_error"
 
 
 class PayloadTooLarge(NightmillError):

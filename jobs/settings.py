@@ -173,6 +173,9 @@ class Settings(BaseSettings):
     project_body_bytes: int = Field(
         64 * MB, ge=1024, description="JSON bodies of one project's requests in progress, with what they continue"
     )
+    project_streams: int = Field(
+        64, ge=1, description="streams of events and of finished lines that a project has open at one API process"
+    )
     window_min_seconds: int = Field(60, ge=1, description="shortest completion window")
     window_max_seconds: int = Field(30 * DAY, ge=1, description="longest completion window")
     file_max_bytes: int = Field(512 * MB, ge=1, description="one uploaded file")

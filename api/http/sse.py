@@ -2,9 +2,10 @@
 
 import logging
 from collections.abc import AsyncIterator
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
+from fastapi import Header
 from fastapi.responses import StreamingResponse
 from sqlalchemy.orm import Session
 
@@ -19,6 +20,8 @@ EVENT_STREAM: Final = "text/event-stream"
 #: OpenAI's SDK for Python takes that for an event without data, and breaks.
 KEEP_ALIVE: Final = b": alive\n"
 DONE: Final = b"[DONE]"
+#: Of streams whose ids are numbers.
+LastEventId = Annotated[str | None, Header(description="As browsers send it when they reconnect; goes before `after`.")]
 
 
 class KeyRevoked(Exception):
@@ -37,6 +40,12 @@ def event_stream(events: AsyncIterator[bytes], headers: dict[str, str] | None = 
     """Return the answer that sends `events`, which no proxy may hold back."""
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **(headers or {})}
     return StreamingResponse(events, media_type=EVENT_STREAM, headers=headers)
+
+
+def position_of(last_event_id: str | None, after: T) -> int | T:
+    """Return the number behind which a stream goes on. An id that is no number is ignored: browsers may send any."""
+    known = last_event_id is not None and last_event_id.isascii() and last_event_id.isdigit()
+    return int(last_event_id[:18]) if known and last_event_id else after
 
 
 def check_key(session: Session, call: CallContext) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import Header, Query, Request
+from fastapi import Query, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, Field
 from sqlalchemy import Select, select
@@ -15,11 +15,11 @@ from api.http.bodies import Body, resource
 from api.http.idempotency import Idempotent
 from api.http.paging import After, Limit20, Order, Page, find, labelled, page
 from api.http.space import count_if_due
-from api.http.sse import EVENT_STREAM, event_stream
+from api.http.sse import EVENT_STREAM, LastEventId, event_stream, position_of
 from api.jobs.retry import Changes, again
 from api.jobs.schemas import JobEvent, JobGraph, JobObject, ModelStatus, show_event, show_graph, show_job
 from api.jobs.streams import follow_events, follow_results
-from api.shares import run_in_threadpool
+from api.shares import open_stream, run_in_threadpool
 from api.webhooks.queries import delivery_page
 from api.webhooks.schemas import DeliveryObject
 from jobs.batches.batches import Which
@@ -127,10 +127,10 @@ async def job_events(
     job_id: str,
     after: Annotated[int, Query(ge=0, lt=1 << 62, description="The `seq` of the last event known.")] = 0,
     limit: Annotated[int, Query(ge=1, le=100)] = 100,
-    last_event_id: Annotated[str | None, Header(description="As browsers send it when they reconnect.")] = None,
+    last_event_id: LastEventId = None,
 ) -> Response:
     """What happened to a job: a page, or a stream that ends with it."""
-    after = _resume(last_event_id, after)
+    after = position_of(last_event_id, after)
 
     def look() -> EventPage:
         with call.db.read() as session:
@@ -141,6 +141,7 @@ async def job_events(
     first = await run_in_threadpool(look)
     if EVENT_STREAM not in request.headers.get("accept", ""):
         return Response(first.model_dump_json(), media_type="application/json")
+    open_stream()
     return event_stream(follow_events(call, job_id, after), {"Cache-Control": "no-store"})
 
 
@@ -160,6 +161,7 @@ async def job_results(
             raise InvalidRequest(message, param="job_id", code="no_results")
 
     await run_in_threadpool(look)
+    open_stream()
     return StreamingResponse(follow_results(call, job_id, follow=follow), media_type="application/jsonl")
 
 
@@ -240,9 +242,3 @@ def model_statuses(session: Session, call: CallContext, jobs: Sequence[Job]) -> 
         elif job.waiting_for == "model":
             found[job.id] = ModelStatus(status="no_worker", model=name)
     return found
-
-
-def _resume(last_event_id: str | None, after: int) -> int:
-    """Where a stream goes on. An id that is none of ours is ignored, as browsers may send anything."""
-    known = last_event_id is not None and last_event_id.isascii() and last_event_id.isdigit()
-    return int(last_event_id[:18]) if known and last_event_id else after

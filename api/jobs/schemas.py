@@ -10,6 +10,7 @@ from api.http.fields import waiting_for, when
 from jobs.ledger.progress import Pace, Totals
 from jobs.ledger.tables import Job
 from jobs.retrieval.indexes import index_of
+from jobs.webhooks.sending import envelope
 from jobs.webhooks.tables import Event
 
 
@@ -134,6 +135,23 @@ class JobEvent(BaseModel):
     data: dict[str, Any]
 
 
+class ProjectEvent(BaseModel):
+    """Something that happened in a project: the body of a webhook, and where the event stands.
+
+    `position` counts the events of the project, `seq` those of `subject_id` (a job or a webhook endpoint); both count
+    from 1 without gaps.
+    """
+
+    id: str
+    object: Literal["event"] = "event"
+    created_at: int
+    type: str
+    data: dict[str, Any]
+    position: int
+    subject_id: str
+    seq: int
+
+
 def show_job(
     job: Job,
     totals: Totals,
@@ -206,6 +224,11 @@ def show_event(event: Event) -> JobEvent:
         created_at=int(event.created_at),
         data=event.data,
     )
+
+
+def show_project_event(event: Event) -> ProjectEvent:
+    position = {"position": event.position, "subject_id": event.subject_id, "seq": event.seq}
+    return ProjectEvent.model_validate(envelope(event) | position)
 
 
 def _outcomes(counts: Mapping[str, int]) -> Outcomes:

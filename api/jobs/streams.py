@@ -1,13 +1,13 @@
-"""Streams that follow a job until it ends: its events as SSE, its finished lines as JSONL.
+"""Streams that follow a job until it ends, its events as SSE and its finished lines as JSONL, or a project's events.
 
-Both ask SQL twice a second in the thread pool and hold no transaction meanwhile. They end with the job, with the
+All ask SQL twice a second in the thread pool and hold no transaction meanwhile. They end with the job, with the
 process, when their key is revoked, and when their client leaves.
 """
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -15,11 +15,11 @@ from sqlalchemy.orm import Session
 from api.deps import CallContext
 from api.http import sse
 from api.http.sse import check_key, until_revoked
-from api.jobs.schemas import JobEvent, show_event
+from api.jobs.schemas import JobEvent, ProjectEvent, show_event, show_project_event
 from api.shares import run_in_threadpool
 from jobs.errors import DatabaseBusy, NotFound
 from jobs.files.tables import File
-from jobs.ledger import events
+from jobs.ledger import events, feed
 from jobs.ledger.states import TERMINAL
 from jobs.ledger.tables import Job, Segment
 from jobs.platform.storage import CHUNK, Storage
@@ -32,7 +32,12 @@ _EVENTS_AT_ONCE = 100
 
 def follow_events(call: CallContext, job_id: str, after: int) -> AsyncIterator[bytes]:
     """Server-sent events from the one that follows `after`; the id of each is its `seq`."""
-    return until_revoked(_events(call, job_id, after))
+    return until_revoked(_job_events(call, job_id, after))
+
+
+def follow_project(call: CallContext, after: int) -> AsyncIterator[bytes]:
+    """Server-sent events of a project from the one that follows `after`; the id of each is its `position`."""
+    return until_revoked(_project_events(call, after))
 
 
 def follow_results(call: CallContext, job_id: str, *, follow: bool) -> AsyncIterator[bytes]:
@@ -40,28 +45,63 @@ def follow_results(call: CallContext, job_id: str, *, follow: bool) -> AsyncIter
     return until_revoked(_results(call, job_id, follow=follow))
 
 
-async def _events(call: CallContext, job_id: str, after: int) -> AsyncIterator[bytes]:
-    quiet = 0.0
+class _Look(NamedTuple):
+    """What one look found. `full`: there may be more already. `over`: nothing follows."""
 
-    def look(session: Session) -> tuple[list[JobEvent], bool]:
-        ended = _ended(session, job_id)
-        found = events.after(session, job_id, after, _EVENTS_AT_ONCE)
-        return [show_event(event) for event in found], ended and len(found) < _EVENTS_AT_ONCE
+    events: list[bytes]
+    full: bool = False
+    over: bool = False
 
-    yield b": the events of a job\n\n"
+
+async def _job_events(call: CallContext, job_id: str, after: int) -> AsyncIterator[bytes]:
+    def look(session: Session) -> _Look:
+        nonlocal after
+        ended = _ended(session, job_id)  # asked first: what is committed after it is found by the next look
+        rows = events.after(session, job_id, after, _EVENTS_AT_ONCE)
+        after = rows[-1].seq if rows else after
+        full = len(rows) == _EVENTS_AT_ONCE
+        return _Look([_written(event, event.seq) for event in map(show_event, rows)], full, ended and not full)
+
+    async for piece in _followed(call, b": the events of a job\n\n", look):
+        yield piece
+
+
+async def _project_events(call: CallContext, after: int) -> AsyncIterator[bytes]:
+    def look(session: Session) -> _Look:
+        nonlocal after
+        rows = feed.after(session, call.project_id, after, _EVENTS_AT_ONCE)
+        if feed.bounds(session, call.project_id).removed > after:
+            return _Look([], over=True)  # the client reconnects, and is told that events are gone
+        shown = [show_project_event(row) for row in rows]
+        after = shown[-1].position if shown else after
+        return _Look([_written(event, event.position) for event in shown], len(shown) == _EVENTS_AT_ONCE)
+
+    async for piece in _followed(call, b": the events of a project\n\n", look):
+        yield piece
+
+
+def _written(event: JobEvent | ProjectEvent, at: int) -> bytes:
+    return sse.event(event.model_dump_json().encode(), kind=event.type, at=str(at))
+
+
+async def _followed(call: CallContext, greeting: bytes, look: Callable[[Session], _Look]) -> AsyncIterator[bytes]:
+    """Yield what `look` finds, again and again until it is over. Raises KeyRevoked."""
+    timings, quiet = call.services.timings, 0.0
+    yield greeting
     while not call.services.stopping.is_set():
         try:
-            found, over = await _once(call, look)
-        except DatabaseBusy:  # by and by; meanwhile the stream has its signs of life
-            found, over = [], False
-        for event in found:
-            after = event.seq
-            yield sse.event(event.model_dump_json().encode(), kind=event.type, at=str(event.seq))
-        if over:
+            found = await _once(call, look)
+        except DatabaseBusy:  # it passes; meanwhile the stream has its signs of life
+            found = _Look([])
+        for event in found.events:
+            yield event
+        if found.over:
             return
-        await asyncio.sleep(call.services.timings.job_look)
-        quiet = 0.0 if found else quiet + call.services.timings.job_look
-        if quiet >= call.services.timings.job_keep_alive:
+        if found.full:
+            continue
+        await asyncio.sleep(timings.job_look)
+        quiet = 0.0 if found.events else quiet + timings.job_look
+        if quiet >= timings.job_keep_alive:
             quiet = 0.0
             yield sse.KEEP_ALIVE
 
