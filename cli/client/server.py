@@ -176,6 +176,18 @@ class Server:
             raise Away(f"what answers at {self.url} is no server of this kind; is the URL right?")
         return cast("_JSON", found)
 
+    @contextmanager
+    def events(self, after: int) -> Iterator[Iterator[_JSON]]:
+        """Connect to the stream of the project's events that follow a position. Raises Away when it breaks off."""
+        from openai import Stream
+
+        options: RequestOptions = {"params": {"after": after}, "headers": {"Accept": "text/event-stream"}}
+        with (
+            _told(self.url),
+            self.sdk.get("/events", cast_to=object, options=options, stream=True, stream_cls=Stream[object]) as stream,
+        ):
+            yield map(self._object, stream)
+
     def pages(self, path: str, query: Mapping[str, Any], limit: int) -> "Entries":
         """The first `limit` entries of a list, over as many pages as that takes."""
         found = Entries()

@@ -1,12 +1,18 @@
-"""`nightmill webhooks`: see what a receiver would get, before there is one."""
+"""`nightmill webhooks`: see and receive what webhooks tell, before there is an endpoint."""
 
-from typing import Annotated
+import json
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.groups import Group
-from cli.options import ApiKey, DataDir, Url
+from cli.options import ApiKey, AsJson, DataDir, Url
 from cli.terminal import say
+
+if TYPE_CHECKING:
+    from jobs.webhooks.sending import Outcome
 
 app = Group("Register endpoints for webhooks, and see the events that they receive.")
 
@@ -18,39 +24,63 @@ def group() -> None:
 
 @app.command()
 def listen(
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 0,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    register: Annotated[
-        bool, typer.Option("--register", help="Register as an endpoint, and remove it at the end.")
-    ] = False,
+    forward_to: Annotated[
+        str | None, typer.Option(help="Post each event to this URL, such as http://localhost:3000/webhooks.")
+    ] = None,
     secret: Annotated[
-        str, typer.Option(envvar="NIGHTMILL_WEBHOOK_SECRET", show_default=False, help="Signing secret to verify with.")
+        str,
+        typer.Option(
+            envvar="NIGHTMILL_WEBHOOK_SECRET", show_default=False, help="Secret to sign with. Else a new one is shown."
+        ),
     ] = "",
-    count: Annotated[int, typer.Option(help="Stop after this many different events; 0 goes on.")] = 0,
+    event_type: Annotated[
+        list[str] | None, typer.Option(help="Only events of this type; may be given several times.")
+    ] = None,
+    after: Annotated[
+        int | None, typer.Option(min=0, help="Begin behind this position of the feed. Else with what happens next.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=0, help="Stop after this many events; 0 goes on.")] = 0,
+    as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Receive webhooks here, verify their signatures and print them.
+    """Print the events that webhooks tell as they happen, and post them to a URL of this machine.
 
-    A server sends to addresses of this machine only if NIGHTMILL_WEBHOOK_ALLOW_PRIVATE=true is set where it runs.
+    Each is signed as a webhook is, posted once, and not repeated when the receiver fails.
     """
-    from cli.client.receiver import Receiver
-
-    receiver = Receiver(host, port)
-    say(f"listening on {receiver.url}")
-    if not register:
-        receiver.run(secret, count)
-        return
+    from cli.client.listening import Forwarder, follow_events
     from cli.client.server import connect
+    from cli.errors import Trouble
     from jobs.known_kinds import EVENT_TYPES
+    from jobs.webhooks.sending import new_secret
 
-    wanted = {"name": "nightmill webhooks listen", "url": receiver.url, "event_types": list(EVENT_TYPES)}
+    types = frozenset(event_type or EVENT_TYPES)
+    if unknown := types.difference(EVENT_TYPES):
+        raise Trouble(f"no type of event: {', '.join(sorted(unknown))}; there are {', '.join(EVENT_TYPES)}")
     with connect(url, api_key, data_dir) as server:
-        endpoint = server.post("/webhook_endpoints", wanted)
-        say(f"registered as {endpoint['id']}")
+        start = server.get("/events", {"after": "latest"})["last_position"] if after is None else after
+        say(f"listening to the events of {server.url} after position {start}", err=True)
+        forwarder = None
+        if forward_to:
+            forwarder = Forwarder(forward_to, secret := secret or new_secret())
+            say(f"signing secret: {secret}", err=True)
         try:
-            receiver.run(endpoint["signing_secret"], count)
-        finally:
-            server.delete(f"/webhook_endpoints/{endpoint['id']}")
-            say(f"removed {endpoint['id']}")
+            wanted = (event for event in follow_events(server, start) if event["type"] in types)
+            for n, event in enumerate(wanted, 1):
+                _show(event, forwarder.post(event) if forwarder else None, as_json=as_json)
+                if n == count:
+                    break
+        except KeyboardInterrupt:
+            say("stopped", err=True)
+
+
+def _show(event: Mapping[str, Any], outcome: "Outcome | None", *, as_json: bool) -> None:
+    """Print one event on one line, and what came of posting it."""
+    answer = None if outcome is None else outcome.error or f"status {outcome.status_code}"
+    if as_json:
+        say(json.dumps({**event, "forwarded": answer}))
+        return
+    at = time.strftime("%H:%M:%S", time.localtime(event["created_at"]))
+    posted = "" if answer is None else f" -> {answer}"
+    say(f"{at} {event['position']} {event['type']} {event['data'].get('id', '')} {event['id']}{posted}")

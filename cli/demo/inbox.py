@@ -1,16 +1,18 @@
 """Where the demo gets its webhooks: a local HTTP server that lets the SDK check each signature."""
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import ThreadingHTTPServer
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
 import openai
 from openai import OpenAI
 
-from cli.client.receiver import BodyReader
-
+_MAX_BODY = 1 << 20  # bytes
+_LENGTH = re.compile(r"\d{1,18}", re.ASCII)
 _Event = Literal["batch.completed", "batch.failed", "batch.expired", "batch.cancelled"]
 _EVENTS: tuple[_Event, ...] = ("batch.completed", "batch.failed", "batch.expired", "batch.cancelled")
 
@@ -50,11 +52,29 @@ class _Server(ThreadingHTTPServer):
     inbox: Inbox
 
 
-class _Handler(BodyReader):
-    server: _Server
+class _Handler(BaseHTTPRequestHandler):
+    """Read the body of one webhook and answer with the status that the inbox returns for it."""
 
-    def receive(self, headers: dict[str, str], body: bytes) -> int:
-        return self.server.inbox.receive(body, headers)
+    server: _Server
+    timeout = 15
+
+    def do_POST(self) -> None:
+        length = _LENGTH.fullmatch(self.headers.get("content-length", "0"))
+        if length is None:
+            self._answer(HTTPStatus.BAD_REQUEST)
+        elif int(length[0]) > _MAX_BODY:
+            self._answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        else:
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            self._answer(self.server.inbox.receive(self.rfile.read(int(length[0])), headers))
+
+    def _answer(self, status: int) -> None:
+        self.send_response(status)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
+        """Print nothing: requests are no part of the demo's report."""
 
 
 @contextmanager

@@ -20,6 +20,8 @@ from cli.errors import Trouble
 from cli.main import app
 from cli.up import procfile
 from jobs.errors import NightmillError
+from jobs.webhooks.sending import new_secret
+from tests.support.receiver import Receiver
 from tests.support.system import MODEL, ROOT, StubEngine, System, eventually
 
 Cli = Callable[..., "Done"]
@@ -156,21 +158,23 @@ def test_ctrl_c_ends_the_watching_and_not_the_job(system: System, cli: Cli, requ
     assert cli("watch", job).returncode == 0
 
 
-def test_a_registered_listener_verifies_what_the_server_signs(
+def test_a_listener_posts_what_a_fresh_deployment_tells(
     system: System, cli: Cli, requests: Callable[..., Path], tmp_path: Path
 ) -> None:
-    output = tmp_path / "heard"
-    command = [sys.executable, "-u", "-m", "cli", "webhooks", "listen", "--register", "--count", "1"]
-    with output.open("w") as heard:
-        listener = subprocess.Popen([*command, "--data-dir", str(system.data)], cwd=ROOT, stdout=heard, stderr=heard)
-    eventually(lambda: "registered as" in output.read_text(), 30, "the listener is registered")
+    """No endpoint is registered, and the server may connect to no private address."""
+    output, secret = tmp_path / "heard", new_secret()
+    command = [sys.executable, "-u", "-m", "cli", "webhooks", "listen", "--count", "1", "--secret", secret]
+    with Receiver() as receiver, output.open("w") as heard:
+        command += ["--forward-to", receiver.url("ok"), "--data-dir", str(system.data)]
+        listener = subprocess.Popen(command, cwd=ROOT, stdout=heard, stderr=heard)
+        eventually(lambda: "signing secret: " in output.read_text(), 30, "the listener listens")
 
-    job = cli("submit", str(requests("one")), "--no-wait").stdout.strip()
+        job = cli("submit", str(requests("one")), "--no-wait").stdout.strip()
 
-    assert listener.wait(60) == 0
+        assert listener.wait(60) == 0
+        (received,) = receiver.of("ok")
+    assert received.verify(secret)["data"] == {"id": job}
     assert f"batch.completed {job} " in output.read_text()
-    assert " verified" in output.read_text()
-    assert "removed " in output.read_text()
 
 
 def test_a_new_key_opens_the_server_until_it_is_revoked(cli: Cli) -> None:

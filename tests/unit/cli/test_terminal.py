@@ -5,7 +5,6 @@ import io
 import json
 import sys
 import threading
-import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -62,6 +61,7 @@ def thing() -> dict[str, Any]:
         "score": 1.0, "content": [{"text": HOSTILE}], "url": HOSTILE, "event_types": [HOSTILE], "event_type": HOSTILE,
         "disabled_at": None, "attempts": [], "error": HOSTILE, "status_code": 200,
         "signing_secret": "whsec_RdvaYFYUXuIFuEbvZHwMfYFhUf7aMYjYcmM24+Aj40c=",
+        "last_position": 0,
     }  # fmt: skip
 
 
@@ -85,6 +85,7 @@ def answer(method: str, path: str) -> tuple[int, object]:
     return 200, {**thing(), "data": [entry], "has_more": False, "object": "list"}
 
 
+EVENT = {"id": HOSTILE, "type": "batch.completed", "data": {"id": HOSTILE}, "position": 1, "seq": 1, "created_at": 1}
 CONTENTS = {
     "input": b"".join(asked(name) for name in (STORED, "=1+1", "c")),
     "output": b"\n".join([answered(STORED, chat(STORED)), answered("=1+1", chat("@SUM(A1)"))]),
@@ -104,6 +105,8 @@ class Hostile(BaseHTTPRequestHandler):
         else:
             status, found = answer(self.command, path)
             body = json.dumps(found).encode()
+            if "event-stream" in self.headers.get("accept", ""):
+                body = b"data: %b\n\n" % json.dumps(EVENT).encode()
         self.send_response(status)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(body)))
@@ -223,11 +226,15 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "keys list": (True, [["keys", "list"], ["keys", "list", "--json"]]),
     "keys revoke": (True, [["keys", "revoke", STORED]]),
     "usage": (True, [["usage"], ["usage", "--json"]]),
+    "webhooks listen": (
+        True,
+        [["webhooks", "listen", "--count", "1"], ["webhooks", "listen", "--after", "0", "--count", "1"]],
+    ),
     "audit verify": (False, [["audit", "verify"]]),
     "doctor": (True, [["doctor"], ["doctor", "--json"]]),
 }
 #: These start processes, and are tested on their own.
-OTHERS = {"up", "status", "logs", "down", "demo", "vectors verify", "webhooks listen"}
+OTHERS = {"up", "status", "logs", "down", "demo", "vectors verify"}
 
 
 def test_every_command_is_in_the_table() -> None:
@@ -295,24 +302,6 @@ def test_a_cell_that_a_spreadsheet_would_run_is_quoted_and_a_number_stays_one(
 
     [row] = csv.DictReader(io.StringIO(capsys.readouterr().out, newline=""))
     assert row["answer"] == written
-
-
-def test_an_event_of_a_webhook_is_shown_on_one_line_without_its_escapes(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from cli.client.receiver import Receiver
-
-    receiver = Receiver("127.0.0.1", 0)
-    running = threading.Thread(target=receiver.run, args=("", 1))
-    running.start()
-    event = json.dumps({"type": HOSTILE, "data": {"id": HOSTILE}}).encode()
-    headers = {"webhook-id": f"[/boom]{OSC}\x9b2J"}
-    urllib.request.urlopen(urllib.request.Request(receiver.url, event, headers), timeout=60).close()
-    running.join(60)
-
-    shown = capsys.readouterr().out
-    assert [terminal.visible(line) for line in shown.splitlines()] == shown.split("\n")[:-1]
-    assert shown.count("[/boom]") == 3
 
 
 def test_what_checks_the_vectors_is_shown_without_its_escapes(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,63 @@
+"""Follow the events of a project, and post each to a URL of the user as its webhook would be posted.
+
+    GET /v1/events (SSE) ──▶ `follow_events` ──▶ `Forwarder` ──signed POST──▶ http://localhost:3000/webhooks
+
+The server opens no connection to the user's machine, so neither an endpoint nor a setting of the server is needed.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from cli.client.server import Away, Server
+from cli.errors import Trouble
+from jobs.errors import InvalidRequest
+from jobs.platform.url_guard import parse
+from jobs.settings import Settings
+from jobs.webhooks.sending import Outcome, body, check_secret, open_client, post_signed
+from jobs.webhooks.tables import Event
+
+
+def follow_events(server: Server, after: int) -> Iterator[Mapping[str, Any]]:
+    """Yield each event that follows a position, for ever. A connection that breaks is made again behind the last event.
+
+    Raises Away when the server stays away, and Trouble when it refuses.
+    """
+    pause, away_since = threading.Event(), None
+    while True:
+        try:
+            with server.events(after) as events:
+                away_since = None
+                for event in events:
+                    after = event["position"]
+                    yield event
+        except Away:
+            away_since = away_since or time.monotonic()
+            if time.monotonic() - away_since > server.timings.follow_patience:
+                raise
+        pause.wait(server.timings.follow_look)
+
+
+class Forwarder:
+    """Posts events to one URL of this machine or its network, signed with one secret. Nothing is sent twice."""
+
+    def __init__(self, url: str, secret: str) -> None:
+        """Raises Trouble for a URL or a secret that is none."""
+        try:
+            parse(url, allow_private=True)
+            self._secret = check_secret(secret)
+        except InvalidRequest as error:
+            raise Trouble(error.message) from error
+        self._url = url
+        self._config = Settings(webhook_allow_private=True)
+
+    def post(self, event: Mapping[str, Any]) -> Outcome:
+        """Post one event of the feed; its id is its `webhook-id`, whoever posts it."""
+        return asyncio.run(self._post(event))
+
+    async def _post(self, event: Mapping[str, Any]) -> Outcome:
+        content = body(Event(**{name: event[name] for name in ("id", "type", "data", "created_at")}))
+        async with open_client(self._config) as client:
+            return await post_signed(client, self._url, [self._secret], event["id"], content, sequence=event["seq"])
