@@ -53,8 +53,8 @@ class Done:
 def cli(system: System) -> Callable[..., Done]:
     """Runs a command in this process, which is faster: the SDK is imported once."""
 
-    def run(*words: str) -> Done:
-        done = CliRunner().invoke(app, [*words, "--data-dir", str(system.data)])
+    def run(*words: str, given: bytes = b"") -> Done:
+        done = CliRunner().invoke(app, [*words, "--data-dir", str(system.data)], input=given)
         if isinstance(done.exception, Trouble | NightmillError):
             return Done(1, done.stdout, f"{done.stderr}nightmill: {done.exception}\n")
         assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
@@ -91,6 +91,29 @@ def test_a_file_becomes_a_batch_and_its_answers_lie_beside_it(cli: Cli, requests
     assert f"3 requests for {MODEL}" in done.stderr
     answers = _lines(source.with_name("requests.output.jsonl"))
     assert {line["custom_id"] for line in answers} == {"r0", "r1", "r2"}
+
+
+def test_requests_from_standard_input_become_a_batch_and_json_is_the_job_that_ended(
+    cli: Cli, requests: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    done = cli("submit", "-", "--json", given=requests("one", "two").read_bytes())
+
+    job = json.loads(done.stdout)
+    assert (job["state"], job["progress"]["completed"]) == ("succeeded", 2)
+    assert {line["custom_id"] for line in _lines(tmp_path / "stdin.output.jsonl")} == {"r0", "r1"}
+    [watched] = [json.loads(cli("watch", job["id"], "--json").stdout)]
+    assert watched["id"] == job["id"]
+    assert json.loads(cli("explain", job["id"], "--json").stdout)["job"]["id"] == job["id"]
+    assert json.loads(cli("graph", job["id"], "--json").stdout)["job_id"] == job["id"]
+
+
+def test_a_question_is_answered_at_once(cli: Cli) -> None:
+    streamed, whole = cli("chat", "hello", "-m", MODEL), cli("chat", "hello", "-m", MODEL, "--json")
+
+    assert streamed.returncode == 0, streamed.stderr
+    assert streamed.stdout.strip() == json.loads(whole.stdout)["choices"][0]["message"]["content"]
 
 
 def test_what_is_noted_with_a_batch_finds_it_again(cli: Cli, requests: Callable[..., Path]) -> None:

@@ -563,6 +563,24 @@ def test_a_second_index_is_made_compared_switched_to_and_removed_from_a_shell(mi
     assert json.loads(run("list", store, "--json"))["id"] == store
 
 
+def test_documents_are_added_and_found_from_a_shell(mill: Mill, tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in LIBRARY]
+    for path in paths:
+        path.write_bytes(LIBRARY[path.name][1])
+
+    def run(*words: str) -> str:
+        done = CliRunner().invoke(app, ["stores", *words, "--url", mill.system.url, "--api-key", mill.system.api_key])
+        assert done.exit_code == 0, (done.output, done.exception)
+        return str(done.stdout)
+
+    store = run("create", "library").strip()
+    run("add", store, *map(str, paths))
+    found = run("search", store, LIBRARY["coffee.md"][0], "--limit", "1", "--json")
+    run("delete", store)
+
+    assert json.loads(found)["filename"] == "coffee.md"
+
+
 def _as(answer: object) -> dict[str, Any]:
     """What is ours has no class in the SDK."""
     assert isinstance(answer, dict)
