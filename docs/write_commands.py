@@ -48,7 +48,7 @@ def _commands(group: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 def _section(path: str, command: Any, shared: dict[str, str]) -> Iterator[str]:
     arguments = [one for one in command.params if one.param_type_name == "argument"]
-    options = [one for one in command.params if one.param_type_name == "option"]
+    options = [one for one in command.params if one.param_type_name == "option" and not one.hidden]
     shared.update((option.help, _row(option)) for option in options if option.help in SHARED)
     own = [option for option in options if option.help not in SHARED]
     yield f"## `{' '.join([path, *map(_name, arguments)])}`\n"

@@ -8,7 +8,7 @@ import typer
 
 from cli.errors import Trouble
 from cli.options import AsJson, DataDir
-from cli.terminal import say, show_json, show_table
+from cli.terminal import say, show, show_json, show_table
 from jobs.timings import Timings
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def logs(
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Lines of each process, the last ones.")] = 20,
     data_dir: DataDir = None,
 ) -> None:
-    """Show what the processes of `nightmill up` log, also after it has ended."""
+    """Show the logs of the processes of `nightmill up`, also after it has ended."""
     from cli.up.service import LogFile
 
     folder = _folder(data_dir)
@@ -111,14 +111,14 @@ def _print(name: str, lines: list[str], *, alone: bool) -> None:
         say(line if alone else f"{name:>10} | {line}")
 
 
-def down(data_dir: DataDir = None) -> None:
-    """Stop what `nightmill up` runs, as Ctrl-C does: workers put back what they have begun. Wait for its end."""
+def down(as_json: AsJson = False, data_dir: DataDir = None) -> None:
+    """Stop what `nightmill up` runs, and wait for its end. Workers return their unfinished work, as after Ctrl-C."""
     from cli.up.background import stop
 
     folder = _folder(data_dir)
     if not stop(folder):
         raise Trouble(f"nothing runs in {folder.path}; name another folder with --data-dir")
-    say(f"stopped what ran in {folder.path}")
+    show({"data_dir": str(folder.path), "stopped": True}, f"stopped what ran in {folder.path}", as_json=as_json)
 
 
 def _folder(data_dir: Any) -> "DataFolder":

@@ -35,23 +35,25 @@ _WEBHOOK_SECONDS = 30.0  # after the last batch has ended
 
 
 def demo(
-    data_dir: Annotated[
-        Path, typer.Option(help="Folder of the demo; kept, so that the next run needs no conversion.")
-    ] = Path(".nightmill-demo"),
-    chats: Annotated[int, typer.Option(min=12, help="Chat requests.")] = 128,
-    documents: Annotated[int, typer.Option(min=12, help="Docstrings to embed, at least as many as chats.")] = 480,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, at most.")] = 24,
-    model: Annotated[str, typer.Option(help="Model of the chats.")] = "smollm2-135m-instruct",
-    embedding_model: Annotated[str, typer.Option(help="Model of the embeddings.")] = "all-minilm-l6-v2",
+    data_dir: Annotated[Path, typer.Option(help="The folder of the demo. It is kept for the next run.")] = Path(
+        ".nightmill-demo"
+    ),
+    chats: Annotated[int, typer.Option(min=12, help="How many chat requests to run.")] = 128,
+    documents: Annotated[
+        int, typer.Option(min=12, help="How many docstrings to embed, at least as many as chats.")
+    ] = 480,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of an answer.")] = 24,
+    model: Annotated[str, typer.Option(help="The model of the chats.")] = "smollm2-135m-instruct",
+    embedding_model: Annotated[str, typer.Option(help="The model of the embeddings.")] = "all-minilm-l6-v2",
     engine_url: Annotated[
-        list[str] | None, typer.Option(help="Attach an OpenAI-compatible server; any number of times.")
+        list[str] | None, typer.Option(help="Use an OpenAI-compatible server; may be repeated.")
     ] = None,
-    no_vllm: Annotated[bool, typer.Option("--no-vllm", help="Start without vLLM in process.")] = False,
-    port: Annotated[int, typer.Option(help="Port of the API; 0 takes a free one. Flower gets the next.")] = 0,
+    no_vllm: Annotated[bool, typer.Option("--no-vllm", help="Start no vLLM here.")] = False,
+    port: Annotated[int, typer.Option(help="The port of the API; 0 takes a free port. Flower takes the next.")] = 0,
     patience: Annotated[float, typer.Option(help="Give up after this many seconds.")] = 900.0,
-    stay: Annotated[bool, typer.Option("--stay", help="Keep everything running at the end, until Ctrl-C.")] = False,
+    stay: Annotated[bool, typer.Option("--stay", help="Keep everything running until Ctrl-C.")] = False,
 ) -> None:
-    """Start everything, run real batches here, show the results, stop. Exit code 1 if anything is missing."""
+    """Start everything, run real batches, show the results and stop. Exit code 1 if a result is missing."""
     from rich.console import Console
 
     from cli.demo import corpus, system

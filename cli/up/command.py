@@ -16,18 +16,19 @@ if TYPE_CHECKING:
 
 def up(
     data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of everything embedded. Also NIGHTMILL_DATA_DIR.")
+        Path | None, typer.Option(help="The folder for the database, files, logs and keys. Also NIGHTMILL_DATA_DIR.")
     ] = None,
-    host: Annotated[str | None, typer.Option(help="Address the API binds. Also NIGHTMILL_HOST.")] = None,
+    host: Annotated[str | None, typer.Option(help="The address of the API. Also NIGHTMILL_HOST.")] = None,
     port: Annotated[
-        int | None, typer.Option(help="Port of the API; 0 takes a free one. Flower gets the next. Also NIGHTMILL_PORT.")
+        int | None,
+        typer.Option(help="The port of the API; 0 takes a free port. Flower takes the next. Also NIGHTMILL_PORT."),
     ] = None,
     engine_url: Annotated[
         list[str] | None,
-        typer.Option(help="Attach an OpenAI-compatible server; any number of times. Also NIGHTMILL_ENGINE_URLS."),
+        typer.Option(help="Use an OpenAI-compatible server; may be repeated. Also NIGHTMILL_ENGINE_URLS."),
     ] = None,
     no_vllm: Annotated[
-        bool, typer.Option("--no-vllm", help="Start without vLLM in process. Also NIGHTMILL_VLLM_ENABLED=false.")
+        bool, typer.Option("--no-vllm", help="Start no vLLM here. Also NIGHTMILL_VLLM_ENABLED=false.")
     ] = False,
     openai_aliases: Annotated[
         bool,
@@ -36,12 +37,12 @@ def up(
             help="Let OpenAI's model names, such as gpt-4o-mini, name the models here. Also NIGHTMILL_OPENAI_ALIASES.",
         ),
     ] = False,
-    models: Annotated[Path | None, typer.Option(help="A models.yaml of your own. Also NIGHTMILL_MODELS_FILE.")] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what every process logs.")] = False,
+    models: Annotated[Path | None, typer.Option(help="The models.yaml to use. Also NIGHTMILL_MODELS_FILE.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the log of every process.")] = False,
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return when the API takes requests; `nightmill down` stops it.")
     ] = False,
-    lines: Annotated[Path | None, typer.Option("--procfile", help="Run the lines of another Procfile.")] = None,
+    lines: Annotated[Path | None, typer.Option("--procfile", help="Run the processes of another Procfile.")] = None,
     unlisted: Annotated[
         bool, typer.Option("--unlisted", hidden=True, help="Start a deployment that other commands do not find.")
     ] = False,
