@@ -13,13 +13,13 @@ from cli.terminal import moment, show, show_entries
 Id = Annotated[
     str, typer.Argument(metavar="ENDPOINT", help="The endpoint's id, as `nightmill webhooks list` shows it.")
 ]
-Event = Annotated[str, typer.Option("--event", help="The type of the event.")]
+Event = Annotated[str, typer.Option("--event-type", help="The type of the event.")]
 
 
 def create(
     address: Annotated[str, typer.Argument(metavar="URL", help="Where events are sent, by POST.")],
     name: Annotated[str, typer.Option(help="A name for people. Else the URL.")] = "",
-    event: Annotated[
+    event_type: Annotated[
         list[str] | None, typer.Option(help="Only events of this type; may be given several times. Else all.")
     ] = None,
     as_json: AsJson = False,
@@ -30,7 +30,7 @@ def create(
     """Create an endpoint, and print its id and its signing secret. The secret is shown only once."""
     from jobs.known_kinds import EVENT_TYPES
 
-    body = {"name": name or address[:255], "url": address, "event_types": event or list(EVENT_TYPES)}
+    body = {"name": name or address[:255], "url": address, "event_types": event_type or list(EVENT_TYPES)}
     with connect(url, api_key, data_dir) as server:
         made = server.post("/webhook_endpoints", body)
     show(made, made["id"], f"signing secret: {made['signing_secret']}", as_json=as_json)
@@ -48,7 +48,7 @@ def list_(
 
 def send_test(
     endpoint: Id,
-    event: Event = "batch.completed",
+    event_type: Event = "batch.completed",
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -56,7 +56,7 @@ def send_test(
 ) -> None:
     """Send a test event to an endpoint and print the answer. Exit code 1 if the event was not accepted."""
     with connect(url, api_key, data_dir) as server:
-        found = server.post(f"/webhook_endpoints/{endpoint}/test", {"event_type": event})
+        found = server.post(f"/webhook_endpoints/{endpoint}/test", {"event_type": event_type})
     show(found, f"status {found['status_code']}", as_json=as_json)
     if found["status_code"] >= HTTPStatus.BAD_REQUEST:
         raise Trouble(f"{endpoint} did not accept the event: status {found['status_code']}")

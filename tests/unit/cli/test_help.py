@@ -98,7 +98,7 @@ def test_help_imports_no_library_that_takes_long_to_import() -> None:
 
 
 #: These start or follow processes, or write results, whose own formats are options.
-WITHOUT_JSON = {"up", "demo", "logs", "results", "run-batch", "webhooks listen"}
+WITHOUT_JSON = {"up", "demo", "logs", "results", "run-batch"}
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS.keys() - WITHOUT_JSON))

@@ -98,7 +98,7 @@ def test_a_store_is_made_filled_listed_and_deleted(client: Client, tmp_path: Pat
 
 
 def test_an_endpoint_is_made_listed_tested_and_deleted(client: Client) -> None:
-    [made] = client.entries("webhooks", "create", f"{client.where[1]}/hook", "--event", "batch.completed")
+    [made] = client.entries("webhooks", "create", f"{client.where[1]}/hook", "--event-type", "batch.completed")
     [listed] = client.entries("webhooks", "list")
     refused = client("webhooks", "test", str(made["id"]), code=1)
     deliveries = client.entries("webhooks", "deliveries", str(made["id"]))
