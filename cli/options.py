@@ -7,12 +7,18 @@ import typer
 
 DataDir = Annotated[
     Path | None,
-    typer.Option("--data-dir", envvar="NIGHTMILL_DATA_DIR", help="The data folder of the deployment."),
+    typer.Option(
+        "--data-dir",
+        envvar="NIGHTMILL_DATA_DIR",
+        help="The data folder of the deployment. Else .nightmill here, or yours that runs.",
+    ),
 ]
 Url = Annotated[
     str | None,
     typer.Option(
-        "--url", envvar="NIGHTMILL_URL", help="The URL of the server, without /v1. Else the running deployment."
+        "--url",
+        envvar="NIGHTMILL_URL",
+        help="The URL of the server, without /v1. Else OPENAI_BASE_URL, or the running deployment.",
     ),
 ]
 ApiKey = Annotated[
@@ -21,7 +27,7 @@ ApiKey = Annotated[
         "--api-key",
         envvar="NIGHTMILL_API_KEY",
         show_default=False,
-        help="Your key. Else the key of the running deployment.",
+        help="Your key. Else OPENAI_API_KEY, or the key of the running deployment.",
     ),
 ]
 AsJson = Annotated[
