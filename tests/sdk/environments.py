@@ -1,8 +1,8 @@
 """The environments of the suites: a folder an SDK in `.nightmill/sdk`, made once, and anew when its lock file changes.
 
-    python-1.109, python-2.8, python-3.57   a virtual environment with that SDK
-    clients                                 a virtual environment with the client libraries of `clients.py`
-    node-7.57                               a virtual environment with Node's wheel, and `node_modules` beside it
+    python-1.109, python-2.8, …   a virtual environment with that SDK
+    clients                       a virtual environment with the client libraries of `clients.py`
+    node-7.57                     a virtual environment with Node's wheel, and `node_modules` beside it
 
 No registry is named here: pip, uv and npm are asked as this machine has them set up.
 """

@@ -14,7 +14,13 @@ from tests.sdk.deployment import Deployment
 from tests.sdk.environments import HERE, ROOT
 from tests.sdk.suites import Suite, run_suite
 
-SDKS = {"python-1.109": "1.109.1", "python-2.8": "2.8.1", "python-3.57": "3.57.0", "node-7.57": "7.57.0"}
+SDKS = {
+    "python-1.109": "1.109.1",
+    "python-2.8": "2.8.1",
+    "python-3.16": "3.16.0",
+    "python-3.57": "3.57.0",
+    "node-7.57": "7.57.0",
+}
 CHECKS = (
     "a file is created, retrieved and read",
     "a file's content is streamed",
