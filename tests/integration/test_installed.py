@@ -136,8 +136,10 @@ def test_the_metadata_is_whole(wheel: Path) -> None:
         names = archive.namelist()
         [path] = [name for name in names if name.endswith(".dist-info/METADATA")]
         metadata: Message = message_from_bytes(archive.read(path))
+        process_table = archive.read("cli/up/Procfile").decode()
 
     assert {"cli/up/Procfile", "jobs/fleet/models.yaml", "migrations/env.py", "api/pages/chat.html"} <= set(names)
+    assert "release: python -m jobs.bootstrap" in process_table
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["License-File"] == "LICENSE"
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
