@@ -21,7 +21,7 @@ from api.fleet import models
 from api.health import routes as health
 from api.health.metrics import Exposition
 from api.health.readiness import BrokerWatch, Watch
-from api.http.middleware import Authenticate, FairShare, Limit, Trace
+from api.http.middleware import OPEN, Authenticate, FairShare, Limit, Trace
 from api.inference import chat_completions, conversations, responses
 from api.inference import routes as inference
 from api.inference.asking import STREAM_HEADER
@@ -95,7 +95,7 @@ def build(config: Settings | None = None, timings: Timings = Timings()) -> FastA
         title="Nightmill",
         version=version("nightmill"),
         description="The asynchronous half of the OpenAI API on your own workers.",
-        docs_url=None,  # their scripts come from elsewhere
+        docs_url=None,  # its scripts come from elsewhere: `api.pages` has its own
         redoc_url=None,
         redirect_slashes=False,
         lifespan=_lifespan,
@@ -108,7 +108,7 @@ def build(config: Settings | None = None, timings: Timings = Timings()) -> FastA
     errors.install(app)
     app.add_middleware(FairShare, config=config, patience=timings.thread_patience)
     app.add_middleware(Limit, config=config, idle_seconds=timings.body_patience)
-    app.add_middleware(Authenticate, services=services)
+    app.add_middleware(Authenticate, services=services, open_paths=OPEN | pages.PATHS)
     if config.cors_origins:
         app.add_middleware(
             CORSMiddleware,

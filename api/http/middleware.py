@@ -74,8 +74,8 @@ def _given(scope: Scope) -> str | None:
 
 
 _METRICS = "/metrics"
-#: Served to anyone: they tell nothing about a project. The metrics may have a key of their own.
-OPEN = frozenset({"/livez", "/readyz", _METRICS, "/openapi.json", "/chat", "/chat/chat.css", "/chat/chat.js"})
+#: Served to anyone, as the pages are: they tell nothing about a project. The metrics may have a key of their own.
+OPEN = frozenset({"/livez", "/readyz", _METRICS, "/openapi.json"})
 _ADDRESSES = 10_000
 _MINUTE = 60.0
 
@@ -83,16 +83,17 @@ _MINUTE = 60.0
 class Authenticate:
     """Puts a `Caller` into the request's state, or answers 401 or 429."""
 
-    def __init__(self, app: ASGIApp, services: Services) -> None:
+    def __init__(self, app: ASGIApp, services: Services, open_paths: frozenset[str] = OPEN) -> None:
         self.app = app
         self.services = services
+        self._open = open_paths
         self._trusted = Trusted[Caller](services.timings.trusted)
         self._wrong = _Counter(services.config.wrong_keys_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             try:
-                if scope["path"] not in OPEN:
+                if scope["path"] not in self._open:
                     scope["state"]["caller"] = await self._caller(scope)
                 elif scope["path"] == _METRICS:
                     self._check_metrics_key(scope)

@@ -65,13 +65,22 @@ async function listModels() {
 async function ask() {
   const prompt = $("prompt").value.trim();
   if (!prompt || running) return;
+  if (!$("key").value.trim()) {
+    tell("Type your API key first, in the field above. `nightmill up` says in which file the operator's key is.", true);
+    return $("key").focus();
+  }
   $("prompt").value = "";
-  show("user", prompt);
+  const question = show("user", prompt);
   const talk = said;
   const messages = [...talk, { role: "user", content: prompt }];
   const place = show("assistant", "");
   await answering(messages, place);
-  if (!place.textContent) return place.remove(); // it failed: the next question goes without it
+  if (!place.textContent) { // it failed: its text can be sent again, and the next question goes without it
+    place.remove();
+    question.remove();
+    if (!$("prompt").value) $("prompt").value = prompt;
+    return;
+  }
   talk.push({ role: "user", content: prompt }, { role: "assistant", content: place.textContent });
 }
 

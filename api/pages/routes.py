@@ -1,41 +1,85 @@
-"""A small page that chats with a model, in a browser: three files, no build, nothing from elsewhere.
+"""Pages for a browser: an entrance, a chat with a model, and the reference of the API. Nothing comes from elsewhere.
 
-They need no key and tell nothing; the page asks its user for one, and the API checks it as ever.
+They need no key and tell nothing of a project; the chat and the reference ask their user for a key, and the API checks
+it as ever.
 """
 
+from html import escape
+from importlib.metadata import version
 from pathlib import Path
+from string import Template
 
-from fastapi import APIRouter
-from fastapi.responses import FileResponse
+import fastapi_swagger
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
+
+from api.deps import services_of
+from jobs.settings import Settings
 
 router = APIRouter(include_in_schema=False)
 
 _FILES = Path(__file__).parent
+_SWAGGER = Path(fastapi_swagger.__file__).parent / "resources"
+_ANYWHERE = {"0.0.0.0", "::"}  # noqa: S104 (addresses that no browser can open)
 #: Scripts and styles are its own, and it talks to nobody else.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 _HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
+    "Content-Security-Policy": _POLICY,
     "Cache-Control": "no-cache",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+#: By path: the file and its type.
+_ASSETS = {
+    "/pages/index.css": (_FILES / "index.css", "text/css"),
+    "/chat": (_FILES / "chat.html", "text/html"),
+    "/chat/chat.js": (_FILES / "chat.js", "text/javascript"),
+    "/chat/chat.css": (_FILES / "chat.css", "text/css"),
+    "/docs": (_FILES / "reference.html", "text/html"),
+    "/docs/reference.js": (_FILES / "reference.js", "text/javascript"),
+    "/docs/swagger-ui-bundle.js": (_SWAGGER / "swagger-ui-bundle.js", "text/javascript"),
+    "/docs/swagger-ui.css": (_SWAGGER / "swagger-ui.css", "text/css"),
+}
+#: The paths of all pages, and of what they load.
+PATHS = frozenset({"/", *_ASSETS})
 
 
-@router.get("/chat")
-def chat() -> FileResponse:
-    """The page."""
-    return FileResponse(_FILES / "chat.html", headers=_HEADERS)
+@router.get("/")
+def index(request: Request) -> Response:
+    """Answer a browser with the entrance, and anything else with the same links as JSON."""
+    config = services_of(request).config
+    headers = {**_HEADERS, "Vary": "Accept"}
+    if "text/html" not in request.headers.get("accept", ""):
+        links = {"api": "/v1", "openapi": "/openapi.json", "docs": "/docs", "chat": "/chat"}
+        return JSONResponse({"name": "Nightmill", "version": version("nightmill"), **links}, headers=headers)
+    values = {
+        "url": _base_url(request, config),
+        "flower": _flower_url(request, config),
+        "version": version("nightmill"),
+    }
+    page = Template((_FILES / "index.html").read_text())
+    return HTMLResponse(page.substitute({name: escape(value) for name, value in values.items()}), headers=headers)
 
 
-@router.get("/chat/chat.js")
-def script() -> FileResponse:
-    """What it does."""
-    return FileResponse(_FILES / "chat.js", headers=_HEADERS, media_type="text/javascript")
+def _base_url(request: Request, config: Settings) -> str:
+    """Return where clients reach the API: as the settings say, or as this browser did."""
+    return config.public_url.rstrip("/") or str(request.base_url).rstrip("/")
 
 
-@router.get("/chat/chat.css")
-def style() -> FileResponse:
-    """How it looks."""
-    return FileResponse(_FILES / "chat.css", headers=_HEADERS, media_type="text/css")
+def _flower_url(request: Request, config: Settings) -> str:
+    host = config.flower_host if config.flower_host not in _ANYWHERE else request.url.hostname
+    return f"http://{host}:{config.flower}"
+
+
+def _serve(path: str, file: Path, kind: str) -> None:
+    def asset() -> FileResponse:
+        return FileResponse(file, headers=_HEADERS, media_type=kind)
+
+    router.add_api_route(path, asset, methods=["GET"], name=path)
+
+
+for _path, (_file, _kind) in _ASSETS.items():
+    _serve(_path, _file, _kind)

@@ -69,6 +69,7 @@ def _wait_until_ready(folder: DataFolder, child: int, api: str, errors: LogFile,
             raise Trouble(f"no answer yet; it goes on starting, and {folder.logs} has what its processes log")
         threading.Event().wait(timings.detach_look)
     say(f"ready: {run['url']}/v1")
+    say(f"in a browser: {run['url']}/ (chat, API reference)")
 
 
 def _run_of(folder: DataFolder, pid: int) -> dict[str, Any]:

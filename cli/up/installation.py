@@ -170,6 +170,7 @@ class Installation:
 
         def ready() -> None:
             notices.say(f"ready: {self.url}/v1")
+            notices.say(f"in a browser: {self.url}/ (chat, API reference)")
             if _FLOWER in names:
                 password = self.folder.path / FLOWER_PASSWORD
                 notices.say(f"flower: {self.flower_url} (user {FLOWER_USER}, password in {password})")

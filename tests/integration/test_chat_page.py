@@ -1,4 +1,4 @@
-"""The page that chats, in a real browser: pieces arrive one by one, Stop frees the engine, no secret leaves the tab."""
+"""The pages in a real browser: pieces of a chat arrive one by one, Stop frees the engine, no secret leaves the tab."""
 
 import asyncio
 import json
@@ -70,8 +70,7 @@ def test_pieces_arrive_one_by_one_and_stop_frees_the_engine_soon(shop: Shop, pag
         early = answer.inner_text()
         expect(answer).to_contain_text("4 <b>")
         assert shop.host._in_flight == 1
-        if folder := os.environ.get("NIGHTMILL_TEST_SCREENSHOTS"):
-            tab.screenshot(path=f"{folder}/chat.png")
+        _screenshot(tab, "chat")
 
         tab.click("#stop")
         began = time.monotonic()
@@ -152,6 +151,63 @@ def test_the_model_is_shown_neither_what_failed_nor_a_conversation_that_was_left
         expect(tab.locator(".assistant").nth(1)).to_have_text("0 <b>1 <b>2 <b>")
 
     assert shop.asked == ["Count", "Three", "Three / 0 <b>1 <b>2 <b> / Three"]
+
+
+def test_the_key_is_asked_for_in_words_and_the_question_stays(shop: Shop, page: Any) -> None:
+    tab, urls, wrong = page
+    tab.fill("#key", "")
+    tab.fill("#prompt", "What is it?")
+    tab.click("#send")
+
+    expect(tab.locator("#status")).to_contain_text("Type your API key first")
+    expect(tab.locator("#key")).to_be_focused()
+    expect(tab.locator("#prompt")).to_have_value("What is it?")
+    assert not [url for url in urls if url.endswith("/completions")]
+    assert wrong == []
+
+
+def test_what_failed_can_be_sent_again(shop: Shop, page: Any) -> None:
+    tab, _, _ = page
+    tab.fill("#model", MODEL)
+    tab.fill("#prompt", "Three")
+    tab.click("#send")
+    expect(tab.locator("#status")).to_contain_text("No live worker serves the model")
+    expect(tab.locator("#prompt")).to_have_value("Three")
+    expect(tab.locator(".said")).to_have_count(0)
+
+    with shop.open():
+        tab.click("#send")
+        expect(tab.locator(".assistant")).to_have_text("0 <b>1 <b>2 <b>")
+        expect(tab.locator("#prompt")).to_have_value("")
+        expect(tab.locator("#stop")).to_be_disabled()
+
+
+def test_the_entrance_leads_to_the_reference_and_an_operation_can_be_tried_there(shop: Shop, page: Any) -> None:
+    tab, urls, wrong = page
+    urls.clear()
+    tab.goto(shop.url.removesuffix("/v1") + "/")
+    _screenshot(tab, "entrance")
+    tab.get_by_role("link", name="API reference").click()
+    operation = tab.locator("#operations-Models-list_models_v1_models_get")
+    expect(operation).to_be_visible(timeout=60_000)
+    tab.click("button.authorize")
+    tab.fill("input[aria-label='auth-bearer-value']", shop.client.api_key)
+    tab.click(".auth-btn-wrapper button.authorize")
+    tab.click(".btn-done")
+    operation.locator(".opblock-summary").click()
+    operation.get_by_role("button", name="Try it out").click()
+    operation.get_by_role("button", name="Execute").click()
+
+    expect(operation.locator(".live-responses-table")).to_contain_text(MODEL)
+    _screenshot(tab, "reference")
+    assert wrong == []
+    assert {url.split("/", 3)[2] for url in urls} == {shop.url.split("/", 3)[2]}
+    assert tab.evaluate("Object.keys(localStorage).length + document.cookie.length") == 0
+
+
+def _screenshot(tab: Page, name: str) -> None:
+    if folder := os.environ.get("NIGHTMILL_TEST_SCREENSHOTS"):
+        tab.screenshot(path=f"{folder}/{name}.png")
 
 
 def test_the_page_runs_nothing_of_others(shop: Shop) -> None:

@@ -70,3 +70,14 @@ def test_whether_it_is_up_is_asked_of_its_own_port(folder: DataFolder, monkeypat
     here._announce(["web"], cast(Notices, SimpleNamespace(say=print, update=print)), threading.Event())
 
     assert asked == ["http://127.0.0.1:8000"]
+
+
+def test_the_link_for_a_browser_is_told_once_it_is_up(folder: DataFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("cli.up.readiness.tell_when_up", lambda _url, _pools, ready, *_: ready())
+    here = Installation(Settings(data_dir=folder.path, port=8000), folder, procfile.CODE, 1, verbose=False)
+
+    notices = SimpleNamespace(say=told.append, show=told.append, update=told.append)
+    here._announce(["web"], cast(Notices, notices), threading.Event())
+
+    assert any(line.startswith("in a browser: http://127.0.0.1:8000/ ") for line in told)
