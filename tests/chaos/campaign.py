@@ -25,6 +25,7 @@ from tests.chaos.journal import Journal
 from tests.chaos.judging import await_settled, judge_stores
 from tests.chaos.judging_ours import await_kept, judge_broken, judge_caches, judge_mirror
 from tests.chaos.load import EVERY_END, Client, Load, Mix
+from tests.chaos.readers import FeedReader
 from tests.support import oracle, stub_engine
 from tests.support.distributed import Servers
 from tests.support.oracle import Job, Result
@@ -79,6 +80,7 @@ class Campaign:
     results: dict[str, Result] = field(default_factory=dict)
     journal: Journal = field(init=False)
     scene: Scene = field(init=False)
+    reader: FeedReader = field(init=False)
     engines: tuple[StubEngine, ...] = field(init=False, default=())
     _growth: list[float] = field(default_factory=list)
     _first: int = 0  # jobs before this one were judged for rework already
@@ -111,6 +113,9 @@ class Campaign:
             servers = self.servers, self.weaviate, self.spared, self.patience
             self.scene = Scene(system, working, engine, self.journal, rng, *servers)
             self._watch(stack)
+            self.reader = FeedReader(client)
+            self.reader.start()
+            stack.callback(self.reader.stop)
             yield self
 
     def _noting(self, stack: ExitStack) -> Callable[[str], None]:
@@ -253,6 +258,7 @@ class Campaign:
         self._await_webhooks()
         if owed := load.client.pending(load.endpoint_id):
             blame(f"F16: {owed} webhooks are still owed")
+        blame(*self.reader.violations())
         blame(*oracle.once(client, load.jobs))
         for job in [job for job in load.jobs if job not in load.open]:
             result = self.results[job.key] = oracle.fetch(client, job.batch_id)

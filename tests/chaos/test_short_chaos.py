@@ -70,6 +70,11 @@ def test_some_batches_waited_for_others(campaign: Campaign) -> None:
     assert any(job.after for job in campaign.load.jobs)
 
 
+def test_the_feed_was_read_while_processes_were_killed(campaign: Campaign) -> None:
+    """That every event was read once and in order is one of the promises."""
+    assert len(campaign.reader.read) > 50
+
+
 def test_the_faults_struck_a_deployment_that_was_at_work(campaign: Campaign) -> None:
     answered = sum(len(result.output) for result in campaign.results.values())
 
