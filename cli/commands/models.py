@@ -1,6 +1,7 @@
 """`nightmill models`: which models this deployment serves, and from where; changes to its models file."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,8 @@ from cli.terminal import say, show, show_json, show_table
 from jobs.requests.endpoints import EMBEDDINGS
 
 if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
     from jobs.fleet.models_file import Model
     from jobs.fleet.tables import Model as Shown
 
@@ -22,34 +25,30 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The name that clients
 
 @app.command("list")
 def list_(data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Show the models, where they come from, and how many workers serve each now."""
+    """Show the models, where they come from, their states, and how many workers serve each now."""
     from sqlalchemy import select
 
     from cli.up.effective import opened, running
-    from jobs.fleet import workers as fleet
     from jobs.fleet.models_file import Registry
     from jobs.fleet.tables import Model as Shown
 
     config = running(data_dir)
     registry = Registry.load(config)
-    rows = [_row(model) for model in registry.models.values()]
-    workers = []
+    rows = [_row(model) | {"workers": 0, "state": "no worker"} for model in registry.models.values()]
     if (config.data_dir / "nightmill.db").exists() or config.database_url:
         with opened(data_dir) as db, db.read() as session:
-            workers = [(worker.queues, worker.models) for worker in fleet.alive(session)]
             shown = session.scalars(select(Shown).order_by(Shown.id)).all()
-        rows += [_of_endpoint(model) for model in shown if registry.resolve(model.id) is None]
-    for row in rows:
-        row["workers"] = sum(row["queue"] in queues and row["name"] in names for queues, names in workers)
+            rows += [_of_endpoint(model) for model in shown if registry.resolve(model.id) is None]
+            _states(session, rows)
     if as_json:
         show_json(rows)
         return
     prompts = any(_shown(row) for row in rows)
-    names = ("model", "engine", "source", "queue", "workers", "aliases")
+    names = ("model", "engine", "source", "queue", "state", "workers", "aliases")
     cells = []
     for row in rows:
-        facts = (row["name"], row["engine"], row["source"], row["queue"], row["workers"], " ".join(row["aliases"]))
-        cells.append((*facts, *([_shown(row)] if prompts else [])))
+        facts = [row[name] for name in ("name", "engine", "source", "queue", "state", "workers")]
+        cells.append((*facts, " ".join(row["aliases"]), *([_shown(row)] if prompts else [])))
     show_table((*names, *(["prompts: query / passage"] if prompts else [])), cells)
     say(f"file: {registry.file}")
 
@@ -78,7 +77,8 @@ def add(
 ) -> None:
     """Add a model to the models file.
 
-    Running processes see the model within seconds. A server (--url) is asked at once. For a model that runs in a
+    Running processes see the model within seconds. A server (--url) is asked at once; one that cannot be reached is
+    added all the same, with a warning, and asked again and again. For a model that runs in a
     worker, the worker returns its work and is restarted. A queue of its own needs a process that serves it.
     """
     from cli.client.hub import newest
@@ -102,7 +102,10 @@ def add(
         fields["aliases"] = alias
     file = editable(config.models_file, config.data_dir)
     append_model(file, name, fields)
-    show({"name": name, "file": str(file)}, f"{name} added to {file}", as_json=as_json)
+    faults = _faults(url or (), api_key_env, upstream or name)
+    show({"name": name, "file": str(file), "faults": faults}, f"{name} added to {file}", as_json=as_json)
+    for fault in () if as_json else faults:
+        say(f"warning: {fault}", err=True)
 
 
 @app.command()
@@ -157,6 +160,40 @@ def _of_endpoint(model: "Shown") -> dict[str, Any]:
         "query_prompt": None,
         "passage_prompt": None,
     }
+
+
+def _faults(urls: Iterable[str], key_name: str, model: str) -> list[str]:
+    """Return what keeps servers from answering for `model`, a sentence each."""
+    from cli.client import upstream
+    from jobs.platform.secret_files import secret
+
+    key = secret(key_name) if key_name else ""
+    found = [(url, upstream.fault(url, key, model)) for url in urls]
+    return [f"{url} {fault}" for url, fault in found if fault]
+
+
+def _states(session: "Session", rows: Iterable[dict[str, Any]]) -> None:
+    """Add to each row how many workers serve the model now, and its state."""
+    from cli.wording import model_progress
+    from jobs.fleet import quarantine
+    from jobs.fleet import workers as fleet
+    from jobs.ledger import pauses
+
+    present = fleet.present(session)
+    ready = [worker for worker in present if worker.state == "ready"]
+    paused = pauses.paused(session).of(pauses.Scope.MODEL)
+    for row in rows:
+        name, here = row["name"], [worker for worker in ready if row["queue"] in worker.queues]
+        row["workers"] = sum(name in worker.models for worker in here)
+        loading = fleet.loading(present, row["queue"], name)
+        states = (
+            ("paused", name in paused),
+            (model_progress(asdict(loading)) if loading else "", loading is not None),
+            ("ready", row["workers"] > 0),
+            ("quarantined", bool(quarantine.listed(session, name))),
+            ("unreachable", row["engine"] == "http" and bool(here)),
+        )
+        row["state"] = next((state for state, holds in states if holds), "no worker")
 
 
 def _prompts(model: "Model") -> dict[str, str | None]:

@@ -2,9 +2,11 @@
 
 import threading
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -108,23 +110,43 @@ def workers(data_dir: DataDir = None, as_json: AsJson = False) -> None:
             }
             for worker in fleet.everyone(session)
         ]
-        held = [
-            {"kind": row.scope, "name": _shown(session, row.scope, row.name), "reason": row.reason}
-            for row in pauses.listed(session)
-        ]
+        held = _held(session, data_dir)
         left = [(row_of(row), quarantine.told(row)) for row in quarantine.listed(session)]
     if as_json:
         show_json({"workers": rows, "paused": held, "quarantined": [row for row, _ in left]})
         return
     _table(rows)
     for one in held:
-        say(f"paused: {one['kind']} {one['name']}")
+        also = f" (also as {', '.join(one['aliases'])})" if one.get("aliases") else ""
+        say(f"paused: {one['kind']} {one['name']}{also}")
         for line in (one["reason"] or "").splitlines():
             say(f"    {line}")
     for _, (first, *more) in left:
         say(first)
         for line in more:
             say(f"    {line}")
+
+
+def _held(session: "Session", data_dir: Path | None) -> list[dict[str, Any]]:
+    """Return what is paused. A model's aliases, which are paused with it, stand in its entry."""
+    from cli.up.effective import running
+    from jobs.fleet.models_file import ModelsFileError, Registry
+    from jobs.ledger import pauses
+
+    aliases: Mapping[str, str] = {}
+    with suppress(ModelsFileError):  # the file may be broken: each name is shown by itself then
+        aliases = Registry.load(running(data_dir)).aliases
+    names = pauses.paused(session).of(pauses.Scope.MODEL)
+    folded = {alias: model for alias, model in aliases.items() if {alias, model} <= names}
+    found: list[dict[str, Any]] = []
+    for row in pauses.listed(session):
+        is_model = row.scope == pauses.Scope.MODEL
+        if is_model and row.name in folded:
+            continue
+        entry = {"kind": row.scope, "name": _shown(session, row.scope, row.name), "reason": row.reason}
+        also = sorted(alias for alias, model in folded.items() if model == row.name)
+        found.append(entry | {"aliases": also} if is_model else entry)
+    return found
 
 
 def _table(rows: list[dict[str, object]]) -> None:

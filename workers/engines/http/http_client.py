@@ -4,6 +4,7 @@ refused, no route      the circuit opens; Refused: another server may take the r
 reset, timeout         a fault of the server; EngineFault: the request was sent, and broke
 
 GET /v1/models
+refused, no route      the circuit opens
 200 with a list        its models
 404, 405, 501          it has no list: it takes any name
 other 5xx, silence     it is not there
@@ -24,7 +25,7 @@ from workers.engines.port import EngineBusy, EngineFault
 
 CONNECT_SECONDS: Final = 5.0
 KEEPALIVE_SECONDS: Final = 4.0  # below the 5 s after which uvicorn closes: a request never meets a dying connection
-_LISTING: Final = aiohttp.ClientTimeout(total=5.0)
+_LISTING: Final = aiohttp.ClientTimeout(total=5.0, sock_connect=3.0)
 _NO_LIST: Final = frozenset({404, 405, 501})
 _HEADERS: Final = {"Content-Type": "application/json", "Accept-Encoding": "identity", "User-Agent": "nightmill"}
 
@@ -112,8 +113,11 @@ class HttpClient:
         endpoint.listing()
         try:
             names = await self._names_of(endpoint)
-        except Away:
-            endpoint.unlisted()
+        except Away as error:
+            if isinstance(error.__cause__, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
+                endpoint.fail(error.__cause__, gone=True)
+            else:
+                endpoint.unlisted()
             return
         endpoint.listed(names)
 

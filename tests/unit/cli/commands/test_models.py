@@ -3,7 +3,9 @@
 import json
 import re
 import sys
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +14,10 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
+from cli.client import upstream
 from cli.errors import Trouble
 from cli.main import app
+from cli.up.readiness import reached, take_free
 from jobs.db.engine import Database
 from jobs.fleet import workers
 from jobs.fleet.models_file import PACKAGED_FILE, EngineKind, Registry
@@ -29,13 +33,17 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("NIGHTMILL_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.delenv("NIGHTMILL_MODELS_FILE", raising=False)
 
-    def run(*words: str) -> str:
+    def whole(*words: str) -> Any:
         done = CliRunner().invoke(app, ["models", *words])
         if isinstance(done.exception, Trouble):
             raise done.exception
         assert done.exit_code == 0, done.output
-        return done.stdout
+        return done
 
+    def run(*words: str) -> str:
+        return str(whole(*words).stdout)
+
+    run.whole = whole  # type: ignore[attr-defined]
     return run
 
 
@@ -221,3 +229,76 @@ def test_models_of_engine_urls_are_listed_beside_those_of_the_file(
     assert (listed["far"]["source"], listed["far"]["queue"]) == ("NIGHTMILL_ENGINE_URLS", Queue.GENERATE)
     assert (listed["far"]["external"], listed["far"]["workers"]) == (True, 1)
     assert "NIGHTMILL_ENGINE_URLS" in run("list")
+
+
+def test_a_server_that_cannot_be_reached_is_added_with_a_warning(run: Run, tmp_path: Path) -> None:
+    url = reached("127.0.0.1", take_free("127.0.0.1"))
+
+    done = run.whole("add", "far", "--url", f"{url}/v1")  # type: ignore[attr-defined]
+
+    assert done.stdout == f"far added to {file(tmp_path)}\n"
+    assert done.stderr.startswith(f"warning: {url}/v1 is unreachable: ")
+    assert "far" in Registry.read(file(tmp_path)).models
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "body", "told"),
+    [
+        ("m", 200, {"data": [{"id": "m"}]}, ""),
+        ("m", 200, {"data": [{"id": "a"}, {"id": "b"}]}, "does not list m; it lists a, b"),
+        ("m", 200, {"data": []}, "does not list m; it lists nothing"),
+        ("m", 200, {"odd": 1}, ""),
+        ("m", 404, {}, ""),
+        ("m", 401, {}, "refuses the key"),
+    ],
+)
+def test_a_server_says_whether_it_has_the_model(name: str, status: int, body: dict[str, Any], told: str) -> None:
+    asked: list[str | None] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.extend((self.path, self.headers["Authorization"]))
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        found = upstream.fault(f"http://127.0.0.1:{server.server_port}/v1/", "sk-1", name)
+
+    assert found == told
+    assert asked == ["/v1/models", "Bearer sk-1"]
+
+
+def test_the_list_tells_what_keeps_each_model_from_answering(
+    run: Run, tmp_path: Path, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTMILL_DATABASE_URL", db.url)
+    file(tmp_path).parent.mkdir(parents=True)
+    file(tmp_path).write_text("""
+models:
+  away: {source: {urls: ["http://127.0.0.1:9"]}, engine: http}
+  there: {source: {urls: ["http://127.0.0.1:9"]}, engine: http}
+  slow: {source: {packaged: all-minilm-l6-v2}, engine: embed}
+  other: {source: {packaged: all-minilm-l6-v2}, engine: embed, queue: gpu.other}
+""")
+    holds = {"slow": {"entry": "e", "up": False, "since": 1.0, "phase": "reading the weights"}}
+    facts: dict[str, Any] = {"host": "h", "pid": 1, "started": 1, "slots": 2, "created_at": 1.0, "seen_at": 1.0}
+    ready = {"pool": "gpu", "queues": [Queue.GENERATE], "models": ["there"], "state": "ready"}
+    starting = {"pool": "embed", "queues": [Queue.EMBED], "models": [], "state": "starting", "holds": holds}
+    with db.write() as session:
+        workers.register(session, Worker(id="gpu-1", **ready, **facts))
+        workers.register(session, Worker(id="embed-1", **starting, **facts))
+
+    rows = {row["name"]: row for row in map(json.loads, run("list", "--json").splitlines())}
+
+    assert {name: (row["state"].partition(",")[0], row["workers"]) for name, row in rows.items()} == {
+        "away": ("unreachable", 0),
+        "there": ("ready", 1),
+        "slow": ("loading slow (reading the weights)", 0),
+        "other": ("no worker", 0),
+    }
+    assert "unreachable" in run("list")

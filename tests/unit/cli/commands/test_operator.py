@@ -137,8 +137,25 @@ def test_a_pause_of_a_model_holds_its_aliases_too(run: Run) -> None:
     assert paused(run) == set()
 
 
+def test_a_paused_model_is_one_line_with_its_aliases(run: Run, db: Database) -> None:
+    run("pause", "model", "gpt-4o-mini")
+    with db.write() as session:
+        pauses.pause(session, pauses.Scope.MODEL, "left", actor="operator")
+
+    told = [line for line in run("workers").stdout.splitlines() if line.startswith("paused: ")]
+    left, model = json.loads(run("workers", "--json").stdout)["paused"]
+    rows = {row["name"]: row["state"] for row in map(json.loads, run("models", "list", "--json").stdout.splitlines())}
+
+    assert [line.partition(" (also as ")[0] for line in told] == ["paused: model left", f"paused: model {PACKAGED}"]
+    assert "gpt-4o, gpt-4o-mini" in told[1]
+    assert (left["name"], left["aliases"], model["name"]) == ("left", [], PACKAGED)
+    assert "gpt-5" in model["aliases"]
+    assert rows == {PACKAGED: "paused", "all-minilm-l6-v2": "no worker"}
+
+
 def paused(run: Run) -> set[str]:
-    return {one["name"] for one in json.loads(run("workers", "--json").stdout)["paused"]}
+    found = json.loads(run("workers", "--json").stdout)["paused"]
+    return {name for one in found for name in (one["name"], *one.get("aliases", ()))}
 
 
 def test_an_alias_stands_for_its_model_when_that_is_paused_and_drained_and_freed(run: Run, db: Database) -> None:

@@ -32,6 +32,7 @@ from workers.engines.http.endpoints import (
 )
 from workers.engines.http.http_engine import HttpEngine
 from workers.engines.port import Answer, EngineBusy, EngineFault, Request
+from workers.engines.router import Router
 
 CHAT = "/v1/chat/completions"
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -381,7 +382,9 @@ async def test_another_server_answers_when_one_is_loading() -> None:
 
 
 async def test_engine_is_busy_when_every_server_refuses() -> None:
-    async with engine_of(Endpoint(unused_url(), serves={"m": "m"})) as engine:
+    endpoint = Endpoint(unused_url(), serves={"m": "m"})
+    async with engine_of(endpoint) as engine:
+        endpoint.listed(None)  # as if it had been there a moment ago
         with pytest.raises(EngineBusy) as first:
             await engine.answer(request())
         with pytest.raises(EngineBusy, match="takes requests now") as second:
@@ -389,6 +392,20 @@ async def test_engine_is_busy_when_every_server_refuses() -> None:
 
     assert "not reachable" in str(first.value)
     assert second.value.retry_after == pytest.approx(FIRST_DELAY_SECONDS, abs=0.3)
+
+
+async def test_a_server_that_cannot_be_reached_is_away_before_any_request_is_sent_to_it() -> None:
+    endpoint = Endpoint(unused_url(), serves={"m": "m"})
+    server = Server()
+    async with engine_of(endpoint) as engine:
+        router = Router([engine], Registry({}, {}, Path("models.yaml")))
+        before = router.there
+        async with serving(server, int(endpoint.url.rpartition(":")[2])):
+            await until(lambda: endpoint.circuit.closed, 30)
+            after = router.there
+
+    assert (before, after) == (frozenset(), frozenset({"m"}))
+    assert server.asked == []
 
 
 async def test_unknown_model_is_an_answer_once_every_server_has_shown_its_models(engine: HttpEngine) -> None:

@@ -1,0 +1,37 @@
+"""Ask an OpenAI-compatible server whether it is there, and whether it has a model."""
+
+import http.client
+import json
+import urllib.error
+import urllib.request
+from http import HTTPStatus
+from typing import Final
+
+from jobs.requests.endpoints import base_of
+
+_PATIENCE: Final = 5.0  # seconds
+_MOST_BYTES: Final = 1 << 20
+_NAMED: Final = 5  # models that are named where another is missing
+_REFUSED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.PAYMENT_REQUIRED, HTTPStatus.FORBIDDEN})
+
+
+def fault(url: str, key: str, model: str) -> str:
+    """Return what keeps the server at `url` from answering for `model`, in words; empty where nothing is known to."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    request = urllib.request.Request(f"{base_of(url)}/v1/models", headers=headers)  # noqa: S310 (the file checked it)
+    try:
+        with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:  # noqa: S310
+            return _missing(answer.read(_MOST_BYTES), model)
+    except urllib.error.HTTPError as error:
+        with error:
+            return "refuses the key" if error.code in _REFUSED else ""  # a server without a list of models is asked
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        return f"is unreachable: {getattr(error, 'reason', error)}"
+
+
+def _missing(body: bytes, model: str) -> str:
+    try:
+        names = [str(one["id"]) for one in json.loads(body)["data"]]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return ""
+    return "" if model in names else f"does not list {model}; it lists {', '.join(names[:_NAMED]) or 'nothing'}"
