@@ -22,6 +22,8 @@ TEXTS = {"leave.md": "Everybody has thirty days of leave.", "travel.md": "Trains
 #: By what is asked: the file that has the words. `!cite` makes the fake engine name the first excerpt.
 QUESTIONS = {"How many days of leave? !cite": "leave.md", "Who books trains? !cite": "travel.md"}
 RESULTS: Any = ["file_search_call.results"]
+#: The fake engine's vectors say nothing of meaning.
+BY_WORDS: Any = {"hybrid_search": {"embedding_weight": 0, "text_weight": 1}}
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def test_files_are_searched_and_cited_whichever_way_it_is_asked(deployment: Depl
 
 
 def _asking(store: str, asked: str) -> dict[str, Any]:
-    tool = {"type": "file_search", "vector_store_ids": [store], "max_num_results": 1}
+    tool = {"type": "file_search", "vector_store_ids": [store], "max_num_results": 1, "ranking_options": BY_WORDS}
     return {"model": MODEL, "input": asked, "tools": [tool], "include": RESULTS}
 
 

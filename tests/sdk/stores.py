@@ -36,6 +36,8 @@ ARCHIVE = base64.b64decode(
 )
 #: Words that one text has, and the one at which the fake engine names the first excerpt.
 QUESTION = "What burns kerosene? !cite"
+#: The fake engine's vectors say nothing of meaning.
+MOSTLY_WORDS: Any = {"hybrid_search": {"embedding_weight": 1, "text_weight": 9}}
 RESPONSES = "/v1/responses"
 RESULTS: Any = ["file_search_call.results"]
 SMALL: Any = {"type": "static", "static": {"max_chunk_size_tokens": 100, "chunk_overlap_tokens": 20}}
@@ -321,7 +323,13 @@ def _() -> None:
 
 def asking(store: str, **more: Any) -> dict[str, Any]:
     """A response that searches a store and shows what it found."""
-    tool = {"type": "file_search", "vector_store_ids": [store], "max_num_results": 1, **more}
+    tool = {
+        "type": "file_search",
+        "vector_store_ids": [store],
+        "max_num_results": 1,
+        "ranking_options": MOSTLY_WORDS,
+        **more,
+    }
     return {"model": MODEL, "input": QUESTION, "tools": [tool], "include": RESULTS}
 
 
@@ -463,7 +471,10 @@ def _() -> None:
                 vector_store_id=made.id, file=("cat.md", CAT.encode())
             )
             same(one.status, "completed")
-            found = await asyncio.gather(*(eager.vector_stores.search(made.id, query=f"number{n}") for n in range(6)))
+            asked: Any = {"extra_body": {"ranking_options": MOSTLY_WORDS}}
+            found = await asyncio.gather(
+                *(eager.vector_stores.search(made.id, query=f"number{n}", **asked) for n in range(6))
+            )
             same([page.data[0].filename for page in found], [name for name, _ in texts])
             listed = [file.id async for file in eager.vector_stores.files.list(made.id, limit=3)]
             same(len(listed), 7)

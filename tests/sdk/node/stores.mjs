@@ -35,6 +35,8 @@ const ARCHIVE = Buffer.from(
 );
 // Words that one text has, and the one at which the fake engine names the first excerpt.
 const QUESTION = "What burns kerosene? !cite";
+/** The fake engine's vectors say nothing of meaning. */
+const MOSTLY_WORDS = { hybrid_search: { embedding_weight: 1, text_weight: 9 } };
 const RESPONSES = "/v1/responses";
 const RESULTS = ["file_search_call.results"];
 const SMALL = { type: "static", static: { max_chunk_size_tokens: 100, chunk_overlap_tokens: 20 } };
@@ -292,7 +294,7 @@ check("a vector store is made with its files, and they are listed page by page",
 const asking = (store, more = {}) => ({
   model: MODEL,
   input: QUESTION,
-  tools: [{ type: "file_search", vector_store_ids: [store], max_num_results: 1, ...more }],
+  tools: [{ type: "file_search", vector_store_ids: [store], max_num_results: 1, ranking_options: MOSTLY_WORDS, ...more }],
   include: RESULTS,
 });
 
@@ -425,7 +427,7 @@ check("many searches at once are answered", () =>
     const done = await batches.uploadAndPoll(store, { files: texts });
     same(done.file_counts, { ...EMPTY, total: 6, completed: 6 });
     same((await files.uploadAndPoll(store, await small("cat.md", CAT))).status, "completed");
-    const found = await Promise.all(names.map((_, n) => stores.search(store, { query: `number${n}` })));
+    const found = await Promise.all(names.map((_, n) => stores.search(store, { query: `number${n}`, ranking_options: MOSTLY_WORDS })));
     same(found.map((page) => page.data[0].filename), names);
     same((await all(files.list(store, { limit: 3 }))).length, 7);
   }));
