@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
+from jobs.requests import fields
 from jobs.requests.endpoints import EMBEDDINGS, RERANK
 from workers.engines.documented import STEERING
 from workers.engines.port import Answer, refusal
@@ -59,6 +60,9 @@ _SCHEMAS: Final = frozenset({"parameters", "input_schema"})  # keys of tools
 _PLAIN: Final = frozenset({"role", "text"})  # keys of nearly all there is
 _ELSEWHERE: Final = "media_url_not_allowed"
 _NAMES_MEDIA: Final = re.compile(r"image|img|video|audio|pixel|multi_?modal|(?:^|_)media|^mm(?:_|$)", re.IGNORECASE)
+_DOCUMENTED: Final = frozenset[str]().union(*fields.OPENAI.values())
+#: Fields of a body whose names need no look: OpenAI's that say nothing of media, and what steers, as no engine gets it.
+_SILENT: Final = STEERING | {name for name in _DOCUMENTED if not _NAMES_MEDIA.search(name)}
 _AUDIO: Final = frozenset({"id", "voice", "format", "data", "transcript", "expires_at"})  # of `audio`, as OpenAI has it
 #: A URL, or a path that leads out of the working folder; URLs are read without control characters.
 _PLACE: Final = re.compile(r"[\0- ]*(?:/|~|\.[\0-\x1f]*[./]|[a-z][a-z0-9+.\0-\x1f-]*:[\0-\x1f]*[^\0- ])", re.IGNORECASE)
@@ -84,7 +88,7 @@ def objection(url: str, body: Mapping[str, Any], schemas: frozenset[str]) -> Ans
 
 
 def _fault(name: str, value: Any) -> Fault | None:
-    if name not in STEERING and (fault := _entry(name, value) or _parts(name, value)):  # what steers reaches no engine
+    if name not in _SILENT and (fault := _entry(name, value) or _parts(name, value)):
         return fault
     if isinstance(value, _NESTED):
         for found in _objects(name, value):
