@@ -37,7 +37,7 @@ _PLACES = {"public_url", "host", "port"}  # whoever sets one of these means one 
 _KEY_PREFIX = "nm_"  # of the keys that `nightmill keys create` makes
 _TIMEOUT = 60.0  # seconds for one answer; uploads get more
 _UPLOAD_TIMEOUT = 3600.0
-_EMBED_TIMEOUT = _ANSWER_TIMEOUT = 600.0
+ANSWER_TIMEOUT = 600.0  # a model answers
 _PAGE = 100  # entries of one page, at most
 _READ = 1 << 16
 
@@ -211,7 +211,7 @@ class Server:
     def embed(self, model: str, texts: list[str], fields: Mapping[str, Any]) -> Any:
         """The SDK's answer, vectors as lists. `fields` are those that OpenAI does not have."""
         with _told(self.url):
-            return self.sdk.embeddings.create(model=model, input=texts, extra_body=dict(fields), timeout=_EMBED_TIMEOUT)
+            return self.sdk.embeddings.create(model=model, input=texts, extra_body=dict(fields), timeout=ANSWER_TIMEOUT)
 
     def delete(self, path: str) -> _JSON:
         with _told(self.url):
@@ -235,7 +235,7 @@ class Server:
                 "/chat/completions",
                 cast_to=ChatCompletionChunk,
                 body={**body, "stream": True},
-                options={"timeout": _ANSWER_TIMEOUT},
+                options={"timeout": ANSWER_TIMEOUT},
                 stream=True,
                 stream_cls=Stream[ChatCompletionChunk],
             )

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.client.server import connect
+from cli.client.server import ANSWER_TIMEOUT, connect
 from cli.errors import Trouble
 from cli.options import ApiKey, AsJson, DataDir, Url
 from cli.terminal import show_json, text_output
@@ -32,7 +32,7 @@ def chat(
     body |= {name: value for name, value in given.items() if value is not None}
     with connect(url, api_key, data_dir) as server:
         if as_json:
-            show_json(server.post("/chat/completions", body))
+            show_json(server.post("/chat/completions", body, timeout=ANSWER_TIMEOUT))
             return
         out, reason = text_output(), None
         for text, ended in server.chat(body):
