@@ -265,7 +265,7 @@ def test_of_a_job_that_is_emptied_in_part_nothing_is_known_and_the_next_pass_emp
         with pytest.raises(StopIteration):
             keeping._empty([job.id])
     with house.db.write() as session:
-        known = batches.results_known(session, job)
+        known = batches.results_known(session, job, batches.FAILED)
         session.execute(update(Job).where(Job.id == job.id).values(completed_at=1.0))
     keeping.run()
 

@@ -145,7 +145,7 @@ def test_objects_of_an_old_job_that_could_not_be_removed_go_the_next_time(
         patch.setattr(storage, "delete", _away)
         keeping.run()
     with db.read() as session:
-        assert not batches.results_known(session, session.get_one(Job, job_id))
+        assert not batches.results_known(session, session.get_one(Job, job_id), batches.FAILED)
     assert len(storage.list("jobs")) == 2
 
     keeping.run()
