@@ -11,10 +11,10 @@ key is revoked.
 """
 
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from fastapi import Request
@@ -29,6 +29,7 @@ from api.inference.turns import CreateResponse, Turn, decoded, keep, unsound
 from api.shares import run_in_threadpool
 from jobs.errors import DatabaseBusy, InvalidRequest, NotFound, StorageAway, StreamsAway
 from jobs.inference import responses
+from jobs.inference.answer_events import written_out
 from jobs.inference.interactive import Piece
 from jobs.inference.stored import Kept
 from jobs.inference.waiting import second
@@ -92,8 +93,8 @@ class _ResponseEvents(Events):
 
     async def write(self, piece: Piece) -> bytes:
         if piece.kind == "chunk":
-            event = await _made_ours(self._turn, piece, resumable=self._resumable)
-            self._number = event.get("sequence_number", self._number) + 1
+            event = await _made_ours(self._turn, piece, self._number, resumable=self._resumable)
+            self._number = event["sequence_number"] + 1
             return sse.event(event, kind=str(event.get("type", "message")), at=self.at(piece))
         if piece.kind != "end":
             return sse.KEEP_ALIVE
@@ -103,7 +104,7 @@ class _ResponseEvents(Events):
         return sse.event(_error(error, self._number), kind="error", at=at)
 
 
-async def _made_ours(turn: Turn, piece: Piece, *, resumable: bool) -> dict[str, Any]:
+async def _made_ours(turn: Turn, piece: Piece, number: int, *, resumable: bool) -> dict[str, Any]:
     """Raises NightmillError for what is no event."""
     event = decoded(piece.body)
     if not isinstance(event, dict):
@@ -111,7 +112,8 @@ async def _made_ours(turn: Turn, piece: Piece, *, resumable: bool) -> dict[str, 
     last = event.get("type") in responses.FINAL
     if last and not responses.sound(event.get("response")):
         raise unsound()
-    event = responses.own_event(event, turn.facts, turn.question, second(piece.at))  # however often it is told
+    at = second(piece.at)  # however often it is told
+    event = responses.own_event(event, turn.facts, turn.question, at, number)
     if last and (turn.store or turn.conversation):
         await run_in_threadpool(_keep, turn, event["response"], resumable=resumable)
     return turn.shown(event)
@@ -274,77 +276,3 @@ class _Items:
 
 def _status(response: Mapping[str, Any]) -> str:
     return str(response.get("status") or "completed")
-
-
-Event = dict[str, Any]
-
-
-def written_out(response: Mapping[str, Any]) -> list[Event]:
-    """From `response.created` to its end, numbered from 0; each text in one piece."""
-    begun = {**response, "status": "in_progress", "output": []}
-    begun |= dict.fromkeys(("usage", "error", "incomplete_details", "completed_at"))
-    told: list[Event] = [{"type": f"response.{kind}", "response": begun} for kind in ("created", "in_progress")]
-    for index, item in enumerate(response["output"]):
-        told += _item(index, item)
-    told.append({"type": f"response.{response.get('status') or 'completed'}", "response": dict(response)})
-    return [{**event, "sequence_number": number} for number, event in enumerate(told)]
-
-
-def _item(index: int, item: Mapping[str, Any]) -> Iterator[Event]:
-    place = {"output_index": index, "item_id": item.get("id")}
-    between = _BETWEEN.get(item["type"])
-    empty = {name: _EMPTY.get((item["type"], name), value) for name, value in item.items()}
-    yield {"type": "response.output_item.added", "output_index": index, "item": {**empty, "status": "in_progress"}}
-    if between:
-        yield from between(place, item)
-    yield {"type": "response.output_item.done", "output_index": index, "item": dict(item)}
-
-
-def _search(place: Mapping[str, Any], _: Mapping[str, Any]) -> Iterator[Event]:
-    for step in ("in_progress", "searching", "completed"):
-        yield {"type": f"response.file_search_call.{step}", **place}
-
-
-def _call(place: Mapping[str, Any], item: Mapping[str, Any]) -> Iterator[Event]:
-    text = item["arguments"]
-    yield {"type": "response.function_call_arguments.delta", **place, "delta": text}
-    yield {"type": "response.function_call_arguments.done", **place, "arguments": text, "name": item["name"]}
-
-
-def _thought(place: Mapping[str, Any], item: Mapping[str, Any]) -> Iterator[Event]:
-    for number, part in enumerate(item.get("summary") or ()):
-        at, text = {**place, "summary_index": number}, part.get("text") or ""
-        yield {"type": "response.reasoning_summary_part.added", **at, "part": {**part, "text": ""}}
-        yield {"type": "response.reasoning_summary_text.delta", **at, "delta": text}
-        yield {"type": "response.reasoning_summary_text.done", **at, "text": text}
-        yield {"type": "response.reasoning_summary_part.done", **at, "part": dict(part)}
-    yield from _parts(place, item)
-
-
-def _parts(place: Mapping[str, Any], item: Mapping[str, Any]) -> Iterator[Event]:
-    for number, part in enumerate(item.get("content") or ()):
-        yield from _part({**place, "content_index": number}, part)
-
-
-def _part(place: Mapping[str, Any], part: Mapping[str, Any]) -> Iterator[Event]:
-    name = "refusal" if part["type"] == "refusal" else "text"
-    rest: Event = {"logprobs": []} if part["type"] == "output_text" else {}
-    kind, text = f"response.{part['type']}", part.get(name) or ""
-    empty = {field: [] if field in ("annotations", "logprobs") else value for field, value in part.items()}
-    yield {"type": "response.content_part.added", **place, "part": {**empty, name: ""}}
-    yield {"type": f"{kind}.delta", **place, "delta": text, **rest}
-    for number, one in enumerate(part.get("annotations") or ()):
-        yield {"type": f"{kind}.annotation.added", **place, "annotation_index": number, "annotation": one}
-    yield {"type": f"{kind}.done", **place, name: text, **rest}
-    yield {"type": "response.content_part.done", **place, "part": dict(part)}
-
-
-_BETWEEN: Final = {"message": _parts, "reasoning": _thought, "function_call": _call, "file_search_call": _search}
-#: What of an item is not there yet as it begins.
-_EMPTY: Final[Mapping[tuple[str, str], Any]] = {
-    ("message", "content"): [],
-    ("reasoning", "content"): [],
-    ("reasoning", "summary"): [],
-    ("function_call", "arguments"): "",
-    ("file_search_call", "results"): None,
-}

@@ -23,10 +23,10 @@ from api.inference.asking import Asked
 from api.inference.item_references import resolve
 from api.inference.schemas import InputItem, as_input, show_item
 from api.inference.stored_answers import Reference, Run
-from jobs.clock import now
 from jobs.errors import InvalidRequest, NightmillError, NotFound, ProjectFull
 from jobs.ids import new_id
 from jobs.inference import responses
+from jobs.inference.complete_answers import new_response
 from jobs.inference.context_options import terms_of
 from jobs.inference.stored import Kept
 from jobs.requests.endpoints import RESPONSES
@@ -196,39 +196,8 @@ def _before(call: CallContext, previous: str | None) -> list[Any]:
 
 
 def begun(turn: Turn) -> dict[str, Any]:
-    """What is known of a response before anybody has worked on it; its defaults are OpenAI's."""
-    asked = {name: value for name, value in turn.question.items() if value is not None}
-    return {
-        **turn.facts,
-        "object": "response",
-        "created_at": int(now()),
-        "status": "queued",
-        "model": turn.body.model,
-        "output": [],
-        "error": None,
-        "incomplete_details": None,
-        "instructions": asked.get("instructions"),
-        "max_output_tokens": asked.get("max_output_tokens"),
-        "max_tool_calls": asked.get("max_tool_calls"),
-        "parallel_tool_calls": asked.get("parallel_tool_calls", True),
-        "prompt_cache_key": asked.get("prompt_cache_key"),
-        "reasoning": _reasoning(asked.get("reasoning")),
-        "safety_identifier": asked.get("safety_identifier"),
-        "service_tier": asked.get("service_tier", "auto"),
-        "temperature": asked.get("temperature", 1.0),
-        "text": responses.text_of(asked),
-        "tool_choice": asked.get("tool_choice", "auto"),
-        "tools": asked.get("tools", []),
-        "top_logprobs": asked.get("top_logprobs", 0),
-        "top_p": asked.get("top_p", 1.0),
-        "truncation": asked.get("truncation", "disabled"),
-        "usage": None,
-        "user": asked.get("user"),
-    }
-
-
-def _reasoning(asked: Any) -> dict[str, Any]:
-    return {"effort": None, "summary": None, **(asked if isinstance(asked, dict) else {})}
+    """Return a response as it is before an engine has worked on it."""
+    return {**new_response(turn.question, "queued"), **turn.facts}
 
 
 def keep(turn: Turn, response: dict[str, Any], run: Run) -> None:

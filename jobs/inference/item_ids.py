@@ -26,6 +26,11 @@ _PREFIXES: Final[Mapping[str, str]] = {
 _OTHER: Final = "out"
 
 
+def prefix_of(kind: str) -> str:
+    """Return the prefix of an item's id, by the type of the item."""
+    return _PREFIXES.get(kind, _OTHER)
+
+
 def owner_of(item_id: str) -> str:
     """Return what the id of an item says of its owner: the id of a response or a conversation without the prefix."""
     return _name(item_id)[:LENGTH]
@@ -62,7 +67,7 @@ class OutputIds:
             return item
         given = item.get("id")
         if not isinstance(given, str):
-            given = f"{_PREFIXES.get(str(item.get('type')), _OTHER)}_"
+            given = f"{prefix_of(str(item.get('type')))}_"
         return {**item, "id": self.id_of(given, index)}
 
     def id_of(self, given: str, index: int) -> str:

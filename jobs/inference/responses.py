@@ -7,7 +7,7 @@ before; and a response that is asked for in the background is a job whose input 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from jobs.clock import now
+from jobs.inference.complete_answers import complete_event, complete_response
 from jobs.inference.item_ids import OutputIds
 from jobs.inference.stored import Kept
 from jobs.inference.tables import KeptResponse
@@ -37,8 +37,6 @@ CODES: Final = frozenset({"rate_limit_exceeded", "invalid_prompt", "server_error
 #: The events that end a stream.
 FINAL: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
 _ATTEMPT: Final = 1_000_000
-#: What a response repeats of its request, and engines know nothing of.
-_ECHOED: Final = ("prompt_cache_key", "safety_identifier", "user")
 
 
 class Response(Payload):
@@ -117,43 +115,30 @@ def _index(event: Mapping[str, Any]) -> int:
     return index if isinstance(index, int) else 0
 
 
-def as_asked(answer: Mapping[str, Any], asked: Mapping[str, Any], ended: int | None = None) -> dict[str, Any]:
-    """An engine's answer, which says of the request what was asked and not what was computed with; OpenAI's defaults.
-
-    vLLM gives the room in its context for the most tokens, and neither an error nor a time of its end: that is
-    `ended`, in seconds, or else now. Twice is once.
-    """
-    echoed = {name: asked[name] for name in _ECHOED if asked.get(name) is not None}
-    told = {"error": None, **answer, "max_output_tokens": asked.get("max_output_tokens"), "text": text_of(asked)}
-    told |= echoed
-    if told.get("status") == "completed" and told.get("completed_at") is None:
-        told["completed_at"] = int(now()) if ended is None else ended
-    return told
-
-
-def text_of(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """How the text was to be."""
-    said = asked.get("text")
-    given = {name: value for name, value in said.items() if value is not None} if isinstance(said, dict) else {}
-    return {"format": {"type": "text"}, **given}
-
-
 def ours(
     answer: Mapping[str, Any], response: Mapping[str, Any], asked: Mapping[str, Any], ended: int | None = None
 ) -> dict[str, Any]:
-    """An engine's answer as the answer to this response, which was asked for so."""
-    named = _changed(as_asked(answer, asked, ended), OutputIds.of(response, asked).named)
-    return {**named, **{name: response.get(name) for name in _OURS}}
+    """Return an engine's answer as the answer to this response, which was asked for so; see `complete_response`."""
+    named = _changed(complete_response(answer, asked, ended), OutputIds.of(response, asked).named)
+    return _with_facts(named, response)
 
 
 def own_event(
-    event: Mapping[str, Any], response: Mapping[str, Any], asked: Mapping[str, Any], ended: int | None = None
+    event: Mapping[str, Any],
+    response: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    ended: int | None = None,
+    number: int = 0,
 ) -> dict[str, Any]:
-    """Return an engine's event as one of this response, which was asked for so; see `ours`."""
+    """Return an engine's event as one of this response, which was asked for so; see `complete_event`."""
     ids = OutputIds.of(response, asked)
-    told = _changed(event, ids.named)
+    told = _changed(complete_event(event, asked, number, ended), ids.named)
     if isinstance(told.get("item_id"), str):
         told["item_id"] = ids.id_of(told["item_id"], _index(told))
     if isinstance(told.get("response"), dict):
-        told["response"] = ours(told["response"], response, asked, ended)
+        told["response"] = _with_facts(told["response"], response)
     return told
+
+
+def _with_facts(told: Mapping[str, Any], response: Mapping[str, Any]) -> dict[str, Any]:
+    return {**told, **{name: response.get(name) for name in _OURS}}

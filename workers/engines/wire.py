@@ -1,7 +1,8 @@
 """What OpenAI-compatible servers put on the wire, read with tolerance.
 
-200      body untouched, its usage read out of it, whatever else or null is in it; added is what OpenAI always says and
-         others leave out: `refusal` of a chat's message, and `usage` of the chunks of a stream that tells it at the end
+200      usage read out of the body, whatever else or null is in it; what OpenAI always says and a server leaves out is
+         added (see `jobs.inference.complete_answers`), and `usage` to the chunks of a stream that tells it at the end;
+         an answer that came whole although a stream was asked for is written out as one
 4xx 5xx  {"error": {"message": …}} with OpenAI's four fields;
          {"detail": …}, {"object": "error", …}, {"error": "…"} and plain text wrapped into that
 """
@@ -14,13 +15,17 @@ from typing import Annotated, Any, Final, NamedTuple
 import msgspec
 
 from jobs.clock import now
+from jobs.inference.answer_events import chat_chunks, completion_chunks, written_out
+from jobs.inference.complete_answers import complete_chat, complete_response
+from jobs.inference.responses import sound
+from jobs.inference.stored import is_completion
+from jobs.requests.endpoints import CHAT, COMPLETIONS, RESPONSES
 from workers.engines.port import Answer, EngineFault, Usage
 
 LONGEST_RETRY_SECONDS: Final = 3600.0
 ERROR_TEXT_CHARACTERS: Final = 2000
 
 
-CHAT: Final = "/v1/chat/completions"
 EVENT_STREAM: Final = "text/event-stream"
 STREAMED: Final = b"streamed"  # in place of a body that was handed on event by event
 #: OpenAI's types of errors, and llama.cpp's for a prompt that is too long.
@@ -69,16 +74,28 @@ class _Reply(msgspec.Struct):
     usage: _Usage | None = None
 
 
+_Any = msgspec.Raw | msgspec.UnsetType
+
+
 class _Message(msgspec.Struct):
-    refusal: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    role: _Any = msgspec.UNSET
+    content: _Any = msgspec.UNSET
+    refusal: _Any = msgspec.UNSET
 
 
 class _Choice(msgspec.Struct):
     message: _Message
+    index: _Any = msgspec.UNSET
+    logprobs: _Any = msgspec.UNSET
+    finish_reason: _Any = msgspec.UNSET
 
 
 class _Chat(msgspec.Struct):
     choices: list[_Choice]
+    id: _Any = msgspec.UNSET
+    object: _Any = msgspec.UNSET
+    created: _Any = msgspec.UNSET
+    model: _Any = msgspec.UNSET
 
 
 class _Chunk(msgspec.Struct):
@@ -144,17 +161,51 @@ def _usage(said: _Usage) -> Usage:
     return Usage(inputs, min(asked.cached_tokens or 0, inputs), outputs, min(reasoning, outputs))
 
 
-def with_refusal(body: bytes) -> bytes:
-    """A chat's answer, each message with a `refusal`; what has them, or is none, as it is."""
+def complete(url: str, body: bytes, asked: Mapping[str, Any]) -> bytes:
+    """Return the body of an answer with all that OpenAI always says; what is no such answer, as it is."""
     try:
-        if not any(choice.message.refusal is msgspec.UNSET for choice in _chat.decode(body).choices):
-            return body
-        said = msgspec.json.decode(body)
-        for choice in said["choices"]:
-            choice["message"].setdefault("refusal", None)
-        return msgspec.json.encode(said)
+        if url == CHAT and _is_sparse(_chat.decode(body)):
+            return msgspec.json.encode(complete_chat(msgspec.json.decode(body), asked))
+        if url == RESPONSES and sound(said := msgspec.json.decode(body)):
+            return msgspec.json.encode(complete_response(said, asked))
     except (msgspec.MsgspecError, RecursionError):
-        return body
+        pass
+    return body
+
+
+def _is_sparse(chat: _Chat) -> bool:
+    """Return whether a chat completion lacks a field that OpenAI's always have. Those of most servers lack none."""
+    if chat.choices and msgspec.UNSET in (chat.id, chat.object, chat.created, chat.model):
+        return True
+    for choice in chat.choices:
+        said = choice.message
+        if msgspec.UNSET in (
+            choice.index,
+            choice.logprobs,
+            choice.finish_reason,
+            said.role,
+            said.content,
+            said.refusal,
+        ):
+            return True
+    return False
+
+
+def as_events(url: str, body: bytes, asked: Mapping[str, Any]) -> list[bytes]:
+    """Return the events of an answer that came whole; none of what is no answer."""
+    try:
+        said = msgspec.json.decode(complete(url, body, asked))
+    except (msgspec.MsgspecError, RecursionError):
+        return []
+    usage = wants_usage(asked)
+    events: list[dict[str, Any]] = []
+    if url == RESPONSES and sound(said):
+        events = written_out(said)
+    elif url == CHAT and is_completion(said):
+        events = chat_chunks(said, usage=usage)
+    elif url == COMPLETIONS and isinstance(said, dict) and isinstance(said.get("choices"), list):
+        events = completion_chunks(said, usage=usage)
+    return [msgspec.json.encode(event) for event in events]
 
 
 def wants_usage(body: Mapping[str, Any]) -> bool:

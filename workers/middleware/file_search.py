@@ -17,8 +17,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from jobs.clock import now
 from jobs.errors import InvalidRequest
+from jobs.inference.complete_answers import new_response
 from jobs.inference.responses import RESULTS
 from jobs.requests.endpoints import RESPONSES
 from jobs.retrieval import searches
@@ -218,19 +218,6 @@ _NONE: Final = {
     "output_tokens_details": {"reasoning_tokens": 0},
     "total_tokens": 0,
 }
-#: What a response repeats of its request, and OpenAI's defaults.
-_REPEATED: Final[Mapping[str, Any]] = {
-    "instructions": None,
-    "max_output_tokens": None,
-    "metadata": {},
-    "parallel_tool_calls": True,
-    "temperature": 1.0,
-    "text": {"format": {"type": "text"}},
-    "tool_choice": "auto",
-    "tools": [],
-    "top_p": 1.0,
-    "truncation": "disabled",
-}
 
 
 def refused_message(item: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,15 +230,9 @@ def refused_response(request: Request) -> dict[str, Any]:
     name = request.request_id.rpartition("_")[2]
     item = {"type": "message", "id": f"msg_{name}", "status": "completed", "role": "assistant"}
     return {
+        **new_response(request.body, "completed"),
         "id": f"resp_{name}",
-        "object": "response",
-        "created_at": int(now()),
-        "status": "completed",
-        "model": request.body.get("model"),
         "output": [refused_message(item)],
-        "error": None,
-        "incomplete_details": None,
-        **{field: request.body.get(field, default) for field, default in _REPEATED.items()},
         "usage": _NONE,
     }
 

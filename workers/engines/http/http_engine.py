@@ -23,7 +23,7 @@ import aiohttp
 import msgspec
 
 from jobs.platform.limiters import acquire_any
-from jobs.requests.endpoints import EMBEDDINGS, RERANK
+from jobs.requests.endpoints import CHAT, EMBEDDINGS, RERANK, RESPONSES
 from jobs.requests.prompts import Prompts
 from jobs.timings import Timings
 from workers.engines import media, wire
@@ -165,13 +165,13 @@ class HttpEngine:
             except Unacceptable as wrong:
                 return wrong.answer
         answer = await self._ask(request, None)
-        if request.url != wire.CHAT:
+        if answer.status != 200 or request.url not in (CHAT, RESPONSES):
             return answer
-        body = wire.with_refusal(answer.body)
+        body = wire.complete(request.url, answer.body, request.body)
         return answer if body is answer.body else Answer(answer.status, body, answer.usage)
 
     async def stream(self, request: Request, emit: Emit) -> Answer:
-        """Emit server-sent events, until `[DONE]`."""
+        """Emit server-sent events, until `[DONE]`. The answer of a server that does not stream is emitted as events."""
         usage = wire.wants_usage(request.body)
 
         async def read(response: aiohttp.ClientResponse) -> bytes:
@@ -182,7 +182,11 @@ class HttpEngine:
                 await emit(wire.with_usage(event) if usage else event)
             return wire.STREAMED
 
-        return await self._ask(replace(request, body={**request.body, "stream": True}), read)
+        answer = await self._ask(replace(request, body={**request.body, "stream": True}), read)
+        events = wire.as_events(request.url, answer.body, request.body) if answer.status == 200 and answer.body else []
+        for event in events:
+            await emit(event)
+        return Answer(200, b"", answer.usage) if events else answer
 
     async def _ask(self, request: Request, read: Read | None) -> Answer:
         model = str(request.body.get("model"))

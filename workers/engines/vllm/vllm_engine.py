@@ -26,7 +26,7 @@ import msgspec
 import pydantic
 
 from jobs.fleet.models_file import EngineKind
-from jobs.inference.responses import as_asked
+from jobs.inference.complete_answers import complete_response, status_of
 from jobs.requests.endpoints import RESPONSES
 from jobs.requests.fields import OPENAI
 from workers.engines.caps import objection
@@ -194,7 +194,7 @@ class VllmEngine:
                 for event in _events(said):
                     told = plain_event(event, usage=usage)
                     if isinstance(told.get("response"), dict):
-                        told["response"] = as_asked(told["response"], request.body)
+                        told["response"] = complete_response(told["response"], request.body, status=status_of(told))
                     await emit(msgspec.json.encode(told))
         if serving.dead:
             raise EngineDead("the engine died while it answered")
@@ -262,7 +262,7 @@ def _judge(serving: Serving, request: Request, said: Any) -> Answer:
         error = (create_error_response(said) if isinstance(said, Exception) else said).error
         return _refused(request.url, error.code, DETAILS.sub("", error.message), error.param)
     answer = plain(said)
-    body = msgspec.json.encode(as_asked(answer, request.body) if request.url == RESPONSES else answer)
+    body = msgspec.json.encode(complete_response(answer, request.body) if request.url == RESPONSES else answer)
     return Answer(HTTPStatus.OK, body, usage_of(body))
 
 

@@ -6,7 +6,8 @@ import pytest
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from api.inference.response_streams import _Items, written_out
+from api.inference.response_streams import _Items
+from jobs.inference.answer_events import written_out
 
 CITED = {"type": "file_citation", "file_id": "file-1", "filename": "cats.md", "index": 10}
 TEXT = {"type": "output_text", "text": "They purr.", "annotations": [CITED, {**CITED, "index": 3}], "logprobs": []}

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from jobs.requests.endpoints import CHAT, EMBEDDINGS, RESPONSES
 from workers.engines import wire
 from workers.engines.port import Usage
 
@@ -94,26 +95,54 @@ def test_a_chunk_says_that_its_usage_is_not_told_yet(chunk: bytes, told: bytes) 
     assert wire.with_usage(chunk) == told
 
 
+CHOICE = {"index": 0, "logprobs": None, "finish_reason": "stop"}
+MESSAGE = {"role": "assistant", "content": "refusal", "refusal": None}
+WHOLE = {
+    "id": "c",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "m",
+    "choices": [{**CHOICE, "message": MESSAGE}],
+}
+
+
+def _without(*path: Any) -> bytes:
+    said = json.loads(json.dumps(WHOLE))
+    *way, last = path
+    holder = said
+    for step in way:
+        holder = holder[step]
+    del holder[last]
+    return json.dumps(said).encode()
+
+
+@pytest.mark.parametrize("name", [name for name in WHOLE if name not in ("choices", "id", "created")])
+def test_a_chat_that_lacks_a_field_gets_it(name: str) -> None:
+    assert json.loads(wire.complete(CHAT, _without(name), {"model": "m"})) == WHOLE
+
+
+@pytest.mark.parametrize("name", CHOICE)
+def test_a_choice_that_lacks_a_field_gets_it(name: str) -> None:
+    assert json.loads(wire.complete(CHAT, _without("choices", 0, name), {})) == WHOLE
+
+
+@pytest.mark.parametrize("name", ["role", "refusal"])
+def test_a_message_that_lacks_a_field_gets_it(name: str) -> None:
+    assert json.loads(wire.complete(CHAT, _without("choices", 0, "message", name), {})) == WHOLE
+
+
 @pytest.mark.parametrize(
-    ("body", "told"),
+    "body",
     [
-        (
-            b'{"a": 1.0e5,"choices":[{"message":{"content":"refusal"}},{"message":{"refusal":"No.","content":null}}]}',
-            {"a": 1.0e5, "choices": [
-                {"message": {"content": "refusal", "refusal": None}}, {"message": {"refusal": "No.", "content": None}},
-            ]},
-        ),
-        *((body, None) for body in (
-            b'{"choices": [ {"message":{"refusal":null}}] }', b'{"choices":[]}', b'{"choices":[{"text":"a"}]}',
-            b'{"error":{}}', b'{"choices":[{"message":null}]}', b'{ "usage":{},"odd":"\\u0000"}', b"[]", b"",
-            b'{"choices":[{"message":{}}],"n":1e999}',
-        )),
+        json.dumps(WHOLE, indent=1).encode(), b'{"choices":[]}', b'{"choices":[{"text":"a"}]}', b'{"error":{}}',
+        b'{"choices":[{"message":null}]}', b'{ "usage":{},"odd":"\\u0000"}', b"[]", b"", b'{"output":null}',
+        b'{"choices":[{"message":{}}],"n":1e999}', b'{"output":["x"]}',
     ],
 )  # fmt: skip
-def test_a_message_says_that_nothing_was_refused_and_else_a_body_stays_as_it_is(body: bytes, told: Any) -> None:
-    said = wire.with_refusal(body)
-
-    assert said == body if told is None else json.loads(said) == told
+@pytest.mark.parametrize("url", [CHAT, RESPONSES, EMBEDDINGS])
+def test_what_is_whole_or_no_answer_stays_byte_for_byte(url: str, body: bytes) -> None:
+    assert wire.complete(url, body, {}) == body
+    assert url == CHAT or wire.as_events(url, body, {}) == []
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 
 from jobs.fleet.models_file import Registry
+from jobs.requests.endpoints import COMPLETIONS, RESPONSES
 from jobs.settings import Settings
 from jobs.timings import Timings
 from tests.support.server_shapes import ANSWERS, ERRORS
@@ -143,10 +144,11 @@ async def test_usage_is_read_from_what_each_server_says(server: Server, engine: 
     answer = await engine.answer(request())
 
     assert answer.usage == usage
-    expected = msgspec.json.decode(body)
+    expected, told = msgspec.json.decode(body), msgspec.json.decode(answer.body)
     for choice in expected.get("choices", ()):
         choice["message"].setdefault("refusal", None)
-    assert msgspec.json.decode(answer.body) == expected
+        choice.setdefault("logprobs", None)
+    assert told == expected
     assert b"\n" not in answer.body
 
 
@@ -167,6 +169,89 @@ async def test_what_a_server_cannot_process_is_a_bad_request(server: Server, eng
     answer = await engine.answer(request())
 
     assert (answer.status, error_of(answer)["type"]) == (400, "invalid_request_error")
+
+
+async def _streamed(engine: HttpEngine, asked: Request) -> tuple[Answer, list[dict[str, Any]]]:
+    events: list[dict[str, Any]] = []
+
+    async def emit(event: bytes) -> None:
+        events.append(msgspec.json.decode(event))
+
+    return await engine.stream(asked, emit), events
+
+
+SAID = {"output": [{"type": "message", "content": [{"type": "output_text", "text": "Hi."}]}]}
+
+
+async def test_a_sparse_response_is_completed_with_what_was_asked(server: Server, engine: HttpEngine) -> None:
+    server.script = says(200, msgspec.json.encode(SAID))
+
+    answer = await engine.answer(Request(RESPONSES, {"model": "m", "input": "x", "temperature": 0.5}, "req_1"))
+
+    told = msgspec.json.decode(answer.body)
+    assert (told["model"], told["temperature"], told["top_p"], told["status"]) == ("m", 0.5, 1.0, "completed")
+    assert told["output"][0]["content"][0] == {"type": "output_text", "text": "Hi.", "annotations": [], "logprobs": []}
+
+
+@pytest.mark.parametrize("usage", [True, False])
+async def test_a_chat_that_comes_whole_is_one_chunk(server: Server, engine: HttpEngine, usage: bool) -> None:
+    server.script = says(200, ANSWERS["llama.cpp"][0])
+    body = {"model": "m", "messages": [], "stream_options": {"include_usage": usage}}
+
+    end, events = await _streamed(engine, Request(CHAT, body, "req_1"))
+
+    assert (end.status, end.body, end.usage) == (200, b"", ANSWERS["llama.cpp"][1])
+    assert server.asked[0]["stream"] is True
+    [choice] = events[0]["choices"]
+    assert choice["delta"] == {"role": "assistant", "content": "Paris.", "refusal": None}
+    assert (choice["finish_reason"], events[0]["object"]) == ("stop", "chat.completion.chunk")
+    assert [event.get("usage") and event["usage"]["total_tokens"] for event in events[1:]] == ([16] if usage else [])
+    assert ("usage" in events[0]) == usage
+
+
+async def test_calls_of_a_chat_that_comes_whole_are_numbered(server: Server, engine: HttpEngine) -> None:
+    calls = [{"id": name, "type": "function", "function": {"name": name, "arguments": "{}"}} for name in "ab"]
+    server.script = says(200, msgspec.json.encode({"choices": [{"message": {"tool_calls": calls}}]}))
+
+    _, events = await _streamed(engine, request())
+
+    [choice] = events[0]["choices"]
+    assert choice["delta"]["tool_calls"] == [{"index": n, **call} for n, call in enumerate(calls)]
+    assert choice["finish_reason"] == "tool_calls"
+
+
+async def test_a_text_completion_that_comes_whole_is_one_chunk(server: Server, engine: HttpEngine) -> None:
+    said = {"id": "c", "object": "text_completion", "choices": [{"index": 0, "text": "Hi.", "finish_reason": "stop"}]}
+    server.script = says(200, msgspec.json.encode({**said, "usage": {"total_tokens": 3}}))
+
+    body = {"model": "m", "prompt": "x", "stream_options": {"include_usage": True}}
+    _, events = await _streamed(engine, Request(COMPLETIONS, body, "req_1"))
+    _, plain = await _streamed(engine, Request(COMPLETIONS, {"model": "m", "prompt": "x"}, "req_1"))
+
+    assert events == [{**said, "usage": None}, {**said, "choices": [], "usage": {"total_tokens": 3}}]
+    assert plain == [said]
+
+
+async def test_a_response_that_comes_whole_is_written_out_as_its_events(server: Server, engine: HttpEngine) -> None:
+    server.script = says(200, msgspec.json.encode(SAID))
+
+    end, events = await _streamed(engine, Request(RESPONSES, {"model": "m", "input": "x"}, "req_1"))
+
+    assert (end.status, end.body) == (200, b"")
+    assert [event["type"] for event in events][::7] == ["response.created", "response.output_item.done"]
+    assert "".join(event.get("delta", "") for event in events) == "Hi."
+    assert events[-1]["response"]["output"][0]["content"][0]["text"] == "Hi."
+
+
+@pytest.mark.parametrize("url", [CHAT, COMPLETIONS, RESPONSES])
+async def test_what_comes_instead_of_a_stream_and_is_no_answer_stays(
+    server: Server, engine: HttpEngine, url: str
+) -> None:
+    server.script = says(200, b'{"odd":1}')
+
+    end, events = await _streamed(engine, Request(url, {"model": "m"}, "req_1"))
+
+    assert (end.status, end.body, events) == (200, b'{"odd":1}', [])
 
 
 async def test_body_on_one_line_is_passed_on_untouched(server: Server, engine: HttpEngine) -> None:
