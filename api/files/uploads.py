@@ -52,6 +52,11 @@ class CompleteUpload(Body):
     part_ids: list[Annotated[str, Field(max_length=64)]] = Field(min_length=1, max_length=10_000)
     md5: str | None = Field(default=None, max_length=64, description="Of the whole file, in hex.")
 
+    @property
+    def parts_sha256(self) -> str:
+        """Return a hash of the ids in their order."""
+        return hashlib.sha256("\n".join(self.part_ids).encode()).hexdigest()
+
 
 @router.post("/uploads", response_model=UploadObject)
 def create_upload(call: Call, once: Idempotent, body: CreateUpload) -> Response:
@@ -117,7 +122,7 @@ async def create_part(request: Request, call: Call, once: Idempotent, upload_id:
 
 @router.post("/uploads/{upload_id}/complete")
 async def complete_upload(call: Call, upload_id: str, body: CompleteUpload) -> UploadObject:
-    """Put the parts together, in the order given. Asked again, it answers the same."""
+    """Put the parts together, in the order given. Asked again for the same parts, it answers the same."""
     async with _assembling.setdefault(upload_id, asyncio.Lock()):  # whoever asks again meanwhile copies nothing
         return await run_in_threadpool(_assembled, call, upload_id, body)
 
@@ -126,7 +131,7 @@ def _assembled(call: CallContext, upload_id: str, body: CompleteUpload) -> Uploa
     with call.db.read() as session:
         upload = _get(session, call, upload_id)
         if upload.status == "completed":
-            return _show_completed(session, upload)
+            return _show_completed(session, upload, body)
         _check_open(upload)
         parts = _parts(session, upload_id, body.part_ids)
     if sum(part.bytes for part in parts) != upload.bytes:
@@ -140,12 +145,12 @@ def _assembled(call: CallContext, upload_id: str, body: CompleteUpload) -> Uploa
             _check_md5(call, upload, parts, body.md5)
         file = _assemble(call, upload, parts)
     except NotFound as error:  # parts go when the upload ends
-        return _ended(call, upload_id, error)
+        return _ended(call, upload_id, body, error)
     with removed_unless_inserted(call, file.path), call.db.write() as session:
-        shown = _complete(session, call, upload, file)
+        shown = _complete(session, call, upload, body, file)
     if shown is None:
         let_go(call.storage, [file.path])
-        return _ended(call, upload_id)
+        return _ended(call, upload_id, body)
     let_go(call.storage, [f"uploads/{upload_id}"])
     return shown
 
@@ -270,12 +275,14 @@ def _assemble(call: CallContext, upload: Upload, parts: list[UploadPart]) -> Fil
     )
 
 
-def _complete(session: Session, call: CallContext, upload: Upload, file: File) -> UploadObject | None:
+def _complete(
+    session: Session, call: CallContext, upload: Upload, body: CompleteUpload, file: File
+) -> UploadObject | None:
     """Of two that complete at once, one does; None for the other."""
     changed = session.execute(
         update(Upload)
         .where(Upload.id == upload.id, Upload.status == "pending")
-        .values(status="completed", file_id=file.id)
+        .values(status="completed", file_id=file.id, parts_sha256=body.parts_sha256)
     )
     if changed.rowcount != 1:  # type: ignore[attr-defined]
         return None
@@ -284,18 +291,23 @@ def _complete(session: Session, call: CallContext, upload: Upload, file: File) -
     return show_upload(upload, "completed", file)
 
 
-def _ended(call: CallContext, upload_id: str, cause: NotFound | None = None) -> UploadObject:
+def _ended(call: CallContext, upload_id: str, body: CompleteUpload, cause: NotFound | None = None) -> UploadObject:
     """What is answered when another request ended the upload meanwhile: a repeated `complete` is answered as the first.
 
-    Raises Conflict when it was given up, NotFound when nobody ended it and parts are gone all the same.
+    Raises InvalidRequest when the first named other parts, Conflict when the upload was given up, NotFound when nobody
+    ended it and parts are gone all the same.
     """
     with call.db.read() as session:
         upload = _get(session, call, upload_id)
         if upload.status == "completed":
-            return _show_completed(session, upload)
+            return _show_completed(session, upload, body)
         _check_open(upload)
     raise NotFound("Parts of the upload are not stored any more.", param="part_ids") from cause
 
 
-def _show_completed(session: Session, upload: Upload) -> UploadObject:
+def _show_completed(session: Session, upload: Upload, body: CompleteUpload) -> UploadObject:
+    """Raises InvalidRequest when the upload was completed with other parts than the body names."""
+    if upload.parts_sha256 not in (None, body.parts_sha256):
+        message = f"Upload '{upload.id}' was completed with other parts."
+        raise InvalidRequest(message, param="part_ids", code="upload_completed")
     return show_upload(upload, "completed", session.get(File, upload.file_id))

@@ -16,6 +16,7 @@ from contextlib import suppress
 from functools import partial
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import shares
@@ -207,7 +208,11 @@ class Limit:
         if headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
             raise UnsupportedMedia("Compressed request bodies are not accepted.", code="unsupported_encoding")
         if scope["method"] == "POST" and (length or "transfer-encoding" in headers):
-            _check_type(headers.get("content-type", ""), multipart)
+            try:
+                _check_type(headers.get("content-type", ""), multipart)
+            except UnsupportedMedia:
+                if _is_served(scope):  # else the router says that it is not
+                    raise
         return limit
 
     def _expected(self, path: str) -> tuple[bool, int]:
@@ -241,6 +246,11 @@ class _Counted:
         if self._left < 0:
             raise PayloadTooLarge
         return message
+
+
+def _is_served(scope: Scope) -> bool:
+    """Return whether a route takes the path and the method of a request."""
+    return any(route.matches(scope)[0] is Match.FULL for route in scope["app"].routes)
 
 
 def _length(headers: Headers) -> int:

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel
 
 from jobs.inference import compaction
 from jobs.inference.item_ids import input_item_id
+from jobs.requests.roles import INPUT_ROLES, wrong_role
 
 _REFERENCE = "item_reference"
 
@@ -22,6 +23,9 @@ def _typed(item: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("An item's type is a string.")
     if item.get("type") == _REFERENCE and not isinstance(item.get("id"), str):
         raise ValueError("An item_reference has the id of an item.")
+    role = item.get("role")
+    if isinstance(role, str) and role not in INPUT_ROLES and (item.get("type") or "message") == "message":
+        raise ValueError(wrong_role(role, INPUT_ROLES))
     if compaction.is_compaction(item):
         compaction.unpacked(item.get(compaction.CONTENT))
     return item
@@ -79,10 +83,15 @@ def show_items(response_id: str, items: Sequence[Any]) -> list[dict[str, Any]]:
     ]
 
 
+#: Items that have a status at OpenAI, which an input may leave out.
+_WITH_STATUS = frozenset({"function_call", "function_call_output"})
+
+
 def show_item(item: Mapping[str, Any]) -> dict[str, Any]:
-    """An item written out: a message's type, status and parts may be left out in an input."""
+    """Return an item written out: an input may leave out the status, and the type and the parts of a message."""
     if (item.get("type") or "message") != "message":
-        return dict(item)
+        has_none = item.get("type") in _WITH_STATUS and item.get("status") is None
+        return {**item, "status": "completed"} if has_none else dict(item)
     content = item.get("content")
     if isinstance(content, str):
         said = item.get("role") == "assistant"

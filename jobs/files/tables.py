@@ -33,7 +33,8 @@ class File(Base):
 class Upload(Base):
     """A multi-part upload: pending → completed | cancelled | expired.
 
-    `md5_mismatches` counts the completions that were refused because the MD5 was wrong.
+    `md5_mismatches` counts the completions that were refused because the MD5 was wrong. `parts_sha256` is a hash of the
+    ids of the parts that a completed upload was made of, in order; None of one that was completed before that was kept.
     """
 
     __tablename__ = "upload"
@@ -48,6 +49,7 @@ class Upload(Base):
     file_id: Mapped[str | None] = mapped_column(String(64))
     file_expires_seconds: Mapped[int | None]
     md5_mismatches: Mapped[int] = mapped_column(default=0, server_default="0")
+    parts_sha256: Mapped[str | None] = mapped_column(String(64))
     created_at: Mapped[float]
     expires_at: Mapped[float]
 

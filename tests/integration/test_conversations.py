@@ -183,9 +183,12 @@ def test_what_does_not_go_together_is_refused(shop: Shop, fields: dict[str, Any]
 
 @pytest.mark.parametrize(
     "items",
-    [[{"role": "user"}], [{"type": "message", "content": "x"}], [{"type": 3}], [], [_message("x")] * 21],
-    ids=["no content", "no role", "no type", "none", "too many"],
-)
+    [
+        [{"role": "user"}], [{"type": "message", "content": "x"}], [{"type": 3}], [], [_message("x")] * 21,
+        [_message("x", "wizard")],
+    ],
+    ids=["no content", "no role", "no type", "none", "too many", "no such role"],
+)  # fmt: skip
 def test_bad_items_are_refused_and_change_nothing(shop: Shop, items: Any) -> None:
     made = shop.client.conversations.create()
 
@@ -194,6 +197,19 @@ def test_bad_items_are_refused_and_change_nothing(shop: Shop, items: Any) -> Non
 
     assert str(refused.value.param).startswith("items")
     assert _texts(shop, made.id) == []
+
+
+def test_calls_of_functions_and_their_outputs_have_a_status(shop: Shop) -> None:
+    call: Any = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    output: Any = {"type": "function_call_output", "call_id": "c", "output": "1"}
+    made = shop.client.conversations.create(items=[call, {**output, "status": None}])
+
+    added = shop.client.conversations.items.create(made.id, items=[output, {**call, "status": "incomplete"}])
+
+    listed = list(shop.client.conversations.items.list(made.id, order="asc"))
+    statuses = ["completed", "completed", "completed", "incomplete"]
+    assert [item.status for item in listed] == statuses  # type: ignore[union-attr]
+    assert [item.status for item in added.data] == statuses[2:]  # type: ignore[union-attr]
 
 
 def test_one_key_says_it_once(shop: Shop) -> None:

@@ -264,6 +264,17 @@ def test_an_item_whose_type_is_none_is_refused(shop: Shop) -> None:
     assert (said.status_code, said.json()["error"]["param"], shop.asked) == (400, "input[0]", [])
 
 
+@pytest.mark.parametrize("background", [False, True])
+def test_a_role_that_does_not_exist_is_refused_with_those_that_do(shop: Shop, background: bool) -> None:
+    items = [{"role": "user", "content": "x"}, {"role": "wizard", "content": "x"}]
+
+    said = shop.post("responses", {"model": MODEL, "input": items, "background": background})
+
+    error = said.json()["error"]
+    assert (said.status_code, error["param"], shop.asked) == (400, "input[1]", [])
+    assert "'wizard'. Supported roles are: user, assistant, system, developer." in error["message"]
+
+
 def test_what_was_said_before_is_enough_of_an_input(shop: Shop) -> None:
     """In any of the ways a response is asked for."""
     first = _create(shop, "one")

@@ -19,6 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from jobs.requests.endpoints import CHAT, COMPLETIONS, RESPONSES
+from jobs.requests.roles import CHAT_ROLES, INPUT_ROLES, wrong_role
 from workers.engines import media
 from workers.engines.port import Answer, refusal
 
@@ -33,6 +34,8 @@ MOST_ITEMS: Final = 65_536  # minLength, maxItems and their like
 
 _TOOLS: Final = "function, file_search"  # the latter's are found before (`workers.middleware.file_search`)
 
+#: Where a request has messages, and which roles they may have.
+_MESSAGES: Final = {CHAT: ("messages", CHAT_ROLES), RESPONSES: ("input", INPUT_ROLES)}
 _NESTED: Final = (dict, list)
 _MOST: Final = (
     ("n", MOST_CHOICES),
@@ -65,6 +68,7 @@ def objection(url: str, body: Mapping[str, Any]) -> Answer | None:
     return (
         _counts(body)
         or _of_prompts(url, body)
+        or _roles(url, body)
         or _tools(url, body)
         or _schemas(url, body)
         or media.objection(url, body, _SCHEMAS.get(url, frozenset()))
@@ -101,6 +105,17 @@ def _prompts(value: Any) -> int:
     if not isinstance(value, list) or all(isinstance(item, int) for item in value):
         return 1
     return len(value)
+
+
+def _roles(url: str, body: Mapping[str, Any]) -> Answer | None:
+    name, roles = _MESSAGES.get(url, ("", ()))
+    messages = body.get(name)
+    for n, said in enumerate(messages) if isinstance(messages, list) else ():
+        role = said.get("role") if isinstance(said, dict) else None
+        if isinstance(role, str) and role not in roles:
+            place = f"{name}[{n}].role"
+            return refusal(400, wrong_role(role, roles), param=place, code="invalid_value")
+    return None
 
 
 def _tools(url: str, body: Mapping[str, Any]) -> Answer | None:

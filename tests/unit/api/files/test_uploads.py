@@ -154,6 +154,31 @@ def test_completing_again_answers_the_same_and_makes_no_second_file(client: Test
     assert len(client.get("/v1/files").json()["data"]) == 1
 
 
+@pytest.mark.parametrize("named", [["second", "first"], ["first"], ["first", "unknown"], ["first", "other"]])
+def test_completing_again_with_other_parts_is_refused(client: TestClient, app: FastAPI, named: list[str]) -> None:
+    upload_id = create(client, 6)
+    parts = {name: add(client, upload_id, data).json()["id"] for name, data in
+             (("first", b"abc"), ("second", b"def"), ("other", b"ghi"))}  # fmt: skip
+    parts["unknown"] = "part_unknown"
+    done = complete(client, upload_id, [parts["first"], parts["second"]])
+
+    refused = complete(client, upload_id, [parts[name] for name in named])
+
+    error = refused.json()["error"]
+    assert (refused.status_code, error["param"], error["code"]) == (400, "part_ids", "upload_completed")
+    assert complete(client, upload_id, [parts["first"], parts["second"]]).json() == done.json()
+
+
+def test_an_upload_that_was_completed_before_its_parts_were_kept_is_answered(client: TestClient, app: FastAPI) -> None:
+    upload_id = create(client, 3)
+    part = add(client, upload_id, b"abc").json()["id"]
+    done = complete(client, upload_id, [part])
+    with app.state.services.db.write() as session:
+        session.get_one(Upload, upload_id).parts_sha256 = None
+
+    assert complete(client, upload_id, ["part_other"]).json() == done.json()
+
+
 def test_after_completion_no_part_is_taken_and_no_cancel(client: TestClient) -> None:
     upload_id = create(client, 3)
     part = add(client, upload_id, b"abc").json()["id"]

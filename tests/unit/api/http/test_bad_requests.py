@@ -314,6 +314,17 @@ def test_a_body_of_another_kind_is_415(client: TestClient, headers: dict[str, st
     assert_refused(client.post("/v1/batches", content=b"{}", headers=headers), 415)
 
 
+@pytest.mark.parametrize("path", ["images/edits", "audio/transcriptions", "videos", "containers/c/files", "odd"])
+def test_a_form_for_what_is_not_served_is_404(client: TestClient, path: str) -> None:
+    said = client.post(f"/v1/{path}", files={"file": ("a.png", b"x")}, data={"model": "m"})
+
+    assert assert_refused(said, 404)["code"] == "unknown_url"
+
+
+def test_a_form_for_what_is_only_read_is_405(client: TestClient) -> None:
+    assert_refused(client.post("/v1/models", files={"file": ("a", b"x")}), 405)
+
+
 def test_a_form_where_json_is_wanted_and_the_reverse_are_415(client: TestClient) -> None:
     assert_refused(client.post("/v1/files", json={"purpose": "batch"}), 415)
 

@@ -262,7 +262,7 @@ def test_what_is_named_is_changed_and_the_rest_stays(app: FastAPI, client: TestC
     assert (named["name"], named["metadata"], named["expires_after"]["days"]) == ("m", {"a": "b"}, 3)
     assert named["expires_at"] == named["last_active_at"] + 3 * 86_400
     assert (undated["expires_after"], undated["expires_at"], undated["name"]) == (None, None, "m")
-    assert (bare["metadata"], bare["name"]) == (None, "m")
+    assert (bare["metadata"], bare["name"]) == ({}, "m")
     with app.state.services.db.read() as session:
         actions = list(session.scalars(select(Audit.action).where(Audit.target == store)))
     assert actions == ["vector_store.create"] + ["vector_store.update"] * 3

@@ -215,3 +215,23 @@ def test_the_refusal_of_a_tool_names_those_that_are_there(kind: str | None) -> N
     assert error["message"] == (
         f"The tool '{str(kind)[:64]}' is not supported by Nightmill. Supported are: function, file_search."
     )
+
+
+@pytest.mark.parametrize(
+    ("url", "name", "roles"),
+    [
+        (CHAT, "messages", ("user", "assistant", "system", "developer", "tool", "function")),
+        (RESPONSES, "input", ("user", "assistant", "system", "developer")),
+    ],
+)
+def test_a_role_that_does_not_exist_is_refused(url: str, name: str, roles: tuple[str, ...]) -> None:
+    known: list[Any] = [{"role": role, "content": "x"} for role in roles]
+
+    assert objection(url, {name: [*known, {"type": "function_call"}, {"role": None}, "odd"]}) is None
+    assert objection(url, {name: "wizard"}) is None
+    refused = objection(url, {name: [*known, {"role": "wizard", "content": "x"}]})
+
+    assert refused is not None
+    error = msgspec.json.decode(refused.body)["error"]
+    assert (refused.status, error["param"], error["code"]) == (400, f"{name}[{len(known)}].role", "invalid_value")
+    assert error["message"].endswith(f"Supported roles are: {', '.join(roles)}.")
