@@ -11,6 +11,7 @@ from contextlib import suppress
 from email import message_from_bytes
 from email.message import Message
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -29,6 +30,10 @@ def uv(*words: str | Path, **environment: str) -> "subprocess.CompletedProcess[s
     command = ["bash", "-ec", UV, "uv", sys.executable, program, *words]
     variables = {**os.environ, **environment}
     return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=800, check=False)
+
+
+def json_lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -108,12 +113,12 @@ def test_an_installed_application_runs_a_batch_from_up_to_down(nightmill: Applic
         assert up.returncode == 0, up.stderr
         status = json.loads(nightmill("status", "--json").stdout)
         submitted = nightmill("submit", requests, "--output", answers)
-        doctor = json.loads(nightmill("doctor", "--json").stdout)
+        doctor = json_lines(nightmill("doctor", "--json").stdout)
         down = nightmill("down")
 
     assert status["data_dir"] == str(nightmill.data)
     assert submitted.returncode == 0, submitted.stderr
-    answered = [json.loads(line) for line in answers.read_text().splitlines()]
+    answered = json_lines(answers.read_text())
     assert {line["custom_id"] for line in answered} == {line["custom_id"] for line in lines}
     assert all(line["response"]["status_code"] == 200 for line in answered)
     assert [finding for finding in doctor if finding["health"] == "broken"] == []
@@ -123,7 +128,7 @@ def test_an_installed_application_runs_a_batch_from_up_to_down(nightmill: Applic
 
 
 def test_a_process_that_cannot_serve_anything_here_says_which_extra_it_wants(nightmill: Application) -> None:
-    doctor = json.loads(nightmill("doctor", "--json", "--data-dir", nightmill.folder / "none").stdout)
+    doctor = json_lines(nightmill("doctor", "--json", "--data-dir", nightmill.folder / "none").stdout)
 
     mended = {finding["what"]: finding["mend"] for finding in doctor}
     assert "nightmill[embed]" in mended["sentence_transformers"]
