@@ -21,6 +21,8 @@ from openai import BadRequestError, OpenAI
 from sqlalchemy import func, select
 from typer.testing import CliRunner
 
+from bench import judged
+from bench.retrieval import by_document, means
 from cli.main import app
 from jobs.db.engine import Database
 from jobs.ledger.tables import Audit
@@ -237,6 +239,24 @@ def test_a_question_in_other_words_finds_its_file(mill: Mill, library: str, name
 
 def test_stop_words_decide_no_search_of_a_small_store(mill: Mill) -> None:
     assert mill.asked(bring_in(mill, THREE), "Who pays for trips?")[0] == "travel.txt"
+
+
+def test_vectors_alone_rank_small_stores_no_better_than_the_default(mill: Mill) -> None:
+    ways: dict[str, Any] = {"default": {}, "vectors": {"hybrid_search": {"embedding_weight": 1, "text_weight": 0}}}
+    runs: dict[str, dict[str, list[str]]] = {way: {} for way in ways}
+    collections = judged.small_stores()
+    for collection in collections:
+        store = bring_in(mill, {paper.name: paper.data for paper in collection.papers})
+        for way, options in ways.items():
+            for name, query in collection.queries.items():
+                found = mill.post(f"/vector_stores/{store}/search", {"query": query, "ranking_options": options})
+                runs[way][name] = by_document(one["filename"] for one in found["data"])
+
+    relevant = judged.joined(collections).relevant
+    (default, _), (vectors, _) = (means(runs[way], relevant) for way in ways)
+
+    assert vectors - default <= 0.02
+    assert default > 0.8
 
 
 def test_of_a_question_longer_than_the_model_takes_the_beginning_counts(mill: Mill, library: str) -> None:
