@@ -101,7 +101,7 @@ lock: setup  ## Compile the constraints files anew (add ARGS=--upgrade for newer
 	@.ci/lock $(BIN) $(ARGS)
 
 docs: setup  ## Write the reference pages and build the documentation into build/docs (LINKS=yes: ask every link to the outside)
-	$(BIN)/python docs/write_commands.py
+	PYTHONPATH=. $(BIN)/python docs/generate.py
 	$(BIN)/codespell *.md docs deploy/README.md
 	$(BIN)/sphinx-build -q -W --keep-going -d build/doctrees -b html docs build/docs
 ifdef LINKS

@@ -1,0 +1,242 @@
+"""Write the reference pages from the code: settings, commands, routes, and the SDK's methods beside them.
+
+python docs/generate.py              docs/reference/*.md is written anew; a test compares the pages with the code
+"""
+
+import inspect
+import re
+import tempfile
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import openai
+from openai._resource import SyncAPIResource
+from typer.main import get_command
+
+from api.app import build
+from cli.main import app as command_line
+from cli.options import ApiKey, AsJson, DataDir, Url
+from jobs.settings import Settings
+
+FOLDER = Path(__file__).parent / "reference"
+_HEAD = "<!-- Written by docs/generate.py from the code. Change the code instead. -->\n\n"
+_REQUEST = re.compile(r'self\._(get|post|delete|put|patch|get_api_list)\(\s*(?:path_template\(\s*)?f?"([^"]+)"')
+#: Options that have the same meaning in each command that has them, by their help. The page explains them once.
+_SHARED = [option.__metadata__[0].help for option in (Url, ApiKey, DataDir, AsJson)]
+_COMMANDS = """# Commands
+
+`-h` after any command shows its help. `nightmill --install-completion` lets your shell complete commands, options and
+their values.
+
+**Output.** A command prints text for people. With `--json` it prints JSON Lines: one object on one line, or of a list
+one object for each entry. What a command says beside its result goes to standard error.
+
+**Exit code.** 0 after success, 1 after a failure, 2 for options or arguments that are wrong, 130 after Ctrl-C.
+
+**Which server.** Commands with `--url` ask a server, the others work on the database and the files of a deployment.
+Without these options a command uses the running deployment in `.nightmill` here, or else the one that you started last.
+
+"""
+#: Why the methods of a resource are not served; each resource of which a method is not served needs a reason.
+_NOT_SERVED = {
+    "admin": "Projects, keys and audit are managed by the `nightmill` command on the server.",
+    "audio": "No engine here takes or makes sound.",
+    "beta": "Assistants, threads and agents are OpenAI's own products; use responses and conversations.",
+    "containers": "Code of a model is not run here.",
+    "content_provenance_checks": "A service of OpenAI about its own models.",
+    "decisions": "A service of OpenAI about its own models.",
+    "evals": "Planned.",
+    "fine_tuning": "Planned.",
+    "images": "No engine here makes pictures.",
+    "live": "There is no voice; use a stream of a response.",
+    "moderations": "There is no moderation model; ask a model of your choice in a batch.",
+    "realtime": "There is no voice; use a stream of a response.",
+    "safety": "A service of OpenAI about its own models.",
+    "skills": "Code of a model is not run here.",
+    "videos": "No engine here makes videos.",
+}
+#: What a served method does differently.
+_DIFFERS = {
+    "batches.create": "`completion_window` is any duration or `null`; `after`, `priority` and more are taken.",
+    "embeddings.create": "Token ids are read by the model's tokenizer, unless the model's name is one of OpenAI's.",
+    "files.create": "A batch's input is checked by the batch, which fails with the numbers of the lines.",
+    "models.delete": "Deletes a model that the project has made; those of `models.yaml` stay.",
+    "responses.create": "The tools are `function` and `file_search`; others are refused with the names of these.",
+    "responses.compact": "The compaction is readable by this server alone.",
+    "vector_stores.search": "Scores are those of the re-ranker or of the fusion of vectors and words.",
+}
+
+
+def settings_page() -> str:
+    """Return every setting with its default, as `Settings` declares them."""
+    rows = "".join(f"{row}\n" for row in setting_rows())
+    return (
+        "# Settings\n\n"
+        "Each setting is an environment variable, or a file whose path is in the variable with `_FILE` appended.\n"
+        "Times are seconds and sizes are bytes unless the name says otherwise.\n\n"
+        f"| variable | default | what it does |\n|---|---|---|\n{rows}"
+    )
+
+
+def setting_rows() -> Iterator[str]:
+    """Yield a row of the table for each setting."""
+    for name, field in Settings.model_fields.items():
+        default = f"`{_value(field.default)}`" if field.default not in ("", ()) else ""
+        yield f"| `NIGHTMILL_{name.upper()}` | {default} | {field.description} |"
+
+
+def _value(default: Any) -> str:
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, tuple):
+        return ",".join(f"{part:g}" if part < 1e5 else str(int(part)) for part in default)
+    return str(default)
+
+
+def commands_page() -> str:
+    """Return every command with its arguments and options."""
+    root = get_command(command_line)
+    shared: dict[str, str] = {}
+    body = "\n".join(line for command in _commands(root, "nightmill") for line in _section(*command, shared))
+    rows = "\n".join(shared[text] for text in _SHARED)
+    return f"{_COMMANDS}| option | meaning |\n|---|---|\n{rows}\n\n{body}"
+
+
+def _commands(group: Any, path: str) -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{path} {name}")
+        else:
+            yield f"{path} {name}", command
+
+
+def _section(path: str, command: Any, shared: dict[str, str]) -> Iterator[str]:
+    arguments = [one for one in command.params if one.param_type_name == "argument"]
+    options = [one for one in command.params if one.param_type_name == "option" and not one.hidden]
+    shared.update((option.help, _row(option)) for option in options if option.help in _SHARED)
+    own = [option for option in options if option.help not in _SHARED]
+    yield f"## `{' '.join([path, *map(_name, arguments)])}`\n"
+    yield re.sub(r"\s+", " ", command.help.replace("\n\n", " ")) + "\n"
+    if arguments or own:
+        yield "| option | meaning |\n|---|---|"
+        yield from (f"| `{_name(one)}` | {_cell(one.help)} |" for one in arguments)
+        yield from map(_row, own)
+        yield ""
+    same = [f"`{option.opts[0]}`" for option in options if option.help in _SHARED]
+    yield f"Also {', '.join(same)}.\n" if same else ""
+
+
+def _name(argument: Any) -> str:
+    return argument.metavar or argument.name.upper()
+
+
+def _row(option: Any) -> str:
+    names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
+    default = option.default if not callable(option.default) else None
+    shown = f" Default: `{default}`." if default not in (None, "", False, True, [], ()) else ""
+    variable = f" Also `{option.envvar}`." if option.envvar else ""
+    return f"| {names} | {_cell(option.help)}{shown}{variable} |"
+
+
+def _cell(text: str | None) -> str:
+    return " ".join((text or "").split()).replace("|", "\\|")
+
+
+def routes_page(document: dict[str, Any]) -> str:
+    """Return every route of the OpenAPI document, with the fields of its body or its query."""
+    tags: dict[str, list[str]] = {}
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            [tag] = operation["tags"]
+            tags.setdefault(tag, []).append(_operation(document, method.upper(), path, operation))
+    sections = "\n".join(f"## {tag}\n\n" + "\n".join(operations) for tag, operations in tags.items())
+    return (
+        "# HTTP API\n\n"
+        "Every route but `/livez` and `/readyz` wants `Authorization: Bearer KEY`. Every `POST` that creates takes\n"
+        "`Idempotency-Key`. `/openapi.json` has the whole of what follows, with all types.\n\n" + sections
+    )
+
+
+def _operation(document: dict[str, Any], method: str, path: str, operation: dict[str, Any]) -> str:
+    text = inspect.cleandoc(operation.get("description") or operation["summary"])
+    query = [(one["name"], one.get("description")) for one in operation.get("parameters", ()) if one["in"] == "query"]
+    fields = [*query, *_body_fields(document, operation)]
+    rows = "".join(f"| `{name}` | {_cell(description)} |\n" for name, description in fields)
+    table = f"\n| field | meaning |\n|---|---|\n{rows}" if rows else ""
+    return f"### `{method} {path}`\n\n{text}\n{table}"
+
+
+def _body_fields(document: dict[str, Any], operation: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        schema = content.get("schema", {})
+        if reference := schema.get("$ref"):
+            schema = document["components"]["schemas"][reference.rsplit("/", 1)[1]]
+        for name, field in schema.get("properties", {}).items():
+            yield name, field.get("description")
+
+
+def compatibility_page(document: dict[str, Any]) -> str:
+    """Return the SDK's methods: those that are served, with what differs, and why the others are not."""
+    routes = {(method, _shape(path)) for path, methods in document["paths"].items() for method in methods}
+    served: list[str] = []
+    missing: dict[str, list[str]] = {}
+    for name, method, path in sdk_methods():
+        if (method, _shape(f"/v1{path}")) in routes:
+            served.append(f"| `{name}` | `{method.upper()} /v1{path}` | {_DIFFERS.get(name, '')} |\n")
+        else:
+            missing.setdefault(name.split(".")[0], []).append(name)
+    rows = "".join(f"| `{key}` | {len(names)} | {_NOT_SERVED[key]} |\n" for key, names in sorted(missing.items()))
+    return (
+        "# Compatibility with the OpenAI SDK\n\n"
+        f"Every method of `openai` {openai.__version__} for Python that sends one request. Helpers such as\n"
+        "`create_and_poll`, `parse` or `upload_file_chunked` work wherever the methods that they call are served.\n\n"
+        f"## Served\n\n{len(served)} methods.\n\n| method | route | differently |\n|---|---|---|\n{''.join(served)}\n"
+        f"## Not served\n\nThey answer 404 `unknown_url`.\n\n| resource | methods | why |\n|---|---:|---|\n{rows}"
+    )
+
+
+def sdk_methods() -> Iterator[tuple[str, str, str]]:
+    """Yield name, HTTP method and path of each method of the SDK that sends one request."""
+    methods = _methods(openai.OpenAI(api_key="-", admin_api_key="-"), "")
+    yield from (method for method in methods if not method[0].startswith("beta.chat."))  # the same as chat.
+
+
+def _methods(resource: Any, name: str) -> Iterator[tuple[str, str, str]]:
+    for word in dir(type(resource)):
+        member = inspect.getattr_static(type(resource), word)
+        if word.startswith(("_", "with_")):
+            continue
+        if isinstance(member, cached_property | property):
+            child = getattr(resource, word)
+            if isinstance(child, SyncAPIResource):
+                yield from _methods(child, f"{name}{word}.")
+        elif inspect.isfunction(member) and name:
+            source = inspect.getsource(inspect.unwrap(member))
+            if sent := _REQUEST.search(source):
+                listed = "post" if 'method="post"' in source else "get"
+                yield f"{name}{word}", listed if sent[1] == "get_api_list" else sent[1], sent[2]
+
+
+def _shape(path: str) -> str:
+    return re.sub(r"\{[^}]*\}", "{}", path)
+
+
+def pages() -> dict[str, str]:
+    """Return the text of each page by its file name."""
+    with tempfile.TemporaryDirectory() as folder:
+        document = build(Settings(data_dir=Path(folder))).openapi()
+    made = {
+        "settings.md": settings_page(),
+        "commands.md": commands_page(),
+        "api.md": routes_page(document),
+        "compatibility.md": compatibility_page(document),
+    }
+    return {name: f"{_HEAD}{text.rstrip()}\n" for name, text in made.items()}
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for name, text in pages().items():
+        (FOLDER / name).write_text(text)
