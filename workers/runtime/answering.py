@@ -70,10 +70,11 @@ class Answering:
         lanes = len(items) if width is None else min(width, len(items))
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(lanes):
-                    group.create_task(lane())
+                tasks = [group.create_task(lane()) for _ in range(lanes)]
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
+        for task in tasks:
+            task.result()  # raises CancelledError of a lane that was cancelled alone, which the group ignores
 
     async def _try(self, item: Item) -> None:
         """Ask until the engine takes the request; then it has an answer or one fault more."""

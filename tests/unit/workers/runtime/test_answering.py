@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from dataclasses import replace
 
 import pytest
@@ -245,6 +246,14 @@ def test_cancelling_stops_every_lane(hosts: list[EngineHost]) -> None:
 
     host.call(asyncio.sleep(0.05)).result(30)
     assert host.call(_tasks()).result(30) == 0
+
+
+def test_a_request_that_is_cancelled_by_its_engine_cancels_the_run(hosts: list[EngineHost]) -> None:
+    cancelled = asyncio.CancelledError()
+    host = _host(hosts, FakeEngine(fault=lambda request: cancelled if request.request_id == "q1" else None))
+
+    with pytest.raises(CancelledError):
+        _run(host, _items("a", "b", "c"))
 
 
 async def _tasks() -> int:
