@@ -5,7 +5,7 @@ import json
 import urllib.error
 import urllib.request
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from jobs.requests.endpoints import base_of
 
@@ -15,12 +15,24 @@ _NAMED: Final = 5  # models that are named where another is missing
 _REFUSED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.PAYMENT_REQUIRED, HTTPStatus.FORBIDDEN})
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Follow no redirect, as workers follow none: the key is for the server that was named."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects)
+
+
 def fault(url: str, key: str, model: str) -> str:
     """Return what keeps the server at `url` from answering for `model`, in words; empty where nothing is known to."""
+    if not (key.isascii() and key.isprintable()):  # the error of the library would quote it
+        return "is not asked: its key has characters that no header takes"
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     request = urllib.request.Request(f"{base_of(url)}/v1/models", headers=headers)  # noqa: S310 (the file checked it)
     try:
-        with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:  # noqa: S310
+        with _opener.open(request, timeout=_PATIENCE) as answer:
             return _missing(answer.read(_MOST_BYTES), model)
     except urllib.error.HTTPError as error:
         with error:

@@ -273,6 +273,30 @@ def test_a_server_says_whether_it_has_the_model(name: str, status: int, body: di
     assert asked == ["/v1/models", "Bearer sk-1"]
 
 
+def test_a_key_goes_to_the_named_server_alone_and_into_no_message() -> None:
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(307)
+            self.send_header("Location", "/elsewhere")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        found = [upstream.fault(url, key, "m") for key in ("sk-1", "sk-secret\n", "sk-sécret")]
+        server.shutdown()
+
+    assert asked == ["/v1/models"]
+    assert found[0] == ""
+    assert not any("sk-" in told or not told for told in found[1:])
+
+
 def test_the_list_tells_what_keeps_each_model_from_answering(
     run: Run, tmp_path: Path, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
