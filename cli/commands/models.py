@@ -164,10 +164,15 @@ def _of_endpoint(model: "Shown") -> dict[str, Any]:
 
 def _faults(urls: Iterable[str], key_name: str, model: str) -> list[str]:
     """Return what keeps servers from answering for `model`, a sentence each."""
+    from pydantic_settings import SettingsError
+
     from cli.client import upstream
     from jobs.platform.secret_files import secret
 
-    key = secret(key_name) if key_name else ""
+    try:
+        key = secret(key_name) if key_name else ""
+    except SettingsError as error:
+        return [str(error)]
     found = [(url, upstream.fault(url, key, model)) for url in urls]
     return [f"{url} {fault}" for url, fault in found if fault]
 

@@ -241,6 +241,17 @@ def test_a_server_that_cannot_be_reached_is_added_with_a_warning(run: Run, tmp_p
     assert "far" in Registry.read(file(tmp_path)).models
 
 
+def test_a_key_that_cannot_be_read_is_a_warning(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAR_KEY_FILE", str(tmp_path / "none"))
+
+    done = run.whole("add", "far", "--url", "http://127.0.0.1:9/v1", "--api-key-env", "FAR_KEY")  # type: ignore[attr-defined]
+
+    assert (done.exit_code, done.stderr) == (
+        0,
+        "warning: FAR_KEY_FILE: its file cannot be read (No such file or directory)\n",
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "status", "body", "told"),
     [
