@@ -7,6 +7,7 @@ process, when their key is revoked, and when their client leaves.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import select
@@ -46,37 +47,39 @@ def follow_results(call: CallContext, job_id: str, *, follow: bool) -> AsyncIter
 
 
 class _Look(NamedTuple):
-    """What one look found. `full`: there may be more already. `over`: nothing follows."""
+    """What one look found, and `after` what the next one looks. `full`: there may be more already. `over`: that is all.
+
+    The place is moved by what a look returns: a look that fails is made again from the same place.
+    """
 
     events: list[bytes]
+    after: int
     full: bool = False
     over: bool = False
 
 
 async def _job_events(call: CallContext, job_id: str, after: int) -> AsyncIterator[bytes]:
-    def look(session: Session) -> _Look:
-        nonlocal after
+    def look(after: int, session: Session) -> _Look:
         ended = _ended(session, job_id)  # asked first: what is committed after it is found by the next look
         rows = events.after(session, job_id, after, _EVENTS_AT_ONCE)
-        after = rows[-1].seq if rows else after
         full = len(rows) == _EVENTS_AT_ONCE
-        return _Look([_written(event, event.seq) for event in map(show_event, rows)], full, ended and not full)
+        shown = [_written(event, event.seq) for event in map(show_event, rows)]
+        return _Look(shown, rows[-1].seq if rows else after, full, ended and not full)
 
-    async for piece in _followed(call, b": the events of a job\n\n", look):
+    async for piece in _followed(call, b": the events of a job\n\n", after, look):
         yield piece
 
 
 async def _project_events(call: CallContext, after: int) -> AsyncIterator[bytes]:
-    def look(session: Session) -> _Look:
-        nonlocal after
+    def look(after: int, session: Session) -> _Look:
         rows = feed.after(session, call.project_id, after, _EVENTS_AT_ONCE)
         if feed.bounds(session, call.project_id).removed > after:
-            return _Look([], over=True)  # the client reconnects, and is told that events are gone
+            return _Look([], after, over=True)  # the client reconnects, and is told that events are gone
         shown = [show_project_event(row) for row in rows]
-        after = shown[-1].position if shown else after
-        return _Look([_written(event, event.position) for event in shown], len(shown) == _EVENTS_AT_ONCE)
+        written = [_written(event, event.position) for event in shown]
+        return _Look(written, shown[-1].position if shown else after, len(shown) == _EVENTS_AT_ONCE)
 
-    async for piece in _followed(call, b": the events of a project\n\n", look):
+    async for piece in _followed(call, b": the events of a project\n\n", after, look):
         yield piece
 
 
@@ -84,15 +87,18 @@ def _written(event: JobEvent | ProjectEvent, at: int) -> bytes:
     return sse.event(event.model_dump_json().encode(), kind=event.type, at=str(at))
 
 
-async def _followed(call: CallContext, greeting: bytes, look: Callable[[Session], _Look]) -> AsyncIterator[bytes]:
+async def _followed(
+    call: CallContext, greeting: bytes, after: int, look: Callable[[int, Session], _Look]
+) -> AsyncIterator[bytes]:
     """Yield what `look` finds, again and again until it is over. Raises KeyRevoked."""
     timings, quiet = call.services.timings, 0.0
     yield greeting
     while not call.services.stopping.is_set():
         try:
-            found = await _once(call, look)
+            found = await _once(call, partial(look, after))
         except DatabaseBusy:  # it passes; meanwhile the stream has its signs of life
-            found = _Look([])
+            found = _Look([], after)
+        after = found.after
         for event in found.events:
             yield event
         if found.over:

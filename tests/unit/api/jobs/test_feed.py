@@ -10,7 +10,9 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from api.jobs import streams as job_streams
 from jobs.clock import now
+from jobs.errors import DatabaseBusy
 from jobs.known_kinds import EVENT_TYPES
 from jobs.ledger import feed
 from jobs.ledger.states import JobState
@@ -161,6 +163,27 @@ def test_a_stream_tells_what_happens_and_goes_on_where_it_broke(
     assert [name for _, name, _ in told] == [event["type"] for _, _, event in told]
     assert [event for _, _, event in told] == read(client)["data"]
     assert told[-1][2]["data"] == {"id": job_id}
+
+
+@pytest.mark.parametrize("path", ["/v1/events", "/v1/jobs/{job_id}/events"])
+def test_a_look_that_fails_at_its_end_loses_no_event(
+    app: FastAPI, client: TestClient, streams: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    url, headers = streams
+    job_id = ended(app, client)
+    look, failures = job_streams._once, iter([DatabaseBusy()])
+
+    async def look_and_fail(*given: Any) -> Any:
+        found = await look(*given)
+        if error := next(failures, None):
+            raise error
+        return found
+
+    monkeypatch.setattr(job_streams, "_once", look_and_fail)
+    with httpx2.stream("GET", url + path.format(job_id=job_id), headers=headers, timeout=30) as answer:
+        found = events_of(answer, 4)
+
+    assert [number for number, _, _ in found] == [1, 2, 3, 4]
 
 
 def test_a_stream_of_the_latest_begins_with_what_happens_next(
