@@ -19,3 +19,4 @@ html_title = "Nightmill"
 
 html_copy_source = False
 html_show_sphinx = False
+html_static_path = ["_static"]

@@ -35,8 +35,22 @@ one object for each entry. What a command says beside its result goes to standar
 
 **Exit code.** 0 after success, 1 after a failure, 2 for options or arguments that are wrong, 130 after Ctrl-C.
 
-**Which server.** Commands with `--url` ask a server, the others work on the database and the files of a deployment.
-Without these options a command uses the running deployment in `.nightmill` here, or else the one that you started last.
+**Which server.** Commands with `--url` ask a server, by the first of these that applies:
+
+1. `--url` and `--api-key`, or `NIGHTMILL_URL` and `NIGHTMILL_API_KEY`; where no data folder is named either,
+   `OPENAI_BASE_URL` and `OPENAI_API_KEY`. A key in `OPENAI_API_KEY` that is not Nightmill's goes to `OPENAI_BASE_URL`
+   only.
+2. The deployment that `nightmill up` runs on the data folder: its `run.json` has URL and key. The key is sent to no
+   other server.
+3. The server that `NIGHTMILL_HOST`, `NIGHTMILL_PORT` or `NIGHTMILL_PUBLIC_URL` names, with the `operator.key` of the
+   data folder. `run-batch` starts an engine of its own instead.
+
+All other commands work on the database and the files of the deployment and need its settings: on its host the data
+folder and the variables of its processes, in containers for example `docker compose exec web nightmill workers`.
+
+**Which data folder.** `--data-dir` or `NIGHTMILL_DATA_DIR`. Without them `up` takes `.nightmill` in the current folder,
+and other commands take the first deployment that runs: that folder's, or else the one that you started last
+(`~/.local/state/nightmill/deployments.json`, or below `XDG_STATE_HOME`, lists them).
 
 """
 #: Why the methods of a resource are not served; each resource of which a method is not served needs a reason.

@@ -60,7 +60,7 @@ class Search(msgspec.Struct, frozen=True, omit_defaults=True):
     """A request. Weights are of vectors and of words; `k` is of reciprocal rank fusion. Unless it is `kept`, nothing
     goes into the cache.
 
-    The defaults of weights and fusion are chosen by measurement (docs/retrieval.md).
+    The defaults of weights and fusion are chosen by measurement (docs/guides/ranking.md).
     """
 
     model: str  # whose worker is asked

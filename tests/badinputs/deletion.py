@@ -236,7 +236,7 @@ def _named(texts: Iterator[tuple[str, str]]) -> dict[str, set[str]]:
 
 # ── the cases ──
 
-#: Where each kind of place is looked at, and what of it may be left. A job's row stays for ever, and says so in README.
+#: Where each kind of place is looked at, and what of it may be left. A job's row stays (docs/operate/deletion.md).
 PLACES: Mapping[str, str] = {
     "rows": "job: batch webhook, metadata",
     "files": "nothing",

@@ -22,7 +22,7 @@ from tests.support.web import hurry, make_key, serve
 from tests.unit.api.batches.test_batches import create
 from tests.unit.api.conftest import client_of
 
-GUIDE = (Path(__file__).parents[4] / "docs/events.md").read_text()
+GUIDE = (Path(__file__).parents[4] / "docs/guides/events.md").read_text()
 SSE = {"Accept": "text/event-stream"}
 
 
