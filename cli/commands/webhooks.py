@@ -63,8 +63,9 @@ def listen(
         say(f"listening to the events of {server.url} after position {start}", err=True)
         forwarder = None
         if forward_to:
-            forwarder = Forwarder(forward_to, secret := secret or new_secret())
-            say(f"signing secret: {secret}", err=True)
+            forwarder = Forwarder(forward_to, known := secret or new_secret())
+            if not secret:
+                say(f"signing secret: {known}", err=True)
         try:
             wanted = (event for event in follow_events(server, start) if event["type"] in types)
             for n, event in enumerate(wanted, 1):

@@ -190,7 +190,7 @@ def test_a_listener_posts_what_a_fresh_deployment_tells(
     with Receiver() as receiver, output.open("w") as heard:
         command += ["--forward-to", receiver.url("ok"), "--data-dir", str(system.data)]
         listener = subprocess.Popen(command, cwd=ROOT, stdout=heard, stderr=heard)
-        eventually(lambda: "signing secret: " in output.read_text(), 30, "the listener listens")
+        eventually(lambda: "listening to the events" in output.read_text(), 30, "the listener listens")
 
         job = cli("submit", str(requests("one")), "--no-wait").stdout.strip()
 
@@ -198,6 +198,7 @@ def test_a_listener_posts_what_a_fresh_deployment_tells(
         (received,) = receiver.of("ok")
     assert received.verify(secret)["data"] == {"id": job}
     assert f"batch.completed {job} " in output.read_text()
+    assert secret not in output.read_text(), "it is known to who gave it, and what is printed may be a log"
 
 
 def test_a_new_key_opens_the_server_until_it_is_revoked(cli: Cli) -> None:
