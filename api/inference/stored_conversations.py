@@ -34,6 +34,7 @@ Items = list[dict[str, Any]]
 Apply = Callable[[Session], None]
 _TRIES = 4  # of a change, each of which lost against another process
 _MOST_BYTES = 16 << 20
+_FEW = 8  # ids, for more of which to decode an object costs less than to look for each
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,14 +190,15 @@ def _reading(call: CallContext, conversation_id: str, read: Callable[[Held], T])
 
 
 def _find(head: Head, names: set[str]) -> Items:
-    """The items with these ids, in order. An object is decoded only where it has the text of an id."""
+    """The items with these ids, in order. Of a few ids, an object is decoded only where it has the text of one."""
     found: list[Items] = []
     left = {msgspec.json.encode(name): name for name in names}
     for _, raw in head.objects(newest_first=True) if left else ():
-        if any(needle in raw for needle in left):
+        if len(left) > _FEW or any(needle in raw for needle in left):
             here = [item for item in items_in(raw) if _id(item) in names]
             found.append([msgspec.json.decode(item) for item in here])
-            left = {needle: name for needle, name in left.items() if name not in {one["id"] for one in found[-1]}}
+            for item in found[-1]:
+                left.pop(msgspec.json.encode(item["id"]), None)
         if not left:
             break
     return [item for some in reversed(found) for item in some]

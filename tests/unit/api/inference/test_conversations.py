@@ -58,6 +58,39 @@ def _texts(client: TestClient, talk: str) -> list[str]:
     return [text for page in _pages(client, talk, 100) for text in page]
 
 
+class _Searched(bytes):
+    """An object of a conversation that counts how often it is looked through for the text of an id."""
+
+    times = 0
+
+    def __contains__(self, needle: Any) -> bool:
+        _Searched.times += 1
+        return super().__contains__(needle)
+
+
+class _Objects:
+    """A conversation of `segments` objects with ten items each."""
+
+    def __init__(self, segments: int) -> None:
+        rows = [[f"msg_{n}" for n in range(10 * k, 10 * k + 10)] for k in range(segments)]
+        raws = [[msgspec.Raw(msgspec.json.encode({"id": name})) for name in names] for names in rows]
+        self._objects = [(f"p{k}", _Searched(conversations.encode((), raw))) for k, raw in enumerate(raws)]
+
+    def objects(self, *, newest_first: bool) -> list[tuple[str, bytes]]:
+        return list(reversed(self._objects)) if newest_first else list(self._objects)
+
+
+@pytest.mark.parametrize(("wanted", "most"), [(1, 5), (5_000, 0)])
+def test_many_ids_are_found_without_a_search_for_each(wanted: int, most: int) -> None:
+    _Searched.times = 0
+    names = {f"msg_{n}" for n in range(wanted)}
+
+    found = stored_conversations._find(_Objects(5), names)  # type: ignore[arg-type]
+
+    assert [item["id"] for item in found] == [f"msg_{n}" for n in range(min(wanted, 50))]
+    assert _Searched.times <= most
+
+
 def _objects(app: FastAPI) -> list[str]:
     found: list[str] = app.state.services.storage.list("conversations")
     return found
