@@ -174,7 +174,7 @@ def _complete_tool(tool: Any) -> Any:
 
 
 def _complete_usage(usage: Body) -> dict[str, Any]:
-    inputs, outputs = usage.get("input_tokens") or 0, usage.get("output_tokens") or 0
+    inputs, outputs = (_count(usage.get(name)) for name in ("input_tokens", "output_tokens"))
     details = {"input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
                "output_tokens_details": {"reasoning_tokens": 0}}  # fmt: skip
     told = _filled(usage, {"input_tokens": inputs, "output_tokens": outputs, "total_tokens": inputs + outputs})
@@ -182,6 +182,11 @@ def _complete_usage(usage: Body) -> dict[str, Any]:
         given = told.get(name)
         told[name] = _filled(given, whole) if isinstance(given, dict) else whole
     return told
+
+
+def _count(value: Any) -> int:
+    """Return a number of tokens as a server says it; 0 for what is no number."""
+    return value if isinstance(value, int) else 0
 
 
 def _filled(said: Body, whole: Body) -> dict[str, Any]:

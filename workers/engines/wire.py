@@ -194,18 +194,20 @@ def _is_sparse(chat: _Chat) -> bool:
 def as_events(url: str, body: bytes, asked: Mapping[str, Any]) -> list[bytes]:
     """Return the events of an answer that came whole; none of what is no answer."""
     try:
-        said = msgspec.json.decode(complete(url, body, asked))
-    except (msgspec.MsgspecError, RecursionError):
+        return list(map(msgspec.json.encode, _written_out(url, msgspec.json.decode(complete(url, body, asked)), asked)))
+    except (msgspec.MsgspecError, RecursionError, KeyError, TypeError, AttributeError):  # a part that is none
         return []
+
+
+def _written_out(url: str, said: Any, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
     usage = wants_usage(asked)
-    events: list[dict[str, Any]] = []
     if url == RESPONSES and sound(said):
-        events = written_out(said)
-    elif url == CHAT and is_completion(said):
-        events = chat_chunks(said, usage=usage)
-    elif url == COMPLETIONS and isinstance(said, dict) and isinstance(said.get("choices"), list):
-        events = completion_chunks(said, usage=usage)
-    return [msgspec.json.encode(event) for event in events]
+        return written_out(said)
+    if url == CHAT and is_completion(said):
+        return chat_chunks(said, usage=usage)
+    if url == COMPLETIONS and isinstance(said, dict) and isinstance(said.get("choices"), list):
+        return completion_chunks(said, usage=usage)
+    return []
 
 
 def wants_usage(body: Mapping[str, Any]) -> bool:

@@ -156,3 +156,25 @@ def test_a_usage_is_read() -> None:
     body = b'{"usage": {"prompt_tokens": 7, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 9}}}'
 
     assert wire.usage_of(body) == Usage(7, 7, 2)
+
+
+@pytest.mark.parametrize(
+    ("url", "body"),
+    [
+        (CHAT, b'{"choices": [{"message": {"role": "assistant", "content": "", "tool_calls": ["x"]}}]}'),
+        (RESPONSES, b'{"output": [{"type": "function_call", "call_id": "c"}]}'),
+        (RESPONSES, b'{"output": [{"type": "message", "content": [{"text": "x"}]}]}'),
+        (RESPONSES, b'{"output": [{"type": "message", "content": 1}]}'),
+    ],
+)
+def test_an_answer_with_a_part_that_is_none_is_not_written_out(url: str, body: bytes) -> None:
+    assert wire.as_events(url, body, {}) == []
+
+
+@pytest.mark.parametrize("count", ['"5"', "1.5", "{}", "null"])
+def test_a_response_with_an_odd_usage_is_completed(count: str) -> None:
+    body = b'{"output": [], "usage": {"input_tokens": %b, "output_tokens": 3}}' % count.encode()
+
+    usage = json.loads(wire.complete(RESPONSES, body, {}))["usage"]
+
+    assert (usage["output_tokens"], usage["total_tokens"]) == (3, 3)
