@@ -37,9 +37,9 @@ one object for each entry. What a command says beside its result goes to standar
 
 **Which server.** Commands with `--url` ask a server, by the first of these that applies:
 
-1. `--url` and `--api-key`, or `NIGHTMILL_URL` and `NIGHTMILL_API_KEY`; where no data folder is named either,
-   `OPENAI_BASE_URL` and `OPENAI_API_KEY`. A key in `OPENAI_API_KEY` that is not Nightmill's goes to `OPENAI_BASE_URL`
-   only.
+1. `--url` and `--api-key`, or `NIGHTMILL_URL` and `NIGHTMILL_API_KEY`; where none of them and no data folder is
+   given, `OPENAI_BASE_URL` and `OPENAI_API_KEY`. A key of Nightmill's in the other variables is not sent to
+   `OPENAI_BASE_URL`, and a key in `OPENAI_API_KEY` that is not Nightmill's is sent to nothing else.
 2. The deployment that `nightmill up` runs on the data folder: its `run.json` has URL and key. The key is sent to no
    other server.
 3. The server that `NIGHTMILL_HOST`, `NIGHTMILL_PORT` or `NIGHTMILL_PUBLIC_URL` names, with the `operator.key` of the

@@ -13,9 +13,9 @@ from typing import Any
 
 from cli.client.server import Away, Server
 from cli.errors import Trouble
+from cli.up.effective import effective
 from jobs.errors import InvalidRequest
 from jobs.platform.url_guard import parse
-from jobs.settings import Settings
 from jobs.webhooks.sending import Outcome, body, check_secret, open_client, post_signed
 from jobs.webhooks.tables import Event
 
@@ -44,14 +44,14 @@ class Forwarder:
     """Posts events to one URL of this machine or its network, signed with one secret. Nothing is sent twice."""
 
     def __init__(self, url: str, secret: str) -> None:
-        """Raises Trouble for a URL or a secret that is none."""
+        """Raises Trouble for a URL or a secret that is none, and for settings that are wrong."""
         try:
             parse(url, allow_private=True)
             self._secret = check_secret(secret)
         except InvalidRequest as error:
             raise Trouble(error.message) from error
         self._url = url
-        self._config = Settings(webhook_allow_private=True)
+        self._config = effective().model_copy(update={"webhook_allow_private": True})
 
     def post(self, event: Mapping[str, Any]) -> Outcome:
         """Post one event of the feed; its id is its `webhook-id`, whoever posts it."""

@@ -66,11 +66,12 @@ def connect(url: str | None, api_key: str | None, data_dir: Path | None) -> "Ser
 def named(url: str | None, api_key: str | None, data_dir: Path | None) -> tuple[str | None, str | None]:
     """Return URL and key as given or, where none is, as OpenAI's variables for its SDKs say.
 
-    `OPENAI_BASE_URL` counts where neither a server nor a data folder is given. `OPENAI_API_KEY` may be a secret of
-    another provider: it counts for the server of `OPENAI_BASE_URL`, and for any other where it is a key of Nightmill's.
+    `OPENAI_BASE_URL` counts where no server, no key and no data folder is given: it may be another provider's, which
+    must not get a key of Nightmill's. `OPENAI_API_KEY` may be a secret of that provider: it counts for the server of
+    `OPENAI_BASE_URL`, and for any other where it is a key of Nightmill's.
     """
     theirs, key = os.environ.get("OPENAI_BASE_URL", ""), os.environ.get("OPENAI_API_KEY", "")
-    if not url and not data_dir:
+    if not url and not api_key and not data_dir:
         url = theirs
     if url and not api_key and (_same(url, theirs) or key.startswith(_KEY_PREFIX)):
         api_key = key

@@ -199,7 +199,6 @@ OPENAI = ("http://openai.test/v1", "sk-theirs")
 BOTH = [
     # --url, --api-key or our variables; OPENAI_BASE_URL, OPENAI_API_KEY; what is asked, with which key
     ((None, None), OPENAI, ("http://openai.test", "sk-theirs")),
-    ((None, "nm_own"), OPENAI, ("http://openai.test", "nm_own")),
     (("http://other", "nm_own"), OPENAI, ("http://other", "nm_own")),
     (("http://other", None), OPENAI, None),
     (("http://openai.test", None), OPENAI, ("http://openai.test", "sk-theirs")),
@@ -226,6 +225,16 @@ def test_variables_of_openai_count_after_our_own_and_a_foreign_key_goes_to_its_s
     else:
         with connect(*given, None) as found:
             assert (found.url, found.sdk.api_key) == asked
+
+
+def test_a_key_of_ours_is_not_sent_to_the_server_of_openais_variable(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("OPENAI_BASE_URL", OPENAI[0])
+
+    with pytest.raises(Trouble, match="nothing runs"):
+        connect(None, "nm_own", None)
 
 
 def test_a_data_folder_that_is_named_comes_before_the_variables_of_openai(
