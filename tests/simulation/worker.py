@@ -268,7 +268,7 @@ class _Run:
         yield 0.02
         self.left = [line for line in self.left if line not in lines]
         covered = sum(1 << line for line in lines)
-        tally = Tally(covered, covered & ~sum(1 << line for line in bad or []), len(lines), 0, len(lines), 0)
+        tally = Tally(covered, covered & ~sum(1 << line for line in bad or []), 0, len(lines), 0, len(lines), 0)
         last = not self.left
         whole = f"files/{next(self.site.names)}" if len(lines) == claim.job.total else None
         if whole:

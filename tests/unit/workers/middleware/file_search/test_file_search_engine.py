@@ -454,4 +454,8 @@ def test_a_null_in_the_tool_stands_for_its_default() -> None:
         },
     }
 
-    assert tool_of({"tools": [TOOL | options]}).search("vs_1", "q") == tool_of({"tools": [TOOL]}).search("vs_1", "q")
+    absent = {"ranking_options": {"hybrid_search": {}}}
+
+    searches = [tool_of({"tools": [TOOL | one]}).search("vs_1", "q") for one in (options, absent)]
+
+    assert searches[0] == searches[1]
