@@ -176,7 +176,8 @@ def around(world: World) -> str:
     """Paths that look like the open ones, without a key."""
     paths = (
         "/livez/../v1/files", "//v1/files", "/v1/files/", "/livez%2f..%2fv1/files", "/openapi.json/", "/V1/files",
-        "/v1/files;/livez", "/v1/files?/livez", "/v1/files%3f/livez", "/./v1/files", "/v1//files", "/docs", "/metrics/",
+        "/v1/files;/livez", "/v1/files?/livez", "/v1/files%3f/livez", "/./v1/files", "/v1//files", "/metrics/",
+        "/docs/../v1/files",
     )  # fmt: skip
     answers = (world.raw(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()) for path in paths)
     return " | ".join(sorted({raw_said(answer) for answer in answers}))
