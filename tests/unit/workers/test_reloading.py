@@ -14,6 +14,7 @@ import pytest
 from jobs.fleet.models_file import Models
 from jobs.platform.limiters import SharedExclusiveLock
 from jobs.settings import Settings
+from jobs.timings import Timings
 from tests.support import stub_engine
 from workers.engine_process import Reloading
 from workers.engines.fake import FakeEngine
@@ -51,7 +52,7 @@ def running(folder: Path) -> Iterator[Process]:
     file = folder / "models.yaml"
     file.write_text(FILE)
     config = Settings(data_dir=folder, models_file=str(file))
-    context: Any = SimpleNamespace(config=config, models=Models(config))
+    context: Any = SimpleNamespace(config=config, models=Models(config), timings=Timings())
     router = Router([FakeEngine(("tiny",))], context.models.now())
     host = EngineHost(router, lambda: None)
     host.start()

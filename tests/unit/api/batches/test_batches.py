@@ -114,7 +114,7 @@ def test_our_own_fields_reach_the_job(app: FastAPI, client: TestClient) -> None:
 
     with app.state.services.db.read() as session:
         job = session.get_one(Job, batch["id"])
-        assert job.payload == {"dedupe": True, "output_expires_seconds": 3600, "overrides": {}}
+        assert job.payload == {"dedupe": True, "output_expires_seconds": 3600}
         assert (job.webhook_url, job.webhook_secret) == ("https://192.0.43.8/hook", secret)
     assert batch["webhook"] == {"url": "https://192.0.43.8/hook", "signing_secret": None}
 

@@ -37,7 +37,9 @@ class Asked:
 
 
 def _elsewhere(asked: Any, folder: Path, models_file: str = "", model: str = "emb") -> ModelRouter:
-    settings: Any = SimpleNamespace(data_dir=folder, embedding_model=model, models_file=models_file, vllm_enabled=False)
+    settings: Any = SimpleNamespace(
+        data_dir=folder, embedding_model=model, models_file=models_file, vllm_enabled=False, openai_aliases=False
+    )
     return ModelRouter(SimpleNamespace(config=settings, models=Models(settings)), asked, asked, "here")  # type: ignore[arg-type]
 
 
