@@ -144,7 +144,7 @@ def test_the_sdk_passes_over_signs_that_a_stream_is_late(
 def test_what_is_refused_after_a_stream_has_its_status_is_told_in_it(
     make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch, resumed: bool
 ) -> None:
-    shop = make_shop({"delay": 0.6, "fault": lambda _: refusal(400, "Too long.", code="context_length_exceeded")})
+    shop = make_shop({"delay": 2.0, "fault": lambda _: refusal(400, "Too long.", code="context_length_exceeded")})
     hurry(shop.app, first_chunk_patience=0.3)
     headers = {"X-Nightmill-Resume": "30"} if resumed else {}
     given: dict[str, Any] = {"model": MODEL, "stream": True, "extra_headers": headers}
