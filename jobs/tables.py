@@ -8,14 +8,25 @@ schedule ┘                        submits it again and again
      └─ event ── delivery ── attempt      what happened, and who was told
 vector_store ── vector_store_file · vector_removal · source ── source_item
 file, upload, upload_part · response, chat_completion, conversation · project, api_key, idempotency, storage_usage
+finetune_plan, finetune_step, finetune_event, finetune_checkpoint, finetune_data, dataset
+tuned_model, checkpoint_permission
 worker, model, pause, meta, measure · engine_death, quarantine · cached, cache_epoch, cache_use · audit, audit_head
 """
 
 from jobs.db.base import Base, row_of, table_of
 from jobs.files.tables import File, Upload, UploadPart
+from jobs.finetuning.tables import (
+    Dataset,
+    FinetuneCheckpoint,
+    FinetuneData,
+    FinetuneEvent,
+    FinetunePlan,
+    FinetuneStep,
+)
 from jobs.fleet.tables import EngineDeath, Measure, Meta, Model, Pause, Quarantine, Worker
 from jobs.inference.tables import Cached, CacheEpoch, CacheUse, Conversation, KeptCompletion, KeptResponse
 from jobs.ledger.tables import TOKENS, Audit, AuditHead, Job, JobDependency, Outbox, Outcome, Schedule, Segment, Shard
+from jobs.registry.tables import CheckpointPermission, TunedModel
 from jobs.retrieval.tables import Source, SourceItem, VectorRemoval, VectorStore, VectorStoreFile
 from jobs.security.tables import ApiKey, Idempotency, Project, StorageUsage
 from jobs.webhooks.tables import Attempt, Delivery, Event, EventHead, WebhookEndpoint
@@ -30,12 +41,19 @@ __all__ = [
     "CacheEpoch",
     "CacheUse",
     "Cached",
+    "CheckpointPermission",
     "Conversation",
+    "Dataset",
     "Delivery",
     "EngineDeath",
     "Event",
     "EventHead",
     "File",
+    "FinetuneCheckpoint",
+    "FinetuneData",
+    "FinetuneEvent",
+    "FinetunePlan",
+    "FinetuneStep",
     "Idempotency",
     "Job",
     "JobDependency",
@@ -55,6 +73,7 @@ __all__ = [
     "Source",
     "SourceItem",
     "StorageUsage",
+    "TunedModel",
     "Upload",
     "UploadPart",
     "VectorRemoval",

@@ -13,8 +13,13 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("api", "jobs", "workers", "cli", "migrations", "bench")
 MOST_LINES = 600
 
-# Who moves a state: the ledger (jobs), and the two modules that guard their own table's states the same way.
-STATE_WRITERS = {"jobs/ledger/ledger.py", "jobs/ledger/shards.py", "jobs/webhooks/deliveries.py"}
+# Who moves a state: the ledger (jobs), and the modules that guard their own table's states the same way.
+STATE_WRITERS = {
+    "jobs/ledger/ledger.py",
+    "jobs/ledger/shards.py",
+    "jobs/registry/models.py",
+    "jobs/webhooks/deliveries.py",
+}
 # Not rows: a circuit breaker, the supervisor's processes, a worker's own standing.
 OTHER_STATES = {
     "workers/engines/http/endpoints.py",

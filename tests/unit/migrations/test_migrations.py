@@ -13,6 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.orm import Session
 
 from jobs.bootstrap import migrate
+from jobs.finetuning import training_events
 from jobs.ledger import feed
 from jobs.retrieval import indexes
 from jobs.retrieval.tables import VectorStore
@@ -206,6 +207,24 @@ def test_events_from_before_the_feed_have_positions_in_the_order_of_time(empty: 
         read = {project: [event.id for event in feed.after(session, project, 0, 9)] for project in ("p", "q")}
         assert read == {"p": ["evt_b1", "evt_a1", "evt_b2"], "q": ["evt_c1"]}
         assert (feed.bounds(session, "p"), feed.bounds(session, "q")) == ((3, 0), (1, 0))
+
+
+def test_a_job_from_before_fine_tuning_keeps_its_row_beside_the_new_tables(empty: str) -> None:
+    migrate(empty, "0026")
+    file = {"id": "'file-1'", "project_id": "'p'", "purpose": "'fine-tune'", "filename": "'t.jsonl'", "bytes": "1"}
+    file |= {"path": "'files/1'", "created_at": "1"}
+    execute(empty, f"INSERT INTO file ({', '.join(file)}) VALUES ({', '.join(file.values())})")
+
+    migrate(empty)
+
+    assert check.drift(empty) == []
+    with Session(sa.create_engine(empty, poolclass=sa.NullPool)) as session:
+        training_events.record(session, "ftjob-1", "first")
+        training_events.record(session, "ftjob-1", "second", data={"a": 1})
+        session.commit()
+        told = training_events.newest(session, "ftjob-1", before=None, limit=9)
+        assert [(event.message, event.data) for event in told] == [("second", {"a": 1}), ("first", None)]
+        assert session.scalar(sa.text("SELECT filename FROM file")) == "t.jsonl"
 
 
 def test_the_check_passes_for_the_revisions_of_this_checkout() -> None:

@@ -1,0 +1,42 @@
+"""The names of tuned models: `ft:<base>:<project slug>:<suffix>:<id>`, and of checkpoints `…:ckpt-step-<n>`.
+
+The id is a part of the job's id, so the name of a job's model is known before the model exists.
+"""
+
+import re
+from typing import Final
+
+from jobs.errors import InvalidRequest
+
+PREFIX: Final = "ft:"
+JOB_PREFIX: Final = "ftjob-"
+_CHECKPOINT: Final = ":ckpt-step-"
+_SLUG_LENGTH: Final = 32
+_ID_LENGTH: Final = 10
+#: The length of a name in the database, and what a checkpoint's name adds to the model's.
+_LIMIT: Final = 255
+_CHECKPOINT_LENGTH: Final = len(_CHECKPOINT) + 10
+
+
+def is_tuned(name: str) -> bool:
+    """Return whether a name is one of a tuned model or a checkpoint."""
+    return name.startswith(PREFIX)
+
+
+def slug(project_name: str) -> str:
+    """Return a project's name as names of models and `organization_id` spell it."""
+    return re.sub(r"[^a-z0-9]+", "-", project_name.lower()).strip("-")[:_SLUG_LENGTH] or "project"
+
+
+def model_name(base: str, project_name: str, suffix: str | None, job_id: str) -> str:
+    """Return the name of the model that a job results in. Raises InvalidRequest when it would be too long."""
+    number = job_id.removeprefix(JOB_PREFIX)[:_ID_LENGTH]
+    name = f"{PREFIX}{base}:{slug(project_name)}:{suffix or ''}:{number}"
+    if len(name) + _CHECKPOINT_LENGTH > _LIMIT:
+        raise InvalidRequest("The model's name would be too long.", param="suffix", code="string_above_max_length")
+    return name
+
+
+def checkpoint_name(model: str, step: int) -> str:
+    """Return the name of a model's checkpoint."""
+    return f"{model}{_CHECKPOINT}{step}"

@@ -1,0 +1,135 @@
+"""A fine-tuning job's kind and payload: what was asked for, checked. `jobs.finetuning.tables` has what came of it."""
+
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from jobs.finetuning.names import JOB_PREFIX
+from jobs.ledger.kinds import Kind, Payload
+from jobs.queues import Queue
+
+NAME: Final = "finetuning"
+EVENTS: Final[dict[str, str]] = {
+    "succeeded": "fine_tuning.job.succeeded",
+    "failed": "fine_tuning.job.failed",
+    "cancelled": "fine_tuning.job.cancelled",
+}
+
+Auto = Literal["auto"]
+Method = Literal["supervised", "dpo"]
+Peft = Literal["lora", "full", "qlora", "auto"]
+Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
+_Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+_Fraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Hyperparameters(_Options):
+    """OpenAI's hyperparameters. `beta` is for the method `dpo` alone."""
+
+    n_epochs: Auto | Annotated[int, Field(ge=1, le=50)] = "auto"
+    batch_size: Auto | Annotated[int, Field(ge=1, le=256)] = "auto"
+    learning_rate_multiplier: Auto | _Positive = "auto"
+    beta: Auto | Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] = "auto"
+
+
+class Training(_Options):
+    """How to train, beyond OpenAI's fields. None: the default of the trainer, which the guide names.
+
+    `eval_steps` is the number of steps between two evaluations. `max_sequence_length` counts tokens; rows that are
+    longer are errors.
+    """
+
+    rank: int = Field(default=16, ge=1, le=512)
+    alpha: float | None = Field(default=None, gt=0, le=4096, allow_inf_nan=False)
+    target_modules: tuple[Annotated[str, Field(min_length=1, max_length=128)], ...] | None = Field(
+        default=None, min_length=1, max_length=64
+    )
+    scheduler: Scheduler = "linear"
+    warmup_ratio: float = Field(default=0.0, ge=0, lt=1, allow_inf_nan=False)
+    weight_decay: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
+    gradient_accumulation_steps: int = Field(default=1, ge=1, le=1024)
+    max_sequence_length: int | None = Field(default=None, ge=8, le=1 << 20)
+    packing: bool = False
+    eval_steps: int | None = Field(default=None, ge=1, le=1 << 20)
+
+
+class Validation(_Options):
+    """Where the rows of validation come from: a file, a seeded fraction of the training file, or its latest rows.
+
+    `temporal` orders rows by their `metadata.time` and takes the last `fraction`.
+    """
+
+    type: Literal["file", "holdout", "temporal"]
+    fraction: _Fraction = 0.1
+
+
+class EarlyStopping(_Options):
+    """When to stop before the last step. Seconds are those in which the job was not paused."""
+
+    patience: int | None = Field(default=None, ge=1, le=10_000)
+    min_delta: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    max_seconds: int | None = Field(default=None, ge=1)
+    max_memory_bytes: int | None = Field(default=None, ge=1)
+    max_device_seconds: int | None = Field(default=None, ge=1)
+
+
+class Wandb(_Options):
+    """Where Weights & Biases is told of the steps."""
+
+    project: str = Field(min_length=1, max_length=255)
+    name: str | None = Field(default=None, max_length=255)
+    entity: str | None = Field(default=None, max_length=255)
+    tags: tuple[Annotated[str, Field(max_length=64)], ...] | None = Field(default=None, max_length=64)
+
+
+class FineTuning(Payload):
+    """Train `base`, or go on from the tuned model `parent` of that base; the result is named `result`.
+
+    `model` is what the client asked for: the name or alias of a base, or of a tuned model. The files that the job
+    reads are rows of `finetune_data`.
+    """
+
+    model: str
+    base: str
+    result: str
+    seed: int
+    parent: str | None = None
+    suffix: str | None = None
+    method: Method = "supervised"
+    hyperparameters: Hyperparameters = Hyperparameters()
+    peft: Peft = "lora"
+    training: Training = Training()
+    validation: Validation | None = None
+    early_stopping: EarlyStopping = EarlyStopping()
+    wandb: tuple[Wandb, ...] = ()
+    validation_file: str | None = None
+    general_file: str | None = None
+    resumed_from: str | None = None  # a retry goes on from the last checkpoint of this job
+
+    @model_validator(mode="after")
+    def _validation_has_a_file(self) -> "FineTuning":
+        wants_file = self.validation is not None and self.validation.type == "file"
+        if self.validation is not None and wants_file != (self.validation_file is not None):
+            raise ValueError("`validation.type` is 'file' exactly when there is a `validation_file`")
+        return self
+
+    def stored(self) -> dict[str, object]:
+        """Return the payload without defaults: a worker of an earlier version reads what it knows."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+
+FINETUNING: Final = Kind(
+    NAME,
+    JOB_PREFIX,
+    FineTuning,
+    EVENTS,
+    run_queue=Queue.FINETUNE,
+    window=None,
+    slot_weight=1.0,
+    counted=False,
+    has_lines=False,
+)

@@ -1,0 +1,119 @@
+"""What is known of a fine-tuning job beside its row in `job`: its plan, steps, events, checkpoints and data.
+
+    job ─┬─ finetune_plan          what planning computed: numbers for `auto`, rows, tokens, steps
+         ├─ finetune_step          one row for each training step: the curve
+         ├─ finetune_event         what clients read as events
+         ├─ finetune_checkpoint    complete checkpoints in storage
+         └─ finetune_data ── dataset    the snapshots that it trains and validates on, by SHA-256
+
+These rows stay as long as the job's row.
+"""
+
+from typing import Any
+
+from sqlalchemy import Index, String, Text, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from jobs.db.base import Base, Serial
+
+
+class FinetunePlan(Base):
+    """The numbers that a planned job trains with. `trained_tokens` counts the tokens of all epochs."""
+
+    __tablename__ = "finetune_plan"
+
+    job_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    n_epochs: Mapped[int]
+    batch_size: Mapped[int]
+    learning_rate_multiplier: Mapped[float]
+    rows: Mapped[int]
+    validation_rows: Mapped[int]
+    tokens: Mapped[int]  # of one epoch
+    steps: Mapped[int]
+    trained_tokens: Mapped[int | None]  # null until training has ended
+    estimated_finish: Mapped[float | None]
+
+
+class FinetuneStep(Base):
+    """One training step. The columns of validation are null unless the step was evaluated."""
+
+    __tablename__ = "finetune_step"
+
+    job_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    created_at: Mapped[float]
+    epoch: Mapped[float]
+    train_loss: Mapped[float]
+    train_accuracy: Mapped[float | None]
+    grad_norm: Mapped[float | None]
+    learning_rate: Mapped[float]
+    tokens_per_second: Mapped[float | None]
+    memory_bytes: Mapped[int | None]
+    valid_loss: Mapped[float | None]
+    valid_accuracy: Mapped[float | None]
+
+
+class FinetuneEvent(Base):
+    """One event of a job. `position` orders the events of all jobs; `level` is `info`, `warn` or `error`."""
+
+    __tablename__ = "finetune_event"
+
+    position: Mapped[int] = mapped_column(Serial, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(64), unique=True)
+    job_id: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[float]
+    level: Mapped[str] = mapped_column(String(8))
+    type: Mapped[str] = mapped_column(String(16))  # message | metrics
+    message: Mapped[str] = mapped_column(Text)
+    data: Mapped[dict[str, Any] | None]
+
+    __table_args__ = (Index("ix_finetune_event_job", "job_id", "position"),)
+
+
+class FinetuneCheckpoint(Base):
+    """A complete checkpoint in storage. The row is written after the last of its bytes."""
+
+    __tablename__ = "finetune_checkpoint"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    job_id: Mapped[str] = mapped_column(String(64))
+    step: Mapped[int]
+    location: Mapped[str]
+    sha256: Mapped[str] = mapped_column(String(64))
+    bytes: Mapped[int]
+    metrics: Mapped[dict[str, Any]]
+    keeps_optimizer: Mapped[bool]
+    created_at: Mapped[float]
+
+    __table_args__ = (UniqueConstraint("job_id", "step"),)
+
+
+class Dataset(Base):
+    """Immutable bytes in storage, named by their SHA-256, that jobs train or validate on."""
+
+    __tablename__ = "dataset"
+
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    bytes: Mapped[int]
+    location: Mapped[str]
+    created_at: Mapped[float]
+
+
+class FinetuneData(Base):
+    """The file that a job reads in a role, `training` or `validation`, and its snapshot once the job is planned.
+
+    Where rows of the training file are held out, both roles name that file, and each snapshot holds its own rows.
+    """
+
+    __tablename__ = "finetune_data"
+
+    job_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    role: Mapped[str] = mapped_column(String(16), primary_key=True)
+    file_id: Mapped[str] = mapped_column(String(64))
+    sha256: Mapped[str | None] = mapped_column(String(64))
+    rows: Mapped[int | None]
+
+    __table_args__ = (
+        Index("ix_finetune_data_file", "file_id"),
+        Index("ix_finetune_data_sha256", "sha256"),
+    )

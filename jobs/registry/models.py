@@ -1,0 +1,111 @@
+"""Tuned models: registered when a job has trained them, found by name for a project, deleted."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy import and_, exists, or_, select
+from sqlalchemy.orm import Session
+
+from jobs.clock import now
+from jobs.ids import new_id
+from jobs.registry.tables import CheckpointPermission, TunedModel
+
+PREFIX: Final = "ftmodel_"
+READY: Final = "ready"
+FAILED_PROBE: Final = "failed_probe"
+DELETED: Final = "deleted"
+
+
+def register(
+    session: Session,
+    *,
+    name: str,
+    project_id: str,
+    base: str,
+    job_id: str,
+    method: str,
+    location: str,
+    sha256: str,
+    manifest: Mapping[str, Any],
+    checkpoint_step: int | None = None,
+    state: str = READY,
+) -> TunedModel:
+    """Add a model under its name, whose files are complete. Called twice for a name, it adds the model once."""
+    model = session.scalar(select(TunedModel).where(TunedModel.name == name))
+    if model is None:
+        model = TunedModel(
+            id=new_id(PREFIX),
+            project_id=project_id,
+            name=name,
+            base=base,
+            job_id=job_id,
+            checkpoint_step=checkpoint_step,
+            method=method,
+            location=location,
+            sha256=sha256,
+            manifest=dict(manifest),
+            state=state,
+            created_at=now(),
+        )
+        session.add(model)
+        session.flush()
+    return model
+
+
+def find(session: Session, name: str, project_id: str) -> TunedModel | None:
+    """Return the model of that name which a project may ask for: its own, or a checkpoint by permission.
+
+    A model that failed its probe is returned with its state, so that the caller can say why it is not served.
+    """
+    permitted = exists().where(CheckpointPermission.model == name, CheckpointPermission.project_id == project_id)
+    may_ask = or_(TunedModel.project_id == project_id, and_(TunedModel.name == name, permitted))
+    return session.scalar(select(TunedModel).where(TunedModel.name == name, TunedModel.state != DELETED, may_ask))
+
+
+def of_project(session: Session, project_id: str) -> Sequence[TunedModel]:
+    """Return the models that a project may ask for, its own and those it has a permission for, the oldest first."""
+    permitted = select(CheckpointPermission.model).where(CheckpointPermission.project_id == project_id)
+    may_ask = or_(TunedModel.project_id == project_id, TunedModel.name.in_(permitted))
+    rows = select(TunedModel).where(TunedModel.state == READY, may_ask)
+    return session.scalars(rows.order_by(TunedModel.created_at, TunedModel.id)).all()
+
+
+def results(session: Session, job_ids: Sequence[str]) -> dict[str, str]:
+    """Return the names of the models that these jobs resulted in, by job. Checkpoints are left out."""
+    rows = select(TunedModel.job_id, TunedModel.name).where(
+        TunedModel.job_id.in_(job_ids), TunedModel.checkpoint_step.is_(None)
+    )
+    return {job_id: name for job_id, name in session.execute(rows)}  # noqa: C416 (rows are not pairs to a type checker)
+
+
+def delete(session: Session, name: str, project_id: str) -> TunedModel | None:
+    """Stop serving a project's own model; return it, or None when the project has no such model.
+
+    The row stays, so that what still asks for the name is told that the model was deleted. The model of a job takes
+    its checkpoints with it.
+    """
+    mine = TunedModel.project_id == project_id, TunedModel.state != DELETED
+    model = session.scalar(select(TunedModel).where(TunedModel.name == name, *mine).with_for_update())
+    if model is None:
+        return None
+    which = TunedModel.id == model.id if model.checkpoint_step is not None else TunedModel.job_id == model.job_id
+    for row in session.scalars(select(TunedModel).where(which, *mine).order_by(TunedModel.id)):
+        row.state = DELETED
+        row.deleted_at = now()
+    return model
+
+
+def permit(session: Session, name: str, project_ids: Sequence[str], *, created_by: str) -> list[CheckpointPermission]:
+    """Let projects ask for a checkpoint. A project that may already keeps its permission."""
+    rows = []
+    for project_id in dict.fromkeys(project_ids):
+        same = CheckpointPermission.model == name, CheckpointPermission.project_id == project_id
+        row = session.scalar(select(CheckpointPermission).where(*same))
+        if row is None:
+            row = CheckpointPermission(
+                id=new_id("cp_"), model=name, project_id=project_id, created_by=created_by, created_at=now()
+            )
+            session.add(row)
+            session.flush()
+        rows.append(row)
+    return rows

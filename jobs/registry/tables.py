@@ -1,0 +1,51 @@
+"""Tuned models, and the permissions by which other projects may ask for a checkpoint."""
+
+from typing import Any
+
+from sqlalchemy import Index, String, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from jobs.db.base import Base
+
+
+class TunedModel(Base):
+    """The result of a fine-tuning job, or one of its checkpoints (`checkpoint_step`), under the name clients ask for.
+
+    `state` is `ready`, `failed_probe` (not served) or `deleted`. `data_erased`: the training data is deleted.
+    """
+
+    __tablename__ = "tuned_model"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    project_id: Mapped[str] = mapped_column(String(64))
+    name: Mapped[str] = mapped_column(unique=True)
+    base: Mapped[str]
+    job_id: Mapped[str] = mapped_column(String(64))
+    checkpoint_step: Mapped[int | None]
+    method: Mapped[str] = mapped_column(String(16))  # lora | full | qlora
+    location: Mapped[str]
+    sha256: Mapped[str] = mapped_column(String(64))
+    manifest: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(String(16))
+    data_erased: Mapped[bool] = mapped_column(default=False)
+    created_at: Mapped[float]
+    deleted_at: Mapped[float | None]
+
+    __table_args__ = (
+        Index("ix_tuned_model_project", "project_id", "state", "created_at", "id"),
+        Index("ix_tuned_model_job", "job_id"),
+    )
+
+
+class CheckpointPermission(Base):
+    """The right of another project to ask for one checkpoint, by its name."""
+
+    __tablename__ = "checkpoint_permission"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    model: Mapped[str]
+    project_id: Mapped[str] = mapped_column(String(64))
+    created_by: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[float]
+
+    __table_args__ = (UniqueConstraint("model", "project_id"),)
