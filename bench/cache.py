@@ -34,8 +34,8 @@ from jobs.settings import Settings
 from workers.engines.build_engines import build
 from workers.engines.model_folders import MINILM
 from workers.engines.port import Answer, Emit, Engine, Request, Usage
-from workers.middleware.cache import Cached
-from workers.middleware.response_cache import Shelf
+from workers.middleware.cache import CacheMiddleware
+from workers.middleware.response_cache import ResponseCache
 
 _IN_FLIGHT = 256
 _SIZES = (1, 32)
@@ -75,38 +75,40 @@ async def _measured(texts: Sequence[str], folder: Path, *, alone: bool) -> None:
     config = Settings(data_dir=folder, embedding_floor=1)
     migrate(config.database)
     database = Database(config.database, patience=10)
-    shelf = Shelf(database, config.cache_max_bytes)
+    response_cache = ResponseCache(database, config.cache_max_bytes)
     engine = build(config, Registry.load(config), Queue.EMBED)
     if not alone:
         await engine.start()
         await _run(engine, texts[:64], 1, "warm")
     table = Table("texts of a request", "", "CPU ms / 1,000", "texts/s", title=f"{len(texts)} texts", box=box.SIMPLE)
     for size in _SIZES:
-        free = Cached(Nothing(), shelf, engine.identity, config)
+        free = CacheMiddleware(Nothing(), response_cache, engine.identity, config)
         rows: list[tuple[str, Engine, str]] = [
             ("an engine that costs nothing", Nothing(), "b"),
             ("cache alone, miss", free, f"q{size}"),
             ("cache alone, hit", free, f"q{size}"),
         ]
         if not alone:
-            cached = Cached(engine, shelf, engine.identity, config)
+            cached = CacheMiddleware(engine, response_cache, engine.identity, config)
             rows += [("engine", engine, "a"), ("miss", cached, f"p{size}"), ("hit", cached, f"p{size}")]
         for title, one, tenant in rows:
-            cpu, wall = await _timed(one, shelf, texts, size, tenant)
+            cpu, wall = await _timed(one, response_cache, texts, size, tenant)
             table.add_row(str(size), title, f"{cpu / len(texts) * 1e6:.0f}", f"{len(texts) / wall:.0f}")
     if not alone:
         await engine.close()
     Console(width=100).print(table)
-    shelf.close()
+    response_cache.close()
     database.close()
 
 
-async def _timed(engine: Engine, shelf: Shelf, texts: Sequence[str], size: int, tenant: str) -> tuple[float, float]:
+async def _timed(
+    engine: Engine, response_cache: ResponseCache, texts: Sequence[str], size: int, tenant: str
+) -> tuple[float, float]:
     """Seconds of CPU, writing included, and until the last answer was there."""
     cpu, wall = time.process_time(), time.monotonic()
     await _run(engine, texts, size, tenant)
     answered = time.monotonic() - wall
-    await asyncio.to_thread(shelf.flush)
+    await asyncio.to_thread(response_cache.flush)
     return time.process_time() - cpu, answered
 
 

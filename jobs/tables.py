@@ -24,7 +24,7 @@ from jobs.finetuning.tables import (
     FinetuneStep,
 )
 from jobs.fleet.tables import EngineDeath, Measure, Meta, Model, Pause, Quarantine, Worker
-from jobs.inference.tables import Cached, CacheEpoch, CacheUse, Conversation, KeptCompletion, KeptResponse
+from jobs.inference.tables import CacheEntry, CacheEpoch, CacheUse, Conversation, KeptCompletion, KeptResponse
 from jobs.ledger.tables import TOKENS, Audit, AuditHead, Job, JobDependency, Outbox, Outcome, Schedule, Segment, Shard
 from jobs.registry.tables import CheckpointPermission, TunedModel
 from jobs.retrieval.tables import Source, SourceItem, VectorRemoval, VectorStore, VectorStoreFile
@@ -38,9 +38,9 @@ __all__ = [
     "Audit",
     "AuditHead",
     "Base",
+    "CacheEntry",
     "CacheEpoch",
     "CacheUse",
-    "Cached",
     "CheckpointPermission",
     "Conversation",
     "Dataset",

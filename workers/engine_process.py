@@ -39,9 +39,9 @@ from workers.engines.router import Router
 from workers.inference.client import Asking, ModelRouter
 from workers.inference.consumer import InteractiveConsumer, Limits
 from workers.inference.token_counting import ContextLimits, Counting
-from workers.middleware.pipeline import Needs, before
-from workers.middleware.response_cache import Shelf
-from workers.middleware.schema_checker import Checker
+from workers.middleware.pipeline import PipelineDeps, build_pipeline
+from workers.middleware.response_cache import ResponseCache
+from workers.middleware.schema_checker import SchemaChecker
 from workers.retrieval.reranking import Reranking
 from workers.retrieval.search import Searching
 from workers.runtime.context import Context, Pool, build
@@ -65,22 +65,22 @@ def run(config: Settings, name: str, queue: str) -> None:
     engine = build_router(config, _models(context), queue, ExternalPermissions(context.db).allows, context.timings)
     others = SharedExclusiveLock(config.data_dir / "run" / queue, config.lease_seconds)
     warden = Warden(context, engine, queue, words)
-    asking, shelf = Asking(context), Shelf(context.db, config.cache_max_bytes, context.timings)
-    needs = Needs(
+    asking, response_cache = Asking(context), ResponseCache(context.db, config.cache_max_bytes, context.timings)
+    deps = PipelineDeps(
         measure=engine.length,
         identity=engine.identity,
         is_alias=engine.is_alias,
-        others=ModelRouter(context, asking, engine, queue),
+        model_router=ModelRouter(context, asking, engine, queue),
         search=asking.search,
-        rooms=ContextLimits(config, lambda: engine.registry).of,
-        shelf=shelf,
-        checker=Checker(context.timings),
+        context_budgets=ContextLimits(config, lambda: engine.registry).of,
+        response_cache=response_cache,
+        checker=SchemaChecker(context.timings),
     )
     throttle = BatchThrottle(lambda: engine.crowd(config.interactive_beside))
     shared = others if engine.shared else None
-    layered, restarted = before(engine, needs, config), partial(_restarted, context)
-    host = EngineHost(layered, restarted, shared, engine.handle_death, throttle, context.timings)
-    consumer = _consumer(context, host, needs, queue)
+    pipeline, restarted = build_pipeline(engine, deps, config), partial(_restarted, context)
+    host = EngineHost(pipeline, restarted, shared, engine.handle_death, throttle, context.timings)
+    consumer = _consumer(context, host, deps, queue)
     context.keeper.listen = partial(_listen, consumer, name, pool.queues)
     admission = Admission(pool.slots)
     reloading = Reloading(context, host, engine, queue, others, partial(os.kill, os.getpid(), signal.SIGTERM))
@@ -94,18 +94,18 @@ def run(config: Settings, name: str, queue: str) -> None:
         host.call(consumer.close()).result(2)
         host.call(asking.close()).result(2)
     host.close()
-    shelf.close()
+    response_cache.close()
     logging.shutdown()
     words.flush()
     os._exit(0)  # engines leave threads behind that would hold the exit up
 
 
-def _consumer(context: Context, host: EngineHost, needs: Needs, queue: str) -> InteractiveConsumer:
+def _consumer(context: Context, host: EngineHost, deps: PipelineDeps, queue: str) -> InteractiveConsumer:
     reranking = Reranking(context, host, queue)
     own = {
         searches.URL: Searching(context, host, reranking).answer,
         searches.RERANK_URL: reranking.answer,
-        responses.COUNT_URL: Counting(host, needs.measure, needs.search, needs.rooms).answer,
+        responses.COUNT_URL: Counting(host, deps.measure, deps.search, deps.context_budgets).answer,
     }
     keeper = context.keeper
     return InteractiveConsumer(

@@ -31,7 +31,7 @@ from api.shares import run_in_threadpool
 from jobs.errors import InvalidRequest, NightmillError, NotFound
 from jobs.ids import new_id
 from jobs.inference import stored
-from jobs.inference.context_options import terms_of
+from jobs.inference.context_options import context_options_of
 from jobs.inference.interactive import Piece
 from jobs.inference.stored import Kept, decode
 from jobs.inference.tables import KeptCompletion
@@ -104,7 +104,7 @@ async def answer(
         raise InvalidRequest("Invalid 'cache': it needs 'store' to be false.", param="cache", code="invalid_value")
     if seconds is not None and not body.stream:
         raise InvalidRequest("Only a stream can be resumed.", param="X-Nightmill-Resume", code="unsupported_value")
-    terms_of(CHAT, body.fields())
+    context_options_of(CHAT, body.fields())
     await run_in_threadpool(check_space, call, 0)
     chat = Chat(call, body)
     if body.stream:

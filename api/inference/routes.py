@@ -31,7 +31,7 @@ from api.inference.asking import (
 from api.inference.chat_completions import ChatCompletionRequest
 from jobs.errors import InvalidRequest
 from jobs.inference import cache
-from jobs.inference.context_options import terms_of
+from jobs.inference.context_options import context_options_of
 from jobs.inference.waiting import place
 from jobs.requests.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RESPONSES
 
@@ -109,7 +109,7 @@ async def _answer(
     call: CallContext, request: Request, url: str, body: Asked, *, stream: bool, seconds: int | None = None
 ) -> Response:
     fields = body.fields()
-    terms_of(url, fields)  # what is wrong with them is told before there is somebody to do it
+    context_options_of(url, fields)  # what is wrong with them is told before there is somebody to do it
     first, pieces = await ask(call, request, url, fields, stream=stream, resume=seconds)
     if first.kind == "end" and first.body:
         await pieces.aclose()

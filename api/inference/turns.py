@@ -27,7 +27,7 @@ from jobs.errors import InvalidRequest, NightmillError, NotFound, ProjectFull
 from jobs.ids import new_id
 from jobs.inference import responses
 from jobs.inference.complete_answers import new_response
-from jobs.inference.context_options import terms_of
+from jobs.inference.context_options import context_options_of
 from jobs.inference.stored import Kept
 from jobs.requests.endpoints import RESPONSES
 
@@ -110,7 +110,7 @@ def begin(call: CallContext, body: CreateResponse) -> Turn:
     if body.background and body.store is False:
         raise InvalidRequest("In the background a response is kept.", param="store", code="unsupported_value")
     _check_cache(body)
-    terms_of(RESPONSES, body.fields())
+    context_options_of(RESPONSES, body.fields())
     if body.store is not False or body.conversation:
         check_space(call, 0)
     asked = given(call, body.input)

@@ -16,7 +16,7 @@ import msgspec
 
 from jobs.batches import lines
 from jobs.errors import InvalidRequest
-from jobs.inference.context_options import PROMPT, terms_of
+from jobs.inference.context_options import PROMPT, context_options_of
 from jobs.platform.storage import open_storage
 from jobs.requests import fields
 from jobs.requests.endpoints import EMBEDDINGS
@@ -128,7 +128,7 @@ def _odd(endpoint: str, text: lines.Text) -> lines.Bad | None:
     try:
         if endpoint in PROMPT and _asking.decode(raw).body.asks:
             body = msgspec.json.decode(lines.working.decode(raw).body)
-            terms_of(endpoint, body)
+            context_options_of(endpoint, body)
             lines.check_alone(endpoint, body)
     except InvalidRequest as error:
         return lines.Bad(error.code or "invalid_value", error.message, text.number, f"body.{error.param}")

@@ -26,7 +26,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from jobs.db.engine import UNSEEN, insert_into
 from jobs.files.tables import File
-from jobs.inference.tables import Cached, CacheEpoch, CacheUse
+from jobs.inference.tables import CacheEntry, CacheEpoch, CacheUse
 from jobs.ledger.tables import Job
 
 KEYS_AT_ONCE = 500  # in one statement
@@ -46,7 +46,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class New:
+class NewEntry:
     """What is to be kept. `epoch` is its project's as it was when the request came."""
 
     key: bytes
@@ -61,15 +61,15 @@ class New:
 
 def find(session: Session, keys: Sequence[bytes], at: float) -> dict[bytes, Entry]:
     """What there is of these keys."""
-    columns = Cached.key, Cached.value, Cached.tokens, Cached.created_at, Cached.expires_at
+    columns = CacheEntry.key, CacheEntry.value, CacheEntry.tokens, CacheEntry.created_at, CacheEntry.expires_at
     seen = (
         select(*columns)
-        .outerjoin(CacheEpoch, CacheEpoch.project_id == Cached.project_id)
-        .where(Cached.epoch == func.coalesce(CacheEpoch.epoch, 0), Cached.expires_at > at, _not_deleted())
+        .outerjoin(CacheEpoch, CacheEpoch.project_id == CacheEntry.project_id)
+        .where(CacheEntry.epoch == func.coalesce(CacheEpoch.epoch, 0), CacheEntry.expires_at > at, _not_deleted())
     )
     found: dict[bytes, Entry] = {}
     for start in range(0, len(keys), KEYS_AT_ONCE):
-        rows = session.execute(seen.where(Cached.key.in_(keys[start : start + KEYS_AT_ONCE])))
+        rows = session.execute(seen.where(CacheEntry.key.in_(keys[start : start + KEYS_AT_ONCE])))
         found.update({row.key: Entry(row.value, row.tokens, row.created_at, row.expires_at) for row in rows})
     return found
 
@@ -80,11 +80,11 @@ def epochs(session: Session, project_ids: Collection[str]) -> dict[str, int]:
     return dict.fromkeys(project_ids, 0) | {row.project_id: row.epoch for row in session.execute(found)}
 
 
-def put(session: Session, entries: Sequence[New]) -> None:
+def put(session: Session, entries: Sequence[NewEntry]) -> None:
     """Keep these, where nothing is that would have done: of two that were computed at once the first stays, or clients
     would be given one answer again and then another. In order, and first of a transaction: two that keep the same must
     not wait for each other."""
-    firsts: dict[bytes, New] = {}
+    firsts: dict[bytes, NewEntry] = {}
     for one in sorted(entries, key=lambda one: -one.epoch):
         firsts.setdefault(one.key, one)
     rows = [
@@ -102,13 +102,13 @@ def put(session: Session, entries: Sequence[New]) -> None:
         for one in sorted(firsts.values(), key=lambda one: one.key)
     ]
     if rows:
-        insert = insert_into(session, Cached)
+        insert = insert_into(session, CacheEntry)
         new = insert.excluded
         again = {name: new[name] for name in rows[0] if name != "key"}
         unfit = or_(
-            Cached.epoch < new.epoch,
-            Cached.expires_at <= new.created_at,
-            Cached.created_at <= 2 * new.created_at - new.expires_at,  # older than its client lets it be
+            CacheEntry.epoch < new.epoch,
+            CacheEntry.expires_at <= new.created_at,
+            CacheEntry.created_at <= 2 * new.created_at - new.expires_at,  # older than its client lets it be
             ~_not_deleted(literal_column("cached.job_id")),
         )
         session.execute(insert.on_conflict_do_update(index_elements=["key"], set_=again, where=unfit), rows)
@@ -116,18 +116,20 @@ def put(session: Session, entries: Sequence[New]) -> None:
 
 def prolong(session: Session, keys: Sequence[bytes], expires_at: float) -> None:
     """They were used, and stay; but for those that somebody else is at."""
-    used = update(Cached).where(Cached.key.in_(_free(session, select(Cached.key).where(Cached.key.in_(keys)))))
+    used = update(CacheEntry).where(
+        CacheEntry.key.in_(_free(session, select(CacheEntry.key).where(CacheEntry.key.in_(keys))))
+    )
     session.execute(used.values(expires_at=expires_at), execution_options=UNSEEN)
 
 
 def size(session: Session) -> int:
     """Bytes of all values; read from an index."""
-    return int(session.scalar(select(func.coalesce(func.sum(Cached.size), 0))) or 0)
+    return int(session.scalar(select(func.coalesce(func.sum(CacheEntry.size), 0))) or 0)
 
 
 def evict(session: Session, rows: int) -> int:
     """Make room: what expires first goes. Returns its bytes."""
-    return sum(_delete(session, select(Cached.key).order_by(Cached.expires_at).limit(rows)))
+    return sum(_delete(session, select(CacheEntry.key).order_by(CacheEntry.expires_at).limit(rows)))
 
 
 def count(session: Session, uses: Mapping[str, tuple[int, int]]) -> None:
@@ -141,15 +143,15 @@ def count(session: Session, uses: Mapping[str, tuple[int, int]]) -> None:
 def clear(session: Session, project_id: str) -> int:
     """From this transaction on a project finds nothing of before. Returns how many entries there were."""
     epoch = epochs(session, [project_id])[project_id]
-    mine = Cached.project_id == project_id, Cached.epoch == epoch
-    entries = int(session.scalar(select(func.count()).select_from(Cached).where(*mine)) or 0)
+    mine = CacheEntry.project_id == project_id, CacheEntry.epoch == epoch
+    entries = int(session.scalar(select(func.count()).select_from(CacheEntry).where(*mine)) or 0)
     insert = insert_into(session, CacheEpoch).values(project_id=project_id, epoch=1)
     session.execute(insert.on_conflict_do_update(index_elements=["project_id"], set_={"epoch": CacheEpoch.epoch + 1}))
     return entries
 
 
 def remove_expired(session: Session, at: float, limit: int) -> int:
-    late = select(Cached.key).where(Cached.expires_at <= at).order_by(Cached.expires_at).limit(limit)
+    late = select(CacheEntry.key).where(CacheEntry.expires_at <= at).order_by(CacheEntry.expires_at).limit(limit)
     return len(_delete(session, late))
 
 
@@ -157,7 +159,7 @@ def remove_cleared(session: Session, limit: int) -> Mapping[str, int]:
     """Remove what a clearing has put out of sight; how much of which project."""
     counts: dict[str, int] = {}
     for cleared in session.scalars(select(CacheEpoch)).all():  # a join would read the whole cache
-        old = Cached.project_id == cleared.project_id, Cached.epoch < cleared.epoch
+        old = CacheEntry.project_id == cleared.project_id, CacheEntry.epoch < cleared.epoch
         _remove(session, old, cleared.project_id, counts, limit)
     return counts
 
@@ -169,20 +171,20 @@ def remove_deleted(session: Session, limit: int) -> Mapping[tuple[str, str], int
         owned = (
             select(Job.id, File.id, File.project_id)
             .join_from(File, Job, column == File.id)
-            .where(File.deleted_at > 0, exists().where(Cached.job_id == Job.id))  # > 0: its index is used
+            .where(File.deleted_at > 0, exists().where(CacheEntry.job_id == Job.id))  # > 0: its index is used
             .limit(limit)
         )
         for job_id, file_id, project_id in session.execute(owned).all():
-            _remove(session, [Cached.job_id == job_id], (file_id, project_id), counts, limit)
+            _remove(session, [CacheEntry.job_id == job_id], (file_id, project_id), counts, limit)
     return counts
 
 
 def left_nothing() -> Sequence[ColumnElement[bool]]:
     """Of a file: nothing is in the cache that came from a job which read or wrote it."""
-    return [~exists().where(column == File.id, Cached.job_id == Job.id) for column in _FILES]
+    return [~exists().where(column == File.id, CacheEntry.job_id == Job.id) for column in _FILES]
 
 
-def _not_deleted(job_id: SQLColumnExpression[str | None] = Cached.job_id) -> ColumnElement[bool]:
+def _not_deleted(job_id: SQLColumnExpression[str | None] = CacheEntry.job_id) -> ColumnElement[bool]:
     """It came from no job, or from one whose files are all there."""
     read, written = aliased(File), aliased(File)
     there = exists().where(
@@ -202,7 +204,7 @@ def _remove(
 ) -> None:
     """Remove of these what the limit leaves room for, and count it as the owner's."""
     room = limit - sum(counts.values())
-    some = select(Cached.key).where(*which).limit(room)
+    some = select(CacheEntry.key).where(*which).limit(room)
     if gone := len(_delete(session, some)):
         counts[owner] = counts.get(owner, 0) + gone
 
@@ -215,5 +217,5 @@ def _free(session: Session, keys: Select[bytes]) -> Sequence[bytes]:
 
 def _delete(session: Session, keys: Select[bytes]) -> Sequence[int]:
     """Remove those that are free. Returns the bytes of each."""
-    gone = delete(Cached).where(Cached.key.in_(_free(session, keys))).returning(Cached.size)
+    gone = delete(CacheEntry).where(CacheEntry.key.in_(_free(session, keys))).returning(CacheEntry.size)
     return session.scalars(gone, execution_options=UNSEEN).all()

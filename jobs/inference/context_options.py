@@ -30,7 +30,7 @@ _UNKNOWN: Final = re.compile(r"unknown field `(.*)`")
 _OWN: Final = {"keep_first": "rotate", "summary_tokens": "summarize", "embedding_model": "memory"}
 
 
-class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ContextOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is done if the prompt is too long: a `strategy`, a model to `route_long` to, or both. Without it the request
     is refused. `keep_last` turns stay as they are, and what is said as system or developer. `max_tokens` are the
     prompt's; `keep_first` is of `rotate`, `summary_tokens` of `summarize`, `embedding_model` of `memory`.
@@ -53,10 +53,10 @@ class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 #: OpenAI's own `truncation: auto`, of responses.
-AUTO: Final = Terms()
+AUTO: Final = ContextOptions()
 
 
-def terms_of(url: str, body: Mapping[str, Any]) -> Terms | None:
+def context_options_of(url: str, body: Mapping[str, Any]) -> ContextOptions | None:
     """None where nothing is asked for. Raises InvalidRequest, also for a message's priority."""
     terms = _asked(url, body) if url in PROMPT else None
     if terms is not None:
@@ -64,32 +64,32 @@ def terms_of(url: str, body: Mapping[str, Any]) -> Terms | None:
     return terms
 
 
-def bare(url: str, body: dict[str, Any]) -> dict[str, Any]:
+def without_context_fields(url: str, body: dict[str, Any]) -> dict[str, Any]:
     """The request without what is ours of its messages: earlier turns may have it where this one asks for nothing."""
     given = body.get(PROMPT[url]) if url in PROMPT else None
     if not isinstance(given, list) or not any(isinstance(item, dict) and PRIORITY in item for item in given):
         return body
-    return {**body, PROMPT[url]: [_bare(item) for item in given]}
+    return {**body, PROMPT[url]: [_without_priority(item) for item in given]}
 
 
-def _bare(item: Any) -> Any:
+def _without_priority(item: Any) -> Any:
     return {name: value for name, value in item.items() if name != PRIORITY} if isinstance(item, dict) else item
 
 
 def schema() -> dict[str, Any]:
     """The field as JSON Schema says it."""
-    _, named = msgspec.json.schema_components([Terms])
-    return {**named[Terms.__name__], "title": "Context", "description": inspect.getdoc(Terms)}
+    _, named = msgspec.json.schema_components([ContextOptions])
+    return {**named[ContextOptions.__name__], "title": "Context", "description": inspect.getdoc(ContextOptions)}
 
 
-def _asked(url: str, body: Mapping[str, Any]) -> Terms | None:
+def _asked(url: str, body: Mapping[str, Any]) -> ContextOptions | None:
     given = body.get(FIELD)
     if given is None:
         return AUTO if url == RESPONSES and body.get("truncation") == "auto" else None
     if url not in (CHAT, RESPONSES):
         raise InvalidRequest(f"'{FIELD}' is for chats and responses.", param=FIELD, code="unsupported_parameter")
     try:
-        terms = msgspec.convert(given, Terms)
+        terms = msgspec.convert(given, ContextOptions)
     except msgspec.ValidationError as error:
         raise _refused(str(error)) from error
     _check(terms)
@@ -105,7 +105,7 @@ def reserved(body: Mapping[str, Any], limit: int) -> int:
     return min(MOST_RESERVED, limit // 4)
 
 
-def _check(terms: Terms) -> None:
+def _check(terms: ContextOptions) -> None:
     if terms.strategy is None and terms.route_long is None:
         raise _bad("strategy", "Say which strategy, or a model to 'route_long' to.", "missing_required_parameter")
     if terms.keep_last == 0 and terms.strategy != "truncate_middle":

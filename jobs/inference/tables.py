@@ -77,7 +77,7 @@ class Conversation(Base):
     )
 
 
-class Cached(Base):
+class CacheEntry(Base):
     """One vector or answer, under a hash of what it depends on. See `jobs.inference.cache`."""
 
     __tablename__ = "cached"

@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.files.tables import File
-from jobs.inference.tables import Cached
+from jobs.inference.tables import CacheEntry
 from jobs.ledger.tables import Audit, Job
 from jobs.platform.storage import DiskStorage
 from tests.support.mill import Mill, chat_line, jsonl, running
@@ -36,7 +36,7 @@ def shop(make_shop: Callable[..., Shop]) -> Iterator[Shop]:
 
 def _entries(db: Database) -> int:
     with db.read() as session:
-        return int(session.scalar(select(func.count()).select_from(Cached)) or 0)
+        return int(session.scalar(select(func.count()).select_from(CacheEntry)) or 0)
 
 
 def _receipts(db: Database, action: str) -> list[Any]:
@@ -57,7 +57,7 @@ def test_vectors_are_given_again_to_the_project_that_asked_for_them_and_to_no_ot
     stranger = shop.stranger()
     embed = shop.client.embeddings.create
     first = embed(model=MODEL, input="one")
-    shop.shelf.flush()
+    shop.response_cache.flush()
     mixed = embed(model="gpt-4o-mini", input=["one", "two"])
     theirs = stranger.embeddings.create(model=MODEL, input="one")
 
@@ -71,7 +71,7 @@ def test_vectors_are_given_again_to_the_project_that_asked_for_them_and_to_no_ot
 def test_a_chat_is_given_again_to_the_project_that_let_it_be(shop: Shop) -> None:
     ask = shop.client.chat.completions.create
     first = ask(model=MODEL, messages=_HELLO, **_CACHED)
-    shop.shelf.flush()
+    shop.response_cache.flush()
     again = ask(model=MODEL, messages=_HELLO, **_CACHED)
     shop.stranger().chat.completions.create(model=MODEL, messages=_HELLO, **_CACHED)
     ask(model=MODEL, messages=_HELLO, temperature=0)
@@ -89,7 +89,7 @@ def test_a_chat_is_given_again_to_the_project_that_let_it_be(shop: Shop) -> None
 def test_responses_are_given_again_where_nothing_else_is_kept_of_them(shop: Shop) -> None:
     ask = shop.client.responses.create
     first = ask(model=MODEL, input="Hello", store=False, metadata={"who": "anna"}, **_CACHED)
-    shop.shelf.flush()
+    shop.response_cache.flush()
     again = ask(model=MODEL, input="Hello", store=False, **_CACHED)
 
     assert shop.asked == ["Hello"]
@@ -133,7 +133,7 @@ def test_a_project_clears_its_cache_and_the_audit_log_says_so(shop: Shop) -> Non
     for client in (shop.client, stranger):
         client.embeddings.create(model=MODEL, input="one")
         client.chat.completions.create(model=MODEL, messages=_HELLO, **_CACHED)
-    shop.shelf.flush()
+    shop.response_cache.flush()
     del shop.asked[:]
 
     said = _delete_cache(shop)
@@ -171,7 +171,7 @@ def _file(mill: Mill, name: str = "file-in") -> str:
 
 def _run(mill: Mill, content: bytes, **fields: Any) -> tuple[Job, list[Any], list[Any]]:
     [job] = mill.drain(mill.submit(content, **fields))
-    mill.shelf.flush()
+    mill.response_cache.flush()
     return job, *(sorted(lines, key=lambda line: line["custom_id"]) for lines in mill.results(job))
 
 
@@ -238,7 +238,7 @@ def test_what_came_from_a_batch_goes_with_its_files(
 
     assert asked == ["secret"] * 2, "it is not found from the moment on"
     with mill.db.write() as session:
-        session.get_one(Cached, session.scalars(select(Cached.key)).one()).job_id = job.id
+        session.get_one(CacheEntry, session.scalars(select(CacheEntry.key)).one()).job_id = job.id
     Retention(mill.config, mill.db, storage).run()
     assert _entries(mill.db) == 0
     assert [target for target, _ in _receipts(mill.db, "cache.purge")] == [deleted]

@@ -12,8 +12,8 @@ from tests.support.shop import MODEL, Shop
 from tests.unit.workers.middleware.context_window.engines import Nobody
 from workers.engines.fake import prompt_of
 from workers.engines.port import Answer, Length, Request
-from workers.middleware.compaction import Unpacked
-from workers.middleware.context_window import Fitted
+from workers.middleware.compaction import CompactionMiddleware
+from workers.middleware.context_window import ContextWindow
 
 pytestmark = pytest.mark.verify
 
@@ -26,7 +26,7 @@ async def _words(request: Request) -> Length:
 
 @pytest.fixture
 def shop(make_shop: Callable[..., Shop]) -> Iterator[Shop]:
-    made = make_shop(around=lambda engine: Unpacked(Fitted(engine, _words, Nobody())))
+    made = make_shop(around=lambda engine: CompactionMiddleware(ContextWindow(engine, _words, Nobody())))
     with made.open():
         yield made
 

@@ -26,9 +26,9 @@ from workers.engines.fake import FakeEngine, prompt_of, reply
 from workers.engines.port import Answer, Engine, Length, Request, refusal
 from workers.inference.client import Asking, ModelRouter
 from workers.inference.consumer import InteractiveConsumer
-from workers.middleware.context_window import Fitted, Others
-from workers.middleware.json_schema import Checked
-from workers.middleware.schema_checker import Checker
+from workers.middleware.context_window import ContextWindow, ModelRouting
+from workers.middleware.json_schema import JsonSchemaMiddleware
+from workers.middleware.schema_checker import SchemaChecker
 from workers.runtime.context import Pool, build
 from workers.runtime.engine_host import EngineHost
 
@@ -88,8 +88,8 @@ class Alone:
         raise AssertionError
 
 
-def _around(fake: FakeEngine, others: Others | None = None) -> Engine:
-    return Fitted(Checked(fake, Checker()), _measure, others or Alone())
+def _around(fake: FakeEngine, others: ModelRouting | None = None) -> Engine:
+    return ContextWindow(JsonSchemaMiddleware(fake, SchemaChecker()), _measure, others or Alone())
 
 
 @pytest.fixture

@@ -30,8 +30,8 @@ from workers.inference.client import Asking
 from workers.inference.consumer import InteractiveConsumer
 from workers.inference.token_counting import Counting
 from workers.lifecycle import parse
-from workers.middleware.excerpts import Room
-from workers.middleware.file_search import Grounded
+from workers.middleware.excerpts import ContextBudget
+from workers.middleware.file_search import FileSearchMiddleware
 from workers.retrieval.ingestion.purge import purge
 from workers.retrieval.parsing.parser import Parser, limits_of
 from workers.retrieval.reranking import Reranking
@@ -107,7 +107,7 @@ def deployed(folder: Path, db: Database) -> Iterator[Deployment]:
         async def search(request: Request, wanted: Search) -> Sequence[Found] | Answer:
             return await asking.search(request, wanted)
 
-        engine = Grounded(FakeEngine((MODEL,)), search, lambda _: Room(1000))
+        engine = FileSearchMiddleware(FakeEngine((MODEL,)), search, lambda _: ContextBudget(1000))
         mill = stack.enter_context(running(db, folder, engine, **settings))
         asking = Asking(mill.gpu)
         stack.callback(lambda: mill.host.call(asking.close()).result(5))
@@ -128,7 +128,7 @@ def deployed(folder: Path, db: Database) -> Iterator[Deployment]:
 def _answering(mill: Mill, url: str) -> Iterator[None]:
     """Clients who wait get their answers of the engine that runs the batches."""
     searching = Searching(mill.gpu, mill.host, Reranking(mill.gpu, mill.host, Queue.GENERATE))
-    counting = Counting(mill.host, _words, _nothing, lambda _: Room(1000))
+    counting = Counting(mill.host, _words, _nothing, lambda _: ContextBudget(1000))
     own = {searches.URL: searching.answer, responses.COUNT_URL: counting.answer}
     desk = InteractiveConsumer(mill.host, url, Queue.GENERATE, own=own)
     mill.host.call(desk.serve())

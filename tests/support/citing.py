@@ -7,8 +7,8 @@ import msgspec
 from jobs.retrieval.searches import Found, Search
 from workers.engines.fake import FakeEngine, prompt_of, reply
 from workers.engines.port import Answer, Engine, Request
-from workers.middleware.excerpts import Room
-from workers.middleware.file_search import Grounded
+from workers.middleware.excerpts import ContextBudget
+from workers.middleware.file_search import FileSearchMiddleware
 
 TOOL: Any = {"type": "file_search", "vector_store_ids": ["vs_1"]}
 RESULTS: Any = ["file_search_call.results"]
@@ -24,7 +24,7 @@ def citing(request: Request) -> Answer:
 
 
 def searching(engine: FakeEngine) -> Engine:
-    return Grounded(engine, _search, lambda _: Room(10_000))
+    return FileSearchMiddleware(engine, _search, lambda _: ContextBudget(10_000))
 
 
 async def _search(request: Request, search: Search) -> list[Found]:

@@ -32,8 +32,8 @@ from workers.dispatcher.loop import Dispatcher
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Engine
 from workers.lifecycle import finish, plan_all, run_in_turn
-from workers.middleware.cache import Cached
-from workers.middleware.response_cache import Shelf
+from workers.middleware.cache import CacheMiddleware
+from workers.middleware.response_cache import ResponseCache
 from workers.runtime.context import Context, Pool, build
 from workers.runtime.engine_host import EngineHost
 
@@ -70,7 +70,7 @@ class Mill:
     cpu: Context
     gpu: Context
     host: EngineHost
-    shelf: Shelf
+    response_cache: ResponseCache
     lose_rings: Callable[[str], bool] = lambda _task: False
     elsewhere: Callable[[str, str, Sequence[Any]], bool] = lambda _task, _queue, _arguments: False
     errors: list[BaseException] = field(default_factory=list)
@@ -138,7 +138,7 @@ class Mill:
             context.keeper.leave()
         self._threads.shutdown(wait=True)
         self.host.close()
-        self.shelf.close()
+        self.response_cache.close()
         for context in (self.cpu, self.gpu):
             context.db.close()
 
@@ -170,12 +170,16 @@ def running(
     scaled |= {"segment_seconds": 0.05, "cancel_grace_seconds": 1.0}
     config = Settings(data_dir=folder, database_url=db.url, **{**scaled, **settings})
     engine = engine or FakeEngine(models=(MODEL,))
-    shelf = Shelf(db, config.cache_max_bytes, PATIENT)
-    host = EngineHost(Cached(engine, shelf, lambda name: (name, "the fake's"), config), lambda: None, timings=timings)
+    response_cache = ResponseCache(db, config.cache_max_bytes, PATIENT)
+    host = EngineHost(
+        CacheMiddleware(engine, response_cache, lambda name: (name, "the fake's"), config),
+        lambda: None,
+        timings=timings,
+    )
     host.start()
     cpu = build(config, Pool("cpu", (Queue.PLAN,), 2), timings)
     gpu = build(config, Pool("gpu", (Queue.GENERATE,), 2, models=("*", *engine.models)), timings)
-    mill = Mill(config, db, DiskStorage(folder / "files"), engine, cpu, gpu, host, shelf)
+    mill = Mill(config, db, DiskStorage(folder / "files"), engine, cpu, gpu, host, response_cache)
     try:
         yield mill
     finally:

@@ -25,8 +25,8 @@ from tests.support.web import make_key, running_app, serve
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Engine
 from workers.inference.consumer import InteractiveConsumer, Limits
-from workers.middleware.cache import Cached
-from workers.middleware.response_cache import Shelf
+from workers.middleware.cache import CacheMiddleware
+from workers.middleware.response_cache import ResponseCache
 from workers.runtime.engine_host import EngineHost
 
 #: Machines that test are busy: a look-up that is not waited for would be a miss.
@@ -49,7 +49,7 @@ class Shop:
     engine: FakeEngine
     host: EngineHost
     url: str
-    shelf: Shelf
+    response_cache: ResponseCache
     asked: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -127,16 +127,17 @@ def shops(folder: Path, database_url: str, redis_url: str) -> Iterator[Callable[
             given = {"streams_url": redis_url, "models_file": str(folder / "models.yaml"), **settings}
             database = Database(database_url)
             stack.callback(database.close)
-            shelf = Shelf(database, 1 << 28, PATIENT)
-            stack.callback(shelf.close)
+            response_cache = ResponseCache(database, 1 << 28, PATIENT)
+            stack.callback(response_cache.close)
             host = EngineHost(
-                Cached(around(fake) if around else fake, shelf, _identity, Settings(**given)), lambda: None
+                CacheMiddleware(around(fake) if around else fake, response_cache, _identity, Settings(**given)),
+                lambda: None,
             )
             host.start()
             stack.callback(host.close)
             app = stack.enter_context(running_app(folder, database_url, timings=timings, **given))
             url = f"{stack.enter_context(serve(app))}/v1"
             client = stack.enter_context(OpenAI(base_url=url, api_key=make_key(app), max_retries=0, timeout=30))
-            return Shop(app, client, redis_url, fake, host, url, shelf, asked)
+            return Shop(app, client, redis_url, fake, host, url, response_cache, asked)
 
         yield make

@@ -25,10 +25,10 @@ from workers.engines.documented import refuse_unknown
 from workers.engines.model_folders import ModelUnavailable, source_of
 from workers.engines.port import Answer, Emit, Request, refusal
 from workers.middleware.cache import FIELD as CACHE
-from workers.middleware.compaction import Unpacked
+from workers.middleware.compaction import CompactionMiddleware
 from workers.middleware.context_window import Measure
-from workers.middleware.excerpts import Room
-from workers.middleware.file_search import Grounded, Rooms, Searcher, is_search
+from workers.middleware.excerpts import ContextBudget
+from workers.middleware.file_search import ContextBudgets, FileSearchMiddleware, Searcher, is_search
 from workers.middleware.history import History
 from workers.runtime.engine_host import EngineHost
 
@@ -45,13 +45,13 @@ class ContextLimits:
     def __init__(self, config: Settings, registry: Callable[[], Registry]) -> None:
         self._config, self._registry = config, registry
 
-    def of(self, name: str) -> Room:
+    def of(self, name: str) -> ContextBudget:
         """Return the limit of the model `name`. Reads files."""
         model = self._registry().resolve(name)
         if model is None:
-            return Room(_USUAL_CONTEXT)
+            return ContextBudget(_USUAL_CONTEXT)
         tokenizer = self._tokenizer(model)
-        return Room(_context(model, tokenizer), None if tokenizer is None else _read(tokenizer))
+        return ContextBudget(_context(model, tokenizer), None if tokenizer is None else _read(tokenizer))
 
     def _tokenizer(self, model: Model) -> Path | None:
         """Return the path of the tokenizer; download nothing."""
@@ -94,9 +94,9 @@ _NOT_SHOWN = frozenset({CACHE, CONTEXT, "personality", "truncation"})  # to the 
 class Counting:
     """Answers on the engine host's loop."""
 
-    def __init__(self, host: EngineHost, measure: Measure, search: Searcher, rooms: Rooms) -> None:
+    def __init__(self, host: EngineHost, measure: Measure, search: Searcher, context_budgets: ContextBudgets) -> None:
         self._host = host
-        self._engine = Grounded(Unpacked(_Counter(measure)), search, rooms)
+        self._engine = FileSearchMiddleware(CompactionMiddleware(_Counter(measure)), search, context_budgets)
 
     async def answer(self, question: Question, priority: int) -> Answer:
         """Raises what engines raise."""

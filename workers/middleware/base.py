@@ -25,7 +25,7 @@ _DETAILS: Final = {
 }  # fmt: skip
 
 
-class Layer:
+class Middleware:
     """An engine that stands before an engine, and handles the requests that it `concerns` itself with.
 
     Any other request is the inner engine's at once: it passes no coroutine of a layer that it does not ask for.
@@ -65,7 +65,7 @@ class Layer:
         return await self.engine.stream(request, emit)
 
 
-async def patiently(ask: Callable[[], Awaitable[Answer]], paid: Callable[[], Usage | None]) -> Answer:
+async def retry_while_busy(ask: Callable[[], Awaitable[Answer]], paid: Callable[[], Usage | None]) -> Answer:
     """Call `ask` again while the engine is busy, if `paid` says that the request has cost something already.
 
     Raises:

@@ -39,52 +39,52 @@ import numpy as np
 
 from jobs.clock import now
 from jobs.ids import new_id
-from jobs.inference.cache import Entry, New
+from jobs.inference.cache import Entry, NewEntry
 from jobs.requests.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
 from jobs.settings import Settings
 from workers.engines.encoders.embed import DIGITS, MOST_INPUTS, inputs_of
 from workers.engines.port import Answer, Emit, Engine, Request, Usage, refusal
 from workers.engines.wire import usage_of
-from workers.middleware.base import Layer
-from workers.middleware.response_cache import Found, Shelf
+from workers.middleware.base import Middleware
+from workers.middleware.response_cache import CacheLookup, ResponseCache
 from workers.runtime.outcomes import outcomes_of
 
 #: Of the name that a client asks for: the name that it goes by, and which weights those are; None where nobody says.
 Identity = Callable[[str], tuple[str, str] | None]
 
 
-class Cached(Layer):
+class CacheMiddleware(Middleware):
     """An engine that is not asked twice."""
 
-    def __init__(self, engine: Engine, shelf: Shelf, identity: Identity, config: Settings) -> None:
+    def __init__(self, engine: Engine, response_cache: ResponseCache, identity: Identity, config: Settings) -> None:
         super().__init__(engine)
-        self._vectors = CachedVectors(engine, shelf, identity, config.embedding_cache_seconds)
-        self._answers = CachedAnswers(engine, shelf, identity, config.response_cache_seconds)
+        self._vectors = VectorCache(engine, response_cache, identity, config.embedding_cache_seconds)
+        self._answers = AnswerCache(engine, response_cache, identity, config.response_cache_seconds)
 
     def concerns(self, request: Request) -> bool:
         return FIELD in request.body or request.url == EMBEDDINGS
 
     async def handle(self, request: Request) -> Answer:
-        said = request.body.get(FIELD)
+        setting = request.body.get(FIELD)
         if request.url == EMBEDDINGS:
-            return await self._embedded(request, said)
-        if said is None or said is False:
-            return await self.engine.answer(without(request))
+            return await self._embedded(request, setting)
+        if setting is None or setting is False:
+            return await self.engine.answer(without_cache_field(request))
         if request.url not in URLS:
             message = f"Invalid 'cache': what {request.url} answers is not cached."
             return refusal(400, message, param=FIELD, code="invalid_value")
         return await self._answers.answer(request)
 
     async def handle_stream(self, request: Request, emit: Emit) -> Answer:
-        said = request.body.get(FIELD)
-        refused = None if said is None or said is False else objection(_streaming(request))
-        return refused or await self.engine.stream(without(request), emit)
+        setting = request.body.get(FIELD)
+        refused = None if setting is None or setting is False else objection(_streaming(request))
+        return refused or await self.engine.stream(without_cache_field(request), emit)
 
-    async def _embedded(self, request: Request, said: object) -> Answer:
-        if not isinstance(said, bool | None):
+    async def _embedded(self, request: Request, setting: object) -> Answer:
+        if not isinstance(setting, bool | None):
             return refusal(400, "Invalid 'cache': here it is true or false.", param=FIELD, code="invalid_value")
-        asked = without(request) if FIELD in request.body else request
-        return await (self.engine.answer(asked) if said is False else self._vectors.answer(asked))
+        forwarded = without_cache_field(request) if FIELD in request.body else request
+        return await (self.engine.answer(forwarded) if setting is False else self._vectors.answer(forwarded))
 
 
 def _streaming(request: Request) -> Request:
@@ -97,12 +97,12 @@ def _streaming(request: Request) -> Request:
 FIELD: Final = "cache"
 ANSWERS: Final = "answers"
 URLS: Final = frozenset({CHAT, COMPLETIONS, RESPONSES})
-MOST_ANSWER_BYTES: Final = 256 << 10  # of an answer
+MAX_ANSWER_BYTES: Final = 256 << 10  # of an answer
 _ANSWERS_VERSION: Final = 1
 _WHOLE: Final = frozenset({"stop", "length", "tool_calls"})
 #: Say who asks and not what: an answer is the same without them. Responses repeat some.
-_UNHEEDED: Final = frozenset({FIELD, "model", "metadata", "user", "safety_identifier", "prompt_cache_key"})
-_KEPT_ELSEWHERE: Final = ("background", "conversation", "previous_response_id")
+_IGNORED: Final = frozenset({FIELD, "model", "metadata", "user", "safety_identifier", "prompt_cache_key"})
+_STORED_ELSEWHERE: Final = ("background", "conversation", "previous_response_id")
 _SEARCHES: Final = frozenset({"file_search", "web_search", "web_search_preview", "mcp", "code_interpreter"})
 
 
@@ -110,15 +110,19 @@ class _Ttl(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ttl: int
 
 
-class CachedAnswers:
+class AnswerCache:
     """`identity` names a model and its weights; what none is known of is asked anew each time. `seconds` is the longest
     time to live."""
 
     def __init__(
-        self, engine: Engine, shelf: Shelf, identity: Callable[[str], tuple[str, str] | None], seconds: int
+        self,
+        engine: Engine,
+        response_cache: ResponseCache,
+        identity: Callable[[str], tuple[str, str] | None],
+        seconds: int,
     ) -> None:
         self._engine = engine
-        self._shelf = shelf
+        self._cache = response_cache
         self._identity = identity
         self._seconds = seconds
 
@@ -127,44 +131,44 @@ class CachedAnswers:
         if refused := objection(request):
             return refused
         ttl = min(_ttl(request.body[FIELD], self._seconds), self._seconds)
-        asked, key = without(request), self._key(request) if ttl and request.tenant else None
-        found = await self._shelf.find(request.tenant, [key]) if key else None
-        if key is None or found is None:
-            return await self._engine.answer(asked)
-        for entry in found.entries.values():
+        forwarded, key = without_cache_field(request), self._key(request) if ttl and request.tenant else None
+        lookup = await self._cache.find(request.tenant, [key]) if key else None
+        if key is None or lookup is None:
+            return await self._engine.answer(forwarded)
+        for entry in lookup.entries.values():
             if entry.created_at > now() - ttl:
-                self._shelf.count(ANSWERS, 1, 0)
-                return _again(request, entry)
-        self._shelf.count(ANSWERS, 0, 1)
-        answer = await self._engine.answer(asked)
-        self._keep(request, key, answer, found.epoch, ttl)
+                self._cache.count(ANSWERS, 1, 0)
+                return _hit(request, entry)
+        self._cache.count(ANSWERS, 0, 1)
+        answer = await self._engine.answer(forwarded)
+        self._store(request, key, answer, lookup.epoch, ttl)
         return answer
 
     def _key(self, request: Request) -> bytes | None:
         weights = self._identity(str(request.body.get("model")))
         if weights is None:
             return None
-        body = {name: value for name, value in request.body.items() if name not in _UNHEEDED}
+        body = {name: value for name, value in request.body.items() if name not in _IGNORED}
         facts = [_ANSWERS_VERSION, ANSWERS, request.tenant, request.url, weights, body]
         return hashlib.sha256(msgspec.json.encode(facts, order="sorted")).digest()
 
-    def _keep(self, request: Request, key: bytes, answer: Answer, epoch: int, ttl: int) -> None:
+    def _store(self, request: Request, key: bytes, answer: Answer, epoch: int, ttl: int) -> None:
         words = set(outcomes_of(request.url, answer)) if answer.status == 200 else set()
-        if not words or not words <= _WHOLE or len(answer.body) > MOST_ANSWER_BYTES or not request.kept:
+        if not words or not words <= _WHOLE or len(answer.body) > MAX_ANSWER_BYTES or not request.kept:
             return
         at, tokens, job = now(), answer.usage.input_tokens, request.job_id
 
-        def make() -> Iterator[New]:
+        def entries_of() -> Iterator[NewEntry]:
             try:
                 msgspec.json.decode(answer.body)
             except msgspec.MsgspecError:
                 return  # what nobody looked at of it cannot be read
-            yield New(key, request.tenant, epoch, answer.body, tokens, at, at + ttl, job)
+            yield NewEntry(key, request.tenant, epoch, answer.body, tokens, at, at + ttl, job)
 
-        self._shelf.keep(len(answer.body), make)
+        self._cache.store(len(answer.body), entries_of)
 
 
-def without(request: Request) -> Request:
+def without_cache_field(request: Request) -> Request:
     """The request as an engine is asked it."""
     return replace(request, body={name: value for name, value in request.body.items() if name != FIELD})
 
@@ -176,32 +180,32 @@ def objection(request: Request) -> Answer | None:
         return _refused(wrong)
     if type(body.get("temperature")) not in (int, float) or body["temperature"] != 0:
         return _refused("it needs a temperature of 0, given in the request.")
-    if why := _unlike(body):
+    if why := _why_not_repeatable(body):
         return _refused(why)
     if request.url == RESPONSES:
         return _objection_to_response(body)
     return None
 
 
-def _unlike(body: Mapping[str, Any]) -> str | None:
+def _why_not_repeatable(body: Mapping[str, Any]) -> str | None:
     """What of a request makes its answer another than one whole answer of one model."""
     if any(body.get(name) not in (None, 1) for name in ("n", "best_of")):
         return "it needs one choice: 'n' and 'best_of' are 1."
     if body.get("stream"):
         return "a stream is not cached."
-    if _asks_others(body.get("context")):
+    if _uses_other_models(body.get("context")):
         return "another model than the one named may have a part in the answer."
     return None
 
 
-def _asks_others(terms: Any) -> bool:
+def _uses_other_models(terms: Any) -> bool:
     """Whether a prompt that is too long goes to a model whose weights no key holds; what is no such field is refused
     elsewhere."""
     return isinstance(terms, dict) and (terms.get("route_long") is not None or terms.get("strategy") == "memory")
 
 
 def _objection_to_response(body: Mapping[str, Any]) -> Answer | None:
-    if name := next((name for name in _KEPT_ELSEWHERE if body.get(name)), None):
+    if name := next((name for name in _STORED_ELSEWHERE if body.get(name)), None):
         return _refused(f"it cannot be given together with '{name}'.")
     tools = body.get("tools")
     kinds = [tool.get("type") for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
@@ -227,7 +231,7 @@ def _ttl(value: Any, longest: int) -> int:
     return longest if value is True else msgspec.convert(value, _Ttl).ttl
 
 
-def _again(request: Request, entry: Entry) -> Answer:
+def _hit(request: Request, entry: Entry) -> Answer:
     """An answer as it was, with what is this request's."""
     body = msgspec.json.decode(entry.value)
     old = str(body.get("id") or "")
@@ -237,12 +241,12 @@ def _again(request: Request, entry: Entry) -> Answer:
     if request.url == RESPONSES:
         defaults: dict[str, Any] = {"metadata": {}}
         body |= {
-            name: request.body.get(name, defaults.get(name)) for name in _UNHEEDED - {FIELD, "model"} if name in body
+            name: request.body.get(name, defaults.get(name)) for name in _IGNORED - {FIELD, "model"} if name in body
         }
     body["cached"] = True
     _count_as_cached(body.get("usage"))
-    said = msgspec.json.encode(body)
-    return Answer(200, said, usage_of(said))
+    setting = msgspec.json.encode(body)
+    return Answer(200, setting, usage_of(setting))
 
 
 def _count_as_cached(usage: Any) -> None:
@@ -257,9 +261,11 @@ def _count_as_cached(usage: Any) -> None:
 
 VECTORS: Final = "embeddings"
 _VECTORS_VERSION: Final = 1  # of what a key and a value are
-_HOW: Final = frozenset({"model", "input", "encoding_format", "user"})  # no vector depends on it, or it is hashed apart
-_TOLD: Final = ("truncate", "truncate_prompt_tokens")  # their answers say more than vectors
-_FRESH: Final = 7 / 8  # of its time; what has less left is prolonged when it is used
+_NOT_IN_KEY: Final = frozenset(
+    {"model", "input", "encoding_format", "user"}
+)  # no vector depends on it, or it is hashed apart
+_CHANGES_ANSWER: Final = ("truncate", "truncate_prompt_tokens")  # their answers say more than vectors
+_FRESH_SHARE: Final = 7 / 8  # of its time; what has less left is prolonged when it is used
 
 
 class _Vector(msgspec.Struct):
@@ -267,16 +273,16 @@ class _Vector(msgspec.Struct):
     embedding: msgspec.Raw
 
 
-class _Said(msgspec.Struct):
+class _EmbeddingsAnswer(msgspec.Struct):
     data: list[_Vector]
 
 
-_said = msgspec.json.Decoder(_Said).decode
+_decode_embeddings = msgspec.json.Decoder(_EmbeddingsAnswer).decode
 _embedding = msgspec.json.Decoder(str | list[float]).decode
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
+class _CacheableRequest:
     """A request that the cache can serve: its inputs as a list, and a key for each."""
 
     request: Request
@@ -288,84 +294,90 @@ class _Wanted:
     def base64(self) -> bool:
         return self.request.body.get("encoding_format") == "base64"
 
-    def only(self, places: Sequence[int]) -> Request:
-        return replace(self.request, body={**self.request.body, "input": [self.inputs[n] for n in places]})
+    def only(self, indexes: Sequence[int]) -> Request:
+        return replace(self.request, body={**self.request.body, "input": [self.inputs[n] for n in indexes]})
 
 
-class CachedVectors:
+class VectorCache:
     """`identity` names a model and its weights; None of those that nobody has pinned down."""
 
     def __init__(
-        self, engine: Engine, shelf: Shelf, identity: Callable[[str], tuple[str, str] | None], seconds: int
+        self,
+        engine: Engine,
+        response_cache: ResponseCache,
+        identity: Callable[[str], tuple[str, str] | None],
+        seconds: int,
     ) -> None:
         self._engine = engine
-        self._shelf = shelf
+        self._cache = response_cache
         self._identity = identity
         self._seconds = seconds
 
     async def answer(self, request: Request) -> Answer:
-        wanted = self._wanted(request)
-        found = await self._shelf.find(request.tenant, wanted.keys) if wanted else None
-        if wanted is None or found is None:
+        cacheable = self._cacheable(request)
+        lookup = await self._cache.find(request.tenant, cacheable.keys) if cacheable else None
+        if cacheable is None or lookup is None:
             return await self._engine.answer(request)
-        missing = [n for n, key in enumerate(wanted.keys) if key not in found.entries]
-        self._shelf.count(VECTORS, len(wanted.keys) - len(missing), len(missing))
-        if len(missing) == len(wanted.keys):
+        missing = [n for n, key in enumerate(cacheable.keys) if key not in lookup.entries]
+        self._cache.count(VECTORS, len(cacheable.keys) - len(missing), len(missing))
+        if len(missing) == len(cacheable.keys):
             answer = await self._engine.answer(request)
-            self._keep(wanted, missing, answer, found.epoch)
+            self._store(cacheable, missing, answer, lookup.epoch)
             return answer
-        self._prolong(found)
+        self._prolong(lookup)
         if not missing:
-            return _written(wanted, found, {}, Usage(), wanted.model)
-        return await self._completed(wanted, found, missing)
+            return _written(cacheable, lookup, {}, Usage(), cacheable.model)
+        return await self._completed(cacheable, lookup, missing)
 
-    async def _completed(self, wanted: _Wanted, found: Found, missing: list[int]) -> Answer:
+    async def _completed(self, cacheable: _CacheableRequest, lookup: CacheLookup, missing: list[int]) -> Answer:
         """With what the engine says of the rest. It is asked for all where that is not to be used: its words are then
         about the request as it came."""
-        answer = await self._engine.answer(wanted.only(missing))
+        answer = await self._engine.answer(cacheable.only(missing))
         try:
             vectors = _read(answer, len(missing))
         except ValueError:
-            return await self._engine.answer(wanted.request)
-        self._keep(wanted, missing, answer, found.epoch)
-        return _written(wanted, found, dict(zip(missing, vectors, strict=True)), answer.usage, wanted.model)
+            return await self._engine.answer(cacheable.request)
+        self._store(cacheable, missing, answer, lookup.epoch)
+        return _written(cacheable, lookup, dict(zip(missing, vectors, strict=True)), answer.usage, cacheable.model)
 
-    def _wanted(self, request: Request) -> _Wanted | None:
+    def _cacheable(self, request: Request) -> _CacheableRequest | None:
         body = request.body
         named = self._identity(str(body.get("model"))) if request.tenant and self._seconds else None
         inputs = _inputs(body.get("input"))
         if named is None or inputs is None or body.get("encoding_format") not in (None, "float", "base64"):
             return None
-        if any(body.get(name) for name in _TOLD):
+        if any(body.get(name) for name in _CHANGES_ANSWER):
             return None
-        others = {name: value for name, value in body.items() if name not in _HOW and value is not None}
+        others = {name: value for name, value in body.items() if name not in _NOT_IN_KEY and value is not None}
         start = hashlib.sha256(_encode([_VECTORS_VERSION, VECTORS, request.tenant, named[1], others]))
-        return _Wanted(request, named[0], inputs, [_key(start, one) for one in inputs])
+        return _CacheableRequest(request, named[0], inputs, [_key(start, one) for one in inputs])
 
-    def _keep(self, wanted: _Wanted, places: list[int], answer: Answer, epoch: int) -> None:
-        request = wanted.request
+    def _store(self, cacheable: _CacheableRequest, indexes: list[int], answer: Answer, epoch: int) -> None:
+        request = cacheable.request
         counted = answer.usage.input_tokens  # 0: its server says nothing of that
-        tokens = answer.tokens or ((counted,) if counted and len(places) == 1 else ())
-        if answer.status != 200 or not request.kept or len(tokens) != len(places):
+        tokens = answer.tokens or ((counted,) if counted and len(indexes) == 1 else ())
+        if answer.status != 200 or not request.kept or len(tokens) != len(indexes):
             return
         at = now()
 
-        def make() -> Iterator[New]:
+        def entries_of() -> Iterator[NewEntry]:
             try:
-                values = [_floats(one) for one in _read(answer, len(places))]
+                values = [_floats(one) for one in _read(answer, len(indexes))]
             except ValueError:
                 return
-            for n, value, count in zip(places, values, tokens, strict=True):
+            for n, value, count in zip(indexes, values, tokens, strict=True):
                 end = at + self._seconds
-                yield New(wanted.keys[n], request.tenant, epoch, value, count, at, end, request.job_id)
+                yield NewEntry(cacheable.keys[n], request.tenant, epoch, value, count, at, end, request.job_id)
 
-        self._shelf.keep(len(answer.body), make)
+        self._cache.store(len(answer.body), entries_of)
 
-    def _prolong(self, found: Found) -> None:
+    def _prolong(self, lookup: CacheLookup) -> None:
         end = now() + self._seconds
-        old = [key for key, entry in found.entries.items() if entry.expires_at < end - self._seconds * (1 - _FRESH)]
+        old = [
+            key for key, entry in lookup.entries.items() if entry.expires_at < end - self._seconds * (1 - _FRESH_SHARE)
+        ]
         if old:
-            self._shelf.prolong(old, end)
+            self._cache.prolong(old, end)
 
 
 def _encode(value: Any) -> bytes:
@@ -393,7 +405,7 @@ def _read(answer: Answer, count: int) -> list[msgspec.Raw]:
     if answer.status != 200:
         raise ValueError
     try:
-        data = sorted(_said(answer.body).data, key=lambda one: one.index)
+        data = sorted(_decode_embeddings(answer.body).data, key=lambda one: one.index)
     except msgspec.MsgspecError as error:
         raise ValueError from error
     if [one.index for one in data] != list(range(count)):
@@ -404,9 +416,9 @@ def _read(answer: Answer, count: int) -> list[msgspec.Raw]:
 def _floats(raw: msgspec.Raw) -> bytes:
     """Float32, little-endian. Raises ValueError."""
     try:
-        said = _embedding(raw)
+        setting = _embedding(raw)
         with np.errstate(over="ignore"):
-            value = base64.b64decode(said) if isinstance(said, str) else np.asarray(said, "<f4").tobytes()
+            value = base64.b64decode(setting) if isinstance(setting, str) else np.asarray(setting, "<f4").tobytes()
     except (msgspec.MsgspecError, binascii.Error) as error:
         raise ValueError from error
     if not value or len(value) % 4 or not np.isfinite(np.frombuffer(value, "<f4")).all():
@@ -414,17 +426,23 @@ def _floats(raw: msgspec.Raw) -> bytes:
     return value
 
 
-def _written(wanted: _Wanted, found: Found, vectors: Mapping[int, msgspec.Raw], usage: Usage, model: str) -> Answer:
+def _written(
+    cacheable: _CacheableRequest, lookup: CacheLookup, vectors: Mapping[int, msgspec.Raw], usage: Usage, model: str
+) -> Answer:
     """OpenAI's answer, whose usage says how much of it was there."""
-    entries = [found.entries.get(key) for key in wanted.keys]
+    entries = [lookup.entries.get(key) for key in cacheable.keys]
     data = [
-        {"object": "embedding", "index": n, "embedding": _shown(entry, base64=wanted.base64) if entry else vectors[n]}
+        {
+            "object": "embedding",
+            "index": n,
+            "embedding": _shown(entry, base64=cacheable.base64) if entry else vectors[n],
+        }
         for n, entry in enumerate(entries)
     ]
     known = sum(entry.tokens for entry in entries if entry)
     total = known + usage.input_tokens
-    said = {"prompt_tokens": total, "total_tokens": total, "prompt_tokens_details": {"cached_tokens": known}}
-    body = msgspec.json.encode({"object": "list", "data": data, "model": model, "usage": said})
+    setting = {"prompt_tokens": total, "total_tokens": total, "prompt_tokens_details": {"cached_tokens": known}}
+    body = msgspec.json.encode({"object": "list", "data": data, "model": model, "usage": setting})
     return Answer(200, body, Usage(total, known + usage.cached_tokens))
 
 

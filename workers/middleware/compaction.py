@@ -15,12 +15,12 @@ from jobs.inference.context_options import PRIORITY
 from jobs.requests.endpoints import RESPONSES
 from workers.engines.port import Answer, Emit, Request, refusal
 from workers.middleware import quoting
-from workers.middleware.base import Layer
+from workers.middleware.base import Middleware
 
 _NOTE: Final = "Summary of the conversation until here:"
 
 
-class Unpacked(Layer):
+class CompactionMiddleware(Middleware):
     """An engine whose conversations may have been compacted."""
 
     def concerns(self, request: Request) -> bool:
@@ -28,15 +28,15 @@ class Unpacked(Layer):
         return isinstance(items, list) and any(map(compaction.is_compaction, items))
 
     async def handle(self, request: Request) -> Answer:
-        shown = unpacked(request)
+        shown = expand_compactions(request)
         return shown if isinstance(shown, Answer) else await self.engine.answer(shown)
 
     async def handle_stream(self, request: Request, emit: Emit) -> Answer:
-        shown = unpacked(request)
+        shown = expand_compactions(request)
         return shown if isinstance(shown, Answer) else await self.engine.stream(shown, emit)
 
 
-def unpacked(request: Request) -> Request | Answer:
+def expand_compactions(request: Request) -> Request | Answer:
     """As an engine is asked it; a refusal where a summary is none of ours."""
     shown: list[Any] = []
     said: list[Mapping[str, Any]] = []  # by a user, one after the other

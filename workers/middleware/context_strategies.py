@@ -44,7 +44,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.inference.context_options import Terms
+from jobs.inference.context_options import ContextOptions
 from workers.engines.port import Answer
 from workers.middleware.history import History, changed, texts
 from workers.retrieval.lexical import WIDE
@@ -73,12 +73,12 @@ async def least(most: int, fits: Callable[[int], Awaitable[bool]]) -> int | None
     return high
 
 
-async def sliding_window(history: History, terms: Terms, fits: Fits) -> Cut | None:
+async def sliding_window(history: History, terms: ContextOptions, fits: Fits) -> Cut | None:
     older = history.older(terms.kept_turns)
     return await _without_first(history, older, fits)
 
 
-async def truncation_auto(history: History, _: Terms, fits: Fits) -> Cut | None:
+async def truncation_auto(history: History, _: ContextOptions, fits: Fits) -> Cut | None:
     """The oldest turns go, then the oldest of the last one, but not the question, nor what was said last."""
     last = set(history.turns[-1]) if history.turns else set()
     stay = {history.asked, max(last, default=None)}
@@ -86,13 +86,13 @@ async def truncation_auto(history: History, _: Terms, fits: Fits) -> Cut | None:
     return await _without_first(history, [*history.older(1), *within], fits)
 
 
-async def rotate(history: History, terms: Terms, fits: Fits) -> Cut | None:
+async def rotate(history: History, terms: ContextOptions, fits: Fits) -> Cut | None:
     first = _FIRST_TURNS if terms.keep_first is None else terms.keep_first
     older = history.older(terms.kept_turns)[first:]
     return await _without_first(history, older, fits, aligned=True)
 
 
-async def priority(history: History, terms: Terms, fits: Fits) -> Cut | None:
+async def priority(history: History, terms: ContextOptions, fits: Fits) -> Cut | None:
     """A call of a tool goes with its results, a question with its answers and all that was called for between them."""
     older = history.older(terms.kept_turns)
     number_of = {n: number for number, turn in enumerate(older) for n in turn}
@@ -100,13 +100,13 @@ async def priority(history: History, terms: Terms, fits: Fits) -> Cut | None:
     for group in history.groups:
         if group[0] in number_of and history.calls(group):
             calls[number_of[group[0]]].append(group)
-    loose = [
+    removable = [
         (worth, number, places)
         for number, turn in enumerate(older)
         for worth, places in _by_worth(history, turn, calls[number])
     ]
-    loose.sort(key=lambda one: one[:2])
-    return await _without_first(history, [places for *_, places in loose], fits)
+    removable.sort(key=lambda one: one[:2])
+    return await _without_first(history, [places for *_, places in removable], fits)
 
 
 def _by_worth(history: History, turn: list[int], calls: list[list[int]]) -> list[tuple[float, list[int]]]:
@@ -124,7 +124,7 @@ def _worth(history: History, places: list[int], usual: float) -> float:
     return max((float(history.priorities[n]) for n in places if n in history.priorities), default=usual)
 
 
-async def truncate_middle(history: History, terms: Terms, fits: Fits) -> Cut | None:
+async def truncate_middle(history: History, terms: ContextOptions, fits: Fits) -> Cut | None:
     """All to the greatest length of text, in characters, that fits."""
     places = {n for turn in history.older(terms.kept_turns) for n in turn}
     longest = max((len(text) for n in places for text in texts(history.items[n])), default=0)
@@ -148,17 +148,19 @@ async def truncate_middle(history: History, terms: Terms, fits: Fits) -> Cut | N
     return shorter, {"dropped_messages": 0, "cut_messages": cut}
 
 
-async def _without_first(history: History, loose: list[list[int]], fits: Fits, *, aligned: bool = False) -> Cut | None:
+async def _without_first(
+    history: History, removable: list[list[int]], fits: Fits, *, aligned: bool = False
+) -> Cut | None:
     """Without as many of these as it takes."""
 
     def dropped(many: int) -> set[int]:
-        return {n for group in loose[:many] for n in group}
+        return {n for group in removable[:many] for n in group}
 
-    many = await least(len(loose), lambda many: fits(history.without(dropped(many))))
+    many = await least(len(removable), lambda many: fits(history.without(dropped(many))))
     if many is None:
         return None
     if aligned:
-        many = _aligned(many, len(loose))
+        many = _aligned(many, len(removable))
     gone = dropped(many)
     return history.without(gone), {"dropped_messages": len(gone)}
 
@@ -186,7 +188,7 @@ CENTRE: Final = 0.3
 _FACTS_NOTE: Final = "From earlier in this conversation:"
 
 
-async def key_facts(history: History, terms: Terms, fits: Fits) -> Cut | None:
+async def key_facts(history: History, terms: ContextOptions, fits: Fits) -> Cut | None:
     dropped = [n for turn in history.older(terms.kept_turns) for n in turn]
     found, order = await asyncio.to_thread(_ranked, history, dropped)  # of megabytes it takes seconds
 
@@ -272,7 +274,7 @@ def _unit(raw: Weights) -> Weights:
 # `memory`.
 
 #: Of the best turns so many are tried; each costs a count of the prompt.
-MOST_TRIED: Final = 64
+MAX_TRIED_TURNS: Final = 64
 #: Of each turn so many pieces are embedded that all turns have about this many.
 _PIECES: Final = 2048
 
@@ -281,7 +283,9 @@ Vectors = Sequence[NDArray[np.float32]]
 Embed = Callable[[Sequence[str]], Awaitable[Vectors | Answer]]
 
 
-async def memory(history: History, terms: Terms, fits: Fits, embed: Embed, piece_bytes: int) -> Cut | Answer | None:
+async def memory(
+    history: History, terms: ContextOptions, fits: Fits, embed: Embed, piece_bytes: int
+) -> Cut | Answer | None:
     older = history.older(terms.kept_turns)
     every = [n for turn in older for n in turn]
     if not await fits(history.without(every)):
@@ -291,14 +295,14 @@ async def memory(history: History, terms: Terms, fits: Fits, embed: Embed, piece
     pieces = [(number, one) for number, some in enumerate(said) for one in some]
     question = _pieces(history.question, piece_bytes)[:1]
     if not pieces or not question:
-        return history.without(every), _told(every, 0)
+        return history.without(every), _report(every, 0)
     vectors = await embed([*question, *(text for _, text in pieces)])
     if isinstance(vectors, Answer):
         return vectors
     near: dict[int, float] = {}
     for (number, _), vector in zip(pieces, vectors[1:], strict=True):
         near[number] = max(near.get(number, -1.0), float(vector @ vectors[0]))
-    best = sorted(near, key=lambda number: (-near[number], number))[:MOST_TRIED]
+    best = sorted(near, key=lambda number: (-near[number], number))[:MAX_TRIED_TURNS]
     return await _as_many(history, older, best, fits)
 
 
@@ -309,14 +313,14 @@ async def _as_many(history: History, older: list[list[int]], best: list[int], fi
         if await fits(history.without(_turns_without(older, back | {number}))):
             back.add(number)
     dropped = _turns_without(older, back)
-    return history.without(dropped), _told(dropped, len(back))
+    return history.without(dropped), _report(dropped, len(back))
 
 
 def _turns_without(older: list[list[int]], back: set[int]) -> list[int]:
     return [n for number, turn in enumerate(older) if number not in back for n in turn]
 
 
-def _told(dropped: list[int], back: int) -> dict[str, int]:
+def _report(dropped: list[int], back: int) -> dict[str, int]:
     return {"dropped_messages": len(dropped), "recalled_turns": back}
 
 

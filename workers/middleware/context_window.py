@@ -19,11 +19,18 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from jobs.errors import InvalidRequest
-from jobs.inference.context_options import FIELD, PROMPT, Terms, bare, reserved, terms_of
+from jobs.inference.context_options import (
+    FIELD,
+    PROMPT,
+    ContextOptions,
+    context_options_of,
+    reserved,
+    without_context_fields,
+)
 from jobs.requests.endpoints import RESPONSES
 from workers.engines.port import Answer, Emit, Engine, Length, Request, Usage, refusal
 from workers.engines.refusals import in_openais_words, is_too_long, limit_in, too_long
-from workers.middleware.base import Layer, add_usage, patiently
+from workers.middleware.base import Middleware, add_usage, retry_while_busy
 from workers.middleware.context_strategies import (
     Body,
     Cut,
@@ -38,11 +45,11 @@ from workers.middleware.context_strategies import (
     truncation_auto,
 )
 from workers.middleware.history import History
-from workers.middleware.summaries import Failed, Summaries
+from workers.middleware.summaries import Summaries, SummaryFailed
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ContextReport:
     """`told` is the field; `echo` is of the request, what the engine was not told."""
 
     told: dict[str, Any] = field(default_factory=dict)
@@ -94,7 +101,7 @@ Measure = Callable[[Request], Awaitable[Length | None]]
 _KNOWN: Final = (1.0, 0.8, 0.64, 0.5)
 _DOUBT: Final = 150  # percent of a budget that what must stay may have
 _UNKNOWN: Final = (0.5, 0.25, 0.125, 0.06)
-_CUTTING: Final[dict[str, Callable[[History, Terms, Fits], Awaitable[Cut | None]]]] = {
+_CUTTING: Final[dict[str, Callable[[History, ContextOptions, Fits], Awaitable[Cut | None]]]] = {
     "truncate_middle": truncate_middle,
     "sliding_window": sliding_window,
     "rotate": rotate,
@@ -104,7 +111,7 @@ _CUTTING: Final[dict[str, Callable[[History, Terms, Fits], Awaitable[Cut | None]
 }
 
 
-class Others(Protocol):
+class ModelRouting(Protocol):
     """Other workers, or other models of this one. Raises EngineBusy where nobody can answer now."""
 
     async def route(self, request: Request, emit: Emit | None) -> Answer | None:
@@ -115,34 +122,34 @@ class Others(Protocol):
     async def embed(self, request: Request, model: str | None, texts: list[str]) -> Vectors | Answer: ...
 
 
-class Fitted(Layer):
-    def __init__(self, engine: Engine, measure: Measure, others: Others) -> None:
+class ContextWindow(Middleware):
+    def __init__(self, engine: Engine, measure: Measure, model_router: ModelRouting) -> None:
         super().__init__(engine)
         self.measure = measure
-        self.others = others
+        self.model_router = model_router
 
     def concerns(self, request: Request) -> bool:
         return request.url in PROMPT
 
     async def handle(self, request: Request) -> Answer:
-        return await self.either(request, None)
+        return await self.answer_or_stream(request, None)
 
     async def handle_stream(self, request: Request, emit: Emit) -> Answer:
-        return await self.either(request, emit)
+        return await self.answer_or_stream(request, emit)
 
     async def ask(self, request: Request, emit: Emit | None) -> Answer:
         """The engine, as the request is."""
-        body = bare(request.url, request.body)
+        body = without_context_fields(request.url, request.body)
         if body is not request.body:
             request = replace(request, body=body)
         asked = self.engine.answer(request) if emit is None else self.engine.stream(request, emit)
         answer = await asked
         return in_openais_words(request.url, answer) if request.url in PROMPT else answer
 
-    async def either(self, request: Request, emit: Emit | None) -> Answer:
+    async def answer_or_stream(self, request: Request, emit: Emit | None) -> Answer:
         """Whole, or its pieces to `emit`."""
         try:
-            terms = terms_of(request.url, request.body)
+            terms = context_options_of(request.url, request.body)
         except InvalidRequest as error:
             return refusal(400, error.message, param=error.param, code=error.code)
         if terms is None:
@@ -150,16 +157,16 @@ class Fitted(Layer):
         history = History.of(request.url, {name: value for name, value in request.body.items() if name != FIELD})
         if history is None:
             return await self.ask(request, emit)
-        return await _Fitting(self, request, terms, history, emit).run()
+        return await _LongPrompt(self, request, terms, history, emit).run()
 
 
 @dataclass(slots=True)
-class _Fitting:
+class _LongPrompt:
     """One request that says what to do if it is too long."""
 
-    fitted: Fitted
+    window: ContextWindow
     sent: Request
-    terms: Terms
+    terms: ContextOptions
     history: History
     emit: Emit | None
     spent: Usage = field(default_factory=Usage)  # on summaries
@@ -180,17 +187,17 @@ class _Fitting:
         try:
             length = await self._length(body)
             if length is None:  # the engine will say why when it is asked
-                return await self._ask(body, Shown())
+                return await self._ask(body, ContextReport())
             if not length.exact and not self._capped(length):
-                answer = await self._ask(body, Shown())
+                answer = await self._ask(body, ContextReport())
                 if not is_too_long(answer):
                     return answer
                 limit = limit_in(answer) or length.limit
                 return await self._handled(replace(length, limit=limit))
             if length.limit is None or length.tokens > self._budget(length.limit):
                 return await self._handled(length)
-            return await self._ask(body, Shown())
-        except Failed as error:
+            return await self._ask(body, ContextReport())
+        except SummaryFailed as error:
             return replace(error.answer, usage=self.spent)
 
     def _capped(self, length: Length) -> bool:
@@ -212,7 +219,7 @@ class _Fitting:
                 return fit
             if fit is None:
                 break
-            answer = await patiently(partial(self._ask, *fit), self._paid)
+            answer = await retry_while_busy(partial(self._ask, *fit), self._paid)
             if length.exact or not is_too_long(answer):
                 return answer
         refused = too_long(self.sent.url, length.limit, length.tokens, f"'{self._strategy}' cannot make it fit.")
@@ -225,7 +232,7 @@ class _Fitting:
         shares = (1.0,) if length.exact else _KNOWN if known else _UNKNOWN
         return (int(whole * share) for share in shares)
 
-    async def _cut(self, budget: int, length: Length) -> tuple[Body, Shown] | Answer | None:
+    async def _cut(self, budget: int, length: Length) -> tuple[Body, ContextReport] | Answer | None:
         """A body within the budget; None if there is none."""
 
         async def fits(body: Body) -> bool:
@@ -237,24 +244,24 @@ class _Fitting:
         if found is None or isinstance(found, Answer):
             return found
         body, told = found
-        fitted = await self._length(body)
-        if fitted is None or fitted.tokens > budget:
+        window = await self._length(body)
+        if window is None or window.tokens > budget:
             return None
-        counts = {"prompt_tokens_before": length.tokens, "prompt_tokens": fitted.tokens}
+        counts = {"prompt_tokens_before": length.tokens, "prompt_tokens": window.tokens}
         estimated = {} if length.exact else {"estimated": True}
-        return body, Shown({"strategy": self._strategy, **told, **counts, **estimated}, usage=self.spent)
+        return body, ContextReport({"strategy": self._strategy, **told, **counts, **estimated}, usage=self.spent)
 
     async def _by_strategy(self, fits: Fits, budget: int, length: Length) -> Cut | Answer | None:
         name, history, terms = self._strategy, self.history, self.terms
         if name in _CUTTING:
             return await _CUTTING[name](history, terms, fits)
         if name == "memory":
-            most = await self.fitted.others.piece_bytes(terms.embedding_model)
+            most = await self.window.model_router.piece_bytes(terms.embedding_model)
             return await memory(history, terms, fits, self._embed, most)
         return await self._summarized(fits, budget, length.limit or budget)
 
     async def _embed(self, texts: Sequence[str]) -> Vectors | Answer:
-        found = await self.fitted.others.embed(self.sent, self.terms.embedding_model, list(texts))
+        found = await self.window.model_router.embed(self.sent, self.terms.embedding_model, list(texts))
         self.paid = True
         return found
 
@@ -264,7 +271,7 @@ class _Fitting:
         return await summaries.summarize(self.history, fits)
 
     async def _summary(self, request: Request) -> Answer:
-        answer = await patiently(partial(self.fitted.engine.answer, request), self._paid)
+        answer = await retry_while_busy(partial(self.window.engine.answer, request), self._paid)
         self.paid, self.spent = True, self.spent + answer.usage
         return answer
 
@@ -277,25 +284,25 @@ class _Fitting:
         body = {name: value for name, value in self.sent.body.items() if name != FIELD} | {"model": model}
         body |= {FIELD: terms} if terms.get("strategy") else {}
         told = {"routed_from": self.sent.body.get("model"), "routed_to": model, "prompt_tokens_before": length.tokens}
-        shown = Shown(told if length.exact else {**told, "estimated": True})
+        shown = ContextReport(told if length.exact else {**told, "estimated": True})
         emit = shown.emit(self.emit) if self.emit else None
         request = replace(self.sent, body=body)
-        answer = await self.fitted.others.route(request, emit)
-        return shown.answer(await self.fitted.either(request, emit) if answer is None else answer)
+        answer = await self.window.model_router.route(request, emit)
+        return shown.answer(await self.window.answer_or_stream(request, emit) if answer is None else answer)
 
-    async def _ask(self, body: Body, shown: Shown) -> Answer:
+    async def _ask(self, body: Body, shown: ContextReport) -> Answer:
         if self.auto:
             shown = replace(shown, echo={"truncation": "auto"})
         emit = shown.emit(self.emit) if self.emit else None
-        return shown.answer(await self.fitted.ask(replace(self.sent, body=body), emit))
+        return shown.answer(await self.window.ask(replace(self.sent, body=body), emit))
 
     async def _length(self, body: Body) -> Length | None:
-        return await self.fitted.measure(replace(self.sent, body=body))
+        return await self.window.measure(replace(self.sent, body=body))
 
     async def _count(self, request: Request) -> int:
         """Of a request for a summary. Raises Failed."""
-        length = await self.fitted.measure(request)
+        length = await self.window.measure(request)
         if length is None:
             message = "The model takes no chat that asks for a summary."
-            raise Failed(refusal(400, message, param="context.strategy", code="context_summary_failed"))
+            raise SummaryFailed(refusal(400, message, param="context.strategy", code="context_summary_failed"))
         return length.tokens

@@ -28,7 +28,7 @@ import msgspec
 from tokenizers import Tokenizer
 
 from jobs.errors import InvalidRequest
-from jobs.inference.context_options import AUTO, reserved, terms_of
+from jobs.inference.context_options import AUTO, context_options_of, reserved
 from jobs.requests.endpoints import RESPONSES
 from jobs.retrieval.searches import Found
 from workers.middleware.quoting import excerpt
@@ -43,7 +43,7 @@ _MEDIA: Final = re.compile(r"data:[\w.+/-]+;base64,[\w+/=-]+")  # no text: what 
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class ContextBudget:
     """A model's context in tokens, and how they are counted: without a tokenizer at four bytes each."""
 
     context: int
@@ -65,18 +65,18 @@ class Room:
         return self.context - answer - self.count(said) - _FRAME
 
 
-def room_for_excerpts(room: Room, body: Mapping[str, Any]) -> int:
+def excerpt_budget(budget: ContextBudget, body: Mapping[str, Any]) -> int:
     """Tokens. A history that may be cut leaves them at least half of what there is without it."""
     try:
-        terms = terms_of(RESPONSES, body)
+        terms = context_options_of(RESPONSES, body)
     except InvalidRequest:
-        return room.left(body)  # it will be refused
+        return budget.left(body)  # it will be refused
     if terms is None or (terms.strategy is None and terms is not AUTO):
-        return room.left(body)
-    prompt = room.context - reserved(body, room.context)
+        return budget.left(body)
+    prompt = budget.context - reserved(body, budget.context)
     over = max(0, prompt - terms.max_tokens) if terms.max_tokens else 0
-    alone = room.left({**body, "input": _last_turn(body.get("input"))}) - over
-    return max(room.left(body) - over, alone // 2)
+    alone = budget.left({**body, "input": _last_turn(body.get("input"))}) - over
+    return max(budget.left(body) - over, alone // 2)
 
 
 def _last_turn(given: Any) -> Any:
@@ -86,20 +86,20 @@ def _last_turn(given: Any) -> Any:
     return given[users[-1] :] if users else given
 
 
-def pack(found: Sequence[Found], room: Room, tokens: int) -> list[Found]:
+def select_excerpts(found: Sequence[Found], budget: ContextBudget, tokens: int) -> list[Found]:
     """The best first, each whole; of the very best at least the beginning. Counted as they are shown."""
     kept: list[Found] = []
     for one in found:
-        needed = room.count(excerpt(len(kept) + 1, one)) + _BETWEEN
+        needed = budget.count(excerpt(len(kept) + 1, one)) + _BETWEEN
         if needed <= tokens:
             kept.append(one)
             tokens -= needed
         elif not kept:
-            return [_beginning(one, room, max(tokens - _BETWEEN, _LEAST))]
+            return [_beginning(one, budget, max(tokens - _BETWEEN, _LEAST))]
     return kept
 
 
-def together(kept: Sequence[Found]) -> list[Found]:
+def join_neighbours(kept: Sequence[Found]) -> list[Found]:
     """As they are shown: by rank, but for those that follow another."""
     groups: list[list[Found]] = []
     for one in kept:
@@ -131,11 +131,11 @@ def _once(group: Sequence[Found]) -> list[Found]:
     return shown
 
 
-def _beginning(one: Found, room: Room, tokens: int) -> Found:
+def _beginning(one: Found, budget: ContextBudget, tokens: int) -> Found:
     """As much of it as has so many tokens when it is shown."""
 
     def needed(length: int) -> int:
-        return room.count(excerpt(1, msgspec.structs.replace(one, text=one.text[:length])))
+        return budget.count(excerpt(1, msgspec.structs.replace(one, text=one.text[:length])))
 
     text = one.text[: max(0, bisect_right(range(len(one.text) + 1), tokens, key=needed) - 1)]
     meta = {**one.meta, "end": _start(one) + len(text)} if "start" in one.meta else one.meta

@@ -25,8 +25,15 @@ from jobs.retrieval import searches
 from jobs.retrieval.filters import check_filter
 from jobs.retrieval.searches import Found, Search
 from workers.engines.port import Answer, Emit, Engine, Request, refusal
-from workers.middleware.base import Layer
-from workers.middleware.excerpts import Room, citations, pack, room_for_excerpts, support, together
+from workers.middleware.base import Middleware
+from workers.middleware.excerpts import (
+    ContextBudget,
+    citations,
+    excerpt_budget,
+    join_neighbours,
+    select_excerpts,
+    support,
+)
 from workers.middleware.quoting import with_excerpts
 from workers.retrieval.lexical import distinct
 
@@ -35,30 +42,30 @@ from workers.retrieval.lexical import distinct
 TOOL: Final = "file_search"
 CALL: Final = "file_search_call"
 #: Excerpts unless the tool says how many. OpenAI puts up to 20 before models that can hold them.
-MOST_RESULTS: Final = 5
-MOST_STORES: Final = 8
-MOST_WEIGHT: Final = 1_000_000
-MOST_K: Final = 10_000
+DEFAULT_RESULTS: Final = 5
+MAX_STORES: Final = 8
+MAX_WEIGHT: Final = 1_000_000
+MAX_RRF_K: Final = 10_000
 _LONGEST_QUERY: Final = 4096
 _LONGEST_NAME: Final = 255
 
 
-class Hybrid(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class HybridSearch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     embedding_weight: float = 1.0
     text_weight: float = 1.0
     fusion: Literal["rrf", "relative"] = "rrf"
     rrf_k: int = 1
 
 
-class Ranking(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RankingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ranker: str = "auto"
     score_threshold: float = 0.0
-    hybrid_search: Hybrid | None = None
+    hybrid_search: HybridSearch | None = None
     rerank_depth: int = searches.DEPTH
     deduplicate: float | None = None
 
 
-class Refuse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RefusalOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An answer is refused if less than this share of its words stand in the excerpts."""
 
     support: float = 0.6
@@ -70,24 +77,24 @@ class FileSearch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vector_store_ids: list[str]
     max_num_results: int | None = None
     filters: dict[str, Any] | None = None
-    ranking_options: Ranking | None = None
-    refuse: bool | Refuse = False
+    ranking_options: RankingOptions | None = None
+    refuse: bool | RefusalOptions = False
 
     @property
-    def least_support(self) -> float | None:
+    def min_support(self) -> float | None:
         """None: whatever the model says is passed on."""
         if isinstance(self.refuse, bool):
-            return Refuse().support if self.refuse else None
+            return RefusalOptions().support if self.refuse else None
         return self.refuse.support
 
     def search(self, store_id: str, query: str) -> Search:
         """What a worker is asked; the store's model is filled in by whoever knows it."""
-        options = self.ranking_options or Ranking()
+        options = self.ranking_options or RankingOptions()
         return Search(
             model="",
             store_id=store_id,
             queries=(query,),
-            limit=self.max_num_results or MOST_RESULTS,
+            limit=self.max_num_results or DEFAULT_RESULTS,
             filters=self.filters,
             threshold=options.score_threshold,
             ranker=searches.model_of(options.ranker),
@@ -97,7 +104,7 @@ class FileSearch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
-def searches_files(request: Request) -> bool:
+def uses_file_search(request: Request) -> bool:
     tools = request.body.get("tools") if request.url == RESPONSES else None
     return isinstance(tools, list) and any(is_search(tool) for tool in tools)
 
@@ -112,11 +119,11 @@ def tool_of(body: Mapping[str, Any]) -> FileSearch:
     if others:
         raise InvalidRequest("it is given more than once; one names all the vector stores.")
     tool = msgspec.convert(_given({name: value for name, value in given.items() if name != "type"}), FileSearch)
-    if not 1 <= len(tool.vector_store_ids) <= MOST_STORES or tool.max_num_results not in (None, *range(1, 51)):
-        raise InvalidRequest(f"it names 1 to {MOST_STORES} vector stores, and takes 1 to 50 results.")
+    if not 1 <= len(tool.vector_store_ids) <= MAX_STORES or tool.max_num_results not in (None, *range(1, 51)):
+        raise InvalidRequest(f"it names 1 to {MAX_STORES} vector stores, and takes 1 to 50 results.")
     if tool.ranking_options is not None:
         _check_ranking(tool.ranking_options)
-    if not 0 <= (tool.least_support or 0.0) <= 1:
+    if not 0 <= (tool.min_support or 0.0) <= 1:
         raise InvalidRequest("the support that an answer needs is 0 to 1.")
     if tool.filters is not None:
         check_filter(tool.filters, "filters")
@@ -132,7 +139,7 @@ def _given(options: Mapping[str, Any], depth: int = 2) -> dict[str, Any]:
     }
 
 
-def odd_field(body: Mapping[str, Any]) -> tuple[str, str] | None:
+def mistyped_field(body: Mapping[str, Any]) -> tuple[str, str] | None:
     """Of the other fields that a search reads or writes: the name of one that is not what it has to be, and that."""
     if not isinstance(body.get("input"), str | list | None):
         return "input", "a text or an array"
@@ -144,13 +151,13 @@ def odd_field(body: Mapping[str, Any]) -> tuple[str, str] | None:
     return None
 
 
-def _check_ranking(options: Ranking) -> None:
-    weights = options.hybrid_search or Hybrid()
+def _check_ranking(options: RankingOptions) -> None:
+    weights = options.hybrid_search or HybridSearch()
     least, most = sorted((weights.embedding_weight, weights.text_weight))
-    if not 0 <= least <= most <= MOST_WEIGHT or most == 0:
-        raise InvalidRequest(f"weights are 0 to {MOST_WEIGHT}, and at least one of them is above 0.")
-    if not 0 <= weights.rrf_k <= MOST_K:
-        raise InvalidRequest(f"rrf_k is 0 to {MOST_K}.")
+    if not 0 <= least <= most <= MAX_WEIGHT or most == 0:
+        raise InvalidRequest(f"weights are 0 to {MAX_WEIGHT}, and at least one of them is above 0.")
+    if not 0 <= weights.rrf_k <= MAX_RRF_K:
+        raise InvalidRequest(f"rrf_k is 0 to {MAX_RRF_K}.")
     if not 0 <= options.score_threshold <= 1:
         raise InvalidRequest("score_threshold is 0 to 1.")
     if not 1 <= options.rerank_depth <= searches.MOST_DEPTH:
@@ -172,16 +179,16 @@ def query_of(given: Any) -> str:
     return "\n".join(texts).strip()[:_LONGEST_QUERY]
 
 
-def understood(request: Request) -> Request:
+def for_engine(request: Request) -> Request:
     """Without what earlier turns had from us: engines know neither calls of the search nor refusals."""
     items = request.body.get("input") if request.url == RESPONSES else None
-    if not isinstance(items, list) or not any(map(_is_ours, items)):
+    if not isinstance(items, list) or not any(map(_is_added_by_search, items)):
         return request
-    told = [_told_item(item) for item in items if not _is_call(item)]
+    told = [_item_for_engine(item) for item in items if not _is_call(item)]
     return replace(request, body={**request.body, "input": told})
 
 
-def _is_ours(item: Any) -> bool:
+def _is_added_by_search(item: Any) -> bool:
     return _is_call(item) or any(map(_is_refusal, _parts(item)))
 
 
@@ -198,7 +205,7 @@ def _is_refusal(part: Any) -> bool:
     return isinstance(part, dict) and part.get("type") == "refusal"
 
 
-def _told_item(item: Any) -> Any:
+def _item_for_engine(item: Any) -> Any:
     parts = [_said(part) if _is_refusal(part) else part for part in _parts(item)]
     return {**item, "content": parts} if parts else item
 
@@ -277,54 +284,54 @@ _NOTHING: Final = "The files were searched, and nothing was found that belongs t
 #: Searches one store for a request; an Answer is a refusal. Raises EngineBusy, EngineFault.
 Searcher = Callable[[Request, Search], Awaitable[Sequence[Found] | Answer]]
 #: What a model's context has room for, by its name. May read files.
-Rooms = Callable[[str], Room]
+ContextBudgets = Callable[[str], ContextBudget]
 
 
-class Grounded(Layer):
+class FileSearchMiddleware(Middleware):
     """An engine whose responses may search files."""
 
-    def __init__(self, engine: Engine, search: Searcher, rooms: Rooms) -> None:
+    def __init__(self, engine: Engine, search: Searcher, context_budgets: ContextBudgets) -> None:
         super().__init__(engine)
         self._search = search
-        self._rooms = rooms
+        self._context_budgets = context_budgets
 
     def concerns(self, request: Request) -> bool:
         return request.url == RESPONSES
 
     async def handle(self, request: Request) -> Answer:
-        request = understood(request)
-        if not searches_files(request):
+        request = for_engine(request)
+        if not uses_file_search(request):
             return await self.engine.answer(request)
-        grounds = await self._ground(request)
-        if isinstance(grounds, Answer):
-            return grounds
-        if grounds.nothing_to_say:
-            return Answer(200, msgspec.json.encode(grounds.shown(refused_response(request))))
-        answer = await self.engine.answer(grounds.request)
+        results = await self._search_files(request)
+        if isinstance(results, Answer):
+            return results
+        if results.refuses_at_once:
+            return Answer(200, msgspec.json.encode(results.shown(refused_response(request))))
+        answer = await self.engine.answer(results.request)
         if answer.status != 200:
             return answer
-        return replace(answer, body=msgspec.json.encode(grounds.shown(msgspec.json.decode(answer.body))))
+        return replace(answer, body=msgspec.json.encode(results.shown(msgspec.json.decode(answer.body))))
 
     async def handle_stream(self, request: Request, emit: Emit) -> Answer:
-        request = understood(request)
-        if not searches_files(request):
+        request = for_engine(request)
+        if not uses_file_search(request):
             return await self.engine.stream(request, emit)
-        grounds = await self._ground(request)
-        if isinstance(grounds, Answer):
-            return grounds
-        told = _Told(grounds, emit)
-        if grounds.nothing_to_say:
+        results = await self._search_files(request)
+        if isinstance(results, Answer):
+            return results
+        told = _FileSearchStream(results, emit)
+        if results.refuses_at_once:
             for event in refused_stream(request):
                 await told.event(msgspec.json.encode(event))
             return Answer(200, b"")
-        return await self.engine.stream(grounds.request, told.event)
+        return await self.engine.stream(results.request, told.event)
 
-    async def _ground(self, request: Request) -> "Grounds | Answer":
+    async def _search_files(self, request: Request) -> "FileSearchResults | Answer":
         try:
             tool = tool_of(request.body)
         except (msgspec.ValidationError, InvalidRequest) as error:
             return refusal(400, f"Invalid tool 'file_search': {error}", param="tools", code="invalid_value")
-        if odd := odd_field(request.body):
+        if odd := mistyped_field(request.body):
             name, kind = odd
             return refusal(400, f"Invalid '{name}': it is {kind}.", param=name, code="invalid_type")
         query = query_of(request.body.get("input"))
@@ -332,9 +339,9 @@ class Grounded(Layer):
         if isinstance(found, Answer):
             return found
         shown = await asyncio.to_thread(self._packed, request.body, found)
-        excerpts = together(shown)
+        excerpts = join_neighbours(shown)
         asked = replace(request, body=_asked(request.body, excerpts))
-        return Grounds(asked, request.body, query, shown, excerpts, tool.least_support)
+        return FileSearchResults(asked, request.body, query, shown, excerpts, tool.min_support)
 
     async def _found(self, request: Request, tool: FileSearch, query: str) -> list[Found] | Answer:
         """Of all its stores the best. What is searched for a batch's line is not kept: it would outlive its file."""
@@ -347,19 +354,19 @@ class Grounded(Layer):
                 return of_store
             found += of_store
         found.sort(key=lambda one: -one.score)
-        most, alike = tool.max_num_results or MOST_RESULTS, tool.ranking_options and tool.ranking_options.deduplicate
+        most, alike = tool.max_num_results or DEFAULT_RESULTS, tool.ranking_options and tool.ranking_options.deduplicate
         if alike and len(tool.vector_store_ids) > 1:  # each store has compared its own
             return (await asyncio.to_thread(distinct, found, alike, most))[0]
         return found[:most]
 
     def _packed(self, body: Mapping[str, Any], found: list[Found]) -> list[Found]:
         """In a thread: counting the tokens of a long question takes its time."""
-        room = self._rooms(str(body.get("model")))
-        return pack(found, room, room_for_excerpts(room, body))
+        budget = self._context_budgets(str(body.get("model")))
+        return select_excerpts(found, budget, excerpt_budget(budget, body))
 
 
 @dataclass(slots=True)
-class Grounds:
+class FileSearchResults:
     """What was found for one request, and the request as the engine is asked it."""
 
     request: Request
@@ -367,7 +374,7 @@ class Grounds:
     query: str
     found: list[Found]  # best first
     excerpts: list[Found]  # the same as the model is shown them: their numbers are the citations'
-    least_support: float | None = None  # of an answer that is not refused
+    min_support: float | None = None  # of an answer that is not refused
     call_id: str = field(init=False)
     _cited: tuple[str, list[dict[str, Any]]] = field(
         init=False, default=("", [])
@@ -377,18 +384,18 @@ class Grounds:
         self.call_id = f"fs_{self.request.request_id.rpartition('_')[2]}"
 
     @property
-    def nothing_to_say(self) -> bool:
-        return self.least_support is not None and not self.excerpts
+    def refuses_at_once(self) -> bool:
+        return self.min_support is not None and not self.excerpts
 
     def refuses(self, item: Any) -> bool:
         """Whether a message says what the excerpts do not."""
-        if self.least_support is None or not isinstance(item, dict) or item.get("type") != "message":
+        if self.min_support is None or not isinstance(item, dict) or item.get("type") != "message":
             return False
         parts = [part for part in item.get("content") or () if isinstance(part, dict)]
         if not any(part.get("type") == "output_text" for part in parts):
             return False
         text = " ".join(str(part.get("text") or "") for part in parts)
-        return support(text, self.excerpts) < self.least_support
+        return support(text, self.excerpts) < self.min_support
 
     def call(self, status: str) -> dict[str, Any]:
         """The item that says what was searched for; with its results where they were asked for."""
@@ -427,14 +434,14 @@ class Grounds:
 _DEFAULTS: Final[Mapping[str, Any]] = {"instructions": None, "tools": [], "tool_choice": "auto"}
 
 
-class _Told:
+class _FileSearchStream:
     """A stream of events with the search among them: numbered anew, the message after the search.
 
     Where an answer may be refused, a message is held back until it is whole: what was shown cannot be taken back.
     """
 
-    def __init__(self, grounds: Grounds, emit: Emit) -> None:
-        self._grounds = grounds
+    def __init__(self, results: FileSearchResults, emit: Emit) -> None:
+        self._results = results
         self._emit = emit
         self._number = 0
         self._searched = False
@@ -448,7 +455,7 @@ class _Told:
         kind = str(event.get("type"))
         if not self._searched and kind not in ("response.created", "response.queued", "response.in_progress"):
             self._searched = True
-            await self._tell_search()
+            await self._send_search_events()
         for passed in self._passed(kind, event):
             for one in self._changed(str(passed.get("type")), passed):
                 await self._send(one)
@@ -456,25 +463,25 @@ class _Told:
     def _passed(self, kind: str, event: dict[str, Any]) -> list[dict[str, Any]]:
         """What is known to be right: this event, those that were held back with it, or none yet."""
         place = event.get("output_index")
-        if self._grounds.least_support is None or not (place in self._held or _of_message(kind, event)):
+        if self._results.min_support is None or not (place in self._held or _of_message(kind, event)):
             return [event]
         held = self._held.setdefault(place, [])
         held.append(event)
         if kind != "response.output_item.done":
             return []
         del self._held[place]
-        return refused_events(event["item"], place) if self._grounds.refuses(event["item"]) else held
+        return refused_events(event["item"], place) if self._results.refuses(event["item"]) else held
 
     def _changed(self, kind: str, event: dict[str, Any]) -> list[dict[str, Any]]:
-        grounds = self._grounds
+        results = self._results
         if isinstance(event.get("output_index"), int):
             event["output_index"] += 1
         if "response" in event:
-            event["response"] = grounds.shown(event["response"])
+            event["response"] = results.shown(event["response"])
         elif kind == "response.content_part.done":
-            event["part"] = grounds.part(event.get("part"))
+            event["part"] = results.part(event.get("part"))
         elif kind == "response.output_item.done":
-            event["item"] = grounds.cited(event.get("item"))
+            event["item"] = results.cited(event.get("item"))
         elif kind == "response.output_text.done":
             return [*self._annotations(event), event]
         return [event]
@@ -483,16 +490,16 @@ class _Told:
         place = {name: event.get(name) for name in ("item_id", "output_index", "content_index")}
         return [
             {"type": "response.output_text.annotation.added", **place, "annotation_index": n, "annotation": annotation}
-            for n, annotation in enumerate(self._grounds.citations(event.get("text")))
+            for n, annotation in enumerate(self._results.citations(event.get("text")))
         ]
 
-    async def _tell_search(self) -> None:
-        place = {"output_index": 0, "item_id": self._grounds.call_id}
-        item = {"type": "response.output_item.added", "output_index": 0, "item": self._grounds.call("in_progress")}
+    async def _send_search_events(self) -> None:
+        place = {"output_index": 0, "item_id": self._results.call_id}
+        item = {"type": "response.output_item.added", "output_index": 0, "item": self._results.call("in_progress")}
         await self._send(item)
         for step in ("in_progress", "searching", "completed"):
             await self._send({"type": f"response.file_search_call.{step}", **place})
-        await self._send(item | {"type": "response.output_item.done", "item": self._grounds.call("completed")})
+        await self._send(item | {"type": "response.output_item.done", "item": self._results.call("completed")})
 
     async def _send(self, event: dict[str, Any]) -> None:
         await self._emit(msgspec.json.encode(event | {"sequence_number": self._number}))

@@ -62,8 +62,8 @@ class History:
         return found
 
     def without(self, dropped: Collection[int]) -> dict[str, Any]:
-        gone = set(dropped)
-        return self.with_items([item for n, item in enumerate(self.items) if n not in gone])
+        dropped = set(dropped)
+        return self.with_items([item for n, item in enumerate(self.items) if n not in dropped])
 
     def noted(self, dropped: Collection[int], title: str, lines: Sequence[str]) -> dict[str, Any]:
         """Without these, and with a note of them at the beginning of what a user says next: it is no instruction."""

@@ -21,8 +21,8 @@ from jobs.requests.endpoints import CHAT, RESPONSES
 from workers.engines.caps import MOST_SCHEMA_BYTES
 from workers.engines.port import Answer, Emit, Engine, Request, Usage, refusal
 from workers.engines.refusals import is_too_long
-from workers.middleware.base import Layer, add_usage, patiently
-from workers.middleware.schema_checker import SPENT, TOO_LONG, BadSchema, Checker
+from workers.middleware.base import Middleware, add_usage, retry_while_busy
+from workers.middleware.schema_checker import SPENT, TOO_LONG, BadSchema, SchemaChecker
 
 CODE: Final = "invalid_json_schema_output"
 _QUOTED: Final = 4000  # characters of the first answer that the model is shown again
@@ -32,8 +32,8 @@ _AGAIN: Final = (
 )
 
 
-class Checked(Layer):
-    def __init__(self, engine: Engine, checker: Checker) -> None:
+class JsonSchemaMiddleware(Middleware):
+    def __init__(self, engine: Engine, checker: SchemaChecker) -> None:
         super().__init__(engine)
         self._checker = checker
 
@@ -53,7 +53,7 @@ class Checked(Layer):
         if isinstance(schema, Answer):
             return schema
         first = await self.engine.answer(request)
-        text, fault = await self._judged(request, schema, first)
+        text, fault = await self._first_fault_of(request, schema, first)
         if fault is None:
             return first
         if fault in (TOO_LONG, SPENT):  # the next would be no quicker to check
@@ -61,7 +61,7 @@ class Checked(Layer):
         second = await self._again(request, schema, text, fault, first.usage)
         usage = first.usage + second.usage
         if second.status == 200:
-            fault = (await self._judged(request, schema, second))[1]
+            fault = (await self._first_fault_of(request, schema, second))[1]
         if fault is not None:
             return replace(_failed(request, fault, "twice"), usage=usage)
         body = msgspec.json.decode(second.body)
@@ -75,9 +75,9 @@ class Checked(Layer):
             return await self.engine.stream(request, emit)
         if isinstance(schema, Answer):
             return schema
-        watched = _Watched(self._checker, request, schema, emit)
-        answer = await self.engine.stream(request, watched.event)
-        return answer if watched.fault is None else _failed(request, watched.fault, "and has been sent")
+        stream = _CheckedStream(self._checker, request, schema, emit)
+        answer = await self.engine.stream(request, stream.event)
+        return answer if stream.fault is None else _failed(request, stream.fault, "and has been sent")
 
     async def _schema(self, request: Request) -> bytes | Answer | None:
         """The schema of the answer, which is one; None where there is none to look at; or a refusal."""
@@ -91,7 +91,7 @@ class Checked(Layer):
             return _refused(error)
         return schema
 
-    async def _judged(self, request: Request, schema: bytes, answer: Answer) -> tuple[str, str | None]:
+    async def _first_fault_of(self, request: Request, schema: bytes, answer: Answer) -> tuple[str, str | None]:
         """The first text that is wrong, and what is wrong with it."""
         if answer.status != 200:
             return "", None
@@ -101,15 +101,17 @@ class Checked(Layer):
     async def _again(self, request: Request, schema: bytes, text: str, fault: str, paid: Usage) -> Answer:
         again = replace(request, request_id=f"{request.request_id}-2")
         told = replace(again, body=_asked_again(request, schema, text, fault))
-        answer = await patiently(partial(self.engine.answer, told), lambda: paid)
-        return await patiently(partial(self.engine.answer, again), lambda: paid) if is_too_long(answer) else answer
+        answer = await retry_while_busy(partial(self.engine.answer, told), lambda: paid)
+        return (
+            await retry_while_busy(partial(self.engine.answer, again), lambda: paid) if is_too_long(answer) else answer
+        )
 
 
 @dataclass(slots=True)
-class _Watched:
+class _CheckedStream:
     """A stream, up to the event that would end it."""
 
-    checker: Checker
+    checker: SchemaChecker
     request: Request
     schema: bytes
     emit: Emit
@@ -145,7 +147,7 @@ class _Watched:
         return found
 
 
-async def _first_fault(checker: Checker, schema: bytes, found: list[str], tenant: str) -> tuple[str, str | None]:
+async def _first_fault(checker: SchemaChecker, schema: bytes, found: list[str], tenant: str) -> tuple[str, str | None]:
     if not found:
         return "", None
     try:

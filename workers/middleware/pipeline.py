@@ -1,6 +1,6 @@
 """What stands before a worker's engines, and in which order.
 
-    Request ─▶ DecodedTokenIds ─▶ Cached ─▶ Grounded ─▶ Unpacked ─▶ Fitted ─▶ Checked ─▶ engine
+    Request ─▶ token ids ─▶ cache ─▶ file search ─▶ compaction ─▶ context window ─▶ JSON schema ─▶ engine
 
 Token ids of OpenAI's become texts before the cache compares them. A hit costs none of the layers behind it. What is
 found in files, and what a conversation was compacted to, is fitted into the context with the rest, and what a schema
@@ -12,31 +12,33 @@ from dataclasses import dataclass
 
 from jobs.settings import Settings
 from workers.engines.port import Engine
-from workers.middleware.cache import Cached, Identity
-from workers.middleware.compaction import Unpacked
-from workers.middleware.context_window import Fitted, Measure, Others
-from workers.middleware.file_search import Grounded, Rooms, Searcher
-from workers.middleware.json_schema import Checked
-from workers.middleware.response_cache import Shelf
-from workers.middleware.schema_checker import Checker
-from workers.middleware.token_ids import DecodedTokenIds
+from workers.middleware.cache import CacheMiddleware, Identity
+from workers.middleware.compaction import CompactionMiddleware
+from workers.middleware.context_window import ContextWindow, Measure, ModelRouting
+from workers.middleware.file_search import ContextBudgets, FileSearchMiddleware, Searcher
+from workers.middleware.json_schema import JsonSchemaMiddleware
+from workers.middleware.response_cache import ResponseCache
+from workers.middleware.schema_checker import SchemaChecker
+from workers.middleware.token_ids import TokenIdMiddleware
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
-    """What they ask."""
+class PipelineDeps:
+    """What the middleware needs from the worker."""
 
     measure: Measure
     identity: Identity
     is_alias: Callable[[str], bool]
-    others: Others
+    model_router: ModelRouting
     search: Searcher
-    rooms: Rooms
-    shelf: Shelf
-    checker: Checker
+    context_budgets: ContextBudgets
+    response_cache: ResponseCache
+    checker: SchemaChecker
 
 
-def before(engine: Engine, needs: Needs, config: Settings) -> DecodedTokenIds:
-    fitted = Fitted(Checked(engine, needs.checker), needs.measure, needs.others)
-    cached = Cached(Grounded(Unpacked(fitted), needs.search, needs.rooms), needs.shelf, needs.identity, config)
-    return DecodedTokenIds(cached, needs.is_alias)
+def build_pipeline(engine: Engine, deps: PipelineDeps, config: Settings) -> TokenIdMiddleware:
+    """Return `engine` with all middleware before it."""
+    window = ContextWindow(JsonSchemaMiddleware(engine, deps.checker), deps.measure, deps.model_router)
+    file_search = FileSearchMiddleware(CompactionMiddleware(window), deps.search, deps.context_budgets)
+    cached = CacheMiddleware(file_search, deps.response_cache, deps.identity, config)
+    return TokenIdMiddleware(cached, deps.is_alias)

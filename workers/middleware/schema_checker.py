@@ -21,9 +21,9 @@ from workers.engines.port import EngineBusy
 from workers.middleware.schema_checker_protocol import (
     LARGEST_ANSWER,
     MOST_TEXT,
-    Ask,
-    Bad,
-    Judged,
+    CheckRequest,
+    CheckResult,
+    InvalidSchema,
     decode_answer,
     encode,
 )
@@ -40,7 +40,7 @@ TOO_LONG: Final = f"it could not be checked within {Timings().schema_check:g} se
 
 SPENT: Final = "it is not checked now: others of this project took too long to be. Try again in a minute."
 
-_Answer = Judged | Bad | None
+_Answer = CheckResult | InvalidSchema | None
 
 
 class BadSchema(Exception):
@@ -49,7 +49,7 @@ class BadSchema(Exception):
         self.why = why
 
 
-class Checker:
+class SchemaChecker:
     def __init__(self, timings: Timings = Timings()) -> None:
         self._seconds = timings.schema_check
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="schemas")
@@ -78,12 +78,12 @@ class Checker:
         """What is wrong with each. Raises BadSchema, EngineBusy."""
         if sum(len(text.encode(errors="replace")) for text in texts) > MOST_TEXT:
             return ["it is too large to be checked."] * len(texts)
-        ask = encode(Ask(schema, [text.encode(errors="replace").decode() for text in texts]))
+        ask = encode(CheckRequest(schema, [text.encode(errors="replace").decode() for text in texts]))
         future: Future[_Answer] = Future()
         self._queue.add(tenant, (tenant, schema, ask, future))
         self._thread.submit(self._next)
         answer = await asyncio.wrap_future(future)
-        if isinstance(answer, Bad):
+        if isinstance(answer, InvalidSchema):
             raise BadSchema(answer.why)
         if answer is not None:
             return answer.faults
@@ -116,7 +116,7 @@ class Checker:
             return None
         child = self._started()
         try:
-            return self._heard(child, tenant, ask)
+            return self._exchange(child, tenant, ask)
         except (Died, TimeUp, msgspec.MsgspecError) as error:
             log.warning("schema_child_replaced", extra={"reason": type(error).__name__})
             self._end()
@@ -126,7 +126,7 @@ class Checker:
             self._slow = {one: until for one, until in self._slow.items() if until > at} | {schema: at + _SLOW_SECONDS}
             return None
 
-    def _heard(self, child: Child, tenant: str, ask: bytes) -> Judged | Bad:
+    def _exchange(self, child: Child, tenant: str, ask: bytes) -> CheckResult | InvalidSchema:
         began = time.monotonic()
         try:
             child.send(ask)

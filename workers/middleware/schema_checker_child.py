@@ -17,10 +17,10 @@ from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
 from workers.middleware.schema_checker_protocol import (
-    Ask,
-    Bad,
-    Judged,
-    decode_ask,
+    CheckRequest,
+    CheckResult,
+    InvalidSchema,
+    decode_request,
     encode,
 )
 from workers.sandbox import resource_limits
@@ -36,23 +36,23 @@ def main(channel: Channel) -> None:
     channel.ready()
     while (received := channel.receive()) is not None:
         message, _ = received
-        channel.send(encode(judged(decode_ask(message))))
+        channel.send(encode(check(decode_request(message))))
 
 
-def judged(ask: Ask) -> Judged | Bad:
+def check(ask: CheckRequest) -> CheckResult | InvalidSchema:
     try:
         validator = _validator(ask.schema)
-        return Judged([_fault(validator, text) for text in ask.texts])
+        return CheckResult([_fault(validator, text) for text in ask.texts])
     except SchemaError as error:
-        return Bad(f"{_place(error)}{error.message}"[:_LONGEST])
+        return InvalidSchema(f"{_place(error)}{error.message}"[:_LONGEST])
     except Unresolvable as error:
-        return Bad(f"a $ref leads nowhere: {error.ref}"[:_LONGEST])
+        return InvalidSchema(f"a $ref leads nowhere: {error.ref}"[:_LONGEST])
     except RecursionError:
-        return Bad("it never ends.")
+        return InvalidSchema("it never ends.")
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 (old drafts let pass what breaks jsonschema: it is still no schema)
-        return Bad(f"it cannot be used: {type(error).__name__}.")
+        return InvalidSchema(f"it cannot be used: {type(error).__name__}.")
 
 
 @lru_cache(_SCHEMAS)

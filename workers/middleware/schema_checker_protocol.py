@@ -14,30 +14,30 @@ MOST_TEXT: Final = LARGEST - (256 << 10)
 LARGEST_ANSWER: Final = LARGEST
 
 
-class Ask(msgspec.Struct, frozen=True):
+class CheckRequest(msgspec.Struct, frozen=True):
     """Without texts it is asked only whether the schema is one."""
 
     schema: bytes
     texts: list[str]
 
 
-class Judged(msgspec.Struct, frozen=True, tag=True):
+class CheckResult(msgspec.Struct, frozen=True, tag=True):
     """What is wrong with each text; None is nothing."""
 
     faults: list[str | None]
 
 
-class Bad(msgspec.Struct, frozen=True, tag=True):
+class InvalidSchema(msgspec.Struct, frozen=True, tag=True):
     """The schema is none."""
 
     why: str
 
 
 encode = msgspec.msgpack.encode
-decode_ask = msgspec.msgpack.Decoder(Ask).decode
-_decode = msgspec.msgpack.Decoder(Judged | Bad).decode
+decode_request = msgspec.msgpack.Decoder(CheckRequest).decode
+_decode = msgspec.msgpack.Decoder(CheckResult | InvalidSchema).decode
 
 
-def decode_answer(message: bytes) -> Judged | Bad:
-    found: Judged | Bad = _decode(message)
+def decode_answer(message: bytes) -> CheckResult | InvalidSchema:
+    found: CheckResult | InvalidSchema = _decode(message)
     return found

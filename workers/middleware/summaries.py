@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from jobs.inference.context_options import Terms
+from jobs.inference.context_options import ContextOptions
 from jobs.requests.endpoints import CHAT
 from workers.engines.port import Answer, Request, refusal
 from workers.middleware.context_strategies import Cut, Fits
@@ -39,7 +39,7 @@ _NOTE: Final = "Summary of the earlier conversation:"
 
 
 @dataclass(slots=True)
-class Spent:
+class SummaryCost:
     """What the summaries of one request have taken, besides tokens."""
 
     calls: int = 0
@@ -47,7 +47,7 @@ class Spent:
     cut: int = 0  # summaries that came to their length before their end
 
 
-class Failed(Exception):
+class SummaryFailed(Exception):
     """A part has no summary."""
 
     def __init__(self, answer: Answer) -> None:
@@ -58,12 +58,14 @@ class Failed(Exception):
 class Summaries:
     """Of one request. `budget` is its prompt's, `limit` the model's whole context, in tokens."""
 
-    def __init__(self, request: Request, terms: Terms, ask: Ask, count: Count, budget: int, limit: int) -> None:
+    def __init__(
+        self, request: Request, terms: ContextOptions, ask: Ask, count: Count, budget: int, limit: int
+    ) -> None:
         self._request, self._ask, self._count = request, ask, count
         self._budget, self._limit = budget, limit
         self._most = terms.summary_tokens or SUMMARY_TOKENS
         self._kept_turns = terms.kept_turns
-        self.spent = Spent()
+        self.spent = SummaryCost()
 
     async def summarize(self, history: History, fits: Fits) -> Cut | None:
         """None where not even what must stay fits. Raises Failed, and what engines raise."""
@@ -82,11 +84,11 @@ class Summaries:
             texts = await self._level(parts, most)
             body = history.noted(dropped, _NOTE, texts)
             if await fits(body):
-                return body, self._told(len(dropped))
+                return body, self._report(len(dropped))
             if len(parts) == 1:
                 return None
 
-    def _told(self, dropped: int) -> dict[str, Any]:
+    def _report(self, dropped: int) -> dict[str, Any]:
         spent = self.spent
         return {
             "dropped_messages": dropped, "summary_requests": spent.calls, "summary_levels": spent.levels,
@@ -102,19 +104,19 @@ class Summaries:
             async with free:
                 return await self._summary(number, part, most)
 
-        return await all_of([one(number, part) for number, part in enumerate(parts)])
+        return await run_all([one(number, part) for number, part in enumerate(parts)])
 
     async def _summary(self, number: int, part: str, most: int) -> str:
         asked = self._question(part, most, f"{self._request.request_id}-s{self.spent.levels}-{number}")
         answer = await self._ask(asked)
         self.spent.calls += 1
         if answer.status != 200:
-            raise Failed(_failed(answer))
+            raise SummaryFailed(_failed(answer))
         choice = _choice(answer.body)
         text = (choice.message.content or "").strip() if choice and choice.message else ""
         if choice is None or not text:
             message = "A part of the conversation has no summary: the model said nothing."
-            raise Failed(refusal(422, message, param="context.strategy", code="context_summary_failed"))
+            raise SummaryFailed(refusal(422, message, param="context.strategy", code="context_summary_failed"))
         self.spent.cut += choice.finish_reason == "length"
         return text
 
@@ -149,7 +151,7 @@ class Summaries:
         return await self._count(self._question(part, most, self._request.request_id))
 
 
-async def all_of(work: Sequence[Coroutine[Any, Any, str]]) -> list[str]:
+async def run_all(work: Sequence[Coroutine[Any, Any, str]]) -> list[str]:
     """At once. The first error ends the others, and so does a cancellation."""
     tasks = [asyncio.create_task(one) for one in work]
     try:

@@ -18,13 +18,13 @@ import bpe_openai
 from jobs.requests.endpoints import EMBEDDINGS
 from workers.engines.encoders.embed import inputs_of
 from workers.engines.port import Answer, Engine, Request, refusal
-from workers.middleware.base import Layer
+from workers.middleware.base import Middleware
 
 NAMES: Final = frozenset({"text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002"})
 _TABLE: Final = "cl100k_base"  # of all three
 
 
-class DecodedTokenIds(Layer):
+class TokenIdMiddleware(Middleware):
     """An engine that is given texts. `is_alias` tells whether a name stands for a model with another name."""
 
     def __init__(self, engine: Engine, is_alias: Callable[[str], bool]) -> None:

@@ -187,7 +187,7 @@ def test_the_document_describes_every_error_and_no_fastapi_default(app: FastAPI)
 def test_the_document_says_what_may_be_done_about_length(app: FastAPI, name: str) -> None:
     field, _ = app.openapi()["components"]["schemas"][name]["properties"]["context"]["anyOf"]
 
-    assert list(field["properties"]) == list(context_options.Terms.__struct_fields__)
+    assert list(field["properties"]) == list(context_options.ContextOptions.__struct_fields__)
     assert set(field["properties"]["strategy"]["anyOf"][0]["enum"]) == set(get_args(context_options.Strategy))
     assert field["additionalProperties"] is False
 

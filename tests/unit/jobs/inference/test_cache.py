@@ -11,8 +11,8 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.files.tables import File
 from jobs.inference import cache
-from jobs.inference.cache import Entry, New
-from jobs.inference.tables import Cached, CacheUse
+from jobs.inference.cache import Entry, NewEntry
+from jobs.inference.tables import CacheEntry, CacheUse
 from tests.support.ledgers import new_job
 
 LATER = 4_000_000_000.0
@@ -25,7 +25,7 @@ def key(name: str) -> bytes:
 def keep(db: Database, name: str, project: str = "proj_1", epoch: int = 0, **facts: Any) -> bytes:
     values: dict[str, Any] = {"value": b"vector", "tokens": 3, "created_at": now(), "expires_at": LATER} | facts
     with db.write() as session:
-        cache.put(session, [New(key(name), project, epoch, **values)])
+        cache.put(session, [NewEntry(key(name), project, epoch, **values)])
     return key(name)
 
 
@@ -36,7 +36,7 @@ def found(db: Database, *names: str, at: float | None = None) -> dict[bytes, Ent
 
 def left(db: Database) -> list[bytes]:
     with db.read() as session:
-        return sorted(session.scalars(select(Cached.key)))
+        return sorted(session.scalars(select(CacheEntry.key)))
 
 
 def file(db: Database, file_id: str) -> None:
@@ -93,13 +93,13 @@ def test_what_can_not_be_given_again_makes_place(db: Database, old: dict[str, An
     delete_file(db, "file-in")
     keep(db, "a", value=b"old", **{"created_at": 1.0, **old})
     facts = {"epoch": 0, "created_at": 1.0, "expires_at": LATER, **new}
-    first, late = (New(key("a"), "proj_1", value=value, tokens=3, **facts) for value in (b"new!", b"newer"))
+    first, late = (NewEntry(key("a"), "proj_1", value=value, tokens=3, **facts) for value in (b"new!", b"newer"))
 
     with db.write() as session:
         cache.put(session, [first, late])
 
     with db.read() as session:
-        assert session.scalars(select(Cached.value)).all() == [b"new!"]
+        assert session.scalars(select(CacheEntry.value)).all() == [b"new!"]
         assert cache.size(session) == 4
 
 
@@ -127,7 +127,7 @@ def test_nobody_who_makes_room_waits_for_a_row_that_another_is_at(db: Database) 
         lambda session: cache.remove_deleted(session, 1),
     ]
     with db.write() as session:
-        session.execute(select(Cached).where(Cached.key == key("held")).with_for_update())
+        session.execute(select(CacheEntry).where(CacheEntry.key == key("held")).with_for_update())
 
         for work in works:
             keep(db, "free", expires_at=1.0, job_id="batch_1")
@@ -135,7 +135,7 @@ def test_nobody_who_makes_room_waits_for_a_row_that_another_is_at(db: Database) 
                 work(other)
             prolonged = work is works[0]
             with db.read() as other:
-                assert other.scalar(select(Cached.expires_at).where(Cached.key == key("free"))) == (
+                assert other.scalar(select(CacheEntry.expires_at).where(CacheEntry.key == key("free"))) == (
                     2.0 if prolonged else None
                 )
     assert key("held") in left(db)

@@ -15,8 +15,8 @@ from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy, NotFound, StorageAway, StorageFull
 from jobs.files.tables import File
 from jobs.inference import cache
-from jobs.inference.cache import New
-from jobs.inference.tables import Cached, Conversation, KeptCompletion, KeptResponse
+from jobs.inference.cache import NewEntry
+from jobs.inference.tables import CacheEntry, Conversation, KeptCompletion, KeptResponse
 from jobs.ledger import shards
 from jobs.ledger.tables import Job, Segment, Shard
 from jobs.platform.storage import DiskStorage
@@ -307,7 +307,7 @@ def test_webhooks_are_forgotten_once_in_many_passes(
 def test_a_cache_that_is_too_large_and_what_has_expired_goes(
     db: Database, tmp_path: Path, storage: DiskStorage
 ) -> None:
-    entries = [New(b"%032d" % n, "p", 0, bytes(4096), 1, now(), now() + n * 60 - 600) for n in range(500)]
+    entries = [NewEntry(b"%032d" % n, "p", 0, bytes(4096), 1, now(), now() + n * 60 - 600) for n in range(500)]
     with db.write() as session:
         cache.put(session, entries)
     keeping = Retention(Settings(data_dir=tmp_path, database_url=db.url, cache_max_bytes=1 << 20), db, storage)
@@ -316,8 +316,8 @@ def test_a_cache_that_is_too_large_and_what_has_expired_goes(
 
     with db.read() as session:
         assert 0 < cache.size(session) <= 1 << 20
-        assert session.get(Cached, b"%032d" % 499)
-        assert session.get(Cached, b"%032d" % 0) is None
+        assert session.get(CacheEntry, b"%032d" % 499)
+        assert session.get(CacheEntry, b"%032d" % 0) is None
 
 
 def test_a_cache_that_is_busy_keeps_nothing_else_from_going(
@@ -347,7 +347,7 @@ def test_files_stay_until_nothing_is_cached_that_came_from_them(
     with db.write() as session:
         session.add(File(id="file-x", project_id="p", deleted_at=1.0, **facts))
         session.add(new_job(id="batch_x", state="succeeded", input_file_id="file-x"))
-        entries = [New(b"%032d" % n, "p", 0, b"v", 1, now(), now() + 600, "batch_x") for n in range(250)]
+        entries = [NewEntry(b"%032d" % n, "p", 0, b"v", 1, now(), now() + 600, "batch_x") for n in range(250)]
         cache.put(session, entries)
 
     left = []
@@ -366,7 +366,7 @@ def test_a_pass_takes_a_bounded_amount_and_the_next_goes_on(
     monkeypatch.setattr(retention, "_AT_ONCE", 2)
     monkeypatch.setattr(retention, "_PAGES", 2)
     facts = {"purpose": "batch", "filename": "f", "bytes": 1, "created_at": 1.0, "expires_at": 1.0}
-    entries = [New(b"%032d" % n, "p", 0, bytes(300_000), 1, now(), now() + 600 + n) for n in range(8)]
+    entries = [NewEntry(b"%032d" % n, "p", 0, bytes(300_000), 1, now(), now() + 600 + n) for n in range(8)]
     with db.write() as session:
         cache.put(session, entries)
         for n in range(5):
@@ -381,7 +381,7 @@ def test_a_pass_takes_a_bounded_amount_and_the_next_goes_on(
         with db.read() as session:
             files = session.scalars(select(File.id).where(File.deleted_at.is_(None))).all()
             answers = session.scalars(select(KeptResponse.id)).all()
-            kept = session.scalars(select(Cached.key).order_by(Cached.key)).all()
+            kept = session.scalars(select(CacheEntry.key).order_by(CacheEntry.key)).all()
         left.append((len(files), len(answers), len(storage.list("responses")), kept))
 
     assert left == [(1, 1, 1, [one.key for one in entries[4:]]), (0, 0, 0, [one.key for one in entries[6:]])]

@@ -9,7 +9,7 @@ from jobs.inference import compaction
 from jobs.requests.endpoints import CHAT, RESPONSES
 from tests.unit.workers.middleware.context_window.engines import MODEL, Counting
 from workers.engines.port import Answer, Request
-from workers.middleware.compaction import Unpacked, unpacked
+from workers.middleware.compaction import CompactionMiddleware, expand_compactions
 
 NOTE = "Summary of the conversation until here:\n> Ann has a cat.\n> It is black."
 
@@ -23,7 +23,7 @@ def user(content: Any, **more: Any) -> dict[str, Any]:
 
 
 def shown(*items: Any) -> Any:
-    request = unpacked(Request(RESPONSES, {"model": MODEL, "input": list(items), "top_p": 0.5}, "req_1"))
+    request = expand_compactions(Request(RESPONSES, {"model": MODEL, "input": list(items), "top_p": 0.5}, "req_1"))
     assert isinstance(request, Request)
     assert (request.body["model"], request.body["top_p"]) == (MODEL, 0.5)
     return request.body["input"]
@@ -55,8 +55,8 @@ async def test_what_we_have_not_packed_is_refused_at_its_place(content: Any, sai
     items = [user("one"), {"type": "compaction", "encrypted_content": content}]
     request = Request(RESPONSES, {"model": MODEL, "input": items}, "req_1")
 
-    answer = await Unpacked(engine).answer(request)
-    streamed = await Unpacked(engine).stream(request, lambda _: pytest.fail("nothing is told"))
+    answer = await CompactionMiddleware(engine).answer(request)
+    streamed = await CompactionMiddleware(engine).stream(request, lambda _: pytest.fail("nothing is told"))
 
     for one in (answer, streamed):
         error = msgspec.json.decode(one.body)["error"]
@@ -116,7 +116,7 @@ def test_what_is_no_content_is_left_to_the_engine() -> None:
 async def test_everything_else_is_passed_on_as_it_is(url: str, body: dict[str, Any]) -> None:
     request, engine = Request(url, {"model": MODEL, **body}, "req_1"), Counting()
 
-    await Unpacked(engine).answer(request)
+    await CompactionMiddleware(engine).answer(request)
 
     assert engine.asked == [request]
 
@@ -128,7 +128,9 @@ async def test_a_stream_is_shown_it_too() -> None:
     async def emit(event: bytes) -> None:
         events.append(event)
 
-    answer = await Unpacked(engine).stream(Request(RESPONSES, {"model": MODEL, "input": [item()]}, "req_1"), emit)
+    answer = await CompactionMiddleware(engine).stream(
+        Request(RESPONSES, {"model": MODEL, "input": [item()]}, "req_1"), emit
+    )
 
     assert (answer, len(events)) == (Answer(200, b""), 2)
     assert engine.asked[0].body["input"] == [user(NOTE)]

@@ -13,10 +13,10 @@ from jobs.retrieval.searches import Found, Search
 from jobs.settings import Settings
 from tests.unit.workers.middleware.context_window.engines import MODEL, Counting, Nobody
 from workers.engines.port import Request
-from workers.middleware.excerpts import Room
-from workers.middleware.pipeline import Needs, before
-from workers.middleware.response_cache import Shelf
-from workers.middleware.schema_checker import Checker
+from workers.middleware.excerpts import ContextBudget
+from workers.middleware.pipeline import PipelineDeps, build_pipeline
+from workers.middleware.response_cache import ResponseCache
+from workers.middleware.schema_checker import SchemaChecker
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 CUT = {"strategy": "sliding_window"}
@@ -27,27 +27,27 @@ FORMAT = {"name": "s", "schema": SCHEMA}
 
 
 class Layers:
-    def __init__(self, config: Settings, shelf: Shelf, checker: Checker) -> None:
-        self.shelf = shelf
+    def __init__(self, config: Settings, response_cache: ResponseCache, checker: SchemaChecker) -> None:
+        self.response_cache = response_cache
         self.says = ['{"n": "four"}', '{"n": 4}']  # wrong once, and right when it is asked again
         self.engine = Counting(says=lambda _: self.says[min(len(self.engine.asked), len(self.says)) - 1])
-        needs = Needs(
+        deps = PipelineDeps(
             measure=self.engine.length,
             identity=lambda name: (name, "weights"),
             is_alias=lambda _: False,
-            others=Nobody(),
+            model_router=Nobody(),
             search=self._search,
-            rooms=lambda _: Room(10_000),
-            shelf=shelf,
+            context_budgets=lambda _: ContextBudget(10_000),
+            response_cache=response_cache,
             checker=checker,
         )
-        self.all = before(self.engine, needs, config)
+        self.all = build_pipeline(self.engine, deps, config)
         self.searches: list[Search] = []
 
     async def ask(self, url: str, **body: Any) -> Any:
         request = Request(url, {"model": MODEL, "temperature": 0, **body}, "req_1", tenant="p")
         answer = await self.all.answer(request)
-        self.shelf.flush()
+        self.response_cache.flush()
         return msgspec.json.decode(answer.body) | {"http": answer.status}
 
     async def _search(self, request: Request, search: Search) -> list[Found]:
@@ -57,10 +57,10 @@ class Layers:
 
 @pytest.fixture
 async def layers(sqlite: Database, tmp_path: Path) -> AsyncIterator[Layers]:
-    shelf, checker = Shelf(sqlite, 1 << 20), Checker()
-    yield Layers(Settings(data_dir=tmp_path, database_url=sqlite.url), shelf, checker)
+    response_cache, checker = ResponseCache(sqlite, 1 << 20), SchemaChecker()
+    yield Layers(Settings(data_dir=tmp_path, database_url=sqlite.url), response_cache, checker)
     await checker.close()
-    shelf.close()
+    response_cache.close()
 
 
 async def test_what_is_cached_is_the_answer_that_was_cut_and_checked(layers: Layers) -> None:

@@ -12,7 +12,7 @@ from jobs.fleet.models_file import Registry
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Request
 from workers.engines.router import Router
-from workers.middleware.token_ids import DecodedTokenIds
+from workers.middleware.token_ids import TokenIdMiddleware
 
 OPENAI, OWN, OTHER = "text-embedding-3-small", "mini", "small-vectors"
 MODELS = f"""
@@ -39,7 +39,7 @@ async def ask(tmp_path: Path, asked: list[Any]) -> Ask:
     (tmp_path / "models.yaml").write_text(MODELS, encoding="utf-8")
     engines = FakeEngine((OWN,), fault=hear), FakeEngine(("text-embedding-3-large",), fault=hear)
     router = Router(engines, Registry.read(tmp_path / "models.yaml"))
-    layer = DecodedTokenIds(router, router.is_alias)
+    layer = TokenIdMiddleware(router, router.is_alias)
     await layer.start()
 
     async def embed(model: str, value: Any) -> Any:
@@ -87,7 +87,7 @@ async def test_what_is_malformed_goes_to_the_engine_which_says_why(ask: Ask, ask
 
 
 async def test_other_requests_pass_as_they_are() -> None:
-    layer = DecodedTokenIds(FakeEngine((OPENAI,)), lambda _: True)
+    layer = TokenIdMiddleware(FakeEngine((OPENAI,)), lambda _: True)
     await layer.start()
 
     body = {"model": OPENAI, "messages": [{"role": "user", "content": "hi"}]}

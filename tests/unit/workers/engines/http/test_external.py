@@ -33,7 +33,7 @@ from workers.engines.http.endpoints import Endpoint
 from workers.engines.http.http_engine import HttpEngine
 from workers.engines.port import Answer, Length, Request, Unserved
 from workers.engines.router import Router
-from workers.middleware.context_window import Fitted
+from workers.middleware.context_window import ContextWindow
 
 FREE, STRICT = "proj_free", "proj_strict"
 REFUSED = (403, "external_model_not_allowed")
@@ -311,7 +311,7 @@ async def test_no_strategy_for_long_prompts_brings_them_out(
             body = {"model": model, "messages": messages, "max_tokens": 10, "context": context}
             return replace(ask(project=project), body=body)
 
-        stack = Fitted(router, measure, Nobody())
+        stack = ContextWindow(router, measure, Nobody())
         refused = await stack.answer(long(STRICT))
         before = len(outside.asked)
         answered = await stack.answer(long(FREE))

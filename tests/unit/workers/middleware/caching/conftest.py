@@ -14,8 +14,8 @@ from jobs.settings import Settings
 from jobs.timings import Timings
 from workers.engines.fake import FakeEngine, prompt_of
 from workers.engines.port import Answer, Request
-from workers.middleware.cache import Cached
-from workers.middleware.response_cache import Shelf
+from workers.middleware.cache import CacheMiddleware
+from workers.middleware.response_cache import ResponseCache
 
 #: Written when the test says so, and patient with a busy machine.
 PATIENT = replace(Timings(), cache_gather=3600.0, cache_patience=30.0)
@@ -26,7 +26,7 @@ class Counter:
     """A cache over a fake engine, both to be looked at."""
 
     db: Database
-    shelf: Shelf
+    response_cache: ResponseCache
     config: Settings
     asked: list[Request] = field(default_factory=list)
     says: Callable[[Request], Answer | BaseException | None] = lambda _: None
@@ -34,7 +34,7 @@ class Counter:
 
     def __post_init__(self) -> None:
         self.engine = FakeEngine(("m",), fault=self._hear)
-        self.cached = Cached(self.engine, self.shelf, self._identity, self.config)
+        self.cached = CacheMiddleware(self.engine, self.response_cache, self._identity, self.config)
 
     @property
     def prompts(self) -> list[str]:
@@ -45,7 +45,7 @@ class Counter:
         facts = {name: body.pop(name) for name in ("tenant", "job_id", "kept") if name in body}
         request = Request(url, {"model": "m", **body}, "req_1", **{"tenant": "proj_1", **facts})
         answer = await self.cached.answer(request)
-        self.shelf.flush()
+        self.response_cache.flush()
         said = msgspec.json.decode(answer.body)
         return said | {"http": answer.status, "used": (answer.usage.input_tokens, answer.usage.cached_tokens)}
 
@@ -62,9 +62,9 @@ def make_counter(db: Database, tmp_path: Path) -> Iterator[Callable[..., Counter
     with ExitStack() as stack:
 
         def make(**settings: Any) -> Counter:
-            shelf = Shelf(db, 1 << 28, PATIENT)
-            stack.callback(shelf.close)
-            return Counter(db, shelf, Settings(data_dir=tmp_path, database_url=db.url, **settings))
+            response_cache = ResponseCache(db, 1 << 28, PATIENT)
+            stack.callback(response_cache.close)
+            return Counter(db, response_cache, Settings(data_dir=tmp_path, database_url=db.url, **settings))
 
         yield make
 

@@ -10,7 +10,7 @@ from jobs.clock import now
 from jobs.errors import DatabaseBusy
 from tests.unit.workers.middleware.caching.conftest import Counter
 from workers.engines.port import Answer, Request, Usage
-from workers.middleware.cache import MOST_ANSWER_BYTES
+from workers.middleware.cache import MAX_ANSWER_BYTES
 
 CHAT, TEXT, RESPONSE = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 ASKED: dict[str, dict[str, Any]] = {
@@ -207,7 +207,7 @@ async def test_nothing_is_cached_without_being_asked_for(counter: Counter, said:
         (chat(finish_reason="content_filter"), False),
         (chat(finish_reason=None), False),
         (chat(""), False),
-        (chat("x" * MOST_ANSWER_BYTES), False),
+        (chat("x" * MAX_ANSWER_BYTES), False),
         (Answer(200, b"nonsense"), False),
         (Answer(200, b"{}"), False),
         (Answer(200, chat().body[:-1] + b',"x":1e999}'), False),
@@ -220,7 +220,7 @@ async def test_only_whole_answers_of_some_size_are_kept(counter: Counter, answer
 
     for _ in range(2):
         said = await counter.cached.answer(request)
-        counter.shelf.flush()
+        counter.response_cache.flush()
 
     assert (said.body != answer.body) is kept
     assert len(counter.asked) == (1 if kept else 2)

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from jobs.clock import now
 from jobs.errors import DatabaseBusy
 from jobs.inference import cache
-from jobs.inference.tables import Cached, CacheUse
+from jobs.inference.tables import CacheEntry, CacheUse
 from tests.unit.workers.middleware.caching.conftest import Counter
 from workers.engines.port import Answer, EngineBusy, Request, Usage, refusal
 
@@ -237,7 +237,7 @@ async def test_an_answer_without_vectors_is_handed_on_and_not_kept(counter: Coun
     answers = []
     for _ in range(2):
         answers.append(await counter.cached.answer(request))
-        counter.shelf.flush()
+        counter.response_cache.flush()
 
     assert [answer.body for answer in answers] == [body] * 2
     assert len(counter.asked) == 2
@@ -291,13 +291,13 @@ async def test_what_is_used_stays_and_what_is_not_expires(counter: Counter, monk
         assert len(counter.asked) == asked, days
 
     with counter.db.read() as session:
-        assert session.scalars(select(Cached.expires_at)).all() == [began + 25 * day]
+        assert session.scalars(select(CacheEntry.expires_at)).all() == [began + 25 * day]
 
 
 async def test_entries_belong_to_the_job_they_came_from_and_uses_are_counted(exact: Counter) -> None:
     await exact.ask(URL, input=["one", "two"], job_id="batch_1")
     with exact.db.read() as session:
-        owners = session.scalars(select(Cached.job_id)).all()
+        owners = session.scalars(select(CacheEntry.job_id)).all()
 
     assert owners == ["batch_1", "batch_1"]
     with exact.db.read() as session:

@@ -9,7 +9,7 @@ import numpy as np
 from jobs.requests.endpoints import CHAT
 from workers.engines.port import Answer, Emit, Length, Request, Usage, refusal
 from workers.middleware.context_strategies import Vectors
-from workers.middleware.context_window import Fitted
+from workers.middleware.context_window import ContextWindow
 
 LIMIT = 100
 MODEL = "m"
@@ -115,8 +115,8 @@ class Nobody:
         return [one / max(float(np.linalg.norm(one)), 1e-9) for one in found]
 
 
-def fitted(engine: Counting, others: Nobody | None = None) -> Fitted:
-    return Fitted(engine, engine.length, others or Nobody())
+def fitted(engine: Counting, others: Nobody | None = None) -> ContextWindow:
+    return ContextWindow(engine, engine.length, others or Nobody())
 
 
 def chat(messages: list[dict[str, Any]], context: Any = None, **fields: Any) -> Request:

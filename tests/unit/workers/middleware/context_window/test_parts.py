@@ -5,13 +5,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from jobs.inference.context_options import Terms
+from jobs.inference.context_options import ContextOptions
 from jobs.requests.endpoints import CHAT
 from workers.engines.port import Answer, Request, Usage
 from workers.middleware import context_strategies
 from workers.middleware.base import add_usage
 from workers.middleware.context_strategies import Vectors, key_facts
-from workers.middleware.context_window import Shown
+from workers.middleware.context_window import ContextReport
 from workers.middleware.history import History
 from workers.middleware.summaries import Summaries
 
@@ -42,7 +42,7 @@ class Summarizing:
         self.asked: list[str] = []
         self.least = least
         request = Request(CHAT, {"model": "m", "messages": []}, "r1")
-        self.summaries = Summaries(request, Terms(strategy="summarize"), self.ask, self.count, budget, limit)
+        self.summaries = Summaries(request, ContextOptions(strategy="summarize"), self.ask, self.count, budget, limit)
 
     async def ask(self, request: Request) -> Answer:
         self.asked.append(request.body["messages"][-1]["content"])
@@ -98,7 +98,7 @@ async def test_without_a_question_nothing_is_near_it_and_nobody_is_asked_for_vec
     async def embed(_texts: list[str]) -> Vectors:
         raise AssertionError
 
-    cut = await context_strategies.memory(history, Terms(strategy="memory"), always, embed, 100)  # type: ignore[arg-type]
+    cut = await context_strategies.memory(history, ContextOptions(strategy="memory"), always, embed, 100)  # type: ignore[arg-type]
 
     assert cut == ({"model": "m", "messages": said("u")}, {"dropped_messages": 2, "recalled_turns": 0})
 
@@ -116,7 +116,7 @@ def test_pieces_end_between_words_where_these_are_short() -> None:
 
 
 async def test_key_facts_that_never_fit_are_none() -> None:
-    assert await key_facts(history_of("uone", "atwo", "uthree"), Terms(strategy="key_facts"), never) is None
+    assert await key_facts(history_of("uone", "atwo", "uthree"), ContextOptions(strategy="key_facts"), never) is None
 
 
 def test_a_note_stands_before_what_is_said_next_whoever_says_it() -> None:
@@ -130,7 +130,7 @@ def test_a_note_stands_before_what_is_said_next_whoever_says_it() -> None:
 
 
 def test_what_an_engine_says_that_is_no_object_is_shown_as_it_is() -> None:
-    shown = Shown({"strategy": "rotate"}, usage=Usage(1, 0, 2, 0))
+    shown = ContextReport({"strategy": "rotate"}, usage=Usage(1, 0, 2, 0))
 
     assert shown.answer(Answer(200, b"[1]")).body == b"[1]"
     usage = {"prompt_tokens": 3, "prompt_tokens_details": {"audio_tokens": 1}, "completion_tokens_details": None}

@@ -10,8 +10,8 @@ from api.retrieval import search as vector_store_search
 from jobs.retrieval.searches import Found, Search
 from jobs.retrieval.tables import VectorStore
 from workers.engines.port import Answer, Emit, EngineBusy, Request, Usage, refusal
-from workers.middleware.excerpts import Room
-from workers.middleware.file_search import MOST_RESULTS, Grounded, tool_of
+from workers.middleware.excerpts import ContextBudget
+from workers.middleware.file_search import DEFAULT_RESULTS, FileSearchMiddleware, tool_of
 
 CATS = Found("file-1", "cats.md", 0.9, "Cats purr when they are content.", {"year": 2026}, {"page": 3})
 DOGS = Found("file-2", "dogs.md", 0.5, "Dogs bark at the mailman.", None, {"section": ["Pets", "Dogs"]})
@@ -87,7 +87,7 @@ def asked(tool: dict[str, Any] | None = None, **body: Any) -> Request:
 
 
 async def answered(request: Request, engine: Echo, shelf: Shelf, context: int = 10_000) -> Any:
-    answer = await Grounded(engine, shelf.search, lambda _: Room(context)).answer(request)
+    answer = await FileSearchMiddleware(engine, shelf.search, lambda _: ContextBudget(context)).answer(request)
     return msgspec.json.decode(answer.body) | {"http": answer.status}
 
 
@@ -236,13 +236,13 @@ async def test_openai_s_rankers_are_the_order_that_there_is() -> None:
 
 
 async def test_several_stores_are_searched_and_the_best_of_all_shown() -> None:
-    engine, shelf = Echo(), Shelf(vs_1=[DOGS] * MOST_RESULTS, vs_2=[CATS])
+    engine, shelf = Echo(), Shelf(vs_1=[DOGS] * DEFAULT_RESULTS, vs_2=[CATS])
 
     await answered(asked({**TOOL, "vector_store_ids": ["vs_1", "vs_2", "vs_1"]}), engine, shelf)
 
     assert [search.store_id for search in shelf.searches] == ["vs_1", "vs_2"]
     assert "[1]\n> cats.md" in engine.asked[0].body["input"]
-    assert f"[{MOST_RESULTS + 1}]" not in engine.asked[0].body["input"]
+    assert f"[{DEFAULT_RESULTS + 1}]" not in engine.asked[0].body["input"]
 
 
 @pytest.mark.parametrize(("options", "shown"), [({}, 3), ({"ranking_options": {"deduplicate": 0.9}}, 2)])
@@ -317,7 +317,9 @@ async def test_other_fields_of_the_wrong_kind_are_named(field: str, value: Any) 
         told.append(chunk)
 
     body = await answered(asked(**{field: value}), engine, shelf)
-    streamed = await Grounded(engine, shelf.search, lambda _: Room(9)).stream(asked(**{field: value}), emit)
+    streamed = await FileSearchMiddleware(engine, shelf.search, lambda _: ContextBudget(9)).stream(
+        asked(**{field: value}), emit
+    )
 
     assert (body["http"], body["error"]["param"], streamed.status) == (400, field, 400)
     assert (engine.asked, shelf.searches, told) == ([], [], [])
@@ -404,7 +406,7 @@ async def test_a_search_that_nobody_can_make_now_leaves_the_request_for_later() 
         raise EngineBusy("nobody", retry_after=2.0)
 
     with pytest.raises(EngineBusy):
-        await Grounded(Echo(), nobody, lambda _: Room(1000)).answer(asked())
+        await FileSearchMiddleware(Echo(), nobody, lambda _: ContextBudget(1000)).answer(asked())
 
 
 async def test_a_stream_tells_the_search_before_the_message_and_counts_anew() -> None:
@@ -413,7 +415,7 @@ async def test_a_stream_tells_the_search_before_the_message_and_counts_anew() ->
     async def emit(chunk: bytes) -> None:
         events.append(msgspec.json.decode(chunk))
 
-    answer = await Grounded(Echo(), Shelf().search, lambda _: Room(10_000)).stream(asked(), emit)
+    answer = await FileSearchMiddleware(Echo(), Shelf().search, lambda _: ContextBudget(10_000)).stream(asked(), emit)
 
     assert (answer.status, answer.usage.input_tokens) == (200, 7)
     assert [event["sequence_number"] for event in events] == list(range(len(events)))

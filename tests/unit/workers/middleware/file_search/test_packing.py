@@ -11,7 +11,7 @@ from jobs.retrieval.searches import Found
 from jobs.settings import Settings
 from workers.engines.model_folders import MINILM, materialise
 from workers.inference.token_counting import ContextLimits
-from workers.middleware.excerpts import Room, pack, room_for_excerpts, together
+from workers.middleware.excerpts import ContextBudget, excerpt_budget, join_neighbours, select_excerpts
 from workers.middleware.quoting import excerpt
 
 TEXT = "".join(f"Sentence number {n} of the file. " for n in range(100))
@@ -28,30 +28,30 @@ def places(shown: list[Found]) -> list[tuple[str, int, int, int]]:
 def test_the_best_come_first_and_what_does_not_fit_leaves_room_for_less() -> None:
     found = [part(0, 0, 400), part(1, 400, 2000, "file-2"), part(2, 2000, 2200, "file-3")]
 
-    first, second = (Room(0).count(excerpt(n, one)) + 2 for n, one in enumerate((found[0], found[2]), 1))
+    first, second = (ContextBudget(0).count(excerpt(n, one)) + 2 for n, one in enumerate((found[0], found[2]), 1))
 
-    assert [one.file_id for one in pack(found, Room(0), first + second)] == ["file-1", "file-3"]
-    assert [one.file_id for one in pack(found, Room(0), first + second - 1)] == ["file-1"]
-    assert pack([], Room(0), 100) == []
+    assert [one.file_id for one in select_excerpts(found, ContextBudget(0), first + second)] == ["file-1", "file-3"]
+    assert [one.file_id for one in select_excerpts(found, ContextBudget(0), first + second - 1)] == ["file-1"]
+    assert select_excerpts([], ContextBudget(0), 100) == []
 
 
 def test_excerpts_are_counted_as_they_are_shown(tokenizer: Tokenizer) -> None:
     """A mark before each line is much where lines are short."""
-    room = Room(4096, tokenizer)
+    room = ContextBudget(4096, tokenizer)
     lines = [Found(f"file-{n}", "a.py", 1.0, "x\n" * 200, None, {}) for n in range(4)]
     needed = [room.count(excerpt(n, one)) + 2 for n, one in enumerate(lines, 1)]
 
     assert needed[0] > room.count(lines[0].text) + 200
-    assert len(pack(lines, room, sum(needed))) == 4
-    assert len(pack(lines, room, sum(needed) - 1)) == 3
-    [cut] = pack(lines, room, needed[0] // 2)
+    assert len(select_excerpts(lines, room, sum(needed))) == 4
+    assert len(select_excerpts(lines, room, sum(needed) - 1)) == 3
+    [cut] = select_excerpts(lines, room, needed[0] // 2)
     assert needed[0] // 2 - 4 <= room.count(excerpt(1, cut)) + 2 <= needed[0] // 2
 
 
 def test_of_the_best_at_least_the_beginning_is_shown() -> None:
-    [cut] = pack([part(0, 500, 2000), part(1, 0, 20)], Room(0), -5)
+    [cut] = select_excerpts([part(0, 500, 2000), part(1, 0, 20)], ContextBudget(0), -5)
 
-    assert Room(0).count(excerpt(1, cut)) == 88
+    assert ContextBudget(0).count(excerpt(1, cut)) == 88
     assert (cut.text, cut.meta) == (TEXT[500 : cut.meta["end"]], {"start": 500, "end": cut.meta["end"]})
     assert 64 * 4 < len(cut.text) < 88 * 4
 
@@ -59,7 +59,7 @@ def test_of_the_best_at_least_the_beginning_is_shown() -> None:
 def test_parts_that_follow_each_other_stand_in_order_and_say_nothing_twice() -> None:
     kept = [part(4, 800, 1000), part(0, 0, 100, "file-2"), part(3, 700, 900), part(9, 2000, 2100), part(5, 950, 1100)]
 
-    shown = together(kept)
+    shown = join_neighbours(kept)
 
     assert places(shown) == [
         ("file-1", 3, 700, 900),
@@ -73,20 +73,20 @@ def test_parts_that_follow_each_other_stand_in_order_and_say_nothing_twice() -> 
 
 
 def test_a_part_between_two_joins_them() -> None:
-    shown = together([part(1, 100, 200), part(3, 300, 400), part(0, 0, 50, "file-2"), part(2, 200, 300)])
+    shown = join_neighbours([part(1, 100, 200), part(3, 300, 400), part(0, 0, 50, "file-2"), part(2, 200, 300)])
 
     assert [(one.file_id, one.n) for one in shown] == [("file-1", 1), ("file-1", 2), ("file-1", 3), ("file-2", 0)]
 
 
 def test_what_another_part_holds_whole_is_not_shown_again() -> None:
-    assert places(together([part(0, 0, 500), part(1, 100, 300)])) == [("file-1", 0, 0, 500)]
+    assert places(join_neighbours([part(0, 0, 500), part(1, 100, 300)])) == [("file-1", 0, 0, 500)]
 
 
 def test_parts_that_say_no_place_stay_as_they_are() -> None:
     bare = Found("file-1", "a", 1.0, "text", None, {})
 
-    assert together([bare, bare]) == [bare, bare]
-    assert pack([bare], Room(0), 0)[0].meta == {}
+    assert join_neighbours([bare, bare]) == [bare, bare]
+    assert select_excerpts([bare], ContextBudget(0), 0)[0].meta == {}
 
 
 @pytest.fixture(scope="module")
@@ -99,14 +99,14 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 def test_tokens_are_the_models_own_and_else_estimated(tokenizer: Tokenizer) -> None:
-    exact, rough = Room(512, tokenizer), Room(512)
+    exact, rough = ContextBudget(512, tokenizer), ContextBudget(512)
 
     assert (exact.count("hello world"), rough.count("hello world")) == (2, 3)
     assert rough.count("ééé") == 2
 
 
 def test_the_question_and_its_answer_take_their_part(tokenizer: Tokenizer) -> None:
-    room = Room(2048, tokenizer)
+    room = ContextBudget(2048, tokenizer)
     short: dict[str, Any] = {"input": "hello"}
 
     assert room.left(short | {"max_output_tokens": 100}) - room.left(short | {"max_output_tokens": 300}) == 200
@@ -152,17 +152,17 @@ def test_the_room_of_a_model_is_what_its_files_say(
 
 
 def test_a_history_that_may_be_cut_leaves_room_for_excerpts() -> None:
-    room = Room(16_384)
+    room = ContextBudget(16_384)
     long = {"input": [{"role": "user", "content": "x" * 70_000}, {"role": "user", "content": "Cats?"}]}
 
-    assert room_for_excerpts(room, long) < 0
-    assert room_for_excerpts(room, long | {"context": {"route_long": "large"}}) < 0
+    assert excerpt_budget(room, long) < 0
+    assert excerpt_budget(room, long | {"context": {"route_long": "large"}}) < 0
     for terms in ({"context": {"strategy": "sliding_window"}}, {"truncation": "auto"}):
-        assert 7_000 < room_for_excerpts(room, long | terms) < 8_192
+        assert 7_000 < excerpt_budget(room, long | terms) < 8_192
 
 
 def test_excerpts_stay_within_what_is_asked_for_the_prompt() -> None:
     body = {"input": "Cats?", "context": {"strategy": "sliding_window", "max_tokens": 2000}}
 
-    assert 1_500 < room_for_excerpts(Room(16_384), body) < 2_000
-    assert room_for_excerpts(Room(16_384), {"input": "Cats?", "context": {"strategy": 5}}) > 10_000
+    assert 1_500 < excerpt_budget(ContextBudget(16_384), body) < 2_000
+    assert excerpt_budget(ContextBudget(16_384), {"input": "Cats?", "context": {"strategy": 5}}) > 10_000

@@ -16,8 +16,8 @@ from tests.unit.workers.middleware.file_search.test_file_search_engine import (
     answered,
     asked,
 )
-from workers.middleware.excerpts import Room
-from workers.middleware.file_search import REFUSAL, Grounded, understood
+from workers.middleware.excerpts import ContextBudget
+from workers.middleware.file_search import REFUSAL, FileSearchMiddleware, for_engine
 
 STRICT = {**TOOL, "refuse": True}
 MADE_UP = "Fish swim quietly through distant coral reefs [1]."
@@ -29,7 +29,7 @@ async def streamed(engine: Echo, shelf: Shelf, tool: dict[str, Any]) -> list[dic
     async def emit(chunk: bytes) -> None:
         events.append(msgspec.json.decode(chunk))
 
-    answer = await Grounded(engine, shelf.search, lambda _: Room(10_000)).stream(asked(tool), emit)
+    answer = await FileSearchMiddleware(engine, shelf.search, lambda _: ContextBudget(10_000)).stream(asked(tool), emit)
     assert answer.status == 200
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     return events
@@ -144,7 +144,7 @@ async def test_later_turns_are_told_what_was_said_in_words_that_engines_know() -
     assert request.body["input"] == [
         items[0], {**refusal, "content": [{"type": "output_text", "text": "No.", "annotations": []}]}, "odd",
     ]  # fmt: skip
-    assert understood(request) is request
+    assert for_engine(request) is request
 
 
 async def test_neighbours_are_cited_by_the_number_under_which_they_were_shown() -> None:

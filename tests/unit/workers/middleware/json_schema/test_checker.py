@@ -15,7 +15,7 @@ import pytest
 
 from jobs.timings import Timings
 from workers.middleware import schema_checker as checking
-from workers.middleware.schema_checker import SPENT, TOO_LONG, BadSchema, Budget, Checker
+from workers.middleware.schema_checker import SPENT, TOO_LONG, BadSchema, Budget, SchemaChecker
 
 CITY: dict[str, Any] = {
     "type": "object",
@@ -32,8 +32,8 @@ DOUBLING = {"$defs": {**_EACH, "40": {"type": "null"}}, "$ref": "#/$defs/0"}
 
 
 @pytest.fixture(scope="module")
-def checker() -> Iterator[Checker]:
-    made = Checker()
+def checker() -> Iterator[SchemaChecker]:
+    made = SchemaChecker()
     yield made
     asyncio.run(made.close())
 
@@ -56,7 +56,7 @@ def raw(schema: Any) -> bytes:
         ('```json\n{"city": "Rome"}\n```', "it is not JSON: Expecting value: line 1 column 1 (char 0)"),
     ],
 )
-async def test_it_says_what_is_wrong(checker: Checker, text: str, fault: str | None) -> None:
+async def test_it_says_what_is_wrong(checker: SchemaChecker, text: str, fault: str | None) -> None:
     assert await checker.faults(raw(CITY), [text, '{"city": "Rome"}']) == [fault, None]
 
 
@@ -71,13 +71,13 @@ async def test_it_says_what_is_wrong(checker: Checker, text: str, fault: str | N
         {"minLength": "long"},
     ],
 )
-async def test_what_is_no_schema_is_said_to_be_none(checker: Checker, schema: Any) -> None:
+async def test_what_is_no_schema_is_said_to_be_none(checker: SchemaChecker, schema: Any) -> None:
     with pytest.raises(BadSchema):
         await checker.check(raw(schema))
     await checker.check(raw(CITY))
 
 
-async def test_nothing_is_fetched(checker: Checker) -> None:
+async def test_nothing_is_fetched(checker: SchemaChecker) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.2)
         url = f"http://127.0.0.1:{server.getsockname()[1]}/schema"
@@ -96,7 +96,7 @@ async def test_nothing_is_fetched(checker: Checker) -> None:
     ],
 )
 async def test_what_takes_for_ever_is_ended_and_the_next_is_answered(schema: Any, text: str) -> None:
-    checker = Checker(replace(Timings(), schema_check=0.7))
+    checker = SchemaChecker(replace(Timings(), schema_check=0.7))
 
     await checker.check(raw(schema))
     assert "could not be checked" in str(await checker.faults(raw(schema), [text]))
@@ -108,7 +108,7 @@ async def test_what_takes_for_ever_is_ended_and_the_next_is_answered(schema: Any
 
 
 async def test_those_behind_one_that_takes_for_ever_wait_for_it_once(caplog: pytest.LogCaptureFixture) -> None:
-    checker = Checker(replace(Timings(), schema_check=0.7))
+    checker = SchemaChecker(replace(Timings(), schema_check=0.7))
     await checker.check(raw(DOUBLING))
 
     slow = [asyncio.create_task(checker.faults(raw(DOUBLING), ["1"])) for _ in range(4)]
@@ -124,7 +124,7 @@ def slow(n: int) -> bytes:
 
 
 async def test_whose_schemas_take_for_ever_is_refused_and_nobody_else_is() -> None:
-    checker = Checker(replace(Timings(), schema_check=0.7, schema_slow=0.3, schema_budget=1.0))
+    checker = SchemaChecker(replace(Timings(), schema_check=0.7, schema_slow=0.3, schema_budget=1.0))
 
     found = [await checker.faults(slow(n), ["1"], "theirs") for n in range(5)]
 
@@ -136,7 +136,7 @@ async def test_whose_schemas_take_for_ever_is_refused_and_nobody_else_is() -> No
     await checker.close()
 
 
-def test_its_child_is_confined(checker: Checker) -> None:
+def test_its_child_is_confined(checker: SchemaChecker) -> None:
     asyncio.run(checker.check(raw(CITY)))
     assert checker._child is not None
     status = Path(f"/proc/{checker._child._process.pid}/status").read_text()
@@ -145,7 +145,7 @@ def test_its_child_is_confined(checker: Checker) -> None:
 
 
 async def test_tenants_take_turns() -> None:
-    checker = Checker(replace(Timings(), schema_check=1.5))
+    checker = SchemaChecker(replace(Timings(), schema_check=1.5))
     theirs = [asyncio.create_task(checker.faults(slow(n), ["1"], "theirs")) for n in range(4)]
     await asyncio.sleep(0)
 
@@ -157,13 +157,13 @@ async def test_tenants_take_turns() -> None:
     await checker.close()
 
 
-async def test_references_are_so_many_and_each_is_looked_up_once(checker: Checker) -> None:
+async def test_references_are_so_many_and_each_is_looked_up_once(checker: SchemaChecker) -> None:
     with pytest.raises(BadSchema, match="more than 1000 references"):
         await checker.check(raw([{"$ref": "#"}] * 1001))
     await checker.check(raw({"$defs": {str(n): {"$ref": "#"} for n in range(1000)}}))
 
 
-async def test_a_child_that_is_killed_is_replaced_and_nobody_notices(checker: Checker) -> None:
+async def test_a_child_that_is_killed_is_replaced_and_nobody_notices(checker: SchemaChecker) -> None:
     await checker.check(raw(CITY))
     assert checker._child is not None
     checker._child.kill()
@@ -172,7 +172,7 @@ async def test_a_child_that_is_killed_is_replaced_and_nobody_notices(checker: Ch
 
 
 @pytest.mark.parametrize("schema", [{"$ref": "#"}, {"allOf": [{"$ref": "#"}]}])
-async def test_a_schema_without_end_is_none(checker: Checker, schema: Any) -> None:
+async def test_a_schema_without_end_is_none(checker: SchemaChecker, schema: Any) -> None:
     with pytest.raises(BadSchema, match="never ends"):
         await checker.faults(raw(schema), ["1"])
 
@@ -184,7 +184,7 @@ async def test_a_schema_without_end_is_none(checker: Checker, schema: Any) -> No
         {"$schema": ["x"]},
     ],
 )
-async def test_what_breaks_the_library_is_none_and_the_child_lives(checker: Checker, schema: Any) -> None:
+async def test_what_breaks_the_library_is_none_and_the_child_lives(checker: SchemaChecker, schema: Any) -> None:
     await checker.check(raw(CITY))
     child = checker._child
 
@@ -193,7 +193,7 @@ async def test_what_breaks_the_library_is_none_and_the_child_lives(checker: Chec
     assert checker._child is child
 
 
-async def test_an_answer_that_is_deep_or_large_is_wrong_and_harms_nobody(checker: Checker) -> None:
+async def test_an_answer_that_is_deep_or_large_is_wrong_and_harms_nobody(checker: SchemaChecker) -> None:
     deep = "[" * 100_000
 
     assert (await checker.faults(raw({"type": "array"}), [deep]))[0] is not None
@@ -211,7 +211,7 @@ async def test_so_many_schemas_are_known_to_be_some_and_of_more_the_oldest_is_lo
         looked.append(schema)
         return []
 
-    fresh = Checker()
+    fresh = SchemaChecker()
     monkeypatch.setattr(fresh, "faults", faults)
     for name in (b"a", b"b", b"a", b"c", b"b", b"a"):
         await fresh.check(name)
@@ -220,7 +220,7 @@ async def test_so_many_schemas_are_known_to_be_some_and_of_more_the_oldest_is_lo
 
 
 async def test_a_schema_that_is_itself_too_much_for_the_child_is_none() -> None:
-    checker = Checker()
+    checker = SchemaChecker()
     await checker.check(raw(True))
     assert checker._child is not None
     os.kill(checker._child._process.pid, signal.SIGSTOP)

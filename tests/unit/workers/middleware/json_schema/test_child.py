@@ -5,18 +5,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from workers.middleware.schema_checker_child import judged
-from workers.middleware.schema_checker_protocol import Ask, Bad, Judged
+from workers.middleware.schema_checker_child import check
+from workers.middleware.schema_checker_protocol import CheckRequest, CheckResult, InvalidSchema
 
 
-def asked(schema: Any, *texts: str) -> Judged | Bad:
-    return judged(Ask(msgspec.json.encode(schema), list(texts)))
+def asked(schema: Any, *texts: str) -> CheckResult | InvalidSchema:
+    return check(CheckRequest(msgspec.json.encode(schema), list(texts)))
 
 
 def test_references_are_followed_through_objects_and_lists() -> None:
     schema = {"$defs": {"n": {"type": "integer"}}, "anyOf": [{"type": "null"}, {"items": {"$ref": "#/$defs/n"}}]}
 
-    assert asked(schema, "[1, 2]", "null", '["a"]') == Judged(
+    assert asked(schema, "[1, 2]", "null", '["a"]') == CheckResult(
         [None, None, "['a'] is not valid under any of the given schemas"]
     )
 
@@ -29,13 +29,13 @@ def test_references_are_followed_through_objects_and_lists() -> None:
     ],
 )
 def test_a_reference_that_leads_nowhere_is_told_before_any_text_meets_it(schema: Any) -> None:
-    assert asked(schema) == Bad("a $ref leads nowhere: /$defs/none")
+    assert asked(schema) == InvalidSchema("a $ref leads nowhere: /$defs/none")
 
 
 def test_what_only_has_the_name_of_a_reference_is_none() -> None:
     schema = {"properties": {"$ref": {"type": "string"}}, "required": ["$ref"]}
 
-    assert asked(schema, '{"$ref": "#nowhere"}', '{"$ref": 5}') == Judged(
+    assert asked(schema, '{"$ref": "#nowhere"}', '{"$ref": 5}') == CheckResult(
         [None, "$['$ref']: 5 is not of type 'string'"]
     )
 
@@ -44,9 +44,9 @@ def test_below_an_id_references_are_looked_at_with_the_texts_only() -> None:
     schema = {"$id": "urn:example:tree", "$defs": {"leaf": {"$anchor": "leaf", "type": "integer"}}, "$ref": "#leaf"}
     broken = {"$id": "urn:example:tree", "$ref": "#nothing"}
 
-    assert asked(schema, "5", '"five"') == Judged([None, "'five' is not of type 'integer'"])
-    assert asked(broken) == Judged([])
-    assert isinstance(asked(broken, "5"), Bad)
+    assert asked(schema, "5", '"five"') == CheckResult([None, "'five' is not of type 'integer'"])
+    assert asked(broken) == CheckResult([])
+    assert isinstance(asked(broken, "5"), InvalidSchema)
 
 
 @pytest.mark.parametrize(
@@ -59,4 +59,4 @@ def test_below_an_id_references_are_looked_at_with_the_texts_only() -> None:
     ],
 )
 def test_what_is_wrong_with_a_schema_is_told_with_its_place(schema: Any, why: str) -> None:
-    assert asked(schema, "1") == Bad(why)
+    assert asked(schema, "1") == InvalidSchema(why)

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request, Usage, refusal
-from workers.middleware.json_schema import Checked
-from workers.middleware.schema_checker import SPENT, TOO_LONG, Checker
+from workers.middleware.json_schema import JsonSchemaMiddleware
+from workers.middleware.schema_checker import SPENT, TOO_LONG, SchemaChecker
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
@@ -17,8 +17,8 @@ GOOD, BAD = '{"n": 4}', '{"n": "four"}'
 
 
 @pytest.fixture(scope="module")
-def checker() -> Iterator[Checker]:
-    made = Checker()
+def checker() -> Iterator[SchemaChecker]:
+    made = SchemaChecker()
     yield made
     asyncio.run(made.close())
 
@@ -80,19 +80,21 @@ def asked(url: str, schema: Any = SCHEMA) -> Request:
     return Request(url, body, "req_1")
 
 
-async def test_one_that_is_of_it_is_passed_on_as_it_is(checker: Checker) -> None:
+async def test_one_that_is_of_it_is_passed_on_as_it_is(checker: SchemaChecker) -> None:
     for url in (CHAT, RESPONSES):
         engine = Saying(GOOD)
-        answer = await Checked(engine, checker).answer(asked(url))
+        answer = await JsonSchemaMiddleware(engine, checker).answer(asked(url))
         assert answer.body == engine.body(url, GOOD)
         assert len(engine.asked) == 1
 
 
 @pytest.mark.parametrize(("url", "name"), [(CHAT, "messages"), (RESPONSES, "input")])
-async def test_one_that_is_not_is_asked_for_again_with_what_was_wrong(checker: Checker, url: str, name: str) -> None:
+async def test_one_that_is_not_is_asked_for_again_with_what_was_wrong(
+    checker: SchemaChecker, url: str, name: str
+) -> None:
     engine = Saying(BAD, GOOD)
 
-    answer = await Checked(engine, checker).answer(asked(url))
+    answer = await JsonSchemaMiddleware(engine, checker).answer(asked(url))
 
     first, second = engine.asked
     question, said, told = second.body[name]
@@ -108,10 +110,10 @@ async def test_one_that_is_not_is_asked_for_again_with_what_was_wrong(checker: C
 
 
 @pytest.mark.parametrize(("url", "param"), [(CHAT, "response_format"), (RESPONSES, "text.format.schema")])
-async def test_twice_wrong_it_fails_with_a_code_and_is_paid_for(checker: Checker, url: str, param: str) -> None:
+async def test_twice_wrong_it_fails_with_a_code_and_is_paid_for(checker: SchemaChecker, url: str, param: str) -> None:
     engine = Saying(BAD, "Four.")
 
-    answer = await Checked(engine, checker).answer(asked(url))
+    answer = await JsonSchemaMiddleware(engine, checker).answer(asked(url))
 
     error = msgspec.json.decode(answer.body)["error"]
     assert (answer.status, error["code"], error["param"]) == (422, "invalid_json_schema_output", param)
@@ -122,20 +124,20 @@ async def test_twice_wrong_it_fails_with_a_code_and_is_paid_for(checker: Checker
 async def test_what_cannot_be_checked_in_time_is_not_asked_for_again(
     monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    checker, engine = Checker(), Saying(GOOD)
+    checker, engine = SchemaChecker(), Saying(GOOD)
 
     async def slow(_schema: bytes, found: list[str], _tenant: str) -> list[str | None]:
         return [fault for _ in found]
 
     monkeypatch.setattr(checker, "faults", slow)
 
-    answer = await Checked(engine, checker).answer(asked(CHAT))
+    answer = await JsonSchemaMiddleware(engine, checker).answer(asked(CHAT))
 
     assert (answer.status, answer.usage) == (422, Usage(10, 2, 5, 1))
     assert len(engine.asked) == 1
 
 
-async def test_a_busy_moment_throws_no_first_answer_away(checker: Checker) -> None:
+async def test_a_busy_moment_throws_no_first_answer_away(checker: SchemaChecker) -> None:
     class Filling(Saying):
         async def answer(self, request: Request) -> Answer:
             if self.says[0] == "busy":
@@ -145,41 +147,41 @@ async def test_a_busy_moment_throws_no_first_answer_away(checker: Checker) -> No
 
     engine = Filling(BAD, "busy", "busy", GOOD)
 
-    assert (await Checked(engine, checker).answer(asked(CHAT))).usage == Usage(20, 4, 10, 2)
+    assert (await JsonSchemaMiddleware(engine, checker).answer(asked(CHAT))).usage == Usage(20, 4, 10, 2)
     with pytest.raises(EngineFault):
-        await Checked(Filling(BAD, *["busy"] * 9), checker).answer(asked(CHAT))
+        await JsonSchemaMiddleware(Filling(BAD, *["busy"] * 9), checker).answer(asked(CHAT))
     with pytest.raises(EngineBusy):
-        await Checked(Filling("busy"), checker).answer(asked(CHAT))
+        await JsonSchemaMiddleware(Filling("busy"), checker).answer(asked(CHAT))
 
 
-async def test_where_the_correction_does_not_fit_it_is_asked_again_as_it_was(checker: Checker) -> None:
+async def test_where_the_correction_does_not_fit_it_is_asked_again_as_it_was(checker: SchemaChecker) -> None:
     engine = Saying(BAD, refusal(400, "Too long.", code="context_length_exceeded"), GOOD)
 
-    answer = await Checked(engine, checker).answer(asked(CHAT))
+    answer = await JsonSchemaMiddleware(engine, checker).answer(asked(CHAT))
 
     assert answer.status == 200
     assert engine.asked[2].body == engine.asked[0].body
 
 
 @pytest.mark.parametrize("url", [CHAT, RESPONSES])
-async def test_what_was_cut_off_is_no_fault_of_the_schema(checker: Checker, url: str) -> None:
+async def test_what_was_cut_off_is_no_fault_of_the_schema(checker: SchemaChecker, url: str) -> None:
     engine = Saying('{"n', finish="length")
 
-    assert (await Checked(engine, checker).answer(asked(url))).status == 200
+    assert (await JsonSchemaMiddleware(engine, checker).answer(asked(url))).status == 200
     assert len(engine.asked) == 1
 
 
-async def test_calls_and_refusals_are_no_json(checker: Checker) -> None:
+async def test_calls_and_refusals_are_no_json(checker: SchemaChecker) -> None:
     for said in ({"tool_calls": [{"id": "c"}], "content": None}, {"refusal": "No.", "content": None}):
         engine = Saying("", **said)
-        assert (await Checked(engine, checker).answer(asked(CHAT))).status == 200
+        assert (await JsonSchemaMiddleware(engine, checker).answer(asked(CHAT))).status == 200
         assert len(engine.asked) == 1
 
 
 @pytest.mark.parametrize(
     "delta", [{"tool_calls": [{"index": 0, "id": "c"}]}, {"function_call": {"name": "f"}}, {"refusal": "No."}]
 )
-async def test_calls_and_refusals_are_none_in_a_stream_either(checker: Checker, delta: Any) -> None:
+async def test_calls_and_refusals_are_none_in_a_stream_either(checker: SchemaChecker, delta: Any) -> None:
     class Calling(Saying):
         async def stream(self, request: Request, emit: Emit) -> Answer:
             for said, finish in ((delta, None), ({}, "stop")):
@@ -192,7 +194,7 @@ async def test_calls_and_refusals_are_none_in_a_stream_either(checker: Checker, 
     async def emit(chunk: bytes) -> None:
         events.append(chunk)
 
-    answer = await Checked(Calling(), checker).stream(asked(CHAT), emit)
+    answer = await JsonSchemaMiddleware(Calling(), checker).stream(asked(CHAT), emit)
 
     assert (answer.status, len(events)) == (200, 2)
 
@@ -201,9 +203,9 @@ async def test_calls_and_refusals_are_none_in_a_stream_either(checker: Checker, 
     "schema", [{"type": "thing"}, "text", 5, {"$ref": "http://127.0.0.1:9/x"}, {"a": "x" * 140_000}]
 )
 @pytest.mark.parametrize("url", [CHAT, RESPONSES])
-async def test_a_bad_schema_is_refused_before_anything_is_asked(checker: Checker, url: str, schema: Any) -> None:
+async def test_a_bad_schema_is_refused_before_anything_is_asked(checker: SchemaChecker, url: str, schema: Any) -> None:
     engine = Saying()
-    checked = Checked(engine, checker)
+    checked = JsonSchemaMiddleware(engine, checker)
 
     async def nowhere(chunk: bytes) -> None:
         raise AssertionError
@@ -215,16 +217,18 @@ async def test_a_bad_schema_is_refused_before_anything_is_asked(checker: Checker
 
 
 @pytest.mark.parametrize("url", [CHAT, RESPONSES])
-async def test_a_stream_that_is_of_it_comes_through_and_another_ends_in_an_error(checker: Checker, url: str) -> None:
+async def test_a_stream_that_is_of_it_comes_through_and_another_ends_in_an_error(
+    checker: SchemaChecker, url: str
+) -> None:
     events: list[bytes] = []
 
     async def emit(chunk: bytes) -> None:
         events.append(chunk)
 
-    good = await Checked(Saying(GOOD), checker).stream(asked(url), emit)
+    good = await JsonSchemaMiddleware(Saying(GOOD), checker).stream(asked(url), emit)
     many, last = len(events), events[-1]
     events.clear()
-    bad = await Checked(Saying(BAD), checker).stream(asked(url), emit)
+    bad = await JsonSchemaMiddleware(Saying(BAD), checker).stream(asked(url), emit)
 
     assert (good.status, bad.status) == (200, 422)
     assert (many, len(events)) == ((4, 2) if url == CHAT else (2, 1))
@@ -235,7 +239,7 @@ async def test_a_stream_that_is_of_it_comes_through_and_another_ends_in_an_error
 @pytest.mark.parametrize(
     "odd", [{}, {"choices": 5}, {"choices": [{"delta": "x"}, 5]}, {"choices": [{"index": [], "delta": {}}]}]
 )
-async def test_what_is_no_chat_is_passed_on(checker: Checker, odd: Any) -> None:
+async def test_what_is_no_chat_is_passed_on(checker: SchemaChecker, odd: Any) -> None:
     class Odd(Saying):
         async def stream(self, request: Request, emit: Emit) -> Answer:
             await emit(msgspec.json.encode(odd))
@@ -247,17 +251,19 @@ async def test_what_is_no_chat_is_passed_on(checker: Checker, odd: Any) -> None:
         events.append(chunk)
 
     for engine in (Odd(), Saying(Answer(200, msgspec.json.encode(odd)))):
-        checked = Checked(engine, checker)
+        checked = JsonSchemaMiddleware(engine, checker)
         answer = await (checked.stream(asked(CHAT), emit) if isinstance(engine, Odd) else checked.answer(asked(CHAT)))
         assert answer.status == 200
     assert events == [msgspec.json.encode(odd)]
 
 
-async def test_without_a_schema_nothing_is_looked_at(checker: Checker) -> None:
+async def test_without_a_schema_nothing_is_looked_at(checker: SchemaChecker) -> None:
     for body in ({}, {"response_format": {"type": "json_object"}}, {"response_format": 5}, {"text": []}):
         for url in (CHAT, RESPONSES, "/v1/embeddings"):
             engine = Saying("free")
-            assert (await Checked(engine, checker).answer(Request(url, {"model": "m", **body}, "req_1"))).status == 200
+            assert (
+                await JsonSchemaMiddleware(engine, checker).answer(Request(url, {"model": "m", **body}, "req_1"))
+            ).status == 200
 
 
 async def test_the_engine_is_closed_whatever_is_being_checked() -> None:
@@ -267,37 +273,39 @@ async def test_the_engine_is_closed_whatever_is_being_checked() -> None:
         async def close(self) -> None:
             ended.append("engine")
 
-    class Busy(Checker):
+    class Busy(SchemaChecker):
         async def close(self) -> None:
             ended.append("checker")
             await super().close()
 
-    await Checked(Ending(), Busy()).close()
+    await JsonSchemaMiddleware(Ending(), Busy()).close()
 
     assert ended == ["engine", "checker"]
 
 
-async def test_what_the_engine_refuses_is_no_answer_to_be_checked(checker: Checker) -> None:
+async def test_what_the_engine_refuses_is_no_answer_to_be_checked(checker: SchemaChecker) -> None:
     no = refusal(400, "No.", code="model_not_found")
     engine = Saying(no)
 
-    assert await Checked(engine, checker).answer(asked(CHAT)) == no
+    assert await JsonSchemaMiddleware(engine, checker).answer(asked(CHAT)) == no
     assert len(engine.asked) == 1
 
 
-async def test_where_the_second_is_refused_the_fault_of_the_first_is_told(checker: Checker) -> None:
-    answer = await Checked(Saying(BAD, refusal(400, "No.", code="model_not_found")), checker).answer(asked(CHAT))
+async def test_where_the_second_is_refused_the_fault_of_the_first_is_told(checker: SchemaChecker) -> None:
+    answer = await JsonSchemaMiddleware(Saying(BAD, refusal(400, "No.", code="model_not_found")), checker).answer(
+        asked(CHAT)
+    )
 
     error = msgspec.json.decode(answer.body)["error"]
     assert (answer.status, error["code"]) == (422, "invalid_json_schema_output")
     assert "'four' is not of type 'integer'" in error["message"]
 
 
-async def test_a_second_answer_without_its_usage_is_passed_on_and_both_are_paid_for(checker: Checker) -> None:
+async def test_a_second_answer_without_its_usage_is_passed_on_and_both_are_paid_for(checker: SchemaChecker) -> None:
     body = {name: value for name, value in msgspec.json.decode(Saying().body(CHAT, GOOD)).items() if name != "usage"}
     second = Answer(200, msgspec.json.encode(body), Usage(10, 2, 5, 1))
 
-    answer = await Checked(Saying(BAD, second), checker).answer(asked(CHAT))
+    answer = await JsonSchemaMiddleware(Saying(BAD, second), checker).answer(asked(CHAT))
 
     assert msgspec.json.decode(answer.body) == body
     assert answer.usage == Usage(20, 4, 10, 2)
