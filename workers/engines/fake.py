@@ -4,6 +4,7 @@
     prompt with "!reset", "!hang", "!500" …             breaks in that way (MAGIC)
     prompt with "!cite"                                 a response to it names the first excerpt
     a last turn with "!tool"                            the first function of the request is called
+    a request with an adapter                           the answer begins with the adapter's name instead of "echo"
 
 The stub server of the tests gives the same answers over HTTP and breaks on the same words.
 """
@@ -12,19 +13,25 @@ import asyncio
 import base64
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from typing import Any, Final
 
 import msgspec
 
+from workers.engines import probes
+from workers.engines.adapter_slots import AdapterSlots
 from workers.engines.port import (
+    Adapter,
+    AdapterRefused,
     Answer,
     Emit,
     EngineBusy,
     EngineDead,
     EngineFault,
+    Passage,
     Request,
+    Score,
     Usage,
     refusal,
     unknown_model,
@@ -39,7 +46,10 @@ CREATED: Final = 1_700_000_000  # answers are the same at any time
 DIMENSIONS: Final = 8
 SLOW_SECONDS: Final = 2.0
 
+VOICE: Final = "echo"  # the first word of every text; an adapter has its name there
+
 Body = dict[str, Any]
+Form = Callable[[Body, str, bytes, str], Answer]
 Fault = Callable[[Request], BaseException | Answer | None]
 
 
@@ -69,12 +79,12 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def reply(url: str, body: Body, prompt: str) -> Answer:
-    """The answer to `prompt`; a 404 for a path that no model has."""
+def reply(url: str, body: Body, prompt: str, voice: str = VOICE) -> Answer:
+    """Return the answer to `prompt`, whose text begins with `voice`; a 404 for a path that no model has."""
     form = FORMS.get(url)
     if form is None:
         return refusal(404, f"Unknown request URL: {url}", code="unknown_url")
-    return form(body, prompt, sha256(prompt.encode()).digest())
+    return form(body, prompt, sha256(prompt.encode()).digest(), voice)
 
 
 def _function_call(body: Body, turns: Any) -> Body | None:
@@ -102,8 +112,8 @@ def usage_of(prompt: str, digest: bytes) -> Usage:
     return Usage(tokens, tokens * digest[1] // 512, output, digest[2] % output)
 
 
-def _chat(body: Body, prompt: str, digest: bytes) -> Answer:
-    message: Body = {"role": "assistant", "content": f"echo {digest.hex()[:16]}", "refusal": None}
+def _chat(body: Body, prompt: str, digest: bytes, voice: str) -> Answer:
+    message: Body = {"role": "assistant", "content": f"{voice} {digest.hex()[:16]}", "refusal": None}
     call = _function_call(body, body.get("messages"))
     if call:
         tool_call = {"id": f"call_{digest.hex()[:24]}", "type": "function", "function": call}
@@ -112,8 +122,8 @@ def _chat(body: Body, prompt: str, digest: bytes) -> Answer:
     return _completion("chat.completion", "chatcmpl", choice, body, prompt, digest)
 
 
-def _text_completion(body: Body, prompt: str, digest: bytes) -> Answer:
-    choice = {"index": 0, "text": f"echo {digest.hex()[:16]}", "logprobs": None, "finish_reason": "stop"}
+def _text_completion(body: Body, prompt: str, digest: bytes, voice: str) -> Answer:
+    choice = {"index": 0, "text": f"{voice} {digest.hex()[:16]}", "logprobs": None, "finish_reason": "stop"}
     return _completion("text_completion", "cmpl", choice, body, prompt, digest)
 
 
@@ -206,9 +216,9 @@ def _words(text: str) -> list[str]:
     return [first, *(f" {word}" for word in others)]
 
 
-def _response(body: Body, prompt: str, digest: bytes) -> Answer:
+def _response(body: Body, prompt: str, digest: bytes, voice: str) -> Answer:
     usage, name = usage_of(prompt, digest), digest.hex()[:24]
-    text = f"echo {digest.hex()[:16]}" + (" [1]" if CITE in prompt else "")
+    text = f"{voice} {digest.hex()[:16]}" + (" [1]" if CITE in prompt else "")
     content = {"type": "output_text", "text": text, "annotations": []}
     item = {"type": "message", "id": f"msg_{name}", "status": "completed", "role": "assistant", "content": [content]}
     if call := _function_call(body, body.get("input")):
@@ -234,7 +244,7 @@ def _response(body: Body, prompt: str, digest: bytes) -> Answer:
     return Answer(200, msgspec.json.encode(answer), usage)
 
 
-def _embeddings(body: Body, prompt: str, _: bytes) -> Answer:
+def _embeddings(body: Body, prompt: str, _digest: bytes, _voice: str) -> Answer:
     value = body.get("input")
     many = isinstance(value, list) and bool(value) and not isinstance(value[0], int)
     texts = [_text(item) for item in value] if many and isinstance(value, list) else [prompt]
@@ -253,7 +263,7 @@ def _embeddings(body: Body, prompt: str, _: bytes) -> Answer:
     return Answer(200, msgspec.json.encode(answer), Usage(tokens))
 
 
-def _rerank(body: Body, query: str, _: bytes) -> Answer:
+def _rerank(body: Body, query: str, _digest: bytes, _voice: str) -> Answer:
     """A document's score is the share of the query's words that it has."""
     asked = set(query.lower().split())
     texts = [_text(one) for one in body.get("documents") or ()]
@@ -282,7 +292,7 @@ def _word(word: str, dimensions: int) -> list[float]:
     return [byte - 127.5 for byte in stream[:dimensions]]
 
 
-FORMS: Final[dict[str, Callable[[Body, str, bytes], Answer]]] = {
+FORMS: Final[dict[str, Form]] = {
     "/v1/chat/completions": _chat,
     "/v1/completions": _text_completion,
     "/v1/responses": _response,
@@ -294,8 +304,11 @@ FORMS: Final[dict[str, Callable[[Body, str, bytes], Answer]]] = {
 class FakeEngine:
     """An engine without a model.
 
-    `asked` hears each prompt before it is answered; `fault` may give an error or an answer instead of ours.
+    `asked` hears each prompt before it is answered; `fault` may give an error or an answer instead of ours. It holds
+    `adapters` adapters at once; `loads` names those it has loaded, in order.
     """
+
+    version = "fake-1"
 
     def __init__(
         self,
@@ -305,9 +318,12 @@ class FakeEngine:
         timeout: float = 600.0,
         asked: Callable[[str], object] | None = None,
         fault: Fault | None = None,
+        adapters: int = 4,
     ) -> None:
-        self.models = models
+        self.models, self.adapters = models, adapters
         self.starts = 0
+        self.loads: list[str] = []
+        self._slots = AdapterSlots(adapters, self._load, self._unload)
         self._delay, self._timeout, self._asked, self._fault = delay, timeout, asked, fault
         self._alive = False
         self._tries: Counter[str] = Counter()
@@ -316,8 +332,31 @@ class FakeEngine:
         if not self._alive:
             self._alive = True
             self.starts += 1
+            self._slots = AdapterSlots(self.adapters, self._load, self._unload)
 
     async def answer(self, request: Request) -> Answer:
+        async with self._slots.running(request.adapter):
+            return await self._answer(request)
+
+    async def score(self, model: str, passages: Sequence[Passage], adapter: Adapter | None) -> list[Score]:  # noqa: ARG002
+        """Return the bytes of a chat as its tokens, and numbers that depend on the adapter."""
+        async with self._slots.running(adapter):
+            return await self._score(passages, adapter)
+
+    async def _score(self, passages: Sequence[Passage], adapter: Adapter | None) -> list[Score]:
+        return [_score(passage, adapter) for passage in passages]
+
+    async def _load(self, adapter: Adapter) -> None:
+        await asyncio.sleep(self._delay)
+        if not (adapter.folder / "adapter_config.json").is_file():
+            raise AdapterRefused(f"The adapter {adapter.name} has no adapter_config.json.")
+        await probes.check(adapter, self._score)
+        self.loads.append(adapter.name)
+
+    async def _unload(self, adapter: Adapter) -> None:
+        """Forget nothing: a fake adapter is a name."""
+
+    async def _answer(self, request: Request) -> Answer:
         if not self._alive:
             raise EngineDead("The fake engine is not running.")
         if request.body.get("model") not in self.models and "*" not in self.models:
@@ -334,7 +373,8 @@ class FakeEngine:
             raise told
         if told is None and (word := magic_of(prompt)):
             await self._break(word, prompt)
-        return told or reply(request.url, request.body, prompt)
+        voice = request.adapter.name if request.adapter else VOICE
+        return told or reply(request.url, request.body, prompt, voice)
 
     async def stream(self, request: Request, emit: Emit) -> Answer:
         """The whole answer first, then its words one by one."""
@@ -369,6 +409,13 @@ class FakeEngine:
         else:
             self._alive = self._alive and word != "!crash"
             raise _error_of(word)
+
+
+def _score(passage: Passage, adapter: Adapter | None) -> Score:
+    text = "\n".join(_text(message) for message in passage.messages)
+    weights = sha256((adapter.name if adapter else "").encode()).digest()
+    logprobs = (-weights[n % len(weights)] / 255 for n, _ in enumerate(passage.continuation))
+    return Score(tuple(text.encode()), tuple(logprobs))
 
 
 def _error_of(word: str) -> Exception:

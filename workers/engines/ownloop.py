@@ -5,7 +5,20 @@ import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from workers.engines.port import Answer, Crowded, Emit, Engine, Length, Phased, Request
+from workers.engines.port import (
+    Adapter,
+    AdapterEngine,
+    AdapterRefused,
+    Answer,
+    Crowded,
+    Emit,
+    Engine,
+    Length,
+    Passage,
+    Phased,
+    Request,
+    Score,
+)
 
 T = TypeVar("T")
 
@@ -64,6 +77,25 @@ class OwnLoop:
             await self.start()
         count = getattr(self._engine, "length", None)
         return await self._over(count(request)) if count else None
+
+    @property
+    def version(self) -> str:
+        engine: object = self._engine
+        return engine.version if isinstance(engine, AdapterEngine) else ""
+
+    @property
+    def adapters(self) -> int:
+        engine: object = self._engine
+        return engine.adapters if isinstance(engine, AdapterEngine) else 0
+
+    async def score(self, model: str, passages: Sequence[Passage], adapter: Adapter | None) -> list[Score]:
+        """Return what the engine scores. Raises AdapterRefused where it takes no adapters."""
+        if self._engine is None:
+            await self.start()
+        engine: object = self._engine
+        if not isinstance(engine, AdapterEngine):
+            raise AdapterRefused(f"The engine of {model} takes no adapters.")
+        return await self._over(engine.score(model, passages, adapter))
 
     async def close(self) -> None:
         async with self._starting:

@@ -9,11 +9,24 @@ Adapters: `vllm` (in process), `http` (any OpenAI-compatible server), `embed` an
 `fake` (tests and fault injection). `router` picks one by model.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """The weights that turn a base model into a tuned one, as files in `folder`.
+
+    `name` is made from `sha256` and is never given to other bytes: engines key their prefix cache by it.
+    """
+
+    name: str
+    sha256: str
+    folder: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +36,7 @@ class Request:
     `url` is the OpenAI path (`/v1/chat/completions`), `body` its JSON with the model already resolved to
     the engine's own name. A lower `priority` is served first. What tenants send to a shared engine is kept apart:
     a prefix that one of them has cached is no faster for another. `job_id` is whose line it is; what is not `kept`
-    leaves nothing in the cache (see `workers.middleware.caching`).
+    leaves nothing in the cache (see `workers.middleware.caching`). With an `adapter` the model of the body is its base.
     """
 
     url: str
@@ -33,6 +46,7 @@ class Request:
     tenant: str = ""
     job_id: str | None = None
     kept: bool = True
+    adapter: Adapter | None = None
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
@@ -131,6 +145,17 @@ class EngineFault(EngineError):
         self.gone = gone
 
 
+class AdapterRefused(EngineError):
+    """The engine does not take this adapter, now or later: it does not fit the model, or answers unlike its trainer.
+
+    `failed_probe` is the latter.
+    """
+
+    def __init__(self, message: str, *, failed_probe: bool = False) -> None:
+        super().__init__(message)
+        self.failed_probe = failed_probe
+
+
 class EngineDead(EngineError):
     """The engine process is gone; `start()` builds a new one. `models` are those it served, where that is known."""
 
@@ -199,3 +224,43 @@ class Crowded(Protocol):
 
     def crowd(self, beside: int) -> tuple[int, int] | None:
         """The most requests of a batch while somebody waits, and while nobody does; None: all. `beside` is set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A chat, and tokens that may follow it."""
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None
+    continuation: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The tokens of a passage's chat as the model is shown them, and the log-probability of each that follows."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+@runtime_checkable
+class AdapterEngine(Protocol):
+    """An engine that answers with an adapter where a request names one.
+
+    An adapter is loaded when a request names it for the first time, while the engine runs nothing else. A request whose
+    adapter is not taken raises AdapterRefused.
+    """
+
+    @property
+    def version(self) -> str:
+        """Return the engine's name and version, such as `vllm-0.32.0`."""
+
+    @property
+    def adapters(self) -> int:
+        """Return how many adapters it holds at once; 0 where it takes none."""
+
+    async def score(self, model: str, passages: Sequence[Passage], adapter: Adapter | None) -> list[Score]:
+        """Return how the model, with the adapter or without one, reads and continues each passage.
+
+        Raises AdapterRefused, EngineFault, EngineDead.
+        """

@@ -32,17 +32,20 @@ from jobs.requests.fields import OPENAI
 from workers.engines.caps import objection
 from workers.engines.documented import documented, malformed, refuse_unknown, undone
 from workers.engines.port import (
+    Adapter,
     Answer,
     Emit,
     EngineBusy,
     EngineDead,
     EngineFault,
     Length,
+    Passage,
     Request,
+    Score,
     refusal,
     unknown_model,
 )
-from workers.engines.vllm import leftovers
+from workers.engines.vllm import leftovers, vllm_adapters
 from workers.engines.vllm.vllm_serving import (
     BadEngineArgs,
     Serving,
@@ -102,6 +105,14 @@ class VllmEngine:
     def models(self) -> tuple[str, ...]:
         return self._names
 
+    @property
+    def version(self) -> str:
+        return vllm_adapters.engine_version()
+
+    @property
+    def adapters(self) -> int:
+        return vllm_adapters.limit_of(self._args)
+
     def crowd(self, beside: int) -> tuple[int, int] | None:
         """Of a batch, how many requests it takes beside one that somebody waits for, and how many otherwise."""
         return crowd(self._args, beside) if self._serving is not None else None
@@ -118,13 +129,15 @@ class VllmEngine:
             self.phase = "reading the weights"
             try:
                 with leftovers.recorded(self._pids):
-                    self._serving = await Serving.open(self._model, self._names, self._args)
+                    serving = await Serving.open(self._model, self._names, self._args)
             except BadEngineArgs:
                 raise
             except Exception as error:  # a driver, a full GPU, a broken checkpoint: vLLM raises anything here
                 log.exception("engine_start_failed", extra={"model": self._model})
                 raise EngineDead(f"vLLM could not start {self._model}: {error}") from error
-            self._watch = asyncio.create_task(self._watching(self._serving))
+            serving.slots = vllm_adapters.slots(serving, self._names[0], self.adapters)
+            self._serving = serving
+            self._watch = asyncio.create_task(self._watching(serving))
 
     async def close(self) -> None:
         async with self._starting:
@@ -157,6 +170,14 @@ class VllmEngine:
             log.info("prompt_not_counted", extra={"error": type(error).__name__})  # its words may be the prompt's
             return None
 
+    async def score(self, model: str, passages: Sequence[Passage], adapter: Adapter | None) -> list[Score]:
+        """Return the log-probabilities that the engine gives to continuations of chats."""
+        await self.start()
+        serving = self._serving
+        assert serving is not None
+        async with serving.slots.running(adapter):
+            return await vllm_adapters.score(serving.state, model, passages, adapter)
+
     def _objection(self, request: Request) -> Answer | None:
         if request.url not in OPENAI:
             message = f"Unknown URL {request.url}; an engine serves {', '.join(OPENAI)}."
@@ -173,6 +194,10 @@ class VllmEngine:
     async def _ask(self, request: Request, body: dict[str, Any], emit: Emit | None = None) -> Answer:
         serving = self._serving
         assert serving is not None
+        async with serving.slots.running(request.adapter):
+            return await self._ask_serving(serving, request, body, emit)
+
+    async def _ask_serving(self, serving: Serving, request: Request, body: dict[str, Any], emit: Emit | None) -> Answer:
         task = asyncio.current_task()
         assert task is not None
         cancels = task.cancelling()
@@ -193,7 +218,9 @@ class VllmEngine:
             async for said in events:
                 for event in _events(said):
                     told = plain_event(event, usage=usage)
+                    _name_base(told, request)
                     if isinstance(told.get("response"), dict):
+                        _name_base(told["response"], request)
                         told["response"] = complete_response(told["response"], request.body, status=status_of(told))
                     await emit(msgspec.json.encode(told))
         if serving.dead:
@@ -206,6 +233,8 @@ class VllmEngine:
             body["temperature"] = LEAST_TEMPERATURE
         if request.tenant:
             body["cache_salt"] = request.tenant
+        if request.adapter:
+            body["model"] = request.adapter.name  # as vLLM calls base and adapter together
         prefix = REQUEST_ID_PREFIX.get(request.url, "")
         return body | {"stream": False, "priority": request.priority, "request_id": prefix + request.request_id}
 
@@ -232,6 +261,12 @@ class VllmEngine:
             await serving.close()
         if killed := leftovers.kill(self._pids):
             log.warning("engine_leftovers_killed", extra={"pids": [process.pid for process in killed]})
+
+
+def _name_base(shown: dict[str, Any], request: Request) -> None:
+    """Let an answer or an event name the model that was asked for where vLLM names the adapter."""
+    if request.adapter and "model" in shown:
+        shown["model"] = request.body["model"]
 
 
 def _events(said: Any) -> Iterator[dict[str, Any]]:
@@ -262,6 +297,7 @@ def _judge(serving: Serving, request: Request, said: Any) -> Answer:
         error = (create_error_response(said) if isinstance(said, Exception) else said).error
         return _refused(request.url, error.code, DETAILS.sub("", error.message), error.param)
     answer = plain(said)
+    _name_base(answer, request)
     body = msgspec.json.encode(complete_response(answer, request.body) if request.url == RESPONSES else answer)
     return Answer(HTTPStatus.OK, body, usage_of(body))
 

