@@ -91,6 +91,8 @@ def add(
         source["path"] = str(path.absolute())
     if revision and not repo:
         raise Trouble("--revision names a commit of a --repo")
+    if path is None and not repo and not url:
+        raise Trouble("say where the model comes from: a folder (--path), a repository (--repo) or a server (--url)")
     if repo:
         source |= {"repo": repo, "revision": revision or newest(repo)}
     if url:
@@ -103,7 +105,7 @@ def add(
     file = editable(config.models_file, config.data_dir)
     append_model(file, name, fields)
     faults = _faults(url or (), api_key_env, upstream or name)
-    show({"name": name, "file": str(file), "faults": faults}, f"{name} added to {file}", as_json=as_json)
+    show({"name": name, "file": str(file.path), "faults": faults}, f"{name} added to {file.path}", as_json=as_json)
     for fault in () if as_json else faults:
         say(f"warning: {fault}", err=True)
 
@@ -133,7 +135,7 @@ def remove(name: Name, as_json: AsJson = False, data_dir: DataDir = None) -> Non
     config = running(data_dir)
     file = editable(config.models_file, config.data_dir)
     cut_model(file, name)
-    show({"name": name, "file": str(file)}, f"{name} removed from {file}", as_json=as_json)
+    show({"name": name, "file": str(file.path)}, f"{name} removed from {file.path}", as_json=as_json)
 
 
 def _row(model: "Model") -> dict[str, Any]:

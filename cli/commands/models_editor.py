@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,37 +12,48 @@ from cli.errors import Trouble
 from jobs.fleet.models_file import NO_YAML, PACKAGED_FILE, ModelsFileError, Registry
 
 
-def editable(config_file: str, data_dir: Path) -> Path:
-    """The file in force, copied into the data folder first when it is the packaged one."""
-    if config_file:
-        return Path(config_file).expanduser()
-    own = data_dir / PACKAGED_FILE.name
-    if not own.exists():
-        own.parent.mkdir(parents=True, exist_ok=True)
-        _replace(own, PACKAGED_FILE.read_text(encoding="utf-8"))
-    return own
+@dataclass(frozen=True, slots=True)
+class Editable:
+    """A models file to be written to `path`, whose text is read from `origin`."""
+
+    path: Path
+    origin: Path
 
 
-def append_model(file: Path, name: str, fields: Mapping[str, Any]) -> None:
-    """Append a model. Raises Trouble when the name is taken or the file would not be right."""
-    text, head, models = _read(file)
+def editable(config_file: str, data_dir: Path) -> Editable:
+    """Return the models file in force. A change to the packaged file is written to the data folder, as a copy."""
+    path = Path(config_file).expanduser() if config_file else data_dir / PACKAGED_FILE.name
+    return Editable(path, path if config_file or path.exists() else PACKAGED_FILE)
+
+
+def append_model(file: Editable, name: str, fields: Mapping[str, Any]) -> None:
+    """Append a model to `file`.
+
+    Raises:
+        Trouble: the name is taken, or the file would not be valid. Nothing has been written.
+    """
+    text, head, models = _read(file.origin)
     if _place(models, name) is not None:
-        raise Trouble(f"{file} has a model '{name}' already; remove it first")
+        raise Trouble(f"{file.path} has a model '{name}' already; remove it first")
     block = yaml.safe_dump({name: dict(fields)}, sort_keys=False, allow_unicode=True, default_flow_style=None)
     indented = "".join(f"  {line}\n" for line in block.splitlines())
     if head and not models:
         lines = text.splitlines(keepends=True)
         lines[head.line] = _emptied(lines[head.line], head.column, "")
         text = "".join(lines)
-    _replace(file, f"{text.rstrip()}\n\n{indented}")
+    _replace(file.path, f"{text.rstrip()}\n\n{indented}")
 
 
-def cut_model(file: Path, name: str) -> None:
-    """Cut a model out. Raises Trouble when there is none of that name."""
-    text, head, models = _read(file)
+def cut_model(file: Editable, name: str) -> None:
+    """Cut a model out of `file`.
+
+    Raises:
+        Trouble: there is no model of that name. Nothing has been written.
+    """
+    text, head, models = _read(file.origin)
     place = _place(models, name)
     if head is None or place is None:
-        raise Trouble(f"{file} has no model '{name}'")
+        raise Trouble(f"{file.path} has no model '{name}'")
     lines = text.splitlines(keepends=True)
     first, end = place
     depth = len(lines[first]) - len(lines[first].lstrip())
@@ -49,7 +61,7 @@ def cut_model(file: Path, name: str) -> None:
         end -= 1  # what stands before the next one stays
     if len(models) == 1:
         lines[head.line] = _emptied(lines[head.line], head.column, " {}")
-    _replace(file, "".join(lines[:first] + lines[end:]))
+    _replace(file.path, "".join(lines[:first] + lines[end:]))
 
 
 def _between(line: str, depth: int) -> bool:
@@ -90,7 +102,8 @@ def _place(models: list[tuple[yaml.Node, yaml.Node]], name: str) -> tuple[int, i
 
 
 def _replace(file: Path, text: str) -> None:
-    """Check, then put in place at once."""
+    """Check `text`, then put it in place at once."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     new = file.with_name(f".{file.name}.new")
     new.write_text(text, encoding="utf-8")
     try:

@@ -117,7 +117,7 @@ def test_comments_stay_with_the_models_that_they_stand_before(run: Run, tmp_path
     ("words", "told"),
     [
         (("add", "smollm2-135m-instruct", "--path", "."), "already"),
-        (("add", "m"), "exactly one of"),
+        (("add", "m"), "say where the model comes from"),
         (("add", "m", "--path", ".", "--url", "http://a/v1"), "exactly one of"),
         (("add", "m", "--path", ".", "--revision", COMMIT), "--revision names a commit of a --repo"),
         (("add", "m", "--path", ".", "--alias", "all-minilm-l6-v2"), "already names"),
@@ -133,7 +133,7 @@ def test_what_would_be_wrong_changes_nothing(run: Run, tmp_path: Path, words: tu
     with pytest.raises(Trouble, match=told):
         run(*words)
 
-    assert not file(tmp_path).exists() or file(tmp_path).read_text() == PACKAGED_FILE.read_text()
+    assert not file(tmp_path).exists()
 
 
 @pytest.mark.parametrize("words", [("add", "m", "--path", "."), ("remove", "m")])
