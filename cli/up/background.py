@@ -31,8 +31,9 @@ def detached(folder: DataFolder, api: str, run: Callable[[], int], timings: Timi
     To be called while this process has one thread.
 
     Raises:
-        Trouble: the process ended before, or takes too long.
+        Trouble: one runs in this folder already, the process ended before, or it takes too long.
     """
+    folder.refuse_if_running()
     errors = folder.logs / "up.err"
     errors.unlink(missing_ok=True)
     child = os.fork()
@@ -64,7 +65,7 @@ def _wait_until_ready(folder: DataFolder, child: int, api: str, errors: LogFile,
     deadline = time.monotonic() + timings.detach_patience
     while not (run := _run_of(folder, child)) or not readiness.takes_requests(api):
         if os.waitpid(child, os.WNOHANG)[0]:
-            raise Trouble(f"it has ended:\n{errors.tail(_SHOWN)}")
+            raise Trouble(f"the start failed:\n{errors.tail(_SHOWN).replace('nightmill: ', '', 1)}")
         if time.monotonic() > deadline:
             raise Trouble(f"no answer yet; it goes on starting, and {folder.logs} has what its processes log")
         threading.Event().wait(timings.detach_look)

@@ -84,11 +84,22 @@ class DataFolder:
         """A live owner keeps the folder; one that was killed is waited for while what it left is being killed."""
         deadline = time.monotonic() + _LEAVING_SECONDS
         while not lock.try_acquire():
-            owner = self.owner()
-            if (owner and owner.lives) or time.monotonic() > deadline:
-                running = f"nightmill is already running on {self.path} (pid {owner.pid if owner else 'unknown'})"
-                raise Trouble(f"{running}; stop it with `nightmill down`, or use another --data-dir")
+            self.refuse_if_running()
+            if time.monotonic() > deadline:
+                raise self._taken(self.owner())
             threading.Event().wait(0.05)
+
+    def refuse_if_running(self) -> None:
+        """Raises Trouble when a `nightmill up` works on this folder on this host now."""
+        owner = self.owner()
+        if owner and owner.lives:
+            raise self._taken(owner)
+
+    def _taken(self, owner: Owner | None) -> Trouble:
+        url = self.read_run().get("url")
+        where = f"{url}/v1, " if url else ""
+        running = f"nightmill is already running on {self.path} ({where}pid {owner.pid if owner else 'unknown'})"
+        return Trouble(f"{running}; stop it with `nightmill down`, or use another --data-dir")
 
     def owner(self) -> Owner | None:
         """Return the last `nightmill up` of this folder, whether it still runs or not; None when there was none."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cli.errors import Trouble
+from cli.up.background import detached
 from cli.up.folder import DataFolder
 from jobs.platform import processes
 
@@ -22,6 +23,17 @@ def folder(tmp_path: Path) -> DataFolder:
 def test_a_second_owner_is_refused_and_told_who_has_it(folder: DataFolder) -> None:
     with closing(folder.lock()), pytest.raises(Trouble, match=r"already running on .* \(pid \d+\)"):
         folder.lock()
+
+
+def test_a_second_start_in_the_background_is_told_where_the_first_is_and_changes_nothing(folder: DataFolder) -> None:
+    errors = folder.logs / "up.err"
+    errors.write_text("of the first")
+    with closing(folder.lock()):
+        folder.write_run({"url": "http://127.0.0.1:8000"})
+        with pytest.raises(Trouble, match=r"already running on .* \(http://127.0.0.1:8000/v1, pid \d+\); stop it"):
+            detached(folder, "http://127.0.0.1:8000", lambda: 1)
+
+    assert errors.read_text() == "of the first"
 
 
 def test_a_folder_that_was_let_go_can_be_locked_again(folder: DataFolder) -> None:
