@@ -44,6 +44,7 @@ _READ = 1 << 16
 
 def connect(url: str | None, api_key: str | None, data_dir: Path | None) -> "Server":
     """The server to use. Raises Trouble when nothing says where it is."""
+    from cli.up import readiness
     from cli.up.effective import effective
     from cli.up.folder import DataFolder
 
@@ -56,8 +57,12 @@ def connect(url: str | None, api_key: str | None, data_dir: Path | None) -> "Ser
     if not base:
         mend = "start it with `nightmill up`, or name its folder with --data-dir or a server with --url"
         raise Trouble(f"nothing runs in {folder.path}; {mend}")
+    if not key and readiness.look(base.rstrip("/").removesuffix("/v1")) is None:
+        there = f"what runs in {folder.path} is at {run['url']}" if run else "`nightmill doctor` looks"
+        raise Away(f"no server answers at {base}; is the URL right? {there}")
     if not key:
-        raise Trouble("no API key: set NIGHTMILL_API_KEY, or make one with `nightmill keys create --project NAME`")
+        mend = "set NIGHTMILL_API_KEY, or make one with `nightmill keys create --project NAME`"
+        raise Trouble(f"no API key for {base}: {mend}")
     if not key.isascii():
         raise Trouble("the API key is none: it has characters that no key has")
     return Server(base.rstrip("/").removesuffix("/v1"), key)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.client.server import connect
+from cli.client.server import Away, connect
 from cli.doctor import reachable
 from cli.doctor.checks import Patient
 from cli.errors import Trouble
@@ -89,8 +90,8 @@ def test_what_an_up_has_started_comes_first(folder: Path, monkeypatch: pytest.Mo
 def test_no_key_is_given_to_a_server_that_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with listening(READY) as port:
         by_port(monkeypatch, port)
-        with pytest.raises(Trouble, match="no API key"):
-            connect("http://other", None, folder)
+        with listening(READY) as other, pytest.raises(Trouble, match=f"no API key for http://127.0.0.1:{other}:"):
+            connect(f"http://127.0.0.1:{other}", None, folder)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,8 @@ def test_no_key_is_given_to_a_server_that_is_named(folder: Path, monkeypatch: py
 def test_the_key_of_what_an_up_has_started_is_for_that(folder: Path, url: str, same: bool) -> None:
     (folder / "run.json").write_text(json.dumps({"url": "http://127.0.0.1:8000", "api_key": "nm_own"}))
 
-    with nullcontext() if same else pytest.raises(Trouble, match="no API key"), connect(url, None, folder) as found:
+    told = f"no server answers at {url}; is the URL right? what runs in {folder} is at http://127.0.0.1:8000"
+    with nullcontext() if same else pytest.raises(Away, match=re.escape(told)), connect(url, None, folder) as found:
         assert found.sdk.api_key == "nm_own"
 
 
@@ -220,7 +222,7 @@ def test_variables_of_openai_count_after_our_own_and_a_foreign_key_goes_to_its_s
     monkeypatch.setenv("OPENAI_API_KEY", openai[1])
 
     if asked is None:
-        with pytest.raises(Trouble, match="no API key"):
+        with pytest.raises(Away, match="no server answers at http://other"):
             connect(*given, None)
     else:
         with connect(*given, None) as found:
