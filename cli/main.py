@@ -49,6 +49,13 @@ def _models_file_error() -> type[Exception]:
     return ModelsFileError
 
 
+def _message(error: Exception) -> str:
+    """Return the text of an error. That of a file names the file and the reason, without a number."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
+
+
 class Command(Group):
     """A command whose failures are one line on standard error."""
 
@@ -62,7 +69,7 @@ class Command(Group):
         except Exception as error:
             if not isinstance(error, (Trouble, NightmillError, OSError, _models_file_error())):
                 raise
-            first, *more = str(error).split("\n")
+            first, *more = _message(error).split("\n")
             say(f"nightmill: {first}", err=True)
             for line in more:
                 say(f"  {line}", err=True)

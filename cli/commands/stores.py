@@ -55,6 +55,9 @@ def add(
     data_dir: DataDir = None,
 ) -> None:
     """Add files to a vector store. Exit code 1 if a file could not be read."""
+    for file in files:
+        if not (_is_id(file) or Path(file).is_file()):
+            raise Trouble(f"{file} is neither a file here nor the id of an uploaded file; nothing was added")
     with connect(url, api_key, data_dir) as server:
         ids = [_file_id(server, file) for file in files]
         made = server.post(f"/vector_stores/{store}/file_batches", {"file_ids": ids})
@@ -126,9 +129,11 @@ def delete(
 
 def _file_id(server: Server, file: str) -> str:
     """Return the id of a file, which is uploaded where a path is given."""
-    if file.startswith("file-") and not Path(file).exists():
-        return file
-    return server.upload(Path(file), "assistants")
+    return file if _is_id(file) else server.upload(Path(file), "assistants")
+
+
+def _is_id(file: str) -> bool:
+    return file.startswith("file-") and not Path(file).exists()
 
 
 def _store_row(store: dict[str, Any]) -> tuple[object, ...]:

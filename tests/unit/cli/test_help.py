@@ -44,6 +44,13 @@ def test_every_command_of_the_documentation_is_there() -> None:
     assert set(COMMANDS) == EXPECTED
 
 
+def test_a_file_that_is_missing_is_named_without_a_number(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        app(["files", "upload", "nothing.txt", "--url", "http://127.0.0.1:1", "--api-key", "k"])
+
+    assert capsys.readouterr().err == "nightmill: nothing.txt: No such file or directory\n"
+
+
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_a_command_and_each_of_its_options_say_what_they_do(name: str) -> None:
     command = COMMANDS[name]
