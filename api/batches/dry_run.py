@@ -74,6 +74,7 @@ def validate_batch(call: Call, body: ValidateBatch) -> BatchValidation:
     found = _run(_asked(call, file.path, body.endpoint, engines))
     with call.db.read() as session:
         errors = [*found["errors"], *_model_errors(session, call, body.endpoint, found)]
+        errors.sort(key=lambda error: error["line"] or 0)
         errors = errors or _token_errors(session, call, found)
         eta = None if errors else _eta(session, call, found)
     return BatchValidation(

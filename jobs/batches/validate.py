@@ -102,6 +102,7 @@ def check(asked: Asked) -> Found:
         with storage.reader(asked.path) as handle:
             for bad in lines.duplicates(handle, asked.max_line_bytes, suspects):
                 found.complain(bad)
+    found.errors.sort(key=lambda error: error["line"] or 0)
     found.model = checker.model
     _judge_totals(asked, found)
     return found

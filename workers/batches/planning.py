@@ -146,6 +146,7 @@ class Planner:
             if suspects:
                 with self.context.storage.reader(path) as handle:
                     self._name_duplicates(handle, suspects)
+                self.errors.sort(key=lambda bad: bad.line or 0)
         except NotFound:
             self.errors.append(_missing_file(self.claim.job))
         self._check_totals()

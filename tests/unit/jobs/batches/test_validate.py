@@ -61,6 +61,16 @@ def test_each_limit_is_told(tmp_path: Path, data: bytes, changes: dict[str, int]
     assert found.truncated is False
 
 
+def test_errors_are_in_the_order_of_the_lines(tmp_path: Path) -> None:
+    found = check(asked(tmp_path, lines(1) * 2 + b"{\n" + lines(1)))
+
+    assert [(error["line"], error["code"]) for error in found.errors] == [
+        (2, "duplicate_custom_id"),
+        (3, "invalid_json_line"),
+        (4, "duplicate_custom_id"),
+    ]
+
+
 def _long(custom_id: str, url: str = "/v1/chat/completions", **body: Any) -> bytes:
     messages = [{"role": "user", "content": "Hi", **({"priority": body.pop("priority")} if "priority" in body else {})}]
     given = {"model": "m", "messages": messages, "prompt": "Hi", "input": messages, **body}
