@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal, TextIO
 import typer
 
 from cli.client.joining import COLUMNS, Row
-from cli.client.progress import Snapshot
+from cli.client.progress import Snapshot, fault
 from cli.client.server import Server, connect
 from cli.errors import Trouble
 from cli.options import ApiKey, DataDir, Url
@@ -48,6 +48,7 @@ def results(
     with connect(url, api_key, data_dir) as server:
         shown = server.get(f"/jobs/{job}")
         found = Snapshot.of(shown)
+        _require_files(found)
         if not join and format_ == "jsonl":
             _raw(server, found, output)
             return
@@ -56,6 +57,12 @@ def results(
         with _joined(server, found, shown["overrides"]) as rows:
             count = writer_of(format_, vectors=shown["endpoint"] == EMBEDDINGS)(rows, output)
     say(f"{count} results{f': {output}' if output else ''}", err=True)
+
+
+def _require_files(job: Snapshot) -> None:
+    """Raises Trouble, with the job's errors, for a job that failed before any of its requests ran."""
+    if job.state == "failed" and not (job.output_file_id or job.error_file_id):
+        raise Trouble("\n".join([f"{job.id} failed and has no results", *map(fault, job.errors)]))
 
 
 def _raw(server: Server, job: Snapshot, output: Path | None) -> None:

@@ -99,6 +99,24 @@ def test_the_command_shows_what_the_job_asked(monkeypatch: pytest.MonkeyPatch) -
     assert json.loads(done.stdout)["request"] == {"model": "m", **HELLO, "temperature": 0}
 
 
+@pytest.mark.parametrize("options", [(), ("--join",)])
+def test_a_job_that_failed_before_it_ran_shows_its_errors(
+    monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    faults = [{"line": 2, "message": "Wrong.", "param": "url"}, {"line": None, "message": "Bad.", "param": None}]
+    job = {
+        "id": "batch_1", "kind": "generation", "state": "failed", "created_at": 0, "endpoint": CHAT,
+        "progress": {"total": 0, "completed": 0, "failed": 0}, "usage": {"input_tokens": 0, "output_tokens": 0},
+        "overrides": {}, "input_file_id": "file-in", "errors": {"data": faults},
+    }  # fmt: skip
+    monkeypatch.setattr("cli.commands.results.connect", lambda *_: nullcontext(Served(job, {})))
+
+    done = CliRunner().invoke(app, ["results", "batch_1", *options])
+
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert str(done.exception) == "batch_1 failed and has no results\nline 2: Wrong. (url)\nBad."
+
+
 def test_lines_that_the_planner_takes_are_joined_too() -> None:
     digits = "7" * 5000
     huge = b'{"custom_id": "a", "method": "POST", "url": "%s", "body": {"model": "m", "x": %s, "messages": []}}'
