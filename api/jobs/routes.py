@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
+from api.batches.schemas import STATUS
 from api.deps import Call, CallContext
 from api.errors import clip
 from api.http.bodies import Body, resource
@@ -17,7 +18,7 @@ from api.http.paging import After, Limit20, Order, Page, find, labelled, page
 from api.http.space import count_if_due
 from api.http.sse import EVENT_STREAM, LastEventId, event_stream, position_of
 from api.jobs.retry import Changes, again
-from api.jobs.schemas import JobEvent, JobGraph, JobObject, ModelStatus, show_event, show_graph, show_job
+from api.jobs.schemas import JobEvent, JobGraph, JobObject, ModelStatus, StateOrStatus, show_event, show_graph, show_job
 from api.jobs.streams import follow_events, follow_results
 from api.shares import open_stream, run_in_threadpool
 from api.webhooks.queries import delivery_page
@@ -79,7 +80,7 @@ def list_jobs(
     limit: Limit20 = 20,
     order: Order = "desc",
     kind: Annotated[str | None, Query(max_length=32)] = None,
-    state: Annotated[JobState | None, Query()] = None,
+    state: Annotated[StateOrStatus | None, Query(description="As `state` or as `status` shows it.")] = None,
     schedule_id: Annotated[str | None, Query(max_length=64)] = None,
     idempotency_key: Annotated[str | None, Query(min_length=1, max_length=255)] = None,
 ) -> Page[JobObject]:
@@ -87,12 +88,13 @@ def list_jobs(
     statement = jobs_of(call)
     wanted = (
         (Job.kind, kind),
-        (Job.state, state),
         (Job.schedule_id, schedule_id),
         (Job.idempotency_key, idempotency_key),
     )
     for column, value in wanted:
         statement = statement if value is None else statement.where(column == value)
+    if state is not None:
+        statement = statement.where(Job.state.in_([one for one in JobState if state in (one, STATUS[one])]))
     statement = labelled(statement, Job.labels, request.query_params.multi_items(), sqlite=call.db.sqlite)
     with call.db.read() as session:
         # the last job of a page may have moved on since, or got other metadata

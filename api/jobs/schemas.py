@@ -13,6 +13,12 @@ from jobs.retrieval.indexes import index_of
 from jobs.webhooks.sending import envelope
 from jobs.webhooks.tables import Event
 
+#: The states of the ledger, and OpenAI's words for them.
+StateOrStatus = Literal[
+    "queued", "running", "finishing", "expiring", "cancelling", "succeeded", "failed", "expired", "cancelled",
+    "validating", "in_progress", "finalizing", "completed",
+]  # fmt: skip
+
 
 class Progress(BaseModel):
     """Items so far. `fraction` is of the total, 0 while that is not known."""

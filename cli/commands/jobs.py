@@ -20,7 +20,9 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `nig
 
 def jobs(
     kind: Annotated[str, typer.Option(help="Only jobs of this kind, such as generation or embedding.")] = "",
-    state: Annotated[str, typer.Option(help="Only jobs in this state, such as running or failed.")] = "",
+    state: Annotated[
+        str, typer.Option(help="Only jobs in this state: such as running, or OpenAI's word for it, in_progress.")
+    ] = "",
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Only jobs with this metadata; may be repeated.")
     ] = None,

@@ -3,12 +3,15 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from api.batches.schemas import STATUS
+from api.jobs.schemas import StateOrStatus
+from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Segment, Shard
 from jobs.security.keys import revoke_key
 from jobs.timings import Timings
@@ -46,12 +49,20 @@ def test_jobs_are_found_by_kind_state_and_metadata(either: FastAPI) -> None:
     assert find(kind="nothing") == []
     assert find(state="queued") == [second, first]
     assert find(state="failed") == [third]
+    assert find(state="validating") == [second, first], "OpenAI's word for it"
+    assert find(state="in_progress") == find(state="completed") == []
+    refused = client.get("/v1/jobs", params={"state": "odd"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "state")
     assert find(**{"metadata[team]": "blue"}) == [first]
     assert find(**{f"metadata[{odd}]": "1"}) == [first]
     assert find(**{"metadata[team]": "blue", "kind": "generation"}) == []
     assert find(**{"metadata[nothing]": "blue"}) == []
     assert find(metadata="null") == [third]
     assert find(limit="1", after=third) == [second]
+
+
+def test_a_filter_takes_every_state_and_every_status() -> None:
+    assert set(get_args(StateOrStatus)) == {*JobState, *STATUS.values()}
 
 
 def test_a_job_without_a_deadline_says_so(app: FastAPI, client: TestClient) -> None:
