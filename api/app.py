@@ -24,7 +24,7 @@ from api.health.readiness import BrokerWatch, Watch
 from api.http.middleware import OPEN, Authenticate, FairShare, Limit, Trace
 from api.inference import chat_completions, conversations, responses
 from api.inference import routes as inference
-from api.inference.asking import STREAM_HEADER
+from api.inference.interactive import STREAM_HEADER
 from api.jobs import feed
 from api.jobs import routes as jobs
 from api.pages import routes as pages
@@ -34,7 +34,7 @@ from api.ttl_cache import Trusted
 from api.webhooks import routes as webhooks
 from jobs.db.engine import Database
 from jobs.fleet.models_file import Models
-from jobs.inference.waiting import Lines
+from jobs.inference.client import InferenceClient
 from jobs.platform.storage import open_storage
 from jobs.settings import Settings, settings
 from jobs.timings import Timings
@@ -87,8 +87,8 @@ def build(config: Settings | None = None, timings: Timings = Timings()) -> FastA
         db=db,
         storage=open_storage(config.storage),
         models=registry,
-        lines=Lines(config, timings),
-        places=Trusted(timings.trusted),
+        inference=InferenceClient(config, timings),
+        queue_for_model=Trusted(timings.trusted),
         timings=timings,
     )
     app = FastAPI(
@@ -125,5 +125,5 @@ def build(config: Settings | None = None, timings: Timings = Timings()) -> FastA
 async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     yield {}
     app.state.services.stopping.set()
-    await app.state.services.lines.close()
+    await app.state.services.inference.close()
     app.state.services.db.close()

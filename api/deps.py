@@ -12,7 +12,7 @@ from api.ttl_cache import Trusted
 from jobs.db.engine import Database
 from jobs.errors import Unavailable
 from jobs.fleet.models_file import Models, ModelsFileError, Registry
-from jobs.inference.waiting import Lines
+from jobs.inference.client import InferenceClient
 from jobs.ledger import audit
 from jobs.platform.locks import Locks
 from jobs.platform.storage import Storage
@@ -37,8 +37,8 @@ class Services:
     db: Database
     storage: Storage
     models: Models
-    lines: Lines
-    places: Trusted[str]  # queues that live workers take requests from
+    inference: InferenceClient
+    queue_for_model: Trusted[str]  # queues that live workers take requests from
     timings: Timings
     arriving: Arriving = field(default_factory=Arriving)
     changing: Locks = field(default_factory=Locks)  # conversations

@@ -1,9 +1,11 @@
-"""What a client who waits feels: time to the first token, the engine's own and through the API, idle and under a batch.
+"""What an interactive client measures: the time to the first token, of the engine and through the API.
+
+Both are measured idle and under a batch.
 
     python -m bench waiting [--asks 100] [--lines 2048] [--max-tokens 32] [--beside 0 100000]
 
-The client's time ends with the first word; of a chat, a piece that only names the role comes before it. The engine's
-own time is from the moment its worker takes the question to the first piece that it gives out; both are in the
+The client's time ends with the first word; of a chat, a chunk that only names the role comes before it. The engine's
+own time is from the moment its worker takes the request to the first chunk that it gives out; both are in the
 question's stream in Redis, by the server's clock, and belong to the very request whose time the client measures. So the
 difference is what the API and Redis add, and is shown in both ways: request by request, and one p95 less the other.
 Then a batch is started, and such questions are asked while it runs. `--beside` runs it all once for each value of that
@@ -57,7 +59,7 @@ class First:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """`alone` and `beside`: lines of a batch a second, without and with clients who wait."""
+    """`alone` and `beside`: lines of a batch a second, without and with interactive clients."""
 
     crowd: int
     idle: Sequence[First]
@@ -148,8 +150,8 @@ class _Asker:
     def _engines(self, question_id: str) -> float:
         """From `taken` to the first chunk."""
         moments: dict[str, int] = {}
-        for entry, fields in self._redis.xrange(interactive.answer(question_id)):
-            kind = interactive.unpack_piece(fields[interactive.PIECE]).kind
+        for entry, fields in self._redis.xrange(interactive.answer_key(question_id)):
+            kind = interactive.unpack_entry(fields[interactive.ENTRY_FIELD]).kind
             moments.setdefault(kind, int(entry.split(b"-")[0]))
         self._http.delete(f"/v1/streams/{question_id}").raise_for_status()
         return float(moments["chunk"] - moments["taken"])

@@ -21,7 +21,7 @@ NightmillError (500 server_error)
 │   ├── NoWorker (503)
 │   │   └── ModelLoading (503)
 │   ├── LookupsBusy (503)
-│   ├── Overloaded, StreamsAway, WorkerLost (503, to clients who wait)
+│   ├── Overloaded, StreamsAway, WorkerLost (503, to interactive clients)
 │   └── StorageAway (503)
 ├── StorageFull (507)
 │   └── ProjectFull (507)
@@ -203,7 +203,7 @@ class Overloaded(Unavailable):
 
 
 class StreamsAway(Unavailable):
-    """The Redis server that carries the questions of waiting clients cannot be reached."""
+    """The Redis server that carries the requests of interactive clients cannot be reached."""
 
     code = "streams_unavailable"
 

@@ -44,7 +44,7 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path(".nightmill"), description="folder of everything embedded: database, files, logs, keys")
     database_url: str = Field("", repr=False, description="SQLAlchemy URL; empty: SQLite in the data folder")
     broker_url: str = Field("", repr=False, description="Celery broker; empty: the embedded Valkey's Unix socket")
-    streams_url: str = Field("", repr=False, description="Redis for waiting clients; empty: the broker, if it is one")
+    streams_url: str = Field("", repr=False, description="Redis for interactive clients; empty: the broker, if Redis")
     storage_url: str = Field("", description="fsspec URL (`s3://bucket/prefix`); empty: the data folder")
     models_file: str = Field("", description="path of a models.yaml; empty: the data folder's, else the packaged")
 
@@ -75,9 +75,9 @@ class Settings(BaseSettings):
     )
     item_tries: int = Field(3, ge=1, le=8, description="tries of an item whose request breaks, the last one alone")
 
-    interactive_seconds: float = Field(600, gt=0, description="a waiting client's request, at most")
+    interactive_seconds: float = Field(600, gt=0, description="an interactive client's request, at most")
     interactive_waiting: int = Field(
-        256, ge=1, description="waiting clients in one queue's line, and of a project in one worker, before 503"
+        256, ge=1, description="interactive clients in one queue, and of a project in one worker, before 503"
     )
     interactive_waiting_bytes: int = Field(
         192 * MB,
@@ -88,7 +88,7 @@ class Settings(BaseSettings):
         0, ge=0, description="requests of a batch at vLLM while somebody waits; 0: 4 on a CPU, all on a GPU"
     )
     interactive_unread: int = Field(
-        16_384, ge=1024, description="pieces of a stream that wait for a slow reader before it is given up"
+        16_384, ge=1024, description="chunks of a stream that wait for a slow reader before it is given up"
     )
     interactive_unread_bytes: int = Field(
         8 * MB,

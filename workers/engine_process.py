@@ -36,8 +36,8 @@ from workers.engines.build_engines import build as build_router
 from workers.engines.build_engines import outdated, refresh
 from workers.engines.port import EngineBusy
 from workers.engines.router import Router
-from workers.inference.client import Asking, ModelRouter
 from workers.inference.consumer import InteractiveConsumer, Limits
+from workers.inference.peer_client import ModelRouter, PeerClient
 from workers.inference.token_counting import ContextLimits, Counting
 from workers.middleware.pipeline import PipelineDeps, build_pipeline
 from workers.middleware.response_cache import ResponseCache
@@ -65,13 +65,13 @@ def run(config: Settings, name: str, queue: str) -> None:
     engine = build_router(config, _models(context), queue, ExternalPermissions(context.db).allows, context.timings)
     others = SharedExclusiveLock(config.data_dir / "run" / queue, config.lease_seconds)
     warden = Warden(context, engine, queue, words)
-    asking, response_cache = Asking(context), ResponseCache(context.db, config.cache_max_bytes, context.timings)
+    peers, response_cache = PeerClient(context), ResponseCache(context.db, config.cache_max_bytes, context.timings)
     deps = PipelineDeps(
         measure=engine.length,
         identity=engine.identity,
         is_alias=engine.is_alias,
-        model_router=ModelRouter(context, asking, engine, queue),
-        search=asking.search,
+        model_router=ModelRouter(context, peers, engine, queue),
+        search=peers.search,
         context_budgets=ContextLimits(config, lambda: engine.registry).of,
         response_cache=response_cache,
         checker=SchemaChecker(context.timings),
@@ -92,7 +92,7 @@ def run(config: Settings, name: str, queue: str) -> None:
     context.keeper.leave()
     with suppress(TimeoutError):
         host.call(consumer.close()).result(2)
-        host.call(asking.close()).result(2)
+        host.call(peers.close()).result(2)
     host.close()
     response_cache.close()
     logging.shutdown()

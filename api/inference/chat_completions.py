@@ -23,19 +23,19 @@ from api.http.fields import Context, Metadata
 from api.http.idempotency import Once
 from api.http.paging import After, Limit20, Order, Page, deleted, find, labelled, place_of, slice_of
 from api.http.space import check_space
-from api.inference.asking import Asked, Events, ask, resume, streamed, whole
 from api.inference.chunks import Chunks
+from api.inference.interactive import Events, InferenceRequest, resume, stream_response, submit, whole_response
 from api.inference.schemas import CompletionDeleted, CompletionObject, StoredMessage, show_messages
 from api.inference.stored_answers import Run, StoredAnswers, answered_once
 from api.shares import run_in_threadpool
 from jobs.errors import InvalidRequest, NightmillError, NotFound
 from jobs.ids import new_id
 from jobs.inference import stored
+from jobs.inference.client import is_after, stream_start
 from jobs.inference.context_options import context_options_of
-from jobs.inference.interactive import Piece
+from jobs.inference.interactive import AnswerEntry
 from jobs.inference.stored import Kept, decode
 from jobs.inference.tables import KeptCompletion
-from jobs.inference.waiting import beginning, follows
 from jobs.platform.storage import let_go
 from jobs.requests.endpoints import CHAT
 
@@ -48,7 +48,7 @@ STORED = StoredAnswers(
 )
 
 
-class ChatCompletionRequest(Asked):
+class ChatCompletionRequest(InferenceRequest):
     """OpenAI's fields, and ours. With `context` a message may have a `priority`, a number."""
 
     messages: Many[dict[str, Any]] = Field(min_length=1)
@@ -118,9 +118,9 @@ async def answer(
 
 async def _answered(chat: Chat, request: Request) -> dict[str, Any] | Response:
     """The completion, or the engine's refusal."""
-    end, pieces = await ask(chat.call, request, CHAT, chat.question, stream=False)
-    await pieces.aclose()
-    return chat.ours(_decoded(end.body)) if end.status == 200 else whole(end)
+    end, entries = await submit(chat.call, request, CHAT, chat.question, stream=False)
+    await entries.aclose()
+    return chat.ours(_decoded(end.body)) if end.status == 200 else whole_response(end)
 
 
 async def _streamed(chat: Chat, request: Request, seconds: int | None) -> Response:
@@ -128,13 +128,13 @@ async def _streamed(chat: Chat, request: Request, seconds: int | None) -> Respon
     told = {"stream_options": {**chat.options, "include_usage": True}} if isinstance(chat.options, dict) else {}
     question = {**chat.question, **told}
     shown = msgspec.json.encode(_Packed(chat.id, chat.body.fields())) if seconds else b""
-    first, pieces = await ask(chat.call, request, CHAT, question, stream=True, resume=seconds, shown=shown)
+    first, entries = await submit(chat.call, request, CHAT, question, stream=True, resume=seconds, shown=shown)
     if first.kind == "end":
-        await pieces.aclose()
+        await entries.aclose()
         if first.status == 200:  # it has answered, but not as a stream
             raise _unsound()
-        return whole(first)
-    return streamed(_ChatEvents(chat, resumable=bool(seconds)).of(pieces, first), first.at)
+        return whole_response(first)
+    return stream_response(_ChatEvents(chat, resumable=bool(seconds)).of(entries, first), first.position)
 
 
 async def resumed(call: CallContext, request: Request, last: str, shown: bytes) -> Response:
@@ -144,8 +144,8 @@ async def resumed(call: CallContext, request: Request, last: str, shown: bytes) 
     """
     packed = msgspec.json.decode(shown, type=_Packed)
     chat = Chat(call, ChatCompletionRequest.model_validate_json(msgspec.json.encode(packed.body)), packed.id)
-    _, pieces = await resume(call, request, beginning(last), CHAT)
-    return streamed(_ChatEvents(chat, resumable=True, last=last).of(pieces), last)
+    _, entries = await resume(call, request, stream_start(last), CHAT)
+    return stream_response(_ChatEvents(chat, resumable=True, last=last).of(entries), last)
 
 
 class _ChatEvents(Events):
@@ -157,24 +157,24 @@ class _ChatEvents(Events):
         self._usage = isinstance(chat.options, dict) and bool(chat.options.get("include_usage"))
         self._chunks = Chunks()
 
-    async def write(self, piece: Piece) -> bytes:
+    async def write(self, entry: AnswerEntry) -> bytes:
         """Empty where there is nothing to show. Raises NightmillError for what is no chunk."""
-        if piece.kind == "chunk":
-            return self._event(piece, self._chunk(piece))
-        if piece.kind != "end":
+        if entry.kind == "chunk":
+            return self._event(entry, self._chunk(entry))
+        if entry.kind != "end":
             return sse.KEEP_ALIVE
-        if not piece.body:
+        if not entry.body:
             await run_in_threadpool(self._keep)
-        return self._event(piece, piece.body or sse.DONE)
+        return self._event(entry, entry.body or sse.DONE)
 
-    def _event(self, piece: Piece, data: bytes) -> bytes:
-        if not data or (self._last and not follows(piece.at, self._last)):
+    def _event(self, entry: AnswerEntry, data: bytes) -> bytes:
+        if not data or (self._last and not is_after(entry.position, self._last)):
             return b""
-        return sse.event(data, at=self.at(piece))
+        return sse.event(data, at=self.event_id(entry))
 
-    def _chunk(self, piece: Piece) -> bytes:
+    def _chunk(self, entry: AnswerEntry) -> bytes:
         """Under our id. A chunk that is only there for its usage is nothing to whoever did not ask for it."""
-        chunk = _decoded(piece.body)
+        chunk = _decoded(entry.body)
         if not isinstance(chunk, dict):
             raise _unsound()
         if "choices" in chunk:

@@ -30,7 +30,7 @@ class _Choice:
             self.facts[name] = told[name] if last else _merged(self.facts.get(name), told[name])
 
     def whole(self, index: int) -> dict[str, Any]:
-        said = {name: "".join(pieces) for name, pieces in self.texts.items()}
+        said = {name: "".join(entries) for name, entries in self.texts.items()}
         message = {"role": "assistant", "content": None, "refusal": None, **self.parts, **said}
         calls = self.parts.get("tool_calls")
         if isinstance(calls, list):

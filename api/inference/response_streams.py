@@ -24,15 +24,15 @@ from api.deps import CallContext
 from api.http import sse
 from api.http.sse import KEEP_ALIVE, check_key, until_revoked
 from api.inference import stored_answers
-from api.inference.asking import Events, ask, resume, streamed, whole
+from api.inference.interactive import Events, resume, stream_response, submit, whole_response
 from api.inference.turns import CreateResponse, Turn, decoded, keep, unsound
 from api.shares import run_in_threadpool
 from jobs.errors import DatabaseBusy, InvalidRequest, NotFound, StorageAway, StreamsAway
 from jobs.inference import responses
 from jobs.inference.answer_events import written_out
-from jobs.inference.interactive import Piece
+from jobs.inference.client import second_of
+from jobs.inference.interactive import AnswerEntry
 from jobs.inference.stored import Kept
-from jobs.inference.waiting import second
 from jobs.requests.endpoints import RESPONSES
 
 
@@ -60,13 +60,15 @@ def check_resumable(body: CreateResponse) -> None:
 async def answer(turn: Turn, request: Request, seconds: int | None) -> Response:
     """A stream, or the engine's refusal."""
     shown = _packed(turn) if seconds else b""
-    first, pieces = await ask(turn.call, request, RESPONSES, turn.question, stream=True, resume=seconds, shown=shown)
+    first, entries = await submit(
+        turn.call, request, RESPONSES, turn.question, stream=True, resume=seconds, shown=shown
+    )
     if first.kind == "end":
-        await pieces.aclose()
+        await entries.aclose()
         if first.status == 200:  # it has answered, but not as a stream
             raise unsound()
-        return whole(first)
-    return streamed(_ResponseEvents(turn, resumable=bool(seconds)).of(pieces, first), first.at)
+        return whole_response(first)
+    return stream_response(_ResponseEvents(turn, resumable=bool(seconds)).of(entries, first), first.position)
 
 
 def _packed(turn: Turn) -> bytes:
@@ -76,11 +78,11 @@ def _packed(turn: Turn) -> bytes:
 
 async def resumed(call: CallContext, request: Request, last: str) -> Response:
     """What follows an event that the client has seen. Raises InvalidRequest, NotFound, StreamsAway."""
-    kept, pieces = await resume(call, request, last, RESPONSES)
+    kept, entries = await resume(call, request, last, RESPONSES)
     shown = msgspec.json.decode(kept.shown, type=_Shown)
     body = CreateResponse.model_validate_json(msgspec.json.encode({**shown.body, "input": shown.asked}))
     turn = Turn(call, body, shown.question, shown.asked, shown.id)
-    return streamed(_ResponseEvents(turn, resumable=True).of(pieces), last)
+    return stream_response(_ResponseEvents(turn, resumable=True).of(entries), last)
 
 
 class _ResponseEvents(Events):
@@ -91,28 +93,28 @@ class _ResponseEvents(Events):
         self._turn = turn
         self._number = 0  # of the next event
 
-    async def write(self, piece: Piece) -> bytes:
-        if piece.kind == "chunk":
-            event = await _made_ours(self._turn, piece, self._number, resumable=self._resumable)
+    async def write(self, entry: AnswerEntry) -> bytes:
+        if entry.kind == "chunk":
+            event = await _made_ours(self._turn, entry, self._number, resumable=self._resumable)
             self._number = event["sequence_number"] + 1
-            return sse.event(event, kind=str(event.get("type", "message")), at=self.at(piece))
-        if piece.kind != "end":
+            return sse.event(event, kind=str(event.get("type", "message")), at=self.event_id(entry))
+        if entry.kind != "end":
             return sse.KEEP_ALIVE
-        return self.error(decoded(piece.body), self.at(piece)) if piece.body else b""
+        return self.error(decoded(entry.body), self.event_id(entry)) if entry.body else b""
 
     def error(self, error: Any, at: str = "") -> bytes:
         return sse.event(_error(error, self._number), kind="error", at=at)
 
 
-async def _made_ours(turn: Turn, piece: Piece, number: int, *, resumable: bool) -> dict[str, Any]:
+async def _made_ours(turn: Turn, entry: AnswerEntry, number: int, *, resumable: bool) -> dict[str, Any]:
     """Raises NightmillError for what is no event."""
-    event = decoded(piece.body)
+    event = decoded(entry.body)
     if not isinstance(event, dict):
         raise unsound()
     last = event.get("type") in responses.FINAL
     if last and not responses.sound(event.get("response")):
         raise unsound()
-    at = second(piece.at)  # however often it is told
+    at = second_of(entry.position)  # however often it is told
     event = responses.own_event(event, turn.facts, turn.question, at, number)
     if last and (turn.store or turn.conversation):
         await run_in_threadpool(_keep, turn, event["response"], resumable=resumable)
@@ -156,7 +158,7 @@ class _Following:
         self._call, self._seen, self._results = call, after, results
         self._question, self._response = kept.question, kept.response
         self._id = str(kept.response["id"])
-        self._place = "0-0"
+        self._position = "0-0"
         self._heard = False  # whether its worker has told anything
         self._items = _Items()
         self._timings = call.services.timings
@@ -207,11 +209,13 @@ class _Following:
         """What the worker has told until now; waits a moment where that is nothing."""
         while True:
             try:
-                found = await self._call.services.lines.told(self._id, self._place, self._timings.response_look)
+                found = await self._call.services.inference.read_events(
+                    self._id, self._position, self._timings.response_look
+                )
             except StreamsAway:
                 found = None
-            for place, body in found or ():
-                self._place, self._heard = place, True
+            for position, body in found or ():
+                self._position, self._heard = position, True
                 event = responses.own_event(msgspec.json.decode(body), self._response, self._question)
                 if self._items.told(event) and event["sequence_number"] > self._seen:
                     yield self._event(event)

@@ -21,7 +21,17 @@ from api.http.bodies import Many, resource
 from api.http.idempotency import Idempotent, Once
 from api.http.paging import After, Limit20, Order, Page, slice_of
 from api.inference import response_streams, stored_answers
-from api.inference.asking import EITHER, WHOLE, Asked, LastEventId, Resume, ask, queue_of, streamed, whole
+from api.inference.interactive import (
+    JSON_BODY,
+    JSON_OR_STREAM,
+    InferenceRequest,
+    LastEventId,
+    Resume,
+    queue_of,
+    stream_response,
+    submit,
+    whole_response,
+)
 from api.inference.response_streams import follow
 from api.inference.schemas import InputItem, ItemObject, ResponseDeleted, show_item, show_items
 from api.inference.stored_answers import answered_once, as_json, referred
@@ -49,7 +59,7 @@ from jobs.requests.endpoints import RESPONSES
 router: APIRouter = resource("Responses")
 
 
-@router.post("/responses", response_class=Response, responses=EITHER)
+@router.post("/responses", response_class=Response, responses=JSON_OR_STREAM)
 async def create_response(
     call: Call,
     request: Request,
@@ -67,7 +77,7 @@ async def create_response(
     if body.background:
         queued, replayed = await run_in_threadpool(_queued, turn, once)
         if body.stream:
-            return streamed(follow(call, request, queued, -1, results=turn.results))
+            return stream_response(follow(call, request, queued, -1, results=turn.results))
         return as_json(turn.shown(queued.response), replayed=replayed)
     if body.stream:
         return await response_streams.answer(turn, request, seconds)
@@ -77,7 +87,7 @@ async def create_response(
     return await _kept_once(turn, request, once)
 
 
-@router.get("/responses/{response_id}", response_class=Response, responses=EITHER)
+@router.get("/responses/{response_id}", response_class=Response, responses=JSON_OR_STREAM)
 async def retrieve_response(
     call: Call,
     request: Request,
@@ -93,7 +103,7 @@ async def retrieve_response(
     kept = await run_in_threadpool(stored_answers.load_response, call, response_id)
     results = responses.RESULTS in (include or ())
     if stream:
-        return streamed(follow(call, request, kept, starting_after, results=results))
+        return stream_response(follow(call, request, kept, starting_after, results=results))
     return as_json(kept.response if results else responses.bare(kept.response))
 
 
@@ -102,11 +112,11 @@ async def delete_response(call: Call, response_id: str) -> ResponseDeleted:
     """Forget a response. What continued it goes on by itself."""
     await run_in_threadpool(stored_answers.delete_response, call, response_id)
     with suppress(StreamsAway):  # it expires by itself
-        await call.services.lines.forget(response_id)
+        await call.services.inference.delete_events(response_id)
     return ResponseDeleted(id=response_id)
 
 
-@router.post("/responses/{response_id}/cancel", response_class=Response, responses=WHOLE)
+@router.post("/responses/{response_id}/cancel", response_class=Response, responses=JSON_BODY)
 def cancel_response(call: Call, response_id: str) -> Response:
     """Only what runs in the background can be cancelled: whoever waits for an answer hangs up."""
     return as_json(responses.bare(stored_answers.cancel_response(call, response_id).response))
@@ -140,10 +150,10 @@ def _queued(turn: Turn, once: Once) -> tuple[Kept, bool]:
 
 async def _answered(turn: Turn, request: Request) -> dict[str, Any] | Response:
     """The response, or the engine's refusal."""
-    end, pieces = await ask(turn.call, request, RESPONSES, turn.question, stream=False)
-    await pieces.aclose()
+    end, entries = await submit(turn.call, request, RESPONSES, turn.question, stream=False)
+    await entries.aclose()
     if end.status != 200:
-        return whole(end)
+        return whole_response(end)
     answer = decoded(end.body)
     if not responses.sound(answer):
         raise unsound()
@@ -164,7 +174,7 @@ def _loaded(call: CallContext, response_id: str) -> dict[str, Any]:
     return stored_answers.load_response(call, response_id).response
 
 
-class CountInputTokens(Asked):
+class CountInputTokens(InferenceRequest):
     """The fields of a response that say what the model is shown."""
 
     input: str | Many[InputItem] | None = None
@@ -181,9 +191,9 @@ class InputTokens(BaseModel):
 async def count_input_tokens(call: Call, request: Request, body: CountInputTokens) -> Response:
     """All that the model would be shown, what was said before included. Nothing is generated or kept."""
     question = await run_in_threadpool(_count_request, call, body)
-    end, pieces = await ask(call, request, responses.COUNT_URL, question, stream=False, endpoint=RESPONSES)
-    await pieces.aclose()
-    return whole(end)
+    end, entries = await submit(call, request, responses.COUNT_URL, question, stream=False, endpoint=RESPONSES)
+    await entries.aclose()
+    return whole_response(end)
 
 
 def _count_request(call: CallContext, body: CountInputTokens) -> dict[str, Any]:
@@ -201,7 +211,7 @@ _WRITE: Final = (
 )
 
 
-class CompactResponse(Asked):
+class CompactResponse(InferenceRequest):
     """The fields that say what is compacted. `instructions` are part of what the model is shown."""
 
     input: str | Many[InputItem] | None = None
@@ -221,10 +231,10 @@ class CompactedResponse(BaseModel):
 async def compact_response(call: Call, request: Request, body: CompactResponse) -> Response:
     """The users' messages as they are, and one item for everything; an engine that has one summarizes it in parts."""
     items = await run_in_threadpool(_items, call, body)
-    end, pieces = await ask(call, request, RESPONSES, _summary_request(body, items), stream=False)
-    await pieces.aclose()
+    end, entries = await submit(call, request, RESPONSES, _summary_request(body, items), stream=False)
+    await entries.aclose()
     if end.status != 200:
-        return whole(end)
+        return whole_response(end)
     answer = decoded(end.body)
     if not responses.sound(answer) or not isinstance(answer.get("usage"), dict):
         raise unsound()

@@ -1,4 +1,4 @@
-"""Answers for a client who waits: chat completions, completions, embeddings and rankings, whole or as a stream.
+"""Answers for an interactive client: chat completions, completions, embeddings and rankings, whole or as a stream.
 
 The body goes to the engine as it is; what is wrong with it the engine says, in OpenAI's shape, but for what is ours
 (`context`). Batches wait meanwhile: these requests are served first, on the same engine.
@@ -15,35 +15,35 @@ from api.http.bodies import Many, resource
 from api.http.idempotency import Idempotent
 from api.http.sse import EVENT_STREAM
 from api.inference import chat_completions, response_streams
-from api.inference.asking import (
-    EITHER,
-    WHOLE,
-    Asked,
+from api.inference.chat_completions import ChatCompletionRequest
+from api.inference.interactive import (
+    JSON_BODY,
+    JSON_OR_STREAM,
     Events,
+    InferenceRequest,
     LastEventId,
     Resume,
-    ask,
-    kept_stream,
+    find_stream,
     resume,
-    streamed,
-    whole,
+    stream_response,
+    submit,
+    whole_response,
 )
-from api.inference.chat_completions import ChatCompletionRequest
 from jobs.errors import InvalidRequest
 from jobs.inference import cache
+from jobs.inference.client import parse_position
 from jobs.inference.context_options import context_options_of
-from jobs.inference.waiting import place
 from jobs.requests.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RESPONSES
 
 router: APIRouter = resource("Generation")
 
 
-class CompletionRequest(Asked):
+class CompletionRequest(InferenceRequest):
     stream: bool | None = None
     prompt: str | list[Any]
 
 
-class EmbeddingRequest(Asked):
+class EmbeddingRequest(InferenceRequest):
     """OpenAI's fields, and ours: what the inputs are (`query`, `passage` …), and whether too long ones are cut off."""
 
     input: str | list[Any]
@@ -52,12 +52,12 @@ class EmbeddingRequest(Asked):
     truncate_prompt_tokens: Any = None
 
 
-class RerankRequest(Asked):
+class RerankRequest(InferenceRequest):
     query: str
     documents: Many[str | dict[str, Any]]
 
 
-@router.post("/chat/completions", response_class=Response, responses=EITHER)
+@router.post("/chat/completions", response_class=Response, responses=JSON_OR_STREAM)
 async def create_chat_completion(
     call: Call,
     request: Request,
@@ -74,7 +74,7 @@ async def create_chat_completion(
     return await _answer(call, request, CHAT, body, stream=bool(body.stream), seconds=seconds)
 
 
-@router.post("/completions", response_class=Response, responses=EITHER)
+@router.post("/completions", response_class=Response, responses=JSON_OR_STREAM)
 async def create_completion(
     call: Call, request: Request, body: CompletionRequest, seconds: Resume = None, last: LastEventId = None
 ) -> Response:
@@ -84,13 +84,13 @@ async def create_completion(
     return await _answer(call, request, COMPLETIONS, body, stream=bool(body.stream), seconds=seconds)
 
 
-@router.post("/embeddings", response_class=Response, responses=WHOLE)
+@router.post("/embeddings", response_class=Response, responses=JSON_BODY)
 async def create_embedding(call: Call, request: Request, body: EmbeddingRequest) -> Response:
     """The vectors of one or more inputs."""
     return await _answer(call, request, EMBEDDINGS, body, stream=False)
 
 
-@router.post("/rerank", response_class=Response, responses=WHOLE)
+@router.post("/rerank", response_class=Response, responses=JSON_BODY)
 async def create_rerank(call: Call, request: Request, body: RerankRequest) -> Response:
     """How well each document answers the query, best first: the shape that vLLM, Jina and Cohere share."""
     return await _answer(call, request, RERANK, body, stream=False)
@@ -98,23 +98,23 @@ async def create_rerank(call: Call, request: Request, body: RerankRequest) -> Re
 
 async def resumed(call: CallContext, request: Request, last: str, url: str) -> Response:
     """What follows an event that the client has seen. Raises InvalidRequest, NotFound, StreamsAway."""
-    kept = await kept_stream(call, place(last)[0])
+    kept = await find_stream(call, parse_position(last)[0])
     if kept.url == url and kept.shown:
         return await chat_completions.resumed(call, request, last, kept.shown)
-    _, pieces = await resume(call, request, last, url)
-    return streamed(Events(resumable=True).of(pieces), last)
+    _, entries = await resume(call, request, last, url)
+    return stream_response(Events(resumable=True).of(entries), last)
 
 
 async def _answer(
-    call: CallContext, request: Request, url: str, body: Asked, *, stream: bool, seconds: int | None = None
+    call: CallContext, request: Request, url: str, body: InferenceRequest, *, stream: bool, seconds: int | None = None
 ) -> Response:
     fields = body.fields()
     context_options_of(url, fields)  # what is wrong with them is told before there is somebody to do it
-    first, pieces = await ask(call, request, url, fields, stream=stream, resume=seconds)
+    first, entries = await submit(call, request, url, fields, stream=stream, resume=seconds)
     if first.kind == "end" and first.body:
-        await pieces.aclose()
-        return whole(first)
-    return streamed(Events(resumable=bool(seconds)).of(pieces, first), first.at)
+        await entries.aclose()
+        return whole_response(first)
+    return stream_response(Events(resumable=bool(seconds)).of(entries, first), first.position)
 
 
 stream_router: APIRouter = resource("Streams")
@@ -137,9 +137,9 @@ class StreamStopped(BaseModel):
 async def resume_stream(call: Call, request: Request, stream_id: StreamId, last: LastEventId = None) -> Response:
     """What follows the last event seen, or what is left of the whole."""
     at = last or f"{stream_id}/{_START}"
-    if place(at)[0] != stream_id:
+    if parse_position(at)[0] != stream_id:
         raise InvalidRequest("This is an event of another stream.", param="Last-Event-ID", code="invalid_value")
-    kept = await kept_stream(call, stream_id)
+    kept = await find_stream(call, stream_id)
     if kept.url == RESPONSES:
         return await response_streams.resumed(call, request, at)
     return await resumed(call, request, at, kept.url)
@@ -148,8 +148,8 @@ async def resume_stream(call: Call, request: Request, stream_id: StreamId, last:
 @stream_router.delete("/streams/{stream_id}")
 async def stop_stream(call: Call, stream_id: StreamId) -> StreamStopped:
     """Free the engine at once, and forget what was answered."""
-    await kept_stream(call, stream_id)
-    await call.services.lines.stop(stream_id, call.project_id)
+    await find_stream(call, stream_id)
+    await call.services.inference.stop(stream_id, call.project_id)
     return StreamStopped(id=stream_id)
 
 

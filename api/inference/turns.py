@@ -19,7 +19,7 @@ from api.http.fields import Context, Metadata
 from api.http.idempotency import Make
 from api.http.space import check_space
 from api.inference import stored_answers, stored_conversations
-from api.inference.asking import Asked
+from api.inference.interactive import InferenceRequest
 from api.inference.item_references import resolve
 from api.inference.schemas import InputItem, as_input, show_item
 from api.inference.stored_answers import Reference, Run
@@ -44,7 +44,7 @@ class ConversationReference(Body):
 Named = str | ConversationReference | None
 
 
-class CreateResponse(Asked):
+class CreateResponse(InferenceRequest):
     """The fields that are ours to read. With `context` a message may have a `priority`, a number."""
 
     input: str | Many[InputItem] | None = None

@@ -22,7 +22,7 @@ from api.http.fields import when
 from api.http.idempotency import Idempotent
 from api.http.paging import After, Before, Limit20, Order, Page, deleted, find, page, place_of
 from api.http.space import check_not_full, count_if_due
-from api.inference.asking import whole
+from api.inference.interactive import whole_response
 from api.retrieval.queries import counts_of, get_store, stop_jobs
 from api.retrieval.routes import checked_model
 from api.retrieval.schemas import ChunkingStrategy, FileCounts, VectorStoreFileObject, kept, show_counts
@@ -368,7 +368,7 @@ async def _side(call: CallContext, request: Request, index: VectorStore, one: Ju
     first = await answer_of(call, request, search)
     took = time.perf_counter() - began
     if first.status >= 400:
-        raise _Refused(whole(first))
+        raise _Refused(whole_response(first))
     files = list(dict.fromkeys(chunk.file_id for chunk in searches.decode_results(first.body).found))[:k]
     return Side(file_ids=files, latency_ms=round(1000 * took, 2), **_marks(files, one.relevant, k))
 

@@ -17,13 +17,13 @@ from sqlalchemy.orm import Session
 
 from api.deps import Call, CallContext
 from api.http.bodies import Body, Many, resource
-from api.inference.asking import ask, whole
+from api.inference.interactive import submit, whole_response
 from api.retrieval.queries import get_store
 from api.retrieval.schemas import SearchPage, show_found
 from api.shares import run_in_threadpool
 from jobs.errors import InvalidRequest, NightmillError
 from jobs.fleet import routing
-from jobs.inference.interactive import Piece
+from jobs.inference.interactive import AnswerEntry
 from jobs.requests.endpoints import CHAT, EMBEDDINGS, RERANK
 from jobs.retrieval import indexes, searches
 from jobs.retrieval.filters import check_filter
@@ -96,24 +96,24 @@ async def search_vector_store(call: Call, request: Request, vector_store_id: str
         if index.id == searched.id:
             break  # else another index has come into use, and the one before was removed
     if first.status >= 400:
-        return whole(first)
+        return whole_response(first)
     results = searches.decode_results(first.body)
     data = [show_found(one) for one in results.found]
     return SearchPage(search_query=list(queries), data=data, duplicates=results.duplicates)
 
 
-async def answer_of(call: CallContext, request: Request, search: searches.Search) -> Piece:
+async def answer_of(call: CallContext, request: Request, search: searches.Search) -> AnswerEntry:
     """What the workers that have the store's model say of a search."""
-    first, pieces = await ask(
+    first, entries = await submit(
         call,
         request,
         searches.URL,
         msgspec.to_builtins(search),
         stream=False,
         endpoint=EMBEDDINGS,
-        line=searches.line,
+        to_queue=searches.search_queue,
     )
-    await pieces.aclose()
+    await entries.aclose()
     return first
 
 
@@ -203,8 +203,8 @@ async def _rewritten(call: CallContext, request: Request, model: str, query: str
     ]
     body = {"model": model, "messages": messages, "max_tokens": TOKENS, "temperature": 0}
     try:
-        end, pieces = await ask(call, request, CHAT, body, stream=False, seconds=call.config.rewrite_seconds)
-        await pieces.aclose()
+        end, entries = await submit(call, request, CHAT, body, stream=False, seconds=call.config.rewrite_seconds)
+        await entries.aclose()
     except NightmillError as error:
         log.info("query_not_rewritten", extra={"reason": error.code or type(error).__name__})
         return query
@@ -214,7 +214,7 @@ async def _rewritten(call: CallContext, request: Request, model: str, query: str
     return said or query
 
 
-def _said(end: Piece) -> str:
+def _said(end: AnswerEntry) -> str:
     """Empty unless it is a query: a whole line of words, not too long."""
     if end.status != 200:
         return ""

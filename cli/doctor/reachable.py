@@ -44,12 +44,12 @@ def broker(patient: Patient) -> Iterator[Finding]:
 
 
 def streams(patient: Patient) -> Iterator[Finding]:
-    """What carries the questions of waiting clients, where it is not the broker."""
+    """What carries the requests of interactive clients, where it is not the broker."""
     if url := patient.config.streams_url:
-        yield _redis("waiting clients", url, "NIGHTMILL_STREAMS_URL")
+        yield _redis("interactive clients", url, "NIGHTMILL_STREAMS_URL")
     elif not redis_url(patient.config):
         told = "RabbitMQ does not carry their questions; chats and embeddings outside of batches answer 503"
-        yield warning("waiting clients", told, "set NIGHTMILL_STREAMS_URL to a Redis or Valkey server")
+        yield warning("interactive clients", told, "set NIGHTMILL_STREAMS_URL to a Redis or Valkey server")
 
 
 def _embedded(patient: Patient) -> Finding:
@@ -103,7 +103,7 @@ def api(patient: Patient) -> Iterator[Finding]:
         yield fine("api", f"ready at {url}; slots: {workers or 'none yet'}")
     elif found.get("status") == FULL:
         told = f"{url} answers chats and embeddings with 503, {FULL}; jobs go on"
-        yield warning("api", told, "see `broker` and `waiting clients` above")
+        yield warning("api", told, "see `broker` and `interactive clients` above")
     else:
         waiting = found.get("depth") or "none"
         told = f"{url} says '{found.get('status', 'something else')}'; work that waits: {waiting}"

@@ -28,16 +28,16 @@ import redis
 from jobs.errors import Overloaded, TooManyRequests
 from jobs.inference.interactive import (
     BACKGROUND_SECONDS,
-    LINE_SECONDS,
-    Question,
+    QUEUE_SECONDS,
+    QueuedRequest,
     address,
-    answer,
-    asking,
-    kept_in_line,
-    project_streams,
-    project_waiting,
+    answer_key,
+    client_key,
+    queue_seconds,
     redis_url,
-    resumable,
+    resumable_key,
+    streams_key,
+    waiting_key,
 )
 from jobs.settings import Settings
 
@@ -59,7 +59,7 @@ _COUNT_STREAM: Final = f"""
 local function count_stream(streams, id, bytes, running, most, seconds)
   local entries, total, unfinished = redis.call('HGETALL', streams), bytes, 0
   for i = 1, #entries, 2 do
-    if redis.call('EXISTS', '{resumable("")}' .. entries[i], '{answer("")}' .. entries[i]) == 0 then
+    if redis.call('EXISTS', '{resumable_key("")}' .. entries[i], '{answer_key("")}' .. entries[i]) == 0 then
       redis.call('HDEL', streams, entries[i])
     else
       local held, mark = string.match(entries[i + 1], '^(%d+)(.*)$')
@@ -75,7 +75,7 @@ end
 """
 #: In one round trip; a request that is refused has changed nothing.
 _ADMIT: Final = f"""{_COUNT_STREAM}
-local queue, asking, resumable, waiting, streams = unpack(KEYS)
+local queue, client_key, resumable, waiting, streams = unpack(KEYS)
 local id, raw, kept = ARGV[1], ARGV[2], ARGV[3]
 local places, bytes, lease, seconds = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local length = redis.call('LLEN', queue)
@@ -83,7 +83,7 @@ if length >= places then return 'queue' end
 if length > 0 and redis.call('MEMORY', 'USAGE', queue, 'SAMPLES', 0) + #raw > bytes then return 'queue' end
 local entries, own, total = redis.call('HGETALL', waiting), 0, 0
 for i = 1, #entries, 2 do
-  if redis.call('EXISTS', '{asking("")}' .. entries[i]) == 0 then
+  if redis.call('EXISTS', '{client_key("")}' .. entries[i]) == 0 then
     redis.call('HDEL', waiting, entries[i])
   else
     local size, name = string.match(entries[i + 1], '^(%d+) (.*)$')
@@ -97,7 +97,7 @@ if kept ~= '' then
   if count_stream(streams, id, full + #kept, running, most, seconds + lease) == 0 then return 'streams' end
   redis.call('SET', resumable, kept, 'EX', lease)
 end
-redis.call('SET', asking, '1', 'EX', lease)
+redis.call('SET', client_key, '1', 'EX', lease)
 redis.call('RPUSH', queue, raw)
 redis.call('HSET', waiting, id, #raw .. ' ' .. queue)
 for _, key in ipairs({{queue, waiting}}) do
@@ -116,17 +116,17 @@ if bytes then redis.call('HSET', KEYS[1], ARGV[1], math.max(0, bytes + ARGV[2]))
 
 
 async def admit(
-    server: Any, config: Settings, queue: str, question: Question, raw: bytes, kept: bytes, lease: int
+    server: Any, config: Settings, queue: str, request: QueuedRequest, raw: bytes, kept: bytes, lease: int
 ) -> None:
     """Put the packed request `raw` into its queue. `kept`: what a stream is resumed with, empty if it cannot be.
     `lease`: seconds for which its client counts as present.
 
     Raises Overloaded, TooManyRequests, RedisError.
     """
-    tenant, id_ = question.tenant, question.id
-    keys = (queue, asking(id_), resumable(id_), project_waiting(tenant), project_streams(tenant))
-    bounds = (config.interactive_waiting, config.interactive_waiting_bytes, lease, kept_in_line(question))
-    of_streams = (config.interactive_unread_bytes, config.interactive_resumable, most_held(config))
+    tenant, id_ = request.tenant, request.id
+    keys = (queue, client_key(id_), resumable_key(id_), waiting_key(tenant), streams_key(tenant))
+    bounds = (config.interactive_waiting, config.interactive_waiting_bytes, lease, queue_seconds(request))
+    of_streams = (config.interactive_unread_bytes, config.interactive_resumable, max_held(config))
     refused = await server.eval(_ADMIT, len(keys), *keys, id_, raw, kept, *bounds, *of_streams)
     if refused == b"queue":
         raise Overloaded
@@ -141,19 +141,19 @@ async def count_block(server: Any, tenant: str, stream_id: str, most: int) -> bo
 
     Raises RedisError.
     """
-    seconds = BACKGROUND_SECONDS + LINE_SECONDS
-    return bool(await server.eval(_COUNT, 1, project_streams(tenant), stream_id, BLOCK, most, seconds))
+    seconds = BACKGROUND_SECONDS + QUEUE_SECONDS
+    return bool(await server.eval(_COUNT, 1, streams_key(tenant), stream_id, BLOCK, most, seconds))
 
 
-async def count_finished(server: Any, question: Question, reserved: int, held: int) -> None:
+async def count_finished(server: Any, request: QueuedRequest, reserved: int, held: int) -> None:
     """Count a resumable stream that has ended by the bytes that it holds, no more by those `reserved` for it.
 
     Raises RedisError.
     """
-    await server.eval(_FINISHED, 1, project_streams(question.tenant), question.id, held - reserved)
+    await server.eval(_FINISHED, 1, streams_key(request.tenant), request.id, held - reserved)
 
 
-def most_held(config: Settings) -> int:
+def max_held(config: Settings) -> int:
     """Return the bytes that all streams of a project may have in Redis."""
     return _HELD * config.interactive_resumable * config.interactive_unread_bytes
 

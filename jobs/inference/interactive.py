@@ -1,18 +1,17 @@
-"""Questions of clients who wait for the answer, on their way between the API and an engine, over Redis or Valkey.
+"""Interactive requests on their way between the API and an engine, over Redis or Valkey.
 
     API                                        worker of the queue
-     │ RPUSH a Question ──▶ interactive:<queue> ──BLPOP──▶│   each goes to one worker, once
+     │ RPUSH a request ───▶ interactive:<queue> ──BLPOP──▶│   each goes to one worker, once
      │ SET, renewed ──────▶ asking:<id> ◀──────EXISTS─────│   gone: its client has left, the engine stops
      │ XREAD ◀───────────── answer:<id> ◀──────XADD───────│   taken, alive …, chunk …, end
-     │ SET ───────────────▶ resumable:<id>                │   where its client asked to resume: who may, and how
+     │ SET ───────────────▶ resumable:<id>                │   where the client asked to resume: who may, and how
      │ HSET ──────────────▶ waiting:<project> ◀───HDEL────│   what it has in queues: see `jobs.inference.admission`
 
-Nothing of it is kept, not even where nobody ever takes it: a client that gets no answer asks again. So a message that
-is lost, with its broker or with its worker, costs a wait and is never run twice. Names have the prefix that Celery's
-have.
+No request is stored, not even one that no worker takes: a client without an answer retries. A message that is lost
+with its broker or its worker costs a wait, and no request runs twice. The keys have the same prefix as Celery's.
 
-A client that asked to resume has so many seconds to come back: its `asking` outlives the connection for as long, and
-what was answered stays in `answer`.
+A client that asked to resume has some seconds to do so: its key `asking` outlives the connection by that time, and
+the entries of the answer stay in `answer`.
 """
 
 import math
@@ -27,34 +26,34 @@ from jobs.clock import now
 from jobs.settings import Settings
 
 _PREFIX: Final = "nightmill:"
-#: What was answered is forgotten after this, should nobody have read it.
+#: Life of an answer that is not read.
 ANSWER_SECONDS: Final = 60
-#: The events of a response in the background can be read for so long after the last of them,
+#: Life of the events of a background response after the last event,
 BACKGROUND_SECONDS: Final = 3600
-#: and for so long after its end; later they are written out from what is kept.
-TOLD_SECONDS: Final = 300
-#: And a line so long after the latest deadline in it.
-LINE_SECONDS: Final = 60
-PIECE: Final = b"p"  # the field of a stream's entry that has it
-#: Before every batch: theirs are small numbers.
+#: and after the end of the response. Later events are written out from the stored response.
+ENDED_SECONDS: Final = 300
+#: Life of a queue after the latest deadline of its requests.
+QUEUE_SECONDS: Final = 60
+ENTRY_FIELD: Final = b"p"  # of a Redis stream's entry: the packed `AnswerEntry`
+#: Before the priority of every batch, which is a small number.
 PRIORITY: Final = -1_000_000
-#: Of what the line of a batch asks of another queue: behind those who wait, and not behind all that its batches have.
+#: Of requests that a line of a batch sends to another queue: behind clients, and before the batches of that queue.
 LINE_PRIORITY: Final = PRIORITY // 2
-AT_ONCE: Final = 256  # pieces in one read: what a process of the API holds of an answer, at most
-#: So many pieces that were read stay where a client may come back: more than lie in buffers on the way to it, and
-#: more than AT_ONCE, so that a read that is not full has missed nothing.
+AT_ONCE: Final = 256  # entries in one read: the most that a process of the API holds of an answer
+#: Entries that stay after they were read, in a stream that can be resumed: more than the buffers on the way to the
+#: client hold, and more than AT_ONCE, so that a read that is not full has missed nothing.
 BEHIND: Final = 4096
-#: And at most this part of the bytes that a stream may have in Redis, but never fewer pieces than AT_ONCE.
+#: They have at most this part of the bytes that a stream may have in Redis, and are at least AT_ONCE entries.
 BEHIND_PART: Final = 4
 _SOCKET: Final = "redis+socket://"
-_CONNECTIONS: Final = 1 << 16  # each who waits has one: what bounds them is the length of the line
+_CONNECTIONS: Final = 1 << 16  # one for each client that waits: the length of the queue is the bound
 
 
-class Question(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One request: `body` is its JSON, `deadline` unix seconds after which nobody waits any more.
+class QueuedRequest(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A request as it waits in its queue. `body` is its JSON; `deadline` is in unix seconds.
 
-    `linger`: the seconds for which it goes on without its client, who may come back. Where it is not a client who waits
-    but the line of a batch, `priority` says it, and `job_id` whose it is.
+    `linger` is the time in seconds that the request goes on without its client, who may resume it. A request of a line
+    of a batch has the priority LINE_PRIORITY, and the `job_id` of the batch.
     """
 
     id: str
@@ -69,8 +68,10 @@ class Question(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Resumable(msgspec.Struct, frozen=True):
-    """What is known of a stream that its client may come back to. `shown` is what it takes to show the rest of it;
-    `queue` and `model` say who could take it.
+    """The description of a stream that its client may resume.
+
+    `shown` is what a process of the API needs to show the rest; a worker of `queue` that has `model` may take the
+    request.
     """
 
     tenant: str
@@ -82,75 +83,75 @@ class Resumable(msgspec.Struct, frozen=True):
     model: str = ""
 
 
-class Piece(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A piece of an answer.
+class AnswerEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An entry of the Redis stream of an answer.
 
-    `taken`, `alive`: a worker is at it. `chunk`: one event of a stream, as JSON. `end`: the status and, unless it was a
-    stream that succeeded, the body; `retry_after` is in seconds. `at` is its place, as whoever reads it is told.
-    `late` is no worker's: nothing was answered yet, and somebody wants to be told so.
+    `taken` and `alive` say that a worker has the request. `chunk` is one event of a stream, as JSON. `end` has the
+    status and, unless a stream succeeded, the body; `retry_after` is in seconds. `late` is made by the reader while no
+    chunk has come. `position` is set by the reader: `<request id>/<entry id>`.
     """
 
     kind: Literal["taken", "alive", "chunk", "end", "late"]
     body: bytes = b""
     status: int = 200
     retry_after: float | None = None
-    at: str = ""
+    position: str = ""
 
 
 pack = msgspec.msgpack.encode
-unpack_question = msgspec.msgpack.Decoder(Question).decode
-unpack_piece = msgspec.msgpack.Decoder(Piece).decode
+unpack_request = msgspec.msgpack.Decoder(QueuedRequest).decode
+unpack_entry = msgspec.msgpack.Decoder(AnswerEntry).decode
 unpack_resumable = msgspec.msgpack.Decoder(Resumable).decode
 
 
-def line_of(queue: str) -> str:
+def queue_key(queue: str) -> str:
     return f"{_PREFIX}interactive:{queue}"
 
 
-def kept_in_line(question: Question) -> int:
-    """Seconds for which its line has to be there, should nobody be left who takes it out again."""
-    return max(1, math.ceil(question.deadline - now())) + LINE_SECONDS
+def queue_seconds(request: QueuedRequest) -> int:
+    """Return the seconds that a queue has to live for a request that nobody removes from it."""
+    return max(1, math.ceil(request.deadline - now())) + QUEUE_SECONDS
 
 
-def routed(queue: str, priority: int = PRIORITY) -> str:
-    """Where requests wait that another queue's worker passes on: for clients, or for lines of batches."""
-    return f"{queue}:routed" if priority == PRIORITY else f"{queue}:lines"
+def routed_queue(queue: str, priority: int = PRIORITY) -> str:
+    """Return the queue of requests that workers of other queues send, for clients or for lines of batches."""
+    return f"{queue}:routed_queue" if priority == PRIORITY else f"{queue}:lines"
 
 
-def asking(question_id: str) -> str:
-    return f"{_PREFIX}asking:{question_id}"
+def client_key(request_id: str) -> str:
+    return f"{_PREFIX}asking:{request_id}"
 
 
-def answer(question_id: str) -> str:
-    return f"{_PREFIX}answer:{question_id}"
+def answer_key(request_id: str) -> str:
+    return f"{_PREFIX}answer:{request_id}"
 
 
-def resumable(question_id: str) -> str:
-    return f"{_PREFIX}resumable:{question_id}"
+def resumable_key(request_id: str) -> str:
+    return f"{_PREFIX}resumable:{request_id}"
 
 
-def project_waiting(tenant: str) -> str:
+def waiting_key(tenant: str) -> str:
     """Name the hash of a project's waiting requests."""
     return f"{_PREFIX}waiting:{tenant}"
 
 
-def project_streams(tenant: str) -> str:
+def streams_key(tenant: str) -> str:
     """Name the hash of a project's streams that outlive their connections."""
     return f"{_PREFIX}streams:{tenant}"
 
 
 def redis_url(config: Settings) -> str:
-    """The server in force, as redis-py names it; empty where there is none (RabbitMQ alone)."""
+    """Return the URL of the Redis server, as redis-py takes it; empty where there is none (RabbitMQ alone)."""
     return address(config.streams_url or config.broker_url or f"{_SOCKET}{config.data_dir.absolute() / 'valkey.sock'}")
 
 
 def address(url: str) -> str:
-    """A URL as Celery takes it, as redis-py does; empty for another kind of server."""
+    """Translate a URL of Celery's into one of redis-py's; return an empty one for another kind of server."""
     if url.startswith(_SOCKET):
         return f"unix://{unquote(url.removeprefix(_SOCKET))}"
     return re.sub("^valkey", "redis", url) if url.startswith(("redis", "valkey", "unix:")) else ""
 
 
 def connect(url: str) -> Any:
-    """A client for this event loop. Connections are made when they are needed; a read may block as long as it says."""
+    """Return a Redis client for this event loop. Connections are made on demand, and reads have no timeout."""
     return redis.Redis.from_url(url, socket_connect_timeout=3, protocol=2, max_connections=_CONNECTIONS)

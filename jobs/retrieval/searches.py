@@ -13,12 +13,12 @@ DEPTH: Final = 50  # candidates that are re-ranked
 MOST_DEPTH: Final = 200
 
 
-def line(queue: str) -> str:
+def search_queue(queue: str) -> str:
     """Return the queue of searches, apart from the requests that may be waiting for them."""
     return f"{queue}:search"
 
 
-def rerank_line(queue: str) -> str:
+def rerank_queue(queue: str) -> str:
     """Return the queue of texts to be re-ranked, apart from the searches that may be waiting for it."""
     return f"{queue}:rerank"
 

@@ -1,4 +1,4 @@
-"""Fixtures of the tests that ask as a client who waits."""
+"""Fixtures of the tests that ask as an interactive client."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -33,7 +33,7 @@ from tests.support.system import eventually
 from tests.support.web import hurry, make_key, running_app, serve
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Emit, EngineFault, Request, refusal
-from workers.inference.background_responses import Telling
+from workers.inference.background_responses import EventPublisher
 from workers.runtime.engine_host import EngineHost
 
 pytestmark = pytest.mark.verify
@@ -154,7 +154,7 @@ def test_when_nothing_told_is_left_the_whole_is_written_out(make_world: Any) -> 
     world = make_world(Paced(pause=0.0))
     response_id = _finished(world)
     with redis.Redis.from_url(world.redis_url) as server:
-        assert server.delete(interactive.answer(response_id)) == 1
+        assert server.delete(interactive.answer_key(response_id)) == 1
 
     events = world.follow(response_id)
     tail = world.follow(response_id, 1_000_004)
@@ -178,7 +178,7 @@ def test_what_was_found_in_the_background_is_shown_to_whoever_asks_for_it(make_w
     response_id = plain[0].response.id
     if not told:
         with redis.Redis.from_url(world.redis_url) as server:
-            server.delete(interactive.answer(response_id))
+            server.delete(interactive.answer_key(response_id))
 
     events = list(world.client.responses.retrieve(response_id, stream=True, include=RESULTS))
 
@@ -205,7 +205,7 @@ def test_what_is_written_out_goes_on_after_any_of_its_events(make_world: Any) ->
     world = make_world(Paced(pause=0.0))
     response_id = _finished(world)
     with redis.Redis.from_url(world.redis_url) as server:
-        server.delete(interactive.answer(response_id))
+        server.delete(interactive.answer_key(response_id))
     whole = world.follow(response_id)
 
     rests = [world.follow(response_id, event.sequence_number) for event in whole]
@@ -300,10 +300,10 @@ def test_of_a_worker_that_was_lost_what_it_still_tells_is_not_shown(make_world: 
             return Answer(200, b"late")
 
     host: Any = SimpleNamespace(engine=Late())
-    zombie = Telling(host, Settings(streams_url=world.redis_url), response_id, 0)
-    world.mill.host.call(zombie.ask(Request("/v1/responses", BODY, "r"))).result(30)
+    zombie = EventPublisher(host, Settings(streams_url=world.redis_url), response_id, 0)
+    world.mill.host.call(zombie.answer(Request("/v1/responses", BODY, "r"))).result(30)
     with redis.Redis.from_url(world.redis_url) as server:
-        assert any(b"LATE" in entry[b"p"] for _, entry in server.xrange(interactive.answer(response_id)))
+        assert any(b"LATE" in entry[b"p"] for _, entry in server.xrange(interactive.answer_key(response_id)))
     events = seen + list(stream)
 
     assert "LATE" not in _text(events)
@@ -316,9 +316,11 @@ def test_one_that_is_cancelled_leaves_no_connection_open(redis_url: str) -> None
     with redis.Redis.from_url(redis_url) as server:
         before = len(server.client_list())
         asked = host.call(
-            Telling(host, Settings(streams_url=redis_url), "resp_gone", 1).ask(Request("/v1/responses", BODY, "r"))
+            EventPublisher(host, Settings(streams_url=redis_url), "resp_gone", 1).answer(
+                Request("/v1/responses", BODY, "r")
+            )
         )
-        eventually(lambda: server.exists(interactive.answer("resp_gone")), 10, "it tells its first event")
+        eventually(lambda: server.exists(interactive.answer_key("resp_gone")), 10, "it tells its first event")
         asked.cancel()  # and the loop ends in the same breath
         host.close()
 
@@ -407,20 +409,20 @@ def test_an_idempotency_key_follows_the_one_response(make_world: Any) -> None:
 def test_what_was_told_is_forgotten_soon_after_its_end(make_world: Any) -> None:
     world = make_world(Paced(pause=0.2))
     stream = world.create()
-    name = interactive.answer(next(stream).response.id)
+    name = interactive.answer_key(next(stream).response.id)
     with redis.Redis.from_url(world.redis_url) as server:
-        eventually(lambda: server.ttl(name) > interactive.TOLD_SECONDS, 10, "while it runs it stays, an hour at most")
+        eventually(lambda: server.ttl(name) > interactive.ENDED_SECONDS, 10, "while it runs it stays, an hour at most")
         list(stream)
-        assert 0 < server.ttl(name) <= interactive.TOLD_SECONDS
+        assert 0 < server.ttl(name) <= interactive.ENDED_SECONDS
 
 
 def test_deleted_nothing_told_is_left(make_world: Any) -> None:
     world = make_world(Paced(pause=0.0))
     response_id = _finished(world)
     with redis.Redis.from_url(world.redis_url) as server:
-        assert server.exists(interactive.answer(response_id))
+        assert server.exists(interactive.answer_key(response_id))
         world.client.responses.delete(response_id)
-        assert not server.exists(interactive.answer(response_id))
+        assert not server.exists(interactive.answer_key(response_id))
 
 
 def test_only_ones_own_can_be_followed_and_numbers_are_numbers(make_world: Any, db: Database) -> None:

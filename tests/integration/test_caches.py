@@ -1,5 +1,4 @@
-"""The caches through the official SDK, for clients who wait and for lines of batches: what is given again, to whom, and
-what a deletion leaves of it."""
+"""The caches through the official SDK, for interactive clients and lines of batches: hits, and deletions."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

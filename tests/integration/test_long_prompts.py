@@ -24,8 +24,8 @@ from tests.support.shop import Shop
 from tests.support.web import make_key, running_app, serve
 from workers.engines.fake import FakeEngine, prompt_of, reply
 from workers.engines.port import Answer, Engine, Length, Request, refusal
-from workers.inference.client import Asking, ModelRouter
 from workers.inference.consumer import InteractiveConsumer
+from workers.inference.peer_client import ModelRouter, PeerClient
 from workers.middleware.context_window import ContextWindow, ModelRouting
 from workers.middleware.json_schema import JsonSchemaMiddleware
 from workers.middleware.schema_checker import SchemaChecker
@@ -273,14 +273,14 @@ def town(make_shop: Callable[..., Shop], tmp_path: Path, sqlite_url: str, redis_
     models = tmp_path / "town.yaml"
     models.write_text(_MODELS_FILE)
     with ExitStack() as stack:
-        callers: list[Asking] = []
+        callers: list[PeerClient] = []
 
         def around(fake: FakeEngine) -> Engine:
             given: Any = {"streams_url": redis_url, "models_file": str(models), "database_url": sqlite_url}
             context = build(Settings(data_dir=tmp_path, **given), Pool("gpu", ("gpu.generate",), 2))
             stack.callback(context.db.close)
             stack.callback(context.keeper.leave)
-            callers.append(Asking(context))
+            callers.append(PeerClient(context))
             return _around(fake, ModelRouter(context, callers[0], fake, "gpu.generate"))
 
         shop = make_shop(engine={"fault": _small}, around=around, models_file=str(models))

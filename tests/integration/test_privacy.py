@@ -25,7 +25,7 @@ from tests.unit.workers.retrieval.parsing import samples
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(240)]
 WORD = "zq7-canary-quagga-5519"
-#: Of a client who waits: what it asks passes through Redis, whose own file has it for a while.
+#: Of an interactive client: what it asks passes through Redis, whose own file has it for a while.
 ASKED = "zq8-canary-dodo-7731"
 #: Of a document that is never looked for, and of one that is found: an answer with its text passes through Redis too.
 DOCUMENT, FOUND = "zq1-canary-axolotl-2096", "zq2-canary-kakapo-8815"
@@ -138,7 +138,7 @@ def _background(client: OpenAI, prompt: str) -> str:
 
 
 def _chat(client: OpenAI) -> str:
-    """What a client who waits was told, whole and as a stream."""
+    """What an interactive client was told, whole and as a stream."""
     messages: Any = [{"role": "user", "content": ASKED}]
     whole = client.chat.completions.create(model=MODEL, messages=messages).choices[0].message.content
     pieces = client.chat.completions.create(model=MODEL, messages=messages, stream=True)

@@ -18,8 +18,8 @@ from jobs.clock import now
 from jobs.errors import NotFound
 from jobs.ids import new_id
 from jobs.inference import interactive, responses
-from jobs.inference.interactive import Piece, Question, Resumable, pack
-from jobs.inference.waiting import Lines, _always
+from jobs.inference.client import InferenceClient, _always
+from jobs.inference.interactive import AnswerEntry, QueuedRequest, Resumable, pack
 from jobs.queues import Queue
 from jobs.security.keys import revoke_key
 from jobs.settings import Settings
@@ -288,7 +288,7 @@ def test_what_was_asked_lies_twice_beside_the_stream_of_a_response_and_no_more(s
     with shop.open(), _post(shop, body, "responses", **_RESUME) as events:
         [first] = _some(events, 1)
         with redis.Redis.from_url(shop.redis_url) as server:
-            kept = server.get(interactive.resumable(first["id"].partition("/")[0]))
+            kept = server.get(interactive.resumable_key(first["id"].partition("/")[0]))
 
     assert isinstance(kept, bytes)
     assert kept.count(b"Tell me of the sea") == 2
@@ -502,13 +502,13 @@ def test_a_stream_that_nobody_reads_is_bounded_and_frees_the_engine(
 ) -> None:
     monkeypatch.setattr(shop.engine, "stream", _slowly(shop, 0.0))
     body = json.dumps(_CHAT).encode()
-    question = Question("req_unread", "/v1/chat/completions", body, "tenant", now() + 60, stream=True)
+    queued = QueuedRequest("req_unread", "/v1/chat/completions", body, "tenant", now() + 60, stream=True)
     with shop.open(unread=10), redis.Redis.from_url(shop.redis_url) as server:
-        server.set(interactive.asking(question.id), b"1", ex=30)
-        server.rpush(interactive.line_of(Queue.GENERATE), interactive.pack(question))
-        name = interactive.answer(question.id)
+        server.set(interactive.client_key(queued.id), b"1", ex=30)
+        server.rpush(interactive.queue_key(Queue.GENERATE), interactive.pack(queued))
+        name = interactive.answer_key(queued.id)
         eventually(lambda: _last(server, name) == "end", 10, "it is given up")
-        pieces = [interactive.unpack_piece(fields[interactive.PIECE]) for _, fields in server.xrange(name)]
+        pieces = [interactive.unpack_entry(fields[interactive.ENTRY_FIELD]) for _, fields in server.xrange(name)]
 
     assert len(pieces) <= 10 + 3
     assert json.loads(pieces[-1].body)["error"]["code"] == "client_too_slow"
@@ -518,7 +518,7 @@ def test_a_stream_that_nobody_reads_is_bounded_and_frees_the_engine(
 def test_what_was_read_and_stays_for_whoever_comes_back_is_not_taken_for_unread(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("jobs.inference.waiting", "workers.inference.answer_writer"):
+    for module in ("jobs.inference.client", "workers.inference.answer_writer"):
         monkeypatch.setattr(f"{module}.AT_ONCE", 4)
         monkeypatch.setattr(f"{module}.BEHIND", 16)
     with shop.open(unread=10), _post(shop, _CHAT, **_RESUME) as events:
@@ -527,20 +527,20 @@ def test_what_was_read_and_stays_for_whoever_comes_back_is_not_taken_for_unread(
 
 def _last(server: Any, name: str) -> str | None:
     found = server.xrevrange(name, count=1)
-    return interactive.unpack_piece(found[0][1][interactive.PIECE]).kind if found else None
+    return interactive.unpack_entry(found[0][1][interactive.ENTRY_FIELD]).kind if found else None
 
 
 def test_what_was_read_is_dropped_and_the_last_of_it_kept_where_one_may_come_back(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.inference.waiting.AT_ONCE", 4)
-    monkeypatch.setattr("jobs.inference.waiting.BEHIND", 8)
+    monkeypatch.setattr("jobs.inference.client.AT_ONCE", 4)
+    monkeypatch.setattr("jobs.inference.client.BEHIND", 8)
     with shop.open(), redis.Redis.from_url(shop.redis_url) as server:
-        before = set(server.keys(interactive.answer("req_*")))
+        before = set(server.keys(interactive.answer_key("req_*")))
         for headers, most in (({}, 12), (_RESUME, 20)):
             with _post(shop, _CHAT, **headers) as events:
                 seen = _some(events, 30)
-                [name] = set(server.keys(interactive.answer("req_*"))) - before
+                [name] = set(server.keys(interactive.answer_key("req_*"))) - before
                 assert server.xlen(name) <= most
             before.add(name)
         name = seen[0]["id"].partition("/")[0]
@@ -554,21 +554,26 @@ def test_what_was_read_is_dropped_and_the_last_of_it_kept_where_one_may_come_bac
 async def test_whoever_missed_what_another_reader_dropped_is_told_instead_of_shown_a_hole(
     redis_url: str, read: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.inference.waiting.AT_ONCE", 2)
+    monkeypatch.setattr("jobs.inference.client.AT_ONCE", 2)
     name, kept = new_id("req_"), Resumable("tenant", "/v1/chat/completions", now() + 60, 30, b"")
-    pieces = [Piece("taken"), *(Piece("chunk", str(n).encode()) for n in range(4)), Piece("end")]
-    lines = Lines(Settings(streams_url=redis_url))
-    async with interactive.connect(redis_url) as server, aclosing(lines.rest(name, "0-0", kept, _always, _yes)) as rest:
+    pieces = [AnswerEntry("taken"), *(AnswerEntry("chunk", str(n).encode()) for n in range(4)), AnswerEntry("end")]
+    client = InferenceClient(Settings(streams_url=redis_url))
+    async with (
+        interactive.connect(redis_url) as server,
+        aclosing(client.resume(name, "0-0", kept, _always, _yes)) as rest,
+    ):
 
-        async def tell(*some: Piece) -> list[bytes]:
-            return [await server.xadd(interactive.answer(name), {interactive.PIECE: pack(one)}) for one in some]
+        async def tell(*some: AnswerEntry) -> list[bytes]:
+            return [
+                await server.xadd(interactive.answer_key(name), {interactive.ENTRY_FIELD: pack(one)}) for one in some
+            ]
 
         await tell(*pieces[:read])
         seen = [await anext(rest) for _ in range(read)]
         *_, oldest, _, _ = await tell(*pieces[read:])
-        await server.xtrim(interactive.answer(name), minid=oldest, approximate=False)  # more than AT_ONCE stay
+        await server.xtrim(interactive.answer_key(name), minid=oldest, approximate=False)  # more than AT_ONCE stay
         with pytest.raises(NotFound) as gone:
             seen += [piece async for piece in rest]
-    await lines.close()
+    await client.close()
 
     assert ([piece.kind for piece in seen], gone.value.code) == (["taken", "chunk"][:read], "stream_gone")

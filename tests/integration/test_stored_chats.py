@@ -15,7 +15,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from sqlalchemy import select
 
 from jobs.clock import now
-from jobs.inference.interactive import PIECE, Piece, answer, pack
+from jobs.inference.interactive import ENTRY_FIELD, AnswerEntry, answer_key, pack
 from jobs.inference.tables import KeptCompletion
 from jobs.ledger.tables import Audit
 from tests.support.lost import look_twice
@@ -318,12 +318,12 @@ def test_one_of_which_a_piece_was_dropped_unread_is_an_error_and_is_not_stored(
         await emit(json.dumps(_END).encode())
         return Answer(200, b"")
 
-    monkeypatch.setattr("jobs.inference.waiting.AT_ONCE", 1)  # whoever drops leaves more than that
+    monkeypatch.setattr("jobs.inference.client.AT_ONCE", 1)  # whoever drops leaves more than that
     monkeypatch.setattr(shop.engine, "stream", stream)
     with _resumable(shop) as events, redis.Redis.from_url(shop.redis_url) as server, server.pipeline() as pipe:
         seen = [next(events)]
-        name = answer(seen[0][0].partition("/")[0])
-        pipe.xadd(name, {PIECE: pack(Piece("chunk", json.dumps(_WORD).encode()))})
+        name = answer_key(seen[0][0].partition("/")[0])
+        pipe.xadd(name, {ENTRY_FIELD: pack(AnswerEntry("chunk", json.dumps(_WORD).encode()))})
         pipe.xtrim(name, maxlen=0, approximate=False)
         pipe.execute()
         go_on.set()
@@ -334,8 +334,8 @@ def test_one_of_which_a_piece_was_dropped_unread_is_an_error_and_is_not_stored(
 
 
 def test_one_whose_beginning_was_dropped_cannot_be_come_back_to(slow: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.inference.waiting.BEHIND", 0)
-    monkeypatch.setattr("jobs.inference.waiting.AT_ONCE", 1)
+    monkeypatch.setattr("jobs.inference.client.BEHIND", 0)
+    monkeypatch.setattr("jobs.inference.client.AT_ONCE", 1)
     with _resumable(slow) as events:
         seen = [next(events), next(events)]
 

@@ -26,8 +26,8 @@ from tests.support.web import make_key, running_app, serve
 from workers.dispatcher.loop import Dispatcher
 from workers.engines.fake import FakeEngine, prompt_of
 from workers.engines.port import Answer, Length, Request
-from workers.inference.client import Asking
 from workers.inference.consumer import InteractiveConsumer
+from workers.inference.peer_client import PeerClient
 from workers.inference.token_counting import Counting
 from workers.lifecycle import parse
 from workers.middleware.excerpts import ContextBudget
@@ -105,12 +105,12 @@ def deployed(folder: Path, db: Database) -> Iterator[Deployment]:
         settings |= {"streams_url": carrier.url}
 
         async def search(request: Request, wanted: Search) -> Sequence[Found] | Answer:
-            return await asking.search(request, wanted)
+            return await peers.search(request, wanted)
 
         engine = FileSearchMiddleware(FakeEngine((MODEL,)), search, lambda _: ContextBudget(1000))
         mill = stack.enter_context(running(db, folder, engine, **settings))
-        asking = Asking(mill.gpu)
-        stack.callback(lambda: mill.host.call(asking.close()).result(5))
+        peers = PeerClient(mill.gpu)
+        stack.callback(lambda: mill.host.call(peers.close()).result(5))
         past = [_ended(mill, n) for n in range(PAST)]
         app = stack.enter_context(running_app(folder, db.url, **settings))
         url = stack.enter_context(serve(app))
@@ -126,7 +126,7 @@ def deployed(folder: Path, db: Database) -> Iterator[Deployment]:
 
 @contextmanager
 def _answering(mill: Mill, url: str) -> Iterator[None]:
-    """Clients who wait get their answers of the engine that runs the batches."""
+    """Interactive clients get their answers of the engine that runs the batches."""
     searching = Searching(mill.gpu, mill.host, Reranking(mill.gpu, mill.host, Queue.GENERATE))
     counting = Counting(mill.host, _words, _nothing, lambda _: ContextBudget(1000))
     own = {searches.URL: searching.answer, responses.COUNT_URL: counting.answer}

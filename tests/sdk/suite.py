@@ -404,7 +404,7 @@ def _() -> None:
     same(facts_of(error), (404, "invalid_request_error", "model_not_found", "model"))
 
 
-@check("a client who waits is answered, whole and as a stream")
+@check("an interactive client is answered, whole and as a stream")
 def _() -> None:
     asked: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "wait for it"}]}
     whole = client.chat.completions.create(**asked)

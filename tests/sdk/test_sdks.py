@@ -41,7 +41,7 @@ CHECKS = (
     "the event of a batch is delivered and unwrapped",
     "a forged event is refused",
     "models are listed and retrieved",
-    "a client who waits is answered, whole and as a stream",
+    "an interactive client is answered, whole and as a stream",
     "a chat is stored, whole and as a stream",
     "a response is answered, whole and as a stream, and kept",
     "an input is counted before it is asked for",

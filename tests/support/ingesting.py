@@ -27,7 +27,7 @@ from sqlalchemy.orm import Session
 from jobs.db.engine import Database
 from jobs.fleet.models_file import Models
 from jobs.fleet.tables import Worker
-from jobs.inference.interactive import Question
+from jobs.inference.interactive import QueuedRequest
 from jobs.ledger import ledger, shards
 from jobs.ledger.tables import Job, Outbox, Shard
 from jobs.platform.storage import DiskStorage
@@ -272,8 +272,8 @@ class Works:
         with self.db.read() as session:
             row = session.get(VectorStore, search.store_id)
         tenant = tenant or (row.project_id if row else "nobody")
-        question = Question("req_1", searches.URL, searches.encode(search), tenant, deadline=4e9, stream=False)
-        return self.host.call(self.searching.answer(question, 0)).result(30)
+        queued = QueuedRequest("req_1", searches.URL, searches.encode(search), tenant, deadline=4e9, stream=False)
+        return self.host.call(self.searching.answer(queued, 0)).result(30)
 
     @contextmanager
     def as_stranger(self) -> Iterator[None]:

@@ -126,7 +126,7 @@ class Rabbit(Server):
 
 
 class Valkey(Server):
-    """What carries the questions of waiting clients where the broker does not. It keeps nothing on disk."""
+    """What carries the requests of interactive clients where the broker does not. It keeps nothing on disk."""
 
     @property
     def url(self) -> str:

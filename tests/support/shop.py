@@ -1,4 +1,4 @@
-"""All that stands between an official SDK and an engine that answers a waiting client, in this process."""
+"""All that stands between an official SDK and an engine that answers an interactive client, in this process."""
 
 import subprocess
 from collections.abc import Callable, Iterator

@@ -147,7 +147,7 @@ class Retention:
         return self._repeat(evict) or any(more)
 
     def _answers(self) -> bool:
-        """Each waiting client leaves one, so there may be many."""
+        """Each interactive client leaves one, so there may be many."""
         responses = self._repeat(partial(self._expired, KeptResponse, lambda one: [one.path, f"jobs/{one.id}"]))
         return self._repeat(partial(self._expired, KeptCompletion, lambda one: [one.path])) or responses
 

@@ -18,13 +18,13 @@ from jobs.inference.interactive import (
     AT_ONCE,
     BEHIND,
     BEHIND_PART,
-    PIECE,
-    Piece,
-    Question,
-    answer,
-    asking,
+    ENTRY_FIELD,
+    AnswerEntry,
+    QueuedRequest,
+    answer_key,
+    client_key,
     pack,
-    project_waiting,
+    waiting_key,
 )
 from workers.engines.port import Answer, refusal
 
@@ -32,9 +32,9 @@ _BROKER_FULL = refusal(503, BrokerFull().message, code=FULL)
 _TOO_SLOW = refusal(408, "The stream was read too slowly.", code="client_too_slow")
 
 
-def end_of(said: Answer, retry_after: float | None = None) -> Piece:
-    """Return the piece that ends an answer."""
-    return Piece("end", said.body, said.status, retry_after)
+def end_of(said: Answer, retry_after: float | None = None) -> AnswerEntry:
+    """Return the entry that ends an answer."""
+    return AnswerEntry("end", said.body, said.status, retry_after)
 
 
 _END_BROKER_FULL = end_of(_BROKER_FULL, BrokerFull.retry_after)
@@ -42,7 +42,7 @@ _END_BROKER_FULL = end_of(_BROKER_FULL, BrokerFull.retry_after)
 
 @dataclass(slots=True)
 class _Unread:
-    """What Redis holds of a stream: the number of its pieces, the bytes of each, oldest first, and their sum."""
+    """What Redis holds of a stream: the number of its entries, the bytes of each, oldest first, and their sum."""
 
     length: int = 0
     sizes: deque[int] = field(default_factory=deque)
@@ -51,7 +51,7 @@ class _Unread:
 
 
 class AnswerWriter:
-    """Write the pieces of answers. Every method raises RedisError and OSError.
+    """Write the entries of answers. Every method raises RedisError and OSError.
 
     `chunks` and `size` (bytes) bound what is unread of one stream, `project_size` of all streams of a project.
     """
@@ -61,66 +61,66 @@ class AnswerWriter:
         self._chunks, self._size, self._project_size = chunks, size, project_size
         self._unread: dict[str, _Unread] = {}  # by request
 
-    async def begin(self, question: Question) -> bool:
+    async def begin(self, request: QueuedRequest) -> bool:
         """Write that the request is being answered; return False when no client waits for it."""
         async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.exists(asking(question.id))
-            pipe.hdel(project_waiting(question.tenant), question.id)
-            _add(pipe, question, pack(Piece("taken")))
+            pipe.exists(client_key(request.id))
+            pipe.hdel(waiting_key(request.tenant), request.id)
+            _add(pipe, request, pack(AnswerEntry("taken")))
             awaited, *_ = await pipe.execute()
             return bool(awaited)
 
-    async def send(self, question: Question, piece: Piece) -> None:
-        """Write a piece, and count it as unread. Clients drop the oldest pieces when they have read them."""
-        raw = pack(piece)
+    async def send(self, request: QueuedRequest, entry: AnswerEntry) -> None:
+        """Write an entry, and count it as unread. Clients drop the oldest entries when they have read them."""
+        raw = pack(entry)
         async with self._redis.pipeline(transaction=False) as pipe:
-            _add(pipe, question, raw)
-            pipe.xlen(answer(question.id))
+            _add(pipe, request, raw)
+            pipe.xlen(answer_key(request.id))
             *_, length = await pipe.execute()
-        unread = self._unread.setdefault(question.id, _Unread())
+        unread = self._unread.setdefault(request.id, _Unread())
         unread.sizes.append(len(raw))
         unread.total += len(raw)
         unread.length = int(length)
         while len(unread.sizes) > unread.length:
             unread.total -= unread.sizes.popleft()
 
-    async def send_chunk(self, question: Question, chunk: bytes) -> Piece | None:
+    async def send_chunk(self, request: QueuedRequest, chunk: bytes) -> AnswerEntry | None:
         """Write a chunk of a stream; return how the stream is given up, None if it goes on."""
         is_full = await self._memory.is_full()
         if is_full and len(chunk) > UNREAD_WHEN_FULL:
             return _END_BROKER_FULL
-        await self.send(question, Piece("chunk", chunk))
-        unread = self._unread[question.id]
+        await self.send(request, AnswerEntry("chunk", chunk))
+        unread = self._unread[request.id]
         # A stream that can be resumed is counted to its project as a whole when it is admitted.
-        while not question.linger and unread.total > unread.counted + BLOCK:
+        while not request.linger and unread.total > unread.counted + BLOCK:
             unread.counted += BLOCK
-            if not await count_block(self._redis, question.tenant, question.id, self._project_size):
+            if not await count_block(self._redis, request.tenant, request.id, self._project_size):
                 return end_of(_TOO_SLOW)
-        return self._end_of_unread(question, unread, is_full=is_full)
+        return self._end_of_unread(request, unread, is_full=is_full)
 
-    async def finish(self, question: Question, end: Piece | None) -> None:
+    async def finish(self, request: QueuedRequest, end: AnswerEntry | None) -> None:
         """Write the end of an answer, or that there is no memory for it, unless `end` is None: its client has left."""
         if end and len(end.body) > UNREAD_WHEN_FULL and await self._memory.is_full():
             end = _END_BROKER_FULL
         if end:
-            await self.send(question, end)
-        if question.linger:
-            unread = self._unread.get(question.id) or _Unread()
-            await count_finished(self._redis, question, self._size, unread.total)
+            await self.send(request, end)
+        if request.linger:
+            unread = self._unread.get(request.id) or _Unread()
+            await count_finished(self._redis, request, self._size, unread.total)
 
-    def forget(self, question: Question) -> None:
+    def forget(self, request: QueuedRequest) -> None:
         """Count nothing of this request any more."""
-        self._unread.pop(question.id, None)
+        self._unread.pop(request.id, None)
 
-    def _end_of_unread(self, question: Question, unread: _Unread, *, is_full: bool) -> Piece | None:
-        chunks = self._chunks + (BEHIND + AT_ONCE if question.linger else 0)
+    def _end_of_unread(self, request: QueuedRequest, unread: _Unread, *, is_full: bool) -> AnswerEntry | None:
+        chunks = self._chunks + (BEHIND + AT_ONCE if request.linger else 0)
         if unread.length > chunks or unread.total > self._size:
             return end_of(_TOO_SLOW)
-        behind = self._size // BEHIND_PART if question.linger else 0
+        behind = self._size // BEHIND_PART if request.linger else 0
         return _END_BROKER_FULL if is_full and unread.total > behind + UNREAD_WHEN_FULL else None
 
 
-def _add(pipe: Any, question: Question, raw: bytes) -> None:
-    name = answer(question.id)
-    pipe.xadd(name, {PIECE: raw})
-    pipe.expire(name, max(ANSWER_SECONDS, question.linger))
+def _add(pipe: Any, request: QueuedRequest, raw: bytes) -> None:
+    name = answer_key(request.id)
+    pipe.xadd(name, {ENTRY_FIELD: raw})
+    pipe.expire(name, max(ANSWER_SECONDS, request.linger))

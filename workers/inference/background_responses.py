@@ -28,8 +28,17 @@ from sqlalchemy import select, update
 
 from jobs.errors import NotFound, StorageAway, StorageFull
 from jobs.inference import responses
-from jobs.inference.admission import BLOCK, MemoryProbe, count_block, most_held
-from jobs.inference.interactive import BACKGROUND_SECONDS, PIECE, TOLD_SECONDS, Piece, answer, connect, pack, redis_url
+from jobs.inference.admission import BLOCK, MemoryProbe, count_block, max_held
+from jobs.inference.interactive import (
+    BACKGROUND_SECONDS,
+    ENDED_SECONDS,
+    ENTRY_FIELD,
+    AnswerEntry,
+    answer_key,
+    connect,
+    pack,
+    redis_url,
+)
 from jobs.inference.responses import FINAL, INCOMPLETE, Response, numbered
 from jobs.inference.stored import Kept, decode, encode
 from jobs.inference.tables import KeptResponse
@@ -50,35 +59,35 @@ from workers.runtime.heartbeat import Hold
 from workers.runtime.output_lines import Item, Record
 
 log = logging.getLogger(__name__)
-_MOST: Final = 16_384  # events of one attempt that are told
-_AT_ONCE: Final = 64  # of them in one round trip
+_MAX_EVENTS: Final = 16_384  # events of one attempt that are told
+_EVENTS_AT_ONCE: Final = 64  # of them in one round trip
 
 
-class Telling:
+class EventPublisher:
     """Publish the events of one attempt at one response."""
 
     def __init__(
         self, host: EngineHost, config: Settings, response_id: str, epoch: int, timings: Timings = Timings()
     ) -> None:
         self._host, self._config, self._url = host, config, redis_url(config)
-        self._id, self._name, self._epoch = response_id, answer(response_id), epoch
+        self._id, self._name, self._epoch = response_id, answer_key(response_id), epoch
         self._events: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self._told = self._bytes = self._counted = 0
+        self._published = self._bytes = self._counted = 0
         self._patience = timings.events_patience
         self._last: Any = None
 
-    async def ask(self, request: Request) -> Answer:
+    async def answer(self, request: Request) -> Answer:
         """Raises what an engine raises."""
         if not self._url:
             return await self._host.engine.answer(request)
         self._last = None  # of a try before this one
         self._events = asyncio.Queue()  # without what a try before this one could not tell
-        telling = asyncio.create_task(self._tell(request.tenant))
+        publishing = asyncio.create_task(self._publish(request.tenant))
         try:
             said = await self._host.engine.stream(request, self._emit)
         finally:
             self._events.put_nowait(None)
-            _, late = await asyncio.wait({telling}, timeout=self._patience)  # of us cancelled, it ends by itself
+            _, late = await asyncio.wait({publishing}, timeout=self._patience)  # of us cancelled, it ends by itself
             for task in late:
                 task.cancel()
         if said.status != 200 or said.body:
@@ -92,12 +101,12 @@ class Telling:
         event: dict[str, Any] = msgspec.json.decode(chunk)
         if event.get("type") in FINAL:
             self._last = event.get("response")
-        elif self._told < _MOST:
-            told = {**event, "sequence_number": numbered(self._epoch, self._told)}
-            self._told += 1
+        elif self._published < _MAX_EVENTS:
+            told = {**event, "sequence_number": numbered(self._epoch, self._published)}
+            self._published += 1
             self._events.put_nowait(msgspec.json.encode(told))
 
-    async def _tell(self, tenant: str) -> None:
+    async def _publish(self, tenant: str) -> None:
         """A task of its own: redis-py swallows a cancellation now and then, and the one of `ask` stops the engine."""
         async with connect(self._url) as server:
             memory = MemoryProbe(server)
@@ -105,15 +114,15 @@ class Telling:
                 while events := await self._next():
                     async with asyncio.timeout(self._patience):
                         if not await self._has_room(server, memory, tenant, events):
-                            self._told = _MOST
-                            log.info("response_no_longer_told", extra={"response": self._id})
+                            self._published = _MAX_EVENTS
+                            log.info("response_events_stopped", extra={"response": self._id})
                             break
                         await self._write(server, events)
                 async with asyncio.timeout(self._patience):
-                    await server.expire(self._name, TOLD_SECONDS)  # it has ended; the server has little room
+                    await server.expire(self._name, ENDED_SECONDS)  # it has ended; the server has little room
             except (RedisError, OSError) as error:
-                self._told = _MOST  # a hole would be worse than an early end
-                log.warning("response_not_told", extra={"error": str(error)})
+                self._published = _MAX_EVENTS  # a hole would be worse than an early end
+                log.warning("response_events_failed", extra={"error": str(error)})
 
     async def _has_room(self, server: Any, memory: MemoryProbe, tenant: str, events: Sequence[bytes]) -> bool:
         """Count these events, and return whether Redis may hold them too. Raises RedisError, OSError."""
@@ -121,7 +130,7 @@ class Telling:
         if self._bytes > self._config.interactive_unread_bytes or await memory.is_full():
             return False
         while self._counted < self._bytes:
-            if not await count_block(server, tenant, self._id, most_held(self._config)):
+            if not await count_block(server, tenant, self._id, max_held(self._config)):
                 return False
             self._counted += BLOCK
         return True
@@ -132,7 +141,7 @@ class Telling:
         event = await self._events.get()
         while event is not None:
             told.append(event)
-            if len(told) == _AT_ONCE or self._events.empty():
+            if len(told) == _EVENTS_AT_ONCE or self._events.empty():
                 return told
             event = self._events.get_nowait()
         if told:
@@ -142,7 +151,7 @@ class Telling:
     async def _write(self, server: Any, events: Sequence[bytes]) -> None:
         async with server.pipeline(transaction=False) as pipe:
             for event in events:
-                pipe.xadd(self._name, {PIECE: pack(Piece("chunk", event))})
+                pipe.xadd(self._name, {ENTRY_FIELD: pack(AnswerEntry("chunk", event))})
             pipe.expire(self._name, BACKGROUND_SECONDS)
             await pipe.execute()
 
@@ -161,7 +170,7 @@ class ResponseRun(LineRun):
         job = self.claim.job
         if not Response.model_validate(job.payload).stream:
             return None
-        return Telling(self.host, self.context.config, job.id, self.claim.epoch, self.context.timings).ask
+        return EventPublisher(self.host, self.context.config, job.id, self.claim.epoch, self.context.timings).answer
 
 
 def respond(context: Context, claim: JobClaim, _hold: Hold) -> None:

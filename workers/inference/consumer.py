@@ -24,8 +24,16 @@ from redis.exceptions import RedisError
 
 from jobs.clock import now
 from jobs.errors import Overloaded
-from jobs.inference.admission import most_held
-from jobs.inference.interactive import LINE_PRIORITY, PRIORITY, Piece, Question, asking, connect, routed
+from jobs.inference.admission import max_held
+from jobs.inference.interactive import (
+    LINE_PRIORITY,
+    PRIORITY,
+    AnswerEntry,
+    QueuedRequest,
+    client_key,
+    connect,
+    routed_queue,
+)
 from jobs.ledger.pauses import Paused
 from jobs.retrieval import searches
 from jobs.settings import Settings
@@ -43,7 +51,7 @@ LINES: Final = 16  # answered at once of other queues' batches, where there is r
 _PAUSED: Final = end_of(refusal(503, "The operator has paused this model.", code="paused"), 1.0)
 _FULL: Final = end_of(refusal(503, Overloaded().message, code=Overloaded.code), Overloaded.retry_after)
 
-Own = Callable[[Question, int], Awaitable[Answer]]  # a request and the priority of what it asks the engine
+Own = Callable[[QueuedRequest, int], Awaitable[Answer]]  # a request and the priority of what it asks the engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +60,7 @@ class Limits:
 
     places: int = 48  # of one project, answered at once: fewer than the first window of an HTTP server
     waiting: int = 256  # more of one project
-    unread: int = 16_384  # pieces of one stream
+    unread: int = 16_384  # entries of one stream
     unread_bytes: int = 8 << 20
     project_unread_bytes: int = 128 << 20  # of all streams of a project
 
@@ -62,7 +70,7 @@ class Limits:
             waiting=config.interactive_waiting,
             unread=config.interactive_unread,
             unread_bytes=config.interactive_unread_bytes,
-            project_unread_bytes=most_held(config),
+            project_unread_bytes=max_held(config),
         )
 
 
@@ -88,11 +96,11 @@ class InteractiveConsumer:
         self._own = own or {}
         self._paused, self._under_way = paused, under_way or UnderWay()
         self._left: dict[str, asyncio.Event] = {}  # by request, set when no client waits for it any more
-        self._given_up: dict[str, Piece] = {}  # streams that hold too much memory, and how they end
+        self._given_up: dict[str, AnswerEntry] = {}  # streams that hold too much memory, and how they end
         self._listening = threading.Event()
         self._listening.set()
-        lines = routed(queue, LINE_PRIORITY)
-        also = (searches.line(queue), searches.rerank_line(queue), routed(queue)) if self._own else ()
+        lines = routed_queue(queue, LINE_PRIORITY)
+        also = (searches.search_queue(queue), searches.rerank_queue(queue), routed_queue(queue)) if self._own else ()
         self.queues = [self._new_queue(name, lambda: HELD) for name in (queue, *also)]
         if self._own:
             self.queues.append(self._new_queue(lines, self._lines_at_once))
@@ -138,61 +146,61 @@ class InteractiveConsumer:
             self._serving.cancel()
             await asyncio.gather(self._serving, return_exceptions=True)
 
-    def _begin(self, question: Question, places: ProjectPlaces, entered: bool) -> asyncio.Task[None]:
-        model = _model_of(question)
-        stopped = self._paused().stops(self.queue, model, question.tenant)
-        ended = self._under_way.begin(self.queue, model, question.tenant)  # at once: a drain may be looking
+    def _begin(self, request: QueuedRequest, places: ProjectPlaces, entered: bool) -> asyncio.Task[None]:
+        model = _model_of(request)
+        stopped = self._paused().stops(self.queue, model, request.tenant)
+        ended = self._under_way.begin(self.queue, model, request.tenant)  # at once: a drain may be looking
         refused = _PAUSED if stopped else None if entered else _FULL
-        task = asyncio.create_task(self._serve(question, places, refused))
+        task = asyncio.create_task(self._serve(request, places, refused))
         task.add_done_callback(lambda _: ended())
         return task
 
-    async def _serve(self, question: Question, places: ProjectPlaces, refused: Piece | None) -> None:
+    async def _serve(self, request: QueuedRequest, places: ProjectPlaces, refused: AnswerEntry | None) -> None:
         try:
-            awaited = now() < question.deadline and await self._answers.begin(question)
-            end = (refused or await self._while_awaited(question, places)) if awaited else None
-            await self._answers.finish(question, end)
+            awaited = now() < request.deadline and await self._answers.begin(request)
+            end = (refused or await self._while_awaited(request, places)) if awaited else None
+            await self._answers.finish(request, end)
         except asyncio.CancelledError:
             lost = end_of(refusal(503, "This worker is going down.", code="worker_lost"), 1.0)
             with suppress(RedisError, OSError):
-                await self._answers.finish(question, lost)
+                await self._answers.finish(request, lost)
             raise
         except (RedisError, OSError) as error:
-            log.warning("interactive_answer_lost", extra={"request": question.id, "error": str(error)})
+            log.warning("interactive_answer_lost", extra={"request": request.id, "error": str(error)})
         finally:
-            self._answers.forget(question)
+            self._answers.forget(request)
 
-    async def _while_awaited(self, question: Question, places: ProjectPlaces) -> Piece | None:
+    async def _while_awaited(self, request: QueuedRequest, places: ProjectPlaces) -> AnswerEntry | None:
         """Return the end of the answer; None when its client has left."""
-        watch = asyncio.create_task(self._watch(question))  # it begins first
-        work = asyncio.create_task(self._ask_in_place(question, places))
+        watch = asyncio.create_task(self._watch(request))  # it begins first
+        work = asyncio.create_task(self._ask_in_place(request, places))
         try:
             await asyncio.wait((work, watch), return_when=asyncio.FIRST_COMPLETED)
             if work.done():
                 return work.result()
             watch.result()
-            if given_up := self._given_up.get(question.id):
+            if given_up := self._given_up.get(request.id):
                 return given_up
-            if now() >= question.deadline:
+            if now() >= request.deadline:
                 return end_of(refusal(408, "The model did not answer in time.", code="timeout"))
-            log.info("interactive_client_left", extra={"request": question.id})
+            log.info("interactive_client_left", extra={"request": request.id})
             return None
         finally:
             await _ended(work, watch)
-            self._given_up.pop(question.id, None)
+            self._given_up.pop(request.id, None)
 
-    async def _watch(self, question: Question) -> None:
+    async def _watch(self, request: QueuedRequest) -> None:
         """Return when no client waits any more; meanwhile write signs of life."""
-        left = self._left[question.id] = asyncio.Event()
+        left = self._left[request.id] = asyncio.Event()
         try:
-            while (rest := question.deadline - now()) > 0:
+            while (rest := request.deadline - now()) > 0:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(min(self._timings.interactive_alive, rest)):
                         await left.wait()
                         return
-                await self._answers.send(question, Piece("alive"))
+                await self._answers.send(request, AnswerEntry("alive"))
         finally:
-            del self._left[question.id]
+            del self._left[request.id]
 
     async def _watch_all(self, redis: Any) -> None:
         """Look for all clients at once."""
@@ -202,33 +210,33 @@ class InteractiveConsumer:
             if not ids:
                 continue
             try:
-                found = await redis.mget([asking(question_id) for question_id in ids])
+                found = await redis.mget([client_key(request_id) for request_id in ids])
             except (RedisError, OSError):
-                continue  # whoever sends a piece meets it too, and tells
-            for question_id, value in zip(ids, found, strict=True):
-                if value is None and (left := self._left.get(question_id)):
+                continue  # whoever sends an entry meets it too, and tells
+            for request_id, value in zip(ids, found, strict=True):
+                if value is None and (left := self._left.get(request_id)):
                     left.set()
 
-    async def _ask_in_place(self, question: Question, places: ProjectPlaces) -> Piece:
-        async with places.place(question.tenant):
-            return await self._ask(question)
+    async def _ask_in_place(self, request: QueuedRequest, places: ProjectPlaces) -> AnswerEntry:
+        async with places.place(request.tenant):
+            return await self._ask(request)
 
-    async def _ask(self, question: Question) -> Piece:
-        body: dict[str, Any] = msgspec.json.decode(question.body)
-        request = Request(question.url, body, question.id, question.priority, question.tenant, question.job_id)
+    async def _ask(self, request: QueuedRequest) -> AnswerEntry:
+        body: dict[str, Any] = msgspec.json.decode(request.body)
+        engine_request = Request(request.url, body, request.id, request.priority, request.tenant, request.job_id)
         generation = self._host.generation
         try:
-            if question.url in self._own:  # somebody may be alone with the engine, and wait for this
-                return end_of(await self._own[question.url](question, PRIORITY))
-            with self._host.throttle.client() if question.priority == PRIORITY else nullcontext():
+            if request.url in self._own:  # somebody may be alone with the engine, and wait for this
+                return end_of(await self._own[request.url](request, PRIORITY))
+            with self._host.throttle.client() if request.priority == PRIORITY else nullcontext():
                 async with self._host.company():
                     generation = self._host.generation
-                    return end_of(await self._engine(question, request))
+                    return end_of(await self._engine(request, engine_request))
         except EngineBusy as busy:
             said = refusal(503, "The engine is busy. Ask again in a moment.", code="engine_busy")
             return end_of(said, busy.retry_after or 1.0)
         except EngineDead as death:
-            self._host.suspect(Suspect(question.id, str(body.get("model"))))
+            self._host.suspect(Suspect(request.id, str(body.get("model"))))
             self._revive(generation, death)
             return end_of(refusal(503, "The engine ended while it answered. Ask again.", code="engine_died"), 5.0)
         except EngineFault as fault:
@@ -238,21 +246,21 @@ class InteractiveConsumer:
         except Exception as error:  # noqa: BLE001  a client must not wait for what will never come
             last = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{last.filename}:{last.lineno}"  # its words may be the prompt's
-            log.error("interactive_failed", extra={"request": question.id, "error": type(error).__name__, "at": place})  # noqa: TRY400
+            log.error("interactive_failed", extra={"request": request.id, "error": type(error).__name__, "at": place})  # noqa: TRY400
             return end_of(refusal(500, "The engine gave no answer.", code="engine_error"))
 
-    async def _engine(self, question: Question, request: Request) -> Answer:
-        if not question.stream:
-            return await self._host.engine.answer(request)
+    async def _engine(self, request: QueuedRequest, engine_request: Request) -> Answer:
+        if not request.stream:
+            return await self._host.engine.answer(engine_request)
 
         async def emit(chunk: bytes) -> None:
-            if given_up := await self._answers.send_chunk(question, chunk):
-                self._given_up[question.id] = given_up
+            if given_up := await self._answers.send_chunk(request, chunk):
+                self._given_up[request.id] = given_up
                 with suppress(KeyError):  # the watch has just ended by itself
-                    self._left[question.id].set()
+                    self._left[request.id].set()
                 await asyncio.Event().wait()  # until we are stopped, with no more said
 
-        return await self._host.engine.stream(request, emit)
+        return await self._host.engine.stream(engine_request, emit)
 
     def _revive(self, generation: int, death: EngineDead) -> None:
         async def revive() -> None:
@@ -277,13 +285,13 @@ async def _ended(*tasks: asyncio.Task[Any]) -> None:
 
 
 class _Named(msgspec.Struct):
-    """All of a question that says whose engine it is for."""
+    """The part of a request's body that names its model."""
 
     model: str = ""
 
 
-def _model_of(question: Question) -> str:
+def _model_of(request: QueuedRequest) -> str:
     try:
-        return msgspec.json.decode(question.body, type=_Named).model
+        return msgspec.json.decode(request.body, type=_Named).model
     except msgspec.MsgspecError:
         return ""

@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 from redis.exceptions import RedisError
 
-from jobs.inference.interactive import Question, kept_in_line, line_of, unpack_question
+from jobs.inference.interactive import QueuedRequest, queue_key, queue_seconds, unpack_request
 from jobs.timings import Timings
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class RequestQueue:
         limit: Callable[[], int],
         places: ProjectPlaces,
         listening: threading.Event,
-        begin: Callable[[Question, ProjectPlaces, bool], asyncio.Task[None]],
+        begin: Callable[[QueuedRequest, ProjectPlaces, bool], asyncio.Task[None]],
         timings: Timings,
     ) -> None:
         self.name, self.limit = name, limit
@@ -140,33 +140,33 @@ class RequestQueue:
             with suppress(TimeoutError):
                 await asyncio.wait_for(nobody_waits.wait(), self._timings.interactive_look)
                 return ()
-            taken = await redis.lpop(line_of(self.name), limit) if self._listening.is_set() else None
+            taken = await redis.lpop(queue_key(self.name), limit) if self._listening.is_set() else None
             return taken or ()
-        found = await redis.blpop([line_of(self.name)], timeout=self._timings.interactive_take)
+        found = await redis.blpop([queue_key(self.name)], timeout=self._timings.interactive_take)
         if found and not self._listening.is_set():  # another worker may take what came after `listening` was cleared
             await _put_back(redis, *found)
             return ()
         return found[1:] if found else ()
 
     def _admit(self, raw: bytes) -> None:
-        if (question := _read(raw)) is None:
+        if (request := _read(raw)) is None:
             return
-        entered = self._places.enter(question.tenant, len(raw))
-        task = self._begin(question, self._places, entered)
+        entered = self._places.enter(request.tenant, len(raw))
+        task = self._begin(request, self._places, entered)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         if entered:
-            task.add_done_callback(lambda _: self._places.leave(question.tenant, len(raw)))
+            task.add_done_callback(lambda _: self._places.leave(request.tenant, len(raw)))
 
 
 async def _put_back(redis: Any, line: bytes, raw: bytes) -> None:
-    if question := _read(raw):
-        await redis.eval(_PUT_BACK, 1, line, raw, kept_in_line(question))
+    if request := _read(raw):
+        await redis.eval(_PUT_BACK, 1, line, raw, queue_seconds(request))
 
 
-def _read(raw: bytes) -> Question | None:
+def _read(raw: bytes) -> QueuedRequest | None:
     try:
-        return unpack_question(raw)
+        return unpack_request(raw)
     except msgspec.MsgspecError:
-        log.warning("interactive_question_unreadable")
+        log.warning("interactive_request_unreadable")
         return None

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from jobs.fleet.models_file import EngineKind, Model, Registry
 from jobs.inference.context_options import FIELD as CONTEXT
-from jobs.inference.interactive import Question
+from jobs.inference.interactive import QueuedRequest
 from jobs.requests.endpoints import RESPONSES
 from jobs.settings import Settings
 from workers.engines.caps import objection
@@ -98,13 +98,11 @@ class Counting:
         self._host = host
         self._engine = FileSearchMiddleware(CompactionMiddleware(_Counter(measure)), search, context_budgets)
 
-    async def answer(self, question: Question, priority: int) -> Answer:
+    async def answer(self, queued: QueuedRequest, priority: int) -> Answer:
         """Raises what engines raise."""
-        body = _shown(msgspec.json.decode(question.body))
+        body = _shown(msgspec.json.decode(queued.body))
         async with self._host.company():
-            return await self._engine.answer(
-                Request(RESPONSES, body, question.id, priority, question.tenant, kept=False)
-            )
+            return await self._engine.answer(Request(RESPONSES, body, queued.id, priority, queued.tenant, kept=False))
 
 
 class _Counter:

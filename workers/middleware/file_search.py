@@ -5,7 +5,7 @@
 
 It always searches: whether to is not left to the model, which may be a small one. What files say is data: the
 instructions get a sentence of ours that says so, and nothing of theirs (see `quoting`). Engines know nothing of it: it
-stands before them for waiting clients, for lines of batches and in the background alike. What the client is shown has
+stands before them for interactive clients, lines of batches and background responses. What the client is shown has
 the tools and instructions that it sent, a `file_search_call` before the message, and citations in it; or a refusal,
 where that was asked for and the files do not support what the model says.
 """

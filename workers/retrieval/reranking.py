@@ -17,8 +17,8 @@ from jobs.errors import TooManyRequests, Unavailable
 from jobs.fleet import routing, workers
 from jobs.fleet.models_file import ModelsFileError
 from jobs.ids import new_id
-from jobs.inference.interactive import Question
-from jobs.inference.waiting import Lines, last_piece
+from jobs.inference.client import InferenceClient, last_entry
+from jobs.inference.interactive import QueuedRequest
 from jobs.requests.endpoints import RERANK
 from jobs.retrieval import searches
 from jobs.retrieval.searches import Found, Search
@@ -48,17 +48,17 @@ class Reranking:
 
     def __init__(self, context: Context, host: EngineHost, queue: str) -> None:
         self._context, self._host, self._queue = context, host, queue
-        self._lines = Lines(context.config, context.timings)
+        self._client = InferenceClient(context.config, context.timings)
         self._logits: set[str] = set()  # models that have given some
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="rerank")
 
-    async def answer(self, question: Question, priority: int) -> Answer:
+    async def answer(self, queued: QueuedRequest, priority: int) -> Answer:
         """Answer the worker of another queue. Raises what engines raise."""
-        body = msgspec.json.decode(question.body)
-        return await self._host.engine.answer(Request(RERANK, body, question.id, priority, question.tenant))
+        body = msgspec.json.decode(queued.body)
+        return await self._host.engine.answer(Request(RERANK, body, queued.id, priority, queued.tenant))
 
     async def rank(
-        self, search: Search, found: Sequence[Found], question: Question, priority: int
+        self, search: Search, found: Sequence[Found], queued: QueuedRequest, priority: int
     ) -> Sequence[Found] | Answer:
         """Return the hits best first, with the model's scores within 0 to 1; of several queries each text's best.
 
@@ -69,7 +69,7 @@ class Reranking:
         if not found:
             return found
         asked = [_body(search.ranker, query, found) for query in search.queries]
-        answers = await asyncio.gather(*(self._asked(body, question, priority) for body in asked))
+        answers = await asyncio.gather(*(self._asked(body, queued, priority) for body in asked))
         scores = [-math.inf] * len(found)
         for answer in answers:
             if answer.status >= 400:
@@ -85,29 +85,29 @@ class Reranking:
         best = sorted(zip(scores, found, strict=True), key=lambda pair: -pair[0])
         return [msgspec.structs.replace(one, score=shown(score)) for score, one in best]
 
-    async def _asked(self, body: dict[str, object], question: Question, priority: int) -> Answer:
+    async def _asked(self, body: dict[str, object], queued: QueuedRequest, priority: int) -> Answer:
         loop = asyncio.get_running_loop()
         try:
-            queue = await loop.run_in_executor(self._threads, self._place, str(body["model"]), question.tenant)
+            queue = await loop.run_in_executor(self._threads, self._place, str(body["model"]), queued.tenant)
             if isinstance(queue, Answer):
                 return queue
             if queue == self._queue:
-                request = Request(RERANK, body, question.id, priority, question.tenant)
+                request = Request(RERANK, body, queued.id, priority, queued.tenant)
                 return await self._host.engine.answer(request)
-            return await self._elsewhere(queue, body, question)
+            return await self._elsewhere(queue, body, queued)
         except (TooManyRequests, Unavailable) as error:
             raise EngineBusy("The re-ranking model is not there now.", retry_after=_AGAIN) from error
 
-    async def _elsewhere(self, queue: str, body: dict[str, object], question: Question) -> Answer:
+    async def _elsewhere(self, queue: str, body: dict[str, object], queued: QueuedRequest) -> Answer:
         model = str(body["model"])
 
         async def served() -> bool:
             return await asyncio.get_running_loop().run_in_executor(self._threads, self._served, queue, model)
 
         asked = msgspec.structs.replace(
-            question, id=new_id("req_"), url=searches.RERANK_URL, body=msgspec.json.encode(body)
+            queued, id=new_id("req_"), url=searches.RERANK_URL, body=msgspec.json.encode(body)
         )
-        end = await last_piece(self._lines.ask(searches.rerank_line(queue), asked, served))
+        end = await last_entry(self._client.submit(searches.rerank_queue(queue), asked, served))
         if end.status in (408, 429, 503):
             raise EngineBusy("The re-ranking model is not there now.", retry_after=end.retry_after or _AGAIN)
         return Answer(end.status, end.body)

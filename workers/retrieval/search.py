@@ -1,4 +1,4 @@
-"""Answer a search for a waiting client: embed its query by this worker's engine, then fuse both rankings.
+"""Answer a search for an interactive client: embed its query by this worker's engine, then fuse both rankings.
 
     query ─▶ engine ─▶ vector ──nearest──┐
        └─────────────────────matching────┴─▶ hits ─▶ SQL: which of them can be seen ─▶ fused, best first
@@ -32,7 +32,7 @@ from sqlalchemy import select
 from jobs.clock import now
 from jobs.errors import DatabaseBusy
 from jobs.fleet.models_file import ModelsFileError
-from jobs.inference.interactive import Question
+from jobs.inference.interactive import QueuedRequest
 from jobs.requests.endpoints import EMBEDDINGS
 from jobs.retrieval import attachments, filters, indexes, searches, source_items
 from jobs.retrieval.searches import Found, Results, Search
@@ -118,24 +118,24 @@ class Searching:
         """Wait for uses that are still being noted: they would open the database again after it is closed."""
         self._threads.shutdown()
 
-    async def answer(self, question: Question, priority: int) -> Answer:
+    async def answer(self, queued: QueuedRequest, priority: int) -> Answer:
         """Answer one search. Raises what engines raise."""
-        search = searches.decode_search(question.body)
+        search = searches.decode_search(queued.body)
         loop = asyncio.get_running_loop()
         try:
-            store = await loop.run_in_executor(self._threads, self._store, search, question.tenant)
+            store = await loop.run_in_executor(self._threads, self._store, search, queued.tenant)
         except DatabaseBusy as error:
             raise EngineBusy(error.message, retry_after=1.0) from error
         if store is None:
             return refusal(404, f"No vector store found with id '{search.store_id}'.", param="vector_store_id")
-        vectors = await self._vectors(search, store, question, priority)
+        vectors = await self._vectors(search, store, queued, priority)
         if isinstance(vectors, Answer):
             return vectors
         try:
             found = await loop.run_in_executor(self._threads, self._search, search, store, vectors)
         except (DatabaseBusy, VectorsAway) as error:
             raise EngineBusy("The search cannot be made now.", retry_after=2.0) from error
-        ranked = await self._reranking.rank(search, found, question, priority) if search.ranker else found
+        ranked = await self._reranking.rank(search, found, queued, priority) if search.ranker else found
         if isinstance(ranked, Answer):
             return ranked
         self._threads.submit(self._note, store)  # nobody waits for it
@@ -152,7 +152,7 @@ class Searching:
             attachments.note_use(self._context.db, store)
 
     async def _vectors(
-        self, search: Search, store: VectorStore, question: Question, priority: int
+        self, search: Search, store: VectorStore, queued: QueuedRequest, priority: int
     ) -> list[Vector | None] | Answer:
         """Return a vector for each query, None where only words are asked for, or the engine's refusal.
 
@@ -164,7 +164,7 @@ class Searching:
         body: dict[str, Any] = {"model": store.model, **fields, "encoding_format": "base64"}
         if store.shortened:
             body["dimensions"] = store.dimensions
-        request = Request(EMBEDDINGS, body, question.id, priority, question.tenant, kept=search.kept)
+        request = Request(EMBEDDINGS, body, queued.id, priority, queued.tenant, kept=search.kept)
         answer = await self._host.engine.answer(request)
         if is_too_long(answer):  # only then, for whoever says so gets nothing from the cache
             answer = await self._host.engine.answer(replace(request, body={**body, "truncate": True}))

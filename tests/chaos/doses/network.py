@@ -44,7 +44,7 @@ _BACKLOG_SECONDS = 600.0  # of all that was refused: nothing is the matter any m
 _CREATED_SECONDS = 10.0  # some 15 trips, some of them again
 _INTERACTIVE_SECONDS = 20.0
 _HUNG_SECONDS = 10.0  # more than that
-_TOLD = "Tell"  # how the prompts of waiting clients begin
+_TOLD = "Tell"  # how the prompts of interactive clients begin
 _SHARD_LINES = int(SCALED["NIGHTMILL_SHARD_LINES"])
 #: Scaled by less than elsewhere: with trips of 200 ms a beat takes a second.
 _TIMES = {

@@ -147,7 +147,9 @@ def _mix(folder: Path, old: Path, outcome: Outcome, seconds: float) -> None:
             pause(5)
         _judge(outcome, after, known)
         told = {version: said[one.system.port] for version, one in (("old", before), ("new", after))}
-        outcome.judge(f"clients who wait: { ({version: dict(one) for version, one in told.items()}) }", *unheard(told))
+        outcome.judge(
+            f"interactive clients: { ({version: dict(one) for version, one in told.items()}) }", *unheard(told)
+        )
         moved = {version: _moves(shared.database, one.system) for version, one in (("old", before), ("new", after))}
         outcome.judge(f"moves of jobs by workers of each: {moved}", *idle(moved))
         for name, lines in {**_errors("old", before.system), **_errors("new", after.system)}.items():
@@ -156,7 +158,7 @@ def _mix(folder: Path, old: Path, outcome: Outcome, seconds: float) -> None:
 
 @contextmanager
 def _asking(made: Site, ports: Sequence[int]) -> Iterator[dict[int, Counter[int]]]:
-    """Clients who wait, at each port by turns; the statuses that they get there."""
+    """Interactive clients, at each port by turns; the statuses that they get there."""
     said, stop = defaultdict[int, Counter[int]](Counter), threading.Event()
 
     def ask() -> None:
@@ -180,7 +182,7 @@ def _asking(made: Site, ports: Sequence[int]) -> Iterator[dict[int, Counter[int]
 
 
 def unheard(told: Mapping[str, Mapping[int, int]]) -> list[str]:
-    """Clients who wait are answered at each, or told to come again; nothing else."""
+    """Interactive clients are answered at each, or told to come again; nothing else."""
     faults = [f"nobody was answered by the {version} version" for version, said in told.items() if not said.get(200)]
     wrong = [(version, status) for version, said in told.items() for status in said if status not in {200, 503}]
     return faults + [f"{status} from the {version} version" for version, status in wrong]

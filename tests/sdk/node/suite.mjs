@@ -328,7 +328,7 @@ check("models are listed and retrieved", async () => {
   same(factsOf(error), [404, "invalid_request_error", "model_not_found", "model"]);
 });
 
-check("a client who waits is answered, whole and as a stream", async () => {
+check("an interactive client is answered, whole and as a stream", async () => {
   const asked = { model: MODEL, messages: [{ role: "user", content: "wait for it" }] };
   const whole = await client.chat.completions.create(asked);
   const stream = await client.chat.completions.create({ ...asked, stream: true, stream_options: { include_usage: true } });

@@ -22,7 +22,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 from jobs.fleet.models_file import EngineKind
 from jobs.platform import memory
 from workers.engines.documented import refuse_unknown
-from workers.engines.encoders.encoder_pool import Backlog, Entry, Job, Piece, Pool, flow_of, length_of
+from workers.engines.encoders.encoder_pool import Backlog, Entry, Job, JobSlice, Pool, flow_of, length_of
 from workers.engines.port import (
     Answer,
     Emit,
@@ -115,8 +115,8 @@ class BatchingEngine(ABC, Generic[M]):
         """A body, checked, and how many characters each of its inputs has. Raises Unacceptable."""
 
     @abstractmethod
-    def _tokenise(self, model: M, pieces: Sequence[Piece]) -> list[list[Any]]:
-        """The tokens of each input of each piece, in the worker thread."""
+    def _tokenise(self, model: M, slices: Sequence[JobSlice]) -> list[list[Any]]:
+        """The tokens of each input of each part, in the worker thread."""
 
     def _fit(self, model: M, job: Job, inputs: list[Any]) -> list[Any]:  # noqa: ARG002 (for those that have limits)
         """The tokens of the next inputs of a request, cut off where it asked for that.
@@ -206,7 +206,7 @@ class BatchingEngine(ABC, Generic[M]):
     async def _collect(self, model: M) -> None:
         """Tokenise and compute in turn, as long as anything waits."""
         pool = Pool()
-        pieces: list[Piece] = []
+        slices: list[JobSlice] = []
         batch: list[Entry] = []
         gone: EngineError = EngineBusy("The engine is closing.", retry_after=1.0)
         try:
@@ -214,8 +214,8 @@ class BatchingEngine(ABC, Generic[M]):
                 if not pool and not self._backlog:
                     self._arrived.clear()
                     await self._arrived.wait()
-                pieces = self._backlog.pieces(pool.pooled, POOLED_PASSES * model.batch_tokens, TOKENISED_CHARACTERS)
-                await self._admit(model, pieces, pool)
+                slices = self._backlog.slices(pool.pooled, POOLED_PASSES * model.batch_tokens, TOKENISED_CHARACTERS)
+                await self._admit(model, slices, pool)
                 batch = pool.pick(model.batch_tokens)
                 await self._run(model, batch)
                 await self._trim(batch)
@@ -225,7 +225,7 @@ class BatchingEngine(ABC, Generic[M]):
         finally:
             left = [
                 *self._backlog.jobs(),
-                *(piece.job for piece in pieces),
+                *(part.job for part in slices),
                 *pool.jobs(),
                 *(entry[2] for entry in batch),
             ]
@@ -233,19 +233,19 @@ class BatchingEngine(ABC, Generic[M]):
             for job in left:
                 job.fail(gone)
 
-    async def _admit(self, model: M, pieces: Sequence[Piece], pool: Pool) -> None:
-        if not pieces:
+    async def _admit(self, model: M, slices: Sequence[JobSlice], pool: Pool) -> None:
+        if not slices:
             return
-        lists = await self._attempt(self._tokenise, model, pieces)
+        lists = await self._attempt(self._tokenise, model, slices)
         if isinstance(lists, Exception):
-            if len(pieces) == 1:
-                pieces[0].job.fail(EngineFault(f"The tokenizer failed: {lists}"))
+            if len(slices) == 1:
+                slices[0].job.fail(EngineFault(f"The tokenizer failed: {lists}"))
                 return
-            for piece in pieces:  # the others are not to blame
-                await self._admit(model, [piece], pool)
+            for part in slices:  # the others are not to blame
+                await self._admit(model, [part], pool)
             return
-        for piece, inputs in zip(pieces, lists, strict=True):
-            self._admit_one(model, piece.job, inputs, pool)
+        for part, inputs in zip(slices, lists, strict=True):
+            self._admit_one(model, part.job, inputs, pool)
 
     def _admit_one(self, model: M, job: Job, inputs: list[Any], pool: Pool) -> None:
         """The inputs of a request go into the pool together: one that is refused is not computed in part."""

@@ -21,7 +21,7 @@ from jobs.requests.prompts import Prompts
 from workers.engines.encoders.batching import LONGEST_TOKEN, BatchingEngine, Unacceptable
 from workers.engines.encoders.embed_model import SentenceModel
 from workers.engines.encoders.embed_runtime import Chooser, Place
-from workers.engines.encoders.encoder_pool import TOKEN_CHARACTERS, Job, Piece
+from workers.engines.encoders.encoder_pool import TOKEN_CHARACTERS, Job, JobSlice
 from workers.engines.port import Answer, Usage
 
 MOST_INPUTS: Final = 2048  # OpenAI's limits
@@ -240,8 +240,8 @@ class EmbedEngine(BatchingEngine[SentenceModel]):
         asked = read(dict(body), model)
         return asked, [len(one) if isinstance(one, str) else len(one) * TOKEN_CHARACTERS for one in asked.inputs]
 
-    def _tokenise(self, model: SentenceModel, pieces: Sequence[Piece]) -> list[list[Any]]:
-        return _tokenise(model, pieces)
+    def _tokenise(self, model: SentenceModel, slices: Sequence[JobSlice]) -> list[list[Any]]:
+        return _tokenise(model, slices)
 
     def _fit(self, model: SentenceModel, job: Job, inputs: list[Any]) -> list[Any]:
         if most := job.asked.most:
@@ -259,9 +259,9 @@ class EmbedEngine(BatchingEngine[SentenceModel]):
         return write(job.asked, self._names[0], job.found, tuple(job.lengths), job.truncated)
 
 
-def _tokenise(model: SentenceModel, pieces: Sequence[Piece]) -> list[list[Any]]:
-    """All texts of all pieces in one call: the tokenizer runs them in parallel."""
-    inputs = [(piece.job.asked, piece.job.asked.inputs[piece.first : piece.last]) for piece in pieces]
+def _tokenise(model: SentenceModel, slices: Sequence[JobSlice]) -> list[list[Any]]:
+    """All texts of all slices in one call: the tokenizer runs them in parallel."""
+    inputs = [(part.job.asked, part.job.asked.inputs[part.first : part.last]) for part in slices]
     texts = [one for _, some in inputs for one in some if isinstance(one, str)]
     ids = iter(model.tokens_of(texts) if texts else [])
     return [

@@ -1,6 +1,6 @@
 """Inputs that wait for an encoder: first for its tokenizer, then for a forward pass, fair between projects.
 
-    requests ──▶ Backlog, a queue for each flow ──pieces──▶ tokenizer ──▶ Pool, sorted by length ──▶ micro-batches
+    requests ──▶ Backlog, a queue for each flow ──slices──▶ tokenizer ──▶ Pool, sorted by length ──▶ micro-batches
 
 A flow is what one project has asked of one rank and of one size. Ranks are clients, lines of batches that another
 queue passes on, and batches: a lower rank is always served first. Small requests, which fit into one forward pass, and
@@ -71,7 +71,7 @@ def flow_of(project: str, priority: int, characters: int, batch_tokens: int) -> 
     return Flow(rank, characters > batch_tokens * TOKEN_CHARACTERS, project)
 
 
-class Piece(NamedTuple):
+class JobSlice(NamedTuple):
     """Consecutive inputs of a request: `job.asked`'s from `first` up to, and without, `last`."""
 
     job: Job
@@ -98,7 +98,7 @@ class Backlog:
     def add(self, job: Job) -> None:
         bisect.insort(self._flows[job.flow], (job.priority, next(self._order), job))
 
-    def pieces(self, pooled: Counter[Flow], room: int, characters: int) -> list[Piece]:
+    def slices(self, pooled: Counter[Flow], room: int, characters: int) -> list[JobSlice]:
         """Return the next inputs to tokenise, of about so many `characters` together, and at least one.
 
         `pooled` are the tokens of each flow that wait already: the flow with the fewest comes first within its rank,
@@ -106,16 +106,16 @@ class Backlog:
         """
         self._forget_answered()
         pooled = pooled.copy()
-        pieces: list[Piece] = []
+        slices: list[JobSlice] = []
         while characters > 0 and (open_flows := [flow for flow in self._flows if pooled[flow] < room]):
             flow = min(open_flows, key=lambda one: (one.rank, pooled[one], one.large))
-            pieces.append(self._piece(flow, characters))
-            taken = sum(pieces[-1].job.sizes[pieces[-1].first : pieces[-1].last])
+            slices.append(self._next_slice(flow, characters))
+            taken = sum(slices[-1].job.sizes[slices[-1].first : slices[-1].last])
             characters -= taken
             pooled[flow] += taken // TOKEN_CHARACTERS
-        return pieces
+        return slices
 
-    def _piece(self, flow: Flow, characters: int) -> Piece:
+    def _next_slice(self, flow: Flow, characters: int) -> JobSlice:
         job, first = self._flows[flow][0][2], self._flows[flow][0][2].given
         ends = itertools.accumulate(job.sizes[first:])
         job.given = first + max(1, sum(end <= characters for end in ends))
@@ -123,7 +123,7 @@ class Backlog:
             del self._flows[flow][0]
             if not self._flows[flow]:
                 del self._flows[flow]
-        return Piece(job, first, job.given)
+        return JobSlice(job, first, job.given)
 
     def _forget_answered(self) -> None:
         """Drop requests that were cancelled or have failed."""

@@ -24,7 +24,7 @@ from jobs.ids import new_id
 from jobs.requests.endpoints import RERANK
 from workers.engines.encoders.batching import KERNELS, LONGEST_TOKEN, BatchingEngine, Unacceptable, padded_to
 from workers.engines.encoders.embed_model import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, threads_of
-from workers.engines.encoders.encoder_pool import Job, Piece
+from workers.engines.encoders.encoder_pool import Job, JobSlice
 from workers.engines.port import Answer, Usage
 
 MOST_DOCUMENTS: Final = 1000  # Cohere's limit
@@ -201,8 +201,8 @@ class RerankEngine(BatchingEngine[CrossModel]):
         asked, most = read(body), model.characters
         return asked, [min(most, len(asked.query)) + min(most, len(text)) for text in asked.texts]
 
-    def _tokenise(self, model: CrossModel, pieces: Sequence[Piece]) -> list[list[Any]]:
-        asked = [(piece.job.asked, piece.job.asked.texts[piece.first : piece.last]) for piece in pieces]
+    def _tokenise(self, model: CrossModel, slices: Sequence[JobSlice]) -> list[list[Any]]:
+        asked = [(part.job.asked, part.job.asked.texts[part.first : part.last]) for part in slices]
         pairs = iter(model.pairs_of([(one.query, text) for one, texts in asked for text in texts]))
         return [[next(pairs) for _ in texts] for _, texts in asked]
 

@@ -1,4 +1,4 @@
-"""While an engine loads, waiting clients, jobs and the readiness check say so; a model without a worker says that."""
+"""Interactive clients, jobs and the readiness check tell an engine that loads from a model without a worker."""
 
 from collections.abc import Callable
 from pathlib import Path

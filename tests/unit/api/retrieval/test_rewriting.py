@@ -15,7 +15,7 @@ from jobs.errors import NightmillError, NoWorker, Overloaded, RequestTimeout, St
 from jobs.fleet import workers as fleet
 from jobs.fleet.models_file import ANY_MODEL
 from jobs.fleet.tables import Worker
-from jobs.inference.interactive import Piece, Question
+from jobs.inference.interactive import AnswerEntry, QueuedRequest
 from jobs.ledger import pauses
 from jobs.queues import Queue
 from jobs.retrieval import searches
@@ -30,12 +30,12 @@ models:
   {CHAT}: {{source: {{urls: ["http://127.0.0.1:9/v1"]}}, engine: http, endpoints: [/v1/chat/completions]}}
   abroad: {{source: {{urls: ["http://192.0.43.8/v1"]}}, engine: http, endpoints: [/v1/chat/completions]}}
 """
-Answers = Callable[[str], Piece | NightmillError]
+Answers = Callable[[str], AnswerEntry | NightmillError]
 
 
-def reply(content: Any, finish_reason: str = "stop", status: int = 200) -> Piece:
+def reply(content: Any, finish_reason: str = "stop", status: int = 200) -> AnswerEntry:
     choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": finish_reason}
-    return Piece("end", msgspec.json.encode({"object": "chat.completion", "choices": [choice]}), status)
+    return AnswerEntry("end", msgspec.json.encode({"object": "chat.completion", "choices": [choice]}), status)
 
 
 class Workers:
@@ -43,27 +43,27 @@ class Workers:
 
     def __init__(self, app: FastAPI) -> None:
         self.says: Answers = lambda query: reply(f"about {query}")
-        self.chats: list[Question] = []
+        self.chats: list[QueuedRequest] = []
         self.searched: list[searches.Search] = []
         self.before_search: Callable[[], object] = bool
-        self.refuses: Callable[[searches.Search], Piece | None] = lambda _: None
-        self.inner, app.state.services.lines = app.state.services.lines, self
+        self.refuses: Callable[[searches.Search], AnswerEntry | None] = lambda _: None
+        self.inner, app.state.services.inference = app.state.services.inference, self
         with app.state.services.db.write() as session:
             place = {"host": "h", "pid": 1, "started": 1, "created_at": 1.0, "seen_at": 1.0, "slots": 1}
             for queue, models in ((Queue.EMBED, [MODEL]), (Queue.GENERATE, [CHAT, "abroad"])):
                 session.add(Worker(**place, id=queue, pool="p", queues=[queue], models=models, state="ready"))
 
-    async def ask(self, _queue: str, question: Question, *_: Any) -> AsyncGenerator[Piece]:
-        yield Piece("taken")
-        if question.url == searches.URL:
-            self.searched.append(searches.decode_search(question.body))
+    async def submit(self, _queue: str, queued: QueuedRequest, *_: Any) -> AsyncGenerator[AnswerEntry]:
+        yield AnswerEntry("taken")
+        if queued.url == searches.URL:
+            self.searched.append(searches.decode_search(queued.body))
             if refused := self.refuses(self.searched[-1]):
                 yield refused
                 return
-            yield Piece("end", searches.encode(Results(())))
+            yield AnswerEntry("end", searches.encode(Results(())))
             return
-        self.chats.append(question)
-        said = self.says(msgspec.json.decode(asked_of(question)["messages"][1]["content"]))
+        self.chats.append(queued)
+        said = self.says(msgspec.json.decode(asked_of(queued)["messages"][1]["content"]))
         self.before_search()
         if isinstance(said, NightmillError):
             raise said
@@ -73,8 +73,8 @@ class Workers:
         await self.inner.close()
 
 
-def asked_of(question: Question) -> dict[str, Any]:
-    return msgspec.json.decode(question.body, type=dict[str, Any])
+def asked_of(queued: QueuedRequest) -> dict[str, Any]:
+    return msgspec.json.decode(queued.body, type=dict[str, Any])
 
 
 @pytest.fixture
@@ -162,10 +162,10 @@ def test_nobody_is_asked_without_a_model_or_without_the_wish(
         reply("bell\a"),
         reply(7),
         reply("fine", status=500),
-        Piece("end", b'{"choices": []}'),
-        Piece("end", b'{"choices": [{"message": null, "finish_reason": "stop"}]}'),
-        Piece("end", b"<html>"),
-        Piece("end", b""),
+        AnswerEntry("end", b'{"choices": []}'),
+        AnswerEntry("end", b'{"choices": [{"message": null, "finish_reason": "stop"}]}'),
+        AnswerEntry("end", b"<html>"),
+        AnswerEntry("end", b""),
         NoWorker(),
         Overloaded(),
         WorkerLost(),
@@ -175,7 +175,7 @@ def test_nobody_is_asked_without_a_model_or_without_the_wish(
     ids=repr,
 )
 def test_a_model_that_says_no_query_changes_nothing(
-    client: TestClient, workers: Workers, said: Piece | NightmillError
+    client: TestClient, workers: Workers, said: AnswerEntry | NightmillError
 ) -> None:
     workers.says = lambda _: said
 
@@ -234,11 +234,11 @@ def test_an_index_that_goes_while_it_is_searched_leaves_the_search_to_the_one_in
     index = client.post(indexes, json={"embedding_dimensions": 64}).json()["id"]
     other = TestClient(client.app, headers=dict(client.headers))
 
-    def gone(search: searches.Search) -> Piece | None:
+    def gone(search: searches.Search) -> AnswerEntry | None:
         if search.store_id == index:
             return None
         other.post(f"{indexes}/{index}/switch").raise_for_status()
-        return Piece("end", b'{"error": {}}', 404)
+        return AnswerEntry("end", b'{"error": {}}', 404)
 
     workers.refuses = gone
     answer = client.post(f"/v1/vector_stores/{store}/search", json={"query": "leave"})
@@ -248,7 +248,7 @@ def test_an_index_that_goes_while_it_is_searched_leaves_the_search_to_the_one_in
 
 
 def test_what_is_not_found_though_its_index_is_in_use_is_not_asked_again(client: TestClient, workers: Workers) -> None:
-    workers.refuses = lambda _: Piece("end", b'{"error": {}}', 404)
+    workers.refuses = lambda _: AnswerEntry("end", b'{"error": {}}', 404)
 
     answer = client.post(f"/v1/vector_stores/{made(client)}/search", json={"query": "leave"})
 

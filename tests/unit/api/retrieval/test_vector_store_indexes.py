@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import func, select, update
 
 from jobs.fleet.tables import Worker
-from jobs.inference.interactive import Piece, Question
+from jobs.inference.interactive import AnswerEntry, QueuedRequest
 from jobs.ledger.tables import Audit, Job
 from jobs.queues import Queue
 from jobs.retrieval import searches
@@ -251,20 +251,20 @@ class Shelved:
 
     def __init__(self, app: FastAPI) -> None:
         self.found: dict[str, Sequence[str]] = {}  # the rest of the ids of files
-        self.refusal: dict[str, Piece] = {}
+        self.refusal: dict[str, AnswerEntry] = {}
         self.asked: list[searches.Search] = []
-        self.inner, app.state.services.lines = app.state.services.lines, self
+        self.inner, app.state.services.inference = app.state.services.inference, self
         with app.state.services.db.write() as session:
             place = {"id": "w", "pool": "embed", "host": "h", "pid": 1, "started": 1, "created_at": 1.0, "seen_at": 1.0}
             work = {"queues": [Queue.EMBED], "models": [MODEL, "second"], "slots": 1, "state": "ready"}
             session.add(Worker(**place, **work))
 
-    async def ask(self, _queue: str, question: Question, *_: Any) -> AsyncGenerator[Piece]:
-        search = searches.decode_search(question.body)
+    async def submit(self, _queue: str, queued: QueuedRequest, *_: Any) -> AsyncGenerator[AnswerEntry]:
+        search = searches.decode_search(queued.body)
         self.asked.append(search)
         found = self.found.get(search.store_id, ())
         chunks = tuple(Found(f"file-{name}", "f", 0.5, "t", None, {}) for name in found)
-        yield self.refusal.get(search.store_id) or Piece("end", searches.encode(Results(chunks)))
+        yield self.refusal.get(search.store_id) or AnswerEntry("end", searches.encode(Results(chunks)))
 
     async def close(self) -> None:
         await self.inner.close()
@@ -326,7 +326,7 @@ def test_judged_queries_say_how_good_each_is(client: TestClient, pair: tuple[She
 def test_a_worker_that_refuses_is_passed_on(client: TestClient, pair: tuple[Shelved, str, str]) -> None:
     shelved, store, index = pair
     error = {"error": {"message": "No.", "type": "server_error", "param": None, "code": "engine_error"}}
-    shelved.refusal = {index: Piece("end", msgspec.json.encode(error), 502)}
+    shelved.refusal = {index: AnswerEntry("end", msgspec.json.encode(error), 502)}
 
     answer = compare(client, store, index, queries=["one"])
 

@@ -141,17 +141,17 @@ def test_the_sandbox_is_asked_of_a_process_of_its_own(diagnosis: Examine) -> Non
     assert diagnosis()["parsers"].health in (Health.FINE, Health.WARNING)
 
 
-def test_waiting_clients_need_redis_beside_rabbitmq(diagnosis: Examine) -> None:
+def test_interactive_clients_need_redis_beside_rabbitmq(diagnosis: Examine) -> None:
     rabbit = f"amqp://u:secret@127.0.0.1:{_dead_port()}//"
 
     embedded = diagnosis()
-    without = diagnosis(broker_url=rabbit)["waiting clients"]
+    without = diagnosis(broker_url=rabbit)["interactive clients"]
     unreachable = diagnosis(broker_url=rabbit, streams_url=f"redis://:secret@127.0.0.1:{_dead_port()}/0")
 
     assert (without.health, "NIGHTMILL_STREAMS_URL" in without.mend) == (Health.WARNING, True)
-    assert unreachable["waiting clients"].health is Health.BROKEN
-    assert "secret" not in unreachable["waiting clients"].told
-    assert "waiting clients" not in embedded
+    assert unreachable["interactive clients"].health is Health.BROKEN
+    assert "secret" not in unreachable["interactive clients"].told
+    assert "interactive clients" not in embedded
 
 
 def test_a_setting_that_can_not_be_read_is_named(diagnosis: Examine) -> None:
@@ -326,7 +326,7 @@ def test_memory_of_the_broker_is_bounded_and_not_used_up(
         rabbit = f"amqp://u:secret@127.0.0.1:{_dead_port()}//"
         both = [
             diagnosis(broker_url=url.replace("unix:", "redis+socket:"))["broker"],
-            diagnosis(broker_url=rabbit, streams_url=url.replace("unix:", "redis+socket:"))["waiting clients"],
+            diagnosis(broker_url=rabbit, streams_url=url.replace("unix:", "redis+socket:"))["interactive clients"],
         ]
 
     for found in both:

@@ -15,16 +15,16 @@ from jobs.errors import BrokerFull, NightmillError, NoWorker, Overloaded, TooMan
 from jobs.ids import new_id
 from jobs.inference import admission, interactive
 from jobs.inference.admission import any_full, read_memory
-from jobs.inference.interactive import Piece, Question, Resumable, pack
-from jobs.inference.waiting import Lines, last_piece
+from jobs.inference.client import InferenceClient, last_entry
+from jobs.inference.interactive import AnswerEntry, QueuedRequest, Resumable, pack
 from jobs.settings import MB, Settings
 from jobs.timings import Timings
 from tests.support.shop import running_broker
 from workers.dispatcher.publisher import CeleryRinger
 
 QUEUE = "gpu.generate"
-END = pack(Piece("end", b"{}"))
-CHUNK = pack(Piece("chunk", b"{}"))
+END = pack(AnswerEntry("end", b"{}"))
+CHUNK = pack(AnswerEntry("chunk", b"{}"))
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +51,18 @@ class Clients:
     """Clients who wait for answers that no worker gives."""
 
     def __init__(self, config: Settings, **seconds: float) -> None:
-        self.lines = Lines(config, replace(Timings(), **seconds))
-        self.pending: list[tuple[Question, asyncio.Task[Piece]]] = []
+        self.client = InferenceClient(config, replace(Timings(), **seconds))
+        self.pending: list[tuple[QueuedRequest, asyncio.Task[AnswerEntry]]] = []
 
-    async def ask(self, tenant: str, size: int = 10, queue: str = QUEUE, linger: int = 0) -> Question:
+    async def ask(self, tenant: str, size: int = 10, queue: str = QUEUE, linger: int = 0) -> QueuedRequest:
         """Return the request once it is in its queue. Raises what refuses it."""
-        question = Question(new_id("req_"), "/", bytes(size), tenant, now() + 60, stream=bool(linger), linger=linger)
-        kept = Resumable(tenant, "/", question.deadline, linger, b"shown") if linger else None
-        asked = asyncio.ensure_future(last_piece(self.lines.ask(queue, question, _served, kept=kept)))
+        queued = QueuedRequest(new_id("req_"), "/", bytes(size), tenant, now() + 60, stream=bool(linger), linger=linger)
+        kept = Resumable(tenant, "/", queued.deadline, linger, b"shown") if linger else None
+        asked = asyncio.ensure_future(last_entry(self.client.submit(queue, queued, _served, resumable=kept)))
         while not asked.done():
-            if await self.lines._server().exists(interactive.asking(question.id)):
-                self.pending.append((question, asked))
-                return question
+            if await self.client._server().exists(interactive.client_key(queued.id)):
+                self.pending.append((queued, asked))
+                return queued
             await asyncio.sleep(0.01)
         asked.result()
         raise AssertionError("answered by nobody")
@@ -78,8 +78,8 @@ class Clients:
 
     async def answer(self) -> None:
         """Answer all that still wait."""
-        for question, _ in self.pending:
-            await self.lines._server().xadd(interactive.answer(question.id), {interactive.PIECE: END})
+        for queued, _ in self.pending:
+            await self.client._server().xadd(interactive.answer_key(queued.id), {interactive.ENTRY_FIELD: END})
         await asyncio.gather(*(task for _, task in self.pending), return_exceptions=True)
 
 
@@ -101,9 +101,9 @@ async def _go_down() -> None:
     raise WorkerLost
 
 
-def _stream(shown: bytes = b"shown") -> tuple[Question, Resumable]:
-    question = Question(new_id("req_"), "/", b"{}", "one", now() + 60, stream=True, linger=600)
-    return question, Resumable("one", "/", question.deadline, 600, shown)
+def _stream(shown: bytes = b"shown") -> tuple[QueuedRequest, Resumable]:
+    queued = QueuedRequest(new_id("req_"), "/", b"{}", "one", now() + 60, stream=True, linger=600)
+    return queued, Resumable("one", "/", queued.deadline, 600, shown)
 
 
 @asynccontextmanager
@@ -111,7 +111,7 @@ async def clients(config: Settings, **seconds: float) -> AsyncIterator[Clients]:
     made = Clients(config, **seconds)
     yield made
     await made.answer()
-    await made.lines.close()
+    await made.client.close()
 
 
 async def test_a_project_has_a_third_of_the_places_of_a_queue(url: str) -> None:
@@ -160,8 +160,8 @@ async def test_a_request_that_a_worker_has_taken_and_one_whose_client_died_count
         taken, dead, _ = [await some.ask("one") for _ in range(3)]
         with pytest.raises(TooManyRequests):
             await some.ask("one")
-        await server.hdel(interactive.project_waiting("one"), taken.id)  # as a worker does
-        await server.delete(interactive.asking(dead.id))  # as it expires
+        await server.hdel(interactive.waiting_key("one"), taken.id)  # as a worker does
+        await server.delete(interactive.client_key(dead.id))  # as it expires
         more, _ = await some.ask_until_refused("one")
 
     assert more == 2
@@ -183,9 +183,9 @@ async def test_a_project_has_a_few_unfinished_streams_that_can_be_resumed(url: s
         first, refused = await some.ask_until_refused("one", linger=60)
         second, _ = await some.ask_until_refused("two", linger=60)
         await some.ask("one")
-        ended = [question for question, _ in some.pending][:2]
+        ended = [queued for queued, _ in some.pending][:2]
         await admission.count_finished(server, ended[0], config.interactive_unread_bytes, MB)
-        await some.lines.stop(ended[1].id, "one")
+        await some.client.stop(ended[1].id, "one")
         more, _ = await some.ask_until_refused("one", linger=60)
 
     assert (first, second, more, refused.code) == (4, 4, 2, "rate_limit_exceeded")
@@ -195,12 +195,12 @@ async def test_a_stopped_stream_frees_its_place_and_its_bytes_at_once(url: str) 
     config = settings(url, interactive_waiting=300, interactive_resumable=2)
     async with clients(config) as some, interactive.connect(url) as server:
         await some.ask_until_refused("one", linger=600)
-        for question, task in some.pending:
+        for queued, task in some.pending:
             for _ in range(3):
-                await server.xadd(interactive.answer(question.id), {interactive.PIECE: CHUNK})
-            await some.lines.stop(question.id, "one")
+                await server.xadd(interactive.answer_key(queued.id), {interactive.ENTRY_FIELD: CHUNK})
+            await some.client.stop(queued.id, "one")
             assert (await task).status == 408
-        held = [await server.xlen(interactive.answer(question.id)) for question, _ in some.pending]
+        held = [await server.xlen(interactive.answer_key(queued.id)) for queued, _ in some.pending]
         more, _ = await some.ask_until_refused("one", linger=600)
 
     assert more == 2
@@ -209,51 +209,51 @@ async def test_a_stopped_stream_frees_its_place_and_its_bytes_at_once(url: str) 
 
 @pytest.mark.parametrize("resumed", [False, True])
 async def test_a_stream_whose_worker_died_frees_its_place(url: str, resumed: bool) -> None:
-    question, kept = _stream()
+    queued, kept = _stream()
     async with (
         clients(settings(url, interactive_resumable=1), interactive_silence=0.0) as some,
         interactive.connect(url) as server,
     ):
-        pieces = some.lines.ask(QUEUE, question, _served, kept=kept)
-        await server.xadd(interactive.answer(question.id), {interactive.PIECE: CHUNK})
+        pieces = some.client.submit(QUEUE, queued, _served, resumable=kept)
+        await server.xadd(interactive.answer_key(queued.id), {interactive.ENTRY_FIELD: CHUNK})
         assert (await anext(pieces)).kind == "chunk"
         if resumed:
             await pieces.aclose()
-            pieces = some.lines.rest(question.id, "0-0", kept, _stay, _served)
+            pieces = some.client.resume(queued.id, "0-0", kept, _stay, _served)
         with pytest.raises(WorkerLost):
-            await last_piece(pieces)
+            await last_entry(pieces)
         await some.ask("one", linger=600)
 
 
 @pytest.mark.parametrize("resumed", [False, True])
 async def test_a_stream_that_no_worker_takes_frees_its_place(url: str, resumed: bool) -> None:
-    question, kept = _stream()
+    queued, kept = _stream()
     workers = ["gpu-1"]
 
     async def served() -> bool:
         return bool(workers)
 
     async with clients(settings(url, interactive_resumable=1), interactive_taken=0.0) as some:
-        pieces = some.lines.ask(QUEUE, question, served, kept=kept, patience=0.0)
+        pieces = some.client.submit(QUEUE, queued, served, resumable=kept, patience=0.0)
         assert (await anext(pieces)).kind == "late"
         if resumed:
             await pieces.aclose()
-            pieces = some.lines.rest(question.id, "0-0", kept, _stay, served)
+            pieces = some.client.resume(queued.id, "0-0", kept, _stay, served)
         workers.clear()
         with pytest.raises(NoWorker):
-            await last_piece(pieces)
+            await last_entry(pieces)
         await some.ask("one", linger=600)
 
 
 async def test_a_stream_whose_api_goes_down_can_still_be_resumed(url: str) -> None:
-    question, kept = _stream()
+    queued, kept = _stream()
     async with clients(settings(url)) as some, interactive.connect(url) as server:
-        pieces = some.lines.ask(QUEUE, question, _served, _go_down, kept)
-        await server.xadd(interactive.answer(question.id), {interactive.PIECE: CHUNK})
+        pieces = some.client.submit(QUEUE, queued, _served, _go_down, kept)
+        await server.xadd(interactive.answer_key(queued.id), {interactive.ENTRY_FIELD: CHUNK})
         with pytest.raises(WorkerLost):
-            await last_piece(pieces)
-        await server.xadd(interactive.answer(question.id), {interactive.PIECE: END})
-        rest = some.lines.rest(question.id, "0-0", kept, _stay, _served)
+            await last_entry(pieces)
+        await server.xadd(interactive.answer_key(queued.id), {interactive.ENTRY_FIELD: END})
+        rest = some.client.resume(queued.id, "0-0", kept, _stay, _served)
         kinds = [piece.kind async for piece in rest]
 
     assert kinds == ["chunk", "end"]
@@ -274,13 +274,13 @@ async def test_what_ended_streams_still_hold_is_bounded(url: str) -> None:
 
 async def test_a_finished_stream_with_a_large_request_is_no_unfinished_one(url: str) -> None:
     config = settings(url, interactive_resumable=2, interactive_unread_bytes=MB)
-    question, kept = _stream(shown=bytes(MB // 2))
+    queued, kept = _stream(shown=bytes(MB // 2))
     async with clients(config) as some, interactive.connect(url) as server:
-        pieces = some.lines.ask(QUEUE, question, _served, kept=kept, patience=0.0)
+        pieces = some.client.submit(QUEUE, queued, _served, resumable=kept, patience=0.0)
         await anext(pieces)
         for _ in range(2):  # the second time, nothing is left to subtract
-            await admission.count_finished(server, question, config.interactive_unread_bytes, MB * 3 // 4)
-        counted = int(await server.hget(interactive.project_streams("one"), question.id))
+            await admission.count_finished(server, queued, config.interactive_unread_bytes, MB * 3 // 4)
+        counted = int(await server.hget(interactive.streams_key("one"), queued.id))
         more, _ = await some.ask_until_refused("one", linger=60)
         await pieces.aclose()
 
@@ -289,13 +289,13 @@ async def test_a_finished_stream_with_a_large_request_is_no_unfinished_one(url: 
 
 
 async def test_events_of_responses_in_the_background_are_counted_too(url: str) -> None:
-    most = admission.most_held(settings(url, interactive_resumable=2, interactive_unread_bytes=MB))
+    most = admission.max_held(settings(url, interactive_resumable=2, interactive_unread_bytes=MB))
     async with interactive.connect(url) as server:
         for name in ("resp_1", "resp_2", "resp_3"):
-            await server.xadd(interactive.answer(name), {b"p": b""})
+            await server.xadd(interactive.answer_key(name), {b"p": b""})
         counted = [await admission.count_block(server, "one", f"resp_{n % 3 + 1}", most) for n in range(17)]
         other = await admission.count_block(server, "two", "resp_3", most)
-        await server.delete(interactive.answer("resp_1"))
+        await server.delete(interactive.answer_key("resp_1"))
         again = await admission.count_block(server, "one", "resp_2", most)
 
     assert counted == [True] * 16 + [False], "4 MB in blocks of 256 KiB"
@@ -314,7 +314,7 @@ async def test_a_full_server_refuses_requests_and_takes_the_dispatcher_s_message
         rung = await server.llen(f"nightmill:{QUEUE}")
         full = read_memory(url).is_full, any_full(config)
         await server.delete("filled")
-        some.lines._memory._until = 0.0
+        some.client._memory._until = 0.0
         await some.ask("one")
 
     assert (refused[0], refused[1].status, refused[1].code) == (0, 503, "broker_full")
@@ -325,21 +325,22 @@ async def test_a_full_server_refuses_requests_and_takes_the_dispatcher_s_message
 async def test_many_large_prompts_at_once_do_not_fill_the_server_while_they_are_sent(url: str) -> None:
     """200 MB of one project, by two processes of the API."""
     config = settings(url, interactive_waiting=300)
-    sides, peak = [Lines(config), Lines(config)], 0
-    questions = [Question(new_id("req_"), "/", bytes(2 * MB), "one", now() + 60) for _ in range(100)]
+    sides, peak = [InferenceClient(config), InferenceClient(config)], 0
+    questions = [QueuedRequest(new_id("req_"), "/", bytes(2 * MB), "one", now() + 60) for _ in range(100)]
     async with interactive.connect(url) as server:
         asked = [
-            asyncio.ensure_future(last_piece(sides[n % 2].ask(QUEUE, one, _served))) for n, one in enumerate(questions)
+            asyncio.ensure_future(last_entry(sides[n % 2].submit(QUEUE, one, _served)))
+            for n, one in enumerate(questions)
         ]
         while sum(task.done() for task in asked) < 99:
             peak = max(peak, (await server.info("memory"))["used_memory"])
         for one in questions:
-            await server.xadd(interactive.answer(one.id), {interactive.PIECE: END})
+            await server.xadd(interactive.answer_key(one.id), {interactive.ENTRY_FIELD: END})
         ends = await asyncio.gather(*asked, return_exceptions=True)
-    for lines in sides:
-        await lines.close()
+    for client in sides:
+        await client.close()
 
-    assert {type(end) for end in ends} <= {TooManyRequests, BrokerFull, Piece}
+    assert {type(end) for end in ends} <= {TooManyRequests, BrokerFull, AnswerEntry}
     assert peak < 48 * MB
 
 
@@ -373,21 +374,21 @@ def test_a_server_that_hangs_is_given_up_soon_and_is_not_full(monkeypatch: pytes
 async def test_what_a_client_has_read_is_dropped_by_bytes_too(url: str, linger: int) -> None:
     """Of a stream that can be resumed a part stays."""
     config = settings(url, interactive_unread_bytes=MB)
-    question = Question(new_id("req_"), "/", b"{}", "one", now() + 60, stream=True, linger=linger)
-    name, chunk = interactive.answer(question.id), pack(Piece("chunk", bytes(1000)))
+    queued = QueuedRequest(new_id("req_"), "/", b"{}", "one", now() + 60, stream=True, linger=linger)
+    name, chunk = interactive.answer_key(queued.id), pack(AnswerEntry("chunk", bytes(1000)))
     async with interactive.connect(url) as server:
-        lines = Lines(config)
-        pieces = lines.ask(QUEUE, question, _served)
+        client = InferenceClient(config)
+        pieces = client.submit(QUEUE, queued, _served)
         for _ in range(40):
-            await server.xadd(name, {interactive.PIECE: chunk})
+            await server.xadd(name, {interactive.ENTRY_FIELD: chunk})
         await anext(pieces)
         for _ in range(30):
             for _ in range(20):
-                await server.xadd(name, {interactive.PIECE: chunk})
+                await server.xadd(name, {interactive.ENTRY_FIELD: chunk})
                 await anext(pieces)
         held = await server.xlen(name) * len(chunk)
         await pieces.aclose()
-        await lines.close()
+        await client.close()
 
     behind = MB // 4 if linger else 0
     assert behind < held < behind + 4 * 64 * 1024

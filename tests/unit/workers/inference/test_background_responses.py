@@ -12,12 +12,12 @@ import pytest
 import redis
 
 from jobs.inference.admission import BLOCK
-from jobs.inference.interactive import TOLD_SECONDS, answer, project_streams
+from jobs.inference.interactive import ENDED_SECONDS, answer_key, streams_key
 from jobs.settings import MB, Settings
 from jobs.timings import Timings
 from tests.support.shop import running_broker
 from workers.engines.port import Answer, Emit, EngineFault, Request
-from workers.inference.background_responses import Telling
+from workers.inference.background_responses import EventPublisher
 
 REDIS = Settings(broker_url="redis://127.0.0.1:9/0")
 REQUEST = Request("/v1/responses", {"model": "m", "input": "Hi"}, "r1")
@@ -39,11 +39,11 @@ async def test_a_try_that_ends_without_its_response_has_not_the_one_of_the_try_b
             return Answer(200, b"")
 
     host: Any = SimpleNamespace(engine=Breaking())
-    telling = Telling(host, REDIS, "resp_1", 1)
+    publisher = EventPublisher(host, REDIS, "resp_1", 1)
 
     for told in ("reset", "without its response"):
         with pytest.raises(EngineFault, match=told):
-            await telling.ask(REQUEST)
+            await publisher.answer(REQUEST)
 
 
 async def test_what_one_try_could_not_tell_the_next_does_not_tell_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,19 +59,19 @@ async def test_what_one_try_could_not_tell_the_next_does_not_tell_for_it(monkeyp
                 await asyncio.sleep(0)
             raise EngineFault("reset")
 
-    async def write(_self: Telling, _server: Any, events: Sequence[bytes]) -> None:
+    async def write(_self: EventPublisher, _server: Any, events: Sequence[bytes]) -> None:
         written.append([msgspec.json.decode(event)["delta"] for event in events])
         if len(written) == 1:
             raise ConnectionError("gone")
 
-    monkeypatch.setattr(Telling, "_write", write)
-    monkeypatch.setattr(Telling, "_has_room", _has_room)
+    monkeypatch.setattr(EventPublisher, "_write", write)
+    monkeypatch.setattr(EventPublisher, "_has_room", _has_room)
     host: Any = SimpleNamespace(engine=Trying())
-    telling = Telling(host, REDIS, "resp_1", 1)
+    publisher = EventPublisher(host, REDIS, "resp_1", 1)
 
     for _ in range(2):
         with pytest.raises(EngineFault, match="reset"):
-            await telling.ask(REQUEST)
+            await publisher.answer(REQUEST)
 
     assert len(written) == 1
 
@@ -83,15 +83,15 @@ async def test_a_server_that_stands_still_holds_up_no_answer_for_long(monkeypatc
                 await emit(msgspec.json.encode({"type": "response.output_text.delta", "delta": str(n)}))
             return Answer(200, b"{}")
 
-    async def write(_self: Telling, _server: Any, _events: Sequence[bytes]) -> None:
+    async def write(_self: EventPublisher, _server: Any, _events: Sequence[bytes]) -> None:
         await asyncio.sleep(0.15)
 
-    monkeypatch.setattr(Telling, "_write", write)
-    monkeypatch.setattr(Telling, "_has_room", _has_room)
+    monkeypatch.setattr(EventPublisher, "_write", write)
+    monkeypatch.setattr(EventPublisher, "_has_room", _has_room)
     host: Any = SimpleNamespace(engine=Many())
 
     async with asyncio.timeout(1.0):  # 16 times as long as one takes would be more
-        answer = await Telling(host, REDIS, "resp_1", 1, replace(Timings(), events_patience=0.2)).ask(REQUEST)
+        answer = await EventPublisher(host, REDIS, "resp_1", 1, replace(Timings(), events_patience=0.2)).answer(REQUEST)
 
     assert answer.body == b"{}"
 
@@ -103,7 +103,7 @@ async def test_without_a_server_the_answer_is_asked_for_whole() -> None:
 
     host: Any = SimpleNamespace(engine=Whole())
 
-    assert (await Telling(host, Settings(broker_url="amqp://"), "resp_1", 1).ask(REQUEST)).body == b"r1"
+    assert (await EventPublisher(host, Settings(broker_url="amqp://"), "resp_1", 1).answer(REQUEST)).body == b"r1"
 
 
 @pytest.mark.parametrize("kind", ["long", "of a project that holds much", "beside a full server"])
@@ -121,14 +121,14 @@ async def test_events_are_told_only_where_there_is_room_and_the_answer_comes_all
     with running_broker(tmp_path) as url, redis.Redis.from_url(url) as server:
         config = Settings(streams_url=url, interactive_unread_bytes=MB, interactive_resumable=1)
         if kind == "of a project that holds much":
-            server.xadd(answer("resp_0"), {"p": ""})
-            server.hset(project_streams("p"), "resp_0", 2 * MB - BLOCK)
+            server.xadd(answer_key("resp_0"), {"p": ""})
+            server.hset(streams_key("p"), "resp_0", 2 * MB - BLOCK)
         elif kind == "beside a full server":
             server.config_set("maxmemory", MB)
-        said = await Telling(host, config, "resp_1", 1).ask(replace(REQUEST, tenant="p"))
-        told, ends = server.xlen(answer("resp_1")), server.ttl(answer("resp_1"))
+        said = await EventPublisher(host, config, "resp_1", 1).answer(replace(REQUEST, tenant="p"))
+        told, ends = server.xlen(answer_key("resp_1")), server.ttl(answer_key("resp_1"))
 
     most = {"long": MB, "of a project that holds much": BLOCK, "beside a full server": 0}[kind]
     assert said.body == b"{}"
     assert most - 64 * 10_000 - 100_000 < told * 10_000 <= most, "without the last that would come in one round trip"
-    assert ends <= TOLD_SECONDS
+    assert ends <= ENDED_SECONDS

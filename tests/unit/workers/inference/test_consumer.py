@@ -12,7 +12,7 @@ import pytest
 
 from jobs.clock import now
 from jobs.inference.admission import BLOCK
-from jobs.inference.interactive import Piece, Question, answer, asking, unpack_piece
+from jobs.inference.interactive import AnswerEntry, QueuedRequest, answer_key, client_key, unpack_entry
 from jobs.timings import Timings
 from tests.support.system import eventually
 from workers.engines.fake import FakeEngine
@@ -30,7 +30,7 @@ class Streams:
     def __init__(self) -> None:
         self.line: deque[bytes | Exception] = deque()
         self.awaited: set[str] = set()
-        self.pieces: dict[str, list[Piece]] = {}
+        self.pieces: dict[str, list[AnswerEntry]] = {}
         self.looks = 0
         self.breaks: Exception | None = None
         self.used = 1  # percent of its memory
@@ -38,22 +38,22 @@ class Streams:
         self.blocks = 1000  # of the streams of a project, so many are counted
         self.dropped_at = 0  # pieces of a stream, of which a client then drops the oldest; 0: it drops none
 
-    def length(self, pieces: list[Piece]) -> int:
+    def length(self, pieces: list[AnswerEntry]) -> int:
         """Of a stream, less what its client has read and dropped."""
         return min(len(pieces), self.dropped_at or len(pieces))
 
-    def ask(self, question: Question, *, awaited: bool = True) -> None:
-        self.pieces[question.id] = []
+    def ask(self, queued: QueuedRequest, *, awaited: bool = True) -> None:
+        self.pieces[queued.id] = []
         if awaited:
-            self.awaited.add(asking(question.id))
-        self.line.append(msgspec.msgpack.encode(question))
+            self.awaited.add(client_key(queued.id))
+        self.line.append(msgspec.msgpack.encode(queued))
 
-    def kinds(self, question: Question) -> list[str]:
-        return [piece.kind for piece in self.pieces[question.id]]
+    def kinds(self, queued: QueuedRequest) -> list[str]:
+        return [piece.kind for piece in self.pieces[queued.id]]
 
-    def end(self, question: Question) -> tuple[int, str]:
+    def end(self, queued: QueuedRequest) -> tuple[int, str]:
         """Its status, and its code where it is an error."""
-        last = self.pieces[question.id][-1]
+        last = self.pieces[queued.id][-1]
         assert last.kind == "end"
         return last.status, (msgspec.json.decode(last.body or b"{}").get("error") or {}).get("code", "")
 
@@ -112,7 +112,7 @@ class Pipe:
         self.results.append(1)
 
     def xadd(self, name: str, fields: dict[bytes, bytes]) -> None:
-        self._of(name).append(unpack_piece(next(iter(fields.values()))))
+        self._of(name).append(unpack_entry(next(iter(fields.values()))))
         self.results.append(b"0-1")
 
     def expire(self, _name: str, _seconds: int) -> None:
@@ -125,8 +125,8 @@ class Pipe:
         await asyncio.sleep(0)
         return self.results
 
-    def _of(self, name: str) -> list[Piece]:
-        return next(pieces for key, pieces in self.streams.pieces.items() if answer(key) == name)
+    def _of(self, name: str) -> list[AnswerEntry]:
+        return next(pieces for key, pieces in self.streams.pieces.items() if answer_key(key) == name)
 
 
 class Hanging(FakeEngine):
@@ -203,8 +203,8 @@ class Serving:
         self.host.call(self.desk.close()).result(30)
 
 
-def question(name: str = "req_1", seconds: float = 60.0, project: str = "p", **facts: Any) -> Question:
-    return Question(name, "/v1/chat/completions", BODY, project, now() + seconds, **facts)
+def queued(name: str = "req_1", seconds: float = 60.0, project: str = "p", **facts: Any) -> QueuedRequest:
+    return QueuedRequest(name, "/v1/chat/completions", BODY, project, now() + seconds, **facts)
 
 
 def test_without_a_server_it_serves_nobody_and_says_so(quick: EngineHost, caplog: pytest.LogCaptureFixture) -> None:
@@ -219,7 +219,7 @@ def test_without_a_server_it_serves_nobody_and_says_so(quick: EngineHost, caplog
 def test_a_question_that_nobody_waits_for_any_more_is_not_begun(
     host: EngineHost, engine: Hanging, streams: Streams
 ) -> None:
-    late, left = question("late", seconds=-1), question("left")
+    late, left = queued("late", seconds=-1), queued("left")
     streams.ask(late)
     streams.ask(left, awaited=False)
 
@@ -232,7 +232,7 @@ def test_a_question_that_nobody_waits_for_any_more_is_not_begun(
 def test_what_takes_longer_than_it_may_is_told_and_frees_the_engine(
     host: EngineHost, engine: Hanging, streams: Streams
 ) -> None:
-    asked = question(seconds=0.3)
+    asked = queued(seconds=0.3)
     streams.ask(asked)
 
     with Serving(host):
@@ -247,7 +247,7 @@ def test_a_client_who_leaves_frees_the_engine_also_one_that_swallows_being_stopp
     host: EngineHost, engine: Hanging, streams: Streams, swallows: int
 ) -> None:
     engine.swallows = swallows
-    asked = question()
+    asked = queued()
     streams.ask(asked)
 
     with Serving(host):
@@ -262,7 +262,7 @@ def test_a_client_who_leaves_frees_the_engine_also_one_that_swallows_being_stopp
 def test_a_resumable_stream_whose_client_has_left_frees_its_place(
     host: EngineHost, engine: Hanging, streams: Streams, begun: bool
 ) -> None:
-    asked = question(linger=60)
+    asked = queued(linger=60)
     streams.ask(asked, awaited=begun)
 
     with Serving(host):
@@ -279,7 +279,7 @@ def test_while_the_server_is_away_nobody_is_taken_to_have_left(
     host: EngineHost, engine: Hanging, streams: Streams
 ) -> None:
     streams.breaks = ConnectionError("away")
-    streams.ask(question())
+    streams.ask(queued())
 
     with Serving(host):
         eventually(lambda: streams.looks > 3, 10, "the desk has looked for its clients")
@@ -291,7 +291,7 @@ def test_while_the_server_is_away_nobody_is_taken_to_have_left(
 def test_a_server_that_is_away_is_told_once_and_asked_again(
     quick: EngineHost, streams: Streams, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first, second = question("first"), question("second")
+    first, second = queued("first"), queued("second")
     away = [ConnectionError("away")] * 2
     streams.line.extend(away)
     streams.ask(first)
@@ -309,7 +309,7 @@ def test_a_server_that_is_away_is_told_once_and_asked_again(
 def test_what_is_no_question_holds_up_none(
     quick: EngineHost, streams: Streams, caplog: pytest.LogCaptureFixture
 ) -> None:
-    asked = question()
+    asked = queued()
     streams.line.append(b"\xc1 no message")
     streams.ask(asked)
 
@@ -317,11 +317,11 @@ def test_what_is_no_question_holds_up_none(
         eventually(lambda: "end" in streams.kinds(asked), 10, "the next is answered")
 
     assert streams.end(asked) == (200, "")
-    assert "interactive_question_unreadable" in caplog.messages
+    assert "interactive_request_unreadable" in caplog.messages
 
 
 def test_a_desk_that_is_closed_for_now_leaves_questions_in_line(quick: EngineHost, streams: Streams) -> None:
-    asked = question()
+    asked = queued()
 
     with Serving(quick) as desk:
         desk.listen(False)
@@ -338,7 +338,7 @@ def test_a_desk_that_is_closed_for_now_leaves_questions_in_line(quick: EngineHos
 def test_a_project_has_so_many_places_and_its_other_questions_wait(
     host: EngineHost, engine: Hanging, streams: Streams
 ) -> None:
-    asked = [question(name) for name in "abc"]
+    asked = [queued(name) for name in "abc"]
     for one in asked:
         streams.ask(one)
 
@@ -346,7 +346,7 @@ def test_a_project_has_so_many_places_and_its_other_questions_wait(
         eventually(lambda: all(streams.kinds(one) == ["taken"] for one in asked), 10, "all are in the worker")
         host.call(asyncio.sleep(0.1)).result(30)
         began = engine.began
-        streams.awaited.discard(asking("a"))
+        streams.awaited.discard(client_key("a"))
         eventually(lambda: engine.began == 3, 10, "the place that is free is taken")
 
     assert began == 2
@@ -355,12 +355,12 @@ def test_a_project_has_so_many_places_and_its_other_questions_wait(
 def test_a_question_does_not_wait_for_those_of_another_project_before_it(
     host: EngineHost, engine: Hanging, streams: Streams
 ) -> None:
-    flood, other = [question(f"a{n}") for n in range(20)], question("b", project="other")
+    flood, other = [queued(f"a{n}") for n in range(20)], queued("b", project="other")
     for one in (*flood, other):
         streams.ask(one)
 
     with Serving(host, places=2):
-        eventually(lambda: engine.began == 3, 10, "the other project's question is asked")
+        eventually(lambda: engine.began == 3, 10, "the other project's request is asked")
 
     assert len(streams.line) == 0
 
@@ -368,13 +368,13 @@ def test_a_question_does_not_wait_for_those_of_another_project_before_it(
 def test_a_project_that_has_too_many_questions_here_is_refused_and_nobody_else_is(
     host: EngineHost, engine: Hanging, streams: Streams
 ) -> None:
-    flood, other = [question(f"a{n}") for n in range(6)], question("b", project="other")
+    flood, other = [queued(f"a{n}") for n in range(6)], queued("b", project="other")
     for one in (*flood, other):
         streams.ask(one)
 
     with Serving(host, places=2, waiting=3):
         eventually(lambda: "end" in streams.kinds(flood[5]), 10, "the last one is refused")
-        eventually(lambda: engine.began == 3, 10, "the other project's question is asked")
+        eventually(lambda: engine.began == 3, 10, "the other project's request is asked")
         kinds = [streams.kinds(one) for one in flood[:5]]
 
     assert streams.end(flood[5]) == (503, "too_many_waiting")
@@ -386,22 +386,22 @@ def test_a_client_who_leaves_while_its_question_waits_for_a_place_frees_it(
     host: EngineHost, engine: Hanging, streams: Streams
 ) -> None:
     for name in "ab":
-        streams.ask(question(name))
+        streams.ask(queued(name))
 
     with Serving(host, places=1, waiting=1) as desk:
-        eventually(lambda: len(streams.kinds(question("b"))) == 1 and engine.began == 1, 10, "one runs and one waits")
-        streams.awaited.discard(asking("b"))
+        eventually(lambda: len(streams.kinds(queued("b"))) == 1 and engine.began == 1, 10, "one runs and one waits")
+        streams.awaited.discard(client_key("b"))
         eventually(lambda: len(desk.queues[0].tasks) == 1, 10, "the one that waited has gone")
-        streams.ask(question("c"))
-        eventually(lambda: streams.kinds(question("c")) == ["taken"], 10, "there is room for another one")
+        streams.ask(queued("c"))
+        eventually(lambda: streams.kinds(queued("c")) == ["taken"], 10, "there is room for another one")
 
-    assert (engine.began, streams.end(question("c"))) == (1, (503, "worker_lost"))
+    assert (engine.began, streams.end(queued("c"))) == (1, (503, "worker_lost"))
 
 
 def test_a_stream_that_is_read_too_slowly_is_told_so_and_frees_the_engine(
     host: EngineHost, engine: Hanging, streams: Streams
 ) -> None:
-    asked = question(stream=True)
+    asked = queued(stream=True)
     streams.ask(asked)
 
     with Serving(host, unread=20):
@@ -445,7 +445,7 @@ def talking() -> Iterator[Callable[..., EngineHost]]:
 def test_a_stream_whose_unread_chunks_are_too_many_bytes_is_given_up(
     talking: Callable[..., EngineHost], streams: Streams, linger: int, chunks: int
 ) -> None:
-    asked = question(stream=True, linger=linger)
+    asked = queued(stream=True, linger=linger)
     streams.ask(asked)
 
     with Serving(talking(10_000), unread_bytes=95_000):
@@ -458,7 +458,7 @@ def test_a_stream_whose_unread_chunks_are_too_many_bytes_is_given_up(
 def test_unread_chunks_of_all_streams_of_a_project_are_bounded(
     talking: Callable[..., EngineHost], streams: Streams
 ) -> None:
-    asked = question(stream=True)
+    asked = queued(stream=True)
     streams.ask(asked)
     streams.blocks = 3
 
@@ -471,7 +471,7 @@ def test_unread_chunks_of_all_streams_of_a_project_are_bounded(
 
 
 def test_chunks_that_were_read_count_no_more(talking: Callable[..., EngineHost], streams: Streams) -> None:
-    asked = question(stream=True)
+    asked = queued(stream=True)
     streams.ask(asked)
     streams.dropped_at = 5
 
@@ -494,7 +494,7 @@ def test_chunks_that_were_read_count_no_more(talking: Callable[..., EngineHost],
 def test_while_the_server_is_full_a_stream_goes_on_as_long_as_little_of_it_is_unread(
     talking: Callable[..., EngineHost], streams: Streams, size: int, linger: int, end: tuple[int, str]
 ) -> None:
-    asked = question(stream=True, linger=linger)
+    asked = queued(stream=True, linger=linger)
     streams.ask(asked)
     streams.used = 61
 
@@ -509,7 +509,7 @@ def test_while_the_server_is_full_a_stream_goes_on_as_long_as_little_of_it_is_un
 def test_while_the_server_is_full_no_large_answer_is_put_there(
     talking: Callable[..., EngineHost], streams: Streams, used: int, size: int, status: int
 ) -> None:
-    asked = question()
+    asked = queued()
     streams.ask(asked)
     streams.used = used
 
@@ -524,7 +524,7 @@ def test_while_the_server_is_full_no_large_answer_is_put_there(
 def test_a_worker_that_goes_down_tells_those_who_wait_to_ask_another(
     host: EngineHost, engine: Hanging, streams: Streams
 ) -> None:
-    asked = question()
+    asked = queued()
     streams.ask(asked)
 
     with Serving(host):

@@ -10,7 +10,7 @@ import pytest
 from jobs.fleet.models_file import Models
 from workers.engines.fake import reply
 from workers.engines.port import Answer, EngineBusy, Request, refusal
-from workers.inference.client import ModelRouter
+from workers.inference.peer_client import ModelRouter
 
 REQUEST = Request("/v1/chat/completions", {"model": "m"}, "r1", tenant="p", job_id="batch_1")
 
@@ -23,10 +23,10 @@ class Asked:
         self.here: list[Request] = []
         self.there: list[Request] = []
 
-    async def place(self, *_: Any) -> str | Answer:
+    async def find_queue(self, *_: Any) -> str | Answer:
         return self.queue
 
-    async def ask(self, queue: str, request: Request, _emit: Any = None) -> Answer:
+    async def forward(self, queue: str, request: Request, _emit: Any = None) -> Answer:
         assert queue == self.queue
         self.there.append(request)
         return reply(request.url, request.body, "")

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from jobs.inference import responses
-from jobs.inference.interactive import Question
+from jobs.inference.interactive import QueuedRequest
 from jobs.requests.endpoints import RESPONSES
 from jobs.retrieval.searches import Found, Search
 from tests.unit.workers.middleware.context_window.engines import MODEL
@@ -45,7 +45,7 @@ class Desk:
 
     async def ask(self, **body: Any) -> Any:
         raw = msgspec.json.encode({"model": MODEL, **body})
-        answer = await self._counting.answer(Question("req_1", responses.COUNT_URL, raw, "p", 0.0), 0)
+        answer = await self._counting.answer(QueuedRequest("req_1", responses.COUNT_URL, raw, "p", 0.0), 0)
         return msgspec.json.decode(answer.body) | {"http": answer.status}
 
     async def _measure(self, request: Request) -> Length | None:

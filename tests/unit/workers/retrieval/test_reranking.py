@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from jobs.db.engine import Database
-from jobs.inference.interactive import Piece, Question
+from jobs.inference.interactive import AnswerEntry, QueuedRequest
 from jobs.retrieval import searches
 from jobs.retrieval.searches import Search
 from tests.support.ingesting import MODEL, ReadOnce, Works, works
@@ -173,10 +173,10 @@ def test_a_model_of_another_queue_without_worker_is_busy(shelf: Shelf) -> None:
 
 def test_a_worker_of_another_queue_answers_for_its_own_model(shelf: Shelf, engine: list[Request]) -> None:
     body = {"model": "other", "query": "kiwi", "documents": ["a kiwi", "an emu"]}
-    question = Question("req_7", searches.RERANK_URL, msgspec.json.encode(body), shelf.project, deadline=4e9)
+    queued = QueuedRequest("req_7", searches.RERANK_URL, msgspec.json.encode(body), shelf.project, deadline=4e9)
     reranking = shelf.mill.searching._reranking
 
-    answer = shelf.mill.host.call(reranking.answer(question, -7)).result(30)
+    answer = shelf.mill.host.call(reranking.answer(queued, -7)).result(30)
 
     assert [one["relevance_score"] for one in msgspec.json.decode(answer.body)["results"]] == [1.0, 0.0]
     assert [(one.url, one.request_id, one.priority) for one in engine] == [("/v1/rerank", "req_7", -7)]
@@ -185,13 +185,13 @@ def test_a_worker_of_another_queue_answers_for_its_own_model(shelf: Shelf, engin
 class Elsewhere:
     """The workers of another queue: each question ends as it is told."""
 
-    def __init__(self, *ends: Piece) -> None:
+    def __init__(self, *ends: AnswerEntry) -> None:
         self.ends = list(ends)
-        self.asked: list[tuple[str, Question]] = []
+        self.asked: list[tuple[str, QueuedRequest]] = []
 
-    async def ask(self, line: str, question: Question, _served: Any) -> AsyncIterator[Piece]:
-        self.asked.append((line, question))
-        yield Piece("taken")
+    async def submit(self, line: str, queued: QueuedRequest, _served: Any) -> AsyncIterator[AnswerEntry]:
+        self.asked.append((line, queued))
+        yield AnswerEntry("taken")
         yield self.ends.pop(0)
 
 
@@ -199,30 +199,28 @@ def test_another_queues_worker_is_asked_for_each_query_and_its_scores_decide(
     shelf: Shelf, engine: list[Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = ([{"index": n, "relevance_score": abs(n - best) / 4} for n in range(4)] for best in (0, 3))
-    elsewhere = Elsewhere(*(Piece("end", msgspec.json.encode({"results": one}), 200) for one in (first, second)))
-    monkeypatch.setattr(shelf.mill.searching._reranking, "_lines", elsewhere)
+    elsewhere = Elsewhere(*(AnswerEntry("end", msgspec.json.encode({"results": one}), 200) for one in (first, second)))
+    monkeypatch.setattr(shelf.mill.searching._reranking, "_client", elsewhere)
 
     found = shelf.search(QUERY, "kiwi", ranker="other", text_weight=0.0)
 
     assert [one.score for one in found] == [0.75, 0.75, 0.5, 0.5]
     assert engine == []
     assert [line for line, _ in elsewhere.asked] == ["gpu.other:rerank"] * 2
-    bodies = [msgspec.json.decode(question.body) for _, question in elsewhere.asked]
+    bodies = [msgspec.json.decode(queued.body) for _, queued in elsewhere.asked]
     assert [(body["model"], body["query"], len(body["documents"])) for body in bodies] == [
         ("other", QUERY, 4),
         ("other", "kiwi", 4),
     ]
-    assert len({question.id for _, question in elsewhere.asked}) == 2
-    assert {(question.url, question.tenant) for _, question in elsewhere.asked} == {
-        (searches.RERANK_URL, shelf.project)
-    }
+    assert len({queued.id for _, queued in elsewhere.asked}) == 2
+    assert {(queued.url, queued.tenant) for _, queued in elsewhere.asked} == {(searches.RERANK_URL, shelf.project)}
 
 
 @pytest.mark.parametrize(("status", "told", "wanted"), [(503, 7.0, 7.0), (429, None, 2.0), (408, None, 2.0)])
 def test_another_queues_worker_that_cannot_now_is_asked_again(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch, status: int, told: float | None, wanted: float
 ) -> None:
-    monkeypatch.setattr(shelf.mill.searching._reranking, "_lines", Elsewhere(Piece("end", b"{}", status, told)))
+    monkeypatch.setattr(shelf.mill.searching._reranking, "_client", Elsewhere(AnswerEntry("end", b"{}", status, told)))
 
     with pytest.raises(EngineBusy) as busy:
         asked(shelf, ranker="other", text_weight=0.0)
@@ -230,8 +228,8 @@ def test_another_queues_worker_that_cannot_now_is_asked_again(
 
 
 def test_what_another_queues_worker_refuses_is_the_rankers_fault(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    gone = Piece("end", refusal(404, "gone", code="model_not_found").body, 404)
-    monkeypatch.setattr(shelf.mill.searching._reranking, "_lines", Elsewhere(gone))
+    gone = AnswerEntry("end", refusal(404, "gone", code="model_not_found").body, 404)
+    monkeypatch.setattr(shelf.mill.searching._reranking, "_client", Elsewhere(gone))
 
     error = error_of(asked(shelf, ranker="other", text_weight=0.0))
 
@@ -239,8 +237,8 @@ def test_what_another_queues_worker_refuses_is_the_rankers_fault(shelf: Shelf, m
 
 
 def test_what_breaks_in_another_queues_worker_is_told_as_it_is(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    broke = Piece("end", refusal(502, "no score", code="engine_error").body, 502)
-    monkeypatch.setattr(shelf.mill.searching._reranking, "_lines", Elsewhere(broke))
+    broke = AnswerEntry("end", refusal(502, "no score", code="engine_error").body, 502)
+    monkeypatch.setattr(shelf.mill.searching._reranking, "_client", Elsewhere(broke))
 
     error = error_of(asked(shelf, ranker="other", text_weight=0.0))
 

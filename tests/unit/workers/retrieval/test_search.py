@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 
 from jobs.clock import now
 from jobs.db.engine import Database
-from jobs.inference.interactive import Question
+from jobs.inference.interactive import QueuedRequest
 from jobs.retrieval import attachments, searches
 from jobs.retrieval.attachments import Made
 from jobs.retrieval.searches import Found, Search
@@ -426,8 +426,8 @@ def test_the_queries_priority_and_project_go_to_the_engine(shelf: Shelf, monkeyp
 
     monkeypatch.setattr(shelf.mill.host.engine, "answer", note)
     body = msgspec.json.encode(Search(model=MODEL, store_id=shelf.id, queries=("kiwi",)))
-    question = Question("req_9", "u", body, shelf.project, deadline=4e9)
-    shelf.mill.host.call(shelf.mill.searching.answer(question, -7)).result(30)
+    queued = QueuedRequest("req_9", "u", body, shelf.project, deadline=4e9)
+    shelf.mill.host.call(shelf.mill.searching.answer(queued, -7)).result(30)
 
     assert asked == [("req_9", -7, shelf.project)]
 

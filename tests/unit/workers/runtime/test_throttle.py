@@ -2,7 +2,7 @@
 
 import asyncio
 
-from jobs.inference.interactive import LINE_PRIORITY, Question, routed
+from jobs.inference.interactive import LINE_PRIORITY, QueuedRequest, routed_queue
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer
 from workers.inference.consumer import HELD, LINES, InteractiveConsumer
@@ -115,12 +115,12 @@ async def test_lines_of_other_queues_batches_have_no_more_places_than_there_is_r
         host = EngineHost(FakeEngine(), lambda: None, throttle=BatchThrottle(lambda crowd=crowd: crowd, seconds=0.0))
         consumer = InteractiveConsumer(host, "", "here", own={"/own": _never})
         limits = {queue.name: queue.limit for queue in consumer.queues}
-        assert limits[routed("here", LINE_PRIORITY)]() == most
-        assert limits[routed("here")]() == limits["here"]() == HELD
+        assert limits[routed_queue("here", LINE_PRIORITY)]() == most
+        assert limits[routed_queue("here")]() == limits["here"]() == HELD
         if crowd == (2, 8):
             with host.throttle.client():
-                assert limits[routed("here", LINE_PRIORITY)]() == 2
+                assert limits[routed_queue("here", LINE_PRIORITY)]() == 2
 
 
-async def _never(question: Question, priority: int) -> Answer:
+async def _never(queued: QueuedRequest, priority: int) -> Answer:
     raise AssertionError

@@ -15,7 +15,7 @@ from jobs.inference.interactive import LINE_PRIORITY, PRIORITY
 from workers.engines.encoders import batching
 from workers.engines.encoders.batching import BatchingEngine, Unacceptable
 from workers.engines.encoders.embed import EmbedEngine, read
-from workers.engines.encoders.encoder_pool import Flow, Job, Piece, Pool
+from workers.engines.encoders.encoder_pool import Flow, Job, JobSlice, Pool
 from workers.engines.encoders.rerank import RerankEngine
 from workers.engines.port import Answer, EngineFault, Request
 
@@ -63,9 +63,9 @@ class Encoder(BatchingEngine[Model]):
     def _read(self, model: Model, body: Mapping[str, Any]) -> tuple[list[str], list[int]]:
         return body["input"], [len(text) for text in body["input"]]
 
-    def _tokenise(self, model: Model, pieces: Sequence[Piece]) -> list[list[Any]]:
-        lists = iter(model.tokens_of([text for job, first, last in pieces for text in job.asked[first:last]]))
-        return [[next(lists) for _ in range(first, last)] for _, first, last in pieces]
+    def _tokenise(self, model: Model, slices: Sequence[JobSlice]) -> list[list[Any]]:
+        lists = iter(model.tokens_of([text for job, first, last in slices for text in job.asked[first:last]]))
+        return [[next(lists) for _ in range(first, last)] for _, first, last in slices]
 
     def _forward(self, model: Model, batch: list[Any]) -> list[str]:
         return model.forward(batch)

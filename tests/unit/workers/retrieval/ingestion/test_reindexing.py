@@ -10,7 +10,7 @@ from sqlalchemy import select, update
 
 from jobs.clock import now
 from jobs.errors import Conflict
-from jobs.inference.interactive import Piece, Question
+from jobs.inference.interactive import AnswerEntry, QueuedRequest
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Audit
 from jobs.retrieval import attachments, indexes, reindexing
@@ -18,7 +18,7 @@ from jobs.retrieval.searches import Results, Search, decode_search, encode
 from jobs.retrieval.tables import VectorRemoval, VectorStore
 from tests.support.ingesting import MODEL, SMALL, Killed, Works, refuses
 from workers.engines.port import Answer, Request
-from workers.inference.client import Asking
+from workers.inference.peer_client import PeerClient
 from workers.retrieval import verification
 from workers.vectors.open_vectors import store_of
 
@@ -418,11 +418,11 @@ def test_file_search_asks_the_index_in_use_and_knows_no_other(mill: Works, shelf
     store, _ = shelf
     second = build(mill, store)
     mill.drive()
-    asking, project = Asking(mill.context), mill.current(store).project_id
+    peers, project = PeerClient(mill.context), mill.current(store).project_id
     request = Request("/v1/responses", {}, "req_1", 0, project)
 
     def placed(name: str) -> Any:
-        return asking._place(request, Search(model="", store_id=name, queries=("x",)))
+        return peers._place(request, Search(model="", store_id=name, queries=("x",)))
 
     assert placed(store)[1].id == store
     switch(mill, store, second)
@@ -439,19 +439,19 @@ async def test_file_search_asks_again_if_the_index_went_while_it_was_searched(
     store, _ = shelf
     second = build(mill, store)
     mill.drive()
-    asking, searched = Asking(mill.context), []
+    peers, searched = PeerClient(mill.context), []
 
-    async def ask(_line: str, question: Question, _served: Any) -> AsyncIterator[Piece]:
-        searched.append(decode_search(question.body).store_id)
+    async def submit(_line: str, queued: QueuedRequest, _served: Any) -> AsyncIterator[AnswerEntry]:
+        searched.append(decode_search(queued.body).store_id)
         if goes:
             switch(mill, store, second)
         found = searched[-1] == second
-        yield Piece("end", encode(Results(())) if found else b'{"error": {}}', 200 if found else 404)
+        yield AnswerEntry("end", encode(Results(())) if found else b'{"error": {}}', 200 if found else 404)
 
-    monkeypatch.setattr(asking._lines, "ask", ask)
+    monkeypatch.setattr(peers._client, "submit", submit)
     request = Request("/v1/responses", {}, "req_1", 0, mill.current(store).project_id)
 
-    answer = await asking.search(request, Search(model="", store_id=store, queries=("x",)))
+    answer = await peers.search(request, Search(model="", store_id=store, queries=("x",)))
 
     assert searched == ([store, second] if goes else [store])
     assert answer == () if goes else isinstance(answer, Answer)

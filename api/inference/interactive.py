@@ -1,5 +1,7 @@
-"""A waiting client's question from its JSON body to the pieces of its answer: where the model runs, whether it may be
-asked, and for how long it is worth while to wait. A client who asked for it may come back to a stream that broke.
+"""The way of an interactive request: from its JSON body to the entries of its answer.
+
+The model's queue is looked up, the request is queued, and its client and the workers are watched until the answer ends.
+A client that asked for it may resume a stream whose connection broke.
 """
 
 import hashlib
@@ -38,8 +40,8 @@ from jobs.errors import (
 )
 from jobs.fleet import routing, workers
 from jobs.ids import new_id
-from jobs.inference.interactive import Piece, Question, Resumable
-from jobs.inference.waiting import place
+from jobs.inference.client import parse_position
+from jobs.inference.interactive import AnswerEntry, QueuedRequest, Resumable
 from jobs.ledger import pauses
 
 #: The header that names a stream, so that it can be stopped.
@@ -56,13 +58,15 @@ Resume = Annotated[
 LastEventId = Annotated[
     str | None, Header(alias="Last-Event-ID", description="The id of the last event seen: only the rest is sent.")
 ]
-WHOLE: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"schema": {"type": "object"}}}}}
+JSON_BODY: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"schema": {"type": "object"}}}}}
 #: Events are texts of several lines, or objects with `event`, `id` and `data`: tools see them in both ways.
-EITHER: dict[int | str, dict[str, Any]] = {200: {"content": {**WHOLE[200]["content"], EVENT_STREAM: {"schema": {}}}}}
+JSON_OR_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"content": {**JSON_BODY[200]["content"], EVENT_STREAM: {"schema": {}}}}
+}
 
 
-class Asked(BaseModel):
-    """What all requests of waiting clients have. The rest is the engine's to judge."""
+class InferenceRequest(BaseModel):
+    """What all requests of interactive clients have. The rest is the engine's to judge."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
@@ -83,7 +87,7 @@ class TooLate(RequestTimeout):
     retryable = False
 
 
-async def ask(
+async def submit(
     call: CallContext,
     request: Request,
     url: str,
@@ -91,24 +95,24 @@ async def ask(
     *,
     stream: bool,
     endpoint: str | None = None,
-    line: Callable[[str], str] | None = None,
+    to_queue: Callable[[str], str] | None = None,
     resume: int | None = None,
     shown: bytes = b"",
     seconds: float | None = None,
-) -> tuple[Piece, AsyncGenerator[Piece]]:
-    """The first chunk or the end, and then the other pieces, those too that only say that somebody is at it. Of a
-    stream that is late, what says so comes in place of the first chunk: its status has to be sent.
+) -> tuple[AnswerEntry, AsyncGenerator[AnswerEntry]]:
+    """Queue a request; return the first entry of its answer that a client has to be sent, and the entries after it.
 
-    Of a question that is ours and no engine's, `endpoint` is what its model serves, and `line` where a queue's workers
-    take it. `resume`: for how long it may be come back to, and what then shows the rest, `shown`. `seconds`: for
-    how long it is worth while to wait, where that is not as long as usual.
+    The first entry is a `chunk` or the `end`; it is `late` where a stream has no chunk yet and its status has to be
+    sent. `endpoint` is the endpoint that the model has to serve, where that is not `url`. `to_queue` turns the name of
+    the model's queue into the name of the queue that the request waits in. A stream can be resumed for `resume`
+    seconds; `shown` is what another process needs to show the rest of it. The answer is awaited for `seconds`.
 
-    Raises NotFound, InvalidRequest, PermissionDenied, RequestTimeout, and what `Lines.ask` raises.
+    Raises NotFound, InvalidRequest, PermissionDenied, RequestTimeout, and what `InferenceClient.submit` raises.
     """
     if resume and not stream:
         raise InvalidRequest("Only a stream can be resumed.", param="X-Nightmill-Resume", code="unsupported_value")
     queue = await _queue(call, endpoint or url, body["model"])
-    question = Question(
+    queued = QueuedRequest(
         id=new_id("req_"),
         url=url,
         body=msgspec.json.encode(body),
@@ -117,15 +121,17 @@ async def ask(
         stream=stream,
         linger=resume or 0,
     )
-    kept = Resumable(call.project_id, url, question.deadline, resume, shown, queue, body["model"]) if resume else None
+    kept = Resumable(call.project_id, url, queued.deadline, resume, shown, queue, body["model"]) if resume else None
     served = _serving(call, queue, body["model"])
-    there = _there(call, request, question.deadline)
+    there = _there(call, request, queued.deadline)
     # before that a worker that is lost has a status, after which the SDK asks again; later it ends the stream
     patience = call.services.timings.first_chunk_patience if stream else math.inf
-    pieces = call.services.lines.ask(line(queue) if line else queue, question, served, there, kept, patience)
-    while (first := await anext(pieces)).kind not in ("chunk", "end", "late"):
+    entries = call.services.inference.submit(
+        to_queue(queue) if to_queue else queue, queued, served, there, kept, patience
+    )
+    while (first := await anext(entries)).kind not in ("chunk", "end", "late"):
         pass
-    return first, pieces
+    return first, entries
 
 
 def _serving(call: CallContext, queue: str, model: str) -> Callable[[], Awaitable[bool]]:
@@ -135,25 +141,27 @@ def _serving(call: CallContext, queue: str, model: str) -> Callable[[], Awaitabl
     return served
 
 
-async def kept_stream(call: CallContext, stream_id: str, after: str | None = None) -> Resumable:
+async def find_stream(call: CallContext, stream_id: str, after: str | None = None) -> Resumable:
     """A stream of this project that can be resumed, there. Raises NotFound, StreamsAway."""
-    return await call.services.lines.kept(stream_id, call.project_id, after)
+    return await call.services.inference.find_resumable(stream_id, call.project_id, after)
 
 
-async def resume(call: CallContext, request: Request, last: str, url: str) -> tuple[Resumable, AsyncGenerator[Piece]]:
+async def resume(
+    call: CallContext, request: Request, last: str, url: str
+) -> tuple[Resumable, AsyncGenerator[AnswerEntry]]:
     """What is known of the stream that `last` is an event of, and what follows it.
 
     Raises InvalidRequest, NotFound, StreamsAway.
     """
-    stream_id, after = place(last)
-    kept = await kept_stream(call, stream_id, after)
+    stream_id, after = parse_position(last)
+    kept = await find_stream(call, stream_id, after)
     if kept.url != url:
         raise InvalidRequest(f"This event is of a stream of {kept.url}.", param="Last-Event-ID", code="invalid_value")
     there, served = _there(call, request, kept.deadline), _serving(call, kept.queue, kept.model)
-    return kept, call.services.lines.rest(stream_id, after, kept, there, served)
+    return kept, call.services.inference.resume(stream_id, after, kept, there, served)
 
 
-def streamed(events: AsyncIterator[bytes], at: str = "") -> StreamingResponse:
+def stream_response(events: AsyncIterator[bytes], at: str = "") -> StreamingResponse:
     """Return the answer that sends `events`. Its header names the stream that `at` is a place in."""
     return event_stream(events, {STREAM_HEADER: at.partition("/")[0]} if at else None)
 
@@ -167,35 +175,35 @@ class Events:
     def __init__(self, *, resumable: bool) -> None:
         self._resumable = resumable
 
-    async def of(self, pieces: AsyncGenerator[Piece], first: Piece | None = None) -> AsyncIterator[bytes]:
-        """Yield the events of `first` and `pieces`, and of the error that ends them: the status was sent before."""
-        async with aclosing(pieces):
+    async def of(self, entries: AsyncGenerator[AnswerEntry], first: AnswerEntry | None = None) -> AsyncIterator[bytes]:
+        """Yield the events of `first` and `entries`, and of the error that ends them: the status was sent before."""
+        async with aclosing(entries):
             try:
                 if first is not None and (event := await self.write(first)):
                     yield event
-                async for piece in pieces:
-                    if event := await self.write(piece):
+                async for entry in entries:
+                    if event := await self.write(entry):
                         yield event
             except NightmillError as error:
                 if not (self._resumable and isinstance(error, GoingDown)):  # else the client comes back for the rest
                     yield self.error(describe(error))
 
-    async def write(self, piece: Piece) -> bytes:
-        """Return the event of a piece; nothing where the client is shown none. Raises NightmillError."""
-        if piece.kind not in ("chunk", "end"):
+    async def write(self, entry: AnswerEntry) -> bytes:
+        """Return the event of an entry; nothing where the client is shown none. Raises NightmillError."""
+        if entry.kind not in ("chunk", "end"):
             return KEEP_ALIVE
-        return sse.event(piece.body or sse.DONE, at=self.at(piece))
+        return sse.event(entry.body or sse.DONE, at=self.event_id(entry))
 
     def error(self, error: dict[str, Any]) -> bytes:
         """Return the event of an error."""
         return sse.event(error)
 
-    def at(self, piece: Piece) -> str:
-        """Return the id of a piece's event, empty where there is none."""
-        return piece.at if self._resumable else ""
+    def event_id(self, entry: AnswerEntry) -> str:
+        """Return the id of an entry's event, empty where there is none."""
+        return entry.position if self._resumable else ""
 
 
-def whole(end: Piece) -> Response:
+def whole_response(end: AnswerEntry) -> Response:
     """An answer that is no stream, as the engine gave it."""
     headers = {} if end.retry_after is None else {"Retry-After": str(max(1, round(end.retry_after)))}
     if end.status == HTTPStatus.REQUEST_TIMEOUT:  # the SDK would have the engine try as long again, twice
@@ -218,7 +226,7 @@ def queue_of(session: Session, call: CallContext, url: str, model: str) -> str |
 async def _queue(call: CallContext, url: str, model: str) -> str:
     """Where somebody takes questions of this project for the model now. Raises what `_live_queue` raises."""
     asked = hashlib.sha256(msgspec.json.encode((call.project_id, url, model))).digest()
-    return await call.services.places.get(asked, partial(_live_queue, call, url, model))
+    return await call.services.queue_for_model.get(asked, partial(_live_queue, call, url, model))
 
 
 def _live_queue(call: CallContext, url: str, model: str) -> str:

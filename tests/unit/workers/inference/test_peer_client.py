@@ -12,26 +12,26 @@ import pytest
 from jobs.db.engine import Database
 from jobs.errors import NoWorker, WorkerLost
 from jobs.fleet.models_file import Models
-from jobs.inference.interactive import PRIORITY, Piece, Question
+from jobs.inference.interactive import PRIORITY, AnswerEntry, QueuedRequest
 from jobs.ledger import pauses
 from jobs.retrieval.searches import Search
 from jobs.settings import Settings
 from jobs.timings import Timings
 from workers.engines.fake import FakeEngine, reply
 from workers.engines.port import Answer, EngineBusy, EngineFault, Request, refusal
-from workers.inference import client
-from workers.inference.client import Asking
+from workers.inference import peer_client
+from workers.inference.peer_client import PeerClient
 from workers.runtime.answering import Answering
 from workers.runtime.engine_host import EngineHost
 from workers.runtime.output_lines import Item
 
 CHAT = "/v1/chat/completions"
-TAKEN = Piece("taken")
+TAKEN = AnswerEntry("taken")
 REQUEST = Request(CHAT, {"model": "large", "messages": [{"role": "user", "content": "Hi"}]}, "r1", tenant="p")
 
 
-def _end(answer: Answer) -> Piece:
-    return Piece("end", answer.body, answer.status)
+def _end(answer: Answer) -> AnswerEntry:
+    return AnswerEntry("end", answer.body, answer.status)
 
 
 DIED = _end(refusal(503, "The engine ended while it answered. Ask again.", code="engine_died"))
@@ -47,12 +47,12 @@ SEARCH = Search(model="", store_id="vs_1", queries=("x",))
 class Told:
     """The other workers: they say these pieces, and then it breaks, if it does."""
 
-    def __init__(self, *pieces: Piece, breaks: Exception | None = None) -> None:
+    def __init__(self, *pieces: AnswerEntry, breaks: Exception | None = None) -> None:
         self.pieces, self.breaks = pieces, breaks
-        self.asked: list[tuple[str, Question]] = []
+        self.asked: list[tuple[str, QueuedRequest]] = []
 
-    async def ask(self, line: str, question: Question, _served: Any) -> AsyncIterator[Piece]:
-        self.asked.append((line, question))
+    async def submit(self, line: str, queued: QueuedRequest, _served: Any) -> AsyncIterator[AnswerEntry]:
+        self.asked.append((line, queued))
         for piece in self.pieces:
             yield piece
         if self.breaks:
@@ -61,26 +61,30 @@ class Told:
     async def close(self) -> None: ...
 
 
-Make = Callable[[Told], Asking]
+Make = Callable[[Told], PeerClient]
 
 
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Make:
-    def made(told: Told) -> Asking:
-        monkeypatch.setattr(client, "Lines", lambda *_: told)
+    def made(told: Told) -> PeerClient:
+        monkeypatch.setattr(peer_client, "InferenceClient", lambda *_: told)
         context: Any = SimpleNamespace(config=SimpleNamespace(interactive_seconds=60.0), timings=Timings())
-        return Asking(context)
+        return PeerClient(context)
 
     return made
 
 
 @pytest.mark.parametrize(
     "told",
-    [Told(TAKEN, DIED), Told(TAKEN, Piece("chunk", b"{}"), DIED), Told(TAKEN, Piece("alive"), breaks=WorkerLost())],
+    [
+        Told(TAKEN, DIED),
+        Told(TAKEN, AnswerEntry("chunk", b"{}"), DIED),
+        Told(TAKEN, AnswerEntry("alive"), breaks=WorkerLost()),
+    ],
 )
 async def test_what_takes_the_other_engine_down_counts(make: Make, told: Told) -> None:
     with pytest.raises(EngineFault) as fault:
-        await make(told).ask("gpu.large", REQUEST)
+        await make(told).forward("gpu.large", REQUEST)
 
     assert fault.value.gone
     assert fault.value.answer
@@ -92,21 +96,21 @@ async def test_what_takes_the_other_engine_down_counts(make: Make, told: Told) -
 )
 async def test_what_never_got_in_does_not(make: Make, told: Told) -> None:
     with pytest.raises(EngineBusy):
-        await make(told).ask("gpu.large", REQUEST)
+        await make(told).forward("gpu.large", REQUEST)
 
 
 @pytest.fixture
 def placed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The store that is searched is there."""
     index = SimpleNamespace(id="vs_1", model="embedder")
-    monkeypatch.setattr(Asking, "_place", lambda *_: ("gpu.embed", index))
+    monkeypatch.setattr(PeerClient, "_place", lambda *_: ("gpu.embed", index))
 
 
 @pytest.mark.usefixtures("placed")
 @pytest.mark.parametrize(
     ("end", "gone"), [(BROKE, False), (NO_VECTOR, False), (DIED, True)], ids=["broke", "no vector", "died"]
 )
-async def test_a_search_that_breaks_counts(make: Make, end: Piece, gone: bool) -> None:
+async def test_a_search_that_breaks_counts(make: Make, end: AnswerEntry, gone: bool) -> None:
     with pytest.raises(EngineFault) as fault:
         await make(Told(TAKEN, end)).search(REQUEST, SEARCH)
 
@@ -138,7 +142,7 @@ async def test_a_models_file_that_is_broken_is_waited_for(sqlite: Database, tmp_
     context: Any = SimpleNamespace(config=config, db=sqlite, models=Models(config), timings=Timings())
 
     with pytest.raises(EngineBusy) as busy:
-        await Asking(context).place(REQUEST, "large", CHAT, "context.route_long")
+        await PeerClient(context).find_queue(REQUEST, "large", CHAT, "context.route_long")
 
     assert "secret" not in str(busy.value)
 
@@ -152,25 +156,25 @@ async def test_what_the_operator_has_paused_is_not_asked(
     file.write_text(f"models: {{large: {source}, endpoints: [{CHAT}]}}}}")
     config = Settings(data_dir=tmp_path, models_file=str(file))
     context: Any = SimpleNamespace(config=config, db=sqlite, models=Models(config), timings=Timings())
-    asked = Asking(context)
+    asked = PeerClient(context)
 
-    assert await asked.place(REQUEST, "large", CHAT, "context.route_long") == "gpu.large"
+    assert await asked.find_queue(REQUEST, "large", CHAT, "context.route_long") == "gpu.large"
     with sqlite.write() as session:
         pauses.pause(session, pauses.Scope(scope), name, actor="test")
     with pytest.raises(EngineBusy, match="paused"):
-        await asked.place(REQUEST, "large", CHAT, "context.route_long")
+        await asked.find_queue(REQUEST, "large", CHAT, "context.route_long")
 
 
 async def test_a_batchs_line_does_not_pass_for_somebody_who_waits(make: Make) -> None:
     told = Told(TAKEN, GOOD)
     asked = make(told)
 
-    await asked.ask("large", REQUEST)
-    await asked.ask("large", replace(REQUEST, priority=PRIORITY))
-    await asked.ask("large", replace(REQUEST, url="/v1/embeddings", priority=3, job_id="batch_1"))
+    await asked.forward("large", REQUEST)
+    await asked.forward("large", replace(REQUEST, priority=PRIORITY))
+    await asked.forward("large", replace(REQUEST, url="/v1/embeddings", priority=3, job_id="batch_1"))
 
-    lines = [(line, question.priority == PRIORITY) for line, question in told.asked]
-    assert lines == [("large:lines", False), ("large:routed", True), ("large:search", False)]
+    lines = [(line, queued.priority == PRIORITY) for line, queued in told.asked]
+    assert lines == [("large:lines", False), ("large:routed_queue", True), ("large:search", False)]
     assert told.asked[-1][1].job_id == "batch_1"
 
 
@@ -187,7 +191,7 @@ def test_a_line_that_takes_the_other_engine_down_is_given_up_in_the_end(make: Ma
     asked = make(told)
     item = Item(0, "r0", "batch_req_0", REQUEST)
 
-    run = Answering(host, 4, lambda *_: None, lambda request: asked.ask("gpu.large", request)).run([item])
+    run = Answering(host, 4, lambda *_: None, lambda request: asked.forward("gpu.large", request)).run([item])
 
     assert host.call(run).result(30) == [item]
     assert len(told.asked) == 4

@@ -1,4 +1,4 @@
-"""Clients who wait: the official SDK, the real API and its Redis, and the worker's desk over the fake engine."""
+"""Interactive clients: the official SDK, the real API and its Redis, and the worker's desk over the fake engine."""
 
 import asyncio
 import threading
@@ -17,8 +17,8 @@ from sqlalchemy import select
 from jobs.clock import now
 from jobs.ids import new_id
 from jobs.inference import interactive
-from jobs.inference.interactive import Piece, Question
-from jobs.inference.waiting import Lines, last_piece
+from jobs.inference.client import InferenceClient, last_entry
+from jobs.inference.interactive import AnswerEntry, QueuedRequest
 from jobs.ledger import pauses
 from jobs.ledger.pauses import Paused, Scope
 from jobs.queues import Queue
@@ -311,10 +311,12 @@ def test_a_worker_that_dies_with_a_question_in_hand_is_noticed(make_shop: Callab
 
 def _take_and_die(shop: Shop, began: bool) -> None:
     with redis.Redis.from_url(shop.redis_url) as server:
-        _, raw = server.blpop([interactive.line_of(Queue.GENERATE)], timeout=10)
-        question = interactive.unpack_question(raw)
+        _, raw = server.blpop([interactive.queue_key(Queue.GENERATE)], timeout=10)
+        queued = interactive.unpack_request(raw)
         if began:
-            server.xadd(interactive.answer(question.id), {interactive.PIECE: interactive.pack(Piece("taken"))})
+            server.xadd(
+                interactive.answer_key(queued.id), {interactive.ENTRY_FIELD: interactive.pack(AnswerEntry("taken"))}
+            )
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -399,7 +401,7 @@ def test_an_answer_that_takes_too_long_is_not_asked_for_again_by_the_sdk(
     if who == "api":
         monkeypatch.setattr("workers.inference.consumer.now", lambda: now() - 5)
     else:
-        monkeypatch.setattr("api.inference.asking._there", lambda *_: _nothing)
+        monkeypatch.setattr("api.inference.interactive._there", lambda *_: _nothing)
     shop = make_shop({"delay": 30.0}, interactive_seconds=1.0)
 
     with shop.open(), pytest.raises(openai.APIStatusError) as told:
@@ -477,7 +479,7 @@ def _said(shop: Shop, *, stream: bool = False) -> str:
 
 def _in_line(shop: Shop) -> int:
     with redis.Redis.from_url(shop.redis_url) as server:
-        return int(server.llen(interactive.line_of(Queue.GENERATE)))  # type: ignore[arg-type]
+        return int(server.llen(interactive.queue_key(Queue.GENERATE)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -503,7 +505,7 @@ def _project(shop: Shop) -> str:
 
 def test_a_paused_worker_leaves_the_line_to_others(shop: Shop) -> None:
     with ThreadPoolExecutor(1) as threads, shop.open("gpu-1") as paused:
-        threading.Event().wait(0.3)  # it is waiting for a question
+        threading.Event().wait(0.3)  # it is waiting for a request
         paused.listen(False)
         asking = threads.submit(_said, shop)
         eventually(lambda: _in_line(shop), 10, "it waits")
@@ -563,47 +565,47 @@ def test_nothing_of_an_answered_question_is_left_behind(shop: Shop) -> None:
         list(shop.client.chat.completions.create(model=MODEL, messages=_HELLO, stream=True))
 
         eventually(lambda: set(server.keys()) <= before, 5, "no key is left")
-        sizes = interactive.project_streams("").encode()  # no words of anybody's
+        sizes = interactive.streams_key("").encode()  # no words of anybody's
         left = {name: server.ttl(name) for name in before if server.exists(name) and not name.startswith(sizes)}
         assert all(0 < seconds <= 60 for seconds in left.values()), left
 
 
 async def test_a_line_that_nobody_takes_from_ends_after_the_latest_deadline_in_it(redis_url: str) -> None:
-    """Whoever asked may have been killed, with nobody left who takes its question out of the line."""
-    queue, lines = "test.abandoned", Lines(Settings(streams_url=redis_url))
-    name = interactive.line_of(queue)
+    """Whoever asked may have been killed, with nobody left who takes its request out of the line."""
+    queue, client = "test.abandoned", InferenceClient(Settings(streams_url=redis_url))
+    name = interactive.queue_key(queue)
 
     async def served() -> bool:
         return True
 
     async def ask(server: Any, seconds: float) -> int:
-        question = Question(new_id("req_"), "/", b"{}", "t", now() + seconds)
+        queued = QueuedRequest(new_id("req_"), "/", b"{}", "t", now() + seconds)
         before = await server.llen(name)
-        asked.append(asyncio.create_task(last_piece(lines.ask(queue, question, served))))
+        asked.append(asyncio.create_task(last_entry(client.submit(queue, queued, served))))
         while await server.llen(name) == before:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         return int(await server.ttl(name))
 
-    asked: list[asyncio.Task[Piece]] = []
+    asked: list[asyncio.Task[AnswerEntry]] = []
     async with interactive.connect(redis_url) as server:
         ends = [await ask(server, seconds) for seconds in (100, 500, 20)]
         for task in asked:
             task.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
-    await lines.close()
+    await client.close()
 
     assert [round(end, -1) for end in ends] == [160, 560, 560]
 
 
 def test_a_question_that_a_paused_worker_puts_back_has_an_end_too(shop: Shop) -> None:
-    question = Question(new_id("req_"), "/", b"{}", "t", now() + 40)
+    queued = QueuedRequest(new_id("req_"), "/", b"{}", "t", now() + 40)
     with shop.open() as desk, redis.Redis.from_url(shop.redis_url) as server:
-        pause(0.1)  # it waits for a question
+        pause(0.1)  # it waits for a request
         desk.listen(False)
-        server.rpush(interactive.line_of(Queue.GENERATE), interactive.pack(question))
-        eventually(lambda: server.ttl(interactive.line_of(Queue.GENERATE)) > 0, 5, "it is put back")
-        end = server.ttl(interactive.line_of(Queue.GENERATE))
-        server.delete(interactive.line_of(Queue.GENERATE))
+        server.rpush(interactive.queue_key(Queue.GENERATE), interactive.pack(queued))
+        eventually(lambda: server.ttl(interactive.queue_key(Queue.GENERATE)) > 0, 5, "it is put back")
+        end = server.ttl(interactive.queue_key(Queue.GENERATE))
+        server.delete(interactive.queue_key(Queue.GENERATE))
 
     assert 90 <= end <= 100
 
@@ -611,30 +613,30 @@ def test_a_question_that_a_paused_worker_puts_back_has_an_end_too(shop: Shop) ->
 def test_more_wait_in_one_process_than_a_pool_of_connections_holds_by_default(redis_url: str) -> None:
     """And each of them is answered: nobody takes the questions until all are in the line."""
     count, queue = 150, "test.many"
-    lines = Lines(Settings(streams_url=redis_url))
+    client = InferenceClient(Settings(streams_url=redis_url))
 
     async def served() -> bool:
         return True
 
-    async def ask(n: int) -> Piece:
-        question = Question(f"req_many{n}", "/v1/chat/completions", b"{}", f"tenant{n % 2}", now() + 30)
-        return await last_piece(lines.ask(queue, question, served))
+    async def ask(n: int) -> AnswerEntry:
+        queued = QueuedRequest(f"req_many{n}", "/v1/chat/completions", b"{}", f"tenant{n % 2}", now() + 30)
+        return await last_entry(client.submit(queue, queued, served))
 
-    async def all_of_them() -> list[Piece | BaseException]:
+    async def all_of_them() -> list[AnswerEntry | BaseException]:
         asked = asyncio.gather(*map(ask, range(count)), return_exceptions=True)
         async with interactive.connect(redis_url) as server:
-            while await server.llen(interactive.line_of(queue)) < count and not asked.done():  # noqa: ASYNC110
+            while await server.llen(interactive.queue_key(queue)) < count and not asked.done():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-            while raw := await server.lpop(interactive.line_of(queue)):
-                name = interactive.answer(interactive.unpack_question(raw).id)
-                await server.xadd(name, {interactive.PIECE: interactive.pack(Piece("end", b"{}"))})
+            while raw := await server.lpop(interactive.queue_key(queue)):
+                name = interactive.answer_key(interactive.unpack_request(raw).id)
+                await server.xadd(name, {interactive.ENTRY_FIELD: interactive.pack(AnswerEntry("end", b"{}"))})
             said = await asked
-        await lines.close()
+        await client.close()
         return said
 
     said = asyncio.run(asyncio.wait_for(all_of_them(), 30))
 
-    assert [one for one in said if not isinstance(one, Piece)] == []
+    assert [one for one in said if not isinstance(one, AnswerEntry)] == []
     assert len(said) == count
 
 
@@ -643,25 +645,25 @@ async def test_whoever_reads_slowly_is_there_all_the_same_and_has_left_once_it_l
 ) -> None:
     """Of ten pieces it takes longer over one than a client is there for, and than a worker may be silent."""
     timings = replace(Timings(), interactive_present=1, interactive_renew=0.2, interactive_silence=1.5)
-    lines = Lines(Settings(streams_url=redis_url), timings)
-    question = Question("req_slow", "/", b"{}", "t", now() + 60)
-    name = interactive.answer(question.id)
+    client = InferenceClient(Settings(streams_url=redis_url), timings)
+    queued = QueuedRequest("req_slow", "/", b"{}", "t", now() + 60)
+    name = interactive.answer_key(queued.id)
 
     async def served() -> bool:
         return True
 
     async with interactive.connect(redis_url) as server:
-        async with aclosing(lines.ask("test.slow", question, served)) as pieces:
+        async with aclosing(client.submit("test.slow", queued, served)) as pieces:
             for kind in ("taken", *["chunk"] * 8):
-                await server.xadd(name, {interactive.PIECE: interactive.pack(Piece(kind))})
+                await server.xadd(name, {interactive.ENTRY_FIELD: interactive.pack(AnswerEntry(kind))})
             seen = [(await anext(pieces)).kind for _ in range(9)]
             await asyncio.sleep(2.5)
-            there = await server.exists(interactive.asking(question.id))
+            there = await server.exists(interactive.client_key(queued.id))
             ends = asyncio.create_task(anext(pieces))  # looks, before there is more
             await asyncio.sleep(0.5)
-            await server.xadd(name, {interactive.PIECE: interactive.pack(Piece("chunk"))})
+            await server.xadd(name, {interactive.ENTRY_FIELD: interactive.pack(AnswerEntry("chunk"))})
             seen.append((await ends).kind)
-        left = await server.exists(interactive.asking(question.id), name)
-    await lines.close()
+        left = await server.exists(interactive.client_key(queued.id), name)
+    await client.close()
 
     assert (seen, there, left) == (["taken", *["chunk"] * 9], 1, 0)

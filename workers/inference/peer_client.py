@@ -1,5 +1,5 @@
 """What this worker needs of others for a request of its own (a search, vectors, an answer of another model): asked the
-way clients who wait ask.
+way interactive clients ask.
 
 Searches and vectors are asked in the line of searches, which has places of its own: not behind the requests that may be
 waiting for these. What another model is to answer has lines of its own too: of clients, and of lines of batches, which
@@ -24,8 +24,8 @@ from jobs.errors import DatabaseBusy, TooManyRequests, Unavailable, WorkerLost
 from jobs.fleet import checkpoint, routing, workers
 from jobs.fleet.models_file import ModelsFileError, Registry
 from jobs.ids import new_id
-from jobs.inference.interactive import LINE_PRIORITY, PRIORITY, Piece, Question, routed
-from jobs.inference.waiting import Lines
+from jobs.inference.client import InferenceClient
+from jobs.inference.interactive import LINE_PRIORITY, PRIORITY, AnswerEntry, QueuedRequest, routed_queue
 from jobs.ledger import pauses
 from jobs.requests.endpoints import EMBEDDINGS
 from jobs.retrieval import indexes, searches
@@ -47,17 +47,17 @@ _DIED: Final = "engine_died"
 _LOST: Final = refusal(503, "The worker that was asked was lost while it answered. Ask again.", code="worker_lost")
 
 
-class Asking:
+class PeerClient:
     """Searches by other workers, or by this one."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._lines = Lines(context.config, context.timings)
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="asking")
+        self._client = InferenceClient(context.config, context.timings)
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="peers")
 
     async def close(self) -> None:
         with suppress(RedisError, OSError):
-            await self._lines.close()
+            await self._client.close()
 
     async def search(self, request: Request, search: Search) -> Sequence[Found] | Answer:
         """What a store has, or a refusal. Raises EngineBusy where nobody can say now, EngineFault where it broke."""
@@ -66,22 +66,22 @@ class Asking:
         except (TooManyRequests, Unavailable) as error:
             raise EngineBusy(error.message, retry_after=AGAIN) from error
 
-    async def place(self, request: Request, model: str, endpoint: str, param: str) -> str | Answer:
+    async def find_queue(self, request: Request, model: str, endpoint: str, param: str) -> str | Answer:
         """The queue whose workers have a model for the request's project, or a refusal. Raises EngineBusy."""
 
-        def placed() -> str | Answer:
+        def find() -> str | Answer:
             with self._context.db.read() as session:
                 return self._queue(session, request, model, endpoint, param)
 
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, placed)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, find)
         except DatabaseBusy as error:
             raise EngineBusy(error.message, retry_after=AGAIN) from error
 
-    async def ask(self, queue: str, request: Request, emit: Emit | None = None) -> Answer:
-        """What the workers of another queue say, its pieces to `emit`. Raises EngineBusy, EngineFault."""
+    async def forward(self, queue: str, request: Request, emit: Emit | None = None) -> Answer:
+        """What the workers of another queue say, its entries to `emit`. Raises EngineBusy, EngineFault."""
         model = str(request.body.get("model"))
-        question = Question(
+        queued = QueuedRequest(
             id=new_id("req_"),
             url=request.url,
             body=msgspec.json.encode(request.body),
@@ -91,9 +91,9 @@ class Asking:
             priority=PRIORITY if request.priority == PRIORITY else LINE_PRIORITY,
             job_id=request.job_id,
         )
-        line = searches.line(queue) if request.url == EMBEDDINGS else routed(queue, question.priority)
+        line = searches.search_queue(queue) if request.url == EMBEDDINGS else routed_queue(queue, queued.priority)
         try:
-            end = await self._asked(line, queue, model, question, emit)
+            end = await self._asked(line, queue, model, queued, emit)
         except (TooManyRequests, Unavailable) as error:
             raise EngineBusy(error.message, retry_after=AGAIN) from error
         _check_alive(model, end)
@@ -121,14 +121,14 @@ class Asking:
     async def _searched(
         self, request: Request, search: Search, queue: str, index: VectorStore
     ) -> Sequence[Found] | Answer:
-        question = Question(
+        queued = QueuedRequest(
             id=new_id("req_"),
             url=searches.URL,
             body=searches.encode(msgspec.structs.replace(search, model=index.model, store_id=index.id)),
             tenant=request.tenant,
             deadline=now() + _SECONDS,
         )
-        end = await self._asked(searches.line(queue), queue, index.model, question)
+        end = await self._asked(searches.search_queue(queue), queue, index.model, queued)
         _check_alive(index.model, end)
         if end.status in (408, 429, 503):
             raise EngineBusy("The search cannot be made now.", retry_after=end.retry_after or AGAIN)
@@ -136,21 +136,23 @@ class Asking:
             raise EngineFault("The search broke.", Answer(end.status, end.body))
         return searches.decode_results(end.body).found if end.status == 200 else Answer(end.status, end.body)
 
-    async def _asked(self, line: str, queue: str, model: str, question: Question, emit: Emit | None = None) -> Piece:
-        """How the answer ends. Raises EngineFault where it was begun and its worker lost: perhaps by the question."""
+    async def _asked(
+        self, line: str, queue: str, model: str, queued: QueuedRequest, emit: Emit | None = None
+    ) -> AnswerEntry:
+        """How the answer ends. Raises EngineFault where it was begun and its worker lost: perhaps by the request."""
 
         async def served() -> bool:
             return await asyncio.get_running_loop().run_in_executor(self._threads, self._served, queue, model)
 
         taken = False
         try:
-            async with aclosing(self._lines.ask(line, question, served)) as pieces:
-                async for piece in pieces:
+            async with aclosing(self._client.submit(line, queued, served)) as entries:
+                async for entry in entries:
                     taken = True
-                    if piece.kind == "end":
-                        return piece
-                    if piece.kind == "chunk" and emit is not None:
-                        await emit(piece.body)
+                    if entry.kind == "end":
+                        return entry
+                    if entry.kind == "chunk" and emit is not None:
+                        await emit(entry.body)
         except WorkerLost as error:
             if not taken:
                 raise
@@ -197,7 +199,7 @@ class Asking:
             return any(workers.serves(session, queue, name) for name in (model, alias) if name)
 
 
-def _check_alive(model: str, end: Piece) -> None:
+def _check_alive(model: str, end: AnswerEntry) -> None:
     """Raises EngineFault where the other engine ended with the request in flight, as with one of this worker's own."""
     if end.status == 503 and _code_of(end.body) == _DIED:
         answer = Answer(end.status, end.body)
@@ -231,19 +233,19 @@ class ModelRouter:
     Models of this worker's own queue are asked here: queued for another worker of it, a request might wait for itself.
     """
 
-    def __init__(self, context: Context, asking: Asking, engine: Engine, queue: str) -> None:
+    def __init__(self, context: Context, peers: PeerClient, engine: Engine, queue: str) -> None:
         self._config, self._models = context.config, context.models
-        self._asking = asking
+        self._peers = peers
         self._engine = engine
         self._queue = queue
 
     async def route(self, request: Request, emit: Emit | None) -> Answer | None:
         """None where the model is of this queue. Raises EngineBusy, EngineFault."""
         model = str(request.body["model"])
-        queue = await self._asking.place(request, model, request.url, "context.route_long")
+        queue = await self._peers.find_queue(request, model, request.url, "context.route_long")
         if isinstance(queue, Answer):
             return queue
-        return None if queue == self._queue else await self._asking.ask(queue, request, emit)
+        return None if queue == self._queue else await self._peers.forward(queue, request, emit)
 
     async def piece_bytes(self, model: str | None) -> int:
         """How long a text may be for the model to take it: no token is shorter than a byte. Raises EngineBusy."""
@@ -257,7 +259,7 @@ class ModelRouter:
         name = self._model(await self._registry(), model)
         if name is None:
             return refusal(400, "This deployment has no embedding model.", param=_PARAM, code="model_not_found")
-        queue = await self._asking.place(request, name, EMBEDDINGS, _PARAM)
+        queue = await self._peers.find_queue(request, name, EMBEDDINGS, _PARAM)
         if isinstance(queue, Answer):
             return queue
         found: list[Vector] = []
@@ -274,7 +276,7 @@ class ModelRouter:
 
     async def _unkept(self, queue: str, request: Request) -> Answer:
         """Nothing of a conversation stays in their cache, where it would outlive the files of its batch."""
-        return await self._asking.ask(queue, replace(request, body={**request.body, "cache": False}))
+        return await self._peers.forward(queue, replace(request, body={**request.body, "cache": False}))
 
     async def _registry(self) -> Registry:
         """Raises EngineBusy while its file is broken: somebody is at it."""
