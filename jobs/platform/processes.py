@@ -5,6 +5,7 @@ moves when somebody corrects the clock, and no sessions: therefore `/proc/<pid>/
 session's number is not reused while a member lives.
 """
 
+import ctypes
 import os
 import signal
 import socket
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -112,6 +115,13 @@ def resident_bytes(pid: int) -> int | None:
         return psutil.Process(pid).memory_info().rss
     except psutil.Error:
         return None
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when the thread that started it ends; end now if `parent` is gone already."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(os.EX_UNAVAILABLE)
 
 
 def kill(pids: Iterable[int], number: int = signal.SIGKILL) -> None:

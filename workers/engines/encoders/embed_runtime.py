@@ -23,7 +23,6 @@ Rounds are taken in turns and the best of each candidate counts: what else the m
 """
 
 import copy
-import ctypes
 import decimal
 import difflib
 import doctest
@@ -34,7 +33,6 @@ import json
 import logging
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -51,6 +49,7 @@ import msgspec
 from jobs.clock import now
 from jobs.fleet import runtimes
 from jobs.fleet.runtimes import Candidate, Record
+from jobs.platform import processes
 from jobs.platform.locks import FileLock
 from jobs.platform.storage import sync_path
 from jobs.timings import Timings
@@ -66,7 +65,6 @@ LIBRARIES: Final = ("torch", "transformers", "sentence-transformers", "onnxrunti
 QUIET_AFTER_SECONDS: Final = 60.0  # a worker that starts is rarely alone in it
 MOST_SECONDS: Final = 5400  # then a child that measures is stuck
 _SAMPLE: Final = 1 << 20
-_PR_SET_PDEATHSIG: Final = 1
 
 
 class NeverQuiet(Exception):
@@ -287,9 +285,7 @@ def wait_until_quiet(least: float, timings: Timings = Timings()) -> None:
 
 def main(parent: int) -> None:
     """The child."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        return  # it was gone before it could take us along
+    processes.die_with(parent)
     order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
     if order.quiet_after:
         os.nice(19)

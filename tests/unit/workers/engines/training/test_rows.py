@@ -1,0 +1,152 @@
+"""Rows as token ids: loss on what the assistant says, and refused where the mask would be wrong."""
+
+from typing import Any
+
+import pytest
+
+from workers.engines.training.rows import IGNORED, RowRefused, encode_preference, encode_supervised
+
+USER = {"role": "user", "content": "Hi"}
+ANSWER = {"role": "assistant", "content": "Hello."}
+AGAIN = {"role": "assistant", "content": "Bye."}
+
+
+class Letters:
+    """A tokenizer with a token for each byte, and a chat template that a subclass may break."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def apply_chat_template(
+        self, messages: list[Any], *, tools: Any, add_generation_prompt: bool, tokenize: bool
+    ) -> str:
+        assert tokenize is False
+        self.seen = messages
+        text = "" if tools is None else f"[{len(tools)} tools]"
+        for message in messages:
+            text += f"<{message['role']}>{message['content']}</>"
+        return text + ("<assistant>" if add_generation_prompt else "")
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
+        assert add_special_tokens is False
+        return {"input_ids": list(text.encode())}
+
+
+class Forgetful(Letters):
+    """A template that leaves out earlier answers."""
+
+    def apply_chat_template(self, messages: list[Any], **how: Any) -> str:
+        shown = [one for n, one in enumerate(messages) if one["role"] != "assistant" or n == len(messages) - 1]
+        return super().apply_chat_template(shown, **how)
+
+
+class Closing(Letters):
+    """A template that says after the last message that it was the last."""
+
+    def apply_chat_template(self, messages: list[Any], *, add_generation_prompt: bool, **how: Any) -> str:
+        text = super().apply_chat_template(messages, add_generation_prompt=add_generation_prompt, **how)
+        return text if add_generation_prompt else text + "<end>"
+
+
+class Strict(Letters):
+    """A template that knows two roles."""
+
+    def apply_chat_template(self, messages: list[Any], **how: Any) -> str:
+        raise ValueError("system is not supported")
+
+
+class Merging(Letters):
+    """A tokenizer that makes one token of a prompt's end and the answer's first letter."""
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
+        return super().__call__(text.replace(">H", "\u1234"), add_special_tokens=add_special_tokens)
+
+
+def trained(tokenizer: Letters, row: dict[str, Any], longest: int = 500) -> str:
+    encoded = encode_supervised(tokenizer, 7, row, longest)
+    assert len(encoded["labels"]) == len(encoded["input_ids"])
+    pairs = zip(encoded["labels"], encoded["input_ids"], strict=True)
+    assert all(label in (IGNORED, token) for label, token in pairs)
+    return bytes(0 if label == IGNORED else label for label in encoded["labels"]).decode().replace("\0", "")
+
+
+@pytest.mark.parametrize(
+    ("messages", "text"),
+    [
+        ([USER, ANSWER], "Hello.</>"),
+        ([USER, ANSWER, USER, AGAIN], "Hello.</>Bye.</>"),
+        ([USER, {**ANSWER, "weight": 0}, USER, AGAIN], "Bye.</>"),
+        ([USER, {**ANSWER, "weight": 1}, USER, {**AGAIN, "weight": 0}, USER], "Hello.</>"),
+        ([{"role": "system", "content": "Be kind."}, USER, ANSWER], "Hello.</>"),
+    ],
+)
+def test_only_what_the_assistant_says_is_trained(messages: list[Any], text: str) -> None:
+    assert trained(Letters(), {"messages": messages}) == text
+
+
+def test_tools_stand_before_the_messages() -> None:
+    row = {"messages": [USER, ANSWER], "tools": [{}]}
+
+    assert bytes(encode_supervised(Letters(), 1, row, 500)["input_ids"]).startswith(b"[1 tools]<user>")
+    assert trained(Letters(), row) == "Hello.</>"
+
+
+def test_messages_reach_the_template_as_the_engine_sends_them() -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"at": 1}'}}
+    said = {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None}
+    result = {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "a"}, {"text": "b"}]}
+    tokenizer = Letters()
+
+    trained(tokenizer, {"messages": [USER, said, result, ANSWER]})
+
+    parsed = {**call, "function": {"name": "look", "arguments": {"at": 1}}}
+    assert tokenizer.seen == [
+        USER,
+        {"role": "assistant", "content": "", "tool_calls": [parsed]},
+        {"role": "tool", "content": "a\nb", "tool_call_id": "call_1"},
+        ANSWER,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "messages", "reason"),
+    [
+        (Forgetful(), [USER, ANSWER, USER, AGAIN], "before this message"),
+        (Closing(), [USER, ANSWER, USER, AGAIN], "up to this message"),
+        (Strict(), [USER, ANSWER], "refuses the messages: system is not supported"),
+        (Merging(), [USER, ANSWER], "before this message"),
+        (Letters(), [USER, {**ANSWER, "weight": 0}], "no assistant message"),
+        (Letters(), [USER, {**ANSWER, "content": "x" * 500}], "at most 500"),
+    ],
+)
+def test_a_row_that_cannot_be_masked_is_refused_with_its_line(
+    tokenizer: Letters, messages: list[Any], reason: str
+) -> None:
+    with pytest.raises(RowRefused, match=reason) as refused:
+        trained(tokenizer, {"messages": messages})
+
+    assert refused.value.line == 7
+
+
+@pytest.mark.parametrize("spelling", ["output", "completion"])
+def test_both_spellings_of_preferences_are_read(spelling: str) -> None:
+    row = {
+        "input": {"messages": [USER], "tools": [], "parallel_tool_calls": True},
+        f"preferred_{spelling}": [ANSWER],
+        f"non_preferred_{spelling}": [AGAIN],
+    }
+
+    encoded = encode_preference(Letters(), 1, row, 500)
+
+    assert {name: bytes(ids) for name, ids in encoded.items()} == {
+        "prompt_ids": b"<user>Hi</><assistant>",
+        "chosen_ids": b"Hello.</>",
+        "rejected_ids": b"Bye.</>",
+    }
+
+
+def test_a_preference_whose_input_is_no_prefix_is_refused() -> None:
+    row = {"input": {"messages": [USER]}, "preferred_output": [ANSWER], "non_preferred_output": [AGAIN]}
+
+    with pytest.raises(RowRefused, match="input"):
+        encode_preference(Merging(), 1, row, 500)

@@ -1,0 +1,253 @@
+"""The trainer on a model of random weights: what it reports, and what a killed run goes on with."""
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from tests.support.training_runs import Ended, Trainers
+from workers.engines.training import checkpoint_folder
+from workers.engines.training.protocol import Checkpoint, Evaluation, Failed, Finished, Spec, Started, Step
+
+ROWS = [
+    {"messages": [{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": f"it is {n}."}]}
+    for n in range(24)
+]
+PAIRS = [
+    {
+        "input": {"messages": row["messages"][:1]},
+        "preferred_output": row["messages"][1:],
+        "non_preferred_output": [{"role": "assistant", "content": "no"}],
+    }
+    for row in ROWS
+]
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def trainers() -> Iterator[Trainers]:
+    trainers = Trainers()
+    yield trainers
+    trainers.close()
+
+
+@pytest.fixture(scope="module")
+def base(trainers: Trainers, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trainers.write_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def spec(base: Path, tmp_path: Path) -> Spec:
+    return Spec(
+        base=str(base),
+        base_name="tiny",
+        rows=write(tmp_path / "rows.jsonl", ROWS),
+        validation=write(tmp_path / "validation.jsonl", ROWS[:4]),
+        output=str(tmp_path / "whole"),
+        learning_rate=5e-3,
+        batch_size=2,
+        gradient_accumulation_steps=2,
+        n_epochs=2,
+        seed=7,
+        threads=1,
+        dtype="float32",
+        eval_steps=4,
+        save_steps=3,
+    )
+
+
+def killed_run(trainers: Trainers, spec: Spec, folder: Path, kills: list[int]) -> tuple[dict[int, float], Ended]:
+    """Run a spec that is killed after each of these steps and resumed; return the losses of all attempts."""
+    losses: dict[int, float] = {}
+    resume = None
+    for attempt, step in enumerate([*kills, None]):
+        run = replace(spec, output=str(folder / f"attempt-{attempt}"), resume=resume)
+        ended = trainers.run(run, step, delay=random.uniform(0, 0.3))
+        for number, loss in ended.losses.items():
+            assert losses.setdefault(number, loss) == pytest.approx(loss, abs=1e-4)
+        resume = ended.last_checkpoint or resume
+    return losses, ended
+
+
+def tensors(folder: str, file: str = "adapter_model.safetensors") -> dict[str, Any]:
+    from safetensors.numpy import load_file
+
+    return load_file(Path(folder) / file)
+
+
+def assert_same_tensors(first: str, second: str) -> None:
+    one, other = tensors(first), tensors(second)
+    assert one.keys() == other.keys()
+    for name, values in one.items():
+        assert other[name] == pytest.approx(values, rel=1e-3, abs=1e-6)
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(trainers: Trainers, spec: Spec, tmp_path: Path) -> None:
+    whole = trainers.run(spec)
+
+    losses, last = killed_run(trainers, spec, tmp_path, [2, 8])
+
+    assert whole.status == 0
+    assert losses == pytest.approx(whole.losses, abs=1e-4)
+    assert whole.last_checkpoint
+    assert last.last_checkpoint
+    assert_same_tensors(whole.last_checkpoint, last.last_checkpoint)
+    assert_reports_all(whole)
+
+
+def assert_reports_all(whole: Ended) -> None:
+    (started,) = whole.of(Started)
+    assert (started.steps, started.rows, started.dtype, started.resumed_step) == (12, 24, "float32", 0)
+    assert [step.step for step in whole.of(Step)] == list(range(1, 13))
+    assert [one.step for one in whole.of(Evaluation)] == [4, 6, 8, 12]
+    assert [one.step for one in whole.of(Checkpoint)] == [3, 6, 9, 12]
+    assert whole.reports[-1] == Finished(12, "complete")
+    last = whole.of(Step)[-1]
+    assert last.loss < whole.of(Step)[0].loss
+    assert last.epoch == 2
+    assert last.memory_bytes > 1 << 20
+    assert last.tokens_per_second > 0
+    assert 0 < last.accuracy <= 1
+    checkpoint = whole.of(Checkpoint)[-1]
+    manifest = checkpoint_folder.verify(Path(checkpoint.folder), resume=True)
+    assert {name: file.sha256 for name, file in manifest.files.items()} == checkpoint.files
+    assert checkpoint.metrics["valid_loss"] == whole.of(Evaluation)[-1].loss
+    config = json.loads((Path(checkpoint.folder) / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "tiny"
+
+
+def test_a_row_whose_prefix_is_not_one_names_its_line(trainers: Trainers, spec: Spec, tmp_path: Path) -> None:
+    """The template leaves out what the assistant said before its last answer."""
+    template = "{% for m in messages %}{{ m.content if m.role == 'user' or loop.last }}<|im_end|>{% endfor %}"
+    base = trainers.write_model(tmp_path / "forgetful", template=template)
+    rows = [*ROWS[:2], {"messages": [*ROWS[2]["messages"], *ROWS[3]["messages"]]}]
+
+    ended = trainers.run(replace(spec, base=str(base), rows=write(tmp_path / "three.jsonl", rows)))
+
+    (failed,) = ended.reports
+    assert isinstance(failed, Failed)
+    assert (failed.code, failed.line) == ("invalid_row", 3)
+    assert ended.status == 0
+
+
+@pytest.mark.verify
+def test_a_run_that_is_told_to_stop_makes_a_checkpoint_first(trainers: Trainers, spec: Spec, tmp_path: Path) -> None:
+    ended = trainers.run(spec, 1, "stop")
+
+    finished = ended.reports[-1]
+    assert isinstance(finished, Finished)
+    assert finished.reason == "checkpoint"
+    assert ended.of(Checkpoint)[-1].step == finished.step < 12
+    resumed = trainers.run(replace(spec, output=str(tmp_path / "resumed"), resume=ended.last_checkpoint))
+    assert resumed.of(Started)[0].resumed_step == finished.step
+    assert min(resumed.losses) == finished.step + 1
+
+
+@pytest.mark.verify
+def test_a_run_ends_with_the_process_that_reads_its_reports(trainers: Trainers, spec: Spec) -> None:
+    ended = trainers.run(replace(spec, n_epochs=50), 1, "leave")
+
+    assert ended.status > 0
+    assert not ended.of(Finished)
+
+
+@pytest.mark.verify
+def test_a_loss_that_is_no_number_ends_the_run(trainers: Trainers, spec: Spec) -> None:
+    ended = trainers.run(replace(spec, peft="full", learning_rate=1e30, save_steps=1))
+
+    failed = ended.reports[-1]
+    assert isinstance(failed, Failed)
+    assert failed.code == "non_finite"
+    assert "not a finite number" in failed.message
+
+
+@pytest.mark.verify
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("method", ["lora", "full", "dpo", "packed"])
+def test_twenty_kills_change_no_loss(trainers: Trainers, spec: Spec, tmp_path: Path, method: str) -> None:
+    if method == "dpo":  # on from an adapter, with which preferences are compared
+        first = trainers.run(replace(spec, n_epochs=1, output=str(tmp_path / "first")))
+        pairs = write(tmp_path / "pairs.jsonl", PAIRS)
+        spec = replace(spec, method="dpo", rows=pairs, validation=None, adapter=first.last_checkpoint)
+    spec = replace(
+        spec,
+        peft="full" if method == "full" else "lora",
+        packing=method == "packed",
+        max_sequence_length=128,
+        batch_size=1 if method == "packed" else 2,
+        save_steps=1,
+        n_epochs=8,
+        learning_rate=1e-3,
+    )
+    whole = trainers.run(spec)
+    steps = whole.of(Started)[0].steps
+    generator = random.Random(method)
+
+    kills = sorted(generator.sample(range(1, steps), min(5, steps - 1)))
+    losses, last = killed_run(trainers, spec, tmp_path, kills)
+
+    assert whole.status == 0
+    assert losses == pytest.approx(whole.losses, abs=1e-4)
+    assert last.reports[-1] == whole.reports[-1]
+
+
+@pytest.mark.verify
+def test_what_is_trained_learns(trainers: Trainers, spec: Spec, tmp_path: Path) -> None:
+    """Full training comes far; an adapter comes further than a run that may not learn."""
+    full = trainers.run(replace(spec, peft="full", n_epochs=10, learning_rate=1e-2, output=str(tmp_path / "full")))
+    lora = trainers.run(replace(spec, output=str(tmp_path / "lora")))
+    idle = trainers.run(replace(spec, learning_rate=0.0, output=str(tmp_path / "idle")))
+
+    assert full.losses[60] < 0.7 * full.losses[1]
+    assert lora.of(Evaluation)[-1].loss < idle.of(Evaluation)[-1].loss
+    assert "model.safetensors" in full.of(Checkpoint)[-1].files
+
+
+@pytest.mark.verify
+def test_preferences_are_learnt(trainers: Trainers, spec: Spec, tmp_path: Path) -> None:
+    pairs = write(tmp_path / "pairs.jsonl", PAIRS)
+
+    ended = trainers.run(replace(spec, method="dpo", rows=pairs, validation=pairs, n_epochs=4))
+
+    steps, evaluation = ended.of(Step), ended.of(Evaluation)[-1]
+    assert steps[-1].loss < steps[0].loss
+    assert evaluation.accuracy > 0.9
+    assert ended.of(Started)[0].rows == len(PAIRS)
+
+
+@pytest.mark.verify
+def test_training_goes_on_from_an_adapter(trainers: Trainers, spec: Spec, tmp_path: Path) -> None:
+    first = trainers.run(spec)
+
+    second = trainers.run(replace(spec, adapter=first.last_checkpoint, output=str(tmp_path / "second")))
+
+    assert second.losses[1] < first.losses[1] - 0.1
+
+
+@pytest.mark.verify
+def test_a_run_that_learns_no_more_stops_early(trainers: Trainers, spec: Spec) -> None:
+    ended = trainers.run(replace(spec, learning_rate=0.0, patience=2))
+
+    assert ended.reports[-1] == Finished(8, "early_stopping")
+    assert [one.step for one in ended.of(Evaluation)] == [4, 6, 8]
+
+
+@pytest.mark.verify
+def test_the_dtype_is_measured_and_kept(trainers: Trainers, spec: Spec, tmp_path: Path) -> None:
+    whole = trainers.run(replace(spec, dtype="auto"), 4)
+
+    (started,) = whole.of(Started)
+    assert set(started.seconds_per_step) == {"float32", "bfloat16"}
+    assert started.dtype == min(started.seconds_per_step, key=started.seconds_per_step.__getitem__)
+    resume = whole.last_checkpoint
+    resumed = trainers.run(replace(spec, dtype="auto", resume=resume, output=str(tmp_path / "resumed")))
+    assert resumed.of(Started)[0].dtype == started.dtype
+    assert resumed.of(Started)[0].seconds_per_step == {}

@@ -1,0 +1,125 @@
+"""What the worker and the trainer say to each other: a spec in a file, then JSON lines on two pipes of their own."""
+
+from typing import Final, Literal
+
+import msgspec
+
+Method = Literal["supervised", "dpo"]
+Peft = Literal["lora", "full"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+Reason = Literal["complete", "checkpoint", "early_stopping"]
+Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True):
+    """One training run. Paths are folders and files of this machine.
+
+    `base_name` is how the adapter's configuration names the base. `adapter` is a folder with the adapter that training
+    goes on from; `resume` is the folder of a complete checkpoint of the same run. `output` is an empty folder.
+    `eval_steps` and `save_steps` are numbers of steps; the end of each epoch is evaluated and saved besides.
+    """
+
+    base: str
+    base_name: str
+    rows: str
+    output: str
+    learning_rate: float
+    batch_size: int
+    n_epochs: int
+    seed: int
+    threads: int
+    validation: str | None = None
+    adapter: str | None = None
+    resume: str | None = None
+    method: Method = "supervised"
+    peft: Peft = "lora"
+    dtype: Dtype = "auto"
+    rank: int = 16
+    alpha: float | None = None
+    target_modules: tuple[str, ...] | None = None
+    scheduler: Scheduler = "linear"
+    warmup_ratio: float = 0.0
+    weight_decay: float = 0.0
+    gradient_accumulation_steps: int = 1
+    max_sequence_length: int | None = None
+    packing: bool = False
+    beta: float = 0.1
+    eval_steps: int | None = None
+    save_steps: int | None = None
+    patience: int | None = None
+    min_delta: float = 0.0
+    max_memory_bytes: int | None = None
+
+
+class Started(msgspec.Struct, frozen=True, tag="started"):
+    """The model is loaded and the data are tokenised. `tokens` and `rows` are those of one epoch.
+
+    `seconds_per_step` are the medians of the measured steps by dtype; empty where the dtype was given.
+    """
+
+    steps: int
+    rows: int
+    tokens: int
+    dtype: str
+    device: str
+    resumed_step: int
+    seconds_per_step: dict[str, float]
+    versions: dict[str, str]
+
+
+class Step(msgspec.Struct, frozen=True, tag="step"):
+    """One optimiser step. `accuracy` is the share of trained tokens that were the model's first choice."""
+
+    step: int
+    epoch: float
+    loss: float
+    accuracy: float | None
+    grad_norm: float | None
+    learning_rate: float
+    tokens_per_second: float | None
+    memory_bytes: int
+
+
+class Evaluation(msgspec.Struct, frozen=True, tag="evaluation"):
+    """The loss and accuracy on the validation rows after a step."""
+
+    step: int
+    loss: float
+    accuracy: float | None
+
+
+class Checkpoint(msgspec.Struct, frozen=True, tag="checkpoint"):
+    """A checkpoint whose folder is complete and synced to the disk. `files` are the SHA-256 by name."""
+
+    step: int
+    folder: str
+    files: dict[str, str]
+    metrics: dict[str, float]
+
+
+class Finished(msgspec.Struct, frozen=True, tag="finished"):
+    """The run has ended, with a checkpoint of its last step.
+
+    `reason` is `complete`, `checkpoint` (the worker asked for it) or `early_stopping`.
+    """
+
+    step: int
+    reason: Reason
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """The run cannot go on, and would not if it were started again. `line` counts from 1."""
+
+    code: str
+    message: str
+    line: int | None = None
+
+
+Report = Started | Step | Evaluation | Checkpoint | Finished | Failed
+
+#: What the worker may write to the trainer: make a checkpoint at the next step boundary, then end.
+CHECKPOINT_AND_STOP: Final = b"checkpoint_and_stop\n"
+
+encode: Final = msgspec.json.Encoder().encode
+decode_report: Final = msgspec.json.Decoder(Report).decode
+decode_spec: Final = msgspec.json.Decoder(Spec).decode

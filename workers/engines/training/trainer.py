@@ -1,0 +1,318 @@
+"""One training run in this process: data, dtype, model, trl's trainer, and the reports of what happens.
+
+    rows ─▶ ids and labels, an Arrow file ─▶ dtype by measuring ─▶ SFTTrainer | DPOTrainer ─▶ Reporter ─▶ reports
+
+The trainer neither evaluates nor saves by itself: `Reporter` decides that at the end of each step, so that a run that
+was resumed does both at the same steps as one that was not.
+"""
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib import metadata
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final
+
+import datasets
+import peft
+import torch
+import transformers
+import trl
+from datasets.arrow_writer import ArrowWriter
+from msgspec.structs import replace
+from pyarrow import compute
+from trl.data_utils import pack_dataset
+
+from jobs.platform import processes
+from workers.engines.training import checkpoint_folder, precision, rows
+from workers.engines.training.orders import Orders
+from workers.engines.training.protocol import Checkpoint, Evaluation, Finished, Reason, Report, Spec, Started, Step
+
+LIBRARIES: Final = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
+#: Files that the libraries write beside a model and nothing reads.
+_UNUSED: Final = ("README.md", "training_args.bin")
+_REFERENCE: Final = "ref"
+_COLUMNS: Final = {"supervised": ("input_ids", "labels"), "dpo": ("prompt_ids", "chosen_ids", "rejected_ids")}
+_ENCODE: Final = {"supervised": rows.encode_supervised, "dpo": rows.encode_preference}
+#: Which of trl's metrics is the accuracy: of tokens, or of preferring the preferred output.
+_ACCURACY: Final = {"supervised": "mean_token_accuracy", "dpo": "rewards/accuracies"}
+
+
+class CannotTrain(Exception):
+    """Training cannot go on, and would not if it were started again."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def run(spec: Spec, orders: Orders, send: Callable[[Report], None]) -> None:
+    """Train as the spec says. Raises RowRefused, CannotTrain."""
+    torch.set_num_threads(spec.threads)
+    transformers.set_seed(spec.seed)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(spec.base, local_files_only=True)
+    if tokenizer.chat_template is None:
+        raise CannotTrain("no_chat_template", f"The model '{spec.base_name}' has no chat template.")
+    train = _dataset(spec, tokenizer, Path(spec.rows), "train")
+    validation = _dataset(spec, tokenizer, Path(spec.validation), "validation") if spec.validation else None
+    tokens = int(_lengths(train, [name for name in train.column_names if name != "labels"]).sum())
+    dtype, seconds = _dtype(spec, train)
+    trainer = _trainer(spec, tokenizer, train, validation, dtype)
+    versions = {name: metadata.version(name) for name in LIBRARIES}
+    started = Started(0, len(train), tokens, dtype, _device(), 0, seconds, versions)
+    reporter = Reporter(spec, orders, send, started)
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.add_callback(reporter)
+    trainer.train(resume_from_checkpoint=spec.resume)
+    send(Finished(trainer.state.global_step, reporter.reason))
+
+
+class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
+    """Report each step, and decide when to evaluate, to save and to stop.
+
+    `started` is the first report, without the steps, which trl's trainer counts.
+    """
+
+    def __init__(self, spec: Spec, orders: Orders, send: Callable[[Report], None], started: Started) -> None:
+        self._spec, self._orders, self._send, self._started = spec, orders, send, started
+        self._began = self._seconds = self._tokens = 0.0
+        self._epoch_steps = 0
+        self._last: dict[str, float] = {}
+        self.reason: Reason = "complete"
+
+    def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        self._epoch_steps = state.max_steps // state.num_train_epochs
+        self._started = replace(self._started, steps=state.max_steps, resumed_step=state.global_step)
+        self._send(self._started)
+
+    def on_step_begin(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
+        self._began = time.monotonic()
+
+    def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._seconds = time.monotonic() - self._began
+        step, spec = state.global_step, self._spec
+        ends = step % self._epoch_steps == 0
+        control.should_log = True
+        control.should_evaluate = spec.validation is not None and (ends or _due(step, spec.eval_steps))
+        control.should_save = ends or _due(step, spec.save_steps)
+        if self._orders.checkpoint_and_stop.is_set() and step < state.max_steps:
+            self._stop(control, "checkpoint")
+
+    def on_log(self, _args: Any, state: Any, control: Any, *, logs: Mapping[str, float], **_: Any) -> None:
+        if "loss" not in logs:
+            return
+        loss, norm = logs["loss"], logs.get("grad_norm")
+        _check_finite(state.global_step, loss, norm)
+        accuracy, memory = logs.get(_ACCURACY[self._spec.method]), _memory()
+        tokens = logs.get("num_tokens", self._tokens)
+        speed, self._tokens = (tokens - self._tokens) / self._seconds, tokens
+        self._last = _known(train_loss=loss, train_mean_token_accuracy=accuracy)
+        rate = logs["learning_rate"]
+        self._send(Step(state.global_step, state.epoch, loss, accuracy, norm, rate, speed, memory))
+        if self._spec.max_memory_bytes is not None and memory > self._spec.max_memory_bytes:
+            self._stop(control, "early_stopping")
+
+    def on_evaluate(self, _args: Any, state: Any, control: Any, *, metrics: Mapping[str, float], **_: Any) -> None:
+        loss, accuracy = metrics["eval_loss"], metrics.get(f"eval_{_ACCURACY[self._spec.method]}")
+        self._last |= _known(valid_loss=loss, valid_mean_token_accuracy=accuracy)
+        self._send(Evaluation(state.global_step, loss, accuracy))
+        losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        if self._spec.patience and _stagnates(losses, self._spec.patience, self._spec.min_delta):
+            self._stop(control, "early_stopping")
+
+    def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        _tidy(folder, self._spec.base_name)
+        run = {
+            "step": state.global_step,
+            "steps": state.max_steps,
+            "epoch": state.epoch,
+            "dtype": self._started.dtype,
+            "device": self._started.device,
+            "method": self._spec.method,
+            "peft": self._spec.peft,
+            "versions": self._started.versions,
+        }
+        files = {name: file.sha256 for name, file in checkpoint_folder.complete(folder, run).files.items()}
+        self._send(Checkpoint(state.global_step, str(folder), files, {"step": state.global_step} | self._last))
+
+    def _stop(self, control: Any, reason: Reason) -> None:
+        control.should_save = control.should_training_stop = True
+        self.reason = reason
+
+
+class _Unpublished:
+    """A trainer that writes no model card: its models stay in the deployment."""
+
+    def create_model_card(self, *_: Any, **__: Any) -> None: ...
+
+
+class _Supervised(_Unpublished, trl.SFTTrainer):  # type: ignore[misc]
+    pass
+
+
+class _Preference(_Unpublished, trl.DPOTrainer):  # type: ignore[misc]
+    def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+        """Return the rows, which are token ids already."""
+        return dataset
+
+
+def _trainer(spec: Spec, tokenizer: Any, train: Any, validation: Any, dtype: str) -> Any:
+    model, adapter = _load(spec, dtype), _new_adapter(spec)
+    common = {
+        "output_dir": spec.output,
+        "num_train_epochs": spec.n_epochs,
+        "per_device_train_batch_size": spec.batch_size,
+        "per_device_eval_batch_size": spec.batch_size,
+        "gradient_accumulation_steps": spec.gradient_accumulation_steps,
+        "learning_rate": spec.learning_rate,
+        "lr_scheduler_type": spec.scheduler,
+        "warmup_steps": spec.warmup_ratio,  # below 1: a share of the steps
+        "weight_decay": spec.weight_decay,
+        "optim": "adamw_torch",
+        "seed": spec.seed,
+        "data_seed": spec.seed,
+        "bf16": dtype == "bfloat16",
+        "use_cpu": not torch.cuda.is_available(),
+        "gradient_checkpointing": torch.cuda.is_available(),
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "max_length": None,
+    }
+    if spec.method == "dpo":
+        arguments = trl.DPOConfig(**common, beta=spec.beta)
+        return _Preference(model, None, arguments, None, train, validation, tokenizer, peft_config=adapter)
+    if spec.packing:
+        common["max_length"] = _longest(spec)
+        train = pack_dataset(train, common["max_length"], "bfd")
+    arguments = trl.SFTConfig(
+        **common, packing=spec.packing, eval_packing=False, dataset_kwargs={"skip_prepare_dataset": True}
+    )
+    return _Supervised(model, arguments, None, train, validation, tokenizer, peft_config=adapter)
+
+
+def _load(spec: Spec, dtype: str) -> Any:
+    """Return the base, with the adapter that training goes on from if there is one.
+
+    Weights that are trained are float32; with bfloat16 the computation is bfloat16, and so are weights that stay.
+    """
+    frozen = spec.peft == "lora" and dtype == "bfloat16"
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        spec.base, dtype=torch.bfloat16 if frozen else torch.float32, local_files_only=True
+    )
+    model.config.use_cache = False
+    return peft.PeftModel.from_pretrained(model, spec.adapter, is_trainable=True) if spec.adapter else model
+
+
+def _new_adapter(spec: Spec) -> Any:
+    """Return the configuration of the adapter that is to be trained; None where it exists, or all is trained."""
+    if spec.peft == "full" or spec.adapter:
+        return None
+    return peft.LoraConfig(
+        r=spec.rank,
+        lora_alpha=2 * spec.rank if spec.alpha is None else spec.alpha,
+        target_modules=list(spec.target_modules) if spec.target_modules else "all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
+def _measured(spec: Spec, dtype: str) -> Any:
+    """Return a model as it is trained, to measure steps with."""
+    model, adapter = _load(spec, dtype), _new_adapter(spec)
+    return peft.get_peft_model(model, adapter) if adapter else model
+
+
+def _dataset(spec: Spec, tokenizer: Any, path: Path, name: str) -> Any:
+    """Return the rows of a file as ids, in an Arrow file that is mapped into memory and not read into it."""
+    encode, longest = _ENCODE[spec.method], _longest(spec)
+    features = datasets.Features({name: datasets.List(datasets.Value("int32")) for name in _COLUMNS[spec.method]})
+    target = Path(spec.output) / f"{name}.arrow"
+    with ArrowWriter(features=features, path=str(target)) as writer:
+        for line, row in rows.read(path):
+            writer.write(encode(tokenizer, line, row, longest))
+        writer.finalize()
+    return datasets.Dataset.from_file(str(target))
+
+
+def _longest(spec: Spec) -> int:
+    """Return how many tokens a row may have."""
+    context: int = transformers.AutoConfig.from_pretrained(spec.base, local_files_only=True).max_position_embeddings
+    return min(spec.max_sequence_length or context, context)
+
+
+def _dtype(spec: Spec, train: Any) -> tuple[str, dict[str, float]]:
+    """Return the dtype to compute in, and the seconds of a step by dtype where that was measured."""
+    if spec.resume:  # the curve goes on as it began
+        return str(checkpoint_folder.verify(Path(spec.resume), resume=True).run["dtype"]), {}
+    if spec.dtype != "auto":
+        return spec.dtype, {}
+    return precision.choose(partial(_measured, spec), _heaviest(spec, train))
+
+
+def _heaviest(spec: Spec, train: Any) -> list[list[int]]:
+    """Return the longest sequences of the training data, a batch of them."""
+    columns = _COLUMNS[spec.method][: 2 if spec.method == "dpo" else 1]  # a prompt and its answer are one sequence
+    longest = _lengths(train, columns).argsort()[::-1][: spec.batch_size]
+    return [list(chain.from_iterable(train[int(index)][name] for name in columns)) for index in longest]
+
+
+def _lengths(dataset: Any, columns: Sequence[str]) -> Any:
+    """Return how many tokens each row has in all of these columns."""
+    return sum(compute.list_value_length(dataset.data.column(name)).to_numpy() for name in columns)
+
+
+def _tidy(folder: Path, base_name: str) -> None:
+    """Remove what nothing reads, and name the base instead of the folder where it lies on this machine.
+
+    The adapter that preferences are compared with is read anew by a run that is resumed; trl's trainer would load it
+    in place of the one that is trained.
+    """
+    if (folder / _REFERENCE).is_dir():
+        shutil.rmtree(folder / _REFERENCE)
+    for name in _UNUSED:
+        (folder / name).unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    if path.exists():
+        config = json.loads(path.read_text())
+        config["base_model_name_or_path"] = base_name
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def _stagnates(losses: list[float], patience: int, min_delta: float) -> bool:
+    """Return whether none of the last `patience` losses is better than the best before them by `min_delta`."""
+    recent, before = losses[-patience:], losses[:-patience]
+    return bool(before) and min(recent) >= min(before) - min_delta
+
+
+def _check_finite(step: int, loss: float, norm: float | None) -> None:
+    for name, value in (("loss", loss), ("gradient norm", norm)):
+        if value is not None and not math.isfinite(value):
+            raise CannotTrain("non_finite", f"The {name} of step {step} is not a finite number ({value}).")
+
+
+def _known(**values: float | None) -> dict[str, float]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _memory() -> int:
+    """Return the bytes that training holds: of the GPU, or of this process where there is none."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return processes.resident_bytes(os.getpid()) or 0
+
+
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
