@@ -114,11 +114,17 @@ class Away(Trouble):
     """No server answers, or it cannot answer now."""
 
 
+class ModelLoading(Away):
+    """The model answers when a worker has loaded it."""
+
+
 class Refused(Trouble):
     """The request is one that this server, or its model, does not take."""
 
 
-def _kind(status: int) -> type[Trouble]:
+def _kind(status: int, code: str | None) -> type[Trouble]:
+    if code == "model_loading":
+        return ModelLoading
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return Away
     return Refused if status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY) else Trouble
@@ -141,7 +147,7 @@ def _told(url: str) -> Iterator[None]:
     except openai.APIStatusError as error:
         where = f" ({error.param})" if error.param else ""
         told = error.body.get("message") if isinstance(error.body, dict) else None
-        trouble = _kind(error.status_code)
+        trouble = _kind(error.status_code, error.code)
         raise trouble(visible(f"{told or error.message}{where}")) from error
 
 
@@ -231,8 +237,19 @@ class Server:
             sent = self.sdk.files.create(file=handle, purpose=purpose, extra_headers=key, timeout=_UPLOAD_TIMEOUT)
         return sent.id
 
+    def complete(self, body: Mapping[str, Any]) -> _JSON:
+        """Return the whole answer to a chat. Raises ModelLoading at once."""
+        with _told(self.url):
+            options: RequestOptions = {"timeout": ANSWER_TIMEOUT, "max_retries": 0}
+            found = self.sdk.post("/chat/completions", cast_to=object, body=dict(body), options=options)
+        return self._object(found)
+
     def chat(self, body: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
-        """Pieces of the answer to a chat as they come, each with the finish reason once it is known."""
+        """Yield pieces of the answer to a chat as they come, each with the finish reason once it is known.
+
+        Raises:
+            ModelLoading: before the first piece, at once.
+        """
         from openai import Stream
         from openai.types.chat import ChatCompletionChunk
 
@@ -241,7 +258,7 @@ class Server:
                 "/chat/completions",
                 cast_to=ChatCompletionChunk,
                 body={**body, "stream": True},
-                options={"timeout": ANSWER_TIMEOUT},
+                options={"timeout": ANSWER_TIMEOUT, "max_retries": 0},
                 stream=True,
                 stream_cls=Stream[ChatCompletionChunk],
             )

@@ -1,14 +1,19 @@
 """`nightmill chat PROMPT`: one question to a model, its answer as it is written."""
 
 import sys
-from typing import Annotated, Any
+import threading
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Annotated, Any, TypeVar
 
 import typer
 
-from cli.client.server import ANSWER_TIMEOUT, connect
+from cli.client.server import ModelLoading, Server, connect
 from cli.errors import Trouble
 from cli.options import ApiKey, AsJson, DataDir, Url
-from cli.terminal import show_json, text_output
+from cli.terminal import say, show_json, text_output
+
+T = TypeVar("T")
 
 
 def chat(
@@ -32,13 +37,33 @@ def chat(
     body |= {name: value for name, value in given.items() if value is not None}
     with connect(url, api_key, data_dir) as server:
         if as_json:
-            show_json(server.post("/chat/completions", body, timeout=ANSWER_TIMEOUT))
+            show_json(_when_loaded(server, lambda: server.complete(body)))
             return
         out, reason = text_output(), None
-        for text, ended in server.chat(body):
+        for text, ended in _when_loaded(server, lambda: _begun(server.chat(body))):
             out.write(text)
             sys.stdout.flush()
             reason = ended or reason
         out.write("\n")
     if reason == "length":
         raise Trouble("the answer was cut off at the token limit; allow more with --max-tokens")
+
+
+def _begun(pieces: Iterator[T]) -> Iterator[T]:
+    """Return `pieces` once the first of them is there."""
+    first = next(pieces, None)
+    return pieces if first is None else chain([first], pieces)
+
+
+def _when_loaded(server: Server, ask: Callable[[], T]) -> T:
+    """Return what `ask` returns. While the model loads, say each phase on standard error and ask again."""
+    said = ""
+    while True:
+        try:
+            return ask()
+        except ModelLoading as loading:
+            phase = str(loading).rpartition(",")[0]  # without the seconds
+            if phase != said:
+                said = phase
+                say(f"{phase}; the answer follows", err=True)
+            threading.Event().wait(server.timings.follow_look)

@@ -11,6 +11,8 @@ from typer.testing import CliRunner, Result
 
 from cli.main import app
 
+PHASES = ("importing vLLM", "importing vLLM", "reading the weights")
+
 
 class Chat(BaseHTTPRequestHandler):
     """Answers every chat with three words, and ends it as the model's name says."""
@@ -20,7 +22,11 @@ class Chat(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.asked.append(body)
-        if body["model"] == "unknown":
+        if body["model"] == "slow" and len(self.asked) <= len(PHASES):
+            message = f"The model 'slow' is loading ({PHASES[len(self.asked) - 1]}), {len(self.asked)} s so far."
+            error = {"message": f"{message} Ask again in a moment.", "code": "model_loading"}
+            self._answer(503, "application/json", json.dumps({"error": error}).encode())
+        elif body["model"] == "unknown":
             self._answer(404, "application/json", json.dumps({"error": {"message": "There is no model."}}).encode())
         elif body.get("stream"):
             self._answer(200, "text/event-stream", b"".join(_events(body["model"])))
@@ -80,6 +86,18 @@ def test_json_is_the_whole_completion(url: str) -> None:
     done = ask(url, "Count.", "-m", "stop", "--json")
 
     assert json.loads(done.stdout)["choices"][0]["message"]["content"] == "one two three"
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_model_that_loads_is_waited_for_and_each_phase_is_said_once(url: str, options: tuple[str, ...]) -> None:
+    done = ask(url, "Count.", "-m", "slow", *options)
+
+    assert done.exit_code == 0, done.stderr
+    assert "one two three" in done.stdout
+    assert done.stderr.splitlines() == [
+        "The model 'slow' is loading (importing vLLM); the answer follows",
+        "The model 'slow' is loading (reading the weights); the answer follows",
+    ]
 
 
 @pytest.mark.parametrize(
