@@ -21,11 +21,13 @@ StateOrStatus = Literal[
 
 
 class Progress(BaseModel):
-    """Items so far. `fraction` is of the total, 0 while that is not known."""
+    """Items so far. `running`: workers have them and have not answered them yet. `fraction` is of the total, 0 while
+    that is not known."""
 
     total: int
     completed: int
     failed: int
+    running: int
     fraction: float
 
 
@@ -246,7 +248,8 @@ def _outcomes(counts: Mapping[str, int]) -> Outcomes:
 def _progress(job: Job, totals: Totals) -> Progress:
     done = totals.completed + totals.failed
     fraction = round(done / job.total, 6) if job.total else 0.0
-    return Progress(total=job.total, completed=totals.completed, failed=totals.failed, fraction=fraction)
+    counts = {"completed": totals.completed, "failed": totals.failed, "running": totals.running}
+    return Progress(total=job.total, **counts, fraction=fraction)
 
 
 def _eta(job: Job, totals: Totals, pace: Pace | None) -> float | None:

@@ -26,6 +26,7 @@ class Snapshot:
     total: int
     completed: int
     failed: int
+    running: int
     input_tokens: int
     output_tokens: int
     reasoning_tokens: int  # among those of the output
@@ -57,6 +58,7 @@ class Snapshot:
             total=progress["total"],
             completed=progress["completed"],
             failed=progress["failed"],
+            running=progress.get("running", 0),
             input_tokens=usage["input_tokens"],
             output_tokens=usage["output_tokens"],
             reasoning_tokens=reasoning_of(usage),
@@ -109,6 +111,15 @@ class Snapshot:
             parts.append(f"{duration(self.eta_seconds)} left")
         return ", ".join(parts)
 
+    @property
+    def activity(self) -> str:
+        """Return how many items workers have now, the tokens so far, and the pace, as far as they are known."""
+        parts = []
+        if self.running and not self.model_status:
+            parts.append(f"{self.running} in progress")
+            parts += [f"{self.output_tokens} tokens out"] if self.output_tokens else []
+        return ", ".join([*parts, *filter(None, [self.pace])])
+
 
 def reasoning_of(usage: Mapping[str, Any]) -> int:
     """Tokens that a model thought with, and nobody reads."""
@@ -135,7 +146,8 @@ def fault(error: Mapping[str, Any]) -> str:
     return f"{line}{error.get('message')}{where}"
 
 
-_QUIET = 10.0  # seconds between lines where nobody watches a bar
+_QUIET = 10.0  # seconds between two lines about counts, where nobody watches a bar
+_STILL = 60.0  # seconds until a line is repeated while nothing changes
 
 Show = Callable[[Snapshot], None]
 
@@ -182,23 +194,28 @@ def _shown() -> Iterator[Show]:
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("queued", total=None, pace="")
         yield lambda job: progress.update(
-            task, description=visible(job.standing), total=job.total or None, completed=job.done, pace=job.pace
+            task, description=visible(job.standing), total=job.total or None, completed=job.done, pace=job.activity
         )
 
 
-def _lines() -> Show:
-    """A line when the state changes, and every few seconds while it does not."""
-    told: tuple[object, ...] = ()
-    told_at = 0.0
+def _lines(clock: Callable[[], float] = time.monotonic) -> Show:
+    """Return what prints a line for each change, counts at most every few seconds, and a sign of life each minute."""
+    began = clock()
+    printed: tuple[object, ...] = ()
+    counted: tuple[object, ...] = ()
+    printed_at = 0.0
 
     def show(job: Snapshot) -> None:
-        nonlocal told, told_at
-        now = time.monotonic()
-        stage = job.model_status or job.standing  # the standing of a job whose model loads counts seconds
-        if (job.state, stage) == told and now - told_at < _QUIET:
+        nonlocal printed, counted, printed_at
+        quiet = clock() - printed_at
+        stage = (job.state, job.model_status or job.standing)  # the standing of a job whose model loads counts seconds
+        counts = (job.done, job.running, job.output_tokens)
+        if stage == printed and quiet < (_STILL if counts == counted else _QUIET):
             return
-        told, told_at = (job.state, stage), now
-        pace = f" ({job.pace})" if job.pace else ""
-        say(f"{job.id} {job.standing}: {job.done} of {job.total}{pace}", err=True)
+        still = stage == printed and counts == counted
+        printed, counted, printed_at = stage, counts, clock()
+        parts = [job.activity, f"{duration(clock() - began)} so far" if still and not job.model_status else ""]
+        details = ", ".join(filter(None, parts))
+        say(f"{job.id} {job.standing}: {job.done} of {job.total}{f' ({details})' if details else ''}", err=True)
 
     return show

@@ -125,7 +125,7 @@ def _check(server: Server, file_id: str, endpoint: str) -> None:
     found = server.post("/batches/validate", {"input_file_id": file_id, "endpoint": endpoint})
     if found["valid"]:
         tokens = found["estimate"]["input_tokens"]
-        eta = f", about {duration(found['eta_seconds'])}" if found["eta_seconds"] else ""
+        eta = f", {duration(found['eta_seconds'])} at the last batch's pace" if found["eta_seconds"] else ""
         say(
             f"{found['requests']} requests for {found['model']}, about {tokens} input tokens (bytes / 4){eta}", err=True
         )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, CompoundSelect, and_, distinct, func, or_, select, union_all
+from sqlalchemy import ColumnElement, CompoundSelect, and_, case, distinct, func, or_, select, union_all
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
@@ -27,6 +27,7 @@ class Totals:
     cached_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = 0
+    running: int = 0  # in shards that workers hold, and not done
 
 
 def totals(session: Session, jobs: Sequence[Job]) -> dict[str, Totals]:
@@ -34,8 +35,9 @@ def totals(session: Session, jobs: Sequence[Job]) -> dict[str, Totals]:
     found = {job.id: _final(job) for job in jobs if job.state in TERMINAL}
     live = [job.id for job in jobs if job.state not in TERMINAL]
     sums = [func.sum(getattr(Shard, name)) for name in TOKENS]
+    running = func.sum(case((Shard.state == ShardState.RUNNING, Shard.lines - Shard.done), else_=0))
     rows = session.execute(
-        select(Shard.job_id, func.sum(Shard.done - Shard.failed), func.sum(Shard.failed), *sums)
+        select(Shard.job_id, func.sum(Shard.done - Shard.failed), func.sum(Shard.failed), *sums, running)
         .where(Shard.job_id.in_(live))
         .group_by(Shard.job_id)
     )

@@ -103,7 +103,7 @@ def test_a_running_job_shows_progress_pace_and_what_is_left(app: FastAPI, client
     job = client.get(f"/v1/jobs/{job_id}").json()
 
     assert (job["object"], job["state"], job["status"], job["model"]) == ("job", "running", "in_progress", "m")
-    assert job["progress"] == {"total": 10, "completed": 5, "failed": 0, "fraction": 0.5}
+    assert job["progress"] == {"total": 10, "completed": 5, "failed": 0, "running": 5, "fraction": 0.5}
     assert 0.1 < job["rate"]["items_per_second"] <= 1
     assert job["rate"]["tokens_per_second"] == pytest.approx(5 * job["rate"]["items_per_second"], rel=0.1)
     assert job["eta_seconds"] == pytest.approx(5 / job["rate"]["items_per_second"], rel=0.1)
@@ -139,6 +139,7 @@ def test_an_ended_job_has_no_pace_and_no_place(app: FastAPI, client: TestClient)
     job = client.get(f"/v1/jobs/{job_id}").json()
 
     assert (job["state"], job["status"], job["progress"]["fraction"]) == ("succeeded", "completed", 1.0)
+    assert job["progress"]["running"] == 0
     assert (job["rate"], job["eta_seconds"], job["queue_position"]) == (None, None, None)
 
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from cli.client.progress import Snapshot, doubts, fault, follow
+from cli.client.progress import Snapshot, _lines, doubts, fault, follow
 from cli.client.server import Away, Server
 from cli.wording import duration
 from jobs.timings import Timings
@@ -93,6 +93,30 @@ def test_the_pace_is_told_as_far_as_it_is_known() -> None:
 
     assert moving.pace == "2.0 items/s, 40 tokens/s, 1 min 30 s left"
     assert Snapshot.of(_job(rate=None)).pace == ""
+
+
+def test_what_workers_have_is_told_while_a_line_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    at = 100.0
+    show = _lines(lambda: at)
+    still = {"total": 3, "completed": 0, "failed": 0, "running": 3}
+    usage = {"input_tokens": 5, "output_tokens": 0}
+    one = {"total": 3, "completed": 1, "failed": 0, "running": 2}
+    rate = {"items_per_second": 0.1, "tokens_per_second": 2.0}
+    for seconds, job in (
+        (0, _job(progress=still, usage=usage)),
+        (30, _job(progress=still, usage=usage)),
+        (60, _job(progress=still, usage=usage)),
+        (65, _job(progress=one, rate=rate)),
+        (72, _job(progress=one, rate=rate)),
+    ):
+        at = 100.0 + seconds
+        show(Snapshot.of(job))
+
+    assert capsys.readouterr().err.splitlines() == [
+        "batch_1 running: 0 of 3 (3 in progress)",
+        "batch_1 running: 0 of 3 (3 in progress, 1 min 0 s so far)",
+        "batch_1 running: 1 of 3 (2 in progress, 7 tokens out, 0.1 items/s, 2 tokens/s)",
+    ]
 
 
 def test_a_place_in_the_queue_is_told() -> None:
