@@ -48,6 +48,11 @@ function show(role, text) {
   return place;
 }
 
+function options() { // an empty field is not sent
+  const given = { temperature: $("temperature").value, max_completion_tokens: $("max_tokens").value };
+  return Object.fromEntries(Object.entries(given).filter(([, value]) => value).map(([name, value]) => [name, Number(value)]));
+}
+
 async function listModels() {
   if (!$("key").value.trim()) return;
   try {
@@ -91,15 +96,17 @@ async function answering(messages, place) {
   $("stop").disabled = false;
   tell("…");
   try {
-    const body = JSON.stringify({ model: $("model").value.trim(), messages, stream: true });
+    const body = JSON.stringify({ model: $("model").value.trim(), messages, stream: true, ...options() });
     const answer = await fetch("/v1/chat/completions", { method: "POST", headers: headers(), body, signal: mine.signal });
     if (!answer.ok) return tell(await why(answer), true);
+    let cut = false;
     for await (const data of events(answer.body)) {
       if (data.error) return tell(data.error.message, true);
       place.textContent += data.choices[0]?.delta?.content ?? "";
       place.scrollIntoView({ block: "end" });
+      cut ||= data.choices[0]?.finish_reason === "length";
     }
-    tell("");
+    tell(cut ? "The answer was cut off at the token limit: raise Max tokens for a longer one." : "");
   } catch (error) {
     tell(error.name === "AbortError" ? "Stopped." : `It broke off: ${error.message}`, error.name !== "AbortError");
   } finally {

@@ -93,6 +93,25 @@ def test_pieces_arrive_one_by_one_and_stop_frees_the_engine_soon(shop: Shop, pag
     assert not any(shop.client.api_key in url for url in urls)
 
 
+def test_temperature_and_token_limit_are_sent_as_the_page_shows_them_unless_they_are_empty(
+    shop: Shop, page: Any
+) -> None:
+    tab, _, _ = page
+    bodies: list[Any] = []
+    tab.on("request", lambda request: bodies.append(request.post_data_json) if request.post_data else None)
+    tab.fill("#model", MODEL)
+    with shop.open():
+        for temperature in ("0.7", ""):
+            expect(tab.locator("#max_tokens")).to_have_value("512")
+            tab.fill("#temperature", temperature)
+            tab.fill("#prompt", "Three")
+            tab.click("#send")
+            expect(tab.locator("#stop")).to_be_enabled()
+            expect(tab.locator("#stop")).to_be_disabled()
+
+    assert [(body.get("temperature"), body["max_completion_tokens"]) for body in bodies] == [(0.7, 512), (None, 512)]
+
+
 def test_what_went_wrong_is_said(shop: Shop, page: Any) -> None:
     tab, _, _ = page
     tab.fill("#prompt", "Hello")
