@@ -58,7 +58,8 @@ class Timings:
     interactive_retry: float = 1.0  # until a server that was away is asked again
     interactive_limit_look: float = 0.05  # between looks at a limit that is reached and may rise
 
-    # workers.middleware: the cache, and answers checked against a schema
+    # workers.middleware: tuned models, the cache, and answers checked against a schema
+    tuned_model_look: float = 1.0  # between looks at whether a tuned model is still served to a project
     cache_gather: float = 0.5  # that writes are gathered for one transaction
     cache_patience: float = 1.0  # for a look-up; then what was asked for is computed
     schema_check: float = 5.0  # for the texts of one answer

@@ -6,20 +6,18 @@
 The engines come up beside Celery's consumer; the dispatcher publishes nothing for this worker before they are there.
 """
 
-import asyncio
 import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from typing import Final
 
 from jobs.db.engine import Database
-from jobs.errors import DatabaseBusy
 from jobs.fleet import workers
 from jobs.fleet.models_file import ModelsFileError, Registry
 from jobs.inference import responses
@@ -34,7 +32,6 @@ from workers import tasks
 from workers.batches.admission import Admission
 from workers.engines.build_engines import build as build_router
 from workers.engines.build_engines import outdated, refresh
-from workers.engines.port import EngineBusy
 from workers.engines.router import Router
 from workers.inference.consumer import InteractiveConsumer, Limits
 from workers.inference.peer_client import ModelRouter, PeerClient
@@ -42,18 +39,20 @@ from workers.inference.token_counting import ContextLimits, Counting
 from workers.middleware.pipeline import PipelineDeps, build_pipeline
 from workers.middleware.response_cache import ResponseCache
 from workers.middleware.schema_checker import SchemaChecker
+from workers.middleware.tuned_models import TunedModels
 from workers.retrieval.reranking import Reranking
 from workers.retrieval.search import Searching
+from workers.runtime.adapter_files import AdapterFiles
 from workers.runtime.context import Context, Pool, build
 from workers.runtime.engine_host import EngineHost
 from workers.runtime.log_tail import Words
 from workers.runtime.quarantine import Warden
+from workers.runtime.recent_reads import RecentReads
 from workers.runtime.throttle import BatchThrottle
 
 log = logging.getLogger(__name__)
 Shown = tuple[frozenset[str], Mapping[str, bool]]  # models that are served; those of endpoints, and whether external
 SECONDS: Final = 2.0  # for which an answer of the database counts
-_AGAIN: Final = 1.0
 _REFRESH_SECONDS: Final = 1.0  # jobs wait for what has come up
 
 
@@ -74,6 +73,13 @@ def run(config: Settings, name: str, queue: str) -> None:
         search=peers.search,
         context_budgets=ContextLimits(config, lambda: engine.registry).of,
         response_cache=response_cache,
+        tuned_models=TunedModels(
+            context.db,
+            AdapterFiles(context.storage, config.data_dir / "run" / "adapters"),
+            serves=lambda name: engine.engines.having(name) is not None,
+            version_of=engine.version_of,
+            timings=context.timings,
+        ),
         checker=SchemaChecker(context.timings),
     )
     throttle = BatchThrottle(lambda: engine.crowd(config.interactive_beside))
@@ -105,7 +111,7 @@ def _consumer(context: Context, host: EngineHost, deps: PipelineDeps, queue: str
     own = {
         searches.URL: Searching(context, host, reranking).answer,
         searches.RERANK_URL: reranking.answer,
-        responses.COUNT_URL: Counting(host, deps.measure, deps.search, deps.context_budgets).answer,
+        responses.COUNT_URL: _counting(host, deps).answer,
     }
     keeper = context.keeper
     return InteractiveConsumer(
@@ -118,6 +124,10 @@ def _consumer(context: Context, host: EngineHost, deps: PipelineDeps, queue: str
         paused=lambda: keeper.off,
         under_way=keeper.under_way,
     )
+
+
+def _counting(host: EngineHost, deps: PipelineDeps) -> Counting:
+    return Counting(host, deps.measure, deps.search, deps.context_budgets, deps.tuned_models.resolve)
 
 
 def _models(context: Context) -> Registry:
@@ -264,10 +274,7 @@ class ExternalPermissions:
 
     def __init__(self, db: Database, clock: Callable[[], float] = time.monotonic) -> None:
         self._db = db
-        self._clock = clock
-        self._lock = asyncio.Lock()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="permissions")
-        self._known: dict[str, tuple[bool, float]] = {}  # by project; until when it counts
+        self._reads = RecentReads(self._read, SECONDS, clock)
 
     async def allows(self, project_id: str) -> bool:
         """Return whether the project allows external servers; an unknown project does not.
@@ -275,21 +282,7 @@ class ExternalPermissions:
         Raises:
             EngineBusy: The database gives no answer now.
         """
-        if (known := self._recent(project_id)) is not None:
-            return known
-        async with self._lock:
-            if (known := self._recent(project_id)) is not None:
-                return known
-            try:
-                allowed = await asyncio.get_running_loop().run_in_executor(self._thread, self._read, project_id)
-            except DatabaseBusy as error:
-                raise EngineBusy(error.message, retry_after=_AGAIN) from error
-            self._known[project_id] = allowed, self._clock() + SECONDS
-            return allowed
-
-    def _recent(self, project_id: str) -> bool | None:
-        allowed, until = self._known.get(project_id, (False, 0.0))
-        return allowed if self._clock() < until else None
+        return await self._reads.get(project_id)
 
     def _read(self, project_id: str) -> bool:
         with self._db.read() as session:

@@ -60,7 +60,10 @@ class Trace:
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if maker := scope["state"].get("answer_maker"):  # of a tuned model, see `api.inference.asking`
+                    headers["x-nightmill-model"] = maker
                 observe_request(scope, message["status"], time.perf_counter() - began)
             await send(message)
 

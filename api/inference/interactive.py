@@ -43,6 +43,7 @@ from jobs.ids import new_id
 from jobs.inference.client import parse_position
 from jobs.inference.interactive import AnswerEntry, QueuedRequest, Resumable
 from jobs.ledger import pauses
+from jobs.registry.models import base_of, is_tuned
 
 #: The header that names a stream, so that it can be stopped.
 STREAM_HEADER = "X-Nightmill-Stream"
@@ -131,7 +132,25 @@ async def submit(
     )
     while (first := await anext(entries)).kind not in ("chunk", "end", "late"):
         pass
+    if is_tuned(body["model"]) and (maker := _maker_of(first)):
+        request.state.answer_maker = maker
     return first, entries
+
+
+class _Made(msgspec.Struct):
+    """All of an answer, or of the first event of one, that says what made it."""
+
+    system_fingerprint: str | None = None
+    response: "_Made | None" = None
+
+
+def _maker_of(entry: AnswerEntry) -> str | None:
+    """Return base, adapter and engine of the tuned model that answers; None where the entry does not say."""
+    try:
+        made = msgspec.json.decode(entry.body, type=_Made)
+    except msgspec.MsgspecError:
+        return None
+    return made.system_fingerprint or (made.response.system_fingerprint if made.response else None)
 
 
 def _serving(call: CallContext, queue: str, model: str) -> Callable[[], Awaitable[bool]]:
@@ -236,8 +255,7 @@ def _live_queue(call: CallContext, url: str, model: str) -> str:
         if queue is None:
             raise NoWorker
         off = pauses.paused(session)
-        scopes = ((pauses.Scope.QUEUE, queue), (pauses.Scope.MODEL, model), (pauses.Scope.PROJECT, call.project_id))
-        if any(name in off.of(scope) for scope, name in scopes):
+        if off.stops(queue, model, call.project_id, base_of(model)):
             raise Unavailable("The operator has paused this model.", code="paused")
         _check_loaded(session, call, queue, model)
         if not _served(session, call, queue, model):
@@ -264,7 +282,8 @@ def _still_served(call: CallContext, queue: str, model: str) -> bool:
 
 def _check_loaded(session: Session, call: CallContext, queue: str, model: str) -> None:
     """Raises ModelLoading while the only engines that have the model are being loaded."""
-    name = call.services.registry().target(model, ()) or model
+    base = base_of(model)
+    name = call.services.registry().target(base, ()) or base
     found = workers.loading(workers.present(session), queue, name)
     if found is not None:
         facts = f"({found.phase}), {max(now() - found.since, 0.0):.0f} s so far"
@@ -277,7 +296,7 @@ def _no_worker(model: str) -> NoWorker:
 
 def _served(session: Session, call: CallContext, queue: str, model: str) -> bool:
     alias = call.services.registry().aliases.get(model, "")
-    return any(workers.serves(session, queue, name) for name in (model, alias) if name)
+    return any(workers.serves(session, queue, name) for name in (model, alias, base_of(model)) if name)
 
 
 def _there(call: CallContext, request: Request, deadline: float) -> Callable[[], Awaitable[None]]:

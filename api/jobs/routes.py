@@ -235,7 +235,8 @@ def model_statuses(session: Session, call: CallContext, jobs: Sequence[Job]) -> 
     present, registry = workers.present(session), call.services.registry()
     found = {}
     for job in waiting:
-        name = registry.target(str(job.model), ()) or str(job.model)
+        needed = str(job.serves_as or job.model)
+        name = registry.target(needed, ()) or needed
         known = registry.models.get(name)
         load = workers.loading(present, known.queue if known else job.queue or "", name)
         if load is not None:

@@ -233,7 +233,7 @@ def _models(session: "Session", registry: "Registry", name: str) -> list[str]:
 
 def _known(session: "Session", name: str) -> tuple[bool, bool]:
     """Whether an endpoint has shown a model; whether work, a worker, a pause or a quarantine knows its name."""
-    from sqlalchemy import select
+    from sqlalchemy import or_, select
 
     from jobs.fleet import quarantine
     from jobs.fleet import workers as fleet
@@ -245,7 +245,12 @@ def _known(session: "Session", name: str) -> tuple[bool, bool]:
 
     served = {model for worker in fleet.everyone(session) for model in worker.models}
     paused = name in pauses.paused(session).of(pauses.Scope.MODEL)
-    asked = session.scalar(select(Job.id).where(Job.state.in_(LIVE), Job.model == name).limit(1)) is not None
+    asked = (
+        session.scalar(
+            select(Job.id).where(Job.state.in_(LIVE), or_(Job.model == name, Job.serves_as == name)).limit(1)
+        )
+        is not None
+    )
     told = asked or paused or not served.isdisjoint({name, ANY_MODEL}) or bool(quarantine.listed(session, name))
     return session.get(Shown, name) is not None, told
 

@@ -7,20 +7,14 @@ import re
 from typing import Final
 
 from jobs.errors import InvalidRequest
+from jobs.registry.models import CHECKPOINT, NAME_PREFIX
 
-PREFIX: Final = "ft:"
 JOB_PREFIX: Final = "ftjob-"
-_CHECKPOINT: Final = ":ckpt-step-"
 _SLUG_LENGTH: Final = 32
 _ID_LENGTH: Final = 10
 #: The length of a name in the database, and what a checkpoint's name adds to the model's.
 _LIMIT: Final = 255
-_CHECKPOINT_LENGTH: Final = len(_CHECKPOINT) + 10
-
-
-def is_tuned(name: str) -> bool:
-    """Return whether a name is one of a tuned model or a checkpoint."""
-    return name.startswith(PREFIX)
+_CHECKPOINT_LENGTH: Final = len(CHECKPOINT) + 10
 
 
 def slug(project_name: str) -> str:
@@ -31,7 +25,7 @@ def slug(project_name: str) -> str:
 def model_name(base: str, project_name: str, suffix: str | None, job_id: str) -> str:
     """Return the name of the model that a job results in. Raises InvalidRequest when it would be too long."""
     number = job_id.removeprefix(JOB_PREFIX)[:_ID_LENGTH]
-    name = f"{PREFIX}{base}:{slug(project_name)}:{suffix or ''}:{number}"
+    name = f"{NAME_PREFIX}{base}:{slug(project_name)}:{suffix or ''}:{number}"
     if len(name) + _CHECKPOINT_LENGTH > _LIMIT:
         raise InvalidRequest("The model's name would be too long.", param="suffix", code="string_above_max_length")
     return name
@@ -39,4 +33,4 @@ def model_name(base: str, project_name: str, suffix: str | None, job_id: str) ->
 
 def checkpoint_name(model: str, step: int) -> str:
     """Return the name of a model's checkpoint."""
-    return f"{model}{_CHECKPOINT}{step}"
+    return f"{model}{CHECKPOINT}{step}"

@@ -1,10 +1,10 @@
 """Where a model runs: the queue of a name, or why it has none.
 
-configured name ─▶ name that an endpoint showed ─▶ alias ─▶ an endpoint that takes any name
+configured name ─▶ name that an endpoint showed ─▶ tuned model ─▶ alias ─▶ an endpoint that takes any name
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -14,6 +14,7 @@ from jobs.fleet import workers as fleet
 from jobs.fleet.models_file import ANY_MODEL, Registry
 from jobs.fleet.tables import Model
 from jobs.queues import Queue
+from jobs.registry import models as tuned_models
 from jobs.security.tables import Project
 from jobs.settings import Settings
 
@@ -32,10 +33,31 @@ class NotYet(Exception):
     """An endpoint that may serve it has not been heard from yet."""
 
 
+class Route(NamedTuple):
+    """The queue whose workers serve a name. For a tuned model `serves_as` is the base that they must have."""
+
+    queue: str
+    serves_as: str | None = None
+
+
+def route(
+    session: Session, config: Settings, registry: Registry, name: str, *, endpoint: str, project_id: str
+) -> Route:
+    """Return which workers serve `name` at `endpoint`. Raises NotServed, NotYet."""
+    known = name in registry.models or not tuned_models.is_tuned(name) or session.get(Model, name) is not None
+    base = None if known else _base_of(session, name, project_id)
+    queue = _queue(session, config, registry, base or name, endpoint, project_id)
+    return Route(queue, base)
+
+
 def queue_of(
     session: Session, config: Settings, registry: Registry, name: str, *, endpoint: str, project_id: str
 ) -> str:
-    """The queue whose workers serve `name` at `endpoint`. Raises NotServed, NotYet."""
+    """Return the queue of the workers that serve `name` at `endpoint`. Raises NotServed, NotYet."""
+    return route(session, config, registry, name, endpoint=endpoint, project_id=project_id).queue
+
+
+def _queue(session: Session, config: Settings, registry: Registry, name: str, endpoint: str, project_id: str) -> str:
     configured = registry.models.get(name)
     if configured is None and (shown := session.get(Model, name)) is not None:
         _check_external(session, shown.external, name, project_id)
@@ -78,6 +100,16 @@ def names_of(session: Session, registry: Registry, endpoint: str, project_id: st
         for name, external in found.items()
         if (allowed or not external) and (name not in models or endpoint in models[name].endpoints)
     ]
+
+
+def _base_of(session: Session, name: str, project_id: str) -> str | None:
+    """Return the base of a tuned model; None for a name that the project may not ask for, as for an unknown one."""
+    model = tuned_models.find_even_deleted(session, name, project_id)
+    if model is not None and model.state == tuned_models.FAILED_PROBE:
+        raise NotServed(f"The model '{quoted(name)}' failed its probe and is not served.", "failed_probe")
+    if model is not None and model.state == tuned_models.DELETED:
+        raise NotServed(f"The model '{quoted(name)}' was deleted.")
+    return None if model is None else model.base
 
 
 def _wildcard(session: Session, config: Settings, registry: Registry, name: str, endpoint: str, project_id: str) -> str:

@@ -144,7 +144,7 @@ def served(workers: Iterable[Worker], registry: Registry | None) -> dict[str, Se
 
 def unserved(served: Mapping[str, Served]) -> ColumnElement[bool]:
     """Of jobs: nobody answers their model on their queue."""
-    queue, model = func.coalesce(Job.queue, ""), func.coalesce(Job.model, "")
+    queue, model = func.coalesce(Job.queue, ""), func.coalesce(outbox.NEEDED_MODEL, "")
     return or_(queue.not_in(list(served)), *(and_(queue == name, ~its.among(model)) for name, its in served.items()))
 
 
@@ -174,8 +174,11 @@ def claims_at(session: Session, scope: pauses.Scope, name: str) -> int:
         pauses.Scope.PROJECT: Job.project_id,
         pauses.Scope.WORKER: Shard.worker_id,
     }
+    here = of_shards[scope] == name
+    if scope is pauses.Scope.MODEL:
+        here = or_(here, Job.serves_as == name)
     held = select(func.count()).select_from(Shard).join(Job, Job.id == Shard.job_id)
-    count = session.scalar(held.where(Shard.state == ShardState.RUNNING, of_shards[scope] == name)) or 0
+    count = session.scalar(held.where(Shard.state == ShardState.RUNNING, here)) or 0
     jobs = select(func.count()).select_from(Job).where(Job.state.in_(LIVE), Job.worker_id.is_not(None))
     if scope is pauses.Scope.WORKER:
         count += session.scalar(jobs.where(Job.worker_id == name)) or 0

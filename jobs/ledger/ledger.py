@@ -195,7 +195,9 @@ def reads_from(session: Session, claim: JobClaim, path: str) -> None:
         raise Fenced
 
 
-def planned(session: Session, claim: JobClaim, *, total: int, model: str | None, queue: str) -> Job:
+def planned(
+    session: Session, claim: JobClaim, *, total: int, model: str | None, queue: str, serves_as: str | None = None
+) -> Job:
     """The input was read and cut: the job runs. Its shards' doorbells, owed while planning, now mean something."""
     job = move(
         session,
@@ -204,7 +206,7 @@ def planned(session: Session, claim: JobClaim, *, total: int, model: str | None,
         JobState.RUNNING,
         actor=_worker(claim),
         epoch=claim.epoch,
-        values={"total": total, "model": model, "queue": queue},
+        values={"total": total, "model": model, "queue": queue, "serves_as": serves_as},
     )
     settle(session, job.id, actor=_worker(claim), locked=job)
     return job

@@ -235,13 +235,17 @@ def ready(at: ColumnElement[float] | float) -> ColumnElement[bool]:
     return and_(begun, or_(*(and_(Outbox.task == task, Job.state.in_(states)) for task, states in READY.items())))
 
 
+#: The model that a worker must have for a job.
+NEEDED_MODEL: Final = func.coalesce(Job.serves_as, Job.model)
+
+
 @lru_cache(maxsize=64)
 def _due(served: Served, shard: ColumnElement[float]) -> Select[int, str, str, str, int, str, float]:
     """What the models of a queue's own jobs keep back is left out; a queue where a shard is only prepared has none."""
     due = _DUE.add_columns(share(shard))
     if served == ALL:
         return due
-    named = or_(Outbox.task != Task.RUN, Outbox.queue != Job.queue, Job.model.is_(None), served.among(Job.model))
+    named = or_(Outbox.task != Task.RUN, Outbox.queue != Job.queue, Job.model.is_(None), served.among(NEEDED_MODEL))
     return due.where(named)
 
 

@@ -47,17 +47,18 @@ class Paused:
 
     def holds(self, job: Job) -> bool:
         """Whether a running job's shards wait for a pause to end."""
-        return self.stops(job.queue, job.model, job.project_id)
+        return self.stops(job.queue, job.model, job.project_id, job.serves_as)
 
     @property
     def held(self) -> ColumnElement[bool]:
         """The same of jobs in the database."""
-        names = ((Scope.QUEUE, Job.queue), (Scope.MODEL, Job.model), (Scope.PROJECT, Job.project_id))
+        models = ((Scope.MODEL, Job.model), (Scope.MODEL, Job.serves_as))
+        names = ((Scope.QUEUE, Job.queue), *models, (Scope.PROJECT, Job.project_id))
         return or_(*(func.coalesce(name, "").in_(self.of(scope)) for scope, name in names))
 
-    def stops(self, queue: str | None, model: str | None, project_id: str) -> bool:
-        """Whether nothing new of the project is begun on that queue with that model."""
-        names = ((Scope.QUEUE, queue), (Scope.MODEL, model), (Scope.PROJECT, project_id))
+    def stops(self, queue: str | None, model: str | None, project_id: str, serves_as: str | None = None) -> bool:
+        """Return whether nothing new of the project is begun on that queue with that model, or the base of that."""
+        names = ((Scope.QUEUE, queue), (Scope.MODEL, model), (Scope.MODEL, serves_as), (Scope.PROJECT, project_id))
         return any(name in self.of(scope) for scope, name in names)
 
     def holds_finishing(self, worker_id: str) -> bool:
@@ -74,7 +75,8 @@ class Paused:
         models, projects = self.of(Scope.MODEL), self.of(Scope.PROJECT)
         if not models and not projects:
             return None
-        apart = and_(Job.project_id.not_in(projects), func.coalesce(Job.model, "").not_in(models))
+        others = (func.coalesce(name, "").not_in(models) for name in (Job.model, Job.serves_as))
+        apart = and_(Job.project_id.not_in(projects), *others)
         return or_(Outbox.task != Task.RUN, apart)
 
 
@@ -120,7 +122,7 @@ def refuses(session: Session, task: Task, job: Job, n: int, worker_id: str, queu
     off = paused(session)
     mine = worker_id in off.of(Scope.WORKER)
     if task is Task.RUN:
-        stopped = off.stops(queue or job.queue, job.model, job.project_id) or mine
+        stopped = off.stops(queue or job.queue, job.model, job.project_id, job.serves_as) or mine
     else:
         stopped = off.holds_finishing(worker_id)
     if not stopped:

@@ -27,6 +27,8 @@ class Job(Usage, Base):
     `epoch`, `worker_id`, `beat` are the claim of whoever plans or finishes it. `total`, `completed`, `failed` and
     the tokens are final only in a terminal state; until then they are sums over the shards. `parent_id` is the job that
     this one was made for; to cancel the parent cancels it. `waiting_for` is `job` until its predecessors completed.
+    `model` is the name that its requests ask for; `serves_as` is the model that a worker must have where that is
+    another: the base of a tuned model.
     """
 
     __tablename__ = "job"
@@ -37,6 +39,7 @@ class Job(Usage, Base):
     state: Mapped[str] = mapped_column(String(16), default=JobState.QUEUED)
     endpoint: Mapped[str] = mapped_column(String(64), default="")
     model: Mapped[str | None]
+    serves_as: Mapped[str | None]
     queue: Mapped[str | None] = mapped_column(String(64))
     payload: Mapped[dict[str, Any]]
     input_file_id: Mapped[str | None] = mapped_column(String(64))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import and_, exists, or_, select
+from sqlalchemy import and_, exists, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
@@ -11,6 +11,9 @@ from jobs.ids import new_id
 from jobs.registry.tables import CheckpointPermission, TunedModel
 
 PREFIX: Final = "ftmodel_"
+NAME_PREFIX: Final = "ft:"  # of every tuned model; others may have it too
+CHECKPOINT: Final = ":ckpt-step-"  # before the step, at the end of a checkpoint's name
+FULL: Final = "full"  # the method whose results have weights of their own
 READY: Final = "ready"
 FAILED_PROBE: Final = "failed_probe"
 DELETED: Final = "deleted"
@@ -52,14 +55,38 @@ def register(
     return model
 
 
+def is_tuned(name: str) -> bool:
+    """Return whether a name is spelled as one of a tuned model or a checkpoint."""
+    return name.startswith(NAME_PREFIX)
+
+
+def base_of(name: str) -> str:
+    """Return the base in the name of a tuned model, `ft:<base>:<slug>:<suffix>:<id>`; of another name that itself."""
+    if not is_tuned(name):
+        return name
+    return name.removeprefix(NAME_PREFIX).partition(CHECKPOINT)[0].rsplit(":", 3)[0]
+
+
 def find(session: Session, name: str, project_id: str) -> TunedModel | None:
     """Return the model of that name which a project may ask for: its own, or a checkpoint by permission.
 
     A model that failed its probe is returned with its state, so that the caller can say why it is not served.
     """
+    model = find_even_deleted(session, name, project_id)
+    return model if model is not None and model.state != DELETED else None
+
+
+def find_even_deleted(session: Session, name: str, project_id: str) -> TunedModel | None:
+    """Return the same, and also one that was deleted, so that what asks for it is told so."""
     permitted = exists().where(CheckpointPermission.model == name, CheckpointPermission.project_id == project_id)
-    may_ask = or_(TunedModel.project_id == project_id, and_(TunedModel.name == name, permitted))
-    return session.scalar(select(TunedModel).where(TunedModel.name == name, TunedModel.state != DELETED, may_ask))
+    may_ask = or_(TunedModel.project_id == project_id, permitted)
+    return session.scalar(select(TunedModel).where(TunedModel.name == name, may_ask))
+
+
+def fail_probe(session: Session, model_id: str) -> None:
+    """Serve a model no more that answers unlike its trainer."""
+    ready = and_(TunedModel.id == model_id, TunedModel.state == READY)
+    session.execute(update(TunedModel).where(ready).values(state=FAILED_PROBE))
 
 
 def of_project(session: Session, project_id: str) -> Sequence[TunedModel]:

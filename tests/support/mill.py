@@ -34,6 +34,8 @@ from workers.engines.port import Engine
 from workers.lifecycle import finish, plan_all, run_in_turn
 from workers.middleware.cache import CacheMiddleware
 from workers.middleware.response_cache import ResponseCache
+from workers.middleware.tuned_models import TunedModelMiddleware, TunedModels
+from workers.runtime.adapter_files import AdapterFiles
 from workers.runtime.context import Context, Pool, build
 from workers.runtime.engine_host import EngineHost
 
@@ -171,15 +173,20 @@ def running(
     config = Settings(data_dir=folder, database_url=db.url, **{**scaled, **settings})
     engine = engine or FakeEngine(models=(MODEL,))
     response_cache = ResponseCache(db, config.cache_max_bytes, PATIENT)
-    host = EngineHost(
-        CacheMiddleware(engine, response_cache, lambda name: (name, "the fake's"), config),
-        lambda: None,
+    storage = DiskStorage(folder / "files")
+    tuned_models = TunedModels(
+        db,
+        AdapterFiles(storage, folder / "adapters"),
+        serves=lambda name: name in engine.models,
+        version_of=lambda _: FakeEngine.version,
         timings=timings,
     )
+    cached = CacheMiddleware(engine, response_cache, lambda name: (name, "the fake's"), config)
+    host = EngineHost(TunedModelMiddleware(cached, tuned_models), lambda: None, timings=timings)
     host.start()
     cpu = build(config, Pool("cpu", (Queue.PLAN,), 2), timings)
     gpu = build(config, Pool("gpu", (Queue.GENERATE,), 2, models=("*", *engine.models)), timings)
-    mill = Mill(config, db, DiskStorage(folder / "files"), engine, cpu, gpu, host, response_cache)
+    mill = Mill(config, db, storage, engine, cpu, gpu, host, response_cache)
     try:
         yield mill
     finally:

@@ -27,6 +27,7 @@ from jobs.db.engine import WRITE_ROWS
 from jobs.errors import DatabaseBusy, NotFound, StorageAway, StorageFull
 from jobs.fleet import routing
 from jobs.fleet.models_file import ModelsFileError
+from jobs.fleet.routing import Route
 from jobs.inference import responses
 from jobs.ledger import ledger, shards
 from jobs.ledger.ledger import JobClaim
@@ -54,14 +55,14 @@ def plan(context: Context, claim: JobClaim, hold: Hold) -> None:
 
 
 class Planner:
-    """One pass over one input. `places` keeps the queues of (model, endpoint, project) that were asked for."""
+    """One pass over one input. `places` keeps the routes of (model, endpoint, project) that were asked for."""
 
     def __init__(
         self,
         context: Context,
         claim: JobClaim,
         hold: Hold | None = None,
-        places: dict[tuple[str, str, str], str] | None = None,
+        places: dict[tuple[str, str, str], Route] | None = None,
     ) -> None:
         self.context = context
         self.config = context.config
@@ -71,6 +72,7 @@ class Planner:
         self.checker = lines.Checker(claim.job.endpoint)
         self.errors: list[lines.Bad] = []
         self.queue: str | None = None
+        self.serves_as: str | None = None
         self.total = self.inputs = self.bytes = 0
         self.cut = 0  # shards so far, the one being filled included
         self.filling: Shard | None = None
@@ -127,7 +129,9 @@ class Planner:
             return False
         shards.cut(session, self.claim, self.queue or "", self.full)
         model = self.checker.model and self._asked(self.checker.model)
-        ledger.planned(session, self.claim, total=self.total, model=model, queue=self.queue or "")
+        ledger.planned(
+            session, self.claim, total=self.total, model=model, queue=self.queue or "", serves_as=self.serves_as
+        )
         return True
 
     def _asked(self, model: str) -> str:
@@ -170,7 +174,7 @@ class Planner:
 
     def _add(self, text: lines.Text, good: lines.Good) -> None:
         if self.queue is None:
-            self.queue = self._place(self._asked(good.model), text.number)
+            self.queue, self.serves_as = self._place(self._asked(good.model), text.number)
         shard = self.filling
         if shard is None or self._is_full(shard, text):
             self._fill()
@@ -206,7 +210,7 @@ class Planner:
         self.full = []
         self.context.db.breathe(self.context.stop)
 
-    def _place(self, model: str, number: int) -> str:
+    def _place(self, model: str, number: int) -> Route:
         job = self.claim.job
         place = (model, job.endpoint, job.project_id)
         if place in self.places:
@@ -214,13 +218,13 @@ class Planner:
         try:
             with self.context.db.read() as session:
                 registry = self.context.models.now()
-                queue = routing.queue_of(
+                found = routing.route(
                     session, self.config, registry, model, endpoint=job.endpoint, project_id=job.project_id
                 )
-                return self.places.setdefault(place, queue)
+                return self.places.setdefault(place, found)
         except routing.NotServed as refusal:
             self.errors.append(lines.Bad(refusal.code, str(refusal), number, "body.model"))
-            return ""
+            return Route("")
         except (routing.NotYet, ModelsFileError):
             raise Abandoned(5.0, "model") from None
 
@@ -337,7 +341,7 @@ def _drafts(context: Context, job_ids: Sequence[str]) -> dict[str, Planner]:
     """The plans of those whose input is small, by job; in order of their ids, as rows are locked."""
     with context.db.read() as session:
         jobs = session.scalars(_UNTOUCHED, {"ids": job_ids}).all()
-    places: dict[tuple[str, str, str], str] = {}
+    places: dict[tuple[str, str, str], Route] = {}
     planners = {job.id: Planner(context, ledger.JobClaim(job, 0, ""), places=places) for job in jobs}
     return {job_id: planners[job_id] for job_id in sorted(planners) if _drafted(planners[job_id])}
 

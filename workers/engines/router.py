@@ -12,12 +12,14 @@ from typing import Any, Final
 import msgspec
 
 from jobs.fleet.models_file import ANY_MODEL, Model, Registry
+from jobs.registry.models import base_of
 from jobs.requests.endpoints import CHAT, RESPONSES
 from workers.engines.caps import objection
 from workers.engines.engine_set import EngineSet
 from workers.engines.http.http_engine import Permission, no_project
 from workers.engines.model_folders import identity_of
 from workers.engines.port import (
+    AdapterEngine,
     Answer,
     Crowded,
     Emit,
@@ -27,6 +29,7 @@ from workers.engines.port import (
     Request,
     Suspect,
     Unserved,
+    refusal,
     unknown_model,
 )
 
@@ -106,7 +109,7 @@ class Router:
     async def handle_death(self, death: EngineDead, suspects: Sequence[Suspect]) -> None:
         """Suspend the engine that has died while it was asked, or let `start` build it again."""
         if (engine := self.engines.dead(death)) is not None:
-            asked = [suspect for suspect in suspects if self._target(suspect.model)[1] is engine]
+            asked = [suspect for suspect in suspects if self._target(base_of(suspect.model))[1] is engine]
             await self.engines.handle_death(engine, death, asked)
 
     async def answer(self, request: Request) -> Answer:
@@ -118,6 +121,8 @@ class Router:
             engine, request = self._find(name, request)
         if engine is None:
             return self._unserved(name)
+        if request.adapter is not None and (refused := _without_adapters(engine, name)):
+            return refused
         try:
             return await engine.answer(request)
         except EngineDead as death:
@@ -131,6 +136,8 @@ class Router:
         engine, request = self._find(name, request)
         if engine is None:
             return self._unserved(name)
+        if request.adapter is not None and (refused := _without_adapters(engine, name)):
+            return refused
         try:
             return await engine.stream(request, emit)
         except EngineDead as death:
@@ -154,6 +161,11 @@ class Router:
             return counted
         known = self.registry.resolve(name)
         return Length(estimate(request.url, request.body), known.max_model_len if known else None, exact=False)
+
+    def version_of(self, name: str) -> str:
+        """Return the name and version of the engine that has the model `name`; empty where it does not say."""
+        engine: object = self._target(name)[1]
+        return engine.version if isinstance(engine, AdapterEngine) else ""
 
     def rename(self, registry: Registry) -> None:
         """Names, and what else may change of a model that stays loaded, are as another registry has them."""
@@ -190,6 +202,14 @@ class Router:
         if unsettled or self.registry.resolve(name):
             raise Unserved(f"This worker does not serve the model `{name}` now.", retry_after=1.0)
         return unknown_model(name)
+
+
+def _without_adapters(engine: Engine, name: str) -> Answer | None:
+    """Refuse a tuned model whose base has an engine that takes no adapters: it would answer as the base."""
+    taken: object = engine
+    if isinstance(taken, AdapterEngine) and taken.adapters:
+        return None
+    return refusal(400, f"The engine of `{name}` serves no tuned models.", code="model_not_supported", param="model")
 
 
 def loading_of(model: Model) -> tuple[object, ...]:

@@ -35,6 +35,7 @@ from jobs.inference.interactive import (
     routed_queue,
 )
 from jobs.ledger.pauses import Paused
+from jobs.registry.models import base_of
 from jobs.retrieval import searches
 from jobs.settings import Settings
 from jobs.timings import Timings
@@ -148,8 +149,9 @@ class InteractiveConsumer:
 
     def _begin(self, request: QueuedRequest, places: ProjectPlaces, entered: bool) -> asyncio.Task[None]:
         model = _model_of(request)
-        stopped = self._paused().stops(self.queue, model, request.tenant)
-        ended = self._under_way.begin(self.queue, model, request.tenant)  # at once: a drain may be looking
+        base = base_of(model)
+        stopped = self._paused().stops(self.queue, model, request.tenant, base)
+        ended = self._under_way.begin(self.queue, base, request.tenant)  # at once: a drain may be looking
         refused = _PAUSED if stopped else None if entered else _FULL
         task = asyncio.create_task(self._serve(request, places, refused))
         task.add_done_callback(lambda _: ended())

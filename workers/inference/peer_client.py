@@ -27,6 +27,7 @@ from jobs.ids import new_id
 from jobs.inference.client import InferenceClient
 from jobs.inference.interactive import LINE_PRIORITY, PRIORITY, AnswerEntry, QueuedRequest, routed_queue
 from jobs.ledger import pauses
+from jobs.registry.models import base_of
 from jobs.requests.endpoints import EMBEDDINGS
 from jobs.retrieval import indexes, searches
 from jobs.retrieval.attachments import is_over
@@ -186,7 +187,7 @@ class PeerClient:
             raise EngineBusy(f"The model `{model}` is not there yet.", retry_after=AGAIN) from error
         except ModelsFileError as error:
             raise EngineBusy(BROKEN_FILE, retry_after=AGAIN) from error
-        if pauses.paused(session).stops(queue, model, request.tenant):
+        if pauses.paused(session).stops(queue, model, request.tenant, base_of(model)):
             raise EngineBusy(f"The operator has paused the model `{model}`.", retry_after=AGAIN)
         return queue
 
@@ -196,7 +197,7 @@ class PeerClient:
         except ModelsFileError as error:
             raise EngineBusy(BROKEN_FILE, retry_after=AGAIN) from error
         with self._context.db.read() as session:
-            return any(workers.serves(session, queue, name) for name in (model, alias) if name)
+            return any(workers.serves(session, queue, name) for name in (model, alias, base_of(model)) if name)
 
 
 def _check_alive(model: str, end: AnswerEntry) -> None:
@@ -265,7 +266,8 @@ class ModelRouter:
         found: list[Vector] = []
         for at in range(0, len(texts), _TEXTS):
             body = {"model": name, "input": list(texts[at : at + _TEXTS]), "encoding_format": "base64"}
-            asked = replace(request, url=EMBEDDINGS, body=body, request_id=f"{request.request_id}-e{at}")
+            embedding_id = f"{request.request_id}-e{at}"
+            asked = replace(request, url=EMBEDDINGS, body=body, request_id=embedding_id, adapter=None)
             answer = await (self._engine.answer(asked) if queue == self._queue else self._unkept(queue, asked))
             try:
                 found += read_vectors(answer)

@@ -7,7 +7,7 @@ elsewhere has only an estimate, which is no answer.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +24,7 @@ from workers.engines.caps import objection
 from workers.engines.documented import refuse_unknown
 from workers.engines.model_folders import ModelUnavailable, source_of
 from workers.engines.port import Answer, Emit, Request, refusal
+from workers.middleware.base import unresolved
 from workers.middleware.cache import FIELD as CACHE
 from workers.middleware.compaction import CompactionMiddleware
 from workers.middleware.context_window import Measure
@@ -94,15 +95,26 @@ _NOT_SHOWN = frozenset({CACHE, CONTEXT, "personality", "truncation"})  # to the 
 class Counting:
     """Answers on the engine host's loop."""
 
-    def __init__(self, host: EngineHost, measure: Measure, search: Searcher, context_budgets: ContextBudgets) -> None:
-        self._host = host
+    def __init__(
+        self,
+        host: EngineHost,
+        measure: Measure,
+        search: Searcher,
+        context_budgets: ContextBudgets,
+        resolve: Callable[[Request], Awaitable[Request | Answer]] = unresolved,
+    ) -> None:
+        self._host, self._resolve = host, resolve
         self._engine = FileSearchMiddleware(CompactionMiddleware(_Counter(measure)), search, context_budgets)
 
     async def answer(self, queued: QueuedRequest, priority: int) -> Answer:
         """Raises what engines raise."""
         body = _shown(msgspec.json.decode(queued.body))
+        request = Request(RESPONSES, body, queued.id, priority, queued.tenant, kept=False)
+        resolved = await self._resolve(request)
+        if isinstance(resolved, Answer):
+            return resolved
         async with self._host.company():
-            return await self._engine.answer(Request(RESPONSES, body, queued.id, priority, queued.tenant, kept=False))
+            return await self._engine.answer(resolved)
 
 
 class _Counter:

@@ -25,6 +25,20 @@ _DETAILS: Final = {
 }  # fmt: skip
 
 
+#: Ask something that answers as an engine does: whole, or in pieces to an emit.
+Ask = Callable[[Request, Emit | None], Awaitable[Answer]]
+
+
+async def directly(request: Request, emit: Emit | None, ask: Ask) -> Answer:
+    """Ask for the model under the name that the request has."""
+    return await ask(request, emit)
+
+
+async def unresolved(request: Request) -> Request | Answer:
+    """Return the request as it is."""
+    return request
+
+
 class Middleware:
     """An engine that stands before an engine, and handles the requests that it `concerns` itself with.
 

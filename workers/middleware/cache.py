@@ -145,9 +145,11 @@ class AnswerCache:
         return answer
 
     def _key(self, request: Request) -> bytes | None:
-        weights = self._identity(str(request.body.get("model")))
+        weights: tuple[str, ...] | None = self._identity(str(request.body.get("model")))
         if weights is None:
             return None
+        if request.adapter is not None:
+            weights = (*weights, request.adapter.sha256)
         body = {name: value for name, value in request.body.items() if name not in _IGNORED}
         facts = [_ANSWERS_VERSION, ANSWERS, request.tenant, request.url, weights, body]
         return hashlib.sha256(msgspec.json.encode(facts, order="sorted")).digest()

@@ -30,7 +30,7 @@ from jobs.inference.context_options import (
 from jobs.requests.endpoints import RESPONSES
 from workers.engines.port import Answer, Emit, Engine, Length, Request, Usage, refusal
 from workers.engines.refusals import in_openais_words, is_too_long, limit_in, too_long
-from workers.middleware.base import Middleware, add_usage, retry_while_busy
+from workers.middleware.base import Ask, Middleware, add_usage, directly, retry_while_busy
 from workers.middleware.context_strategies import (
     Body,
     Cut,
@@ -111,6 +111,9 @@ _CUTTING: Final[dict[str, Callable[[History, ContextOptions, Fits], Awaitable[Cu
 }
 
 
+AskNamed = Callable[[Request, Emit | None, Ask], Awaitable[Answer]]
+
+
 class ModelRouting(Protocol):
     """Other workers, or other models of this one. Raises EngineBusy where nobody can answer now."""
 
@@ -123,8 +126,13 @@ class ModelRouting(Protocol):
 
 
 class ContextWindow(Middleware):
-    def __init__(self, engine: Engine, measure: Measure, model_router: ModelRouting) -> None:
+    """`ask_named` asks for a model by the name that a client has for it."""
+
+    def __init__(
+        self, engine: Engine, measure: Measure, model_router: ModelRouting, ask_named: AskNamed = directly
+    ) -> None:
         super().__init__(engine)
+        self.ask_named = ask_named
         self.measure = measure
         self.model_router = model_router
 
@@ -286,9 +294,11 @@ class _LongPrompt:
         told = {"routed_from": self.sent.body.get("model"), "routed_to": model, "prompt_tokens_before": length.tokens}
         shown = ContextReport(told if length.exact else {**told, "estimated": True})
         emit = shown.emit(self.emit) if self.emit else None
-        request = replace(self.sent, body=body)
+        request = replace(self.sent, body=body, adapter=None)
         answer = await self.window.model_router.route(request, emit)
-        return shown.answer(await self.window.answer_or_stream(request, emit) if answer is None else answer)
+        if answer is None:
+            answer = await self.window.ask_named(request, emit, self.window.answer_or_stream)
+        return shown.answer(answer)
 
     async def _ask(self, body: Body, shown: ContextReport) -> Answer:
         if self.auto:

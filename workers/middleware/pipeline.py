@@ -1,10 +1,11 @@
 """What stands before a worker's engines, and in which order.
 
-    Request ─▶ token ids ─▶ cache ─▶ file search ─▶ compaction ─▶ context window ─▶ JSON schema ─▶ engine
+    Request ─▶ tuned models ─▶ token ids ─▶ cache ─▶ file search ─▶ compaction ─┐
+                                                        engine ◀─ JSON schema ◀─ context window ◀─┘
 
-Token ids of OpenAI's become texts before the cache compares them. A hit costs none of the layers behind it. What is
-found in files, and what a conversation was compacted to, is fitted into the context with the rest, and what a schema
-has asked for once more is of the prompt as it was cut.
+The name of a tuned model becomes that of its base, with an adapter. Token ids of OpenAI's become texts before the cache
+compares them. A hit costs none of the layers behind it. What is found in files, and what a conversation was compacted
+to, is fitted into the context with the rest, and what a schema has asked for once more is of the prompt as it was cut.
 """
 
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from workers.middleware.json_schema import JsonSchemaMiddleware
 from workers.middleware.response_cache import ResponseCache
 from workers.middleware.schema_checker import SchemaChecker
 from workers.middleware.token_ids import TokenIdMiddleware
+from workers.middleware.tuned_models import TunedModelMiddleware, TunedModels
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +35,15 @@ class PipelineDeps:
     search: Searcher
     context_budgets: ContextBudgets
     response_cache: ResponseCache
+    tuned_models: TunedModels
     checker: SchemaChecker
 
 
-def build_pipeline(engine: Engine, deps: PipelineDeps, config: Settings) -> TokenIdMiddleware:
+def build_pipeline(engine: Engine, deps: PipelineDeps, config: Settings) -> TunedModelMiddleware:
     """Return `engine` with all middleware before it."""
-    window = ContextWindow(JsonSchemaMiddleware(engine, deps.checker), deps.measure, deps.model_router)
+    tuned_models = deps.tuned_models
+    checked = JsonSchemaMiddleware(engine, deps.checker)
+    window = ContextWindow(checked, deps.measure, deps.model_router, tuned_models.ask)
     file_search = FileSearchMiddleware(CompactionMiddleware(window), deps.search, deps.context_budgets)
     cached = CacheMiddleware(file_search, deps.response_cache, deps.identity, config)
-    return TokenIdMiddleware(cached, deps.is_alias)
+    return TunedModelMiddleware(TokenIdMiddleware(cached, deps.is_alias), tuned_models)

@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from functools import cache, partial
 from http import HTTPStatus
 from pathlib import Path
@@ -165,7 +166,7 @@ class VllmEngine:
         await self.start()
         assert self._serving is not None
         try:
-            return Length(*await self._serving.length(request.url, self._body(request)))
+            return Length(*await self._serving.length(request.url, self._body(replace(request, adapter=None))))
         except Exception as error:  # noqa: BLE001  vLLM and the chat templates it runs raise anything
             log.info("prompt_not_counted", extra={"error": type(error).__name__})  # its words may be the prompt's
             return None

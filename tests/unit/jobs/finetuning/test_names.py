@@ -4,6 +4,7 @@ import pytest
 
 from jobs.errors import InvalidRequest
 from jobs.finetuning import names
+from jobs.registry.models import is_tuned
 
 
 def test_a_name_says_base_project_suffix_and_a_part_of_the_job() -> None:
@@ -11,8 +12,8 @@ def test_a_name_says_base_project_suffix_and_a_part_of_the_job() -> None:
 
     assert name == "ft:org/Base-1B:team-1:support:abcdefghij"
     assert names.checkpoint_name(name, 20) == f"{name}:ckpt-step-20"
-    assert names.is_tuned(name)
-    assert not names.is_tuned("org/Base-1B")
+    assert is_tuned(name)
+    assert not is_tuned("org/Base-1B")
 
 
 def test_a_name_without_a_suffix_keeps_its_place_as_openai_does() -> None:

@@ -1,5 +1,6 @@
 """Which queue a name is placed on, and for whose prompts."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,9 +8,11 @@ import pytest
 from jobs.db.engine import Database
 from jobs.fleet import routing, workers
 from jobs.fleet.models_file import ANY_MODEL, Registry
+from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue
 from jobs.security import keys
 from jobs.settings import Settings
+from tests.support import adapters
 from tests.unit.jobs.fleet.test_workers import register, worker
 
 CHAT = "/v1/chat/completions"
@@ -45,3 +48,21 @@ def test_an_external_server_that_takes_any_name_is_refused_to_a_project_without_
         place(sqlite, "whatever")
 
     assert refused.value.code == "external_model_not_allowed"
+
+
+def test_a_tuned_model_runs_where_its_base_does(sqlite: Database, tmp_path: Path) -> None:
+    config: Any = Settings()
+    name = "ft:smollm2-135m-instruct:acme::abc"
+    adapters.tuned_model(sqlite, DiskStorage(tmp_path), name, base="smollm2-135m-instruct", project="acme")
+    with sqlite.write() as session:
+        project_id, other = (keys.ensure_project(session, one).id for one in ("acme", "rival"))
+        registry = Registry.load(config)
+
+        found = routing.route(session, config, registry, name, endpoint=CHAT, project_id=project_id)
+        with pytest.raises(routing.NotServed, match="does not serve /v1/embeddings"):
+            routing.route(session, config, registry, name, endpoint="/v1/embeddings", project_id=project_id)
+        with pytest.raises(routing.NotServed) as unknown:
+            routing.route(session, config, registry, name, endpoint=CHAT, project_id=other)
+
+    assert found == (Queue.GENERATE, "smollm2-135m-instruct")
+    assert unknown.value.code == "model_not_found"

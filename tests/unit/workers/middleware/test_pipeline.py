@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from jobs.db.engine import Database
+from jobs.platform.storage import DiskStorage
 from jobs.retrieval.searches import Found, Search
 from jobs.settings import Settings
 from tests.unit.workers.middleware.context_window.engines import MODEL, Counting, Nobody
@@ -17,6 +18,8 @@ from workers.middleware.excerpts import ContextBudget
 from workers.middleware.pipeline import PipelineDeps, build_pipeline
 from workers.middleware.response_cache import ResponseCache
 from workers.middleware.schema_checker import SchemaChecker
+from workers.middleware.tuned_models import TunedModels
+from workers.runtime.adapter_files import AdapterFiles
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 CUT = {"strategy": "sliding_window"}
@@ -27,7 +30,9 @@ FORMAT = {"name": "s", "schema": SCHEMA}
 
 
 class Layers:
-    def __init__(self, config: Settings, response_cache: ResponseCache, checker: SchemaChecker) -> None:
+    def __init__(
+        self, config: Settings, response_cache: ResponseCache, checker: SchemaChecker, tuned_models: TunedModels
+    ) -> None:
         self.response_cache = response_cache
         self.says = ['{"n": "four"}', '{"n": 4}']  # wrong once, and right when it is asked again
         self.engine = Counting(says=lambda _: self.says[min(len(self.engine.asked), len(self.says)) - 1])
@@ -39,6 +44,7 @@ class Layers:
             search=self._search,
             context_budgets=lambda _: ContextBudget(10_000),
             response_cache=response_cache,
+            tuned_models=tuned_models,
             checker=checker,
         )
         self.all = build_pipeline(self.engine, deps, config)
@@ -58,7 +64,9 @@ class Layers:
 @pytest.fixture
 async def layers(sqlite: Database, tmp_path: Path) -> AsyncIterator[Layers]:
     response_cache, checker = ResponseCache(sqlite, 1 << 20), SchemaChecker()
-    yield Layers(Settings(data_dir=tmp_path, database_url=sqlite.url), response_cache, checker)
+    files = AdapterFiles(DiskStorage(tmp_path / "files"), tmp_path / "adapters")
+    tuned_models = TunedModels(sqlite, files, serves=lambda _: False, version_of=lambda _: "")
+    yield Layers(Settings(data_dir=tmp_path, database_url=sqlite.url), response_cache, checker, tuned_models)
     await checker.close()
     response_cache.close()
 

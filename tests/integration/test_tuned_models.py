@@ -1,0 +1,102 @@
+"""Batches that ask for tuned models: the base's workers run them, each line is answered by its own adapter."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs.db.engine import Database
+from jobs.ledger import pauses
+from jobs.ledger.pauses import Scope
+from jobs.ledger.states import JobState
+from tests.support import adapters
+from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
+from workers.engines.fake import FakeEngine
+
+ACME, RIVAL = "ft:fake-model:acme:support:abc", "ft:fake-model:rival:support:def"
+
+
+def lines(model: str, count: int, prompt: str = "say") -> bytes:
+    return jsonl([chat_line(f"{prompt}-{n}", f"{prompt} {n}", model=model) for n in range(count)])
+
+
+def voices(mill: Mill, job_id: str) -> set[str]:
+    """The first words of all answers of a batch: an adapter's name, or the base's "echo"."""
+    answers, errors = mill.results(mill.job(job_id))
+    assert not errors
+    return {one["response"]["body"]["choices"][0]["message"]["content"].split()[0] for one in answers}
+
+
+def test_batches_of_two_projects_are_answered_by_their_own_adapters_beside_the_base(
+    db: Database, tmp_path: Path
+) -> None:
+    engine = FakeEngine((MODEL,), delay=0.002, adapters=1)  # each change of the adapter waits for what runs
+    with running(db, tmp_path, engine) as mill:
+        own = {name: adapters.tuned_model(db, mill.storage, name, project=name.split(":")[2]) for name in (ACME, RIVAL)}
+        jobs = {
+            mill.submit(lines(name, 20, f"{name} {n}"), project=project): own.get(name, "echo")
+            for n in range(2)
+            for name, project in ((ACME, "acme"), (RIVAL, "rival"), (MODEL, "acme"))
+        }
+        ended = mill.drain(*jobs, timeout=120)
+
+        assert [(job.state, job.completed, job.failed) for job in ended] == [(JobState.SUCCEEDED, 20, 0)] * 6
+        assert {job_id: voices(mill, job_id) for job_id in jobs} == {job_id: {voice} for job_id, voice in jobs.items()}
+        assert set(engine.loads) == set(own.values())
+
+
+def test_a_job_names_what_its_lines_ask_for_and_what_a_worker_must_have(sqlite: Database, tmp_path: Path) -> None:
+    with running(sqlite, tmp_path) as mill:
+        adapters.tuned_model(sqlite, mill.storage, ACME, project="acme")
+        [job] = mill.drain(mill.submit(lines(ACME, 2), project="acme"))
+
+        assert (job.model, job.serves_as) == (ACME, MODEL)
+        [first, _], _ = mill.results(job)
+        assert first["response"]["body"]["model"] == ACME
+
+
+def test_the_lines_that_a_deletion_leaves_fail_with_its_code(sqlite: Database, tmp_path: Path) -> None:
+    with running(sqlite, tmp_path) as mill:
+        adapters.tuned_model(sqlite, mill.storage, ACME, project="acme")
+        with sqlite.write() as session:
+            pauses.pause(session, Scope.QUEUE, "gpu.generate", actor="test")
+        job_id = mill.submit(lines(ACME, 3), project="acme")
+        mill.until(lambda: mill.job(job_id).state == JobState.RUNNING)
+        adapters.delete(sqlite, ACME)
+        with sqlite.write() as session:
+            pauses.resume(session, Scope.QUEUE, "gpu.generate", actor="test")
+        [job] = mill.drain(job_id)
+
+        _, errors = mill.results(job)
+        assert [one["response"]["body"]["error"]["code"] for one in errors] == ["model_deleted"] * 3
+
+
+@pytest.mark.parametrize("name", [ACME, MODEL])
+def test_a_pause_of_the_model_or_its_base_holds_its_jobs(sqlite: Database, tmp_path: Path, name: str) -> None:
+    with running(sqlite, tmp_path) as mill:
+        adapters.tuned_model(sqlite, mill.storage, ACME, project="acme")
+        with sqlite.write() as session:
+            pauses.pause(session, Scope.MODEL, name, actor="test")
+        job_id = mill.submit(lines(ACME, 2), project="acme")
+        mill.until(lambda: mill.job(job_id).state == JobState.RUNNING)
+        for _ in range(20):
+            mill.dispatcher.tick()
+        assert mill.job(job_id).completed == 0
+
+        with sqlite.write() as session:
+            pauses.resume(session, Scope.MODEL, name, actor="test")
+        assert mill.drain(job_id)[0].completed == 2
+
+
+def test_a_batch_for_another_projects_model_is_rejected_like_one_for_an_unknown_model(
+    sqlite: Database, tmp_path: Path
+) -> None:
+    with running(sqlite, tmp_path) as mill:
+        mill.gpu.standing.models = (MODEL,)  # no endpoint here takes any name
+        mill.gpu.keeper.announce()
+        adapters.tuned_model(sqlite, mill.storage, ACME, project="acme")
+        jobs = [mill.submit(lines(name, 1), project="rival") for name in (ACME, "ft:fake-model:acme::none")]
+        ended = mill.drain(*jobs)
+
+        assert [(job.state, (job.errors or [{}])[0]["code"]) for job in ended] == [
+            (JobState.FAILED, "model_not_found")
+        ] * 2

@@ -1,0 +1,231 @@
+"""The asked name becomes base and adapter, and stands in every answer; what is deleted or tampered with is refused."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from jobs.db.engine import Database
+from jobs.platform.storage import DiskStorage
+from jobs.registry.tables import TunedModel
+from jobs.security import keys
+from jobs.settings import Settings
+from jobs.timings import Timings
+from tests.support import adapters
+from workers.engines import probes
+from workers.engines.fake import FakeEngine
+from workers.engines.port import Answer, Passage, Request
+from workers.engines.probes import Probe
+from workers.middleware.cache import CacheMiddleware
+from workers.middleware.response_cache import ResponseCache
+from workers.middleware.tuned_models import TunedModelMiddleware, TunedModels
+from workers.runtime.adapter_files import AdapterFiles
+
+CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+ONE, OTHER = "ft:fake-model:acme:support:abc", "ft:fake-model:rival:support:def"
+BODIES: dict[str, dict[str, Any]] = {
+    CHAT: {"messages": [{"role": "user", "content": "hi"}]},
+    TEXT: {"prompt": "hi"},
+    RESPONSES: {"input": "hi"},
+}
+PATIENT = replace(Timings(), cache_patience=30.0)
+AT_ONCE = replace(Timings(), tuned_model_look=0.0)
+
+
+@dataclass
+class Worker:
+    """The layer before a cache before the fake engine, and what the engine was asked."""
+
+    db: Database
+    folder: Path
+    timings: Timings = AT_ONCE
+    prompts: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.storage = DiskStorage(self.folder / "files")
+        self.local = self.folder / "adapters"
+        self.engine = FakeEngine(("fake-model",), asked=self.prompts.append)
+        self.cache = ResponseCache(self.db, 1 << 20, PATIENT)
+        config = Settings(data_dir=self.folder, database_url=self.db.url)
+        cached = CacheMiddleware(self.engine, self.cache, lambda name: (name, "weights"), config)
+        models = TunedModels(
+            self.db,
+            AdapterFiles(self.storage, self.local),
+            serves=lambda name: name in self.engine.models,
+            version_of=lambda _: self.engine.version,
+            timings=self.timings,
+        )
+        self.layer = TunedModelMiddleware(cached, models)
+        with self.db.write() as session:
+            self.acme, self.rival = (keys.ensure_project(session, name).id for name in ("acme", "rival"))
+
+    def request(self, name: str, url: str = CHAT, *, project: str | None = None, **body: Any) -> Request:
+        return Request(url, {"model": name, **BODIES[url], **body}, "req_1", tenant=project or self.acme)
+
+    async def ask(self, name: str, url: str = CHAT, *, project: str | None = None, **body: Any) -> dict[str, Any]:
+        answer = await self.layer.answer(self.request(name, url, project=project, **body))
+        self.cache.flush()
+        return body_of(answer) | {"http": answer.status}
+
+
+def body_of(answer: Answer) -> dict[str, Any]:
+    body: dict[str, Any] = msgspec.json.decode(answer.body)
+    return body
+
+
+def code_of(body: dict[str, Any]) -> tuple[int, str]:
+    return body["http"], body["error"]["code"]
+
+
+@pytest.fixture
+async def worker(sqlite: Database, tmp_path: Path) -> AsyncIterator[Worker]:
+    made = Worker(sqlite, tmp_path)
+    await made.engine.start()
+    yield made
+    made.cache.close()
+
+
+@pytest.mark.parametrize("url", BODIES)
+async def test_an_answer_is_the_adapters_under_the_asked_name(worker: Worker, url: str) -> None:
+    adapter = adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
+
+    body = await worker.ask(ONE, url)
+
+    assert (body["http"], body["model"]) == (200, ONE)
+    assert body["system_fingerprint"] == f"fake-model+{adapter}+fake-1"
+    assert adapter in str(body.get("choices") or body["output"])
+
+
+@pytest.mark.parametrize("url", BODIES)
+async def test_every_event_of_a_stream_has_the_asked_name(worker: Worker, url: str) -> None:
+    adapter = adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
+    events: list[dict[str, Any]] = []
+
+    async def emit(chunk: bytes) -> None:
+        events.append(msgspec.json.decode(chunk))
+
+    await worker.layer.stream(worker.request(ONE, url), emit)
+
+    named = [shown for event in events for shown in (event, event.get("response") or {}) if "model" in shown]
+    assert named
+    assert {shown["model"] for shown in named} == {ONE}
+    assert {shown["system_fingerprint"] for shown in named} == {f"fake-model+{adapter}+fake-1"}
+    assert adapter in str(events)
+
+
+async def test_the_base_model_answers_under_its_own_name_and_without_an_adapter(worker: Worker) -> None:
+    adapter = adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
+    await worker.ask(ONE)
+
+    body = await worker.ask("fake-model")
+
+    assert body["model"] == "fake-model"
+    assert "system_fingerprint" not in body
+    assert adapter not in str(body)
+
+
+async def test_the_cache_gives_no_adapters_answer_for_another_or_for_the_base(worker: Worker) -> None:
+    one = adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
+    second = adapters.tuned_model(worker.db, worker.storage, f"{ONE}:ckpt-step-2", project="acme")
+    names = (ONE, f"{ONE}:ckpt-step-2", "fake-model")
+
+    first = [await worker.ask(name, temperature=0, cache=True) for name in names]
+    again = [await worker.ask(name, temperature=0, cache=True) for name in names]
+
+    assert [body["choices"][0]["message"]["content"].split()[0] for body in first] == [one, second, "echo"]
+    assert [body["choices"] for body in again] == [body["choices"] for body in first]
+    assert [body["model"] for body in again] == list(names)
+    assert len(worker.prompts) == 3
+
+
+async def test_a_deleted_model_is_not_served_even_from_the_cache_and_its_local_files_go(worker: Worker) -> None:
+    adapter = adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
+    await worker.ask(ONE, temperature=0, cache=True)
+    assert (worker.local / adapter).is_dir()
+
+    adapters.delete(worker.db, ONE)
+
+    assert code_of(await worker.ask(ONE, temperature=0, cache=True)) == (404, "model_deleted")
+    assert not (worker.local / adapter).exists()
+
+
+async def test_a_deletion_is_seen_within_two_seconds(sqlite: Database, tmp_path: Path) -> None:
+    assert Timings().tuned_model_look < 2
+    worker = Worker(sqlite, tmp_path, Timings())
+    await worker.engine.start()
+    adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
+
+    reads = worker.layer._tuned_models._rows
+    time = 100.0
+    reads._clock = lambda: time
+    assert (await worker.ask(ONE))["http"] == 200
+    adapters.delete(worker.db, ONE)
+    time += 2
+
+    assert code_of(await worker.ask(ONE)) == (404, "model_deleted")
+    worker.cache.close()
+
+
+async def test_another_projects_model_is_unknown_until_it_is_permitted(worker: Worker) -> None:
+    adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
+    unknown = await worker.ask("ft:fake-model:acme::none", project=worker.rival)
+
+    refused = await worker.ask(ONE, project=worker.rival)
+    adapters.permit(worker.db, ONE, "rival")
+    permitted = await worker.ask(ONE, project=worker.rival)
+    adapters.forbid(worker.db, ONE)
+    withdrawn = await worker.ask(ONE, project=worker.rival)
+
+    assert code_of(refused) == code_of(withdrawn) == code_of(unknown) == (404, "model_not_found")
+    assert permitted["model"] == ONE
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json", "manifest.json"])
+async def test_a_tampered_file_is_refused_and_nothing_of_it_is_left(worker: Worker, file: str) -> None:
+    adapter = adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
+    worker.storage.put(f"{adapters.location_of(worker.db, ONE)}/{file}", b"{}")
+
+    assert code_of(await worker.ask(ONE)) == (500, "adapter_corrupt")
+    assert not worker.prompts
+    assert not (worker.local / adapter).exists()
+
+
+async def test_local_files_that_were_tampered_with_are_fetched_again(worker: Worker) -> None:
+    adapter = adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
+    weights = worker.local / adapter / "adapter_model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"other weights")
+
+    assert (await worker.ask(ONE))["http"] == 200
+    assert weights.read_bytes() == f"the weights of {ONE}".encode()
+
+
+async def test_an_adapter_that_fails_its_probe_is_marked_and_not_served_again(worker: Worker) -> None:
+    messages, tools = probes.CHATS[2]
+    [read] = await worker.engine.score("fake-model", [Passage(messages, tools, (1, 2))], None)
+    lying = Probe(
+        messages=messages, tools=tools, token_ids=read.token_ids, continuation=(1, 2), logprobs=(-9.0, -9.0),
+        base_logprobs=read.logprobs,
+    )  # fmt: skip
+    adapters.tuned_model(
+        worker.db, worker.storage, ONE, project="acme", files={probes.FILE: msgspec.json.encode([lying])}
+    )
+
+    assert code_of(await worker.ask(ONE)) == (400, "failed_probe")
+    with worker.db.read() as session:
+        assert session.query(TunedModel).filter_by(name=ONE).one().state == "failed_probe"
+    assert code_of(await worker.ask(ONE)) == (400, "failed_probe")
+    assert not worker.prompts
+
+
+async def test_a_server_with_a_model_of_that_name_keeps_it(worker: Worker) -> None:
+    worker.engine.models = ("fake-model", ONE)
+    adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
+
+    body = await worker.ask(ONE)
+
+    assert (body["http"], body["model"]) == (200, ONE)
+    assert body["choices"][0]["message"]["content"].startswith("echo")

@@ -1,0 +1,145 @@
+"""The adapters of tuned models on this machine: fetched from the deployment's storage, their hashes checked.
+
+    row: SHA-256 of the manifest ──▶ manifest.json: SHA-256 of each file ──▶ files
+    storage: training/<job>/<step>/ ──▶ temporary folder ── every hash is right ──▶ <data>/run/adapters/<name>
+                                             └── one is wrong ──▶ TamperedAdapter, nothing is left
+
+A folder that is there under its name is complete. Its files are hashed again by each process that uses them first.
+"""
+
+import hashlib
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import msgspec
+
+from jobs.platform.storage import CHUNK, Storage
+from workers.engines import probes
+from workers.engines.port import Adapter
+
+MANIFEST: Final = "manifest.json"
+#: What an engine reads of a result; it may have more.
+NEEDED: Final = ("adapter_config.json", "adapter_model.safetensors")
+OPTIONAL: Final = (probes.FILE,)
+_MANIFEST_BYTES: Final = 1 << 20
+_MOST_FOLDERS: Final = 64  # on this machine
+_YOUNG_SECONDS: Final = 3600.0  # one that was fetched since is not removed
+
+
+class TamperedAdapter(Exception):
+    """The files of a tuned model are not those that were trained."""
+
+
+class _File(msgspec.Struct, frozen=True):
+    sha256: str
+
+
+class _Manifest(msgspec.Struct, frozen=True):
+    files: dict[str, _File]
+
+
+def name_of(sha256: str) -> str:
+    """Return the name under which engines know the adapter with these bytes."""
+    return f"lora-{sha256[:16]}"
+
+
+class AdapterFiles:
+    """The local folders of adapters. For any thread."""
+
+    def __init__(self, storage: Storage, folder: Path) -> None:
+        self._storage, self._folder = storage, folder
+        self._lock = threading.Lock()
+        self._checked: set[str] = set()
+
+    def ready(self, sha256: str) -> Adapter | None:
+        """Return the adapter if this process has checked its local files; in no time."""
+        name = name_of(sha256)
+        folder = self._folder / name
+        return Adapter(name, sha256, folder) if name in self._checked and folder.is_dir() else None
+
+    def fetch(self, location: str, sha256: str) -> Adapter:
+        """Return the adapter at `location` in the storage, whose manifest has this SHA-256, in a local folder.
+
+        Raises TamperedAdapter, NotFound, StorageAway, StorageFull.
+        """
+        wanted = self._wanted(location, sha256)
+        name = name_of(sha256)
+        folder = self._folder / name
+        with self._lock:
+            if not _is_whole(folder, wanted):
+                self._copy(location, folder, wanted)
+            self._checked.add(name)
+        return Adapter(name, sha256, folder)
+
+    def _wanted(self, location: str, sha256: str) -> dict[str, str]:
+        """Return the hashes of the files that an engine reads."""
+        with self._storage.reader(f"{location}/{MANIFEST}") as source:
+            data = source.read(_MANIFEST_BYTES)
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise TamperedAdapter("Its manifest is not the one that was written in training.")
+        files = msgspec.json.decode(data, type=_Manifest).files
+        if missing := [file for file in NEEDED if file not in files]:
+            raise TamperedAdapter(f"Its manifest does not name {', '.join(missing)}.")
+        return {file: files[file].sha256 for file in (*NEEDED, *OPTIONAL) if file in files}
+
+    def remove(self, sha256: str) -> None:
+        """Remove the local files of an adapter."""
+        with self._lock:
+            self._checked.discard(name_of(sha256))
+            shutil.rmtree(self._folder / name_of(sha256), ignore_errors=True)
+
+    def _copy(self, location: str, folder: Path, wanted: Mapping[str, str]) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._make_room()
+        temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=self._folder))
+        try:
+            for file, sha256 in wanted.items():
+                with self._storage.reader(f"{location}/{file}") as source, (temporary / file).open("wb") as copy:
+                    if _hash(source, copy) != sha256:
+                        raise TamperedAdapter(f"Its file {file} is not the one that was trained.")
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+        except OSError:
+            if not _is_whole(folder, wanted):  # else another process of this machine was faster
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _make_room(self) -> None:
+        """Remove the folders that were fetched first, so that they do not fill the disk."""
+        found = sorted((one.stat().st_mtime, one) for one in self._folder.iterdir() if one.is_dir())
+        for fetched, folder in found[: max(0, len(found) + 1 - _MOST_FOLDERS)]:
+            if time.time() - fetched > _YOUNG_SECONDS:
+                self._checked.discard(folder.name)
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_whole(folder: Path, wanted: Mapping[str, str]) -> bool:
+    def is_right(file: str) -> bool:
+        path = folder / file
+        if not path.is_file():
+            return False
+        with path.open("rb") as source:
+            return _hash(source) == wanted[file]
+
+    return all(map(is_right, wanted))
+
+
+def _hash(source: BinaryIO, copy: BinaryIO | None = None) -> str:
+    """Return the SHA-256 of what is read, and write it to `copy`."""
+    digest = hashlib.sha256()
+    for data in _chunks(source):
+        digest.update(data)
+        if copy is not None:
+            copy.write(data)
+    return digest.hexdigest()
+
+
+def _chunks(source: BinaryIO) -> Iterator[bytes]:
+    while data := source.read(CHUNK):
+        yield data
