@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, Any
 
-from workers.engines.port import Request
+from workers.engines.port import Adapter, Request
 from workers.engines.vllm.vllm_engine import VllmEngine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,8 +106,8 @@ class Loop:
             self._engine._silence = order.get("silence", self._engine._silence)
             await self._engine.start()
         if order["do"] == "answer":
-            tenant = order.get("tenant", "")
-            answer = await self._engine.answer(Request(order["url"], order["body"], str(order["id"]), tenant=tenant))
+            facts = {"tenant": order.get("tenant", ""), "adapter": _adapter(order)}
+            answer = await self._engine.answer(Request(order["url"], order["body"], str(order["id"]), **facts))
             usage = answer.usage
             spent = [usage.input_tokens, usage.cached_tokens, usage.output_tokens, usage.reasoning_tokens]
             return {"status": answer.status, "body": json.loads(answer.body), "usage": spent}
@@ -122,9 +122,15 @@ class Loop:
             async def emit(event: bytes) -> None:
                 events.append(json.loads(event))
 
-            answer = await self._engine.stream(Request(order["url"], order["body"], str(order["id"])), emit)
+            request = Request(order["url"], order["body"], str(order["id"]), adapter=_adapter(order))
+            answer = await self._engine.stream(request, emit)
             return {"status": answer.status, "body": json.loads(answer.body or b"null"), "events": events}
         return {}
+
+
+def _adapter(order: dict[str, Any]) -> Adapter | None:
+    name, folder = order.get("adapter") or (None, None)
+    return Adapter(name, name, Path(folder)) if name else None
 
 
 def main() -> None:
