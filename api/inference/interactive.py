@@ -43,7 +43,7 @@ from jobs.ids import new_id
 from jobs.inference.client import parse_position
 from jobs.inference.interactive import AnswerEntry, QueuedRequest, Resumable
 from jobs.ledger import pauses
-from jobs.registry.models import base_of, is_tuned
+from jobs.registry.models import base_model_of, is_tuned
 
 #: The header that names a stream, so that it can be stopped.
 STREAM_HEADER = "X-Nightmill-Stream"
@@ -255,7 +255,7 @@ def _live_queue(call: CallContext, url: str, model: str) -> str:
         if queue is None:
             raise NoWorker
         off = pauses.paused(session)
-        if off.stops(queue, model, call.project_id, base_of(model)):
+        if off.stops(queue, model, call.project_id, base_model_of(model)):
             raise Unavailable("The operator has paused this model.", code="paused")
         _check_loaded(session, call, queue, model)
         if not _served(session, call, queue, model):
@@ -282,7 +282,7 @@ def _still_served(call: CallContext, queue: str, model: str) -> bool:
 
 def _check_loaded(session: Session, call: CallContext, queue: str, model: str) -> None:
     """Raises ModelLoading while the only engines that have the model are being loaded."""
-    base = base_of(model)
+    base = base_model_of(model)
     name = call.services.registry().target(base, ()) or base
     found = workers.loading(workers.present(session), queue, name)
     if found is not None:
@@ -296,7 +296,7 @@ def _no_worker(model: str) -> NoWorker:
 
 def _served(session: Session, call: CallContext, queue: str, model: str) -> bool:
     alias = call.services.registry().aliases.get(model, "")
-    return any(workers.serves(session, queue, name) for name in (model, alias, base_of(model)) if name)
+    return any(workers.serves(session, queue, name) for name in (model, alias, base_model_of(model)) if name)
 
 
 def _there(call: CallContext, request: Request, deadline: float) -> Callable[[], Awaitable[None]]:

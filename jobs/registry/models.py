@@ -60,7 +60,7 @@ def is_tuned(name: str) -> bool:
     return name.startswith(NAME_PREFIX)
 
 
-def base_of(name: str) -> str:
+def base_model_of(name: str) -> str:
     """Return the base in the name of a tuned model, `ft:<base>:<slug>:<suffix>:<id>`; of another name that itself."""
     if not is_tuned(name):
         return name

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from jobs.fleet.models_file import ANY_MODEL, Model, Registry
-from jobs.registry.models import base_of
+from jobs.registry.models import base_model_of
 from jobs.requests.endpoints import CHAT, RESPONSES
 from workers.engines.caps import objection
 from workers.engines.engine_set import EngineSet
@@ -109,7 +109,7 @@ class Router:
     async def handle_death(self, death: EngineDead, suspects: Sequence[Suspect]) -> None:
         """Suspend the engine that has died while it was asked, or let `start` build it again."""
         if (engine := self.engines.dead(death)) is not None:
-            asked = [suspect for suspect in suspects if self._target(base_of(suspect.model))[1] is engine]
+            asked = [suspect for suspect in suspects if self._target(base_model_of(suspect.model))[1] is engine]
             await self.engines.handle_death(engine, death, asked)
 
     async def answer(self, request: Request) -> Answer:

@@ -35,7 +35,7 @@ from jobs.inference.interactive import (
     routed_queue,
 )
 from jobs.ledger.pauses import Paused
-from jobs.registry.models import base_of
+from jobs.registry.models import base_model_of
 from jobs.retrieval import searches
 from jobs.settings import Settings
 from jobs.timings import Timings
@@ -149,7 +149,7 @@ class InteractiveConsumer:
 
     def _begin(self, request: QueuedRequest, places: ProjectPlaces, entered: bool) -> asyncio.Task[None]:
         model = _model_of(request)
-        base = base_of(model)
+        base = base_model_of(model)
         stopped = self._paused().stops(self.queue, model, request.tenant, base)
         ended = self._under_way.begin(self.queue, base, request.tenant)  # at once: a drain may be looking
         refused = _PAUSED if stopped else None if entered else _FULL

@@ -27,7 +27,7 @@ from jobs.ids import new_id
 from jobs.inference.client import InferenceClient
 from jobs.inference.interactive import LINE_PRIORITY, PRIORITY, AnswerEntry, QueuedRequest, routed_queue
 from jobs.ledger import pauses
-from jobs.registry.models import base_of
+from jobs.registry.models import base_model_of
 from jobs.requests.endpoints import EMBEDDINGS
 from jobs.retrieval import indexes, searches
 from jobs.retrieval.attachments import is_over
@@ -187,7 +187,7 @@ class PeerClient:
             raise EngineBusy(f"The model `{model}` is not there yet.", retry_after=AGAIN) from error
         except ModelsFileError as error:
             raise EngineBusy(BROKEN_FILE, retry_after=AGAIN) from error
-        if pauses.paused(session).stops(queue, model, request.tenant, base_of(model)):
+        if pauses.paused(session).stops(queue, model, request.tenant, base_model_of(model)):
             raise EngineBusy(f"The operator has paused the model `{model}`.", retry_after=AGAIN)
         return queue
 
@@ -197,7 +197,7 @@ class PeerClient:
         except ModelsFileError as error:
             raise EngineBusy(BROKEN_FILE, retry_after=AGAIN) from error
         with self._context.db.read() as session:
-            return any(workers.serves(session, queue, name) for name in (model, alias, base_of(model)) if name)
+            return any(workers.serves(session, queue, name) for name in (model, alias, base_model_of(model)) if name)
 
 
 def _check_alive(model: str, end: AnswerEntry) -> None:
