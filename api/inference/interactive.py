@@ -6,12 +6,13 @@ A client that asked for it may resume a stream whose connection broke.
 
 import hashlib
 import math
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from functools import partial
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 from fastapi import Header, Request
@@ -45,6 +46,7 @@ from jobs.inference.interactive import AnswerEntry, QueuedRequest, Resumable
 from jobs.ledger import pauses
 from jobs.registry.models import base_model_of, is_tuned
 
+_HEADER_VALUE: Final = re.compile("[!-~]{1,1024}")
 #: The header that names a stream, so that it can be stopped.
 STREAM_HEADER = "X-Nightmill-Stream"
 Resume = Annotated[
@@ -150,7 +152,8 @@ def _maker_of(entry: AnswerEntry) -> str | None:
         made = msgspec.json.decode(entry.body, type=_Made)
     except msgspec.MsgspecError:
         return None
-    return made.system_fingerprint or (made.response.system_fingerprint if made.response else None)
+    maker = made.system_fingerprint or (made.response.system_fingerprint if made.response else None)
+    return maker if maker and _HEADER_VALUE.fullmatch(maker) else None
 
 
 def _serving(call: CallContext, queue: str, model: str) -> Callable[[], Awaitable[bool]]:

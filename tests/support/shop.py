@@ -17,6 +17,7 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.fleet import workers
 from jobs.fleet.tables import Worker
+from jobs.platform.storage import open_storage
 from jobs.queues import Queue
 from jobs.settings import Settings
 from jobs.timings import Timings
@@ -27,6 +28,8 @@ from workers.engines.port import Engine
 from workers.inference.consumer import InteractiveConsumer, Limits
 from workers.middleware.cache import CacheMiddleware
 from workers.middleware.response_cache import ResponseCache
+from workers.middleware.tuned_models import TunedModelMiddleware, TunedModels
+from workers.runtime.adapter_files import AdapterFiles
 from workers.runtime.engine_host import EngineHost
 
 #: Machines that test are busy: a look-up that is not waited for would be a miss.
@@ -129,10 +132,15 @@ def shops(folder: Path, database_url: str, redis_url: str) -> Iterator[Callable[
             stack.callback(database.close)
             response_cache = ResponseCache(database, 1 << 28, PATIENT)
             stack.callback(response_cache.close)
-            host = EngineHost(
-                CacheMiddleware(around(fake) if around else fake, response_cache, _identity, Settings(**given)),
-                lambda: None,
+            config = Settings(data_dir=folder, **given)
+            tuned_models = TunedModels(
+                database,
+                AdapterFiles(open_storage(config.storage), folder / "adapters"),
+                serves=lambda name: name in fake.models,
+                version_of=lambda _: fake.version,
             )
+            cached = CacheMiddleware(around(fake) if around else fake, response_cache, _identity, config)
+            host = EngineHost(TunedModelMiddleware(cached, tuned_models), lambda: None)
             host.start()
             stack.callback(host.close)
             app = stack.enter_context(running_app(folder, database_url, timings=timings, **given))

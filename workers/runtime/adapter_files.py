@@ -26,6 +26,7 @@ MANIFEST: Final = "manifest.json"
 #: What an engine reads of a result; it may have more.
 NEEDED: Final = ("adapter_config.json", "adapter_model.safetensors")
 OPTIONAL: Final = (probes.FILE,)
+_PARTIAL: Final = ".partial-"
 _MANIFEST_BYTES: Final = 1 << 20
 _MOST_FOLDERS: Final = 64  # on this machine
 _YOUNG_SECONDS: Final = 3600.0  # one that was fetched since is not removed
@@ -96,7 +97,7 @@ class AdapterFiles:
     def _copy(self, location: str, folder: Path, wanted: Mapping[str, str]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._make_room()
-        temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=self._folder))
+        temporary = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=self._folder))
         try:
             for file, sha256 in wanted.items():
                 with self._storage.reader(f"{location}/{file}") as source, (temporary / file).open("wb") as copy:
@@ -111,10 +112,12 @@ class AdapterFiles:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def _make_room(self) -> None:
-        """Remove the folders that were fetched first, so that they do not fill the disk."""
+        """Remove what a killed process left, and the folders that were fetched first, so that the disk stays free."""
         found = sorted((one.stat().st_mtime, one) for one in self._folder.iterdir() if one.is_dir())
-        for fetched, folder in found[: max(0, len(found) + 1 - _MOST_FOLDERS)]:
-            if time.time() - fetched > _YOUNG_SECONDS:
+        too_many = max(0, len(found) + 1 - _MOST_FOLDERS)
+        for number, (fetched, folder) in enumerate(found):
+            unused = number < too_many or folder.name.startswith(_PARTIAL)
+            if unused and time.time() - fetched > _YOUNG_SECONDS:
                 self._checked.discard(folder.name)
                 shutil.rmtree(folder, ignore_errors=True)
 

@@ -6,6 +6,7 @@
 A vLLM without `enable_lora` takes no adapters.
 """
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -85,7 +86,8 @@ async def score(state: Any, model: str, passages: Sequence[Passage], adapter: Ad
     """Return the tokens of each passage's chat, and the log-probability of each token that follows."""
     models = state.openai_serving_models
     lora = models.lora_requests[adapter.name] if adapter else None
-    return [await _score(state, models.engine_client, model, passage, lora) for passage in passages]
+    scores = (_score(state, models.engine_client, model, passage, lora) for passage in passages)
+    return await asyncio.gather(*scores)
 
 
 async def _score(state: Any, client: Any, model: str, passage: Passage, lora: Any) -> Score:

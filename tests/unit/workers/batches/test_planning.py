@@ -245,15 +245,15 @@ def test_planner_that_lost_its_claim_meanwhile_leaves_the_job_to_its_successor(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = desk.submit(jsonl([chat_line("r", "x")]))
-    asked = routing.queue_of
+    asked = routing.route
 
-    def slowly(*arguments: Any, **named: Any) -> str:
+    def slowly(*arguments: Any, **named: Any) -> routing.Route:
         with desk.db.write() as session:
             assert ledger.put_back(session, job_id, ledgers.job(desk.db, job_id).epoch)
         ledgers.claim_job(desk.db, job_id, Task.PLAN, "successor")
         return asked(*arguments, **named)
 
-    monkeypatch.setattr(routing, "queue_of", slowly)
+    monkeypatch.setattr(routing, "route", slowly)
     plan(desk.context, job_id)
 
     job = ledgers.job(desk.db, job_id)
