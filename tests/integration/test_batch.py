@@ -210,7 +210,7 @@ def test_a_job_that_cannot_be_planned_fails_after_some_tries(mill: Mill, monkeyp
     def broken(*_: object) -> None:
         raise RuntimeError("a bug, with a prompt in its message")
 
-    monkeypatch.setattr("jobs.fleet.routing.queue_of", broken)
+    monkeypatch.setattr("jobs.fleet.routing.route", broken)
 
     (job,) = mill.drain(mill.submit(_batch(5)))
 

@@ -118,9 +118,9 @@ def test_what_was_taken_or_cancelled_since_it_was_read_is_left_alone(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken, cancelled, again, free = (desk.submit() for _ in range(4))
-    asked = routing.queue_of
+    asked = routing.route
 
-    def slowly(*of: Any, **named: Any) -> str:
+    def slowly(*of: Any, **named: Any) -> routing.Route:
         if ledgers.state(desk.db, cancelled) == JobState.QUEUED:
             ledgers.claim_job(desk.db, taken, Task.PLAN, "another")
             dead = ledgers.claim_job(desk.db, again, Task.PLAN, "dead")
@@ -130,7 +130,7 @@ def test_what_was_taken_or_cancelled_since_it_was_read_is_left_alone(
                 ledger.put_back(session, again, dead.epoch)
         return asked(*of, **named)
 
-    monkeypatch.setattr(routing, "queue_of", slowly)
+    monkeypatch.setattr(routing, "route", slowly)
     plan_all(desk.context, [taken, cancelled, again, free])
 
     assert desk.states(taken, cancelled, again, free) == [
@@ -165,11 +165,11 @@ def test_whatever_is_wrong_with_one_is_dealt_with_where_it_is_planned_alone(
 ) -> None:
     first, second = desk.submit(), desk.submit()
 
-    def broken(*_: Any, **__: Any) -> str:
+    def broken(*_: Any, **__: Any) -> routing.Route:
         raise RuntimeError("a bug")
 
     with monkeypatch.context() as patch:
-        patch.setattr(routing, "queue_of", broken)
+        patch.setattr(routing, "route", broken)
         plan_all(desk.context, [first, second])
 
     assert alone == [first, second]
