@@ -423,6 +423,7 @@ def test_what_could_not_be_given_back_at_the_end_is_taken_back_by_the_next_run(
     assert states(db) == {"pending": 3}
 
 
+@pytest.mark.verify  # it races a clock
 def test_many_hanging_receivers_delay_nobody_else(db: Database, receiver: Receiver) -> None:
     hanging = 100
     for n in range(hanging):
@@ -446,6 +447,7 @@ def test_many_hanging_receivers_delay_nobody_else(db: Database, receiver: Receiv
 BAD = ("500", "hang", "trickle", "reset", "redirect", "410", "throttle", "huge", "nonsense", "bomb")
 
 
+@pytest.mark.verify  # it races a clock
 @pytest.mark.parametrize("db", ["sqlite"], indirect=True)
 def test_bad_receivers_of_every_kind_get_what_they_are_owed_and_the_good_one_is_on_time(
     db: Database, receiver: Receiver

@@ -39,7 +39,7 @@ from jobs.tables import Base
 from tests.support import ledgers
 from tests.support.invariants import History, violations
 
-EXAMPLES = int(os.environ.get("NIGHTMILL_TEST_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("NIGHTMILL_TEST_EXAMPLES", "15"))
 STEPS = int(os.environ.get("NIGHTMILL_TEST_STEPS", "40"))
 
 #: No job that waits for one in such a state would ever run.

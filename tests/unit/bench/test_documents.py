@@ -1,11 +1,13 @@
 """What benchmarks bring into stores: the same documents on every run, each once."""
 
 import numpy as np
+import pytest
 
 from bench import documents
 from bench.embed import cosines
 
 
+@pytest.mark.verify  # it reads every package's documents twice
 def test_corpus_is_the_same_on_every_run_and_has_every_kind() -> None:
     first, again = documents.gathered(300), documents.gathered(300)
 

@@ -227,6 +227,7 @@ async def test_other_models_and_other_paths_are_refused(engine: EmbedEngine) -> 
     assert (other.status, chat.status) == (404, 400)
 
 
+@pytest.mark.verify  # it races a clock
 async def test_loop_stays_free_while_a_batch_runs(engine: EmbedEngine) -> None:
     task = asyncio.create_task(engine.answer(request(["word " * 200] * 64)))
     waits = []

@@ -49,7 +49,8 @@ def settings(tmp_path: Path, folder: Path) -> Settings:
 
 
 # Each vocabulary takes a child that imports transformers, so `make test` tries one.
-@pytest.mark.parametrize("write", [bert, pytest.param(roberta, marks=pytest.mark.verify)])
+@pytest.mark.verify
+@pytest.mark.parametrize("write", [bert, roberta])
 def test_a_vocabulary_makes_the_models_own_tokenizer_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], Tokenizer]
 ) -> None:
