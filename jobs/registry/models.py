@@ -83,6 +83,11 @@ def find_even_deleted(session: Session, name: str, project_id: str) -> TunedMode
     return session.scalar(select(TunedModel).where(TunedModel.name == name, may_ask))
 
 
+def served_hashes(session: Session) -> set[str]:
+    """Return the SHA-256 of all models that are served."""
+    return set(session.scalars(select(TunedModel.sha256).where(TunedModel.state == READY)))
+
+
 def fail_probe(session: Session, model_id: str) -> None:
     """Serve a model no more that answers unlike its trainer."""
     ready = and_(TunedModel.id == model_id, TunedModel.state == READY)

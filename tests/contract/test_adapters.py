@@ -80,8 +80,7 @@ async def _of(engine: Engine, folder: Path) -> Subject:
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
     model, folder = materialise(SMOLLM2, MODELS), tmp_path_factory.mktemp("adapters")
     made = [_named(folder / str(number), number) for number in range(5)]
-    for number, adapter in enumerate(made[:3]):
-        adapter_maker.make(model, adapter.folder, number)
+    adapter_maker.make(model, [adapter.folder for adapter in made[:3]])
     made[3].folder.mkdir()
     (made[3].folder / "adapter_config.json").write_text("{}")
     shutil.copytree(made[0].folder, made[4].folder)

@@ -17,7 +17,7 @@ import msgspec
 from workers.engines.port import Adapter, AdapterRefused, Passage, Score
 
 FILE: Final = "probes.json"
-CONTINUATION: Final = 24  # tokens that the trainer continues each chat with
+CONTINUATION: Final = 16  # tokens that the trainer continues each chat with
 TOLERANCE: Final = 0.05  # nats a token
 BASE_FACTOR: Final = 2.0  # of what the base model differs by between trainer and engine
 

@@ -11,6 +11,7 @@ seconds, whether it would come from the cache or not.
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
@@ -20,7 +21,7 @@ from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy, NotFound, StorageAway, StorageFull
 from jobs.registry import models
 from jobs.timings import Timings
-from workers.engines.port import AdapterRefused, Answer, Emit, Engine, EngineBusy, Request, refusal
+from workers.engines.port import Adapter, AdapterRefused, Answer, Emit, Engine, EngineBusy, Request, refusal
 from workers.middleware.base import Ask, Middleware
 from workers.runtime.adapter_files import AdapterFiles, TamperedAdapter
 from workers.runtime.recent_reads import RecentReads
@@ -100,7 +101,7 @@ class TunedModels:
         adapter = self._files.ready(row.sha256)
         try:
             if adapter is None:
-                adapter = await asyncio.to_thread(self._files.fetch, row.location, row.sha256)
+                adapter = await asyncio.to_thread(self._fetch, row)
         except (TamperedAdapter, NotFound) as error:
             log.error("adapter_refused", extra={"model": name, "reason": str(error)})  # noqa: TRY400
             return refusal(500, f"The model `{name}` cannot be served: {error}", code="adapter_corrupt", param="model")
@@ -116,7 +117,8 @@ class TunedModels:
 
     async def _refused(self, name: str, row: _Row) -> Answer | None:
         if row.state == models.DELETED:
-            await asyncio.to_thread(self._files.remove, row.sha256)
+            if self._files.ready(row.sha256) is not None:
+                await asyncio.to_thread(self._remove_deleted)
             return refusal(404, f"The model `{name}` was deleted.", code="model_deleted", param="model")
         if row.state != models.READY:
             return _probe_failed(name)
@@ -124,6 +126,18 @@ class TunedModels:
             message = f"The model `{name}` has weights of its own, which this worker does not serve."
             return refusal(400, message, code="model_not_supported", param="model")
         return None
+
+    def _fetch(self, row: _Row) -> Adapter:
+        adapter = self._files.fetch(row.location, row.sha256)
+        self._remove_deleted()  # of those that nobody has asked for since
+        return adapter
+
+    def _remove_deleted(self) -> None:
+        """Remove the local files of models that are not served any more."""
+        with suppress(DatabaseBusy):
+            with self._db.read() as session:
+                hashes = models.served_hashes(session)
+            self._files.keep(hashes)
 
     def _read(self, key: tuple[str, str]) -> _Row | None:
         project_id, name = key

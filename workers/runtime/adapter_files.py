@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -88,11 +88,14 @@ class AdapterFiles:
             raise TamperedAdapter(f"Its manifest does not name {', '.join(missing)}.")
         return {file: files[file].sha256 for file in (*NEEDED, *OPTIONAL) if file in files}
 
-    def remove(self, sha256: str) -> None:
-        """Remove the local files of an adapter."""
+    def keep(self, hashes: Collection[str]) -> None:
+        """Remove the local files of all adapters but those with these SHA-256."""
+        kept = set(map(name_of, hashes))
         with self._lock:
-            self._checked.discard(name_of(sha256))
-            shutil.rmtree(self._folder / name_of(sha256), ignore_errors=True)
+            for folder in self._folder.glob("lora-*"):
+                if folder.name not in kept:
+                    self._checked.discard(folder.name)
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def _copy(self, location: str, folder: Path, wanted: Mapping[str, str]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -152,6 +152,16 @@ async def test_a_deleted_model_is_not_served_even_from_the_cache_and_its_local_f
     assert not (worker.local / adapter).exists()
 
 
+async def test_local_files_of_a_deleted_model_go_when_another_is_fetched(worker: Worker) -> None:
+    first = adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
+    second = adapters.tuned_model(worker.db, worker.storage, OTHER, project="rival")
+    await worker.ask(ONE)
+    adapters.delete(worker.db, ONE)
+    await worker.ask(OTHER, project=worker.rival)
+
+    assert [path.name for path in worker.local.iterdir()] == [second] != [first]
+
+
 async def test_a_deletion_is_seen_within_two_seconds(sqlite: Database, tmp_path: Path) -> None:
     assert Timings().tuned_model_look < 2
     worker = Worker(sqlite, tmp_path, Timings())
