@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from jobs.requests.endpoints import RESPONSES
 from jobs.retrieval.searches import Found, Search
 from tests.unit.workers.middleware.context_window.engines import MODEL
 from tests.unit.workers.middleware.context_window.engines import Counting as Words
-from workers.engines.port import EngineBusy, Length, Request
+from workers.engines.port import Answer, EngineBusy, Length, Request, refusal
 from workers.inference.token_counting import Counting
 from workers.middleware.excerpts import ContextBudget
 
@@ -134,3 +135,20 @@ async def test_what_cannot_be_put_into_tokens_is_refused_with_a_reason(
     said = await desk.ask(input="x", **body)
 
     assert (said["http"], said["error"]["param"], said["error"]["code"]) == (400, param, code)
+
+
+async def test_the_input_of_a_tuned_model_is_counted_by_its_base() -> None:
+    desk = Desk()
+
+    async def resolve(request: Request) -> Request | Answer:
+        if request.body["model"] == "ft:gone":
+            return refusal(404, "It was deleted.", code="model_deleted")
+        return replace(request, body={**request.body, "model": MODEL})
+
+    desk._counting._resolve = resolve
+
+    counted, gone = await desk.ask(model="ft:m:acme::abc", input="one two"), await desk.ask(model="ft:gone", input="x")
+
+    assert counted["http"] == 200
+    assert [request.body["model"] for request, _ in desk.measured] == [MODEL]
+    assert (gone["http"], gone["error"]["code"]) == (404, "model_deleted")

@@ -10,8 +10,10 @@ import pytest
 
 from jobs.db.engine import Database
 from jobs.platform.storage import DiskStorage
+from jobs.registry.tables import TunedModel
 from jobs.retrieval.searches import Found, Search
 from jobs.settings import Settings
+from tests.support import adapters
 from tests.unit.workers.middleware.context_window.engines import MODEL, Counting, Nobody
 from workers.engines.port import Request
 from workers.middleware.excerpts import ContextBudget
@@ -50,8 +52,8 @@ class Layers:
         self.all = build_pipeline(self.engine, deps, config)
         self.searches: list[Search] = []
 
-    async def ask(self, url: str, **body: Any) -> Any:
-        request = Request(url, {"model": MODEL, "temperature": 0, **body}, "req_1", tenant="p")
+    async def ask(self, url: str, tenant: str = "p", **body: Any) -> Any:
+        request = Request(url, {"model": MODEL, "temperature": 0, **body}, "req_1", tenant=tenant)
         answer = await self.all.answer(request)
         self.response_cache.flush()
         return msgspec.json.decode(answer.body) | {"http": answer.status}
@@ -114,3 +116,50 @@ async def test_what_files_say_is_fitted_checked_and_not_cached(layers: Layers) -
     asked = [request.body["input"][0]["content"] for request in layers.engine.asked]
     assert all(one.startswith("Excerpts of files:\n[1]\n> cats.md") and one.endswith("\nCats?") for one in asked)
     assert not any(request.body.keys() & {"cache", "context", "tools"} for request in layers.engine.asked)
+
+
+async def test_a_tuned_model_has_context_strategies_files_schemas_and_the_cache(
+    layers: Layers, sqlite: Database, tmp_path: Path
+) -> None:
+    name, storage = f"ft:{MODEL}:acme::abc", DiskStorage(tmp_path / "files")
+    adapter = adapters.tuned_model(sqlite, storage, name, base=MODEL, project="acme")
+    with sqlite.read() as session:
+        owner = session.query(TunedModel).one().project_id
+    chat = {
+        "messages": [*OLD, {"role": "user", "content": "A number?"}],
+        "max_tokens": 10,
+        "context": CUT,
+        "response_format": {"type": "json_schema", "json_schema": FORMAT},
+        "cache": True,
+    }
+    response = {"input": [{"role": "user", "content": "Cats?"}], "max_output_tokens": 10, "tools": [TOOL]}
+
+    first = await layers.ask("/v1/chat/completions", owner, model=name, **chat)
+    again = await layers.ask("/v1/chat/completions", owner, model=name, **chat)
+    found = await layers.ask("/v1/responses", owner, model=name, **response)
+
+    assert (first["model"], again["model"]) == (name, name)
+    assert first["choices"][0]["message"]["content"] == '{"n": 4}'
+    assert first["context"]["dropped_messages"] == 2
+    assert again["cached"] is True
+    assert [item["type"] for item in found["output"]] == ["file_search_call", "message"]
+    asked = [(request.body["model"], request.adapter and request.adapter.name) for request in layers.engine.asked]
+    assert asked == [(MODEL, adapter)] * 3
+
+
+async def test_a_prompt_that_is_routed_to_a_tuned_model_is_answered_by_its_adapter(
+    layers: Layers, sqlite: Database, tmp_path: Path
+) -> None:
+    name, storage = f"ft:{MODEL}:acme::abc", DiskStorage(tmp_path / "files")
+    adapter = adapters.tuned_model(sqlite, storage, name, base=MODEL, project="acme")
+    with sqlite.read() as session:
+        owner = session.query(TunedModel).one().project_id
+    layers.engine.limit, layers.says = 150, ["fine"]
+    messages = [*OLD, *OLD, {"role": "user", "content": "So?"}]
+    context = {"route_long": name, "strategy": "sliding_window"}
+
+    answer = await layers.ask("/v1/chat/completions", owner, messages=messages, max_tokens=10, context=context)
+
+    assert (answer["http"], answer["model"], answer["context"]["routed_to"]) == (200, name, name)
+    assert layers.engine.asked[-1].adapter is not None
+    assert (layers.engine.asked[-1].adapter.name, layers.engine.asked[-1].body["model"]) == (adapter, MODEL)
