@@ -27,7 +27,7 @@ class Recent(Generic[T]):
         self._seconds = seconds
         self._times = times
         self._lock = threading.Lock()
-        self._last: tuple[T | None] | None = None  # of None: the database was away
+        self._last: tuple[T | None] | None = None  # of None: the database was unavailable
         self._until = 0.0
 
     def get(self, look: Callable[[], T]) -> T:

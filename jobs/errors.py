@@ -21,8 +21,8 @@ NightmillError (500 server_error)
 │   ├── NoWorker (503)
 │   │   └── ModelLoading (503)
 │   ├── LookupsBusy (503)
-│   ├── Overloaded, StreamsAway, WorkerLost (503, to interactive clients)
-│   └── StorageAway (503)
+│   ├── Overloaded, StreamsUnavailable, WorkerLost (503, to interactive clients)
+│   └── StorageUnavailable (503)
 ├── StorageFull (507)
 │   └── ProjectFull (507)
 └── Fenced (500, inside workers: a newer claim exists)
@@ -202,7 +202,7 @@ class Overloaded(Unavailable):
     code = "too_many_waiting"
 
 
-class StreamsAway(Unavailable):
+class StreamsUnavailable(Unavailable):
     """The Redis server that carries the requests of interactive clients cannot be reached."""
 
     code = "streams_unavailable"
@@ -220,7 +220,7 @@ class LookupsBusy(Unavailable):
     code = "name_lookups_busy"
 
 
-class StorageAway(Unavailable):
+class StorageUnavailable(Unavailable):
     """The file storage cannot be reached."""
 
     code = "storage_unavailable"

@@ -4,7 +4,7 @@
         log.warning("lease_lost", extra={"shard": 3})
 
 Event names are constants, data stands in fields. Prompts, answers and secrets are never fields. What would be said
-again and again while something lasts (a full disk, a database that is away) is said now and then: see `Seldom`.
+again and again while something lasts (a full disk, a database that is unavailable) is said now and then: see `Seldom`.
 """
 
 import json

@@ -55,7 +55,7 @@ class Timings:
     interactive_alive: float = 2.0  # between the signs of life of a request that is being answered
     interactive_look: float = 0.25  # between looks at whether clients are still there
     interactive_take: float = 1.0  # that Redis may wait for the next request of a queue
-    interactive_retry: float = 1.0  # until a server that was away is asked again
+    interactive_retry: float = 1.0  # until a server that was unavailable is asked again
     interactive_limit_look: float = 0.05  # between looks at a limit that is reached and may rise
 
     # workers.middleware: tuned models, the cache, and answers checked against a schema
@@ -108,9 +108,9 @@ class Timings:
 
     # cli: the command beside a server that may be restarted
     follow_look: float = 0.5  # between looks at a job that is watched
-    follow_patience: float = 120.0  # with a server that is away while a job is watched
+    follow_patience: float = 120.0  # with a server that is unavailable while a job is watched
     download_retry: float = 1.0
-    download_patience: float = 60.0  # with a server that is away while a file is downloaded
+    download_patience: float = 60.0  # with a server that is unavailable while a file is downloaded
     detach_look: float = 0.2  # between looks at whether `up --detach` takes requests
     detach_patience: float = 180.0
     down_patience: float = 60.0  # with a supervisor that is to end; it kills what does not stop after 20

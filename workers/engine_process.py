@@ -144,7 +144,8 @@ def _models(context: Context) -> Registry:
 
 
 def _listen(consumer: InteractiveConsumer, name: str, queues: tuple[str, ...], wanted: bool) -> bool:
-    """Have both consumers of this process take from their queues, or stop; return False when the broker is away."""
+    """Have both consumers of this process take from their queues, or stop; return False when the broker is
+    unavailable."""
     consumer.listen(wanted)
     return celery_app.consume(name, queues, wanted)
 
@@ -203,7 +204,7 @@ def _stay_announced(context: Context, engine: Router, queue: str, reload: Callab
 
 
 def _announce(context: Context, engine: Router, queue: str, shown: Shown | None) -> Shown:
-    """Say which models are served; those that endpoints showed are remembered while the endpoint is away."""
+    """Say which models are served; those that endpoints showed are remembered while the endpoint is unavailable."""
     names, found = now = engine.there, engine.discovered
     if now == shown and context.standing.state == "ready":
         return now

@@ -3,7 +3,8 @@
     jobs.known_kinds   what the ledger, the API and the dispatcher know of a kind
     HANDLERS           what a worker does for it; `workers.lifecycle` claims, calls the handler and records the end
 
-Every function raises Abandoned where the work has to wait, Fenced where the claim was lost, StorageFull, StorageAway.
+Every function raises Abandoned where the work has to wait, Fenced where the claim was lost, StorageFull,
+StorageUnavailable.
 """
 
 from collections.abc import Callable

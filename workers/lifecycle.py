@@ -6,7 +6,8 @@
                                  └─ another error ─▶ a job: again, later each time, and in the end it fails
                                                      a shard: its lease ends, and after some it is run line by line
 
-What keeps a job from being planned or finished may pass (a mount that is away, a process that is being replaced);
+What keeps a job from being planned or finished may pass (a mount that is unavailable, a process that is being
+replaced);
 what never passes must not go on for as long as the job's window.
 """
 
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
-from jobs.errors import DatabaseBusy, Fenced, NotFound, StorageAway, StorageFull, TookTooLong
+from jobs.errors import DatabaseBusy, Fenced, NotFound, StorageFull, StorageUnavailable, TookTooLong
 from jobs.ledger import ledger, outbox, shares
 from jobs.ledger.kinds import UnknownKind
 from jobs.ledger.ledger import JobClaim
@@ -152,7 +153,7 @@ def _run(context: Context, claim: ShardClaim, make: Callable[[kinds.Handler, Hol
 class _OfJob:
     """An attempt to plan or finish a job. An error counts against the job, which fails in the end."""
 
-    storage: tuple[type[Exception], ...] = (StorageFull, StorageAway)
+    storage: tuple[type[Exception], ...] = (StorageFull, StorageUnavailable)
 
     def __init__(self, context: Context, claim: JobClaim, task: Task) -> None:
         self._context = context
@@ -190,7 +191,7 @@ class _OfJob:
 class _OfShard:
     """An attempt at a shard. An error ends the task; the shard is run again after the lease of the claim."""
 
-    storage: tuple[type[Exception], ...] = (StorageFull, StorageAway, NotFound)
+    storage: tuple[type[Exception], ...] = (StorageFull, StorageUnavailable, NotFound)
 
     def __init__(self, claim: ShardClaim) -> None:
         self.run: ShardRun | None = None

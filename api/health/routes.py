@@ -65,10 +65,11 @@ async def livez() -> Alive:
 @router.get(
     "/readyz",
     response_model=Ready,
-    responses={503: {"model": Ready, "description": "The database is away, or work waits and nobody takes it"}},
+    responses={503: {"model": Ready, "description": "The database is unavailable, or work waits and nobody takes it"}},
 )
 def readyz(request: Request) -> JSONResponse:
-    """Requests can be taken, and what was taken is being done. A broker that is away changes nothing: intake does not
+    """Requests can be taken, and what was taken is being done. A broker that is unavailable changes nothing: intake
+    does not
     need it. One that is full is said, with status 200: to send no requests here would stop what does not need it.
     """
     health = _health_of(request)
@@ -99,7 +100,7 @@ def readyz(request: Request) -> JSONResponse:
         200: {"description": "Prometheus text", "content": {"text/plain": {"schema": {"type": "string"}}}},
         401: {"model": ErrorBody, "description": "The operator asks for a key (NIGHTMILL_METRICS_KEY)"},
         429: {"model": ErrorBody, "description": "Too many requests with a wrong key"},
-        503: {"model": ErrorBody, "description": "The database is away"},
+        503: {"model": ErrorBody, "description": "The database is unavailable"},
     },
 )
 def metrics(request: Request) -> Response:

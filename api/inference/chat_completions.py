@@ -140,7 +140,7 @@ async def _streamed(chat: Chat, request: Request, seconds: int | None) -> Respon
 async def resumed(call: CallContext, request: Request, last: str, shown: bytes) -> Response:
     """What follows an event that the client has seen; the whole is read, to be kept at its end.
 
-    Raises InvalidRequest, NotFound where some of it was dropped, StreamsAway.
+    Raises InvalidRequest, NotFound where some of it was dropped, StreamsUnavailable.
     """
     packed = msgspec.json.decode(shown, type=_Packed)
     chat = Chat(call, ChatCompletionRequest.model_validate_json(msgspec.json.encode(packed.body)), packed.id)

@@ -164,7 +164,7 @@ def _serving(call: CallContext, queue: str, model: str) -> Callable[[], Awaitabl
 
 
 async def find_stream(call: CallContext, stream_id: str, after: str | None = None) -> Resumable:
-    """A stream of this project that can be resumed, there. Raises NotFound, StreamsAway."""
+    """A stream of this project that can be resumed, there. Raises NotFound, StreamsUnavailable."""
     return await call.services.inference.find_resumable(stream_id, call.project_id, after)
 
 
@@ -173,7 +173,7 @@ async def resume(
 ) -> tuple[Resumable, AsyncGenerator[AnswerEntry]]:
     """What is known of the stream that `last` is an event of, and what follows it.
 
-    Raises InvalidRequest, NotFound, StreamsAway.
+    Raises InvalidRequest, NotFound, StreamsUnavailable.
     """
     stream_id, after = parse_position(last)
     kept = await find_stream(call, stream_id, after)

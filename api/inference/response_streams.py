@@ -27,7 +27,7 @@ from api.inference import stored_answers
 from api.inference.interactive import Events, resume, stream_response, submit, whole_response
 from api.inference.turns import CreateResponse, Turn, decoded, keep, unsound
 from api.shares import run_in_threadpool
-from jobs.errors import DatabaseBusy, InvalidRequest, NotFound, StorageAway, StreamsAway
+from jobs.errors import DatabaseBusy, InvalidRequest, NotFound, StorageUnavailable, StreamsUnavailable
 from jobs.inference import responses
 from jobs.inference.answer_events import written_out
 from jobs.inference.client import second_of
@@ -77,7 +77,7 @@ def _packed(turn: Turn) -> bytes:
 
 
 async def resumed(call: CallContext, request: Request, last: str) -> Response:
-    """What follows an event that the client has seen. Raises InvalidRequest, NotFound, StreamsAway."""
+    """What follows an event that the client has seen. Raises InvalidRequest, NotFound, StreamsUnavailable."""
     kept, entries = await resume(call, request, last, RESPONSES)
     shown = msgspec.json.decode(kept.shown, type=_Shown)
     body = CreateResponse.model_validate_json(msgspec.json.encode({**shown.body, "input": shown.asked}))
@@ -212,7 +212,7 @@ class _Following:
                 found = await self._call.services.inference.read_events(
                     self._id, self._position, self._timings.response_look
                 )
-            except StreamsAway:
+            except StreamsUnavailable:
                 found = None
             for position, body in found or ():
                 self._position, self._heard = position, True
@@ -223,8 +223,9 @@ class _Following:
                 return
 
     async def _look(self) -> None:
-        """As it stands now; as it was known while the database or storage is away. Raises NotFound, KeyRevoked."""
-        with suppress(DatabaseBusy, StorageAway):
+        """As it stands now; as it was known while the database or storage is unavailable. Raises NotFound,
+        KeyRevoked."""
+        with suppress(DatabaseBusy, StorageUnavailable):
             self._response = await run_in_threadpool(self._stands)
 
     def _stands(self) -> dict[str, Any]:

@@ -50,7 +50,7 @@ from api.inference.turns import (
 )
 from api.shares import run_in_threadpool
 from jobs.clock import now
-from jobs.errors import InvalidRequest, NightmillError, StreamsAway
+from jobs.errors import InvalidRequest, NightmillError, StreamsUnavailable
 from jobs.ids import new_id
 from jobs.inference import compaction, responses
 from jobs.inference.stored import Kept
@@ -111,7 +111,7 @@ async def retrieve_response(
 async def delete_response(call: Call, response_id: str) -> ResponseDeleted:
     """Forget a response. What continued it goes on by itself."""
     await run_in_threadpool(stored_answers.delete_response, call, response_id)
-    with suppress(StreamsAway):  # it expires by itself
+    with suppress(StreamsUnavailable):  # it expires by itself
         await call.services.inference.delete_events(response_id)
     return ResponseDeleted(id=response_id)
 

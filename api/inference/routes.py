@@ -97,7 +97,7 @@ async def create_rerank(call: Call, request: Request, body: RerankRequest) -> Re
 
 
 async def resumed(call: CallContext, request: Request, last: str, url: str) -> Response:
-    """What follows an event that the client has seen. Raises InvalidRequest, NotFound, StreamsAway."""
+    """What follows an event that the client has seen. Raises InvalidRequest, NotFound, StreamsUnavailable."""
     kept = await find_stream(call, parse_position(last)[0])
     if kept.url == url and kept.shown:
         return await chat_completions.resumed(call, request, last, kept.shown)

@@ -21,7 +21,7 @@ from api.deps import CallContext
 from api.errors import clip
 from api.http.space import check_project, reserve, reserve_or_remove
 from jobs.clock import now
-from jobs.errors import Contended, DatabaseBusy, InvalidRequest, NotFound, ProjectFull, StorageAway
+from jobs.errors import Contended, DatabaseBusy, InvalidRequest, NotFound, ProjectFull, StorageUnavailable
 from jobs.ids import new_id
 from jobs.inference import conversations
 from jobs.inference.conversations import Head, Segment, items_in
@@ -159,7 +159,7 @@ def forget(call: CallContext, conversation_id: str) -> None:
         session.delete(gone)
         call.record(session, "conversation.delete", conversation_id)
     folder, paths = conversations.folder(conversation_id), {path}
-    with suppress(NotFound, StorageAway):  # what is left is retention's
+    with suppress(NotFound, StorageUnavailable):  # what is left is retention's
         paths |= {segment.path for segment in Head(call.storage, path).before}
     flat = [path for path in paths if not path.startswith(f"{folder}/")]
     let_go(call.storage, [*flat, folder])

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cli.client.server import Away, Server
+from cli.client.server import Server, ServerUnavailable
 from cli.errors import Trouble
 from cli.up.effective import effective
 from jobs.errors import InvalidRequest
@@ -23,19 +23,19 @@ from jobs.webhooks.tables import Event
 def follow_events(server: Server, after: int) -> Iterator[Mapping[str, Any]]:
     """Yield each event that follows a position, for ever. A connection that breaks is made again behind the last event.
 
-    Raises Away when the server stays away, and Trouble when it refuses.
+    Raises ServerUnavailable when the server stays unavailable, and Trouble when it refuses.
     """
-    pause, away_since = threading.Event(), None
+    pause, unreachable_since = threading.Event(), None
     while True:
         try:
             with server.events(after) as events:
-                away_since = None
+                unreachable_since = None
                 for event in events:
                     after = event["position"]
                     yield event
-        except Away:
-            away_since = away_since or time.monotonic()
-            if time.monotonic() - away_since > server.timings.follow_patience:
+        except ServerUnavailable:
+            unreachable_since = unreachable_since or time.monotonic()
+            if time.monotonic() - unreachable_since > server.timings.follow_patience:
                 raise
         pause.wait(server.timings.follow_look)
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
-from cli.client.server import Away, Server
+from cli.client.server import Server, ServerUnavailable
 from cli.terminal import say, visible
 from cli.wording import duration, model_progress
 
@@ -153,7 +153,8 @@ Show = Callable[[Snapshot], None]
 
 
 def follow(server: Server, job_id: str, check: Callable[[], None] = lambda: None) -> Snapshot:
-    """Show the job until it ends, and return its last state. Raises Away when the server stays away.
+    """Show the job until it ends, and return its last state. Raises ServerUnavailable when the server stays
+    unavailable.
 
     `check` is called with each look, and raises when waiting makes no sense any more.
     """
@@ -164,7 +165,7 @@ def follow(server: Server, job_id: str, check: Callable[[], None] = lambda: None
             check()
             try:
                 snapshot = Snapshot.of(server.get(f"/jobs/{job_id}"))
-            except Away:
+            except ServerUnavailable:
                 if time.monotonic() - answered > server.timings.follow_patience:
                     raise
             else:

@@ -59,7 +59,7 @@ def connect(url: str | None, api_key: str | None, data_dir: Path | None) -> "Ser
         raise Trouble(f"nothing runs in {folder.path}; {mend}")
     if not key and readiness.look(base.rstrip("/").removesuffix("/v1")) is None:
         there = f"what runs in {folder.path} is at {run['url']}" if run else "`nightmill doctor` looks"
-        raise Away(f"no server answers at {base}; is the URL right? {there}")
+        raise ServerUnavailable(f"no server answers at {base}; is the URL right? {there}")
     if not key:
         mend = "set NIGHTMILL_API_KEY, or make one with `nightmill keys create --project NAME`"
         raise Trouble(f"no API key for {base}: {mend}")
@@ -110,11 +110,11 @@ def _by_hand(config: "Settings", folder: "DataFolder") -> _JSON:
     return {"url": url, "api_key": key} if url else {}
 
 
-class Away(Trouble):
+class ServerUnavailable(Trouble):
     """No server answers, or it cannot answer now."""
 
 
-class ModelLoading(Away):
+class ModelLoading(ServerUnavailable):
     """The model answers when a worker has loaded it."""
 
 
@@ -126,7 +126,7 @@ def _kind(status: int, code: str | None) -> type[Trouble]:
     if code == "model_loading":
         return ModelLoading
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return Away
+        return ServerUnavailable
     return Refused if status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY) else Trouble
 
 
@@ -139,9 +139,9 @@ def _told(url: str) -> Iterator[None]:
     try:
         yield
     except openai.APIConnectionError as error:
-        raise Away(f"no server answers at {url}; is it running? `nightmill doctor` looks") from error
+        raise ServerUnavailable(f"no server answers at {url}; is it running? `nightmill doctor` looks") from error
     except httpx2.TransportError as error:  # in the middle of a body, where the SDK does not look
-        raise Away(f"the server at {url} broke off its answer") from error
+        raise ServerUnavailable(f"the server at {url} broke off its answer") from error
     except openai.AuthenticationError as error:
         raise Trouble(f"the server at {url} does not accept this key") from error
     except openai.APIStatusError as error:
@@ -183,14 +183,15 @@ class Server:
         return self._object(found)
 
     def _object(self, found: object) -> _JSON:
-        """Raises Away for what another program may answer."""
+        """Raises ServerUnavailable for what another program may answer."""
         if not isinstance(found, dict):
-            raise Away(f"what answers at {self.url} is no server of this kind; is the URL right?")
+            raise ServerUnavailable(f"what answers at {self.url} is no server of this kind; is the URL right?")
         return cast("_JSON", found)
 
     @contextmanager
     def events(self, after: int) -> Iterator[Iterator[_JSON]]:
-        """Connect to the stream of the project's events that follow a position. Raises Away when it breaks off."""
+        """Connect to the stream of the project's events that follow a position. Raises ServerUnavailable when it breaks
+        off."""
         from openai import Stream
 
         options: RequestOptions = {"params": {"after": after}, "headers": {"Accept": "text/event-stream"}}
@@ -285,7 +286,7 @@ class Server:
         try:
             answer = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310
         except OSError as error:
-            raise Away(f"the server at {self.url} gave no results: {error}") from error
+            raise ServerUnavailable(f"the server at {self.url} gave no results: {error}") from error
         with answer:
             yield _lines_of(self._parts(answer))
 
@@ -296,19 +297,20 @@ class Server:
         try:
             yield from iter(partial(answer.read1, _READ), b"")
         except (HTTPException, OSError) as error:
-            raise Away(f"the server at {self.url} broke off its answer") from error
+            raise ServerUnavailable(f"the server at {self.url} broke off its answer") from error
 
     def download(self, file_id: str, path: Path) -> None:
         """Write a file's content to `path`, which appears when it is whole.
 
-        A server that is restarted is waited for; Away says that it was not back in time. What is written to as it is
+        A server that is restarted is waited for; ServerUnavailable says that it was not back in time. What is written
+        to as it is
         (see `whole`) would have the beginning twice.
         """
         began = time.monotonic()
         while True:
             try:
                 self._download(file_id, path)
-            except Away as error:
+            except ServerUnavailable as error:
                 if time.monotonic() - began > self.timings.download_patience or not replaced(path):
                     raise
                 say(f"{error}; trying again", err=True)

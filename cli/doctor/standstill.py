@@ -63,7 +63,7 @@ def from_afar(job: Snapshot, ready: Mapping[str, Any]) -> list[str]:
     """By what `/readyz` says, nothing if it says nothing."""
     queue = _PLAN if job.state != "running" else ""
     if ready.get("database", "ok") != "ok":
-        return ["the server's database is away"]
+        return ["the server's database is unavailable"]
     if queue and "workers" in ready and not ready["workers"].get(queue):
         return [f"no live worker of {queue}"]
     if ready.get("status") == "stuck":
@@ -179,6 +179,6 @@ def _not_rung(config: "Settings") -> Iterator[str]:
     folder = DataFolder(config.data_dir)
     for found in broker(Patient(config, folder, folder.read_run())):
         if found.health is Health.BROKEN:
-            yield f"the broker is away: {found.told}; {found.mend}"
+            yield f"the broker is unavailable: {found.told}; {found.mend}"
     if trouble := ailing(config, DISPATCHER):
         yield f"{trouble}; `nightmill doctor` looks at the processes"

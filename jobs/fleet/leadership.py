@@ -133,7 +133,7 @@ class _PostgresSeat:
                 connection.close()
                 return False
         except DBAPIError:
-            log.warning("leadership_database_away")
+            log.warning("leadership_database_unavailable")
             return False
         self._connection = connection
         return True

@@ -70,7 +70,7 @@ class Quarantine(Base):
 
 
 class Model(Base):
-    """A model that an endpoint said it serves, so that a batch for it is valid while the endpoint is away."""
+    """A model that an endpoint said it serves, so that a batch for it is valid while the endpoint is unavailable."""
 
     __tablename__ = "model"
 

@@ -29,7 +29,7 @@ from jobs.errors import (
     NotFound,
     NoWorker,
     Overloaded,
-    StreamsAway,
+    StreamsUnavailable,
     TooManyRequests,
     WorkerLost,
 )
@@ -129,7 +129,8 @@ class InferenceClient:
         `is_served` says whether a live worker may take the request. After `patience` seconds without a chunk, entries
         of kind `late` are yielded.
 
-        Raises BrokerFull, NotFound, NoWorker, Overloaded, StreamsAway, TooManyRequests, WorkerLost, and the errors of
+        Raises BrokerFull, NotFound, NoWorker, Overloaded, StreamsUnavailable, TooManyRequests, WorkerLost, and the
+        errors of
         `check_client`.
         """
         key, raw = queue_key(queue), pack(request)
@@ -147,16 +148,16 @@ class InferenceClient:
             reader.is_refused = True
             raise
         except (RedisError, OSError) as error:
-            raise StreamsAway from error
+            raise StreamsUnavailable from error
         finally:
             await asyncio.shield(reader.leave())
 
     async def find_resumable(self, request_id: str, tenant: str, after: str | None = None) -> Resumable:
-        """Describe a stream that still has all entries behind `after`. Raises NotFound, StreamsAway."""
+        """Describe a stream that still has all entries behind `after`. Raises NotFound, StreamsUnavailable."""
         try:
             raw, info, may_begin = await self._look_up(request_id)
         except (RedisError, OSError) as error:
-            raise StreamsAway from error
+            raise StreamsUnavailable from error
         resumable = unpack_resumable(raw) if raw and (info or may_begin) else None
         if resumable is None or resumable.tenant != tenant or (after is not None and _dropped(info, after)):
             raise _stream_gone()
@@ -167,7 +168,7 @@ class InferenceClient:
     ) -> AsyncGenerator[AnswerEntry]:
         """Yield the entries behind `after`; none where `after` is the end.
 
-        Raises NotFound, NoWorker, StreamsAway, WorkerLost, and the errors of `check_client`.
+        Raises NotFound, NoWorker, StreamsUnavailable, WorkerLost, and the errors of `check_client`.
         """
         patience = self._timings.interactive_late
         reader = self._reader(request_id, resumable.linger, resumable.tenant, patience=patience)
@@ -178,14 +179,14 @@ class InferenceClient:
                 async for entry in entries:
                     yield entry
         except (RedisError, OSError) as error:
-            raise StreamsAway from error
+            raise StreamsUnavailable from error
         finally:
             await asyncio.shield(reader.leave())
 
     async def stop(self, request_id: str, tenant: str) -> None:
         """Drop a resumable stream and stop counting it to its project; a connected client reads that it was stopped.
 
-        Raises StreamsAway.
+        Raises StreamsUnavailable.
         """
         try:
             async with self._server().pipeline() as pipe:
@@ -195,14 +196,14 @@ class InferenceClient:
                 pipe.expire(answer_key(request_id), int(self._timings.interactive_present))
                 await pipe.execute()
         except (RedisError, OSError) as error:
-            raise StreamsAway from error
+            raise StreamsUnavailable from error
 
     async def read_events(self, response_id: str, after: str, seconds: float) -> list[tuple[str, bytes]]:
         """Return the events of a background response behind `after`, each with its position. Wait for one event.
 
         Without a Redis server no events are published: wait for `seconds` all the same, and return none.
 
-        Raises StreamsAway.
+        Raises StreamsUnavailable.
         """
         if not self._url:
             await asyncio.sleep(seconds)
@@ -213,17 +214,17 @@ class InferenceClient:
             )
         except (RedisError, OSError) as error:
             await asyncio.sleep(seconds)
-            raise StreamsAway from error
+            raise StreamsUnavailable from error
         rows = reply[0][1] if reply else ()
         return [(entry_id.decode(), unpack_entry(fields[ENTRY_FIELD]).body) for entry_id, fields in rows]
 
     async def delete_events(self, response_id: str) -> None:
-        """Delete the published events of a background response. Raises StreamsAway."""
+        """Delete the published events of a background response. Raises StreamsUnavailable."""
         if self._url:
             try:
                 await self._server().delete(answer_key(response_id))
             except (RedisError, OSError) as error:
-                raise StreamsAway from error
+                raise StreamsUnavailable from error
 
     async def close(self) -> None:
         if self._redis is not None:
@@ -231,9 +232,11 @@ class InferenceClient:
             self._redis = None
 
     def _server(self) -> Any:
-        """Return the Redis client, connecting on the first call. Raises StreamsAway."""
+        """Return the Redis client, connecting on the first call. Raises StreamsUnavailable."""
         if not self._url:
-            raise StreamsAway("Interactive clients need Redis or Valkey beside this broker: set NIGHTMILL_STREAMS_URL.")
+            raise StreamsUnavailable(
+                "Interactive clients need Redis or Valkey beside this broker: set NIGHTMILL_STREAMS_URL."
+            )
         if self._redis is None:
             self._redis = connect(self._url)
             self._memory = MemoryProbe(self._redis)
@@ -247,7 +250,7 @@ class InferenceClient:
         queued: tuple[str, bytes] | None = None,
         patience: float = math.inf,
     ) -> "_AnswerReader":
-        """Return a reader of a request's answer. Raises StreamsAway."""
+        """Return a reader of a request's answer. Raises StreamsUnavailable."""
         behind = self._config.interactive_unread_bytes // BEHIND_PART
         server = self._server()
         return _AnswerReader(server, request_id, linger, tenant, queued, patience, behind, self._large, self._timings)

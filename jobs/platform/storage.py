@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
-from jobs.errors import NotFound, StorageAway, StorageFull
+from jobs.errors import NotFound, StorageFull, StorageUnavailable
 from jobs.logs import Seldom
 
 CHUNK = 1 << 20
@@ -28,11 +28,11 @@ CLIENTS = frozenset({"botocore", "aiobotocore", "aiohttp"})
 #: Of S3: long enough for a slow answer, short enough that a worker gives back what it can't store within its lease.
 PATIENCE = {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 3, "mode": "standard"}}
 
-_away = Seldom(logging.getLogger(__name__), "storage_away")
+_unavailable = Seldom(logging.getLogger(__name__), "storage_unavailable")
 
 
 class Storage(Protocol):
-    """The port. Missing paths raise NotFound, a full disk StorageFull, one that can't be reached StorageAway."""
+    """The port. Missing paths raise NotFound, a full disk StorageFull, one that can't be reached StorageUnavailable."""
 
     def put(self, path: str, data: bytes) -> None:
         """Write one small object durably."""
@@ -326,7 +326,7 @@ def let_go(storage: Storage, paths: Iterable[str]) -> None:
     whoever were told of a failure would do it again.
     """
     for path in paths:
-        with suppress(StorageAway, StorageFull):
+        with suppress(StorageUnavailable, StorageFull):
             storage.delete(path)
 
 
@@ -346,10 +346,10 @@ def _our_errors(path: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFull from error
-        _away.warn(path=path, reason=str(error))
-        raise StorageAway from error
+        _unavailable.warn(path=path, reason=str(error))
+        raise StorageUnavailable from error
     except Exception as error:  # clients of stores have no common base for what they raise
         if type(error).__module__.partition(".")[0] not in CLIENTS:
             raise
-        _away.warn(path=path, reason=str(error))
-        raise StorageAway from error
+        _unavailable.warn(path=path, reason=str(error))
+        raise StorageUnavailable from error

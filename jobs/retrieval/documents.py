@@ -69,7 +69,7 @@ def folder(store_id: str) -> str:
 
 
 def load(storage: Storage, store_id: str, version: str) -> Document | None:
-    """Return a version's document; None when it is not there (any more). Raises StorageAway."""
+    """Return a version's document; None when it is not there (any more). Raises StorageUnavailable."""
     try:
         with storage.reader(path(store_id, version)) as handle:
             return decode(handle.read())

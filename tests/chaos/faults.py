@@ -43,7 +43,7 @@ from tests.support.distributed import Killable, Servers
 from tests.support.oracle import Job
 from tests.support.system import SCALED, StubEngine, System, command, pause, rival, signal_all, wait_for
 from tests.support.weaviate import Weaviate
-from workers.dispatcher.publisher import BrokerAway, CeleryRinger
+from workers.dispatcher.publisher import BrokerUnavailable, CeleryRinger
 
 LEASE = float(SCALED["NIGHTMILL_LEASE_SECONDS"])
 _WEB_DELAY = 0.05  # F11: the kill comes this long after the request, at most
@@ -283,7 +283,7 @@ def _repeat(scene: Scene) -> None:
     rings *= _REPEATS
     scene.rng.shuffle(rings)
     ringer = CeleryRinger(Settings(data_dir=scene.system.data, broker_url=scene.broker_url))
-    with suppress(BrokerAway):
+    with suppress(BrokerUnavailable):
         for task, queue, arguments in rings:
             ringer.ring(task, queue, arguments)
     scene.journal.note(f"{len(rings)} doorbells were rung in vain")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import NotFound, StorageAway, StorageFull
+from jobs.errors import NotFound, StorageFull, StorageUnavailable
 from jobs.platform.storage import DiskStorage, ObjectStorage, Storage, open_storage
 from tests.support.services import S3, need
 
@@ -252,7 +252,7 @@ def test_a_full_disk_is_said_so_and_leaves_nothing(disk: DiskStorage, monkeypatc
 def told(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
     """What the log is told of a storage that is away."""
     found: list[dict[str, object]] = []
-    monkeypatch.setattr("jobs.platform.storage._away.warn", lambda **fields: found.append(fields))
+    monkeypatch.setattr("jobs.platform.storage._unavailable.warn", lambda **fields: found.append(fields))
     return found
 
 
@@ -264,7 +264,7 @@ def test_other_errors_of_the_disk_mean_that_it_is_away(
 
     monkeypatch.setattr(os, "fsync", broken)
 
-    with pytest.raises(StorageAway) as raised:
+    with pytest.raises(StorageUnavailable) as raised:
         disk.put("files/one", b"x")
     assert str(raised.value) == "The file storage cannot be reached.", "clients are shown it"
     assert told == [{"path": "files/one", "reason": "[Errno 5] Input/output error"}]
@@ -331,7 +331,7 @@ def test_a_folder_that_cannot_be_removed_is_no_folder_that_is_gone(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "rmdir", fail)
-        with pytest.raises(StorageAway):
+        with pytest.raises(StorageUnavailable):
             disk.delete("jobs/1")
     disk.delete("jobs/1")
 
@@ -385,7 +385,7 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over(disk: DiskStorage, monk
 
     monkeypatch.setattr(os, "scandir", fail)
 
-    with pytest.raises(StorageAway):
+    with pytest.raises(StorageUnavailable):
         disk.list("uploads")
 
 
@@ -446,7 +446,7 @@ def test_an_s3_that_can_not_be_reached_is_an_error_and_not_a_missing_object(
     options["config_kwargs"] = {"retries": {"max_attempts": 0}}
     away = ObjectStorage(f"s3://{s3.bucket}", skip_instance_cache=True, **options)
 
-    with pytest.raises(StorageAway, match=r"^The file storage cannot be reached\.$"):
+    with pytest.raises(StorageUnavailable, match=r"^The file storage cannot be reached\.$"):
         away.size("x")
     assert "127.0.0.1:1" in str(told)
 
@@ -456,18 +456,18 @@ def test_an_object_store_that_is_away_is_told_and_not_taken_for_missing(s3: S3) 
     options = {**s3.options, "client_kwargs": {**s3.options["client_kwargs"], "endpoint_url": "http://127.0.0.1:9"}}
     store = ObjectStorage(f"s3://{s3.bucket}/away", skip_instance_cache=True, **options)
 
-    with pytest.raises(StorageAway):
+    with pytest.raises(StorageUnavailable):
         store.put("a", b"x")
-    with pytest.raises(StorageAway):
+    with pytest.raises(StorageUnavailable):
         store.size("a")
-    with pytest.raises(StorageAway):
+    with pytest.raises(StorageUnavailable):
         store.list("a")
 
 
 def test_a_disk_that_cannot_be_written_is_away(tmp_path: Path) -> None:
     (tmp_path / "files").write_text("a file where the folder should be")
 
-    with pytest.raises(StorageAway):
+    with pytest.raises(StorageUnavailable):
         open_storage(f"file://{tmp_path}/files").put("a/b", b"x")
 
 

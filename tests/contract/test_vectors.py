@@ -20,7 +20,7 @@ from tests.support.system import eventually, pause
 from tests.support.weaviate import Weaviate
 from tests.unit.workers.vectors.writer import ENTRIES, a_document, a_store, an_entry, digest_of, go, start, towards
 from workers.vectors import weaviate as weaviate_module
-from workers.vectors.base import Entry, Hit, Store, Vectors, VectorsAway
+from workers.vectors.base import Entry, Hit, Store, Vectors, VectorsUnavailable
 from workers.vectors.open_vectors import open_vectors
 from workers.vectors.weaviate import collection_name
 
@@ -423,7 +423,7 @@ def test_a_store_dropped_while_it_is_written_is_whole_afterwards(shared: Place, 
             number += 1
             try:
                 writing.write(store, a_document(f"key{number}"))
-            except VectorsAway:
+            except VectorsUnavailable:
                 continue
             except BaseException as failure:  # noqa: BLE001 (a thread's failure is the test's)
                 failures.append(failure)
@@ -474,7 +474,7 @@ def test_a_server_that_starts_is_away_and_not_empty(server: Weaviate, tmp_path: 
 
     found: list[dict[str, int]] = []
     while starting.is_alive() or not found:
-        with suppress(VectorsAway):
+        with suppress(VectorsUnavailable):
             found.append(vectors.counts(store))
         pause(0.01)
 
@@ -507,7 +507,7 @@ def test_what_is_written_again_is_found_by_its_vector_though_the_server_was_kill
     with monkeypatch.context() as patched:
         patched.setattr(weaviate_module, "_delete", _is_killed)
         for store in stores:
-            with pytest.raises(VectorsAway):
+            with pytest.raises(VectorsUnavailable):
                 vectors.write(store, document)
     server.kill()
     server.start()
@@ -525,11 +525,11 @@ def test_what_is_written_again_is_found_by_its_vector_though_the_server_was_kill
 
 
 def _is_killed(*_: object, **__: object) -> int:
-    raise VectorsAway("The server was killed before it had flushed.")
+    raise VectorsUnavailable("The server was killed before it had flushed.")
 
 
 def _answers(vectors: Vectors) -> bool:
-    with suppress(VectorsAway):
+    with suppress(VectorsUnavailable):
         vectors.check()
         return True
     return False
@@ -563,14 +563,14 @@ def test_a_server_that_dies_is_away_until_it_is_back(server: Weaviate, tmp_path:
 
     server.kill()
     for attempt in attempts:
-        with pytest.raises(VectorsAway):
+        with pytest.raises(VectorsUnavailable):
             attempt()
     server.start()
 
     def is_back() -> bool:
         try:
             return vectors.counts(store) == {"vsd_a.1": ENTRIES}
-        except VectorsAway:
+        except VectorsUnavailable:
             return False
 
     eventually(is_back, 20, "the entries are there again")
@@ -580,7 +580,7 @@ def test_a_server_that_dies_is_away_until_it_is_back(server: Weaviate, tmp_path:
 def test_a_server_that_does_not_take_the_key_is_away(server: Weaviate, tmp_path: Path, store: Store) -> None:
     for key in ("", "another-key"):
         vectors = open_vectors(server.url, tmp_path, key)
-        with pytest.raises(VectorsAway, match="401") as raised:
+        with pytest.raises(VectorsUnavailable, match="401") as raised:
             vectors.write(store, a_document("vsd_a.1"))
         assert "another" not in str(raised.value)
         vectors.close()
@@ -589,7 +589,7 @@ def test_a_server_that_does_not_take_the_key_is_away(server: Weaviate, tmp_path:
 def test_a_server_that_was_never_there_is_away_and_no_key_is_told(tmp_path: Path) -> None:
     vectors = open_vectors("weaviate://127.0.0.1:9?grpc=127.0.0.1:10", tmp_path, "a-secret-key")
 
-    with pytest.raises(VectorsAway, match="Could not connect") as raised:
+    with pytest.raises(VectorsUnavailable, match="Could not connect") as raised:
         vectors.check()
 
     assert "secret" not in str(raised.value)
@@ -619,7 +619,7 @@ def test_a_server_that_answers_half_is_away(weaviate: str, tmp_path: Path) -> No
         f"{weaviate.partition('?')[0]}?grpc=127.0.0.1:10", tmp_path, timings=replace(Timings(), vectors_connect=1.0)
     )
 
-    with pytest.raises(VectorsAway, match="gRPC"):
+    with pytest.raises(VectorsUnavailable, match="gRPC"):
         vectors.check()
     vectors.close()
 
@@ -649,7 +649,7 @@ def test_entries_that_the_server_refuses_are_told(
         an_entry("vsd_b.1", 1, "bad", towards(1, dimensions=9)),
     ]
 
-    with pytest.raises(VectorsAway, match=r"refused 1 of 2 entries: .*length"):
+    with pytest.raises(VectorsUnavailable, match=r"refused 1 of 2 entries: .*length"):
         vectors.write(store, mixed)
 
     vectors.close()

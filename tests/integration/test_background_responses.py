@@ -15,7 +15,7 @@ from sqlalchemy import select, update
 
 from jobs.clock import now
 from jobs.db.engine import Database
-from jobs.errors import StorageAway
+from jobs.errors import StorageUnavailable
 from jobs.inference import responses
 from jobs.inference.tables import KeptResponse
 from jobs.ledger.states import JobState
@@ -289,7 +289,7 @@ def test_one_that_is_deleted_while_storage_lets_nothing_go_ends_all_the_same(
     found = background_responses._object
 
     def away(_: str) -> None:
-        raise StorageAway
+        raise StorageUnavailable
 
     def deleted_before(context: Any, response_id: str) -> Any:
         world.client.responses.delete(response_id)

@@ -21,7 +21,7 @@ from openai.types.responses import ResponseStreamEvent
 from api.deps import CallContext
 from api.inference import stored_answers
 from jobs.db.engine import Database
-from jobs.errors import StorageAway
+from jobs.errors import StorageUnavailable
 from jobs.inference import interactive
 from jobs.inference.stored import Kept
 from jobs.ledger import shards
@@ -368,7 +368,7 @@ def test_what_is_kept_is_read_when_it_has_ended_and_again_where_storage_was_away
         nonlocal loads
         loads += 1
         if loads == 2:  # the first is that of the request
-            raise StorageAway
+            raise StorageUnavailable
         return load(call, response_id)
 
     monkeypatch.setattr("api.inference.stored_answers.load_response", counted)

@@ -12,7 +12,7 @@ from sqlalchemy import func, select, update
 
 from jobs.clock import now
 from jobs.db.engine import Database
-from jobs.errors import DatabaseBusy, StorageAway, StorageFull
+from jobs.errors import DatabaseBusy, StorageFull, StorageUnavailable
 from jobs.fleet import workers
 from jobs.fleet.tables import Measure
 from jobs.ledger import audit, events, ledger, measures, shards
@@ -134,7 +134,7 @@ def test_a_storage_that_is_away_blames_no_line_and_loses_nothing(mill: Mill, mon
     def sometimes(path: str, data: bytes) -> None:
         if path.startswith("jobs/") and away[0] > 0:
             away[0] -= 1
-            raise StorageAway
+            raise StorageUnavailable
         put(path, data)
 
     monkeypatch.setattr(DiskStorage, "put", lambda _self, path, data: sometimes(path, data))

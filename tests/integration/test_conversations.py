@@ -11,7 +11,7 @@ from openai.types.responses import Response
 from sqlalchemy import select
 
 from api.http.idempotency import Once
-from jobs.errors import DatabaseBusy, StorageAway
+from jobs.errors import DatabaseBusy, StorageUnavailable
 from jobs.ledger.tables import Audit
 from tests.support.lost import look_twice
 from tests.support.shop import MODEL, Shop
@@ -262,7 +262,7 @@ def test_what_is_said_is_said_once_where_storage_lets_nothing_go(shop: Shop, mon
     response = _answer(shop, "one", made.id)
 
     def away(_: str) -> None:
-        raise StorageAway
+        raise StorageUnavailable
 
     with monkeypatch.context() as patch:
         patch.setattr(shop.app.state.services.storage, "delete", away)

@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session
 from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy
 from jobs.tables import Base
-from workers.dispatcher.publisher import BrokerAway
+from workers.dispatcher.publisher import BrokerUnavailable
 
 T = TypeVar("T")
 Actor = Generator[float, None, None]
@@ -175,7 +175,7 @@ class Broker:
         if world.chance("ring_refused"):
             if world.random.random() < 0.5:
                 self._put(task, queue, arguments)  # and says it did not
-            raise BrokerAway
+            raise BrokerUnavailable
         if world.chance("ring_lost"):
             world.note("ring lost", task, *arguments)
             return

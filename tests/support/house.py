@@ -15,7 +15,7 @@ from jobs.queues import Queue
 from jobs.security import keys
 from jobs.settings import Settings
 from workers.dispatcher.loop import Dispatcher
-from workers.dispatcher.publisher import BrokerAway
+from workers.dispatcher.publisher import BrokerUnavailable
 
 
 class Clock:
@@ -35,7 +35,7 @@ class Bells:
 
     def ring(self, task: str, queue: str, arguments: Sequence[object]) -> None:
         if self.away:
-            raise BrokerAway
+            raise BrokerUnavailable
         self.rung.append((task, tuple(arguments)))
 
 

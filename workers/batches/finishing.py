@@ -22,7 +22,7 @@ from sqlalchemy import select
 from jobs.batches import batches, lines
 from jobs.batches.batches import Batch
 from jobs.clock import now
-from jobs.errors import Fenced, NotFound, StorageAway, StorageFull
+from jobs.errors import Fenced, NotFound, StorageFull, StorageUnavailable
 from jobs.files.tables import File
 from jobs.ids import new_id
 from jobs.ledger import ledger
@@ -42,7 +42,8 @@ _REASONS = {JobState.EXPIRING: output_lines.EXPIRED, JobState.CANCELLING: output
 
 
 def finish(context: Context, claim: JobClaim, hold: Hold) -> None:
-    """Assemble the results of a batch and end it. Raises Fenced, NotFound, ResultsLost, StorageFull, StorageAway."""
+    """Assemble the results of a batch and end it. Raises Fenced, NotFound, ResultsLost, StorageFull,
+    StorageUnavailable."""
     _Finisher(context, claim, hold).run()
 
 
@@ -72,7 +73,7 @@ def assemble(context: Context, job: Job, batch: Sequence[Record], tally: Tally) 
             for record in sorted(batch, key=lambda record: record.line):
                 _, good, data = output_lines.parse(record.data)
                 (output if good else errors).write(data)
-    except (StorageFull, StorageAway):
+    except (StorageFull, StorageUnavailable):
         return None
     return _results(output, errors, counts, tally.outcomes)
 

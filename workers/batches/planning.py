@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session
 from jobs.batches import batches, lines
 from jobs.batches.batches import Batch, Which
 from jobs.db.engine import WRITE_ROWS
-from jobs.errors import DatabaseBusy, NotFound, StorageAway, StorageFull
+from jobs.errors import DatabaseBusy, NotFound, StorageFull, StorageUnavailable
 from jobs.fleet import routing
 from jobs.fleet.models_file import ModelsFileError
 from jobs.fleet.routing import Route
@@ -350,7 +350,7 @@ def _drafted(planner: Planner) -> bool:
     """What goes wrong goes wrong again where it is planned alone, and is dealt with there."""
     try:
         return planner.draft()
-    except (Abandoned, NotFound, StorageAway, StorageFull):
+    except (Abandoned, NotFound, StorageUnavailable, StorageFull):
         return False
     except Exception:  # the boundary of one job: its neighbours are planned all the same
         log.exception("draft_failed", extra={"job_id": planner.claim.job.id})

@@ -7,7 +7,7 @@
 While work flows a tick is a fifth of that, and looks at jobs alone.
 
 Several may run; one leads. What it observes (leases, rings) it observes on its own monotonic clock, and a new
-leader starts afresh. It needs neither Celery's worker nor its beat; a broker that is away delays rings alone.
+leader starts afresh. It needs neither Celery's worker nor its beat; a broker that is unavailable delays rings alone.
 """
 
 import logging
@@ -42,7 +42,7 @@ from jobs.security.tables import Project
 from jobs.settings import Settings, settings
 from jobs.timings import Timings
 from workers.dispatcher.maintenance import Housekeeper
-from workers.dispatcher.publisher import BrokerAway, CeleryRinger, Ringer, Rings, Turns, choose
+from workers.dispatcher.publisher import BrokerUnavailable, CeleryRinger, Ringer, Rings, Turns, choose
 
 log = logging.getLogger(__name__)
 
@@ -204,8 +204,8 @@ class Dispatcher:
                 for ring in rings:
                     rung.append(ring.id)
                     self._rings.rung(ring.id, ring.rings + 1)
-        except BrokerAway:
-            log.warning("broker_away", extra={"waiting": sum(map(len, peals)) - len(rung)})
+        except BrokerUnavailable:
+            log.warning("broker_unavailable", extra={"waiting": sum(map(len, peals)) - len(rung)})
             self._broker_back = self.clock() + _BROKER_PAUSE
             refused = True
         self._say_rung(refused)
@@ -246,7 +246,7 @@ class Dispatcher:
             self._again[task] = self.clock() + self.config.rering_seconds
             try:
                 self._ringer.ring(task, queue, [])
-            except BrokerAway:
+            except BrokerUnavailable:
                 self._broker_back = self.clock() + _BROKER_PAUSE
                 with self.db.write() as session:
                     measures.count(session, measures.REFUSALS, "", 1)

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, load_only
 
 from jobs.clock import now
 from jobs.db.engine import Database
-from jobs.errors import NotFound, StorageAway, StorageFull
+from jobs.errors import NotFound, StorageFull, StorageUnavailable
 from jobs.files.tables import File, UploadPart
 from jobs.inference import conversations
 from jobs.inference.tables import Conversation, KeptCompletion
@@ -53,7 +53,7 @@ class Orphans:
         self._removed = self._away = 0
 
     def look(self) -> Iterator[None]:
-        """A look, page by page. Raises StorageAway, StorageFull, NotFound; what was found is forgotten then."""
+        """A look, page by page. Raises StorageUnavailable, StorageFull, NotFound; what was found is forgotten then."""
         self._found, self._removed, self._away = set(), 0, 0
         yield from self._sweep()
         of_kinds = [folder for row in kinds.rows().values() for folder in row.folders]
@@ -104,12 +104,12 @@ class Orphans:
         yield
 
     def _removes(self, path: str) -> bool:
-        """Raises StorageAway when it is for too long: each try has its patience."""
+        """Raises StorageUnavailable when it is for too long: each try has its patience."""
         try:
             self._storage.delete(path)
-        except (StorageAway, StorageFull, NotFound) as error:
+        except (StorageUnavailable, StorageFull, NotFound) as error:
             log.warning("purge_failed", extra={"path": path})
-            self._away = self._away + 1 if isinstance(error, StorageAway) else 0
+            self._away = self._away + 1 if isinstance(error, StorageUnavailable) else 0
             if self._away == _AWAY_AT_MOST:
                 raise
             return False

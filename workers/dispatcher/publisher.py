@@ -96,18 +96,18 @@ def choose(
 _MAX_RERING = 60.0
 
 
-class BrokerAway(Exception):
+class BrokerUnavailable(Exception):
     """The broker takes nothing now."""
 
 
 class Ringer(Protocol):
-    """Publish doorbells. Raises BrokerAway."""
+    """Publish doorbells. Raises BrokerUnavailable."""
 
     def ring(self, task: str, queue: str, arguments: Sequence[object]) -> None: ...
 
 
 class CeleryRinger:
-    """Publish through Celery on one connection; every failure of the connection is `BrokerAway`."""
+    """Publish through Celery on one connection; every failure of the connection is `BrokerUnavailable`."""
 
     def __init__(self, config: Settings) -> None:
         self._app = app.build(config)
@@ -118,7 +118,7 @@ class CeleryRinger:
                 task, args=list(arguments), queue=self._declared(queue), ignore_result=True, retry=False
             )
         except (OperationalError, OSError) as error:
-            raise BrokerAway(str(error)) from error
+            raise BrokerUnavailable(str(error)) from error
 
     def _declared(self, name: str) -> str:
         """Declare the queue of a model that has one of its own, which this process does not know yet."""

@@ -19,7 +19,7 @@ from jobs.batches import batches
 from jobs.clock import now
 from jobs.db.base import Base
 from jobs.db.engine import UNSEEN, Database
-from jobs.errors import DatabaseBusy, NotFound, StorageAway, StorageFull
+from jobs.errors import DatabaseBusy, NotFound, StorageFull, StorageUnavailable
 from jobs.files.tables import File, Upload, UploadPart
 from jobs.inference import cache
 from jobs.inference.tables import Conversation, KeptCompletion, KeptResponse
@@ -42,7 +42,7 @@ _UPLOADED = ("completed", "cancelled", "expired")
 _PAGES = 20
 _JOBS_AT_ONCE = 10
 _ORPHAN_PASSES = 60  # once an hour
-_STORAGE = (StorageAway, StorageFull, NotFound)
+_STORAGE = (StorageUnavailable, StorageFull, NotFound)
 
 
 class Retention:
@@ -165,7 +165,7 @@ class Retention:
             while self._unmeasured and not self._repeat(partial(self._measure_page, self._unmeasured[0])):
                 del self._unmeasured[0]
                 self._measured = ""
-        except (StorageAway, StorageFull):
+        except (StorageUnavailable, StorageFull):
             return False  # the storage may be there at the next pass
         return bool(self._unmeasured)
 

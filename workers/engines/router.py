@@ -61,9 +61,10 @@ class Router:
 
     @property
     def there(self) -> frozenset[str]:
-        """Return the models that may be asked for now: without those that only servers have that are away.
+        """Return the models that may be asked for now: without those that only servers have that are unavailable.
 
-        `ANY_MODEL` of a server that is away is among them: without it a batch of a name that only this server has would
+        `ANY_MODEL` of a server that is unavailable is among them: without it a batch of a name that only this server
+        has would
         be refused.
         """
         servers = [endpoint for engine in self.engines.servers for endpoint in engine.endpoints]

@@ -26,7 +26,7 @@ import msgspec
 from redis.exceptions import RedisError
 from sqlalchemy import select, update
 
-from jobs.errors import NotFound, StorageAway, StorageFull
+from jobs.errors import NotFound, StorageFull, StorageUnavailable
 from jobs.inference import responses
 from jobs.inference.admission import BLOCK, MemoryProbe, count_block, max_held
 from jobs.inference.interactive import (
@@ -174,7 +174,7 @@ class ResponseRun(LineRun):
 
 
 def respond(context: Context, claim: JobClaim, _hold: Hold) -> None:
-    """Bring the claimed job to its end. Raises Fenced, StorageFull, StorageAway."""
+    """Bring the claimed job to its end. Raises Fenced, StorageFull, StorageUnavailable."""
     with context.db.read() as session:
         segment = session.scalars(select(Segment).where(Segment.job_id == claim.job.id)).first()
         wanted = session.get(KeptResponse, claim.job.id) is not None
@@ -219,7 +219,7 @@ def _object(context: Context, response_id: str) -> Kept | None:
 def _remove(context: Context, *paths: str) -> None:
     """What the storage does not let go of now, retention removes."""
     for path in paths:
-        with suppress(StorageAway, StorageFull):
+        with suppress(StorageUnavailable, StorageFull):
             context.storage.delete(path)
 
 

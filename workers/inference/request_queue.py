@@ -102,7 +102,7 @@ class RequestQueue:
         self.name, self.limit = name, limit
         self._places, self._listening, self._begin, self._timings = places, listening, begin, timings
         self.tasks: set[asyncio.Task[None]] = set()
-        self._closed = self._is_away = False
+        self._closed = self._is_unavailable = False
 
     def close(self) -> None:
         """Take no more: redis-py swallows a cancellation while it connects."""
@@ -124,12 +124,12 @@ class RequestQueue:
         try:
             taken = await self._next(redis, limit)
         except (RedisError, OSError) as error:
-            if not self._is_away:
-                log.warning("interactive_broker_away", extra={"error": str(error)})
-            self._is_away = True
+            if not self._is_unavailable:
+                log.warning("interactive_broker_unavailable", extra={"error": str(error)})
+            self._is_unavailable = True
             await asyncio.sleep(self._timings.interactive_retry)
             return
-        self._is_away = False
+        self._is_unavailable = False
         for raw in taken:
             self._admit(raw)
 

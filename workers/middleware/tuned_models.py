@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from jobs.db.engine import Database
-from jobs.errors import DatabaseBusy, NotFound, StorageAway, StorageFull
+from jobs.errors import DatabaseBusy, NotFound, StorageFull, StorageUnavailable
 from jobs.registry import models
 from jobs.timings import Timings
 from workers.engines.port import Adapter, AdapterRefused, Answer, Emit, Engine, EngineBusy, Request, refusal
@@ -105,7 +105,7 @@ class TunedModels:
         except (TamperedAdapter, NotFound) as error:
             log.error("adapter_refused", extra={"model": name, "reason": str(error)})  # noqa: TRY400
             return refusal(500, f"The model `{name}` cannot be served: {error}", code="adapter_corrupt", param="model")
-        except (StorageAway, StorageFull) as error:
+        except (StorageUnavailable, StorageFull) as error:
             raise EngineBusy(error.message, retry_after=_AGAIN) from error
         return replace(request, body={**request.body, "model": row.base}, adapter=adapter)
 

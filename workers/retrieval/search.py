@@ -41,12 +41,12 @@ from workers.engines.port import Answer, EngineBusy, Request, refusal
 from workers.engines.refusals import is_too_long
 from workers.retrieval.ingestion import embedding_model
 from workers.retrieval.ingestion.embedding import DIFFERENT, Unusable, read_vectors
-from workers.retrieval.ingestion.embedding_model import NoTokenizer, Prompt, TokenizerAway
+from workers.retrieval.ingestion.embedding_model import NoTokenizer, Prompt, TokenizerUnavailable
 from workers.retrieval.lexical import distinct, keywords
 from workers.retrieval.reranking import Reranking
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost
-from workers.vectors.base import Hit, Vector, VectorsAway
+from workers.vectors.base import Hit, Vector, VectorsUnavailable
 from workers.vectors.open_vectors import store_of
 
 # ── fusion ──
@@ -133,7 +133,7 @@ class Searching:
             return vectors
         try:
             found = await loop.run_in_executor(self._threads, self._search, search, store, vectors)
-        except (DatabaseBusy, VectorsAway) as error:
+        except (DatabaseBusy, VectorsUnavailable) as error:
             raise EngineBusy("The search cannot be made now.", retry_after=2.0) from error
         ranked = await self._reranking.rank(search, found, queued, priority) if search.ranker else found
         if isinstance(ranked, Answer):
@@ -182,7 +182,7 @@ class Searching:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._threads, embedding_model.query_prompt, self._context.config, model)
-        except (ModelsFileError, NoTokenizer, TokenizerAway) as error:
+        except (ModelsFileError, NoTokenizer, TokenizerUnavailable) as error:
             raise EngineBusy("The model's prompts cannot be read now.", retry_after=2.0) from error
 
     def _search(self, search: Search, store: VectorStore, vectors: Sequence[Vector | None]) -> list[Found]:

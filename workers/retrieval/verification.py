@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 
 import jobs.known_kinds  # noqa: F401 (fills the table that every move of a job looks at)
 from jobs.db.engine import Database
-from jobs.errors import StorageAway
+from jobs.errors import StorageUnavailable
 from jobs.files.tables import File
 from jobs.ledger import audit
 from jobs.ledger.states import LIVE
@@ -35,7 +35,7 @@ from jobs.retrieval.indexes import index_of
 from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
 from jobs.settings import Settings, settings
 from workers.runtime.context import Late
-from workers.vectors.base import Store, Vectors, VectorsAway
+from workers.vectors.base import Store, Vectors, VectorsUnavailable
 from workers.vectors.open_vectors import store_of
 
 ACTOR = "cli:verify"
@@ -85,7 +85,7 @@ class Verdict:
 
 
 def verify(db: Database, vectors: Vectors, storage: Storage) -> Verdict:
-    """Compare all stores. Raises VectorsAway, StorageAway."""
+    """Compare all stores. Raises VectorsUnavailable, StorageUnavailable."""
     strangers = _strangers(db, vectors)
     if strangers:
         strangers &= _strangers(db, vectors)
@@ -212,10 +212,10 @@ def main(config: Settings, *, mend: bool) -> int:
     with closing(Database(config.database, patience=10)) as db:
         try:
             verdict = verify(db, Late(db).get(config), open_storage(config.storage))
-        except VectorsAway as error:
+        except VectorsUnavailable as error:
             sys.stderr.write(f"the vector database cannot be reached: {error}\n")
             return 2
-        except StorageAway as error:
+        except StorageUnavailable as error:
             sys.stderr.write(f"{error}\n")
             return 2
         for fault in verdict.faults:

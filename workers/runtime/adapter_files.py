@@ -66,7 +66,7 @@ class AdapterFiles:
     def fetch(self, location: str, sha256: str) -> Adapter:
         """Return the adapter at `location` in the storage, whose manifest has this SHA-256, in a local folder.
 
-        Raises TamperedAdapter, NotFound, StorageAway, StorageFull.
+        Raises TamperedAdapter, NotFound, StorageUnavailable, StorageFull.
         """
         wanted = self._wanted(location, sha256)
         name = name_of(sha256)

@@ -102,7 +102,7 @@ class ShardRun:
         return self.claim.stalls >= self.context.config.stalls_before_careful or self.claim.trying_line is not None
 
     def all(self) -> None:
-        """Run what no segment covers. Raises Abandoned, Fenced, GaveUp, StorageFull, StorageAway, NotFound."""
+        """Run what no segment covers. Raises Abandoned, Fenced, GaveUp, StorageFull, StorageUnavailable, NotFound."""
         raise NotImplementedError
 
     def give_back(self, delay: float, waiting_for: str | None) -> None:

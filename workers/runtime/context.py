@@ -62,7 +62,7 @@ class Late:
             return True
 
     def get(self, config: Settings) -> Vectors:
-        """Raises VectorsAway where these are not the deployment's."""
+        """Raises VectorsUnavailable where these are not the deployment's."""
         with self._lock:
             if self._opened is None:
                 folder = config.data_dir.absolute() / "vectors"

@@ -20,7 +20,7 @@ T = TypeVar("T")
 Vector: TypeAlias = npt.NDArray[np.float32]
 
 
-class VectorsAway(Exception):
+class VectorsUnavailable(Exception):
     """The vector store can't be reached, or fails for now: come back later."""
 
 
@@ -63,7 +63,7 @@ class Hit:
 
 
 class Vectors(Protocol):
-    """The port. Every call blocks and may come from any thread; what fails for now raises VectorsAway.
+    """The port. Every call blocks and may come from any thread; what fails for now raises VectorsUnavailable.
 
     A vector that is not as long as its store's are raises ValueError; a store that nobody has written to is empty.
     """
@@ -102,7 +102,7 @@ class Vectors(Protocol):
         """Compact and index. May be called at any time; where another process does it already, it returns."""
 
     def check(self) -> None:
-        """Raises VectorsAway when nothing can be written or read."""
+        """Raises VectorsUnavailable when nothing can be written or read."""
 
     def close(self) -> None: ...
 

@@ -43,7 +43,7 @@ from lancedb.query import MatchQuery
 from jobs.platform.locks import FileLock
 from jobs.platform.storage import sync_path
 from jobs.timings import Timings
-from workers.vectors.base import Entry, Hit, Store, Vector, VectorsAway, checked, chunks, words
+from workers.vectors.base import Entry, Hit, Store, Vector, VectorsUnavailable, checked, chunks, words
 
 INDEXED_FROM: Final = 20_000  # rows; below, comparing with all takes a few milliseconds
 PROBES: Final = 32  # of the index's partitions, about 8,000 vectors each
@@ -153,7 +153,7 @@ class LanceVectors:
         try:
             self._tables.check()
         except _FOREIGN as error:
-            raise self._away(error) from error
+            raise self._unavailable(error) from error
 
     def close(self) -> None:
         self._closing.set()
@@ -200,16 +200,16 @@ class LanceVectors:
                 if not _foreign(error):
                     raise
                 if not _lost_race(error) or time.monotonic() > deadline or self._closing.is_set():
-                    raise self._away(error) from error
-                log.info("vectors.again", extra={"store": store.id, "reason": str(self._away(error))})
+                    raise self._unavailable(error) from error
+                log.info("vectors.again", extra={"store": store.id, "reason": str(self._unavailable(error))})
             self._tables.forget(store.id)
             self._closing.wait(delay * random.uniform(0.5, 1.5))  # noqa: S311 (so that two do not meet again)
             delay = min(delay * 2, 1.0)
 
-    def _away(self, error: Exception) -> VectorsAway:
+    def _unavailable(self, error: Exception) -> VectorsUnavailable:
         """Without the folders of this machine, and of the one that LanceDB was built on."""
         said = _PLACE.sub("", str(error)).replace(str(self._root), "").replace(str(self._root).lstrip("/"), "")
-        return VectorsAway(f"The vector store fails: {said}")
+        return VectorsUnavailable(f"The vector store fails: {said}")
 
 
 def _index(table: Any) -> None:

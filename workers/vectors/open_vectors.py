@@ -18,7 +18,7 @@ from jobs.fleet.tables import Meta
 from jobs.ids import new_id
 from jobs.retrieval.tables import VectorStore
 from jobs.timings import Timings
-from workers.vectors.base import Store, Vectors, VectorsAway
+from workers.vectors.base import Store, Vectors, VectorsUnavailable
 from workers.vectors.in_memory import MemoryVectors
 
 
@@ -58,7 +58,7 @@ def deployment_name(db: Database) -> str:
 
 
 def claim_vectors(db: Database, url: str, folder: Path) -> None:
-    """The first one is the deployment's. Raises VectorsAway for another, and says what to do."""
+    """The first one is the deployment's. Raises VectorsUnavailable for another, and says what to do."""
     mine = _address(url) if url else _id_of(folder)
     with db.read() as session:
         meta = session.get(Meta, _KEY)
@@ -67,7 +67,7 @@ def claim_vectors(db: Database, url: str, folder: Path) -> None:
             session.execute(insert_into(session, Meta).values(key=_KEY, value=mine).on_conflict_do_nothing())
             meta = session.get_one(Meta, _KEY)
     if meta.value != mine:
-        raise VectorsAway(
+        raise VectorsUnavailable(
             "this deployment's vectors are elsewhere: several hosts need one server (NIGHTMILL_VECTORS_URL), and a "
             "deployment that moves to another needs its files brought in anew (nightmill vectors verify --repair)"
         )

@@ -4,11 +4,12 @@
     tenant       one for each store, made by its first write; called by its deployment's name too, which is all it sees
     object       one for each entry; its id is derived from document and n, so the same entry again is the same object
 
-What the server says is missing (collection or tenant) is an empty store; every other failure is VectorsAway. After one
+What the server says is missing (collection or tenant) is an empty store; every other failure is VectorsUnavailable.
+After one
 of the connection, the next call makes a new one.
 
 The library repeats a call that meets no server for more than a minute. Here a call waits for the server until its own
-time is up, and fails then; while the server is away, the calls after that fail as soon as they try to connect.
+time is up, and fails then; while the server is unavailable, the calls after that fail as soon as they try to connect.
 """
 
 import hashlib
@@ -39,7 +40,7 @@ from weaviate.exceptions import (
 )
 
 from jobs.timings import Timings
-from workers.vectors.base import Entry, Hit, Store, Vector, VectorsAway, checked, chunks, words
+from workers.vectors.base import Entry, Hit, Store, Vector, VectorsUnavailable, checked, chunks, words
 
 MOST_RESULTS: Final = 10_000  # of one query: the server's QUERY_MAXIMUM_RESULTS
 AT_ONCE: Final = 200  # objects in one request
@@ -85,7 +86,7 @@ class WeaviateVectors:
         if objects:
             try:
                 self._client.call(send)
-            except VectorsAway:
+            except VectorsUnavailable:
                 self._doubt({(store.id, entry.document) for entry in entries})
                 raise
 
@@ -157,7 +158,7 @@ class WeaviateVectors:
 
     def check(self) -> None:
         if not self._client.call(lambda client: client.is_ready()):
-            raise VectorsAway("The vector store is not ready.")
+            raise VectorsUnavailable("The vector store is not ready.")
 
     def close(self) -> None:
         self._client.close()
@@ -237,7 +238,7 @@ def _object(store: Store, entry: Entry) -> Any:
 def _raise_for(errors: dict[int, Any], sent: int) -> None:
     if errors:
         first = next(iter(errors.values())).message
-        raise VectorsAway(f"The vector store refused {len(errors)} of {sent} entries: {first}")
+        raise VectorsUnavailable(f"The vector store refused {len(errors)} of {sent} entries: {first}")
 
 
 def _vectors(tenant: Any, digests: Collection[str]) -> dict[str, Vector]:
@@ -263,7 +264,7 @@ def _delete(tenant: Any, documents: Collection[str]) -> int:
     while True:
         answer = tenant.data.delete_many(_among("document", documents))
         if answer.failed:
-            raise VectorsAway(f"The vector store kept {answer.failed} entries that were to go.")
+            raise VectorsUnavailable(f"The vector store kept {answer.failed} entries that were to go.")
         gone += int(answer.successful)
         if not answer.successful or answer.successful == answer.matches:
             return gone
@@ -273,7 +274,7 @@ def _remove(tenant: Any, ids: Sequence[Any]) -> None:
     for some in chunks(ids, _IN_LIST):
         answer = tenant.data.delete_many(Filter.by_id().contains_any(some))
         if answer.failed:
-            raise VectorsAway(f"The vector store kept {answer.failed} entries that were to be written anew.")
+            raise VectorsUnavailable(f"The vector store kept {answer.failed} entries that were to be written anew.")
 
 
 def _numbers(tenant: Any, document: str) -> list[int]:
@@ -324,7 +325,7 @@ _CHANNEL: Final = [
 _SHOWN_CHARACTERS: Final = 300  # characters of what the library says
 
 
-class Missing(VectorsAway):
+class Missing(VectorsUnavailable):
     """The collection or the tenant is not there: to a reader that is an empty store, to a writer a lost race."""
 
 
@@ -341,7 +342,7 @@ class Client:
         self._client: Any = None
 
     def call(self, work: Callable[[Any], T]) -> T:
-        """Raises VectorsAway, and of its kind Missing.
+        """Raises VectorsUnavailable, and of its kind Missing.
 
         A server that starts answers before it has read what it holds: to it everything is missing until it is ready.
         """
@@ -349,7 +350,7 @@ class Client:
             return self._once(work)
         except Missing:
             if not self._once(lambda client: client.is_ready()):
-                raise VectorsAway("The vector store is not ready.") from None
+                raise VectorsUnavailable("The vector store is not ready.") from None
             return self._once(work)
 
     def _once(self, work: Callable[[Any], T]) -> T:
@@ -365,7 +366,7 @@ class Client:
                 raise Missing("The vector store was dropped meanwhile.") from error
             if isinstance(error, _BROKEN) or any(words in said for words in _BROKEN_WORDS):
                 self._forget(client)
-            raise VectorsAway(f"The vector store fails: {' '.join(said.split())[:_SHOWN_CHARACTERS]}") from error
+            raise VectorsUnavailable(f"The vector store fails: {' '.join(said.split())[:_SHOWN_CHARACTERS]}") from error
 
     def close(self) -> None:
         self._forget(self._client)

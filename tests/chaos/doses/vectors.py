@@ -291,4 +291,4 @@ def _judge_verified(outcome: Outcome, library: Library) -> None:
 
 def _times_away(made: Site) -> int:
     logs = (made.system.data / "logs").glob("embed*.log")
-    return sum(len(re.findall('"event": "vectors_away"', path.read_text(errors="replace"))) for path in logs)
+    return sum(len(re.findall('"event": "vectors_unavailable"', path.read_text(errors="replace"))) for path in logs)

@@ -39,7 +39,7 @@ class Refused(EngineBusy):
     """One server didn't take the request; another one may."""
 
 
-class Away(Exception):
+class EndpointUnavailable(Exception):
     """The server is not there."""
 
 
@@ -113,7 +113,7 @@ class HttpClient:
         endpoint.listing()
         try:
             names = await self._names_of(endpoint)
-        except Away as error:
+        except EndpointUnavailable as error:
             if isinstance(error.__cause__, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
                 endpoint.fail(error.__cause__, gone=True)
             else:
@@ -125,17 +125,17 @@ class HttpClient:
         """Return the names of the models; `*` if there is no list, None if it was not shown. Note if this is a vLLM.
 
         Raises:
-            Away: The server does not answer, or answers that it cannot.
+            EndpointUnavailable: The server does not answer, or answers that it cannot.
         """
         headers, url = _authorization(endpoint), f"{endpoint.url}/v1/models"
         try:
             async with self._session.get(url, headers=headers, timeout=_LISTING, allow_redirects=False) as response:
                 status = response.status
                 if status >= 500 and status not in _NO_LIST:
-                    raise Away
+                    raise EndpointUnavailable
                 found = wire.listing(await self.read(response)) if status == 200 else None
         except (aiohttp.ClientError, TimeoutError, EngineFault) as error:
-            raise Away from error
+            raise EndpointUnavailable from error
         if found is None and status not in _NO_LIST:
             _note_unlisted(endpoint, status)
             return None

@@ -32,7 +32,7 @@ from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost, GaveUp
 from workers.runtime.heartbeat import Hold
 from workers.runtime.output_lines import Item
-from workers.vectors.base import Vector, VectorsAway
+from workers.vectors.base import Vector, VectorsUnavailable
 from workers.vectors.open_vectors import store_of
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Embedder:
                 break
             try:
                 vectors |= self._context.vectors.known(store_of(store), missing)
-            except VectorsAway:
+            except VectorsUnavailable:
                 if store.id == row.id:
                     raise
                 log.warning("store_not_looked_at", extra={"store": store.id})

@@ -39,12 +39,13 @@ class NoTokenizer(Exception):
     """Say that the tokenizer of an embedding model cannot be read here."""
 
 
-class TokenizerAway(Exception):
+class TokenizerUnavailable(Exception):
     """Say that a tokenizer cannot be fetched, or made, now."""
 
 
 def cutting_of(config: Settings, name: str, chunking: Mapping[str, Any]) -> Cutting:
-    """Return how to cut the documents of a store that uses the model `name`. Raises NoTokenizer, TokenizerAway."""
+    """Return how to cut the documents of a store that uses the model `name`. Raises NoTokenizer,
+    TokenizerUnavailable."""
     registry = Registry.load(config)
     model = registry.resolve(name)
     folder = folder_of(config, model)
@@ -64,7 +65,7 @@ def recipe(sha256: str, model: str, dimensions: int, chunking: Mapping[str, Any]
 
 
 def folder_of(config: Settings, model: Model | None) -> Path:
-    """Return the folder of the model's tokenizer, or of one to guess by. Raises NoTokenizer, TokenizerAway."""
+    """Return the folder of the model's tokenizer, or of one to guess by. Raises NoTokenizer, TokenizerUnavailable."""
     try:
         if model is None or _is_guessed(model):
             return materialise(MINILM, models_dir(config))
@@ -94,7 +95,7 @@ def _checked(folder: Path, models: Path) -> Path:
     try:
         made = model_folders.written_tokenizer(folder, models, _FILES)
     except model_folders.NotMade as error:
-        raise TokenizerAway(f"The tokenizer of {folder} could not be made: {error}") from error
+        raise TokenizerUnavailable(f"The tokenizer of {folder} could not be made: {error}") from error
     if made is None:
         raise NoTokenizer("The embedding model's vocabulary makes no tokenizer.")
     return made
@@ -108,7 +109,7 @@ def _downloaded(repo: str, revision: str) -> Path:
         wanted = [*_FILES, *model_folders.VOCABULARIES, *model_folders.BESIDE]
         return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
     except OSError as error:
-        raise TokenizerAway(f"The tokenizer of {repo} cannot be fetched.") from error
+        raise TokenizerUnavailable(f"The tokenizer of {repo} cannot be fetched.") from error
 
 
 def _longest(folder: Path, model: Model | None) -> int:
@@ -151,13 +152,13 @@ class Prompt:
 
 
 def passage_prompt(config: Settings, name: str) -> Prompt:
-    """Return the prompt of passages of the model `name`. Raises ModelsFileError, NoTokenizer, TokenizerAway."""
+    """Return the prompt of passages of the model `name`. Raises ModelsFileError, NoTokenizer, TokenizerUnavailable."""
     found, told = _prompts(config, name)
     return Prompt(found.passage, told)
 
 
 def query_prompt(config: Settings, name: str) -> Prompt:
-    """Return the prompt of queries of the model `name`. Raises ModelsFileError, NoTokenizer, TokenizerAway."""
+    """Return the prompt of queries of the model `name`. Raises ModelsFileError, NoTokenizer, TokenizerUnavailable."""
     found, told = _prompts(config, name)
     return Prompt(found.query, told)
 

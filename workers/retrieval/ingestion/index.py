@@ -34,7 +34,7 @@ from workers.runtime.attempts import Abandoned, ShardRun
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost
 from workers.runtime.heartbeat import Hold
-from workers.vectors.base import Entry, Vector, VectorsAway
+from workers.vectors.base import Entry, Vector, VectorsUnavailable
 from workers.vectors.open_vectors import store_of
 
 log = logging.getLogger(__name__)
@@ -64,15 +64,21 @@ class Indexing(ShardRun):
         self.rewrote = False  # a document, which was cut
 
     def all(self) -> None:
-        """Embed, write and publish every document. Raises Abandoned, Fenced, GaveUp, StorageFull, StorageAway."""
+        """Embed, write and publish every document. Raises Abandoned, Fenced, GaveUp, StorageFull,
+        StorageUnavailable."""
         if self.context.low_on_disk():
             raise StorageFull
         try:
             self._all()
-        except VectorsAway as error:
-            log.warning("vectors_away", extra={"job_id": self.claim.job.id, "error": str(error)})
+        except VectorsUnavailable as error:
+            log.warning("vectors_unavailable", extra={"job_id": self.claim.job.id, "error": str(error)})
             raise Abandoned(AWAY_SECONDS, "vectors") from error
-        except (DatabaseBusy, ModelsFileError, embedding_model.NoTokenizer, embedding_model.TokenizerAway) as error:
+        except (
+            DatabaseBusy,
+            ModelsFileError,
+            embedding_model.NoTokenizer,
+            embedding_model.TokenizerUnavailable,
+        ) as error:
             raise Abandoned(AWAY_SECONDS) from error
         except CancelledError as error:
             raise Abandoned from error

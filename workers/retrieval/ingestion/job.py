@@ -30,7 +30,7 @@ from workers.retrieval.sources.syncing import gather
 from workers.runtime.attempts import Abandoned, stop_all
 from workers.runtime.context import Context
 from workers.runtime.heartbeat import Hold
-from workers.vectors.base import VectorsAway
+from workers.vectors.base import VectorsUnavailable
 from workers.vectors.open_vectors import store_of
 
 log = logging.getLogger(__name__)
@@ -149,5 +149,5 @@ def tend(context: Context, job: Job) -> None:
         return
     try:
         context.vectors.tend(store_of(store))
-    except VectorsAway as error:
+    except VectorsUnavailable as error:
         log.warning("vectors_not_tended", extra={"store": store.id, "error": str(error)})

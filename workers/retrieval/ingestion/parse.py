@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from jobs.errors import DatabaseBusy, Fenced, NotFound, StorageAway, StorageFull
+from jobs.errors import DatabaseBusy, Fenced, NotFound, StorageFull, StorageUnavailable
 from jobs.files.tables import File
 from jobs.fleet.models_file import ModelsFileError
 from jobs.ledger import shards
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 AGAIN_SECONDS = 5.0
 SHIFT_SECONDS = 30.0  # of one shard in one go
 #: What is no file's fault.
-_PASSING = (DatabaseBusy, ModelsFileError, embedding_model.TokenizerAway)
+_PASSING = (DatabaseBusy, ModelsFileError, embedding_model.TokenizerUnavailable)
 #: Of one file, when its worker died each time.
 CAREFUL_TRIES = 2
 CRASHED = ("server_error", "The worker died each time it processed this file.")
@@ -124,7 +124,7 @@ class Parsing(ShardRun):
             return Made(line, row.id, row.version, error=GONE)
         except Interrupted:
             return None
-        except (StorageFull, StorageAway, *_PASSING):
+        except (StorageFull, StorageUnavailable, *_PASSING):
             raise
         except Exception as error:  # noqa: BLE001  its neighbours must not wait for it; its words may be the file's
             log.error("parsing_failed", extra={"file": row.id, "error": type(error).__name__})  # noqa: TRY400
@@ -193,7 +193,7 @@ def _interrupting(hold: Hold, parser: Parser) -> Iterator[None]:
 def on_disk(storage: Storage, path: str) -> Iterator[Path]:
     """Yield the path of a stored file on this machine, for libraries that read no other.
 
-    Raises: NotFound, StorageAway.
+    Raises: NotFound, StorageUnavailable.
     """
     if isinstance(storage, DiskStorage):
         here = storage.root / path

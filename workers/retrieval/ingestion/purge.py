@@ -3,7 +3,8 @@
     removals ─▶ vectors go ─▶ documents go from storage ─▶ their bytes go ─▶ receipts, and nothing is owed any more
 
 Some are done together: their bytes go from the disk at the price of writing their neighbours anew. Nothing of it could
-be found before, so it may take as long as the vector database is away. A kill in between does it again, which changes
+be found before, so it may take as long as the vector database is unavailable. A kill in between does it again, which
+changes
 nothing.
 """
 
@@ -24,7 +25,7 @@ from jobs.queues import Queue
 from jobs.retrieval import attachments, documents, indexes
 from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
 from workers.runtime.context import Context
-from workers.vectors.base import Store, VectorsAway
+from workers.vectors.base import Store, VectorsUnavailable
 
 log = logging.getLogger(__name__)
 _AT_ONCE = 64
@@ -115,7 +116,7 @@ def _count(context: Context, store: Store) -> int:
     """Count the entries for the receipt. A store that can't be read can be removed all the same."""
     try:
         return sum(context.vectors.counts(store).values())
-    except VectorsAway:
+    except VectorsUnavailable:
         return -1
 
 

@@ -10,7 +10,7 @@ CHUNK: Final = 1 << 20
 _NAME_LENGTH: Final = 200
 
 
-class SourceAway(Exception):
+class SourceUnavailable(Exception):
     """Say that the place as a whole cannot be read: nothing is known about any of its items."""
 
     def __init__(self, code: str, message: str) -> None:
@@ -57,14 +57,15 @@ class Place(Protocol):
     """A place that documents come from."""
 
     def entries(self, most: int, look: Callable[[], None]) -> list[Entry]:
-        """Return all items; `look` is called often, and may end it. Raises SourceAway, also for more than `most`."""
+        """Return all items; `look` is called often, and may end it. Raises SourceUnavailable, also for more than
+        `most`."""
 
     def fetch(self, entry: Entry, known: dict[str, Any] | None, take: Take) -> Fetched | None:
         """Give the bytes of an item to `take`; None where `known` is its fingerprint. Raises ItemFailed, ItemGone."""
 
 
-def too_many(most: int) -> SourceAway:
-    return SourceAway("too_many_items", f"The source has more than {most} items; nothing was brought in.")
+def too_many(most: int) -> SourceUnavailable:
+    return SourceUnavailable("too_many_items", f"The source has more than {most} items; nothing was brought in.")
 
 
 def named(path: str) -> str:

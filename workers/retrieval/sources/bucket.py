@@ -7,7 +7,7 @@ from typing import Any, Final
 from jobs.errors import InvalidRequest
 from jobs.platform.storage import CLIENTS, PATIENCE
 from jobs.retrieval import source_locations
-from workers.retrieval.sources.base import CHUNK, Entry, Fetched, ItemFailed, SourceAway, Take, named, too_many
+from workers.retrieval.sources.base import CHUNK, Entry, Fetched, ItemFailed, SourceUnavailable, Take, named, too_many
 
 _PAGE: Final = 1000  # objects of one answer, S3's most
 _BLOCK: Final = 8 << 20  # bytes of one request for an object, and held at once
@@ -44,7 +44,7 @@ class Bucket:
             ):
                 while chunk := handle.read(CHUNK):
                     take(chunk)
-        except SourceAway as error:
+        except SourceUnavailable as error:
             raise ItemFailed(error.code, error.message) from error
         return Fetched(entry.fingerprint, entry.filename)
 
@@ -52,7 +52,9 @@ class Bucket:
         try:
             return source_locations.prefix(self._allowed, self._url)
         except InvalidRequest as error:
-            raise SourceAway("prefix_not_allowed", "The operator does not allow this prefix (any more).") from error
+            raise SourceUnavailable(
+                "prefix_not_allowed", "The operator does not allow this prefix (any more)."
+            ) from error
 
     def _client(self) -> Any:
         if self._opened is None:
@@ -80,10 +82,10 @@ def _our_errors() -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
-        raise SourceAway("s3_refused", "S3 does not let us read this.") from error
+        raise SourceUnavailable("s3_refused", "S3 does not let us read this.") from error
     except FileNotFoundError as error:
-        raise SourceAway("s3_not_found", "S3 says that this is not there.") from error
+        raise SourceUnavailable("s3_not_found", "S3 says that this is not there.") from error
     except Exception as error:  # its clients' kinds are told by their module, so that none is imported here
         if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in CLIENTS:
             raise
-        raise SourceAway("s3_away", "S3 cannot be reached, or does not answer as it should.") from error
+        raise SourceUnavailable("s3_away", "S3 cannot be reached, or does not answer as it should.") from error

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from jobs.retrieval.source_locations import below
-from workers.retrieval.sources.base import CHUNK, Entry, Fetched, ItemFailed, SourceAway, Take, named, too_many
+from workers.retrieval.sources.base import CHUNK, Entry, Fetched, ItemFailed, SourceUnavailable, Take, named, too_many
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # of a pipe it must not wait for a writer
@@ -77,7 +77,7 @@ class Folder:
                     return None
                 while chunk := file.read(CHUNK):
                     take(chunk)
-        except SourceAway as error:
+        except SourceUnavailable as error:
             raise ItemFailed(error.code, error.message) from error
         except OSError as error:
             raise ItemFailed("not_readable", f"It cannot be read: {error.strerror}.") from error
@@ -88,7 +88,7 @@ class Folder:
     ) -> Iterator[tuple[str, bool, Entry | None]]:
         """Yield the names in one folder: whether each is a folder, and the entry of a file that is wanted.
 
-        A folder that is gone, or put away, since its parent was read is passed over. Raises: SourceAway.
+        A folder that is gone, or put away, since its parent was read is passed over. Raises: SourceUnavailable.
         """
         with _ours():
             try:
@@ -126,10 +126,10 @@ class Folder:
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
-        """Open the folder itself. Raises SourceAway."""
+        """Open the folder itself. Raises SourceUnavailable."""
         allowed = below(self._roots, self._path, self._own)
         if allowed is None:
-            raise SourceAway("folder_not_allowed", "The operator does not allow this folder (any more).")
+            raise SourceUnavailable("folder_not_allowed", "The operator does not allow this folder (any more).")
         top, parts = allowed
         with _ours():
             root = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -149,7 +149,7 @@ def _ours() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SourceAway("folder_not_readable", f"The folder cannot be read: {error.strerror}.") from error
+        raise SourceUnavailable("folder_not_readable", f"The folder cannot be read: {error.strerror}.") from error
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from jobs.retrieval.indexes import index_of
 from jobs.retrieval.source_items import ADDED, CHANGED, FAILED, REMOVED, UNCHANGED, digest, told
 from jobs.retrieval.tables import Source, SourceItem, VectorStore, VectorStoreFile
 from jobs.usage import stored_bytes
-from workers.retrieval.sources.base import Entry, Fetched, ItemFailed, ItemGone, Place, SourceAway
+from workers.retrieval.sources.base import Entry, Fetched, ItemFailed, ItemGone, Place, SourceUnavailable
 from workers.retrieval.sources.bucket import Bucket
 from workers.retrieval.sources.folder import Folder
 from workers.retrieval.sources.web import Pages
@@ -88,7 +88,7 @@ class Book:
     def attach(self, entry: Entry, file_id: str, fingerprint: Facts | None, stored: Stored | None) -> None:
         """Make a file a line of the job; with `stored` the file is new, and its item's newest version.
 
-        Raises Deleted, Expired, SourceAway.
+        Raises Deleted, Expired, SourceUnavailable.
         """
 
         def attach(session: Session, item: SourceItem) -> None:
@@ -125,7 +125,7 @@ class Book:
     def gone(self, entry: Entry) -> None:
         """Remove the versions of an item, and remember that it was there: its absence is no failure.
 
-        Raises Expired, SourceAway.
+        Raises Expired, SourceUnavailable.
         """
 
         def gone(session: Session, item: SourceItem) -> None:
@@ -192,11 +192,11 @@ class Book:
         self.written += 1
 
     def _lock(self, session: Session) -> None:
-        """Lock the store, and check that its index is still there. Raises SourceAway, Expired."""
+        """Lock the store, and check that its index is still there. Raises SourceUnavailable, Expired."""
         if indexes.lock(session, self.source.store_id) is None:
             raise Expired(f"The vector store '{self.source.store_id}' is gone.", param="vector_store_id")
         if indexes.alive(session, self.index.id) is None:
-            raise SourceAway(**INDEX_REMOVED)
+            raise SourceUnavailable(**INDEX_REMOVED)
 
     def _insert(self, session: Session, stored: Stored) -> None:
         facts = {"bytes": stored.size, "sha256": stored.sha256}
@@ -293,7 +293,7 @@ class _Known:
 def gather(context: Context, claim: JobClaim, hold: Hold) -> int | None:
     """Attach to the claimed job what its source has and the store lacks; return its lines, None when it failed.
 
-    Raises Fenced, Abandoned, StorageFull, StorageAway.
+    Raises Fenced, Abandoned, StorageFull, StorageUnavailable.
     """
     with context.db.read() as session:
         source = session.get(Source, claim.job.payload["source_id"])
@@ -333,7 +333,7 @@ class _Sync:
         error: dict[str, Any] | None = None
         try:
             self._all()
-        except SourceAway as away:
+        except SourceUnavailable as away:
             error = {"code": away.code, "message": away.message}
         except _Overdue:
             seconds = f"{self.config.source_seconds:g}"
@@ -352,8 +352,8 @@ class _Sync:
     def _all(self) -> None:
         entries = self.place.entries(self.config.source_max_items, self._look)
         if not entries and self._has_items():
-            # a mount that is away looks like an empty folder, a mistaken prefix like an empty bucket
-            raise SourceAway("source_empty", "Nothing is there now, where something was: nothing was removed.")
+            # a mount that is unavailable looks like an empty folder, a mistaken prefix like an empty bucket
+            raise SourceUnavailable("source_empty", "Nothing is there now, where something was: nothing was removed.")
         failing = self._failing()
         entries.sort(key=lambda entry: digest(entry.key) in failing)  # what hangs keeps none of the others waiting
         for start in range(0, len(entries), WRITE_ROWS):

@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from starlette.concurrency import run_in_threadpool
 
 from api.files import uploads
-from jobs.errors import StorageAway
+from jobs.errors import StorageUnavailable
 from jobs.files.tables import Upload
 from tests.support.system import pause
 from tests.support.web import make_key
@@ -364,7 +364,7 @@ def test_an_upload_ends_though_its_parts_cannot_be_removed(
     """It is committed by then; whoever is told of a failure tries again."""
 
     def refuse(_: str) -> None:
-        raise StorageAway
+        raise StorageUnavailable
 
     joined, given_up = create(client, 3), create(client, 3)
     part = add(client, joined, b"abc").json()["id"]
@@ -378,7 +378,7 @@ def test_what_is_refused_says_why_though_its_bytes_cannot_be_removed(
     app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: str) -> None:
-        raise StorageAway
+        raise StorageUnavailable
 
     monkeypatch.setattr(app.state.services.storage, "delete", refuse)
 

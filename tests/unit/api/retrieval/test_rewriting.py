@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from api.retrieval.search import LONGEST, TOKENS
 from jobs.clock import now
-from jobs.errors import NightmillError, NoWorker, Overloaded, RequestTimeout, StreamsAway, WorkerLost
+from jobs.errors import NightmillError, NoWorker, Overloaded, RequestTimeout, StreamsUnavailable, WorkerLost
 from jobs.fleet import workers as fleet
 from jobs.fleet.models_file import ANY_MODEL
 from jobs.fleet.tables import Worker
@@ -169,7 +169,7 @@ def test_nobody_is_asked_without_a_model_or_without_the_wish(
         NoWorker(),
         Overloaded(),
         WorkerLost(),
-        StreamsAway(),
+        StreamsUnavailable(),
         RequestTimeout("The model did not answer in time.", code="timeout"),
     ],
     ids=repr,

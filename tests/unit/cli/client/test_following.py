@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from cli.client.progress import Snapshot, _lines, doubts, fault, follow
-from cli.client.server import Away, Server
+from cli.client.server import Server, ServerUnavailable
 from cli.wording import duration
 from jobs.timings import Timings
 
@@ -28,18 +28,18 @@ def _job(state: str = "running", **changes: Any) -> dict[str, Any]:
 class Answers:
     """A server that gives these answers one after the other."""
 
-    def __init__(self, *answers: dict[str, Any] | Away, patience: float = 120.0) -> None:
+    def __init__(self, *answers: dict[str, Any] | ServerUnavailable, patience: float = 120.0) -> None:
         self.timings = Timings(follow_look=0.0, follow_patience=patience)
-        self._answers: Iterator[dict[str, Any] | Away] = iter(answers)
+        self._answers: Iterator[dict[str, Any] | ServerUnavailable] = iter(answers)
 
     def get(self, _path: str) -> dict[str, Any]:
         answer = next(self._answers)
-        if isinstance(answer, Away):
+        if isinstance(answer, ServerUnavailable):
             raise answer
         return answer
 
 
-def _server(*answers: dict[str, Any] | Away, patience: float = 120.0) -> Server:
+def _server(*answers: dict[str, Any] | ServerUnavailable, patience: float = 120.0) -> Server:
     return cast("Server", Answers(*answers, patience=patience))
 
 
@@ -74,15 +74,15 @@ def test_a_model_that_loads_is_told_once_a_phase_with_the_seconds_so_far(capsys:
 
 
 def test_a_server_that_comes_back_is_followed_on() -> None:
-    away = Away("no server answers")
+    away = ServerUnavailable("no server answers")
 
     assert follow(_server(_job(), away, away, _job("failed")), "batch_1").state == "failed"
 
 
 def test_a_server_that_stays_away_is_told() -> None:
-    server = _server(_job(), Away("no server answers"), _job("failed"), patience=-1.0)
+    server = _server(_job(), ServerUnavailable("no server answers"), _job("failed"), patience=-1.0)
 
-    with pytest.raises(Away):
+    with pytest.raises(ServerUnavailable):
         follow(server, "batch_1")
 
 

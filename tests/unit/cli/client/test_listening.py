@@ -15,7 +15,7 @@ from openai import OpenAI
 from standardwebhooks import Webhook
 
 from cli.client.listening import Forwarder, follow_events
-from cli.client.server import Away, Server
+from cli.client.server import Server, ServerUnavailable
 from cli.errors import Trouble
 from cli.main import app as cli
 from jobs.ledger import feed
@@ -106,7 +106,7 @@ def test_a_server_that_stays_away_is_said_to_be() -> None:
         server.sdk = server.sdk.with_options(max_retries=0)
         events = follow_events(server, 3)
         next(events)
-        with pytest.raises(Away):
+        with pytest.raises(ServerUnavailable):
             next(events)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli.client.progress import Snapshot
-from cli.client.server import Away, Server
+from cli.client.server import Server, ServerUnavailable
 from cli.commands.results import _raw
 from cli.errors import Trouble
 from cli.output_files import require_writable, whole
@@ -64,7 +64,7 @@ def test_a_download_that_is_cut_is_made_again(tmp_path: Path, capsys: pytest.Cap
 def test_a_download_is_given_up_when_its_server_stays_away(tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(b"before")
 
-    with answering(CUT, patience=-1.0) as server, pytest.raises(Away, match="broke off"):
+    with answering(CUT, patience=-1.0) as server, pytest.raises(ServerUnavailable, match="broke off"):
         server.download("file-out", tmp_path / "out")
 
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("out", b"before")]
@@ -73,14 +73,18 @@ def test_a_download_is_given_up_when_its_server_stays_away(tmp_path: Path) -> No
 def test_the_lines_of_a_live_job_end_with_its_answer_or_are_told_to_be_cut(tmp_path: Path) -> None:
     with answering(CHUNKS, CUT_CHUNKS) as server:
         _raw(server, job("running"), tmp_path / "out")
-        with pytest.raises(Away, match="broke off"):
+        with pytest.raises(ServerUnavailable, match="broke off"):
             _raw(server, job("running"), tmp_path / "out")
 
     assert (tmp_path / "out").read_bytes() == b'{"a": 1}\n{"b": 2}\n'
 
 
 def test_lines_that_are_read_as_they_come_are_told_to_be_cut() -> None:
-    with answering(CUT) as server, pytest.raises(Away, match="broke off"), server.content("file-out") as lines:
+    with (
+        answering(CUT) as server,
+        pytest.raises(ServerUnavailable, match="broke off"),
+        server.content("file-out") as lines,
+    ):
         list(lines)
 
 
@@ -123,7 +127,7 @@ def test_the_file_that_a_link_names_is_replaced(tmp_path: Path) -> None:
 
 
 def test_what_is_written_to_as_it_is_does_not_get_the_beginning_twice(tmp_path: Path) -> None:
-    with (tmp_path / "out").open("wb") as redirected, answering(CUT) as server, pytest.raises(Away):
+    with (tmp_path / "out").open("wb") as redirected, answering(CUT) as server, pytest.raises(ServerUnavailable):
         server.download("file-out", Path(f"/proc/self/fd/{redirected.fileno()}"))
 
     assert (tmp_path / "out").read_bytes() == b'{"a":'
@@ -149,7 +153,7 @@ def test_a_file_that_can_be_is_not_made_yet(tmp_path: Path) -> None:
 
 
 def test_what_another_program_answers_is_told() -> None:
-    with answering(HTML) as server, pytest.raises(Away, match="is the URL right"):
+    with answering(HTML) as server, pytest.raises(ServerUnavailable, match="is the URL right"):
         server.get("/jobs")
 
 

@@ -118,8 +118,9 @@ def test_a_broker_that_is_away_is_told(db: Database, why: Why, monkeypatch: pyte
     overdue(db)
     monkeypatch.setenv("NIGHTMILL_BROKER_URL", "amqp://127.0.0.1:9")
 
-    assert "the broker is away: nothing answers at 127.0.0.1:9; start it, or correct NIGHTMILL_BROKER_URL" in why(
-        job.id
+    assert (
+        "the broker is unavailable: nothing answers at 127.0.0.1:9; start it, or correct NIGHTMILL_BROKER_URL"
+        in why(job.id)
     )
 
 
@@ -155,7 +156,7 @@ def shown(state: str, position: int | None) -> Snapshot:
         ("queued", {"status": "ready", "workers": {}}, ["no live worker of cpu.plan"]),
         ("finishing", {"status": "ready", "workers": {"gpu.embed": 1}}, ["no live worker of cpu.plan"]),
         ("running", {"status": "ready", "workers": {}}, []),
-        ("queued", {"status": "unavailable", "database": "unavailable"}, ["the server's database is away"]),
+        ("queued", {"status": "unavailable", "database": "unavailable"}, ["the server's database is unavailable"]),
         ("queued", {}, []),
         ("queued", {"status": "ready", "workers": {"cpu.plan": 1}}, []),
         (

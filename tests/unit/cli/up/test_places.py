@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.client.server import Away, connect
+from cli.client.server import ServerUnavailable, connect
 from cli.doctor import reachable
 from cli.doctor.checks import Patient
 from cli.errors import Trouble
@@ -110,7 +110,10 @@ def test_the_key_of_what_an_up_has_started_is_for_that(folder: Path, url: str, s
     (folder / "run.json").write_text(json.dumps({"url": "http://127.0.0.1:8000", "api_key": "nm_own"}))
 
     told = f"no server answers at {url}; is the URL right? what runs in {folder} is at http://127.0.0.1:8000"
-    with nullcontext() if same else pytest.raises(Away, match=re.escape(told)), connect(url, None, folder) as found:
+    with (
+        nullcontext() if same else pytest.raises(ServerUnavailable, match=re.escape(told)),
+        connect(url, None, folder) as found,
+    ):
         assert found.sdk.api_key == "nm_own"
 
 
@@ -222,7 +225,7 @@ def test_variables_of_openai_count_after_our_own_and_a_foreign_key_goes_to_its_s
     monkeypatch.setenv("OPENAI_API_KEY", openai[1])
 
     if asked is None:
-        with pytest.raises(Away, match="no server answers at http://other"):
+        with pytest.raises(ServerUnavailable, match="no server answers at http://other"):
             connect(*given, None)
     else:
         with connect(*given, None) as found:

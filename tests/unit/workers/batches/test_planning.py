@@ -16,7 +16,7 @@ from jobs.batches import lines
 from jobs.batches.batches import BYTES_PER_TOKEN, Batch
 from jobs.clock import now
 from jobs.db.engine import Database
-from jobs.errors import DatabaseBusy, StorageAway, StorageFull, TookTooLong
+from jobs.errors import DatabaseBusy, StorageFull, StorageUnavailable, TookTooLong
 from jobs.files.tables import File
 from jobs.fleet import routing, workers
 from jobs.fleet.models_file import Models
@@ -281,7 +281,7 @@ def test_job_waits_unplanned_while_the_disk_is_nearly_full(db: Database, tmp_pat
     assert ledgers.state(db, job.id) == JobState.RUNNING
 
 
-@pytest.mark.parametrize("error", [StorageFull, StorageAway])
+@pytest.mark.parametrize("error", [StorageFull, StorageUnavailable])
 def test_storage_that_fails_while_a_retry_copies_its_lines_delays_the_planning(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:

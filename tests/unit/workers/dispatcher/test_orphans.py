@@ -10,7 +10,7 @@ from sqlalchemy import select, update
 
 from jobs.clock import now
 from jobs.db.engine import Database
-from jobs.errors import NotFound, StorageAway, StorageFull
+from jobs.errors import NotFound, StorageFull, StorageUnavailable
 from jobs.files.tables import File
 from jobs.inference import responses
 from jobs.inference.tables import KeptResponse
@@ -208,7 +208,7 @@ def test_of_more_than_can_be_remembered_the_others_go_later(
     assert left == [5, 3, 1, 0]
 
 
-@pytest.mark.parametrize("error", [StorageAway, StorageFull, NotFound])
+@pytest.mark.parametrize("error", [StorageUnavailable, StorageFull, NotFound])
 def test_what_cannot_be_removed_goes_the_next_time(
     looking: Orphans,
     storage: DiskStorage,
@@ -270,13 +270,13 @@ def test_a_look_ends_where_storage_is_away_for_long_and_the_next_removes_it_all(
     """Each try takes its patience, and there may be a hundred thousand."""
 
     def refuse(_: str) -> None:
-        raise StorageAway
+        raise StorageUnavailable
 
     _put(storage, *(f"files/{n}" for n in range(9)))
     look(looking)
     with monkeypatch.context() as patch:
         patch.setattr(storage, "delete", refuse)
-        with pytest.raises(StorageAway):
+        with pytest.raises(StorageUnavailable):
             look(looking)
     assert caplog.messages == ["purge_failed"] * 3
 

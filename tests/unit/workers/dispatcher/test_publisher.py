@@ -4,7 +4,7 @@ import pytest
 from kombu import Connection
 
 from jobs.settings import Settings
-from workers.dispatcher.publisher import BrokerAway, CeleryRinger
+from workers.dispatcher.publisher import BrokerUnavailable, CeleryRinger
 
 
 def test_a_model_with_a_queue_of_its_own_is_rung_there() -> None:
@@ -22,5 +22,5 @@ def test_a_model_with_a_queue_of_its_own_is_rung_there() -> None:
 def test_a_broker_that_cannot_be_reached_is_away_and_keeps_nobody_waiting(url: str) -> None:
     ringer = CeleryRinger(Settings(broker_url=url))
 
-    with pytest.raises(BrokerAway):
+    with pytest.raises(BrokerUnavailable):
         ringer.ring("run", "generate", ["batch_1", 0])

@@ -12,7 +12,7 @@ from sqlalchemy import event, select, update
 from jobs.batches import batches
 from jobs.clock import now
 from jobs.db.engine import Database
-from jobs.errors import DatabaseBusy, NotFound, StorageAway, StorageFull
+from jobs.errors import DatabaseBusy, NotFound, StorageFull, StorageUnavailable
 from jobs.files.tables import File
 from jobs.inference import cache
 from jobs.inference.cache import NewEntry
@@ -51,8 +51,8 @@ def _expired_file(db: Database, storage: DiskStorage) -> None:
         session.add(File(id="file-late", project_id="p", expires_at=1.0, **facts))
 
 
-def _away(*_: object) -> None:
-    raise StorageAway
+def _not_reachable(*_: object) -> None:
+    raise StorageUnavailable
 
 
 def test_files_without_a_row_are_looked_for_once_in_many_passes(
@@ -101,7 +101,7 @@ def test_a_storage_that_cannot_be_listed_keeps_nothing_else_from_going(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(retention, "_ORPHAN_PASSES", 1)
-    monkeypatch.setattr(storage, "walk", _away)
+    monkeypatch.setattr(storage, "walk", _not_reachable)
     _expired_file(db, storage)
 
     keeping.run()
@@ -110,7 +110,7 @@ def test_a_storage_that_cannot_be_listed_keeps_nothing_else_from_going(
     assert "orphans_not_looked_for" in caplog.messages
 
 
-@pytest.mark.parametrize("error", [StorageAway, StorageFull, NotFound])
+@pytest.mark.parametrize("error", [StorageUnavailable, StorageFull, NotFound])
 @pytest.mark.parametrize("what", ["walk", "delete"])
 def test_whatever_storage_refuses_keeps_nothing_else_from_going(
     keeping: Retention,
@@ -142,7 +142,7 @@ def test_objects_of_an_old_job_that_could_not_be_removed_go_the_next_time(
     """Meanwhile no retry goes by what is left."""
     job_id = _old_job(db, storage, [2, 2])
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "delete", _away)
+        patch.setattr(storage, "delete", _not_reachable)
         keeping.run()
     with db.read() as session:
         assert not batches.results_known(session, session.get_one(Job, job_id), batches.FAILED)
@@ -197,7 +197,7 @@ def test_old_rows_go_some_at_a_time_and_are_looked_for_while_others_write(
         keeping.run()
     finally:
         event.remove(db.engine, "after_cursor_execute", note)
-    monkeypatch.setattr(db, "write", _away)
+    monkeypatch.setattr(db, "write", _not_reachable)
 
     assert not keeping._old_rows()
     assert deleted == [2, 2, 1] * 2
@@ -225,7 +225,7 @@ def test_bytes_that_could_not_be_removed_go_with_the_orphans(
 ) -> None:
     _expired_file(db, storage)
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "delete", _away)
+        patch.setattr(storage, "delete", _not_reachable)
         keeping.run()
     with db.read() as session:
         assert session.get(File, "file-late") is None
@@ -406,7 +406,7 @@ def test_sizes_that_rows_do_not_know_are_asked_of_the_storage(
             return {row_id: size for one in tables for row_id, size in session.execute(select(one.id, one.bytes))}
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "size", _away)
+        patch.setattr(storage, "size", _not_reachable)
         keeping.run()
     assert sizes() == {"r": None, "gone": None, "c": 7, "v": None}
 

@@ -298,12 +298,12 @@ def test_a_server_that_is_away_is_told_once_and_asked_again(
 
     with Serving(quick):
         eventually(lambda: "end" in streams.kinds(first), 10, "the first is answered")
-        once = caplog.messages.count("interactive_broker_away")
+        once = caplog.messages.count("interactive_broker_unavailable")
         streams.line.extend(away)
         streams.ask(second)
         eventually(lambda: "end" in streams.kinds(second), 10, "the second is answered")
 
-    assert (once, caplog.messages.count("interactive_broker_away")) == (1, 2)
+    assert (once, caplog.messages.count("interactive_broker_unavailable")) == (1, 2)
 
 
 def test_what_is_no_question_holds_up_none(

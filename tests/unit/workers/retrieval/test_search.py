@@ -21,7 +21,7 @@ from workers.engines.port import Answer, EngineBusy, EngineFault, refusal
 from workers.engines.refusals import CODE
 from workers.retrieval import search as searching
 from workers.retrieval.search import fuse
-from workers.vectors.base import Entry, Hit, Store, VectorsAway
+from workers.vectors.base import Entry, Hit, Store, VectorsUnavailable
 from workers.vectors.open_vectors import open_vectors
 
 TEXTS = {
@@ -408,7 +408,7 @@ def test_what_engines_raise_is_passed_on(shelf: Shelf, fault: Exception) -> None
 
 def test_vectors_that_are_away_are_busy(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     def away(*_: object) -> None:
-        raise VectorsAway
+        raise VectorsUnavailable
 
     monkeypatch.setattr(shelf.mill.vectors.inner, "nearest", away)
 

@@ -17,7 +17,7 @@ import pytest
 from jobs.timings import Timings
 from tests.unit.workers.vectors.writer import ENTRIES, a_document, a_store, an_entry, digest_of, towards
 from workers.vectors import lance
-from workers.vectors.base import Entry, Store, Vectors, VectorsAway
+from workers.vectors.base import Entry, Store, Vectors, VectorsUnavailable
 from workers.vectors.lance import LanceVectors
 
 DIMENSIONS = 64
@@ -290,7 +290,7 @@ def test_a_disk_that_fails_to_sync_is_away_and_nothing_is_tried_twice(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", broken)
-        with pytest.raises(VectorsAway, match="Input/output error"):
+        with pytest.raises(VectorsUnavailable, match="Input/output error"):
             vectors.write(STORE, a_document("vsd_b.1"))
 
     assert vectors.counts(STORE) == {"vsd_a.1": ENTRIES, "vsd_b.1": ENTRIES}
@@ -309,7 +309,7 @@ def test_a_race_that_is_lost_is_run_again_for_a_while(root: Path, said: str) -> 
 
     assert vectors._again(STORE, lambda: lose(2)) == 42
     assert len(tries) == 3
-    with pytest.raises(VectorsAway, match=r"^The vector store fails: lance error: [^/]*(/x\.lance)?$"):
+    with pytest.raises(VectorsUnavailable, match=r"^The vector store fails: lance error: [^/]*(/x\.lance)?$"):
         vectors._again(STORE, lambda: lose(10_000))
 
 
@@ -320,7 +320,7 @@ def test_other_errors_are_told_at_once(vectors: LanceVectors) -> None:
         tries.append(1)
         raise RuntimeError("lance error: IO: No space left on device (os error 28)")
 
-    with pytest.raises(VectorsAway, match="No space left"):
+    with pytest.raises(VectorsUnavailable, match="No space left"):
         vectors._again(STORE, fail)
     assert len(tries) == 1
 
@@ -330,7 +330,7 @@ def test_a_folder_that_cannot_be_one_is_away_and_is_not_named(root: Path) -> Non
     vectors: Vectors = LanceVectors(root)
 
     for attempt in (vectors.check, lambda: vectors.write(STORE, a_document("vsd_a.1"))):
-        with pytest.raises(VectorsAway) as raised:
+        with pytest.raises(VectorsUnavailable) as raised:
             attempt()
         assert str(root.parent) not in str(raised.value)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.db.engine import Database
-from workers.vectors.base import VectorsAway
+from workers.vectors.base import VectorsUnavailable
 from workers.vectors.in_memory import MemoryVectors
 from workers.vectors.lance import LanceVectors
 from workers.vectors.open_vectors import claim_vectors, open_vectors
@@ -65,9 +65,9 @@ def test_the_first_folder_is_the_deployment_s_and_another_is_refused(db: Databas
     claim_vectors(db, "", tmp_path / "one")
     claim_vectors(db, "", tmp_path / "one")
 
-    with pytest.raises(VectorsAway, match="NIGHTMILL_VECTORS_URL"):
+    with pytest.raises(VectorsUnavailable, match="NIGHTMILL_VECTORS_URL"):
         claim_vectors(db, "", tmp_path / "two")
-    with pytest.raises(VectorsAway):
+    with pytest.raises(VectorsUnavailable):
         claim_vectors(db, "weaviate://elsewhere:8080", tmp_path)
 
 
@@ -85,7 +85,7 @@ def test_a_server_is_known_by_host_and_port(db: Database, tmp_path: Path) -> Non
     claim_vectors(db, "weaviate://server:8080?grpc=server:50051", tmp_path)
     claim_vectors(db, "weaviates://server:8080/", tmp_path)
 
-    with pytest.raises(VectorsAway):
+    with pytest.raises(VectorsUnavailable):
         claim_vectors(db, "weaviate://server:8081", tmp_path)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from workers.vectors.base import Entry, Store, VectorsAway
+from workers.vectors.base import Entry, Store, VectorsUnavailable
 from workers.vectors.weaviate import Client, WeaviateVectors, collection_name
 
 STORE = Store("vs_1", "proj_1", "a-model", 3)
@@ -73,13 +73,13 @@ def test_what_is_more_than_the_server_deletes_at_once_is_deleted_in_rounds(round
 
 
 def test_entries_that_stay_are_not_taken_for_removed() -> None:
-    with pytest.raises(VectorsAway, match="kept 2 entries"):
+    with pytest.raises(VectorsUnavailable, match="kept 2 entries"):
         vectors_of(Server((5, 3, 2), (2, 2, 0))).drop(STORE, ["doc"])
 
 
 def test_a_server_that_is_not_ready_is_no_healthy_one() -> None:
     vectors_of(Server()).check()
-    with pytest.raises(VectorsAway, match="not ready"):
+    with pytest.raises(VectorsUnavailable, match="not ready"):
         vectors_of(Server(ready=False)).check()
 
 
@@ -142,17 +142,17 @@ def test_what_a_server_misses_is_asked_for_once_more_when_it_is_ready_and_is_awa
     starting, _ = connected(ready=False)
 
     assert ready.call(raising(missing, None)) == "done"
-    with pytest.raises(VectorsAway, match="not ready"):
+    with pytest.raises(VectorsUnavailable, match="not ready"):
         starting.call(raising(missing, None))
 
 
 def test_a_connection_is_left_when_it_is_broken_and_kept_when_a_query_is() -> None:
     client, connection = connected()
 
-    with pytest.raises(VectorsAway, match="no such property"):
+    with pytest.raises(VectorsUnavailable, match="no such property"):
         client.call(raising(of_weaviate("no such property")))
     assert (client._client, connection.closed) == (connection, 0)
-    with pytest.raises(VectorsAway, match="UNAVAILABLE"):
+    with pytest.raises(VectorsUnavailable, match="UNAVAILABLE"):
         client.call(raising(of_weaviate("StatusCode.UNAVAILABLE")))
     assert (client._client, connection.closed) == (None, 1)
 
@@ -173,6 +173,6 @@ def test_a_thread_that_meets_the_old_connection_late_leaves_the_new_one() -> Non
         client._client = newer  # another thread has made it anew
         raise of_weaviate("Deadline Exceeded")
 
-    with pytest.raises(VectorsAway):
+    with pytest.raises(VectorsUnavailable):
         client.call(work)
     assert (client._client, old.closed, newer.closed) == (newer, 0, 0)

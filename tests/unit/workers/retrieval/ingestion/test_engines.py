@@ -12,7 +12,7 @@ from tests.support.ingesting import DIMENSIONS, Killed, Works, refuses
 from workers.engines.port import Answer, EngineBusy, EngineFault, refusal, unknown_model
 from workers.retrieval.ingestion import embedding
 from workers.retrieval.parsing.parser import Cutting
-from workers.vectors.base import VectorsAway
+from workers.vectors.base import VectorsUnavailable
 
 PROSE = "The kiwi is a bird that cannot fly. " * 40
 OTHER = "A volcano is a mountain that opens to molten rock. " * 40
@@ -146,7 +146,7 @@ def test_a_vector_database_that_is_away_is_waited_for(mill: Works, written: bool
     mill.drive(until="index")
 
     def away() -> None:
-        raise VectorsAway
+        raise VectorsUnavailable
 
     mill.vectors.before_write, mill.vectors.after_write = (bool, away) if written else (away, bool)
     mill.hear(mill.owed()[0])
@@ -167,7 +167,7 @@ def test_a_purge_waits_for_a_vector_database_that_is_away(mill: Works, monkeypat
     mill.delete(f"/vector_stores/{store}/files/{file}")
 
     def away(*_: object) -> int:
-        raise VectorsAway
+        raise VectorsUnavailable
 
     with monkeypatch.context() as patch:
         patch.setattr(mill.vectors.inner, "drop", away)

@@ -18,7 +18,7 @@ from jobs.ledger.states import JobState
 from jobs.retrieval import attachments
 from jobs.webhooks.tables import Event
 from tests.support.ingesting import ReadOnce, Works, works
-from workers.vectors.base import VectorsAway
+from workers.vectors.base import VectorsUnavailable
 from workers.vectors.open_vectors import open_vectors
 
 pytestmark = pytest.mark.timeout(300)  # where a machine does much else
@@ -121,7 +121,7 @@ class Away:
     def __getattr__(self, name: str) -> Any:
         if self.time() < self.until:
             self.refused += 1
-            raise VectorsAway("refused")
+            raise VectorsUnavailable("refused")
         return getattr(self.inner, name)
 
 
@@ -139,7 +139,7 @@ def test_a_vector_server_that_is_away_for_a_minute_delays_a_batch_and_no_more(
         if next(writes) == 2:
             away.until = time.at + OUTAGE
             if answered:
-                raise VectorsAway("no answer")
+                raise VectorsUnavailable("no answer")
 
     mill.vectors.before_write, mill.vectors.after_write = (bool, goes) if answered else (goes, bool)
     batch = mill.batch(store, *files)

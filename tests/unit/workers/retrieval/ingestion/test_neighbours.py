@@ -13,7 +13,7 @@ from jobs.retrieval.tables import VectorStore
 from tests.support.ingesting import Killed, Works
 from tests.support.system import eventually
 from workers.retrieval.ingestion import index, parse
-from workers.vectors.base import Store, VectorsAway
+from workers.vectors.base import Store, VectorsUnavailable
 
 PROSE = "The kiwi is a bird that cannot fly. " * 40
 LONG = " ".join(
@@ -124,7 +124,7 @@ def test_another_store_that_cannot_be_read_is_not_needed(mill: Works, monkeypatc
 
     def known(store: Store, digests: Any) -> Any:
         if store.id == first:
-            raise VectorsAway
+            raise VectorsUnavailable
         return real(store, digests)
 
     monkeypatch.setattr(mill.vectors.inner, "known", known)

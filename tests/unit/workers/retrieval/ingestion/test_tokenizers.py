@@ -13,7 +13,7 @@ from tests.support import tiny_roberta
 from workers.engines import model_folders
 from workers.engines.model_folders import MINILM, materialise
 from workers.retrieval.ingestion import embedding_model
-from workers.retrieval.ingestion.embedding_model import NoTokenizer, TokenizerAway
+from workers.retrieval.ingestion.embedding_model import NoTokenizer, TokenizerUnavailable
 
 TEXT = "Förderanträge: def add(a, b) — the kiwi can't fly."
 
@@ -76,7 +76,7 @@ def test_a_tokenizer_that_cannot_be_made_now_is_waited_for(tmp_path: Path) -> No
     (folder / "vocab.txt").write_text("a")
     (tmp_path / "data").write_text("a file where the folder should be")
 
-    with pytest.raises(TokenizerAway, match="could not be made"):
+    with pytest.raises(TokenizerUnavailable, match="could not be made"):
         embedding_model.folder_of(
             settings(tmp_path, folder), Registry.load(settings(tmp_path, folder)).resolve("plain")
         )

@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from jobs.clock import now
 from jobs.db.engine import Database
-from jobs.errors import StorageAway
+from jobs.errors import StorageUnavailable
 from jobs.ledger.tables import Audit
 from jobs.retrieval import attachments, documents, indexes
 from jobs.retrieval.tables import VectorStore
@@ -20,7 +20,7 @@ from workers.retrieval import verification
 from workers.retrieval.ingestion import index
 from workers.retrieval.verification import Verdict
 from workers.runtime.context import Late
-from workers.vectors.base import Entry, Store, Vectors, VectorsAway
+from workers.vectors.base import Entry, Store, Vectors, VectorsUnavailable
 from workers.vectors.open_vectors import open_vectors
 
 OTHER = "A volcano is a mountain that opens to molten rock. " * 40
@@ -362,7 +362,7 @@ def test_a_vector_database_that_is_away_is_told(
     mill: Works, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def away(*_: object) -> Vectors:
-        raise VectorsAway("nobody answers")
+        raise VectorsUnavailable("nobody answers")
 
     monkeypatch.setattr(Late, "get", away)
 
@@ -374,7 +374,7 @@ def test_a_storage_that_is_away_is_told(
     mill: Works, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def away(*_: object) -> Verdict:
-        raise StorageAway("The file storage cannot be reached: nobody answers")
+        raise StorageUnavailable("The file storage cannot be reached: nobody answers")
 
     monkeypatch.setattr(verification, "verify", away)
 

@@ -9,7 +9,7 @@ from jobs.errors import InvalidRequest
 from jobs.retrieval import source_locations
 from tests.support.services import S3
 from workers.retrieval.sources import bucket as bucket_module
-from workers.retrieval.sources.base import Entry, ItemFailed, SourceAway
+from workers.retrieval.sources.base import Entry, ItemFailed, SourceUnavailable
 from workers.retrieval.sources.bucket import Bucket
 
 
@@ -59,7 +59,7 @@ def test_pages_are_listed_one_after_the_other_and_more_than_allowed_are_too_many
 
     assert len(bucket(s3, "docs/many").entries(5, lambda: looks.append(None))) == 5
     assert len(looks) == 3
-    with pytest.raises(SourceAway, match="more than 4"):
+    with pytest.raises(SourceUnavailable, match="more than 4"):
         bucket(s3, "docs/many").entries(4, bool)
     objects.rm(f"{s3.bucket}/docs/many", recursive=True)
 
@@ -72,18 +72,18 @@ def test_an_s3_that_is_away_or_has_no_such_bucket_says_nothing_of_its_objects(s3
         config_kwargs={"connect_timeout": 0.5, "retries": {"max_attempts": 1}},
     )
 
-    with pytest.raises(SourceAway):
+    with pytest.raises(SourceUnavailable):
         away.entries(10, bool)
     with pytest.raises(ItemFailed):
         read(away, entry)
-    with pytest.raises(SourceAway):
+    with pytest.raises(SourceUnavailable):
         Bucket(("s3://no-such-bucket",), "s3://no-such-bucket/", {**s3.options}).entries(10, bool)
     with pytest.raises(ItemFailed):
         read(bucket(s3), Entry("gone.txt", "gone.txt"))
 
 
 def test_what_the_operator_allows_no_more_is_not_read(s3: S3, objects: Any) -> None:
-    with pytest.raises(SourceAway, match="does not allow"):
+    with pytest.raises(SourceUnavailable, match="does not allow"):
         bucket(s3, "docs-other").entries(10, bool)
 
 
@@ -115,6 +115,6 @@ def test_a_prefix_is_allowed_below_one_that_is(allowed: str, url: str, found: tu
 def test_our_own_mistakes_are_not_taken_for_the_servers() -> None:
     with pytest.raises(ZeroDivisionError), bucket_module._our_errors():
         raise ZeroDivisionError
-    with pytest.raises(SourceAway) as away, bucket_module._our_errors():
+    with pytest.raises(SourceUnavailable) as away, bucket_module._our_errors():
         raise TimeoutError
     assert away.value.code == "s3_away"

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.errors import InvalidRequest
 from jobs.retrieval import source_locations
-from workers.retrieval.sources.base import Entry, ItemFailed, SourceAway, named
+from workers.retrieval.sources.base import Entry, ItemFailed, SourceUnavailable, named
 from workers.retrieval.sources.folder import Folder, matches
 
 
@@ -95,7 +95,7 @@ def test_a_source_s_folder_that_becomes_a_link_is_away(root: Path, tmp_path: Pat
     (root / "docs").rename(tmp_path / "aside")
     (root / "docs").symlink_to("/etc")
 
-    with pytest.raises(SourceAway):
+    with pytest.raises(SourceUnavailable):
         listed(place(root))
     with pytest.raises(ItemFailed):
         read(place(root), "passwd")
@@ -105,7 +105,7 @@ def test_a_source_s_folder_that_becomes_a_link_is_away(root: Path, tmp_path: Pat
 def test_what_the_operator_allows_no_more_is_not_read(root: Path, roots: tuple[str, ...]) -> None:
     where = Folder(roots, (), str(root / "docs"), "**/*", 2.0)
 
-    with pytest.raises(SourceAway, match="does not allow"):
+    with pytest.raises(SourceUnavailable, match="does not allow"):
         listed(where)
     with pytest.raises(ItemFailed):
         read(where, "a.md")
@@ -129,7 +129,7 @@ def test_a_folder_that_contains_the_servers_own_or_lies_in_it_is_not_read(root: 
     (root / "to-deep").symlink_to(root / "docs/deep")
     where = Folder((str(root),), (root / "elsewhere", root / own), str(root / "docs"), "**/*", 2.0)
 
-    with pytest.raises(SourceAway, match="does not allow") as away:
+    with pytest.raises(SourceUnavailable, match="does not allow") as away:
         listed(where)
     with pytest.raises(ItemFailed):
         read(where, "a.md")
@@ -137,7 +137,7 @@ def test_a_folder_that_contains_the_servers_own_or_lies_in_it_is_not_read(root: 
 
 
 def test_more_files_than_allowed_are_too_many(root: Path) -> None:
-    with pytest.raises(SourceAway, match="more than 1 items"):
+    with pytest.raises(SourceUnavailable, match="more than 1 items"):
         place(root).entries(1, bool)
 
 
@@ -201,7 +201,7 @@ def test_a_folder_that_goes_while_it_is_listed_is_passed_over_and_the_whole_one_
         assert list(place(root, "**")._scan(top, (name,), gone)) == []
     assert gone == [("none",), ("a.md",)]
     os.close(top)
-    with pytest.raises(SourceAway):
+    with pytest.raises(SourceUnavailable):
         list(place(root, "**")._scan(top, (), gone))
 
 

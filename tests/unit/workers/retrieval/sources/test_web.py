@@ -6,7 +6,7 @@ from ipaddress import ip_address
 import pytest
 
 from tests.support.site import Site
-from workers.retrieval.sources.base import Entry, Fetched, ItemFailed, ItemGone, SourceAway
+from workers.retrieval.sources.base import Entry, Fetched, ItemFailed, ItemGone, SourceUnavailable
 from workers.retrieval.sources.web import Pages
 
 
@@ -152,7 +152,7 @@ def test_more_urls_than_a_source_may_have_are_refused_before_any_is_asked(site: 
     pages = Pages((site.url("/a"), site.url("/b")), 5.0, allow_private=True)
 
     assert [entry.filename for entry in pages.entries(2, bool)] == ["a", "b"]
-    with pytest.raises(SourceAway) as no:
+    with pytest.raises(SourceUnavailable) as no:
         pages.entries(1, bool)
     assert no.value.code == "too_many_items"
     assert site.asked == {}
