@@ -81,7 +81,7 @@ def build(config: Settings | None = None, timings: Timings = Timings()) -> FastA
     registry = Models(config)
     most = _CONNECTIONS + 10
     db = Database(config.database, patience=_PATIENCE, pool_size=_CONNECTIONS, most=most, urgent=True, timings=timings)
-    broker = BrokerWatch(config, timings.readiness_kept)
+    broker = BrokerWatch(config, timings.readiness_cached)
     services = Services(
         config=config,
         db=db,
@@ -101,8 +101,8 @@ def build(config: Settings | None = None, timings: Timings = Timings()) -> FastA
         lifespan=_lifespan,
     )
     app.state.services = services
-    exposition = Exposition(db, registry, broker.is_full, timings.metrics_kept)
-    app.state.health = health.Health(exposition, broker, Watch(timings.readiness_kept))
+    exposition = Exposition(db, registry, broker.is_full, timings.metrics_cached)
+    app.state.health = health.Health(exposition, broker, Watch(timings.readiness_cached))
     for router in ROUTERS:
         app.router.routes.extend(router.routes)  # complete as they are: including would build each a second time
     errors.install(app)

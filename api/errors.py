@@ -90,13 +90,13 @@ def describe(error: NightmillError) -> dict[str, Any]:
 
 def install(app: FastAPI) -> None:
     """Let this app answer errors in no other shape."""
-    app.add_exception_handler(NightmillError, _ours)
+    app.add_exception_handler(NightmillError, _known_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _unexpected)
 
 
-async def _ours(_request: Request, error: Exception) -> JSONResponse:
+async def _known_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, NightmillError)
     if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         log.warning("request_failed", extra={"error_type": type(error).__name__, "status": error.status.value})

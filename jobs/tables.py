@@ -24,7 +24,7 @@ from jobs.finetuning.tables import (
     FinetuneStep,
 )
 from jobs.fleet.tables import EngineDeath, Measure, Meta, Model, Pause, Quarantine, Worker
-from jobs.inference.tables import CacheEntry, CacheEpoch, CacheUse, Conversation, KeptCompletion, KeptResponse
+from jobs.inference.tables import CacheEntry, CacheEpoch, CacheUse, Conversation, StoredCompletion, StoredResponse
 from jobs.ledger.tables import TOKENS, Audit, AuditHead, Job, JobDependency, Outbox, Outcome, Schedule, Segment, Shard
 from jobs.registry.tables import CheckpointPermission, TunedModel
 from jobs.retrieval.tables import Source, SourceItem, VectorRemoval, VectorStore, VectorStoreFile
@@ -57,8 +57,6 @@ __all__ = [
     "Idempotency",
     "Job",
     "JobDependency",
-    "KeptCompletion",
-    "KeptResponse",
     "Measure",
     "Meta",
     "Model",
@@ -73,6 +71,8 @@ __all__ = [
     "Source",
     "SourceItem",
     "StorageUsage",
+    "StoredCompletion",
+    "StoredResponse",
     "TunedModel",
     "Upload",
     "UploadPart",

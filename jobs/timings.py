@@ -103,8 +103,8 @@ class Timings:
     job_keep_alive: float = 15.0
 
     # api.health
-    readiness_kept: float = 1.0
-    metrics_kept: float = 5.0
+    readiness_cached: float = 1.0
+    metrics_cached: float = 5.0
 
     # cli: the command beside a server that may be restarted
     follow_look: float = 0.5  # between looks at a job that is watched

@@ -51,7 +51,7 @@ async def create_file(request: Request, call: Call, once: Idempotent) -> Respons
     file_id = new_id("file-")
     path = f"files/{file_id}"
     async with once.leased() as lease, receiving(call, request, lease, call.config.file_max_bytes):
-        written = None if lease.kept else path
+        written = None if lease.stored else path
         sink = Sink("file", call.storage, written, call.config.file_max_bytes)
         form = await receive(request, sink, lease.beat)
 

@@ -98,9 +98,9 @@ async def create_part(request: Request, call: Call, once: Idempotent, upload_id:
     part_id = new_id("part_")
     path = f"uploads/{upload_id}/{part_id}"
     async with once.leased() as lease, receiving(call, request, lease, call.config.part_max_bytes):
-        if not lease.kept:
+        if not lease.stored:
             await run_in_threadpool(_check_pending, call, upload_id)
-        written = None if lease.kept else path
+        written = None if lease.stored else path
         sink = Sink("data", call.storage, written, call.config.part_max_bytes)
         form = await receive(request, sink, lease.beat)
 

@@ -72,8 +72,8 @@ class Body(BaseModel):
         found = handler(schema)
         properties = handler.resolve_ref_schema(found)["properties"]
         for name in cls._defaulted:
-            kept = {key: properties[name].pop(key) for key in _BESIDE if key in properties[name]}
-            properties[name] = {"anyOf": [properties[name], {"type": "null"}], **kept}
+            siblings = {key: properties[name].pop(key) for key in _BESIDE if key in properties[name]}
+            properties[name] = {"anyOf": [properties[name], {"type": "null"}], **siblings}
         return found
 
     @model_validator(mode="before")

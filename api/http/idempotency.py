@@ -65,17 +65,17 @@ class Once:
         if self.place is None:
             return None
         with self.db.read() as session:
-            kept = self._kept(session)
-        return self._answer(kept, self.digest(fields)) if kept else None
+            stored = self._stored(session)
+        return self._answer(stored, self.digest(fields)) if stored else None
 
     def run(self, fields: Mapping[str, Any], make: Make) -> Response:
         """Make it in one transaction, or replay. What `make` returns is the answer."""
         digest = self.digest(fields) if self.place else ""  # of megabytes perhaps, so not in the transaction
         try:
             with self.db.write() as session:
-                kept = self._kept(session)
-                if kept is not None:
-                    return self._answer(kept, digest)
+                stored = self._stored(session)
+                if stored is not None:
+                    return self._answer(stored, digest)
                 text = make(session).model_dump_json()
                 self._keep(session, digest, text)
         except IntegrityError:  # PostgreSQL: the same key was committed beside us; our job was rolled back
@@ -101,7 +101,7 @@ class Once:
         text = json.dumps([self.request, fields], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _kept(self, session: Session, *, lock: bool = False) -> Idempotency | None:
+    def _stored(self, session: Session, *, lock: bool = False) -> Idempotency | None:
         if self.place is None:
             return None
         row = session.get(Idempotency, self.place, with_for_update=lock or None)
@@ -120,12 +120,12 @@ class Once:
         session.flush()
 
     @staticmethod
-    def _answer(kept: Idempotency, digest: str) -> Response:
-        if kept.status == 0 or kept.body is None:
+    def _answer(stored: Idempotency, digest: str) -> Response:
+        if stored.status == 0 or stored.body is None:
             raise InFlight
-        if kept.digest != digest:
+        if stored.digest != digest:
             raise IdempotencyMismatch
-        return _json(kept.body, replayed=True)
+        return _json(stored.body, replayed=True)
 
 
 @dataclass(slots=True)
@@ -133,7 +133,7 @@ class Lease:
     """A key that one request holds. `kept` is the answer of an earlier one: then the bytes are only compared."""
 
     once: Once
-    kept: Idempotency | None = None
+    stored: Idempotency | None = None
     owner: str = ""
     _beaten: float = 0.0
 
@@ -148,11 +148,11 @@ class Lease:
             raise InFlight from error
 
     def _take(self, session: Session) -> None:
-        row = self.once._kept(session, lock=True)
+        row = self.once._stored(session, lock=True)
         if row is None:
             self.once._keep(session, None, None, self.owner)
         elif row.status:
-            self.kept = row
+            self.stored = row
         elif abs(now() - row.beat_at) < self.once.config.lease_seconds:
             raise InFlight
         else:
@@ -161,7 +161,7 @@ class Lease:
     async def beat(self) -> None:
         """Called as bytes arrive. Raises InFlight when the key was taken over."""
         at = time.monotonic()
-        if self.once.place is None or self.kept or at - self._beaten < self.once.config.beat_seconds:
+        if self.once.place is None or self.stored or at - self._beaten < self.once.config.beat_seconds:
             return
         self._beaten = at
         await run_unshared(self._beat)
@@ -173,8 +173,8 @@ class Lease:
     def complete(self, fields: Mapping[str, Any], make: Make) -> Response:
         """The bytes are here: make the row and keep the answer in one transaction, or replay."""
         digest = self.once.digest(fields)
-        if self.kept is not None:
-            return self.once._answer(self.kept, digest)
+        if self.stored is not None:
+            return self.once._answer(self.stored, digest)
         with self.once.db.write() as session:
             text = make(session).model_dump_json()
             if self.once.place is not None:
@@ -183,7 +183,7 @@ class Lease:
 
     def drop(self) -> None:
         """The request failed: the key is free again."""
-        if self.once.place is None or self.kept is not None:
+        if self.once.place is None or self.stored is not None:
             return
         with self.once.db.write() as session:
             session.execute(delete(Idempotency).where(self._mine()))

@@ -56,7 +56,7 @@ async def receiving(call: CallContext, request: Request, lease: Lease, largest: 
 
     Raises StorageFull, ProjectFull.
     """
-    if lease.kept:
+    if lease.stored:
         yield
         return
     length = request.headers.get("content-length")

@@ -34,17 +34,17 @@ from jobs.inference import stored
 from jobs.inference.client import is_after, stream_start
 from jobs.inference.context_options import context_options_of
 from jobs.inference.interactive import AnswerEntry
-from jobs.inference.stored import Kept, decode
-from jobs.inference.tables import KeptCompletion
+from jobs.inference.stored import StoredAnswer, decode
+from jobs.inference.tables import StoredCompletion
 from jobs.platform.storage import let_go
 from jobs.requests.endpoints import CHAT
 
-_OURS = frozenset({"metadata", "store"})
+_OWN_FIELDS = frozenset({"metadata", "store"})
 _TRIES = 3  # of a page, each of which lost an object that was deleted at that moment
 _LONGEST_NAME = 255
 
 STORED = StoredAnswers(
-    KeptCompletion, CHAT, stored.completion_path, "chat_completion", "Chat completion", "completion_id"
+    StoredCompletion, CHAT, stored.completion_path, "chat_completion", "Chat completion", "completion_id"
 )
 
 
@@ -75,25 +75,25 @@ class Chat:
     question: dict[str, Any] = field(init=False)  # as the engine is asked: one that could keep it is not to
 
     def __post_init__(self) -> None:
-        self.question = {name: value for name, value in self.body.fields().items() if name not in _OURS}
+        self.question = {name: value for name, value in self.body.fields().items() if name not in _OWN_FIELDS}
 
     @property
     def options(self) -> Any:
         """Of its stream; what is no object the engine refuses."""
         return self.question.get("stream_options") or {}
 
-    def ours(self, answer: Any) -> dict[str, Any]:
+    def to_public(self, answer: Any) -> dict[str, Any]:
         """Raises NightmillError for what is no completion."""
         if not stored.is_completion(answer):
-            raise _unsound()
+            raise _invalid_answer()
         return stored.to_completion(answer, self.id, self.body.metadata)
 
     def keep(self, answer: dict[str, Any], run: Run) -> None:
         """In one transaction, which `run` runs."""
-        kept = Kept(self.question, answer)
+        stored_answer = StoredAnswer(self.question, answer)
         asked, model = self.body.model, answer.get("model")
         columns = {"asked": _name(asked), "model": _name(model if isinstance(model, str) else asked)}
-        run(STORED.prepare(self.call, kept, labels=dict(self.body.metadata or {}) or None, **columns))
+        run(STORED.prepare(self.call, stored_answer, labels=dict(self.body.metadata or {}) or None, **columns))
 
 
 async def answer(
@@ -120,7 +120,7 @@ async def _answered(chat: Chat, request: Request) -> dict[str, Any] | Response:
     """The completion, or the engine's refusal."""
     end, entries = await submit(chat.call, request, CHAT, chat.question, stream=False)
     await entries.aclose()
-    return chat.ours(_decoded(end.body)) if end.status == 200 else whole_response(end)
+    return chat.to_public(_decoded(end.body)) if end.status == 200 else whole_response(end)
 
 
 async def _streamed(chat: Chat, request: Request, seconds: int | None) -> Response:
@@ -132,7 +132,7 @@ async def _streamed(chat: Chat, request: Request, seconds: int | None) -> Respon
     if first.kind == "end":
         await entries.aclose()
         if first.status == 200:  # it has answered, but not as a stream
-            raise _unsound()
+            raise _invalid_answer()
         return whole_response(first)
     return stream_response(_ChatEvents(chat, resumable=bool(seconds)).of(entries, first), first.position)
 
@@ -176,7 +176,7 @@ class _ChatEvents(Events):
         """Under our id. A chunk that is only there for its usage is nothing to whoever did not ask for it."""
         chunk = _decoded(entry.body)
         if not isinstance(chunk, dict):
-            raise _unsound()
+            raise _invalid_answer()
         if "choices" in chunk:
             chunk["id"] = self._chat.id
         told = chunk if self._usage else {name: value for name, value in chunk.items() if name != "usage"}
@@ -194,8 +194,8 @@ class _ChatEvents(Events):
             return
         answer = self._chunks.whole()
         if answer is None:
-            raise _unsound()
-        call, keep = self._chat.call, partial(self._chat.keep, self._chat.ours(answer))
+            raise _invalid_answer()
+        call, keep = self._chat.call, partial(self._chat.keep, self._chat.to_public(answer))
         if self._resumable:
             STORED.once(call, self._chat.id, keep)
         else:
@@ -206,10 +206,10 @@ def _decoded(body: bytes) -> Any:
     try:
         return msgspec.json.decode(body)
     except msgspec.MsgspecError as error:
-        raise _unsound() from error
+        raise _invalid_answer() from error
 
 
-def _unsound() -> NightmillError:
+def _invalid_answer() -> NightmillError:
     return NightmillError("The engine's answer is no chat completion.", code="engine_error")
 
 
@@ -233,15 +233,15 @@ def list_chat_completions(
 ) -> Page[CompletionObject]:
     """Those that are kept, the oldest first. `metadata[key]=value` selects, up to 16 times."""
     mine = STORED.of(call)
-    statement = labelled(mine, KeptCompletion.labels, request.query_params.multi_items(), sqlite=call.db.sqlite)
+    statement = labelled(mine, StoredCompletion.labels, request.query_params.multi_items(), sqlite=call.db.sqlite)
     if model is not None:
-        statement = statement.where(or_(KeptCompletion.asked == model, KeptCompletion.model == model))
+        statement = statement.where(or_(StoredCompletion.asked == model, StoredCompletion.model == model))
     for _ in range(_TRIES):
         with call.db.read() as session:
             gone = deleted(call, "chat_completion.delete")
             place: dict[str, Any] = {"after": after, "limit": limit, "order": order}
-            rows, more = find(session, statement, KeptCompletion, among=mine, gone=gone, **place)
-        shown = [_show(kept) for row in rows if (kept := _read(call, row))]
+            rows, more = find(session, statement, StoredCompletion, among=mine, gone=gone, **place)
+        shown = [_show(stored_answer) for row in rows if (stored_answer := _read(call, row))]
         if len(shown) == len(rows):
             break
     first, last = (shown[0].id, shown[-1].id) if shown else (None, None)
@@ -286,28 +286,28 @@ def list_messages(
     return slice_of(shown, StoredMessage.model_validate, after=after, limit=limit, order=order)
 
 
-def _load(call: CallContext, completion_id: str) -> Kept:
+def _load(call: CallContext, completion_id: str) -> StoredAnswer:
     """Raises NotFound."""
     with call.db.read() as session:
         row = STORED.row(session, call, completion_id)
-    kept = _read(call, row)
-    if kept is None:
+    stored_answer = _read(call, row)
+    if stored_answer is None:
         raise STORED.not_found(completion_id)
-    return kept
+    return stored_answer
 
 
-def _read(call: CallContext, row: KeptCompletion) -> Kept | None:
+def _read(call: CallContext, row: StoredCompletion) -> StoredAnswer | None:
     """Return a stored completion with its metadata, None where it was deleted a moment ago."""
     try:
         with call.storage.reader(row.path) as handle:
-            kept = decode(handle.read())
+            stored_answer = decode(handle.read())
     except NotFound:
         return None
-    return Kept(kept.question, stored.to_completion(kept.response, row.id, row.labels))
+    return StoredAnswer(stored_answer.question, stored.to_completion(stored_answer.response, row.id, row.labels))
 
 
-def _show(kept: Kept) -> CompletionObject:
-    return CompletionObject.model_validate(kept.response)
+def _show(stored_answer: StoredAnswer) -> CompletionObject:
+    return CompletionObject.model_validate(stored_answer.response)
 
 
 def _name(model: str) -> str:

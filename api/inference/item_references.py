@@ -68,8 +68,11 @@ def _stored_with(call: CallContext, item_id: str, wanted: Collection[str]) -> It
 
 def _in_response(call: CallContext, response_id: str, wanted: Collection[str]) -> Items:
     """Raises NotFound."""
-    kept = stored_answers.load_response(call, response_id, reserve=True)
-    items = chain(show_items(response_id, responses.items(kept)), responses.bare(kept.response)["output"])
+    stored_answer = stored_answers.load_response(call, response_id, reserve=True)
+    items = chain(
+        show_items(response_id, responses.items(stored_answer)),
+        responses.without_results(stored_answer.response)["output"],
+    )
     return _by_id(items, wanted)
 
 

@@ -25,14 +25,14 @@ from api.http import sse
 from api.http.sse import KEEP_ALIVE, check_key, until_revoked
 from api.inference import stored_answers
 from api.inference.interactive import Events, resume, stream_response, submit, whole_response
-from api.inference.turns import CreateResponse, Turn, decoded, keep, unsound
+from api.inference.turns import CreateResponse, Turn, decoded, invalid_answer, keep
 from api.shares import run_in_threadpool
 from jobs.errors import DatabaseBusy, InvalidRequest, NotFound, StorageUnavailable, StreamsUnavailable
 from jobs.inference import responses
 from jobs.inference.answer_events import written_out
 from jobs.inference.client import second_of
 from jobs.inference.interactive import AnswerEntry
-from jobs.inference.stored import Kept
+from jobs.inference.stored import StoredAnswer
 from jobs.requests.endpoints import RESPONSES
 
 
@@ -66,7 +66,7 @@ async def answer(turn: Turn, request: Request, seconds: int | None) -> Response:
     if first.kind == "end":
         await entries.aclose()
         if first.status == 200:  # it has answered, but not as a stream
-            raise unsound()
+            raise invalid_answer()
         return whole_response(first)
     return stream_response(_ResponseEvents(turn, resumable=bool(seconds)).of(entries, first), first.position)
 
@@ -78,8 +78,8 @@ def _packed(turn: Turn) -> bytes:
 
 async def resumed(call: CallContext, request: Request, last: str) -> Response:
     """What follows an event that the client has seen. Raises InvalidRequest, NotFound, StreamsUnavailable."""
-    kept, entries = await resume(call, request, last, RESPONSES)
-    shown = msgspec.json.decode(kept.shown, type=_Shown)
+    stream, entries = await resume(call, request, last, RESPONSES)
+    shown = msgspec.json.decode(stream.shown, type=_Shown)
     body = CreateResponse.model_validate_json(msgspec.json.encode({**shown.body, "input": shown.asked}))
     turn = Turn(call, body, shown.question, shown.asked, shown.id)
     return stream_response(_ResponseEvents(turn, resumable=True).of(entries), last)
@@ -95,7 +95,7 @@ class _ResponseEvents(Events):
 
     async def write(self, entry: AnswerEntry) -> bytes:
         if entry.kind == "chunk":
-            event = await _made_ours(self._turn, entry, self._number, resumable=self._resumable)
+            event = await _public_event(self._turn, entry, self._number, resumable=self._resumable)
             self._number = event["sequence_number"] + 1
             return sse.event(event, kind=str(event.get("type", "message")), at=self.event_id(entry))
         if entry.kind != "end":
@@ -106,16 +106,16 @@ class _ResponseEvents(Events):
         return sse.event(_error(error, self._number), kind="error", at=at)
 
 
-async def _made_ours(turn: Turn, entry: AnswerEntry, number: int, *, resumable: bool) -> dict[str, Any]:
+async def _public_event(turn: Turn, entry: AnswerEntry, number: int, *, resumable: bool) -> dict[str, Any]:
     """Raises NightmillError for what is no event."""
     event = decoded(entry.body)
     if not isinstance(event, dict):
-        raise unsound()
+        raise invalid_answer()
     last = event.get("type") in responses.FINAL
-    if last and not responses.sound(event.get("response")):
-        raise unsound()
+    if last and not responses.is_response(event.get("response")):
+        raise invalid_answer()
     at = second_of(entry.position)  # however often it is told
-    event = responses.own_event(event, turn.facts, turn.question, at, number)
+    event = responses.to_public_event(event, turn.own_fields, turn.question, at, number)
     if last and (turn.store or turn.conversation):
         await run_in_threadpool(_keep, turn, event["response"], resumable=resumable)
     return turn.shown(event)
@@ -140,12 +140,14 @@ _LIVE = frozenset({"queued", "in_progress"})
 _ENDED = frozenset({"completed", "incomplete", "failed"})
 
 
-async def follow(call: CallContext, request: Request, kept: Kept, after: int, *, results: bool) -> AsyncIterator[bytes]:
+async def follow(
+    call: CallContext, request: Request, stored_answer: StoredAnswer, after: int, *, results: bool
+) -> AsyncIterator[bytes]:
     """Server-sent events with a `sequence_number` above `after`, until the response ends or somebody leaves.
 
     `results`: with what searches in files found.
     """
-    following = _Following(call, kept, after, results)
+    following = _Following(call, stored_answer, after, results)
     with suppress(NotFound):  # deleted meanwhile: there is nothing more to tell
         async for event in until_revoked(following.events()):
             yield event
@@ -154,10 +156,10 @@ async def follow(call: CallContext, request: Request, kept: Kept, after: int, *,
 
 
 class _Following:
-    def __init__(self, call: CallContext, kept: Kept, after: int, results: bool) -> None:
+    def __init__(self, call: CallContext, stored_answer: StoredAnswer, after: int, results: bool) -> None:
         self._call, self._seen, self._results = call, after, results
-        self._question, self._response = kept.question, kept.response
-        self._id = str(kept.response["id"])
+        self._question, self._response = stored_answer.question, stored_answer.response
+        self._id = str(stored_answer.response["id"])
         self._position = "0-0"
         self._heard = False  # whether its worker has told anything
         self._items = _Items()
@@ -216,7 +218,7 @@ class _Following:
                 found = None
             for position, body in found or ():
                 self._position, self._heard = position, True
-                event = responses.own_event(msgspec.json.decode(body), self._response, self._question)
+                event = responses.to_public_event(msgspec.json.decode(body), self._response, self._question)
                 if self._items.told(event) and event["sequence_number"] > self._seen:
                     yield self._event(event)
             if not found:
@@ -239,7 +241,7 @@ class _Following:
 
     def _event(self, event: dict[str, Any]) -> bytes:
         self._seen = int(event["sequence_number"])
-        shown = event if self._results else responses.bare(event)
+        shown = event if self._results else responses.without_results(event)
         return sse.event(shown, kind=event["type"])
 
 

@@ -42,18 +42,18 @@ from api.inference.turns import (
     begin,
     begun,
     decoded,
+    engine_fields,
     given,
+    invalid_answer,
     keep,
     said_before,
-    unless_ours,
-    unsound,
 )
 from api.shares import run_in_threadpool
 from jobs.clock import now
 from jobs.errors import InvalidRequest, NightmillError, StreamsUnavailable
 from jobs.ids import new_id
 from jobs.inference import compaction, responses
-from jobs.inference.stored import Kept
+from jobs.inference.stored import StoredAnswer
 from jobs.requests.endpoints import RESPONSES
 
 router: APIRouter = resource("Responses")
@@ -84,7 +84,7 @@ async def create_response(
     if not turn.store and not turn.conversation:
         answered = await _answered(turn, request)
         return answered if isinstance(answered, Response) else as_json(answered)
-    return await _kept_once(turn, request, once)
+    return await _stored_once(turn, request, once)
 
 
 @router.get("/responses/{response_id}", response_class=Response, responses=JSON_OR_STREAM)
@@ -100,11 +100,11 @@ async def retrieve_response(
 
     What searches in files found is with it where `include[]` names `file_search_call.results`.
     """
-    kept = await run_in_threadpool(stored_answers.load_response, call, response_id)
+    stored_answer = await run_in_threadpool(stored_answers.load_response, call, response_id)
     results = responses.RESULTS in (include or ())
     if stream:
-        return stream_response(follow(call, request, kept, starting_after, results=results))
-    return as_json(kept.response if results else responses.bare(kept.response))
+        return stream_response(follow(call, request, stored_answer, starting_after, results=results))
+    return as_json(stored_answer.response if results else responses.without_results(stored_answer.response))
 
 
 @router.delete("/responses/{response_id}")
@@ -119,7 +119,7 @@ async def delete_response(call: Call, response_id: str) -> ResponseDeleted:
 @router.post("/responses/{response_id}/cancel", response_class=Response, responses=JSON_BODY)
 def cancel_response(call: Call, response_id: str) -> Response:
     """Only what runs in the background can be cancelled: whoever waits for an answer hangs up."""
-    return as_json(responses.bare(stored_answers.cancel_response(call, response_id).response))
+    return as_json(responses.without_results(stored_answers.cancel_response(call, response_id).response))
 
 
 @router.get("/responses/{response_id}/input_items")
@@ -136,7 +136,7 @@ def list_input_items(
     return slice_of(items, ItemObject.model_validate, after=after, limit=limit, order=order)
 
 
-def _queued(turn: Turn, once: Once) -> tuple[Kept, bool]:
+def _queued(turn: Turn, once: Once) -> tuple[StoredAnswer, bool]:
     """The response, once for each Idempotency-Key, and whether the key had made it before."""
     with turn.call.db.read() as session:
         queue_of(session, turn.call, RESPONSES, turn.body.model)  # what nobody will ever serve is refused now
@@ -144,7 +144,9 @@ def _queued(turn: Turn, once: Once) -> tuple[Kept, bool]:
     said = once.replay(fields)
     if said is not None:
         return stored_answers.load_response(turn.call, referred(said)), True
-    make = stored_answers.prepare_background(turn.call, turn.kept(begun(turn)), once.key, stream=bool(turn.body.stream))
+    make = stored_answers.prepare_background(
+        turn.call, turn.stored_answer(begun(turn)), once.key, stream=bool(turn.body.stream)
+    )
     return stored_answers.load_response(turn.call, referred(once.run(fields, make))), False
 
 
@@ -155,12 +157,12 @@ async def _answered(turn: Turn, request: Request) -> dict[str, Any] | Response:
     if end.status != 200:
         return whole_response(end)
     answer = decoded(end.body)
-    if not responses.sound(answer):
-        raise unsound()
-    return turn.ours(answer)
+    if not responses.is_response(answer):
+        raise invalid_answer()
+    return turn.to_public(answer)
 
 
-async def _kept_once(turn: Turn, request: Request, once: Once) -> Response:
+async def _stored_once(turn: Turn, request: Request, once: Once) -> Response:
     """Answered and kept, once for each Idempotency-Key."""
     if once.key and not turn.store:
         message = "With an Idempotency-Key and a conversation a response is kept."
@@ -201,7 +203,7 @@ def _count_request(call: CallContext, body: CountInputTokens) -> dict[str, Any]:
     before, asked = said_before(call, body.conversation, body.previous_response_id), given(call, body.input)
     if not (before or asked):
         raise InvalidRequest("There is no input to count.", param="input", code="missing_required_parameter")
-    return {**unless_ours(body.fields()), "input": [*before, *asked]}
+    return {**engine_fields(body.fields()), "input": [*before, *asked]}
 
 
 _TOKENS: Final = 512  # of a summary, at most
@@ -236,8 +238,8 @@ async def compact_response(call: Call, request: Request, body: CompactResponse) 
     if end.status != 200:
         return whole_response(end)
     answer = decoded(end.body)
-    if not responses.sound(answer) or not isinstance(answer.get("usage"), dict):
-        raise unsound()
+    if not responses.is_response(answer) or not isinstance(answer.get("usage"), dict):
+        raise invalid_answer()
     compacted = CompactedResponse(
         id=new_id("resp_"), created_at=int(now()), output=_output(items, _summary(answer)), usage=answer["usage"]
     )

@@ -98,9 +98,9 @@ async def create_rerank(call: Call, request: Request, body: RerankRequest) -> Re
 
 async def resumed(call: CallContext, request: Request, last: str, url: str) -> Response:
     """What follows an event that the client has seen. Raises InvalidRequest, NotFound, StreamsUnavailable."""
-    kept = await find_stream(call, parse_position(last)[0])
-    if kept.url == url and kept.shown:
-        return await chat_completions.resumed(call, request, last, kept.shown)
+    resumable = await find_stream(call, parse_position(last)[0])
+    if resumable.url == url and resumable.shown:
+        return await chat_completions.resumed(call, request, last, resumable.shown)
     _, entries = await resume(call, request, last, url)
     return stream_response(Events(resumable=True).of(entries), last)
 
@@ -139,10 +139,10 @@ async def resume_stream(call: Call, request: Request, stream_id: StreamId, last:
     at = last or f"{stream_id}/{_START}"
     if parse_position(at)[0] != stream_id:
         raise InvalidRequest("This is an event of another stream.", param="Last-Event-ID", code="invalid_value")
-    kept = await find_stream(call, stream_id)
-    if kept.url == RESPONSES:
+    resumable = await find_stream(call, stream_id)
+    if resumable.url == RESPONSES:
         return await response_streams.resumed(call, request, at)
-    return await resumed(call, request, at, kept.url)
+    return await resumed(call, request, at, resumable.url)
 
 
 @stream_router.delete("/streams/{stream_id}")

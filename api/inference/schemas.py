@@ -14,8 +14,8 @@ _REFERENCE = "item_reference"
 
 def is_reference(item: Mapping[str, Any]) -> bool:
     """Return whether an item of an input is only the id of a stored one, whose type need not be given."""
-    kind, bare = item.get("type"), item.keys() <= {"id", "type"}
-    return kind == _REFERENCE or (kind is None and bare and isinstance(item.get("id"), str))
+    kind, is_bare_reference = item.get("type"), item.keys() <= {"id", "type"}
+    return kind == _REFERENCE or (kind is None and is_bare_reference and isinstance(item.get("id"), str))
 
 
 def _typed(item: dict[str, Any]) -> dict[str, Any]:

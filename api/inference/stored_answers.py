@@ -37,8 +37,8 @@ from api.shares import run_in_threadpool
 from jobs.clock import now
 from jobs.errors import Conflict, DatabaseBusy, InvalidRequest, NotFound
 from jobs.inference import responses
-from jobs.inference.stored import Kept, decode, encode
-from jobs.inference.tables import KeptCompletion, KeptResponse
+from jobs.inference.stored import StoredAnswer, decode, encode
+from jobs.inference.tables import StoredCompletion, StoredResponse
 from jobs.ledger import ledger
 from jobs.ledger.states import TERMINAL, JobState
 from jobs.ledger.tables import Audit, Job
@@ -61,17 +61,17 @@ Run = Callable[[Make], object]
 class StoredAnswers:
     """The stored answers of one kind. `path` names the object of an id, `action` begins the actions in the audit."""
 
-    table: type[KeptCompletion] | type[KeptResponse]
+    table: type[StoredCompletion] | type[StoredResponse]
     url: str
     path: Callable[[str], str]
     action: str
     noun: str
     param: str
 
-    def prepare(self, call: CallContext, kept: Kept, **columns: Any) -> Callable[[Session], Reference]:
+    def prepare(self, call: CallContext, stored_answer: StoredAnswer, **columns: Any) -> Callable[[Session], Reference]:
         """Write the object; return what inserts its row. Raises ProjectFull."""
         created = now()
-        answer_id, data = str(kept.response["id"]), encode(self.url, kept)
+        answer_id, data = str(stored_answer.response["id"]), encode(self.url, stored_answer)
         path, size = self.path(answer_id), len(data)
         check_project(call, size)
         call.storage.put(path, data)
@@ -155,7 +155,7 @@ async def answered_once(
     Raises InFlight, IdempotencyMismatch, and what the arguments raise.
     """
     async with once.leased() as lease, _beating(lease):
-        if lease.kept is not None:
+        if lease.stored is not None:
             said = await run_in_threadpool(once.replay, fields)
             assert said is not None, "the key was kept a moment ago"
             return as_json(show(await run_in_threadpool(load, referred(said))), replayed=True)
@@ -195,7 +195,7 @@ async def _beating(lease: Lease) -> AsyncIterator[None]:
         await asyncio.gather(beating, return_exceptions=True)  # a key that was lost is found lost by `complete`
 
 
-STORED_RESPONSES = StoredAnswers(KeptResponse, RESPONSES, responses.path, "response", "Response", "response_id")
+STORED_RESPONSES = StoredAnswers(StoredResponse, RESPONSES, responses.path, "response", "Response", "response_id")
 
 _STATUS: Mapping[str, str] = {
     JobState.QUEUED: "queued",
@@ -211,10 +211,10 @@ _EXPIRED = {"code": "server_error", "message": "The response was not answered wi
 
 
 def prepare_background(
-    call: CallContext, kept: Kept, key: str | None, *, stream: bool
+    call: CallContext, stored_answer: StoredAnswer, key: str | None, *, stream: bool
 ) -> Callable[[Session], Reference]:
     """Write the object; return what inserts its row and the job that answers it. `stream`: its events are published."""
-    insert = STORED_RESPONSES.prepare(call, kept)
+    insert = STORED_RESPONSES.prepare(call, stored_answer)
 
     def submit(session: Session) -> Reference:
         reference = insert(session)
@@ -235,7 +235,7 @@ def prepare_background(
     return submit
 
 
-def load_response(call: CallContext, response_id: str, *, reserve: bool = False) -> Kept:
+def load_response(call: CallContext, response_id: str, *, reserve: bool = False) -> StoredAnswer:
     """As it stands now; with `reserve` the request has reserved its bytes. Raises NotFound, and ProjectBusy then."""
     with call.db.read() as session:
         row = STORED_RESPONSES.row(session, call, response_id)
@@ -244,8 +244,8 @@ def load_response(call: CallContext, response_id: str, *, reserve: bool = False)
         raw = handle.read()
     if reserve:
         shares.reserve(len(raw))
-    kept = decode(raw)
-    return Kept(kept.question, _as_it_stands(kept.response, job)) if job else kept
+    stored_answer = decode(raw)
+    return StoredAnswer(stored_answer.question, _as_it_stands(stored_answer.response, job)) if job else stored_answer
 
 
 def response_status(session: Session, call: CallContext, response_id: str) -> str | None:
@@ -254,7 +254,7 @@ def response_status(session: Session, call: CallContext, response_id: str) -> st
     return _STATUS.get(job.state) if job is not None else None
 
 
-def cancel_response(call: CallContext, response_id: str) -> Kept:
+def cancel_response(call: CallContext, response_id: str) -> StoredAnswer:
     """Stop one in the background; one that has ended stays as it is. Raises NotFound, InvalidRequest."""
     with call.db.write() as session:
         job = _job(session, STORED_RESPONSES.row(session, call, response_id))
@@ -278,7 +278,7 @@ def delete_response(call: CallContext, response_id: str) -> None:
     let_go(call.storage, paths)
 
 
-def _job(session: Session, row: KeptResponse) -> Job | None:
+def _job(session: Session, row: StoredResponse) -> Job | None:
     return session.get(Job, row.id)
 
 

@@ -28,11 +28,11 @@ from jobs.ids import new_id
 from jobs.inference import responses
 from jobs.inference.complete_answers import new_response
 from jobs.inference.context_options import context_options_of
-from jobs.inference.stored import Kept
+from jobs.inference.stored import StoredAnswer
 from jobs.requests.endpoints import RESPONSES
 
 #: What we do ourselves; the rest is the engine's.
-_OURS = frozenset({"background", "conversation", "metadata", "previous_response_id", "store", "stream"})
+_OWN_FIELDS = frozenset({"background", "conversation", "metadata", "previous_response_id", "store", "stream"})
 _SEARCH = "file_search"
 _ANSWERED = frozenset({"completed", "incomplete"})
 
@@ -76,7 +76,7 @@ class Turn:
         return _named(self.body.conversation)
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def own_fields(self) -> dict[str, Any]:
         return {
             "id": self.id,
             "conversation": {"id": self.conversation} if self.conversation else None,
@@ -86,8 +86,8 @@ class Turn:
             "metadata": self.body.metadata or {},
         }
 
-    def ours(self, answer: Mapping[str, Any], ended: int | None = None) -> dict[str, Any]:
-        return responses.ours(answer, self.facts, self.question, ended)
+    def to_public(self, answer: Mapping[str, Any], ended: int | None = None) -> dict[str, Any]:
+        return responses.to_public(answer, self.own_fields, self.question, ended)
 
     @property
     def results(self) -> bool:
@@ -97,10 +97,10 @@ class Turn:
 
     def shown(self, told: Mapping[str, Any]) -> dict[str, Any]:
         """A response, or an event of it, as the client asked for it."""
-        return dict(told) if self.results else responses.bare(told)
+        return dict(told) if self.results else responses.without_results(told)
 
-    def kept(self, response: dict[str, Any]) -> Kept:
-        return Kept(self.question, response)
+    def stored_answer(self, response: dict[str, Any]) -> StoredAnswer:
+        return StoredAnswer(self.question, response)
 
 
 def begin(call: CallContext, body: CreateResponse) -> Turn:
@@ -114,7 +114,7 @@ def begin(call: CallContext, body: CreateResponse) -> Turn:
     if body.store is not False or body.conversation:
         check_space(call, 0)
     asked = given(call, body.input)
-    question = unless_ours(body.fields()) | {"store": False}  # an engine that could keep it is not to
+    question = engine_fields(body.fields()) | {"store": False}  # an engine that could keep it is not to
     question["input"] = [*said_before(call, body.conversation, body.previous_response_id), *asked]
     if body.input is None and not question["input"]:
         message = "One of 'input', 'previous_response_id' or a 'conversation' that has items must be provided."
@@ -138,9 +138,9 @@ def _searches(question: Mapping[str, Any]) -> bool:
     )
 
 
-def unless_ours(fields: Mapping[str, Any]) -> dict[str, Any]:
+def engine_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """What of a request is the engine's to judge."""
-    return {name: value for name, value in fields.items() if name not in _OURS}
+    return {name: value for name, value in fields.items() if name not in _OWN_FIELDS}
 
 
 def said_before(call: CallContext, conversation: Named, previous: str | None) -> list[Any]:
@@ -184,26 +184,28 @@ def _before(call: CallContext, previous: str | None) -> list[Any]:
     if previous is None:
         return []
     try:
-        kept = stored_answers.load_response(call, previous, reserve=True)
+        stored_answer = stored_answers.load_response(call, previous, reserve=True)
     except NotFound as error:
         message = f"Previous response with id '{clip(previous)}' not found."
         raise InvalidRequest(message, param="previous_response_id", code="previous_response_not_found") from error
-    status = kept.response.get("status", "completed")
+    status = stored_answer.response.get("status", "completed")
     if status not in _ANSWERED:
         message = f"Previous response '{previous}' is {status}."
         raise InvalidRequest(message, param="previous_response_id", code="invalid_state")
-    return [*responses.items(kept), *responses.bare(kept.response)["output"]]
+    return [*responses.items(stored_answer), *responses.without_results(stored_answer.response)["output"]]
 
 
 def begun(turn: Turn) -> dict[str, Any]:
     """Return a response as it is before an engine has worked on it."""
-    return {**new_response(turn.question, "queued"), **turn.facts}
+    return {**new_response(turn.question, "queued"), **turn.own_fields}
 
 
 def keep(turn: Turn, response: dict[str, Any], run: Run) -> None:
     """What is to be kept of it, in one transaction, which `run` runs."""
     make: Make = (
-        stored_answers.STORED_RESPONSES.prepare(turn.call, turn.kept(response)) if turn.store else _nothing(turn)
+        stored_answers.STORED_RESPONSES.prepare(turn.call, turn.stored_answer(response))
+        if turn.store
+        else _nothing(turn)
     )
     if turn.conversation is None:
         run(make)
@@ -237,8 +239,8 @@ def decoded(body: bytes) -> Any:
     try:
         return msgspec.json.decode(body)
     except msgspec.MsgspecError as error:
-        raise unsound() from error
+        raise invalid_answer() from error
 
 
-def unsound() -> NightmillError:
+def invalid_answer() -> NightmillError:
     return NightmillError("The engine's answer is no response.", code="engine_error")

@@ -22,8 +22,8 @@ from api.retrieval.schemas import (
     CreatedFileBatch,
     FileBatchObject,
     VectorStoreFileObject,
-    kept,
     show_file_batch,
+    stored_chunking,
 )
 from api.retrieval.store_files import POLL_AFTER, POLL_MS, CreateVectorStoreFile, Listed
 from api.webhooks.queries import JobWebhook, check_webhook, told
@@ -73,10 +73,10 @@ def create_file_batch(call: Call, once: Idempotent, vector_store_id: str, body: 
 
     def make(session: Session) -> FileBatchObject:
         store = get_store(session, call, vector_store_id, alive=True)
-        shared = (body.attributes, kept(body.chunking_strategy))
+        shared = (body.attributes, stored_chunking(body.chunking_strategy))
         files = dict.fromkeys(body.file_ids or (), shared)
         for file in body.files or ():
-            files.setdefault(file.file_id, (file.attributes, kept(file.chunking_strategy)))
+            files.setdefault(file.file_id, (file.attributes, stored_chunking(file.chunking_strategy)))
         job = bring_in(session, call, store, FILE_BATCH, files, once.key, hook, body.after or ())
         shown = _shown(session, job)
         return CreatedFileBatch(**shown.model_dump(), webhook=told(hook)) if hook else shown

@@ -25,7 +25,7 @@ from api.http.space import check_not_full, count_if_due
 from api.inference.interactive import whole_response
 from api.retrieval.queries import counts_of, get_store, stop_jobs
 from api.retrieval.routes import checked_model
-from api.retrieval.schemas import ChunkingStrategy, FileCounts, VectorStoreFileObject, kept, show_counts
+from api.retrieval.schemas import ChunkingStrategy, FileCounts, VectorStoreFileObject, show_counts, stored_chunking
 from api.retrieval.search import LONGEST_QUERY, answer_of, wanted
 from api.retrieval.store_files import POLL_AFTER, POLL_MS, Listed
 from api.shares import run_in_threadpool
@@ -278,7 +278,7 @@ def _build(session: Session, call: CallContext, store: VectorStore, body: Create
         store,
         model=checked_model(session, call, body.embedding_model or current.model, body.embedding_dimensions),
         dimensions=dimensions,
-        chunking=kept(body.chunking_strategy),
+        chunking=stored_chunking(body.chunking_strategy),
         actor=call.actor,
         idempotency_key=key,
         request_id=call.request_id,

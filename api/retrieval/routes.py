@@ -16,7 +16,7 @@ from api.http.idempotency import Idempotent
 from api.http.paging import After, Before, Limit20, Order, Page, deleted, find, page, place_of
 from api.http.space import count_if_due
 from api.retrieval.queries import bring_in, get_store, shown, stop_jobs, stores_of
-from api.retrieval.schemas import AUTO, ChunkingStrategy, VectorStoreDeleted, VectorStoreObject, kept
+from api.retrieval.schemas import AUTO, ChunkingStrategy, VectorStoreDeleted, VectorStoreObject, stored_chunking
 from jobs.clock import now
 from jobs.errors import InvalidRequest
 from jobs.fleet import checkpoint, routing
@@ -140,7 +140,7 @@ def _new(session: Session, call: CallContext, body: CreateVectorStore) -> Vector
         model=model,
         dimensions=body.embedding_dimensions or 0,
         shortened=body.embedding_dimensions is not None,
-        chunking=kept(body.chunking_strategy) or AUTO,
+        chunking=stored_chunking(body.chunking_strategy) or AUTO,
         expires_days=days,
         created_at=at,
         active_at=at,

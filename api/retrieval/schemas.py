@@ -84,7 +84,7 @@ Strategy = Auto | Static | Sentence | Structure | Semantic
 ChunkingStrategy = Annotated[Strategy, Field(discriminator="type")]
 
 
-def kept(strategy: Strategy | None) -> dict[str, Any] | None:
+def stored_chunking(strategy: Strategy | None) -> dict[str, Any] | None:
     """As a row keeps it; None where the request does not say."""
     if strategy is None:
         return None

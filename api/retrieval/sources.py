@@ -18,7 +18,7 @@ from api.http.idempotency import Idempotent
 from api.http.paging import After, Before, Limit20, Order, Page, deleted, find, page, place_of
 from api.http.space import check_not_full, count_if_due
 from api.retrieval.queries import Attributes, get_store
-from api.retrieval.schemas import ChunkingStrategy, LastError, Value, kept
+from api.retrieval.schemas import ChunkingStrategy, LastError, Value, stored_chunking
 from api.retrieval.store_files import POLL_AFTER, POLL_MS
 from jobs.batches.schedules import next_after
 from jobs.clock import now
@@ -180,7 +180,7 @@ def create_source(call: Call, once: Idempotent, vector_store_id: str, body: Crea
             store_id=store.id,
             type=body.type,
             spec=spec,
-            chunking=kept(body.chunking_strategy),
+            chunking=stored_chunking(body.chunking_strategy),
             attributes=body.attributes,
             cron=body.cron,
             timezone=zone,

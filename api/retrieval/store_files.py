@@ -21,9 +21,9 @@ from api.retrieval.schemas import (
     FileContentPage,
     VectorStoreFileDeleted,
     VectorStoreFileObject,
-    kept,
     show_content,
     show_store_file,
+    stored_chunking,
 )
 from api.webhooks.queries import JobWebhook, check_webhook, told
 from jobs.errors import NightmillError
@@ -100,7 +100,7 @@ def create_vector_store_file(
 
     def make(session: Session) -> VectorStoreFileObject:
         store = get_store(session, call, vector_store_id, alive=True)
-        wanted = body.attributes, kept(body.chunking_strategy)
+        wanted = body.attributes, stored_chunking(body.chunking_strategy)
         bring_in(session, call, store, SINGLE, {body.file_id: wanted}, once.key, hook)
         call.record(session, "vector_store.file.create", body.file_id, {"store": store.id})
         shown = show_store_file(store, get_store_file(session, store, body.file_id))

@@ -263,7 +263,7 @@ def check_alone(endpoint: str, body: dict[str, Any]) -> None:
             raise InvalidRequest(message, param=name, code="unsupported_parameter")
 
 
-def unkept(endpoint: str, body: dict[str, Any]) -> None:
+def disable_storage(endpoint: str, body: dict[str, Any]) -> None:
     """Have no engine keep what it is asked. OpenAI takes a chat's metadata only with what it keeps."""
     if endpoint == RESPONSES:
         body["store"] = False  # its default is true

@@ -219,10 +219,10 @@ class Registry:
     @classmethod
     def read(cls, file: Path, *, vllm_enabled: bool = True, openai_aliases: bool = False) -> "Registry":
         stamp = _stamp(file)
-        kept = {m.name: m for m in _parsed(file, stamp) if vllm_enabled or m.engine is not EngineKind.VLLM}
-        aliases = _openai_aliases(kept.values()) if openai_aliases else {}
-        aliases |= {alias: model.name for model in kept.values() for alias in model.aliases}
-        return cls(MappingProxyType(kept), MappingProxyType(aliases), file, vllm_enabled, openai_aliases, stamp)
+        usable = {m.name: m for m in _parsed(file, stamp) if vllm_enabled or m.engine is not EngineKind.VLLM}
+        aliases = _openai_aliases(usable.values()) if openai_aliases else {}
+        aliases |= {alias: model.name for model in usable.values() for alias in model.aliases}
+        return cls(MappingProxyType(usable), MappingProxyType(aliases), file, vllm_enabled, openai_aliases, stamp)
 
     def fresh(self) -> "Registry":
         """This one, or a new one if the file has changed. One that has become wrong is reported and not taken."""

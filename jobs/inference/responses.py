@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from jobs.inference.complete_answers import complete_event, complete_response
 from jobs.inference.item_ids import OutputIds
-from jobs.inference.stored import Kept
-from jobs.inference.tables import KeptResponse
+from jobs.inference.stored import StoredAnswer
+from jobs.inference.tables import StoredResponse
 from jobs.ledger.kinds import Folder, Kind, Payload
 from jobs.requests.endpoints import RESPONSES
 
@@ -29,7 +29,7 @@ COUNT_URL: Final = f"{RESPONSES}/input_tokens"
 RESULTS: Final = "file_search_call.results"
 
 #: What an engine's answer does not know.
-_OURS: Final = ("id", "background", "conversation", "metadata", "previous_response_id", "store")
+_OWN_FIELDS: Final = ("id", "background", "conversation", "metadata", "previous_response_id", "store")
 
 #: Of OpenAI's codes of a response's error those that say as much as an engine's may.
 CODES: Final = frozenset({"rate_limit_exceeded", "invalid_prompt", "server_error"})
@@ -53,8 +53,8 @@ RESPONSE: Final = Kind(
     (INCOMPLETE,),
     counted=False,
     retryable=False,
-    folders=(Folder(KeptResponse.FOLDER, KeptResponse.id, flat=True),),
-    result=KeptResponse.id,
+    folders=(Folder(StoredResponse.FOLDER, StoredResponse.id, flat=True),),
+    result=StoredResponse.id,
 )
 
 
@@ -63,7 +63,7 @@ def numbered(epoch: int, n: int) -> int:
     return epoch * _ATTEMPT + n
 
 
-def sound(answer: Any) -> bool:
+def is_response(answer: Any) -> bool:
     """Whether an engine's answer is a response: what else comes with status 200 is none."""
     output = answer.get("output") if isinstance(answer, dict) else None
     return isinstance(output, list) and all(
@@ -79,21 +79,21 @@ def error_of(told: Mapping[str, Any]) -> dict[str, str]:
 
 
 def path(response_id: str) -> str:
-    return f"{KeptResponse.FOLDER}/{response_id}"
+    return f"{StoredResponse.FOLDER}/{response_id}"
 
 
-def items(kept: Kept) -> list[Any]:
+def items(stored_answer: StoredAnswer) -> list[Any]:
     """The input as the model is shown it, earlier turns included."""
-    found: list[Any] = kept.question["input"]
+    found: list[Any] = stored_answer.question["input"]
     return found
 
 
-def bare(told: Mapping[str, Any]) -> dict[str, Any]:
+def without_results(told: Mapping[str, Any]) -> dict[str, Any]:
     """A response, or an event of one, without what searches found."""
-    return _changed(told, _bare)
+    return _changed(told, _without_results)
 
 
-def _bare(item: Any, _: int) -> Any:
+def _without_results(item: Any, _: int) -> Any:
     return {**item, "results": None} if isinstance(item, dict) and item.get("results") is not None else item
 
 
@@ -115,15 +115,15 @@ def _index(event: Mapping[str, Any]) -> int:
     return index if isinstance(index, int) else 0
 
 
-def ours(
+def to_public(
     answer: Mapping[str, Any], response: Mapping[str, Any], asked: Mapping[str, Any], ended: int | None = None
 ) -> dict[str, Any]:
     """Return an engine's answer as the answer to this response, which was asked for so; see `complete_response`."""
     named = _changed(complete_response(answer, asked, ended), OutputIds.of(response, asked).named)
-    return _with_facts(named, response)
+    return _with_own_fields(named, response)
 
 
-def own_event(
+def to_public_event(
     event: Mapping[str, Any],
     response: Mapping[str, Any],
     asked: Mapping[str, Any],
@@ -136,9 +136,9 @@ def own_event(
     if isinstance(told.get("item_id"), str):
         told["item_id"] = ids.id_of(told["item_id"], _index(told))
     if isinstance(told.get("response"), dict):
-        told["response"] = _with_facts(told["response"], response)
+        told["response"] = _with_own_fields(told["response"], response)
     return told
 
 
-def _with_facts(told: Mapping[str, Any], response: Mapping[str, Any]) -> dict[str, Any]:
-    return {**told, **{name: response.get(name) for name in _OURS}}
+def _with_own_fields(told: Mapping[str, Any], response: Mapping[str, Any]) -> dict[str, Any]:
+    return {**told, **{name: response.get(name) for name in _OWN_FIELDS}}

@@ -15,21 +15,21 @@ COMPLETION_PREFIX: Final = "chatcmpl-"
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredAnswer:
     """`question` is the body that an engine is asked, `response` the JSON that a client is shown."""
 
     question: dict[str, Any]
     response: dict[str, Any]
 
 
-def encode(url: str, kept: Kept) -> bytes:
-    line = {"custom_id": kept.response["id"], "method": "POST", "url": url, "body": kept.question}
-    return msgspec.json.encode({**line, "response": kept.response}) + b"\n"
+def encode(url: str, stored_answer: StoredAnswer) -> bytes:
+    line = {"custom_id": stored_answer.response["id"], "method": "POST", "url": url, "body": stored_answer.question}
+    return msgspec.json.encode({**line, "response": stored_answer.response}) + b"\n"
 
 
-def decode(line: bytes) -> Kept:
+def decode(line: bytes) -> StoredAnswer:
     found = msgspec.json.decode(line)
-    return Kept(found["body"], found["response"])
+    return StoredAnswer(found["body"], found["response"])
 
 
 def completion_path(completion_id: str) -> str:

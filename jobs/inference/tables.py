@@ -10,7 +10,7 @@ from jobs.db.base import Base
 from jobs.inference import stored
 
 
-class KeptResponse(Base):
+class StoredResponse(Base):
     """A response that can be fetched again and continued, until it expires or is deleted."""
 
     FOLDER = "responses"
@@ -33,7 +33,7 @@ class KeptResponse(Base):
         return f"{self.FOLDER}/{self.id}"
 
 
-class KeptCompletion(Base):
+class StoredCompletion(Base):
     """A chat completion that can be listed and fetched, until it expires or is deleted."""
 
     __tablename__ = "chat_completion"

@@ -101,9 +101,9 @@ def attach(session: Session, store: VectorStore, job: Job, files: Sequence[Attac
         }
         for line, file in enumerate(files, first)
     ]
-    kept = {"store_id", "id", "project_id", "created_at", "entries", "usage_bytes"}
+    unchanged = {"store_id", "id", "project_id", "created_at", "entries", "usage_bytes"}
     insert = insert_into(session, VectorStoreFile)
-    again = {name: insert.excluded[name] for name in rows[0] if name not in kept}
+    again = {name: insert.excluded[name] for name in rows[0] if name not in unchanged}
     rows.sort(key=lambda row: str(row["id"]))  # locked in one order, whoever else attaches the same files
     session.execute(insert.on_conflict_do_update(index_elements=["store_id", "id"], set_=again), rows)
 

@@ -93,9 +93,9 @@ def missing(store: VectorStore, index: VectorStore) -> Select[str]:
     """Select the files that are found in the index in use and not in this one, or come into the first only."""
     here, there = VectorStoreFile, aliased(VectorStoreFile)
     coming = and_(here.document.is_(None), there.status == _IN_PROGRESS)
-    kept = exists().where(there.store_id == index.id, there.id == here.id, or_(there.document.is_not(None), coming))
+    present = exists().where(there.store_id == index.id, there.id == here.id, or_(there.document.is_not(None), coming))
     wanted = or_(here.document.is_not(None), here.status == _IN_PROGRESS)
-    return select(here.id).where(here.store_id == store.current_id, wanted, ~kept)
+    return select(here.id).where(here.store_id == store.current_id, wanted, ~present)
 
 
 def count_missing(session: Session, store: VectorStore, index: VectorStore) -> int:

@@ -182,8 +182,8 @@ def _bring_over(
     }
     rows = lacking.with_only_columns(*values.values(), maintain_column_froms=True)
     insert = insert_into(session, VectorStoreFile).from_select(list(values), rows)
-    kept = {"store_id", "id", "project_id", "created_at"}
-    again = {name: insert.excluded[name] for name in values if name not in kept}
+    unchanged = {"store_id", "id", "project_id", "created_at"}
+    again = {name: insert.excluded[name] for name in values if name not in unchanged}
     brought = insert.on_conflict_do_update(index_elements=["store_id", "id"], set_=again)
     made = session.execute(brought, execution_options={"preserve_rowcount": True, **UNSEEN})
     return made.rowcount  # type: ignore[attr-defined, no-any-return]

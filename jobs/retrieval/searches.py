@@ -76,7 +76,7 @@ class Search(msgspec.Struct, frozen=True, omit_defaults=True):
     ranker: str = ""  # a model that re-ranks the best `depth`
     depth: int = DEPTH
     deduplicate: float = 0.0  # what resembles a better one this much is left out; 0: nothing is
-    kept: bool = True
+    cacheable: bool = True
 
     @property
     def candidates(self) -> int:

@@ -24,7 +24,7 @@ from jobs.clock import now
 from jobs.db.engine import UNSEEN, Database, insert_into
 from jobs.errors import ProjectFull
 from jobs.files.tables import File, Upload, UploadPart
-from jobs.inference.tables import Conversation, KeptCompletion, KeptResponse
+from jobs.inference.tables import Conversation, StoredCompletion, StoredResponse
 from jobs.retrieval.tables import VectorStoreFile
 from jobs.security.tables import StorageUsage
 
@@ -42,9 +42,9 @@ _SUMS: Mapping[str, Any] = {
     "vector_stores": select(VectorStoreFile.project_id, func.sum(VectorStoreFile.usage_bytes)).group_by(
         VectorStoreFile.project_id
     ),
-    "responses": select(KeptResponse.project_id, func.sum(KeptResponse.bytes)).group_by(KeptResponse.project_id),
-    "chat_completions": select(KeptCompletion.project_id, func.sum(KeptCompletion.bytes)).group_by(
-        KeptCompletion.project_id
+    "responses": select(StoredResponse.project_id, func.sum(StoredResponse.bytes)).group_by(StoredResponse.project_id),
+    "chat_completions": select(StoredCompletion.project_id, func.sum(StoredCompletion.bytes)).group_by(
+        StoredCompletion.project_id
     ),
     "conversations": select(Conversation.project_id, func.sum(Conversation.bytes)).group_by(Conversation.project_id),
 }

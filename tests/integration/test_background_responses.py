@@ -17,7 +17,7 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.errors import StorageUnavailable
 from jobs.inference import responses
-from jobs.inference.tables import KeptResponse
+from jobs.inference.tables import StoredResponse
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from jobs.platform.storage import DiskStorage
@@ -95,7 +95,7 @@ def test_a_response_is_queued_at_once_and_answered_later(world: World) -> None:
 def test_its_row_knows_the_size_of_what_was_asked_and_of_what_is_answered(world: World) -> None:
     def size() -> int | None:
         with world.mill.db.read() as session:
-            return session.scalars(select(KeptResponse.bytes)).one()
+            return session.scalars(select(StoredResponse.bytes)).one()
 
     made = world.create()
     assert size() == world.mill.storage.size(f"responses/{made.id}")

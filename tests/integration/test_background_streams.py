@@ -23,7 +23,7 @@ from api.inference import stored_answers
 from jobs.db.engine import Database
 from jobs.errors import StorageUnavailable
 from jobs.inference import interactive
-from jobs.inference.stored import Kept
+from jobs.inference.stored import StoredAnswer
 from jobs.ledger import shards
 from jobs.security.keys import revoke_key
 from jobs.settings import Settings
@@ -364,7 +364,7 @@ def test_what_is_kept_is_read_when_it_has_ended_and_again_where_storage_was_away
 ) -> None:
     load, loads = stored_answers.load_response, 0
 
-    def counted(call: CallContext, response_id: str) -> Kept:
+    def counted(call: CallContext, response_id: str) -> StoredAnswer:
         nonlocal loads
         loads += 1
         if loads == 2:  # the first is that of the request

@@ -12,7 +12,7 @@ from openai.types.responses import Response, ResponseCompletedEvent, ResponseErr
 from sqlalchemy import select
 
 from jobs.clock import now
-from jobs.inference.tables import KeptResponse
+from jobs.inference.tables import StoredResponse
 from jobs.ledger.tables import Audit
 from tests.support.citing import RESULTS, TEXT, TOOL, citing, found, searching
 from tests.support.lost import look_twice
@@ -391,7 +391,7 @@ def test_what_has_expired_is_gone_with_its_bytes_and_orphans_too(shop: Shop) -> 
     services = shop.app.state.services
     services.storage.put("responses/resp_orphan", b"{}")
     with services.db.write() as session:
-        session.get_one(KeptResponse, made.id).expires_at = now() - 1
+        session.get_one(StoredResponse, made.id).expires_at = now() - 1
 
     with pytest.raises(openai.NotFoundError):
         shop.client.responses.retrieve(made.id)

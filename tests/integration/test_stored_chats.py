@@ -16,7 +16,7 @@ from sqlalchemy import select
 
 from jobs.clock import now
 from jobs.inference.interactive import ENTRY_FIELD, AnswerEntry, answer_key, pack
-from jobs.inference.tables import KeptCompletion
+from jobs.inference.tables import StoredCompletion
 from jobs.ledger.tables import Audit
 from tests.support.lost import look_twice
 from tests.support.shop import MODEL, Shop
@@ -487,7 +487,7 @@ def test_what_has_expired_is_gone_with_its_bytes_and_orphans_too(shop: Shop) -> 
     services = shop.app.state.services
     services.storage.put("completions/chatcmpl-orphan", b"{}")  # as a crash before the row leaves one
     with services.db.write() as session:
-        session.get_one(KeptCompletion, made.id).expires_at = now() - 1
+        session.get_one(StoredCompletion, made.id).expires_at = now() - 1
 
     with pytest.raises(openai.NotFoundError):
         shop.client.chat.completions.retrieve(made.id)

@@ -16,8 +16,8 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.ids import new_id
 from jobs.inference import stored
-from jobs.inference.stored import Kept, encode
-from jobs.inference.tables import KeptCompletion
+from jobs.inference.stored import StoredAnswer, encode
+from jobs.inference.tables import StoredCompletion
 from jobs.platform.storage import Storage
 from jobs.requests.endpoints import CHAT
 from jobs.security import keys
@@ -46,7 +46,7 @@ def make_key(app: FastAPI, project: str = "default") -> str:
         return create_key(session, project)
 
 
-def keep_completion(app: FastAPI, project: str = "default", **facts: Any) -> str:
+def store_completion(app: FastAPI, project: str = "default", **facts: Any) -> str:
     """A chat completion as one that was answered and kept."""
     return keep_completion_in(app.state.services.db, app.state.services.storage, project, **facts)
 
@@ -56,11 +56,11 @@ def keep_completion_in(db: Database, storage: Storage, project: str, *, said: st
     name = new_id(stored.COMPLETION_PREFIX)
     row = {"id": name, "asked": "m", "model": "m", "created_at": now(), "expires_at": now() + 3600, **facts}
     with db.write() as session:
-        session.add(KeptCompletion(**row, project_id=keys.ensure_project(session, project).id))
+        session.add(StoredCompletion(**row, project_id=keys.ensure_project(session, project).id))
     question = {"model": row["asked"], "messages": [{"role": "user", "content": said}]}
     choice = {"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}
     answer = {"id": name, "model": row["model"], "created": 1, "choices": [choice]}
-    storage.put(stored.completion_path(name), encode(CHAT, Kept(question, answer)))
+    storage.put(stored.completion_path(name), encode(CHAT, StoredAnswer(question, answer)))
     return name
 
 

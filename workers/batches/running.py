@@ -310,7 +310,7 @@ def _refused(endpoint: str, body: dict[str, Any]) -> Answer | None:
         lines.check_alone(endpoint, body)
     except InvalidRequest as error:
         return refusal(400, error.message, param=error.param, code=error.code)
-    lines.unkept(endpoint, body)
+    lines.disable_storage(endpoint, body)
     return None
 
 

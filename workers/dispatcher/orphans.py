@@ -18,7 +18,7 @@ from jobs.db.engine import Database
 from jobs.errors import NotFound, StorageFull, StorageUnavailable
 from jobs.files.tables import File, UploadPart
 from jobs.inference import conversations
-from jobs.inference.tables import Conversation, KeptCompletion
+from jobs.inference.tables import Conversation, StoredCompletion
 from jobs.ledger import kinds
 from jobs.ledger.states import TERMINAL
 from jobs.ledger.tables import Job, Segment, Shard
@@ -36,7 +36,7 @@ _UNTOUCHED_SECONDS = 3600.0  # whoever writes a file writes to it more often
 #: index: these are asked for only what has no name.
 _FLAT: tuple[tuple[str, _Column | None, _Column | None], ...] = (
     ("files", File.id, File.path),
-    ("completions", KeptCompletion.id, None),
+    ("completions", StoredCompletion.id, None),
     ("uploads", UploadPart.id, UploadPart.path),
 )
 

@@ -22,7 +22,7 @@ from jobs.db.engine import UNSEEN, Database
 from jobs.errors import DatabaseBusy, NotFound, StorageFull, StorageUnavailable
 from jobs.files.tables import File, Upload, UploadPart
 from jobs.inference import cache
-from jobs.inference.tables import Conversation, KeptCompletion, KeptResponse
+from jobs.inference.tables import Conversation, StoredCompletion, StoredResponse
 from jobs.ledger import audit, feed, kinds
 from jobs.ledger.states import TERMINAL
 from jobs.ledger.tables import Job, Schedule, Segment, Shard
@@ -36,7 +36,7 @@ from jobs.webhooks.tables import Attempt, Delivery
 from workers.dispatcher.orphans import FULL, Orphans, long_over
 
 log = logging.getLogger(__name__)
-T = TypeVar("T", KeptResponse, KeptCompletion)
+T = TypeVar("T", StoredResponse, StoredCompletion)
 _AT_ONCE = 200
 _UPLOADED = ("completed", "cancelled", "expired")
 _PAGES = 20
@@ -56,7 +56,7 @@ class Retention:
         self._orphans = Orphans(config, db, storage)
         self._looking: Iterator[None] | None = None
         self._left: list[Callable[[], bool]] = []
-        self._unmeasured: list[Any] = [KeptResponse, KeptCompletion, Conversation]
+        self._unmeasured: list[Any] = [StoredResponse, StoredCompletion, Conversation]
         self._measured = ""  # the last id of the first of these tables whose size was asked for
         self._until = 0.0
 
@@ -148,8 +148,8 @@ class Retention:
 
     def _answers(self) -> bool:
         """Each interactive client leaves one, so there may be many."""
-        responses = self._repeat(partial(self._expired, KeptResponse, lambda one: [one.path, f"jobs/{one.id}"]))
-        return self._repeat(partial(self._expired, KeptCompletion, lambda one: [one.path])) or responses
+        responses = self._repeat(partial(self._expired, StoredResponse, lambda one: [one.path, f"jobs/{one.id}"]))
+        return self._repeat(partial(self._expired, StoredCompletion, lambda one: [one.path])) or responses
 
     def _expired(self, table: type[T], paths: Callable[[T], list[str]]) -> bool:
         with self._db.write() as session:

@@ -45,7 +45,7 @@ class Request:
     priority: int = 0
     tenant: str = ""
     job_id: str | None = None
-    kept: bool = True
+    cacheable: bool = True
     adapter: Adapter | None = None
 
 

@@ -17,7 +17,7 @@ import msgspec
 from jobs.clock import now
 from jobs.inference.answer_events import chat_chunks, completion_chunks, written_out
 from jobs.inference.complete_answers import complete_chat, complete_response
-from jobs.inference.responses import sound
+from jobs.inference.responses import is_response
 from jobs.inference.stored import is_completion
 from jobs.requests.endpoints import CHAT, COMPLETIONS, RESPONSES
 from workers.engines.port import Answer, EngineFault, Usage
@@ -166,7 +166,7 @@ def complete(url: str, body: bytes, asked: Mapping[str, Any]) -> bytes:
     try:
         if url == CHAT and _is_sparse(_chat.decode(body)):
             return msgspec.json.encode(complete_chat(msgspec.json.decode(body), asked))
-        if url == RESPONSES and sound(said := msgspec.json.decode(body)):
+        if url == RESPONSES and is_response(said := msgspec.json.decode(body)):
             return msgspec.json.encode(complete_response(said, asked))
     except (msgspec.MsgspecError, RecursionError):
         pass
@@ -201,7 +201,7 @@ def as_events(url: str, body: bytes, asked: Mapping[str, Any]) -> list[bytes]:
 
 def _written_out(url: str, said: Any, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
     usage = wants_usage(asked)
-    if url == RESPONSES and sound(said):
+    if url == RESPONSES and is_response(said):
         return written_out(said)
     if url == CHAT and is_completion(said):
         return chat_chunks(said, usage=usage)

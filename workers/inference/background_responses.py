@@ -40,8 +40,8 @@ from jobs.inference.interactive import (
     redis_url,
 )
 from jobs.inference.responses import FINAL, INCOMPLETE, Response, numbered
-from jobs.inference.stored import Kept, decode, encode
-from jobs.inference.tables import KeptResponse
+from jobs.inference.stored import StoredAnswer, decode, encode
+from jobs.inference.tables import StoredResponse
 from jobs.ledger import ledger
 from jobs.ledger.ledger import JobClaim
 from jobs.ledger.states import JobState
@@ -177,7 +177,7 @@ def respond(context: Context, claim: JobClaim, _hold: Hold) -> None:
     """Bring the claimed job to its end. Raises Fenced, StorageFull, StorageUnavailable."""
     with context.db.read() as session:
         segment = session.scalars(select(Segment).where(Segment.job_id == claim.job.id)).first()
-        wanted = session.get(KeptResponse, claim.job.id) is not None
+        wanted = session.get(StoredResponse, claim.job.id) is not None
     if segment is None:  # cancelled or expired
         _close(context, claim, {})
         return
@@ -191,23 +191,29 @@ def respond(context: Context, claim: JobClaim, _hold: Hold) -> None:
     with context.storage.reader(segment.path) as handle:
         _, _, line = output_lines.parse(handle.read(segment.length).rstrip(b"\n"))
     said = msgspec.json.decode(line)
-    kept, ended = _object(context, claim.job.id), int(segment.created_at)
+    stored_answer, ended = _object(context, claim.job.id), int(segment.created_at)
     answer: Any = said["response"]["body"] if good else None
-    if kept is None:
+    if stored_answer is None:
         _close(context, claim, values, counts)
-    elif not responses.sound(answer):
-        _fail(context, claim, values, counts, kept, said)
+    elif not responses.is_response(answer):
+        _fail(context, claim, values, counts, stored_answer, said)
     else:
-        _write(context, Kept(kept.question, responses.ours(answer, kept.response, kept.question, ended)))
+        _write(
+            context,
+            StoredAnswer(
+                stored_answer.question,
+                responses.to_public(answer, stored_answer.response, stored_answer.question, ended),
+            ),
+        )
         incomplete = answer.get("status") == "incomplete"
         _close(context, claim, values, counts, INCOMPLETE if incomplete else None)
     with context.db.read() as session:
-        wanted = session.get(KeptResponse, claim.job.id) is not None
+        wanted = session.get(StoredResponse, claim.job.id) is not None
     if not wanted:
         _remove(context, responses.path(claim.job.id), f"jobs/{claim.job.id}")
 
 
-def _object(context: Context, response_id: str) -> Kept | None:
+def _object(context: Context, response_id: str) -> StoredAnswer | None:
     """None when it was deleted."""
     try:
         with context.storage.reader(responses.path(response_id)) as handle:
@@ -223,11 +229,11 @@ def _remove(context: Context, *paths: str) -> None:
             context.storage.delete(path)
 
 
-def _write(context: Context, kept: Kept) -> None:
+def _write(context: Context, stored_answer: StoredAnswer) -> None:
     """Write the object of a response, and its size into the row."""
-    response_id, data = str(kept.response["id"]), encode(RESPONSES, kept)
+    response_id, data = str(stored_answer.response["id"]), encode(RESPONSES, stored_answer)
     context.storage.put(responses.path(response_id), data)
-    sized = update(KeptResponse).where(KeptResponse.id == response_id).values(bytes=len(data))
+    sized = update(StoredResponse).where(StoredResponse.id == response_id).values(bytes=len(data))
     context.db.retrying(lambda session: session.execute(sized))
 
 
@@ -247,13 +253,15 @@ def _fail(
     claim: JobClaim,
     values: Mapping[str, Any],
     counts: Mapping[str, int],
-    kept: Kept,
+    stored_answer: StoredAnswer,
     said: Mapping[str, Any],
 ) -> None:
     """The engine's words may quote the prompt: they go where that lies, and its code alone into the ledger."""
     error = _error(said)
     code = outcomes.word(error.get("code")) or "engine_error"
-    _write(context, Kept(kept.question, {**kept.response, "error": responses.error_of(error)}))
+    _write(
+        context, StoredAnswer(stored_answer.question, {**stored_answer.response, "error": responses.error_of(error)})
+    )
     errors = [{"code": code, "message": "The engine gave no response.", "param": None, "line": None}]
     context.db.retrying(lambda session: ledger.close(session, claim, values, [], counts, errors=errors))
     log.info("response_failed", extra={"job_id": claim.job.id, "code": code})

@@ -268,7 +268,7 @@ class ModelRouter:
             body = {"model": name, "input": list(texts[at : at + _TEXTS]), "encoding_format": "base64"}
             embedding_id = f"{request.request_id}-e{at}"
             asked = replace(request, url=EMBEDDINGS, body=body, request_id=embedding_id, adapter=None)
-            answer = await (self._engine.answer(asked) if queue == self._queue else self._unkept(queue, asked))
+            answer = await (self._engine.answer(asked) if queue == self._queue else self._embed_elsewhere(queue, asked))
             try:
                 found += read_vectors(answer)
             except Unusable:
@@ -276,7 +276,7 @@ class ModelRouter:
         sound = len(found) == len(texts) and len({len(one) for one in found}) == 1
         return found if sound else _no_vectors(name)
 
-    async def _unkept(self, queue: str, request: Request) -> Answer:
+    async def _embed_elsewhere(self, queue: str, request: Request) -> Answer:
         """Nothing of a conversation stays in their cache, where it would outlive the files of its batch."""
         return await self._peers.forward(queue, replace(request, body={**request.body, "cache": False}))
 

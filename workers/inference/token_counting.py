@@ -109,7 +109,7 @@ class Counting:
     async def answer(self, queued: QueuedRequest, priority: int) -> Answer:
         """Raises what engines raise."""
         body = _shown(msgspec.json.decode(queued.body))
-        request = Request(RESPONSES, body, queued.id, priority, queued.tenant, kept=False)
+        request = Request(RESPONSES, body, queued.id, priority, queued.tenant, cacheable=False)
         resolved = await self._resolve(request)
         if isinstance(resolved, Answer):
             return resolved

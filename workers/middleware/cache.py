@@ -156,7 +156,7 @@ class AnswerCache:
 
     def _store(self, request: Request, key: bytes, answer: Answer, epoch: int, ttl: int) -> None:
         words = set(outcomes_of(request.url, answer)) if answer.status == 200 else set()
-        if not words or not words <= _WHOLE or len(answer.body) > MAX_ANSWER_BYTES or not request.kept:
+        if not words or not words <= _WHOLE or len(answer.body) > MAX_ANSWER_BYTES or not request.cacheable:
             return
         at, tokens, job = now(), answer.usage.input_tokens, request.job_id
 
@@ -358,7 +358,7 @@ class VectorCache:
         request = cacheable.request
         counted = answer.usage.input_tokens  # 0: its server says nothing of that
         tokens = answer.tokens or ((counted,) if counted and len(indexes) == 1 else ())
-        if answer.status != 200 or not request.kept or len(tokens) != len(indexes):
+        if answer.status != 200 or not request.cacheable or len(tokens) != len(indexes):
             return
         at = now()
 

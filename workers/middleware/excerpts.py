@@ -88,21 +88,21 @@ def _last_turn(given: Any) -> Any:
 
 def select_excerpts(found: Sequence[Found], budget: ContextBudget, tokens: int) -> list[Found]:
     """The best first, each whole; of the very best at least the beginning. Counted as they are shown."""
-    kept: list[Found] = []
+    selected: list[Found] = []
     for one in found:
-        needed = budget.count(excerpt(len(kept) + 1, one)) + _BETWEEN
+        needed = budget.count(excerpt(len(selected) + 1, one)) + _BETWEEN
         if needed <= tokens:
-            kept.append(one)
+            selected.append(one)
             tokens -= needed
-        elif not kept:
+        elif not selected:
             return [_beginning(one, budget, max(tokens - _BETWEEN, _LEAST))]
-    return kept
+    return selected
 
 
-def join_neighbours(kept: Sequence[Found]) -> list[Found]:
+def join_neighbours(selected: Sequence[Found]) -> list[Found]:
     """As they are shown: by rank, but for those that follow another."""
     groups: list[list[Found]] = []
-    for one in kept:
+    for one in selected:
         near = [group for group in groups if any(_touch(one, other) for other in group)]
         groups = [group for group in groups if not any(group is other for other in near[1:])]
         if near:

@@ -346,9 +346,9 @@ class FileSearchMiddleware(Middleware):
     async def _found(self, request: Request, tool: FileSearch, query: str) -> list[Found] | Answer:
         """Of all its stores the best. What is searched for a batch's line is not kept: it would outlive its file."""
         found: list[Found] = []
-        kept = request.kept and request.job_id is None
+        cacheable = request.cacheable and request.job_id is None
         for store_id in dict.fromkeys(tool.vector_store_ids) if query else ():
-            search = msgspec.structs.replace(tool.search(store_id, query), kept=kept)
+            search = msgspec.structs.replace(tool.search(store_id, query), cacheable=cacheable)
             of_store = await self._search(request, search)
             if isinstance(of_store, Answer):
                 return of_store

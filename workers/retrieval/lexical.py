@@ -99,19 +99,19 @@ Shingles = frozenset[tuple[str, ...]]
 
 def distinct(found: Sequence[Found], alike: float, most: int) -> tuple[list[Found], int]:
     """Return the first `most` hits that resemble no better one by `alike` or more, and how many were dropped."""
-    kept: list[Found] = []
+    selected: list[Found] = []
     seen: list[Shingles] = []
     dropped = 0
     for one in found:
-        if len(kept) == most:
+        if len(selected) == most:
             break
         mine = shingles(one.text)
         if any(likeness(mine, other) >= alike for other in seen):
             dropped += 1
             continue
-        kept.append(one)
+        selected.append(one)
         seen.append(mine)
-    return kept, dropped
+    return selected, dropped
 
 
 def shingles(text: str) -> Shingles:

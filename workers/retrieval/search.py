@@ -164,7 +164,7 @@ class Searching:
         body: dict[str, Any] = {"model": store.model, **fields, "encoding_format": "base64"}
         if store.shortened:
             body["dimensions"] = store.dimensions
-        request = Request(EMBEDDINGS, body, queued.id, priority, queued.tenant, kept=search.kept)
+        request = Request(EMBEDDINGS, body, queued.id, priority, queued.tenant, cacheable=search.cacheable)
         answer = await self._host.engine.answer(request)
         if is_too_long(answer):  # only then, for whoever says so gets nothing from the cache
             answer = await self._host.engine.answer(replace(request, body={**body, "truncate": True}))
@@ -299,5 +299,5 @@ def chosen(search: Search, ranked: Sequence[Found]) -> Results:
     good = [one for one in ranked if one.score >= search.threshold]
     if not search.deduplicate:
         return Results(tuple(good[: search.limit]))
-    kept, dropped = distinct(good, search.deduplicate, search.limit)
-    return Results(tuple(kept), dropped)
+    cacheable, dropped = distinct(good, search.deduplicate, search.limit)
+    return Results(tuple(cacheable), dropped)

@@ -25,7 +25,7 @@ START_SECONDS: Final = 60.0  # for Python and the libraries, on a machine that h
 _DYING_SECONDS: Final = 5.0  # between closing its pipes and being dead, with a gigabyte to give back
 _READ: Final = 1 << 20
 #: Variables that the child inherits. No keys, no addresses.
-KEPT: Final = ("LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "PYTHONHOME")
+INHERITED_VARIABLES: Final = ("LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "PYTHONHOME")
 FIXED: Final = {
     "PYTHONUTF8": "1",
     "PYTHONDONTWRITEBYTECODE": "1",
@@ -56,8 +56,8 @@ class TimeUp(Exception):
 class Child:
     """A process, the socket that it reads and the pipe that it answers by. Other threads may call only `kill`."""
 
-    def __init__(self, policy: Policy, kept: Sequence[str] = ()) -> None:
-        """Start the child; it inherits the variables `kept` besides the usual ones."""
+    def __init__(self, policy: Policy, variables: Sequence[str] = ()) -> None:
+        """Start the child; it inherits `variables` besides the usual ones."""
         self._policy = policy
         self._lock = threading.Lock()
         self._messages, theirs = socket.socketpair()
@@ -68,7 +68,7 @@ class Child:
                 stdin=theirs.fileno(),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env=environment(kept),
+                env=environment(variables),
                 start_new_session=True,
                 bufsize=0,
             )
@@ -149,7 +149,7 @@ class Child:
         return bytes(got)
 
 
-def environment(kept: Sequence[str] = ()) -> dict[str, str]:
+def environment(variables: Sequence[str] = ()) -> dict[str, str]:
     """Return the child's variables: where our code is, and nothing that is worth stealing."""
-    inherited = {name: os.environ[name] for name in (*KEPT, *kept) if name in os.environ}
+    inherited = {name: os.environ[name] for name in (*INHERITED_VARIABLES, *variables) if name in os.environ}
     return inherited | FIXED | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

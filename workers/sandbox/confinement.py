@@ -75,11 +75,11 @@ def confine(policy: Policy, parent: int) -> tuple[str, ...]:
     was_root = os.geteuid() == 0
     apart = unshare(_NEW_NETWORK_AND_IPC)  # root may; others need a user namespace for it
     parts["own_user"] = not was_root or _own_user(readable, policy.scratch)
-    kept = 0 if not was_root or parts["own_user"] else _needed_capability(readable, policy.scratch)
-    parts["user_namespace"] = not kept and unshare(_NEW_USER | (0 if apart else _NEW_NETWORK_AND_IPC))
+    capability = 0 if not was_root or parts["own_user"] else _needed_capability(readable, policy.scratch)
+    parts["user_namespace"] = not capability and unshare(_NEW_USER | (0 if apart else _NEW_NETWORK_AND_IPC))
     parts["network_namespace"] = apart or parts["user_namespace"]
     _limit(policy, alone=parts["user_namespace"] and _counts_by_namespace())
-    parts["capabilities"] = _keep_capabilities(kept) and not kept
+    parts["capabilities"] = _keep_capabilities(capability) and not capability
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
     prctl(_PR_SET_DUMPABLE, 0)
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a new user or user namespace clears it
@@ -173,11 +173,11 @@ def _limit(policy: Policy, *, alone: bool) -> None:
         resource_limits.lower(resource.RLIMIT_AS, policy.memory_bytes, for_good=True)
 
 
-def _keep_capabilities(kept: int) -> bool:
-    """Drop all capabilities but those of the bits `kept`; return whether the kernel did."""
+def _keep_capabilities(capability: int) -> bool:
+    """Drop all capabilities but those of the bits of `capability`; return whether the kernel did."""
     for capability in range(_MOST_CAPABILITIES):
         libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # forbidden to those who have none anyway
-    return _set_capabilities(kept, kept)
+    return _set_capabilities(capability, capability)
 
 
 def _set_capabilities(*words: int) -> bool:

@@ -14,12 +14,12 @@ from api.app import ROUTERS
 from jobs.clock import now
 from jobs.ids import new_id
 from jobs.inference import context_options
-from jobs.inference.stored import Kept, encode
-from jobs.inference.tables import KeptResponse
+from jobs.inference.stored import StoredAnswer, encode
+from jobs.inference.tables import StoredResponse
 from jobs.requests.endpoints import RESPONSES
 from jobs.security import keys
 from tests.support import runs
-from tests.support.web import keep_completion, make_key
+from tests.support.web import make_key, store_completion
 from tests.unit.api.batches.test_batches import create, upload
 from tests.unit.api.calls import routes
 from tests.unit.api.conftest import client_of
@@ -103,8 +103,8 @@ class Real:
             "index_id": post(f"vector_stores/{store}/indexes", embedding_dimensions=64)["id"],
             "file_batch_id": brought,
             "source_id": post(f"vector_stores/{store}/sources", type="url", url="https://192.0.43.8/a")["id"],
-            "response_id": kept_response(self.app),
-            "completion_id": keep_completion(self.app),
+            "response_id": store_response(self.app),
+            "completion_id": store_completion(self.app),
             "conversation_id": talk,
             "item_id": self.client.get(f"/v1/conversations/{talk}/items").json()["first_id"],
             "schedule_id": post("schedules", cron="0 3 * * *", batch=batch)["id"],
@@ -123,16 +123,18 @@ def real(app: FastAPI, key: str) -> Real:
     return Real(app, key)
 
 
-def kept_response(app: FastAPI) -> str:
+def store_response(app: FastAPI) -> str:
     """A response as one that was answered, of the project that `make_key` makes."""
     services = app.state.services
     row = {"id": new_id("resp_"), "created_at": now(), "expires_at": now() + 3600}
     with services.db.write() as session:
-        response = KeptResponse(**row, project_id=keys.ensure_project(session, "default").id)
+        response = StoredResponse(**row, project_id=keys.ensure_project(session, "default").id)
         session.add(response)
         path = response.path
-    kept = Kept({"input": [{"role": "user", "content": "Hi"}]}, {"id": row["id"], "object": "response", "output": []})
-    services.storage.put(path, encode(RESPONSES, kept))
+    stored_answer = StoredAnswer(
+        {"input": [{"role": "user", "content": "Hi"}]}, {"id": row["id"], "object": "response", "output": []}
+    )
+    services.storage.put(path, encode(RESPONSES, stored_answer))
     return str(row["id"])
 
 

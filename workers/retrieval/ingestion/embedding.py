@@ -162,7 +162,7 @@ class Embedder:
         claim, job = self._claim, self._claim.job
         item_id = f"{job.id}-{claim.n}-{claim.epoch}-{self._round}-{n}"
         # not cached: stores lend each other their vectors
-        request = Request(EMBEDDINGS, body, item_id, -job.priority, job.project_id, kept=False)
+        request = Request(EMBEDDINGS, body, item_id, -job.priority, job.project_id, cacheable=False)
         return Item(n, "", item_id, request)
 
     def _ask(self, items: list[Item]) -> None:

@@ -226,11 +226,11 @@ class Book:
         in_use = session.get_one(VectorStore, self.source.store_id).current_id  # which may not be the sync's own
         theirs = VectorStoreFile.store_id == in_use, VectorStoreFile.id.in_(ids)
         found = set(session.scalars(select(VectorStoreFile.id).where(*theirs, VectorStoreFile.document.is_not(None))))
-        kept = next((file_id for file_id in ids if file_id in found), None)
-        others = [file_id for file_id in ids if file_id != kept]
+        found_id = next((file_id for file_id in ids if file_id in found), None)
+        others = [file_id for file_id in ids if file_id != found_id]
         if others:
             source_items.drop(session, others, actor=self.actor)
-        return kept
+        return found_id
 
     def _removed(self, session: Session, count: int) -> None:
         counted = update(Source).where(Source.id == self.source.id).values(removed=Source.removed + count)

@@ -332,7 +332,7 @@ def test_nobody_waits_for_a_measurement_that_another_takes(app: FastAPI, monkeyp
 
 
 def test_readiness_is_looked_up_once_a_while(make_app: Callable[..., FastAPI]) -> None:
-    app, asked = make_app(timings=replace(Timings(), readiness_kept=60.0)), list[str]()
+    app, asked = make_app(timings=replace(Timings(), readiness_cached=60.0)), list[str]()
     nobody = TestClient(app)
     event.listen(app.state.services.db.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
 

@@ -13,7 +13,7 @@ from starlette.types import Message
 
 from jobs.ledger.tables import Job
 from jobs.security.keys import revoke_key
-from tests.support.web import keep_completion, make_key, running_app
+from tests.support.web import make_key, running_app, store_completion
 from tests.unit.api.calls import LINE, Route, routes
 from tests.unit.api.conftest import client_of
 
@@ -154,7 +154,7 @@ def theirs(app: FastAPI, client: TestClient) -> dict[str, str]:
         "source_id": source["id"],
         "conversation_id": talk,
         "item_id": client.get(f"/v1/conversations/{talk}/items").json()["first_id"],
-        "completion_id": keep_completion(app),
+        "completion_id": store_completion(app),
         "response_id": client.post("/v1/responses", json=response).json()["id"],
         "schedule_id": client.post("/v1/schedules", json={"cron": "0 3 * * *", "batch": batch}).json()["id"],
         "upload_id": client.post("/v1/uploads", json=upload).json()["id"],

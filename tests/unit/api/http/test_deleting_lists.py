@@ -7,7 +7,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from tests.support.web import keep_completion, make_key
+from tests.support.web import make_key, store_completion
 from tests.unit.api.batches.test_schedules import body
 from tests.unit.api.conftest import client_of
 from tests.unit.api.retrieval.test_vector_stores import upload
@@ -57,7 +57,7 @@ def _schedules(_app: FastAPI, client: TestClient) -> str:
 
 def _completions(app: FastAPI, _client: TestClient) -> str:
     for n in range(ROWS):
-        keep_completion(app, created_at=float(n))
+        store_completion(app, created_at=float(n))
     return "/v1/chat/completions"
 
 

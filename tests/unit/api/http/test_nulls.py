@@ -162,11 +162,11 @@ def test_a_null_in_an_update_clears_what_openai_clears_and_nothing_else(client: 
     hook = {"name": "n", "url": "https://192.0.43.8/hook", "event_types": ["batch.completed"]}
     endpoint = client.post("/v1/webhook_endpoints", json=hook).json()
 
-    kept = client.post(f"/v1/vector_stores/{store['id']}", json={}).json()
+    stored = client.post(f"/v1/vector_stores/{store['id']}", json={}).json()
     cleared = client.post(f"/v1/vector_stores/{store['id']}", json={"expires_after": None, "metadata": None}).json()
     same = client.post(f"/v1/webhook_endpoints/{endpoint['id']}", json=dict.fromkeys(hook)).json()
 
-    assert (kept["expires_after"], kept["metadata"]) == (expiry, {"a": "b"})
+    assert (stored["expires_after"], stored["metadata"]) == (expiry, {"a": "b"})
     assert (cleared["expires_after"], cleared["expires_at"]) == (None, None)
     assert not cleared["metadata"]
     assert {name: same[name] for name in hook} == hook

@@ -17,8 +17,8 @@ from jobs.batches import batches
 from jobs.clock import now
 from jobs.errors import ProjectFull
 from jobs.files.tables import File
-from jobs.inference.stored import Kept
-from jobs.inference.tables import Conversation, KeptResponse
+from jobs.inference.stored import StoredAnswer
+from jobs.inference.tables import Conversation, StoredResponse
 from jobs.retrieval.tables import VectorStoreFile
 from jobs.security.tables import StorageUsage
 from jobs.usage import stored_bytes
@@ -205,12 +205,14 @@ def test_a_full_project_is_counted_once_for_many_refusals(
 
 def test_a_response_notes_its_size_and_is_refused_beyond_the_limit(bounded: FastAPI) -> None:
     call = CallContext(bounded.state.services, Caller("k", "p"), "req")
-    call.in_one_write(stored_answers.STORED_RESPONSES.prepare(call, Kept({"input": ["x" * 60_000]}, {"id": "resp_2"})))
+    call.in_one_write(
+        stored_answers.STORED_RESPONSES.prepare(call, StoredAnswer({"input": ["x" * 60_000]}, {"id": "resp_2"}))
+    )
 
     with pytest.raises(ProjectFull):
-        stored_answers.STORED_RESPONSES.prepare(call, Kept({"input": ["x" * 60_000]}, {"id": "resp_3"}))
+        stored_answers.STORED_RESPONSES.prepare(call, StoredAnswer({"input": ["x" * 60_000]}, {"id": "resp_3"}))
 
     with call.db.read() as session:
-        size = session.scalars(select(KeptResponse.bytes)).one()
+        size = session.scalars(select(StoredResponse.bytes)).one()
     assert size == call.storage.size("responses/resp_2")
     assert "resp_3" not in objects(bounded)

@@ -9,9 +9,9 @@ from sqlalchemy import select
 
 from jobs.clock import now
 from jobs.inference import stored
-from jobs.inference.tables import KeptCompletion
+from jobs.inference.tables import StoredCompletion
 from jobs.ledger.tables import Audit
-from tests.support.web import keep_completion, make_key
+from tests.support.web import make_key, store_completion
 from tests.unit.api.conftest import client_of
 
 URL = "/v1/chat/completions"
@@ -35,9 +35,9 @@ def ids(client: TestClient, **query: Any) -> list[str]:
 def test_pages_have_each_once_the_oldest_first_unless_it_is_said(
     either: FastAPI, asking: TestClient, order: str
 ) -> None:
-    made = [keep_completion(either, created_at=float(n)) for n in range(5)]
-    keep_completion(either, "others")
-    keep_completion(either, expires_at=now() - 1)
+    made = [store_completion(either, created_at=float(n)) for n in range(5)]
+    store_completion(either, "others")
+    store_completion(either, expires_at=now() - 1)
 
     wanted = made if order == "asc" else made[::-1]
     assert ids(asking) == made
@@ -48,16 +48,16 @@ def test_pages_have_each_once_the_oldest_first_unless_it_is_said(
 
 
 def test_a_model_is_looked_for_by_either_of_its_names(either: FastAPI, asking: TestClient) -> None:
-    small = keep_completion(either, asked="alias", model="small")
-    large = keep_completion(either, asked="large", model="large")
+    small = store_completion(either, asked="alias", model="small")
+    large = store_completion(either, asked="large", model="large")
 
     assert [ids(asking, model=name) for name in ("alias", "small", "large", "none")] == [[small], [small], [large], []]
 
 
 def test_metadata_selects_and_is_changed(either: FastAPI, asking: TestClient) -> None:
-    blue = keep_completion(either, labels={"team": "blue", 'a"b': "x"})
-    red = keep_completion(either, labels={"team": "red"}, created_at=now() + 1)
-    bare = keep_completion(either, created_at=now() + 2)
+    blue = store_completion(either, labels={"team": "blue", 'a"b': "x"})
+    red = store_completion(either, labels={"team": "red"}, created_at=now() + 1)
+    bare = store_completion(either, created_at=now() + 2)
 
     assert ids(asking, **{"metadata[team]": "blue"}) == [blue]
     assert ids(asking, **{'metadata[a"b]': "x", "metadata[team]": "blue"}) == [blue]
@@ -72,7 +72,7 @@ def test_metadata_selects_and_is_changed(either: FastAPI, asking: TestClient) ->
 
 
 def test_what_no_longer_matches_is_still_a_cursor(either: FastAPI, asking: TestClient) -> None:
-    made = [keep_completion(either, labels={"team": "blue"}, created_at=float(n)) for n in range(3)]
+    made = [store_completion(either, labels={"team": "blue"}, created_at=float(n)) for n in range(3)]
     asking.post(f"{URL}/{made[0]}", json={"metadata": {}})
 
     assert ids(asking, **{"metadata[team]": "blue", "after": made[0]}) == made[1:]
@@ -99,7 +99,7 @@ def test_a_wrong_query_is_refused(asking: TestClient, query: dict[str, Any], par
 def test_a_wrong_change_is_refused_and_changes_nothing(
     either: FastAPI, asking: TestClient, body: dict[str, Any], param: str
 ) -> None:
-    made = keep_completion(either, labels={"team": "blue"})
+    made = store_completion(either, labels={"team": "blue"})
 
     error = asking.post(f"{URL}/{made}", json=body)
 
@@ -108,7 +108,7 @@ def test_a_wrong_change_is_refused_and_changes_nothing(
 
 
 def test_what_is_deleted_is_gone_with_its_bytes_and_leaves_a_receipt(either: FastAPI, asking: TestClient) -> None:
-    made, other = keep_completion(either), keep_completion(either, created_at=now() + 1)
+    made, other = store_completion(either), store_completion(either, created_at=now() + 1)
 
     gone = asking.delete(f"{URL}/{made}").json()
 
@@ -125,7 +125,7 @@ def test_what_is_deleted_is_gone_with_its_bytes_and_leaves_a_receipt(either: Fas
 
 def test_what_is_deleted_while_it_is_read_is_in_no_page(either: FastAPI, asking: TestClient) -> None:
     """Its row goes before its object: a page whose objects are missing is looked up anew."""
-    made = [keep_completion(either, created_at=float(n)) for n in range(3)]
+    made = [store_completion(either, created_at=float(n)) for n in range(3)]
     services = either.state.services
     services.storage.delete(stored.completion_path(made[1]))  # as another process does, between the row and the object
 
@@ -134,9 +134,9 @@ def test_what_is_deleted_while_it_is_read_is_in_no_page(either: FastAPI, asking:
 
 
 def test_what_has_expired_is_gone_before_retention_comes(either: FastAPI, asking: TestClient) -> None:
-    made = keep_completion(either)
+    made = store_completion(either)
     with either.state.services.db.write() as session:
-        session.get_one(KeptCompletion, made).expires_at = now() - 1
+        session.get_one(StoredCompletion, made).expires_at = now() - 1
 
     assert asking.get(f"{URL}/{made}").status_code == 404
     assert asking.post(f"{URL}/{made}", json={"metadata": {}}).status_code == 404

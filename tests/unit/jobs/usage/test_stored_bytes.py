@@ -10,7 +10,7 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.errors import ProjectFull
 from jobs.files.tables import File, Upload, UploadPart
-from jobs.inference.tables import Conversation, KeptCompletion, KeptResponse
+from jobs.inference.tables import Conversation, StoredCompletion, StoredResponse
 from jobs.retrieval.tables import VectorStoreFile
 from jobs.security.tables import StorageUsage
 from jobs.usage import stored_bytes
@@ -44,9 +44,9 @@ def test_every_kind_of_stored_bytes_is_counted(db: Database) -> None:
         session.add_all(upload("pending", 10))
         session.add_all(upload("completed", 7))  # its file is counted
         session.add(VectorStoreFile(store_id="vs", id="f", project_id="p", version="v", usage_bytes=100, **attached))
-        session.add(KeptResponse(id="r", bytes=1000, **lasting))
-        session.add(KeptResponse(id="unmeasured", **lasting))
-        session.add(KeptCompletion(id="c", bytes=10_000, asked="m", model="m", **lasting))
+        session.add(StoredResponse(id="r", bytes=1000, **lasting))
+        session.add(StoredResponse(id="unmeasured", **lasting))
+        session.add(StoredCompletion(id="c", bytes=10_000, asked="m", model="m", **lasting))
         session.add(Conversation(id="v", project_id="p", version=1, path="x", labels={}, created_at=1.0, bytes=100_000))
     store(db, 5, "file-2", "another")
 

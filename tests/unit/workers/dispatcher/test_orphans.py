@@ -13,7 +13,7 @@ from jobs.db.engine import Database
 from jobs.errors import NotFound, StorageFull, StorageUnavailable
 from jobs.files.tables import File
 from jobs.inference import responses
-from jobs.inference.tables import KeptResponse
+from jobs.inference.tables import StoredResponse
 from jobs.ledger import kinds, shards
 from jobs.ledger.kinds import Folder, Kind, Payload
 from jobs.ledger.states import JobState
@@ -154,7 +154,7 @@ def test_what_a_response_left_goes_when_it_was_deleted(
     job_id = _ended(db, storage, [1], kind=responses.KIND)
     if row:
         with db.write() as session:
-            session.add(KeptResponse(id=job_id, project_id="p", created_at=1.0, expires_at=now() + 60))
+            session.add(StoredResponse(id=job_id, project_id="p", created_at=1.0, expires_at=now() + 60))
     look(looking)
     look(looking)
 

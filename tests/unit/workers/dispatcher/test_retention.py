@@ -16,7 +16,7 @@ from jobs.errors import DatabaseBusy, NotFound, StorageFull, StorageUnavailable
 from jobs.files.tables import File
 from jobs.inference import cache
 from jobs.inference.cache import NewEntry
-from jobs.inference.tables import CacheEntry, Conversation, KeptCompletion, KeptResponse
+from jobs.inference.tables import CacheEntry, Conversation, StoredCompletion, StoredResponse
 from jobs.ledger import shards
 from jobs.ledger.tables import Job, Segment, Shard
 from jobs.platform.storage import DiskStorage
@@ -371,7 +371,7 @@ def test_a_pass_takes_a_bounded_amount_and_the_next_goes_on(
         cache.put(session, entries)
         for n in range(5):
             session.add(File(id=f"file-{n}", project_id="p", path=f"files/file-{n}", **facts))
-            session.add(KeptResponse(id=f"resp_{n}", project_id="p", created_at=1.0, expires_at=1.0))
+            session.add(StoredResponse(id=f"resp_{n}", project_id="p", created_at=1.0, expires_at=1.0))
             storage.put(f"responses/resp_{n}", b"x")
     keeping = Retention(Settings(data_dir=tmp_path, database_url=db.url, cache_max_bytes=1 << 20), db, storage, LONG)
 
@@ -380,7 +380,7 @@ def test_a_pass_takes_a_bounded_amount_and_the_next_goes_on(
         keeping.run()
         with db.read() as session:
             files = session.scalars(select(File.id).where(File.deleted_at.is_(None))).all()
-            answers = session.scalars(select(KeptResponse.id)).all()
+            answers = session.scalars(select(StoredResponse.id)).all()
             kept = session.scalars(select(CacheEntry.key).order_by(CacheEntry.key)).all()
         left.append((len(files), len(answers), len(storage.list("responses")), kept))
 
@@ -394,15 +394,15 @@ def test_sizes_that_rows_do_not_know_are_asked_of_the_storage(
     storage.put("conversations/v-1", b"123")
     lasting = {"project_id": "p", "created_at": 1.0, "expires_at": now() + 3600}
     with db.write() as session:
-        session.add_all([KeptResponse(id="r", **lasting), KeptResponse(id="gone", **lasting)])
-        session.add(KeptCompletion(id="c", bytes=7, asked="m", model="m", **lasting))
+        session.add_all([StoredResponse(id="r", **lasting), StoredResponse(id="gone", **lasting)])
+        session.add(StoredCompletion(id="c", bytes=7, asked="m", model="m", **lasting))
         session.add(
             Conversation(id="v", project_id="p", version=1, path="conversations/v-1", labels={}, created_at=1.0)
         )
 
     def sizes() -> dict[str, int | None]:
         with db.read() as session:
-            tables = (KeptResponse, KeptCompletion, Conversation)
+            tables = (StoredResponse, StoredCompletion, Conversation)
             return {row_id: size for one in tables for row_id, size in session.execute(select(one.id, one.bytes))}
 
     with monkeypatch.context() as patch:
@@ -422,9 +422,9 @@ def test_a_page_of_sizes_begins_behind_the_page_before(
     monkeypatch.setattr(storage, "size", asked.append)  # no size is found, so every row still matches
     lasting = {"project_id": "p", "created_at": 1.0, "expires_at": now() + 3600}
     with db.write() as session:
-        session.add_all([KeptResponse(id=f"r{n}", **lasting) for n in range(5)])
-        session.add(KeptCompletion(id="c", asked="m", model="m", **lasting))
+        session.add_all([StoredResponse(id=f"r{n}", **lasting) for n in range(5)])
+        session.add(StoredCompletion(id="c", asked="m", model="m", **lasting))
 
     keeping.run()
 
-    assert asked == [*(f"responses/r{n}" for n in range(5)), KeptCompletion(id="c").path]
+    assert asked == [*(f"responses/r{n}" for n in range(5)), StoredCompletion(id="c").path]

@@ -432,17 +432,19 @@ def test_the_queries_priority_and_project_go_to_the_engine(shelf: Shelf, monkeyp
     assert asked == [("req_9", -7, shelf.project)]
 
 
-@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("cacheable", [True, False])
 def test_a_query_that_is_not_to_be_kept_is_embedded_as_such(
-    mill: Works, monkeypatch: pytest.MonkeyPatch, kept: bool
+    mill: Works, monkeypatch: pytest.MonkeyPatch, cacheable: bool
 ) -> None:
     shelf, told = Shelf(mill), list[bool]()
     answer = mill.host.engine.answer
-    monkeypatch.setattr(mill.host.engine, "answer", lambda request: (told.append(request.kept), answer(request))[1])
+    monkeypatch.setattr(
+        mill.host.engine, "answer", lambda request: (told.append(request.cacheable), answer(request))[1]
+    )
 
-    assert shelf.search("kiwi", kept=kept)
+    assert shelf.search("kiwi", cacheable=cacheable)
 
-    assert told == [kept]
+    assert told == [cacheable]
 
 
 def hits(**scores: float) -> list[Hit]:

@@ -42,7 +42,7 @@ class Counter:
 
     async def ask(self, url: str, **body: Any) -> Any:
         """The answer's JSON with its status; what is to be kept is written."""
-        facts = {name: body.pop(name) for name in ("tenant", "job_id", "kept") if name in body}
+        facts = {name: body.pop(name) for name in ("tenant", "job_id", "cacheable") if name in body}
         request = Request(url, {"model": "m", **body}, "req_1", **{"tenant": "proj_1", **facts})
         answer = await self.cached.answer(request)
         self.response_cache.flush()

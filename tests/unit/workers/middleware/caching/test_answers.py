@@ -199,7 +199,7 @@ async def test_nothing_is_cached_without_being_asked_for(counter: Counter, said:
 
 
 @pytest.mark.parametrize(
-    ("answer", "kept"),
+    ("answer", "cacheable"),
     [
         (chat(), True),
         (chat(finish_reason="length"), True),
@@ -214,7 +214,7 @@ async def test_nothing_is_cached_without_being_asked_for(counter: Counter, said:
         (Answer(400, b'{"error": {"message": "no"}}'), False),
     ],
 )
-async def test_only_whole_answers_of_some_size_are_kept(counter: Counter, answer: Answer, kept: bool) -> None:
+async def test_only_whole_answers_of_some_size_are_kept(counter: Counter, answer: Answer, cacheable: bool) -> None:
     counter.says = lambda _: answer
     request = Request(CHAT, {"model": "m", **ASKED[CHAT], "temperature": 0, "cache": True}, "r", tenant="proj_1")
 
@@ -222,8 +222,8 @@ async def test_only_whole_answers_of_some_size_are_kept(counter: Counter, answer
         said = await counter.cached.answer(request)
         counter.response_cache.flush()
 
-    assert (said.body != answer.body) is kept
-    assert len(counter.asked) == (1 if kept else 2)
+    assert (said.body != answer.body) is cacheable
+    assert len(counter.asked) == (1 if cacheable else 2)
 
 
 async def test_nobody_is_given_what_is_older_than_he_says(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,12 +185,12 @@ async def test_where_tokens_are_counted_together_only_single_inputs_are_kept(cou
     assert some["used"] == (2, 1)
 
 
-@pytest.mark.parametrize("kept", [True, False])
-async def test_documents_leave_nothing_but_are_lent_what_is_there(exact: Counter, kept: bool) -> None:
-    await exact.ask(URL, input="one", kept=kept)
-    await exact.ask(URL, input="one", kept=False)
+@pytest.mark.parametrize("cacheable", [True, False])
+async def test_documents_leave_nothing_but_are_lent_what_is_there(exact: Counter, cacheable: bool) -> None:
+    await exact.ask(URL, input="one", cacheable=cacheable)
+    await exact.ask(URL, input="one", cacheable=False)
 
-    assert len(exact.asked) == (1 if kept else 2)
+    assert len(exact.asked) == (1 if cacheable else 2)
 
 
 async def test_a_refusal_is_not_kept_and_is_about_the_request_as_it_came(exact: Counter) -> None:

@@ -202,14 +202,15 @@ async def test_the_last_words_of_the_user_are_searched_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "kept"), [({}, True), ({"job_id": "batch_1"}, False), ({"job_id": "batch_1", "kept": False}, False)]
+    ("facts", "cacheable"),
+    [({}, True), ({"job_id": "batch_1"}, False), ({"job_id": "batch_1", "cacheable": False}, False)],
 )
-async def test_what_is_searched_for_a_batch_leaves_nothing_in_the_cache(facts: dict[str, Any], kept: bool) -> None:
+async def test_what_is_searched_for_a_batch_leaves_nothing_in_the_cache(facts: dict[str, Any], cacheable: bool) -> None:
     shelf = Shelf()
 
     await answered(replace(asked(), **facts), Echo(), shelf)
 
-    assert [search.kept for search in shelf.searches] == [kept]
+    assert [search.cacheable for search in shelf.searches] == [cacheable]
 
 
 async def test_the_tool_s_options_reach_the_search() -> None:

@@ -221,7 +221,7 @@ def test_what_a_library_prints_is_no_answer(rogue: Parser, cutting: Cutting) -> 
 def test_child_sees_no_secret(rogue: Parser, cutting: Cutting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTMILL_SECRET", "secret")
 
-    assert set(process.environment()) <= {*process.KEPT, *process.FIXED, "PYTHONPATH"}
+    assert set(process.environment()) <= {*process.INHERITED_VARIABLES, *process.FIXED, "PYTHONPATH"}
     assert rogue.parse(HERE, "$NIGHTMILL_SECRET", cutting).text == "unset"
 
 
