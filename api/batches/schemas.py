@@ -120,7 +120,7 @@ def show_batch(job: Job, totals: Totals, after: Sequence[str] = ()) -> Batch:
         cancelled_at=when(job.cancelled_at),
         request_counts=RequestCounts(total=job.total, completed=totals.completed, failed=totals.failed),
         usage=show_usage(totals),
-        metadata=job.labels,
+        metadata=job.metadata_,
         **dependence(job, after),
     )
 

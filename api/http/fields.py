@@ -15,17 +15,19 @@ from jobs.ledger import dependencies
 from jobs.ledger.tables import Job
 
 T = TypeVar("T")
-MOST_LABELS = 16
+MAX_METADATA_ENTRIES = 16
 
 
-def _few(labels: Any) -> Any:
+def _few(entries: Any) -> Any:
     """One more than there may be is too many: what is wrong with the rest is not looked for."""
-    return dict(islice(labels.items(), MOST_LABELS + 1)) if isinstance(labels, dict) else labels
+    return dict(islice(entries.items(), MAX_METADATA_ENTRIES + 1)) if isinstance(entries, dict) else entries
 
 
 #: A client's own names, and what it says of them.
-Labels = Annotated[dict[Annotated[str, Field(max_length=64)], T], Field(max_length=MOST_LABELS), BeforeValidator(_few)]
-Metadata = Labels[Annotated[str, Field(max_length=512)]]
+MetadataOf = Annotated[
+    dict[Annotated[str, Field(max_length=64)], T], Field(max_length=MAX_METADATA_ENTRIES), BeforeValidator(_few)
+]
+Metadata = MetadataOf[Annotated[str, Field(max_length=512)]]
 MetadataField = Annotated[Metadata | None, Field(default=None, description="Up to 16 strings of yours.")]
 
 #: What is to be done about a prompt that is too long. `jobs.inference.context_options` judges it, here and where it

@@ -21,7 +21,7 @@ from api.http import sse
 from api.http.bodies import Body, Many, resource
 from api.http.fields import Context, Metadata
 from api.http.idempotency import Once
-from api.http.paging import After, Limit20, Order, Page, deleted, find, labelled, place_of, slice_of
+from api.http.paging import After, Limit20, Order, Page, deleted, find, place_of, slice_of, with_metadata
 from api.http.space import check_space
 from api.inference.chunks import Chunks
 from api.inference.interactive import Events, InferenceRequest, resume, stream_response, submit, whole_response
@@ -93,7 +93,7 @@ class Chat:
         stored_answer = StoredAnswer(self.question, answer)
         asked, model = self.body.model, answer.get("model")
         columns = {"asked": _name(asked), "model": _name(model if isinstance(model, str) else asked)}
-        run(STORED.prepare(self.call, stored_answer, labels=dict(self.body.metadata or {}) or None, **columns))
+        run(STORED.prepare(self.call, stored_answer, metadata_=dict(self.body.metadata or {}) or None, **columns))
 
 
 async def answer(
@@ -233,7 +233,9 @@ def list_chat_completions(
 ) -> Page[CompletionObject]:
     """Those that are kept, the oldest first. `metadata[key]=value` selects, up to 16 times."""
     mine = STORED.of(call)
-    statement = labelled(mine, StoredCompletion.labels, request.query_params.multi_items(), sqlite=call.db.sqlite)
+    statement = with_metadata(
+        mine, StoredCompletion.metadata_, request.query_params.multi_items(), sqlite=call.db.sqlite
+    )
     if model is not None:
         statement = statement.where(or_(StoredCompletion.asked == model, StoredCompletion.model == model))
     for _ in range(_TRIES):
@@ -259,7 +261,7 @@ def update_chat_completion(call: Call, completion_id: str, body: UpdateCompletio
     """Its metadata alone."""
     with call.db.write() as session:
         row = STORED.row(session, call, completion_id, lock=True)
-        row.labels = dict(body.metadata or {}) or None
+        row.metadata_ = dict(body.metadata or {}) or None
         call.record(session, "chat_completion.update", row.id)
     return _show(_load(call, completion_id))
 
@@ -303,7 +305,7 @@ def _read(call: CallContext, row: StoredCompletion) -> StoredAnswer | None:
             stored_answer = decode(handle.read())
     except NotFound:
         return None
-    return StoredAnswer(stored_answer.question, stored.to_completion(stored_answer.response, row.id, row.labels))
+    return StoredAnswer(stored_answer.question, stored.to_completion(stored_answer.response, row.id, row.metadata_))
 
 
 def _show(stored_answer: StoredAnswer) -> CompletionObject:

@@ -76,7 +76,7 @@ def update_conversation(call: Call, conversation_id: str, body: UpdateConversati
     """Its metadata alone."""
     with call.db.write() as session:
         row = get_conversation(session, call, conversation_id, lock=True)
-        row.labels = dict(body.metadata or {})
+        row.metadata_ = dict(body.metadata or {})
         call.record(session, "conversation.update", conversation_id)
         return _shown(row)
 
@@ -152,4 +152,4 @@ def _new(call: CallContext, items: Sequence[dict[str, Any]]) -> list[dict[str, A
 
 
 def _shown(row: Any) -> ConversationObject:
-    return ConversationObject(id=row.id, created_at=int(row.created_at), metadata=row.labels)
+    return ConversationObject(id=row.id, created_at=int(row.created_at), metadata=row.metadata_)

@@ -66,14 +66,16 @@ class _Moved(Exception):
     """Somebody has changed it meanwhile."""
 
 
-def begin(call: CallContext, items: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> Callable[[Session], str]:
+def begin(
+    call: CallContext, items: Sequence[Mapping[str, Any]], metadata: Mapping[str, str]
+) -> Callable[[Session], str]:
     """Write its first object; returns what inserts its row, and tells its id."""
     conversation_id, created = new_id("conv_"), now()
     path, size = _write(call, conversation_id, (), _raws(_identified(conversation_id, items, set())))
 
     def insert(session: Session) -> str:
         reserve_or_remove(session, call, size, path, Conversation.path == path)
-        row = {"project_id": call.project_id, "version": 1, "path": path, "labels": dict(labels), "bytes": size}
+        row = {"project_id": call.project_id, "version": 1, "path": path, "metadata_": dict(metadata), "bytes": size}
         session.add(Conversation(id=conversation_id, created_at=created, **row))
         call.record(session, "conversation.create", conversation_id)
         return conversation_id

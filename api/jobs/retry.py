@@ -76,8 +76,8 @@ def _lines_again(session: Session, call: CallContext, old: Job, changes: Changes
         request_id=call.request_id,
         **{name: getattr(old, name) for name in _COPIED},
     )
-    if old.labels is not None:
-        job.labels = old.labels
+    if old.metadata_ is not None:
+        job.metadata_ = old.metadata_
     return ledger.submit(session, job, actor=call.actor)
 
 

@@ -14,7 +14,7 @@ from api.deps import Call, CallContext
 from api.errors import clip
 from api.http.bodies import Body, resource
 from api.http.idempotency import Idempotent
-from api.http.paging import After, Limit20, Order, Page, find, labelled, page
+from api.http.paging import After, Limit20, Order, Page, find, page, with_metadata
 from api.http.space import count_if_due
 from api.http.sse import EVENT_STREAM, LastEventId, event_stream, position_of
 from api.jobs.retry import Changes, again
@@ -95,7 +95,7 @@ def list_jobs(
         statement = statement if value is None else statement.where(column == value)
     if state is not None:
         statement = statement.where(Job.state.in_([one for one in JobState if state in (one, STATUS[one])]))
-    statement = labelled(statement, Job.labels, request.query_params.multi_items(), sqlite=call.db.sqlite)
+    statement = with_metadata(statement, Job.metadata_, request.query_params.multi_items(), sqlite=call.db.sqlite)
     with call.db.read() as session:
         # the last job of a page may have moved on since, or got other metadata
         rows, more = find(session, statement, Job, after=after, limit=limit, order=order, among=jobs_of(call))

@@ -205,7 +205,7 @@ def show_job(
         schedule_id=job.schedule_id,
         overrides=job.payload.get("overrides") or {} if whole else None,
         webhook=Webhook(url=job.webhook_url) if job.webhook_url else None,
-        metadata=job.labels,
+        metadata=job.metadata_,
         idempotency_key=job.idempotency_key,
         request_id=job.request_id,
         **_times(job),

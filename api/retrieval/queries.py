@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from api.deps import CallContext
 from api.errors import clip
 from api.files.queries import visible
-from api.http.fields import Labels
+from api.http.fields import MetadataOf
 from api.http.space import check_not_full
 from api.retrieval.schemas import VectorStoreObject, show_store
 from api.webhooks.queries import Hook
@@ -26,7 +26,7 @@ from jobs.retrieval.tables import VectorStore, VectorStoreFile
 _STOPPED = 20  # jobs of a store that goes, at once; the others find that it is gone
 _Value = Annotated[str, Field(max_length=512)] | bool | int | float
 #: OpenAI's attributes of a file: as metadata, but values may be numbers and booleans.
-Attributes = Labels[_Value]
+Attributes = MetadataOf[_Value]
 
 
 def stores_of(call: CallContext) -> Select[VectorStore]:

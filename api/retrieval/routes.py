@@ -106,7 +106,7 @@ def update_vector_store(call: Call, vector_store_id: str, body: UpdateVectorStor
         if "name" in given:
             store.name = body.name or ""
         if "metadata" in given:
-            store.labels = body.metadata
+            store.metadata_ = body.metadata
         if "expires_after" in given:
             store.expires_days = body.expires_after.days if body.expires_after else None
         session.flush()
@@ -131,7 +131,7 @@ def _new(session: Session, call: CallContext, body: CreateVectorStore) -> Vector
     model = checked_model(session, call, body.embedding_model or _default_model(call), body.embedding_dimensions)
     at = now()
     days = body.expires_after.days if body.expires_after else None
-    labels = {"labels": body.metadata} if body.metadata is not None else {}
+    metadata = {"metadata_": body.metadata} if body.metadata is not None else {}
     return VectorStore(
         id=new_id("vs_"),
         project_id=call.project_id,
@@ -145,7 +145,7 @@ def _new(session: Session, call: CallContext, body: CreateVectorStore) -> Vector
         created_at=at,
         active_at=at,
         expires_at=None if days is None else at + 86_400 * days,
-        **labels,
+        **metadata,
     )
 
 

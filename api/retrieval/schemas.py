@@ -257,7 +257,7 @@ def show_store(
         expires_after=None if store.expires_days is None else ExpiresAfterActive(days=store.expires_days),
         expires_at=when(store.expires_at),
         last_active_at=int(store.active_at),
-        metadata=store.labels or {},
+        metadata=store.metadata_ or {},
         embedding_model=index.model,
         embedding_dimensions=index.dimensions or None,
     )

@@ -95,7 +95,9 @@ def job_of(wanted: BatchRequest, project_id: str, *, not_before: float | None = 
     """A job that is not submitted yet and has no input path. Its window begins when it may begin."""
     payload = Batch(dedupe=wanted.dedupe, output_expires_seconds=wanted.output_expires_seconds)
     created_at = now()
-    labels: dict[str, Any] = {"labels": wanted.metadata} if wanted.metadata is not None else {}  # JSON null is not NULL
+    metadata: dict[str, Any] = (
+        {"metadata_": wanted.metadata} if wanted.metadata is not None else {}
+    )  # JSON null is not NULL
     return Job(
         id=new_id(PREFIX),
         project_id=project_id,
@@ -110,7 +112,7 @@ def job_of(wanted: BatchRequest, project_id: str, *, not_before: float | None = 
         deadline=max(created_at, not_before or 0.0) + wanted.window_seconds,
         webhook_url=wanted.webhook_url,
         webhook_secret=wanted.webhook_secret,
-        **labels,
+        **metadata,
         **facts,
     )
 

@@ -42,7 +42,7 @@ class StoredCompletion(Base):
     project_id: Mapped[str] = mapped_column(String(64))
     asked: Mapped[str]  # the model, as the client names it
     model: Mapped[str]  # and as the answer does
-    labels: Mapped[dict[str, Any] | None]  # OpenAI's `metadata`
+    metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata")
     created_at: Mapped[float]
     expires_at: Mapped[float]
     bytes: Mapped[int | None]  # of the object; None: stored before sizes were, and not measured yet
@@ -67,7 +67,7 @@ class Conversation(Base):
     project_id: Mapped[str] = mapped_column(String(64))
     version: Mapped[int]
     path: Mapped[str]
-    labels: Mapped[dict[str, Any]]  # OpenAI's `metadata`
+    metadata_: Mapped[dict[str, Any]] = mapped_column("metadata")
     created_at: Mapped[float]
     bytes: Mapped[int | None]  # of the object; None: stored before sizes were, and not measured yet
 

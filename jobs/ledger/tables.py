@@ -44,7 +44,7 @@ class Job(Usage, Base):
     payload: Mapped[dict[str, Any]]
     input_file_id: Mapped[str | None] = mapped_column(String(64))
     input_path: Mapped[str | None]
-    labels: Mapped[dict[str, Any] | None]  # OpenAI's `metadata`, a name SQLAlchemy keeps for itself
+    metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata")
     priority: Mapped[int] = mapped_column(default=0)
     window: Mapped[str] = mapped_column(String(16), default="24h")  # "" without a deadline
     not_before: Mapped[float | None]

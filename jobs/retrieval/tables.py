@@ -27,7 +27,7 @@ class VectorStore(Base):
     project_id: Mapped[str] = mapped_column(String(64))
     name: Mapped[str] = mapped_column(String(256))
     description: Mapped[str | None] = mapped_column(Text)
-    labels: Mapped[dict[str, Any] | None]  # OpenAI's `metadata`
+    metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata")
     model: Mapped[str]
     dimensions: Mapped[int] = mapped_column(default=0)
     shortened: Mapped[bool] = mapped_column(default=False)

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from jobs.bootstrap import migrate
 from jobs.finetuning import training_events
 from jobs.ledger import feed
+from jobs.ledger.tables import Job
 from jobs.retrieval import indexes
 from jobs.retrieval.tables import VectorStore
 from jobs.tables import Base
@@ -106,7 +107,7 @@ def test_a_database_of_the_first_schema_keeps_its_jobs(empty: str) -> None:
         "state": "running",
         "endpoint": "/v1/completions",
     }
-    words |= {"payload": "{}", '"window"': "24h"}
+    words |= {"payload": "{}", '"window"': "24h", "labels": '["red"]'}
     values = [str(value) for value in facts.values()] + [f"'{value}'" for value in words.values()]
     execute(empty, f"INSERT INTO job ({', '.join([*facts, *words])}) VALUES ({', '.join(values)})")
 
@@ -115,7 +116,9 @@ def test_a_database_of_the_first_schema_keeps_its_jobs(empty: str) -> None:
     assert check.drift(empty) == []
     with sa.create_engine(empty, poolclass=sa.NullPool).connect() as connection:
         kept = connection.execute(sa.text("SELECT id, state, losses, stumbles, deadline, parent_id FROM job")).one()
+        metadata = connection.execute(sa.select(Job.metadata_)).scalar()
     assert tuple(kept) == ("batch_1", "running", 3, 0, 1.0, None)
+    assert metadata == ["red"]
 
 
 def test_a_store_from_before_indexes_is_its_own_only_index(empty: str) -> None:

@@ -55,8 +55,8 @@ def test_a_model_is_looked_for_by_either_of_its_names(either: FastAPI, asking: T
 
 
 def test_metadata_selects_and_is_changed(either: FastAPI, asking: TestClient) -> None:
-    blue = store_completion(either, labels={"team": "blue", 'a"b': "x"})
-    red = store_completion(either, labels={"team": "red"}, created_at=now() + 1)
+    blue = store_completion(either, metadata_={"team": "blue", 'a"b': "x"})
+    red = store_completion(either, metadata_={"team": "red"}, created_at=now() + 1)
     bare = store_completion(either, created_at=now() + 2)
 
     assert ids(asking, **{"metadata[team]": "blue"}) == [blue]
@@ -72,7 +72,7 @@ def test_metadata_selects_and_is_changed(either: FastAPI, asking: TestClient) ->
 
 
 def test_what_no_longer_matches_is_still_a_cursor(either: FastAPI, asking: TestClient) -> None:
-    made = [store_completion(either, labels={"team": "blue"}, created_at=float(n)) for n in range(3)]
+    made = [store_completion(either, metadata_={"team": "blue"}, created_at=float(n)) for n in range(3)]
     asking.post(f"{URL}/{made[0]}", json={"metadata": {}})
 
     assert ids(asking, **{"metadata[team]": "blue", "after": made[0]}) == made[1:]
@@ -99,7 +99,7 @@ def test_a_wrong_query_is_refused(asking: TestClient, query: dict[str, Any], par
 def test_a_wrong_change_is_refused_and_changes_nothing(
     either: FastAPI, asking: TestClient, body: dict[str, Any], param: str
 ) -> None:
-    made = store_completion(either, labels={"team": "blue"})
+    made = store_completion(either, metadata_={"team": "blue"})
 
     error = asking.post(f"{URL}/{made}", json=body)
 

@@ -93,7 +93,7 @@ def test_a_schedule_that_is_due_submits_its_batch_once(db: Database) -> None:
     with db.read() as session:
         [job] = session.scalars(select(Job)).all()
     assert fired == [job.id] == [schedule(db).last_job_id]
-    assert (job.schedule_id, job.input_path, job.priority, job.labels) == ("s", "files/in", 3, {"run": "nightly"})
+    assert (job.schedule_id, job.input_path, job.priority, job.metadata_) == ("s", "files/in", 3, {"run": "nightly"})
     assert job.deadline == pytest.approx(job.created_at + 5400)
     assert schedule(db).next_at > now()
 

@@ -47,7 +47,9 @@ def test_every_kind_of_stored_bytes_is_counted(db: Database) -> None:
         session.add(StoredResponse(id="r", bytes=1000, **lasting))
         session.add(StoredResponse(id="unmeasured", **lasting))
         session.add(StoredCompletion(id="c", bytes=10_000, asked="m", model="m", **lasting))
-        session.add(Conversation(id="v", project_id="p", version=1, path="x", labels={}, created_at=1.0, bytes=100_000))
+        session.add(
+            Conversation(id="v", project_id="p", version=1, path="x", metadata_={}, created_at=1.0, bytes=100_000)
+        )
     store(db, 5, "file-2", "another")
 
     with db.read() as session:

@@ -397,7 +397,7 @@ def test_sizes_that_rows_do_not_know_are_asked_of_the_storage(
         session.add_all([StoredResponse(id="r", **lasting), StoredResponse(id="gone", **lasting)])
         session.add(StoredCompletion(id="c", bytes=7, asked="m", model="m", **lasting))
         session.add(
-            Conversation(id="v", project_id="p", version=1, path="conversations/v-1", labels={}, created_at=1.0)
+            Conversation(id="v", project_id="p", version=1, path="conversations/v-1", metadata_={}, created_at=1.0)
         )
 
     def sizes() -> dict[str, int | None]:
