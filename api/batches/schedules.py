@@ -128,8 +128,10 @@ def create_schedule(call: Call, once: Idempotent, body: CreateSchedule) -> Respo
 def list_schedules(call: Call, after: After = None, limit: Limit20 = 20, order: Order = "desc") -> Page[ScheduleObject]:
     """The project's schedules."""
     with call.db.read() as session:
-        gone = deleted(call, "schedule.delete")
-        rows, more = find(session, _schedules_of(call), Schedule, after=after, limit=limit, order=order, gone=gone)
+        deletions = deleted(call, "schedule.delete")
+        rows, more = find(
+            session, _schedules_of(call), Schedule, after=after, limit=limit, order=order, deletions=deletions
+        )
     return page(rows, more, show_schedule)
 
 

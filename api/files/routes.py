@@ -77,9 +77,13 @@ def list_files(
     if purpose is not None:
         statement = statement.where(File.purpose == purpose)
     with call.db.read() as session:
-        gone_too = select(File).where(File.project_id == call.project_id)  # whoever deletes what it lists goes on
+        including_deleted = select(File).where(
+            File.project_id == call.project_id
+        )  # whoever deletes what it lists goes on
         place: dict[str, Any] = {"after": after, "limit": limit, "order": order}
-        rows, more = find(session, statement, File, among=gone_too, gone=deleted(call, "file.delete"), **place)
+        rows, more = find(
+            session, statement, File, among=including_deleted, deletions=deleted(call, "file.delete"), **place
+        )
     return page(rows, more, show_file)
 
 

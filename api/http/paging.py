@@ -49,7 +49,7 @@ def find(
     order: str = "desc",
     before: str | None = None,
     among: Select[Row] | None = None,
-    gone: Select[Any] | None = None,
+    deletions: Select[Any] | None = None,
 ) -> tuple[Sequence[Row], bool]:
     """The rows of one page, and whether there are more. `statement` selects `table` within the caller's project.
 
@@ -62,10 +62,10 @@ def find(
     found = statement
     known = statement if among is None else among
     if after is not None:
-        point = _point(session, known, gone, table, "after", after)
+        point = _point(session, known, deletions, table, "after", after)
         found = found.where(key < point if falling else key > point)
     if before is not None:
-        point = _point(session, known, gone, table, "before", before)
+        point = _point(session, known, deletions, table, "before", before)
         found = found.where(key > point if falling else key < point)
     backwards = before is not None and after is None
     columns = (table.created_at, table.id)
@@ -76,11 +76,11 @@ def find(
 
 
 def _point(
-    session: Session, known: Select[Any], gone: Select[Any] | None, table: Any, param: str, name: str
+    session: Session, known: Select[Any], deletions: Select[Any] | None, table: Any, param: str, name: str
 ) -> tuple[float, str]:
     anchor = session.execute(known.with_only_columns(table.created_at).where(table.id == name)).scalar()
-    if anchor is None and gone is not None:
-        anchor = _place(session.scalar(gone.where(Audit.target == name)))
+    if anchor is None and deletions is not None:
+        anchor = _place(session.scalar(deletions.where(Audit.target == name)))
     if anchor is None:
         raise InvalidRequest(f"No object with id '{clip(name)}'.", param=param, code="invalid_cursor")
     return anchor, name

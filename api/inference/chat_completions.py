@@ -240,9 +240,9 @@ def list_chat_completions(
         statement = statement.where(or_(StoredCompletion.asked == model, StoredCompletion.model == model))
     for _ in range(_TRIES):
         with call.db.read() as session:
-            gone = deleted(call, "chat_completion.delete")
+            deletions = deleted(call, "chat_completion.delete")
             place: dict[str, Any] = {"after": after, "limit": limit, "order": order}
-            rows, more = find(session, statement, StoredCompletion, among=mine, gone=gone, **place)
+            rows, more = find(session, statement, StoredCompletion, among=mine, deletions=deletions, **place)
         shown = [_show(stored_answer) for row in rows if (stored_answer := _read(call, row))]
         if len(shown) == len(rows):
             break

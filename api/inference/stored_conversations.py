@@ -156,9 +156,9 @@ def remove(call: CallContext, conversation_id: str, item_id: str) -> None:
 def forget(call: CallContext, conversation_id: str) -> None:
     """Raises NotFound."""
     with call.db.write() as session:
-        gone = get_conversation(session, call, conversation_id, lock=True)
-        path = gone.path
-        session.delete(gone)
+        conversation = get_conversation(session, call, conversation_id, lock=True)
+        path = conversation.path
+        session.delete(conversation)
         call.record(session, "conversation.delete", conversation_id)
     folder, paths = conversations.folder(conversation_id), {path}
     with suppress(NotFound, StorageUnavailable):  # what is left is retention's

@@ -178,8 +178,8 @@ def list_indexes(
     with call.db.read() as session:
         store = get_store(session, call, vector_store_id)
         place: dict[str, Any] = {"after": after, "before": before, "limit": limit, "order": order}
-        gone = deleted(call, "vector_store.index.delete", store.id)
-        rows, more = find(session, indexes.of(store), VectorStore, gone=gone, **place)
+        deletions = deleted(call, "vector_store.index.delete", store.id)
+        rows, more = find(session, indexes.of(store), VectorStore, deletions=deletions, **place)
         objects = {one.id: one for one in shown(session, store, rows)}
     return page(rows, more, lambda row: objects[row.id])
 

@@ -85,7 +85,9 @@ def list_vector_stores(
     """The project's stores."""
     with call.db.read() as session:
         place: dict[str, Any] = {"after": after, "before": before, "limit": limit, "order": order}
-        rows, more = find(session, stores_of(call), VectorStore, gone=deleted(call, "vector_store.delete"), **place)
+        rows, more = find(
+            session, stores_of(call), VectorStore, deletions=deleted(call, "vector_store.delete"), **place
+        )
         objects = {one.id: one for one in shown(session, rows)}
     return page(rows, more, lambda store: objects[store.id])
 

@@ -211,8 +211,8 @@ def list_sources(
     with call.db.read() as session:
         mine = select(Source).where(*_of(get_store(session, call, vector_store_id)))
         place: dict[str, Any] = {"after": after, "before": before, "limit": limit, "order": order}
-        gone = deleted(call, "vector_store.source.delete", vector_store_id)
-        rows, more = find(session, mine, Source, gone=gone, **place)
+        deletions = deleted(call, "vector_store.source.delete", vector_store_id)
+        rows, more = find(session, mine, Source, deletions=deletions, **place)
     return page(rows, more, show_source)
 
 

@@ -63,8 +63,8 @@ class Listing:
         if self.only is not None:
             statement = statement.where(VectorStoreFile.status == self.only)
         place: dict[str, Any] = {"after": self.after, "before": self.before, "limit": self.limit, "order": self.order}
-        gone = deleted(call, "vector_store.file.delete", store.id)
-        rows, more = find(session, statement, VectorStoreFile, **place, among=among, gone=gone)
+        deletions = deleted(call, "vector_store.file.delete", store.id)
+        rows, more = find(session, statement, VectorStoreFile, **place, among=among, deletions=deletions)
         return page(rows, more, lambda row: show_store_file(store, row))
 
 

@@ -171,8 +171,8 @@ def create_endpoint(call: Call, once: Idempotent, body: CreateEndpoint) -> Respo
 def list_endpoints(call: Call, after: After = None, limit: Limit20 = 20) -> Page[EndpointObject]:
     """The project's endpoints."""
     with call.db.read() as session:
-        gone = deleted(call, "webhook_endpoint.delete")
-        rows, more = find(session, _endpoints(call), WebhookEndpoint, after=after, limit=limit, gone=gone)
+        deletions = deleted(call, "webhook_endpoint.delete")
+        rows, more = find(session, _endpoints(call), WebhookEndpoint, after=after, limit=limit, deletions=deletions)
     return page(rows, more, show_endpoint)
 
 

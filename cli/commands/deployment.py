@@ -41,7 +41,7 @@ def state(folder: "DataFolder") -> str:
     owner = folder.owner()
     if owner is None or not (folder.read_run() or owner.lives):
         return "stopped" if folder.was_started else "never started"
-    if owner.gone:
+    if owner.was_removed:
         return "killed"
     if not owner.lives:
         return f"running on host {owner.host}"

@@ -124,7 +124,7 @@ def ports(patient: Patient) -> Iterator[Finding]:
 
 def processes(patient: Patient) -> Iterator[Finding]:
     owner = patient.folder.owner()
-    if patient.run and owner and owner.gone:
+    if patient.run and owner and owner.was_removed:
         yield broken("up", f"it was killed (pid {owner.pid}), or the machine was", f"start it again: `{_START}`")
     for one in patient.run.get("processes", []):
         name, log = f"process {one['name']}", f"look at {patient.folder.logs}/{one['name']}.log"

@@ -43,7 +43,7 @@ class Owner:
         return self._is_here and self.boot_id == processes.boot_id() and processes.alive(self.pid, self.started)
 
     @property
-    def gone(self) -> bool:
+    def was_removed(self) -> bool:
         """Return whether it certainly ended. Nothing is certain about another host that shares the folder."""
         return self._is_here and not self.lives
 
@@ -166,7 +166,7 @@ class DataFolder:
     def live_run(self) -> dict[str, Any]:
         """Return what `run.json` says, unless the `up` that wrote it is known to have ended: empty then."""
         run, owner = self.read_run(), self.owner()
-        return {} if owner and (owner.gone or run.get("pid") != owner.pid) else run
+        return {} if owner and (owner.was_removed or run.get("pid") != owner.pid) else run
 
     def write_run(self, facts: Mapping[str, Any]) -> None:
         """Replace `run.json` as a whole."""

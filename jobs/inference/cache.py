@@ -205,8 +205,8 @@ def _remove(
     """Remove of these what the limit leaves room for, and count it as the owner's."""
     room = limit - sum(counts.values())
     some = select(CacheEntry.key).where(*which).limit(room)
-    if gone := len(_delete(session, some)):
-        counts[owner] = counts.get(owner, 0) + gone
+    if deletion := len(_delete(session, some)):
+        counts[owner] = counts.get(owner, 0) + deletion
 
 
 def _free(session: Session, keys: Select[bytes]) -> Sequence[bytes]:
@@ -217,5 +217,5 @@ def _free(session: Session, keys: Select[bytes]) -> Sequence[bytes]:
 
 def _delete(session: Session, keys: Select[bytes]) -> Sequence[int]:
     """Remove those that are free. Returns the bytes of each."""
-    gone = delete(CacheEntry).where(CacheEntry.key.in_(_free(session, keys))).returning(CacheEntry.size)
-    return session.scalars(gone, execution_options=UNSEEN).all()
+    deletion = delete(CacheEntry).where(CacheEntry.key.in_(_free(session, keys))).returning(CacheEntry.size)
+    return session.scalars(deletion, execution_options=UNSEEN).all()

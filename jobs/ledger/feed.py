@@ -84,9 +84,9 @@ def forgettable(session: Session, before: float, limit: int) -> list[tuple[str, 
 
 def forget(session: Session, keys: Collection[tuple[str, int]], before: float) -> None:
     """Delete those of these events that are still forgettable; the feeds of their projects begin behind them."""
-    gone = delete(Event).where(_KEY.in_(keys), *_old(before)).returning(Event.project_id, Event.position)
+    deletion = delete(Event).where(_KEY.in_(keys), *_old(before)).returning(Event.project_id, Event.position)
     removed: dict[str, int] = {}
-    for project_id, position in session.execute(gone, execution_options=UNSEEN):
+    for project_id, position in session.execute(deletion, execution_options=UNSEEN):
         removed[project_id] = max(removed.get(project_id, 0), position or 0)
     for project_id, position in sorted(removed.items()):
         head = EventHead.project_id == project_id, EventHead.removed < position

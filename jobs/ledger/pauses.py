@@ -96,8 +96,8 @@ def pause(session: Session, scope: Scope, name: str, *, actor: str, reason: str 
 
 def resume(session: Session, scope: Scope, name: str, *, actor: str) -> bool:
     """Go on, at once. False when it was not paused."""
-    gone = session.execute(delete(Pause).where(Pause.scope == scope, Pause.name == name))
-    if gone.rowcount != 1:  # type: ignore[attr-defined]
+    deletion = session.execute(delete(Pause).where(Pause.scope == scope, Pause.name == name))
+    if deletion.rowcount != 1:  # type: ignore[attr-defined]
         return False
     audit.record(session, actor=actor, action=f"{scope}.resume", target=name)
     return True

@@ -83,7 +83,7 @@ def me() -> tuple[str, int, int]:
     return hostname(), os.getpid(), started(os.getpid()) or 0
 
 
-def gone(host: str, pid: int, start: int) -> bool:
+def has_ended(host: str, pid: int, start: int) -> bool:
     """Return whether that process certainly is no more. Of another host nothing is certain."""
     return host == hostname() and not alive(pid, start)
 

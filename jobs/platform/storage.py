@@ -115,7 +115,7 @@ class DiskStorage:
         target = self._at(path)
         with _our_errors(path):
             if target.is_dir():
-                shutil.rmtree(target, onerror=_unless_gone)
+                shutil.rmtree(target, onerror=_unless_missing)
             else:
                 target.unlink(missing_ok=True)
 
@@ -330,7 +330,7 @@ def let_go(storage: Storage, paths: Iterable[str]) -> None:
             storage.delete(path)
 
 
-def _unless_gone(_call: Any, _path: Any, failed: tuple[type[BaseException], BaseException, Any]) -> None:
+def _unless_missing(_call: Any, _path: Any, failed: tuple[type[BaseException], BaseException, Any]) -> None:
     """Of a folder that is removed: another may remove it too; what cannot be removed stays, and that is told."""
     if not isinstance(failed[1], FileNotFoundError):
         raise failed[1]

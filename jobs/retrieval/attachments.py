@@ -70,7 +70,7 @@ class Settled:
 
     completed: list[Made] = field(default_factory=list)
     failed: list[Made] = field(default_factory=list)
-    gone: list[Made] = field(default_factory=list)  # removed from the store meanwhile, or attached anew
+    removed: list[Made] = field(default_factory=list)  # removed from the store meanwhile, or attached anew
 
 
 def attach(session: Session, store: VectorStore, job: Job, files: Sequence[Attachment], first: int = 0) -> None:
@@ -163,14 +163,14 @@ def publish(session: Session, store: VectorStore, made: Sequence[Made]) -> Settl
     for one in made:
         row = rows.get(one.file_id)
         if row is None or row.version != one.version or row.status != IN_PROGRESS:
-            settled.gone.append(one)
+            settled.removed.append(one)
         elif one.error is not None:
             row.status, (row.error_code, row.error_message) = FAILED, one.error
             settled.failed.append(one)
         else:
             _publish(session, store, row, one)
             settled.completed.append(one)
-    if settled.gone:
+    if settled.removed:
         owe(session, store, LEFTOVERS)
     return settled
 
@@ -225,9 +225,9 @@ def ended(session: Session, job: Job) -> None:
     """
     stopped = stop(session, job, JobState(job.state), job.errors, seq=job.event_seq)
     again = exists().where(Shard.job_id == job.id, Shard.epoch > _EPOCHS)
-    gone = ~exists().where(VectorStore.id == index_of(job.payload))
+    removed = ~exists().where(VectorStore.id == index_of(job.payload))
     whole = job.state == JobState.SUCCEEDED and not stopped and not job.failed
-    if not whole or session.scalar(select(or_(again, gone))):
+    if not whole or session.scalar(select(or_(again, removed))):
         left_behind(session, job)
 
 
@@ -242,8 +242,8 @@ def left_behind(session: Session, job: Job, dimensions: int = 0) -> None:
     store = session.get(VectorStore, index_of(job.payload))
     if store is not None:
         return owe(session, store, LEFTOVERS)
-    gone = {"id": index_of(job.payload), "project_id": job.project_id, "model": job.model or ""}
-    return owe(session, VectorStore(**gone, dimensions=dimensions), STORE)
+    removed = {"id": index_of(job.payload), "project_id": job.project_id, "model": job.model or ""}
+    return owe(session, VectorStore(**removed, dimensions=dimensions), STORE)
 
 
 def owe_stranger(session: Session, store_id: str) -> None:

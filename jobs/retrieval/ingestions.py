@@ -170,7 +170,7 @@ def commit(
     if session.get(Segment, (claim.job.id, claim.n, claim.epoch, seq)) is not None:
         return  # the first commit's answer was lost
     store = indexes.keep(session, index_of(job.payload))
-    settled = attachments.publish(session, store, made) if store else Settled(gone=list(made))
+    settled = attachments.publish(session, store, made) if store else Settled(removed=list(made))
     counted = _count(tally, settled)
     if counted.covered:
         shards.commit(session, claim, seq, "", 0, counted, last=last)
@@ -190,7 +190,7 @@ def _count(tally: Tally, settled: Settled) -> Tally:
     for one in settled.completed:
         counted.covered |= 1 << one.line
         counted.good |= 1 << one.line
-    for one in settled.failed + settled.gone:
+    for one in settled.failed + settled.removed:
         counted.covered |= 1 << one.line
         name = f"error:{one.error[0] if one.error else 'removed'}"
         counted.outcomes[name] = counted.outcomes.get(name, 0) + 1

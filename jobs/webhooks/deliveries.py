@@ -291,8 +291,8 @@ def next_due(session: Session) -> float | None:
 
 def orphans(session: Session) -> list[str]:
     """Workers that hold deliveries but are not registered any more."""
-    gone = ~exists().where(Worker.id == Delivery.worker_id)
-    found = select(Delivery.worker_id).where(Delivery.worker_id.is_not(None), gone).distinct()
+    lost = ~exists().where(Worker.id == Delivery.worker_id)
+    found = select(Delivery.worker_id).where(Delivery.worker_id.is_not(None), lost).distinct()
     return [worker_id for worker_id in session.scalars(found) if worker_id is not None]
 
 
@@ -365,8 +365,8 @@ def _held_for(session: Session, endpoint: WebhookEndpoint) -> Sequence[str]:
 
 def lost(session: Session, limit: int) -> Sequence[str]:
     """What is held for endpoints that are gone, by whatever way."""
-    gone = ~exists().where(WebhookEndpoint.id == Delivery.endpoint_id)
-    return session.scalars(select(Delivery.id).where(_ON_HOLD, gone).limit(limit)).all()
+    lost = ~exists().where(WebhookEndpoint.id == Delivery.endpoint_id)
+    return session.scalars(select(Delivery.id).where(_ON_HOLD, lost).limit(limit)).all()
 
 
 def fail_lost(session: Session, ids: Collection[str]) -> int:

@@ -22,7 +22,7 @@ from jobs.retrieval.attachments import IN_PROGRESS, version_of
 from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
 from jobs.settings import Settings
 from tests.support.distributed import Servers
-from workers.runtime.context import Late
+from workers.runtime.context import LazyVectors
 from workers.vectors.base import Store, Vectors
 
 
@@ -87,7 +87,7 @@ class Inside:
 def inside(config: Settings, servers: Servers | None) -> Iterator[Inside]:
     storage = _bucket(config, servers) if servers else open_storage(config.storage)
     db = Database(config.database)
-    vectors = Late(db).get(config)
+    vectors = LazyVectors(db).get(config)
     try:
         yield Inside(db, storage, vectors)
     finally:

@@ -48,7 +48,7 @@ from workers.retrieval.ingestion.purge import purge
 from workers.retrieval.parsing.parser import Cutting, Parser, Refused
 from workers.retrieval.reranking import Reranking
 from workers.retrieval.search import Searching
-from workers.runtime.context import Context, Late, Standing
+from workers.runtime.context import Context, LazyVectors, Standing
 from workers.runtime.engine_host import EngineHost
 from workers.runtime.heartbeat import Keeper
 from workers.vectors.base import Entry, Store, Vector, Vectors
@@ -138,7 +138,7 @@ class Watched:
         return getattr(self.inner, name)
 
 
-class Given(Late):
+class Given(LazyVectors):
     """The vector database is there already."""
 
     def __init__(self, vectors: Any) -> None:

@@ -39,7 +39,7 @@ class _Way:
     answers: bool  # what the server says
     epoch: int
     reset: Callable[[], None]
-    late: asyncio.Queue[tuple[float, bytes]] = field(default_factory=lambda: asyncio.Queue(_WAITING))
+    lazy_vectors: asyncio.Queue[tuple[float, bytes]] = field(default_factory=lambda: asyncio.Queue(_WAITING))
 
 
 @dataclass(slots=True)
@@ -160,7 +160,7 @@ class Proxy:
         try:
             with suppress(OSError):
                 while True:
-                    due, data = await way.late.get()
+                    due, data = await way.lazy_vectors.get()
                     if (wait := due - time()) > 0:
                         await asyncio.sleep(wait)
                     if not data:
@@ -181,8 +181,8 @@ class Proxy:
                 if way.epoch == self._epoch and self._breaks(way):
                     break
                 if not (self._deaf and way.answers):
-                    await way.late.put((time() + self._delay, data))
-        await way.late.put((time() + self._delay, b""))
+                    await way.lazy_vectors.put((time() + self._delay, data))
+        await way.lazy_vectors.put((time() + self._delay, b""))
 
     def _breaks(self, way: _Way) -> bool:
         """Whether a chunk is the last of its way."""

@@ -191,7 +191,7 @@ class Housekeeper:
             workers = session.scalars(select(Worker)).all()
         silent = {key for key, _ in self._workers.stale((worker.id, worker.beat) for worker in workers)}
         for worker in workers:
-            if worker.id in silent or processes.gone(worker.host, worker.pid, worker.started):
+            if worker.id in silent or processes.has_ended(worker.host, worker.pid, worker.started):
                 self._write(partial(self._bury, worker_id=worker.id, seen=worker.beat, registry=self._registry()))
 
     def _bury(self, session: Session, worker_id: str, seen: int, registry: Registry | None) -> None:
@@ -200,7 +200,11 @@ class Housekeeper:
         One that has beaten since it was looked at lives.
         """
         worker = session.get(Worker, worker_id)
-        if worker is not None and worker.beat != seen and not processes.gone(worker.host, worker.pid, worker.started):
+        if (
+            worker is not None
+            and worker.beat != seen
+            and not processes.has_ended(worker.host, worker.pid, worker.started)
+        ):
             return
         log.warning("worker_lost", extra={"worker": worker_id, "pool": worker.pool if worker else None})
         if worker is not None:
@@ -309,9 +313,9 @@ class Housekeeper:
         held for endpoints that are enabled again: what was too much for the request that enabled them.
         """
         with self._db.read() as session:
-            gone = deliveries.orphans(session)
+            has_ended = deliveries.orphans(session)
             late = deliveries.too_late(session, self._config, WRITE_ROWS)
-        for worker_id in gone:
+        for worker_id in has_ended:
             log.warning("deliveries_taken_back", extra={"worker": worker_id})
             self._write(partial(deliveries.take_back, worker_id=worker_id))
         if late:

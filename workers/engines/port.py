@@ -139,10 +139,10 @@ class EngineFault(EngineError):
     `gone`: the server was not there any more afterwards, so that whoever was in flight may have taken it down.
     """
 
-    def __init__(self, message: str, answer: Answer | None = None, *, gone: bool = False) -> None:
+    def __init__(self, message: str, answer: Answer | None = None, *, unreachable: bool = False) -> None:
         super().__init__(message)
         self.answer = answer
-        self.gone = gone
+        self.unreachable = unreachable
 
 
 class AdapterRefused(EngineError):

@@ -157,7 +157,9 @@ class PeerClient:
         except WorkerLost as error:
             if not taken:
                 raise
-            raise EngineFault(f"The worker of `{model}` was lost while it answered.", _LOST, gone=True) from error
+            raise EngineFault(
+                f"The worker of `{model}` was lost while it answered.", _LOST, unreachable=True
+            ) from error
         raise WorkerLost
 
     async def _placed(self, request: Request, search: Search) -> tuple[str, VectorStore] | Answer:
@@ -204,7 +206,7 @@ def _check_alive(model: str, end: AnswerEntry) -> None:
     """Raises EngineFault where the other engine ended with the request in flight, as with one of this worker's own."""
     if end.status == 503 and _code_of(end.body) == _DIED:
         answer = Answer(end.status, end.body)
-        raise EngineFault(f"The engine of `{model}` ended while it answered.", answer, gone=True)
+        raise EngineFault(f"The engine of `{model}` ended while it answered.", answer, unreachable=True)
 
 
 def _code_of(body: bytes) -> str | None:

@@ -191,10 +191,10 @@ class Searching:
         for _ in range(_TRIES):
             began = now()
             ranked, seen = self._best_of_all(search, store, vectors)
-            gone = self._gone(search.store_id, seen)
-            if not gone and not self._replaced(search.store_id, seen.hidden, began):
+            removed = self._removed_documents(search.store_id, seen)
+            if not removed and not self._replaced(search.store_id, seen.hidden, began):
                 break
-        left = [pair for pair in ranked.values() if pair[0].document not in gone]
+        left = [pair for pair in ranked.values() if pair[0].document not in removed]
         best = sorted(left, key=lambda pair: (-pair[1], pair[0].document, pair[0].n))
         return [_found(seen.rows[hit.document], hit, score) for hit, score in best[: search.candidates]]
 
@@ -211,7 +211,7 @@ class Searching:
         seen.hidden -= seen.rows.keys()
         return ranked, seen
 
-    def _gone(self, store_id: str, seen: Seen) -> Collection[str]:
+    def _removed_documents(self, store_id: str, seen: Seen) -> Collection[str]:
         """Return the documents that could be seen at one of several looks and can't be seen any more."""
         if seen.looks < 2:
             return ()
@@ -225,8 +225,8 @@ class Searching:
             return False
         late = VectorRemoval.store_id == store_id, VectorRemoval.created_at >= since
         with self._context.db.read() as session:
-            gone = session.scalars(select(VectorRemoval.document).where(*late, VectorRemoval.document.is_not(None)))
-            return not documents.isdisjoint(gone)
+            removed = session.scalars(select(VectorRemoval.document).where(*late, VectorRemoval.document.is_not(None)))
+            return not documents.isdisjoint(removed)
 
     def _ranked(
         self,

@@ -34,7 +34,7 @@ from jobs.retrieval.attachments import IN_PROGRESS, Attachment
 from jobs.retrieval.indexes import index_of
 from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
 from jobs.settings import Settings, settings
-from workers.runtime.context import Late
+from workers.runtime.context import LazyVectors
 from workers.vectors.base import Store, Vectors, VectorsUnavailable
 from workers.vectors.open_vectors import store_of
 
@@ -211,7 +211,7 @@ def main(config: Settings, *, mend: bool) -> int:
     """Tell what was found. 0: all is as it should be, or is owed its repair; DIFFERS: it is not."""
     with closing(Database(config.database, patience=10)) as db:
         try:
-            verdict = verify(db, Late(db).get(config), open_storage(config.storage))
+            verdict = verify(db, LazyVectors(db).get(config), open_storage(config.storage))
         except VectorsUnavailable as error:
             sys.stderr.write(f"the vector database cannot be reached: {error}\n")
             return 2

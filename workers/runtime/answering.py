@@ -95,7 +95,7 @@ class Answering:
                 self._last_sign = time.monotonic()
                 return
             except EngineFault as fault:
-                self._broke(item, fault, died=fault.gone)
+                self._broke(item, fault, died=fault.unreachable)
                 return
             except Exception as error:
                 log.exception("engine_raised")

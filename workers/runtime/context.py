@@ -43,7 +43,7 @@ class Standing:
         return {name: how if how["up"] else {**how, "phase": self.phase_of(name)} for name, how in self.holds.items()}
 
 
-class Late:
+class LazyVectors:
     """The vector database, opened by whoever needs it first: most processes never do."""
 
     def __init__(self, db: Database | None = None) -> None:
@@ -86,12 +86,12 @@ class Context:
     standing: Standing
     keeper: Keeper
     models: Models
-    late: Late = field(default_factory=Late)
+    lazy_vectors: LazyVectors = field(default_factory=LazyVectors)
     timings: Timings = Timings()
 
     @property
     def vectors(self) -> Vectors:
-        return self.late.get(self.config)
+        return self.lazy_vectors.get(self.config)
 
     def low_on_disk(self) -> bool:
         """Whether results may not fit: work waits at a checkpoint and does not fail."""
@@ -122,7 +122,7 @@ def build(config: Settings, pool: Pool, timings: Timings = Timings()) -> Context
     keeper.start()
     log.info("worker_started", extra={"pool": pool.name, "worker": worker_id, "queues": list(pool.queues)})
     storage, models = open_storage(config.storage), Models(config)
-    return Context(config, db, storage, worker_id, stop, standing, keeper, models, Late(db), timings)
+    return Context(config, db, storage, worker_id, stop, standing, keeper, models, LazyVectors(db), timings)
 
 
 def _describe(worker_id: str, pool: Pool, standing: Standing) -> Callable[[], Worker]:

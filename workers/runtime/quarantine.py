@@ -75,7 +75,7 @@ class Warden:
         registry = self._router.registry
         for worker in workers.everyone(session):
             here = worker.place == self._place and self._queue in worker.queues
-            if here and worker.holds and processes.gone(worker.host, worker.pid, worker.started):
+            if here and worker.holds and processes.has_ended(worker.host, worker.pid, worker.started):
                 quarantine.bury(session, worker, registry.aliases, self._bounds)
         quarantine.add_words(session, self._place, self._entries, self._words.before)
         held = quarantine.held(session, self._place, self._entries, registry.models.keys())

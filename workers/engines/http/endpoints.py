@@ -210,10 +210,10 @@ class Endpoint:
 
     # -- health
 
-    def fail(self, reason: object, *, gone: bool = False) -> None:
+    def fail(self, reason: object, *, unreachable: bool = False) -> None:
         """Count a fault; one of a server that is `gone` opens the circuit at once."""
         was_closed = self.circuit.closed
-        if gone:
+        if unreachable:
             self.circuit.trip()
         else:
             self.circuit.fault()

@@ -78,7 +78,7 @@ class HttpClient:
                     raw = await (read or self.read)(response)
                     return response.status, response.headers.get("Retry-After"), raw
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            endpoint.fail(error, gone=True)
+            endpoint.fail(error, unreachable=True)
             raise Refused(f"The endpoint is not reachable: {error}") from error
         except wire.BrokenStream as error:
             endpoint.fail(error)
@@ -90,7 +90,7 @@ class HttpClient:
             endpoint.doubtful = True
             endpoint.fail(error)
             message = f"The connection broke: {type(error).__name__} {error}".rstrip()
-            raise EngineFault(message, gone=await self._is_gone(endpoint)) from error
+            raise EngineFault(message, unreachable=await self._is_unreachable(endpoint)) from error
 
     async def read(self, response: aiohttp.ClientResponse) -> bytes:
         """Read a whole answer. Raises EngineFault if it is too large."""
@@ -115,7 +115,7 @@ class HttpClient:
             names = await self._names_of(endpoint)
         except EndpointUnavailable as error:
             if isinstance(error.__cause__, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
-                endpoint.fail(error.__cause__, gone=True)
+                endpoint.fail(error.__cause__, unreachable=True)
             else:
                 endpoint.unlisted()
             return
@@ -152,12 +152,12 @@ class HttpClient:
         async with endpoint.proving:
             if endpoint.doubtful and endpoint.circuit.closed:
                 if not await self._is_there(endpoint):
-                    endpoint.fail("gone after a broken connection", gone=True)
+                    endpoint.fail("gone after a broken connection", unreachable=True)
                 endpoint.doubtful = False
             if not endpoint.circuit.closed:
                 raise Refused("The endpoint is gone.")
 
-    async def _is_gone(self, endpoint: Endpoint) -> bool:
+    async def _is_unreachable(self, endpoint: Endpoint) -> bool:
         try:
             await self._prove(endpoint)
         except Refused:

@@ -184,7 +184,7 @@ class Indexing(ShardRun):
         if entries:
             self.written = dimensions
             self.context.vectors.write(store_of(row), entries)
-            if self.context.late.wrote(row.id):
+            if self.context.lazy_vectors.wrote(row.id):
                 self.context.vectors.tend(store_of(row))
 
     def _dimensions(self, row: VectorStore, vectors: dict[str, Vector]) -> int:

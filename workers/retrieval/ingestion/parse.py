@@ -44,7 +44,7 @@ _PASSING = (DatabaseBusy, ModelsFileError, embedding_model.TokenizerUnavailable)
 CAREFUL_TRIES = 2
 CRASHED = ("server_error", "The worker died each time it processed this file.")
 BROKE = ("server_error", "The file could not be processed because of an internal error.")
-GONE = ("invalid_file", "The file's content is gone.")
+CONTENT_DELETED = ("invalid_file", "The file's content is gone.")
 
 
 class Parsing(ShardRun):
@@ -121,7 +121,7 @@ class Parsing(ShardRun):
         except embedding_model.NoTokenizer as error:
             return Made(line, row.id, row.version, error=("server_error", str(error)))
         except NotFound:
-            return Made(line, row.id, row.version, error=GONE)
+            return Made(line, row.id, row.version, error=CONTENT_DELETED)
         except Interrupted:
             return None
         except (StorageFull, StorageUnavailable, *_PASSING):

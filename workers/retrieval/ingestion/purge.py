@@ -45,14 +45,14 @@ def purge(context: Context) -> None:
 def _purge(context: Context, owed: list[VectorRemoval]) -> None:
     """Make the removals that one store owes. If that fails, the others go on and this store waits."""
     try:
-        gone = [(removal, _remove(context, removal)) for removal in owed]
+        removed = [(removal, _remove(context, removal)) for removal in owed]
         context.vectors.erase(_store_of(context, owed[0]))
     except Exception as error:  # noqa: BLE001  a store that can't be read must not keep the others' removals
         log.warning("purge_waits", extra={"store": owed[0].store_id, "error": type(error).__name__})
         later = update(VectorRemoval).where(VectorRemoval.id.in_([removal.id for removal in owed]))
         context.db.retrying(lambda session: session.execute(later.values(due_at=now() + attachments.AGAIN_SECONDS)))
         return
-    for removal, entries in gone:
+    for removal, entries in removed:
         context.db.retrying(partial(_receipt, removal=removal, entries=entries))
 
 
@@ -90,9 +90,9 @@ def _store_of(context: Context, removal: VectorRemoval) -> Store:
 
 
 def _drop_document(context: Context, store: Store, key: str) -> int:
-    gone = context.vectors.drop(store, [key])
+    removed = context.vectors.drop(store, [key])
     context.storage.delete(documents.path(store.id, attachments.version_of(key)))
-    return gone
+    return removed
 
 
 def _drop_store(context: Context, store: Store) -> int:
@@ -150,8 +150,8 @@ def _drop_leftovers(context: Context, store: Store) -> int:
 
 def _receipt(session: Session, removal: VectorRemoval, entries: int) -> None:
     same = VectorRemoval.id == removal.id, VectorRemoval.created_at == removal.created_at
-    gone = session.execute(delete(VectorRemoval).where(*same))
-    if gone.rowcount == 1:  # type: ignore[attr-defined]
+    removed = session.execute(delete(VectorRemoval).where(*same))
+    if removed.rowcount == 1:  # type: ignore[attr-defined]
         audit.record(
             session,
             actor="purge",

@@ -26,7 +26,7 @@ class ItemFailed(Exception):
         self.code, self.message = code, message
 
 
-class ItemGone(Exception):
+class ItemDeleted(Exception):
     """Say that the place has an item no more."""
 
 

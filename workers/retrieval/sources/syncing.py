@@ -36,7 +36,7 @@ from jobs.retrieval.indexes import index_of
 from jobs.retrieval.source_items import ADDED, CHANGED, FAILED, REMOVED, UNCHANGED, digest, told
 from jobs.retrieval.tables import Source, SourceItem, VectorStore, VectorStoreFile
 from jobs.usage import stored_bytes
-from workers.retrieval.sources.base import Entry, Fetched, ItemFailed, ItemGone, Place, SourceUnavailable
+from workers.retrieval.sources.base import Entry, Fetched, ItemDeleted, ItemFailed, Place, SourceUnavailable
 from workers.retrieval.sources.bucket import Bucket
 from workers.retrieval.sources.folder import Folder
 from workers.retrieval.sources.web import Pages
@@ -73,7 +73,7 @@ class Deleted(Exception):
     """Say that a client has deleted the file since it was looked up."""
 
 
-class Book:
+class SourceSyncRecorder:
     """Writes the rows of one sync. `line` is the job's next; `written` counts the items that were recorded."""
 
     def __init__(self, context: Context, claim: JobClaim, source: Source, index: VectorStore, line: int) -> None:
@@ -122,17 +122,17 @@ class Book:
 
         self._once(entry, fail)
 
-    def gone(self, entry: Entry) -> None:
+    def deleted(self, entry: Entry) -> None:
         """Remove the versions of an item, and remember that it was there: its absence is no failure.
 
         Raises Expired, SourceUnavailable.
         """
 
-        def gone(session: Session, item: SourceItem) -> None:
+        def deleted(session: Session, item: SourceItem) -> None:
             self._removed(session, sources.strip(session, [item], actor=self.actor))
             self._stamp(item, REMOVED, None)
 
-        self._once(entry, gone, lock=True)
+        self._once(entry, deleted, lock=True)
 
     def remove(self, digests: Sequence[str]) -> None:
         """Remove the items that are listed no more."""
@@ -304,24 +304,24 @@ def gather(context: Context, claim: JobClaim, hold: Hold) -> int | None:
     if source is None or source.deleted_at is not None or store is None or is_over(store):
         return lines
     if index is None:
-        Book(context, claim, source, store, lines).reject(INDEX_REMOVED)
+        SourceSyncRecorder(context, claim, source, store, lines).reject(INDEX_REMOVED)
         return None
     if context.low_on_disk():
         raise Abandoned(5.0, "disk")
-    return _Sync(context, hold, Book(context, claim, source, index, lines)).run()
+    return _Sync(context, hold, SourceSyncRecorder(context, claim, source, index, lines)).run()
 
 
 class _Sync:
     """One claim on the job of one sync."""
 
-    def __init__(self, context: Context, hold: Hold, book: Book) -> None:
+    def __init__(self, context: Context, hold: Hold, recorder: SourceSyncRecorder) -> None:
         self.context = context
         self.config = context.config
         self.hold = hold
-        self.book = book
-        self.source = book.source
-        self.place = open_place(context, book.source)
-        self.again = bool(book.claim.job.payload.get("again"))
+        self.recorder = recorder
+        self.source = recorder.source
+        self.place = open_place(context, recorder.source)
+        self.again = bool(recorder.claim.job.payload.get("again"))
         self.began = time.monotonic()
         self.seen = self.failed = 0
         self.deadline = 0.0
@@ -329,7 +329,7 @@ class _Sync:
     def run(self) -> int | None:
         began = self.source.began_at or now()
         self.deadline = began + self.config.source_seconds
-        self.book.note(began_at=began)
+        self.recorder.note(began_at=began)
         error: dict[str, Any] | None = None
         try:
             self._all()
@@ -339,15 +339,15 @@ class _Sync:
             seconds = f"{self.config.source_seconds:g}"
             error = {"code": "source_timeout", "message": f"Not everything could be read within {seconds} seconds."}
         except Expired:  # the store, meanwhile
-            return self.book.line
-        if error is not None and not self.book.line:
-            self.book.reject(error)
+            return self.recorder.line
+        if error is not None and not self.recorder.line:
+            self.recorder.reject(error)
             return None
         if error is None and self.failed and self.failed == self.seen:
             error = self._first_failure()
-        self.book.note(seen=self.seen, error=error)
-        log.info("source_read", extra={"source": self.source.id, "seen": self.seen, "attached": self.book.line})
-        return self.book.line
+        self.recorder.note(seen=self.seen, error=error)
+        log.info("source_read", extra={"source": self.source.id, "seen": self.seen, "attached": self.recorder.line})
+        return self.recorder.line
 
     def _all(self) -> None:
         entries = self.place.entries(self.config.source_max_items, self._look)
@@ -358,7 +358,7 @@ class _Sync:
         entries.sort(key=lambda entry: digest(entry.key) in failing)  # what hangs keeps none of the others waiting
         for start in range(0, len(entries), WRITE_ROWS):
             self._page({digest(entry.key): entry for entry in entries[start : start + WRITE_ROWS]})
-        self._remove_gone({digest(entry.key) for entry in entries})
+        self._remove_deleted({digest(entry.key) for entry in entries})
 
     def _has_items(self) -> bool:
         brought = SourceItem.source_id == self.source.id, SourceItem.file_id.is_not(None)
@@ -376,12 +376,12 @@ class _Sync:
         for name, entry in entries.items():
             self._look()
             self._item(entry, known.get(name))
-            if self.book.written and time.monotonic() - self.began > self.context.timings.sync_shift:
+            if self.recorder.written and time.monotonic() - self.began > self.context.timings.sync_shift:
                 raise Abandoned
 
     def _known(self, digests: list[str]) -> dict[str, _Known]:
         row = VectorStoreFile
-        of_store = (row.store_id == self.book.index.id) & (row.id == SourceItem.file_id)
+        of_store = (row.store_id == self.recorder.index.id) & (row.id == SourceItem.file_id)
         alive = (File.id == SourceItem.file_id) & File.deleted_at.is_(None)
         rows = (
             select(SourceItem, File.id, row.status, row.error_code, row.recipe)
@@ -409,21 +409,21 @@ class _Sync:
     # ── one item ──
 
     def _item(self, entry: Entry, known: _Known | None) -> None:
-        if known is not None and known.item.job_id == self.book.claim.job.id:
+        if known is not None and known.item.job_id == self.recorder.claim.job.id:
             self._counted(known.item.change)
             return
         try:
             self._bring(entry, known)
-        except ItemGone as gone:
+        except ItemDeleted as deleted:
             if known is not None and (known.item.file_id or known.item.change == REMOVED):
-                self.book.gone(entry)
+                self.recorder.deleted(entry)
             else:
-                self._fail(entry, ItemFailed("not_found", str(gone)))
+                self._fail(entry, ItemFailed("not_found", str(deleted)))
         except ItemFailed as failure:
             self._fail(entry, failure)
 
     def _fail(self, entry: Entry, failure: ItemFailed) -> None:
-        self.book.fail(entry, failure)
+        self.recorder.fail(entry, failure)
         self._counted(FAILED)
 
     def _counted(self, change: str = "") -> None:
@@ -437,7 +437,7 @@ class _Sync:
         self._check_size(entry.size)
         stored = self._fetch_again(entry, known) if known and known.has_file else self._fetch(entry, None)
         if stored is not None:
-            self.book.attach(entry, stored.file_id, stored.told.fingerprint, stored)
+            self.recorder.attach(entry, stored.file_id, stored.told.fingerprint, stored)
         self._counted()
 
     def _fetch_again(self, entry: Entry, known: _Known) -> Stored | None:
@@ -453,10 +453,10 @@ class _Sync:
             self.context.storage.delete(stored.path)
         fingerprint = stored.told.fingerprint if stored else before
         if known.settled:
-            self.book.settle(entry, fingerprint)
+            self.recorder.settle(entry, fingerprint)
             return None
         try:
-            self.book.attach(entry, str(known.item.file_id), fingerprint, None)
+            self.recorder.attach(entry, str(known.item.file_id), fingerprint, None)
         except Deleted:
             return self._fetch(entry, None)
         return None
@@ -510,12 +510,12 @@ class _Sync:
 
     # ── what is gone, and the whole ──
 
-    def _remove_gone(self, there: set[str]) -> None:
+    def _remove_deleted(self, there: set[str]) -> None:
         for page in self._digests():
-            gone = [name for name in page if name not in there]
-            for start in range(0, len(gone), sources.ITEMS_AT_ONCE):
+            deleted = [name for name in page if name not in there]
+            for start in range(0, len(deleted), sources.ITEMS_AT_ONCE):
                 self._look()
-                self.book.remove(gone[start : start + sources.ITEMS_AT_ONCE])
+                self.recorder.remove(deleted[start : start + sources.ITEMS_AT_ONCE])
 
     def _digests(self) -> Iterator[Sequence[str]]:
         last = ""

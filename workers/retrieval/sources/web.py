@@ -17,7 +17,7 @@ import aiohttp
 from jobs.errors import InvalidRequest
 from jobs.platform.url_guard import GuardedResolver, Resolve, parse
 from jobs.webhooks.sending import reason
-from workers.retrieval.sources.base import CHUNK, Entry, Fetched, ItemFailed, ItemGone, Take, named, too_many
+from workers.retrieval.sources.base import CHUNK, Entry, Fetched, ItemDeleted, ItemFailed, Take, named, too_many
 
 _REDIRECTS: Final = 5
 _CONNECT_SECONDS: Final = 10.0
@@ -101,7 +101,7 @@ def _joined(url: str, place: str) -> str:
 
 def _judge(answer: aiohttp.ClientResponse) -> None:
     if answer.status in _GONE:
-        raise ItemGone(f"The server answered {answer.status}.")
+        raise ItemDeleted(f"The server answered {answer.status}.")
     if answer.status != HTTPStatus.OK:
         raise ItemFailed("http_status", f"The server answered {answer.status}.")
     if answer.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):

@@ -44,9 +44,9 @@ def test_a_process_is_itself_until_it_ends(child: tuple[subprocess.Popen[str], i
 def test_this_process_is_there_and_nothing_is_certain_of_another_host() -> None:
     host, pid, start = processes.me()
 
-    assert not processes.gone(host, pid, start)
-    assert processes.gone(host, pid, start + 1)
-    assert not processes.gone("another", pid, start + 1)
+    assert not processes.has_ended(host, pid, start)
+    assert processes.has_ended(host, pid, start + 1)
+    assert not processes.has_ended("another", pid, start + 1)
 
 
 def test_descendants_of_descendants_are_found(child: tuple[subprocess.Popen[str], int]) -> None:

@@ -161,7 +161,7 @@ def test_what_is_no_longer_wanted_is_gone(db: Database, how: str) -> None:
 
     settled = publish(db, store, late)
 
-    assert settled.gone == [late]
+    assert settled.removed == [late]
     assert ("leftovers", None) in owed(db)
     if how != "removed":
         assert row(db, "file-a").document != "late.9"

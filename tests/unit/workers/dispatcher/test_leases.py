@@ -94,8 +94,8 @@ def test_this_process_is_here_and_an_ended_one_is_gone() -> None:
     child.communicate()
 
     assert pid == os.getpid()
-    assert not processes.gone(host, pid, start)
-    assert processes.gone(host, pid, start + 1), "the pid was reused"
+    assert not processes.has_ended(host, pid, start)
+    assert processes.has_ended(host, pid, start + 1), "the pid was reused"
     assert begun is not None
-    assert processes.gone(host, child.pid, begun)
-    assert not processes.gone("another-host", child.pid, begun), "of another host nothing is certain"
+    assert processes.has_ended(host, child.pid, begun)
+    assert not processes.has_ended("another-host", child.pid, begun), "of another host nothing is certain"

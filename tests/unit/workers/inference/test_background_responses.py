@@ -62,7 +62,7 @@ async def test_what_one_try_could_not_tell_the_next_does_not_tell_for_it(monkeyp
     async def write(_self: EventPublisher, _server: Any, events: Sequence[bytes]) -> None:
         written.append([msgspec.json.decode(event)["delta"] for event in events])
         if len(written) == 1:
-            raise ConnectionError("gone")
+            raise ConnectionError("unreachable")
 
     monkeypatch.setattr(EventPublisher, "_write", write)
     monkeypatch.setattr(EventPublisher, "_has_room", _has_room)

@@ -86,7 +86,7 @@ async def test_what_takes_the_other_engine_down_counts(make: Make, told: Told) -
     with pytest.raises(EngineFault) as fault:
         await make(told).forward("gpu.large", REQUEST)
 
-    assert fault.value.gone
+    assert fault.value.unreachable
     assert fault.value.answer
     assert fault.value.answer.status == 503
 
@@ -108,13 +108,13 @@ def placed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("placed")
 @pytest.mark.parametrize(
-    ("end", "gone"), [(BROKE, False), (NO_VECTOR, False), (DIED, True)], ids=["broke", "no vector", "died"]
+    ("end", "unreachable"), [(BROKE, False), (NO_VECTOR, False), (DIED, True)], ids=["broke", "no vector", "died"]
 )
-async def test_a_search_that_breaks_counts(make: Make, end: AnswerEntry, gone: bool) -> None:
+async def test_a_search_that_breaks_counts(make: Make, end: AnswerEntry, unreachable: bool) -> None:
     with pytest.raises(EngineFault) as fault:
         await make(Told(TAKEN, end)).search(REQUEST, SEARCH)
 
-    assert fault.value.gone == gone
+    assert fault.value.unreachable == unreachable
     assert fault.value.answer == Answer(end.status, end.body)
 
 

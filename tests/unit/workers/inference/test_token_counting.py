@@ -147,8 +147,11 @@ async def test_the_input_of_a_tuned_model_is_counted_by_its_base() -> None:
 
     desk._counting._resolve = resolve
 
-    counted, gone = await desk.ask(model="ft:m:acme::abc", input="one two"), await desk.ask(model="ft:gone", input="x")
+    counted, unreachable = (
+        await desk.ask(model="ft:m:acme::abc", input="one two"),
+        await desk.ask(model="ft:gone", input="x"),
+    )
 
     assert counted["http"] == 200
     assert [request.body["model"] for request, _ in desk.measured] == [MODEL]
-    assert (gone["http"], gone["error"]["code"]) == (404, "model_deleted")
+    assert (unreachable["http"], unreachable["error"]["code"]) == (404, "model_deleted")

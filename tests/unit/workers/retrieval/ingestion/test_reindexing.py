@@ -148,8 +148,8 @@ def test_what_comes_and_goes_while_it_is_built_is_in_both(mill: Works, shelf: tu
     store, files = shelf
     second = build(mill, store)
     mill.drive(until="index")
-    late = mill.upload("Number four is a word that comes late. " * 60)
-    job = mill.attach(store, late, attributes={"year": 1})
+    lazy_vectors = mill.upload("Number four is a word that comes late. " * 60)
+    job = mill.attach(store, lazy_vectors, attributes={"year": 1})
     mill.delete(f"/vector_stores/{store}/files/{files[0]}")
     mill.delete(f"/files/{files[1]}")
     mill.ok(f"/vector_stores/{store}/files/{files[2]}", json={"attributes": {"year": 2}})
@@ -158,13 +158,13 @@ def test_what_comes_and_goes_while_it_is_built_is_in_both(mill: Works, shelf: tu
     wanted: Any = {"type": "eq", "key": "year", "value": 2}
     for name in (second, store):
         switch(mill, store, name)
-        assert found(mill, store) == {late, files[2]}
+        assert found(mill, store) == {lazy_vectors, files[2]}
         assert {one.file_id for one in mill.search(store, "number word", filters=wanted)} == {files[2]}
-        assert mill.get(f"/vector_stores/{store}/files/{late}")["attributes"] == {"year": 1}
-    assert mill.row(second, late).chunking == LARGE
-    assert mill.row(store, late).chunking == SMALL
-    assert mill.told(job).count(("vector_store.file.completed", late)) == 1
-    beside = mill.row(second, late).job_id
+        assert mill.get(f"/vector_stores/{store}/files/{lazy_vectors}")["attributes"] == {"year": 1}
+    assert mill.row(second, lazy_vectors).chunking == LARGE
+    assert mill.row(store, lazy_vectors).chunking == SMALL
+    assert mill.told(job).count(("vector_store.file.completed", lazy_vectors)) == 1
+    beside = mill.row(second, lazy_vectors).job_id
     assert [kind for kind, _ in mill.told(beside) if kind.startswith("vector_store")] == []
     assert_true(mill, store, second)
 
@@ -176,21 +176,23 @@ def test_after_the_switch_files_come_into_the_new_index_and_the_old_one_is_kept_
     second = build(mill, store)
     mill.drive()
     switch(mill, store, second)
-    late = mill.upload("Number five is a word for afterwards. " * 60)
+    lazy_vectors = mill.upload("Number five is a word for afterwards. " * 60)
 
-    batch = mill.batch(store, late)
-    assert mill.get(f"/vector_stores/{store}/files/{late}")["vector_store_id"] == store
+    batch = mill.batch(store, lazy_vectors)
+    assert mill.get(f"/vector_stores/{store}/files/{lazy_vectors}")["vector_store_id"] == store
     mill.drive()
 
     shown = mill.get(f"/vector_stores/{store}/file_batches/{batch}")
     assert (shown["vector_store_id"], shown["status"]) == (store, "completed")
-    assert [one["id"] for one in mill.get(f"/vector_stores/{store}/file_batches/{batch}/files")["data"]] == [late]
-    assert mill.row(second, late).job_id == batch
-    assert mill.get(f"/vector_stores/{store}/files/{late}/content")["data"][0]["text"].startswith("Number five")
-    assert found(mill, store) == {*files, late}
+    assert [one["id"] for one in mill.get(f"/vector_stores/{store}/file_batches/{batch}/files")["data"]] == [
+        lazy_vectors
+    ]
+    assert mill.row(second, lazy_vectors).job_id == batch
+    assert mill.get(f"/vector_stores/{store}/files/{lazy_vectors}/content")["data"][0]["text"].startswith("Number five")
+    assert found(mill, store) == {*files, lazy_vectors}
     mill.delete(f"/vector_stores/{store}/files/{files[0]}")
     switch(mill, store, store)
-    assert found(mill, store) == {*files[1:], late}
+    assert found(mill, store) == {*files[1:], lazy_vectors}
     assert_true(mill, store, second)
 
 
@@ -290,10 +292,10 @@ def test_the_first_index_is_removed_with_a_receipt_and_the_store_stays(
     with mill.db.read() as session:
         receipts = session.scalars(select(Audit.action).where(Audit.target == store, Audit.actor == "purge")).all()
     assert receipts == ["vectors.purge_store"]
-    late = mill.upload("Number six is a word in one index alone. " * 20)
-    mill.attach(store, late)
+    lazy_vectors = mill.upload("Number six is a word in one index alone. " * 20)
+    mill.attach(store, lazy_vectors)
     mill.drive()
-    assert found(mill, store) == {*files, late}
+    assert found(mill, store) == {*files, lazy_vectors}
     third = build(mill, store, embedding_dimensions=16)
     mill.drive()
     switch(mill, store, third)
@@ -489,12 +491,12 @@ def test_a_switch_beside_a_publish_waits_for_it_or_is_waited_for(
     store, _ = shelf
     second = build(mill, store)
     mill.drive()
-    late = mill.upload("Number eight is published at this moment. " * 20)
-    mill.attach(store, late)
+    lazy_vectors = mill.upload("Number eight is published at this moment. " * 20)
+    mill.attach(store, lazy_vectors)
 
     def publish() -> None:
-        row = mill.row(store, late)
-        made = attachments.Made(row.line, late, row.version, f"{row.version}.9", 1, 1, "r")
+        row = mill.row(store, lazy_vectors)
+        made = attachments.Made(row.line, lazy_vectors, row.version, f"{row.version}.9", 1, 1, "r")
         with mill.db.write() as session:
             kept = indexes.keep(session, store)
             assert kept is not None
@@ -530,7 +532,7 @@ def test_a_switch_beside_a_publish_waits_for_it_or_is_waited_for(
         assert (order, results) == (["published", "looking"], [None, False])
     else:
         assert (order, results) == (["looking", "switched", "published"], [True, None])
-    assert mill.row(second, late).status == "in_progress"
+    assert mill.row(second, lazy_vectors).status == "in_progress"
 
 
 def test_a_build_beside_the_deletion_of_its_store_leaves_no_index(mill: Works, shelf: tuple[str, list[str]]) -> None:
@@ -559,7 +561,7 @@ def test_a_build_beside_the_deletion_of_its_store_leaves_no_index(mill: Works, s
 def test_a_file_attached_beside_a_build_is_in_both(mill: Works, shelf: tuple[str, list[str]]) -> None:
     """The one begins while the other's transaction is open, and waits."""
     store, files = shelf
-    late = mill.upload("Number nine comes at the same moment. " * 20)
+    lazy_vectors = mill.upload("Number nine comes at the same moment. " * 20)
 
     with ThreadPoolExecutor(1) as pool:
         with mill.db.write() as session:
@@ -567,13 +569,13 @@ def test_a_file_attached_beside_a_build_is_in_both(mill: Works, shelf: tuple[str
             assert row is not None
             facts: Any = {"model": MODEL, "dimensions": 16, "chunking": None, "actor": "key:test"}
             second = reindexing.build(session, row, **facts).id
-            coming = pool.submit(mill.attach, store, late)
+            coming = pool.submit(mill.attach, store, lazy_vectors)
             threading.Event().wait(0.3)
         coming.result(30)
     mill.drive()
 
     switch(mill, store, second)
-    assert found(mill, store) == {*files, late}
+    assert found(mill, store) == {*files, lazy_vectors}
     assert_true(mill, store, second)
 
 

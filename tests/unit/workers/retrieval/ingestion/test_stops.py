@@ -65,8 +65,8 @@ def test_a_file_that_is_taken_away_is_found_no_more(mill: Works, stage: str, eve
 
     assert mill.statuses(store) == {stays: ("completed", None)}
     assert {one.file_id for one in mill.search(store, "kiwi bird volcano", limit=50)} == {stays}
-    late = stage in ("finish", "done")
-    assert end_of(mill, batch) == ("completed", 2 if late else 1, 0 if late else 1, 0)
+    lazy_vectors = stage in ("finish", "done")
+    assert end_of(mill, batch) == ("completed", 2 if lazy_vectors else 1, 0 if lazy_vectors else 1, 0)
     mill.purge()
     mill.assert_tidy(store)
 

@@ -19,7 +19,7 @@ from tests.support.ingesting import DIMENSIONS, MODEL, ReadOnce, Works, refuses,
 from workers.retrieval import verification
 from workers.retrieval.ingestion import index
 from workers.retrieval.verification import Verdict
-from workers.runtime.context import Late
+from workers.runtime.context import LazyVectors
 from workers.vectors.base import Entry, Store, Vectors, VectorsUnavailable
 from workers.vectors.open_vectors import open_vectors
 
@@ -364,7 +364,7 @@ def test_a_vector_database_that_is_away_is_told(
     def away(*_: object) -> Vectors:
         raise VectorsUnavailable("nobody answers")
 
-    monkeypatch.setattr(Late, "get", away)
+    monkeypatch.setattr(LazyVectors, "get", away)
 
     assert verification.main(mill.context.config, mend=True) == 2
     assert "cannot be reached: nobody answers" in capsys.readouterr().err

@@ -22,7 +22,7 @@ from workers.retrieval.parsing import office
 from workers.retrieval.parsing.contract import unsupported
 from workers.retrieval.sources import folder
 from workers.retrieval.sources.base import Entry
-from workers.retrieval.sources.syncing import Book
+from workers.retrieval.sources.syncing import SourceSyncRecorder
 from workers.vectors.open_vectors import open_vectors
 
 
@@ -199,15 +199,15 @@ def test_what_a_client_deletes_while_it_is_brought_in_again_comes_back_as_anothe
     mill.ok(f"/jobs/{source.now()['file_batch_id']}/cancel")
     mill.drive()
     gone = source.items()["a.txt"].file_id
-    attach, asked = Book.attach, list[str]()
+    attach, asked = SourceSyncRecorder.attach, list[str]()
 
-    def late(book: Book, entry: Entry, file_id: str, *facts: Any) -> None:
+    def late(recorder: SourceSyncRecorder, entry: Entry, file_id: str, *facts: Any) -> None:
         if file_id == gone:
             mill.delete(f"/files/{gone}")
             asked.append(file_id)
-        attach(book, entry, file_id, *facts)
+        attach(recorder, entry, file_id, *facts)
 
-    monkeypatch.setattr(Book, "attach", late)
+    monkeypatch.setattr(SourceSyncRecorder, "attach", late)
     source.again()
 
     assert source.counts() == [3, 3, 0, 0, 0, 0]

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 import pytest
 
 from tests.support.site import Site
-from workers.retrieval.sources.base import Entry, Fetched, ItemFailed, ItemGone, SourceUnavailable
+from workers.retrieval.sources.base import Entry, Fetched, ItemDeleted, ItemFailed, SourceUnavailable
 from workers.retrieval.sources.web import Pages
 
 
@@ -86,7 +86,7 @@ def test_a_name_that_answers_differently_the_second_time_gains_nothing(site: Sit
 def test_what_the_server_says_is_gone_is_gone(site: Site, status: int) -> None:
     site.put("/a", b"", status=status)
 
-    with pytest.raises(ItemGone):
+    with pytest.raises(ItemDeleted):
         fetch(site.url("/a"))
 
 
