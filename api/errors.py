@@ -158,18 +158,18 @@ _EXPECTED = {
 
 def explain(errors: Sequence[Any], body: Any) -> InvalidRequest:
     """The first of pydantic's errors as ours. `body` is what they speak of, where that is a body."""
-    source, *place = errors[0]["loc"]
+    source, *param_path = errors[0]["loc"]
     if source != "body":
-        return _render(errors[0], _joined(place))
+        return _render(errors[0], _joined(param_path))
     fault, types = _first([_Fault.of(error, body) for error in errors[:_LOOKED_AT]])
     if len(types) > 1:
         return _wrong_type(fault.error, fault.param, f"one of {types[0]}{_listed(types[1:])}")
     return _render(fault.error, fault.param)
 
 
-def too_long(value: object, place: Sequence[str | int], limit: int) -> InvalidRequest:
+def too_long(value: object, param_path: Sequence[str | int], limit: int) -> InvalidRequest:
     """Return the error for an array or an object at `place` of a body that has more than `limit` members."""
-    return _render({"type": "too_long", "input": value, "ctx": {"max_length": limit}}, _joined(place))
+    return _render({"type": "too_long", "input": value, "ctx": {"max_length": limit}}, _joined(param_path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,22 +177,22 @@ class _Fault:
     """One of pydantic's errors. Of the parts of its place `real` are those that lead on in the body."""
 
     error: Mapping[str, Any]
-    place: tuple[str | int, ...]
+    param_path: tuple[str | int, ...]
     real: tuple[bool, ...]
 
     @classmethod
     def of(cls, error: Mapping[str, Any], body: Any) -> "_Fault":
-        place = error["loc"][1:]
-        known, last = (place[:-1], (True,)) if error["type"] == "missing" and place else (place, ())
+        param_path = error["loc"][1:]
+        known, last = (param_path[:-1], (True,)) if error["type"] == "missing" and param_path else (param_path, ())
         real = _leading(known, body, lambda value: value is error["input"])
         if real is None:  # a key is wrong, or what is judged is not what was sent
             real = _leading(known, body, lambda _: True)
-        return cls(error, place, (*(real or ()), *last))
+        return cls(error, param_path, (*(real or ()), *last))
 
     @property
     def param(self) -> str | None:
         """Where it is, in the body."""
-        param = _joined([part for part, real in zip(self.place, self.real, strict=True) if real])
+        param = _joined([part for part, real in zip(self.param_path, self.real, strict=True) if real])
         if not self.error["type"].startswith("union_tag_"):
             return param
         name = self.error["ctx"]["discriminator"].strip("'")
@@ -204,11 +204,11 @@ class _Fault:
         return _EXPECTED.get(_base(self.error))
 
 
-def _leading(place: Sequence[str | int], value: Any, is_end: Callable[[Any], bool]) -> tuple[bool, ...] | None:
+def _leading(param_path: Sequence[str | int], value: Any, is_end: Callable[[Any], bool]) -> tuple[bool, ...] | None:
     """Which parts are steps from `value` to what `is_end`, as many as can be; None where none lead there."""
-    if not place:
+    if not param_path:
         return () if is_end(value) else None
-    part, rest = place[0], place[1:]
+    part, rest = param_path[0], param_path[1:]
     if part in value if isinstance(value, dict) else isinstance(value, list) and part in range(len(value)):
         found = _leading(rest, value[part], is_end)
         if found is not None:
@@ -220,13 +220,13 @@ def _leading(place: Sequence[str | int], value: Any, is_end: Callable[[Any], boo
 def _first(faults: Sequence[_Fault]) -> tuple[_Fault, list[str]]:
     """The fault to tell, and the types that its value may have, where it has none of them."""
     fault, depth = faults[0], 0
-    while depth < len(fault.place):
+    while depth < len(fault.param_path):
         if not fault.real[depth]:
             branches: dict[str | int, _Fault] = {}
             for one in faults:
-                if one.place[:depth] == fault.place[:depth] and len(one.place) > depth:
-                    branches.setdefault(one.place[depth], one)
-            fitting = [one for one in branches.values() if len(one.place) > depth + 1 or one.expected is None]
+                if one.param_path[:depth] == fault.param_path[:depth] and len(one.param_path) > depth:
+                    branches.setdefault(one.param_path[depth], one)
+            fitting = [one for one in branches.values() if len(one.param_path) > depth + 1 or one.expected is None]
             if not fitting:
                 return fault, list(dict.fromkeys(str(one.expected) for one in branches.values()))
             fault = fitting[0]
@@ -263,9 +263,9 @@ def _listed(types: Sequence[str]) -> str:
     return "".join(f", {name}" for name in some) + f" or {last}"
 
 
-def _joined(place: Sequence[str | int]) -> str | None:
+def _joined(param_path: Sequence[str | int]) -> str | None:
     """As OpenAI writes it: `messages[0].content`."""
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in param_path)
     return "".join(parts).removeprefix(".") or None
 
 

@@ -13,7 +13,7 @@ from api.errors import clip
 from api.http.bodies import Body, resource
 from api.http.fields import when
 from api.http.idempotency import Idempotent
-from api.http.paging import After, Limit20, Order, Page, deleted, find, page, place_of
+from api.http.paging import After, Limit20, Order, Page, cursor_details, deleted, find, page
 from api.webhooks.queries import BatchWebhook, check_webhook, told
 from jobs.batches.batches import BatchRequest
 from jobs.batches.schedules import next_after
@@ -171,7 +171,7 @@ def delete_schedule(call: Call, schedule_id: str) -> ScheduleDeleted:
     with call.db.write() as session:
         schedule = _get(session, call, schedule_id)
         session.delete(schedule)
-        call.record(session, "schedule.delete", schedule.id, place_of(schedule))
+        call.record(session, "schedule.delete", schedule.id, cursor_details(schedule))
         return ScheduleDeleted(id=schedule.id, deleted=True)
 
 

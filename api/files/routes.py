@@ -21,7 +21,7 @@ from api.http.download import send_file
 from api.http.fields import ExpiresAfter, filename
 from api.http.idempotency import Idempotent
 from api.http.multipart import BYTES, Received, Sink, described, receive
-from api.http.paging import After, Order, Page, deleted, find, page, place_of
+from api.http.paging import After, Order, Page, cursor_details, deleted, find, page
 from api.http.space import receiving, reserve
 from api.shares import run_in_threadpool
 from jobs.clock import now
@@ -80,9 +80,9 @@ def list_files(
         including_deleted = select(File).where(
             File.project_id == call.project_id
         )  # whoever deletes what it lists goes on
-        place: dict[str, Any] = {"after": after, "limit": limit, "order": order}
+        cursor: dict[str, Any] = {"after": after, "limit": limit, "order": order}
         rows, more = find(
-            session, statement, File, among=including_deleted, deletions=deleted(call, "file.delete"), **place
+            session, statement, File, among=including_deleted, deletions=deleted(call, "file.delete"), **cursor
         )
     return page(rows, more, show_file)
 
@@ -101,7 +101,7 @@ def delete_file(call: Call, file_id: str) -> FileDeleted:
         file = get_file(session, call, file_id, lock=True)
         file.deleted_at = now()
         attachments.remove_everywhere(session, [file_id])
-        call.record(session, "file.delete", file_id, place_of(file))
+        call.record(session, "file.delete", file_id, cursor_details(file))
     return FileDeleted(id=file_id)
 
 

@@ -157,16 +157,16 @@ def check_lengths(body: Any, path: str, *, deep: bool) -> None:
 
 def _check_length(body: Any, value: Any, limit: int) -> None:
     if isinstance(value, dict | list) and len(value) > limit and not _only_numbers(value):
-        raise too_long(value, _place(body, value) or (), limit)
+        raise too_long(value, _param_path(body, value) or (), limit)
 
 
-def _place(value: Any, wanted: Any) -> tuple[str | int, ...] | None:
+def _param_path(value: Any, wanted: Any) -> tuple[str | int, ...] | None:
     """Where an array or an object is in another."""
     if value is wanted:
         return ()
     members = value.items() if isinstance(value, dict) else enumerate(value)
-    inside = ((name, _place(member, wanted)) for name, member in members if type(member) in _CONTAINERS)
-    return next(((name, *place) for name, place in inside if place is not None), None)
+    inside = ((name, _param_path(member, wanted)) for name, member in members if type(member) in _CONTAINERS)
+    return next(((name, *path) for name, path in inside if path is not None), None)
 
 
 def _only_numbers(value: Any) -> bool:

@@ -50,19 +50,19 @@ _KeyHeader = Annotated[
 class Once:
     """The key of one create, or none: then everything happens as asked."""
 
-    def __init__(self, db: Database, config: Settings, place: tuple[str, str, str] | None, request: str) -> None:
+    def __init__(self, db: Database, config: Settings, primary_key: tuple[str, str, str] | None, request: str) -> None:
         self.db = db
         self.config = config
-        self.place = place  # project, route, key: the row's primary key
+        self.primary_key = primary_key  # project, route, key: the row's primary key
         self.request = request  # method and path
 
     @property
     def key(self) -> str | None:
-        return self.place[2] if self.place else None
+        return self.primary_key[2] if self.primary_key else None
 
     def replay(self, fields: Mapping[str, Any]) -> Response | None:
         """The kept answer, if there is one: asked before anything slow is checked."""
-        if self.place is None:
+        if self.primary_key is None:
             return None
         with self.db.read() as session:
             stored = self._stored(session)
@@ -70,7 +70,7 @@ class Once:
 
     def run(self, fields: Mapping[str, Any], make: Make) -> Response:
         """Make it in one transaction, or replay. What `make` returns is the answer."""
-        digest = self.digest(fields) if self.place else ""  # of megabytes perhaps, so not in the transaction
+        digest = self.digest(fields) if self.primary_key else ""  # of megabytes perhaps, so not in the transaction
         try:
             with self.db.write() as session:
                 stored = self._stored(session)
@@ -102,17 +102,17 @@ class Once:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _stored(self, session: Session, *, lock: bool = False) -> Idempotency | None:
-        if self.place is None:
+        if self.primary_key is None:
             return None
-        row = session.get(Idempotency, self.place, with_for_update=lock or None)
+        row = session.get(Idempotency, self.primary_key, with_for_update=lock or None)
         return row if row and now() - row.created_at < self.config.idempotency_seconds else None
 
     def _keep(self, session: Session, digest: str | None, text: str | None, owner: str | None = None) -> None:
-        if self.place is None:
+        if self.primary_key is None:
             return
-        project_id, route, key = self.place
+        project_id, route, key = self.primary_key
         old = Idempotency.created_at <= now() - self.config.idempotency_seconds
-        session.execute(delete(Idempotency).where(_at(self.place), old))  # never one that was committed just now
+        session.execute(delete(Idempotency).where(_at(self.primary_key), old))  # never one that was committed just now
         row = Idempotency(project_id=project_id, route=route, key=key, digest=digest, body=text, owner=owner)
         row.status = 200 if text is not None else 0
         row.created_at = row.beat_at = now()
@@ -138,7 +138,7 @@ class Lease:
     _beaten: float = 0.0
 
     def take(self) -> None:
-        if self.once.place is None:
+        if self.once.primary_key is None:
             return
         self.owner, self._beaten = new_id("own_"), time.monotonic()
         try:
@@ -161,7 +161,7 @@ class Lease:
     async def beat(self) -> None:
         """Called as bytes arrive. Raises InFlight when the key was taken over."""
         at = time.monotonic()
-        if self.once.place is None or self.stored or at - self._beaten < self.once.config.beat_seconds:
+        if self.once.primary_key is None or self.stored or at - self._beaten < self.once.config.beat_seconds:
             return
         self._beaten = at
         await run_unshared(self._beat)
@@ -177,13 +177,13 @@ class Lease:
             return self.once._answer(self.stored, digest)
         with self.once.db.write() as session:
             text = make(session).model_dump_json()
-            if self.once.place is not None:
+            if self.once.primary_key is not None:
                 self._guarded(session, digest=digest, status=200, body=text)
         return _json(text)
 
     def drop(self) -> None:
         """The request failed: the key is free again."""
-        if self.once.place is None or self.stored is not None:
+        if self.once.primary_key is None or self.stored is not None:
             return
         with self.once.db.write() as session:
             session.execute(delete(Idempotency).where(self._mine()))
@@ -194,12 +194,12 @@ class Lease:
             raise InFlight
 
     def _mine(self) -> Any:
-        assert self.once.place is not None
-        return and_(_at(self.once.place), Idempotency.owner == self.owner, Idempotency.status == 0)
+        assert self.once.primary_key is not None
+        return and_(_at(self.once.primary_key), Idempotency.owner == self.owner, Idempotency.status == 0)
 
 
-def _at(place: tuple[str, str, str]) -> Any:
-    project_id, route, key = place
+def _at(primary_key: tuple[str, str, str]) -> Any:
+    project_id, route, key = primary_key
     return and_(Idempotency.project_id == project_id, Idempotency.route == route, Idempotency.key == key)
 
 
@@ -210,8 +210,8 @@ def _json(text: str, *, replayed: bool = False) -> Response:
 
 async def _once(request: Request, call: Call, idempotency_key: _KeyHeader = None) -> Once:
     route = f"{request.method} {request.scope['route'].path}"
-    place = (call.project_id, route, idempotency_key) if idempotency_key else None
-    return Once(call.db, call.config, place, f"{request.method} {request.url.path}")
+    primary_key = (call.project_id, route, idempotency_key) if idempotency_key else None
+    return Once(call.db, call.config, primary_key, f"{request.method} {request.url.path}")
 
 
 Idempotent = Annotated[Once, Depends(_once)]

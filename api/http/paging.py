@@ -19,7 +19,7 @@ from api.http.fields import MAX_METADATA_ENTRIES
 from jobs.errors import InvalidRequest
 from jobs.ledger.tables import Audit
 
-_PLACE = "created_at"
+_CURSOR_FIELD = "created_at"
 Row = TypeVar("Row")
 Shown = TypeVar("Shown")
 
@@ -80,7 +80,7 @@ def _point(
 ) -> tuple[float, str]:
     anchor = session.execute(known.with_only_columns(table.created_at).where(table.id == name)).scalar()
     if anchor is None and deletions is not None:
-        anchor = _place(session.scalar(deletions.where(Audit.target == name)))
+        anchor = _cursor_in(session.scalar(deletions.where(Audit.target == name)))
     if anchor is None:
         raise InvalidRequest(f"No object with id '{clip(name)}'.", param=param, code="invalid_cursor")
     return anchor, name
@@ -97,13 +97,13 @@ def deleted(call: CallContext, action: str, store: str | None = None) -> Select[
     return ends.order_by(Audit.id.desc()).limit(1)
 
 
-def place_of(row: Any) -> dict[str, Any]:
+def cursor_details(row: Any) -> dict[str, Any]:
     """What the audit row of its deletion remembers of a row of a list."""
-    return {_PLACE: row.created_at}
+    return {_CURSOR_FIELD: row.created_at}
 
 
-def _place(details: dict[str, Any] | None) -> float | None:
-    return (details or {}).get(_PLACE)
+def _cursor_in(details: dict[str, Any] | None) -> float | None:
+    return (details or {}).get(_CURSOR_FIELD)
 
 
 def slice_of(

@@ -21,7 +21,7 @@ from api.http import sse
 from api.http.bodies import Body, Many, resource
 from api.http.fields import Context, Metadata
 from api.http.idempotency import Once
-from api.http.paging import After, Limit20, Order, Page, deleted, find, place_of, slice_of, with_metadata
+from api.http.paging import After, Limit20, Order, Page, cursor_details, deleted, find, slice_of, with_metadata
 from api.http.space import check_space
 from api.inference.chunks import Chunks
 from api.inference.interactive import Events, InferenceRequest, resume, stream_response, submit, whole_response
@@ -241,8 +241,8 @@ def list_chat_completions(
     for _ in range(_TRIES):
         with call.db.read() as session:
             deletions = deleted(call, "chat_completion.delete")
-            place: dict[str, Any] = {"after": after, "limit": limit, "order": order}
-            rows, more = find(session, statement, StoredCompletion, among=mine, deletions=deletions, **place)
+            cursor: dict[str, Any] = {"after": after, "limit": limit, "order": order}
+            rows, more = find(session, statement, StoredCompletion, among=mine, deletions=deletions, **cursor)
         shown = [_show(stored_answer) for row in rows if (stored_answer := _read(call, row))]
         if len(shown) == len(rows):
             break
@@ -273,7 +273,7 @@ def delete_chat_completion(call: Call, completion_id: str) -> CompletionDeleted:
         row = STORED.row(session, call, completion_id, lock=True)
         path = row.path
         session.delete(row)
-        call.record(session, "chat_completion.delete", row.id, place_of(row))
+        call.record(session, "chat_completion.delete", row.id, cursor_details(row))
     let_go(call.storage, [path])
     return CompletionDeleted(id=completion_id)
 

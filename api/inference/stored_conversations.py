@@ -214,10 +214,10 @@ def _page(head: Head, after: str | None, limit: int, *, newest_first: bool) -> t
             continue
         items = items_in(raw)[:: -1 if newest_first else 1]
         if needle is not None:
-            place = next((n for n, item in enumerate(items) if _id(item) == after), None)
-            if place is None:
+            index = next((n for n, item in enumerate(items) if _id(item) == after), None)
+            if index is None:
                 continue
-            items, needle = items[place + 1 :], None
+            items, needle = items[index + 1 :], None
         shown += items[: limit + 1 - len(shown)]
         if len(shown) > limit:
             break

@@ -40,12 +40,12 @@ function tell(text, wrong = false) {
 }
 
 function show(role, text) {
-  const place = document.createElement("p");
-  place.className = `said ${role}`;
-  place.textContent = text;
-  $("talk").append(place);
-  place.scrollIntoView({ block: "end" });
-  return place;
+  const bubble = document.createElement("p");
+  bubble.className = `said ${role}`;
+  bubble.textContent = text;
+  $("talk").append(bubble);
+  bubble.scrollIntoView({ block: "end" });
+  return bubble;
 }
 
 function options() { // an empty field is not sent
@@ -78,18 +78,18 @@ async function ask() {
   const question = show("user", prompt);
   const talk = said;
   const messages = [...talk, { role: "user", content: prompt }];
-  const place = show("assistant", "");
-  await answering(messages, place);
-  if (!place.textContent) { // it failed: its text can be sent again, and the next question goes without it
-    place.remove();
+  const bubble = show("assistant", "");
+  await answering(messages, bubble);
+  if (!bubble.textContent) { // it failed: its text can be sent again, and the next question goes without it
+    bubble.remove();
     question.remove();
     if (!$("prompt").value) $("prompt").value = prompt;
     return;
   }
-  talk.push({ role: "user", content: prompt }, { role: "assistant", content: place.textContent });
+  talk.push({ role: "user", content: prompt }, { role: "assistant", content: bubble.textContent });
 }
 
-async function answering(messages, place) {
+async function answering(messages, bubble) {
   running = new AbortController();
   const mine = running;
   $("send").disabled = true;
@@ -102,8 +102,8 @@ async function answering(messages, place) {
     let cut = false;
     for await (const data of events(answer.body)) {
       if (data.error) return tell(data.error.message, true);
-      place.textContent += data.choices[0]?.delta?.content ?? "";
-      place.scrollIntoView({ block: "end" });
+      bubble.textContent += data.choices[0]?.delta?.content ?? "";
+      bubble.scrollIntoView({ block: "end" });
       cut ||= data.choices[0]?.finish_reason === "length";
     }
     tell(cut ? "The answer was cut off at the token limit: raise Max tokens for a longer one." : "");

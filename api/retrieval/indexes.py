@@ -20,7 +20,7 @@ from api.errors import clip
 from api.http.bodies import Body, resource
 from api.http.fields import when
 from api.http.idempotency import Idempotent
-from api.http.paging import After, Before, Limit20, Order, Page, deleted, find, page, place_of
+from api.http.paging import After, Before, Limit20, Order, Page, cursor_details, deleted, find, page
 from api.http.space import check_not_full, count_if_due
 from api.inference.interactive import whole_response
 from api.retrieval.queries import counts_of, get_store, stop_jobs
@@ -177,9 +177,9 @@ def list_indexes(
     """A store's indexes, the one in use among them."""
     with call.db.read() as session:
         store = get_store(session, call, vector_store_id)
-        place: dict[str, Any] = {"after": after, "before": before, "limit": limit, "order": order}
+        cursor: dict[str, Any] = {"after": after, "before": before, "limit": limit, "order": order}
         deletions = deleted(call, "vector_store.index.delete", store.id)
-        rows, more = find(session, indexes.of(store), VectorStore, deletions=deletions, **place)
+        rows, more = find(session, indexes.of(store), VectorStore, deletions=deletions, **cursor)
         objects = {one.id: one for one in shown(session, store, rows)}
     return page(rows, more, lambda row: objects[row.id])
 
@@ -213,7 +213,7 @@ def delete_index(call: Call, vector_store_id: str, index_id: str) -> IndexDelete
         store = get_store(session, call, vector_store_id, lock=True)
         index = get_index(session, store, index_id)
         reindexing.remove(session, store, index)
-        call.record(session, "vector_store.index.delete", index_id, {"store": store.id, **place_of(index)})
+        call.record(session, "vector_store.index.delete", index_id, {"store": store.id, **cursor_details(index)})
     return IndexDeleted(id=index_id)
 
 

@@ -13,7 +13,7 @@ from api.errors import clip
 from api.http.bodies import Body, resource
 from api.http.fields import Metadata
 from api.http.idempotency import Idempotent
-from api.http.paging import After, Before, Limit20, Order, Page, deleted, find, page, place_of
+from api.http.paging import After, Before, Limit20, Order, Page, cursor_details, deleted, find, page
 from api.http.space import count_if_due
 from api.retrieval.queries import bring_in, get_store, shown, stop_jobs, stores_of
 from api.retrieval.schemas import AUTO, ChunkingStrategy, VectorStoreDeleted, VectorStoreObject, stored_chunking
@@ -84,9 +84,9 @@ def list_vector_stores(
 ) -> Page[VectorStoreObject]:
     """The project's stores."""
     with call.db.read() as session:
-        place: dict[str, Any] = {"after": after, "before": before, "limit": limit, "order": order}
+        cursor: dict[str, Any] = {"after": after, "before": before, "limit": limit, "order": order}
         rows, more = find(
-            session, stores_of(call), VectorStore, deletions=deleted(call, "vector_store.delete"), **place
+            session, stores_of(call), VectorStore, deletions=deleted(call, "vector_store.delete"), **cursor
         )
         objects = {one.id: one for one in shown(session, rows)}
     return page(rows, more, lambda store: objects[store.id])
@@ -125,7 +125,7 @@ def delete_vector_store(call: Call, vector_store_id: str) -> VectorStoreDeleted:
         store = get_store(session, call, vector_store_id)
         stop_jobs(session, call, [index.id for index in indexes.all_of(session, store)])
         attachments.remove_store(session, store)
-        call.record(session, "vector_store.delete", store.id, place_of(store))
+        call.record(session, "vector_store.delete", store.id, cursor_details(store))
     return VectorStoreDeleted(id=vector_store_id)
 
 

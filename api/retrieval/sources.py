@@ -15,7 +15,7 @@ from api.errors import clip
 from api.http.bodies import Body, resource
 from api.http.fields import when
 from api.http.idempotency import Idempotent
-from api.http.paging import After, Before, Limit20, Order, Page, deleted, find, page, place_of
+from api.http.paging import After, Before, Limit20, Order, Page, cursor_details, deleted, find, page
 from api.http.space import check_not_full, count_if_due
 from api.retrieval.queries import Attributes, get_store
 from api.retrieval.schemas import ChunkingStrategy, LastError, Value, stored_chunking
@@ -210,9 +210,9 @@ def list_sources(
     """The sources of a store."""
     with call.db.read() as session:
         mine = select(Source).where(*_of(get_store(session, call, vector_store_id)))
-        place: dict[str, Any] = {"after": after, "before": before, "limit": limit, "order": order}
+        cursor: dict[str, Any] = {"after": after, "before": before, "limit": limit, "order": order}
         deletions = deleted(call, "vector_store.source.delete", vector_store_id)
-        rows, more = find(session, mine, Source, deletions=deletions, **place)
+        rows, more = find(session, mine, Source, deletions=deletions, **cursor)
     return page(rows, more, show_source)
 
 
@@ -291,7 +291,9 @@ def delete_source(call: Call, vector_store_id: str, source_id: str) -> SourceDel
     with call.db.write() as session:
         source = _get(session, call, vector_store_id, source_id)
         sources.condemn(session, source, actor=call.actor)
-        call.record(session, "vector_store.source.delete", source.id, {"store": vector_store_id, **place_of(source)})
+        call.record(
+            session, "vector_store.source.delete", source.id, {"store": vector_store_id, **cursor_details(source)}
+        )
     with suppress(DatabaseBusy):  # the dispatcher does the rest
         _clear(call, source_id)
     return SourceDeleted(id=source_id)

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from api.deps import Call, CallContext
 from api.http.bodies import Body, resource
 from api.http.idempotency import Idempotent
-from api.http.paging import After, Before, Limit20, Order, Page, deleted, find, page, place_of
+from api.http.paging import After, Before, Limit20, Order, Page, cursor_details, deleted, find, page
 from api.http.space import count_if_due
 from api.retrieval.queries import Attributes, bring_in, get_store, get_store_file
 from api.retrieval.schemas import (
@@ -62,9 +62,9 @@ class Listing:
         statement = among.where(*conditions)
         if self.only is not None:
             statement = statement.where(VectorStoreFile.status == self.only)
-        place: dict[str, Any] = {"after": self.after, "before": self.before, "limit": self.limit, "order": self.order}
+        details: dict[str, Any] = {"after": self.after, "before": self.before, "limit": self.limit, "order": self.order}
         deletions = deleted(call, "vector_store.file.delete", store.id)
-        rows, more = find(session, statement, VectorStoreFile, **place, among=among, deletions=deletions)
+        rows, more = find(session, statement, VectorStoreFile, **details, among=among, deletions=deletions)
         return page(rows, more, lambda row: show_store_file(store, row))
 
 
@@ -149,10 +149,10 @@ def delete_vector_store_file(call: Call, vector_store_id: str, file_id: str) -> 
     """Take a file out of a store, with all that was embedded of it. The file itself stays."""
     with call.db.write() as session:
         store = get_store(session, call, vector_store_id, lock=True)
-        place = place_of(get_store_file(session, store, file_id))
+        details = cursor_details(get_store_file(session, store, file_id))
         for index, row in indexes.rows_of(session, store, file_id):
             attachments.remove(session, index, row)
-        call.record(session, "vector_store.file.delete", file_id, {"store": store.id, **place})
+        call.record(session, "vector_store.file.delete", file_id, {"store": store.id, **details})
     return VectorStoreFileDeleted(id=file_id)
 
 

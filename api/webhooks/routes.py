@@ -13,7 +13,7 @@ from api.deps import Call, CallContext
 from api.errors import clip
 from api.http.bodies import Body, resource
 from api.http.idempotency import Idempotent
-from api.http.paging import After, Limit20, Order, Page, deleted, find, page, place_of
+from api.http.paging import After, Limit20, Order, Page, cursor_details, deleted, find, page
 from api.shares import run_in_threadpool
 from api.webhooks.queries import delivery_page
 from api.webhooks.schemas import (
@@ -212,7 +212,7 @@ def delete_endpoint(call: Call, webhook_endpoint_id: str) -> EndpointDeleted:
     with call.db.write() as session:
         endpoint = _get(session, call, webhook_endpoint_id, lock=True)
         deliveries.delete(session, endpoint)
-        call.record(session, "webhook_endpoint.delete", webhook_endpoint_id, place_of(endpoint))
+        call.record(session, "webhook_endpoint.delete", webhook_endpoint_id, cursor_details(endpoint))
     return EndpointDeleted(id=webhook_endpoint_id)
 
 

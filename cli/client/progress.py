@@ -96,7 +96,7 @@ class Snapshot:
         if self.waiting_for:
             return f"{self.state}, {self.waiting_for}"
         if self.state == "queued" and self.queue_position:
-            return f"queued, place {self.queue_position}"
+            return f"queued, position {self.queue_position}"
         return self.state
 
     @property

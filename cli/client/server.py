@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _JSON = dict[str, Any]
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _PORTS = {"http": 80, "https": 443}
-_PLACES = {"public_url", "host", "port"}  # whoever sets one of these means one deployment
+_LOCATION_SETTINGS = {"public_url", "host", "port"}  # whoever sets one of these means one deployment
 _KEY_PREFIX = "nm_"  # of the keys that `nightmill keys create` makes
 _TIMEOUT = 60.0  # seconds for one answer; uploads get more
 _UPLOAD_TIMEOUT = 3600.0
@@ -85,10 +85,10 @@ def named(url: str | None, api_key: str | None, data_dir: Path | None) -> tuple[
 
 def _same(one: str, other: str) -> bool:
     """Whether two URLs name one server: a key is not sent to another one than it is for."""
-    return _place(one) == _place(other)
+    return _location(one) == _location(other)
 
 
-def _place(url: str) -> tuple[str, ...]:
+def _location(url: str) -> tuple[str, ...]:
     try:
         parts = urlsplit(url)
         host = "127.0.0.1" if parts.hostname in _LOOPBACK else parts.hostname or ""
@@ -105,7 +105,7 @@ def _by_hand(config: "Settings", folder: "DataFolder") -> _JSON:
     """
     from cli.up import readiness
 
-    key = folder.operator_key() if config.model_fields_set & _PLACES else ""
+    key = folder.operator_key() if config.model_fields_set & _LOCATION_SETTINGS else ""
     url = readiness.found(config) if key else ""
     return {"url": url, "api_key": key} if url else {}
 

@@ -68,7 +68,7 @@ def embed_eval(
         cards = {name: server.get(f"/models/{quote(name, safe='/')}") for name in dict.fromkeys(model)}
         found = []
         for name, card in cards.items():
-            say(f"{name}: {len(given.queries)} queries, {len(given.places)} texts", err=True)
+            say(f"{name}: {len(given.queries)} queries, {len(given.indexes)} texts", err=True)
             embedder = _embedder(server, name, concurrency)
             one = _judged(embedder, card, given, depths, hourly_cost)
             found.append((one, resident_bytes(server.url, name, data_dir)))
@@ -139,11 +139,11 @@ def _ranked(embedder: "Embedder", given: "Inputs", most: int) -> tuple[dict[str,
     nearest = Nearest(vectors, most)
     for block in _blocks(texts(given.corpus)):
         nearest.add(embedder.block([text.text for text in block]))
-    names = list(given.places)
+    names = list(given.indexes)
     if embedder.corpus.texts != len(names):
         raise Trouble(f"{given.corpus} has changed while it was read")
-    places = zip(given.queries, nearest.places(), strict=True)
-    return {query.id: [names[place] for place in row] for query, row in places}, seconds
+    indexes = zip(given.queries, nearest.indexes(), strict=True)
+    return {query.id: [names[index] for index in row] for query, row in indexes}, seconds
 
 
 def _blocks(many: "Iterator[Text]") -> "Iterable[list[Text]]":
@@ -166,12 +166,12 @@ def scores(
 
 def _write(given: "Inputs", found: "list[Judged]", output: Path | None, *, as_json: bool) -> None:
 
-    counts = {"texts": len(given.places), "queries": len(given.queries), "queries_without_judgement": given.unjudged}
+    counts = {"texts": len(given.indexes), "queries": len(given.queries), "queries_without_judgement": given.unjudged}
     if as_json:
         told = json.dumps({**counts, "models": [one.as_dict() for one in found]}) + "\n"
     else:
         left = f", {given.unjudged} without judgement left out" if given.unjudged else ""
-        title = f"{len(given.places)} texts, {len(given.queries)} queries{left}"
+        title = f"{len(given.indexes)} texts, {len(given.queries)} queries{left}"
         told = table(title, found, None if sys.stdout.isatty() and not output else _WIDE)
     if output is None:
         text_output().write(told)

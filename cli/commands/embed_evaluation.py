@@ -24,26 +24,26 @@ class Nearest:
         self._queries = normalised(queries)
         self._most = most
         self._scores = np.empty((len(queries), 0), np.float32)
-        self._places = np.empty((len(queries), 0), np.int64)
+        self._indexes = np.empty((len(queries), 0), np.int64)
         self._seen = 0
 
     def add(self, texts: Matrix) -> None:
         """The vectors of the next texts of the corpus."""
         block, width = normalised(texts), min(self._most, self._seen + len(texts))
         scores = np.empty((len(self._queries), width), np.float32)
-        places = np.empty(scores.shape, np.int64)
+        indexes = np.empty(scores.shape, np.int64)
         fresh = np.arange(self._seen, self._seen + len(block))
         for start in range(0, len(self._queries), _QUERIES):
             rows = slice(start, start + _QUERIES)
             both = np.hstack((self._scores[rows], self._queries[rows] @ block.T))
-            named = np.hstack((self._places[rows], np.broadcast_to(fresh, (len(both), len(fresh)))))
+            named = np.hstack((self._indexes[rows], np.broadcast_to(fresh, (len(both), len(fresh)))))
             order = np.argsort(-both, axis=1, kind="stable")[:, :width]
-            scores[rows], places[rows] = np.take_along_axis(both, order, 1), np.take_along_axis(named, order, 1)
-        self._scores, self._places, self._seen = scores, places, self._seen + len(block)
+            scores[rows], indexes[rows] = np.take_along_axis(both, order, 1), np.take_along_axis(named, order, 1)
+        self._scores, self._indexes, self._seen = scores, indexes, self._seen + len(block)
 
-    def places(self) -> list[list[int]]:
+    def indexes(self) -> list[list[int]]:
         """By query, best first."""
-        found: Any = self._places.tolist()
+        found: Any = self._indexes.tolist()
         return list(found)
 
 

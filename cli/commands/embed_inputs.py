@@ -26,7 +26,7 @@ class Inputs:
     """`queries` are those that have judgements; `unjudged` counts the others. `corpus` is read anew for each model."""
 
     corpus: Path
-    places: dict[str, int]  # of a text in the corpus, by its id
+    indexes: dict[str, int]  # of a text in the corpus, by its id
     queries: list[Text]
     judgements: Judgements
     unjudged: int
@@ -34,16 +34,16 @@ class Inputs:
 
 def read(corpus: Path, queries: Path, judgements: Path) -> Inputs:
     """Raises Trouble."""
-    places = {text.id: place for place, text in enumerate(texts(corpus))}
+    indexes = {text.id: index for index, text in enumerate(texts(corpus))}
     asked = list(texts(queries))
     judged = _judgements(judgements)
     _known(judgements, "query", judged, {query.id for query in asked}, queries)
-    _known(judgements, "text", {text for grades in judged.values() for text in grades}, places, corpus)
+    _known(judgements, "text", {text for grades in judged.values() for text in grades}, indexes, corpus)
     relevant = {query: grades for query, grades in judged.items() if any(grade > 0 for grade in grades.values())}
     if not relevant:
         raise Trouble(f"{judgements} names no text that answers a query")
     used = [query for query in asked if query.id in relevant]
-    return Inputs(corpus, places, used, relevant, len(asked) - len(used))
+    return Inputs(corpus, indexes, used, relevant, len(asked) - len(used))
 
 
 def texts(path: Path) -> Iterator[Text]:

@@ -112,7 +112,7 @@ def watch(
 
 
 def watched(server: Server, job_id: str, paths: tuple[Path, Path] | None, *, as_json: bool = False) -> Snapshot:
-    """Follow a job, tell its end, and fetch its files if there is a place for them. Return its last state."""
+    """Follow a job, tell its end, and fetch its files if `output` names a path for them. Return its last state."""
     from cli.client.progress import follow
 
     try:

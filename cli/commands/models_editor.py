@@ -33,7 +33,7 @@ def append_model(file: Editable, name: str, fields: Mapping[str, Any]) -> None:
         Trouble: the name is taken, or the file would not be valid. Nothing has been written.
     """
     text, head, models = _read(file.origin)
-    if _place(models, name) is not None:
+    if _span(models, name) is not None:
         raise Trouble(f"{file.path} has a model '{name}' already; remove it first")
     block = yaml.safe_dump({name: dict(fields)}, sort_keys=False, allow_unicode=True, default_flow_style=None)
     indented = "".join(f"  {line}\n" for line in block.splitlines())
@@ -51,11 +51,11 @@ def cut_model(file: Editable, name: str) -> None:
         Trouble: there is no model of that name. Nothing has been written.
     """
     text, head, models = _read(file.origin)
-    place = _place(models, name)
-    if head is None or place is None:
+    span = _span(models, name)
+    if head is None or span is None:
         raise Trouble(f"{file.path} has no model '{name}'")
     lines = text.splitlines(keepends=True)
-    first, end = place
+    first, end = span
     depth = len(lines[first]) - len(lines[first].lstrip())
     while end > first + 1 and _between(lines[end - 1], depth):
         end -= 1  # what stands before the next one stays
@@ -91,7 +91,7 @@ def _read(file: Path) -> tuple[str, yaml.Mark | None, list[tuple[yaml.Node, yaml
     return text, head, models.value if isinstance(models, yaml.MappingNode) else []
 
 
-def _place(models: list[tuple[yaml.Node, yaml.Node]], name: str) -> tuple[int, int] | None:
+def _span(models: list[tuple[yaml.Node, yaml.Node]], name: str) -> tuple[int, int] | None:
     """The lines of a model: the first, and the one after the last."""
     starts = [key.start_mark.line for key, _ in models]
     for number, (key, value) in enumerate(models):

@@ -136,7 +136,7 @@ def write_parquet(rows: Iterable[Row], path: Path | None, *, vectors: bool = Fal
     from pyarrow import parquet
 
     if path is None:
-        raise Trouble("a Parquet file needs a place: name it with --output")
+        raise Trouble("name the Parquet file with --output")
     rows, count, schema = iter(rows), 0, _schema(pa, vectors=vectors)
     with whole(path) as out, parquet.ParquetWriter(out, schema) as writer:
         while page := list(islice(rows, _AT_ONCE)):

@@ -228,14 +228,14 @@ _NEVER = frozenset({"allowed_media_domains", "ignore_patterns", "served_model_na
 
 def absolute(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments with the paths that are relative to this folder made absolute, those in objects too."""
-    return {name: value if name in _NEVER else _placed(name, value) for name, value in arguments.items()}
+    return {name: value if name in _NEVER else _escaped(name, value) for name, value in arguments.items()}
 
 
-def _placed(name: str, value: Any) -> Any:
+def _escaped(name: str, value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _placed(key, one) for key, one in value.items()}
+        return {key: _escaped(key, one) for key, one in value.items()}
     if isinstance(value, list):
-        return [_placed(name, one) for one in value]
+        return [_escaped(name, one) for one in value]
     if not isinstance(value, str):
         return value
     if value.startswith("{"):
@@ -249,8 +249,8 @@ def _object(word: str) -> str:
         said = json.loads(word)
     except (ValueError, RecursionError):
         return word
-    placed = _placed("", said)
-    return word if placed == said else json.dumps(placed)
+    escaped = _escaped("", said)
+    return word if escaped == said else json.dumps(escaped)
 
 
 def _is_path(name: str, word: str) -> bool:

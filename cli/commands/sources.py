@@ -34,8 +34,8 @@ def list_(
 @app.command()
 def add(
     store: Store,
-    places: Annotated[
-        list[str], typer.Argument(metavar="PLACE...", help="URLs, or one folder of the server, or one s3:// prefix.")
+    locations: Annotated[
+        list[str], typer.Argument(metavar="LOCATION...", help="URLs, or one folder of the server, or one s3:// prefix.")
     ],
     glob: Annotated[str | None, typer.Option(help="Only files of the folder that match, such as **/*.md.")] = None,
     every: Annotated[str | None, typer.Option(help="Sync again at these times, as a cron expression.")] = None,
@@ -45,9 +45,9 @@ def add(
     api_key: ApiKey = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Add the documents of a place to a vector store, now and at the times of --every."""
+    """Add the documents of a folder, a bucket or URLs to a vector store, now and at the times of --every."""
     given = {"glob": glob, "cron": every, "timezone": timezone}
-    body = _place(places) | {name: value for name, value in given.items() if value is not None}
+    body = _location(locations) | {name: value for name, value in given.items() if value is not None}
     with connect(url, api_key, data_dir) as server:
         made = server.post(_path(store), body)
     show(made, made["id"], as_json=as_json)
@@ -87,13 +87,13 @@ def _path(store: str) -> str:
     return f"/vector_stores/{store}/sources"
 
 
-def _place(places: list[str]) -> dict[str, Any]:
+def _location(locations: list[str]) -> dict[str, Any]:
     """What a create takes. The server says what is wrong with it."""
-    if len(places) == 1 and places[0].startswith("s3://"):
-        return {"type": "s3", "prefix": places[0]}
-    if len(places) == 1 and places[0].startswith("/"):
-        return {"type": "folder", "path": places[0]}
-    return {"type": "url", "urls": places}
+    if len(locations) == 1 and locations[0].startswith("s3://"):
+        return {"type": "s3", "prefix": locations[0]}
+    if len(locations) == 1 and locations[0].startswith("/"):
+        return {"type": "folder", "path": locations[0]}
+    return {"type": "url", "urls": locations}
 
 
 def _row(source: dict[str, Any]) -> tuple[object, ...]:

@@ -123,10 +123,10 @@ def _value(name: str, values: list[str]) -> Any:
 def _put(objects: dict[str, Any], name: str, word: str) -> None:
     """`a.b.c` and its value, as vLLM reads them: JSON where it is some; of `a.b+` a list, parted by commas."""
     first, *path, last = name.removesuffix("+").split(".")
-    place = objects.setdefault(first.replace("-", "_"), {})
+    target = objects.setdefault(first.replace("-", "_"), {})
     for part in path:
-        place = place.setdefault(part, {})
+        target = target.setdefault(part, {})
     try:
-        place[last] = word.split(",") if name.endswith("+") else json.loads(word)
+        target[last] = word.split(",") if name.endswith("+") else json.loads(word)
     except ValueError:
-        place[last] = word
+        target[last] = word

@@ -90,12 +90,12 @@ def _escaped(line: str) -> bytes:
 def _file(objects: list[bytes]) -> bytes:
     """Objects, where each begins, and where that table is."""
     written = bytearray(b"%PDF-1.4\n")
-    places = []
+    offsets = []
     for n, content in enumerate(objects, 1):
-        places.append(len(written))
+        offsets.append(len(written))
         written += b"%d 0 obj\n%b\nendobj\n" % (n, content)
     table = len(written)
     written += b"xref\n0 %d\n0000000000 65535 f \n" % (len(objects) + 1)
-    written += b"".join(b"%010d 00000 n \n" % place for place in places)
+    written += b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
     written += b"trailer\n<< /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % (len(objects) + 1, table)
     return bytes(written)

@@ -91,8 +91,8 @@ def for_up(
     chosen = config.port or take_free(config.host)
     named = str(Path(config.models_file).expanduser().absolute()) if config.models_file else ""
     flower = config.flower_port or _beside(chosen, config.flower_host)
-    places = {"data_dir": config.data_dir.absolute(), "models_file": named}
-    return config.model_copy(update={**places, "port": chosen, "flower_port": flower})
+    paths = {"data_dir": config.data_dir.absolute(), "models_file": named}
+    return config.model_copy(update={**paths, "port": chosen, "flower_port": flower})
 
 
 def _beside(port: int, host: str) -> int:

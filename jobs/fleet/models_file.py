@@ -330,9 +330,9 @@ def _ambiguous(root: yaml.Node | None, models: list[Model]) -> list[tuple[int, s
     owners = {model.name: model.name for model in models}
     problems = []
     for model in models:
-        for place, alias in enumerate(model.aliases):
+        for index, alias in enumerate(model.aliases):
             if owners.setdefault(alias, model.name) != model.name or alias == model.name:
-                loc = ("models", model.name, "aliases", place)
+                loc = ("models", model.name, "aliases", index)
                 problems.append((_line(root, loc), _words(loc, f"{alias} already names {owners[alias]}")))
     return problems
 

@@ -193,13 +193,13 @@ def besides_at(session: Session, scope: pauses.Scope, name: str) -> int:
 
     Deliveries are a queue's and a worker's: what a paused model or project has done is told all the same.
     """
-    places = {pauses.Scope.QUEUE: 0, pauses.Scope.MODEL: 1, pauses.Scope.PROJECT: 2}
+    fields = {pauses.Scope.QUEUE: 0, pauses.Scope.MODEL: 1, pauses.Scope.PROJECT: 2}
     count = 0
     for worker_id, work in session.execute(select(Worker.id, Worker.unclaimed)):
         count += sum(
             int(one[3])
             for one in work or ()
-            if (worker_id if scope is pauses.Scope.WORKER else one[places[scope]]) == name
+            if (worker_id if scope is pauses.Scope.WORKER else one[fields[scope]]) == name
         )
     sent = select(func.count()).select_from(Delivery).where(Delivery.worker_id.is_not(None))
     if scope is pauses.Scope.WORKER:

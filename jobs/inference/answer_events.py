@@ -18,52 +18,52 @@ def written_out(response: Mapping[str, Any]) -> list[Event]:
 
 
 def _item(index: int, item: Mapping[str, Any]) -> Iterator[Event]:
-    place = {"output_index": index, "item_id": item.get("id")}
+    position = {"output_index": index, "item_id": item.get("id")}
     between = _BETWEEN.get(item["type"])
     empty = {name: _EMPTY.get((item["type"], name), value) for name, value in item.items()}
     yield {"type": "response.output_item.added", "output_index": index, "item": {**empty, "status": "in_progress"}}
     if between:
-        yield from between(place, item)
+        yield from between(position, item)
     yield {"type": "response.output_item.done", "output_index": index, "item": dict(item)}
 
 
-def _search(place: Mapping[str, Any], _: Mapping[str, Any]) -> Iterator[Event]:
+def _search(position: Mapping[str, Any], _: Mapping[str, Any]) -> Iterator[Event]:
     for step in ("in_progress", "searching", "completed"):
-        yield {"type": f"response.file_search_call.{step}", **place}
+        yield {"type": f"response.file_search_call.{step}", **position}
 
 
-def _call(place: Mapping[str, Any], item: Mapping[str, Any]) -> Iterator[Event]:
+def _call(position: Mapping[str, Any], item: Mapping[str, Any]) -> Iterator[Event]:
     text = item["arguments"]
-    yield {"type": "response.function_call_arguments.delta", **place, "delta": text}
-    yield {"type": "response.function_call_arguments.done", **place, "arguments": text, "name": item["name"]}
+    yield {"type": "response.function_call_arguments.delta", **position, "delta": text}
+    yield {"type": "response.function_call_arguments.done", **position, "arguments": text, "name": item["name"]}
 
 
-def _thought(place: Mapping[str, Any], item: Mapping[str, Any]) -> Iterator[Event]:
+def _thought(position: Mapping[str, Any], item: Mapping[str, Any]) -> Iterator[Event]:
     for number, part in enumerate(item.get("summary") or ()):
-        at, text = {**place, "summary_index": number}, part.get("text") or ""
+        at, text = {**position, "summary_index": number}, part.get("text") or ""
         yield {"type": "response.reasoning_summary_part.added", **at, "part": {**part, "text": ""}}
         yield {"type": "response.reasoning_summary_text.delta", **at, "delta": text}
         yield {"type": "response.reasoning_summary_text.done", **at, "text": text}
         yield {"type": "response.reasoning_summary_part.done", **at, "part": dict(part)}
-    yield from _parts(place, item)
+    yield from _parts(position, item)
 
 
-def _parts(place: Mapping[str, Any], item: Mapping[str, Any]) -> Iterator[Event]:
+def _parts(position: Mapping[str, Any], item: Mapping[str, Any]) -> Iterator[Event]:
     for number, part in enumerate(item.get("content") or ()):
-        yield from _part({**place, "content_index": number}, part)
+        yield from _part({**position, "content_index": number}, part)
 
 
-def _part(place: Mapping[str, Any], part: Mapping[str, Any]) -> Iterator[Event]:
+def _part(position: Mapping[str, Any], part: Mapping[str, Any]) -> Iterator[Event]:
     name = "refusal" if part["type"] == "refusal" else "text"
     rest: Event = {"logprobs": []} if part["type"] == "output_text" else {}
     kind, text = f"response.{part['type']}", part.get(name) or ""
     empty = {field: [] if field in ("annotations", "logprobs") else value for field, value in part.items()}
-    yield {"type": "response.content_part.added", **place, "part": {**empty, name: ""}}
-    yield {"type": f"{kind}.delta", **place, "delta": text, **rest}
+    yield {"type": "response.content_part.added", **position, "part": {**empty, name: ""}}
+    yield {"type": f"{kind}.delta", **position, "delta": text, **rest}
     for number, one in enumerate(part.get("annotations") or ()):
-        yield {"type": f"{kind}.annotation.added", **place, "annotation_index": number, "annotation": one}
-    yield {"type": f"{kind}.done", **place, name: text, **rest}
-    yield {"type": "response.content_part.done", **place, "part": dict(part)}
+        yield {"type": f"{kind}.annotation.added", **position, "annotation_index": number, "annotation": one}
+    yield {"type": f"{kind}.done", **position, name: text, **rest}
+    yield {"type": "response.content_part.done", **position, "part": dict(part)}
 
 
 _BETWEEN: Final = {"message": _parts, "reasoning": _thought, "function_call": _call, "file_search_call": _search}

@@ -135,8 +135,8 @@ def complete_event(event: Body, asked: Body, number: int, ended: int | None = No
     if isinstance(told.get("response"), dict):
         told["response"] = complete_response(told["response"], asked, ended, status_of(event))
     if isinstance(told.get("item"), dict):
-        place = {"id": f"{prefix_of(str(told['item'].get('type')))}_{told.setdefault('output_index', 0)}"}
-        told["item"] = complete_item(_filled(told["item"], place), "completed" if step == "done" else "in_progress")
+        location = {"id": f"{prefix_of(str(told['item'].get('type')))}_{told.setdefault('output_index', 0)}"}
+        told["item"] = complete_item(_filled(told["item"], location), "completed" if step == "done" else "in_progress")
     if "part" in told:
         told["part"] = complete_part(told["part"])
     if subject in _ABOUT:

@@ -24,7 +24,7 @@ Strategy = Literal[
 _Turns = Annotated[int, msgspec.Meta(ge=0, le=10_000)]
 _Tokens = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
-_PLACE: Final = re.compile(r" - at `\$\.?(.*)`$")
+_PATH_IN_ERROR: Final = re.compile(r" - at `\$\.?(.*)`$")
 _UNKNOWN: Final = re.compile(r"unknown field `(.*)`")
 #: What only some strategies read.
 _OWN: Final = {"keep_first": "rotate", "summary_tokens": "summarize", "embedding_model": "memory"}
@@ -126,9 +126,9 @@ def _check_priorities(url: str, body: Mapping[str, Any]) -> None:
 
 def _refused(told: str) -> InvalidRequest:
     """What msgspec says, at the field that it says it of."""
-    place, unknown = _PLACE.search(told), _UNKNOWN.search(told)
-    name = unknown.group(1)[:64] if unknown else place.group(1) if place else ""
-    return _bad(name, _PLACE.sub("", told)[:200] + ".", "unknown_parameter" if unknown else "invalid_value")
+    location, unknown = _PATH_IN_ERROR.search(told), _UNKNOWN.search(told)
+    name = unknown.group(1)[:64] if unknown else location.group(1) if location else ""
+    return _bad(name, _PATH_IN_ERROR.sub("", told)[:200] + ".", "unknown_parameter" if unknown else "invalid_value")
 
 
 def _bad(name: str, message: str, code: str = "invalid_value") -> InvalidRequest:

@@ -45,8 +45,8 @@ def _check(value: Any, param: str, depth: int, seen: list[int]) -> None:
         return
     if not isinstance(value["filters"], list) or not value["filters"]:
         raise _wrong_type(f"{param}.filters", "a non-empty array")
-    for place, one in enumerate(value["filters"]):
-        _check(one, f"{param}.filters[{place}]", depth + 1, seen)
+    for index, one in enumerate(value["filters"]):
+        _check(one, f"{param}.filters[{index}]", depth + 1, seen)
 
 
 def _check_names(value: dict[str, Any], wanted: set[str], param: str) -> None:

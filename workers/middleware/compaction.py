@@ -45,9 +45,9 @@ def expand_compactions(request: Request) -> Request | Answer:
             try:
                 summary = compaction.unpacked(item.get(compaction.CONTENT))
             except ValueError as error:
-                place = f"input[{n}]"
+                param = f"input[{n}]"
                 return refusal(
-                    400, f"Invalid '{place}': {error}", param=f"{place}.{compaction.CONTENT}", code="invalid_value"
+                    400, f"Invalid '{param}': {error}", param=f"{param}.{compaction.CONTENT}", code="invalid_value"
                 )
             said.append({"type": compaction.ITEM, "content": quoting.note(_NOTE, summary.splitlines()).rstrip()})
         elif isinstance(item, dict) and item.get("role") == "user":

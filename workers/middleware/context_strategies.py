@@ -101,12 +101,12 @@ async def priority(history: History, terms: ContextOptions, fits: Fits) -> Cut |
         if group[0] in number_of and history.calls(group):
             calls[number_of[group[0]]].append(group)
     removable = [
-        (worth, number, places)
+        (worth, number, indexes)
         for number, turn in enumerate(older)
-        for worth, places in _by_worth(history, turn, calls[number])
+        for worth, indexes in _by_worth(history, turn, calls[number])
     ]
     removable.sort(key=lambda one: one[:2])
-    return await _without_first(history, [places for *_, places in removable], fits)
+    return await _without_first(history, [indexes for *_, indexes in removable], fits)
 
 
 def _by_worth(history: History, turn: list[int], calls: list[list[int]]) -> list[tuple[float, list[int]]]:
@@ -119,19 +119,19 @@ def _by_worth(history: History, turn: list[int], calls: list[list[int]]) -> list
     return [*zip(worths, calls, strict=True), (whole, turn)]
 
 
-def _worth(history: History, places: list[int], usual: float) -> float:
+def _worth(history: History, indexes: list[int], usual: float) -> float:
     """The highest priority that one of them names."""
-    return max((float(history.priorities[n]) for n in places if n in history.priorities), default=usual)
+    return max((float(history.priorities[n]) for n in indexes if n in history.priorities), default=usual)
 
 
 async def truncate_middle(history: History, terms: ContextOptions, fits: Fits) -> Cut | None:
     """All to the greatest length of text, in characters, that fits."""
-    places = {n for turn in history.older(terms.kept_turns) for n in turn}
-    longest = max((len(text) for n in places for text in texts(history.items[n])), default=0)
+    indexes = {n for turn in history.older(terms.kept_turns) for n in turn}
+    longest = max((len(text) for n in indexes for text in texts(history.items[n])), default=0)
 
     def body(length: int) -> Body:
         items = [
-            changed(item, lambda text: _middle_cut(text, length)) if n in places else item
+            changed(item, lambda text: _middle_cut(text, length)) if n in indexes else item
             for n, item in enumerate(history.items)
         ]
         return history.with_items(items)
@@ -203,9 +203,9 @@ async def key_facts(history: History, terms: ContextOptions, fits: Fits) -> Cut 
     return body(many), {"dropped_messages": len(dropped), "facts": many, "facts_left_out": left_out}
 
 
-def _ranked(history: History, places: list[int]) -> tuple[list[tuple[str, str]], list[int]]:
+def _ranked(history: History, indexes: list[int]) -> tuple[list[tuple[str, str]], list[int]]:
     """What was said, and by whom, each thing once; and the order of its worth."""
-    said = ((history.speaker(n), one) for n in places for one in sentences(history.text(n)))
+    said = ((history.speaker(n), one) for n in indexes for one in sentences(history.text(n)))
     found = list(dict.fromkeys(said))
     return found, _best_first([sentence for _, sentence in found], history.question)
 

@@ -209,13 +209,13 @@ def _numbers(marker: re.Match[str], most: int) -> list[int]:
     return [int(number) - 1 for number in marker.group(1).split(",") if 1 <= int(number) <= most]
 
 
-def _said_before(text: str, places: Iterable[int], said: _Said) -> Iterator[tuple[int, _Said]]:
+def _said_before(text: str, positions: Iterable[int], said: _Said) -> Iterator[tuple[int, _Said]]:
     """Each marker's place with the sentence that it stands in, or after: what ends one shows at the next word.
 
     In one walk: an answer may have a marker behind every word.
     """
     plain = _MARKER.sub(lambda marker: " " * len(marker[0]), text)
-    left, end = deque(places), 0
+    left, end = deque(positions), 0
     for piece in _PIECE.finditer(plain):
         while left and left[0] < piece.start():
             yield left.popleft(), said
@@ -223,7 +223,7 @@ def _said_before(text: str, places: Iterable[int], said: _Said) -> Iterator[tupl
             said.begin()
         said.add(piece[0])
         end = piece.end()
-    yield from ((place, said) for place in left)
+    yield from ((position, said) for position in left)
 
 
 def support(text: str, found: Sequence[Found]) -> float:
@@ -273,5 +273,5 @@ def _words(text: str) -> frozenset[str]:
 
 def _citation(found: Found, index: int, share: float) -> dict[str, Any]:
     theirs = {"type": "file_citation", "index": index, "file_id": found.file_id, "filename": found.filename}
-    place = {"chunk": found.n, "start": found.meta.get("start"), "end": found.meta.get("end")}
-    return {**theirs, **place, "support": round(share, 3)}
+    position = {"chunk": found.n, "start": found.meta.get("start"), "end": found.meta.get("end")}
+    return {**theirs, **position, "support": round(share, 3)}

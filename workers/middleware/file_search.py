@@ -258,14 +258,14 @@ def refused_stream(request: Request) -> list[dict[str, Any]]:
 
 def refused_events(item: Mapping[str, Any], index: Any) -> list[dict[str, Any]]:
     """Of the message alone, with its place among the response's items."""
-    place = {"item_id": item.get("id"), "output_index": index, "content_index": 0}
+    position = {"item_id": item.get("id"), "output_index": index, "content_index": 0}
     begun = {**item, "status": "in_progress", "content": []}
     return [
         {"type": "response.output_item.added", "output_index": index, "item": begun},
-        {"type": "response.content_part.added", **place, "part": {"type": "refusal", "refusal": ""}},
-        {"type": "response.refusal.delta", **place, "delta": REFUSAL},
-        {"type": "response.refusal.done", **place, "refusal": REFUSAL},
-        {"type": "response.content_part.done", **place, "part": dict(_PART)},
+        {"type": "response.content_part.added", **position, "part": {"type": "refusal", "refusal": ""}},
+        {"type": "response.refusal.delta", **position, "delta": REFUSAL},
+        {"type": "response.refusal.done", **position, "refusal": REFUSAL},
+        {"type": "response.content_part.done", **position, "part": dict(_PART)},
         {"type": "response.output_item.done", "output_index": index, "item": refused_message(item)},
     ]
 
@@ -462,15 +462,15 @@ class _FileSearchStream:
 
     def _passed(self, kind: str, event: dict[str, Any]) -> list[dict[str, Any]]:
         """What is known to be right: this event, those that were held back with it, or none yet."""
-        place = event.get("output_index")
-        if self._results.min_support is None or not (place in self._held or _of_message(kind, event)):
+        position = event.get("output_index")
+        if self._results.min_support is None or not (position in self._held or _of_message(kind, event)):
             return [event]
-        held = self._held.setdefault(place, [])
+        held = self._held.setdefault(position, [])
         held.append(event)
         if kind != "response.output_item.done":
             return []
-        del self._held[place]
-        return refused_events(event["item"], place) if self._results.refuses(event["item"]) else held
+        del self._held[position]
+        return refused_events(event["item"], position) if self._results.refuses(event["item"]) else held
 
     def _changed(self, kind: str, event: dict[str, Any]) -> list[dict[str, Any]]:
         results = self._results
@@ -487,18 +487,23 @@ class _FileSearchStream:
         return [event]
 
     def _annotations(self, event: dict[str, Any]) -> list[dict[str, Any]]:
-        place = {name: event.get(name) for name in ("item_id", "output_index", "content_index")}
+        position = {name: event.get(name) for name in ("item_id", "output_index", "content_index")}
         return [
-            {"type": "response.output_text.annotation.added", **place, "annotation_index": n, "annotation": annotation}
+            {
+                "type": "response.output_text.annotation.added",
+                **position,
+                "annotation_index": n,
+                "annotation": annotation,
+            }
             for n, annotation in enumerate(self._results.citations(event.get("text")))
         ]
 
     async def _send_search_events(self) -> None:
-        place = {"output_index": 0, "item_id": self._results.call_id}
+        position = {"output_index": 0, "item_id": self._results.call_id}
         item = {"type": "response.output_item.added", "output_index": 0, "item": self._results.call("in_progress")}
         await self._send(item)
         for step in ("in_progress", "searching", "completed"):
-            await self._send({"type": f"response.file_search_call.{step}", **place})
+            await self._send({"type": f"response.file_search_call.{step}", **position})
         await self._send(item | {"type": "response.output_item.done", "item": self._results.call("completed")})
 
     async def _send(self, event: dict[str, Any]) -> None:

@@ -137,9 +137,9 @@ def _changed_part(part: Any, change: Callable[[str], str]) -> Any:
     return {**part, "text": change(part["text"])}
 
 
-def _groups(items: Sequence[Mapping[str, Any]], places: Sequence[int]) -> list[list[int]]:
+def _groups(items: Sequence[Mapping[str, Any]], indexes: Sequence[int]) -> list[list[int]]:
     """Calls with their results, thoughts with what follows them; every other item alone."""
-    leader = {n: n for n in places}
+    leader = {n: n for n in indexes}
 
     def find(n: int) -> int:
         while leader[n] != n:
@@ -149,7 +149,7 @@ def _groups(items: Sequence[Mapping[str, Any]], places: Sequence[int]) -> list[l
 
     calls: dict[str, int] = {}  # the last that was made under a name: some clients use names again
     before: int | None = None
-    for n in places:
+    for n in indexes:
         item = items[n]
         calls |= dict.fromkeys(_made(item), n)
         together = [calls[name] for name in _answered(item) if name in calls]
@@ -159,7 +159,7 @@ def _groups(items: Sequence[Mapping[str, Any]], places: Sequence[int]) -> list[l
             leader[find(n)] = find(other)
         before = n
     found: dict[int, list[int]] = {}
-    for n in places:
+    for n in indexes:
         found.setdefault(find(n), []).append(n)
     return sorted(found.values())
 
@@ -184,11 +184,11 @@ def _list(value: Any) -> list[Any]:
 
 
 def _turns(items: Sequence[Mapping[str, Any]], groups: Sequence[Sequence[int]]) -> list[list[int]]:
-    places = sorted(n for group in groups for n in group)
+    indexes = sorted(n for group in groups for n in group)
     open_until = {n: max(group) for group in groups for n in group}
     found: list[list[int]] = []
     reach = -1  # of the groups that have begun
-    for n in places:
+    for n in indexes:
         if not found or (items[n].get("role") == "user" and n > reach):
             found.append([])
         found[-1].append(n)

@@ -189,10 +189,10 @@ def param_of(url: str) -> str:
 
 def schema_of(url: str, body: Mapping[str, Any]) -> bytes | None:
     """The schema as JSON; None where the answer may be anything. Raises InvalidRequest."""
-    place = _format(url, body)
-    if not _asks_for_schema(place):
+    schema_format = _format(url, body)
+    if not _asks_for_schema(schema_format):
         return None
-    told = place.get(_KIND) if url == CHAT else place
+    told = schema_format.get(_KIND) if url == CHAT else schema_format
     schema = told.get("schema") if isinstance(told, dict) else told
     if schema is None and isinstance(told, dict) and url == CHAT:
         return None  # OpenAI's chats may name a schema without having one

@@ -44,7 +44,7 @@ def check(ask: CheckRequest) -> CheckResult | InvalidSchema:
         validator = _validator(ask.schema)
         return CheckResult([_fault(validator, text) for text in ask.texts])
     except SchemaError as error:
-        return InvalidSchema(f"{_place(error)}{error.message}"[:_LONGEST])
+        return InvalidSchema(f"{_param_path(error)}{error.message}"[:_LONGEST])
     except Unresolvable as error:
         return InvalidSchema(f"a $ref leads nowhere: {error.ref}"[:_LONGEST])
     except RecursionError:
@@ -83,10 +83,10 @@ def _fault(validator: Any, text: str) -> str | None:
     except (ValueError, RecursionError) as error:
         return f"it is not JSON: {error}"[:_LONGEST]
     wrong = next(validator.iter_errors(value), None)
-    return None if wrong is None else f"{_place(wrong)}{wrong.message}"[:_LONGEST]
+    return None if wrong is None else f"{_param_path(wrong)}{wrong.message}"[:_LONGEST]
 
 
-def _place(error: ValidationError | SchemaError) -> str:
+def _param_path(error: ValidationError | SchemaError) -> str:
     return f"{error.json_path}: " if error.absolute_path else ""
 
 

@@ -88,7 +88,7 @@ class Reranking:
     async def _asked(self, body: dict[str, object], queued: QueuedRequest, priority: int) -> Answer:
         loop = asyncio.get_running_loop()
         try:
-            queue = await loop.run_in_executor(self._threads, self._place, str(body["model"]), queued.tenant)
+            queue = await loop.run_in_executor(self._threads, self._queue_for_model, str(body["model"]), queued.tenant)
             if isinstance(queue, Answer):
                 return queue
             if queue == self._queue:
@@ -112,7 +112,7 @@ class Reranking:
             raise EngineBusy("The re-ranking model is not there now.", retry_after=end.retry_after or _AGAIN)
         return Answer(end.status, end.body)
 
-    def _place(self, model: str, project_id: str) -> str | Answer:
+    def _queue_for_model(self, model: str, project_id: str) -> str | Answer:
         """Return the queue of a re-ranking model, or the refusal. Raises EngineBusy."""
         config = self._context.config
         with self._context.db.read() as session:

@@ -54,7 +54,7 @@ _IN_LIST: Final = 1000  # values in one condition of a DELETE or a look-up
 _SHOWN: Final = ["document", "n", "text", "meta"]
 _FOREIGN: Final = (RuntimeError, OSError, ValueError)  # as which LanceDB's errors come
 _LOST_RACE: Final = ("not found", "no such file", "conflict", "concurrent")
-_PLACE: Final = re.compile(r",? ?/\S+\.rs:\d+(:\d+)?")  # in the library's source
+_SOURCE_LINE: Final = re.compile(r",? ?/\S+\.rs:\d+(:\d+)?")  # in the library's source
 
 log = logging.getLogger(__name__)
 
@@ -208,7 +208,7 @@ class LanceVectors:
 
     def _unavailable(self, error: Exception) -> VectorsUnavailable:
         """Without the folders of this machine, and of the one that LanceDB was built on."""
-        said = _PLACE.sub("", str(error)).replace(str(self._root), "").replace(str(self._root).lstrip("/"), "")
+        said = _SOURCE_LINE.sub("", str(error)).replace(str(self._root), "").replace(str(self._root).lstrip("/"), "")
         return VectorsUnavailable(f"The vector store fails: {said}")
 
 

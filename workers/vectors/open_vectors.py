@@ -80,8 +80,8 @@ def _address(url: str) -> str:
 
 def _id_of(folder: Path) -> str:
     """Two processes may be the first at once: the one that links its file last takes the other's."""
-    place = folder / "id"
-    if not place.exists():
+    id_file = folder / "id"
+    if not id_file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         mine = folder / f".id-{os.getpid()}-{new_id('')}"
         with mine.open("w") as file:
@@ -89,12 +89,12 @@ def _id_of(folder: Path) -> str:
             file.flush()
             os.fsync(file.fileno())
         try:
-            place.hardlink_to(mine)
+            id_file.hardlink_to(mine)
         except FileExistsError:
             pass
         finally:
             mine.unlink()
-    return place.read_text()
+    return id_file.read_text()
 
 
 def store_of(row: VectorStore) -> Store:

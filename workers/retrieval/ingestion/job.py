@@ -43,7 +43,7 @@ def plan(context: Context, claim: JobClaim, hold: Hold) -> None:
     if claim.epoch > 1:  # somebody planned it before us
         _uncut(context, claim)
     try:
-        model, queue = _place(context, claim)
+        model, queue = _queue_for_model(context, claim)
     except routing.NotServed as refusal:
         error = {"code": refusal.code, "message": str(refusal), "line": None, "param": "embedding_model"}
         stop_all(context, claim, JobState.FAILED, [error])
@@ -77,7 +77,7 @@ def _planned(session: Session, claim: JobClaim, cuts: list[tuple[int, int, int]]
     ledger.planned(session, claim, **facts)
 
 
-def _place(context: Context, claim: JobClaim) -> tuple[str, str]:
+def _queue_for_model(context: Context, claim: JobClaim) -> tuple[str, str]:
     """The store's model and where it runs. A store that is gone has none that matters: nothing will be made."""
     job = claim.job
     with context.db.read() as session:

@@ -57,9 +57,9 @@ def _purge(context: Context, owed: list[VectorRemoval]) -> None:
 
 
 @contextmanager
-def _alone(place: Path) -> Iterator[bool]:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(place).hold(wait=False) as alone:
+def _alone(lock_path: Path) -> Iterator[bool]:
+    lock_path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock_path).hold(wait=False) as alone:
         yield alone
 
 

@@ -58,7 +58,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class PlacedBlock:
     """A block at its place in the text."""
 
     start: int
@@ -73,7 +73,7 @@ class Laid:
     """A whole document, before it is cut."""
 
     text: str
-    blocks: tuple[Placed, ...]
+    blocks: tuple[PlacedBlock, ...]
     title: str | None
     unread: bool = False
 
@@ -81,7 +81,7 @@ class Laid:
 def lay(reading: Reading, limits: Limits) -> Laid:
     """Lay the blocks out as one text. Raises Refused when there is no text, or too much."""
     parts: list[str] = []
-    placed: list[Placed] = []
+    blocks: list[PlacedBlock] = []
     path: list[tuple[int, str]] = []
     at = size = 0
     unread = False
@@ -96,12 +96,12 @@ def lay(reading: Reading, limits: Limits) -> Laid:
         if block.kind == "heading":
             _descend(path, block.level, _one_line(block.name or text, _HEADING_CHARACTERS))
         section = tuple(name for _, name in path)
-        placed.append(Placed(at, at + len(text), block.kind, block.page, section))
+        blocks.append(PlacedBlock(at, at + len(text), block.kind, block.page, section))
         parts.append(text)
         at += len(text) + len(GAP)
     if not parts:
         raise no_text()
-    return Laid(GAP.join(parts), tuple(placed), _title(reading, placed), unread)
+    return Laid(GAP.join(parts), tuple(blocks), _title(reading, blocks), unread)
 
 
 def clean(text: str) -> str:
@@ -118,11 +118,11 @@ def _descend(path: list[tuple[int, str]], level: int, name: str) -> None:
     path.append((level, name))
 
 
-def _title(reading: Reading, placed: list[Placed]) -> str | None:
+def _title(reading: Reading, blocks: list[PlacedBlock]) -> str | None:
     given = _one_line(clean(reading.title or ""), _TITLE_CHARACTERS)
     if given:
         return given
-    first = placed[0]
+    first = blocks[0]
     return first.section[0] if first.kind == "heading" else None
 
 

@@ -36,7 +36,7 @@ from typing import Final
 from tokenizers import Tokenizer
 
 from jobs.retrieval.documents import Chunk
-from workers.retrieval.parsing.blocks import Laid, Placed
+from workers.retrieval.parsing.blocks import Laid, PlacedBlock
 from workers.retrieval.parsing.contract import Cutting, Limits, invalid, no_text
 
 # ── borders ──
@@ -290,7 +290,7 @@ def chunks(laid: Laid, tokens: Tokens, cutting: Cutting, limits: Limits) -> tupl
     cutter = Cutter(laid.text, tokens, spans, cutting)
     whole = [(0, len(laid.text))]
     segments = _segments(laid, cutter) if cutting.strategy == "structure" else whole
-    return tuple(_placed(laid, piece) for start, end in segments for piece in cutter.cut(start, end))
+    return tuple(_chunk_of(laid, piece) for start, end in segments for piece in cutter.cut(start, end))
 
 
 def sentences(laid: Laid, tokens: Tokens, cutting: Cutting, limits: Limits) -> tuple[Chunk, ...]:
@@ -299,7 +299,7 @@ def sentences(laid: Laid, tokens: Tokens, cutting: Cutting, limits: Limits) -> t
     if not spans.starts:
         raise no_text()
     cutter = Cutter(laid.text, tokens, spans, cutting)
-    found = [_placed(laid, piece) for start, end in _sentences(laid, cutter) for piece in cutter.cut(start, end)]
+    found = [_chunk_of(laid, piece) for start, end in _sentences(laid, cutter) for piece in cutter.cut(start, end)]
     return tuple(found)
 
 
@@ -417,7 +417,7 @@ def _segments(laid: Laid, cutter: Cutter) -> Iterator[tuple[int, int]]:
 def _sentences(laid: Laid, cutter: Cutter) -> Iterator[tuple[int, int]]:
     """Yield consecutive ranges of the whole text. A short one joins the next, unless that is of another section."""
     start: int | None = None
-    before: Placed | None = None
+    before: PlacedBlock | None = None
     for block in laid.blocks:
         if start is not None and before is not None and block.section != before.section and before.kind != "heading":
             yield start, before.end
@@ -434,7 +434,7 @@ def _sentences(laid: Laid, cutter: Cutter) -> Iterator[tuple[int, int]]:
         yield start, before.end
 
 
-def _together(block: Placed, following: Placed, fits: bool) -> bool:
+def _together(block: PlacedBlock, following: PlacedBlock, fits: bool) -> bool:
     if block.kind == "heading":
         below = following.section[: len(block.section)] == block.section
         return below and (fits or following.kind not in _ALONE)
@@ -443,6 +443,6 @@ def _together(block: Placed, following: Placed, fits: bool) -> bool:
     return block.kind not in _ALONE and following.kind not in _ALONE
 
 
-def _placed(laid: Laid, piece: Piece) -> Chunk:
+def _chunk_of(laid: Laid, piece: Piece) -> Chunk:
     block = laid.blocks[bisect_right(laid.blocks, piece.start, key=lambda block: block.start) - 1]
     return Chunk(piece.start, piece.end, piece.tokens, block.page, block.section)

@@ -237,12 +237,12 @@ def _check_parts(data: bytes, budget: Budget, depth: int) -> None:
     budget.open(len(infos))
     if sum(info.file_size for info in infos) > budget.left:
         budget.spend(budget.left + 1)
-    _check_places(infos)
+    _check_offsets(infos)
     for info in infos:
         _check_entry(data, info, budget, depth)
 
 
-def _check_places(infos: list[zipfile.ZipInfo]) -> None:
+def _check_offsets(infos: list[zipfile.ZipInfo]) -> None:
     """Refuse entries that share bytes: one small stream counted a thousand times."""
     end = 0
     for info in sorted(infos, key=lambda info: info.header_offset):

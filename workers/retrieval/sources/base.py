@@ -53,7 +53,7 @@ class Fetched:
 Take = Callable[[bytes], None]
 
 
-class Place(Protocol):
+class SourceReader(Protocol):
     """A place that documents come from."""
 
     def entries(self, most: int, look: Callable[[], None]) -> list[Entry]:

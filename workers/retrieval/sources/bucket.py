@@ -22,7 +22,7 @@ class Bucket:
 
     def entries(self, most: int, look: Callable[[], None]) -> list[Entry]:
         found: list[Entry] = []
-        bucket, prefix = self._place()
+        bucket, prefix = self._bucket_and_prefix()
         for item in self._listed(bucket, prefix, look):
             key = str(item["Key"]).removeprefix(prefix)
             if not key or key.endswith("/"):
@@ -37,7 +37,7 @@ class Bucket:
         if known is not None and entry.fingerprint == known:
             return None
         try:
-            bucket, prefix = self._place()
+            bucket, prefix = self._bucket_and_prefix()
             with (
                 _our_errors(),
                 self._client().open(f"{bucket}/{prefix}{entry.key}", "rb", block_size=_BLOCK) as handle,
@@ -48,7 +48,7 @@ class Bucket:
             raise ItemFailed(error.code, error.message) from error
         return Fetched(entry.fingerprint, entry.filename)
 
-    def _place(self) -> tuple[str, str]:
+    def _bucket_and_prefix(self) -> tuple[str, str]:
         try:
             return source_locations.prefix(self._allowed, self._url)
         except InvalidRequest as error:

@@ -36,7 +36,7 @@ from jobs.retrieval.indexes import index_of
 from jobs.retrieval.source_items import ADDED, CHANGED, FAILED, REMOVED, UNCHANGED, digest, told
 from jobs.retrieval.tables import Source, SourceItem, VectorStore, VectorStoreFile
 from jobs.usage import stored_bytes
-from workers.retrieval.sources.base import Entry, Fetched, ItemDeleted, ItemFailed, Place, SourceUnavailable
+from workers.retrieval.sources.base import Entry, Fetched, ItemDeleted, ItemFailed, SourceReader, SourceUnavailable
 from workers.retrieval.sources.bucket import Bucket
 from workers.retrieval.sources.folder import Folder
 from workers.retrieval.sources.web import Pages
@@ -248,7 +248,7 @@ def path_of(file_id: str) -> str:
 # ── where its items come from ──
 
 
-def open_place(context: Context, source: Source) -> Place:
+def open_reader(context: Context, source: Source) -> SourceReader:
     """Return the place that a source's row means; what the operator allows is asked anew at each reading."""
     config, spec = context.config, source.spec
     if source.type == "folder":
@@ -320,7 +320,7 @@ class _Sync:
         self.hold = hold
         self.recorder = recorder
         self.source = recorder.source
-        self.place = open_place(context, recorder.source)
+        self.reader = open_reader(context, recorder.source)
         self.again = bool(recorder.claim.job.payload.get("again"))
         self.began = time.monotonic()
         self.seen = self.failed = 0
@@ -350,7 +350,7 @@ class _Sync:
         return self.recorder.line
 
     def _all(self) -> None:
-        entries = self.place.entries(self.config.source_max_items, self._look)
+        entries = self.reader.entries(self.config.source_max_items, self._look)
         if not entries and self._has_items():
             # a mount that is unavailable looks like an empty folder, a mistaken prefix like an empty bucket
             raise SourceUnavailable("source_empty", "Nothing is there now, where something was: nothing was removed.")
@@ -501,7 +501,7 @@ class _Sync:
 
     def _fetched(self, entry: Entry, known: dict[str, Any] | None, take: Callable[[bytes], None]) -> Fetched:
         try:
-            fetched = self.place.fetch(entry, known, take)
+            fetched = self.reader.fetch(entry, known, take)
         except _SinkBroke as broke:
             raise broke.error from None
         if fetched is None:

@@ -83,18 +83,18 @@ class Pages:
         for _ in range(_REDIRECTS + 1):
             target = parse(url, allow_private=self.allow_private)
             async with session.get(target.url(), headers=headers, allow_redirects=False) as answer:
-                place = answer.headers.get("Location")
-                if answer.status not in _MOVED or place is None:
+                location = answer.headers.get("Location")
+                if answer.status not in _MOVED or location is None:
                     yield answer
                     return
-            url = _joined(url, place)
+            url = _joined(url, location)
         raise ItemFailed("too_many_redirects", f"The URL leads on more than {_REDIRECTS} times.")
 
 
-def _joined(url: str, place: str) -> str:
+def _joined(url: str, location: str) -> str:
     """Return where a redirect leads; the guard judges it."""
     try:
-        return urldefrag(urljoin(url, place)).url
+        return urldefrag(urljoin(url, location)).url
     except ValueError as error:
         raise InvalidRequest("A redirect leads to what is no URL.") from error
 

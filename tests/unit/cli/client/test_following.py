@@ -120,7 +120,7 @@ def test_what_workers_have_is_told_while_a_line_is_written(capsys: pytest.Captur
 
 
 def test_a_place_in_the_queue_is_told() -> None:
-    assert Snapshot.of(_job("queued", queue_position=3)).standing == "queued, place 3"
+    assert Snapshot.of(_job("queued", queue_position=3)).standing == "queued, position 3"
 
 
 @pytest.mark.parametrize(

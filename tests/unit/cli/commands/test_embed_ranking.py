@@ -20,11 +20,11 @@ def test_nearest_of_blocks_are_those_of_the_whole(block: int, monkeypatch: pytes
 
     lengths = [np.linalg.norm(texts, axis=1), np.linalg.norm(queries, axis=1)]
     cosines = (queries @ texts.T).astype(np.float64) / np.outer(lengths[1], lengths[0])
-    found = nearest.places()
-    for row, places in zip(cosines, found, strict=True):
-        assert len(set(places)) == 20
-        assert row[places] == pytest.approx(sorted(row, reverse=True)[:20], abs=1e-6)
-        assert list(row[places]) == pytest.approx(sorted(row[places], reverse=True), abs=1e-6)
+    found = nearest.indexes()
+    for row, indexes in zip(cosines, found, strict=True):
+        assert len(set(indexes)) == 20
+        assert row[indexes] == pytest.approx(sorted(row, reverse=True)[:20], abs=1e-6)
+        assert list(row[indexes]) == pytest.approx(sorted(row[indexes], reverse=True), abs=1e-6)
 
 
 def test_of_equals_the_earlier_comes_first_and_few_texts_are_all_there_are() -> None:
@@ -33,7 +33,7 @@ def test_of_equals_the_earlier_comes_first_and_few_texts_are_all_there_are() -> 
     nearest.add(np.asarray([[0, 1], [1, 0]], np.float32))
     nearest.add(np.asarray([[2, 0], [0, 0], [1, 0]], np.float32))
 
-    assert nearest.places() == [[1, 2, 4, 0]]
+    assert nearest.indexes() == [[1, 2, 4, 0]]
     few = Nearest(np.asarray([[1, 0]], np.float32), 100)
     few.add(np.asarray([[0, 1], [1, 0]], np.float32))
-    assert few.places() == [[1, 0]]
+    assert few.indexes() == [[1, 0]]

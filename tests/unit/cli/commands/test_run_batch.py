@@ -29,9 +29,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def test_an_installation_of_its_own_touches_nothing_that_others_share() -> None:
-    places = {name for name in Settings.model_fields if name.endswith("_url")}
+    indexes = {name for name in Settings.model_fields if name.endswith("_url")}
 
-    assert places | {"vectors_api_key"} == {name.removeprefix("NIGHTMILL_").lower() for name in _SHARED}
+    assert indexes | {"vectors_api_key"} == {name.removeprefix("NIGHTMILL_").lower() for name in _SHARED}
 
 
 @pytest.mark.parametrize(
