@@ -1,1 +1,1 @@
-"""What stands before a worker's engines: caches, file search, context window, JSON schema, compaction."""
+"""The middleware before a worker's engines: caches, file search, context window, JSON schema, compaction."""

@@ -1,10 +1,9 @@
-"""What the middleware before an engine has in common.
+"""What all middleware shares: the base class, retries while an engine is busy, and sums of usage.
 
-A further question of a request that has been paid for in part is asked `patiently`: a busy moment does not throw away
-what the request has cost.
+A request that has already cost tokens is sent again while the engine is busy, so that these tokens are not wasted.
 
-first question ── busy ──▶ EngineBusy: nothing is lost, the request comes back as often as it takes
-a further one  ── busy ──▶ wait, again, again ──▶ EngineFault: it counts, or it would be paid for without end
+first request  ── busy ──▶ EngineBusy: nothing is lost, and the request is retried without a limit
+further request ── busy ──▶ wait, retry, retry ──▶ EngineFault: it counts as a failed attempt
 """
 
 import asyncio
@@ -40,9 +39,9 @@ async def unresolved(request: Request) -> Request | Answer:
 
 
 class Middleware:
-    """An engine that stands before an engine, and handles the requests that it `concerns` itself with.
+    """An engine that stands before another engine and handles the requests that `concerns` selects.
 
-    Any other request is the inner engine's at once: it passes no coroutine of a layer that it does not ask for.
+    Every other request goes to the inner engine directly.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -67,33 +66,33 @@ class Middleware:
         return self.engine.stream(request, emit)
 
     def concerns(self, request: Request) -> bool:
-        """Return whether this layer has something to do with `request`."""
+        """Return whether this middleware handles `request`."""
         raise NotImplementedError
 
     async def handle(self, request: Request) -> Answer:
-        """Answer a request that concerns this layer."""
+        """Answer a request that this middleware handles."""
         raise NotImplementedError
 
     async def handle_stream(self, request: Request, emit: Emit) -> Answer:
-        """Answer a request that concerns this layer in pieces; here as if it did not concern it."""
+        """Answer a request that this middleware handles as a stream; by default the inner engine does."""
         return await self.engine.stream(request, emit)
 
 
 async def retry_while_busy(ask: Callable[[], Awaitable[Answer]], paid: Callable[[], Usage | None]) -> Answer:
-    """Call `ask` again while the engine is busy, if `paid` says that the request has cost something already.
+    """Call `ask` again while the engine is busy, if `paid` says that the request has cost tokens already.
 
     Raises:
         EngineFault: the engine stayed busy; and whatever `ask` raises.
     """
-    left = _TIMES
+    attempts_left = _TIMES
     while True:
         try:
             return await ask()
         except EngineBusy as busy:
-            spent, left = paid(), left - 1
+            spent, attempts_left = paid(), attempts_left - 1
             if spent is None:
                 raise
-            if not left:
+            if not attempts_left:
                 raise EngineFault("The engine stayed busy.", replace(_BUSY, usage=spent)) from busy
             pause = min(busy.retry_after or _PAUSE, _LONGEST)
         await asyncio.sleep(pause)

@@ -1,30 +1,29 @@
-"""The cache before an engine: interactive clients, lines of batches and searches have it alike.
+"""The cache before an engine, for interactive clients, lines of batches and searches.
 
     Request ─┬─ /v1/embeddings ───────────▶ vectors ─┐
-             ├─ generation that says `cache` ▶ answers ┴─▶ what is missing ─▶ engine
-             └─ all else ─────────────────────────────────────────────────▶ engine, or a refusal if it says `cache`
+             ├─ generation with `cache` ─────▶ answers ┴─▶ what is missing ─▶ engine
+             └─ all else ─────────────────────────────────────────────────▶ engine, or a refusal with `cache`
 
-Nothing is shared between projects: a project that asks for what another one has asked for learns nothing of it.
+Projects share no entries, so that no project learns what another one has asked.
 
-Answers are given again to clients who ask for it: the same request, by the same project, of the same model.
+An answer is repeated for the same request, by the same project, to the same model, if the request has `cache`:
 
-    "cache": true                 an answer as old as the deployment lets it be
-    "cache": {"ttl": 3600}        none that is older than an hour; and a later request may have this one as long
+    "cache": true                 an answer of any age that the deployment allows
+    "cache": {"ttl": 3600}        an answer that is at most an hour old; this answer is stored for an hour
 
-Only what is computed alike each time is cached: temperature 0, one choice, no stream, nothing that is looked up or
-stored. Every other request that says `cache` is refused, so that no client believes that it has a cache where it has
-none. An answer is cached if it came to its end; a hit is the answer as it was, under a new id, `cached`, its input
-counted as cached.
+Only repeatable answers are cached: temperature 0, one choice, no stream, no searches, nothing stored. Any other request
+with `cache` is refused, so that no client relies on a cache that it does not have. Only complete answers are cached. A
+hit is the former answer with a new id, `cached: true`, and its input tokens counted as cached.
 
-Of an embedding's inputs only those are embedded that were not before.
+For embeddings, only inputs without an entry are sent to the engine.
 
-    inputs ─▶ keys ─▶ shelf ─┬─ all there ───▶ answer, without the engine
-                             ├─ some there ──▶ engine, for the others ─▶ put together
-                             └─ none there ──▶ engine, as it was asked ─▶ its answer, as it is
+    inputs ─▶ keys ─▶ cache ─┬─ all found ───▶ answer, without the engine
+                             ├─ some found ──▶ engine, for the others ─▶ joined answer
+                             └─ none found ──▶ engine, with the request unchanged ─▶ its answer, unchanged
 
-A key holds all that a vector depends on but how it is computed: the choice of another runtime says how near its vectors
-are. Tokens are counted exactly or nothing is cached: servers count a request's inputs together, so that of them only
-requests of one input are cached.
+A key covers everything that a vector depends on, except the runtime: the record of a runtime's choice says how close
+its vectors are. Vectors are cached only with their exact number of tokens. HTTP servers count all inputs of a request
+together, so their vectors are cached only for requests with one input.
 """
 
 import base64
@@ -49,12 +48,12 @@ from workers.middleware.base import Middleware
 from workers.middleware.response_cache import CacheLookup, ResponseCache
 from workers.runtime.outcomes import outcomes_of
 
-#: Of the name that a client asks for: the name that it goes by, and which weights those are; None where nobody says.
+#: Maps the model name of a request to the model's own name and the identity of its weights; None if that is unknown.
 Identity = Callable[[str], tuple[str, str] | None]
 
 
 class CacheMiddleware(Middleware):
-    """An engine that is not asked twice."""
+    """Repeat cached answers and vectors, and ask the engine for the rest."""
 
     def __init__(self, engine: Engine, response_cache: ResponseCache, identity: Identity, config: Settings) -> None:
         super().__init__(engine)
@@ -88,7 +87,7 @@ class CacheMiddleware(Middleware):
 
 
 def _streaming(request: Request) -> Request:
-    """A question that is streamed need not say so itself."""
+    """Return the request with `stream` set; a request to `handle_stream` may lack it."""
     return replace(request, body={**request.body, "stream": True})
 
 
@@ -100,7 +99,7 @@ URLS: Final = frozenset({CHAT, COMPLETIONS, RESPONSES})
 MAX_ANSWER_BYTES: Final = 256 << 10  # of an answer
 _ANSWERS_VERSION: Final = 1
 _WHOLE: Final = frozenset({"stop", "length", "tool_calls"})
-#: Say who asks and not what: an answer is the same without them. Responses repeat some.
+#: Fields that an answer does not depend on. Responses repeat some of them.
 _IGNORED: Final = frozenset({FIELD, "model", "metadata", "user", "safety_identifier", "prompt_cache_key"})
 _STORED_ELSEWHERE: Final = ("background", "conversation", "previous_response_id")
 _SEARCHES: Final = frozenset({"file_search", "web_search", "web_search_preview", "mcp", "code_interpreter"})
@@ -111,8 +110,10 @@ class _Ttl(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AnswerCache:
-    """`identity` names a model and its weights; what none is known of is asked anew each time. `seconds` is the longest
-    time to live."""
+    """Cache generated answers for at most `seconds`.
+
+    `identity` names a model and its weights; answers of a model without an identity are not cached.
+    """
 
     def __init__(
         self,
@@ -127,9 +128,9 @@ class AnswerCache:
         self._seconds = seconds
 
     async def answer(self, request: Request) -> Answer:
-        """Of a request that says `cache`."""
-        if refused := objection(request):
-            return refused
+        """Answer a request that has the field `cache`."""
+        if refusal_answer := objection(request):
+            return refusal_answer
         ttl = min(_ttl(request.body[FIELD], self._seconds), self._seconds)
         forwarded, key = without_cache_field(request), self._key(request) if ttl and request.tenant else None
         lookup = await self._cache.find(request.tenant, [key]) if key else None
@@ -164,19 +165,19 @@ class AnswerCache:
             try:
                 msgspec.json.decode(answer.body)
             except msgspec.MsgspecError:
-                return  # what nobody looked at of it cannot be read
+                return  # the answer is no JSON, and nobody has parsed it before
             yield NewEntry(key, request.tenant, epoch, answer.body, tokens, at, at + ttl, job)
 
         self._cache.store(len(answer.body), entries_of)
 
 
 def without_cache_field(request: Request) -> Request:
-    """The request as an engine is asked it."""
+    """Return the request without `cache`, as engines expect it."""
     return replace(request, body={name: value for name, value in request.body.items() if name != FIELD})
 
 
 def objection(request: Request) -> Answer | None:
-    """Why this cannot be answered from the cache, and never could."""
+    """Return a refusal if the request can never be answered from the cache; None otherwise."""
     body = request.body
     if wrong := _malformed(body[FIELD]):
         return _refused(wrong)
@@ -190,7 +191,7 @@ def objection(request: Request) -> Answer | None:
 
 
 def _why_not_repeatable(body: Mapping[str, Any]) -> str | None:
-    """What of a request makes its answer another than one whole answer of one model."""
+    """Return why the answer may differ from run to run or is not one whole answer; None if it is repeatable."""
     if any(body.get(name) not in (None, 1) for name in ("n", "best_of")):
         return "it needs one choice: 'n' and 'best_of' are 1."
     if body.get("stream"):
@@ -200,10 +201,12 @@ def _why_not_repeatable(body: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _uses_other_models(terms: Any) -> bool:
-    """Whether a prompt that is too long goes to a model whose weights no key holds; what is no such field is refused
-    elsewhere."""
-    return isinstance(terms, dict) and (terms.get("route_long") is not None or terms.get("strategy") == "memory")
+def _uses_other_models(options: Any) -> bool:
+    """Return whether `context` may send a long prompt to another model, whose weights the key does not cover.
+
+    A malformed `context` is refused by the context window.
+    """
+    return isinstance(options, dict) and (options.get("route_long") is not None or options.get("strategy") == "memory")
 
 
 def _objection_to_response(body: Mapping[str, Any]) -> Answer | None:
@@ -234,7 +237,7 @@ def _ttl(value: Any, longest: int) -> int:
 
 
 def _hit(request: Request, entry: Entry) -> Answer:
-    """An answer as it was, with what is this request's."""
+    """Return the cached answer with a new id, a new time and the fields of this request."""
     body = msgspec.json.decode(entry.value)
     old = str(body.get("id") or "")
     prefix = old[: max(old.find("-"), old.find("_")) + 1]
@@ -247,12 +250,12 @@ def _hit(request: Request, entry: Entry) -> Answer:
         }
     body["cached"] = True
     _count_as_cached(body.get("usage"))
-    setting = msgspec.json.encode(body)
-    return Answer(200, setting, usage_of(setting))
+    encoded = msgspec.json.encode(body)
+    return Answer(200, encoded, usage_of(encoded))
 
 
 def _count_as_cached(usage: Any) -> None:
-    """All of its input."""
+    """Count all input tokens of `usage` as cached."""
     for name in ("prompt_tokens", "input_tokens"):
         if isinstance(usage, dict) and isinstance(usage.get(name), int):
             details = usage.get(f"{name}_details")
@@ -262,12 +265,10 @@ def _count_as_cached(usage: Any) -> None:
 # Vectors.
 
 VECTORS: Final = "embeddings"
-_VECTORS_VERSION: Final = 1  # of what a key and a value are
-_NOT_IN_KEY: Final = frozenset(
-    {"model", "input", "encoding_format", "user"}
-)  # no vector depends on it, or it is hashed apart
-_CHANGES_ANSWER: Final = ("truncate", "truncate_prompt_tokens")  # their answers say more than vectors
-_FRESH_SHARE: Final = 7 / 8  # of its time; what has less left is prolonged when it is used
+_VECTORS_VERSION: Final = 1  # of the format of keys and values
+_NOT_IN_KEY: Final = frozenset({"model", "input", "encoding_format", "user"})  # irrelevant, or hashed by itself
+_CHANGES_ANSWER: Final = ("truncate", "truncate_prompt_tokens")  # their answers have more than vectors
+_FRESH_SHARE: Final = 7 / 8  # of its life; an entry with less left is prolonged when it is used
 
 
 class _Vector(msgspec.Struct):
@@ -285,7 +286,7 @@ _embedding = msgspec.json.Decoder(str | list[float]).decode
 
 @dataclass(frozen=True, slots=True)
 class _CacheableRequest:
-    """A request that the cache can serve: its inputs as a list, and a key for each."""
+    """An embedding request that the cache can serve, with its inputs as a list and a key for each."""
 
     request: Request
     model: str
@@ -301,7 +302,10 @@ class _CacheableRequest:
 
 
 class VectorCache:
-    """`identity` names a model and its weights; None of those that nobody has pinned down."""
+    """Cache the vectors of embedding requests for `seconds`.
+
+    `identity` names a model and its weights; vectors of a model without an identity are not cached.
+    """
 
     def __init__(
         self,
@@ -332,8 +336,11 @@ class VectorCache:
         return await self._completed(cacheable, lookup, missing)
 
     async def _completed(self, cacheable: _CacheableRequest, lookup: CacheLookup, missing: list[int]) -> Answer:
-        """With what the engine says of the rest. It is asked for all where that is not to be used: its words are then
-        about the request as it came."""
+        """Join cached vectors with the engine's vectors for the `missing` inputs.
+
+        If the engine's answer has no usable vectors, send the whole request, so that an error is about the request as
+        it came.
+        """
         answer = await self._engine.answer(cacheable.only(missing))
         try:
             vectors = _read(answer, len(missing))
@@ -356,7 +363,7 @@ class VectorCache:
 
     def _store(self, cacheable: _CacheableRequest, indexes: list[int], answer: Answer, epoch: int) -> None:
         request = cacheable.request
-        counted = answer.usage.input_tokens  # 0: its server says nothing of that
+        counted = answer.usage.input_tokens  # 0 if the server does not report usage
         tokens = answer.tokens or ((counted,) if counted and len(indexes) == 1 else ())
         if answer.status != 200 or not request.cacheable or len(tokens) != len(indexes):
             return
@@ -393,7 +400,7 @@ def _key(start: Any, text: Any) -> bytes:
 
 
 def _inputs(value: Any) -> list[Any] | None:
-    """Texts or lists of token ids; None where the engine is to say what is wrong."""
+    """Return texts or lists of token ids; None if the engine has to refuse the input."""
     many = inputs_of(value)
     if many is None:
         return None
@@ -403,7 +410,10 @@ def _inputs(value: Any) -> list[Any] | None:
 
 
 def _read(answer: Answer, count: int) -> list[msgspec.Raw]:
-    """The vectors of an answer as they stand there, in order. Raises ValueError."""
+    """Return the vectors of an answer in order, as raw JSON.
+
+    Raises: ValueError.
+    """
     if answer.status != 200:
         raise ValueError
     try:
@@ -416,11 +426,14 @@ def _read(answer: Answer, count: int) -> list[msgspec.Raw]:
 
 
 def _floats(raw: msgspec.Raw) -> bytes:
-    """Float32, little-endian. Raises ValueError."""
+    """Return a vector as float32 bytes, little-endian.
+
+    Raises: ValueError.
+    """
     try:
-        setting = _embedding(raw)
+        vector = _embedding(raw)
         with np.errstate(over="ignore"):
-            value = base64.b64decode(setting) if isinstance(setting, str) else np.asarray(setting, "<f4").tobytes()
+            value = base64.b64decode(vector) if isinstance(vector, str) else np.asarray(vector, "<f4").tobytes()
     except (msgspec.MsgspecError, binascii.Error) as error:
         raise ValueError from error
     if not value or len(value) % 4 or not np.isfinite(np.frombuffer(value, "<f4")).all():
@@ -431,7 +444,7 @@ def _floats(raw: msgspec.Raw) -> bytes:
 def _written(
     cacheable: _CacheableRequest, lookup: CacheLookup, vectors: Mapping[int, msgspec.Raw], usage: Usage, model: str
 ) -> Answer:
-    """OpenAI's answer, whose usage says how much of it was there."""
+    """Return OpenAI's embedding answer, whose usage counts cached tokens apart."""
     entries = [lookup.entries.get(key) for key in cacheable.keys]
     data = [
         {
@@ -443,8 +456,8 @@ def _written(
     ]
     known = sum(entry.tokens for entry in entries if entry)
     total = known + usage.input_tokens
-    setting = {"prompt_tokens": total, "total_tokens": total, "prompt_tokens_details": {"cached_tokens": known}}
-    body = msgspec.json.encode({"object": "list", "data": data, "model": model, "usage": setting})
+    counts = {"prompt_tokens": total, "total_tokens": total, "prompt_tokens_details": {"cached_tokens": known}}
+    body = msgspec.json.encode({"object": "list", "data": data, "model": model, "usage": counts})
     return Answer(200, body, Usage(total, known + usage.cached_tokens))
 
 

@@ -1,9 +1,9 @@
-"""Conversations that were compacted: an engine is shown the summary, and never an item that only we know.
+"""Replace compaction items of a conversation by their summaries, because engines do not know such items.
 
-    user, user, compaction, user ──▶ user: what was said, the summary, quoted, what is said now
+    user, user, compaction, user ──▶ user: earlier messages, the quoted summary, the new message
 
-Some templates take no second message of a user's, so that all of them around it are one. The summary was written by a
-model: it is data, as what is found in files (see `quoting`).
+Some chat templates refuse two user messages in a row, so the messages around a summary become one. A model wrote the
+summary, so it is quoted as data, like excerpts of files (see `quoting`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ _NOTE: Final = "Summary of the conversation until here:"
 
 
 class CompactionMiddleware(Middleware):
-    """An engine whose conversations may have been compacted."""
+    """Expand compaction items before the engine sees a conversation."""
 
     def concerns(self, request: Request) -> bool:
         items = request.body.get("input") if request.url == RESPONSES else None
@@ -37,9 +37,9 @@ class CompactionMiddleware(Middleware):
 
 
 def expand_compactions(request: Request) -> Request | Answer:
-    """As an engine is asked it; a refusal where a summary is none of ours."""
+    """Return the request with summaries in place of compaction items; a refusal if a summary was not made here."""
     shown: list[Any] = []
-    said: list[Mapping[str, Any]] = []  # by a user, one after the other
+    user_items: list[Mapping[str, Any]] = []  # consecutive items of the user
     for n, item in enumerate(request.body["input"]):
         if compaction.is_compaction(item):
             try:
@@ -49,28 +49,28 @@ def expand_compactions(request: Request) -> Request | Answer:
                 return refusal(
                     400, f"Invalid '{param}': {error}", param=f"{param}.{compaction.CONTENT}", code="invalid_value"
                 )
-            said.append({"type": compaction.ITEM, "content": quoting.note(_NOTE, summary.splitlines()).rstrip()})
+            user_items.append({"type": compaction.ITEM, "content": quoting.note(_NOTE, summary.splitlines()).rstrip()})
         elif isinstance(item, dict) and item.get("role") == "user":
-            said.append(item)
+            user_items.append(item)
         else:
-            shown += [*_together(said), item]
-            said = []
-    return replace(request, body={**request.body, "input": [*shown, *_together(said)]})
+            shown += [*_together(user_items), item]
+            user_items = []
+    return replace(request, body={**request.body, "input": [*shown, *_together(user_items)]})
 
 
-def _together(said: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One message, where a summary is among them."""
-    if not any(map(compaction.is_compaction, said)):
-        return [dict(one) for one in said]
-    parts = [part for one in said for part in _parts(one.get("content"))]
+def _together(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return one user message if a summary is among `said`; otherwise the messages unchanged."""
+    if not any(map(compaction.is_compaction, items)):
+        return [dict(one) for one in items]
+    parts = [part for one in items for part in _parts(one.get("content"))]
     texts = [part["text"] for part in parts if part.keys() == {"type", "text"} and isinstance(part["text"], str)]
     content: Any = "\n\n".join(texts) if len(texts) == len(parts) else parts
-    last = said[-1]
+    last = items[-1]
     return [{"role": "user", "content": content} | ({PRIORITY: last[PRIORITY]} if PRIORITY in last else {})]
 
 
 def _parts(content: Any) -> list[dict[str, Any]]:
-    """What is no list of parts an engine is to refuse."""
+    """Return the parts of a content; an engine refuses anything that is no list of parts."""
     if isinstance(content, list) and all(isinstance(part, dict) for part in content):
         return content
     return [{"type": "input_text", "text": content}]

@@ -1,37 +1,36 @@
-"""How a prompt is made shorter: which turns, messages or middles are left out, and no more of them than it takes.
+"""The strategies that shorten a prompt until it fits, and leave out no more than necessary.
 
-    truncate_middle   the longest texts lose their middle, all down to the same length; no message goes
-    sliding_window    the oldest turns go
-    rotate            the first turns stay as an anchor, the oldest after them go, several at a time
-    priority          what has the lowest `priority` goes, the oldest of it first: calls of tools, or whole turns
-    truncation_auto   OpenAI's `truncation: auto`: what was said goes from the beginning of the conversation
-    key_facts         of the older turns only the sentences that matter, as a note to the model
-    memory            of the older turns those come back that have to do with the last question
+    truncate_middle   cut the middle of the longest texts, all to the same length; drop no message
+    sliding_window    drop the oldest turns
+    rotate            keep the first turns as an anchor, and drop the oldest after them, several at a time
+    priority          drop the lowest `priority` first, oldest first: tool calls, or whole turns
+    truncation_auto   OpenAI's `truncation: auto`: drop items from the beginning of the conversation
+    key_facts         replace older turns by a note with their most relevant sentences
+    memory            drop older turns, except those that are related to the last question
 
-None leaves an orphan: a question goes with its answers, and a call of a tool with its results. `summaries` is the one
-strategy that asks the model.
+A question is dropped together with its answers, and a tool call together with its results. The strategy of `summaries`
+is the only one that asks the model.
 
-`rotate` is what engines do with their caches, done with turns. That the very first tokens must stay is the finding of
-"attention sinks" (Xiao et al., Efficient Streaming Language Models, arXiv:2309.17453); that many go at once is the
-`n_keep` and context shift of llama.cpp: the window then begins at the same turn for a while, so that the next requests
-of the conversation find their prefix cached, which a window that moves with each turn never does.
+`rotate` applies to turns what engines do with their caches. The first tokens stay because of "attention sinks" (Xiao et
+al., Efficient Streaming Language Models, arXiv:2309.17453). Several turns are dropped at once, like the `n_keep` and
+context shift of llama.cpp: the window begins at the same turn for several requests, so that their prefix is cached.
 
-`key_facts` scores each sentence, over tf-idf of its words, and takes as many of the best as fit, in their order:
+`key_facts` scores each sentence by tf-idf of its words, and takes as many of the best as fit, in their original order:
 
     score = 0.7 * cosine with the last question + 0.3 * cosine with the centre of all the sentences
     tf = 1 + ln(count),  idf = ln(1 + texts / texts that have the word)
 
-The second part is the centroid of MEAD (Radev et al. 2004, Information Processing & Management 40); the first makes it
-a summary for the question.
+The second term is the centroid of MEAD (Radev et al. 2004, Information Processing & Management 40). The first term
+favours sentences that concern the question.
 
 `memory` compares by vectors:
 
     older turns ──▶ pieces ──┐
-    last question ───────────┴──▶ vectors, by a worker that embeds ──▶ turns with the nearest pieces, as many as fit
+    last question ───────────┴──▶ vectors, by an embedding worker ──▶ turns with the nearest pieces, as many as fit
 
-It searches the conversation itself, as the request has it (with `previous_response_id` and `conversation` that is all
-of it); nothing is stored. Without a worker for the embedding model the request waits, or is told to come again, as with
-`file_search`: an answer from other turns, by chance, would be worse.
+It searches the conversation of the request (with `previous_response_id` and `conversation` the whole one) and stores
+nothing. Without a worker for the embedding model the request waits or gets 503, as with `file_search`: an answer from
+arbitrary turns would be worse.
 """
 
 import asyncio
@@ -51,16 +50,19 @@ from workers.retrieval.lexical import WIDE
 
 Body = dict[str, Any]
 Fits = Callable[[Body], Awaitable[bool]]
-Cut = tuple[Body, dict[str, Any]]  # a body that fits, and what is said of how it came about
+Cut = tuple[Body, dict[str, Any]]  # a body that fits, and the report for the client
 
-#: Where no priority is named: calls of tools go before turns, and those in which nothing was asked before the others.
+#: Defaults for messages without a priority: tool calls go first, then turns without a question, then the others.
 PRIORITIES: Final = {"user": 30.0, "assistant": 20.0}
 _OTHERS: Final = 10.0
 _FIRST_TURNS: Final = 1
 
 
 async def least(most: int, fits: Callable[[int], Awaitable[bool]]) -> int | None:
-    """The smallest of 0 … most that fits, where whatever is above one that fits does too; None if none does."""
+    """Return the smallest of 0 … `most` for which `fits` is true; None if there is none.
+
+    `fits` must stay true above the first number for which it is true.
+    """
     if not await fits(most):
         return None
     low, high = 0, most
@@ -79,7 +81,7 @@ async def sliding_window(history: History, terms: ContextOptions, fits: Fits) ->
 
 
 async def truncation_auto(history: History, _: ContextOptions, fits: Fits) -> Cut | None:
-    """The oldest turns go, then the oldest of the last one, but not the question, nor what was said last."""
+    """Drop the oldest turns, then the oldest items of the last turn, except the question and the last item."""
     last = set(history.turns[-1]) if history.turns else set()
     stay = {history.asked, max(last, default=None)}
     within = [group for group in history.groups if group[0] in last and not stay & set(group)]
@@ -93,7 +95,7 @@ async def rotate(history: History, terms: ContextOptions, fits: Fits) -> Cut | N
 
 
 async def priority(history: History, terms: ContextOptions, fits: Fits) -> Cut | None:
-    """A call of a tool goes with its results, a question with its answers and all that was called for between them."""
+    """Drop the lowest priority first: a tool call with its results, a question with everything up to the next one."""
     older = history.older(terms.kept_turns)
     number_of = {n: number for number, turn in enumerate(older) for n in turn}
     calls: list[list[list[int]]] = [[] for _ in older]
@@ -110,7 +112,10 @@ async def priority(history: History, terms: ContextOptions, fits: Fits) -> Cut |
 
 
 def _by_worth(history: History, turn: list[int], calls: list[list[int]]) -> list[tuple[float, list[int]]]:
-    """What of a turn may go by itself: its calls, and then the whole, which is worth as much as any part of it."""
+    """Return the parts of a turn with their priorities: its tool calls, then the whole turn.
+
+    The whole turn has the highest priority of its parts.
+    """
     called = {n for group in calls for n in group}
     said = [n for n in turn if n not in called]
     worths = [_worth(history, group, _OTHERS) for group in calls]
@@ -120,12 +125,12 @@ def _by_worth(history: History, turn: list[int], calls: list[list[int]]) -> list
 
 
 def _worth(history: History, indexes: list[int], usual: float) -> float:
-    """The highest priority that one of them names."""
+    """Return the highest priority among the items; `usual` if none has one."""
     return max((float(history.priorities[n]) for n in indexes if n in history.priorities), default=usual)
 
 
 async def truncate_middle(history: History, terms: ContextOptions, fits: Fits) -> Cut | None:
-    """All to the greatest length of text, in characters, that fits."""
+    """Cut all texts to the greatest length, in characters, that fits."""
     indexes = {n for turn in history.older(terms.kept_turns) for n in turn}
     longest = max((len(text) for n in indexes for text in texts(history.items[n])), default=0)
 
@@ -151,7 +156,7 @@ async def truncate_middle(history: History, terms: ContextOptions, fits: Fits) -
 async def _without_first(
     history: History, removable: list[list[int]], fits: Fits, *, aligned: bool = False
 ) -> Cut | None:
-    """Without as many of these as it takes."""
+    """Drop as few of the first `removable` groups as possible."""
 
     def dropped(many: int) -> set[int]:
         return {n for group in removable[:many] for n in group}
@@ -166,14 +171,17 @@ async def _without_first(
 
 
 def _aligned(many: int, all_of_them: int) -> int:
-    """More, up to a multiple of a power of two that is at most half of what would be left: see above."""
+    """Round the number of dropped groups up to a multiple of a power of two (at most half of the remaining ones).
+
+    So the window begins at the same turn for several requests; see the module.
+    """
     left = all_of_them - many
     step = 1 << max(0, (left // 2).bit_length() - 1)
     return -(-many // step) * step
 
 
 def _middle_cut(text: str, length: int) -> str:
-    """At most `length` characters of it, from both ends, around a mark that says how many are missing."""
+    """Return at most `length` characters of both ends of `text`, around a mark with the number of missing ones."""
     marked = f"\n[… {len(text) - length:,} characters left out …]\n"
     if len(text) <= length + len(marked):
         return text
@@ -190,10 +198,10 @@ _FACTS_NOTE: Final = "From earlier in this conversation:"
 
 async def key_facts(history: History, terms: ContextOptions, fits: Fits) -> Cut | None:
     dropped = [n for turn in history.older(terms.kept_turns) for n in turn]
-    found, order = await asyncio.to_thread(_ranked, history, dropped)  # of megabytes it takes seconds
+    sentences_said, order = await asyncio.to_thread(_ranked, history, dropped)  # takes seconds for megabytes
 
     def body(many: int) -> Body:
-        kept = [found[n] for n in sorted(order[:many])]
+        kept = [sentences_said[n] for n in sorted(order[:many])]
         return history.noted(dropped, _FACTS_NOTE, [f"{speaker}: {sentence}" for speaker, sentence in kept])
 
     left_out = await least(len(order), lambda fewer: fits(body(len(order) - fewer)))
@@ -204,25 +212,28 @@ async def key_facts(history: History, terms: ContextOptions, fits: Fits) -> Cut 
 
 
 def _ranked(history: History, indexes: list[int]) -> tuple[list[tuple[str, str]], list[int]]:
-    """What was said, and by whom, each thing once; and the order of its worth."""
-    said = ((history.speaker(n), one) for n in indexes for one in sentences(history.text(n)))
-    found = list(dict.fromkeys(said))
-    return found, _best_first([sentence for _, sentence in found], history.question)
+    """Return each distinct sentence with its speaker, and the indexes of the sentences, most relevant first."""
+    spoken = ((history.speaker(n), sentence) for n in indexes for sentence in sentences(history.text(n)))
+    distinct_sentences = list(dict.fromkeys(spoken))
+    return distinct_sentences, _best_first([sentence for _, sentence in distinct_sentences], history.question)
 
 
 def _best_first(sentences: list[str], question: str) -> list[int]:
-    weighed, asked = weights(sentences, question)
+    weighed, question_weights = weights(sentences, question)
     middle = centre(weighed)
-    scores = [QUESTION * cosine(one, asked) + CENTRE * cosine(one, middle) for one in weighed]
+    scores = [
+        QUESTION * cosine(sentence_weights, question_weights) + CENTRE * cosine(sentence_weights, middle)
+        for sentence_weights in weighed
+    ]
     return sorted(range(len(sentences)), key=lambda n: (-scores[n], n))
 
 
 # Sentences, ranked by their words.
 
-#: Chinese and Japanese write no spaces, and Korean joins its words: there each character is one.
+#: Chinese and Japanese write no spaces, and Korean joins words: each of their characters counts as a word.
 _WIDE: Final = f"{WIDE}\uac00-\ud7af"
 _WORD: Final = re.compile(rf"[{_WIDE}]|[^\W_{_WIDE}]+")
-#: A full stop is followed by a space; a wide one (of Chinese and Japanese) by nothing.
+#: A full stop is followed by a space; a wide one (Chinese, Japanese) need not be.
 _END: Final = ".!?\u2026"
 _SENTENCE: Final = re.compile(f"(?<=[{_END}])\\s+|(?<=[{_END}][\"')\\]])\\s+|(?<=[\u3002\uff01\uff1f])|\\n+")
 
@@ -238,20 +249,20 @@ def words(text: str) -> Counter[str]:
 
 
 def weights(texts: Sequence[str], question: str) -> tuple[list[Weights], Weights]:
-    """Of the texts and of the question, words being as rare as they are in the texts."""
+    """Return tf-idf weights of each text and of the question; the document frequencies come from `texts`."""
     counted = [words(text) for text in texts]
     having: Counter[str] = Counter()
-    for one in counted:
-        having.update(one.keys())
+    for counts in counted:
+        having.update(counts.keys())
     rare = {word: math.log(1 + len(texts) / many) for word, many in having.items()}
-    return [_weighted(one, rare) for one in counted], _weighted(words(question), rare)
+    return [_weighted(counts, rare) for counts in counted], _weighted(words(question), rare)
 
 
 def centre(of: Iterable[Weights]) -> Weights:
-    """What all of them are about."""
+    """Return the normalized sum of the weights."""
     total: Weights = {}
-    for one in of:
-        for word, weight in one.items():
+    for weights in of:
+        for word, weight in weights.items():
             total[word] = total.get(word, 0.0) + weight
     return _unit(total)
 
@@ -273,13 +284,13 @@ def _unit(raw: Weights) -> Weights:
 
 # `memory`.
 
-#: Of the best turns so many are tried; each costs a count of the prompt.
+#: How many of the best turns are tried; each costs one count of the prompt's tokens.
 MAX_TRIED_TURNS: Final = 64
-#: Of each turn so many pieces are embedded that all turns have about this many.
+#: About how many pieces of all turns together are embedded.
 _PIECES: Final = 2048
 
 Vectors = Sequence[NDArray[np.float32]]
-#: One vector of length 1 for each text, by the model that the terms name; an Answer is a refusal. Raises EngineBusy.
+#: Returns a normalized vector for each text, by the model of the options, or a refusal. Raises EngineBusy.
 Embed = Callable[[Sequence[str]], Awaitable[Vectors | Answer]]
 
 
@@ -291,8 +302,8 @@ async def memory(
     if not await fits(history.without(every)):
         return None
     each = max(1, _PIECES // max(1, len(older)))
-    said = [_pieces(_text(history, turn), piece_bytes)[:each] for turn in older]
-    pieces = [(number, one) for number, some in enumerate(said) for one in some]
+    pieces_of_turn = [_pieces(_text(history, turn), piece_bytes)[:each] for turn in older]
+    pieces = [(number, one) for number, some in enumerate(pieces_of_turn) for one in some]
     question = _pieces(history.question, piece_bytes)[:1]
     if not pieces or not question:
         return history.without(every), _report(every, 0)
@@ -307,7 +318,7 @@ async def memory(
 
 
 async def _as_many(history: History, older: list[list[int]], best: list[int], fits: Fits) -> Cut:
-    """The best first; one that is too long is passed over."""
+    """Take back turns, best first, and skip those that do not fit."""
     back: set[int] = set()
     for number in best:
         if await fits(history.without(_turns_without(older, back | {number}))):
@@ -328,20 +339,20 @@ def _text(history: History, turn: list[int]) -> str:
     return "\n".join(history.text(n) for n in turn)
 
 
-def _pieces(text: str, most: int) -> list[str]:
-    """Of at most so many bytes, cut between words where there are any: no token is shorter than a byte."""
-    found: list[str] = []
+def _pieces(text: str, max_bytes: int) -> list[str]:
+    """Split `text` into pieces of at most `most` bytes, between words if possible; no token is shorter than a byte."""
+    pieces: list[str] = []
     begun, size = "", 0
-    for word in (part for whole in text.split() for part in _slices(whole, most)):
+    for word in (part for whole in text.split() for part in _slices(whole, max_bytes)):
         length = len(word.encode(errors="replace")) + 1
-        if begun and size + length > most:
-            found.append(begun)
+        if begun and size + length > max_bytes:
+            pieces.append(begun)
             begun, size = "", 0
         begun = f"{begun} {word}" if begun else word
         size += length
-    return [*found, begun] if begun else found
+    return [*pieces, begun] if begun else pieces
 
 
-def _slices(word: str, most: int) -> list[str]:
-    step = max(1, most // 4)  # a character has four bytes at most
+def _slices(word: str, max_bytes: int) -> list[str]:
+    step = max(1, max_bytes // 4)  # a character has four bytes at most
     return [word[at : at + step] for at in range(0, len(word), step)] if len(word) > step else [word]

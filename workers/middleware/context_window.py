@@ -1,14 +1,13 @@
-"""Prompts that are longer than their model takes: they are cut where the client asks for it, and else refused.
+"""Shorten prompts that exceed their model's context if the client asks for it with `context` or `truncation`.
 
-    request ──▶ terms ── none ─────────────────────────────▶ engine ──▶ answer, or context_length_exceeded
+    request ──▶ options ── none ───────────────────────────▶ engine ──▶ answer, or context_length_exceeded
                   └──▶ length ── fits ─────────────────────▶ engine
                          └── too long ──▶ route_long ──▶ another model's workers
                                      └──▶ strategy ── fits ──▶ engine ──▶ answer with `context`
-                                                  └── not even what must stay: context_length_exceeded
+                                                  └── the rest is still too long: context_length_exceeded
 
-Where the engine counts (vLLM in this process) a prompt is known to be too long before it is asked. Elsewhere the engine
-is asked first, as the request is; its refusal is the measure, and estimates are for what is cut then, tighter each time
-that it refuses.
+An engine that counts exactly (vLLM in this process) tells before the request whether a prompt is too long. Any other
+engine gets the unchanged request first. If it refuses, the prompt is cut by estimates, tighter after each refusal.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -50,13 +49,18 @@ from workers.middleware.summaries import Summaries, SummaryFailed
 
 @dataclass(frozen=True, slots=True)
 class ContextReport:
-    """`told` is the field; `echo` is of the request, what the engine was not told."""
+    """What a client is told about the shortening of its prompt.
+
+    `told` is the field `context`. `echo` holds fields of the request that the engine did not get. `usage` is of
+    summaries.
+    """
 
     told: dict[str, Any] = field(default_factory=dict)
     echo: Mapping[str, Any] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)
 
     def answer(self, answer: Answer) -> Answer:
+        """Return `answer` with the report in its body and the usage of summaries added."""
         usage = answer.usage + self.usage
         if answer.status != 200 or not answer.body or not (self.told or self.echo):
             return replace(answer, usage=usage)
@@ -64,12 +68,12 @@ class ContextReport:
         return Answer(200, msgspec.json.encode(self._with_it(body)), usage)
 
     def emit(self, emit: Emit) -> Emit:
-        """Of a chat the first chunk says it, of a response each event that has the response."""
+        """Return an `emit` that adds the report: to the first chunk of a chat, or to each event with a response."""
         if not (self.told or self.echo):
             return emit
         first = True
 
-        async def told(chunk: bytes) -> None:
+        async def emit_with_report(chunk: bytes) -> None:
             nonlocal first
             event = msgspec.json.decode(chunk)
             if isinstance(event, dict) and "response" in event:
@@ -79,7 +83,7 @@ class ContextReport:
                 first = False
             await emit(msgspec.json.encode(event))
 
-        return told
+        return emit_with_report
 
     def _with_it(self, body: Any) -> Any:
         if not isinstance(body, dict):
@@ -95,11 +99,11 @@ class ContextReport:
         return body | {"usage": add_usage(shown, self.usage)}
 
 
-#: None where the engine cannot put the request into tokens. Raises what engines raise.
+#: Returns the length of a prompt, or None if the engine cannot tokenize the request. Raises what engines raise.
 Measure = Callable[[Request], Awaitable[Length | None]]
-#: Of a budget that is an estimate: the whole and then less, or, where nobody knows the limit, half and half again.
+#: Shares of an estimated budget to try, one after the other: with a known limit, and with an unknown one.
 _KNOWN: Final = (1.0, 0.8, 0.64, 0.5)
-_DOUBT: Final = 150  # percent of a budget that what must stay may have
+_DOUBT: Final = 150  # percent of an estimated budget that the first cut may use
 _UNKNOWN: Final = (0.5, 0.25, 0.125, 0.06)
 _CUTTING: Final[dict[str, Callable[[History, ContextOptions, Fits], Awaitable[Cut | None]]]] = {
     "truncate_middle": truncate_middle,
@@ -115,10 +119,10 @@ AskNamed = Callable[[Request, Emit | None, Ask], Awaitable[Answer]]
 
 
 class ModelRouting(Protocol):
-    """Other workers, or other models of this one. Raises EngineBusy where nobody can answer now."""
+    """Access to other workers and to other models of this worker. Raises EngineBusy if none can answer now."""
 
     async def route(self, request: Request, emit: Emit | None) -> Answer | None:
-        """The answer of the model that the request names; None if that is one of this worker's own."""
+        """Return the answer of the model that the request names; None if this worker serves that model itself."""
 
     async def piece_bytes(self, model: str | None) -> int: ...
 
@@ -126,7 +130,10 @@ class ModelRouting(Protocol):
 
 
 class ContextWindow(Middleware):
-    """`ask_named` asks for a model by the name that a client has for it."""
+    """Shorten prompts that are too long, as the request's `context` or `truncation` says.
+
+    `measure` counts tokens; `model_router` reaches other models.
+    """
 
     def __init__(
         self, engine: Engine, measure: Measure, model_router: ModelRouting, ask_named: AskNamed = directly
@@ -146,16 +153,16 @@ class ContextWindow(Middleware):
         return await self.answer_or_stream(request, emit)
 
     async def ask(self, request: Request, emit: Emit | None) -> Answer:
-        """The engine, as the request is."""
+        """Send the request to the engine without the fields of the context window."""
         body = without_context_fields(request.url, request.body)
         if body is not request.body:
             request = replace(request, body=body)
-        asked = self.engine.answer(request) if emit is None else self.engine.stream(request, emit)
-        answer = await asked
+        pending = self.engine.answer(request) if emit is None else self.engine.stream(request, emit)
+        answer = await pending
         return in_openais_words(request.url, answer) if request.url in PROMPT else answer
 
     async def answer_or_stream(self, request: Request, emit: Emit | None) -> Answer:
-        """Whole, or its pieces to `emit`."""
+        """Answer the request; with `emit` as a stream."""
         try:
             terms = context_options_of(request.url, request.body)
         except InvalidRequest as error:
@@ -170,21 +177,21 @@ class ContextWindow(Middleware):
 
 @dataclass(slots=True)
 class _LongPrompt:
-    """One request that says what to do if it is too long."""
+    """One request with options for a prompt that is too long."""
 
     window: ContextWindow
     sent: Request
     terms: ContextOptions
     history: History
     emit: Emit | None
-    spent: Usage = field(default_factory=Usage)  # on summaries
-    paid: bool = False  # whether others have done something for it
+    spent: Usage = field(default_factory=Usage)  # by summaries
+    paid: bool = False  # whether other requests were made for it
     auto: bool = False  # OpenAI's `truncation`
 
     def __post_init__(self) -> None:
         self.auto = self.sent.url == RESPONSES and self.sent.body.get("truncation") == "auto"
         if self.auto:
-            self.history.body.pop("truncation")  # engines that know it cut tokens, whatever they are
+            self.history.body.pop("truncation")  # engines that know it would cut in the middle of messages
 
     @property
     def _strategy(self) -> str:
@@ -194,7 +201,7 @@ class _LongPrompt:
         body = self.history.body
         try:
             length = await self._length(body)
-            if length is None:  # the engine will say why when it is asked
+            if length is None:  # the engine will explain the refusal
                 return await self._ask(body, ContextReport())
             if not length.exact and not self._capped(length):
                 answer = await self._ask(body, ContextReport())
@@ -212,7 +219,7 @@ class _LongPrompt:
         return self.terms.max_tokens is not None and length.tokens > self.terms.max_tokens
 
     def _budget(self, limit: int) -> int:
-        """Tokens of the prompt."""
+        """Return how many tokens the prompt may have."""
         left = limit - reserved(self.history.body, limit)
         return left if self.terms.max_tokens is None else min(left, self.terms.max_tokens)
 
@@ -221,7 +228,7 @@ class _LongPrompt:
             return await self._routed(self.terms.route_long, length)
         for n, budget in enumerate(self._budgets(length)):
             fit = await self._cut(budget, length) if budget > 0 else None
-            if fit is None and n == 0 and not length.exact:  # estimates are rather too high: let the engine judge it
+            if fit is None and n == 0 and not length.exact:  # estimates tend to be too high: let the engine decide
                 fit = await self._cut(budget * _DOUBT // 100, length)
             if isinstance(fit, Answer):
                 return fit
@@ -241,21 +248,21 @@ class _LongPrompt:
         return (int(whole * share) for share in shares)
 
     async def _cut(self, budget: int, length: Length) -> tuple[Body, ContextReport] | Answer | None:
-        """A body within the budget; None if there is none."""
+        """Return a body within the budget and its report; None if there is none."""
 
         async def fits(body: Body) -> bool:
-            """What the model's template does not take, with these messages left out, does not."""
+            """Return whether the body is within the budget; False if the chat template refuses it."""
             cut = await self._length(body)
             return cut is not None and cut.tokens <= budget
 
-        found = await self._by_strategy(fits, budget, length)
-        if found is None or isinstance(found, Answer):
-            return found
-        body, told = found
-        window = await self._length(body)
-        if window is None or window.tokens > budget:
+        result = await self._by_strategy(fits, budget, length)
+        if result is None or isinstance(result, Answer):
+            return result
+        body, told = result
+        length_after = await self._length(body)
+        if length_after is None or length_after.tokens > budget:
             return None
-        counts = {"prompt_tokens_before": length.tokens, "prompt_tokens": window.tokens}
+        counts = {"prompt_tokens_before": length.tokens, "prompt_tokens": length_after.tokens}
         estimated = {} if length.exact else {"estimated": True}
         return body, ContextReport({"strategy": self._strategy, **told, **counts, **estimated}, usage=self.spent)
 
@@ -264,14 +271,14 @@ class _LongPrompt:
         if name in _CUTTING:
             return await _CUTTING[name](history, terms, fits)
         if name == "memory":
-            most = await self.window.model_router.piece_bytes(terms.embedding_model)
-            return await memory(history, terms, fits, self._embed, most)
+            piece_bytes = await self.window.model_router.piece_bytes(terms.embedding_model)
+            return await memory(history, terms, fits, self._embed, piece_bytes)
         return await self._summarized(fits, budget, length.limit or budget)
 
     async def _embed(self, texts: Sequence[str]) -> Vectors | Answer:
-        found = await self.window.model_router.embed(self.sent, self.terms.embedding_model, list(texts))
+        vectors = await self.window.model_router.embed(self.sent, self.terms.embedding_model, list(texts))
         self.paid = True
-        return found
+        return vectors
 
     async def _summarized(self, fits: Fits, budget: int, limit: int) -> Cut | None:
         request = replace(self.sent, body=self.history.body)
@@ -287,7 +294,7 @@ class _LongPrompt:
         return self.spent if self.paid else None
 
     async def _routed(self, model: str, length: Length) -> Answer:
-        """To a model that takes more; if it is too long there too, the strategy is that worker's to follow."""
+        """Send the request to a model with a longer context; its worker applies the strategy if needed."""
         terms = {name: value for name, value in self.sent.body[FIELD].items() if name != "route_long"}
         body = {name: value for name, value in self.sent.body.items() if name != FIELD} | {"model": model}
         body |= {FIELD: terms} if terms.get("strategy") else {}
@@ -310,7 +317,10 @@ class _LongPrompt:
         return await self.window.measure(replace(self.sent, body=body))
 
     async def _count(self, request: Request) -> int:
-        """Of a request for a summary. Raises Failed."""
+        """Return the tokens of a request for a summary.
+
+        Raises: SummaryFailed.
+        """
         length = await self.window.measure(request)
         if length is None:
             message = "The model takes no chat that asks for a summary."

@@ -1,20 +1,19 @@
-"""The excerpts that a model is shown, and those of them that its answer rests on.
+"""Select the excerpts that a model is shown, and cite those that its answer is based on.
 
-    context less question and answer ─▶ room ─▶ by rank, each that still fits ─▶ neighbours of one file put together
+    context less question and answer ─▶ budget ─▶ by rank, each that still fits ─▶ neighbours of one file joined
 
-Chunks of a file that follow each other are shown in its order, and what two of them share is shown once.
+Consecutive chunks of a file are shown in order, and their common text is shown once.
 
 An answer's text gets `file_citation` annotations:
 
-    "It purrs [1]."      the model names them: a citation where each marker stands, unless the excerpt has no word of
-                         what was said there
-    "It purrs."          it names none: the excerpt that has most of the answer's words, if it has a third of them
+    "It purrs [1]."      with markers: a citation at each marker, unless the excerpt shares no word with the sentence
+    "It purrs."          without markers: the excerpt with most words of the answer, if it has at least a third
 
-Beside OpenAI's fields a citation has `chunk`, `start` and `end`: which chunk of the file, and which characters of the
-file's content the excerpt is; and `support`, the share of the words said there that stand in it. Where no spaces are
-written, a word said is a character with its neighbours, and stands there if a pair of them does:
+Besides OpenAI's fields a citation has `chunk`, `start` and `end` (the number of the chunk, and the range of characters
+in the file's content), and `support`, the share of the sentence's words that the excerpt contains. In scripts without
+spaces, a word is a character with its neighbours; the excerpt contains it if it contains a pair of them:
 
-    "享有三十天"          有三, 三十 and 十天 stand in "有三十天的年假": four of five characters
+    "享有三十天"          "有三十天的年假" contains 有三, 三十 and 十天: four of five characters
 """
 
 import re
@@ -34,17 +33,17 @@ from jobs.retrieval.searches import Found
 from workers.middleware.quoting import excerpt
 from workers.retrieval import lexical
 
-_ANSWER: Final = 1024  # tokens, of an answer whose length nobody has limited; a quarter of a small context
-_FRAME: Final = 160  # of the chat's template, and of what is said of the excerpts
-_BETWEEN: Final = 2  # one excerpt and the next
-_LEAST: Final = 88  # of the best excerpt, whatever the room
-_BYTES: Final = 4  # a token, where it cannot be counted
-_MEDIA: Final = re.compile(r"data:[\w.+/-]+;base64,[\w+/=-]+")  # no text: what a picture takes its model alone knows
+_ANSWER: Final = 1024  # tokens of an answer without a limit; at most a quarter of the context
+_FRAME: Final = 160  # tokens of the chat template and of the instructions about excerpts
+_BETWEEN: Final = 2  # tokens between two excerpts
+_LEAST: Final = 88  # tokens of the best excerpt at least
+_BYTES: Final = 4  # per token, without a tokenizer
+_MEDIA: Final = re.compile(r"data:[\w.+/-]+;base64,[\w+/=-]+")  # only the model knows how many tokens a picture has
 
 
 @dataclass(frozen=True, slots=True)
 class ContextBudget:
-    """A model's context in tokens, and how they are counted: without a tokenizer at four bytes each."""
+    """A model's context length in tokens, and its tokenizer; without one, four bytes count as a token."""
 
     context: int
     tokenizer: Tokenizer | None = None
@@ -55,26 +54,28 @@ class ContextBudget:
         return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def left(self, body: Mapping[str, Any]) -> int:
-        """What the question and its answer leave."""
-        wanted = body.get("max_output_tokens")
-        answer = wanted if isinstance(wanted, int) else min(_ANSWER, self.context // 4)
-        said = msgspec.json.encode([body.get(name) for name in ("instructions", "input", "tools")]).decode()
-        said = _MEDIA.sub("", said)
-        if len(said) > self.context * 32:  # it is too much, however it is counted
+        """Return the tokens that the question and its answer leave."""
+        max_output = body.get("max_output_tokens")
+        answer = max_output if isinstance(max_output, int) else min(_ANSWER, self.context // 4)
+        prompt = msgspec.json.encode([body.get(name) for name in ("instructions", "input", "tools")]).decode()
+        prompt = _MEDIA.sub("", prompt)
+        if len(prompt) > self.context * 32:  # too long by any count
             return 0
-        return self.context - answer - self.count(said) - _FRAME
+        return self.context - answer - self.count(prompt) - _FRAME
 
 
 def excerpt_budget(budget: ContextBudget, body: Mapping[str, Any]) -> int:
-    """Tokens. A history that may be cut leaves them at least half of what there is without it."""
+    """Return how many tokens excerpts may have; at least half of those that an empty history would leave, if it may
+    be cut.
+    """
     try:
-        terms = context_options_of(RESPONSES, body)
+        options = context_options_of(RESPONSES, body)
     except InvalidRequest:
-        return budget.left(body)  # it will be refused
-    if terms is None or (terms.strategy is None and terms is not AUTO):
+        return budget.left(body)  # the context window will refuse it
+    if options is None or (options.strategy is None and options is not AUTO):
         return budget.left(body)
     prompt = budget.context - reserved(body, budget.context)
-    over = max(0, prompt - terms.max_tokens) if terms.max_tokens else 0
+    over = max(0, prompt - options.max_tokens) if options.max_tokens else 0
     alone = budget.left({**body, "input": _last_turn(body.get("input"))}) - over
     return max(budget.left(body) - over, alone // 2)
 
@@ -87,28 +88,28 @@ def _last_turn(given: Any) -> Any:
 
 
 def select_excerpts(found: Sequence[Found], budget: ContextBudget, tokens: int) -> list[Found]:
-    """The best first, each whole; of the very best at least the beginning. Counted as they are shown."""
+    """Return the best excerpts that fit, each whole; of the very best one at least the beginning."""
     selected: list[Found] = []
-    for one in found:
-        needed = budget.count(excerpt(len(selected) + 1, one)) + _BETWEEN
+    for chunk in found:
+        needed = budget.count(excerpt(len(selected) + 1, chunk)) + _BETWEEN
         if needed <= tokens:
-            selected.append(one)
+            selected.append(chunk)
             tokens -= needed
         elif not selected:
-            return [_beginning(one, budget, max(tokens - _BETWEEN, _LEAST))]
+            return [_beginning(chunk, budget, max(tokens - _BETWEEN, _LEAST))]
     return selected
 
 
 def join_neighbours(selected: Sequence[Found]) -> list[Found]:
-    """As they are shown: by rank, but for those that follow another."""
+    """Return the excerpts by rank, with consecutive chunks of a file next to each other and without repeated text."""
     groups: list[list[Found]] = []
-    for one in selected:
-        near = [group for group in groups if any(_touch(one, other) for other in group)]
+    for chunk in selected:
+        near = [group for group in groups if any(_touch(chunk, other) for other in group)]
         groups = [group for group in groups if not any(group is other for other in near[1:])]
         if near:
-            near[0] += [one, *(other for group in near[1:] for other in group)]
+            near[0] += [chunk, *(other for group in near[1:] for other in group)]
         else:
-            groups.append([one])
+            groups.append([chunk])
     return [part for group in groups for part in _once(sorted(group, key=_start))]
 
 
@@ -120,19 +121,19 @@ def _touch(one: Found, other: Found) -> bool:
 
 
 def _once(group: Sequence[Found]) -> list[Found]:
-    """Without what the one before has shown."""
+    """Return consecutive chunks without the text that the chunk before has shown."""
     shown, end = [group[0]], int(group[0].meta.get("end") or 0)
-    for one in group[1:]:
-        again = max(0, end - _start(one))
-        if again < len(one.text):
-            meta = {**one.meta, "start": _start(one) + again}
-            shown.append(msgspec.structs.replace(one, text=one.text[again:], meta=meta))
-        end = max(end, int(one.meta["end"]))
+    for chunk in group[1:]:
+        again = max(0, end - _start(chunk))
+        if again < len(chunk.text):
+            meta = {**chunk.meta, "start": _start(chunk) + again}
+            shown.append(msgspec.structs.replace(chunk, text=chunk.text[again:], meta=meta))
+        end = max(end, int(chunk.meta["end"]))
     return shown
 
 
 def _beginning(one: Found, budget: ContextBudget, tokens: int) -> Found:
-    """As much of it as has so many tokens when it is shown."""
+    """Return as much of the beginning as fits into `tokens`."""
 
     def needed(length: int) -> int:
         return budget.count(excerpt(1, msgspec.structs.replace(one, text=one.text[:length])))
@@ -149,17 +150,17 @@ def _start(one: Found) -> int:
 # Citations.
 
 _MARKER: Final = re.compile(r"\[(\d{1,2}(?:\s*,\s*\d{1,2})*)\]")
-_STOPS: Final = "\u3002\uff01\uff1f"  # wide ones, that no space follows
+_STOPS: Final = "\u3002\uff01\uff1f"  # wide ones, without a space behind
 _QUOTES: Final = "\"')\u2019\u201d\u300d\u300f\uff09"
 _ENDS: Final = re.compile(rf"(?<=[.?!:])\s+|\n+|(?<=[{_STOPS}])|(?<=[{_STOPS}][{_QUOTES}])")
 _PIECE: Final = re.compile(rf"[^\s{_STOPS}]*+[{_STOPS}]+[{_QUOTES}]*|[^\s{_STOPS}]+")
-_LONG: Final = 4  # characters; of wide ones two
+_LONG: Final = 4  # characters; two of a wide script
 _SHARE: Final = 1 / 3
-_ENOUGH: Final = 3  # words: of fewer none has to stand in the excerpt
+_ENOUGH: Final = 3  # words: a shorter sentence is cited without a common word
 
 
 class _Said:
-    """A sentence so far: its words, and how many of them stand in which excerpt. Each is looked up once."""
+    """The words of a sentence so far, and how many of them each excerpt contains."""
 
     def __init__(self, there: Mapping[int, frozenset[str]]) -> None:
         self._there = there
@@ -182,23 +183,23 @@ class _Said:
                 self._shared_long[number] += is_long and stands
 
     def share(self, number: int) -> float:
-        """Of short words only where there are no others: they stand everywhere."""
+        """Return the share of the words that the excerpt contains; short words count only if there are no others."""
         if self.long:
             return self._shared_long[number] / self.long
         return self._shared[number] / len(self._words) if self._words else 0.0
 
 
-def citations(text: str, found: Sequence[Found]) -> list[dict[str, Any]]:
-    """OpenAI's annotations; `index` is where in the text the citation stands, in characters.
+def citations(text: str, excerpts: Sequence[Found]) -> list[dict[str, Any]]:
+    """Return OpenAI's annotations; `index` is the position in `text`, in characters.
 
-    None stands where the excerpt has nothing of what it is named for.
+    A marker gives no citation if its excerpt shares nothing with the sentence.
     """
-    named = {marker.start(): _numbers(marker, len(found)) for marker in _MARKER.finditer(text)}
-    there = {number: _words(found[number].text) for number in set().union(*named.values())}
+    named = {marker.start(): _numbers(marker, len(excerpts)) for marker in _MARKER.finditer(text)}
+    there = {number: _words(excerpts[number].text) for number in set().union(*named.values())}
     if not there:
-        return _by_words(text, found)
+        return _by_words(text, excerpts)
     return [
-        _citation(found[number], at, share)
+        _citation(excerpts[number], at, share)
         for at, said in _said_before(text, named, _Said(there))
         for number in named[at]
         if (share := said.share(number)) or said.long < _ENOUGH
@@ -210,9 +211,9 @@ def _numbers(marker: re.Match[str], most: int) -> list[int]:
 
 
 def _said_before(text: str, positions: Iterable[int], said: _Said) -> Iterator[tuple[int, _Said]]:
-    """Each marker's place with the sentence that it stands in, or after: what ends one shows at the next word.
+    """Yield each marker's position with the words of its sentence, or of the sentence before it.
 
-    In one walk: an answer may have a marker behind every word.
+    One pass over the text: an answer may have a marker behind every word.
     """
     plain = _MARKER.sub(lambda marker: " " * len(marker[0]), text)
     left, end = deque(positions), 0
@@ -226,21 +227,21 @@ def _said_before(text: str, positions: Iterable[int], said: _Said) -> Iterator[t
     yield from ((position, said) for position in left)
 
 
-def support(text: str, found: Sequence[Found]) -> float:
-    """The share of a text's words that stand in the excerpts, 0 of one without words.
+def support(text: str, excerpts: Sequence[Found]) -> float:
+    """Return the share of the words of `text` that the excerpts contain; 0 without words.
 
-    Of short words only where there are no others: they stand everywhere.
+    Short words count only if there are no others.
     """
-    said = _words_said(_MARKER.sub(" ", text))
-    there: frozenset[str] = frozenset().union(*(_words(one.text) for one in found))
-    return _share({word for word in said if _is_long(word)} or said, there)
+    words_said = _words_said(_MARKER.sub(" ", text))
+    there: frozenset[str] = frozenset().union(*(_words(chunk.text) for chunk in excerpts))
+    return _share({word for word in words_said if _is_long(word)} or words_said, there)
 
 
-def _by_words(text: str, found: Sequence[Found]) -> list[dict[str, Any]]:
-    said = {word for word in _words_said(text) if _is_long(word)}
-    shares = [_share(said, _words(one.text)) for one in found] if said else []
+def _by_words(text: str, excerpts: Sequence[Found]) -> list[dict[str, Any]]:
+    words_said = {word for word in _words_said(text) if _is_long(word)}
+    shares = [_share(words_said, _words(chunk.text)) for chunk in excerpts] if words_said else []
     best = max(shares, default=0.0)
-    return [_citation(found[shares.index(best)], len(text), best)] if best >= _SHARE else []
+    return [_citation(excerpts[shares.index(best)], len(text), best)] if best >= _SHARE else []
 
 
 def _share(said: Collection[str], there: frozenset[str]) -> float:
@@ -256,7 +257,7 @@ def _is_long(word: str) -> bool:
 
 
 def _words_said(text: str) -> set[str]:
-    """Each wide character with those beside it."""
+    """Return the words of a text; a character of a wide script counts with its neighbours."""
     said: set[str] = set()
     for run in lexical.runs(text.casefold()):
         said.update((run[max(0, at - 1) : at + 2] for at in range(len(run))) if lexical.is_wide(run) else (run,))
@@ -264,7 +265,7 @@ def _words_said(text: str) -> set[str]:
 
 
 def _words(text: str) -> frozenset[str]:
-    """Of an excerpt: wide characters in pairs, and each alone for one that is said alone."""
+    """Return the words of an excerpt; characters of wide scripts in pairs, and each alone."""
     words: set[str] = set()
     for run in lexical.runs(text.casefold()):
         words.update((*run, *lexical.pairs(run)) if lexical.is_wide(run) else (run,))

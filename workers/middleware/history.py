@@ -1,10 +1,10 @@
-"""A prompt as a conversation: its messages, which of them belong together, and which must stay.
+"""A prompt as a conversation: which of its messages belong together, and which must stay.
 
     [system] [user assistant] [user assistant(call) tool assistant] [user]
      stays    a turn           a turn                                the last turn: stays
 
-A turn begins with what a user says. A call of a tool and its result are in one turn whatever stands between them, and
-in one group; what a model thought goes with what it said next. Of a chat these are messages, of a response items.
+A turn begins with a message of the user. A tool call and its result are in one turn and in one group, whatever stands
+between them. Reasoning is grouped with the item that follows. Items are messages of a chat, or items of a response.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -16,27 +16,27 @@ from jobs.requests.endpoints import RESPONSES
 from workers.middleware import quoting
 
 _ABOVE: Final = ("system", "developer")
-_FUNCTION: Final = "function"  # results of calls, before there were tools
+_FUNCTION: Final = "function"  # the role of results before OpenAI had tools
 _TEXTS: Final = ("text", "input_text", "output_text")
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """One request's. Items are known by their place in it."""
+    """The conversation of one request. Items are named by their index."""
 
     url: str
     body: dict[str, Any]
     items: list[dict[str, Any]]
-    turns: list[list[int]]  # of items; what is said as system or developer is in none
-    groups: list[list[int]]  # that go or stay together
+    turns: list[list[int]]  # indexes of items, without system and developer messages
+    groups: list[list[int]]  # items that are kept or dropped together
     above: list[int]
-    priorities: dict[int, Any]  # of the items that name one
+    priorities: dict[int, Any]  # of items that have one
 
     @classmethod
     def of(cls, url: str, body: Mapping[str, Any]) -> "History | None":
-        """None for a body that no engine will take either."""
-        given = body.get(PROMPT[url])
-        items = [{"role": "user", "content": given}] if isinstance(given, str) and url == RESPONSES else given
+        """Return the conversation of a body; None if the body is malformed and engines will refuse it."""
+        prompt = body.get(PROMPT[url])
+        items = [{"role": "user", "content": prompt}] if isinstance(prompt, str) and url == RESPONSES else prompt
         if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
             return None
         priorities = {n: item[PRIORITY] for n, item in enumerate(items) if PRIORITY in item}
@@ -46,11 +46,11 @@ class History:
         return cls(url, {**body, PROMPT[url]: items}, items, _turns(items, groups), groups, above, priorities)
 
     def older(self, kept_turns: int) -> list[list[int]]:
-        """The turns that need not stay."""
+        """Return the turns that may be dropped."""
         return self.turns[: max(0, len(self.turns) - kept_turns)]
 
     def calls(self, group: Sequence[int]) -> bool:
-        """Whether these are a call of a tool, its results, and what goes with them."""
+        """Return whether the group is a tool call with its results."""
         items = [self.items[n] for n in group]
         return any(item.get("role") == _FUNCTION or _made(item) or _answered(item) for item in items)
 
@@ -58,27 +58,29 @@ class History:
         return {**self.body, PROMPT[self.url]: items}
 
     def items_of(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = body[PROMPT[self.url]]
-        return found
+        items: list[dict[str, Any]] = body[PROMPT[self.url]]
+        return items
 
     def without(self, dropped: Collection[int]) -> dict[str, Any]:
         dropped = set(dropped)
         return self.with_items([item for n, item in enumerate(self.items) if n not in dropped])
 
     def noted(self, dropped: Collection[int], title: str, lines: Sequence[str]) -> dict[str, Any]:
-        """Without these, and with a note of them at the beginning of what a user says next: it is no instruction."""
+        """Return the body without the dropped items, with a note about them at the beginning of the next user
+        message.
+        """
         body = self.without(dropped)
         if not lines:
             return body
-        items, said = self.items_of(body), quoting.note(title, lines)
+        items, note = self.items_of(body), quoting.note(title, lines)
         at = next((n for n, item in enumerate(items) if item.get("role") not in _ABOVE), len(items))
-        next_, new = items[at : at + 1], [{"role": "user", "content": said}]
+        next_, new = items[at : at + 1], [{"role": "user", "content": note}]
         if next_ and next_[0].get("role") == "user":
-            next_, new = [], quoting.beginning_with(said, next_[0], "input_text" if self.url == RESPONSES else "text")
+            next_, new = [], quoting.beginning_with(note, next_[0], "input_text" if self.url == RESPONSES else "text")
         return self.with_items([*items[:at], *new, *next_, *items[at + 1 :]])
 
     def text(self, n: int) -> str:
-        """All that an item says, calls and results of tools included."""
+        """Return all text of an item, tool calls and results included."""
         return "\n".join(text for text in texts(self.items[n]) if text)
 
     def speaker(self, n: int) -> str:
@@ -87,7 +89,7 @@ class History:
 
     @property
     def asked(self) -> int | None:
-        """Where a user said something last."""
+        """Return the index of the user's last message."""
         return max((n for n, item in enumerate(self.items) if item.get("role") == "user"), default=None)
 
     @property
@@ -96,7 +98,7 @@ class History:
 
 
 def texts(item: Mapping[str, Any]) -> Iterator[str]:
-    """What an item says itself; excerpts of files before a question are nobody's words."""
+    """Yield the texts of an item, without the excerpts of files before a question."""
     for name in ("content", "output", "arguments"):
         value = item.get(name)
         if isinstance(value, str):
@@ -111,7 +113,7 @@ def texts(item: Mapping[str, Any]) -> Iterator[str]:
 
 
 def changed(item: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    """The item with its texts changed, where they are a message's or the result of a tool."""
+    """Return the item with its message texts or tool results changed by `change`."""
 
     def own(text: str) -> str:
         excerpts, said = _divided(item, text)
@@ -138,7 +140,7 @@ def _changed_part(part: Any, change: Callable[[str], str]) -> Any:
 
 
 def _groups(items: Sequence[Mapping[str, Any]], indexes: Sequence[int]) -> list[list[int]]:
-    """Calls with their results, thoughts with what follows them; every other item alone."""
+    """Group tool calls with their results, and reasoning with the item that follows; any other item is alone."""
     leader = {n: n for n in indexes}
 
     def find(n: int) -> int:
@@ -147,25 +149,25 @@ def _groups(items: Sequence[Mapping[str, Any]], indexes: Sequence[int]) -> list[
             n = leader[n]
         return n
 
-    calls: dict[str, int] = {}  # the last that was made under a name: some clients use names again
+    calls: dict[str, int] = {}  # the last call with an id: some clients reuse ids
     before: int | None = None
     for n in indexes:
         item = items[n]
         calls |= dict.fromkeys(_made(item), n)
-        together = [calls[name] for name in _answered(item) if name in calls]
+        related = [calls[name] for name in _answered(item) if name in calls]
         if before is not None and (items[before].get("type") == "reasoning" or item.get("role") == _FUNCTION):
-            together.append(before)
-        for other in together:
+            related.append(before)
+        for other in related:
             leader[find(n)] = find(other)
         before = n
-    found: dict[int, list[int]] = {}
+    members: dict[int, list[int]] = {}
     for n in indexes:
-        found.setdefault(find(n), []).append(n)
-    return sorted(found.values())
+        members.setdefault(find(n), []).append(n)
+    return sorted(members.values())
 
 
 def _made(item: Mapping[str, Any]) -> list[str]:
-    """The calls of tools that an item makes."""
+    """Return the ids of the tool calls that an item makes."""
     names = [call.get("id") for call in _list(item.get("tool_calls")) if isinstance(call, dict)]
     if not str(item.get("type")).endswith("_output"):
         names.append(item.get("call_id"))
@@ -173,6 +175,7 @@ def _made(item: Mapping[str, Any]) -> list[str]:
 
 
 def _answered(item: Mapping[str, Any]) -> list[str]:
+    """Return the ids of the tool calls that an item answers."""
     names = [item.get("tool_call_id")]
     if str(item.get("type")).endswith("_output"):
         names.append(item.get("call_id"))
@@ -186,11 +189,11 @@ def _list(value: Any) -> list[Any]:
 def _turns(items: Sequence[Mapping[str, Any]], groups: Sequence[Sequence[int]]) -> list[list[int]]:
     indexes = sorted(n for group in groups for n in group)
     open_until = {n: max(group) for group in groups for n in group}
-    found: list[list[int]] = []
-    reach = -1  # of the groups that have begun
+    turns: list[list[int]] = []
+    reach = -1  # the last index of the groups that have begun
     for n in indexes:
-        if not found or (items[n].get("role") == "user" and n > reach):
-            found.append([])
-        found[-1].append(n)
+        if not turns or (items[n].get("role") == "user" and n > reach):
+            turns.append([])
+        turns[-1].append(n)
         reach = max(reach, open_until[n])
-    return found
+    return turns

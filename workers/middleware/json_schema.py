@@ -1,12 +1,11 @@
-"""Answers in JSON of a schema: checked when they are finished, asked for once more, and then failed with a code.
+"""Check answers against their JSON Schema, ask the model once more, and then fail with a code.
 
-    request ──▶ Checked ──▶ engine ──▶ answer ──▶ Checker ══pipe══▶ child: jsonschema
-                    ▲      schema is none: 400               │ not of the schema
-                    └────── what was wrong, once ────────────┘ then: invalid_json_schema_output
+    request ──▶ middleware ──▶ engine ──▶ answer ──▶ SchemaChecker ══pipe══▶ child: jsonschema
+                    ▲      invalid schema: 400            │ answer does not match
+                    └────── the error, once ────────────────┘ then: invalid_json_schema_output
 
-vLLM holds its answers to the schema while it writes them. Servers may, or may take no notice of it. What is streamed
-has been sent before it can be judged: a stream whose text is not of the schema ends in an error in place of its last
-event, and is not repeated.
+vLLM enforces the schema while it decodes. HTTP servers may ignore it. A stream has been sent before it can be checked:
+if its text does not match, it ends with an error instead of its last event, and is not repeated.
 """
 
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ from workers.middleware.base import Middleware, add_usage, retry_while_busy
 from workers.middleware.schema_checker import SPENT, TOO_LONG, BadSchema, SchemaChecker
 
 CODE: Final = "invalid_json_schema_output"
-_QUOTED: Final = 4000  # characters of the first answer that the model is shown again
+_QUOTED: Final = 4000  # characters of the first answer in the second request
 _AGAIN: Final = (
     "That is not what was asked for: {fault}\n"
     "Answer again, with nothing but JSON that is valid under this JSON schema:\n{schema}"
@@ -33,13 +32,15 @@ _AGAIN: Final = (
 
 
 class JsonSchemaMiddleware(Middleware):
+    """Hold answers to the JSON Schema of their request."""
+
     def __init__(self, engine: Engine, checker: SchemaChecker) -> None:
         super().__init__(engine)
         self._checker = checker
 
     async def close(self) -> None:
         try:
-            await self.engine.close()  # first: the checker may be at something for seconds
+            await self.engine.close()  # first: the checker may be busy for seconds
         finally:
             await self._checker.close()
 
@@ -56,7 +57,7 @@ class JsonSchemaMiddleware(Middleware):
         text, fault = await self._first_fault_of(request, schema, first)
         if fault is None:
             return first
-        if fault in (TOO_LONG, SPENT):  # the next would be no quicker to check
+        if fault in (TOO_LONG, SPENT):  # a second answer would take as long to check
             return replace(_failed(request, fault, "as far as can be told"), usage=first.usage)
         second = await self._again(request, schema, text, fault, first.usage)
         usage = first.usage + second.usage
@@ -80,7 +81,7 @@ class JsonSchemaMiddleware(Middleware):
         return answer if stream.fault is None else _failed(request, stream.fault, "and has been sent")
 
     async def _schema(self, request: Request) -> bytes | Answer | None:
-        """The schema of the answer, which is one; None where there is none to look at; or a refusal."""
+        """Return the request's schema, checked; None if it has none; or a refusal."""
         try:
             schema = schema_of(request.url, request.body)
             if schema is not None:
@@ -92,16 +93,17 @@ class JsonSchemaMiddleware(Middleware):
         return schema
 
     async def _first_fault_of(self, request: Request, schema: bytes, answer: Answer) -> tuple[str, str | None]:
-        """The first text that is wrong, and what is wrong with it."""
+        """Return the first invalid text of the answer and its error."""
         if answer.status != 200:
             return "", None
-        found = texts(request.url, msgspec.json.decode(answer.body))
-        return await _first_fault(self._checker, schema, found, request.tenant)
+        found_texts = texts(request.url, msgspec.json.decode(answer.body))
+        return await _first_fault(self._checker, schema, found_texts, request.tenant)
 
     async def _again(self, request: Request, schema: bytes, text: str, fault: str, paid: Usage) -> Answer:
+        """Ask again with the error in the prompt, or, if that is too long, with the unchanged prompt."""
         again = replace(request, request_id=f"{request.request_id}-2")
-        told = replace(again, body=_asked_again(request, schema, text, fault))
-        answer = await retry_while_busy(partial(self.engine.answer, told), lambda: paid)
+        corrected = replace(again, body=_asked_again(request, schema, text, fault))
+        answer = await retry_while_busy(partial(self.engine.answer, corrected), lambda: paid)
         return (
             await retry_while_busy(partial(self.engine.answer, again), lambda: paid) if is_too_long(answer) else answer
         )
@@ -109,7 +111,7 @@ class JsonSchemaMiddleware(Middleware):
 
 @dataclass(slots=True)
 class _CheckedStream:
-    """A stream, up to the event that would end it."""
+    """Pass on a stream up to the event that would end it, and check its text."""
 
     checker: SchemaChecker
     request: Request
@@ -117,22 +119,22 @@ class _CheckedStream:
     emit: Emit
     fault: str | None = None
     said: dict[str, list[str]] = field(default_factory=dict)  # by choice
-    other: dict[str, dict[str, Any]] = field(default_factory=dict)  # by choice: what makes it no JSON, once it was said
+    other: dict[str, dict[str, Any]] = field(default_factory=dict)  # by choice: fields that exempt it from the schema
 
     async def event(self, chunk: bytes) -> None:
         if self.fault is not None:
-            return  # what comes after it would say that it has ended well
+            return  # later events would report success
         event = msgspec.json.decode(chunk)
-        found = self._ended(event) if isinstance(event, dict) else []
-        self.fault = (await _first_fault(self.checker, self.schema, found, self.request.tenant))[1]
+        completed = self._ended(event) if isinstance(event, dict) else []
+        self.fault = (await _first_fault(self.checker, self.schema, completed, self.request.tenant))[1]
         if self.fault is None:
             await self.emit(chunk)
 
     def _ended(self, event: Mapping[str, Any]) -> list[str]:
-        """The texts that end with this event."""
+        """Return the texts that this event completes."""
         if self.request.url == RESPONSES:
             return texts(RESPONSES, event.get("response")) if event.get("type") == "response.completed" else []
-        found: list[str] = []
+        completed: list[str] = []
         choices = event.get("choices")
         for choice in choices if isinstance(choices, list) else ():
             delta = choice.get("delta") if isinstance(choice, dict) else None
@@ -143,8 +145,8 @@ class _CheckedStream:
             said.append(str(delta.get("content") or ""))
             other |= {name: delta[name] for name in NO_JSON if delta.get(name)}
             message = {**delta, **other, "content": "".join(said)} if choice.get("finish_reason") else {}
-            found += texts(CHAT, {"choices": [{**choice, "message": message}]})
-        return found
+            completed += texts(CHAT, {"choices": [{**choice, "message": message}]})
+        return completed
 
 
 async def _first_fault(checker: SchemaChecker, schema: bytes, found: list[str], tenant: str) -> tuple[str, str | None]:
@@ -152,23 +154,23 @@ async def _first_fault(checker: SchemaChecker, schema: bytes, found: list[str], 
         return "", None
     try:
         faults = await checker.faults(schema, found, tenant)
-    except BadSchema as error:  # that it leads nowhere shows only with some texts
+    except BadSchema as error:  # a $ref without a target may show only with some texts
         faults = [f"the schema cannot be checked: {error.why}"]
     return next(((text, fault) for text, fault in zip(found, faults, strict=False) if fault), ("", None))
 
 
 def _asked_again(request: Request, schema: bytes, text: str, fault: str) -> dict[str, Any]:
-    """The request, its answer, and what was wrong with that."""
+    """Return the body of the second request: the first, its answer, and the error."""
     name = "input" if request.url == RESPONSES else "messages"
     given = request.body.get(name)
-    before = given if isinstance(given, list) else [{"role": "user", "content": given}]
-    told = _AGAIN.format(fault=fault, schema=schema.decode())
-    turn = [{"role": "assistant", "content": text[:_QUOTED]}, {"role": "user", "content": told}]
-    return {**request.body, name: [*before, *turn]}
+    messages = given if isinstance(given, list) else [{"role": "user", "content": given}]
+    correction = _AGAIN.format(fault=fault, schema=schema.decode())
+    turn = [{"role": "assistant", "content": text[:_QUOTED]}, {"role": "user", "content": correction}]
+    return {**request.body, name: [*messages, *turn]}
 
 
 def _failed(request: Request, fault: str, when: str) -> Answer:
-    message = f"The model's answer is not of the schema that was asked for, {when}: {fault}"
+    message = f"The model's answer does not match the requested schema, {when}: {fault}"
     return Answer(422, refusal(422, message, param=param_of(request.url), code=CODE).body, Usage())
 
 
@@ -176,9 +178,9 @@ def _refused(error: InvalidRequest) -> Answer:
     return refusal(400, error.message, param=error.param, code=error.code)
 
 
-# Where a request says what schema its answer has, and where the answer has what is to be of it.
+# The schema in a request, and the texts of an answer that it applies to.
 
-#: What a message has that is no JSON, nor meant to be.
+#: Fields of a message that is exempt from the schema.
 NO_JSON: Final = ("tool_calls", "function_call", "refusal")
 _KIND: Final = "json_schema"
 
@@ -188,14 +190,17 @@ def param_of(url: str) -> str:
 
 
 def schema_of(url: str, body: Mapping[str, Any]) -> bytes | None:
-    """The schema as JSON; None where the answer may be anything. Raises InvalidRequest."""
+    """Return the schema as JSON; None if the answer may be anything.
+
+    Raises: InvalidRequest.
+    """
     schema_format = _format(url, body)
     if not _asks_for_schema(schema_format):
         return None
-    told = schema_format.get(_KIND) if url == CHAT else schema_format
-    schema = told.get("schema") if isinstance(told, dict) else told
-    if schema is None and isinstance(told, dict) and url == CHAT:
-        return None  # OpenAI's chats may name a schema without having one
+    wrapper = schema_format.get(_KIND) if url == CHAT else schema_format
+    schema = wrapper.get("schema") if isinstance(wrapper, dict) else wrapper
+    if schema is None and isinstance(wrapper, dict) and url == CHAT:
+        return None  # OpenAI allows a json_schema without a schema in chats
     if not isinstance(schema, dict | bool):
         raise invalid(url, "it is no object.")
     raw = msgspec.json.encode(schema)
@@ -221,13 +226,15 @@ def invalid(url: str, why: str) -> InvalidRequest:
 
 
 def texts(url: str, body: Any) -> list[str]:
-    """What is to be JSON. Nothing of it is that was cut off, refused, filtered, or is a call of a tool."""
+    """Return the texts that must match the schema: none that was cut off, refused, filtered or is a tool call."""
     if not isinstance(body, dict):
         return []
     if url == CHAT:
         choices = body.get("choices")
-        found = [_of_choice(one) for one in choices if isinstance(one, dict)] if isinstance(choices, list) else []
-        return [text for text in found if text is not None]
+        contents = (
+            [_of_choice(choice) for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+        )
+        return [text for text in contents if text is not None]
     return _of_response(body)
 
 

@@ -1,11 +1,11 @@
-"""What stands before a worker's engines, and in which order.
+"""The middleware before a worker's engines, and its order.
 
     Request ─▶ tuned models ─▶ token ids ─▶ cache ─▶ file search ─▶ compaction ─┐
                                                         engine ◀─ JSON schema ◀─ context window ◀─┘
 
-The name of a tuned model becomes that of its base, with an adapter. Token ids of OpenAI's become texts before the cache
-compares them. A hit costs none of the layers behind it. What is found in files, and what a conversation was compacted
-to, is fitted into the context with the rest, and what a schema has asked for once more is of the prompt as it was cut.
+The name of a tuned model becomes that of its base, with an adapter. OpenAI's token ids become texts before the cache
+compares them. A cache hit skips everything behind it. Excerpts of files and summaries of a conversation count in the
+context window like the rest. The JSON Schema's second request has the shortened prompt.
 """
 
 from collections.abc import Callable

@@ -1,16 +1,16 @@
-"""Text that others wrote as a model is shown it: as data within what a user says, and never as an instruction.
+"""Quote text of others as data within a user's message, so that a model does not take it for an instruction.
 
-    Excerpts of files:               ours
-    [1]                              ours: what a citation names
-    > handbook.pdf, page 3:          theirs, as is every line that begins like this, names of files and sections too
+    Excerpts of files:               written here
+    [1]                              written here: the number that a citation names
+    > handbook.pdf, page 3:          quoted, like every line with this mark: text, names of files and of sections
     > Leave is 30 days.
 
-    Question:                        ours
+    Question:                        written here
     How many days of leave?          the user's
 
-No text can end its excerpt, begin another or speak for somebody: all its lines are marked, and the words that divide
-the turns in templates of chats are broken up. It stands in the message of a user that is there anyway: some templates
-take no second one, and what leaves turns out leaves out no excerpts without their question.
+Quoted text cannot end its excerpt, begin another one or speak in another role: all its lines are marked, and the
+separators of chat templates are broken up. It is put into an existing user message: some templates refuse a second one
+in a row, and excerpts are then dropped together with their question.
 """
 
 import re
@@ -22,7 +22,7 @@ from jobs.retrieval.searches import Found
 _EXCERPTS: Final = "Excerpts of files:\n"
 _QUESTION: Final = "\n\nQuestion:\n"
 _LONGEST_TITLE: Final = 240  # characters
-#: What divides the turns: Llama 3's, Qwen's and others' `<|im_start|>`, DeepSeek's wide one, Gemma's, and Mistral's.
+#: Separators of turns: those of Llama 3, Qwen and others (`<|im_start|>`), DeepSeek (wide), Gemma, and Mistral.
 _TURNS: Final = re.compile(
     r"<(?=[|\uff5c]|/?s>|[be]os>|(?:start|end)_of_turn>|<?/?SYS>)"
     r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_[A-Z]+)\])"
@@ -30,31 +30,33 @@ _TURNS: Final = re.compile(
 
 
 def quoted(text: str) -> str:
-    """With a mark before each of its lines, whatever it ends them by."""
+    """Return the text with a mark before each line, whatever ends its lines."""
     return "\n".join(f"> {line}".rstrip() for line in _TURNS.sub(r"\g<0> ", text).splitlines())
 
 
 def excerpt(number: int, found: Found) -> str:
-    """As the model is shown it."""
+    """Return an excerpt as the model sees it."""
     return "\n".join([f"[{number}]", quoted(f"{_title(found)}:"), quoted(found.text)])
 
 
-def with_excerpts(given: Any, found: Sequence[Found]) -> Any:
-    """The input of a response with these before what the user said last; without either it stays as it is."""
+def with_excerpts(prompt: Any, found: Sequence[Found]) -> Any:
+    """Return the input of a response with excerpts before the user's last message; unchanged if either is missing."""
     if not found:
-        return given
-    shown = _EXCERPTS + "\n\n".join(excerpt(n, one) for n, one in enumerate(found, 1)) + _QUESTION
-    if isinstance(given, str):
-        return shown + given
-    users = [n for n, item in enumerate(given or ()) if isinstance(item, dict) and item.get("role") == "user"]
+        return prompt
+    shown = _EXCERPTS + "\n\n".join(excerpt(n, chunk) for n, chunk in enumerate(found, 1)) + _QUESTION
+    if isinstance(prompt, str):
+        return shown + prompt
+    users = [n for n, item in enumerate(prompt or ()) if isinstance(item, dict) and item.get("role") == "user"]
     if not users:
-        return given
+        return prompt
     at = users[-1]
-    return [*given[:at], *beginning_with(shown, given[at], "input_text"), *given[at + 1 :]]
+    return [*prompt[:at], *beginning_with(shown, prompt[at], "input_text"), *prompt[at + 1 :]]
 
 
 def beginning_with(shown: str, item: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
-    """A user's message that says this first, its parts being of that kind; two where it cannot."""
+    """Return a user's message that begins with `shown`, as a part of type `kind`; two messages if its content has
+    neither form.
+    """
     content = item.get("content")
     if isinstance(content, str):
         return [{**item, "content": shown + content}]
@@ -64,16 +66,16 @@ def beginning_with(shown: str, item: Mapping[str, Any], kind: str) -> list[dict[
 
 
 def note(title: str, lines: Iterable[str]) -> str:
-    """Of what was said before, each in one line, to stand before what is said now."""
+    """Return a note of earlier messages, one quoted line each, to stand before a new message."""
     return "\n".join([title, *(quoted(" ".join(line.split())) or ">" for line in lines)]) + "\n\n"
 
 
 def divided(text: str) -> tuple[str, str]:
-    """The excerpts that a user's message begins with, and what the user said."""
+    """Split a user's message into its excerpts and the user's own text."""
     if not text.startswith(_EXCERPTS):
         return "", text
-    shown, asked, said = text.partition(_QUESTION)
-    return (shown + asked, said) if asked else ("", text)
+    shown, separator, own_text = text.partition(_QUESTION)
+    return (shown + separator, own_text) if separator else ("", text)
 
 
 def _title(found: Found) -> str:

@@ -1,10 +1,10 @@
-"""The cache as a worker uses it: it is asked in company, written to afterwards, and never waited for long.
+"""The cache in SQL as a worker uses it: lookups are batched, writes are deferred, and nobody waits long for either.
 
-    find ──┐ those that come while one look-up runs       keep, prolong, count ──▶ heap ──every half second──▶ writer
+    find ──┐ lookups that arrive while one runs           store, prolong, count ──▶ pending ─every half second─▶ writer
     find ──┴─▶ share the next ──▶ SQL, in a thread                                 few rows a transaction ──▶ SQL
 
-Whatever goes wrong here is a miss: a database that is slow or away is left alone for a while, what could not be written
-is dropped, and what a worker that dies had not written yet is computed once more.
+Every error is a miss. A slow or unavailable database is left alone for a while, entries that cannot be written are
+dropped, and entries that a dying worker had not written are computed again.
 """
 
 import asyncio
@@ -28,24 +28,24 @@ from jobs.timings import Timings
 
 log = logging.getLogger(__name__)
 
-MAX_KEYS: Final = 4000  # in one look-up, but for a single request that has more
-SUSPEND_SECONDS: Final = 10.0  # after one that failed
-COUNT_SECONDS: Final = 10.0  # between writes of counts alone
+MAX_KEYS: Final = 4000  # in one lookup, unless a single request has more
+SUSPEND_SECONDS: Final = 10.0  # without lookups, after one that failed
+COUNT_SECONDS: Final = 10.0  # between writes of nothing but counts
 SIZE_SECONDS: Final = 60.0
-MAX_PENDING_BYTES: Final = 32 << 20  # bytes; what comes on top is dropped
+MAX_PENDING_BYTES: Final = 32 << 20  # bytes; more is dropped
 MAX_WRITTEN_BYTES: Final = 4 << 20  # in one transaction
-#: Half of a transaction makes room for the other.
+#: Half of a transaction's rows are deletions that make room for the other half.
 ROWS: Final = WRITE_ROWS // 2
 
 _CLOSE_SECONDS: Final = 2.0
-_PAUSE_FACTOR: Final = 3.0  # times as long as a transaction took, before the next
+_PAUSE_FACTOR: Final = 3.0  # the pause before the next transaction, in durations of the last one
 
 EntrySource = Callable[[], Iterable[NewEntry]]
 
 
 @dataclass(frozen=True, slots=True)
 class CacheLookup:
-    """What there is of the keys, and the project's epoch, which whatever is kept for it has to have."""
+    """The entries that were found, and the project's epoch, which new entries of the project must carry."""
 
     epoch: int
     entries: dict[bytes, Entry]
@@ -60,17 +60,17 @@ class _PendingLookup:
 
 @dataclass(slots=True)
 class _PendingWrites:
-    """What is to be written."""
+    """What the writer has to write."""
 
     entry_sources: list[EntrySource] = field(default_factory=list)
     size: int = 0
     prolonged: list[bytes] = field(default_factory=list)
-    prolong_until: float = 0.0  # those
+    prolong_until: float = 0.0  # the new expiry of `prolonged`
     use_counts: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 class ResponseCache:
-    """One process's. `find` belongs to one event loop; the rest may be called from any thread."""
+    """The cache of one process. `find` belongs to one event loop; the rest may be called from any thread."""
 
     def __init__(self, db: Database, max_bytes: int, timings: Timings = Timings()) -> None:
         self._db = db
@@ -93,7 +93,7 @@ class ResponseCache:
         self._writer.start()
 
     async def find(self, project_id: str, keys: Sequence[bytes]) -> CacheLookup | None:
-        """None where it cannot be said now."""
+        """Look up `keys`; return None if the database does not answer now."""
         if time.monotonic() < self._suspended_until:
             return None
         lookup = _PendingLookup(project_id, keys, asyncio.get_running_loop().create_future())
@@ -103,7 +103,7 @@ class ResponseCache:
         return await lookup.found
 
     def store(self, size: int, entries_of: EntrySource) -> None:
-        """Write what `make` gives, later and in another thread. It is of about `size` bytes."""
+        """Write the entries of `entries_of`, later and in another thread. `size` is their approximate size in bytes."""
         with self._lock:
             if self._pending.size + size > MAX_PENDING_BYTES:
                 return
@@ -112,7 +112,7 @@ class ResponseCache:
         self._work.set()
 
     def prolong(self, keys: Sequence[bytes], expires_at: float) -> None:
-        """They were used. All that come together stay as long as the longest of them."""
+        """Note that entries were used. All of one write expire with the latest of them."""
         with self._lock:
             self._pending.prolonged += keys
             self._pending.prolong_until = max(self._pending.prolong_until, expires_at)
@@ -126,39 +126,39 @@ class ResponseCache:
             self._work.set()
 
     def flush(self) -> None:
-        """Write what waits, and return when it is written or dropped."""
+        """Write what is pending, and return when it is written or dropped."""
         with self._writing:
             with self._lock:
                 writes, self._pending = self._pending, _PendingWrites()
                 self._work.clear()
             try:
                 self._write(writes)
-            except Exception as error:  # noqa: BLE001  a writer that ended would never write again
+            except Exception as error:  # noqa: BLE001  the writer must survive every error
                 self._failed.warn(error=type(error).__name__)
 
     def close(self) -> None:
-        """Write what waits, and nothing after it."""
+        """Write what is pending, and stop the writer."""
         self._closing.set()
         self._work.set()
         self._writer.join(_CLOSE_SECONDS)
         self._threads.shutdown(wait=False)
 
     async def _serve_lookups(self) -> None:
-        """Look-ups, one after the other, as long as anybody asks. One that goes wrong is a miss for all who wait."""
+        """Run lookups, one after the other, while there are any. An error is a miss for all that wait."""
         loop = asyncio.get_running_loop()
         lookups: list[_PendingLookup] = []
         try:
             while lookups := self._next():
                 reading = loop.run_in_executor(self._threads, self._read, lookups)
                 _resolve(lookups, await asyncio.wait_for(reading, self._timings.cache_patience))
-        except Exception as error:  # noqa: BLE001  nobody is to wait for what will never come
+        except Exception as error:  # noqa: BLE001  no caller may wait for ever
             self._fail(error)
         finally:
             missed, self._queued, self._lookup_task = [*lookups, *self._queued], [], None
             _resolve(missed, [None] * len(missed))
 
     def _next(self) -> list[_PendingLookup]:
-        """Those that have waited longest, as many as one look-up may serve."""
+        """Return the lookups that have waited longest, as many as one query may serve."""
         waiting = [lookup for lookup in self._queued if not lookup.found.done()]
         keys = accumulate(len(lookup.keys) for lookup in waiting)
         count = max(1, sum(total <= MAX_KEYS for total in keys))
@@ -186,7 +186,10 @@ class ResponseCache:
             self.flush()
 
     def _write(self, writes: _PendingWrites) -> None:
-        """Raises DatabaseBusy, SQLAlchemyError: what was not written by then is dropped."""
+        """Write what is pending. The rest is dropped on an error.
+
+        Raises: DatabaseBusy, SQLAlchemyError.
+        """
         if writes.use_counts:
             self._counts_written_at = time.monotonic()
             self._in_one_transaction(lambda session: cache.count(session, writes.use_counts))
@@ -199,7 +202,7 @@ class ResponseCache:
         self._in_one_transaction(lambda session: cache.prolong(session, keys, expires_at))
 
     def _put(self, entries: Sequence[NewEntry]) -> None:
-        """Keep these; where there is no room, what would expire first goes for it."""
+        """Write entries; if the cache is full, delete those that expire first."""
         added = sum(len(entry.value) for entry in entries)
         if time.monotonic() - self._size_read_at > SIZE_SECONDS:
             with self._db.read() as session:
@@ -216,20 +219,20 @@ class ResponseCache:
     def _in_one_transaction(self, work: Callable[[Session], int | None]) -> int:
         began = time.monotonic()
         with self._db.write() as session:
-            said = work(session)
-        if self._db.sqlite:  # one writes at a time, and nobody waits for this
+            rows = work(session)
+        if self._db.sqlite:  # one writer at a time, and this one is not urgent
             self._closing.wait(min(_PAUSE_FACTOR * (time.monotonic() - began), 1.0))
-        return said or 0
+        return rows or 0
 
 
 def _resolve(lookups: Sequence[_PendingLookup], found: Sequence[CacheLookup | None]) -> None:
-    for lookup, one in zip(lookups, found, strict=True):
+    for lookup, result in zip(lookups, found, strict=True):
         if not lookup.found.done():
-            lookup.found.set_result(one)
+            lookup.found.set_result(result)
 
 
 def _parts(entries: Iterable[NewEntry]) -> Iterator[list[NewEntry]]:
-    """As many as go into one transaction, by rows and by bytes."""
+    """Split entries into transactions, by rows and by bytes."""
     part: list[NewEntry] = []
     size = 0
     for entry in entries:

@@ -1,7 +1,7 @@
-"""The parent's side of the checks against a schema: one child process, replaced as soon as it takes too long or dies.
+"""Check texts against JSON Schemas in one child process, which is replaced when it takes too long or dies.
 
-A thread of its own talks to it, one question at a time: the kernel ends a child with the thread that started it.
-Tenants take turns, and a tenant whose schemas have taken too long is refused for a while.
+One thread talks to the child, one request at a time: the kernel ends the child with the thread that started it. Tenants
+take turns, and a tenant whose schemas took too long is refused for a while.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 _MINUTE: Final = 60.0
 _SLOW_SECONDS: Final = 60.0
-_GOOD: Final = 1024  # schemas that are known to be some
+_GOOD: Final = 1024  # how many valid schemas are remembered
 _MOST_REFERENCES: Final = 1000
 TOO_LONG: Final = f"it could not be checked within {Timings().schema_check:g} seconds and its memory."
 
@@ -50,17 +50,22 @@ class BadSchema(Exception):
 
 
 class SchemaChecker:
+    """Run checks in the child, fairly among tenants."""
+
     def __init__(self, timings: Timings = Timings()) -> None:
         self._seconds = timings.schema_check
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="schemas")
         self._queue = FairQueue[tuple[str, bytes, bytes, Future[_Answer]]]()
         self._budget = Budget(timings)
         self._child: Child | None = None
-        self._good: OrderedDict[bytes, None] = OrderedDict()  # by their hashes
-        self._slow: dict[bytes, float] = {}  # schemas that took too long, and until when nobody is kept waiting by them
+        self._good: OrderedDict[bytes, None] = OrderedDict()  # hashes of valid schemas
+        self._slow: dict[bytes, float] = {}  # schemas that took too long, and until when they are refused
 
     async def check(self, schema: bytes, tenant: str = "") -> None:
-        """Raises BadSchema; EngineBusy where no child can be started."""
+        """Check that a schema is one.
+
+        Raises: BadSchema, and EngineBusy if no child can be started.
+        """
         if self._budget.is_spent(tenant):
             raise BadSchema(SPENT)
         if self._is_slow(schema):
@@ -75,7 +80,10 @@ class SchemaChecker:
                 self._good.popitem(last=False)
 
     async def faults(self, schema: bytes, texts: Sequence[str], tenant: str = "") -> list[str | None]:
-        """What is wrong with each. Raises BadSchema, EngineBusy."""
+        """Return the error of each text; None if it matches.
+
+        Raises: BadSchema, EngineBusy.
+        """
         if sum(len(text.encode(errors="replace")) for text in texts) > MOST_TEXT:
             return ["it is too large to be checked."] * len(texts)
         ask = encode(CheckRequest(schema, [text.encode(errors="replace").decode() for text in texts]))
@@ -96,7 +104,7 @@ class SchemaChecker:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._end)
 
     def _next(self) -> None:
-        """Answer the next question in the queue: called once for each that was added."""
+        """Answer the next request of the queue; called once for each that was added."""
         question = self._queue.pop()
         assert question is not None
         tenant, schema, ask, future = question
@@ -104,13 +112,14 @@ class SchemaChecker:
             return
         try:
             future.set_result(None if self._budget.is_spent(tenant) else self._ask(tenant, schema, ask))
-        except Exception as error:  # noqa: BLE001 (it is for whoever asked)
+        except Exception as error:  # noqa: BLE001 (the caller of `faults` gets it)
             future.set_exception(error)
 
     def _ask(self, tenant: str, schema: bytes, ask: bytes, tries: int = 2) -> _Answer:
-        """None if it was too much for the child. One that dies may have been killed: a second is asked.
+        """Return the child's answer; None if the request was too much for the child.
 
-        Those that waited in line behind a schema that was too much are not asked of it.
+        A child that died may have been killed from outside, so a second one is tried. A schema that was too much before
+        is not tried again.
         """
         if self._is_slow(schema):
             return None
@@ -123,7 +132,9 @@ class SchemaChecker:
             if isinstance(error, Died) and tries > 1:
                 return self._ask(tenant, schema, ask, tries - 1)
             at = time.monotonic()
-            self._slow = {one: until for one, until in self._slow.items() if until > at} | {schema: at + _SLOW_SECONDS}
+            self._slow = {slow_schema: until for slow_schema, until in self._slow.items() if until > at} | {
+                schema: at + _SLOW_SECONDS
+            }
             return None
 
     def _exchange(self, child: Child, tenant: str, ask: bytes) -> CheckResult | InvalidSchema:
@@ -154,19 +165,19 @@ class SchemaChecker:
 
 
 class Budget:
-    """The seconds that were slow, by tenant; they are forgiven evenly."""
+    """The slow seconds of each tenant; they are forgiven at a constant rate."""
 
     def __init__(self, timings: Timings = Timings(), clock: Callable[[], float] = time.monotonic) -> None:
         self._slow, self._share = timings.schema_slow, timings.schema_budget
         self._clock = clock
-        self._spent: dict[str, tuple[float, float]] = {}  # as of when
+        self._spent: dict[str, tuple[float, float]] = {}  # seconds, and as of when
 
     def is_spent(self, tenant: str) -> bool:
         return self._left_of(tenant) > self._share
 
     def took(self, tenant: str, seconds: float) -> None:
         if seconds >= self._slow:
-            kept = {one: known for one, known in self._spent.items() if self._left_of(one)}
+            kept = {name: known for name, known in self._spent.items() if self._left_of(name)}
             self._spent = kept | {tenant: (self._left_of(tenant) + seconds, self._clock())}
 
     def _left_of(self, tenant: str) -> float:

@@ -1,6 +1,6 @@
-"""The confined process that checks texts until its parent has no more.
+"""The confined child process that checks texts until its parent closes the channel.
 
-Both are strangers': a schema can take for ever, or all memory, with a few hundred bytes. Nothing is fetched for it.
+Schemas and texts are untrusted: a schema of a few hundred bytes can take for ever, or all memory. Nothing is fetched.
 """
 
 import json
@@ -26,9 +26,9 @@ from workers.middleware.schema_checker_protocol import (
 from workers.sandbox import resource_limits
 from workers.sandbox.channel import Channel
 
-MEMORY: Final = 512 << 20  # bytes, beyond what it begins with
-_SCHEMAS: Final = 256  # kept ready: the lines of a batch mostly have the same
-_LONGEST: Final = 300  # characters of what is said to be wrong
+MEMORY: Final = 512 << 20  # bytes, in addition to those of the start
+_SCHEMAS: Final = 256  # compiled ones: the lines of a batch mostly have the same
+_LONGEST: Final = 300  # characters of an error
 
 
 def main(channel: Channel) -> None:
@@ -40,6 +40,7 @@ def main(channel: Channel) -> None:
 
 
 def check(ask: CheckRequest) -> CheckResult | InvalidSchema:
+    """Check the texts of a request; without texts, check only the schema."""
     try:
         validator = _validator(ask.schema)
         return CheckResult([_fault(validator, text) for text in ask.texts])
@@ -51,18 +52,21 @@ def check(ask: CheckRequest) -> CheckResult | InvalidSchema:
         return InvalidSchema("it never ends.")
     except MemoryError:
         raise
-    except Exception as error:  # noqa: BLE001 (old drafts let pass what breaks jsonschema: it is still no schema)
+    except Exception as error:  # noqa: BLE001 (old drafts accept schemas that break jsonschema)
         return InvalidSchema(f"it cannot be used: {type(error).__name__}.")
 
 
 @lru_cache(_SCHEMAS)
 def _validator(raw: bytes) -> Any:
-    """Raises SchemaError, Unresolvable."""
+    """Return the validator of a schema.
+
+    Raises: SchemaError, Unresolvable.
+    """
     schema = json.loads(raw)
     kind = validator_for(schema, default=Draft202012Validator)
     kind.check_schema(schema)
     validator = kind(schema, registry=Registry())
-    if b'"$id"' not in raw:  # below one, references mean something else
+    if b'"$id"' not in raw:  # an $id changes the base of references
         resolver = Registry().with_resource("", Resource.from_contents(schema, DRAFT202012)).resolver()
         for reference in dict.fromkeys(_references(schema)):
             resolver.lookup(reference)
@@ -70,11 +74,11 @@ def _validator(raw: bytes) -> Any:
 
 
 def _references(value: Any) -> Iterator[str]:
-    for name, one in value.items() if isinstance(value, dict) else ():
-        if name == "$ref" and isinstance(one, str):
-            yield one
-    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _references(one)
+    for name, member in value.items() if isinstance(value, dict) else ():
+        if name == "$ref" and isinstance(member, str):
+            yield member
+    for member in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _references(member)
 
 
 def _fault(validator: Any, text: str) -> str | None:

@@ -1,6 +1,6 @@
-"""What the checker and its child say to each other over the sandbox's channel.
+"""The messages of the checker and its child over the sandbox's channel.
 
-parent: Ask  ─▶  child: Judged | Bad        as often as the parent likes
+parent: CheckRequest  ─▶  child: CheckResult | InvalidSchema        any number of times
 """
 
 from typing import Final
@@ -9,26 +9,26 @@ import msgspec
 
 from workers.sandbox.channel import LARGEST
 
-#: Of the texts, with room for the schema and the rest.
+#: Bytes of the texts of a request; the rest of the message is for the schema.
 MOST_TEXT: Final = LARGEST - (256 << 10)
 LARGEST_ANSWER: Final = LARGEST
 
 
 class CheckRequest(msgspec.Struct, frozen=True):
-    """Without texts it is asked only whether the schema is one."""
+    """A schema, and texts to check against it; without texts only the schema is checked."""
 
     schema: bytes
     texts: list[str]
 
 
 class CheckResult(msgspec.Struct, frozen=True, tag=True):
-    """What is wrong with each text; None is nothing."""
+    """The error of each text; None if it matches."""
 
     faults: list[str | None]
 
 
 class InvalidSchema(msgspec.Struct, frozen=True, tag=True):
-    """The schema is none."""
+    """The error of a schema that is none."""
 
     why: str
 
@@ -39,5 +39,5 @@ _decode = msgspec.msgpack.Decoder(CheckResult | InvalidSchema).decode
 
 
 def decode_answer(message: bytes) -> CheckResult | InvalidSchema:
-    found: CheckResult | InvalidSchema = _decode(message)
-    return found
+    answer: CheckResult | InvalidSchema = _decode(message)
+    return answer

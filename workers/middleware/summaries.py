@@ -1,12 +1,12 @@
-"""`summarize`: the older turns become a summary, made by the same model.
+"""The strategy `summarize`: the same model summarizes the older turns.
 
     older turns ──▶ parts that fit ──┬──▶ engine ──▶ summary ──┐
-                                     ├──▶ engine ──▶ summary ──┼──▶ together they fit: a note to the model
-                                     └──▶ engine ──▶ summary ──┘    else they are the text of the next level
+                                     ├──▶ engine ──▶ summary ──┼──▶ if they fit together: a note to the model
+                                     └──▶ engine ──▶ summary ──┘    otherwise: the text of the next level
 
-The parts of a level are asked at once and run as one batch in the engine; of a batch's line one by one. A part that
-fails fails the request: nothing is left out without a word. A summary has at most a quarter of the context, so that
-each level has fewer parts.
+The parts of a level are sent at once and run as one batch in the engine; those of a batch's line one by one. If a part
+fails, the request fails: nothing is dropped silently. A summary has at most a quarter of the context, so that each
+level has fewer parts.
 """
 
 import asyncio
@@ -23,13 +23,13 @@ from workers.middleware.context_strategies import Cut, Fits
 from workers.middleware.history import History
 
 Ask = Callable[[Request], Awaitable[Answer]]
-#: Tokens of a prompt on the model of the request.
+#: Counts the tokens of a prompt for the model of the request.
 Count = Callable[[Request], Awaitable[int]]
 
 SUMMARY_TOKENS: Final = 256
-AT_ONCE: Final = 16  # of one request that somebody waits for; the others of its level follow as these end
-_SLACK: Final = 8  # tokens by which a text may be longer within another than alone
-_LEAST_ROOM: Final = 16  # tokens: below this no summary is worth its name
+AT_ONCE: Final = 16  # parts of one interactive request; the others of the level follow as these end
+_SLACK: Final = 8  # tokens by which a text may be longer inside another than alone
+_LEAST_ROOM: Final = 16  # tokens: a summary below this is useless
 _LEVELS: Final = 12
 _ASKED: Final = (
     "Summarize this part of a conversation. Keep names, numbers, decisions and open questions. "
@@ -40,15 +40,15 @@ _NOTE: Final = "Summary of the earlier conversation:"
 
 @dataclass(slots=True)
 class SummaryCost:
-    """What the summaries of one request have taken, besides tokens."""
+    """What the summaries of one request took, besides tokens."""
 
     calls: int = 0
     levels: int = 0
-    cut: int = 0  # summaries that came to their length before their end
+    cut: int = 0  # summaries that reached their maximum length
 
 
 class SummaryFailed(Exception):
-    """A part has no summary."""
+    """The engine gave no summary of a part; `answer` is the error for the client."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(answer.status)
@@ -56,19 +56,22 @@ class SummaryFailed(Exception):
 
 
 class Summaries:
-    """Of one request. `budget` is its prompt's, `limit` the model's whole context, in tokens."""
+    """Summaries for one request. `budget` limits its prompt, `limit` is the model's context, both in tokens."""
 
     def __init__(
-        self, request: Request, terms: ContextOptions, ask: Ask, count: Count, budget: int, limit: int
+        self, request: Request, options: ContextOptions, ask: Ask, count: Count, budget: int, limit: int
     ) -> None:
         self._request, self._ask, self._count = request, ask, count
         self._budget, self._limit = budget, limit
-        self._most = terms.summary_tokens or SUMMARY_TOKENS
-        self._kept_turns = terms.kept_turns
+        self._most = options.summary_tokens or SUMMARY_TOKENS
+        self._kept_turns = options.kept_turns
         self.spent = SummaryCost()
 
     async def summarize(self, history: History, fits: Fits) -> Cut | None:
-        """None where not even what must stay fits. Raises Failed, and what engines raise."""
+        """Return a body with a summary that fits; None if not even the rest fits.
+
+        Raises: SummaryFailed, and what engines raise.
+        """
         dropped = [n for turn in history.older(self._kept_turns) for n in turn]
         if not dropped:
             return None
@@ -97,7 +100,7 @@ class Summaries:
 
     async def _level(self, parts: Sequence[str], most: int) -> list[str]:
         self.spent.levels += 1
-        # lines of a batch are counted, to be few while somebody waits: each asks no more than one thing at a time
+        # lines of a batch are throttled while interactive clients wait, so each sends one request at a time
         free = asyncio.Semaphore(AT_ONCE if self._request.job_id is None else 1)
 
         async def one(number: int, part: str) -> str:
@@ -126,10 +129,13 @@ class Summaries:
         return replace(self._request, url=CHAT, body=body, request_id=request_id)
 
     async def _parts(self, texts: Sequence[str], most: int) -> list[str]:
-        """Texts put together as long as they fit; what does not fit alone is cut in two. Empty if nothing fits."""
+        """Join texts as long as they fit, and split those that do not fit alone.
+
+        Return an empty list if nothing fits.
+        """
         bare = await self._tokens("", most)
         room = self._limit - most - bare
-        found: list[str] = []
+        parts: list[str] = []
         waiting = list(reversed(texts))
         begun, size = "", 0
         while waiting:
@@ -141,19 +147,19 @@ class Summaries:
                 middle = _middle(text)
                 waiting += [text[middle:], text[:middle]]
             elif begun and size + length > room:
-                found.append(begun)
+                parts.append(begun)
                 begun, size = text, length
             else:
                 begun, size = f"{begun}\n{text}" if begun else text, size + length
-        return [*found, begun] if begun else found
+        return [*parts, begun] if begun else parts
 
     async def _tokens(self, part: str, most: int) -> int:
         return await self._count(self._question(part, most, self._request.request_id))
 
 
 async def run_all(work: Sequence[Coroutine[Any, Any, str]]) -> list[str]:
-    """At once. The first error ends the others, and so does a cancellation."""
-    tasks = [asyncio.create_task(one) for one in work]
+    """Run all at once. The first error, or a cancellation, ends the others."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in work]
     try:
         return list(await asyncio.gather(*tasks))
     finally:
@@ -163,7 +169,7 @@ async def run_all(work: Sequence[Coroutine[Any, Any, str]]) -> list[str]:
 
 
 def _middle(text: str) -> int:
-    """Where to cut: at the last space before the middle, if there is one near."""
+    """Return where to cut: at a space shortly before the middle, or in the middle."""
     middle = len(text) // 2
     space = text.rfind(" ", middle // 2, middle)
     return space + 1 if space >= 0 else middle
@@ -190,10 +196,10 @@ def _choice(body: bytes) -> _Choice | None:
 
 
 def _failed(answer: Answer) -> Answer:
-    """The engine's words, under a code that says at what it failed."""
+    """Return the engine's error under the code `context_summary_failed`."""
     try:
-        said = msgspec.json.decode(answer.body)["error"]["message"]
+        reason = msgspec.json.decode(answer.body)["error"]["message"]
     except (msgspec.MsgspecError, KeyError, TypeError):
-        said = f"the engine answered {answer.status}."
-    message = f"A part of the conversation has no summary: {said}"[:2000]
+        reason = f"the engine answered {answer.status}."
+    message = f"A part of the conversation has no summary: {reason}"[:2000]
     return refusal(answer.status, message, param="context.strategy", code="context_summary_failed")

@@ -3,8 +3,8 @@
     model: an alias, one of OpenAI's names ── input: token ids ──▶ cl100k_base ──▶ texts ──▶ engine
     any other name ───────────────────────────────────────────────────────────▶ as it is ──▶ engine
 
-Clients such as LangChain's tokenize a text themselves, by the table that belongs to the name they ask for. The model
-that answers has a table of its own, in which the same ids are another text. A model's own name takes its own ids.
+Clients such as LangChain tokenize a text themselves, with the vocabulary of OpenAI's model. The model behind the alias
+has another vocabulary, in which the same ids are another text. A model's own name takes ids of its own vocabulary.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _TABLE: Final = "cl100k_base"  # of all three
 
 
 class TokenIdMiddleware(Middleware):
-    """An engine that is given texts. `is_alias` tells whether a name stands for a model with another name."""
+    """Decode token ids for models behind OpenAI's names. `is_alias` tells whether a name is an alias."""
 
     def __init__(self, engine: Engine, is_alias: Callable[[str], bool]) -> None:
         super().__init__(engine)
@@ -46,7 +46,7 @@ class TokenIdMiddleware(Middleware):
 
 
 def _has_ids(inputs: Sequence[Any]) -> bool:
-    """Tell whether all inputs are lists; the engine says what is wrong with a mixture or an empty list."""
+    """Return whether all inputs are non-empty lists; the engine refuses a mixture or an empty list."""
     return all(isinstance(ids, list) and ids for ids in inputs)
 
 
@@ -55,18 +55,18 @@ def _decode_all(inputs: Sequence[Sequence[Any]]) -> list[str]:
 
 
 def _decode(n: int, ids: Sequence[Any]) -> str:
-    """Return the text of `ids`. A client may cut a text inside a character: what is left of that is U+FFFD.
+    """Return the text of `ids`; a character that the client has cut becomes U+FFFD.
 
     Raises:
         ValueError: an id is not in the table.
     """
     table = _table()
-    wrong = next((one for one in ids if type(one) is not int or not 0 <= one < table.n_vocab), None)
+    wrong = next((token_id for token_id in ids if type(token_id) is not int or not 0 <= token_id < table.n_vocab), None)
     if wrong is not None:
         raise ValueError(f"input {n} has the token id {wrong!r:.40}, which {_TABLE} does not have.")
     try:
         text: str = table.decode(ids)
-    except KeyError as error:  # one of the few numbers below the last that are no token
+    except KeyError as error:  # a few numbers below `n_vocab` are no token
         raise ValueError(f"input {n} has a token id that {_TABLE} does not have.") from error
     return text
 
