@@ -1,3 +1,3 @@
-"""Intake: validate, one transaction, answer. What happens after the answer is `workers`'."""
+"""The web process: validate a request, do one transaction, answer. Workers do the rest."""
 
 import jobs as _jobs  # noqa: F401 (before any library: see there)

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 def main() -> None:
     config = settings()
     logs.configure(config.log_level)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # it would tell the same in sentences
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # our logs have the same facts as fields
     db = Database(config.database)
     claim_host(db)
     db.close()

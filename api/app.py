@@ -1,4 +1,4 @@
-"""The composition root of the web process: `build()` makes the app and everything that it works with.
+"""The composition root of the web process: `build()` makes the app and its collaborators.
 
 Trace ─▶ CORS ─▶ Authenticate ─▶ Limit ─▶ FairShare ─▶ routes ─▶ one transaction ─▶ answer
 """
@@ -39,11 +39,11 @@ from jobs.platform.storage import open_storage
 from jobs.settings import Settings, settings
 from jobs.timings import Timings
 
-#: Requests wait for the database this long, in seconds, before they answer 503.
+#: Seconds that a request waits for the database before it answers 503.
 _PATIENCE = 1.5
-#: As many as there are threads that may ask.
+#: One for each thread that may use the database.
 _CONNECTIONS = 40
-#: What of an answer's headers a page in a browser may read beside the few that it always may.
+#: Response headers that pages in a browser may read, besides those that they always may.
 _EXPOSED = (
     "Idempotency-Replayed", "OpenAI-Poll-After-Ms", "Retry-After", STREAM_HEADER, "X-Request-Id", "X-Should-Retry",
 )  # fmt: skip
@@ -51,7 +51,7 @@ _EXPOSED = (
 ROUTERS: tuple[APIRouter, ...] = (
     files.router,
     uploads.router,
-    dry_run.router,  # before batches: /v1/batches/validate is no id
+    dry_run.router,  # before batches: in /v1/batches/validate, `validate` is no id
     batches.router,
     inference.router,
     chat_completions.router,
@@ -76,7 +76,7 @@ ROUTERS: tuple[APIRouter, ...] = (
 
 
 def build(config: Settings | None = None, timings: Timings = Timings()) -> FastAPI:
-    """The app of one process."""
+    """Build the app of one process."""
     config = config or settings()
     registry = Models(config)
     most = _CONNECTIONS + 10
@@ -95,7 +95,7 @@ def build(config: Settings | None = None, timings: Timings = Timings()) -> FastA
         title="Nightmill",
         version=version("nightmill"),
         description="The asynchronous half of the OpenAI API on your own workers.",
-        docs_url=None,  # its scripts come from elsewhere: `api.pages` has its own
+        docs_url=None,  # FastAPI's page loads scripts from a CDN: `api.pages` has its own
         redoc_url=None,
         redirect_slashes=False,
         lifespan=_lifespan,
@@ -104,7 +104,7 @@ def build(config: Settings | None = None, timings: Timings = Timings()) -> FastA
     exposition = Exposition(db, registry, broker.is_full, timings.metrics_cached)
     app.state.health = health.Health(exposition, broker, Watch(timings.readiness_cached))
     for router in ROUTERS:
-        app.router.routes.extend(router.routes)  # complete as they are: including would build each a second time
+        app.router.routes.extend(router.routes)  # `include_router` would build each route a second time
     errors.install(app)
     app.add_middleware(FairShare, config=config, patience=timings.thread_patience)
     app.add_middleware(Limit, config=config, idle_seconds=timings.body_patience)

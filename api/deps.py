@@ -1,4 +1,4 @@
-"""What an endpoint is handed: who calls, and what serves the call."""
+"""The context of a call: its caller, and the services that routes use."""
 
 import threading
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from jobs.usage.stored_bytes import Arriving
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The key that a request came with, and the project whose rows it may see."""
+    """The key of a request, and the project whose rows it may see."""
 
     key_id: str
     project_id: str
@@ -38,14 +38,17 @@ class Services:
     storage: Storage
     models: Models
     inference: InferenceClient
-    queue_for_model: Trusted[str]  # queues that live workers take requests from
+    queue_for_model: Trusted[str]  # by model: the queue whose live workers serve it
     timings: Timings
     arriving: Arriving = field(default_factory=Arriving)
-    changing: Locks = field(default_factory=Locks)  # conversations
+    changing: Locks = field(default_factory=Locks)  # locks of conversations
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def registry(self) -> Registry:
-        """The models as their file describes them now, or did when it was right. Raises Unavailable: it never was."""
+        """Return the models of the models file as it is now, or as it was when it was last valid.
+
+        Raises: Unavailable, if it never was.
+        """
         try:
             return self.models.now()
         except ModelsFileError as error:
@@ -81,12 +84,12 @@ class CallContext:
         return f"key:{self.caller.key_id}"
 
     def in_one_write(self, work: Callable[[Session], object]) -> None:
-        """Run it in a transaction of its own."""
+        """Run `work` in a transaction of its own."""
         with self.db.write() as session:
             work(session)
 
     def record(self, session: Session, action: str, target: str, details: dict[str, Any] | None = None) -> None:
-        """The audit row of a mutating call, in its transaction."""
+        """Add the audit row of a mutating call to its transaction."""
         audit.record(
             session,
             actor=self.actor,
@@ -99,16 +102,16 @@ class CallContext:
 
 
 def services_of(request: Request) -> Services:
-    """The collaborators, from any request."""
+    """Return the collaborators of this process."""
     services = request.app.state.services
     assert isinstance(services, Services)
     return services
 
 
 async def _call(request: Request) -> CallContext:
-    """Not a plain function: those are run in a thread each, and this only looks things up."""
+    """Return the context of the request. It is a coroutine because FastAPI runs plain functions in a thread each."""
     return CallContext(services_of(request), request.state.caller, request.state.request_id)
 
 
-#: Every route below /v1 takes one; the middleware has let nobody through without a key.
+#: Each route below /v1 takes one. The middleware has authenticated the request.
 Call = Annotated[CallContext, Depends(_call)]

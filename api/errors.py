@@ -1,14 +1,14 @@
-"""The error tree rendered in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`.
+"""Render errors in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`.
 
     NightmillError ─▶ its status, its code          validation ─▶ 400 with `param` and `code` (`explain`)
-    unknown route, method ─▶ 404, 405               anything else ─▶ 500, without a word about why
+    unknown route, method ─▶ 404, 405               anything else ─▶ 500, without a reason
 
-Clients pick their exception by the status and obey `Retry-After` and `x-should-retry`; the SDK would repeat a 408, a
-409 or a 507 by itself, so one that is not worth it says so.
+Clients choose their exception by the status and obey `Retry-After` and `x-should-retry`. The SDK would retry a 408, 409
+or 507 by itself, so such answers say whether a retry makes sense.
 
-Of pydantic's errors only the first is told, as OpenAI does. Values are quoted at most 64 characters long. Where a field
-may have several types, pydantic reports what is wrong with each and adds the type's name to the path (`query.str`): the
-answer says why the type that the value has is refused, and where the value is in the body, or lists all types.
+Like OpenAI, report only the first of pydantic's errors. Values are quoted with at most 64 characters. For a field of
+several types pydantic reports an error for each type and adds the type's name to the path (`query.str`). The answer
+gives the error for the type that the value has, with the value's path in the body, or lists all types.
 """
 
 import logging
@@ -38,12 +38,12 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """Every answer that is not a success."""
+    """The body of every answer that is not a success."""
 
     error: ErrorDetail
 
 
-#: What any route may answer beside its success, for the OpenAPI document.
+#: The error responses of all routes, for the OpenAPI document.
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status.value: {"model": ErrorBody, "description": status.phrase}
     for status in (
@@ -73,7 +73,7 @@ class MethodNotAllowed(NightmillError):
 
 
 def respond(error: NightmillError, headers: dict[str, str] | None = None) -> JSONResponse:
-    """The answer that stands for an error."""
+    """Return the response for an error."""
     given = dict(headers or {})
     if error.retry_after is not None:
         given["Retry-After"] = str(error.retry_after)
@@ -83,13 +83,13 @@ def respond(error: NightmillError, headers: dict[str, str] | None = None) -> JSO
 
 
 def describe(error: NightmillError) -> dict[str, Any]:
-    """The JSON of an error; also the last event of a stream that broke."""
+    """Return the JSON of an error; also the last event of a broken stream."""
     detail = ErrorDetail(message=error.message, type=error.type, param=error.param, code=error.code)
     return ErrorBody(error=detail).model_dump()
 
 
 def install(app: FastAPI) -> None:
-    """Let this app answer errors in no other shape."""
+    """Install the handlers that give all errors of the app this shape."""
     app.add_exception_handler(NightmillError, _known_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
@@ -109,7 +109,7 @@ async def _invalid(_request: Request, error: Exception) -> JSONResponse:
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
-    """Starlette's own errors; one of ours that was raised while the body was read is the cause of theirs."""
+    """Answer Starlette's own errors, or the NightmillError that caused one while the body was read."""
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, NightmillError):
         return respond(error.__cause__)
@@ -135,7 +135,7 @@ def _unsupported(request: Request) -> str | None:
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    """A mistake of ours. This handler runs outside our middleware, hence the header here."""
+    """Answer an unexpected exception. This handler runs outside our middleware, so it sets the request id itself."""
     request_id = request.scope.get("state", {}).get("request_id", "")
     log.error("request_crashed", exc_info=error, extra={"request_id": request_id})
     return respond(NightmillError(), {"x-request-id": request_id})
@@ -143,7 +143,7 @@ async def _unexpected(request: Request, error: Exception) -> JSONResponse:
 
 _VERSION = "/v1/"
 _QUOTED = 64
-_LOOKED_AT = 100  # of pydantic's errors: a body may hold a million
+_LOOKED_AT = 100  # errors of pydantic: a body may cause a million
 _EXPECTED = {
     "string": "a string",
     "int": "an integer",
@@ -157,7 +157,10 @@ _EXPECTED = {
 
 
 def explain(errors: Sequence[Any], body: Any) -> InvalidRequest:
-    """The first of pydantic's errors as ours. `body` is what they speak of, where that is a body."""
+    """Return the first of pydantic's errors as an InvalidRequest.
+
+    `body` is the parsed body, if the errors concern one.
+    """
     source, *param_path = errors[0]["loc"]
     if source != "body":
         return _render(errors[0], _joined(param_path))
@@ -168,13 +171,13 @@ def explain(errors: Sequence[Any], body: Any) -> InvalidRequest:
 
 
 def too_long(value: object, param_path: Sequence[str | int], limit: int) -> InvalidRequest:
-    """Return the error for an array or an object at `place` of a body that has more than `limit` members."""
+    """Return the error for an array or object at `param_path` that has more than `limit` members."""
     return _render({"type": "too_long", "input": value, "ctx": {"max_length": limit}}, _joined(param_path))
 
 
 @dataclass(frozen=True, slots=True)
 class _Fault:
-    """One of pydantic's errors. Of the parts of its place `real` are those that lead on in the body."""
+    """One of pydantic's errors. `real` tells which parts of its path exist in the body."""
 
     error: Mapping[str, Any]
     param_path: tuple[str | int, ...]
@@ -185,13 +188,13 @@ class _Fault:
         param_path = error["loc"][1:]
         known, last = (param_path[:-1], (True,)) if error["type"] == "missing" and param_path else (param_path, ())
         real = _leading(known, body, lambda value: value is error["input"])
-        if real is None:  # a key is wrong, or what is judged is not what was sent
+        if real is None:  # a key is wrong, or pydantic judged a converted value
             real = _leading(known, body, lambda _: True)
         return cls(error, param_path, (*(real or ()), *last))
 
     @property
     def param(self) -> str | None:
-        """Where it is, in the body."""
+        """Return the path of the value in the body."""
         param = _joined([part for part, real in zip(self.param_path, self.real, strict=True) if real])
         if not self.error["type"].startswith("union_tag_"):
             return param
@@ -200,35 +203,42 @@ class _Fault:
 
     @property
     def expected(self) -> str | None:
-        """The type that the value should have, if it has another."""
+        """Return the expected type, if the value has another."""
         return _EXPECTED.get(_base(self.error))
 
 
 def _leading(param_path: Sequence[str | int], value: Any, is_end: Callable[[Any], bool]) -> tuple[bool, ...] | None:
-    """Which parts are steps from `value` to what `is_end`, as many as can be; None where none lead there."""
+    """Return which parts of the path are steps in `value` to one for which `is_end` is true; None if none lead there.
+
+    As many parts as possible are steps.
+    """
     if not param_path:
         return () if is_end(value) else None
     part, rest = param_path[0], param_path[1:]
     if part in value if isinstance(value, dict) else isinstance(value, list) and part in range(len(value)):
-        found = _leading(rest, value[part], is_end)
-        if found is not None:
-            return (True, *found)
-    found = _leading(rest, value, is_end)
-    return None if found is None else (False, *found)
+        rest_steps = _leading(rest, value[part], is_end)
+        if rest_steps is not None:
+            return (True, *rest_steps)
+    rest_steps = _leading(rest, value, is_end)
+    return None if rest_steps is None else (False, *rest_steps)
 
 
 def _first(faults: Sequence[_Fault]) -> tuple[_Fault, list[str]]:
-    """The fault to tell, and the types that its value may have, where it has none of them."""
+    """Return the fault to report, and the possible types of its value if it has none of them."""
     fault, depth = faults[0], 0
     while depth < len(fault.param_path):
         if not fault.real[depth]:
             branches: dict[str | int, _Fault] = {}
-            for one in faults:
-                if one.param_path[:depth] == fault.param_path[:depth] and len(one.param_path) > depth:
-                    branches.setdefault(one.param_path[depth], one)
-            fitting = [one for one in branches.values() if len(one.param_path) > depth + 1 or one.expected is None]
+            for candidate in faults:
+                if candidate.param_path[:depth] == fault.param_path[:depth] and len(candidate.param_path) > depth:
+                    branches.setdefault(candidate.param_path[depth], candidate)
+            fitting = [
+                candidate
+                for candidate in branches.values()
+                if len(candidate.param_path) > depth + 1 or candidate.expected is None
+            ]
             if not fitting:
-                return fault, list(dict.fromkeys(str(one.expected) for one in branches.values()))
+                return fault, list(dict.fromkeys(str(candidate.expected) for candidate in branches.values()))
             fault = fitting[0]
         depth += 1
     return fault, []
@@ -258,19 +268,19 @@ def _base(error: Mapping[str, Any]) -> str:
 
 
 def _listed(types: Sequence[str]) -> str:
-    """`, string, number or array`, as OpenAI says them: only the first has its article."""
+    """Return `, string, number or array`; like OpenAI, only the first type has an article."""
     *some, last = [name.partition(" ")[2] for name in types]
     return "".join(f", {name}" for name in some) + f" or {last}"
 
 
 def _joined(param_path: Sequence[str | int]) -> str | None:
-    """As OpenAI writes it: `messages[0].content`."""
+    """Return a path as OpenAI writes it: `messages[0].content`."""
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in param_path)
     return "".join(parts).removeprefix(".") or None
 
 
 def _prefix(param: str | None) -> str:
-    """Before what is wrong with it; of the body as a whole that says enough."""
+    """Return the beginning of a message about a parameter; empty for the whole body."""
     return "" if param is None else f"Invalid '{param}': "
 
 
@@ -347,7 +357,7 @@ _WORDS: dict[str, Callable[[Mapping[str, Any], str | None], tuple[str, str]]] = 
 
 
 def clip(value: object) -> str:
-    """A value as quoted in a message: short, whatever it was."""
+    """Return a value as quoted in a message, at most 64 characters long."""
     text = str(value) if not isinstance(value, int) or abs(value) < 10**_QUOTED else "a very large number"
     return text if len(text) <= _QUOTED else text[:_QUOTED] + "…"
 
@@ -359,7 +369,7 @@ def _measured(value: object) -> tuple[str, str]:
 
 
 def _kind(value: object) -> str:
-    """A JSON value's type with its article. Text stands here also for what a query held."""
+    """Return a JSON value's type with its article; a query's values count as strings."""
     names: list[tuple[type | tuple[type, ...], str]] = [
         (bool, "a boolean"),
         (int, "an integer"),

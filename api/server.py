@@ -1,4 +1,4 @@
-"""The HTTP server: uvicorn, with a bound on what a request's head may be and on how long it may take.
+"""The HTTP server: uvicorn, with limits on the size and the duration of a request's head.
 
 uvicorn's httptools protocol bounds neither, so a few idle or endless heads would hold connections and memory for ever.
 Nor does it bound trailers, which follow a chunked body: they are dropped, and refused where they are too large.
@@ -32,11 +32,11 @@ from jobs.settings import Settings
 #: A request's line and headers; and its trailers.
 MAX_HEAD_BYTES = 65_536
 _GRACE_SECONDS = 5
-#: So long is read, and dropped, what a client still sends that was refused: closed at once, it might lose the answer.
+#: Seconds for which the rest of a refused request is read: a connection closed at once might lose the answer.
 _LINGER_SECONDS = 2.0
-#: What a process asks for, where the machine lets it.
+#: File descriptors that a process requests, if the machine allows it.
 _DESCRIPTORS = 65_536
-#: So many connections are asked whether they have sent something, before one has to go for another.
+#: Connections that are checked for unread data before one is closed for another.
 _LOOKED_AT = 256
 
 
@@ -49,12 +49,14 @@ class HeadTooLarge(NightmillError):
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """A connection that is closed when a request's head is too large or too slow, or others need its place."""
+    """A connection that is closed if a request's head is too large or too slow, or if another connection needs its
+    slot.
+    """
 
-    #: Those whose next request has not come yet, or who still send what was refused; the first for longest.
+    #: Connections without a next request, or with a refused one, the longest first.
     _waiting: ClassVar[dict["BoundedProtocol", None]] = {}
 
-    _bytes = 0  # since the head or its last body began: of a head, of trailers, of what frames chunks
+    _bytes = 0  # bytes of a head, of trailers or of chunk framing since the head or its last body began
     _piece = 0
     _in_head = True
     _complete = False
@@ -81,7 +83,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # what comes later would be taken for the head's, and by whom is a matter of time
+        if self._in_head:  # later ones would be taken for headers of the head
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -105,7 +107,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if not self.cycle.response_complete or self.transport.is_closing():
             return
         self._waiting[self] = None
-        if self.cycle.more_body:  # whatever of it still comes puts off uvicorn's own clock
+        if self.cycle.more_body:  # the rest of the body resets uvicorn's own timer
             self._start_clock(self._head_patience)
 
     def data_received(self, data: bytes) -> None:
@@ -118,7 +120,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(HeadTooLarge())
 
     def send_400_response(self, msg: str) -> None:
-        """What the parser cannot read, and what two parsers could read differently."""
+        """Refuse a request that the parser cannot read, or that two parsers could read differently."""
         self._refuse(InvalidRequest(msg, code="invalid_http"))
 
     def _refuse(self, error: NightmillError) -> None:
@@ -145,7 +147,7 @@ class BoundedProtocol(HttpToolsProtocol):
         return services.timings.head_patience
 
     def _longest(self) -> "BoundedProtocol":
-        """Who goes: of those who have sent nothing that is not read yet, unless all have."""
+        """Return the connection to close: the longest idle one without unread data, or the longest idle one."""
         silent = (one for one in islice(self._waiting, _LOOKED_AT) if not one._has_sent())
         return next(silent, next(iter(self._waiting)))
 
@@ -171,7 +173,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 def most_connections() -> int:
-    """Half of the descriptors; the others are for the database, files and streams."""
+    """Return half of the descriptors; the others are for the database, files and streams."""
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return (_DESCRIPTORS if most == resource.RLIM_INFINITY else most) // 2
 
@@ -184,14 +186,14 @@ def _ask_for_descriptors() -> None:
 
 
 def _raw(answer: JSONResponse) -> bytes:
-    """An answer as bytes, where there is no request that it could be the answer of."""
+    """Return an answer as bytes, for a connection without a request."""
     status = HTTPStatus(answer.status_code)
     headers = b"".join(b"%s: %s\r\n" % header for header in answer.raw_headers)
     return f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() + headers + b"\r\n" + bytes(answer.body)
 
 
 class Server(uvicorn.Server):
-    """Tells streams that live as long as their client to end when the process is told to stop."""
+    """A server that ends streams when the process is told to stop."""
 
     def __init__(self, config: uvicorn.Config, stop: Callable[[], None]) -> None:
         super().__init__(config)
@@ -203,7 +205,7 @@ class Server(uvicorn.Server):
 
 
 def server(app: FastAPI, config: Settings, **options: Any) -> Server:
-    """A server of one process, ready to run. It asks the machine for descriptors."""
+    """Return the server of one process, ready to run, and request file descriptors."""
     _ask_for_descriptors()
     settled = uvicorn.Config(
         app,
@@ -213,7 +215,7 @@ def server(app: FastAPI, config: Settings, **options: Any) -> Server:
         ws="none",
         access_log=False,
         log_config=None,
-        proxy_headers=False,  # nobody stands in front unless someone is put there: addresses are the peers'
+        proxy_headers=False,  # without a proxy in front, addresses are those of the peers
         server_header=False,
         timeout_keep_alive=15,
         timeout_graceful_shutdown=_GRACE_SECONDS,

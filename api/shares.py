@@ -1,5 +1,4 @@
-"""Bound what one project uses of this process at once: threads, open streams, and bytes of JSON bodies and of what they
-continue.
+"""Limit what one project uses of this process: threads, open streams, and bytes of JSON bodies and of conversations.
 
     request ─▶ share of its project ─┬─ a thread is free within 5 s, and so are the bytes ─▶ route
                                      └─ 429 with Retry-After
@@ -26,7 +25,7 @@ from jobs.settings import Settings
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Threads of this process that read large bodies: these compete with the event loop for the interpreter.
+#: Threads that read large bodies; they compete with the event loop for the interpreter.
 _READERS = 2
 
 
@@ -37,8 +36,9 @@ class ProjectBusy(TooManyRequests):
 
 
 class Share:
-    """What one project may use at once, on one event loop: threads, one reader of large bodies, `bodies`, which are
-    bytes, and open `streams`.
+    """What one project may use at once on one event loop.
+
+    That is threads, one reader of large bodies, `bodies` in bytes, and open `streams`.
     """
 
     def __init__(self, threads: int, body_bytes: int, patience: float = 0.0, streams: int = 1) -> None:
@@ -50,7 +50,10 @@ class Share:
 
     @asynccontextmanager
     async def thread(self) -> AsyncIterator[None]:
-        """Hold one of the project's threads. Raises ProjectBusy when none is free within `patience` seconds."""
+        """Hold one of the project's threads.
+
+        Raises: ProjectBusy, if none is free within `patience` seconds.
+        """
         try:
             async with asyncio.timeout(self._patience):
                 await self.threads.acquire()
@@ -70,24 +73,30 @@ class Usage:
         self._reserved = self._streams = 0
 
     def reserve(self, size: int) -> None:
-        """Take `size` bytes, from any thread. Raises ProjectBusy when fewer are free."""
+        """Take `size` bytes for what the current request reads into memory.
+
+        Raises: ProjectBusy, if fewer are free.
+        """
         if not self.share.bodies.try_acquire(size):
             raise ProjectBusy("The requests of this project in progress have too many bytes. Send this one again.")
         self._reserved += size
 
     def open_stream(self) -> None:
-        """Take one of the streams. Raises ProjectBusy when all are open."""
+        """Count the current request as a stream until it is answered.
+
+        Raises: ProjectBusy, if its project has too many.
+        """
         if not self.share.streams.try_acquire(1):
             raise ProjectBusy("This project has too many open streams. Close one, or ask for pages.")
         self._streams += 1
 
     def release(self) -> None:
-        """Give back all bytes and streams."""
+        """Release all bytes and streams."""
         self.share.bodies.release(self._reserved)
         self.share.streams.release(self._streams)
 
 
-#: Of the request that is being served; None where no project is known yet.
+#: The usage of the request that is served; None while its project is unknown.
 current: ContextVar[Usage | None] = ContextVar("usage", default=None)
 _shares: RunVar[WeakValueDictionary[str, Share]] = RunVar("shares")
 _readers: RunVar[Limit] = RunVar("readers")
@@ -97,7 +106,7 @@ def share_of(project_id: str, config: Settings, patience: float) -> Share:
     """Return the share of a project, which exists for as long as a request refers to it."""
     shares = _once(_shares, WeakValueDictionary)
     share = shares.get(project_id)
-    if share is None:  # a body of the largest size is always accepted when no other is there
+    if share is None:  # a body of the largest size is accepted when no other is in progress
         most_bytes = max(config.project_body_bytes, config.body_max_bytes)
         share = Share(config.project_threads, most_bytes, patience, config.project_streams)
         shares[project_id] = share
@@ -119,7 +128,7 @@ def open_stream() -> None:
 
 
 async def run_in_threadpool(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run `work` in a thread of the current project, and wait for one as long as it takes."""
+    """Run `work` in a thread of the current project, and wait for a free one as long as it takes."""
     usage = current.get()
     if usage is None:
         return await run_unshared(work, *args, **kwargs)
@@ -128,19 +137,19 @@ async def run_in_threadpool(work: Callable[P, T], *args: P.args, **kwargs: P.kwa
 
 
 async def run_reader(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run `work`, which reads a large body, in a thread: one at a time of a project, and few of all projects."""
+    """Run `work`, which reads a large body, in a thread: one per project at a time, and few of all projects."""
     usage = current.get() or Usage(Share(1, 0))
     async with usage.share.reader.hold(), _once(_readers, lambda: Limit(_READERS)).hold():
         return await run_unshared(work, *args, **kwargs)
 
 
 async def run_unshared(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run `work` in a thread beside those of the project: brief work that long work of the project must not delay."""
+    """Run `work` in a thread that does not count for the project: brief work that its long work must not delay."""
     return await anyio.to_thread.run_sync(lambda: work(*args, **kwargs))
 
 
 def _once(variable: RunVar[T], make: Callable[[], T]) -> T:
-    """Return the variable of this event loop, made when it is new."""
+    """Return the variable of this event loop, created if necessary."""
     try:
         return variable.get()
     except LookupError:

@@ -21,17 +21,20 @@ T = TypeVar("T")
 
 
 class Recent(Generic[T]):
-    """A value that is kept for `seconds`, or for `times` as long as it took. For any thread."""
+    """A value that is cached for `seconds`, or for `times` its duration. Usable from any thread."""
 
     def __init__(self, seconds: float, times: float = 0.0) -> None:
         self._seconds = seconds
         self._times = times
         self._lock = threading.Lock()
-        self._last: tuple[T | None] | None = None  # of None: the database was unavailable
+        self._last: tuple[T | None] | None = None  # (None,): the database was unavailable
         self._until = 0.0
 
     def get(self, look: Callable[[], T]) -> T:
-        """Raises DatabaseBusy, and so for `seconds` to others."""
+        """Return the cached value, or that of `look`.
+
+        Raises: DatabaseBusy, cached for `seconds` too.
+        """
         if self._lock.acquire(blocking=self._last is None):
             try:
                 if (began := time.monotonic()) > self._until:
@@ -57,7 +60,7 @@ _MOST: Final = 10_000
 
 
 class Trusted(Generic[T]):
-    """Values by the digest of what they are values of. For one event loop."""
+    """Values by the digest of their key, for one event loop."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -65,7 +68,7 @@ class Trusted(Generic[T]):
         self._asking: dict[bytes, asyncio.Task[None]] = {}
 
     async def get(self, key: bytes, look: Callable[[], T]) -> T:
-        """`look` runs in a thread, and raises NightmillError for what is not to be kept."""
+        """Return the cached value, or that of `look`, which runs in a thread. A NightmillError is not cached."""
         known = self._known.get(key)
         age = time.monotonic() - known[0] if known else self._seconds
         if known is None or age >= self._seconds:
@@ -89,7 +92,7 @@ class Trusted(Generic[T]):
 
     async def _ask_beside(self, key: bytes, look: Callable[[], T]) -> None:
         try:
-            with suppress(NightmillError):  # the next who asks is told
+            with suppress(NightmillError):  # the next caller gets the error
                 await self._ask(key, look)
         finally:
             del self._asking[key]

@@ -1,4 +1,4 @@
-"""The rows of files, as every route that touches a file needs them."""
+"""Queries of files that several routes use."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from jobs.settings import Settings
 
 
 def visible(call: CallContext) -> Select[File]:
-    """The files that this project sees."""
+    """Return the statement of the files that this project may see."""
     return select(File).where(
         File.project_id == call.project_id,
         File.deleted_at.is_(None),
@@ -26,15 +26,15 @@ def visible(call: CallContext) -> Select[File]:
 
 
 def get_file(session: Session, call: CallContext, file_id: str, *, lock: bool = False) -> File:
-    mine = visible(call).where(File.id == file_id)
-    file = session.scalar(mine.with_for_update() if lock else mine)
+    statement = visible(call).where(File.id == file_id)
+    file = session.scalar(statement.with_for_update() if lock else statement)
     if file is None:
         raise NotFound(f"No such File object: {clip(file_id)}", param="id")
     return file
 
 
 def insert(session: Session, call: CallContext, file: File) -> FileObject:
-    """The row of a file whose bytes are durable."""
+    """Insert the row of a file whose bytes are durable, and return its object."""
     session.add(file)
     call.record(session, "file.create", file.id, {"bytes": file.bytes, "sha256": file.sha256})
     return show_file(file)
@@ -42,7 +42,7 @@ def insert(session: Session, call: CallContext, file: File) -> FileObject:
 
 @contextmanager
 def removed_unless_inserted(call: CallContext, path: str | None) -> Iterator[None]:
-    """Remove the object under `path` when its row is refused.
+    """Remove the object at `path` if its row is refused.
 
     When the database was busy the row may be committed all the same: bytes without a row are better than the reverse.
     """
@@ -50,14 +50,14 @@ def removed_unless_inserted(call: CallContext, path: str | None) -> Iterator[Non
         yield
     except DatabaseBusy:
         raise
-    except BaseException:  # whatever refused the row
+    except BaseException:  # any reason that the row was refused
         if path is not None:
             let_go(call.storage, [path])
         raise
 
 
 def expiry(config: Settings, purpose: str, seconds: int | None, created_at: float) -> float | None:
-    """When a file goes: as asked, or by default for batch files alone."""
+    """Return when a file expires: after `seconds`, or after the default for batch files."""
     if seconds is None and purpose == "batch":
         seconds = config.file_expiry_batch_seconds
     return None if seconds is None else created_at + seconds

@@ -1,6 +1,6 @@
-"""Files: bytes streamed into storage, then a row; and back.
+"""Files: stream bytes into storage, then insert a row; list, download and delete them.
 
-A deleted file is hidden at once; its bytes go when the last live job that reads them has ended.
+A deleted file is hidden at once. Its bytes are removed when the last live job that reads them has ended.
 """
 
 from functools import partial
@@ -72,14 +72,12 @@ def list_files(
     order: Order = "desc",
     purpose: Annotated[str | None, Query(max_length=64)] = None,
 ) -> Page[FileObject]:
-    """The project's files."""
+    """List the project's files."""
     statement = visible(call)
     if purpose is not None:
         statement = statement.where(File.purpose == purpose)
     with call.db.read() as session:
-        including_deleted = select(File).where(
-            File.project_id == call.project_id
-        )  # whoever deletes what it lists goes on
+        including_deleted = select(File).where(File.project_id == call.project_id)  # a client may delete while it lists
         cursor: dict[str, Any] = {"after": after, "limit": limit, "order": order}
         rows, more = find(
             session, statement, File, among=including_deleted, deletions=deleted(call, "file.delete"), **cursor
@@ -89,7 +87,7 @@ def list_files(
 
 @router.get("/files/{file_id}")
 def retrieve_file(call: Call, file_id: str) -> FileObject:
-    """One file's description."""
+    """Return the description of one file."""
     with call.db.read() as session:
         return show_file(get_file(session, call, file_id))
 
@@ -115,7 +113,7 @@ def delete_file(call: Call, file_id: str) -> FileDeleted:
     },
 )
 async def file_content(request: Request, call: Call, file_id: str) -> Response:
-    """A file's bytes, or one range of them."""
+    """Return a file's bytes, or one range of them."""
 
     def look_up() -> File:
         with call.db.read() as session:
@@ -162,7 +160,7 @@ def _purpose(fields: dict[str, str]) -> str:
 
 
 def _expires_after(fields: dict[str, str]) -> ExpiresAfter | None:
-    """`expires_after[anchor]` and `expires_after[seconds]`; any other field is unknown."""
+    """Return `expires_after[anchor]` and `expires_after[seconds]` of a form; refuse any other field."""
     given: dict[str, Any] = {}
     for name, value in fields.items():
         if name == "purpose":

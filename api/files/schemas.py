@@ -1,4 +1,4 @@
-"""Files and uploads as OpenAI shows them."""
+"""Files and uploads in OpenAI's shapes."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from jobs.files.tables import File, Upload, UploadPart
 
-#: What a client may upload for. `status` is deprecated at OpenAI, and required: SDK helpers wait for it.
+#: The purposes that a client may name. OpenAI's `status` is deprecated but required: SDK helpers wait for it.
 Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
 
 
@@ -59,7 +59,7 @@ def show_file(file: File) -> FileObject:
 
 
 def show_upload(upload: Upload, status: str, file: File | None = None) -> UploadObject:
-    """`status` is told by the caller: an upload is expired once its time is over, swept or not."""
+    """Return an upload with `status`, which the caller computes: an upload expires before retention sets it."""
     return UploadObject(
         id=upload.id,
         bytes=upload.bytes,

@@ -1,4 +1,4 @@
-"""Multi-part uploads: parts in any order and in parallel, put together by `complete`.
+"""Multi-part uploads: parts arrive in any order and in parallel, and `complete` joins them.
 
 pending ──complete──▶ completed (a File)       parts: only while pending
    ├──cancel, or three completions with a wrong MD5──▶ cancelled
@@ -35,8 +35,8 @@ from jobs.platform.storage import CHUNK, let_go
 
 router = resource("Uploads")
 
-_MD5_MISMATCHES = 3  # of one upload, before it is cancelled
-_assembling = WeakValueDictionary[str, asyncio.Lock]()  # uploads of which this process makes a file
+_MD5_MISMATCHES = 3  # completions with a wrong MD5 before an upload is cancelled
+_assembling = WeakValueDictionary[str, asyncio.Lock]()  # locks of uploads that this process completes
 _PART_FORM = described(["data"], {"data": BYTES})
 
 
@@ -54,13 +54,13 @@ class CompleteUpload(Body):
 
     @property
     def parts_sha256(self) -> str:
-        """Return a hash of the ids in their order."""
+        """Return a hash of the part ids in their order."""
         return hashlib.sha256("\n".join(self.part_ids).encode()).hexdigest()
 
 
 @router.post("/uploads", response_model=UploadObject)
 def create_upload(call: Call, once: Idempotent, body: CreateUpload) -> Response:
-    """Announce a file that will come in parts within an hour."""
+    """Create an upload for a file that is sent in parts within an hour."""
     if body.bytes > call.config.upload_max_bytes:
         message = f"Invalid 'bytes': an upload has at most {call.config.upload_max_bytes} bytes."
         raise InvalidRequest(message, param="bytes", code="integer_above_max_value")
@@ -94,7 +94,7 @@ def create_upload(call: Call, once: Idempotent, body: CreateUpload) -> Response:
 
 @router.post("/uploads/{upload_id}/parts", response_model=PartObject, openapi_extra=_PART_FORM)
 async def create_part(request: Request, call: Call, once: Idempotent, upload_id: str) -> Response:
-    """Add one part, at most 64 MB. Its place in the file is given by `complete`."""
+    """Add one part of at most 64 MB. `complete` gives its position in the file."""
     part_id = new_id("part_")
     path = f"uploads/{upload_id}/{part_id}"
     async with once.leased() as lease, receiving(call, request, lease, call.config.part_max_bytes):
@@ -122,8 +122,8 @@ async def create_part(request: Request, call: Call, once: Idempotent, upload_id:
 
 @router.post("/uploads/{upload_id}/complete")
 async def complete_upload(call: Call, upload_id: str, body: CompleteUpload) -> UploadObject:
-    """Put the parts together, in the order given. Asked again for the same parts, it answers the same."""
-    async with _assembling.setdefault(upload_id, asyncio.Lock()):  # whoever asks again meanwhile copies nothing
+    """Join the parts in the given order. A repeated request for the same parts gets the same answer."""
+    async with _assembling.setdefault(upload_id, asyncio.Lock()):  # a repeated request meanwhile copies nothing
         return await run_in_threadpool(_assembled, call, upload_id, body)
 
 
@@ -139,12 +139,12 @@ def _assembled(call: CallContext, upload_id: str, body: CompleteUpload) -> Uploa
             f"The parts have {sum(part.bytes for part in parts)} bytes, the upload was created for {upload.bytes}."
         )
         raise InvalidRequest(message, param="part_ids", code="bytes_mismatch")
-    check_disk(call, upload.bytes)  # within the project's bound the file takes the place of its parts
+    check_disk(call, upload.bytes)  # in the project's bound the file replaces its parts
     try:
         if body.md5 is not None:
             _check_md5(call, upload, parts, body.md5)
         file = _assemble(call, upload, parts)
-    except NotFound as error:  # parts go when the upload ends
+    except NotFound as error:  # parts are removed when the upload ends
         return _ended(call, upload_id, body, error)
     with removed_unless_inserted(call, file.path), call.db.write() as session:
         shown = _complete(session, call, upload, body, file)
@@ -157,7 +157,7 @@ def _assembled(call: CallContext, upload_id: str, body: CompleteUpload) -> Uploa
 
 @router.post("/uploads/{upload_id}/cancel")
 def cancel_upload(call: Call, upload_id: str) -> UploadObject:
-    """Give an upload up; its parts go."""
+    """Cancel an upload, and delete its parts."""
     with call.db.write() as session:
         upload = _get(session, call, upload_id, lock=True)
         if upload.status != "cancelled":
@@ -185,7 +185,7 @@ def _check_open(upload: Upload) -> None:
 
 
 def _pending(session: Session, call: CallContext, upload_id: str) -> None:
-    """Lock the upload, so that no part is added to one that is being completed."""
+    """Lock the upload, so that no part is added while it is completed."""
     _check_open(_get(session, call, upload_id, lock=True))
 
 
@@ -196,16 +196,21 @@ def _check_pending(call: CallContext, upload_id: str) -> None:
 
 
 def _check_room(session: Session, call: CallContext, upload_id: str, more: int) -> None:
-    """A part may have been sent again, under another id; no upload keeps many times what it was created for."""
-    most = 2 * _get(session, call, upload_id).bytes + call.config.part_max_bytes
+    """Check that all parts together stay below about twice the upload's size: a part may be sent again under another
+    id.
+    """
+    max_bytes = 2 * _get(session, call, upload_id).bytes + call.config.part_max_bytes
     parts = session.scalar(select(func.sum(UploadPart.bytes)).where(UploadPart.upload_id == upload_id))
-    if int(parts or 0) + more > most:
-        message = f"The parts of this upload would have more than {most} bytes, far more than it was created for."
+    if int(parts or 0) + more > max_bytes:
+        message = f"The parts of this upload would have more than {max_bytes} bytes, far more than it was created for."
         raise InvalidRequest(message, param="data", code="too_many_parts")
 
 
 def _parts(session: Session, upload_id: str, ids: list[str]) -> list[UploadPart]:
-    """The named parts, in that order. Raises InvalidRequest for one that is unknown or named twice."""
+    """Return the named parts in that order.
+
+    Raises: InvalidRequest, if one is unknown or named twice.
+    """
     known = {part.id: part for part in session.scalars(select(UploadPart).where(UploadPart.upload_id == upload_id))}
     seen: set[str] = set()
     for part_id in ids:
@@ -220,7 +225,10 @@ def _parts(session: Session, upload_id: str, ids: list[str]) -> list[UploadPart]
 
 
 def _check_md5(call: CallContext, upload: Upload, parts: list[UploadPart], md5: str) -> None:
-    """Hash the parts before anything is written. Raises InvalidRequest when the checksum differs."""
+    """Check the MD5 of the parts before anything is written.
+
+    Raises: InvalidRequest.
+    """
     digest = hashlib.md5(usedforsecurity=False)
     for data in _read(call, parts):
         digest.update(data)
@@ -234,7 +242,7 @@ def _check_md5(call: CallContext, upload: Upload, parts: list[UploadPart], md5: 
 
 
 def _cancelled_by_mismatch(call: CallContext, upload_id: str) -> bool:
-    """Count a completion with a wrong MD5; cancel the upload at the last one that it may have."""
+    """Count a completion with a wrong MD5, and cancel the upload after too many; return whether it was cancelled."""
     with call.db.write() as session:
         upload = _get(session, call, upload_id, lock=True)
         upload.md5_mismatches += 1
@@ -253,7 +261,7 @@ def _read(call: CallContext, parts: list[UploadPart]) -> Iterator[bytes]:
 
 
 def _assemble(call: CallContext, upload: Upload, parts: list[UploadPart]) -> File:
-    """Write the parts as one object."""
+    """Write the parts as one object, and return its row."""
     file_id = new_id("file-")
     path = f"files/{file_id}"
     sha256 = hashlib.sha256()
@@ -278,7 +286,7 @@ def _assemble(call: CallContext, upload: Upload, parts: list[UploadPart]) -> Fil
 def _complete(
     session: Session, call: CallContext, upload: Upload, body: CompleteUpload, file: File
 ) -> UploadObject | None:
-    """Of two that complete at once, one does; None for the other."""
+    """Complete the upload; return None if another request has ended it."""
     changed = session.execute(
         update(Upload)
         .where(Upload.id == upload.id, Upload.status == "pending")
@@ -292,10 +300,10 @@ def _complete(
 
 
 def _ended(call: CallContext, upload_id: str, body: CompleteUpload, cause: NotFound | None = None) -> UploadObject:
-    """What is answered when another request ended the upload meanwhile: a repeated `complete` is answered as the first.
+    """Answer a completion whose upload another request ended meanwhile: a repeated `complete` gets the same answer.
 
-    Raises InvalidRequest when the first named other parts, Conflict when the upload was given up, NotFound when nobody
-    ended it and parts are gone all the same.
+    Raises InvalidRequest if the first completion named other parts, Conflict if the upload was cancelled, and NotFound
+    if parts are missing although nobody ended it.
     """
     with call.db.read() as session:
         upload = _get(session, call, upload_id)
@@ -306,7 +314,10 @@ def _ended(call: CallContext, upload_id: str, body: CompleteUpload, cause: NotFo
 
 
 def _show_completed(session: Session, upload: Upload, body: CompleteUpload) -> UploadObject:
-    """Raises InvalidRequest when the upload was completed with other parts than the body names."""
+    """Return the completed upload.
+
+    Raises: InvalidRequest, if it was completed with other parts.
+    """
     if upload.parts_sha256 not in (None, body.parts_sha256):
         message = f"Upload '{upload.id}' was completed with other parts."
         raise InvalidRequest(message, param="part_ids", code="upload_completed")

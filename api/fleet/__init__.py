@@ -1,1 +1,1 @@
-"""What the workers serve."""
+"""Models that the workers serve."""

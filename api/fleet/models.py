@@ -19,9 +19,9 @@ router: APIRouter = resource("Models")
 
 
 class Model(BaseModel):
-    """OpenAI's fields. Ours, of a model that embeds, stand there as far as they are known.
+    """A model with OpenAI's fields. The others are known only for embedding models, and not for all.
 
-    `max_model_len` counts tokens. A price is what the server of the model takes for a million tokens.
+    `max_model_len` counts tokens. The cost is the price of a million tokens at the model's server.
     """
 
     id: str
@@ -49,13 +49,13 @@ class ModelDeleted(BaseModel):
 
 @router.get("/models", response_model_exclude_none=True)
 def list_models(call: Call) -> ModelList:
-    """Every name that a request may ask for."""
+    """List all names that a request may use."""
     return ModelList(data=list(_models(call).values()))
 
 
 @router.get("/models/{model:path}", response_model_exclude_none=True)
 def retrieve_model(call: Call, model: str) -> Model:
-    """One model."""
+    """Return one model."""
     return _get(call, model)
 
 
@@ -70,7 +70,7 @@ def delete_model(call: Call, model: str) -> ModelDeleted:
 def _get(call: CallContext, name: str) -> Model:
     models, aliases = _models(call), call.services.registry().aliases
     if name not in models:
-        names = [one for one in models if one not in aliases]
+        names = [model for model in models if model not in aliases]
         message = f"The model '{clip(name)}' does not exist. {routing.listed(names)}"
         raise NotFound(message, param="model", code="model_not_found")
     return models[name]
@@ -80,13 +80,13 @@ def _shown(model: Configured, created: int) -> Model:
     shown = Model(id=model.name, created=created, owned_by=model.owned_by)
     if EMBEDDINGS not in model.endpoints:
         return shown
-    facts = checkpoint.facts_of(model)
+    card = checkpoint.facts_of(model)
     known = {
-        "max_model_len": facts.max_model_len,
-        "license": facts.license,
-        "training_data": None if facts.training_data is None else list(facts.training_data),
-        "query_prompt": facts.prompts.query or None,
-        "passage_prompt": facts.prompts.passage or None,
+        "max_model_len": card.max_model_len,
+        "license": card.license,
+        "training_data": None if card.training_data is None else list(card.training_data),
+        "query_prompt": card.prompts.query or None,
+        "passage_prompt": card.prompts.passage or None,
         "cost_per_million_tokens": model.cost_per_million_tokens,
     }
     return shown.model_copy(update=known)
@@ -95,10 +95,10 @@ def _shown(model: Configured, created: int) -> Model:
 def _models(call: CallContext) -> dict[str, Model]:
     registry = call.services.registry()
     created = int(registry.stamp[0] / 1e9)
-    found = {name: _shown(model, created) for name, model in registry.models.items()}
+    models = {name: _shown(model, created) for name, model in registry.models.items()}
     for alias, name in registry.aliases.items():
-        found[alias] = found[name].model_copy(update={"id": alias})
+        models[alias] = models[name].model_copy(update={"id": alias})
     with call.db.read() as session:
         for row in session.scalars(select(Shown).order_by(Shown.id)):
-            found.setdefault(row.id, Model(id=row.id, created=int(row.created_at), owned_by=row.owned_by))
-    return found
+            models.setdefault(row.id, Model(id=row.id, created=int(row.created_at), owned_by=row.owned_by))
+    return models

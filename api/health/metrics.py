@@ -1,7 +1,7 @@
-"""Prometheus metrics: of the requests to this process, and of the whole deployment, which are read from SQL.
+"""Prometheus metrics of the requests to this process, and of the whole deployment, which come from SQL.
 
-Counters and histograms of the deployment are sums over rows that stay. They survive every restart, and each process
-gives the same answer. A scrape is at most five seconds old, or ten times as old as reading the sums took.
+Counters and histograms of the deployment are sums over permanent rows: they survive restarts, and each process gives
+the same answer. A scrape is at most five seconds old, or ten times the duration of the queries.
 """
 
 from collections import Counter
@@ -42,15 +42,15 @@ _METHODS = frozenset({"GET", "POST", "DELETE", "HEAD", "PUT", "PATCH", "OPTIONS"
 
 
 def observe_request(scope: Scope, status: int, seconds: float) -> None:
-    """Count one answered request under its route's template: ids would make a series each."""
+    """Observe one answered request under its route's template: paths with ids would make a series each."""
     route = getattr(scope.get("route"), "path", "none")
     method = scope["method"] if scope["method"] in _METHODS else "other"
     _REQUESTS.labels(method, route, str(status)).observe(seconds)
 
 
-_KEEP_TIMES = 10  # what they took: a scrape may come from each of many, and often
+_KEEP_TIMES = 10  # in durations of the queries: many may scrape, and often
 _OTHER = "other"
-#: By name in `jobs.ledger.measures`: the metric, what it says, and whose label it has.
+#: By name in `jobs.ledger.measures`: the metric, its help text, and its label.
 _HISTOGRAMS = {
     measures.WAIT: ("nightmill_job_wait_seconds", "From when a job could begin to its first lines' claim.", "kind"),
     measures.ENDED: ("nightmill_job_seconds", "From when a job could begin to its end.", "kind"),
@@ -61,7 +61,7 @@ _TOKENS = ("input", "cached", "output", "reasoning")
 
 
 class Exposition:
-    """The text of a scrape, kept for a moment: counting a million jobs takes a second."""
+    """The text of a scrape, cached for a moment: counting a million jobs takes a second."""
 
     def __init__(self, db: Database, models: Models, broker_full: Callable[[], bool], keep_seconds: float) -> None:
         self._db = db
@@ -70,7 +70,10 @@ class Exposition:
         self._recent = Recent[bytes](keep_seconds, _KEEP_TIMES)
 
     def text(self) -> bytes:
-        """Raises DatabaseBusy."""
+        """Return the text of a scrape.
+
+        Raises: DatabaseBusy.
+        """
         return self._recent.get(self._read) + generate_latest(REGISTRY)
 
     def _read(self) -> bytes:
@@ -93,7 +96,9 @@ class Exposition:
 
 
 def _named(family: Metric, names: Collection[str]) -> Metric:
-    """With `other` for models that only jobs name: where an endpoint takes any name, a tenant may write anything."""
+    """Return the family with `other` for unknown models: where an endpoint takes any name, clients may write
+    anything.
+    """
     sums: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
     for sample in family.samples:
         labels = dict(sample.labels)
@@ -145,7 +150,7 @@ def _queues(session: Session) -> Iterator[Metric]:
 
 
 def _work(session: Session) -> Iterator[Metric]:
-    """Ended jobs have their sums themselves, live ones in their shards."""
+    """Yield items and tokens: those of ended jobs from their rows, those of live jobs from their shards."""
     tokens = [f"{name}_tokens" for name in _TOKENS]
     ended = select(
         Job.model, func.sum(Job.completed), func.sum(Job.failed), *(func.sum(getattr(Job, name)) for name in tokens)
@@ -177,13 +182,13 @@ def _work(session: Session) -> Iterator[Metric]:
 
 
 def _outcomes(session: Session) -> Iterator[Metric]:
-    """Of ended jobs from their own rows, of live ones from their shards and segments."""
+    """Yield outcomes: those of ended jobs from their rows, those of live jobs from shards and segments."""
     counts = Counter[tuple[str, str]]()
     ended = select(Job.model, Outcome.name, func.sum(Outcome.count)).join(Outcome, Outcome.job_id == Job.id)
     for model, name, count in session.execute(ended.group_by(Job.model, Outcome.name)):
         counts[model or "", name] += int(count)
-    for model, found in session.execute(outcomes_of(Job.state.in_(LIVE))):
-        counts.update({(model or "", name): count for name, count in (found or {}).items()})
+    for model, outcomes in session.execute(outcomes_of(Job.state.in_(LIVE))):
+        counts.update({(model or "", name): count for name, count in (outcomes or {}).items()})
     errors = CounterMetricFamily("nightmill_errors", "Requests that failed.", labels=["model", "code"])
     answers = CounterMetricFamily(
         "nightmill_answers",
@@ -214,26 +219,26 @@ def _workers(session: Session) -> Iterator[Metric]:
 
 
 def _measures(session: Session) -> Iterator[Metric]:
-    """A few rows, whatever has happened."""
-    found: dict[str, dict[str, list[Measure]]] = {}
+    """Yield histograms and counters from the few rows of measures."""
+    rows_by_measure: dict[str, dict[str, list[Measure]]] = {}
     for row in session.scalars(select(Measure)):
-        found.setdefault(row.name, {}).setdefault(row.label, []).append(row)
+        rows_by_measure.setdefault(row.name, {}).setdefault(row.label, []).append(row)
     for measure, (name, says, label) in _HISTOGRAMS.items():
         family = HistogramMetricFamily(name, says, labels=[label] if label else [])
-        for value, rows in found.get(measure, {}).items():
+        for value, rows in rows_by_measure.get(measure, {}).items():
             family.add_metric([value] if label else [], _buckets(rows), sum(row.seconds for row in rows))
         yield family
     restarts = CounterMetricFamily("nightmill_engine_restarts", "Engines started anew.", labels=["pool"])
-    for pool, rows in found.get(measures.RESTARTS, {}).items():
+    for pool, rows in rows_by_measure.get(measures.RESTARTS, {}).items():
         restarts.add_metric([pool], sum(row.count for row in rows))
     yield restarts
     refusals = CounterMetricFamily("nightmill_broker_refusals", "Tries to ring that the broker did not take.")
-    refusals.add_metric([], sum(row.count for row in found.get(measures.REFUSALS, {}).get("", ())))
+    refusals.add_metric([], sum(row.count for row in rows_by_measure.get(measures.REFUSALS, {}).get("", ())))
     yield refusals
 
 
 def _buckets(rows: Sequence[Measure]) -> list[tuple[str, int]]:
-    """How often it took so long at most: each row counts from the bound before its own."""
+    """Return cumulative counts by upper bound; each row counts from the bound before its own."""
     counts = dict.fromkeys((*map(str, measures.BOUNDS), measures.NO_BOUND), 0)
     counts.update({row.le: row.count for row in rows})
     bounds = sorted(counts, key=float)
@@ -252,7 +257,7 @@ def _quarantined(session: Session) -> Iterator[Metric]:
 
 
 def _losses(session: Session) -> Iterator[Metric]:
-    """A claim that ended before its shard did has moved the shard's epoch by two."""
+    """Yield lost claims. A claim that ended before its shard did has increased the shard's epoch by two."""
     losses = CounterMetricFamily("nightmill_lease_losses", "Claims on jobs and shards that ended by their lease.")
     losses.add_metric([], int(session.scalar(select(func.sum(Job.losses))) or 0))
     yield losses
@@ -271,7 +276,7 @@ def _webhooks(session: Session) -> Iterator[Metric]:
 
 
 def _cache(session: Session) -> Iterator[Metric]:
-    """Workers write these every ten seconds."""
+    """Yield cache lookups, which workers write every ten seconds."""
     uses = CounterMetricFamily("nightmill_cache_lookups", "Looked for in the cache.", labels=["kind", "result"])
     for use in session.scalars(select(CacheUse)):
         uses.add_metric([use.kind, "hit"], use.hits)

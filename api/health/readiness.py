@@ -21,12 +21,12 @@ from jobs.ledger.states import LIVE, ShardState
 from jobs.ledger.tables import Job, Outbox, Shard
 from jobs.settings import Settings
 
-#: Work waits this long without anybody claiming any: something is wrong.
+#: Seconds without a claim while work waits, after which the deployment is stuck.
 STUCK_SECONDS = 60.0
 
 
 class BrokerWatch:
-    """Whether the broker is full, as read at most `keep_seconds` ago. For any thread."""
+    """Whether the broker is full, as read at most `keep_seconds` ago. Usable from any thread."""
 
     def __init__(self, config: Settings, keep_seconds: float) -> None:
         self._config = config
@@ -38,7 +38,7 @@ class BrokerWatch:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """One look at the deployment."""
+    """One observation of the deployment."""
 
     depth: dict[str, int]
     oldest: dict[str, float]
@@ -49,7 +49,7 @@ class Standing:
 
 
 class Watch:
-    """Remembers when work was last seen to move: claims are held, or the oldest doorbell has changed."""
+    """Remember when work was last seen to progress: claims are held, or the oldest outbox message has changed."""
 
     def __init__(self, keep_seconds: float) -> None:
         self._moved = time.monotonic()
@@ -58,7 +58,10 @@ class Watch:
         self._recent = Recent[Standing](keep_seconds)
 
     def standing(self, db: Database) -> Standing:
-        """Look at the deployment, or return a look of a moment ago. Raises DatabaseBusy."""
+        """Observe the deployment, or return a recent observation.
+
+        Raises: DatabaseBusy.
+        """
 
         def look() -> Standing:
             with db.read() as session:
@@ -75,17 +78,22 @@ class Watch:
             depth={queue: count for queue, (count, _) in waiting.items()},
             oldest={queue: round(max(at - since, 0.0), 1) for queue, (_, since) in waiting.items()},
             slots=workers.slots(workers.alive(session)),
-            loading=[(queue, one) for worker in present for one in workers.loads(worker) for queue in worker.queues],
+            loading=[
+                (queue, loading) for worker in present for loading in workers.loads(worker) for queue in worker.queues
+            ],
             last_beat=last_beat,
             stuck=self._stuck(session, at),
         )
 
     def _stuck(self, session: Session, at: float) -> bool:
-        """What waits for a model or for disk space says so itself; that, and what is held back, does not count."""
+        """Return whether work has waited too long without a claim.
+
+        Jobs that wait for a model or for disk space, and paused ones, do not count: they state their reason.
+        """
         off = pauses.paused(session)
-        meant = Outbox.due_at <= at, outbox.ready(at), Job.waiting_for.is_(None)
+        waiting = Outbox.due_at <= at, outbox.ready(at), Job.waiting_for.is_(None)
         free = Outbox.queue.not_in(off.of(pauses.Scope.QUEUE)), true() if off.free is None else off.free
-        due = select(Outbox.id, Outbox.due_at).join(Job, Job.id == Outbox.job_id).where(*meant, *free)
+        due = select(Outbox.id, Outbox.due_at).join(Job, Job.id == Outbox.job_id).where(*waiting, *free)
         first = session.execute(due.order_by(Outbox.id).limit(1)).one_or_none()
         with self._lock:
             tick = time.monotonic()
@@ -96,7 +104,7 @@ class Watch:
 
 
 def _held(session: Session) -> bool:
-    """Whether any claim is held, by whomever."""
+    """Return whether any worker holds a claim."""
     shards = select(exists().where(Shard.state == ShardState.RUNNING))
     jobs = select(exists().where(Job.state.in_(LIVE), Job.worker_id.is_not(None)))
     return bool(session.scalar(shards) or session.scalar(jobs))

@@ -1,4 +1,4 @@
-"""Health, for anyone who asks, and nothing about any project. The metrics may have a key of their own."""
+"""Health, for anyone and without facts about projects. The metrics may require a key of their own."""
 
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -32,7 +32,7 @@ class Alive(BaseModel):
 
 
 class EngineLoading(BaseModel):
-    """What a worker is loading; `model` is empty while its process is still starting."""
+    """A model that a worker is loading; `model` is empty while its process is still starting."""
 
     queue: str
     model: str
@@ -58,7 +58,7 @@ class Ready(BaseModel):
 
 @router.get("/livez")
 async def livez() -> Alive:
-    """This process runs."""
+    """Report that this process runs."""
     return Alive()
 
 
@@ -68,9 +68,10 @@ async def livez() -> Alive:
     responses={503: {"model": Ready, "description": "The database is unavailable, or work waits and nobody takes it"}},
 )
 def readyz(request: Request) -> JSONResponse:
-    """Requests can be taken, and what was taken is being done. A broker that is unavailable changes nothing: intake
-    does not
-    need it. One that is full is said, with status 200: to send no requests here would stop what does not need it.
+    """Report whether requests can be taken and whether work progresses.
+
+    An unavailable broker changes nothing: intake does not need it. A full one is reported with status 200: to send no
+    requests here would stop those that do not need it.
     """
     health = _health_of(request)
     try:
@@ -85,8 +86,8 @@ def readyz(request: Request) -> JSONResponse:
             oldest_seconds=standing.oldest,
             workers=standing.slots,
             loading=[
-                EngineLoading(queue=queue, model=one.model, phase=one.phase, since=int(one.since))
-                for queue, one in standing.loading
+                EngineLoading(queue=queue, model=loading.model, phase=loading.phase, since=int(loading.since))
+                for queue, loading in standing.loading
             ],
             last_beat_at=standing.last_beat,
         )
@@ -104,7 +105,7 @@ def readyz(request: Request) -> JSONResponse:
     },
 )
 def metrics(request: Request) -> Response:
-    """Measurements for Prometheus."""
+    """Return measurements for Prometheus."""
     return Response(_health_of(request).exposition.text(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -1,1 +1,1 @@
-"""HTTP for every resource: bodies, fields, errors, idempotency, lists, downloads."""
+"""HTTP for all resources: bodies, fields, errors, idempotency, lists, downloads."""

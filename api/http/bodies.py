@@ -1,12 +1,12 @@
-"""JSON bodies, read strictly: what is ambiguous or cannot be stored is refused, never repaired.
+"""Read JSON bodies strictly: refuse what is ambiguous or cannot be stored, and repair nothing.
 
-Refused with 400: what is not UTF-8 or JSON (NaN and a byte order mark included), a name given twice, nesting beyond
-100, numbers no double holds, lone surrogates, NUL characters (PostgreSQL has no place for them).
+Refused with 400: bytes that are not UTF-8 or JSON (NaN and a byte order mark included), duplicate names, nesting beyond
+100, numbers beyond a double, lone surrogates, NUL characters (PostgreSQL cannot store them).
 
-    bytes ─▶ values are counted ─▶ decoded ─▶ items of each array are counted ─▶ validated
+    bytes ─▶ count values ─▶ decode ─▶ count items of each array ─▶ validate
 
-What is too much is refused before the next step, so no body occupies the interpreter for long. A large body takes these
-steps in a thread.
+A body that exceeds a limit is refused before the next step, so that no body occupies the interpreter for long. A large
+body takes these steps in a thread.
 """
 
 import json
@@ -29,29 +29,29 @@ from jobs.errors import InvalidRequest
 
 _MAX_DEPTH = 100
 _LARGE = 65_536  # bytes: a larger body is read in a thread
-#: Items of an array, or properties of an object, but for arrays of numbers: these may be the tokens of a long prompt.
+#: Items of an array or properties of an object. Arrays of numbers may be longer: they may be tokens of a long prompt.
 _MAX_ITEMS = 10_000
 #: Lower bounds of OpenAI, by path and field.
 _BOUNDS: Final[Mapping[str, Mapping[str, int]]] = {
     "/v1/chat/completions": {"tools": 128},
     "/v1/embeddings": {"input": 2048},
 }
-#: Values of a body by weight: 4 a number, 18 a string, 30 an array or an object. Numbers are cheap: tokens of prompts.
+#: Weight of all values: 4 a number, 18 a string, 30 an array or object. Numbers are cheap: they may be tokens.
 _MAX_WEIGHT = 2_400_000
 _LISTS = ("input", "messages", "prompt", "documents", "tools", "items", "files", "file_ids", "queries", "query")
 _Lists = msgspec.defstruct("_Lists", [(name, msgspec.Raw, msgspec.Raw()) for name in _LISTS])
 _CONTAINERS = frozenset({dict, list})
-_BESIDE = ("default", "description", "title")  # of a schema: what describes a field and not its values
+_BESIDE = ("default", "description", "title")  # keys of a schema that describe the field and not its values
 T = TypeVar("T")
 
-#: A list of a body: of what is wrong with a million items the first fault is told, and no other is looked for.
+#: A list in a body. Validation stops at the first invalid item, because a body may have a million of them.
 Many = Annotated[list[T], Field(fail_fast=True)]
 
 
 class Body(BaseModel):
-    """The base of every JSON body: its types are exact and unknown fields are refused.
+    """Base of all JSON bodies: types are exact, and unknown fields are refused.
 
-    A null stands for the default of a field that has one other than null, as if the field were not there.
+    Null stands for the default of a field whose default is not null, as if the field were missing.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -68,7 +68,7 @@ class Body(BaseModel):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """Say in the OpenAPI document that null is taken where it stands for the default."""
+        """Declare in the OpenAPI document that null is accepted where it stands for the default."""
         found = handler(schema)
         properties = handler.resolve_ref_schema(found)["properties"]
         for name in cls._defaulted:
@@ -86,19 +86,22 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _one_unknown(cls, body: Any) -> Any:
-        """Only the first fault is told: of names that nobody knows, pydantic would find each."""
+        """Drop all unknown fields but the first, because only the first error is reported."""
         if not isinstance(body, dict) or len(body) <= len(cls.model_fields):
             return body
         unknown = next(name for name in body if name not in cls.model_fields)
         return {name: value for name, value in body.items() if name == unknown or name in cls.model_fields}
 
     def fields(self) -> dict[str, Any]:
-        """What the client sent, and nothing filled in."""
+        """Return the fields that the client sent, without defaults."""
         return self.model_dump(mode="json", exclude_unset=True)
 
 
 def parse(raw: bytes) -> Any:
-    """The value of a JSON text. Raises InvalidRequest."""
+    """Return the value of a JSON text.
+
+    Raises: InvalidRequest.
+    """
     try:
         if _weight(raw) > _MAX_WEIGHT:
             raise _too_heavy(raw)
@@ -114,9 +117,9 @@ def parse(raw: bytes) -> Any:
 
 
 def _weight(raw: bytes) -> int:
-    """Return how much the values of a JSON text weigh, or more than the maximum; nothing is decoded for that."""
+    """Return the weight of a JSON text without decoding it, or any number above the maximum."""
     weight = _weigh(raw)
-    if weight <= _MAX_WEIGHT:  # although the punctuation in strings was counted too
+    if weight <= _MAX_WEIGHT:  # although this counted punctuation in strings too
         return weight
     plain = raw.replace(rb"\\", b"").replace(rb"\"", b"")
     quotes = 7 * plain.count(b'"')
@@ -128,7 +131,10 @@ def _weigh(text: bytes) -> int:
 
 
 def _too_heavy(raw: bytes) -> InvalidRequest:
-    """The refusal of a body with too many values, which names the longest list. Raises msgspec.MsgspecError."""
+    """Return the refusal of a body with too many values, which names its longest list.
+
+    Raises: msgspec.MsgspecError.
+    """
     lists = msgspec.json.decode(raw, type=_Lists)
     longest = max(_LISTS, key=lambda name: len(bytes(getattr(lists, name))))
     param = longest if bytes(getattr(lists, longest)) else None
@@ -141,18 +147,21 @@ def _too_heavy(raw: bytes) -> InvalidRequest:
 
 
 def check_lengths(body: Any, path: str, *, deep: bool) -> None:
-    """Raise InvalidRequest for an array or an object that is too long: the body and its fields, with `deep` all."""
+    """Check the lengths of the body and its fields; with `deep`, of all arrays and objects in it.
+
+    Raises: InvalidRequest.
+    """
     if not isinstance(body, dict):
         return
     for name, bound in _BOUNDS.get(path, {}).items():
         _check_length(body, body.get(name), bound)
-    left: list[Any] = [body]
-    while left:
-        value = left.pop()
+    remaining: list[Any] = [body]
+    while remaining:
+        value = remaining.pop()
         _check_length(body, value, _MAX_ITEMS)
         if deep or value is body:
             members = value.values() if isinstance(value, dict) else value
-            left += [member for member in members if type(member) in _CONTAINERS and member]
+            remaining += [member for member in members if type(member) in _CONTAINERS and member]
 
 
 def _check_length(body: Any, value: Any, limit: int) -> None:
@@ -161,7 +170,7 @@ def _check_length(body: Any, value: Any, limit: int) -> None:
 
 
 def _param_path(value: Any, wanted: Any) -> tuple[str | int, ...] | None:
-    """Where an array or an object is in another."""
+    """Return the path of the array or object `wanted` inside `value`; None if it is not there."""
     if value is wanted:
         return ()
     members = value.items() if isinstance(value, dict) else enumerate(value)
@@ -201,9 +210,9 @@ def _refused(what: str) -> InvalidRequest:
 
 
 class _StrictRequest(Request):
-    """A request whose JSON is read by `parse`; that of a large body is validated too, in a thread."""
+    """A request whose JSON is read by `parse`; a large body is also validated in a thread."""
 
-    field: Any = None  # of the route: what FastAPI would validate the body with
+    field: Any = None  # the route's field, with which FastAPI would validate the body
 
     async def json(self) -> Any:
         raw = await self.body()
@@ -215,7 +224,10 @@ class _StrictRequest(Request):
         return value
 
     def _validated(self, raw: bytes, many: bool) -> Any:
-        """The model that FastAPI would make of the body; it takes this one as it is. Raises InvalidRequest."""
+        """Return the model that FastAPI would make of the body; FastAPI then takes it as it is.
+
+        Raises: InvalidRequest.
+        """
         value = parse(raw)
         check_lengths(value, self.url.path, deep=many)
         if self.field is None or value is None:
@@ -227,7 +239,10 @@ class _StrictRequest(Request):
 
 
 async def _arrived(request: Request) -> None:
-    """Wait until the whole body is there. Raises InvalidRequest when the client leaves before that."""
+    """Wait until the whole body has arrived.
+
+    Raises: InvalidRequest, if the client leaves before.
+    """
     try:
         await request.body()
     except ClientDisconnect as error:
@@ -235,7 +250,7 @@ async def _arrived(request: Request) -> None:
 
 
 class StrictRoute(APIRoute):
-    """A route whose JSON body is read by `parse`, and whose plain function runs in a thread of its project."""
+    """A route whose JSON body is read by `parse`, and whose plain function runs in a thread of the project."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
@@ -248,7 +263,7 @@ class StrictRoute(APIRoute):
             if usage is None:
                 return await handler(given)
             if not self.dependant.is_coroutine_callable:
-                if fields:  # a thread is not held while it arrives
+                if fields:  # hold no thread while the body arrives
                     await _arrived(given)
                 async with usage.share.thread():
                     return await handler(given)
@@ -259,12 +274,12 @@ class StrictRoute(APIRoute):
         return strict
 
 
-#: For the OpenAPI document alone: the middleware has checked the key before.
+#: Only for the OpenAPI document: the middleware has already checked the key.
 _KEY = HTTPBearer(auto_error=False, scheme_name="ApiKey", description="A project's key: `nightmill keys create`.")
 
 
 def resource(tag: str) -> APIRouter:
-    """The router of one resource, below /v1."""
+    """Return the router of one resource, below /v1."""
     return APIRouter(
         prefix="/v1", tags=[tag], route_class=StrictRoute, responses=RESPONSES, dependencies=[Security(_KEY)]
     )

@@ -1,4 +1,4 @@
-"""Bytes of a file on their way out: streamed, with their length, whole or one range."""
+"""Stream a file's bytes, whole or one range, with their length."""
 
 import re
 from collections.abc import AsyncIterator
@@ -16,12 +16,12 @@ from jobs.platform.storage import Storage
 
 _CHUNK = 1 << 20
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
-#: A range that no byte is in.
+#: An unsatisfiable range.
 _NONE = (-1, -1)
 
 
 async def send_file(storage: Storage, file: File, wanted: str | None) -> Response:
-    """The answer with a file's bytes. A Range that is not understood is ignored, as HTTP asks."""
+    """Return the response with a file's bytes. An unsupported Range header is ignored, as HTTP requires."""
     span = _span(wanted, file.bytes)
     headers = {
         "Accept-Ranges": "bytes",
@@ -38,7 +38,7 @@ async def send_file(storage: Storage, file: File, wanted: str | None) -> Respons
     headers["Content-Length"] = str(end - start)
     status = HTTPStatus.PARTIAL_CONTENT if span else HTTPStatus.OK
     reader = storage.reader(file.path, start)
-    handle = await run_in_threadpool(reader.__enter__)  # before the answer begins: bytes that are gone are an error
+    handle = await run_in_threadpool(reader.__enter__)  # before the response begins: missing bytes are an error
     return StreamingResponse(
         _chunks(reader, handle, end - start), status, headers, media_type="application/octet-stream"
     )
@@ -55,7 +55,7 @@ async def _chunks(reader: AbstractContextManager[BinaryIO], handle: BinaryIO, le
 
 
 def _span(wanted: str | None, size: int) -> tuple[int, int] | None:
-    """First and past-the-last byte of a single range; None for the whole."""
+    """Return the first and the past-the-last byte of a single range; None for the whole file."""
     match = _RANGE.fullmatch(wanted.strip()) if wanted else None
     if match is None or match[0] == "bytes=-":
         return None

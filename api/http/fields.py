@@ -19,24 +19,23 @@ MAX_METADATA_ENTRIES = 16
 
 
 def _few(entries: Any) -> Any:
-    """One more than there may be is too many: what is wrong with the rest is not looked for."""
+    """Keep one entry more than allowed, so that validation does not read the rest."""
     return dict(islice(entries.items(), MAX_METADATA_ENTRIES + 1)) if isinstance(entries, dict) else entries
 
 
-#: A client's own names, and what it says of them.
+#: The client's own names and values.
 MetadataOf = Annotated[
     dict[Annotated[str, Field(max_length=64)], T], Field(max_length=MAX_METADATA_ENTRIES), BeforeValidator(_few)
 ]
 Metadata = MetadataOf[Annotated[str, Field(max_length=512)]]
 MetadataField = Annotated[Metadata | None, Field(default=None, description="Up to 16 strings of yours.")]
 
-#: What is to be done about a prompt that is too long. `jobs.inference.context_options` judges it, here and where it
-#: is done.
+#: Options for a prompt that is too long. `jobs.inference.context_options` checks them, here and in the worker.
 Context = Annotated[Any, WithJsonSchema({"anyOf": [context_options.schema(), {"type": "null"}]})]
 
 _MONTH = 30 * 86_400
-_BIDI = re.compile("[\u202a-\u202e\u2066-\u2069]")  # they make a name read as another
-_CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # the last two: ends of line that are no control characters
+_BIDI = re.compile("[\u202a-\u202e\u2066-\u2069]")  # they make a name look like another one
+_CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # the last two are line ends but no control characters
 
 
 class ExpiresAfter(Body):
@@ -47,7 +46,10 @@ class ExpiresAfter(Body):
 
 
 def check_filename(name: str) -> str:
-    """A file's name as it is kept: the last part of a path, printable, at most 255 characters."""
+    """Return a file's name as it is stored: the last part of a path, printable, at most 255 characters.
+
+    Raises: ValueError.
+    """
     base = re.split(r"[/\\]", name)[-1].strip()
     if base in ("", ".", "..") or len(base) > 255:
         raise ValueError("A file name has 1 to 255 characters, and is no folder.")
@@ -60,7 +62,10 @@ Filename = Annotated[str, Field(max_length=4096), AfterValidator(check_filename)
 
 
 def filename(name: str | None, param: str) -> str:
-    """The name of a file part. Raises InvalidRequest."""
+    """Return the name of a file part.
+
+    Raises: InvalidRequest.
+    """
     try:
         return check_filename(name or "")
     except ValueError as error:
@@ -73,7 +78,7 @@ def _few_jobs(ids: list[str]) -> list[str]:
     return ids
 
 
-#: The jobs that a new one waits for: it begins when all of them have completed.
+#: The jobs that a new job waits for: it begins when all of them have completed.
 AfterJobs = Annotated[
     Many[Annotated[str, Field(min_length=1, max_length=64)]],
     AfterValidator(_few_jobs),
@@ -82,7 +87,7 @@ AfterJobs = Annotated[
 
 
 class Dependent(BaseModel):
-    """What the objects of jobs that were created with `after` show; the others leave both out."""
+    """Fields of jobs that were created with `after`; other jobs omit both."""
 
     after: list[str] = Field(default=[], exclude_if=lambda after: not after)
     waiting_for: str | None = Field(default=None, exclude_if=lambda waiting_for: waiting_for is None)
@@ -99,5 +104,5 @@ def waiting_for(job: Job) -> str | None:
 
 
 def when(at: float | None) -> int | None:
-    """Whole seconds, as the wire has them."""
+    """Return whole seconds, as the API shows times."""
     return None if at is None else int(at)

@@ -1,12 +1,12 @@
-"""`Idempotency-Key`: a create that is sent again is answered as the first time, for a week.
+"""`Idempotency-Key`: a create that is sent again gets the first answer again, for a week.
 
-    JSON      one transaction: look the key up ─▶ make ─▶ keep the answer        two at once: the second one replays
-    bytes     lease the key ─▶ receive, beat ─▶ make and keep, if still ours     two at once: 409, the SDK comes again
-    answers   the same while a model takes its time: `api.inference.stored_answers`
+    JSON      one transaction: look the key up ─▶ make ─▶ store the answer        two at once: the second one replays
+    bytes     lease the key ─▶ receive, heartbeat ─▶ make and store, if leased    two at once: 409, the SDK retries
+    answers   the same while a model generates: `api.inference.stored_answers`
 
-Compared are method, path, the fields as sent and the SHA-256 of file parts: a multipart boundary is new with every
-retry. Another request under the same key is 422. A request that failed keeps nothing. A lease whose beat stands still
-(its process was killed) is taken over by the next request.
+A request is compared by method, path, the fields as sent and the SHA-256 of file parts, because a multipart boundary
+changes with every retry. Another request under the same key is 422. A request that failed stores nothing. A lease whose
+heartbeat stopped (its process was killed) is taken over by the next request.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ _KeyHeader = Annotated[
 
 
 class Once:
-    """The key of one create, or none: then everything happens as asked."""
+    """The idempotency key of one create; without a key every request is executed."""
 
     def __init__(self, db: Database, config: Settings, primary_key: tuple[str, str, str] | None, request: str) -> None:
         self.db = db
@@ -61,7 +61,7 @@ class Once:
         return self.primary_key[2] if self.primary_key else None
 
     def replay(self, fields: Mapping[str, Any]) -> Response | None:
-        """The kept answer, if there is one: asked before anything slow is checked."""
+        """Return the stored answer, if there is one. Called before slow checks."""
         if self.primary_key is None:
             return None
         with self.db.read() as session:
@@ -69,8 +69,8 @@ class Once:
         return self._answer(stored, self.digest(fields)) if stored else None
 
     def run(self, fields: Mapping[str, Any], make: Make) -> Response:
-        """Make it in one transaction, or replay. What `make` returns is the answer."""
-        digest = self.digest(fields) if self.primary_key else ""  # of megabytes perhaps, so not in the transaction
+        """Make the object in one transaction, or replay. The result of `make` is the answer."""
+        digest = self.digest(fields) if self.primary_key else ""  # of megabytes perhaps, so outside the transaction
         try:
             with self.db.write() as session:
                 stored = self._stored(session)
@@ -78,7 +78,7 @@ class Once:
                     return self._answer(stored, digest)
                 text = make(session).model_dump_json()
                 self._keep(session, digest, text)
-        except IntegrityError:  # PostgreSQL: the same key was committed beside us; our job was rolled back
+        except IntegrityError:  # PostgreSQL: another request committed the same key, and our job was rolled back
             replayed = self.replay(fields)
             if replayed is None:
                 raise
@@ -87,13 +87,16 @@ class Once:
 
     @asynccontextmanager
     async def leased(self) -> AsyncIterator["Lease"]:
-        """Hold the key while bytes arrive. Raises InFlight while another request holds it."""
+        """Hold the key while bytes arrive.
+
+        Raises: InFlight, while another request holds it.
+        """
         lease = Lease(self)
         await run_in_threadpool(lease.take)
         try:
             yield lease
-        except BaseException:  # the request failed or was cancelled: the key is free again
-            with anyio.CancelScope(shield=True), suppress(DatabaseBusy):  # then it is free when its lease is over
+        except BaseException:  # the request failed or was cancelled: free the key
+            with anyio.CancelScope(shield=True), suppress(DatabaseBusy):  # otherwise the lease expires
                 await run_in_threadpool(lease.drop)
             raise
 
@@ -112,7 +115,7 @@ class Once:
             return
         project_id, route, key = self.primary_key
         old = Idempotency.created_at <= now() - self.config.idempotency_seconds
-        session.execute(delete(Idempotency).where(_at(self.primary_key), old))  # never one that was committed just now
+        session.execute(delete(Idempotency).where(_at(self.primary_key), old))  # not one that was committed just now
         row = Idempotency(project_id=project_id, route=route, key=key, digest=digest, body=text, owner=owner)
         row.status = 200 if text is not None else 0
         row.created_at = row.beat_at = now()
@@ -130,7 +133,7 @@ class Once:
 
 @dataclass(slots=True)
 class Lease:
-    """A key that one request holds. `kept` is the answer of an earlier one: then the bytes are only compared."""
+    """A key that one request holds. `stored` is an earlier answer; with it the bytes are only compared."""
 
     once: Once
     stored: Idempotency | None = None
@@ -159,7 +162,10 @@ class Lease:
             row.owner, row.beat_at = self.owner, now()
 
     async def beat(self) -> None:
-        """Called as bytes arrive. Raises InFlight when the key was taken over."""
+        """Renew the lease while bytes arrive.
+
+        Raises: InFlight, if the key was taken over.
+        """
         at = time.monotonic()
         if self.once.primary_key is None or self.stored or at - self._beaten < self.once.config.beat_seconds:
             return
@@ -171,7 +177,7 @@ class Lease:
             self._guarded(session, beat_at=now())
 
     def complete(self, fields: Mapping[str, Any], make: Make) -> Response:
-        """The bytes are here: make the row and keep the answer in one transaction, or replay."""
+        """Make the row and store the answer in one transaction, or replay."""
         digest = self.once.digest(fields)
         if self.stored is not None:
             return self.once._answer(self.stored, digest)
@@ -182,7 +188,7 @@ class Lease:
         return _json(text)
 
     def drop(self) -> None:
-        """The request failed: the key is free again."""
+        """Free the key after a failed request."""
         if self.once.primary_key is None or self.stored is not None:
             return
         with self.once.db.write() as session:

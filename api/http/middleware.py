@@ -1,9 +1,9 @@
-"""What happens to a request before its body is read, from the outside in.
+"""The ASGI middleware before a request's body is read, from the outside in.
 
     Trace ─▶ Authenticate ─▶ Limit ─▶ FairShare ─▶ the app
 
-Pure ASGI: `call_next` styles read bodies and break streams. A request that is refused here costs neither memory nor
-disk, however large its body is.
+It is pure ASGI, because middleware with `call_next` reads bodies and breaks streams. A request that is refused here
+costs neither memory nor disk, however large its body is.
 """
 
 import asyncio
@@ -39,13 +39,13 @@ from jobs.ids import new_id
 from jobs.security.keys import check_key, well_formed
 from jobs.settings import Settings
 
-#: A client's own id is kept when it could be one.
+#: A client's own request id is used if it has this form.
 _SANE = re.compile(r"[A-Za-z0-9._:-]{8,64}")
 _HEADER = b"x-request-id"
 
 
 class Trace:
-    """The outermost layer."""
+    """The outermost layer: request ids, metrics, and the request id in logs."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -78,14 +78,14 @@ def _given(scope: Scope) -> str | None:
 
 
 _METRICS = "/metrics"
-#: Served to anyone, as the pages are: they tell nothing about a project. The metrics may have a key of their own.
+#: Served without a key, like the pages: they tell nothing about a project. The metrics may have a key of their own.
 OPEN = frozenset({"/livez", "/readyz", _METRICS, "/openapi.json"})
 _ADDRESSES = 10_000
 _MINUTE = 60.0
 
 
 class Authenticate:
-    """Puts a `Caller` into the request's state, or answers 401 or 429."""
+    """Put a `Caller` into the request's state, or answer 401 or 429."""
 
     def __init__(self, app: ASGIApp, services: Services, open_paths: frozenset[str] = OPEN) -> None:
         self.app = app
@@ -114,12 +114,12 @@ class Authenticate:
         raise self._refusal(scope)
 
     def _check_metrics_key(self, scope: Scope) -> None:
-        """Refuse a request without the key of NIGHTMILL_METRICS_KEY, where that is set.
+        """Refuse a request without the key of NIGHTMILL_METRICS_KEY, if that is set.
 
         Raises: Unauthenticated, TooManyRequests.
         """
-        wanted = self.services.config.metrics_key
-        if wanted and not hmac.compare_digest(_bearer(scope).encode("latin-1"), wanted.encode()):
+        metrics_key = self.services.config.metrics_key
+        if metrics_key and not hmac.compare_digest(_bearer(scope).encode("latin-1"), metrics_key.encode()):
             raise self._refusal(scope)
 
     def _look_up(self, key: str) -> Caller:
@@ -137,7 +137,7 @@ class Authenticate:
 
 
 class _Counter:
-    """How often an address came with a wrong key in this minute."""
+    """Count the wrong keys of each address in the current minute."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -155,7 +155,10 @@ class _Counter:
 
 
 def _bearer(scope: Scope) -> str:
-    """The one bearer token. Raises Unauthenticated; two headers are one too many."""
+    """Return the bearer token.
+
+    Raises: Unauthenticated, also for more than one header.
+    """
     values = [value for name, value in scope["headers"] if name == b"authorization"]
     if not values:
         raise Unauthenticated(
@@ -173,7 +176,7 @@ def _challenge(error: NightmillError) -> dict[str, str]:
     return {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthenticated) else {}
 
 
-#: Boundaries, headers and the text fields around a file.
+#: Bytes of boundaries, headers and text fields around a file.
 MULTIPART_SLACK = 65_536
 
 _PART = re.compile(r"/v1/uploads/[^/]+/parts/?")
@@ -181,7 +184,7 @@ _NUL = (b"%00", b"\0")
 
 
 class Limit:
-    """Answers 400, 413 or 415 without reading, or lets the app read up to the route's limit."""
+    """Answer 400, 413 or 415 without reading the body, or let the app read up to the route's limit."""
 
     def __init__(self, app: ASGIApp, config: Settings, *, idle_seconds: float) -> None:
         self.app = app
@@ -200,7 +203,7 @@ class Limit:
         await self.app(scope, _Counted(receive, limit, self.idle_seconds), send)
 
     def _judge(self, scope: Scope) -> int:
-        """The most bytes that this request's body may have. Raises the refusal."""
+        """Return the maximum bytes of this request's body. Raises the refusal."""
         if any(nul in part for nul in _NUL for part in (scope.get("raw_path") or b"", scope["query_string"])):
             raise InvalidRequest("The URL has a NUL character in it.", code="invalid_url")
         headers = Headers(scope=scope)
@@ -214,12 +217,12 @@ class Limit:
             try:
                 _check_type(headers.get("content-type", ""), multipart)
             except UnsupportedMedia:
-                if _is_served(scope):  # else the router says that it is not
+                if _is_served(scope):  # otherwise the router answers 404 or 405
                     raise
         return limit
 
     def _expected(self, path: str) -> tuple[bool, int]:
-        """Whether a path takes a multipart form instead of JSON, and its limit."""
+        """Return whether a path takes a multipart form instead of JSON, and its limit in bytes."""
         if path.rstrip("/") == "/v1/files":
             return True, self.config.file_max_bytes + MULTIPART_SLACK
         if _PART.fullmatch(path):
@@ -228,7 +231,7 @@ class Limit:
 
 
 class _Counted:
-    """A `receive` that counts."""
+    """A `receive` that counts bytes and limits the pauses between them."""
 
     def __init__(self, receive: Receive, limit: int, idle_seconds: float) -> None:
         self._receive = receive
@@ -237,7 +240,7 @@ class _Counted:
         self._complete = False
 
     async def __call__(self) -> Message:
-        if self._complete:  # what follows is only the news that the client has left, after hours of listening maybe
+        if self._complete:  # only a disconnect follows, maybe after hours of a stream
             return await self._receive()
         try:
             async with asyncio.timeout(self._idle):
@@ -266,16 +269,16 @@ def _length(headers: Headers) -> int:
 def _check_type(given: str, multipart: bool) -> None:
     kind, _, rest = given.partition(";")
     kind = kind.strip().lower()
-    wanted = "multipart/form-data" if multipart else "application/json"
-    if kind != wanted and not (not multipart and kind.endswith("+json")):
-        raise UnsupportedMedia(f"The Content-Type must be {wanted}.")
+    expected = "multipart/form-data" if multipart else "application/json"
+    if kind != expected and not (not multipart and kind.endswith("+json")):
+        raise UnsupportedMedia(f"The Content-Type must be {expected}.")
     charset = re.search(r"charset=\"?([\w-]+)", rest, re.IGNORECASE)
     if not multipart and charset and charset[1].lower().replace("-", "") not in ("utf8", "usascii"):
         raise UnsupportedMedia("JSON must be in UTF-8.")
 
 
 class FairShare:
-    """Answers 429 when the bodies of the project's requests in progress are too large together."""
+    """Answer 429 when the bodies of the project's requests in progress are too large together."""
 
     def __init__(self, app: ASGIApp, config: Settings, patience: float) -> None:
         self.app = app
@@ -302,7 +305,7 @@ class FairShare:
 
 
 class _Body:
-    """A `receive` that reserves the bytes it hands on: first those that were announced. Raises ProjectBusy."""
+    """A `receive` that reserves the bytes it passes on, first the announced ones. Raises ProjectBusy."""
 
     def __init__(self, receive: Receive, usage: Usage, announced: int) -> None:
         usage.reserve(announced)

@@ -1,9 +1,9 @@
-"""A multipart form whose file streams into storage while it is hashed; nothing of it is held or spooled.
+"""Receive a multipart form whose file streams into storage while it is hashed, without holding it in memory.
 
     request ─▶ parser ─▶ text fields: memory, 64 KB at most
                      └─▶ the one file part ─▶ `Sink` ─▶ storage's writer (durable and visible at its end)
 
-The file may come before or after the fields, so their meaning is judged when all has arrived.
+The file may come before or after the fields, so the fields are checked when everything has arrived.
 """
 
 import hashlib
@@ -24,20 +24,20 @@ from jobs.platform.storage import Storage
 _MAX_FIELDS = 20
 _MAX_BOUNDARY = 70  # RFC 2046
 _MAX_FIELD_BYTES = 65_536
-_CHUNK = 1 << 20  # written at once: a hop to a thread costs more than a small write
+_CHUNK = 1 << 20  # bytes of one write: a hop to a thread costs more than a small write
 
 BYTES: dict[str, Any] = {"type": "string", "format": "binary"}
 
 
 def described(required: list[str], properties: dict[str, Any]) -> dict[str, Any]:
-    """A form as the OpenAPI document has it, of JSON schemas by field."""
+    """Return the OpenAPI description of a form; `properties` are JSON schemas by field."""
     schema = {"type": "object", "required": required, "properties": properties, "additionalProperties": False}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 
 @dataclass(slots=True)
 class Received:
-    """A form: its text fields and what is known of its file."""
+    """The text fields of a form, and the name, size and hash of its file."""
 
     fields: dict[str, str] = field(default_factory=dict)
     filename: str | None = None
@@ -46,7 +46,10 @@ class Received:
 
 
 class Sink:
-    """Where the file part `name` goes: hashed, and written unless `path` is None. Work on bytes is done in a thread."""
+    """The destination of the file part `name`: hash it, and write it unless `path` is None.
+
+    Bytes are processed in a thread.
+    """
 
     def __init__(self, name: str, storage: Storage, path: str | None, max_bytes: int) -> None:
         self.name = name
@@ -72,7 +75,7 @@ class Sink:
             await run_in_threadpool(self._write)
 
     def close(self, error: BaseException | None = None) -> None:
-        """Make the object visible, or with `error` leave no trace of it; the storage may turn it into its own."""
+        """Make the object visible, or with `error` remove it; the storage may raise an error of its own."""
         if error is None:
             self._write()
         writer, self._writer = self._writer, None
@@ -95,7 +98,7 @@ async def _opened(sink: Sink) -> AsyncIterator[Sink]:
     await run_in_threadpool(sink.open)
     try:
         yield sink
-    except BaseException as error:  # the upload failed or was cancelled: no trace of it stays
+    except BaseException as error:  # the upload failed or was cancelled: remove it
         with anyio.CancelScope(shield=True):
             await run_in_threadpool(sink.close, error)
         raise
@@ -103,7 +106,7 @@ async def _opened(sink: Sink) -> AsyncIterator[Sink]:
 
 
 async def receive(request: Request, sink: Sink, beat: Callable[[], Awaitable[None]]) -> Received:
-    """Read the whole form; the file part that `sink` is for goes there. `beat` is called as bytes arrive."""
+    """Read the whole form, and pass the file part to `sink`. `beat` is called while bytes arrive."""
     form = _Form(_boundary(request), sink.name)
     async with _opened(sink):
         try:
@@ -121,7 +124,7 @@ async def receive(request: Request, sink: Sink, beat: Callable[[], Awaitable[Non
 
 
 class _Form:
-    """The parser's callbacks, as a state: which part is being read and what was read."""
+    """The callbacks of the parser: the part that is being read, and what was read."""
 
     def __init__(self, boundary: bytes, name: str) -> None:
         self.received = Received()
@@ -151,7 +154,7 @@ class _Form:
         self._parser.write(chunk)
 
     def drain(self) -> list[bytes]:
-        """The file's bytes that have arrived since."""
+        """Return the file's bytes that have arrived since the last call."""
         data, self._file = self._file, []
         return data
 

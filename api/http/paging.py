@@ -1,8 +1,8 @@
-"""Lists, once for all: `after`, `limit`, `order`; the newest first; keyed by `created_at`, then id.
+"""Pages of lists for all routes: `after`, `limit`, `order`; newest first, by `created_at` and then id.
 
-A page is found by comparing with the row that `after` names, so a page deep in a list costs as much as the first,
-and rows added meanwhile neither repeat nor hide others. An `after` that names nothing of this project is an error,
-never page one.
+A page begins behind the row that `after` names (keyset pagination), so a page deep in a list costs as much as the
+first, and rows added meanwhile neither repeat nor hide others. An `after` that names no row of this project is an
+error.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -51,26 +51,25 @@ def find(
     among: Select[Row] | None = None,
     deletions: Select[Any] | None = None,
 ) -> tuple[Sequence[Row], bool]:
-    """The rows of one page, and whether there are more. `statement` selects `table` within the caller's project.
+    """Return the rows of one page and whether there are more. `statement` selects `table` within the caller's project.
 
-    With `before` alone it is the page that ends there, and `more` says whether others come before it. A row that is no
-    longer what `statement` wants may still be a cursor, if it is `among` these, and one that was deleted, if it is
-    among the `gone` (see `deleted`).
+    With `before` alone the page ends there, and the flag says whether others come before it. A cursor may name a row
+    that `statement` no longer selects if `among` selects it, and a deleted row if it is in `deletions` (see `deleted`).
     """
     falling = order == "desc"
     key = tuple_(table.created_at, table.id)
-    found = statement
+    bounded = statement
     known = statement if among is None else among
     if after is not None:
         point = _point(session, known, deletions, table, "after", after)
-        found = found.where(key < point if falling else key > point)
+        bounded = bounded.where(key < point if falling else key > point)
     if before is not None:
         point = _point(session, known, deletions, table, "before", before)
-        found = found.where(key > point if falling else key < point)
+        bounded = bounded.where(key > point if falling else key < point)
     backwards = before is not None and after is None
     columns = (table.created_at, table.id)
     ordering = [column.desc() if falling != backwards else column.asc() for column in columns]
-    rows = session.scalars(found.order_by(*ordering).limit(limit + 1)).all()
+    rows = session.scalars(bounded.order_by(*ordering).limit(limit + 1)).all()
     shown = rows[:limit]
     return list(reversed(shown)) if backwards else shown, len(rows) > limit
 
@@ -87,9 +86,9 @@ def _point(
 
 
 def deleted(call: CallContext, action: str, store: str | None = None) -> Select[Any]:
-    """Where in its list each deleted object was: the audit row of its end says it, for as long as that is kept.
+    """Return the audit details of deletions, which hold each deleted object's cursor for as long as they are stored.
 
-    Whoever deletes what a list shows, page by page, goes on behind it.
+    So a client that deletes what a list shows, page by page, can go on behind it.
     """
     ends = select(Audit.details).where(Audit.project_id == call.project_id, Audit.action == action)
     if store is not None:
@@ -98,7 +97,7 @@ def deleted(call: CallContext, action: str, store: str | None = None) -> Select[
 
 
 def cursor_details(row: Any) -> dict[str, Any]:
-    """What the audit row of its deletion remembers of a row of a list."""
+    """Return what the audit row of a deletion stores of the row's position in lists."""
     return {_CURSOR_FIELD: row.created_at}
 
 
@@ -107,27 +106,27 @@ def _cursor_in(details: dict[str, Any] | None) -> float | None:
 
 
 def slice_of(
-    found: Sequence[Mapping[str, Any]],
+    objects: Sequence[Mapping[str, Any]],
     show: Callable[[Mapping[str, Any]], Shown],
     *,
     after: str | None,
     limit: int,
     order: str,
 ) -> Page[Shown]:
-    """A page of what is in memory already, the oldest first. Nothing beyond the page is shown."""
-    ordered = list(found) if order == "asc" else list(reversed(found))
-    ids = [one["id"] for one in ordered]
+    """Return a page of objects in memory, which are in ascending order; only objects of the page are shown."""
+    ordered = list(objects) if order == "asc" else list(reversed(objects))
+    ids = [object_["id"] for object_ in ordered]
     if after is not None and after not in ids:
         raise InvalidRequest(f"No object with id '{clip(after)}'.", param="after", code="invalid_cursor")
     start = 0 if after is None else ids.index(after) + 1
     shown = ids[start : start + limit]
     first, last = (shown[0], shown[-1]) if shown else (None, None)
-    data = [show(one) for one in ordered[start : start + limit]]
+    data = [show(object_) for object_ in ordered[start : start + limit]]
     return Page(data=data, first_id=first, last_id=last, has_more=start + limit < len(ids))
 
 
 def page(rows: Sequence[Row], more: bool, show: Callable[[Row], Shown]) -> Page[Shown]:
-    """Rows as their resource shows them."""
+    """Return rows as a page, each shown by `show`."""
     ids = [row.id for row in rows]  # type: ignore[attr-defined]
     return Page(
         data=[show(row) for row in rows],
@@ -141,11 +140,15 @@ def with_metadata(
     statement: Select[Row], metadata: Any, query: Iterable[tuple[str, str]], *, sqlite: bool
 ) -> Select[Row]:
     """Return `statement` with a condition for each `metadata[...]` of `query`. Raises InvalidRequest."""
-    found = [one for name, value in query if (one := _condition(metadata, name, value, sqlite=sqlite)) is not None]
-    if len(found) > MAX_METADATA_ENTRIES:  # of which nothing has so many
-        message = f"Invalid 'metadata': at most {MAX_METADATA_ENTRIES} can be asked for, not {len(found)}."
+    conditions = [
+        condition
+        for name, value in query
+        if (condition := _condition(metadata, name, value, sqlite=sqlite)) is not None
+    ]
+    if len(conditions) > MAX_METADATA_ENTRIES:  # no object has so many
+        message = f"Invalid 'metadata': at most {MAX_METADATA_ENTRIES} can be asked for, not {len(conditions)}."
         raise InvalidRequest(message, param="metadata", code="invalid_value")
-    return statement.where(*found)
+    return statement.where(*conditions)
 
 
 def _condition(metadata: Any, name: str, value: str, *, sqlite: bool) -> ColumnElement[bool] | None:
@@ -157,5 +160,7 @@ def _condition(metadata: Any, name: str, value: str, *, sqlite: bool) -> ColumnE
     key = name[len("metadata[") : -1]
     if not sqlite:
         return cast("ColumnElement[bool]", metadata.op("->>")(key) == value)
-    pairs = func.json_each(metadata).table_valued("key", "value")  # a path would give quotes in a key a meaning
+    pairs = func.json_each(metadata).table_valued(
+        "key", "value"
+    )  # in a JSON path, quotes in a key would have a meaning
     return exists(select(literal(1)).select_from(pairs).where(pairs.c.key == key, pairs.c.value == value))

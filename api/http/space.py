@@ -1,7 +1,6 @@
-"""Space for what a client stores: on the disk, and within its project's bound (see `jobs.usage.stored_bytes`).
+"""Check the space for what a client stores: on the disk, and within its project's limit (`jobs.usage.stored_bytes`).
 
-Bodies that are being received count as stored, in this process: what many uploads at once write before the last of
-their bytes is known stays within the bound too.
+Bodies that this process is receiving count as stored, so that many uploads at once stay within the limit too.
 """
 
 from collections.abc import AsyncIterator
@@ -20,41 +19,52 @@ from jobs.usage import stored_bytes
 
 
 def check_disk(call: CallContext, arriving: int) -> None:
-    """Raises StorageFull when the disk would have less than `min_free_bytes` after `arriving` more."""
+    """Check that the disk has `min_free_bytes` after `arriving` more bytes.
+
+    Raises: StorageFull.
+    """
     free = call.storage.free()
     if free is not None and free - arriving < call.config.min_free_bytes:
         raise StorageFull
 
 
 def check_project(call: CallContext, arriving: int = 1) -> int:
-    """Return how many bytes the project may store after `arriving` more. Raises ProjectFull."""
+    """Return how many bytes the project may store after `arriving` more.
+
+    Raises: ProjectFull.
+    """
     return stored_bytes.check(call.db, call.project_id, arriving, call.config.project_max_bytes)
 
 
 def check_not_full(session: Session, call: CallContext) -> None:
-    """The same for what workers will fill, in the transaction that creates it, by what `count_if_due` has noted.
+    """Check the project's limit for what workers will store, in the transaction that creates it.
 
-    Raises ProjectFull.
+    It uses the sums that `count_if_due` has stored.
+
+    Raises: ProjectFull.
     """
     stored_bytes.check_not_full(session, call.project_id, call.config.project_max_bytes)
 
 
 def count_if_due(call: CallContext) -> None:
-    """Count what the project stores where that is due, before the transaction in which `check_not_full` is called."""
+    """Count what the project stores if that is due, before the transaction in which `check_not_full` is called."""
     stored_bytes.count_if_due(call.db, call.project_id, call.config.project_max_bytes)
 
 
 def check_space(call: CallContext, arriving: int) -> None:
-    """Raises StorageFull when the disk or the project has no space for `arriving` more bytes."""
+    """Check that the disk and the project have space for `arriving` more bytes.
+
+    Raises: StorageFull, ProjectFull.
+    """
     check_disk(call, arriving)
     check_project(call, max(arriving, 1))
 
 
 @asynccontextmanager
 async def receiving(call: CallContext, request: Request, lease: Lease, largest: int) -> AsyncIterator[None]:
-    """Hold space for the body of `request`, but for a replay; one of unknown length may be as long as `largest`.
+    """Hold space for the body of `request`, unless it is a replay; a body of unknown length holds `largest` bytes.
 
-    Raises StorageFull, ProjectFull.
+    Raises: StorageFull, ProjectFull.
     """
     if lease.stored:
         yield
@@ -71,12 +81,18 @@ async def receiving(call: CallContext, request: Request, lease: Lease, largest: 
 
 
 def reserve(session: Session, call: CallContext, size: int) -> None:
-    """Add `size` bytes to the project, in the transaction of the row that points to them. Raises ProjectFull."""
+    """Add `size` bytes to the project, in the transaction of the row that points to them.
+
+    Raises: ProjectFull.
+    """
     stored_bytes.reserve(session, call.project_id, size, call.config.project_max_bytes)
 
 
 def reserve_or_remove(session: Session, call: CallContext, size: int, path: str, owner: ColumnElement[bool]) -> None:
-    """Reserve `size` bytes for the object under `path`, or remove it. Raises ProjectFull."""
+    """Reserve `size` bytes for the object at `path`, or remove it.
+
+    Raises: ProjectFull.
+    """
     try:
         reserve(session, call, size)
     except ProjectFull:
@@ -85,6 +101,8 @@ def reserve_or_remove(session: Session, call: CallContext, size: int, path: str,
 
 
 def remove_unowned(session: Session, call: CallContext, path: str, owner: ColumnElement[bool]) -> None:
-    """Remove the object under `path`, unless an `owner` exists: another connection of a stream may have stored it."""
+    """Remove the object at `path`, unless a row of `owner` exists: another connection of a stream may have stored
+    it.
+    """
     if not session.scalar(select(exists().where(owner))):
         let_go(call.storage, [path])

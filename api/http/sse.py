@@ -16,16 +16,16 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 EVENT_STREAM: Final = "text/event-stream"
-#: A comment, which clients pass over, while there is no event to send. No empty line follows: where an id came before,
-#: OpenAI's SDK for Python takes that for an event without data, and breaks.
+#: A comment, which clients ignore, while there is no event to send. No empty line follows: after an id, OpenAI's SDK
+#: for Python would take it for an event without data, and break.
 KEEP_ALIVE: Final = b": alive\n"
 DONE: Final = b"[DONE]"
-#: Of streams whose ids are numbers.
+#: For streams whose ids are numbers.
 LastEventId = Annotated[str | None, Header(description="As browsers send it when they reconnect; goes before `after`.")]
 
 
 class KeyRevoked(Exception):
-    """The key that a stream was asked for with was revoked."""
+    """The key of a stream's request was revoked."""
 
 
 def event(data: Any, *, kind: str = "", at: str = "") -> bytes:
@@ -37,26 +37,32 @@ def event(data: Any, *, kind: str = "", at: str = "") -> bytes:
 
 
 def event_stream(events: AsyncIterator[bytes], headers: dict[str, str] | None = None) -> StreamingResponse:
-    """Return the answer that sends `events`, which no proxy may hold back."""
+    """Return the response that sends `events` without buffering by proxies."""
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **(headers or {})}
     return StreamingResponse(events, media_type=EVENT_STREAM, headers=headers)
 
 
 def position_of(last_event_id: str | None, after: T) -> int | T:
-    """Return the number behind which a stream goes on. An id that is no number is ignored: browsers may send any."""
+    """Return the position to resume behind: the event id if it is a number, otherwise `after`.
+
+    Browsers may send any id.
+    """
     known = last_event_id is not None and last_event_id.isascii() and last_event_id.isdigit()
     return int(last_event_id[:18]) if known and last_event_id else after
 
 
 def check_key(session: Session, call: CallContext) -> None:
-    """Raises: KeyRevoked."""
+    """Check that the caller's key is not revoked.
+
+    Raises: KeyRevoked.
+    """
     key = session.get(ApiKey, call.caller.key_id)
     if key is None or key.revoked_at is not None:
         raise KeyRevoked
 
 
 async def until_revoked(pieces: AsyncIterator[T]) -> AsyncIterator[T]:
-    """Yield `pieces`; end the stream without an error when its key is revoked, as its status was sent before."""
+    """Yield `pieces`; end the stream without an error when its key is revoked, because its status was sent before."""
     try:
         async for piece in pieces:
             yield piece

@@ -1,1 +1,1 @@
-"""Jobs of every kind: progress, events, results, retries."""
+"""Jobs of all kinds: progress, events, results, retries."""

@@ -1,4 +1,4 @@
-"""The feed of a project: every event in one order, in pages or as a stream that goes on where the last one broke."""
+"""The feed of a project: all its events in one order, in pages or as a resumable stream."""
 
 from typing import Annotated, Any, Literal
 
@@ -37,7 +37,7 @@ After = Annotated[
 
 
 class ProjectEventPage(BaseModel):
-    """Events after a position, the oldest first."""
+    """Events after a position, oldest first."""
 
     object: Literal["list"] = "list"
     data: list[ProjectEvent]
@@ -53,9 +53,9 @@ async def list_events(
     limit: Annotated[int, Query(ge=1, le=100)] = 100,
     last_event_id: LastEventId = None,
 ) -> Response:
-    """What happened in the project: every state of its jobs, and everything that webhooks tell. A page, or a stream.
+    """List the events of the project, all states of its jobs and all webhook events, as a page or as a stream.
 
-    An event is there about a second after what it tells of.
+    An event is listed about a second after it happened.
     """
     start = position_of(last_event_id, after)
     first = await run_in_threadpool(_page, call, start, limit)
@@ -67,12 +67,15 @@ async def list_events(
 
 
 def _page(call: CallContext, start: int | str | None, limit: int) -> ProjectEventPage:
-    """Return what follows `start`. Raises InvalidRequest for a position that is not there yet, and Gone."""
+    """Return the page behind `start`.
+
+    Raises: InvalidRequest for a position that does not exist yet, and Gone.
+    """
     with call.db.read() as session:
         ends = feed.bounds(session, call.project_id)
         after = start if isinstance(start, int) else ends.position if start == _LATEST else ends.removed
         rows = feed.after(session, call.project_id, after, limit + 1)
-        ends = feed.bounds(session, call.project_id)  # once more: what was removed meanwhile is not in `rows`
+        ends = feed.bounds(session, call.project_id)  # again: events removed meanwhile are not in `rows`
     if after > ends.position:
         message = f"There is no event with position {after} yet; the last one has {ends.position}."
         raise InvalidRequest(message, param="after", code="invalid_cursor")

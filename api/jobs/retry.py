@@ -1,6 +1,6 @@
-"""A retry: a new job over the same input, for some of its lines or all. The old job stays untouched.
+"""Retry a job: create a new job over the same input, for some or all of its lines. The old job does not change.
 
-The lines that failed, are missing or were cut off are found when the new job is planned.
+Planning the new job finds the lines that failed, are missing or were cut off.
 """
 
 from collections.abc import Callable
@@ -32,14 +32,14 @@ from jobs.retrieval.indexes import index_of
 from jobs.retrieval.ingestions import FILE_BATCH, SINGLE
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
 
-#: Of a job, those of the jobs that it retries with them: they are read with each of its shards.
+#: Bytes of a job's overrides, those of the jobs that it retries included: they are read with each shard.
 MAX_OVERRIDES_BYTES = 65_536
 _COPIED = ("kind", "endpoint", "input_file_id", "webhook_url", "webhook_secret")
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What the new job does otherwise than the old one, and with which lines. `key` is its idempotency key."""
+    """The lines of the new job, and what it changes. `key` is its idempotency key."""
 
     key: str | None
     which: Which
@@ -56,7 +56,7 @@ def again(session: Session, call: CallContext, old: Job, changes: Changes) -> Jo
 
 
 def _lines_again(session: Session, call: CallContext, old: Job, changes: Changes) -> Job:
-    """Submit a batch over the same input, for the lines that were asked for."""
+    """Submit a batch over the same input, for the requested lines."""
     _check_known(session, old, changes.which)
     created_at, window = now(), changes.window or old.window
     payload = Batch.model_validate(old.payload)
@@ -100,7 +100,7 @@ def _check_known(session: Session, old: Job, which: Which) -> None:
 
 
 def _check_overrides(overrides: dict[str, Any], endpoint: str) -> None:
-    """What is laid over every line is refused as it would be in each."""
+    """Check the overrides as they would be checked in each line."""
     if len(msgspec.json.encode(overrides)) > MAX_OVERRIDES_BYTES:
         message = f"The overrides, with those of the jobs before, have more than {MAX_OVERRIDES_BYTES} bytes."
         raise InvalidRequest(message, param="overrides", code="overrides_too_large")
@@ -121,7 +121,7 @@ def _invalid(name: str, message: str, code: str) -> InvalidRequest:
 
 
 def _files_again(session: Session, call: CallContext, old: Job, changes: Changes) -> Job:
-    """Submit the files of an ingestion that failed or were not come to, unless they were attached anew since."""
+    """Submit the files of an ingestion that failed or were not reached, unless they were attached anew since."""
     if changes.which != batches.FAILED:
         message = f"The files of job '{old.id}' that failed are retried: 'which' must be '{batches.FAILED}'."
         raise InvalidRequest(message, param="which", code="invalid_value")
@@ -129,18 +129,20 @@ def _files_again(session: Session, call: CallContext, old: Job, changes: Changes
     beside = bool(old.payload.get("beside"))
     index = session.get(VectorStore, index_of(old.payload) if beside else store.current_id)
     undone = VectorStoreFile.status.in_((attachments.FAILED, attachments.CANCELLED))
-    left = select(VectorStoreFile).join(File, File.id == VectorStoreFile.id).where(File.deleted_at.is_(None))
-    left = left.where(VectorStoreFile.store_id == (index.id if index else ""), VectorStoreFile.job_id == old.id, undone)
-    left = left.order_by(VectorStoreFile.id)
-    left = left.with_for_update(read=True, of=File)  # one deleted at this moment stays out
-    files = [Attachment(row.id, row.filename, row.chunking, row.attributes) for row in session.scalars(left)]
+    remaining = select(VectorStoreFile).join(File, File.id == VectorStoreFile.id).where(File.deleted_at.is_(None))
+    remaining = remaining.where(
+        VectorStoreFile.store_id == (index.id if index else ""), VectorStoreFile.job_id == old.id, undone
+    )
+    remaining = remaining.order_by(VectorStoreFile.id)
+    remaining = remaining.with_for_update(read=True, of=File)  # exclude a file that is deleted at this moment
+    files = [Attachment(row.id, row.filename, row.chunking, row.attributes) for row in session.scalars(remaining)]
     if index is None or not files:
         raise InvalidRequest(f"No file of job '{old.id}' is left to be brought in.", code="nothing_to_retry")
     prefix = FILE_BATCH if old.id.startswith(FILE_BATCH) else SINGLE
-    facts = {"idempotency_key": changes.key, "request_id": call.request_id, "retry_of": old.id}
-    facts |= {"webhook_url": old.webhook_url, "webhook_secret": old.webhook_secret}
-    job = ingestions.into(session, index, files, actor=call.actor, prefix=prefix, beside=beside, **facts)
-    if source_id := old.payload.get("source_id"):  # it may have ended before the other indexes had any of it
+    columns = {"idempotency_key": changes.key, "request_id": call.request_id, "retry_of": old.id}
+    columns |= {"webhook_url": old.webhook_url, "webhook_secret": old.webhook_secret}
+    job = ingestions.into(session, index, files, actor=call.actor, prefix=prefix, beside=beside, **columns)
+    if source_id := old.payload.get("source_id"):  # it may have ended before the store's other indexes got these files
         reindexing.alongside(session, job, source_id, actor=call.actor, request_id=call.request_id)
     return job
 
@@ -153,7 +155,7 @@ def _input(session: Session, call: CallContext, old: Job) -> File:
     return file
 
 
-#: How jobs of each kind that may be retried are.
+#: The retry of each retryable kind.
 AGAIN: Final[dict[str, Callable[[Session, CallContext, Job, Changes], Job]]] = {
     **dict.fromkeys(batches.NAMES, _lines_again),
     ingestions.NAME: _files_again,

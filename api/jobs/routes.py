@@ -1,4 +1,4 @@
-"""Jobs of every kind, as the ledger sees them: progress, events, results, cancel, retry."""
+"""Jobs of all kinds, as the ledger has them: progress, events, results, cancel, retry."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -33,7 +33,7 @@ from jobs.ledger.tables import Job
 from jobs.webhooks.tables import Delivery
 
 router = resource("Jobs")
-_EDGES = 500  # a graph shows so many at most
+_EDGES = 500  # of a graph at most
 
 _EVENTS_DOC: dict[int | str, dict[str, Any]] = {
     200: {
@@ -50,7 +50,7 @@ _RESULTS_DOC: dict[int | str, dict[str, Any]] = {
 
 
 class EventPage(BaseModel):
-    """Events after a `seq`, the oldest first."""
+    """Events after a `seq`, oldest first."""
 
     object: Literal["list"] = "list"
     data: list[JobEvent]
@@ -58,7 +58,7 @@ class EventPage(BaseModel):
 
 
 class RetryJob(Body):
-    """Which lines the new job runs, and what it does otherwise than the old one."""
+    """The lines of the new job, and its changes."""
 
     which: Which = Field(
         default="failed",
@@ -86,18 +86,18 @@ def list_jobs(
 ) -> Page[JobObject]:
     """The project's jobs. `metadata[key]=value` selects, up to 16 times; `metadata=null` those without."""
     statement = jobs_of(call)
-    wanted = (
+    selected = (
         (Job.kind, kind),
         (Job.schedule_id, schedule_id),
         (Job.idempotency_key, idempotency_key),
     )
-    for column, value in wanted:
+    for column, value in selected:
         statement = statement if value is None else statement.where(column == value)
     if state is not None:
         statement = statement.where(Job.state.in_([one for one in JobState if state in (one, STATUS[one])]))
     statement = with_metadata(statement, Job.metadata_, request.query_params.multi_items(), sqlite=call.db.sqlite)
     with call.db.read() as session:
-        # the last job of a page may have moved on since, or got other metadata
+        # the last job of a page may have changed its state or metadata since
         rows, more = find(session, statement, Job, after=after, limit=limit, order=order, among=jobs_of(call))
         sums, after_ids = totals(session, rows), dependencies.predecessors(session, rows)
         models = model_statuses(session, call, rows)
@@ -106,14 +106,14 @@ def list_jobs(
 
 @router.get("/jobs/{job_id}")
 def retrieve_job(call: Call, job_id: str) -> JobObject:
-    """One job, with its pace, the time it still needs and its place in the queue."""
+    """Return one job, with its pace, its estimated time and its position in the queue."""
     with call.db.read() as session:
         return _shown(session, call, get_job(session, call, job_id))
 
 
 @router.get("/jobs/{job_id}/graph")
 def job_graph(call: Call, job_id: str) -> JobGraph:
-    """A job with the jobs that it waits for and the jobs that wait for it, directly or through others."""
+    """Return a job with the jobs that it waits for and the jobs that wait for it, directly or through others."""
     with call.db.read() as session:
         get_job(session, call, job_id)
         edges = dependencies.connected(session, job_id, _EDGES + 1)
@@ -131,14 +131,14 @@ async def job_events(
     limit: Annotated[int, Query(ge=1, le=100)] = 100,
     last_event_id: LastEventId = None,
 ) -> Response:
-    """What happened to a job: a page, or a stream that ends with it."""
+    """List the events of a job: a page, or a stream that ends with the job."""
     after = position_of(last_event_id, after)
 
     def look() -> EventPage:
         with call.db.read() as session:
             get_job(session, call, job_id)
-            found = events.after(session, job_id, after, limit + 1)
-            return EventPage(data=[show_event(event) for event in found[:limit]], has_more=len(found) > limit)
+            rows = events.after(session, job_id, after, limit + 1)
+            return EventPage(data=[show_event(event) for event in rows[:limit]], has_more=len(rows) > limit)
 
     first = await run_in_threadpool(look)
     if EVENT_STREAM not in request.headers.get("accept", ""):
@@ -153,7 +153,7 @@ async def job_results(
     job_id: str,
     follow: Annotated[bool, Query(description="Go on until the job ends.")] = True,
 ) -> StreamingResponse:
-    """The finished lines, while the job runs; in no particular order."""
+    """Stream the finished lines while the job runs, in no particular order."""
 
     def look() -> None:
         with call.db.read() as session:
@@ -171,7 +171,7 @@ async def job_results(
 def job_deliveries(
     call: Call, job_id: str, after: After = None, limit: Limit20 = 20, order: Order = "desc"
 ) -> Page[DeliveryObject]:
-    """What was sent to the job's own webhook, with every attempt."""
+    """List the deliveries to the job's own webhook, with all attempts."""
     with call.db.read() as session:
         job = get_job(session, call, job_id)
         statement = select(Delivery).where(Delivery.project_id == call.project_id, Delivery.job_id == job.id)
@@ -180,7 +180,7 @@ def job_deliveries(
 
 @router.post("/jobs/{job_id}/cancel")
 def cancel_job(call: Call, job_id: str) -> JobObject:
-    """Stop a job; what is finished stays. Cancelling twice is no error."""
+    """Stop a job; finished lines stay. Cancelling twice is no error."""
     with call.db.write() as session:
         job = get_job(session, call, job_id)
         before = job.state
@@ -195,7 +195,7 @@ def cancel_job(call: Call, job_id: str) -> JobObject:
 
 @router.post("/jobs/{job_id}/retry", response_model=JobObject)
 def retry_job(call: Call, once: Idempotent, job_id: str, body: RetryJob | None = None) -> Response:
-    """Run lines of an ended job again as a new job: by default those that failed or are missing."""
+    """Run lines of an ended job again as a new job; by default those that failed or are missing."""
     wanted = body or RetryJob()
 
     def make(session: Session) -> JobObject:
@@ -233,7 +233,7 @@ def model_statuses(session: Session, call: CallContext, jobs: Sequence[Job]) -> 
     if not waiting:
         return {}
     present, registry = workers.present(session), call.services.registry()
-    found = {}
+    statuses = {}
     for job in waiting:
         needed = str(job.serves_as or job.model)
         name = registry.target(needed, ()) or needed
@@ -241,7 +241,7 @@ def model_statuses(session: Session, call: CallContext, jobs: Sequence[Job]) -> 
         load = workers.loading(present, known.queue if known else job.queue or "", name)
         if load is not None:
             model = load.model or name
-            found[job.id] = ModelStatus(status="loading", model=model, phase=load.phase, since=int(load.since))
+            statuses[job.id] = ModelStatus(status="loading", model=model, phase=load.phase, since=int(load.since))
         elif job.waiting_for == "model":
-            found[job.id] = ModelStatus(status="no_worker", model=name)
-    return found
+            statuses[job.id] = ModelStatus(status="no_worker", model=name)
+    return statuses

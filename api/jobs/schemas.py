@@ -1,4 +1,4 @@
-"""A job of any kind, with what OpenAI's views leave out: progress, pace, place in the queue."""
+"""A job of any kind, with what OpenAI's objects leave out: progress, pace, position in the queue."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -21,8 +21,7 @@ StateOrStatus = Literal[
 
 
 class Progress(BaseModel):
-    """Items so far. `running`: workers have them and have not answered them yet. `fraction` is of the total, 0 while
-    that is not known."""
+    """Items so far. `fraction` is relative to the total, 0 while that is unknown."""
 
     total: int
     completed: int
@@ -32,16 +31,16 @@ class Progress(BaseModel):
 
 
 class Rate(BaseModel):
-    """Of the last 30 seconds."""
+    """Averages over the last 30 seconds."""
 
     items_per_second: float
     tokens_per_second: float
 
 
 class Outcomes(BaseModel):
-    """What became of the lines. One with several choices counts under each of their finish reasons.
+    """The results of the lines. A line with several choices counts under each of their finish reasons.
 
-    `empty`: answered, with neither text nor a tool call. `errors`: by code.
+    `empty`: answers with neither text nor a tool call. `errors`: by code.
     """
 
     finish_reasons: dict[str, int]
@@ -50,7 +49,7 @@ class Outcomes(BaseModel):
 
 
 class ModelStatus(BaseModel):
-    """Why the model of a running job does not answer yet: it is `loading`, since then, or has `no_worker`."""
+    """Why the model of a running job does not answer yet: it is `loading` since a time, or has `no_worker`."""
 
     status: Literal["loading", "no_worker"]
     model: str
@@ -63,9 +62,12 @@ class Webhook(BaseModel):
 
 
 class JobObject(BaseModel):
-    """`rate`, `eta_seconds`, `worked_seconds` and `queue_position` are null in lists and where they mean nothing,
-    `outcomes` and `overrides` in lists. `worked_seconds`: since the first lines that were answered were begun, with all
-    pauses since."""
+    """A job of any kind.
+
+    `rate`, `eta_seconds`, `worked_seconds` and `queue_position` are null in lists and where they have no meaning,
+    `outcomes` and `overrides` in lists. `worked_seconds` counts from the start of the first answered lines, pauses
+    included.
+    """
 
     id: str
     object: Literal["job"] = "job"
@@ -123,7 +125,7 @@ class GraphJob(BaseModel):
 
 
 class JobGraph(BaseModel):
-    """A job, what it waits for and what waits for it, link by link. `truncated`: there are more than are shown."""
+    """A job with its predecessors and dependents, direct and indirect. `truncated`: not all are shown."""
 
     object: Literal["job.graph"] = "job.graph"
     job_id: str

@@ -1,7 +1,7 @@
-"""Streams that follow a job until it ends, its events as SSE and its finished lines as JSONL, or a project's events.
+"""Streams: a job's events as SSE, its finished lines as JSONL, a project's events as SSE.
 
-All ask SQL twice a second in the thread pool and hold no transaction meanwhile. They end with the job, with the
-process, when their key is revoked, and when their client leaves.
+All of them query SQL twice a second in the thread pool, and hold no transaction meanwhile. They end with the job, with
+the process, when their key is revoked, and when their client leaves.
 """
 
 import asyncio
@@ -32,24 +32,27 @@ _EVENTS_AT_ONCE = 100
 
 
 def follow_events(call: CallContext, job_id: str, after: int) -> AsyncIterator[bytes]:
-    """Server-sent events from the one that follows `after`; the id of each is its `seq`."""
+    """Return server-sent events of a job behind `after`; the id of each is its `seq`."""
     return until_revoked(_job_events(call, job_id, after))
 
 
 def follow_project(call: CallContext, after: int) -> AsyncIterator[bytes]:
-    """Server-sent events of a project from the one that follows `after`; the id of each is its `position`."""
+    """Return server-sent events of a project behind `after`; the id of each is its `position`."""
     return until_revoked(_project_events(call, after))
 
 
 def follow_results(call: CallContext, job_id: str, *, follow: bool) -> AsyncIterator[bytes]:
-    """Each finished line once, as it is in the output or error file. Of an ended job: the files, unrun lines too."""
+    """Return each finished line once, as in the output or error file.
+
+    For an ended job, return the files, unrun lines included.
+    """
     return until_revoked(_results(call, job_id, follow=follow))
 
 
 class _Look(NamedTuple):
-    """What one look found, and `after` what the next one looks. `full`: there may be more already. `over`: that is all.
+    """The result of one query. `full`: there may be more already. `over`: there will be no more.
 
-    The place is moved by what a look returns: a look that fails is made again from the same place.
+    `after` is where the next query begins; a failed query is repeated from the same position.
     """
 
     events: list[bytes]
@@ -60,7 +63,7 @@ class _Look(NamedTuple):
 
 async def _job_events(call: CallContext, job_id: str, after: int) -> AsyncIterator[bytes]:
     def look(after: int, session: Session) -> _Look:
-        ended = _ended(session, job_id)  # asked first: what is committed after it is found by the next look
+        ended = _ended(session, job_id)  # queried first: rows that are committed later are found by the next query
         rows = events.after(session, job_id, after, _EVENTS_AT_ONCE)
         full = len(rows) == _EVENTS_AT_ONCE
         shown = [_written(event, event.seq) for event in map(show_event, rows)]
@@ -74,7 +77,7 @@ async def _project_events(call: CallContext, after: int) -> AsyncIterator[bytes]
     def look(after: int, session: Session) -> _Look:
         rows = feed.after(session, call.project_id, after, _EVENTS_AT_ONCE)
         if feed.bounds(session, call.project_id).removed > after:
-            return _Look([], after, over=True)  # the client reconnects, and is told that events are gone
+            return _Look([], after, over=True)  # the client reconnects, and gets 410
         shown = [show_project_event(row) for row in rows]
         written = [_written(event, event.position) for event in shown]
         return _Look(written, shown[-1].position if shown else after, len(shown) == _EVENTS_AT_ONCE)
@@ -90,23 +93,26 @@ def _written(event: JobEvent | ProjectEvent, at: int) -> bytes:
 async def _followed(
     call: CallContext, greeting: bytes, after: int, look: Callable[[int, Session], _Look]
 ) -> AsyncIterator[bytes]:
-    """Yield what `look` finds, again and again until it is over. Raises KeyRevoked."""
+    """Yield the events that `look` returns until it is over.
+
+    Raises: KeyRevoked.
+    """
     timings, quiet = call.services.timings, 0.0
     yield greeting
     while not call.services.stopping.is_set():
         try:
-            found = await _once(call, partial(look, after))
-        except DatabaseBusy:  # it passes; meanwhile the stream has its signs of life
-            found = _Look([], after)
-        after = found.after
-        for event in found.events:
+            result = await _once(call, partial(look, after))
+        except DatabaseBusy:  # keep the stream alive meanwhile
+            result = _Look([], after)
+        after = result.after
+        for event in result.events:
             yield event
-        if found.over:
+        if result.over:
             return
-        if found.full:
+        if result.full:
             continue
         await asyncio.sleep(timings.job_look)
-        quiet = 0.0 if found.events else quiet + timings.job_look
+        quiet = 0.0 if result.events else quiet + timings.job_look
         if quiet >= timings.job_keep_alive:
             quiet = 0.0
             yield sse.KEEP_ALIVE
@@ -132,7 +138,10 @@ async def _results(call: CallContext, job_id: str, *, follow: bool) -> AsyncIter
 
 
 async def _patiently(call: CallContext, look: Callable[[Session], T]) -> T | None:
-    """Look until the database is not busy; None only when this process ends before that. Raises KeyRevoked."""
+    """Repeat `look` until the database is not busy; return None if this process stops before.
+
+    Raises: KeyRevoked.
+    """
     while not call.services.stopping.is_set():
         try:
             return await _once(call, look)
@@ -142,7 +151,10 @@ async def _patiently(call: CallContext, look: Callable[[Session], T]) -> T | Non
 
 
 async def _once(call: CallContext, look: Callable[[Session], T]) -> T:
-    """Look in a thread. Raises DatabaseBusy, KeyRevoked."""
+    """Run `look` in a thread.
+
+    Raises: DatabaseBusy, KeyRevoked.
+    """
 
     def work() -> T:
         with call.db.read() as session:
@@ -157,7 +169,7 @@ def _ended(session: Session, job_id: str) -> bool:
 
 
 def _files(session: Session, call: CallContext, job_id: str) -> list[str] | None:
-    """Where an ended job's results lie; None while it lives."""
+    """Return the paths of an ended job's results; None while it is live."""
     job = session.get_one(Job, job_id)
     if job.state not in TERMINAL:
         return None
@@ -172,8 +184,8 @@ def _files(session: Session, call: CallContext, job_id: str) -> list[str] | None
 def _segments(
     session: Session, job_id: str, seen: set[tuple[int, int, int]]
 ) -> tuple[list[tuple[tuple[int, int, int], str]], bool]:
-    """Segments that were not there before, and whether these are the last."""
-    ended = _ended(session, job_id)  # asked first: what is committed after it is found by the next look
+    """Return new segments, and whether they are the last."""
+    ended = _ended(session, job_id)  # queried first: rows that are committed later are found by the next query
     rows = session.execute(
         select(Segment.n, Segment.epoch, Segment.seq, Segment.path)
         .where(Segment.job_id == job_id)
@@ -184,7 +196,7 @@ def _segments(
 
 
 async def _records(storage: Storage, path: str) -> AsyncIterator[bytes]:
-    """The lines of one segment without what the ledger puts before them."""
+    """Yield the lines of one segment, without the prefix of the ledger."""
     lines = _read(storage, path, lambda handle: handle.readlines(CHUNK))
     async for batch in _threaded(lines):
         yield b"".join(line.split(b"\t", 2)[2] for line in batch)
@@ -196,7 +208,7 @@ async def _whole(storage: Storage, path: str) -> AsyncIterator[bytes]:
 
 
 def _read(storage: Storage, path: str, take: Callable[[Any], T]) -> Iterator[T]:
-    """Pieces of an object; none when retention has removed it."""
+    """Yield pieces of an object; none if retention has removed it."""
     try:
         with storage.reader(path) as handle:
             while piece := take(handle):
@@ -206,7 +218,7 @@ def _read(storage: Storage, path: str, take: Callable[[Any], T]) -> Iterator[T]:
 
 
 async def _threaded(pieces: Iterator[T]) -> AsyncIterator[T]:
-    """An iterator whose every step is made in a thread."""
+    """Run each step of an iterator in a thread."""
     end = object()
     try:
         while (piece := await run_in_threadpool(next, pieces, end)) is not end:

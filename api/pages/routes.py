@@ -1,7 +1,7 @@
-"""Pages for a browser: an entrance, a chat with a model, and the reference of the API. Nothing comes from elsewhere.
+"""Pages for a browser: a start page, a chat with a model, and the API reference, without external resources.
 
-They need no key and tell nothing of a project; the chat and the reference ask their user for a key, and the API checks
-it as ever.
+They need no key and show nothing of a project. The chat and the reference ask the user for a key, which the API checks
+as usual.
 """
 
 from html import escape
@@ -21,7 +21,7 @@ router = APIRouter(include_in_schema=False)
 _FILES = Path(__file__).parent
 _SWAGGER = Path(fastapi_swagger.__file__).parent / "resources"
 _ANYWHERE = {"0.0.0.0", "::"}  # noqa: S104 (addresses that no browser can open)
-#: Scripts and styles are its own, and it talks to nobody else.
+#: Allow only scripts, styles and connections of this origin.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -32,7 +32,7 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-#: By path: the file and its type.
+#: File and media type by path.
 _ASSETS = {
     "/pages/index.css": (_FILES / "index.css", "text/css"),
     "/chat": (_FILES / "chat.html", "text/html"),
@@ -43,13 +43,13 @@ _ASSETS = {
     "/docs/swagger-ui-bundle.js": (_SWAGGER / "swagger-ui-bundle.js", "text/javascript"),
     "/docs/swagger-ui.css": (_SWAGGER / "swagger-ui.css", "text/css"),
 }
-#: The paths of all pages, and of what they load.
+#: The paths of all pages and of their resources.
 PATHS = frozenset({"/", *_ASSETS})
 
 
 @router.get("/")
 def index(request: Request) -> Response:
-    """Answer a browser with the entrance, and anything else with the same links as JSON."""
+    """Answer a browser with the start page, and any other client with the same links as JSON."""
     config = services_of(request).config
     headers = {**_HEADERS, "Vary": "Accept"}
     if "text/html" not in request.headers.get("accept", ""):
@@ -65,7 +65,7 @@ def index(request: Request) -> Response:
 
 
 def _base_url(request: Request, config: Settings) -> str:
-    """Return where clients reach the API: as the settings say, or as this browser did."""
+    """Return the URL at which clients reach the API: the configured one, or the one of this request."""
     return config.public_url.rstrip("/") or str(request.base_url).rstrip("/")
 
 

@@ -1,4 +1,4 @@
-"""Files that are brought into a vector store together: a job of kind ingestion, as OpenAI shows it."""
+"""File batches of vector stores: jobs of kind ingestion in OpenAI's shape."""
 
 from typing import Annotated, Self
 
@@ -63,7 +63,7 @@ class CreateFileBatch(Body):
 
 @router.post("/vector_stores/{vector_store_id}/file_batches", response_model=FileBatchObject | CreatedFileBatch)
 def create_file_batch(call: Call, once: Idempotent, vector_store_id: str, body: CreateFileBatch) -> Response:
-    """Bring many files into a store. One that is named twice comes in once."""
+    """Add many files to a store. A file that is named twice is added once."""
     check_count(call, len(body.file_ids or body.files or ()), "file_ids" if body.file_ids else "files")
     fields = body.fields()
     replayed = once.replay(fields)
@@ -87,7 +87,7 @@ def create_file_batch(call: Call, once: Idempotent, vector_store_id: str, body: 
 
 @router.get("/vector_stores/{vector_store_id}/file_batches/{file_batch_id}")
 def retrieve_file_batch(call: Call, response: Response, vector_store_id: str, file_batch_id: str) -> FileBatchObject:
-    """How far a batch of files is."""
+    """Return the progress of a file batch."""
     with call.db.read() as session:
         job = _get(session, call, get_store(session, call, vector_store_id), file_batch_id)
         shown = _shown(session, job)
@@ -98,7 +98,7 @@ def retrieve_file_batch(call: Call, response: Response, vector_store_id: str, fi
 
 @router.post("/vector_stores/{vector_store_id}/file_batches/{file_batch_id}/cancel")
 def cancel_file_batch(call: Call, vector_store_id: str, file_batch_id: str) -> FileBatchObject:
-    """Bring in no more files of it; those that are in stay. Cancelling twice is no error."""
+    """Stop adding files; those that were added stay. Cancelling twice is no error."""
     with call.db.write() as session:
         job = _get(session, call, get_store(session, call, vector_store_id), file_batch_id)
         before = job.state
@@ -116,7 +116,7 @@ def cancel_file_batch(call: Call, vector_store_id: str, file_batch_id: str) -> F
 def list_file_batch_files(
     call: Call, vector_store_id: str, file_batch_id: str, listing: Listed
 ) -> Page[VectorStoreFileObject]:
-    """The files of a batch that are in the store now, and were not attached anew since."""
+    """List the files of a batch that are in the store, and that were not attached again since."""
     with call.db.read() as session:
         store = get_store(session, call, vector_store_id)
         job = _get(session, call, store, file_batch_id)

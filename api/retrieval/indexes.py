@@ -1,7 +1,7 @@
-"""Indexes of a vector store: another beside the one in use, built, filled up, compared, switched to, removed.
+"""Indexes of a vector store: build, sync, compare, switch to and delete indexes besides the one in use.
 
-OpenAI has no indexes. Searches, and everything else that OpenAI has, know the index in use alone. A comparison asks
-both indexes the same queries, and reports how alike, how good and how fast their answers are.
+OpenAI has no indexes. Searches and all other routes of OpenAI use only the index in use. A comparison sends the same
+queries to both indexes, and reports the similarity, quality and speed of their answers.
 """
 
 import statistics
@@ -37,7 +37,7 @@ Status = Literal["building", "ready", "failed", "cancelled", "active", "previous
 
 
 class IndexObject(BaseModel):
-    """`missing` are files that the index in use has, or is about to have, and this one has not."""
+    """An index. `missing` counts files that the index in use has or is adding, and that this one lacks."""
 
     id: str
     object: Literal["vector_store.index"] = "vector_store.index"
@@ -63,7 +63,7 @@ class IndexDeleted(BaseModel):
 
 
 class Marks(BaseModel):
-    """Against the files that should be found. Null where nobody has said which."""
+    """Quality relative to the relevant files; null if none were given."""
 
     recall: float | None = None
     ndcg: float | None = None
@@ -71,14 +71,17 @@ class Marks(BaseModel):
 
 
 class Side(Marks):
-    """What one index finds for a query: files, each by its best chunk."""
+    """The files that one index finds for a query, each by its best chunk."""
 
     file_ids: list[str]
     latency_ms: float
 
 
 class Compared(BaseModel):
-    """`overlap` is the share of files that both find, `rank_correlation` Spearman's of those: null of less than two."""
+    """The results for one query.
+
+    `overlap` is the share of common files, `rank_correlation` Spearman's of them, or null.
+    """
 
     query: str
     overlap: float
@@ -112,7 +115,7 @@ class Comparison(BaseModel):
 def show_index(
     store: VectorStore, index: VectorStore, counts: dict[str, int], used: int, lacks: dict[str | None, int]
 ) -> IndexObject:
-    """`counts` and `lacks` as `indexes.status` takes them, `used` in bytes."""
+    """Return an index. `counts` and `lacks` are as in `indexes.status`, `used` is in bytes."""
     return IndexObject(
         id=index.id,
         created_at=int(index.created_at),
@@ -133,7 +136,7 @@ router: APIRouter = resource("Vector store indexes")
 
 
 class CreateIndex(Body):
-    """What is to be different. Without `chunking_strategy` every file is cut as it was."""
+    """What differs from the index in use. Without `chunking_strategy` each file is cut as before."""
 
     embedding_model: str | None = Field(default=None, min_length=1, max_length=255)
     embedding_dimensions: int | None = Field(default=None, ge=1, le=16_384)
@@ -152,7 +155,7 @@ class SwitchIndex(Body):
 
 @router.post("/vector_stores/{vector_store_id}/indexes", response_model=IndexObject)
 def create_index(call: Call, once: Idempotent, vector_store_id: str, body: CreateIndex) -> Response:
-    """An index of all files of a store, built beside the one in use, which searches go on to read."""
+    """Build an index of all files of a store. Searches go on to read the index in use."""
 
     def make(session: Session) -> IndexObject:
         check_not_full(session, call)
@@ -174,7 +177,7 @@ def list_indexes(
     limit: Limit20 = 20,
     order: Order = "desc",
 ) -> Page[IndexObject]:
-    """A store's indexes, the one in use among them."""
+    """List a store's indexes, the one in use included."""
     with call.db.read() as session:
         store = get_store(session, call, vector_store_id)
         cursor: dict[str, Any] = {"after": after, "before": before, "limit": limit, "order": order}
@@ -186,7 +189,7 @@ def list_indexes(
 
 @router.get("/vector_stores/{vector_store_id}/indexes/{index_id}")
 def retrieve_index(call: Call, response: Response, vector_store_id: str, index_id: str) -> IndexObject:
-    """One index, with how far its files are."""
+    """Return one index with the progress of its files."""
     with call.db.read() as session:
         store = get_store(session, call, vector_store_id)
         index = shown(session, store, [get_index(session, store, index_id)])[0]
@@ -197,7 +200,7 @@ def retrieve_index(call: Call, response: Response, vector_store_id: str, index_i
 
 @router.get("/vector_stores/{vector_store_id}/indexes/{index_id}/files")
 def list_index_files(call: Call, vector_store_id: str, index_id: str, listing: Listed) -> Page[VectorStoreFileObject]:
-    """The store's files as they are in one of its indexes: which of them failed, and why."""
+    """List the store's files as they are in one of its indexes, with errors."""
     with call.db.read() as session:
         store = get_store(session, call, vector_store_id)
         return listing.page(call, session, store, index_id=get_index(session, store, index_id).id)
@@ -205,11 +208,11 @@ def list_index_files(call: Call, vector_store_id: str, index_id: str, listing: L
 
 @router.delete("/vector_stores/{vector_store_id}/indexes/{index_id}")
 def delete_index(call: Call, vector_store_id: str, index_id: str) -> IndexDeleted:
-    """Remove an index that is not in use, with all that was embedded for it."""
+    """Delete an index that is not in use, and its vectors."""
     with call.db.write() as session:
         store = get_store(session, call, vector_store_id)
         if get_index(session, store, index_id).id != store.current_id:
-            stop_jobs(session, call, [index_id])  # jobs before stores: whoever publishes locks them so
+            stop_jobs(session, call, [index_id])  # jobs before stores: publishing locks them in this order
         store = get_store(session, call, vector_store_id, lock=True)
         index = get_index(session, store, index_id)
         reindexing.remove(session, store, index)
@@ -219,7 +222,7 @@ def delete_index(call: Call, vector_store_id: str, index_id: str) -> IndexDelete
 
 @router.post("/vector_stores/{vector_store_id}/indexes/{index_id}/sync", response_model=IndexObject)
 def sync_index(call: Call, once: Idempotent, vector_store_id: str, index_id: str) -> Response:
-    """Bring into an index what it lacks: files that failed in it, or that a job was cancelled before."""
+    """Add to an index the files that it lacks: failed ones, and those of cancelled jobs."""
 
     def make(session: Session) -> IndexObject:
         check_not_full(session, call)
@@ -236,7 +239,7 @@ def sync_index(call: Call, once: Idempotent, vector_store_id: str, index_id: str
 
 @router.post("/vector_stores/{vector_store_id}/indexes/{index_id}/switch")
 def switch_index(call: Call, vector_store_id: str, index_id: str, body: SwitchIndex | None = None) -> IndexObject:
-    """Searches read this index from now on. Switched to again, the one before is back. Twice is no error."""
+    """Let searches read this index from now on. The former one can be switched to again. Twice is no error."""
     wanted = body or SwitchIndex()
     with call.db.write() as session:
         store = get_store(session, call, vector_store_id, alive=True, lock=True)
@@ -249,7 +252,10 @@ def switch_index(call: Call, vector_store_id: str, index_id: str, body: SwitchIn
 
 
 def get_index(session: Session, store: VectorStore, index_id: str) -> VectorStore:
-    """Raises NotFound."""
+    """Return an index of the store.
+
+    Raises: NotFound.
+    """
     index = session.scalar(
         indexes.of(store).where(VectorStore.id == index_id).execution_options(populate_existing=True)
     )
@@ -268,7 +274,7 @@ def shown(session: Session, store: VectorStore, rows: Sequence[VectorStore]) -> 
 
 
 def _build(session: Session, call: CallContext, store: VectorStore, body: CreateIndex, key: str | None) -> VectorStore:
-    """Of the model in use where none is named; and as long vectors, where neither is."""
+    """Build an index. The model and the length of vectors default to those of the index in use."""
     current = indexes.current(session, store)
     dimensions = body.embedding_dimensions
     if body.embedding_model is None and dimensions is None and current.shortened:
@@ -286,14 +292,14 @@ def _build(session: Session, call: CallContext, store: VectorStore, body: Create
 
 
 _MOST_QUERIES = 100
-_CHUNKS = 5  # asked for each file that is wanted: several may be of one file
+_CHUNKS = 5  # chunks per wanted file, because several may belong to one file
 
 _Query = Annotated[str, Field(min_length=1, max_length=LONGEST_QUERY, pattern=r"\S")]
 _FileId = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class JudgedQuery(Body):
-    """A query, and the files that should be found, if anybody knows."""
+    """A query, and optionally the files that are relevant."""
 
     query: _Query
     relevant: list[_FileId] = Field(default=[], min_length=1, max_length=1000)
@@ -309,7 +315,7 @@ class CompareIndexes(Body):
 
 
 class _Refused(Exception):
-    """A worker's refusal, as it is to be passed on."""
+    """A worker's refusal, to be passed on."""
 
     def __init__(self, answer: Response) -> None:
         super().__init__()
@@ -320,17 +326,19 @@ class _Refused(Exception):
 async def compare_indexes(
     call: Call, request: Request, vector_store_id: str, index_id: str, body: CompareIndexes
 ) -> Any:
-    """Ask both indexes every query, one after the other. Ranked are files, each by its best chunk."""
+    """Send every query to both indexes, one after the other. Files are ranked by their best chunk."""
     queries = body.judged
     active, candidate, missing = await run_in_threadpool(_both, call, vector_store_id, index_id, queries)
     k = body.max_num_results
     data = []
     try:
-        for n, one in enumerate(queries):
-            found = {}
-            for index in (active, candidate) if n % 2 == 0 else (candidate, active):  # neither is always the second
-                found[index.id] = await _side(call, request, index, one, k)
-            data.append(_compared(one.query, found[active.id], found[candidate.id]))
+        for n, judged in enumerate(queries):
+            sides = {}
+            for index in (
+                (active, candidate) if n % 2 == 0 else (candidate, active)
+            ):  # alternate, so that neither profits from warm caches
+                sides[index.id] = await _side(call, request, index, judged, k)
+            data.append(_compared(judged.query, sides[active.id], sides[candidate.id]))
     except _Refused as refused:
         return refused.answer
     return Comparison(max_num_results=k, missing=missing, summary=_summary(data, active, candidate), data=data)
@@ -339,7 +347,10 @@ async def compare_indexes(
 def _both(
     call: CallContext, store_id: str, index_id: str, queries: Sequence[JudgedQuery]
 ) -> tuple[VectorStore, VectorStore, int]:
-    """The index in use, the other, and how many files that lacks. Raises NotFound, InvalidRequest."""
+    """Return the index in use, the other one, and how many files that lacks.
+
+    Raises: NotFound, InvalidRequest.
+    """
     with call.db.read() as session:
         store = get_store(session, call, store_id, alive=True)
         index = get_index(session, store, index_id)
@@ -351,26 +362,29 @@ def _both(
 
 
 def _check_judgements(session: Session, store: VectorStore, queries: Sequence[JudgedQuery]) -> None:
-    """What should be found has to be there: a wrong id would only look like a bad index."""
-    for n, one in enumerate(queries):
-        files = VectorStoreFile.store_id == store.current_id, VectorStoreFile.id.in_(one.relevant)
-        known = set(session.scalars(select(VectorStoreFile.id).where(*files))) if one.relevant else set()
-        unknown = next((name for name in one.relevant if name not in known), None)
+    """Check that the relevant files exist: a wrong id would look like a bad index."""
+    for n, judged in enumerate(queries):
+        files = VectorStoreFile.store_id == store.current_id, VectorStoreFile.id.in_(judged.relevant)
+        known = set(session.scalars(select(VectorStoreFile.id).where(*files))) if judged.relevant else set()
+        unknown = next((name for name in judged.relevant if name not in known), None)
         if unknown is not None:
             message = f"No file found with id '{clip(unknown)}' in vector store '{store.id}'."
             raise InvalidRequest(message, param=f"queries[{n}].relevant", code="invalid_value")
 
 
-async def _side(call: CallContext, request: Request, index: VectorStore, one: JudgedQuery, k: int) -> Side:
-    """Raises _Refused."""
-    search = wanted(index, (one.query,), k * _CHUNKS, None, None)
+async def _side(call: CallContext, request: Request, index: VectorStore, judged: JudgedQuery, k: int) -> Side:
+    """Return what one index finds.
+
+    Raises: _Refused.
+    """
+    search = wanted(index, (judged.query,), k * _CHUNKS, None, None)
     began = time.perf_counter()
     first = await answer_of(call, request, search)
     took = time.perf_counter() - began
     if first.status >= 400:
         raise _Refused(whole_response(first))
     files = list(dict.fromkeys(chunk.file_id for chunk in searches.decode_results(first.body).found))[:k]
-    return Side(file_ids=files, latency_ms=round(1000 * took, 2), **_marks(files, one.relevant, k))
+    return Side(file_ids=files, latency_ms=round(1000 * took, 2), **_marks(files, judged.relevant, k))
 
 
 def _marks(files: list[str], relevant: list[str], k: int) -> dict[str, float]:

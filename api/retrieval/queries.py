@@ -1,4 +1,4 @@
-"""The rows of vector stores and their files, as every route that touches one needs them; and how files come in."""
+"""Queries of vector stores and their files that several routes use, and the submission of files."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -23,9 +23,9 @@ from jobs.retrieval import indexes, ingestions
 from jobs.retrieval.attachments import IN_PROGRESS, Attachment, is_over
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
 
-_STOPPED = 20  # jobs of a store that goes, at once; the others find that it is gone
+_STOPPED = 20  # jobs of a deleted store that are cancelled at once; the others find that it does not exist
 _Value = Annotated[str, Field(max_length=512)] | bool | int | float
-#: OpenAI's attributes of a file: as metadata, but values may be numbers and booleans.
+#: OpenAI's attributes of a file: like metadata, but values may be numbers and booleans.
 Attributes = MetadataOf[_Value]
 
 
@@ -36,7 +36,10 @@ def stores_of(call: CallContext) -> Select[VectorStore]:
 def get_store(
     session: Session, call: CallContext, store_id: str, *, alive: bool = False, lock: bool = False
 ) -> VectorStore:
-    """With `alive` one whose time is not over; with `lock` its indexes stay as they are. Raises NotFound, Expired."""
+    """Return a store. `alive` refuses an expired one; `lock` keeps its indexes unchanged.
+
+    Raises: NotFound, Expired.
+    """
     store = session.scalar(stores_of(call).where(VectorStore.id == store_id))
     if store is not None and lock:
         store = indexes.lock(session, store.id)
@@ -48,7 +51,10 @@ def get_store(
 
 
 def get_store_file(session: Session, store: VectorStore, file_id: str) -> VectorStoreFile:
-    """As it is in the index in use."""
+    """Return a file of the index in use.
+
+    Raises: NotFound.
+    """
     row = session.get(VectorStoreFile, (store.current_id, file_id))
     if row is None:
         message = f"No file found with id '{clip(file_id)}' in vector store '{store.id}'."
@@ -57,7 +63,7 @@ def get_store_file(session: Session, store: VectorStore, file_id: str) -> Vector
 
 
 def shown(session: Session, stores: Sequence[VectorStore]) -> list[VectorStoreObject]:
-    """With the counts of their files, in one query for all."""
+    """Return stores with the counts of their files, by one query for all."""
     ids = [store.current_id for store in stores]
     rows = {row.id: row for row in session.scalars(select(VectorStore).where(VectorStore.id.in_(ids)))}
     counts, used = counts_of(session, ids)
@@ -68,7 +74,7 @@ def shown(session: Session, stores: Sequence[VectorStore]) -> list[VectorStoreOb
 
 
 def counts_of(session: Session, ids: Sequence[str]) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
-    """How many files of each status indexes have, and how many bytes they use."""
+    """Return the number of files by status, and the bytes used, of each index."""
     grouped = (
         select(VectorStoreFile.store_id, VectorStoreFile.status, func.count(), func.sum(VectorStoreFile.usage_bytes))
         .where(VectorStoreFile.store_id.in_(ids))
@@ -83,7 +89,7 @@ def counts_of(session: Session, ids: Sequence[str]) -> tuple[dict[str, dict[str,
 
 
 def stop_jobs(session: Session, call: CallContext, index_ids: Sequence[str]) -> None:
-    """Work for indexes that go is stopped; what is about to end will find that they are gone."""
+    """Cancel jobs that fill deleted indexes. Jobs that are ending find that the indexes do not exist."""
     busy = VectorStoreFile.store_id.in_(index_ids), VectorStoreFile.status == IN_PROGRESS
     jobs = select(VectorStoreFile.job_id).where(*busy).distinct().order_by(VectorStoreFile.job_id)
     for job_id in session.scalars(jobs.limit(_STOPPED)).all():  # in one order, as who buries a worker locks them
@@ -101,21 +107,26 @@ def bring_in(
     hook: Hook | None = None,
     after: Sequence[str] = (),
 ) -> Job:
-    """A job that brings files into a store, by id with their attributes and chunking, once `after` have completed.
+    """Submit a job that adds files to a store, by id with their attributes and chunking, once `after` have completed.
 
-    Raises NotFound, ProjectFull, InvalidRequest.
+    Raises: NotFound, ProjectFull, InvalidRequest.
     """
     check_not_full(session, call)
     names = _files(session, call, list(files))
-    wanted = [Attachment(name, names[name], chunking, attributes) for name, (attributes, chunking) in files.items()]
-    facts = {"idempotency_key": key, "request_id": call.request_id}
+    attachments = [
+        Attachment(name, names[name], chunking, attributes) for name, (attributes, chunking) in files.items()
+    ]
+    columns = {"idempotency_key": key, "request_id": call.request_id}
     if hook is not None:
-        facts |= {"webhook_url": hook.url, "webhook_secret": hook.secret}
-    return ingestions.submit(session, store, wanted, actor=call.actor, prefix=prefix, after=after, **facts)
+        columns |= {"webhook_url": hook.url, "webhook_secret": hook.secret}
+    return ingestions.submit(session, store, attachments, actor=call.actor, prefix=prefix, after=after, **columns)
 
 
 def _files(session: Session, call: CallContext, ids: list[str]) -> dict[str, str]:
-    """The names of the files, by id. Their rows are locked, so that one deleted at this moment stays out."""
+    """Return the names of the files by id. Their rows are locked against deletion.
+
+    Raises: NotFound.
+    """
     names: dict[str, str] = {}
     for start in range(0, len(ids), 500):
         page = visible(call).where(File.id.in_(ids[start : start + 500])).order_by(File.id)

@@ -1,4 +1,4 @@
-"""Vector stores: what files are brought into, to be searched."""
+"""Vector stores: create, list, read, update and delete them."""
 
 from contextlib import suppress
 from typing import Annotated, Any, Literal
@@ -29,7 +29,7 @@ from jobs.retrieval.tables import VectorStore
 
 router: APIRouter = resource("Vector stores")
 
-_MOST_FILES = 500  # OpenAI's, of a create
+_MOST_FILES = 500  # OpenAI's limit for a create
 
 
 class ExpiresAfter(Body):
@@ -40,7 +40,7 @@ class ExpiresAfter(Body):
 
 
 class CreateVectorStore(Body):
-    """OpenAI's fields, and ours: which model embeds, and how short its vectors are cut."""
+    """OpenAI's fields, and two others: the embedding model, and the length to which its vectors are shortened."""
 
     name: str | None = Field(default=None, max_length=256)
     description: str | None = Field(default=None, max_length=4096)
@@ -60,7 +60,7 @@ class UpdateVectorStore(Body):
 
 @router.post("/vector_stores", response_model=VectorStoreObject)
 def create_vector_store(call: Call, once: Idempotent, body: CreateVectorStore) -> Response:
-    """A store, empty or with files that are brought in at once."""
+    """Create a store, empty or with files, which are added at once."""
     fields = body.fields()
 
     def make(session: Session) -> VectorStoreObject:
@@ -82,7 +82,7 @@ def create_vector_store(call: Call, once: Idempotent, body: CreateVectorStore) -
 def list_vector_stores(
     call: Call, after: After = None, before: Before = None, limit: Limit20 = 20, order: Order = "desc"
 ) -> Page[VectorStoreObject]:
-    """The project's stores."""
+    """List the project's stores."""
     with call.db.read() as session:
         cursor: dict[str, Any] = {"after": after, "before": before, "limit": limit, "order": order}
         rows, more = find(
@@ -94,14 +94,14 @@ def list_vector_stores(
 
 @router.get("/vector_stores/{vector_store_id}")
 def retrieve_vector_store(call: Call, vector_store_id: str) -> VectorStoreObject:
-    """One store, with how far its files are."""
+    """Return one store with the progress of its files."""
     with call.db.read() as session:
         return shown(session, [get_store(session, call, vector_store_id)])[0]
 
 
 @router.post("/vector_stores/{vector_store_id}")
 def update_vector_store(call: Call, vector_store_id: str, body: UpdateVectorStore) -> VectorStoreObject:
-    """Change what is named in the request; `null` removes it."""
+    """Change the fields in the request; `null` removes a value."""
     given = body.model_fields_set
     with call.db.write() as session:
         store = get_store(session, call, vector_store_id, alive=True, lock=True)
@@ -120,7 +120,7 @@ def update_vector_store(call: Call, vector_store_id: str, body: UpdateVectorStor
 
 @router.delete("/vector_stores/{vector_store_id}")
 def delete_vector_store(call: Call, vector_store_id: str) -> VectorStoreDeleted:
-    """Remove a store and all that was embedded for it. Its files stay, but for those that its sources have brought."""
+    """Delete a store and its vectors. Its files stay, except those that its sources have added."""
     with call.db.write() as session:
         store = get_store(session, call, vector_store_id)
         stop_jobs(session, call, [index.id for index in indexes.all_of(session, store)])
@@ -152,16 +152,22 @@ def _new(session: Session, call: CallContext, body: CreateVectorStore) -> Vector
 
 
 def _default_model(call: CallContext) -> str:
-    """The deployment's. Raises InvalidRequest where there is none."""
-    found = call.services.registry().embedder(call.config.embedding_model)
-    if found is None:
+    """Return the deployment's embedding model.
+
+    Raises: InvalidRequest, if it has none.
+    """
+    model = call.services.registry().embedder(call.config.embedding_model)
+    if model is None:
         message = "This deployment names no embedding model: say which in 'embedding_model'."
         raise InvalidRequest(message, param="embedding_model", code="missing_required_parameter")
-    return found
+    return model
 
 
 def checked_model(session: Session, call: CallContext, model: str, dimensions: int | None) -> str:
-    """What an embedding model calls itself. Raises InvalidRequest. One that is not known yet may come."""
+    """Return the own name of an embedding model. A model that an endpoint may still show is accepted.
+
+    Raises: InvalidRequest.
+    """
     try:
         with suppress(routing.NotYet):
             registry = call.services.registry()
@@ -176,9 +182,14 @@ def checked_model(session: Session, call: CallContext, model: str, dimensions: i
 
 
 def _check_dimensions(model: Model, dimensions: int) -> None:
-    """Vectors can be cut, not made longer. Raises InvalidRequest where the model's files say how long they are."""
+    """Check that vectors are not longer than the model's, as far as its files say.
+
+    Raises: InvalidRequest.
+    """
     folder = checkpoint.folder_of(model) if model.engine is EngineKind.EMBED else None
-    most = checkpoint.dimensions_of(folder) if folder else None
-    if most is not None and dimensions > most:
-        message = f"The model '{clip(model.name)}' gives vectors of {most} dimensions, and {dimensions} were asked for."
+    longest = checkpoint.dimensions_of(folder) if folder else None
+    if longest is not None and dimensions > longest:
+        message = (
+            f"The model '{clip(model.name)}' gives vectors of {longest} dimensions, and {dimensions} were asked for."
+        )
         raise InvalidRequest(message, param="embedding_dimensions", code="invalid_value")

@@ -1,4 +1,4 @@
-"""Define vector stores, their files and chunking strategies as requests and answers have them."""
+"""Vector stores, their files and chunking strategies in requests and answers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, Self
@@ -18,7 +18,7 @@ from jobs.retrieval.tables import VectorStore, VectorStoreFile
 
 #: OpenAI's `auto`.
 AUTO: dict[str, Any] = {"type": "static", "static": {"max_chunk_size_tokens": 800, "chunk_overlap_tokens": 400}}
-#: Of the distances between sentences: measured, as `workers/retrieval/ingestion/semantic.py` says.
+#: Percentile of distances between sentences; chosen by measurement, see `workers/retrieval/ingestion/semantic.py`.
 PERCENTILE: Final = 85.0
 
 
@@ -85,7 +85,7 @@ ChunkingStrategy = Annotated[Strategy, Field(discriminator="type")]
 
 
 def stored_chunking(strategy: Strategy | None) -> dict[str, Any] | None:
-    """As a row keeps it; None where the request does not say."""
+    """Return a chunking strategy as a row stores it; None if the request has none."""
     if strategy is None:
         return None
     if isinstance(strategy, Auto):
@@ -245,7 +245,7 @@ class SearchPage(BaseModel):
 def show_store(
     store: VectorStore, index: VectorStore, counts: Mapping[str, int], usage_bytes: int
 ) -> VectorStoreObject:
-    """`index` is the one in use, `counts` are of its files by status."""
+    """Return a store. `index` is the one in use, `counts` are its files by status."""
     return VectorStoreObject(
         id=store.id,
         created_at=int(store.created_at),
@@ -285,10 +285,10 @@ def show_store_file(store: VectorStore, row: VectorStoreFile) -> VectorStoreFile
 
 
 def show_file_batch(job: Job, totals: Totals, after: Sequence[str] = ()) -> FileBatchObject:
-    """What a job has not done by its end it never will.
+    """Return a file batch. Files that a job has not processed by its end never will be.
 
-    A batch whose files have all come to an end is completed, whether or not its job says so yet: the SDKs' helpers wait
-    for the files alone.
+    A batch is completed when all its files have ended, even if its job has not ended yet: the SDKs' helpers wait for
+    the files.
     """
     left = job.total - totals.completed - totals.failed
     over = job.state in TERMINAL
@@ -315,12 +315,12 @@ def show_content(document: Document | None) -> FileContentPage:
 
 
 def show_found(found: Found) -> SearchResult:
-    facts = {name: found.meta.get(name) for name in ChunkFacts.model_fields} | {"n": found.n}
+    chunk = {name: found.meta.get(name) for name in ChunkFacts.model_fields} | {"n": found.n}
     return SearchResult(
         file_id=found.file_id,
         filename=found.filename,
         score=found.score,
         attributes=found.attributes,
         content=[Text(text=found.text)],
-        chunk=ChunkFacts(**facts),
+        chunk=ChunkFacts(**chunk),
     )

@@ -1,6 +1,6 @@
-"""Search a vector store. A worker that has the store's model embeds the query and makes the search.
+"""Search a vector store: a worker with the store's model embeds the query and searches.
 
-A model that the operator names may rewrite the queries before.
+A model that the operator names may rewrite the queries first.
 """
 
 import asyncio
@@ -79,14 +79,19 @@ class SearchVectorStore(Body):
 
 @router.post("/vector_stores/{vector_store_id}/search", response_model=SearchPage)
 async def search_vector_store(call: Call, request: Request, vector_store_id: str, body: SearchVectorStore) -> Any:
-    """The chunks that answer a query best, by meaning and by words. `search_query` is what was searched for."""
+    """Search for the chunks that match a query best, by meaning and by words.
+
+    `search_query` has the queries as searched.
+    """
     queries = checked(body.query)
     if body.filters is not None:
         check_filter(body.filters, "filters")
     index = await run_in_threadpool(_index, call, vector_store_id, body.ranking_options)
     if body.rewrite_query:
         queries = await rewritten(call, request, queries)
-        index = await run_in_threadpool(_index, call, vector_store_id, body.ranking_options)  # as it is by now
+        index = await run_in_threadpool(
+            _index, call, vector_store_id, body.ranking_options
+        )  # it may have changed meanwhile
     for _ in range(_TRIES):
         search = wanted(index, queries, body.max_num_results, body.filters, body.ranking_options)
         first = await answer_of(call, request, search)
@@ -94,7 +99,7 @@ async def search_vector_store(call: Call, request: Request, vector_store_id: str
             break
         searched, index = index, await run_in_threadpool(_index, call, vector_store_id, body.ranking_options)
         if index.id == searched.id:
-            break  # else another index has come into use, and the one before was removed
+            break  # otherwise another index came into use and the former one was removed
     if first.status >= 400:
         return whole_response(first)
     results = searches.decode_results(first.body)
@@ -103,7 +108,7 @@ async def search_vector_store(call: Call, request: Request, vector_store_id: str
 
 
 async def answer_of(call: CallContext, request: Request, search: searches.Search) -> AnswerEntry:
-    """What the workers that have the store's model say of a search."""
+    """Return the answer of a worker with the store's model."""
     first, entries = await submit(
         call,
         request,
@@ -124,7 +129,7 @@ def wanted(
     filters: dict[str, Any] | None,
     options: RankingOptions | None,
 ) -> searches.Search:
-    """A search as a worker is asked it."""
+    """Return the search as it is sent to a worker."""
     options = options or RankingOptions()
     return searches.Search(
         model=index.model,
@@ -145,15 +150,18 @@ def checked(query: str | list[str]) -> tuple[str, ...]:
     if not 1 <= len(queries) <= _MOST_QUERIES:
         message = f"Invalid 'query': expected 1 to {_MOST_QUERIES} queries."
         raise InvalidRequest(message, param="query", code="invalid_value")
-    for one in queries:
-        if not one.strip() or len(one) > LONGEST_QUERY:
+    for single in queries:
+        if not single.strip() or len(single) > LONGEST_QUERY:
             message = f"Invalid 'query': a query has 1 to {LONGEST_QUERY} characters, not all of them spaces."
             raise InvalidRequest(message, param="query", code="invalid_value")
     return queries
 
 
 def _index(call: CallContext, store_id: str, options: RankingOptions | None) -> VectorStore:
-    """The one in use at this moment. Raises NotFound; InvalidRequest for a ranker that nobody will ever serve."""
+    """Return the index in use.
+
+    Raises: NotFound, and InvalidRequest for a ranker that no worker will serve.
+    """
     with call.db.read() as session:
         index = indexes.current(session, get_store(session, call, store_id, alive=True))
         if options is not None and (ranker := searches.model_of(options.ranker)):
@@ -167,7 +175,7 @@ def _check_ranker(session: Session, call: CallContext, ranker: str) -> None:
             session, call.config, call.services.registry(), ranker, endpoint=RERANK, project_id=call.project_id
         )
     except routing.NotYet:
-        return  # whoever makes the search will say
+        return  # the worker that searches will answer
     except routing.NotServed as refused:
         message = f"Invalid 'ranking_options.ranker': {refused}"
         raise InvalidRequest(message, param="ranking_options.ranker", code=refused.code) from None
@@ -175,7 +183,7 @@ def _check_ranker(session: Session, call: CallContext, ranker: str) -> None:
 
 log = logging.getLogger(__name__)
 
-LONGEST: Final = 512  # characters of what may come back
+LONGEST: Final = 512  # characters of a rewritten query
 TOKENS: Final = 96
 _ASKED: Final = (
     "You turn what people ask into queries for a search of documents. The next message is one JSON string: what "
@@ -187,7 +195,7 @@ _WORD: Final = re.compile(r"\w")
 
 
 async def rewritten(call: CallContext, request: Request, queries: Sequence[str]) -> tuple[str, ...]:
-    """Each on its own, all at once; one that the model has nothing for is as it was."""
+    """Rewrite each query on its own, all at once; keep a query for which the model gives nothing usable."""
     model = call.config.rewrite_model
     if not model:
         return tuple(queries)
@@ -215,7 +223,7 @@ async def _rewritten(call: CallContext, request: Request, model: str, query: str
 
 
 def _said(end: AnswerEntry) -> str:
-    """Empty unless it is a query: a whole line of words, not too long."""
+    """Return the rewritten query; an empty text unless it is one line of words and not too long."""
     if end.status != 200:
         return ""
     try:

@@ -1,4 +1,4 @@
-"""Serve the sources of a vector store: URLs, a folder of the server, an S3 prefix, synced with the store."""
+"""Sources of a vector store: URLs, a folder of the server, or an S3 prefix, which the store is synced with."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -33,7 +33,7 @@ ItemStatus = Literal["added", "changed", "unchanged", "removed", "failed"]
 
 
 class SyncCounts(BaseModel):
-    """Of the documents that the last sync saw, and of those that it saw no more. `failed`: not in as they are now."""
+    """Counts of documents in the last sync. `failed`: the store does not have their current version."""
 
     seen: int
     added: int
@@ -44,9 +44,9 @@ class SyncCounts(BaseModel):
 
 
 class SourceObject(BaseModel):
-    """`counts`, `last_error` and `last_synced_at` are of the last sync that ended; `status` is in progress meanwhile.
+    """A source. `counts`, `last_error` and `last_synced_at` belong to the last sync that ended.
 
-    `file_batch_id` is that of the latest: a file batch like any other. `next_run_at` is null without a schedule.
+    `file_batch_id` is the latest sync's file batch. `next_run_at` is null without a schedule.
     """
 
     id: str
@@ -78,7 +78,7 @@ class SourceDeleted(BaseModel):
 
 
 class SourceItemObject(BaseModel):
-    """A document of a source: its newest version, and what the last sync that was about it did. `id` is its key's."""
+    """A document of a source: its newest version, and the last change by a sync. `id` is the hash of its key."""
 
     id: str
     object: Literal["vector_store.source.item"] = "vector_store.source.item"
@@ -126,7 +126,7 @@ router: APIRouter = resource("Vector store sources")
 
 _MOST_URLS = 1000
 _MOST_SOURCES = 100  # of one store
-_CLEARED = 20  # transactions within the request for a delete; what is left then the dispatcher removes
+_CLEARED = 20  # transactions in the request that deletes a source; the dispatcher deletes the rest
 Url = Annotated[str, Field(min_length=1, max_length=2048)]
 Digest = Annotated[str, Field(max_length=64)]
 
@@ -160,7 +160,7 @@ class CreateSource(Body):
 
 @router.post("/vector_stores/{vector_store_id}/sources", response_model=SourceObject)
 def create_source(call: Call, once: Idempotent, vector_store_id: str, body: CreateSource) -> Response:
-    """Bring in what is there, now and whenever the time comes: what is new or has changed; what is gone goes."""
+    """Create a source, and sync it now and on schedule: add new and changed documents, and remove deleted ones."""
     fields = body.fields()
     replayed = once.replay(fields)
     if replayed is not None:
@@ -207,7 +207,7 @@ def list_sources(
     limit: Limit20 = 20,
     order: Order = "desc",
 ) -> Page[SourceObject]:
-    """The sources of a store."""
+    """List the sources of a store."""
     with call.db.read() as session:
         mine = select(Source).where(*_of(get_store(session, call, vector_store_id)))
         cursor: dict[str, Any] = {"after": after, "before": before, "limit": limit, "order": order}
@@ -218,7 +218,7 @@ def list_sources(
 
 @router.get("/vector_stores/{vector_store_id}/sources/{source_id}")
 def retrieve_source(call: Call, response: Response, vector_store_id: str, source_id: str) -> SourceObject:
-    """One source, and what came of its last sync."""
+    """Return one source with the result of its last sync."""
     with call.db.read() as session:
         source = _get(session, call, vector_store_id, source_id)
     if source.status == IN_PROGRESS:
@@ -234,7 +234,7 @@ def list_source_items(
     after: Annotated[Digest | None, Field(description="Id of the last item of the previous page.")] = None,
     limit: Limit20 = 20,
 ) -> Page[SourceItemObject]:
-    """The documents of a source, in no order that means anything: the file that each became, or why there is none."""
+    """List the documents of a source, in no particular order, with the file of each or the error."""
     with call.db.read() as session:
         source = _get(session, call, vector_store_id, source_id)
         mine: Select[SourceItem] = select(SourceItem).where(SourceItem.source_id == source.id)
@@ -250,7 +250,7 @@ def list_source_items(
 
 @router.post("/vector_stores/{vector_store_id}/sources/{source_id}/sync")
 def sync_source(call: Call, vector_store_id: str, source_id: str) -> SourceObject:
-    """Sync now, and read again what could not be read. While a sync is in progress this begins no other."""
+    """Sync now, and read failed documents again. A running sync is not restarted."""
     with call.db.write() as session:
         store = get_store(session, call, vector_store_id, alive=True)
         source = _get(session, call, vector_store_id, source_id, lock=True)
@@ -263,7 +263,7 @@ def sync_source(call: Call, vector_store_id: str, source_id: str) -> SourceObjec
 
 @router.post("/vector_stores/{vector_store_id}/sources/{source_id}/pause")
 def pause_source(call: Call, vector_store_id: str, source_id: str) -> SourceObject:
-    """Sync no more by itself until it is resumed. Pausing twice is no error."""
+    """Stop scheduled syncs until the source is resumed. Pausing twice is no error."""
     with call.db.write() as session:
         source = _get(session, call, vector_store_id, source_id, lock=True)
         if source.paused_at is None:
@@ -274,7 +274,7 @@ def pause_source(call: Call, vector_store_id: str, source_id: str) -> SourceObje
 
 @router.post("/vector_stores/{vector_store_id}/sources/{source_id}/resume")
 def resume_source(call: Call, vector_store_id: str, source_id: str) -> SourceObject:
-    """Go on with the next time to come. What passed meanwhile is not made up for."""
+    """Continue with the next scheduled time. Missed syncs are not repeated."""
     with call.db.write() as session:
         source = _get(session, call, vector_store_id, source_id, lock=True)
         if source.paused_at is not None:
@@ -287,7 +287,7 @@ def resume_source(call: Call, vector_store_id: str, source_id: str) -> SourceObj
 
 @router.delete("/vector_stores/{vector_store_id}/sources/{source_id}")
 def delete_source(call: Call, vector_store_id: str, source_id: str) -> SourceDeleted:
-    """Remove a source. The files that it has brought leave the store, and every other, and are deleted."""
+    """Delete a source. The files that it has added are removed from all stores and deleted."""
     with call.db.write() as session:
         source = _get(session, call, vector_store_id, source_id)
         sources.condemn(session, source, actor=call.actor)
@@ -328,12 +328,18 @@ def _check_count(session: Session, store: VectorStore) -> None:
 
 
 def _allowed(call: CallContext, path: str) -> Path:
-    """The real path of a folder. Raises InvalidRequest for one that the operator does not allow."""
+    """Return the real path of a folder.
+
+    Raises: InvalidRequest, if the operator does not allow it.
+    """
     return source_locations.folder(call.config.source_folders, path, call.config.own_folders)
 
 
 def _spec(call: CallContext, body: CreateSource) -> dict[str, Any]:
-    """As a row keeps it. Raises InvalidRequest for what may not be read; names are resolved when they are fetched."""
+    """Return the stored form of a source. Raises: InvalidRequest, for locations that may not be read.
+
+    Host names are resolved when the source is fetched.
+    """
     if body.type == "folder":
         glob = body.glob or "**/*"
         if any(part in ("", ".", "..") for part in glob.split("/")):

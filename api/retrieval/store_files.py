@@ -1,4 +1,4 @@
-"""The files of a vector store: attached one by one, looked at, described, removed."""
+"""The files of a vector store: attach, list, read, update and remove them."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -34,14 +34,14 @@ from jobs.retrieval.tables import VectorStore, VectorStoreFile
 router: APIRouter = resource("Vector store files")
 
 Filter = Annotated[Literal["in_progress", "completed", "failed", "cancelled"] | None, Query(alias="filter")]
-#: What SDKs' polling helpers obey: small files are done sooner than after their usual second.
+#: The polling interval that SDKs obey: small files are done before their usual second is over.
 POLL_AFTER = "openai-poll-after-ms"
 POLL_MS = 300
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Which files of a store are listed."""
+    """The selection of a store's files."""
 
     after: After = None
     before: Before = None
@@ -57,7 +57,7 @@ class Listing:
         *conditions: ColumnElement[bool],
         index_id: str = "",
     ) -> Page[VectorStoreFileObject]:
-        """Of the index in use, unless another is named."""
+        """Return a page of files of the index in use, or of another index."""
         among = select(VectorStoreFile).where(VectorStoreFile.store_id == (index_id or store.current_id))
         statement = among.where(*conditions)
         if self.only is not None:
@@ -78,7 +78,7 @@ class CreateVectorStoreFile(Body):
 
 
 class AttachVectorStoreFile(CreateVectorStoreFile):
-    """A file that comes in alone may have its own webhook, which is ours."""
+    """A file that is attached alone may have its own webhook; OpenAI has no such field."""
 
     webhook: JobWebhook | None = None
 
@@ -91,7 +91,10 @@ class UpdateVectorStoreFile(Body):
 def create_vector_store_file(
     call: Call, once: Idempotent, vector_store_id: str, body: AttachVectorStoreFile
 ) -> Response:
-    """Bring a file into a store. One that is there already can be found as it was until the new version is whole."""
+    """Attach a file to a store.
+
+    If it is attached already, its old version stays visible until the new one is complete.
+    """
     fields = body.fields()
     replayed = once.replay(fields)
     if replayed is not None:
@@ -112,7 +115,7 @@ def create_vector_store_file(
 
 @router.get("/vector_stores/{vector_store_id}/files")
 def list_vector_store_files(call: Call, vector_store_id: str, listing: Listed) -> Page[VectorStoreFileObject]:
-    """The files of a store."""
+    """List the files of a store."""
     with call.db.read() as session:
         return listing.page(call, session, get_store(session, call, vector_store_id))
 
@@ -121,7 +124,7 @@ def list_vector_store_files(call: Call, vector_store_id: str, listing: Listed) -
 def retrieve_vector_store_file(
     call: Call, response: Response, vector_store_id: str, file_id: str
 ) -> VectorStoreFileObject:
-    """One file of a store, with its status."""
+    """Return one file of a store with its status."""
     with call.db.read() as session:
         store = get_store(session, call, vector_store_id)
         row = get_store_file(session, store, file_id)
@@ -146,7 +149,7 @@ def update_vector_store_file(
 
 @router.delete("/vector_stores/{vector_store_id}/files/{file_id}")
 def delete_vector_store_file(call: Call, vector_store_id: str, file_id: str) -> VectorStoreFileDeleted:
-    """Take a file out of a store, with all that was embedded of it. The file itself stays."""
+    """Remove a file and its vectors from a store. The file itself stays."""
     with call.db.write() as session:
         store = get_store(session, call, vector_store_id, lock=True)
         details = cursor_details(get_store_file(session, store, file_id))
@@ -158,7 +161,7 @@ def delete_vector_store_file(call: Call, vector_store_id: str, file_id: str) -> 
 
 @router.get("/vector_stores/{vector_store_id}/files/{file_id}/content")
 def vector_store_file_content(call: Call, vector_store_id: str, file_id: str) -> FileContentPage:
-    """The text of a file, as it was read: the text that offsets of chunks count in."""
+    """Return the text of a file as it was parsed; offsets of chunks refer to this text."""
     lost = ""
     while True:
         with call.db.read() as session:
@@ -171,4 +174,4 @@ def vector_store_file_content(call: Call, vector_store_id: str, file_id: str) ->
             return show_content(document)
         if row.document == lost:
             raise NightmillError("The text of this file is lost. `nightmill vectors verify --repair` makes it anew.")
-        lost = row.document  # or another version has taken its place meanwhile
+        lost = row.document  # or another version replaced it meanwhile

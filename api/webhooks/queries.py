@@ -18,14 +18,14 @@ from jobs.webhooks.tables import Delivery, Event
 
 
 class JobWebhook(Body):
-    """Where this job's end is told, besides the project's endpoints."""
+    """The URL that is notified of this job's end, besides the project's endpoints."""
 
     url: str = Field(min_length=1, max_length=2048)
     secret: str | None = Field(default=None, max_length=128, description="`whsec_…`; without one, one is made.")
 
 
 class BatchWebhook(BaseModel):
-    """`signing_secret` is told when it was made here, and only in the answer to the create."""
+    """`signing_secret` is shown if it was made here, and only in the answer to the create."""
 
     url: str
     signing_secret: str | None
@@ -33,7 +33,7 @@ class BatchWebhook(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A webhook that may be called. `made`: its secret is ours, so the client has to be told."""
+    """A webhook that may be called. `made`: its secret was made here, so the client has to be shown it."""
 
     url: str
     secret: str
@@ -41,9 +41,9 @@ class Hook:
 
 
 def check_webhook(call: CallContext, webhook: JobWebhook | None) -> Hook | None:
-    """The webhook with its secret. Asks the name server, so never inside a transaction.
+    """Return the webhook with its secret. It resolves the host, so never call it inside a transaction.
 
-    Raises InvalidRequest, LookupsBusy.
+    Raises: InvalidRequest.
     """
     if webhook is None:
         return None
@@ -57,16 +57,16 @@ def check_webhook(call: CallContext, webhook: JobWebhook | None) -> Hook | None:
 
 
 def told(hook: Hook | None) -> BatchWebhook | None:
-    """The webhook as a create answers it."""
+    """Return the webhook as the answer to a create shows it."""
     return BatchWebhook(url=hook.url, signing_secret=hook.secret if hook.made else None) if hook else None
 
 
 def delivery_page(
     session: Session, mine: Select[Delivery], *, after: str | None, limit: int, order: str, state: str | None = None
 ) -> Page[DeliveryObject]:
-    """One page of the deliveries that are `mine`, in this `state`, each with its attempts and its event's type.
+    """Return a page of the deliveries of `mine` in this `state`, with their attempts and the types of their events.
 
-    `after` may have left that state since it was listed.
+    `order` is by the time of their event.
     """
     wanted = mine if state is None else mine.where(Delivery.state == state)
     rows, more = find(session, wanted, Delivery, after=after, limit=limit, order=order, among=mine)

@@ -1,4 +1,4 @@
-"""Webhook endpoints: where a project wants its events; the log of what was sent, and sending it again."""
+"""Webhook endpoints of a project, their deliveries, tests and replays."""
 
 from contextlib import suppress
 from typing import Annotated, Any, Literal, get_args
@@ -62,7 +62,7 @@ EventType = Literal[
 ]
 assert get_args(EventType) == EVENT_TYPES
 
-#: OpenAI's others. Nothing here tells them, and who asks for all that there are is not refused for it.
+#: OpenAI's other event types. Nothing here causes them, but a client that subscribes to all types is not refused.
 ElsewhereType = Literal[
     "fine_tuning.job.succeeded",
     "fine_tuning.job.failed",
@@ -90,10 +90,10 @@ Name = Annotated[str, Field(min_length=1, max_length=255)]
 Url = Annotated[str, Field(min_length=1, max_length=2048)]
 
 _OVERLAP_SECONDS = 86_400
-_MAX_OLD_SECRETS = 20  # each signs, and receivers bound their headers
+_MAX_OLD_SECRETS = 20  # each adds a signature, and receivers limit headers
 _MAX_ENDPOINTS = 100
 _REPLAYED_AT_ONCE = 1000
-#: What a test event tells of, by what its type begins with: how the ids of such objects begin, and which are a store's.
+#: The object of a test event by the prefix of its type: the prefix of its id, and whether it belongs to a store.
 _SAMPLES = {
     "batch": "batch_",
     "response": "resp_",
@@ -103,7 +103,7 @@ _SAMPLES = {
     "webhook_endpoint": "we_",
 }
 _OF_A_STORE = frozenset({"vector_store.file", "vector_store.source"})
-_RELEASED = 20  # transactions within the request that enables an endpoint; what is left then the dispatcher releases
+_RELEASED = 20  # transactions in the request that enables an endpoint; the dispatcher releases the rest
 
 
 class CreateEndpoint(Body):
@@ -143,7 +143,7 @@ class Replay(Body):
 
 @router.post("/webhook_endpoints", response_model=EndpointWithSecret)
 def create_endpoint(call: Call, once: Idempotent, body: CreateEndpoint) -> Response:
-    """Make an endpoint. Its signing secret is shown here and never again."""
+    """Create an endpoint. Its signing secret is shown here and never again."""
     replayed = once.replay(body.fields())
     if replayed is not None:
         return replayed
@@ -169,7 +169,7 @@ def create_endpoint(call: Call, once: Idempotent, body: CreateEndpoint) -> Respo
 
 @router.get("/webhook_endpoints")
 def list_endpoints(call: Call, after: After = None, limit: Limit20 = 20) -> Page[EndpointObject]:
-    """The project's endpoints."""
+    """List the project's endpoints."""
     with call.db.read() as session:
         deletions = deleted(call, "webhook_endpoint.delete")
         rows, more = find(session, _endpoints(call), WebhookEndpoint, after=after, limit=limit, deletions=deletions)
@@ -178,14 +178,14 @@ def list_endpoints(call: Call, after: After = None, limit: Limit20 = 20) -> Page
 
 @router.get("/webhook_endpoints/{webhook_endpoint_id}")
 def retrieve_endpoint(call: Call, webhook_endpoint_id: str) -> EndpointObject:
-    """One endpoint, without its secret."""
+    """Return one endpoint, without its secret."""
     with call.db.read() as session:
         return show_endpoint(_get(session, call, webhook_endpoint_id))
 
 
 @router.post("/webhook_endpoints/{webhook_endpoint_id}")
 def update_endpoint(call: Call, webhook_endpoint_id: str, body: UpdateEndpoint) -> EndpointObject:
-    """Change an endpoint. One that was disabled is enabled again and gets what was held for it."""
+    """Change an endpoint. A disabled one is enabled again, and its held deliveries are sent."""
     if body.url is not None:
         _check_url(call, body.url)
     with call.db.write() as session:
@@ -208,7 +208,7 @@ def update_endpoint(call: Call, webhook_endpoint_id: str, body: UpdateEndpoint) 
 
 @router.delete("/webhook_endpoints/{webhook_endpoint_id}")
 def delete_endpoint(call: Call, webhook_endpoint_id: str) -> EndpointDeleted:
-    """Delete an endpoint. What it was still owed is not sent."""
+    """Delete an endpoint. Its pending deliveries are not sent."""
     with call.db.write() as session:
         endpoint = _get(session, call, webhook_endpoint_id, lock=True)
         deliveries.delete(session, endpoint)
@@ -218,7 +218,10 @@ def delete_endpoint(call: Call, webhook_endpoint_id: str) -> EndpointDeleted:
 
 @router.post("/webhook_endpoints/{webhook_endpoint_id}/rotate_secret", response_model=EndpointWithSecret)
 def rotate_secret(call: Call, once: Idempotent, webhook_endpoint_id: str, body: RotateSecret | None = None) -> Response:
-    """A new signing secret. If asked for, the old one signs beside it for a day; if not, no old one does any more."""
+    """Replace the signing secret.
+
+    The old one signs for another day if requested; otherwise no old secret signs any more.
+    """
     wanted = body or RotateSecret()
 
     def make(session: Session) -> EndpointWithSecret:
@@ -233,7 +236,7 @@ def rotate_secret(call: Call, once: Idempotent, webhook_endpoint_id: str, body: 
 
 @router.post("/webhook_endpoints/{webhook_endpoint_id}/test")
 async def test_endpoint(call: Call, webhook_endpoint_id: str, body: TestEndpoint) -> TestResult:
-    """Send a signed event of this type at once, whose object does not exist, and tell how it was answered."""
+    """Send a signed test event of this type at once, about an object that does not exist, and report the answer."""
 
     def look() -> WebhookEndpoint:
         with call.db.write() as session:
@@ -264,7 +267,7 @@ def list_deliveries(
     order: Order = "desc",
     state: Annotated[Literal["pending", "delivered", "failed"] | None, Query()] = None,
 ) -> Page[DeliveryObject]:
-    """What was sent or is owed, with every attempt."""
+    """List deliveries with all their attempts, pending ones included."""
     with call.db.read() as session:
         _get(session, call, webhook_endpoint_id)
         mine = _deliveries(call, webhook_endpoint_id)
@@ -273,7 +276,7 @@ def list_deliveries(
 
 @router.post("/webhook_endpoints/{webhook_endpoint_id}/replay")
 def replay(call: Call, webhook_endpoint_id: str, body: Replay) -> Replayed:
-    """Send again, under the old `webhook-id`s."""
+    """Send deliveries again under their former `webhook-id`."""
     with call.db.write() as session:
         _get(session, call, webhook_endpoint_id)
         selection = _selection(session, call, webhook_endpoint_id, body)
@@ -284,7 +287,7 @@ def replay(call: Call, webhook_endpoint_id: str, body: Replay) -> Replayed:
 
 @router.get("/webhook_event_types")
 def list_event_types() -> EventTypeList:
-    """The events that an endpoint may ask for."""
+    """List the event types that an endpoint may subscribe to."""
     return EventTypeList(data=list(EVENT_TYPES))
 
 
@@ -305,19 +308,27 @@ def _get(session: Session, call: CallContext, endpoint_id: str, *, lock: bool = 
 
 
 def _check_url(call: CallContext, url: str) -> None:
-    """Asks the name server, so never inside a transaction."""
+    """Check a URL. It resolves the host, so never call it inside a transaction.
+
+    Raises: InvalidRequest.
+    """
     check_url(url, allow_private=call.config.webhook_allow_private, project_id=call.project_id)
 
 
 def _check_room(session: Session, call: CallContext) -> None:
-    session.get(Project, call.project_id, with_for_update={"key_share": True})  # of two at once, one counts the other
+    session.get(
+        Project, call.project_id, with_for_update={"key_share": True}
+    )  # locked, so that concurrent creates count each other
     count = session.scalar(select(func.count()).select_from(_endpoints(call).subquery())) or 0
     if count >= _MAX_ENDPOINTS:
         raise Conflict(f"A project has at most {_MAX_ENDPOINTS} webhook endpoints.", code="too_many_endpoints")
 
 
 def _rotate(endpoint: WebhookEndpoint, *, keep: bool) -> None:
-    """A request that is repeated rotates twice, and its first answer is lost: what was kept then is kept on."""
+    """Replace the secret.
+
+    A repeated request rotates twice and its first answer is lost, so older kept secrets stay valid.
+    """
     at = now()
     older = old_secrets(endpoint, at) if keep else []
     if len(older) >= _MAX_OLD_SECRETS:
@@ -330,7 +341,7 @@ def _rotate(endpoint: WebhookEndpoint, *, keep: bool) -> None:
 
 
 def _release(call: CallContext) -> None:
-    """What one transaction did not release, and whatever else is held for nothing."""
+    """Release deliveries that one transaction did not, and others that are held without reason."""
     for _ in range(_RELEASED):
         with call.db.read() as session:
             held = deliveries.held_too_long(session, WRITE_ROWS)
@@ -346,7 +357,7 @@ def _unique(types: list[Any]) -> list[Any]:
 
 
 def _sample(call: CallContext, event_type: str) -> Event:
-    """An event that is sent and not kept, as those are that tell of something."""
+    """Return an event for a test, which is sent and not stored."""
     kind = event_type.rpartition(".")[0]
     data = {"id": new_id(f"{_SAMPLES[kind]}test_")}
     if kind in _OF_A_STORE:
@@ -363,7 +374,10 @@ def _sample(call: CallContext, event_type: str) -> Event:
 
 
 def _selection(session: Session, call: CallContext, endpoint_id: str, body: Replay) -> deliveries.Selection:
-    """What a replay means. Raises InvalidRequest unless it names exactly one kind of thing."""
+    """Return the deliveries that a replay selects.
+
+    Raises: InvalidRequest, unless it has exactly one kind of selection.
+    """
     by_time = body.since is not None or body.until is not None
     given = [body.delivery_ids is not None, body.event_id is not None, body.failed_since is not None, by_time]
     if sum(given) != 1:

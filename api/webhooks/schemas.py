@@ -1,4 +1,4 @@
-"""Webhook endpoints as OpenAI shows them, and our log of deliveries."""
+"""Webhook endpoints in OpenAI's shape, and the log of deliveries."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -10,7 +10,7 @@ from jobs.webhooks.tables import Attempt, Delivery, WebhookEndpoint
 
 
 class EndpointObject(BaseModel):
-    """`disabled_at` and `disabled_reason` are ours: an update enables the endpoint again."""
+    """`disabled_at` and `disabled_reason` are not OpenAI's: an update enables the endpoint again."""
 
     id: str
     object: Literal["webhook_endpoint"] = "webhook_endpoint"
@@ -25,7 +25,7 @@ class EndpointObject(BaseModel):
 
 
 class EndpointWithSecret(EndpointObject):
-    """The only answers that show the secret: when it is made."""
+    """The only answers that show the secret: those that create it."""
 
     signing_secret: str
 
@@ -37,7 +37,7 @@ class EndpointDeleted(BaseModel):
 
 
 class TestResult(BaseModel):
-    """The receiver has answered; `status_code` says what."""
+    """The receiver's answer; `status_code` is its status."""
 
     object: Literal["webhook_endpoint.test"] = "webhook_endpoint.test"
     webhook_endpoint_id: str
@@ -60,7 +60,7 @@ class AttemptObject(BaseModel):
 
 
 class DeliveryObject(BaseModel):
-    """Its id is the `webhook-id` that the receiver sees at every attempt."""
+    """A delivery. Its id is the `webhook-id` that the receiver sees at every attempt."""
 
     id: str
     object: Literal["webhook_delivery"] = "webhook_delivery"
@@ -77,7 +77,7 @@ class DeliveryObject(BaseModel):
 
 
 class Replayed(BaseModel):
-    """The deliveries that were made pending again; with `has_more`, ask again for the rest."""
+    """The deliveries that were made pending again; with `has_more`, send the request again for the rest."""
 
     object: Literal["webhook_endpoint.replay"] = "webhook_endpoint.replay"
     webhook_endpoint_id: str
