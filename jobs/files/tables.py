@@ -1,4 +1,4 @@
-"""Files and multi-part uploads. Bytes live in storage under `path`; a row is written after its bytes."""
+"""Tables of files and multi-part uploads. Bytes are in storage at `path`; a row is written after its bytes."""
 
 from sqlalchemy import Index, String
 from sqlalchemy.orm import Mapped, mapped_column
@@ -7,7 +7,7 @@ from jobs.db.base import Base
 
 
 class File(Base):
-    """A file as OpenAI shows it. With `deleted_at` it is hidden; its bytes go when no live job reads them."""
+    """A file as OpenAI shows it. With `deleted_at` it is hidden; its bytes are removed when no live job reads them."""
 
     __tablename__ = "file"
 
@@ -33,8 +33,8 @@ class File(Base):
 class Upload(Base):
     """A multi-part upload: pending → completed | cancelled | expired.
 
-    `md5_mismatches` counts the completions that were refused because the MD5 was wrong. `parts_sha256` is a hash of the
-    ids of the parts that a completed upload was made of, in order; None of one that was completed before that was kept.
+    `md5_mismatches` counts the completions that were refused for a wrong MD5. `parts_sha256` is a hash of the part ids
+    of a completed upload, in order; None if it was completed before this column existed.
     """
 
     __tablename__ = "upload"
@@ -60,7 +60,7 @@ class Upload(Base):
 
 
 class UploadPart(Base):
-    """One part; parts may arrive in any order, `complete` names theirs."""
+    """One part. Parts may arrive in any order; `complete` names theirs."""
 
     __tablename__ = "upload_part"
 

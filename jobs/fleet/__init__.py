@@ -1,1 +1,1 @@
-"""The workers and what they serve: the models file, routing, quarantine, measured runtimes."""
+"""The workers and the models that they serve: the models file, routing, quarantine, measured runtimes."""

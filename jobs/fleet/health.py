@@ -1,10 +1,10 @@
-"""Whether a process of this host does its part, as SQL knows it: `python -m jobs.fleet.health POOL|dispatcher`.
+"""Check from SQL that a process of this host works: `python -m jobs.fleet.health POOL|dispatcher`.
 
-    a pool        a worker of it on this host has beaten within a lease, and its process is there
-    dispatcher    somebody leads: a process that stands by shows nothing of its own
+    a pool        one of its workers on this host had a heartbeat within a lease, and its process exists
+    dispatcher    any dispatcher leads: one that waits for leadership leaves no trace in SQL
 
-Exit status 0 or 1, and one line that says why. It is asked from inside the container whose health it is: a process
-number and a host's name mean something there only.
+The exit status is 0 or 1, with one line that gives the reason. Run it inside the container that it checks, because
+process ids and host names are valid only there.
 """
 
 import sys
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def ailing(config: Settings, role: str) -> str:
-    """What is wrong with this host's part in `role`; empty: nothing."""
+    """Return what is wrong with this host's part in `role`; an empty text if nothing is."""
     db = Database(config.database, patience=2)
     try:
         return _leaderless(config, db) if role == DISPATCHER else _silent(config, db, role)
@@ -47,10 +47,10 @@ def _leaderless(config: Settings, db: Database) -> str:
 
 def _silent(config: Settings, db: Database, pool: str) -> str:
     with db.read() as session:
-        mine = [worker for worker in workers.everyone(session) if worker.pool == pool and _here(worker)]
-    if not mine:
+        here = [worker for worker in workers.everyone(session) if worker.pool == pool and _here(worker)]
+    if not here:
         return f"no worker of {pool} on this host is registered"
-    since = now() - max(worker.seen_at for worker in mine)
+    since = now() - max(worker.seen_at for worker in here)
     return f"no worker of {pool} has beaten for {since:.0f} s" if since > config.lease_seconds else ""
 
 

@@ -1,9 +1,8 @@
-"""One dispatcher leads: a PostgreSQL advisory lock, or on SQLite a `flock` beside the database.
+"""Elect one leading dispatcher: by a PostgreSQL advisory lock, or on SQLite by a `flock` beside the database.
 
-Both go with the process that held them. The leader also waits here between ticks for something to be written: on
-PostgreSQL it asks which transactions there are, on SQLite for the database's version, so that an idle system is looked
-at once a second and a busy one ten times. NOTIFY would wake it at once, and make all commits that tell it wait for each
-other, since PostgreSQL keeps their order with a lock on everything.
+Both locks end with the process that holds them. Between ticks the leader waits here for a write: it reads PostgreSQL's
+current snapshot or SQLite's data version, so that it runs once a second in an idle system and ten times in a busy one.
+NOTIFY would wake it at once, but commits with NOTIFY wait for each other: PostgreSQL orders them by a global lock.
 """
 
 import logging
@@ -22,8 +21,8 @@ from jobs.platform.locks import FileLock
 from jobs.settings import Settings
 
 log = logging.getLogger(__name__)
-_LOCK = 0x6E6D_0001  # any number that is ours
-#: Another whenever a transaction that writes has begun or ended since. PostgreSQL § 9.27, pg_current_snapshot.
+_LOCK = 0x6E6D_0001  # an arbitrary number
+#: Changes whenever a writing transaction begins or ends. PostgreSQL § 9.27, pg_current_snapshot.
 _MOMENT = text("SELECT CAST(pg_current_snapshot() AS text)")
 _TAKEN = text("""
     SELECT EXISTS (
@@ -37,15 +36,15 @@ class _Seat(Protocol):
     def take(self) -> bool: ...
     def holds(self) -> bool: ...
     def changed(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds for something to be written."""
+        """Wait up to `timeout` seconds; return whether something was written."""
 
     def drop(self) -> None: ...
     def taken(self) -> bool:
-        """Whether any process holds it now."""
+        """Return whether any process holds the lock now."""
 
 
 class Leadership:
-    """The seat of the leading dispatcher."""
+    """The lock of the leading dispatcher."""
 
     def __init__(self, config: Settings, db: Database) -> None:
         self._seat: _Seat = _SqliteSeat(config, db) if db.sqlite else _PostgresSeat(db)
@@ -60,11 +59,11 @@ class Leadership:
         self._seat.drop()
 
     def taken(self) -> bool:
-        """Whether any dispatcher leads, this one or another."""
+        """Return whether any dispatcher leads, this one or another."""
         return self._seat.taken()
 
     def wait(self, tick: float, idle: float, stop: threading.Event) -> None:
-        """A tick; longer while nothing changes, up to `idle` seconds."""
+        """Wait for one tick, or longer while nothing changes: up to `idle` seconds."""
         until = time.monotonic() + idle
         while not stop.is_set() and time.monotonic() < until:
             if self._seat.changed(tick):
@@ -89,13 +88,13 @@ class _SqliteSeat:
         return self._leads
 
     def changed(self, timeout: float) -> bool:
-        """`PRAGMA data_version` moves when another connection commits, and costs microseconds."""
+        """Compare `PRAGMA data_version`, which changes when another connection commits, and costs microseconds."""
         self._pause.wait(timeout)
         try:
             if self._watch is None:
                 self._watch = self._db.engine.raw_connection()
             version = self._watch.driver_connection.execute("PRAGMA data_version").fetchone()[0]
-        except (sqlite3.Error, DBAPIError):  # whoever looks into what may have changed hears what is wrong
+        except (sqlite3.Error, DBAPIError):  # the next query reports what is wrong
             self._unwatch()
             return True
         before, self._version = self._version, version
@@ -118,7 +117,7 @@ class _SqliteSeat:
 
 
 class _PostgresSeat:
-    """A connection of its own, outside the pool: the lock lives with it."""
+    """Hold the lock in a connection of its own, outside the pool."""
 
     def __init__(self, db: Database) -> None:
         self._db = db

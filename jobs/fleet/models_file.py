@@ -1,8 +1,8 @@
 """The models of a deployment, from one checked file (`models.yaml`, which documents its own keys).
 
-    name ──▶ a model of the file ──▶ a model some endpoint has ──▶ an alias ──▶ an endpoint that takes any name
+    name ──▶ a model of the file ──▶ a model of some endpoint ──▶ an alias ──▶ an endpoint that takes any name
 
-A Registry never changes; `fresh()` gives the one that the file describes now. `Models` is that for a process.
+A Registry is immutable; `fresh()` returns the one that the file describes now. `Models` holds it for a process.
 """
 
 import ipaddress
@@ -28,7 +28,7 @@ from jobs.settings import Settings
 
 log = logging.getLogger(__name__)
 
-ANY_MODEL: Final = "*"  # an endpoint that has no list of models takes any name
+ANY_MODEL: Final = "*"  # an endpoint without a list of models takes any name
 PACKAGED_FILE: Final = Path(__file__).with_name("models.yaml")
 PRIVATE_SUFFIXES: Final = (".local", ".internal", ".localhost", ".lan", ".cluster.local")
 
@@ -36,7 +36,7 @@ Route = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1
 GENERATION: Final[tuple[Route, ...]] = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 
 
-#: OpenAI's names, by the endpoint that a model must serve to have them as aliases. See `Registry.openai_aliases`.
+#: OpenAI's names by the endpoint that a model must serve to get them as aliases. See `Registry.openai_aliases`.
 OPENAI_NAMES: Final[Mapping[Route, tuple[str, ...]]] = {
     "/v1/chat/completions": (
         "gpt-4o-mini", "gpt-4o", "gpt-4.1", "gpt-4.1-mini", "gpt-4.1-nano", "gpt-5", "gpt-5-mini", "gpt-5-nano",
@@ -47,7 +47,7 @@ OPENAI_NAMES: Final[Mapping[Route, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-#: What PyYAML raises for a text that is no YAML, and for a value that is none of its kind: a 2026-13-01.
+#: What PyYAML raises for malformed YAML, and for malformed values such as 2026-13-01.
 NO_YAML: Final = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
 
 
@@ -77,7 +77,7 @@ DEFAULT_ROUTES: Final[Mapping[EngineKind, tuple[Route, ...]]] = {
 
 
 def is_internal(url: str) -> bool:
-    """Is this server on this machine or in a private network, as far as its name tells? Nothing is resolved."""
+    """Return whether the server is on this machine or in a private network, by its name; nothing is resolved."""
     host = urlsplit(url).hostname or ""
     try:
         address = ipaddress.ip_address(host)
@@ -125,7 +125,7 @@ class Source(_Checked):
         return self
 
     def is_internal(self, url: str) -> bool:
-        """Whether the prompts of any project may go to this server."""
+        """Return whether prompts of any project may go to this server."""
         return is_internal(url) if self.internal is None else self.internal
 
     def _belongs(self, kind: str, owner: str, keys: tuple[str, ...]) -> None:
@@ -174,13 +174,16 @@ class Model(_Checked):
 
     @property
     def external(self) -> bool:
-        """Whether only external servers have this model. Of both kinds a project gets those that it may use."""
+        """Return whether only external servers have this model.
+
+        If some are internal, each project gets those that it may use.
+        """
         urls = self.source.urls
         return bool(urls) and not any(self.source.is_internal(url) for url in urls)
 
     @property
     def upstream(self) -> str:
-        """What its servers call it."""
+        """Return the model's name at its servers."""
         return self.source.model or self.name
 
 
@@ -190,7 +193,7 @@ class _File(_Checked):
     @model_validator(mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
-        """A model knows its own name, which is its key."""
+        """Give each model its name, which is its key."""
         models = value.get("models") if isinstance(value, dict) else None
         if not isinstance(models, dict):
             return value
@@ -203,13 +206,16 @@ class Registry:
     aliases: Mapping[str, str]
     file: Path
     vllm_enabled: bool = True
-    openai_aliases: bool = False  # whether OpenAI's names that the file does not have name the first model that can
+    openai_aliases: bool = False  # whether OpenAI's names become aliases of the first suitable model
     stamp: tuple[int, ...] = ()
-    awaited: Path | None = None  # another file, which takes the place of this one as soon as it is there
+    awaited: Path | None = None  # a file that replaces this one as soon as it exists
 
     @classmethod
     def load(cls, settings: Settings) -> "Registry":
-        """The models that this deployment can serve. Raises ModelsFileError."""
+        """Return the models that this deployment can serve.
+
+        Raises: ModelsFileError.
+        """
         read = partial(cls.read, vllm_enabled=settings.vllm_enabled, openai_aliases=settings.openai_aliases)
         if settings.models_file:
             return read(Path(settings.models_file).expanduser())
@@ -225,30 +231,30 @@ class Registry:
         return cls(MappingProxyType(usable), MappingProxyType(aliases), file, vllm_enabled, openai_aliases, stamp)
 
     def fresh(self) -> "Registry":
-        """This one, or a new one if the file has changed. One that has become wrong is reported and not taken."""
+        """Return this registry, or a new one if the file has changed. An invalid file is logged and ignored."""
         file = self.awaited if self.awaited and self.awaited.exists() else self.file
         stamp = _stamp(file)
         if (file, stamp) == (self.file, self.stamp):
             return self
         try:
-            found = Registry.read(file, vllm_enabled=self.vllm_enabled, openai_aliases=self.openai_aliases)
-            return replace(found, awaited=self.awaited)
+            read = Registry.read(file, vllm_enabled=self.vllm_enabled, openai_aliases=self.openai_aliases)
+            return replace(read, awaited=self.awaited)
         except ModelsFileError as error:
             log.error("models_file.rejected", extra={"file": str(file), "reason": str(error)})  # noqa: TRY400
             return replace(self, file=file, stamp=stamp)
 
     def resolve(self, name: str) -> Model | None:
-        """The model of that name or alias."""
+        """Return the model of this name or alias."""
         return self.models.get(name) or self.models.get(self.aliases.get(name, ""))
 
     def embedder(self, named: str) -> str | None:
-        """The model that embeds where none is asked for: the one that the settings name, else the first there is."""
-        found = [model for model in self.models.values() if "/v1/embeddings" in model.endpoints]
-        found.sort(key=lambda model: model.engine is not EngineKind.EMBED)
-        return named or next((model.name for model in found), None)
+        """Return the default embedding model: the one that the settings name, otherwise the first of the file."""
+        embedding_models = [model for model in self.models.values() if "/v1/embeddings" in model.endpoints]
+        embedding_models.sort(key=lambda model: model.engine is not EngineKind.EMBED)
+        return named or next((model.name for model in embedding_models), None)
 
     def target(self, name: str, live: Collection[str]) -> str | None:
-        """The name under which a worker serves what a client calls `name`; `live` is what endpoints have shown."""
+        """Return the name under which workers serve `name`; `live` holds the names that endpoints have shown."""
         if name in self.models or name in live:
             return name
         if name in self.aliases:
@@ -257,7 +263,7 @@ class Registry:
 
 
 class Models:
-    """The models of one process, for any of its threads: as the file says now, or as it did when it last was right."""
+    """The models of one process, for all its threads: as the file says now, or as it said when it was last valid."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -265,33 +271,36 @@ class Models:
         self._last: Registry | None = None
 
     def now(self) -> Registry:
-        """Raises ModelsFileError while the file has not been right since this process began."""
+        """Return the current registry.
+
+        Raises: ModelsFileError, while the file has not been valid since this process started.
+        """
         with self._lock:
             self._last = self._last.fresh() if self._last else Registry.load(self._settings)
             return self._last
 
 
 def _openai_aliases(models: Collection[Model]) -> dict[str, str]:
-    """Return OpenAI's names that no model has, and the first of `models` that serves the endpoint of each."""
+    """Return OpenAI's names that no model has, each with the first of `models` that serves its endpoint."""
     names = {model.name for model in models}
-    found: dict[str, str] = {}
+    aliases_by_name: dict[str, str] = {}
     for route, aliases in OPENAI_NAMES.items():
         first = next((model.name for model in models if route in model.endpoints), None)
-        found |= {alias: first for alias in aliases if first is not None and alias not in names}
-    return found
+        aliases_by_name |= {alias: first for alias in aliases if first is not None and alias not in names}
+    return aliases_by_name
 
 
 def _stamp(file: Path) -> tuple[int, ...]:
     try:
-        found = file.stat()
+        status = file.stat()
     except OSError:
         return ()
-    return (found.st_mtime_ns, found.st_size, found.st_ino)
+    return (status.st_mtime_ns, status.st_size, status.st_ino)
 
 
 @lru_cache(maxsize=4)
-def _parsed(file: Path, stamp: tuple[int, ...]) -> tuple[Model, ...]:  # noqa: ARG001 (another file under the name)
-    """Read and check the whole file: milliseconds, which every plan would pay."""
+def _parsed(file: Path, stamp: tuple[int, ...]) -> tuple[Model, ...]:  # noqa: ARG001 (part of the cache key)
+    """Read and check the whole file. The result is cached: it takes milliseconds, and every plan needs it."""
     return tuple(_parse(file))
 
 
@@ -316,7 +325,7 @@ def _parse(file: Path) -> list[Model]:
 
 
 def _rooted(model: Model, folder: Path) -> Model:
-    """Paths in the file are relative to it."""
+    """Return the model with absolute paths; paths in the file are relative to it."""
     if model.tokenizer is not None:
         return model.model_copy(update={"tokenizer": (folder / model.tokenizer.expanduser()).absolute()})
     if model.source.path is None:
@@ -326,7 +335,7 @@ def _rooted(model: Model, folder: Path) -> Model:
 
 
 def _ambiguous(root: yaml.Node | None, models: list[Model]) -> list[tuple[int, str]]:
-    """A name may mean one model only."""
+    """Return problems of names that more than one model has."""
     owners = {model.name: model.name for model in models}
     problems = []
     for model in models:
@@ -338,7 +347,7 @@ def _ambiguous(root: yaml.Node | None, models: list[Model]) -> list[tuple[int, s
 
 
 def _repeated(node: yaml.Node | None) -> "list[tuple[int, str]]":
-    """Keys that stand twice in one mapping: YAML would silently take the last."""
+    """Return duplicate keys of a mapping; YAML would silently take the last."""
     if isinstance(node, yaml.SequenceNode):
         return [problem for item in node.value for problem in _repeated(item)]
     if not isinstance(node, yaml.MappingNode):
@@ -346,20 +355,20 @@ def _repeated(node: yaml.Node | None) -> "list[tuple[int, str]]":
     problems, seen = [], set()
     for key, value in node.value:
         if key.value in seen:
-            problems.append((key.start_mark.line + 1, f"{key.value}: stands here a second time"))
+            problems.append((key.start_mark.line + 1, f"{key.value}: is a duplicate key"))
         seen.add(key.value)
         problems += _repeated(value)
     return problems
 
 
 def _line(node: yaml.Node | None, loc: tuple[int | str, ...]) -> int:
-    """The line of the innermost part of `loc` that is in the file."""
+    """Return the line of the innermost part of `loc` that is in the file."""
     line = 1
     for part in loc:
-        found = _child(node, part)
-        if found is None:
+        child = _child(node, part)
+        if child is None:
             break
-        line, node = found
+        line, node = child
     return line
 
 

@@ -1,4 +1,4 @@
-"""Engines that die again and again, and how they are left alone: counted over all restarts of their worker.
+"""Quarantine engines that die repeatedly; deaths are counted across restarts of their worker.
 
     death ──▶ row ──┬─ fewer than `engine_deaths` ──▶ the engine is built again
                     └─ as many ──▶ quarantined at its place ──until──▶ one trial ──┬─ lives ──▶ free again
@@ -41,7 +41,7 @@ _ACTOR: Final = "engine"
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How often in how many seconds, and how long it is then left alone at first."""
+    """How many deaths within how many seconds lead to a quarantine, and how long the first one lasts."""
 
     deaths: int
     seconds: float
@@ -56,25 +56,25 @@ class Bounds:
 
 
 def entry_of(model: Model) -> str:
-    """What is loaded, and how: a changed entry in the models file is another engine."""
+    """Return a hash of what is loaded and how: a changed entry in the models file is another engine."""
     what = [model.engine, model.source.model_dump(mode="json"), model.engine_args]
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def note(session: Session, death: EngineDeath, bounds: Bounds) -> bool:
-    """Count a death, once however often this is run; whether its engine is to be left alone."""
+    """Count a death once, however often this runs; return whether its engine is quarantined."""
     at = now()
     session.execute(insert_into(session, EngineDeath).values(row_of(death)).on_conflict_do_nothing())
     session.execute(delete(EngineDeath).where(_here(death), ~_counts(at, bounds)))
     row = session.get(Quarantine, (death.place, death.model), with_for_update=True)
     if row is not None and row.entry == death.entry and row.trial is None:
-        return True  # it was left alone already
+        return True  # it is quarantined already
     query = select(EngineDeath).where(_here(death), EngineDeath.entry == death.entry)
-    found = session.scalars(query.order_by(EngineDeath.created_at, EngineDeath.id)).all()
+    deaths = session.scalars(query.order_by(EngineDeath.created_at, EngineDeath.id)).all()
     on_trial = row is not None and row.entry == death.entry
-    if len(found) < bounds.deaths and not on_trial:
+    if len(deaths) < bounds.deaths and not on_trial:
         return False
-    _quarantine(session, row if on_trial else None, found, at, bounds)
+    _quarantine(session, row if on_trial else None, deaths, at, bounds)
     session.execute(delete(EngineDeath).where(_here(death)))
     audit.record(session, actor=_ACTOR, action="model.quarantine", target=death.model, details={"place": death.place})
     return True
@@ -90,7 +90,7 @@ def _quarantine(
         "lines": next((death.lines for death in reversed(deaths) if death.lines), []),
         "trial": None,
     }
-    if trial is not None:  # its next trial was put off when this one began
+    if trial is not None:  # its next trial was postponed when this one began
         for name, value in facts.items():
             setattr(trial, name, value)
         trial.deaths += len(deaths)
@@ -102,7 +102,7 @@ def _quarantine(
 
 
 def suspected(deaths: Iterable[EngineDeath]) -> list[str]:
-    """The lines that were in flight, those first that were at most of the deaths."""
+    """Return the lines that were in flight, those of most deaths first."""
     counts = Counter(name for death in deaths for name in dict.fromkeys(death.suspects))
     return [f"{name} ({times} times)" for name, times in counts.most_common(SUSPECTS)]
 
@@ -134,7 +134,7 @@ def bury(session: Session, worker: Worker, aliases: Mapping[str, str], bounds: B
 
 
 def _in_hand(session: Session, worker_id: str) -> dict[str, str]:
-    """The shards that it held, as they are told, and their models."""
+    """Return the shards that the worker held, as text, and their models."""
     query = select(Job.id, Job.model, Shard.n, Shard.trying_line).join(Shard, Shard.job_id == Job.id)
     query = query.where(Shard.worker_id == worker_id, Shard.state == ShardState.RUNNING).order_by(Job.id, Shard.n)
     return {
@@ -144,23 +144,23 @@ def _in_hand(session: Session, worker_id: str) -> dict[str, str]:
 
 
 def _blamed(held: Mapping[str, Mapping[str, Any]], busy: Collection[str]) -> dict[str, Mapping[str, Any]]:
-    """The engines that were being built, else those that were asked, else all."""
+    """Return the engines that were starting, otherwise those that executed lines, otherwise all."""
     building = {name: how for name, how in held.items() if not how["up"]}
     return building or {name: held[name] for name in busy if name in held} or dict(held)
 
 
 def holds(session: Session, worker_id: str, place: str, engines: Mapping[str, Any]) -> None:
-    """Say which engines a worker has in its process, and builds."""
+    """Record the engines that a worker has or is starting."""
     session.execute(update(Worker).where(Worker.id == worker_id).values(place=place, holds=dict(engines)))
 
 
 def excuse(session: Session, worker_id: str) -> None:
-    """Whatever becomes of this worker from now on is not its engines' doing: it was told to end, or does so itself."""
+    """Clear the worker's engines: it ends on purpose, so its end is no engine's death."""
     session.execute(update(Worker).where(Worker.id == worker_id).values(holds={}))
 
 
 def lives(session: Session, worker_id: str) -> None:
-    """A worker that was taken for dead is there after all."""
+    """Delete the deaths of a worker that was wrongly taken for dead."""
     session.execute(delete(EngineDeath).where(EngineDeath.id.startswith(f"{worker_id}/", autoescape=True)))
 
 
@@ -177,8 +177,11 @@ def add_words(session: Session, place: str, models: Iterable[str], lines: Sequen
 def held(
     session: Session, place: str, entries: Mapping[str, str], known: Collection[str] | None = None
 ) -> dict[str, Quarantine]:
-    """Which of these models are quarantined there. With `known`, all names of the models file, it writes: what is not
-    so any more, or is another engine by now, is free."""
+    """Return which of these models are quarantined at this host and devices.
+
+    With `known`, all names of the models file, release those that are no longer in the file or are another engine by
+    now.
+    """
     found = {}
     for row in session.scalars(select(Quarantine).where(Quarantine.place == place)):
         if entries.get(row.model) == row.entry:
@@ -189,7 +192,7 @@ def held(
 
 
 def begin_trial(session: Session, place: str, model: str, worker_id: str, bounds: Bounds) -> bool:
-    """The right to build it once, when its time has come. The next time is put off before. Run twice: the same."""
+    """Return whether the worker may build the engine once. The next trial is postponed first. Idempotent."""
     row = session.get(Quarantine, (place, model), with_for_update=True)
     if row is None or row.trial == worker_id:
         return row is not None
@@ -201,26 +204,26 @@ def begin_trial(session: Session, place: str, model: str, worker_id: str, bounds
 
 
 def end_trial(session: Session, place: str, model: str, worker_id: str) -> None:
-    """It has lived for long enough."""
+    """Release the engine: it has lived long enough."""
     row = session.get(Quarantine, (place, model), with_for_update=True)
     if row is not None and row.trial == worker_id:
         _free(session, row, _ACTOR)
 
 
 def leave(session: Session, worker_id: str) -> None:
-    """A worker ends as it was told: whoever comes after it takes its trials up at once."""
+    """Give back the trials of a worker that ends on purpose, so that its successor may start them at once."""
     session.execute(update(Quarantine).where(Quarantine.trial == worker_id).values(trial=None, until=now()))
 
 
 def came_up(session: Session, place: str, model: str) -> None:
-    """What it took to come up does not count any more."""
+    """Delete the deaths of the engine's start, because it came up."""
     session.execute(
         delete(EngineDeath).where(EngineDeath.place == place, EngineDeath.model == model, EngineDeath.starting)
     )
 
 
 def release(session: Session, model: str, actor: str) -> int:
-    """The operator's word: everywhere, at once, and with a clean record. How many places it was quarantined at."""
+    """Release a model everywhere for the operator, without its history; return from how many hosts and devices."""
     session.execute(delete(EngineDeath).where(EngineDeath.model == model))
     rows = session.scalars(select(Quarantine).where(Quarantine.model == model)).all()
     for row in rows:
@@ -229,14 +232,14 @@ def release(session: Session, model: str, actor: str) -> int:
 
 
 def forget(session: Session) -> None:
-    """What was at places where nobody has been since."""
+    """Delete what is left of hosts and devices that no worker has used for a week."""
     long_ago = now() - _FORGOTTEN
     session.execute(delete(EngineDeath).where(EngineDeath.created_at < long_ago))
     session.execute(delete(Quarantine).where(Quarantine.until < long_ago))
 
 
 def listed(session: Session, model: str | None = None) -> Sequence[Quarantine]:
-    """Those on trial too, until they have lived for long enough."""
+    """Return the quarantined engines, those on trial included."""
     query = select(Quarantine).order_by(Quarantine.model, Quarantine.place)
     return session.scalars(query if model is None else query.where(Quarantine.model == model)).all()
 

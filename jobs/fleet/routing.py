@@ -1,4 +1,4 @@
-"""Where a model runs: the queue of a name, or why it has none.
+"""Find the queue of a model's name, or the reason why it has none.
 
 configured name ─▶ name that an endpoint showed ─▶ tuned model ─▶ alias ─▶ an endpoint that takes any name
 """
@@ -18,11 +18,11 @@ from jobs.registry import models as tuned_models
 from jobs.security.tables import Project
 from jobs.settings import Settings
 
-_NAMED: Final = 10  # models that a message names
+_NAMED: Final = 10  # models in a message
 
 
 class NotServed(Exception):
-    """No worker will ever serve this model (for this project). `others` is a sentence that names those there are."""
+    """No worker will serve this model for this project. `others` is a sentence that names the available models."""
 
     def __init__(self, message: str, code: str = "model_not_found", others: str = "") -> None:
         super().__init__(message)
@@ -30,7 +30,7 @@ class NotServed(Exception):
 
 
 class NotYet(Exception):
-    """An endpoint that may serve it has not been heard from yet."""
+    """An endpoint that may serve the model has not answered yet."""
 
 
 class Route(NamedTuple):
@@ -53,7 +53,10 @@ def route(
 def queue_of(
     session: Session, config: Settings, registry: Registry, name: str, *, endpoint: str, project_id: str
 ) -> str:
-    """Return the queue of the workers that serve `name` at `endpoint`. Raises NotServed, NotYet."""
+    """Return the queue whose workers serve `name` at `endpoint`.
+
+    Raises: NotServed, NotYet.
+    """
     return route(session, config, registry, name, endpoint=endpoint, project_id=project_id).queue
 
 
@@ -72,7 +75,7 @@ def _queue(session: Session, config: Settings, registry: Registry, name: str, en
 
 
 def engines(session: Session, registry: Registry) -> dict[str, str]:
-    """Return the engine kind behind each name of the models file; an alias that an endpoint has as a name is its."""
+    """Return the engine kind of each name in the models file, except aliases that an endpoint has as a name."""
     shown = set(session.scalars(select(Model.id).where(Model.id.in_(registry.aliases))))
     names = {name: name for name in registry.models} | {
         alias: name for alias, name in registry.aliases.items() if alias not in shown
@@ -81,23 +84,23 @@ def engines(session: Session, registry: Registry) -> dict[str, str]:
 
 
 def listed(names: Sequence[str], endpoint: str = "") -> str:
-    """Return a sentence with the `names` of the models that there are instead of one that is not."""
+    """Return a sentence with the `names` of available models."""
     serve = f" that serve {endpoint}" if endpoint else ""
-    few = ", ".join(f"`{one}`" for one in names[:_NAMED]) or "none"
+    few = ", ".join(f"`{name}`" for name in names[:_NAMED]) or "none"
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return f"The models{serve} here: {few}{more}."
 
 
 def names_of(session: Session, registry: Registry, endpoint: str, project_id: str) -> list[str]:
-    """Return the models that a project may ask for at `endpoint`, without their aliases."""
+    """Return the models that a project may use at `endpoint`, without their aliases."""
     shown = session.execute(select(Model.id, Model.external).where(Model.id != ANY_MODEL).order_by(Model.id))
-    found = {name: external for name, external in shown}  # noqa: C416 (rows are not pairs to a type checker)
-    found |= {model.name: model.external for model in registry.models.values()}
+    models_shown = {name: external for name, external in shown}  # noqa: C416 (rows are not pairs to a type checker)
+    models_shown |= {model.name: model.external for model in registry.models.values()}
     allowed = session.get_one(Project, project_id).allow_external
     models = registry.models
     return [
         name
-        for name, external in found.items()
+        for name, external in models_shown.items()
         if (allowed or not external) and (name not in models or endpoint in models[name].endpoints)
     ]
 
@@ -115,7 +118,7 @@ def _base_of(session: Session, name: str, project_id: str) -> str | None:
 def _wildcard(session: Session, config: Settings, registry: Registry, name: str, endpoint: str, project_id: str) -> str:
     workers = fleet.alive(session, Queue.GENERATE)
     if any(ANY_MODEL in worker.models for worker in workers):
-        taker = session.get(Model, ANY_MODEL)  # what workers have noted of the endpoints that take any name
+        taker = session.get(Model, ANY_MODEL)  # recorded by workers for endpoints that take any name
         _check_external(session, taker is not None and taker.external, name, project_id)
         return Queue.GENERATE
     if config.engine_urls and not any(worker.models for worker in workers):

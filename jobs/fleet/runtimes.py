@@ -1,10 +1,10 @@
-"""What computes an embedding model's vectors on a machine: measured once, kept as files, read by engines and `doctor`.
+"""Records of the fastest runtime for an embedding model on a machine; engines and `doctor` read them.
 
     <data_dir>/models/runtimes/<key>.json   the figures and the choice
-                               <key>.onnx   where ONNX Runtime was chosen: in place before the record is
+                               <key>.onnx   if ONNX Runtime was chosen: written before the record
 
-The key stands for the weights, the machine, the libraries' versions and the floor: if one changes, another record is
-due. A record that can't be read counts as none.
+The key is a hash of the weights, the machine, the libraries' versions and the floor: if one changes, a new record is
+measured. An unreadable record counts as missing.
 """
 
 import logging
@@ -19,7 +19,10 @@ log = logging.getLogger(__name__)
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """One way to compute. The cosines are to PyTorch's vectors in float32; `refused` says why it can't be taken."""
+    """One runtime.
+
+    The cosines compare with PyTorch's float32 vectors; `refused` is the reason if it cannot be chosen.
+    """
 
     runtime: str
     dtype: str
@@ -60,7 +63,7 @@ def onnx_file(folder: Path, key: str) -> Path:
 
 
 def read(folder: Path, key: str) -> Record | None:
-    """The record of that key, if it is there with all that belongs to it."""
+    """Return the record of the key, if it exists with all its files."""
     record = _read(folder / f"{key}.json")
     if record and record.choice.runtime == "onnx" and not onnx_file(folder, key).exists():
         return None
@@ -68,13 +71,13 @@ def read(folder: Path, key: str) -> Record | None:
 
 
 def every(folder: Path) -> list[Record]:
-    """Of every machine that shares the folder, the newest first."""
-    found = [record for path in folder.glob("*.json") if (record := _read(path))]
-    return sorted(found, key=lambda record: record.measured_at, reverse=True)
+    """Return the records of all machines that share the folder, newest first."""
+    records = [record for path in folder.glob("*.json") if (record := _read(path))]
+    return sorted(records, key=lambda record: record.measured_at, reverse=True)
 
 
 def write(folder: Path, key: str, record: Record) -> None:
-    """In place as a whole, or not at all. What it supersedes is removed afterwards."""
+    """Write the record atomically, and remove the records that it replaces."""
     temporary = folder / f".{key}.new"
     with temporary.open("wb") as file:
         file.write(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
@@ -90,7 +93,7 @@ def forget(folder: Path, key: str) -> None:
 
 
 def _remove_older(folder: Path, key: str, record: Record) -> None:
-    """Records of the same model and machine, of other versions, floor or weights; and files that no record is for."""
+    """Remove other records of the same model and machine, and model files without a record."""
     for path in folder.glob("*.json"):
         other = _read(path)
         if path.stem != key and other and (other.model, other.machine) == (record.model, record.machine):

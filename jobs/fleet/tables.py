@@ -1,4 +1,4 @@
-"""Who works here, which models they serve, and facts about the deployment."""
+"""Tables of workers, of the models that they serve, and of facts about the deployment."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from jobs.db.base import Base
 
 
 class Worker(Base):
-    """A live worker process. The leading dispatcher removes the row when `beat` stands still."""
+    """A live worker process. The leading dispatcher removes the row when its heartbeats stop."""
 
     __tablename__ = "worker"
 
@@ -17,7 +17,7 @@ class Worker(Base):
     pool: Mapped[str] = mapped_column(String(32))
     host: Mapped[str]
     pid: Mapped[int]
-    started: Mapped[int]  # the process's start in clock ticks since boot: with pid, a process for certain
+    started: Mapped[int]  # the process's start in clock ticks since boot: with `pid` it identifies the process
     queues: Mapped[list[Any]]
     models: Mapped[list[Any]]
     slots: Mapped[int]
@@ -44,10 +44,10 @@ class EngineDeath(Base):
     model: Mapped[str]
     entry: Mapped[str] = mapped_column(String(64))
     worker_id: Mapped[str] = mapped_column(String(64))
-    starting: Mapped[bool]  # it had not come up
+    starting: Mapped[bool]  # it had not come up yet
     error: Mapped[str] = mapped_column(Text)
     suspects: Mapped[list[Any]]
-    lines: Mapped[list[Any]]  # the last of the log
+    lines: Mapped[list[Any]]  # the end of the log
     created_at: Mapped[float]
 
 
@@ -63,14 +63,14 @@ class Quarantine(Base):
     error: Mapped[str] = mapped_column(Text)
     suspects: Mapped[list[Any]]
     lines: Mapped[list[Any]]
-    trial: Mapped[str | None] = mapped_column(String(64))  # the worker that has built it once more
+    trial: Mapped[str | None] = mapped_column(String(64))  # the worker whose trial it is
     tries: Mapped[int]
     created_at: Mapped[float]
-    until: Mapped[float]  # when it may be tried
+    until: Mapped[float]  # when the next trial may begin
 
 
 class Model(Base):
-    """A model that an endpoint said it serves, so that a batch for it is valid while the endpoint is unavailable."""
+    """A model that an endpoint serves; batches for it stay valid while the endpoint is unavailable."""
 
     __tablename__ = "model"
 
@@ -83,7 +83,7 @@ class Model(Base):
 
 
 class Pause(Base):
-    """What the operator has paused, or a worker itself for a reason. See `jobs.ledger.pauses`."""
+    """Something that the operator has paused, or that a worker paused itself. See `jobs.ledger.pauses`."""
 
     __tablename__ = "pause"
 
@@ -94,8 +94,7 @@ class Pause(Base):
 
 
 class Measure(Base):
-    """How often something took no longer than `le` seconds, and longer than the bound before. See
-    `jobs.ledger.measures`."""
+    """How often something took at most `le` seconds, and longer than the bound before. See `jobs.ledger.measures`."""
 
     __tablename__ = "measure"
 
@@ -103,7 +102,7 @@ class Measure(Base):
     label: Mapped[str] = mapped_column(primary_key=True)
     le: Mapped[str] = mapped_column(String(16), primary_key=True)
     count: Mapped[int]
-    seconds: Mapped[float]  # of all of them together
+    seconds: Mapped[float]  # the sum of all durations
 
 
 class Meta(Base):

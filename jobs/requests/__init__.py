@@ -1,1 +1,1 @@
-"""What several rooms ask alike: endpoints, prompts, schedules."""
+"""What several rooms know about requests: endpoints, fields, prompts, roles."""

@@ -1,4 +1,4 @@
-"""The paths that a model is asked at, by clients and in batches: OpenAI's, and `/v1/rerank`."""
+"""The paths of model requests, for clients and in batches: OpenAI's, and `/v1/rerank`."""
 
 from typing import Final
 from urllib.parse import urlsplit
@@ -11,12 +11,15 @@ RERANK: Final = "/v1/rerank"
 
 
 def base_of(url: str) -> str:
-    """`http://host/v1/` and `http://host` are the same server."""
+    """Return the base URL of a server: `http://host/v1/` and `http://host` are the same one."""
     return url.strip().rstrip("/").removesuffix("/v1")
 
 
 def checked_server(url: str, *, key: str) -> str:
-    """A server's URL as given. Raises ValueError; `key` says where its key belongs, for URLs are shown and logged."""
+    """Return a server's URL unchanged, if it is valid. Raises: ValueError.
+
+    `key` says where the server's key belongs, because URLs are shown and logged.
+    """
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError("must be an http or https URL with a host")

@@ -1,11 +1,11 @@
 """The fields that a request may have, for each engine that runs in a worker's own process.
 
-    OPENAI    documented by OpenAI: what means nothing to the engine is a hint, and is accepted
-    VLLM      vLLM's own that shape an answer, as its request models have them (a test compares both)
-    RETIRED   vLLM's older names of constraints, which vLLM itself drops without a word
-    HANDLED   read by Nightmill before an engine is asked
+    OPENAI    documented by OpenAI: a field without a meaning for the engine is a hint, and is accepted
+    VLLM      vLLM's own fields that affect an answer, as in its request models (a test compares both)
+    RETIRED   vLLM's former names of constraints, which vLLM itself ignores silently
+    HANDLED   read by Nightmill before the request goes to an engine
 
-A field beyond these is refused by its name (`unknown`). A server behind a URL judges its fields itself.
+Any other field is refused by its name (`unknown`). A server behind a URL checks its fields itself.
 """
 
 from collections.abc import Iterable, Mapping
@@ -87,19 +87,20 @@ _TAKEN: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
 
 
 def unknown(engine: str, url: str, names: Iterable[str]) -> str | None:
-    """Return the first of `names` that the engine does not know; None for an engine that judges them itself.
+    """Return the first of `names` that the engine does not know; None if there is none, or the engine checks them
+    itself.
 
-    `names` are the fields that a request gives a value: null means "not given".
+    `names` are the fields that have a value: null means "not given".
     """
     taken = _TAKEN.get(engine, {}).get(url)
     return None if taken is None else next((name for name in names if name not in taken), None)
 
 
 def message(name: str) -> str:
-    """Return the text of the refusal of an unknown field."""
+    """Return the error text for an unknown field."""
     return f"Unknown parameter: '{quoted(name)}'."
 
 
 def quoted(name: str) -> str:
-    """Return the name as messages quote it: a client may have sent one of any length."""
+    """Return the name as messages quote it, because a client's name may have any length."""
     return name if len(name) <= _QUOTED else name[:_QUOTED] + "…"

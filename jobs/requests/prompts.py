@@ -1,9 +1,9 @@
-"""What an embedding model wants put before a text, by what the text is.
+"""The prompt that an embedding model needs before a text, by the type of the text.
 
     input_type:  none ──▶ prompt     query ──▶ query_prompt     passage, document ──▶ passage_prompt     raw ──▶ nothing
 
-What models.yaml leaves out is its `prompt`, if it has one, else what the model's own files say, else nothing. Of the
-model's own prompts any other (`clustering`) can be asked for by its name.
+A prompt that models.yaml lacks is its `prompt`, otherwise the one of the model's own files, otherwise empty. Other
+prompts of the model's files (`clustering`) can be requested by name.
 """
 
 from collections.abc import Mapping
@@ -14,20 +14,20 @@ PLAIN, QUERY, PASSAGE = "prompt", "query_prompt", "passage_prompt"
 #: The keys of `engine_args`.
 ARGUMENTS: Final = (PLAIN, QUERY, PASSAGE)
 RAW: Final = "raw"
-#: Names that servers and model files have for the two.
+#: Names of the two types at servers and in model files.
 QUERIES: Final = ("query", "search_query")
 PASSAGES: Final = ("document", "passage", "corpus", "search_document")
 
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """The prompts that a model's files have, by name; `default` names the one that every text gets."""
+    """The prompts of a model's files, by name; `default` names the one for every text."""
 
     prompts: Mapping[str, str] = field(default_factory=dict)
     default: str | None = None
 
     def first(self, names: tuple[str, ...]) -> str | None:
-        """The first of these that says anything."""
+        """Return the first non-empty prompt of these names."""
         return next((self.prompts[name] for name in names if self.prompts.get(name)), None)
 
 
@@ -39,16 +39,16 @@ class Prompts:
     others: Mapping[str, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        """Whether anything is put before any text."""
+        """Return whether any text gets a prompt."""
         return any(self.texts)
 
     @property
     def texts(self) -> frozenset[str]:
-        """Whatever may be put before a text, nothing among it."""
+        """Return all texts that may stand before a text, the empty one included."""
         return frozenset(("", self.plain, self.query, self.passage, *self.others.values()))
 
     def of(self, input_type: str | None) -> str | None:
-        """What is put before a text of this type; None where the type is unknown."""
+        """Return the prompt of a text of this type; None if the type is unknown."""
         if input_type is None:
             return self.plain
         if input_type == RAW:
@@ -59,12 +59,12 @@ class Prompts:
 
     @property
     def types(self) -> tuple[str, ...]:
-        """The input types that can be asked for."""
+        """Return the supported input types."""
         return (*QUERIES, *PASSAGES, *(name for name in self.others if name not in (*QUERIES, *PASSAGES)), RAW)
 
 
 def prompts_of(args: Mapping[str, Any], own: Own | None = None) -> Prompts:
-    """By `engine_args`, which come first, and the model's own files."""
+    """Return the prompts by `engine_args`, which take precedence, and the model's own files."""
     own = own or Own()
     default = own.prompts.get(own.default, "") if own.default else ""
     plain = _given(args, PLAIN)
@@ -77,13 +77,13 @@ def prompts_of(args: Mapping[str, Any], own: Own | None = None) -> Prompts:
 
 
 def wrong(args: Mapping[str, Any]) -> str:
-    """What is wrong with the prompts among `engine_args`, in words; empty when nothing is."""
+    """Return what is wrong with the prompts in `engine_args`; an empty text if nothing is."""
     strange = [name for name in ARGUMENTS if not isinstance(args.get(name), str | None)]
     return f"{', '.join(strange)} must be text" if strange else ""
 
 
 def _given(args: Mapping[str, Any], name: str) -> str | None:
-    """A key that stands there without a value means that there is to be none."""
+    """Return a key's prompt; a key without a value is an empty prompt."""
     return str(args[name] or "") if name in args else None
 
 

@@ -5,8 +5,8 @@
        └── again ──┤
                    └──job ended────▶ cancelled, failed
 
-Every attempt to make a version's vectors writes under a key of its own, `<version>.<epoch of the claim>`. So what a
-worker left that died, or still writes although it has lost its claim, lies under a key that no file points to.
+Each attempt to make a version's vectors writes under its own key, `<version>.<epoch of the claim>`. So vectors of a
+worker that died or lost its claim are under a key that no file points to.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,27 +32,27 @@ FAILED: Final = "failed"
 CANCELLED: Final = "cancelled"
 EVENTS: Final = ("vector_store.file.completed", "vector_store.file.failed")
 
-#: What is owed to the vector database.
+#: What to remove from the vector database.
 DOCUMENT, STORE, LEFTOVERS = "document", "store", "leftovers"
-STOPPED_AT_ONCE: Final = 50  # files, each with its row, its event and what is owed to those who listen
+STOPPED_AT_ONCE: Final = 50  # files, each with its row, its event and its webhook deliveries
 AGAIN_SECONDS: Final = 60.0  # after a removal that failed
 _USED_SECONDS: Final = 60.0
-_EPOCHS: Final = 3  # of a shard that went well: parsed, passed on, indexed
+_EPOCHS: Final = 3  # epochs of a shard without failures: parsed, requeued, indexed
 
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A file that is to be brought into a store."""
+    """A file to be added to a store."""
 
     file_id: str
     filename: str
-    chunking: dict[str, Any] | None = None  # None: as its index does
+    chunking: dict[str, Any] | None = None  # None: that of the index
     attributes: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What became of one line of an ingestion: a whole version, or why there is none."""
+    """The result of one line of an ingestion: a complete version, or an error."""
 
     line: int
     file_id: str
@@ -66,17 +66,21 @@ class Made:
 
 @dataclass(slots=True)
 class Settled:
-    """The lines of `publish`, by what they were."""
+    """The lines of `publish`, by result."""
 
     completed: list[Made] = field(default_factory=list)
     failed: list[Made] = field(default_factory=list)
-    removed: list[Made] = field(default_factory=list)  # removed from the store meanwhile, or attached anew
+    removed: list[Made] = field(
+        default_factory=list
+    )  # the file was removed from the store meanwhile, or attached again
 
 
 def attach(session: Session, store: VectorStore, job: Job, files: Sequence[Attachment], first: int = 0) -> None:
-    """Write rows for `files`, to be made by `job`, line by line. What can be found of them stays so until then.
+    """Write rows for `files`, which `job` makes, line by line. A published version of a file stays visible until then.
 
-    The caller has locked the store's row. Raises Expired.
+    The caller has locked the store's row.
+
+    Raises: Expired.
     """
     at = now()
     if not touch(session, store.root, at):
@@ -104,26 +108,29 @@ def attach(session: Session, store: VectorStore, job: Job, files: Sequence[Attac
     unchanged = {"store_id", "id", "project_id", "created_at", "entries", "usage_bytes"}
     insert = insert_into(session, VectorStoreFile)
     again = {name: insert.excluded[name] for name in rows[0] if name not in unchanged}
-    rows.sort(key=lambda row: str(row["id"]))  # locked in one order, whoever else attaches the same files
+    rows.sort(key=lambda row: str(row["id"]))  # locked in one order, so that concurrent attaches do not deadlock
     session.execute(insert.on_conflict_do_update(index_elements=["store_id", "id"], set_=again), rows)
 
 
 def touch(session: Session, store_id: str, at: float) -> bool:
-    """Note a use of the store, from which its expiry counts. False when it has expired, or is gone."""
+    """Note a use of the store, from which its expiry counts.
+
+    Return False if the store has expired or does not exist.
+    """
     alive = or_(VectorStore.expires_at.is_(None), VectorStore.expires_at > at)
-    used = {"active_at": at, "expires_at": at + 86_400 * VectorStore.expires_days}  # NULL where there are no days
+    used = {"active_at": at, "expires_at": at + 86_400 * VectorStore.expires_days}  # NULL without `expires_days`
     touched = session.execute(update(VectorStore).where(VectorStore.id == store_id, alive).values(used))
     if touched.rowcount != 1:  # type: ignore[attr-defined]
         return False
     root = aliased(VectorStore)
     until = select(root.expires_at).where(root.id == store_id).scalar_subquery()
     theirs = update(VectorStore).where(VectorStore.parent_id == store_id).values(active_at=at, expires_at=until)
-    session.execute(theirs, execution_options=UNSEEN)  # its other indexes live as long as it does
+    session.execute(theirs, execution_options=UNSEEN)  # its other indexes expire with it
     return True
 
 
 def is_over(store: VectorStore) -> bool:
-    """Tell whether a store has expired."""
+    """Return whether a store has expired."""
     return store.expires_at is not None and store.expires_at <= now()
 
 
@@ -136,7 +143,7 @@ def note_use(db: Database, store: VectorStore) -> None:
 
 
 def of_lines(session: Session, job_id: str, first: int, count: int) -> dict[int, VectorStoreFile]:
-    """Return the files that a job is still to make among `count` lines from `first`, by line from `first`."""
+    """Return the files that a job has still to make among `count` lines from `first`, by line number minus `first`."""
     lines = select(VectorStoreFile).where(
         VectorStoreFile.job_id == job_id,
         VectorStoreFile.line >= first,
@@ -147,29 +154,29 @@ def of_lines(session: Session, job_id: str, first: int, count: int) -> dict[int,
 
 
 def measured(session: Session, store_id: str, dimensions: int) -> int:
-    """Record the length of a store's vectors unless it is known; return it, 0 when the store is gone."""
+    """Record the length of a store's vectors unless it is known. Return it, or 0 if the store does not exist."""
     unknown = VectorStore.id == store_id, VectorStore.dimensions == 0
     session.execute(update(VectorStore).where(*unknown).values(dimensions=dimensions), execution_options=UNSEEN)
     return session.scalar(select(VectorStore.dimensions).where(VectorStore.id == store_id)) or 0
 
 
 def publish(session: Session, store: VectorStore, made: Sequence[Made]) -> Settled:
-    """Bring versions into view and note failures, each unless its file was removed or attached anew meanwhile."""
-    wanted = select(VectorStoreFile).where(
-        VectorStoreFile.store_id == store.id, VectorStoreFile.id.in_([one.file_id for one in made])
+    """Publish versions and note failures, except for files that were removed or attached again meanwhile."""
+    query = select(VectorStoreFile).where(
+        VectorStoreFile.store_id == store.id, VectorStoreFile.id.in_([line.file_id for line in made])
     )
-    rows = {row.id: row for row in session.scalars(wanted.order_by(VectorStoreFile.id).with_for_update())}
+    rows = {row.id: row for row in session.scalars(query.order_by(VectorStoreFile.id).with_for_update())}
     settled = Settled()
-    for one in made:
-        row = rows.get(one.file_id)
-        if row is None or row.version != one.version or row.status != IN_PROGRESS:
-            settled.removed.append(one)
-        elif one.error is not None:
-            row.status, (row.error_code, row.error_message) = FAILED, one.error
-            settled.failed.append(one)
+    for line in made:
+        row = rows.get(line.file_id)
+        if row is None or row.version != line.version or row.status != IN_PROGRESS:
+            settled.removed.append(line)
+        elif line.error is not None:
+            row.status, (row.error_code, row.error_message) = FAILED, line.error
+            settled.failed.append(line)
         else:
-            _publish(session, store, row, one)
-            settled.completed.append(one)
+            _publish(session, store, row, line)
+            settled.completed.append(line)
     if settled.removed:
         owe(session, store, LEFTOVERS)
     return settled
@@ -183,18 +190,18 @@ def _publish(session: Session, store: VectorStore, row: VectorStoreFile, made: M
 
 
 def tell(session: Session, job: Job, kind: str, file_ids: Sequence[str], *, seq: int) -> None:
-    """Record an event for each file, numbered from `seq` under the lock on its job's row; none for a second index."""
+    """Record an event for each file, numbered from `seq` under the lock on the job's row; none for a second index."""
     if job.payload.get("beside"):
         return
     of_job: dict[str, Any] = {"subject_id": job.id, "project_id": job.project_id, "type": kind}
     store = {"vector_store_id": job.payload["store_id"]}
-    told = [
+    recorded = [
         events.record(session, **of_job, seq=n, data={"id": file_id, **store})
         for n, file_id in enumerate(file_ids, seq)
     ]
-    job.event_seq += len(told)
+    job.event_seq += len(recorded)
     session.flush()
-    events.fan_out_all(session, told, job)
+    events.fan_out_all(session, recorded, job)
 
 
 def stop(
@@ -206,7 +213,10 @@ def stop(
     seq: int,
     limit: int | None = None,
 ) -> int:
-    """End at most `limit` files that a job with this `end` will not make; return how many. Each failure is an event."""
+    """End at most `limit` files that a job with this `end` will not make, and return their number.
+
+    Each failure is an event.
+    """
     left = select(VectorStoreFile).where(VectorStoreFile.job_id == job.id, VectorStoreFile.status == IN_PROGRESS)
     rows = session.scalars(left.order_by(VectorStoreFile.id).limit(limit).with_for_update()).all()
     for row in rows:
@@ -219,9 +229,9 @@ def stop(
 
 
 def ended(session: Session, job: Job) -> None:
-    """End what an ingestion has not made by its own end.
+    """End the files that an ingestion has not made before its own end.
 
-    Many files are stopped before, some at a time. The job's own event is the last.
+    Many files are stopped earlier, in batches. The job's own event is the last.
     """
     stopped = stop(session, job, JobState(job.state), job.errors, seq=job.event_seq)
     again = exists().where(Shard.job_id == job.id, Shard.epoch > _EPOCHS)
@@ -238,7 +248,7 @@ def _why(end: JobState, errors: Sequence[Mapping[str, Any]] | None) -> str:
 
 
 def left_behind(session: Session, job: Job, dimensions: int = 0) -> None:
-    """Owe the removal of what an attempt may have left, also in a store that is gone by now."""
+    """Enqueue the removal of what an attempt may have left, even if the store does not exist any more."""
     store = session.get(VectorStore, index_of(job.payload))
     if store is not None:
         return owe(session, store, LEFTOVERS)
@@ -252,7 +262,9 @@ def owe_stranger(session: Session, store_id: str) -> None:
 
 
 def remove(session: Session, store: VectorStore, row: VectorStoreFile) -> None:
-    """Take a file, whose row is locked, out of a store: it can't be found from now on, its vectors are owed."""
+    """Remove a file, whose row is locked, from a store: it is hidden at once, and the removal of its vectors is
+    enqueued.
+    """
     session.delete(row)
     session.flush()
     if row.document:
@@ -262,7 +274,7 @@ def remove(session: Session, store: VectorStore, row: VectorStoreFile) -> None:
 
 
 def remove_everywhere(session: Session, file_ids: Iterable[str]) -> None:
-    """Take deleted files out of every store."""
+    """Remove deleted files from all stores."""
     halfway: set[str] = set()
     for page in in_pages(file_ids):
         halfway |= _remove_page(session, page)
@@ -271,7 +283,7 @@ def remove_everywhere(session: Session, file_ids: Iterable[str]) -> None:
 
 
 def _remove_page(session: Session, file_ids: Sequence[str]) -> set[str]:
-    """Remove rows by statements alone, for they may be many; return the stores with unfinished ones among them."""
+    """Remove rows by bulk statements, and return the stores with unfinished rows among them."""
     row = VectorStoreFile
     here = and_(row.store_id == VectorStore.id, row.id.in_(file_ids))
     locked = select(row.store_id, row.status, row.document).join(VectorStore, here).order_by(row.store_id, row.id)
@@ -290,20 +302,22 @@ def _remove_page(session: Session, file_ids: Sequence[str]) -> set[str]:
     }
     owed = select(*values.values()).join(VectorStore, here).where(row.document.is_not(None))
     session.execute(insert(VectorRemoval).from_select(list(values), owed.order_by(row.store_id, row.id)))
-    of_stores = row.store_id.in_(sorted({store_id for store_id, _, _ in rows}))  # those of a store that goes stay
+    of_stores = row.store_id.in_(
+        sorted({store_id for store_id, _, _ in rows})
+    )  # leave rows of stores that are being deleted
     session.execute(delete(row).where(row.id.in_(file_ids), of_stores))
     return {store_id for store_id, status, document in rows if status == IN_PROGRESS or not document}
 
 
 def remove_store(session: Session, store: VectorStore) -> None:
-    """Hide a store and all its indexes from this moment; its files' rows go with its vectors."""
+    """Hide a store and all its indexes now. The rows of its files are removed with its vectors."""
     remove_index(session, store)
     for other in session.scalars(select(VectorStore).where(VectorStore.parent_id == store.id)).all():
-        remove_index(session, other)  # there are no more to come: whoever builds one locks the store's row
+        remove_index(session, other)  # no index can be added meanwhile: that locks the store's row
 
 
 def remove_index(session: Session, index: VectorStore) -> None:
-    """Delete the row of an index at once, and owe the removal of what it holds."""
+    """Delete the row of an index, and enqueue the removal of its vectors."""
     owe(session, index, STORE)
     session.execute(delete(VectorStore).where(VectorStore.id == index.id))
 
@@ -334,18 +348,21 @@ def owe(session: Session, store: VectorStore, what: str, row: VectorStoreFile | 
 
 
 def owes(session: Session) -> bool:
-    """Tell whether a removal from the vector database is due."""
+    """Return whether a removal from the vector database is due."""
     return session.scalar(select(VectorRemoval.id).where(due()).limit(1)) is not None
 
 
 def due() -> ColumnElement[bool]:
-    """Return the condition of due removals; a date too far ahead comes from a clock that was set back since."""
+    """Return the condition of due removals; a date too far ahead comes from a clock that was set back."""
     at = now()
     return or_(VectorRemoval.due_at <= at, VectorRemoval.due_at > at + AGAIN_SECONDS)
 
 
 def expire(session: Session, at: float, limit: int) -> int:
-    """Owe the removal of what expired stores hold; return their number. Their rows stay and say `expired`."""
+    """Enqueue the removal of what expired stores hold; return their number.
+
+    Their rows stay, with the status `expired`.
+    """
     inside = exists().where(VectorStoreFile.store_id == VectorStore.id)
     owed = exists().where(VectorRemoval.store_id == VectorStore.id, VectorRemoval.what == STORE)
     over = select(VectorStore).where(VectorStore.expires_at <= at, inside, ~owed).limit(limit)
@@ -356,5 +373,5 @@ def expire(session: Session, at: float, limit: int) -> int:
 
 
 def version_of(document: str) -> str:
-    """Return the version whose vectors lie under a key."""
+    """Return the version of a key of vectors."""
     return document.rpartition(".")[0]

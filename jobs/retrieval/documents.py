@@ -1,4 +1,4 @@
-"""A file as text that can be searched: what parsing leaves in storage, and what indexing and the API read.
+"""The parsed text of a file: parsing writes it to storage, indexing and the API read it.
 
 One object for each version of a file in a vector store. Offsets count characters of `text`: `text[start:end]` is the
 chunk, exactly.
@@ -16,9 +16,9 @@ PARTLY: Final = "partly:"
 
 
 class Chunk(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A piece that gets a vector of its own. `section` is its path of headings, `page` counts from 1.
+    """A piece of text with a vector of its own. `section` is its path of headings; `page` counts from 1.
 
-    `language` is named where it is not the document's.
+    `language` is set if it differs from the document's.
     """
 
     start: int
@@ -30,13 +30,14 @@ class Chunk(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Document(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The text of one file. `language` is an ISO 639-1 code where it is known.
+    """The text of one file. `language` is an ISO 639-1 code, if known.
 
-    `time` is when the file says that it was changed or written: in UTC, by the second or by the day.
+    `time` is when the file was changed or written, by its own statement: in UTC, to the second or to the day.
 
-    `unread`: some of its pages are pictures, and there was nothing to read them with.
+    `unread`: some pages are images, and no OCR was available.
 
-    What is to be cut by meaning has `sentences` and no chunks: indexing makes them, as that takes the embedding model.
+    A document to be cut by meaning has `sentences` and no chunks: indexing cuts it, because that needs the embedding
+    model.
     """
 
     text: str
@@ -52,7 +53,7 @@ class Document(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def partly(recipe: str) -> str:
-    """Mark the recipe of a version with unread pages: where they can be read the recipe is another."""
+    """Mark the recipe of a version with unread pages: with OCR the recipe would differ."""
     return f"{PARTLY}{recipe[: -len(PARTLY)]}"
 
 
@@ -69,7 +70,10 @@ def folder(store_id: str) -> str:
 
 
 def load(storage: Storage, store_id: str, version: str) -> Document | None:
-    """Return a version's document; None when it is not there (any more). Raises StorageUnavailable."""
+    """Return a version's document; None if it does not exist.
+
+    Raises: StorageUnavailable.
+    """
     try:
         with storage.reader(path(store_id, version)) as handle:
             return decode(handle.read())

@@ -1,8 +1,8 @@
-"""Check the filters of a search, and hold them against a file's attributes.
+"""Check the filters of a search, and apply them to a file's attributes.
 
-Filters are those of OpenAI's search: comparisons, and `and` or `or` of filters. A comparison of different types does
-not hold: text is compared with text, numbers with numbers, true with true. An attribute that a file does not have
-equals nothing, so that `ne` and `nin` hold for it and nothing else does.
+Filters are OpenAI's: comparisons, and `and` or `or` of filters. A comparison of different types is false: text is
+compared with text, numbers with numbers, booleans with booleans. A missing attribute equals nothing: only `ne` and
+`nin` are true for it.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +21,10 @@ _ORDERED: Final = ("gt", "gte", "lt", "lte")
 
 
 def check_filter(value: Any, param: str) -> None:
-    """Raise InvalidRequest, naming the place, unless `value` is a well-formed filter."""
+    """Check that `value` is a well-formed filter.
+
+    Raises: InvalidRequest, with the path of the error.
+    """
     _check(value, param, 1, [0])
 
 
@@ -37,23 +40,23 @@ def _check(value: Any, param: str, depth: int, seen: list[int]) -> None:
         names = ", ".join(f"'{name}'" for name in (*_COMPARE, *_COMBINE))
         message = f"Invalid value: '{quoted(str(kind))}'. Supported values are: {names}."
         raise InvalidRequest(message, param=f"{param}.type", code="invalid_value")
-    wanted = {"type", "filters"} if kind in _COMBINE else {"type", "key", "value"}
-    _check_names(value, wanted, param)
+    names_allowed = {"type", "filters"} if kind in _COMBINE else {"type", "key", "value"}
+    _check_names(value, names_allowed, param)
     if kind in _COMPARE:
         _compare(kind, value, param)
         seen[0] += len(value["value"]) if isinstance(value["value"], list) else 0
         return
     if not isinstance(value["filters"], list) or not value["filters"]:
         raise _wrong_type(f"{param}.filters", "a non-empty array")
-    for index, one in enumerate(value["filters"]):
-        _check(one, f"{param}.filters[{index}]", depth + 1, seen)
+    for index, inner in enumerate(value["filters"]):
+        _check(inner, f"{param}.filters[{index}]", depth + 1, seen)
 
 
-def _check_names(value: dict[str, Any], wanted: set[str], param: str) -> None:
-    for name in sorted(wanted - value.keys()):
+def _check_names(value: dict[str, Any], allowed: set[str], param: str) -> None:
+    for name in sorted(allowed - value.keys()):
         message = f"Missing required parameter: '{param}.{name}'."
         raise InvalidRequest(message, param=f"{param}.{name}", code="missing_required_parameter")
-    for name in sorted(value.keys() - wanted):
+    for name in sorted(value.keys() - allowed):
         message = f"Unknown parameter: '{quoted(f'{param}.{name}')}'."
         raise InvalidRequest(message, param=quoted(f"{param}.{name}"), code="unknown_parameter")
 
@@ -92,16 +95,16 @@ _ORDER: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
 
 
 def holds(condition: Mapping[str, Any], attributes: Attributes | None) -> bool:
-    """Tell whether a well-formed filter lets a file with these attributes through."""
+    """Return whether a well-formed filter accepts a file with these attributes."""
     kind = condition["type"]
     if kind in ("and", "or"):
         return (all if kind == "and" else any)(holds(one, attributes) for one in condition["filters"])
-    found, wanted = (attributes or {}).get(condition["key"]), condition["value"]
+    attribute, operand = (attributes or {}).get(condition["key"]), condition["value"]
     if kind in ("in", "nin"):
-        return any(_equal(found, one) for one in wanted) is (kind == "in")
+        return any(_equal(attribute, one) for one in operand) is (kind == "in")
     if kind in ("eq", "ne"):
-        return _equal(found, wanted) is (kind == "eq")
-    return _comparable(found, wanted) and bool(_ORDER[kind](found, wanted))
+        return _equal(attribute, operand) is (kind == "eq")
+    return _comparable(attribute, operand) and bool(_ORDER[kind](attribute, operand))
 
 
 def _equal(one: Any, other: Any) -> bool:

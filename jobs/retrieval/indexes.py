@@ -1,4 +1,4 @@
-"""Indexes of a vector store: the same files, cut or embedded in another way. Searches read one of them.
+"""Indexes of a vector store: the same files with different chunking or embeddings. Searches read one of them.
 
     store ──index_id──▶ the index in use       the first index is the store's own row, others are rows with a parent;
       ▲                                        rows of files, vectors and texts lie under the id of their index
@@ -7,9 +7,9 @@
     building ──▶ ready ──switch──▶ active ──another is switched to──▶ previous ──switch──▶ active
         └──▶ failed, cancelled ──sync──▶ building
 
-No status is kept: it is what the rows of the files say. A file that is attached goes into every index, in a job of its
-own for each; one that is removed goes out of every index, and attributes change in each. All of that, and the switch,
-is done under the lock of the store's row, so that none of them sees half of another.
+An index has no stored status: it follows from the rows of its files. An attached file is added to every index, by one
+job for each. A removed file is removed from every index, and attributes change in each. All this, and the switch, is
+done under the lock of the store's row, so that no operation sees half of another.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ ACTIVE: Final = "active"
 PREVIOUS: Final = "previous"
 _IN_PROGRESS: Final = "in_progress"  # of a file
 
-#: A store's own row whose index was removed. It was in use first, so that it is either in use or replaced.
+#: A store's own row whose index was removed: it is neither in use nor replaced.
 EMPTIED: Final[ColumnElement[bool]] = and_(VectorStore.index_id.is_not(None), VectorStore.replaced_at.is_(None))
 
 
@@ -48,7 +48,7 @@ def lock(session: Session, store_id: str) -> VectorStore | None:
 
 
 def keep(session: Session, index_id: str) -> VectorStore | None:
-    """Return an index, and keep others from coming into use until the transaction ends; None when it is gone."""
+    """Return an index, and keep others from coming into use until the transaction ends; None if it does not exist."""
     parent = session.execute(select(VectorStore.parent_id).where(VectorStore.id == index_id)).first()
     if parent is None:
         return None
@@ -59,7 +59,7 @@ def keep(session: Session, index_id: str) -> VectorStore | None:
 
 
 def alive(session: Session, index_id: str) -> VectorStore | None:
-    """Return an index; None when it was removed."""
+    """Return an index; None if it was removed."""
     index = session.get(VectorStore, index_id, populate_existing=True)
     return None if index is None or is_emptied(index) else index
 
@@ -90,12 +90,12 @@ def rows_of(session: Session, store: VectorStore, file_id: str) -> list[tuple[Ve
 
 
 def missing(store: VectorStore, index: VectorStore) -> Select[str]:
-    """Select the files that are found in the index in use and not in this one, or come into the first only."""
+    """Select files that are in the index in use and not in this one, or are being added only to the first."""
     here, there = VectorStoreFile, aliased(VectorStoreFile)
     coming = and_(here.document.is_(None), there.status == _IN_PROGRESS)
     present = exists().where(there.store_id == index.id, there.id == here.id, or_(there.document.is_not(None), coming))
-    wanted = or_(here.document.is_not(None), here.status == _IN_PROGRESS)
-    return select(here.id).where(here.store_id == store.current_id, wanted, ~present)
+    in_use = or_(here.document.is_not(None), here.status == _IN_PROGRESS)
+    return select(here.id).where(here.store_id == store.current_id, in_use, ~present)
 
 
 def count_missing(session: Session, store: VectorStore, index: VectorStore) -> int:
@@ -103,7 +103,7 @@ def count_missing(session: Session, store: VectorStore, index: VectorStore) -> i
 
 
 def lacking(session: Session, store: VectorStore, index: VectorStore) -> dict[str | None, int]:
-    """Count the files that an index lacks by their status in it, under None those that have no row there."""
+    """Count the files that an index lacks by their status in it; under None those without a row there."""
     lacks, there = missing(store, index).subquery(), VectorStoreFile
     join = and_(there.id == lacks.c.id, there.store_id == index.id)
     counted = select(there.status, func.count()).select_from(lacks).outerjoin(there, join).group_by(there.status)
@@ -111,7 +111,7 @@ def lacking(session: Session, store: VectorStore, index: VectorStore) -> dict[st
 
 
 def status(store: VectorStore, index: VectorStore, counts: dict[str, int], lacks: dict[str | None, int]) -> str:
-    """Return the status of an index. `counts` are of its files by status, `lacks` of those that it lacks."""
+    """Return the status of an index. `counts` are its files by status, `lacks` the missing ones by status."""
     if index.id == store.current_id:
         return ACTIVE
     if index.replaced_at is not None:
@@ -122,4 +122,4 @@ def status(store: VectorStore, index: VectorStore, counts: dict[str, int], lacks
         return READY
     if lacks.get(CANCELLED):
         return CANCELLED
-    return FAILED if lacks.get(FAILED) else BUILDING  # what a sync is reading comes into it when all is read
+    return FAILED if lacks.get(FAILED) else BUILDING  # files of a running sync are added when all are read

@@ -1,9 +1,9 @@
-"""Submit a job that brings files into a vector store, and publish its results.
+"""Submit jobs that add files to a vector store, and publish their results.
 
-A client attaches files, a verification mends what is missing, a source brings its documents. What a client attaches
-goes into each of the store's indexes, in a job for each: the client's own job fills the one in use.
+A client attaches files, a verification repairs missing ones, a source adds its documents. A client's files are added to
+each of the store's indexes, by one job for each; the client's own job fills the index in use.
 
-Versions of files come into view with the segment that counts them, in one transaction.
+Versions of files become visible with the segment that counts them, in one transaction.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ from jobs.retrieval.tables import VectorStore
 # ── the kind ──
 
 NAME: Final = "ingestion"
-#: How the ids of jobs begin: of those that clients see as file batches, and of others.
+#: Id prefixes: of jobs that clients see as file batches, and of other ingestions.
 FILE_BATCH: Final = "vsfb_"
 SINGLE: Final = "ing_"
 EVENTS: Final[dict[str, str]] = {
@@ -41,11 +41,11 @@ EVENTS: Final[dict[str, str]] = {
 
 
 class Ingestion(Payload):
-    """Bring files into a vector store. The rows of `vector_store_file` name the files, by line.
+    """Add files to a vector store. The rows of `vector_store_file` name the files, by line.
 
-    `index_id` is the one of the store's indexes that they go into, unless it is the store's own row. A job `beside`
-    was asked for by no client, and its files are announced to none. With `source_id` the files are what a source has
-    and the store lacks: planning finds them; with `again` also those that the source failed to read before.
+    `index_id` is the target index, unless that is the store's own row. No client has requested a job that is `beside`,
+    and its files cause no events. With `source_id`, planning finds the files that the source has and the store lacks;
+    with `again`, also those that the source failed to read before.
     """
 
     store_id: str
@@ -56,7 +56,7 @@ class Ingestion(Payload):
 
 
 def _ended(session: Session, job: Job) -> None:
-    """Bring the files and the source of an ingestion that ends to their end."""
+    """End the files and the source's sync of an ingestion that ends."""
     attachments.ended(session, job)
     source_items.ended(session, job)
 
@@ -95,10 +95,11 @@ def submit(
     after: Sequence[str] = (),
     **facts: Any,
 ) -> Job:
-    """The jobs and the rows of their files, in the caller's transaction. Raises NotFound, Expired, InvalidRequest.
+    """Submit the jobs with the rows of their files, in the caller's transaction, and return the first job.
 
-    All of them wait for the jobs named in `after`. A source's files are found when its job, which is one alone, is
-    planned.
+    All jobs wait for those in `after`. Planning finds the files of a source; it has one job.
+
+    Raises: NotFound, Expired, InvalidRequest.
     """
     if indexes.lock(session, store.id) is None:
         raise NotFound(f"No vector store found with id '{store.id}'.", param="vector_store_id")
@@ -121,7 +122,7 @@ def into(
     beside: bool = False,
     **facts: Any,
 ) -> Job:
-    """The job for one index alone."""
+    """Submit the job for one index."""
     job = begin(session, index, len(files), actor=actor, beside=beside, id=new_id(prefix), **facts)
     attachments.attach(session, index, job, files)
     return job
@@ -139,7 +140,7 @@ def begin(
     after: Sequence[str] = (),
     **facts: Any,
 ) -> Job:
-    """The job itself, whose files the caller names by their rows."""
+    """Submit the job; the caller writes the rows of its files."""
     index_id = index.id if index.parent_id else None
     payload = Ingestion(store_id=index.root, index_id=index_id, beside=beside, source_id=source_id, again=again)
     job = Job(
@@ -160,15 +161,15 @@ def begin(
 def commit(
     session: Session, claim: ShardClaim, seq: int, made: Sequence[Made], tally: Tally, dimensions: int, *, last: bool
 ) -> None:
-    """Publish, count, tell; with `last` the shard is done. Run twice it counts once. Raises Fenced.
+    """Publish versions, count lines and record events; with `last`, end the shard. Idempotent.
 
-    `tally` brings the tokens; the lines are added here, since a file may have been removed from its store meanwhile.
+    `tally` has the tokens; the lines are counted here, since a file may have been removed from its store meanwhile.
     """
     job = ledger.lock(session, claim.job.id)
     if job is None:
         raise Fenced
     if session.get(Segment, (claim.job.id, claim.n, claim.epoch, seq)) is not None:
-        return  # the first commit's answer was lost
+        return  # committed before; only the reply was lost
     store = indexes.keep(session, index_of(job.payload))
     settled = attachments.publish(session, store, made) if store else Settled(removed=list(made))
     counted = _count(tally, settled)
@@ -187,12 +188,12 @@ def commit(
 
 def _count(tally: Tally, settled: Settled) -> Tally:
     counted = replace(tally, covered=0, good=0, outcomes={})
-    for one in settled.completed:
-        counted.covered |= 1 << one.line
-        counted.good |= 1 << one.line
-    for one in settled.failed + settled.removed:
-        counted.covered |= 1 << one.line
-        name = f"error:{one.error[0] if one.error else 'removed'}"
+    for line in settled.completed:
+        counted.covered |= 1 << line.line
+        counted.good |= 1 << line.line
+    for line in settled.failed + settled.removed:
+        counted.covered |= 1 << line.line
+        name = f"error:{line.error[0] if line.error else 'removed'}"
         counted.outcomes[name] = counted.outcomes.get(name, 0) + 1
     return counted
 

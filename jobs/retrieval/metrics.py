@@ -1,6 +1,6 @@
-"""Measure how good a ranking is by judgements, and how alike two rankings are.
+"""Measure the quality of a ranking by judgements, and the similarity of two rankings.
 
-Judgements are as trec_eval has them: a gain is the grade, a grade below 1 is not relevant.
+Judgements follow trec_eval: the gain is the grade, and a grade below 1 is not relevant.
 """
 
 import math
@@ -11,30 +11,30 @@ Grades = Mapping[str, int]
 
 
 def recall(ranked: Sequence[str], grades: Grades, k: int) -> float:
-    """Return the share of what is relevant that is among the first `k`."""
+    """Return the share of the relevant items that are among the first `k`."""
     relevant = {name for name, grade in grades.items() if grade > 0}
     return len(relevant.intersection(ranked[:k])) / len(relevant)
 
 
 def ndcg(ranked: Sequence[str], grades: Grades, k: int) -> float:
-    """Return the discounted gain of the first `k` over that of the best ranking."""
+    """Return the discounted cumulative gain of the first `k`, divided by that of the ideal ranking."""
     best = _gain(sorted(grades.values(), reverse=True)[:k])
     return _gain([grades.get(name, 0) for name in ranked[:k]]) / best
 
 
 def reciprocal_rank(ranked: Sequence[str], grades: Grades, k: int) -> float:
-    """Return 1 / the rank of the first that is relevant; 0 where none is among the first `k`."""
+    """Return 1 / rank of the first relevant item; 0 if none is among the first `k`."""
     return next((1 / rank for rank, name in enumerate(ranked[:k], 1) if grades.get(name, 0) > 0), 0.0)
 
 
 def overlap(one: Sequence[str], other: Sequence[str]) -> float:
-    """Return the share of the longer list that both have; 1 for two empty lists."""
+    """Return the number of common items divided by the longer list's length; 1 for two empty lists."""
     longest = max(len(one), len(other))
     return len(set(one) & set(other)) / longest if longest else 1.0
 
 
 def rank_correlation(one: Sequence[str], other: Sequence[str]) -> float | None:
-    """Return Spearman's correlation over what both lists have; None where that is fewer than two."""
+    """Return Spearman's correlation of the common items; None for fewer than two."""
     common = [name for name in one if name in set(other)]
     if len(common) < 2:
         return None

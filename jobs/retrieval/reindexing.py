@@ -1,8 +1,8 @@
-"""A second index beside the one in use: filled, switched to, removed, each by a transaction that has locked the store.
+"""Build, sync, switch to and remove a second index, each in a transaction that has locked the store.
 
-build ─▶ files that can be found, or are on their way ─▶ one job; those that failed are taken over as they are
-sync  ─▶ of those the ones that are missing
-switch ─▶ refused while files are missing, unless they may be; the index before can be switched to again
+build  ─▶ one job for files that are published or in progress; rows of failed ones are copied
+sync   ─▶ one job for those that the index lacks
+switch ─▶ refused while files are missing, unless allowed; the former index can be switched to again
 """
 
 from typing import Any, Final
@@ -21,7 +21,7 @@ from jobs.retrieval.attachments import CANCELLED, FAILED, IN_PROGRESS, is_over
 from jobs.retrieval.indexes import index_of
 from jobs.retrieval.tables import Source, VectorStore, VectorStoreFile
 
-MOST: Final = 4  # of a store, since each file goes into all of them
+MOST: Final = 4  # of a store, because each file is added to all of them
 _NAMED: Final = 5
 
 
@@ -35,7 +35,10 @@ def build(
     actor: str,
     **facts: Any,
 ) -> VectorStore:
-    """Make an index of all files of a store, each cut as before without `chunking`. Raises Conflict, Expired."""
+    """Create an index of all files of a store; without `chunking` each is cut as before.
+
+    Raises: Conflict, Expired.
+    """
     if len(indexes.all_of(session, store)) >= MOST:
         raise Conflict(f"A vector store has at most {MOST} indexes: delete one first.", code="too_many_indexes")
     index = VectorStore(
@@ -59,12 +62,15 @@ def build(
 
 
 def sync(session: Session, store: VectorStore, index: VectorStore, *, actor: str, **facts: Any) -> Job | None:
-    """Bring in what is missing in an index; return None where nothing is. Raises Expired."""
+    """Submit a job for the files that an index lacks; return None if it lacks none.
+
+    Raises: Expired.
+    """
     return _fill(session, store, index, None, actor=actor, **facts)
 
 
 def alongside(session: Session, job: Job, source_id: str, *, actor: str, **facts: Any) -> None:
-    """Attach what a job attaches to one index to the store's other indexes too, cut as they do."""
+    """Attach the files of a job to the store's other indexes too, with their chunking."""
     store, taken = indexes.lock(session, job.payload["store_id"]), index_of(job.payload)
     if store is None or is_over(store):
         return
@@ -76,7 +82,10 @@ def alongside(session: Session, job: Job, source_id: str, *, actor: str, **facts
 
 
 def switch(session: Session, store: VectorStore, index: VectorStore, *, allow_missing: bool = False) -> None:
-    """Let every search read this index from now on; the one before stays, and can be switched to. Raises Conflict."""
+    """Let searches read this index from now on; the former one stays.
+
+    Raises: Conflict.
+    """
     if index.id == store.current_id:
         return
     lacks = indexes.count_missing(session, store, index)
@@ -93,7 +102,10 @@ def switch(session: Session, store: VectorStore, index: VectorStore, *, allow_mi
 
 
 def remove(session: Session, store: VectorStore, index: VectorStore) -> None:
-    """Owe the removal of all that an index holds. Raises Conflict for the index in use."""
+    """Enqueue the removal of an index.
+
+    Raises: Conflict, for the index in use.
+    """
     if index.id == store.current_id:
         raise Conflict("This index is in use: switch to another first.", code="index_active")
     if index.parent_id:
@@ -114,7 +126,7 @@ def _fill(
     job: Job | None = None,
     **facts: Any,
 ) -> Job | None:
-    """Make the job for what the index in use, or `job`, has or is about to have, and this index lacks."""
+    """Submit a job for the files that the index in use, or `job`, has or is adding, and that this index lacks."""
     lacking = _lacking(store, index, job)
     if not _hold(session, lacking):
         return None
@@ -129,23 +141,25 @@ def _fill(
 
 
 def _hold(session: Session, rows: Select[*tuple[Any, ...]]) -> int:
-    """Lock the files against deletion; return how many there are."""
+    """Lock the files against deletion, and return their number."""
     files = rows.with_only_columns(File.id, maintain_column_froms=True).with_for_update(read=True, of=File)
     return session.scalar(select(func.count()).select_from(files.subquery())) or 0
 
 
 def _lacking(store: VectorStore, index: VectorStore, job: Job | None) -> Select[str, dict[str, Any] | None]:
-    """Select the rows that an index lacks, of the index in use or of a job, with the chunking each has there."""
-    here, mine = VectorStoreFile, aliased(VectorStoreFile)
+    """Select the rows that an index lacks, of the index in use or of a job, with their former chunking in this
+    index.
+    """
+    here, own = VectorStoreFile, aliased(VectorStoreFile)
     there = here.store_id == store.current_id
     if job is not None:
         there = and_(here.store_id == index_of(job.payload), here.job_id == job.id)
     return (
-        select(here.id, mine.chunking)
+        select(here.id, own.chunking)
         .join(File, and_(File.id == here.id, File.deleted_at.is_(None)))
-        .outerjoin(mine, and_(mine.store_id == index.id, mine.id == here.id))
+        .outerjoin(own, and_(own.store_id == index.id, own.id == here.id))
         .where(there, or_(here.document.is_not(None), here.status == IN_PROGRESS))
-        .where(or_(mine.id.is_(None), and_(mine.document.is_(None), mine.status != IN_PROGRESS)))
+        .where(or_(own.id.is_(None), and_(own.document.is_(None), own.status != IN_PROGRESS)))
     )
 
 
@@ -158,7 +172,7 @@ def _bring_over(
 ) -> int:
     """Insert the rows as lines of the index's job by one statement, for they may be many; return their number.
 
-    Without `chunking` each is cut as it was in this index, else as the index does where that is its `own` way.
+    Without `chunking` each is cut as before in this index, or else by the index's `own` chunking.
     """
     here = VectorStoreFile
     cut = func.coalesce(lacking.selected_columns[1], here.chunking if own is None else literal(own, JSON()))
@@ -190,7 +204,7 @@ def _bring_over(
 
 
 def _take_over(session: Session, store: VectorStore, index: VectorStore) -> None:
-    """Copy files that failed or were cancelled before they could be found into this index as they are."""
+    """Copy rows of files that failed or were cancelled before they were published."""
     other = VectorStoreFile
     names = [column.name for column in other.__table__.columns]
     columns = [literal(index.id) if name == "store_id" else getattr(other, name) for name in names]

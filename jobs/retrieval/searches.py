@@ -1,13 +1,13 @@
-"""A search of a vector store, on its way from the API to a worker that has the model, and back."""
+"""The messages of a vector store search between the API and a worker that has the embedding model."""
 
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
 URL: Final = "/v1/vector_stores/search"
-#: Where a search asks another queue's worker for the scores of what it found.
+#: The URL under which a search asks another queue's worker for scores.
 RERANK_URL: Final = "/v1/vector_stores/rerank"
-#: OpenAI's rankers. They are the same here: the order that both rankings give. Any other names a re-ranking model.
+#: OpenAI's rankers, which are all the same here: the fused ranking. Any other name is a re-ranking model.
 RANKERS: Final = ("none", "auto", "default-2024-11-15", "default_2024_08_21")
 DEPTH: Final = 50  # candidates that are re-ranked
 MOST_DEPTH: Final = 200
@@ -45,7 +45,7 @@ class Hybrid(Protocol):
 
 
 def fusion_of(hybrid: Hybrid | None) -> dict[str, Any]:
-    """Return the fields of a `Search` that `hybrid` stands for; none where the client gives nothing."""
+    """Return the fields of a `Search` for `hybrid`; none if the client gives nothing."""
     if hybrid is None:
         return {}
     return {
@@ -57,13 +57,13 @@ def fusion_of(hybrid: Hybrid | None) -> dict[str, Any]:
 
 
 class Search(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A request. Weights are of vectors and of words; `k` is of reciprocal rank fusion. Unless it is `kept`, nothing
-    goes into the cache.
+    """A search request. Weights are for vectors and for words; `k` is the constant of reciprocal rank fusion.
 
-    The defaults of weights and fusion are chosen by measurement (docs/guides/ranking.md).
+    The query's vector is cached only if `cacheable`. The defaults of weights and fusion were chosen by measurement
+    (docs/guides/ranking.md).
     """
 
-    model: str  # whose worker is asked
+    model: str  # the store's embedding model
     store_id: str
     queries: tuple[str, ...]
     limit: int = 10
@@ -72,22 +72,22 @@ class Search(msgspec.Struct, frozen=True, omit_defaults=True):
     text_weight: float = 0.3
     fusion: Literal["rrf", "relative"] = "relative"
     k: int = 1  # on 192 RFC abstracts 1 has an MRR@10 of .683, the usual 60 has .663
-    threshold: float = 0.0  # of the score by which they are ranked in the end
+    threshold: float = 0.0  # of the final score
     ranker: str = ""  # a model that re-ranks the best `depth`
     depth: int = DEPTH
-    deduplicate: float = 0.0  # what resembles a better one this much is left out; 0: nothing is
+    deduplicate: float = 0.0  # similarity from which a worse chunk is dropped; 0: none is
     cacheable: bool = True
 
     @property
     def candidates(self) -> int:
-        """Return how many of the best are looked at."""
+        """Return how many of the best chunks are considered."""
         if self.ranker:
             return max(self.limit, self.depth)
         return self.limit * 4 if self.deduplicate else self.limit
 
 
 class Found(msgspec.Struct, frozen=True):
-    """A chunk, with the facts of its file."""
+    """A chunk with facts about its file."""
 
     file_id: str
     filename: str
@@ -95,11 +95,11 @@ class Found(msgspec.Struct, frozen=True):
     text: str
     attributes: dict[str, Any] | None
     meta: dict[str, Any]
-    n: int = 0  # which of its file's chunks
+    n: int = 0  # the number of the chunk in its file
 
 
 class Results(msgspec.Struct, frozen=True):
-    """`duplicates` counts hits that were dropped for resembling a better one; None where none were looked for."""
+    """The chunks that were found. `duplicates` counts the dropped similar ones; None if none were looked for."""
 
     found: tuple[Found, ...]
     duplicates: int | None = None

@@ -1,7 +1,7 @@
-"""What a source has brought into its store: one version of a document follows the other, and none is found twice.
+"""The documents that a source has added to its store: a new version replaces the old one, and none is found twice.
 
-new version attached ──completed──▶ the one before leaves the store and is deleted, in the same transaction
-          └──failed, cancelled──▶ the one before can still be found; the next sync looks again
+new version attached ──completed──▶ the old one is removed and deleted, in the same transaction
+          └──failed, cancelled──▶ the old one stays visible; the next sync tries again
 """
 
 import hashlib
@@ -22,25 +22,25 @@ from jobs.retrieval.attachments import Made
 from jobs.retrieval.indexes import index_of
 from jobs.retrieval.tables import Source, SourceItem, VectorStore, VectorStoreFile
 
-#: Of a source.
+#: Statuses of a source.
 IN_PROGRESS, COMPLETED, FAILED = attachments.IN_PROGRESS, attachments.COMPLETED, attachments.FAILED
-#: Of an item in a sync.
+#: Changes of an item in a sync.
 ADDED, CHANGED, UNCHANGED, REMOVED = "added", "changed", "unchanged", "removed"
 COUNTED: Final = ("seen", ADDED, CHANGED, REMOVED, UNCHANGED, FAILED)
-#: Of a sync, recorded before the last event of its job.
+#: Events of a sync, recorded before the last event of its job.
 EVENTS: Final = ("vector_store.source.synced", "vector_store.source.failed")
 _SYNCED, _NOT_SYNCED = EVENTS
 
 
 def digest(key: str) -> str:
-    """Return the digest of a key: keys are too long for an index."""
+    """Return the digest of a key, because keys are too long for an index."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def replace(session: Session, index: VectorStore, made: Sequence[Made]) -> None:
-    """Remove the old versions of documents whose new versions have come into view.
+    """Remove the old versions of documents whose new versions were published.
 
-    In an index that is not in use they stay, `outlived`; should it come into use, `catch_up` replaces.
+    In an index that is not in use they stay, `outlived`; `catch_up` removes them if it comes into use.
     """
     store = session.get(VectorStore, index.root) if made else None
     if store is not None and store.current_id == index.id:
@@ -48,15 +48,15 @@ def replace(session: Session, index: VectorStore, made: Sequence[Made]) -> None:
 
 
 def catch_up(session: Session, store: VectorStore) -> None:
-    """Replace old versions by the new ones that an index shows which has come into use."""
+    """Remove old versions whose new versions are in an index that has come into use."""
     shown = VectorStoreFile.store_id == store.current_id, VectorStoreFile.document.is_not(None)
     _replace(session, store, SourceItem.file_id.in_(select(VectorStoreFile.id).where(*shown)))
 
 
 def outlived() -> ColumnElement[bool]:
-    """Return the condition that the next version of a file's document can be found in its index too.
+    """Return the condition that the next version of a file's document is published in the same index.
 
-    A search that has begun before another index came into use still reads this one.
+    A search that began before another index came into use still reads this one.
     """
     newer = aliased(VectorStoreFile)
     both = newer.store_id == VectorStoreFile.store_id, newer.id == SourceItem.file_id, newer.document.is_not(None)
@@ -80,7 +80,7 @@ def _replace(session: Session, store: VectorStore, newest: ColumnElement[bool]) 
 
 
 def drop(session: Session, file_ids: Collection[str], *, actor: str) -> None:
-    """Delete files that a source has brought, and take them out of every store."""
+    """Delete files of a source, and remove them from all stores."""
     pages = list(in_pages(file_ids))
     files: list[tuple[str, str | None]] = []
     for page in pages:
@@ -93,7 +93,7 @@ def drop(session: Session, file_ids: Collection[str], *, actor: str) -> None:
 
 
 def ended(session: Session, job: Job) -> None:
-    """Record what came of a sync when its ingestion has ended."""
+    """Record the result of a sync when its ingestion has ended."""
     source_id = job.payload.get("source_id")
     source = session.get(Source, source_id, with_for_update=True) if source_id else None
     if source is None or source.job_id != job.id:
@@ -103,7 +103,7 @@ def ended(session: Session, job: Job) -> None:
     source.counts = _counts(session, source, job, in_use)
     error = source.error or _error(job)
     if in_use != index_of(job.payload) and source.seen and not source.counts[FAILED]:
-        error = source.error  # whatever became of the index that it had begun to fill, searches read all of it
+        error = source.error  # the sync's target index does not matter: searches read another one, which has all of it
     source.status = FAILED if error else COMPLETED
     source.last_error = error or _partly(session, source)
     source.last_at = now()
@@ -111,19 +111,19 @@ def ended(session: Session, job: Job) -> None:
 
 
 def _counts(session: Session, source: Source, job: Job, index_id: str) -> dict[str, Any]:
-    """Count what became of the items in an index; what came into another index only has failed."""
+    """Count the items of an index by result; an item that reached only another index has failed."""
     elsewhere = index_id != index_of(job.payload)
     counts: dict[str, Any] = dict.fromkeys(COUNTED, 0)
     counts.update(seen=source.seen, removed=source.removed)
     if not source.seen:
         return counts
-    ours = (SourceItem.job_id == job.id).label("ours")
+    is_of_job = (SourceItem.job_id == job.id).label("ours")
     of_item = and_(VectorStoreFile.store_id == index_id, VectorStoreFile.id == SourceItem.file_id)
     grouped = (
-        select(SourceItem.change, VectorStoreFile.status, ours, func.count())
+        select(SourceItem.change, VectorStoreFile.status, is_of_job, func.count())
         .outerjoin(VectorStoreFile, of_item)
         .where(SourceItem.source_id == source.id)
-        .group_by(SourceItem.change, VectorStoreFile.status, ours)
+        .group_by(SourceItem.change, VectorStoreFile.status, is_of_job)
     )
     for change, status, is_ours, count in session.execute(grouped):
         brought = is_ours and change in (ADDED, CHANGED)
@@ -145,12 +145,14 @@ def _error(job: Job) -> dict[str, Any] | None:
 
 
 def _partly(session: Session, source: Source) -> dict[str, Any] | None:
-    """Return the error of the first of the items that failed where others came in."""
+    """Return the error of the first failed item, if others succeeded."""
     assert source.counts is not None
     if not source.counts[FAILED]:
         return None
-    mine = SourceItem.source_id == source.id
-    item = session.scalar(select(SourceItem).where(mine, SourceItem.change == FAILED).order_by(SourceItem.key).limit(1))
+    of_source = SourceItem.source_id == source.id
+    item = session.scalar(
+        select(SourceItem).where(of_source, SourceItem.change == FAILED).order_by(SourceItem.key).limit(1)
+    )
     message = f"{source.counts[FAILED]} of {source.seen} could not be brought in"
     if item is None:
         return {"code": "files_failed", "message": f"{message}: see the files of the batch."}
@@ -158,7 +160,7 @@ def _partly(session: Session, source: Source) -> dict[str, Any] | None:
 
 
 def told(key: str) -> str:
-    """Return a key as an error shows it: what follows the `?` of a URL may be a secret."""
+    """Return a key for an error text, without the query of a URL, which may be a secret."""
     return key.partition("?")[0] if key.startswith(("http://", "https://")) else key
 
 

@@ -1,4 +1,4 @@
-"""Where documents may come from: folders and S3 prefixes that the operator names. Everything else is refused."""
+"""The allowed locations of sources: folders and S3 prefixes that the operator names."""
 
 import os
 import re
@@ -11,7 +11,10 @@ _S3 = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(?P<pref
 
 
 def folder(roots: Sequence[str], path: str, own: Sequence[Path]) -> Path:
-    """Return the real path of a folder below one of `roots`, not at `own`. Raises InvalidRequest."""
+    """Return the real path of a folder below one of `roots` and outside of `own`.
+
+    Raises: InvalidRequest.
+    """
     real = _real(path) if Path(path).is_absolute() and "\0" not in path else None
     if real is None or below(roots, real, own) is None:
         message = (
@@ -23,12 +26,12 @@ def folder(roots: Sequence[str], path: str, own: Sequence[Path]) -> Path:
 
 
 def meets(real: Path, own: Sequence[Path]) -> bool:
-    """Tell whether a real path contains one of the folders `own`, or lies in one."""
-    return any(real.is_relative_to(one) or one.is_relative_to(real) for one in map(_real, own))
+    """Return whether a real path contains one of the folders `own`, or lies in one."""
+    return any(real.is_relative_to(own_folder) or own_folder.is_relative_to(real) for own_folder in map(_real, own))
 
 
 def below(roots: Sequence[str], real: Path, own: Sequence[Path]) -> tuple[Path, tuple[str, ...]] | None:
-    """Return the allowed folder that a real path lies in, and the rest of the path; None outside, or at `own`."""
+    """Return the allowed folder of a real path, and the rest of the path; None outside of all, or at `own`."""
     if meets(real, own):
         return None
     for root in roots:
@@ -43,12 +46,15 @@ def _real(path: str | Path) -> Path:
 
 
 def prefix(allowed: Sequence[str], url: str) -> tuple[str, str]:
-    """Return bucket and prefix, empty or with a `/` at its end, below one of `allowed`. Raises InvalidRequest."""
-    found = _parts(url)
-    if found is None or not any(_covers(_parts(one), found) for one in allowed):
+    """Return bucket and prefix (empty or with a final `/`) below one of `allowed`.
+
+    Raises: InvalidRequest.
+    """
+    location = _parts(url)
+    if location is None or not any(_covers(_parts(allowed_url), location) for allowed_url in allowed):
         message = "The prefix must be one which the operator allows (NIGHTMILL_SOURCE_S3), or lie below one."
         raise InvalidRequest(message, param="prefix", code="prefix_not_allowed")
-    return found
+    return location
 
 
 def _parts(url: str) -> tuple[str, str] | None:

@@ -1,11 +1,11 @@
-"""Sources of vector stores: URLs, a folder, an S3 prefix, whose documents a store has as they are now.
+"""Sources of vector stores: URLs, a folder or an S3 prefix that a store is kept in step with.
 
     create, sync, due ──▶ a file batch without files ──planned──▶ source listed, compared, fetched; what is new or has
                           (none while one is alive)                changed is attached, what is gone is removed
                                                     └─ cannot be listed ─▶ failed; the store stays as it is
 
-So a sync is a job: claimed, beaten for, taken back, cancelled and told like any other. A source that is deleted, or
-whose store is, takes its files with it, some at a time.
+So a sync is a job with claims, heartbeats, revocation, cancellation and events like any other. When a source or its
+store is deleted, its files are deleted too, in batches.
 """
 
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ from jobs.retrieval.attachments import is_over
 from jobs.retrieval.source_items import IN_PROGRESS
 from jobs.retrieval.tables import Source, SourceItem, VectorStore
 
-#: Items of which everything goes in one transaction: some rows each.
+#: Items whose files are deleted in one transaction: some rows each.
 ITEMS_AT_ONCE = 20
 
 
 def sync(session: Session, source: Source, store: VectorStore, *, actor: str, **facts: Any) -> Job | None:
-    """Begin to sync a source, whose row is locked. None while it does so already."""
+    """Begin to sync a source, whose row is locked. Return None while it is syncing."""
     if source.status == IN_PROGRESS:
         return None
     job = ingestions.submit(session, store, (), actor=actor, prefix=ingestions.FILE_BATCH, source_id=source.id, **facts)
@@ -40,13 +40,13 @@ def sync(session: Session, source: Source, store: VectorStore, *, actor: str, **
 
 
 def due(session: Session, limit: int = 100) -> Sequence[str]:
-    """Return the sources that are to be synced because their time has come."""
+    """Return the sources whose next sync is due."""
     ready = Source.paused_at.is_(None), Source.deleted_at.is_(None), Source.next_at <= now()
     return session.scalars(select(Source.id).where(*ready).order_by(Source.next_at).limit(limit)).all()
 
 
 def fire(session: Session, source_id: str) -> Job | None:
-    """Sync a source that is due, and move its time on; return None when it is not due, or still syncs."""
+    """Sync a source that is due, and compute its next time; return None if it is not due or is still syncing."""
     source = session.scalar(select(Source).where(Source.id == source_id).with_for_update())
     at = now()
     if source is None or source.deleted_at is not None or source.paused_at is not None:
@@ -55,10 +55,12 @@ def fire(session: Session, source_id: str) -> Job | None:
         return None
     try:
         source.next_at = next_after(str(source.cron), str(source.timezone), at)
-    except InvalidRequest as error:  # it was a time once; zones come and go with the system
+    except InvalidRequest as error:  # it was valid once; time zones depend on the system
         source.paused_at, source.last_error = at, {"code": error.code, "message": error.message}
         return None
-    if source.status == IN_PROGRESS:  # its sync locks the store first, then us: who waits here for the store deadlocks
+    if (
+        source.status == IN_PROGRESS
+    ):  # its sync locks the store first and then this row: waiting for the store here would deadlock
         return None
     store = indexes.lock(session, source.store_id)
     if store is None or is_over(store):
@@ -68,19 +70,20 @@ def fire(session: Session, source_id: str) -> Job | None:
 
 def condemn(session: Session, source: Source, *, actor: str) -> None:
     """Hide a source from now on and stop its sync; `clear` removes what it has brought."""
-    stopped = _stop(session, source.job_id, actor)  # jobs are locked before sources, as when one ends
+    stopped = _stop(session, source.job_id, actor)  # lock jobs before sources, as at the end of a job
     locked = select(Source).where(Source.id == source.id).with_for_update()
     source_now = session.scalar(locked.execution_options(populate_existing=True))
     if source_now is None:
         return
     source_now.deleted_at = now()
-    if source_now.job_id != stopped:  # begun at this moment
+    if source_now.job_id != stopped:  # a sync that began at this moment
         _stop(session, source_now.job_id, actor)
 
 
 def _stop(session: Session, job_id: str | None, actor: str) -> str | None:
+    """Cancel the sync's job, if any, and return its id."""
     if job_id is not None:
-        with suppress(Conflict):  # it is about to end
+        with suppress(Conflict):  # it is ending
             ledger.cancel(session, job_id, actor=actor)
     return job_id
 
@@ -96,7 +99,7 @@ def doomed(session: Session, limit: int = 20) -> Sequence[Source]:
 def clear(session: Session, source_id: str, *, actor: str) -> bool:
     """Remove some of what a condemned source has brought; False when that was all, and the source is gone too."""
     store_id = session.scalar(select(Source.store_id).where(Source.id == source_id))
-    indexes.lock(session, store_id or "")  # before items and files, as whoever publishes
+    indexes.lock(session, store_id or "")  # lock it before items and files, as publishing does
     mine = select(SourceItem).where(SourceItem.source_id == source_id).order_by(SourceItem.digest)
     items = session.scalars(mine.limit(ITEMS_AT_ONCE).with_for_update()).all()
     strip(session, items, actor=actor)
@@ -108,12 +111,12 @@ def clear(session: Session, source_id: str, *, actor: str) -> bool:
 
 
 def strip(session: Session, items: Sequence[SourceItem], *, actor: str) -> int:
-    """Remove every version of these items; return how many items had one."""
-    brought = [item for item in items if item.file_id]
-    files = {file_id for item in brought for file_id in (item.file_id, item.previous_id) if file_id}
+    """Remove all versions of these items; return how many items had one."""
+    with_files = [item for item in items if item.file_id]
+    files = {file_id for item in with_files for file_id in (item.file_id, item.previous_id) if file_id}
     if files:
         source_items.drop(session, sorted(files), actor=actor)
-    for item in brought:
+    for item in with_files:
         item.file_id = item.previous_id = item.sha256 = None
     session.flush()
-    return len(brought)
+    return len(with_files)

@@ -1,7 +1,7 @@
-"""Vector stores, the files in them, and what is still to be removed from the vector database.
+"""Tables of vector stores, their files and sources, and of removals from the vector database.
 
-What can be found is decided here: a file's `document` is the key under which the vectors of its whole, published
-version lie. Vectors under any other key (half written, replaced, removed) are never shown and are removed later.
+These tables decide what searches find: a file's `document` is the key of its published version's vectors. Vectors under
+any other key (half written, replaced, removed) are never found, and are removed later.
 """
 
 from typing import Any
@@ -13,12 +13,12 @@ from jobs.db.base import Base, Serial
 
 
 class VectorStore(Base):
-    """`dimensions` are those of its vectors, 0 while nothing has been embedded; `shortened`: they were asked for.
+    """A vector store, or one of its other indexes.
 
-    A row with a `parent_id` is another index of that store (see `jobs.retrieval.indexes`), and no store itself.
-    `index_id` names the index in use, where it is not the store's own row; `replaced_at` says since when an index is
-    no longer in use;
-    `job_id` has filled it last.
+    `dimensions` is the length of its vectors, 0 before the first one; `shortened`: the client asked for that length. A
+    row with a `parent_id` is another index of that store (see `jobs.retrieval.indexes`). `index_id` names the index in
+    use, if it is not the store's own row; `replaced_at` is when an index went out of use; `job_id` was the last job to
+    fill it.
     """
 
     __tablename__ = "vector_store"
@@ -48,20 +48,20 @@ class VectorStore(Base):
 
     @property
     def root(self) -> str:
-        """The store whose index this is, as clients know it."""
+        """Return the id of the store to which this index belongs."""
         return self.parent_id or self.id
 
     @property
     def current_id(self) -> str:
-        """Of a store: the index in use, under which its files are."""
+        """Return the id of the store's index in use, which its files refer to."""
         return self.index_id or self.id
 
 
 class VectorStoreFile(Base):
     """A file in a store; `id` is the file's.
 
-    `version` names the latest attempt to bring it in, which line `line` of job `job_id` makes. `document` is the key of
-    the version that can be found, `entries` how many vectors that has, `recipe` what it was made from and how.
+    `version` names the latest attempt to add it, by line `line` of job `job_id`. `document` is the key of the published
+    version, `entries` the number of its vectors, `recipe` a hash of its content and of how it was made.
     """
 
     __tablename__ = "vector_store_file"
@@ -101,7 +101,9 @@ class VectorStoreFile(Base):
 
 
 class VectorRemoval(Base):
-    """Owed to the vector database: the removal of one document, of a whole store, or of what no file points to."""
+    """A pending removal from the vector database: of one document, of a whole store, or of vectors that no file
+    points to.
+    """
 
     __tablename__ = "vector_removal"
 
@@ -114,13 +116,13 @@ class VectorRemoval(Base):
     document: Mapped[str | None] = mapped_column(String(96))
     file_id: Mapped[str | None] = mapped_column(String(64))
     created_at: Mapped[float]
-    due_at: Mapped[float]  # later where it could not be made
+    due_at: Mapped[float]  # later after a failed attempt
 
 
 class Source(Base):
-    """Where a store's files come from. `spec` is what its type takes; its `status` says whether `job_id` is at it now.
+    """The origin of a store's files. `spec` has the fields of its type; `status` says whether `job_id` syncs it now.
 
-    `seen`, `removed` and `error` are of the sync that runs; `counts` and `last_error` of the last one that ended.
+    `seen`, `removed` and `error` are of the running sync; `counts` and `last_error` of the last one that ended.
     """
 
     __tablename__ = "source"
@@ -158,9 +160,9 @@ class Source(Base):
 class SourceItem(Base):
     """One document of a source, by the SHA-256 of its key (a path or a URL).
 
-    `file_id` is its newest version; where that is not whole yet, or never will be, `previous_id` is the one that can
-    still be found. `fingerprint` tells without reading whether it changed, `sha256` when it was read. `job_id` is the
-    last sync that did something about it, `change` what.
+    `file_id` is its newest version; `previous_id` is the version that is still published, if the newest is not.
+    `fingerprint` detects changes without reading, `sha256` after reading. `job_id` is the last sync that changed it,
+    `change` what that did.
     """
 
     __tablename__ = "source_item"

@@ -2,8 +2,8 @@
 
     nm_<8 characters: id>_<43 characters: 32 random bytes>_<8 hex: CRC-32 of what stands before>
 
-The id finds the row, the SHA-256 of the whole key is compared in constant time. 256 random bits need no slow hash.
-A wrong checksum is refused without asking the database. The key itself is shown once and never stored.
+The id finds the row, and the SHA-256 of the whole key is compared in constant time. 256 random bits need no slow hash.
+A wrong checksum is refused without a query. The key itself is shown once and never stored.
 """
 
 import hashlib
@@ -24,12 +24,12 @@ from jobs.security.tables import ApiKey, Project
 
 _PREFIX = "nm"
 _ID_ALPHABET = string.ascii_lowercase + string.digits
-#: Compared against when the id is unknown, so that an unknown id takes as long as a wrong secret.
+#: Compared if the id is unknown, so that an unknown id takes as long as a wrong secret.
 _NOBODY = hashlib.sha256(b"nobody").hexdigest()
 
 
 def create_key(session: Session, project_name: str, *, actor: str = "operator") -> str:
-    """A new key of a project, which is made if it is new. The key is in no other place."""
+    """Create a key of a project, and the project if it is new. Return the key, which is stored nowhere."""
     project = ensure_project(session, project_name)
     key_id = "".join(secrets.choice(_ID_ALPHABET) for _ in range(8))
     body = f"{_PREFIX}_{key_id}_{secrets.token_urlsafe(32)}"
@@ -40,7 +40,7 @@ def create_key(session: Session, project_name: str, *, actor: str = "operator") 
 
 
 def ensure_project(session: Session, name: str) -> Project:
-    """The project of this name; of two that make it at once, one does."""
+    """Return the project of this name; create it if it is new. Safe against concurrent creation."""
     new = {"id": new_id("proj_"), "name": name, "weight": 1.0, "allow_external": False, "created_at": now()}
     session.execute(insert_into(session, Project).values(new).on_conflict_do_nothing())
     return session.scalars(select(Project).where(Project.name == name)).one()
@@ -56,7 +56,7 @@ def project_names(session: Session) -> dict[str, str]:
 
 
 def allow_external(session: Session, project_name: str, *, allowed: bool, actor: str = "operator") -> None:
-    """Whether a project's prompts may go to endpoints outside this deployment."""
+    """Set whether a project's prompts may go to endpoints outside this deployment."""
     project = ensure_project(session, project_name)
     project.allow_external = allowed
     action = "project.allow_external" if allowed else "project.forbid_external"
@@ -71,7 +71,7 @@ def list_keys(session: Session) -> Sequence[tuple[ApiKey, Project]]:
 
 
 def revoke_key(session: Session, key_id: str, *, actor: str = "operator") -> bool:
-    """Revoke by id; False when there is no such live key."""
+    """Revoke a key by id; return False if there is no such live key."""
     live = update(ApiKey).where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None)).values(revoked_at=now())
     revoked: bool = session.execute(live).rowcount == 1  # type: ignore[attr-defined]
     if revoked:
@@ -80,13 +80,13 @@ def revoke_key(session: Session, key_id: str, *, actor: str = "operator") -> boo
 
 
 def well_formed(key: str) -> bool:
-    """Whether the checksum holds; what is not well formed is no key of ours."""
+    """Return whether the prefix and the checksum are right."""
     body, _, checksum = key.rpartition("_")
     return key.startswith(f"{_PREFIX}_") and checksum == f"{zlib.crc32(body.encode()):08x}"
 
 
 def check_key(session: Session, key: str) -> ApiKey | None:
-    """The live key's row, or None. Takes as long for an unknown id as for a wrong secret."""
+    """Return the live key's row, or None. An unknown id takes as long as a wrong secret."""
     parts = key.split("_")
     row = session.get(ApiKey, parts[1]) if len(parts) >= 4 else None
     right = hmac.compare_digest(_digest(key), row.digest if row else _NOBODY)

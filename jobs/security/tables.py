@@ -1,4 +1,4 @@
-"""Who may do what: projects, keys, and the answers kept for an `Idempotency-Key`."""
+"""Tables of projects, keys, stored bytes, and answers stored for an `Idempotency-Key`."""
 
 from sqlalchemy import Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
@@ -7,7 +7,7 @@ from jobs.db.base import Base
 
 
 class Project(Base):
-    """Every other row belongs to one. `weight` is its share of the workers against other projects."""
+    """The owner of all other rows. `weight` is its share of the workers relative to other projects."""
 
     __tablename__ = "project"
 
@@ -19,7 +19,7 @@ class Project(Base):
 
 
 class StorageUsage(Base):
-    """Bytes that a project stores: `counted` + `added`. See `jobs.usage.stored_bytes`."""
+    """The bytes that a project stores: `counted` + `added`. See `jobs.usage.stored_bytes`."""
 
     __tablename__ = "storage_usage"
 
@@ -44,7 +44,7 @@ class ApiKey(Base):
 class Idempotency(Base):
     """The first answer to a create, replayed for the same key and request. `status` 0: still being made.
 
-    While it is being made, the row is leased: `beat` moves as bytes arrive.
+    Until then the row is leased: `beat_at` is renewed while bytes arrive.
     """
 
     __tablename__ = "idempotency"

@@ -1,1 +1,1 @@
-"""What a project stores, and the bound on it."""
+"""What a project stores, and its limit."""

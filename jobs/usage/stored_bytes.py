@@ -1,14 +1,14 @@
-"""The bytes that each project stores, and the bound on them (`NIGHTMILL_PROJECT_MAX_BYTES`).
+"""The bytes that each project stores, and their limit (`NIGHTMILL_PROJECT_MAX_BYTES`).
 
     create   check ─▶ bytes into the storage ─▶ reserve, in the transaction of the row that points to them
     delete   changes nothing here; the next count finds less
 
-The row of a project says `counted + added`. A create raises `added`, which never falls, by one conditional UPDATE, so
-that creates at the same moment never exceed the bound together. A count reads `added` before it sums the rows of the
-project: what is added meanwhile is counted twice until the next count, and nothing is missed. What workers store
-(results, vectors, answers in the background) is never refused, and is seen by the next count.
+A project uses `counted + added`. A create raises `added`, which never decreases, by one conditional UPDATE, so that
+concurrent creates never exceed the limit together. A count reads `added` before it sums the rows of the project: bytes
+that are added meanwhile count twice until the next count, and none are missed. What workers store (results, vectors,
+background responses) is never refused, and the next count includes it.
 
-A count of a million rows takes 0.1 s of CPU, from indexes alone. Without a limit nothing is counted or noted.
+A count of a million rows takes 0.1 s of CPU, from indexes alone. Without a limit nothing is counted or recorded.
 """
 
 import threading
@@ -32,7 +32,7 @@ from jobs.security.tables import StorageUsage
 _COUNT_SECONDS, _FULL_SECONDS = 30.0, 5.0
 _counting = threading.Lock()  # one count at a time in this process
 
-#: Sums by kind. Parts come before files: an upload that is completed between the two sums is in one of them or in both.
+#: Sums by kind. Parts come before files, so that an upload completed between the two sums is in one or in both.
 _SUMS: Mapping[str, Any] = {
     "upload_parts": select(Upload.project_id, func.sum(UploadPart.bytes))
     .join(UploadPart, UploadPart.upload_id == Upload.id)
@@ -52,16 +52,19 @@ KINDS = tuple(_SUMS)
 
 
 def by_project(session: Session) -> dict[str, dict[str, int]]:
-    """Sum the stored bytes of every project that stores any, by kind."""
-    found: dict[str, dict[str, int]] = {}
+    """Return the stored bytes of every project that stores any, by kind."""
+    sizes: dict[str, dict[str, int]] = {}
     for kind, sums in _SUMS.items():
         for project_id, size in session.execute(sums):
-            found.setdefault(project_id, dict.fromkeys(KINDS, 0))[kind] = int(size or 0)
-    return found
+            sizes.setdefault(project_id, dict.fromkeys(KINDS, 0))[kind] = int(size or 0)
+    return sizes
 
 
 def check(db: Database, project_id: str, size: int, limit: int) -> int:
-    """Return how many bytes a project may store after `size` more; a `limit` of 0 is none. Raises ProjectFull."""
+    """Return how many bytes a project may store after `size` more; a `limit` of 0 is none.
+
+    Raises: ProjectFull.
+    """
     if not limit or size <= 0:
         return limit
     free = limit - _used(db, project_id, size, limit) - size
@@ -71,7 +74,10 @@ def check(db: Database, project_id: str, size: int, limit: int) -> int:
 
 
 def reserve(session: Session, project_id: str, size: int, limit: int) -> None:
-    """Add `size` bytes to a project that was checked before. Raises ProjectFull when they are too many."""
+    """Add `size` bytes to a project that was checked before.
+
+    Raises: ProjectFull.
+    """
     fits = StorageUsage.counted + StorageUsage.added + size <= limit
     more = update(StorageUsage).where(StorageUsage.project_id == project_id, fits)
     more = more.values(added=StorageUsage.added + size)
@@ -80,9 +86,11 @@ def reserve(session: Session, project_id: str, size: int, limit: int) -> None:
 
 
 def check_not_full(session: Session, project_id: str, limit: int) -> None:
-    """Refuse one more byte by what is noted, in a transaction that creates what workers will fill.
+    """Refuse one more byte by the recorded sums, in a transaction that creates work whose results workers will store.
 
-    Nothing is counted in the transaction: call `count_if_due` before it. Raises ProjectFull.
+    Nothing is counted in the transaction: call `count_if_due` before it.
+
+    Raises: ProjectFull.
     """
     if not limit:
         return
@@ -92,13 +100,13 @@ def check_not_full(session: Session, project_id: str, limit: int) -> None:
 
 
 def count_if_due(db: Database, project_id: str, limit: int) -> None:
-    """Count what a project stores where the last count is too old to refuse or allow one more byte by it."""
+    """Count what a project stores if the last count is too old to decide about one more byte."""
     if limit:
         _used(db, project_id, 1, limit)
 
 
 def count(db: Database, project_id: str) -> int:
-    """Sum what a project stores, note it in the project's row and return it."""
+    """Count what a project stores, record it and return it."""
     with db.read() as session:
         added, used = _sum_all(session, project_id)
     with db.write() as session:
@@ -107,7 +115,7 @@ def count(db: Database, project_id: str) -> int:
 
 
 def _sum_all(session: Session, project_id: str) -> tuple[int, int]:
-    """Return what was added before the sums were made, and the sum."""
+    """Return `added` as it was before the sums, and the sum."""
     added = session.scalar(select(StorageUsage.added).where(StorageUsage.project_id == project_id)) or 0
     return added, sum(_sum(session, sums, project_id) for sums in _SUMS.values())
 
@@ -135,7 +143,7 @@ def _used(db: Database, project_id: str, size: int, limit: int) -> int:
 
 
 def _noted(session: Session, project_id: str, size: int, limit: int) -> int | None:
-    """Return what the project's row says, or None when a count is due."""
+    """Return the recorded sum, or None if a count is due."""
     row = session.execute(
         select(StorageUsage.counted + StorageUsage.added, StorageUsage.counted_at).where(
             StorageUsage.project_id == project_id
@@ -156,7 +164,7 @@ def _full(limit: int) -> ProjectFull:
 
 
 class Arriving:
-    """Bytes of bodies that this process receives now, by project."""
+    """Bytes of bodies that this process is receiving, by project."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -164,7 +172,10 @@ class Arriving:
 
     @contextmanager
     def hold(self, project_id: str, size: int, free: int) -> Iterator[None]:
-        """Count `size` bytes as arriving. Raises ProjectFull when those of others leave less than that of `free`."""
+        """Count `size` bytes as arriving.
+
+        Raises: ProjectFull, if other bodies leave less of `free`.
+        """
         with self._lock:
             if self._bytes[project_id] + size > free:
                 raise ProjectFull("What the project stores and is uploading would be more than it may store.")
@@ -174,4 +185,4 @@ class Arriving:
         finally:
             with self._lock:
                 self._bytes[project_id] -= size
-                self._bytes += Counter()  # forgets projects without any
+                self._bytes += Counter()  # drops projects without any

@@ -1,1 +1,1 @@
-"""Webhooks: endpoints, deliveries, and one attempt to post one."""
+"""Webhooks: endpoints, deliveries, and single attempts to send them."""

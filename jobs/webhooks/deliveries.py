@@ -10,8 +10,8 @@ Every write of an outcome is guarded by the claim's worker and epoch. 410, or no
 Events that happen meanwhile are not owed to it, but `replay` owes them with `missed`. What is held for an endpoint that
 is deleted fails soon.
 
-Claims are made oldest first, but a lane takes no more than its share, so that a receiver's backlog stands in nobody's
-way. A lane is an endpoint, or the URL of one-off webhooks.
+The oldest deliveries are claimed first, but a lane has at most its share, so that the backlog of one receiver does not
+delay others. A lane is an endpoint, or the URL of one-off webhooks.
 """
 
 import random
@@ -38,21 +38,21 @@ from jobs.webhooks.tables import Attempt, Delivery, Event, WebhookEndpoint
 
 #: When a delivery to a disabled endpoint is due: the end of the year 9999.
 HELD = 253_402_300_799.0
-#: Why a delivery failed whose endpoint is gone.
+#: The error of a delivery whose endpoint was deleted.
 DELETED = "endpoint deleted"
-#: As the partial indexes spell it: neither SQLite nor PostgreSQL matches a bound parameter with an index's condition.
+#: Literal as in the partial indexes: neither database matches a bound parameter with an index's condition.
 WAITING = and_(Delivery.state == literal_column("'pending'"), Delivery.worker_id.is_(None))
 PENDING, DELIVERED, FAILED = "pending", "delivered", "failed"
 _ON_HOLD = and_(WAITING, Delivery.due_at >= HELD)
 _JITTER = 0.2
 _RETRY_AFTER_MAX = 86_400.0
 _GONE = 410
-_LATE_SECONDS = 60.0  # a first attempt is due at once, give or take what clocks differ by
+_LATE_SECONDS = 60.0  # a first attempt is due at once, apart from differences between clocks
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryClaim:
-    """The right to make one attempt, and all it takes."""
+    """The right to make one attempt, with everything that it needs."""
 
     id: str
     epoch: int
@@ -74,10 +74,10 @@ def claim_due(
     per_endpoint: int = 2,
     allowances: Mapping[str, int] | None = None,
 ) -> list[DeliveryClaim]:
-    """Take due deliveries, oldest first, so that this worker holds at most `per_endpoint` of a lane.
+    """Claim due deliveries, oldest first, so that this worker holds at most `per_endpoint` of a lane.
 
-    `allowances` replace that number for single lanes. None while the queue or the worker is paused: what is owed stays
-    owed, with all its attempts.
+    `allowances` replace that number for single lanes. Claims none while the queue or the worker is paused: pending
+    deliveries keep all their attempts.
     """
     if pauses.paused(session).rests(Queue.WEBHOOKS, worker_id):
         return []
@@ -96,7 +96,7 @@ def claim_due(
 
 
 class _Room:
-    """What each lane may still take."""
+    """How many more deliveries each lane may have."""
 
     def __init__(self, held: Counter[str], usual: int, allowances: Mapping[str, int]) -> None:
         self._held = held
@@ -107,7 +107,7 @@ class _Room:
         return {lane for lane in {*self._held, *self._allowances} if not self._left(lane)}
 
     def take(self, lane: str) -> bool:
-        """Take one place, where there is one."""
+        """Take one if the lane has room; return whether it had."""
         left = self._left(lane)
         self._held[lane] += left
         return left
@@ -117,7 +117,7 @@ class _Room:
 
 
 def _held_by_lane(session: Session, worker_id: str) -> Counter[str]:
-    """How many deliveries of each lane a worker holds."""
+    """Return how many deliveries of each lane a worker holds."""
     lane = func.coalesce(Delivery.endpoint_id, Job.webhook_url)
     counts = session.execute(
         select(lane, func.count())
@@ -130,8 +130,11 @@ def _held_by_lane(session: Session, worker_id: str) -> Counter[str]:
 
 
 def _due(at: float, full: Collection[str], limit: int):  # type: ignore[no-untyped-def]
-    """The oldest due deliveries outside full lanes, with what each needs. Others' locked rows are passed over."""
-    elsewhere = or_(Delivery.endpoint_id.is_(None), Delivery.endpoint_id.not_in(full))  # decided before any join
+    """Return the query of the oldest due deliveries outside full lanes, with what an attempt needs.
+
+    Rows that others have locked are skipped.
+    """
+    elsewhere = or_(Delivery.endpoint_id.is_(None), Delivery.endpoint_id.not_in(full))  # evaluated before any join
     return (
         select(
             Delivery.id,
@@ -154,7 +157,7 @@ def _due(at: float, full: Collection[str], limit: int):  # type: ignore[no-untyp
 
 
 def _set_aside(session: Session, rows: Sequence[Row[Any]]) -> list[Row[Any]]:
-    """The rows that can be sent. Those of disabled endpoints are held, those that lead nowhere fail."""
+    """Return the rows that can be sent. Hold those of disabled endpoints, and fail those without a target."""
     sendable, held, lost = [], [], []
     disabled = _still_disabled(session, {row.WebhookEndpoint.id for row in rows if _disabled(row)})
     for row in rows:
@@ -174,7 +177,9 @@ def _disabled(row: Row[Any]) -> bool:
 
 
 def _still_disabled(session: Session, ids: Collection[str]) -> set[str]:
-    """Locked, so that `enable` can't release an endpoint's deliveries just before they are held."""
+    """Return the endpoints that are disabled, locked so that `enable` does not run just before their deliveries are
+    held.
+    """
     if not ids:
         return set()
     query = select(WebhookEndpoint).where(WebhookEndpoint.id.in_(ids)).order_by(WebhookEndpoint.id)
@@ -208,7 +213,7 @@ def _claim(row: Row[Any], worker_id: str, at: float) -> DeliveryClaim:
 
 
 def _set(session: Session, ids: Sequence[str], **values: Any) -> None:
-    """Only what still waits: on PostgreSQL the rows are locked, on SQLite the database is."""
+    """Change deliveries that still wait: PostgreSQL has locked the rows, SQLite the database."""
     if ids:
         waiting = update(Delivery).where(Delivery.id.in_(ids), WAITING).values(values)
         session.execute(waiting, execution_options={"synchronize_session": False})
@@ -216,9 +221,9 @@ def _set(session: Session, ids: Sequence[str], **values: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What to replay: these ids, or the deliveries of a span of time in one of these states.
+    """The deliveries to replay: by ids, or by a span of time and states.
 
-    `missed` adds the events of that span that the endpoint, being disabled, was never owed.
+    `missed` adds events of that span that happened while the endpoint was disabled.
     """
 
     ids: tuple[str, ...] = ()
@@ -231,9 +236,10 @@ class Selection:
 def next_delay(
     attempt: int, schedule: Sequence[float], retry_after: float | None, rng: Callable[[], float]
 ) -> float | None:
-    """Seconds until the next attempt after `attempt` failed ones, with 20 % of jitter; None: that was the last.
+    """Return the seconds until the next attempt after `attempt` failed ones, with 20 % of jitter; None after the
+    last one.
 
-    The receiver's Retry-After only ever makes it later, up to a day.
+    The receiver's Retry-After can only delay it, by at most a day.
     """
     if attempt >= len(schedule):
         return None
@@ -247,22 +253,22 @@ def record(
     config: Settings,
     rng: Callable[[], float] = random.random,
 ) -> int:
-    """Write down attempts and what follows from them; returns how many still were their claimer's to write."""
+    """Record attempts and their consequences; return how many claims still held."""
     endpoints = _locked(session, {claim.endpoint_id for claim, _ in results if claim.endpoint_id})
     held = _held(session, [claim for claim, _ in results])
     at = now()
-    mine = [(claim, outcome) for claim, outcome in results if (claim.id, claim.epoch) in held]
-    for claim, outcome in mine:
+    valid = [(claim, outcome) for claim, outcome in results if (claim.id, claim.epoch) in held]
+    for claim, outcome in valid:
         if outcome.delivered:
             accepted = outcome.at + outcome.seconds
             measures.observe(session, measures.WEBHOOK, "", accepted - held[claim.id, claim.epoch])
-    _write(session, [_after(claim, outcome, config, rng) for claim, outcome in mine])
-    _log(session, [_attempt(claim, outcome) for claim, outcome in mine])
-    for claim, outcome in mine:
+    _write(session, [_after(claim, outcome, config, rng) for claim, outcome in valid])
+    _log(session, [_attempt(claim, outcome) for claim, outcome in valid])
+    for claim, outcome in valid:
         endpoint = endpoints.get(claim.endpoint_id or "")
         if endpoint is not None and _concerns(endpoint, claim, outcome):
             _judge(session, endpoint, outcome, config, at)
-    return len(mine)
+    return len(valid)
 
 
 def take_back(session: Session, worker_id: str, keep: Collection[DeliveryClaim] = ()) -> int:
@@ -280,39 +286,39 @@ def give_back(session: Session, claims: Sequence[DeliveryClaim]) -> None:
 
 
 def due_count(session: Session) -> int:
-    """How many deliveries wait and are due."""
+    """Return how many deliveries wait and are due."""
     return session.scalar(select(func.count()).where(WAITING, Delivery.due_at <= now())) or 0
 
 
 def next_due(session: Session) -> float | None:
-    """When the first waiting delivery is due; None when none waits."""
+    """Return when the first waiting delivery is due; None if none waits."""
     return session.scalar(select(func.min(Delivery.due_at)).where(WAITING))
 
 
 def orphans(session: Session) -> list[str]:
-    """Workers that hold deliveries but are not registered any more."""
+    """Return workers that hold deliveries but are not registered any more."""
     lost = ~exists().where(Worker.id == Delivery.worker_id)
     found = select(Delivery.worker_id).where(Delivery.worker_id.is_not(None), lost).distinct()
     return [worker_id for worker_id in session.scalars(found) if worker_id is not None]
 
 
 def too_late(session: Session, config: Settings, limit: int) -> list[str]:
-    """Deliveries that are due later than they can be: who owed them had a clock that was ahead."""
+    """Return deliveries whose due time is too far ahead, because a clock was ahead when it was set."""
     first = now() + _LATE_SECONDS
     again = first + max(_RETRY_AFTER_MAX, (1 + _JITTER) * max(config.webhook_retry_seconds))
     latest = case((Delivery.attempts == 0, first), else_=again)
-    # the first condition follows from the last, and is the one that an index answers
+    # the first condition follows from the last, and can use an index
     late = and_(Delivery.due_at > first, Delivery.due_at < HELD, Delivery.due_at > latest)
     return list(session.scalars(select(Delivery.id).where(WAITING, late).limit(limit)))
 
 
 def bring_forward(session: Session, ids: Collection[str]) -> int:
-    """They are due now, unless they were claimed or held meanwhile; returns how many."""
+    """Make deliveries due now, unless they were claimed or held meanwhile; return how many."""
     return _update(session, and_(Delivery.id.in_(ids), WAITING, Delivery.due_at < HELD), due_at=now())
 
 
 def disable(session: Session, endpoint: WebhookEndpoint, reason: str) -> None:
-    """Stop sending to an endpoint whose row the caller has locked; others hear of it, nothing is deleted."""
+    """Disable an endpoint whose row the caller has locked, and record the event. Nothing is deleted."""
     endpoint.disabled_at, endpoint.disabled_reason = now(), reason
     endpoint.event_seq += 1
     session.flush()
@@ -330,7 +336,7 @@ def disable(session: Session, endpoint: WebhookEndpoint, reason: str) -> None:
 
 
 def enable(session: Session, endpoint: WebhookEndpoint, *, actor: str) -> int:
-    """Send to an endpoint again, and some of what was held at once; how much. The rest is for `release`, in pages."""
+    """Enable an endpoint, and release a first page of held deliveries; return how many. `release` does the rest."""
     if endpoint.disabled_at is None:
         return 0
     endpoint.disabled_at = endpoint.disabled_reason = endpoint.failing_since = None
@@ -341,57 +347,64 @@ def enable(session: Session, endpoint: WebhookEndpoint, *, actor: str) -> int:
 
 
 def held_too_long(session: Session, limit: int) -> Sequence[str]:
-    """What is still held for endpoints that are enabled."""
+    """Return deliveries that are still held although their endpoint is enabled."""
     enabled = select(WebhookEndpoint.id).where(WebhookEndpoint.disabled_at.is_(None))
     return session.scalars(select(Delivery.id).where(_ON_HOLD, Delivery.endpoint_id.in_(enabled)).limit(limit)).all()
 
 
 def release(session: Session, ids: Collection[str]) -> int:
-    """It is due now. Of an endpoint that was disabled meanwhile it is held again when it is claimed."""
+    """Make held deliveries due now; return how many.
+
+    Claiming holds them again if the endpoint was disabled meanwhile.
+    """
     return _update(session, and_(Delivery.id.in_(ids), _ON_HOLD), due_at=now())
 
 
 def delete(session: Session, endpoint: WebhookEndpoint) -> None:
-    """Delete an endpoint whose row is locked. What is due fails when it is claimed, what is held now, or as `lost`."""
+    """Delete an endpoint whose row is locked.
+
+    Due deliveries fail when they are claimed, held ones now or later (`lost`).
+    """
     fail_lost(session, _held_for(session, endpoint))
     session.delete(endpoint)
 
 
 def _held_for(session: Session, endpoint: WebhookEndpoint) -> Sequence[str]:
-    """As much as one transaction changes."""
+    """Return held deliveries of an endpoint, as many as one transaction may change."""
     theirs = _ON_HOLD, Delivery.endpoint_id == endpoint.id
     return session.scalars(select(Delivery.id).where(*theirs).limit(WRITE_ROWS)).all()
 
 
 def lost(session: Session, limit: int) -> Sequence[str]:
-    """What is held for endpoints that are gone, by whatever way."""
+    """Return deliveries that are held for deleted endpoints."""
     lost = ~exists().where(WebhookEndpoint.id == Delivery.endpoint_id)
     return session.scalars(select(Delivery.id).where(_ON_HOLD, lost).limit(limit)).all()
 
 
 def fail_lost(session: Session, ids: Collection[str]) -> int:
-    """It fails, and was not held for anybody else meanwhile; returns how many."""
+    """Fail these deliveries if they are still held; return how many."""
     return _update(session, and_(Delivery.id.in_(ids), _ON_HOLD), state=FAILED, error=DELETED)
 
 
 def replay(
     session: Session, project_id: str, endpoint_id: str | None, selection: Selection, limit: int = 1000
 ) -> list[str]:
-    """Make deliveries pending again, from the first attempt on, under their old `webhook-id`; returns their ids.
+    """Make deliveries pending again, from the first attempt on, under their `webhook-id`; return their ids.
 
-    Without an endpoint: one-off webhooks. As many as `limit`: call again for more. Raises NotFound for an unknown
-    endpoint or id, Conflict while the endpoint is disabled.
+    Without an endpoint: one-off webhooks. At most `limit` at once.
+
+    Raises NotFound for an unknown endpoint or id, and Conflict while the endpoint is disabled.
     """
     endpoint = _replayable(session, project_id, endpoint_id)
-    mine = and_(Delivery.project_id == project_id, _of(endpoint_id))
+    of_endpoint = and_(Delivery.project_id == project_id, _of(endpoint_id))
     if selection.ids:
-        wanted = and_(mine, Delivery.id.in_(selection.ids))
-        known = session.scalar(select(func.count()).select_from(Delivery).where(wanted))
+        selected = and_(of_endpoint, Delivery.id.in_(selection.ids))
+        known = session.scalar(select(func.count()).select_from(Delivery).where(selected))
         if known != len(set(selection.ids)):
             raise NotFound("There is no such delivery.", param="ids")
     else:
-        wanted = and_(mine, Delivery.state.in_(selection.states), _within(Delivery.created_at, selection))
-    free = select(Delivery.id).where(wanted, Delivery.worker_id.is_(None)).order_by(Delivery.created_at)
+        selected = and_(of_endpoint, Delivery.state.in_(selection.states), _within(Delivery.created_at, selection))
+    free = select(Delivery.id).where(selected, Delivery.worker_id.is_(None)).order_by(Delivery.created_at)
     ids = list(session.scalars(free.limit(limit)))
     again = {"state": PENDING, "attempts": 0, "due_at": now(), "delivered_at": None}
     _update(session, and_(Delivery.id.in_(ids), Delivery.worker_id.is_(None)), **again)
@@ -401,7 +414,7 @@ def replay(
 
 
 def attempts(session: Session, delivery_ids: Collection[str]) -> dict[str, list[Attempt]]:
-    """The log of each delivery, oldest first. A replay counts its attempts from 1 again."""
+    """Return the attempts of each delivery, oldest first. A replay counts its attempts from 1 again."""
     log: dict[str, list[Attempt]] = {delivery_id: [] for delivery_id in delivery_ids}
     for row in session.scalars(select(Attempt).where(Attempt.delivery_id.in_(delivery_ids)).order_by(Attempt.id)):
         log[row.delivery_id].append(row)
@@ -409,14 +422,14 @@ def attempts(session: Session, delivery_ids: Collection[str]) -> dict[str, list[
 
 
 def _locked(session: Session, ids: Collection[str]) -> dict[str, WebhookEndpoint]:
-    """Endpoints before deliveries, in the order of their ids: no two recorders wait for each other."""
+    """Lock endpoints before deliveries and in the order of their ids, so that recorders do not deadlock."""
     query = select(WebhookEndpoint).where(WebhookEndpoint.id.in_(ids)).order_by(WebhookEndpoint.id)
     fresh = query.with_for_update().execution_options(populate_existing=True)
     return {endpoint.id: endpoint for endpoint in session.scalars(fresh)} if ids else {}
 
 
 def _held(session: Session, claims: Sequence[DeliveryClaim]) -> dict[tuple[str, int], float]:
-    """The claims that hold, as (id, epoch), and when their events happened.
+    """Return the valid claims as (id, epoch), with the times of their events.
 
     Their rows are locked until the caller's transaction ends.
     """
@@ -425,13 +438,13 @@ def _held(session: Session, claims: Sequence[DeliveryClaim]) -> dict[tuple[str, 
     rows = select(Delivery.id, Delivery.epoch, Delivery.worker_id, Delivery.created_at).where(
         Delivery.id.in_([claim.id for claim in claims]), Delivery.worker_id.is_not(None)
     )
-    found = {(id_, epoch, worker): at for id_, epoch, worker, at in session.execute(rows.with_for_update())}
-    held = [claim for claim in claims if (claim.id, claim.epoch, claim.worker_id) in found]
-    return {(claim.id, claim.epoch): found[claim.id, claim.epoch, claim.worker_id] for claim in held}
+    rows_held = {(id_, epoch, worker): at for id_, epoch, worker, at in session.execute(rows.with_for_update())}
+    held = [claim for claim in claims if (claim.id, claim.epoch, claim.worker_id) in rows_held]
+    return {(claim.id, claim.epoch): rows_held[claim.id, claim.epoch, claim.worker_id] for claim in held}
 
 
 def _after(claim: DeliveryClaim, outcome: Outcome, config: Settings, rng: Callable[[], float]) -> dict[str, Any]:
-    """What an attempt makes of its delivery. The next one is counted from this one's end, not from this record."""
+    """Return the values of a delivery after an attempt. The delay counts from the attempt's end."""
     ended = outcome.at + outcome.seconds
     delay = next_delay(claim.attempt, config.webhook_retry_seconds, outcome.retry_after, rng)
     over = delay is None or (outcome.status_code == _GONE and claim.endpoint_id is None)
@@ -449,12 +462,12 @@ def _after(claim: DeliveryClaim, outcome: Outcome, config: Settings, rng: Callab
 
 
 def _concerns(endpoint: WebhookEndpoint, claim: DeliveryClaim, outcome: Outcome) -> bool:
-    """Whether the attempt was made to the endpoint as it is now: a late 410 must not undo what its owner mended."""
+    """Return whether the attempt was made to the endpoint as it is now: a late 410 must not undo the owner's change."""
     return claim.url == endpoint.url and outcome.at >= (endpoint.updated_at or 0.0)
 
 
 def _judge(session: Session, endpoint: WebhookEndpoint, outcome: Outcome, config: Settings, at: float) -> None:
-    """What an attempt makes of its endpoint."""
+    """Update an endpoint after an attempt, and disable it if it has failed for too long."""
     if outcome.delivered:
         endpoint.failing_since = None
         return
@@ -468,7 +481,7 @@ def _judge(session: Session, endpoint: WebhookEndpoint, outcome: Outcome, config
 
 
 def _write(session: Session, rows: list[dict[str, Any]]) -> None:
-    """One statement for many deliveries, each guarded by its epoch; in the table's own terms, which costs a tenth."""
+    """Write many deliveries by one statement, each guarded by its epoch; as a Core statement, which costs a tenth."""
     table = Delivery.__table__
     guard = and_(table.c.id == bindparam("claim_id"), table.c.epoch == bindparam("claim_epoch"))
     columns = ("worker_id", "attempts", "status_code", "error", "state", "delivered_at", "due_at")
@@ -522,7 +535,7 @@ def _within(column: Any, selection: Selection):  # type: ignore[no-untyped-def]
 def _replayable(session: Session, project_id: str, endpoint_id: str | None) -> WebhookEndpoint | None:
     if endpoint_id is None:
         return None
-    # locked: of two that owe what was missed at once, one does
+    # locked, so that concurrent replays do not add missed events twice
     endpoint = session.get(WebhookEndpoint, endpoint_id, with_for_update=True, populate_existing=True)
     if endpoint is None or endpoint.project_id != project_id:
         raise NotFound("There is no such webhook endpoint.")

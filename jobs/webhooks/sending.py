@@ -3,8 +3,8 @@
     async with open_client(config) as client:
         outcome = await post_signed(client, url, secrets, delivery_id, body)
 
-An attempt never raises: whatever happens is an `Outcome`. 2xx is success, everything else is a failure; redirects
-are not followed and at most 16 KB of an answer are read, and dropped.
+An attempt never raises: its result is an `Outcome`. 2xx is success, everything else a failure. Redirects are not
+followed; at most 16 KB of a response are read, and discarded.
 """
 
 import asyncio
@@ -37,13 +37,13 @@ USER_AGENT = f"Nightmill/{version('nightmill')}"
 _SECRET_PREFIX = "whsec_"  # noqa: S105
 _SECRET_BYTES = 32
 _ANSWER_BYTES = 16_384
-_ANSWER_SECONDS = 0.5  # the status line is the answer; the rest is read so that the connection can be used again
-_KEEP_SECONDS = 4.0  # shorter than the five seconds after which many servers close
+_ANSWER_SECONDS = 0.5  # the status decides; the body is read only so that the connection can be reused
+_KEEP_SECONDS = 4.0  # shorter than the five seconds after which many servers close a connection
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one attempt, begun at `at`, came to. `error` is a short constant, never the receiver's words."""
+    """The result of one attempt, begun at `at`. `error` is a short constant, never text of the receiver."""
 
     status_code: int | None
     error: str | None
@@ -58,7 +58,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Connections to receivers, behind the guard."""
+    """Connections to receivers, behind the SSRF guard."""
 
     session: aiohttp.ClientSession
     allow_private: bool
@@ -66,12 +66,15 @@ class Client:
 
 
 def new_secret() -> str:
-    """A signing secret; shown once, kept readable, since signing needs it."""
+    """Return a new signing secret. It is shown once, and stored readable, because signing needs it."""
     return _SECRET_PREFIX + base64.b64encode(random.token_bytes(_SECRET_BYTES)).decode()
 
 
 def check_secret(secret: str, *, param: str = "secret") -> str:
-    """A secret that a user brings: `whsec_` and the base64 of 24 to 64 bytes. Raises InvalidRequest."""
+    """Return a user's secret if it is `whsec_` and the base64 of 24 to 64 bytes.
+
+    Raises: InvalidRequest.
+    """
     try:
         size = len(base64.b64decode(secret.removeprefix(_SECRET_PREFIX), validate=True))
     except (binascii.Error, ValueError):
@@ -83,12 +86,12 @@ def check_secret(secret: str, *, param: str = "secret") -> str:
 
 
 def signing_secrets(endpoint: WebhookEndpoint, at: float) -> tuple[str, ...]:
-    """The secrets that sign for an endpoint: the new one, and each old one until its time is over."""
+    """Return the secrets that sign for an endpoint: the current one, and each old one until it expires."""
     return (endpoint.secret, *(secret for secret, _ in old_secrets(endpoint, at)))
 
 
 def old_secrets(endpoint: WebhookEndpoint, at: float) -> list[tuple[str, float]]:
-    """The old secrets that still sign, the newest first, and until when."""
+    """Return the old secrets that still sign, newest first, with their expiry."""
     last = (endpoint.old_secret, endpoint.old_secret_until)
     return [
         (secret, until) for secret, until in (last, *(endpoint.older_secrets or ())) if secret and (until or 0) > at
@@ -96,7 +99,7 @@ def old_secrets(endpoint: WebhookEndpoint, at: float) -> list[tuple[str, float]]
 
 
 def envelope(event: Event) -> dict[str, Any]:
-    """OpenAI's thin envelope."""
+    """Return OpenAI's thin envelope of an event."""
     return {
         "id": event.id,
         "object": "event",
@@ -107,12 +110,12 @@ def envelope(event: Event) -> dict[str, Any]:
 
 
 def body(event: Event) -> bytes:
-    """The envelope's bytes, the same at every attempt."""
+    """Return the envelope's bytes, which are the same at every attempt."""
     return json.dumps(envelope(event), separators=(",", ":")).encode()
 
 
 def sign(secrets: Sequence[str], webhook_id: str, at: float, content: bytes) -> str:
-    """The `webhook-signature` header: one signature for each secret, any of which may match."""
+    """Return the `webhook-signature` header: one signature for each secret, any of which may match."""
     stamp, text = datetime.fromtimestamp(int(at), UTC), content.decode()
     return " ".join(Webhook(secret).sign(webhook_id, stamp, text) for secret in secrets)
 
@@ -120,7 +123,7 @@ def sign(secrets: Sequence[str], webhook_id: str, at: float, content: bytes) -> 
 def headers(
     secrets: Sequence[str], webhook_id: str, content: bytes, at: float, *, sequence: int | None = None
 ) -> dict[str, str]:
-    """The headers of one attempt. `sequence` orders the events of one job for receivers that care."""
+    """Return the headers of one attempt. `sequence` orders the events of one job."""
     given = {
         "content-type": "application/json",
         "user-agent": USER_AGENT,
@@ -137,7 +140,7 @@ def headers(
 async def open_client(
     config: Settings, *, resolve: Resolve | None = None, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[Client]:
-    """A client for many attempts. `resolve` and `tls` replace the system's."""
+    """Open a client for many attempts. `resolve` and `tls` replace the system's."""
     private = config.webhook_allow_private
     connector = aiohttp.TCPConnector(
         resolver=GuardedResolver(allow_private=private, resolve=resolve),
@@ -158,7 +161,7 @@ async def open_client(
 
 
 async def post_once(config: Settings, url: str, secrets: Sequence[str], webhook_id: str, content: bytes) -> Outcome:
-    """One attempt with a client of its own."""
+    """Make one attempt with a client of its own."""
     async with open_client(config) as client:
         return await post_signed(client, url, secrets, webhook_id, content)
 
@@ -172,7 +175,7 @@ async def post_signed(
     *,
     sequence: int | None = None,
 ) -> Outcome:
-    """One attempt, signed at this moment."""
+    """Make one attempt, signed now."""
     began, at = time.monotonic(), now()
     given = headers(secrets, webhook_id, content, at, sequence=sequence)
     status, error, retry_after = await _attempt(client, url, given, content)
@@ -196,7 +199,7 @@ async def _attempt(
 async def _post(
     session: aiohttp.ClientSession, url: URL, given: dict[str, str], content: bytes
 ) -> aiohttp.ClientResponse:
-    """Post once. A kept connection that turns out to be closed is no answer: then again, on the next one."""
+    """Post once. If a reused connection turns out to be closed, post again on the next one."""
     while True:
         trace = SimpleNamespace(reused=False)
         sending = session.post(url, data=content, headers=given, allow_redirects=False, trace_request_ctx=trace)
@@ -211,7 +214,7 @@ async def _post(
 
 async def _drop(content: aiohttp.StreamReader) -> None:
     left = _ANSWER_BYTES
-    with suppress(TimeoutError, aiohttp.ClientError):  # the status line has answered
+    with suppress(TimeoutError, aiohttp.ClientError):  # the status is known already
         async with asyncio.timeout(_ANSWER_SECONDS):
             while left > 0 and (chunk := await content.read(left)):
                 left -= len(chunk)
@@ -226,7 +229,7 @@ def _reuse_noted() -> aiohttp.TraceConfig:
     return trace
 
 
-#: The first that fits names the failure.
+#: The first matching type names the failure.
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (InvalidRequest, "url refused"),
     (TimeoutError, "timeout"),
@@ -242,14 +245,14 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
 
 
 def reason(error: Exception) -> str:
-    """What kept a request from being answered, in two or three words that hold nothing of it."""
+    """Return why a request got no response, in two or three constant words."""
     cause = getattr(error, "os_error", None) if isinstance(error, aiohttp.ClientConnectorDNSError) else None
-    found = cause if isinstance(cause, AddressRefused) else error
-    return next((reason for kind, reason in _REASONS if isinstance(found, kind)), "connection failed")
+    failure = cause if isinstance(cause, AddressRefused) else error
+    return next((reason for kind, reason in _REASONS if isinstance(failure, kind)), "connection failed")
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds, from either of the header's two forms; nonsense counts as absent."""
+    """Return seconds from either form of the header; None if it is malformed."""
     if value is None:
         return None
     if value.strip().isdecimal():

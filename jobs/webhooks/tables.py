@@ -1,4 +1,4 @@
-"""Events, and the deliveries that tell the world about them."""
+"""Tables of events, of webhook endpoints and of deliveries."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from jobs.db.base import Base, Serial
 
 
 class Event(Base):
-    """Something that happened to a job (or endpoint); `seq` is taken under that row's lock, without gaps.
+    """Something that happened to a job or an endpoint; `seq` is taken under that row's lock, without gaps.
 
-    The same row feeds polling, SSE and webhooks. `position` is its place in the feed of its project, which the leading
-    dispatcher gives out after the commit: see `jobs.ledger.feed`.
+    The same row feeds polling, SSE and webhooks. `position` is its number in the feed of its project, which the leading
+    dispatcher assigns after the commit: see `jobs.ledger.feed`.
     """
 
     __tablename__ = "event"
@@ -47,7 +47,7 @@ class Event(Base):
 
 
 class EventHead(Base):
-    """Where a project's feed of events ends: the last `position` given out, and the last one that was `removed`."""
+    """The end of a project's feed: the last `position` assigned, and the last one `removed`."""
 
     __tablename__ = "event_head"
 
@@ -57,9 +57,9 @@ class EventHead(Base):
 
 
 class WebhookEndpoint(Base):
-    """Where a project wants its events. Its secrets are kept readable: signing needs them.
+    """The URL that a project wants its events at. Its secrets are stored readable, because signing needs them.
 
-    `older_secrets` are those from before `old_secret` that still sign, the newest first: [secret, until].
+    `older_secrets` are those before `old_secret` that still sign, newest first: [secret, until].
     """
 
     __tablename__ = "webhook_endpoint"
@@ -84,10 +84,10 @@ class WebhookEndpoint(Base):
 
 
 class Delivery(Base):
-    """One event owed to one receiver: pending → delivered | failed. Its id is the stable `webhook-id`.
+    """One event to be sent to one receiver: pending → delivered | failed. Its id is the stable `webhook-id`.
 
-    With `endpoint_id` the endpoint's URL and secrets sign it; without, the job's own webhook does.
-    A claim is `worker_id` and `epoch`; it is taken back when that worker no longer beats.
+    With `endpoint_id` the endpoint's URL and secrets apply, otherwise those of the job's own webhook. A claim is
+    `worker_id` and `epoch`; it is revoked when the worker's heartbeats stop.
     """
 
     __tablename__ = "delivery"
@@ -126,7 +126,7 @@ class Delivery(Base):
 
 
 class Attempt(Base):
-    """One try of a delivery."""
+    """One attempt of a delivery."""
 
     __tablename__ = "attempt"
 

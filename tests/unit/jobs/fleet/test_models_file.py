@@ -202,7 +202,7 @@ WRONG = {
     "an alias with a space": ({"aliases": '["gpt 4"]'}, "line 5: models.m.aliases.0: must have 1 to 255 characters"),
     "a wildcard as alias": ({"aliases": '["*"]'}, "neither spaces nor *"),
     "its own name as alias": ({"aliases": "[m]"}, "line 5: models.m.aliases.0: m already names m"),
-    "a key twice": ({"aliases": "[a]\n    aliases: [b]"}, "line 6: aliases: stands here a second time"),
+    "a key twice": ({"aliases": "[a]\n    aliases: [b]"}, "line 6: aliases: is a duplicate key"),
 }
 
 
