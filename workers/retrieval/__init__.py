@@ -1,1 +1,1 @@
-"""Vector stores: parsing, ingestion, sources, vectors, searches."""
+"""Vector stores: parsing, ingestion, sources, searches, re-ranking."""

@@ -1,17 +1,17 @@
 """Split text in any writing into words, leave stop words out of queries, and find near duplicates by their words.
 
-Chinese and Japanese are written without spaces: there two characters side by side are a word.
+Chinese and Japanese are written without spaces: there each pair of neighbouring characters is a word.
 
 "30天的年假 is OK"  ─▶  30, 天的, 的年, 年假, is, OK
 
-Near duplicates are chunks that overlap, copies of a file, boilerplate. Two texts are as alike as the share of their
-triples of words that both have; the better ranked of two stays. Counted by words and not by vectors, that is the same
-with every embedding model.
+Near duplicates are overlapping chunks, copies of a file, boilerplate. The similarity of two texts is the share of their
+word triples that both have; the better ranked of two is kept. It uses words and not vectors, so that it is the same for
+every embedding model.
 
 "a b c d" ─▶ {a b c, b c d}
 
-In a small store a word such as "for" is as rare as any other, so that BM25 takes it for a good one. The language of a
-query is the one of which it has the most stop words.
+In a small store a word such as "for" is as rare as any other, so BM25 would weight it highly. The language of a query
+is the one with the most stop words in it.
 
 "Who pays for trips?"  ─▶  English (who, for)  ─▶  "pays trips?"
 """
@@ -27,7 +27,7 @@ import stop_words
 
 from jobs.retrieval.searches import Found
 
-#: Of a regular expression's set. The second line is what Chinese and Japanese characters fill beside it, less often.
+#: For a character set of a regular expression. The second line has the rarer Chinese and Japanese characters.
 WIDE: Final = (
     "\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
     "\u3005-\u3007\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
@@ -43,7 +43,7 @@ def words_of(text: str) -> Iterator[str]:
 
 
 def runs(text: str) -> list[str]:
-    """Return the runs of wide and of other word characters, each as long as it goes."""
+    """Return the maximal runs of wide and of other word characters."""
     return _RUN.findall(text)
 
 
@@ -52,7 +52,7 @@ def is_wide(run: str) -> bool:
 
 
 def pairs(run: str) -> list[str]:
-    """Return each two neighbouring characters of a wide run; a single character stands alone."""
+    """Return each pair of neighbouring characters of a wide run; a single character alone."""
     return [run[at : at + 2] for at in range(max(1, len(run) - 1))]
 
 
@@ -64,7 +64,7 @@ _MARKS: Final = string.punctuation + "¿¡«»„“”‘’‹›…–—؟،
 
 
 def keywords(query: str) -> str:
-    """Return a query without the stop words of its language, or the query as it is where no other word remains."""
+    """Return a query without the stop words of its language, or unchanged if no other word remains."""
     words = [(word, word.strip(_MARKS).casefold()) for word in query.split()]
     languages = _languages_of({bare for _, bare in words})
     left = [(word, bare) for word, bare in words if languages.isdisjoint(_stop_words().get(bare, ()))]
@@ -72,7 +72,7 @@ def keywords(query: str) -> str:
 
 
 def _languages_of(words: Iterable[str]) -> frozenset[str]:
-    """Return the languages of which `words` have the most stop words. English comes before others that have as many."""
+    """Return the languages with the most stop words among `words`; English wins a tie."""
     counts = Counter(language for word in words for language in _stop_words().get(word, ()))
     most = max(counts.values(), default=0)
     if most and counts[_ENGLISH] == most:
@@ -98,24 +98,24 @@ Shingles = frozenset[tuple[str, ...]]
 
 
 def distinct(found: Sequence[Found], alike: float, most: int) -> tuple[list[Found], int]:
-    """Return the first `most` hits that resemble no better one by `alike` or more, and how many were dropped."""
+    """Return the first `most` hits that are less similar than `alike` to all better ones, and how many were dropped."""
     selected: list[Found] = []
     seen: list[Shingles] = []
     dropped = 0
-    for one in found:
+    for chunk in found:
         if len(selected) == most:
             break
-        mine = shingles(one.text)
-        if any(likeness(mine, other) >= alike for other in seen):
+        own_shingles = shingles(chunk.text)
+        if any(likeness(own_shingles, other) >= alike for other in seen):
             dropped += 1
             continue
-        selected.append(one)
-        seen.append(mine)
+        selected.append(chunk)
+        seen.append(own_shingles)
     return selected, dropped
 
 
 def shingles(text: str) -> Shingles:
-    """Return the triples of words of a text; a text of one or two words is one shingle."""
+    """Return the word triples of a text; a text of one or two words is one shingle."""
     words = list(words_of(text.casefold()))
     last = max(1, len(words) - _SHINGLE_WORDS + 1)
     return frozenset(_runs(words, last)) if words else frozenset()

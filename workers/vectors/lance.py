@@ -4,17 +4,16 @@
                              └───────────┬──────────────┘
                           both are found by nearest and matching
 
-    <root>/vs_abc.lance/     one table for each store; flock on the folder: somebody tends it
+    <root>/vs_abc.lance/     one table for each store; flock on the folder while a process tends it
            ├ data/           rows, a file for each append
-           ├ _deletions/     which of them went
+           ├ _deletions/     which rows are deleted
            ├ _versions/      a commit each
            └ _indices/
 
-Up to INDEXED_FROM rows, `nearest` compares with every vector, which is exact; `tend` makes an index of larger tables.
-Commits are optimistic: a process that loses against another one begins again, and so does a process that reads a
-version that is cleaned up meanwhile. LanceDB commits by renaming and never syncs: what it has committed would be lost
-with the power. `Tables.synced` makes it durable. LanceDB starts threads of its own: processes that use it are spawned,
-never forked.
+Up to INDEXED_FROM rows, `nearest` compares with every vector, which is exact; `tend` indexes larger tables. Commits are
+optimistic: a process that loses a race begins again, and so does one that reads a version that is cleaned up meanwhile.
+LanceDB commits by renaming and never syncs, so a power failure would lose commits; `Tables.synced` makes them durable.
+LanceDB starts threads of its own, so processes that use it are spawned, never forked.
 """
 
 import json
@@ -45,16 +44,16 @@ from jobs.platform.storage import sync_path
 from jobs.timings import Timings
 from workers.vectors.base import Entry, Hit, Store, Vector, VectorsUnavailable, checked, chunks, words
 
-INDEXED_FROM: Final = 20_000  # rows; below, comparing with all takes a few milliseconds
-PROBES: Final = 32  # of the index's partitions, about 8,000 vectors each
-REFINE: Final = 4  # so many times the limit are compared by their full vectors
-KEEP: Final = timedelta(minutes=10)  # of a version that is not the newest any more
-_NO_TIME: Final = timedelta(milliseconds=1)  # of 0 LanceDB warns; who reads an older version begins again
-_IN_LIST: Final = 1000  # values in one condition of a DELETE or a look-up
+INDEXED_FROM: Final = 20_000  # rows; with fewer, comparing with all takes a few milliseconds
+PROBES: Final = 32  # partitions of the index per search, about 8,000 vectors each
+REFINE: Final = 4  # times the limit: candidates that are compared by their full vectors
+KEEP: Final = timedelta(minutes=10)  # how long old versions are kept
+_NO_TIME: Final = timedelta(milliseconds=1)  # LanceDB warns about 0; readers of an older version begin again
+_IN_LIST: Final = 1000  # values in one condition of a DELETE or a query
 _SHOWN: Final = ["document", "n", "text", "meta"]
-_FOREIGN: Final = (RuntimeError, OSError, ValueError)  # as which LanceDB's errors come
+_FOREIGN: Final = (RuntimeError, OSError, ValueError)  # types of LanceDB's errors
 _LOST_RACE: Final = ("not found", "no such file", "conflict", "concurrent")
-_SOURCE_LINE: Final = re.compile(r",? ?/\S+\.rs:\d+(:\d+)?")  # in the library's source
+_SOURCE_LINE: Final = re.compile(r",? ?/\S+\.rs:\d+(:\d+)?")  # a line of the library's source in its messages
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +61,7 @@ T = TypeVar("T")
 
 
 class LanceVectors:
-    """The port on a folder."""
+    """The vector database in a folder."""
 
     def __init__(self, root: Path, timings: Timings = Timings()) -> None:
         self._root = root.absolute()
@@ -90,14 +89,14 @@ class LanceVectors:
         return found
 
     def drop(self, store: Store, documents: Collection[str]) -> int:
-        def delete(some: Collection[str], table: Any) -> int:
+        def delete(page: Collection[str], table: Any) -> int:
             with self._tables.synced(store.id):
-                return int(table.delete(_within("document", some)).num_deleted_rows)
+                return int(table.delete(_within("document", page)).num_deleted_rows)
 
-        return sum([self._with(store, partial(delete, some), 0) for some in chunks(documents, _IN_LIST)])
+        return sum([self._with(store, partial(delete, page), 0) for page in chunks(documents, _IN_LIST)])
 
     def erase(self, store: Store) -> None:
-        """Rows that are left beside dropped ones are written anew, since a file goes only as a whole."""
+        """Rewrite the rows that remain in files with deleted rows, because a file can only be deleted as a whole."""
 
         def work(table: Any) -> None:
             with self._tables.tending(store.id), self._tables.synced(store.id):
@@ -172,7 +171,7 @@ class LanceVectors:
         return self._with(store, work, []) if limit > 0 and (documents is None or documents) else []
 
     def _rows(self, store: Store, column: str, values: Collection[str], wanted: list[str]) -> list[Any]:
-        """Of the table, those with one of these values, in batches."""
+        """Return the table's rows with one of these values, in batches."""
 
         def work(table: Any) -> list[Any]:
             query = table.search().where(_within(column, values)).select(wanted).limit(None)
@@ -181,7 +180,7 @@ class LanceVectors:
         return self._with(store, work, [])
 
     def _with(self, store: Store, work: Callable[[Any], T], nothing: T) -> T:
-        """Do it with the store's table; without one there is `nothing`."""
+        """Run `work` with the store's table; return `nothing` if there is none."""
 
         def once() -> T:
             table = self._tables.find(store)
@@ -190,7 +189,7 @@ class LanceVectors:
         return self._again(store, once)
 
     def _again(self, store: Store, work: Callable[[], T]) -> T:
-        """Until no other process has come in between: a lost race has changed nothing."""
+        """Repeat `work` until it wins the race against other processes; a lost race has changed nothing."""
         deadline = time.monotonic() + self._patience
         delay = 0.01
         while True:
@@ -203,23 +202,23 @@ class LanceVectors:
                     raise self._unavailable(error) from error
                 log.info("vectors.again", extra={"store": store.id, "reason": str(self._unavailable(error))})
             self._tables.forget(store.id)
-            self._closing.wait(delay * random.uniform(0.5, 1.5))  # noqa: S311 (so that two do not meet again)
+            self._closing.wait(delay * random.uniform(0.5, 1.5))  # noqa: S311 (jitter, so that two processes do not collide again)
             delay = min(delay * 2, 1.0)
 
     def _unavailable(self, error: Exception) -> VectorsUnavailable:
-        """Without the folders of this machine, and of the one that LanceDB was built on."""
-        said = _SOURCE_LINE.sub("", str(error)).replace(str(self._root), "").replace(str(self._root).lstrip("/"), "")
-        return VectorsUnavailable(f"The vector store fails: {said}")
+        """Return the error without paths of this machine or of the library's build."""
+        reason = _SOURCE_LINE.sub("", str(error)).replace(str(self._root), "").replace(str(self._root).lstrip("/"), "")
+        return VectorsUnavailable(f"The vector store fails: {reason}")
 
 
 def _index(table: Any) -> None:
-    """What a table of its size should have and has not."""
-    there = {column for index in table.list_indices() for column in index.columns}
-    wanted: dict[str, Any] = {"text": WORDS}
+    """Create the indexes that a table of this size needs and lacks."""
+    indexed = {column for index in table.list_indices() for column in index.columns}
+    needed: dict[str, Any] = {"text": WORDS}
     if table.count_rows() >= INDEXED_FROM:
-        wanted |= {"document": BTree(), "digest": BTree(), "vector": IvfSq(distance_type="cosine")}
-    for column in wanted.keys() - there:
-        table.create_index(column, config=wanted[column])
+        needed |= {"document": BTree(), "digest": BTree(), "vector": IvfSq(distance_type="cosine")}
+    for column in needed.keys() - indexed:
+        table.create_index(column, config=needed[column])
 
 
 def _rows_of(schema: Any, entries: Sequence[Entry], vectors: Vector) -> Any:
@@ -236,21 +235,21 @@ def _rows_of(schema: Any, entries: Sequence[Entry], vectors: Vector) -> Any:
 
 def _matrix(column: Any, dimensions: int) -> Vector:
     flat: Vector = column.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(-1, dimensions).copy()  # writable, and without the batch that it came in
+    return flat.reshape(-1, dimensions).copy()  # writable, and without a reference to the batch
 
 
 def _vectors(digests: Collection[str], dimensions: int, table: Any) -> dict[str, Vector]:
-    """One of each. A text may be in the table very often: read no further than need be, and keep no more."""
-    found: dict[str, Vector] = {}
+    """Return one vector for each digest. A text may occur very often: read and keep no more than necessary."""
+    vectors: dict[str, Vector] = {}
     query = table.search().where(_within("digest", digests)).select(["digest", "vector"]).limit(None)
     for rows in query.to_batches():
         names = rows["digest"].to_pylist()
-        new = [at for at, name in enumerate(names) if name not in found]
+        new = [at for at, name in enumerate(names) if name not in vectors]
         matrix = _matrix(rows["vector"], dimensions) if new else ()
-        found |= {names[at]: np.array(matrix[at]) for at in new}
-        if len(found) == len(set(digests)):
+        vectors |= {names[at]: np.array(matrix[at]) for at in new}
+        if len(vectors) == len(set(digests)):
             break
-    return found
+    return vectors
 
 
 def _count(table: Any) -> dict[str, int]:
@@ -271,14 +270,14 @@ def _within(column: str, values: Collection[str]) -> str:
 
 
 def _foreign(error: Exception) -> bool:
-    """Not of our own making: a ValueError of LanceDB says that a table is not there, ours says what is wrong."""
+    """Return whether an error is LanceDB's: its ValueErrors say that a table was not found, others are our own."""
     return not isinstance(error, ValueError) or "was not found" in str(error)
 
 
 def _lost_race(error: Exception) -> bool:
-    """Another process committed first, or dropped or cleaned up what we were looking at."""
-    said = str(error).lower()
-    return any(words in said for words in _LOST_RACE)
+    """Return whether another process committed first, or dropped or cleaned up the version that was read."""
+    message = str(error).lower()
+    return any(words in message for words in _LOST_RACE)
 
 
 # The tables of one folder.
@@ -286,19 +285,19 @@ def _lost_race(error: Exception) -> bool:
 OPEN_TABLES: Final = 64
 INDEX_CACHE: Final = 256 << 20  # bytes; LanceDB's own default is 6 GB
 METADATA_CACHE: Final = 64 << 20
-COMMITS: Final = 128  # of one session
-_NAME: Final = re.compile(r"vsi?_[0-9a-zA-Z]+")  # a store's, or of another index of one
+COMMITS: Final = 128  # commits of one session
+_NAME: Final = re.compile(r"vsi?_[0-9a-zA-Z]+")  # the id of a store, or of another of its indexes
 _SUFFIX: Final = ".lance"
 _DROPPED: Final = ".dropped-"
 _COMMITTED: Final = ("data", "_deletions", "_transactions", "_versions", "_indices")
-_MTIME_SLACK: Final = 1.0  # seconds: a file's time comes from a coarser clock than ours
+_MTIME_SLACK: Final = 1.0  # seconds: file times come from a coarser clock than `time.time`
 
-#: Any language: dictionary-based words where no spaces divide them, no stemming, no stop words.
+#: For any language: ICU words where no spaces divide them, no stemming, no stop words.
 WORDS: Final = FTS(base_tokenizer="icu/split", stem=False, remove_stop_words=False, max_token_length=128)
 
 
 class Tables:
-    """A bounded number of them is open at a time; each looks for what other processes committed before it reads."""
+    """The tables of one folder, a bounded number of them open. Each read sees the commits of other processes."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -308,7 +307,10 @@ class Tables:
         self._open: OrderedDict[str, Any] = OrderedDict()
 
     def find(self, store: Store) -> Any | None:
-        """The table of a store, or None. Raises ValueError when its vectors have another length."""
+        """Return the table of a store, or None.
+
+        Raises: ValueError, if its vectors have another length.
+        """
         path = self.path(store.id)
         with self._lock:
             table = self._open.get(store.id)
@@ -320,7 +322,10 @@ class Tables:
         return self._keep(store, self._connection().open_table(store.id))
 
     def make(self, store: Store) -> Any:
-        """The table of a store. Several processes may make it at once: one does, the others wait for it."""
+        """Return the table of a store, created if necessary.
+
+        Of several processes one creates it, and the others wait.
+        """
         table = self.find(store)
         if table is not None:
             return table
@@ -333,23 +338,23 @@ class Tables:
         return self._keep(store, table)
 
     def forget(self, name: str) -> None:
-        """It was dropped, or has become unreadable: open it anew the next time."""
+        """Close a table that was dropped or became unreadable, so that it is opened anew."""
         with self._lock:
             self._open.pop(name, None)
 
     def drop(self, name: str) -> None:
-        """Out of sight at once; what a process that died left of an earlier one goes too."""
+        """Hide the table at once and delete it, together with what a dying process left of earlier ones."""
         path = self.path(name)
         self.forget(name)
         if path.exists():
             with FileLock(self._root, folder=True).hold(), suppress(FileNotFoundError):
                 path.rename(self._root / f"{_DROPPED}{uuid.uuid4().hex}")
-        for gone in self._root.glob(f"{_DROPPED}*"):
+        for dropped in self._root.glob(f"{_DROPPED}*"):
             with suppress(FileNotFoundError):  # another process removes it too
-                shutil.rmtree(gone)
+                shutil.rmtree(dropped)
 
     def names(self) -> list[str]:
-        """Also of what a write left that lost against a drop."""
+        """Return the stores with a table, those included that a write recreated during a drop."""
         found = (path.name.removesuffix(_SUFFIX) for path in self._root.glob(f"*{_SUFFIX}"))
         return sorted(name for name in found if _NAME.fullmatch(name))
 
@@ -366,7 +371,7 @@ class Tables:
 
     @contextmanager
     def synced(self, name: str) -> Iterator[None]:
-        """What is committed within is on the disk afterwards."""
+        """Make everything durable that is committed within."""
         since = time.time() - _MTIME_SLACK
         yield
         for part in _COMMITTED:
@@ -376,20 +381,20 @@ class Tables:
 
     @contextmanager
     def alone(self, name: str) -> Iterator[bool]:
-        """Whether nobody else tends this table; if so, nobody else does until the end."""
+        """Take the table's lock if it is free; yield whether it was taken."""
         with FileLock(self.path(name), folder=True).hold(wait=False) as alone:
             yield alone
 
     @contextmanager
     def tending(self, name: str) -> Iterator[None]:
-        """The same, after whoever tends it now."""
+        """Take the table's lock, and wait for its holder."""
         with FileLock(self.path(name), folder=True).hold():
             yield
 
     def deleted_from(self, name: str) -> list[int]:
-        """The fragments that have deleted rows, in any version that is kept: `_deletions/<fragment>-…`."""
-        found = (path.name.partition("-")[0] for path in (self.path(name) / "_deletions").glob("*-*"))
-        return sorted({int(fragment) for fragment in found if fragment.isdigit()})
+        """Return the fragments with deleted rows, in any version that is kept: `_deletions/<fragment>-…`."""
+        fragments = (path.name.partition("-")[0] for path in (self.path(name) / "_deletions").glob("*-*"))
+        return sorted({int(fragment) for fragment in fragments if fragment.isdigit()})
 
     def path(self, name: str) -> Path:
         if not _NAME.fullmatch(name):
@@ -404,7 +409,7 @@ class Tables:
             return self._database
 
     def _renew(self) -> None:
-        """Of each commit LanceDB keeps some 80 kB for as long as its session lives. Whoever is at a table goes on."""
+        """Open a new session after many commits: LanceDB keeps about 80 kB of each commit in its session."""
         with self._lock:
             self._commits += 1
             if self._commits >= COMMITS:
@@ -440,7 +445,7 @@ def _schema(dimensions: int) -> Any:
 
 
 def _sync_new(folder: Path, since: float) -> None:
-    """Every file below that was written since, then the folders that name it."""
+    """Sync all files below that were written since, then the folders that name them."""
     try:
         entries = list(os.scandir(folder))
     except FileNotFoundError:
@@ -463,5 +468,5 @@ def _written(entry: "os.DirEntry[str]") -> float:
 
 
 def _sync_if_there(path: Path) -> None:
-    with suppress(FileNotFoundError):  # dropped or cleaned up meanwhile: there is nothing to keep
+    with suppress(FileNotFoundError):  # dropped or cleaned up meanwhile: nothing to sync
         sync_path(path)

@@ -1,12 +1,12 @@
-"""The vector store that a deployment has: which one a setting names, and that no host takes another one.
+"""Open the vector database of a deployment, and ensure that all hosts use the same one.
 
     (empty)                                      LanceDB, in the folder
     weaviate://host:8080?grpc=host:50051         Weaviate; weaviates:// over TLS
     memory:                                      this process
 
-One deployment has one vector database. Its name is kept in SQL, so that a host with another database fails instead of
-writing where no other host looks. A folder's name is the id in the file `id` in it: a shared folder has the same id on
-every host.
+A deployment has one vector database. Its name is stored in SQL, so that a host with another database fails instead of
+writing vectors that no other host sees. The name of a folder is the id in its file `id`: a shared folder has the same
+id on all hosts.
 """
 
 import os
@@ -23,9 +23,9 @@ from workers.vectors.in_memory import MemoryVectors
 
 
 def open_vectors(url: str, folder: Path, api_key: str = "", owner: str = "", timings: Timings = Timings()) -> Vectors:
-    """Nothing is connected to yet. Raises ValueError when the URL is none of these.
+    """Return the vector database of a URL, without connecting.
 
-    `owner` is the deployment's name on a server that several may share.
+    Raises: ValueError, for an unknown scheme.
     """
     scheme = url.partition(":")[0]
     if not url:
@@ -46,27 +46,30 @@ _DEPLOYMENT: Final = "deployment"
 
 
 def deployment_name(db: Database) -> str:
-    """This deployment's name, made by whoever asks first."""
+    """Return this deployment's name, created by the first caller."""
     with db.read() as session:
         meta = session.get(Meta, _DEPLOYMENT)
     if meta is None:
         with db.write() as session:
-            mine = insert_into(session, Meta).values(key=_DEPLOYMENT, value=new_id("nm")[:14])
-            session.execute(mine.on_conflict_do_nothing())
+            insert = insert_into(session, Meta).values(key=_DEPLOYMENT, value=new_id("nm")[:14])
+            session.execute(insert.on_conflict_do_nothing())
             meta = session.get_one(Meta, _DEPLOYMENT)
     return meta.value
 
 
 def claim_vectors(db: Database, url: str, folder: Path) -> None:
-    """The first one is the deployment's. Raises VectorsUnavailable for another, and says what to do."""
-    mine = _address(url) if url else _id_of(folder)
+    """Record the vector database as the deployment's, or check that it is.
+
+    Raises: VectorsUnavailable, for another one.
+    """
+    name = _address(url) if url else _id_of(folder)
     with db.read() as session:
         meta = session.get(Meta, _KEY)
     if meta is None:
         with db.write() as session:
-            session.execute(insert_into(session, Meta).values(key=_KEY, value=mine).on_conflict_do_nothing())
+            session.execute(insert_into(session, Meta).values(key=_KEY, value=name).on_conflict_do_nothing())
             meta = session.get_one(Meta, _KEY)
-    if meta.value != mine:
+    if meta.value != name:
         raise VectorsUnavailable(
             "this deployment's vectors are elsewhere: several hosts need one server (NIGHTMILL_VECTORS_URL), and a "
             "deployment that moves to another needs its files brought in anew (nightmill vectors verify --repair)"
@@ -74,26 +77,29 @@ def claim_vectors(db: Database, url: str, folder: Path) -> None:
 
 
 def _address(url: str) -> str:
-    """Host and port; how it is spoken to may change."""
+    """Return host and port of a URL; scheme and credentials may change."""
     return url.partition("//")[2].partition("?")[0].rstrip("/").rpartition("@")[2] or url
 
 
 def _id_of(folder: Path) -> str:
-    """Two processes may be the first at once: the one that links its file last takes the other's."""
+    """Return the folder's id, created if necessary.
+
+    Of two processes that create it at once, the later takes the other's id.
+    """
     id_file = folder / "id"
     if not id_file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        mine = folder / f".id-{os.getpid()}-{new_id('')}"
-        with mine.open("w") as file:
+        temporary = folder / f".id-{os.getpid()}-{new_id('')}"
+        with temporary.open("w") as file:
             file.write(new_id("vdb_"))
             file.flush()
             os.fsync(file.fileno())
         try:
-            id_file.hardlink_to(mine)
+            id_file.hardlink_to(temporary)
         except FileExistsError:
             pass
         finally:
-            mine.unlink()
+            temporary.unlink()
     return id_file.read_text()
 
 

@@ -1,15 +1,14 @@
 """Vectors in a Weaviate server.
 
     collection   one for each model and length of its vectors: Nightmill_<model>_<dimensions>_<hash>
-    tenant       one for each store, made by its first write; called by its deployment's name too, which is all it sees
-    object       one for each entry; its id is derived from document and n, so the same entry again is the same object
+    tenant       one for each store, made by its first write; its name has the deployment's name as a prefix
+    object       one for each entry; its id is derived from document and n, so rewriting an entry gives the same object
 
-What the server says is missing (collection or tenant) is an empty store; every other failure is VectorsUnavailable.
-After one
-of the connection, the next call makes a new one.
+A missing collection or tenant is an empty store; every other failure is VectorsUnavailable. After a connection error,
+the next call connects anew.
 
-The library repeats a call that meets no server for more than a minute. Here a call waits for the server until its own
-time is up, and fails then; while the server is unavailable, the calls after that fail as soon as they try to connect.
+The library itself repeats a call without a server for more than a minute. Here a call waits for the server until its
+timeout, and then fails; while the server is unavailable, later calls fail as soon as they try to connect.
 """
 
 import hashlib
@@ -42,31 +41,32 @@ from weaviate.exceptions import (
 from jobs.timings import Timings
 from workers.vectors.base import Entry, Hit, Store, Vector, VectorsUnavailable, checked, chunks, words
 
-MOST_RESULTS: Final = 10_000  # of one query: the server's QUERY_MAXIMUM_RESULTS
+MOST_RESULTS: Final = 10_000  # of one query: the server's default QUERY_MAXIMUM_RESULTS
 AT_ONCE: Final = 200  # objects in one request
-PAGE: Final = 2_000  # objects in one answer of a walk through a whole store
-_IN_LIST: Final = 100  # values in one condition of a deletion or a look-up
+PAGE: Final = 2_000  # objects in one page when a whole store is read
+_IN_LIST: Final = 100  # values in one condition of a deletion or a query
 _DOUBTFUL: Final = 10_000  # documents that are remembered
 _PREFIX: Final = "Nightmill_"
 _SHOWN: Final = ["document", "n", "text", "meta"]
-_NOBODY: Final = "nobody"  # no document is called so
+_NOBODY: Final = "nobody"  # no document has this name
 
 T = TypeVar("T")
 
 
 class WeaviateVectors:
-    """The port on a server: `weaviate://host:port?grpc=host:port`, with `weaviates` over TLS."""
+    """The vector database of a server: `weaviate://host:port?grpc=host:port`, or `weaviates` for TLS."""
 
     def __init__(self, url: str, api_key: str = "", owner: str = "", timings: Timings = Timings()) -> None:
         self._client = Client(url, api_key, timings)
         self._mark = f"{owner}-" if owner else ""
         self._lock = threading.Lock()
-        self._doubtful: dict[tuple[str, str], None] = {}  # documents of stores, of which a write failed
+        self._doubtful: dict[tuple[str, str], None] = {}  # documents of stores whose last write failed
 
     def write(self, store: Store, entries: Sequence[Entry]) -> None:
-        """What may be there of a write that failed goes first.
+        """Write entries; first remove what a failed write may have left.
 
-        The server leaves an object alone that is there and the same, though a kill took it from the index of vectors.
+        The server does not rewrite an object that exists unchanged, although a kill may have lost it from the vector
+        index.
         """
         objects = [_object(store, entry) for entry in entries]
         pairs = zip(objects, entries, strict=True)
@@ -79,8 +79,8 @@ class WeaviateVectors:
                 _remove(tenant, again)
             for some in chunks(objects, AT_ONCE):
                 _raise_for(tenant.data.insert_many(some).errors, len(some))
-            # The server flushes the index of vectors before the last of them are in it: killed now, it would have the
-            # objects and never find them by their vectors. A deletion, of nothing too, flushes what is there.
+            # The server flushes the vector index before the last vectors are in it: killed now, it would have the
+            # objects and never find them by their vectors. A deletion, even of nothing, flushes the index again.
             _delete(tenant, documents=[_NOBODY])
 
         if objects:
@@ -91,24 +91,27 @@ class WeaviateVectors:
                 raise
 
     def _doubt(self, documents: Collection[tuple[str, str]]) -> None:
-        """Whoever writes one of these again is of this process: another writes under a key of its own."""
+        """Remember documents of a failed write.
+
+        Only this process can write them again: others write under their own keys.
+        """
         with self._lock:
             self._doubtful |= dict.fromkeys(documents)
             for oldest in list(islice(self._doubtful, max(len(self._doubtful) - _DOUBTFUL, 0))):
                 del self._doubtful[oldest]
 
     def known(self, store: Store, digests: Collection[str]) -> dict[str, Vector]:
-        found: dict[str, Vector] = {}
+        vectors: dict[str, Vector] = {}
         nothing: dict[str, Vector] = {}
         for some in chunks(digests, _IN_LIST):
-            found |= self._ask(store, partial(_vectors, digests=some), nothing)
-        return found
+            vectors |= self._ask(store, partial(_vectors, digests=some), nothing)
+        return vectors
 
     def drop(self, store: Store, documents: Collection[str]) -> int:
         return sum([self._ask(store, partial(_delete, documents=some), 0) for some in chunks(documents, _IN_LIST)])
 
     def erase(self, store: Store) -> None:
-        """The server's own compaction overwrites what was deleted; it can't be asked to."""
+        """Do nothing: the server's compaction overwrites deleted objects, and cannot be triggered."""
 
     def drop_store(self, store: Store) -> None:
         def remove(client: Any) -> None:
@@ -123,7 +126,7 @@ class WeaviateVectors:
         def search(tenant: Any, **options: Any) -> Any:
             return tenant.query.near_vector(asked, return_metadata=MetadataQuery(distance=True), **options)
 
-        return [_hit(one, 1.0 - one.metadata.distance) for one in self._found(store, search, limit, documents)]
+        return [_hit(found, 1.0 - found.metadata.distance) for found in self._found(store, search, limit, documents)]
 
     def matching(self, store: Store, query: str, limit: int, documents: Collection[str] | None = None) -> list[Hit]:
         asked = words(query)
@@ -154,7 +157,7 @@ class WeaviateVectors:
         return sorted(name.removeprefix(self._mark) for name in mine)
 
     def tend(self, store: Store) -> None:
-        """The server does it itself."""
+        """Do nothing: the server maintains its indexes itself."""
 
     def check(self) -> None:
         if not self._client.call(lambda client: client.is_ready()):
@@ -173,7 +176,7 @@ class WeaviateVectors:
         return self._ask(store, lambda tenant: list(search(tenant, **options).objects), [])
 
     def _ask(self, store: Store, work: Callable[[Any], T], nothing: T) -> T:
-        """Of the store's tenant; where that is missing, there is `nothing`."""
+        """Query the store's tenant; return `nothing` if it does not exist."""
         try:
             return self._client.call(lambda client: work(self._tenant(client, store)))
         except Missing:
@@ -187,13 +190,13 @@ class WeaviateVectors:
 
 
 def collection_name(store: Store) -> str:
-    """As Weaviate allows names. The hash keeps two models apart whose names differ in other characters only."""
+    """Return a valid name for Weaviate. The hash distinguishes models whose names differ only in other characters."""
     digest = hashlib.sha256(f"{store.model}\0{store.dimensions}".encode()).hexdigest()[:12]
     return f"{_PREFIX}{re.sub('[^0-9A-Za-z]+', '_', store.model)[:40]}_{store.dimensions}_{digest}"
 
 
 def _make_collection(client: Any, store: Store) -> None:
-    """Looked for before each write: where it is missing, the server would make one of its own, without tenants."""
+    """Create the collection if it is missing; otherwise the server would create one without tenants."""
     name = collection_name(store)
     if client.collections.exists(name):
         return
@@ -214,8 +217,8 @@ def _make_collection(client: Any, store: Store) -> None:
                 Property(name="meta", data_type=DataType.TEXT, index_searchable=False, index_filterable=False),
             ],
         )
-    except Exception:  # whatever it says: what counts is whether the collection is there
-        if not client.collections.exists(name):  # nobody else has made it meanwhile
+    except Exception:  # another process may have created it
+        if not client.collections.exists(name):  # it was a real failure
             raise
 
 
@@ -242,29 +245,32 @@ def _raise_for(errors: dict[int, Any], sent: int) -> None:
 
 
 def _vectors(tenant: Any, digests: Collection[str]) -> dict[str, Vector]:
-    """A text that is there thousands of times may fill an answer: what it hides is asked for by itself."""
-    found, full = _some_vectors(tenant, digests, MOST_RESULTS)
+    """Return one vector for each digest.
+
+    A text with thousands of copies may fill an answer; hidden ones are queried singly.
+    """
+    vectors, full = _some_vectors(tenant, digests, MOST_RESULTS)
     for digest in digests:
-        if full and digest not in found:
-            found |= _some_vectors(tenant, [digest], 1)[0]
-    return found
+        if full and digest not in vectors:
+            vectors |= _some_vectors(tenant, [digest], 1)[0]
+    return vectors
 
 
-def _some_vectors(tenant: Any, digests: Collection[str], most: int) -> tuple[dict[str, Vector], bool]:
-    """And whether there may be more."""
+def _some_vectors(tenant: Any, digests: Collection[str], limit: int) -> tuple[dict[str, Vector], bool]:
+    """Return vectors by digest, and whether there may be more."""
     among = _among("digest", digests)
-    answer = tenant.query.fetch_objects(filters=among, limit=most, include_vector=True, return_properties=["digest"])
-    found = {one.properties["digest"]: np.asarray(one.vector["default"], np.float32) for one in answer.objects}
-    return found, len(answer.objects) >= most
+    answer = tenant.query.fetch_objects(filters=among, limit=limit, include_vector=True, return_properties=["digest"])
+    found = {found.properties["digest"]: np.asarray(found.vector["default"], np.float32) for found in answer.objects}
+    return found, len(answer.objects) >= limit
 
 
 def _delete(tenant: Any, documents: Collection[str]) -> int:
-    """The server deletes MOST_RESULTS at a time."""
+    """Delete documents; the server deletes MOST_RESULTS objects at a time."""
     gone = 0
     while True:
         answer = tenant.data.delete_many(_among("document", documents))
         if answer.failed:
-            raise VectorsUnavailable(f"The vector store kept {answer.failed} entries that were to go.")
+            raise VectorsUnavailable(f"The vector store did not delete {answer.failed} entries.")
         gone += int(answer.successful)
         if not answer.successful or answer.successful == answer.matches:
             return gone
@@ -274,20 +280,24 @@ def _remove(tenant: Any, ids: Sequence[Any]) -> None:
     for some in chunks(ids, _IN_LIST):
         answer = tenant.data.delete_many(Filter.by_id().contains_any(some))
         if answer.failed:
-            raise VectorsUnavailable(f"The vector store kept {answer.failed} entries that were to be written anew.")
+            raise VectorsUnavailable(
+                f"The vector store did not delete {answer.failed} entries that have to be rewritten."
+            )
 
 
 def _numbers(tenant: Any, document: str) -> list[int]:
-    """In windows of `n`: a query with a filter gives MOST_RESULTS and no way to go on."""
+    """Return the numbers of a document's entries, in windows of `n`: a filtered query has at most MOST_RESULTS and
+    no paging.
+    """
     own = Filter.by_property("document").equal(document)
     answer = tenant.aggregate.over_all(filters=own, return_metrics=[Metrics("n").integer(maximum=True)])
-    found: list[int] = []
+    numbers: list[int] = []
     for start in range(0, (answer.properties["n"].maximum or 0) + 1 if answer.total_count else 0, PAGE):
         n = Filter.by_property("n")
         window = own & n.greater_or_equal(start) & n.less_than(start + PAGE)
         page = tenant.query.fetch_objects(filters=window, limit=MOST_RESULTS, return_properties=["n"])
-        found += [int(one.properties["n"]) for one in page.objects]
-    return sorted(found)
+        numbers += [int(one.properties["n"]) for one in page.objects]
+    return sorted(numbers)
 
 
 def _hit(one: Any, score: float) -> Hit:
@@ -299,12 +309,12 @@ def _among(column: str, values: Collection[str]) -> Any:
     return Filter.by_property(column).contains_any(list(values))
 
 
-# The connection: made by the first call, and anew after it has failed.
+# The connection: opened by the first call, and again after a failure.
 
 HTTP_PORT: Final = 8080
 GRPC_PORT: Final = 50051
 
-#: Libraries whose own errors mean that the server does not answer, or not as it should.
+#: Libraries whose errors mean that the server does not answer, or answers wrongly.
 _CLIENTS: Final = frozenset({"weaviate", "grpc", "httpx", "httpcore"})
 _BROKEN: Final = (
     WeaviateClosedClientError,
@@ -313,7 +323,7 @@ _BROKEN: Final = (
     WeaviateRetryError,
     WeaviateTimeoutError,
 )
-#: An error of gRPC comes wrapped into one of a query: only its text still says what it was.
+#: A gRPC error is wrapped into a query error: only its text tells what it was.
 _BROKEN_WORDS: Final = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "Deadline Exceeded")
 _MISSING_WORDS: Final = ("tenant not found", "could not find class", "class not found")
 _WAIT: Final = json.dumps({"methodConfig": [{"name": [{}], "waitForReady": True}]})
@@ -322,15 +332,15 @@ _CHANNEL: Final = [
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.keepalive_time_ms", 30_000),
 ]
-_SHOWN_CHARACTERS: Final = 300  # characters of what the library says
+_SHOWN_CHARACTERS: Final = 300  # characters of the library's message
 
 
 class Missing(VectorsUnavailable):
-    """The collection or the tenant is not there: to a reader that is an empty store, to a writer a lost race."""
+    """The collection or the tenant does not exist: an empty store to a reader, a lost race to a writer."""
 
 
 class Client:
-    """One for a process: the library's own is safe to share between threads."""
+    """The connection of one process. The library's client is safe to share between threads."""
 
     def __init__(self, url: str, api_key: str, timings: Timings = Timings()) -> None:
         self._where = _parameters(url)
@@ -342,9 +352,9 @@ class Client:
         self._client: Any = None
 
     def call(self, work: Callable[[Any], T]) -> T:
-        """Raises VectorsUnavailable, and of its kind Missing.
+        """Run `work` with the client. Raises: VectorsUnavailable, and its subclass Missing.
 
-        A server that starts answers before it has read what it holds: to it everything is missing until it is ready.
+        A starting server answers before it has loaded its data, and everything is missing until it is ready.
         """
         try:
             return self._once(work)
@@ -358,15 +368,17 @@ class Client:
         try:
             client = self._connected()
             return work(client)
-        except Exception as error:  # of four libraries, which tell their own errors by no common class
+        except Exception as error:  # the errors of four libraries have no common class
             if type(error).__module__.partition(".")[0] not in _CLIENTS:
                 raise
-            said = str(error)
-            if any(words in said for words in _MISSING_WORDS):
+            message = str(error)
+            if any(words in message for words in _MISSING_WORDS):
                 raise Missing("The vector store was dropped meanwhile.") from error
-            if isinstance(error, _BROKEN) or any(words in said for words in _BROKEN_WORDS):
+            if isinstance(error, _BROKEN) or any(words in message for words in _BROKEN_WORDS):
                 self._forget(client)
-            raise VectorsUnavailable(f"The vector store fails: {' '.join(said.split())[:_SHOWN_CHARACTERS]}") from error
+            raise VectorsUnavailable(
+                f"The vector store fails: {' '.join(message.split())[:_SHOWN_CHARACTERS]}"
+            ) from error
 
     def close(self) -> None:
         self._forget(self._client)
@@ -379,8 +391,10 @@ class Client:
                     self._where, auth_client_secret=self._key, additional_config=config, skip_init_checks=True
                 )
                 try:
-                    client.connect()  # asks over HTTP what it is
-                    client._connection._ping_grpc("sync")  # of the checks skipped; the other asks pypi.org each time
+                    client.connect()  # reads the server's metadata over HTTP
+                    client._connection._ping_grpc(
+                        "sync"
+                    )  # one of the skipped checks; the other one queries pypi.org each time
                 except BaseException:
                     client.close()
                     raise
@@ -388,7 +402,7 @@ class Client:
             return self._client
 
     def _forget(self, client: Any) -> None:
-        """Unless another thread has done so, and there is a newer one."""
+        """Close the client, unless another thread has replaced it already."""
         with self._lock:
             if client is None or client is not self._client:
                 return
@@ -397,7 +411,10 @@ class Client:
 
 
 def _parameters(url: str) -> Any:
-    """Raises ValueError for a URL without a host, or with a port that is none."""
+    """Return the connection's parameters.
+
+    Raises: ValueError, for a URL without a host or with an invalid port.
+    """
     parts = urlsplit(url)
     grpc = urlsplit(f"//{parse_qs(parts.query).get('grpc', [''])[0]}")
     if not parts.hostname:

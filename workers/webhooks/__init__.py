@@ -1,1 +1,1 @@
-"""Webhook delivery: the loop that posts what is due, and the lanes that keep one receiver from delaying another."""
+"""Webhook delivery: the loop that sends due deliveries, and lanes that keep a slow receiver from delaying others."""

@@ -1,12 +1,12 @@
 """The delivery loop: one per process, an asyncio loop in the thread that calls `run`.
 
-    ┌─▶ turn: one transaction, at most each 50 ms: record outcomes · give back · claim what is due
+    ┌─▶ turn: one transaction, at most each 50 ms: record outcomes · release claims · claim due deliveries
     │         │
     │         ▼
     └── outcomes ◀── posts in flight ◀── lanes
 
-An attempt that was made and not recorded, because the process died, is made again under the same `webhook-id`. While
-the queue or this worker is paused nothing is claimed, and what was claimed and not begun is given back.
+An attempt that was not recorded, because the process died, is repeated under the same `webhook-id`. While the queue or
+this worker is paused nothing is claimed, and claims without an attempt are released.
 """
 
 import asyncio
@@ -42,11 +42,11 @@ _CLAIMS = 64  # per transaction
 _OUTCOMES = 128  # per transaction
 _TURN_SECONDS = 0.05
 _POLL_SECONDS = 0.15
-_BUSY_SECONDS = 0.5  # before the next turn, when the database took none
+_BUSY_SECONDS = 0.5  # before the next turn, after the database refused one
 _GONE = 410
 IN_FLIGHT = 256
 PER_LANE = 2
-#: Claimed ahead for each lane, since outcomes are recorded, and claims made, only each 50 ms.
+#: Claims ahead for each lane, because outcomes are recorded and claims made only each 50 ms.
 AHEAD = 16
 SLOW_AFTER = 1.0
 _SLOW_LANES = IN_FLIGHT // 2
@@ -64,12 +64,13 @@ class _Lane:
 
 
 class Lanes:
-    """Decide which claims are sent now: one lane per receiver. It does no I/O and has no clock of its own.
+    """Decide which claims are sent now, with one lane per receiver; without I/O or a clock.
 
         claimed ──▶ waiting in its lane ──▶ in flight: 2 per lane, 256 in all ──▶ finished
 
-    A lane with a request older than a second is slow, until it answers faster: one request at a time, nothing claimed
-    ahead, and all slow lanes together get half of the places. So receivers that hang, however many, leave room.
+    A lane with a request older than a second is slow until it answers faster: one request at a time, nothing claimed
+    ahead, and all slow lanes together get half of the capacity. So any number of hanging receivers leaves room for
+    others.
     """
 
     def __init__(self) -> None:
@@ -83,7 +84,7 @@ class Lanes:
             self._waiting.add(claim.lane, claim)
 
     def start(self, at: float) -> list[DeliveryClaim]:
-        """Return the claims to send now: of each lane in turn, while fewer than `IN_FLIGHT` are in flight."""
+        """Return the claims to send now, from each lane in turn, while fewer than `IN_FLIGHT` are in flight."""
         started: list[DeliveryClaim] = []
         while self._flying < IN_FLIGHT and (claim := self._waiting.pop(self._may_start)) is not None:
             lane = self._lanes[claim.lane]
@@ -103,7 +104,7 @@ class Lanes:
         self._flying -= 1
 
     def watch(self, at: float) -> None:
-        """Find the lanes that have become slow, forget those that are idle."""
+        """Mark slow lanes, and drop idle ones."""
         for name, lane in list(self._lanes.items()):
             lane.slow = lane.slow or any(at - start > SLOW_AFTER for start in lane.flights.values())
             busy = lane.flights or self._waiting.count(name)
@@ -111,7 +112,7 @@ class Lanes:
                 del self._lanes[name]
 
     def surrender(self, closed: Iterable[str] = (), *, everything: bool = False) -> list[DeliveryClaim]:
-        """What waits in slow and closed lanes, or in all: others may have it."""
+        """Return the claims that wait in slow and closed lanes, or in all, for other workers."""
         dropped: list[DeliveryClaim] = []
         closing = set(closed)
         for name, lane in self._lanes.items():
@@ -120,18 +121,18 @@ class Lanes:
         return dropped
 
     def allowances(self) -> dict[str, int]:
-        """How many deliveries slow lanes may hold: one, or none while slow ones have half of the places."""
+        """Return how many deliveries slow lanes may hold: one, or none while slow lanes use half of the capacity."""
         slow = {name: lane for name, lane in self._lanes.items() if lane.slow}
         open_ = sum(1 for lane in slow.values() if lane.flights) < _SLOW_LANES
         return dict.fromkeys(slow, 1 if open_ else 0)
 
     def room(self) -> int:
-        """Places without a request."""
+        """Return how many more requests may be in flight."""
         return IN_FLIGHT - self._flying
 
 
 def run(db: Database, config: Settings, worker_id: str, stop: threading.Event, timings: Timings = Timings()) -> None:
-    """Deliver until nothing was due for a while or `stop` is set. Return at once when this worker already delivers."""
+    """Deliver until nothing was due for a while or `stop` is set. Return at once if this worker already delivers."""
     with _only_one(worker_id) as first:
         if first:
             asyncio.run(_main(db, config, worker_id, stop, timings))
@@ -161,7 +162,7 @@ async def _main(db: Database, config: Settings, worker_id: str, stop: threading.
 
 @dataclass(slots=True)
 class _Turn:
-    """What a transaction is to write, and what came of it."""
+    """What one transaction writes, and its result."""
 
     results: list[tuple[DeliveryClaim, Outcome]]
     back: list[DeliveryClaim]
@@ -172,7 +173,10 @@ class _Turn:
 
 
 class _Loop:
-    """`_results` are the outcomes that no transaction has yet; `_held` are all claims without a recorded outcome."""
+    """The loop of one process.
+
+    `_results` are unrecorded outcomes; `_held` are all claims without a recorded outcome.
+    """
 
     def __init__(
         self,
@@ -194,11 +198,11 @@ class _Loop:
         self._back: list[DeliveryClaim] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
-        self._doubt = True  # what an earlier run of this worker left, or a commit whose answer was lost
+        self._doubt = True  # claims of an earlier run, or of a commit with an unknown result, may exist
         self._next_due: float | None = None
         self._claimed = 0  # by the last turn
         self._waiting = Seldom(log, "deliveries_wait_for_database")
-        self._refused = False  # the database did not take the last turn
+        self._refused = False  # the database refused the last turn
         self._paused = False
 
     async def work(self, stop: threading.Event) -> None:
@@ -214,7 +218,7 @@ class _Loop:
             await self._pause()
 
     async def finish(self) -> None:
-        """Let what is in flight end, within reason; record that, and give back the rest."""
+        """Wait for requests in flight within reason, record them, and release the other claims."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._timings.deliveries_grace)
         for task in self._tasks:
@@ -228,11 +232,14 @@ class _Loop:
                 return
 
     def _closed(self) -> set[str]:
-        """Endpoints that have just said that they are gone."""
+        """Return the endpoints that have just answered 410."""
         return {claim.lane for claim, outcome in self._results if outcome.status_code == _GONE}
 
     def _is_at_it(self) -> bool:
-        """Also while it is in doubt: what it may have claimed without knowing nobody else gives back."""
+        """Return whether there is something to finish.
+
+        In doubt too: no other process releases this worker's unknown claims.
+        """
         return bool(self._held) or self._owes()
 
     def _owes(self) -> bool:
@@ -246,7 +253,7 @@ class _Loop:
         return self._next_due is not None and self._next_due <= now()
 
     def _look(self) -> tuple[float | None, bool]:
-        """When something is due that we may send; whether we are paused."""
+        """Return when the next delivery is due, and whether deliveries are paused."""
         with self._db.read() as session:
             paused = self._rests(session)
             return None if paused else deliveries.next_due(session), paused
@@ -255,7 +262,7 @@ class _Loop:
         return pauses.paused(session).rests(Queue.WEBHOOKS, self._worker_id)
 
     async def _take_turn(self, *, claiming: bool) -> bool:
-        """One transaction; False when the database was busy, and all of it is still to be done."""
+        """Run one transaction; return False if the database was busy and everything is still to be done."""
         turn = _Turn(self._results[:_OUTCOMES], self._back, list(self._held.values()) if self._doubt else None)
         limit = min(_CLAIMS, self._lanes.room()) if claiming else 0
         allowances = self._lanes.allowances()
@@ -263,7 +270,7 @@ class _Loop:
             await self._in_sql(lambda: self._write(turn, limit, allowances))
         except DatabaseBusy:
             self._waiting.warn(outcomes=len(turn.results))
-            self._doubt = True  # it may be committed all the same; then the guards let nothing count twice
+            self._doubt = True  # it may be committed all the same; the guards prevent that anything counts twice
             self._refused = True
             return False
         self._settle(turn)
@@ -305,7 +312,7 @@ class _Loop:
                 outcome = await post_signed(
                     self._client, claim.url, claim.secrets, claim.id, claim.body, sequence=claim.sequence
                 )
-        except Exception:  # a fault of ours counts as a failed attempt: it must neither stop the loop nor be lost
+        except Exception:  # a bug counts as a failed attempt: it must neither stop the loop nor lose the delivery
             log.exception("delivery_broken", extra={"delivery": claim.id})
             outcome = Outcome(None, "internal error", None, 0.0)
         self._note(claim, outcome)
@@ -320,9 +327,9 @@ class _Loop:
         log.log(level, name, extra={**fields, "status": outcome.status_code, "failure": outcome.error})
 
     async def _pause(self) -> None:
-        """Until an outcome is in or something is due; no turn follows another within 50 ms.
+        """Wait until an outcome arrives or a delivery is due; at least 50 ms between two turns.
 
-        A full disk refuses at once, and as often as it is asked.
+        A full disk refuses immediately, and each time.
         """
         await asyncio.sleep(_BUSY_SECONDS if self._refused else _TURN_SECONDS)
         rest = min(_POLL_SECONDS - _TURN_SECONDS, self._until_due())
@@ -333,10 +340,13 @@ class _Loop:
         self._wake.clear()
 
     def _until_due(self) -> float:
-        """What is due and was not claimed waits in a full lane: then there is no hurry."""
+        """Return the seconds until the next delivery is due.
+
+        Due but unclaimed ones wait in full lanes, so they need no hurry.
+        """
         until = self._next_due - now() if self._next_due is not None else _POLL_SECONDS
         return _POLL_SECONDS if until <= 0 and not self._claimed else until
 
     async def _in_sql(self, work: Callable[[], T]) -> T:
-        """SQL stays on one thread, off the loop: while it waits for its turn, posts go on."""
+        """Run SQL on one thread, outside of the event loop, so that requests go on meanwhile."""
         return await asyncio.get_running_loop().run_in_executor(self._sql, work)

@@ -1,8 +1,8 @@
-"""Documents into vector stores, in two stages on two pools, shard by shard of some files each.
+"""Ingest documents into vector stores: in two stages on two pools, by shards of a few files each.
 
     plan ─▶ cpu.ingest: parse, cut ──▶ the document, durable ──pass_on──▶ gpu.embed: vectors, hidden ──▶ published
-                  └── refused ─▶ failed                                        └── texts known already are not embedded
+                  └── refused ─▶ failed                                        └── known texts are not embedded
 
-A retry goes on where the attempt before it was: a document that lies in storage is not parsed again, a file that was
-published is not embedded again. Nothing can be found of a file before its row names the key of the whole version.
+A retry resumes: a document in storage is not parsed again, and a published file is not embedded again. Searches find
+nothing of a file before its row names the key of the complete version.
 """

@@ -1,13 +1,13 @@
-"""Get the vectors of texts: borrow those that a store of the project has, and ask the engine for the others.
+"""Get the vectors of texts: copy those that a store of the project has, and ask the engine for the others.
 
     texts ─┬─ known to some store already ┐
            └─ engine, many at a time ─────┴─▶ vectors
 
-An engine that was asked for vectors may refuse:
+An engine may refuse a request:
 
-401 402, 404 of the model   no text's fault: the shard waits, as for an engine that takes nothing now
-400 403 413 422             may be about one of the texts: each is asked for alone
-any other 4xx               is about none of them: what it says is what their files failed for
+401 402, 404 of the model   not about a text: the shard waits, as for a busy engine
+400 403 413 422             may be about one of the texts: each is sent alone
+any other 4xx               not about a single text: its message is the error of all files
 """
 
 import base64
@@ -38,12 +38,12 @@ from workers.vectors.open_vectors import store_of
 log = logging.getLogger(__name__)
 TEXTS_AT_ONCE: Final = 32  # of one request
 AWAY_SECONDS: Final = 5.0
-STORES_LOOKED_AT: Final = 8  # of the project's others, for texts that were embedded there
+STORES_LOOKED_AT: Final = 8  # other stores of the project that are searched for known texts
 REFUSED: Final = "The embedding model gave no vectors of this file"
 DIFFERENT: Final = ("server_error", "The embedding model now gives vectors of another length than this store's.")
 _CLOSED: Final = frozenset({401, 402})
 _OF_A_TEXT: Final = frozenset({400, 403, 413, 422})
-_LONGEST: Final = 500  # characters of what an engine says
+_LONGEST: Final = 500  # characters of an engine's error
 
 
 class Embedder:
@@ -55,21 +55,21 @@ class Embedder:
         self._host = host
         self._claim = claim
         self._hold = hold
-        self._tally = Tally()  # what was asked of the engine since the last commit
+        self._tally = Tally()  # the engine's usage since the last commit
         self._answers: deque[tuple[Item, Answer]] = deque()
         self._round = 0
 
     def digest(self, text: str) -> str:
-        """Return the key of a text's vector: the digest of what the engine is given, the prompt included."""
+        """Return the key of a text's vector: the digest of the text with its prompt."""
         return digest_of(self.prompt.text + text)
 
     def take_tally(self) -> Tally:
-        """Return what was asked of the engine since the call before."""
+        """Return the engine's usage since the last call."""
         tally, self._tally = self._tally, Tally()
         return tally
 
     def known(self, row: VectorStore, recipes: set[str], texts: dict[str, str]) -> dict[str, Vector]:
-        """Return vectors that this store, or another of the project, has already."""
+        """Return vectors that this store or another one of the project has."""
         vectors: dict[str, Vector] = {}
         for store in self._alike(row, recipes):
             missing = texts.keys() - vectors.keys()
@@ -86,7 +86,7 @@ class Embedder:
     def _alike(self, row: VectorStore, recipes: set[str]) -> list[VectorStore]:
         """Return stores of the project whose vectors would be the same.
 
-        First comes this store, then for each recipe one of all those that have made it, then those used last.
+        First this store, then one store for each recipe that was made there, then those used last.
         """
         same = [
             VectorStore.id != row.id,
@@ -110,7 +110,7 @@ class Embedder:
     ) -> dict[str, tuple[str, str]]:
         """Ask the engine for the vectors of `texts`, by digest, that `vectors` lacks, and add them.
 
-        A text that the engine refuses or breaks on stays missing, alone; return why, where the engine says that.
+        A text that the engine refuses or breaks on stays missing, alone; return the reasons that the engine gives.
         """
         why: dict[str, tuple[str, str]] = {}
         texts = {digest: text for digest, text in texts.items() if digest not in vectors}
@@ -128,9 +128,9 @@ class Embedder:
         store: VectorStore,
         why: dict[str, tuple[str, str]],
     ) -> list[list[str]]:
-        """Return the batches that have no vectors, but may get them text by text.
+        """Return the batches without vectors whose texts may be sent singly.
 
-        Raises: GaveUp where the engine is closed.
+        Raises: GaveUp, if the engine refuses everything.
         """
         self._round += 1
         items = [self._item(n, [texts[digest] for digest in batch], store) for n, batch in enumerate(batches)]
@@ -151,9 +151,9 @@ class Embedder:
                     why |= dict.fromkeys(batches[item.line], ("server_error", f"{REFUSED}: {refused.said}"))
         if any(refused.closed for refused in refusals.values()):
             raise GaveUp(AWAY_SECONDS, grows=True)
-        hopeless = {n for n, refused in refusals.items() if not refused.of_a_text}
-        left = [batch for n, batch in enumerate(batches) if n not in hopeless]
-        return [batch for batch in left if not vectors.keys() >= set(batch)]
+        not_about_a_text = {n for n, refused in refusals.items() if not refused.of_a_text}
+        retryable = [batch for n, batch in enumerate(batches) if n not in not_about_a_text]
+        return [batch for batch in retryable if not vectors.keys() >= set(batch)]
 
     def _item(self, n: int, texts: list[str], store: VectorStore) -> Item:
         body: dict[str, Any] = {"model": store.model, **self.prompt.fields(texts), "encoding_format": "base64"}
@@ -161,7 +161,7 @@ class Embedder:
             body["dimensions"] = store.dimensions
         claim, job = self._claim, self._claim.job
         item_id = f"{job.id}-{claim.n}-{claim.epoch}-{self._round}-{n}"
-        # not cached: stores lend each other their vectors
+        # not cached: stores copy vectors from each other
         request = Request(EMBEDDINGS, body, item_id, -job.priority, job.project_id, cacheable=False)
         return Item(n, "", item_id, request)
 
@@ -187,19 +187,19 @@ class Embedder:
             future.cancel()
 
     def stop_if_ended(self) -> None:
-        """Raise Fenced where the claim is lost, CancelledError where the shard is to be given back."""
+        """Raise ClaimLost if the claim is lost, and CancelledError if the shard is to be released."""
         self.stop_if_lost()
         if self._hold.ended:
             raise CancelledError
 
     def stop_if_lost(self) -> None:
-        """Raise Fenced where the claim is lost."""
+        """Raise ClaimLost if the claim is lost."""
         if self._hold.lost.is_set():
             raise Fenced
 
 
 class Unusable(Exception):
-    """Say that an engine's answer holds no vectors. `said`: why, if the engine says that."""
+    """The engine's answer has no vectors. `said` is the engine's reason, if it gives one."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(answer.status)
@@ -210,34 +210,40 @@ class Unusable(Exception):
 
     @property
     def closed(self) -> bool:
-        """Tell whether the engine refuses every request until an operator acts."""
+        """Return whether the engine refuses all requests until an operator acts."""
         of_the_model = "model" in f"{self._code} {self.said}".casefold()
         return self.status in _CLOSED or (self.status == 404 and of_the_model)
 
     @property
     def of_a_text(self) -> bool:
-        """Tell whether the other texts of the request may get vectors when one is left out."""
+        """Return whether the other texts of the request may get vectors without one of them."""
         return not 400 <= self.status < 500 or self.status in _OF_A_TEXT
 
 
 def read_vectors(answer: Answer) -> list[Vector]:
-    """Return the vectors of an answer, in the order of the texts. Raises Unusable."""
+    """Return the vectors of an answer, in the order of the texts.
+
+    Raises: Unusable.
+    """
     if answer.status >= 400:
         raise Unusable(answer)
     try:
-        data = sorted(msgspec.json.decode(answer.body)["data"], key=lambda one: one["index"])
-        return [_vector(one["embedding"]) for one in data]
+        data = sorted(msgspec.json.decode(answer.body)["data"], key=lambda entry: entry["index"])
+        return [_vector(entry["embedding"]) for entry in data]
     except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
         raise Unusable(answer) from error
 
 
 def _vector(value: Any) -> Vector:
-    """Return a vector of length 1: some endpoints know no base64, some don't normalise. Raises ValueError."""
-    found = np.frombuffer(base64.b64decode(value), "<f4") if isinstance(value, str) else np.asarray(value, "f4")
-    length = float(np.linalg.norm(found))
-    if not len(found) or not np.isfinite(length):
-        raise ValueError(f"a vector of {len(found)} numbers and length {length}")
-    return (found / max(length, 1e-12)).astype(np.float32)
+    """Return a vector of length 1, from base64 or a list; some endpoints do not normalise.
+
+    Raises: ValueError.
+    """
+    vector = np.frombuffer(base64.b64decode(value), "<f4") if isinstance(value, str) else np.asarray(value, "f4")
+    length = float(np.linalg.norm(vector))
+    if not len(vector) or not np.isfinite(length):
+        raise ValueError(f"a vector of {len(vector)} numbers and length {length}")
+    return (vector / max(length, 1e-12)).astype(np.float32)
 
 
 def _error_of(body: bytes) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""Find out what a store's embedding model asks of its texts: a tokenizer to cut by, a length, a prompt.
+"""Find the tokenizer, the maximum length and the prompt of a store's embedding model.
 
-A store's documents are cut on the tokens of its own embedding model, and are never longer than that model takes.
+A store's documents are cut by the tokens of its embedding model, and chunks never exceed its context.
 
-The caller of an engine puts the prompt before a text, and not the engine: an ingestion records what its vectors were
-made from, and an engine that has been running for days may have been started with other prompts, or with some where
-there are none now. So every engine that may have prompts is told to add none.
+The caller adds the prompt to a text, not the engine: an ingestion records what its vectors were made from, and a
+running engine may have been started with other prompts than the models file has now. So every engine with prompts is
+told to add none.
 """
 
 import hashlib
@@ -26,9 +26,9 @@ from workers.engines import model_folders
 from workers.engines.model_folders import MINILM, ModelUnavailable, materialise, models_dir
 from workers.retrieval.parsing.parser import Cutting
 
-#: Counts what parsing and cutting make of the same file: with another number everything is made anew.
+#: The version of parsing and cutting: with another number all documents are made anew.
 RECIPE: Final = 2
-_SEAM: Final = 2  # tokens: where a prompt and a text meet, a word may be cut otherwise
+_SEAM: Final = 2  # tokens: where prompt and text meet, a word may be tokenized differently
 _FILES: Final = (
     "tokenizer.json", "tokenizer_config.json", "config.json", "sentence_bert_config.json",
     "config_sentence_transformers.json",
@@ -36,16 +36,18 @@ _FILES: Final = (
 
 
 class NoTokenizer(Exception):
-    """Say that the tokenizer of an embedding model cannot be read here."""
+    """The tokenizer of an embedding model cannot be read here."""
 
 
 class TokenizerUnavailable(Exception):
-    """Say that a tokenizer cannot be fetched, or made, now."""
+    """A tokenizer cannot be downloaded or created now."""
 
 
 def cutting_of(config: Settings, name: str, chunking: Mapping[str, Any]) -> Cutting:
-    """Return how to cut the documents of a store that uses the model `name`. Raises NoTokenizer,
-    TokenizerUnavailable."""
+    """Return how to cut the documents of a store with the model `name`.
+
+    Raises: NoTokenizer, TokenizerUnavailable.
+    """
     registry = Registry.load(config)
     model = registry.resolve(name)
     folder = folder_of(config, model)
@@ -58,14 +60,17 @@ def cutting_of(config: Settings, name: str, chunking: Mapping[str, Any]) -> Cutt
 
 
 def recipe(sha256: str, model: str, dimensions: int, chunking: Mapping[str, Any], prompt: str = "") -> str:
-    """Return a digest of what a version is made from, and how: equal recipes make equal vectors."""
+    """Return a digest of what a version is made from and how: equal recipes give equal vectors."""
     made = [RECIPE, sha256, model, dimensions, chunking]
     made += [prompt] if prompt else []
     return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
 
 
 def folder_of(config: Settings, model: Model | None) -> Path:
-    """Return the folder of the model's tokenizer, or of one to guess by. Raises NoTokenizer, TokenizerUnavailable."""
+    """Return the folder of the model's tokenizer, or of a substitute.
+
+    Raises: NoTokenizer, TokenizerUnavailable.
+    """
     try:
         if model is None or _is_guessed(model):
             return materialise(MINILM, models_dir(config))
@@ -81,13 +86,13 @@ def folder_of(config: Settings, model: Model | None) -> Path:
 
 
 def _is_guessed(model: Model) -> bool:
-    """Tell whether no tokenizer of the model's own is known."""
+    """Return whether the model's own tokenizer is unknown."""
     embeds_here = model.engine is EngineKind.EMBED and model.source.packaged is not None
     return not (embeds_here or model.tokenizer or model.source.path or model.source.repo)
 
 
 def _checked(folder: Path, models: Path) -> Path:
-    """Return the folder itself, or one with the tokenizer that its vocabulary makes."""
+    """Return the folder, or one with the tokenizer that its vocabulary gives."""
     if (folder / "tokenizer.json").is_file():
         return folder
     if not model_folders.has_vocabulary(folder):
@@ -113,14 +118,14 @@ def _downloaded(repo: str, revision: str) -> Path:
 
 
 def _longest(folder: Path, model: Model | None) -> int:
-    """Return how many tokens of text the model takes, beside its special tokens and its prompt of passages."""
+    """Return how many tokens of text the model takes, without special tokens and the passage prompt."""
     own = checkpoint.own_prompts(folder) if model and model.engine is EngineKind.EMBED else Own()
     prompt = prompts_of(model.engine_args if model else {}, own).passage
     return max(16, _context(folder, model) - _framing(folder, prompt) - (_SEAM if prompt else 0))
 
 
 def _context(folder: Path, model: Model | None) -> int:
-    """Return the model's context; for a server the models file goes before what the model's files say."""
+    """Return the model's context; for a server the models file takes precedence over the model's files."""
     if model is None:
         return UNKNOWN_CONTEXT
     own = None if _is_guessed(model) else checkpoint.context_of(folder)
@@ -141,26 +146,32 @@ def _framing(folder: Path, prompt: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The text before a passage or a query. `told`: the engine is told to add none; vLLM does not know that field."""
+    """The text before a passage or a query. `told`: tell the engine to add none; vLLM does not know that field."""
 
     text: str = ""
     told: bool = True
 
     def fields(self, texts: list[str]) -> dict[str, Any]:
-        """Return the fields of a request for the vectors of these texts."""
+        """Return the request's fields for the vectors of these texts."""
         return {"input": [self.text + text for text in texts], **({"input_type": RAW} if self.told else {})}
 
 
 def passage_prompt(config: Settings, name: str) -> Prompt:
-    """Return the prompt of passages of the model `name`. Raises ModelsFileError, NoTokenizer, TokenizerUnavailable."""
-    found, told = _prompts(config, name)
-    return Prompt(found.passage, told)
+    """Return the passage prompt of the model `name`.
+
+    Raises: ModelsFileError, NoTokenizer, TokenizerUnavailable.
+    """
+    prompts, told = _prompts(config, name)
+    return Prompt(prompts.passage, told)
 
 
 def query_prompt(config: Settings, name: str) -> Prompt:
-    """Return the prompt of queries of the model `name`. Raises ModelsFileError, NoTokenizer, TokenizerUnavailable."""
-    found, told = _prompts(config, name)
-    return Prompt(found.query, told)
+    """Return the query prompt of the model `name`.
+
+    Raises: ModelsFileError, NoTokenizer, TokenizerUnavailable.
+    """
+    prompts, told = _prompts(config, name)
+    return Prompt(prompts.query, told)
 
 
 def _prompts(config: Settings, name: str) -> tuple[Prompts, bool]:
@@ -171,7 +182,7 @@ def _prompts(config: Settings, name: str) -> tuple[Prompts, bool]:
 
 
 def _own_prompts(config: Settings, model: Model) -> Own:
-    """Return the prompts in the model's files; the files of a server's model cannot be seen."""
+    """Return the prompts in the model's files; those of a server's model are unknown."""
     if model.engine is not EngineKind.EMBED:
         return Own()
     return checkpoint.own_prompts(folder_of(config, model))

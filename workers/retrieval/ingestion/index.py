@@ -1,11 +1,11 @@
-"""Run the second stage of a shard: write vectors for the chunks of each document unseen, then publish them.
+"""Run the second stage of a shard: write the vectors of each document invisibly, then publish them.
 
     documents ──▶ texts ─┬─ known to some store already ┐
-                         └─ engine, many at a time ─────┴─▶ vectors, durable ──▶ one transaction: in view, and counted
+                         └─ engine, many at a time ─────┴─▶ vectors, durable ──▶ one transaction: published and counted
     sentences ──▶ engine ──▶ cut by meaning, durable ──▶ a document like the others
 
-Several documents are embedded, written and published together. Vectors lie under a key of this claim; those that a
-lost claim has written stay out of sight and are removed.
+Several documents are embedded, written and published together. Vectors are stored under a key of this claim; those of a
+lost claim are never found, and are removed.
 """
 
 import logging
@@ -38,12 +38,12 @@ from workers.vectors.base import Entry, Vector, VectorsUnavailable
 from workers.vectors.open_vectors import store_of
 
 log = logging.getLogger(__name__)
-CHUNKS_AT_ONCE: Final = 256  # that are embedded and written together
+CHUNKS_AT_ONCE: Final = 256  # chunks that are embedded and written together
 
 
 @dataclass(slots=True)
 class _File:
-    """A document on its way, with the digest of each chunk as it is embedded: its text behind the prompt."""
+    """A document in progress, with the digest of each chunk's text behind the prompt."""
 
     line: int
     row: VectorStoreFile
@@ -60,8 +60,8 @@ class Indexing(ShardRun):
         super().__init__(context, claim, hold)
         self.embedder = Embedder(context, host, claim, hold)
         self.left = claim.lines - claim.covered.bit_count()
-        self.written = 0  # dimensions of vectors that are not published yet
-        self.rewrote = False  # a document, which was cut
+        self.written = 0  # the length of vectors that are not published yet
+        self.rewrote = False  # whether a document was cut and stored again
 
     def all(self) -> None:
         """Embed, write and publish every document. Raises Abandoned, Fenced, GaveUp, StorageFull,
@@ -106,7 +106,7 @@ class Indexing(ShardRun):
             self._commit([], Tally(), 0)
 
     def _groups(self, rows: Sequence[tuple[int, VectorStoreFile]], store: VectorStore) -> Iterator[list[_File]]:
-        """Yield documents that are embedded together; in careful mode one at a time, recorded before it is tried."""
+        """Yield documents to embed together; in isolation mode one at a time, recorded before it is tried."""
         careful, group = self.careful, list[_File]()
         for line, row in rows:
             if careful and not self._may_try(line, row):
@@ -129,7 +129,7 @@ class Indexing(ShardRun):
         with self.context.db.read() as session:
             file = session.get(File, row.id)
         document = documents.load(self.context.storage, store.id, row.version)
-        if document is None:  # removed meanwhile: publishing finds that out
+        if document is None:  # removed meanwhile: publishing detects that
             return _File(line, row, "", Document("", ()), failed=BROKE)
         made_from = recipe_of(store, file, row, self.embedder.prompt) if file else ""
         made_from = documents.partly(made_from) if document.unread else made_from
@@ -141,9 +141,10 @@ class Indexing(ShardRun):
         return _File(line, row, made_from, document, digests)
 
     def _cut(self, document: Document, row: VectorStoreFile, store: VectorStore) -> Document:
-        """Cut a document by meaning, and store it, so that an attempt after a death embeds no sentence again.
+        """Cut a document by meaning and store it, so that a later attempt embeds no sentence again.
 
-        A worker that lost its claim may store another cut: nothing reads the stored cut once the vectors are in view.
+        A worker that lost its claim may store another cut: nothing reads the stored cut once the vectors are published.
+
         Raises: NoTokenizer.
         """
         cut = embedding_model.cutting_of(self.context.config, store.model, row.chunking)
@@ -171,7 +172,7 @@ class Indexing(ShardRun):
         self.written, self.rewrote = 0, False
 
     def _write(self, part: list[tuple[_File, int]], row: VectorStore) -> None:
-        """Write the vectors of some chunks. A document has failed when one of its chunks gets no vector."""
+        """Write the vectors of some chunks. A document fails if one of its chunks gets no vector."""
         texts = {file.digests[n]: file.document.piece(n) for file, n in part}
         vectors = self.embedder.known(row, {file.recipe for file, _ in part}, texts)
         why = self.embedder.embed(texts, vectors, row)
@@ -188,7 +189,7 @@ class Indexing(ShardRun):
                 self.context.vectors.tend(store_of(row))
 
     def _dimensions(self, row: VectorStore, vectors: dict[str, Vector]) -> int:
-        """Return the length of the store's vectors; record it before the first vector is written or can be removed."""
+        """Return the length of the store's vectors. It is recorded before the first vector is written."""
         first = next((len(vector) for vector in vectors.values()), 0)
         if first and not row.dimensions:
             row.dimensions = self.context.db.retrying(lambda session: attachments.measured(session, row.id, first))
@@ -206,14 +207,14 @@ class Indexing(ShardRun):
 
     def _entry(self, file: _File, n: int, vectors: dict[str, Vector]) -> Entry:
         document, text = file.document, file.document.piece(n)
-        facts = {
+        fields = {
             "title": document.title,
             "language": document.language,
             "time": document.time,
             "filename": file.row.filename,
             "sha256": digest_of(text),
         }
-        meta = {name: value for name, value in facts.items() if value is not None}
+        meta = {name: value for name, value in fields.items() if value is not None}
         meta |= msgspec.to_builtins(document.chunks[n])
         return Entry(self._key(file.row), n, text, file.digests[n], vectors[file.digests[n]], meta)
 
@@ -229,7 +230,7 @@ class Indexing(ShardRun):
 
 
 def _slices(group: Sequence[_File]) -> Iterator[list[tuple[_File, int]]]:
-    """Yield the chunks of some documents, so many at a time; no more of a document that has failed."""
+    """Yield the chunks of some documents in slices, and skip the rest of a failed document."""
     part: list[tuple[_File, int]] = []
     for file in group:
         for n in range(len(file.digests)):

@@ -1,7 +1,7 @@
-"""The job of an ingestion: how it is planned, and how it ends. What its shards do stands in `parse` and `index`.
+"""Plan and finish the job of an ingestion. `parse` and `index` run its shards.
 
-Its files, in SQL line by line, are cut into shards of some files each. A sync's files come into SQL in planning, see
-`workers.retrieval.sources.syncing`. At the end there are counts, and the vector database is put in order.
+The rows of its files are cut into shards of a few files each. Planning a sync writes these rows first, see
+`workers.retrieval.sources.syncing`. Finishing counts the results, and maintains the vector database.
 """
 
 import logging
@@ -38,9 +38,12 @@ _SHARDS_AT_ONCE = 50
 
 
 def plan(context: Context, claim: JobClaim, hold: Hold) -> None:
-    """Cut it and let it run. Raises Fenced, Abandoned."""
+    """Cut the job into shards and run it.
+
+    Raises: ClaimLost, Abandoned.
+    """
     job = claim.job
-    if claim.epoch > 1:  # somebody planned it before us
+    if claim.epoch > 1:  # an earlier attempt may have cut it already
         _uncut(context, claim)
     try:
         model, queue = _queue_for_model(context, claim)
@@ -59,8 +62,8 @@ def plan(context: Context, claim: JobClaim, hold: Hold) -> None:
     for start in range(0, last, _SHARDS_AT_ONCE):
         if hold.ended:
             raise Abandoned
-        page = cuts[start : start + _SHARDS_AT_ONCE]
-        context.db.retrying(partial(_cut, claim=claim, cuts=page), context.stop)
+        batch = cuts[start : start + _SHARDS_AT_ONCE]
+        context.db.retrying(partial(_cut, claim=claim, cuts=batch), context.stop)
         context.db.breathe(context.stop)
 
     def planned(session: Session) -> None:
@@ -70,7 +73,7 @@ def plan(context: Context, claim: JobClaim, hold: Hold) -> None:
 
 
 def _planned(session: Session, claim: JobClaim, cuts: list[tuple[int, int, int]], **facts: Any) -> None:
-    """It runs from now on; what it has found in a source goes into the store's other indexes too."""
+    """Run the job; also attach files of a source to the store's other indexes."""
     _cut(session, claim, cuts)
     if source_id := claim.job.payload.get("source_id"):
         reindexing.alongside(session, claim.job, source_id, actor=f"source:{source_id}")
@@ -78,7 +81,7 @@ def _planned(session: Session, claim: JobClaim, cuts: list[tuple[int, int, int]]
 
 
 def _queue_for_model(context: Context, claim: JobClaim) -> tuple[str, str]:
-    """The store's model and where it runs. A store that is gone has none that matters: nothing will be made."""
+    """Return the store's model and its queue. For a deleted store the answer does not matter: nothing is made."""
     job = claim.job
     with context.db.read() as session:
         store = session.get(VectorStore, index_of(job.payload))
@@ -90,7 +93,10 @@ def _queue_for_model(context: Context, claim: JobClaim) -> tuple[str, str]:
 
 
 def _cuts(context: Context, job_id: str, total: int) -> Iterator[tuple[int, int, int]]:
-    """Number, first line and lines of each shard. A file of unknown size (removed already) counts for nothing."""
+    """Yield number, first line and number of lines of each shard.
+
+    A file of unknown size (removed already) counts as empty.
+    """
     with context.db.read() as session:
         sizes = dict(
             session.execute(
@@ -128,7 +134,10 @@ def _uncut(context: Context, claim: JobClaim) -> None:
 
 
 def conclude(context: Context, claim: JobClaim, _hold: Hold) -> None:
-    """Bring the claimed job to its end. Raises Fenced."""
+    """End the claimed job.
+
+    Raises: ClaimLost.
+    """
     job = claim.job
     if job.state != JobState.FINISHING:
         stop_all(context, claim, CLOSING[JobState(job.state)])
@@ -142,7 +151,7 @@ def conclude(context: Context, claim: JobClaim, _hold: Hold) -> None:
 
 
 def tend(context: Context, job: Job) -> None:
-    """Put the vectors in order after a job's claim. It is only for speed: whatever keeps it from that is harmless."""
+    """Maintain the store's vectors after a job. It only improves speed, so errors are logged and ignored."""
     with context.db.read() as session:
         store = session.get(VectorStore, index_of(job.payload))
     if store is None or not store.dimensions:

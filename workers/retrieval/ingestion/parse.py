@@ -1,9 +1,9 @@
-"""The first stage of a shard: each file parsed and cut in a child process, its document durable, then passed on.
+"""Run the first stage of a shard: parse and cut each file in a child process, store its document, requeue the shard.
 
-file ─┬─ same recipe as the version that can be found ─▶ completed, nothing is done
-      ├─ its document lies in storage ─▶ an earlier attempt was here
+file ─┬─ same recipe as the published version ─▶ completed, nothing to do
+      ├─ its document is in storage ─▶ an earlier attempt made it
       ├─ parsed ─▶ document, durable
-      └─ refused ─▶ failed, with a code; its neighbours go on
+      └─ refused ─▶ failed, with a code; the other files go on
 """
 
 import logging
@@ -37,10 +37,10 @@ from workers.runtime.heartbeat import Hold
 
 log = logging.getLogger(__name__)
 AGAIN_SECONDS = 5.0
-SHIFT_SECONDS = 30.0  # of one shard in one go
-#: What is no file's fault.
+SHIFT_SECONDS = 30.0  # seconds for one shard before it is released
+#: Errors that no file causes.
 _PASSING = (DatabaseBusy, ModelsFileError, embedding_model.TokenizerUnavailable)
-#: Of one file, when its worker died each time.
+#: Attempts at one file whose worker died each time.
 CAREFUL_TRIES = 2
 CRASHED = ("server_error", "The worker died each time it processed this file.")
 BROKE = ("server_error", "The file could not be processed because of an internal error.")
@@ -56,7 +56,7 @@ class Parsing(ShardRun):
         self.made: list[Made] = []
         self.parsed = 0
         self.began = self.committed = time.monotonic()
-        self.tired = False  # others wait for this process, those who plan too; what was parsed lies in storage
+        self.tired = False  # other tasks wait for this process; parsed documents are in storage
 
     def all(self) -> None:
         if self.context.low_on_disk():
@@ -88,7 +88,7 @@ class Parsing(ShardRun):
         self._close()
 
     def _close(self) -> None:
-        """Every file was looked at: those that were parsed are the next stage's."""
+        """Commit the results, and requeue the shard for the next stage if a file was parsed."""
         if self.hold.lost.is_set():
             raise Fenced
         if self.hold.stop.is_set() or self.tired:
@@ -103,7 +103,7 @@ class Parsing(ShardRun):
 
     def _line(self, line: int, row: VectorStoreFile | None) -> None:
         if row is None or self.store is None:
-            self.made.append(Made(line, "", ""))  # removed from the store, or attached anew
+            self.made.append(Made(line, "", ""))  # removed from the store, or attached again
         elif self.careful and line == self.claim.trying_line and self.claim.trying_times >= CAREFUL_TRIES:
             self.made.append(Made(line, row.id, row.version, error=CRASHED))
         else:
@@ -113,7 +113,9 @@ class Parsing(ShardRun):
             self.made += [made] if made else []
 
     def _file(self, line: int, row: VectorStoreFile, store: VectorStore) -> Made | None:
-        """None when there is a document for the next stage, or no time left to make one."""
+        """Return the result of a file; None if its document is ready for the next stage, or there is no time left to
+        make it.
+        """
         try:
             return self._parse(line, row, store)
         except Refused as refusal:
@@ -126,7 +128,7 @@ class Parsing(ShardRun):
             return None
         except (StorageFull, StorageUnavailable, *_PASSING):
             raise
-        except Exception as error:  # noqa: BLE001  its neighbours must not wait for it; its words may be the file's
+        except Exception as error:  # noqa: BLE001  other files must go on; the message may have text of the file
             log.error("parsing_failed", extra={"file": row.id, "error": type(error).__name__})  # noqa: TRY400
             return Made(line, row.id, row.version, error=BROKE)
 
@@ -171,7 +173,7 @@ def recipe_of(store: VectorStore, file: File, row: VectorStoreFile, prompt: Prom
 
 @contextmanager
 def _interrupting(hold: Hold, parser: Parser) -> Iterator[None]:
-    """What ends the claim ends the reading of a file."""
+    """Interrupt the parser when the claim ends."""
     done = threading.Event()
 
     def watch() -> None:
@@ -191,7 +193,7 @@ def _interrupting(hold: Hold, parser: Parser) -> Iterator[None]:
 
 @contextmanager
 def on_disk(storage: Storage, path: str) -> Iterator[Path]:
-    """Yield the path of a stored file on this machine, for libraries that read no other.
+    """Yield a local path of a stored file, for libraries that read nothing else.
 
     Raises: NotFound, StorageUnavailable.
     """

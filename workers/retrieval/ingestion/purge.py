@@ -1,11 +1,9 @@
-"""What is owed to the vector database for removal: one document, a whole store, or what no file points to.
+"""Make pending removals from the vector database: of one document, a whole store, or vectors that no file points to.
 
-    removals ─▶ vectors go ─▶ documents go from storage ─▶ their bytes go ─▶ receipts, and nothing is owed any more
+    removals ─▶ vectors deleted ─▶ documents deleted from storage ─▶ bytes erased ─▶ receipts
 
-Some are done together: their bytes go from the disk at the price of writing their neighbours anew. Nothing of it could
-be found before, so it may take as long as the vector database is unavailable. A kill in between does it again, which
-changes
-nothing.
+Several removals are made together, because erasing bytes rewrites their neighbours. Searches find nothing of it
+already, so it may wait while the vector database is unavailable. After a kill it is done again, which changes nothing.
 """
 
 import logging
@@ -32,9 +30,9 @@ _AT_ONCE = 64
 
 
 def purge(context: Context) -> None:
-    """Handle one `purge` doorbell: remove what is owed and due, unless another process of this host is at it.
+    """Make due removals for one `purge` message, unless another process of this host does.
 
-    While the queue or this worker is paused it stays owed.
+    While the queue or this worker is paused they stay pending.
     """
     with context.keeper.under_way.at(Queue.INGEST), _alone(context.config.data_dir / "run" / "purge") as mine:
         while mine and not context.stop.is_set() and (owed := _owed(context)):
@@ -43,11 +41,11 @@ def purge(context: Context) -> None:
 
 
 def _purge(context: Context, owed: list[VectorRemoval]) -> None:
-    """Make the removals that one store owes. If that fails, the others go on and this store waits."""
+    """Make the removals of one store. If that fails, this store waits and the others go on."""
     try:
         removed = [(removal, _remove(context, removal)) for removal in owed]
         context.vectors.erase(_store_of(context, owed[0]))
-    except Exception as error:  # noqa: BLE001  a store that can't be read must not keep the others' removals
+    except Exception as error:  # noqa: BLE001  one unreadable store must not stop the others' removals
         log.warning("purge_waits", extra={"store": owed[0].store_id, "error": type(error).__name__})
         later = update(VectorRemoval).where(VectorRemoval.id.in_([removal.id for removal in owed]))
         context.db.retrying(lambda session: session.execute(later.values(due_at=now() + attachments.AGAIN_SECONDS)))
@@ -72,7 +70,7 @@ def _owed(context: Context) -> list[VectorRemoval]:
 
 
 def _remove(context: Context, removal: VectorRemoval) -> int:
-    """Make one removal; return how many vectors went."""
+    """Make one removal; return the number of deleted vectors."""
     store = _store_of(context, removal)
     if removal.what == attachments.DOCUMENT:
         return _drop_document(context, store, str(removal.document))
@@ -82,7 +80,9 @@ def _remove(context: Context, removal: VectorRemoval) -> int:
 
 
 def _store_of(context: Context, removal: VectorRemoval) -> Store:
-    """Return the store as it is now, while it is there: its dimensions may have been unknown when this was owed."""
+    """Return the store as it is now, if it exists: its dimensions may have been unknown when the removal was
+    enqueued.
+    """
     with context.db.read() as session:
         row = session.get(VectorStore, removal.store_id)
     dimensions = row.dimensions if row is not None else removal.dimensions
@@ -105,7 +105,7 @@ def _drop_store(context: Context, store: Store) -> int:
 
 
 def _is_used(context: Context, store_id: str) -> bool:
-    """Tell whether an index that was to go is there, and its time is not over."""
+    """Return whether the index to be removed exists and has not expired."""
     alive = or_(VectorStore.expires_at.is_(None), VectorStore.expires_at > now())
     used = select(VectorStore.id).where(VectorStore.id == store_id, alive, ~indexes.EMPTIED)
     with context.db.read() as session:
@@ -113,7 +113,7 @@ def _is_used(context: Context, store_id: str) -> bool:
 
 
 def _count(context: Context, store: Store) -> int:
-    """Count the entries for the receipt. A store that can't be read can be removed all the same."""
+    """Count the entries for the receipt; -1 if the store cannot be read, which does not prevent its removal."""
     try:
         return sum(context.vectors.counts(store).values())
     except VectorsUnavailable:
@@ -129,7 +129,7 @@ def _forget_files(session: Session, store_id: str) -> int:
 
 
 def _drop_leftovers(context: Context, store: Store) -> int:
-    """Drop what was there before the database was asked, and what no file of it points to then."""
+    """Delete entries that existed before the query and that no file of the store points to."""
     keys = context.vectors.counts(store)
     prefix = f"{documents.folder(store.id)}/"
     objects = context.storage.list(documents.folder(store.id))
@@ -141,9 +141,9 @@ def _drop_leftovers(context: Context, store: Store) -> int:
     dead = [key for key in keys if key not in published and attachments.version_of(key) not in live]
     if dead:
         context.vectors.drop(store, dead)
-    wanted = {attachments.version_of(key) for key in published} | live
+    needed = {attachments.version_of(key) for key in published} | live
     for path in objects:
-        if path.removeprefix(prefix).removesuffix(".json") not in wanted:
+        if path.removeprefix(prefix).removesuffix(".json") not in needed:
             context.storage.delete(path)
     return sum(keys[key] for key in dead)
 

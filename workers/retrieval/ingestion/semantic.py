@@ -1,15 +1,15 @@
-"""Chunks by meaning: cut where what a text is about changes.
+"""Chunk by meaning: cut where the topic of a text changes.
 
     sentences   s0  s1  s2  s3  s4 …         cut by the parser, in its child
     windows     s0s1s2, s1s2s3, s2s3s4 …     some sentences each, embedded
-    distances   … s1s2s3 ↔ s4s5s6 …          1 - cosine, of what stands before a joint and what stands after it
+    distances   … s1s2s3 ↔ s4s5s6 …          1 - cosine of the windows before and after a joint
     chunks      s0  s1  s2  s3 | s4 …        cut at peaks above the threshold; where the limit comes first, at the
                                              largest distance that is left
 
 The threshold is a percentile of the document's own distances, or given, as in G. Kamradt's "5 Levels of Text Splitting"
-(2023). His windows overlap, so that a joint is blurred over several places; windows that do not, and peaks, are
-TextTiling's (M. A. Hearst, Computational Linguistics 23(1), 1997). Measured with MiniLM on ten documents of eight
-docstrings each, put together: F1 of the joints found is 0.78, with two sentences 0.72, with his windows 0.18.
+(2023). His windows overlap, so that a joint is blurred over several sentences. Windows without overlap, and peaks, are
+those of TextTiling (M. A. Hearst, Computational Linguistics 23(1), 1997). Measured with MiniLM on ten documents of
+eight docstrings each: the F1 of the joints is 0.78, with windows of two sentences 0.72, with his windows 0.18.
 """
 
 from collections import Counter
@@ -26,11 +26,11 @@ from workers.retrieval.parsing.chunking import WIDE, Tokens
 from workers.vectors.base import Vector
 
 WINDOW: Final = 3  # sentences
-_JOINT: Final = 2  # tokens, at most, that two sentences have more when they are one text
+_JOINT: Final = 2  # tokens that two sentences have more when joined, at most
 
 
 class Distances:
-    """The distance at each joint, as the windows' vectors come in; 0 where a vector is missing."""
+    """The distance at each joint, added as vectors arrive; 0 where a vector is missing."""
 
     def __init__(self) -> None:
         self.found: list[float] = []
@@ -43,7 +43,8 @@ class Distances:
 
 
 def windows(document: Document, most: int) -> Iterator[str]:
-    """Yield that many sentences each, as far as they fit; the first windows and the last have fewer.
+    """Yield windows of WINDOW sentences each, as far as they fit in `most` tokens; the first and the last ones have
+    fewer.
 
     So the windows before and after the joint behind sentence n are the n-th and the (n + WINDOW)-th.
     """
@@ -54,7 +55,7 @@ def windows(document: Document, most: int) -> Iterator[str]:
 def cut(
     document: Document, distances: Sequence[float], tokens: Tokens, most: int, wanted: Mapping[str, Any]
 ) -> Document:
-    """Return the document with chunks of at most `most` tokens. Equal distances make equal chunks."""
+    """Return the document with chunks of at most `most` tokens. Equal distances give equal chunks."""
     sizes = _Sizes(document, tokens, most)
     topics = _topics(distances, _threshold(distances, wanted))
     chunks = tuple(chunk for first, end in topics for chunk in sizes.cut(first, end, distances))
@@ -67,7 +68,7 @@ def tokens_of(tokenizer: Path) -> Tokens:
 
 
 class _Sizes:
-    """Sentences that belong together, cut so that they fit."""
+    """Cut sentences of one topic so that each chunk fits."""
 
     def __init__(self, document: Document, tokens: Tokens, most: int) -> None:
         self._document = document
@@ -80,14 +81,14 @@ class _Sizes:
             reach = self._reach(first, end)
             after = reach if reach == end else self._furthest(first, reach, distances)
             chunk = self._chunk(first, after)
-            while chunk.tokens > self._most and after - first > 1:  # together they have more tokens than each
+            while chunk.tokens > self._most and after - first > 1:  # joined they have more tokens than separately
                 after -= 1
                 chunk = self._chunk(first, after)
             yield chunk
             first = after
 
     def _reach(self, first: int, end: int) -> int:
-        """Return the end of as many sentences as fit, one at least; much white space between them counts too."""
+        """Return the end of as many sentences as fit, at least one; long white space between them counts too."""
         size, at = self._sentences[first].tokens, first + 1
         while at < end:
             size += self._sentences[at].tokens
@@ -98,7 +99,7 @@ class _Sizes:
         return at
 
     def _furthest(self, first: int, reach: int, distances: Sequence[float]) -> int:
-        """Return where, in the second half, one sentence is furthest from the next."""
+        """Return the largest distance between two sentences in the second half."""
         half = first + (reach - first + 1) // 2
         return max(range(half, reach + 1), key=lambda at: (distances[at - 1], at))
 
@@ -109,7 +110,7 @@ class _Sizes:
         return msgspec.structs.replace(begin, end=end, tokens=self._tokens.count(text), language=language)
 
     def _language(self, sentences: Sequence[Chunk]) -> str | None:
-        """Return the language of most of the text; None where that is the document's."""
+        """Return the language of most of the text; None if it is the document's."""
         sizes = Counter[str | None]()
         for sentence in sentences:
             sizes[sentence.language] += sentence.end - sentence.start

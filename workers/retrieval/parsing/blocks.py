@@ -1,4 +1,4 @@
-"""Define what every format is turned into: blocks in reading order, a title, a language, a time.
+"""The common form of all formats: blocks in reading order, a title, a language, a time.
 
 # Install            heading, level 1              section of what follows: ("Install",)
 ## On Linux          heading, level 2                                       ("Install", "On Linux")
@@ -7,8 +7,8 @@ pip install x        code, stored as it is
 
 The document's text is its blocks with blank lines between them.
 
-The time is when a document says that it was written, or changed last: in UTC, by the second or by the day. What names
-no zone has no moment in UTC, so its time of day is left out: 2024-01-31T10:00 is 2024-01-31.
+The time is when a document was written or last changed, by its own statement: in UTC, to the second or to the day. A
+time without a zone has no moment in UTC, so its time of day is dropped: 2024-01-31T10:00 is 2024-01-31.
 """
 
 import re
@@ -34,9 +34,9 @@ _BLANK_EDGES: Final = re.compile(r"\A(?:[^\S\n]*\n)+")
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """`level` is of a heading, from 1. `name` is the heading's text where that is not `text`.
+    """One block. `level` is a heading's, from 1. `name` is the heading's text, if it is not `text`.
 
-    `unread`: it is a picture, and there is nothing to read it with.
+    `unread`: it is an image, and no OCR is available.
     """
 
     text: str
@@ -49,7 +49,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a format gives. Blocks come one by one, so that no more are read when the text is too long already."""
+    """What a format's reader returns. Blocks are read lazily, so that reading stops when the text is too long."""
 
     blocks: Iterator[Block]
     title: str | None = None
@@ -59,7 +59,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class PlacedBlock:
-    """A block at its place in the text."""
+    """A block with its position in the text."""
 
     start: int
     end: int
@@ -70,7 +70,7 @@ class PlacedBlock:
 
 @dataclass(frozen=True, slots=True)
 class Laid:
-    """A whole document, before it is cut."""
+    """The text of a whole document, before it is cut."""
 
     text: str
     blocks: tuple[PlacedBlock, ...]
@@ -79,7 +79,10 @@ class Laid:
 
 
 def lay(reading: Reading, limits: Limits) -> Laid:
-    """Lay the blocks out as one text. Raises Refused when there is no text, or too much."""
+    """Join the blocks to one text.
+
+    Raises: Refused, if there is no text or too much.
+    """
     parts: list[str] = []
     blocks: list[PlacedBlock] = []
     path: list[tuple[int, str]] = []
@@ -105,7 +108,7 @@ def lay(reading: Reading, limits: Limits) -> Laid:
 
 
 def clean(text: str) -> str:
-    """Remove control characters, unlike line ends, what UTF-8 can't write, and blank lines around."""
+    """Remove control characters, normalize line ends, replace surrogates, and strip blank lines at both ends."""
     text = _UNWANTED.sub("", _LINE_ENDS.sub("\n", text))
     if not text.isascii():
         text = _SURROGATES.sub("\ufffd", text)
@@ -141,9 +144,9 @@ _SHORT: Final = re.compile(r"\d{4}(?:-(?:0[1-9]|1[0-2]))?", re.ASCII)  # EPUB: a
 
 
 def first_date(*said: str | None) -> str | None:
-    """Return the first that is a date: in ISO 8601, as mail writes it, or as PDF does."""
-    found = (_found(text.strip()) for text in said if text and len(text.strip()) <= _LONGEST)
-    return next((one for one in found if one), None)
+    """Return the first text that is a date in the form of ISO 8601, mail or PDF, as ISO 8601."""
+    dates = (_found(text.strip()) for text in said if text and len(text.strip()) <= _LONGEST)
+    return next((day for day in dates if day), None)
 
 
 def _found(text: str) -> str | None:
