@@ -7,8 +7,8 @@ memory, in process. `stub`: it asks a server over HTTP, which runs on the same m
 uploaded, and timed from the batch's creation to its end; every output line is counted. CPU is that of all our
 processes, without the stub; memory is each process's peak during that batch.
 
-With `stub`, a bare aiohttp loop (`bench.bare_loop`) then sends the same bodies to the same server, with as many in
-flight. The table shows the CPU of the gpu worker for each line, that of the loop, and the ratio.
+With `stub`, two bare aiohttp loops (`bench.bare_loop`) then send the same bodies to the same server, with as many in
+flight. The table shows the CPU of the gpu worker for each line, that of each loop, and the ratios.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import rival
+from bench.bare_loop import LOOPS
 from bench.deployment import MB, Deployment, Finished, chats, deployed
 from jobs.settings import Settings
 from tests.support import stub_engine
@@ -35,13 +36,13 @@ PROMPTS = "prompts.log"  # what the stub was asked
 def main() -> None:
     options = _options()
     sizes = [int(word) for word in options.lines.split(",")]
-    console = Console(width=170)
+    console = Console(width=200)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder, deployment(Path(folder), options.engine) as mill:
         mill.wait_for("cpu.plan")
         mill.wait_for("gpu.generate")
         table = Table(
             "lines", "plan s", "run s", "finish s", "total s", "items/s", "running", "µs CPU an item", "peak MB",
-            "gpu / bare loop",
+            "gpu / bare loops",
             title=f"pipeline, engine {options.engine}, SQLite", box=box.SIMPLE,
         )  # fmt: skip
         for size in sizes:
@@ -88,15 +89,18 @@ def _measure(mill: Deployment, folder: Path, size: int) -> Iterator[str]:
     yield f"{size / done.running:,.0f}"
     yield f"{sum(used.values()) / size * 1e6:.0f} ({_by_name({k: v / size * 1e6 for k, v in used.items()})})"
     yield _by_name({name: peak / MB for name, peak in mill.peaks().items()})
-    yield _beside_bare_loop(mill, path, used["gpu"] / size * 1e6, size)
+    yield _beside_bare_loops(mill, path, used["gpu"] / size * 1e6, size)
 
 
-def _beside_bare_loop(mill: Deployment, path: Path, worker: float, size: int) -> str:
+def _beside_bare_loops(mill: Deployment, path: Path, worker: float, size: int) -> str:
     if not mill.engine_url:
         return ""
-    done = rival.run(["-m", "bench.bare_loop", mill.engine_url, path, str(Settings().engine_concurrency)])
-    bare = done["cpu"] / size * 1e6
-    return f"{worker:.0f} / {bare:.0f} = {worker / bare:.2f}"
+    ratios = []
+    for loop in LOOPS:
+        done = rival.run(["-m", "bench.bare_loop", mill.engine_url, path, str(Settings().engine_concurrency), loop])
+        bare = done["cpu"] / size * 1e6
+        ratios.append(f"{loop} {bare:.0f} = {worker / bare:.2f}")
+    return f"{worker:.0f} / {', '.join(ratios)}"
 
 
 def _by_name(figures: Mapping[str, float]) -> str:
