@@ -51,11 +51,14 @@ def slots(serving: Serving, model: str, limit: int) -> AdapterSlots:
         try:
             await load(models, adapter)
             await probes.check(adapter, score_all)
-        except BaseException as error:
+        except Exception as error:  # vLLM and the chat templates it runs raise anything
             if serving.dead:
                 raise EngineDead(f"the engine died while it loaded an adapter: {error}") from error
             await unload(models, adapter)
-            raise
+            if isinstance(error, AdapterRefused):
+                raise
+            log.exception("adapter_not_checked", extra={"adapter": adapter.name})
+            raise AdapterRefused(f"The engine cannot check the adapter ({type(error).__name__}).") from error
         log.info("adapter_loaded", extra={"adapter": adapter.name})
 
     return AdapterSlots(limit, load_and_check, partial(unload, models))
@@ -92,11 +95,13 @@ async def score(state: Any, model: str, passages: Sequence[Passage], adapter: Ad
 
 async def _score(state: Any, client: Any, model: str, passage: Passage, lora: Any) -> Score:
     from vllm import SamplingParams
-    from vllm.inputs import TokensPrompt
+    from vllm.inputs.engine import tokens_input
 
-    body = {"model": model, "messages": passage.messages, **({"tools": passage.tools} if passage.tools else {})}
+    # the model is shown the tools, and an engine without a parser for calls of tools takes them too
+    tools = {"tools": passage.tools, "tool_choice": "none"} if passage.tools else {}
+    body = {"model": model, "messages": passage.messages, **tools}
     tokens = await prompt_tokens(state.online_renderer, CHAT, body)
-    prompt = TokensPrompt(prompt_token_ids=[*tokens, *passage.continuation])
+    prompt = tokens_input([*tokens, *passage.continuation])
     sampling = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=1, detokenize=False)
     outputs = [one async for one in client.generate(prompt, sampling, f"score-{next(_numbers)}", lora_request=lora)]
     if not outputs or outputs[-1].prompt_logprobs is None:
