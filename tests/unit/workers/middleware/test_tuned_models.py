@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from jobs.db.engine import Database
+from jobs.errors import StorageAway
 from jobs.platform.storage import DiskStorage
 from jobs.registry.tables import TunedModel
 from jobs.security import keys
@@ -17,7 +18,7 @@ from jobs.timings import Timings
 from tests.support import adapters
 from workers.engines import probes
 from workers.engines.fake import FakeEngine
-from workers.engines.port import Answer, Passage, Request
+from workers.engines.port import Answer, EngineBusy, Passage, Request
 from workers.engines.probes import Probe
 from workers.middleware.cache import CacheMiddleware
 from workers.middleware.response_cache import ResponseCache
@@ -201,6 +202,20 @@ async def test_a_tampered_file_is_refused_and_nothing_of_it_is_left(worker: Work
     assert code_of(await worker.ask(ONE)) == (500, "adapter_corrupt")
     assert not worker.prompts
     assert not (worker.local / adapter).exists()
+
+
+async def test_a_storage_that_is_away_is_waited_for(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
+
+    def away(*_: object) -> None:
+        raise StorageAway
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.storage, "reader", away)
+        with pytest.raises(EngineBusy):
+            await worker.ask(ONE)
+
+    assert (await worker.ask(ONE))["http"] == 200
 
 
 async def test_local_files_that_were_tampered_with_are_fetched_again(worker: Worker) -> None:
