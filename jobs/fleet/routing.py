@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from jobs.batches.lines import quoted
 from jobs.fleet import workers as fleet
-from jobs.fleet.models_file import ANY_MODEL, Registry
+from jobs.fleet.models_file import ANY_MODEL, EngineKind, Registry
 from jobs.fleet.tables import Model
 from jobs.queues import Queue
 from jobs.registry import models as tuned_models
@@ -45,7 +45,7 @@ def route(
 ) -> Route:
     """Return which workers serve `name` at `endpoint`. Raises NotServed, NotYet."""
     known = name in registry.models or not tuned_models.is_tuned(name) or session.get(Model, name) is not None
-    base = None if known else _base_of(session, name, project_id)
+    base = None if known else _base_of(session, registry, name, project_id)
     queue = _queue(session, config, registry, base or name, endpoint, project_id)
     return Route(queue, base)
 
@@ -105,13 +105,20 @@ def names_of(session: Session, registry: Registry, endpoint: str, project_id: st
     ]
 
 
-def _base_of(session: Session, name: str, project_id: str) -> str | None:
+def _base_of(session: Session, registry: Registry, name: str, project_id: str) -> str | None:
     """Return the base of a tuned model; None for a name that the project may not ask for, as for an unknown one."""
     model = tuned_models.find_even_deleted(session, name, project_id)
     if model is not None and model.state == tuned_models.FAILED_PROBE:
         raise NotServed(f"The model '{quoted(name)}' failed its probe and is not served.", "failed_probe")
     if model is not None and model.state == tuned_models.DELETED:
         raise NotServed(f"The model '{quoted(name)}' was deleted.")
+    if model is not None and model.method == tuned_models.FULL:
+        message = f"The model '{quoted(name)}' has weights of its own, which no worker serves: export it."
+        raise NotServed(message, "model_not_supported")
+    base = None if model is None else registry.models.get(model.base)
+    if base is not None and base.engine is EngineKind.VLLM and not base.engine_args.get("enable_lora"):
+        message = f"The model '{quoted(name)}' needs `enable_lora: true` in the engine_args of '{base.name}'."
+        raise NotServed(message, "model_not_supported")
     return None if model is None else model.base
 
 

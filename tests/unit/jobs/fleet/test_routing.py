@@ -1,5 +1,6 @@
 """Which queue a name is placed on, and for whose prompts."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from jobs.fleet import routing, workers
 from jobs.fleet.models_file import ANY_MODEL, Registry
 from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue
+from jobs.registry.tables import TunedModel
 from jobs.security import keys
 from jobs.settings import Settings
 from tests.support import adapters
@@ -66,3 +68,22 @@ def test_a_tuned_model_runs_where_its_base_does(sqlite: Database, tmp_path: Path
 
     assert found == (Queue.GENERATE, "smollm2-135m-instruct")
     assert unknown.value.code == "model_not_found"
+
+
+def test_a_tuned_model_that_no_engine_can_serve_is_refused(sqlite: Database, tmp_path: Path) -> None:
+    config: Any = Settings()
+    name, storage = "ft:smollm2-135m-instruct:acme::abc", DiskStorage(tmp_path)
+    adapters.tuned_model(sqlite, storage, name, base="smollm2-135m-instruct", project="acme")
+    packaged = Registry.load(config)
+    base = packaged.models["smollm2-135m-instruct"]
+    plain = base.model_copy(update={"engine_args": {**base.engine_args, "enable_lora": False}})
+
+    with sqlite.write() as session:
+        project_id = keys.ensure_project(session, "acme").id
+        without = replace(packaged, models={**packaged.models, base.name: plain})
+        with pytest.raises(routing.NotServed, match="enable_lora"):
+            routing.route(session, config, without, name, endpoint=CHAT, project_id=project_id)
+        session.query(TunedModel).one().method = "full"
+        session.flush()
+        with pytest.raises(routing.NotServed, match="weights of its own"):
+            routing.route(session, config, packaged, name, endpoint=CHAT, project_id=project_id)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from jobs.db.engine import Database
-from jobs.errors import StorageAway
+from jobs.errors import StorageUnavailable
 from jobs.platform.storage import DiskStorage
 from jobs.registry.tables import TunedModel
 from jobs.security import keys
@@ -208,7 +208,7 @@ async def test_a_storage_that_is_away_is_waited_for(worker: Worker, monkeypatch:
     adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
 
     def away(*_: object) -> None:
-        raise StorageAway
+        raise StorageUnavailable
 
     with monkeypatch.context() as patch:
         patch.setattr(worker.storage, "reader", away)
