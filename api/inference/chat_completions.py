@@ -1,7 +1,7 @@
-"""Answer, store and serve the chat completions that are to be stored (`store`).
+"""Answer, store and serve chat completions with `store`.
 
-    body ─▶ engine, which stores nothing ─┬─▶ under our id ─▶ stored ─▶ client
-                                          └─▶ chunks, under our id, joined at the end ─▶ stored ─▶ [DONE]
+    body ─▶ engine, which stores nothing ─┬─▶ with Nightmill's id ─▶ stored ─▶ client
+                                          └─▶ chunks, with that id, joined at the end ─▶ stored ─▶ [DONE]
 
 A completion is stored before its client sees the end. A request that fails or is abandoned stores nothing.
 """
@@ -40,7 +40,7 @@ from jobs.platform.storage import let_go
 from jobs.requests.endpoints import CHAT
 
 _OWN_FIELDS = frozenset({"metadata", "store"})
-_TRIES = 3  # of a page, each of which lost an object that was deleted at that moment
+_TRIES = 3  # of a page; each found an object deleted at that moment
 _LONGEST_NAME = 255
 
 STORED = StoredAnswers(
@@ -49,7 +49,7 @@ STORED = StoredAnswers(
 
 
 class ChatCompletionRequest(InferenceRequest):
-    """OpenAI's fields, and ours. With `context` a message may have a `priority`, a number."""
+    """OpenAI's fields, and Nightmill's. With `context` a message may have a `priority`, a number."""
 
     messages: Many[dict[str, Any]] = Field(min_length=1)
     stream: bool | None = None
@@ -59,7 +59,7 @@ class ChatCompletionRequest(InferenceRequest):
 
 
 class _Packed(msgspec.Struct):
-    """What it takes to show the rest of a stream, for whichever process does."""
+    """The state that another process needs to show the rest of a stream."""
 
     id: str
     body: dict[str, Any]
@@ -67,30 +67,33 @@ class _Packed(msgspec.Struct):
 
 @dataclass(slots=True)
 class Chat:
-    """One on its way."""
+    """One chat completion in progress."""
 
     call: CallContext
     body: ChatCompletionRequest
     id: str = field(default_factory=lambda: new_id(stored.COMPLETION_PREFIX))
-    question: dict[str, Any] = field(init=False)  # as the engine is asked: one that could keep it is not to
+    engine_body: dict[str, Any] = field(init=False)  # what the engine is sent: it must store nothing
 
     def __post_init__(self) -> None:
-        self.question = {name: value for name, value in self.body.fields().items() if name not in _OWN_FIELDS}
+        self.engine_body = {name: value for name, value in self.body.fields().items() if name not in _OWN_FIELDS}
 
     @property
     def options(self) -> Any:
-        """Of its stream; what is no object the engine refuses."""
-        return self.question.get("stream_options") or {}
+        """Return the options of the stream. The engine refuses a value that is no object."""
+        return self.engine_body.get("stream_options") or {}
 
     def to_public(self, answer: Any) -> dict[str, Any]:
-        """Raises NightmillError for what is no completion."""
+        """Return an engine's answer as the client is shown it.
+
+        Raises NightmillError for an answer that is no completion.
+        """
         if not stored.is_completion(answer):
             raise _invalid_answer()
         return stored.to_completion(answer, self.id, self.body.metadata)
 
     def keep(self, answer: dict[str, Any], run: Run) -> None:
-        """In one transaction, which `run` runs."""
-        stored_answer = StoredAnswer(self.question, answer)
+        """Store the answer, in one transaction, which `run` runs."""
+        stored_answer = StoredAnswer(self.engine_body, answer)
         asked, model = self.body.model, answer.get("model")
         columns = {"asked": _name(asked), "model": _name(model if isinstance(model, str) else asked)}
         run(STORED.prepare(self.call, stored_answer, metadata_=dict(self.body.metadata or {}) or None, **columns))
@@ -99,7 +102,7 @@ class Chat:
 async def answer(
     call: CallContext, request: Request, once: Once, body: ChatCompletionRequest, seconds: int | None
 ) -> Response:
-    """Whole, once for each Idempotency-Key, or a stream. Raises InvalidRequest, StorageFull."""
+    """Answer whole, once for each Idempotency-Key, or as a stream. Raises InvalidRequest, StorageFull."""
     if body.fields().get("cache") not in (None, False):
         raise InvalidRequest("Invalid 'cache': it needs 'store' to be false.", param="cache", code="invalid_value")
     if seconds is not None and not body.stream:
@@ -117,30 +120,33 @@ async def answer(
 
 
 async def _answered(chat: Chat, request: Request) -> dict[str, Any] | Response:
-    """The completion, or the engine's refusal."""
-    end, entries = await submit(chat.call, request, CHAT, chat.question, stream=False)
+    """Return the completion, or the engine's refusal."""
+    end, entries = await submit(chat.call, request, CHAT, chat.engine_body, stream=False)
     await entries.aclose()
     return chat.to_public(_decoded(end.body)) if end.status == 200 else whole_response(end)
 
 
 async def _streamed(chat: Chat, request: Request, seconds: int | None) -> Response:
-    """A stream, or the engine's refusal. What it costs is kept too, and only told to whoever asks for it."""
+    """Return a stream, or the engine's refusal.
+
+    Usage is always asked for, to store it; only clients that ask are shown it.
+    """
     told = {"stream_options": {**chat.options, "include_usage": True}} if isinstance(chat.options, dict) else {}
-    question = {**chat.question, **told}
+    engine_body = {**chat.engine_body, **told}
     shown = msgspec.json.encode(_Packed(chat.id, chat.body.fields())) if seconds else b""
-    first, entries = await submit(chat.call, request, CHAT, question, stream=True, resume=seconds, shown=shown)
+    first, entries = await submit(chat.call, request, CHAT, engine_body, stream=True, resume=seconds, shown=shown)
     if first.kind == "end":
         await entries.aclose()
-        if first.status == 200:  # it has answered, but not as a stream
+        if first.status == 200:  # an answer, but no stream
             raise _invalid_answer()
         return whole_response(first)
     return stream_response(_ChatEvents(chat, resumable=bool(seconds)).of(entries, first), first.position)
 
 
 async def resumed(call: CallContext, request: Request, last: str, shown: bytes) -> Response:
-    """What follows an event that the client has seen; the whole is read, to be kept at its end.
+    """Return the events after one that the client has seen. The whole stream is read, to store it at the end.
 
-    Raises InvalidRequest, NotFound where some of it was dropped, StreamsUnavailable.
+    Raises InvalidRequest, NotFound where entries were dropped, StreamsUnavailable.
     """
     packed = msgspec.json.decode(shown, type=_Packed)
     chat = Chat(call, ChatCompletionRequest.model_validate_json(msgspec.json.encode(packed.body)), packed.id)
@@ -158,7 +164,7 @@ class _ChatEvents(Events):
         self._chunks = Chunks()
 
     async def write(self, entry: AnswerEntry) -> bytes:
-        """Empty where there is nothing to show. Raises NightmillError for what is no chunk."""
+        """Return the event of an entry, empty for a hidden one. Raises NightmillError for data that is no chunk."""
         if entry.kind == "chunk":
             return self._event(entry, self._chunk(entry))
         if entry.kind != "end":
@@ -173,7 +179,7 @@ class _ChatEvents(Events):
         return sse.event(data, at=self.event_id(entry))
 
     def _chunk(self, entry: AnswerEntry) -> bytes:
-        """Under our id. A chunk that is only there for its usage is nothing to whoever did not ask for it."""
+        """Return a chunk with Nightmill's id; empty for a chunk of usage alone that the client did not ask for."""
         chunk = _decoded(entry.body)
         if not isinstance(chunk, dict):
             raise _invalid_answer()
@@ -186,9 +192,9 @@ class _ChatEvents(Events):
         return data
 
     def _keep(self) -> None:
-        """Nothing where it told an error, which the client has seen, or where another connection of its stream did.
+        """Store the completion, unless the stream had an error, or another connection of it has stored it.
 
-        Raises NightmillError where it just stopped.
+        Raises NightmillError where the stream was cut off.
         """
         if self._chunks.broken:
             return
@@ -231,7 +237,7 @@ def list_chat_completions(
         str | None, Query(max_length=255, description="As it was asked for, or as the answer names it.")
     ] = None,
 ) -> Page[CompletionObject]:
-    """Those that are kept, the oldest first. `metadata[key]=value` selects, up to 16 times."""
+    """List stored completions, the oldest first. `metadata[key]=value` selects, up to 16 times."""
     mine = STORED.of(call)
     statement = with_metadata(
         mine, StoredCompletion.metadata_, request.query_params.multi_items(), sqlite=call.db.sqlite
@@ -252,13 +258,13 @@ def list_chat_completions(
 
 @router.get("/chat/completions/{completion_id}")
 def retrieve_chat_completion(call: Call, completion_id: str) -> CompletionObject:
-    """One that is kept, as it was answered."""
+    """Return a stored completion."""
     return _show(_load(call, completion_id))
 
 
 @router.post("/chat/completions/{completion_id}")
 def update_chat_completion(call: Call, completion_id: str, body: UpdateCompletion) -> CompletionObject:
-    """Its metadata alone."""
+    """Replace the metadata."""
     with call.db.write() as session:
         row = STORED.row(session, call, completion_id, lock=True)
         row.metadata_ = dict(body.metadata or {}) or None
@@ -268,7 +274,7 @@ def update_chat_completion(call: Call, completion_id: str, body: UpdateCompletio
 
 @router.delete("/chat/completions/{completion_id}")
 def delete_chat_completion(call: Call, completion_id: str) -> CompletionDeleted:
-    """Forget one, and what was asked."""
+    """Delete a stored completion and its request."""
     with call.db.write() as session:
         row = STORED.row(session, call, completion_id, lock=True)
         path = row.path
@@ -282,14 +288,14 @@ def delete_chat_completion(call: Call, completion_id: str) -> CompletionDeleted:
 def list_messages(
     call: Call, completion_id: str, after: After = None, limit: Limit20 = 20, order: Order = "asc"
 ) -> Page[StoredMessage]:
-    """What the model was asked."""
-    messages = _load(call, completion_id).question["messages"]
+    """List the messages of the request."""
+    messages = _load(call, completion_id).request["messages"]
     shown = show_messages(completion_id, messages)
     return slice_of(shown, StoredMessage.model_validate, after=after, limit=limit, order=order)
 
 
 def _load(call: CallContext, completion_id: str) -> StoredAnswer:
-    """Raises NotFound."""
+    """Load a stored completion. Raises NotFound."""
     with call.db.read() as session:
         row = STORED.row(session, call, completion_id)
     stored_answer = _read(call, row)
@@ -305,7 +311,7 @@ def _read(call: CallContext, row: StoredCompletion) -> StoredAnswer | None:
             stored_answer = decode(handle.read())
     except NotFound:
         return None
-    return StoredAnswer(stored_answer.question, stored.to_completion(stored_answer.response, row.id, row.metadata_))
+    return StoredAnswer(stored_answer.request, stored.to_completion(stored_answer.response, row.id, row.metadata_))
 
 
 def _show(stored_answer: StoredAnswer) -> CompletionObject:
@@ -313,5 +319,5 @@ def _show(stored_answer: StoredAnswer) -> CompletionObject:
 
 
 def _name(model: str) -> str:
-    """Return a model's name as a column takes it: an engine may call a model anything."""
+    """Return a model's name without characters that a column cannot hold: an engine may call a model anything."""
     return model.replace("\0", "")[:_LONGEST_NAME]

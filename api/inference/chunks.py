@@ -1,4 +1,4 @@
-"""The chunks of a streamed chat completion, put together: what a client would have been answered without `stream`."""
+"""Join the chunks of a streamed chat completion into the answer that the client would have got without `stream`."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 _OF_A_CHUNK: Final = frozenset({"choices", "object", "obfuscation"})
-#: Said once, or each time the same: never joined, and not unsaid by an empty one.
+#: Fields whose last value counts: they are not joined, and an empty value does not overwrite one.
 _NAMES: Final = frozenset({"role", "type", "id", "index"})
-#: Of a function: said in parts, which go on as texts do, or whole, again and again.
+#: Fields of a function that come in parts, which are joined, or whole in every chunk.
 _NAME: Final = "name"
 
 
@@ -26,7 +26,7 @@ class _Choice:
             else:
                 _add(self.parts, name, value)
         for name in told.keys() - {"delta", "index"}:
-            last = isinstance(told[name], str)  # as a reason: it is no text that goes on
+            last = isinstance(told[name], str)  # such as a finish reason: a text that is not continued
             self.facts[name] = told[name] if last else _merged(self.facts.get(name), told[name])
 
     def whole(self, index: int) -> dict[str, Any]:
@@ -39,7 +39,7 @@ class _Choice:
 
 
 class Chunks:
-    """One stream's. `broken`: it told an error among them."""
+    """The chunks of one stream. `broken`: one of them was an error."""
 
     def __init__(self) -> None:
         self.broken = False
@@ -47,7 +47,7 @@ class Chunks:
         self._choices: dict[int, _Choice] = defaultdict(_Choice)
 
     def add(self, chunk: Mapping[str, Any]) -> None:
-        """What it holds is ours from now on."""
+        """Add a chunk. It must not be changed afterwards."""
         if chunk.get("error") is not None:
             self.broken = True
         self._facts |= {name: chunk[name] for name in chunk.keys() - _OF_A_CHUNK if chunk[name] is not None}
@@ -57,7 +57,7 @@ class Chunks:
                 self._choices[told["index"]].add(told)
 
     def whole(self) -> dict[str, Any] | None:
-        """None unless all of it has come to its end."""
+        """Return the joined answer, None unless every choice has ended."""
         choices = [choice.whole(index) for index, choice in sorted(self._choices.items())]
         if self.broken or not choices or any(choice["finish_reason"] is None for choice in choices):
             return None
@@ -65,7 +65,10 @@ class Chunks:
 
 
 def _merged(so_far: Any, more: Any) -> Any:
-    """Texts and lists go on, objects by name, numbered parts by their number; of all else the last counts."""
+    """Merge two values: texts and lists are joined, objects by name, numbered parts by number.
+
+    Otherwise the last counts.
+    """
     if more is None:
         return so_far
     if isinstance(so_far, str) and isinstance(more, str):

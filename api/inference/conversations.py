@@ -20,7 +20,7 @@ from api.inference.stored_conversations import add, begin, find, forget, get_con
 
 router: APIRouter = resource("Conversations")
 
-_MOST_AT_ONCE = 20  # OpenAI's
+_MOST_AT_ONCE = 20  # OpenAI's limit
 
 
 NewItems = Annotated[list[NewItem], Field(max_length=_MOST_AT_ONCE)]
@@ -41,14 +41,14 @@ class CreateItems(Body):
 
 
 class Added(BaseModel):
-    """What an Idempotency-Key remembers: what was said lies in one place only."""
+    """The value that an Idempotency-Key stores: the ids of items, which are stored in the conversation only."""
 
     ids: list[str]
 
 
 @router.post("/conversations", response_model=ConversationObject)
 def create_conversation(call: Call, once: Idempotent, body: CreateConversation) -> Response:
-    """A conversation, empty or with what was said before."""
+    """Create a conversation, empty or with items."""
     fields = body.fields()
     replayed = once.replay(fields)
     if replayed is not None:
@@ -66,14 +66,14 @@ def create_conversation(call: Call, once: Idempotent, body: CreateConversation) 
 
 @router.get("/conversations/{conversation_id}")
 def retrieve_conversation(call: Call, conversation_id: str) -> ConversationObject:
-    """One conversation, without its items."""
+    """Return a conversation, without its items."""
     with call.db.read() as session:
         return _shown(get_conversation(session, call, conversation_id))
 
 
 @router.post("/conversations/{conversation_id}")
 def update_conversation(call: Call, conversation_id: str, body: UpdateConversation) -> ConversationObject:
-    """Its metadata alone."""
+    """Replace the metadata."""
     with call.db.write() as session:
         row = get_conversation(session, call, conversation_id, lock=True)
         row.metadata_ = dict(body.metadata or {})
@@ -83,7 +83,7 @@ def update_conversation(call: Call, conversation_id: str, body: UpdateConversati
 
 @router.delete("/conversations/{conversation_id}")
 def delete_conversation(call: Call, conversation_id: str) -> ConversationDeleted:
-    """Forget a conversation and all that was said in it. Responses that continued it are kept by themselves."""
+    """Delete a conversation and its items. Responses that continued it stay."""
     forget(call, conversation_id)
     return ConversationDeleted(id=conversation_id)
 
@@ -96,7 +96,7 @@ def create_items(
     body: CreateItems,
     include: _Include = None,  # noqa: ARG001
 ) -> Page[ItemObject]:
-    """Say more."""
+    """Append items."""
     fields = body.fields()
     said = once.replay(fields)
     if said is None:
@@ -125,14 +125,14 @@ def list_items(
     order: Order = "desc",
     include: _Include = None,  # noqa: ARG001
 ) -> Page[ItemObject]:
-    """What was said."""
+    """List the items."""
     items, more = read_page(call, conversation_id, after=after, limit=limit, order=order)
     return page([ItemObject.model_validate(item) for item in items], more, lambda item: item)
 
 
 @router.get("/conversations/{conversation_id}/items/{item_id}")
 def retrieve_item(call: Call, conversation_id: str, item_id: str, include: _Include = None) -> ItemObject:  # noqa: ARG001
-    """One item."""
+    """Return one item."""
     for item in find(call, conversation_id, [item_id]):
         return ItemObject.model_validate(item)
     raise no_item(item_id)
@@ -140,13 +140,13 @@ def retrieve_item(call: Call, conversation_id: str, item_id: str, include: _Incl
 
 @router.delete("/conversations/{conversation_id}/items/{item_id}")
 def delete_item(call: Call, conversation_id: str, item_id: str) -> ConversationObject:
-    """Take one item out."""
+    """Delete one item."""
     remove(call, conversation_id, item_id)
     return retrieve_conversation(call, conversation_id)
 
 
 def _new(call: CallContext, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return items as they are stored: each gets an id of ours, whatever id the client gave it."""
+    """Return items as they are stored, each with a new id in place of any id that the client gave it."""
     written = (show_item(item) for item in resolve(call, items, "items"))
     return [{name: value for name, value in item.items() if name != "id"} for item in written]
 

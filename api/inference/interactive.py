@@ -1,4 +1,4 @@
-"""The way of an interactive request: from its JSON body to the entries of its answer.
+"""Send an interactive request: from its JSON body to the entries of its answer.
 
 The model's queue is looked up, the request is queued, and its client and the workers are watched until the answer ends.
 A client that asked for it may resume a stream whose connection broke.
@@ -47,7 +47,7 @@ from jobs.ledger import pauses
 from jobs.registry.models import base_model_of, is_tuned
 
 _HEADER_VALUE: Final = re.compile("[!-~]{1,1024}")
-#: The header that names a stream, so that it can be stopped.
+#: The header with the id of a stream, by which it can be stopped.
 STREAM_HEADER = "X-Nightmill-Stream"
 Resume = Annotated[
     int | None,
@@ -62,14 +62,14 @@ LastEventId = Annotated[
     str | None, Header(alias="Last-Event-ID", description="The id of the last event seen: only the rest is sent.")
 ]
 JSON_BODY: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"schema": {"type": "object"}}}}}
-#: Events are texts of several lines, or objects with `event`, `id` and `data`: tools see them in both ways.
+#: Tools read events as texts of several lines, or as objects with `event`, `id` and `data`: the schema allows both.
 JSON_OR_STREAM: dict[int | str, dict[str, Any]] = {
     200: {"content": {**JSON_BODY[200]["content"], EVENT_STREAM: {"schema": {}}}}
 }
 
 
 class InferenceRequest(BaseModel):
-    """What all requests of interactive clients have. The rest is the engine's to judge."""
+    """The field that all interactive requests have. Engines check the others."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
@@ -125,12 +125,12 @@ async def submit(
         linger=resume or 0,
     )
     kept = Resumable(call.project_id, url, queued.deadline, resume, shown, queue, body["model"]) if resume else None
-    served = _serving(call, queue, body["model"])
-    there = _there(call, request, queued.deadline)
-    # before that a worker that is lost has a status, after which the SDK asks again; later it ends the stream
+    is_served = _serving(call, queue, body["model"])
+    check_client = _client_check(call, request, queued.deadline)
+    # until then a lost worker can still be answered by a status, on which the SDK retries; later it ends the stream
     patience = call.services.timings.first_chunk_patience if stream else math.inf
     entries = call.services.inference.submit(
-        to_queue(queue) if to_queue else queue, queued, served, there, kept, patience
+        to_queue(queue) if to_queue else queue, queued, is_served, check_client, kept, patience
     )
     while (first := await anext(entries)).kind not in ("chunk", "end", "late"):
         pass
@@ -157,21 +157,21 @@ def _maker_of(entry: AnswerEntry) -> str | None:
 
 
 def _serving(call: CallContext, queue: str, model: str) -> Callable[[], Awaitable[bool]]:
-    async def served() -> bool:
+    async def is_served() -> bool:
         return await run_unshared(_still_served, call, queue, model)
 
-    return served
+    return is_served
 
 
 async def find_stream(call: CallContext, stream_id: str, after: str | None = None) -> Resumable:
-    """A stream of this project that can be resumed, there. Raises NotFound, StreamsUnavailable."""
+    """Return the description of a resumable stream of this project. Raises NotFound, StreamsUnavailable."""
     return await call.services.inference.find_resumable(stream_id, call.project_id, after)
 
 
 async def resume(
     call: CallContext, request: Request, last: str, url: str
 ) -> tuple[Resumable, AsyncGenerator[AnswerEntry]]:
-    """What is known of the stream that `last` is an event of, and what follows it.
+    """Return the description of the stream that has the event `last`, and the entries after it.
 
     Raises InvalidRequest, NotFound, StreamsUnavailable.
     """
@@ -179,19 +179,19 @@ async def resume(
     kept = await find_stream(call, stream_id, after)
     if kept.url != url:
         raise InvalidRequest(f"This event is of a stream of {kept.url}.", param="Last-Event-ID", code="invalid_value")
-    there, served = _there(call, request, kept.deadline), _serving(call, kept.queue, kept.model)
-    return kept, call.services.inference.resume(stream_id, after, kept, there, served)
+    check_client, is_served = _client_check(call, request, kept.deadline), _serving(call, kept.queue, kept.model)
+    return kept, call.services.inference.resume(stream_id, after, kept, check_client, is_served)
 
 
 def stream_response(events: AsyncIterator[bytes], at: str = "") -> StreamingResponse:
-    """Return the answer that sends `events`. Its header names the stream that `at` is a place in."""
+    """Return the answer that sends `events`. A header names the stream that `at` is a position in."""
     return event_stream(events, {STREAM_HEADER: at.partition("/")[0]} if at else None)
 
 
 class Events:
     """Write the chunks of an answer as OpenAI does: `data: {chunk}`, the last one `[DONE]`.
 
-    Only a stream that can be resumed has ids: a client that connects anew would come back with one.
+    Only resumable streams have event ids: with an id, a client that reconnects would ask for the rest.
     """
 
     def __init__(self, *, resumable: bool) -> None:
@@ -207,7 +207,7 @@ class Events:
                     if event := await self.write(entry):
                         yield event
             except NightmillError as error:
-                if not (self._resumable and isinstance(error, GoingDown)):  # else the client comes back for the rest
+                if not (self._resumable and isinstance(error, GoingDown)):  # else the client resumes it
                     yield self.error(describe(error))
 
     async def write(self, entry: AnswerEntry) -> bytes:
@@ -226,15 +226,18 @@ class Events:
 
 
 def whole_response(end: AnswerEntry) -> Response:
-    """An answer that is no stream, as the engine gave it."""
+    """Return an engine's answer that is no stream."""
     headers = {} if end.retry_after is None else {"Retry-After": str(max(1, round(end.retry_after)))}
-    if end.status == HTTPStatus.REQUEST_TIMEOUT:  # the SDK would have the engine try as long again, twice
+    if end.status == HTTPStatus.REQUEST_TIMEOUT:  # the SDK would retry twice, for as long again
         headers["x-should-retry"] = "false"
     return Response(end.body, end.status, headers, media_type="application/json")
 
 
 def queue_of(session: Session, call: CallContext, url: str, model: str) -> str | None:
-    """Where the model runs; None while that is not known. Raises NotFound, InvalidRequest, PermissionDenied."""
+    """Return the queue of a model, None while it is not known yet.
+
+    Raises NotFound, InvalidRequest, PermissionDenied.
+    """
     try:
         return routing.queue_of(
             session, call.config, call.services.registry(), model, endpoint=url, project_id=call.project_id
@@ -246,13 +249,13 @@ def queue_of(session: Session, call: CallContext, url: str, model: str) -> str |
 
 
 async def _queue(call: CallContext, url: str, model: str) -> str:
-    """Where somebody takes questions of this project for the model now. Raises what `_live_queue` raises."""
+    """Return the queue where workers take this project's requests for the model. Raises the errors of `_live_queue`."""
     asked = hashlib.sha256(msgspec.json.encode((call.project_id, url, model))).digest()
     return await call.services.queue_for_model.get(asked, partial(_live_queue, call, url, model))
 
 
 def _live_queue(call: CallContext, url: str, model: str) -> str:
-    """Raises NoWorker and Unavailable too."""
+    """Look the queue up, and check that a worker serves it. Raises NoWorker and Unavailable too."""
     with call.db.read() as session:
         queue = queue_of(session, call, url, model)
         if queue is None:
@@ -284,7 +287,7 @@ def _still_served(call: CallContext, queue: str, model: str) -> bool:
 
 
 def _check_loaded(session: Session, call: CallContext, queue: str, model: str) -> None:
-    """Raises ModelLoading while the only engines that have the model are being loaded."""
+    """Raise ModelLoading while the only engines with the model are loading."""
     base = base_model_of(model)
     name = call.services.registry().target(base, ()) or base
     found = workers.loading(workers.present(session), queue, name)
@@ -302,8 +305,10 @@ def _served(session: Session, call: CallContext, queue: str, model: str) -> bool
     return any(workers.serves(session, queue, name) for name in (model, alias, base_model_of(model)) if name)
 
 
-def _there(call: CallContext, request: Request, deadline: float) -> Callable[[], Awaitable[None]]:
-    """Is it still worth while to wait? It raises RequestTimeout, TooLate, GoingDown, Unauthenticated."""
+def _client_check(call: CallContext, request: Request, deadline: float) -> Callable[[], Awaitable[None]]:
+    """Return a check that the client, its key and this server are still there. It raises RequestTimeout, TooLate,
+    GoingDown, Unauthenticated.
+    """
     checked = time.monotonic()
 
     async def look() -> None:

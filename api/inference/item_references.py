@@ -1,7 +1,7 @@
 """Replace references to stored items in an input: `{"type": "item_reference", "id": "msg_…"}`.
 
-A client whose history is stored may refer to each item of it in every turn. The last reference is looked up first: what
-stores its item mostly has the earlier items too, as a stored response has the whole input that it answered.
+A client whose history is stored may refer to each item of it in every turn. The last reference is looked up first: the
+response or conversation that stores its item usually has the earlier items too.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ from jobs.errors import InvalidRequest, NotFound
 from jobs.inference import responses
 from jobs.inference.item_ids import owner_of
 
-#: Responses and conversations that are read for the references of one input.
+#: Limit of the responses and conversations that are read for one input.
 _MOST_READ: Final = 100
 
 Items = dict[str, dict[str, Any]]  # by id
@@ -58,7 +58,7 @@ def _find(call: CallContext, ids: Sequence[str], param: str) -> Items:
 
 
 def _stored_with(call: CallContext, item_id: str, wanted: Collection[str]) -> Items:
-    """Return those of the `wanted` items that are stored with one of them; nothing where it is not stored."""
+    """Return the requested items that are stored with one of them; none where it is not stored."""
     owner = owner_of(item_id)
     try:
         return _in_response(call, f"resp_{owner}", wanted)
@@ -67,7 +67,7 @@ def _stored_with(call: CallContext, item_id: str, wanted: Collection[str]) -> It
 
 
 def _in_response(call: CallContext, response_id: str, wanted: Collection[str]) -> Items:
-    """Raises NotFound."""
+    """Return the items of a response. Raises NotFound."""
     stored_answer = stored_answers.load_response(call, response_id, reserve=True)
     items = chain(
         show_items(response_id, responses.items(stored_answer)),

@@ -1,13 +1,12 @@
 """Serve a response as the events of its stream.
 
-    interactive   chunks of the engine ─▶ under our id ─▶ client; the response is stored before the last event is sent
+    interactive   chunks of the engine ─▶ with Nightmill's ids ─▶ client; stored before the last event is sent
     background    queued ─▶ `created`, `queued`           running ─▶ the events that its worker publishes over Redis
-    ended         the events that are left, or the whole response written out as events
+    ended         the rest of the events, or the whole response written out as events
 
-Of an attempt that starts over, the events from its `response.created` on are sent, but none if an item was begun
-before: the SDK's helper breaks where an item is begun twice. That helper also needs every item to end, so an item that
-is begun ends as it is in the answer, or as `incomplete` where the answer does not have it. Every stream ends when its
-key is revoked.
+When an attempt starts over, its events from `response.created` on are sent, unless an item was begun before: the SDK's
+helper breaks where an item is begun twice. That helper also needs every item to end, so an item that was begun ends as
+it is in the answer, or as `incomplete` where the answer does not have it. Every stream ends when its key is revoked.
 """
 
 import time
@@ -37,17 +36,17 @@ from jobs.requests.endpoints import RESPONSES
 
 
 class _Shown(msgspec.Struct):
-    """A turn, for whichever process shows the rest of its stream. The `input` of its body is `asked`."""
+    """A turn, for the process that shows the rest of its stream. `asked` is the `input` of its body."""
 
     id: str
     body: dict[str, Any]
-    question: dict[str, Any]
+    engine_body: dict[str, Any]
     asked: list[dict[str, Any]]
 
 
 def check_resumable(body: CreateResponse) -> None:
-    """Raises InvalidRequest."""
-    if body.store is False and body.conversation:  # nothing would tell whether its items were added already
+    """Refuse a request that cannot be resumed. Raises InvalidRequest."""
+    if body.store is False and body.conversation:  # a resumed stream could not tell whether its items were added
         message = "With a conversation, a stream that can be resumed is kept."
         raise InvalidRequest(message, param="store", code="unsupported_value")
     if not body.stream:
@@ -58,14 +57,14 @@ def check_resumable(body: CreateResponse) -> None:
 
 
 async def answer(turn: Turn, request: Request, seconds: int | None) -> Response:
-    """A stream, or the engine's refusal."""
+    """Return a stream, or the engine's refusal."""
     shown = _packed(turn) if seconds else b""
     first, entries = await submit(
-        turn.call, request, RESPONSES, turn.question, stream=True, resume=seconds, shown=shown
+        turn.call, request, RESPONSES, turn.engine_body, stream=True, resume=seconds, shown=shown
     )
     if first.kind == "end":
         await entries.aclose()
-        if first.status == 200:  # it has answered, but not as a stream
+        if first.status == 200:  # an answer, but no stream
             raise invalid_answer()
         return whole_response(first)
     return stream_response(_ResponseEvents(turn, resumable=bool(seconds)).of(entries, first), first.position)
@@ -73,15 +72,15 @@ async def answer(turn: Turn, request: Request, seconds: int | None) -> Response:
 
 def _packed(turn: Turn) -> bytes:
     body = {name: value for name, value in turn.body.fields().items() if name != "input"}
-    return msgspec.json.encode(_Shown(turn.id, body, turn.question, turn.asked))
+    return msgspec.json.encode(_Shown(turn.id, body, turn.engine_body, turn.asked))
 
 
 async def resumed(call: CallContext, request: Request, last: str) -> Response:
-    """What follows an event that the client has seen. Raises InvalidRequest, NotFound, StreamsUnavailable."""
+    """Return the events after one that the client has seen. Raises InvalidRequest, NotFound, StreamsUnavailable."""
     stream, entries = await resume(call, request, last, RESPONSES)
     shown = msgspec.json.decode(stream.shown, type=_Shown)
     body = CreateResponse.model_validate_json(msgspec.json.encode({**shown.body, "input": shown.asked}))
-    turn = Turn(call, body, shown.question, shown.asked, shown.id)
+    turn = Turn(call, body, shown.engine_body, shown.asked, shown.id)
     return stream_response(_ResponseEvents(turn, resumable=True).of(entries), last)
 
 
@@ -107,22 +106,25 @@ class _ResponseEvents(Events):
 
 
 async def _public_event(turn: Turn, entry: AnswerEntry, number: int, *, resumable: bool) -> dict[str, Any]:
-    """Raises NightmillError for what is no event."""
+    """Return an engine's event as the client is shown it; store the response of the last one.
+
+    Raises NightmillError for data that is no event.
+    """
     event = decoded(entry.body)
     if not isinstance(event, dict):
         raise invalid_answer()
     last = event.get("type") in responses.FINAL
     if last and not responses.is_response(event.get("response")):
         raise invalid_answer()
-    at = second_of(entry.position)  # however often it is told
-    event = responses.to_public_event(event, turn.own_fields, turn.question, at, number)
+    at = second_of(entry.position)  # the same however often the stream is resumed
+    event = responses.to_public_event(event, turn.own_fields, turn.engine_body, at, number)
     if last and (turn.store or turn.conversation):
         await run_in_threadpool(_keep, turn, event["response"], resumable=resumable)
     return turn.shown(event)
 
 
 def _keep(turn: Turn, response: dict[str, Any], *, resumable: bool) -> None:
-    """Nothing where another connection of its stream did."""
+    """Store the response, unless another connection of its stream has."""
     if resumable:
         stored_answers.STORED_RESPONSES.once(turn.call, turn.id, partial(keep, turn, response))
     else:
@@ -143,12 +145,12 @@ _ENDED = frozenset({"completed", "incomplete", "failed"})
 async def follow(
     call: CallContext, request: Request, stored_answer: StoredAnswer, after: int, *, results: bool
 ) -> AsyncIterator[bytes]:
-    """Server-sent events with a `sequence_number` above `after`, until the response ends or somebody leaves.
+    """Yield server-sent events with a `sequence_number` above `after`, until the response ends or the client leaves.
 
-    `results`: with what searches in files found.
+    With `results`, file searches include their results.
     """
     following = _Following(call, stored_answer, after, results)
-    with suppress(NotFound):  # deleted meanwhile: there is nothing more to tell
+    with suppress(NotFound):  # deleted meanwhile: the stream ends
         async for event in until_revoked(following.events()):
             yield event
             if call.services.stopping.is_set() or (event is KEEP_ALIVE and await request.is_disconnected()):
@@ -158,24 +160,24 @@ async def follow(
 class _Following:
     def __init__(self, call: CallContext, stored_answer: StoredAnswer, after: int, results: bool) -> None:
         self._call, self._seen, self._results = call, after, results
-        self._question, self._response = stored_answer.question, stored_answer.response
+        self._request, self._response = stored_answer.request, stored_answer.response
         self._id = str(stored_answer.response["id"])
         self._position = "0-0"
-        self._heard = False  # whether its worker has told anything
+        self._has_published = False  # whether its worker has published events
         self._items = _Items()
         self._timings = call.services.timings
 
     async def events(self) -> AsyncIterator[bytes]:
-        """Raises NotFound, KeyRevoked."""
+        """Yield the events. Raises NotFound, KeyRevoked."""
         for event in self._begun():
             yield self._event(event)
         said = time.monotonic()
         live = True
         while live:
             live = _status(self._response) in _LIVE
-            async for told in self._told():  # asked after the ledger was: of what has ended this is all
+            async for published in self._published():  # read after the ledger: of an ended response these are all
                 said = time.monotonic()
-                yield told
+                yield published
             if live and time.monotonic() - said >= self._timings.response_keep_alive:
                 said = time.monotonic()
                 yield KEEP_ALIVE
@@ -185,21 +187,21 @@ class _Following:
             yield self._event(event)
 
     def _begun(self) -> list[dict[str, Any]]:
-        """What can be said before a worker has told anything; of what has ended that is its beginning anyway."""
+        """Return the events before a worker publishes any; an ended response has them in what is written out."""
         if _status(self._response) not in _LIVE:
             return []
         kinds = list(enumerate(("response.created", "response.queued")))[self._seen + 1 :]
         return [{"type": kind, "response": dict(self._response), "sequence_number": n} for n, kind in kinds]
 
     def _end(self) -> list[dict[str, Any]]:
-        """What says how it ended; all that follows, to somebody who reads it written out and can be told nothing else.
+        """Return the last event; where no events were published, all events of the written-out response.
 
-        An attempt's numbers are far above those of what is written out: see `responses.numbered`.
+        Published events have far higher numbers than written-out ones: see `responses.numbered`.
         """
         response, status = self._response, _status(self._response)
-        if status not in _ENDED:  # cancelled: OpenAI has no event that says so
+        if status not in _ENDED:  # cancelled: OpenAI has no event for it
             return []
-        written = [] if self._heard else written_out(response)
+        written = [] if self._has_published else written_out(response)
         left = [event for event in written if event["sequence_number"] > self._seen]
         if left:
             return left
@@ -207,8 +209,8 @@ class _Following:
         ends = [*(self._items.ends(response) if status == "completed" else ()), last]
         return [{**event, "sequence_number": self._seen + n} for n, event in enumerate(ends, 1)]
 
-    async def _told(self) -> AsyncIterator[bytes]:
-        """What the worker has told until now; waits a moment where that is nothing."""
+    async def _published(self) -> AsyncIterator[bytes]:
+        """Yield the events that the worker has published since; wait a moment where there are none."""
         while True:
             try:
                 found = await self._call.services.inference.read_events(
@@ -217,21 +219,26 @@ class _Following:
             except StreamsUnavailable:
                 found = None
             for position, body in found or ():
-                self._position, self._heard = position, True
-                event = responses.to_public_event(msgspec.json.decode(body), self._response, self._question)
-                if self._items.told(event) and event["sequence_number"] > self._seen:
+                self._position, self._has_published = position, True
+                event = responses.to_public_event(msgspec.json.decode(body), self._response, self._request)
+                if self._items.is_shown(event) and event["sequence_number"] > self._seen:
                     yield self._event(event)
             if not found:
                 return
 
     async def _look(self) -> None:
-        """As it stands now; as it was known while the database or storage is unavailable. Raises NotFound,
-        KeyRevoked."""
-        with suppress(DatabaseBusy, StorageUnavailable):
-            self._response = await run_in_threadpool(self._stands)
+        """Read the response's current state; keep the last one while the database or storage is unavailable.
 
-    def _stands(self) -> dict[str, Any]:
-        """SQL is asked twice a second, the object read when it has ended. Raises NotFound, KeyRevoked."""
+        Raises NotFound, KeyRevoked.
+        """
+        with suppress(DatabaseBusy, StorageUnavailable):
+            self._response = await run_in_threadpool(self._read)
+
+    def _read(self) -> dict[str, Any]:
+        """Read the state from SQL, twice a second, and the object once the response has ended.
+
+        Raises NotFound, KeyRevoked.
+        """
         with self._call.db.read() as session:
             check_key(session, self._call)
             status = stored_answers.response_status(session, self._call, self._id)
@@ -246,15 +253,15 @@ class _Following:
 
 
 class _Items:
-    """What was begun of the output, by what workers told, also to whoever follows only now."""
+    """The items of the output that were begun, as the worker's events say."""
 
     def __init__(self) -> None:
         self._number = -1
         self._any = self._again = False
         self._open: dict[int, dict[str, Any]] = {}
 
-    def told(self, event: Mapping[str, Any]) -> bool:
-        """Whether it is to be shown: not of an attempt that was given up, nor of one that begins what was begun."""
+    def is_shown(self, event: Mapping[str, Any]) -> bool:
+        """Return whether an event is shown: no event of an abandoned attempt, nor of one that begins an item twice."""
         if event["sequence_number"] <= self._number:
             return False
         self._number = event["sequence_number"]
@@ -269,7 +276,7 @@ class _Items:
         return True
 
     def ends(self, response: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return the ends of the items that are begun: as they are in the answer, or incomplete."""
+        """Return the end events of the items that were begun: as in the answer, or incomplete."""
         answered = {item.get("id"): item for item in response["output"]}
         return [
             {

@@ -1,10 +1,10 @@
-"""Responses: asked, answered whole, as a stream or in the background, kept, continued.
+"""Serve responses: answered whole, as a stream or in the background, stored, continued.
 
-    input, and all of `previous_response_id` ─┬─▶ engine ─▶ under our id ─▶ kept (unless `store` is false) ─▶ client
-                                background    └─▶ a job of one line, whose answer is kept
+    input, and all of `previous_response_id` ─┬─▶ engine ─▶ new id ─▶ stored (unless `store` is false) ─▶ client
+                                background    └─▶ a job of one line, whose answer is stored
 
-The engine keeps nothing. A stream's last event is sent once its response is kept, so that whoever has seen it can
-go on from it.
+Engines store nothing. The last event of a stream is sent after its response was stored, so that a client that has seen
+it can continue from it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -68,7 +68,10 @@ async def create_response(
     seconds: Resume = None,
     last: LastEventId = None,
 ) -> Response:
-    """One response, with `stream` its events as they come, with `background` at once and answered later."""
+    """Create a response.
+
+    With `stream` its events follow; with `background` it is returned at once and answered later.
+    """
     if last is not None:
         return await response_streams.resumed(call, request, last)
     if seconds is not None:
@@ -96,9 +99,9 @@ async def retrieve_response(
     starting_after: Annotated[int, Query(ge=-1, lt=1 << 53, description="The number of the last event seen.")] = -1,
     include: Annotated[list[str] | None, Query(alias="include[]")] = None,
 ) -> Response:
-    """A response that is kept, as far as it has come; with `stream` its events, and those that are still to come.
+    """Return a stored response in its current state; with `stream` its events, past and future.
 
-    What searches in files found is with it where `include[]` names `file_search_call.results`.
+    The results of file searches are included where `include[]` names `file_search_call.results`.
     """
     stored_answer = await run_in_threadpool(stored_answers.load_response, call, response_id)
     results = responses.RESULTS in (include or ())
@@ -109,16 +112,16 @@ async def retrieve_response(
 
 @router.delete("/responses/{response_id}")
 async def delete_response(call: Call, response_id: str) -> ResponseDeleted:
-    """Forget a response. What continued it goes on by itself."""
+    """Delete a response. Responses that continued it stay."""
     await run_in_threadpool(stored_answers.delete_response, call, response_id)
-    with suppress(StreamsUnavailable):  # it expires by itself
+    with suppress(StreamsUnavailable):  # the events expire
         await call.services.inference.delete_events(response_id)
     return ResponseDeleted(id=response_id)
 
 
 @router.post("/responses/{response_id}/cancel", response_class=Response, responses=JSON_BODY)
 def cancel_response(call: Call, response_id: str) -> Response:
-    """Only what runs in the background can be cancelled: whoever waits for an answer hangs up."""
+    """Cancel a background response. Other requests are cancelled by closing the connection."""
     return as_json(responses.without_results(stored_answers.cancel_response(call, response_id).response))
 
 
@@ -131,15 +134,15 @@ def list_input_items(
     order: Order = "desc",
     include: Annotated[list[str] | None, Query(alias="include[]")] = None,  # noqa: ARG001 (OpenAI's; nothing to add)
 ) -> Page[ItemObject]:
-    """What the model was shown, earlier turns included."""
+    """List the items that the model was shown, with those of earlier turns."""
     items = show_items(response_id, responses.items(stored_answers.load_response(call, response_id)))
     return slice_of(items, ItemObject.model_validate, after=after, limit=limit, order=order)
 
 
 def _queued(turn: Turn, once: Once) -> tuple[StoredAnswer, bool]:
-    """The response, once for each Idempotency-Key, and whether the key had made it before."""
+    """Return the response, created once for each Idempotency-Key, and whether the key had created it before."""
     with turn.call.db.read() as session:
-        queue_of(session, turn.call, RESPONSES, turn.body.model)  # what nobody will ever serve is refused now
+        queue_of(session, turn.call, RESPONSES, turn.body.model)  # refuses a model that no worker will ever serve
     fields = turn.body.fields()
     said = once.replay(fields)
     if said is not None:
@@ -151,8 +154,8 @@ def _queued(turn: Turn, once: Once) -> tuple[StoredAnswer, bool]:
 
 
 async def _answered(turn: Turn, request: Request) -> dict[str, Any] | Response:
-    """The response, or the engine's refusal."""
-    end, entries = await submit(turn.call, request, RESPONSES, turn.question, stream=False)
+    """Return the response, or the engine's refusal."""
+    end, entries = await submit(turn.call, request, RESPONSES, turn.engine_body, stream=False)
     await entries.aclose()
     if end.status != 200:
         return whole_response(end)
@@ -163,7 +166,7 @@ async def _answered(turn: Turn, request: Request) -> dict[str, Any] | Response:
 
 
 async def _stored_once(turn: Turn, request: Request, once: Once) -> Response:
-    """Answered and kept, once for each Idempotency-Key."""
+    """Answer and store, once for each Idempotency-Key."""
     if once.key and not turn.store:
         message = "With an Idempotency-Key and a conversation a response is kept."
         raise InvalidRequest(message, param="store", code="unsupported_value")
@@ -172,12 +175,12 @@ async def _stored_once(turn: Turn, request: Request, once: Once) -> Response:
 
 
 def _loaded(call: CallContext, response_id: str) -> dict[str, Any]:
-    """Raises NotFound once it is deleted."""
+    """Load a stored response. Raises NotFound once it is deleted."""
     return stored_answers.load_response(call, response_id).response
 
 
 class CountInputTokens(InferenceRequest):
-    """The fields of a response that say what the model is shown."""
+    """The fields of a response that determine what the model is shown."""
 
     input: str | Many[InputItem] | None = None
     previous_response_id: str | None = None
@@ -191,22 +194,22 @@ class InputTokens(BaseModel):
 
 @router.post("/responses/input_tokens", response_model=InputTokens)
 async def count_input_tokens(call: Call, request: Request, body: CountInputTokens) -> Response:
-    """All that the model would be shown, what was said before included. Nothing is generated or kept."""
-    question = await run_in_threadpool(_count_request, call, body)
-    end, entries = await submit(call, request, responses.COUNT_URL, question, stream=False, endpoint=RESPONSES)
+    """Count the tokens of all that the model would be shown, with earlier turns. Nothing is generated or stored."""
+    engine_body = await run_in_threadpool(_count_request, call, body)
+    end, entries = await submit(call, request, responses.COUNT_URL, engine_body, stream=False, endpoint=RESPONSES)
     await entries.aclose()
     return whole_response(end)
 
 
 def _count_request(call: CallContext, body: CountInputTokens) -> dict[str, Any]:
-    """Raises InvalidRequest, NotFound."""
+    """Return the request to count. Raises InvalidRequest, NotFound."""
     before, asked = said_before(call, body.conversation, body.previous_response_id), given(call, body.input)
     if not (before or asked):
         raise InvalidRequest("There is no input to count.", param="input", code="missing_required_parameter")
     return {**engine_fields(body.fields()), "input": [*before, *asked]}
 
 
-_TOKENS: Final = 512  # of a summary, at most
+_TOKENS: Final = 512  # limit of a summary
 _WRITE: Final = (
     "Summarize the whole conversation above, so that another assistant can go on with it. Keep names, numbers, "
     "decisions, results of tools and open questions. Say who said what. Write the summary and nothing else."
@@ -214,7 +217,7 @@ _WRITE: Final = (
 
 
 class CompactResponse(InferenceRequest):
-    """The fields that say what is compacted. `instructions` are part of what the model is shown."""
+    """The fields that determine what is compacted. `instructions` are part of what the model is shown."""
 
     input: str | Many[InputItem] | None = None
     instructions: str | None = None
@@ -231,7 +234,10 @@ class CompactedResponse(BaseModel):
 
 @router.post("/responses/compact", response_model=CompactedResponse)
 async def compact_response(call: Call, request: Request, body: CompactResponse) -> Response:
-    """The users' messages as they are, and one item for everything; an engine that has one summarizes it in parts."""
+    """Return the users' messages, and one item with a summary of everything.
+
+    An engine summarizes long input in parts.
+    """
     items = await run_in_threadpool(_items, call, body)
     end, entries = await submit(call, request, RESPONSES, _summary_request(body, items), stream=False)
     await entries.aclose()
@@ -247,7 +253,7 @@ async def compact_response(call: Call, request: Request, body: CompactResponse) 
 
 
 def _items(call: CallContext, body: CompactResponse) -> list[dict[str, Any]]:
-    """All that was said. Raises InvalidRequest, NotFound."""
+    """Return all items of the conversation. Raises InvalidRequest, NotFound."""
     items = [*said_before(call, None, body.previous_response_id), *given(call, body.input)]
     if not items:
         raise InvalidRequest("There is nothing to compact.", param="input", code="missing_required_parameter")
@@ -263,12 +269,12 @@ def _summary_request(body: CompactResponse, items: Sequence[Mapping[str, Any]]) 
         "max_output_tokens": _TOKENS,
         "temperature": 0,
         "store": False,
-        "context": {"strategy": "summarize"},  # what is too long for one request is why it is compacted
+        "context": {"strategy": "summarize"},  # compacted input is usually too long for one request
     }
 
 
 def _summary(answer: Mapping[str, Any]) -> str:
-    """Raises NightmillError."""
+    """Return the summary. Raises NightmillError."""
     messages = [item for item in answer["output"] if item["type"] == "message"]
     parts = [part for message in messages for part in message.get("content") or () if isinstance(part, dict)]
     text = "".join(str(part.get("text") or "") for part in parts if part.get("type") == "output_text").strip()

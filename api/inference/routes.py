@@ -1,7 +1,7 @@
-"""Answers for an interactive client: chat completions, completions, embeddings and rankings, whole or as a stream.
+"""Answer interactive clients: chat completions, completions, embeddings and rankings, whole or as a stream.
 
-The body goes to the engine as it is; what is wrong with it the engine says, in OpenAI's shape, but for what is ours
-(`context`). Batches wait meanwhile: these requests are served first, on the same engine.
+The body goes to the engine unchanged, and the engine refuses errors in OpenAI's shape, except for Nightmill's own
+fields (`context`). These requests are served before batches, on the same engine.
 """
 
 from typing import Annotated, Any, Literal
@@ -44,7 +44,7 @@ class CompletionRequest(InferenceRequest):
 
 
 class EmbeddingRequest(InferenceRequest):
-    """OpenAI's fields, and ours: what the inputs are (`query`, `passage` …), and whether too long ones are cut off."""
+    """OpenAI's fields, and the kind of the inputs (`query`, `passage` …), and whether long ones are cut off."""
 
     input: str | list[Any]
     input_type: Any = None
@@ -66,7 +66,7 @@ async def create_chat_completion(
     seconds: Resume = None,
     last: LastEventId = None,
 ) -> Response:
-    """One chat completion, or with `stream` its chunks as server-sent events; with `store` it is kept."""
+    """Create a chat completion; with `stream` its chunks are server-sent events; with `store` it is stored."""
     if last is not None:
         return await resumed(call, request, last, CHAT)
     if body.store:
@@ -78,7 +78,7 @@ async def create_chat_completion(
 async def create_completion(
     call: Call, request: Request, body: CompletionRequest, seconds: Resume = None, last: LastEventId = None
 ) -> Response:
-    """One completion, or with `stream` its chunks as server-sent events."""
+    """Create a completion; with `stream` its chunks are server-sent events."""
     if last is not None:
         return await resumed(call, request, last, COMPLETIONS)
     return await _answer(call, request, COMPLETIONS, body, stream=bool(body.stream), seconds=seconds)
@@ -86,18 +86,18 @@ async def create_completion(
 
 @router.post("/embeddings", response_class=Response, responses=JSON_BODY)
 async def create_embedding(call: Call, request: Request, body: EmbeddingRequest) -> Response:
-    """The vectors of one or more inputs."""
+    """Embed one or more inputs."""
     return await _answer(call, request, EMBEDDINGS, body, stream=False)
 
 
 @router.post("/rerank", response_class=Response, responses=JSON_BODY)
 async def create_rerank(call: Call, request: Request, body: RerankRequest) -> Response:
-    """How well each document answers the query, best first: the shape that vLLM, Jina and Cohere share."""
+    """Score how well each document answers the query, best first: the shape that vLLM, Jina and Cohere share."""
     return await _answer(call, request, RERANK, body, stream=False)
 
 
 async def resumed(call: CallContext, request: Request, last: str, url: str) -> Response:
-    """What follows an event that the client has seen. Raises InvalidRequest, NotFound, StreamsUnavailable."""
+    """Return the events after one that the client has seen. Raises InvalidRequest, NotFound, StreamsUnavailable."""
     resumable = await find_stream(call, parse_position(last)[0])
     if resumable.url == url and resumable.shown:
         return await chat_completions.resumed(call, request, last, resumable.shown)
@@ -109,7 +109,7 @@ async def _answer(
     call: CallContext, request: Request, url: str, body: InferenceRequest, *, stream: bool, seconds: int | None = None
 ) -> Response:
     fields = body.fields()
-    context_options_of(url, fields)  # what is wrong with them is told before there is somebody to do it
+    context_options_of(url, fields)  # refused before a worker is looked for
     first, entries = await submit(call, request, url, fields, stream=stream, resume=seconds)
     if first.kind == "end" and first.body:
         await entries.aclose()
@@ -135,7 +135,7 @@ class StreamStopped(BaseModel):
     responses={200: {"content": {EVENT_STREAM: {"schema": {"type": "string"}}}}},
 )
 async def resume_stream(call: Call, request: Request, stream_id: StreamId, last: LastEventId = None) -> Response:
-    """What follows the last event seen, or what is left of the whole."""
+    """Return the events after the last one seen, or all that are left."""
     at = last or f"{stream_id}/{_START}"
     if parse_position(at)[0] != stream_id:
         raise InvalidRequest("This is an event of another stream.", param="Last-Event-ID", code="invalid_value")
@@ -147,7 +147,7 @@ async def resume_stream(call: Call, request: Request, stream_id: StreamId, last:
 
 @stream_router.delete("/streams/{stream_id}")
 async def stop_stream(call: Call, stream_id: StreamId) -> StreamStopped:
-    """Free the engine at once, and forget what was answered."""
+    """Stop a stream: the engine is free at once, and the answer is dropped."""
     await find_stream(call, stream_id)
     await call.services.inference.stop(stream_id, call.project_id)
     return StreamStopped(id=stream_id)
@@ -157,7 +157,7 @@ cache_router = resource("Cache")
 
 
 class CacheDeleted(BaseModel):
-    """`entries` is how many could be found until then."""
+    """The result of clearing the cache. `entries` is the number of entries until then."""
 
     object: Literal["cache.deleted"] = "cache.deleted"
     deleted: bool = True
@@ -166,7 +166,7 @@ class CacheDeleted(BaseModel):
 
 @cache_router.delete("/cache")
 def delete_cache(call: Call) -> CacheDeleted:
-    """Clear the project's cache: from now on nothing of before is found. Its bytes go afterwards."""
+    """Clear the project's cache. Its entries cannot be found any more; their bytes are removed later."""
     with call.db.write() as session:
         entries = cache.clear(session, call.project_id)
         call.record(session, "cache.delete", call.project_id, {"entries": entries})

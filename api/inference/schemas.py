@@ -13,7 +13,7 @@ _REFERENCE = "item_reference"
 
 
 def is_reference(item: Mapping[str, Any]) -> bool:
-    """Return whether an item of an input is only the id of a stored one, whose type need not be given."""
+    """Return whether an item of an input is a reference to a stored one. Its type may be left out."""
     kind, is_bare_reference = item.get("type"), item.keys() <= {"id", "type"}
     return kind == _REFERENCE or (kind is None and is_bare_reference and isinstance(item.get("id"), str))
 
@@ -38,9 +38,9 @@ def _whole(item: dict[str, Any]) -> dict[str, Any]:
     return item
 
 
-#: Of a question, as clients write it down: a message need not say that it is one.
+#: An item of a request. A message may leave out its type.
 InputItem = Annotated[dict[str, Any], AfterValidator(_typed)]
-#: Of a conversation, which is kept before anybody judges it.
+#: An item of a conversation, which is stored before an engine checks it.
 NewItem = Annotated[InputItem, AfterValidator(_whole)]
 
 
@@ -67,7 +67,7 @@ class ConversationDeleted(BaseModel):
 
 
 class ItemObject(BaseModel):
-    """Any of OpenAI's items."""
+    """An item of any of OpenAI's types."""
 
     model_config = {"extra": "allow"}
 
@@ -76,19 +76,19 @@ class ItemObject(BaseModel):
 
 
 def show_items(response_id: str, items: Sequence[Any]) -> list[dict[str, Any]]:
-    """Each with its id: the client's or the model's own where it has one."""
+    """Return each item with its id: the client's or the model's own where it has one."""
     return [
         {**show_item(item), "id": item["id"] if isinstance(item.get("id"), str) else input_item_id(response_id, n)}
         for n, item in enumerate(items)
     ]
 
 
-#: Items that have a status at OpenAI, which an input may leave out.
+#: Types of items that have a status at OpenAI, which an input may leave out.
 _WITH_STATUS = frozenset({"function_call", "function_call_output"})
 
 
 def show_item(item: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an item written out: an input may leave out the status, and the type and the parts of a message."""
+    """Return a complete item: an input may leave out the status, and the type and the parts of a message."""
     if (item.get("type") or "message") != "message":
         has_none = item.get("type") in _WITH_STATUS and item.get("status") is None
         return {**item, "status": "completed"} if has_none else dict(item)
@@ -100,14 +100,14 @@ def show_item(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_input(item: Mapping[str, Any]) -> dict[str, Any]:
-    """An item as an engine is asked: a message of the user's has neither id nor status there."""
+    """Return an item as engines are sent it: a message of the user's without id and status."""
     if item["type"] != "message" or item.get("role") == "assistant":
         return dict(item)
     return {name: value for name, value in item.items() if name not in ("id", "status")}
 
 
 class CompletionObject(BaseModel):
-    """As it was answered, with what is the client's to change."""
+    """A chat completion as it was answered, with the metadata that the client may change."""
 
     model_config = {"extra": "allow"}
 
@@ -123,7 +123,7 @@ class CompletionDeleted(BaseModel):
 
 
 class StoredMessage(BaseModel):
-    """A message of the question. What came in parts is in `content_parts`, and `content` is null."""
+    """A message of the request. Content that came in parts is in `content_parts`, and `content` is null."""
 
     model_config = {"extra": "allow"}
 
@@ -133,7 +133,7 @@ class StoredMessage(BaseModel):
 
 
 def show_messages(completion_id: str, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Under ids of ours, by their places: the fields of a `StoredMessage` each."""
+    """Return the fields of a `StoredMessage` for each message, with ids made of its index."""
     return [_shown(f"{completion_id}-{n}", said) for n, said in enumerate(messages)]
 
 

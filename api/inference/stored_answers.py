@@ -245,7 +245,7 @@ def load_response(call: CallContext, response_id: str, *, reserve: bool = False)
     if reserve:
         shares.reserve(len(raw))
     stored_answer = decode(raw)
-    return StoredAnswer(stored_answer.question, _as_it_stands(stored_answer.response, job)) if job else stored_answer
+    return StoredAnswer(stored_answer.request, _as_it_stands(stored_answer.response, job)) if job else stored_answer
 
 
 def response_status(session: Session, call: CallContext, response_id: str) -> str | None:

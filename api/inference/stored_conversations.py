@@ -32,14 +32,14 @@ from jobs.platform.storage import let_go
 T = TypeVar("T")
 Items = list[dict[str, Any]]
 Apply = Callable[[Session], None]
-_TRIES = 4  # of a change, each of which lost against another process
+_TRIES = 4  # of a change; each lost against another process
 _MOST_BYTES = 16 << 20
-_FEW = 8  # ids, for more of which to decode an object costs less than to look for each
+_FEW = 8  # ids; for more, decoding the object costs less than searching for each
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A conversation as it is now."""
+    """The current state of a conversation."""
 
     id: str
     version: int
@@ -49,7 +49,7 @@ class Held:
 
 @dataclass(slots=True)
 class _Change:
-    """The next head, the objects that were written for it, and those that it does not name any more."""
+    """The next head, the objects written for it, and the objects that it does not name any more."""
 
     before: Sequence[Segment]
     items: Sequence[msgspec.Raw]
@@ -63,13 +63,13 @@ class _Named(msgspec.Struct):
 
 
 class _Moved(Exception):
-    """Somebody has changed it meanwhile."""
+    """Another process has changed the conversation meanwhile."""
 
 
 def begin(
     call: CallContext, items: Sequence[Mapping[str, Any]], metadata: Mapping[str, str]
 ) -> Callable[[Session], str]:
-    """Write its first object; returns what inserts its row, and tells its id."""
+    """Write the first object; return its id and the function that inserts its row."""
     conversation_id, created = new_id("conv_"), now()
     path, size = _write(call, conversation_id, (), _raws(_identified(conversation_id, items, set())))
 
@@ -84,7 +84,7 @@ def begin(
 
 
 def load(call: CallContext, conversation_id: str) -> Items:
-    """All items, whose bytes the request has reserved then. Raises NotFound, Contended, ProjectBusy."""
+    """Load all items, and reserve their bytes for the request. Raises NotFound, Contended, ProjectBusy."""
 
     reserved = 0
 
@@ -92,23 +92,23 @@ def load(call: CallContext, conversation_id: str) -> Items:
         nonlocal reserved
         more = max(0, held.head.size + sum(segment.size for segment in held.head.before) - reserved)
         shares.reserve(more)
-        reserved += more  # for a repeated read too, which replaces what was read before
+        reserved += more  # a repeated read replaces the former one
         return [msgspec.json.decode(item) for _, raw in held.head.objects() for item in items_in(raw)]
 
     return _reading(call, conversation_id, read)
 
 
 def find(call: CallContext, conversation_id: str, names: Iterable[str]) -> Items:
-    """The items with these ids that are there, in order. Raises NotFound, Contended."""
+    """Return the items that have these ids, in order. Raises NotFound, Contended."""
     return _reading(call, conversation_id, lambda held: _find(held.head, set(names)))
 
 
 def read_page(
     call: CallContext, conversation_id: str, *, after: str | None, limit: int, order: str
 ) -> tuple[Items, bool]:
-    """The items of one page, and whether there are more; no object beyond the page is read.
+    """Return the items of one page, and whether there are more. No object beyond the page is read.
 
-    Raises NotFound, Contended, and InvalidRequest where no item is named `after`.
+    Raises NotFound, Contended, and InvalidRequest where no item has the id `after`.
     """
     return _reading(call, conversation_id, lambda held: _page(held.head, after, limit, newest_first=order == "desc"))
 
@@ -116,9 +116,10 @@ def read_page(
 def add(
     call: CallContext, conversation_id: str, items: Sequence[Mapping[str, Any]], commit: Callable[[Apply, Items], T]
 ) -> T:
-    """Append. `commit` runs a transaction in which it calls what it is given; it is also told the new items.
+    """Append items. `commit` runs the function that it is given in a transaction; its second argument are the new
+    items.
 
-    Raises NotFound, InvalidRequest when it would be too long, Contended, and what `commit` raises.
+    Raises NotFound, InvalidRequest for too long a conversation, Contended, and the errors of `commit`.
     """
 
     def edit(held: Held) -> _Change:
@@ -134,7 +135,7 @@ def add(
 
 
 def remove(call: CallContext, conversation_id: str, item_id: str) -> None:
-    """Take one item out. Raises NotFound, Contended."""
+    """Remove one item. Raises NotFound, Contended."""
 
     def edit(held: Held) -> _Change:
         needle = msgspec.json.encode(item_id)
@@ -154,14 +155,14 @@ def remove(call: CallContext, conversation_id: str, item_id: str) -> None:
 
 
 def forget(call: CallContext, conversation_id: str) -> None:
-    """Raises NotFound."""
+    """Delete a conversation. Raises NotFound."""
     with call.db.write() as session:
         conversation = get_conversation(session, call, conversation_id, lock=True)
         path = conversation.path
         session.delete(conversation)
         call.record(session, "conversation.delete", conversation_id)
     folder, paths = conversations.folder(conversation_id), {path}
-    with suppress(NotFound, StorageUnavailable):  # what is left is retention's
+    with suppress(NotFound, StorageUnavailable):  # retention removes what is left
         paths |= {segment.path for segment in Head(call.storage, path).before}
     flat = [path for path in paths if not path.startswith(f"{folder}/")]
     let_go(call.storage, [*flat, folder])
@@ -172,9 +173,9 @@ def no_item(item_id: str) -> NotFound:
 
 
 def _reading(call: CallContext, conversation_id: str, read: Callable[[Held], T]) -> T:
-    """Read a conversation, and again where it was changed meanwhile.
+    """Read a conversation, again where it was changed meanwhile.
 
-    Raises NotFound, also where its objects are not there: the files of a backup are of a later moment than its row.
+    Raises NotFound, also where its objects are missing: a backup's files are newer than its rows.
     """
     missing = ""
     for _ in range(_TRIES):
@@ -185,14 +186,17 @@ def _reading(call: CallContext, conversation_id: str, read: Callable[[Held], T])
         try:
             return read(Held(found.id, found.version, found.bytes or 0, Head(call.storage, found.path)))
         except NotFound as error:
-            if error.param is not None:  # there is no such item
+            if error.param is not None:  # no such item
                 raise
-            missing = found.path  # replaced a moment ago, mostly
+            missing = found.path  # usually just replaced
     raise _busy(conversation_id)
 
 
 def _find(head: Head, names: set[str]) -> Items:
-    """The items with these ids, in order. Of a few ids, an object is decoded only where it has the text of one."""
+    """Yield the items with these ids, in order.
+
+    For a few ids, only objects that contain the text of one are decoded.
+    """
     found: list[Items] = []
     left = {msgspec.json.encode(name): name for name in names}
     for _, raw in head.objects(newest_first=True) if left else ():
@@ -227,7 +231,7 @@ def _page(head: Head, after: str | None, limit: int, *, newest_first: bool) -> t
 
 
 def _without(call: CallContext, held: Held, path: str, left: list[msgspec.Raw]) -> _Change:
-    """The change that leaves these items in the object at `path`, which is the head or a segment."""
+    """Return the change that leaves these items in the object at `path`, which is the head or a segment."""
     head = held.head
     if path == head.path:
         return _Change(head.before, left, stale=[path])
@@ -246,7 +250,7 @@ def _without(call: CallContext, held: Held, path: str, left: list[msgspec.Raw]) 
 def _change(
     call: CallContext, conversation_id: str, edit: Callable[[Held], _Change], commit: Callable[[Apply, Items], T]
 ) -> T:
-    """Again from what is there then, while other processes are faster, a few times."""
+    """Apply a change to the current state, and retry a few times where other processes are faster."""
     patience = call.services.timings.conversation_patience
     with call.services.changing.hold(f"{call.project_id}/{conversation_id}", patience) as held:
         for _ in range(_TRIES if held else 0):
@@ -273,17 +277,17 @@ def _replace(
         value = commit(apply, change.new)
     except (_Moved, ProjectFull):
         let_go(call.storage, change.written)
-        raise  # any other error may hide a commit: then all objects stay, and retention finds out
+        raise  # any other error may hide a commit: all objects stay, and retention removes orphans
     _tidy(call, held, path, change)
     return value
 
 
 def _tidy(call: CallContext, held: Held, path: str, change: _Change) -> None:
-    """Remove what the row does not name: what `commit` came to, a replay perhaps, the row alone says.
+    """Remove the objects that the row does not name. Only the row says what was committed: it may have been a replay.
 
-    When another process has changed the conversation since, its head may name any of these: retention finds out.
+    When another process has changed the conversation since, its head may name any of them: retention removes orphans.
     """
-    with suppress(DatabaseBusy):  # then all stay, and retention finds out
+    with suppress(DatabaseBusy):  # all objects stay, and retention removes orphans
         with call.db.read() as session:
             current = session.get(Conversation, held.id)
         if current is not None and current.path == path:
@@ -295,9 +299,9 @@ def _tidy(call: CallContext, held: Held, path: str, change: _Change) -> None:
 def _write(
     call: CallContext, conversation_id: str, before: Sequence[Segment], items: Sequence[msgspec.Raw], was: int = 0
 ) -> tuple[str, int]:
-    """Write a head; return its path, and the bytes of the whole conversation, which had `was` bytes.
+    """Write a head; return its path and the bytes of the whole conversation, which had `was` bytes.
 
-    Raises InvalidRequest when that is too long, ProjectFull.
+    Raises InvalidRequest for too long a conversation, ProjectFull.
     """
     data = conversations.encode(before, items)
     size = len(data) + sum(segment.size for segment in before)
@@ -319,7 +323,7 @@ def _id(item: msgspec.Raw) -> str:
 
 
 def _identified(conversation_id: str, items: Sequence[Mapping[str, Any]], taken: set[str]) -> Items:
-    """Each under an id that is its own within the conversation."""
+    """Return the items with ids that are unique within the conversation."""
     found: Items = []
     for item in items:
         name = item.get("id")

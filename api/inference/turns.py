@@ -1,7 +1,7 @@
-"""One turn of a conversation with a model, from a request for a response to what is kept of it.
+"""Build one turn of a conversation with a model, from a request for a response to its stored result.
 
-the request ──▶ what the model is shown: all that was said before, and what is asked now
-its answer ──▶ under our id ──▶ the response, and the items of its conversation, in one transaction
+the request ──▶ what the model is shown: all earlier turns, and the new input
+its answer ──▶ with Nightmill's id ──▶ the response, and the items of its conversation, in one transaction
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ from jobs.inference.context_options import context_options_of
 from jobs.inference.stored import StoredAnswer
 from jobs.requests.endpoints import RESPONSES
 
-#: What we do ourselves; the rest is the engine's.
+#: Fields that Nightmill handles; engines check the others.
 _OWN_FIELDS = frozenset({"background", "conversation", "metadata", "previous_response_id", "store", "stream"})
 _SEARCH = "file_search"
 _ANSWERED = frozenset({"completed", "incomplete"})
@@ -45,7 +45,7 @@ Named = str | ConversationReference | None
 
 
 class CreateResponse(InferenceRequest):
-    """The fields that are ours to read. With `context` a message may have a `priority`, a number."""
+    """The fields that Nightmill reads. With `context` a message may have a `priority`, a number."""
 
     input: str | Many[InputItem] | None = None
     stream: bool | None = None
@@ -59,12 +59,12 @@ class CreateResponse(InferenceRequest):
 
 @dataclass(slots=True)
 class Turn:
-    """One response on its way: what the model is shown, and how the answer is made ours."""
+    """One response in progress. `engine_body` is what the engine is sent, `asked` the input of this turn."""
 
     call: CallContext
     body: CreateResponse
-    question: dict[str, Any]
-    asked: list[dict[str, Any]]  # this time
+    engine_body: dict[str, Any]
+    asked: list[dict[str, Any]]  # the input of this turn
     id: str = field(default_factory=lambda: new_id("resp_"))
 
     @property
@@ -87,24 +87,24 @@ class Turn:
         }
 
     def to_public(self, answer: Mapping[str, Any], ended: int | None = None) -> dict[str, Any]:
-        return responses.to_public(answer, self.own_fields, self.question, ended)
+        return responses.to_public(answer, self.own_fields, self.engine_body, ended)
 
     @property
     def results(self) -> bool:
-        """Whether the client asked for what searches find."""
+        """Return whether the client asked for the results of searches."""
         include = self.body.fields().get("include")
         return isinstance(include, list) and responses.RESULTS in include
 
     def shown(self, told: Mapping[str, Any]) -> dict[str, Any]:
-        """A response, or an event of it, as the client asked for it."""
+        """Return a response, or an event of it, with or without the results of searches."""
         return dict(told) if self.results else responses.without_results(told)
 
     def stored_answer(self, response: dict[str, Any]) -> StoredAnswer:
-        return StoredAnswer(self.question, response)
+        return StoredAnswer(self.engine_body, response)
 
 
 def begin(call: CallContext, body: CreateResponse) -> Turn:
-    """Raises InvalidRequest, NotFound, StorageFull."""
+    """Check a request, and build its turn. Raises InvalidRequest, NotFound, StorageFull."""
     if body.conversation and body.background:
         raise _exclusive("background")
     if body.background and body.store is False:
@@ -114,24 +114,24 @@ def begin(call: CallContext, body: CreateResponse) -> Turn:
     if body.store is not False or body.conversation:
         check_space(call, 0)
     asked = given(call, body.input)
-    question = engine_fields(body.fields()) | {"store": False}  # an engine that could keep it is not to
-    question["input"] = [*said_before(call, body.conversation, body.previous_response_id), *asked]
-    if body.input is None and not question["input"]:
+    engine_body = engine_fields(body.fields()) | {"store": False}  # engines must store nothing
+    engine_body["input"] = [*said_before(call, body.conversation, body.previous_response_id), *asked]
+    if body.input is None and not engine_body["input"]:
         message = "One of 'input', 'previous_response_id' or a 'conversation' that has items must be provided."
         raise InvalidRequest(message, param="input", code="missing_required_parameter")
-    if body.store is not False and _searches(question):  # whoever reads it later may want to see what was found
-        question["include"] = [*dict.fromkeys([*(question.get("include") or ()), responses.RESULTS])]
-    return Turn(call, body, question, asked)
+    if body.store is not False and _searches(engine_body):  # the stored response has the results
+        engine_body["include"] = [*dict.fromkeys([*(engine_body.get("include") or ()), responses.RESULTS])]
+    return Turn(call, body, engine_body, asked)
 
 
 def given(call: CallContext, said: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:
-    """Return the items of an input, those that it refers to included. Raises InvalidRequest."""
+    """Return the items of an input, with those that it refers to. Raises InvalidRequest."""
     return [{"role": "user", "content": said}] if isinstance(said, str) else resolve(call, said or [])
 
 
-def _searches(question: Mapping[str, Any]) -> bool:
-    """Whether it searches files, and says nothing of what to show that is to be refused."""
-    tools, include = question.get("tools"), question.get("include")
+def _searches(engine_body: Mapping[str, Any]) -> bool:
+    """Return whether a request searches files and has a valid `include`."""
+    tools, include = engine_body.get("tools"), engine_body.get("include")
     known = include is None or (isinstance(include, list) and all(isinstance(name, str) for name in include))
     return (
         known and isinstance(tools, list) and any(isinstance(one, dict) and one.get("type") == _SEARCH for one in tools)
@@ -139,12 +139,12 @@ def _searches(question: Mapping[str, Any]) -> bool:
 
 
 def engine_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a request is the engine's to judge."""
+    """Return the fields of a request that engines are sent."""
     return {name: value for name, value in fields.items() if name not in _OWN_FIELDS}
 
 
 def said_before(call: CallContext, conversation: Named, previous: str | None) -> list[Any]:
-    """In a conversation, or until a response. Raises InvalidRequest, NotFound."""
+    """Return the items of a conversation, or of the turns up to a response. Raises InvalidRequest, NotFound."""
     named = _named(conversation)
     if named and previous:
         raise _exclusive("previous_response_id")
@@ -163,7 +163,7 @@ def _exclusive(other: str) -> InvalidRequest:
 
 
 def _check_cache(body: CreateResponse) -> None:
-    """An answer that is given again is one of an engine alone; the rest of `cache` a worker checks."""
+    """Refuse `cache` for a request with state. A worker checks the field's value."""
     if body.fields().get("cache") in (None, False):
         return
     given = {
@@ -180,7 +180,7 @@ def _check_cache(body: CreateResponse) -> None:
 
 
 def _before(call: CallContext, previous: str | None) -> list[Any]:
-    """What was said until then. Raises InvalidRequest."""
+    """Return the items up to and with a response. Raises InvalidRequest."""
     if previous is None:
         return []
     try:
@@ -196,12 +196,12 @@ def _before(call: CallContext, previous: str | None) -> list[Any]:
 
 
 def begun(turn: Turn) -> dict[str, Any]:
-    """Return a response as it is before an engine has worked on it."""
-    return {**new_response(turn.question, "queued"), **turn.own_fields}
+    """Return a response that no engine has begun."""
+    return {**new_response(turn.engine_body, "queued"), **turn.own_fields}
 
 
 def keep(turn: Turn, response: dict[str, Any], run: Run) -> None:
-    """What is to be kept of it, in one transaction, which `run` runs."""
+    """Store the response and the items of its conversation, in one transaction, which `run` runs."""
     make: Make = (
         stored_answers.STORED_RESPONSES.prepare(turn.call, turn.stored_answer(response))
         if turn.store

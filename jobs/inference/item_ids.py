@@ -1,10 +1,10 @@
-"""Ids of stored items: each names the response or the conversation that stores the item.
+"""Make and read the ids of stored items, each of which names the response or conversation that stores the item.
 
     msg_<24 characters of resp_…><index>      an item of the output of a response; the prefix is the engine's
     item_<24 characters of resp_…><index>     an item of its input that came without an id
     msg_<24 characters of conv_…><the rest>   an item of a conversation
 
-Clients refer to an item by its id alone (`item_reference`), so the id is all that it takes to find the item.
+Clients refer to an item by its id alone (`item_reference`), so the id must lead to the item.
 """
 
 import re
@@ -14,12 +14,12 @@ from typing import Any, Final
 
 from jobs.ids import LENGTH, new_id
 
-#: Of `include`: reasoning that only its engine can read, which seals the id of the item with it.
+#: The value of `include` for encrypted reasoning, which contains the id of its item.
 SEALED: Final = "reasoning.encrypted_content"
 _SEALED_PREFIX: Final = "rs"
 _INPUT_PREFIX: Final = "item"
 _PREFIX: Final = re.compile(r"([a-z]{1,8})_")
-#: Prefixes of items whose engine gave them no id.
+#: Prefixes for items without an id of their engine.
 _PREFIXES: Final[Mapping[str, str]] = {
     "message": "msg", "reasoning": "rs", "function_call": "fc", "file_search_call": "fs",
 }  # fmt: skip
@@ -32,7 +32,7 @@ def prefix_of(kind: str) -> str:
 
 
 def owner_of(item_id: str) -> str:
-    """Return what the id of an item says of its owner: the id of a response or a conversation without the prefix."""
+    """Return the owner that an item's id names: the id of a response or a conversation without the prefix."""
     return _name(item_id)[:LENGTH]
 
 
@@ -56,13 +56,16 @@ class OutputIds:
 
     @classmethod
     def of(cls, response: Mapping[str, Any], asked: Mapping[str, Any]) -> "OutputIds":
-        """Return the ids for a response to the request `asked`. What only its conversation stores is named after it."""
+        """Return the ids for a response to the request `asked`.
+
+        Without `store`, items are named after the conversation.
+        """
         include, conversation, own = asked.get("include"), response.get("conversation"), _name(response["id"])
         owner = _name(conversation["id"]) + own if conversation and not response["store"] else own
         return cls(owner, isinstance(include, list) and SEALED in include)
 
     def named(self, item: Any, index: int) -> Any:
-        """Return an item of the output under its id."""
+        """Return an item of the output with its id."""
         if not isinstance(item, dict):
             return item
         given = item.get("id")

@@ -1,7 +1,7 @@
-"""Responses: where one that is kept lies, and what of it is ours.
+"""Responses: their objects in storage, and the translation of engines' answers.
 
-The question that is kept holds the whole conversation, so that it can be continued whatever became of the turns
-before; and a response that is asked for in the background is a job whose input is this very object.
+The stored request has the whole conversation, so that a response can be continued when earlier turns were deleted. A
+background response is a job whose input is this object.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from jobs.ledger.kinds import Folder, Kind, Payload
 from jobs.requests.endpoints import RESPONSES
 
 KIND: Final = "response"
-#: The terminal events of a response in the background. One that was cut short ends with `INCOMPLETE` instead.
+#: The terminal events of a background response. A response that was cut short ends with `INCOMPLETE` instead.
 EVENTS: Final[dict[str, str]] = {
     "succeeded": "response.completed",
     "failed": "response.failed",
@@ -23,15 +23,15 @@ EVENTS: Final[dict[str, str]] = {
     "cancelled": "response.cancelled",
 }
 INCOMPLETE: Final = "response.incomplete"
-#: Where it is asked how long an input is.
+#: The path of requests that count an input's tokens.
 COUNT_URL: Final = f"{RESPONSES}/input_tokens"
-#: Of `include`: what the searches in files found. It is kept with a response in any case.
+#: The value of `include` for the results of file searches. They are stored in any case.
 RESULTS: Final = "file_search_call.results"
 
-#: What an engine's answer does not know.
+#: Fields of a response that engines do not know.
 _OWN_FIELDS: Final = ("id", "background", "conversation", "metadata", "previous_response_id", "store")
 
-#: Of OpenAI's codes of a response's error those that say as much as an engine's may.
+#: Those of OpenAI's error codes of responses that an engine's error may have.
 CODES: Final = frozenset({"rate_limit_exceeded", "invalid_prompt", "server_error"})
 
 #: The events that end a stream.
@@ -59,12 +59,12 @@ RESPONSE: Final = Kind(
 
 
 def numbered(epoch: int, n: int) -> int:
-    """The number of an event of an attempt in the background: above all of the attempts before."""
+    """Return the sequence number of an event of a background attempt: above all numbers of earlier attempts."""
     return epoch * _ATTEMPT + n
 
 
 def is_response(answer: Any) -> bool:
-    """Whether an engine's answer is a response: what else comes with status 200 is none."""
+    """Return whether an engine's answer is a response: status 200 does not guarantee it."""
     output = answer.get("output") if isinstance(answer, dict) else None
     return isinstance(output, list) and all(
         isinstance(item, dict) and isinstance(item.get("type"), str) for item in output
@@ -72,7 +72,7 @@ def is_response(answer: Any) -> bool:
 
 
 def error_of(told: Mapping[str, Any]) -> dict[str, str]:
-    """An engine's error as a response shows it."""
+    """Return an engine's error in the form that a response has."""
     code, message = told.get("code"), told.get("message")
     known = isinstance(code, str) and code in CODES
     return {"code": str(code) if known else "server_error", "message": str(message or "It failed.")}
@@ -83,13 +83,13 @@ def path(response_id: str) -> str:
 
 
 def items(stored_answer: StoredAnswer) -> list[Any]:
-    """The input as the model is shown it, earlier turns included."""
-    found: list[Any] = stored_answer.question["input"]
+    """Return the input that the model was shown, with earlier turns."""
+    found: list[Any] = stored_answer.request["input"]
     return found
 
 
 def without_results(told: Mapping[str, Any]) -> dict[str, Any]:
-    """A response, or an event of one, without what searches found."""
+    """Return a response, or an event of one, without the results of searches."""
     return _changed(told, _without_results)
 
 
@@ -98,7 +98,7 @@ def _without_results(item: Any, _: int) -> Any:
 
 
 def _changed(told: Mapping[str, Any], change: Callable[[Any, int], Any]) -> dict[str, Any]:
-    """Return a response, or an event of one, with what `change` makes of each item of the output and its index."""
+    """Return a response, or an event of one, with `change` applied to each item of the output and its index."""
     shown = dict(told)
     if isinstance(shown.get("output"), list):
         shown["output"] = [change(item, index) for index, item in enumerate(shown["output"])]
@@ -110,7 +110,7 @@ def _changed(told: Mapping[str, Any], change: Callable[[Any, int], Any]) -> dict
 
 
 def _index(event: Mapping[str, Any]) -> int:
-    """Return the place in the output of the item that an event is about."""
+    """Return the index in the output of the item that an event is about."""
     index = event.get("output_index")
     return index if isinstance(index, int) else 0
 
@@ -118,7 +118,7 @@ def _index(event: Mapping[str, Any]) -> int:
 def to_public(
     answer: Mapping[str, Any], response: Mapping[str, Any], asked: Mapping[str, Any], ended: int | None = None
 ) -> dict[str, Any]:
-    """Return an engine's answer as the answer to this response, which was asked for so; see `complete_response`."""
+    """Return an engine's answer as this response, to the request `asked`; see `complete_response`."""
     named = _changed(complete_response(answer, asked, ended), OutputIds.of(response, asked).named)
     return _with_own_fields(named, response)
 
@@ -130,7 +130,7 @@ def to_public_event(
     ended: int | None = None,
     number: int = 0,
 ) -> dict[str, Any]:
-    """Return an engine's event as one of this response, which was asked for so; see `complete_event`."""
+    """Return an engine's event as one of this response, to the request `asked`; see `complete_event`."""
     ids = OutputIds.of(response, asked)
     told = _changed(complete_event(event, asked, number, ended), ids.named)
     if isinstance(told.get("item_id"), str):

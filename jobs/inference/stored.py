@@ -1,8 +1,8 @@
-"""Answers that are stored: each is one line, with what a line of a batch has and what came of it.
+"""Read and write stored answers: each is one line, like a line of a batch with its answer.
 
-{"custom_id", "method", "url", "body": the question, "response": the answer, or what is known of it so far}
+{"custom_id", "method", "url", "body": the request, "response": the answer, or its state so far}
 
-Responses have a module of their own; what chat completions (`store`) need stands here.
+Responses have a module of their own; this one also has the functions of stored chat completions.
 """
 
 from collections.abc import Mapping
@@ -16,14 +16,14 @@ COMPLETION_PREFIX: Final = "chatcmpl-"
 
 @dataclass(frozen=True, slots=True)
 class StoredAnswer:
-    """`question` is the body that an engine is asked, `response` the JSON that a client is shown."""
+    """A stored answer. `request` is the body that an engine was sent, `response` the JSON that the client is shown."""
 
-    question: dict[str, Any]
+    request: dict[str, Any]
     response: dict[str, Any]
 
 
 def encode(url: str, stored_answer: StoredAnswer) -> bytes:
-    line = {"custom_id": stored_answer.response["id"], "method": "POST", "url": url, "body": stored_answer.question}
+    line = {"custom_id": stored_answer.response["id"], "method": "POST", "url": url, "body": stored_answer.request}
     return msgspec.json.encode({**line, "response": stored_answer.response}) + b"\n"
 
 
@@ -33,12 +33,12 @@ def decode(line: bytes) -> StoredAnswer:
 
 
 def completion_path(completion_id: str) -> str:
-    """Return where a chat completion lies in storage."""
+    """Return the path of a chat completion in storage."""
     return f"completions/{completion_id}"
 
 
 def is_completion(answer: Any) -> bool:
-    """Return whether an engine's answer is a chat completion: what else comes with status 200 is none."""
+    """Return whether an engine's answer is a chat completion: status 200 does not guarantee it."""
     choices = answer.get("choices") if isinstance(answer, dict) else None
     return (
         isinstance(choices, list)

@@ -1,5 +1,6 @@
-"""Stored answers, conversations and the cache. What was asked and answered lies in storage under `path`; a row
-follows it."""
+"""The tables of stored answers, conversations and the cache. Requests and answers are objects in storage at `path`,
+written before the row.
+"""
 
 from typing import Any
 
@@ -21,7 +22,7 @@ class StoredResponse(Base):
     project_id: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[float]
     expires_at: Mapped[float]
-    bytes: Mapped[int | None]  # of the object; None: stored before sizes were, and not measured yet
+    bytes: Mapped[int | None]  # of the object; None: stored by an earlier version, and not measured yet
 
     __table_args__ = (
         Index("ix_response_expires", "expires_at"),
@@ -45,7 +46,7 @@ class StoredCompletion(Base):
     metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata")
     created_at: Mapped[float]
     expires_at: Mapped[float]
-    bytes: Mapped[int | None]  # of the object; None: stored before sizes were, and not measured yet
+    bytes: Mapped[int | None]  # of the object; None: stored by an earlier version, and not measured yet
 
     __table_args__ = (
         Index("ix_chat_completion_project_created", "project_id", "created_at", "id"),
@@ -59,7 +60,7 @@ class StoredCompletion(Base):
 
 
 class Conversation(Base):
-    """What was said so far. `version` counts the changes: who makes one names the version it has read."""
+    """A conversation. `version` counts its changes: a change names the version that it has read."""
 
     __tablename__ = "conversation"
 
@@ -69,7 +70,7 @@ class Conversation(Base):
     path: Mapped[str]
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata")
     created_at: Mapped[float]
-    bytes: Mapped[int | None]  # of the object; None: stored before sizes were, and not measured yet
+    bytes: Mapped[int | None]  # of the object; None: stored by an earlier version, and not measured yet
 
     __table_args__ = (
         Index("ix_conversation_path", "path"),
@@ -84,13 +85,13 @@ class CacheEntry(Base):
 
     key: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)
     project_id: Mapped[str] = mapped_column(String(64))
-    epoch: Mapped[int]  # of the project when it was asked for
-    job_id: Mapped[str | None] = mapped_column(String(64))  # whose line it was
+    epoch: Mapped[int]  # of the project's cache at the request
+    job_id: Mapped[str | None] = mapped_column(String(64))  # the job of the line
     tokens: Mapped[int]  # of the input
     size: Mapped[int]  # bytes of the value
     created_at: Mapped[float]
     expires_at: Mapped[float]
-    value: Mapped[bytes] = mapped_column(LargeBinary)  # last: what is looked at without it is read faster
+    value: Mapped[bytes] = mapped_column(LargeBinary)  # last, so that the other columns are read faster
 
     __table_args__ = (
         Index("ix_cached_expires", "expires_at", "size"),
@@ -105,7 +106,7 @@ class CacheEntry(Base):
 
 
 class CacheEpoch(Base):
-    """How often a project's cache was cleared: what has another number is not there any more. Without a row: never."""
+    """The number of times that a project's cache was cleared. Entries of another epoch are hidden; no row means 0."""
 
     __tablename__ = "cache_epoch"
 
@@ -114,7 +115,7 @@ class CacheEpoch(Base):
 
 
 class CacheUse(Base):
-    """How often something was found, over all projects."""
+    """The number of hits and misses, over all projects."""
 
     __tablename__ = "cache_use"
 

@@ -401,7 +401,7 @@ def test_an_answer_that_takes_too_long_is_not_asked_for_again_by_the_sdk(
     if who == "api":
         monkeypatch.setattr("workers.inference.consumer.now", lambda: now() - 5)
     else:
-        monkeypatch.setattr("api.inference.interactive._there", lambda *_: _nothing)
+        monkeypatch.setattr("api.inference.interactive._client_check", lambda *_: _nothing)
     shop = make_shop({"delay": 30.0}, interactive_seconds=1.0)
 
     with shop.open(), pytest.raises(openai.APIStatusError) as told:
@@ -575,13 +575,13 @@ async def test_a_line_that_nobody_takes_from_ends_after_the_latest_deadline_in_i
     queue, client = "test.abandoned", InferenceClient(Settings(streams_url=redis_url))
     name = interactive.queue_key(queue)
 
-    async def served() -> bool:
+    async def is_served() -> bool:
         return True
 
     async def ask(server: Any, seconds: float) -> int:
         queued = QueuedRequest(new_id("req_"), "/", b"{}", "t", now() + seconds)
         before = await server.llen(name)
-        asked.append(asyncio.create_task(last_entry(client.submit(queue, queued, served))))
+        asked.append(asyncio.create_task(last_entry(client.submit(queue, queued, is_served))))
         while await server.llen(name) == before:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         return int(await server.ttl(name))
@@ -615,12 +615,12 @@ def test_more_wait_in_one_process_than_a_pool_of_connections_holds_by_default(re
     count, queue = 150, "test.many"
     client = InferenceClient(Settings(streams_url=redis_url))
 
-    async def served() -> bool:
+    async def is_served() -> bool:
         return True
 
     async def ask(n: int) -> AnswerEntry:
         queued = QueuedRequest(f"req_many{n}", "/v1/chat/completions", b"{}", f"tenant{n % 2}", now() + 30)
-        return await last_entry(client.submit(queue, queued, served))
+        return await last_entry(client.submit(queue, queued, is_served))
 
     async def all_of_them() -> list[AnswerEntry | BaseException]:
         asked = asyncio.gather(*map(ask, range(count)), return_exceptions=True)
@@ -649,11 +649,11 @@ async def test_whoever_reads_slowly_is_there_all_the_same_and_has_left_once_it_l
     queued = QueuedRequest("req_slow", "/", b"{}", "t", now() + 60)
     name = interactive.answer_key(queued.id)
 
-    async def served() -> bool:
+    async def is_served() -> bool:
         return True
 
     async with interactive.connect(redis_url) as server:
-        async with aclosing(client.submit("test.slow", queued, served)) as pieces:
+        async with aclosing(client.submit("test.slow", queued, is_served)) as pieces:
             for kind in ("taken", *["chunk"] * 8):
                 await server.xadd(name, {interactive.ENTRY_FIELD: interactive.pack(AnswerEntry(kind))})
             seen = [(await anext(pieces)).kind for _ in range(9)]

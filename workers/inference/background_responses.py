@@ -201,8 +201,8 @@ def respond(context: Context, claim: JobClaim, _hold: Hold) -> None:
         _write(
             context,
             StoredAnswer(
-                stored_answer.question,
-                responses.to_public(answer, stored_answer.response, stored_answer.question, ended),
+                stored_answer.request,
+                responses.to_public(answer, stored_answer.response, stored_answer.request, ended),
             ),
         )
         incomplete = answer.get("status") == "incomplete"
@@ -259,9 +259,7 @@ def _fail(
     """The engine's words may quote the prompt: they go where that lies, and its code alone into the ledger."""
     error = _error(said)
     code = outcomes.word(error.get("code")) or "engine_error"
-    _write(
-        context, StoredAnswer(stored_answer.question, {**stored_answer.response, "error": responses.error_of(error)})
-    )
+    _write(context, StoredAnswer(stored_answer.request, {**stored_answer.response, "error": responses.error_of(error)}))
     errors = [{"code": code, "message": "The engine gave no response.", "param": None, "line": None}]
     context.db.retrying(lambda session: ledger.close(session, claim, values, [], counts, errors=errors))
     log.info("response_failed", extra={"job_id": claim.job.id, "code": code})

@@ -217,7 +217,7 @@ def test_long_work_of_a_project_delays_no_check_during_its_streams(monkeypatch: 
 
     async def look() -> None:
         async with asyncio.timeout(30):
-            await interactive._there(call, request, float("inf"))()
+            await interactive._client_check(call, request, float("inf"))()
             await interactive._serving(call, "generate", "m")()
 
     asyncio.run(look())

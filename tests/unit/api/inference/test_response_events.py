@@ -97,7 +97,7 @@ def test_an_item_that_is_begun_ends_as_the_answer_has_it_or_incomplete() -> None
     items = _Items()
     for index, item in enumerate((THOUGHT, message())):
         begun = {"type": "response.output_item.added", "output_index": index, "item": item, "sequence_number": index}
-        assert items.told(begun)
+        assert items.is_shown(begun)
 
     ends = items.ends({"output": [CALL, message({"type": "output_text", "text": "Hi."})]})
 
