@@ -1,4 +1,4 @@
-"""What was found, ordered anew by a re-ranking model: this worker's own, or one of another queue.
+"""Re-rank search results by a model: one of this worker, or one of another queue.
 
     candidates ─▶ {query, documents} ─┬─ the model is of this queue ──▶ this worker's engine
                                       └─ of another ──▶ its line for that ──▶ a worker of it
@@ -28,7 +28,7 @@ from workers.runtime.engine_host import EngineHost
 
 _PARAM = "ranking_options.ranker"
 _AGAIN = 2.0
-_ROUNDING = 0.05  # by which a share, or a cosine, may be beyond 0 and 1
+_ROUNDING = 0.05  # by which a share or a cosine may exceed 0 and 1
 
 
 class _Result(msgspec.Struct):
@@ -44,25 +44,25 @@ _ranked = msgspec.json.Decoder(_Ranked).decode
 
 
 class Reranking:
-    """Orders hits by the scores of a model. `queue` is the queue that this worker serves."""
+    """Order hits by the scores of a model. `queue` is the queue that this worker serves."""
 
     def __init__(self, context: Context, host: EngineHost, queue: str) -> None:
         self._context, self._host, self._queue = context, host, queue
         self._client = InferenceClient(context.config, context.timings)
-        self._logits: set[str] = set()  # models that have given some
+        self._logits: set[str] = set()  # models that have returned logits
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="rerank")
 
     async def answer(self, queued: QueuedRequest, priority: int) -> Answer:
-        """Answer the worker of another queue. Raises what engines raise."""
+        """Answer a request for scores from a worker of another queue. Raises what engines raise."""
         body = msgspec.json.decode(queued.body)
         return await self._host.engine.answer(Request(RERANK, body, queued.id, priority, queued.tenant))
 
     async def rank(
         self, search: Search, found: Sequence[Found], queued: QueuedRequest, priority: int
     ) -> Sequence[Found] | Answer:
-        """Return the hits best first, with the model's scores within 0 to 1; of several queries each text's best.
+        """Return the hits, best first, with the model's scores from 0 to 1; for several queries the best score of each.
 
-        Some servers give logits: once a model has given one, the logistic function maps all of its scores.
+        Some servers return logits: after the first one, the logistic function maps all scores of the model.
 
         Raises what engines raise.
         """
@@ -138,7 +138,7 @@ def _clamped(score: float) -> float:
 
 
 def _logistic(score: float) -> float:
-    """Return the logistic function as half of the hyperbolic tangent, which overflows for no number."""
+    """Return the logistic function, computed by the hyperbolic tangent, which never overflows."""
     return (1.0 + math.tanh(score / 2.0)) / 2.0
 
 
@@ -148,7 +148,7 @@ def _body(model: str, query: str, found: Sequence[Found]) -> dict[str, object]:
 
 
 def _refused(ranker: str, answer: Answer) -> Answer:
-    """Blame the name of the model where it is not there, or cannot rank."""
+    """Turn a refusal of the model into one of the request's ranker."""
     if answer.status >= 500:
         return answer
     said = msgspec.json.decode(answer.body).get("error") or {}

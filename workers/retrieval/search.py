@@ -1,23 +1,23 @@
-"""Answer a search for an interactive client: embed its query by this worker's engine, then fuse both rankings.
+"""Answer the search of an interactive client: embed its query by this worker's engine, then fuse both rankings.
 
     query ─▶ engine ─▶ vector ──nearest──┐
-       └─────────────────────matching────┴─▶ hits ─▶ SQL: which of them can be seen ─▶ fused, best first
-                                                              ─▶ re-ranked, near duplicates out, where it was asked for
+       └─────────────────────matching────┴─▶ hits ─▶ SQL: which of them are visible ─▶ fused, best first
+                                                              ─▶ optionally re-ranked, near duplicates removed
 
-SQL is asked for every search what can be seen: an old version, a half-written one or a deleted file's is dropped here,
-whatever the vector database still has. With filters SQL is asked first, and only those documents are searched. SQL is
-asked for each ranking: where a file was replaced between two of them, its old version is in one and the new one in the
-other; replaced after the filters chose its old version, or after that alone was ranked, it would be in neither. So all
-is looked up once more at one moment, and the search is made again where something of it has gone meanwhile.
+Each search queries SQL for visible documents: old and half-written versions and deleted files are dropped here,
+whatever the vector database still has. With filters SQL is queried first, and only matching documents are searched. SQL
+is queried for each ranking: if a file is replaced between them, one has its old version and the other the new one. If
+it is replaced after the filters chose its old version, neither has it. So all hits are checked once more at one moment,
+and the search is repeated if one of them was removed meanwhile.
 
-Stop words are no words to match. Two ways to fuse what is near in meaning and what has the words:
+Stop words are not matched. There are two ways to fuse the rankings by meaning and by words:
 
     rrf        each list gives weight / (k + rank); with a small k the first few of each list decide
                (Cormack, Clarke, Büttcher: Reciprocal Rank Fusion, SIGIR 2009)
     relative   each list gives weight x score / its best score
 
-Scores are between 0 and 1: the best hit of every list has 1. One list alone keeps its own scores, a cosine below 0 as 0
-and BM25 against its best.
+Scores are from 0 to 1: the best hit of both lists has 1. A single list keeps its scores: cosines, negative ones as 0,
+or BM25 relative to the best.
 """
 
 import asyncio
@@ -86,7 +86,7 @@ def _relative(found: Sequence[Hit]) -> Callable[[Hit, int], float]:
 # ── search ──
 
 _THREADS: Final = 4
-#: Of each ranking so many times as many hits are looked at as are wanted: fusion brings up what is further down.
+#: Each ranking considers this many times the requested hits, because fusion may raise lower ones.
 _DEPTH: Final = 4
 _LEAST: Final = 50
 _MOST: Final = 10_000
@@ -97,8 +97,8 @@ Pairs = dict[tuple[str, int], tuple[Hit, float]]
 
 @dataclass(slots=True)
 class Seen:
-    """The rows of documents that can be seen, by key. `looks` counts how often SQL was asked. `hidden` documents
-    were ranked, or chosen by the filters, and can't be seen."""
+    """The rows of visible documents, by key. `looks` counts the queries. `hidden` documents were ranked or chosen by
+    the filters, and are not visible."""
 
     rows: dict[str, VectorStoreFile] = field(default_factory=dict)
     hidden: set[str] = field(default_factory=set)
@@ -106,7 +106,7 @@ class Seen:
 
 
 class Searching:
-    """Answers searches on the engine host's loop; what blocks is done by a few threads."""
+    """Answer searches on the engine host's loop; a few threads do what blocks."""
 
     def __init__(self, context: Context, host: EngineHost, reranking: Reranking) -> None:
         self._context = context
@@ -115,7 +115,7 @@ class Searching:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="search")
 
     def close(self) -> None:
-        """Wait for uses that are still being noted: they would open the database again after it is closed."""
+        """Wait for uses that are still being recorded: they would open the database again after it is closed."""
         self._threads.shutdown()
 
     async def answer(self, queued: QueuedRequest, priority: int) -> Answer:
@@ -138,7 +138,7 @@ class Searching:
         ranked = await self._reranking.rank(search, found, queued, priority) if search.ranker else found
         if isinstance(ranked, Answer):
             return ranked
-        self._threads.submit(self._note, store)  # nobody waits for it
+        self._threads.submit(self._note, store)  # not awaited
         return Answer(200, searches.encode(await loop.run_in_executor(self._threads, chosen, search, ranked)))
 
     def _store(self, search: Search, project_id: str) -> VectorStore | None:
@@ -148,15 +148,15 @@ class Searching:
         return None if store is None or attachments.is_over(store) or indexes.is_emptied(store) else store
 
     def _note(self, store: VectorStore) -> None:
-        with suppress(DatabaseBusy):  # the next search notes it
+        with suppress(DatabaseBusy):  # the next search records it
             attachments.note_use(self._context.db, store)
 
     async def _vectors(
         self, search: Search, store: VectorStore, queued: QueuedRequest, priority: int
     ) -> list[Vector | None] | Answer:
-        """Return a vector for each query, None where only words are asked for, or the engine's refusal.
+        """Return a vector for each query, None if only words are searched, or the engine's refusal.
 
-        The beginning counts of a query that is longer than the model takes: no client knows that model.
+        A query that is too long for the model is truncated, because clients need not know that model.
         """
         if not search.vector_weight or not store.dimensions:
             return [None] * len(search.queries)
@@ -166,7 +166,7 @@ class Searching:
             body["dimensions"] = store.dimensions
         request = Request(EMBEDDINGS, body, queued.id, priority, queued.tenant, cacheable=search.cacheable)
         answer = await self._host.engine.answer(request)
-        if is_too_long(answer):  # only then, for whoever says so gets nothing from the cache
+        if is_too_long(answer):  # only then, because such requests are not cached
             answer = await self._host.engine.answer(replace(request, body={**body, "truncate": True}))
         if answer.status >= 400:
             return answer
@@ -199,7 +199,7 @@ class Searching:
         return [_found(seen.rows[hit.document], hit, score) for hit, score in best[: search.candidates]]
 
     def _best_of_all(self, search: Search, store: VectorStore, vectors: Sequence[Vector | None]) -> tuple[Pairs, Seen]:
-        """Return what any of the queries finds, with its best score."""
+        """Return the hits of all queries, each with its best score."""
         only = self._filtered(search)
         ranked: Pairs = {}
         seen = Seen(hidden=set(only or ()))
@@ -212,7 +212,7 @@ class Searching:
         return ranked, seen
 
     def _removed_documents(self, store_id: str, seen: Seen) -> Collection[str]:
-        """Return the documents that could be seen at one of several looks and can't be seen any more."""
+        """Return the documents that were visible in one of several queries and are no longer."""
         if seen.looks < 2:
             return ()
         now = Seen()
@@ -220,7 +220,7 @@ class Searching:
         return seen.rows.keys() - now.rows.keys()
 
     def _replaced(self, store_id: str, documents: set[str], since: float) -> bool:
-        """Tell whether one of these documents could be seen after `since`; a removal purged by now is not known."""
+        """Return whether one of these documents was visible after `since`; purged removals are unknown."""
         if not documents:
             return False
         late = VectorRemoval.store_id == store_id, VectorRemoval.created_at >= since
@@ -251,7 +251,7 @@ class Searching:
         return fuse(lists[0], lists[1], weights, search.fusion, search.k)
 
     def _visible(self, find: Callable[[int], list[Hit]], search: Search, seen: Seen) -> list[Hit]:
-        """Return the best hits that can be seen; look at more hits where many can't."""
+        """Return the best visible hits; consider more hits if many are hidden."""
         wanted = max(_LEAST, search.limit * _DEPTH, search.candidates)
         count = wanted
         while True:
@@ -277,7 +277,7 @@ class Searching:
         seen.looks += 1
 
     def _filtered(self, search: Search) -> list[str] | None:
-        """Return the documents of files that the filters let through; None where there are no filters."""
+        """Return the documents of files that the filters accept; None without filters."""
         if search.filters is None:
             return None
         with self._context.db.read() as session:
@@ -295,7 +295,7 @@ def _found(row: VectorStoreFile, hit: Hit, score: float) -> Found:
 
 
 def chosen(search: Search, ranked: Sequence[Found]) -> Results:
-    """Return those of the candidates, best first, that are good enough and unlike a better one."""
+    """Return the candidates above the threshold, best first, without near duplicates of better ones."""
     good = [one for one in ranked if one.score >= search.threshold]
     if not search.deduplicate:
         return Results(tuple(good[: search.limit]))

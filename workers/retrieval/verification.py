@@ -1,14 +1,12 @@
-"""`python -m workers.retrieval.verification [--repair]`: are the vectors and the texts exactly those that SQL says
-are there?
+"""Check that vectors and texts are exactly those in SQL: `python -m workers.retrieval.verification [--repair]`.
 
-    SQL: a file's document has so many entries ──┬─ fewer, or others ─▶ missing: brought in again
-                          and a text in storage ─┤─ none there ─▶ likewise
+    SQL: a file's document has so many entries ──┬─ fewer, or others ─▶ missing: ingested again
+                          and a text in storage ─┤─ none ─▶ likewise
                                                  └─ a document that no file has ─▶ left over: removed
     a store that SQL does not know ─▶ removed
 
-What is being brought in, and what is owed for removal already, is no fault; nor is what a second look does not find,
-for others are at work meanwhile. The repair owes work to the workers, as any client does; what it finds is told in one
-line each.
+Files in ingestion and pending removals are no faults; nor are faults that a second check does not find, because work
+goes on meanwhile. The repair submits jobs and removals for the workers; each fault is reported in one line.
 """
 
 import sys
@@ -44,7 +42,7 @@ _AT_ONCE = 200
 
 @dataclass(slots=True)
 class Found:
-    """The faults of one store. `stranger`: SQL does not know it."""
+    """The faults of one store. `stranger`: SQL does not have it."""
 
     store_id: str
     missing: Sequence[VectorStoreFile] = ()
@@ -104,7 +102,7 @@ def verify(db: Database, vectors: Vectors, storage: Storage) -> Verdict:
 
 
 def _strangers(db: Database, vectors: Vectors) -> set[str]:
-    there = vectors.stores()  # before SQL is asked: what is made meanwhile is no stranger
+    there = vectors.stores()  # before SQL: a store that is created meanwhile is no stranger
     with db.read() as session:
         known = set(session.scalars(select(VectorStore.id)))
         going = set(session.scalars(select(VectorRemoval.store_id).where(VectorRemoval.what == attachments.STORE)))
@@ -139,16 +137,16 @@ def _look(db: Database, vectors: Vectors, storage: Storage, store_id: str) -> tu
 
 
 def _at_work(session: Session, store: VectorStore) -> dict[str, int]:
-    """Return the jobs that bring files into this index now, with how many files each has been given."""
+    """Return the jobs that add files to this index now, with the number of files of each."""
     live = Job.project_id == store.project_id, Job.kind == ingestions.NAME, Job.state.in_(LIVE)
     found = session.execute(select(Job.id, Job.total, Job.payload).where(*live))
     return {job_id: total for job_id, total, payload in found if index_of(payload) == store.id}
 
 
 def _nobodys(keys: list[str], rows: Sequence[VectorStoreFile], jobs: dict[str, int]) -> list[str]:
-    """Return the keys that belong to no file, nor to a job that has not ended: what it leaves is owed at its end.
+    """Return the keys that belong to no file and to no live job, whose leftovers are removed at its end.
 
-    Nothing tells by which keys a job writes a file that was removed, or attached anew.
+    The keys by which a job writes a file that was removed or attached again are unknown.
     """
     has = Counter(row.job_id for row in rows)
     if any(has[job_id] < total for job_id, total in jobs.items()):
@@ -166,7 +164,7 @@ def _whole(vectors: Vectors, store: Store, row: VectorStoreFile, count: int) -> 
 
 
 def repair(db: Database, verdict: Verdict) -> None:
-    """Owe what mends it: each store in its own transactions."""
+    """Submit the repair, each store in its own transactions."""
     for fault in verdict.faults:
         lacking = sorted({row.id for row in (*fault.missing, *fault.textless)})
         for start in range(0, max(1, len(lacking)), _AT_ONCE):
@@ -191,7 +189,7 @@ def _repair(session: Session, fault: Found, file_ids: Sequence[str]) -> None:
 
 
 def _again(session: Session, store: VectorStore, file_ids: Sequence[str]) -> None:
-    """Bring files in anew, without the recipe by which they would be taken for unchanged."""
+    """Ingest files again, without the recipe by which they would count as unchanged."""
     root = indexes.lock(session, store.root)
     if root is None:
         return
@@ -208,7 +206,7 @@ def _again(session: Session, store: VectorStore, file_ids: Sequence[str]) -> Non
 
 
 def main(config: Settings, *, mend: bool) -> int:
-    """Tell what was found. 0: all is as it should be, or is owed its repair; DIFFERS: it is not."""
+    """Print the faults. Return 0 if there are none or the repair was submitted, and DIFFERS otherwise."""
     with closing(Database(config.database, patience=10)) as db:
         try:
             verdict = verify(db, LazyVectors(db).get(config), open_storage(config.storage))

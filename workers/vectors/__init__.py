@@ -1,1 +1,1 @@
-"""Vectors with their text: the port, and LanceDB, Weaviate and memory behind it."""
+"""Vectors with their texts: the interface, and its adapters for LanceDB, Weaviate and memory."""

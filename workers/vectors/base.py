@@ -1,11 +1,11 @@
-"""What indexing and searching need of a vector store.
+"""The interface of vector databases for indexing and searching.
 
     Store ──1:n── document ──1:n── Entry: n, text, its vector
                   an attempt's key, "vsd_abc123.4"
 
-Every attempt to index a file writes under a key of its own, and the database says which keys can be seen: what is half
-written or superseded is never shown, and is dropped by its key later. So a write is an append, no entry is ever
-changed, and an adapter owes nobody a transaction over several calls.
+Each attempt to index a file writes under a key of its own, and SQL decides which keys are visible: half-written and
+superseded vectors are never shown, and are dropped by their key later. So a write is an append, no entry ever changes,
+and an adapter needs no transaction over several calls.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -21,14 +21,14 @@ Vector: TypeAlias = npt.NDArray[np.float32]
 
 
 class VectorsUnavailable(Exception):
-    """The vector store can't be reached, or fails for now: come back later."""
+    """The vector database cannot be reached, or fails for now: try again later."""
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """The vectors of one model, all of one length, that are searched together.
+    """The vectors of one model and one length that are searched together.
 
-    Whoever only counts and drops need not know the length: 0.
+    For counting and dropping, `dimensions` may be 0 (unknown).
     """
 
     id: str
@@ -53,7 +53,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A chunk that was found. Scores compare within one answer only, unless they are of `nearest`: cosine."""
+    """A chunk that was found. Scores compare only within one answer, except the cosines of `nearest`."""
 
     document: str
     n: int
@@ -63,51 +63,51 @@ class Hit:
 
 
 class Vectors(Protocol):
-    """The port. Every call blocks and may come from any thread; what fails for now raises VectorsUnavailable.
+    """A vector database. Every call blocks and may come from any thread; a failure raises VectorsUnavailable.
 
-    A vector that is not as long as its store's are raises ValueError; a store that nobody has written to is empty.
+    A vector of a wrong length raises ValueError; a store without writes is empty.
     """
 
     def write(self, store: Store, entries: Sequence[Entry]) -> None:
-        """Append; durable when it returns. Whether the same (document, n) twice is one entry or two is not said."""
+        """Append entries durably. The same (document, n) twice may be one entry or two."""
 
     def known(self, store: Store, digests: Collection[str]) -> dict[str, Vector]:
-        """The vectors of those texts that the store has already, so that nothing is embedded twice."""
+        """Return the vectors of those texts that the store has already, so that nothing is embedded twice."""
 
     def drop(self, store: Store, documents: Collection[str]) -> int:
-        """How many entries went; what is not there is no error. Their bytes may stay until `erase`."""
+        """Drop documents, and return the number of entries. Missing ones are ignored. Bytes may stay until `erase`."""
 
     def erase(self, store: Store) -> None:
-        """Let go of what was dropped, also on the disk, as far as the store can be made to."""
+        """Erase dropped entries from the disk, as far as the database can be made to."""
 
     def drop_store(self, store: Store) -> None:
-        """All of it; what is not there is no error."""
+        """Drop the whole store; a missing one is no error."""
 
     def nearest(self, store: Store, vector: Vector, limit: int, documents: Collection[str] | None = None) -> list[Hit]:
-        """Best first, by cosine similarity, which is the score. `documents`: look only at those."""
+        """Return the nearest entries, best first, with cosine similarities. `documents` restricts the search."""
 
     def matching(self, store: Store, query: str, limit: int, documents: Collection[str] | None = None) -> list[Hit]:
-        """Best first, by BM25. Any text is a query; one without a word finds nothing."""
+        """Return matching entries by BM25, best first. Any text is a query; one without a word finds nothing."""
 
     def counts(self, store: Store) -> dict[str, int]:
-        """Entries by document, of the whole store."""
+        """Return the number of entries of each document."""
 
     def numbers(self, store: Store, document: str) -> list[int]:
-        """The `n` of a document's entries, sorted."""
+        """Return the `n` of a document's entries, sorted."""
 
     def stores(self) -> list[str]:
-        """The ids of all stores that have been written to and not dropped."""
+        """Return the ids of all stores that were written to and not dropped."""
 
     def tend(self, store: Store) -> None:
-        """Compact and index. May be called at any time; where another process does it already, it returns."""
+        """Compact and index the store, unless another process is doing so. May be called at any time."""
 
     def check(self) -> None:
-        """Raises VectorsUnavailable when nothing can be written or read."""
+        """Check that the database can be read and written. Raises VectorsUnavailable."""
 
     def close(self) -> None: ...
 
 
-LONGEST_QUERY = 10_000  # characters that are looked for; nobody's question is longer
+LONGEST_QUERY = 10_000  # characters of a query that are searched for
 
 
 def chunks(values: Collection[T], size: int) -> Iterator[list[T]]:
@@ -118,7 +118,7 @@ def chunks(values: Collection[T], size: int) -> Iterator[list[T]]:
 
 
 def checked(store: Store, vector: Vector) -> Vector:
-    """The vector as it is kept. Raises ValueError when it is no vector of this store."""
+    """Return the vector as it is stored. Raises ValueError if it has another length or is not finite."""
     row = np.asarray(vector, dtype=np.float32)
     if row.shape != (store.dimensions,):
         raise ValueError(f"The vectors of {store.id} have {store.dimensions} dimensions, not {row.shape}.")
@@ -128,6 +128,6 @@ def checked(store: Store, vector: Vector) -> Vector:
 
 
 def words(query: str) -> str:
-    """What can be looked for in a query; empty when it has no word."""
-    text = query[:LONGEST_QUERY].encode("utf-8", "replace").decode()  # half of a surrogate pair is no text
+    """Return the searchable part of a query; empty if it has no word."""
+    text = query[:LONGEST_QUERY].encode("utf-8", "replace").decode()  # replaces lone surrogates
     return text if any(character.isalnum() for character in text) else ""

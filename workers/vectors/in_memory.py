@@ -1,4 +1,4 @@
-"""Vectors in this process's memory, gone with it: for tests."""
+"""Vectors in this process's memory, for tests."""
 
 import math
 import re
@@ -16,7 +16,7 @@ _WORD: Final = re.compile(r"\w+")
 
 
 class MemoryVectors:
-    """The port on a dict. It compares with everything: exact, and slow beyond some thousand entries."""
+    """A vector database in a dict. Searches are exact, and slow beyond a few thousand entries."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -42,7 +42,7 @@ class MemoryVectors:
             return len(before) - len(left)
 
     def erase(self, store: Store) -> None:
-        """What was dropped is gone."""
+        """Do nothing: dropped entries are erased already."""
 
     def drop_store(self, store: Store) -> None:
         with self._lock:
@@ -73,13 +73,13 @@ class MemoryVectors:
             return sorted(self._entries)
 
     def tend(self, store: Store) -> None:
-        """There is nothing to tidy."""
+        """Do nothing: there is no index."""
 
     def check(self) -> None:
-        """It is always there."""
+        """Do nothing: memory is always available."""
 
     def close(self) -> None:
-        """What it holds goes with the process."""
+        """Do nothing: the vectors end with the process."""
 
     def _of(self, store: Store, documents: Collection[str] | None = None) -> list[Entry]:
         with self._lock:

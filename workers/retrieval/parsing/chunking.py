@@ -1,25 +1,25 @@
-"""Cut a text into pieces of at most so many tokens.
+"""Cut a text into chunks of limited length in tokens.
 
     tokens      |--------------- max_tokens ----------------|
     text        ...............................¶......s..w..|       the last third is searched for the best border:
                                                ^                    paragraph, line, sentence, word, token
     next chunk                            |overlap|------...
 
-The text is tokenised once, and cut on the tokens' offsets. A part of a text may have other tokens than it had in the
-whole (its first word has no space before it any more), so a chunk is counted again wherever that can be, and cut
-shorter until it fits. Only one single character may be more than the limit.
+The text is tokenized once, and cut at the tokens' offsets. A part of a text may have other tokens than in the whole
+(its first word has no space before it any more), so a chunk is counted again where that is possible, and shortened
+until it fits. Only a single character may exceed the limit.
 
     static      as above
-    sentence    the last end of a sentence anywhere in the window goes before the rest
-    structure   a chunk is of one section; code and tables stand alone, whole where they fit
-    semantic    not here: the text is cut into sentences, of which indexing makes chunks
+    sentence    the last end of a sentence anywhere in the window is preferred
+    structure   a chunk has text of one section; code and tables are separate, whole where they fit
+    semantic    not here: the text is cut into sentences, and indexing joins them to chunks
 
 `Tokens` evens out two habits of tokenizers. A token may stand for a million characters (WordPiece's [UNK]), and a
 million spaces for no token: both count as several tokens, one for every WIDE characters, so that a limit on tokens is a
 limit on characters too. A long text is given to the tokenizer in pieces, which bounds memory, and is faster.
 
-A border is a position between two characters. Each function that searches for one returns the last in
-text[low:high + 1], and reads no character before `low`, so that a window costs what it is long.
+A border is a position between two characters. Each search function returns the last border in text[low:high + 1], and
+reads no character before `low`, so that its cost is linear in the window.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Define what is asked of parsing, how it refuses, and the messages that the two processes exchange.
+"""The options, limits, errors and messages of parsing, for the parent and the child.
 
 parent: Ask, with descriptors of the file and of the tokenizer  ─▶  child: Parsed | Refusal        any number of times
 
@@ -37,18 +37,18 @@ class Cutting:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one file may take."""
+    """Limits for one file."""
 
-    seconds: float = 120  # on the clock
+    seconds: float = 120  # wall time
     cpu_seconds: int = 120
-    memory_bytes: int = 1024 * MIB  # address space, beyond what the child has when it begins with the file
+    memory_bytes: int = 1024 * MIB  # address space, in addition to the child's when it begins with the file
     pages: int = 5000
     text_bytes: int = 64 * MIB  # UTF-8
     tokens: int = 5_000_000
 
 
 class Refused(Exception):
-    """Say that this file can't be searched; the message is for the client who uploaded it."""
+    """The file cannot be made searchable; the message is for the client."""
 
     def __init__(self, code: Code, message: str) -> None:
         super().__init__(message)
@@ -57,7 +57,7 @@ class Refused(Exception):
 
 
 class Interrupted(Exception):
-    """Say that `Parser.interrupt` ended the parsing: nothing is known about the file."""
+    """`Parser.interrupt` ended the parsing: nothing is known about the file."""
 
 
 def invalid(message: str) -> Refused:
@@ -84,7 +84,7 @@ class Ask(msgspec.Struct, frozen=True):
 
 
 class Parsed(msgspec.Struct, frozen=True, tag=True):
-    """A document; `grown` is the address space that the child has taken since its start and not given back."""
+    """A document; `grown` is the address space that the child has gained since its start."""
 
     document: Document
     grown: int
@@ -107,12 +107,12 @@ def ask(filename: str, cutting: Cutting, limits: Limits) -> Ask:
 
 
 def largest_answer(limits: Limits) -> int:
-    """Return how many bytes an answer may have: the text, and as much again for its chunks."""
+    """Return the maximum bytes of an answer: the text, and as much again for its chunks."""
     return 2 * limits.text_bytes + (1 << 20)
 
 
 def check(document: Document, limits: Limits) -> Document:
-    """Return the document when it makes sense: the child that made it has read a hostile file. Raises Refused."""
+    """Return the document if it is consistent: the child that made it may have read a hostile file. Raises Refused."""
     if len(document.text) > limits.text_bytes or not all(
         _are_in(document.text, pieces, limits) for pieces in (document.chunks, document.sentences)
     ):

@@ -1,6 +1,6 @@
-"""Markdown, kept as it is written: only where its blocks begin and end matters here.
+"""Split Markdown into blocks, with its text unchanged.
 
-Line by line, in one pass; what CommonMark says of nesting is not needed to find headings, fences, tables and lists.
+One pass, line by line; CommonMark's rules for nesting are not needed to find headings, fences, tables and lists.
 """
 
 import re
@@ -33,7 +33,7 @@ def read(text: str) -> Reading:
 
 
 class Scanner:
-    """Gathers lines until one of another kind comes."""
+    """Collect lines until one of another kind follows."""
 
     def __init__(self, lines: list[str]) -> None:
         self._lines = lines
@@ -114,7 +114,7 @@ def _without_hashes(name: str) -> str:
 
 
 def _front_matter(lines: list[str]) -> int:
-    """Return how many lines of metadata the text begins with."""
+    """Return the number of lines of front matter."""
     if lines[0].rstrip() != "---":
         return 0
     for at, line in enumerate(lines[1:_FRONT_LINES], 1):

@@ -2,9 +2,9 @@
 
 kreuzberg returns Markdown, so its text is read as Markdown is; the characters that it escaped are put back.
 
-ZIP files of Office and EPUB are looked through before a library may unpack them. Bombs declare less than they hold,
-hold one stream under many names, hold archives of archives, or expand only in the XML parser. So each entry is inflated
-here, in pieces that are thrown away, and counted against one budget.
+ZIP files of Office and EPUB are checked before a library may unpack them. Bombs declare less than they contain, contain
+one stream under many names, nest archives, or expand only in the XML parser. So each entry is inflated here, in pieces
+that are discarded, and counted against one budget.
 """
 
 import html
@@ -193,7 +193,7 @@ _XML: Final = (".xml", ".rels", ".xhtml", ".html", ".htm", ".opf", ".ncx", ".vml
 
 
 class Budget:
-    """What may still be unpacked, from all archives inside one another together."""
+    """How much may still be unpacked, from all nested archives together."""
 
     def __init__(self, limits: Limits) -> None:
         self.left = EXPANSION * limits.text_bytes
@@ -211,7 +211,7 @@ class Budget:
 
 
 def check_archive(data: bytes, limits: Limits) -> None:
-    """Raise Refused where a library must not unpack this archive."""
+    """Check that a library may unpack this archive. Raises Refused."""
     try:
         _check_parts(data, Budget(limits), 0)
     except (zipfile.BadZipFile, zlib.error, struct.error, UnicodeDecodeError, NotImplementedError):
@@ -294,7 +294,7 @@ class _Inner:
 
 
 def _inflated(data: bytes, info: zipfile.ZipInfo) -> Iterator[bytes]:
-    """Yield what the stream really holds, whatever its header says."""
+    """Yield the stream's real content, whatever its header declares."""
     mark, *_, name, extra = _LOCAL.unpack_from(data, info.header_offset)
     start = info.header_offset + _LOCAL.size + name + extra
     packed = memoryview(data)[start : start + info.compress_size]

@@ -1,8 +1,8 @@
-"""The parent's side: one child process that reads files, replaced as soon as anything is wrong with it.
+"""Parse files in one child process, which is replaced as soon as anything is wrong with it.
 
     parse ──▶ start, if none runs ──▶ Ask ──▶ wait ──▶ Parsed      the child stays, for up to FILES files
-                                               ├──▶ Refusal        it goes: a library that failed may be damaged
-                                               ├──▶ it died, or time is up: killed, Refused
+                                               ├──▶ Refusal        it is ended: a library that failed may be damaged
+                                               ├──▶ death, or timeout: killed, Refused
                                                └──▶ interrupt() from another thread: killed, Interrupted
 
 A child belongs to the thread that parses: the kernel ends it with that thread. It is confined (`workers.sandbox`) and
@@ -29,8 +29,8 @@ from workers.sandbox.confinement import Policy
 
 __all__ = ["Code", "Cutting", "Interrupted", "Limits", "Parser", "Refused", "Strategy", "limits_of"]
 
-FILES: Final = 200  # then a child is replaced: libraries leak
-STARTS: Final = 3  # a child that ends as it starts knows nothing of the file: others get a chance
+FILES: Final = 200  # parsed by one child, because libraries leak
+STARTS: Final = 3  # attempts to start a child: one that ends as it starts says nothing about the file
 _NO_FILE: Final = "The stored file could not be read."
 _NO_TOKENIZER: Final = "The embedding model's tokenizer could not be read."
 #: Variables by which the child finds Tesseract's data.
@@ -40,7 +40,7 @@ _LIBRARIES_BYTES: Final = 4 << 30
 
 
 class Parser:
-    """Parses files for one thread; other threads may `interrupt`. `policy` is what the child runs and may use."""
+    """Parse files for one thread; other threads may `interrupt`. `policy` is what the child runs and may use."""
 
     def __init__(self, limits: Limits, policy: Policy | None = None) -> None:
         self._limits = limits
@@ -64,7 +64,7 @@ class Parser:
                 self._busy = False
 
     def interrupt(self) -> None:
-        """Kill the child that parses now; do nothing when none does."""
+        """Kill the child that parses now, if any."""
         with self._lock:
             self._interrupted = self._busy
             child = self._child if self._busy else None
@@ -75,7 +75,7 @@ class Parser:
         self._drop()
 
     def _parse(self, ask: bytes, descriptors: tuple[int, int], *, again: bool = True) -> Document:
-        """Ask the child, and once more after a kill: whatever ends a worker may begin with its children."""
+        """Ask the child, and once more after a kill: what kills a worker may kill its children first."""
         try:
             child = self._started()
             child.send(ask, descriptors)
@@ -90,7 +90,7 @@ class Parser:
             returncode = self._end()
             if returncode != -signal.SIGKILL or not again:
                 raise self._obituary(returncode) from None
-        except BaseException:  # whatever it is, this child has something to do with it
+        except BaseException:  # any error may come from this child
             self._end()
             raise
         return self._parse(ask, descriptors, again=False)
@@ -145,7 +145,7 @@ class Parser:
         cpu = f"{self._limits.cpu_seconds} seconds of CPU time"
         if returncode == -signal.SIGXCPU:
             return invalid(_beyond(cpu))
-        if returncode in (-signal.SIGABRT, -signal.SIGKILL):  # Rust and the kernel, when there is no memory
+        if returncode in (-signal.SIGABRT, -signal.SIGKILL):  # by Rust and by the kernel, without memory
             return invalid(_beyond(memory))
         return invalid(_beyond(f"{memory} and {cpu}"))
 

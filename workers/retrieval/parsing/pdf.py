@@ -1,6 +1,6 @@
-"""PDF, page by page. The outline's entries that are found on their page become headings.
+"""Read PDF page by page. Entries of the outline that are found on their page become headings.
 
-PDFium is not thread-safe and this process has one thread. Pages that are pictures are read by Tesseract, where it is.
+PDFium is not thread-safe, and this process has one thread. Pages that are images are read by Tesseract, if installed.
 """
 
 import re
@@ -19,15 +19,15 @@ from workers.retrieval.parsing.contract import Limits, Refused, invalid, unsuppo
 
 _OUTLINE_ENTRIES: Final = 10_000
 _POINTS: Final = 72  # to the inch
-_DPI: Final = 200  # what Tesseract likes
-_PIXELS: Final = 8_000_000  # of a page, however large it says that it is
+_DPI: Final = 200  # recommended for Tesseract
+_PIXELS: Final = 8_000_000  # at most, whatever size the page has
 _HYPHEN: Final = re.compile("[\x02\ufffe]\\s*")  # PDFium's mark for a word that goes on in the next line
 
 Entry = tuple[int, str]  # level from 1, title in one line
 
 
 class Damaged(Refused):
-    """Say that PDFium can't read the file: it is damaged, or no PDF at all."""
+    """PDFium cannot read the file: it is damaged, or no PDF at all."""
 
     def __init__(self) -> None:
         super().__init__("invalid_file", "The file is damaged: it is no PDF that can be read.")

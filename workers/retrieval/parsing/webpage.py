@@ -58,7 +58,7 @@ def read(text: str) -> Reading:
 
 
 class Walk:
-    """Gathers text until a tag ends the block. The stack holds nodes to come, and the names of tags to close."""
+    """Collect text until a tag ends the block. The stack holds pending nodes, and names of tags to close."""
 
     def __init__(self) -> None:
         self._text: list[str] = []

@@ -1,2 +1,1 @@
-"""Documents from elsewhere into vector stores: one small port; URLs, a folder, an S3 prefix. See
-`jobs.retrieval.sources`."""
+"""Sync vector stores with sources: one interface, and URLs, a folder, an S3 prefix. See `jobs.retrieval.sources`."""

@@ -1,4 +1,4 @@
-"""The port of places that documents come from, and what may be wrong with one."""
+"""The interface of sources, and their errors."""
 
 import re
 import unicodedata
@@ -11,7 +11,7 @@ _NAME_LENGTH: Final = 200
 
 
 class SourceUnavailable(Exception):
-    """Say that the place as a whole cannot be read: nothing is known about any of its items."""
+    """The source as a whole cannot be read: nothing is known about any of its items."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -19,7 +19,7 @@ class SourceUnavailable(Exception):
 
 
 class ItemFailed(Exception):
-    """Say that one item cannot be had now. What the store has of it stays."""
+    """One item cannot be read now. The store keeps the version that it has."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -27,12 +27,12 @@ class ItemFailed(Exception):
 
 
 class ItemDeleted(Exception):
-    """Say that the place has an item no more."""
+    """The source does not have the item any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An item of a place. Equal fingerprints mean equal content; without a fingerprint nothing is known."""
+    """An item of a source. Equal fingerprints mean equal content; without a fingerprint nothing is known."""
 
     key: str
     filename: str
@@ -43,25 +43,24 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What the place said about the bytes that it gave."""
+    """What the source says about the bytes of an item."""
 
     fingerprint: dict[str, Any] | None
     filename: str
 
 
-#: Takes the bytes of an item as they come. What it raises ends the fetching.
+#: Receives the bytes of an item as they arrive. An exception ends the download.
 Take = Callable[[bytes], None]
 
 
 class SourceReader(Protocol):
-    """A place that documents come from."""
+    """A source of documents."""
 
     def entries(self, most: int, look: Callable[[], None]) -> list[Entry]:
-        """Return all items; `look` is called often, and may end it. Raises SourceUnavailable, also for more than
-        `most`."""
+        """Return all items; `look` is called often and may raise. Raises SourceUnavailable, also for too many items."""
 
     def fetch(self, entry: Entry, known: dict[str, Any] | None, take: Take) -> Fetched | None:
-        """Give the bytes of an item to `take`; None where `known` is its fingerprint. Raises ItemFailed, ItemGone."""
+        """Pass an item's bytes to `take`; return None if `known` is its fingerprint. Raises ItemFailed, ItemDeleted."""
 
 
 def too_many(most: int) -> SourceUnavailable:
@@ -69,7 +68,7 @@ def too_many(most: int) -> SourceUnavailable:
 
 
 def named(path: str) -> str:
-    """Return the last part of a path as a printable file name that is not too long and has its ending."""
+    """Return the last part of a path as a printable file name of limited length, with its extension."""
     base = "".join(filter(_shows, path.rstrip("/").rpartition("/")[2])).strip()
     stem, dot, ending = base.rpartition(".")
     if not stem or not re.fullmatch(r"[A-Za-z0-9]{1,16}", ending):
@@ -78,5 +77,5 @@ def named(path: str) -> str:
 
 
 def _shows(character: str) -> bool:
-    """Tell whether a character is visible: no control character, no end of line."""
+    """Return whether a character is visible: no control character and no line end."""
     return character == " " or unicodedata.category(character)[0] not in "CZ"

@@ -1,4 +1,4 @@
-"""What lies under a prefix of S3. Listed page by page; an object that changes while it is read is refused by S3."""
+"""A source below an S3 prefix, listed page by page. S3 refuses to read on in an object that changes meanwhile."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,12 +9,12 @@ from jobs.platform.storage import CLIENTS, PATIENCE
 from jobs.retrieval import source_locations
 from workers.retrieval.sources.base import CHUNK, Entry, Fetched, ItemFailed, SourceUnavailable, Take, named, too_many
 
-_PAGE: Final = 1000  # objects of one answer, S3's most
-_BLOCK: Final = 8 << 20  # bytes of one request for an object, and held at once
+_PAGE: Final = 1000  # objects of one answer: S3's maximum
+_BLOCK: Final = 8 << 20  # bytes of one request, held in memory
 
 
 class Bucket:
-    """The objects below a prefix; those that stand for folders are none."""
+    """The objects below a prefix, without those that stand for folders."""
 
     def __init__(self, allowed: Sequence[str], url: str, options: Mapping[str, Any]) -> None:
         self._allowed, self._url, self._options = allowed, url, options
@@ -78,14 +78,14 @@ class Bucket:
 
 @contextmanager
 def _our_errors() -> Iterator[None]:
-    """Turn the errors of S3's client into our own, without their text, which may hold credentials."""
+    """Convert errors of the S3 client, without their text, which may contain credentials."""
     try:
         yield
     except PermissionError as error:
         raise SourceUnavailable("s3_refused", "S3 does not let us read this.") from error
     except FileNotFoundError as error:
         raise SourceUnavailable("s3_not_found", "S3 says that this is not there.") from error
-    except Exception as error:  # its clients' kinds are told by their module, so that none is imported here
+    except Exception as error:  # recognized by their module, so that no client library is imported here
         if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in CLIENTS:
             raise
         raise SourceUnavailable("s3_away", "S3 cannot be reached, or does not answer as it should.") from error

@@ -1,7 +1,7 @@
-"""A folder of this machine. Nothing that is a link is followed, so that no name leads out of what the operator allows.
+"""A source in a folder of this machine. Links are never followed, so that no name leads out of the allowed folders.
 
-Each step down is opened below the folder before, and refused when it is a link: what is checked is what is opened,
-whoever moves things meanwhile.
+Each folder is opened relative to its parent and refused if it is a link: what is checked is what is opened, even if
+something is moved meanwhile.
 """
 
 import errno
@@ -20,14 +20,14 @@ from jobs.retrieval.source_locations import below
 from workers.retrieval.sources.base import CHUNK, Entry, Fetched, ItemFailed, SourceUnavailable, Take, named, too_many
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # of a pipe it must not wait for a writer
-#: What a step down says that has become a link, a file, or nothing.
+_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe must not block for a writer
+#: Errors of a folder that has become a link or a file, or was removed.
 _MOVED: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-_LISTINGS: Final = 3  # at most, where folders move meanwhile
+_LISTINGS: Final = 3  # at most, if folders move meanwhile
 
 
 class Folder:
-    """The files below a folder that match a pattern; hidden ones are none.
+    """The files below a folder that match a pattern, without hidden ones.
 
     A file that changed less than `settled` seconds ago has no fingerprint.
     """
@@ -45,7 +45,7 @@ class Folder:
         return found
 
     def _listed(self, most: int, look: Callable[[], None]) -> tuple[list[Entry], bool]:
-        """List the files; tell whether no folder moved meanwhile, whose files may have been missed."""
+        """List the files, and return whether the list is complete: no folder moved meanwhile."""
         found: list[Entry] = []
         waiting: list[tuple[str, ...]] = [()]
         passed_over: list[tuple[str, ...]] = []
@@ -86,9 +86,9 @@ class Folder:
     def _scan(
         self, top: int, parts: tuple[str, ...], passed_over: list[tuple[str, ...]]
     ) -> Iterator[tuple[str, bool, Entry | None]]:
-        """Yield the names in one folder: whether each is a folder, and the entry of a file that is wanted.
+        """Yield the names in one folder: whether each is a folder, and the entry of a matching file.
 
-        A folder that is gone, or put away, since its parent was read is passed over. Raises: SourceUnavailable.
+        A folder that was removed or moved since its parent was read is skipped. Raises: SourceUnavailable.
         """
         with _ours():
             try:
@@ -110,7 +110,7 @@ class Folder:
         try:
             key.encode()
         except UnicodeEncodeError:
-            told = key.encode(errors="backslashreplace").decode()  # two names stay two
+            told = key.encode(errors="backslashreplace").decode()  # keeps different names different
             return one.name, False, Entry(told, named(told), fault=ItemFailed("bad_name", "Its name is not UTF-8."))
         try:
             facts = one.stat(follow_symlinks=False)
@@ -119,7 +119,7 @@ class Folder:
         return one.name, False, Entry(key, named(key), self._fingerprint(facts), facts.st_size)
 
     def _fingerprint(self, facts: os.stat_result) -> dict[str, Any] | None:
-        """Return None while the file is so new that another change might not show."""
+        """Return the fingerprint; None while the file is so new that another change might not show."""
         if abs(time.time() - facts.st_ctime) < self._settled:
             return None
         return {"size": facts.st_size, "mtime": facts.st_mtime_ns, "ctime": facts.st_ctime_ns}
@@ -167,15 +167,15 @@ def _step(top: int, parts: Sequence[str]) -> Iterator[int]:
 
 
 def matches(pattern: tuple[str, ...], parts: tuple[str, ...]) -> bool:
-    """Match as a shell's glob does, part by part: `**` is any number of folders, at the end all that is in them."""
-    reached = {0}  # how much of the pattern may be used up
+    """Match like a shell's glob, part by part: `**` is any number of folders, and at the end everything in them."""
+    reached = {0}  # positions in the pattern that may be reached
     for part in parts:
         reached = {after for at in _skipped(pattern, reached) for after in _after(pattern, at, part)}
     return len(pattern) in _skipped(pattern, reached)
 
 
 def _skipped(pattern: tuple[str, ...], reached: set[int]) -> set[int]:
-    """Add the positions after each `**`, which may also stand for nothing."""
+    """Add the positions behind each `**`, which may match nothing."""
     found = set(reached)
     for at in range(len(pattern)):
         if at in found and pattern[at] == "**":

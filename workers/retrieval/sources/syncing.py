@@ -1,14 +1,13 @@
-"""Plan a sync: list a source and compare it; fetch and attach what is new or has changed.
+"""Plan a sync: list a source and compare it; fetch and attach new and changed items.
 
-    entries ─┬─ fingerprint as before ─▶ unchanged, nothing is read; what failed is tried again if a client asks
+    entries ─┬─ same fingerprint ─▶ unchanged, not read; failed ones are tried again if a client asks
              ├─ fetched, same content ─▶ unchanged
              ├─ fetched, other content ─▶ bytes, durable ──▶ one transaction: file, item, its line of the job
-             └─ cannot be had ─▶ failed; what the store has stays
-    items without an entry ─▶ removed, but only where the whole source was listed and is not empty
+             └─ cannot be read ─▶ failed; the store keeps its version
+    items without an entry ─▶ removed, but only if the whole source was listed and is not empty
 
-Each item is written in a transaction of its own, under the job's claim, and writing it twice is harmless. An attempt
-that follows a death lists again and passes over the items that this job has written; retention removes bytes without a
-row.
+Each item is written in its own transaction under the job's claim; writing it twice is harmless. After a worker's death
+the next attempt lists again and skips items that this job has written; retention removes bytes without a row.
 """
 
 import hashlib
@@ -70,11 +69,11 @@ class Stored:
 
 
 class Deleted(Exception):
-    """Say that a client has deleted the file since it was looked up."""
+    """A client has deleted the file since it was looked up."""
 
 
 class SourceSyncRecorder:
-    """Writes the rows of one sync. `line` is the job's next; `written` counts the items that were recorded."""
+    """Write the rows of one sync. `line` is the job's next line; `written` counts the recorded items."""
 
     def __init__(self, context: Context, claim: JobClaim, source: Source, index: VectorStore, line: int) -> None:
         self.context = context
@@ -86,7 +85,7 @@ class SourceSyncRecorder:
         self.actor = f"source:{source.id}"
 
     def attach(self, entry: Entry, file_id: str, fingerprint: Facts | None, stored: Stored | None) -> None:
-        """Make a file a line of the job; with `stored` the file is new, and its item's newest version.
+        """Add a file as a line of the job; with `stored` the file is new, and the item's newest version.
 
         Raises Deleted, Expired, SourceUnavailable.
         """
@@ -114,7 +113,7 @@ class SourceSyncRecorder:
         self._once(entry, lambda _, item: self._stamp(item, UNCHANGED, fingerprint))
 
     def fail(self, entry: Entry, failure: ItemFailed) -> None:
-        """Record why an item failed. What the store has of it stays."""
+        """Record why an item failed. The store keeps its version."""
 
         def fail(_: Session, item: SourceItem) -> None:
             error = {"code": failure.code, "message": failure.message}
@@ -123,7 +122,7 @@ class SourceSyncRecorder:
         self._once(entry, fail)
 
     def deleted(self, entry: Entry) -> None:
-        """Remove the versions of an item, and remember that it was there: its absence is no failure.
+        """Remove the versions of an item, and record that it existed: its absence is no failure.
 
         Raises Expired, SourceUnavailable.
         """
@@ -135,10 +134,10 @@ class SourceSyncRecorder:
         self._once(entry, deleted, lock=True)
 
     def remove(self, digests: Sequence[str]) -> None:
-        """Remove the items that are listed no more."""
+        """Remove the items that are no longer listed."""
 
         def remove(session: Session) -> None:
-            indexes.lock(session, self.source.store_id)  # before items, as whoever publishes
+            indexes.lock(session, self.source.store_id)  # before items, as publishing does
             mine = SourceItem.source_id == self.source.id, SourceItem.digest.in_(digests)
             items = session.scalars(select(SourceItem).where(*mine).order_by(SourceItem.digest).with_for_update()).all()
             self._removed(session, sources.strip(session, items, actor=self.actor))
@@ -152,7 +151,7 @@ class SourceSyncRecorder:
         self.write(lambda session: session.execute(mine.values(values)))
 
     def reject(self, error: Facts) -> None:
-        """Fail the job, with nothing done."""
+        """Fail the job before anything was done."""
 
         told = [{**error, "line": None, "param": None}]
 
@@ -185,7 +184,7 @@ class SourceSyncRecorder:
             if item is None:
                 item = SourceItem(source_id=key[0], digest=key[1], key=entry.key, job_id="", change="")
                 session.add(item)
-            if item.job_id != self.claim.job.id:  # or the answer to an earlier commit was lost
+            if item.job_id != self.claim.job.id:  # otherwise it was committed before and the reply was lost
                 work(session, item)
 
         self.write(once)
@@ -221,9 +220,9 @@ class SourceSyncRecorder:
         )
 
     def _outlived(self, session: Session, item: SourceItem) -> str | None:
-        """Return the version that is found until the new one is whole; delete one that never could be found."""
+        """Return the version that stays visible until the new one is complete; delete one that was never published."""
         ids = [file_id for file_id in (item.file_id, item.previous_id) if file_id]
-        in_use = session.get_one(VectorStore, self.source.store_id).current_id  # which may not be the sync's own
+        in_use = session.get_one(VectorStore, self.source.store_id).current_id  # which may not be the sync's index
         theirs = VectorStoreFile.store_id == in_use, VectorStoreFile.id.in_(ids)
         found = set(session.scalars(select(VectorStoreFile.id).where(*theirs, VectorStoreFile.document.is_not(None))))
         found_id = next((file_id for file_id in ids if file_id in found), None)
@@ -249,7 +248,7 @@ def path_of(file_id: str) -> str:
 
 
 def open_reader(context: Context, source: Source) -> SourceReader:
-    """Return the place that a source's row means; what the operator allows is asked anew at each reading."""
+    """Return the reader of a source. It checks at each read what the operator allows."""
     config, spec = context.config, source.spec
     if source.type == "folder":
         settled = context.timings.source_settled
@@ -262,19 +261,19 @@ def open_reader(context: Context, source: Source) -> SourceReader:
 # ── the sync ──
 
 log = logging.getLogger(__name__)
-_PASSING: Final = "server_error"  # the code of a file that failed through no fault of its own
+_PASSING: Final = "server_error"  # the error code of files that failed for reasons of the server
 
 
 class _Overdue(Exception):
-    """Say that the sync has used up its time. What is in is whole; the next sync goes on."""
+    """The sync has used up its time. Attached items are complete; the next sync continues."""
 
 
 class _Unchanged(Exception):
-    """Say that the place has an item as it was; nothing was written."""
+    """The item is unchanged; nothing was written."""
 
 
 class _SinkBroke(Exception):
-    """Say that our own storage did not take the bytes."""
+    """Our own storage refused the bytes."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__()
@@ -283,7 +282,7 @@ class _SinkBroke(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What the store has of an item. `settled`: nothing is to be done about it unless its content changes."""
+    """The store's version of an item. `settled`: nothing to do unless its content changes."""
 
     item: SourceItem
     has_file: bool
@@ -291,7 +290,7 @@ class _Known:
 
 
 def gather(context: Context, claim: JobClaim, hold: Hold) -> int | None:
-    """Attach to the claimed job what its source has and the store lacks; return its lines, None when it failed.
+    """Attach to the claimed job what the source has and the store lacks; return its lines, or None if it failed.
 
     Raises Fenced, Abandoned, StorageFull, StorageUnavailable.
     """
@@ -338,7 +337,7 @@ class _Sync:
         except _Overdue:
             seconds = f"{self.config.source_seconds:g}"
             error = {"code": "source_timeout", "message": f"Not everything could be read within {seconds} seconds."}
-        except Expired:  # the store, meanwhile
+        except Expired:  # the store expired meanwhile
             return self.recorder.line
         if error is not None and not self.recorder.line:
             self.recorder.reject(error)
@@ -355,7 +354,9 @@ class _Sync:
             # a mount that is unavailable looks like an empty folder, a mistaken prefix like an empty bucket
             raise SourceUnavailable("source_empty", "Nothing is there now, where something was: nothing was removed.")
         failing = self._failing()
-        entries.sort(key=lambda entry: digest(entry.key) in failing)  # what hangs keeps none of the others waiting
+        entries.sort(
+            key=lambda entry: digest(entry.key) in failing
+        )  # items that failed before come last, because they may hang
         for start in range(0, len(entries), WRITE_ROWS):
             self._page({digest(entry.key): entry for entry in entries[start : start + WRITE_ROWS]})
         self._remove_deleted({digest(entry.key) for entry in entries})
@@ -366,7 +367,7 @@ class _Sync:
             return session.scalar(select(SourceItem.digest).where(*brought).limit(1)) is not None
 
     def _failing(self) -> set[str]:
-        """Return the digests of the items that could not be had the last time."""
+        """Return the digests of the items that failed the last time."""
         mine = SourceItem.source_id == self.source.id, SourceItem.change == FAILED
         with self.context.db.read() as session:
             return set(session.scalars(select(SourceItem.digest).where(*mine)))
@@ -396,7 +397,7 @@ class _Sync:
             }
 
     def _is_settled(self, status: str | None, code: str | None, recipe: str | None) -> bool:
-        """Tell whether nothing is to be done, also after a refusal or a partial reading, which would come again.
+        """Return whether nothing is to be done, also after a refusal or a partial parse, which would repeat.
 
         A client may ask `again`: the installation, its limits or the machine's load may have changed.
         """
@@ -467,7 +468,7 @@ class _Sync:
             raise ItemFailed("file_too_large", f"It has more than {most} bytes.")
 
     def _fetch(self, entry: Entry, known: dict[str, Any] | None) -> Stored | None:
-        """Fetch an item into storage; return None when it is as it was. Nothing stays of what ends halfway."""
+        """Fetch an item into storage; return None if it is unchanged. An interrupted download leaves nothing."""
         file_id = new_id("file-")
         size, sha = 0, hashlib.sha256()
         try:
@@ -481,7 +482,7 @@ class _Sync:
                     sha.update(chunk)
                     try:
                         handle.write(chunk)
-                    except Exception as error:  # a place must not take it for its own
+                    except Exception as error:  # the source must not take it for its own error
                         raise _SinkBroke(error) from error
 
                 fetched = self._fetched(entry, known, take)
@@ -491,7 +492,7 @@ class _Sync:
         return Stored(file_id, size, sha.hexdigest(), fetched)
 
     def _reserve(self, size: int) -> None:
-        """Add a fetched file to what its project stores. Raises ItemFailed when it is too much."""
+        """Add a fetched file to what its project stores. Raises ItemFailed if that is too much."""
         db, project_id, limit = self.context.db, self.source.project_id, self.config.project_max_bytes
         try:
             stored_bytes.check(db, project_id, size, limit)
@@ -508,7 +509,7 @@ class _Sync:
             raise _Unchanged
         return fetched
 
-    # ── what is gone, and the whole ──
+    # ── deleted items, and the claim ──
 
     def _remove_deleted(self, there: set[str]) -> None:
         for page in self._digests():
@@ -530,7 +531,7 @@ class _Sync:
             last = page[-1]
 
     def _look(self) -> None:
-        """Raise Abandoned where the claim has ended, _Overdue where the time has."""
+        """Raise Abandoned if the claim has ended, and _Overdue if the time is over."""
         if self.hold.ended:
             raise Abandoned
         if now() > self.deadline:

@@ -1,6 +1,6 @@
-"""URLs that a user gives. The guard is asked about each address that is connected to, and about each redirect.
+"""A source of URLs. The SSRF guard checks each address before a connection, and each redirect.
 
-GET, if it changed ──▶ 200: the bytes      304: as before      404, 410: gone      anything else: another time
+conditional GET ──▶ 200: the bytes      304: unchanged      404, 410: deleted      anything else: failed
 """
 
 import asyncio
@@ -23,14 +23,14 @@ _REDIRECTS: Final = 5
 _CONNECT_SECONDS: Final = 10.0
 _MOVED: Final = frozenset({301, 302, 303, 307, 308})
 _GONE: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
-#: What makes a request conditional, by what the answer before had.
+#: Request headers that make a request conditional, by the header of the last answer.
 _CONDITIONS: Final = {"etag": "If-None-Match", "last-modified": "If-Modified-Since"}
 _HEADERS: Final = {"User-Agent": "nightmill", "Accept": "*/*", "Accept-Encoding": "identity"}
 
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """Documents behind URLs, one each. `seconds` are for one of them, with all its redirects."""
+    """Documents behind URLs, one each. `seconds` is the limit for one of them with all its redirects."""
 
     urls: Sequence[str]
     seconds: float
@@ -71,15 +71,15 @@ class Pages:
             connector=aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False, force_close=True),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, connect=min(_CONNECT_SECONDS, self.seconds)),
-            auto_decompress=False,  # what expands without end would
-            trust_env=False,  # a proxy would connect for us, where no guard stands
+            auto_decompress=False,  # a compressed body could expand without limit
+            trust_env=False,  # a proxy would connect without the guard
         )
 
     @asynccontextmanager
     async def _answer(
         self, session: aiohttp.ClientSession, url: str, headers: dict[str, str]
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Yield the answer behind all redirects. Raises InvalidRequest where one leads to what may not be called."""
+        """Yield the answer behind all redirects. Raises InvalidRequest if one leads to a forbidden address."""
         for _ in range(_REDIRECTS + 1):
             target = parse(url, allow_private=self.allow_private)
             async with session.get(target.url(), headers=headers, allow_redirects=False) as answer:
@@ -92,7 +92,7 @@ class Pages:
 
 
 def _joined(url: str, location: str) -> str:
-    """Return where a redirect leads; the guard judges it."""
+    """Return the URL of a redirect; the guard checks it later."""
     try:
         return urldefrag(urljoin(url, location)).url
     except ValueError as error:
@@ -109,7 +109,7 @@ def _judge(answer: aiohttp.ClientResponse) -> None:
 
 
 def _told(answer: aiohttp.ClientResponse, entry: Entry) -> Fetched:
-    """Return what the answer says; a name without an ending gets that of the content's type."""
+    """Return what the answer says; a name without an extension gets that of the content's type."""
     facts = {name: value for name in _CONDITIONS if (value := answer.headers.get(name, "")) and value.isascii()}
     name = entry.filename
     if "." not in name:
