@@ -157,7 +157,11 @@ def _paused(session: "Session", job: "Job", owed: "Outbox") -> str:
     off = pauses.paused(session)
     if owed.queue in off.of(pauses.Scope.QUEUE):
         return f"{owed.queue} is paused; `nightmill resume queue {owed.queue}` goes on"
-    held = owed.task == Task.RUN and off.holds(job)
+    if owed.task != Task.RUN:
+        return ""
+    if pauses.paused_jobs(session, [job.id]):
+        return "it is paused by itself, until its client resumes it"
+    held = off.stops(job.queue, job.model, job.project_id, job.serves_as)
     return "its queue, model or project is paused; `nightmill workers` shows what is" if held else ""
 
 

@@ -1,19 +1,10 @@
-"""A fine-tuning job's kind and payload: what was asked for, checked. `jobs.finetuning.tables` has what came of it."""
+"""The payload of a fine-tuning job: what was asked for, checked. `jobs.finetuning.tables` has what came of it."""
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from jobs.finetuning.names import JOB_PREFIX
-from jobs.ledger.kinds import Kind, Payload
-from jobs.queues import Queue
-
-NAME: Final = "finetuning"
-EVENTS: Final[dict[str, str]] = {
-    "succeeded": "fine_tuning.job.succeeded",
-    "failed": "fine_tuning.job.failed",
-    "cancelled": "fine_tuning.job.cancelled",
-}
+from jobs.ledger.kinds import Payload
 
 Auto = Literal["auto"]
 Method = Literal["supervised", "dpo"]
@@ -45,7 +36,7 @@ class Training(_Options):
 
     rank: int = Field(default=16, ge=1, le=512)
     alpha: float | None = Field(default=None, gt=0, le=4096, allow_inf_nan=False)
-    target_modules: tuple[Annotated[str, Field(min_length=1, max_length=128)], ...] | None = Field(
+    target_modules: list[Annotated[str, Field(min_length=1, max_length=128)]] | None = Field(
         default=None, min_length=1, max_length=64
     )
     scheduler: Scheduler = "linear"
@@ -83,7 +74,7 @@ class Wandb(_Options):
     project: str = Field(min_length=1, max_length=255)
     name: str | None = Field(default=None, max_length=255)
     entity: str | None = Field(default=None, max_length=255)
-    tags: tuple[Annotated[str, Field(max_length=64)], ...] | None = Field(default=None, max_length=64)
+    tags: list[Annotated[str, Field(max_length=64)]] | None = Field(default=None, max_length=64)
 
 
 class FineTuning(Payload):
@@ -120,16 +111,3 @@ class FineTuning(Payload):
     def stored(self) -> dict[str, object]:
         """Return the payload without defaults: a worker of an earlier version reads what it knows."""
         return self.model_dump(mode="json", exclude_defaults=True)
-
-
-FINETUNING: Final = Kind(
-    NAME,
-    JOB_PREFIX,
-    FineTuning,
-    EVENTS,
-    run_queue=Queue.FINETUNE,
-    window=None,
-    slot_weight=1.0,
-    counted=False,
-    has_lines=False,
-)

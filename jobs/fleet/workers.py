@@ -174,6 +174,7 @@ def claims_at(session: Session, scope: pauses.Scope, name: str) -> int:
         pauses.Scope.MODEL: Job.model,
         pauses.Scope.PROJECT: Job.project_id,
         pauses.Scope.WORKER: Shard.worker_id,
+        pauses.Scope.JOB: Job.id,
     }
     here = of_shards[scope] == name
     if scope is pauses.Scope.MODEL:
@@ -193,6 +194,8 @@ def besides_at(session: Session, scope: pauses.Scope, name: str) -> int:
 
     Deliveries are a queue's and a worker's: what a paused model or project has done is told all the same.
     """
+    if scope is pauses.Scope.JOB:
+        return 0
     fields = {pauses.Scope.QUEUE: 0, pauses.Scope.MODEL: 1, pauses.Scope.PROJECT: 2}
     count = 0
     for worker_id, work in session.execute(select(Worker.id, Worker.unclaimed)):

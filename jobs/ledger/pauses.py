@@ -3,17 +3,20 @@
     pause ──▶ row ─┬─▶ the dispatcher rings no doorbell for it
                    └─▶ a claim on what was rung before is refused, and its doorbell is owed anew
 
+A client may pause a job of its own where the job's kind allows it: a row of scope `job`. There may be many of these, so
+they are never loaded; SQL compares them with the jobs.
+
 What runs goes on to its end. Jobs of a paused model or project are still planned and finished, and their webhooks are
 sent, so that bad input is told and results come out; a paused queue or worker does neither. A client who waits is
 refused, and so is one who stands in the line of a queue, model or project that is paused meanwhile; a paused worker
 leaves the line to others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from sqlalchemy import ColumnElement, and_, delete, func, or_, select
+from sqlalchemy import ColumnElement, and_, delete, exists, func, literal, or_, select
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
@@ -34,27 +37,29 @@ class Scope(StrEnum):
     MODEL = "model"
     PROJECT = "project"
     WORKER = "worker"
+    JOB = "job"
 
 
 @dataclass(frozen=True, slots=True)
 class Paused:
-    """The names that are paused, by scope. Projects and workers by id."""
+    """The names that are paused, by scope. Projects and workers by id.
+
+    `some_jobs`: there are paused jobs, whose ids are not loaded.
+    """
 
     names: dict[Scope, frozenset[str]] = field(default_factory=dict)
+    some_jobs: bool = False
 
     def of(self, scope: Scope) -> frozenset[str]:
         return self.names.get(scope, frozenset())
 
-    def holds(self, job: Job) -> bool:
-        """Whether a running job's shards wait for a pause to end."""
-        return self.stops(job.queue, job.model, job.project_id, job.serves_as)
-
     @property
     def held(self) -> ColumnElement[bool]:
-        """The same of jobs in the database."""
+        """Return the condition that a running job's shards wait for a pause to end."""
         models = ((Scope.MODEL, Job.model), (Scope.MODEL, Job.serves_as))
         names = ((Scope.QUEUE, Job.queue), *models, (Scope.PROJECT, Job.project_id))
-        return or_(*(func.coalesce(name, "").in_(self.of(scope)) for scope, name in names))
+        found = or_(*(func.coalesce(name, "").in_(self.of(scope)) for scope, name in names))
+        return or_(found, _JOB_IS_PAUSED) if self.some_jobs else found
 
     def stops(self, queue: str | None, model: str | None, project_id: str, serves_as: str | None = None) -> bool:
         """Return whether nothing new of the project is begun on that queue with that model, or the base of that."""
@@ -71,17 +76,28 @@ class Paused:
 
     @property
     def free(self) -> ColumnElement[bool] | None:
-        """Of doorbells joined with their jobs: those that a paused model or project does not hold back. None: all."""
+        """Return the condition that no paused model, project or job holds a message back. None: nothing does.
+
+        It is about rows of the outbox joined with their jobs.
+        """
         models, projects = self.of(Scope.MODEL), self.of(Scope.PROJECT)
-        if not models and not projects:
+        if not (models or projects or self.some_jobs):
             return None
         others = (func.coalesce(name, "").not_in(models) for name in (Job.model, Job.serves_as))
         apart = and_(Job.project_id.not_in(projects), *others)
+        if self.some_jobs:
+            apart = and_(apart, ~_JOB_IS_PAUSED)
         return or_(Outbox.task != Task.RUN, apart)
 
 
-#: What each claim asks, built once.
-_NAMES = select(table_of(Pause).c.scope, table_of(Pause).c.name)
+_JOB_IS_PAUSED = exists().where(Pause.scope == Scope.JOB, Pause.name == Job.id)
+#: What each claim asks, built once: the names, and one row that stands for all paused jobs.
+_pause = table_of(Pause)
+_NAMES = (
+    select(_pause.c.scope, _pause.c.name)
+    .where(_pause.c.scope != Scope.JOB)
+    .union_all(select(literal(Scope.JOB.value), literal("")).where(exists().where(_pause.c.scope == Scope.JOB)))
+)
 
 
 def pause(session: Session, scope: Scope, name: str, *, actor: str, reason: str | None = None) -> bool:
@@ -111,7 +127,13 @@ def paused(session: Session) -> Paused:
     names: dict[Scope, set[str]] = {}
     for scope, name in session.execute(_NAMES):
         names.setdefault(Scope(scope), set()).add(name)
-    return Paused({scope: frozenset(found) for scope, found in names.items()})
+    some_jobs = names.pop(Scope.JOB, None) is not None
+    return Paused({scope: frozenset(found) for scope, found in names.items()}, some_jobs)
+
+
+def paused_jobs(session: Session, job_ids: Collection[str]) -> set[str]:
+    """Return which of these jobs are paused by themselves."""
+    return set(session.scalars(select(Pause.name).where(Pause.scope == Scope.JOB, Pause.name.in_(job_ids))))
 
 
 def refuses(session: Session, task: Task, job: Job, n: int, worker_id: str, queue: str | None = None) -> bool:
@@ -122,13 +144,19 @@ def refuses(session: Session, task: Task, job: Job, n: int, worker_id: str, queu
     off = paused(session)
     mine = worker_id in off.of(Scope.WORKER)
     if task is Task.RUN:
-        stopped = off.stops(queue or job.queue, job.model, job.project_id, job.serves_as) or mine
+        paused_itself = off.some_jobs and bool(paused_jobs(session, [job.id]))
+        stopped = off.stops(queue or job.queue, job.model, job.project_id, job.serves_as) or mine or paused_itself
     else:
         stopped = off.holds_finishing(worker_id)
     if not stopped:
         return False
     outbox.unring(session, task, job.id, n, delay=_ELSEWHERE_SECONDS if mine else 0.0)
     return True
+
+
+def forget_job(session: Session, job_id: str) -> None:
+    """Remove the pause of a job that has ended."""
+    session.execute(delete(Pause).where(Pause.scope == Scope.JOB, Pause.name == job_id))
 
 
 def forget_worker(session: Session, worker_id: str) -> None:

@@ -340,8 +340,10 @@ class Housekeeper:
                 *ledger.said(session, "time", ~early),
                 *ledger.said(session, "model", begun),
             ]
-            idle = ledger.idle(session, or_(off.held, early, fleet.unserved(served)))
-        return [(job_id, None) for job_id in over] + [(job.id, _reason(job, off, at)) for job in idle]
+            held = ledger.idle(session, off.held)
+            others = ledger.idle(session, and_(~off.held, or_(early, fleet.unserved(served))))
+        reasons = [(job.id, "pause") for job in held] + [(job.id, _reason(job, at)) for job in others]
+        return [*((job_id, None) for job_id in over), *reasons]
 
     def _repeat(self, is_due: Callable[[Session], bool], work: Callable[[Session], object]) -> None:
         """Do some of `work` in a transaction, again and again while it is due, but not too often in one round."""
@@ -380,9 +382,7 @@ def _cancel_child(session: Session, job_id: str) -> bool:
     return True
 
 
-def _reason(job: Job, off: pauses.Paused, at: float) -> str:
-    if off.holds(job):
-        return "pause"
+def _reason(job: Job, at: float) -> str:
     return "time" if job.not_before is not None and job.not_before > at else "model"
 
 

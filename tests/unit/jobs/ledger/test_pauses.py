@@ -46,6 +46,7 @@ def names_of(db: Database, job_id: str) -> dict[Scope, str]:
         Scope.MODEL: job.model or "",
         Scope.PROJECT: job.project_id,
         Scope.WORKER: "worker",
+        Scope.JOB: job.id,
     }
 
 
@@ -106,13 +107,14 @@ def test_a_worker_that_leaves_takes_its_pause_along(db: Database) -> None:
     assert (list(alive), [worker.id for worker in everyone], list(left)) == ([], ["w"], [])
 
 
-@pytest.mark.parametrize("scope", [Scope.QUEUE, Scope.MODEL, Scope.PROJECT])
+@pytest.mark.parametrize("scope", [Scope.QUEUE, Scope.MODEL, Scope.PROJECT, Scope.JOB])
 def test_a_job_that_is_held_back_says_so_and_goes_on_when_resumed(db: Database, tmp_path: Path, scope: Scope) -> None:
     owner = project(db, "default")
-    name = {Scope.QUEUE: Queue.GENERATE.value, Scope.MODEL: MODEL, Scope.PROJECT: owner}[scope]
     with running(db, tmp_path) as mill:
-        pause(db, scope, name)
         job_id = mill.submit(jsonl([chat_line(f"r{n}", f"hello {n}") for n in range(20)]))
+        names = {Scope.QUEUE: Queue.GENERATE.value, Scope.MODEL: MODEL, Scope.PROJECT: owner, Scope.JOB: job_id}
+        name = names[scope]
+        pause(db, scope, name)
         mill.until(lambda: mill.job(job_id).waiting_for == "pause")
         held = mill.job(job_id)
         resume(db, scope, name)
@@ -128,9 +130,10 @@ def test_what_runs_is_counted_where_it_runs(db: Database) -> None:
     planned = ledgers.planning(db)
 
     with db.read() as session:
+        besides = workers.besides_at(session, Scope.JOB, job.id)
         counts = [workers.claims_at(session, scope, name) for scope, name in names_of(db, job.id).items()]
         planners = workers.claims_at(session, Scope.WORKER, planned.worker_id)
         plans = workers.claims_at(session, Scope.QUEUE, Queue.PLAN)
 
-    assert counts == [1, 1, 1, 1]
-    assert (planners, plans) == (1, 1)
+    assert counts == [1, 1, 1, 1, 1]
+    assert (planners, plans, besides) == (1, 1, 0)

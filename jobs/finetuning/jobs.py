@@ -1,0 +1,124 @@
+"""Fine-tuning jobs: their kind, how one is submitted, paused, and what happens when one ends."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sqlalchemy.orm import Session
+
+from jobs.clock import now
+from jobs.errors import Conflict
+from jobs.files.tables import File
+from jobs.finetuning import datasets, training_events
+from jobs.finetuning.names import JOB_PREFIX
+from jobs.finetuning.payload import FineTuning
+from jobs.finetuning.tables import Dataset, FinetuneData
+from jobs.ledger import ledger, pauses
+from jobs.ledger.kinds import Folder, Kind
+from jobs.ledger.pauses import Scope
+from jobs.ledger.states import CLOSING, TERMINAL, JobState
+from jobs.ledger.tables import Job
+from jobs.queues import Queue
+from jobs.registry import models
+
+NAME: Final = "finetuning"
+EVENTS: Final[dict[str, str]] = {
+    "succeeded": "fine_tuning.job.succeeded",
+    "failed": "fine_tuning.job.failed",
+    "cancelled": "fine_tuning.job.cancelled",
+}
+#: The folder of checkpoints and results: `training/<job>/<step>`.
+FOLDER: Final = "training"
+
+
+def submit(
+    session: Session,
+    payload: FineTuning,
+    *,
+    job_id: str,
+    project_id: str,
+    training_file: File,
+    actor: str,
+    metadata: dict[str, str] | None = None,
+    after: Sequence[str] = (),
+    **facts: Any,
+) -> Job:
+    """Submit a job with the rows of its data, in the caller's transaction. Raises InvalidRequest for `after`."""
+    job = Job(
+        id=job_id,
+        project_id=project_id,
+        kind=NAME,
+        model=payload.base,
+        payload=payload.stored(),
+        input_file_id=training_file.id,
+        input_path=training_file.path,
+        **FINETUNING.times(now()),
+        **facts,
+    )
+    if metadata is not None:  # JSON null is not NULL
+        job.labels = metadata
+    ledger.submit(session, job, actor=actor, after=after)
+    roles = {datasets.TRAINING: training_file.id, datasets.VALIDATION: payload.validation_file}
+    session.add_all(
+        FinetuneData(job_id=job.id, role=role, file_id=file_id) for role, file_id in roles.items() if file_id
+    )
+    training_events.record(session, job.id, f"Created fine-tuning job: {job.id}")
+    training_events.record(session, job.id, f"Validating training file: {training_file.id}")
+    return job
+
+
+def pause(session: Session, job: Job, *, actor: str) -> bool:
+    """Hold a locked job back: nothing of it is begun, and its trainer stops after a checkpoint.
+
+    Return False when the job was paused already. Raises Conflict when it has ended or is ending.
+    """
+    _check_goes_on(job, "pause")
+    paused = pauses.pause(session, Scope.JOB, job.id, actor=actor)
+    if paused:
+        training_events.record(session, job.id, "The job is paused.")
+    return paused
+
+
+def resume(session: Session, job: Job, *, actor: str) -> bool:
+    """Let a locked job go on; return False when it was not paused. Raises Conflict when it has ended or is ending."""
+    _check_goes_on(job, "resume")
+    resumed = pauses.resume(session, Scope.JOB, job.id, actor=actor)
+    if resumed:
+        training_events.record(session, job.id, "The job goes on.")
+    return resumed
+
+
+def _check_goes_on(job: Job, verb: str) -> None:
+    state = JobState(job.state)
+    if state in TERMINAL or state in CLOSING:
+        raise Conflict(f"Cannot {verb} a fine-tuning job in state '{state}'.", code="invalid_state")
+
+
+def _ended(session: Session, job: Job) -> None:
+    """Tell of the end of a job, and remove its pause."""
+    pauses.forget_job(session, job.id)
+    if job.state == JobState.SUCCEEDED:
+        name = models.results(session, [job.id]).get(job.id)
+        if name is not None:
+            training_events.record(session, job.id, f"New fine-tuned model created: {name}")
+        training_events.record(session, job.id, "The job has successfully completed")
+    elif job.state == JobState.FAILED:
+        first = (job.errors or [{}])[0]
+        message = f"The job failed: {first.get('message') or 'an internal error.'}"
+        training_events.record(session, job.id, message, level="error")
+    else:
+        training_events.record(session, job.id, "The job was cancelled.")
+
+
+FINETUNING: Final = Kind(
+    NAME,
+    JOB_PREFIX,
+    FineTuning,
+    EVENTS,
+    run_queue=Queue.FINETUNE,
+    window=None,
+    slot_weight=1.0,
+    counted=False,
+    has_lines=False,
+    folders=(Folder(FOLDER, Job.id, flat=False), Folder(datasets.FOLDER, Dataset.sha256, flat=True)),
+    ended=_ended,
+)
