@@ -17,6 +17,8 @@ from api.batches import routes as batches
 from api.deps import Services
 from api.files import routes as files
 from api.files import uploads
+from api.finetuning import permissions
+from api.finetuning import routes as finetuning
 from api.fleet import models
 from api.health import routes as health
 from api.health.metrics import Exposition
@@ -66,6 +68,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     indexes.router,
     sources.router,
     models.router,
+    finetuning.router,
+    permissions.router,
     webhooks.router,
     jobs.router,
     feed.router,

@@ -3,12 +3,13 @@
 from typing import Final
 
 from jobs.batches import batches
+from jobs.finetuning import jobs as finetuning
 from jobs.inference import responses
 from jobs.ledger import kinds
 from jobs.ledger.events import OTHER_TYPES
 from jobs.retrieval import ingestions
 
-kinds.register(*batches.KINDS, responses.RESPONSE, ingestions.INGESTION)
+kinds.register(*batches.KINDS, responses.RESPONSE, ingestions.INGESTION, finetuning.FINETUNING)
 
 #: The types of events that webhooks may subscribe to.
 EVENT_TYPES: Final = (*kinds.event_types(), *OTHER_TYPES)

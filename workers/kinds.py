@@ -13,6 +13,7 @@ from typing import Final
 
 import jobs.known_kinds  # noqa: F401 (fills the table that every move of a job looks at)
 from jobs.batches import batches
+from jobs.finetuning import jobs as tuning
 from jobs.inference import responses
 from jobs.ledger.kinds import UnknownKind
 from jobs.ledger.ledger import JobClaim
@@ -21,6 +22,7 @@ from jobs.ledger.tables import Job
 from jobs.retrieval import ingestions
 from workers.batches import finishing, planning
 from workers.batches.running import LineRun
+from workers.finetuning import training_plan
 from workers.inference import background_responses
 from workers.retrieval.ingestion import job as ingestion
 from workers.retrieval.ingestion.index import Indexing
@@ -41,7 +43,7 @@ class Handler:
     """
 
     plan: Callable[[Context, JobClaim, Hold], None]
-    run: Callable[[Context, EngineHost, ShardClaim, Hold], ShardRun]
+    run: Callable[[Context, EngineHost, ShardClaim, Hold], ShardRun] | None
     finish: Callable[[Context, JobClaim, Hold], None]
     parse: Callable[[Context, Parser, ShardClaim, Hold], ShardRun] | None = None
     tend: Callable[[Context, Job], None] | None = None
@@ -52,6 +54,7 @@ _BATCH: Final = Handler(planning.plan, LineRun, finishing.finish)
 HANDLERS: Final[dict[str, Handler]] = {
     **dict.fromkeys(batches.NAMES, _BATCH),
     responses.KIND: Handler(planning.plan, background_responses.ResponseRun, background_responses.respond),
+    tuning.NAME: Handler(training_plan.plan, None, training_plan.finish),
     ingestions.NAME: Handler(ingestion.plan, Indexing, ingestion.conclude, Parsing, ingestion.tend),
 }
 

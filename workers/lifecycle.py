@@ -14,7 +14,7 @@ what never passes must not go on for as long as the job's window.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Final
+from typing import Final, TypeVar
 
 from jobs.errors import DatabaseBusy, Fenced, NotFound, StorageFull, StorageUnavailable, TookTooLong
 from jobs.ledger import ledger, outbox, shares
@@ -35,6 +35,7 @@ from workers.runtime.engine_host import EngineHost, GaveUp
 from workers.runtime.heartbeat import Hold
 
 log = logging.getLogger(__name__)
+Made = TypeVar("Made", bound=Callable[..., ShardRun])
 _storage_failed = Seldom(log, "work_waits_for_storage")  # hundreds of shards try again every ten seconds
 
 #: What cannot be done when a job fails in each task.
@@ -115,19 +116,20 @@ def run(context: Context, host: EngineHost, job_id: str, n: int) -> None:
     if not host.await_start(context.stop):
         return
     if (claim := claim_shard(context, job_id, n)) is not None:
-        _run(context, claim, lambda handler, hold: handler.run(context, host, claim, hold))
+        _run(context, claim, lambda handler, hold: _made(handler.run)(context, host, claim, hold))
 
 
 def parse(context: Context, parser: Parser, job_id: str, n: int) -> None:
     """Run the first stage of one shard in the pool of parsers. Return quietly as `run` does."""
     if (claim := claim_shard(context, job_id, n, queue=Queue.INGEST)) is not None:
-        _run(context, claim, lambda handler, hold: _first_stage(handler)(context, parser, claim, hold))
+        _run(context, claim, lambda handler, hold: _made(handler.parse)(context, parser, claim, hold))
 
 
-def _first_stage(handler: kinds.Handler) -> Callable[[Context, Parser, ShardClaim, Hold], ShardRun]:
-    if handler.parse is None:
-        raise UnknownKind("This version parses nothing for jobs of this kind.")
-    return handler.parse
+def _made(make: Made | None) -> Made:
+    """Return what makes the run of a shard in this process. Raises UnknownKind for a kind that runs elsewhere."""
+    if make is None:
+        raise UnknownKind("Jobs of this kind are not run by a process of this kind.")
+    return make
 
 
 def _run(context: Context, claim: ShardClaim, make: Callable[[kinds.Handler, Hold], ShardRun]) -> None:

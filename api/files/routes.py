@@ -25,8 +25,9 @@ from api.http.paging import After, Order, Page, cursor_details, deleted, find, p
 from api.http.space import receiving, reserve
 from api.shares import run_in_threadpool
 from jobs.clock import now
-from jobs.errors import InvalidRequest
+from jobs.errors import Conflict, InvalidRequest
 from jobs.files.tables import File
+from jobs.finetuning import datasets
 from jobs.ids import new_id
 from jobs.retrieval import attachments
 
@@ -93,10 +94,19 @@ def retrieve_file(call: Call, file_id: str) -> FileObject:
 
 
 @router.delete("/files/{file_id}")
-def delete_file(call: Call, file_id: str) -> FileDeleted:
-    """Hide a file, and remove it from all vector stores. Jobs that read it go on."""
+def delete_file(
+    call: Call,
+    file_id: str,
+    erase: Annotated[bool, Query(description="Also where tuned models hold the file as their training data.")] = False,
+) -> FileDeleted:
+    """Hide a file, and remove it from all vector stores. Jobs that read it go on.
+
+    A file that a fine-tuning job reads, or on which a tuned model was trained, is not deleted; with `erase` it is, once
+    no job reads it, and the models are marked as `data_erased`.
+    """
     with call.db.write() as session:
         file = get_file(session, call, file_id, lock=True)
+        _check_unused(session, file_id, erase=erase)
         file.deleted_at = now()
         attachments.remove_everywhere(session, [file_id])
         call.record(session, "file.delete", file_id, cursor_details(file))
@@ -121,6 +131,15 @@ async def file_content(request: Request, call: Call, file_id: str) -> Response:
 
     file = await run_in_threadpool(look_up)
     return await send_file(call.storage, file, request.headers.get("range"))
+
+
+def _check_unused(session: Session, file_id: str, *, erase: bool) -> None:
+    """Raise Conflict for a file that fine-tuning needs. With `erase` no model needs its data any more."""
+    if erase:
+        datasets.erase(session, file_id)
+    if holders := datasets.holders(session, file_id):
+        message = f"The file '{file_id}' is the training data of {', '.join(holders)}."
+        raise Conflict(message, param="file_id", code="file_in_use")
 
 
 def _insert(call: CallContext, file: File, session: Session) -> FileObject:

@@ -1,4 +1,4 @@
-"""Models: those of the models file with their aliases, and those that endpoints have shown."""
+"""Models: those of the models file with their aliases, those that endpoints have shown, and tuned ones."""
 
 from typing import Literal
 
@@ -10,10 +10,13 @@ from api.deps import Call, CallContext
 from api.errors import clip
 from api.http.bodies import resource
 from jobs.errors import NotFound, PermissionDenied
+from jobs.finetuning import names
 from jobs.fleet import checkpoint, routing
 from jobs.fleet.models_file import Model as Configured
 from jobs.fleet.tables import Model as Shown
+from jobs.registry import models as tuned_models
 from jobs.requests.endpoints import EMBEDDINGS
+from jobs.security.tables import Project
 
 router: APIRouter = resource("Models")
 
@@ -61,7 +64,12 @@ def retrieve_model(call: Call, model: str) -> Model:
 
 @router.delete("/models/{model:path}")
 def delete_model(call: Call, model: str) -> ModelDeleted:
-    """Delete a model that the project has made. The deployment's own stay."""
+    """Delete a tuned model of the project, or a checkpoint. The deployment's own models stay."""
+    with call.db.write() as session:
+        tuned = tuned_models.delete(session, model, call.project_id)
+        if tuned is not None:
+            call.record(session, "model.delete", tuned.id, {"name": tuned.name})
+            return ModelDeleted(id=tuned.name, deleted=True)
     name = _get(call, model).id
     message = f"The model '{name}' belongs to this deployment and cannot be deleted."
     raise PermissionDenied(message, code="model_not_deletable")
@@ -101,4 +109,7 @@ def _models(call: CallContext) -> dict[str, Model]:
     with call.db.read() as session:
         for row in session.scalars(select(Shown).order_by(Shown.id)):
             models.setdefault(row.id, Model(id=row.id, created=int(row.created_at), owned_by=row.owned_by))
+        for tuned in tuned_models.of_project(session, call.project_id):
+            owner = names.slug(session.get_one(Project, tuned.project_id).name)
+            models[tuned.name] = Model(id=tuned.name, created=int(tuned.created_at), owned_by=owner)
     return models

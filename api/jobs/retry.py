@@ -21,6 +21,9 @@ from jobs.batches.batches import Batch, Which
 from jobs.clock import now
 from jobs.errors import Conflict, InvalidRequest
 from jobs.files.tables import File
+from jobs.finetuning import jobs as tuning
+from jobs.finetuning import names
+from jobs.finetuning.payload import FineTuning
 from jobs.ids import new_id
 from jobs.ledger import kinds, ledger
 from jobs.ledger.progress import outcomes
@@ -31,6 +34,7 @@ from jobs.retrieval.attachments import Attachment
 from jobs.retrieval.indexes import index_of
 from jobs.retrieval.ingestions import FILE_BATCH, SINGLE
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
+from jobs.security.tables import Project
 
 #: Bytes of a job's overrides, those of the jobs that it retries included: they are read with each shard.
 MAX_OVERRIDES_BYTES = 65_536
@@ -147,6 +151,29 @@ def _files_again(session: Session, call: CallContext, old: Job, changes: Changes
     return job
 
 
+def _training_again(session: Session, call: CallContext, old: Job, changes: Changes) -> Job:
+    """Submit a fine-tuning job again; its training goes on from the last checkpoint of the old one."""
+    if changes.which == batches.LENGTH or changes.overrides:
+        param = "overrides" if changes.overrides else "which"
+        message = "A fine-tuning job is retried as it was asked for: 'overrides' and 'which' do not apply."
+        raise InvalidRequest(message, param=param, code="invalid_value")
+    payload = FineTuning.model_validate(old.payload)
+    job_id, project = new_id(names.JOB_PREFIX), session.get_one(Project, call.project_id).name
+    result = names.model_name(payload.base, project, payload.suffix, job_id)
+    return tuning.submit(
+        session,
+        payload.model_copy(update={"result": result, "resumed_from": old.id}),
+        job_id=job_id,
+        project_id=call.project_id,
+        training_file=_input(session, call, old),
+        actor=call.actor,
+        metadata=old.metadata_,
+        idempotency_key=changes.key,
+        request_id=call.request_id,
+        retry_of=old.id,
+    )
+
+
 def _input(session: Session, call: CallContext, old: Job) -> File:
     file = session.scalar(visible(call).where(File.id == old.input_file_id).with_for_update(read=True))
     if file is None:
@@ -159,4 +186,5 @@ def _input(session: Session, call: CallContext, old: Job) -> File:
 AGAIN: Final[dict[str, Callable[[Session, CallContext, Job, Changes], Job]]] = {
     **dict.fromkeys(batches.NAMES, _lines_again),
     ingestions.NAME: _files_again,
+    tuning.NAME: _training_again,
 }

@@ -18,7 +18,6 @@ from jobs.ledger.pauses import Scope
 from jobs.ledger.states import CLOSING, TERMINAL, JobState
 from jobs.ledger.tables import Job
 from jobs.queues import Queue
-from jobs.registry import models
 
 NAME: Final = "finetuning"
 EVENTS: Final[dict[str, str]] = {
@@ -47,7 +46,6 @@ def submit(
         id=job_id,
         project_id=project_id,
         kind=NAME,
-        model=payload.base,
         payload=payload.stored(),
         input_file_id=training_file.id,
         input_path=training_file.path,
@@ -55,7 +53,7 @@ def submit(
         **facts,
     )
     if metadata is not None:  # JSON null is not NULL
-        job.labels = metadata
+        job.metadata_ = metadata
     ledger.submit(session, job, actor=actor, after=after)
     roles = {datasets.TRAINING: training_file.id, datasets.VALIDATION: payload.validation_file}
     session.add_all(
@@ -97,9 +95,8 @@ def _ended(session: Session, job: Job) -> None:
     """Tell of the end of a job, and remove its pause."""
     pauses.forget_job(session, job.id)
     if job.state == JobState.SUCCEEDED:
-        name = models.results(session, [job.id]).get(job.id)
-        if name is not None:
-            training_events.record(session, job.id, f"New fine-tuned model created: {name}")
+        name = FineTuning.model_validate(job.payload).result
+        training_events.record(session, job.id, f"New fine-tuned model created: {name}")
         training_events.record(session, job.id, "The job has successfully completed")
     elif job.state == JobState.FAILED:
         first = (job.errors or [{}])[0]
@@ -120,5 +117,6 @@ FINETUNING: Final = Kind(
     counted=False,
     has_lines=False,
     folders=(Folder(FOLDER, Job.id, flat=False), Folder(datasets.FOLDER, Dataset.sha256, flat=True)),
+    holds=datasets.is_read,
     ended=_ended,
 )

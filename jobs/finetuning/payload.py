@@ -4,13 +4,16 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from jobs.finetuning.examples import Method
 from jobs.ledger.kinds import Payload
 
 Auto = Literal["auto"]
-Method = Literal["supervised", "dpo"]
 Peft = Literal["lora", "full", "qlora", "auto"]
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
-_Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+Epochs = Annotated[int, Field(ge=1, le=50)] | Auto
+BatchSize = Annotated[int, Field(ge=1, le=256)] | Auto
+Multiplier = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | Auto
+Beta = Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] | Auto
 _Fraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 
 
@@ -21,10 +24,10 @@ class _Options(BaseModel):
 class Hyperparameters(_Options):
     """OpenAI's hyperparameters. `beta` is for the method `dpo` alone."""
 
-    n_epochs: Auto | Annotated[int, Field(ge=1, le=50)] = "auto"
-    batch_size: Auto | Annotated[int, Field(ge=1, le=256)] = "auto"
-    learning_rate_multiplier: Auto | _Positive = "auto"
-    beta: Auto | Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] = "auto"
+    n_epochs: Epochs = "auto"
+    batch_size: BatchSize = "auto"
+    learning_rate_multiplier: Multiplier = "auto"
+    beta: Beta = "auto"
 
 
 class Training(_Options):

@@ -61,6 +61,7 @@ class Kind:
     `prefix` begins the ids of the jobs that clients asked for: their end is told as `events` says. The end of another
     job of the kind, and every other move, is told as `job.<state>`.
     `files` are the columns of a job that name a file which it reads: those files stay as long as the job is live.
+    `holds` makes the condition that a file stays for another reason than these columns.
     `folders` of the storage belong to the kind. `result` holds the id of each job whose result a client may still
     fetch; without it a job results in files.
     `stop` gives up some of what a locked job that comes to an end will not make, and returns whether there may be more.
@@ -81,6 +82,7 @@ class Kind:
     retryable: bool = True
     has_lines: bool = True  # its shards are lines with a result each, which clients may read
     files: tuple[SQLColumnExpression[str | None], ...] = (Job.input_file_id,)
+    holds: Callable[[SQLColumnExpression[str]], ColumnElement[bool]] | None = None
     folders: tuple[Folder, ...] = ()
     result: SQLColumnExpression[str] | None = None
     stop: Callable[[Session, Job, JobState, Sequence[Mapping[str, Any]]], bool] | None = None
@@ -137,9 +139,10 @@ def names(which: Callable[[Kind], bool]) -> tuple[str, ...]:
 
 
 def is_read(file_id: SQLColumnExpression[str]) -> ColumnElement[bool]:
-    """Return the condition that a live job of any kind reads the file, whatever column of it names the file."""
+    """Return the condition that a live job of any kind reads the file, whatever names the file."""
     columns = {id(column): column for row in rows().values() for column in row.files}.values()
-    return or_(*(exists().where(column == file_id, Job.state.in_(LIVE)) for column in columns))
+    others = [row.holds(file_id) for row in rows().values() if row.holds]
+    return or_(*(exists().where(column == file_id, Job.state.in_(LIVE)) for column in columns), *others)
 
 
 def event_types() -> tuple[str, ...]:

@@ -34,6 +34,10 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/responses/input_tokens"): {"json": {"model": "smollm2-135m-instruct", "input": "Hello"}},
     ("POST", "/v1/conversations/{conversation_id}"): {"json": {"metadata": {}}},
     ("POST", "/v1/conversations/{conversation_id}/items"): {"json": {"items": [{"role": "user", "content": "Hi"}]}},
+    ("POST", "/v1/fine_tuning/jobs"): {"json": {"model": "smollm2-135m-instruct", "training_file": "file-x"}},
+    ("POST", "/v1/fine_tuning/checkpoints/{fine_tuned_model_checkpoint}/permissions"): {
+        "json": {"project_ids": ["proj_x"]},
+    },
     ("POST", "/v1/vector_stores"): {"json": {"name": "n"}},
     ("POST", "/v1/vector_stores/{vector_store_id}"): {"json": {"name": "m"}},
     ("POST", "/v1/vector_stores/{vector_store_id}/files"): {"json": {"file_id": "file-x"}},

@@ -16,6 +16,8 @@ from jobs.ids import new_id
 from jobs.inference import context_options
 from jobs.inference.stored import StoredAnswer, encode
 from jobs.inference.tables import StoredResponse
+from jobs.ledger.tables import Job
+from jobs.registry import models
 from jobs.requests.endpoints import RESPONSES
 from jobs.security import keys
 from tests.support import runs
@@ -97,6 +99,10 @@ class Real:
         store = post("vector_stores", name="n")["id"]
         brought = post(f"vector_stores/{store}/file_batches", file_ids=[file_id])["id"]
         hook = post("webhook_endpoints", name="n", url="https://192.0.43.8/hook", event_types=["batch.completed"])
+        data = self.client.post("/v1/files", files={"file": ("t", b"{}")}, data={"purpose": "fine-tune"}).json()["id"]
+        tuning_id = post("fine_tuning/jobs", model="smollm2-135m-instruct", training_file=data)["id"]
+        checkpoint, project_id = tuned_checkpoint(self.app, tuning_id)
+        permissions = post(f"fine_tuning/checkpoints/{checkpoint}/permissions", project_ids=[project_id])
         part = {"bytes": 9, "filename": "a", "mime_type": "text/plain", "purpose": "batch"}
         return {
             "vector_store_id": store,
@@ -112,6 +118,9 @@ class Real:
             "input_file_id": file_id,
             "upload_id": post("uploads", **part)["id"],
             "webhook_endpoint_id": hook["id"],
+            "fine_tuning_job_id": tuning_id,
+            "fine_tuned_model_checkpoint": checkpoint,
+            "permission_id": permissions["data"][0]["id"],
             "batch_id": job_id,
             "job_id": job_id,
             "model": "all-minilm-l6-v2",
@@ -136,6 +145,16 @@ def store_response(app: FastAPI) -> str:
     )
     services.storage.put(path, encode(RESPONSES, stored_answer))
     return str(row["id"])
+
+
+def tuned_checkpoint(app: FastAPI, job_id: str) -> tuple[str, str]:
+    """A checkpoint of a fine-tuning job, and the project that owns it."""
+    with app.state.services.db.write() as session:
+        project_id = session.get_one(Job, job_id).project_id
+        facts = {"base": "b", "method": "lora", "location": "training/1", "sha256": "0" * 64, "manifest": {}}
+        name = f"ft:b:default::{job_id}:ckpt-step-1"
+        models.register(session, name=name, project_id=project_id, job_id=job_id, checkpoint_step=1, **facts)
+    return name, project_id
 
 
 @pytest.mark.parametrize(("method", "path"), _operations(), ids=lambda part: str(part).replace("/", ":"))

@@ -244,6 +244,7 @@ def test_a_test_event_is_signed_and_its_answer_told(client: TestClient, receiver
         ("vector_store.file_batch.cancelled", {"id": "vsfb_"}),
         ("vector_store.file.completed", {"id": "file-", "vector_store_id": "vs_"}),
         ("vector_store.source.synced", {"id": "vss_", "vector_store_id": "vs_"}),
+        ("fine_tuning.job.succeeded", {"id": "ftjob-"}),
         ("webhook_endpoint.disabled", {"id": "we_"}),
     ],
 )

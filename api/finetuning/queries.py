@@ -1,0 +1,140 @@
+"""The rows of fine-tuning jobs, and what a request for one asks for, checked."""
+
+import secrets
+from collections.abc import Sequence
+
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session
+
+from api.deps import CallContext
+from api.errors import clip
+from api.files.queries import visible
+from api.finetuning.schemas import CreateFineTuningJob, FineTuningFields, Standing
+from jobs.errors import InvalidRequest, NotFound
+from jobs.files.tables import File
+from jobs.finetuning import names
+from jobs.finetuning.jobs import NAME
+from jobs.finetuning.payload import EarlyStopping, FineTuning, Training, Validation, Wandb
+from jobs.finetuning.tables import FinetunePlan
+from jobs.fleet.models_file import EngineKind, Registry
+from jobs.ids import new_id
+from jobs.ledger import dependencies, pauses
+from jobs.ledger.tables import Job, Shard
+from jobs.registry import models
+from jobs.security.tables import Project
+
+PURPOSE = "fine-tune"
+
+
+def jobs_of(call: CallContext) -> Select[Job]:
+    return select(Job).where(Job.project_id == call.project_id, Job.kind == NAME)
+
+
+def get_job(session: Session, call: CallContext, job_id: str) -> Job:
+    job = session.scalar(jobs_of(call).where(Job.id == job_id))
+    if job is None:
+        raise NotFound(f"No fine-tuning job found with id '{clip(job_id)}'.", param="fine_tuning_job_id")
+    return job
+
+
+def standings(session: Session, call: CallContext, jobs: Sequence[Job]) -> dict[str, Standing]:
+    """Return what the objects of jobs say beside their rows, by job."""
+    ids = [job.id for job in jobs]
+    plans = session.scalars(select(FinetunePlan).where(FinetunePlan.job_id.in_(ids)))
+    plan_of = {plan.job_id: plan for plan in plans}
+    begun = set(session.scalars(select(Shard.job_id).where(Shard.job_id.in_(ids), Shard.epoch > 0)))
+    paused, results = pauses.paused_jobs(session, ids), models.results(session, ids)
+    after = dependencies.predecessors(session, jobs)
+    organization = names.slug(session.get_one(Project, call.project_id).name)
+    return {
+        job_id: Standing(
+            organization, plan_of.get(job_id), results.get(job_id), job_id in begun, job_id in paused, after[job_id]
+        )
+        for job_id in ids
+    }
+
+
+# ── what is asked for ──
+
+
+def requested(session: Session, call: CallContext, body: CreateFineTuningJob, job_id: str) -> FineTuning:
+    """Return the payload of a new job. Raises InvalidRequest."""
+    fields = body.fields()
+    base, parent = resolve_base(session, call, body.model)
+    project = session.get_one(Project, call.project_id).name
+    return FineTuning(
+        model=body.model,
+        base=base,
+        result=names.model_name(base, project, body.suffix, job_id),
+        seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
+        parent=parent,
+        suffix=body.suffix,
+        method=body.method_type,
+        hyperparameters=body.chosen(),
+        peft=body.peft,
+        training=Training.model_validate(fields.get("training") or {}),
+        validation=checked_validation(body),
+        early_stopping=EarlyStopping.model_validate(fields.get("early_stopping") or {}),
+        wandb=tuple(Wandb.model_validate(one["wandb"]) for one in fields.get("integrations") or ()),
+        validation_file=body.validation_file,
+        general_file=body.general_file,
+    )
+
+
+def checked_validation(body: FineTuningFields) -> Validation | None:
+    """Return how to validate. Raises InvalidRequest where `validation` and `validation_file` do not fit together."""
+    if body.validation is None:
+        return None
+    if (body.validation.type == "file") != (body.validation_file is not None):
+        message = "'validation.type' is 'file' exactly when there is a 'validation_file'."
+        raise InvalidRequest(message, param="validation.type", code="invalid_value")
+    return Validation.model_validate(body.validation.model_dump())
+
+
+def resolve_base(session: Session, call: CallContext, name: str) -> tuple[str, str | None]:
+    """Return the base that a name stands for, and the tuned model to go on from, if any. Raises InvalidRequest."""
+    registry = call.services.registry()
+    parent = None
+    if models.is_tuned(name):
+        tuned = models.find(session, name, call.project_id)
+        if tuned is None or tuned.state != models.READY:
+            raise _not_available(registry, f"The model '{clip(name)}' does not exist or is not ready.")
+        name, parent = tuned.base, tuned.name
+    base = registry.resolve(name)
+    if base is None:
+        raise _not_available(registry, f"The model '{clip(name)}' does not exist.")
+    if base.name not in trainable(registry):
+        reason = "runs behind a URL" if base.engine is EngineKind.HTTP else f"is of the engine '{base.engine}'"
+        raise _not_available(registry, f"The model '{clip(name)}' {reason} and cannot be trained here.")
+    return base.name, parent
+
+
+def trainable(registry: Registry) -> list[str]:
+    """Return the names of the models whose weights this deployment has and can train."""
+    return [name for name, model in registry.models.items() if model.engine is EngineKind.VLLM]
+
+
+def _not_available(registry: Registry, message: str) -> InvalidRequest:
+    bases = ", ".join(f"`{name}`" for name in trainable(registry)) or "none"
+    return InvalidRequest(f"{message} Models that can be trained: {bases}.", param="model", code="model_not_available")
+
+
+def training_files(session: Session, call: CallContext, body: FineTuningFields) -> dict[str, File]:
+    """Return the files that a request names, by field, locked so that their bytes stay. Raises InvalidRequest."""
+    given = {"training_file": body.training_file, "validation_file": body.validation_file}
+    given["general_file"] = body.general_file
+    return {field: _file(session, call, field, file_id) for field, file_id in given.items() if file_id}
+
+
+def _file(session: Session, call: CallContext, field: str, file_id: str) -> File:
+    file = session.scalar(visible(call).where(File.id == file_id).with_for_update(read=True))
+    if file is None:
+        raise InvalidRequest(f"Invalid {field}: no file '{clip(file_id)}' exists.", param=field, code="file_not_found")
+    if file.purpose != PURPOSE:
+        message = f"Invalid {field}: '{file.id}' has the purpose '{file.purpose}', and not '{PURPOSE}'."
+        raise InvalidRequest(message, param=field, code="invalid_file_purpose")
+    return file
+
+
+def new_job_id() -> str:
+    return new_id(names.JOB_PREFIX)

@@ -1,0 +1,169 @@
+"""Fine-tuning jobs: created, listed, cancelled, paused and resumed; their events and checkpoints."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+from fastapi import Query, Request
+from fastapi.responses import Response
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from api.deps import Call, CallContext
+from api.errors import clip
+from api.finetuning.queries import get_job, jobs_of, new_job_id, requested, standings, training_files
+from api.finetuning.schemas import (
+    Checkpoint,
+    CreateFineTuningJob,
+    FineTuningEvent,
+    FineTuningJob,
+    show_checkpoint,
+    show_event,
+    show_job,
+)
+from api.http.bodies import resource
+from api.http.idempotency import Idempotent
+from api.http.paging import After, Limit20, Page, find, page, with_metadata
+from api.http.space import check_not_full, count_if_due
+from jobs.errors import Conflict, InvalidRequest
+from jobs.finetuning import jobs, training_events
+from jobs.finetuning.payload import FineTuning
+from jobs.finetuning.tables import FinetuneCheckpoint
+from jobs.ledger import ledger
+from jobs.ledger.tables import Job
+
+router = resource("Fine-tuning")
+
+_Change = Callable[[Session, Job], Job]
+
+
+@router.post("/fine_tuning/jobs", response_model=FineTuningJob)
+def create_fine_tuning_job(call: Call, once: Idempotent, body: CreateFineTuningJob) -> Response:
+    """Queue a fine-tuning job. Its files are validated after the answer."""
+    fields = body.fields()
+    replayed = once.replay(fields)
+    if replayed is not None:
+        return replayed
+
+    def make(session: Session) -> FineTuningJob:
+        check_not_full(session, call)
+        files = training_files(session, call, body)
+        job_id = new_job_id()
+        job = jobs.submit(
+            session,
+            requested(session, call, body, job_id),
+            job_id=job_id,
+            project_id=call.project_id,
+            training_file=files["training_file"],
+            actor=call.actor,
+            metadata=body.metadata,
+            after=body.after or (),
+            idempotency_key=once.key,
+            request_id=call.request_id,
+        )
+        return _shown(session, call, job)
+
+    count_if_due(call)
+    return once.run(fields, make)
+
+
+@router.get("/fine_tuning/jobs")
+def list_fine_tuning_jobs(
+    request: Request, call: Call, after: After = None, limit: Limit20 = 20
+) -> Page[FineTuningJob]:
+    """The project's fine-tuning jobs, the newest first. `metadata[key]=value` selects by metadata."""
+    statement = with_metadata(jobs_of(call), Job.metadata_, request.query_params.multi_items(), sqlite=call.db.sqlite)
+    with call.db.read() as session:
+        rows, more = find(session, statement, Job, after=after, limit=limit, among=jobs_of(call))
+        standing = standings(session, call, rows)
+    return page(rows, more, lambda job: show_job(job, standing[job.id]))
+
+
+@router.get("/fine_tuning/jobs/{fine_tuning_job_id}")
+def retrieve_fine_tuning_job(call: Call, fine_tuning_job_id: str) -> FineTuningJob:
+    """One fine-tuning job."""
+    with call.db.read() as session:
+        return _shown(session, call, get_job(session, call, fine_tuning_job_id))
+
+
+@router.post("/fine_tuning/jobs/{fine_tuning_job_id}/cancel")
+def cancel_fine_tuning_job(call: Call, fine_tuning_job_id: str) -> FineTuningJob:
+    """Stop a job; its checkpoints stay. Cancelling twice is no error."""
+    return _changed(call, fine_tuning_job_id, "cancel", lambda session, job: _cancelled(session, call, job))
+
+
+@router.post("/fine_tuning/jobs/{fine_tuning_job_id}/pause")
+def pause_fine_tuning_job(call: Call, fine_tuning_job_id: str) -> FineTuningJob:
+    """Hold a job back. Training that runs stops at its next step, after a checkpoint. Pausing twice is no error."""
+
+    def pause(session: Session, job: Job) -> Job:
+        jobs.pause(session, job, actor=call.actor)
+        return job
+
+    return _changed(call, fine_tuning_job_id, "pause", pause)
+
+
+@router.post("/fine_tuning/jobs/{fine_tuning_job_id}/resume")
+def resume_fine_tuning_job(call: Call, fine_tuning_job_id: str) -> FineTuningJob:
+    """Let a paused job go on from its last checkpoint. Resuming a job that is not paused is no error."""
+
+    def resume(session: Session, job: Job) -> Job:
+        jobs.resume(session, job, actor=call.actor)
+        return job
+
+    return _changed(call, fine_tuning_job_id, "resume", resume)
+
+
+@router.get("/fine_tuning/jobs/{fine_tuning_job_id}/events")
+def list_fine_tuning_events(
+    call: Call, fine_tuning_job_id: str, after: After = None, limit: Limit20 = 20
+) -> Page[FineTuningEvent]:
+    """What happened to a job, the newest first."""
+    with call.db.read() as session:
+        job = get_job(session, call, fine_tuning_job_id)
+        before = training_events.position(session, job.id, after) if after else None
+        if after and before is None:
+            raise InvalidRequest(f"No object with id '{clip(after)}'.", param="after", code="invalid_cursor")
+        rows = training_events.newest(session, job.id, before=before, limit=limit + 1)
+    return page(rows[:limit], len(rows) > limit, show_event)
+
+
+@router.get("/fine_tuning/jobs/{fine_tuning_job_id}/checkpoints")
+def list_fine_tuning_checkpoints(
+    call: Call,
+    fine_tuning_job_id: str,
+    after: After = None,
+    limit: Annotated[int, Query(ge=1, le=100, description="Objects on a page.")] = 10,
+) -> Page[Checkpoint]:
+    """The checkpoints of a job, the newest first."""
+    with call.db.read() as session:
+        job = get_job(session, call, fine_tuning_job_id)
+        mine = select(FinetuneCheckpoint).where(FinetuneCheckpoint.job_id == job.id)
+        rows, more = find(session, mine, FinetuneCheckpoint, after=after, limit=limit)
+    model = FineTuning.model_validate(job.payload).result
+    return page(rows, more, lambda checkpoint: show_checkpoint(model, checkpoint))
+
+
+def _shown(session: Session, call: CallContext, job: Job) -> FineTuningJob:
+    return show_job(job, standings(session, call, [job])[job.id])
+
+
+def _changed(call: CallContext, job_id: str, verb: str, change: _Change) -> FineTuningJob:
+    """Apply a change to a locked job, and show the job. Raises Conflict, which the SDK does not retry."""
+    with call.db.write() as session:
+        get_job(session, call, job_id)
+        job = ledger.lock(session, job_id)
+        assert job is not None
+        shown = _shown(session, call, job)
+        try:
+            job = change(session, job)
+        except Conflict as error:
+            message = f"Cannot {verb} a fine-tuning job with status '{shown.status}'."
+            raise Conflict(message, code="invalid_state") from error
+        after = _shown(session, call, job)
+        if after.status != shown.status:
+            call.record(session, f"fine_tuning.job.{verb}", job.id)
+        return after
+
+
+def _cancelled(session: Session, call: CallContext, job: Job) -> Job:
+    return ledger.cancel(session, job.id, actor=call.actor)

@@ -1,0 +1,177 @@
+"""The examination of training and validation files, in a child process with bounded memory and processor time.
+
+    Question ─stdin─▶ python -m workers.finetuning.examination ─stdout─▶ Findings
+
+The child loads the base's tokenizer, which neither the API nor the parent in a worker has. The planner and the dry run
+ask the same question, so that both refuse the same files.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from jobs.errors import NightmillError
+from jobs.finetuning.payload import FineTuning
+from jobs.finetuning.tables import FinetunePlan
+from jobs.fleet.models_file import Model
+from jobs.settings import Settings
+
+MODULE: Final = "workers.finetuning.examination"
+#: Errors that a job or a dry run names, at most.
+MAX_ERRORS: Final = 1000
+MAX_EXAMPLES: Final = 1_000_000
+_MEMORY_BYTES: Final = 8 << 30
+_LOOK: Final = 0.2  # seconds between two looks at whether the examination should stop
+_DEFAULT_EPOCHS: Final = 3
+#: `auto` takes batches of as many examples as there are groups of this size, sixteen at most.
+_EXAMPLES_PER_BATCH_SIZE: Final = 50
+_MAX_AUTO_BATCH: Final = 16
+
+
+class ExaminationFailed(NightmillError):
+    """The files could not be read within the time and memory that there is."""
+
+    code = "validation_gave_up"
+
+
+class ModelAway(NightmillError):
+    """The base's tokenizer is not on this machine."""
+
+
+class Stopped(Exception):
+    """The examination was stopped from outside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What to examine, and how. `split` is `holdout` or `temporal`; with `store` the snapshots are written."""
+
+    storage: str
+    data_dir: str
+    model: dict[str, Any]
+    training: str
+    validation: str | None
+    method: str
+    split: str | None
+    fraction: float
+    seed: int
+    max_sequence_length: int | None
+    max_line_bytes: int
+    cpu_seconds: int
+    store: bool
+    memory_bytes: int = _MEMORY_BYTES
+
+
+@dataclass(slots=True)
+class Part:
+    """The rows that are trained or validated on, and the SHA-256 of their snapshot."""
+
+    sha256: str
+    bytes: int
+    rows: int
+
+
+@dataclass(slots=True)
+class Findings:
+    """What came of it. `tokens` counts those of the training rows, `longest` those of the longest row."""
+
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    truncated: bool = False
+    warnings: list[str] = field(default_factory=list)
+    training: Part | None = None
+    validation: Part | None = None
+    tokens: int = 0
+    longest: int = 0
+    unavailable: str | None = None
+
+
+def question(
+    config: Settings, model: Model, asked: FineTuning, paths: Mapping[str, str], *, seconds: int, store: bool
+) -> Question:
+    """Return the question about the files of a job, whose `paths` in storage are given by role."""
+    split = asked.validation if asked.validation and asked.validation.type != "file" else None
+    return Question(
+        storage=config.storage,
+        data_dir=str(config.data_dir.absolute()),
+        model=model.model_dump(mode="json"),
+        training=paths["training"],
+        validation=paths.get("validation"),
+        method=asked.method,
+        split=split.type if split else None,
+        fraction=split.fraction if split else 0.0,
+        seed=asked.seed,
+        max_sequence_length=asked.training.max_sequence_length,
+        max_line_bytes=config.batch_max_line_bytes,
+        cpu_seconds=seconds,
+        store=store,
+    )
+
+
+def examine(asked: Question, stopped: Callable[[], bool] = lambda: False) -> Findings:
+    """Run the child. Raises ExaminationFailed, ModelAway, and Stopped when `stopped` returns True meanwhile."""
+    deadline = time.monotonic() + asked.cpu_seconds
+    child = subprocess.Popen(  # noqa: S603 (our own module)
+        [sys.executable, "-m", MODULE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    with child:
+        try:
+            out, err = _communicate(child, json.dumps(asdict(asked)).encode(), deadline, stopped)
+        finally:
+            child.kill()
+    if child.returncode != 0:
+        raise ExaminationFailed from RuntimeError(err[-2000:].decode(errors="replace"))
+    return decode(out)
+
+
+def decode(out: bytes) -> Findings:
+    """Return what the child wrote. Raises ModelAway."""
+    answer = json.loads(out)
+    parts = {name: Part(**answer[name]) if answer[name] else None for name in ("training", "validation")}
+    found = Findings(**{**answer, **parts})
+    if found.unavailable is not None:
+        raise ModelAway(found.unavailable)
+    return found
+
+
+def _communicate(
+    child: "subprocess.Popen[bytes]", data: bytes, deadline: float, stopped: Callable[[], bool]
+) -> tuple[bytes, bytes]:
+    given: bytes | None = data
+    while True:
+        try:
+            return child.communicate(given, timeout=_LOOK)
+        except subprocess.TimeoutExpired:
+            given = None  # it was given with the first call
+        if stopped():
+            raise Stopped
+        if time.monotonic() > deadline:
+            raise ExaminationFailed
+
+
+def plan_of(job_id: str, asked: FineTuning, found: Findings) -> FinetunePlan:
+    """Return the numbers that a job trains with: those asked for, or what `auto` stands for."""
+    assert found.training is not None
+    chosen, rows = asked.hyperparameters, found.training.rows
+    auto_batch = min(max(1, rows // _EXAMPLES_PER_BATCH_SIZE), _MAX_AUTO_BATCH)
+    epochs = _DEFAULT_EPOCHS if chosen.n_epochs == "auto" else chosen.n_epochs
+    batch = auto_batch if chosen.batch_size == "auto" else chosen.batch_size
+    multiplier = 1.0 if chosen.learning_rate_multiplier == "auto" else chosen.learning_rate_multiplier
+    per_step = batch * asked.training.gradient_accumulation_steps
+    return FinetunePlan(
+        job_id=job_id,
+        n_epochs=epochs,
+        batch_size=batch,
+        learning_rate_multiplier=multiplier,
+        rows=rows,
+        validation_rows=found.validation.rows if found.validation else 0,
+        tokens=found.tokens,
+        steps=epochs * -(-rows // per_step),
+    )

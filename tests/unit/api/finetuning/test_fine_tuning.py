@@ -1,0 +1,412 @@
+"""Fine-tuning jobs over HTTP: created, listed, cancelled, paused, resumed; their events, checkpoints, permissions."""
+
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from sqlalchemy import select
+
+from jobs.clock import now
+from jobs.finetuning import training_events
+from jobs.finetuning.payload import FineTuning
+from jobs.finetuning.tables import FinetuneCheckpoint, FinetuneData
+from jobs.ledger.tables import Job
+from jobs.registry import models
+from jobs.security.tables import Project
+
+BASE = "smollm2-135m-instruct"
+_MULTIPLIER = "hyperparameters.learning_rate_multiplier"
+ROW = b'{"messages":[{"role":"user","content":"Hi"},{"role":"assistant","content":"Hello."}]}\n'
+
+
+def upload(client: TestClient, purpose: str = "fine-tune") -> str:
+    answer = client.post("/v1/files", files={"file": ("t.jsonl", ROW * 12)}, data={"purpose": purpose})
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["id"])
+
+
+def create(client: TestClient, **fields: Any) -> dict[str, Any]:
+    body = {"model": BASE} | fields
+    if "training_file" not in body:
+        body["training_file"] = upload(client)
+    answer = client.post("/v1/fine_tuning/jobs", json=body)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def error_of(client: TestClient, **fields: Any) -> tuple[int, str, str]:
+    answer = client.post("/v1/fine_tuning/jobs", json={"model": BASE, "training_file": "file-x"} | fields)
+    error = answer.json()["error"]
+    return answer.status_code, error["code"], error["param"]
+
+
+def registered(app: FastAPI, job: dict[str, Any], step: int | None = None) -> str:
+    """Register the result of a job, or a checkpoint, as training does; return its name."""
+    with app.state.services.db.write() as session:
+        row = session.get_one(Job, job["id"])
+        name = FineTuning.model_validate(row.payload).result
+        if step is not None:
+            name = f"{name}:ckpt-step-{step}"
+            session.add(
+                FinetuneCheckpoint(
+                    id=f"ftckpt_{step}",
+                    job_id=row.id,
+                    step=step,
+                    location=f"training/{row.id}/{step}",
+                    sha256="0" * 64,
+                    bytes=1,
+                    metrics={"train_loss": 1.5, "train_mean_token_accuracy": 0.5},
+                    keeps_optimizer=True,
+                    created_at=now() + step,
+                )
+            )
+        models.register(
+            session,
+            name=name,
+            project_id=row.project_id,
+            base=BASE,
+            job_id=row.id,
+            method="lora",
+            location=f"training/{row.id}/{step}",
+            sha256="0" * 64,
+            manifest={},
+            checkpoint_step=step,
+        )
+        return name
+
+
+def test_a_job_is_created_as_openai_shows_it(client: TestClient) -> None:
+    file_id = upload(client)
+
+    job = create(client, training_file=file_id, suffix="support", seed=7, metadata={"team": "a"})
+
+    assert job["id"].startswith("ftjob-")
+    expected: dict[str, Any] = {
+        "object": "fine_tuning.job",
+        "model": BASE,
+        "status": "validating_files",
+        "organization_id": "default",
+        "training_file": file_id,
+        "validation_file": None,
+        "seed": 7,
+        "error": None,
+        "fine_tuned_model": None,
+        "finished_at": None,
+        "trained_tokens": None,
+        "estimated_finish": None,
+        "result_files": [],
+        "integrations": None,
+        "metadata": {"team": "a"},
+        "hyperparameters": {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"},
+    }
+    assert {name: job[name] for name in expected} == expected
+    assert job["method"] == {"type": "supervised", "supervised": {"hyperparameters": job["hyperparameters"]}}
+    assert client.get(f"/v1/fine_tuning/jobs/{job['id']}").json() == job
+
+
+def test_the_fields_of_a_method_and_ours_come_back(client: TestClient) -> None:
+    job = create(
+        client,
+        method={"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": 2}}},
+        peft="full",
+        training={"rank": 4, "packing": True, "target_modules": ["q_proj"]},
+        validation={"type": "holdout", "fraction": 0.2},
+        early_stopping={"patience": 2},
+        integrations=[{"type": "wandb", "wandb": {"project": "p", "tags": ["x"]}}],
+    )
+
+    chosen = job["method"]["dpo"]["hyperparameters"]
+    assert (chosen["beta"], chosen["n_epochs"], chosen["batch_size"]) == (0.2, 2, "auto")
+    assert "supervised" not in job["method"]
+    assert (job["peft"], job["training"]["rank"], job["training"]["target_modules"]) == ("full", 4, ["q_proj"])
+    assert job["validation"] == {"type": "holdout", "fraction": 0.2}
+    assert job["early_stopping"]["patience"] == 2
+    assert job["integrations"][0]["wandb"]["tags"] == ["x"]
+
+
+def test_the_deprecated_hyperparameters_count_where_the_method_has_none(client: TestClient) -> None:
+    job = create(client, hyperparameters={"n_epochs": 3})
+
+    assert job["hyperparameters"]["n_epochs"] == 3
+
+
+def test_a_seed_is_drawn_where_none_is_given(client: TestClient) -> None:
+    assert 0 <= create(client)["seed"] < 2**31
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "param"),
+    [
+        ({"method": {"type": "reinforcement", "reinforcement": {}}}, "invalid_value", "method.type"),
+        (
+            {"method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 0}}}},
+            "integer_below_min_value",
+            "method.supervised.hyperparameters.n_epochs",
+        ),
+        ({"hyperparameters": {"batch_size": 257}}, "integer_above_max_value", "hyperparameters.batch_size"),
+        ({"hyperparameters": {"learning_rate_multiplier": 0}}, "decimal_below_min_value", _MULTIPLIER),
+        ({"hyperparameters": {"learning_rate_multiplier": "fast"}}, "invalid_value", _MULTIPLIER),
+        ({"hyperparameters": {"beta": 0.1}}, "unknown_parameter", "hyperparameters.beta"),
+        ({"suffix": "a:b"}, "invalid_value", "suffix"),
+        ({"suffix": "x" * 65}, "string_above_max_length", "suffix"),
+        ({"seed": 2**31}, "integer_above_max_value", "seed"),
+        ({"peft": "magic"}, "invalid_value", "peft"),
+        ({"training": {"rank": 0}}, "integer_below_min_value", "training.rank"),
+        ({"colour": "red"}, "unknown_parameter", "colour"),
+        ({}, "file_not_found", "training_file"),
+    ],
+)  # fmt: skip
+def test_a_bad_request_is_refused_and_changes_nothing(
+    client: TestClient, fields: dict[str, Any], code: str, param: str
+) -> None:
+    assert error_of(client, **fields) == (400, code, param)
+    assert client.get("/v1/fine_tuning/jobs").json()["data"] == []
+
+
+def test_reinforcement_names_the_methods_that_work(client: TestClient) -> None:
+    body = {"model": BASE, "training_file": "file-x", "method": {"type": "reinforcement"}}
+
+    message = client.post("/v1/fine_tuning/jobs", json=body).json()["error"]["message"]
+
+    assert message == "Invalid value: 'reinforcement'. Supported values are: 'supervised' and 'dpo'."
+
+
+@pytest.mark.parametrize("model", ["nothing", "all-minilm-l6-v2", "remote", "ft:nothing:default::1"])
+def test_a_model_that_cannot_be_trained_is_refused_with_those_that_can(
+    tmp_path: Any, client: TestClient, model: str
+) -> None:
+    (tmp_path / "models.yaml").write_text(
+        f"models:\n  remote: {{source: {{urls: ['http://127.0.0.1:9/v1']}}, engine: http}}\n"
+        f"  {BASE}: {{source: {{packaged: {BASE}}}, engine: vllm}}\n"
+        "  all-minilm-l6-v2: {source: {packaged: all-minilm-l6-v2}, engine: embed}\n"
+    )
+    answer = client.post("/v1/fine_tuning/jobs", json={"model": model, "training_file": upload(client)})
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "model_not_available", "model")
+    assert error["message"].endswith(f"Models that can be trained: `{BASE}`.")
+
+
+def test_files_of_other_purposes_and_of_other_projects_are_refused(client: TestClient, stranger: TestClient) -> None:
+    wrong, theirs = upload(client, "batch"), upload(stranger)
+
+    assert error_of(client, training_file=wrong) == (400, "invalid_file_purpose", "training_file")
+    assert error_of(client, training_file=theirs) == (400, "file_not_found", "training_file")
+    mine = upload(client)
+    assert error_of(client, training_file=mine, validation_file=theirs) == (400, "file_not_found", "validation_file")
+
+
+def test_validation_by_a_file_needs_one(client: TestClient) -> None:
+    file_id = upload(client)
+
+    refused = error_of(client, training_file=file_id, validation={"type": "file"})
+
+    assert refused == (400, "invalid_value", "validation.type")
+
+
+def test_training_goes_on_from_a_tuned_model_of_the_project_alone(
+    app: FastAPI, client: TestClient, stranger: TestClient
+) -> None:
+    parent = registered(app, create(client))
+
+    job = create(client, model=parent, suffix="more")
+
+    with app.state.services.db.read() as session:
+        payload = FineTuning.model_validate(session.get_one(Job, job["id"]).payload)
+    assert (payload.base, payload.parent, job["model"]) == (BASE, parent, parent)
+    assert payload.result.startswith(f"ft:{BASE}:default:more:")
+    assert error_of(stranger, model=parent, training_file=upload(stranger))[1] == "model_not_available"
+
+
+def test_a_repeated_create_with_the_same_key_is_the_same_job(client: TestClient) -> None:
+    body = {"model": BASE, "training_file": upload(client)}
+
+    answers = [client.post("/v1/fine_tuning/jobs", json=body, headers={"Idempotency-Key": "k"}) for _ in range(2)]
+
+    assert answers[0].json() == answers[1].json()
+    assert len(client.get("/v1/fine_tuning/jobs").json()["data"]) == 1
+
+
+def test_lists_are_paged_filtered_by_metadata_and_the_projects_own(client: TestClient, stranger: TestClient) -> None:
+    ids = [create(client, metadata={"n": str(n % 2)})["id"] for n in range(3)]
+    create(stranger)
+
+    first = client.get("/v1/fine_tuning/jobs", params={"limit": 2}).json()
+    rest = client.get("/v1/fine_tuning/jobs", params={"limit": 2, "after": first["last_id"]}).json()
+    odd = client.get("/v1/fine_tuning/jobs", params={"metadata[n]": "1"}).json()
+
+    assert [job["id"] for job in first["data"] + rest["data"]] == ids[::-1]
+    assert (first["has_more"], rest["has_more"]) == (True, False)
+    assert [job["id"] for job in odd["data"]] == [ids[1]]
+    assert client.get("/v1/fine_tuning/jobs", params={"after": "ftjob-x"}).status_code == 400
+    assert stranger.get(f"/v1/fine_tuning/jobs/{ids[0]}").status_code == 404
+
+
+def test_a_cancelled_job_says_so_at_once_and_may_be_cancelled_again(client: TestClient) -> None:
+    path = f"/v1/fine_tuning/jobs/{create(client)['id']}"
+
+    assert client.post(f"{path}/cancel").json()["status"] == "cancelled"
+    assert client.post(f"{path}/cancel").json()["status"] == "cancelled"
+    refused = client.post(f"{path}/pause")
+    assert (refused.status_code, refused.headers["x-should-retry"]) == (409, "false")
+    assert refused.json()["error"]["message"] == "Cannot pause a fine-tuning job with status 'cancelled'."
+
+
+def test_a_paused_job_says_so_until_it_is_resumed(client: TestClient) -> None:
+    job_id = create(client)["id"]
+    path = f"/v1/fine_tuning/jobs/{job_id}"
+
+    paused = [client.post(f"{path}/pause").json()["status"] for _ in range(2)]
+    listed = client.get("/v1/fine_tuning/jobs").json()["data"][0]["status"]
+    resumed = [client.post(f"{path}/resume").json()["status"] for _ in range(2)]
+
+    assert (paused, listed, resumed) == (["paused"] * 2, "paused", ["validating_files"] * 2)
+    events = client.get(f"{path}/events").json()["data"]
+    assert [event["message"] for event in events] == [
+        "The job goes on.",
+        "The job is paused.",
+        events[2]["message"],
+        f"Created fine-tuning job: {job_id}",
+    ]
+
+
+def test_nobody_else_changes_a_job(client: TestClient, stranger: TestClient) -> None:
+    path = f"/v1/fine_tuning/jobs/{create(client)['id']}"
+
+    answers = [stranger.post(f"{path}/{verb}").status_code for verb in ("cancel", "pause", "resume")]
+    answers += [stranger.get(f"{path}/{name}").status_code for name in ("events", "checkpoints")]
+
+    assert answers == [404] * 5
+    assert client.get(path).json()["status"] == "validating_files"
+
+
+def test_events_are_listed_newest_first_and_paged(app: FastAPI, client: TestClient) -> None:
+    job_id = create(client)["id"]
+    with app.state.services.db.write() as session:
+        training_events.record_metrics(session, job_id, "Step 1/9: training loss=0.5", {"step": 1, "total_steps": 9})
+    path = f"/v1/fine_tuning/jobs/{job_id}/events"
+
+    first = client.get(path, params={"limit": 1}).json()
+    rest = client.get(path, params={"after": first["last_id"]}).json()
+
+    newest = first["data"][0]
+    assert (newest["object"], newest["type"], newest["level"]) == ("fine_tuning.job.event", "metrics", "info")
+    assert newest["data"] == {"step": 1, "total_steps": 9}
+    assert newest["id"].startswith("ftevent-")
+    assert (first["has_more"], rest["has_more"], len(rest["data"])) == (True, False, 2)
+    assert rest["data"][0]["data"] is None
+    assert client.get(path, params={"after": "ftevent-x"}).json()["error"]["code"] == "invalid_cursor"
+
+
+def test_checkpoints_have_names_and_metrics(app: FastAPI, client: TestClient) -> None:
+    job = create(client, suffix="s")
+    names = [registered(app, job, step) for step in (4, 8)]
+
+    listed = client.get(f"/v1/fine_tuning/jobs/{job['id']}/checkpoints").json()["data"]
+
+    assert [one["fine_tuned_model_checkpoint"] for one in listed] == names[::-1]
+    assert listed[0]["fine_tuning_job_id"] == job["id"]
+    assert listed[0]["step_number"] == 8
+    metrics = listed[0]["metrics"]
+    assert (metrics["step"], metrics["train_loss"], metrics["valid_loss"]) == (8, 1.5, None)
+
+
+def test_a_permission_opens_one_checkpoint_to_one_project(
+    app: FastAPI, client: TestClient, stranger: TestClient
+) -> None:
+    name = registered(app, create(client), 4)
+    path = f"/v1/fine_tuning/checkpoints/{name}/permissions"
+    with app.state.services.db.read() as session:
+        other = session.scalars(select(Project.id).where(Project.name == "another")).one()
+
+    created = client.post(path, json={"project_ids": [other]}).json()
+    listed = client.get(path, params={"order": "ascending"}).json()
+    seen = stranger.get(f"/v1/models/{name}").json()
+    passed_on = stranger.post(path, json={"project_ids": [other]})
+    deleted = client.delete(f"{path}/{created['data'][0]['id']}").json()
+
+    assert (created["object"], created["data"][0]["object"]) == ("list", "checkpoint.permission")
+    assert listed["data"] == created["data"]
+    assert seen["id"] == name
+    assert passed_on.status_code == 404
+    assert deleted == {"id": created["data"][0]["id"], "object": "checkpoint.permission", "deleted": True}
+    assert stranger.get(f"/v1/models/{name}").status_code == 404
+    assert client.delete(f"{path}/cp_x").status_code == 404
+
+
+def test_a_permission_for_a_project_that_is_not_there_is_refused_whole(app: FastAPI, client: TestClient) -> None:
+    path = f"/v1/fine_tuning/checkpoints/{registered(app, create(client), 4)}/permissions"
+
+    error = client.post(path, json={"project_ids": ["proj_x"]}).json()["error"]
+
+    assert (error["code"], error["param"]) == ("project_not_found", "project_ids[0]")
+    assert client.get(path).json()["data"] == []
+
+
+def test_tuned_models_are_listed_retrieved_and_deleted_by_their_project(
+    app: FastAPI, client: TestClient, stranger: TestClient
+) -> None:
+    name = registered(app, create(client))
+
+    listed = {model["id"]: model for model in client.get("/v1/models").json()["data"]}
+    theirs = {model["id"] for model in stranger.get("/v1/models").json()["data"]}
+
+    assert listed[name]["owned_by"] == "default"
+    assert name not in theirs
+    assert stranger.delete(f"/v1/models/{name}").status_code == 404
+    assert client.delete(f"/v1/models/{name}").json() == {"id": name, "object": "model", "deleted": True}
+    assert client.get(f"/v1/models/{name}").status_code == 404
+    assert client.delete(f"/v1/models/{name}").status_code == 404
+
+
+def test_a_file_that_a_job_or_a_model_names_is_not_deleted(app: FastAPI, client: TestClient) -> None:
+    job = create(client)
+    path = f"/v1/files/{job['training_file']}"
+
+    live = client.delete(path)
+    name = registered(app, job)
+    client.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel")
+    with app.state.services.db.write() as session:
+        session.get_one(Job, job["id"]).state = "cancelled"
+    held = client.delete(path)
+    erased = client.delete(path, params={"erase": "true"})
+
+    assert [answer.status_code for answer in (live, held, erased)] == [409, 409, 200]
+    assert {answer.json()["error"]["code"] for answer in (live, held)} == {"file_in_use"}
+    assert held.headers["x-should-retry"] == "false"
+    assert name in held.json()["error"]["message"]
+    with app.state.services.db.read() as session:
+        model = models.find(session, name, session.get_one(Job, job["id"]).project_id)
+        assert model is not None
+        assert model.data_erased
+
+
+def test_a_file_is_free_again_when_its_model_is_deleted(app: FastAPI, client: TestClient) -> None:
+    job = create(client)
+    name = registered(app, job)
+    with app.state.services.db.write() as session:
+        session.get_one(Job, job["id"]).state = "succeeded"
+        assert session.get(FinetuneData, (job["id"], "training")) is not None
+    client.delete(f"/v1/models/{name}")
+
+    assert client.delete(f"/v1/files/{job['training_file']}").status_code == 200
+
+
+def test_an_ended_job_is_retried_with_what_was_asked_for(app: FastAPI, client: TestClient) -> None:
+    job = create(client, seed=5, suffix="s", metadata={"a": "b"})
+    with app.state.services.db.write() as session:
+        session.get_one(Job, job["id"]).state = "failed"
+
+    again = client.post(f"/v1/jobs/{job['id']}/retry").json()
+
+    retried = client.get(f"/v1/fine_tuning/jobs/{again['id']}").json()
+    assert again["retry_of"] == job["id"]
+    assert (retried["seed"], retried["metadata"], retried["training_file"]) == (5, {"a": "b"}, job["training_file"])
+    with app.state.services.db.read() as session:
+        payload = FineTuning.model_validate(session.get_one(Job, again["id"]).payload)
+        first = FineTuning.model_validate(session.get_one(Job, job["id"]).payload)
+    assert payload.resumed_from == job["id"]
+    assert payload.result != first.result
+    refused = client.post(f"/v1/jobs/{job['id']}/retry", json={"overrides": {"model": "x"}})
+    assert refused.json()["error"]["param"] == "overrides"

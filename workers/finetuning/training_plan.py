@@ -1,0 +1,113 @@
+"""Planning of a fine-tuning job: examine its files in a child process, keep snapshots, and let it run or reject it.
+
+    claim ─▶ files ─▶ child: every line, tokens, split ─▶ snapshots stored ─▶ planned: data, plan, one shard
+                                                └─ errors ─▶ rejected, with lines and params
+
+A planner that dies leaves snapshots that nothing names, which are removed as orphans.
+"""
+
+from typing import Final
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from jobs.batches.lines import Bad
+from jobs.db.engine import WRITE_ROWS
+from jobs.files.tables import File
+from jobs.finetuning import datasets, examination, training_events
+from jobs.finetuning.examination import Findings
+from jobs.finetuning.payload import FineTuning
+from jobs.finetuning.tables import FinetunePlan
+from jobs.fleet.models_file import Model, ModelsFileError
+from jobs.ledger import ledger, shards
+from jobs.ledger.ledger import JobClaim
+from jobs.ledger.tables import Job, Shard
+from jobs.queues import Queue
+from workers.runtime.attempts import Abandoned
+from workers.runtime.context import Context
+from workers.runtime.heartbeat import Hold
+
+_SECONDS: Final = 3600
+
+
+def plan(context: Context, claim: JobClaim, hold: Hold) -> None:
+    """Examine the data of a claimed job, and let the job run or reject it. Raises Abandoned, Fenced."""
+    if context.low_on_disk():
+        raise Abandoned(5.0, "disk")
+    asked = FineTuning.model_validate(claim.job.payload)
+    base = _base(context, asked)
+    if base is None:
+        message = f"The model '{asked.base}' is no longer one that this deployment can train."
+        _reject(context, claim, [Bad("model_not_available", message, None, "model").as_dict()])
+        return
+    found = _examined(context, claim, asked, base, hold)
+    if found.errors:
+        _reject(context, claim, found.errors)
+    else:
+        context.db.retrying(lambda session: _planned(session, claim, asked, found), context.stop)
+
+
+def finish(context: Context, claim: JobClaim, _hold: Hold) -> None:
+    """End a claimed job of which nothing was trained. Raises Fenced."""
+    context.db.retrying(lambda session: ledger.close(session, claim, {}, ()))
+
+
+def _base(context: Context, asked: FineTuning) -> Model | None:
+    try:
+        return context.models.now().models.get(asked.base)
+    except ModelsFileError:
+        raise Abandoned(5.0, "model") from None
+
+
+def _examined(context: Context, claim: JobClaim, asked: FineTuning, base: Model, hold: Hold) -> Findings:
+    with context.db.read() as session:
+        paths = _paths(session, claim.job)
+    question = examination.question(context.config, base, asked, paths, seconds=_SECONDS, store=True)
+    try:
+        return examination.examine(question, lambda: hold.ended)
+    except examination.Stopped:
+        raise Abandoned from None
+    except examination.ModelAway:
+        raise Abandoned(30.0, "model") from None
+    except examination.ExaminationFailed as error:
+        message = f"The files could not be read within {_SECONDS} seconds."
+        return Findings(errors=[Bad(str(error.code), message, None, "training_file").as_dict()])
+
+
+def _paths(session: Session, job: Job) -> dict[str, str]:
+    """Return where the files of a job lie in storage, by role."""
+    files = {row.role: row.file_id for row in datasets.of_job(session, job.id).values()}
+    located = select(File.id, File.path).where(File.id.in_(files.values()))
+    paths = {file_id: path for file_id, path in session.execute(located)}  # noqa: C416 (rows are not pairs)
+    return {role: paths.get(file_id, "") for role, file_id in files.items()}
+
+
+def _planned(session: Session, claim: JobClaim, asked: FineTuning, found: Findings) -> None:
+    """Write what was found, cut the one shard that fills a slot, and let the job run. Raises Fenced."""
+    job = claim.job
+    ledger.hold(session, claim)
+    files = datasets.of_job(session, job.id)
+    validated = files.get(datasets.VALIDATION, files[datasets.TRAINING]).file_id
+    parts = {
+        datasets.TRAINING: (files[datasets.TRAINING].file_id, found.training),
+        datasets.VALIDATION: (validated, found.validation),
+    }
+    for role, (file_id, part) in parts.items():
+        if part is not None:
+            datasets.add(session, job.id, role, file_id, sha256=part.sha256, size=part.bytes, rows=part.rows)
+    session.execute(delete(FinetunePlan).where(FinetunePlan.job_id == job.id))
+    plan = examination.plan_of(job.id, asked, found)
+    session.add(plan)
+    for warning in found.warnings:
+        training_events.record(session, job.id, warning, level="warn")
+    message = f"Files validated: {plan.rows} examples, {plan.tokens} tokens, {plan.steps} steps. The job is queued."
+    training_events.record(session, job.id, message)
+    while shards.uncut(session, claim, WRITE_ROWS):  # of an earlier planner
+        pass
+    shard = Shard(job_id=job.id, n=0, first_line=0, lines=1, offset=0, length=0)
+    shards.cut(session, claim, Queue.FINETUNE, [shard])
+    ledger.planned(session, claim, total=1, model=None, queue=Queue.FINETUNE)
+
+
+def _reject(context: Context, claim: JobClaim, errors: list[dict[str, object]]) -> None:
+    context.db.retrying(lambda session: ledger.reject(session, claim, errors), context.stop)
