@@ -19,6 +19,7 @@ from api.files import routes as files
 from api.files import uploads
 from api.finetuning import permissions
 from api.finetuning import routes as finetuning
+from api.finetuning import validation as fine_tuning_validation
 from api.fleet import models
 from api.health import routes as health
 from api.health.metrics import Exposition
@@ -68,6 +69,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     indexes.router,
     sources.router,
     models.router,
+    fine_tuning_validation.router,
     finetuning.router,
     permissions.router,
     webhooks.router,

@@ -119,15 +119,18 @@ def _not_available(registry: Registry, message: str) -> InvalidRequest:
     return InvalidRequest(f"{message} Models that can be trained: {bases}.", param="model", code="model_not_available")
 
 
-def training_files(session: Session, call: CallContext, body: FineTuningFields) -> dict[str, File]:
-    """Return the files that a request names, by field, locked so that their bytes stay. Raises InvalidRequest."""
+def training_files(
+    session: Session, call: CallContext, body: FineTuningFields, *, lock: bool = True
+) -> dict[str, File]:
+    """Return the files that a request names, by field; with `lock` their bytes stay. Raises InvalidRequest."""
     given = {"training_file": body.training_file, "validation_file": body.validation_file}
     given["general_file"] = body.general_file
-    return {field: _file(session, call, field, file_id) for field, file_id in given.items() if file_id}
+    return {field: _file(session, call, field, file_id, lock=lock) for field, file_id in given.items() if file_id}
 
 
-def _file(session: Session, call: CallContext, field: str, file_id: str) -> File:
-    file = session.scalar(visible(call).where(File.id == file_id).with_for_update(read=True))
+def _file(session: Session, call: CallContext, field: str, file_id: str, *, lock: bool) -> File:
+    rows = visible(call).where(File.id == file_id)
+    file = session.scalar(rows.with_for_update(read=True) if lock else rows)
     if file is None:
         raise InvalidRequest(f"Invalid {field}: no file '{clip(file_id)}' exists.", param=field, code="file_not_found")
     if file.purpose != PURPOSE:

@@ -35,6 +35,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/conversations/{conversation_id}"): {"json": {"metadata": {}}},
     ("POST", "/v1/conversations/{conversation_id}/items"): {"json": {"items": [{"role": "user", "content": "Hi"}]}},
     ("POST", "/v1/fine_tuning/jobs"): {"json": {"model": "smollm2-135m-instruct", "training_file": "file-x"}},
+    ("POST", "/v1/fine_tuning/jobs/validate"): {"json": {"model": "smollm2-135m-instruct", "training_file": "file-x"}},
     ("POST", "/v1/fine_tuning/checkpoints/{fine_tuned_model_checkpoint}/permissions"): {
         "json": {"project_ids": ["proj_x"]},
     },

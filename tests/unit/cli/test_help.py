@@ -19,6 +19,8 @@ EXPECTED = {
     "run-batch", "models list", "models add", "models pull", "models remove",
     "schedules list", "schedules pause", "schedules resume", "schedules remove",
     "sources list", "sources add", "sources sync", "sources remove",
+    "finetune submit", "finetune list", "finetune watch", "finetune curve", "finetune cancel", "finetune pause",
+    "finetune resume", "finetune checkpoints",
     "indexes list", "indexes create", "indexes compare", "indexes switch", "indexes back", "indexes sync",
     "indexes remove",
     "results", "embed-eval", "explain", "graph", "workers", "pause", "resume", "drain",

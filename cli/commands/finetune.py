@@ -1,0 +1,277 @@
+"""`nightmill finetune`: train models, watch their loss, and write what came of it."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from cli.client.server import Server, ServerUnavailable, connect
+from cli.errors import Trouble
+from cli.groups import Group
+from cli.options import ApiKey, AsJson, DataDir, Limit, Url
+from cli.terminal import moment, say, show, show_entries, show_json
+
+app = Group("Train models on your data, and steer the jobs that do it.")
+Job = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `nightmill finetune list` shows it.")]
+_ENDS: Final = ("succeeded", "failed", "cancelled")
+_LOOK: Final = 1.0  # seconds between two looks at a job that is watched
+_PATIENCE: Final = 60  # looks that may fail one after another while the server is away
+_SHOWN: Final = 20
+_BARS: Final = "▁▂▃▄▅▆▇█"
+_WIDTH: Final = 60  # of a curve
+
+
+@app.command()
+def submit(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="A path to upload, or the id of an uploaded file: rows of messages.")
+    ],
+    model: Annotated[str, typer.Option(help="The base, or a tuned model to go on from.")],
+    validation: Annotated[str, typer.Option(metavar="FILE", help="Validation rows: a path, or an id.")] = "",
+    holdout: Annotated[
+        float, typer.Option(min=0, max=0.9, help="The fraction of FILE to validate on, instead of a file.")
+    ] = 0.0,
+    suffix: Annotated[str, typer.Option(help="A part of the new model's name.")] = "",
+    method: Annotated[str, typer.Option(help="supervised or dpo.")] = "supervised",
+    peft: Annotated[str, typer.Option(help="lora, full, qlora or auto.")] = "lora",
+    epochs: Annotated[int, typer.Option(min=0, help="Passes over the data. 0: the server decides.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=0, help="Examples of one step. 0: the server decides.")] = 0,
+    multiplier: Annotated[
+        float, typer.Option("--learning-rate-multiplier", min=0, help="Of the default learning rate. 0: 1.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=-1, help="For the same order of the data. -1: drawn.")] = -1,
+    metadata: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Stored with the job; may be given several times.")
+    ] = None,
+    after: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Start when this job has completed; may be repeated.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Examine the files, and create nothing.")] = False,
+    wait: Annotated[bool, typer.Option(help="Watch the job to its end.")] = True,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Train a model on a file of examples. Exit code 1 if the files are not valid or the job fails."""
+    from cli.client.submission import parse_metadata
+
+    if validation and holdout:
+        raise Trouble("--holdout means nothing with --validation: leave one of them out")
+    _check_files(file, validation)
+    chosen = {"n_epochs": epochs, "batch_size": batch_size, "learning_rate_multiplier": multiplier}
+    given = {name: value for name, value in chosen.items() if value}
+    body: dict[str, Any] = {"model": model, "peft": peft}
+    body["method"] = {"type": method, method: {"hyperparameters": given}}
+    body |= {"validation": {"type": "holdout", "fraction": holdout}} if holdout else {}
+    body |= {"seed": seed} if seed >= 0 else {}
+    with connect(url, api_key, data_dir) as server:
+        body["training_file"] = _file_id(server, file)
+        body |= {"validation_file": _file_id(server, validation)} if validation else {}
+        if dry_run:
+            _examine(server, body, as_json=as_json)
+            return
+        more = {"suffix": suffix, "metadata": parse_metadata(metadata or []), "after": after}
+        made = server.post("/fine_tuning/jobs", body | {name: value for name, value in more.items() if value})
+        if not (wait and as_json):
+            show(made, made["id"], as_json=as_json)
+        if wait:
+            _watched(server, made["id"], as_json=as_json)
+
+
+@app.command("list")
+def list_(
+    limit: Limit = 20, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None
+) -> None:
+    """List the fine-tuning jobs of your project, the newest first."""
+    with connect(url, api_key, data_dir) as server:
+        found = server.pages("/fine_tuning/jobs", {}, limit)
+    head = ("job", "status", "base", "model", "created")
+    show_entries(found, head, _job_row, as_json=as_json, has_more=found.has_more)
+
+
+@app.command()
+def watch(job: Job, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None) -> None:
+    """Print the events of a job until it ends, then its loss. Exit code 1 if it failed or was cancelled."""
+    with connect(url, api_key, data_dir) as server:
+        _watched(server, job, as_json=as_json)
+
+
+@app.command()
+def curve(job: Job, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None) -> None:
+    """Draw the loss of a job, as far as it has trained. With --json, print each step."""
+    with connect(url, api_key, data_dir) as server:
+        steps = _steps(server, job)
+    if as_json:
+        show_json(steps)
+    elif not steps:
+        say("no step has been trained yet")
+    else:
+        for line in drawn(steps):
+            say(line)
+
+
+@app.command()
+def cancel(
+    job: Job, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None
+) -> None:
+    """Stop a job. Its checkpoints stay."""
+    _post(job, "cancel", url, api_key, data_dir, as_json=as_json)
+
+
+@app.command()
+def pause(job: Job, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None) -> None:
+    """Hold a job back. Training that runs stops after a checkpoint."""
+    _post(job, "pause", url, api_key, data_dir, as_json=as_json)
+
+
+@app.command()
+def resume(
+    job: Job, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None
+) -> None:
+    """Let a paused job go on from its last checkpoint."""
+    _post(job, "resume", url, api_key, data_dir, as_json=as_json)
+
+
+@app.command()
+def checkpoints(
+    job: Job,
+    limit: Limit = 20,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List the checkpoints of a job, the newest first."""
+    with connect(url, api_key, data_dir) as server:
+        found = server.pages(f"/fine_tuning/jobs/{job}/checkpoints", {}, limit)
+    head = ("checkpoint", "step", "train loss", "validation loss", "created")
+    show_entries(found, head, _checkpoint_row, as_json=as_json, has_more=found.has_more)
+
+
+def _check_files(*names: str) -> None:
+    for name in names:
+        if name and not (_is_id(name) or Path(name).is_file()):
+            raise Trouble(f"{name} is neither a file here nor the id of an uploaded file; nothing was created")
+
+
+def _is_id(name: str) -> bool:
+    return name.startswith("file-") and not Path(name).is_file()
+
+
+def _file_id(server: Server, name: str) -> str:
+    return name if _is_id(name) else server.upload(Path(name), "fine-tune")
+
+
+def _examine(server: Server, body: dict[str, Any], *, as_json: bool) -> None:
+    from cli.client.progress import fault
+
+    found = server.post("/fine_tuning/jobs/validate", body, timeout=180.0)
+    for warning in found["warnings"]:
+        say(warning, err=True)
+    errors = found["errors"]["data"]
+    if not errors:
+        text = f"{found['examples']} examples, {found['tokens']} tokens, {found['steps']} steps"
+        show(found, text, as_json=as_json)
+        return
+    if as_json:
+        show_json(found)
+    for error in errors[:_SHOWN]:
+        say(fault(error), err=True)
+    many = f"{len(errors)} or more" if found["errors_truncated"] else str(len(errors))
+    raise Trouble(f"the files are not valid; errors: {many}")
+
+
+def _watched(server: Server, job_id: str, *, as_json: bool) -> None:
+    """Print the events of a job until it ends. Raises Trouble when it does not succeed."""
+    seen: set[str] = set()
+    failures = 0
+    while True:
+        try:
+            job = server.get(f"/fine_tuning/jobs/{job_id}")
+            events = _new_events(server, job_id, seen)
+        except ServerUnavailable:
+            failures += 1
+            if failures > _PATIENCE:
+                raise
+        else:
+            failures = 0
+            for event in events:
+                show(event, f"{moment(event['created_at'])}  {event['message']}", as_json=as_json)
+            if job["status"] in _ENDS and job["finished_at"] is not None:
+                break
+        threading.Event().wait(_LOOK)
+    _told_end(server, job, as_json=as_json)
+
+
+def _told_end(server: Server, job: dict[str, Any], *, as_json: bool) -> None:
+    steps = [] if as_json else _steps(server, job["id"])
+    for line in drawn(steps) if steps else ():
+        say(line)
+    if job["status"] != "succeeded":
+        why = f": {job['error']['message']}" if job["error"] else ""
+        raise Trouble(f"{job['id']} {job['status']}{why}")
+    show(job, str(job["fine_tuned_model"]), as_json=as_json)
+
+
+def _new_events(server: Server, job_id: str, seen: set[str]) -> list[dict[str, Any]]:
+    """Return the events that were not seen before, the oldest first. Those of one look are few: pages end at one."""
+    found: list[dict[str, Any]] = []
+    query: dict[str, Any] = {"limit": 100}
+    while True:
+        page = server.get(f"/fine_tuning/jobs/{job_id}/events", query)
+        new = [event for event in page["data"] if event["id"] not in seen]
+        found += new
+        if not page["has_more"] or len(new) < len(page["data"]):
+            break
+        query["after"] = page["last_id"]
+    seen.update(event["id"] for event in found)
+    return found[::-1]
+
+
+def _steps(server: Server, job_id: str) -> list[dict[str, Any]]:
+    """Return what the events tell of each step, the first step first."""
+    events = _new_events(server, job_id, set())
+    return [event["data"] for event in events if event["type"] == "metrics" and event["data"]]
+
+
+def drawn(steps: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the losses as lines of bars, one for training and one for validation where there is one."""
+    lines = []
+    for name, label in (("train_loss", "training loss"), ("valid_loss", "validation loss")):
+        values = [float(step[name]) for step in steps if step.get(name) is not None]
+        if values:
+            lines.append(f"{label:<15}  {values[0]:.3f} {_bars(values)} {values[-1]:.3f}")
+    return lines
+
+
+def _bars(values: Sequence[float]) -> str:
+    """Return one character for each value, or for each of 60 groups of values that follow each other."""
+    count = min(len(values), _WIDTH)
+    groups = [values[n * len(values) // count : (n + 1) * len(values) // count] for n in range(count)]
+    means = [sum(group) / len(group) for group in groups]
+    low, high = min(means), max(means)
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BARS[round((mean - low) * scale)] for mean in means)
+
+
+def _post(job: str, verb: str, *where: Any, as_json: bool) -> None:
+    with connect(*where) as server:
+        found = server.post(f"/fine_tuning/jobs/{job}/{verb}")
+    show(found, f"{found['id']} {found['status']}", as_json=as_json)
+
+
+def _job_row(job: dict[str, Any]) -> tuple[object, ...]:
+    return job["id"], job["status"], job["model"], job["fine_tuned_model"] or "-", moment(job["created_at"])
+
+
+def _checkpoint_row(row: dict[str, Any]) -> tuple[object, ...]:
+    metrics = row["metrics"]
+    losses = (_loss(metrics["train_loss"]), _loss(metrics["valid_loss"]))
+    return row["fine_tuned_model_checkpoint"], row["step_number"], *losses, moment(row["created_at"])
+
+
+def _loss(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,111 @@
+"""The dry run of a fine-tuning job over HTTP."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from api.finetuning import validation
+from jobs.finetuning import examination
+from jobs.finetuning.examination import ExaminationFailed, Findings, ModelAway, Part, Question
+from tests.support import tiny_llama
+from tests.unit.api.finetuning.test_fine_tuning import BASE, ROW, upload
+
+PATH = "/v1/fine_tuning/jobs/validate"
+
+
+def examine(client: TestClient, **fields: Any) -> dict[str, Any]:
+    answer = client.post(PATH, json={"model": BASE, "training_file": upload(client)} | fields)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def test_a_good_file_is_counted_and_nothing_is_created(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Question] = []
+
+    def answer(question: Question) -> Findings:
+        asked.append(question)
+        return Findings(training=Part("a", 1, 100), validation=Part("b", 1, 25), tokens=500, longest=9, warnings=["w"])
+
+    monkeypatch.setattr(examination, "examine", answer)
+
+    found = examine(client, hyperparameters={"n_epochs": 2}, validation={"type": "holdout", "fraction": 0.2}, seed=3)
+
+    assert found == {
+        "object": "fine_tuning.validation",
+        "valid": True,
+        "model": BASE,
+        "errors": {"object": "list", "data": []},
+        "errors_truncated": False,
+        "warnings": ["w"],
+        "examples": 100,
+        "validation_examples": 25,
+        "tokens": 500,
+        "trained_tokens": 1000,
+        "longest_example": 9,
+        "steps": 100,
+        "hyperparameters": {"n_epochs": 2, "batch_size": 2, "learning_rate_multiplier": 1.0},
+    }
+    assert (asked[0].split, asked[0].fraction, asked[0].seed, asked[0].store) == ("holdout", 0.2, 3, False)
+    assert client.get("/v1/fine_tuning/jobs").json()["data"] == []
+
+
+def test_errors_are_told_with_line_and_param(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = {"code": "empty_array", "message": "Empty.", "line": 3, "param": "training_file.messages"}
+    monkeypatch.setattr(examination, "examine", lambda _question: Findings(errors=[error], truncated=True))
+
+    found = examine(client)
+
+    assert (found["valid"], found["errors"]["data"], found["errors_truncated"]) == (False, [error], True)
+    assert (found["examples"], found["hyperparameters"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [(ExaminationFailed(), 400, "validation_gave_up"), (ModelAway("away"), 503, "model_away")],
+)
+def test_what_cannot_be_examined_is_refused(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, code: str
+) -> None:
+    def fail(_question: Question) -> Findings:
+        raise error
+
+    monkeypatch.setattr(examination, "examine", fail)
+
+    answer = client.post(PATH, json={"model": BASE, "training_file": upload(client)})
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+def test_only_a_few_are_examined_at_once(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "_AT_ONCE", threading.BoundedSemaphore(1))
+    validation._AT_ONCE.acquire()
+
+    answer = client.post(PATH, json={"model": BASE, "training_file": upload(client)})
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "validation_busy")
+
+
+def test_an_unknown_file_is_named(client: TestClient) -> None:
+    error = client.post(PATH, json={"model": BASE, "training_file": "file-x"}).json()["error"]
+
+    assert (error["code"], error["param"]) == ("file_not_found", "training_file")
+
+
+@pytest.mark.verify
+def test_a_file_is_examined_by_the_tokenizer_of_its_base(client: TestClient, tmp_path: Path) -> None:
+    base = tiny_llama.write(tmp_path / "base")
+    (tmp_path / "models.yaml").write_text(f"models:\n  tiny: {{source: {{path: {base}}}, engine: vllm}}\n")
+
+    good = examine(client, model="tiny")
+    bad = client.post("/v1/files", files={"file": ("t", ROW * 3 + b"{}\n")}, data={"purpose": "fine-tune"}).json()
+    refused = examine(client, model="tiny", training_file=bad["id"])
+
+    assert (good["valid"], good["examples"], good["steps"]) == (True, 12, 36)
+    assert good["tokens"] == 12 * good["longest_example"]
+    assert good["warnings"] == [
+        "11 rows of the training file are duplicates of earlier ones: lines 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12."
+    ]
+    assert [(error["line"], error["param"]) for error in refused["errors"]["data"]] == [(4, "training_file.messages")]

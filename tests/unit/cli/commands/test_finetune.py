@@ -1,0 +1,181 @@
+"""`nightmill finetune` against a web process in which nobody works: what it sends, and what it shows."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from typer.testing import CliRunner, Result
+
+from cli.commands import finetune
+from cli.main import app
+from jobs.clock import now
+from jobs.finetuning import examination, training_events
+from jobs.finetuning.examination import Findings, Part
+from jobs.finetuning.tables import FinetuneCheckpoint
+from jobs.ledger import ledger
+from jobs.ledger.states import JobState
+from tests.support.web import make_key, running_app, serve
+
+MODEL = "smollm2-135m-instruct"
+
+
+class Client:
+    """The command, with a key of a project."""
+
+    def __init__(self, web: FastAPI, url: str) -> None:
+        self.web, self.where = web, ["--url", url, "--api-key", make_key(web)]
+
+    def __call__(self, command: str, *words: str) -> Result:
+        return CliRunner().invoke(app, ["finetune", command, *words, *self.where])
+
+    def told(self, command: str, *words: str) -> list[dict[str, Any]]:
+        """What a command prints as JSON Lines."""
+        done = self(command, *words, "--json")
+        assert done.exit_code == 0, done.output
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def end(self, job_id: str) -> None:
+        """Two steps of training, a checkpoint, and a failure."""
+        with self.web.state.services.db.write() as session:
+            for step, loss in ((1, 2.0), (2, 1.0)):
+                data = {"step": step, "total_steps": 2, "train_loss": loss, "valid_loss": None}
+                training_events.record_metrics(session, job_id, f"Step {step}/2: training loss={loss:.2f}", data)
+            session.add(
+                FinetuneCheckpoint(
+                    id="ftckpt_1", job_id=job_id, step=2, location="training/1", sha256="0" * 64, bytes=1,
+                    metrics={"train_loss": 1.0}, keeps_optimizer=True, created_at=now(),
+                )
+            )  # fmt: skip
+            error = {"code": "not_finite", "message": "The loss is not finite.", "line": None, "param": None}
+            ledger.move(session, job_id, JobState.QUEUED, JobState.FAILED, actor="test", values={"errors": [error]})
+
+
+@pytest.fixture
+def client(tmp_path: Path, sqlite_url: str) -> Iterator[Client]:
+    with running_app(tmp_path, sqlite_url, data_dir=tmp_path / "data") as web, serve(web) as url:
+        yield Client(web, url)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> str:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"messages": []}\n')
+    return str(path)
+
+
+def submit(client: Client, rows: str, *words: str) -> str:
+    done = client("submit", rows, "--model", MODEL, "--no-wait", *words)
+    assert done.exit_code == 0, done.output
+    return done.stdout.strip()
+
+
+def test_a_file_is_uploaded_and_its_job_created_as_asked(client: Client, rows: str) -> None:
+    job_id = submit(
+        client, rows, "--epochs", "2", "--seed", "0", "--suffix", "s", "--holdout", "0.2", "--metadata", "a=b"
+    )
+
+    (job,) = client.told("list")
+    assert (job["id"], job["seed"], job["metadata"]) == (job_id, 0, {"a": "b"})
+    assert job["hyperparameters"] == {"n_epochs": 2, "batch_size": "auto", "learning_rate_multiplier": "auto"}
+    assert job["validation"] == {"type": "holdout", "fraction": 0.2}
+    assert job["training_file"].startswith("file-")
+
+
+def test_an_uploaded_file_is_named_by_its_id(client: Client, rows: str) -> None:
+    submit(client, rows)
+    file_id = client.told("list")[0]["training_file"]
+
+    submit(client, file_id, "--validation", rows, "--method", "dpo")
+
+    newest = client.told("list")[0]
+    assert newest["training_file"] == file_id
+    assert newest["validation_file"] not in (None, file_id)
+    assert newest["method"]["type"] == "dpo"
+
+
+def test_a_job_is_paused_resumed_and_cancelled(client: Client, rows: str) -> None:
+    job_id = submit(client, rows)
+
+    told = [client(verb, job_id).stdout.split() for verb in ("pause", "resume", "cancel")]
+
+    assert told == [[job_id, "paused"], [job_id, "validating_files"], [job_id, "cancelled"]]
+
+
+def test_a_job_is_watched_to_its_end(client: Client, rows: str) -> None:
+    job_id = submit(client, rows)
+    client.end(job_id)
+
+    done = client("watch", job_id)
+
+    assert done.exit_code == 1
+    lines = done.stdout.splitlines()
+    assert lines[0].endswith(f"Created fine-tuning job: {job_id}")
+    assert [line.partition("  ")[2] for line in lines[2:4]] == [
+        "Step 1/2: training loss=2.00",
+        "Step 2/2: training loss=1.00",
+    ]
+    assert lines[-1] == "training loss    2.000 █▁ 1.000"
+    assert str(done.exception) == f"{job_id} failed: The loss is not finite."
+
+
+def test_the_curve_and_the_checkpoints_are_shown(client: Client, rows: str) -> None:
+    job_id = submit(client, rows)
+    empty = client("curve", job_id).stdout
+    client.end(job_id)
+
+    assert empty == "no step has been trained yet\n"
+    assert client("curve", job_id).stdout == "training loss    2.000 █▁ 1.000\n"
+    assert [step["train_loss"] for step in client.told("curve", job_id)] == [2.0, 1.0]
+    (checkpoint,) = client.told("checkpoints", job_id)
+    assert checkpoint["fine_tuned_model_checkpoint"].endswith(":ckpt-step-2")
+    assert "1.0000" in client("checkpoints", job_id).stdout
+
+
+def test_a_long_curve_is_as_wide_as_a_line(client: Client) -> None:
+    steps = [{"train_loss": 1000.0 - n, "valid_loss": 2.0} for n in range(1000)]
+
+    training, validation = finetune.drawn(steps)
+
+    assert training == f"training loss    1000.000 {training.split()[3]} 1.000"
+    assert (len(training.split()[3]), training.split()[3][0], training.split()[3][-1]) == (60, "█", "▁")
+    assert validation.split()[3] == "▁" * 60
+
+
+def found(errors: list[dict[str, Any]]) -> Findings:
+    part = None if errors else Part("0" * 64, 100, 12)
+    return Findings(errors=errors, warnings=["1 rows are duplicates."], training=part, tokens=120, longest=11)
+
+
+def test_a_dry_run_says_what_would_be_trained_and_creates_nothing(
+    client: Client, rows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examination, "examine", lambda _question: found([]))
+
+    done = client("submit", rows, "--model", MODEL, "--dry-run", "--epochs", "2")
+
+    assert (done.exit_code, done.stdout) == (0, "12 examples, 120 tokens, 24 steps\n")
+    assert done.stderr == "1 rows are duplicates.\n"
+    assert client.told("list") == []
+
+
+def test_a_dry_run_of_bad_files_names_their_lines(client: Client, rows: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = {"code": "empty_array", "message": "Empty.", "line": 3, "param": "training_file.messages"}
+    monkeypatch.setattr(examination, "examine", lambda _question: found([error]))
+
+    done = client("submit", rows, "--model", MODEL, "--dry-run")
+
+    assert done.exit_code == 1
+    assert "line 3: Empty. (training_file.messages)" in done.stderr
+    assert str(done.exception) == "the files are not valid; errors: 1"
+
+
+def test_options_that_contradict_each_other_create_nothing(client: Client, rows: str) -> None:
+    both = client("submit", rows, "--model", MODEL, "--validation", rows, "--holdout", "0.1")
+    missing = client("submit", "nowhere.jsonl", "--model", MODEL)
+
+    assert (both.exit_code, missing.exit_code) == (1, 1)
+    assert "nothing was created" in str(missing.exception)
+    assert client.told("list") == []
