@@ -147,6 +147,18 @@ def test_links_to_files_lead_somewhere() -> None:
         assert (ROOT / name).exists(), name
 
 
+def test_pictures_exist_are_small_and_are_in_use() -> None:
+    shown = set[Path]()
+    for page in PAGES:
+        shown.update(
+            (page.parent / name).resolve() for name in re.findall(r"!\[[^]]{10,}\]\((\S+)\)", page.read_text())
+        )
+
+    assert {path.suffix for path in shown} == {".png", ".svg"}
+    assert [path for path in shown if not path.is_file() or path.stat().st_size > 200_000] == []
+    assert {*(ROOT / "docs" / "images").iterdir(), *(ROOT / "docs" / "_static").glob("*.svg")} <= shown
+
+
 def test_examples_of_the_deployment_page_name_real_settings() -> None:
     text = (ROOT / "deploy" / "README.md").read_text() + (ROOT / "deploy" / ".env.example").read_text()
 
