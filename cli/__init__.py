@@ -1,3 +1,3 @@
-"""The `nightmill` command: one module a noun, one function a verb. It speaks to the server over HTTP, except `up`."""
+"""The `nightmill` command. It speaks to the server over HTTP; `up` starts the server."""
 
 import jobs as _jobs  # noqa: F401 (before any library: see there)

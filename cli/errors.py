@@ -1,5 +1,5 @@
-"""What goes wrong is told in one line, with what to do about it; a traceback is never the answer to a user."""
+"""The error that ends a command with one line, which says what to do. Users never see a traceback."""
 
 
 class Trouble(Exception):
-    """Ends the command with its message on standard error and exit code 1."""
+    """End the command with a message on standard error and exit code 1."""

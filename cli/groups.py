@@ -1,4 +1,4 @@
-"""Groups of commands whose help reads alike: `-h` everywhere, and flags without a type."""
+"""Groups of commands with uniform help: `-h` everywhere, and flags without a type."""
 
 import re
 from collections.abc import Callable
@@ -33,11 +33,11 @@ class Verb(_Labelled, TyperCommand):
 
 
 class _Verbs(_Labelled, TyperGroup):
-    """A group of commands as Click sees it."""
+    """A group of commands, as Click uses it."""
 
 
 class Group(typer.Typer):
-    """A group of commands, or the command as a whole."""
+    """A group of commands, or the whole command."""
 
     def __init__(self, help: str, **options: Any) -> None:  # noqa: A002 (Typer's name)
         short = {"help_option_names": ["-h", "--help"]}

@@ -1,4 +1,4 @@
-"""The command's table of contents. `nightmill --help` reads it aloud."""
+"""The list of all commands, in the order of `nightmill --help`."""
 
 import os
 import sys
@@ -64,7 +64,7 @@ class Command(Group):
         try:
             anchor(os.environ)
             return super().__call__(*args, **kwargs)
-        except BrokenPipeError:  # whoever read our output has enough
+        except BrokenPipeError:  # the reader of the output has closed it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
         except Exception as error:

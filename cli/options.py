@@ -1,4 +1,4 @@
-"""Options that several commands share, with the same name and meaning in each."""
+"""Options with the same name and meaning in several commands."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Files that appear under their names when they are whole."""
+"""Write files that appear under their names when they are complete."""
 
 import os
 import re
@@ -10,14 +10,14 @@ from typing import BinaryIO
 
 from cli.errors import Trouble
 
-#: What lies there are doors to devices and open files, even where it looks like a file: `/dev/stdout`, redirected.
+#: Folders of devices and open files; a redirected `/dev/stdout` looks like a regular file.
 _DOORS = (Path("/dev"), Path("/proc"))
 _OWN = re.compile(r"/dev/(stdout|stderr)|(?:/dev|/proc/self)/fd/(\d+)", re.ASCII)
 _STREAMS = {"stdout": 1, "stderr": 2}
 
 
 def replaced(path: Path) -> bool:
-    """Whether `whole` puts a new file in its place. A device or a pipe is written to as it is."""
+    """Return whether `whole` replaces `path` by a new file. Devices and pipes are written to directly."""
     place = path.absolute()
     if any(door in place.parents for door in _DOORS) and not place.is_relative_to("/dev/shm"):  # noqa: S108
         return False
@@ -25,7 +25,7 @@ def replaced(path: Path) -> bool:
 
 
 def require_writable(path: Path) -> None:
-    """Raises Trouble where no file of this name can be made: told before the work, not after it."""
+    """Raises Trouble where no file of this name can be created: before the work, not after it."""
     folder = path.resolve().parent
     if not folder.is_dir():
         raise Trouble(f"{path}: there is no such folder")
@@ -37,9 +37,9 @@ def require_writable(path: Path) -> None:
 
 @contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
-    """What to write to. Where the block fails, whatever was at `path` before stays, and nothing beside it.
+    """Yield a file to write to. When the block fails, the earlier file at `path` stays, and nothing is left beside it.
 
-    Where `path` is a link, the file that it names is replaced.
+    Where `path` is a link, its target is replaced.
     """
     if not replaced(path):
         with _as_it_is(path) as out:
@@ -56,7 +56,7 @@ def whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def _as_it_is(path: Path) -> BinaryIO:
-    """What this process has open is written to where it stands: opened anew it would have a place of its own."""
+    """Open a device or pipe. A descriptor of this process is duplicated, to go on at its current position."""
     own = _OWN.fullmatch(str(path.absolute()))
     if own is None:
         return path.open("wb")

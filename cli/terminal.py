@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 if TYPE_CHECKING:
     from rich.text import Text
 
-_WIDE = 200  # columns where no terminal says how many
+_WIDE = 200  # columns without a terminal
 #: C0 and C1 controls, line separators, controls of the writing direction, surrogates without a partner.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 

@@ -1,4 +1,4 @@
-"""Durations and the status of a model as a person reads them. Imports nothing heavy: the supervisor uses it too."""
+"""Write durations and the status of a model for people. Imports nothing heavy, because the supervisor uses it."""
 
 import time
 from collections.abc import Mapping

@@ -1,1 +1,1 @@
-"""What several commands ask of a running server, and how its answers lie beside what was asked."""
+"""The client of a running server that the commands share: requests, progress, results joined with requests."""

@@ -1,4 +1,4 @@
-"""The Hugging Face hub, through its own client. HF_TOKEN in the environment opens what is gated."""
+"""Ask the Hugging Face hub, through its own client. HF_TOKEN in the environment opens gated repositories."""
 
 import os
 from typing import Any
@@ -7,23 +7,27 @@ from cli.errors import Trouble
 
 
 def newest(repo: str) -> str:
-    """The commit that the repository's main branch is at."""
+    """Return the newest commit of the main branch of `repo`."""
     return str(_call("model_info", repo).sha)
 
 
 def download(repo: str, revision: str) -> str:
-    """Fetch all files of one commit; returns their folder."""
+    """Download all files of one commit of `repo`; return their folder."""
     return str(_call("snapshot_download", repo, revision=revision))
 
 
 def _call(function: str, repo: str, **options: Any) -> Any:
-    """Raises Trouble when the client is not installed, or the hub says no."""
+    """Call a function of the hub's client.
+
+    Raises:
+        Trouble: the client is not installed, or the hub refuses the call.
+    """
     try:
         import huggingface_hub
     except ImportError as error:
         raise Trouble("the hub's client is missing: install the extra `embed`, or name a revision yourself") from error
     try:
         return getattr(huggingface_hub, function)(repo, token=os.environ.get("HF_TOKEN"), **options)
-    except Exception as error:  # no such repository, no access, and whatever its HTTP client raises
+    except Exception as error:  # no such repository, no access, or an error of its HTTP client
         said = str(error).strip() or type(error).__name__
         raise Trouble(f"cannot get {repo} from the hub: {said.splitlines()[0]}") from error

@@ -1,8 +1,8 @@
-"""Answers beside their inputs: the input, output and error file of a batch merged line by line.
+"""Join the results of a batch with their requests: input, output and error file, merged line by line.
 
-All three are in the order of the input, so one line of each is held at a time. An input line without a result (a retry
-runs only what was left over) is passed by. What was answered from another line has no tokens of its own, so that the
-sum over the rows is the batch's usage.
+All three files are in the order of the input, so memory holds one line of each. An input line without a result is
+skipped (a retry runs some of the lines only). The answer of a line that was copied from another line has no tokens, so
+that the sum over the rows is the usage of the batch.
 """
 
 import base64
@@ -17,7 +17,7 @@ from jobs.batches import lines
 
 Row = dict[str, Any]
 
-#: The columns, in order. An embedding stands in the place of an answer.
+#: The columns, in order. `answer` holds the vector of an embedding.
 COLUMNS = (
     "custom_id", "prompt", "answer", "finish_reason", "status_code", "error_code", "error_message",
     "input_tokens", "output_tokens", "duplicate_of", "request", "response",
@@ -27,9 +27,10 @@ COLUMNS = (
 def joined(
     inputs: Iterable[bytes], outputs: Iterable[bytes], errors: Iterable[bytes], overrides: Row | None = None
 ) -> Iterator[Row]:
-    """One row for each result, with the request as it was asked: a retry lays `overrides` over each body.
+    """Yield one row for each result, with the request as it was run: `overrides` of a retry replace fields of its body.
 
-    Raises Trouble when a result is left without its input, or a line is nested too deeply.
+    Raises:
+        Trouble: a result has no input line, or a line is nested too deeply.
     """
     for line, answer in paired(inputs, outputs, errors):
         try:
@@ -40,7 +41,11 @@ def joined(
 
 
 def paired(inputs: Iterable[bytes], outputs: Iterable[bytes], errors: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Each request that has a result, and that result: two lines as they are. Raises Trouble where one has no input."""
+    """Yield the line of each request that has a result, with the line of that result.
+
+    Raises:
+        Trouble: a result has no input line.
+    """
     results = [_Head(outputs), _Head(errors)]
     for number, line in enumerate(inputs):
         request = (line if number else line.removeprefix(lines.BOM)).strip()
@@ -56,7 +61,7 @@ def paired(inputs: Iterable[bytes], outputs: Iterable[bytes], errors: Iterable[b
 
 
 class _Head:
-    """The next line of a stream; at its end `custom_id` is None."""
+    """Hold the next line of a stream of results. At the end of the stream `custom_id` is None."""
 
     def __init__(self, results: Iterable[bytes]) -> None:
         self._results = iter(results)
@@ -72,7 +77,7 @@ class _Head:
 
 
 def _whole(digits: str) -> int | str:
-    """An integer; one that Python would not read, for its length, stays text."""
+    """Return `digits` as an integer, or unchanged where Python refuses to convert so many."""
     try:
         return int(digits)
     except ValueError:
@@ -110,7 +115,7 @@ def _tokens(count: Any) -> int | None:
 
 
 def error_of(result: Row) -> tuple[str | None, str | None]:
-    """Code and message of an output line that failed; None twice for one that did not."""
+    """Return code and message of an output line that failed; None twice for a line that was answered."""
     if result.get("error"):
         return result["error"].get("code"), result["error"].get("message")
     response = result["response"]
@@ -127,7 +132,7 @@ _ASKED = {"/v1/chat/completions": "messages", "/v1/completions": "prompt", "/v1/
 
 
 def _prompt(url: str, body: Row) -> str | None:
-    """What was asked, as text: the last message of a conversation."""
+    """Return the prompt of a request as text: the last message of a conversation."""
     asked = body.get(_ASKED.get(url, "input"))
     if isinstance(asked, list) and asked and isinstance(asked[-1], dict):
         asked = asked[-1].get("content")
@@ -137,12 +142,12 @@ def _prompt(url: str, body: Row) -> str | None:
 
 
 def _plain(value: Any) -> str | None:
-    """Text as it is; of anything else, such as the parts that some servers answer with, its JSON."""
+    """Return text unchanged, and any other value as JSON."""
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
 def answer_of(url: str, body: Row) -> Any:
-    """The answer, or None where an engine has given it a shape of its own: `response` has it whole."""
+    """Return the answer, or None where the response has an unknown shape."""
     try:
         return _answer(url, body)
     except (AttributeError, LookupError, TypeError, ValueError, struct.error):
@@ -150,7 +155,7 @@ def answer_of(url: str, body: Row) -> Any:
 
 
 def _answer(url: str, body: Row) -> Any:
-    """The text of an answer, or the vector where there is one; of a ranking, places and scores."""
+    """Return the text of an answer, the vector of an embedding, or the indices and scores of a ranking."""
     if url == "/v1/embeddings":
         return _vector(body["data"][0]["embedding"]) if len(body.get("data", ())) == 1 else None
     if url == "/v1/rerank":
@@ -163,7 +168,7 @@ def _answer(url: str, body: Row) -> Any:
 
 
 def _vector(embedding: Any) -> list[float]:
-    """Floats, also of base64: 32 bits each, little-endian."""
+    """Return the floats of a vector. Base64 holds 32-bit floats, little-endian."""
     if not isinstance(embedding, str):
         return list(embedding)
     data = base64.b64decode(embedding)

@@ -1,4 +1,4 @@
-"""Follow the events of a project, and post each to a URL of the user as its webhook would be posted.
+"""Follow the events of a project, and post each to a URL of the user as a webhook would post it.
 
     GET /v1/events (SSE) ──▶ `follow_events` ──▶ `Forwarder` ──signed POST──▶ http://localhost:3000/webhooks
 
@@ -21,9 +21,11 @@ from jobs.webhooks.tables import Event
 
 
 def follow_events(server: Server, after: int) -> Iterator[Mapping[str, Any]]:
-    """Yield each event that follows a position, for ever. A connection that breaks is made again behind the last event.
+    """Yield each event after a position, without end. Connect again behind the last event when a connection breaks.
 
-    Raises ServerUnavailable when the server stays unavailable, and Trouble when it refuses.
+    Raises:
+        ServerUnavailable: the server does not come back.
+        Trouble: the server refuses the request.
     """
     pause, unreachable_since = threading.Event(), None
     while True:
@@ -41,10 +43,10 @@ def follow_events(server: Server, after: int) -> Iterator[Mapping[str, Any]]:
 
 
 class Forwarder:
-    """Posts events to one URL of this machine or its network, signed with one secret. Nothing is sent twice."""
+    """Post events to one URL of this machine or its network, signed with one secret, once each."""
 
     def __init__(self, url: str, secret: str) -> None:
-        """Raises Trouble for a URL or a secret that is none, and for settings that are wrong."""
+        """Raises Trouble for an invalid URL or secret, and for wrong settings."""
         try:
             parse(url, allow_private=True)
             self._secret = check_secret(secret)
@@ -54,7 +56,7 @@ class Forwarder:
         self._config = effective().model_copy(update={"webhook_allow_private": True})
 
     def post(self, event: Mapping[str, Any]) -> Outcome:
-        """Post one event of the feed; its id is its `webhook-id`, whoever posts it."""
+        """Post one event of the feed. The id of the event is the `webhook-id`."""
         return asyncio.run(self._post(event))
 
     async def _post(self, event: Mapping[str, Any]) -> Outcome:

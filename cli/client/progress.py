@@ -1,4 +1,4 @@
-"""A job as `GET /v1/jobs/{id}` shows it, reduced to what a person watches, and followed until it ends."""
+"""Reduce a job of `GET /v1/jobs/{id}` to what a person watches, and follow it until it ends."""
 
 import threading
 import time
@@ -17,7 +17,7 @@ _ENDS = ("completed_at", "failed_at", "expired_at", "cancelled_at")
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Where one job stands. Rates and the time left are None while they mean nothing."""
+    """The progress of one job at one moment. Rates and the time left are None while they are unknown."""
 
     id: str
     kind: str
@@ -29,7 +29,7 @@ class Snapshot:
     running: int
     input_tokens: int
     output_tokens: int
-    reasoning_tokens: int  # among those of the output
+    reasoning_tokens: int  # part of output_tokens
     items_per_second: float | None
     tokens_per_second: float | None
     eta_seconds: float | None
@@ -90,7 +90,7 @@ class Snapshot:
 
     @property
     def standing(self) -> str:
-        """The state, and what it waits for."""
+        """Return the state, and what the job waits for."""
         if self.model_status:
             return f"{self.state}, {model_progress(self.model_status)}"
         if self.waiting_for:
@@ -101,7 +101,7 @@ class Snapshot:
 
     @property
     def pace(self) -> str:
-        """Items and tokens a second, and the time left, as far as they are known."""
+        """Return items and tokens a second, and the time left, as far as they are known."""
         parts = []
         if self.items_per_second:
             parts.append(f"{self.items_per_second:.1f} items/s")
@@ -122,12 +122,12 @@ class Snapshot:
 
 
 def reasoning_of(usage: Mapping[str, Any]) -> int:
-    """Tokens that a model thought with, and nobody reads."""
+    """Return the number of reasoning tokens, which are part of the output tokens."""
     return int(usage.get("output_tokens_details", {}).get("reasoning_tokens", 0))
 
 
 def doubts(outcomes: Mapping[str, Any]) -> list[str]:
-    """What a person should know of answers that count as completed, and of those that failed."""
+    """Return what may be wrong with completed answers, and why lines failed, one sentence each."""
     cut = outcomes.get("finish_reasons", {}).get("length", 0)
     empty = outcomes.get("empty", 0)
     told = []
@@ -140,23 +140,23 @@ def doubts(outcomes: Mapping[str, Any]) -> list[str]:
 
 
 def fault(error: Mapping[str, Any]) -> str:
-    """One entry of a batch's errors, in words."""
+    """Return one entry of a batch's errors as one line of text."""
     line = f"line {error['line']}: " if error.get("line") else ""
     where = f" ({error['param']})" if error.get("param") else ""
     return f"{line}{error.get('message')}{where}"
 
 
-_QUIET = 10.0  # seconds between two lines about counts, where nobody watches a bar
+_QUIET = 10.0  # seconds between two lines about counts, without a terminal
 _STILL = 60.0  # seconds until a line is repeated while nothing changes
 
 Show = Callable[[Snapshot], None]
 
 
 def follow(server: Server, job_id: str, check: Callable[[], None] = lambda: None) -> Snapshot:
-    """Show the job until it ends, and return its last state. Raises ServerUnavailable when the server stays
-    unavailable.
+    """Show the job until it ends, and return its last state. `check` is called before each request.
 
-    `check` is called with each look, and raises when waiting makes no sense any more.
+    Raises:
+        ServerUnavailable: the server does not come back.
     """
     pause = threading.Event()
     answered = time.monotonic()
@@ -209,7 +209,7 @@ def _lines(clock: Callable[[], float] = time.monotonic) -> Show:
     def show(job: Snapshot) -> None:
         nonlocal printed, counted, printed_at
         quiet = clock() - printed_at
-        stage = (job.state, job.model_status or job.standing)  # the standing of a job whose model loads counts seconds
+        stage = (job.state, job.model_status or job.standing)  # a loading model's `standing` counts seconds
         counts = (job.done, job.running, job.output_tokens)
         if stage == printed and quiet < (_STILL if counts == counted else _QUIET):
             return

@@ -1,7 +1,7 @@
-"""The server as the commands see it: the official SDK, OpenAI's routes, and Nightmill's own beside them.
+"""Ask the server: the official SDK for OpenAI's routes and, through it, Nightmill's own routes.
 
-Where it is and which key opens it: what the command line or the environment says, else `run.json` of the data folder,
-which `nightmill up` writes; without it (systemd, containers) what the settings say, and `operator.key` of that folder.
+URL and key come from the command line or the environment, else from `run.json` of the data folder, which `nightmill up`
+writes. Without `up` (systemd, containers) the settings name the URL, and `operator.key` of the data folder is the key.
 """
 
 import os
@@ -33,17 +33,22 @@ if TYPE_CHECKING:
 _JSON = dict[str, Any]
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _PORTS = {"http": 80, "https": 443}
-_LOCATION_SETTINGS = {"public_url", "host", "port"}  # whoever sets one of these means one deployment
+_LOCATION_SETTINGS = {"public_url", "host", "port"}  # any of these settings names one deployment
 _KEY_PREFIX = "nm_"  # of the keys that `nightmill keys create` makes
 _TIMEOUT = 60.0  # seconds for one answer; uploads get more
 _UPLOAD_TIMEOUT = 3600.0
-ANSWER_TIMEOUT = 600.0  # a model answers
+ANSWER_TIMEOUT = 600.0  # seconds for an answer of a model
 _PAGE = 100  # entries of one page, at most
 _READ = 1 << 16
 
 
 def connect(url: str | None, api_key: str | None, data_dir: Path | None) -> "Server":
-    """The server to use. Raises Trouble when nothing says where it is."""
+    """Return the server to use.
+
+    Raises:
+        ServerUnavailable: nothing answers at the URL that was given.
+        Trouble: no URL or no key is known.
+    """
     from cli.up import readiness
     from cli.up.effective import effective
     from cli.up.folder import DataFolder
@@ -84,7 +89,7 @@ def named(url: str | None, api_key: str | None, data_dir: Path | None) -> tuple[
 
 
 def _same(one: str, other: str) -> bool:
-    """Whether two URLs name one server: a key is not sent to another one than it is for."""
+    """Return whether two URLs name the same server, so that the key of one may be sent to the other."""
     return _location(one) == _location(other)
 
 
@@ -99,9 +104,9 @@ def _location(url: str) -> tuple[str, ...]:
 
 
 def _by_hand(config: "Settings", folder: "DataFolder") -> _JSON:
-    """What `run.json` would say of a deployment that no `up` has started: it is there, and the settings name it.
+    """Return URL and key of a deployment that was not started by `up`, empty where the settings name none.
 
-    A key is not sent to whoever happens to have the default port.
+    The key is not sent to a server that only has the default port.
     """
     from cli.up import readiness
 
@@ -111,15 +116,15 @@ def _by_hand(config: "Settings", folder: "DataFolder") -> _JSON:
 
 
 class ServerUnavailable(Trouble):
-    """No server answers, or it cannot answer now."""
+    """No server answers, or the server cannot answer now."""
 
 
 class ModelLoading(ServerUnavailable):
-    """The model answers when a worker has loaded it."""
+    """A worker is loading the model."""
 
 
 class Refused(Trouble):
-    """The request is one that this server, or its model, does not take."""
+    """The server or its model does not accept the request."""
 
 
 def _kind(status: int, code: str | None) -> type[Trouble]:
@@ -132,7 +137,7 @@ def _kind(status: int, code: str | None) -> type[Trouble]:
 
 @contextmanager
 def _told(url: str) -> Iterator[None]:
-    """The SDK's errors, in one line each."""
+    """Translate the errors of the SDK into errors of one line."""
     import httpx2
     import openai
 
@@ -140,7 +145,7 @@ def _told(url: str) -> Iterator[None]:
         yield
     except openai.APIConnectionError as error:
         raise ServerUnavailable(f"no server answers at {url}; is it running? `nightmill doctor` looks") from error
-    except httpx2.TransportError as error:  # in the middle of a body, where the SDK does not look
+    except httpx2.TransportError as error:  # inside a body, which the SDK does not read
         raise ServerUnavailable(f"the server at {url} broke off its answer") from error
     except openai.AuthenticationError as error:
         raise Trouble(f"the server at {url} does not accept this key") from error
@@ -152,13 +157,13 @@ def _told(url: str) -> Iterator[None]:
 
 
 class Entries(list[_JSON]):
-    """The first entries of a list on the server. `has_more`: there are others behind them."""
+    """The first entries of a list on the server. `has_more`: the list is longer."""
 
     has_more = False
 
 
 class Server:
-    """One server and one key."""
+    """A client of one server with one key."""
 
     def __init__(self, url: str, api_key: str, timings: Timings = Timings()) -> None:
         import httpx2
@@ -183,15 +188,14 @@ class Server:
         return self._object(found)
 
     def _object(self, found: object) -> _JSON:
-        """Raises ServerUnavailable for what another program may answer."""
+        """Return a JSON object. Raises ServerUnavailable for any other answer, which another program may have sent."""
         if not isinstance(found, dict):
             raise ServerUnavailable(f"what answers at {self.url} is no server of this kind; is the URL right?")
         return cast("_JSON", found)
 
     @contextmanager
     def events(self, after: int) -> Iterator[Iterator[_JSON]]:
-        """Connect to the stream of the project's events that follow a position. Raises ServerUnavailable when it breaks
-        off."""
+        """Connect to the stream of events after a position. Raises ServerUnavailable when the stream breaks."""
         from openai import Stream
 
         options: RequestOptions = {"params": {"after": after}, "headers": {"Accept": "text/event-stream"}}
@@ -202,7 +206,7 @@ class Server:
             yield map(self._object, stream)
 
     def pages(self, path: str, query: Mapping[str, Any], limit: int) -> "Entries":
-        """The first `limit` entries of a list, over as many pages as that takes."""
+        """Return the first `limit` entries of a list, from as many pages as necessary."""
         found = Entries()
         after: dict[str, Any] = {}
         while len(found) < limit:
@@ -215,14 +219,14 @@ class Server:
         return found
 
     def post(self, path: str, body: Mapping[str, Any] | None = None, timeout: float = _TIMEOUT) -> _JSON:
-        """A create is safe to send again: it carries a key of its own."""
+        """Post a JSON object. An idempotency key makes it safe for the SDK to repeat the request."""
         with _told(self.url):
             options: RequestOptions = {"headers": {"Idempotency-Key": str(uuid.uuid4())}, "timeout": timeout}
             found = self.sdk.post(path, cast_to=object, body=dict(body or {}), options=options)
         return self._object(found)
 
     def embed(self, model: str, texts: list[str], fields: Mapping[str, Any]) -> Any:
-        """The SDK's answer, vectors as lists. `fields` are those that OpenAI does not have."""
+        """Return the SDK's answer with vectors as lists. `fields` are Nightmill's own request fields."""
         with _told(self.url):
             return self.sdk.embeddings.create(model=model, input=texts, extra_body=dict(fields), timeout=ANSWER_TIMEOUT)
 
@@ -232,24 +236,24 @@ class Server:
         return self._object(found)
 
     def upload(self, path: Path, purpose: "FilePurpose" = "batch") -> str:
-        """Upload a file; returns its id."""
+        """Upload a file; return its id."""
         key = {"Idempotency-Key": str(uuid.uuid4())}
         with _told(self.url), path.open("rb") as handle:
             sent = self.sdk.files.create(file=handle, purpose=purpose, extra_headers=key, timeout=_UPLOAD_TIMEOUT)
         return sent.id
 
     def complete(self, body: Mapping[str, Any]) -> _JSON:
-        """Return the whole answer to a chat. Raises ModelLoading at once."""
+        """Return the whole answer to a chat. Raises ModelLoading without waiting."""
         with _told(self.url):
             options: RequestOptions = {"timeout": ANSWER_TIMEOUT, "max_retries": 0}
             found = self.sdk.post("/chat/completions", cast_to=object, body=dict(body), options=options)
         return self._object(found)
 
     def chat(self, body: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
-        """Yield pieces of the answer to a chat as they come, each with the finish reason once it is known.
+        """Yield pieces of the answer to a chat as they arrive, each with the finish reason once it is known.
 
         Raises:
-            ModelLoading: before the first piece, at once.
+            ModelLoading: without waiting, before the first piece.
         """
         from openai import Stream
         from openai.types.chat import ChatCompletionChunk
@@ -269,7 +273,7 @@ class Server:
 
     @contextmanager
     def content(self, file_id: str) -> Iterator[Iterator[bytes]]:
-        """The lines of a file, as they come."""
+        """Yield the lines of a file as they arrive."""
         with (
             _told(self.url),
             self.sdk.files.with_streaming_response.content(file_id, timeout=_UPLOAD_TIMEOUT) as answer,
@@ -278,7 +282,7 @@ class Server:
 
     @contextmanager
     def finished(self, job_id: str) -> Iterator[Iterator[bytes]]:
-        """The lines that a job has finished so far. The SDK streams only routes that it knows."""
+        """Yield the lines that a job has finished so far. The SDK can stream only routes that it knows."""
         import urllib.request
 
         request = urllib.request.Request(f"{self.url}/v1/jobs/{job_id}/results?follow=false")  # noqa: S310 (http as given)
@@ -291,7 +295,7 @@ class Server:
             yield _lines_of(self._parts(answer))
 
     def _parts(self, answer: "HTTPResponse") -> Iterator[bytes]:
-        """Read piece by piece: to read it line by line would take an answer that is cut off for a whole one."""
+        """Read blocks: `http.client` reports a truncated answer only to `read1`, not when it reads lines."""
         from http.client import HTTPException
 
         try:
@@ -300,11 +304,13 @@ class Server:
             raise ServerUnavailable(f"the server at {self.url} broke off its answer") from error
 
     def download(self, file_id: str, path: Path) -> None:
-        """Write a file's content to `path`, which appears when it is whole.
+        """Write the content of a file to `path`, which appears when it is complete.
 
-        A server that is restarted is waited for; ServerUnavailable says that it was not back in time. What is written
-        to as it is
-        (see `whole`) would have the beginning twice.
+        Repeat the download while the server is restarted. A device or a pipe (see `whole`) gets one attempt, because it
+        would receive the beginning twice.
+
+        Raises:
+            ServerUnavailable: the server did not come back in time.
         """
         began = time.monotonic()
         while True:
@@ -326,7 +332,7 @@ class Server:
 
 
 def _lines_of(parts: Iterator[bytes]) -> Iterator[bytes]:
-    """Only LF ends a line of JSON lines; httpx takes U+2028 in an answer for an end as well."""
+    """Split at LF only. httpx would also split at U+2028, which answers may contain."""
     rest = b""
     for part in parts:
         *lines, rest = (rest + part).split(b"\n")

@@ -1,4 +1,4 @@
-"""What a batch's input file says by itself, before anything is sent."""
+"""Read the input file and the options of a batch before anything is sent."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from cli.up.effective import effective
 
 @contextmanager
 def spooled(file: Path) -> Iterator[Path]:
-    """Yield the path of `file`, or for `-` the path of a copy of standard input on the disk."""
+    """Yield the path of `file`, or for `-` the path of a temporary copy of standard input."""
     if str(file) != "-":
         yield file
         return
@@ -28,12 +28,12 @@ def spooled(file: Path) -> Iterator[Path]:
 
 
 def guess_endpoint(path: Path) -> str:
-    """The `url` of the first line. Raises Trouble when there is none."""
+    """Return the `url` of the first line. Raises Trouble when it has none."""
     return first_request(path)[0]
 
 
 def first_request(path: Path) -> tuple[str, Any]:
-    """The `url` of the first line, and the model that it asks for. Raises Trouble when there is no `url`."""
+    """Return `url` and model of the first line. Raises Trouble when it has no `url`."""
     line = _first_line(path)
     try:
         request: Any = json.loads(line)
@@ -47,7 +47,7 @@ def first_request(path: Path) -> tuple[str, Any]:
 
 
 def _first_line(path: Path) -> str:
-    """As much of it as a batch takes: a picture in it makes it long."""
+    """Read the first line, up to the longest line that a batch accepts."""
     longest = effective().batch_max_line_bytes
     try:
         with path.open("rb") as handle:
@@ -62,7 +62,7 @@ def _first_line(path: Path) -> str:
 
 
 def parse_metadata(pairs: list[str]) -> dict[str, str]:
-    """`k=v` words as a mapping."""
+    """Return the pairs `name=value` as a mapping."""
     found = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
@@ -73,7 +73,7 @@ def parse_metadata(pairs: list[str]) -> dict[str, str]:
 
 
 def parse_time(text: str) -> int:
-    """A moment in unix seconds; without an offset it is local."""
+    """Return a time in unix seconds. A time without an offset is local time."""
     try:
         return int(datetime.fromisoformat(text).timestamp())
     except ValueError:
@@ -81,7 +81,7 @@ def parse_time(text: str) -> int:
 
 
 def output_paths(source: Path, output: Path | None) -> tuple[Path, Path]:
-    """Where answers and errors are written. Beside standard output there is another one for errors."""
+    """Return the files for answers and errors. With answers on standard output, errors go to standard error."""
     answers = output or source.with_name(f"{source.stem}.output.jsonl")
     if answers == Path("/dev/stdout"):
         return answers, Path("/dev/stderr")

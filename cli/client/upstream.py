@@ -11,12 +11,12 @@ from jobs.requests.endpoints import base_of
 
 _PATIENCE: Final = 5.0  # seconds
 _MOST_BYTES: Final = 1 << 20
-_NAMED: Final = 5  # models that are named where another is missing
+_NAMED: Final = 5  # models that an error names
 _REFUSED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.PAYMENT_REQUIRED, HTTPStatus.FORBIDDEN})
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Follow no redirect, as workers follow none: the key is for the server that was named."""
+    """Follow no redirect, as workers follow none: the key is meant for one server only."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
@@ -26,8 +26,8 @@ _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedire
 
 
 def fault(url: str, key: str, model: str) -> str:
-    """Return what keeps the server at `url` from answering for `model`, in words; empty where nothing is known to."""
-    if not (key.isascii() and key.isprintable()):  # the error of the library would quote it
+    """Return, in words, why the server at `url` cannot answer for `model`; empty where no reason is known."""
+    if not (key.isascii() and key.isprintable()):  # the library's error would quote the key
         return "is not asked: its key has characters that no header takes"
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     request = urllib.request.Request(f"{base_of(url)}/v1/models", headers=headers)  # noqa: S310 (the file checked it)
@@ -36,7 +36,7 @@ def fault(url: str, key: str, model: str) -> str:
             return _missing(answer.read(_MOST_BYTES), model)
     except urllib.error.HTTPError as error:
         with error:
-            return "refuses the key" if error.code in _REFUSED else ""  # a server without a list of models is asked
+            return "refuses the key" if error.code in _REFUSED else ""  # a server may have no list of models
     except (OSError, http.client.HTTPException, ValueError) as error:
         return f"is unreachable: {getattr(error, 'reason', error)}"
 

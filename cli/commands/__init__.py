@@ -1,1 +1,1 @@
-"""The verbs: one module a noun, one function a verb. `cli.main` lists them."""
+"""The commands: one module a noun, one function a verb. `cli.main` lists them."""

@@ -1,4 +1,4 @@
-"""`nightmill audit`: what was done, by whom, and proof that the record was not changed."""
+"""`nightmill audit`: check that the audit log was not changed."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`nightmill chat PROMPT`: one question to a model, its answer as it is written."""
+"""`nightmill chat PROMPT`: ask a model one question."""
 
 import sys
 import threading
@@ -50,13 +50,13 @@ def chat(
 
 
 def _begun(pieces: Iterator[T]) -> Iterator[T]:
-    """Return `pieces` once the first of them is there."""
+    """Return `pieces` when the first of them has arrived."""
     first = next(pieces, None)
     return pieces if first is None else chain([first], pieces)
 
 
 def _when_loaded(server: Server, ask: Callable[[], T]) -> T:
-    """Return what `ask` returns. While the model loads, say each phase on standard error and ask again."""
+    """Return what `ask` returns. While the model loads, print each phase to standard error and ask again."""
     said = ""
     while True:
         try:

@@ -1,4 +1,4 @@
-"""`nightmill status`, `logs`, `down`: what `nightmill up` runs on this machine, what it logs, and its end."""
+"""`nightmill status`, `logs`, `down`: what `nightmill up` runs on this machine."""
 
 import threading
 from collections.abc import Mapping
@@ -37,11 +37,11 @@ def status(as_json: AsJson = False, data_dir: DataDir = None) -> None:
 
 
 def state(folder: "DataFolder") -> str:
-    """Return what became of the last `nightmill up` of the folder."""
+    """Return the state of the last `nightmill up` of the folder."""
     owner = folder.owner()
     if owner is None or not (folder.read_run() or owner.lives):
         return "stopped" if folder.was_started else "never started"
-    if owner.was_removed:
+    if owner.has_ended:
         return "killed"
     if not owner.lives:
         return f"running on host {owner.host}"

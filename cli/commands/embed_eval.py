@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from cli.commands.embed_evaluation import Embedder
     from cli.commands.embed_inputs import Inputs, Text
 
-_AT = 10  # of nDCG and MRR
-_BLOCK = 2048  # texts whose vectors are held at once
-_WIDE = 160  # columns where no terminal says how many
+_AT = 10  # the depth of nDCG and MRR
+_BLOCK = 2048  # texts whose vectors are in memory at once
+_WIDE = 160  # columns without a terminal
 _HOUR = 3600
 
 
@@ -124,14 +124,14 @@ def _judged(
 
 
 def _price(stated: float | None, pace: float | None, hourly: float | None) -> float | None:
-    """What its server takes, else what a million tokens take of the machine's time."""
+    """Return the price of a million tokens: the server's, else the cost of the machine's time."""
     if stated is not None or hourly is None or not pace:
         return stated
     return hourly / (pace * _HOUR) * 1_000_000
 
 
 def _ranked(embedder: "Embedder", given: "Inputs", most: int) -> tuple[dict[str, list[str]], list[float]]:
-    """The ids of the nearest texts of each query, best first, and the seconds that each query took to embed."""
+    """Return the ids of the nearest texts of each query, best first, and the seconds to embed each query."""
     from cli.commands.embed_evaluation import Nearest
     from cli.commands.embed_inputs import texts
 
@@ -154,7 +154,7 @@ def _blocks(many: "Iterator[Text]") -> "Iterable[list[Text]]":
 def scores(
     ranked: Mapping[str, Sequence[str]], given: "Inputs", queries: Sequence[str], depths: Sequence[int]
 ) -> "Scores":
-    """Means over these queries."""
+    """Return the mean scores over the given queries."""
     from jobs.retrieval.metrics import ndcg, recall, reciprocal_rank
 
     judged = [(ranked[query], given.judgements[query]) for query in queries]
@@ -184,7 +184,7 @@ def _write(given: "Inputs", found: "list[Judged]", output: Path | None, *, as_js
 
 
 def resident_bytes(url: str, model: str, data_dir: Path | None) -> int | None:
-    """Of one worker, with all models that it serves; None where that cannot be seen from here."""
+    """Return the memory of one worker with all its models; None where this host cannot see it."""
     from cli.up.effective import opened, running
     from cli.up.folder import DataFolder
     from jobs.fleet import workers
@@ -193,11 +193,11 @@ def resident_bytes(url: str, model: str, data_dir: Path | None) -> int | None:
 
     config = running(data_dir)
     if DataFolder(config.data_dir).live_run().get("url") != url:
-        return None  # another deployment than this machine's
+        return None  # another machine's deployment
     try:
         known = Registry.load(config).resolve(model)
         if known is None or known.engine is not EngineKind.EMBED:
-            return None  # a server's memory is not its worker's
+            return None  # the model is in another server's memory
         with opened(data_dir) as db, db.read() as session:
             found = [
                 (worker.pid, worker.started)
@@ -215,7 +215,7 @@ Scores = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One model. None: not stated, not measured or not told."""
+    """The figures of one model. None: not stated or not measured."""
 
     model: str
     scores: Scores
@@ -257,7 +257,7 @@ _FACTS: tuple[tuple[str, Callable[[Judged], str]], ...] = (
 
 
 def table(title: str, found: Sequence[Judged], width: int | None) -> str:
-    """A column for each model."""
+    """Return a table with one column a model."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -267,7 +267,7 @@ def table(title: str, found: Sequence[Judged], width: int | None) -> str:
         shown.add_column(cell(name), overflow="fold")
     for name in found[0].scores:
         shown.add_row(name, *(f"{one.scores[name]:.4f}" for one in found))
-    several = len(found[0].by_language) > 1  # one alone is all there is
+    several = len(found[0].by_language) > 1  # a single language equals the total
     for language in found[0].by_language if several else ():
         for name in found[0].scores:
             shown.add_row(cell(f"{name}, {language}"), *(f"{one.by_language[language][name]:.4f}" for one in found))

@@ -1,4 +1,4 @@
-"""A model of the running deployment, asked for vectors as any client asks it; their cost, and the ranking they give."""
+"""Embed texts with a model of the running deployment, measure the cost, and rank the texts for each query."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -14,11 +14,11 @@ from cli.errors import Trouble
 
 Matrix = npt.NDArray[np.float32]
 
-_QUERIES: Final = 256  # compared with one block of texts at a time
+_QUERIES: Final = 256  # queries that are compared with a block of texts at once
 
 
 class Nearest:
-    """The best `most` texts of each query so far, by their place in the corpus. Of equals the earlier comes first."""
+    """The best `most` texts of each query so far, by index in the corpus. Of equal scores the lower index wins."""
 
     def __init__(self, queries: Matrix, most: int) -> None:
         self._queries = normalised(queries)
@@ -28,7 +28,7 @@ class Nearest:
         self._seen = 0
 
     def add(self, texts: Matrix) -> None:
-        """The vectors of the next texts of the corpus."""
+        """Rank the vectors of the next texts of the corpus."""
         block, width = normalised(texts), min(self._most, self._seen + len(texts))
         scores = np.empty((len(self._queries), width), np.float32)
         indexes = np.empty(scores.shape, np.int64)
@@ -42,20 +42,20 @@ class Nearest:
         self._scores, self._indexes, self._seen = scores, indexes, self._seen + len(block)
 
     def indexes(self) -> list[list[int]]:
-        """By query, best first."""
+        """Return for each query the indices of its texts, best first."""
         found: Any = self._indexes.tolist()
         return list(found)
 
 
 def normalised(vectors: Matrix) -> Matrix:
-    """Of length 1: some servers do not give them so."""
+    """Return the vectors at length 1; not every server returns unit vectors."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.maximum(lengths, 1e-12), np.float32)
 
 
-_TEXTS: Final = 32  # of one request
+_TEXTS: Final = 32  # texts of one request
 TYPE: Final = "input_type"
-_MEASURED: Final = {"truncate": True, "cache": False}  # an answer from the cache costs nothing, and says as little
+_MEASURED: Final = {"truncate": True, "cache": False}  # a cached answer would not be a measurement
 QUERY: Final = {TYPE: "query", **_MEASURED}
 PASSAGE: Final = {TYPE: "passage", **_MEASURED}
 _LADDER: Final = ((TYPE, "truncate", "cache"), (TYPE, "truncate"), (TYPE,), ())
@@ -63,7 +63,7 @@ _LADDER: Final = ((TYPE, "truncate", "cache"), (TYPE, "truncate"), (TYPE,), ())
 
 @dataclass(slots=True)
 class Cost:
-    """What was embedded. `truncated` is None where a server does not tell which inputs it has cut off."""
+    """The cost of embedding. `truncated` is None where a server does not report truncated inputs."""
 
     texts: int = 0
     tokens: int = 0
@@ -79,7 +79,7 @@ class Cost:
 
 @dataclass(slots=True)
 class Embedder:
-    """`taken` are those of our fields that its server takes; it is asked without the others."""
+    """Embed with one model. `taken` are Nightmill's request fields that the server accepts; others are left out."""
 
     server: Server
     model: str
@@ -90,7 +90,7 @@ class Embedder:
     queries: Cost = field(default_factory=Cost)
 
     def timed(self, texts: Sequence[str]) -> tuple[Matrix, list[float]]:
-        """Queries one after the other, and the seconds of each."""
+        """Embed queries one after the other; return their vectors and the seconds of each."""
         self._warm_up(texts[0])
         rows, seconds = [], []
         for text in texts:
@@ -103,7 +103,7 @@ class Embedder:
         return np.vstack(rows), seconds
 
     def block(self, texts: Sequence[str]) -> Matrix:
-        """Passages, several requests at once."""
+        """Embed passages, several requests at once."""
         parts = [list(part) for part in _batched(texts, _TEXTS)]
         began = time.perf_counter()
         with ThreadPoolExecutor(self.concurrency, thread_name_prefix="embed-eval") as threads:
@@ -116,7 +116,7 @@ class Embedder:
         return np.vstack(rows)
 
     def _warm_up(self, text: str) -> None:
-        """Before anything is measured. Raises Trouble for a model that gives no vectors."""
+        """Find the request fields that the server accepts. Raises Trouble for a model without embeddings."""
         for self.taken in _LADDER[:-1]:
             try:
                 self._ask([text], QUERY)
@@ -124,7 +124,7 @@ class Embedder:
                 continue
             return
         self.taken = _LADDER[-1]
-        self._ask([text], QUERY)  # or it says what else is wrong
+        self._ask([text], QUERY)  # raises any other error
 
     def _ask(self, texts: Sequence[str], fields: dict[str, Any]) -> Any:
         try:
@@ -133,7 +133,7 @@ class Embedder:
             raise Refused(f"{self.model}: {refusal}") from refusal
 
     def _vectors(self, answer: Any, count: int) -> Matrix:
-        """Raises Trouble for what are no vectors of one length."""
+        """Return the vectors of an answer. Raises Trouble where they differ in length."""
         rows = [one.embedding for one in sorted(answer.data or (), key=lambda one: one.index)]
         lengths = {len(row) for row in rows}
         if len(rows) != count or len(lengths) != 1 or 0 in lengths:

@@ -1,6 +1,6 @@
-"""The three files of a comparison: texts to be searched, queries, and which text answers which query.
+"""Read the three files of a comparison: texts, queries, and judgements of which text answers which query.
 
-Nothing is skipped in silence: what cannot be used ends the command, with file and line.
+Invalid input ends the command with file and line; nothing is skipped.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 from cli.errors import Trouble
 
-Judgements = dict[str, dict[str, int]]  # by query: grade by text
+Judgements = dict[str, dict[str, int]]  # query → text → grade
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +23,17 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """`queries` are those that have judgements; `unjudged` counts the others. `corpus` is read anew for each model."""
+    """The files of a comparison. `queries` are those with judgements; `unjudged` counts the others."""
 
     corpus: Path
-    indexes: dict[str, int]  # of a text in the corpus, by its id
+    indexes: dict[str, int]  # id of a text → its index in the corpus
     queries: list[Text]
     judgements: Judgements
     unjudged: int
 
 
 def read(corpus: Path, queries: Path, judgements: Path) -> Inputs:
-    """Raises Trouble."""
+    """Read the three files. Raises Trouble for invalid input."""
     indexes = {text.id: index for index, text in enumerate(texts(corpus))}
     asked = list(texts(queries))
     judged = _judgements(judgements)
@@ -47,7 +47,7 @@ def read(corpus: Path, queries: Path, judgements: Path) -> Inputs:
 
 
 def texts(path: Path) -> Iterator[Text]:
-    """JSON lines of `id`, `text` and, if known, `language`; also BEIR's, with `_id` and `title`. Raises Trouble."""
+    """Yield texts from JSON Lines of `id`, `text` and optionally `language`, or BEIR's `_id`, `title` and `text`."""
     seen = set[str]()
     for where, line in _lines(path):
         text = _text(where, line)
@@ -83,7 +83,7 @@ def _text(where: str, line: str) -> Text:
 
 
 def _judgements(path: Path) -> Judgements:
-    """TREC's `query 0 text grade`, or BEIR's `query text grade` with or without its head. Raises Trouble."""
+    """Read TREC's `query 0 text grade`, or BEIR's `query text grade` with or without a header."""
     found: Judgements = {}
     for number, (where, line) in enumerate(_lines(path)):
         cells = line.split("\t") if "\t" in line else line.split()
@@ -91,7 +91,7 @@ def _judgements(path: Path) -> Judgements:
             raise Trouble(f"{where} has {len(cells)} columns: expected 'query 0 text grade' or 'query text grade'")
         query, text, grade = cells[0].strip(), cells[-2].strip(), cells[-1].strip()
         if number == 0 and len(cells) == 3 and not _integer(grade):
-            continue  # BEIR's head
+            continue  # BEIR's headerer
         if not _integer(grade):
             raise Trouble(f"{where}: the grade '{grade}' is no integer")
         if text in found.setdefault(query, {}):
@@ -114,7 +114,7 @@ def _known(path: Path, what: str, named: Collection[str], there: Collection[str]
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Those that are not blank, and where each is. Raises Trouble."""
+    """Yield the place and the text of each line that is not blank."""
     try:
         with path.open(encoding="utf-8-sig", newline="\n") as file:
             for number, line in enumerate(file, 1):
@@ -127,7 +127,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def by_language(queries: list[Text]) -> dict[str, list[str]]:
-    """The ids of queries by their language, where any says one; those that don't are `not stated`."""
+    """Return the ids of queries by language; queries without one are `not stated`. Empty if none has a language."""
     if not any(query.language for query in queries):
         return {}
     found: dict[str, list[str]] = {}

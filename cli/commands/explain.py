@@ -63,7 +63,7 @@ def _standing(job: Snapshot) -> Iterator[str]:
 
 
 def _waits_for(server: Server, job: Snapshot) -> Iterator[str]:
-    """The jobs that have to complete before this one begins."""
+    """Name the jobs that have to complete before this job begins."""
     if job.waiting_for == "waiting for job":
         from cli.commands.graph import unfinished
 
@@ -71,7 +71,7 @@ def _waits_for(server: Server, job: Snapshot) -> Iterator[str]:
 
 
 def _held_up(url: str, job: Snapshot, data_dir: Path | None) -> Iterator[str]:
-    """Why nobody has taken up what neither runs nor says what it waits for."""
+    """Say why no worker has taken a job that neither runs nor reports what it waits for."""
     if job.ended or job.waiting_for or job.model_status or job.pace:
         return
     from cli.doctor import standstill
@@ -80,7 +80,7 @@ def _held_up(url: str, job: Snapshot, data_dir: Path | None) -> Iterator[str]:
 
 
 def _left_alone(job: Snapshot, data_dir: Path | None) -> Iterator[str]:
-    """Whether its model's engine died too often; its log is the operator's, so only its database tells."""
+    """Say whether the engine of the model is quarantined. Only the database of the deployment knows."""
     if job.waiting_for != "waiting for model":
         return
     from sqlalchemy.exc import SQLAlchemyError
@@ -100,7 +100,7 @@ def _left_alone(job: Snapshot, data_dir: Path | None) -> Iterator[str]:
 
 
 def _rejected(job: Snapshot) -> Iterator[str]:
-    """What was wrong with the input, by code."""
+    """List the errors of the input by code."""
 
     groups: dict[str, list[Any]] = {}
     for error in job.errors:
@@ -111,7 +111,7 @@ def _rejected(job: Snapshot) -> Iterator[str]:
 
 
 def _answered(server: Server, job: Snapshot) -> Iterator[str]:
-    """How the answers ended, and a few of those that did not by themselves, or say nothing."""
+    """Count the answers by finish reason, with examples of answers that are truncated or empty."""
 
     reasons, empty = job.outcomes.get("finish_reasons", {}), job.outcomes.get("empty", 0)
     wanted = {reason: count for reason, count in reasons.items() if reason != "stop"}
@@ -136,7 +136,7 @@ def _with_more_tokens(job: Snapshot) -> str:
 
 
 def _failed(server: Server, job: Snapshot) -> Iterator[str]:
-    """The failed lines by code, as many as there are and a few of them."""
+    """Count the failed lines by code, with examples."""
     errors = job.outcomes.get("errors", {})
     if not errors:
         return
@@ -155,18 +155,18 @@ def _failed(server: Server, job: Snapshot) -> Iterator[str]:
 def _examples(
     server: Server, job: Snapshot, file_id: str | None, finding: _Finding, wanted: Mapping[str, int]
 ) -> dict[str, list[str]]:
-    """Of a job's lines, those of `wanted`: from its file, or of one that has none yet from what is finished."""
+    """Return examples of the lines in `wanted`: from the file, or from the finished lines of a live job."""
     if not wanted:
         return {}
     try:
         with server.content(file_id) if file_id else server.finished(job.id) as lines:
             return finding(lines, wanted)
-    except Trouble:  # the file was removed, or is no longer kept: the counts stand without examples
+    except Trouble:  # the file was removed or has expired: there are no examples
         return {}
 
 
 def _files(server: Server, job: Snapshot, wanted: Iterable[str]) -> dict[str, list[str]]:
-    """Of files that were to come into a vector store, what is said of those that did not."""
+    """Return error messages of files that failed to come into a vector store, by code."""
 
     found: dict[str, list[str]] = {code: [] for code in wanted}
     store = f"/vector_stores/{job.vector_store_id}"
@@ -175,7 +175,7 @@ def _files(server: Server, job: Snapshot, wanted: Iterable[str]) -> dict[str, li
         files = f"{store}/file_batches/{job.id}/files"
     try:
         page = server.get(f"{files}?filter=failed&limit=100")
-    except Trouble:  # the store is gone
+    except Trouble:  # the store was deleted
         return found
     for file in page["data"]:
         error = file["last_error"] or {}
@@ -192,7 +192,7 @@ _RESPONSES = {"completed": "stop", "max_output_tokens": "length"}
 
 
 def answered(lines: Iterable[bytes], wanted: Mapping[str, int]) -> dict[str, list[str]]:
-    """How answers begin, by finish reason and EMPTY. `wanted`: how many lines of each there are."""
+    """Return the beginnings of answers by finish reason and EMPTY. `wanted` counts the lines of each."""
 
     def told(result: Row) -> Iterator[tuple[str, str]]:
         for word in outcomes_of(result):
@@ -204,7 +204,7 @@ def answered(lines: Iterable[bytes], wanted: Mapping[str, int]) -> dict[str, lis
 
 
 def failed(lines: Iterable[bytes], wanted: Mapping[str, int]) -> dict[str, list[str]]:
-    """What was said of lines that failed, by code."""
+    """Return the error messages of failed lines by code."""
 
     def told(result: Row) -> Iterator[tuple[str, str]]:
         code, message = error_of(result)
@@ -215,7 +215,7 @@ def failed(lines: Iterable[bytes], wanted: Mapping[str, int]) -> dict[str, list[
 
 
 def outcomes_of(result: Row) -> set[str]:
-    """The finish reasons of one line, and EMPTY where it says nothing, as the workers count them."""
+    """Return the finish reasons of one line, and EMPTY for an empty answer, as the workers count them."""
     body = (result["response"] or {}).get("body")
     if error_of(result)[0] or not isinstance(body, dict):
         return set()
@@ -232,7 +232,7 @@ def outcomes_of(result: Row) -> set[str]:
 
 
 def short(message: str | None) -> str:
-    """One line of at most 100 characters, all of which show: a terminal obeys others."""
+    """Return `message` as one line of at most 100 printable characters."""
     text = " ".join("".join(one if one.isprintable() else " " for one in message or "").split())
     return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
 

@@ -24,7 +24,7 @@ def graph(
 
 
 def drawn(shown: Mapping[str, Any]) -> Iterator[str]:
-    """Return the lines of a graph as `GET /v1/jobs/{id}/graph` shows it."""
+    """Return the lines of a drawing of what `GET /v1/jobs/{id}/graph` returns."""
     jobs = {job["id"]: job for job in shown["jobs"]}
     after: dict[str, list[str]] = {job_id: job["after"] for job_id, job in jobs.items()}
     before: dict[str, list[str]] = {job_id: [] for job_id in jobs}
@@ -49,7 +49,7 @@ def unfinished(shown: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _tree(root: str, jobs: Mapping[str, Any], edges: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """Each job once with what follows it; where it is met again, without."""
+    """Draw each job once, with its successors; where it is met again, draw it without them."""
     seen = set[str]()
     waiting = [(job_id, 2) for job_id in reversed(edges[root])]
     while waiting:

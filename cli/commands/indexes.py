@@ -17,7 +17,7 @@ _MOST = 100
 _LOOK_SECONDS = 1.0
 _FACTS = ("index", "status", "model", "dimensions", "chunks")
 _MARKS = ("recall", "ndcg", "mrr")
-#: Up to 100 queries, each asked of both indexes, one after the other.
+#: Seconds for up to 100 queries, each searched in both indexes, one after the other.
 _COMPARE_TIMEOUT = 1800.0
 
 app = Group("Build a second index of a vector store, compare it and switch to it.")
@@ -166,7 +166,7 @@ def _path(store: str) -> str:
 
 
 def _chunking(text: str) -> dict[str, Any]:
-    """What a create takes. The server says what is wrong with it."""
+    """Return the chunking strategy as the API takes it. The server validates it."""
     if not text.lstrip().startswith("{"):
         return {"type": text}
     try:
@@ -177,7 +177,7 @@ def _chunking(text: str) -> dict[str, Any]:
 
 
 def _read(path: Path) -> list[Any]:
-    """A line that begins with a brace is JSON, any other a query as it stands. Raises Trouble."""
+    """Read queries, one a line: a JSON object, or plain text. Raises Trouble for invalid input."""
     found = []
     try:
         lines = path.read_text("utf-8-sig").split("\n")
@@ -193,7 +193,7 @@ def _read(path: Path) -> list[Any]:
 
 
 def _follow(server: Server, index: dict[str, Any]) -> None:
-    """Until nothing comes into it any more: more than one job may fill it. Raises Trouble where it lacks files then."""
+    """Follow the jobs that fill an index, one after the other. Raises Trouble when files are missing in the end."""
     from cli.commands.jobs import watched
 
     followed = None
@@ -216,7 +216,7 @@ def _switch(server: Server, store: str, index: str, *, allow_missing: bool, as_j
 
 
 def _before(indexes: list[dict[str, Any]]) -> str:
-    """The index that was replaced last. Raises Trouble where that is none, or nobody can tell which."""
+    """Return the id of the index that was replaced last. Raises Trouble when there is none or more than one."""
     replaced = sorted((one["replaced_at"], one["id"]) for one in indexes if one["status"] == "previous")
     if not replaced:
         raise Trouble("there is no index to go back to: none was in use before, or it was removed")
@@ -251,7 +251,7 @@ def _known(index: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _report(report: dict[str, Any], known: dict[str, dict[str, Any]], store: str) -> None:
-    """The figures of both indexes, and how alike their answers are."""
+    """Print the figures of both indexes, and how similar their results are."""
     summary = report["summary"]
     k, asked = report["max_num_results"], len(report["data"])
     judged = sum(one["active"]["recall"] is not None for one in report["data"])

@@ -1,4 +1,4 @@
-"""`nightmill jobs`, `cancel`, `retry`, `watch`: what the server has to do, how a job goes on, and how it ended."""
+"""`nightmill jobs`, `cancel`, `retry`, `watch`: list jobs, change them, and follow them to their ends."""
 
 import json
 import time
@@ -112,7 +112,7 @@ def watch(
 
 
 def watched(server: Server, job_id: str, paths: tuple[Path, Path] | None, *, as_json: bool = False) -> Snapshot:
-    """Follow a job, tell its end, and fetch its files if `output` names a path for them. Return its last state."""
+    """Follow a job to its end, print the outcome, and download its files to `paths`. Return its last state."""
     from cli.client.progress import follow
 
     try:
@@ -134,7 +134,7 @@ _SHOWN = 10
 
 
 def tell(job: Snapshot) -> None:
-    """Say on standard error what came of it."""
+    """Print the outcome of a job to standard error."""
     thought = f", {job.reasoning_tokens} of them reasoning" if job.reasoning_tokens else ""
     tokens = f"{job.input_tokens} tokens in, {job.output_tokens} out{thought}"
     say(f"{job.id} {job.state}: {job.completed} completed, {job.failed} failed of {job.total}; {tokens}", err=True)
@@ -147,9 +147,9 @@ def tell(job: Snapshot) -> None:
 
 
 def fetch(server: Server, job: Snapshot, answers: Path, errors: Path) -> None:
-    """Download what the job has made. A job that was cut short has files too.
+    """Download the result files of a job, also of a job that was stopped early.
 
-    Where it has none, one that an earlier job left there goes, lest it be taken for this one's.
+    Where it has none, remove the file of an earlier job, which could be mistaken for a result of this job.
     """
     for file_id, path, what in ((job.output_file_id, answers, "answers"), (job.error_file_id, errors, "errors")):
         if file_id:
@@ -161,6 +161,6 @@ def fetch(server: Server, job: Snapshot, answers: Path, errors: Path) -> None:
 
 
 def require_success(job: Snapshot) -> None:
-    """Raises Trouble for a job that did not succeed, so that the exit code says so."""
+    """Raises Trouble for a job that did not succeed, so that the exit code is 1."""
     if job.state != "succeeded":
         raise Trouble(f"{job.id} {job.state}")

@@ -1,4 +1,4 @@
-"""`nightmill keys`: who may use the server. Works on the database directly, so that the first key needs no key."""
+"""`nightmill keys`: create, list and revoke API keys. Uses the database directly: the first key needs no key."""
 
 from typing import Annotated, Any
 

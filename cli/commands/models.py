@@ -1,4 +1,4 @@
-"""`nightmill models`: which models this deployment serves, and from where; changes to its models file."""
+"""`nightmill models`: list the models of this deployment, and change its models file."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -151,7 +151,7 @@ def _row(model: "Model") -> dict[str, Any]:
 
 
 def _of_endpoint(model: "Shown") -> dict[str, Any]:
-    """A model that is in no file: the servers of NIGHTMILL_ENGINE_URLS have shown it, when they last answered."""
+    """Return the row of a model that the servers of NIGHTMILL_ENGINE_URLS listed."""
     return {
         "name": model.id,
         "engine": "http",
@@ -165,7 +165,7 @@ def _of_endpoint(model: "Shown") -> dict[str, Any]:
 
 
 def _faults(urls: Iterable[str], key_name: str, model: str) -> list[str]:
-    """Return what keeps servers from answering for `model`, a sentence each."""
+    """Return what keeps each server from answering for `model`, one sentence each."""
     from pydantic_settings import SettingsError
 
     from cli.client import upstream
@@ -204,7 +204,7 @@ def _states(session: "Session", rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _prompts(model: "Model") -> dict[str, str | None]:
-    """What stands before queries and passages, of a model that embeds."""
+    """Return the prompts that precede queries and passages, for a model that embeds."""
     from jobs.fleet.checkpoint import facts_of
 
     if EMBEDDINGS not in model.endpoints:

@@ -1,4 +1,4 @@
-"""Changes to a models file that keep its comments: a model is appended, or its lines are cut out."""
+"""Change a models file without losing its comments: append a model, or cut its lines out."""
 
 import os
 from collections.abc import Mapping
@@ -58,28 +58,29 @@ def cut_model(file: Editable, name: str) -> None:
     first, end = span
     depth = len(lines[first]) - len(lines[first].lstrip())
     while end > first + 1 and _between(lines[end - 1], depth):
-        end -= 1  # what stands before the next one stays
+        end -= 1  # comments before the next model stay
     if len(models) == 1:
         lines[head.line] = _emptied(lines[head.line], head.column, " {}")
     _replace(file.path, "".join(lines[:first] + lines[end:]))
 
 
 def _between(line: str, depth: int) -> bool:
-    """Whether it is in no model of this depth: an empty line, or a comment that stands no deeper than their names."""
+    """Return whether a line belongs to no model: it is empty, or a comment that is not indented below the names."""
     rest = line.lstrip()
     return not rest or (rest.startswith("#") and len(line) - len(rest) <= depth)
 
 
 def _emptied(line: str, column: int, value: str) -> str:
-    """The line of the key `models`, which ends in this column, with another value."""
+    """Return the line of the key `models`, which ends in `column`, with another value."""
     rest = line[column:].removeprefix(":").lstrip(" ").removeprefix("{}").rstrip()
     return f"{line[:column]}:{value}{f'  {rest.lstrip()}' if rest.strip() else ''}\n"
 
 
 def _read(file: Path) -> tuple[str, yaml.Mark | None, list[tuple[yaml.Node, yaml.Node]]]:
-    """A file's text, where its key `models` ends, and its models: names and what they are.
+    """Return the text of a file, the end of its key `models`, and its models as names and nodes.
 
-    Raises Trouble for what is no YAML.
+    Raises:
+        Trouble: the file is not valid YAML.
     """
     try:
         text = file.read_text(encoding="utf-8")
@@ -92,11 +93,11 @@ def _read(file: Path) -> tuple[str, yaml.Mark | None, list[tuple[yaml.Node, yaml
 
 
 def _span(models: list[tuple[yaml.Node, yaml.Node]], name: str) -> tuple[int, int] | None:
-    """The lines of a model: the first, and the one after the last."""
+    """Return the first line of a model, and the line behind its last."""
     starts = [key.start_mark.line for key, _ in models]
     for number, (key, value) in enumerate(models):
         if key.value == name:
-            last = value.end_mark  # of a block: where the next one begins
+            last = value.end_mark  # a block ends where the next one begins
             return starts[number], (*starts, last.line + (last.column > 0))[number + 1]
     return None
 

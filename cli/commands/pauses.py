@@ -1,4 +1,4 @@
-"""`nightmill workers`, `pause`, `resume`, `drain`: what goes on, and what does not. Works on the database directly."""
+"""`nightmill workers`, `pause`, `resume`, `drain`: show and stop work. Uses the database directly."""
 
 import threading
 import time
@@ -128,13 +128,13 @@ def workers(data_dir: DataDir = None, as_json: AsJson = False) -> None:
 
 
 def _held(session: "Session", data_dir: Path | None) -> list[dict[str, Any]]:
-    """Return what is paused. A model's aliases, which are paused with it, stand in its entry."""
+    """Return what is paused. The entry of a model includes its aliases, which are paused with it."""
     from cli.up.effective import running
     from jobs.fleet.models_file import ModelsFileError, Registry
     from jobs.ledger import pauses
 
     aliases: Mapping[str, str] = {}
-    with suppress(ModelsFileError):  # the file may be broken: each name is shown by itself then
+    with suppress(ModelsFileError):  # an invalid file: aliases are shown as models
         aliases = Registry.load(running(data_dir)).aliases
     names = pauses.paused(session).of(pauses.Scope.MODEL)
     folded = {alias: model for alias, model in aliases.items() if {alias, model} <= names}
@@ -167,7 +167,7 @@ def _table(rows: list[dict[str, object]]) -> None:
 
 
 def _set(kind: str, name: str, data_dir: Path | None, *, on: bool, as_json: bool) -> list[str]:
-    """Pause or resume, say so, and return what the name stands for."""
+    """Pause or resume, print the result, and return the names that `name` stands for."""
     from cli.up.effective import opened
     from jobs.fleet import quarantine
     from jobs.ledger import pauses
@@ -191,9 +191,11 @@ def _set(kind: str, name: str, data_dir: Path | None, *, on: bool, as_json: bool
 
 
 def _names(session: "Session", scope: "Scope", name: str, data_dir: Path | None) -> list[str]:
-    """What a name stands for: a project's id, a model and then its aliases.
+    """Return the names that `name` stands for: the id of a project, or a model and its aliases.
 
-    Raises Trouble for one that is unknown, and ModelsFileError where only the file could tell.
+    Raises:
+        Trouble: the name is unknown.
+        ModelsFileError: the models file is needed to know the name, and is invalid.
     """
     from cli.up.effective import running
     from jobs.fleet import workers as fleet
@@ -215,7 +217,7 @@ def _names(session: "Session", scope: "Scope", name: str, data_dir: Path | None)
     if scope is Scope.QUEUE:
         known = {*map(str, Queue), *(queue for worker in workers for queue in worker.queues)}
         known |= pauses.paused(session).of(scope)
-        if name not in known:  # only now: the file may be wrong, and the rest is paused whatever it says
+        if name not in known:  # read last: the file may be invalid
             known |= {model.queue for model in Registry.load(running(data_dir)).models.values()}
     if name not in known:
         raise Trouble(f"there is no {scope} '{name}'; there are {', '.join(sorted(known)) or 'none'}")
@@ -223,7 +225,7 @@ def _names(session: "Session", scope: "Scope", name: str, data_dir: Path | None)
 
 
 def _models(session: "Session", registry: "Registry", name: str) -> list[str]:
-    """A model with its aliases, by its name or one of these. Raises Trouble for one that nobody has ever heard of."""
+    """Return a model and its aliases, found by one of these names. Raises Trouble for an unknown name."""
     shown, told = _known(session, name)
     model = name if name in registry.models or shown else registry.aliases.get(name, name)
     if model == name and not (name in registry.models or shown or told):
@@ -232,7 +234,7 @@ def _models(session: "Session", registry: "Registry", name: str) -> list[str]:
 
 
 def _known(session: "Session", name: str) -> tuple[bool, bool]:
-    """Whether an endpoint has shown a model; whether work, a worker, a pause or a quarantine knows its name."""
+    """Return whether an endpoint listed a model, and whether a job, worker, pause or quarantine has its name."""
     from sqlalchemy import or_, select
 
     from jobs.fleet import quarantine
@@ -256,7 +258,7 @@ def _known(session: "Session", name: str) -> tuple[bool, bool]:
 
 
 def _shown(session: "Session", scope: str, name: str) -> str:
-    """A project by its name."""
+    """Return the name of a project, and any other name unchanged."""
     from jobs.security.tables import Project
 
     project = session.get(Project, name) if scope == "project" else None

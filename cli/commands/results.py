@@ -1,4 +1,4 @@
-"""`nightmill results JOB`: what a job has answered, as it is or beside what was asked."""
+"""`nightmill results JOB`: write the results of a job, alone or joined with their requests."""
 
 import csv
 import io
@@ -66,7 +66,7 @@ def _require_files(job: Snapshot) -> None:
 
 
 def _raw(server: Server, job: Snapshot, output: Path | None) -> None:
-    """OpenAI's own lines."""
+    """Write OpenAI's output and error lines."""
     with ExitStack() as stack:
         out = stack.enter_context(whole(output)) if output else byte_output()
         if not job.ended:
@@ -81,7 +81,7 @@ def _raw(server: Server, job: Snapshot, output: Path | None) -> None:
 
 @contextmanager
 def _joined(server: Server, job: Snapshot, overrides: "Row") -> Iterator[Iterator["Row"]]:
-    """The rows, from copies of the job's three files."""
+    """Yield the joined rows, read from copies of the job's three files."""
     from cli.client.joining import joined
 
     if not job.input_file_id:
@@ -106,7 +106,7 @@ Writer = Callable[[Iterable[Row], Path | None], int]
 
 
 def write_jsonl(rows: Iterable[Row], path: Path | None) -> int:
-    """One object a line, request and response whole. Returns how many."""
+    """Write one JSON object a line with the whole request and response; return the number of rows."""
     count = 0
     with _text(path) as out:
         for row in rows:
@@ -116,9 +116,10 @@ def write_jsonl(rows: Iterable[Row], path: Path | None) -> int:
 
 
 def write_csv(rows: Iterable[Row], path: Path | None) -> int:
-    """RFC 4180, with a header; what is no plain value is JSON in its cell, null an empty one, as an empty text is.
+    """Write CSV (RFC 4180) with a header; return the number of rows.
 
-    A text that a spreadsheet would run as a formula gets a leading `'`.
+    Objects and lists are JSON in their cells. Null and empty text are empty cells. A text that a spreadsheet would run
+    as a formula gets a leading `'`.
     """
     count = 0
     with _text(path) as out:
@@ -131,7 +132,7 @@ def write_csv(rows: Iterable[Row], path: Path | None) -> int:
 
 
 def write_parquet(rows: Iterable[Row], path: Path | None, *, vectors: bool = False) -> int:
-    """Columns as in CSV; of `vectors` the answers are lists of 32-bit floats, however many rows have none."""
+    """Write the columns of the CSV as Parquet; `vectors` are lists of 32-bit floats. Return the number of rows."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -147,7 +148,7 @@ def write_parquet(rows: Iterable[Row], path: Path | None, *, vectors: bool = Fal
 
 
 def writer_of(format_: str, *, vectors: bool) -> Writer:
-    """What writes rows as `jsonl`, `csv` or `parquet`. `vectors`: the answers are embeddings."""
+    """Return the function that writes rows as `jsonl`, `csv` or `parquet`. `vectors`: answers are embeddings."""
     if format_ == "parquet":
         return partial(write_parquet, vectors=vectors)
     return write_csv if format_ == "csv" else write_jsonl
@@ -165,7 +166,7 @@ def _cell(value: object) -> object:
 
 
 def _inert(value: object) -> object:
-    """Return `value` so that no spreadsheet runs it: as OWASP's "CSV Injection" advises. Numbers stay numbers."""
+    """Return `value` so that no spreadsheet runs it, as OWASP's "CSV Injection" advises. Numbers stay numbers."""
     if isinstance(value, str) and value.startswith(_FORMULA) and not _NUMBER.fullmatch(value):
         return f"'{value}"
     return value
@@ -173,7 +174,7 @@ def _inert(value: object) -> object:
 
 @contextmanager
 def _text(path: Path | None) -> Iterator[TextIO | Screen]:
-    """Standard output, or a file that appears when it is whole."""
+    """Yield standard output, or a file that appears when it is complete."""
     if path is None:
         yield text_output()
         return

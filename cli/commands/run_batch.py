@@ -1,10 +1,10 @@
 """`nightmill run-batch`: the files and flags of vLLM's own batch runner, `vllm run-batch`.
 
-    attached    a deployment runs here (or --url names one): the file is one of its batches
-    private     none does: one is started for this run in a folder that goes afterwards, with one model
-                and the other flags as its engine's arguments; lines may have vLLM's own sampling fields
+    attached    a deployment runs here (or --url names one): the file becomes a batch of that deployment
+    private     none runs: start one for this run in a temporary folder, with one model and the other flags
+                as engine arguments; lines may have vLLM's own sampling fields
 
-All results stand in one file, in the input's order, as that command writes them.
+All results are in one file, in the order of the input, as `vllm run-batch` writes them.
 """
 
 import json
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from jobs.fleet.models_file import Model, Registry
 
 _LONGEST, _USUAL = "30d", "24h"
-#: A private run has no neighbours to be fair to.
+#: A private run shares nothing, so it needs no limits.
 _NO_LIMITS = {
     "NIGHTMILL_BATCH_MAX_LINES": "100000000",
     "NIGHTMILL_BATCH_MAX_BYTES": str(1 << 40),
@@ -40,7 +40,7 @@ _NO_LIMITS = {
     "NIGHTMILL_WINDOW_MAX_SECONDS": str(30 * 86_400),
     "NIGHTMILL_MODELS_FILE": "",
     "NIGHTMILL_ENGINE_URLS": "",
-    "NIGHTMILL_VLLM_ENABLED": "true",  # whatever a deployment beside it is told
+    "NIGHTMILL_VLLM_ENABLED": "true",  # also where the environment disables vLLM
 }
 _ROUTES = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"]
 _LINES = ("release", "web", "dispatcher", "cpu")
@@ -125,7 +125,7 @@ def _fetched(server: Server, file_id: str | None, folder: Path) -> Path | None:
 def _server(
     context: typer.Context, model: str, url: str | None, api_key: str | None, data_dir: Path | None
 ) -> Iterator[tuple[Server, Callable[[], None] | None]]:
-    """The deployment to use, and of one started for this run what says that it can't go on."""
+    """Yield the server to use and, for a private deployment, a function that raises when it cannot go on."""
     from cli.up.effective import effective
     from cli.up.folder import DataFolder
 
@@ -140,7 +140,7 @@ def _server(
             yield server, None
         return
     source = context.get_parameter_source("api_key")
-    if source is not None and source.name == "COMMANDLINE":  # one of the environment may be meant for others
+    if source is not None and source.name == "COMMANDLINE":  # a key in the environment may belong to another server
         raise Trouble(f"--api-key: nothing runs in {folder.path} that takes a key; name a deployment with --url")
     with _private(model, flags, data_dir) as private:
         yield private
@@ -148,7 +148,7 @@ def _server(
 
 @contextmanager
 def _private(model: str, flags: list[str], data_dir: Path | None) -> Iterator[tuple[Server, Callable[[], None]]]:
-    """A deployment of one model, gone afterwards."""
+    """Yield a server with one model, and remove it afterwards."""
     import yaml
 
     from cli.client.server import Server
@@ -174,7 +174,7 @@ def _private(model: str, flags: list[str], data_dir: Path | None) -> Iterator[tu
 
 
 def _fields(registry: "Registry", model: str, flags: list[str]) -> dict[str, dict[str, Any]]:
-    """The models of a models file: this one, by the names that requests call it."""
+    """Return the `models` of a models file: this model, under the names that requests use."""
     from cli.commands.vllm_flags import engine_args, refuse
 
     arguments = absolute(engine_args(flags))
@@ -185,9 +185,10 @@ def _fields(registry: "Registry", model: str, flags: list[str]) -> dict[str, dic
 
 
 def _model(registry: "Registry", name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The entry of a models file: one of the file in force with its own arguments below, a folder, or the hub's.
+    """Return the entry of a model of the models file in force, of a folder, or of a repository of the hub.
 
-    Raises Trouble where these arguments cannot be used.
+    Raises:
+        Trouble: the engine of the model does not take these arguments.
     """
     from cli.client.hub import newest
 
@@ -221,13 +222,13 @@ _BARE = frozenset({
     "allowed_local_media_path", "chat_template", "generation_config", "hf_config_path", "model", "spec_model",
     "tokenizer",
 })  # fmt: skip
-_RESERVED = frozenset({"auto", "vllm"})  # words that `--generation-config` has for itself
-_WRITTEN = ("_dir", "_dump_path", "_save_path")  # the engine makes them where they are not there
-_NEVER = frozenset({"allowed_media_domains", "ignore_patterns", "served_model_name"})  # theirs is no path from here
+_RESERVED = frozenset({"auto", "vllm"})  # words with a meaning of their own in `--generation-config`
+_WRITTEN = ("_dir", "_dump_path", "_save_path")  # the engine creates these paths
+_NEVER = frozenset({"allowed_media_domains", "ignore_patterns", "served_model_name"})  # values that are never paths
 
 
 def absolute(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments with the paths that are relative to this folder made absolute, those in objects too."""
+    """Return the arguments with paths below this folder made absolute, also inside objects."""
     return {name: value if name in _NEVER else _escaped(name, value) for name, value in arguments.items()}
 
 
@@ -244,7 +245,7 @@ def _escaped(name: str, value: Any) -> Any:
 
 
 def _object(word: str) -> str:
-    """A word that is a JSON object stays as it was written where it has no such path."""
+    """Return a JSON object with absolute paths, and a word without such paths unchanged."""
     try:
         said = json.loads(word)
     except (ValueError, RecursionError):

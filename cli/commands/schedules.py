@@ -1,4 +1,4 @@
-"""`nightmill schedules`: batches that come again and again."""
+"""`nightmill schedules`: list, pause, resume and remove schedules of batches."""
 
 from typing import Annotated, Any
 

@@ -1,4 +1,4 @@
-"""`nightmill sources`: where the documents of a vector store come from."""
+"""`nightmill sources`: the sources of a vector store's documents."""
 
 from typing import Annotated, Any
 
@@ -88,7 +88,7 @@ def _path(store: str) -> str:
 
 
 def _location(locations: list[str]) -> dict[str, Any]:
-    """What a create takes. The server says what is wrong with it."""
+    """Return the source as the API takes it. The server validates it."""
     if len(locations) == 1 and locations[0].startswith("s3://"):
         return {"type": "s3", "prefix": locations[0]}
     if len(locations) == 1 and locations[0].startswith("/"):

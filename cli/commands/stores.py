@@ -1,4 +1,4 @@
-"""`nightmill stores`: vector stores, the files in them, and searches."""
+"""`nightmill stores`: vector stores, their files, and searches."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -128,7 +128,7 @@ def delete(
 
 
 def _file_id(server: Server, file: str) -> str:
-    """Return the id of a file, which is uploaded where a path is given."""
+    """Return the id of an uploaded file. Upload the file when `file` is a path."""
     return file if _is_id(file) else server.upload(Path(file), "assistants")
 
 

@@ -16,7 +16,7 @@ from cli.terminal import say, show
 from cli.wording import duration
 
 _SHOWN = 20
-#: What would be passed over beside an option.
+#: Options that have no meaning together with another option.
 _MEANINGLESS: Final = {
     "--sample": ("--at", "--after", "--every", "--output", "--no-wait", "--no-check"),
     "--every": ("--at", "--after", "--output"),
@@ -96,7 +96,7 @@ def submit(
 
 
 def _check_together(given: Mapping[str, object]) -> None:
-    """Raises Trouble where one option would be ignored for another, or without it."""
+    """Raises Trouble for an option that another option makes meaningless."""
     for option, others in _MEANINGLESS.items():
         for other in others:
             if given[option] and given[other]:
@@ -106,7 +106,7 @@ def _check_together(given: Mapping[str, object]) -> None:
 
 
 def _sample(server: Server, file: Path, count: int, wanted: dict[str, Any], *, as_json: bool) -> None:
-    """Run a batch of some of the lines to its end, and estimate what all would take. The answers stay on the server."""
+    """Run a batch of some of the lines, and estimate the cost of all. The answers stay on the server."""
     with tempfile.TemporaryDirectory() as folder:
         some = Path(folder) / f"sample-of-{file.name}"
         total = write_sample(file, count, some)
@@ -121,7 +121,7 @@ def _sample(server: Server, file: Path, count: int, wanted: dict[str, Any], *, a
 
 
 def _check(server: Server, file_id: str, endpoint: str) -> None:
-    """Say what the file holds. One with a line that would fail is removed again, with its errors told."""
+    """Validate the file and print what it holds. Delete an invalid file, and print its errors."""
     found = server.post("/batches/validate", {"input_file_id": file_id, "endpoint": endpoint})
     if found["valid"]:
         tokens = found["estimate"]["input_tokens"]
@@ -138,12 +138,12 @@ def _check(server: Server, file_id: str, endpoint: str) -> None:
     raise Trouble(f"nothing was created; errors in the file: {many}")
 
 
-_WORTH_TELLING = 2.0  # seconds
+_WORTH_TELLING = 2.0  # seconds of waiting of waiting
 _BEFORE = "; before that it waited {} for its turn and its model, which comes once and not with each request"
 
 
 def write_sample(source: Path, count: int, target: Path) -> int:
-    """Write `count` lines, spread evenly over the file; returns how many lines the file has. Raises Trouble."""
+    """Write `count` lines, spread evenly over the file; return the number of lines in the file."""
     total = sum(1 for _ in _requests(source))
     if not total:
         raise Trouble(f"{source} holds no requests")
@@ -155,7 +155,7 @@ def write_sample(source: Path, count: int, target: Path) -> int:
 
 
 def _requests(source: Path) -> Iterator[bytes]:
-    """Lines that are not blank, each with its end."""
+    """Yield the lines that are not blank, each with its line end."""
     with source.open("rb") as handle:
         for line in handle:
             if line.strip():
@@ -163,7 +163,7 @@ def _requests(source: Path) -> Iterator[bytes]:
 
 
 def extrapolate(job: Mapping[str, Any], total: int) -> str:
-    """What all lines would take, going by the job that ran some of them: the work, without what it waited for first."""
+    """Return what all lines would take, from a job that ran some. Its waiting time does not grow with the lines."""
     usage, done = job["usage"], job["progress"]["completed"] + job["progress"]["failed"]
     if not done:
         raise Trouble("the sample has answered nothing, which says nothing of the rest")

@@ -1,4 +1,4 @@
-"""`nightmill vectors`: is what can be searched exactly what the database says?"""
+"""`nightmill vectors`: compare the vector database with the SQL database."""
 
 from typing import Annotated
 

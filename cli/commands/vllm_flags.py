@@ -1,7 +1,7 @@
-"""vLLM's flags as engine arguments. Which there are, and what they may say, vLLM's own parser judges in the worker.
+"""Turn vLLM's flags into engine arguments. vLLM's own parser checks them in the worker.
 
-Values stay the words they are, for `yes`, `010` or a JSON object mean what vLLM takes them for; only whole numbers
-become some, because models files have them so.
+Values stay text, since `yes`, `010` or a JSON object mean what vLLM's parser takes them for. Only whole numbers become
+integers, as they are in models files.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 from cli.errors import Trouble
 from cli.groups import Verb
 
-#: `-O3` has no other form and stands in `spelled_out`.
+#: Short flags by their long forms; `spelled_out` handles `-O3`.
 SHORT = {
     "-ac": "--attention-config", "-cc": "--compilation-config", "-dc": "--diffusion-config",
     "-dcp": "--decode-context-parallel-size", "-dp": "--data-parallel-size", "-dpa": "--data-parallel-address",
@@ -23,7 +23,7 @@ SHORT = {
     "-pp": "--pipeline-parallel-size", "-q": "--quantization", "-r": "--node-rank", "-sc": "--speculative-config",
     "-tp": "--tensor-parallel-size",
 }  # fmt: skip
-#: What `vllm serve` takes and `vllm run-batch` does not; the engine's parser, which is that of `vllm serve`, would.
+#: Flags of `vllm serve`, and so of the engine's parser, that `vllm run-batch` does not have.
 SERVE_ONLY = frozenset({
     "allow_credentials", "allowed_headers", "allowed_methods", "allowed_origins", "api_key", "api_server_count",
     "config", "data_parallel_supervisor_port", "disable_access_log_for_endpoints", "disable_fastapi_docs",
@@ -34,7 +34,7 @@ SERVE_ONLY = frozenset({
     "ssl_certfile", "ssl_ciphers", "ssl_keyfile", "uds", "uvicorn_log_level",
 })  # fmt: skip
 _SERVED = "a run of its own has no server of metrics; `nightmill up` has one, at /metrics"
-#: What is no use in a run of its own, with the reason.
+#: Flags without a use in a private run, with the reason.
 _REFUSED = {
     **dict.fromkeys(SERVE_ONLY, "a flag of `vllm serve`; `vllm run-batch` has none of that name either"),
     **dict.fromkeys(("enable_metrics", "host", "port"), _SERVED),
@@ -45,14 +45,14 @@ _SHORT = re.compile(r"(-[A-Za-z]+)(.*)", re.DOTALL)
 
 
 class TakesFlags(Verb):
-    """A command that leaves vLLM's flags in `context.args`. Click would take `-tp` for `-t -p`, and `-dpo` for `-o`."""
+    """A command that leaves vLLM's flags in `context.args`. Click alone would read `-tp` as `-t -p`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, spelled_out(args))
 
 
 def spelled_out(words: Sequence[str]) -> list[str]:
-    """The words with vLLM's short flags in their long form. Raises Trouble for one that there is not."""
+    """Return the words with vLLM's short flags in their long form. Raises Trouble for an unknown short flag."""
     found: list[str] = []
     for word in words:
         short = _SHORT.fullmatch(word)
@@ -69,9 +69,12 @@ def spelled_out(words: Sequence[str]) -> list[str]:
 
 
 def engine_args(flags: Sequence[str]) -> dict[str, Any]:
-    """`--max-model-len 2048 --enforce-eager` as models.yaml has them. Raises Trouble for a word of no flag.
+    """Return flags such as `--max-model-len 2048 --enforce-eager` as models.yaml has them.
 
-    A flag of several values has a list, `--no-…` that name, and `--a.b c` are an object, which comes before `--a`.
+    A flag with several values becomes a list, `--no-x` the argument `no_x`, `--a.b c` an object that replaces `--a`.
+
+    Raises:
+        Trouble: a word belongs to no flag.
     """
     found: dict[str, Any] = {}
     objects: dict[str, Any] = {}
@@ -94,7 +97,7 @@ def engine_args(flags: Sequence[str]) -> dict[str, Any]:
 
 
 def refuse(arguments: Iterable[str]) -> None:
-    """Raises Trouble for arguments that a run of its own has no use for. vLLM would take the start of a name for it."""
+    """Raises Trouble for arguments without a use in a private run, also abbreviated, as vLLM accepts them."""
     for given in arguments:
         name = given.removeprefix("no_")
         for refused, reason in _REFUSED.items():
@@ -103,7 +106,7 @@ def refuse(arguments: Iterable[str]) -> None:
 
 
 def merged(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's own arguments with what is given in their place."""
+    """Return the model's own arguments, replaced by those in `given`."""
     return {name: value for name, value in own.items() if _opposite(name) not in given} | dict(given)
 
 
@@ -121,7 +124,7 @@ def _value(name: str, values: list[str]) -> Any:
 
 
 def _put(objects: dict[str, Any], name: str, word: str) -> None:
-    """`a.b.c` and its value, as vLLM reads them: JSON where it is some; of `a.b+` a list, parted by commas."""
+    """Store the value of `a.b.c` as vLLM reads it: as JSON where it is valid, of `a.b+` as a list split at commas."""
     first, *path, last = name.removesuffix("+").split(".")
     target = objects.setdefault(first.replace("-", "_"), {})
     for part in path:

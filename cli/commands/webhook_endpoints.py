@@ -1,4 +1,4 @@
-"""`nightmill webhooks create`, `list`, `test`, `deliveries`, `delete`: the endpoints of a project."""
+"""`nightmill webhooks create`, `list`, `test`, `deliveries`, `delete`: the webhook endpoints of a project."""
 
 from http import HTTPStatus
 from typing import Annotated, Any

@@ -1,4 +1,4 @@
-"""`nightmill webhooks`: see and receive what webhooks tell, before there is an endpoint."""
+"""`nightmill webhooks listen`: receive events on this machine without an endpoint."""
 
 import json
 import time
@@ -77,7 +77,7 @@ def listen(
 
 
 def _show(event: Mapping[str, Any], outcome: "Outcome | None", *, as_json: bool) -> None:
-    """Print one event on one line, and what came of posting it."""
+    """Print one event and the result of posting it on one line."""
     answer = None if outcome is None else outcome.error or f"status {outcome.status_code}"
     if as_json:
         say(json.dumps({**event, "forwarded": answer}))

@@ -1,4 +1,4 @@
-"""The second act: documents into a vector store, then questions that are answered from them, with their sources."""
+"""Bring documents into a vector store, and answer questions from them with their sources."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ _SOURCES = 3
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file that something was found in; `cited`: the answer rests on it."""
+    """A file in which an answer was found. `cited`: the answer cites it."""
 
     filename: str
     cited: bool
@@ -30,7 +30,7 @@ class Answered:
 
 @dataclass(slots=True)
 class Shelf:
-    """A vector store, and what came of bringing papers into it."""
+    """A vector store of the demo, and the outcome of bringing papers into it."""
 
     store_id: str
     papers: Sequence[Paper]
@@ -40,7 +40,7 @@ class Shelf:
 
 
 def forget_earlier(client: OpenAI) -> None:
-    """A demo that ran before has left a store behind, and the files in it."""
+    """Delete the store of an earlier demo with its files."""
     for store in client.vector_stores.list(limit=100):
         if store.metadata == _MARK:
             for file in client.vector_stores.files.list(store.id, limit=100):
@@ -49,7 +49,7 @@ def forget_earlier(client: OpenAI) -> None:
 
 
 def begin(client: OpenAI, papers: Sequence[Paper], embedding_model: str) -> tuple[str, VectorStoreFileBatch]:
-    """Upload the papers and have them brought in, as any user of the SDK does."""
+    """Upload the papers and add them to a new store, through the SDK."""
     store = client.vector_stores.create(
         name="the demo's library", metadata=_MARK, extra_body={"embedding_model": embedding_model}
     )
@@ -63,7 +63,7 @@ def begin(client: OpenAI, papers: Sequence[Paper], embedding_model: str) -> tupl
 
 
 def ask(client: OpenAI, store_id: str, model: str, question: str) -> Answered:
-    """One question, answered from what is in the store."""
+    """Answer one question from the store."""
     response = client.responses.create(
         model=model,
         input=question,
@@ -90,7 +90,7 @@ def _cited(part: object) -> Iterator[str]:
 
 
 def faults(shelf: Shelf) -> Iterator[str]:
-    """Everything that is not as it must be, in words."""
+    """Return what differs from the expected outcome, in words."""
     counts = shelf.batch.file_counts
     if shelf.batch.status != "completed" or counts.completed != len(shelf.papers):
         yield f"library: of {len(shelf.papers)} documents {counts.completed} came in ({shelf.batch.status})"

@@ -1,4 +1,4 @@
-"""One batch of the demo: written to a file, uploaded, created, downloaded, and checked against what was asked."""
+"""Run one batch of the demo: write the file, upload, create, download, and compare with the requests."""
 
 import json
 import math
@@ -21,9 +21,9 @@ _MARK = {"made_by": "nightmill demo"}
 
 @dataclass(slots=True)
 class DemoBatch:
-    """What was asked, and what is known of it: `job` is the server's own view, `outputs` the downloaded lines.
+    """A batch of the demo. `job` is the job as the server shows it, `outputs` are the downloaded lines.
 
-    `seconds` is how long it was worked on, without the time that it waited for its model.
+    `seconds` is the time of work on the batch, without the time in which it waited for its model.
     """
 
     title: str
@@ -40,7 +40,7 @@ class DemoBatch:
         return bool(self.job) and self.job["status"] not in LIVE
 
     def look(self, client: OpenAI) -> None:
-        """Ask how far it is."""
+        """Request the state of the batch."""
         self.job = cast("dict[str, Any]", client.get(f"/jobs/{self.id}", cast_to=object))
         if self.job["waiting_for"] or self.job["status"] == "validating":
             self.began = None
@@ -50,7 +50,7 @@ class DemoBatch:
             self.seconds = time.monotonic() - self.began
 
     def download(self, client: OpenAI) -> None:
-        """Fetch the output and the error file, whichever there are."""
+        """Download the output and error files that exist."""
         for name in ("output", "error"):
             file_id = self.job[f"{name}_file_id"]
             if file_id:
@@ -59,12 +59,12 @@ class DemoBatch:
                 self.outputs += [json.loads(line) for line in data.splitlines()]
 
     def bodies(self) -> dict[str, dict[str, Any]]:
-        """The answers by custom_id, of the lines that have one."""
+        """Return the answers by custom_id."""
         return {one["custom_id"]: one["response"]["body"] for one in self.outputs if one["response"]}
 
 
 def submit(client: OpenAI, title: str, endpoint: Endpoint, lines: Sequence[dict[str, Any]], folder: Path) -> DemoBatch:
-    """Upload the lines and create the batch, as any user of the SDK does."""
+    """Upload the lines and create the batch, through the SDK."""
     path = folder / f"{title}.jsonl"
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     with path.open("rb") as handle:
@@ -77,7 +77,7 @@ def submit(client: OpenAI, title: str, endpoint: Endpoint, lines: Sequence[dict[
 
 
 def cancel_live(client: OpenAI) -> None:
-    """A demo that was interrupted has left batches behind."""
+    """Cancel the batches that an interrupted demo has left."""
     for batch in client.batches.list(limit=100):
         if batch.status in LIVE and (batch.metadata or {}) == _MARK:
             client.batches.cancel(batch.id)
@@ -87,7 +87,7 @@ Vector = Sequence[float]
 
 
 def faults(batches: Sequence[DemoBatch], inbox: Inbox) -> Iterator[str]:
-    """Everything that is not as it must be, in words."""
+    """Return what differs from the expected outcome, in words."""
     for batch in batches:
         for fault in (*_of_state(batch), *_of_lines(batch), *_of_usage(batch)):
             yield f"{batch.title}: {fault}"
@@ -131,20 +131,20 @@ def _of_usage(batch: DemoBatch) -> Iterator[str]:
 
 
 def answer(body: Mapping[str, Any]) -> str:
-    """The text of a chat completion; empty where there is none."""
+    """Return the text of a chat completion, empty where it has none."""
     choices = body.get("choices") or [{}]
     return str((choices[0].get("message") or {}).get("content") or "").strip()
 
 
 def vector(body: Mapping[str, Any]) -> Vector:
-    """The vector of an embedding; empty where there is none."""
+    """Return the vector of an embedding, empty where it has none."""
     data = body.get("data") or [{}]
     found: Vector = data[0].get("embedding") or []
     return found
 
 
 def nearest(wanted: Vector, among: Mapping[str, Vector], count: int) -> list[tuple[float, str]]:
-    """The closest by cosine similarity, the best first."""
+    """Return the names with the highest cosine similarity, best first."""
     return sorted(((_cosine(wanted, one), name) for name, one in among.items()), reverse=True)[:count]
 
 

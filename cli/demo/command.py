@@ -1,4 +1,4 @@
-"""The order of events of `nightmill demo`."""
+"""`nightmill demo`: the steps of the demo in their order."""
 
 import signal
 import sys
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 CHATS = "summaries"
 VECTORS = "embeddings"
 _Lines = list[dict[str, Any]]
-_WIDTH = 140  # characters, where no terminal says it
+_WIDTH = 140  # characters, without a terminal
 _LOOK_SECONDS = 0.5
 _WEBHOOK_SECONDS = 30.0  # after the last batch has ended
 
@@ -85,7 +85,7 @@ def demo(
 def _run(
     console: "Console", up: "System", found: "Sequence[Docstring]", lines: tuple[_Lines, _Lines], deadline: float
 ) -> list[str]:
-    """Everything a user would do. Returns what is missing."""
+    """Run all steps; return what is missing in the end."""
     from openai import OpenAI
 
     from cli.demo import answers, inbox, report
@@ -119,7 +119,7 @@ def _run(
 
 
 def _library(console: "Console", client: "OpenAI", up: "System", models: tuple[str, str], deadline: float) -> "Shelf":
-    """The second act: documents come into a vector store, and questions are answered from them."""
+    """Bring documents into a vector store, and answer questions from them."""
     from cli.demo import answers, library
 
     papers = library.papers()
@@ -142,7 +142,7 @@ def _library(console: "Console", client: "OpenAI", up: "System", models: tuple[s
 def _follow(
     console: "Console", client: "OpenAI", up: "System", batches: "Sequence[DemoBatch]", deadline: float
 ) -> None:
-    """Show the batches until both have ended. Raises Trouble when that does not come."""
+    """Show the batches until both have ended. Raises Trouble when they do not end in time."""
 
     with board(console, batches) as shown:
         while not all(batch.ended for batch in batches):
@@ -182,14 +182,14 @@ def _leave(number: int, _frame: object) -> NoReturn:
     sys.exit(128 + number)
 
 
-_PLAIN_SECONDS = 15.0  # between lines that say the same, without a terminal
+_PLAIN_SECONDS = 15.0  # between equal lines, without a terminal
 _WAITING = {
     "waiting_for_disk": "waiting for room on the disk",
 }
 
 
 class Board:
-    """Shows the batches; told of each look."""
+    """Show the progress of the batches, as a bar in a terminal and as lines elsewhere."""
 
     def __init__(self, console: "Console", progress: "Progress", batches: "Sequence[DemoBatch]") -> None:
         self._console = console
@@ -205,14 +205,14 @@ class Board:
 
     def _print(self, batch: "DemoBatch", done: int) -> None:
         at, before = self._said.get(batch.id, (0.0, ""))
-        stage = batch.job["model_status"] or told(batch)  # what is told of a model that loads counts seconds
+        stage = batch.job["model_status"] or told(batch)  # the text about a loading model counts seconds
         if stage != before or time.monotonic() - at > _PLAIN_SECONDS:
             self._said[batch.id] = time.monotonic(), stage
             self._console.print(f"{batch.title}: {done}/{len(batch.requests)} {escaped(told(batch))}")
 
 
 def told(batch: "DemoBatch") -> str:
-    """What a batch is doing, in words."""
+    """Return what a batch is doing, in words."""
     if batch.job["model_status"]:
         return model_progress(batch.job["model_status"])
     if batch.job["waiting_for"]:

@@ -1,6 +1,6 @@
-"""The demo's text: docstrings of Python's own standard library, read from its sources. Nothing is imported or run.
+"""Read the demo's texts: docstrings of Python's standard library, parsed from its sources and never imported.
 
-Modules take turns, so that a small batch has something of many of them.
+Modules take turns, so that a small batch has docstrings of many modules.
 """
 
 import ast
@@ -13,14 +13,14 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
-_SHORTEST = 60  # characters; below, there is nothing to sum up
+_SHORTEST = 60  # characters; shorter docstrings need no summary
 _LONGEST = 600
 _PER_MODULE = 8
 _PASSED_OVER = frozenset({"antigravity", "idlelib", "lib2to3", "test", "this", "turtledemo", "pydoc_data"})
 
-#: Put to the docstrings at the end: which of them means this?
+#: Questions for which the demo shows the nearest docstrings.
 QUESTIONS = ("read a CSV file", "wait for a thread to end", "the average of some numbers")
-#: Each docstring is labelled with the topic that is nearest to it.
+#: Topics; the demo shows the nearest one of each docstring.
 TOPICS = {
     "files": "files, directories and paths",
     "text": "text, strings and regular expressions",
@@ -40,25 +40,25 @@ _TASK = "You write documentation. Answer with one short sentence."
 
 @dataclass(frozen=True, slots=True)
 class Docstring:
-    """One docstring by the full name of what it documents."""
+    """One docstring, with the full name of the documented object."""
 
     name: str
     text: str
 
 
 def docstrings(count: int) -> list[Docstring]:
-    """The first `count` of them; the same on every run of one Python."""
+    """Return the first `count` docstrings, the same ones on every run of one Python version."""
     turns = zip_longest(*(list(islice(_of_module(name, path), _PER_MODULE)) for name, path in _modules()))
     return list(islice((one for turn in turns for one in turn if one is not None), count))
 
 
 def chats(found: Sequence[Docstring], model: str, max_tokens: int) -> list[dict[str, Any]]:
-    """A one-line summary of each, as lines of a batch's input file."""
+    """Return the lines of a batch that asks for a summary of each docstring."""
     return [_line(f"chat-{n}", "/v1/chat/completions", _chat(one, model, max_tokens)) for n, one in enumerate(found)]
 
 
 def embeddings(found: Sequence[Docstring], model: str) -> list[dict[str, Any]]:
-    """A vector of each, and of the topics and questions that they are compared with."""
+    """Return the lines of a batch that embeds each docstring, the topics and the questions."""
     texts = [(f"doc-{n}", f"{one.name}: {one.text}") for n, one in enumerate(found)]
     texts += [(f"topic-{name}", text) for name, text in TOPICS.items()]
     texts += [(f"question-{n}", text) for n, text in enumerate(QUESTIONS)]
@@ -86,7 +86,7 @@ def _modules() -> Iterator[tuple[str, Path]]:
 
 
 def _of_module(name: str, path: Path) -> Iterator[Docstring]:
-    with warnings.catch_warnings():  # old modules have old escapes in their strings
+    with warnings.catch_warnings():  # old modules have invalid escapes in their strings
         warnings.simplefilter("ignore")
         tree = ast.parse(path.read_bytes())
     parts = _documented(name, tree.body)
@@ -96,7 +96,7 @@ def _of_module(name: str, path: Path) -> Iterator[Docstring]:
 
 
 def _documented(prefix: str, body: Iterable[ast.stmt]) -> Iterator[Docstring]:
-    """Public functions, classes and their methods, in the order of the source."""
+    """Yield the documented public functions, classes and methods in the order of the source."""
     for node in body:
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or node.name.startswith("_"):
             continue

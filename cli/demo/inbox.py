@@ -1,4 +1,4 @@
-"""Where the demo gets its webhooks: a local HTTP server that lets the SDK check each signature."""
+"""Receive the demo's webhooks: a local HTTP server that has the SDK verify each signature."""
 
 import re
 import threading
@@ -18,7 +18,7 @@ _EVENTS: tuple[_Event, ...] = ("batch.completed", "batch.failed", "batch.expired
 
 
 class Inbox:
-    """Events by the batch they tell of. What can't be verified is counted and refused."""
+    """Store verified events by batch. Refuse and count events that cannot be verified."""
 
     def __init__(self, client: OpenAI) -> None:
         self._client = client
@@ -29,12 +29,12 @@ class Inbox:
         self._lock = threading.Lock()
 
     def use(self, secret: str) -> None:
-        """Verify with this from now on; what came before waits for it."""
+        """Verify with this secret from now on. Events that arrived earlier wait for it."""
         self._secret = secret
         self._known.set()
 
     def receive(self, body: bytes, headers: dict[str, str]) -> int:
-        """The status to answer."""
+        """Return the HTTP status for one event."""
         self._known.wait(10)
         try:
             event = self._client.webhooks.unwrap(body, headers, secret=self._secret)
@@ -79,7 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def registered(client: OpenAI) -> Iterator[Inbox]:
-    """An inbox that the server knows as a webhook endpoint while the block runs."""
+    """Yield an inbox that is registered as a webhook endpoint while the block runs."""
     inbox = Inbox(client)
     with _Server(("127.0.0.1", 0), _Handler) as server:
         server.inbox = inbox

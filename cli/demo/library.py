@@ -1,6 +1,6 @@
-"""The demo's documents: what this machine's own Python says of itself, as text, HTML and PDF.
+"""Make the demo's documents from the help of this machine's Python, as text, HTML and PDF.
 
-topics of `help()`        text; the longest of them set in pages, as PDF
+topics of `help()`        text; the longest topics as PDF
 modules                   HTML, `pydoc`'s page of each
 """
 
@@ -18,10 +18,10 @@ _TOPICS = (
 )  # fmt: skip
 _BOUND = ("typesseq",)
 _MODULES = ("bisect", "fnmatch", "getpass", "graphlib", "queue", "secrets", "shlex", "stat", "tomllib")
-_LONGEST = 6_000  # characters of a topic: the demo is to take seconds
+_LONGEST = 6_000  # characters of a topic, to keep the demo short
 _LINES, _COLUMNS = 54, 92  # of a page
 
-#: Asked of them at the end.
+#: Questions that are answered from the documents.
 QUESTIONS = (
     "What are context managers good for?",
     "Which function makes a random token for a password reset?",
@@ -38,7 +38,7 @@ class Paper:
 
 
 def papers() -> list[Paper]:
-    """All of them; the same on every run of one Python."""
+    """Return all documents, the same ones on every run of one Python version."""
     return [*_reference(), *_pages(), *_book()]
 
 
@@ -60,7 +60,7 @@ def _book() -> Iterator[Paper]:
 
 
 def pdf(text: str) -> bytes:
-    """A text set in pages of one font, by ISO 32000-1's smallest set of objects."""
+    """Return a text as PDF pages in one font, with the smallest set of objects of ISO 32000-1."""
     lines = [part for line in text.splitlines() for part in textwrap.wrap(line, _COLUMNS) or [""]]
     pages = [lines[start : start + _LINES] for start in range(0, len(lines), _LINES)] or [[]]
     kids = " ".join(f"{4 + 2 * n} 0 R" for n in range(len(pages)))
@@ -88,7 +88,7 @@ def _escaped(line: str) -> bytes:
 
 
 def _file(objects: list[bytes]) -> bytes:
-    """Objects, where each begins, and where that table is."""
+    """Return a PDF file: the objects, and the table of their offsets."""
     written = bytearray(b"%PDF-1.4\n")
     offsets = []
     for n, content in enumerate(objects, 1):

@@ -1,4 +1,4 @@
-"""What the demo shows at the end: answers, neighbours, counts, and what to try next."""
+"""Print what the demo shows at the end: answers, neighbours, counts, and what to try next."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ _NEIGHBOURS = 3
 
 
 def show_answers(console: Console, found: Sequence[Docstring], chats: DemoBatch, embeddings: DemoBatch) -> None:
-    """Some docstrings with the model's summary and the topic that is nearest to each."""
+    """Print some docstrings with the model's summary and the nearest topic of each."""
     answers = {name: answer(body) for name, body in chats.bodies().items()}
     vectors = _vectors(embeddings)
     topics = {name: vectors[f"topic-{name}"] for name in TOPICS}
@@ -32,7 +32,7 @@ def show_answers(console: Console, found: Sequence[Docstring], chats: DemoBatch,
 
 
 def show_neighbours(console: Console, found: Sequence[Docstring], embeddings: DemoBatch) -> None:
-    """For each question the docstrings that mean it."""
+    """Print for each question the docstrings that are nearest in meaning."""
     vectors = _vectors(embeddings)
     documents = {found[int(name[4:])].name: one for name, one in vectors.items() if name.startswith("doc-")}
     table = Table("asked for", "nearest docstrings, by cosine of their embeddings", box=box.SIMPLE)
@@ -43,7 +43,7 @@ def show_neighbours(console: Console, found: Sequence[Docstring], embeddings: De
 
 
 def show_counts(console: Console, batches: Sequence[DemoBatch], events: Mapping[str, str]) -> None:
-    """One row a batch."""
+    """Print one row for each batch."""
     table = Table("batch", "requests", "tokens in", "out", "seconds", "items/s", "tokens/s", "webhook", box=box.SIMPLE)
     for batch in batches:
         usage, seconds = batch.job["usage"], max(batch.seconds, 0.1)
@@ -62,7 +62,7 @@ def show_counts(console: Console, batches: Sequence[DemoBatch], events: Mapping[
 
 
 def show_library(console: Console, shelf: Shelf) -> None:
-    """The questions, what the model made of the documents, and where it found it."""
+    """Print the questions, the model's answers from the documents, and their sources."""
     size = sum(len(paper.data) for paper in shelf.papers)
     rate = f"{len(shelf.papers)} documents, {size // 1024} KiB, searchable after {shelf.seconds:.0f} s"
     table = Table("asked of the documents", "answer", "sources (* cited)", box=box.SIMPLE, title=rate)
@@ -73,7 +73,7 @@ def show_library(console: Console, shelf: Shelf) -> None:
 
 
 def show_next(console: Console, folder: Path, data_dir: Path, flower: int) -> None:
-    """What a newcomer may type now."""
+    """Print commands to try next."""
     command, data_dir, folder = _as_typed(Path(sys.argv[0])), _as_typed(data_dir), _as_typed(folder)
     lines = (
         f"inputs and outputs are in {folder}",
@@ -88,7 +88,7 @@ def show_next(console: Console, folder: Path, data_dir: Path, flower: int) -> No
 
 
 def _as_typed(path: Path) -> Path:
-    """Short where it can be: from here."""
+    """Return a path relative to the current folder where it lies below that."""
     return path.absolute().relative_to(Path.cwd()) if path.absolute().is_relative_to(Path.cwd()) else path
 
 

@@ -1,6 +1,6 @@
-"""The demo's own Nightmill: `nightmill up` as a child, in a folder that is kept, so that the next start is faster.
+"""Run `nightmill up` for the demo as a child process, in a folder that stays, so that the next start is faster.
 
-The child dies with the demo, however that ends: the kernel kills its guard, and the supervisor then kills the rest.
+The child ends with the demo in every case: the kernel kills its guard, and the supervisor then kills the rest.
 """
 
 import json
@@ -23,11 +23,11 @@ from jobs.platform.secret_files import replaced
 
 _READY_SECONDS = 180.0
 _STOP_SECONDS = 60.0
-_HOPELESS = 3  # restarts of one process
+_HOPELESS = 3  # restarts of one process that count as hopeless that count as hopeless
 _READ, _SHOWN = 200, 8  # lines of a log
 
-#: Settings of the environment that name what others share, which this installation must not touch: a worker of its own
-#: would take their clients' questions, and at their public URL they answer. Empty stands for its own.
+#: Settings that name services which other deployments share. This installation uses its own: its workers must not take
+#: the others' work. An empty value stands for its own service.
 _SHARED: Final = (
     "NIGHTMILL_PUBLIC_URL", "NIGHTMILL_DATABASE_URL", "NIGHTMILL_BROKER_URL", "NIGHTMILL_STREAMS_URL",
     "NIGHTMILL_STORAGE_URL", "NIGHTMILL_VECTORS_URL", "NIGHTMILL_VECTORS_API_KEY",
@@ -35,7 +35,7 @@ _SHARED: Final = (
 
 
 class System:
-    """One running installation."""
+    """A running installation."""
 
     def __init__(self, folder: DataFolder, service: Service) -> None:
         self.folder = folder
@@ -55,7 +55,7 @@ class System:
         return str(self.folder.read_run()["api_key"])
 
     def wait_until_ready(self) -> None:
-        """Until the API answers. Raises Trouble when it won't."""
+        """Wait until the API answers. Raises Trouble when it does not in time."""
         deadline = time.monotonic() + _READY_SECONDS
         while not (self.folder.read_run() and readiness.takes_requests(self.url)):
             self.check()
@@ -64,7 +64,7 @@ class System:
             threading.Event().wait(0.2)
 
     def check(self) -> None:
-        """Raises Trouble when it has ended, or when one of its processes ends again and again."""
+        """Raises Trouble when the installation has ended, or when one of its processes keeps ending."""
         if self._has_ended():
             raise Trouble(f"nightmill up has ended:\n{self._service.log.tail(8)}")
         for one in self.folder.read_run().get("processes", []):
@@ -72,7 +72,7 @@ class System:
                 raise Trouble(f"the process '{one['name']}' keeps ending; its log says\n{self._tail(one['name'])}")
 
     def stop(self) -> None:
-        """End it in good order; after a minute by force."""
+        """Stop the installation as Ctrl-C does; kill it after a minute."""
         self._service.stop()
         deadline = time.monotonic() + _STOP_SECONDS
         while not self._has_ended() and time.monotonic() < deadline:
@@ -82,7 +82,7 @@ class System:
             os.waitpid(self._service.pid, 0)
 
     def _tail(self, name: str) -> str:
-        """What its log says at last, for the folder may be gone when this is read: its error, else the last lines."""
+        """Return the last error of a process's log, else its last lines."""
         lines = LogFile(self.folder.logs / f"{name}.log").tail(_READ).splitlines()
         errors = [said for line in lines if (said := _error_of(line))]
         return errors[-1] if errors else "\n".join(lines[-_SHOWN:])
@@ -95,7 +95,7 @@ class System:
 
 
 def _error_of(line: str) -> str:
-    """What a line of a log says of an exception, without the traceback; empty where it has none."""
+    """Return the exception in a line of a log without its traceback; empty where it has none."""
     try:
         said = json.loads(line)
     except ValueError:
@@ -106,13 +106,13 @@ def _error_of(line: str) -> str:
 
 @contextmanager
 def running(path: Path, options: Sequence[str], environment: Mapping[str, str], port: int = 0) -> Iterator[System]:
-    """Yield an installation in `path`, with nothing outside of it but what `environment` names; end it afterwards."""
+    """Yield an installation in `path` that shares nothing but what `environment` names; stop it afterwards."""
     folder = DataFolder(path)
     folder.make()
     command = (sys.executable, "-m", "cli", "up", "--data-dir", str(folder.path), "--port", str(port), *options)
     own = replaced(os.environ, {**dict.fromkeys(_SHARED, ""), **environment})
     program = Program("up", command, own, CODE, folder.logs / "demo-up.log")
-    program.log.unlink(missing_ok=True)  # of the last run
+    program.log.unlink(missing_ok=True)  # the log of the last run
     service = Service(program)
     service.start()
     system = System(folder, service)

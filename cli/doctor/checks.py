@@ -1,4 +1,4 @@
-"""What the doctor looks at, in this order. Each check takes the patient and yields what it found."""
+"""The checks of `nightmill doctor`, in their order. Each takes a `Patient` and yields findings."""
 
 from collections.abc import Callable, Iterable
 

@@ -23,7 +23,7 @@ def doctor(data_dir: DataDir = None, as_json: AsJson = False) -> None:
 
 
 def examine(data_dir: Path | None) -> Iterable[Finding]:
-    """Every finding, in the order of the checks. Settings that can't be read end it at once."""
+    """Yield every finding, in the order of the checks. Settings that cannot be read end the examination."""
     from cli.doctor.checks import CHECKS, Patient
     from cli.errors import Trouble
     from cli.up.effective import running
@@ -45,7 +45,7 @@ def _show(findings: list[Finding]) -> None:
 
     console = Console(highlight=False, soft_wrap=True, emoji=False)
     for finding in findings:
-        first, *more = finding.told.split("\n")  # the models file may have several faults
+        first, *more = finding.told.split("\n")  # a models file may have several errors
         console.print(f"{_MARKS[finding.health]} {escaped(finding.what)}: {escaped(first)}")
         for line in more:
             console.print(f"         {escaped(line)}")

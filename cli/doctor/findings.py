@@ -1,4 +1,4 @@
-"""What a check of the doctor is given, and what it says about one thing."""
+"""The input of the doctor's checks (`Patient`) and their results (`Finding`)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Health(StrEnum):
-    """`WARNING`: it runs, but something is absent that somebody may expect."""
+    """The state of one thing. `WARNING`: it works, but something that users may expect is absent."""
 
     FINE = "fine"
     WARNING = "warning"
@@ -20,7 +20,7 @@ class Health(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at; `mend` says what to do about it."""
+    """The result of one check. `mend` says how to repair it."""
 
     what: str
     health: Health
@@ -45,7 +45,7 @@ def broken(what: str, told: str, mend: str) -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class Patient:
-    """The installation that is looked at. `run` is `run.json`, empty when nothing runs."""
+    """The installation to examine. `run` is the content of `run.json`, empty when nothing runs."""
 
     config: "Settings"
     folder: "DataFolder"

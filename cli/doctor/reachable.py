@@ -1,4 +1,4 @@
-"""What runs and answers: the broker, the API, its ports, the supervised processes, the attached engines."""
+"""Check what runs and answers: broker, API, ports, supervised processes, attached engines."""
 
 import json
 import urllib.error
@@ -24,7 +24,7 @@ from jobs.settings import MB
 _PATIENCE = 5.0
 _START = "nightmill up"
 _MANY_RESTARTS = 5
-_NO_LIST = frozenset({404, 405, 501})  # as the HTTP engine takes them
+_NO_LIST = frozenset({404, 405, 501})  # as the HTTP engine interprets them
 _TGI = "text-generation-router"
 
 
@@ -44,7 +44,7 @@ def broker(patient: Patient) -> Iterator[Finding]:
 
 
 def streams(patient: Patient) -> Iterator[Finding]:
-    """What carries the requests of interactive clients, where it is not the broker."""
+    """Check the Redis server of interactive requests, where it is not the broker."""
     if url := patient.config.streams_url:
         yield _redis("interactive clients", url, "NIGHTMILL_STREAMS_URL")
     elif not redis_url(patient.config):
@@ -55,7 +55,7 @@ def streams(patient: Patient) -> Iterator[Finding]:
 def _embedded(patient: Patient) -> Finding:
     path = embedded.socket_path(patient.folder.path)
     if embedded.answers(patient.folder.path):
-        with suppress(redis.RedisError):  # it ends just now
+        with suppress(redis.RedisError):  # it is stopping
             if full := _full("broker", read_memory(f"unix://{path}", _PATIENCE)):
                 return full
         return fine("broker", f"embedded, at {path}")
@@ -84,7 +84,7 @@ def _redis(name: str, url: str, variable: str) -> Finding:
 
 
 def _full(name: str, memory: Memory) -> Finding | None:
-    """What is wrong with a server that refuses interactive requests; None where it does not."""
+    """Return a finding for a server that refuses interactive requests; None for any other."""
     if not memory.is_full:
         return None
     told = f"{FULL}: {memory.used // MB} of {memory.limit // MB} MB are in use; chats and embeddings answer 503"
@@ -111,7 +111,7 @@ def api(patient: Patient) -> Iterator[Finding]:
 
 
 def ports(patient: Patient) -> Iterator[Finding]:
-    """Only while nothing runs: a running installation has its ports, also one that no `up` has started."""
+    """Check that ports are free, while nothing runs: a running installation uses its ports."""
     config = patient.config
     if patient.run or readiness.found(config):
         return
@@ -124,7 +124,7 @@ def ports(patient: Patient) -> Iterator[Finding]:
 
 def processes(patient: Patient) -> Iterator[Finding]:
     owner = patient.folder.owner()
-    if patient.run and owner and owner.was_removed:
+    if patient.run and owner and owner.has_ended:
         yield broken("up", f"it was killed (pid {owner.pid}), or the machine was", f"start it again: `{_START}`")
     for one in patient.run.get("processes", []):
         name, log = f"process {one['name']}", f"look at {patient.folder.logs}/{one['name']}.log"
@@ -138,13 +138,13 @@ def processes(patient: Patient) -> Iterator[Finding]:
 
 
 def _ended(process: Mapping[str, Any]) -> str:
-    """How it ended last, and how long it then waits; a supervisor of an earlier version does not say it."""
+    """Return the last exit of a process and the delay that followed. Earlier versions do not record them."""
     ending = process.get("ending")
     return f"; last: {ending}, started again after {process['delay']:g} s" if ending else ""
 
 
 def engine_endpoints(patient: Patient) -> Iterator[Finding]:
-    """Each attached server is asked for its models, where engines ask it."""
+    """Request the list of models of each attached server."""
     for url in patient.config.engine_urls:
         name = f"engine {url}"
         request = urllib.request.Request(f"{base_of(url)}/v1/models")  # noqa: S310 (the operator's own setting)
@@ -178,9 +178,9 @@ def text_images(patient: Patient) -> Iterator[Finding]:
 
 
 def _servers(patient: Patient) -> set[str]:
-    """List the URLs of the settings and of the models file."""
+    """Return the URLs of the settings and of the models file."""
     try:
         models = Registry.load(patient.config).models.values()
     except ModelsFileError:
-        return set(patient.config.engine_urls)  # the models' own check says so
+        return set(patient.config.engine_urls)  # the check of the models reports it
     return {*patient.config.engine_urls, *(url for model in models for url in model.source.urls)}

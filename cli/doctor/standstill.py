@@ -1,11 +1,11 @@
-"""Why nobody has taken up a job that does not say so itself.
+"""Explain why no worker has taken a job, where the job itself does not report a reason.
 
-Where its database can be asked (on its host, or with its settings) it is, in the order in which work would pass:
+With access to the job's database (on its host, or with its settings), follow the way of the work:
 
-    owed ──▶ not paused ──▶ a live worker ──▶ a free slot ──▶ rung ──▶ claimed
-                                                               └── needs the broker, and a dispatcher that leads
+    pending ──▶ not paused ──▶ a live worker ──▶ a free slot ──▶ published ──▶ claimed
+                                                                    └── needs the broker, and a leading dispatcher
 
-From elsewhere only `/readyz` can be asked, which says nothing of pauses and names no queue of any job.
+From elsewhere only `/readyz` is available, which shows neither pauses nor the queue of a job.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from jobs.ledger.tables import Job, Outbox
     from jobs.settings import Settings
 
-_LATE = 10.0  # seconds: an idle dispatcher looks once a second, and rings again after ten
-_SILENT = 60.0  # a worker beats many times in this
-_PLAN = "cpu.plan"  # where every job is planned and finished
+_LATE = 10.0  # seconds; an idle dispatcher looks each second and redelivers after ten
+_SILENT = 60.0  # seconds of many heartbeats
+_PLAN = "cpu.plan"  # the queue that plans and finishes every job
 
 
 def told(url: str, job: Snapshot, data_dir: Path | None) -> list[str]:
-    """In whole phrases; none where there is nothing to say."""
+    """Return the reasons in words, empty where none is known."""
     from sqlalchemy.exc import SQLAlchemyError
 
     from jobs.errors import NightmillError
 
     why = None
-    with suppress(Trouble, NightmillError, SQLAlchemyError):  # it may run elsewhere, or be of another version
+    with suppress(Trouble, NightmillError, SQLAlchemyError):  # the job may be on another host, or of another version
         why = here(job.id, data_dir)
     if why is None:
         why = from_afar(job, readiness.look(url) or {})
@@ -47,7 +47,7 @@ def told(url: str, job: Snapshot, data_dir: Path | None) -> list[str]:
 
 
 def here(job_id: str, data_dir: Path | None) -> list[str]:
-    """By this host's database. Raises Trouble where it has none, or another deployment's."""
+    """Return the reasons from this host's database. Raises Trouble where it does not have the job."""
     from cli.up.effective import effective, opened
     from jobs.ledger.tables import Job
 
@@ -60,7 +60,7 @@ def here(job_id: str, data_dir: Path | None) -> list[str]:
 
 
 def from_afar(job: Snapshot, ready: Mapping[str, Any]) -> list[str]:
-    """By what `/readyz` says, nothing if it says nothing."""
+    """Return the reasons that `/readyz` shows."""
     queue = _PLAN if job.state != "running" else ""
     if ready.get("database", "ok") != "ok":
         return ["the server's database is unavailable"]
@@ -72,7 +72,7 @@ def from_afar(job: Snapshot, ready: Mapping[str, Any]) -> list[str]:
 
 
 def _look(session: "Session", job: "Job") -> tuple[list[str], bool]:
-    """What holds it up, and whether that is to be doubted: by a beat or a doorbell that is late."""
+    """Return the reasons, and whether a late heartbeat or outbox message puts them in doubt."""
     owed = _owed(session, job)
     if owed is None:
         return _in_hand(session, job)
@@ -80,12 +80,12 @@ def _look(session: "Session", job: "Job") -> tuple[list[str], bool]:
         return [paused], False
     why, late = _overdue(owed)
     if crowded := _crowded(session, owed):
-        return crowded[0], crowded[1] or late  # what takes a part of a slot is counted as one that is full
+        return crowded[0], crowded[1] or late  # a claim of a part of a slot counts as a whole slot
     return why, late
 
 
 def _in_hand(session: "Session", job: "Job") -> tuple[list[str], bool]:
-    """Nothing is owed for it: workers have all of it. Who died while no dispatcher leads has it all the same."""
+    """Explain a job without pending messages: workers hold all of its work, perhaps dead workers."""
     from sqlalchemy import select
 
     from jobs.fleet import workers as fleet
@@ -100,7 +100,7 @@ def _in_hand(session: "Session", job: "Job") -> tuple[list[str], bool]:
 
 
 def _crowded(session: "Session", owed: "Outbox") -> tuple[list[str], bool] | None:
-    """Who takes work of that queue, if nobody can now."""
+    """Return why no worker can take work of the queue; None where one can."""
     from jobs.fleet import workers as fleet
     from jobs.ledger.pauses import Scope
 
@@ -126,7 +126,7 @@ def _overdue(owed: "Outbox") -> tuple[list[str], bool]:
 
 
 def _silent(workers: Sequence["Worker"]) -> list["Worker"]:
-    """Those whose beat is late. The leading dispatcher would have removed them, if the clocks agree."""
+    """Return the workers whose heartbeat is late. With equal clocks the leading dispatcher would have removed them."""
     from jobs.clock import now
 
     return [one for one in workers if now() - one.seen_at > _SILENT]
@@ -139,7 +139,7 @@ def _ago(at: float) -> str:
 
 
 def _owed(session: "Session", job: "Job") -> "Outbox | None":
-    """The oldest doorbell that its state is ready for."""
+    """Return the oldest pending message that the job's state allows."""
     from sqlalchemy import select
 
     from jobs.clock import now
@@ -166,7 +166,7 @@ def _paused(session: "Session", job: "Job", owed: "Outbox") -> str:
 
 
 def _nobody(queue: str, workers: Sequence["Worker"]) -> str:
-    """What is registered and takes nothing: paused, still loading, about to end."""
+    """Return why the registered workers take no work: paused, loading, or stopping."""
     if not workers:
         return f"no live worker of {queue}; `nightmill workers` shows who lives"
     states = (f"{one.id} is {'paused' if one.state == 'ready' else one.state}" for one in workers)
@@ -174,7 +174,7 @@ def _nobody(queue: str, workers: Sequence["Worker"]) -> str:
 
 
 def _not_rung(config: "Settings") -> Iterator[str]:
-    """The broker, and who leads. Asked last: it takes a second."""
+    """Yield faults of the broker and of the dispatcher. The check takes a second, so it comes last."""
     from cli.doctor.findings import Health, Patient
     from cli.doctor.reachable import broker
     from cli.up.folder import DataFolder

@@ -1,4 +1,4 @@
-"""What is kept: the data folder, free space, the database and its schema, the files."""
+"""Check what is stored: the data folder, free space, the database and its schema, files."""
 
 import os
 import uuid
@@ -35,7 +35,7 @@ def data_folder(patient: Patient) -> Iterator[Finding]:
 
 
 def source_folders(patient: Patient) -> Iterator[Finding]:
-    """Find the folders of NIGHTMILL_SOURCE_FOLDERS that contain one of the deployment's own, or lie in one."""
+    """Find folders of NIGHTMILL_SOURCE_FOLDERS that contain a folder of the deployment, or lie in one."""
     for name in patient.config.source_folders:
         if meets(Path(name).resolve(), patient.config.own_folders):
             told = "it contains or lies in a folder with keys and stored files; sources that meet that are refused"
@@ -84,7 +84,7 @@ def _schema(shown: str, found: set[str]) -> Finding:
 
 
 def quarantined(patient: Patient) -> Iterator[Finding]:
-    """Models whose engines died too often to be built again."""
+    """List the models whose engines died too often and are not started again."""
     url = make_url(patient.config.database)
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
         return
@@ -93,7 +93,7 @@ def quarantined(patient: Patient) -> Iterator[Finding]:
         with db.read() as session:
             found = [(row.model, bool(row.trial), quarantine.told(row)) for row in quarantine.listed(session)]
     except (SQLAlchemyError, NightmillError):
-        return  # the check of the database says why
+        return  # the check of the database reports it
     finally:
         db.close()
     for model, on_trial, told in found:
@@ -102,7 +102,7 @@ def quarantined(patient: Patient) -> Iterator[Finding]:
 
 
 def files(patient: Patient) -> Iterator[Finding]:
-    """A small object is written, read and removed."""
+    """Write, read and delete a small object."""
     url = patient.config.storage
     if not patient.config.storage_url and not patient.folder.path.exists():
         yield fine("files", f"{url} is made at the first start")

@@ -22,16 +22,17 @@ from jobs.platform import processes
 from jobs.timings import Timings
 
 _INTERRUPTED: Final = 130
-_SHOWN: Final = 30  # lines of what a start that failed has said
+_SHOWN: Final = 30  # lines of a failed start's errors
 
 
 def detached(folder: DataFolder, api: str, run: Callable[[], int], timings: Timings = Timings()) -> int:
-    """Call `run` in a process in the background; return its exit code there, and 0 here when `api` takes requests.
+    """Call `run` in a process in the background; return 0 here when `api` takes requests.
 
-    To be called while this process has one thread.
+    Return 130 after Ctrl-C, which leaves the process running. In the new process, return the exit code of `run`.
+    Call this function while this process has one thread.
 
     Raises:
-        Trouble: one runs in this folder already, the process ended before, or it takes too long.
+        Trouble: a deployment runs in this folder already, the new one ended, or it does not answer in time.
     """
     folder.refuse_if_running()
     errors = folder.logs / "up.err"
@@ -74,16 +75,16 @@ def _wait_until_ready(folder: DataFolder, child: int, api: str, errors: LogFile,
 
 
 def _run_of(folder: DataFolder, pid: int) -> dict[str, Any]:
-    """Return `run.json` once the process `pid` has written it: its ports were free, and the release step is done."""
+    """Return `run.json` once the process `pid` has written it, after it took its ports and ran the release step."""
     run = folder.live_run()
     return run if run.get("pid") == pid else {}
 
 
 def stop(folder: DataFolder, timings: Timings = Timings()) -> bool:
-    """End what runs in `folder` as Ctrl-C does, and wait until nothing of it is left; return False if nothing ran.
+    """Stop what runs in `folder`, as Ctrl-C does, and wait for its end; return False if nothing ran.
 
     Raises:
-        Trouble: it runs on another host, or does not end.
+        Trouble: the deployment runs on another host, or does not end.
     """
     owner = folder.owner()
     if owner is None or not (owner.lives or folder.live_run()):
@@ -95,7 +96,7 @@ def stop(folder: DataFolder, timings: Timings = Timings()) -> bool:
     except ProcessLookupError:
         return False
     try:
-        if not processes.alive(owner.pid, owner.started):  # the pid was given to another process before it was opened
+        if not processes.alive(owner.pid, owner.started):  # another process got the pid before it was opened
             return False
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(process, signal.SIGTERM)

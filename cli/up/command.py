@@ -1,4 +1,4 @@
-"""`nightmill up`: every process of the Procfile, and the embedded broker, from one command and in one data folder."""
+"""`nightmill up`: run every process of the Procfile, and the embedded broker, on one data folder."""
 
 import os
 from collections.abc import Callable
@@ -58,7 +58,7 @@ def up(
         raise Trouble("--verbose shows nothing with --detach; `nightmill logs -f` does")
     config = for_up(data_dir, host, port, engine_url, no_vllm, models, openai_aliases=openai_aliases)
     folder = DataFolder(config.data_dir)
-    os.umask(0o077)  # whatever is written here may hold prompts, answers and secrets
+    os.umask(0o077)  # files here may contain prompts, answers and secrets
     folder.make()
 
     def run() -> int:
@@ -70,7 +70,7 @@ def up(
 def _run(
     config: "Settings", folder: "DataFolder", lines: Path | None, verbose: bool, locked: Callable[[], None]
 ) -> int:
-    """Supervise the processes in this one until told to stop; `locked` is called once the folder is this one's."""
+    """Supervise the processes until a signal ends it. Call `locked` when this process has locked the folder."""
     from cli.up import procfile
     from cli.up.guard import guarded
     from cli.up.installation import Installation
@@ -83,6 +83,6 @@ def _run(
     killed = folder.kill_leftovers()
     here.check()
     code = guarded(lambda guard: here.run(parsed, guard, killed))
-    folder.run_file.unlink(missing_ok=True)  # a supervisor that was killed has left it
+    folder.run_file.unlink(missing_ok=True)  # a killed supervisor leaves it behind
     lock.close()
     return code

@@ -1,6 +1,6 @@
-"""The deployments that this user has started, so that a command finds one whatever folder it is called in.
+"""The list of this user's deployments, so that commands find one from any folder.
 
-$XDG_STATE_HOME/nightmill/deployments.json     the data folders, the last started first; else in ~/.local/state
+$XDG_STATE_HOME/nightmill/deployments.json     data folders, the last started first; by default in ~/.local/state
 """
 
 import json
@@ -18,7 +18,7 @@ _REMEMBERED = 20  # folders, at most
 
 
 def remember(folder: DataFolder) -> None:
-    """Put `folder` first among the deployments of this user. A user without a home that can be written has none."""
+    """Put `folder` first in the list. Nothing is written for a user without a writable home."""
     with suppress(OSError, RuntimeError):
         path = _file()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def remember(folder: DataFolder) -> None:
 
 
 def remembered() -> list[DataFolder]:
-    """Return the data folders of this user's deployments, the last started first, whether they run or not."""
+    """Return the data folders of the list, the last started first, whether they run or not."""
     try:
         paths = json.loads(_file().read_text())
     except (OSError, RuntimeError, ValueError):
@@ -41,9 +41,9 @@ def remembered() -> list[DataFolder]:
 
 
 def find(here: Path) -> Path:
-    """Return the data folder that a command means which names none.
+    """Return the data folder for a command that names none.
 
-    It is the first that runs, else the first that was ever started, of the folder `here` and those remembered.
+    It is the first one that runs, else the first one that was ever started, of `here` and the remembered folders.
     """
     default = DataFolder(here)
     known = [default, *remembered()]
@@ -60,13 +60,13 @@ def _preferred(known: list[DataFolder]) -> Iterator[DataFolder]:
 
 @cache
 def _say_chosen(chosen: Path, default: Path) -> None:
-    """Say it once a command: two deployments might be meant."""
+    """Print the chosen folder, once a command."""
     say(f"nightmill: using {chosen}, for nothing runs in {default}; --data-dir names another", err=True)
 
 
 def _file() -> Path:
-    """Return where the list is. Raises RuntimeError for a user without a home."""
+    """Return the path of the list. Raises RuntimeError for a user without a home."""
     state = Path(os.environ.get("XDG_STATE_HOME", ""))
-    if not state.is_absolute():  # as the XDG specification says
+    if not state.is_absolute():  # the default of the XDG specification
         state = Path.home() / ".local" / "state"
     return state / "nightmill" / "deployments.json"

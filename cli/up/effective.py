@@ -1,4 +1,4 @@
-"""The settings in force: the environment's, with what the command line says instead; and the database they name."""
+"""The settings in force, from the environment and the command line, and the database that they name."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,12 +20,12 @@ from jobs.settings import Settings
 
 
 def effective(**given: Any) -> Settings:
-    """Return the settings of the deployment that a command means; what is given as None is as the environment says.
+    """Return the settings of the deployment that a command addresses. None stands for the environment's value.
 
-    A data folder that neither names is looked for among the deployments that this user has started.
+    A data folder that is not named is looked up among the deployments that this user has started.
 
     Raises:
-        Trouble: it names the wrong variables.
+        Trouble: a setting is invalid; the message names its variable.
     """
     config = _stated(**given)
     if "data_dir" in config.model_fields_set:
@@ -34,14 +34,14 @@ def effective(**given: Any) -> Settings:
 
 
 def _stated(**given: Any) -> Settings:
-    """Return what the command line and the environment say, and defaults. Raises Trouble as `effective` does."""
+    """Return the settings of command line and environment, with defaults. Raises Trouble as `effective` does."""
     try:
         config = Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         raise Trouble(
             "; ".join(f"{_name(one['loc'])}: {one['msg'].removeprefix('Value error, ')}" for one in error.errors())
         ) from error
-    except SettingsError as error:  # a setting out of a file
+    except SettingsError as error:  # a setting that is read from a file
         raise Trouble(str(error)) from error
     if config.database_url:
         _check_database(config.database_url)
@@ -49,7 +49,7 @@ def _stated(**given: Any) -> Settings:
 
 
 def running(data_dir: Path | None) -> Settings:
-    """`effective`, with the models file and the aliases that `nightmill up` runs with here."""
+    """Return the settings with the models file and the aliases of the running `nightmill up`."""
     config = effective(data_dir=data_dir)
     run = DataFolder(config.data_dir).live_run()
     named = config.models_file or run.get("models_file") or ""
@@ -58,7 +58,7 @@ def running(data_dir: Path | None) -> Settings:
 
 
 def _check_database(url: str) -> None:
-    """Raises Trouble for a URL that SQLAlchemy makes nothing of. It shows none of it: it may hold a password."""
+    """Raises Trouble for an invalid database URL, without showing it: it may contain a password."""
     try:
         make_url(url).get_dialect().import_dbapi()
     except (ArgumentError, ValueError, ImportError):
@@ -78,7 +78,7 @@ def for_up(
     *,
     openai_aliases: bool = False,
 ) -> Settings:
-    """What `up` runs with: ports are chosen, files are named by their whole path."""
+    """Return the settings for `up`: with chosen ports and absolute paths."""
     config = _stated(
         data_dir=data_dir,
         host=host,
@@ -96,7 +96,7 @@ def for_up(
 
 
 def _beside(port: int, host: str) -> int:
-    """The next port for Flower, or any free one."""
+    """Return the next port, for Flower, or any free port."""
     following = port + 1
     return following if following < 1 << 16 and is_free(host, following) else take_free(host)
 
@@ -105,18 +105,18 @@ def _name(location: tuple[int | str, ...]) -> str:
     return f"NIGHTMILL_{str(location[0]).upper()}" if location else "settings"
 
 
-#: What is shown of a URL's query: a password may stand there too, and SQLAlchemy hides only the one before the host.
+#: The parameters of a URL's query that are shown. SQLAlchemy hides only the password before the host.
 _SHOWN = frozenset({"host", "port"})
 
 
 def without_secrets(url: URL) -> str:
-    """To be shown, in this form only."""
+    """Return a database URL for display, without its secrets."""
     return url.difference_update_query(url.query.keys() - _SHOWN).render_as_string(hide_password=True)
 
 
 @contextmanager
 def opened(data_dir: Path | None) -> Iterator[Database]:
-    """The database, which a release step must have made. Raises Trouble when none is there, or none that answers."""
+    """Yield the database. Raises Trouble when it does not answer, or the release step has not created it."""
     config = effective(data_dir=data_dir)
     url = make_url(config.database)
     shown = without_secrets(url)

@@ -24,13 +24,13 @@ from jobs.platform.locks import FileLock
 RUN_FILE = "run.json"
 OPERATOR_KEY = "operator.key"
 FLOWER_PASSWORD = "flower.password"  # noqa: S105 (a file's name)
-SUPERVISED = "NIGHTMILL_SUPERVISED"  # in the environment of everything that `up` starts: the folder it works for
+SUPERVISED = "NIGHTMILL_SUPERVISED"  # set for every process that `up` starts: its data folder
 _LEAVING_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """The `nightmill up` that locked a data folder last: its guard, told apart from whoever has its pid later."""
+    """The last `nightmill up` of a data folder: the pid of its guard, with the start time that identifies it."""
 
     pid: int
     started: int
@@ -39,12 +39,12 @@ class Owner:
 
     @property
     def lives(self) -> bool:
-        """Return whether it certainly runs: on this host, since this boot, as the process that it was."""
+        """Return whether the process certainly runs: on this host, since this boot, with the same start time."""
         return self._is_here and self.boot_id == processes.boot_id() and processes.alive(self.pid, self.started)
 
     @property
-    def was_removed(self) -> bool:
-        """Return whether it certainly ended. Nothing is certain about another host that shares the folder."""
+    def has_ended(self) -> bool:
+        """Return whether the process certainly ended. On another host that shares the folder it may still run."""
         return self._is_here and not self.lives
 
     @property
@@ -53,7 +53,7 @@ class Owner:
 
 
 class DataFolder:
-    """One data folder, by its absolute path."""
+    """A data folder, by its absolute path."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -69,7 +69,7 @@ class DataFolder:
             raise Trouble(f"cannot use {self.path} as the data folder: {error.strerror}") from error
 
     def lock(self) -> FileLock:
-        """Own the folder until the returned lock is closed in every process that has it. Raises Trouble when taken."""
+        """Lock the folder until every process with the lock has closed it. Raises Trouble when it is locked."""
         lock = FileLock(self._lock_file)
         try:
             self._wait_for_lock(lock)
@@ -81,7 +81,7 @@ class DataFolder:
         return lock
 
     def _wait_for_lock(self, lock: FileLock) -> None:
-        """A live owner keeps the folder; one that was killed is waited for while what it left is being killed."""
+        """Wait for the lock while the processes of a killed owner are being killed. A live owner keeps it."""
         deadline = time.monotonic() + _LEAVING_SECONDS
         while not lock.try_acquire():
             self.refuse_if_running()
@@ -102,11 +102,11 @@ class DataFolder:
         return Trouble(f"{running}; stop it with `nightmill down`, or use another --data-dir")
 
     def owner(self) -> Owner | None:
-        """Return the last `nightmill up` of this folder, whether it still runs or not; None when there was none."""
+        """Return the last `nightmill up` of this folder, running or not; None when there was none."""
         try:
             pid, started, boot_id, host = self._lock_file.read_text().split()
             return Owner(int(pid), int(started), boot_id, host)
-        except (OSError, ValueError):  # a file that is just being written has no words
+        except (OSError, ValueError):  # the file is empty while it is being written
             return None
 
     @property
@@ -121,10 +121,10 @@ class DataFolder:
         return (self.path / OPERATOR_KEY).exists()
 
     def kill_leftovers(self) -> int:
-        """Kill what an earlier supervisor of this folder left running; returns how many processes that were.
+        """Kill the processes that an earlier supervisor of this folder left; return their number.
 
-        They are known by the mark in their environment. Some programs overwrite that with a title: these are known
-        by the sessions that `run.json` still names, and by running the same interpreter.
+        They are known by a variable in their environment. Programs that overwrite theirs are known by a session that
+        `run.json` names, and by running the same interpreter.
         """
         sessions = self._recorded_sessions()
         found = self._leftovers(sessions)
@@ -149,14 +149,14 @@ class DataFolder:
         return processes.with_descendants(roots, table) - {os.getpid()}
 
     def _recorded_sessions(self) -> dict[int, int]:
-        """Sessions of the last run by the start time of their leader, if this boot has seen them."""
+        """Return the sessions of the last run with the start times of their leaders, if they are of this boot."""
         run = self.read_run()
         if run.get("boot_id") != processes.boot_id():
             return {}
         return {one["pid"]: one["started"] for one in run["processes"] if one.get("pid") and one.get("started")}
 
     def read_run(self) -> dict[str, Any]:
-        """Return what `run.json` says, also what a killed `up` has left there; empty without one."""
+        """Return `run.json`, also that of a killed `up`; empty without one."""
         try:
             found = json.loads(self.run_file.read_text())
         except (OSError, ValueError):
@@ -164,21 +164,21 @@ class DataFolder:
         return found if isinstance(found, dict) else {}
 
     def live_run(self) -> dict[str, Any]:
-        """Return what `run.json` says, unless the `up` that wrote it is known to have ended: empty then."""
+        """Return `run.json`, unless the `up` that wrote it has certainly ended: then empty."""
         run, owner = self.read_run(), self.owner()
-        return {} if owner and (owner.was_removed or run.get("pid") != owner.pid) else run
+        return {} if owner and (owner.has_ended or run.get("pid") != owner.pid) else run
 
     def write_run(self, facts: Mapping[str, Any]) -> None:
         """Replace `run.json` as a whole."""
         self._write_private(self.run_file, json.dumps({**facts, "boot_id": processes.boot_id()}, indent=2))
 
     def operator_key(self) -> str:
-        """The operator's key; empty before the first release step."""
+        """Return the operator's key, empty before the first release step."""
         path = self.path / OPERATOR_KEY
         return path.read_text().strip() if path.exists() else ""
 
     def flower_password(self) -> str:
-        """Flower's password, made at the first call."""
+        """Return Flower's password. The first call creates it."""
         path = self.path / FLOWER_PASSWORD
         if not path.exists():
             self._write_private(path, secrets.token_urlsafe(18))
@@ -193,7 +193,7 @@ class DataFolder:
 
 
 def _member(process: processes.Process, sessions: Mapping[int, int], table: Mapping[int, processes.Process]) -> bool:
-    """Whether the process belongs to a recorded session, whose number nobody else has taken since."""
+    """Return whether the process belongs to a recorded session, and not to a later one of the same number."""
     started = sessions.get(process.session)
     if started is None or process.started < started:
         return False

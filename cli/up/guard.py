@@ -26,10 +26,10 @@ _KILLED = 128
 
 
 def guarded(supervise: Callable[[int], int]) -> int:
-    """Run `supervise` in a child process; return its exit code, in the guard once nothing of it is left.
+    """Run `supervise` in a child process. Return its exit code when nothing of it is left.
 
-    `supervise` is handed a descriptor that becomes readable (end of file) when the guard dies, and starts with
-    `PASSED_ON` blocked until it has handlers. To be called while this process has one thread.
+    `supervise` receives a descriptor that becomes readable (end of file) when the guard dies. It starts with the
+    signals `PASSED_ON` blocked, until it has installed handlers. Call this function while this process has one thread.
     """
     reading, writing = os.pipe()
     sys.stdout.flush()
@@ -38,7 +38,7 @@ def guarded(supervise: Callable[[int], int]) -> int:
     child = os.fork()
     if child == 0:
         os.close(writing)
-        os.setsid()  # Ctrl-C reaches the guard alone, and a kill of the guard's group spares the supervisor
+        os.setsid()  # Ctrl-C and a kill of the process group reach the guard only
         proc.become_subreaper()
         return supervise(reading)
     os.close(reading)
@@ -59,13 +59,13 @@ def _wait(child: int) -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
     _, status = os.waitpid(child, 0)
     for number in PASSED_ON:
-        signal.signal(number, signal.SIG_IGN)  # what is left to do takes milliseconds
+        signal.signal(number, signal.SIG_IGN)  # the rest takes milliseconds
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else _KILLED - code
 
 
 def _bury() -> None:
-    """Take what was killed off the kernel's table; not every init of a container does."""
+    """Wait for killed processes, so that they leave the kernel's table; the init of a container may not do it."""
     with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG) != (0, 0):
             pass

@@ -1,4 +1,4 @@
-"""One installation on this machine: what is started, with which environment, and what the user is told."""
+"""One installation on this machine: its processes, their environment, and the messages to the user."""
 
 import os
 import select
@@ -24,27 +24,27 @@ from jobs.settings import Settings
 
 
 class Notices:
-    """Lines for the terminal and the log; usable from several threads."""
+    """Print lines to the terminal and the log, from several threads."""
 
     def __init__(self, log: Path) -> None:
         self._lock = threading.Lock()
         self._log = os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w", buffering=1)
 
     def say(self, text: str) -> None:
-        """Show one notice, and keep it."""
-        with self._lock, suppress(OSError):  # a full disk
+        """Print one notice, and write it to the log."""
+        with self._lock, suppress(OSError):  # the disk is full
             self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         self.show(text)
 
     def show(self, text: str) -> None:
-        """Show it and keep it nowhere. A reader that does not read misses it."""
+        """Print one notice without writing it to the log. It is dropped when the reader of the output is slow."""
         with self._lock, suppress(OSError, ValueError):
             if _writable():
                 wipe_line()
                 say(text)
 
     def update(self, text: str) -> None:
-        """Write `text` as the last line of a terminal, in place of the one before; elsewhere it is not shown."""
+        """Write `text` over the last line of a terminal; elsewhere write nothing."""
         with self._lock, suppress(OSError, ValueError):
             if sys.stdout.isatty() and _writable():
                 wipe_line()
@@ -62,7 +62,7 @@ _FLOWER = "flower"
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """Its settings, its folder, and where its programs are."""
+    """Settings, data folder and program folder of one installation."""
 
     config: Settings
     folder: DataFolder
@@ -79,7 +79,7 @@ class Installation:
         return reached(self.config.flower_host, self.config.flower_port)
 
     def check(self) -> None:
-        """A port that is taken or a wrong models file would only show as a process that never comes up."""
+        """Raises Trouble for a port in use or an invalid models file, before any process fails for it."""
         if not is_free(self.config.host, self.config.port):
             raise Trouble(f"port {self.config.port} of {self.config.host} is in use; choose another with --port")
         try:
@@ -88,7 +88,7 @@ class Installation:
             raise Trouble(str(error)) from error
 
     def run(self, lines: Sequence[procfile.Line], guard: int, killed: int) -> int:
-        """Supervise until told to stop; the body of the supervisor's process."""
+        """Supervise until a signal ends it. This is the body of the supervisor's process."""
         notices = Notices(self.folder.logs / "up.log")
         leaving = threading.Event()
         with Wakeups(guard) as wakeups:
@@ -101,7 +101,7 @@ class Installation:
                 self.folder.run_file.unlink(missing_ok=True)
 
     def plan(self, lines: Sequence[procfile.Line]) -> Plan:
-        """Everything that is started, in order."""
+        """Return the services to start, in order."""
         services = {line.name: Service(self._program(line)) for line in lines}
         release = services.pop(procfile.RELEASE, None)
         if self.config.broker_url:
@@ -116,13 +116,13 @@ class Installation:
 
     def _program(self, line: procfile.Line) -> Program:
         environment = replaced(os.environ, {**self.environment(), **line.environment})
-        if line.name == _FLOWER:  # nobody else needs the password, and a command line can be read by everyone
+        if line.name == _FLOWER:  # not in a command line: every user can read those
             login = f"{FLOWER_USER}:{self.folder.flower_password()}"
             environment = replaced(environment, {"FLOWER_BASIC_AUTH": login})
         return Program(line.name, line.program, environment, self.root, self.folder.logs / f"{line.name}.log")
 
     def environment(self) -> Mapping[str, str]:
-        """What the command line and this command have decided, for every process."""
+        """Return the variables that command line and settings determine, for every process."""
         config = self.config
         return {
             "NIGHTMILL_DATA_DIR": str(config.data_dir),
@@ -139,7 +139,7 @@ class Installation:
         }
 
     def hooks(self, lines: Sequence[procfile.Line], notices: Notices, leaving: threading.Event) -> Hooks:
-        """What the supervisor reports goes to `run.json` and to the user."""
+        """Return the hooks that write the supervisor's reports to `run.json` and to the user."""
         shown = (lambda name, line: notices.show(f"{name:>10} | {line}")) if self.verbose else None
         return Hooks(
             say=notices.say,
@@ -151,7 +151,7 @@ class Installation:
 
     def _publish(self, services: Sequence[Service]) -> None:
         key = self.folder.operator_key()
-        if not key:  # the first release step has not run: there is nothing to connect to yet
+        if not key:  # before the first release step nothing can be connected to
             return
         self.folder.write_run(
             {
@@ -174,18 +174,18 @@ class Installation:
             if _FLOWER in names:
                 password = self.folder.path / FLOWER_PASSWORD
                 notices.say(f"flower: {self.flower_url} (user {FLOWER_USER}, password in {password})")
-            key = self.folder.operator_key()  # shown to a person, never to a pipe or a log
+            key = self.folder.operator_key()  # shown in a terminal, never in a pipe or a log
             notices.show(f"API key: {key if sys.stdout.isatty() else f'in {self.folder.run_file}'}")
             if "gpu" in names and self.config.vllm_enabled:
                 notices.say(_vllm_start(self._vllm_models()))
 
-        own = reached(self.config.host, self.config.port)  # a proxy may pass no health on
+        own = reached(self.config.host, self.config.port)  # a proxy may not forward /readyz
         readiness.tell_when_up(own, names, ready, notices.say, notices.update, leaving)
 
     def _vllm_models(self) -> str:
         try:
             models = Registry.load(self.config).models.values()
-        except ModelsFileError:  # changed since it was checked; the worker says more
+        except ModelsFileError:  # changed since the check; the worker reports the error
             return "no model"
         return ", ".join(model.name for model in models if model.engine is EngineKind.VLLM) or "no model"
 

@@ -1,6 +1,6 @@
-"""What a supervisor does about the processes below it.
+"""Find and kill the processes below a supervisor.
 
-Ancestry is exact as long as an ancestor is a subreaper: orphans then move up to it instead of to pid 1.
+Ancestry is reliable as long as an ancestor is a subreaper: orphans then become its children instead of those of pid 1.
 """
 
 import ctypes
@@ -14,18 +14,17 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def become_subreaper() -> None:
-    """Adopt every orphan among the descendants of this process."""
+    """Make this process the parent of every orphan among its descendants."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
 def strays(known: Collection[int], ended: int = 0) -> set[int]:
-    """What must not go on living under this process, as pids.
+    """Return the pids of the processes that must be killed.
 
-    `known` are its children in good standing, each leading a session of its own. A stray is a member of the session
-    of `ended`; a child that is not known and lives outside the known sessions (it was orphaned); or a descendant
-    of these.
+    `known` are the running children, each the leader of a session. A stray is a process in the session of `ended`, an
+    unknown child outside the known sessions (an adopted orphan), or a descendant of one of these.
     """
     table = processes.table()
     me = os.getpid()
@@ -39,7 +38,7 @@ def strays(known: Collection[int], ended: int = 0) -> set[int]:
 
 
 def kill_strays(known: Collection[int], ended: int = 0, patience: float = 5.0) -> bool:
-    """SIGKILL strays until there are none; False when some would not die (a device holds them)."""
+    """Kill strays until none is left; return False when some do not die (a device holds them)."""
     pause = threading.Event()
     for _ in range(int(patience / 0.01)):
         found = strays(known, ended)

@@ -1,6 +1,6 @@
-"""The Procfile: one process a line, `name: NAME=value … program argument …`, run without a shell.
+"""Read a Procfile: one process a line, `name: NAME=value … program argument …`, run without a shell.
 
-`release` is run to completion before the others start; the others run side by side.
+`release` runs to its end before the others start; the others run side by side.
 """
 
 import re
@@ -13,9 +13,9 @@ from pathlib import Path
 from cli.errors import Trouble
 
 RELEASE = "release"
-#: The processes of `nightmill up`, as they come with this package.
+#: The Procfile of this package.
 PACKAGED = Path(__file__).with_name("Procfile")
-#: The folder that the packages lie in: a checkout, or `site-packages` of the environment that they are installed in.
+#: The folder of the packages: a checkout, or `site-packages` of their environment.
 CODE = Path(__file__).resolve().parents[2]
 _LINE = re.compile(r"^([A-Za-z0-9_-]+):\s+(\S.*)$")
 _ASSIGNMENT = re.compile(r"^([A-Za-z_][A-Za-z0-9_]*)=(.*)$", re.DOTALL)
@@ -24,7 +24,7 @@ _SHELL = frozenset({"|", "||", "&", "&&", ";", "<", ">", ">>", "2>&1"})
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One process type: what it is called, what runs, and what is added to its environment."""
+    """One process: its name, its program, and the variables added to its environment."""
 
     name: str
     program: tuple[str, ...]
@@ -32,7 +32,7 @@ class Line:
 
 
 def load(path: Path) -> list[Line]:
-    """The lines in the file's order. Raises Trouble with the number of a line that is no process."""
+    """Return the lines in their order. Raises Trouble with the number of an invalid line."""
     try:
         text = path.read_text()
     except OSError as error:
@@ -70,5 +70,5 @@ def _parse(path: Path, number: int, text: str) -> Line:
 
 
 def _interpreter(word: str) -> str:
-    """`python` is the interpreter that runs this command, whatever stands first in PATH."""
+    """Return the path of this command's interpreter for `python`, whatever PATH says."""
     return sys.executable if word in {"python", "python3"} else word

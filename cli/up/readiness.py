@@ -1,4 +1,4 @@
-"""Whether the server takes requests, as `GET /readyz` says, and which TCP ports of this machine are taken."""
+"""Check whether the server takes requests (`GET /readyz`), and which TCP ports of this machine are in use."""
 
 import http.client
 import json
@@ -12,12 +12,12 @@ from typing import Any, Final
 from cli.wording import model_progress
 from jobs.settings import Settings
 
-_INTERVAL = 0.5  # seconds between looks, growing to
-_LONGEST = 5.0  # this, for pools that never come
-_MOVING = 1.0  # while an engine loads
+_INTERVAL = 0.5  # seconds between looks at first
+_LONGEST = 5.0  # and at most, for pools that never come up
+_MOVING = 1.0  # and while an engine loads
 _PATIENCE = 3.0
 _STATUSES: Final = frozenset({"ready", "broker_full", "stuck", "unavailable"})
-#: The queue by which each line of the Procfile shows that it works.
+#: The queue that shows whether a process of the Procfile works.
 POOLS: Mapping[str, str] = {
     "cpu": "cpu.plan",
     "gpu": "gpu.generate",
@@ -27,19 +27,19 @@ POOLS: Mapping[str, str] = {
 
 
 def look(url: str) -> dict[str, Any] | None:
-    """The server's answer, whether it is ready or not; None while there is none."""
+    """Return the answer of `/readyz`, ready or not; None when nothing answers."""
     try:
         with urllib.request.urlopen(f"{url}/readyz", timeout=_PATIENCE) as answer:  # noqa: S310 (an http URL of ours)
             return _parsed(answer.read())
     except urllib.error.HTTPError as error:
         with error:
             return _parsed(error.read())
-    except (OSError, http.client.HTTPException, ValueError):  # it speaks something else, or the URL is none
+    except (OSError, http.client.HTTPException, ValueError):  # another protocol, or an invalid URL
         return None
 
 
 def found(config: Settings) -> str:
-    """Where the deployment that these settings name answers, at its own port or else to its clients; empty: nowhere."""
+    """Return the URL at which the deployment of these settings answers, its own port or its public URL; else empty."""
     for url in (reached(config.host, config.port), config.public_url.rstrip("/")):
         said = (look(url) if url else None) or {}
         if said.get("status") in _STATUSES and "database" in said:
@@ -48,7 +48,7 @@ def found(config: Settings) -> str:
 
 
 def takes_requests(url: str) -> bool:
-    """Whether it answers and has its database. Work may wait for a worker meanwhile."""
+    """Return whether the server answers and reaches its database. Work may still wait for a worker."""
     found = look(url)
     return found is not None and found.get("database") == "ok"
 
@@ -61,9 +61,9 @@ def tell_when_up(
     update: Callable[[str], None],
     stop: threading.Event,
 ) -> threading.Thread:
-    """Start a thread that calls `ready` when the server takes requests, and then says which pool has come up.
+    """Start a thread that calls `ready` when the server takes requests, and then says which pools are up.
 
-    While a pool loads its engine, each new phase is said, and `update` is called with the seconds so far.
+    While a pool loads its engine, `say` gets each new phase and `update` the seconds so far.
     """
 
     def watch() -> None:
@@ -90,7 +90,7 @@ def tell_when_up(
 
 
 def _loading(answer: Mapping[str, Any], pools: Mapping[str, str]) -> dict[str, Any]:
-    """Return what each of `pools` loads, the longest first."""
+    """Return the loading engine of each pool, the longest-loading first."""
     found: dict[str, Any] = {}
     for entry in answer.get("loading", ()):
         for name, queue in pools.items():
@@ -111,7 +111,7 @@ _ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noq
 
 
 def is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there now."""
+    """Return whether a server could listen on the port now."""
     with socket.socket(_family(host)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -122,20 +122,20 @@ def is_free(host: str, port: int) -> bool:
 
 
 def reached(host: str, port: int) -> str:
-    """The URL under which a server that binds this address is reached from this machine."""
+    """Return the URL at which this machine reaches a server that binds the address."""
     host = _ANYWHERE.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def take_free(host: str) -> int:
-    """A port that was free a moment ago."""
+    """Return a port that was free a moment ago."""
     with socket.socket(_family(host)) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 
 def answers(host: str, port: int, patience: float = 3.0) -> bool:
-    """Whether something takes connections there."""
+    """Return whether the port accepts connections."""
     try:
         socket.create_connection((host, port), timeout=patience).close()
     except OSError:

@@ -1,4 +1,4 @@
-"""One supervised process: how it is started, how it ended, when it is started again.
+"""Run one supervised process: start it, record its exits, and start it again.
 
 waiting --start--> running --exit--> waiting   (after 0.2 s, then twice as long each time, up to 15 s)
                       |                 ^
@@ -20,13 +20,13 @@ from jobs.platform import processes
 
 FIRST_DELAY = 0.2  # seconds before a process that ended is started again
 LONGEST_DELAY = 15.0
-SETTLED = 30.0  # seconds of life after which an end counts as the first again
+SETTLED = 30.0  # seconds of life after which the delay starts from the beginning
 _NOT_STARTED = 127
 _SHIM = Path(__file__).with_name("child.py")
 
 
 class State(StrEnum):
-    """Where a service is."""
+    """The state of a service."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -36,7 +36,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What a service runs, and with what."""
+    """The command of a service, with its environment, folder and log."""
 
     name: str
     arguments: tuple[str, ...]
@@ -46,14 +46,14 @@ class Program:
 
 
 def next_delay(previous: float, lived: float) -> float:
-    """Seconds to wait before the next start, given the last delay (0: none yet) and how long the process lived."""
+    """Return the seconds until the next start, from the last delay (0: none yet) and the process's lifetime."""
     if previous == 0 or lived >= SETTLED:
         return FIRST_DELAY
     return min(previous * 2, LONGEST_DELAY)
 
 
 class Service:
-    """The life of one process type; everything is driven by the supervisor's loop."""
+    """One process and its restarts. The loop of the supervisor calls every method."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -64,15 +64,15 @@ class Service:
         self.started = 0  # clock ticks since boot
         self.restarts = 0
         self.due = 0.0  # monotonic time of the next start
-        self.code: int | None = None  # of the last end; negative: the signal
+        self.code: int | None = None  # exit code; negative: the signal
         self.delay = 0.0
         self.refused = ""  # why the last start failed
         self._began = 0.0
 
     def start(self) -> None:
-        """Start it as the leader of a session of its own, its output in its log.
+        """Start the process as the leader of a new session, with its output in its log.
 
-        What keeps it from starting (no memory, no room for its log) counts as an end.
+        A failure to start (no memory, no space for its log) counts as an exit.
         """
         self._began = time.monotonic()
         self.log.rotate()
@@ -89,7 +89,7 @@ class Service:
         self.state = State.RUNNING
 
     def ended(self, code: int) -> None:
-        """Note the end and, unless it was asked for, when to start again."""
+        """Record the exit and, unless the stop was requested, the time of the next start."""
         now = time.monotonic()
         self.pid = self.started = 0
         self.code = code
@@ -98,7 +98,7 @@ class Service:
         self.state = State.STOPPED if self.state is State.STOPPING else State.WAITING
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """Ask it to end."""
+        """Send the process a signal, by default SIGTERM."""
         if self.state is State.WAITING:
             self.state = State.STOPPED
         elif self.pid:
@@ -107,7 +107,7 @@ class Service:
 
     @property
     def ending(self) -> str:
-        """How it ended, in words."""
+        """Return the last exit in words."""
         if self.refused:
             return f"could not be started: {self.refused}"
         if self.code is not None and self.code < 0:
@@ -115,7 +115,7 @@ class Service:
         return f"exit code {self.code}"
 
     def described(self) -> dict[str, Any]:
-        """As `run.json` shows it."""
+        """Return the service as `run.json` shows it."""
         return {
             "name": self.name,
             "pid": self.pid or None,
@@ -146,30 +146,30 @@ def _spawn(program: Program) -> int:
     )
 
 
-MAX_BYTES = 32 << 20  # per process; the part before is kept once, as `<name>.log.1`
+MAX_BYTES = 32 << 20  # per process; `<name>.log.1` is the part before
 _SHOWN_AT_ONCE = 1 << 20
 
 
 class LogFile:
-    """One process's output. Written in append mode by its process, so that it can be cut short under its feet."""
+    """The output of one process. The process writes in append mode, so that the file can be truncated meanwhile."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._shown = path.stat().st_size if path.exists() else 0
 
     def rotate(self) -> None:
-        """Start the file anew once it is too long. A line written between copy and cut is lost."""
+        """Truncate a file that is too long, and keep one copy. A line written meanwhile may be lost."""
         if not self.path.exists() or self.path.stat().st_size <= MAX_BYTES:
             return
         kept = self.path.with_name(f"{self.path.name}.1")
         try:
             shutil.copyfile(self.path, kept)
-        except OSError:  # a full disk: this file is part of the reason
+        except OSError:  # the disk is full
             kept.unlink(missing_ok=True)
         os.truncate(self.path, 0)
 
     def fresh(self) -> list[str]:
-        """Return the whole lines written since the last call, from the start of a file that was cut meanwhile."""
+        """Return the complete lines since the last call, from the start of a file that was truncated."""
         if not self.path.exists():
             return []
         with self.path.open("rb") as handle:
@@ -182,7 +182,7 @@ class LogFile:
         return data[:end].decode(errors="replace").splitlines()
 
     def tail(self, lines: int) -> str:
-        """The last lines, to show with a failure."""
+        """Return the last lines."""
         if not self.path.exists():
             return ""
         with self.path.open("rb") as handle:

@@ -1,9 +1,9 @@
-"""Starts the services, starts again what ends, stops them in reverse order.
+"""Start the services, restart those that exit, and stop all in reverse order.
 
     broker ──answers──▶ release ──exit 0──▶ every other line ──signal──▶ stop, last first ──▶ nothing is left
 
-One thread, one loop. Whatever a service leaves behind when it ends (its session, and descendants that left it)
-is killed before it is started again, so that no engine keeps memory, a port or a lock.
+One thread, one loop. Before a service is restarted, all processes that it left behind are killed (its session, and
+descendants that left it), so that no engine keeps memory, a port or a lock.
 """
 
 import os
@@ -23,13 +23,13 @@ from cli.up.guard import PASSED_ON
 from cli.up.service import Service, State
 from jobs.platform import processes
 
-_ONE_REQUEST = 0.5  # seconds; `timeout` and `make` pass on a signal that the terminal has sent too
+_ONE_REQUEST = 0.5  # seconds; `timeout` and `make` repeat a signal of the terminal
 
 
 class Wakeups:
-    """Signals as bytes on a socket, so that waiting for them races with nothing. One per process, main thread only.
+    """Receive signals as bytes on a socket, so that no signal is missed. One per process, in its main thread.
 
-    `stops` counts requests to stop; `orphaned` becomes true when the guard's end of `guard` is closed.
+    `stops` counts requests to stop; `orphaned` becomes true when the guard has closed its end of `guard`.
     """
 
     def __init__(self, guard: int) -> None:
@@ -57,7 +57,7 @@ class Wakeups:
         self._writing.close()
 
     def wait(self, seconds: float) -> None:
-        """Return when something happened, or after this long."""
+        """Wait for a signal, the end of the guard, or `seconds`."""
         watched = [self._reading.fileno()] if self.orphaned else [self._reading.fileno(), self._guard]
         ready, _, _ = select.select(watched, [], [], max(seconds, 0))
         if self._guard in ready and os.read(self._guard, 1) == b"":
@@ -73,7 +73,7 @@ class Wakeups:
 
 
 def _noted(_number: int, _frame: FrameType | None) -> None:
-    """Python writes the signal's number to the socket; there is nothing else to do."""
+    """Do nothing: Python writes the number of the signal to the socket."""
 
 
 STOP_SECONDS = 20.0  # from the first SIGTERM to SIGKILL, all services together
@@ -85,7 +85,7 @@ _BROKER_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What the supervisor tells others."""
+    """The functions that the supervisor calls to report."""
 
     say: Callable[[str], None]
     publish: Callable[[Sequence[Service]], None]  # the process table changed
@@ -96,9 +96,9 @@ class Hooks:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is run, in order.
+    """The services to run, in order.
 
-    `broker_answers` looks once whether the broker is up; `mend_broker` helps one that keeps failing by itself.
+    `broker_answers` looks once whether the broker is up; `mend_broker` repairs a broker that keeps exiting.
     """
 
     services: Sequence[Service]
@@ -109,11 +109,11 @@ class Plan:
 
 
 class _Stopped(Exception):
-    """A signal came while something was being waited for."""
+    """A signal arrived during the start."""
 
 
 class Supervisor:
-    """Runs one plan until it is told to stop."""
+    """Run one plan until a signal ends it."""
 
     def __init__(self, plan: Plan, hooks: Hooks, wakeups: Wakeups) -> None:
         self._plan = plan
@@ -166,13 +166,13 @@ class Supervisor:
         self._launch(service)
 
     def _until_next(self) -> float:
-        """Seconds until something is due."""
+        """Return the seconds until something is due."""
         pulse = _FOLLOWING if self._hooks.output else _PULSE
         due = [service.due for service in self._running if service.state is State.WAITING]
         return min([pulse, *(when - time.monotonic() for when in due)])
 
     def _turn(self, seconds: float) -> None:
-        """Wait, then do what has come up. Raises _Stopped on the first request to stop."""
+        """Wait, then handle what is due. Raises _Stopped on the first request to stop."""
         self._wakeups.wait(seconds)
         self._reap()
         self._look_after()
@@ -184,7 +184,7 @@ class Supervisor:
 
     def _restart(self, service: Service) -> None:
         if service is self._plan.broker and (service.code or 0) > 0 and service.delay > 1:
-            with suppress(OSError):  # a full disk: the next start may be luckier
+            with suppress(OSError):  # the disk is full: try again at the next start
                 self._plan.mend_broker()
         self._launch(service)
 
@@ -198,11 +198,11 @@ class Supervisor:
         self._hooks.say(f"{service.name} ended ({service.ending}); starting it again in {service.delay:.1f} s")
 
     def _reap(self) -> None:
-        """Bury every child that ended, with all that it left behind."""
+        """Wait for every child that exited, and kill the processes that it left behind."""
         while (found := _ended_child()) is not None:
             service = next((one for one in self._running if one.pid == found), None)
             if service is None:
-                os.waitpid(found, 0)  # a stray that was adopted
+                os.waitpid(found, 0)  # an adopted stray
                 continue
             self._end_session(found)
             _, status = os.waitpid(found, 0)
@@ -212,7 +212,7 @@ class Supervisor:
                 self._tell_end(service)
 
     def _end_session(self, pid: int) -> None:
-        """While its leader is a zombie, a session's number can't be taken by anyone else."""
+        """Kill the session of a zombie. Its number cannot be reused while the zombie exists."""
         if not proc.kill_strays(self._known() - {pid}, ended=pid):
             self._hooks.say(f"some processes of session {pid} do not die; going on without them")
 
@@ -220,7 +220,7 @@ class Supervisor:
         return {service.pid for service in self._running if service.pid}
 
     def _look_after(self) -> None:
-        """What is done every now and then: logs are kept short and shown, strays are killed."""
+        """Rotate and show logs, and kill strays, from time to time."""
         output = self._hooks.output
         for service in self._running:
             service.log.rotate()
@@ -234,9 +234,9 @@ class Supervisor:
             self._swept = time.monotonic()
 
     def _stop(self) -> None:
-        """Stop the services one after the other, the last started first; the broker goes last of all.
+        """Stop the services one after the other, the last started first and the broker last.
 
-        All together have STOP_SECONDS; after that, on a second request, or without a guard, they are killed.
+        All together have STOP_SECONDS. Then, on a second request, or without a guard, they are killed.
         """
         if self._wakeups.orphaned:
             return
@@ -257,7 +257,7 @@ class Supervisor:
         return self._wakeups.orphaned or self._wakeups.stops > 1 or time.monotonic() > deadline
 
     def _kill_all(self) -> None:
-        """Whatever still runs is killed, and what that leaves behind too."""
+        """Kill everything that still runs, and the processes that this leaves behind."""
         for service in self._running:
             service.stop(signal.SIGKILL)
         deadline = time.monotonic() + 5.0
@@ -267,7 +267,7 @@ class Supervisor:
         proc.kill_strays(known=())
 
     def _publish(self) -> None:
-        """Tell the process table. On a full disk that is tried again, and everything goes on."""
+        """Report the process table. On a full disk, try again later."""
         try:
             self._hooks.publish(self._running)
         except OSError as error:
@@ -279,7 +279,7 @@ class Supervisor:
 
 
 def _ended_child() -> int | None:
-    """The pid of a child that ended and was not buried yet."""
+    """Return the pid of a child that exited and has not been waited for; None for none."""
     try:
         found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
