@@ -58,6 +58,9 @@ class Timings:
     interactive_retry: float = 1.0  # until a server that was unavailable is asked again
     interactive_limit_look: float = 0.05  # between looks at a limit that is reached and may rise
 
+    # workers.finetuning
+    training_stop: float = 12.0  # for a checkpoint of a worker that is to stop: it is killed after 20
+
     # workers.middleware: tuned models, the cache, and answers checked against a schema
     tuned_model_look: float = 1.0  # between looks at whether a tuned model is still served to a project
     cache_gather: float = 0.5  # that writes are gathered for one transaction

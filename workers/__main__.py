@@ -1,8 +1,8 @@
-"""A worker process: `python -m workers cpu|gpu|embed|io`.
+"""A worker process: `python -m workers cpu|gpu|embed|finetune|io`.
 
     cpu     prefork, spawned children, each a worker of its own
     gpu     threads over one generation engine          embed   threads over one embedding engine
-    io      threads over one delivery loop
+    io      threads over one delivery loop                finetune   one training at a time, in a child process
 
 `gpu QUEUE` and `embed QUEUE` serve another queue that models.yaml names.
 """
@@ -12,6 +12,7 @@ import sys
 from functools import partial
 
 from jobs import logs
+from jobs.fleet.models_file import ANY_MODEL
 from jobs.platform import memory
 from jobs.queues import Queue
 from jobs.settings import Settings, settings
@@ -28,12 +29,14 @@ def main(arguments: list[str]) -> None:
     if pool == "cpu":
         _cpu(config)
     elif pool == "io":
-        _threads(config, Pool("io", (Queue.WEBHOOKS,), slots=1))
+        _threads(config, Pool("io", (Queue.WEBHOOKS,), slots=1), 4)
+    elif pool == "finetune":
+        _threads(config, Pool("finetune", (Queue.FINETUNE,), slots=1, models=(ANY_MODEL,)), 1, trains=True)
     elif pool in ("gpu", "embed"):
         memory.few_arenas()  # shards' threads are many, and so are LanceDB's
         engine_process.run(config, pool, queue or (Queue.GENERATE if pool == "gpu" else Queue.EMBED))
     else:
-        raise SystemExit(f"unknown pool {pool!r}: one of cpu, gpu, embed, io")
+        raise SystemExit(f"unknown pool {pool!r}: one of cpu, gpu, embed, finetune, io")
 
 
 def _cpu(config: Settings) -> None:
@@ -41,12 +44,12 @@ def _cpu(config: Settings) -> None:
     celery_app.work(app, "cpu", tasks.CPU_POOL.queues, max(2, (os.cpu_count() or 2) // 2))
 
 
-def _threads(config: Settings, pool: Pool) -> None:
+def _threads(config: Settings, pool: Pool, threads: int, *, trains: bool = False) -> None:
     context = build(config, pool)
     context.keeper.listen = partial(celery_app.consume, pool.name, pool.queues)
     app = celery_app.build(config, threads=True)
-    tasks.furnish(app, tasks.Process(context))
-    celery_app.work(app, pool.name, pool.queues, 4)
+    tasks.furnish(app, tasks.Process(context, trains=trains))
+    celery_app.work(app, pool.name, pool.queues, threads)
     context.keeper.leave()
 
 

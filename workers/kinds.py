@@ -22,7 +22,8 @@ from jobs.ledger.tables import Job
 from jobs.retrieval import ingestions
 from workers.batches import finishing, planning
 from workers.batches.running import LineRun
-from workers.finetuning import training_plan
+from workers.finetuning import results, training_plan
+from workers.finetuning.training_run import TrainingRun
 from workers.inference import background_responses
 from workers.retrieval.ingestion import job as ingestion
 from workers.retrieval.ingestion.index import Indexing
@@ -39,13 +40,15 @@ class Handler:
     """What a worker does for the jobs of a kind.
 
     `run` makes the run of one shard on an engine; it resumes after the lines that its claim says are covered. `parse`
-    makes the run of a shard's first stage, in the pool of parsers. `tend` comes after each attempt to finish a job.
+    makes the run of a shard's first stage, in the pool of parsers. `train` makes the run of a job's training, in a
+    process that trains. `tend` comes after each attempt to finish a job.
     """
 
     plan: Callable[[Context, JobClaim, Hold], None]
     run: Callable[[Context, EngineHost, ShardClaim, Hold], ShardRun] | None
     finish: Callable[[Context, JobClaim, Hold], None]
     parse: Callable[[Context, Parser, ShardClaim, Hold], ShardRun] | None = None
+    train: Callable[[Context, ShardClaim, Hold], ShardRun] | None = None
     tend: Callable[[Context, Job], None] | None = None
 
 
@@ -54,8 +57,8 @@ _BATCH: Final = Handler(planning.plan, LineRun, finishing.finish)
 HANDLERS: Final[dict[str, Handler]] = {
     **dict.fromkeys(batches.NAMES, _BATCH),
     responses.KIND: Handler(planning.plan, background_responses.ResponseRun, background_responses.respond),
-    tuning.NAME: Handler(training_plan.plan, None, training_plan.finish),
-    ingestions.NAME: Handler(ingestion.plan, Indexing, ingestion.conclude, Parsing, ingestion.tend),
+    tuning.NAME: Handler(training_plan.plan, None, results.finish, train=TrainingRun),
+    ingestions.NAME: Handler(ingestion.plan, Indexing, ingestion.conclude, Parsing, tend=ingestion.tend),
 }
 
 

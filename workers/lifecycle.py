@@ -125,6 +125,12 @@ def parse(context: Context, parser: Parser, job_id: str, n: int) -> None:
         _run(context, claim, lambda handler, hold: _made(handler.parse)(context, parser, claim, hold))
 
 
+def train(context: Context, job_id: str, n: int) -> None:
+    """Run the training of a job. Return quietly as `run` does."""
+    if (claim := claim_shard(context, job_id, n)) is not None:
+        _run(context, claim, lambda handler, hold: _made(handler.train)(context, claim, hold))
+
+
 def _made(make: Made | None) -> Made:
     """Return what makes the run of a shard in this process. Raises UnknownKind for a kind that runs elsewhere."""
     if make is None:

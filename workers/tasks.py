@@ -41,17 +41,20 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """What the tasks of a process work with: an engine, or a parser, or neither."""
+    """What the tasks of a process work with: an engine, or a parser, or neither. `trains`: it runs trainings."""
 
     context: Context
     engine: Engine | None = None
     parser: Parser | None = None
+    trains: bool = False
 
     def run(self, job_id: str, n: int) -> None:
         if self.parser is not None:
             lifecycle.parse(self.context, self.parser, job_id, n)
         elif self.engine is not None:
             lifecycle.run_in_turn(self.context, self.engine.host, self.engine.admission, job_id, n)
+        elif self.trains:
+            lifecycle.train(self.context, job_id, n)
 
     def stop(self) -> None:
         """Let running work commit what it has and give the rest back; Celery then waits for the tasks to return."""

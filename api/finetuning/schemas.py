@@ -259,7 +259,7 @@ def show_job(job: Job, standing: Standing) -> FineTuningJob:
         hyperparameters=HyperparametersObject.model_validate(chosen),
         model=asked.model,
         organization_id=standing.organization_id,
-        result_files=[job.output_file_id] if job.output_file_id else [],
+        result_files=[file_id for file_id in (job.output_file_id, job.error_file_id) if file_id],  # CSV, curve
         seed=asked.seed,
         status=_status(job, standing),
         trained_tokens=plan.trained_tokens if plan and ended else None,

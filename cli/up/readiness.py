@@ -22,6 +22,7 @@ POOLS: Mapping[str, str] = {
     "cpu": "cpu.plan",
     "gpu": "gpu.generate",
     "embed": "gpu.embed",
+    "finetune": "gpu.finetune",
     "io": "io.webhooks",
 }
 

@@ -399,6 +399,12 @@ def wait_for(session: Session, job_id: str, what: str | None) -> None:
     session.execute(update(Job).where(Job.id == job_id, Job.state.in_(LIVE)).values(waiting_for=what))
 
 
+def note_errors(session: Session, job: Job, errors: Sequence[Mapping[str, Any]]) -> None:
+    """Write down why a locked job whose work has ended will fail: its finish closes it with these errors."""
+    job.errors = [dict(error) for error in errors]
+    session.flush()
+
+
 def sums(session: Session, job_id: str) -> dict[str, int]:
     """Counts and tokens of a job, summed over its shards."""
     row = session.execute(

@@ -225,6 +225,13 @@ def trying(session: Session, claim: ShardClaim, line: int) -> None:
         raise Fenced
 
 
+def note_progress(session: Session, claim: ShardClaim) -> None:
+    """Note that a claim has brought its shard forward without a segment: losing it is no stall. Raises Fenced."""
+    noted = session.execute(update(Shard).where(_mine(claim)).values(progressed=True, stalls=0))
+    if noted.rowcount != 1:  # type: ignore[attr-defined]
+        raise Fenced
+
+
 def beat(session: Session, claims: Sequence[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
     """One beat for each held (job, n, epoch); returns those that are no longer held."""
     lost = []

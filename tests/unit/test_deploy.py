@@ -202,7 +202,7 @@ def test_whoever_fetches_from_elsewhere_can_get_out() -> None:
     """
     out = {name for name in OURS if "outside" in SERVICES[name]["networks"]}
 
-    assert out == {"web", "dispatcher", "flower", "cpu", "generate", "gpu", "embed", "io"}
+    assert out == {"web", "dispatcher", "flower", "cpu", "generate", "gpu", "embed", "finetune", "io"}
 
 
 def test_the_readme_s_overrides_are_of_services_and_settings_that_exist() -> None:

@@ -47,11 +47,6 @@ def plan(context: Context, claim: JobClaim, hold: Hold) -> None:
         context.db.retrying(lambda session: _planned(session, claim, asked, found), context.stop)
 
 
-def finish(context: Context, claim: JobClaim, _hold: Hold) -> None:
-    """End a claimed job of which nothing was trained. Raises Fenced."""
-    context.db.retrying(lambda session: ledger.close(session, claim, {}, ()))
-
-
 def _base(context: Context, asked: FineTuning) -> Model | None:
     try:
         return context.models.now().models.get(asked.base)

@@ -8,16 +8,20 @@ import errno
 import os
 import sys
 from pathlib import Path
+from typing import Final
 
 from jobs.platform import processes
 from workers.engines.training.orders import Orders
 from workers.engines.training.protocol import Failed, Report, decode_spec, encode
 from workers.engines.training.rows import RowRefused
 
+_NICE: Final = 5  # beside an engine on the same processor: its clients wait
+
 
 def main(spec_file: str, reports: int, orders: int, parent: int) -> None:
     """Train, and report. An error that another try may not meet ends the process with a traceback."""
     processes.die_with(parent)
+    os.nice(_NICE)
     spec = decode_spec(Path(spec_file).read_bytes())
     received = Orders(os.fdopen(orders, "rb"))
     with os.fdopen(reports, "wb", buffering=0) as pipe:

@@ -12,7 +12,7 @@ Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
-    """One training run. Paths are folders and files of this machine.
+    """One training run. Paths are folders and files of this machine; `base` may also be a name of the hub.
 
     `base_name` is how the adapter's configuration names the base. `adapter` is a folder with the adapter that training
     goes on from; `resume` is the folder of a complete checkpoint of the same run. `output` is an empty folder.
@@ -28,6 +28,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     n_epochs: int
     seed: int
     threads: int
+    revision: str | None = None
     validation: str | None = None
     adapter: str | None = None
     resume: str | None = None

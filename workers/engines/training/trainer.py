@@ -29,7 +29,7 @@ from pyarrow import compute
 from trl.data_utils import pack_dataset
 
 from jobs.platform import processes
-from workers.engines.training import checkpoint_folder, precision, rows
+from workers.engines.training import checkpoint_folder, precision, probing, rows
 from workers.engines.training.orders import Orders
 from workers.engines.training.protocol import Checkpoint, Evaluation, Finished, Reason, Report, Spec, Started, Step
 
@@ -54,8 +54,9 @@ class CannotTrain(Exception):
 def run(spec: Spec, orders: Orders, send: Callable[[Report], None]) -> None:
     """Train as the spec says. Raises RowRefused, CannotTrain."""
     torch.set_num_threads(spec.threads)
+    transformers.utils.logging.disable_progress_bar()
     transformers.set_seed(spec.seed)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(spec.base, local_files_only=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(spec.base, revision=spec.revision)
     if tokenizer.chat_template is None:
         raise CannotTrain("no_chat_template", f"The model '{spec.base_name}' has no chat template.")
     train = _dataset(spec, tokenizer, Path(spec.rows), "train")
@@ -125,15 +126,21 @@ class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
         if self._spec.patience and _stagnates(losses, self._spec.patience, self._spec.min_delta):
             self._stop(control, "early_stopping")
 
-    def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
+    def on_save(self, args: Any, state: Any, _control: Any, *, model: Any, processing_class: Any, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         _tidy(folder, self._spec.base_name)
+        # Its greedy continuations take as long as some steps: not for checkpoints that only a resumed run reads.
+        if self._spec.peft == "lora" and (
+            state.global_step % self._epoch_steps == 0 or self.reason == "early_stopping"
+        ):
+            probing.write(model, processing_class, folder)
         run = {
             "step": state.global_step,
             "steps": state.max_steps,
             "epoch": state.epoch,
             "dtype": self._started.dtype,
             "device": self._started.device,
+            "threads": self._spec.threads,
             "method": self._spec.method,
             "peft": self._spec.peft,
             "versions": self._started.versions,
@@ -207,7 +214,7 @@ def _load(spec: Spec, dtype: str) -> Any:
     """
     frozen = spec.peft == "lora" and dtype == "bfloat16"
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        spec.base, dtype=torch.bfloat16 if frozen else torch.float32, local_files_only=True
+        spec.base, revision=spec.revision, dtype=torch.bfloat16 if frozen else torch.float32
     )
     model.config.use_cache = False
     return peft.PeftModel.from_pretrained(model, spec.adapter, is_trainable=True) if spec.adapter else model
@@ -245,7 +252,7 @@ def _dataset(spec: Spec, tokenizer: Any, path: Path, name: str) -> Any:
 
 def _longest(spec: Spec) -> int:
     """Return how many tokens a row may have."""
-    context: int = transformers.AutoConfig.from_pretrained(spec.base, local_files_only=True).max_position_embeddings
+    context: int = transformers.AutoConfig.from_pretrained(spec.base, revision=spec.revision).max_position_embeddings
     return min(spec.max_sequence_length or context, context)
 
 

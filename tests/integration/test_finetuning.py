@@ -1,0 +1,390 @@
+"""A fine-tuning job from its plan to its model: the real ledger, dispatcher, planner's half, run and finish.
+
+The trainer computes nothing here, but for the last test, which `make verify` runs: it trains a tiny model with trl.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from jobs.clock import now
+from jobs.db.engine import Database
+from jobs.files.tables import File
+from jobs.finetuning import datasets, examination, jobs
+from jobs.finetuning.examination import Findings, Part
+from jobs.finetuning.payload import FineTuning
+from jobs.finetuning.tables import FinetuneCheckpoint, FinetuneEvent, FinetunePlan, FinetuneStep
+from jobs.ids import new_id
+from jobs.ledger import ledger
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import Job, Shard
+from jobs.platform import processes
+from jobs.queues import Queue, Task
+from jobs.registry.tables import TunedModel
+from jobs.security import keys
+from tests.support import training_worker
+from tests.support.mill import Mill, running
+from workers import lifecycle
+from workers.finetuning import results
+from workers.kinds import HANDLERS
+from workers.runtime.context import Context
+
+FAKE = "tests.support.fake_trainer"
+ROWS = b"".join(
+    json.dumps(
+        {"messages": [{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": f"it is {n}."}]}
+    ).encode()
+    + b"\n"
+    for n in range(20)
+)
+STEPS = 20  # two epochs of batches of two
+
+
+@dataclass
+class Site:
+    """A deployment with a worker that trains."""
+
+    mill: Mill
+    worker: Context
+    base: Path
+
+    def submit(self, monkeypatch: pytest.MonkeyPatch, **payload: Any) -> str:
+        """Submit a job whose files have been examined already."""
+        sha256 = hashlib.sha256(ROWS).hexdigest()
+        self.mill.storage.put(datasets.location(sha256), ROWS)
+        part = Part(sha256, len(ROWS), 20)
+        found = Findings(training=part, validation=part, tokens=400, longest=40)
+        monkeypatch.setattr(examination, "examine", lambda _question, _stopped: found)
+        file_id, job_id = new_id("file-"), new_id(jobs.FINETUNING.prefix)
+        path = f"files/{file_id}"
+        self.mill.storage.put(path, ROWS)
+        asked = {
+            "model": "tiny",
+            "base": "tiny",
+            "result": f"ft:tiny:default::{job_id[-6:]}",
+            "seed": 7,
+            "hyperparameters": {"n_epochs": 2, "batch_size": 2},
+            "validation": {"type": "holdout"},
+            "training": {"eval_steps": 5},
+        }
+        with self.mill.db.write() as session:
+            owner = keys.ensure_project(session, "default")
+            file = File(
+                id=file_id,
+                project_id=owner.id,
+                purpose="fine-tune",
+                filename="rows.jsonl",
+                bytes=len(ROWS),
+                path=path,
+                created_at=now(),
+            )
+            session.add(file)
+            session.flush()
+            job = FineTuning.model_validate({**asked, **payload})
+            jobs.submit(session, job, job_id=job_id, project_id=owner.id, training_file=file, actor="test")
+        return job_id
+
+    def count(self, table: Any, job_id: str) -> int:
+        return len(self.rows(table, job_id))
+
+    def rows(self, table: Any, job_id: str) -> list[Any]:
+        with self.mill.db.read() as session:
+            return list(session.scalars(select(table).where(table.job_id == job_id)))
+
+    def events(self, job_id: str) -> list[str]:
+        return [event.message for event in sorted(self.rows(FinetuneEvent, job_id), key=lambda one: one.position)]
+
+    def read(self, location: str) -> bytes:
+        with self.mill.storage.reader(location) as handle:
+            data: bytes = handle.read()
+            return data
+
+    def model(self, name: str) -> TunedModel:
+        with self.mill.db.read() as session:
+            return session.scalars(select(TunedModel).where(TunedModel.name == name)).one()
+
+
+@pytest.fixture
+def module() -> str:
+    return FAKE
+
+
+@pytest.fixture
+def site(db: Database, tmp_path: Path, module: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setitem(HANDLERS, jobs.NAME, HANDLERS[jobs.NAME])
+    training_worker.use(module)
+    base = tmp_path / "tiny"
+    base.mkdir()
+    models = tmp_path / "models.yaml"
+    source = {"path": str(base)}
+    models.write_text(json.dumps({"models": {"tiny": {"source": source, "engine": "vllm", "queue": Queue.GENERATE}}}))
+    with running(db, tmp_path, models_file=str(models)) as mill:
+        worker = training_worker.context_of(mill.config)
+        trainings: list[threading.Thread] = []
+
+        def elsewhere(task: str, queue: str, arguments: Any) -> bool:
+            if task != Task.RUN or queue != Queue.FINETUNE or worker.stop.is_set():
+                return queue == Queue.FINETUNE
+            trainings.append(threading.Thread(target=lifecycle.train, args=(worker, *arguments)))
+            trainings[-1].start()
+            return True
+
+        mill.elsewhere = elsewhere
+        yield Site(mill, worker, base)
+        worker.keeper.leave()
+        for training in trainings:
+            training.join(30)
+        worker.db.close()
+
+
+def trainer_of(job_id: str) -> int | None:
+    """Return the pid of the process that trains a job."""
+    for pid in processes.table():
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if f"/{job_id}-".encode() in words and b"spec.json" in words:
+            return pid
+    return None
+
+
+def assert_whole(site: Site, job: Job) -> None:
+    """The job succeeded, with every step once, its files, its checkpoints and its model."""
+    assert (job.state, job.errors) == (JobState.SUCCEEDED, None)
+    steps = sorted(site.rows(FinetuneStep, job.id), key=lambda step: step.step)
+    assert [step.step for step in steps] == list(range(1, STEPS + 1))
+    assert [step.step for step in steps if step.valid_loss is not None] == [5, 10, 15, 20]
+    table = list(csv.reader(site.read(f"files/{job.output_file_id}").decode().splitlines()))
+    assert ",".join(table[0]) == "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy"
+    assert [row[0] for row in table[1:]] == [str(step.step) for step in steps]
+    assert [float(row[1]) for row in table[1:]] == [step.train_loss for step in steps]
+    assert [row[3] != "" for row in table[1:]] == [step.valid_loss is not None for step in steps]
+    drawing = ET.fromstring(site.read(f"files/{job.error_file_id}").decode())
+    assert len(drawing.findall("{http://www.w3.org/2000/svg}polyline")) == 2
+    saved = sorted(site.rows(FinetuneCheckpoint, job.id), key=lambda row: row.step)
+    assert saved[-1].step == STEPS
+    assert not any(row.keeps_optimizer for row in saved)
+    for row in saved:
+        data = site.read(f"{row.location}/manifest.json")
+        assert hashlib.sha256(data).hexdigest() == row.sha256
+        assert not any("optimizer" in path for path in site.mill.storage.list(row.location))
+    model = site.model(job.payload["result"])
+    assert (model.state, model.base, model.location) == ("ready", "tiny", saved[-1].location)
+    for name, sha256 in model.manifest["files"].items():
+        assert hashlib.sha256(site.read(f"{model.location}/{name}")).hexdigest() == sha256
+    assert site.model(f"{model.name}:ckpt-step-{saved[0].step}").checkpoint_step == saved[0].step
+    folders = list(site.mill.storage.folders(f"training/{job.id}"))
+    assert sorted(folders) == sorted(row.location.rpartition("/")[2] for row in saved)
+    assert site.rows(FinetunePlan, job.id)[0].trained_tokens == 800
+
+
+def test_job_is_trained_to_its_model(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = site.submit(monkeypatch)
+
+    (job,) = site.mill.drain(job_id)
+
+    assert_whole(site, job)
+    events = site.events(job_id)
+    assert "Fine-tuning started on cpu in float32." in events
+    assert any(event.startswith("Step 20/20: training loss=") for event in events)
+    assert "Checkpoint created at step 20." in events
+    assert events[-1] == "The job has successfully completed"
+    with site.mill.db.read() as session:
+        purposes = session.scalars(select(File.purpose).where(File.id.in_([job.output_file_id, job.error_file_id])))
+        assert set(purposes) == {results.PURPOSE}
+
+
+def test_trainer_and_worker_are_killed_and_nothing_is_lost(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    kill_both(site, monkeypatch, FAKE, 1)
+
+
+def kill_both(site: Site, monkeypatch: pytest.MonkeyPatch, module: str, times: int, timeout: float = 60.0) -> None:
+    """Kill the trainer, then its worker, some times after a new checkpoint; the job ends as if they had not been."""
+    monkeypatch.setenv("FAKE_TRAINER", '{"seconds": 0.1}')
+    job_id = site.submit(monkeypatch)
+    site.mill.elsewhere = lambda _task, queue, _arguments: queue == Queue.FINETUNE  # nobody trains yet
+    site.mill.until(lambda: site.mill.job(job_id).state == JobState.RUNNING)
+    victims = []
+    for _ in range(times):
+        before = site.count(FinetuneCheckpoint, job_id)
+        victims.append(worker_process(site, job_id, module))
+        site.mill.until(lambda before=before: site.count(FinetuneCheckpoint, job_id) > before, timeout)
+        child = trainer_of(job_id)
+        assert child is not None
+        os.kill(child, signal.SIGKILL)
+        site.mill.until(lambda dead=child: trainer_of(job_id) not in (None, dead), timeout)
+        child = trainer_of(job_id)
+        victims[-1].kill()
+        victims[-1].wait()
+        site.mill.until(lambda gone=child: not processes.started(gone or 0), timeout)
+        site.mill.until(lambda: freed(site, job_id), timeout)
+    monkeypatch.setenv("FAKE_TRAINER", "{}")
+    victims.append(worker_process(site, job_id, module))
+
+    (job,) = site.mill.drain(job_id, timeout=timeout)
+
+    victims[-1].kill()
+    victims[-1].wait()
+    assert_whole(site, job)
+    assert any("The trainer died" in event for event in site.events(job_id))
+    assert any("goes on after step" in event for event in site.events(job_id))
+
+
+def worker_process(site: Site, job_id: str, module: str) -> "subprocess.Popen[bytes]":
+    arguments = [str(site.mill.config.data_dir), site.mill.db.url, job_id, module]
+    return subprocess.Popen([sys.executable, "-m", "tests.support.training_worker", *arguments])
+
+
+def freed(site: Site, job_id: str) -> bool:
+    with site.mill.db.read() as session:
+        return session.get_one(Shard, (job_id, 0)).worker_id is None
+
+
+def running_trainer(site: Site, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.2) -> tuple[str, int]:
+    """Submit a job, and return it and the pid of its trainer once that has trained a step."""
+    monkeypatch.setenv("FAKE_TRAINER", json.dumps({"seconds": seconds}))
+    job_id = site.submit(monkeypatch)
+    site.mill.until(lambda: site.count(FinetuneStep, job_id) > 0)
+    pid = trainer_of(job_id)
+    assert pid is not None
+    return job_id, pid
+
+
+def test_cancelled_job_ends_its_trainer_and_keeps_its_checkpoints(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id, pid = running_trainer(site, monkeypatch)
+    site.mill.until(lambda: site.count(FinetuneCheckpoint, job_id) > 0)
+
+    with site.mill.db.write() as session:
+        ledger.cancel(session, job_id, actor="test")
+    (job,) = site.mill.drain(job_id)
+
+    assert job.state == JobState.CANCELLED
+    site.mill.until(lambda: processes.started(pid) is None)
+    assert any(row.keeps_optimizer for row in site.rows(FinetuneCheckpoint, job_id))
+    assert site.read(f"files/{job.output_file_id}").startswith(results.HEADER.encode())
+    with site.mill.db.read() as session:
+        assert not session.scalars(select(TunedModel).where(TunedModel.name == job.payload["result"])).all()
+
+
+def test_paused_job_makes_a_checkpoint_and_goes_on_from_there(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id, pid = running_trainer(site, monkeypatch)
+
+    with site.mill.db.write() as session:
+        jobs.pause(session, session.get_one(Job, job_id), actor="test")
+    site.mill.until(lambda: freed(site, job_id))
+    saved = max(row.step for row in site.rows(FinetuneCheckpoint, job_id))
+    assert site.mill.job(job_id).waiting_for == "pause"
+    assert processes.started(pid) is None
+    assert max(row.step for row in site.rows(FinetuneStep, job_id)) == saved < STEPS
+    monkeypatch.setenv("FAKE_TRAINER", "{}")
+    with site.mill.db.write() as session:
+        jobs.resume(session, session.get_one(Job, job_id), actor="test")
+
+    (job,) = site.mill.drain(job_id)
+
+    assert_whole(site, job)
+    assert any(f"goes on after step {saved}" in event for event in site.events(job_id))
+
+
+def test_worker_that_stops_has_a_checkpoint_made_first(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id, pid = running_trainer(site, monkeypatch)
+
+    site.worker.keeper.stop_all()
+    site.mill.until(lambda: freed(site, job_id))
+
+    assert processes.started(pid) is None
+    saved = max(row.step for row in site.rows(FinetuneCheckpoint, job_id))
+    assert saved == max(row.step for row in site.rows(FinetuneStep, job_id))
+
+
+def test_loss_that_is_no_number_fails_the_job_and_keeps_the_last_checkpoint(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_TRAINER", '{"fail": "non_finite"}')
+    job_id = site.submit(monkeypatch)
+
+    (job,) = site.mill.drain(job_id)
+
+    assert job.state == JobState.FAILED
+    (error,) = job.errors or []
+    assert error["code"] == "non_finite"
+    assert "not a finite number" in error["message"]
+    assert max(row.step for row in site.rows(FinetuneCheckpoint, job_id)) == 4
+    assert site.events(job_id)[-1].startswith("The job failed: The loss of step 5")
+
+
+def test_trainer_that_dies_again_and_again_fails_the_job(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_TRAINER", '{"die_at": 5, "always": true}')
+    job_id = site.submit(monkeypatch)
+
+    (job,) = site.mill.drain(job_id)
+
+    assert job.state == JobState.FAILED
+    assert [error["code"] for error in job.errors or []] == ["trainer_died"]
+
+
+def test_method_that_no_worker_has_fails_the_job(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = site.submit(monkeypatch, peft="qlora")
+
+    (job,) = site.mill.drain(job_id)
+
+    assert [error["code"] for error in job.errors or []] == ["unsupported_on_this_worker"]
+    assert job.output_file_id is None
+
+
+def test_checkpoint_that_was_changed_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id, _ = running_trainer(site, monkeypatch)
+    site.mill.until(lambda: site.count(FinetuneCheckpoint, job_id) > 0)
+    with site.mill.db.write() as session:
+        jobs.pause(session, session.get_one(Job, job_id), actor="test")
+    site.mill.until(lambda: freed(site, job_id))
+    last = max(site.rows(FinetuneCheckpoint, job_id), key=lambda row: row.step)
+    site.mill.storage.put(f"{last.location}/optimizer.pt", b"other moments")
+    with site.mill.db.write() as session:
+        jobs.resume(session, session.get_one(Job, job_id), actor="test")
+
+    (job,) = site.mill.drain(job_id)
+
+    assert [error["code"] for error in job.errors or []] == ["checkpoint_damaged"]
+
+
+def test_full_storage_holds_the_job_back(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id, _ = running_trainer(site, monkeypatch, 0.05)
+    free: Callable[[], int | None] = lambda: 0  # noqa: E731
+    with monkeypatch.context() as full:
+        full.setattr(site.worker.storage, "free", free)
+        full.setattr(site.worker.storage, "put", _full)
+        site.mill.until(lambda: site.mill.job(job_id).waiting_for == "disk")
+
+    assert site.mill.job(job_id).state == JobState.RUNNING
+
+
+def _full(_path: str, _data: bytes) -> None:
+    from jobs.errors import StorageFull
+
+    raise StorageFull
+
+
+@pytest.mark.verify
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("module", ["workers.engines.training"])
+def test_tiny_model_is_trained_while_all_is_killed(site: Site, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    from tests.support import tiny_llama
+
+    tiny_llama.write(site.base)
+
+    kill_both(site, monkeypatch, module, 2, timeout=300.0)

@@ -1,0 +1,86 @@
+"""A trainer that computes nothing: `python -m tests.support.fake_trainer` speaks as `workers.engines.training` does.
+
+The environment variable FAKE_TRAINER is JSON: `die_at` kills the process at a step of a run that was not resumed, or
+`always`; `fail` is the code of a failure at the fifth step, `seconds` is what a step takes.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from workers.engines.training import checkpoint_folder
+from workers.engines.training.orders import Orders
+from workers.engines.training.protocol import (
+    Checkpoint,
+    Evaluation,
+    Failed,
+    Finished,
+    Report,
+    Spec,
+    Started,
+    Step,
+    decode_spec,
+    encode,
+)
+
+
+def loss_of(spec: Spec, step: int) -> float:
+    """Return a loss that depends on the seed and the step alone."""
+    return 4.0 / step + hashlib.sha256(b"%d:%d" % (spec.seed, step)).digest()[0] / 1000
+
+
+def main() -> None:
+    spec = decode_spec(Path(sys.argv[1]).read_bytes())
+    pipe, orders = os.fdopen(int(sys.argv[2]), "wb", buffering=0), Orders(os.fdopen(int(sys.argv[3]), "rb"))
+    how = json.loads(os.environ.get("FAKE_TRAINER", "{}"))
+
+    def send(report: Report) -> None:
+        pipe.write(encode(report) + b"\n")
+
+    resumed = 0
+    if spec.resume:
+        resumed = checkpoint_folder.verify(Path(spec.resume), resume=True).run["step"]
+    rows = len(Path(spec.rows).read_bytes().splitlines())
+    steps = spec.n_epochs * -(-rows // spec.batch_size)
+    send(Started(steps, rows, 10 * rows, "float32", "cpu", resumed, {}, {}))
+    for step in range(resumed + 1, steps + 1):
+        threading.Event().wait(how.get("seconds", 0.01))
+        _break(step, resumed, how)
+        if how.get("fail") and step == 5:
+            send(Failed(how["fail"], "The loss of step 5 is not a finite number (nan)."))
+            return
+        send(Step(step, spec.n_epochs * step / steps, loss_of(spec, step), 0.5, 1.0, 1e-4, 100.0, 1 << 20))
+        if spec.validation and spec.eval_steps and step % spec.eval_steps == 0:
+            send(Evaluation(step, 2 * loss_of(spec, step), 0.25))
+        stops = orders.checkpoint_and_stop.is_set() and step < steps
+        if stops or step in (steps, step // (spec.save_steps or 1) * (spec.save_steps or 1)):
+            send(_saved(spec, step, steps))
+        if stops:
+            send(Finished(step, "checkpoint"))
+            return
+    send(Finished(steps, "complete"))
+
+
+def _break(step: int, resumed: int, how: dict[str, Any]) -> None:
+    if step == how.get("die_at") and (not resumed or how.get("always")):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _saved(spec: Spec, step: int, steps: int) -> Checkpoint:
+    folder = Path(spec.output) / f"checkpoint-{step}"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(b"weights of step %d" % step)
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": spec.base_name}))
+    (folder / "optimizer.pt").write_bytes(b"moments of step %d" % step)
+    manifest = checkpoint_folder.complete(folder, {"step": step, "steps": steps, "threads": spec.threads})
+    files = {name: file.sha256 for name, file in manifest.files.items()}
+    return Checkpoint(step, str(folder), files, {"step": step, "train_loss": loss_of(spec, step)})
+
+
+if __name__ == "__main__":
+    main()

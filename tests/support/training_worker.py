@@ -1,0 +1,34 @@
+"""A worker of fine-tuning in a process of its own, to be killed: `… DATA_DIR DATABASE_URL JOB MODULE`."""
+
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from jobs.finetuning import jobs
+from jobs.queues import Queue
+from jobs.settings import Settings
+from workers import lifecycle
+from workers.finetuning.training_run import TrainingRun
+from workers.kinds import HANDLERS
+from workers.runtime.context import Context, Pool, build
+
+#: Small, so that a worker that is gone is noticed soon.
+SCALED = {"beat_seconds": 0.2, "lease_seconds": 1.5, "min_free_bytes": 0}
+
+
+def context_of(config: Settings) -> Context:
+    return build(config, Pool("finetune", (Queue.FINETUNE,), 1, models=("*",)))
+
+
+def use(module: str) -> None:
+    """Have this process train with another module than the trainer's own."""
+    HANDLERS[jobs.NAME] = replace(HANDLERS[jobs.NAME], train=partial(TrainingRun, module=module))
+
+
+if __name__ == "__main__":
+    data_dir, url, job_id, module = sys.argv[1:]
+    use(module)
+    models = Path(data_dir) / "models.yaml"
+    config = Settings(data_dir=Path(data_dir), database_url=url, models_file=str(models), **SCALED)
+    lifecycle.train(context_of(config), job_id, 0)

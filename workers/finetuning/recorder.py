@@ -1,0 +1,127 @@
+"""What the trainer reports, in SQL: a row for each step, events, and when the training is expected to end.
+
+Reports are gathered; `flush` writes them in one transaction, once a second at most, and only while the claim holds. A
+step that is trained again after a kill gets the row of the last time.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from jobs.clock import now
+from jobs.db.engine import insert_into
+from jobs.errors import Fenced
+from jobs.finetuning import training_events
+from jobs.finetuning.tables import FinetunePlan, FinetuneStep
+from jobs.ledger import shards
+from jobs.ledger.shards import ShardClaim
+from workers.engines.training.protocol import Evaluation, Started, Step
+from workers.runtime.context import Context
+
+_SECONDS: Final = 1.0
+#: Events of metrics for a job, besides those of evaluated steps: clients page through them.
+_METRICS: Final = 100
+
+
+@dataclass(slots=True)
+class _Event:
+    message: str
+    level: training_events.Level = "info"
+    metrics: dict[str, Any] | None = None
+
+
+class Recorder:
+    """The records of one claim on a job's training."""
+
+    def __init__(self, context: Context, claim: ShardClaim) -> None:
+        self._context, self._claim = context, claim
+        self._steps: dict[int, dict[str, Any]] = {}
+        self._evaluations: dict[int, Evaluation] = {}
+        self._events: list[_Event] = []
+        self._total = self._first = 0
+        self._began = self._flushed = time.monotonic()
+        self._estimate: float | None = None
+
+    def started(self, report: Started) -> None:
+        self._total, self._first, self._began = report.steps, report.resumed_step, time.monotonic()
+        measured = "".join(f", {dtype} {seconds:.3g} s/step" for dtype, seconds in report.seconds_per_step.items())
+        what = "started" if report.resumed_step == 0 else f"goes on after step {report.resumed_step}"
+        self.tell(f"Fine-tuning {what} on {report.device} in {report.dtype}{measured}.")
+
+    def step(self, report: Step) -> None:
+        self._steps[report.step] = {
+            "job_id": self._claim.job.id,
+            "step": report.step,
+            "created_at": now(),
+            "epoch": report.epoch,
+            "train_loss": report.loss,
+            "train_accuracy": report.accuracy,
+            "grad_norm": report.grad_norm,
+            "learning_rate": report.learning_rate,
+            "tokens_per_second": report.tokens_per_second,
+            "memory_bytes": report.memory_bytes,
+            "valid_loss": None,
+            "valid_accuracy": None,
+        }
+        done = report.step - self._first
+        self._estimate = now() + (self._total - report.step) * (time.monotonic() - self._began) / done
+        if report.step % max(1, self._total // _METRICS) == 0 or report.step == self._total:
+            text = f"Step {report.step}/{self._total}: training loss={report.loss:.2f}"
+            data = {"train_loss": report.loss, "train_mean_token_accuracy": report.accuracy}
+            self._metrics(report.step, text, data)
+
+    def evaluation(self, report: Evaluation) -> None:
+        if (row := self._steps.get(report.step)) is not None:
+            row |= {"valid_loss": report.loss, "valid_accuracy": report.accuracy}
+        else:
+            self._evaluations[report.step] = report
+        text = f"Step {report.step}/{self._total}: full validation loss={report.loss:.2f}"
+        data = {"full_valid_loss": report.loss, "full_valid_mean_token_accuracy": report.accuracy}
+        self._metrics(report.step, text, data)
+
+    def tell(self, message: str, level: training_events.Level = "info") -> None:
+        """Record an event with the next flush."""
+        self._events.append(_Event(message, level))
+
+    def flush_if_due(self) -> None:
+        """Write what was gathered, if the last time is long enough ago. Raises Fenced."""
+        if self._steps and time.monotonic() - self._flushed >= _SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was gathered. Raises Fenced."""
+        self._context.db.retrying(self.write)
+        self.written()
+
+    def write(self, session: Session) -> None:
+        """Write what was gathered, in a transaction of the caller's; `written` follows its commit. Raises Fenced."""
+        job_id = self._claim.job.id
+        if shards.beat(session, [(job_id, self._claim.n, self._claim.epoch)]):
+            raise Fenced
+        for row in self._steps.values():
+            new = insert_into(session, FinetuneStep).values(row)
+            session.execute(new.on_conflict_do_update(index_elements=["job_id", "step"], set_=row))
+        for step, report in self._evaluations.items():
+            its_step = FinetuneStep.job_id == job_id, FinetuneStep.step == step
+            values = {"valid_loss": report.loss, "valid_accuracy": report.accuracy}
+            session.execute(update(FinetuneStep).where(*its_step).values(values))
+        for event in self._events:
+            if event.metrics is None:
+                training_events.record(session, job_id, event.message, level=event.level)
+            else:
+                training_events.record_metrics(session, job_id, event.message, event.metrics)
+        plan = update(FinetunePlan).where(FinetunePlan.job_id == job_id)
+        session.execute(plan.values(estimated_finish=self._estimate))
+
+    def written(self) -> None:
+        """Forget what was gathered: it is committed."""
+        self._steps.clear()
+        self._evaluations.clear()
+        self._events.clear()
+        self._flushed = time.monotonic()
+
+    def _metrics(self, step: int, text: str, data: dict[str, Any]) -> None:
+        self._events.append(_Event(text, metrics={"step": step, "total_steps": self._total, **data}))

@@ -1,0 +1,144 @@
+"""The end of a fine-tuning job: its result files, and the model under the name that clients ask for.
+
+    FINISHING  without errors   steps ─▶ CSV, curve; last checkpoint ─▶ the model; optimisers removed ─▶ succeeded
+               with errors      steps ─▶ CSV, curve ─▶ failed
+    CANCELLING                  steps ─▶ CSV, curve ─▶ cancelled
+
+A job that failed or was cancelled keeps its last optimisers, so that a retry goes on from there.
+"""
+
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from jobs.clock import now
+from jobs.files.tables import File
+from jobs.finetuning import datasets
+from jobs.finetuning.payload import FineTuning
+from jobs.finetuning.tables import FinetunePlan, FinetuneStep
+from jobs.ids import new_id
+from jobs.ledger import ledger
+from jobs.ledger.ledger import JobClaim
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import Job
+from jobs.platform.storage import Storage
+from jobs.registry import models
+from workers.engines.training.checkpoint_folder import MANIFEST, Manifest, decode_manifest
+from workers.finetuning import checkpoints, curve
+from workers.runtime.context import Context
+from workers.runtime.heartbeat import Hold
+
+PURPOSE: Final = "fine-tune-results"
+#: OpenAI's, to the letter.
+HEADER: Final = "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy"
+_PAGE: Final = 1000
+_POINTS: Final = 500  # of a curve
+
+
+def finish(context: Context, claim: JobClaim, _hold: Hold) -> None:
+    """End a claimed job. Raises Fenced, NotFound, StorageFull, StorageAway."""
+    job = claim.job
+    succeeds = job.state == JobState.FINISHING and not job.errors
+    if succeeds:
+        locations = context.db.retrying(lambda session: checkpoints.keep_models(session, job.id))
+        checkpoints.remove_optimizer(context.storage, locations)
+    files = _files(context, job)
+    values = {name: file.id for name, file in files.items()}
+
+    def close(session: Session) -> None:
+        ledger.close(session, claim, values, list(files.values()), errors=() if succeeds else job.errors or ())
+        _note_tokens(session, job)
+        if succeeds:
+            _add_model(session, context.storage, job)
+
+    context.db.retrying(close)
+
+
+def register(
+    session: Session, job: Job, name: str, *, step: int | None, location: str, sha256: str, manifest: Manifest
+) -> None:
+    """Add the model of a stored checkpoint under a name that clients ask for. `step` is None for the job's result."""
+    payload = FineTuning.model_validate(job.payload)
+    data = {role: row.sha256 for role, row in datasets.of_job(session, job.id).items()}
+    models.register(
+        session,
+        name=name,
+        project_id=job.project_id,
+        base=payload.base,
+        job_id=job.id,
+        method="full" if payload.peft == "full" else "lora",
+        location=location,
+        sha256=sha256,
+        manifest={
+            "files": {name: file.sha256 for name, file in manifest.model_files.items()},
+            "base": payload.base,
+            "parent": payload.parent,
+            "data": data,
+            "seed": payload.seed,
+            "hyperparameters": payload.hyperparameters.model_dump(mode="json"),
+            "training": payload.training.model_dump(mode="json"),
+            "run": manifest.run,
+        },
+        checkpoint_step=step,
+    )
+
+
+def _add_model(session: Session, storage: Storage, job: Job) -> None:
+    last = checkpoints.of_job(session, job.id)[0]
+    path = f"{last.location}/{MANIFEST}"
+    manifest = decode_manifest(storage.piece(path, 0, storage.size(path)))
+    name = FineTuning.model_validate(job.payload).result
+    register(session, job, name, step=None, location=last.location, sha256=last.sha256, manifest=manifest)
+
+
+def _note_tokens(session: Session, job: Job) -> None:
+    plan = session.get(FinetunePlan, job.id)
+    epochs = session.scalar(select(func.max(FinetuneStep.epoch)).where(FinetuneStep.job_id == job.id))
+    if plan is not None:
+        plan.trained_tokens = round(plan.tokens * (epochs or 0.0))
+        plan.estimated_finish = None
+
+
+def _files(context: Context, job: Job) -> Mapping[str, File]:
+    """Store the result files of a job, by the column of `job` that names each; none where nothing was trained."""
+    stored = {}
+    for column, name, data in _contents(context, job):
+        file_id = new_id("file-")
+        context.storage.put(f"files/{file_id}", data)
+        stored[column] = File(
+            id=file_id,
+            project_id=job.project_id,
+            purpose=PURPOSE,
+            filename=name,
+            bytes=len(data),
+            path=f"files/{file_id}",
+            created_at=now(),
+        )
+    return stored
+
+
+def _contents(context: Context, job: Job) -> Iterator[tuple[str, str, bytes]]:
+    text, losses = io.StringIO(), curve.Curve(_POINTS)
+    text.write(HEADER + "\n")
+    for row in _steps(context, job.id):
+        cells = (row.step, row.train_loss, row.train_accuracy, row.valid_loss, row.valid_accuracy)
+        text.write(",".join("" if cell is None else str(cell) for cell in cells) + "\n")
+        losses.add(row.step, row.train_loss, row.valid_loss)
+    if losses.steps:
+        yield "output_file_id", "step_metrics.csv", text.getvalue().encode()
+        yield "error_file_id", "loss.svg", losses.drawn().encode()
+
+
+def _steps(context: Context, job_id: str) -> Iterator[Any]:
+    after = 0
+    while True:
+        page = select(FinetuneStep).where(FinetuneStep.job_id == job_id, FinetuneStep.step > after)
+        with context.db.read() as session:
+            rows = session.scalars(page.order_by(FinetuneStep.step).limit(_PAGE)).all()
+        yield from rows
+        if len(rows) < _PAGE:
+            return
+        after = rows[-1].step

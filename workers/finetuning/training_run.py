@@ -1,0 +1,305 @@
+"""One claim on a job's training: fetch what it needs, drive the trainer, record, store checkpoints, end.
+
+    all ─▶ folder of this machine: data, base or adapter, last checkpoint
+        ─▶ trainer ─┬─ step, evaluation ─▶ Recorder
+                    ├─ checkpoint ─▶ storage ─▶ row
+                    ├─ finished ─▶ the shard is done: the job's finish makes the results
+                    ├─ failed ─▶ the same, with the error that the job will fail with
+                    └─ died ─▶ again from the last checkpoint; after some times without one it is a failure
+    cancelled, fenced: the trainer is killed            paused, worker stops: a checkpoint first, then given back
+
+A kill anywhere leaves rows and files from which another claim goes on: what was trained after the last checkpoint is
+trained again, with the same data and the same result.
+"""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy.orm import Session
+
+from jobs.errors import Fenced, NotFound, StorageFull
+from jobs.finetuning import datasets, names
+from jobs.finetuning.payload import FineTuning
+from jobs.finetuning.tables import FinetuneCheckpoint, FinetunePlan
+from jobs.ledger import ledger, pauses, shards
+from jobs.ledger.shards import ShardClaim
+from jobs.platform.storage import CHUNK
+from jobs.registry import models
+from workers.engines import model_folders
+from workers.engines.training import protocol
+from workers.engines.training.checkpoint_folder import MANIFEST, Damaged, decode_manifest
+from workers.engines.training.protocol import Checkpoint, Evaluation, Failed, Finished, Report, Spec, Started, Step
+from workers.finetuning import checkpoints, results
+from workers.finetuning.recorder import Recorder
+from workers.finetuning.trainer_process import TrainerDied, TrainerProcess
+from workers.runtime.attempts import Abandoned, ShardRun
+from workers.runtime.context import Context
+from workers.runtime.heartbeat import Hold
+
+log = logging.getLogger(__name__)
+_LOOK: Final = 0.5  # seconds between looks at whether the claim still holds
+_TRIES: Final = 3  # of the trainer, when it died each time before its first new checkpoint
+_CLAIMS: Final = 8  # that ended with their worker, each before its first new checkpoint
+_PARTS: Final = {"lora": 20, "full": 4}  # checkpoints of a job, besides those at the ends of epochs
+_EVALUATIONS: Final = 20
+
+#: The learning rate that the job's multiplier multiplies, by method and by what is trained.
+LEARNING_RATES: Final[Mapping[tuple[str, str], float]] = {
+    ("supervised", "lora"): 2e-4,
+    ("supervised", "full"): 2e-5,
+    ("dpo", "lora"): 1e-5,
+    ("dpo", "full"): 1e-6,
+}
+_BETA: Final = 0.1
+
+
+class TrainingRun(ShardRun):
+    """The training of one job, under one claim on its only shard."""
+
+    def __init__(self, context: Context, claim: ShardClaim, hold: Hold, module: str | None = None) -> None:
+        super().__init__(context, claim, hold)
+        self._payload = FineTuning.model_validate(claim.job.payload)
+        self._recorder = Recorder(context, claim)
+        self._module = {} if module is None else {"module": module}
+        self._ordered: float | None = None  # when a checkpoint was asked for
+        self._looked = 0.0  # when it was last read whether the job is paused
+        self._finished: Finished | Failed | None = None
+        self._progressed = False
+
+    def all(self) -> None:
+        """Train to the end. Raises Abandoned, Fenced, StorageFull, StorageAway, NotFound."""
+        if self.context.low_on_disk():
+            raise StorageFull
+        self._finished = self._refusal()
+        died = 0
+        while self._finished is None:
+            self._progressed = False
+            try:
+                with self._folder() as folder:
+                    self._train(folder)
+            except TrainerDied as error:
+                log.warning("trainer_died", extra={"job_id": self.claim.job.id, "reason": str(error)})
+                died = 1 if self._progressed else died + 1
+                self._recorder.tell("The trainer died, and is started again from the last checkpoint.", "warn")
+                self._recorder.flush()
+                if died >= _TRIES:
+                    message = "The trainer died each time it was started, see the worker's log."
+                    self._finished = Failed("trainer_died", message)
+            except Damaged as error:
+                self._finished = Failed("checkpoint_damaged", f"What is stored for this job was changed: {error}")
+        self._conclude(self._finished)
+
+    def _refusal(self) -> Failed | None:
+        """Return why the training is not begun; None where it is."""
+        if self.claim.stalls >= _CLAIMS:
+            return Failed("trainer_died", "The worker died each time it trained this job.")
+        if self._payload.peft == "qlora":
+            return Failed("unsupported_on_this_worker", "No worker of this deployment trains with 'qlora'.")
+        return None
+
+    @contextmanager
+    def _folder(self) -> Iterator[Path]:
+        """Make an empty folder for this claim's files on this machine; remove those of earlier claims on the job."""
+        job, parent = self.claim.job, self.context.config.data_dir.absolute() / "run" / "training"
+        for leftover in parent.glob(f"{job.id}-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        folder = parent / f"{job.id}-{self.claim.epoch}"
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _train(self, folder: Path) -> None:
+        spec = self._spec(folder)
+        process = TrainerProcess(spec, folder, **self._module)
+        try:
+            while self._finished is None:
+                for report in process.reports(_LOOK):
+                    self._take(report)
+                self._recorder.flush_if_due()
+                self._check(process)
+        finally:
+            process.close()
+
+    def _check(self, process: TrainerProcess) -> None:
+        """Raises Fenced, Abandoned when this claim is to end now; asks for a checkpoint when it is to end soon."""
+        if self.hold.lost.is_set():
+            raise Fenced
+        stopping, paused = self.context.stop.is_set(), self._ordered is None and self._is_paused()
+        if self._ordered is None and (stopping or paused):
+            self._ordered = time.monotonic()
+            process.checkpoint_and_stop()
+            if paused:
+                self.context.db.retrying(partial(ledger.wait_for, job_id=self.claim.job.id, what="checkpoint"))
+        late = self._ordered is not None and time.monotonic() - self._ordered > self.context.timings.training_stop
+        if (self.hold.stop.is_set() and not stopping) or (stopping and late):
+            self._recorder.flush()
+            raise Abandoned
+
+    def _is_paused(self) -> bool:
+        """Return whether the job was paused by itself, as far as was read a moment ago."""
+        moment = time.monotonic()
+        if not self.context.keeper.off.some_jobs or moment - self._looked < self.context.timings.heartbeat_look:
+            return False
+        self._looked = moment
+        with self.context.db.read() as session:
+            return bool(pauses.paused_jobs(session, [self.claim.job.id]))
+
+    # -- reports
+
+    def _take(self, report: Report) -> None:
+        if isinstance(report, Started):
+            self._recorder.started(report)
+        elif isinstance(report, Step):
+            self._recorder.step(report)
+        elif isinstance(report, Evaluation):
+            self._recorder.evaluation(report)
+        elif isinstance(report, Checkpoint):
+            self._store(report)
+        elif isinstance(report, Failed) and report.code == "storage_full":
+            raise StorageFull
+        elif isinstance(report, Finished) and report.reason == "checkpoint":
+            raise Abandoned(0.0, None if self.context.stop.is_set() else "pause")
+        else:
+            self._finished = report
+
+    def _store(self, report: Checkpoint) -> None:
+        """Store a checkpoint, then add its row, and the model under which clients may ask for it."""
+        folder, job = Path(report.folder), self.claim.job
+        target = checkpoints.location(job.id, report.step, self.claim.epoch)
+        storage = self.context.storage
+        sha256, size = checkpoints.upload(storage, folder, target)
+        run = decode_manifest((folder / MANIFEST).read_bytes())
+        self._recorder.tell(f"Checkpoint created at step {report.step}.")
+
+        def add(session: Session) -> list[str]:
+            self._recorder.write(session)
+            shards.note_progress(session, self.claim)
+            facts = {"location": target, "sha256": sha256, "bytes": size, "metrics": dict(report.metrics)}
+            forgotten = checkpoints.add(session, job.id, report.step, **facts)
+            name = names.checkpoint_name(self._payload.result, report.step)
+            results.register(session, job, name, step=report.step, location=target, sha256=sha256, manifest=run)
+            return forgotten
+
+        forgotten = self.context.db.retrying(add)
+        self._recorder.written()
+        self._progressed = True
+        checkpoints.remove_optimizer(storage, forgotten)
+        shutil.rmtree(folder)
+
+    # -- the end
+
+    def _conclude(self, finished: Finished | Failed) -> None:
+        self._recorder.flush()
+        if isinstance(finished, Failed):
+            self._end({"code": finished.code, "message": finished.message, "line": finished.line})
+        else:
+            self._end(None)
+
+    def _end(self, error: Mapping[str, Any] | None) -> None:
+        """Close the shard, so that the job is finished; with an error the job fails then. Raises Fenced."""
+
+        def end(session: Session) -> None:
+            job = shards.finish_empty(session, self.claim)
+            if job is not None:
+                if error is not None:
+                    ledger.note_errors(session, job, [{"line": None, "param": None, **error}])
+                ledger.settle(session, job.id, actor=f"worker:{self.context.worker_id}", locked=job)
+
+        self.context.db.retrying(end)
+        self.closed = True
+
+    # -- what the trainer needs
+
+    def _spec(self, folder: Path) -> Spec:
+        job, payload = self.claim.job, self._payload
+        with self.context.db.read() as session:
+            plan = session.get_one(FinetunePlan, job.id)
+            data = datasets.of_job(session, job.id)
+            stored = checkpoints.of_job(session, job.id)
+            before = stored or (checkpoints.of_job(session, payload.resumed_from) if payload.resumed_from else [])
+            parent = models.find(session, payload.parent, job.project_id) if payload.parent else None
+        checkpoints.remove_unnamed(self.context.storage, job.id, [row.location for row in stored])
+        base, revision = self._base()
+        adapter = None
+        if payload.parent:
+            if parent is None:
+                raise Damaged(f"the model '{payload.parent}' is gone.")
+            model_folder = folder / "parent"
+            checkpoints.download(self.context.storage, parent.location, parent.sha256, model_folder)
+            base, revision, adapter = _started_from(parent.method, str(model_folder), base, revision)
+        resume, threads = self._resume(folder, before)
+        training, chosen = payload.training, payload.hyperparameters
+        peft: protocol.Peft = "full" if payload.peft == "full" else "lora"
+        output = folder / "output"
+        output.mkdir()
+        validation = data.get(datasets.VALIDATION)
+        return Spec(
+            base=base,
+            revision=revision,
+            base_name=payload.base,
+            adapter=adapter,
+            rows=self._fetch(data[datasets.TRAINING].sha256, folder / "train.jsonl"),
+            validation=self._fetch(validation.sha256, folder / "validation.jsonl") if validation else None,
+            output=str(output),
+            resume=resume,
+            method=payload.method,
+            peft=peft,
+            learning_rate=LEARNING_RATES[payload.method, peft] * plan.learning_rate_multiplier,
+            batch_size=plan.batch_size,
+            n_epochs=plan.n_epochs,
+            beta=_BETA if chosen.beta == "auto" else chosen.beta,
+            seed=payload.seed,
+            threads=threads,
+            rank=training.rank,
+            alpha=training.alpha,
+            target_modules=None if training.target_modules is None else tuple(training.target_modules),
+            scheduler=training.scheduler,
+            warmup_ratio=training.warmup_ratio,
+            weight_decay=training.weight_decay,
+            gradient_accumulation_steps=training.gradient_accumulation_steps,
+            max_sequence_length=training.max_sequence_length,
+            packing=training.packing,
+            eval_steps=training.eval_steps or max(1, plan.steps // _EVALUATIONS),
+            save_steps=max(1, plan.steps // _PARTS[peft]),
+            patience=payload.early_stopping.patience,
+            min_delta=payload.early_stopping.min_delta,
+            max_memory_bytes=payload.early_stopping.max_memory_bytes,
+        )
+
+    def _base(self) -> tuple[str, str | None]:
+        """Return the folder or the hub's name of the base, and its revision. Raises Abandoned."""
+        model = self.context.models.now().resolve(self._payload.base)
+        if model is None:
+            raise Abandoned(self.context.timings.storage_retry, "model")  # taken out of the models file meanwhile
+        return model_folders.source_of(model, self.context.config), model.source.revision
+
+    def _resume(self, folder: Path, rows: Any) -> tuple[str | None, int]:
+        """Fetch the last checkpoint that a run can go on from; return its folder, and the threads to compute with."""
+        threads = os.cpu_count() or 1
+        row: FinetuneCheckpoint | None = next((row for row in rows if row.keeps_optimizer), None)
+        if row is None:
+            return None, threads
+        target = folder / "resume"
+        manifest = checkpoints.download(self.context.storage, row.location, row.sha256, target, resume=True)
+        return str(target), manifest.run.get("threads", threads)
+
+    def _fetch(self, sha256: str | None, target: Path) -> str:
+        if sha256 is None:
+            raise NotFound("The data of this job are gone.")
+        with self.context.storage.reader(datasets.location(sha256)) as source, target.open("wb") as handle:
+            shutil.copyfileobj(source, handle, CHUNK)
+        return str(target)
+
+
+def _started_from(method: str, folder: str, base: str, revision: str | None) -> tuple[str, str | None, str | None]:
+    """Return the base, its revision and the adapter for a training that goes on from a tuned model."""
+    return (base, revision, folder) if method == "lora" else (folder, None, None)
