@@ -5,7 +5,7 @@ file ──planning──▶ datasets/<sha256>      stays while a live job or a 
 
 from typing import Final
 
-from sqlalchemy import ColumnElement, SQLColumnExpression, and_, exists, or_, select, update
+from sqlalchemy import ColumnElement, SQLColumnExpression, and_, delete, exists, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
@@ -19,6 +19,7 @@ from jobs.registry.tables import TunedModel
 FOLDER: Final = "datasets"
 TRAINING: Final = "training"
 VALIDATION: Final = "validation"
+_UNTOUCHED_SECONDS: Final = 3600.0
 
 
 def location(sha256: str) -> str:
@@ -29,7 +30,9 @@ def location(sha256: str) -> str:
 def add(session: Session, job_id: str, role: str, file_id: str, *, sha256: str, size: int, rows: int) -> None:
     """Note that a job reads a snapshot, whose bytes are stored, in a role. Called twice, it changes nothing."""
     snapshot = {"sha256": sha256, "bytes": size, "location": location(sha256), "created_at": now()}
-    session.execute(insert_into(session, Dataset).values(snapshot).on_conflict_do_nothing())
+    insert = insert_into(session, Dataset).values(snapshot)
+    renewed = {"created_at": snapshot["created_at"]}  # so that nobody removes it as unused meanwhile
+    session.execute(insert.on_conflict_do_update(index_elements=["sha256"], set_=renewed))
     reads = {"job_id": job_id, "role": role, "file_id": file_id, "sha256": sha256, "rows": rows}
     session.execute(
         insert_into(session, FinetuneData)
@@ -65,7 +68,18 @@ def erase(session: Session, file_id: str) -> None:
     session.execute(update(TunedModel).where(TunedModel.job_id.in_(trained), _holds_data()).values(data_erased=True))
 
 
-def unused() -> ColumnElement[bool]:
+def remove_unused(session: Session, limit: int) -> int:
+    """Remove rows of `dataset` that nothing has needed for an hour; return how many.
+
+    Their bytes are removed as orphans: a job that is planned at this moment may be about to name them again.
+    """
+    old = and_(_unused(), Dataset.created_at < now() - _UNTOUCHED_SECONDS)
+    rows = session.scalars(select(Dataset.sha256).where(old).limit(limit)).all()
+    session.execute(delete(Dataset).where(Dataset.sha256.in_(rows), old))
+    return len(rows)
+
+
+def _unused() -> ColumnElement[bool]:
     """Return the condition that no live job and no model needs a row of `dataset`."""
     reads = FinetuneData.sha256 == Dataset.sha256
     live = exists().where(reads, Job.id == FinetuneData.job_id, Job.state.in_(LIVE))

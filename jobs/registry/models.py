@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import and_, exists, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from jobs.clock import now
 from jobs.ids import new_id
@@ -17,6 +17,7 @@ FULL: Final = "full"  # the method whose results have weights of their own
 READY: Final = "ready"
 FAILED_PROBE: Final = "failed_probe"
 DELETED: Final = "deleted"
+PURGED: Final = ""  # the location of a deleted model whose files are gone
 
 
 def register(
@@ -141,3 +142,17 @@ def permit(session: Session, name: str, project_ids: Sequence[str], *, created_b
             session.flush()
         rows.append(row)
     return rows
+
+
+def purgeable(session: Session, limit: int) -> Sequence[TunedModel]:
+    """Return deleted models whose files are still stored, and are those of no model that is not deleted."""
+    other = aliased(TunedModel)
+    shared = exists().where(other.location == TunedModel.location, other.state != DELETED)
+    rows = select(TunedModel).where(TunedModel.state == DELETED, TunedModel.location != PURGED, ~shared)
+    return session.scalars(rows.order_by(TunedModel.id).limit(limit)).all()
+
+
+def note_purged(session: Session, model_id: str) -> None:
+    """Note that the files of a deleted model are gone."""
+    deleted = TunedModel.id == model_id, TunedModel.state == DELETED
+    session.execute(update(TunedModel).where(*deleted).values(location=PURGED))

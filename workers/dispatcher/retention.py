@@ -21,12 +21,14 @@ from jobs.db.base import Base
 from jobs.db.engine import UNSEEN, Database
 from jobs.errors import DatabaseBusy, NotFound, StorageFull, StorageUnavailable
 from jobs.files.tables import File, Upload, UploadPart
+from jobs.finetuning import datasets
 from jobs.inference import cache
 from jobs.inference.tables import Conversation, StoredCompletion, StoredResponse
 from jobs.ledger import audit, feed, kinds
 from jobs.ledger.states import TERMINAL
 from jobs.ledger.tables import Job, Schedule, Segment, Shard
 from jobs.platform.storage import Storage
+from jobs.registry import models as tuned_models
 from jobs.retrieval import attachments
 from jobs.security.tables import Idempotency
 from jobs.settings import Settings
@@ -68,6 +70,7 @@ class Retention:
                 self._looking = self._orphans.look()
                 self.forget_webhooks()
         bounded = [self._cache_if_free, self._files, self._answers, self._uploads, self._old_jobs, self._old_rows]
+        bounded += [self._tuned_models, partial(self._repeat, partial(self._page, _remove_datasets))]
         bounded.append(self._measure)
         self._left = [*bounded, self._look]
         self._do(self._timings.retention_pass)
@@ -200,6 +203,24 @@ class Retention:
             log.warning("orphans_not_looked_for")
         self._looking = None
         return False
+
+    def _tuned_models(self) -> bool:
+        """Remove the files of deleted models, then note it and write a receipt."""
+        with self._db.read() as session:
+            models = tuned_models.purgeable(session, _AT_ONCE)
+        purged = [model for model in models if self._drop([model.location])]
+        with self._db.write() as session:
+            for model in purged:
+                tuned_models.note_purged(session, model.id)
+                audit.record(
+                    session,
+                    actor="dispatcher",
+                    action="model.purge",
+                    target=model.id,
+                    project_id=model.project_id,
+                    details={"name": model.name},
+                )
+        return len(purged) == _AT_ONCE
 
     def _uploads(self) -> bool:
         return self._repeat(self._parts)
@@ -335,6 +356,10 @@ def _remove_cleared(session: Session) -> int:
     for project_id, entries in gone.items():
         _receipt(session, project_id, project_id, entries)
     return sum(gone.values())
+
+
+def _remove_datasets(session: Session) -> int:
+    return datasets.remove_unused(session, _AT_ONCE)
 
 
 def _remove_expired(session: Session) -> int:
