@@ -1,1 +1,1 @@
-"""Benchmarks: each a module with a `main`, run as `python -m bench NAME`."""
+"""Benchmarks. Each is a module with a `main`, run as `python -m bench NAME`."""

@@ -1,4 +1,4 @@
-"""`python -m bench NAME [options]`; without a name, what there is."""
+"""`python -m bench NAME [options]` runs a benchmark; without a name it lists them."""
 
 import importlib
 import sys

@@ -1,12 +1,10 @@
-"""Send the lines of a batch file to a server with nothing but aiohttp: the loop that a user would write instead.
+"""Send the lines of a batch file to a server with aiohttp alone: the loop that a user would write instead of a batch.
 
-    python -m bench.bare_loop URL FILE CONCURRENCY plain|lean
+    python -m bench.bare_loop URL FILE CONCURRENCY
 
-As many tasks as CONCURRENCY take line by line, send its body, read the answer, parse it once, and write it with its
-`custom_id` as a line to FILE.results. `plain` uses what every script does: `json`, `session.post(json=…)` and
-`response.json()`. `lean` is the least that such a loop can cost: msgspec, and the body's bytes sent as they are.
-The event loop is uvloop, as in a worker. The last line of the output is JSON: seconds, and seconds of CPU (user and
-system), without the imports.
+CONCURRENCY tasks each take a line, send its body, read and parse the answer once, and write it with its `custom_id` as
+a line to FILE.results. The event loop is uvloop, as in a worker. The last line of the output is JSON: seconds, and
+seconds of CPU (user and system), both without the imports.
 """
 
 import asyncio

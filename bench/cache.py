@@ -1,14 +1,14 @@
-"""CPU time that the cache of vectors costs and saves, beside embedding itself, in one process on a new SQLite file.
+"""Measure the CPU time that the cache of vectors costs and saves beside embedding itself, in one process on SQLite.
 
     python -m bench cache [--texts 1000] [--alone] [--folder FOLDER]
 
     engine   the engine alone
-    miss     the cache before it has nothing: keys, the look-up, and the writing of what was computed
-    hit      the cache has all of it: the engine is not asked
+    miss     an empty cache before the engine: keys, look-up, and the writing of the computed vectors
+    hit      a cache that has every vector: the engine is not called
 
-The engine is all-MiniLM-L6-v2 on torch, the texts docstrings of the standard library. Requests have one text (as lines
-of a batch, 256 in flight) or 32 (as of a client that embeds documents). Time is the process's on all cores, in
-milliseconds for 1,000 texts. `cache alone` stands before an engine that costs nothing but its answer's JSON.
+The engine is all-MiniLM-L6-v2 on torch, the texts are docstrings of the standard library. Requests have one text (as
+lines of a batch, 256 in flight) or 32 (as a client that embeds documents sends them). Times are CPU time of the process
+on all cores, in milliseconds for 1,000 texts. `cache alone` measures the cache before an engine that only writes JSON.
 """
 
 import argparse
@@ -43,7 +43,7 @@ _VECTOR = base64.b64encode(np.linspace(-1, 1, 384, dtype="<f4").tobytes()).decod
 
 
 class Nothing:
-    """An engine whose vectors cost nothing."""
+    """An engine that answers without computing."""
 
     models = (MINILM,)
 
@@ -104,7 +104,7 @@ async def _measured(texts: Sequence[str], folder: Path, *, alone: bool) -> None:
 async def _timed(
     engine: Engine, response_cache: ResponseCache, texts: Sequence[str], size: int, tenant: str
 ) -> tuple[float, float]:
-    """Seconds of CPU, writing included, and until the last answer was there."""
+    """Return the seconds of CPU, writing included, and the seconds until the last answer."""
     cpu, wall = time.process_time(), time.monotonic()
     await _run(engine, texts, size, tenant)
     answered = time.monotonic() - wall

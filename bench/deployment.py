@@ -1,4 +1,4 @@
-"""A deployment to measure: `nightmill up` over some lines of a Procfile, and what its processes use."""
+"""Start a deployment to measure: `nightmill up` with some lines of a Procfile, and meters of its processes."""
 
 import json
 import sqlite3
@@ -29,7 +29,7 @@ Endpoint = Literal["/v1/chat/completions", "/v1/embeddings"]
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """One batch that succeeded: the job as the API shows it, and the seconds it spent in each phase."""
+    """A batch that succeeded: the job as the API shows it, and the seconds of each phase."""
 
     job: Mapping[str, Any]
     planning: float
@@ -42,12 +42,12 @@ class Finished:
 
 
 class Deployment:
-    """A running system, a client of it, and its meters."""
+    """A running deployment with a client and meters."""
 
     def __init__(self, system: System) -> None:
         self.system = system
         self.client = OpenAI(base_url=f"{system.url}/v1", api_key=system.api_key, timeout=600)
-        self.engine_url = ""  # of the stub server, if `gpu` asks one
+        self.engine_url = ""  # the stub server, if `gpu` sends requests to one
 
     def project(self, name: str) -> OpenAI:
         """Return a client with a key of another project."""
@@ -57,7 +57,7 @@ class Deployment:
         return OpenAI(base_url=f"{self.system.url}/v1", api_key=key, timeout=600)
 
     def wait_for(self, queue: str) -> None:
-        """Until a worker takes work from it."""
+        """Wait until a worker takes work from the queue."""
         deadline = time.monotonic() + _READY_SECONDS
         while not (readiness.look(self.system.url) or {}).get("workers", {}).get(queue):
             self.system.check()
@@ -77,11 +77,12 @@ class Deployment:
         every: float = _LOOK_SECONDS,
         seen: Callable[[str], None] = lambda _: None,
     ) -> Finished:
-        """One batch to its end; unless one is `killing` them, no process may keep ending.
+        """Run one batch to its end. Unless the caller is `killing` processes, none may keep exiting.
 
-        The client looks `every` so many seconds, and `seen` hears each status.
+        The client requests the state `every` so many seconds, and calls `seen` with each status.
 
-        Raises AssertionError when it does not succeed.
+        Raises:
+            AssertionError: the batch does not succeed.
         """
         batch = self.client.batches.create(input_file_id=file_id, endpoint=endpoint, completion_window="24h")
         while batch.status in LIVE:
@@ -96,7 +97,7 @@ class Deployment:
         return Finished(job, *self._phases(batch.id))
 
     def _phases(self, job_id: str) -> tuple[float, float, float]:
-        """To the microsecond, as the ledger has them; the API shows whole seconds."""
+        """Return the seconds of each phase from the ledger, in microseconds; the API rounds to seconds."""
         with closing(sqlite3.connect(self.system.folder.path / "nightmill.db")) as database:
             [times] = database.execute(
                 "SELECT created_at, in_progress_at, finalizing_at, completed_at FROM job WHERE id = ?", (job_id,)
@@ -105,7 +106,7 @@ class Deployment:
         return began - created, ended - began, completed - ended
 
     def groups(self) -> dict[str, list[psutil.Process]]:
-        """The processes of each line of the Procfile."""
+        """Return the processes of each line of the Procfile."""
         found = {}
         for one in self.system.folder.read_run()["processes"]:
             leader = psutil.Process(one["pid"])
@@ -113,18 +114,18 @@ class Deployment:
         return found
 
     def cpu(self) -> dict[str, float]:
-        """CPU seconds used so far, by line."""
+        """Return the CPU seconds used so far, by line of the Procfile."""
         return {name: sum(map(_cpu, group)) for name, group in self.groups().items()}
 
     def forget_peaks(self) -> None:
-        """Start the kernel's memory peaks afresh."""
+        """Reset the kernel's records of peak memory."""
         for group in self.groups().values():
             for process in group:
                 with suppress(OSError):
                     Path(f"/proc/{process.pid}/clear_refs").write_text("5")
 
     def peaks(self) -> dict[str, int]:
-        """The peak memory (bytes) of the largest process of each line, since `forget_peaks`."""
+        """Return the peak memory in bytes of the largest process of each line, since `forget_peaks`."""
         return {name: max(map(_peak, group)) for name, group in self.groups().items()}
 
 
@@ -150,7 +151,7 @@ def deployed(
     options: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Deployment]:
-    """The named lines of the checkout's Procfile, or lines of one's own, while the block runs."""
+    """Yield a deployment of the named lines of the checkout's Procfile, or of the given lines."""
     known = dict(line.split(": ", 1) for line in (CODE / "Procfile").read_text().splitlines() if ": " in line)
     chosen = lines if isinstance(lines, Mapping) else {name: known[name] for name in lines}
     folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +165,7 @@ def deployed(
 
 
 def chats(path: Path, count: int, model: str, **body: Any) -> None:
-    """A batch file of `count` small chats."""
+    """Write a batch file of `count` small chats."""
     with path.open("w") as handle:
         for n in range(count):
             messages = [{"role": "user", "content": f"Question {n}: {'what is the weather like today? ' * 4}"}]

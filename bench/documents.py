@@ -1,7 +1,7 @@
-"""Documents to bring into vector stores: what lies on this machine anyway.
+"""Find documents on this machine to bring into vector stores.
 
-installed packages        licences, READMEs and other texts, Markdown, reStructuredText, HTML, as they are
-topics of `help()`        text; the longer ones set in pages, as PDF
+installed packages        licences, READMEs and other texts, Markdown, reStructuredText, HTML, unchanged
+topics of `help()`        text; the longer topics as PDF
 modules                   HTML, `pydoc`'s page of each
 """
 
@@ -20,11 +20,11 @@ from cli.demo.library import Paper, pdf
 
 _SUFFIXES = frozenset({".md", ".rst", ".txt", ".html"})
 _NAMES = ("LICENSE", "LICENCE", "README", "COPYING", "NOTICE", "AUTHORS")
-_SHORTEST, _LONGEST = 300, 20_000  # bytes: a few hundred of them are to take minutes
+_SHORTEST, _LONGEST = 300, 20_000  # bytes, so that a few hundred documents take minutes
 _SILENT = re.compile(
     r"<(head|nav|noscript|script|style|dialog)\b.*?</\1>|<!--.*?-->|<[^>]*>", re.DOTALL | re.IGNORECASE
 )
-_IN_PAGES = 5_000  # characters of a topic, from which on it is a PDF
+_IN_PAGES = 5_000  # characters; longer topics become PDF
 _MODULES = (
     "abc", "argparse", "ast", "base64", "bisect", "bz2", "calendar", "cmd", "code", "codecs", "collections", "copy",
     "csv", "datetime", "difflib", "dis", "enum", "filecmp", "fileinput", "fnmatch", "fractions", "ftplib", "functools",
@@ -37,20 +37,20 @@ _MODULES = (
 
 
 def gathered(count: int) -> list[Paper]:
-    """`count` of them in an order that mixes their kinds, or as many as there are; the same on every run."""
+    """Return `count` documents of mixed kinds, or as many as there are; the same ones on every run."""
     found = list(_once((*_installed(), *_reference(), *_pages())))
     random.Random(1).shuffle(found)
     return found[:count]
 
 
 def small(count: int) -> list[Paper]:
-    """Notes of a few sentences, each with words of its own."""
+    """Return notes of a few sentences, each with words of its own."""
     notes = [f"{one.name}: {one.text[:240]}" for one in corpus.docstrings(500)]
     return [Paper(f"note-{n}.txt", f"Note {n}. {notes[n % len(notes)]}".encode()) for n in range(count)]
 
 
 def written(papers: Sequence[Paper], folder: Path) -> Path:
-    """The same as files in a folder."""
+    """Write the documents as files into a folder."""
     folder.mkdir(parents=True)
     for paper in papers:
         (folder / paper.name).write_bytes(paper.data)
@@ -58,7 +58,7 @@ def written(papers: Sequence[Paper], folder: Path) -> Path:
 
 
 def _once(papers: Iterable[Paper]) -> Iterator[Paper]:
-    """Hundreds of packages have the very same licence."""
+    """Yield each document once; hundreds of packages contain the same licence."""
     seen = set[bytes]()
     for paper in papers:
         digest = hashlib.sha256(paper.data).digest()
@@ -77,7 +77,7 @@ def _installed() -> Iterator[Paper]:
 
 
 def _says_something(page: Path) -> bool:
-    """Many are shells of applications, which scripts fill: there is nothing to bring in."""
+    """Return whether an HTML page has text. Many pages are empty until scripts fill them."""
     return bool(_SILENT.sub("", page.read_text(errors="replace")).strip())
 
 

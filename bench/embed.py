@@ -1,15 +1,15 @@
-"""Texts a second that are embedded: a deployment and its engine, against plain sentence-transformers.
+"""Measure texts a second that are embedded: a deployment and its engine, against plain sentence-transformers.
 
     python -m bench embed [--pairs 3] [--texts 1000] [--chosen]
 
-    batch     /v1/embeddings through the Batch API on a warm worker (the job's state `running`; whole: from its
-              creation to the downloaded output), without the cache of vectors
-    engine    the engine alone, in a process of its own, its requests of 32 texts all waiting at once
+    batch     /v1/embeddings through the Batch API on a warm worker (state `running`; in total: from the creation of the
+              job to the downloaded output), without the cache of vectors
+    engine    the engine alone, in a process of its own, with all its requests of 32 texts waiting at once
     encode    SentenceTransformer(model).encode(texts), with its defaults, in a process of its own
 
-The same model, texts (docstrings of the standard library) and niceness; each process has loaded its model and run it
-once before its clock starts. Who goes first changes from pair to pair. All compute with torch, ours in the type that
-its dtype `auto` takes here; `--chosen` lets the deployment first choose a runtime by measuring, for which it waits
+Model, texts (docstrings of the standard library) and niceness are equal. Each process loads the model and runs it once
+before its clock starts. The order changes from pair to pair. All compute with torch; the deployment and the engine use
+the type that `auto` selects. With `--chosen` the deployment first measures and chooses a runtime, for which it waits
 until the machine is quiet.
 """
 
@@ -47,14 +47,14 @@ from workers.engines.port import Request
 from workers.retrieval.ingestion.embedding import TEXTS_AT_ONCE, read_vectors
 
 _WARM = ["A sentence, so that the model has run once."]
-_MOST_TOKENS = 254  # what the model takes, without its special tokens: encode() would cut, we refuse
+_MOST_TOKENS = 254  # the model's limit without special tokens: encode() truncates, the engine refuses
 
 Matrix = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Seconds."""
+    """The results of one run, in seconds."""
 
     batch: float
     whole: float
@@ -89,7 +89,7 @@ def _options() -> argparse.Namespace:
 
 
 def cosines(ours: Matrix, theirs: Matrix) -> npt.NDArray[np.float64]:
-    """Row by row."""
+    """Return the cosine of each pair of rows."""
     a, b = ours.astype(float), theirs.astype(float)
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return np.asarray((a * b).sum(axis=1) / lengths)
@@ -104,7 +104,7 @@ def _texts(count: int) -> list[str]:
 
 
 def _model() -> Path:
-    return materialise(MINILM, Path())  # it is used where its package lies
+    return materialise(MINILM, Path())  # the package is used from its folder
 
 
 def _write_batch(path: Path, texts: Sequence[str]) -> None:
@@ -122,7 +122,7 @@ def _round(mill: Deployment, folder: Path, settings: Mapping[str, str], n: int) 
 
 
 def _through_api(mill: Deployment, folder: Path) -> tuple[float, float]:
-    """Seconds of running, and from the batch's creation to its output. The vectors are kept."""
+    """Return the seconds in state `running`, and the seconds from creation to output. Store the vectors."""
     file_id = mill.upload(folder / "in.jsonl")
     began = time.monotonic()
     done = mill.run(file_id, endpoint=EMBEDDINGS)
@@ -133,7 +133,7 @@ def _through_api(mill: Deployment, folder: Path) -> tuple[float, float]:
 
 
 def _in_order(output: bytes) -> Matrix:
-    """The vectors of an output file, by the numbers that are their lines' names."""
+    """Return the vectors of an output file, sorted by the numbers in their custom_ids."""
     lines: list[Mapping[str, Any]] = [json.loads(line) for line in output.splitlines()]
     lines.sort(key=lambda line: int(line["custom_id"]))
     raw = [base64.b64decode(line["response"]["body"]["data"][0]["embedding"]) for line in lines]
@@ -156,11 +156,11 @@ def _show(console: Console, runs: Sequence[Run], count: int) -> None:
     console.print(table)
 
 
-# -- in a process of its own
+# -- run in a process of its own
 
 
 def part(name: str, folder: Path) -> None:
-    """Embed the folder's texts, keep the vectors, print the seconds."""
+    """Embed the texts in the folder, store the vectors, and print the seconds."""
     texts = json.loads((folder / "texts.json").read_text())
     seconds, vectors = asyncio.run(by_engine(texts)) if name == "engine" else _by_encode(texts)
     np.save(folder / f"{name}.npy", vectors)
@@ -168,7 +168,7 @@ def part(name: str, folder: Path) -> None:
 
 
 async def by_engine(texts: Sequence[str]) -> tuple[float, Matrix]:
-    """In requests as indexing makes them, all waiting at once."""
+    """Embed in requests of the size that indexing uses, all waiting at once."""
     config = Settings()
     engine = build(config, Registry.load(config), Queue.EMBED)
     await engine.start()

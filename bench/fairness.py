@@ -1,13 +1,12 @@
-"""What a small project feels of a big one on the same worker: its batches, and its clients.
+"""Measure how much a large project delays a small one on the same worker: its batches, and its interactive clients.
 
     python -m bench fairness [--jobs 10] [--lines 256] [--times 100] [--delay-ms 50]
     python -m bench fairness --clients [--asks 10] [--patience 120]
 
-Of batches: the small project submits its jobs at once, alone; then again while the big one has `times` as much work
-before it in the same queue, submitted first. What is compared is how long the small project's jobs take from their
-creation to their end. While both have work, half of the worker is the small one's share, so twice as long is what a
-fair queue gives; first come, first served would be about a hundred times as long. Of clients of an embedding model:
-see `bench.flood`.
+Batches: the small project submits its jobs at once, alone; then again while the large project has submitted `times` as
+much work to the same queue before. The measure is the time from the creation of the small jobs to their end. While both
+have work, the share of the small project is half of the worker, so a fair queue takes twice as long. First come, first
+served would take about a hundred times as long. Interactive clients of an embedding model: see `bench.flood`.
 """
 
 import argparse
@@ -27,7 +26,7 @@ from tests.support import stub_engine
 
 _MODEL = "fake-model"
 _LINES = {"web": "", "dispatcher": "", "cpu": "", "gpu": ""}
-#: So that the worker, and not this machine, is what both want.
+#: Slow answers make the worker the bottleneck, and not this machine.
 _ENVIRONMENT = {"NIGHTMILL_ENGINE_CONCURRENCY": "32", "NIGHTMILL_VLLM_ENABLED": "false"}
 _LARGEST = 25_600
 
@@ -79,7 +78,7 @@ def _create(client: OpenAI, file_id: str) -> str:
 
 
 def _burden(client: OpenAI, folder: Path, lines: int) -> None:
-    """Jobs of so many lines altogether, and the first of them at work."""
+    """Submit jobs with so many lines in total, and wait until the first of them runs."""
     path = folder / "big.jsonl"
     chats(path, min(lines, _LARGEST), _MODEL)
     file_id = _upload(client, path)
@@ -90,7 +89,7 @@ def _burden(client: OpenAI, folder: Path, lines: int) -> None:
 
 
 def _waits(client: OpenAI, file_id: str, count: int) -> list[float]:
-    """Seconds from each job's creation to its end."""
+    """Return the seconds from the creation of each job to its end."""
     began, waits = {}, {}
     for _ in range(count):
         at = time.monotonic()

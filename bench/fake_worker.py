@@ -1,6 +1,6 @@
-"""A line of a benchmark's Procfile: the `gpu` worker as it is, over the fake engine.
+"""Run the `gpu` worker over the fake engine, as a line of a benchmark's Procfile.
 
-`BENCH_ANSWER_SECONDS` is how long each answer takes.
+`BENCH_ANSWER_SECONDS` is the time that each answer takes.
 """
 
 import os
@@ -17,7 +17,7 @@ from workers.engines.router import Router
 
 
 class FakeRouter(Router):
-    """Shows the fake's model as an endpoint would."""
+    """A router that lists the fake's model as an endpoint would."""
 
     @property
     def discovered(self) -> Mapping[str, bool]:

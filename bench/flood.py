@@ -1,8 +1,8 @@
-"""What a project's clients feel of another project that floods the embedding model: a part of `bench fairness`.
+"""Measure how much a project that floods the embedding model delays another one's clients; part of `bench fairness`.
 
-The small project asks for the vector of two words, and searches its vector store, alone; then again while the big one
-always has three requests of 1,000 inputs in flight. While a forward pass of the big project runs, the small one's
-request has to wait for its end, so a few passes are the least that it takes then.
+The small project requests the vector of two words, and searches its vector store, alone; then again while the large
+project always has three requests of 1,000 inputs in flight. A request of the small project has to wait for the end of a
+forward pass of the large one, so its least delay is a few passes.
 """
 
 import statistics
@@ -22,18 +22,18 @@ from bench.shelf import standing
 from workers.engines.model_folders import MINILM
 
 _INPUTS, _AT_ONCE = 1000, 3
-_WORDS = 150  # of an input: about 200 tokens
-_BEGIN_SECONDS = 10.0  # until the flood has filled what can be filled
+_WORDS = 150  # words of an input, about 200 tokens
+_BEGIN_SECONDS = 10.0  # seconds until the flood has filled every queue
 
 Ask = Callable[[int], object]
 
 
 def measure(console: Console, asks: int, patience: float) -> None:
-    """Show how long `asks` requests of each kind take; one is given up after `patience` seconds."""
+    """Show how long `asks` requests of each kind take; each is cancelled after `patience` seconds."""
     with tempfile.TemporaryDirectory() as name, standing(Path(name)) as mill:
         small, big = mill.project("small").with_options(timeout=patience, max_retries=0), mill.project("big")
         kinds = {"two words": _vector_of(small), "a search": _search_of(mill, small)}
-        numbers = count()  # no text comes twice: it would be in the cache
+        numbers = count()  # no text twice: the second would be cached
         alone = {kind: _seconds(ask, asks, numbers, patience) for kind, ask in kinds.items()}
         with _flooded(big):
             beside = {kind: _seconds(ask, asks, numbers, patience) for kind, ask in kinds.items()}
@@ -61,7 +61,7 @@ def _search_of(mill: Deployment, client: OpenAI) -> Ask:
 
 
 def _seconds(ask: Ask, times: int, numbers: Iterator[int], patience: float) -> list[float]:
-    """Seconds of each request; `patience` of one that was not answered."""
+    """Return the seconds of each request; `patience` for one without an answer."""
     found = []
     for _ in range(times):
         began = time.monotonic()
@@ -93,4 +93,4 @@ def _flooded(client: OpenAI) -> Iterator[None]:
     try:
         yield
     finally:
-        over.set()  # the deployment ends next, and with it what is in flight
+        over.set()  # the end of the deployment ends requests in flight

@@ -1,12 +1,12 @@
-"""512 chats on the packaged model: a warm worker of a deployment against vLLM's own batch runner.
+"""Measure 512 chats on the packaged model: a warm worker of a deployment against vLLM's own batch runner.
 
     python -m bench generation [--pairs 5] [--chats 512] [--max-tokens 32]
 
 A pair is one batch through the API and one run of `python -m vllm.entrypoints.openai.run_batch`, one after the other,
-with the same engine settings and environment. The worker stays loaded, and idle while the other runs; each runner
-loads the model anew, as it must. Compared are the generating phase (ours: the job's state `running`, from the plan's
-commit to the last segment's; theirs: from reading the input to writing the output) and the whole (ours: from the
-batch's creation to its downloaded output; theirs: the process from start to exit).
+with the same engine settings and environment. The worker stays loaded, and idle while the runner works; the runner
+loads the model in each run. Two times are compared. Generation: of the deployment the state `running`, from the commit
+of the plan to that of the last segment; of the runner from reading the input to writing the output. Total: of the
+deployment from the creation of the batch to the downloaded output; of the runner from its start to its exit.
 """
 
 import argparse
@@ -39,7 +39,7 @@ _READING, _WRITING = b"Reading batch from", b"Writing outputs to"
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Seconds; `cpu` is of the worker and its engine, `others` the cores each of our other lines took meanwhile."""
+    """One run, in seconds. `cpu` is of the worker and its engine, `others` the cores used by each other line."""
 
     generating: float
     whole: float
@@ -49,7 +49,7 @@ class Run:
 
 @dataclass(slots=True)
 class _Meter:
-    """CPU of each line while a batch is in progress, read every few looks."""
+    """The CPU time of each line while a batch is in progress, read periodically."""
 
     mill: Deployment
     readings: list[tuple[float, dict[str, float]]] = field(default_factory=list)
@@ -90,7 +90,7 @@ def _options() -> argparse.Namespace:
 
 
 def _pair(mill: Deployment, folder: Path, console: Console, n: int) -> tuple[Run, Run]:
-    """Who goes first changes from pair to pair."""
+    """Measure one pair. The order changes from pair to pair."""
     theirs = _theirs(mill, folder) if n % 2 else None
     ours = _ours(mill, folder)
     theirs = theirs or _theirs(mill, folder)
@@ -112,7 +112,7 @@ def _ours(mill: Deployment, folder: Path) -> Run:
 
 
 def _theirs(mill: Deployment, folder: Path) -> Run:
-    """The runner, its log watched for the two lines between which it generates."""
+    """Run the runner, and find in its log the two lines between which it generates."""
     model = Registry.load(Settings()).models[_MODEL]
     weights = mill.system.folder.path / "models" / _MODEL
     words = ["-i", str(folder / "in.jsonl"), "-o", str(folder / "theirs.jsonl"), "--model", str(weights)]
@@ -142,7 +142,7 @@ def _cpu(pid: int) -> float:
 
 
 def _environment(model: Model, weights: Path) -> Mapping[str, str]:
-    """What the worker sets for its engine, and the runner's log on."""
+    """Return the variables that the worker sets for its engine, with the runner's log on."""
     kept = dict(os.environ)
     prepare_environment(str(weights), model.engine_args)
     environment = {**os.environ, "VLLM_LOGGING_LEVEL": "INFO"}

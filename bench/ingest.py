@@ -1,18 +1,18 @@
-"""Documents into a vector store, through the SDK: a deployment against LlamaIndex's IngestionPipeline.
+"""Measure how documents come into a vector store through the SDK, against LlamaIndex's IngestionPipeline.
 
     python -m bench ingest [--documents 500] [--rounds 1] [--chosen]
     python -m bench ingest --flat [--sizes 500,5000]
 
-The same files of this machine, model and niceness, and chunks of as many of the model's tokens with the same overlap.
-Ours: uploaded, parsed, embedded and durable in LanceDB on a warm deployment. Theirs: read from disk into an in-memory
-store, by one process that has loaded its model (`bench/llama.py`; absent where it cannot be installed). Stages are
-each side's alone: theirs as parts of its run, ours in a process of its own (`bench/stages.py`), since a deployment
-does them at the same time. A text that is there already is not embedded again, by us. Both compute with torch, ours
-in the type that its dtype `auto` takes here; `--chosen` lets the deployment first choose a runtime by measuring, for
-which it waits until the machine is quiet.
+Files, model, niceness, tokens a chunk and overlap are equal. The deployment uploads, parses, embeds and stores durably
+in LanceDB. LlamaIndex reads from disk into a store in memory, in one process that has loaded its model
+(`bench/llama.py`; left out where it cannot be installed). Stages are measured separately: LlamaIndex's as parts of its
+run, the deployment's in a process of its own (`bench/stages.py`), since a deployment runs them at the same time. The
+deployment does not embed a text again that is there already. Both compute with torch, the deployment in the type that
+`auto` selects. With `--chosen` the deployment first measures and chooses a runtime, for which it waits until the
+machine is quiet.
 
     again            the same call over the same files
-    uploaded anew    the same documents as new files; theirs has no such thing, it reads the disk each time
+    uploaded anew    the same documents as new files; LlamaIndex reads the disk each time and has no such case
 
 `--flat`: the peak memory of each process with few and with many small documents.
 """
@@ -43,7 +43,7 @@ _PACKAGES = (
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """Seconds; `whole` is with the upload, `cpu` of all our processes until then. Peaks are bytes, by line."""
+    """Seconds of the deployment; `whole` includes the upload, `cpu` all processes. Peaks are bytes, by line."""
 
     upload: float
     whole: float
@@ -57,7 +57,7 @@ class Ours:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What `bench/stages.py` and `bench/llama.py` print is in seconds too; `theirs` is empty where there are none."""
+    """One round, in seconds as `bench/stages.py` and `bench/llama.py` print them; `theirs` may be empty."""
 
     ours: Ours
     stages: dict[str, float]
@@ -131,7 +131,7 @@ def _theirs(python: Path | None, files: Path) -> dict[str, float]:
         return {}
     script = CODE / "bench" / "llama.py"
     words: list[str | Path] = ["-P", script, files, materialise(MINILM, Path()), str(TOKENS), str(OVERLAP)]
-    figures: dict[str, float] = rival.run(words, python=python)  # -P: our modules' names are not for its imports
+    figures: dict[str, float] = rival.run(words, python=python)  # -P: not this checkout's modules
     return figures
 
 
@@ -164,7 +164,7 @@ def _shown(figure: float) -> str:
 
 
 def _figures(one: Round, count: int, size: float) -> Iterator[tuple[str, tuple[float, float | None]]]:
-    """By name ours and theirs. Of rates more is better, of seconds less."""
+    """Return each figure of both sides by name. Higher rates are better, and lower seconds."""
     ours, theirs, stages = one.ours, one.theirs, one.stages
     whole, chunks = theirs.get("whole"), theirs.get("chunks", 0)
     for unit, mine, other in (("documents", count, count), ("MB", size, size), ("chunks", ours.chunks, chunks)):

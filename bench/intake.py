@@ -1,11 +1,11 @@
-"""How fast a batch file is checked, beside a bare JSON parse of the same file.
+"""Measure how fast a batch file is checked, beside a bare JSON parse of the same file.
 
     python -m bench intake [--lines 50000] [--pairs 5]
 
-Checking is what planning does with each line: read it in bounded memory, decode what is typed, look at the UTF-8, judge
-it, remember its id, and look for ids that occur twice. The bare parses only read lines and turn each into objects:
-`json` is Python's own, as a script would use it; `msgspec` is the fastest that we know. Runs are interleaved, in one
-process; figures are medians.
+Checking is what planning does with each line: read it in bounded memory, decode typed fields, validate the UTF-8, check
+the values, remember the id, and look for duplicate ids. The bare parses read lines and turn each into objects: `json`
+is Python's own, which a script would use; `msgspec` is the fastest known. Runs are interleaved in one process; figures
+are medians.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from jobs.batches import lines
 
 _ENDPOINT = "/v1/chat/completions"
 _MAX_LINE = 32 * MB
-#: Characters of the prompt: a question, a page, a document.
+#: Characters of the prompts: a question, a page, a document.
 _PROMPTS = (100, 2_000, 20_000)
 
 
@@ -58,7 +58,7 @@ def _options() -> argparse.Namespace:
 
 
 def _write(path: Path, count: int, length: int) -> None:
-    """Prompts of English words, with the escapes and the accents that text has."""
+    """Write prompts of English words, with escapes and accents as text has them."""
     text = ('She said "no\\nmore than twice", naïve as ever. ' * (length // 40 + 1))[:length]
     with path.open("w", encoding="utf-8") as handle:
         for n in range(count):
@@ -69,7 +69,7 @@ def _write(path: Path, count: int, length: int) -> None:
 
 
 def _rates(path: Path, size: float, pairs: int) -> tuple[float, float, float]:
-    """MB/s of each."""
+    """Return MB/s of each."""
     ways: tuple[Callable[[Path], None], ...] = (_check, _parse(json.loads), _parse(msgspec.json.decode))
     seconds: list[list[float]] = [[] for _ in ways]
     for _ in range(pairs):

@@ -1,9 +1,9 @@
-"""Collections with judgements: documents, queries, and which document each query is looking for.
+"""Make collections with judgements: documents, queries, and the document that each query looks for.
 
-RFCs             Debian's doc-rfc-std (non-free): its JSON has the abstract. Query: the abstract's first sentence.
-                 Document: how the RFC's text begins, without the paragraphs of its abstract.
-Python's own     where there are no RFCs. Query: the first sentence of a function's docstring. Document: the other
-                 docstrings of its module, and what is left of that one.
+RFCs             Debian's doc-rfc-std (non-free); its JSON has the abstract. Query: the abstract's first sentence.
+                 Document: the beginning of the RFC's text, without the paragraphs of its abstract.
+Python's own     used without RFCs. Query: the first sentence of a function's docstring. Document: the other
+                 docstrings of its module, and the rest of that docstring.
 Small stores     Twelve of four docstrings each. Query: a question in other words (`bench/questions.py`).
 Python's topics  The topics of Python's `help()`. Query: a question in other words.
 """
@@ -27,12 +27,12 @@ from cli.demo.library import Paper
 
 PACKAGE = "doc-rfc-std"
 _INSTALLED = Path("/usr/share/doc/RFC")
-_TAKEN = 6_000  # characters of an RFC: its introduction
+_TAKEN = 6_000  # characters of an RFC, about its introduction
 _SHORTEST_QUERY = 40  # characters
 _SHORTEST_PAPER = 200  # bytes
 _ALL = 10_000  # docstrings
-_SAME = 0.5  # of a paragraph's triples of words that an abstract has, too
-_ENDS = re.compile(r"(?<=\w[\w)\"'][.?!])\s+(?=[A-Z\"(\[])")  # not after an initial
+_SAME = 0.5  # share of a paragraph's word triples that the abstract has
+_ENDS = re.compile(r"(?<=\w[\w)\"'][.?!])\s+(?=[A-Z\"(\[])")  # but not after an initial
 _LINES_OF_PAGES = re.compile(r"^.*\[Page \d+\]\s*$|^RFC \d+ .*\d{4}$|\f|^.*\. ?\. ?\. ?.*$", re.MULTILINE)
 _PER_MODULE = 2  # queries
 
@@ -43,7 +43,7 @@ class NotToBeHad(Exception):
 
 @dataclass(slots=True)
 class Collection:
-    """`queries` are texts, `relevant` the name of the one document each is about."""
+    """Documents with queries. `queries` are texts, `relevant` names the one document of each query."""
 
     name: str
     papers: list[Paper] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Collection:
     relevant: dict[str, str] = field(default_factory=dict)
 
     def ask(self, asked: Sequence[tuple[str, Paper]]) -> None:
-        """Those that are about one document only: some say of three RFCs the same."""
+        """Add the queries that belong to one document only."""
         times = Counter(query for query, _ in asked)
         for n, (query, paper) in enumerate(asked):
             if times[query] == 1:
@@ -59,7 +59,7 @@ class Collection:
 
 
 def rfcs(folder: Path, given: Path | None = None) -> Collection:
-    """`given` is a folder of the package's files, or the package. Raises NotToBeHad."""
+    """Return the collection of RFCs. `given` is a folder of the package's files, or the package."""
     root = given if given and given.is_dir() else _unpacked(folder, given)
     found, asked = Collection("RFCs"), list[tuple[str, Paper]]()
     for facts, text in _read(root):
@@ -75,7 +75,7 @@ def rfcs(folder: Path, given: Path | None = None) -> Collection:
 
 
 def modules() -> Collection:
-    """Python's own documentation, from the sources of the standard library."""
+    """Return the collection of Python's documentation, from the sources of the standard library."""
     parts: dict[str, list[str]] = defaultdict(list)
     queries: dict[str, list[str]] = defaultdict(list)
     for one in corpus.docstrings(_ALL):
@@ -91,7 +91,7 @@ def modules() -> Collection:
 
 
 def small_stores() -> list[Collection]:
-    """Return a collection for each small store; their queries have names of their own."""
+    """Return a collection for each small store, with unique query names."""
     return [_asked(name, {one: _docstring(one) for one in asked}, asked) for name, asked in questions.SMALL.items()]
 
 
@@ -125,7 +125,7 @@ def _docstring(name: str) -> str:
 
 
 def _less(texts: Sequence[str], queries: Sequence[str]) -> bytes:
-    """One may be said of several functions of a module."""
+    """Return the texts as one page without the queries, each of which may occur in several docstrings."""
     page = "\n\n".join(texts)
     for query in queries:
         page = page.replace(query, "")
@@ -133,13 +133,13 @@ def _less(texts: Sequence[str], queries: Sequence[str]) -> bytes:
 
 
 def first_sentence(text: str) -> str:
-    """In one line, its notes in brackets left out."""
+    """Return the first sentence on one line, without notes in brackets."""
     plain = re.sub(r"\s*\[[A-Z][A-Z -]+\]\s*", " ", " ".join(text.split()))
     return _ENDS.split(plain.strip(), maxsplit=1)[0]
 
 
 def without(text: str, abstract: str) -> str:
-    """The text less its pages' lines and every paragraph that says what the abstract says."""
+    """Return the text without page lines and without every paragraph that repeats the abstract."""
     said = _triples(abstract)
     paragraphs = re.split(r"\n\s*\n", _LINES_OF_PAGES.sub("", text))
     return "\n\n".join(one.strip("\n") for one in paragraphs if one.strip() and not _repeats(one, said))

@@ -1,10 +1,10 @@
-"""One large batch whose worker is killed again and again.
+"""Run one large batch whose worker is killed again and again.
 
     python -m bench killed [--lines 1000000] [--kills 10] [--seed 1]
 
-The deployment is that of `bench pipeline --engine stub`. The gpu worker dies of kill -9 once a thousandth of the lines
-is answered, once all but a thousandth are, and at random in between. Each custom_id must come out once. What was asked
-twice is read from the stub's log of prompts, and may be no more than the shards in flight of each kill.
+The deployment is that of `bench pipeline --engine stub`. The gpu worker gets kill -9 when a thousandth of the lines is
+answered, when all but a thousandth are, and at random moments in between. Each custom_id must occur once in the output.
+The stub's log of prompts shows which lines ran twice: at most the shards in flight at each kill.
 """
 
 import argparse
@@ -50,13 +50,13 @@ def _options() -> argparse.Namespace:
 
 
 def moments(lines: int, kills: int, rng: random.Random) -> list[int]:
-    """After how many answers the worker dies: soon after the beginning, shortly before the end, and in between."""
+    """Return after how many answers the worker is killed: near the beginning, near the end, and in between."""
     ends = [lines // 1000, lines - lines // 1000]
     return sorted([*ends[:kills], *(rng.randrange(lines) for _ in range(kills - 2))])
 
 
 class Asked:
-    """How many prompts the stub was asked, read from its log as it grows."""
+    """The number of prompts that the stub received, read from its growing log."""
 
     def __init__(self, log: Path) -> None:
         self._log = log.open("rb")
@@ -68,7 +68,7 @@ class Asked:
         return self._lines
 
     def settled(self) -> int:
-        """When what was on its way to the stub has arrived."""
+        """Wait until requests on their way have arrived at the stub."""
         before = -1
         while (count := self.count()) != before:
             before = count
@@ -78,7 +78,7 @@ class Asked:
 
 @dataclass(slots=True)
 class Killer:
-    """Strikes when as many prompts were asked as agreed."""
+    """Kill the worker when the agreed number of prompts has arrived."""
 
     mill: Deployment
     asked: Asked

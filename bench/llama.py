@@ -1,10 +1,10 @@
-"""LlamaIndex's way from files to vectors, run by `bench ingest` in an environment that has LlamaIndex.
+"""Bring files into vectors with LlamaIndex; `bench ingest` runs this in an environment that has LlamaIndex.
 
     SimpleDirectoryReader ─▶ SentenceSplitter ─▶ HuggingFaceEmbedding ─▶ SimpleVectorStore, in memory
 
-Its own defaults, but for what would compare unlike things: chunks are counted in the model's own tokens, metadata are
-not embedded, HTML is read by its HTML reader (the default embeds the tags), and a document store lets a second run
-pass over what is unchanged.
+LlamaIndex's defaults are used, except where the comparison would be unequal: chunks are counted in the model's own
+tokens, metadata are not embedded, HTML is read by its HTML reader (the default embeds the tags), and a document store
+lets a second run skip what is unchanged.
 """
 
 import json
@@ -28,7 +28,7 @@ _WARM = "A sentence, so that the model has run once."
 
 
 class Clocked(TransformComponent):
-    """A step, and the seconds it has taken."""
+    """A step of the pipeline, and the seconds it has taken."""
 
     step: Any
     seconds: float = 0.0
@@ -49,7 +49,7 @@ def main(folder: str, model: str, tokens: str, overlap: str) -> None:
         vector_store=SimpleVectorStore(),
         docstore=SimpleDocumentStore(),
         docstore_strategy=DocstoreStrategy.UPSERTS,
-        disable_cache=True,  # it would only remember what the document store passes over already
+        disable_cache=True,  # the document store skips unchanged documents already
     )
     before, began = time.process_time(), time.monotonic()
     documents = _read(folder)
@@ -74,7 +74,7 @@ def main(folder: str, model: str, tokens: str, overlap: str) -> None:
 def _read(folder: str) -> list[Document]:
     reader = SimpleDirectoryReader(
         folder,
-        file_metadata=lambda path: {"file_name": Path(path).name},  # LlamaIndex keeps this one out of what it embeds
+        file_metadata=lambda path: {"file_name": Path(path).name},  # LlamaIndex does not embed this field
         filename_as_id=True,
         file_extractor={".html": HTMLTagReader(tag="body"), ".pdf": PDFReader()},
     )

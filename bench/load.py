@@ -1,16 +1,16 @@
-"""What many clients and many jobs do to the API: intake at a steady rate, a crowd at once, long queues, long lists.
+"""Measure what many clients and many jobs do to the API: a steady rate, a burst, long queues, long lists.
 
     python -m bench load [--rate 100] [--seconds 60] [--drain 120] [--answer 0] [--burst 500] [--queued 10000]
                          [--listed 1000000] [--database postgresql]
 
-A real deployment with two web processes; jobs are of one line, which a fake engine answers from memory. Requests start
-when their time has come, whether or not those before are answered; a latency counts from that time. Then, with nobody
-to plan them: a burst, jobs that wait, and copies of a finished job's row as history.
+The deployment has two web processes. Jobs have one line, which a fake engine answers from memory. Requests start at
+fixed times, whether or not earlier ones are answered; latencies count from these times. Afterwards, without a worker
+that plans: a burst, waiting jobs, and copies of a finished job's row as history.
 
-    intake    POST /v1/batches at the rate, while workers run them; then how fast they drain what is left, and what CPU
-              a job took in each line of the Procfile
+    intake    POST /v1/batches at the rate, while workers run the jobs; then how fast the rest drains, and the CPU of a
+              job in each line of the Procfile
     burst     so many POST /v1/batches within a second
-    queued    with so many waiting: what one claim costs the ledger, and GET /v1/jobs/{id}
+    queued    with so many waiting jobs: the cost of one claim in the ledger, and of GET /v1/jobs/{id}
     listed    with so many jobs in the table: pages of GET /v1/jobs
 """
 
@@ -49,7 +49,7 @@ _LOOKS = 300
 
 @dataclass(slots=True)
 class Answers:
-    """Latencies in seconds and statuses."""
+    """Latencies in seconds, and statuses."""
 
     seconds: list[float] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
@@ -198,7 +198,7 @@ def _listed(console: Console, mill: Deployment, ports: Sequence[int], db: Databa
 
 
 def _copy_history(db: Database, count: int) -> None:
-    """Rows like that of a job that has ended, one a second before it."""
+    """Insert copies of a finished job's row, each one second before the last."""
     with db.read() as session:
         job = session.scalars(select(Job).where(Job.state == JobState.SUCCEEDED).limit(1)).one()
         row = {column.key: getattr(job, column.key) for column in Job.__mapper__.column_attrs}
@@ -222,7 +222,7 @@ def _posts(file_id: str, count: int) -> list[tuple[str, str, Any]]:
 async def _crowd(
     mill: Deployment, ports: Sequence[int], requests: Sequence[tuple[str, str, Any]], rate: float
 ) -> Answers:
-    """Each at its time, over the web processes in turn."""
+    """Send each request at its time, to the web processes in turn."""
     answers = Answers()
     headers = {"Authorization": f"Bearer {mill.system.api_key}"}
     connector = aiohttp.TCPConnector(limit=0)

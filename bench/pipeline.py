@@ -1,14 +1,14 @@
-"""The whole way of a batch without a model: what Nightmill itself costs.
+"""Measure the whole way of a batch without a model: the cost of Nightmill itself.
 
     python -m bench pipeline [--engine fake|stub] [--lines 10000,100000,1000000]
 
-A real deployment (API, dispatcher, cpu, gpu; SQLite with FULL sync) is started. `fake`: the gpu worker answers from
-memory, in process. `stub`: it asks a server over HTTP, which runs on the same machine. Files of each size are
-uploaded, and timed from the batch's creation to its end; every output line is counted. CPU is that of all our
-processes, without the stub; memory is each process's peak during that batch.
+The deployment has the API, dispatcher, cpu and gpu, with SQLite in FULL sync. `fake`: the gpu worker answers from
+memory, in process. `stub`: the worker asks a server over HTTP, on the same machine. Files of each size are uploaded.
+The time is from the creation of the batch to its end; every output line is counted. CPU is that of all processes but
+the stub; memory is the peak of each process during that batch.
 
-With `stub`, two bare aiohttp loops (`bench.bare_loop`) then send the same bodies to the same server, with as many in
-flight. The table shows the CPU of the gpu worker for each line, that of each loop, and the ratios.
+With `stub`, a bare aiohttp loop (`bench.bare_loop`) then sends the same bodies to the same server, with as many in
+flight. The table shows the CPU of the gpu worker for each line, that of the loop, and the ratio.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from tests.support import stub_engine
 _LINES = {"web": "", "dispatcher": "", "cpu": ""}
 _LIMITS = {"NIGHTMILL_BATCH_MAX_LINES": "10000000", "NIGHTMILL_BATCH_MAX_BYTES": "10000000000"}
 MODEL = "fake-model"
-PROMPTS = "prompts.log"  # what the stub was asked
+PROMPTS = "prompts.log"  # the log of the stub's prompts
 
 
 def main() -> None:
@@ -108,7 +108,7 @@ def _by_name(figures: Mapping[str, float]) -> str:
 
 
 def check(mill: Deployment, done: Finished, size: int) -> None:
-    """Every custom_id once."""
+    """Check that every custom_id occurs once."""
     with mill.client.files.with_streaming_response.content(done.job["output_file_id"]) as answer:
         names = [line.split('"custom_id":"', 1)[1].split('"', 1)[0] for line in answer.iter_lines()]
     assert len(names) == len(set(names)) == size, (len(names), len(set(names)), size)

@@ -1,4 +1,4 @@
-"""Questions in other words than the documents' own, about what is installed with Python.
+"""Questions about Python's installed documentation, in other words than the documents use.
 
 SMALL     four docstrings a store, and a question about each
 TOPICS    one store of the topics of Python's `help()`, and questions about some of them

@@ -33,13 +33,13 @@ from jobs.settings import Settings
 from workers.engines.model_folders import MINILM, QUIET, materialise
 
 GROUPS = 2400
-_WRONG = 3  # to each right one
-_TOGETHER = 8  # groups of one step
+_WRONG = 3  # wrong texts for each right one
+_TOGETHER = 8  # groups of a training step
 _LONGEST = 160  # tokens of a pair
 _RATE = 5e-5
 _SEED = 7
 _RECIPE = 1
-_NEAREST = range(2, 25)  # whence the wrong ones: the very nearest may be right, too
+_NEAREST = range(2, 25)  # ranks of wrong texts; the nearest may be right as well
 _MOST_PER_FILE = 6
 _QUERY, _TEXT = range(40, 300), range(200, 4000)  # characters
 
@@ -47,7 +47,7 @@ Pair = tuple[str, str]
 
 
 def kept(groups: int = GROUPS) -> Path:
-    """The folder of the model, made now if it is not there yet."""
+    """Return the folder of the model. Train the model if the folder does not exist."""
     facts = [_RECIPE, groups, _WRONG, _TOGETHER, _LONGEST, _RATE, _SEED]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
     folder = Settings().data_dir.absolute() / "models" / f"bench-ranker-{key}"
@@ -58,7 +58,7 @@ def kept(groups: int = GROUPS) -> Path:
 
 
 def pairs(root: Path, most: int) -> list[Pair]:
-    """From the files below a folder, in an order that only they decide."""
+    """Yield pairs from the files below a folder, in an order that depends on the files only."""
     found: dict[str, str] = {}
     texts = set[str]()
     for path in sorted(root.rglob("*.py"), key=lambda path: _digest(path.relative_to(root))):
@@ -79,7 +79,7 @@ def _of_file(path: Path) -> Iterator[Pair]:
     try:
         nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
     except (OSError, SyntaxError, ValueError, RecursionError):
-        return  # a template, or Python of another age
+        return  # a template, or another version's syntax
     taken = 0
     for node in nodes:
         if not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
@@ -97,7 +97,7 @@ def _pair(docstring: str) -> Pair | None:
 
 
 def grouped(chosen: Sequence[Pair], encode: Any) -> list[tuple[str, list[str]]]:
-    """Each query with its texts, the right one first."""
+    """Yield each query with its texts, the right one first."""
     import numpy as np
 
     queries, texts = encode([query for query, _ in chosen]), encode([text for _, text in chosen])

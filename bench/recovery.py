@@ -1,13 +1,13 @@
-"""Everything is killed while batches run, and started again: how soon do they go on?
+"""Kill everything while batches run, start it again, and measure how soon the batches go on.
 
     python -m bench recovery [--batches 20] [--lines 2000] [--delay-ms 0] [--distributed]
 
-`nightmill up` with its defaults and the whole Procfile, over the stub engine's HTTP. All batches are planned and in
-progress; when the first has been asked for half of its lines, kill -9 ends every process of the deployment: guard,
-supervisor, broker, API, dispatcher, workers; with `--distributed` PostgreSQL, RabbitMQ, S3 and Valkey too, which are
-there again before the clock runs. The engine lives on. Then `up` again: the times are from its start to the first
-prompt that the engine is asked, until each batch was asked for something (the later ones wait for those before them),
-and to the end of all. Each custom_id must come out once, and what was asked twice be no more than was in flight.
+`nightmill up` runs with its defaults and the whole Procfile, over the stub engine's HTTP. All batches are planned and
+in progress. When half of the lines of the first have been requested, kill -9 ends every process of the deployment:
+guard, supervisor, broker, API, dispatcher, workers; with `--distributed` also PostgreSQL, RabbitMQ, S3 and Valkey,
+which are running again before the clock starts. The engine goes on. Then `up` starts again. Times are from its start to
+the first prompt at the engine, to a prompt of each batch (the later ones wait for those before them), and to the end of
+all. Each custom_id must occur once in the outputs, and no more may run twice than was in flight.
 """
 
 import argparse
@@ -41,7 +41,7 @@ MODEL = "stub-model"
 FIRST_AIM, ALL_AIM = 15.0, 60.0  # seconds
 _ASKED = re.compile(rb"batch (\d+) line \d+")
 _LOOK_SECONDS = 0.01
-_SETTLED_SECONDS = 0.5  # what had left us when we were killed has reached the stub's log by then
+_SETTLED_SECONDS = 0.5  # seconds until sent requests are in the stub's log
 _GIVEN_UP_SECONDS = 900.0
 
 
@@ -67,13 +67,13 @@ def _options() -> argparse.Namespace:
 
 
 class Asked:
-    """What the stub was asked for each batch, read from its log as it grows."""
+    """The prompts that the stub received for each batch, read from its growing log."""
 
     def __init__(self, log: Path) -> None:
         self._log = log
         self._lock = threading.Lock()
         self.counts = Counter[int]()
-        self.first: dict[int, float] = {}  # of each batch, since `forget`
+        self.first: dict[int, float] = {}  # prompts of each batch, since `forget`
 
     @contextmanager
     def watching(self) -> Iterator["Asked"]:
@@ -151,7 +151,7 @@ def _up(folder: Path, engine: str, shared: Servers | None) -> Iterator[Deploymen
 
 
 def _family(mill: Deployment) -> Sequence[psutil.Process]:
-    """Every process of it. Those who would start another come first."""
+    """Return every process of the deployment, those that would restart others first."""
     leaders = [psutil.Process(one["pid"]) for one in mill.system.folder.read_run()["processes"] if one["pid"]]
     supervisor = leaders[0].parent()
     assert supervisor is not None
@@ -166,7 +166,7 @@ def _kill(processes: Sequence[psutil.Process]) -> None:
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGKILL)
-    _, left = psutil.wait_procs(processes[1:], timeout=10)  # the first is our child, and its end is ours to hear of
+    _, left = psutil.wait_procs(processes[1:], timeout=10)  # the first is a child of this process
     assert not left, left
 
 
@@ -191,7 +191,7 @@ def _until(true: Callable[[], bool], mill: Deployment, what: str, every: float =
 
 @contextmanager
 def _held(mill: Deployment, shared: Servers | None) -> Iterator[None]:
-    """Nothing is generated while the block runs."""
+    """Pause generation while the block runs."""
     db = Database(shared.database if shared else f"sqlite:///{mill.system.folder.path / 'nightmill.db'}", patience=30)
     try:
         with db.write() as session:
@@ -217,7 +217,7 @@ def _begun(mill: Deployment, folder: Path, batch: int, lines: int) -> str:
 
 
 def _are(mill: Deployment, batches: Sequence[str], status: str) -> bool:
-    """Whether all of them are. Raises AssertionError for one that can be no more."""
+    """Return whether all batches have the status. Raises AssertionError for a batch that cannot reach it any more."""
     found = [mill.client.batches.retrieve(batch) for batch in batches]
     failed = [batch for batch in found if batch.status not in (*LIVE, "completed")]
     assert not failed, failed
@@ -225,7 +225,7 @@ def _are(mill: Deployment, batches: Sequence[str], status: str) -> bool:
 
 
 def _check(mill: Deployment, batch_id: str, batch: int, lines: int) -> None:
-    """It succeeded, and has each custom_id once."""
+    """Check that a batch succeeded, and has each custom_id once."""
     made = mill.client.batches.retrieve(batch_id)
     assert made.error_file_id is None, made
     assert made.output_file_id is not None

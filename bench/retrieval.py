@@ -1,19 +1,19 @@
-"""How well a search of a vector store finds what is relevant: by vectors, by words, by both, and re-ranked.
+"""Measure how well a search of a vector store finds what is relevant: by vectors, words, both, and re-ranked.
 
     python -m bench retrieval [--queries N] [--rfc FOLDER_OR_PACKAGE] [--python] [--small] [--vectors-url URL]
                               [--ranker FOLDER | --no-ranker]
 
-Sets of collections with judgements (`bench/judged.py`) are brought into stores of a deployment, a store for each
-collection, and every query is put to the search endpoint in each way. Chunks count as their documents, each once, at
-its best rank. The queries are embedded before. Means over the queries of a set:
+Sets of collections with judgements (`bench/judged.py`) are brought into stores of a deployment, one store for each
+collection. Every query is searched in each way. A chunk counts as its document, which counts once, at its best rank.
+The queries are embedded before. The figures are means over the queries of a set:
 
-    nDCG@10    the gain 1 / log2(1 + rank) of what is relevant among the first ten, over the best there could be
-    MRR@10     1 / the rank of the first that is relevant, 0 beyond the tenth
+    nDCG@10    the gain 1 / log2(1 + rank) of the relevant documents among the first ten, over the best possible gain
+    MRR@10     1 / the rank of the first relevant document, 0 beyond the tenth
 
-The command fails if vectors alone have an nDCG@10 that is more than .02 above the default's in any of the sets.
+The command fails if the nDCG@10 of vectors alone is more than .02 above the default's in any of the sets.
 
-ir-measures computes them where it can be installed, else we do; where it can, both must agree. The re-ranking model is
-`--ranker`, or one that is trained here within minutes (`bench/ranker.py`) and kept, which is no measure of good ones.
+ir-measures computes the figures where it can be installed, and must agree with the code here. The re-ranking model is
+`--ranker`, or one that is trained here within minutes (`bench/ranker.py`), which is no measure of good models.
 """
 
 import argparse
@@ -39,9 +39,9 @@ from jobs.retrieval import metrics
 from workers.engines.model_folders import MINILM
 
 AT = 10
-_CHUNKS = 50  # of a search, the most there are: several may be of one document
+_CHUNKS = 50  # results of a search, at most; several may be chunks of one document
 _DEFAULT, _VECTORS = "default", "vectors"
-_MOST_LOST = 0.02  # of the nDCG of vectors alone, by the default
+_MOST_LOST = 0.02  # by which nDCG of vectors alone may exceed the default's
 WAYS: dict[str, dict[str, Any]] = {
     _VECTORS: {"embedding_weight": 1, "text_weight": 0},
     "BM25": {"embedding_weight": 0, "text_weight": 1},
@@ -71,7 +71,7 @@ for way, run in given["runs"].items():
 print(json.dumps(found))
 """
 
-Run = dict[str, list[str]]  # by query: documents, best first
+Run = dict[str, list[str]]  # query → documents, best first
 
 
 def main() -> None:
@@ -98,7 +98,7 @@ def main() -> None:
 def _measured(
     console: Console, mill: Deployment, collections: Sequence[Collection], *, re_ranked: bool
 ) -> dict[str, tuple[Run, float]]:
-    """Return what each way finds in the stores of these collections, and the seconds that a search takes."""
+    """Return the results of each way in the stores of these collections, and the seconds of a search."""
     asked: dict[str, dict[str, Any]] = {_DEFAULT: {}}
     asked |= {way: {"hybrid_search": how} for way, how in WAYS.items()}
     asked |= _re_ranked() if re_ranked else {}
@@ -113,7 +113,7 @@ def _measured(
             f"{collection.name}: {len(ids)} documents, {shelf.chunks():,} chunks came in within {done.seconds:.0f} s"
         )
         names = dict(zip(ids, (paper.name for paper in collection.papers), strict=True))
-        _searched(mill.client, shelf.id, collection, names, {})  # embeds the queries, so that no way waits for that
+        _searched(mill.client, shelf.id, collection, names, {})  # embeds the queries before any search is timed
         for way, how in asked.items():
             run, took = _searched(mill.client, shelf.id, collection, names, how)
             runs[way] |= run
@@ -135,7 +135,7 @@ def _options() -> argparse.Namespace:
 
 
 def _models(console: Console, folder: Path, options: argparse.Namespace) -> Path | None:
-    """A models file with a re-ranking model in it."""
+    """Return a models file with a re-ranking model."""
     if options.no_ranker:
         return None
     if options.ranker and not options.ranker.is_dir():
@@ -175,7 +175,7 @@ def _abstracts(console: Console, folder: Path, options: argparse.Namespace) -> C
 def _searched(
     client: OpenAI, store_id: str, collection: Collection, names: Mapping[str, str], how: Mapping[str, Any]
 ) -> tuple[Run, list[float]]:
-    """Return what is found, and the seconds of each search."""
+    """Return the results, and the seconds of each search."""
     run, seconds = Run(), list[float]()
     for query, text in collection.queries.items():
         began = time.perf_counter()
@@ -188,12 +188,12 @@ def _searched(
 
 
 def by_document(chunks: Any) -> list[str]:
-    """Each document once, where its best chunk is."""
+    """Return each document once, at the rank of its best chunk."""
     return list(dict.fromkeys(chunks))
 
 
 def ndcg(ranked: Sequence[str], relevant: frozenset[str]) -> float:
-    """Of one query, with judgements of yes and no."""
+    """Return the nDCG of one query with binary judgements."""
     return metrics.ndcg(ranked, dict.fromkeys(relevant, 1), AT)
 
 
@@ -202,7 +202,7 @@ def reciprocal_rank(ranked: Sequence[str], relevant: frozenset[str]) -> float:
 
 
 def means(run: Run, relevant: Mapping[str, str]) -> tuple[float, float]:
-    """nDCG and MRR over all queries."""
+    """Return the mean nDCG and MRR over all queries."""
     wanted = {query: frozenset({document}) for query, document in relevant.items()}
     return (
         statistics.fmean(ndcg(ranked, wanted[query]) for query, ranked in run.items()),

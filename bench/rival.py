@@ -1,8 +1,8 @@
-"""Somebody else's tool, in a throw-away environment that sees our packages: the same torch, the same model library.
+"""Run another tool in a temporary environment that shares the installed packages: the same torch and model library.
 
-    ours (.venv) ◀──── a .pth file ──── DIR (venv) ◀──── pip: what is missing there, nothing twice
+    this .venv ◀──── a .pth file ──── DIR (venv) ◀──── pip: what is missing there, nothing twice
 
-What is compared runs in a process of its own, at our workers' niceness, and tells its figures as its last line.
+The tool runs in a process of its own, at the niceness of workers, and prints its figures as its last line.
 """
 
 import json
@@ -26,7 +26,7 @@ class NotToBeHad(Exception):
 
 
 def install(folder: Path, packages: Sequence[str]) -> Path:
-    """The Python of an environment with these packages. Raises NotToBeHad."""
+    """Return the Python of an environment with these packages. Raises an error where they cannot be installed."""
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     ours = sysconfig.get_path("purelib")
@@ -40,7 +40,7 @@ def install(folder: Path, packages: Sequence[str]) -> Path:
         "--quiet",
         "--no-input",
         *packages,
-    ]  # uv does not look behind a .pth
+    ]  # uv does not follow a .pth file
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["pip failed"]
@@ -55,7 +55,7 @@ def run(
     given: str = "",
     environment: Mapping[str, str] | None = None,
 ) -> Any:
-    """What a Python process prints last, as JSON. `given` is what it reads."""
+    """Return the last line that a Python process prints, as JSON. `given` is its standard input."""
     nice = str(Settings().worker_nice)
     command = ["nice", "-n", nice, str(python or sys.executable), *(str(word) for word in words)]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""A vector store of a deployment, filled and searched through the SDK as any user does."""
+"""A vector store of a deployment, filled and searched through the SDK."""
 
 import sqlite3
 import threading
@@ -17,17 +17,17 @@ from cli.demo.library import Paper
 from workers.engines.model_folders import MINILM
 
 _LOOK_SECONDS = 0.1
-_AT_ONCE = 5  # uploads; the SDK's own helper takes as many
-TOKENS, OVERLAP = 254, 25  # a chunk is as long as the model takes
+_AT_ONCE = 5  # parallel uploads, as in the SDK's own helper
+TOKENS, OVERLAP = 254, 25  # the model's limit
 _LINES = ("web", "dispatcher", "cpu", "embed")
 _CHOICE_SECONDS = 1800.0  # the worker waits until the machine is quiet
-#: Then nothing measures runtimes while the bench does.
+#: Disables the measuring of runtimes, which would disturb the benchmark.
 _TORCH = {"NIGHTMILL_EMBEDDING_FLOOR": "1"}
 
 
 @dataclass(frozen=True, slots=True)
 class BroughtIn:
-    """What came of one call, and the seconds it took."""
+    """The outcome of one call, and its seconds."""
 
     seconds: float
     completed: int
@@ -35,14 +35,14 @@ class BroughtIn:
 
 
 class Shelf:
-    """One store."""
+    """One vector store."""
 
     def __init__(self, mill: Deployment) -> None:
         self._mill = mill
         self.id = mill.client.vector_stores.create(name="bench", extra_body={"embedding_model": MINILM}).id
 
     def upload(self, papers: Sequence[Paper]) -> list[str]:
-        """Ids in the order of the papers."""
+        """Upload papers; return their ids in the same order."""
 
         def one(paper: Paper) -> str:
             return self._mill.client.files.create(file=(paper.name, paper.data), purpose="user_data").id
@@ -51,7 +51,7 @@ class Shelf:
             return list(threads.map(one, papers))
 
     def bring_in(self, ids: Sequence[str]) -> BroughtIn:
-        """Until all of them can be searched."""
+        """Add files, and wait until all can be searched."""
         files = self._mill.client.vector_stores.file_batches
         cut: StaticFileChunkingStrategyObjectParam = {
             "type": "static",
@@ -66,11 +66,11 @@ class Shelf:
         return _brought_in(batch, time.monotonic() - began)
 
     def remove(self) -> None:
-        """What a project has embedded once it does not embed again, as long as a store has it."""
+        """Delete the store. A project's vectors are reused as long as any of its stores has them."""
         self._mill.client.vector_stores.delete(self.id)
 
     def chunks(self) -> int:
-        """The API does not tell them."""
+        """Count the chunks in the database; the API does not show them."""
         with closing(sqlite3.connect(self._mill.system.folder.path / "nightmill.db")) as database:
             [found] = database.execute("SELECT sum(entries) FROM vector_store_file WHERE store_id = ?", (self.id,))
         return int(found[0] or 0)
@@ -87,7 +87,7 @@ def _brought_in(batch: VectorStoreFileBatch, seconds: float) -> BroughtIn:
 def standing(
     folder: Path, *, chosen: bool = False, environment: Mapping[str, str] | None = None
 ) -> Iterator[Deployment]:
-    """A warm deployment that embeds: with torch, or with the runtime that it has `chosen` on an earlier start."""
+    """Yield a warm deployment that embeds with torch, or with the runtime that it has `chosen` in an earlier start."""
     environment = {"NIGHTMILL_VLLM_ENABLED": "false", **({} if chosen else _TORCH), **(environment or {})}
     if chosen:
         with deployed(folder, _LINES, (), environment) as mill:
@@ -99,12 +99,12 @@ def standing(
 
 
 def surroundings(mill: Deployment, *, chosen: bool) -> dict[str, str]:
-    """The settings of a process whose engine is to be like the deployment's."""
+    """Return the settings of a process whose engine is configured as the deployment's."""
     return {"NIGHTMILL_DATA_DIR": str(mill.system.folder.path), **({} if chosen else _TORCH)}
 
 
 def _wait_until_served(mill: Deployment) -> None:
-    """Until its workers are there and the model has run once."""
+    """Wait until the workers are ready and the model has run once."""
     mill.wait_for("cpu.plan")
     mill.wait_for("gpu.embed")
     shelf = Shelf(mill)

@@ -1,10 +1,10 @@
-"""The stages of ingestion one by one, without a deployment: run by `bench ingest` in a process of its own.
+"""Measure the stages of ingestion one by one, without a deployment. `bench ingest` runs this in a process of its own.
 
     parse     the child process of one cpu worker, over all documents
     embed     the engine alone, over some of their chunks
-    index     LanceDB: appended as indexing does, then compacted and indexed; vectors of any kind will do
+    index     LanceDB: appended as indexing does, then compacted and indexed, with arbitrary vectors
 
-A deployment does the three at the same time, on different documents.
+A deployment runs the three at the same time, on different documents.
 """
 
 import asyncio
@@ -27,13 +27,13 @@ from workers.retrieval.parsing.parser import Cutting, Limits, Parser
 from workers.vectors.base import Entry, Store
 from workers.vectors.lance import LanceVectors
 
-_EMBEDDED = 256  # chunks: enough for a rate
+_EMBEDDED = 256  # chunks, enough for a rate
 _STORE = Store("vs_bench", "bench", MINILM, 384)
 
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """Seconds for all chunks; `sampled` of them were embedded."""
+    """Seconds for all chunks; `sampled` chunks were embedded."""
 
     parse: float
     embed: float
@@ -53,7 +53,7 @@ def main(folder: Path, tokens: int, overlap: int) -> Stages:
 
 def _parse(paths: Sequence[Path], cutting: Cutting) -> tuple[float, list[Document]]:
     parser = Parser(Limits())
-    _read(parser, paths[0], cutting)  # its process is there now
+    _read(parser, paths[0], cutting)  # starts the process
     began = time.monotonic()
     documents = [document for path in paths if (document := _read(parser, path, cutting))]
     seconds = time.monotonic() - began
@@ -62,7 +62,7 @@ def _parse(paths: Sequence[Path], cutting: Cutting) -> tuple[float, list[Documen
 
 
 def _read(parser: Parser, path: Path, cutting: Cutting) -> Document | None:
-    """None of a page without text: how many these are, the run through the deployment says."""
+    """Return the parsed document; None for a document that the parser refuses, such as one without text."""
     try:
         return parser.parse(path, path.name, cutting)
     except Refused:

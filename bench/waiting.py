@@ -1,17 +1,14 @@
-"""What an interactive client measures: the time to the first token, of the engine and through the API.
-
-Both are measured idle and under a batch.
+"""Measure the time to the first token, of the engine and through the API, when idle and while a batch runs.
 
     python -m bench waiting [--asks 100] [--lines 2048] [--max-tokens 32] [--beside 0 100000]
 
-The client's time ends with the first word; of a chat, a chunk that only names the role comes before it. The engine's
-own time is from the moment its worker takes the request to the first chunk that it gives out; both are in the
-question's stream in Redis, by the server's clock, and belong to the very request whose time the client measures. So the
-difference is what the API and Redis add, and is shown in both ways: request by request, and one p95 less the other.
-Then a batch is started, and such questions are asked while it runs. `--beside` runs it all once for each value of that
-setting: 100000 keeps nothing out.
+The time of a client ends with the first word; the first chunk of a chat may only name the role. The time of the engine
+is from the moment the worker takes the request to the first chunk that it publishes. Both moments are in the request's
+stream in Redis, by the server's clock, and belong to the request whose client is timed. The difference is what the API
+and Redis add. It is shown in two ways: by request, and as one p95 less the other. Then the same requests are sent while
+a batch runs. `--beside` repeats everything for each value of that setting; 100000 sets no limit.
 
-On a machine where others work, compare the runs of one call, and expect the worst of a hundred to be theirs.
+On a busy machine compare the runs of one call, and expect the slowest of a hundred requests to be caused by others.
 """
 
 import argparse
@@ -41,8 +38,8 @@ from jobs.inference import interactive
 _LINES = ("web", "dispatcher", "cpu", "gpu")
 _ANSWER_TOKENS = 8
 _WARM_UP = 8
-_ALONE = 512  # lines of the batch that runs while nobody waits
-_AIM = 50.0  # ms that we may add, at p95
+_ALONE = 512  # lines of the batch that runs without clients
+_AIM = 50.0  # ms that Nightmill may add, at p95
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +56,7 @@ class First:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """`alone` and `beside`: lines of a batch a second, without and with interactive clients."""
+    """Lines of a batch a second without (`alone`) and with (`beside`) interactive clients."""
 
     crowd: int
     idle: Sequence[First]
@@ -109,11 +106,14 @@ def _run(folder: Path, options: argparse.Namespace, crowd: int, console: Console
 
 
 class _Asker:
-    """A client who asks one question after another."""
+    """A client that sends one request after another."""
 
     def __init__(self, mill: Deployment, model: str) -> None:
         self._model = model
-        key = {"Authorization": f"Bearer {mill.system.api_key}", "X-Nightmill-Resume": "10"}  # the stream stays a while
+        key = {
+            "Authorization": f"Bearer {mill.system.api_key}",
+            "X-Nightmill-Resume": "10",
+        }  # keep the stream
         self._http = httpx2.Client(base_url=mill.system.url, headers=key, timeout=600)
         self._redis: Any = redis.Redis(unix_socket_path=str(broker.socket_path(mill.system.folder.path)))
         self._random = random.Random(7)
@@ -130,7 +130,7 @@ class _Asker:
         return [self.one() for _ in range(count)]
 
     def one(self) -> First:
-        """A new prompt each time: a prefix that is cached would be no question."""
+        """Send one request with a new prompt: a cached prefix would be no measurement."""
         self._pause.wait(self._random.uniform(0.05, 0.4))
         numbers = " ".join(str(self._random.randrange(1000)) for _ in range(24))
         body = {"model": self._model, "messages": [{"role": "user", "content": f"Which is largest? {numbers}"}]}
@@ -148,7 +148,7 @@ class _Asker:
         return First(took * 1000, self._engines(said.headers["X-Nightmill-Stream"]))
 
     def _engines(self, question_id: str) -> float:
-        """From `taken` to the first chunk."""
+        """Return the milliseconds from `taken` to the first chunk."""
         moments: dict[str, int] = {}
         for entry, fields in self._redis.xrange(interactive.answer_key(question_id)):
             kind = interactive.unpack_entry(fields[interactive.ENTRY_FIELD]).kind
@@ -163,7 +163,7 @@ def _has_words(line: str) -> bool:
 
 
 def _loaded(mill: Deployment, asker: _Asker, path: Path, asks: int) -> tuple[list[First], float]:
-    """Questions while a batch runs, and how fast it ran meanwhile."""
+    """Send requests while a batch runs, and measure the batch."""
     batch = mill.client.batches.create(
         input_file_id=mill.upload(path), endpoint="/v1/chat/completions", completion_window="24h"
     )
@@ -173,7 +173,7 @@ def _loaded(mill: Deployment, asker: _Asker, path: Path, asks: int) -> tuple[lis
     while len(found) < asks and mill.client.batches.retrieve(batch.id).status == "in_progress":
         found.append(asker.one())
     rate = (_done(mill, batch.id) - before) / (time.monotonic() - began)
-    with suppress(ConflictError):  # it has ended
+    with suppress(ConflictError):  # the batch has ended
         mill.client.batches.cancel(batch.id)
     if len(found) < asks:
         raise SystemExit(f"the batch ended after {len(found)} questions: give it more --lines")

@@ -1,11 +1,11 @@
-"""Webhook delivery on this machine: how many a second, and how soon after the event.
+"""Measure webhook delivery on this machine: how many a second, and how soon after the event.
 
     python -m bench webhooks [--database URL] [--events 5000] [--endpoints 20] [--rate 100] [--seconds 20] [--jobs 500]
 
-Three figures. Flat out: a backlog of events over some endpoints, until the last is recorded as delivered. Paced: events
-at a steady rate, each to one endpoint, and the time from the event's row to the request's arrival. In these the loop
-runs here, and the receiver in a process of its own. Jobs: a deployment with all its processes, batches of one line that
-a fake engine answers as fast as they go through, and the time from a batch's end to the arrival of its event.
+Three figures. Backlog: many events for some endpoints, until the last delivery is recorded. Paced: events at a steady
+rate, each for one endpoint, and the time from the event's row to the arrival of the request. In these two the delivery
+loop runs in this process, and the receiver in another. Jobs: a deployment with all processes, batches of one line that
+a fake engine answers, and the time from the end of a batch to the arrival of its event.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from jobs.webhooks.tables import Delivery, Event, WebhookEndpoint
 from workers.webhooks import loop
 
 _ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
-_AT_ONCE = 50  # events a transaction
+_AT_ONCE = 50  # events in a transaction
 _LINES = {"web": "", "dispatcher": "", "cpu": "", "gpu": "python -m bench.fake_worker", "io": ""}
 
 
@@ -145,7 +145,7 @@ def _endpoints(db: Database, names: list[str], port: int) -> None:
 
 
 def _happen(db: Database, names: list[str], numbers: range) -> dict[str, float]:
-    """One event for each number, to one endpoint; event id → when."""
+    """Insert one event for each number, for one endpoint; return event id → time."""
     made = {}
     with db.write() as session:
         for n in numbers:
@@ -200,7 +200,7 @@ def _receiver() -> Iterator[tuple[Connection, int]]:
 
 
 def _arrivals(pipe: Connection) -> dict[str, float]:
-    """Event id → arrival of its first request, since the last call."""
+    """Return event id → arrival of its first request, since the last call."""
     pipe.send("arrivals")
     return dict(pipe.recv())
 
@@ -225,7 +225,7 @@ def _hand_over(pipe: Connection, arrived: dict[str, float]) -> None:
 
 
 class _Sink(asyncio.Protocol):
-    """Answers 200 to every request; reads no more of it than the event's id."""
+    """A server that answers 200 to every request, and reads only the id of the event."""
 
     def __init__(self, arrived: dict[str, float]) -> None:
         self._arrived = arrived
