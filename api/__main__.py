@@ -21,7 +21,7 @@ def main() -> None:
     claim_host(db)
     db.close()
     app = build(config)
-    memory.settle()
+    memory.freeze()
     log.info("web_started", extra={"host": config.host, "port": config.port})
     server(app, config).run()
     log.info("web_stopped")

@@ -34,7 +34,7 @@ from workers.engines.model_folders import MINILM, QUIET, materialise
 
 GROUPS = 2400
 _WRONG = 3  # wrong texts for each right one
-_TOGETHER = 8  # groups of a training step
+_GROUPS_PER_STEP = 8  # groups of a training step
 _LONGEST = 160  # tokens of a pair
 _RATE = 5e-5
 _SEED = 7
@@ -48,7 +48,7 @@ Pair = tuple[str, str]
 
 def kept(groups: int = GROUPS) -> Path:
     """Return the folder of the model. Train the model if the folder does not exist."""
-    facts = [_RECIPE, groups, _WRONG, _TOGETHER, _LONGEST, _RATE, _SEED]
+    facts = [_RECIPE, groups, _WRONG, _GROUPS_PER_STEP, _LONGEST, _RATE, _SEED]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
     folder = Settings().data_dir.absolute() / "models" / f"bench-ranker-{key}"
     if not (folder / "config.json").exists():
@@ -123,7 +123,7 @@ def train(folder: Path, groups: int) -> None:
     print(f"{len(found)} groups of {1 + _WRONG} after {time.monotonic() - began:.0f} s", flush=True)
     torch.manual_seed(_SEED)
     model = CrossEncoder(base, num_labels=1, device="cpu", local_files_only=True)
-    steps = [found[at : at + _TOGETHER] for at in range(0, len(found), _TOGETHER)]
+    steps = [found[at : at + _GROUPS_PER_STEP] for at in range(0, len(found), _GROUPS_PER_STEP)]
     _learn(torch, model, steps)
     scratch = folder.with_name(f".{folder.name}-{os.getpid()}")
     model.save_pretrained(str(scratch))

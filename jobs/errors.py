@@ -25,7 +25,7 @@ NightmillError (500 server_error)
 │   └── StorageUnavailable (503)
 ├── StorageFull (507)
 │   └── ProjectFull (507)
-└── Fenced (500, inside workers: a newer claim exists)
+└── ClaimLost (500, inside workers: a newer claim exists)
 """
 
 from http import HTTPStatus
@@ -243,5 +243,5 @@ class ProjectFull(StorageFull):
     retry_after = None
 
 
-class Fenced(NightmillError):
+class ClaimLost(NightmillError):
     """A newer claim on this work exists; what this one produced is dropped."""

@@ -16,10 +16,10 @@ class Queue(StrEnum):
 
 
 class Task(StrEnum):
-    """What a doorbell asks for; also the Celery task's name."""
+    """What a message asks for; also the Celery task's name."""
 
     PLAN = "plan"  # job: read the input, cut it into shards
     RUN = "run"  # shard: answer its lines
     FINISH = "finish"  # job: assemble output and error files
     DELIVER = "deliver"  # webhooks that are due
-    PURGE = "purge"  # what is owed to the vector database for removal
+    PURGE = "purge"  # the pending removals from the vector database

@@ -113,14 +113,18 @@ class Settings(BaseSettings):
     worker_nice: int = Field(10, ge=0, le=19, description="niceness of workers: the API of their machine goes first")
     segment_seconds: float = Field(1.0, gt=0, description="results are durable after this long")
     beat_seconds: float = Field(5, gt=0, description="a worker's heartbeat")
-    lease_seconds: float = Field(30, gt=0, description="a claim whose beat stands still this long is taken back")
-    rering_seconds: float = Field(10, gt=0, description="a doorbell nobody heard is rung again, then 2x, 4x")
+    lease_seconds: float = Field(30, gt=0, description="a claim whose heartbeat stands still this long is taken back")
+    redelivery_seconds: float = Field(
+        10, gt=0, description="a message that nobody has claimed is published again, then 2x, 4x"
+    )
     tick_seconds: float = Field(0.1, gt=0, description="the dispatcher's loop")
-    cancel_grace_seconds: float = Field(3, ge=0, description="a cancelled job's shards are fenced after this long")
+    cancel_grace_seconds: float = Field(
+        3, ge=0, description="the claims on a cancelled job's shards are revoked after this long"
+    )
     engine_silence_seconds: float = Field(
         300, gt=0, description="a vLLM engine that gives no sign for so long hangs: it is killed, and built again"
     )
-    engine_deaths: int = Field(10, ge=2, description="deaths of an engine at its place before it is left alone")
+    engine_deaths: int = Field(10, ge=2, description="deaths of an engine on its devices until it is quarantined")
     engine_deaths_seconds: float = Field(900, gt=0, description="that many within this time, or without coming up")
     engine_rest_seconds: float = Field(900, gt=0, description="before it is tried once more; then 2x, 4x, up to a day")
     finish_tries: int = Field(5, ge=1, description="tries to plan or finish a job before it fails")

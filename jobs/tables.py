@@ -3,7 +3,7 @@
 job ─┬─ shard ── segment          what is to be done, and what has been
      ├─ job_dependency            the jobs that it waits for
      ├─ outcome                   what became of the lines, counted, once the job has ended
-     ├─ outbox                    doorbells owed to the broker
+     ├─ outbox                    messages that are pending
 schedule ┘                        submits it again and again
      └─ event ── delivery ── attempt      what happened, and who was told
 vector_store ── vector_store_file · vector_removal · source ── source_item

@@ -21,10 +21,10 @@ class Timings:
     # jobs.db
     connection_fresh: float = 1.0  # after its last use a connection to PostgreSQL is taken to be there
     connection_lost: float = 35.0  # without a byte, though the server is there: it ends a statement after 30
-    writer_polite: float = 0.3  # for which a process that is not urgent lets others write first
-    writer_rude: float = 1.0  # for which it does not wait again for an urgent process that did not come
+    writer_yield: float = 0.3  # for which a process that is not urgent lets others write first
+    writer_ignore: float = 1.0  # for which it does not wait again for an urgent process that did not come
     writer_turn: float = 0.02  # for which a process that may write lets others of its threads in
-    writer_rest: float = 0.0015  # of a process after its turn: longer than others take to look
+    writer_pause: float = 0.0015  # of a process after its turn: longer than others take to look
 
     # jobs.inference: the API's end of interactive requests
     interactive_present: float = 10.0  # for which a client counts as present after its API has said so
@@ -86,7 +86,7 @@ class Timings:
     # workers/lifecycle
     storage_retry: float = 10.0  # before what could not be stored is tried again
     database_retry: float = 5.0  # before a database that could not be read is read again
-    admission_retry: float = 1.0  # before a shard for which there is no room is published again
+    slot_retry: float = 1.0  # before a shard for which there is no room is published again
 
     # api, for requests
     head_patience: float = 20.0  # for the head of a request, or for the rest of a body that was refused

@@ -1,6 +1,6 @@
 """Run by Alembic: every missing revision in one transaction, one process at a time.
 
-    SQLite       an exclusive `flock` on the database's gate, then BEGIN IMMEDIATE
+    SQLite       the exclusive `flock` of the writers, then BEGIN IMMEDIATE
     PostgreSQL   an advisory lock that ends with the transaction; then a limit on every wait and statement
 
 A killed upgrade therefore leaves the schema as it was, and a second one waits, finds nothing to do and says so.
@@ -32,7 +32,7 @@ def run() -> None:
         _begin_at_once(engine)
     else:
         event.listen(engine, "handle_error", tell_no_row)
-    with _gate(url if sqlite else None), engine.begin() as connection:
+    with _writer_lock(url if sqlite else None), engine.begin() as connection:
         if not sqlite:
             _alone(connection)
         context.configure(connection=connection, target_metadata=Base.metadata, render_as_batch=sqlite)
@@ -52,12 +52,12 @@ def _begin_at_once(engine: Engine) -> None:
 
 
 @contextmanager
-def _gate(url: str | None) -> Iterator[None]:
-    """The gate that every writer of this SQLite database passes, see `jobs.db.engine`."""
+def _writer_lock(url: str | None) -> Iterator[None]:
+    """Hold the lock of all writers of a SQLite database, see `jobs.db.writer_lock`."""
     if url is None:
         yield
         return
-    with Path(f"{make_url(url).database}.gate").open("a") as handle:
+    with Path(f"{make_url(url).database}.lock").open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 

@@ -46,11 +46,11 @@ def _cpu(config: Settings) -> None:
 
 def _threads(config: Settings, pool: Pool, threads: int, *, trains: bool = False) -> None:
     context = build(config, pool)
-    context.keeper.listen = partial(celery_app.consume, pool.name, pool.queues)
+    context.heartbeat.listen = partial(celery_app.consume, pool.name, pool.queues)
     app = celery_app.build(config, threads=True)
     tasks.furnish(app, tasks.Process(context, trains=trains))
     celery_app.work(app, pool.name, pool.queues, threads)
-    context.keeper.leave()
+    context.heartbeat.leave()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The Celery app: rings in, nothing else. SQL owns state; Celery never decides.
+"""The Celery app: it receives messages, nothing else. SQL owns state; Celery never decides.
 
-Messages carry ids and are acknowledged at once: a message is a doorbell, and one that is lost is rung again. So
+Messages carry ids and are acknowledged at once: a message is a message, and one that is lost is published again. So
 there is no result backend, no retry, no ETA, no chord, and nothing that a broker could forget or repeat to harm.
 """
 
@@ -23,7 +23,7 @@ SOCKET = "valkey.sock"
 SILENT_SECONDS = 5
 _EXCHANGE = Exchange("nightmill", type="direct", durable=True)
 #: Once more and at once, for a connection that was just lost: by default who finds no broker waits six seconds for it,
-#: and the dispatcher has a house to keep meanwhile, the keeper claims to beat for.
+#: and meanwhile the dispatcher has maintenance to run, and workers have heartbeats to send.
 _TRIES = {"max_retries": 1, "interval_start": 0.2}
 #: Redis transport: timeouts everywhere (the default waits for ever), and no re-sending, which duplicates.
 _REDIS = {
@@ -32,7 +32,7 @@ _REDIS = {
     "socket_keepalive": True,
     "retry_on_timeout": False,
     "health_check_interval": 10,
-    "ack_emulation": False,  # to keep each message until it begins takes two more transactions; the lost are rung again
+    "ack_emulation": False,  # keeping a message until it begins takes two more trips; the lost are published again
     "global_keyprefix": "nightmill:",
 }
 

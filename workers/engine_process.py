@@ -29,7 +29,7 @@ from jobs.security.tables import Project
 from jobs.settings import Settings
 from workers import app as celery_app
 from workers import tasks
-from workers.batches.admission import Admission
+from workers.batches.slot_scheduler import SlotScheduler
 from workers.engines.build_engines import build as build_router
 from workers.engines.build_engines import outdated, refresh
 from workers.engines.router import Router
@@ -45,8 +45,8 @@ from workers.retrieval.search import Searching
 from workers.runtime.adapter_files import AdapterFiles
 from workers.runtime.context import Context, Pool, build
 from workers.runtime.engine_host import EngineHost
-from workers.runtime.log_tail import Words
-from workers.runtime.quarantine import Warden
+from workers.runtime.log_tail import LogTail
+from workers.runtime.quarantine import EngineHealth
 from workers.runtime.recent_reads import RecentReads
 from workers.runtime.throttle import BatchThrottle
 
@@ -58,12 +58,12 @@ _REFRESH_SECONDS: Final = 1.0  # jobs wait for what has come up
 
 def run(config: Settings, name: str, queue: str) -> None:
     """Serve `queue` with the engines that the models file names for it. The process ends here."""
-    words = Words()
+    log_tail = LogTail()
     pool = Pool(name, (queue,), slots=config.shards_in_flight, state="starting")
     context = build(config, pool)
     engine = build_router(config, _models(context), queue, ExternalPermissions(context.db).allows, context.timings)
     others = SharedExclusiveLock(config.data_dir / "run" / queue, config.lease_seconds)
-    warden = Warden(context, engine, queue, words)
+    engine_health = EngineHealth(context, engine, queue, log_tail)
     peers, response_cache = PeerClient(context), ResponseCache(context.db, config.cache_max_bytes, context.timings)
     deps = PipelineDeps(
         measure=engine.length,
@@ -87,22 +87,22 @@ def run(config: Settings, name: str, queue: str) -> None:
     pipeline, restarted = build_pipeline(engine, deps, config), partial(_restarted, context)
     host = EngineHost(pipeline, restarted, shared, engine.handle_death, throttle, context.timings)
     consumer = _consumer(context, host, deps, queue)
-    context.keeper.listen = partial(_listen, consumer, name, pool.queues)
-    admission = Admission(pool.slots)
+    context.heartbeat.listen = partial(_listen, consumer, name, pool.queues)
+    slot_scheduler = SlotScheduler(pool.slots)
     reloading = Reloading(context, host, engine, queue, others, partial(os.kill, os.getpid(), signal.SIGTERM))
-    bring_up = partial(_bring_up, context, host, engine, consumer, reloading.look, warden)
+    bring_up = partial(_bring_up, context, host, engine, consumer, reloading.look, engine_health)
     threading.Thread(target=bring_up, name="engine-start", daemon=True).start()
     app = celery_app.build(config, (queue,), threads=True)
-    tasks.furnish(app, tasks.Process(context, tasks.Engine(host, admission)))
-    celery_app.work(app, name, pool.queues, admission.threads)
-    context.keeper.leave()
+    tasks.furnish(app, tasks.Process(context, tasks.Engine(host, slot_scheduler)))
+    celery_app.work(app, name, pool.queues, slot_scheduler.threads)
+    context.heartbeat.leave()
     with suppress(TimeoutError):
         host.call(consumer.close()).result(2)
         host.call(peers.close()).result(2)
     host.close()
     response_cache.close()
     logging.shutdown()
-    words.flush()
+    log_tail.flush()
     os._exit(0)  # engines leave threads behind that would hold the exit up
 
 
@@ -113,7 +113,7 @@ def _consumer(context: Context, host: EngineHost, deps: PipelineDeps, queue: str
         searches.RERANK_URL: reranking.answer,
         responses.COUNT_URL: _counting(host, deps).answer,
     }
-    keeper = context.keeper
+    heartbeat = context.heartbeat
     return InteractiveConsumer(
         host,
         redis_url(context.config),
@@ -121,8 +121,8 @@ def _consumer(context: Context, host: EngineHost, deps: PipelineDeps, queue: str
         Limits.of(context.config),
         context.timings,
         own=own,
-        paused=lambda: keeper.off,
-        under_way=keeper.under_way,
+        paused=lambda: heartbeat.off,
+        under_way=heartbeat.under_way,
     )
 
 
@@ -156,42 +156,42 @@ def _bring_up(
     engine: Router,
     consumer: InteractiveConsumer,
     reload: Callable[[], None],
-    warden: Warden,
+    engine_health: EngineHealth,
 ) -> None:
     """Whatever goes wrong here ends the process: one without this thread would live on and serve nothing.
 
     So does an engine that does not come up, until it is left alone for that: a new process has a clean device.
     """
     try:
-        warden.begin()
+        engine_health.begin()
         host.start()
-        memory.settle()
+        memory.freeze()
         log.info("engine_up", extra={"queue": consumer.queue})
-        host.call(consumer.serve()).add_done_callback(partial(_consumer_ended, warden))
-        _stay_announced(context, engine, consumer.queue, partial(_look, reload, warden, host))
+        host.call(consumer.serve()).add_done_callback(partial(_consumer_ended, engine_health))
+        _stay_announced(context, engine, consumer.queue, partial(_look, reload, engine_health, host))
     except Exception:  # the process ends: its thread must not end alone
         if context.stop.is_set():
             return
         log.exception("engine_did_not_start")
-        _end(warden)
+        _end(engine_health)
 
 
-def _end(warden: Warden) -> None:
+def _end(engine_health: EngineHealth) -> None:
     logging.shutdown()
-    warden.excuse()
+    engine_health.excuse()
     os._exit(os.EX_SOFTWARE)  # the supervisor starts us again, with backoff
 
 
-def _look(reload: Callable[[], None], warden: Warden, host: EngineHost) -> None:
+def _look(reload: Callable[[], None], engine_health: EngineHealth, host: EngineHost) -> None:
     reload()
-    warden.look(host)
+    engine_health.look(host)
 
 
-def _consumer_ended(warden: Warden, serving: "Future[None]") -> None:
+def _consumer_ended(engine_health: EngineHealth, serving: "Future[None]") -> None:
     """A worker that says it serves and answers nobody who waits is worse than none."""
     if not serving.cancelled() and (error := serving.exception()):
         log.error("interactive_ended", exc_info=error)
-        _end(warden)
+        _end(engine_health)
 
 
 def _stay_announced(context: Context, engine: Router, queue: str, reload: Callable[[], None]) -> None:
@@ -211,13 +211,13 @@ def _announce(context: Context, engine: Router, queue: str, shown: Shown | None)
     context.standing.models = tuple(sorted(names))
     context.standing.state = "ready"
     context.db.retrying(lambda session: workers.remember_all(session, found, queue), context.stop)
-    context.keeper.announce()
+    context.heartbeat.announce()
     return now
 
 
 def _restarted(context: Context) -> None:
     context.standing.restarts += 1
-    memory.settle()  # the old engine is not for good
+    memory.freeze()  # the old engine is not for good
 
 
 class Reloading:
@@ -228,7 +228,7 @@ class Reloading:
         names, and models of others   known at once
         a file that is wrong          changes nothing
 
-    `end` ends the process cleanly. `company` is shared with the other processes that ask the same servers.
+    `end` ends the process cleanly. `server_lock` is shared with the other processes that ask the same servers.
     """
 
     def __init__(
@@ -237,11 +237,11 @@ class Reloading:
         host: EngineHost,
         engine: Router,
         queue: str,
-        company: SharedExclusiveLock,
+        server_lock: SharedExclusiveLock,
         end: Callable[[], None],
     ) -> None:
         self._context, self._host, self._engine, self._queue = context, host, engine, queue
-        self._company, self._end = company, end
+        self._server_lock, self._end = server_lock, end
         self._seen = engine.registry
 
     def look(self) -> None:
@@ -264,7 +264,7 @@ class Reloading:
     async def _refresh(self, registry: Registry) -> None:
         await refresh(self._engine, self._context.config, registry, self._queue, self._context.timings)
         if self._engine.shared:
-            self._host.share(self._company)
+            self._host.share(self._server_lock)
 
 
 class ExternalPermissions:

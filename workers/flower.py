@@ -2,7 +2,7 @@
 
 Only the local machine reaches it, and only with `FLOWER_BASIC_AUTH` (`user:password`, or in the file that
 `FLOWER_BASIC_AUTH_FILE` names). It changes nothing: what would stop a worker or send a task answers 403. Tasks show
-their names and ids, never a prompt: a doorbell carries nothing else.
+their names and ids, never a prompt: a message carries nothing else.
 """
 
 import os

@@ -3,7 +3,7 @@
     jobs.known_kinds   what the ledger, the API and the dispatcher know of a kind
     HANDLERS           what a worker does for it; `workers.lifecycle` claims, calls the handler and records the end
 
-Every function raises Abandoned where the work has to wait, Fenced where the claim was lost, StorageFull,
+Every function raises Abandoned where the work has to wait, ClaimLost where the claim was lost, StorageFull,
 StorageUnavailable.
 """
 
@@ -32,7 +32,7 @@ from workers.retrieval.parsing.parser import Parser
 from workers.runtime.attempts import ShardRun
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost
-from workers.runtime.heartbeat import Hold
+from workers.runtime.heartbeat import ClaimHandle
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +44,11 @@ class Handler:
     process that trains. `tend` comes after each attempt to finish a job.
     """
 
-    plan: Callable[[Context, JobClaim, Hold], None]
-    run: Callable[[Context, EngineHost, ShardClaim, Hold], ShardRun] | None
-    finish: Callable[[Context, JobClaim, Hold], None]
-    parse: Callable[[Context, Parser, ShardClaim, Hold], ShardRun] | None = None
-    train: Callable[[Context, ShardClaim, Hold], ShardRun] | None = None
+    plan: Callable[[Context, JobClaim, ClaimHandle], None]
+    run: Callable[[Context, EngineHost, ShardClaim, ClaimHandle], ShardRun] | None
+    finish: Callable[[Context, JobClaim, ClaimHandle], None]
+    parse: Callable[[Context, Parser, ShardClaim, ClaimHandle], ShardRun] | None = None
+    train: Callable[[Context, ShardClaim, ClaimHandle], ShardRun] | None = None
     tend: Callable[[Context, Job], None] | None = None
 
 

@@ -1,7 +1,7 @@
 """The life of a claim: claim, call the handler of the job's kind, record how it ended.
 
     message ─▶ claim ─▶ handler ─┬─ returns                                    the handler has written what it did
-                                 ├─ Fenced ─▶ nothing                          a newer claim exists
+                                 ├─ ClaimLost ─▶ nothing                          a newer claim exists
                                  ├─ Abandoned, GaveUp, storage or database away ─▶ released, again after a delay
                                  └─ another error ─▶ a job: again, later each time, and in the end it fails
                                                      a shard: its lease ends, and after some it is run line by line
@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Final, TypeVar
 
-from jobs.errors import DatabaseBusy, Fenced, NotFound, StorageFull, StorageUnavailable, TookTooLong
-from jobs.ledger import ledger, outbox, shares
+from jobs.errors import ClaimLost, DatabaseBusy, NotFound, StorageFull, StorageUnavailable, TookTooLong
+from jobs.ledger import ledger, outbox, slot_weights
 from jobs.ledger.kinds import UnknownKind
 from jobs.ledger.ledger import JobClaim
 from jobs.ledger.outbox import LONGEST_DELAY
@@ -26,13 +26,13 @@ from jobs.ledger.states import JobState
 from jobs.logs import Seldom
 from jobs.queues import Queue, Task
 from workers import kinds
-from workers.batches.admission import Admission, Entry
 from workers.batches.planning import plan_small
+from workers.batches.slot_scheduler import Decision, SlotScheduler
 from workers.retrieval.parsing.parser import Parser
 from workers.runtime.attempts import Abandoned, ShardRun, claim_job, claim_shard, stop_all
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost, GaveUp
-from workers.runtime.heartbeat import Hold
+from workers.runtime.heartbeat import ClaimHandle
 
 log = logging.getLogger(__name__)
 Made = TypeVar("Made", bound=Callable[..., ShardRun])
@@ -55,8 +55,11 @@ def plan(context: Context, job_id: str) -> None:
     """Plan one job. Return quietly when there is nothing to plan or the claim was lost."""
     if (claim := claim_job(context, job_id, Task.PLAN)) is None:
         return
-    with context.keeper.holding(job_id, claim.epoch) as hold, _recorded(context, _OfJob(context, claim, Task.PLAN)):
-        kinds.handler_of(claim.job).plan(context, claim, hold)
+    with (
+        context.heartbeat.watching(job_id, claim.epoch) as handle,
+        _recorded(context, _OfJob(context, claim, Task.PLAN)),
+    ):
+        kinds.handler_of(claim.job).plan(context, claim, handle)
 
 
 def finish(context: Context, job_id: str, claim: JobClaim | None = None) -> None:
@@ -67,8 +70,11 @@ def finish(context: Context, job_id: str, claim: JobClaim | None = None) -> None
     claim = claim or claim_job(context, job_id, Task.FINISH)
     if claim is None:
         return
-    with context.keeper.holding(job_id, claim.epoch) as hold, _recorded(context, _OfJob(context, claim, Task.FINISH)):
-        kinds.handler_of(claim.job).finish(context, claim, hold)
+    with (
+        context.heartbeat.watching(job_id, claim.epoch) as handle,
+        _recorded(context, _OfJob(context, claim, Task.FINISH)),
+    ):
+        kinds.handler_of(claim.job).finish(context, claim, handle)
     handler = kinds.HANDLERS.get(claim.job.kind)
     if handler and handler.tend:
         handler.tend(context, claim.job)
@@ -77,34 +83,34 @@ def finish(context: Context, job_id: str, claim: JobClaim | None = None) -> None
 # -- a shard
 
 
-def run_in_turn(context: Context, host: EngineHost, admission: Admission, job_id: str, n: int) -> None:
+def run_in_turn(context: Context, host: EngineHost, slot_scheduler: SlotScheduler, job_id: str, n: int) -> None:
     """Handle one `run` message as soon as this worker has room for it; one that may wait long goes to another."""
-    share = _share(context, job_id, n)
-    if share is None:  # a message that means nothing any more: to find that out takes no room
+    slot_weight = _slot_weight(context, job_id, n)
+    if slot_weight is None:  # a message that means nothing any more: to find that out takes no room
         run(context, host, job_id, n)
         return
     if not host.started:
-        _send_away(context, job_id, n)
+        _send_to_another(context, job_id, n)
         return
-    with admission.enter((job_id, n), share) as entry:
-        if entry is Entry.IN:
+    with slot_scheduler.enter((job_id, n), slot_weight) as decision:
+        if decision is Decision.ADMITTED:
             run(context, host, job_id, n)
-        elif entry is Entry.AWAY:
-            _send_away(context, job_id, n)
+        elif decision is Decision.REFUSED:
+            _send_to_another(context, job_id, n)
 
 
-def _share(context: Context, job_id: str, n: int) -> float | None:
+def _slot_weight(context: Context, job_id: str, n: int) -> float | None:
     try:
         with context.db.read() as session:
-            return shares.of_shard(session, job_id, n, context.config)
+            return slot_weights.of_shard(session, job_id, n, context.config)
     except DatabaseBusy:  # the claim has the patience for that
         return 1.0
 
 
-def _send_away(context: Context, job_id: str, n: int) -> None:
+def _send_to_another(context: Context, job_id: str, n: int) -> None:
     """Publish the message again, after a moment in which workers with room take others; at once where we end."""
-    delay = 0.0 if context.stop.is_set() else context.timings.admission_retry
-    context.db.retrying(lambda session: outbox.unring(session, Task.RUN, job_id, n, delay=delay))
+    delay = 0.0 if context.stop.is_set() else context.timings.slot_retry
+    context.db.retrying(lambda session: outbox.unpublish(session, Task.RUN, job_id, n, delay=delay))
 
 
 def run(context: Context, host: EngineHost, job_id: str, n: int) -> None:
@@ -116,19 +122,19 @@ def run(context: Context, host: EngineHost, job_id: str, n: int) -> None:
     if not host.await_start(context.stop):
         return
     if (claim := claim_shard(context, job_id, n)) is not None:
-        _run(context, claim, lambda handler, hold: _made(handler.run)(context, host, claim, hold))
+        _run(context, claim, lambda handler, handle: _made(handler.run)(context, host, claim, handle))
 
 
 def parse(context: Context, parser: Parser, job_id: str, n: int) -> None:
     """Run the first stage of one shard in the pool of parsers. Return quietly as `run` does."""
     if (claim := claim_shard(context, job_id, n, queue=Queue.INGEST)) is not None:
-        _run(context, claim, lambda handler, hold: _made(handler.parse)(context, parser, claim, hold))
+        _run(context, claim, lambda handler, handle: _made(handler.parse)(context, parser, claim, handle))
 
 
 def train(context: Context, job_id: str, n: int) -> None:
     """Run the training of a job. Return quietly as `run` does."""
     if (claim := claim_shard(context, job_id, n)) is not None:
-        _run(context, claim, lambda handler, hold: _made(handler.train)(context, claim, hold))
+        _run(context, claim, lambda handler, handle: _made(handler.train)(context, claim, handle))
 
 
 def _made(make: Made | None) -> Made:
@@ -138,18 +144,18 @@ def _made(make: Made | None) -> Made:
     return make
 
 
-def _run(context: Context, claim: ShardClaim, make: Callable[[kinds.Handler, Hold], ShardRun]) -> None:
+def _run(context: Context, claim: ShardClaim, make: Callable[[kinds.Handler, ClaimHandle], ShardRun]) -> None:
     """Run a claimed shard; finish its job at once where that was the only one: to notify another worker costs more."""
     job = claim.job
     attempt = _OfShard(claim)
-    with ExitStack() as holding:
-        hold = holding.enter_context(context.keeper.holding(job.id, claim.epoch, claim.n))
+    with ExitStack() as watching:
+        handle = watching.enter_context(context.heartbeat.watching(job.id, claim.epoch, claim.n))
         try:
             with _recorded(context, attempt):
-                attempt.run = make(kinds.handler_of(job), hold)
+                attempt.run = make(kinds.handler_of(job), handle)
                 attempt.run.all()
         finally:  # after an error too: with the last segment the job may have become ours
-            holding.close()
+            watching.close()
             run = attempt.run
             if run is not None and run.closed and claim.lines == job.total and not run.ended:
                 finish(context, job.id, run.finishing)
@@ -173,7 +179,7 @@ class _OfJob:
     def release(self, delay: float, waiting_for: str | None) -> None:
         job_id = self._claim.job.id
         self._context.db.retrying(
-            lambda session: ledger.put_back(session, job_id, self.epoch, delay=delay, waiting_for=waiting_for)
+            lambda session: ledger.release(session, job_id, self.epoch, delay=delay, waiting_for=waiting_for)
         )
 
     def fail(self, error: Exception) -> None:
@@ -182,11 +188,13 @@ class _OfJob:
         context, claim = self._context, self._claim
         code, why = self._why(error)
         told = {"code": code, "message": f"{_FAILURES[self._task]}: {why}", "line": None, "param": None}
-        delay, tries = context.config.rering_seconds * (1 + claim.job.stumbles), context.config.finish_tries
-        with suppress(Fenced):
-            if claim.job.stumbles + 1 >= tries:
+        delay, tries = context.config.redelivery_seconds * (1 + claim.job.failed_attempts), context.config.finish_tries
+        with suppress(ClaimLost):
+            if claim.job.failed_attempts + 1 >= tries:
                 stop_all(context, claim, JobState.FAILED, [told])
-            context.db.retrying(lambda session: ledger.stumble(session, claim, tries=tries, delay=delay, error=told))
+            context.db.retrying(
+                lambda session: ledger.record_failed_attempt(session, claim, tries=tries, delay=delay, error=told)
+            )
 
     def _why(self, error: Exception) -> tuple[str, str]:
         if isinstance(error, UnknownKind):
@@ -208,7 +216,7 @@ class _OfShard:
 
     def release(self, delay: float, waiting_for: str | None) -> None:
         assert self.run is not None
-        self.run.give_back(delay, waiting_for)
+        self.run.release(delay, waiting_for)
 
     def fail(self, error: Exception) -> None:
         raise error
@@ -219,7 +227,7 @@ def _recorded(context: Context, attempt: _OfJob | _OfShard) -> Iterator[None]:
     """Record how the work under a claim ended, if it ended with an exception."""
     try:
         yield
-    except Fenced:
+    except ClaimLost:
         log.info("claim_fenced", extra={**attempt.facts, "epoch": attempt.epoch})
     except Abandoned as reason:
         attempt.release(reason.delay, reason.waiting_for)

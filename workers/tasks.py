@@ -4,7 +4,7 @@
     finish(job)    cpu.plan       assemble the results
     run(job, n)    gpu.*          answer the lines of a shard, embed its documents
                    cpu.ingest     parse its documents
-    purge()        cpu.ingest     remove what is owed to the vector database
+    purge()        cpu.ingest     make the pending removals from the vector database
     deliver()      io.webhooks    send what is due
 
 A message carries ids; what they mean is read from SQL. A task finds its `Process` at its Celery app: `workers.__main__`
@@ -21,7 +21,7 @@ from jobs.platform import memory
 from jobs.queues import Queue, Task
 from jobs.settings import settings
 from workers import lifecycle
-from workers.batches.admission import Admission
+from workers.batches.slot_scheduler import SlotScheduler
 from workers.retrieval.ingestion.purge import purge as purge_vectors
 from workers.retrieval.parsing.parser import Parser, limits_of
 from workers.runtime.context import Context, Pool, build
@@ -36,7 +36,7 @@ class Engine:
     """The engine of a process, and the order in which shards get to it."""
 
     host: EngineHost
-    admission: Admission
+    slot_scheduler: SlotScheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +52,15 @@ class Process:
         if self.parser is not None:
             lifecycle.parse(self.context, self.parser, job_id, n)
         elif self.engine is not None:
-            lifecycle.run_in_turn(self.context, self.engine.host, self.engine.admission, job_id, n)
+            lifecycle.run_in_turn(self.context, self.engine.host, self.engine.slot_scheduler, job_id, n)
         elif self.trains:
             lifecycle.train(self.context, job_id, n)
 
     def stop(self) -> None:
         """Let running work commit what it has and give the rest back; Celery then waits for the tasks to return."""
-        self.context.keeper.stop_all()
+        self.context.heartbeat.stop_all()
         if self.engine is not None:
-            self.engine.admission.close()
+            self.engine.slot_scheduler.close()
 
 
 def furnish(app: Celery, process: Process) -> None:
@@ -109,7 +109,7 @@ def _child_begins(**_: object) -> None:
     config = settings()
     memory.few_arenas()  # LanceDB's threads are many
     furnish(current_app, Process(build(config, CPU_POOL), parser=Parser(limits_of(config))))
-    memory.settle()
+    memory.freeze()
 
 
 @signals.worker_process_shutdown.connect
@@ -117,13 +117,13 @@ def _child_ends(**_: object) -> None:
     process = _process()
     if process.parser is not None:
         process.parser.close()
-    process.context.keeper.leave()
+    process.context.heartbeat.leave()
 
 
 @signals.worker_ready.connect
 def _consuming(**_: object) -> None:
     """Celery is up; an engine that takes longer settles once more."""
-    memory.settle()
+    memory.freeze()
 
 
 @signals.worker_shutting_down.connect

@@ -54,7 +54,7 @@ async def create_file(request: Request, call: Call, once: Idempotent) -> Respons
     async with once.leased() as lease, receiving(call, request, lease, call.config.file_max_bytes):
         written = None if lease.stored else path
         sink = Sink("file", call.storage, written, call.config.file_max_bytes)
-        form = await receive(request, sink, lease.beat)
+        form = await receive(request, sink, lease.heartbeat)
 
         def complete() -> Response:
             with removed_unless_inserted(call, written):

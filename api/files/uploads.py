@@ -102,7 +102,7 @@ async def create_part(request: Request, call: Call, once: Idempotent, upload_id:
             await run_in_threadpool(_check_pending, call, upload_id)
         written = None if lease.stored else path
         sink = Sink("data", call.storage, written, call.config.part_max_bytes)
-        form = await receive(request, sink, lease.beat)
+        form = await receive(request, sink, lease.heartbeat)
 
         def make(session: Session) -> PartObject:
             _pending(session, call, upload_id)

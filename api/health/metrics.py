@@ -102,7 +102,7 @@ def _named(family: Metric, names: Collection[str]) -> Metric:
     sums: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
     for sample in family.samples:
         labels = dict(sample.labels)
-        if labels.get("model", "") not in names and "place" not in labels:
+        if labels.get("model", "") not in names and "host_devices" not in labels:
             labels["model"] = _OTHER
         key = (sample.name, tuple(labels.items()))
         sums[key] = sums.get(key, 0.0) + sample.value
@@ -131,7 +131,7 @@ def _jobs(session: Session) -> Iterator[Metric]:
 
 
 def _queues(session: Session) -> Iterator[Metric]:
-    depth = GaugeMetricFamily("nightmill_queue_depth", "Doorbells owed and not claimed.", labels=["queue"])
+    depth = GaugeMetricFamily("nightmill_queue_depth", "Messages enqueued and not claimed.", labels=["queue"])
     age = GaugeMetricFamily("nightmill_queue_oldest_seconds", "Age of the oldest of them.", labels=["queue"])
     at = now()
     for queue, (count, oldest) in outbox.depth(session).items():
@@ -232,7 +232,7 @@ def _measures(session: Session) -> Iterator[Metric]:
     for pool, rows in rows_by_measure.get(measures.RESTARTS, {}).items():
         restarts.add_metric([pool], sum(row.count for row in rows))
     yield restarts
-    refusals = CounterMetricFamily("nightmill_broker_refusals", "Tries to ring that the broker did not take.")
+    refusals = CounterMetricFamily("nightmill_broker_refusals", "Attempts to publish that the broker refused.")
     refusals.add_metric([], sum(row.count for row in rows_by_measure.get(measures.REFUSALS, {}).get("", ())))
     yield refusals
 
@@ -249,17 +249,17 @@ def _quarantined(session: Session) -> Iterator[Metric]:
     left = GaugeMetricFamily(
         "nightmill_engine_quarantined",
         "Engines that died too often: 1 left alone, 0 on trial.",
-        labels=["place", "model"],
+        labels=["host_devices", "model"],
     )
     for row in quarantine.listed(session):
-        left.add_metric([row.place, row.model], 0 if row.trial else 1)
+        left.add_metric([row.host_devices, row.model], 0 if row.trial else 1)
     yield left
 
 
 def _losses(session: Session) -> Iterator[Metric]:
     """Yield lost claims. A claim that ended before its shard did has increased the shard's epoch by two."""
     losses = CounterMetricFamily("nightmill_lease_losses", "Claims on jobs and shards that ended by their lease.")
-    losses.add_metric([], int(session.scalar(select(func.sum(Job.losses))) or 0))
+    losses.add_metric([], int(session.scalar(select(func.sum(Job.lost_leases))) or 0))
     yield losses
     live = select(func.sum(Shard.epoch - 1)).join(Job, Job.id == Shard.job_id)
     epochs = session.scalar(live.where(Job.state.in_(LIVE), Shard.epoch > 0))

@@ -44,7 +44,7 @@ class Standing:
     oldest: dict[str, float]
     slots: dict[str, int]
     loading: list[tuple[str, workers.Loading]]  # by queue
-    last_beat: float | None
+    last_heartbeat: float | None
     stuck: bool
 
 
@@ -73,7 +73,7 @@ class Watch:
         at = now()
         waiting = outbox.depth(session)
         present = workers.present(session)
-        last_beat = session.scalar(select(func.max(Worker.seen_at)))
+        last_heartbeat = session.scalar(select(func.max(Worker.seen_at)))
         return Standing(
             depth={queue: count for queue, (count, _) in waiting.items()},
             oldest={queue: round(max(at - since, 0.0), 1) for queue, (_, since) in waiting.items()},
@@ -81,7 +81,7 @@ class Watch:
             loading=[
                 (queue, loading) for worker in present for loading in workers.loads(worker) for queue in worker.queues
             ],
-            last_beat=last_beat,
+            last_heartbeat=last_heartbeat,
             stuck=self._stuck(session, at),
         )
 

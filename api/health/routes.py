@@ -41,7 +41,7 @@ class EngineLoading(BaseModel):
 
 
 class Ready(BaseModel):
-    """`oldest_seconds` and `depth`: doorbells that nobody has claimed, by queue; `workers`: live slots, by queue.
+    """`oldest_seconds` and `depth`: messages that nobody has claimed, by queue; `workers`: live slots, by queue.
     `loading`: the engines that workers are loading.
 
     `broker_full`: the broker has no memory left for interactive requests, which answer 503; jobs go on.
@@ -53,7 +53,7 @@ class Ready(BaseModel):
     oldest_seconds: dict[str, float] = {}
     workers: dict[str, int] = {}
     loading: list[EngineLoading] = []
-    last_beat_at: float | None = None
+    last_heartbeat_at: float | None = None
 
 
 @router.get("/livez")
@@ -89,7 +89,7 @@ def readyz(request: Request) -> JSONResponse:
                 EngineLoading(queue=queue, model=loading.model, phase=loading.phase, since=int(loading.since))
                 for queue, loading in standing.loading
             ],
-            last_beat_at=standing.last_beat,
+            last_heartbeat_at=standing.last_heartbeat,
         )
     )
 

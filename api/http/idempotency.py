@@ -118,7 +118,7 @@ class Once:
         session.execute(delete(Idempotency).where(_at(self.primary_key), old))  # not one that was committed just now
         row = Idempotency(project_id=project_id, route=route, key=key, digest=digest, body=text, owner=owner)
         row.status = 200 if text is not None else 0
-        row.created_at = row.beat_at = now()
+        row.created_at = row.heartbeat_at = now()
         session.add(row)
         session.flush()
 
@@ -138,12 +138,12 @@ class Lease:
     once: Once
     stored: Idempotency | None = None
     owner: str = ""
-    _beaten: float = 0.0
+    _sent: float = 0.0
 
     def take(self) -> None:
         if self.once.primary_key is None:
             return
-        self.owner, self._beaten = new_id("own_"), time.monotonic()
+        self.owner, self._sent = new_id("own_"), time.monotonic()
         try:
             with self.once.db.write() as session:
                 self._take(session)
@@ -156,25 +156,25 @@ class Lease:
             self.once._keep(session, None, None, self.owner)
         elif row.status:
             self.stored = row
-        elif abs(now() - row.beat_at) < self.once.config.lease_seconds:
+        elif abs(now() - row.heartbeat_at) < self.once.config.lease_seconds:
             raise InFlight
         else:
-            row.owner, row.beat_at = self.owner, now()
+            row.owner, row.heartbeat_at = self.owner, now()
 
-    async def beat(self) -> None:
+    async def heartbeat(self) -> None:
         """Renew the lease while bytes arrive.
 
         Raises: InFlight, if the key was taken over.
         """
         at = time.monotonic()
-        if self.once.primary_key is None or self.stored or at - self._beaten < self.once.config.beat_seconds:
+        if self.once.primary_key is None or self.stored or at - self._sent < self.once.config.beat_seconds:
             return
-        self._beaten = at
-        await run_unshared(self._beat)
+        self._sent = at
+        await run_unshared(self._heartbeat)
 
-    def _beat(self) -> None:
+    def _heartbeat(self) -> None:
         with self.once.db.write() as session:
-            self._guarded(session, beat_at=now())
+            self._guarded(session, heartbeat_at=now())
 
     def complete(self, fields: Mapping[str, Any], make: Make) -> Response:
         """Make the row and store the answer in one transaction, or replay."""

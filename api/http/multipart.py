@@ -105,8 +105,8 @@ async def _opened(sink: Sink) -> AsyncIterator[Sink]:
     await run_in_threadpool(sink.close)
 
 
-async def receive(request: Request, sink: Sink, beat: Callable[[], Awaitable[None]]) -> Received:
-    """Read the whole form, and pass the file part to `sink`. `beat` is called while bytes arrive."""
+async def receive(request: Request, sink: Sink, heartbeat: Callable[[], Awaitable[None]]) -> Received:
+    """Read the whole form, and pass the file part to `sink`. `heartbeat` is called while bytes arrive."""
     form = _Form(_boundary(request), sink.name)
     async with _opened(sink):
         try:
@@ -114,7 +114,7 @@ async def receive(request: Request, sink: Sink, beat: Callable[[], Awaitable[Non
                 form.feed(chunk)
                 for data in form.drain():
                     await sink.add(data)
-                await beat()
+                await heartbeat()
         except (FormParserError, ClientDisconnect) as error:
             raise _malformed("it is cut short or not well formed") from error
         form.finish()

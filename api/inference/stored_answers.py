@@ -154,7 +154,7 @@ async def answered_once(
 
     Raises InFlight, IdempotencyMismatch, and what the arguments raise.
     """
-    async with once.leased() as lease, _beating(lease):
+    async with once.leased() as lease, _renewed(lease):
         if lease.stored is not None:
             said = await run_in_threadpool(once.replay, fields)
             assert said is not None, "the key was kept a moment ago"
@@ -178,21 +178,21 @@ def as_json(body: Mapping[str, Any], *, replayed: bool = False) -> Response:
 
 
 @asynccontextmanager
-async def _beating(lease: Lease) -> AsyncIterator[None]:
+async def _renewed(lease: Lease) -> AsyncIterator[None]:
     """The key stays ours for as long as the model takes."""
 
-    async def beat() -> None:
+    async def heartbeat() -> None:
         while True:
             await asyncio.sleep(lease.once.config.beat_seconds)
             with suppress(DatabaseBusy):  # the next one may come in time
-                await lease.beat()
+                await lease.heartbeat()
 
-    beating = asyncio.create_task(beat())
+    renewing = asyncio.create_task(heartbeat())
     try:
         yield
     finally:
-        beating.cancel()
-        await asyncio.gather(beating, return_exceptions=True)  # a key that was lost is found lost by `complete`
+        renewing.cancel()
+        await asyncio.gather(renewing, return_exceptions=True)  # a key that was lost is found lost by `complete`
 
 
 STORED_RESPONSES = StoredAnswers(StoredResponse, RESPONSES, responses.path, "response", "Response", "response_id")

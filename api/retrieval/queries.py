@@ -92,7 +92,7 @@ def stop_jobs(session: Session, call: CallContext, index_ids: Sequence[str]) -> 
     """Cancel jobs that fill deleted indexes. Jobs that are ending find that the indexes do not exist."""
     busy = VectorStoreFile.store_id.in_(index_ids), VectorStoreFile.status == IN_PROGRESS
     jobs = select(VectorStoreFile.job_id).where(*busy).distinct().order_by(VectorStoreFile.job_id)
-    for job_id in session.scalars(jobs.limit(_STOPPED)).all():  # in one order, as who buries a worker locks them
+    for job_id in session.scalars(jobs.limit(_STOPPED)).all():  # in the order in which maintenance locks them
         with suppress(Conflict):
             ledger.cancel(session, job_id, actor=call.actor)
 

@@ -290,19 +290,19 @@ def delete_source(call: Call, vector_store_id: str, source_id: str) -> SourceDel
     """Delete a source. The files that it has added are removed from all stores and deleted."""
     with call.db.write() as session:
         source = _get(session, call, vector_store_id, source_id)
-        sources.condemn(session, source, actor=call.actor)
+        sources.mark_for_deletion(session, source, actor=call.actor)
         call.record(
             session, "vector_store.source.delete", source.id, {"store": vector_store_id, **cursor_details(source)}
         )
     with suppress(DatabaseBusy):  # the dispatcher does the rest
-        _clear(call, source_id)
+        _purge(call, source_id)
     return SourceDeleted(id=source_id)
 
 
-def _clear(call: CallContext, source_id: str) -> None:
+def _purge(call: CallContext, source_id: str) -> None:
     for _ in range(_CLEARED):
         with call.db.write() as session:
-            if not sources.clear(session, source_id, actor=call.actor):
+            if not sources.purge(session, source_id, actor=call.actor):
                 return
         call.db.breathe()
 

@@ -132,7 +132,7 @@ class Replay(Body):
     """What to send again: deliveries by id, those of an event, or those of a span of time (unix seconds).
 
     `failed_since` selects failed ones, `since` and `until` delivered ones too; `missed` adds the events that the
-    endpoint was never owed because it was disabled.
+    endpoint was never sent because it was disabled.
     """
 
     delivery_ids: list[Annotated[str, Field(max_length=64)]] | None = Field(default=None, min_length=1, max_length=1000)
@@ -388,8 +388,8 @@ def _selection(session: Session, call: CallContext, endpoint_id: str, body: Repl
     if body.delivery_ids is not None:
         return deliveries.Selection(ids=tuple(body.delivery_ids))
     if body.event_id is not None:
-        owed = _deliveries(call, endpoint_id).where(Delivery.event_id == body.event_id)
-        ids = tuple(row.id for row in session.scalars(owed))
+        statement = _deliveries(call, endpoint_id).where(Delivery.event_id == body.event_id)
+        ids = tuple(row.id for row in session.scalars(statement))
         if not ids:
             raise NotFound(f"No delivery of event '{clip(body.event_id)}' to this endpoint.", param="event_id")
         return deliveries.Selection(ids=ids)

@@ -60,27 +60,27 @@ def drain(
 
     scope = Scope(kind)
     names = _set(kind, name, data_dir, on=True, as_json=as_json)
-    hearing = fleet.Hearing(scope, set(names))
+    acknowledgement = fleet.Acknowledgement(scope, set(names))
     ends = time.monotonic() + timeout
     with opened(data_dir) as db:
         while True:
             with db.read() as session:
-                unheard = hearing.unheard(session)
+                unacknowledged = acknowledgement.unacknowledged(session)
                 claims = sum(fleet.claims_at(session, scope, one) for one in names)
                 besides = sum(fleet.besides_at(session, scope, one) for one in names)
-            if not (unheard or claims or besides):
+            if not (unacknowledged or claims or besides):
                 show(
                     {"kind": kind, "name": name, "running": 0}, f"{kind} {name}: nothing runs any more", as_json=as_json
                 )
                 return
             if time.monotonic() > ends:
-                raise Trouble(f"{kind} {name}: {_left(claims, besides, unheard)}; it stays paused")
+                raise Trouble(f"{kind} {name}: {_left(claims, besides, unacknowledged)}; it stays paused")
             threading.Event().wait(_LOOK)
 
 
-def _left(claims: int, besides: int, unheard: list[str]) -> str:
+def _left(claims: int, besides: int, unacknowledged: list[str]) -> str:
     told = f"{claims} claims still run, and {besides} clients, deliveries or removals"
-    return f"{told}; not heard from since: {', '.join(unheard)}" if unheard else told
+    return f"{told}; not heard from since: {', '.join(unacknowledged)}" if unacknowledged else told
 
 
 def workers(data_dir: DataDir = None, as_json: AsJson = False) -> None:

@@ -56,7 +56,7 @@ def here(job_id: str, data_dir: Path | None) -> list[str]:
         if job is None:
             raise Trouble(f"there is no job {job_id} in this host's database")
         why, is_late = _look(session, job)
-    return [*why, *_not_rung(effective(data_dir=data_dir))] if is_late else why
+    return [*why, *_not_publishing(effective(data_dir=data_dir))] if is_late else why
 
 
 def from_afar(job: Snapshot, ready: Mapping[str, Any]) -> list[str]:
@@ -73,13 +73,13 @@ def from_afar(job: Snapshot, ready: Mapping[str, Any]) -> list[str]:
 
 def _look(session: "Session", job: "Job") -> tuple[list[str], bool]:
     """Return the reasons, and whether a late heartbeat or outbox message puts them in doubt."""
-    owed = _owed(session, job)
-    if owed is None:
+    message = _next_message(session, job)
+    if message is None:
         return _in_hand(session, job)
-    if paused := _paused(session, job, owed):
+    if paused := _paused(session, job, message):
         return [paused], False
-    why, late = _overdue(owed)
-    if crowded := _crowded(session, owed):
+    why, late = _overdue(message)
+    if crowded := _crowded(session, message):
         return crowded[0], crowded[1] or late  # a claim of a part of a slot counts as a whole slot
     return why, late
 
@@ -95,34 +95,36 @@ def _in_hand(session: "Session", job: "Job") -> tuple[list[str], bool]:
     running = select(Shard.worker_id).where(Shard.job_id == job.id, Shard.state == ShardState.RUNNING)
     names = {job.worker_id, *session.scalars(running)} - {None}
     if silent := _silent([one for one in fleet.everyone(session) if one.id in names]):
-        return [f"{silent[0].id} has it, and has not beaten for {_ago(silent[0].seen_at)}"], True
+        return [f"{silent[0].id} has it, and has sent no heartbeat for {_ago(silent[0].seen_at)}"], True
     return ["a worker is at it, and nothing new has come of it yet"] if names else [], not names
 
 
-def _crowded(session: "Session", owed: "Outbox") -> tuple[list[str], bool] | None:
+def _crowded(session: "Session", message: "Outbox") -> tuple[list[str], bool] | None:
     """Return why no worker can take work of the queue; None where one can."""
     from jobs.fleet import workers as fleet
     from jobs.ledger.pauses import Scope
 
-    alive = fleet.alive(session, owed.queue)
+    alive = fleet.alive(session, message.queue)
     if not alive:
-        return [_nobody(owed.queue, [one for one in fleet.everyone(session) if owed.queue in one.queues])], False
-    slots, busy = fleet.slots(alive)[owed.queue], fleet.claims_at(session, Scope.QUEUE, owed.queue)
-    return ([f"all slots of {owed.queue} are busy ({slots})"], bool(_silent(alive))) if busy >= slots else None
+        return [_nobody(message.queue, [one for one in fleet.everyone(session) if message.queue in one.queues])], False
+    slots, busy = fleet.slots(alive)[message.queue], fleet.claims_at(session, Scope.QUEUE, message.queue)
+    return ([f"all slots of {message.queue} are busy ({slots})"], bool(_silent(alive))) if busy >= slots else None
 
 
-def _overdue(owed: "Outbox") -> tuple[list[str], bool]:
+def _overdue(message: "Outbox") -> tuple[list[str], bool]:
     from jobs.clock import now
     from jobs.ledger import outbox
 
-    waits = now() - owed.due_at
+    waits = now() - message.due_at
     if -outbox.LONGEST_DELAY <= waits < 0:
         return [f"it is tried again in {duration(-waits)}"], False
     if waits < _LATE:
         return [], False
-    if owed.rung_at is None:
-        return [f"{owed.queue} should have been rung for it {duration(waits)} ago"], True
-    return [f"{owed.queue} was rung for it {_ago(owed.rung_at)} ago, and no worker has taken it up"], True
+    if message.published_at is None:
+        return [f"{message.queue} should have had a message for it {duration(waits)} ago"], True
+    return [
+        f"{message.queue} was sent a message for it {_ago(message.published_at)} ago, and no worker has taken it up"
+    ], True
 
 
 def _silent(workers: Sequence["Worker"]) -> list["Worker"]:
@@ -138,7 +140,7 @@ def _ago(at: float) -> str:
     return duration(max(now() - at, 0.0))
 
 
-def _owed(session: "Session", job: "Job") -> "Outbox | None":
+def _next_message(session: "Session", job: "Job") -> "Outbox | None":
     """Return the oldest pending message that the job's state allows."""
     from sqlalchemy import select
 
@@ -150,14 +152,14 @@ def _owed(session: "Session", job: "Job") -> "Outbox | None":
     return session.scalar(ready.order_by(Outbox.id).limit(1))
 
 
-def _paused(session: "Session", job: "Job", owed: "Outbox") -> str:
+def _paused(session: "Session", job: "Job", message: "Outbox") -> str:
     from jobs.ledger import pauses
     from jobs.queues import Task
 
     off = pauses.paused(session)
-    if owed.queue in off.of(pauses.Scope.QUEUE):
-        return f"{owed.queue} is paused; `nightmill resume queue {owed.queue}` goes on"
-    if owed.task != Task.RUN:
+    if message.queue in off.of(pauses.Scope.QUEUE):
+        return f"{message.queue} is paused; `nightmill resume queue {message.queue}` goes on"
+    if message.task != Task.RUN:
         return ""
     if pauses.paused_jobs(session, [job.id]):
         return "it is paused by itself, until its client resumes it"
@@ -173,7 +175,7 @@ def _nobody(queue: str, workers: Sequence["Worker"]) -> str:
     return f"no worker of {queue} takes anything: {', '.join(states)}"
 
 
-def _not_rung(config: "Settings") -> Iterator[str]:
+def _not_publishing(config: "Settings") -> Iterator[str]:
     """Yield faults of the broker and of the dispatcher. The check takes a second, so it comes last."""
     from cli.doctor.findings import Health, Patient
     from cli.doctor.reachable import broker

@@ -45,7 +45,7 @@ def guarded(supervise: Callable[[int], int]) -> int:
     proc.become_subreaper()
     code = _wait(child)
     proc.kill_strays(known=())
-    _bury()
+    _reap()
     os.close(writing)
     return code
 
@@ -64,7 +64,7 @@ def _wait(child: int) -> int:
     return code if code >= 0 else _KILLED - code
 
 
-def _bury() -> None:
+def _reap() -> None:
     """Wait for killed processes, so that they leave the kernel's table; the init of a container may not do it."""
     with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG) != (0, 0):

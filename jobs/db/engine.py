@@ -1,6 +1,6 @@
-"""The database: short transactions, and a fair gate on SQLite.
+"""The database: short transactions, and a fair lock of the writers on SQLite.
 
-    with db.write() as session:      # BEGIN IMMEDIATE behind the gate; commits at exit
+    with db.write() as session:      # BEGIN IMMEDIATE under the writer lock; commits at exit
     with db.read() as session:       # nothing is written in it; never held across an await or a network call
 
 A loop of writes calls `db.breathe()` after each, which on SQLite sleeps for as long as that transaction took: see
@@ -24,7 +24,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from jobs.db.writer_lock import Gate
+from jobs.db.writer_lock import WriterLock
 from jobs.errors import DatabaseBusy, TookTooLong
 from jobs.timings import Timings
 
@@ -68,22 +68,22 @@ class Database:
         looks = self.engine.execution_options(**({} if self.sqlite else {"isolation_level": "AUTOCOMMIT"}))
         event.listen(looks, "before_execute", _refuse_to_change)
         self._looks = sessionmaker(looks, expire_on_commit=False, autoflush=False)
-        self._gate = Gate(make_url(url).database, patience, urgent, timings) if self.sqlite else None
+        self._writer_lock = WriterLock(make_url(url).database, patience, urgent, timings) if self.sqlite else None
         self._last = threading.local()
 
     @contextmanager
     def write(self) -> Iterator[Session]:
         """One write transaction. Raises DatabaseBusy when the database is locked or away."""
         with _our_errors():
-            if self._gate is None:
+            if self._writer_lock is None:
                 with self._sessions.begin() as session:
                     yield session
                 return
-            with self._gate.hold() as door:
+            with self._writer_lock.hold() as state:
                 began = time.monotonic()
                 with self._sessions() as session:
                     session.connection(execution_options={"write": True})
-                    door.shut = door.locked = False
+                    state.timed_out = state.database_locked = False
                     yield session
                     session.commit()
                 self._last.took = time.monotonic() - began
@@ -121,8 +121,8 @@ class Database:
         """What another thread still has, or opens afterwards, is closed when it is done with it."""
         event.listen(self.engine, "checkin", _forget)
         self.engine.dispose()
-        if self._gate is not None:
-            self._gate.close()
+        if self._writer_lock is not None:
+            self._writer_lock.close()
 
 
 def _forget(_: Any, record: ConnectionPoolEntry) -> None:
@@ -153,7 +153,7 @@ def inserting(dialect: str) -> Any:
 
 def _engine(url: str, sqlite: bool, patience: float, pool_size: int, most: int, timings: Timings) -> Engine:
     if not sqlite:
-        from jobs.db.watchdog import OPTIONS, TCP, Pulse
+        from jobs.db.watchdog import OPTIONS, TCP, ServerProbe
 
         made = create_engine(
             url,
@@ -164,7 +164,7 @@ def _engine(url: str, sqlite: bool, patience: float, pool_size: int, most: int, 
             hide_parameters=True,
         )
         event.listen(made, "handle_error", tell_no_row)
-        event.listen(made, "do_connect", Pulse(patience, timings.connection_lost).connect)
+        event.listen(made, "do_connect", ServerProbe(patience, timings.connection_lost).connect)
         event.listen(made, "checkout", partial(_ping, made.dialect, timings.connection_fresh))
         event.listen(made, "checkin", _note_use)
         return made

@@ -1,4 +1,4 @@
-"""SQLite is one host: its locks and its gate mean nothing on another. The first one's name is kept in the database.
+"""SQLite is one host: its locks mean nothing on another. The first one's name is kept in the database.
 
 Every process asks at its start, so that one which was pointed at a shared folder refuses instead of corrupting it.
 """

@@ -1,10 +1,10 @@
-"""PostgreSQL that says nothing: who waits for a server that is frozen or cut off hears of it in time.
+"""A watchdog for connections to PostgreSQL: a server that is frozen or cut off is noticed in time.
 
-A statement may take long, so silence alone says nothing. Who heard nothing for a third of its patience asks the server
-on another connection whether it is there: eight bytes, which it answers before anybody has logged in. If it does not,
-the connection is closed, and whoever waited on it gets what it would get of a server that had died. If it does, but the
-statement outlives the time that the server itself gives it, the connection was lost without a word, and the same
-happens. psycopg has no such limit of its own, and TCP's takes a quarter of an hour.
+A statement may take long, so silence alone says nothing. A connection that received nothing for a third of its patience
+asks the server, on another connection, whether it is there: eight bytes, which a server answers before any login. If it
+does not answer, the connection is closed, and its user gets the error of a server that died. If the server answers, but
+the statement outlives the time that the server itself gives it, the connection was lost, and the same happens. psycopg
+has no such limit of its own, and TCP's takes a quarter of an hour.
 """
 
 import socket
@@ -22,14 +22,14 @@ R = TypeVar("R")
 STATEMENT_SECONDS = 30.0  # the server ends a statement after so long
 _INTERVAL = 0.1
 _SSL_REQUEST = struct.pack("!ii", 8, 80_877_103)
-#: What the system does by itself, where no byte of ours is acknowledged: milliseconds, and seconds.
+#: Limits of the operating system for bytes that are not acknowledged: milliseconds, then seconds.
 TCP: Mapping[str, int] = {
     "tcp_user_timeout": 10_000,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 2,
 }
-#: What the server does: it ends what takes too long, and lets go of what belongs to nobody any more.
+#: Options of the server: it ends statements that take too long, and drops connections whose client is gone.
 OPTIONS = " ".join(
     f"-c {name}={value}"
     for name, value in {
@@ -41,7 +41,7 @@ OPTIONS = " ".join(
 
 
 def answers(host: str, port: int, seconds: float) -> bool:
-    """Whether a PostgreSQL is there, and not merely a port that takes connections."""
+    """Return whether a PostgreSQL server answers, and not merely a port that takes connections."""
     try:
         with closing(_connected(host, port, seconds)) as probe:
             probe.sendall(_SSL_REQUEST)
@@ -63,61 +63,64 @@ def _connected(host: str, port: int, seconds: float) -> socket.socket:
     return made
 
 
-class Pulse:
-    """Of one process's connections to one server, which are lost after `lost` seconds without a byte."""
+class ServerProbe:
+    """Probe the server of one process's connections. A connection is lost after `lost` seconds without a byte."""
 
     def __init__(self, patience: float, lost: float) -> None:
         self.lost = lost
-        self.silence = self._seconds = patience / 3
-        self._missed = -self._seconds  # when it was last found not to answer
+        self.interval = self._seconds = patience / 3
+        self._unanswered_at = -self._seconds  # when the server last did not answer
 
     def connect(self, _dialect: object, _record: object, args: Sequence[Any], named: Mapping[str, Any]) -> "Watched":
-        """SQLAlchemy's `do_connect`. Raises OperationalError at once when the server has just been found silent."""
+        """Connect, as SQLAlchemy's `do_connect`.
+
+        Raises OperationalError at once when the server has just not answered.
+        """
         host, port = str(named.get("host") or ""), named.get("port") or 5432
-        if (host and time.monotonic() - self._missed < self._seconds) or not self.beats(host, port):
+        if (host and time.monotonic() - self._unanswered_at < self._seconds) or not self.answers(host, port):
             raise psycopg.OperationalError("the server does not answer")
         made = Watched.connect(*args, **named)
-        made.pulse = self
+        made.probe = self
         return made
 
-    def beats(self, host: str, port: int | str) -> bool:
-        """Of several hosts, or one that only libpq knows, nothing can be told."""
+    def answers(self, host: str, port: int | str) -> bool:
+        """Return whether the server answers; True where only libpq knows the host, or there are several."""
         if not host or "," in host:
             return True
-        found = answers(host, int(port), self._seconds)
-        if not found:
-            self._missed = time.monotonic()
-        return found
+        is_there = answers(host, int(port), self._seconds)
+        if not is_there:
+            self._unanswered_at = time.monotonic()
+        return is_there
 
 
 class Watched(psycopg.Connection[Any]):
-    """A connection that is given up when its server is silent."""
+    """A connection that is closed when its server does not answer."""
 
-    pulse: Pulse | None = None
+    probe: ServerProbe | None = None
 
     def wait(self, gen: PQGen[R], interval: float = _INTERVAL, timeout: float | None = None) -> R:
-        watched = gen if self.pulse is None else self._heard(gen, self.pulse)
+        watched = gen if self.probe is None else self._probed(gen, self.probe)
         return super().wait(watched, interval, timeout)
 
-    def _heard(self, gen: PQGen[R], pulse: Pulse) -> Generator[Any, Any, R]:
-        """`gen`, which is told of each interval without a byte, and so are we."""
-        heard = asked = time.monotonic()
+    def _probed(self, gen: PQGen[R], probe: ServerProbe) -> Generator[Any, Any, R]:
+        """Run `gen`, and probe the server after each `probe.interval` without a byte."""
+        received = probed = time.monotonic()
         ready: Any = None
         try:
             while True:
-                wanted = gen.send(ready)
-                ready = yield wanted
+                wait = gen.send(ready)
+                ready = yield wait
                 at = time.monotonic()
                 if ready:
-                    heard = asked = at
-                elif at - asked > pulse.silence:
-                    self._ask(pulse, at - heard)
-                    asked = time.monotonic()
+                    received = probed = at
+                elif at - probed > probe.interval:
+                    self._probe(probe, at - received)
+                    probed = time.monotonic()
         except StopIteration as end:
             result: R = end.value
             return result
 
-    def _ask(self, pulse: Pulse, silent: float) -> None:
-        if silent > pulse.lost or not pulse.beats(self.info.host, self.info.port):
+    def _probe(self, probe: ServerProbe, silent: float) -> None:
+        if silent > probe.lost or not probe.answers(self.info.host, self.info.port):
             self.pgconn.finish()
-            raise psycopg.OperationalError(f"the server has said nothing for {silent:.1f} s")
+            raise psycopg.OperationalError(f"the server has sent nothing for {silent:.1f} s")

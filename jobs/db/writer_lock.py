@@ -1,10 +1,10 @@
-"""A fair gate for the writers of a SQLite database.
+"""A fair lock of the writers of a SQLite database.
 
-SQLite lets one writer in and is not fair about whom: with one process committing back to back the others wait
-seconds. Every write transaction therefore holds an exclusive `flock` on `<db>.gate`, which the threads of a process
-hand on to each other for some milliseconds. A process that answers clients is `urgent`: while it waits it holds a
-shared `flock` on `<db>.haste`, and the others let it go first, each of them for a while before each of its turns; not
-if it leaves the gate open, as a frozen one does.
+SQLite admits one writer and is not fair: with one process that commits back to back, the others wait seconds. Every
+write transaction therefore holds an exclusive `flock` on `<db>.lock`, which the threads of a process hand on to each
+other for some milliseconds. A process that answers clients is `urgent`: while it waits it holds a shared `flock` on
+`<db>.priority`, and the other processes yield: each of them waits for a while before each of its turns. They do not
+yield to a process that does not take the lock although it is free, as a frozen one does.
 """
 
 import os
@@ -21,170 +21,179 @@ from jobs.errors import DatabaseBusy
 from jobs.platform.locks import FileLock
 from jobs.timings import Timings
 
-_GONE_LOOKS = 50  # that find the gate open: the process that hurries is not there
-_LOOK_SECONDS = 0.001  # between looks whether the gate is free
-_SHUT_SECONDS = 0.4  # that a client waits while nobody comes in: as many threads as there are would wait otherwise
+_FROZEN_LOOKS = 50  # that find the lock free: the urgent process is frozen
+_LOOK_SECONDS = 0.001  # between attempts to take the lock
+_TIMED_OUT_SECONDS = 0.4  # of waiting after another thread has timed out: else all threads would wait in full
 
 
 @dataclass(slots=True)
-class Door:
-    """One process's side of the gate: its threads queue here, one of them stands at the file."""
+class ProcessState:
+    """The state of the lock in one process: its threads queue here, and one of them tries the file."""
 
     file: FileLock
-    haste: FileLock
+    priority: FileLock
     threads: threading.Lock = field(default_factory=threading.Lock)
     counting: threading.Lock = field(default_factory=threading.Lock)
-    hurrying: int = 0  # threads that wait in a process that is urgent
-    waiting: int = 0  # threads that wait for the one at the file, or in it
-    open_until: float = 0.0  # when this process's turn is over
-    left_open: bool = False  # for the next of its threads
-    rests_until: float = 0.0  # who is there has just had its turn
-    closing: bool = False  # its files, when nobody is at it
-    shut: bool = False  # the last one who waited did not come in,
-    locked: bool = False  # for somebody has the database's own lock
-    rude_until: float = 0.0
+    urgent_waiting: int = 0  # threads that wait in an urgent process
+    waiting: int = 0  # threads that wait for the one that has the lock, or tries the file
+    turn_until: float = 0.0  # end of this process's turn
+    handed_on: bool = False  # to the next of its threads, with the file locked
+    pause_until: float = 0.0  # until which the process leaves the lock to others after its turn
+    closing: bool = False  # its files are closed once no thread needs them
+    timed_out: bool = False  # the last thread that waited did not get the lock,
+    database_locked: bool = False  # because another program has the database's own lock
+    ignore_until: float = 0.0
 
     def close(self) -> None:
         self.file.close()
-        self.haste.close()
+        self.priority.close()
 
 
 @dataclass(slots=True)
 class _Looks:
-    """How often in a row the gate was open. Taken only once, it may have been by somebody who looks as we do."""
+    """Count how often in a row the lock was free.
 
-    opened: int = 0
+    Found taken once, it may have been taken by another that only looks.
+    """
+
+    found_free: int = 0
     taken: int = 0
 
-    def found_open(self) -> int:
-        self.opened, self.taken = self.opened + 1, 0
-        return self.opened
+    def saw_free(self) -> int:
+        self.found_free, self.taken = self.found_free + 1, 0
+        return self.found_free
 
-    def found_taken(self) -> None:
+    def saw_taken(self) -> None:
         self.taken += 1
         if self.taken > 1:
-            self.opened = 0
+            self.found_free = 0
 
 
-class Gate:
-    """An exclusive `flock` between processes. A fork begins with a door of its own: `flock` is between descriptors."""
+class WriterLock:
+    """An exclusive `flock` between processes. A fork has a state of its own: a `flock` belongs to a descriptor."""
 
     def __init__(self, database: str | None, patience: float, urgent: bool, timings: Timings = Timings()) -> None:
-        self._path = Path(f"{database}.gate")
-        self._haste = Path(f"{database}.haste")
+        self._path = Path(f"{database}.lock")
+        self._priority = Path(f"{database}.priority")
         self._patience = patience
         self._urgent = urgent
         self._timings = timings
-        self._doors: dict[int, Door] = {}
+        self._states: dict[int, ProcessState] = {}
 
     @contextmanager
-    def hold(self) -> Iterator[Door]:
-        """The door, which its holder says is open once the database has let it in."""
+    def hold(self) -> Iterator[ProcessState]:
+        """Hold the lock; yield the state, in which the caller notes that the database was not locked.
+
+        Raises DatabaseBusy.
+        """
         began = time.monotonic()
-        door = self._door()
+        state = self._state()
         with ExitStack() as inside:
-            with self._hurry(door):
-                if not self._is_next(door):
-                    door.shut = True
+            with self._announced(state):
+                if not self._is_next(state):
+                    state.timed_out = True
                     raise DatabaseBusy
-                inside.callback(self._leave, door)
-                self._enter(door, began)
+                inside.callback(self._leave, state)
+                self._enter(state, began)
             try:
-                yield door
+                yield state
             except OperationalError:
-                door.shut = door.locked = True
+                state.timed_out = state.database_locked = True
                 raise
 
-    def _leave(self, door: Door) -> None:
-        with door.counting:
+    def _leave(self, state: ProcessState) -> None:
+        with state.counting:
             at = time.monotonic()
-            door.left_open = door.waiting > 0 and not door.shut and at < door.open_until
-            if not door.left_open:
-                door.open_until = 0.0
-                door.rests_until = at + self._timings.writer_rest if door.waiting else 0.0
-                door.file.release()
-            if door.closing and not door.hurrying and not door.left_open:
-                door.close()
-            door.threads.release()
+            state.handed_on = state.waiting > 0 and not state.timed_out and at < state.turn_until
+            if not state.handed_on:
+                state.turn_until = 0.0
+                state.pause_until = at + self._timings.writer_pause if state.waiting else 0.0
+                state.file.release()
+            if state.closing and not state.urgent_waiting and not state.handed_on:
+                state.close()
+            state.threads.release()
 
-    def _is_next(self, door: Door) -> bool:
-        with door.counting:
-            door.waiting += 1
+    def _is_next(self, state: ProcessState) -> bool:
+        with state.counting:
+            state.waiting += 1
         try:
-            came = door.threads.acquire(timeout=self._patience_at(door))
+            came = state.threads.acquire(timeout=self._patience_at(state))
         finally:
-            with door.counting:
-                door.waiting -= 1
+            with state.counting:
+                state.waiting -= 1
         if came:
             return True
-        with door.counting:  # it may have been left open for us alone, just as we gave up
-            return door.left_open and door.threads.acquire(blocking=False)
+        with state.counting:  # it may have been handed on to this thread just as it gave up
+            return state.handed_on and state.threads.acquire(blocking=False)
 
-    def _patience_at(self, door: Door) -> float:
-        """Who answers clients need not have each of them find out in full what the one before has."""
-        return min(self._patience, _SHUT_SECONDS) if self._urgent and door.shut else self._patience
+    def _patience_at(self, state: ProcessState) -> float:
+        """Return the seconds to wait: fewer in an urgent process in which a thread has just waited in vain."""
+        return min(self._patience, _TIMED_OUT_SECONDS) if self._urgent and state.timed_out else self._patience
 
-    def _door(self) -> Door:
-        """This process's. What a fork has of its parent's would keep the gate locked if the parent died."""
+    def _state(self) -> ProcessState:
+        """Return the state of this process.
+
+        Close a parent's after a fork: it would keep the lock if the parent died.
+        """
         mine = os.getpid()
-        for pid in list(self._doors):
-            if pid != mine and (other := self._doors.pop(pid, None)) is not None:
+        for pid in list(self._states):
+            if pid != mine and (other := self._states.pop(pid, None)) is not None:
                 other.close()
-        return self._doors.setdefault(mine, Door(FileLock(self._path), FileLock(self._haste)))
+        return self._states.setdefault(mine, ProcessState(FileLock(self._path), FileLock(self._priority)))
 
     def close(self) -> None:
-        door = self._doors.pop(os.getpid(), None)
-        if door is None:
+        state = self._states.pop(os.getpid(), None)
+        if state is None:
             return
-        door.closing = True
-        if door.threads.acquire(blocking=False):
-            self._leave(door)
+        state.closing = True
+        if state.threads.acquire(blocking=False):
+            self._leave(state)
 
     @contextmanager
-    def _hurry(self, door: Door) -> Iterator[None]:
-        """Say that somebody urgent waits. Never waits itself: who is told nothing treats us like any other."""
+    def _announced(self, state: ProcessState) -> Iterator[None]:
+        """Announce that an urgent thread waits, without waiting for that: at worst this process has no precedence."""
         if not self._urgent:
             yield
             return
-        with door.counting:
-            door.hurrying += 1
-            door.haste.try_acquire(shared=True)
+        with state.counting:
+            state.urgent_waiting += 1
+            state.priority.try_acquire(shared=True)
         try:
             yield
         finally:
-            with door.counting:
-                door.hurrying -= 1
-                if not door.hurrying:
-                    door.haste.release()
+            with state.counting:
+                state.urgent_waiting -= 1
+                if not state.urgent_waiting:
+                    state.priority.release()
 
-    def _enter(self, door: Door, came: float) -> None:
-        """A blocking flock has no timeout, so: try, with short pauses."""
-        if door.left_open:
+    def _enter(self, state: ProcessState, came: float) -> None:
+        """Take the lock of the file, with short pauses between attempts: a blocking `flock` has no timeout."""
+        if state.handed_on:
             return
-        deadline = came + self._patience_at(door)
-        if door.locked and time.monotonic() > deadline:
-            raise DatabaseBusy  # it would wait at the database's own lock for as long again
+        deadline = came + self._patience_at(state)
+        if state.database_locked and time.monotonic() > deadline:
+            raise DatabaseBusy  # the database's own lock would be waited for as long again
         pause, looks = threading.Event(), _Looks()
-        pause.wait(max(0.0, door.rests_until - time.monotonic()))
-        polite_until = time.monotonic() + self._timings.writer_polite
+        pause.wait(max(0.0, state.pause_until - time.monotonic()))
+        yield_until = time.monotonic() + self._timings.writer_yield
         while True:
             at = time.monotonic()
-            if not door.file.try_acquire():
-                looks.found_taken()
-            elif self._urgent or at > polite_until or at < door.rude_until or not self._others_hurry(door):
-                door.open_until = at + self._timings.writer_turn
+            if not state.file.try_acquire():
+                looks.saw_taken()
+            elif self._urgent or at > yield_until or at < state.ignore_until or not self._urgent_waits(state):
+                state.turn_until = at + self._timings.writer_turn
                 return
             else:
-                door.file.release()  # theirs
-                if looks.found_open() >= _GONE_LOOKS:
-                    door.rude_until = at + self._timings.writer_rude
+                state.file.release()  # for the urgent process
+                if looks.saw_free() >= _FROZEN_LOOKS:
+                    state.ignore_until = at + self._timings.writer_ignore
             if at > deadline:
-                door.shut = True
+                state.timed_out = True
                 raise DatabaseBusy
             pause.wait(_LOOK_SECONDS)
 
-    def _others_hurry(self, door: Door) -> bool:
-        if not door.haste.try_acquire():
+    def _urgent_waits(self, state: ProcessState) -> bool:
+        if not state.priority.try_acquire():
             return True
-        door.haste.release()
+        state.priority.release()
         return False

@@ -51,7 +51,7 @@ def _silent(config: Settings, db: Database, pool: str) -> str:
     if not here:
         return f"no worker of {pool} on this host is registered"
     since = now() - max(worker.seen_at for worker in here)
-    return f"no worker of {pool} has beaten for {since:.0f} s" if since > config.lease_seconds else ""
+    return f"no worker of {pool} has sent a heartbeat for {since:.0f} s" if since > config.lease_seconds else ""
 
 
 def _here(worker: Worker) -> bool:

@@ -1,12 +1,12 @@
 """Quarantine engines that die repeatedly; deaths are counted across restarts of their worker.
 
     death ──▶ row ──┬─ fewer than `engine_deaths` ──▶ the engine is built again
-                    └─ as many ──▶ quarantined at its place ──until──▶ one trial ──┬─ lives ──▶ free again
+                    └─ as many ──▶ quarantined on these devices ──until──▶ one trial ──┬─ lives ──▶ free again
                                         ▲                                          │
                                         └────── dies: twice as long as before ─────┘
     free at once   `nightmill resume model NAME`, or another entry in the models file
 
-A place is a host and the devices that the process may use. What counts are the deaths of the last
+`host_devices` is a host and the devices that the process may use. What counts are the deaths of the last
 `engine_deaths_seconds`, and however old all since the engine last came up at all: one that takes minutes to fail would
 never have died often enough. A trial puts off the next one before it begins, so whoever is killed in it waits too.
 """
@@ -66,7 +66,7 @@ def note(session: Session, death: EngineDeath, bounds: Bounds) -> bool:
     at = now()
     session.execute(insert_into(session, EngineDeath).values(row_of(death)).on_conflict_do_nothing())
     session.execute(delete(EngineDeath).where(_here(death), ~_counts(at, bounds)))
-    row = session.get(Quarantine, (death.place, death.model), with_for_update=True)
+    row = session.get(Quarantine, (death.host_devices, death.model), with_for_update=True)
     if row is not None and row.entry == death.entry and row.trial is None:
         return True  # it is quarantined already
     query = select(EngineDeath).where(_here(death), EngineDeath.entry == death.entry)
@@ -76,7 +76,13 @@ def note(session: Session, death: EngineDeath, bounds: Bounds) -> bool:
         return False
     _quarantine(session, row if on_trial else None, deaths, at, bounds)
     session.execute(delete(EngineDeath).where(_here(death)))
-    audit.record(session, actor=_ACTOR, action="model.quarantine", target=death.model, details={"place": death.place})
+    audit.record(
+        session,
+        actor=_ACTOR,
+        action="model.quarantine",
+        target=death.model,
+        details={"host_devices": death.host_devices},
+    )
     return True
 
 
@@ -95,7 +101,7 @@ def _quarantine(
             setattr(trial, name, value)
         trial.deaths += len(deaths)
         return
-    key = {"place": last.place, "model": last.model}
+    key = {"host_devices": last.host_devices, "model": last.model}
     fresh = {"entry": last.entry, "deaths": len(deaths), "tries": 0, "created_at": at, "until": at + bounds.pause(0)}
     insert = insert_into(session, Quarantine).values(key | fresh | facts)
     session.execute(insert.on_conflict_do_update(index_elements=list(key), set_=fresh | facts))
@@ -107,17 +113,17 @@ def suspected(deaths: Iterable[EngineDeath]) -> list[str]:
     return [f"{name} ({times} times)" for name, times in counts.most_common(SUSPECTS)]
 
 
-def bury(session: Session, worker: Worker, aliases: Mapping[str, str], bounds: Bounds) -> list[str]:
-    """A worker is gone that nobody had told to: its engines may have done that. Those that are left alone now.
+def handle_worker_death(session: Session, worker: Worker, aliases: Mapping[str, str], bounds: Bounds) -> list[str]:
+    """Count the deaths of the engines of a worker that ended unexpectedly; return the models that are quarantined now.
 
-    While its claims are still there; whoever else buries it counts nothing more.
+    Call it while the claims are still there. A second call for the same worker counts nothing more.
     """
     at, found = now(), []
     shards = _in_hand(session, worker.id)
-    for name, how in _blamed(worker.holds or {}, {aliases.get(model, model) for model in shards.values()}).items():
+    for name, how in _blamed(worker.engines or {}, {aliases.get(model, model) for model in shards.values()}).items():
         death = EngineDeath(
             id=f"{worker.id}/{how['entry']}",
-            place=worker.place or worker.host,
+            host_devices=worker.host_devices or worker.host,
             model=name,
             entry=how["entry"],
             worker_id=worker.id,
@@ -135,7 +141,7 @@ def bury(session: Session, worker: Worker, aliases: Mapping[str, str], bounds: B
 
 def _in_hand(session: Session, worker_id: str) -> dict[str, str]:
     """Return the shards that the worker held, as text, and their models."""
-    query = select(Job.id, Job.model, Shard.n, Shard.trying_line).join(Shard, Shard.job_id == Job.id)
+    query = select(Job.id, Job.model, Shard.n, Shard.isolated_line).join(Shard, Shard.job_id == Job.id)
     query = query.where(Shard.worker_id == worker_id, Shard.state == ShardState.RUNNING).order_by(Job.id, Shard.n)
     return {
         f"{job_id} shard {n}" + (f" line {line}" if line is not None else ""): model or ""
@@ -149,14 +155,14 @@ def _blamed(held: Mapping[str, Mapping[str, Any]], busy: Collection[str]) -> dic
     return building or {name: held[name] for name in busy if name in held} or dict(held)
 
 
-def holds(session: Session, worker_id: str, place: str, engines: Mapping[str, Any]) -> None:
+def set_engines(session: Session, worker_id: str, host_devices: str, engines: Mapping[str, Any]) -> None:
     """Record the engines that a worker has or is starting."""
-    session.execute(update(Worker).where(Worker.id == worker_id).values(place=place, holds=dict(engines)))
+    session.execute(update(Worker).where(Worker.id == worker_id).values(host_devices=host_devices, holds=dict(engines)))
 
 
 def excuse(session: Session, worker_id: str) -> None:
     """Clear the worker's engines: it ends on purpose, so its end is no engine's death."""
-    session.execute(update(Worker).where(Worker.id == worker_id).values(holds={}))
+    session.execute(update(Worker).where(Worker.id == worker_id).values(engines={}))
 
 
 def lives(session: Session, worker_id: str) -> None:
@@ -164,18 +170,18 @@ def lives(session: Session, worker_id: str) -> None:
     session.execute(delete(EngineDeath).where(EngineDeath.id.startswith(f"{worker_id}/", autoescape=True)))
 
 
-def add_words(session: Session, place: str, models: Iterable[str], lines: Sequence[str]) -> None:
+def add_log_lines(session: Session, host_devices: str, models: Iterable[str], lines: Sequence[str]) -> None:
     """What the process before us said last, to deaths that nobody saw."""
     names = list(models)
-    deaths = select(EngineDeath).where(EngineDeath.place == place, EngineDeath.model.in_(names))
-    left = select(Quarantine).where(Quarantine.place == place, Quarantine.model.in_(names))
+    deaths = select(EngineDeath).where(EngineDeath.host_devices == host_devices, EngineDeath.model.in_(names))
+    left = select(Quarantine).where(Quarantine.host_devices == host_devices, Quarantine.model.in_(names))
     for row in (*session.scalars(deaths), *session.scalars(left)):
         if not row.lines:
             row.lines = list(lines)
 
 
 def held(
-    session: Session, place: str, entries: Mapping[str, str], known: Collection[str] | None = None
+    session: Session, host_devices: str, entries: Mapping[str, str], known: Collection[str] | None = None
 ) -> dict[str, Quarantine]:
     """Return which of these models are quarantined at this host and devices.
 
@@ -183,7 +189,7 @@ def held(
     now.
     """
     found = {}
-    for row in session.scalars(select(Quarantine).where(Quarantine.place == place)):
+    for row in session.scalars(select(Quarantine).where(Quarantine.host_devices == host_devices)):
         if entries.get(row.model) == row.entry:
             found[row.model] = row
         elif known is not None and (row.model in entries or row.model not in known):
@@ -191,9 +197,9 @@ def held(
     return found
 
 
-def begin_trial(session: Session, place: str, model: str, worker_id: str, bounds: Bounds) -> bool:
+def begin_trial(session: Session, host_devices: str, model: str, worker_id: str, bounds: Bounds) -> bool:
     """Return whether the worker may build the engine once. The next trial is postponed first. Idempotent."""
-    row = session.get(Quarantine, (place, model), with_for_update=True)
+    row = session.get(Quarantine, (host_devices, model), with_for_update=True)
     if row is None or row.trial == worker_id:
         return row is not None
     at = now()
@@ -203,9 +209,9 @@ def begin_trial(session: Session, place: str, model: str, worker_id: str, bounds
     return True
 
 
-def end_trial(session: Session, place: str, model: str, worker_id: str) -> None:
+def end_trial(session: Session, host_devices: str, model: str, worker_id: str) -> None:
     """Release the engine: it has lived long enough."""
-    row = session.get(Quarantine, (place, model), with_for_update=True)
+    row = session.get(Quarantine, (host_devices, model), with_for_update=True)
     if row is not None and row.trial == worker_id:
         _free(session, row, _ACTOR)
 
@@ -215,10 +221,12 @@ def leave(session: Session, worker_id: str) -> None:
     session.execute(update(Quarantine).where(Quarantine.trial == worker_id).values(trial=None, until=now()))
 
 
-def came_up(session: Session, place: str, model: str) -> None:
+def came_up(session: Session, host_devices: str, model: str) -> None:
     """Delete the deaths of the engine's start, because it came up."""
     session.execute(
-        delete(EngineDeath).where(EngineDeath.place == place, EngineDeath.model == model, EngineDeath.starting)
+        delete(EngineDeath).where(
+            EngineDeath.host_devices == host_devices, EngineDeath.model == model, EngineDeath.starting
+        )
     )
 
 
@@ -240,7 +248,7 @@ def forget(session: Session) -> None:
 
 def listed(session: Session, model: str | None = None) -> Sequence[Quarantine]:
     """Return the quarantined engines, those on trial included."""
-    query = select(Quarantine).order_by(Quarantine.model, Quarantine.place)
+    query = select(Quarantine).order_by(Quarantine.model, Quarantine.host_devices)
     return session.scalars(query if model is None else query.where(Quarantine.model == model)).all()
 
 
@@ -248,18 +256,22 @@ def told(row: Quarantine) -> list[str]:
     """In words: what is left alone, why and until when; what was in flight, and the last of the log."""
     when = datetime.fromtimestamp(row.until, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     standing = "is on trial" if row.trial else f"is quarantined until {when}"
-    said = [f"model {row.model} {standing} at {row.place}: its engine died {row.deaths} times, last of: {row.error}"]
+    said = [
+        f"model {row.model} {standing} at {row.host_devices}: its engine died {row.deaths} times, last of: {row.error}"
+    ]
     said += [f"in flight then: {', '.join(row.suspects)}"] if row.suspects else []
     return said + [f"its log: {line}" for line in row.lines]
 
 
 def _free(session: Session, row: Quarantine, actor: str) -> None:
     session.delete(row)
-    audit.record(session, actor=actor, action="model.release", target=row.model, details={"place": row.place})
+    audit.record(
+        session, actor=actor, action="model.release", target=row.model, details={"host_devices": row.host_devices}
+    )
 
 
 def _here(death: EngineDeath) -> ColumnElement[bool]:
-    return and_(EngineDeath.place == death.place, EngineDeath.model == death.model)
+    return and_(EngineDeath.host_devices == death.host_devices, EngineDeath.model == death.model)
 
 
 def _counts(at: float, bounds: Bounds) -> ColumnElement[bool]:

@@ -21,26 +21,27 @@ class Worker(Base):
     queues: Mapped[list[Any]]
     models: Mapped[list[Any]]
     slots: Mapped[int]
-    beat: Mapped[int] = mapped_column(default=0)
+    heartbeat: Mapped[int] = mapped_column(default=0)
     state: Mapped[str] = mapped_column(String(16), default="starting")  # starting | ready | stopping
     created_at: Mapped[float]
     seen_at: Mapped[float]
     restarts: Mapped[int] = mapped_column(default=0)  # of its engine
-    place: Mapped[str | None]  # its host, and the devices that it may use
+    host_devices: Mapped[str | None]  # its host, and the devices that it may use
     #: The engines in its process: model → {entry, up, since}, and `phase` while not up. See `jobs.fleet.quarantine`.
-    holds: Mapped[dict[str, Any] | None]
-    #: What it is at besides its claims: [queue, model, project_id, how many], as of its last beat. None: it never said.
-    unclaimed: Mapped[list[Any] | None]
+    engines: Mapped[dict[str, Any] | None]
+    #: What it is at besides its claims: [queue, model, project_id, how many], as of its last heartbeat. None: it never
+    #: said.
+    other_work: Mapped[list[Any] | None]
 
 
 class EngineDeath(Base):
     """An engine that died or did not come up, by itself or with its worker. See `jobs.fleet.quarantine`."""
 
     __tablename__ = "engine_death"
-    __table_args__ = (Index("ix_engine_death_place", "place", "model"),)
+    __table_args__ = (Index("ix_engine_death_host_devices", "host_devices", "model"),)
 
     id: Mapped[str] = mapped_column(String(128), primary_key=True)
-    place: Mapped[str]
+    host_devices: Mapped[str]
     model: Mapped[str]
     entry: Mapped[str] = mapped_column(String(64))
     worker_id: Mapped[str] = mapped_column(String(64))
@@ -52,11 +53,11 @@ class EngineDeath(Base):
 
 
 class Quarantine(Base):
-    """An engine that is left alone at a place, or is on trial there."""
+    """An engine that is quarantined on some devices, or is on trial there."""
 
     __tablename__ = "quarantine"
 
-    place: Mapped[str] = mapped_column(primary_key=True)
+    host_devices: Mapped[str] = mapped_column(primary_key=True)
     model: Mapped[str] = mapped_column(primary_key=True)
     entry: Mapped[str] = mapped_column(String(64))
     deaths: Mapped[int]

@@ -1,7 +1,7 @@
 """The workers that are alive, and the models that endpoints have shown.
 
-A worker registers, then beats; the leading dispatcher removes those whose beat stands still on its own clock.
-A row that is here is therefore a worker that lives, give or take one lease.
+A worker registers, then sends heartbeats; the leading dispatcher removes those whose heartbeat stands still on its own
+clock. A row that is here is therefore a worker that lives, give or take one lease.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -23,7 +23,7 @@ from jobs.ledger.tables import Job, Shard
 from jobs.queues import Queue
 from jobs.webhooks.tables import Delivery
 
-BEATS_TO_HEAR = 3  # see `Hearing`
+HEARTBEATS_TO_ACKNOWLEDGE = 3  # see `Acknowledgement`
 _OFF = exists().where(Pause.scope == pauses.Scope.WORKER, Pause.name == Worker.id)
 #: What the dispatcher asks while work waits, built once.
 _ALIVE = select(Worker).where(Worker.state == "ready", ~_OFF).order_by(Worker.id)
@@ -41,7 +41,7 @@ def register(session: Session, worker: Worker) -> None:
     session.execute(insert.on_conflict_do_update(index_elements=[Worker.id], set_=row))
 
 
-def beat(session: Session, worker_id: str, *, beats: int = 1, **changes: Any) -> bool:
+def heartbeat(session: Session, worker_id: str, *, heartbeats: int = 1, **changes: Any) -> bool:
     """One heartbeat, or news between two; False when the row is gone (the dispatcher took this worker for dead).
 
     How much `restarts` has grown is counted for good: the row goes when the worker does.
@@ -51,7 +51,9 @@ def beat(session: Session, worker_id: str, *, beats: int = 1, **changes: Any) ->
         if known is not None and restarts > known.restarts:
             measures.count(session, measures.RESTARTS, known.pool, restarts - known.restarts)
     changed = session.execute(
-        update(Worker).where(Worker.id == worker_id).values(beat=Worker.beat + beats, seen_at=now(), **changes)
+        update(Worker)
+        .where(Worker.id == worker_id)
+        .values(heartbeat=Worker.heartbeat + heartbeats, seen_at=now(), **changes)
     )
     return changed.rowcount == 1  # type: ignore[attr-defined, no-any-return]
 
@@ -102,7 +104,7 @@ def present(session: Session) -> Sequence[Worker]:
 
 def loads(worker: Worker) -> list[Loading]:
     """Return the engines that `worker` is loading, the longest first."""
-    held = {name: how for name, how in (worker.holds or {}).items() if not how["up"]}
+    held = {name: how for name, how in (worker.engines or {}).items() if not how["up"]}
     found = [
         Loading(name, how.get("phase") or _STARTING, how.get("since", worker.created_at)) for name, how in held.items()
     ]
@@ -124,7 +126,7 @@ def loading(workers: Iterable[Worker], queue: str, model: str) -> Loading | None
 
 
 def _answers(worker: Worker, model: str) -> bool:
-    is_up = (worker.holds or {}).get(model, {"up": True})["up"]
+    is_up = (worker.engines or {}).get(model, {"up": True})["up"]
     return worker.state == "ready" and is_up and (model in worker.models or ANY_MODEL in worker.models)
 
 
@@ -198,7 +200,7 @@ def besides_at(session: Session, scope: pauses.Scope, name: str) -> int:
         return 0
     fields = {pauses.Scope.QUEUE: 0, pauses.Scope.MODEL: 1, pauses.Scope.PROJECT: 2}
     count = 0
-    for worker_id, work in session.execute(select(Worker.id, Worker.unclaimed)):
+    for worker_id, work in session.execute(select(Worker.id, Worker.other_work)):
         count += sum(
             int(one[3])
             for one in work or ()
@@ -212,11 +214,11 @@ def besides_at(session: Session, scope: pauses.Scope, name: str) -> int:
     return count
 
 
-class Hearing:
+class Acknowledgement:
     """Which workers may not have heard of a pause yet, or not have told since what they are at.
 
-    The next beat may have been under way when the pause was written. The one after that meets it, and the third tells
-    what was begun before.
+    The next heartbeat may have been under way when the pause was written. The one after that meets it, and the third
+    tells what was begun before.
     """
 
     def __init__(self, scope: pauses.Scope, names: Set[str]) -> None:
@@ -224,11 +226,11 @@ class Hearing:
         self._seen: dict[str, int] = {}
 
     def unheard(self, session: Session) -> list[str]:
-        """Of the workers that are there now, by their beats since the first look, which is to be after the pause."""
+        """Of the workers that are there now, by their heartbeats since the first look, which is to be after the pause."""
         waits = []
         for worker in everyone(session):
-            first = self._seen[worker.id] = min(self._seen.get(worker.id, worker.beat), worker.beat)
-            if self._concerns(worker) and worker.beat < first + BEATS_TO_HEAR:
+            first = self._seen[worker.id] = min(self._seen.get(worker.id, worker.heartbeat), worker.heartbeat)
+            if self._concerns(worker) and worker.heartbeat < first + HEARTBEATS_TO_ACKNOWLEDGE:
                 waits.append(worker.id)
         return waits
 

@@ -46,7 +46,7 @@ def record(
 
 
 def fan_out(session: Session, event: Event, job: Job | None = None) -> None:
-    """Owe `event` to each enabled endpoint that wants it, and to the job's own webhook."""
+    """Enqueue `event` for each enabled endpoint that subscribed to it, and for the job's own webhook."""
     fan_out_all(session, [event], job)
 
 
@@ -55,13 +55,13 @@ def fan_out_all(session: Session, events: Sequence[Event], job: Job | None = Non
     types = {*kinds.event_types(), *OTHER_TYPES}
     told = [event for event in events if event.type in types]
     enabled = session.execute(_ENABLED, {"its_project": told[0].project_id}).all() if told else ()
-    owed = []
+    rows = []
     for event in told:
-        owed += [_delivery(event, endpoint_id=endpoint_id) for endpoint_id, types in enabled if event.type in types]
+        rows += [_delivery(event, endpoint_id=endpoint_id) for endpoint_id, types in enabled if event.type in types]
         if job is not None and job.webhook_url:
-            owed.append(_delivery(event, job_id=job.id))
-    if owed:
-        session.add_all(owed)
+            rows.append(_delivery(event, job_id=job.id))
+    if rows:
+        session.add_all(rows)
 
 
 def _delivery(event: Event, *, endpoint_id: str | None = None, job_id: str | None = None) -> Delivery:

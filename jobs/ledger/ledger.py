@@ -1,13 +1,13 @@
 """The ledger: the only writer of a job's state.
 
-    submit ─▶ claim(plan) ─▶ planned ─▶ … shards … ─▶ settle ─▶ claim(finish) ─▶ close
-                  └─▶ reject        cancel / expire ─▶ settle ┘
+    submit ─▶ claim(plan) ─▶ planned ─▶ … shards … ─▶ advance_job ─▶ claim(finish) ─▶ close
+                  └─▶ reject        cancel / expire ─▶ advance_job ┘
 
 Each function takes the caller's session and runs in its transaction; the audit row, the event, the deliveries and
-the doorbells are written there too. Guards stand in the WHERE: source state and epoch. Who lost the claim gets
-`Fenced` and has changed nothing. `jobs.ledger.shards` is the same for the shards of a running job.
+the messages are written there too. Guards stand in the WHERE: source state and epoch. Who lost the claim gets
+`ClaimLost` and has changed nothing. `jobs.ledger.shards` is the same for the shards of a running job.
 
-On PostgreSQL rows are locked in one order: the job, its shards, its doorbells, and at last what all count in.
+On PostgreSQL rows are locked in one order: the job, its shards, its messages, and at last what all count in.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.db.base import row_of
-from jobs.errors import Conflict, Fenced
+from jobs.errors import ClaimLost, Conflict
 from jobs.files.tables import File
 from jobs.ledger import audit, dependencies, events, kinds, measures, outbox, pauses, statements
 from jobs.ledger.states import CLOSING, LIVE, MOVES, TERMINAL, JobState, ShardState
@@ -74,17 +74,17 @@ def submit(session: Session, job: Job, *, actor: str, after: Sequence[str] = ())
         job.waiting_for = dependencies.WAITING
         session.flush()
     else:
-        outbox.owe(session, job, Task.PLAN, kind.plan_queue)
+        outbox.enqueue(session, job, Task.PLAN, kind.plan_queue)
     return job
 
 
-def release(session: Session, job_id: str) -> bool:
+def release_dependent(session: Session, job_id: str) -> bool:
     """Let a job that waits for others be planned once all of them have completed; return whether that is so."""
     job = lock(session, job_id)
     if job is None or job.waiting_for != dependencies.WAITING or dependencies.is_open(session, job_id):
         return False
     wait_for(session, job_id, None)
-    outbox.owe(session, job, Task.PLAN, kinds.lenient(job.kind).plan_queue)
+    outbox.enqueue(session, job, Task.PLAN, kinds.lenient(job.kind).plan_queue)
     return True
 
 
@@ -118,14 +118,14 @@ def move(
 ) -> Job:
     """Take a job along one arrow of `states.MOVES`; `event` is told instead of the usual one, `locked` is the job.
 
-    Raises ValueError off the table, Fenced when the guard fails.
+    Raises ValueError off the table, ClaimLost when the guard fails.
     """
     allowed = {sources} if isinstance(sources, JobState) else set(sources)
     if any(target not in MOVES[source] for source in allowed):
         raise ValueError(f"no move {sorted(allowed)} -> {target}")
     job = locked or lock(session, job_id)
     if job is None or job.state not in allowed or epoch not in (None, job.epoch):
-        raise Fenced
+        raise ClaimLost
     source = JobState(job.state)
     guard = {"its_job": job_id, "its_state": source, "its_epoch": job.epoch}
     changes = {
@@ -138,7 +138,7 @@ def move(
         **(values or {}),
     }
     if not statements.changes_one(session, statements.MOVE, {**guard, **changes}):
-        raise Fenced
+        raise ClaimLost
     statements.seen(job, changes)
     _moved(session, job, source, actor=actor, reason=reason, event=event)
     return job
@@ -150,55 +150,55 @@ def lock(session: Session, job_id: str) -> Job | None:
 
 
 def claim(session: Session, job_id: str, task: Task, worker_id: str) -> JobClaim | None:
-    """Take a job for planning or finishing; None when there is nothing to take (a stale doorbell)."""
-    job = lock(session, job_id)  # a doorbell owed by another transaction meanwhile is not ours to settle
+    """Take a job for planning or finishing; None when there is nothing to take (a stale message)."""
+    job = lock(session, job_id)  # or this would remove a message that another transaction enqueues meanwhile
     if job is not None and pauses.refuses(session, task, job, outbox.JOB, worker_id):
         return None
     taken = statements.changes_one(session, statements.TAKE[task], {"its_job": job_id, "its_worker": worker_id})
-    outbox.settle(session, task, job_id)
+    outbox.remove_claimed(session, task, job_id)
     if job is None or not taken:
         return None
-    statements.seen(job, {"epoch": job.epoch + 1, "beat": 0, "worker_id": worker_id, "waiting_for": None})
+    statements.seen(job, {"epoch": job.epoch + 1, "heartbeat": 0, "worker_id": worker_id, "waiting_for": None})
     return JobClaim(job, job.epoch, worker_id)
 
 
-def beat(session: Session, job_id: str, epoch: int, worker_id: str) -> bool:
-    """One heartbeat of a claim on a job; False when it is no longer held."""
+def heartbeat(session: Session, job_id: str, epoch: int, worker_id: str) -> bool:
+    """Increment the heartbeat of a claim on a job; return False when it is no longer held."""
     mine = {"its_job": job_id, "its_epoch": epoch, "its_worker": worker_id}
-    return statements.changes_one(session, statements.BEAT, mine)
+    return statements.changes_one(session, statements.HEARTBEAT, mine)
 
 
-def hold(session: Session, claim: JobClaim) -> None:
-    """Prove, inside a transaction, that the claim is still ours. Raises Fenced."""
-    if not beat(session, claim.job.id, claim.epoch, claim.worker_id):
-        raise Fenced
+def assert_claim(session: Session, claim: JobClaim) -> None:
+    """Increment the heartbeat of a claim, and so keep its row locked. Raises ClaimLost when it is no longer held."""
+    if not heartbeat(session, claim.job.id, claim.epoch, claim.worker_id):
+        raise ClaimLost
 
 
 def stop(session: Session, claim: JobClaim, end: JobState, errors: Sequence[Mapping[str, Any]]) -> bool:
     """Stop some of what a claimed job that comes to this `end` will not make; return whether there may be more.
 
-    Another worker that follows a dead one finds what is left. Raises Fenced.
+    Another worker that follows a dead one finds what is left. Raises ClaimLost.
     """
     stopping = kinds.lenient(claim.job.kind).stop
     if stopping is None:
         return False
-    hold(session, claim)
+    assert_claim(session, claim)
     job = lock(session, claim.job.id)
     assert job is not None
     return stopping(session, job, end, errors)
 
 
-def reads_from(session: Session, claim: JobClaim, path: str) -> None:
-    """A retry reads a copy of the lines that were left over. Raises Fenced."""
+def set_retry_input(session: Session, claim: JobClaim, path: str) -> None:
+    """A retry reads a copy of the lines that were left over. Raises ClaimLost."""
     mine = and_(Job.id == claim.job.id, Job.epoch == claim.epoch, Job.worker_id == claim.worker_id)
     if session.execute(update(Job).where(mine).values(input_path=path)).rowcount != 1:  # type: ignore[attr-defined]
-        raise Fenced
+        raise ClaimLost
 
 
 def planned(
     session: Session, claim: JobClaim, *, total: int, model: str | None, queue: str, serves_as: str | None = None
 ) -> Job:
-    """The input was read and cut: the job runs. Its shards' doorbells, owed while planning, now mean something."""
+    """Move a planned job to `running`: the messages of its shards, enqueued while planning, become due."""
     job = move(
         session,
         claim.job.id,
@@ -208,7 +208,7 @@ def planned(
         epoch=claim.epoch,
         values={"total": total, "model": model, "queue": queue, "serves_as": serves_as},
     )
-    settle(session, job.id, actor=_worker(claim), locked=job)
+    advance_job(session, job.id, actor=_worker(claim), locked=job)
     return job
 
 
@@ -238,7 +238,7 @@ def close(
     errors: Sequence[dict[str, Any]] = (),
     locked: Job | None = None,
 ) -> Job:
-    """The output is assembled: final counts, the files' rows, and the terminal state, at once. Raises Fenced.
+    """The output is assembled: final counts, the files' rows, and the terminal state, at once. Raises ClaimLost.
 
     With `errors` what was run to its end is no success. `locked` is the job, where this transaction has it.
     """
@@ -263,16 +263,16 @@ def close(
     return job
 
 
-def stumble(session: Session, claim: JobClaim, *, tries: int, delay: float, error: dict[str, Any]) -> Job:
-    """It could not be planned or finished: again after `delay`, and the `tries`-th time it fails. Raises Fenced."""
-    hold(session, claim)
-    session.execute(update(Job).where(Job.id == claim.job.id).values(stumbles=Job.stumbles + 1))
+def record_failed_attempt(session: Session, claim: JobClaim, *, tries: int, delay: float, error: dict[str, Any]) -> Job:
+    """It could not be planned or finished: again after `delay`, and the `tries`-th time it fails. Raises ClaimLost."""
+    assert_claim(session, claim)
+    session.execute(update(Job).where(Job.id == claim.job.id).values(failed_attempts=Job.failed_attempts + 1))
     job = lock(session, claim.job.id)
     assert job is not None
-    if job.stumbles < tries:
-        put_back(session, job.id, claim.epoch, delay=delay)
+    if job.failed_attempts < tries:
+        release(session, job.id, claim.epoch, delay=delay)
         return job
-    outbox.forget(session, job.id)  # shards that were cut owe some
+    outbox.forget(session, job.id)  # those of shards that were cut
     return move(
         session,
         job.id,
@@ -285,8 +285,8 @@ def stumble(session: Session, claim: JobClaim, *, tries: int, delay: float, erro
     )
 
 
-def put_back(session: Session, job_id: str, epoch: int, *, delay: float = 0.0, waiting_for: str | None = None) -> bool:
-    """A claim on a job ends without a result (given up or lost); its doorbell is owed again. False: fenced already."""
+def release(session: Session, job_id: str, epoch: int, *, delay: float = 0.0, waiting_for: str | None = None) -> bool:
+    """End a claim on a job without a result and enqueue its message again; return False when the claim was lost."""
     mine = and_(Job.id == job_id, Job.epoch == epoch, Job.worker_id.is_not(None))
     freed = session.execute(
         update(Job).where(mine).values(worker_id=None, epoch=Job.epoch + 1, waiting_for=waiting_for)
@@ -295,15 +295,15 @@ def put_back(session: Session, job_id: str, epoch: int, *, delay: float = 0.0, w
         return False
     job = lock(session, job_id)
     assert job is not None
-    _owe_own(session, job, delay)
+    _enqueue_next_step(session, job, delay)
     return True
 
 
-def lose(session: Session, job_id: str, epoch: int, beat: int) -> bool:
-    """The claimer's beat stood still at `beat` for a whole lease: take the job back. False: it moved after all."""
-    still = and_(Job.id == job_id, Job.epoch == epoch, Job.beat == beat, Job.worker_id.is_not(None))
-    counted = session.execute(update(Job).where(still).values(losses=Job.losses + 1))
-    return counted.rowcount == 1 and put_back(session, job_id, epoch, delay=outbox.calming(epoch))  # type: ignore[attr-defined]
+def revoke_lease(session: Session, job_id: str, epoch: int, heartbeat: int) -> bool:
+    """Revoke a claim whose heartbeat stood still at `heartbeat` for a lease; return False if it moved after all."""
+    still = and_(Job.id == job_id, Job.epoch == epoch, Job.heartbeat == heartbeat, Job.worker_id.is_not(None))
+    counted = session.execute(update(Job).where(still).values(lost_leases=Job.lost_leases + 1))
+    return counted.rowcount == 1 and release(session, job_id, epoch, delay=outbox.claim_backoff(epoch))  # type: ignore[attr-defined]
 
 
 def cancel(session: Session, job_id: str, *, actor: str) -> Job:
@@ -328,8 +328,11 @@ def expire(session: Session, job_id: str, *, actor: str) -> Job | None:
     return _stop(session, job_id, JobState.EXPIRING, actor)
 
 
-def settle(session: Session, job_id: str, *, actor: str, locked: Job | None = None) -> None:
-    """Owe the next step of a job that is due for one. Harmless at any time, by anyone, any number of times."""
+def advance_job(session: Session, job_id: str, *, actor: str, locked: Job | None = None) -> None:
+    """Enqueue the next step of a job that is due for one.
+
+    Harmless at any time, from any process, any number of times.
+    """
     job = locked or lock(session, job_id)
     if job is None or job.state in TERMINAL or job.worker_id is not None or job.waiting_for == dependencies.WAITING:
         return
@@ -337,17 +340,20 @@ def settle(session: Session, job_id: str, *, actor: str, locked: Job | None = No
         open_shards = session.scalar(statements.OPEN, {"its_job": job_id})
         if not open_shards:
             move(session, job_id, JobState.RUNNING, JobState.FINISHING, actor=actor, locked=job)
-            _owe_own(session, job, 0.0)
+            _enqueue_next_step(session, job, 0.0)
         return
     if not session.scalar(statements.BUSY, {"its_job": job_id}):
-        _owe_own(session, job, 0.0)
+        _enqueue_next_step(session, job, 0.0)
 
 
-def go_on(session: Session, job: Job, worker_id: str) -> JobClaim | None:
-    """As `settle`, by who ran all of a locked job and finishes it, without a doorbell. None: it is owed, or not due."""
+def claim_finish(session: Session, job: Job, worker_id: str) -> JobClaim | None:
+    """Claim the finishing of a locked job for the worker that ran its last shard, without a message.
+
+    Return None when the step is enqueued instead (a pause), or not due.
+    """
     actor = f"worker:{worker_id}"
     if job.state != JobState.RUNNING or job.worker_id is not None or pauses.paused(session).holds_finishing(worker_id):
-        settle(session, job.id, actor=actor, locked=job)
+        advance_job(session, job.id, actor=actor, locked=job)
         return None
     if session.scalar(statements.OPEN, {"its_job": job.id}):
         return None
@@ -356,13 +362,13 @@ def go_on(session: Session, job: Job, worker_id: str) -> JobClaim | None:
     return JobClaim(job, job.epoch, worker_id)
 
 
-def unsettled(session: Session, limit: int = 200) -> list[str]:
-    """Live jobs that may lack their next step: nobody holds them, no doorbell is owed for them, no shard is open."""
+def without_next_step(session: Session, limit: int = 200) -> list[str]:
+    """Return live jobs that may lack their next step: not claimed, without a message, and no shard of them runs."""
     of_job = Outbox.job_id == Job.id
-    owed = exists().where(of_job, or_(Outbox.shard_n == outbox.JOB, Job.state == JobState.RUNNING))
+    pending = exists().where(of_job, or_(Outbox.shard_n == outbox.JOB, Job.state == JobState.RUNNING))
     busy = exists().where(Shard.job_id == Job.id, Shard.state == ShardState.RUNNING)
     free = Job.worker_id.is_(None), Job.waiting_for.is_distinct_from(dependencies.WAITING)
-    statement = select(Job.id).where(Job.state.in_(LIVE), *free, ~owed, ~busy).limit(limit)
+    statement = select(Job.id).where(Job.state.in_(LIVE), *free, ~pending, ~busy).limit(limit)
     return list(session.scalars(statement))
 
 
@@ -374,9 +380,9 @@ def overdue(session: Session, at: float, limit: int = 100) -> list[str]:
 
 
 def claimed(session: Session) -> list[tuple[str, int, int, str]]:
-    """The claims on jobs: id, epoch, beat, worker. A job that has ended has none: every move ends it."""
-    statement = select(Job.id, Job.epoch, Job.beat, Job.worker_id).where(Job.worker_id.is_not(None))
-    return [(job_id, epoch, beat, worker or "") for job_id, epoch, beat, worker in session.execute(statement)]
+    """Return the claims on jobs: id, epoch, heartbeat, worker. A job that has ended has none: every move ends it."""
+    statement = select(Job.id, Job.epoch, Job.heartbeat, Job.worker_id).where(Job.worker_id.is_not(None))
+    return [(job_id, epoch, heartbeat, worker or "") for job_id, epoch, heartbeat, worker in session.execute(statement)]
 
 
 BUSY = exists().where(Shard.job_id == Job.id, Shard.state == ShardState.RUNNING)  # of jobs
@@ -388,7 +394,7 @@ def idle(session: Session, which: ColumnElement[bool], limit: int = 200) -> Sequ
     return session.scalars(still.limit(limit)).all()
 
 
-def said(session: Session, what: str, which: ColumnElement[bool], limit: int = 200) -> Sequence[str]:
+def waiting_for(session: Session, what: str, which: ColumnElement[bool], limit: int = 200) -> Sequence[str]:
     """Such running jobs that say they wait for this."""
     waiting = select(Job.id).where(Job.state == JobState.RUNNING, Job.waiting_for == what, which)
     return session.scalars(waiting.limit(limit)).all()
@@ -420,15 +426,15 @@ def sums(session: Session, job_id: str) -> dict[str, int]:
 def _stop(session: Session, job_id: str, target: JobState, actor: str) -> Job:
     job = move(session, job_id, {JobState.QUEUED, JobState.RUNNING}, target, actor=actor)
     outbox.forget(session, job_id)
-    settle(session, job_id, actor=actor)
+    advance_job(session, job_id, actor=actor)
     return job
 
 
-def _owe_own(session: Session, job: Job, delay: float) -> None:
+def _enqueue_next_step(session: Session, job: Job, delay: float) -> None:
     kind = kinds.lenient(job.kind)
     planned = job.state == JobState.QUEUED
     task, queue = (Task.PLAN, kind.plan_queue) if planned else (Task.FINISH, kind.finish_queue)
-    outbox.owe(session, job, task, queue, delay=delay)
+    outbox.enqueue(session, job, task, queue, delay=delay)
 
 
 def _moved(session: Session, job: Job, source: JobState, *, actor: str, reason: str | None, event: str | None) -> None:
@@ -446,7 +452,7 @@ def _moved(session: Session, job: Job, source: JobState, *, actor: str, reason: 
     )
     if target is JobState.SUCCEEDED:
         for dependent_id in dependencies.dependents(session, job.id):
-            release(session, dependent_id)
+            release_dependent(session, dependent_id)
     if target in TERMINAL:
         measures.ended(session, job)
     kind = kinds.lenient(job.kind)

@@ -5,7 +5,7 @@
     ENDED     a job, from when it could begin to its end                         by kind
     WEBHOOK   a delivery, from its event to the receiver's acceptance
     RESTARTS  an engine's new start in a worker that lives                       by pool
-    REFUSALS  a try of the dispatcher to ring that the broker did not take
+    REFUSALS  an attempt of the dispatcher to publish that the broker refused
 
 Each is written in the transaction of what it counts: once, whoever dies, and for ever. Everybody counts in the same
 few rows, so they are the last that a transaction touches, all in one order: held no longer than a commit takes, by

@@ -1,8 +1,8 @@
-"""The outbox: doorbells owed to the broker. The queue of record is this table; the broker only rings.
+"""The outbox: the messages that are pending. This table is the queue of record; the broker only notifies workers.
 
-owe ──▶ row (rung_at NULL) ──dispatcher rings──▶ rung ──claim──▶ row deleted
-                                    ▲               │
-                                    └── not heard ──┘  again after 10, 20, 40, 60 s
+enqueue ──▶ row (published_at NULL) ──dispatcher publishes──▶ published ──claim──▶ row deleted
+                                              ▲                   │
+                                              └─── unclaimed ─────┘  again after 10, 20, 40, 60 s
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -31,34 +31,34 @@ from jobs.clock import now
 from jobs.db.base import table_of
 from jobs.db.engine import inserting
 from jobs.files.tables import File
-from jobs.ledger import shares
+from jobs.ledger import slot_weights
 from jobs.ledger.states import CLOSING, JobState
 from jobs.ledger.tables import Job, Outbox, Shard
 from jobs.queues import Task
 from jobs.security.tables import Project
 
-JOB = -1  # shard_n of a doorbell for the job itself
+JOB = -1  # `shard_n` of a message for the job itself
 
-#: An input that is planned in no time: a doorbell may name several such jobs.
+#: Bytes of an input that is planned in no time: a published message may name several such jobs.
 SMALL_BYTES = 65_536
 PLANS = 8
 
 #: The deadline in a message of a job that has none.
 NEVER: Final = 2.0**53
-#: Seconds. What is due much later than this was owed by a clock that has been set back since: it is due now.
+#: Seconds. A message that is due much later was enqueued before the clock was set back: it is due now.
 LONGEST_DELAY = 60.0
 _SLACK = 60.0  # seconds by which the clocks of two hosts may differ
-#: So many claims on a job itself follow each other at once; where each kills its worker, further ones wait.
-_CALM_EPOCHS = 16
+#: After so many claims on a job itself, the next ones wait: each claim may have killed its worker.
+_BACKOFF_EPOCHS = 16
 
-#: The job's states in which each doorbell means something; others wait (a shard of a job being planned).
+#: The job's states in which each message may be published; others wait (a shard of a job that is being planned).
 READY: dict[Task, frozenset[JobState]] = {
     Task.PLAN: frozenset({JobState.QUEUED}),
     Task.RUN: frozenset({JobState.RUNNING}),
     Task.FINISH: frozenset(CLOSING),
 }
 
-#: What each step of each job asks, built once, of the table: no session holds a doorbell as an object meanwhile.
+#: The statements of each step of each job, built once, on the table: no session holds a message as an object meanwhile.
 _outbox = table_of(Outbox)
 _CLAIMED = delete(_outbox).where(
     _outbox.c.task == bindparam("its_task"),
@@ -78,12 +78,16 @@ _FREE = (
     .where(_outbox.c.id.in_(bindparam("ids", expanding=True)), _due_by(_SEEN))
     .with_for_update(skip_locked=True)
 )
-_HANDED_OVER = update(_outbox).where(_outbox.c.id.in_(_FREE)).values(rung_at=bindparam("at"), rings=_outbox.c.rings + 1)
+_MARK_PUBLISHED = (
+    update(_outbox)
+    .where(_outbox.c.id.in_(_FREE))
+    .values(published_at=bindparam("at"), publish_count=_outbox.c.publish_count + 1)
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Ring:
-    """One doorbell, as published: ids only. `share` is what its work takes of a slot."""
+class DueMessage:
+    """Hold one message that is due: ids only. `share` is the part of a worker's slot that its work takes."""
 
     id: int
     task: str
@@ -91,13 +95,13 @@ class Ring:
     job_id: str
     shard_n: int
     project_id: str
-    share: float = 1.0
-    rings: int = 0
+    slot_weight: float = 1.0
+    publish_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The models, and other names of them, that the live workers of a queue answer: these, or with `but` all others."""
+    """The names of models and aliases that the live workers of a queue serve: these, or with `but` all others."""
 
     names: frozenset[str]
     but: bool = False
@@ -106,17 +110,17 @@ class Served:
         return (name in self.names) is not self.but
 
     def among(self, name: ColumnElement[Any] | InstrumentedAttribute[Any]) -> ColumnElement[bool]:
-        """The same of a column."""
+        """Return the same condition for a column."""
         return name.not_in(self.names) if self.but else name.in_(self.names)
 
 
-#: What nobody can say is not held back.
+#: Where the served models are not known, nothing is held back.
 ALL = Served(frozenset(), but=True)
 
 
-def calming(epoch: int) -> float:
-    """Seconds until a job that was lost in this claim may be claimed again: 0 at first, in the end a minute."""
-    return min(2.0 ** min((epoch - _CALM_EPOCHS) // 2, 6), LONGEST_DELAY) if epoch >= _CALM_EPOCHS else 0.0
+def claim_backoff(epoch: int) -> float:
+    """Return the seconds until a job whose claim of `epoch` was lost may be claimed again: 0 at first, at most 60."""
+    return min(2.0 ** min((epoch - _BACKOFF_EPOCHS) // 2, 6), LONGEST_DELAY) if epoch >= _BACKOFF_EPOCHS else 0.0
 
 
 def urgency(job: Job) -> float:
@@ -124,8 +128,13 @@ def urgency(job: Job) -> float:
     return NEVER if job.deadline is None else job.deadline
 
 
-def owe(session: Session, job: Job, task: Task, queue: str, shards: Iterable[int] = (JOB,), delay: float = 0.0) -> None:
-    """Owe the broker doorbells, in the caller's transaction. One owed already is not owed twice."""
+def enqueue(
+    session: Session, job: Job, task: Task, queue: str, shards: Iterable[int] = (JOB,), delay: float = 0.0
+) -> None:
+    """Enqueue messages in the caller's transaction, one for each of `shards`.
+
+    A message that is there stays as it is.
+    """
     created = now()
     rows = [
         {
@@ -138,22 +147,22 @@ def owe(session: Session, job: Job, task: Task, queue: str, shards: Iterable[int
             "deadline": urgency(job),
             "created_at": created,
             "due_at": created + min(delay, LONGEST_DELAY),
-            "rings": 0,
+            "publish_count": 0,
         }
         for n in shards
     ]
     if rows:
         connection = session.connection()
-        connection.execute(_owing(connection.dialect.name), rows)
+        connection.execute(_insert_messages(connection.dialect.name), rows)
 
 
 @cache
-def _owing(dialect: str) -> Any:
+def _insert_messages(dialect: str) -> Any:
     return inserting(dialect)(_outbox).on_conflict_do_nothing()
 
 
-def settle(session: Session, task: Task, job_id: str, shard_n: int = JOB, queue: str | None = None) -> None:
-    """The work was claimed: its doorbell (in that queue) is no longer owed."""
+def remove_claimed(session: Session, task: Task, job_id: str, shard_n: int = JOB, queue: str | None = None) -> None:
+    """Delete the message of work that was claimed, with `queue` only if it is of that queue."""
     its = {"its_task": task, "its_job": job_id, "its_n": shard_n}
     if queue is None:
         session.connection().execute(_CLAIMED, its)
@@ -162,12 +171,12 @@ def settle(session: Session, task: Task, job_id: str, shard_n: int = JOB, queue:
 
 
 def forget(session: Session, job_id: str) -> None:
-    """Nothing more is to be done for this job but what is owed after this call."""
+    """Delete all messages of a job."""
     session.execute(delete(Outbox).where(Outbox.job_id == job_id))
 
 
 def waiting_projects(session: Session, queue: str, at: float) -> list[str]:
-    """Projects with an unrung, due doorbell on `queue`."""
+    """Return the projects with a due, unpublished message on `queue`."""
     return list(session.scalars(_WAITING, {"on": queue, "at": at}))
 
 
@@ -179,58 +188,56 @@ def due(
     limit: int,
     served: Served = ALL,
     only: ColumnElement[bool] | None = None,
-    shard: ColumnElement[float] = shares.WHOLE,
-) -> Sequence[Ring]:
-    """The next doorbells of one project: by priority, deadline, age; only where the job is ready for them.
+    shard: ColumnElement[float] = slot_weights.WHOLE,
+) -> Sequence[DueMessage]:
+    """Return the next messages of a project by priority, deadline and age, where their job is in a state for them.
 
-    `shard` is what one takes of a slot.
-
-    What nobody could answer is passed over: it would only take the places of what somebody could. `only` is a further
-    condition on the doorbell and its job.
+    Shards whose model is not `served` are passed over: they would only hide those that can be run. `only` is a further
+    condition on the message and its job. `shard` is the part of a slot that a shard takes.
     """
     statement = _due(served, shard)
     if only is not None:
         statement = statement.where(only)
     rows = session.execute(statement, {"on": queue, "of": project_id, "at": at, "most": limit})
-    return [Ring(*row) for row in rows]
+    return [DueMessage(*row) for row in rows]
 
 
-def rung(session: Session, ids: Sequence[int], seen: float | None = None) -> None:
-    """These doorbells were handed to the broker (or are about to be: ringing twice is harmless).
+def mark_published(session: Session, ids: Sequence[int], seen: float | None = None) -> None:
+    """Note that messages were published, or are about to be: publishing one twice is harmless.
 
-    One that is being claimed at this moment is passed over: to wait for it while holding others could be for ever.
-    So is one that was sent back already, since it was `seen` to be due.
+    A message that is being claimed at this moment is passed over: waiting for it while others are locked could be a
+    deadlock. So is a message that was unpublished after it was `seen` to be due.
     """
     at = now()
-    session.connection().execute(_HANDED_OVER, {"ids": ids, "at": at, "seen": at if seen is None else seen})
+    session.connection().execute(_MARK_PUBLISHED, {"ids": ids, "at": at, "seen": at if seen is None else seen})
 
 
-def unring(session: Session, task: Task, job_id: str, shard_n: int = JOB, *, delay: float = 0.0) -> None:
-    """A doorbell was heard by one who may not answer it: it waits to be rung as if it never had been."""
-    owed = and_(Outbox.task == task, Outbox.job_id == job_id, Outbox.shard_n == shard_n)
-    session.execute(update(Outbox).where(owed).values(rung_at=None, due_at=now() + delay))
+def unpublish(session: Session, task: Task, job_id: str, shard_n: int = JOB, *, delay: float = 0.0) -> None:
+    """Note that a message is to be published again after `delay`: a worker took it that may not claim its work."""
+    its = and_(Outbox.task == task, Outbox.job_id == job_id, Outbox.shard_n == shard_n)
+    session.execute(update(Outbox).where(its).values(published_at=None, due_at=now() + delay))
 
 
-#: How many of them are looked at in one go.
-UNHEARD: Final = 1000
+#: How many unclaimed messages are looked at in one go.
+UNCLAIMED: Final = 1000
 
 
-def unheard(session: Session, queues: Collection[str] | None = None) -> Sequence[Outbox]:
-    """Doorbells rung and not yet claimed, the oldest, of these queues or all: `UNHEARD` at most."""
-    rung = select(Outbox).where(Outbox.rung_at.is_not(None))
+def unclaimed(session: Session, queues: Collection[str] | None = None) -> Sequence[Outbox]:
+    """Return the oldest messages that are published and unclaimed, of `queues` or all: `UNCLAIMED` at most."""
+    published = select(Outbox).where(Outbox.published_at.is_not(None))
     if queues is not None:
-        rung = rung.where(Outbox.queue.in_(queues))
-    return session.scalars(rung.order_by(Outbox.id).limit(UNHEARD)).all()
+        published = published.where(Outbox.queue.in_(queues))
+    return session.scalars(published.order_by(Outbox.id).limit(UNCLAIMED)).all()
 
 
 def depth(session: Session) -> dict[str, tuple[int, float]]:
-    """Per queue: how many doorbells wait and since when the oldest does (unix seconds)."""
+    """Return for each queue the number of pending messages and the creation time of the oldest (unix seconds)."""
     rows = session.execute(select(Outbox.queue, func.count(), func.min(Outbox.created_at)).group_by(Outbox.queue))
     return {queue: (count, oldest) for queue, count, oldest in rows}
 
 
 def ready(at: ColumnElement[float] | float) -> ColumnElement[bool]:
-    """Where the job is in a state for it. Only running waits for the job's time: its input is judged before."""
+    """Return the condition that a job is in a state for its message. Only `run` waits for the job's `not_before`."""
     begun = or_(Outbox.task != Task.RUN, Job.not_before.is_(None), Job.not_before <= at)
     return and_(begun, or_(*(and_(Outbox.task == task, Job.state.in_(states)) for task, states in READY.items())))
 
@@ -241,33 +248,33 @@ NEEDED_MODEL: Final = func.coalesce(Job.serves_as, Job.model)
 
 @lru_cache(maxsize=64)
 def _due(served: Served, shard: ColumnElement[float]) -> Select[int, str, str, str, int, str, float]:
-    """What the models of a queue's own jobs keep back is left out; a queue where a shard is only prepared has none."""
-    due = _DUE.add_columns(share(shard))
+    """Build the statement of `due`. A queue in which a shard is only prepared (parsing) needs no model."""
+    due = _DUE.add_columns(slot_weight(shard))
     if served == ALL:
         return due
     named = or_(Outbox.task != Task.RUN, Outbox.queue != Job.queue, Job.model.is_(None), served.among(NEEDED_MODEL))
     return due.where(named)
 
 
-def share(shard: ColumnElement[float]) -> ColumnElement[float]:
-    """What a doorbell's work takes of a slot, beside its job, the job's input file and its shard."""
+def slot_weight(shard: ColumnElement[float]) -> ColumnElement[float]:
+    """Return the part of a slot that a message's work takes; needs the joins `INPUT` and `SHARD`."""
     return case((and_(File.bytes.is_not(None), File.bytes <= SMALL_BYTES), literal(1 / PLANS, Float)), else_=shard)
 
 
-#: What joins the file to a doorbell that is to plan it, and a doorbell's shard.
+#: The joins of the input file to a `plan` message, and of the shard to a `run` message.
 INPUT = and_(Outbox.task == Task.PLAN, File.id == Job.input_file_id)
 SHARD = and_(Outbox.task == Task.RUN, Shard.job_id == Outbox.job_id, Shard.n == Outbox.shard_n)
 
-#: What each tick asks, built once.
+#: The statements of each tick, built once.
 _AT = bindparam("at", type_=Outbox.due_at.type)
-_UNRUNG = and_(Outbox.queue == bindparam("on"), Outbox.rung_at.is_(None), _due_by(_AT))
-_WAITING = select(Project.id).where(exists().where(Outbox.project_id == Project.id, _UNRUNG))
+_UNPUBLISHED = and_(Outbox.queue == bindparam("on"), Outbox.published_at.is_(None), _due_by(_AT))
+_WAITING = select(Project.id).where(exists().where(Outbox.project_id == Project.id, _UNPUBLISHED))
 _DUE = (
     select(Outbox.id, Outbox.task, Outbox.queue, Outbox.job_id, Outbox.shard_n, Outbox.project_id)
     .join(Job, Job.id == Outbox.job_id)
     .outerjoin(File, INPUT)
     .outerjoin(Shard, SHARD)
-    .where(Outbox.project_id == bindparam("of"), _UNRUNG, ready(_AT))
+    .where(Outbox.project_id == bindparam("of"), _UNPUBLISHED, ready(_AT))
     .order_by(Outbox.priority.desc(), Outbox.deadline, Outbox.id)
     .limit(bindparam("most", type_=Outbox.id.type))
 )

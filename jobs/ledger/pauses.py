@@ -1,7 +1,7 @@
 """What the operator has paused: a queue, a model, a project, a worker. Intake goes on, and nothing new is begun.
 
-    pause ──▶ row ─┬─▶ the dispatcher rings no doorbell for it
-                   └─▶ a claim on what was rung before is refused, and its doorbell is owed anew
+    pause ──▶ row ─┬─▶ the dispatcher rings no message for it
+                   └─▶ a claim on what was published before is refused, and its message is owed anew
 
 A client may pause a job of its own where the job's kind allows it: a row of scope `job`. There may be many of these, so
 they are never loaded; SQL compares them with the jobs.
@@ -27,7 +27,7 @@ from jobs.ledger import audit, outbox
 from jobs.ledger.tables import Job, Outbox
 from jobs.queues import Queue, Task
 
-_ELSEWHERE_SECONDS = 1.0  # until a doorbell that a paused worker heard is rung again: it may be the only idle one
+_ELSEWHERE_SECONDS = 1.0  # until a message that a paused worker heard is published again: it may be the only idle one
 
 
 class Scope(StrEnum):
@@ -137,7 +137,7 @@ def paused_jobs(session: Session, job_ids: Collection[str]) -> set[str]:
 
 
 def refuses(session: Session, task: Task, job: Job, n: int, worker_id: str, queue: str | None = None) -> bool:
-    """Whether a claim must not be granted. If so its doorbell is owed anew, to be rung when nothing holds it back.
+    """Whether a claim must not be granted. If so its message is owed anew, to be published when nothing holds it back.
 
     `queue` is a shard's, where it is not its job's.
     """
@@ -150,7 +150,7 @@ def refuses(session: Session, task: Task, job: Job, n: int, worker_id: str, queu
         stopped = off.holds_finishing(worker_id)
     if not stopped:
         return False
-    outbox.unring(session, task, job.id, n, delay=_ELSEWHERE_SECONDS if mine else 0.0)
+    outbox.unpublish(session, task, job.id, n, delay=_ELSEWHERE_SECONDS if mine else 0.0)
     return True
 
 

@@ -118,14 +118,14 @@ def worked_seconds(session: Session, job: Job) -> float | None:
 
 
 def queue_position(session: Session, job: Job) -> int | None:
-    """How many live jobs of the same queue and project come before this one's next doorbell; None when none is owed.
+    """Return the number of live jobs of the same queue and project before this one; None when it has no message.
 
-    Between projects the order is one of fair shares, not of places, so only the project's own jobs are counted.
+    Between projects the order is one of fair shares, so only the project's own jobs are counted.
     """
     if job.state not in (JobState.QUEUED, JobState.RUNNING):
         return None
-    owed = select(func.min(Outbox.id), Outbox.queue).where(Outbox.job_id == job.id).group_by(Outbox.queue)
-    first = session.execute(owed.order_by(func.min(Outbox.id)).limit(1)).one_or_none()
+    messages = select(func.min(Outbox.id), Outbox.queue).where(Outbox.job_id == job.id).group_by(Outbox.queue)
+    first = session.execute(messages.order_by(func.min(Outbox.id)).limit(1)).one_or_none()
     if first is None:
         return None
     later = and_(Outbox.priority == job.priority, Outbox.deadline == outbox.urgency(job), Outbox.id < first[0])

@@ -7,7 +7,7 @@
 
 Every write carries the claim's epoch. A segment's file is durable before its row; the row and the shard's sums
 are one transaction. `stalls` counts claims lost without any commit: past a limit the shard is run one line at a
-time, with `trying_line` committed first, so that the line that kills its worker is known.
+time, with `isolated_line` committed first, so that the line that kills its worker is known.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.db.base import row_of
-from jobs.errors import Fenced
+from jobs.errors import ClaimLost
 from jobs.ledger import kinds, ledger, measures, outbox, pauses, statements
 from jobs.ledger.states import JobState, ShardState
 from jobs.ledger.tables import Job, Outbox, Shard
@@ -43,8 +43,8 @@ class ShardClaim:
     offset: int
     length: int
     stalls: int
-    trying_line: int | None
-    trying_times: int
+    isolated_line: int | None
+    isolated_attempts: int
     faults: dict[int, list[int]]  # as `workers.runtime.output_lines.Trials` keeps them
     covered: int
     queue: str | None = None  # where it is run for now, if not in its job's queue
@@ -86,7 +86,7 @@ def segment_path(job_id: str, n: int, epoch: int, seq: int) -> str:
 
 
 def cut(session: Session, claim: ledger.JobClaim, queue: str, shards: Sequence[Shard]) -> None:
-    """Add planned shards and their doorbells, which mean nothing until the job runs. Raises Fenced.
+    """Add planned shards and their messages, which mean nothing until the job runs. Raises ClaimLost.
 
     Run twice it adds them once: what an earlier planning left was removed by `uncut` before.
     """
@@ -94,7 +94,7 @@ def cut(session: Session, claim: ledger.JobClaim, queue: str, shards: Sequence[S
     if not shards or _found(session, statements.SHARD_IS_THERE, its_job=claim.job.id, its_n=shards[0].n):
         return  # the first commit's answer was lost
     session.connection().execute(statements.ADD_SHARD, list(map(row_of, shards)))
-    outbox.owe(session, claim.job, Task.RUN, queue, (shard.n for shard in shards))
+    outbox.enqueue(session, claim.job, Task.RUN, queue, (shard.n for shard in shards))
 
 
 def uncut(session: Session, claim: ledger.JobClaim, limit: int) -> int:
@@ -111,14 +111,14 @@ def uncut(session: Session, claim: ledger.JobClaim, limit: int) -> int:
 
 
 def claim(session: Session, job_id: str, n: int, worker_id: str, *, queue: str | None = None) -> ShardClaim | None:
-    """Take a pending shard of a running job; None when there is nothing to take (a stale doorbell).
+    """Take a pending shard of a running job; None when there is nothing to take (a stale message).
 
-    `queue` is what `Shard.queue` has to be: a doorbell may be older than the shard's passing on.
+    `queue` is what `Shard.queue` has to be: a message may be older than the shard's passing on.
     """
     job = ledger.lock(session, job_id)
     if job is None or job.state != JobState.RUNNING or pauses.refuses(session, Task.RUN, job, n, worker_id, queue):
         return None
-    outbox.settle(session, Task.RUN, job_id, n, queue or job.queue or kinds.lenient(job.kind).run_queue)
+    outbox.remove_claimed(session, Task.RUN, job_id, n, queue or job.queue or kinds.lenient(job.kind).run_queue)
     its: dict[str, Any] = {"its_job": job_id, "its_n": n}
     ours = {**its, "its_worker": worker_id, "at": now()}
     if queue is None:
@@ -128,7 +128,7 @@ def claim(session: Session, job_id: str, n: int, worker_id: str, *, queue: str |
     shard = taken.first()
     if shard is None:
         return None
-    if n == 0 and shard.epoch == 1:  # the first doorbell of its job, and the first claim
+    if n == 0 and shard.epoch == 1:  # the first message of its job, and the first claim
         measures.waited(session, job)
     if job.waiting_for not in (None, "model"):  # whether the model answers is to be seen
         ledger.wait_for(session, job_id, None)
@@ -142,8 +142,8 @@ def claim(session: Session, job_id: str, n: int, worker_id: str, *, queue: str |
         offset=shard.offset,
         length=shard.length,
         stalls=shard.stalls,
-        trying_line=shard.trying_line,
-        trying_times=shard.trying_times,
+        isolated_line=shard.isolated_line,
+        isolated_attempts=shard.isolated_attempts,
         faults={int(line): times for line, times in (shard.faults or {}).items()},
         covered=covered(session, job_id, n),
         queue=shard.queue,
@@ -169,7 +169,10 @@ def outcomes(session: Session, job_id: str, n: int) -> Counter[str]:
 def commit(
     session: Session, claim: ShardClaim, seq: int, path: str, length: int, tally: Tally, *, last: bool
 ) -> Job | None:
-    """Make a segment count; with `last` the shard is done, its job locked. Run twice it counts once. Raises Fenced."""
+    """Make a segment count; with `last` the shard is done, its job locked.
+
+    Run twice it counts once. Raises ClaimLost.
+    """
     job = ledger.lock(session, claim.job.id) if last else None  # of two last shards one sees the other's end
     its = {"its_job": claim.job.id, "its_n": claim.n, "its_epoch": claim.epoch}
     waits = (job or claim.job).waiting_for is not None
@@ -184,7 +187,7 @@ def commit(
         earlier = outcomes(session, claim.job.id, claim.n) if seq or claim.covered else Counter[str]()
         ending = _done(earlier + Counter(tally.outcomes))
     if not statements.changes_one(session, statements.COUNT, {**its, **more, **ending}):
-        raise Fenced
+        raise ClaimLost
     size = (claim.lines + 7) // 8
     segment = {
         "job_id": claim.job.id,
@@ -206,93 +209,97 @@ def commit(
 
 
 def finish_empty(session: Session, claim: ShardClaim) -> Job | None:
-    """Every line was covered by earlier attempts: the shard is done. Run twice it ends once. Raises Fenced."""
+    """Every line was covered by earlier attempts: the shard is done. Run twice it ends once. Raises ClaimLost."""
     job = ledger.lock(session, claim.job.id)
     done = _done(outcomes(session, claim.job.id, claim.n))
     if session.execute(update(Shard).where(_mine(claim)).values(done)).rowcount == 1:  # type: ignore[attr-defined]
         return job
     shard = session.get(Shard, (claim.job.id, claim.n))
     if shard is None or (shard.state, shard.epoch) != (ShardState.DONE, claim.epoch):
-        raise Fenced
+        raise ClaimLost
     return job
 
 
-def trying(session: Session, claim: ShardClaim, line: int) -> None:
-    """Careful mode: say which line is tried, and how often it was, before it is. Raises Fenced."""
-    times = claim.trying_times + 1 if line == claim.trying_line else 1
-    tried = session.execute(update(Shard).where(_mine(claim)).values(trying_line=line, trying_times=times))
+def record_isolated_attempt(session: Session, claim: ShardClaim, line: int) -> None:
+    """Careful mode: say which line is tried, and how often it was, before it is. Raises ClaimLost."""
+    times = claim.isolated_attempts + 1 if line == claim.isolated_line else 1
+    tried = session.execute(update(Shard).where(_mine(claim)).values(isolated_line=line, isolated_attempts=times))
     if tried.rowcount != 1:  # type: ignore[attr-defined]
-        raise Fenced
+        raise ClaimLost
 
 
 def note_progress(session: Session, claim: ShardClaim) -> None:
-    """Note that a claim has brought its shard forward without a segment: losing it is no stall. Raises Fenced."""
+    """Note that a claim has brought its shard forward without a segment: losing it is no stall. Raises ClaimLost."""
     noted = session.execute(update(Shard).where(_mine(claim)).values(progressed=True, stalls=0))
     if noted.rowcount != 1:  # type: ignore[attr-defined]
-        raise Fenced
+        raise ClaimLost
 
 
-def beat(session: Session, claims: Sequence[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
-    """One beat for each held (job, n, epoch); returns those that are no longer held."""
+def heartbeat(session: Session, claims: Sequence[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+    """Increment the heartbeat of each (job, n, epoch); return those that are no longer held."""
     lost = []
     for job_id, n, epoch in sorted(claims):
         held = {"its_job": job_id, "its_n": n, "its_epoch": epoch}
-        if not statements.changes_one(session, statements.BEAT_SHARD, held):
+        if not statements.changes_one(session, statements.HEARTBEAT_SHARD, held):
             lost.append((job_id, n, epoch))
     return lost
 
 
 def give_back(session: Session, claim: ShardClaim, *, delay: float = 0.0, waiting_for: str | None = None) -> None:
-    """The claimer stops of its own accord; nothing counts against the shard. Fenced already: nothing happens.
+    """The claimer stops of its own accord; nothing counts against the shard. ClaimLost already: nothing happens.
 
     Nor against the line that it said it would try: only who dies of it does not come here.
     """
     ledger.lock(session, claim.job.id)
     session.execute(update(Shard).where(_mine(claim)).values(faults={str(n): k for n, k in claim.faults.items()}))
-    said_so = or_(Shard.trying_line.is_distinct_from(claim.trying_line), Shard.trying_times != claim.trying_times)
-    tried = update(Shard).where(_mine(claim), said_so, Shard.trying_times > 0)
-    session.execute(tried.values(trying_times=Shard.trying_times - 1))
+    said_so = or_(
+        Shard.isolated_line.is_distinct_from(claim.isolated_line), Shard.isolated_attempts != claim.isolated_attempts
+    )
+    tried = update(Shard).where(_mine(claim), said_so, Shard.isolated_attempts > 0)
+    session.execute(tried.values(isolated_attempts=Shard.isolated_attempts - 1))
     freed = _free(session, claim.job.id, claim.n, claim.epoch, stalled=False, delay=delay)
     if freed and waiting_for is not None:
         ledger.wait_for(session, claim.job.id, waiting_for)
-    ledger.settle(session, claim.job.id, actor=f"worker:{claim.worker_id}")
+    ledger.advance_job(session, claim.job.id, actor=f"worker:{claim.worker_id}")
 
 
-def pass_on(session: Session, claim: ShardClaim) -> None:
-    """This queue's part is done: the rest is for its job's own. Run twice it is passed on once. Raises Fenced."""
+def requeue_to_job_queue(session: Session, claim: ShardClaim) -> None:
+    """This queue's part is done: the rest is for its job's own. Run twice it is passed on once. Raises ClaimLost."""
     job = ledger.lock(session, claim.job.id)
     onward = {"state": ShardState.PENDING, "epoch": Shard.epoch + 1, "worker_id": None, "queue": None}
-    onward |= {"stalls": 0, "trying_line": None, "trying_times": 0}
+    onward |= {"stalls": 0, "isolated_line": None, "isolated_attempts": 0}
     passed = session.execute(update(Shard).where(_mine(claim)).values(onward))
     if passed.rowcount == 1 and job is not None:  # type: ignore[attr-defined]
         if job.state == JobState.RUNNING:
-            outbox.owe(session, job, Task.RUN, job.queue or kinds.lenient(job.kind).run_queue, (claim.n,))
-        return ledger.settle(session, claim.job.id, actor=f"worker:{claim.worker_id}")
+            outbox.enqueue(session, job, Task.RUN, job.queue or kinds.lenient(job.kind).run_queue, (claim.n,))
+        return ledger.advance_job(session, claim.job.id, actor=f"worker:{claim.worker_id}")
     shard = session.get(Shard, (claim.job.id, claim.n))
     if shard is None or shard.queue is not None:
-        raise Fenced
+        raise ClaimLost
     return None
 
 
-def lose(session: Session, job_id: str, n: int, epoch: int, beat: int) -> bool:
-    """The claimer's beat stood still at `beat` for a whole lease: take the shard back. False: it moved after all."""
+def revoke_lease(session: Session, job_id: str, n: int, epoch: int, heartbeat: int) -> bool:
+    """Revoke a claim whose heartbeat stood still at `heartbeat` for a whole lease; return False if it moved after all."""
     ledger.lock(session, job_id)
-    still = select(Shard).where(Shard.job_id == job_id, Shard.n == n, Shard.epoch == epoch, Shard.beat == beat)
+    still = select(Shard).where(
+        Shard.job_id == job_id, Shard.n == n, Shard.epoch == epoch, Shard.heartbeat == heartbeat
+    )
     shard = session.scalar(still.with_for_update())
     if shard is None or not _free(session, job_id, n, epoch, stalled=not shard.progressed, delay=0.0):
         return False
-    session.execute(update(Job).where(Job.id == job_id).values(losses=Job.losses + 1))
-    ledger.settle(session, job_id, actor="dispatcher")
+    session.execute(update(Job).where(Job.id == job_id).values(lost_leases=Job.lost_leases + 1))
+    ledger.advance_job(session, job_id, actor="dispatcher")
     return True
 
 
-def fence(session: Session, job_id: str) -> None:
+def revoke_running(session: Session, job_id: str) -> None:
     """A stopping job waits no longer for its running shards: whatever they still produce is dropped."""
     ledger.lock(session, job_id)
     running = select(Shard.n, Shard.epoch).where(Shard.job_id == job_id, Shard.state == ShardState.RUNNING)
     for n, epoch in session.execute(running.order_by(Shard.n)).all():
         _free(session, job_id, n, epoch, stalled=False, delay=0.0)
-    ledger.settle(session, job_id, actor="dispatcher")
+    ledger.advance_job(session, job_id, actor="dispatcher")
 
 
 def stopping(session: Session) -> Sequence[str]:
@@ -302,27 +309,30 @@ def stopping(session: Session) -> Sequence[str]:
     return session.scalars(jobs.distinct()).all()
 
 
-def any_unowed(session: Session) -> bool:
+def any_without_message(session: Session) -> bool:
     """Whether there is anything to mend, which takes long to find out: no writer waits for it."""
-    return session.execute(_UNOWED.limit(1)).first() is not None
+    return session.execute(_WITHOUT_MESSAGE.limit(1)).first() is not None
 
 
-def unowed(session: Session, limit: int = 200) -> int:
-    """Mend pending shards of running jobs whose doorbell is gone; returns how many there were."""
-    lost = session.execute(_UNOWED.limit(limit)).all()
+def restore_messages(session: Session, limit: int = 200) -> int:
+    """Mend pending shards of running jobs whose message is gone; returns how many there were."""
+    lost = session.execute(_WITHOUT_MESSAGE.limit(limit)).all()
     for job, n, queue in lost:
-        outbox.owe(session, job, Task.RUN, queue or job.queue or kinds.lenient(job.kind).run_queue, (n,))
+        outbox.enqueue(session, job, Task.RUN, queue or job.queue or kinds.lenient(job.kind).run_queue, (n,))
     return len(lost)
 
 
 def running(session: Session) -> list[tuple[str, int, int, int, str]]:
-    """The claims on shards: job, n, epoch, beat, worker."""
-    columns = (Shard.job_id, Shard.n, Shard.epoch, Shard.beat, Shard.worker_id)
+    """Return the claims on shards: job, n, epoch, heartbeat, worker."""
+    columns = (Shard.job_id, Shard.n, Shard.epoch, Shard.heartbeat, Shard.worker_id)
     statement = select(*columns).where(HELD, Shard.worker_id.is_not(None)).order_by(Shard.job_id, Shard.n)
-    return [(job_id, n, epoch, beat, worker or "") for job_id, n, epoch, beat, worker in session.execute(statement)]
+    return [
+        (job_id, n, epoch, heartbeat, worker or "")
+        for job_id, n, epoch, heartbeat, worker in session.execute(statement)
+    ]
 
 
-_UNOWED = (
+_WITHOUT_MESSAGE = (
     select(Job, Shard.n, Shard.queue)
     .join(Shard, Shard.job_id == Job.id)
     .where(
@@ -350,7 +360,7 @@ def _free(session: Session, job_id: str, n: int, epoch: int, *, stalled: bool, d
     job = session.get_one(Job, job_id)
     if job.state == JobState.RUNNING:
         queue = session.scalar(select(Shard.queue).where(Shard.job_id == job_id, Shard.n == n))
-        outbox.owe(session, job, Task.RUN, queue or job.queue or kinds.lenient(job.kind).run_queue, (n,), delay)
+        outbox.enqueue(session, job, Task.RUN, queue or job.queue or kinds.lenient(job.kind).run_queue, (n,), delay)
     return True
 
 

@@ -56,13 +56,13 @@ def _take(task: Task) -> Update:
         free = and_(free, ~exists().where(*_RUNNING))
     else:
         free = and_(free, _job.c.waiting_for.is_distinct_from(dependencies.WAITING))
-    ours = {"epoch": _job.c.epoch + 1, "beat": 0, "worker_id": _ITS_WORKER, "waiting_for": None}
+    ours = {"epoch": _job.c.epoch + 1, "heartbeat": 0, "worker_id": _ITS_WORKER, "waiting_for": None}
     return update(_job).where(free).values(ours)
 
 
-def _beat() -> Update:
+def _heartbeat() -> Update:
     mine = and_(_job.c.id == _ITS_JOB, _job.c.epoch == _ITS_EPOCH, _job.c.worker_id == _ITS_WORKER)
-    return update(_job).where(mine).values(beat=_job.c.beat + 1)
+    return update(_job).where(mine).values(heartbeat=_job.c.heartbeat + 1)
 
 
 def _any_shard(*states: ShardState) -> Select[bool]:
@@ -73,7 +73,7 @@ _RUNNING = (_shard.c.job_id == _ITS_JOB, _shard.c.state == ShardState.RUNNING)
 LOCK = select(Job).where(Job.id == _ITS_JOB).with_for_update().execution_options(populate_existing=True)
 MOVE = _move()
 TAKE = {task: _take(task) for task in CLAIMABLE}
-BEAT = _beat()
+HEARTBEAT = _heartbeat()
 ANSWERED = update(_job).where(_job.c.id == _ITS_JOB, _job.c.waiting_for == "model").values(waiting_for=None)
 BUSY = _any_shard(ShardState.RUNNING)
 OPEN = _any_shard(ShardState.PENDING, ShardState.RUNNING)
@@ -92,7 +92,7 @@ def _mine() -> ColumnElement[bool]:
 
 def _take_shard(where: ColumnElement[bool]) -> Update:
     free = and_(_shard.c.job_id == _ITS_JOB, _shard.c.n == _ITS_N, _shard.c.state == ShardState.PENDING, where)
-    ours = {"state": ShardState.RUNNING, "epoch": _shard.c.epoch + 1, "beat": 0, "worker_id": _ITS_WORKER}
+    ours = {"state": ShardState.RUNNING, "epoch": _shard.c.epoch + 1, "heartbeat": 0, "worker_id": _ITS_WORKER}
     begun = case((_shard.c.done > 0, _shard.c.started_at), else_=bindparam("at"))
     ours |= {"progressed": False, "started_at": begun}
     return update(_shard).where(free).values(ours).returning(*_shard.c)
@@ -101,7 +101,7 @@ def _take_shard(where: ColumnElement[bool]) -> Update:
 def _count() -> Update:
     """The sums grow by `its_done`, `its_failed` and the tokens; what else is set shows that it gets on."""
     more = {name: _shard.c[name] + bindparam(f"its_{name}") for name in ("done", "failed", *TOKENS)}
-    well = {"progressed": True, "stalls": 0, "trying_line": None, "trying_times": 0}
+    well = {"progressed": True, "stalls": 0, "isolated_line": None, "isolated_attempts": 0}
     return update(_shard).where(_mine()).values({**more, **well})
 
 
@@ -109,7 +109,7 @@ _ITS_SEGMENTS = and_(_segment.c.job_id == _ITS_JOB, _segment.c.n == _ITS_N)
 TAKE_SHARD = _take_shard(_shard.c.queue.is_(None))
 TAKE_SHARD_THERE = _take_shard(_shard.c.queue == bindparam("its_queue"))
 COUNT = _count()
-BEAT_SHARD = update(_shard).where(_mine()).values(beat=_shard.c.beat + 1)
+HEARTBEAT_SHARD = update(_shard).where(_mine()).values(heartbeat=_shard.c.heartbeat + 1)
 SHARD_IS_THERE = select(_shard.c.n).where(_shard.c.job_id == _ITS_JOB, _shard.c.n == _ITS_N)
 COVERED = select(_segment.c.covered).where(_ITS_SEGMENTS)
 OUTCOMES = select(_segment.c.outcomes).where(_ITS_SEGMENTS)

@@ -24,7 +24,7 @@ class Usage:
 class Job(Usage, Base):
     """One job of any kind. `state` is written by `jobs.ledger.ledger` alone.
 
-    `epoch`, `worker_id`, `beat` are the claim of whoever plans or finishes it. `total`, `completed`, `failed` and
+    `epoch`, `worker_id`, `heartbeat` are the claim of whoever plans or finishes it. `total`, `completed`, `failed` and
     the tokens are final only in a terminal state; until then they are sums over the shards. `parent_id` is the job that
     this one was made for; to cancel the parent cancels it. `waiting_for` is `job` until its predecessors completed.
     `model` is the name that its requests ask for; `serves_as` is the model that a worker must have where that is
@@ -52,10 +52,10 @@ class Job(Usage, Base):
     waiting_for: Mapped[str | None] = mapped_column(String(64))
 
     epoch: Mapped[int] = mapped_column(default=0)
-    beat: Mapped[int] = mapped_column(default=0)
+    heartbeat: Mapped[int] = mapped_column(default=0)
     worker_id: Mapped[str | None] = mapped_column(String(64))
-    losses: Mapped[int] = mapped_column(default=0)  # claims on it or its shards that ended by their lease
-    stumbles: Mapped[int] = mapped_column(default=0, server_default=text("0"))  # planned or finished in vain
+    lost_leases: Mapped[int] = mapped_column(default=0)  # claims on it or its shards that ended by their lease
+    failed_attempts: Mapped[int] = mapped_column(default=0, server_default=text("0"))  # planned or finished in vain
     event_seq: Mapped[int] = mapped_column(default=0)
 
     total: Mapped[int] = mapped_column(default=0)
@@ -170,12 +170,12 @@ class Shard(Usage, Base):
     queue: Mapped[str | None] = mapped_column(String(64))
     state: Mapped[str] = mapped_column(String(16), default=ShardState.PENDING)
     epoch: Mapped[int] = mapped_column(default=0)
-    beat: Mapped[int] = mapped_column(default=0)
+    heartbeat: Mapped[int] = mapped_column(default=0)
     worker_id: Mapped[str | None] = mapped_column(String(64))
     progressed: Mapped[bool] = mapped_column(default=False)
     stalls: Mapped[int] = mapped_column(default=0)
-    trying_line: Mapped[int | None]
-    trying_times: Mapped[int] = mapped_column(default=0)
+    isolated_line: Mapped[int | None]
+    isolated_attempts: Mapped[int] = mapped_column(default=0)
     faults: Mapped[dict[str, Any] | None]  # line → how its request broke, kept over attempts
     done: Mapped[int] = mapped_column(default=0)
     failed: Mapped[int] = mapped_column(default=0)
@@ -228,7 +228,7 @@ class Outcome(Base):
 
 
 class Outbox(Base):
-    """A doorbell owed to the broker. The row goes when the work is claimed: what is here is what waits."""
+    """An outbox message: pending from its insertion until the work is claimed, which deletes it."""
 
     __tablename__ = "outbox"
 
@@ -242,8 +242,8 @@ class Outbox(Base):
     deadline: Mapped[float]
     created_at: Mapped[float]
     due_at: Mapped[float]
-    rung_at: Mapped[float | None]
-    rings: Mapped[int] = mapped_column(default=0)
+    published_at: Mapped[float | None]
+    publish_count: Mapped[int] = mapped_column(default=0)
 
     __table_args__ = (
         UniqueConstraint("task", "job_id", "shard_n"),
@@ -254,18 +254,18 @@ class Outbox(Base):
             priority.desc(),
             "deadline",
             "id",
-            sqlite_where=text("rung_at IS NULL"),
-            postgresql_where=text("rung_at IS NULL"),
+            sqlite_where=text("published_at IS NULL"),
+            postgresql_where=text("published_at IS NULL"),
         ),
         Index(
-            "ix_outbox_rung",
+            "ix_outbox_published",
             "queue",
             "project_id",
-            sqlite_where=text("rung_at IS NOT NULL"),
-            postgresql_where=text("rung_at IS NOT NULL"),
+            sqlite_where=text("published_at IS NOT NULL"),
+            postgresql_where=text("published_at IS NOT NULL"),
         ),
         Index("ix_outbox_job", "job_id"),
-        {"sqlite_autoincrement": True},  # the number of a doorbell that is gone is never given again
+        {"sqlite_autoincrement": True},  # the id of a deleted message is never used again
     )
 
 

@@ -253,20 +253,20 @@ async def acquire_any(limits: Sequence[Limit], weight: float = 1.0, priority: in
 class SharedExclusiveLock:
     """A lock that any number of processes of this host share, or one has alone. One object for each event loop.
 
-        door   shut (exclusive) by the process that wants to be alone; the others begin nothing new
-        room   held (shared) by every process with something in flight; exclusive for the one that is alone
+        gate   taken (exclusive) by a process that waits for the exclusive lock; the others begin nothing new
+        main   held (shared) by every process with something in flight; exclusive by the one that is isolated
 
-    So who wants to be alone is not kept waiting by an endless row of others. Both are file locks: the kernel releases
+    So the exclusive lock is taken even while others come without end. Both are file locks: the kernel releases
     those of a process that dies. A process that holds them and hangs is waited for no longer than `patience` seconds.
     """
 
     def __init__(self, folder: Path, patience: float) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._door, self._room = FileLock(folder / "door"), FileLock(folder / "room")
+        self._gate, self._main = FileLock(folder / "gate"), FileLock(folder / "main")
         self._patience = patience
         self._inside = False
-        self._looked = self._shut_since = float("-inf")
-        self._shut = False
+        self._looked = self._refused_since = float("-inf")
+        self._refused = False
 
     def try_shared(self) -> bool:
         """Take the lock shared, until `release`, unless a process has or wants it alone; return whether it was taken.
@@ -277,7 +277,7 @@ class SharedExclusiveLock:
         if not self._inside or at - self._looked >= POLL_SECONDS:
             self._looked = at
             self._look(at)
-        if self._shut and at - self._shut_since < self._patience:
+        if self._refused and at - self._refused_since < self._patience:
             return False
         self._inside = True
         return True
@@ -286,27 +286,27 @@ class SharedExclusiveLock:
         """Wait until no other process has the lock, and take it alone. This process must not have it."""
         deadline = time.monotonic() + self._patience
         await asyncio.sleep(POLL_SECONDS)  # a process that was alone just now lets others go first
-        for lock in (self._door, self._room):
+        for lock in (self._gate, self._main):
             while not lock.try_acquire() and time.monotonic() < deadline:  # noqa: ASYNC110 (a flock tells nobody)
                 await asyncio.sleep(POLL_SECONDS)
 
     def release(self) -> None:
         """Release the lock, however it was taken."""
         self._inside = False
-        self._room.release()
-        self._door.release()
+        self._main.release()
+        self._gate.release()
 
     def close(self) -> None:
         """Close the files, and so release the lock."""
-        self._door.close()
-        self._room.close()
+        self._gate.close()
+        self._main.close()
 
     def _look(self, at: float) -> None:
-        """Find out whether the door is open, and take a share of the room."""
-        is_open = self._door.try_acquire(shared=True)
+        """Note whether another process has, or waits for, the exclusive lock; take the shared one if not."""
+        is_open = self._gate.try_acquire(shared=True)
         if is_open:
-            self._door.release()
-        shut = not (is_open and (self._inside or self._room.try_acquire(shared=True)))
-        if shut and not self._shut:
-            self._shut_since = at
-        self._shut = shut
+            self._gate.release()
+        refused = not (is_open and (self._inside or self._main.try_acquire(shared=True)))
+        if refused and not self._refused:
+            self._refused_since = at
+        self._refused = refused

@@ -11,7 +11,7 @@ _M_ARENA_MAX: Final = -8  # malloc.h
 _YOUNG_OBJECTS: Final = 10_000
 
 
-def settle() -> None:
+def freeze() -> None:
     """Whatever is in memory now stays for good, and the collector leaves it alone from here on.
 
     A process holds hundreds of thousands of objects of its libraries. To look through them for every dozen shards took

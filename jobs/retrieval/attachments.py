@@ -178,13 +178,13 @@ def publish(session: Session, store: VectorStore, made: Sequence[Made]) -> Settl
             _publish(session, store, row, line)
             settled.completed.append(line)
     if settled.removed:
-        owe(session, store, LEFTOVERS)
+        enqueue_removal(session, store, LEFTOVERS)
     return settled
 
 
 def _publish(session: Session, store: VectorStore, row: VectorStoreFile, made: Made) -> None:
     if row.document and row.document != made.document:
-        owe(session, store, DOCUMENT, row)
+        enqueue_removal(session, store, DOCUMENT, row)
     row.status, row.document, row.entries = COMPLETED, made.document, made.entries
     row.usage_bytes, row.recipe = made.usage_bytes, made.recipe
 
@@ -251,14 +251,14 @@ def left_behind(session: Session, job: Job, dimensions: int = 0) -> None:
     """Enqueue the removal of what an attempt may have left, even if the store does not exist any more."""
     store = session.get(VectorStore, index_of(job.payload))
     if store is not None:
-        return owe(session, store, LEFTOVERS)
+        return enqueue_removal(session, store, LEFTOVERS)
     removed = {"id": index_of(job.payload), "project_id": job.project_id, "model": job.model or ""}
-    return owe(session, VectorStore(**removed, dimensions=dimensions), STORE)
+    return enqueue_removal(session, VectorStore(**removed, dimensions=dimensions), STORE)
 
 
 def owe_stranger(session: Session, store_id: str) -> None:
     """Owe the removal of a store of which nothing is known any more."""
-    owe(session, VectorStore(id=store_id, project_id="", model="", dimensions=0), STORE)
+    enqueue_removal(session, VectorStore(id=store_id, project_id="", model="", dimensions=0), STORE)
 
 
 def remove(session: Session, store: VectorStore, row: VectorStoreFile) -> None:
@@ -268,9 +268,9 @@ def remove(session: Session, store: VectorStore, row: VectorStoreFile) -> None:
     session.delete(row)
     session.flush()
     if row.document:
-        owe(session, store, DOCUMENT, row)
+        enqueue_removal(session, store, DOCUMENT, row)
     if row.status == IN_PROGRESS or not row.document:
-        owe(session, store, LEFTOVERS)
+        enqueue_removal(session, store, LEFTOVERS)
 
 
 def remove_everywhere(session: Session, file_ids: Iterable[str]) -> None:
@@ -279,7 +279,7 @@ def remove_everywhere(session: Session, file_ids: Iterable[str]) -> None:
     for page in in_pages(file_ids):
         halfway |= _remove_page(session, page)
     for store in session.scalars(select(VectorStore).where(VectorStore.id.in_(halfway)).order_by(VectorStore.id)):
-        owe(session, store, LEFTOVERS)
+        enqueue_removal(session, store, LEFTOVERS)
 
 
 def _remove_page(session: Session, file_ids: Sequence[str]) -> set[str]:
@@ -300,8 +300,8 @@ def _remove_page(session: Session, file_ids: Sequence[str]) -> set[str]:
         "created_at": at,
         "due_at": at,
     }
-    owed = select(*values.values()).join(VectorStore, here).where(row.document.is_not(None))
-    session.execute(insert(VectorRemoval).from_select(list(values), owed.order_by(row.store_id, row.id)))
+    removals = select(*values.values()).join(VectorStore, here).where(row.document.is_not(None))
+    session.execute(insert(VectorRemoval).from_select(list(values), removals.order_by(row.store_id, row.id)))
     of_stores = row.store_id.in_(
         sorted({store_id for store_id, _, _ in rows})
     )  # leave rows of stores that are being deleted
@@ -318,14 +318,15 @@ def remove_store(session: Session, store: VectorStore) -> None:
 
 def remove_index(session: Session, index: VectorStore) -> None:
     """Delete the row of an index, and enqueue the removal of its vectors."""
-    owe(session, index, STORE)
+    enqueue_removal(session, index, STORE)
     session.execute(delete(VectorStore).where(VectorStore.id == index.id))
 
 
-def owe(session: Session, store: VectorStore, what: str, row: VectorStoreFile | None = None) -> None:
+def enqueue_removal(session: Session, store: VectorStore, what: str, row: VectorStoreFile | None = None) -> None:
     """Owe the vector database a removal, in the caller's transaction.
 
-    A whole store's is owed once. One that is under way does not count: with another date its receipt does not fit.
+    That of a whole store is enqueued once. One that is under way does not count: with another date its receipt does not
+    fit.
     """
     if what != DOCUMENT:
         waiting = VectorRemoval.store_id == store.id, VectorRemoval.what == what
@@ -347,7 +348,7 @@ def owe(session: Session, store: VectorStore, what: str, row: VectorStoreFile | 
     )
 
 
-def owes(session: Session) -> bool:
+def has_due_removals(session: Session) -> bool:
     """Return whether a removal from the vector database is due."""
     return session.scalar(select(VectorRemoval.id).where(due()).limit(1)) is not None
 
@@ -364,11 +365,11 @@ def expire(session: Session, at: float, limit: int) -> int:
     Their rows stay, with the status `expired`.
     """
     inside = exists().where(VectorStoreFile.store_id == VectorStore.id)
-    owed = exists().where(VectorRemoval.store_id == VectorStore.id, VectorRemoval.what == STORE)
-    over = select(VectorStore).where(VectorStore.expires_at <= at, inside, ~owed).limit(limit)
+    removals = exists().where(VectorRemoval.store_id == VectorStore.id, VectorRemoval.what == STORE)
+    over = select(VectorStore).where(VectorStore.expires_at <= at, inside, ~removals).limit(limit)
     stores = session.scalars(over).all()
     for store in stores:
-        owe(session, store, STORE)
+        enqueue_removal(session, store, STORE)
     return len(stores)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
-from jobs.errors import Fenced, NotFound
+from jobs.errors import ClaimLost, NotFound
 from jobs.ids import new_id
 from jobs.ledger import ledger, shards
 from jobs.ledger.kinds import Folder, Kind, Payload
@@ -167,7 +167,7 @@ def commit(
     """
     job = ledger.lock(session, claim.job.id)
     if job is None:
-        raise Fenced
+        raise ClaimLost
     if session.get(Segment, (claim.job.id, claim.n, claim.epoch, seq)) is not None:
         return  # committed before; only the reply was lost
     store = indexes.keep(session, index_of(job.payload))
@@ -183,7 +183,7 @@ def commit(
     else:
         attachments.left_behind(session, job, dimensions)
     if last:
-        ledger.settle(session, job.id, actor=f"worker:{claim.worker_id}")
+        ledger.advance_job(session, job.id, actor=f"worker:{claim.worker_id}")
 
 
 def _count(tally: Tally, settled: Settled) -> Tally:

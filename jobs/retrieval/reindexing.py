@@ -112,7 +112,7 @@ def remove(session: Session, store: VectorStore, index: VectorStore) -> None:
         attachments.remove_index(session, index)
     else:  # the store's own row stays
         index.replaced_at = None
-        attachments.owe(session, index, attachments.STORE)
+        attachments.enqueue_removal(session, index, attachments.STORE)
     session.flush()
 
 

@@ -68,8 +68,8 @@ def fire(session: Session, source_id: str) -> Job | None:
     return sync(session, source, store, actor=f"source:{source.id}")
 
 
-def condemn(session: Session, source: Source, *, actor: str) -> None:
-    """Hide a source from now on and stop its sync; `clear` removes what it has brought."""
+def mark_for_deletion(session: Session, source: Source, *, actor: str) -> None:
+    """Hide a source from now on and stop its sync; `purge` removes what it has brought."""
     stopped = _stop(session, source.job_id, actor)  # lock jobs before sources, as at the end of a job
     locked = select(Source).where(Source.id == source.id).with_for_update()
     source_now = session.scalar(locked.execution_options(populate_existing=True))
@@ -88,7 +88,7 @@ def _stop(session: Session, job_id: str | None, actor: str) -> str | None:
     return job_id
 
 
-def doomed(session: Session, limit: int = 20) -> Sequence[Source]:
+def pending_deletion(session: Session, limit: int = 20) -> Sequence[Source]:
     """Return the sources that were deleted, or whose store is gone or over."""
     alive = exists().where(
         VectorStore.id == Source.store_id, or_(VectorStore.expires_at.is_(None), VectorStore.expires_at > now())
@@ -96,8 +96,8 @@ def doomed(session: Session, limit: int = 20) -> Sequence[Source]:
     return session.scalars(select(Source).where(or_(Source.deleted_at.is_not(None), ~alive)).limit(limit)).all()
 
 
-def clear(session: Session, source_id: str, *, actor: str) -> bool:
-    """Remove some of what a condemned source has brought; False when that was all, and the source is gone too."""
+def purge(session: Session, source_id: str, *, actor: str) -> bool:
+    """Remove some documents of a source that is pending deletion; return False when none were left."""
     store_id = session.scalar(select(Source.store_id).where(Source.id == source_id))
     indexes.lock(session, store_id or "")  # lock it before items and files, as publishing does
     mine = select(SourceItem).where(SourceItem.source_id == source_id).order_by(SourceItem.digest)

@@ -44,7 +44,7 @@ class ApiKey(Base):
 class Idempotency(Base):
     """The first answer to a create, replayed for the same key and request. `status` 0: still being made.
 
-    Until then the row is leased: `beat_at` is renewed while bytes arrive.
+    Until then the row is leased: `heartbeat_at` is renewed while bytes arrive.
     """
 
     __tablename__ = "idempotency"
@@ -56,7 +56,7 @@ class Idempotency(Base):
     status: Mapped[int] = mapped_column(default=0)
     body: Mapped[str | None] = mapped_column(Text)
     owner: Mapped[str | None] = mapped_column(String(64))
-    beat_at: Mapped[float]
+    heartbeat_at: Mapped[float]
     created_at: Mapped[float]
 
     __table_args__ = (Index("ix_idempotency_created", "created_at"),)

@@ -1,14 +1,14 @@
-"""Deliveries: one event owed to one receiver, at least once, under one `webhook-id`.
+"""Deliveries: one event for one receiver, sent at least once, under one `webhook-id`.
 
     pending ──claim──▶ (held by a worker) ──2xx──▶ delivered ─┐
        ▲                  │      │                            ├── replay ──▶ pending
        └── due again ◀────┘      └──schedule used up──▶ failed┘
-           by the schedule, or at once when its worker died (take_back)
+           by the schedule, or at once when its worker died (revoke_claims)
 
 Every write of an outcome is guarded by the claim's worker and epoch. 410, or nothing but failures for
-`webhook_disable_seconds`, disables an endpoint; what it is still owed is kept at `HELD` until it is enabled again.
-Events that happen meanwhile are not owed to it, but `replay` owes them with `missed`. What is held for an endpoint that
-is deleted fails soon.
+`webhook_disable_seconds`, disables an endpoint; its pending deliveries stay at `HELD` until it is enabled again.
+Events that happen meanwhile are not enqueued for it, but `replay` enqueues them with `missed`. What is held for an
+endpoint that is deleted fails soon.
 
 The oldest deliveries are claimed first, but a lane has at most its share, so that the backlog of one receiver does not
 delay others. A lane is an endpoint, or the URL of one-off webhooks.
@@ -271,14 +271,14 @@ def record(
     return len(valid)
 
 
-def take_back(session: Session, worker_id: str, keep: Collection[DeliveryClaim] = ()) -> int:
+def revoke_claims(session: Session, worker_id: str, keep: Collection[DeliveryClaim] = ()) -> int:
     """Free what a dead worker held (or a live one holds without knowing: all but `keep`); returns how many."""
     known = [(claim.id, claim.epoch) for claim in keep]
     mine = and_(Delivery.worker_id == worker_id, tuple_(Delivery.id, Delivery.epoch).not_in(known))
     return _update(session, mine, worker_id=None, epoch=Delivery.epoch + 1)
 
 
-def give_back(session: Session, claims: Sequence[DeliveryClaim]) -> None:
+def release_claims(session: Session, claims: Sequence[DeliveryClaim]) -> None:
     """Claims of which no attempt was made; fenced ones are nobody's business any more."""
     held = [delivery_id for delivery_id, _ in _held(session, claims)]
     if held:
@@ -545,12 +545,12 @@ def _replayable(session: Session, project_id: str, endpoint_id: str | None) -> W
 
 
 def _owe_missed(session: Session, endpoint: WebhookEndpoint, selection: Selection, limit: int) -> list[str]:
-    owed = exists().where(Delivery.event_id == Event.id, Delivery.endpoint_id == endpoint.id)
+    has_delivery = exists().where(Delivery.event_id == Event.id, Delivery.endpoint_id == endpoint.id)
     missed = select(Event).where(
         Event.project_id == endpoint.project_id,
         Event.type.in_(endpoint.event_types),
         _within(Event.created_at, selection),
-        ~owed,
+        ~has_delivery,
     )
     made = [
         Delivery(

@@ -132,17 +132,17 @@ _KNOWN_SHARD = "_found(session, statements.SHARD_IS_THERE, its_job=claim.job.id,
 
 MUTANTS = [
     # what one transaction holds
-    Mutant("submit owes no doorbell", "jobs.ledger.ledger", without("submit", "outbox.owe"), LEDGER),
+    Mutant("submit enqueues no message", "jobs.ledger.ledger", without("submit", "outbox.enqueue"), LEDGER),
     Mutant("submit tells no event", "jobs.ledger.ledger", without("submit", "_event"), LEDGER),
     Mutant("submit is not audited", "jobs.ledger.ledger", without("submit", "audit.record"), LEDGER),
     Mutant("a move tells no event", "jobs.ledger.ledger", without("_moved", "_event"), STATES),
     Mutant("a move is not audited", "jobs.ledger.ledger", without("_moved", "audit.record"), STATES),
-    Mutant("an event is owed to no webhook", "jobs.ledger.ledger", without("_event", "events.fan_out"), LEDGER),
-    Mutant("planning leads nowhere", "jobs.ledger.ledger", without("planned", "settle"), LEDGER),
-    Mutant("stopping leads nowhere", "jobs.ledger.ledger", without("_stop", "settle"), LEDGER),
-    Mutant("stopping keeps doorbells", "jobs.ledger.ledger", without("_stop", "outbox.forget"), LEDGER),
-    Mutant("failing keeps doorbells", "jobs.ledger.ledger", without("stumble", "outbox.forget"), LEDGER),
-    Mutant("a lost job is owed to nobody", "jobs.ledger.ledger", without("put_back", "_owe_own"), LEDGER),
+    Mutant("an event is enqueued for no webhook", "jobs.ledger.ledger", without("_event", "events.fan_out"), LEDGER),
+    Mutant("planning leads nowhere", "jobs.ledger.ledger", without("planned", "advance_job"), LEDGER),
+    Mutant("stopping leads nowhere", "jobs.ledger.ledger", without("_stop", "advance_job"), LEDGER),
+    Mutant("stopping keeps messages", "jobs.ledger.ledger", without("_stop", "outbox.forget"), LEDGER),
+    Mutant("failing keeps messages", "jobs.ledger.ledger", without("record_failed_attempt", "outbox.forget"), LEDGER),
+    Mutant("a lost job has no message", "jobs.ledger.ledger", without("release", "_enqueue_next_step"), LEDGER),
     # the guards of a job
     *(
         Mutant(name, "jobs.ledger.ledger", instead(guard, "False", inside=function), tests)
@@ -150,8 +150,13 @@ MUTANTS = [
             ("any move is allowed", "move", "target not in MOVES[source]", STATES),
             ("a move from any state", "move", "job.state not in allowed", STATES),
             ("a move by any epoch", "move", "epoch not in (None, job.epoch)", LEDGER),
-            ("finishing beside a pause", "go_on", "pauses.paused(session).holds_finishing(worker_id)", LEDGER),
-            ("going on before the last shard", "go_on", "session.scalar(statements.OPEN, {'its_job': job.id})", LEDGER),
+            ("finishing beside a pause", "claim_finish", "pauses.paused(session).holds_finishing(worker_id)", LEDGER),
+            (
+                "going on before the last shard",
+                "claim_finish",
+                "session.scalar(statements.OPEN, {'its_job': job.id})",
+                LEDGER,
+            ),
             ("cancelling what has ended", "cancel", "JobState.CANCELLING not in MOVES[state]", LEDGER),
             ("expiring too early", "expire", "job.deadline > now()", LEDGER),
         )
@@ -159,10 +164,10 @@ MUTANTS = [
     *(
         Mutant(name, "jobs.ledger.ledger", instead(guard, "True", inside=function), LEDGER)
         for name, function, guard in (
-            ("finishing before the last shard", "settle", "not open_shards"),
-            ("put back by any epoch", "put_back", "Job.epoch == epoch"),
-            ("a job lost while it beats", "lose", "Job.beat == beat"),
-            ("a job stumbles for ever", "stumble", "job.stumbles < tries"),
+            ("finishing before the last shard", "advance_job", "not open_shards"),
+            ("put back by any epoch", "release", "Job.epoch == epoch"),
+            ("a job revoked while its heartbeats come", "revoke_lease", "Job.heartbeat == heartbeat"),
+            ("a job failed_attempts for ever", "record_failed_attempt", "job.failed_attempts < tries"),
         )
     ),
     *(
@@ -172,12 +177,14 @@ MUTANTS = [
             ("a held job is claimed", "_take", "_job.c.worker_id.is_(None)", "True", LEDGER),
             ("a job is claimed in any state", "_take", "_job.c.state.in_(CLAIMABLE[task])", "True", LEDGER),
             ("finishing beside running shards", "_take", "task is Task.FINISH", "False", LEDGER),
-            ("anyone beats", "_beat", _SAME_EPOCH, _ANY_EPOCH, LEDGER),
+            ("anyone sends heartbeats", "_heartbeat", _SAME_EPOCH, _ANY_EPOCH, LEDGER),
             ("a commit by any epoch", "_mine", "_shard.c.epoch == _ITS_EPOCH", _ANY_EPOCH, SHARDS),
             ("a running shard is claimed", "_take_shard", "_shard.c.state == ShardState.PENDING", "True", SHARDS),
         )
     ),
-    Mutant("a claimed doorbell rings on", "jobs.ledger.ledger", without("claim", "outbox.settle"), LEDGER),
+    Mutant(
+        "a claimed message is published again", "jobs.ledger.ledger", without("claim", "outbox.remove_claimed"), LEDGER
+    ),
     Mutant(
         "files before the guard",
         "jobs.ledger.ledger",
@@ -189,7 +196,7 @@ MUTANTS = [
         Mutant(name, "jobs.ledger.shards", instead(guard, "True", inside=function), SHARDS)
         for name, function, guard in (
             ("a try by any epoch", "_mine", "Shard.epoch == claim.epoch"),
-            ("a shard lost while it beats", "lose", "Shard.beat == beat"),
+            ("a shard revoked while its heartbeats come", "revoke_lease", "Shard.heartbeat == heartbeat"),
         )
     ),
     *(
@@ -203,14 +210,14 @@ MUTANTS = [
             ),
             ("a segment that counts twice", "commit", _KNOWN_SEGMENT, SHARDS),
             (
-                "whoever held a shard beats",
-                "beat",
+                "a former holder of a shard sends heartbeats",
+                "heartbeat",
                 "not statements.changes_one(session, statements.BEAT_SHARD, held)",
                 SHARDS,
             ),
             ("a cut that is made twice", "cut", _KNOWN_SHARD, LEDGER),
             ("a shard of a stopped job", "claim", "job.state != JobState.RUNNING", SHARDS),
-            ("tries are not counted", "trying", "line == claim.trying_line", SHARDS),
+            ("tries are not counted", "record_isolated_attempt", "line == claim.isolated_line", SHARDS),
         )
     ),
     Mutant(
@@ -223,20 +230,28 @@ MUTANTS = [
         SHARDS,
     ),
     Mutant("stalls are not counted", "jobs.ledger.shards", instead("1 if stalled else 0", "0", inside="_free"), SHARDS),
-    Mutant("a lost shard is owed to nobody", "jobs.ledger.shards", without("_free", "outbox.owe"), SHARDS),
-    Mutant("a zombie cuts", "jobs.ledger.shards", without("cut", "ledger.hold"), LEDGER),
-    # doorbells and leases
+    Mutant("a lost shard has no message", "jobs.ledger.shards", without("_free", "outbox.enqueue"), SHARDS),
+    Mutant("a zombie cuts", "jobs.ledger.shards", without("cut", "ledger.assert_claim"), LEDGER),
+    # messages and leases
     Mutant(
-        "a doorbell owed twice", "jobs.ledger.outbox", instead(".on_conflict_do_nothing()", "", inside="_owing"), OUTBOX
+        "a message enqueued twice",
+        "jobs.ledger.outbox",
+        instead(".on_conflict_do_nothing()", "", inside="_insert_messages"),
+        OUTBOX,
     ),
     Mutant(
-        "shards ring while being planned",
+        "shards are published while being planned",
         "jobs.ledger.outbox",
         instead("Job.state.in_(states)", "Job.id == Job.id", inside="ready"),
         OUTBOX,
     ),
     Mutant("a clock set back", "jobs.ledger.outbox", instead(" + LONGEST_DELAY", " * 2", inside="_due_by"), OUTBOX),
-    Mutant("nothing is rung again", "workers.dispatcher.loop", without("_look_after", "self._ring_unheard"), WORLD),
+    Mutant(
+        "nothing is published again",
+        "workers.dispatcher.loop",
+        without("_maintain", "self._redeliver_unclaimed"),
+        WORLD,
+    ),
     Mutant(
         "no lease ends",
         "workers.dispatcher.maintenance",
@@ -249,15 +264,21 @@ MUTANTS = [
         for name, module, function, guard, there in (
             ("a dependent does not wait", "ledger", "submit", "dependencies.is_open(session, job.id)", "False"),
             ("a waiting job is claimed", "statements", "_take", "_job.c.waiting_for.is_distinct_from", "bool"),
-            ("a waiting job is owed", "ledger", "settle", "job.waiting_for == dependencies.WAITING", "False"),
-            ("a dependent is released early", "ledger", "release", "dependencies.is_open(session, job_id)", "False"),
+            ("a waiting job is enqueued", "ledger", "advance_job", "job.waiting_for == dependencies.WAITING", "False"),
+            (
+                "a dependent is released early",
+                "ledger",
+                "release_dependent",
+                "dependencies.is_open(session, job_id)",
+                "False",
+            ),
             ("a dependent runs in vain", "ledger", "dependency_error", "failed is None", "True"),
             ("a dependent fails too early", "dependencies", "_any", "after_id, state", "after_id"),
             ("a foreign job is waited for", "dependencies", "add", "Job.project_id == job.project_id", "Job.id != ''"),
             ("a failed job is waited for", "dependencies", "add", "states[job_id] in _HOPELESS", "False"),
         )
     ),
-    Mutant("a dependent is never released", "jobs.ledger.ledger", without("_moved", "release"), DEPENDENCIES),
+    Mutant("a dependent is never released", "jobs.ledger.ledger", without("_moved", "release_dependent"), DEPENDENCIES),
     Mutant("a dependency is not written", "jobs.ledger.ledger", without("submit", "dependencies.add"), DEPENDENCIES),
     # what the operator and the clock hold back
     Mutant(
@@ -269,7 +290,7 @@ MUTANTS = [
     Mutant(
         "a pause binds no plan", "jobs.ledger.ledger", instead("pauses.refuses(", "False and (", inside="claim"), PAUSES
     ),
-    Mutant("a refused doorbell is lost", "jobs.ledger.pauses", without("refuses", "outbox.unring"), PAUSES),
+    Mutant("a refused message is lost", "jobs.ledger.pauses", without("refuses", "outbox.unpublish"), PAUSES),
     Mutant(
         "a job begins early",
         "jobs.ledger.outbox",

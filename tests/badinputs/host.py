@@ -107,14 +107,14 @@ def _hurry(app: FastAPI) -> None:
 def mill(config: Settings) -> None:
     stop = _stopped_by_signal()
     db = Database(config.database, patience=10)
-    calm = {"shard_lines": 256, "lease_seconds": 20.0, "beat_seconds": 1.0, "rering_seconds": 2.0}
+    calm = {"shard_lines": 256, "lease_seconds": 20.0, "beat_seconds": 1.0, "redelivery_seconds": 2.0}
     with running(db, config.data_dir, **calm) as deployment:
         context = build_worker(config, Pool("io", (), 1))
         arguments = (context.db, config, context.worker_id, stop, replace(Timings(), deliveries_idle=float("inf")))
         sender = threading.Thread(target=loop.run, args=arguments)
         sender.start()
         librarian = Librarian(config)
-        deployment.elsewhere = librarian.hear
+        deployment.elsewhere = librarian.handle
         while not stop.wait(0.01):
             with suppress(DatabaseBusy):  # it goes on at the next tick, as in life
                 deployment.dispatcher.tick()
@@ -122,7 +122,7 @@ def mill(config: Settings) -> None:
                 raise error
         sender.join()
         librarian.close()
-        context.keeper.leave()
+        context.heartbeat.leave()
 
 
 def _stopped_by_signal() -> threading.Event:

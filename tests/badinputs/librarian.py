@@ -22,7 +22,7 @@ from workers.runtime.engine_host import EngineHost
 
 
 class Librarian:
-    """Hears the doorbells of ingestions."""
+    """Handle the messages of ingestions."""
 
     def __init__(self, config: Settings) -> None:
         self.errors: list[BaseException] = []
@@ -33,8 +33,8 @@ class Librarian:
         self._host = EngineHost(FakeEngine(("*",), fault=Wordy(Reaper())), lambda: None)
         self._host.start()
 
-    def hear(self, task: str, queue: str, arguments: Sequence[Any]) -> bool:
-        """Whether this doorbell was for us."""
+    def handle(self, task: str, queue: str, arguments: Sequence[Any]) -> bool:
+        """Return whether this message was for us."""
         if task == Task.PURGE:
             self._reading.submit(self._handle, partial(purge, self._reader))
         elif task == Task.RUN and queue == Queue.INGEST:
@@ -47,13 +47,13 @@ class Librarian:
 
     def close(self) -> None:
         for context in (self._reader, self._embedder):
-            context.keeper.stop_all()
+            context.heartbeat.stop_all()
         self._reading.submit(self._parser.close)
         for threads in (self._reading, self._embedding):
             threads.shutdown(wait=True)
         self._host.close()
         for context in (self._reader, self._embedder):
-            context.keeper.leave()
+            context.heartbeat.leave()
             context.db.close()
 
     def _read(self, job_id: str, n: int) -> None:

@@ -134,7 +134,7 @@ class Process:
 
 
 def _status_of(pid: int, name: str) -> int:
-    """In bytes; 0 of a process that is dead and not yet buried."""
+    """In bytes; 0 of a process that is dead and not yet reaped."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024

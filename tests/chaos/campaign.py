@@ -38,9 +38,10 @@ SHARD_LINES = int(SCALED["NIGHTMILL_SHARD_LINES"])
 IN_FLIGHT = int(SCALED["NIGHTMILL_SHARDS_IN_FLIGHT"])
 #: What may be asked again when one engine worker dies.
 LOST_AT_ONCE = IN_FLIGHT * SHARD_LINES
-#: After the last fault: a lease, a ring, the supervisor's longest backoff, a start on a slow machine, and the work.
+#: After the last fault: a lease, a redelivery, the supervisor's longest backoff, a start on a slow machine, and the
+#: work.
 DRAIN_SECONDS = 90.0
-#: Nothing goes on anywhere, though something could: a lease, a ring, a restart with its backoff.
+#: Nothing goes on anywhere, though something could: a lease, a redelivery, a restart with its backoff.
 STUCK_SECONDS = 45.0
 CANCEL_SECONDS = 5.0
 _GENERATORS = 2  # workers on one engine: all of them lose what they asked it when it crashes
@@ -256,8 +257,8 @@ class Campaign:
         """Everything that can be asked while it runs."""
         client, load, blame = self.load.client.sdk, self.load, self.journal.violation
         self._await_webhooks()
-        if owed := load.client.pending(load.endpoint_id):
-            blame(f"F16: {owed} webhooks are still owed")
+        if pending := load.client.pending(load.endpoint_id):
+            blame(f"F16: {pending} webhooks are still pending")
         blame(*self.reader.violations())
         blame(*oracle.once(client, load.jobs))
         for job in [job for job in load.jobs if job not in load.open]:
@@ -309,11 +310,11 @@ class Campaign:
         deadline = time.monotonic() + 30
         load = self.load
         while time.monotonic() < deadline and (
-            any(self._untold()) or self._unheard() or load.client.pending(load.endpoint_id)
+            any(self._untold()) or self._undelivered() or load.client.pending(load.endpoint_id)
         ):
             pause(0.2)
 
-    def _unheard(self) -> bool:
+    def _undelivered(self) -> bool:
         """Whether a response has ended of which nobody was told yet."""
         subjects = {told.subject for told in self.load.told}
         return any(one.id not in subjects for one in self.load.askers.asked)

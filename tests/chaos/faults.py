@@ -4,15 +4,15 @@
     F1   kill -9 of a worker, with its children   its shards are taken back, uncovered lines run again
     F3   SIGTERM, and a new one in its place      it commits what it has, gives back the rest
     F4   freeze for up to two leases, then thaw   the zombie's writes are fenced
-    F5   freeze an idle worker, submit, kill -9   the doorbell it swallowed is rung again
-    F6   the broker forgets everything            every doorbell is rung again
+    F5   freeze an idle worker, submit, kill -9   the message it swallowed is published again
+    F6   the broker forgets everything            every message is published again
     F7   the broker dies and remembers, or hangs  nobody notices
-    F8   the broker takes no more messages        doorbells wait
-    F9   the database takes no writes, or dies   who can't beat is not dead
+    F8   the broker takes no more messages        they wait in the outbox
+    F9   the database takes no writes, or dies   a worker that cannot send heartbeats is not dead
     S3   the storage dies, or hangs               work is given back and goes on
     F19  the vector database dies, or hangs       the same
     F11  kill -9 of web as a create arrives       the same key again: one job
-    F12  doorbells of all jobs, ten times each    who comes second finds nothing to do
+    F12  messages of all jobs, ten times each    who comes second finds nothing to do
     F16  kill -9 of the sender of webhooks        each event is told all the same
     F17  the clock jumps, and is set right        nothing ends early, nothing is lost
 
@@ -43,7 +43,7 @@ from tests.support.distributed import Killable, Servers
 from tests.support.oracle import Job
 from tests.support.system import SCALED, StubEngine, System, command, pause, rival, signal_all, wait_for
 from tests.support.weaviate import Weaviate
-from workers.dispatcher.publisher import BrokerUnavailable, CeleryRinger
+from workers.dispatcher.publisher import BrokerUnavailable, CeleryPublisher
 
 LEASE = float(SCALED["NIGHTMILL_LEASE_SECONDS"])
 _WEB_DELAY = 0.05  # F11: the kill comes this long after the request, at most
@@ -51,7 +51,7 @@ _GONE_SECONDS = 5.0  # after a kill of `up`, nothing of it may live longer
 _END_SECONDS = 20.0  # F3: from SIGTERM to the end
 _REPEATS = 10
 WEAVIATE = "Weaviate"
-_START_SECONDS = 15.0  # F5: a job whose doorbell was swallowed starts elsewhere within this time
+_START_SECONDS = 15.0  # F5: a job whose message was swallowed starts elsewhere within this time
 
 
 @dataclass(slots=True)
@@ -173,7 +173,7 @@ def _kill_core(scene: Scene) -> None:
 
 
 def _kill_idle(scene: Scene) -> None:
-    """F5: Celery on Redis loses this doorbell every time."""
+    """F5: Celery on Redis loses this message every time."""
     load = scene.load
     feeding = load.feeding.is_set()
     load.feeding.clear()
@@ -195,14 +195,14 @@ def _submit_to_frozen(scene: Scene) -> None:
         job = load.submit(load.new_job("/v1/chat/completions"))
         with suppress(TimeoutError):
             wait_for(lambda: load.status(job) == "in_progress", 20, "planned")
-        pause(0.5)  # the doorbell is on its way to the frozen process
+        pause(0.5)  # the message is on its way to the frozen process
     finally:
         signal_all(frozen, signal.SIGKILL)
     _await_start(scene, job)
 
 
 def _freeze_idle(processes: list[psutil.Process]) -> None:
-    """None of them amid a beat: with SQLite nobody could write until it is thawed."""
+    """None of them amid a heartbeat: with SQLite nobody could write until it is thawed."""
     for _ in range(100):
         signal_all(processes, signal.SIGSTOP)
         pause(0.05)
@@ -214,7 +214,7 @@ def _freeze_idle(processes: list[psutil.Process]) -> None:
 
 
 def lockers() -> set[int]:
-    """Processes that hold a `flock` alone, such as the gate of SQLite's writers."""
+    """Processes that hold a `flock` alone, such as the writer lock of SQLite."""
     held = (line.split() for line in Path("/proc/locks").read_text().splitlines())
     return {int(words[4]) for words in held if words[1:4] == ["FLOCK", "ADVISORY", "WRITE"]}
 
@@ -273,20 +273,20 @@ def _repeat(scene: Scene) -> None:
     jobs = [job.batch_id for job in scene.load.jobs if job.batch_id]
     jobs = scene.rng.sample(jobs, min(len(jobs), 20))
     shards = range(max(scene.load.mix.lines) // int(SCALED["NIGHTMILL_SHARD_LINES"]) + 1)
-    rings = [(task, Queue.PLAN, (job,)) for task in (Task.PLAN, Task.FINISH) for job in jobs]
-    rings += [(Task.RUN, Queue.GENERATE, (job, n)) for job in jobs for n in shards]
-    rings += [(Task.PURGE, Queue.INGEST, ())]
+    messages = [(task, Queue.PLAN, (job,)) for task in (Task.PLAN, Task.FINISH) for job in jobs]
+    messages += [(Task.RUN, Queue.GENERATE, (job, n)) for job in jobs for n in shards]
+    messages += [(Task.PURGE, Queue.INGEST, ())]
     batches = [intake.id for intake in scene.load.librarians.intakes if intake.batch and intake.id][-20:]
     batches += scene.load.keeper.syncs[-20:]
-    rings += [(task, Queue.PLAN, (job,)) for task in (Task.PLAN, Task.FINISH) for job in batches]
-    rings += [(Task.RUN, queue, (job, 0)) for queue in (Queue.INGEST, Queue.EMBED) for job in batches]
-    rings *= _REPEATS
-    scene.rng.shuffle(rings)
-    ringer = CeleryRinger(Settings(data_dir=scene.system.data, broker_url=scene.broker_url))
+    messages += [(task, Queue.PLAN, (job,)) for task in (Task.PLAN, Task.FINISH) for job in batches]
+    messages += [(Task.RUN, queue, (job, 0)) for queue in (Queue.INGEST, Queue.EMBED) for job in batches]
+    messages *= _REPEATS
+    scene.rng.shuffle(messages)
+    publisher = CeleryPublisher(Settings(data_dir=scene.system.data, broker_url=scene.broker_url))
     with suppress(BrokerUnavailable):
-        for task, queue, arguments in rings:
-            ringer.ring(task, queue, arguments)
-    scene.journal.note(f"{len(rings)} doorbells were rung in vain")
+        for task, queue, arguments in messages:
+            publisher.publish(task, queue, arguments)
+    scene.journal.note(f"{len(messages)} messages were published in vain")
 
 
 def _replace(name: str) -> Callable[[Scene], None]:
@@ -328,8 +328,8 @@ def _shift(scene: Scene, files: list[str], whose: str) -> None:
 
 
 def _hold_database(scene: Scene) -> None:
-    """F9: somebody has SQLite's gate for two leases, as a process that was frozen inside a transaction would."""
-    with (scene.system.data / "nightmill.db.gate").open("a") as held:
+    """F9: SQLite's writer lock is held for two leases, as by a process that was frozen inside a transaction."""
+    with (scene.system.data / "nightmill.db.lock").open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         pause(2 * LEASE)
 
@@ -363,8 +363,8 @@ def _post_once(scene: Scene, job: Job) -> None:
 def _kill_io(scene: Scene) -> None:
     """F16: in the middle of a burst, which a replay of the last minute makes."""
     load = scene.load
-    owed = load.client.replay(load.endpoint_id, time.time() - 60)
-    scene.journal.note(f"{owed} webhooks are sent again")
+    pending = load.client.replay(load.endpoint_id, time.time() - 60)
+    scene.journal.note(f"{pending} webhooks are sent again")
     pause(scene.rng.uniform(0.1, 1.0))
     signal_all(scene.system.tree("io"), signal.SIGKILL)
 
@@ -416,7 +416,7 @@ FAULTS: dict[str, Fault] = {
     "broker": Fault(_kill("broker"), "F7", 5),
     "broker frozen": Fault(_freeze("broker", 2.0, 8.0), "F7", 2, kills=False),
     "broker full": Fault(_fill, "F8", 2, kills=False),
-    "doorbells repeated": Fault(_repeat, "F12", 3, kills=False),
+    "messages repeated": Fault(_repeat, "F12", 3, kills=False),
     "database held": Fault(_hold_database, "F9", 2, kills=False),
     "clock of one": Fault(_shift_one, "F17", 2, kills=False),
     "clock of all": Fault(_shift_all, "F17", 1, kills=False),

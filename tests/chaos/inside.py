@@ -1,7 +1,7 @@
 """A deployment from inside: its vectors are what can be found, and nothing else; its jobs began in order.
 
 audit      no job was planned before those that it waits for had completed
-SQL        files of stores, each with the key of its version and how many entries that has; nothing owed for removal
+SQL        files of stores, each with the key of its version and how many entries that has; no removal pending
 vectors    those stores, those keys, entries 0 … n - 1 each
 storage    one document for each version
 """
@@ -34,7 +34,7 @@ class Inside:
     storage: Storage
     vectors: Vectors
 
-    def owed(self) -> int:
+    def pending(self) -> int:
         """What is still to be done: removals, and ingestions that run."""
         with self.db.read() as session:
             removals = session.scalar(select(func.count()).select_from(VectorRemoval)) or 0

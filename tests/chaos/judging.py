@@ -1,4 +1,4 @@
-"""What must be true of vector stores after a run: through HTTP, then from inside, when nothing is owed any more."""
+"""What must be true of vector stores after a run: through HTTP, then from inside, when nothing is pending any more."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -125,6 +125,6 @@ def _judge_inside(campaign: "Campaign") -> None:
 
 def _await_purged(campaign: "Campaign", found: Inside) -> None:
     try:
-        wait_for(lambda: not found.owed(), _PURGE_SECONDS * campaign.patience, "everything is removed", every=0.5)
+        wait_for(lambda: not found.pending(), _PURGE_SECONDS * campaign.patience, "everything is removed", every=0.5)
     except TimeoutError as error:
-        campaign.journal.violation(f"{error}: {found.owed()} are owed")
+        campaign.journal.violation(f"{error}: {found.pending()} are pending")

@@ -157,7 +157,7 @@ class Client:
         return len(sent["delivery_ids"])
 
     def pending(self, endpoint_id: str) -> int:
-        """Deliveries that are owed still, a page of them at most."""
+        """Return the deliveries that are still pending, a page of them at most."""
         page = self.sdk.get(f"/webhook_endpoints/{endpoint_id}/deliveries?state=pending&limit=100", cast_to=object)
         assert isinstance(page, dict)
         return len(page["data"])
@@ -378,7 +378,7 @@ class Load:
             self.cancel_seconds.append(time.monotonic() - self._asked.pop(job.key))
 
     def _hear(self) -> None:
-        for request in self._unheard():
+        for request in self._undelivered():
             path = request.path.removeprefix("/")
             try:
                 self.told.append(verified(request, self._secret(path)))
@@ -386,7 +386,7 @@ class Load:
                 self.journal.violation(f"a webhook to {path} is not signed well: {error}")
         self._stop.wait(_POLL_SECONDS)
 
-    def _unheard(self) -> Iterator[Received]:
+    def _undelivered(self) -> Iterator[Received]:
         for request in self.receiver.requests[self._heard :]:
             self._heard += 1
             yield request

@@ -45,7 +45,7 @@ def _totals(campaign: Campaign) -> list[str]:
         f"cancelled after {_span(load.cancel_seconds)}; longest standstill {campaign.longest_standstill():.1f} s",
         f"answers 503: {sum(one.busy for one in both)}, 500 of an engine that ended: {broken}",
         f"`up` again after {_span(times.get('up again', []))}",
-        f"a swallowed doorbell was rung again and answered after {_span(times.get('idle', []))}",
+        f"a swallowed message was published again and answered after {_span(times.get('idle', []))}",
         f"violations: {len(campaign.journal.violations)}",
     ]
 

@@ -1,4 +1,4 @@
-"""What is dealt, and how late a job may start whose doorbell died with an idle worker."""
+"""What is dealt, and how late a job may start whose message died with an idle worker."""
 
 import random
 

@@ -20,7 +20,7 @@ from tests.chaos.doses.known import batch_of, unlike
 from tests.chaos.doses.lines import asked_too_often, one_end, poisoned, wrong_ends
 from tests.chaos.doses.network import asked_twice, chats
 from tests.chaos.doses.vectors import Shown, searched
-from tests.chaos.doses.versions import NoOldVersion, before_newest, idle, unheard
+from tests.chaos.doses.versions import NoOldVersion, before_newest, idle, unserved
 from tests.support import oracle
 from tests.support.receiver import Received
 from workers.engines.fake import reply
@@ -198,7 +198,7 @@ def test_what_was_in_progress_in_a_backup_and_did_not_succeed_is_found() -> None
 
 
 @pytest.mark.parametrize(
-    ("owed", "before", "after", "why"),
+    ("pending", "before", "after", "why"),
     [
         (["msg_1"], [_sent(1)], [], ""),
         (["msg_1"], [_sent(1)], [_sent(2)], ""),
@@ -214,9 +214,9 @@ def test_what_was_in_progress_in_a_backup_and_did_not_succeed_is_found() -> None
     ],
 )
 def test_webhooks_that_a_restored_backup_does_not_send_or_sends_otherwise_are_found(
-    owed: Sequence[str], before: Sequence[Received], after: Sequence[Received], why: str
+    pending: Sequence[str], before: Sequence[Received], after: Sequence[Received], why: str
 ) -> None:
-    faults = misheard(dict.fromkeys(owed, "pending"), ["msg_1"], before, after)
+    faults = misheard(dict.fromkeys(pending, "pending"), ["msg_1"], before, after)
 
     assert (why in "; ".join(faults)) if why else faults == []
 
@@ -277,9 +277,9 @@ def test_a_version_that_did_nothing_beside_the_other_is_found() -> None:
 
 
 def test_a_version_that_answers_nobody_or_breaks_is_found() -> None:
-    assert unheard({"old": {200: 3}, "new": {200: 1, 503: 2}}) == []
-    assert unheard({"old": {503: 3}}) == ["nobody was answered by the old version"]
-    assert unheard({"old": {200: 3, 500: 1}}) == ["500 from the old version"]
+    assert unserved({"old": {200: 3}, "new": {200: 1, 503: 2}}) == []
+    assert unserved({"old": {503: 3}}) == ["nobody was answered by the old version"]
+    assert unserved({"old": {200: 3, 500: 1}}) == ["500 from the old version"]
 
 
 def test_the_older_version_is_the_commit_before_the_newest_migration(tmp_path: Path) -> None:

@@ -53,9 +53,9 @@ def _write(found: Inside, document: str, n: int, store: Store = _STORE) -> None:
     found.vectors.write(store, [Entry(document, n, "text", "digest", np.array([1, 0], np.float32))])
 
 
-def _owing(found: Inside) -> None:
+def _enqueue_removals(found: Inside) -> None:
     with found.db.write() as session:
-        attachments.owe(session, session.get_one(VectorStore, "vs_1"), attachments.LEFTOVERS)
+        attachments.enqueue_removal(session, session.get_one(VectorStore, "vs_1"), attachments.LEFTOVERS)
 
 
 def _unfinished(found: Inside) -> None:
@@ -70,13 +70,13 @@ def _without_store(found: Inside) -> None:
 
 def test_what_is_as_sql_says_passes(found: Inside) -> None:
     assert found.violations() == []
-    assert found.owed() == 0
+    assert found.pending() == 0
 
 
-def test_removals_that_are_owed_are_counted(found: Inside) -> None:
-    _owing(found)
+def test_pending_removals_are_counted(found: Inside) -> None:
+    _enqueue_removals(found)
 
-    assert found.owed() == 1
+    assert found.pending() == 1
 
 
 @pytest.mark.parametrize(

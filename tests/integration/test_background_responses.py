@@ -276,10 +276,10 @@ def test_one_that_is_deleted_while_it_is_answered_ends_quietly_and_leaves_nothin
     made = world.create()
 
     world.mill.drain(made.id)
-    world.mill.settle()
+    world.mill.wait_until_idle()
 
     job = world.mill.job(made.id)
-    assert (job.state, job.stumbles) == (JobState.SUCCEEDED, 0)
+    assert (job.state, job.failed_attempts) == (JobState.SUCCEEDED, 0)
     assert world.objects() == world.mill.storage.list(f"jobs/{made.id}") == []
 
 
@@ -300,7 +300,7 @@ def test_one_that_is_deleted_while_storage_lets_nothing_go_ends_all_the_same(
     made = world.create()
 
     world.mill.drain(made.id)
-    world.mill.settle()
+    world.mill.wait_until_idle()
 
     assert world.mill.job(made.id).state == JobState.SUCCEEDED
 

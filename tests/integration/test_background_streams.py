@@ -270,15 +270,15 @@ def test_an_attempt_that_breaks_when_its_output_has_ended_leaves_nothing_open(ma
 
 def _lose(mill: Mill) -> bool:
     with mill.db.write() as session:
-        [(job_id, n, epoch, beat, _)] = shards.running(session)
-        return shards.lose(session, job_id, n, epoch, beat)
+        [(job_id, n, epoch, heartbeat, _)] = shards.running(session)
+        return shards.revoke_lease(session, job_id, n, epoch, heartbeat)
 
 
 def test_a_worker_whose_lease_is_lost_has_its_answer_given_by_the_next(make_world: Any) -> None:
     world = make_world(Paced(pause=0.2), lease_seconds=60.0)
     stream = world.create()
     seen = [next(stream) for _ in range(5)]
-    eventually(lambda: _lose(world.mill), 10, "between two beats it is taken from its worker")
+    eventually(lambda: _lose(world.mill), 10, "between two heartbeats it is taken from its worker")
     events = seen + list(stream)
 
     numbers = [event.sequence_number for event in events]

@@ -181,23 +181,23 @@ def test_a_database_that_cannot_be_read_while_results_are_assembled_costs_the_jo
     (job,) = mill.drain(mill.submit(_batch(50)))
 
     output, errors = mill.results(job)
-    assert (job.state, job.stumbles, len(output), errors) == (JobState.SUCCEEDED, 0, 50, [])
+    assert (job.state, job.failed_attempts, len(output), errors) == (JobState.SUCCEEDED, 0, 50, [])
     assert busy == [0]
 
 
 def test_results_that_storage_has_lost_fail_the_job_after_some_tries_and_a_retry_runs_everything(mill: Mill) -> None:
     job_id = mill.submit(_batch(50))
-    mill.lose_rings = lambda task: task == Task.FINISH
+    mill.lose_messages = lambda task: task == Task.FINISH
     mill.until(lambda: mill.job(job_id).state == JobState.FINISHING)
     for path in mill.storage.list(f"jobs/{job_id}"):
         mill.storage.delete(path)
-    mill.lose_rings = lambda _task: False
+    mill.lose_messages = lambda _task: False
 
     (job,) = mill.drain(job_id)
 
     assert job.state == JobState.FAILED
     assert [error["code"] for error in job.errors or []] == ["results_lost"]
-    assert (job.stumbles, job.completed) == (mill.config.finish_tries, 50)
+    assert (job.failed_attempts, job.completed) == (mill.config.finish_tries, 50)
     assert mill.results(job) == ([], [])
 
     (again,) = mill.drain(mill.submit(b"", input_path=job.input_path, retry_of=job_id))
@@ -214,7 +214,7 @@ def test_a_job_that_cannot_be_planned_fails_after_some_tries(mill: Mill, monkeyp
 
     (job,) = mill.drain(mill.submit(_batch(5)))
 
-    assert (job.state, job.stumbles) == (JobState.FAILED, mill.config.finish_tries)
+    assert (job.state, job.failed_attempts) == (JobState.FAILED, mill.config.finish_tries)
     assert [error["code"] for error in job.errors or []] == ["internal_error"]
     assert "prompt" not in str(job.errors)
 
@@ -275,7 +275,7 @@ def test_bad_lines_fail_the_job_with_their_numbers_and_nothing_is_run(mill: Mill
 def test_unusable_input_fails_with_a_code(db: Database, tmp_path: Path, content: bytes, code: str) -> None:
     with running(db, tmp_path) as mill:
         mill.gpu.standing.models = (MODEL,)
-        mill.gpu.keeper.announce()
+        mill.gpu.heartbeat.announce()
         with db.write() as session:
             workers.remember_all(session, {MODEL: False}, Queue.GENERATE)
         (job,) = mill.drain(mill.submit(content))
@@ -334,7 +334,7 @@ def test_poison_that_kills_the_engine_costs_its_own_line_only(mill: Mill, asked:
     output, errors = mill.results(job)
     assert len(output) == 39
     assert _ids(errors) == ["r11"]
-    assert mill.engine.starts <= 1 + 4  # twice in company, twice alone
+    assert mill.engine.starts <= 1 + 4  # twice among others, twice isolated
     assert asked.count("!crash") == 4
 
 
@@ -402,29 +402,29 @@ def test_expired_batch_has_openais_exact_lines_for_the_rest(mill: Mill) -> None:
     assert (job.completed, job.failed) == (0, 0)
 
 
-def test_lost_doorbells_are_rung_again(mill: Mill) -> None:
-    rings: Counter[str] = Counter()
+def test_lost_messages_are_published_again(mill: Mill) -> None:
+    messages: Counter[str] = Counter()
 
     def first_of_each(task: str) -> bool:
-        rings[task] += 1
-        return rings[task] == 1
+        messages[task] += 1
+        return messages[task] == 1
 
-    mill.lose_rings = first_of_each
+    mill.lose_messages = first_of_each
     (job,) = mill.drain(mill.submit(_batch(10)))
 
     assert job.completed == 10
-    assert rings["plan"] >= 2
+    assert messages["plan"] >= 2
 
 
-def test_doorbells_rung_many_times_cost_no_second_answer(mill: Mill, asked: list[str]) -> None:
+def test_messages_published_many_times_cost_no_second_answer(mill: Mill, asked: list[str]) -> None:
     job_id = mill.submit(_batch(30))
     (job,) = mill.drain(job_id)
 
     for _ in range(3):
-        mill.ring("plan", "", [job_id])
-        mill.ring("finish", "", [job_id])
+        mill.publish("plan", "", [job_id])
+        mill.publish("finish", "", [job_id])
         for n in range(4):
-            mill.ring("run", "", [job_id, n])
+            mill.publish("run", "", [job_id, n])
     mill.drain(mill.submit(_batch(1, "after")))
 
     assert len(asked) == 31
@@ -442,7 +442,7 @@ def test_attempt_after_a_lost_lease_runs_only_what_is_missing(mill: Mill, asked:
     with mill.db.write() as session:
         shards.commit(session, zombie, 0, "half", mill.storage.size("half"), half, last=False)
 
-    mill.lose_rings = lambda _task: False
+    mill.lose_messages = lambda _task: False
     (job,) = mill.drain(job_id)
 
     with pytest.raises(Exception, match="newer claim"), mill.db.write() as session:
@@ -455,9 +455,11 @@ def test_line_that_kills_its_worker_is_named_and_given_up(mill: Mill, asked: lis
     """Two lost leases without progress, then careful mode; the line that was being tried each time is the one."""
     job_id = _planned_only(mill, _batch(8))
     with mill.db.write() as session:
-        session.execute(update(Shard).where(Shard.job_id == job_id).values(stalls=2, trying_line=3, trying_times=2))
+        session.execute(
+            update(Shard).where(Shard.job_id == job_id).values(stalls=2, isolated_line=3, isolated_attempts=2)
+        )
 
-    mill.lose_rings = lambda _task: False
+    mill.lose_messages = lambda _task: False
     (job,) = mill.drain(job_id)
 
     output, errors = mill.results(job)
@@ -525,7 +527,7 @@ def test_project_with_little_work_is_not_kept_waiting_by_one_with_much(db: Datab
 
 def _planned_only(mill: Mill, content: bytes) -> str:
     """A job whose shards no worker hears of yet."""
-    mill.lose_rings = lambda task: task == "run"
+    mill.lose_messages = lambda task: task == "run"
     job_id = mill.submit(content)
     mill.until(lambda: mill.job(job_id).state == JobState.RUNNING)
     return job_id

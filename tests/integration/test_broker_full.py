@@ -18,7 +18,7 @@ from jobs.settings import MB, Settings
 from tests.support.servers import Valkey
 from tests.support.shop import MODEL, Shop, running_broker, shops
 from tests.support.system import eventually
-from workers.dispatcher.publisher import CeleryRinger
+from workers.dispatcher.publisher import CeleryPublisher
 from workers.engines.port import Answer, Emit, Request
 
 _CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
@@ -80,13 +80,13 @@ def _answered(stranger: OpenAI) -> bool:
     return bool(stranger.chat.completions.create(**_CHAT).choices and len(list(streamed)) > 2)
 
 
-def _ring(shop: Shop) -> None:
+def _publish(shop: Shop) -> None:
     """Publish as the dispatcher does; it raises where the broker refuses."""
     if shop.redis_url.startswith("unix"):
-        ringer = CeleryRinger(Settings(broker_url=shop.redis_url.replace("unix:", "redis+socket:")))
-        with ringer._app:
+        publisher = CeleryPublisher(Settings(broker_url=shop.redis_url.replace("unix:", "redis+socket:")))
+        with publisher._app:
             for n in range(200):
-                ringer.ring("run", Queue.GENERATE, ["batch_1", n])
+                publisher.publish("run", Queue.GENERATE, ["batch_1", n])
 
 
 def test_streams_that_one_key_leaves_behind_stop_nobody_else(
@@ -104,7 +104,7 @@ def test_streams_that_one_key_leaves_behind_stop_nobody_else(
         used = server.info("memory")["used_memory"]
 
         assert _answered(stranger)
-        _ring(shop)
+        _publish(shop)
         assert httpx2.get(f"{shop.url.removesuffix('/v1')}/readyz").json()["status"] == "ready"
 
     assert used < SHARE * 64 * MB
@@ -138,7 +138,7 @@ def test_large_prompts_of_one_key_stop_no_answers_in_progress_and_nobody_who_com
         prompts = [pool.submit(shop.post, "chat/completions", prompt) for _ in range(30)]
         eventually(lambda: sum(one.done() for one in prompts) == 25, 60, "all but what may wait is refused")
         used = server.info("memory")["used_memory"]
-        _ring(shop)
+        _publish(shop)
         waits = pool.submit(stranger.chat.completions.create, **_CHAT)
         shop.host.call(_set(go_on)).result(30)
         rest = [len(list(one)) for one in streams]

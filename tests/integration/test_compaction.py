@@ -1,4 +1,4 @@
-"""A conversation compacted and gone on from: the official SDK, the real API and its Redis, a desk over a fake."""
+"""A conversation compacted and gone on from: the official SDK, the real API and its Redis, a consumer over a fake."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -89,13 +89,13 @@ def test_a_worker_is_drained_once_its_clients_have_their_answers(place: Place, s
 
 
 @pytest.mark.parametrize("kind", ["queue", "worker"])
-def test_what_is_owed_to_receivers_waits_while_sending_is_paused(place: Place, kind: str) -> None:
+def test_what_is_pending_for_receivers_waits_while_sending_is_paused(place: Place, kind: str) -> None:
     name = Queue.WEBHOOKS.value if kind == "queue" else place.worker("io")
     sent = len(place.receiver.requests)
     place.command("drain", kind, name)
     batch = place.batch()
     eventually(lambda: place.client.batches.retrieve(batch).status == "completed", 60, "it is completed")
-    pause(4.0)  # longer than a doorbell takes to be rung again
+    pause(4.0)  # longer than a message takes to be published again
     meanwhile = len(place.receiver.requests)
     place.command("resume", kind, name)
 

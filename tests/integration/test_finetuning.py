@@ -144,7 +144,7 @@ def site(db: Database, tmp_path: Path, module: str, monkeypatch: pytest.MonkeyPa
 
         mill.elsewhere = elsewhere
         yield Site(mill, worker, base)
-        worker.keeper.leave()
+        worker.heartbeat.leave()
         for training in trainings:
             training.join(30)
         worker.db.close()
@@ -303,7 +303,7 @@ def test_paused_job_makes_a_checkpoint_and_goes_on_from_there(site: Site, monkey
 def test_worker_that_stops_has_a_checkpoint_made_first(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     job_id, pid = running_trainer(site, monkeypatch)
 
-    site.worker.keeper.stop_all()
+    site.worker.heartbeat.stop_all()
     site.mill.until(lambda: freed(site, job_id))
 
     assert processes.started(pid) is None

@@ -11,7 +11,7 @@ from tests.support.proxy import Proxy
 from tests.support.servers import Rabbit
 from tests.support.services import need
 from workers import app
-from workers.dispatcher.publisher import BrokerUnavailable, CeleryRinger
+from workers.dispatcher.publisher import BrokerUnavailable, CeleryPublisher
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(180), pytest.mark.distributed]
 
@@ -28,19 +28,19 @@ def rabbit(tmp_path: Path) -> Iterator[Rabbit]:
     server.close()
 
 
-def test_a_doorbell_into_a_connection_that_is_lost_fails_in_time_and_the_next_is_heard(
+def test_a_message_into_a_connection_that_is_lost_fails_in_time_and_the_next_is_received(
     rabbit: Rabbit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app, "_RABBIT", {**app._RABBIT, "read_timeout": 1, "write_timeout": 1})
     with Proxy(rabbit.port) as proxy:
         url = rabbit.url.replace(str(rabbit.port), str(proxy.port))
-        ringer = CeleryRinger(Settings(data_dir=tmp_path, broker_url=url))
-        ringer.ring(Task.PLAN, Queue.PLAN, ["batch_1"])
+        publisher = CeleryPublisher(Settings(data_dir=tmp_path, broker_url=url))
+        publisher.publish(Task.PLAN, Queue.PLAN, ["batch_1"])
         proxy.swallow()
         proxy.carry()
 
         with pytest.raises(BrokerUnavailable):
-            ringer.ring(Task.PLAN, Queue.PLAN, ["batch_1"])
-        ringer.ring(Task.PLAN, Queue.PLAN, ["batch_1"])
+            publisher.publish(Task.PLAN, Queue.PLAN, ["batch_1"])
+        publisher.publish(Task.PLAN, Queue.PLAN, ["batch_1"])
 
         assert proxy.carried > 1

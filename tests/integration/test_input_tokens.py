@@ -1,4 +1,4 @@
-"""How long the input of a response is: the official SDK, the real API and its Redis, a desk that counts."""
+"""How long the input of a response is: the official SDK, the real API and its Redis, a consumer that counts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Interactive clients: the official SDK, the real API and its Redis, and the worker's desk over the fake engine."""
+"""Interactive clients: the official SDK, the real API and its Redis, and the worker's consumer over the fake engine."""
 
 import asyncio
 import threading
@@ -165,13 +165,13 @@ def test_a_worker_that_is_lost_while_a_stream_is_late_ends_it_with_the_error(
 ) -> None:
     shop = make_shop(timings=replace(Timings(), first_chunk_patience=0.3, interactive_silence=0.8))
     shop.announce("gpu-1")
-    doomed = threading.Thread(target=_take_and_die, args=(shop, True))
-    doomed.start()
+    dying = threading.Thread(target=_take_and_die, args=(shop, True))
+    dying.start()
 
     with pytest.raises(openai.APIError) as told:
         list(shop.client.chat.completions.create(model=MODEL, messages=_HELLO, stream=True))
 
-    doomed.join(30)
+    dying.join(30)
     assert (type(told.value), told.value.code) == (openai.APIError, "worker_lost")
 
 
@@ -299,13 +299,13 @@ def test_a_worker_that_leaves_before_it_took_the_question_costs_a_few_seconds(
 def test_a_worker_that_dies_with_a_question_in_hand_is_noticed(make_shop: Callable[..., Shop], began: bool) -> None:
     shop = make_shop(timings=replace(Timings(), interactive_silence=0.8, interactive_taken=0.4))
     shop.announce("gpu-1")
-    doomed = threading.Thread(target=_take_and_die, args=(shop, began))
-    doomed.start()
+    dying = threading.Thread(target=_take_and_die, args=(shop, began))
+    dying.start()
 
     with pytest.raises(openai.InternalServerError) as told:
         shop.client.chat.completions.create(model=MODEL, messages=_HELLO)
 
-    doomed.join(30)
+    dying.join(30)
     assert told.value.code == "worker_lost"
 
 
@@ -486,11 +486,11 @@ def _in_line(shop: Shop) -> int:
 def test_who_is_being_answered_is_under_way_until_the_answer_ends(make_shop: Callable[..., Shop], stream: bool) -> None:
     shop, under_way = make_shop({"delay": 1.0}), UnderWay()
     project = _project(shop)
-    with ThreadPoolExecutor(1) as threads, shop.open(under_way=under_way) as desk:
+    with ThreadPoolExecutor(1) as threads, shop.open(under_way=under_way) as consumer:
         asking = threads.submit(_said, shop, stream=stream)
         eventually(under_way.told, 10, "it is taken")
         told = under_way.told()
-        desk.listen(False)
+        consumer.listen(False)
         text = asking.result(30)
 
         assert told == [[Queue.GENERATE, MODEL, project, 1]]
@@ -520,9 +520,9 @@ def test_a_paused_worker_leaves_the_line_to_others(shop: Shop) -> None:
 
 
 def test_where_the_only_worker_is_paused_a_client_is_told_that_there_is_none(shop: Shop) -> None:
-    with ThreadPoolExecutor(1) as threads, shop.open("gpu-1") as desk:
+    with ThreadPoolExecutor(1) as threads, shop.open("gpu-1") as consumer:
         threading.Event().wait(0.3)
-        desk.listen(False)
+        consumer.listen(False)
         asking = threads.submit(_said, shop)
         eventually(lambda: _in_line(shop), 10, "it waits")
         with shop.app.state.services.db.write() as session:
@@ -599,9 +599,9 @@ async def test_a_line_that_nobody_takes_from_ends_after_the_latest_deadline_in_i
 
 def test_a_question_that_a_paused_worker_puts_back_has_an_end_too(shop: Shop) -> None:
     queued = QueuedRequest(new_id("req_"), "/", b"{}", "t", now() + 40)
-    with shop.open() as desk, redis.Redis.from_url(shop.redis_url) as server:
+    with shop.open() as consumer, redis.Redis.from_url(shop.redis_url) as server:
         pause(0.1)  # it waits for a request
-        desk.listen(False)
+        consumer.listen(False)
         server.rpush(interactive.queue_key(Queue.GENERATE), interactive.pack(queued))
         eventually(lambda: server.ttl(interactive.queue_key(Queue.GENERATE)) > 0, 5, "it is put back")
         end = server.ttl(interactive.queue_key(Queue.GENERATE))

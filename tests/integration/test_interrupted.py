@@ -31,7 +31,7 @@ from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, EngineBusy, Request
 from workers.lifecycle import finish, run
 from workers.runtime.engine_host import EngineHost
-from workers.runtime.heartbeat import Hold, Keeper
+from workers.runtime.heartbeat import ClaimHandle, Heartbeat
 
 pytestmark = pytest.mark.verify
 
@@ -48,18 +48,18 @@ def mill(db: Database, tmp_path: Path, asked: list[str]) -> Iterator[Mill]:
 
 
 @pytest.fixture
-def holds(monkeypatch: pytest.MonkeyPatch) -> list[Hold]:
+def handles(monkeypatch: pytest.MonkeyPatch) -> list[ClaimHandle]:
     """Every claim that a handler holds, from now on."""
-    found: list[Hold] = []
-    holding = Keeper.holding
+    found: list[ClaimHandle] = []
+    watching = Heartbeat.watching
 
     @contextmanager
-    def noting(keeper: Keeper, *claim: Any) -> Iterator[Hold]:
-        with holding(keeper, *claim) as hold:
-            found.append(hold)
-            yield hold
+    def noting(heartbeat: Heartbeat, *claim: Any) -> Iterator[ClaimHandle]:
+        with watching(heartbeat, *claim) as handle:
+            found.append(handle)
+            yield handle
 
-    monkeypatch.setattr(Keeper, "holding", noting)
+    monkeypatch.setattr(Heartbeat, "watching", noting)
     return found
 
 
@@ -73,19 +73,19 @@ def _ids(lines: list[dict[str, Any]]) -> list[str]:
 
 def _planned(mill: Mill, content: bytes) -> str:
     """A job whose shards no worker has heard of."""
-    return _unheard(mill, content, Task.RUN, JobState.RUNNING)
+    return _unclaimed(mill, content, Task.RUN, JobState.RUNNING)
 
 
 def _run_through(mill: Mill, content: bytes) -> str:
     """A job that waits for its finisher."""
-    return _unheard(mill, content, Task.FINISH, JobState.FINISHING)
+    return _unclaimed(mill, content, Task.FINISH, JobState.FINISHING)
 
 
-def _unheard(mill: Mill, content: bytes, lost: Task, reached: JobState) -> str:
-    mill.lose_rings = lambda task: task == lost
+def _unclaimed(mill: Mill, content: bytes, lost: Task, reached: JobState) -> str:
+    mill.lose_messages = lambda task: task == lost
     job_id = mill.submit(content)
     mill.until(lambda: mill.job(job_id).state == reached)
-    mill.lose_rings = lambda _task: False
+    mill.lose_messages = lambda _task: False
     return job_id
 
 
@@ -130,13 +130,13 @@ def test_worker_that_is_stopped_while_its_engine_loads_takes_nothing(mill: Mill)
 
 def test_worker_that_is_told_to_stop_gives_the_shard_back_unblamed(mill: Mill, asked: list[str]) -> None:
     job_id = _planned(mill, _batch(1))
-    mill.gpu.keeper.stop_all()
+    mill.gpu.heartbeat.stop_all()
 
     run(mill.gpu, mill.host, job_id, 0)
 
     shard = ledgers.shard(mill.db, job_id)
     assert (shard.state, shard.epoch, shard.stalls) == (ShardState.PENDING, 2, 0)
-    assert mill.job(job_id).losses == 0
+    assert mill.job(job_id).lost_leases == 0
     assert asked == []
 
 
@@ -176,15 +176,15 @@ def test_shard_waits_for_an_engine_that_stays_busy_and_goes_on_where_it_was(
 
 
 def test_shard_that_was_lost_while_it_was_read_is_not_run(
-    mill: Mill, asked: list[str], holds: list[Hold], monkeypatch: pytest.MonkeyPatch
+    mill: Mill, asked: list[str], handles: list[ClaimHandle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = _planned(mill, _batch(3))
-    holds.clear()
+    handles.clear()
 
     def lose() -> None:
         with mill.db.write() as session:
-            shards.fence(session, job_id)
-        assert holds[0].lost.wait(30)
+            shards.revoke_running(session, job_id)
+        assert handles[0].lost.wait(30)
 
     _at_the_first_read(monkeypatch, lose)
     run(mill.gpu, mill.host, job_id, 0)
@@ -213,15 +213,15 @@ def test_answers_of_a_claim_that_was_lost_are_dropped_and_asked_for_again(
     with running(db, tmp_path, engine, segment_seconds=60) as mill, ThreadPoolExecutor(1) as threads:
         job_id = _planned(mill, _batch(4))
         zombie = threads.submit(run, mill.gpu, mill.host, job_id, 0)
-        mill.lose_rings = lambda task: task == Task.RUN
+        mill.lose_messages = lambda task: task == Task.RUN
         mill.until(lambda: len(asked) == 4)
         with db.write() as session:
-            shards.fence(session, job_id)
+            shards.revoke_running(session, job_id)
         engine.freed = True
         zombie.result(30)
         assert _count(db, Segment) == 0
 
-        mill.lose_rings = lambda _task: False
+        mill.lose_messages = lambda _task: False
         (job,) = mill.drain(job_id)
 
         assert _ids(mill.results(job)[0]) == ["r0", "r1", "r2", "r3"]
@@ -241,7 +241,7 @@ def test_careful_shard_of_a_cancelled_job_tries_no_further_line(mill: Mill, aske
     output, errors = mill.results(job)
     assert (_ids(output), _ids(errors)) == (["r0"], ["r1", "r2"])
     assert asked == ["a", "b !hang"]
-    assert ledgers.shard(mill.db, job_id).trying_line == 1, "no line is blamed that was not tried"
+    assert ledgers.shard(mill.db, job_id).isolated_line == 1, "no line is blamed that was not tried"
 
 
 def test_lines_of_a_shard_that_were_answered_before_the_cancel_keep_their_answers(mill: Mill, asked: list[str]) -> None:
@@ -263,7 +263,7 @@ def test_shard_whose_lines_all_have_answers_is_closed_without_asking(mill: Mill,
     mill.storage.put("segment", data)
     with mill.db.write() as session:
         shards.commit(session, earlier, 0, "segment", len(data), shards.Tally(covered=0b11, good=0b11), last=False)
-        shards.fence(session, job_id)
+        shards.revoke_running(session, job_id)
 
     (job,) = mill.drain(job_id)
 
@@ -272,16 +272,16 @@ def test_shard_whose_lines_all_have_answers_is_closed_without_asking(mill: Mill,
 
 @pytest.mark.parametrize("begin", [_run_through, _cancelled_unplanned])
 def test_finisher_that_lost_its_claim_leaves_nothing_behind(
-    mill: Mill, holds: list[Hold], monkeypatch: pytest.MonkeyPatch, begin: Any
+    mill: Mill, handles: list[ClaimHandle], monkeypatch: pytest.MonkeyPatch, begin: Any
 ) -> None:
     job_id = begin(mill, _batch(20))
     before = mill.job(job_id).state
-    holds.clear()
+    handles.clear()
 
     def lose() -> None:
         with mill.db.write() as session:
-            assert ledger.put_back(session, job_id, holds[0].epoch)
-        assert holds[0].lost.wait(30)
+            assert ledger.release(session, job_id, handles[0].epoch)
+        assert handles[0].lost.wait(30)
 
     _at_the_first_read(monkeypatch, lose)
     finish(mill.cpu, job_id)
@@ -292,15 +292,15 @@ def test_finisher_that_lost_its_claim_leaves_nothing_behind(
     assert sum(map(len, mill.results(job))) == 20
 
 
-def test_job_of_one_shard_is_finished_without_a_ring(mill: Mill) -> None:
-    rung: list[str] = []
-    mill.lose_rings = lambda task: rung.append(task) is not None
+def test_job_of_one_shard_is_finished_without_a_message(mill: Mill) -> None:
+    published: list[str] = []
+    mill.lose_messages = lambda task: published.append(task) is not None
 
     [small] = mill.drain(mill.submit(_batch(8)))
 
     assert (small.state, len(mill.results(small)[0])) == (JobState.SUCCEEDED, 8)
-    assert Task.FINISH not in rung
-    assert ledgers.doorbells(mill.db, small.id) == []
+    assert Task.FINISH not in published
+    assert ledgers.outbox_messages(mill.db, small.id) == []
 
 
 def _in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,7 +319,7 @@ def test_job_that_is_answered_at_once_ends_with_its_only_segment(
     job = mill.job(job_id)
     assert (job.state, job.completed, job.total, job.worker_id) == (JobState.SUCCEEDED, 3, 3, None)
     assert _ids(mill.results(job)[0]) == ["r0", "r1", "r2"]
-    assert ledgers.doorbells(mill.db, job_id) == []
+    assert ledgers.outbox_messages(mill.db, job_id) == []
 
 
 def test_results_of_a_job_that_was_cancelled_while_they_were_stored_are_what_its_finisher_makes_of_them(
@@ -351,7 +351,7 @@ def test_results_of_a_claim_that_was_lost_while_they_were_stored_leave_nothing_b
     def assembling(*of: Any) -> Any:
         results = assemble(*of)
         with mill.db.write() as session:
-            shards.fence(session, job_id)
+            shards.revoke_running(session, job_id)
         return results
 
     with monkeypatch.context() as patch:
@@ -369,20 +369,20 @@ def test_who_never_hears_of_the_commit_of_its_only_shards_end_finishes_the_job(
     mill: Mill, monkeypatch: pytest.MonkeyPatch, then: str
 ) -> None:
     job_id = _planned(mill, _batch(3))
-    dialect, go_on, put = mill.gpu.db.engine.dialect, ledger.go_on, shards.commit
+    dialect, claim_finish, put = mill.gpu.db.engine.dialect, ledger.claim_finish, shards.commit
     commit, epochs, deaf = dialect.do_commit, list[int](), threading.local()
     if then != "all of it":
         _in_parts(monkeypatch)
 
     def going_on(session: Session, *of: Any) -> ledger.JobClaim | None:
-        taken = go_on(session, *of)
+        taken = claim_finish(session, *of)
         epochs.extend([taken.epoch] if taken else [])
         deaf.once = len(epochs) == 1 and taken is not None
         return taken
 
     def putting(session: Session, *of: Any, **how: Any) -> Job | None:
         if then == "a claim that was lost" and epochs:
-            ledger.put_back(session, job_id, epochs[0])  # in between
+            ledger.release(session, job_id, epochs[0])  # in between
         return put(session, *of, **how)
 
     def committing(connection: Any) -> None:
@@ -391,13 +391,13 @@ def test_who_never_hears_of_the_commit_of_its_only_shards_end_finishes_the_job(
             deaf.once = False
             raise dialect.loaded_dbapi.OperationalError("the server closed the connection")  # type: ignore[union-attr]
 
-    monkeypatch.setattr(ledger, "go_on", going_on)
+    monkeypatch.setattr(ledger, "claim_finish", going_on)
     monkeypatch.setattr(shards, "commit", putting)
     monkeypatch.setattr(dialect, "do_commit", committing)
     run(mill.gpu, mill.host, job_id, 0)
 
     job = mill.job(job_id)
-    assert (job.state, job.losses, len(mill.results(job)[0])) == (JobState.SUCCEEDED, 0, 3)
+    assert (job.state, job.lost_leases, len(mill.results(job)[0])) == (JobState.SUCCEEDED, 0, 3)
     assert job.epoch - epochs[0] == (3 if then == "a claim that was lost" else 1)
     assert mill.storage.list("files") == sorted([str(job.input_path), f"files/{job.output_file_id}"])
 
@@ -426,11 +426,11 @@ def test_who_dies_before_it_finishes_its_only_shards_job_is_followed_by_another(
     monkeypatch.setattr(lifecycle, "finish", lambda *_: None)
     job_id = mill.submit(_batch(8))
     mill.until(lambda: mill.job(job_id).state == JobState.FINISHING)
-    assert (mill.job(job_id).worker_id, ledgers.doorbells(mill.db, job_id)) == (mill.gpu.worker_id, [])
+    assert (mill.job(job_id).worker_id, ledgers.outbox_messages(mill.db, job_id)) == (mill.gpu.worker_id, [])
 
     [job] = mill.drain(job_id)
 
-    assert (job.state, job.losses, len(mill.results(job)[0])) == (JobState.SUCCEEDED, 1, 8)
+    assert (job.state, job.lost_leases, len(mill.results(job)[0])) == (JobState.SUCCEEDED, 1, 8)
     assert len(asked) == 8
 
 
@@ -444,8 +444,8 @@ def test_results_wait_for_a_disk_that_has_room(mill: Mill, monkeypatch: pytest.M
         patch.setattr(DiskStorage, "writer", full)
         finish(mill.cpu, job_id)
     job = mill.job(job_id)
-    assert (job.state, job.waiting_for, job.worker_id, job.stumbles) == (JobState.FINISHING, "disk", None, 0)
-    assert ledgers.doorbells(mill.db, job_id) == [(Task.FINISH, -1)]
+    assert (job.state, job.waiting_for, job.worker_id, job.failed_attempts) == (JobState.FINISHING, "disk", None, 0)
+    assert ledgers.outbox_messages(mill.db, job_id) == [(Task.FINISH, -1)]
 
     finish(mill.cpu, job_id)
 

@@ -251,9 +251,9 @@ def _neighbours(shop: Shop, **engine: Any) -> Iterator[dict[str, list[str]]]:
             host = EngineHost(FakeEngine((model,), asked=prompts.append, **engine), lambda: None)
             host.start()
             stack.callback(host.close)
-            desk = InteractiveConsumer(host, shop.redis_url, queue, own={searches.URL: _nothing})
-            host.call(desk.serve())
-            stack.callback(lambda host=host, desk=desk: host.call(desk.close()).result(30))
+            consumer = InteractiveConsumer(host, shop.redis_url, queue, own={searches.URL: _nothing})
+            host.call(consumer.serve())
+            stack.callback(lambda host=host, consumer=consumer: host.call(consumer.close()).result(30))
             row = Worker(
                 id=queue, pool="gpu", host="h", pid=1, started=1, queues=[queue], models=[model], slots=2,
                 state="ready", restarts=0, created_at=now(), seen_at=now(),
@@ -279,7 +279,7 @@ def town(make_shop: Callable[..., Shop], tmp_path: Path, sqlite_url: str, redis_
             given: Any = {"streams_url": redis_url, "models_file": str(models), "database_url": sqlite_url}
             context = build(Settings(data_dir=tmp_path, **given), Pool("gpu", ("gpu.generate",), 2))
             stack.callback(context.db.close)
-            stack.callback(context.keeper.leave)
+            stack.callback(context.heartbeat.leave)
             callers.append(PeerClient(context))
             return _around(fake, ModelRouter(context, callers[0], fake, "gpu.generate"))
 

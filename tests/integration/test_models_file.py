@@ -42,8 +42,8 @@ def test_a_server_that_is_added_answers_the_batches_that_wait_for_it(
         _file(tmp_path, alpha=alpha)
         router = build(config, Models(config).now(), Queue.GENERATE)
         with running(db, tmp_path, router, replace(Timings(), engine_busy=0.5)) as mill:
-            company = SharedExclusiveLock(tmp_path / "run", 30)
-            reloading = Reloading(mill.gpu, mill.host, router, Queue.GENERATE, company, mill.gpu.stop.set)
+            server_lock = SharedExclusiveLock(tmp_path / "run", 30)
+            reloading = Reloading(mill.gpu, mill.host, router, Queue.GENERATE, server_lock, mill.gpu.stop.set)
             announcing = (mill.gpu, router, Queue.GENERATE, reloading.look)
             threading.Thread(target=worker._stay_announced, args=announcing, daemon=True).start()
             mill.until(lambda: mill.gpu.standing.models == ("alpha",))
@@ -59,4 +59,4 @@ def test_a_server_that_is_added_answers_the_batches_that_wait_for_it(
             (job,) = mill.drain(waiting, timeout=60)
 
             assert (job.state, job.completed, job.waiting_for) == (JobState.SUCCEEDED, 20, None)
-            company.close()
+            server_lock.close()

@@ -1,4 +1,4 @@
-"""Responses for an interactive client: the official SDK, the real API and its Redis, the desk over a fake engine."""
+"""Responses for an interactive client: the official SDK, the real API and its Redis, a consumer on a fake engine."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Chat completions that are stored: the official SDK, the real API and its Redis, the desk over a fake engine."""
+"""Chat completions that are stored: the official SDK, the real API and its Redis, the consumer over a fake engine."""
 
 import asyncio
 import json

@@ -14,7 +14,7 @@ from jobs.ledger.tables import Outbox
 from jobs.queues import Task
 from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
 from tests.support.system import eventually
-from workers.batches.admission import Admission
+from workers.batches.slot_scheduler import SlotScheduler
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Request
 from workers.lifecycle import run_in_turn
@@ -50,54 +50,54 @@ def mill(db: Database, tmp_path: Path, engine: Held) -> Iterator[Mill]:
 
 
 def _planned(mill: Mill, count: int) -> list[str]:
-    """Jobs of a line each whose doorbells the test rings."""
+    """Jobs of a line each whose messages the test publishes."""
     mill.elsewhere = lambda task, _queue, _arguments: task == Task.RUN
     jobs = [mill.submit(jsonl([chat_line("one", f"hello {n}")])) for n in range(count)]
     mill.until(lambda: all(mill.job(job_id).state == JobState.RUNNING for job_id in jobs), 60)
-    mill.until(lambda: _rung(mill, jobs) == set(jobs), 60)
+    mill.until(lambda: _published(mill, jobs) == set(jobs), 60)
     return jobs
 
 
-def _rung(mill: Mill, jobs: list[str]) -> set[str]:
-    """Whose doorbells are out, as far as the dispatcher knows."""
+def _published(mill: Mill, jobs: list[str]) -> set[str]:
+    """Whose messages are published and unclaimed, as far as the dispatcher knows."""
     with mill.db.read() as session:
-        out = select(Outbox.job_id).where(Outbox.job_id.in_(jobs), Outbox.rung_at.is_not(None))
+        out = select(Outbox.job_id).where(Outbox.job_id.in_(jobs), Outbox.published_at.is_not(None))
         return set(session.scalars(out))
 
 
-def test_a_doorbell_that_comes_while_the_engine_loads_is_for_another_worker(mill: Mill) -> None:
+def test_a_message_that_comes_while_the_engine_loads_is_for_another_worker(mill: Mill) -> None:
     (job_id,) = _planned(mill, 1)
     loading = EngineHost(FakeEngine((MODEL,)), lambda: None)
 
-    run_in_turn(mill.gpu, loading, Admission(1), job_id, 0)
+    run_in_turn(mill.gpu, loading, SlotScheduler(1), job_id, 0)
 
-    assert _rung(mill, [job_id]) == set()
+    assert _published(mill, [job_id]) == set()
     loading.loop.close()
 
 
-def test_a_stale_doorbell_takes_no_room(mill: Mill, engine: Held) -> None:
+def test_a_stale_message_takes_no_room(mill: Mill, engine: Held) -> None:
     (job_id,) = _planned(mill, 1)
-    admission = Admission(1)
+    slot_scheduler = SlotScheduler(1)
     engine.free = True
-    run_in_turn(mill.gpu, mill.host, admission, job_id, 0)
+    run_in_turn(mill.gpu, mill.host, slot_scheduler, job_id, 0)
 
-    with admission.enter(("batch_other", 0), 1.0):
-        run_in_turn(mill.gpu, mill.host, admission, job_id, 0)  # would wait here
+    with slot_scheduler.enter(("batch_other", 0), 1.0):
+        run_in_turn(mill.gpu, mill.host, slot_scheduler, job_id, 0)  # would wait here
 
     assert engine.asks == 1
 
 
-def test_small_jobs_run_together_and_who_finds_no_room_is_rung_elsewhere(mill: Mill, engine: Held) -> None:
-    admission = Admission(1)
+def test_small_jobs_run_together_and_who_finds_no_room_is_published_elsewhere(mill: Mill, engine: Held) -> None:
+    slot_scheduler = SlotScheduler(1)
     jobs = _planned(mill, 2 * WHOLE + 1)
     with ThreadPoolExecutor(2 * WHOLE) as threads:
-        heard = [threads.submit(run_in_turn, mill.gpu, mill.host, admission, job_id, 0) for job_id in jobs[:-1]]
+        heard = [threads.submit(run_in_turn, mill.gpu, mill.host, slot_scheduler, job_id, 0) for job_id in jobs[:-1]]
         eventually(lambda: engine.asks == WHOLE, 10, "a slot full of lines")
-        eventually(lambda: admission.waiting == pytest.approx(1.0), 10, "a slot full of who waits")
+        eventually(lambda: slot_scheduler.waiting == pytest.approx(1.0), 10, "a slot full of who waits")
 
-        run_in_turn(mill.gpu, mill.host, admission, jobs[-1], 0)
+        run_in_turn(mill.gpu, mill.host, slot_scheduler, jobs[-1], 0)
 
-        assert jobs[-1] not in _rung(mill, jobs)
+        assert jobs[-1] not in _published(mill, jobs)
         assert engine.asks == WHOLE
         engine.free = True
         for one in heard:

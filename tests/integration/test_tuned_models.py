@@ -92,7 +92,7 @@ def test_a_batch_for_another_projects_model_is_rejected_like_one_for_an_unknown_
 ) -> None:
     with running(sqlite, tmp_path) as mill:
         mill.gpu.standing.models = (MODEL,)  # no endpoint here takes any name
-        mill.gpu.keeper.announce()
+        mill.gpu.heartbeat.announce()
         adapters.tuned_model(sqlite, mill.storage, ACME, project="acme")
         jobs = [mill.submit(lines(name, 1), project="rival") for name in (ACME, "ft:fake-model:acme::none")]
         ended = mill.drain(*jobs)

@@ -160,7 +160,7 @@ class Mill:
             row = session.get_one(VectorStore, store)
             return Store(row.id, row.project_id, row.model, row.dimensions)
 
-    def nothing_owed(self) -> bool:
+    def nothing_pending(self) -> bool:
         with self.db.read() as session:
             return session.scalar(select(func.count()).select_from(VectorRemoval)) == 0
 
@@ -168,7 +168,7 @@ class Mill:
         """Whom its processes called outside this machine."""
         return (self.system.data.parent / _CALLS).read_text()
 
-    def holding(self, word: str, *folders: str) -> list[str]:
+    def watching(self, word: str, *folders: str) -> list[str]:
         """The files of these folders that have the word in them."""
         paths = (path for folder in folders for path in (self.system.data / folder).rglob("*") if path.is_file())
         return [path.name for path in paths if word.encode() in path.read_bytes()]
@@ -415,14 +415,14 @@ def test_what_is_deleted_is_nowhere(mill: Mill) -> None:
     for file in (kept, gone):
         assert files.create_and_poll(file, vector_store_id=store).status == "completed"
     assert mill.asked(store, CANARY)[0] == "gone.txt"
-    assert mill.holding(CANARY, "vectors"), "it is not looked for where it is"
-    assert mill.holding(CANARY, DOCUMENTS)
+    assert mill.watching(CANARY, "vectors"), "it is not looked for where it is"
+    assert mill.watching(CANARY, DOCUMENTS)
 
     files.delete(gone, vector_store_id=store)
 
     assert mill.asked(store, CANARY) == ["kept.txt"]
-    eventually(mill.nothing_owed, 30, "what is owed is removed")
-    assert mill.holding(CANARY, "vectors", DOCUMENTS) == []
+    eventually(mill.nothing_pending, 30, "what is pending is removed")
+    assert mill.watching(CANARY, "vectors", DOCUMENTS) == []
     assert mill.asked(store, "okapi") == ["kept.txt"]
     with mill.db.read() as session:
         receipts = session.scalars(select(Audit).where(Audit.target == gone, Audit.actor == "purge")).all()
@@ -434,14 +434,14 @@ def test_what_a_deleted_file_and_a_deleted_store_held_is_nowhere(mill: Mill) -> 
     stores, file = [mill.store(), mill.store()], mill.upload("gone.txt", _about(word))
     for store in stores:
         mill.client.vector_stores.files.create_and_poll(file, vector_store_id=store)
-    assert mill.holding(word, "vectors")
+    assert mill.watching(word, "vectors")
 
     mill.client.vector_stores.delete(stores[0])
     mill.client.files.delete(file)
 
     assert mill.asked(stores[1], word) == []
-    eventually(mill.nothing_owed, 30, "what is owed is removed")
-    assert mill.holding(word, "vectors", DOCUMENTS) == []
+    eventually(mill.nothing_pending, 30, "what is pending is removed")
+    assert mill.watching(word, "vectors", DOCUMENTS) == []
     assert set(mill.vectors.stores()) & set(stores) <= {stores[1]}
 
 
@@ -467,7 +467,7 @@ def test_a_store_is_kept_in_step_with_a_folder(mill: Mill, shelf: Path) -> None:
     assert (first.filename, "sequoia" in first.content[0].text) == ("whale.txt", True)
     texts = [one.content[0].text for one in mill.client.vector_stores.search(store, query=LIBRARY["whale.txt"][0])]
     assert not any("blue whale" in text for text in texts)
-    eventually(mill.nothing_owed, 30, "what is owed is removed")
+    eventually(mill.nothing_pending, 30, "what is pending is removed")
     assert mill.vectors.counts(mill.place(store)) == mill.entries(store)
     mill.client.delete(f"{path}/{source}", cast_to=object)
     assert mill.asked(store, "anything") == []
@@ -495,7 +495,7 @@ def test_workers_killed_in_the_middle_leave_every_file_once(mill: Mill) -> None:
     assert (done.status, done.file_counts.completed, done.file_counts.total) == ("completed", MANY, MANY)
     listed = [one.id for one in batches.list_files(batch.id, vector_store_id=store)]
     assert sorted(listed) == sorted(ids)
-    eventually(mill.nothing_owed, 60, "leftovers are removed")
+    eventually(mill.nothing_pending, 60, "leftovers are removed")
     place, entries = mill.place(store), mill.entries(store)
     assert len(entries) == MANY
     assert min(entries.values()) > 1
@@ -551,7 +551,7 @@ def test_a_store_is_indexed_anew_compared_switched_and_switched_back(mill: Mill)
     assert "okapi.txt" not in mill.asked(store, "What does an okapi eat?")
     client.delete(f"{path}/{second}", cast_to=object)
     place = mill.place(store)
-    eventually(mill.nothing_owed, 30, "what is owed is removed")
+    eventually(mill.nothing_pending, 30, "what is pending is removed")
     assert second not in mill.vectors.stores()
     assert mill.vectors.counts(place) == mill.entries(store)
 
@@ -642,7 +642,7 @@ def test_weaviate_holds_the_same_library(tmp_path: Path) -> None:
             place, entries = mill.place(store), mill.entries(store)
             assert mill.vectors.counts(place) == entries
             mill.client.vector_stores.delete(store)
-            eventually(mill.nothing_owed, 30, "what is owed is removed")
+            eventually(mill.nothing_pending, 30, "what is pending is removed")
             assert mill.vectors.counts(place) == {}
             assert mill.called() == ""
     finally:

@@ -41,7 +41,7 @@ from tests.support.beside import beside
 from tests.support.databases import KINDS, fresh
 from tests.support.receiver import Receiver
 from tests.support.system import GRACE_SECONDS, pause
-from workers.dispatcher.maintenance import Housekeeper
+from workers.dispatcher.maintenance import Maintenance
 from workers.webhooks import loop
 from workers.webhooks.loop import AHEAD
 
@@ -88,7 +88,7 @@ def endpoint(db: Database, url: str, name: str = "we_1", secret: str = SECRET) -
 
 
 def happen(db: Database, count: int = 1, of: Job | None = None, start: int = 0) -> None:
-    """`batch.completed` of jobs `start`, `start` + 1, …: each event is owed to every endpoint."""
+    """`batch.completed` of jobs `start`, `start` + 1, …: each event is enqueued for every endpoint."""
     with db.write() as session:
         for n in range(start, start + count):
             event = events.record(
@@ -296,9 +296,11 @@ def test_what_a_worker_held_that_is_gone_is_swept_up_and_a_live_ones_is_not(db: 
         session.add(Worker(id="io-here", pool="io", created_at=now(), seen_at=now(), **row))
         assert len(claim_due(session, "io-left")) == len(claim_due(session, "io-here")) == 2
     times = itertools.count(0.0, 10.0)  # each look at the clock is ten seconds later
-    house = Housekeeper(config(lease_seconds=10_000), db, DiskStorage(tmp_path), lambda: next(times), lambda: None)
+    maintenance = Maintenance(
+        config(lease_seconds=10_000), db, DiskStorage(tmp_path), lambda: next(times), lambda: None
+    )
 
-    house.keep()
+    maintenance.run()
 
     with db.read() as session:
         held = session.scalars(select(Delivery.worker_id).where(Delivery.worker_id.is_not(None))).all()
@@ -449,7 +451,7 @@ BAD = ("500", "hang", "trickle", "reset", "redirect", "410", "throttle", "huge",
 
 @pytest.mark.verify  # it races a clock
 @pytest.mark.parametrize("db", ["sqlite"], indirect=True)
-def test_bad_receivers_of_every_kind_get_what_they_are_owed_and_the_good_one_is_on_time(
+def test_bad_receivers_of_every_kind_get_what_is_pending_and_the_good_one_is_on_time(
     db: Database, receiver: Receiver
 ) -> None:
     """F15: ten bad endpoints and a good one, 30 events each, the schedule a thousand times faster."""
@@ -544,7 +546,7 @@ def test_killed_delivery_process_costs_no_event_and_few_are_sent_twice(db: Datab
         process.wait(10)
         with db.write() as session:
             for dead in deliveries.orphans(session):
-                deliveries.take_back(session, dead)
+                deliveries.revoke_claims(session, dead)
     with delivering(db):
         eventually(lambda: states(db)["delivered"] == count, 60)
 

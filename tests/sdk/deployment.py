@@ -130,12 +130,12 @@ def _answering(mill: Mill, url: str) -> Iterator[None]:
     searching = Searching(mill.gpu, mill.host, Reranking(mill.gpu, mill.host, Queue.GENERATE))
     counting = Counting(mill.host, _words, _nothing, lambda _: ContextBudget(1000))
     own = {searches.URL: searching.answer, responses.COUNT_URL: counting.answer}
-    desk = InteractiveConsumer(mill.host, url, Queue.GENERATE, own=own)
-    mill.host.call(desk.serve())
+    consumer = InteractiveConsumer(mill.host, url, Queue.GENERATE, own=own)
+    mill.host.call(consumer.serve())
     try:
         yield
     finally:
-        mill.host.call(desk.close()).result(5)
+        mill.host.call(consumer.close()).result(5)
         searching.close()
 
 
@@ -149,7 +149,7 @@ async def _nothing(request: Request, search: Search) -> Sequence[Found]:
 
 
 class _Readers:
-    """Rings the mill, but for what is asked of those who read documents: one worker here, with one thread."""
+    """Pass messages to the mill, and those of parsing to one worker here, with one thread."""
 
     def __init__(self, mill: Mill) -> None:
         self._mill = mill
@@ -157,14 +157,14 @@ class _Readers:
         self._parser = Parser(limits_of(mill.config))
         self._thread = ThreadPoolExecutor(1)
 
-    def ring(self, task: str, queue: str, arguments: Sequence[Any]) -> None:
+    def publish(self, task: str, queue: str, arguments: Sequence[Any]) -> None:
         if queue != Queue.INGEST:
-            self._mill.ring(task, queue, arguments)
+            self._mill.publish(task, queue, arguments)
         else:
             self._thread.submit(self._handle, task, arguments)
 
     def close(self) -> None:
-        self._context.keeper.leave()
+        self._context.heartbeat.leave()
         self._thread.shutdown()
         self._parser.close()
         self._context.db.close()

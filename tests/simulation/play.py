@@ -23,7 +23,7 @@ from workers.dispatcher.loop import Dispatcher
 CONFIG = Settings(
     lease_seconds=2,
     beat_seconds=0.5,
-    rering_seconds=1,
+    redelivery_seconds=1,
     cancel_grace_seconds=1,
     stalls_before_careful=2,
     tick_seconds=0.1,
@@ -36,17 +36,17 @@ _RANK = {
 }  # fmt: skip
 
 WEATHERS = {
-    "broker": Weather(ring_lost=0.3, ring_doubled=0.2, ring_refused=0.15, ring_late=0.3),
-    "database": Weather(database_busy=0.08, answer_lost=0.08, ring_doubled=0.1),
+    "broker": Weather(message_lost=0.3, message_doubled=0.2, message_refused=0.15, message_late=0.3),
+    "database": Weather(database_busy=0.08, answer_lost=0.08, message_doubled=0.1),
     "kills": Weather(crash_every=1.5, leader_every=5),
-    "zombies": Weather(freeze_every=1.5, ring_doubled=0.2, ring_late=0.2),
+    "zombies": Weather(freeze_every=1.5, message_doubled=0.2, message_late=0.2),
     "poison": Weather(poison=0.1),
     "everything": Weather(0.15, 0.15, 0.1, 0.15, 0.03, 0.03, 4, 4, 6, clock_jumps=True, poison=0.03),
 }
 
 
 class Nowhere:
-    """The housekeeper's storage. What it removes is missed by nobody: it is the inside of jobs that have ended."""
+    """The storage of maintenance. What it removes is missed by nobody: it is the inside of jobs that have ended."""
 
     def delete(self, path: str) -> None: ...
 

@@ -2,7 +2,7 @@
 
 Every claim ever granted is kept and used again. What a call must do follows from the epoch in the database: a newer
 one exists, and the call is refused and changes nothing; none does, and it counts. In between `invariants` must hold,
-and when the faults end every job must come to its end by the next steps that are owed, and by nothing else.
+and when the faults end every job must come to its end by the next steps that are pending, and by nothing else.
 
 NIGHTMILL_TEST_EXAMPLES sets how many games are played, and lets a lost one be made as short as it can be;
 NIGHTMILL_TEST_STEPS sets how long they are. `make model-tests` plays 200 of 100 steps.
@@ -28,7 +28,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from jobs.db.engine import Database
-from jobs.errors import Conflict, Fenced, InvalidRequest
+from jobs.errors import ClaimLost, Conflict, InvalidRequest
 from jobs.ledger import audit, dependencies, ledger, shards, statements
 from jobs.ledger.ledger import JobClaim
 from jobs.ledger.shards import ShardClaim
@@ -106,7 +106,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def release(self, pick: int) -> None:
         """Anyone may try to release a job at any moment: none is left that could be."""
         with self.unchanged(), self.db.write() as session:
-            assert not ledger.release(session, self.job(pick))
+            assert not ledger.release_dependent(session, self.job(pick))
 
     @precondition(lambda self: self.sizes)
     @rule(pick=some)
@@ -206,7 +206,7 @@ class LedgerMachine(RuleBasedStateMachine):
         def work(session: Session) -> None:
             shards.commit(session, claim, seq, shards.segment_path(*key, seq), 1, tally, last=last)
             if last:
-                ledger.settle(session, claim.job.id, actor="worker")
+                ledger.advance_job(session, claim.job.id, actor="worker")
 
         self.fenced_unless(mine, work)
         if mine and twice:
@@ -218,31 +218,31 @@ class LedgerMachine(RuleBasedStateMachine):
     def try_a_line(self, pick: int, line: int) -> None:
         claim = recent(self.shard_claims, pick)
         mine = self.holds_shard(claim)
-        self.fenced_unless(mine, lambda session: shards.trying(session, claim, line % claim.lines))
+        self.fenced_unless(mine, lambda session: shards.record_isolated_attempt(session, claim, line % claim.lines))
 
     @precondition(lambda self: self.shard_claims)
     @rule(pick=some)
-    def give_back(self, pick: int) -> None:
+    def release_shard(self, pick: int) -> None:
         claim = recent(self.shard_claims, pick)
         mine = self.holds_shard(claim)
         with self.db.read() as session:
             before = ledgers.everything(session)
         with self.db.write() as session:
-            shards.give_back(session, claim)
+            shards.release(session, claim)
         with self.db.read() as session:
             assert (ledgers.everything(session) != before) == mine
 
     @precondition(lambda self: self.shard_claims or self.job_claims)
     @rule()
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         held = [(claim.job.id, claim.n, claim.epoch) for claim in self.shard_claims]
         with self.db.write() as session:
-            lost = set(shards.beat(session, held))
-            beaten = [ledger.beat(session, claim.job.id, claim.epoch, claim.worker_id) for claim in self.job_claims]
+            lost = set(shards.heartbeat(session, held))
+            held = [ledger.heartbeat(session, claim.job.id, claim.epoch, claim.worker_id) for claim in self.job_claims]
         assert lost == {
             (claim.job.id, claim.n, claim.epoch) for claim in self.shard_claims if not self.holds_shard(claim)
         }
-        assert beaten == [self.holds(claim, LIVE) for claim in self.job_claims]
+        assert held == [self.holds(claim, LIVE) for claim in self.job_claims]
 
     # ── leases ──
 
@@ -251,18 +251,18 @@ class LedgerMachine(RuleBasedStateMachine):
         with self.db.read() as session:
             held = shards.running(session)
         if held:
-            job_id, n, epoch, beat, _ = held[pick % len(held)]
+            job_id, n, epoch, heartbeat, _ = held[pick % len(held)]
             with self.db.write() as session:
-                assert shards.lose(session, job_id, n, epoch, beat - stale) != stale
+                assert shards.revoke_lease(session, job_id, n, epoch, heartbeat - stale) != stale
 
     @rule(pick=some)
     def lose_a_shard_to_an_heir(self, pick: int) -> None:
         with self.db.read() as session:
             held = [one for one in shards.running(session) if self.row(one[0]).state == JobState.RUNNING]
         if held:
-            job_id, n, epoch, beat, _ = held[pick % len(held)]
+            job_id, n, epoch, heartbeat, _ = held[pick % len(held)]
             with self.db.write() as session:
-                shards.lose(session, job_id, n, epoch, beat)
+                shards.revoke_lease(session, job_id, n, epoch, heartbeat)
             self.shard_claims.append(ledgers.claim_shard(self.db, job_id, n, f"worker-{len(self.shard_claims)}"))
 
     @rule(pick=some)
@@ -270,10 +270,10 @@ class LedgerMachine(RuleBasedStateMachine):
         with self.db.read() as session:
             held = ledger.claimed(session)
         if held:
-            job_id, epoch, beat, _ = held[pick % len(held)]
+            job_id, epoch, heartbeat, _ = held[pick % len(held)]
             task = Task.PLAN if self.row(job_id).state == JobState.QUEUED else Task.FINISH
             with self.db.write() as session:
-                ledger.lose(session, job_id, epoch, beat)
+                ledger.revoke_lease(session, job_id, epoch, heartbeat)
             self.job_claims.append(ledgers.claim_job(self.db, job_id, task, f"worker-{len(self.job_claims)}"))
 
     @rule(pick=some, stale=st.booleans())
@@ -281,17 +281,17 @@ class LedgerMachine(RuleBasedStateMachine):
         with self.db.read() as session:
             held = ledger.claimed(session)
         if held:
-            job_id, epoch, beat, _ = held[pick % len(held)]
+            job_id, epoch, heartbeat, _ = held[pick % len(held)]
             with self.db.write() as session:
-                assert ledger.lose(session, job_id, epoch, beat - stale) != stale
+                assert ledger.revoke_lease(session, job_id, epoch, heartbeat - stale) != stale
 
     @precondition(lambda self: self.job_claims)
     @rule(pick=some)
-    def put_back(self, pick: int) -> None:
+    def release_job(self, pick: int) -> None:
         claim = recent(self.job_claims, pick)
         mine = self.holds(claim, LIVE)
         with self.db.write() as session:
-            assert ledger.put_back(session, claim.job.id, claim.epoch) == mine
+            assert ledger.release(session, claim.job.id, claim.epoch) == mine
 
     # ── stopping and ending ──
 
@@ -328,7 +328,7 @@ class LedgerMachine(RuleBasedStateMachine):
         job_id = self.job(pick)
         if self.row(job_id).state in {JobState.CANCELLING, JobState.EXPIRING}:
             with self.db.write() as session:
-                shards.fence(session, job_id)
+                shards.revoke_running(session, job_id)
             assert not self.running(job_id)
 
     @precondition(lambda self: self.job_claims)
@@ -345,16 +345,16 @@ class LedgerMachine(RuleBasedStateMachine):
         with self.db.read() as session:
             assert violations(session) == []
             assert self.history.look(session) == []
-            assert ledger.unsettled(session) == []
+            assert ledger.without_next_step(session) == []
             assert dependencies.releasable(session, 10) == []
         with self.db.write() as session:
-            assert shards.unowed(session) == 0
+            assert shards.restore_messages(session) == 0
 
     def teardown(self) -> None:
-        """The faults end: whatever is held is lost, and what is owed leads every job to its end."""
+        """The faults end: whatever is held is lost, and what is pending leads every job to its end."""
         for _ in range(400):  # a chain of jobs takes a few for each
             self.lose_everything()
-            if not (self.ring_everything() or self.fail_dependents()):
+            if not (self.handle_everything() or self.fail_dependents()):
                 break
         with self.db.write() as session:
             left = session.scalars(select(Job.id).where(Job.state.in_(LIVE))).all()
@@ -377,20 +377,20 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def lose_everything(self) -> None:
         with self.db.write() as session:
-            for job_id, n, epoch, beat, _ in shards.running(session):
-                assert shards.lose(session, job_id, n, epoch, beat)
-            for job_id, epoch, beat, _ in ledger.claimed(session):
-                assert ledger.lose(session, job_id, epoch, beat)
+            for job_id, n, epoch, heartbeat, _ in shards.running(session):
+                assert shards.revoke_lease(session, job_id, n, epoch, heartbeat)
+            for job_id, epoch, heartbeat, _ in ledger.claimed(session):
+                assert ledger.revoke_lease(session, job_id, epoch, heartbeat)
 
-    def ring_everything(self) -> bool:
+    def handle_everything(self) -> bool:
         with self.db.read() as session:
-            owed = session.execute(select(Outbox.task, Outbox.job_id, Outbox.shard_n)).all()
-        for task, job_id, n in owed:
+            messages = session.execute(select(Outbox.task, Outbox.job_id, Outbox.shard_n)).all()
+        for task, job_id, n in messages:
             if task == Task.RUN:
                 self.run_shard(job_id, n)
             else:
                 self.run_job(Task(task), job_id)
-        return bool(owed)
+        return bool(messages)
 
     def run_shard(self, job_id: str, n: int) -> None:
         with self.db.write() as session:
@@ -457,7 +457,7 @@ class LedgerMachine(RuleBasedStateMachine):
             with self.db.write() as session:
                 work(session)
             return
-        with self.unchanged(), pytest.raises(Fenced), self.db.write() as session:
+        with self.unchanged(), pytest.raises(ClaimLost), self.db.write() as session:
             work(session)
 
     def unchanged(self) -> "_Unchanged":

@@ -20,7 +20,7 @@ _AT_LEAST = 2 * len(WEATHERS)
 
 #: Worlds in which something was once wrong.
 REGRESSIONS = {
-    5: "the clock was set back by a day, and a doorbell owed before was not due until then",
+    5: "the clock was set back by a day, and a message enqueued before was not due until then",
 }
 
 
@@ -86,7 +86,7 @@ def test_a_poisoned_line_costs_few_workers_and_no_neighbour(world: SimulatedData
     assert 0 < game.world.crashes <= 4 * len(game.seen)
 
 
-@pytest.mark.parametrize("weather", [Weather(ring_lost=0.5), Weather(crash_every=1.0)], ids=["rings", "workers"])
+@pytest.mark.parametrize("weather", [Weather(message_lost=0.5), Weather(crash_every=1.0)], ids=["messages", "workers"])
 def test_what_is_lost_is_only_late(world: SimulatedDatabase, weather: Weather) -> None:
     for seed in range(4):
         assert Game(seed, weather, world).play() == []

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs.db.engine import Database
-from jobs.errors import Conflict, Fenced
+from jobs.errors import ClaimLost, Conflict
 from jobs.ledger import ledger, outbox, shards
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Outbox
@@ -37,11 +37,11 @@ class Crowd:
         dice = random.Random(seed)
         while time.monotonic() < self.until:
             act = dice.choice(
-                [self.run, self.run, self.lose, self.fence, self.cancel, self.ring, self.close, self.sweep]
+                [self.run, self.run, self.lose, self.fence, self.cancel, self.publish, self.close, self.sweep]
             )
             try:
                 act(dice, self.jobs[dice.randrange(len(self.jobs))])
-            except (Fenced, Conflict):
+            except (ClaimLost, Conflict):
                 continue
             self.acts += 1
 
@@ -51,32 +51,32 @@ class Crowd:
         if claim is None:
             return
         with self.db.write() as session:
-            shards.beat(session, [(job_id, n, claim.epoch) for n in range(6)])
+            shards.heartbeat(session, [(job_id, n, claim.epoch) for n in range(6)])
         if dice.random() < 0.3:
             with self.db.write() as session:
-                shards.give_back(session, claim, waiting_for="model")
+                shards.release(session, claim, waiting_for="model")
             return
         left = [line for line in range(2) if not claim.covered >> line & 1]
         ledgers.answer(self.db, claim, left, last=True)
 
     def lose(self, dice: random.Random, job_id: str) -> None:
         with self.db.write() as session:
-            for held, n, epoch, beat, _ in shards.running(session):
-                shards.lose(session, held, n, epoch, beat)
+            for held, n, epoch, heartbeat, _ in shards.running(session):
+                shards.revoke_lease(session, held, n, epoch, heartbeat)
 
     def fence(self, dice: random.Random, job_id: str) -> None:
         with self.db.write() as session:
             if session.get_one(Job, job_id).state in {JobState.CANCELLING, JobState.EXPIRING}:
-                shards.fence(session, job_id)
+                shards.revoke_running(session, job_id)
 
     def cancel(self, dice: random.Random, job_id: str) -> None:
         if dice.random() < 0.05:
             with self.db.write() as session:
                 ledger.cancel(session, job_id, actor="key:test")
 
-    def ring(self, dice: random.Random, job_id: str) -> None:
+    def publish(self, dice: random.Random, job_id: str) -> None:
         with self.db.write() as session:
-            outbox.rung(session, session.scalars(select(Outbox.id)).all())
+            outbox.mark_published(session, session.scalars(select(Outbox.id)).all())
 
     def close(self, dice: random.Random, job_id: str) -> None:
         with self.db.write() as session:
@@ -92,9 +92,9 @@ class Crowd:
             self._mend(session)
 
     def _mend(self, session: Session) -> None:
-        for lost in ledger.unsettled(session):
-            ledger.settle(session, lost, actor="dispatcher")
-        shards.unowed(session)
+        for lost in ledger.without_next_step(session):
+            ledger.advance_job(session, lost, actor="dispatcher")
+        shards.restore_messages(session)
 
 
 def test_a_crowd_of_threads_does_not_block_itself(db: Database) -> None:

@@ -1,4 +1,5 @@
-"""A small model of a worker process: it hears doorbells, beats, claims, answers, commits, and may be a zombie.
+"""A small model of a worker process: it takes messages, sends heartbeats, claims, answers, commits, and may be a
+zombie.
 
 It calls the real ledger in the order in which `workers.lifecycle`, `workers.batches.running` and
 `workers.batches.finishing` do. What it leaves out is what they do between those calls: bytes, engines, threads.
@@ -11,7 +12,7 @@ from functools import partial
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs.errors import DatabaseBusy, Fenced
+from jobs.errors import ClaimLost, DatabaseBusy
 from jobs.files.tables import File
 from jobs.fleet import workers
 from jobs.fleet.tables import Worker
@@ -38,7 +39,7 @@ class Plan:
 
 
 @dataclass(eq=False)
-class Hold:
+class ClaimHandle:
     job_id: str
     n: int | None
     epoch: int
@@ -68,16 +69,16 @@ class WorkerProcess(Process):
         self.pool = pool
         self.busy = 0
         self.slots = slots
-        self.holds: list[Hold] = []
-        self.world.start(self, self.keeper())
+        self.engines: list[ClaimHandle] = []
+        self.world.start(self, self.heartbeat())
         self.world.start(self, self.consumer())
 
     # ── the process itself ──
 
-    def keeper(self) -> Actor:
+    def heartbeat(self) -> Actor:
         while True:
             try:
-                self._beat()
+                self._send_heartbeats()
             except DatabaseBusy:
                 yield 0.1
                 continue
@@ -85,21 +86,23 @@ class WorkerProcess(Process):
             self._look()
             yield self.site.config.beat_seconds / 2
 
-    def _beat(self) -> None:
-        claims = {(hold.job_id, hold.n, hold.epoch): hold for hold in self.holds if hold.n is not None}
+    def _send_heartbeats(self) -> None:
+        claims = {(handle.job_id, handle.n, handle.epoch): handle for handle in self.engines if handle.n is not None}
         with self.world.db.write() as session:
-            if not workers.beat(session, self.name):
+            if not workers.heartbeat(session, self.name):
                 workers.register(session, self._row())
-            lost = shards.beat(session, list(claims))  # type: ignore[arg-type]
-            gone = [h for h in self.holds if h.n is None and not ledger.beat(session, h.job_id, h.epoch, self.name)]
-        for hold in [*(claims[key] for key in lost), *gone]:
-            hold.lost = True
+            lost = shards.heartbeat(session, list(claims))  # type: ignore[arg-type]
+            gone = [
+                h for h in self.engines if h.n is None and not ledger.heartbeat(session, h.job_id, h.epoch, self.name)
+            ]
+        for handle in [*(claims[key] for key in lost), *gone]:
+            handle.lost = True
 
     def _look(self) -> None:
         with self.world.db.read() as session:
-            for hold in self.holds:
-                if hold.n is not None and session.get_one(Job, hold.job_id).state != JobState.RUNNING:
-                    hold.stop = True
+            for handle in self.engines:
+                if handle.n is not None and session.get_one(Job, handle.job_id).state != JobState.RUNNING:
+                    handle.stop = True
 
     def _row(self) -> Worker:
         at = self.world.wall()
@@ -111,10 +114,10 @@ class WorkerProcess(Process):
     def consumer(self) -> Actor:
         yield self.world.random.uniform(0, 0.3)
         while True:
-            bell = self.site.broker.take(POOLS[self.pool]) if self.busy < self.slots else None
-            if bell is not None:
+            message = self.site.broker.take(POOLS[self.pool]) if self.busy < self.slots else None
+            if message is not None:
                 self.busy += 1
-                self.world.start(self, self._task(*bell))
+                self.world.start(self, self._task(*message))
             yield 0.05
 
     def _task(self, task: str, arguments: tuple[object, ...]) -> Actor:
@@ -138,13 +141,13 @@ class WorkerProcess(Process):
         claim = yield from self.world.write(partial(ledger.claim, job_id=job_id, task=Task.PLAN, worker_id=self.name))
         if claim is None:
             return
-        hold = Hold(job_id, None, claim.epoch)
-        self.holds.append(hold)
+        handle = ClaimHandle(job_id, None, claim.epoch)
+        self.engines.append(handle)
         try:
             yield from self._plan(claim, self.site.plans[job_id])
-        except Fenced:
+        except ClaimLost:
             self.world.note(self.name, "fenced while planning", job_id)
-        self.holds.remove(hold)
+        self.engines.remove(handle)
 
     def _plan(self, claim: JobClaim, plan: Plan) -> Steps[None]:
         while (yield from self.world.write(partial(shards.uncut, claim=claim, limit=2))):
@@ -167,13 +170,13 @@ class WorkerProcess(Process):
         claim = yield from self.world.write(partial(shards.claim, job_id=job_id, n=n, worker_id=self.name))
         if claim is None:
             return
-        hold = Hold(job_id, n, claim.epoch)
-        self.holds.append(hold)
+        handle = ClaimHandle(job_id, n, claim.epoch)
+        self.engines.append(handle)
         try:
-            yield from _Run(self, claim, hold).all()
-        except Fenced:
+            yield from _Run(self, claim, handle).all()
+        except ClaimLost:
             self.world.note(self.name, "fenced while running", job_id, n, claim.epoch)
-        self.holds.remove(hold)
+        self.engines.remove(handle)
 
     # ── finishing ──
 
@@ -181,15 +184,15 @@ class WorkerProcess(Process):
         claim = yield from self.world.write(partial(ledger.claim, job_id=job_id, task=Task.FINISH, worker_id=self.name))
         if claim is None:
             return
-        hold = Hold(job_id, None, claim.epoch)
-        self.holds.append(hold)
+        handle = ClaimHandle(job_id, None, claim.epoch)
+        self.engines.append(handle)
         path = f"files/{next(self.site.names)}"
         try:
             values = yield from self._assemble(claim, path)
             yield from self.world.write(partial(_close, claim=claim, values=values, path=path))
-        except Fenced:
+        except ClaimLost:
             self.world.note(self.name, "fenced while finishing", job_id)
-        self.holds.remove(hold)
+        self.engines.remove(handle)
 
     def _assemble(self, claim: JobClaim, path: str) -> Steps[dict[str, object]]:
         results: list[tuple[int, int]] = []
@@ -210,24 +213,24 @@ class WorkerProcess(Process):
 class _Run:
     """One claim on one shard, as `workers.batches.running` has it."""
 
-    def __init__(self, worker: WorkerProcess, claim: ShardClaim, hold: Hold) -> None:
+    def __init__(self, worker: WorkerProcess, claim: ShardClaim, handle: ClaimHandle) -> None:
         self.worker = worker
         self.site = worker.site
         self.claim = claim
-        self.hold = hold
+        self.handle = handle
         self.seq = 0
         self.left = [line for line in range(claim.lines) if not claim.covered >> line & 1]
 
     def all(self) -> Steps[None]:
-        careful = self.claim.stalls >= self.site.config.stalls_before_careful or self.claim.trying_line is not None
+        careful = self.claim.stalls >= self.site.config.stalls_before_careful or self.claim.isolated_line is not None
         batch: list[int] = []
-        while self.left and not self.hold.stop:
+        while self.left and not self.handle.stop:
             line = self.left[0]
             if careful and self._convicted(line):
                 yield from self._commit([line], bad=[line])
                 continue
             if careful:
-                yield from self.worker.world.write(partial(shards.trying, claim=self.claim, line=line))
+                yield from self.worker.world.write(partial(shards.record_isolated_attempt, claim=self.claim, line=line))
             yield from self._ask(line)
             batch.append(line)
             if careful or len(batch) == min(2, len(self.left)):
@@ -238,7 +241,7 @@ class _Run:
         yield from self._close(batch)
 
     def _convicted(self, line: int) -> bool:
-        return line == self.claim.trying_line and self.claim.trying_times >= _CAREFUL_TRIES
+        return line == self.claim.isolated_line and self.claim.isolated_attempts >= _CAREFUL_TRIES
 
     def _ask(self, line: int) -> Steps[None]:
         job_id, n = self.claim.job.id, self.claim.n
@@ -246,20 +249,20 @@ class _Run:
         if (n, line) in self.site.plans[job_id].poison:
             self.worker.die()
         yield 0.15
-        if self.hold.lost:
-            raise Fenced
+        if self.handle.lost:
+            raise ClaimLost
 
     def _close(self, batch: list[int]) -> Steps[None]:
         if batch:
             yield from self._commit(batch)
         if self.left:
-            yield from self.worker.world.write(partial(shards.give_back, claim=self.claim))
+            yield from self.worker.world.write(partial(shards.release, claim=self.claim))
         elif not self.seq:
             yield from self.worker.world.write(self._nothing_left)
 
     def _nothing_left(self, session: Session) -> None:
         shards.finish_empty(session, self.claim)
-        ledger.settle(session, self.claim.job.id, actor=self.worker.name)
+        ledger.advance_job(session, self.claim.job.id, actor=self.worker.name)
 
     def _commit(self, lines: list[int], bad: list[int] | None = None) -> Steps[None]:
         claim, seq = self.claim, self.seq
@@ -279,11 +282,11 @@ class _Run:
         def work(session: Session) -> None:
             job = shards.commit(session, claim, seq, path, len(lines), tally, last=last)
             if last and whole and job is not None:
-                taken = ledger.go_on(session, job, self.worker.name)
+                taken = ledger.claim_finish(session, job, self.worker.name)
                 if taken is not None:
                     _close(session, taken, counts, whole)
             elif last:
-                ledger.settle(session, claim.job.id, actor=self.worker.name)
+                ledger.advance_job(session, claim.job.id, actor=self.worker.name)
 
         yield from self.worker.world.write(work)
         self.seq += 1

@@ -3,7 +3,7 @@
     Actor (a generator; each `yield` is how long it does something else) ──▶ World.run picks the next by virtual time
         │                                                                     crash: a process's actors are dropped
         ├── World.write ──▶ the real ledger on a real SQLite                  freeze: they go on much later (zombies)
-        └── Broker ◀── the real Dispatcher with its real Housekeeper, on the world's clock
+        └── Broker ◀── the real Dispatcher with its real Maintenance, on the world's clock
 
 Everything random comes from one seed, and only one actor moves at a time: a seed replays to the letter.
 """
@@ -37,10 +37,10 @@ _EPOCH = 1_800_000_000.0  # what the world's clocks on the wall began with
 class Weather:
     """How bad it gets: chances per occasion, and the seconds between crashes and freezes (0: never)."""
 
-    ring_lost: float = 0.0
-    ring_doubled: float = 0.0
-    ring_refused: float = 0.0
-    ring_late: float = 0.0
+    message_lost: float = 0.0
+    message_doubled: float = 0.0
+    message_refused: float = 0.0
+    message_late: float = 0.0
     database_busy: float = 0.0
     answer_lost: float = 0.0
     crash_every: float = 0.0
@@ -164,36 +164,41 @@ def _silence() -> Iterator[None]:
 
 
 class Broker:
-    """Takes doorbells and may lose, double, delay and shuffle them, and say no when it means yes."""
+    """Takes messages and may lose, double, delay and shuffle them, and say no when it means yes."""
 
     def __init__(self, world: World) -> None:
         self._world = world
         self._queues: dict[str, list[tuple[float, str, tuple[object, ...]]]] = {}
 
-    def ring(self, task: str, queue: str, arguments: Sequence[object]) -> None:
+    def publish(self, task: str, queue: str, arguments: Sequence[object]) -> None:
         world = self._world
-        if world.chance("ring_refused"):
+        if world.chance("message_refused"):
             if world.random.random() < 0.5:
                 self._put(task, queue, arguments)  # and says it did not
             raise BrokerUnavailable
-        if world.chance("ring_lost"):
-            world.note("ring lost", task, *arguments)
+        if world.chance("message_lost"):
+            world.note("message lost", task, *arguments)
             return
-        for _ in range(3 if world.chance("ring_doubled") else 1):
+        for _ in range(3 if world.chance("message_doubled") else 1):
             self._put(task, queue, arguments)
 
     def take(self, queues: Collection[str]) -> tuple[str, tuple[object, ...]] | None:
-        """Some doorbell that has arrived, in no order."""
-        ripe = [(queue, bell) for queue in queues for bell in self._queues.get(queue, []) if bell[0] <= self._world.at]
+        """Return a message that has arrived, in no order."""
+        ripe = [
+            (queue, message)
+            for queue in queues
+            for message in self._queues.get(queue, [])
+            if message[0] <= self._world.at
+        ]
         if not ripe:
             return None
-        queue, bell = self._world.random.choice(ripe)
-        self._queues[queue].remove(bell)
-        return bell[1], bell[2]
+        queue, message = self._world.random.choice(ripe)
+        self._queues[queue].remove(message)
+        return message[1], message[2]
 
     def lose_all(self) -> None:
         self._queues.clear()
 
     def _put(self, task: str, queue: str, arguments: Sequence[object]) -> None:
-        late = self._world.random.uniform(1, 8) if self._world.chance("ring_late") else 0.0
+        late = self._world.random.uniform(1, 8) if self._world.chance("message_late") else 0.0
         self._queues.setdefault(queue, []).append((self._world.at + late, task, tuple(arguments)))

@@ -1,9 +1,9 @@
 """Everything between a file and a search, in this process: the real API, planner, parser, indexer, finisher and purge.
 
-    api ──▶ doorbells in SQL ──drive──▶ plan ─▶ parse ─▶ index ─▶ finish          purge, search: when they are called
+    api ──▶ messages in SQL ──drive──▶ plan ─▶ parse ─▶ index ─▶ finish          purge, search: when they are called
 
 The engine is the fake one, with vectors that know words: texts that share words are near each other. A process can be
-made to die at the n-th call of what it works with (`Reaper`); `bury` does then what housekeeping does.
+made to die at the n-th call of what it works with (`Reaper`); `handle_worker_death` then does what maintenance does.
 """
 
 import base64
@@ -50,7 +50,7 @@ from workers.retrieval.reranking import Reranking
 from workers.retrieval.search import Searching
 from workers.runtime.context import Context, LazyVectors, Standing
 from workers.runtime.engine_host import EngineHost
-from workers.runtime.heartbeat import Keeper
+from workers.runtime.heartbeat import Heartbeat
 from workers.vectors.base import Entry, Store, Vector, Vectors
 
 MODEL = "all-minilm-l6-v2"
@@ -285,37 +285,39 @@ class Works:
     # ── what workers do ──
 
     def drive(self, *, until: str = "", limit: int = 60) -> None:
-        """Answer doorbells, whatever their delay, until none is owed or the step `until` is next."""
+        """Handle messages, whatever their delay, until none is pending or the step `until` is next."""
         for _ in range(limit):
-            owed = self.owed()
-            if not owed or step_of(owed[0]) == until:
+            messages = self.messages()
+            if not messages or step_of(messages[0]) == until:
                 return
-            self.hear(owed[0])
-        raise AssertionError(f"after {limit} doorbells there are still {[step_of(bell) for bell in self.owed()]}")
+            self.handle(messages[0])
+        raise AssertionError(
+            f"after {limit} messages there are still {[step_of(message) for message in self.messages()]}"
+        )
 
-    def hear(self, bell: Outbox) -> None:
-        step = step_of(bell)
+    def handle(self, message: Outbox) -> None:
+        step = step_of(message)
         if step == "parse":
-            parse(self.context, self.parser, bell.job_id, bell.shard_n)
+            parse(self.context, self.parser, message.job_id, message.shard_n)
         elif step == "index":
-            run(self.context, self.host, bell.job_id, bell.shard_n)
+            run(self.context, self.host, message.job_id, message.shard_n)
         else:
-            (plan if step == "plan" else finish)(self.context, bell.job_id)
+            (plan if step == "plan" else finish)(self.context, message.job_id)
 
-    def owed(self) -> Sequence[Outbox]:
+    def messages(self) -> Sequence[Outbox]:
         with self.db.read() as session:
             return session.scalars(select(Outbox).order_by(Outbox.id)).all()
 
-    def bury(self) -> None:
-        """What a dead worker held is taken back."""
+    def handle_worker_death(self) -> None:
+        """Revoke what a dead worker held."""
         with self.db.write() as session:
-            for job_id, n, epoch, beat, _ in shards.running(session):
-                shards.lose(session, job_id, n, epoch, beat)
-            for job_id, epoch, beat, _ in ledger.claimed(session):
-                ledger.lose(session, job_id, epoch, beat)
+            for job_id, n, epoch, heartbeat, _ in shards.running(session):
+                shards.revoke_lease(session, job_id, n, epoch, heartbeat)
+            for job_id, epoch, heartbeat, _ in ledger.claimed(session):
+                ledger.revoke_lease(session, job_id, epoch, heartbeat)
 
     def purge(self) -> None:
-        """Of what is owed, also of what waits because it could not be removed."""
+        """Remove what is pending, also what waits because it could not be removed."""
         with self.db.write() as session:
             session.execute(update(VectorRemoval).values(due_at=0))
         purge(self.context)
@@ -375,10 +377,10 @@ class Works:
         assert set(self.storage.list(documents.folder(store))) == names
 
 
-def step_of(bell: Outbox) -> str:
-    if bell.task == Task.RUN:
-        return "parse" if bell.queue == Queue.INGEST else "index"
-    return str(bell.task)
+def step_of(message: Outbox) -> str:
+    if message.task == Task.RUN:
+        return "parse" if message.queue == Queue.INGEST else "index"
+    return str(message.task)
 
 
 def refuses(word: str, answer: Answer | BaseException | None = None) -> Fault:
@@ -399,9 +401,9 @@ def works(
     wordy = Wordy(reaper)
     host = EngineHost(FakeEngine(("*",), fault=wordy), lambda: None)
     host.start()
-    keeper = Keeper(db, _worker, beat_seconds=60, stop=threading.Event())
+    heartbeat = Heartbeat(db, _worker, beat_seconds=60, stop=threading.Event())
     config = Settings(data_dir=folder, database_url=url, **given)
-    parts = config, db, storage, "w", threading.Event(), Standing(), keeper, Models(config), Given(watched)
+    parts = config, db, storage, "w", threading.Event(), Standing(), heartbeat, Models(config), Given(watched)
     context = Context(*parts, timings or Timings())
     with running_app(folder, url, **given) as app:
         api, stranger = _client(app), _client(app, "another")

@@ -1,6 +1,6 @@
 """What is true of the ledger after every single transaction, whoever crashed before it.
 
-I1  nothing lost       a live job is held, or its next step is owed, or one of its shards runs
+I1  nothing lost       a live job is held, or its next step is pending, or one of its shards runs
 I2  complete           an ended job has every line exactly once
 I3  nothing twice      segments of a shard do not overlap, and its sums are theirs; one event per move
 I5  monotone           states only follow the arrows; `History` watches that nothing ended changes
@@ -45,7 +45,7 @@ class _Books:
 
     shards: dict[Any, list[Shard]]
     segments: dict[Any, list[Segment]]
-    owed: dict[Any, list[Outbox]]
+    messages: dict[Any, list[Outbox]]
     told: dict[Any, list[Any]]
     moves: dict[Any, list[Any]]
     predecessors: dict[Any, list[Any]]
@@ -56,7 +56,7 @@ def violations(session: Session) -> list[str]:
     books = _Books(
         shards=_by("job_id", session.scalars(select(Shard))),
         segments=_by("job_id", session.scalars(select(Segment))),
-        owed=_by("job_id", session.scalars(select(Outbox))),
+        messages=_by("job_id", session.scalars(select(Outbox))),
         told=_by("subject_id", session.execute(_TOLD)),
         moves=_by("target", session.execute(_MOVED)),
         predecessors=_by("job_id", session.execute(_AFTER)),
@@ -89,31 +89,31 @@ def _by(name: str, rows: Iterable[Any]) -> dict[Any, list[Any]]:
 
 def _of_job(books: _Books, job: Job) -> Iterator[str]:
     shards = books.shards[job.id]
-    yield from _next_step(job, shards, {(row.task, row.shard_n) for row in books.owed[job.id]})
+    yield from _next_step(job, shards, {(row.task, row.shard_n) for row in books.messages[job.id]})
     for shard in shards:
         yield from _counted_once(shard, [segment for segment in books.segments[job.id] if segment.n == shard.n])
     yield from _told(job, books.told[job.id])
     yield from _audited(job, books.moves[job.id])
-    yield from _in_order(job, shards, books.predecessors[job.id], bool(books.owed[job.id]))
+    yield from _in_order(job, shards, books.predecessors[job.id], bool(books.messages[job.id]))
 
 
-def _next_step(job: Job, shards: Sequence[Shard], owed: set[tuple[str, int]]) -> Iterator[str]:
+def _next_step(job: Job, shards: Sequence[Shard], messages: set[tuple[str, int]]) -> Iterator[str]:
     state = JobState(job.state)
     busy = job.worker_id is not None or any(shard.state == ShardState.RUNNING for shard in shards)
     if state in TERMINAL:
-        if owed or busy or job.worker_id:
-            yield f"ended, and yet {owed or 'held'}"
+        if messages or busy or job.worker_id:
+            yield f"ended, and yet {messages or 'held'}"
     elif state == JobState.RUNNING:
         pending = {shard.n for shard in shards if shard.state == ShardState.PENDING}
-        missing = {n for n in pending if (Task.RUN, n) not in owed}
+        missing = {n for n in pending if (Task.RUN, n) not in messages}
         if missing:
-            yield f"shards {missing} wait and are owed to nobody"
+            yield f"shards {missing} wait without a message"
         if not pending and not busy:
             yield "every shard is done and it still runs"
     else:
         task = Task.FINISH if state in CLOSING else Task.PLAN
-        if not busy and job.waiting_for != dependencies.WAITING and (task, -1) not in owed:
-            yield f"{task} is owed to nobody"
+        if not busy and job.waiting_for != dependencies.WAITING and (task, -1) not in messages:
+            yield f"{task} has no message"
 
 
 def _counted_once(shard: Shard, segments: Sequence[Segment]) -> Iterator[str]:
@@ -153,18 +153,18 @@ def _audited(job: Job, rows: Sequence[Audit]) -> Iterator[str]:
         yield f"went {wrong}"
 
 
-def _in_order(job: Job, shards: Sequence[Shard], predecessors: Sequence[Any], owed: bool) -> Iterator[str]:
+def _in_order(job: Job, shards: Sequence[Shard], predecessors: Sequence[Any], messages: bool) -> Iterator[str]:
     queued = job.state == JobState.QUEUED
     waits = job.waiting_for == dependencies.WAITING
     begun = job.state in (JobState.RUNNING, JobState.FINISHING, JobState.SUCCEEDED) or shards
     open_ones = [row.id for row in predecessors if row.state != JobState.SUCCEEDED]
-    if open_ones and (begun or (queued and (owed or job.worker_id or not waits))):
+    if open_ones and (begun or (queued and (messages or job.worker_id or not waits))):
         yield f"begun, and yet {open_ones} have not completed"
     failed = (job.errors or [{}])[0].get("code") == "dependency_failed"
     if failed and (shards or job.state != JobState.FAILED or not {row.state for row in predecessors} & _UNFINISHED):
         yield "failed for a job that it waited for, and yet it ran, or all of those completed"
-    if waits and (not queued or owed or job.worker_id):
-        yield f"waits for other jobs, and yet {'a message is owed' if owed else 'it is claimed, or has moved'}"
+    if waits and (not queued or messages or job.worker_id):
+        yield f"waits for other jobs, and yet {'a message is pending' if messages else 'it is claimed, or has moved'}"
 
 
 class History:

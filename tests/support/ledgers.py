@@ -65,12 +65,12 @@ def finishing(db: Database, lines: Sequence[int] = (4,), **changes: Any) -> Job:
     return job
 
 
-def quarantined(session: Session, model: str, place: str = "h") -> None:
+def quarantined(session: Session, model: str, host_devices: str = "h") -> None:
     """Its engine did not come up twice there, and two times are enough."""
     for n in range(2):
         death = EngineDeath(
-            id=f"{model}-{place}-{n}",
-            place=place,
+            id=f"{model}-{host_devices}-{n}",
+            host_devices=host_devices,
             model=model,
             entry="e",
             worker_id="w",
@@ -120,7 +120,7 @@ def answer(
         path = shards.segment_path(claim.job.id, claim.n, claim.epoch, seq)
         shards.commit(session, claim, seq, path, 100, tally(lines, bad), last=last)
         if last:
-            ledger.settle(session, claim.job.id, actor="worker")
+            ledger.advance_job(session, claim.job.id, actor="worker")
 
 
 def close(db: Database, job_id: str, **values: Any) -> Job:
@@ -148,11 +148,13 @@ def segments(db: Database, job_id: str) -> Sequence[Segment]:
         return session.scalars(select(Segment).where(Segment.job_id == job_id)).all()
 
 
-def doorbells(db: Database, job_id: str) -> list[tuple[str, int]]:
-    """What is owed for a job: task and shard."""
+def outbox_messages(db: Database, job_id: str) -> list[tuple[str, int]]:
+    """Return what is pending for a job: task and shard."""
     with db.read() as session:
-        owed = session.execute(select(Outbox.task, Outbox.shard_n).where(Outbox.job_id == job_id).order_by(Outbox.id))
-        return [(task, n) for task, n in owed]
+        pending = session.execute(
+            select(Outbox.task, Outbox.shard_n).where(Outbox.job_id == job_id).order_by(Outbox.id)
+        )
+        return [(task, n) for task, n in pending]
 
 
 def history(db: Database, job_id: str) -> list[tuple[str | None, str | None]]:

@@ -1,7 +1,7 @@
 """A deployment in one process: the real dispatcher, planner, runner and finisher, over the fake engine.
 
-Doorbells go straight to the handlers on a few threads instead of through a broker, so that a test drives the whole
-way of a job in milliseconds. The broker can be told to lose rings.
+Messages go straight to the handlers on a few threads instead of through a broker, so that a test drives the whole
+way of a job in milliseconds. The broker can be told to lose messages.
 """
 
 import json
@@ -27,7 +27,7 @@ from jobs.queues import Queue, Task
 from jobs.security import keys
 from jobs.settings import Settings
 from jobs.timings import Timings
-from workers.batches.admission import Admission
+from workers.batches.slot_scheduler import SlotScheduler
 from workers.dispatcher.loop import Dispatcher
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Engine
@@ -73,19 +73,19 @@ class Mill:
     gpu: Context
     host: EngineHost
     response_cache: ResponseCache
-    lose_rings: Callable[[str], bool] = lambda _task: False
+    lose_messages: Callable[[str], bool] = lambda _task: False
     elsewhere: Callable[[str, str, Sequence[Any]], bool] = lambda _task, _queue, _arguments: False
     errors: list[BaseException] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._threads = ThreadPoolExecutor(4)
-        self.admission = Admission(4)
+        self.slot_scheduler = SlotScheduler(4)
         self._handled: list[Future[None]] = []
         self.dispatcher = Dispatcher(self.config, self.db, self.storage, self)
 
-    def ring(self, task: str, queue: str, arguments: Sequence[object]) -> None:
-        """The broker: a doorbell reaches a worker, here or `elsewhere`, or is lost."""
-        if not self.lose_rings(task) and not self.elsewhere(task, queue, arguments):
+    def publish(self, task: str, queue: str, arguments: Sequence[object]) -> None:
+        """The broker: a message reaches a worker, here or `elsewhere`, or is lost."""
+        if not self.lose_messages(task) and not self.elsewhere(task, queue, arguments):
             self._handled = [handled for handled in self._handled if not handled.done()]
             self._handled.append(self._threads.submit(self._handle, task, arguments))
 
@@ -117,7 +117,7 @@ class Mill:
         self.until(lambda: all(self.job(job_id).state in TERMINAL for job_id in job_ids), timeout)
         return [self.job(job_id) for job_id in job_ids]
 
-    def settle(self, timeout: float = 20.0) -> None:
+    def wait_until_idle(self, timeout: float = 20.0) -> None:
         """Let those who are at work come to their end: a job has ended before its handler did its last lines."""
         assert not wait(self._handled, timeout).not_done, "a handler does not end"
         assert not self.errors, self.errors
@@ -137,7 +137,7 @@ class Mill:
 
     def close(self) -> None:
         for context in (self.cpu, self.gpu):
-            context.keeper.leave()
+            context.heartbeat.leave()
         self._threads.shutdown(wait=True)
         self.host.close()
         self.response_cache.close()
@@ -155,7 +155,7 @@ class Mill:
             if task == Task.PLAN:
                 plan_all(self.cpu, arguments)
             elif task == Task.RUN:
-                run_in_turn(self.gpu, self.host, self.admission, *arguments)
+                run_in_turn(self.gpu, self.host, self.slot_scheduler, *arguments)
             elif task == Task.FINISH:
                 finish(self.cpu, *arguments)
         except BaseException as error:
@@ -168,7 +168,13 @@ def running(
     db: Database, folder: Path, engine: Engine | None = None, timings: Timings = Timings(), **settings: Any
 ) -> Iterator[Mill]:
     """A mill over `db`, with small constants."""
-    scaled = {"shard_lines": 8, "beat_seconds": 0.2, "lease_seconds": 1.5, "rering_seconds": 0.3, "min_free_bytes": 0}
+    scaled = {
+        "shard_lines": 8,
+        "beat_seconds": 0.2,
+        "lease_seconds": 1.5,
+        "redelivery_seconds": 0.3,
+        "min_free_bytes": 0,
+    }
     scaled |= {"segment_seconds": 0.05, "cancel_grace_seconds": 1.0}
     config = Settings(data_dir=folder, database_url=db.url, **{**scaled, **settings})
     engine = engine or FakeEngine(models=(MODEL,))

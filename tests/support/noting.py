@@ -12,8 +12,8 @@ from jobs.fleet.tables import Meta
 from jobs.timings import Timings
 
 
-def gate_of(url: str) -> Path:
-    return Path(url.removeprefix("sqlite:///") + ".gate")
+def lock_file_of(url: str) -> Path:
+    return Path(url.removeprefix("sqlite:///") + ".lock")
 
 
 @contextmanager

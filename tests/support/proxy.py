@@ -56,7 +56,7 @@ class Proxy:
     _share: float = 0.0
     _deaf: bool = False
     _said: bytes = b""
-    _unheard: set[_Way] = field(default_factory=set)
+    _unread: set[_Way] = field(default_factory=set)
     _swallowing: bool = False
     _epoch: int = 0
     _backs: list[asyncio.StreamWriter] = field(default_factory=list)
@@ -104,9 +104,9 @@ class Proxy:
         self._loop.call_soon_threadsafe(self._cut)
 
     def _cut(self) -> None:
-        for way in self._unheard:
+        for way in self._unread:
             way.reset()
-        self._unheard.clear()
+        self._unread.clear()
 
     def _hang_up(self) -> None:
         for back in self._backs:
@@ -190,7 +190,7 @@ class Proxy:
             way.reset()
             return True
         if self._deaf and way.answers:
-            self._unheard.add(way)
+            self._unread.add(way)
         if self._said and not way.answers:
             way.source.write(self._said)
             return True

@@ -71,7 +71,7 @@ def answer(
     with db.write() as session:
         shards.commit(session, claim, seq, path, len(records), tally, last=last)
         if last:
-            ledger.settle(session, claim.job.id, actor=f"worker:{WORKER}")
+            ledger.advance_job(session, claim.job.id, actor=f"worker:{WORKER}")
 
 
 def _reasons(lines: int, cut_off: int) -> dict[str, int]:
@@ -117,7 +117,7 @@ def expire(db: Database, job_id: str) -> None:
     """Running → expiring, whatever the deadline."""
     with db.write() as session:
         ledger.move(session, job_id, {JobState.QUEUED, JobState.RUNNING}, JobState.EXPIRING, actor="dispatcher")
-        ledger.settle(session, job_id, actor="dispatcher")
+        ledger.advance_job(session, job_id, actor="dispatcher")
 
 
 def output_line(line: int) -> bytes:

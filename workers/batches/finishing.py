@@ -22,7 +22,7 @@ from sqlalchemy import select
 from jobs.batches import batches, lines
 from jobs.batches.batches import Batch
 from jobs.clock import now
-from jobs.errors import Fenced, NotFound, StorageFull, StorageUnavailable
+from jobs.errors import ClaimLost, NotFound, StorageFull, StorageUnavailable
 from jobs.files.tables import File
 from jobs.ids import new_id
 from jobs.ledger import ledger
@@ -32,7 +32,7 @@ from jobs.ledger.states import JobState
 from jobs.ledger.tables import TOKENS, Job, Segment, Shard
 from workers.runtime import outcomes, output_lines
 from workers.runtime.context import Context
-from workers.runtime.heartbeat import Hold
+from workers.runtime.heartbeat import ClaimHandle
 from workers.runtime.output_lines import Record
 
 log = logging.getLogger(__name__)
@@ -41,10 +41,10 @@ _HELD_BYTES = 32 << 20  # of a shard's results: of more, one is read at a time
 _REASONS = {JobState.EXPIRING: output_lines.EXPIRED, JobState.CANCELLING: output_lines.CANCELLED}
 
 
-def finish(context: Context, claim: JobClaim, hold: Hold) -> None:
-    """Assemble the results of a batch and end it. Raises Fenced, NotFound, ResultsLost, StorageFull,
+def finish(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
+    """Assemble the results of a batch and end it. Raises ClaimLost, NotFound, ResultsLost, StorageFull,
     StorageUnavailable."""
-    _Finisher(context, claim, hold).run()
+    _Finisher(context, claim, handle).run()
 
 
 class ResultsLost(NotFound):
@@ -85,7 +85,7 @@ def _results(output: "_Output", errors: "_Output", values: dict[str, Any], words
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _Location:
     """Where a record lies: its segment's path, and bytes in it."""
 
     path: str
@@ -93,7 +93,7 @@ class _Place:
     length: int
 
 
-_Found = dict[int, tuple[bool, bytes | _Place]]
+_Found = dict[int, tuple[bool, bytes | _Location]]
 
 
 class _Output:
@@ -136,11 +136,11 @@ class _Output:
 class _Finisher:
     """One assembly of one job's results."""
 
-    def __init__(self, context: Context, claim: JobClaim, hold: Hold) -> None:
+    def __init__(self, context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
         self.context = context
         self.claim = claim
         self.job = claim.job
-        self.hold = hold
+        self.handle = handle
         self.reason = _REASONS.get(JobState(claim.job.state))
         self.counts = dict.fromkeys(("completed", "failed", *TOKENS), 0)
         self.outcomes = Counter[str]()
@@ -154,8 +154,8 @@ class _Finisher:
                 self._never_ran()
             else:
                 for shard, segments in self._shards():
-                    if self.hold.lost.is_set():
-                        raise Fenced
+                    if self.handle.lost.is_set():
+                        raise ClaimLost
                     self._shard(shard, segments)
         self._close()  # the files are durable now: the stack's writers have closed
 
@@ -189,19 +189,19 @@ class _Finisher:
             self._unrun(shard, found)
         for line in sorted(found):
             good, said = found[line]
-            (self.output if good else self.errors).write(self._read(said) if isinstance(said, _Place) else said)
+            (self.output if good else self.errors).write(self._read(said) if isinstance(said, _Location) else said)
 
-    def _records(self, segment: Segment, *, held: bool) -> Iterator[tuple[int, bool, bytes | _Place]]:
+    def _records(self, segment: Segment, *, held: bool) -> Iterator[tuple[int, bool, bytes | _Location]]:
         with self.context.storage.reader(segment.path) as handle:
             offset = 0
             for raw in handle:
                 line, good, data = output_lines.parse(raw)
                 self.counts["completed" if good else "failed"] += 1
-                yield line, good, data if held else _Place(segment.path, offset, len(raw))
+                yield line, good, data if held else _Location(segment.path, offset, len(raw))
                 offset += len(raw)
 
-    def _read(self, place: _Place) -> bytes:
-        return output_lines.parse(self.context.storage.piece(place.path, place.offset, place.length))[2]
+    def _read(self, location: _Location) -> bytes:
+        return output_lines.parse(self.context.storage.piece(location.path, location.offset, location.length))[2]
 
     def _unrun(self, shard: Shard, found: _Found) -> None:
         """Lines that were not executed: they get an error line and count for nothing."""
@@ -224,8 +224,8 @@ class _Finisher:
             with self.context.storage.reader(self.job.input_path) as handle:
                 for text in lines.read(handle, self.context.config.batch_max_line_bytes):
                     self._stopped_line(text)
-                    if self.hold.lost.is_set():
-                        raise Fenced
+                    if self.handle.lost.is_set():
+                        raise ClaimLost
         except NotFound:
             log.warning("input_missing", extra={"job_id": self.job.id})
 

@@ -5,7 +5,7 @@
                  └─ bad lines ─▶ rejected, with line numbers                 the job fails, nothing was run
 
 Memory holds one line, the shard's numbers and 8 bytes per `custom_id`. A planner that dies is followed by another
-that removes the shards of the first and starts again; until `planned`, no shard's doorbell means anything.
+that removes the shards of the first and starts again; until `planned`, no shard's message means anything.
 
 Small inputs are planned together: what one message names is read first, in memory, then claimed and planned in one
 transaction. No claim is held meanwhile: so little is read sooner than a claim is written. Two workers that read the
@@ -39,7 +39,7 @@ from jobs.requests.endpoints import EMBEDDINGS
 from jobs.security.tables import Project
 from workers.runtime.attempts import Abandoned
 from workers.runtime.context import Context
-from workers.runtime.heartbeat import Hold
+from workers.runtime.heartbeat import ClaimHandle
 
 T = TypeVar("T")
 
@@ -49,26 +49,26 @@ MAX_ERRORS = 1000
 _SHARDS_AT_ONCE = 50
 
 
-def plan(context: Context, claim: JobClaim, hold: Hold) -> None:
-    """Cut the claimed job's input into shards and let it run, or reject it. Raises Abandoned, Fenced."""
-    Planner(context, claim, hold).run()
+def plan(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
+    """Cut the claimed job's input into shards and let it run, or reject it. Raises Abandoned, ClaimLost."""
+    Planner(context, claim, handle).run()
 
 
 class Planner:
-    """One pass over one input. `places` keeps the routes of (model, endpoint, project) that were asked for."""
+    """One pass over one input. `queues` remembers the routes of (model, endpoint, project) that were asked for."""
 
     def __init__(
         self,
         context: Context,
         claim: JobClaim,
-        hold: Hold | None = None,
-        places: dict[tuple[str, str, str], Route] | None = None,
+        handle: ClaimHandle | None = None,
+        queues: dict[tuple[str, str, str], Route] | None = None,
     ) -> None:
         self.context = context
         self.config = context.config
         self.claim = claim
-        self.hold = hold
-        self.places = {} if places is None else places
+        self.handle = handle
+        self.queues = {} if queues is None else queues
         self.checker = lines.Checker(claim.job.endpoint)
         self.errors: list[lines.Bad] = []
         self.queue: str | None = None
@@ -115,7 +115,7 @@ class Planner:
 
     @property
     def _ended(self) -> bool:
-        return self.hold is not None and self.hold.ended
+        return self.handle is not None and self.handle.ended
 
     def _rejected(self, session: Session) -> None:
         ledger.reject(session, self.claim, [bad.as_dict() for bad in self.errors])
@@ -174,7 +174,7 @@ class Planner:
 
     def _add(self, text: lines.Text, good: lines.Good) -> None:
         if self.queue is None:
-            self.queue, self.serves_as = self._place(self._asked(good.model), text.number)
+            self.queue, self.serves_as = self._queue_for_model(self._asked(good.model), text.number)
         shard = self.filling
         if shard is None or self._is_full(shard, text):
             self._fill()
@@ -210,18 +210,18 @@ class Planner:
         self.full = []
         self.context.db.breathe(self.context.stop)
 
-    def _place(self, model: str, number: int) -> Route:
+    def _queue_for_model(self, model: str, number: int) -> Route:
         job = self.claim.job
-        place = (model, job.endpoint, job.project_id)
-        if place in self.places:
-            return self.places[place]
+        key = (model, job.endpoint, job.project_id)
+        if key in self.queues:
+            return self.queues[key]
         try:
             with self.context.db.read() as session:
                 registry = self.context.models.now()
                 found = routing.route(
                     session, self.config, registry, model, endpoint=job.endpoint, project_id=job.project_id
                 )
-                return self.places.setdefault(place, found)
+                return self.queues.setdefault(key, found)
         except routing.NotServed as refusal:
             self.errors.append(lines.Bad(refusal.code, str(refusal), number, "body.model"))
             return Route("")
@@ -315,7 +315,7 @@ def _chosen_lines(session: Session, job_id: str, which: Which) -> Callable[[int]
 
 
 def _remember(context: Context, claim: JobClaim, path: str) -> None:
-    context.db.retrying(lambda session: ledger.reads_from(session, claim, path), context.stop)
+    context.db.retrying(lambda session: ledger.set_retry_input(session, claim, path), context.stop)
 
 
 # ── small inputs together ──
@@ -341,8 +341,8 @@ def _drafts(context: Context, job_ids: Sequence[str]) -> dict[str, Planner]:
     """The plans of those whose input is small, by job; in order of their ids, as rows are locked."""
     with context.db.read() as session:
         jobs = session.scalars(_UNTOUCHED, {"ids": job_ids}).all()
-    places: dict[tuple[str, str, str], Route] = {}
-    planners = {job.id: Planner(context, ledger.JobClaim(job, 0, ""), places=places) for job in jobs}
+    queues: dict[tuple[str, str, str], Route] = {}
+    planners = {job.id: Planner(context, ledger.JobClaim(job, 0, ""), queues=queues) for job in jobs}
     return {job_id: planners[job_id] for job_id in sorted(planners) if _drafted(planners[job_id])}
 
 
@@ -376,4 +376,4 @@ def _claim_and_plan(session: Session, drafts: Mapping[str, Planner], worker_id: 
         if claim.epoch == 1:
             drafts[claim.job.id].conclude(session, claim)
         else:  # somebody has planned it in part, since it was read
-            ledger.put_back(session, claim.job.id, claim.epoch)
+            ledger.release(session, claim.job.id, claim.epoch)

@@ -2,7 +2,7 @@
 
     claim ─▶ items ─▶ engine loop ──answers──▶ buffer ──every second, and at the end──▶ file, fsync ─▶ one transaction
                           ▲                                                                  │
-      stop (cancel, expiry, shutdown): abort, commit what is there, give back                ├─ Fenced: dropped
+      stop (cancel, expiry, shutdown): abort, commit what is there, give back                ├─ ClaimLost: dropped
       GaveUp (engine away): commit; `workers.lifecycle` gives the shard back                 └─ last: shard done,
                                                   and a job of one shard is finished at once, if it has one segment
                                                   in that same transaction
@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session
 
 from jobs.batches import lines
 from jobs.batches.batches import LENGTH, Batch
-from jobs.errors import Fenced, InvalidRequest, StorageFull
+from jobs.errors import ClaimLost, InvalidRequest, StorageFull
 from jobs.ledger import ledger, shards
 from jobs.ledger.ledger import JobClaim
 from jobs.ledger.shards import ShardClaim, Tally
@@ -37,7 +37,7 @@ from workers.runtime.answering import Answering
 from workers.runtime.attempts import ShardRun
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost, GaveUp
-from workers.runtime.heartbeat import Hold
+from workers.runtime.heartbeat import ClaimHandle
 from workers.runtime.output_lines import Item, Record, Trials
 
 log = logging.getLogger(__name__)
@@ -51,8 +51,8 @@ class LineRun(ShardRun):
 
     ends_at_once = True
 
-    def __init__(self, context: Context, host: EngineHost, claim: ShardClaim, hold: Hold) -> None:
-        super().__init__(context, claim, hold)
+    def __init__(self, context: Context, host: EngineHost, claim: ShardClaim, handle: ClaimHandle) -> None:
+        super().__init__(context, claim, handle)
         self.host = host
         self.tries = context.config.item_tries
         self.buffer: deque[Record] = deque()
@@ -70,10 +70,10 @@ class LineRun(ShardRun):
             self._answer(self.items)
         self._close()
 
-    def give_back(self, delay: float, waiting_for: str | None) -> None:
+    def release(self, delay: float, waiting_for: str | None) -> None:
         """End the claim without closing the shard; how often each line broke is kept."""
         self.claim.faults.update({item.line: item.trials.kept() for item in self.items if any(item.trials.kept())})
-        super().give_back(delay, waiting_for)
+        super().release(delay, waiting_for)
 
     def read(self) -> tuple[list[Item], list[Record]]:
         """Return the items of the lines that are not covered, and records for lines that are refused."""
@@ -88,23 +88,23 @@ class LineRun(ShardRun):
         log.warning("shard_careful", extra={"job_id": self.claim.job.id, "shard": self.claim.n})
         for item in self.items:
             claim = self.claim
-            if item.line == claim.trying_line and claim.trying_times >= _CAREFUL_TRIES:
+            if item.line == claim.isolated_line and claim.isolated_attempts >= _CAREFUL_TRIES:
                 self._fail(item, *_CRASHED)
             else:
-                self._write(partial(shards.trying, claim=claim, line=item.line))
+                self._write(partial(shards.record_isolated_attempt, claim=claim, line=item.line))
                 self._answer([item])
             self._commit()
-            if self.hold.ended:
+            if self.handle.ended:
                 return
 
     def _answer(self, items: list[Item]) -> None:
         """Answer on the loop, commit on this thread while it goes on."""
-        self.hold.changed.clear()
-        if self.hold.ended:
+        self.handle.changed.clear()
+        if self.handle.ended:
             return
         answering = Answering(self.host, self.tries, self._emit, self.asking())
         future = self.host.call(answering.run([item for item in items if not item.trials.spent(self.tries)]))
-        future.add_done_callback(lambda _: self.hold.changed.set())
+        future.add_done_callback(lambda _: self.handle.changed.set())
         try:
             self._collect(future)
             broken = future.result()
@@ -120,10 +120,10 @@ class LineRun(ShardRun):
 
     def _collect(self, future: Future[list[Item]]) -> None:
         while not future.done():
-            self.hold.changed.wait(self.context.config.segment_seconds)
-            if self.hold.lost.is_set():
-                raise Fenced
-            if self.hold.stop.is_set():
+            self.handle.changed.wait(self.context.config.segment_seconds)
+            if self.handle.lost.is_set():
+                raise ClaimLost
+            if self.handle.stop.is_set():
                 future.cancel()
                 self.host.call(_nothing()).result()  # the loop has seen the cancellation
                 return
@@ -132,11 +132,11 @@ class LineRun(ShardRun):
 
     def _close(self) -> None:
         """The last segment: with every line covered the shard is done, otherwise it goes back."""
-        if self.hold.lost.is_set():
-            raise Fenced
+        if self.handle.lost.is_set():
+            raise ClaimLost
         self._commit()
         if self.left:
-            self.give_back(0.0, None)
+            self.release(0.0, None)
 
     def _commit(self) -> None:
         """One segment: its file, durable, then its row with the shard's sums."""
@@ -154,13 +154,13 @@ class LineRun(ShardRun):
         results = assemble(self.context, self.claim.job, batch, tally) if whole else None
         try:
             self._write(lambda session: self._record(session, path, len(data), tally, last, results))
-        except Fenced:
+        except ClaimLost:
             self._discard(results)
             raise
         self._discard(results)
         if last and not self.context.db.sqlite and self.finishing is None:
             # two last shards may each have seen the other open: look again, now that both are committed
-            self._write(lambda session: ledger.settle(session, self.claim.job.id, actor=self._actor))
+            self._write(lambda session: ledger.advance_job(session, self.claim.job.id, actor=self._actor))
         self.seq += 1
         self.closed = last
 
@@ -180,7 +180,7 @@ class LineRun(ShardRun):
         if last and job and self.claim.lines == job.total:
             self._go_on(session, job, results)
         elif last:
-            ledger.settle(session, self.claim.job.id, actor=self._actor, locked=job)
+            ledger.advance_job(session, self.claim.job.id, actor=self._actor, locked=job)
 
     def _go_on(self, session: Session, job: Job, results: Results | None) -> None:
         """The right to finish the job, with its results its end. Run twice it is the first one's, if that counts."""
@@ -188,7 +188,7 @@ class LineRun(ShardRun):
         if before and (job.epoch, job.worker_id) == (before.epoch, worker_id):
             self.finishing = JobClaim(job, before.epoch, worker_id)
         else:
-            self.finishing = ledger.go_on(session, job, worker_id)
+            self.finishing = ledger.claim_finish(session, job, worker_id)
         if results and self.finishing:
             ledger.close(session, self.finishing, results.values, results.files, results.outcomes, locked=job)
         self.ended = job.state in TERMINAL

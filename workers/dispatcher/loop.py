@@ -1,13 +1,14 @@
-"""The dispatcher: the only publisher and the only housekeeper. `python -m workers.dispatcher`.
+"""The dispatcher: it alone publishes, and it alone runs maintenance. `python -m workers.dispatcher`.
 
-    every tick (100 ms)    ring what is due, as far as the live slots go       outbox ─▶ broker
+    every tick (100 ms)    publish what is due, as far as live slots go        outbox ─▶ broker
     every second           leases, dead workers, deadlines, stopping jobs, audit seals, due webhooks
     every minute           retention
 
 While work flows a tick is a fifth of that, and looks at jobs alone.
 
-Several may run; one leads. What it observes (leases, rings) it observes on its own monotonic clock, and a new
-leader starts afresh. It needs neither Celery's worker nor its beat; a broker that is unavailable delays rings alone.
+Several may run; one leads. What it observes (leases, redeliveries) it observes on its own monotonic clock, and
+a new leader starts afresh. It needs neither Celery's worker nor Celery beat; without a broker only messages are
+delayed.
 """
 
 import logging
@@ -32,8 +33,8 @@ from jobs.files.tables import File
 from jobs.fleet import workers as fleet
 from jobs.fleet.leadership import Leadership
 from jobs.fleet.models_file import Models, ModelsFileError, Registry
-from jobs.ledger import measures, outbox, pauses, shards, shares
-from jobs.ledger.outbox import Ring
+from jobs.ledger import measures, outbox, pauses, shards, slot_weights
+from jobs.ledger.outbox import DueMessage
 from jobs.ledger.pauses import Paused, Scope
 from jobs.ledger.tables import Job, Outbox, Shard
 from jobs.platform.storage import Storage, open_storage
@@ -41,27 +42,27 @@ from jobs.queues import Queue, Task
 from jobs.security.tables import Project
 from jobs.settings import Settings, settings
 from jobs.timings import Timings
-from workers.dispatcher.maintenance import Housekeeper
-from workers.dispatcher.publisher import BrokerUnavailable, CeleryRinger, Ringer, Rings, Turns, choose
+from workers.dispatcher.maintenance import Maintenance
+from workers.dispatcher.publisher import BrokerUnavailable, CeleryPublisher, FairQueue, Publisher, Redelivery, choose
 
 log = logging.getLogger(__name__)
 
-#: Doorbells out per live slot: one being answered, one on its way, so that no slot waits for a tick.
-RINGS_PER_SLOT = 2
-#: While doorbells go out, the next look comes so many times sooner: small jobs free their slots before a tick is over.
-_HASTE = 5
+#: Messages in flight per live slot: one being handled, one on its way, so that no slot waits for a tick.
+MESSAGES_PER_SLOT = 2
+#: While messages go out, the next look comes so many times sooner: small jobs free their slots before a tick is over.
+_BUSY_FACTOR = 5
 _BROKER_PAUSE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Out:
-    """Doorbells and claims that are out: queue → project → what they take of slots."""
+    """Messages and claims in flight: queue → project → the slots that they take."""
 
-    shares: dict[str, dict[str, float]] = field(default_factory=dict)
+    slot_weights: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def room(self, queue: str, slots: int) -> float:
         """What may go out besides."""
-        return RINGS_PER_SLOT * slots - sum(self.shares.get(queue, {}).values())
+        return MESSAGES_PER_SLOT * slots - sum(self.slot_weights.get(queue, {}).values())
 
 
 class Dispatcher:
@@ -72,58 +73,58 @@ class Dispatcher:
         config: Settings,
         db: Database,
         storage: Storage,
-        ringer: Ringer,
+        publisher: Publisher,
         clock: Callable[[], float] = time.monotonic,
         timings: Timings = Timings(),
     ) -> None:
         self.config, self._timings = config, timings
         self.db = db
         self.clock = clock
-        self._ringer = ringer
-        self._shard = shares.of_shards(config)
-        self._asked = _running(self._shard), _CLAIMED, _rung(self._shard)
-        self._rings = Rings(clock, config.rering_seconds)
+        self._publisher = publisher
+        self._shard = slot_weights.of_shards(config)
+        self._load_statements = _running(self._shard), _CLAIMED, _published(self._shard)
+        self._redelivery = Redelivery(clock, config.redelivery_seconds)
         self._models = Models(config)
         self._unread = logs.Seldom(log, "models_file.unread")
-        self._house = Housekeeper(config, db, storage, clock, self._registry, timings)
-        self._again: dict[Task, float] = {}  # when what has no job is rung again
-        self._turns: dict[str, Turns] = {}  # of each queue
+        self._maintenance = Maintenance(config, db, storage, clock, self._registry, timings)
+        self._publish_again_at: dict[Task, float] = {}  # when what has no job is published again
+        self._fair_queues: dict[str, FairQueue] = {}  # of each queue
         self._futile: dict[tuple[str, str], tuple[outbox.Served, float]] = {}  # of a queue's project; until when
-        self._unsaid: tuple[list[int], float] = [], 0.0  # rung, but not written down; as of when they were due
+        self._unrecorded: tuple[list[int], float] = [], 0.0  # published, but not written down; as of when they were due
         self._broker_back = 0.0
-        self._kept_at = self._stood_at = float("-inf")
-        self._all_seen = False  # by the last tick: it looked at more than jobs
+        self._maintained_at = self._full_tick_at = float("-inf")
+        self._full_tick = False  # by the last tick: it looked at more than jobs
 
     def tick(self) -> bool:
-        """Ring what is due; once a second also keep house. Whether anything was rung that was new.
+        """Publish what is due; once a second also run maintenance. Return whether anything new was published.
 
-        It rings where the house can't be kept too: that may fail for longer, and time and again.
+        It publishes also where maintenance fails: that may fail for longer, and time and again.
         """
         try:
-            self._look_after()
+            self._maintain()
         finally:
-            flows = self._ring_due()
+            flows = self._publish_due()
         return flows
 
-    def _look_after(self) -> None:
-        if self.clock() - self._kept_at >= min(1.0, self.config.lease_seconds / 4):
-            self._kept_at = self.clock()
-            self._house.keep()
-            self._ring_unheard()
-        self._all_seen = self.clock() - self._stood_at >= self.config.tick_seconds
-        if self._all_seen:
-            self._stood_at = self.clock()
-            self._ring_standing()
+    def _maintain(self) -> None:
+        if self.clock() - self._maintained_at >= min(1.0, self.config.lease_seconds / 4):
+            self._maintained_at = self.clock()
+            self._maintenance.run()
+            self._redeliver_unclaimed()
+        self._full_tick = self.clock() - self._full_tick_at >= self.config.tick_seconds
+        if self._full_tick:
+            self._full_tick_at = self.clock()
+            self._publish_without_jobs()
 
-    def rest(self) -> float:
+    def idle_seconds(self) -> float:
         """How many seconds the next tick may wait for something to be written."""
-        due = float("inf") if self._all_seen else self._stood_at + self.config.tick_seconds - self.clock()
+        due = float("inf") if self._full_tick else self._full_tick_at + self.config.tick_seconds - self.clock()
         return min(self._timings.dispatch_idle, due)
 
-    def _ring_due(self) -> bool:
+    def _publish_due(self) -> bool:
         if self.clock() < self._broker_back:
             return False
-        self._say_rung()
+        self._record_published()
         seen = now()
         with self.db.read() as session:
             waiting = set(session.scalars(_WAITING))
@@ -139,12 +140,14 @@ class Dispatcher:
                 for queue, count in slots.items()
             }
         if any(chosen.values()):
-            self._publish([peal for queue, rings in chosen.items() for peal in peals(rings, slots[queue])], seen)
+            self._publish(
+                [batch for queue, messages in chosen.items() for batch in message_batches(messages, slots[queue])], seen
+            )
         return any(chosen.values())
 
     def _choose(
         self, session: Session, queue: str, slots: int, out: Out, off: Paused, served: outbox.Served, at: float
-    ) -> list[Ring]:
+    ) -> list[DueMessage]:
         room = out.room(queue, slots)
         if room <= 0:
             return []
@@ -152,25 +155,25 @@ class Dispatcher:
         projects = outbox.waiting_projects(session, queue, at)
         projects = [project for project in projects if not self._is_futile(queue, project, served)]
         due = partial(outbox.due, session, queue, at=at, served=served, only=off.free, shard=self._shard)
-        more = max(most, ceil(room * shares.TOGETHER / max(1, len(projects))))
+        more = max(most, ceil(room * slot_weights.SHARDS_PER_SLOT / max(1, len(projects))))
         waiting = {project: _filling(due, project, room, most, more) for project in projects}
-        for project, rings in waiting.items():
-            if not rings and served != outbox.ALL and outbox.due(session, queue, project, at, 1, only=off.free):
+        for project, messages in waiting.items():
+            if not messages and served != outbox.ALL and outbox.due(session, queue, project, at, 1, only=off.free):
                 self._futile[queue, project] = served, self.clock() + self._timings.dispatch_idle
         weights: dict[str, float] = {}
         if len(projects) > 1:
             weights = dict(session.execute(select(Project.id, Project.weight).where(Project.id.in_(projects))).all())
-        turns = self._turns.setdefault(queue, Turns())
-        turns.head_start = 2 * RINGS_PER_SLOT * slots  # half of it is its share anyway
-        return choose(waiting, out.shares.get(queue, {}), weights, room, turns)
+        fair_queue = self._fair_queues.setdefault(queue, FairQueue())
+        fair_queue.head_start = 2 * MESSAGES_PER_SLOT * slots  # half of it is its share anyway
+        return choose(waiting, out.slot_weights.get(queue, {}), weights, room, fair_queue)
 
     def _out(self, session: Session) -> Out:
-        """Per queue and project: what is running, and rung but not yet claimed."""
+        """Per queue and project: what is running, and published but not yet claimed."""
         out = Out()
-        for statement in self._asked:
-            for queue, project, share in session.execute(statement):
-                projects = out.shares.setdefault(queue or "", {})
-                projects[project] = projects.get(project, 0.0) + share
+        for statement in self._load_statements:
+            for queue, project, slot_weight in session.execute(statement):
+                projects = out.slot_weights.setdefault(queue or "", {})
+                projects[project] = projects.get(project, 0.0) + slot_weight
         return out
 
     def _is_futile(self, queue: str, project: str, served: outbox.Served) -> bool:
@@ -189,63 +192,63 @@ class Dispatcher:
             self._unread.warn(reason=str(error))
             return None
 
-    def _publish(self, peals: Sequence[Sequence[Ring | Outbox]], seen: float) -> None:
-        """Ring, then say so: a crash between the two rings twice, which harms nothing. A peal is one message."""
-        self._say_rung()
-        rung, refused = list[int](), False
-        self._unsaid = rung, seen
+    def _publish(self, message_batches: Sequence[Sequence[DueMessage | Outbox]], seen: float) -> None:
+        """Publish each batch as one message, then record it. After a crash between, it is published twice: harmless."""
+        self._record_published()
+        published, refused = list[int](), False
+        self._unrecorded = published, seen
         try:
-            for rings in peals:
-                first = rings[0]
-                ids = [ring.job_id for ring in rings]
-                self._ringer.ring(
+            for messages in message_batches:
+                first = messages[0]
+                ids = [message.job_id for message in messages]
+                self._publisher.publish(
                     first.task, first.queue, ids if first.shard_n == outbox.JOB else [*ids, first.shard_n]
                 )
-                for ring in rings:
-                    rung.append(ring.id)
-                    self._rings.rung(ring.id, ring.rings + 1)
+                for message in messages:
+                    published.append(message.id)
+                    self._redelivery.published(message.id, message.publish_count + 1)
         except BrokerUnavailable:
-            log.warning("broker_unavailable", extra={"waiting": sum(map(len, peals)) - len(rung)})
+            log.warning("broker_unavailable", extra={"waiting": sum(map(len, message_batches)) - len(published)})
             self._broker_back = self.clock() + _BROKER_PAUSE
             refused = True
-        self._say_rung(refused)
+        self._record_published(refused)
 
-    def _say_rung(self, refused: bool = False) -> None:
-        """Before this can be written nothing more is rung: it would be the same again and again."""
-        rung, seen = self._unsaid
-        if not rung and not refused:
+    def _record_published(self, refused: bool = False) -> None:
+        """Before this can be written nothing more is published: it would be the same again and again."""
+        published, seen = self._unrecorded
+        if not published and not refused:
             return
         with self.db.write() as session:
-            outbox.rung(session, rung, seen)
+            outbox.mark_published(session, published, seen)
             if refused:
                 measures.count(session, measures.REFUSALS, "", 1)
-        self._unsaid = [], 0.0
+        self._unrecorded = [], 0.0
 
-    def _ring_unheard(self) -> None:
-        """Doorbells that nobody heard are rung again: the broker may have lost them."""
+    def _redeliver_unclaimed(self) -> None:
+        """Publish unclaimed messages again: the broker may have lost them."""
         if self.clock() < self._broker_back:
             return
         seen = now()
         with self.db.read() as session:
-            unheard = outbox.unheard(session)
-            live = fleet.slots(fleet.alive(session)) if unheard else {}
-            if len(unheard) == outbox.UNHEARD:  # of queues that nobody serves there may be as many, and older ones
-                unheard = outbox.unheard(session, live)
-        again = [row for row in self._rings.overdue(unheard) if row.queue in live]
+            unclaimed = outbox.unclaimed(session)
+            live = fleet.slots(fleet.alive(session)) if unclaimed else {}
+            if len(unclaimed) == outbox.UNCLAIMED:  # of queues that nobody serves there may be as many, and older ones
+                unclaimed = outbox.unclaimed(session, live)
+        again = [row for row in self._redelivery.overdue(unclaimed) if row.queue in live]
         if again:
-            log.info("rung_again", extra={"doorbells": len(again)})
+            log.info("redelivered", extra={"outbox_messages": len(again)})
             self._publish([[row] for row in again], seen)
 
-    def _ring_standing(self) -> None:
-        """Work that has no job (webhooks, removals) wakes whoever does it, at once and then every re-ring."""
-        waiting = self._house.standing()
-        self._again = {task: at for task, at in self._again.items() if task in waiting}
+    def _publish_without_jobs(self) -> None:
+        """Publish messages for work without a job (webhooks, removals), at once and then at every redelivery."""
+        waiting = self._maintenance.work_without_jobs()
+        self._publish_again_at = {task: at for task, at in self._publish_again_at.items() if task in waiting}
         for task, queue in waiting.items():
-            if self.clock() < max(self._again.get(task, float("-inf")), self._broker_back):
+            if self.clock() < max(self._publish_again_at.get(task, float("-inf")), self._broker_back):
                 continue
-            self._again[task] = self.clock() + self.config.rering_seconds
+            self._publish_again_at[task] = self.clock() + self.config.redelivery_seconds
             try:
-                self._ringer.ring(task, queue, [])
+                self._publisher.publish(task, queue, [])
             except BrokerUnavailable:
                 self._broker_back = self.clock() + _BROKER_PAUSE
                 with self.db.write() as session:
@@ -253,7 +256,7 @@ class Dispatcher:
 
 
 #: What each tick asks, built once.
-_WAITING = select(Outbox.queue).where(Outbox.rung_at.is_(None)).distinct()
+_WAITING = select(Outbox.queue).where(Outbox.published_at.is_(None)).distinct()
 _CLAIMED = (
     select(literal(Queue.PLAN.value), Job.project_id, func.count())
     .where(Job.worker_id.is_not(None))
@@ -271,41 +274,43 @@ def _running(shard: ColumnElement[float]) -> Select[str, str, float]:
     )
 
 
-def _rung(shard: ColumnElement[float]) -> Select[str, str, float]:
+def _published(shard: ColumnElement[float]) -> Select[str, str, float]:
     return (
-        select(Outbox.queue, Outbox.project_id, func.sum(outbox.share(shard)))
+        select(Outbox.queue, Outbox.project_id, func.sum(outbox.slot_weight(shard)))
         .outerjoin(Job, Job.id == Outbox.job_id)
         .outerjoin(File, outbox.INPUT)
         .outerjoin(Shard, outbox.SHARD)
-        .where(Outbox.rung_at.is_not(None))
+        .where(Outbox.published_at.is_not(None))
         .group_by(Outbox.queue, Outbox.project_id)
     )
 
 
-def _filling(due: Callable[..., Sequence[Ring]], project: str, room: float, most: int, more: int) -> Sequence[Ring]:
+def _filling(
+    due: Callable[..., Sequence[DueMessage]], project: str, room: float, most: int, more: int
+) -> Sequence[DueMessage]:
     """So many of a project as would fill the room: more than are looked at first where these are small."""
-    rings = due(project, limit=most)
-    if len(rings) < most or sum(ring.share for ring in rings) >= room:
-        return rings
+    messages = due(project, limit=most)
+    if len(messages) < most or sum(message.slot_weight for message in messages) >= room:
+        return messages
     return due(project, limit=more)
 
 
-def peals(rings: Sequence[Ring], slots: int) -> list[list[Ring]]:
+def message_batches(messages: Sequence[DueMessage], slots: int) -> list[list[DueMessage]]:
     """One message for several jobs that are planned in no time, so that every slot has its share; the others one each.
 
     In order.
     """
-    small = sum(ring.task == Task.PLAN and ring.share < 1 for ring in rings)
-    share = min(outbox.PLANS, ceil(small / slots))
-    found: list[list[Ring]] = []
-    filling: list[Ring] = []
-    for ring in rings:
-        if ring.task != Task.PLAN or ring.share == 1:
-            found.append([ring])
-        elif filling and len(filling) < share:
-            filling.append(ring)
+    small = sum(message.task == Task.PLAN and message.slot_weight < 1 for message in messages)
+    size = min(outbox.PLANS, ceil(small / slots))
+    found: list[list[DueMessage]] = []
+    filling: list[DueMessage] = []
+    for message in messages:
+        if message.task != Task.PLAN or message.slot_weight == 1:
+            found.append([message])
+        elif filling and len(filling) < size:
+            filling.append(message)
         else:
-            found.append(filling := [ring])
+            found.append(filling := [message])
     return found
 
 
@@ -333,12 +338,12 @@ def _lead(
 ) -> None:
     """Lead until told to stop or until the leadership is lost; starts every observation afresh."""
     log.info("dispatcher_leads")
-    dispatcher = Dispatcher(config, db, open_storage(config.storage), CeleryRinger(config), timings=timings)
+    dispatcher = Dispatcher(config, db, open_storage(config.storage), CeleryPublisher(config), timings=timings)
     busy = logs.Seldom(log, "database_busy")
     while not stop.is_set() and leadership.holds():
         try:
             flows = dispatcher.tick()
-            leadership.wait(config.tick_seconds / (_HASTE if flows else 1), dispatcher.rest(), stop)
+            leadership.wait(config.tick_seconds / (_BUSY_FACTOR if flows else 1), dispatcher.idle_seconds(), stop)
         except DatabaseBusy:
             busy.warn()
             stop.wait(0.5)

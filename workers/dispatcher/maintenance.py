@@ -1,8 +1,8 @@
 """What the leading dispatcher looks after once a second, and once a minute.
 
-workers     whose beat stands still for a lease, or whose process is gone from this host: their row goes
+workers     whose heartbeat stands still for a lease, or whose process is gone from this host: their row goes
 schedules   whose time has come; sources too
-claims      of such workers at once; others when their own beat stands still for a lease
+claims      of such workers at once; others when their own heartbeat stands still for a lease
 jobs        past their window; stopping for longer than the grace (their shards are fenced); left without a next step;
             waiting for others that have ended; live although their parent was cancelled
 audit       sealed; its head sent away once a day
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 _ACTOR = "dispatcher"
 _SWEEP_SECONDS = 5.0
 _RETENTION_SECONDS = 60.0
-_CLEARED_AT_ONCE = 10  # transactions for one source per round
+_PURGED_AT_ONCE = 10  # transactions for one source per round
 _RELEASED_AT_ONCE = 20  # transactions of WRITE_ROWS deliveries per sweep
 _PAGES_AT_ONCE = 20  # transactions of WRITE_ROWS rows per round, so that a backlog is not sealed or numbered in one go
 _LOOK = 1 / 3  # of a lease
@@ -58,12 +58,12 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Observer(Generic[K]):
-    """Watch leases by observation: a claim lives while its beat moves, on the observer's own monotonic clock.
+    """Watch leases by observation: a claim lives while its heartbeat moves, on the observer's own monotonic clock.
 
     No timestamp of another process is compared with this clock, so a clock that jumps expires nothing. A new leader
     starts its observations afresh and therefore waits one whole lease before it takes anything back. So does one that
-    could not write while all beats stood still: then nobody could beat. And time in which it did not look (it stood
-    still, perhaps with all others: a paused deployment, a suspended machine) does not count.
+    could not write while all heartbeats stood still: then no worker could send one. And time in which it did not look
+    (it stood still, perhaps with all others: a paused deployment, a suspended machine) does not count.
     """
 
     def __init__(self, lease: float, clock: Callable[[], float]) -> None:
@@ -73,23 +73,23 @@ class Observer(Generic[K]):
         self._looked, self._away = clock(), 0.0
         self._moved = self._looked
 
-    def stale(self, beats: Iterable[tuple[K, int]]) -> list[tuple[K, int]]:
-        """Look at all current claims, forget those that ended, and return those whose beat did not move for a lease."""
+    def stale(self, heartbeats: Iterable[tuple[K, int]]) -> list[tuple[K, int]]:
+        """Look at all current claims, and return those whose heartbeat did not move for a lease."""
         at = self._time()
         before, self._seen = self._seen, {}
         expired = []
-        for key, beat in beats:
+        for key, heartbeat in heartbeats:
             old = before.get(key)
-            since = old[1] if old is not None and old[0] == beat else at
+            since = old[1] if old is not None and old[0] == heartbeat else at
             self._moved = max(self._moved, since)
-            self._seen[key] = (beat, since)
+            self._seen[key] = (heartbeat, since)
             if at - since >= self._lease:
-                expired.append((key, beat))
+                expired.append((key, heartbeat))
         return expired
 
     @property
     def stands_still(self) -> bool:
-        """Whether for most of a lease no beat has moved, as far as was looked."""
+        """Whether for most of a lease no heartbeat has moved, as far as was looked."""
         return self._looked - self._away - self._moved >= self._lease * _LONG
 
     def start_afresh(self) -> None:
@@ -116,8 +116,8 @@ class Since(Generic[K]):
         return {key: at - first for key, first in self._first.items()}
 
 
-class Housekeeper:
-    """One leader's observations and duties."""
+class Maintenance:
+    """Hold the observations of one leader, and run its maintenance."""
 
     def __init__(
         self,
@@ -143,22 +143,25 @@ class Housekeeper:
         self._swept = self._retained = clock()
         self._dependents_left = False  # more than one pass had time for
 
-    def keep(self) -> None:
-        """Raises DatabaseBusy. Where nobody has beaten for long either, nobody could: no lease ends for that."""
+    def run(self) -> None:
+        """Raises DatabaseBusy.
+
+        Where nobody has sent a heartbeat for long either, nobody could: no lease ends for that.
+        """
         try:
-            self._keep()
+            self._run()
         except DatabaseBusy:
             if self._workers.stands_still:
                 for observer in (self._workers, self._shards, self._jobs):
                     observer.start_afresh()
             raise
 
-    def _keep(self) -> None:
-        self._bury_workers()
-        self._take_back()
+    def _run(self) -> None:
+        self._remove_dead_workers()
+        self._revoke_stale_claims()
         self._fire()
         self._expire()
-        self._fence_stopping()
+        self._revoke_stopping()
         self._repeat(audit.unsealed, audit.seal)
         self._repeat(feed.unnumbered, feed.number)
         if self._clock() - self._swept >= min(_SWEEP_SECONDS, self._config.lease_seconds):
@@ -172,67 +175,71 @@ class Housekeeper:
             self._write(quarantine.forget)
             self._anchoring.run()
         else:
-            self._retention.go_on()
+            self._retention.resume()
 
-    def standing(self) -> dict[Task, Queue]:
+    def work_without_jobs(self) -> dict[Task, Queue]:
         """What is to be done that has no job, and where somebody may do it now: webhooks that are due, removals."""
         with self._db.read() as session:
             waits = {
                 Task.DELIVER: (Queue.WEBHOOKS, deliveries.due_count(session) > 0),
-                Task.PURGE: (Queue.INGEST, attachments.owes(session)),
+                Task.PURGE: (Queue.INGEST, attachments.has_due_removals(session)),
             }
             due = {task: queue for task, (queue, is_due) in waits.items() if is_due}
             held = pauses.paused(session).of(pauses.Scope.QUEUE) if due else frozenset()
             wanted = {task: queue for task, queue in due.items() if queue not in held}
             return {task: queue for task, queue in wanted.items() if fleet.alive(session, queue)}
 
-    def _bury_workers(self) -> None:
+    def _remove_dead_workers(self) -> None:
         with self._db.read() as session:
             workers = session.scalars(select(Worker)).all()
-        silent = {key for key, _ in self._workers.stale((worker.id, worker.beat) for worker in workers)}
+        silent = {key for key, _ in self._workers.stale((worker.id, worker.heartbeat) for worker in workers)}
         for worker in workers:
             if worker.id in silent or processes.has_ended(worker.host, worker.pid, worker.started):
-                self._write(partial(self._bury, worker_id=worker.id, seen=worker.beat, registry=self._registry()))
+                self._write(
+                    partial(
+                        self._handle_worker_death, worker_id=worker.id, seen=worker.heartbeat, registry=self._registry()
+                    )
+                )
 
-    def _bury(self, session: Session, worker_id: str, seen: int, registry: Registry | None) -> None:
+    def _handle_worker_death(self, session: Session, worker_id: str, seen: int, registry: Registry | None) -> None:
         """A dead worker's row and all it held go in one transaction; its engines may have been what it died of.
 
-        One that has beaten since it was looked at lives.
+        One that has sent a heartbeat since it was looked at lives.
         """
         worker = session.get(Worker, worker_id)
         if (
             worker is not None
-            and worker.beat != seen
+            and worker.heartbeat != seen
             and not processes.has_ended(worker.host, worker.pid, worker.started)
         ):
             return
         log.warning("worker_lost", extra={"worker": worker_id, "pool": worker.pool if worker else None})
         if worker is not None:
-            left = quarantine.bury(session, worker, registry.aliases if registry else {}, self._bounds)
+            left = quarantine.handle_worker_death(session, worker, registry.aliases if registry else {}, self._bounds)
             for model in left:
-                log.error("engine_quarantined", extra={"model": model, "place": worker.place})
-        for job_id, n, epoch, beat, holder in shards.running(session):
+                log.error("engine_quarantined", extra={"model": model, "host_devices": worker.host_devices})
+        for job_id, n, epoch, heartbeat, holder in shards.running(session):
             if holder == worker_id:
-                shards.lose(session, job_id, n, epoch, beat)
-        for job_id, epoch, beat, holder in ledger.claimed(session):
+                shards.revoke_lease(session, job_id, n, epoch, heartbeat)
+        for job_id, epoch, heartbeat, holder in ledger.claimed(session):
             if holder == worker_id:
-                ledger.lose(session, job_id, epoch, beat)
-        deliveries.take_back(session, worker_id)
+                ledger.revoke_lease(session, job_id, epoch, heartbeat)
+        deliveries.revoke_claims(session, worker_id)
         fleet.leave(session, worker_id)
 
-    def _take_back(self) -> None:
-        """Claims whose own beat stands still, though their worker may live."""
+    def _revoke_stale_claims(self) -> None:
+        """Claims whose own heartbeat stands still, though their worker may live."""
         with self._db.read() as session:
             running = shards.running(session)
             claimed = ledger.claimed(session)
-        lost_shards = self._shards.stale(((job_id, n, epoch), beat) for job_id, n, epoch, beat, _ in running)
-        lost_jobs = self._jobs.stale(((job_id, epoch), beat) for job_id, epoch, beat, _ in claimed)
-        for (job_id, n, epoch), beat in lost_shards:
+        lost_shards = self._shards.stale(((job_id, n, epoch), heartbeat) for job_id, n, epoch, heartbeat, _ in running)
+        lost_jobs = self._jobs.stale(((job_id, epoch), heartbeat) for job_id, epoch, heartbeat, _ in claimed)
+        for (job_id, n, epoch), heartbeat in lost_shards:
             log.warning("lease_lost", extra={"job_id": job_id, "shard": n, "epoch": epoch})
-            self._write(partial(shards.lose, job_id=job_id, n=n, epoch=epoch, beat=beat))
-        for (job_id, epoch), beat in lost_jobs:
+            self._write(partial(shards.revoke_lease, job_id=job_id, n=n, epoch=epoch, heartbeat=heartbeat))
+        for (job_id, epoch), heartbeat in lost_jobs:
             log.warning("lease_lost", extra={"job_id": job_id, "epoch": epoch})
-            self._write(partial(ledger.lose, job_id=job_id, epoch=epoch, beat=beat))
+            self._write(partial(ledger.revoke_lease, job_id=job_id, epoch=epoch, heartbeat=heartbeat))
 
     def _fire(self) -> None:
         with self._db.read() as session:
@@ -253,26 +260,26 @@ class Housekeeper:
             log.info("job_expires", extra={"job_id": job_id})
             self._write(partial(ledger.expire, job_id=job_id, actor=_ACTOR))
 
-    def _fence_stopping(self) -> None:
+    def _revoke_stopping(self) -> None:
         """Workers have a moment to abort and commit what they finished; then the job ends without them."""
         with self._db.read() as session:
             jobs = shards.stopping(session)
         for job_id, age in self._stopping.ages(jobs).items():
             if age >= self._config.cancel_grace_seconds:
-                self._write(partial(shards.fence, job_id=job_id))
+                self._write(partial(shards.revoke_running, job_id=job_id))
 
     def _sweep(self) -> None:
         with self._db.read() as session:
-            lost, unowed = ledger.unsettled(session), shards.any_unowed(session)
+            lost, unowed = ledger.without_next_step(session), shards.any_without_message(session)
         for job_id in lost:
-            self._write(partial(ledger.settle, job_id=job_id, actor=_ACTOR))
+            self._write(partial(ledger.advance_job, job_id=job_id, actor=_ACTOR))
         for job_id, what in self._waits():
             self._write(partial(ledger.wait_for, job_id=job_id, what=what))
-        if unowed and self._write(lambda session: shards.unowed(session, WRITE_ROWS)):
-            log.warning("doorbells_mended")
+        if unowed and self._write(lambda session: shards.restore_messages(session, WRITE_ROWS)):
+            log.warning("messages_restored")
         self._dependents_left = self._advance_dependents()
-        self._free_deliveries()
-        self._clear_sources()
+        self._release_deliveries()
+        self._purge_sources()
 
     def _advance_dependents(self) -> bool:
         """Release, fail or cancel the jobs whose predecessors or parent have ended: a chain of them link by link.
@@ -292,23 +299,23 @@ class Housekeeper:
         """Return some of these jobs, each with what is to be done with it."""
         with self._db.read() as session:
             return [
-                *((ledger.release, job_id) for job_id in dependencies.releasable(session, WRITE_ROWS)),
+                *((ledger.release_dependent, job_id) for job_id in dependencies.releasable(session, WRITE_ROWS)),
                 *((_fail_dependent, job_id) for job_id in dependencies.failing(session, WRITE_ROWS)),
                 *((_cancel_child, job_id) for job_id in dependencies.orphaned(session, WRITE_ROWS)),
             ]
 
-    def _clear_sources(self) -> None:
+    def _purge_sources(self) -> None:
         """What sources have brought that are deleted, or whose store is: some of it each time."""
         with self._db.read() as session:
-            doomed = sources.doomed(session)
-        for source in doomed:
+            pending_deletion = sources.pending_deletion(session)
+        for source in pending_deletion:
             if source.deleted_at is None:
-                self._write(partial(sources.condemn, source=source, actor=_ACTOR))
-            for _ in range(_CLEARED_AT_ONCE):
-                if not self._write(partial(sources.clear, source_id=source.id, actor=_ACTOR)):
+                self._write(partial(sources.mark_for_deletion, source=source, actor=_ACTOR))
+            for _ in range(_PURGED_AT_ONCE):
+                if not self._write(partial(sources.purge, source_id=source.id, actor=_ACTOR)):
                     break
 
-    def _free_deliveries(self) -> None:
+    def _release_deliveries(self) -> None:
         """What a worker left that the database did not hear of, what a process with a wrong clock put off, and what is
         held for endpoints that are enabled again: what was too much for the request that enabled them.
         """
@@ -317,7 +324,7 @@ class Housekeeper:
             late = deliveries.too_late(session, self._config, WRITE_ROWS)
         for worker_id in has_ended:
             log.warning("deliveries_taken_back", extra={"worker": worker_id})
-            self._write(partial(deliveries.take_back, worker_id=worker_id))
+            self._write(partial(deliveries.revoke_claims, worker_id=worker_id))
         if late:
             log.warning("deliveries_brought_forward", extra={"count": len(late)})
             self._write(partial(deliveries.bring_forward, ids=late))
@@ -336,9 +343,9 @@ class Housekeeper:
             served = fleet.served(fleet.alive(session), self._registry())
             begun = and_(ledger.BUSY, ~fleet.unserved(served))  # it may take minutes to answer the first line
             over = [
-                *ledger.said(session, "pause", ~off.held),
-                *ledger.said(session, "time", ~early),
-                *ledger.said(session, "model", begun),
+                *ledger.waiting_for(session, "pause", ~off.held),
+                *ledger.waiting_for(session, "time", ~early),
+                *ledger.waiting_for(session, "model", begun),
             ]
             held = ledger.idle(session, off.held)
             others = ledger.idle(session, and_(~off.held, or_(early, fleet.unserved(served))))

@@ -1,16 +1,16 @@
-"""Doorbells on their way to the broker: which is published next, how, and when one that nobody heard is again.
+"""Messages on their way to the broker: which is published next, how, and when an unclaimed one is published again.
 
 Which is next is a function of what SQL says and of whose turn it was, so that a table of cases tests it. It is fair
 between projects by weight, and inside a project by priority, deadline and age. A project's load is what it has running
-and rung; the project with the least load per weight is served first, one doorbell at a time. A high priority therefore
-overtakes the project's own work and never another project's share.
+and published; the project with the least load per weight is served first, one message at a time. A high priority
+therefore overtakes the project's own work and never another project's share.
 
-Where more projects wait than there are places, most have no load at all. Then they take turns: start-time fair queueing
-(Goyal, Vin, Cheng 1996), each doorbell costing a project what it takes of a slot over its weight. A project that was
+Where more projects wait than there are slots, most have no load at all. Then they take turns: start-time fair queueing
+(Goyal, Vin, Cheng 1996), each message costing a project what it takes of a slot over its weight. A project that was
 away does not save turns up.
 
-A project that comes when all places are taken waits for what others were given while it was away. It gets that back:
-its first few doorbells come before those of others, but take nobody's last place.
+A project that comes when all slots are taken waits for what others were given while it was away. It gets that back:
+its first few messages come before those of others, but take nobody's last slot.
 """
 
 from collections import deque
@@ -20,7 +20,7 @@ from typing import Protocol
 
 from kombu.exceptions import OperationalError
 
-from jobs.ledger.outbox import Ring
+from jobs.ledger.outbox import DueMessage
 from jobs.ledger.tables import Outbox
 from jobs.platform.limiters import VirtualTime
 from jobs.settings import Settings
@@ -28,7 +28,7 @@ from workers import app
 
 
 @dataclass(slots=True)
-class Turns:
+class FairQueue:
     """How far each project is on one queue; those who are not ahead of everybody else are not remembered.
 
     Who had nothing waiting and nothing out before may be served `head_start` slots before its turn.
@@ -50,69 +50,69 @@ class Turns:
     def of(self, project: str) -> float:
         return self._time.start(project)
 
-    def take(self, project: str, share: float, weight: float) -> None:
+    def take(self, project: str, slot_weight: float, weight: float) -> None:
         """It is served."""
         if self._left.get(project, 0) > 0:
-            self._left[project] -= share
+            self._left[project] -= slot_weight
         self._time.advance(project)
-        self._time.charge(project, share / weight)
+        self._time.charge(project, slot_weight / weight)
 
 
 def choose(
-    waiting: Mapping[str, Sequence[Ring]],
+    waiting: Mapping[str, Sequence[DueMessage]],
     load: Mapping[str, float],
     weights: Mapping[str, float],
     room: float,
-    turns: Turns | None = None,
-) -> list[Ring]:
-    """Doorbells of `waiting` (each project's in its own order) until `room` is taken: each takes its share of it.
+    fair_queue: FairQueue | None = None,
+) -> list[DueMessage]:
+    """Choose messages of `waiting` (each project's in its own order) until `room` is taken: each takes its share of it.
 
     `turns` are the queue's, which this moves on.
     """
-    turns = turns or Turns()
-    queues = {project: deque(rings) for project, rings in waiting.items() if rings}
+    fair_queue = fair_queue or FairQueue()
+    queues = {project: deque(messages) for project, messages in waiting.items() if messages}
     loads = {project: load.get(project, 0.0) for project in queues}
-    chosen: list[Ring] = []
-    turns.look(queues, load)
+    chosen: list[DueMessage] = []
+    fair_queue.look(queues, load)
 
-    def place(name: str) -> tuple[float, float, str]:
-        return loads[name] / weights.get(name, 1.0), turns.of(name), name
+    def priority(name: str) -> tuple[float, float, str]:
+        return loads[name] / weights.get(name, 1.0), fair_queue.of(name), name
 
     while queues and room > 0:
-        project = min(queues, key=place)
-        hurried = turns.hurried(queues)
+        project = min(queues, key=priority)
+        hurried = fair_queue.hurried(queues)
         if hurried and project not in hurried and loads[project] > 0:
-            project = min(hurried, key=place)
+            project = min(hurried, key=priority)
         chosen.append(queues[project].popleft())
-        share = chosen[-1].share
-        turns.take(project, share, weights.get(project, 1.0))
-        room -= share
-        loads[project] += share
+        slot_weight = chosen[-1].slot_weight
+        fair_queue.take(project, slot_weight, weights.get(project, 1.0))
+        room -= slot_weight
+        loads[project] += slot_weight
         if not queues[project]:
             del queues[project]
     return chosen
 
 
-_MAX_RERING = 60.0
+_LONGEST_REDELIVERY = 60.0
 
 
 class BrokerUnavailable(Exception):
     """The broker takes nothing now."""
 
 
-class Ringer(Protocol):
-    """Publish doorbells. Raises BrokerUnavailable."""
+class Publisher(Protocol):
+    """Publish messages. Raises BrokerUnavailable."""
 
-    def ring(self, task: str, queue: str, arguments: Sequence[object]) -> None: ...
+    def publish(self, task: str, queue: str, arguments: Sequence[object]) -> None: ...
 
 
-class CeleryRinger:
+class CeleryPublisher:
     """Publish through Celery on one connection; every failure of the connection is `BrokerUnavailable`."""
 
     def __init__(self, config: Settings) -> None:
         self._app = app.build(config)
 
-    def ring(self, task: str, queue: str, arguments: Sequence[object]) -> None:
+    def publish(self, task: str, queue: str, arguments: Sequence[object]) -> None:
         try:
             self._app.send_task(
                 task, args=list(arguments), queue=self._declared(queue), ignore_result=True, retry=False
@@ -128,20 +128,20 @@ class CeleryRinger:
 
 
 @dataclass(slots=True)
-class Rings:
-    """When each unheard doorbell is to be rung again, on the dispatcher's own clock: later each time."""
+class Redelivery:
+    """Hold when each unclaimed message is published again, on the dispatcher's own clock: later each time."""
 
     clock: Callable[[], float]
     first: float
     _again: dict[int, float] = field(default_factory=dict)
 
-    def overdue(self, unheard: Sequence[Outbox]) -> list[Outbox]:
+    def overdue(self, unclaimed: Sequence[Outbox]) -> list[Outbox]:
         at = self.clock()
-        self._again = {row.id: self._again.get(row.id, at + self._delay(row.rings)) for row in unheard}
-        return [row for row in unheard if self._again[row.id] <= at]
+        self._again = {row.id: self._again.get(row.id, at + self._delay(row.publish_count)) for row in unclaimed}
+        return [row for row in unclaimed if self._again[row.id] <= at]
 
-    def rung(self, row_id: int, times: int) -> None:
+    def published(self, row_id: int, times: int) -> None:
         self._again[row_id] = self.clock() + self._delay(times)
 
     def _delay(self, times: int) -> float:
-        return min(self.first * (1 << min(max(times - 1, 0), 10)), max(_MAX_RERING, self.first))
+        return min(self.first * (1 << min(max(times - 1, 0), 10)), max(_LONGEST_REDELIVERY, self.first))

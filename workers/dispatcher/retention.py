@@ -63,7 +63,7 @@ class Retention:
         self._until = 0.0
 
     def run(self) -> None:
-        """What there is to do, but no longer than a moment; `go_on` does what is left."""
+        """What there is to do, but no longer than a moment; `resume` does what is left."""
         if self._looking is None:  # looks are an hour apart, however long one takes
             self._passes += 1
             if self._passes % _ORPHAN_PASSES == 0:
@@ -75,7 +75,7 @@ class Retention:
         self._left = [*bounded, self._look]
         self._do(self._timings.retention_pass)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """With what was too much for the last time."""
         self._do(self._timings.retention_more)
 
@@ -268,9 +268,11 @@ class Retention:
 
     def forget_webhooks(self) -> None:
         """Where old jobs told of themselves, and the secrets that signed it, once the log of that is gone too."""
-        owed = select(Delivery.job_id).where(Delivery.endpoint_id.is_(None), Delivery.job_id.is_not(None))
+        has_delivery = select(Delivery.job_id).where(Delivery.endpoint_id.is_(None), Delivery.job_id.is_not(None))
         old = Job.created_at < now() - self._config.retention_seconds
-        done = select(Job.id).where(Job.webhook_url.is_not(None), Job.state.in_(TERMINAL), old, Job.id.not_in(owed))
+        done = select(Job.id).where(
+            Job.webhook_url.is_not(None), Job.state.in_(TERMINAL), old, Job.id.not_in(has_delivery)
+        )
         with self._db.read() as session:
             ids = session.scalars(done.limit(_AT_ONCE * _PAGES)).all()
         for start in range(0, len(ids), _AT_ONCE):

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.db.engine import insert_into
-from jobs.errors import Fenced
+from jobs.errors import ClaimLost
 from jobs.finetuning import training_events
 from jobs.finetuning.tables import FinetunePlan, FinetuneStep
 from jobs.ledger import shards
@@ -87,20 +87,20 @@ class Recorder:
         self._events.append(_Event(message, level))
 
     def flush_if_due(self) -> None:
-        """Write what was gathered, if the last time is long enough ago. Raises Fenced."""
+        """Write what was gathered, if the last time is long enough ago. Raises ClaimLost."""
         if self._steps and time.monotonic() - self._flushed >= _SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was gathered. Raises Fenced."""
+        """Write what was gathered. Raises ClaimLost."""
         self._context.db.retrying(self.write)
         self.written()
 
     def write(self, session: Session) -> None:
-        """Write what was gathered, in a transaction of the caller's; `written` follows its commit. Raises Fenced."""
+        """Write what was gathered, in a transaction of the caller's; `written` follows its commit. Raises ClaimLost."""
         job_id = self._claim.job.id
-        if shards.beat(session, [(job_id, self._claim.n, self._claim.epoch)]):
-            raise Fenced
+        if shards.heartbeat(session, [(job_id, self._claim.n, self._claim.epoch)]):
+            raise ClaimLost
         for row in self._steps.values():
             new = insert_into(session, FinetuneStep).values(row)
             session.execute(new.on_conflict_do_update(index_elements=["job_id", "step"], set_=row))

@@ -29,7 +29,7 @@ from jobs.registry import models
 from workers.engines.training.checkpoint_folder import MANIFEST, Manifest, decode_manifest
 from workers.finetuning import checkpoints, curve
 from workers.runtime.context import Context
-from workers.runtime.heartbeat import Hold
+from workers.runtime.heartbeat import ClaimHandle
 
 PURPOSE: Final = "fine-tune-results"
 #: OpenAI's, to the letter.
@@ -38,8 +38,8 @@ _PAGE: Final = 1000
 _POINTS: Final = 500  # of a curve
 
 
-def finish(context: Context, claim: JobClaim, _hold: Hold) -> None:
-    """End a claimed job. Raises Fenced, NotFound, StorageFull, StorageAway."""
+def finish(context: Context, claim: JobClaim, _hold: ClaimHandle) -> None:
+    """End a claimed job. Raises ClaimLost, NotFound, StorageFull, StorageAway."""
     job = claim.job
     succeeds = job.state == JobState.FINISHING and not job.errors
     if succeeds:

@@ -66,7 +66,7 @@ class TrainerProcess:
                 return []
             data = os.read(self._reports, _READ)
             if not data:
-                raise TrainerDied(self._last_words())
+                raise TrainerDied(self._last_log_lines())
             *lines, self._rest = (self._rest + data).split(b"\n")
             if lines:
                 return [decode_report(line) for line in lines]
@@ -86,7 +86,7 @@ class TrainerProcess:
             os.close(self._reports)
             os.close(self._orders)
 
-    def _last_words(self) -> str:
+    def _last_log_lines(self) -> str:
         status = self._process.wait()
         lines = self._log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
         return "\n".join([f"The trainer ended with status {status}.", *lines])

@@ -25,13 +25,13 @@ from jobs.ledger.tables import Job, Shard
 from jobs.queues import Queue
 from workers.runtime.attempts import Abandoned
 from workers.runtime.context import Context
-from workers.runtime.heartbeat import Hold
+from workers.runtime.heartbeat import ClaimHandle
 
 _SECONDS: Final = 3600
 
 
-def plan(context: Context, claim: JobClaim, hold: Hold) -> None:
-    """Examine the data of a claimed job, and let the job run or reject it. Raises Abandoned, Fenced."""
+def plan(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
+    """Examine the data of a claimed job, and let the job run or reject it. Raises Abandoned, ClaimLost."""
     if context.low_on_disk():
         raise Abandoned(5.0, "disk")
     asked = FineTuning.model_validate(claim.job.payload)
@@ -40,7 +40,7 @@ def plan(context: Context, claim: JobClaim, hold: Hold) -> None:
         message = f"The model '{asked.base}' is no longer one that this deployment can train."
         _reject(context, claim, [Bad("model_not_available", message, None, "model").as_dict()])
         return
-    found = _examined(context, claim, asked, base, hold)
+    found = _examined(context, claim, asked, base, handle)
     if found.errors:
         _reject(context, claim, found.errors)
     else:
@@ -54,12 +54,12 @@ def _base(context: Context, asked: FineTuning) -> Model | None:
         raise Abandoned(5.0, "model") from None
 
 
-def _examined(context: Context, claim: JobClaim, asked: FineTuning, base: Model, hold: Hold) -> Findings:
+def _examined(context: Context, claim: JobClaim, asked: FineTuning, base: Model, handle: ClaimHandle) -> Findings:
     with context.db.read() as session:
         paths = _paths(session, claim.job)
     question = examination.question(context.config, base, asked, paths, seconds=_SECONDS, store=True)
     try:
-        return examination.examine(question, lambda: hold.ended)
+        return examination.examine(question, lambda: handle.ended)
     except examination.Stopped:
         raise Abandoned from None
     except examination.ModelAway:
@@ -78,9 +78,9 @@ def _paths(session: Session, job: Job) -> dict[str, str]:
 
 
 def _planned(session: Session, claim: JobClaim, asked: FineTuning, found: Findings) -> None:
-    """Write what was found, cut the one shard that fills a slot, and let the job run. Raises Fenced."""
+    """Write what was found, cut the one shard that fills a slot, and let the job run. Raises ClaimLost."""
     job = claim.job
-    ledger.hold(session, claim)
+    ledger.handle(session, claim)
     files = datasets.of_job(session, job.id)
     validated = files.get(datasets.VALIDATION, files[datasets.TRAINING]).file_id
     parts = {

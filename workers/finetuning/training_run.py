@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from sqlalchemy.orm import Session
 
-from jobs.errors import Fenced, NotFound, StorageFull
+from jobs.errors import ClaimLost, NotFound, StorageFull
 from jobs.finetuning import datasets, names
 from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetuneCheckpoint, FinetunePlan
@@ -41,7 +41,7 @@ from workers.finetuning.recorder import Recorder
 from workers.finetuning.trainer_process import TrainerDied, TrainerProcess
 from workers.runtime.attempts import Abandoned, ShardRun
 from workers.runtime.context import Context
-from workers.runtime.heartbeat import Hold
+from workers.runtime.heartbeat import ClaimHandle
 
 log = logging.getLogger(__name__)
 _LOOK: Final = 0.5  # seconds between looks at whether the claim still holds
@@ -63,8 +63,8 @@ _BETA: Final = 0.1
 class TrainingRun(ShardRun):
     """The training of one job, under one claim on its only shard."""
 
-    def __init__(self, context: Context, claim: ShardClaim, hold: Hold, module: str | None = None) -> None:
-        super().__init__(context, claim, hold)
+    def __init__(self, context: Context, claim: ShardClaim, handle: ClaimHandle, module: str | None = None) -> None:
+        super().__init__(context, claim, handle)
         self._payload = FineTuning.model_validate(claim.job.payload)
         self._recorder = Recorder(context, claim)
         self._module = {} if module is None else {"module": module}
@@ -74,7 +74,7 @@ class TrainingRun(ShardRun):
         self._progressed = False
 
     def all(self) -> None:
-        """Train to the end. Raises Abandoned, Fenced, StorageFull, StorageAway, NotFound."""
+        """Train to the end. Raises Abandoned, ClaimLost, StorageFull, StorageAway, NotFound."""
         if self.context.low_on_disk():
             raise StorageFull
         self._finished = self._refusal()
@@ -130,9 +130,9 @@ class TrainingRun(ShardRun):
             process.close()
 
     def _check(self, process: TrainerProcess) -> None:
-        """Raises Fenced, Abandoned when this claim is to end now; asks for a checkpoint when it is to end soon."""
-        if self.hold.lost.is_set():
-            raise Fenced
+        """Raises ClaimLost, Abandoned when this claim is to end now; asks for a checkpoint when it is to end soon."""
+        if self.handle.lost.is_set():
+            raise ClaimLost
         stopping, paused = self.context.stop.is_set(), self._ordered is None and self._is_paused()
         if self._ordered is None and (stopping or paused):
             self._ordered = time.monotonic()
@@ -140,14 +140,14 @@ class TrainingRun(ShardRun):
             if paused:
                 self.context.db.retrying(partial(ledger.wait_for, job_id=self.claim.job.id, what="checkpoint"))
         late = self._ordered is not None and time.monotonic() - self._ordered > self.context.timings.training_stop
-        if (self.hold.stop.is_set() and not stopping) or (stopping and late):
+        if (self.handle.stop.is_set() and not stopping) or (stopping and late):
             self._recorder.flush()
             raise Abandoned
 
     def _is_paused(self) -> bool:
         """Return whether the job was paused by itself, as far as was read a moment ago."""
         moment = time.monotonic()
-        if not self.context.keeper.off.some_jobs or moment - self._looked < self.context.timings.heartbeat_look:
+        if not self.context.heartbeat.off.some_jobs or moment - self._looked < self.context.timings.heartbeat_look:
             return False
         self._looked = moment
         with self.context.db.read() as session:
@@ -205,14 +205,14 @@ class TrainingRun(ShardRun):
             self._end(None)
 
     def _end(self, error: Mapping[str, Any] | None) -> None:
-        """Close the shard, so that the job is finished; with an error the job fails then. Raises Fenced."""
+        """Close the shard, so that the job is finished; with an error the job fails then. Raises ClaimLost."""
 
         def end(session: Session) -> None:
             job = shards.finish_empty(session, self.claim)
             if job is not None:
                 if error is not None:
                     ledger.note_errors(session, job, [{"line": None, "param": None, **error}])
-                ledger.settle(session, job.id, actor=f"worker:{self.context.worker_id}", locked=job)
+                ledger.advance_job(session, job.id, actor=f"worker:{self.context.worker_id}", locked=job)
 
         self.context.db.retrying(end)
         self.closed = True

@@ -55,7 +55,7 @@ from workers.engines.wire import usage_of
 from workers.runtime import outcomes, output_lines
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost
-from workers.runtime.heartbeat import Hold
+from workers.runtime.heartbeat import ClaimHandle
 from workers.runtime.output_lines import Item, Record
 
 log = logging.getLogger(__name__)
@@ -173,8 +173,8 @@ class ResponseRun(LineRun):
         return EventPublisher(self.host, self.context.config, job.id, self.claim.epoch, self.context.timings).answer
 
 
-def respond(context: Context, claim: JobClaim, _hold: Hold) -> None:
-    """Bring the claimed job to its end. Raises Fenced, StorageFull, StorageUnavailable."""
+def respond(context: Context, claim: JobClaim, _handle: ClaimHandle) -> None:
+    """Bring the claimed job to its end. Raises ClaimLost, StorageFull, StorageUnavailable."""
     with context.db.read() as session:
         segment = session.scalars(select(Segment).where(Segment.job_id == claim.job.id)).first()
         wanted = session.get(StoredResponse, claim.job.id) is not None

@@ -1,6 +1,6 @@
 """The consumer of interactive requests: they go to the same engine as the batches, before them, without Celery.
 
-    request queue ──▶ place ──▶ host.company ──▶ engine.answer | engine.stream ──▶ answer writer
+    request queue ──▶ place ──▶ host.shared  ──▶ engine.answer | engine.stream ──▶ answer writer
                         └── four times a second: are the clients still there? if not, the engine stops
 
 A worker that is paused leaves its queues to others; a client of what is paused otherwise (queue, model, project) is
@@ -231,7 +231,7 @@ class InteractiveConsumer:
             if request.url in self._own:  # somebody may be alone with the engine, and wait for this
                 return end_of(await self._own[request.url](request, PRIORITY))
             with self._host.throttle.client() if request.priority == PRIORITY else nullcontext():
-                async with self._host.company():
+                async with self._host.shared():
                     generation = self._host.generation
                     return end_of(await self._engine(request, engine_request))
         except EngineBusy as busy:

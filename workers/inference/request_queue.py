@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 HELD_BYTES: Final = 64 << 20  # of one project
 #: A list that became empty meanwhile was removed by Redis, with the time at which it expires.
-_PUT_BACK: Final = """
+_RETURN: Final = """
 redis.call('LPUSH', KEYS[1], ARGV[1])
 if redis.call('TTL', KEYS[1]) < tonumber(ARGV[2]) then redis.call('EXPIRE', KEYS[1], ARGV[2]) end
 """
@@ -144,7 +144,7 @@ class RequestQueue:
             return taken or ()
         found = await redis.blpop([queue_key(self.name)], timeout=self._timings.interactive_take)
         if found and not self._listening.is_set():  # another worker may take what came after `listening` was cleared
-            await _put_back(redis, *found)
+            await _return(redis, *found)
             return ()
         return found[1:] if found else ()
 
@@ -159,9 +159,9 @@ class RequestQueue:
             task.add_done_callback(lambda _: self._places.leave(request.tenant, len(raw)))
 
 
-async def _put_back(redis: Any, line: bytes, raw: bytes) -> None:
+async def _return(redis: Any, line: bytes, raw: bytes) -> None:
     if request := _read(raw):
-        await redis.eval(_PUT_BACK, 1, line, raw, queue_seconds(request))
+        await redis.eval(_RETURN, 1, line, raw, queue_seconds(request))
 
 
 def _read(raw: bytes) -> QueuedRequest | None:

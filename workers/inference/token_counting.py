@@ -113,7 +113,7 @@ class Counting:
         resolved = await self._resolve(request)
         if isinstance(resolved, Answer):
             return resolved
-        async with self._host.company():
+        async with self._host.shared():
             return await self._engine.answer(resolved)
 
 

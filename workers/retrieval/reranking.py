@@ -3,7 +3,7 @@
     candidates ─▶ {query, documents} ─┬─ the model is of this queue ──▶ this worker's engine
                                       └─ of another ──▶ its line for that ──▶ a worker of it
 
-Either way it passes the gate that keeps requests apart (`EngineHost.company`): whoever is alone may be waiting for it.
+Either way it enters `EngineHost.shared`: whoever is alone may be waiting for it.
 """
 
 import asyncio

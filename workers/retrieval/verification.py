@@ -180,7 +180,7 @@ def _repair(session: Session, fault: Found, file_ids: Sequence[str]) -> None:
     else:
         project_id = store.project_id
         if fault.left_over:
-            attachments.owe(session, store, attachments.LEFTOVERS)
+            attachments.enqueue_removal(session, store, attachments.LEFTOVERS)
         _again(session, store, file_ids)
     details = {"files": len(file_ids), "left_over": len(fault.left_over)}
     audit.record(

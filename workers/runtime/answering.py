@@ -1,6 +1,6 @@
 """Answering the lines of a shard: all at once, then fewer and fewer at a time for those whose request breaks.
 
-When an engine dies, every line in flight is a suspect: most are innocent. Each round narrows the company (see
+When an engine dies, every line in flight is a suspect: most are innocent. Each round has fewer lines in flight (see
 `workers.runtime.output_lines`), so that an innocent line soon succeeds among fewer, and the poison is alone in the
 end. What never reached the model (busy, refused, circuit open) counts for nobody: the line waits, and when nothing
 has been answered for a while, and the engine is at nothing either, the whole shard is given back with a delay: at
@@ -78,11 +78,11 @@ class Answering:
 
     async def _try(self, item: Item) -> None:
         """Ask until the engine takes the request; then it has an answer or one fault more."""
-        gate = self._host.alone if item.trials.lonely(self._tries) else self._host.line
+        slot = self._host.isolated if item.trials.lonely(self._tries) else self._host.line
         while True:
             generation = self._host.generation
             try:
-                async with gate():
+                async with slot():
                     generation = self._host.generation
                     answer = await self._asked(item)
             except EngineBusy as busy:

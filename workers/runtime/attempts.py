@@ -14,7 +14,7 @@ from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Shard
 from jobs.queues import Task
 from workers.runtime.context import Context
-from workers.runtime.heartbeat import Hold
+from workers.runtime.heartbeat import ClaimHandle
 
 C = TypeVar("C", JobClaim, ShardClaim)
 
@@ -28,7 +28,7 @@ def claim_job(context: Context, job_id: str, task: Task) -> JobClaim | None:
     def free(session: Session, claim: JobClaim) -> None:
         mine = Job.id == job_id, Job.epoch == claim.epoch, Job.worker_id == context.worker_id
         if session.scalar(select(Job.id).where(*mine)) is not None:
-            ledger.put_back(session, job_id, claim.epoch)
+            ledger.release(session, job_id, claim.epoch)
 
     return _claimed(context, take, free)
 
@@ -42,7 +42,7 @@ def claim_shard(context: Context, job_id: str, n: int, *, queue: str | None = No
     def free(session: Session, claim: ShardClaim) -> None:
         mine = Shard.job_id == job_id, Shard.n == n, Shard.epoch == claim.epoch, Shard.worker_id == context.worker_id
         if session.scalar(select(Shard.n).where(*mine)) is not None:
-            shards.give_back(session, claim)
+            shards.release(session, claim)
 
     return _claimed(context, take, free)
 
@@ -75,7 +75,7 @@ class Abandoned(Exception):
 
 
 def stop_all(context: Context, claim: JobClaim, end: JobState, errors: Sequence[Mapping[str, Any]] = ()) -> None:
-    """Stop all that a job which comes to this `end` will not make, some in each transaction. Raises Fenced."""
+    """Stop all that a job which comes to this `end` will not make, some in each transaction. Raises ClaimLost."""
     while context.db.retrying(partial(ledger.stop, claim=claim, end=end, errors=errors)):
         context.db.breathe(context.stop)
 
@@ -89,24 +89,27 @@ class ShardRun:
     finishing: JobClaim | None = None
     ended = False
 
-    def __init__(self, context: Context, claim: ShardClaim, hold: Hold) -> None:
+    def __init__(self, context: Context, claim: ShardClaim, handle: ClaimHandle) -> None:
         self.context = context
         self.claim = claim
-        self.hold = hold
+        self.handle = handle
         self.seq = 0
         self.closed = False
 
     @property
     def careful(self) -> bool:
         """Whether lines are run one at a time, each named before, since workers died of this shard."""
-        return self.claim.stalls >= self.context.config.stalls_before_careful or self.claim.trying_line is not None
+        return self.claim.stalls >= self.context.config.stalls_before_careful or self.claim.isolated_line is not None
 
     def all(self) -> None:
-        """Run what no segment covers. Raises Abandoned, Fenced, GaveUp, StorageFull, StorageUnavailable, NotFound."""
+        """Run what no segment covers.
+
+        Raises Abandoned, ClaimLost, GaveUp, StorageFull, StorageUnavailable, NotFound.
+        """
         raise NotImplementedError
 
-    def give_back(self, delay: float, waiting_for: str | None) -> None:
+    def release(self, delay: float, waiting_for: str | None) -> None:
         """End the claim without closing the shard."""
         self.context.db.retrying(
-            lambda session: shards.give_back(session, self.claim, delay=delay, waiting_for=waiting_for)
+            lambda session: shards.release(session, self.claim, delay=delay, waiting_for=waiting_for)
         )

@@ -17,7 +17,7 @@ from jobs.platform import processes
 from jobs.platform.storage import Storage, open_storage
 from jobs.settings import Settings
 from jobs.timings import Timings
-from workers.runtime.heartbeat import Keeper
+from workers.runtime.heartbeat import Heartbeat
 from workers.vectors.base import Vectors
 from workers.vectors.open_vectors import claim_vectors, deployment_name, open_vectors
 
@@ -29,18 +29,18 @@ _WRITES_BEFORE_TENDING = 64  # what was written since is searched without an ind
 
 @dataclass(slots=True)
 class Standing:
-    """What this worker says of itself; the keeper writes it with each beat."""
+    """What this worker says of itself; each heartbeat writes it."""
 
     state: str = "ready"
     models: tuple[str, ...] = ()
     restarts: int = 0
-    place: str | None = None
-    holds: dict[str, Any] = field(default_factory=dict)  # see `workers.runtime.quarantine`
+    host_devices: str | None = None
+    engines: dict[str, Any] = field(default_factory=dict)  # see `workers.runtime.quarantine`
     phase_of: Callable[[str], str] = lambda _model: ""  # what the engine of a model does while it starts
 
-    def described_holds(self) -> dict[str, Any]:
+    def described_engines(self) -> dict[str, Any]:
         """Return `holds` with the phase of each engine that starts."""
-        return {name: how if how["up"] else {**how, "phase": self.phase_of(name)} for name, how in self.holds.items()}
+        return {name: how if how["up"] else {**how, "phase": self.phase_of(name)} for name, how in self.engines.items()}
 
 
 class LazyVectors:
@@ -84,7 +84,7 @@ class Context:
     worker_id: str
     stop: threading.Event
     standing: Standing
-    keeper: Keeper
+    heartbeat: Heartbeat
     models: Models
     lazy_vectors: LazyVectors = field(default_factory=LazyVectors)
     timings: Timings = Timings()
@@ -111,18 +111,18 @@ class Pool:
 
 
 def build(config: Settings, pool: Pool, timings: Timings = Timings()) -> Context:
-    """The context of this process; its worker row is written and beats from here on."""
+    """The context of this process; its worker row is written and its heartbeats are sent from here on."""
     db = Database(config.database, patience=10, most=_CONNECTIONS)
     claim_host(db)
     stop = threading.Event()
     standing = Standing(state=pool.state, models=pool.models)
     worker_id = new_id(f"{pool.name}-")
     describe = _describe(worker_id, pool, standing)
-    keeper = Keeper(db, describe, beat_seconds=config.beat_seconds, stop=stop, timings=timings)
-    keeper.start()
+    heartbeat = Heartbeat(db, describe, beat_seconds=config.beat_seconds, stop=stop, timings=timings)
+    heartbeat.start()
     log.info("worker_started", extra={"pool": pool.name, "worker": worker_id, "queues": list(pool.queues)})
     storage, models = open_storage(config.storage), Models(config)
-    return Context(config, db, storage, worker_id, stop, standing, keeper, models, LazyVectors(db), timings)
+    return Context(config, db, storage, worker_id, stop, standing, heartbeat, models, LazyVectors(db), timings)
 
 
 def _describe(worker_id: str, pool: Pool, standing: Standing) -> Callable[[], Worker]:
@@ -140,8 +140,8 @@ def _describe(worker_id: str, pool: Pool, standing: Standing) -> Callable[[], Wo
             slots=pool.slots,
             state=standing.state,
             restarts=standing.restarts,
-            place=standing.place,
-            holds=standing.described_holds(),
+            host_devices=standing.host_devices,
+            engines=standing.described_engines(),
             created_at=now(),
             seen_at=now(),
         )

@@ -3,11 +3,11 @@
 vLLM's client, aiohttp and the embedder's collector belong to the loop that started them. Celery's threads hand
 coroutines over and wait; the loop outlives every task, so the engine stays warm from job to job.
 
-    line()    a batch's request, company() one of somebody who waits
-    alone()   one request with nothing else in flight, here or (`others`) in another process on the same server: who
-              broke it is then beyond doubt
-    revive()  after EngineDead: one caller rebuilds, the others wait; a failed rebuild raises GaveUp. Before it,
-              `on_death` hears of it, and of all that was in flight: what died too often is left alone
+    line()      a batch's request; shared() one of an interactive client
+    isolated()  one request with nothing else in flight, here or (`others`) in another process on the same server: if
+                the engine dies, this request is the cause
+    revive()    after EngineDead: one caller rebuilds, the others wait; a failed rebuild raises GaveUp. Before it,
+                `on_death` is called with all that was in flight: what died too often is quarantined
 """
 
 import asyncio
@@ -41,7 +41,7 @@ class GaveUp(Exception):
         self.grows = grows
 
 
-async def _unheard(_death: EngineDead, _suspects: Sequence[Suspect]) -> None:
+async def _ignore_death(_death: EngineDead, _suspects: Sequence[Suspect]) -> None:
     """Whatever dies is built again."""
 
 
@@ -53,7 +53,7 @@ class EngineHost:
         engine: Engine,
         on_restart: Callable[[], None],
         others: SharedExclusiveLock | None = None,
-        on_death: OnDeath = _unheard,
+        on_death: OnDeath = _ignore_death,
         throttle: BatchThrottle | None = None,
         timings: Timings = Timings(),
     ) -> None:
@@ -67,7 +67,7 @@ class EngineHost:
         self._on_restart = on_restart
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
         self._in_flight = 0
-        self._alone: asyncio.Lock
+        self._isolated: asyncio.Lock
         self._reviving: asyncio.Lock
         self._open: asyncio.Event
         self._quiet: asyncio.Event
@@ -105,18 +105,18 @@ class EngineHost:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(timeout)
 
-    def company(self) -> "_Among":
-        """A request among others; waits while someone is alone or the engine is being rebuilt."""
-        return _Among(self)
+    def shared(self) -> "_Shared":
+        """Run a request with others; wait while one is isolated or the engine is being rebuilt."""
+        return _Shared(self)
 
-    def line(self) -> "_Among":
-        """A batch's request among others: while a client waits there is room for a few."""
-        return _Among(self, self.throttle)
+    def line(self) -> "_Shared":
+        """Run a line of a batch with others: the throttle lets few in while an interactive client waits."""
+        return _Shared(self, self.throttle)
 
     @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
-        """A request with no other in flight."""
-        async with self._alone:
+    async def isolated(self) -> AsyncIterator[None]:
+        """Run a request with no other in flight."""
+        async with self._isolated:
             self._open.clear()
             try:
                 await self._quiet.wait()
@@ -199,7 +199,7 @@ class EngineHost:
             self._others.release()
 
     async def _begin(self) -> None:
-        self._alone, self._reviving = asyncio.Lock(), asyncio.Lock()
+        self._isolated, self._reviving = asyncio.Lock(), asyncio.Lock()
         self._open, self._quiet, self._up = asyncio.Event(), asyncio.Event(), asyncio.Event()
         await self.engine.start()
         for event in (self._open, self._quiet, self._up):
@@ -222,8 +222,8 @@ class EngineHost:
         await self.loop.shutdown_asyncgens()
 
 
-class _Among:
-    """One request among others. No generator with `@asynccontextmanager`: it is entered a million times."""
+class _Shared:
+    """A request with others in flight. No generator with `@asynccontextmanager`: it is entered a million times."""
 
     __slots__ = ("_host", "_throttle")
 

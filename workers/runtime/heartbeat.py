@@ -1,10 +1,10 @@
-"""The keeper: one thread per worker process that beats for what the process holds and listens for what stops it.
+"""The heartbeats of a worker process: one thread that sends them, and learns which work is to stop.
 
-    every beat_seconds      worker.beat += 1, and the beat of each held claim; what is under way without one
-    every second            which held jobs are to stop (cancelled, expired), which claims are no longer ours; what has
-                            the operator paused? When that has changed, the next beats come sooner
+    every beat_seconds      increment the heartbeat of the worker and of each claim; write what is done without a claim
+    every second            read which held jobs are to stop (cancelled, expired) and what is paused; after a change of
+                            the pauses the next heartbeats come sooner
 
-A claim's `Hold` carries the two answers as flags; whoever works looks at them or waits for `changed`.
+A claim's `ClaimHandle` has both as flags, `stop` and `lost`: its work looks at them, or waits for `changed`.
 """
 
 import logging
@@ -70,14 +70,14 @@ class UnderWay:
 
 
 log = logging.getLogger(__name__)
-_DEAF = 70  # exit status: the supervisor starts us again
+_EXIT_HEARTBEAT_DIED = 70  # exit status: the supervisor starts us again
 _LEAVING = 5.0  # seconds
-_SOON = workers.BEATS_TO_HEAR  # beats that come sooner, for whoever drains
+_SOON = workers.HEARTBEATS_TO_ACKNOWLEDGE  # heartbeats that come sooner, for an operator who drains
 
 
 @dataclass(eq=False)
-class Hold:
-    """A claim under watch. `stop`: finish up and give back; `lost`: what you produce is dropped."""
+class ClaimHandle:
+    """A claim for which heartbeats are sent. `stop`: commit and release; `lost`: writes change nothing any more."""
 
     job_id: str
     epoch: int
@@ -95,8 +95,8 @@ class Hold:
         return self.stop.is_set() or self.lost.is_set()
 
 
-class Keeper:
-    """Registers the process as a worker, beats, watches. `stop` ends it and everything it holds."""
+class Heartbeat:
+    """Register the process as a worker, send heartbeats, watch its claims. `stop` ends it and all of them."""
 
     def __init__(
         self,
@@ -109,14 +109,14 @@ class Keeper:
     ) -> None:
         self._db = db
         self._worker = worker
-        self._beat, self._look_seconds = beat_seconds, timings.heartbeat_look
+        self._interval, self._look_seconds = beat_seconds, timings.heartbeat_look
         self._stop = stop
-        self._holds: set[Hold] = set()
+        self._handles: set[ClaimHandle] = set()
         self._lock = threading.Lock()
-        self._missed = Seldom(log, "beat_missed")
-        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+        self._missed = Seldom(log, "heartbeat_missed")
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self.worker_id = worker().id
-        self.listen: Callable[[bool], bool] | None = None  # take doorbells from the broker, or stop; False: try again
+        self.listen: Callable[[bool], bool] | None = None  # take messages from the broker, or stop; False: try again
         self._listens = True
         self.off = Paused()  # what is paused, as far as we have heard
         self.under_way = UnderWay()
@@ -127,32 +127,32 @@ class Keeper:
         self._thread.start()
 
     def announce(self) -> None:
-        """Say at once what changed about this worker (ready, models)."""
-        self._db.retrying(partial(self._beat_worker, beats=0), self._stop)
+        """Write at once what changed about this worker (ready, models)."""
+        self._db.retrying(partial(self._send_for_worker, heartbeats=0), self._stop)
 
     @contextmanager
-    def holding(self, job_id: str, epoch: int, shard_n: int | None = None) -> Iterator[Hold]:
-        hold = Hold(job_id, epoch, shard_n)
+    def watching(self, job_id: str, epoch: int, shard_n: int | None = None) -> Iterator[ClaimHandle]:
+        handle = ClaimHandle(job_id, epoch, shard_n)
         with self._lock:
-            self._holds.add(hold)
+            self._handles.add(handle)
         if self._stop.is_set():
-            hold.end()
+            handle.end()
         try:
-            yield hold
+            yield handle
         finally:
             with self._lock:
-                self._holds.discard(hold)
+                self._handles.discard(handle)
 
     def stop_all(self) -> None:
-        """Everything held is told to finish up and give back; nothing new is begun."""
+        """Tell all work to commit and release; nothing new is begun."""
         self._stop.set()
-        for hold in self._held():
-            hold.end()
+        for handle in self._current():
+            handle.end()
 
     def leave(self) -> None:
-        """A clean end: everything held is told to stop, the worker's row goes."""
+        """End cleanly: tell all work to stop, and delete the worker's row."""
         self.stop_all()
-        self.join()  # or a beat that is under way would register us again
+        self.join()  # or a heartbeat that is under way would register us again
         try:
             with self._db.write() as session:
                 workers.leave(session, self.worker_id)
@@ -164,28 +164,28 @@ class Keeper:
         self._thread.join(_LEAVING)
 
     def _run(self) -> None:
-        """A worker that can't beat is taken for dead while it works: it had better be."""
+        """End the process when its heartbeats cannot be sent: other workers take over what it does."""
         try:
             self._watch()
         except BaseException:
-            log.exception("keeper_died")
+            log.exception("heartbeat_died")
             logging.shutdown()
-            os._exit(_DEAF)
+            os._exit(_EXIT_HEARTBEAT_DIED)
 
     def _watch(self) -> None:
-        waited = self._beat
-        while not self._stop.wait(min(self._look_seconds, self._beat)):
-            waited += min(self._look_seconds, self._beat)
+        waited = self._interval
+        while not self._stop.wait(min(self._look_seconds, self._interval)):
+            waited += min(self._look_seconds, self._interval)
             try:
-                if waited >= self._beat or self._soon:
+                if waited >= self._interval or self._soon:
                     waited, self._soon = 0.0, max(0, self._soon - 1)
-                    self._beat_all()
+                    self._send_all()
                 self._look()
             except DatabaseBusy:
                 self._missed.warn()
-                waited = self._beat
-        for hold in self._held():
-            hold.end()
+                waited = self._interval
+        for handle in self._current():
+            handle.end()
         try:  # whoever kills us because we take too long is no engine
             with self._db.write() as session:
                 quarantine.excuse(session, self.worker_id)
@@ -196,24 +196,28 @@ class Keeper:
         workers.register(session, self._worker())
         return pauses.paused(session)
 
-    def _beat_all(self) -> None:
-        holds = self._held()
-        claims = {(hold.job_id, hold.shard_n, hold.epoch): hold for hold in holds if hold.shard_n is not None}
+    def _send_all(self) -> None:
+        holds = self._current()
+        claims = {
+            (handle.job_id, handle.shard_n, handle.epoch): handle for handle in holds if handle.shard_n is not None
+        }
         with self._db.write() as session:
-            self._beat_worker(session)
-            lost = shards.beat(session, list(claims))
+            self._send_for_worker(session)
+            lost = shards.heartbeat(session, list(claims))
             lost_jobs = [
-                hold for hold in holds if hold.shard_n is None and not _beat_job(session, hold, self.worker_id)
+                handle
+                for handle in holds
+                if handle.shard_n is None and not _send_for_job(session, handle, self.worker_id)
             ]
             off = pauses.paused(session)
-        for hold in [claims[key] for key in lost] + lost_jobs:
-            # or its end was written this moment, which no beat can tell: whoever is fenced says so
-            log.info("claim_gone", extra={"job_id": hold.job_id, "shard": hold.shard_n, "epoch": hold.epoch})
-            hold.end(lost=True)
-        self._heed(off)
+        for handle in [claims[key] for key in lost] + lost_jobs:
+            # or its end was written this moment: the transaction of its work finds out
+            log.info("claim_lost", extra={"job_id": handle.job_id, "shard": handle.shard_n, "epoch": handle.epoch})
+            handle.end(lost=True)
+        self._apply_pauses(off)
 
-    def _heed(self, off: Paused) -> None:
-        """A paused worker would be refused its claims; one that does not listen leaves the doorbells to others."""
+    def _apply_pauses(self, off: Paused) -> None:
+        """Take no messages while this worker is paused: its claims would be refused, and others can take them."""
         if off != self.off:
             self.off, self._soon = off, _SOON
         wanted = self.worker_id not in off.of(Scope.WORKER)
@@ -221,32 +225,34 @@ class Keeper:
             self._listens = wanted
             log.info("worker_resumed" if wanted else "worker_paused", extra={"worker": self.worker_id})
 
-    def _beat_worker(self, session: Session, beats: int = 1) -> None:
+    def _send_for_worker(self, session: Session, heartbeats: int = 1) -> None:
         worker = self._worker()
-        worker.unclaimed = self.under_way.told()
-        told = ("models", "state", "restarts", "slots", "unclaimed", "place", "holds")
-        if not workers.beat(session, worker.id, beats=beats, **{name: getattr(worker, name) for name in told}):
+        worker.other_work = self.under_way.told()
+        columns = ("models", "state", "restarts", "slots", "other_work", "host_devices", "engines")
+        if not workers.heartbeat(
+            session, worker.id, heartbeats=heartbeats, **{name: getattr(worker, name) for name in columns}
+        ):
             workers.register(session, worker)  # taken for dead (stopped, or a database restored): here we are again
             quarantine.lives(session, worker.id)
 
     def _look(self) -> None:
-        """A claim on a shard ends when its job no longer runs."""
-        holds = [hold for hold in self._held() if hold.shard_n is not None and not hold.ended]
-        wanted = {hold.job_id for hold in holds}
+        """Stop the work on shards whose job no longer runs; note what is paused."""
+        holds = [handle for handle in self._current() if handle.shard_n is not None and not handle.ended]
+        wanted = {handle.job_id for handle in holds}
         with self._db.read() as session:
             off = pauses.paused(session)
             its = select(Job.id).where(Job.id.in_(wanted), Job.state == JobState.RUNNING)
             running = set(session.scalars(its)) if wanted else set()
-        for hold in holds:
-            if hold.job_id not in running:
-                hold.end()
+        for handle in holds:
+            if handle.job_id not in running:
+                handle.end()
         if off != self.off:
-            self._heed(off)
+            self._apply_pauses(off)
 
-    def _held(self) -> list[Hold]:
+    def _current(self) -> list[ClaimHandle]:
         with self._lock:
-            return list(self._holds)
+            return list(self._handles)
 
 
-def _beat_job(session: Session, hold: Hold, worker_id: str) -> bool:
-    return ledger.beat(session, hold.job_id, hold.epoch, worker_id)
+def _send_for_job(session: Session, handle: ClaimHandle, worker_id: str) -> bool:
+    return ledger.heartbeat(session, handle.job_id, handle.epoch, worker_id)

@@ -30,7 +30,7 @@ _FLUSH_SECONDS: Final = 1.0
 _LOOK: Final = 0.02
 
 
-class Words:
+class LogTail:
     """Of standard output and standard error, as they are when it is made."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Words:
                 return
 
     def _listen(self, pairs: list[tuple[int, int]]) -> None:
-        self._ring = os.memfd_create("words")
+        self._ring = os.memfd_create("log_tail")
         arguments, given = [self._ring], []
         for number, target in pairs:
             reading, writing = os.pipe()

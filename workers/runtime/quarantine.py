@@ -29,7 +29,7 @@ from workers.engines.port import Suspect
 from workers.engines.router import Router
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost
-from workers.runtime.log_tail import Words
+from workers.runtime.log_tail import LogTail
 
 log = logging.getLogger(__name__)
 _DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
@@ -37,22 +37,22 @@ _MOST_SUSPECTS = 64  # of one death
 _LONGEST_NAME = 300
 
 
-def place() -> str:
+def host_devices() -> str:
     """This host, and the devices that this process was given of it: another's may be sound."""
     devices = next((found for name in _DEVICES if (found := os.environ.get(name))), "")
     return f"{processes.hostname()} (devices {devices})" if devices else processes.hostname()
 
 
-class Warden:
+class EngineHealth:
     """Of one process, which serves `queue`."""
 
-    def __init__(self, context: Context, router: Router, queue: str, words: Words) -> None:
-        self._context, self._router, self._queue, self._words = context, router, queue, words
+    def __init__(self, context: Context, router: Router, queue: str, log_tail: LogTail) -> None:
+        self._context, self._router, self._queue, self._log_tail = context, router, queue, log_tail
         self._bounds = quarantine.Bounds.of(context.config)
         known = router.registry.models
         names = (name for engine in router.engines.own for name in engine.models)
         self._entries = {name: quarantine.entry_of(known[name]) for name in names if name in known}
-        self._place = context.standing.place = place()
+        self._host_devices = context.standing.host_devices = host_devices()
         context.standing.phase_of = router.engines.phase_of
         self._trials: dict[str, float | None] = {}  # since when it is up
         self._building: Future[None] | None = None
@@ -67,18 +67,18 @@ class Warden:
             if (name := engine.models[0]) in held:
                 log.error("engine_quarantined", extra={"model": name, "reason": held[name]})
                 self._router.engines.suspend(engine)
-        self._hold({name: self._how(name, up=False) for name in self._entries if name not in held})
+        self._set_engines({name: self._how(name, up=False) for name in self._entries if name not in held})
         self._write(_nothing)
 
     def _look_back(self, session: Session) -> dict[str, str]:
         """What is quarantined, and why, once those who were here before us are counted: the dispatcher may be late."""
         registry = self._router.registry
         for worker in workers.everyone(session):
-            here = worker.place == self._place and self._queue in worker.queues
-            if here and worker.holds and processes.has_ended(worker.host, worker.pid, worker.started):
-                quarantine.bury(session, worker, registry.aliases, self._bounds)
-        quarantine.add_words(session, self._place, self._entries, self._words.before)
-        held = quarantine.held(session, self._place, self._entries, registry.models.keys())
+            here = worker.host_devices == self._host_devices and self._queue in worker.queues
+            if here and worker.engines and processes.has_ended(worker.host, worker.pid, worker.started):
+                quarantine.handle_worker_death(session, worker, registry.aliases, self._bounds)
+        quarantine.add_log_lines(session, self._host_devices, self._entries, self._log_tail.before)
+        held = quarantine.held(session, self._host_devices, self._entries, registry.models.keys())
         return {name: row.error for name, row in held.items()}
 
     def look(self, host: EngineHost) -> None:
@@ -88,7 +88,7 @@ class Warden:
             return
         try:
             with self._context.db.read() as session:
-                held = quarantine.held(session, self._place, self._entries)
+                held = quarantine.held(session, self._host_devices, self._entries)
         except DatabaseBusy:
             return  # a second later
         for engine in self._router.engines.suspended:
@@ -100,25 +100,25 @@ class Warden:
 
     def excuse(self) -> None:
         """This process ends by itself, and not because an engine took it along."""
-        self._hold({})
+        self._set_engines({})
         with suppress(DatabaseBusy), self._context.db.write() as session:
             quarantine.excuse(session, self._context.worker_id)
-        self._words.flush()
+        self._log_tail.flush()
 
     async def builds(self, models: tuple[str, ...]) -> None:
         name = models[0]
-        if name in self._entries and name not in self._holds:
-            self._hold({**self._holds, name: self._how(name, up=False)})
+        if name in self._entries and name not in self._engines:
+            self._set_engines({**self._engines, name: self._how(name, up=False)})
             await asyncio.to_thread(self._write, _nothing)
 
     async def came_up(self, models: tuple[str, ...]) -> None:
         name = models[0]
-        if name not in self._entries or self._holds.get(name, {}).get("up"):
+        if name not in self._entries or self._engines.get(name, {}).get("up"):
             return
-        self._hold({**self._holds, name: self._how(name, up=True)})
+        self._set_engines({**self._engines, name: self._how(name, up=True)})
         if name in self._trials:
             self._trials[name] = time.monotonic()
-        await asyncio.to_thread(self._write, partial(quarantine.came_up, place=self._place, model=name))
+        await asyncio.to_thread(self._write, partial(quarantine.came_up, host_devices=self._host_devices, model=name))
 
     async def died(
         self, models: tuple[str, ...], error: Exception, suspects: Sequence[Suspect], *, starting: bool
@@ -128,18 +128,18 @@ class Warden:
             return False
         row = {
             "id": new_id("death_"),
-            "place": self._place,
+            "host_devices": self._host_devices,
             "model": name,
             "entry": self._entries[name],
             "worker_id": self._context.worker_id,
             "starting": starting,
             "error": str(error) or type(error).__name__,
             "suspects": [suspect.name[:_LONGEST_NAME] for suspect in suspects[:_MOST_SUSPECTS]],
-            "lines": await asyncio.to_thread(self._last_words),
+            "lines": await asyncio.to_thread(self._last_log_lines),
             "created_at": now(),
         }
-        others = {other: how for other, how in self._holds.items() if other != name}
-        self._hold(others if starting else {**others, name: self._how(name, up=False)})
+        others = {other: how for other, how in self._engines.items() if other != name}
+        self._set_engines(others if starting else {**others, name: self._how(name, up=False)})
         try:
             alone = await asyncio.to_thread(self._write, lambda session: self._note(session, row))
         except DatabaseBusy:  # the process ends
@@ -147,29 +147,29 @@ class Warden:
         log.error("engine_died" if not alone else "engine_quarantined", extra={"model": name, "reason": row["error"]})
         if alone:
             self._trials.pop(name, None)
-            self._hold(others)
+            self._set_engines(others)
         return bool(alone)
 
-    def _last_words(self) -> list[str]:
-        self._words.flush()
-        return self._words.last()
+    def _last_log_lines(self) -> list[str]:
+        self._log_tail.flush()
+        return self._log_tail.last()
 
     def _note(self, session: Session, row: Mapping[str, Any]) -> bool:
         return quarantine.note(session, EngineDeath(**row), self._bounds)
 
     @property
-    def _holds(self) -> Mapping[str, Mapping[str, Any]]:
-        return self._context.standing.holds
+    def _engines(self) -> Mapping[str, Mapping[str, Any]]:
+        return self._context.standing.engines
 
-    def _hold(self, engines: Mapping[str, Mapping[str, Any]]) -> None:
-        self._context.standing.holds = dict(engines)
+    def _set_engines(self, engines: Mapping[str, Mapping[str, Any]]) -> None:
+        self._context.standing.engines = dict(engines)
 
     def _how(self, name: str, *, up: bool) -> dict[str, Any]:
         return {"entry": self._entries[name], "up": up, "since": now()}
 
     def _may_try(self, name: str) -> bool:
         ours = partial(quarantine.begin_trial, worker_id=self._context.worker_id, bounds=self._bounds)
-        if not self._write(partial(ours, place=self._place, model=name)):
+        if not self._write(partial(ours, host_devices=self._host_devices, model=name)):
             return False
         self._trials[name] = None
         return True
@@ -180,7 +180,7 @@ class Warden:
         for name, since in list(self._trials.items()):
             if since is not None and at - since >= self._bounds.seconds:
                 ours = partial(quarantine.end_trial, worker_id=self._context.worker_id)
-                self._write(partial(ours, place=self._place, model=name))
+                self._write(partial(ours, host_devices=self._host_devices, model=name))
                 self._trials.pop(name, None)
                 log.warning("engine_released", extra={"model": name})
 
@@ -189,7 +189,7 @@ class Warden:
 
         def both(session: Session) -> object:
             found = work(session)
-            quarantine.holds(session, self._context.worker_id, self._place, self._holds)
+            quarantine.set_engines(session, self._context.worker_id, self._host_devices, self._engines)
             return found
 
         return self._context.db.retrying(both, self._context.stop)

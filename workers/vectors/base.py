@@ -5,7 +5,7 @@
 
 Each attempt to index a file writes under a key of its own, and SQL decides which keys are visible: half-written and
 superseded vectors are never shown, and are dropped by their key later. So a write is an append, no entry ever changes,
-and an adapter needs no transaction over several calls.
+and no adapter needs no transaction over several calls.
 """
 
 from collections.abc import Collection, Iterator, Sequence

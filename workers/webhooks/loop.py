@@ -210,7 +210,7 @@ class _Loop:
         while not stop.is_set() and (self._is_at_it() or time.monotonic() - active < self._timings.deliveries_idle):
             self._lanes.watch(time.monotonic())
             self._back += self._lanes.surrender(self._closed(), everything=self._paused)
-            if self._owes() or await self._is_due():
+            if self._has_results() or await self._is_due():
                 await self._take_turn(claiming=True)
             self._send()
             if self._is_at_it():
@@ -240,9 +240,9 @@ class _Loop:
 
         In doubt too: no other process releases this worker's unknown claims.
         """
-        return bool(self._held) or self._owes()
+        return bool(self._held) or self._has_results()
 
-    def _owes(self) -> bool:
+    def _has_results(self) -> bool:
         return bool(self._results or self._back or self._doubt)
 
     async def _is_due(self) -> bool:
@@ -279,9 +279,9 @@ class _Loop:
     def _write(self, turn: _Turn, limit: int, allowances: dict[str, int]) -> None:
         with self._db.write() as session:
             if turn.keep is not None:
-                deliveries.take_back(session, self._worker_id, turn.keep)
+                deliveries.revoke_claims(session, self._worker_id, turn.keep)
             written = deliveries.record(session, turn.results, self._config)
-            deliveries.give_back(session, turn.back)
+            deliveries.release_claims(session, turn.back)
             if limit > 0:
                 turn.claims = claim_due(session, self._worker_id, limit, AHEAD, allowances)
             turn.paused = self._rests(session)

@@ -3,7 +3,7 @@
     the database, as it is at one moment ──▶ the folder of files ──▶ life goes on ──▶ kill -9 ──▶ both in a new folder
 
 What was in progress ends, with each line once. What had ended is as it was, to the byte. What was deleted meanwhile is
-back, and each webhook that the backup owes comes, under the id that it has come with.
+back, and each webhook that is pending in the backup comes, under the id that it has come with.
 """
 
 import shutil
@@ -97,11 +97,11 @@ def unfinished(before: Iterable[str], after: Mapping[str, Row]) -> list[str]:
 
 
 def misheard(
-    owed: Mapping[str, str], known: Iterable[str], before: Sequence[Received], after: Sequence[Received]
+    pending: Mapping[str, str], known: Iterable[str], before: Sequence[Received], after: Sequence[Received]
 ) -> list[str]:
-    """`owed`: deliveries at the end, `known`: those of the backup. All have come; each under one id, as one body."""
+    """`pending`: deliveries at the end, `known`: those of the backup. All have come; each under one id, as one body."""
     told = {one.webhook_id for one in (*before, *after)}
-    faults = [f"delivery {name} is {state} and did not come" for name, state in owed.items() if name not in told]
+    faults = [f"delivery {name} is {state} and did not come" for name, state in pending.items() if name not in told]
     ours = set(known)
     _, first = told_once([one for one in (*before, *after) if one.webhook_id in ours])
     _, second = told_once([one for one in after if one.webhook_id not in ours])
@@ -205,7 +205,7 @@ def _restored(
             made = stack.enter_context(site(Given(folder, given.rng), delay_ms=_DELAY_MS, **environment))
             receiver = stack.enter_context(Receiver())
             listeners = Listeners(made)
-            for path in ("ok", "500"):  # of the second's some are always owed
+            for path in ("ok", "500"):  # some of the second's are always pending
                 listeners.listen(receiver, path)
             stack.enter_context(verifying(listeners, receiver))
             known, backup = Known(made, made.system.ports), _Backup(folder / "backup", number % 2 == 0)
@@ -316,8 +316,8 @@ def _judge_told(outcome: Outcome, again: _Restored, receiver: Receiver, heard: i
     """`heard`: how much had come before."""
 
     def faults() -> list[str]:
-        owed, seen = Books.read(again.url).deliveries, list(receiver.requests)
-        return misheard(owed, again.books.deliveries, seen[:heard], seen[heard:])
+        pending, seen = Books.read(again.url).deliveries, list(receiver.requests)
+        return misheard(pending, again.books.deliveries, seen[:heard], seen[heard:])
 
     until = time.monotonic() + _TOLD_SECONDS
     while (found := faults()) and time.monotonic() < until:

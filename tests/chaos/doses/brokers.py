@@ -1,6 +1,6 @@
 """What is borne while the broker is away, has lost everything, takes nothing, or is cut off without a word.
 
-    F6   it dies, forgets all that was queued and comes back: every doorbell is rung again
+    F6   it dies, forgets all that was queued and comes back: every message is published again
     F7   it dies and remembers; it hangs; the way to it (or to PostgreSQL) swallows everything for a minute
     F8   it takes no more messages
 

@@ -250,7 +250,9 @@ def sender_killed(given: Given) -> Outcome:
             wait_for(lambda: _different(receiver) >= due, 120, "every event has arrived", every=0.5)
         except TimeoutError as error:
             outcome.violations.append(str(error))
-        wait_for(lambda: not any(_owed(made, name) for name in listeners.ids.values()), 120, "none is owed", every=1)
+        wait_for(
+            lambda: not any(_pending(made, name) for name in listeners.ids.values()), 120, "none is pending", every=1
+        )
         _judge_sent(outcome, made, listeners, receiver, kills)
     return outcome
 
@@ -268,7 +270,7 @@ def _different(receiver: Receiver) -> int:
     return len({(request.path, request.webhook_id) for request in receiver.requests})
 
 
-def _owed(made: Site, endpoint: str) -> int:
+def _pending(made: Site, endpoint: str) -> int:
     return len(made.get(f"webhook_endpoints/{endpoint}/deliveries", state="pending", limit=1)["data"])
 
 

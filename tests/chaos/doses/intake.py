@@ -130,7 +130,7 @@ def postgres_frozen(given: Given) -> Outcome:
 
 
 def sqlite_held(given: Given) -> Outcome:
-    """By turns our own gate, and SQLite's lock by somebody who does not know of it."""
+    """By turns the writer lock, and SQLite's own lock by a program that does not know of it."""
     times = given.part(5)
     outcome = Outcome(f"SQLite's write lock held {_HELD_SECONDS:g} s, {times} times during {_RATE:g} POST/s")
     with site(given, rivals=True) as made:
@@ -147,7 +147,7 @@ def sqlite_held(given: Given) -> Outcome:
 
 @contextmanager
 def _gated(database: Path) -> Iterator[None]:
-    with Path(f"{database}.gate").open("a") as held:
+    with Path(f"{database}.lock").open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         yield
 
@@ -202,7 +202,7 @@ def web_killed(given: Given) -> Outcome:
     return _cut(given, outcome, kills, "api", strike)
 
 
-def web_dies_unheard(given: Given) -> Outcome:
+def web_dies_before_its_answer(given: Given) -> Outcome:
     """A failpoint, so that each kill falls between the commit and the answer."""
     kills = given.part(50)
     outcome = Outcome(f"kill -9 of web between a create's commit and its answer, {kills} times, the same key again")

@@ -46,7 +46,7 @@ _INTERACTIVE_SECONDS = 20.0
 _HUNG_SECONDS = 10.0  # more than that
 _TOLD = "Tell"  # how the prompts of interactive clients begin
 _SHARD_LINES = int(SCALED["NIGHTMILL_SHARD_LINES"])
-#: Scaled by less than elsewhere: with trips of 200 ms a beat takes a second.
+#: Scaled by less than elsewhere: with trips of 200 ms a heartbeat takes a second.
 _TIMES = {
     "NIGHTMILL_LEASE_SECONDS": "10",
     "NIGHTMILL_BEAT_SECONDS": "1.5",
@@ -290,7 +290,7 @@ def chats(outcome: Outcome, answers: Sequence[Answer]) -> None:
 
 def asked_twice(outcome: Outcome, prompts: Sequence[str], lines: int, losses: int) -> None:
     """I4: a commit whose answer is lost is looked up and costs nothing. A claim that was lost with its lease, because
-    its beats came to nothing for so long, costs a shard at most."""
+    its heartbeats came to nothing for so long, costs a shard at most."""
     told = [prompt for prompt in prompts if _TOLD in prompt]
     most = losses * _SHARD_LINES
     outcome.at_most(f"{losses} leases lost, requests twice", len(prompts) - len(told) - lines, most)
@@ -302,7 +302,7 @@ def _judge_inside(outcome: Outcome, bad: Bad) -> None:
     db = Database(bad.url)
     try:
         with db.read() as session:
-            lines, losses = session.execute(select(func.sum(Job.total), func.sum(Job.losses))).one()
+            lines, losses = session.execute(select(func.sum(Job.total), func.sum(Job.lost_leases))).one()
             faults = violations(session)
     finally:
         db.close()

@@ -17,7 +17,7 @@ DOSES: dict[str, Run] = {
     "F9-frozen": intake.postgres_frozen,
     "F9-held": intake.sqlite_held,
     "F11": intake.web_killed,
-    "F11-committed": intake.web_dies_unheard,
+    "F11-committed": intake.web_dies_before_its_answer,
     "F13": lines.broken_answers,
     "F14": lines.poisonous_line,
     "F15": hooks.bad_receivers,

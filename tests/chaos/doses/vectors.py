@@ -83,7 +83,7 @@ class Library:
         pause(_AWAY_SECONDS)
         signal_all(processes, signal.SIGCONT)
 
-    def unheard(self) -> None:
+    def unanswered(self) -> None:
         for _ in range(_DEAF_TIMES):
             self.http.deafen()
             self.grpc.deafen()
@@ -121,7 +121,7 @@ def weaviate_fails(given: Given) -> Outcome:
         strikes = {
             "down": library.down,
             "frozen": library.frozen,
-            "unheard": library.unheard,
+            "unanswered": library.unanswered,
             "broken": library.broken,
         }
         for name, strike in strikes.items():
@@ -276,7 +276,7 @@ def searched(outcome: Outcome, answers: Sequence[Shown]) -> None:
 def _judge_inside(outcome: Outcome, library: Library, chunks: int) -> None:
     config = Settings(data_dir=library.made.system.data, vectors_url=library.url)
     with inside(config, None) as found:
-        wait_for(lambda: not found.owed(), _IN_SECONDS, "everything is removed", every=0.5)
+        wait_for(lambda: not found.pending(), _IN_SECONDS, "everything is removed", every=0.5)
         faults = found.violations()
         with found.db.read() as session:
             entries = session.scalar(select(func.sum(VectorStoreFile.entries))) or 0

@@ -148,7 +148,7 @@ def _mix(folder: Path, old: Path, outcome: Outcome, seconds: float) -> None:
         _judge(outcome, after, known)
         told = {version: said[one.system.port] for version, one in (("old", before), ("new", after))}
         outcome.judge(
-            f"interactive clients: { ({version: dict(one) for version, one in told.items()}) }", *unheard(told)
+            f"interactive clients: { ({version: dict(one) for version, one in told.items()}) }", *unserved(told)
         )
         moved = {version: _moves(shared.database, one.system) for version, one in (("old", before), ("new", after))}
         outcome.judge(f"moves of jobs by workers of each: {moved}", *idle(moved))
@@ -181,7 +181,7 @@ def _asking(made: Site, ports: Sequence[int]) -> Iterator[dict[int, Counter[int]
         thread.join(60)
 
 
-def unheard(told: Mapping[str, Mapping[int, int]]) -> list[str]:
+def unserved(told: Mapping[str, Mapping[int, int]]) -> list[str]:
     """Interactive clients are answered at each, or told to come again; nothing else."""
     faults = [f"nobody was answered by the {version} version" for version, said in told.items() if not said.get(200)]
     wrong = [(version, status) for version, said in told.items() for status in said if status not in {200, 503}]

@@ -226,17 +226,17 @@ def test_long_work_of_a_project_delays_no_check_during_its_streams(monkeypatch: 
 
 
 @pytest.mark.usefixtures("no_thread")
-def test_long_work_of_a_project_delays_no_beat_of_its_leases(monkeypatch: pytest.MonkeyPatch) -> None:
-    beats: list[str] = []
-    monkeypatch.setattr(Lease, "_beat", lambda lease: beats.append(lease.owner))
+def test_long_work_of_a_project_delays_no_heartbeat_of_its_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    heartbeats: list[str] = []
+    monkeypatch.setattr(Lease, "_heartbeat", lambda lease: heartbeats.append(lease.owner))
     config: Any = SimpleNamespace(beat_seconds=0.0)
     db: Any = None
     lease = Lease(Once(db, config, ("p", "POST /v1/files", "key"), "POST /v1/files"), owner="own_1")
 
-    async def beat() -> None:
+    async def heartbeat() -> None:
         async with asyncio.timeout(30):
-            await lease.beat()
+            await lease.heartbeat()
 
-    asyncio.run(beat())
+    asyncio.run(heartbeat())
 
-    assert beats == ["own_1"]
+    assert heartbeats == ["own_1"]

@@ -165,7 +165,7 @@ def _fill(db: Database) -> None:
         workers.register(session, Worker(id=STORED, slots=2, state="ready", created_at=1.0, seen_at=1.0, **facts))
         pauses.pause(session, pauses.Scope.QUEUE, STORED, actor="operator", reason=STORED)
         workers.remember_all(session, {f"{MODEL}3": False}, "gpu.generate")
-        ledgers.quarantined(session, f"{MODEL}4", place=STORED)
+        ledgers.quarantined(session, f"{MODEL}4", host_devices=STORED)
         audit.record(session, actor=STORED, action=STORED, target=STORED)
 
 

@@ -32,7 +32,7 @@ def happened(db: Database) -> None:
         ledger.close(session, claim, {}, [file], {"stop": 4})
         keys.ensure_project(session, "one")
         measures.observe(session, measures.ENGINE, "tiny", 1.0)
-        session.add(Idempotency(project_id="proj_1", route="POST /", key="k", beat_at=now(), created_at=now()))
+        session.add(Idempotency(project_id="proj_1", route="POST /", key="k", heartbeat_at=now(), created_at=now()))
     with db.write() as session:
         audit.seal(session)
         feed.number(session)
@@ -108,4 +108,4 @@ def test_a_job_is_submitted_once(db: Database) -> None:
         ledger.submit(session, ledgers.new_job(id=job.id), actor="key:test")
 
     assert ledgers.told(db, job.id) == [(1, "job.created")]
-    assert ledgers.doorbells(db, job.id) == [("plan", -1)]
+    assert ledgers.outbox_messages(db, job.id) == [("plan", -1)]

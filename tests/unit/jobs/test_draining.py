@@ -9,7 +9,7 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.fleet import workers
 from jobs.fleet.tables import Worker
-from jobs.fleet.workers import BEATS_TO_HEAR, Hearing
+from jobs.fleet.workers import HEARTBEATS_TO_ACKNOWLEDGE, Acknowledgement
 from jobs.ledger import events, pauses
 from jobs.ledger.pauses import Scope
 from jobs.queues import Queue
@@ -18,7 +18,7 @@ from jobs.webhooks.deliveries import DeliveryClaim, claim_due
 from jobs.webhooks.tables import Delivery, WebhookEndpoint
 
 
-def owed(db: Database, count: int = 1, project: str = "proj_1") -> None:
+def pending(db: Database, count: int = 1, project: str = "proj_1") -> None:
     """So many deliveries to one endpoint, due now."""
     with db.write() as session:
         session.add(
@@ -50,18 +50,18 @@ def claim(db: Database, worker: str = "io-1") -> list[DeliveryClaim]:
         return claim_due(session, worker)
 
 
-def register(db: Database, name: str, queue: str, *unclaimed: list[Any]) -> None:
+def register(db: Database, name: str, queue: str, *other_work: list[Any]) -> None:
     facts: dict[str, Any] = {"pool": "p", "host": "h", "pid": 1, "started": 1, "models": [], "state": "ready"}
     with db.write() as session:
         row = Worker(id=name, queues=[queue], slots=1, created_at=now(), seen_at=now(), **facts)
-        row.unclaimed = list(unclaimed)
+        row.other_work = list(other_work)
         workers.register(session, row)
 
 
-def beat(db: Database, *names: str, **changes: Any) -> None:
+def heartbeat(db: Database, *names: str, **changes: Any) -> None:
     with db.write() as session:
         for name in names:
-            assert workers.beat(session, name, **changes)
+            assert workers.heartbeat(session, name, **changes)
 
 
 def besides(db: Database, scope: Scope, name: str) -> int:
@@ -70,10 +70,10 @@ def besides(db: Database, scope: Scope, name: str) -> int:
 
 
 @pytest.mark.parametrize(("scope", "name"), [(Scope.QUEUE, Queue.WEBHOOKS.value), (Scope.WORKER, "io-1")])
-def test_what_is_owed_stays_owed_with_all_its_attempts_while_sending_is_paused(
+def test_what_is_pending_stays_pending_with_all_its_attempts_while_sending_is_paused(
     db: Database, scope: Scope, name: str
 ) -> None:
-    owed(db, 3)
+    pending(db, 3)
     pause(db, scope, name)
 
     refused = claim(db)
@@ -87,21 +87,21 @@ def test_what_is_owed_stays_owed_with_all_its_attempts_while_sending_is_paused(
 
 
 def test_another_worker_sends_what_a_paused_one_may_not(db: Database) -> None:
-    owed(db)
+    pending(db)
     pause(db, Scope.WORKER, "io-1")
 
     assert (len(claim(db, "io-1")), len(claim(db, "io-2"))) == (0, 1)
 
 
 def test_a_paused_project_is_told_of_what_has_ended(db: Database) -> None:
-    owed(db, project="proj_1")
+    pending(db, project="proj_1")
     pause(db, Scope.PROJECT, "proj_1")
 
     assert len(claim(db)) == 1
 
 
 def test_deliveries_in_flight_are_counted_at_their_worker_and_their_queue(db: Database) -> None:
-    owed(db, 2)
+    pending(db, 2)
     claims = claim(db, "io-1")
 
     counts = [
@@ -112,7 +112,7 @@ def test_deliveries_in_flight_are_counted_at_their_worker_and_their_queue(db: Da
         besides(db, Scope.PROJECT, "proj_1"),
     ]
     with db.write() as session:
-        deliveries.give_back(session, claims)
+        deliveries.release_claims(session, claims)
 
     assert counts == [2, 0, 2, 0, 0]
     assert besides(db, Scope.WORKER, "io-1") == 0
@@ -143,49 +143,49 @@ def test_what_workers_say_they_are_at_is_counted_wherever_it_is(db: Database) ->
         (Scope.PROJECT, "blue", ["cpu-1", "gpu-1", "gpu-2"]),
     ],
 )
-def test_a_worker_has_heard_of_a_pause_after_three_beats(
+def test_a_worker_has_heard_of_a_pause_after_three_heartbeat(
     db: Database, scope: Scope, name: str, concerned: list[str]
 ) -> None:
     for worker, queue in (("gpu-1", Queue.GENERATE), ("gpu-2", Queue.GENERATE), ("cpu-1", Queue.INGEST)):
         register(db, worker, queue)
-        beat(db, worker)
-    hearing = Hearing(scope, {name})
+        heartbeat(db, worker)
+    acknowledgement = Acknowledgement(scope, {name})
 
     waits = []
-    for _ in range(BEATS_TO_HEAR + 1):
+    for _ in range(HEARTBEATS_TO_ACKNOWLEDGE + 1):
         with db.read() as session:
-            waits.append(sorted(hearing.unheard(session)))
-        beat(db, "gpu-1", "gpu-2", "cpu-1")
+            waits.append(sorted(acknowledgement.unacknowledged(session)))
+        heartbeat(db, "gpu-1", "gpu-2", "cpu-1")
 
-    assert waits == [concerned] * BEATS_TO_HEAR + [[]]
+    assert waits == [concerned] * HEARTBEATS_TO_ACKNOWLEDGE + [[]]
 
 
-def test_news_between_two_beats_count_for_none(db: Database) -> None:
+def test_news_between_two_heartbeat_count_for_none(db: Database) -> None:
     register(db, "gpu-1", Queue.GENERATE)
-    hearing = Hearing(Scope.WORKER, {"gpu-1"})
+    acknowledgement = Acknowledgement(Scope.WORKER, {"gpu-1"})
 
-    for _ in range(BEATS_TO_HEAR + 1):
+    for _ in range(HEARTBEATS_TO_ACKNOWLEDGE + 1):
         with db.read() as session:
-            assert hearing.unheard(session) == ["gpu-1"]
-        beat(db, "gpu-1", beats=0)
+            assert acknowledgement.unacknowledged(session) == ["gpu-1"]
+        heartbeat(db, "gpu-1", heartbeats=0)
 
 
 def test_a_worker_that_registers_anew_is_waited_for_from_there_on_and_one_that_is_gone_is_not(db: Database) -> None:
     register(db, "gpu-1", Queue.GENERATE)
     for _ in range(5):
-        beat(db, "gpu-1")
-    hearing = Hearing(Scope.WORKER, {"gpu-1"})
+        heartbeat(db, "gpu-1")
+    acknowledgement = Acknowledgement(Scope.WORKER, {"gpu-1"})
     with db.read() as session:
-        hearing.unheard(session)
+        acknowledgement.unacknowledged(session)
     with db.write() as session:
         workers.leave(session, "gpu-1")
     with db.read() as session:
-        gone = hearing.unheard(session)
+        gone = acknowledgement.unacknowledged(session)
     register(db, "gpu-1", Queue.GENERATE)
     with db.read() as session:
-        back = hearing.unheard(session)
+        back = acknowledgement.unacknowledged(session)
 
-    for _ in range(BEATS_TO_HEAR):
-        beat(db, "gpu-1")
+    for _ in range(HEARTBEATS_TO_ACKNOWLEDGE):
+        heartbeat(db, "gpu-1")
     with db.read() as session:
-        assert (gone, back, hearing.unheard(session)) == ([], ["gpu-1"], [])
+        assert (gone, back, acknowledgement.unacknowledged(session)) == ([], ["gpu-1"], [])

@@ -14,10 +14,12 @@ from sqlalchemy.orm import Session
 
 from jobs.bootstrap import migrate
 from jobs.finetuning import training_events
-from jobs.ledger import feed
-from jobs.ledger.tables import Job
+from jobs.fleet.tables import EngineDeath, Quarantine, Worker
+from jobs.ledger import feed, ledger, outbox, shards
+from jobs.ledger.tables import Job, Shard
 from jobs.retrieval import indexes
 from jobs.retrieval.tables import VectorStore
+from jobs.security.tables import Idempotency
 from jobs.tables import Base
 from jobs.webhooks.sending import signing_secrets
 from jobs.webhooks.tables import WebhookEndpoint
@@ -115,7 +117,9 @@ def test_a_database_of_the_first_schema_keeps_its_jobs(empty: str) -> None:
 
     assert check.drift(empty) == []
     with sa.create_engine(empty, poolclass=sa.NullPool).connect() as connection:
-        kept = connection.execute(sa.text("SELECT id, state, losses, stumbles, deadline, parent_id FROM job")).one()
+        kept = connection.execute(
+            sa.text("SELECT id, state, lost_leases, failed_attempts, deadline, parent_id FROM job")
+        ).one()
         metadata = connection.execute(sa.select(Job.metadata_)).scalar()
     assert tuple(kept) == ("batch_1", "running", 3, 0, 1.0, None)
     assert metadata == ["red"]
@@ -228,6 +232,72 @@ def test_a_job_from_before_fine_tuning_keeps_its_row_beside_the_new_tables(empty
         told = training_events.newest(session, "ftjob-1", before=None, limit=9)
         assert [(event.message, event.data) for event in told] == [("second", {"a": 1}), ("first", None)]
         assert session.scalar(sa.text("SELECT filename FROM file")) == "t.jsonl"
+
+
+def insert(url: str, table: str, **values: object) -> None:
+    """Insert a row as an earlier version wrote it, whatever the models say today."""
+    names = ", ".join(f'"{name}"' for name in values)
+    statement = sa.text(f"INSERT INTO {table} ({names}) VALUES ({', '.join(f':{name}' for name in values)})")
+    with sa.create_engine(url, poolclass=sa.NullPool).begin() as connection:
+        connection.execute(statement, values)
+
+
+def test_work_in_flight_goes_on_under_the_new_names_of_columns(empty: str) -> None:
+    migrate(empty, "0029")
+    tokens = {f"{kind}_tokens": 0 for kind in ("input", "cached", "output", "reasoning")}
+    counts = {"total": 2, "completed": 0, "failed": 0, "priority": 0, "event_seq": 3, **tokens}
+    job = {"project_id": "p", "kind": "batch", "endpoint": "/v1/completions", "payload": "{}", "window": "24h"}
+    job |= {"created_at": 1.0, "deadline": 9.0, "queue": "gpu.generate", **counts}
+    claimed = {"worker_id": "w", "epoch": 4, "beat": 7}
+    insert(empty, "project", id="p", name="p", weight=1.0, allow_external=False, created_at=1.0)
+    insert(empty, "job", id="batch_1", state="running", losses=2, stumbles=1, epoch=2, beat=0, **job)
+    insert(empty, "job", id="batch_2", state="queued", losses=0, stumbles=0, **claimed, **job)
+    shard = {
+        "job_id": "batch_1",
+        "first_line": 0,
+        "lines": 1,
+        "offset": 0,
+        "length": 1,
+        "done": 0,
+        "failed": 0,
+        **tokens,
+    }
+    trying = {"trying_line": 0, "trying_times": 2, "stalls": 1, "progressed": False}
+    insert(empty, "shard", n=0, state="running", **claimed, **trying, **shard)
+    idle = {"trying_line": None, "trying_times": 0, "stalls": 0, "progressed": False}
+    insert(empty, "shard", n=1, state="pending", worker_id=None, epoch=0, beat=0, **idle, **shard)
+    message = {"job_id": "batch_1", "project_id": "p", "queue": "gpu.generate", "priority": 0, "deadline": 9.0}
+    message |= {"created_at": 1.0, "due_at": 1.0}
+    insert(empty, "outbox", task="run", shard_n=1, rung_at=5.0, rings=3, **message)
+    insert(empty, "outbox", task="run", shard_n=2, rung_at=None, rings=0, **message)
+    worker = {"pool": "gpu", "host": "h", "pid": 1, "started": 1, "queues": "[]", "models": "[]", "slots": 1}
+    worker |= {"state": "ready", "created_at": 1.0, "seen_at": 1.0, "restarts": 0}
+    insert(empty, "worker", id="w", beat=5, place="h (devices 0)", holds='{"m": {}}', unclaimed="[]", **worker)
+    death = {"model": "m", "entry": "e", "error": "died", "suspects": "[]", "lines": "[]", "created_at": 1.0}
+    insert(empty, "engine_death", id="death_1", place="h", worker_id="w", starting=False, **death)
+    insert(empty, "quarantine", place="h", deaths=3, tries=1, until=9.0, **death)
+    insert(empty, "idempotency", project_id="p", route="r", key="k", status=0, beat_at=6.0, created_at=1.0)
+
+    migrate(empty)
+
+    assert check.drift(empty) == []
+    with Session(sa.create_engine(empty, poolclass=sa.NullPool)) as session:
+        first, second = (session.get_one(Job, name) for name in ("batch_1", "batch_2"))
+        assert (first.state, first.lost_leases, first.failed_attempts) == ("running", 2, 1)
+        assert ledger.claimed(session) == [("batch_2", 4, 7, "w")]
+        assert ledger.heartbeat(session, second.id, 4, "w")
+        assert shards.running(session) == [("batch_1", 0, 4, 7, "w")]
+        shard_row = session.get_one(Shard, ("batch_1", 0))
+        assert (shard_row.isolated_line, shard_row.isolated_attempts) == (0, 2)
+        assert [(row.shard_n, row.published_at, row.publish_count) for row in outbox.unclaimed(session)] == [
+            (1, 5.0, 3)
+        ]
+        assert [row.shard_n for row in outbox.due(session, "gpu.generate", "p", 5.0, 9)] == [2]
+        row = session.get_one(Worker, "w")
+        assert (row.heartbeat, row.host_devices, row.engines, row.other_work) == (5, "h (devices 0)", {"m": {}}, [])
+        assert session.scalars(sa.select(EngineDeath.host_devices)).all() == ["h"]
+        assert session.get_one(Quarantine, ("h", "m")).deaths == 3
+        assert session.scalars(sa.select(Idempotency.heartbeat_at)).all() == [6.0]
 
 
 def test_the_check_passes_for_the_revisions_of_this_checkout() -> None:

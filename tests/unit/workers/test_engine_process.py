@@ -30,7 +30,7 @@ def _thawed() -> Iterator[None]:
 
 
 def test_what_is_there_is_not_looked_through_again() -> None:
-    memory.settle()
+    memory.freeze()
 
     assert gc.get_freeze_count() > 1000
     assert len(gc.get_objects()) < 1000
@@ -38,13 +38,13 @@ def test_what_is_there_is_not_looked_through_again() -> None:
 
 def test_what_was_for_good_and_is_no_more_is_freed_by_the_next() -> None:
     cycle = Cycle()
-    memory.settle()
+    memory.freeze()
     gone = weakref.ref(cycle)
     del cycle
     gc.collect()
     assert gone() is not None
 
-    memory.settle()
+    memory.freeze()
 
     assert gone() is None
 
@@ -53,15 +53,15 @@ def test_a_worker_settles_when_celery_is_up_when_its_engine_is_and_when_it_is_an
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settled: list[int] = []
-    monkeypatch.setattr(memory, "settle", lambda: settled.append(host.generation))
+    monkeypatch.setattr(memory, "freeze", lambda: settled.append(host.generation))
     monkeypatch.setattr(worker, "_stay_announced", lambda *_: None)
     context = SimpleNamespace(standing=Standing())
     host = EngineHost(FakeEngine(), lambda: worker._restarted(context))  # type: ignore[arg-type]
 
     signals.worker_ready.send(None)
     assert settled == [0]
-    warden = SimpleNamespace(begin=lambda: None)
-    worker._bring_up(context, host, host.engine, Idle(), lambda: None, warden)  # type: ignore[arg-type]
+    engine_health = SimpleNamespace(begin=lambda: None)
+    worker._bring_up(context, host, host.engine, Idle(), lambda: None, engine_health)  # type: ignore[arg-type]
     assert settled == [0, 0]
     host.call(host._rebuild()).result(30)
     host.close()
@@ -71,7 +71,7 @@ def test_a_worker_settles_when_celery_is_up_when_its_engine_is_and_when_it_is_an
 
 
 class Idle:
-    """A desk at which nobody asks."""
+    """A consumer without requests."""
 
     queue = "gpu.generate"
 

@@ -14,7 +14,7 @@ from jobs.db.engine import Database
 from jobs.files.tables import File
 from jobs.ids import new_id
 from jobs.inference import responses
-from jobs.ledger import kinds, ledger, shards, shares
+from jobs.ledger import kinds, ledger, shards, slot_weights
 from jobs.ledger.kinds import Kind, Payload, UnknownKind
 from jobs.ledger.ledger import JobClaim
 from jobs.ledger.shards import ShardClaim, Tally
@@ -30,7 +30,7 @@ from workers.kinds import HANDLERS, Handler
 from workers.runtime.attempts import ShardRun
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost
-from workers.runtime.heartbeat import Hold
+from workers.runtime.heartbeat import ClaimHandle
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_nothing_is_asked_of_a_table_that_was_not_filled(monkeypatch: pytest.Mon
         kinds.event_types,
         partial(kinds.names, bool),
         partial(kinds.is_read, File.id),
-        partial(shares.of_shards, Settings()),
+        partial(slot_weights.of_shards, Settings()),
     ):
         with pytest.raises(RuntimeError, match="known_kinds"):
             ask()
@@ -117,7 +117,7 @@ class Counting(Payload):
     to: int
 
 
-def _plan(context: Context, claim: JobClaim, _hold: Hold) -> None:
+def _plan(context: Context, claim: JobClaim, _handle: ClaimHandle) -> None:
     lines = Counting.model_validate(claim.job.payload).to
     shard = Shard(job_id=claim.job.id, n=0, first_line=0, lines=lines, offset=0, length=0)
 
@@ -131,21 +131,21 @@ def _plan(context: Context, claim: JobClaim, _hold: Hold) -> None:
 class Run(ShardRun):
     """Counts in one segment."""
 
-    def __init__(self, context: Context, host: EngineHost, claim: ShardClaim, hold: Hold) -> None:
-        super().__init__(context, claim, hold)
+    def __init__(self, context: Context, host: EngineHost, claim: ShardClaim, handle: ClaimHandle) -> None:
+        super().__init__(context, claim, handle)
 
     def all(self) -> None:
         tally = Tally(covered=(1 << self.claim.lines) - 1, good=(1 << self.claim.lines) - 1)
 
         def write(session: Session) -> None:
             job = shards.commit(session, self.claim, 0, "", 0, tally, last=True)
-            ledger.settle(session, self.claim.job.id, actor="counter", locked=job)
+            ledger.advance_job(session, self.claim.job.id, actor="counter", locked=job)
 
         self.context.db.retrying(write)
         self.closed = True
 
 
-def _finish(context: Context, claim: JobClaim, _hold: Hold) -> None:
+def _finish(context: Context, claim: JobClaim, _handle: ClaimHandle) -> None:
     def write(session: Session) -> None:
         ledger.close(session, claim, ledger.sums(session, claim.job.id), [])
 

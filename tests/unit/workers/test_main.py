@@ -30,14 +30,14 @@ class Broken(FakeEngine):
 stop = threading.Event()
 if sys.argv[1] == "stopping":
     stop.set()
-warden = SimpleNamespace(begin=lambda: None, excuse=lambda: print("nobody's fault", flush=True))
-worker._bring_up(SimpleNamespace(stop=stop), EngineHost(Broken(), lambda: None), None, None, None, warden)
+engine_health = SimpleNamespace(begin=lambda: None, excuse=lambda: print("nobody's fault", flush=True))
+worker._bring_up(SimpleNamespace(stop=stop), EngineHost(Broken(), lambda: None), None, None, None, engine_health)
 print("goes on")
 """
 
 
-class Desk:
-    """What it concerns of the desk for those who wait."""
+class FakeConsumer:
+    """The part of the interactive consumer that is needed."""
 
     def __init__(self) -> None:
         self.told: list[bool] = []
@@ -112,21 +112,21 @@ def heard(app: Celery) -> Iterator[Any]:
 
 
 def test_a_paused_worker_tells_its_consumer_to_leave_its_queues_and_resumed_to_come_back(heard: Any) -> None:
-    desk = Desk()
+    consumer = FakeConsumer()
 
-    assert worker._listen(desk, "gpu", ("gpu.generate",), False)  # type: ignore[arg-type]
+    assert worker._listen(consumer, "gpu", ("gpu.generate",), False)  # type: ignore[arg-type]
     assert heard() == ("cancel_consumer", "gpu.generate")
-    assert desk.told == [False]
+    assert consumer.told == [False]
 
-    assert worker._listen(desk, "gpu", ("gpu.generate",), True)  # type: ignore[arg-type]
+    assert worker._listen(consumer, "gpu", ("gpu.generate",), True)  # type: ignore[arg-type]
     assert heard() == ("add_consumer", "gpu.generate")
-    assert desk.told == [False, True]
+    assert consumer.told == [False, True]
 
 
-def test_a_pause_that_the_broker_does_not_pass_on_is_to_be_told_again(app: Celery) -> None:
+def test_a_pause_that_the_broker_does_not_forward_is_sent_again(app: Celery) -> None:
     app.conf.update(broker_url="redis://127.0.0.1:1/0")
 
-    assert not worker._listen(Desk(), "gpu", ("gpu.generate",), False)  # type: ignore[arg-type]
+    assert not worker._listen(FakeConsumer(), "gpu", ("gpu.generate",), False)  # type: ignore[arg-type]
 
 
 def test_a_models_file_that_is_wrong_is_told_once_and_waited_for(caplog: pytest.LogCaptureFixture) -> None:
@@ -151,7 +151,7 @@ class Announced:
     def __init__(self) -> None:
         self.standing = SimpleNamespace(models=(), state="starting", restarts=0)
         self.db = SimpleNamespace(retrying=lambda *_: self.written.append(self.standing.models))
-        self.keeper = SimpleNamespace(announce=lambda: None)
+        self.heartbeat = SimpleNamespace(announce=lambda: None)
         self.stop = None
         self.written: list[tuple[str, ...]] = []
 
@@ -181,10 +181,10 @@ def test_a_worker_that_can_answer_nobody_who_waits_ends_so_that_it_is_started_ag
 from concurrent.futures import Future
 from types import SimpleNamespace
 from workers import engine_process as worker
-warden = SimpleNamespace(excuse=lambda: print("nobody's fault", flush=True))
+engine_health = SimpleNamespace(excuse=lambda: print("nobody's fault", flush=True))
 serving = Future()
 serving.set_exception({error}) if {error} else serving.set_result(None)
-worker._consumer_ended(warden, serving)
+worker._consumer_ended(engine_health, serving)
 """
 
     process = _python("-c", script)

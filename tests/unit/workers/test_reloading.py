@@ -56,13 +56,13 @@ def running(folder: Path) -> Iterator[Process]:
     router = Router([FakeEngine(("tiny",))], context.models.now())
     host = EngineHost(router, lambda: None)
     host.start()
-    company = SharedExclusiveLock(folder / "run", 30)
+    server_lock = SharedExclusiveLock(folder / "run", 30)
     ends: list[str] = []
     yield Process(
-        file, router, Reloading(context, host, router, "gpu.generate", company, lambda: ends.append("ended")), ends
+        file, router, Reloading(context, host, router, "gpu.generate", server_lock, lambda: ends.append("ended")), ends
     )
     host.close()
-    company.close()
+    server_lock.close()
 
 
 @pytest.fixture

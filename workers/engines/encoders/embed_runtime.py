@@ -298,7 +298,7 @@ def main(parent: int) -> None:
 
 TEXTS: Final = 64
 LONGEST_WORDS: Final = 120
-TOGETHER: Final = 8  # texts of one micro-batch
+SHARDS_PER_SLOT: Final = 8  # texts of one micro-batch
 ROUNDS: Final = 4
 BUDGET_SECONDS: Final = 8.0  # no further round after these: a large model on a small machine takes minutes for one
 GAIN: Final = 1.1  # what a candidate must win over the one before it: less is noise
@@ -436,7 +436,7 @@ def _vectors(model: SentenceModel, trial: _Trial, batches: list[Any]) -> Any:
 def _batches(model: SentenceModel) -> list[list[list[int]]]:
     """Token ids of the texts in micro-batches, as the engine makes them: of nearly one length."""
     ids = sorted((ids[: model.longest] for ids in model.tokens_of(texts())), key=len)
-    return [ids[at : at + TOGETHER] for at in range(0, len(ids), TOGETHER)]
+    return [ids[at : at + SHARDS_PER_SLOT] for at in range(0, len(ids), SHARDS_PER_SLOT)]
 
 
 def texts() -> list[str]:

@@ -29,7 +29,7 @@ from workers.engines.http.http_client import Reply
 from workers.engines.port import Request
 
 PATH: Final = "/rerank"
-TOGETHER: Final = 32  # texts of one request, unless a server was told otherwise (--max-client-batch-size)
+SHARDS_PER_SLOT: Final = 32  # texts of one request, unless a server was told otherwise (--max-client-batch-size)
 _UNKNOWN_PATH: Final = (404, 405)
 
 Post = Callable[[str, bytes], Awaitable[Reply]]
@@ -101,8 +101,8 @@ async def rerank(endpoint: Endpoint, body: Mapping[str, Any], post: Post) -> Rep
 
 async def _by_tei(asked: Asked, model: str, post: Post) -> Reply:
     scores: list[float] = []
-    for start in range(0, len(asked.texts), TOGETHER):
-        texts = asked.texts[start : start + TOGETHER]
+    for start in range(0, len(asked.texts), SHARDS_PER_SLOT):
+        texts = asked.texts[start : start + SHARDS_PER_SLOT]
         said = await post(PATH, msgspec.json.encode({"query": asked.query, "texts": texts, "truncate": True}))
         if said[0] != 200:
             return said

@@ -324,7 +324,7 @@ def _invalid(error: pydantic.ValidationError) -> Answer:
 
 
 # An engine that hangs (a kernel that never returns, a lock, a stopped process) is not dead: what is in flight never
-# ends, and its worker beats. vLLM answers a ping between two steps, however long the requests are.
+# ends, and its worker sends heartbeats. vLLM answers a ping between two steps, however long the requests are.
 
 #: The time is counted in so many parts: of one in which this process itself stood still, only that part counts.
 PARTS: Final = 10

@@ -1,6 +1,6 @@
 """Ingest documents into vector stores: in two stages on two pools, by shards of a few files each.
 
-    plan ─▶ cpu.ingest: parse, cut ──▶ the document, durable ──pass_on──▶ gpu.embed: vectors, hidden ──▶ published
+    plan ─▶ cpu.ingest: parse, cut ──▶ the document, durable ──requeue──▶ gpu.embed: vectors, hidden ──▶ published
                   └── refused ─▶ failed                                        └── known texts are not embedded
 
 A retry resumes: a document in storage is not parsed again, and a published file is not embedded again. Searches find

@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 from sqlalchemy import func, select
 
-from jobs.errors import Fenced
+from jobs.errors import ClaimLost
 from jobs.ledger.shards import ShardClaim, Tally
 from jobs.requests.endpoints import EMBEDDINGS
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
@@ -30,7 +30,7 @@ from workers.retrieval.ingestion.embedding_model import Prompt
 from workers.runtime.answering import Answering
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost, GaveUp
-from workers.runtime.heartbeat import Hold
+from workers.runtime.heartbeat import ClaimHandle
 from workers.runtime.output_lines import Item
 from workers.vectors.base import Vector, VectorsUnavailable
 from workers.vectors.open_vectors import store_of
@@ -49,12 +49,12 @@ _LONGEST: Final = 500  # characters of an engine's error
 class Embedder:
     """Embed texts for one claim on a shard. `prompt` stands before each text."""
 
-    def __init__(self, context: Context, host: EngineHost, claim: ShardClaim, hold: Hold) -> None:
+    def __init__(self, context: Context, host: EngineHost, claim: ShardClaim, handle: ClaimHandle) -> None:
         self.prompt = Prompt()
         self._context = context
         self._host = host
         self._claim = claim
-        self._hold = hold
+        self._handle = handle
         self._tally = Tally()  # the engine's usage since the last commit
         self._answers: deque[tuple[Item, Answer]] = deque()
         self._round = 0
@@ -168,16 +168,16 @@ class Embedder:
     def _ask(self, items: list[Item]) -> None:
         """Answer `items` on the engine's loop, while this thread watches the claim.
 
-        Raises: GaveUp, Fenced, CancelledError.
+        Raises: GaveUp, ClaimLost, CancelledError.
         """
-        self._hold.changed.clear()
+        self._handle.changed.clear()
         self.stop_if_ended()
         answering = Answering(self._host, self._context.config.item_tries, lambda *pair: self._answers.append(pair))
         future = self._host.call(answering.run(items))
-        future.add_done_callback(lambda _: self._hold.changed.set())
+        future.add_done_callback(lambda _: self._handle.changed.set())
         try:
             while not future.done():
-                self._hold.changed.wait(1.0)
+                self._handle.changed.wait(1.0)
                 self.stop_if_ended()
             future.result()
         except GaveUp:
@@ -189,13 +189,13 @@ class Embedder:
     def stop_if_ended(self) -> None:
         """Raise ClaimLost if the claim is lost, and CancelledError if the shard is to be released."""
         self.stop_if_lost()
-        if self._hold.ended:
+        if self._handle.ended:
             raise CancelledError
 
     def stop_if_lost(self) -> None:
         """Raise ClaimLost if the claim is lost."""
-        if self._hold.lost.is_set():
-            raise Fenced
+        if self._handle.lost.is_set():
+            raise ClaimLost
 
 
 class Unusable(Exception):

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from jobs.errors import DatabaseBusy, Fenced, StorageFull
+from jobs.errors import ClaimLost, DatabaseBusy, StorageFull
 from jobs.files.tables import File
 from jobs.fleet.models_file import ModelsFileError
 from jobs.ledger import shards
@@ -33,7 +33,7 @@ from workers.retrieval.ingestion.parse import BROKE, CAREFUL_TRIES, CRASHED, rec
 from workers.runtime.attempts import Abandoned, ShardRun
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost
-from workers.runtime.heartbeat import Hold
+from workers.runtime.heartbeat import ClaimHandle
 from workers.vectors.base import Entry, Vector, VectorsUnavailable
 from workers.vectors.open_vectors import store_of
 
@@ -56,15 +56,15 @@ class _File:
 class Indexing(ShardRun):
     """One claim on one shard in its second stage."""
 
-    def __init__(self, context: Context, host: EngineHost, claim: ShardClaim, hold: Hold) -> None:
-        super().__init__(context, claim, hold)
-        self.embedder = Embedder(context, host, claim, hold)
+    def __init__(self, context: Context, host: EngineHost, claim: ShardClaim, handle: ClaimHandle) -> None:
+        super().__init__(context, claim, handle)
+        self.embedder = Embedder(context, host, claim, handle)
         self.left = claim.lines - claim.covered.bit_count()
         self.written = 0  # the length of vectors that are not published yet
         self.rewrote = False  # whether a document was cut and stored again
 
     def all(self) -> None:
-        """Embed, write and publish every document. Raises Abandoned, Fenced, GaveUp, StorageFull,
+        """Embed, write and publish every document. Raises Abandoned, ClaimLost, GaveUp, StorageFull,
         StorageUnavailable."""
         if self.context.low_on_disk():
             raise StorageFull
@@ -82,7 +82,7 @@ class Indexing(ShardRun):
             raise Abandoned(AWAY_SECONDS) from error
         except CancelledError as error:
             raise Abandoned from error
-        except Fenced:
+        except ClaimLost:
             if self.written or self.rewrote:
                 job, dimensions = self.claim.job, self.written
                 self.context.db.retrying(lambda session: attachments.left_behind(session, job, dimensions))
@@ -119,10 +119,10 @@ class Indexing(ShardRun):
             yield group
 
     def _may_try(self, line: int, row: VectorStoreFile) -> bool:
-        if line == self.claim.trying_line and self.claim.trying_times >= CAREFUL_TRIES:
+        if line == self.claim.isolated_line and self.claim.isolated_attempts >= CAREFUL_TRIES:
             self._commit([Made(line, row.id, row.version, error=CRASHED)], Tally(), 0)
             return False
-        self.context.db.retrying(lambda session: shards.trying(session, self.claim, line))
+        self.context.db.retrying(lambda session: shards.record_isolated_attempt(session, self.claim, line))
         return True
 
     def _read(self, line: int, row: VectorStoreFile, store: VectorStore) -> _File:

@@ -29,7 +29,7 @@ from jobs.retrieval.tables import VectorStore, VectorStoreFile
 from workers.retrieval.sources.syncing import gather
 from workers.runtime.attempts import Abandoned, stop_all
 from workers.runtime.context import Context
-from workers.runtime.heartbeat import Hold
+from workers.runtime.heartbeat import ClaimHandle
 from workers.vectors.base import VectorsUnavailable
 from workers.vectors.open_vectors import store_of
 
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 _SHARDS_AT_ONCE = 50
 
 
-def plan(context: Context, claim: JobClaim, hold: Hold) -> None:
+def plan(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
     """Cut the job into shards and run it.
 
     Raises: ClaimLost, Abandoned.
@@ -46,7 +46,7 @@ def plan(context: Context, claim: JobClaim, hold: Hold) -> None:
     if claim.epoch > 1:  # an earlier attempt may have cut it already
         _uncut(context, claim)
     try:
-        model, queue = _queue_for_model(context, claim)
+        model, queue = _resolve_model(context, claim)
     except routing.NotServed as refusal:
         error = {"code": refusal.code, "message": str(refusal), "line": None, "param": "embedding_model"}
         stop_all(context, claim, JobState.FAILED, [error])
@@ -54,13 +54,13 @@ def plan(context: Context, claim: JobClaim, hold: Hold) -> None:
         return
     except (routing.NotYet, ModelsFileError):
         raise Abandoned(5.0, "model") from None
-    total = gather(context, claim, hold) if "source_id" in job.payload else job.total
+    total = gather(context, claim, handle) if "source_id" in job.payload else job.total
     if total is None:
         return
     cuts = list(_cuts(context, job.id, total))
     last = max(0, len(cuts) - 1) // _SHARDS_AT_ONCE * _SHARDS_AT_ONCE
     for start in range(0, last, _SHARDS_AT_ONCE):
-        if hold.ended:
+        if handle.ended:
             raise Abandoned
         batch = cuts[start : start + _SHARDS_AT_ONCE]
         context.db.retrying(partial(_cut, claim=claim, cuts=batch), context.stop)
@@ -80,7 +80,7 @@ def _planned(session: Session, claim: JobClaim, cuts: list[tuple[int, int, int]]
     ledger.planned(session, claim, **facts)
 
 
-def _queue_for_model(context: Context, claim: JobClaim) -> tuple[str, str]:
+def _resolve_model(context: Context, claim: JobClaim) -> tuple[str, str]:
     """Return the store's model and its queue. For a deleted store the answer does not matter: nothing is made."""
     job = claim.job
     with context.db.read() as session:
@@ -133,7 +133,7 @@ def _uncut(context: Context, claim: JobClaim) -> None:
 # ── the end ──
 
 
-def conclude(context: Context, claim: JobClaim, _hold: Hold) -> None:
+def conclude(context: Context, claim: JobClaim, _handle: ClaimHandle) -> None:
     """End the claimed job.
 
     Raises: ClaimLost.

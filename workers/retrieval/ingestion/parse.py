@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from jobs.errors import DatabaseBusy, Fenced, NotFound, StorageFull, StorageUnavailable
+from jobs.errors import ClaimLost, DatabaseBusy, NotFound, StorageFull, StorageUnavailable
 from jobs.files.tables import File
 from jobs.fleet.models_file import ModelsFileError
 from jobs.ledger import shards
@@ -33,7 +33,7 @@ from workers.retrieval.parsing import office
 from workers.retrieval.parsing.parser import Interrupted, Parser, Refused
 from workers.runtime.attempts import Abandoned, ShardRun
 from workers.runtime.context import Context
-from workers.runtime.heartbeat import Hold
+from workers.runtime.heartbeat import ClaimHandle
 
 log = logging.getLogger(__name__)
 AGAIN_SECONDS = 5.0
@@ -50,8 +50,8 @@ CONTENT_DELETED = ("invalid_file", "The file's content is gone.")
 class Parsing(ShardRun):
     """One claim on one shard in its first stage."""
 
-    def __init__(self, context: Context, parser: Parser, claim: ShardClaim, hold: Hold) -> None:
-        super().__init__(context, claim, hold)
+    def __init__(self, context: Context, parser: Parser, claim: ShardClaim, handle: ClaimHandle) -> None:
+        super().__init__(context, claim, handle)
         self.parser = parser
         self.made: list[Made] = []
         self.parsed = 0
@@ -62,9 +62,9 @@ class Parsing(ShardRun):
         if self.context.low_on_disk():
             raise StorageFull
         try:
-            with _interrupting(self.hold, self.parser):
+            with _interrupting(self.handle, self.parser):
                 self._all()
-        except Fenced:
+        except ClaimLost:
             self.context.db.retrying(lambda session: attachments.left_behind(session, self.claim.job))
             raise
         except _PASSING as error:
@@ -80,7 +80,7 @@ class Parsing(ShardRun):
             self.files = {file.id: file for file in session.scalars(files)}
         for line in (line for line in range(claim.lines) if not claim.covered >> line & 1):
             self.tired = time.monotonic() - self.began > SHIFT_SECONDS
-            if self.hold.ended or self.tired:
+            if self.handle.ended or self.tired:
                 break
             self._line(line, rows.get(line))
             if self.careful or time.monotonic() - self.committed > self.context.config.segment_seconds:
@@ -89,14 +89,14 @@ class Parsing(ShardRun):
 
     def _close(self) -> None:
         """Commit the results, and requeue the shard for the next stage if a file was parsed."""
-        if self.hold.lost.is_set():
-            raise Fenced
-        if self.hold.stop.is_set() or self.tired:
+        if self.handle.lost.is_set():
+            raise ClaimLost
+        if self.handle.stop.is_set() or self.tired:
             self._commit(last=False)
-            self.give_back(0.0, None)
+            self.release(0.0, None)
         elif self.parsed:
             self._commit(last=False)
-            self.context.db.retrying(lambda session: shards.pass_on(session, self.claim))
+            self.context.db.retrying(lambda session: shards.requeue_to_job_queue(session, self.claim))
         else:
             self._commit(last=True)
             self.closed = True
@@ -104,11 +104,11 @@ class Parsing(ShardRun):
     def _line(self, line: int, row: VectorStoreFile | None) -> None:
         if row is None or self.store is None:
             self.made.append(Made(line, "", ""))  # removed from the store, or attached again
-        elif self.careful and line == self.claim.trying_line and self.claim.trying_times >= CAREFUL_TRIES:
+        elif self.careful and line == self.claim.isolated_line and self.claim.isolated_attempts >= CAREFUL_TRIES:
             self.made.append(Made(line, row.id, row.version, error=CRASHED))
         else:
             if self.careful:
-                self.context.db.retrying(lambda session: shards.trying(session, self.claim, line))
+                self.context.db.retrying(lambda session: shards.record_isolated_attempt(session, self.claim, line))
             made = self._file(line, row, self.store)
             self.made += [made] if made else []
 
@@ -172,12 +172,12 @@ def recipe_of(store: VectorStore, file: File, row: VectorStoreFile, prompt: Prom
 
 
 @contextmanager
-def _interrupting(hold: Hold, parser: Parser) -> Iterator[None]:
+def _interrupting(handle: ClaimHandle, parser: Parser) -> Iterator[None]:
     """Interrupt the parser when the claim ends."""
     done = threading.Event()
 
     def watch() -> None:
-        hold.changed.wait()
+        handle.changed.wait()
         if not done.is_set():
             parser.interrupt()
 
@@ -187,7 +187,7 @@ def _interrupting(hold: Hold, parser: Parser) -> Iterator[None]:
         yield
     finally:
         done.set()
-        hold.changed.set()
+        handle.changed.set()
         watcher.join()
 
 

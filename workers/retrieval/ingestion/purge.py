@@ -34,20 +34,20 @@ def purge(context: Context) -> None:
 
     While the queue or this worker is paused they stay pending.
     """
-    with context.keeper.under_way.at(Queue.INGEST), _alone(context.config.data_dir / "run" / "purge") as mine:
-        while mine and not context.stop.is_set() and (owed := _owed(context)):
-            for store_id in dict.fromkeys(removal.store_id for removal in owed):
-                _purge(context, [removal for removal in owed if removal.store_id == store_id])
+    with context.heartbeat.under_way.at(Queue.INGEST), _alone(context.config.data_dir / "run" / "purge") as mine:
+        while mine and not context.stop.is_set() and (removals := _due_removals(context)):
+            for store_id in dict.fromkeys(removal.store_id for removal in removals):
+                _purge(context, [removal for removal in removals if removal.store_id == store_id])
 
 
-def _purge(context: Context, owed: list[VectorRemoval]) -> None:
+def _purge(context: Context, removals: list[VectorRemoval]) -> None:
     """Make the removals of one store. If that fails, this store waits and the others go on."""
     try:
-        removed = [(removal, _remove(context, removal)) for removal in owed]
-        context.vectors.erase(_store_of(context, owed[0]))
+        removed = [(removal, _remove(context, removal)) for removal in removals]
+        context.vectors.erase(_store_of(context, removals[0]))
     except Exception as error:  # noqa: BLE001  one unreadable store must not stop the others' removals
-        log.warning("purge_waits", extra={"store": owed[0].store_id, "error": type(error).__name__})
-        later = update(VectorRemoval).where(VectorRemoval.id.in_([removal.id for removal in owed]))
+        log.warning("purge_waits", extra={"store": removals[0].store_id, "error": type(error).__name__})
+        later = update(VectorRemoval).where(VectorRemoval.id.in_([removal.id for removal in removals]))
         context.db.retrying(lambda session: session.execute(later.values(due_at=now() + attachments.AGAIN_SECONDS)))
         return
     for removal, entries in removed:
@@ -61,12 +61,12 @@ def _alone(lock_path: Path) -> Iterator[bool]:
         yield alone
 
 
-def _owed(context: Context) -> list[VectorRemoval]:
+def _due_removals(context: Context) -> list[VectorRemoval]:
     with context.db.read() as session:
         if pauses.paused(session).rests(Queue.INGEST, context.worker_id):
             return []
-        owed = select(VectorRemoval).where(attachments.due()).order_by(VectorRemoval.id)
-        return list(session.scalars(owed.limit(_AT_ONCE)))
+        removals = select(VectorRemoval).where(attachments.due()).order_by(VectorRemoval.id)
+        return list(session.scalars(removals.limit(_AT_ONCE)))
 
 
 def _remove(context: Context, removal: VectorRemoval) -> int:

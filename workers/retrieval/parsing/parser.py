@@ -89,7 +89,7 @@ class Parser:
         except Died:
             returncode = self._end()
             if returncode != -signal.SIGKILL or not again:
-                raise self._obituary(returncode) from None
+                raise self._describe_exit(returncode) from None
         except BaseException:  # any error may come from this child
             self._end()
             raise
@@ -140,7 +140,7 @@ class Parser:
             child, self._child = self._child, None
         return 0 if child is None else child.end()
 
-    def _obituary(self, returncode: int) -> Refused:
+    def _describe_exit(self, returncode: int) -> Refused:
         memory = f"{self._limits.memory_bytes >> 20} MiB of memory"
         cpu = f"{self._limits.cpu_seconds} seconds of CPU time"
         if returncode == -signal.SIGXCPU:

@@ -41,7 +41,7 @@ from workers.retrieval.sources.folder import Folder
 from workers.retrieval.sources.web import Pages
 from workers.runtime.attempts import Abandoned, stop_all
 from workers.runtime.context import Context
-from workers.runtime.heartbeat import Hold
+from workers.runtime.heartbeat import ClaimHandle
 
 # ── what a sync writes ──
 
@@ -163,10 +163,10 @@ class SourceSyncRecorder:
         self.write(reject)
 
     def write(self, work: Callable[[Session], T]) -> T:
-        """Run a transaction under the claim, which ends with the source. Raises Fenced."""
+        """Run a transaction under the claim, which ends with the source. Raises ClaimLost."""
 
         def held(session: Session) -> T:
-            ledger.hold(session, self.claim)
+            ledger.assert_claim(session, self.claim)
             return work(session)
 
         done = self.context.db.retrying(held, self.context.stop)
@@ -289,10 +289,10 @@ class _Known:
     settled: bool
 
 
-def gather(context: Context, claim: JobClaim, hold: Hold) -> int | None:
+def gather(context: Context, claim: JobClaim, handle: ClaimHandle) -> int | None:
     """Attach to the claimed job what the source has and the store lacks; return its lines, or None if it failed.
 
-    Raises Fenced, Abandoned, StorageFull, StorageUnavailable.
+    Raises ClaimLost, Abandoned, StorageFull, StorageUnavailable.
     """
     with context.db.read() as session:
         source = session.get(Source, claim.job.payload["source_id"])
@@ -307,16 +307,16 @@ def gather(context: Context, claim: JobClaim, hold: Hold) -> int | None:
         return None
     if context.low_on_disk():
         raise Abandoned(5.0, "disk")
-    return _Sync(context, hold, SourceSyncRecorder(context, claim, source, index, lines)).run()
+    return _Sync(context, handle, SourceSyncRecorder(context, claim, source, index, lines)).run()
 
 
 class _Sync:
     """One claim on the job of one sync."""
 
-    def __init__(self, context: Context, hold: Hold, recorder: SourceSyncRecorder) -> None:
+    def __init__(self, context: Context, handle: ClaimHandle, recorder: SourceSyncRecorder) -> None:
         self.context = context
         self.config = context.config
-        self.hold = hold
+        self.handle = handle
         self.recorder = recorder
         self.source = recorder.source
         self.reader = open_reader(context, recorder.source)
@@ -532,7 +532,7 @@ class _Sync:
 
     def _look(self) -> None:
         """Raise Abandoned if the claim has ended, and _Overdue if the time is over."""
-        if self.hold.ended:
+        if self.handle.ended:
             raise Abandoned
         if now() > self.deadline:
             raise _Overdue

@@ -70,12 +70,12 @@ def test_a_new_batch_has_every_key_and_null_where_there_is_nothing(client: TestC
     assert {batch[key] for key in rest} == {None}
 
 
-def test_a_create_owes_the_planner_its_doorbell_in_the_same_transaction(app: FastAPI, client: TestClient) -> None:
+def test_a_create_enqueues_the_plan_message_in_the_same_transaction(app: FastAPI, client: TestClient) -> None:
     batch = create(client, priority=7)
 
     with app.state.services.db.read() as session:
-        owed = session.scalars(select(Outbox)).one()
-        assert (owed.task, owed.queue, owed.job_id, owed.priority) == ("plan", "cpu.plan", batch["id"], 7)
+        pending = session.scalars(select(Outbox)).one()
+        assert (pending.task, pending.queue, pending.job_id, pending.priority) == ("plan", "cpu.plan", batch["id"], 7)
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_a_transaction_that_cannot_commit_leaves_no_job(app: FastAPI, client: Te
     def fails(*_arguments: Any, **_more: Any) -> None:
         raise RuntimeError("after the job was added")
 
-    monkeypatch.setattr(ledger.outbox, "owe", fails)
+    monkeypatch.setattr(ledger.outbox, "enqueue", fails)
     answer = client.post(
         "/v1/batches",
         json={"input_file_id": "f", "endpoint": "/v1/embeddings", "completion_window": "24h"},

@@ -43,7 +43,7 @@ def start_worker(app: FastAPI, worker_id: str = "gpu-1", **changes: Any) -> None
     facts: dict[str, Any] = {
         "id": worker_id, "pool": "gpu", "host": "h", "pid": 1, "started": 1, "queues": ["gpu.generate"], "models": [],
         "slots": 2, "state": "starting", "created_at": now() - 60, "seen_at": now(),
-        "holds": {name: {**how, "since": now() - 40} for name, how in LOADING.items()},
+        "engines": {name: {**how, "since": now() - 40} for name, how in LOADING.items()},
     }  # fmt: skip
     with app.state.services.db.write() as session:
         workers.register(session, Worker(**(facts | changes)))
@@ -106,7 +106,7 @@ def test_a_job_shows_what_its_model_waits_for(app: FastAPI, client: TestClient, 
     absent = status()
     start_worker(app)
     loading = status()
-    start_worker(app, "gpu-2", state="ready", models=["tiny"], holds={"tiny": {"entry": "e", "up": True}})
+    start_worker(app, "gpu-2", state="ready", models=["tiny"], engines={"tiny": {"entry": "e", "up": True}})
     served = status()
 
     assert nothing is None
@@ -125,7 +125,7 @@ def test_a_job_that_waits_for_something_else_does_not_name_its_model(app: FastAP
 
 def test_readiness_tells_what_each_worker_loads(app: FastAPI, client: TestClient) -> None:
     start_worker(app)
-    start_worker(app, "embed-1", queues=["gpu.embed"], holds=None)
+    start_worker(app, "embed-1", queues=["gpu.embed"], engines=None)
 
     found = {one["queue"]: (one["model"], one["phase"]) for one in client.get("/readyz").json()["loading"]}
 

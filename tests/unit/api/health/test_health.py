@@ -59,12 +59,12 @@ def test_readiness_tells_what_waits_and_who_works(app: FastAPI, client: TestClie
     assert ready.json()["depth"] == {"cpu.plan": 1}
     assert ready.json()["oldest_seconds"]["cpu.plan"] < 60
     assert ready.json()["workers"] == {"cpu.plan": 2}
-    assert ready.json()["last_beat_at"] == pytest.approx(now(), abs=60)
+    assert ready.json()["last_heartbeat_at"] == pytest.approx(now(), abs=60)
 
 
 @pytest.fixture
 def waiting(app: FastAPI, client: TestClient) -> str:
-    """A job whose doorbell is two minutes old."""
+    """A job whose message is two minutes old."""
     job_id: str = create(client, "f")["id"]
     with app.state.services.db.write() as session:
         session.query(Outbox).update({Outbox.due_at: now() - 120, Outbox.created_at: now() - 120})
@@ -179,7 +179,7 @@ def test_lines_that_are_not_to_be_run_yet_make_nothing_unready(
 
 
 def _after_a_minute(app: FastAPI, nobody: TestClient, change: Callable[[Session], object]) -> list[int]:
-    """What a probe says of doorbells two minutes old, for a minute after the change and then without any pause."""
+    """What a probe says of messages two minutes old, for a minute after the change and then without any pause."""
     db = app.state.services.db
     with db.write() as session:
         session.query(Outbox).update({Outbox.due_at: now() - 120})
@@ -214,7 +214,7 @@ def test_without_its_database_the_process_lives_and_says_503(app: FastAPI, nobod
 
 def test_a_database_that_is_busy_is_503_and_worth_another_try(app: FastAPI, client: TestClient) -> None:
     body = {"input_file_id": "f", "endpoint": "/v1/embeddings", "completion_window": "24h"}
-    with Path(f"{database_of(app)}.gate").open("a") as gate:
+    with Path(f"{database_of(app)}.lock").open("a") as gate:
         fcntl.flock(gate, fcntl.LOCK_EX)
         busy = client.post("/v1/batches", json=body)
     after = client.post("/v1/batches", json=body)
@@ -236,7 +236,7 @@ def test_metrics_count_what_happened(app: FastAPI, client: TestClient, nobody: T
         session.add(worker())
         session.add(Model(id="m", queue="gpu.generate", created_at=now(), seen_at=now()))
         session.add(CacheUse(kind="answers", hits=3, misses=4))
-        ledgers.quarantined(session, "m", place="host")
+        ledgers.quarantined(session, "m", host_devices="host")
         measures.observe_all(session, measures.ENGINE, "m", [0.02, 0.3, 100_000.0])
         measures.observe(session, measures.WEBHOOK, "", 0.2)
         measures.count(session, measures.RESTARTS, "gpu", 2)

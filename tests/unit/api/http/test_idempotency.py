@@ -72,7 +72,7 @@ def test_a_hundred_at_once_make_one_job(either: FastAPI) -> None:
         answers = [answer for answers in pool.map(many, clients) for answer in answers]
 
     assert len(answers) == 104
-    assert {answer.status_code for answer in answers} <= {200, 503}  # 503: the gate was taken for too long
+    assert {answer.status_code for answer in answers} <= {200, 503}  # 503: the writer lock was taken for too long
     assert len({answer.json()["id"] for answer in answers if answer.status_code == 200}) == 1
     assert count(either, Job) == 1
 
@@ -184,11 +184,11 @@ def test_a_full_disk_is_said_also_where_the_key_cannot_be_given_back(
     assert send(client, "k").status_code == 507
 
 
-def _in_flight(app: FastAPI, project_id: str, beat_at: float) -> None:
+def _in_flight(app: FastAPI, project_id: str, heartbeat_at: float) -> None:
     """As a request leaves it that receives bytes, or was killed while it did."""
     with app.state.services.db.write() as session:
         row = Idempotency(project_id=project_id, route="POST /v1/files", key="k", owner="own_other", status=0)
-        row.beat_at = row.created_at = beat_at
+        row.heartbeat_at = row.created_at = heartbeat_at
         session.add(row)
 
 
@@ -240,17 +240,19 @@ def test_one_whose_key_was_taken_over_makes_nothing(
     assert app.state.services.storage.list("files") == []
 
 
-def test_a_lease_beats_while_bytes_arrive(app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_is_renewed_while_bytes_arrive(
+    app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from api.http.idempotency import Lease
 
-    beats: list[str] = []
-    beat = Lease._beat
+    heartbeats: list[str] = []
+    heartbeat = Lease._heartbeat
 
     def noted(lease: Lease) -> None:
-        beats.append(lease.owner)
-        beat(lease)
+        heartbeats.append(lease.owner)
+        heartbeat(lease)
 
-    monkeypatch.setattr(Lease, "_beat", noted)
+    monkeypatch.setattr(Lease, "_heartbeat", noted)
     monkeypatch.setattr("api.http.idempotency.time.monotonic", iter(range(0, 10_000, 60)).__next__)
     body = form(('form-data; name="purpose"', b"batch"), ('form-data; name="file"; filename="a"', b"x" * 500_000))
     pieces = (body[start : start + 100_000] for start in range(0, len(body), 100_000))
@@ -258,7 +260,7 @@ def test_a_lease_beats_while_bytes_arrive(app: FastAPI, client: TestClient, monk
     answer = client.post("/v1/files", content=pieces, headers=headers)
 
     assert answer.status_code == 200
-    assert len(beats) >= 1
+    assert len(heartbeats) >= 1
 
 
 def test_a_part_and_a_webhook_endpoint_are_made_once_too(client: TestClient) -> None:

@@ -306,14 +306,14 @@ def test_a_change_that_always_loses_is_tried_a_few_times(
     talk, services, tries = _create(client, "a"), app.state.services, list[str]()
     put = services.storage.put
 
-    def beaten(path: str, data: bytes) -> None:
+    def put_after_another(path: str, data: bytes) -> None:
         put(path, data)
         tries.append(path)
         with services.db.write() as session:
             mine = update(Conversation).where(Conversation.id == talk)
             session.execute(mine.values(version=Conversation.version + 1))
 
-    monkeypatch.setattr(services.storage, "put", beaten)
+    monkeypatch.setattr(services.storage, "put", put_after_another)
     refused = client.post(f"/v1/conversations/{talk}/items", json=_words("b"))
 
     assert (refused.status_code, refused.headers["Retry-After"]) == (409, "1")

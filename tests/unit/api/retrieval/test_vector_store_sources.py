@@ -236,7 +236,7 @@ def test_a_delete_removes_some_of_what_was_brought_and_leaves_the_rest_to_the_di
 
     assert count(app, SourceItem) == 450 - 20 * ITEMS_AT_ONCE
     with app.state.services.db.read() as session:
-        assert [one.id for one in sources.doomed(session)] == [source]
+        assert [one.id for one in sources.pending_deletion(session)] == [source]
 
 
 def test_a_source_belongs_to_its_store_and_project(client: TestClient, stranger: TestClient, path: str) -> None:

@@ -434,7 +434,7 @@ def test_a_search_that_nobody_can_answer_says_so(client: TestClient) -> None:
 def test_the_jobs_of_a_store_that_goes_are_stopped_in_one_order(
     either: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who buries a worker locks them in that order, too."""
+    """Maintenance locks them in that order, too."""
     client, cancel, stopped = client_of(either, make_key(either)), ledger.cancel, []
 
     def noting(session: Any, job_id: str, **by: Any) -> Job:

@@ -287,7 +287,7 @@ def test_a_receiver_that_is_not_there_is_a_clear_error(client: TestClient) -> No
 
 
 @pytest.fixture
-def owed(app: FastAPI, client: TestClient) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def pending(app: FastAPI, client: TestClient) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """An endpoint, and its log of two deliveries."""
     endpoint = create(client)
     for _ in range(2):
@@ -296,7 +296,7 @@ def owed(app: FastAPI, client: TestClient) -> tuple[dict[str, Any], list[dict[st
     return endpoint, log
 
 
-def test_a_job_s_own_webhook_has_its_log_at_the_job(app: FastAPI, client: TestClient, owed: Any) -> None:
+def test_a_job_s_own_webhook_has_its_log_at_the_job(app: FastAPI, client: TestClient, pending: Any) -> None:
     job_id = create_batch(client, "f", webhook={"url": "https://192.0.43.8/once"})["id"]
     runs.run(app.state.services.db, app.state.services.storage, job_id, 1)
 
@@ -312,8 +312,8 @@ def fail(app: FastAPI, delivery_id: str) -> None:
         session.add(Attempt(delivery_id=delivery_id, n=1, at=1.0, seconds=0.25, status_code=500, error="status 500"))
 
 
-def test_the_log_shows_each_delivery_with_its_attempts(app: FastAPI, client: TestClient, owed: Any) -> None:
-    endpoint, log = owed
+def test_the_log_shows_each_delivery_with_its_attempts(app: FastAPI, client: TestClient, pending: Any) -> None:
+    endpoint, log = pending
     fail(app, log[0]["id"])
     path = f"/v1/webhook_endpoints/{endpoint['id']}/deliveries"
 
@@ -328,9 +328,9 @@ def test_the_log_shows_each_delivery_with_its_attempts(app: FastAPI, client: Tes
 
 
 def test_pages_of_the_log_by_state_go_on_after_a_delivery_that_left_that_state(
-    app: FastAPI, client: TestClient, owed: Any
+    app: FastAPI, client: TestClient, pending: Any
 ) -> None:
-    endpoint, log = owed
+    endpoint, log = pending
     path, page = f"/v1/webhook_endpoints/{endpoint['id']}/deliveries", {"state": "pending", "limit": "1"}
     assert [one["id"] for one in client.get(path, params=page).json()["data"]] == [log[0]["id"]]
 
@@ -344,9 +344,9 @@ def test_pages_of_the_log_by_state_go_on_after_a_delivery_that_left_that_state(
 
 @pytest.mark.parametrize("by", ["delivery_ids", "event_id", "failed_since", "since"])
 def test_a_failed_delivery_is_replayed_by_whatever_names_it(
-    app: FastAPI, client: TestClient, owed: Any, by: str
+    app: FastAPI, client: TestClient, pending: Any, by: str
 ) -> None:
-    endpoint, log = owed
+    endpoint, log = pending
     fail(app, log[0]["id"])
     body = {
         "delivery_ids": {"delivery_ids": [log[0]["id"]]},
@@ -375,9 +375,9 @@ def test_a_failed_delivery_is_replayed_by_whatever_names_it(
     ],
 )
 def test_a_replay_that_names_nothing_is_refused(
-    client: TestClient, owed: Any, body: dict[str, Any], status: int
+    client: TestClient, pending: Any, body: dict[str, Any], status: int
 ) -> None:
-    assert client.post(f"/v1/webhook_endpoints/{owed[0]['id']}/replay", json=body).status_code == status
+    assert client.post(f"/v1/webhook_endpoints/{pending[0]['id']}/replay", json=body).status_code == status
 
 
 def test_a_disabled_endpoint_says_so_and_an_update_enables_it(app: FastAPI, client: TestClient) -> None:
@@ -396,7 +396,7 @@ def test_a_disabled_endpoint_says_so_and_an_update_enables_it(app: FastAPI, clie
 
 
 def test_all_that_is_held_for_an_endpoint_goes_out_when_it_is_enabled(
-    app: FastAPI, client: TestClient, owed: Any, monkeypatch: pytest.MonkeyPatch
+    app: FastAPI, client: TestClient, pending: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (deliveries, webhook_endpoints):
         monkeypatch.setattr(module, "WRITE_ROWS", 1)
@@ -404,7 +404,7 @@ def test_all_that_is_held_for_an_endpoint_goes_out_when_it_is_enabled(
         session.execute(update(Delivery).values(due_at=HELD))
         session.execute(update(WebhookEndpoint).values(disabled_at=5, disabled_reason="gone"))
 
-    assert client.post(f"/v1/webhook_endpoints/{owed[0]['id']}", json={}).status_code == 200
+    assert client.post(f"/v1/webhook_endpoints/{pending[0]['id']}", json={}).status_code == 200
 
     with app.state.services.db.read() as session:
         due = session.scalars(select(Delivery.due_at)).all()
@@ -412,13 +412,13 @@ def test_all_that_is_held_for_an_endpoint_goes_out_when_it_is_enabled(
     assert max(due) <= now()
 
 
-def test_an_endpoint_that_is_deleted_while_it_is_disabled_is_owed_nothing_any_more(
-    app: FastAPI, client: TestClient, owed: Any
+def test_an_endpoint_that_is_deleted_while_it_is_disabled_has_nothing_pending_any_more(
+    app: FastAPI, client: TestClient, pending: Any
 ) -> None:
     with app.state.services.db.write() as session:
         session.execute(update(Delivery).values(due_at=HELD))
 
-    assert client.delete(f"/v1/webhook_endpoints/{owed[0]['id']}").status_code == 200
+    assert client.delete(f"/v1/webhook_endpoints/{pending[0]['id']}").status_code == 200
 
     with app.state.services.db.read() as session:
         rows = session.execute(select(Delivery.state, Delivery.error)).all()

@@ -323,7 +323,7 @@ models:
     holds = {"slow": {"entry": "e", "up": False, "since": 1.0, "phase": "reading the weights"}}
     facts: dict[str, Any] = {"host": "h", "pid": 1, "started": 1, "slots": 2, "created_at": 1.0, "seen_at": 1.0}
     ready = {"pool": "gpu", "queues": [Queue.GENERATE], "models": ["there"], "state": "ready"}
-    starting = {"pool": "embed", "queues": [Queue.EMBED], "models": [], "state": "starting", "holds": holds}
+    starting = {"pool": "embed", "queues": [Queue.EMBED], "models": [], "state": "starting", "engines": holds}
     with db.write() as session:
         workers.register(session, Worker(id="gpu-1", **ready, **facts))
         workers.register(session, Worker(id="embed-1", **starting, **facts))

@@ -113,7 +113,7 @@ def test_the_workers_show_which_engines_they_load(run: Run, db: Database) -> Non
     worker(db)
     how = {"entry": "e", "up": False, "since": 1.0, "phase": "reading the weights"}
     with db.write() as session:
-        workers.beat(session, "gpu-1", state="starting", holds={PACKAGED: how})
+        workers.heartbeat(session, "gpu-1", state="starting", engines={PACKAGED: how})
 
     told, (row,) = run("workers").stdout, json.loads(run("workers", "--json").stdout)["workers"]
 
@@ -213,7 +213,10 @@ def test_a_quarantined_model_is_shown_with_its_reason_and_freed_by_its_alias_too
     assert f"model {PACKAGED} is quarantined until" in shown
     assert "    in flight then: batch_1 shard 0 (2 times)" in shown
     assert "    its log: no device" in shown
-    assert [(one["model"], one["place"], one["deaths"]) for one in whole] == [("another", "h", 2), (PACKAGED, "h", 2)]
+    assert [(one["model"], one["host_devices"], one["deaths"]) for one in whole] == [
+        ("another", "h", 2),
+        (PACKAGED, "h", 2),
+    ]
     assert told == [f"model {PACKAGED} is no longer quarantined\n", f"model {PACKAGED} was not paused\n"]
     assert [one["model"] for one in left] == ["another"]
 
@@ -307,7 +310,7 @@ def test_a_drain_waits_for_what_runs_and_says_when_it_still_does(run: Run, db: D
     with pytest.raises(Trouble, match="1 claims still run"):
         run("drain", "queue", "gpu.generate", "--timeout", "0")
     with db.write() as session:
-        shards.give_back(session, claim)
+        shards.release(session, claim)
 
     assert "nothing runs any more" in run("drain", "queue", "gpu.generate").stdout
 
@@ -319,14 +322,14 @@ def test_a_drain_waits_for_workers_to_hear_of_it_and_for_the_clients_they_answer
 
     answered, over = threading.Event(), threading.Event()
 
-    def beat() -> None:
+    def heartbeat() -> None:
         while not over.wait(0.05):
             work = [] if answered.is_set() else [["gpu.generate", "m", "p", 2]]
             with db.write() as session:
-                workers.beat(session, "gpu-1", unclaimed=work)
+                workers.heartbeat(session, "gpu-1", other_work=work)
 
-    beating = threading.Thread(target=beat)
-    beating.start()
+    renewing = threading.Thread(target=heartbeat)
+    renewing.start()
     try:
         with pytest.raises(Trouble, match="0 claims still run, and 2 clients, deliveries or removals; it stays paused"):
             run("drain", "worker", "gpu-1", "--timeout", "3")
@@ -334,7 +337,7 @@ def test_a_drain_waits_for_workers_to_hear_of_it_and_for_the_clients_they_answer
         told = run("drain", "worker", "gpu-1").stdout
     finally:
         over.set()
-        beating.join()
+        renewing.join()
 
     assert "worker gpu-1: nothing runs any more" in told
 

@@ -44,9 +44,9 @@ def pause(db: Database, scope: Scope, name: str) -> None:
         pauses.pause(session, scope, name, actor="operator")
 
 
-def overdue(db: Database, rung_at: float | None = None) -> None:
+def overdue(db: Database, published_at: float | None = None) -> None:
     with db.write() as session:
-        session.execute(update(Outbox).values(due_at=now() - 90, rung_at=rung_at))
+        session.execute(update(Outbox).values(due_at=now() - 90, published_at=published_at))
 
 
 def test_a_paused_queue_is_named_with_what_ends_the_pause(db: Database, why: Why) -> None:
@@ -88,13 +88,13 @@ def test_slots_that_are_busy_are_counted(db: Database, why: Why) -> None:
     assert why(job.id) == ["all slots of gpu.generate are busy (1)"]
 
 
-def test_where_nobody_rings_it_is_told_that_no_dispatcher_leads(db: Database, why: Why, tmp_path: Path) -> None:
+def test_where_nobody_publishes_it_is_told_that_no_dispatcher_leads(db: Database, why: Why, tmp_path: Path) -> None:
     job = ledgers.submitted(db)
     works(db)
     overdue(db)
 
     assert why(job.id) == [
-        "cpu.plan should have been rung for it 1 min 30 s ago",
+        "cpu.plan should have had a message for it 1 min 30 s ago",
         "no dispatcher leads; `nightmill doctor` looks at the processes",
     ]
 
@@ -103,13 +103,13 @@ def test_a_dispatcher_that_leads_is_not_blamed(sqlite: Database, tmp_path: Path,
     monkeypatch.setenv("NIGHTMILL_DATABASE_URL", sqlite.url)
     job = ledgers.submitted(sqlite)
     works(sqlite)
-    overdue(sqlite, rung_at=now() - 20)
+    overdue(sqlite, published_at=now() - 20)
 
     with Path(f"{make_url(sqlite.url).database}.dispatcher").open("a") as seat:
         fcntl.flock(seat, fcntl.LOCK_EX)
         [told] = standstill.here(job.id, tmp_path)
 
-    assert told == "cpu.plan was rung for it 20 s ago, and no worker has taken it up"
+    assert told == "cpu.plan was sent a message for it 20 s ago, and no worker has taken it up"
 
 
 def test_a_broker_that_is_away_is_told(db: Database, why: Why, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +132,7 @@ def test_what_a_worker_has_in_hand_waits_for_nothing_unless_that_is_silent(db: D
 
     assert why(job.id) == ["a worker is at it, and nothing new has come of it yet"]
     works(db, id="worker-1", seen_at=now() - 7210)
-    assert why(job.id)[0] == "worker-1 has it, and has not beaten for 2 h 0 min"
+    assert why(job.id)[0] == "worker-1 has it, and has sent no heartbeat for 2 h 0 min"
 
 
 def test_a_job_that_has_just_come_is_not_complained_of(db: Database, why: Why) -> None:

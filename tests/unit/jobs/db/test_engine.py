@@ -23,7 +23,7 @@ from jobs.logs import JsonFormatter
 from jobs.security.tables import Project
 from jobs.timings import Timings
 from tests.support.ledgers import LosesAnswers
-from tests.support.noting import add_one, gate_of, note, notes, opened, write_many
+from tests.support.noting import add_one, lock_file_of, note, notes, opened, write_many
 from tests.support.services import Postgres
 from tests.support.system import eventually
 
@@ -236,8 +236,8 @@ def test_a_pool_without_a_free_connection_is_busy(database_url: str) -> None:
 
 
 def test_work_is_retried_until_the_database_is_free(sqlite_url: str) -> None:
-    gate = gate_of(sqlite_url)
-    with opened(sqlite_url, patience=0.05) as db, gate.open("a") as other:
+    writer_lock = lock_file_of(sqlite_url)
+    with opened(sqlite_url, patience=0.05) as db, writer_lock.open("a") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         release = threading.Timer(0.4, fcntl.flock, (other, fcntl.LOCK_UN))
         release.start()
@@ -249,10 +249,10 @@ def test_work_is_retried_until_the_database_is_free(sqlite_url: str) -> None:
 
 
 def test_work_is_given_up_once_told_to_stop(sqlite_url: str) -> None:
-    gate = gate_of(sqlite_url)
+    writer_lock = lock_file_of(sqlite_url)
     stop = threading.Event()
     stop.set()
-    with opened(sqlite_url, patience=0.01) as db, gate.open("a") as other:
+    with opened(sqlite_url, patience=0.01) as db, writer_lock.open("a") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
 
         with pytest.raises(DatabaseBusy):

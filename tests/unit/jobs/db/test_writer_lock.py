@@ -1,4 +1,4 @@
-"""The gate of SQLite's writers: who goes first, who follows, who is told that it waits too long."""
+"""The lock of SQLite's writers: the order of processes and threads, and what waits too long."""
 
 import errno
 import fcntl
@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from jobs.db.engine import Database
-from jobs.db.writer_lock import Door, Gate
+from jobs.db.writer_lock import ProcessState, WriterLock
 from jobs.errors import DatabaseBusy
 from jobs.fleet.tables import Meta
 from jobs.platform.locks import FileLock
 from jobs.timings import Timings
-from tests.support.noting import gate_of, note, notes, opened
+from tests.support.noting import lock_file_of, note, notes, opened
 from tests.support.system import eventually, pause
 
 
@@ -31,17 +31,17 @@ def name(tmp_path: Path) -> str:
 
 
 @contextmanager
-def gate(name: str, patience: float = 30.0, *, urgent: bool = False, **seconds: float) -> Iterator[Gate]:
-    made = Gate(name, patience, urgent, replace(Timings(), **seconds))
+def writer_lock(name: str, patience: float = 30.0, *, urgent: bool = False, **seconds: float) -> Iterator[WriterLock]:
+    made = WriterLock(name, patience, urgent, replace(Timings(), **seconds))
     yield made
     made.close()
 
 
-def door_of(gate: Gate) -> Door:
-    return gate._doors[os.getpid()]
+def state_of(writer_lock: WriterLock) -> ProcessState:
+    return writer_lock._states[os.getpid()]
 
 
-def test_a_fork_passes_by_a_door_of_its_own(name: str) -> None:
+def test_a_fork_has_a_state_of_its_own(name: str) -> None:
     def passes() -> int:
         """Of a child: 1 it does, 2 it does not, 3 neither."""
         child = os.fork()
@@ -50,13 +50,13 @@ def test_a_fork_passes_by_a_door_of_its_own(name: str) -> None:
         code = 3
         try:
             with one.hold():
-                code = 1 if set(one._doors) == {os.getpid()} else 3
+                code = 1 if set(one._states) == {os.getpid()} else 3
         except DatabaseBusy:
             code = 2
         finally:
             os._exit(code)
 
-    with gate(name, 0.2) as one:
+    with writer_lock(name, 0.2) as one:
         with one.hold():
             assert passes() == 2
         assert passes() == 1
@@ -65,24 +65,24 @@ def test_a_fork_passes_by_a_door_of_its_own(name: str) -> None:
 def test_who_answers_clients_goes_before_those_that_have_waited_longer(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.db.writer_lock._GONE_LOOKS", 1_000_000)
+    monkeypatch.setattr("jobs.db.writer_lock._FROZEN_LOOKS", 1_000_000)
     order: list[str] = []
 
-    def go(at: Gate, who: str) -> None:
+    def go(at: WriterLock, who: str) -> None:
         with at.hold():
             order.append(who)
 
     with (
-        gate(name, writer_polite=60.0) as calm,
-        gate(name, urgent=True) as urgent,
-        gate(name) as other,
+        writer_lock(name, writer_yield=60.0) as calm,
+        writer_lock(name, urgent=True) as urgent,
+        writer_lock(name) as other,
         ThreadPoolExecutor(3) as pool,
     ):
         with other.hold():
             going = [pool.submit(go, calm, "calm") for _ in range(2)]
-            eventually(lambda: door_of(calm).waiting == 1, 30, "one is at the file, one behind it")
+            eventually(lambda: state_of(calm).waiting == 1, 30, "one is at the file, one behind it")
             going.append(pool.submit(go, urgent, "urgent"))
-            eventually(lambda: door_of(urgent).hurrying == 1, 30, "it says so")
+            eventually(lambda: state_of(urgent).urgent_waiting == 1, 30, "it says so")
         for one in going:
             one.result()
 
@@ -97,21 +97,26 @@ def test_threads_of_a_process_follow_each_other_in(name: str, monkeypatch: pytes
 
     def noted(lock: FileLock, **options: bool) -> bool:
         acquired = try_acquire(lock, **options)
-        if acquired and lock.path.name.endswith(".gate"):
+        if acquired and lock.path.name.endswith(".lock"):
             taken.append(lock.path.name)
         return acquired
 
-    def go(at: Gate, who: str) -> None:
+    def go(at: WriterLock, who: str) -> None:
         with at.hold():
             order.append(who)
 
     monkeypatch.setattr(FileLock, "try_acquire", noted)
     turn = {"writer_turn": 60.0}
-    with gate(name, **turn) as one, gate(name, **turn) as two, gate(name) as other, ThreadPoolExecutor(8) as pool:
+    with (
+        writer_lock(name, **turn) as one,
+        writer_lock(name, **turn) as two,
+        writer_lock(name) as other,
+        ThreadPoolExecutor(8) as pool,
+    ):
         with other.hold():
             going = [pool.submit(go, at, who) for at, who in [(one, "one"), (two, "two")] * 4]
             for at in (one, two):
-                eventually(lambda at=at: door_of(at).waiting == 3, 30, "one is at the file, three behind it")
+                eventually(lambda at=at: state_of(at).waiting == 3, 30, "one is at the file, three behind it")
             taken.clear()
         for each in going:
             each.result()
@@ -134,8 +139,8 @@ def test_a_process_whose_turn_is_over_rests_where_others_can_come_in(
                 pause(0.01)
 
     with (
-        gate(name, writer_turn=0.0, writer_rest=2.0) as many,
-        gate(name) as alone,
+        writer_lock(name, writer_turn=0.0, writer_pause=2.0) as many,
+        writer_lock(name) as alone,
         ThreadPoolExecutor(4) as pool,
     ):
         for _ in range(4):
@@ -151,48 +156,50 @@ def test_a_process_whose_turn_is_over_rests_where_others_can_come_in(
     assert meanwhile <= 2
 
 
-def test_who_finds_the_file_wrong_leaves_the_gate_to_others(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_finds_the_file_wrong_leaves_the_lock_to_others(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks(*_: Any) -> bool:
         raise OSError(errno.EMFILE, "too many")
 
-    with gate(name) as one, gate(name, 0.2) as other:
+    with writer_lock(name) as one, writer_lock(name, 0.2) as other:
         with monkeypatch.context() as patched:
-            patched.setattr(Gate, "_others_hurry", breaks)
+            patched.setattr(WriterLock, "_urgent_waits", breaks)
             with pytest.raises(OSError, match="too many"):
                 one.hold().__enter__()
 
-        with other.hold() as door:
-            assert door is door_of(other)
+        with other.hold() as state:
+            assert state is state_of(other)
 
 
 @pytest.mark.parametrize("urgent", [False, True])
-def test_who_waits_at_a_gate_that_is_closed_meanwhile_goes_in_all_the_same(name: str, urgent: bool) -> None:
+def test_who_waits_for_a_lock_that_is_closed_meanwhile_goes_in_all_the_same(name: str, urgent: bool) -> None:
     order: list[str] = []
 
     def go() -> None:
         with closed.hold():
             order.append("in")
 
-    with gate(name) as other, ThreadPoolExecutor(3) as pool:
-        closed = Gate(name, 30.0, urgent)
+    with writer_lock(name) as other, ThreadPoolExecutor(3) as pool:
+        closed = WriterLock(name, 30.0, urgent)
         with other.hold():
             going = [pool.submit(go) for _ in range(3)]
-            eventually(lambda: closed._doors and door_of(closed).waiting == 2, 30, "one is at the file, two behind it")
-            door = door_of(closed)
+            eventually(
+                lambda: closed._states and state_of(closed).waiting == 2, 30, "one is at the file, two behind it"
+            )
+            state = state_of(closed)
             closed.close()
         for each in going:
             each.result()
 
     assert order == ["in"] * 3
-    assert (door.file.is_open, door.haste.is_open) == (False, False)
+    assert (state.file.is_open, state.priority.is_open) == (False, False)
 
 
-def test_who_gives_up_as_the_gate_is_left_open_for_it_goes_in_after_all(sqlite_url: str) -> None:
+def test_who_gives_up_as_the_lock_is_handed_on_to_it_goes_in_after_all(sqlite_url: str) -> None:
     with opened(sqlite_url) as db:
         note(db, "a", "1")
-        assert db._gate is not None
-        door = db._gate._doors[os.getpid()]
-        door.threads = _LeftOpen(door)  # type: ignore[assignment]
+        assert db._writer_lock is not None
+        state = db._writer_lock._states[os.getpid()]
+        state.threads = _HandedOn(state)  # type: ignore[assignment]
         note(db, "a", "2")
 
         with opened(sqlite_url) as other:
@@ -200,31 +207,31 @@ def test_who_gives_up_as_the_gate_is_left_open_for_it_goes_in_after_all(sqlite_u
         assert notes(db) == {"a": "2", "b": "1"}
 
 
-class _LeftOpen:
-    """The lock of a door whose holder leaves the gate open for one that no longer waits."""
+class _HandedOn:
+    """The lock of threads whose holder hands the writer lock on to one that no longer waits."""
 
-    def __init__(self, door: Any) -> None:
-        self.door = door
+    def __init__(self, state: Any) -> None:
+        self.state = state
 
     def acquire(self, *, blocking: bool = True, timeout: float = -1) -> bool:
         if blocking:
-            fcntl.flock(self.door.file, fcntl.LOCK_EX)
-            self.door.left_open = True
+            fcntl.flock(self.state.file, fcntl.LOCK_EX)
+            self.state.handed_on = True
         return not blocking
 
     def release(self) -> None:
-        self.door.left_open = False
+        self.state.handed_on = False
 
 
 def test_an_urgent_process_that_is_frozen_holds_the_others_up_once(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = replace(Timings(), writer_polite=60.0, writer_rude=60.0)  # one that waits so long, or twice, is too late
-    haste = Path(sqlite_url.removeprefix("sqlite:///") + ".haste")
-    with opened(sqlite_url, 5, timings=slow) as db, haste.open("a") as frozen:
+    slow = replace(Timings(), writer_yield=60.0, writer_ignore=60.0)  # one that waits so long, or twice, is too late
+    priority = Path(sqlite_url.removeprefix("sqlite:///") + ".priority")
+    with opened(sqlite_url, 5, timings=slow) as db, priority.open("a") as frozen:
         fcntl.flock(frozen, fcntl.LOCK_SH)
         note(db, "a")
-        monkeypatch.setattr("jobs.db.writer_lock._GONE_LOOKS", 1_000_000)
+        monkeypatch.setattr("jobs.db.writer_lock._FROZEN_LOOKS", 1_000_000)
         note(db, "b")
 
         assert notes(db) == {"a": "1", "b": "1"}
@@ -233,9 +240,9 @@ def test_an_urgent_process_that_is_frozen_holds_the_others_up_once(
 # ── busy ──
 
 
-def test_a_writer_that_waits_too_long_at_the_gate_is_told_so(sqlite_url: str) -> None:
-    gate = gate_of(sqlite_url)
-    with opened(sqlite_url) as db, gate.open("a") as other:
+def test_a_writer_that_waits_too_long_for_the_lock_is_told_so(sqlite_url: str) -> None:
+    writer_lock = lock_file_of(sqlite_url)
+    with opened(sqlite_url) as db, writer_lock.open("a") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
 
         began = time.monotonic()
@@ -258,12 +265,12 @@ def test_a_writer_that_waits_too_long_for_a_thread_of_its_process_is_told_so(sql
         assert notes(db) == {"a": "1"}
 
 
-@pytest.mark.parametrize("lock", ["the gate", "the database"])
+@pytest.mark.parametrize("lock", ["the writer lock", "the database"])
 def test_clients_do_not_all_find_out_in_full_that_nobody_comes_in(sqlite_url: str, lock: str) -> None:
     with opened(sqlite_url, 1.5, urgent=True) as database, opened(sqlite_url) as other:
         note(database, "0")
-        with gate_of(sqlite_url).open("a") as held, other.engine.connect() as connection:
-            if lock == "the gate":
+        with lock_file_of(sqlite_url).open("a") as held, other.engine.connect() as connection:
+            if lock == "the writer lock":
                 fcntl.flock(held, fcntl.LOCK_EX)
             else:
                 connection.execution_options(write=True).begin()
@@ -289,7 +296,7 @@ def _refusals(database: Database, threads: int) -> list[float]:
 
 
 def test_a_lock_held_around_the_gate_is_busy_too(sqlite_url: str) -> None:
-    """Another program, a backup say, knows nothing of the gate."""
+    """Another program, a backup say, knows nothing of the writer lock."""
     outsider = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
     with opened(sqlite_url) as db:
         outsider.execute("BEGIN IMMEDIATE")
@@ -303,5 +310,5 @@ def test_a_lock_held_around_the_gate_is_busy_too(sqlite_url: str) -> None:
 
 
 def test_a_gate_whose_folder_is_missing_says_which(tmp_path: Path) -> None:
-    with opened(f"sqlite:///{tmp_path}/no/such/folder.db") as db, pytest.raises(FileNotFoundError, match=r"\.gate"):
+    with opened(f"sqlite:///{tmp_path}/no/such/folder.db") as db, pytest.raises(FileNotFoundError, match=r"\.lock"):
         note(db, "a")

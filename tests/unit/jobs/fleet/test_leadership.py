@@ -72,7 +72,7 @@ def _waited(leader: Leadership, seconds: float, stop: threading.Event) -> bool:
     return time.monotonic() - began >= seconds
 
 
-def test_the_leader_wakes_when_something_is_owed_and_else_waits(db: Database, hall: Hall) -> None:
+def test_the_leader_wakes_when_something_is_enqueued_and_else_waits(db: Database, hall: Hall) -> None:
     leader, stop = hall.enter(), threading.Event()
     assert leader.take()
     eventually(lambda: _waited(leader, 0.3, stop))  # whatever was written before has been heard

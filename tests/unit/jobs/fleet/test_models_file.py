@@ -266,8 +266,8 @@ def test_name_means_the_files_model_then_an_endpoints_then_an_alias_then_anythin
     assert registry.target("gpt-4o-mini", {"gpt-4o-mini"}) == "gpt-4o-mini"
     assert registry.target("gpt-4o-mini", {ANY_MODEL}) == "tiny"
     assert registry.target("gpt-4o-mini", ()) == "tiny"
-    assert registry.target("unheard-of", {ANY_MODEL}) == "unheard-of"
-    assert registry.target("unheard-of", {"qwen"}) is None
+    assert registry.target("unknown-model", {ANY_MODEL}) == "unknown-model"
+    assert registry.target("unknown-model", {"qwen"}) is None
 
 
 def test_changed_file_is_read_again(tmp_path: Path) -> None:

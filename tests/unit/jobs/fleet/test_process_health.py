@@ -26,7 +26,7 @@ def config(db: Database) -> Settings:
     return Settings(database_url=db.url)
 
 
-def test_a_worker_that_beats_is_well(db: Database, config: Settings) -> None:
+def test_a_worker_that_sends_heartbeats_is_well(db: Database, config: Settings) -> None:
     register(db)
 
     assert health.ailing(config, "cpu") == ""
@@ -35,7 +35,7 @@ def test_a_worker_that_beats_is_well(db: Database, config: Settings) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"seen_at": now() - 3600}, "has beaten for"),
+        ({"seen_at": now() - 3600}, "has sent a heartbeat for"),
         ({"pool": "io"}, "no worker of cpu on this host"),
         ({"host": "elsewhere"}, "no worker of cpu on this host"),
         ({"started": 1}, "no worker of cpu on this host"),

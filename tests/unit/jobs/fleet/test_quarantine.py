@@ -33,7 +33,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def death(name: str, clock: Clock, **changes: Any) -> EngineDeath:
     facts: dict[str, Any] = {
         "id": name,
-        "place": HERE,
+        "host_devices": HERE,
         "model": TINY,
         "entry": ENTRY,
         "worker_id": "w",
@@ -85,7 +85,7 @@ def test_so_many_deaths_in_so_many_seconds_are_enough_and_others_are_not(db: Dat
 
     assert said == [False, False, False, True]
     (row,) = left(db)
-    assert (row.place, row.model, row.deaths, row.trial, row.until) == (HERE, TINY, 3, None, 1105.0 + 100)
+    assert (row.host_devices, row.model, row.deaths, row.trial, row.until) == (HERE, TINY, 3, None, 1105.0 + 100)
     assert counted(db) == []
     assert audited(db) == [("model.quarantine", "engine")]
 
@@ -110,7 +110,7 @@ def test_an_engine_that_takes_long_to_fail_counts_until_it_has_come_up(db: Datab
     assert said == [False, False, True]
 
 
-@pytest.mark.parametrize("other", [{"place": "elsewhere"}, {"model": "large"}, {"entry": "entry-2"}])
+@pytest.mark.parametrize("other", [{"host_devices": "elsewhere"}, {"model": "large"}, {"entry": "entry-2"}])
 def test_what_died_elsewhere_or_is_another_engine_does_not_count(
     db: Database, clock: Clock, other: dict[str, str]
 ) -> None:
@@ -192,8 +192,8 @@ def test_a_worker_that_ends_as_it_was_told_leaves_its_trial_to_the_next(db: Data
 def test_the_operator_frees_it_everywhere_with_a_clean_record(db: Database, clock: Clock) -> None:
     quarantined(db, clock)
     for n in range(3):
-        note(db, f"there{n}", clock, place="there")
-    note(db, "third", clock, place="third")
+        note(db, f"there{n}", clock, host_devices="there")
+    note(db, "third", clock, host_devices="third")
 
     assert within(db, lambda session: quarantine.release(session, TINY, "operator")) == 2
     assert (left(db), counted(db)) == ([], [])
@@ -246,8 +246,8 @@ def worker(db: Database, **changes: Any) -> Worker:
         "models": ["tiny"],
         "slots": 2,
         "state": "ready",
-        "place": HERE,
-        "holds": {TINY: {"entry": ENTRY, "up": True}, "large": {"entry": "entry-l", "up": True}},
+        "host_devices": HERE,
+        "engines": {TINY: {"entry": ENTRY, "up": True}, "large": {"entry": "entry-l", "up": True}},
         "created_at": 1.0,
         "seen_at": 1.0,
     }
@@ -262,9 +262,14 @@ def blamed(db: Database) -> list[tuple[str, bool, list[str]]]:
         return [(row.model, row.starting, row.suspects) for row in rows]
 
 
-def bury(db: Database, clock: Clock, **changes: Any) -> None:
+def handle_worker_death(db: Database, clock: Clock, **changes: Any) -> None:
     row = worker(db, **changes)
-    within(db, lambda session: quarantine.bury(session, session.get_one(Worker, row.id), {"small": TINY}, BOUNDS))
+    within(
+        db,
+        lambda session: quarantine.handle_worker_death(
+            session, session.get_one(Worker, row.id), {"small": TINY}, BOUNDS
+        ),
+    )
 
 
 @pytest.mark.parametrize("name", [TINY, "small"])
@@ -272,7 +277,7 @@ def test_a_worker_that_is_gone_was_taken_along_by_what_it_was_asked(db: Database
     job = ledgers.running(db, [2, 2], model=name)
     ledgers.claim_shard(db, job.id, 1, "w-1")
 
-    bury(db, clock)
+    handle_worker_death(db, clock)
 
     assert blamed(db) == [(TINY, False, [f"{job.id} shard 1"])]
 
@@ -281,23 +286,25 @@ def test_or_by_what_it_was_building(db: Database, clock: Clock) -> None:
     job = ledgers.running(db)
     ledgers.claim_shard(db, job.id, 0, "w-1")
 
-    bury(db, clock, holds={TINY: {"entry": ENTRY, "up": True}, "large": {"entry": "entry-l", "up": False}})
+    handle_worker_death(
+        db, clock, engines={TINY: {"entry": ENTRY, "up": True}, "large": {"entry": "entry-l", "up": False}}
+    )
 
     assert blamed(db) == [("large", True, [])]
 
 
 def test_or_by_any_that_it_had(db: Database, clock: Clock) -> None:
-    bury(db, clock)
+    handle_worker_death(db, clock)
 
     assert [model for model, *_ in blamed(db)] == ["large", TINY]
 
 
-def test_it_is_buried_once_by_whoever_comes_first(db: Database, clock: Clock) -> None:
-    bury(db, clock)
+def test_its_death_is_handled_once_by_whoever_comes_first(db: Database, clock: Clock) -> None:
+    handle_worker_death(db, clock)
     with db.read() as session:
-        assert session.get_one(Worker, "w-1").holds == {}
+        assert session.get_one(Worker, "w-1").engines == {}
 
-    bury(db, clock)  # as by another that has read its row before
+    handle_worker_death(db, clock)  # as by another that has read its row before
 
     assert len(blamed(db)) == 2
 
@@ -306,14 +313,14 @@ def test_a_worker_that_was_told_to_end_blames_nobody(db: Database, clock: Clock)
     row = worker(db)
     within(db, lambda session: quarantine.excuse(session, row.id))
 
-    within(db, lambda session: quarantine.bury(session, session.get_one(Worker, row.id), {}, BOUNDS))
+    within(db, lambda session: quarantine.handle_worker_death(session, session.get_one(Worker, row.id), {}, BOUNDS))
 
     assert blamed(db) == []
 
 
 def test_a_worker_that_is_there_after_all_blames_nobody(db: Database, clock: Clock) -> None:
-    bury(db, clock)
-    bury(db, clock, id="w-10")
+    handle_worker_death(db, clock)
+    handle_worker_death(db, clock, id="w-10")
 
     within(db, lambda session: quarantine.lives(session, "w-1"))
 
@@ -323,9 +330,9 @@ def test_a_worker_that_is_there_after_all_blames_nobody(db: Database, clock: Clo
 
 def test_workers_that_are_gone_again_and_again_are_deaths_of_their_engine(db: Database, clock: Clock) -> None:
     for n in range(3):
-        bury(db, clock, id=f"w-{n}", holds={TINY: {"entry": ENTRY, "up": True}})
+        handle_worker_death(db, clock, id=f"w-{n}", engines={TINY: {"entry": ENTRY, "up": True}})
 
-    within(db, lambda session: quarantine.add_words(session, HERE, [TINY], ["Killed"]))
+    within(db, lambda session: quarantine.add_log_lines(session, HERE, [TINY], ["Killed"]))
 
     (row,) = left(db)
     assert (row.model, row.deaths, row.lines) == (TINY, 3, ["Killed"])
@@ -335,7 +342,7 @@ def test_words_that_are_there_are_not_written_over(db: Database, clock: Clock) -
     note(db, "a", clock, lines=["its own"])
     note(db, "b", clock)
 
-    within(db, lambda session: quarantine.add_words(session, HERE, [TINY], ["later"]))
+    within(db, lambda session: quarantine.add_log_lines(session, HERE, [TINY], ["later"]))
 
     with db.read() as session:
         assert [row.lines for row in session.scalars(select(EngineDeath).order_by(EngineDeath.id))] == [
@@ -346,7 +353,7 @@ def test_words_that_are_there_are_not_written_over(db: Database, clock: Clock) -
 
 def test_places_where_nobody_has_been_for_a_week_are_forgotten(db: Database, clock: Clock) -> None:
     quarantined(db, clock)
-    note(db, "one", clock, place="there", starting=True)
+    note(db, "one", clock, host_devices="there", starting=True)
     clock.at += 7 * 86_400
     within(db, quarantine.forget)
     assert (len(left(db)), counted(db)) == (1, ["one"])

@@ -61,17 +61,17 @@ def test_a_model_is_served_by_who_names_it_or_takes_any(db: Database) -> None:
         assert not fleet.serves(session, "nowhere", "tiny")
 
 
-def test_a_beat_tells_what_changed_and_whether_the_worker_is_still_known(db: Database) -> None:
+def test_a_heartbeat_tells_what_changed_and_whether_the_worker_is_still_known(db: Database) -> None:
     register(db, worker("a", state="starting"))
 
     with db.write() as session:
-        known = fleet.beat(session, "a", state="ready", models=["tiny", "more"])
-        gone = fleet.beat(session, "b")
+        known = fleet.heartbeat(session, "a", state="ready", models=["tiny", "more"])
+        gone = fleet.heartbeat(session, "b")
 
     assert (known, gone) == (True, False)
     with db.read() as session:
         (one,) = fleet.alive(session)
-    assert (one.beat, one.models) == (1, ["tiny", "more"])
+    assert (one.heartbeat, one.models) == (1, ["tiny", "more"])
     assert one.seen_at > 1
 
 
@@ -86,9 +86,9 @@ def test_a_worker_registered_twice_is_one(db: Database) -> None:
 def test_two_threads_of_a_worker_that_was_taken_for_dead_may_both_register_it(db: Database) -> None:
     both = threading.Barrier(2)
 
-    def beat(slots: int) -> bool:
+    def heartbeat(slots: int) -> bool:
         with db.write() as session:
-            known = fleet.beat(session, "a")
+            known = fleet.heartbeat(session, "a")
             with suppress(threading.BrokenBarrierError):  # SQLite lets one of them write at a time
                 both.wait(0.3)
             if not known:
@@ -96,7 +96,7 @@ def test_two_threads_of_a_worker_that_was_taken_for_dead_may_both_register_it(db
             return known
 
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(beat, (3, 3)))
+        found = list(pool.map(heartbeat, (3, 3)))
 
     assert False in found
     with db.read() as session:
@@ -148,7 +148,7 @@ def test_a_model_seen_again_is_seen_later(db: Database) -> None:
 def _holding(name: str, state: str, models: list[str], **up: bool) -> Worker:
     """A worker whose engines are `up` or not."""
     holds = {model: {"entry": "e", "up": is_up, "since": 5.0, "phase": "p"} for model, is_up in up.items()}
-    return worker(name, state=state, models=models, holds=holds)
+    return worker(name, state=state, models=models, engines=holds)
 
 
 def test_a_model_is_loading_while_a_worker_loads_it_and_no_other_answers_it() -> None:

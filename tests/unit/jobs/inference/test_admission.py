@@ -20,7 +20,7 @@ from jobs.inference.interactive import AnswerEntry, QueuedRequest, Resumable, pa
 from jobs.settings import MB, Settings
 from jobs.timings import Timings
 from tests.support.shop import running_broker
-from workers.dispatcher.publisher import CeleryRinger
+from workers.dispatcher.publisher import CeleryPublisher
 
 QUEUE = "gpu.generate"
 END = pack(AnswerEntry("end", b"{}"))
@@ -307,11 +307,11 @@ async def test_a_full_server_refuses_requests_and_takes_the_dispatcher_s_message
     async with clients(config) as some, interactive.connect(url) as server:
         await _fill(server)
         refused = await some.ask_until_refused("one")
-        ringer = CeleryRinger(config)
-        with ringer._app:  # closes its connections
+        publisher = CeleryPublisher(config)
+        with publisher._app:  # closes its connections
             for n in range(500):
-                ringer.ring("run", QUEUE, ["batch_1", n])
-        rung = await server.llen(f"nightmill:{QUEUE}")
+                publisher.publish("run", QUEUE, ["batch_1", n])
+        published = await server.llen(f"nightmill:{QUEUE}")
         full = read_memory(url).is_full, any_full(config)
         await server.delete("filled")
         some.client._memory._until = 0.0
@@ -319,7 +319,7 @@ async def test_a_full_server_refuses_requests_and_takes_the_dispatcher_s_message
 
     assert (refused[0], refused[1].status, refused[1].code) == (0, 503, "broker_full")
     assert refused[1].retry_after
-    assert (rung, full) == (500, (True, True))
+    assert (published, full) == (500, (True, True))
 
 
 async def test_many_large_prompts_at_once_do_not_fill_the_server_while_they_are_sent(url: str) -> None:

@@ -18,10 +18,10 @@ from tests.support.ledgers import (
     LosesAnswers,
     claim_job,
     close,
-    doorbells,
     finishing,
     history,
     job,
+    outbox_messages,
     rolled_back,
     state,
     submitted,
@@ -58,7 +58,7 @@ def refused(db: Database, *after: str) -> InvalidRequest:
 
 def sound(db: Database) -> bool:
     with db.read() as session:
-        return violations(session) == [] and ledger.unsettled(session) == []
+        return violations(session) == [] and ledger.without_next_step(session) == []
 
 
 # ── waiting ──
@@ -68,19 +68,19 @@ def test_a_job_waits_until_every_predecessor_has_completed(db: Database) -> None
     first, second = finishing(db, [1]).id, finishing(db, [1]).id
     waiting = submitted(db, after=[first, second, first]).id
 
-    assert (doorbells(db, waiting), job(db, waiting).waiting_for) == ([], "job")
+    assert (outbox_messages(db, waiting), job(db, waiting).waiting_for) == ([], "job")
     close(db, first)
-    assert (doorbells(db, waiting), job(db, waiting).waiting_for) == ([], "job")
+    assert (outbox_messages(db, waiting), job(db, waiting).waiting_for) == ([], "job")
     close(db, second)
 
-    assert (doorbells(db, waiting), job(db, waiting).waiting_for) == ([("plan", -1)], None)
+    assert (outbox_messages(db, waiting), job(db, waiting).waiting_for) == ([("plan", -1)], None)
     assert sound(db)
 
 
 def test_a_job_whose_predecessors_have_completed_waits_for_nothing(db: Database) -> None:
     waiting = submitted(db, after=[completed(db), completed(db)]).id
 
-    assert (doorbells(db, waiting), job(db, waiting).waiting_for) == ([("plan", -1)], None)
+    assert (outbox_messages(db, waiting), job(db, waiting).waiting_for) == ([("plan", -1)], None)
 
 
 def test_lines_that_failed_do_not_keep_a_completed_job_from_being_one(db: Database) -> None:
@@ -89,7 +89,7 @@ def test_lines_that_failed_do_not_keep_a_completed_job_from_being_one(db: Databa
 
     close(db, first, completed=0, failed=2)
 
-    assert doorbells(db, waiting) == [("plan", -1)]
+    assert outbox_messages(db, waiting) == [("plan", -1)]
 
 
 def test_a_job_that_waits_cannot_be_claimed_whoever_hears_of_it(db: Database) -> None:
@@ -97,10 +97,10 @@ def test_a_job_that_waits_cannot_be_claimed_whoever_hears_of_it(db: Database) ->
 
     with db.write() as session:
         assert ledger.claim(session, waiting, Task.PLAN, "worker") is None
-        ledger.settle(session, waiting, actor="anyone")
-        assert not ledger.release(session, waiting)
+        ledger.advance_job(session, waiting, actor="anyone")
+        assert not ledger.release_dependent(session, waiting)
 
-    assert (doorbells(db, waiting), job(db, waiting).waiting_for) == ([], "job")
+    assert (outbox_messages(db, waiting), job(db, waiting).waiting_for) == ([], "job")
     assert sound(db)
 
 
@@ -161,10 +161,10 @@ def test_two_predecessors_that_end_at_once_release_their_dependent_or_leave_it_t
         left = dependencies.releasable(session, 10)
     for job_id in left:
         with db.write() as session:
-            ledger.release(session, job_id)
+            ledger.release_dependent(session, job_id)
 
     assert left == ([] if db.sqlite else [waiting])
-    assert (doorbells(db, waiting), job(db, waiting).waiting_for) == ([("plan", -1)], None)
+    assert (outbox_messages(db, waiting), job(db, waiting).waiting_for) == ([("plan", -1)], None)
     assert sound(db)
 
 
@@ -195,9 +195,9 @@ def test_ends_and_cancels_that_meet_neither_lock_each_other_out_nor_lose_a_depen
         left = dependencies.releasable(session, 100)
     for job_id in left:
         with db.write() as session:
-            assert ledger.release(session, job_id)
+            assert ledger.release_dependent(session, job_id)
 
-    assert [doorbells(db, job_id) for job_id in waiting[2:]] == [[("plan", -1)]] * 6
+    assert [outbox_messages(db, job_id) for job_id in waiting[2:]] == [[("plan", -1)]] * 6
     assert {job(db, job_id).waiting_for for job_id in chained[1:]} == {"job"}
     assert sound(db)
 
@@ -223,7 +223,7 @@ def test_an_end_that_is_rolled_back_releases_nothing(db: Database) -> None:
     with rolled_back(db) as session:
         ledger.close(session, claim, {}, [])
 
-    assert (doorbells(db, waiting), job(db, waiting).waiting_for) == ([], "job")
+    assert (outbox_messages(db, waiting), job(db, waiting).waiting_for) == ([], "job")
 
 
 def test_an_end_whose_answer_is_lost_releases_once(sqlite_url: str) -> None:
@@ -237,9 +237,9 @@ def test_an_end_whose_answer_is_lost_releases_once(sqlite_url: str) -> None:
         ledger.close(session, claim, {}, [])
     claim_job(db, waiting, Task.PLAN)
     with db.write() as session:
-        assert not ledger.release(session, waiting)
+        assert not ledger.release_dependent(session, waiting)
 
-    assert doorbells(db, waiting) == []
+    assert outbox_messages(db, waiting) == []
     assert sound(db)
     db.close()
 
@@ -329,7 +329,7 @@ def test_a_job_that_waits_ends_as_any_other(db: Database, how: str) -> None:
     end(db, waiting, how)
     close(db, first)
 
-    assert (state(db, waiting), doorbells(db, waiting)) == (how, [])
+    assert (state(db, waiting), outbox_messages(db, waiting)) == (how, [])
     assert sound(db)
 
 

@@ -1,4 +1,4 @@
-"""Events: numbered without a gap whoever writes them, and owed to those who asked."""
+"""Events: numbered without a gap whoever writes them, and enqueued for those who asked."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from sqlalchemy import select
 
 from jobs.db.engine import Database
-from jobs.errors import Conflict, Fenced
+from jobs.errors import ClaimLost, Conflict
 from jobs.ledger import events, ledger
 from jobs.ledger.states import JobState
 from jobs.webhooks.tables import Delivery, Event
@@ -33,7 +33,7 @@ def test_a_refused_move_leaves_no_gap(db: Database) -> None:
                     ledger.cancel(session, job.id, actor="key:test")
                 else:
                     ledger.move(session, job.id, JobState.RUNNING, JobState.EXPIRING, actor="dispatcher")
-        except (Conflict, Fenced):
+        except (Conflict, ClaimLost):
             return
 
     with ThreadPoolExecutor(6) as pool:
@@ -66,14 +66,14 @@ def test_an_event_is_one_row_with_an_id_of_its_own(db: Database) -> None:
     assert all(event_id.startswith("evt_") for event_id in ids)
 
 
-def test_events_on_the_way_are_owed_to_nobody(db: Database) -> None:
+def test_events_on_the_way_are_enqueued_for_nobody(db: Database) -> None:
     finishing(db, webhook_url="https://mine")
 
     with db.read() as session:
         assert session.scalars(select(Delivery)).all() == []
 
 
-def test_an_event_of_something_else_than_a_job_is_owed_to_endpoints_alone(db: Database) -> None:
+def test_an_event_of_something_else_than_a_job_is_enqueued_for_endpoints_alone(db: Database) -> None:
     with db.write() as session:
         event = events.record(
             session, subject_id="we_1", seq=1, project_id="proj_1", type="webhook_endpoint.disabled", data={}

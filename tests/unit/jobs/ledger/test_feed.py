@@ -138,7 +138,7 @@ def test_old_events_go_and_the_feed_begins_behind_them(db: Database) -> None:
         keys = feed.forgettable(session, 3.5, 10)
         feed.forget(session, keys, 3.5)
 
-    assert sorted(keys) == [("job", 2), ("job", 3)]  # the first is still owed to somebody
+    assert sorted(keys) == [("job", 2), ("job", 3)]  # a delivery of the first is still pending
     with db.read() as session:
         assert feed.bounds(session, "proj_1") == (4, 3)
     assert read(db, after=3) == [("job", 4, 4)]

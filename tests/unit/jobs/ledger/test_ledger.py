@@ -1,4 +1,4 @@
-"""The ledger: claims, fences, cancellation and expiry, the next step that is always owed, and answers that get lost."""
+"""The ledger: claims, cancellation and expiry, the next step that is always pending, and answers that get lost."""
 
 import threading
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import delete, func, select, text, update
 
 from jobs.db.engine import Database
-from jobs.errors import Conflict, Fenced
+from jobs.errors import ClaimLost, Conflict
 from jobs.files.tables import File
 from jobs.ledger import ledger, outbox, pauses, progress, shards, statements
 from jobs.ledger.shards import ShardClaim
@@ -23,9 +23,9 @@ from tests.support.ledgers import (
     claim_job,
     claim_shard,
     cuts,
-    doorbells,
     finishing,
     history,
+    outbox_messages,
     planning,
     running,
     state,
@@ -44,7 +44,7 @@ def at_once(count: int, work: Callable[[int], object]) -> list[object]:
         start.wait()
         try:
             return work(number)
-        except (Fenced, Conflict) as refusal:
+        except (ClaimLost, Conflict) as refusal:
             return refusal
 
     with ThreadPoolExecutor(count) as pool:
@@ -54,13 +54,13 @@ def at_once(count: int, work: Callable[[int], object]) -> list[object]:
 # ── submit ──
 
 
-def test_a_submitted_job_has_its_event_its_audit_row_and_its_doorbell(db: Database) -> None:
+def test_a_submitted_job_has_its_event_its_audit_row_and_its_message(db: Database) -> None:
     job = submitted(db)
 
     assert state(db, job.id) == JobState.QUEUED
     assert told(db, job.id) == [(1, "job.created")]
     assert history(db, job.id) == [(None, "queued")]
-    assert doorbells(db, job.id) == [("plan", -1)]
+    assert outbox_messages(db, job.id) == [("plan", -1)]
 
 
 def test_a_submit_that_is_rolled_back_leaves_nothing(db: Database) -> None:
@@ -84,7 +84,7 @@ def test_of_many_claims_on_a_job_one_is_granted(db: Database) -> None:
     granted = [claim for claim in at_once(8, claim) if claim is not None]
 
     assert len(granted) == 1
-    assert doorbells(db, job.id) == []
+    assert outbox_messages(db, job.id) == []
 
 
 @pytest.mark.parametrize("task", [Task.PLAN, Task.FINISH])
@@ -107,7 +107,7 @@ def test_a_claim_on_a_job_that_does_not_exist_is_refused(db: Database) -> None:
 def test_a_job_that_waited_for_something_no_longer_does_once_claimed(db: Database) -> None:
     claim = planning(db)
     with db.write() as session:
-        ledger.put_back(session, claim.job.id, claim.epoch, waiting_for="disk")
+        ledger.release(session, claim.job.id, claim.epoch, waiting_for="disk")
 
     claim_job(db, claim.job.id, Task.PLAN)
 
@@ -123,59 +123,59 @@ def test_finishing_waits_for_the_running_shards_of_a_stopping_job(db: Database) 
     with db.write() as session:
         early = ledger.claim(session, job.id, Task.FINISH, "finisher")
     with db.write() as session:
-        shards.give_back(session, shard_claim)
+        shards.release(session, shard_claim)
 
     assert early is None
-    assert doorbells(db, job.id) == [("finish", -1)]
+    assert outbox_messages(db, job.id) == [("finish", -1)]
     assert claim_job(db, job.id, Task.FINISH).job.state == JobState.CANCELLING
 
 
-def test_a_beat_counts_for_the_holder_alone(db: Database) -> None:
+def test_a_heartbeat_counts_for_the_holder_alone(db: Database) -> None:
     claim = planning(db)
 
     with db.write() as session:
-        assert ledger.beat(session, claim.job.id, claim.epoch, claim.worker_id)
-        assert not ledger.beat(session, claim.job.id, claim.epoch - 1, claim.worker_id)
-        assert not ledger.beat(session, claim.job.id, claim.epoch, "someone else")
+        assert ledger.heartbeat(session, claim.job.id, claim.epoch, claim.worker_id)
+        assert not ledger.heartbeat(session, claim.job.id, claim.epoch - 1, claim.worker_id)
+        assert not ledger.heartbeat(session, claim.job.id, claim.epoch, "someone else")
 
-    assert ledgers.job(db, claim.job.id).beat == 1
+    assert ledgers.job(db, claim.job.id).heartbeat == 1
 
 
 # ── planning ──
 
 
-def test_a_planned_job_runs_and_its_shards_are_owed(db: Database) -> None:
+def test_a_planned_job_runs_and_its_shards_are_enqueued(db: Database) -> None:
     job = running(db, [4, 4, 2])
 
     after = ledgers.job(db, job.id)
     assert (after.state, after.total, after.model, after.queue) == ("running", 10, "tiny", Queue.GENERATE)
     assert after.in_progress_at is not None
     assert after.worker_id is None
-    assert doorbells(db, job.id) == [("run", 0), ("run", 1), ("run", 2)]
+    assert outbox_messages(db, job.id) == [("run", 0), ("run", 1), ("run", 2)]
 
 
 def test_a_job_planned_without_a_shard_goes_on_to_finish(db: Database) -> None:
     job = running(db, [])
 
     assert state(db, job.id) == JobState.FINISHING
-    assert doorbells(db, job.id) == [("finish", -1)]
+    assert outbox_messages(db, job.id) == [("finish", -1)]
 
 
 def test_a_planner_that_lost_its_job_can_write_nothing(db: Database) -> None:
     claim = planning(db)
     with db.write() as session:
-        assert ledger.lose(session, claim.job.id, claim.epoch, 0)
+        assert ledger.revoke_lease(session, claim.job.id, claim.epoch, 0)
         before = ledgers.everything(session)
 
     zombie: list[Callable[[], object]] = [
         lambda: shards.cut(session, claim, Queue.GENERATE, cuts(claim.job.id, [4])),
         lambda: shards.uncut(session, claim, 10),
-        lambda: ledger.reads_from(session, claim, "elsewhere"),
+        lambda: ledger.set_retry_input(session, claim, "elsewhere"),
         lambda: ledger.planned(session, claim, total=4, model="tiny", queue=Queue.GENERATE),
         lambda: ledger.reject(session, claim, [{"code": "invalid"}]),
     ]
     for write in zombie:
-        with pytest.raises(Fenced), db.write() as session:
+        with pytest.raises(ClaimLost), db.write() as session:
             write()
 
     with db.read() as session:
@@ -187,7 +187,7 @@ def test_a_second_planner_clears_what_the_first_has_cut(db: Database) -> None:
     with db.write() as session:
         shards.cut(session, first, Queue.GENERATE, cuts(first.job.id, [4, 4, 4]))
     with db.write() as session:
-        ledger.lose(session, first.job.id, first.epoch, first.job.beat + 1)
+        ledger.revoke_lease(session, first.job.id, first.epoch, first.job.heartbeat + 1)
 
     second = claim_job(db, first.job.id, Task.PLAN, "second")
     with db.write() as session:
@@ -195,11 +195,11 @@ def test_a_second_planner_clears_what_the_first_has_cut(db: Database) -> None:
         shards.cut(session, second, Queue.EMBED, cuts(second.job.id, [6, 6]))
 
     assert removed == [2, 1, 0]
-    assert doorbells(db, first.job.id) == [("run", 0), ("run", 1)]
+    assert outbox_messages(db, first.job.id) == [("run", 0), ("run", 1)]
     assert ledgers.shard(db, first.job.id, 1).lines == 6
 
 
-def test_the_doorbells_of_a_job_that_is_being_planned_give_nobody_a_shard(db: Database) -> None:
+def test_the_messages_of_a_job_that_is_being_planned_give_nobody_a_shard(db: Database) -> None:
     claim = planning(db)
     with db.write() as session:
         shards.cut(session, claim, Queue.GENERATE, cuts(claim.job.id, [4]))
@@ -208,10 +208,10 @@ def test_the_doorbells_of_a_job_that_is_being_planned_give_nobody_a_shard(db: Da
         early = shards.claim(session, claim.job.id, 0, "worker")
 
     assert early is None
-    assert doorbells(db, claim.job.id) == [("run", 0)]
+    assert outbox_messages(db, claim.job.id) == [("run", 0)]
 
 
-def test_a_rejected_job_keeps_its_errors_and_owes_nothing(db: Database) -> None:
+def test_a_rejected_job_keeps_its_errors_and_has_no_message(db: Database) -> None:
     claim = planning(db)
     with db.write() as session:
         shards.cut(session, claim, Queue.GENERATE, cuts(claim.job.id, [4]))
@@ -221,14 +221,14 @@ def test_a_rejected_job_keeps_its_errors_and_owes_nothing(db: Database) -> None:
 
     after = ledgers.job(db, claim.job.id)
     assert (after.state, after.errors) == ("failed", [{"line": 2, "code": "invalid_json"}])
-    assert doorbells(db, claim.job.id) == []
+    assert outbox_messages(db, claim.job.id) == []
 
 
 def test_a_retry_reads_what_its_planner_says(db: Database) -> None:
     claim = planning(db)
 
     with db.write() as session:
-        ledger.reads_from(session, claim, "jobs/1/input.jsonl")
+        ledger.set_retry_input(session, claim, "jobs/1/input.jsonl")
 
     assert ledgers.job(db, claim.job.id).input_path == "jobs/1/input.jsonl"
 
@@ -236,43 +236,43 @@ def test_a_retry_reads_what_its_planner_says(db: Database) -> None:
 # ── a claim that ends without a result ──
 
 
-def test_a_job_put_back_is_owed_again_after_its_delay(db: Database) -> None:
+def test_a_released_job_is_enqueued_again_after_its_delay(db: Database) -> None:
     claim = planning(db)
 
     with db.write() as session:
-        first = ledger.put_back(session, claim.job.id, claim.epoch, delay=60, waiting_for="model")
-        again = ledger.put_back(session, claim.job.id, claim.epoch)
+        first = ledger.release(session, claim.job.id, claim.epoch, delay=60, waiting_for="model")
+        again = ledger.release(session, claim.job.id, claim.epoch)
 
     after = ledgers.job(db, claim.job.id)
     assert (first, again) == (True, False)
     assert (after.worker_id, after.waiting_for, after.state) == (None, "model", "queued")
     with db.read() as session:
-        owed = session.scalars(select(Outbox).where(Outbox.job_id == claim.job.id)).one()
-    assert 55 < owed.due_at - owed.created_at <= 60
+        pending = session.scalars(select(Outbox).where(Outbox.job_id == claim.job.id)).one()
+    assert 55 < pending.due_at - pending.created_at <= 60
 
 
 def test_a_zombie_puts_back_nothing_that_another_holds(db: Database) -> None:
     zombie = planning(db)
     with db.write() as session:
-        ledger.lose(session, zombie.job.id, zombie.epoch, 0)
+        ledger.revoke_lease(session, zombie.job.id, zombie.epoch, 0)
     heir = claim_job(db, zombie.job.id, Task.PLAN, "heir")
 
     with db.write() as session:
-        assert not ledger.put_back(session, zombie.job.id, zombie.epoch)
+        assert not ledger.release(session, zombie.job.id, zombie.epoch)
 
     after = ledgers.job(db, heir.job.id)
     assert (after.epoch, after.worker_id) == (heir.epoch, "heir")
-    assert doorbells(db, heir.job.id) == []
+    assert outbox_messages(db, heir.job.id) == []
 
 
-def test_a_finisher_put_back_is_owed_as_a_finish(db: Database) -> None:
+def test_a_released_finisher_is_enqueued_as_a_finish(db: Database) -> None:
     job = finishing(db)
     claim = claim_job(db, job.id, Task.FINISH)
 
     with db.write() as session:
-        ledger.put_back(session, job.id, claim.epoch)
+        ledger.release(session, job.id, claim.epoch)
 
-    assert doorbells(db, job.id) == [("finish", -1)]
+    assert outbox_messages(db, job.id) == [("finish", -1)]
 
 
 def test_a_job_that_kills_whoever_plans_it_is_claimed_ever_later(db: Database) -> None:
@@ -283,30 +283,30 @@ def test_a_job_that_kills_whoever_plans_it_is_claimed_ever_later(db: Database) -
             session.execute(update(Outbox).values(due_at=0.0))
         claim = ledgers.claim_job(db, job.id, Task.PLAN)
         with db.write() as session:
-            assert ledger.lose(session, job.id, claim.epoch, 0)
+            assert ledger.revoke_lease(session, job.id, claim.epoch, 0)
         with db.read() as session:
             waits.append(round(session.scalars(select(Outbox.due_at - Outbox.created_at)).one()))
 
     assert waits[:8] == [0] * 8
     assert waits[8:] == sorted(waits[8:])
     assert waits[-1] == 60
-    assert outbox.calming(1_000_000) == 60
+    assert outbox.claim_backoff(1_000_000) == 60
 
 
-def test_a_lease_is_lost_only_where_the_beat_stood_still(db: Database) -> None:
+def test_a_lease_is_lost_only_where_the_heartbeat_stood_still(db: Database) -> None:
     claim = planning(db)
     with db.write() as session:
-        ledger.beat(session, claim.job.id, claim.epoch, claim.worker_id)
+        ledger.heartbeat(session, claim.job.id, claim.epoch, claim.worker_id)
 
     with db.write() as session:
-        moved = ledger.lose(session, claim.job.id, claim.epoch, 0)
-        still = ledger.lose(session, claim.job.id, claim.epoch, 1)
-        twice = ledger.lose(session, claim.job.id, claim.epoch, 1)
+        moved = ledger.revoke_lease(session, claim.job.id, claim.epoch, 0)
+        still = ledger.revoke_lease(session, claim.job.id, claim.epoch, 1)
+        twice = ledger.revoke_lease(session, claim.job.id, claim.epoch, 1)
 
     after = ledgers.job(db, claim.job.id)
     assert (moved, still, twice) == (False, True, False)
-    assert (after.losses, after.worker_id) == (1, None)
-    assert doorbells(db, claim.job.id) == [("plan", -1)]
+    assert (after.lost_leases, after.worker_id) == (1, None)
+    assert outbox_messages(db, claim.job.id) == [("plan", -1)]
 
 
 # ── cancel and expire ──
@@ -318,7 +318,7 @@ def test_cancelling_a_queued_job_ends_it_without_a_run(db: Database) -> None:
     with db.write() as session:
         ledger.cancel(session, job.id, actor="key:test")
 
-    assert doorbells(db, job.id) == [("finish", -1)]
+    assert outbox_messages(db, job.id) == [("finish", -1)]
     assert ledgers.close(db, job.id).state == JobState.CANCELLED
     assert history(db, job.id)[1:] == [("queued", "cancelling"), ("cancelling", "cancelled")]
 
@@ -329,7 +329,7 @@ def test_cancelling_while_a_planner_works_fences_the_planner(db: Database) -> No
     with db.write() as session:
         ledger.cancel(session, claim.job.id, actor="key:test")
 
-    with pytest.raises(Fenced), db.write() as session:
+    with pytest.raises(ClaimLost), db.write() as session:
         ledger.planned(session, claim, total=1, model="tiny", queue=Queue.GENERATE)
     assert state(db, claim.job.id) == JobState.CANCELLING
 
@@ -357,13 +357,13 @@ def test_a_job_that_ends_by_itself_can_no_longer_be_cancelled(db: Database) -> N
         ledger.cancel(session, job.id, actor="key:test")
 
 
-def test_cancelling_forgets_the_doorbells_of_the_shards(db: Database) -> None:
+def test_cancelling_forgets_the_messages_of_the_shards(db: Database) -> None:
     job = running(db, [4, 4])
 
     with db.write() as session:
         ledger.cancel(session, job.id, actor="key:test")
 
-    assert doorbells(db, job.id) == [("finish", -1)]
+    assert outbox_messages(db, job.id) == [("finish", -1)]
 
 
 def test_a_cancel_sees_the_job_as_it_is_and_not_as_its_session_read_it_before(db: Database) -> None:
@@ -393,7 +393,7 @@ def test_of_a_cancel_and_the_last_shard_one_decides(db: Database) -> None:
         at_once(2, act)
 
         assert state(db, job.id) in {JobState.CANCELLING, JobState.FINISHING}
-        assert doorbells(db, job.id) == [("finish", -1)]
+        assert outbox_messages(db, job.id) == [("finish", -1)]
         assert ledgers.shard(db, job.id).done == 4
 
 
@@ -409,11 +409,11 @@ def test_of_a_cancel_and_a_claim_on_a_shard_the_cancel_always_wins_in_the_end(db
 
         claim = at_once(2, act)[1]
         if claim is not None:
-            assert doorbells(db, job.id) == []  # it is owed when the shard comes back
+            assert outbox_messages(db, job.id) == []  # it is enqueued when the shard comes back
             with db.write() as session:
-                shards.fence(session, job.id)
+                shards.revoke_running(session, job.id)
 
-        assert doorbells(db, job.id) == [("finish", -1)]
+        assert outbox_messages(db, job.id) == [("finish", -1)]
         assert ledgers.close(db, job.id).state == JobState.CANCELLED
 
 
@@ -451,7 +451,7 @@ def test_a_job_without_a_deadline_never_expires_and_comes_after_those_with_one(d
         due = outbox.due(session, Queue.PLAN, "proj_1", ledgers.FAR / 2, 10)
         places = [progress.queue_position(session, session.get_one(Job, job.id)) for job in (late, endless)]
 
-    assert [ring.job_id for ring in due] == [late.id, endless.id]
+    assert [message.job_id for message in due] == [late.id, endless.id]
     assert places == [0, 1]
 
 
@@ -470,7 +470,7 @@ def _go_on(db: Database, claim: ShardClaim) -> ledger.JobClaim | None:
     with db.write() as session:
         job = shards.commit(session, claim, 0, "a", 1, ledgers.tally(range(4)), last=True)
         assert job is not None
-        return ledger.go_on(session, job, "worker")
+        return ledger.claim_finish(session, job, "worker")
 
 
 def test_who_ran_all_of_a_job_has_the_right_to_finish_it(db: Database) -> None:
@@ -481,7 +481,7 @@ def test_who_ran_all_of_a_job_has_the_right_to_finish_it(db: Database) -> None:
     assert claim is not None
     after = ledgers.job(db, job.id)
     assert (after.state, after.worker_id, after.epoch) == (JobState.FINISHING, "worker", claim.epoch)
-    assert doorbells(db, job.id) == []
+    assert outbox_messages(db, job.id) == []
     with db.write() as session:
         ledger.close(session, claim, {"completed": 4}, [])
     assert state(db, job.id) == JobState.SUCCEEDED
@@ -502,7 +502,7 @@ def test_who_may_not_finish_a_job_leaves_it_to_others(db: Database, scope: pause
     assert _go_on(db, claim) is None
 
     assert state(db, job.id) == (JobState.FINISHING if scope else JobState.CANCELLING)
-    assert doorbells(db, job.id) == [(Task.FINISH, -1)]
+    assert outbox_messages(db, job.id) == [(Task.FINISH, -1)]
 
 
 def test_nobody_finishes_a_job_of_which_a_shard_is_open(db: Database) -> None:
@@ -535,11 +535,11 @@ def test_a_finisher_that_lost_its_job_can_not_close_it(db: Database) -> None:
     job = finishing(db)
     first = claim_job(db, job.id, Task.FINISH, "first")
     with db.write() as session:
-        ledger.lose(session, job.id, first.epoch, 0)
+        ledger.revoke_lease(session, job.id, first.epoch, 0)
     second = claim_job(db, job.id, Task.FINISH, "second")
     orphan = File(id="file-z", project_id="p", purpose="batch_output", filename="o", bytes=1, path="p", created_at=1.0)
 
-    with pytest.raises(Fenced), db.write() as session:
+    with pytest.raises(ClaimLost), db.write() as session:
         ledger.close(session, first, {"completed": 99}, [orphan])
     with db.write() as session:
         ledger.close(session, second, {"completed": 4}, [])
@@ -559,7 +559,7 @@ def test_a_close_whose_answer_was_lost_is_fenced_the_second_time_and_stands(data
         return ledger.close(session, claim, {"output_file_id": "file-1"}, [row])
 
     db.lose_next = True
-    with pytest.raises(Fenced):
+    with pytest.raises(ClaimLost):
         db.retrying(closing)
 
     assert state(db, job.id) == JobState.SUCCEEDED
@@ -574,7 +574,7 @@ def test_a_cut_whose_answer_was_lost_is_cut_once(database_url: str) -> None:
     db.lose_next = True
     db.retrying(lambda session: shards.cut(session, claim, Queue.GENERATE, cuts(claim.job.id, [4, 4])))
 
-    assert doorbells(db, claim.job.id) == [("run", 0), ("run", 1)]
+    assert outbox_messages(db, claim.job.id) == [("run", 0), ("run", 1)]
     db.close()
 
 
@@ -587,11 +587,11 @@ def test_two_last_shards_that_close_at_once_make_one_finish(db: Database) -> Non
 
         assert results == [None, None]
         assert state(db, job.id) == JobState.FINISHING
-        assert doorbells(db, job.id) == [("finish", -1)]
+        assert outbox_messages(db, job.id) == [("finish", -1)]
         assert [target for _, target in history(db, job.id)].count("finishing") == 1
 
 
-# ── the next step is always owed ──
+# ── the next step is always pending ──
 
 
 def test_settling_again_and_again_changes_nothing(db: Database) -> None:
@@ -601,21 +601,21 @@ def test_settling_again_and_again_changes_nothing(db: Database) -> None:
 
     for job in jobs:
         with db.write() as session:
-            ledger.settle(session, job.id, actor="dispatcher")
-            ledger.settle(session, "nobody", actor="dispatcher")
+            ledger.advance_job(session, job.id, actor="dispatcher")
+            ledger.advance_job(session, "nobody", actor="dispatcher")
 
     with db.read() as session:
         assert ledgers.everything(session) == before
 
 
-def test_an_ended_job_is_owed_nothing(db: Database) -> None:
+def test_an_ended_job_has_no_message(db: Database) -> None:
     job = finishing(db)
     ledgers.close(db, job.id)
 
     with db.write() as session:
-        ledger.settle(session, job.id, actor="dispatcher")
+        ledger.advance_job(session, job.id, actor="dispatcher")
 
-    assert doorbells(db, job.id) == []
+    assert outbox_messages(db, job.id) == []
 
 
 def test_a_job_without_its_next_step_is_found_and_mended(db: Database) -> None:
@@ -629,16 +629,16 @@ def test_a_job_without_its_next_step_is_found_and_mended(db: Database) -> None:
         session.execute(delete(Outbox))
 
     with db.write() as session:
-        lost = ledger.unsettled(session)
+        lost = ledger.without_next_step(session)
         for job_id in lost:
-            ledger.settle(session, job_id, actor="dispatcher")
+            ledger.advance_job(session, job_id, actor="dispatcher")
 
     assert set(lost) == {queued.id, cancelling.id, done.id}
-    assert doorbells(db, queued.id) == [("plan", -1)]
-    assert doorbells(db, cancelling.id) == [("finish", -1)]
+    assert outbox_messages(db, queued.id) == [("plan", -1)]
+    assert outbox_messages(db, cancelling.id) == [("finish", -1)]
     assert state(db, done.id) == JobState.FINISHING
     with db.read() as session:
-        assert ledger.unsettled(session) == []
+        assert ledger.without_next_step(session) == []
 
 
 def test_who_holds_a_job_is_listed(db: Database) -> None:
@@ -675,11 +675,11 @@ def test_a_stale_read_is_caught_by_the_update_itself(db: Database, monkeypatch: 
     stale = ledgers.new_job(id=job.id, state=JobState.QUEUED, epoch=7, event_seq=1)
     monkeypatch.setattr(ledger, "lock", lambda *_: stale)
 
-    with pytest.raises(Fenced), db.write() as session:
+    with pytest.raises(ClaimLost), db.write() as session:
         ledger.move(session, job.id, JobState.QUEUED, JobState.CANCELLING, actor="someone")
 
 
-def test_each_terminal_event_is_owed_to_whom_it_concerns(db: Database) -> None:
+def test_each_terminal_event_is_enqueued_for_whom_it_concerns(db: Database) -> None:
     with db.write() as session:
         for name, types, gone in (
             ("wants", ["batch.completed"], None),
@@ -699,9 +699,9 @@ def test_each_terminal_event_is_owed_to_whom_it_concerns(db: Database) -> None:
     ledgers.close(db, stranger.id)
 
     with db.read() as session:
-        owed = session.execute(select(Delivery.endpoint_id, Delivery.job_id).order_by(Delivery.endpoint_id)).all()
+        pending = session.execute(select(Delivery.endpoint_id, Delivery.job_id).order_by(Delivery.endpoint_id)).all()
         ends = session.scalar(select(func.count()).where(Event.type == "batch.completed"))
-    assert {(row.endpoint_id, row.job_id) for row in owed} == {("wants", None), (None, job.id)}
+    assert {(row.endpoint_id, row.job_id) for row in pending} == {("wants", None), (None, job.id)}
     assert ends == 2
 
 
@@ -735,21 +735,21 @@ def test_what_cannot_be_planned_is_tried_so_many_times_and_fails(db: Database) -
     for _ in range(3):
         claim = claim_job(db, job_id, Task.PLAN)
         with db.write() as session:
-            stumbled = ledger.stumble(session, claim, tries=3, delay=5, error={"code": "internal_error"})
-            states.append((stumbled.state, stumbled.stumbles))
+            failed = ledger.record_failed_attempt(session, claim, tries=3, delay=5, error={"code": "internal_error"})
+            states.append((failed.state, failed.failed_attempts))
 
     assert states == [(JobState.QUEUED, 1), (JobState.QUEUED, 2), (JobState.FAILED, 3)]
     assert ledgers.job(db, job_id).errors == [{"code": "internal_error"}]
 
 
-def test_what_fails_when_it_was_cut_in_part_owes_nothing_any_more(db: Database) -> None:
+def test_what_fails_when_it_was_cut_in_part_has_no_message_any_more(db: Database) -> None:
     claim = planning(db)
     with db.write() as session:
         shards.cut(session, claim, Queue.GENERATE, ledgers.cuts(claim.job.id, [1, 1]))
-    owed = ledgers.doorbells(db, claim.job.id)
+    pending = ledgers.outbox_messages(db, claim.job.id)
 
     with db.write() as session:
-        ledger.stumble(session, claim, tries=1, delay=5, error={"code": "internal_error"})
+        ledger.record_failed_attempt(session, claim, tries=1, delay=5, error={"code": "internal_error"})
 
-    assert (len(owed), ledgers.state(db, claim.job.id)) == (2, JobState.FAILED)
-    assert ledgers.doorbells(db, claim.job.id) == []
+    assert (len(pending), ledgers.state(db, claim.job.id)) == (2, JobState.FAILED)
+    assert ledgers.outbox_messages(db, claim.job.id) == []

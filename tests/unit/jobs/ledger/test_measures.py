@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 
 from jobs.clock import now
 from jobs.db.engine import Database
-from jobs.errors import Fenced
+from jobs.errors import ClaimLost
 from jobs.fleet import workers
 from jobs.fleet.tables import Measure, Worker
 from jobs.ledger import ledger, measures, shards
@@ -63,7 +63,7 @@ def test_a_job_waits_until_the_first_claim_on_its_lines_and_is_counted_once(db: 
     claim = claim_shard(db, job.id, 0)
     claim_shard(db, job.id, 1)
     with db.write() as session:
-        shards.give_back(session, claim)
+        shards.release(session, claim)
     claim_shard(db, job.id, 0)
 
     assert counted(db, measures.WAIT, "generation") == {"10.0": 1}
@@ -105,7 +105,7 @@ def test_an_end_whose_answer_was_lost_is_counted_once(db: Database) -> None:
     claim = claim_job(db, finishing(db).id, Task.FINISH)
     with db.write() as session:
         ledger.close(session, claim, {}, [])
-    with pytest.raises(Fenced), db.write() as session:
+    with pytest.raises(ClaimLost), db.write() as session:
         ledger.close(session, claim, {}, [])
 
     assert sum(counted(db, measures.ENDED).values()) == 1
@@ -126,8 +126,8 @@ def test_a_zombies_lines_are_not_counted(db: Database) -> None:
     job = running(db, [1])
     claim = claim_shard(db, job.id)
     with db.write() as session:
-        shards.lose(session, job.id, 0, claim.epoch, 0)
-    with pytest.raises(Fenced), db.write() as session:
+        shards.revoke_lease(session, job.id, 0, claim.epoch, 0)
+    with pytest.raises(ClaimLost), db.write() as session:
         shards.commit(session, claim, 0, "p", 1, replace(ledgers.tally([0]), took=[1.0]), last=True)
 
     assert counted(db, measures.ENGINE) == {}
@@ -144,11 +144,11 @@ def test_restarts_of_engines_outlive_their_worker(db: Database) -> None:
         workers.register(session, worker(restarts=0))
     for restarts in (0, 2, 2, 3):
         with db.write() as session:
-            assert workers.beat(session, "gpu-1", restarts=restarts)
+            assert workers.heartbeat(session, "gpu-1", restarts=restarts)
     with db.write() as session:
         workers.leave(session, "gpu-1")
     with db.write() as session:
         workers.register(session, worker(restarts=3))  # it was frozen, and taken for dead
-        assert workers.beat(session, "gpu-1", restarts=4)
+        assert workers.heartbeat(session, "gpu-1", restarts=4)
 
     assert counted(db, measures.RESTARTS, "gpu") == {"+Inf": 4}

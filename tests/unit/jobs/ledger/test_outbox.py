@@ -1,4 +1,4 @@
-"""Doorbells: owed once, in order, only where the job is ready for them, gone when the work is claimed."""
+"""Outbox messages: enqueued once, in order, only where the job is ready for them, gone when the work is claimed."""
 
 import time
 
@@ -11,7 +11,7 @@ from jobs.ledger.tables import Outbox
 from jobs.queues import Queue, Task
 from jobs.security.tables import Project
 from tests.support import ledgers
-from tests.support.ledgers import doorbells, planning, running, submitted
+from tests.support.ledgers import outbox_messages, planning, running, submitted
 
 pytestmark = pytest.mark.dialects
 
@@ -26,21 +26,21 @@ def _projects(db: Database) -> None:
 
 def due(db: Database, queue: str = Queue.GENERATE, project: str = "proj_1", limit: int = 10) -> list[tuple[str, int]]:
     with db.read() as session:
-        return [(ring.job_id, ring.shard_n) for ring in outbox.due(session, queue, project, SOON, limit)]
+        return [(message.job_id, message.shard_n) for message in outbox.due(session, queue, project, SOON, limit)]
 
 
-def test_a_doorbell_owed_twice_is_owed_once(db: Database) -> None:
+def test_a_message_enqueued_twice_is_pending_once(db: Database) -> None:
     job = submitted(db)
 
     with db.write() as session:
-        outbox.owe(session, job, Task.PLAN, Queue.PLAN)
-        outbox.owe(session, job, Task.RUN, Queue.GENERATE, [])
+        outbox.enqueue(session, job, Task.PLAN, Queue.PLAN)
+        outbox.enqueue(session, job, Task.RUN, Queue.GENERATE, [])
 
-    assert doorbells(db, job.id) == [("plan", -1)]
+    assert outbox_messages(db, job.id) == [("plan", -1)]
 
 
-def test_a_doorbell_is_not_taken_for_rung_because_one_before_it_was(db: Database) -> None:
-    """The dispatcher rings, the work is claimed, another doorbell is owed, and only then the first is noted as rung."""
+def test_a_message_is_not_taken_for_published_because_one_before_it_was(db: Database) -> None:
+    """Only when its work is claimed and another message is enqueued, the first one is noted as published."""
     with db.write() as session:
         session.execute(delete(Outbox))
     submitted(db)
@@ -51,13 +51,13 @@ def test_a_doorbell_is_not_taken_for_rung_because_one_before_it_was(db: Database
     submitted(db)
 
     with db.write() as session:
-        outbox.rung(session, [heard])
+        outbox.mark_published(session, [heard])
 
     with db.read() as session:
-        assert outbox.unheard(session) == []
+        assert outbox.unclaimed(session) == []
 
 
-def test_doorbells_are_due_by_priority_then_deadline_then_age(db: Database) -> None:
+def test_messages_are_due_by_priority_then_deadline_then_age(db: Database) -> None:
     late, soon, first, urgent = (
         submitted(db, deadline=300.0),
         submitted(db, deadline=100.0),
@@ -82,10 +82,10 @@ def test_the_shards_of_a_job_that_is_being_planned_are_not_due(db: Database) -> 
     assert (before, due(db)) == ([], [(claim.job.id, 0), (claim.job.id, 1)])
 
 
-def test_a_delayed_doorbell_is_not_due_before_its_time(db: Database) -> None:
+def test_a_delayed_message_is_not_due_before_its_time(db: Database) -> None:
     claim = planning(db)
     with db.write() as session:
-        ledger.put_back(session, claim.job.id, claim.epoch, delay=60)
+        ledger.release(session, claim.job.id, claim.epoch, delay=60)
 
     with db.read() as session:
         now = time.time()
@@ -95,53 +95,53 @@ def test_a_delayed_doorbell_is_not_due_before_its_time(db: Database) -> None:
         assert outbox.waiting_projects(session, Queue.PLAN, now + 61) == ["proj_1"]
 
 
-def test_a_ring_names_ids_and_nothing_else(db: Database) -> None:
+def test_a_message_names_ids_and_nothing_else(db: Database) -> None:
     job = submitted(db)
 
     with db.read() as session:
-        (ring,) = outbox.due(session, Queue.PLAN, "proj_1", SOON, 1)
+        (message,) = outbox.due(session, Queue.PLAN, "proj_1", SOON, 1)
 
-    assert (ring.task, ring.queue, ring.job_id, ring.shard_n, ring.project_id) == (
+    assert (message.task, message.queue, message.job_id, message.shard_n, message.project_id) == (
         "plan", "cpu.plan", job.id, -1, "proj_1",
     )  # fmt: skip
 
 
-def test_a_rung_doorbell_is_unheard_until_its_work_is_claimed(db: Database) -> None:
+def test_a_published_message_is_unclaimed_until_its_work_is_claimed(db: Database) -> None:
     jobs = [submitted(db), submitted(db)]
     with db.read() as session:
-        rings = outbox.due(session, Queue.PLAN, "proj_1", SOON, 10)
+        messages = outbox.due(session, Queue.PLAN, "proj_1", SOON, 10)
 
     with db.write() as session:
-        outbox.rung(session, [ring.id for ring in rings])
+        outbox.mark_published(session, [message.id for message in messages])
     with db.read() as session:
-        unheard = {(row.job_id, row.rings) for row in outbox.unheard(session)}
-        elsewhere = outbox.unheard(session, [Queue.GENERATE])
+        unclaimed = {(row.job_id, row.publish_count) for row in outbox.unclaimed(session)}
+        elsewhere = outbox.unclaimed(session, [Queue.GENERATE])
     with db.write() as session:
         ledger.claim(session, jobs[0].id, Task.PLAN, "worker")
 
-    assert unheard == {(jobs[0].id, 1), (jobs[1].id, 1)}
+    assert unclaimed == {(jobs[0].id, 1), (jobs[1].id, 1)}
     assert elsewhere == []
     assert due(db, Queue.PLAN) == []
     with db.read() as session:
-        assert [row.job_id for row in outbox.unheard(session, [Queue.PLAN])] == [jobs[1].id]
+        assert [row.job_id for row in outbox.unclaimed(session, [Queue.PLAN])] == [jobs[1].id]
 
 
-def test_a_doorbell_rung_again_counts_its_rings(db: Database) -> None:
+def test_a_message_published_again_counts_its_publications(db: Database) -> None:
     submitted(db)
 
     for _ in range(3):
         with db.write() as session:
-            outbox.rung(session, session.scalars(select(Outbox.id)).all())
+            outbox.mark_published(session, session.scalars(select(Outbox.id)).all())
 
     with db.read() as session:
-        assert session.scalars(select(Outbox.rings)).all() == [3]
+        assert session.scalars(select(Outbox.publish_count)).all() == [3]
 
 
-def test_only_projects_with_something_to_ring_wait(db: Database) -> None:
+def test_only_projects_with_something_to_publish_wait(db: Database) -> None:
     submitted(db, project_id="proj_1")
     submitted(db, project_id="proj_3")
     with db.write() as session:
-        outbox.rung(session, session.scalars(select(Outbox.id).where(Outbox.project_id == "proj_1")).all())
+        outbox.mark_published(session, session.scalars(select(Outbox.id).where(Outbox.project_id == "proj_1")).all())
 
     with db.read() as session:
         assert outbox.waiting_projects(session, Queue.PLAN, SOON) == ["proj_3"]
@@ -159,18 +159,18 @@ def test_the_depth_of_each_queue_says_how_many_and_since_when(db: Database) -> N
     assert all(0 <= time.time() - oldest < 60 for _, oldest in depth.values())
 
 
-def test_a_doorbell_of_a_rolled_back_transaction_was_never_owed(db: Database) -> None:
+def test_a_message_of_a_rolled_back_transaction_was_never_pending(db: Database) -> None:
     job = running(db, [1])
 
     with ledgers.rolled_back(db) as session:
         outbox.forget(session, job.id)
-        outbox.owe(session, job, Task.FINISH, Queue.PLAN)
+        outbox.enqueue(session, job, Task.FINISH, Queue.PLAN)
 
-    assert doorbells(db, job.id) == [("run", 0)]
+    assert outbox_messages(db, job.id) == [("run", 0)]
 
 
 @pytest.mark.postgres
-def test_ringing_passes_over_a_doorbell_that_is_being_claimed(postgres: Database) -> None:
+def test_publishing_passes_over_a_message_that_is_being_claimed(postgres: Database) -> None:
     job, other = submitted(postgres), submitted(postgres)
     with postgres.read() as session:
         ids = session.scalars(select(Outbox.id).order_by(Outbox.id)).all()
@@ -178,13 +178,13 @@ def test_ringing_passes_over_a_doorbell_that_is_being_claimed(postgres: Database
     with postgres.write() as claiming:
         ledger.claim(claiming, job.id, Task.PLAN, "worker")
         with postgres.write() as session:
-            outbox.rung(session, ids)
+            outbox.mark_published(session, ids)
 
     with postgres.read() as session:
-        assert [(row.job_id, row.rings) for row in outbox.unheard(session)] == [(other.id, 1)]
+        assert [(row.job_id, row.publish_count) for row in outbox.unclaimed(session)] == [(other.id, 1)]
 
 
-def test_a_doorbell_owed_by_a_clock_that_was_set_back_since_is_due(
+def test_a_message_enqueued_by_a_clock_that_was_set_back_since_is_due(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as ahead:
@@ -193,7 +193,7 @@ def test_a_doorbell_owed_by_a_clock_that_was_set_back_since_is_due(
 
     with db.read() as session:
         assert outbox.waiting_projects(session, Queue.PLAN, time.time()) == ["proj_1"]
-        assert [ring.job_id for ring in outbox.due(session, Queue.PLAN, "proj_1", time.time(), 1)] == [job.id]
+        assert [message.job_id for message in outbox.due(session, Queue.PLAN, "proj_1", time.time(), 1)] == [job.id]
 
 
 def test_the_longest_wait_is_one_although_two_clocks_differ(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,21 +201,21 @@ def test_the_longest_wait_is_one_although_two_clocks_differ(db: Database, monkey
     with db.write() as session, monkeypatch.context() as ahead:
         outbox.forget(session, job.id)
         ahead.setattr("jobs.ledger.outbox.now", lambda: time.time() + 5)
-        outbox.owe(session, job, Task.PLAN, Queue.PLAN, delay=outbox.LONGEST_DELAY)
+        outbox.enqueue(session, job, Task.PLAN, Queue.PLAN, delay=outbox.LONGEST_DELAY)
 
     with db.read() as session:
         assert outbox.waiting_projects(session, Queue.PLAN, time.time()) == []
 
 
-def test_a_doorbell_that_came_back_before_it_was_noted_as_rung_is_not_noted(db: Database) -> None:
+def test_a_message_that_came_back_before_it_was_noted_as_published_is_not_noted(db: Database) -> None:
     job = submitted(db)
     with db.write() as session:
         ids = session.scalars(select(Outbox.id)).all()
         seen = time.time()
-        outbox.unring(session, Task.PLAN, job.id, delay=1.0)
+        outbox.unpublish(session, Task.PLAN, job.id, delay=1.0)
 
-        outbox.rung(session, ids, seen)
+        outbox.mark_published(session, ids, seen)
 
-        assert session.scalars(select(Outbox.rung_at)).all() == [None]
+        assert session.scalars(select(Outbox.published_at)).all() == [None]
         assert outbox.due(session, Queue.PLAN, "proj_1", time.time(), 1) == []
         assert len(outbox.due(session, Queue.PLAN, "proj_1", time.time() + 2, 1)) == 1

@@ -51,21 +51,21 @@ def names_of(db: Database, job_id: str) -> dict[Scope, str]:
 
 
 @pytest.mark.parametrize("scope", Scope)
-def test_what_is_paused_grants_no_claim_and_keeps_its_doorbell(db: Database, scope: Scope) -> None:
+def test_what_is_paused_grants_no_claim_and_keeps_its_message(db: Database, scope: Scope) -> None:
     job = ledgers.running(db)
     name = names_of(db, job.id)[scope]
     with db.write() as session:
-        outbox.rung(session, session.scalars(select(Outbox.id)).all())
+        outbox.mark_published(session, session.scalars(select(Outbox.id)).all())
     pause(db, scope, name)
 
     refused = claim(db, job.id)
-    owed = ledgers.doorbells(db, job.id)
+    pending = ledgers.outbox_messages(db, job.id)
     with db.read() as session:
-        assert outbox.unheard(session) == [], "it waits to be rung as if it never had been"
+        assert outbox.unclaimed(session) == [], "it waits to be published as if it never had been"
     resume(db, scope, name)
 
     assert refused is None
-    assert owed == [("run", 0)]
+    assert pending == [("run", 0)]
     assert claim(db, job.id) is not None
 
 

@@ -34,7 +34,7 @@ def job(db: Database) -> Job:
     first = claim_shard(db, job.id, 0)
     commit(db, first, range(3), "stop")
     with db.write() as session:
-        shards.give_back(session, first)
+        shards.release(session, first)
     again = claim_shard(db, job.id, 0)
     commit(db, again, [3], "error:engine_error")
     commit(db, again, [4, 5], "stop", "empty", seq=1, last=True)
@@ -42,7 +42,7 @@ def job(db: Database) -> Job:
     waits = claim_shard(db, job.id, 2)
     commit(db, waits, [1], "stop")
     with db.write() as session:
-        shards.give_back(session, waits)
+        shards.release(session, waits)
     return job
 
 
@@ -83,7 +83,7 @@ def test_work_counts_from_the_claim_that_brought_results(db: Database, monkeypat
 
     in_vain = claim_shard(db, job.id, 0)
     with db.write() as session:
-        shards.give_back(session, in_vain, waiting_for="model")
+        shards.release(session, in_vain, waiting_for="model")
     assert worked(db, job.id) is None, "its model was not there"
 
     clock = 200.0
@@ -92,7 +92,7 @@ def test_work_counts_from_the_claim_that_brought_results(db: Database, monkeypat
     assert worked(db, job.id) == 5.0
     commit(db, first, [0], "stop")
     with db.write() as session:
-        shards.give_back(session, first)
+        shards.release(session, first)
 
     clock = 300.0
     commit(db, claim_shard(db, job.id, 0), [1, 2, 3], "stop", last=True)

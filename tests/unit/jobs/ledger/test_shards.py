@@ -9,22 +9,32 @@ import pytest
 from sqlalchemy import delete, select, update
 
 from jobs.db.engine import Database
-from jobs.errors import Fenced
+from jobs.errors import ClaimLost
 from jobs.ledger import ledger, outbox, shards
 from jobs.ledger.shards import Tally
 from jobs.ledger.states import JobState, ShardState
 from jobs.ledger.tables import Outbox, Shard
 from jobs.queues import Queue
 from tests.support import ledgers
-from tests.support.ledgers import LosesAnswers, answer, claim_shard, doorbells, running, segments, shard, state, tally
+from tests.support.ledgers import (
+    LosesAnswers,
+    answer,
+    claim_shard,
+    outbox_messages,
+    running,
+    segments,
+    shard,
+    state,
+    tally,
+)
 
 pytestmark = pytest.mark.dialects
 
 
 def lose(db: Database, job_id: str, n: int = 0) -> bool:
     with db.write() as session:
-        held = {(job, shard): (epoch, beat) for job, shard, epoch, beat, _ in shards.running(session)}
-        return shards.lose(session, job_id, n, *held[(job_id, n)])
+        held = {(job, shard): (epoch, heartbeat) for job, shard, epoch, heartbeat, _ in shards.running(session)}
+        return shards.revoke_lease(session, job_id, n, *held[(job_id, n)])
 
 
 # ── claims ──
@@ -43,7 +53,7 @@ def test_of_many_claims_on_a_shard_one_is_granted(db: Database) -> None:
         granted = [claim for claim in pool.map(claim, range(8)) if claim is not None]
 
     assert len(granted) == 1
-    assert doorbells(db, job.id) == []
+    assert outbox_messages(db, job.id) == []
 
 
 def test_many_shards_of_a_waiting_job_are_claimed_at_once(db: Database) -> None:
@@ -88,7 +98,7 @@ def test_a_shard_of_a_job_that_does_not_run_is_not_given_out(db: Database) -> No
         assert shards.claim(session, "nobody", 0, "worker") is None
 
 
-def test_a_stale_doorbell_of_a_running_or_done_shard_gives_nothing(db: Database) -> None:
+def test_a_stale_message_of_a_running_or_done_shard_gives_nothing(db: Database) -> None:
     job = running(db, [1, 1])
     claim = claim_shard(db, job.id)
 
@@ -156,12 +166,12 @@ def test_a_zombie_commits_nothing_after_a_newer_claim(db: Database) -> None:
     zombie = claim_shard(db, job.id, worker="zombie")
     lose(db, job.id)
 
-    with pytest.raises(Fenced):
+    with pytest.raises(ClaimLost):
         answer(db, zombie, [0])
     heir = claim_shard(db, job.id, worker="heir")
-    with pytest.raises(Fenced):
+    with pytest.raises(ClaimLost):
         answer(db, zombie, [1])
-    with pytest.raises(Fenced):
+    with pytest.raises(ClaimLost):
         answer(db, zombie, range(4), last=True)
 
     assert (shard(db, job.id).done, list(segments(db, job.id))) == (0, [])
@@ -169,21 +179,21 @@ def test_a_zombie_commits_nothing_after_a_newer_claim(db: Database) -> None:
     assert shard(db, job.id).done == 4
 
 
-def test_a_zombie_can_neither_end_try_nor_give_back_a_shard_that_is_not_its_own(db: Database) -> None:
+def test_a_zombie_can_neither_end_try_nor_release_a_shard_that_is_not_its_own(db: Database) -> None:
     job = running(db, [4])
     zombie = claim_shard(db, job.id, worker="zombie")
     lose(db, job.id)
     heir = claim_shard(db, job.id, worker="heir")
 
-    with pytest.raises(Fenced), db.write() as session:
+    with pytest.raises(ClaimLost), db.write() as session:
         shards.finish_empty(session, zombie)
-    with pytest.raises(Fenced), db.write() as session:
-        shards.trying(session, zombie, 3)
+    with pytest.raises(ClaimLost), db.write() as session:
+        shards.record_isolated_attempt(session, zombie, 3)
     with db.write() as session:
-        shards.give_back(session, zombie, waiting_for="model")
+        shards.release(session, zombie, waiting_for="model")
 
     row = shard(db, job.id)
-    assert (row.state, row.epoch, row.worker_id, row.trying_line) == ("running", heir.epoch, "heir", None)
+    assert (row.state, row.epoch, row.worker_id, row.isolated_line) == ("running", heir.epoch, "heir", None)
     assert ledgers.job(db, job.id).waiting_for is None
 
 
@@ -199,16 +209,16 @@ def test_of_a_commit_and_a_lost_lease_one_decides(db: Database) -> None:
                 if number:
                     return answer(db, claim, range(4), last=True)
                 with db.write() as session:
-                    return shards.lose(session, job_id, 0, claim.epoch, 0)
-            except Fenced as fenced:
+                    return shards.revoke_lease(session, job_id, 0, claim.epoch, 0)
+            except ClaimLost as fenced:
                 return fenced
 
         with ThreadPoolExecutor(2) as pool:
             lost, committed = pool.map(act, range(2))
 
-        assert lost == isinstance(committed, Fenced)
+        assert lost == isinstance(committed, ClaimLost)
         assert shard(db, job.id).done == (0 if lost else 4)
-        assert doorbells(db, job.id) == [("run", 0) if lost else ("finish", -1)]
+        assert outbox_messages(db, job.id) == [("run", 0) if lost else ("finish", -1)]
 
 
 def test_a_shard_whose_lines_are_all_covered_ends_without_a_segment(db: Database) -> None:
@@ -231,7 +241,7 @@ def test_an_empty_end_of_a_shard_that_is_gone_is_fenced(db: Database) -> None:
     with db.write() as session:
         session.execute(delete(Shard))
 
-    with pytest.raises(Fenced), db.write() as session:
+    with pytest.raises(ClaimLost), db.write() as session:
         shards.finish_empty(session, claim)
 
 
@@ -241,20 +251,20 @@ def test_a_tally_counts_bits() -> None:
     assert (count.done, count.failed) == (3, 2)
 
 
-# ── beats, leases and stalls ──
+# ── heartbeats, leases and stalls ──
 
 
-def test_a_beat_moves_what_is_held_and_names_what_is_lost(db: Database) -> None:
+def test_a_heartbeat_moves_what_is_held_and_names_what_is_lost(db: Database) -> None:
     job = running(db, [1, 1])
     held, gone = claim_shard(db, job.id, 0), claim_shard(db, job.id, 1)
     lose(db, job.id, 1)
     lost = [(job.id, 1, gone.epoch), ("nobody", 0, 1)]
 
     with db.write() as session:
-        assert shards.beat(session, [(job.id, 1, gone.epoch), (job.id, 0, held.epoch), ("nobody", 0, 1)]) == lost
+        assert shards.heartbeat(session, [(job.id, 1, gone.epoch), (job.id, 0, held.epoch), ("nobody", 0, 1)]) == lost
     again = claim_shard(db, job.id, 1)
     with db.write() as session:
-        assert shards.beat(session, [(job.id, 1, gone.epoch), ("nobody", 0, 1)]) == lost
+        assert shards.heartbeat(session, [(job.id, 1, gone.epoch), ("nobody", 0, 1)]) == lost
     with db.read() as session:
         assert sorted(shards.running(session)) == [
             (job.id, 0, held.epoch, 1, "worker"),
@@ -262,19 +272,19 @@ def test_a_beat_moves_what_is_held_and_names_what_is_lost(db: Database) -> None:
         ]
 
 
-def test_a_shard_is_lost_only_where_its_beat_stood_still(db: Database) -> None:
+def test_a_shard_is_lost_only_where_its_heartbeat_stood_still(db: Database) -> None:
     job = running(db)
     claim = claim_shard(db, job.id)
     with db.write() as session:
-        shards.beat(session, [(job.id, 0, claim.epoch)])
+        shards.heartbeat(session, [(job.id, 0, claim.epoch)])
 
     with db.write() as session:
-        moved = shards.lose(session, job.id, 0, claim.epoch, 0)
-        still = shards.lose(session, job.id, 0, claim.epoch, 1)
-        twice = shards.lose(session, job.id, 0, claim.epoch, 1)
+        moved = shards.revoke_lease(session, job.id, 0, claim.epoch, 0)
+        still = shards.revoke_lease(session, job.id, 0, claim.epoch, 1)
+        twice = shards.revoke_lease(session, job.id, 0, claim.epoch, 1)
 
     assert (moved, still, twice) == (False, True, False)
-    assert doorbells(db, job.id) == [("run", 0)]
+    assert outbox_messages(db, job.id) == [("run", 0)]
 
 
 def test_claims_lost_without_a_commit_are_counted_until_one_is_made(db: Database) -> None:
@@ -296,7 +306,7 @@ def test_a_shard_given_back_is_not_held_against_it(db: Database) -> None:
     claim.faults[2] = [1, 0, 0]
 
     with db.write() as session:
-        shards.give_back(session, claim, delay=60, waiting_for="model")
+        shards.release(session, claim, delay=60, waiting_for="model")
 
     row = shard(db, job.id)
     assert (row.state, row.stalls, row.worker_id) == ("pending", 0, None)
@@ -310,13 +320,13 @@ def test_a_job_waits_for_its_model_until_that_has_answered(db: Database) -> None
     answer(db, early, [0], seq=0)
     claim = claim_shard(db, job.id)
     with db.write() as session:
-        shards.give_back(session, claim, waiting_for="model")
+        shards.release(session, claim, waiting_for="model")
     late = claim_shard(db, job.id)
     said = [ledgers.job(db, job.id).waiting_for]
     answer(db, late, [0])
     said.append(ledgers.job(db, job.id).waiting_for)
     with db.write() as session:
-        shards.give_back(session, late, waiting_for="model")
+        shards.release(session, late, waiting_for="model")
     said.append(ledgers.job(db, job.id).waiting_for)
     answer(db, early, [1], seq=1)
     said.append(ledgers.job(db, job.id).waiting_for)
@@ -330,9 +340,9 @@ def test_a_line_that_is_tried_again_after_its_worker_died_is_counted(db: Databas
     for line in (1, 1, 2):
         claim = claim_shard(db, job.id)
         with db.write() as session:
-            shards.trying(session, claim, line)
+            shards.record_isolated_attempt(session, claim, line)
         row = shard(db, job.id)
-        tries.append((row.trying_line, row.trying_times))
+        tries.append((row.isolated_line, row.isolated_attempts))
         lose(db, job.id)
 
     assert tries == [(1, 1), (1, 2), (2, 1)]
@@ -345,14 +355,14 @@ def test_a_line_whose_worker_gives_back_what_it_has_is_not_counted(db: Database)
     for gives_back, line in ((True, 1), (True, 1), (False, 1), (True, 1), (True, 1), (False, 1), (True, 2)):
         claim = claim_shard(db, job.id)
         with db.write() as session:
-            shards.trying(session, claim, line)
+            shards.record_isolated_attempt(session, claim, line)
         if gives_back:
-            db.retrying(partial(shards.give_back, claim=claim))
-            db.retrying(partial(shards.give_back, claim=claim))  # its answer was lost
+            db.retrying(partial(shards.release, claim=claim))
+            db.retrying(partial(shards.release, claim=claim))  # its answer was lost
         else:
             lose(db, job.id)
         row = shard(db, job.id)
-        tries.append((row.trying_line, row.trying_times))
+        tries.append((row.isolated_line, row.isolated_attempts))
 
     assert tries == [(1, 0), (1, 0), (1, 1), (1, 1), (1, 1), (1, 2), (2, 0)]
 
@@ -361,27 +371,27 @@ def test_who_gives_back_without_having_tried_takes_nothing_off_the_count(db: Dat
     job = running(db, [4])
     claim = claim_shard(db, job.id)
     with db.write() as session:
-        shards.trying(session, claim, 1)
+        shards.record_isolated_attempt(session, claim, 1)
     lose(db, job.id)
 
     claim = claim_shard(db, job.id)
     with db.write() as session:
-        shards.give_back(session, claim)
+        shards.release(session, claim)
 
     row = shard(db, job.id)
-    assert (row.trying_line, row.trying_times) == (1, 1)
+    assert (row.isolated_line, row.isolated_attempts) == (1, 1)
 
 
 def test_a_line_that_was_answered_is_no_longer_tried(db: Database) -> None:
     job = running(db, [4])
     claim = claim_shard(db, job.id)
     with db.write() as session:
-        shards.trying(session, claim, 1)
+        shards.record_isolated_attempt(session, claim, 1)
 
     answer(db, claim, [1])
 
     row = shard(db, job.id)
-    assert (row.trying_line, row.trying_times) == (None, 0)
+    assert (row.isolated_line, row.isolated_attempts) == (None, 0)
 
 
 # ── stopping ──
@@ -393,14 +403,14 @@ def test_a_stopping_job_waits_no_longer_for_its_shards_once_they_are_fenced(db: 
     answer(db, claims[0], [0, 1])
     with db.write() as session:
         ledger.cancel(session, job.id, actor="key:test")
-    before = doorbells(db, job.id)
+    before = outbox_messages(db, job.id)
 
     with db.write() as session:
-        shards.fence(session, job.id)
+        shards.revoke_running(session, job.id)
 
-    with pytest.raises(Fenced):
+    with pytest.raises(ClaimLost):
         answer(db, claims[1], [0])
-    assert (before, doorbells(db, job.id)) == ([], [("finish", -1)])
+    assert (before, outbox_messages(db, job.id)) == ([], [("finish", -1)])
     assert shard(db, job.id).done == 2
 
 
@@ -412,13 +422,13 @@ def test_a_worker_may_still_commit_what_it_finished_before_the_fence(db: Databas
 
     answer(db, claim, [0, 1])
     with db.write() as session:
-        shards.give_back(session, claim)
+        shards.release(session, claim)
 
     assert shard(db, job.id).done == 2
-    assert doorbells(db, job.id) == [("finish", -1)]
+    assert outbox_messages(db, job.id) == [("finish", -1)]
 
 
-def test_a_lost_shard_of_a_stopping_job_is_not_owed_again(db: Database) -> None:
+def test_a_lost_shard_of_a_stopping_job_is_not_enqueued_again(db: Database) -> None:
     job = running(db, [4])
     claim_shard(db, job.id)
     with db.write() as session:
@@ -426,13 +436,13 @@ def test_a_lost_shard_of_a_stopping_job_is_not_owed_again(db: Database) -> None:
 
     lose(db, job.id)
 
-    assert doorbells(db, job.id) == [("finish", -1)]
+    assert outbox_messages(db, job.id) == [("finish", -1)]
 
 
-# ── doorbells that are gone ──
+# ── messages that are gone ──
 
 
-def test_pending_shards_without_a_doorbell_are_found_and_mended(db: Database) -> None:
+def test_pending_shards_without_a_message_are_found_and_mended(db: Database) -> None:
     job = running(db, [1, 1, 1])
     claim_shard(db, job.id, 0)
     planned = ledgers.planning(db)
@@ -441,22 +451,22 @@ def test_pending_shards_without_a_doorbell_are_found_and_mended(db: Database) ->
         session.execute(delete(Outbox))
 
     with db.write() as session:
-        assert shards.unowed(session) == 2
+        assert shards.restore_messages(session) == 2
     with db.write() as session:
-        assert shards.unowed(session) == 0
+        assert shards.restore_messages(session) == 0
 
-    assert doorbells(db, job.id) == [("run", 1), ("run", 2)]
-    assert doorbells(db, planned.job.id) == []
+    assert outbox_messages(db, job.id) == [("run", 1), ("run", 2)]
+    assert outbox_messages(db, planned.job.id) == []
 
 
-def test_a_doorbell_is_mended_into_the_queue_of_its_job(db: Database) -> None:
+def test_a_message_is_mended_into_the_queue_of_its_job(db: Database) -> None:
     job = running(db, [1])
     with db.write() as session:
         session.execute(delete(Outbox))
         session.execute(update(ledgers.Job).values(queue="gpu.big"))
 
     with db.write() as session:
-        shards.unowed(session)
+        shards.restore_messages(session)
         assert list(outbox.depth(session)) == ["gpu.big"]
     assert state(db, job.id) == JobState.RUNNING
 
@@ -467,7 +477,7 @@ def test_cutting_nothing_is_nothing(db: Database) -> None:
     with db.write() as session:
         shards.cut(session, claim, Queue.GENERATE, [])
 
-    assert doorbells(db, claim.job.id) == []
+    assert outbox_messages(db, claim.job.id) == []
 
 
 # ── two queues, one after the other ──
@@ -494,9 +504,9 @@ def taken(db: Database, job_id: str, queue: Queue | None = None) -> shards.Shard
     return claim
 
 
-def pass_on(db: Database, claim: shards.ShardClaim) -> None:
+def requeue(db: Database, claim: shards.ShardClaim) -> None:
     with db.write() as session:
-        shards.pass_on(session, claim)
+        shards.requeue_to_job_queue(session, claim)
 
 
 def queues(db: Database) -> list[str]:
@@ -509,7 +519,7 @@ def test_a_shard_is_for_the_workers_of_one_queue_at_a_time(db: Database) -> None
 
     early = take(db, job.id)
     first = taken(db, job.id, Queue.INGEST)
-    pass_on(db, first)
+    requeue(db, first)
     late = take(db, job.id, Queue.INGEST)
     second = taken(db, job.id)
 
@@ -518,22 +528,22 @@ def test_a_shard_is_for_the_workers_of_one_queue_at_a_time(db: Database) -> None
     assert second.epoch == first.epoch + 2
 
 
-def test_a_doorbell_is_in_the_queue_that_is_to_hear_it(db: Database) -> None:
+def test_a_message_is_in_the_queue_that_is_to_hear_it(db: Database) -> None:
     job = staged(db)
     before = queues(db)
     claim = taken(db, job.id, Queue.INGEST)
     between = queues(db)
 
-    pass_on(db, claim)
+    requeue(db, claim)
 
     assert (before, between, queues(db)) == ([Queue.INGEST], [], [Queue.EMBED])
 
 
 @pytest.mark.parametrize("heard", ["before", "after"])
-def test_a_stale_doorbell_of_the_other_queue_settles_none_but_itself(db: Database, heard: str) -> None:
+def test_a_stale_message_of_the_other_queue_settles_none_but_itself(db: Database, heard: str) -> None:
     job = staged(db)
     if heard == "after":
-        pass_on(db, taken(db, job.id, Queue.INGEST))
+        requeue(db, taken(db, job.id, Queue.INGEST))
 
     stale = take(db, job.id, Queue.INGEST if heard == "after" else None)
 
@@ -547,7 +557,7 @@ def test_what_is_covered_before_a_shard_is_passed_on_stays_covered(db: Database)
     first = taken(db, job.id, Queue.INGEST)
     answer(db, first, [1, 3], bad=[3])
 
-    pass_on(db, first)
+    requeue(db, first)
     second = taken(db, job.id)
     answer(db, second, [0, 2], last=True)
 
@@ -563,12 +573,12 @@ def test_passed_on_it_begins_without_stalls(db: Database) -> None:
         lose(db, job.id)
     claim = taken(db, job.id, Queue.INGEST)
     with db.write() as session:
-        shards.trying(session, claim, 2)
+        shards.record_isolated_attempt(session, claim, 2)
 
-    pass_on(db, claim)
+    requeue(db, claim)
 
     row = shard(db, job.id)
-    assert (claim.stalls, row.stalls, row.trying_line, row.trying_times) == (2, 0, None, 0)
+    assert (claim.stalls, row.stalls, row.isolated_line, row.isolated_attempts) == (2, 0, None, 0)
     assert (row.state, row.worker_id, row.queue) == (ShardState.PENDING, None, None)
 
 
@@ -578,7 +588,7 @@ def test_passed_on_twice_it_is_passed_on_once(database_url: str) -> None:
     claim = taken(db, job.id, Queue.INGEST)
 
     db.lose_next = True
-    db.retrying(lambda session: shards.pass_on(session, claim))
+    db.retrying(lambda session: shards.requeue_to_job_queue(session, claim))
 
     assert (shard(db, job.id).epoch, queues(db)) == (claim.epoch + 1, [Queue.EMBED])
     db.close()
@@ -589,17 +599,17 @@ def test_a_zombie_passes_nothing_on(db: Database) -> None:
     zombie = taken(db, job.id, Queue.INGEST)
     lose(db, job.id)
 
-    with pytest.raises(Fenced):
-        pass_on(db, zombie)
+    with pytest.raises(ClaimLost):
+        requeue(db, zombie)
     heir = taken(db, job.id, Queue.INGEST)
-    with pytest.raises(Fenced):
-        pass_on(db, zombie)
+    with pytest.raises(ClaimLost):
+        requeue(db, zombie)
 
     assert (shard(db, job.id).queue, shard(db, job.id).epoch) == (Queue.INGEST, heir.epoch)
     with db.write() as session:
         session.execute(delete(Shard))
-    with pytest.raises(Fenced):
-        pass_on(db, heir)
+    with pytest.raises(ClaimLost):
+        requeue(db, heir)
 
 
 @pytest.mark.parametrize("how", ["lost", "given back"])
@@ -608,29 +618,29 @@ def test_a_shard_comes_back_to_the_queue_it_was_in(db: Database, stage: Queue, h
     job = staged(db)
     claim = taken(db, job.id, Queue.INGEST)
     if stage == Queue.EMBED:
-        pass_on(db, claim)
+        requeue(db, claim)
         claim = taken(db, job.id)
 
     if how == "lost":
         lose(db, job.id)
     else:
         with db.write() as session:
-            shards.give_back(session, claim)
+            shards.release(session, claim)
 
     assert queues(db) == [stage]
     assert take(db, job.id, None if stage == Queue.EMBED else Queue.INGEST) is not None
 
 
 @pytest.mark.parametrize("passed", [False, True])
-def test_a_lost_doorbell_is_mended_into_the_shards_own_queue(db: Database, passed: bool) -> None:
+def test_a_lost_message_is_mended_into_the_shards_own_queue(db: Database, passed: bool) -> None:
     job = staged(db)
     if passed:
-        pass_on(db, taken(db, job.id, Queue.INGEST))
+        requeue(db, taken(db, job.id, Queue.INGEST))
     with db.write() as session:
         session.execute(delete(Outbox))
 
     with db.write() as session:
-        assert shards.unowed(session) == 1
+        assert shards.restore_messages(session) == 1
 
     assert queues(db) == [Queue.EMBED if passed else Queue.INGEST]
 
@@ -641,7 +651,7 @@ def test_of_a_stopping_job_nothing_is_passed_on(db: Database) -> None:
     with db.write() as session:
         ledger.cancel(session, job.id, actor="key:test")
 
-    pass_on(db, claim)
+    requeue(db, claim)
 
-    assert doorbells(db, job.id) == [("finish", -1)]
+    assert outbox_messages(db, job.id) == [("finish", -1)]
     assert take(db, job.id) is None

@@ -7,7 +7,7 @@ from sqlalchemy import update
 
 from jobs.batches import batches
 from jobs.db.engine import Database
-from jobs.errors import Fenced
+from jobs.errors import ClaimLost
 from jobs.ledger import ledger, states
 from jobs.ledger.states import CLOSING, LIVE, MOVES, TERMINAL, JobState, ShardState
 from jobs.ledger.tables import Job
@@ -88,7 +88,7 @@ def test_a_move_from_where_the_job_is_not_is_fenced_and_records_nothing(
         before = ledgers.everything(session)
 
     for job in jobs:
-        with pytest.raises(Fenced), sqlite.write() as session:
+        with pytest.raises(ClaimLost), sqlite.write() as session:
             ledger.move(session, job.id, source, target, actor="someone")
 
     with sqlite.read() as session:

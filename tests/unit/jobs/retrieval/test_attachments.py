@@ -1,4 +1,4 @@
-"""Rows of files in stores, and what is owed to the vector database when they change."""
+"""Rows of files in stores, and which removals from the vector database are pending when they change."""
 
 from typing import Any
 
@@ -46,7 +46,7 @@ def row(db: Database, name: str, store: str = "vs_1") -> VectorStoreFile:
         return session.get_one(VectorStoreFile, (store, name))
 
 
-def owed(db: Database) -> list[tuple[str, str | None]]:
+def removals(db: Database) -> list[tuple[str, str | None]]:
     with db.read() as session:
         rows = session.execute(select(VectorRemoval.what, VectorRemoval.document).order_by(VectorRemoval.id))
         return [(what, document) for what, document in rows]
@@ -90,7 +90,7 @@ def test_published_it_can_be_found(db: Database) -> None:
     file = row(db, "file-a")
     assert (file.status, file.document, file.entries, file.usage_bytes) == ("completed", f"{file.version}.3", 2, 10)
     assert [one.file_id for one in settled.completed] == ["file-a"]
-    assert owed(db) == []
+    assert removals(db) == []
 
 
 def test_attached_again_the_old_version_stays_until_the_new_one_is_published(db: Database) -> None:
@@ -107,10 +107,10 @@ def test_attached_again_the_old_version_stays_until_the_new_one_is_published(db:
     assert (between.status, between.document, between.entries) == ("in_progress", old.document, 2)
     assert (between.created_at, between.attributes) == (old.created_at, {"n": 2})
     assert after.document not in (None, old.document)
-    assert owed(db) == [("document", old.document)]
+    assert removals(db) == [("document", old.document)]
 
 
-def test_the_same_version_published_again_is_owed_to_nobody(db: Database) -> None:
+def test_the_same_version_published_again_removes_nothing(db: Database) -> None:
     store = make_store(db)
     attached(db, store, "file-a")
     publish(db, store, made(db, "file-a"))
@@ -119,7 +119,7 @@ def test_the_same_version_published_again_is_owed_to_nobody(db: Database) -> Non
 
     publish(db, store, made(db, "file-a", document=document))
 
-    assert (row(db, "file-a").document, owed(db)) == (document, [])
+    assert (row(db, "file-a").document, removals(db)) == (document, [])
 
 
 def test_a_failure_keeps_what_can_be_found_and_says_why(db: Database) -> None:
@@ -162,7 +162,7 @@ def test_what_is_no_longer_wanted_is_gone(db: Database, how: str) -> None:
     settled = publish(db, store, late)
 
     assert settled.removed == [late]
-    assert ("leftovers", None) in owed(db)
+    assert ("leftovers", None) in removals(db)
     if how != "removed":
         assert row(db, "file-a").document != "late.9"
 
@@ -178,7 +178,7 @@ def test_only_the_files_in_progress_of_these_lines_are_to_be_made(db: Database) 
     assert {line: file.id for line, file in lines.items()} == {0: "file-1", 2: "file-3"}
 
 
-def test_a_removed_file_owes_its_vectors(db: Database) -> None:
+def test_a_removed_file_enqueues_the_removal_of_its_vectors(db: Database) -> None:
     store = make_store(db)
     attached(db, store, "file-a", "file-b")
     publish(db, store, made(db, "file-a"))
@@ -188,7 +188,7 @@ def test_a_removed_file_owes_its_vectors(db: Database) -> None:
         for name in ("file-a", "file-b"):
             attachments.remove(session, store, session.get_one(VectorStoreFile, ("vs_1", name)))
 
-    assert owed(db) == [("document", document), ("leftovers", None)]
+    assert removals(db) == [("document", document), ("leftovers", None)]
 
 
 def test_a_deleted_file_leaves_every_store_but_no_other_file_does(db: Database) -> None:
@@ -203,30 +203,30 @@ def test_a_deleted_file_leaves_every_store_but_no_other_file_does(db: Database) 
     assert sorted(map(tuple, left)) == [("vs_1", "file-b"), ("vs_2", "file-b")]
 
 
-def test_leftovers_and_stores_are_owed_once_and_documents_each(db: Database) -> None:
+def test_leftovers_and_stores_are_enqueued_once_and_documents_each(db: Database) -> None:
     store = make_store(db)
     attached(db, store, "file-a")
     with db.write() as session:
         file = session.get_one(VectorStoreFile, ("vs_1", "file-a"))
         for what in (attachments.LEFTOVERS, attachments.STORE, attachments.DOCUMENT) * 2:
-            attachments.owe(session, store, what, file if what == attachments.DOCUMENT else None)
+            attachments.enqueue_removal(session, store, what, file if what == attachments.DOCUMENT else None)
 
-    assert [what for what, _ in owed(db)] == ["leftovers", "store", "document", "document"]
+    assert [what for what, _ in removals(db)] == ["leftovers", "store", "document", "document"]
 
 
-def test_what_is_owed_again_while_it_is_being_removed_is_removed_again(db: Database) -> None:
+def test_what_is_enqueued_again_while_it_is_being_removed_is_removed_again(db: Database) -> None:
     """Its date is another one, so that the receipt of the removal under way does not fit."""
     store = make_store(db)
     with db.write() as session:
-        attachments.owe(session, store, attachments.LEFTOVERS)
+        attachments.enqueue_removal(session, store, attachments.LEFTOVERS)
         session.execute(update(VectorRemoval).values(created_at=1.0))
 
     with db.write() as session:
-        attachments.owe(session, store, attachments.LEFTOVERS)
+        attachments.enqueue_removal(session, store, attachments.LEFTOVERS)
 
     with db.read() as session:
         assert session.scalars(select(VectorRemoval.created_at)).one() > 1.0
-        assert attachments.owes(session)
+        assert attachments.has_due_removals(session)
 
 
 def test_the_first_vectors_decide_how_long_all_are(db: Database) -> None:
@@ -260,7 +260,7 @@ def test_at_its_jobs_end_a_file_in_progress_ends_too(
     files = {name: row(db, name) for name in ("file-a", "file-b", "file-c")}
     assert [file.status for file in files.values()] == ["completed", status, "in_progress"]
     assert (files["file-b"].error_code, files["file-b"].error_message) == (code, words)
-    assert owed(db) == [("leftovers", None)]
+    assert removals(db) == [("leftovers", None)]
     assert files["file-c"].job_id == other.id
 
 
@@ -272,10 +272,10 @@ def test_a_job_that_went_well_leaves_nothing_to_look_for(db: Database) -> None:
     with db.write() as session:
         ended(session, job.id, state=JobState.SUCCEEDED)
 
-    assert owed(db) == []
+    assert removals(db) == []
 
 
-def test_a_job_whose_store_is_gone_owes_the_store_again(db: Database) -> None:
+def test_a_job_whose_store_is_gone_enqueues_the_removal_again(db: Database) -> None:
     store = make_store(db)
     job = attached(db, store, "file-a")
     with db.write() as session:
@@ -356,7 +356,7 @@ def test_of_each_file_that_fails_with_its_job_is_told_before_the_job(
     ]
 
 
-def test_stores_whose_time_is_over_owe_what_they_hold_once(db: Database) -> None:
+def test_stores_whose_time_is_over_enqueue_one_removal(db: Database) -> None:
     over, empty, alive = (make_store(db, name, expires_days=1) for name in ("vs_1", "vs_2", "vs_3"))
     for store in (over, alive):
         attached(db, store, f"file-{store.id}")

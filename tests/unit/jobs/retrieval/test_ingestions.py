@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import select
 
 from jobs.db.engine import Database
-from jobs.errors import Fenced
+from jobs.errors import ClaimLost
 from jobs.ids import new_id
 from jobs.ledger import ledger, shards
 from jobs.ledger.shards import ShardClaim, Tally
@@ -16,7 +16,7 @@ from jobs.retrieval.attachments import Made
 from jobs.retrieval.tables import VectorStore
 from jobs.webhooks.tables import Delivery, WebhookEndpoint
 from tests.support import ledgers
-from tests.unit.jobs.retrieval.test_attachments import attached, made, make_store, owed, row
+from tests.unit.jobs.retrieval.test_attachments import attached, made, make_store, removals, row
 
 
 def claimed(db: Database, *names: str) -> tuple[VectorStore, ShardClaim]:
@@ -103,9 +103,9 @@ def test_what_a_job_leaves_is_stopped_some_at_a_time_and_told_once(
 def test_a_claim_that_was_lost_stops_no_file(db: Database) -> None:
     claim = ledgers.claim_job(db, attached(db, make_store(db), "file-a").id, Task.PLAN)
     with db.write() as session:
-        ledger.lose(session, claim.job.id, claim.epoch, 0)
+        ledger.revoke_lease(session, claim.job.id, claim.epoch, 0)
 
-    with pytest.raises(Fenced), db.write() as session:
+    with pytest.raises(ClaimLost), db.write() as session:
         ledger.stop(session, claim, JobState.FAILED, [])
 
     assert row(db, "file-a").status == "in_progress"
@@ -132,17 +132,17 @@ def test_nobody_hears_what_was_removed_meanwhile(db: Database) -> None:
     commit(db, claim, late, last=True)
 
     assert not [kind for _, kind in ledgers.told(db, claim.job.id) if kind.startswith("vector_store.file.")]
-    assert owed(db) == [("leftovers", None)]
+    assert removals(db) == [("leftovers", None)]
 
 
 @pytest.mark.parametrize("last", [False, True])
 def test_a_lost_claim_shows_nothing_and_tells_nothing(db: Database, last: bool) -> None:
     _, zombie = claimed(db, "file-a")
     with db.write() as session:
-        shards.lose(session, zombie.job.id, 0, zombie.epoch, 0)
+        shards.revoke_lease(session, zombie.job.id, 0, zombie.epoch, 0)
     before = ledgers.told(db, zombie.job.id)
 
-    with pytest.raises(Fenced):
+    with pytest.raises(ClaimLost):
         commit(db, zombie, made(db, "file-a"), last=last)
 
     assert (row(db, "file-a").status, row(db, "file-a").document) == ("in_progress", None)
@@ -155,11 +155,11 @@ def test_a_job_that_is_not_there_is_fenced(db: Database) -> None:
     with db.write() as session:
         session.delete(session.get_one(Job, claim.job.id))
 
-    with pytest.raises(Fenced):
+    with pytest.raises(ClaimLost):
         commit(db, claim, Made(0, "", ""))
 
 
-def test_what_was_made_for_a_store_that_is_gone_counts_as_failed_and_is_owed(db: Database) -> None:
+def test_what_was_made_for_a_store_that_is_gone_counts_as_failed_and_is_enqueued_for_removal(db: Database) -> None:
     _, claim = claimed(db, "file-a")
     found = made(db, "file-a")
     with db.write() as session:
@@ -169,7 +169,7 @@ def test_what_was_made_for_a_store_that_is_gone_counts_as_failed_and_is_owed(db:
 
     shard = ledgers.shard(db, claim.job.id)
     assert (shard.state, shard.done, shard.failed) == ("done", 1, 1)
-    assert owed(db) == [("store", None)]
+    assert removals(db) == [("store", None)]
 
 
 def test_nothing_more_to_make_ends_the_shard_without_a_segment(db: Database) -> None:
@@ -182,7 +182,7 @@ def test_nothing_more_to_make_ends_the_shard_without_a_segment(db: Database) -> 
     assert len(ledgers.segments(db, claim.job.id)) == 1
 
 
-def test_deliveries_are_owed_to_who_listens(db: Database) -> None:
+def test_deliveries_are_enqueued_for_subscribers(db: Database) -> None:
     listen(db)
     _, claim = claimed(db, "file-a", "file-b")
 

@@ -1,4 +1,4 @@
-"""Old versions of many documents go at once, with what they owe, and not statement by statement."""
+"""Old versions of many documents go at once, with the removals that follow, and not statement by statement."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,7 +51,7 @@ def counted(db: Database) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("count", [1, MANY])
-def test_files_leave_every_store_with_what_they_owe_in_a_few_statements(db: Database, count: int) -> None:
+def test_files_leave_every_store_with_their_removals_in_a_few_statements(db: Database, count: int) -> None:
     names = given(db, count + 1)
 
     with counted(db) as asked, db.write() as session:
@@ -62,11 +62,11 @@ def test_files_leave_every_store_with_what_they_owe_in_a_few_statements(db: Data
         assert session.scalars(select(VectorStoreFile.id)).all() == [names[0]] * 2
         assert session.scalars(select(File.id).where(File.deleted_at.is_(None))).all() == [names[0]]
         told = session.execute(select(Audit.target, Audit.project_id, Audit.actor, Audit.action)).all()
-        owed = session.execute(select(VectorRemoval.store_id, VectorRemoval.what, VectorRemoval.document)).all()
+        removals = session.execute(select(VectorRemoval.store_id, VectorRemoval.what, VectorRemoval.document)).all()
     assert sorted(map(tuple, told)) == [(name, "p", "source:s", "file.delete") for name in names[1:]]
     documents = [(store, f"{store}-{name}.1") for store in ("vs_1", "vs_2") for name in names[1:-1]]
-    assert sorted((store, key) for store, what, key in owed if what == attachments.DOCUMENT) == documents
-    assert sorted((store, what) for store, what, key in owed if key is None) == [
+    assert sorted((store, key) for store, what, key in removals if what == attachments.DOCUMENT) == documents
+    assert sorted((store, what) for store, what, key in removals if key is None) == [
         ("vs_1", attachments.LEFTOVERS),
         ("vs_2", attachments.LEFTOVERS),
     ]

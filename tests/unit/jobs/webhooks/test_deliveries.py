@@ -229,7 +229,7 @@ def test_future_delivery_is_not_due(db: Database) -> None:
 def test_a_delivery_that_is_due_later_than_it_can_be_is_brought_forward(
     db: Database, attempts: int, ahead: float, brought: int
 ) -> None:
-    """A process whose clock was a day ahead owed it."""
+    """A process whose clock was a day ahead enqueued it."""
     endpoint(db)
     happen(db, "batch_1")
     with db.write() as session:
@@ -308,7 +308,7 @@ def test_late_outcome_of_a_lost_claim_changes_nothing(db: Database) -> None:
     happen(db, "batch_1")
     (old,) = claim(db)
     with db.write() as session:
-        assert deliveries.take_back(session, "io-1") == 1
+        assert deliveries.revoke_claims(session, "io-1") == 1
     (new,) = claim(db, "io-1")
 
     assert record(db, old, OK) == 0
@@ -332,7 +332,7 @@ def test_take_back_spares_what_the_worker_says_it_holds(db: Database) -> None:
     happen(db, "batch_1", 2)
     kept, lost = claim(db)
     with db.write() as session:
-        assert deliveries.take_back(session, "io-1", keep=[kept]) == 1
+        assert deliveries.revoke_claims(session, "io-1", keep=[kept]) == 1
 
     assert [again.id for again in claim(db, "io-2")] == [lost.id]
 
@@ -342,10 +342,10 @@ def test_take_back_frees_what_the_worker_holds_anew_without_knowing(db: Database
     happen(db, "batch_1")
     (known,) = claim(db)
     with db.write() as session:
-        deliveries.give_back(session, [known])
+        deliveries.release_claims(session, [known])
     claim(db)  # a commit whose answer was lost
     with db.write() as session:
-        assert deliveries.take_back(session, "io-1", keep=[known]) == 1
+        assert deliveries.revoke_claims(session, "io-1", keep=[known]) == 1
 
     assert [again.id for again in claim(db, "io-2")] == [known.id]
 
@@ -354,7 +354,7 @@ def test_claim_given_back_is_due_at_once_and_counts_no_attempt(db: Database) -> 
     endpoint(db)
     happen(db, "batch_1")
     with db.write() as session:
-        deliveries.give_back(session, claim_due(session, "io-1"))
+        deliveries.release_claims(session, claim_due(session, "io-1"))
 
     assert claim(db, "io-2")[0].attempt == 1
 
@@ -440,7 +440,7 @@ def test_first_failure_starts_the_clock_of_the_endpoint(db: Database) -> None:
         assert session.get_one(WebhookEndpoint, "we_1").failing_since == began
 
 
-def test_what_a_disabled_endpoint_is_owed_is_held_and_goes_out_when_it_is_enabled(db: Database) -> None:
+def test_what_a_disabled_endpoint_has_pending_is_held_and_goes_out_when_it_is_enabled(db: Database) -> None:
     endpoint(db)
     happen(db, "batch_1", 3)
     with db.write() as session:
@@ -581,7 +581,7 @@ def test_replay_of_a_time_range_takes_the_failed_ones(db: Database) -> None:
         assert deliveries.replay(session, "proj_1", "we_1", Selection(since=now() - 60)) == [bad.id]
 
 
-def test_replay_owes_what_was_missed_while_disabled_once(db: Database) -> None:
+def test_replay_enqueues_what_was_missed_while_disabled_once(db: Database) -> None:
     endpoint(db)
     with db.write() as session:
         deliveries.disable(session, session.get_one(WebhookEndpoint, "we_1"), "gone")
@@ -591,17 +591,17 @@ def test_replay_owes_what_was_missed_while_disabled_once(db: Database) -> None:
     missed = Selection(since=now() - 60, missed=True)
 
     with db.write() as session:
-        owed = deliveries.replay(session, "proj_1", "we_1", missed)
+        pending = deliveries.replay(session, "proj_1", "we_1", missed)
     with db.write() as session:
         again = deliveries.replay(session, "proj_1", "we_1", missed)
 
     # its own `webhook_endpoint.disabled` is among them: nobody could tell it then
-    assert (len(owed), again) == (3, [])
+    assert (len(pending), again) == (3, [])
     assert len(claim(db, per_endpoint=9)) == 3
 
 
 @pytest.mark.postgres
-def test_of_two_that_replay_what_was_missed_at_once_one_owes_it(postgres: Database) -> None:
+def test_of_two_that_replay_what_was_missed_at_once_one_enqueues_it(postgres: Database) -> None:
     happen(postgres, "batch_1", 2)
     endpoint(postgres)
     missed = Selection(since=now() - 60, missed=True)
@@ -612,11 +612,11 @@ def test_of_two_that_replay_what_was_missed_at_once_one_owes_it(postgres: Databa
 
     with ThreadPoolExecutor(1) as pool:
         with postgres.write() as session:
-            owed = deliveries.replay(session, "proj_1", "we_1", missed)
+            pending = deliveries.replay(session, "proj_1", "we_1", missed)
             other = pool.submit(again)
             until_waiting(postgres, 1)
 
-        assert len(owed) == 2
+        assert len(pending) == 2
         assert other.result(timeout=30) == []
     with postgres.read() as session:
         assert len(session.scalars(select(Delivery)).all()) == 2
@@ -701,7 +701,7 @@ def test_query_for_due_deliveries_uses_the_partial_index(sqlite: Database) -> No
     assert "delivery.state = 'pending' AND delivery.worker_id IS NULL" in statement
 
 
-def test_events_without_listeners_owe_nothing(db: Database) -> None:
+def test_events_without_listeners_enqueue_nothing(db: Database) -> None:
     happen(db, "batch_1", of=job(db))
 
     with db.read() as session:

@@ -34,20 +34,20 @@ from workers.batches import planning
 from workers.batches.planning import Planner
 from workers.lifecycle import plan
 from workers.runtime.context import Context, Standing
-from workers.runtime.heartbeat import Keeper
+from workers.runtime.heartbeat import Heartbeat
 
 EMBED = "/v1/embeddings"
 
 
-class Desk:
+class Harness:
     """A planner's process, without the process."""
 
     def __init__(self, db: Database, folder: Path, **settings: Any) -> None:
         config = Settings(data_dir=folder, database_url=db.url, **{"min_free_bytes": 0, **settings})
         self.db, self.storage = db, DiskStorage(folder / "files")
-        keeper = Keeper(db, _nobody, beat_seconds=60, stop=threading.Event())
+        heartbeat = Heartbeat(db, _nobody, beat_seconds=60, stop=threading.Event())
         self.context = Context(
-            config, db, self.storage, "planner", threading.Event(), Standing(), keeper, Models(config)
+            config, db, self.storage, "planner", threading.Event(), Standing(), heartbeat, Models(config)
         )
         with db.write() as session:
             self.project = keys.ensure_project(session, "p").id
@@ -63,8 +63,8 @@ class Desk:
         plan(self.context, job_id)
         return ledgers.job(self.db, job_id)
 
-    def owed(self, job_id: str) -> Outbox:
-        """The one doorbell that is owed for the job."""
+    def pending(self, job_id: str) -> Outbox:
+        """The one message that is pending for the job."""
         with self.db.read() as session:
             return session.scalars(select(Outbox).where(Outbox.job_id == job_id)).one()
 
@@ -80,20 +80,20 @@ def _nobody() -> Any:
 
 
 @pytest.fixture
-def desk(db: Database, tmp_path: Path) -> Desk:
-    return Desk(db, tmp_path, shard_lines=4, shard_bytes=2000, batch_max_lines=50)
+def harness(db: Database, tmp_path: Path) -> Harness:
+    return Harness(db, tmp_path, shard_lines=4, shard_bytes=2000, batch_max_lines=50)
 
 
 def _codes(job: Job) -> list[str]:
     return [error["code"] for error in job.errors or []]
 
 
-def test_shards_cover_the_lines_one_after_the_other(desk: Desk) -> None:
+def test_shards_cover_the_lines_one_after_the_other(harness: Harness) -> None:
     content = jsonl([chat_line(f"r{n}", "x" * (n * 40)) for n in range(30)])
 
-    job = desk.plan(content)
+    job = harness.plan(content)
 
-    cut = desk.shards(job)
+    cut = harness.shards(job)
     texts = [line for shard in cut for line in lines.split(content[shard.offset : shard.offset + shard.length])]
     assert job.state == JobState.RUNNING
     assert [json.loads(text)["custom_id"] for text in texts] == [f"r{n}" for n in range(30)]
@@ -101,10 +101,10 @@ def test_shards_cover_the_lines_one_after_the_other(desk: Desk) -> None:
     assert all(shard.lines <= 4 and (shard.length <= 2000 or shard.lines == 1) for shard in cut)
 
 
-def test_each_shard_is_owed_one_doorbell(desk: Desk) -> None:
-    job = desk.plan(jsonl([chat_line(f"r{n}", "x") for n in range(9)]))
+def test_each_shard_has_one_message(harness: Harness) -> None:
+    job = harness.plan(jsonl([chat_line(f"r{n}", "x") for n in range(9)]))
 
-    assert ledgers.doorbells(desk.db, job.id) == [("run", 0), ("run", 1), ("run", 2)]
+    assert ledgers.outbox_messages(harness.db, job.id) == [("run", 0), ("run", 1), ("run", 2)]
 
 
 @pytest.mark.parametrize(
@@ -129,24 +129,24 @@ def test_each_shard_is_owed_one_doorbell(desk: Desk) -> None:
 def test_limits_refuse_with_a_code(
     db: Database, tmp_path: Path, settings: dict[str, Any], fields: dict[str, Any], content: bytes, code: str
 ) -> None:
-    desk = Desk(db, tmp_path, **settings)
+    harness = Harness(db, tmp_path, **settings)
 
-    job = desk.plan(content, **fields)
+    job = harness.plan(content, **fields)
 
     assert (job.state, _codes(job)) == (JobState.FAILED, [code])
-    assert desk.shards(job) == []
-    assert ledgers.doorbells(db, job.id) == []
+    assert harness.shards(job) == []
+    assert ledgers.outbox_messages(db, job.id) == []
 
 
 def test_of_two_that_are_planned_at_once_one_gets_the_last_tokens(
     db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = jsonl([chat_line("r", "x" * 1000)])
-    desk = Desk(db, tmp_path, project_max_queued_tokens=len(content) // BYTES_PER_TOKEN)
+    harness = Harness(db, tmp_path, project_max_queued_tokens=len(content) // BYTES_PER_TOKEN)
     with db.write() as session:
         facts = {"purpose": "batch", "filename": "a", "path": "files/in", "created_at": now()}
-        session.add(File(id="file-a", project_id=desk.project, bytes=len(content), **facts))
-    jobs = [desk.submit(content, input_file_id="file-a") for _ in range(2)]
+        session.add(File(id="file-a", project_id=harness.project, bytes=len(content), **facts))
+    jobs = [harness.submit(content, input_file_id="file-a") for _ in range(2)]
     both = threading.Barrier(2)
     asked = planning._queued_bytes
 
@@ -158,7 +158,7 @@ def test_of_two_that_are_planned_at_once_one_gets_the_last_tokens(
 
     monkeypatch.setattr(planning, "_queued_bytes", together)
     with ThreadPoolExecutor(2) as threads:
-        list(threads.map(lambda job_id: plan(desk.context, job_id), jobs))
+        list(threads.map(lambda job_id: plan(harness.context, job_id), jobs))
 
     ended = sorted((ledgers.job(db, job_id) for job_id in jobs), key=lambda job: job.state)
     assert [(job.state, _codes(job)) for job in ended] == [
@@ -167,15 +167,15 @@ def test_of_two_that_are_planned_at_once_one_gets_the_last_tokens(
     ]
 
 
-def test_project_may_allow_models_outside_the_house(desk: Desk) -> None:
-    with desk.db.write() as session:
-        session.get_one(Project, desk.project).allow_external = True
+def test_project_may_allow_models_outside_the_house(harness: Harness) -> None:
+    with harness.db.write() as session:
+        session.get_one(Project, harness.project).allow_external = True
 
-    assert desk.plan(jsonl([chat_line("r", "x", model="far-model")])).state == JobState.RUNNING
+    assert harness.plan(jsonl([chat_line("r", "x", model="far-model")])).state == JobState.RUNNING
 
 
-def test_errors_quote_a_long_model_in_short(desk: Desk) -> None:
-    job = desk.plan(jsonl([chat_line(f"r{n}", "x", model=f"{n}" + "x" * 20_000) for n in range(30)]))
+def test_errors_quote_a_long_model_in_short(harness: Harness) -> None:
+    job = harness.plan(jsonl([chat_line(f"r{n}", "x", model=f"{n}" + "x" * 20_000) for n in range(30)]))
 
     assert set(_codes(job)) == {"model_not_found", "model_mismatch"}
     assert len(json.dumps(job.errors)) < 30_000
@@ -197,9 +197,9 @@ def test_errors_quote_a_long_model_in_short(desk: Desk) -> None:
     ],
 )
 def test_a_line_that_is_no_request_is_refused_with_what_is_wrong_with_it(
-    desk: Desk, line: Any, code: str, param: str | None
+    harness: Harness, line: Any, code: str, param: str | None
 ) -> None:
-    job = desk.plan(jsonl([line]))
+    job = harness.plan(jsonl([line]))
 
     assert [(error["code"], error["line"], error["param"]) for error in job.errors or []] == [(code, 1, param)]
 
@@ -209,99 +209,99 @@ def test_a_line_that_is_no_request_is_refused_with_what_is_wrong_with_it(
     [(b"{\n" * 3000, 1000), (jsonl([chat_line("same", "x")] * 1500), 1001)],  # the first is nobody's duplicate
 )
 def test_errors_are_named_up_to_a_thousand(db: Database, tmp_path: Path, content: bytes, last: int) -> None:
-    job = Desk(db, tmp_path).plan(content)
+    job = Harness(db, tmp_path).plan(content)
 
     assert len(job.errors or []) == 1000
     assert (job.errors or [])[-1]["line"] == last
 
 
-def test_second_planner_starts_from_nothing(desk: Desk) -> None:
+def test_second_planner_starts_from_nothing(harness: Harness) -> None:
     """The first died after it had cut shards of its own; none of them is left."""
-    job_id = desk.submit(jsonl([chat_line(f"r{n}", "x") for n in range(4)]))
-    dead = ledgers.claim_job(desk.db, job_id, Task.PLAN)
-    with desk.db.write() as session:
+    job_id = harness.submit(jsonl([chat_line(f"r{n}", "x") for n in range(4)]))
+    dead = ledgers.claim_job(harness.db, job_id, Task.PLAN)
+    with harness.db.write() as session:
         shards.cut(session, dead, Queue.GENERATE, ledgers.cuts(job_id, [1] * 7))
-    with desk.db.write() as session:
-        assert ledger.put_back(session, job_id, dead.epoch)
+    with harness.db.write() as session:
+        assert ledger.release(session, job_id, dead.epoch)
 
-    plan(desk.context, job_id)
+    plan(harness.context, job_id)
 
-    job = ledgers.job(desk.db, job_id)
-    assert [(shard.n, shard.lines) for shard in desk.shards(job)] == [(0, 4)]
-    assert ledgers.doorbells(desk.db, job_id) == [("run", 0)]
+    job = ledgers.job(harness.db, job_id)
+    assert [(shard.n, shard.lines) for shard in harness.shards(job)] == [(0, 4)]
+    assert ledgers.outbox_messages(harness.db, job_id) == [("run", 0)]
 
 
-def test_planner_that_was_cancelled_meanwhile_changes_nothing(desk: Desk) -> None:
-    job_id = desk.submit(jsonl([chat_line("r", "x")]))
-    with desk.db.write() as session:
+def test_planner_that_was_cancelled_meanwhile_changes_nothing(harness: Harness) -> None:
+    job_id = harness.submit(jsonl([chat_line("r", "x")]))
+    with harness.db.write() as session:
         ledger.cancel(session, job_id, actor="key:test")
 
-    plan(desk.context, job_id)
+    plan(harness.context, job_id)
 
-    assert ledgers.state(desk.db, job_id) == JobState.CANCELLING
+    assert ledgers.state(harness.db, job_id) == JobState.CANCELLING
 
 
 def test_planner_that_lost_its_claim_meanwhile_leaves_the_job_to_its_successor(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job_id = desk.submit(jsonl([chat_line("r", "x")]))
+    job_id = harness.submit(jsonl([chat_line("r", "x")]))
     asked = routing.route
 
     def slowly(*arguments: Any, **named: Any) -> routing.Route:
-        with desk.db.write() as session:
-            assert ledger.put_back(session, job_id, ledgers.job(desk.db, job_id).epoch)
-        ledgers.claim_job(desk.db, job_id, Task.PLAN, "successor")
+        with harness.db.write() as session:
+            assert ledger.release(session, job_id, ledgers.job(harness.db, job_id).epoch)
+        ledgers.claim_job(harness.db, job_id, Task.PLAN, "successor")
         return asked(*arguments, **named)
 
     monkeypatch.setattr(routing, "route", slowly)
-    plan(desk.context, job_id)
+    plan(harness.context, job_id)
 
-    job = ledgers.job(desk.db, job_id)
-    assert (job.state, job.worker_id, job.stumbles) == (JobState.QUEUED, "successor", 0)
-    assert desk.shards(job) == []
+    job = ledgers.job(harness.db, job_id)
+    assert (job.state, job.worker_id, job.failed_attempts) == (JobState.QUEUED, "successor", 0)
+    assert harness.shards(job) == []
 
 
-def test_planner_that_is_told_to_stop_gives_the_job_back_at_once(desk: Desk) -> None:
-    job_id = desk.submit(jsonl([chat_line("r", "x")]))
-    desk.context.keeper.stop_all()
+def test_planner_that_is_told_to_stop_gives_the_job_back_at_once(harness: Harness) -> None:
+    job_id = harness.submit(jsonl([chat_line("r", "x")]))
+    harness.context.heartbeat.stop_all()
 
-    plan(desk.context, job_id)
+    plan(harness.context, job_id)
 
-    job = ledgers.job(desk.db, job_id)
-    assert (job.state, job.worker_id, job.waiting_for, job.losses) == (JobState.QUEUED, None, None, 0)
-    assert desk.owed(job_id).due_at <= now()
+    job = ledgers.job(harness.db, job_id)
+    assert (job.state, job.worker_id, job.waiting_for, job.lost_leases) == (JobState.QUEUED, None, None, 0)
+    assert harness.pending(job_id).due_at <= now()
 
 
 def test_job_waits_unplanned_while_the_disk_is_nearly_full(db: Database, tmp_path: Path) -> None:
-    job = Desk(db, tmp_path, min_free_bytes=1 << 62).plan(jsonl([chat_line("r", "x")]))
+    job = Harness(db, tmp_path, min_free_bytes=1 << 62).plan(jsonl([chat_line("r", "x")]))
     assert (job.state, job.waiting_for, job.worker_id) == (JobState.QUEUED, "disk", None)
 
-    plan(Desk(db, tmp_path).context, job.id)
+    plan(Harness(db, tmp_path).context, job.id)
 
     assert ledgers.state(db, job.id) == JobState.RUNNING
 
 
 @pytest.mark.parametrize("error", [StorageFull, StorageUnavailable])
 def test_storage_that_fails_while_a_retry_copies_its_lines_delays_the_planning(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
-    first = desk.plan(jsonl([chat_line("r", "x")]))
+    first = harness.plan(jsonl([chat_line("r", "x")]))
 
     def fails(_path: str) -> None:
         raise error
 
-    monkeypatch.setattr(desk.storage, "writer", fails)
-    job_id = ledgers.submitted(desk.db, project_id=first.project_id, input_path="files/in", retry_of=first.id).id
-    plan(desk.context, job_id)
+    monkeypatch.setattr(harness.storage, "writer", fails)
+    job_id = ledgers.submitted(harness.db, project_id=first.project_id, input_path="files/in", retry_of=first.id).id
+    plan(harness.context, job_id)
 
-    job = ledgers.job(desk.db, job_id)
-    assert (job.state, job.waiting_for, job.stumbles) == (JobState.QUEUED, "disk", 0)
-    assert desk.owed(job_id).due_at > now() + 5
+    job = ledgers.job(harness.db, job_id)
+    assert (job.state, job.waiting_for, job.failed_attempts) == (JobState.QUEUED, "disk", 0)
+    assert harness.pending(job_id).due_at > now() + 5
 
 
-@pytest.mark.parametrize(("error", "stumbles"), [(DatabaseBusy, 0), (TookTooLong, 1)])
+@pytest.mark.parametrize(("error", "failed_attempts"), [(DatabaseBusy, 0), (TookTooLong, 1)])
 def test_a_database_that_cannot_be_read_for_a_while_is_not_the_jobs_fault(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, error: type[Exception], stumbles: int
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, error: type[Exception], failed_attempts: int
 ) -> None:
     """A question that always takes too long is."""
 
@@ -309,48 +309,53 @@ def test_a_database_that_cannot_be_read_for_a_while_is_not_the_jobs_fault(
         raise error
 
     monkeypatch.setattr(Planner, "run", busy)
-    job_id = ledgers.submitted(desk.db, input_path="files/in").id
-    plan(desk.context, job_id)
+    job_id = ledgers.submitted(harness.db, input_path="files/in").id
+    plan(harness.context, job_id)
 
-    job = ledgers.job(desk.db, job_id)
-    assert (job.state, job.waiting_for, job.stumbles, job.worker_id) == (JobState.QUEUED, None, stumbles, None)
-    assert now() < desk.owed(job_id).due_at < now() + desk.context.config.rering_seconds + 1
+    job = ledgers.job(harness.db, job_id)
+    assert (job.state, job.waiting_for, job.failed_attempts, job.worker_id) == (
+        JobState.QUEUED,
+        None,
+        failed_attempts,
+        None,
+    )
+    assert now() < harness.pending(job_id).due_at < now() + harness.context.config.redelivery_seconds + 1
 
 
-def test_retry_of_a_job_that_was_never_run_reads_its_whole_input(desk: Desk) -> None:
-    first = desk.submit(jsonl([chat_line(f"r{n}", "x") for n in range(3)]))
-    with desk.db.write() as session:
+def test_retry_of_a_job_that_was_never_run_reads_its_whole_input(harness: Harness) -> None:
+    first = harness.submit(jsonl([chat_line(f"r{n}", "x") for n in range(3)]))
+    with harness.db.write() as session:
         ledger.cancel(session, first, actor="key:test")
 
-    retry = ledgers.submitted(desk.db, project_id=desk.project, input_path="files/in", retry_of=first).id
-    plan(desk.context, retry)
+    retry = ledgers.submitted(harness.db, project_id=harness.project, input_path="files/in", retry_of=first).id
+    plan(harness.context, retry)
 
-    job = ledgers.job(desk.db, retry)
+    job = ledgers.job(harness.db, retry)
     assert (job.state, job.total, job.input_path) == (JobState.RUNNING, 3, "files/in")
 
 
-def test_retry_of_a_retry_that_was_never_run_reads_what_that_would_have_read(desk: Desk) -> None:
-    first = desk.plan(jsonl([chat_line(f"r{n}", "x") for n in range(3)])).id
-    ledgers.answer(desk.db, ledgers.claim_shard(desk.db, first), range(3), bad=[1], last=True)
-    facts = {"project_id": desk.project, "input_path": "files/in"}
-    second = ledgers.submitted(desk.db, retry_of=first, **facts).id
-    with desk.db.write() as session:
+def test_retry_of_a_retry_that_was_never_run_reads_what_that_would_have_read(harness: Harness) -> None:
+    first = harness.plan(jsonl([chat_line(f"r{n}", "x") for n in range(3)])).id
+    ledgers.answer(harness.db, ledgers.claim_shard(harness.db, first), range(3), bad=[1], last=True)
+    facts = {"project_id": harness.project, "input_path": "files/in"}
+    second = ledgers.submitted(harness.db, retry_of=first, **facts).id
+    with harness.db.write() as session:
         ledger.cancel(session, second, actor="key:test")
 
-    third = ledgers.submitted(desk.db, retry_of=second, **facts).id
-    plan(desk.context, third)
+    third = ledgers.submitted(harness.db, retry_of=second, **facts).id
+    plan(harness.context, third)
 
-    job = ledgers.job(desk.db, third)
+    job = ledgers.job(harness.db, third)
     assert (job.state, job.total, job.input_path) == (JobState.RUNNING, 1, f"jobs/{third}/input-1.jsonl")
 
 
-def _run(desk: Desk) -> str:
+def _run(harness: Harness) -> str:
     """A job of six lines in two shards: line 1 failed, 2 and 4 were cut off, 5 has no result."""
-    job_id = desk.plan(jsonl([chat_line(f"r{n}", "x") for n in range(6)])).id
+    job_id = harness.plan(jsonl([chat_line(f"r{n}", "x") for n in range(6)])).id
     for n, good, cut_off in ((0, 0b1101, 0b0100), (1, 0b01, 0b01)):
-        claim = ledgers.claim_shard(desk.db, job_id, n)
+        claim = ledgers.claim_shard(harness.db, job_id, n)
         covered = 0b1111 if n == 0 else 0b01
-        with desk.db.write() as session:
+        with harness.db.write() as session:
             shards.commit(session, claim, 0, "path", 9, shards.Tally(covered, good, cut_off), last=n == 0)
     return job_id
 
@@ -359,54 +364,54 @@ def _run(desk: Desk) -> str:
     ("which", "names"),
     [("failed", ["r1", "r5"]), ("length", ["r2", "r4"]), ("all", [f"r{n}" for n in range(6)])],
 )
-def test_retry_reads_the_lines_that_were_asked_for(desk: Desk, which: str, names: list[str]) -> None:
-    first = _run(desk)
+def test_retry_reads_the_lines_that_were_asked_for(harness: Harness, which: str, names: list[str]) -> None:
+    first = _run(harness)
 
     retry = ledgers.submitted(
-        desk.db, project_id=desk.project, input_path="files/in", retry_of=first, payload={"which": which}
+        harness.db, project_id=harness.project, input_path="files/in", retry_of=first, payload={"which": which}
     ).id
-    plan(desk.context, retry)
+    plan(harness.context, retry)
 
-    job = ledgers.job(desk.db, retry)
+    job = ledgers.job(harness.db, retry)
     assert (job.state, job.total) == (JobState.RUNNING, len(names))
-    with desk.storage.reader(job.input_path or "") as handle:
+    with harness.storage.reader(job.input_path or "") as handle:
         assert [json.loads(line)["custom_id"] for line in handle] == names
 
 
-def test_retry_of_a_retry_that_was_never_run_reads_the_lines_that_the_first_retry_was_to_run(desk: Desk) -> None:
-    first = _run(desk)
-    facts = {"project_id": desk.project, "input_path": "files/in"}
-    second = ledgers.submitted(desk.db, retry_of=first, payload={"which": "length"}, **facts).id
-    with desk.db.write() as session:
+def test_retry_of_a_retry_that_was_never_run_reads_the_lines_that_the_first_retry_was_to_run(harness: Harness) -> None:
+    first = _run(harness)
+    facts = {"project_id": harness.project, "input_path": "files/in"}
+    second = ledgers.submitted(harness.db, retry_of=first, payload={"which": "length"}, **facts).id
+    with harness.db.write() as session:
         ledger.cancel(session, second, actor="key:test")
 
-    third = ledgers.submitted(desk.db, retry_of=second, **facts).id
-    plan(desk.context, third)
+    third = ledgers.submitted(harness.db, retry_of=second, **facts).id
+    plan(harness.context, third)
 
-    assert ledgers.job(desk.db, third).total == 2
+    assert ledgers.job(harness.db, third).total == 2
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["a job", "a retry"])
 @pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.FAILED])
 def test_retry_is_refused_where_nobody_knows_any_more_what_is_to_be_run(
-    desk: Desk, again: bool, state: JobState
+    harness: Harness, again: bool, state: JobState
 ) -> None:
     """Of what has failed, all is; but what a retry was to read is gone with the rest."""
-    facts: dict[str, Any] = {"project_id": desk.project, "input_path": "files/in"}
-    origin = desk.plan(jsonl([chat_line(f"r{n}", "x") for n in range(3)])).id
-    facts["retry_of"] = first = ledgers.submitted(desk.db, retry_of=origin, **facts).id if again else origin
+    facts: dict[str, Any] = {"project_id": harness.project, "input_path": "files/in"}
+    origin = harness.plan(jsonl([chat_line(f"r{n}", "x") for n in range(3)])).id
+    facts["retry_of"] = first = ledgers.submitted(harness.db, retry_of=origin, **facts).id if again else origin
     if again:
-        plan(desk.context, first)
-    with desk.db.write() as session:
+        plan(harness.context, first)
+    with harness.db.write() as session:
         session.execute(update(Job).where(Job.id == first).values(state=state))
         session.execute(delete(Shard).where(Shard.job_id == first))  # retention begins so
         answered = {"path": "", "length": 0, "covered": b"\1", "good": b"\1", "created_at": 1.0}
         session.add(Segment(job_id=first, n=0, epoch=1, seq=0, **answered))
 
-    retry = ledgers.submitted(desk.db, **facts).id
-    plan(desk.context, retry)
+    retry = ledgers.submitted(harness.db, **facts).id
+    plan(harness.context, retry)
 
-    job = ledgers.job(desk.db, retry)
+    job = ledgers.job(harness.db, retry)
     if state == JobState.FAILED and not again:
         assert (job.state, job.total) == (JobState.RUNNING, 3)
     else:
@@ -414,34 +419,34 @@ def test_retry_is_refused_where_nobody_knows_any_more_what_is_to_be_run(
         assert first in (job.errors or [])[0]["message"]
 
 
-def test_input_whose_bytes_are_gone_fails_the_job(desk: Desk) -> None:
-    job_id = desk.submit(jsonl([chat_line("r", "x")]), input_file_id="file-gone")
-    desk.storage.delete("files/in")
+def test_input_whose_bytes_are_gone_fails_the_job(harness: Harness) -> None:
+    job_id = harness.submit(jsonl([chat_line("r", "x")]), input_file_id="file-gone")
+    harness.storage.delete("files/in")
 
-    plan(desk.context, job_id)
+    plan(harness.context, job_id)
 
-    job = ledgers.job(desk.db, job_id)
+    job = ledgers.job(harness.db, job_id)
     assert job.state == JobState.FAILED
     assert "Cannot find file file-gone" in (job.errors or [])[0]["message"]
 
 
 def test_endpoint_that_was_never_heard_of_delays_the_planning(db: Database, tmp_path: Path) -> None:
-    desk = Desk(db, tmp_path, engine_urls=("http://127.0.0.1:9/v1",))
+    harness = Harness(db, tmp_path, engine_urls=("http://127.0.0.1:9/v1",))
 
-    job = desk.plan(jsonl([chat_line("r", "x", model="unheard-of")]))
+    job = harness.plan(jsonl([chat_line("r", "x", model="unknown-model")]))
 
     assert (job.state, job.waiting_for, job.worker_id) == (JobState.QUEUED, "model", None)
-    assert desk.owed(job.id).due_at > now() + 2
+    assert harness.pending(job.id).due_at > now() + 2
 
 
 def test_models_file_that_was_never_right_delays_the_planning(db: Database, tmp_path: Path) -> None:
     (tmp_path / "models.yaml").write_text("models: {x: {engine: warp}}")
-    desk = Desk(db, tmp_path)
+    harness = Harness(db, tmp_path)
 
-    job = desk.plan(jsonl([chat_line("r", "x")]))
+    job = harness.plan(jsonl([chat_line("r", "x")]))
 
-    assert (job.state, job.waiting_for, job.stumbles) == (JobState.QUEUED, "model", 0)
-    assert desk.owed(job.id).due_at > now() + 2
+    assert (job.state, job.waiting_for, job.failed_attempts) == (JobState.QUEUED, "model", 0)
+    assert harness.pending(job.id).due_at > now() + 2
 
 
 def test_models_file_that_has_become_wrong_counts_as_it_was(
@@ -449,22 +454,22 @@ def test_models_file_that_has_become_wrong_counts_as_it_was(
 ) -> None:
     file = tmp_path / "models.yaml"
     file.write_text("models: {far: {source: {urls: [http://localhost:1]}, engine: http, queue: gpu.far}}")
-    desk = Desk(db, tmp_path)
-    desk.context.models.now()
+    harness = Harness(db, tmp_path)
+    harness.context.models.now()
     file.write_text("models: {x: {engine: warp}}")
 
-    jobs = [desk.plan(jsonl([chat_line("r", "x", model="far")])) for _ in range(2)]
+    jobs = [harness.plan(jsonl([chat_line("r", "x", model="far")])) for _ in range(2)]
 
     assert [(job.state, job.queue) for job in jobs] == [(JobState.RUNNING, "gpu.far")] * 2
     assert [record.message for record in caplog.records].count("models_file.rejected") == 1
 
 
 def test_alias_of_a_configured_model_goes_to_its_queue(db: Database, tmp_path: Path) -> None:
-    desk = Desk(db, tmp_path, openai_aliases=True)
+    harness = Harness(db, tmp_path, openai_aliases=True)
     body = {"model": "text-embedding-3-small", "input": "x"}
     content = jsonl([{"custom_id": "r", "method": "POST", "url": EMBED, "body": body}])
 
-    job = desk.plan(content, endpoint=EMBED, kind="embedding")
+    job = harness.plan(content, endpoint=EMBED, kind="embedding")
 
     assert (job.state, job.queue, job.model) == (JobState.RUNNING, Queue.EMBED, "text-embedding-3-small")
 
@@ -483,13 +488,13 @@ def test_reading_never_holds_more_than_the_limit_and_misses_no_line(raws: list[b
     assert [line.removesuffix(b"\n") for line in kept] == [raw for raw, text in told if text.strip(b" \t\r\n")]
 
 
-def test_a_retry_waits_for_the_model_that_it_asks_instead(desk: Desk) -> None:
+def test_a_retry_waits_for_the_model_that_it_asks_instead(harness: Harness) -> None:
     payload = Batch(overrides={"model": "far-model"}).model_dump(mode="json")
 
-    refused = desk.plan(jsonl([chat_line("r", "x")]), payload=payload)
-    with desk.db.write() as session:
+    refused = harness.plan(jsonl([chat_line("r", "x")]), payload=payload)
+    with harness.db.write() as session:
         workers.remember_all(session, {"far-model": False}, Queue.GENERATE)
-    planned = desk.plan(jsonl([chat_line("r", "x")]), payload=payload)
+    planned = harness.plan(jsonl([chat_line("r", "x")]), payload=payload)
 
     assert (refused.state, len(refused.errors or [])) == (JobState.FAILED, 1), "as if its lines had named it"
     assert (planned.state, planned.model) == (JobState.RUNNING, "far-model")

@@ -1,4 +1,4 @@
-"""Small inputs that one doorbell names are planned in one transaction; what is out of the ordinary, alone."""
+"""Small inputs that one message names are planned in one transaction; what is out of the ordinary, alone."""
 
 import threading
 from pathlib import Path
@@ -24,20 +24,20 @@ from workers import lifecycle
 from workers.batches import planning
 from workers.lifecycle import plan_all
 from workers.runtime.context import Context, Standing
-from workers.runtime.heartbeat import Keeper
+from workers.runtime.heartbeat import Heartbeat
 
 GOOD = jsonl([chat_line(f"r{n}", "hello") for n in range(3)])
 
 
-class Desk:
+class Harness:
     """A planner's process, without the process."""
 
     def __init__(self, db: Database, folder: Path, **settings: Any) -> None:
         config = Settings(data_dir=folder, database_url=db.url, **{"min_free_bytes": 0, **settings})
         self.db, self.storage = db, DiskStorage(folder / "files")
-        keeper = Keeper(db, lambda: Worker(id="planner"), beat_seconds=60, stop=threading.Event())
+        heartbeat = Heartbeat(db, lambda: Worker(id="planner"), beat_seconds=60, stop=threading.Event())
         stop, standing, models = threading.Event(), Standing(), Models(config)
-        self.context = Context(config, db, self.storage, "planner", stop, standing, keeper, models)
+        self.context = Context(config, db, self.storage, "planner", stop, standing, heartbeat, models)
         with db.write() as session:
             self.project = keys.ensure_project(session, "p").id
             workers.remember_all(session, {MODEL: False}, Queue.GENERATE)
@@ -56,8 +56,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(db: Database, tmp_path: Path) -> Desk:
-    return Desk(db, tmp_path)
+def harness(db: Database, tmp_path: Path) -> Harness:
+    return Harness(db, tmp_path)
 
 
 @pytest.fixture
@@ -74,131 +74,133 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def test_what_one_doorbell_names_is_planned_in_one_transaction(
-    desk: Desk, alone: list[str], monkeypatch: pytest.MonkeyPatch
+def test_what_one_message_names_is_planned_in_one_transaction(
+    harness: Harness, alone: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good, bad, gone = desk.submit(), desk.submit(b"no request\n"), desk.submit()
-    desk.storage.delete(f"files/{gone}")
+    good, bad, gone = harness.submit(), harness.submit(b"no request\n"), harness.submit()
+    harness.storage.delete(f"files/{gone}")
     work = []
-    monkeypatch.setattr(desk.db, "retrying", lambda *of: work.append(Database.retrying(desk.db, *of)))
+    monkeypatch.setattr(harness.db, "retrying", lambda *of: work.append(Database.retrying(harness.db, *of)))
 
-    plan_all(desk.context, [good, bad])
+    plan_all(harness.context, [good, bad])
 
     assert len(work) == 1
-    assert desk.states(good, bad) == [JobState.RUNNING, JobState.FAILED]
-    assert ledgers.doorbells(desk.db, good) == [(Task.RUN, 0)]
-    assert ledgers.doorbells(desk.db, bad) == []
-    assert [(shard.lines, shard.first_line) for shard in [ledgers.shard(desk.db, good)]] == [(3, 0)]
-    assert [error["line"] for error in ledgers.job(desk.db, bad).errors or []] == [1]
-    assert [move for move in ledgers.history(desk.db, good) if move[0]] == [(JobState.QUEUED, JobState.RUNNING)]
+    assert harness.states(good, bad) == [JobState.RUNNING, JobState.FAILED]
+    assert ledgers.outbox_messages(harness.db, good) == [(Task.RUN, 0)]
+    assert ledgers.outbox_messages(harness.db, bad) == []
+    assert [(shard.lines, shard.first_line) for shard in [ledgers.shard(harness.db, good)]] == [(3, 0)]
+    assert [error["line"] for error in ledgers.job(harness.db, bad).errors or []] == [1]
+    assert [move for move in ledgers.history(harness.db, good) if move[0]] == [(JobState.QUEUED, JobState.RUNNING)]
     assert alone == []
 
 
-def test_an_input_that_is_gone_fails_its_own_job_only(desk: Desk, alone: list[str]) -> None:
-    good, gone, nameless = desk.submit(), desk.submit(), desk.submit(None)
-    desk.storage.delete(f"files/{gone}")
+def test_an_input_that_is_gone_fails_its_own_job_only(harness: Harness, alone: list[str]) -> None:
+    good, gone, nameless = harness.submit(), harness.submit(), harness.submit(None)
+    harness.storage.delete(f"files/{gone}")
 
-    plan_all(desk.context, [gone, good, nameless])
+    plan_all(harness.context, [gone, good, nameless])
 
-    assert desk.states(good, gone, nameless) == [JobState.RUNNING, JobState.FAILED, JobState.FAILED]
+    assert harness.states(good, gone, nameless) == [JobState.RUNNING, JobState.FAILED, JobState.FAILED]
     assert alone == [gone, nameless]
 
 
-def test_a_large_input_is_planned_under_a_claim(desk: Desk, alone: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_input_is_planned_under_a_claim(
+    harness: Harness, alone: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(planning, "SMALL_BYTES", len(GOOD))
-    large, small = desk.submit(GOOD + jsonl([chat_line("more", "hello")])), desk.submit()
+    large, small = harness.submit(GOOD + jsonl([chat_line("more", "hello")])), harness.submit()
 
-    plan_all(desk.context, [large, small])
+    plan_all(harness.context, [large, small])
 
-    assert desk.states(large, small) == [JobState.RUNNING, JobState.RUNNING]
+    assert harness.states(large, small) == [JobState.RUNNING, JobState.RUNNING]
     assert alone == [large]
 
 
 def test_what_was_taken_or_cancelled_since_it_was_read_is_left_alone(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken, cancelled, again, free = (desk.submit() for _ in range(4))
+    taken, cancelled, again, free = (harness.submit() for _ in range(4))
     asked = routing.route
 
     def slowly(*of: Any, **named: Any) -> routing.Route:
-        if ledgers.state(desk.db, cancelled) == JobState.QUEUED:
-            ledgers.claim_job(desk.db, taken, Task.PLAN, "another")
-            dead = ledgers.claim_job(desk.db, again, Task.PLAN, "dead")
-            with desk.db.write() as session:
+        if ledgers.state(harness.db, cancelled) == JobState.QUEUED:
+            ledgers.claim_job(harness.db, taken, Task.PLAN, "another")
+            dead = ledgers.claim_job(harness.db, again, Task.PLAN, "dead")
+            with harness.db.write() as session:
                 ledger.cancel(session, cancelled, actor="key:test")
                 shards.cut(session, dead, Queue.GENERATE, ledgers.cuts(again, [1, 1]))
-                ledger.put_back(session, again, dead.epoch)
+                ledger.release(session, again, dead.epoch)
         return asked(*of, **named)
 
     monkeypatch.setattr(routing, "route", slowly)
-    plan_all(desk.context, [taken, cancelled, again, free])
+    plan_all(harness.context, [taken, cancelled, again, free])
 
-    assert desk.states(taken, cancelled, again, free) == [
+    assert harness.states(taken, cancelled, again, free) == [
         JobState.QUEUED,
         JobState.CANCELLING,
         JobState.QUEUED,
         JobState.RUNNING,
     ]
-    assert ledgers.job(desk.db, taken).worker_id == "another"
-    assert (Task.PLAN, -1) in ledgers.doorbells(desk.db, again)
+    assert ledgers.job(harness.db, taken).worker_id == "another"
+    assert (Task.PLAN, -1) in ledgers.outbox_messages(harness.db, again)
 
-    plan_all(desk.context, [again])  # what the dead one has cut is removed
+    plan_all(harness.context, [again])  # what the dead one has cut is removed
 
-    assert (desk.states(again), ledgers.shard(desk.db, again).lines) == ([JobState.RUNNING], 3)
+    assert (harness.states(again), ledgers.shard(harness.db, again).lines) == ([JobState.RUNNING], 3)
 
 
 def test_planned_twice_where_the_commit_was_not_heard_of_it_is_planned_once(database_url: str, tmp_path: Path) -> None:
-    desk = Desk(ledgers.LosesAnswers(database_url), tmp_path)
-    first, second = desk.submit(), desk.submit()
-    desk.db.lose_next = True  # type: ignore[attr-defined]
+    harness = Harness(ledgers.LosesAnswers(database_url), tmp_path)
+    first, second = harness.submit(), harness.submit()
+    harness.db.lose_next = True  # type: ignore[attr-defined]
 
-    plan_all(desk.context, [first, second])
+    plan_all(harness.context, [first, second])
 
-    assert desk.states(first, second) == [JobState.RUNNING, JobState.RUNNING]
-    assert [ledgers.job(desk.db, job_id).epoch for job_id in (first, second)] == [2, 2]
-    assert ledgers.doorbells(desk.db, first) == [(Task.RUN, 0)]
-    desk.db.close()
+    assert harness.states(first, second) == [JobState.RUNNING, JobState.RUNNING]
+    assert [ledgers.job(harness.db, job_id).epoch for job_id in (first, second)] == [2, 2]
+    assert ledgers.outbox_messages(harness.db, first) == [(Task.RUN, 0)]
+    harness.db.close()
 
 
 def test_whatever_is_wrong_with_one_is_dealt_with_where_it_is_planned_alone(
-    desk: Desk, alone: list[str], monkeypatch: pytest.MonkeyPatch
+    harness: Harness, alone: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = desk.submit(), desk.submit()
+    first, second = harness.submit(), harness.submit()
 
     def broken(*_: Any, **__: Any) -> routing.Route:
         raise RuntimeError("a bug")
 
     with monkeypatch.context() as patch:
         patch.setattr(routing, "route", broken)
-        plan_all(desk.context, [first, second])
+        plan_all(harness.context, [first, second])
 
     assert alone == [first, second]
-    assert [ledgers.job(desk.db, job_id).stumbles for job_id in (first, second)] == [1, 1]
+    assert [ledgers.job(harness.db, job_id).failed_attempts for job_id in (first, second)] == [1, 1]
 
 
 def test_the_last_tokens_of_a_project_go_to_one_of_them(db: Database, tmp_path: Path) -> None:
-    desk = Desk(db, tmp_path, project_max_queued_tokens=len(GOOD) // 4 - 1)
-    first, second = desk.submit(), desk.submit(jsonl([chat_line("r", "x")]))
+    harness = Harness(db, tmp_path, project_max_queued_tokens=len(GOOD) // 4 - 1)
+    first, second = harness.submit(), harness.submit(jsonl([chat_line("r", "x")]))
 
-    plan_all(desk.context, [first, second])
+    plan_all(harness.context, [first, second])
 
-    assert desk.states(first, second) == [JobState.FAILED, JobState.RUNNING]
+    assert harness.states(first, second) == [JobState.FAILED, JobState.RUNNING]
     assert [error["code"] for error in ledgers.job(db, first).errors or []] == ["token_limit_exceeded"]
 
 
 def test_a_nearly_full_disk_takes_none(db: Database, tmp_path: Path, alone: list[str]) -> None:
-    desk = Desk(db, tmp_path, min_free_bytes=1 << 60)
-    job_id = desk.submit()
+    harness = Harness(db, tmp_path, min_free_bytes=1 << 60)
+    job_id = harness.submit()
 
-    plan_all(desk.context, [job_id])
+    plan_all(harness.context, [job_id])
 
-    assert (desk.states(job_id), ledgers.job(db, job_id).waiting_for) == ([JobState.QUEUED], "disk")
+    assert (harness.states(job_id), ledgers.job(db, job_id).waiting_for) == ([JobState.QUEUED], "disk")
 
 
 def test_one_that_cannot_be_written_keeps_back_none_of_the_others(
-    desk: Desk, alone: list[str], monkeypatch: pytest.MonkeyPatch
+    harness: Harness, alone: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    odd, good = desk.submit(), desk.submit()
+    odd, good = harness.submit(), harness.submit()
     conclude = planning.Planner.conclude
 
     def concluded(self: planning.Planner, session: Any, claim: ledger.JobClaim) -> None:
@@ -208,16 +210,16 @@ def test_one_that_cannot_be_written_keeps_back_none_of_the_others(
 
     monkeypatch.setattr(planning.Planner, "conclude", concluded)
 
-    plan_all(desk.context, [odd, good])
+    plan_all(harness.context, [odd, good])
 
     assert sorted(alone) == sorted([odd, good])
-    assert desk.states(odd, good) == [JobState.RUNNING, JobState.RUNNING]
+    assert harness.states(odd, good) == [JobState.RUNNING, JobState.RUNNING]
 
 
 def test_tokens_are_asked_for_anew_where_the_transaction_is_run_again(
-    desk: Desk, alone: list[str], monkeypatch: pytest.MonkeyPatch
+    harness: Harness, alone: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job_id = desk.submit()
+    job_id = harness.submit()
     full, lost = [True, False], [True, False]
     concluded = planning.Planner.conclude
 
@@ -229,6 +231,6 @@ def test_tokens_are_asked_for_anew_where_the_transaction_is_run_again(
     monkeypatch.setattr(planning.Planner, "_over_token_limit", lambda *_: full.pop(0))
     monkeypatch.setattr(planning.Planner, "conclude", conclude)
 
-    plan_all(desk.context, [job_id])
+    plan_all(harness.context, [job_id])
 
-    assert (desk.states(job_id), alone) == ([JobState.RUNNING], [])
+    assert (harness.states(job_id), alone) == ([JobState.RUNNING], [])

@@ -6,12 +6,12 @@ import pytest
 
 from jobs.db.engine import Database
 from jobs.security import keys
-from tests.support.house import House
+from tests.support.dispatching import DispatcherHarness
 
 
 @pytest.fixture
-def house(db: Database, tmp_path: Path) -> House:
+def harness(db: Database, tmp_path: Path) -> DispatcherHarness:
     with db.write() as session:
         for name in ("one", "two"):
             keys.ensure_project(session, name)
-    return House(db, tmp_path)
+    return DispatcherHarness(db, tmp_path)

@@ -16,7 +16,7 @@ from jobs.retrieval.attachments import Attachment
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
 from jobs.timings import Timings
 from tests.support import ledgers
-from tests.support.house import House, project_of
+from tests.support.dispatching import DispatcherHarness, project_of
 from workers.dispatcher.loop import Dispatcher
 
 pytestmark = pytest.mark.dialects
@@ -26,137 +26,141 @@ def states(db: Database, *job_ids: str) -> list[str]:
     return [ledgers.state(db, job_id) for job_id in job_ids]
 
 
-def test_a_plan_message_goes_out_when_the_last_predecessor_has_completed(house: House) -> None:
-    project = project_of(house.db, "one")
-    house.worker(queue=Queue.PLAN)
-    first = ledgers.finishing(house.db, [1], project_id=project).id
-    waiting = ledgers.submitted(house.db, project_id=project, after=[first]).id
+def test_a_plan_message_goes_out_when_the_last_predecessor_has_completed(harness: DispatcherHarness) -> None:
+    project = project_of(harness.db, "one")
+    harness.worker(queue=Queue.PLAN)
+    first = ledgers.finishing(harness.db, [1], project_id=project).id
+    waiting = ledgers.submitted(harness.db, project_id=project, after=[first]).id
 
-    before = house.tick()
-    ledgers.close(house.db, first)
+    before = harness.tick()
+    ledgers.close(harness.db, first)
 
     assert (Task.PLAN, (waiting,)) not in [(task, tuple(ids)) for task, ids in before]
-    assert (Task.PLAN, (waiting,)) in house.tick(1)
+    assert (Task.PLAN, (waiting,)) in harness.tick(1)
 
 
 def test_dependents_that_no_transaction_released_are_released_by_the_sweep(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project = project_of(house.db, "one")
-    first = ledgers.finishing(house.db, [1], project_id=project).id
-    waiting = [ledgers.submitted(house.db, project_id=project, after=[first]).id for _ in range(3)]
+    project = project_of(harness.db, "one")
+    first = ledgers.finishing(harness.db, [1], project_id=project).id
+    waiting = [ledgers.submitted(harness.db, project_id=project, after=[first]).id for _ in range(3)]
     with monkeypatch.context() as patch:
         patch.setattr(dependencies, "dependents", lambda *_: [])
-        ledgers.close(house.db, first)
-    assert [ledgers.doorbells(house.db, job_id) for job_id in waiting] == [[]] * 3
+        ledgers.close(harness.db, first)
+    assert [ledgers.outbox_messages(harness.db, job_id) for job_id in waiting] == [[]] * 3
 
-    house.tick(6)
+    harness.tick(6)
 
-    assert [ledgers.doorbells(house.db, job_id) for job_id in waiting] == [[("plan", -1)]] * 3
+    assert [ledgers.outbox_messages(harness.db, job_id) for job_id in waiting] == [[("plan", -1)]] * 3
 
 
-def test_a_chain_of_dependents_fails_link_by_link_each_naming_the_one_before(house: House) -> None:
-    project = project_of(house.db, "one")
-    first = ledgers.planning(house.db, project_id=project)
+def test_a_chain_of_dependents_fails_link_by_link_each_naming_the_one_before(harness: DispatcherHarness) -> None:
+    project = project_of(harness.db, "one")
+    first = ledgers.planning(harness.db, project_id=project)
     chain = [first.job.id]
     for _ in range(4):
-        chain.append(ledgers.submitted(house.db, project_id=project, after=[chain[-1]]).id)
-    with house.db.write() as session:
+        chain.append(ledgers.submitted(harness.db, project_id=project, after=[chain[-1]]).id)
+    with harness.db.write() as session:
         ledger.reject(session, first, [{"code": "empty_file"}])
 
-    house.tick(6)
+    harness.tick(6)
 
-    assert states(house.db, *chain) == [JobState.FAILED] * 5
+    assert states(harness.db, *chain) == [JobState.FAILED] * 5
     for before, job_id in pairwise(chain):
-        errors = ledgers.job(house.db, job_id).errors
+        errors = ledgers.job(harness.db, job_id).errors
         assert errors is not None
         assert (errors[0]["code"], before in errors[0]["message"]) == ("dependency_failed", True)
-        assert ledgers.told(house.db, job_id)[-1] == (2, "batch.failed")
-        assert ledgers.history(house.db, job_id)[-1] == ("queued", "failed")
+        assert ledgers.told(harness.db, job_id)[-1] == (2, "batch.failed")
+        assert ledgers.history(harness.db, job_id)[-1] == ("queued", "failed")
 
 
 def test_a_file_batch_that_waited_in_vain_fails_with_its_files_some_at_a_time(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attachments, "STOPPED_AT_ONCE", 2)
-    project = project_of(house.db, "one")
-    first = ledgers.planning(house.db, project_id=project)
+    project = project_of(harness.db, "one")
+    first = ledgers.planning(harness.db, project_id=project)
     facts = {"name": "n", "model": "m", "chunking": {}, "dimensions": 4, "created_at": 1.0, "active_at": 1.0}
-    with house.db.write() as session:
+    with harness.db.write() as session:
         store = VectorStore(id="vs_1", project_id=project, **facts)
         session.add(store)
         job = ledgers.new_job(id="vsfb_1", kind="ingestion", payload={"store_id": "vs_1"}, total=5, project_id=project)
         ledger.submit(session, job, actor="key:test", after=[first.job.id])
         attachments.attach(session, store, job, [Attachment(f"file-{n}", "f.txt") for n in range(5)])
-    with house.db.write() as session:
+    with harness.db.write() as session:
         ledger.reject(session, first, [{"code": "empty_file"}])
 
-    house.tick(6)
+    harness.tick(6)
 
-    assert ledgers.told(house.db, "vsfb_1")[1:] == [
+    assert ledgers.told(harness.db, "vsfb_1")[1:] == [
         *((n, "vector_store.file.failed") for n in range(2, 7)),
         (7, "vector_store.file_batch.failed"),
     ]
-    with house.db.read() as session:
+    with harness.db.read() as session:
         files = session.execute(select(VectorStoreFile.status, VectorStoreFile.error_message)).all()
     assert files == [("failed", f"The job waited for '{first.job.id}', which ended in state 'failed'.")] * 5
 
 
-def test_the_children_of_a_cancelled_job_are_cancelled_and_theirs(house: House) -> None:
-    project = project_of(house.db, "one")
-    parent = ledgers.running(house.db, project_id=project).id
-    child = ledgers.submitted(house.db, project_id=project, parent_id=parent).id
-    grandchild = ledgers.running(house.db, project_id=project, parent_id=child).id
-    done = ledgers.finishing(house.db, [1], project_id=project, parent_id=parent).id
-    other = ledgers.running(house.db, project_id=project, parent_id=done).id
-    with house.db.write() as session:
+def test_the_children_of_a_cancelled_job_are_cancelled_and_theirs(harness: DispatcherHarness) -> None:
+    project = project_of(harness.db, "one")
+    parent = ledgers.running(harness.db, project_id=project).id
+    child = ledgers.submitted(harness.db, project_id=project, parent_id=parent).id
+    grandchild = ledgers.running(harness.db, project_id=project, parent_id=child).id
+    done = ledgers.finishing(harness.db, [1], project_id=project, parent_id=parent).id
+    other = ledgers.running(harness.db, project_id=project, parent_id=done).id
+    with harness.db.write() as session:
         ledger.cancel(session, parent, actor="key:test")
 
-    house.tick(6)
+    harness.tick(6)
 
     stopped = [JobState.CANCELLING] * 3
-    assert states(house.db, parent, child, grandchild, done, other) == [*stopped, JobState.FINISHING, JobState.RUNNING]
+    assert states(harness.db, parent, child, grandchild, done, other) == [
+        *stopped,
+        JobState.FINISHING,
+        JobState.RUNNING,
+    ]
 
 
-def test_jobs_that_wait_for_live_ones_are_left_alone(house: House) -> None:
-    project = project_of(house.db, "one")
-    first = ledgers.running(house.db, project_id=project).id
-    waiting = ledgers.submitted(house.db, project_id=project, after=[first]).id
+def test_jobs_that_wait_for_live_ones_are_left_alone(harness: DispatcherHarness) -> None:
+    project = project_of(harness.db, "one")
+    first = ledgers.running(harness.db, project_id=project).id
+    waiting = ledgers.submitted(harness.db, project_id=project, after=[first]).id
 
-    house.tick(6)
+    harness.tick(6)
 
-    with house.db.read() as session:
+    with harness.db.read() as session:
         row = session.get_one(Job, waiting)
     assert (row.state, row.waiting_for, row.epoch) == (JobState.QUEUED, "job", 0)
 
 
-def test_a_job_that_waited_for_two_fails_though_one_of_them_completed(house: House) -> None:
-    project = project_of(house.db, "one")
-    good = ledgers.finishing(house.db, [1], project_id=project).id
-    bad = ledgers.planning(house.db, project_id=project)
-    waiting = ledgers.submitted(house.db, project_id=project, after=[good, bad.job.id]).id
-    with house.db.write() as session:
+def test_a_job_that_waited_for_two_fails_though_one_of_them_completed(harness: DispatcherHarness) -> None:
+    project = project_of(harness.db, "one")
+    good = ledgers.finishing(harness.db, [1], project_id=project).id
+    bad = ledgers.planning(harness.db, project_id=project)
+    waiting = ledgers.submitted(harness.db, project_id=project, after=[good, bad.job.id]).id
+    with harness.db.write() as session:
         ledger.reject(session, bad, [{"code": "empty_file"}])
-    ledgers.close(house.db, good)
+    ledgers.close(harness.db, good)
 
-    house.tick(6)
+    harness.tick(6)
 
-    assert ledgers.state(house.db, waiting) == JobState.FAILED
+    assert ledgers.state(harness.db, waiting) == JobState.FAILED
 
 
-def test_a_long_cascade_goes_on_a_second_later(house: House) -> None:
+def test_a_long_cascade_goes_on_a_second_later(harness: DispatcherHarness) -> None:
     timings = replace(Timings(), dependents_pass=0.0)  # one job a pass
-    house.dispatcher = Dispatcher(house.config, house.db, house.storage, house.bells, house.clock, timings)
-    project = project_of(house.db, "one")
-    first = ledgers.planning(house.db, project_id=project)
-    waiting = [ledgers.submitted(house.db, project_id=project, after=[first.job.id]).id for _ in range(3)]
-    with house.db.write() as session:
+    harness.dispatcher = Dispatcher(harness.config, harness.db, harness.storage, harness.broker, harness.clock, timings)
+    project = project_of(harness.db, "one")
+    first = ledgers.planning(harness.db, project_id=project)
+    waiting = [ledgers.submitted(harness.db, project_id=project, after=[first.job.id]).id for _ in range(3)]
+    with harness.db.write() as session:
         ledger.reject(session, first, [{"code": "empty_file"}])
 
-    house.tick(5)
-    failed = [sum(state == JobState.FAILED for state in states(house.db, *waiting))]
+    harness.tick(5)
+    failed = [sum(state == JobState.FAILED for state in states(harness.db, *waiting))]
     for _ in range(2):
-        house.tick(1)
-        failed.append(sum(state == JobState.FAILED for state in states(house.db, *waiting)))
+        harness.tick(1)
+        failed.append(sum(state == JobState.FAILED for state in states(harness.db, *waiting)))
 
     assert failed == [1, 2, 3]

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.ledger.outbox import Ring
-from workers.dispatcher.publisher import Turns, choose
+from jobs.ledger.outbox import DueMessage
+from workers.dispatcher.publisher import FairQueue, choose
 
 
-def _rings(project: str, count: int) -> list[Ring]:
-    return [Ring(n, "run", "gpu.generate", f"{project}-job", n, project) for n in range(count)]
+def _messages(project: str, count: int) -> list[DueMessage]:
+    return [DueMessage(n, "run", "gpu.generate", f"{project}-job", n, project) for n in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -28,38 +28,38 @@ def _rings(project: str, count: int) -> list[Ring]:
 def test_least_loaded_project_per_weight_comes_first(
     waiting: dict[str, int], load: dict[str, int], weights: dict[str, float], room: int, expected: str
 ) -> None:
-    rings = {project: _rings(project, count) for project, count in waiting.items()}
+    messages = {project: _messages(project, count) for project, count in waiting.items()}
 
-    chosen = choose(rings, load, weights, room)
+    chosen = choose(messages, load, weights, room)
 
-    assert "".join(ring.project_id for ring in chosen) == expected
+    assert "".join(message.project_id for message in chosen) == expected
 
 
 def test_each_project_keeps_its_own_order() -> None:
-    chosen = choose({"a": _rings("a", 4), "b": _rings("b", 4)}, {}, {}, 8)
+    chosen = choose({"a": _messages("a", 4), "b": _messages("b", 4)}, {}, {}, 8)
 
-    assert [ring.shard_n for ring in chosen if ring.project_id == "a"] == [0, 1, 2, 3]
+    assert [message.shard_n for message in chosen if message.project_id == "a"] == [0, 1, 2, 3]
 
 
 def test_small_work_takes_a_part_of_the_room_and_of_a_turn() -> None:
-    small = [replace(ring, share=1 / 4) for ring in _rings("a", 20)]
+    small = [replace(message, slot_weight=1 / 4) for message in _messages("a", 20)]
 
-    chosen = choose({"a": small, "b": _rings("b", 9)}, {}, {}, 4)
+    chosen = choose({"a": small, "b": _messages("b", 9)}, {}, {}, 4)
 
-    assert "".join(ring.project_id for ring in chosen) == "abaaaabaaa"
+    assert "".join(message.project_id for message in chosen) == "abaaaabaaa"
     assert len(choose({"a": small}, {}, {}, 2)) == 8
 
 
-def _served(projects: dict[str, float], places: int, rounds: int, turns: Turns) -> list[str]:
+def _served(projects: dict[str, float], slots: int, rounds: int, fair_queue: FairQueue) -> list[str]:
     """Who is served when in each round one place becomes free: that of whoever has it for longest."""
     running: list[str] = []
     order: list[str] = []
     for _ in range(rounds):
         load = {name: running.count(name) for name in projects}
-        waiting = {name: _rings(name, 2) for name in projects}
-        chosen = choose(waiting, load, projects, places - len(running), turns=turns)
-        running += [ring.project_id for ring in chosen]
-        order += [ring.project_id for ring in chosen]
+        waiting = {name: _messages(name, 2) for name in projects}
+        chosen = choose(waiting, load, projects, slots - len(running), fair_queue=fair_queue)
+        running += [message.project_id for message in chosen]
+        order += [message.project_id for message in chosen]
         running.pop(0)
     return order
 
@@ -67,7 +67,7 @@ def _served(projects: dict[str, float], places: int, rounds: int, turns: Turns) 
 def test_more_projects_than_places_take_turns() -> None:
     projects = {f"p{n:02}": 1.0 for n in range(20)}
 
-    order = _served(projects, 4, 40, Turns())
+    order = _served(projects, 4, 40, FairQueue())
 
     assert set(order[:20]) == set(order[20:40]) == set(projects)
 
@@ -75,54 +75,54 @@ def test_more_projects_than_places_take_turns() -> None:
 def test_those_who_take_turns_do_so_by_weight() -> None:
     projects = {"a": 1.0, "b": 1.0, "c": 1.0, "d": 3.0}
 
-    order = _served(projects, 1, 60, Turns())
+    order = _served(projects, 1, 60, FairQueue())
 
     assert {name: order.count(name) for name in projects} == {"a": 10, "b": 10, "c": 10, "d": 30}
 
 
 def test_who_was_away_does_not_save_turns_up() -> None:
-    turns = Turns()
-    _served({"a": 1.0, "b": 1.0}, 1, 100, turns)
+    fair_queue = FairQueue()
+    _served({"a": 1.0, "b": 1.0}, 1, 100, fair_queue)
 
-    order = _served({"a": 1.0, "b": 1.0, "c": 1.0}, 1, 9, turns)
+    order = _served({"a": 1.0, "b": 1.0, "c": 1.0}, 1, 9, fair_queue)
 
     assert {name: order.count(name) for name in "abc"} == {"a": 3, "b": 3, "c": 3}
 
 
-def _rounds(turns: Turns, load: dict[str, int], projects: Sequence[str], rounds: int) -> str:
-    """Who is served when in each round one doorbell of whoever has most out is answered."""
+def _rounds(fair_queue: FairQueue, load: dict[str, int], projects: Sequence[str], rounds: int) -> str:
+    """Who is served when in each round one message of whoever has most out is answered."""
     order = ""
     for _ in range(rounds):
         load[max(load, key=lambda name: load[name])] -= 1
-        (ring,) = choose({name: _rings(name, 2) for name in projects}, load, {}, 1, turns=turns)
-        load[ring.project_id] = load.get(ring.project_id, 0) + 1
-        order += ring.project_id
+        (message,) = choose({name: _messages(name, 2) for name in projects}, load, {}, 1, fair_queue=fair_queue)
+        load[message.project_id] = load.get(message.project_id, 0) + 1
+        order += message.project_id
     return order
 
 
 def test_who_comes_when_all_places_are_taken_gets_back_what_it_waited_for() -> None:
-    turns = Turns(head_start=4)
-    assert _rounds(turns, {"big": 4}, ["big"], 4) == "big" * 4
+    fair_queue = FairQueue(head_start=4)
+    assert _rounds(fair_queue, {"big": 4}, ["big"], 4) == "big" * 4
     load = {"big": 4}
 
-    assert _rounds(turns, load, ["big", "new"], 3) == "new" * 3
+    assert _rounds(fair_queue, load, ["big", "new"], 3) == "new" * 3
     assert load == {"big": 1, "new": 3}
-    assert _rounds(turns, load, ["big", "new"], 2) == "new" + "big"
+    assert _rounds(fair_queue, load, ["big", "new"], 2) == "new" + "big"
     assert load == {"big": 2, "new": 2}
 
 
-def test_a_head_start_is_over_when_its_doorbells_are() -> None:
+def test_a_head_start_is_over_when_its_messages_are() -> None:
     """Also of who was alone then, and came before its turn because there was nobody else."""
-    turns, load = Turns(head_start=2), {"old": 4}
-    choose({"old": _rings("old", 4)}, {}, {}, 4, turns=turns)
+    fair_queue, load = FairQueue(head_start=2), {"old": 4}
+    choose({"old": _messages("old", 4)}, {}, {}, 4, fair_queue=fair_queue)
 
-    assert _rounds(turns, load, ["new", "old"], 2) == "newnew"
-    assert turns.hurried(["old", "new"]) == []
+    assert _rounds(fair_queue, load, ["new", "old"], 2) == "newnew"
+    assert fair_queue.hurried(["old", "new"]) == []
 
 
 def test_nobody_is_remembered_who_is_not_ahead_of_the_others() -> None:
-    turns = Turns()
+    fair_queue = FairQueue()
     for n in range(100):
-        _served({f"once-{n}": 1.0, "always": 1.0}, 1, 4, turns)
+        _served({f"once-{n}": 1.0, "always": 1.0}, 1, 4, fair_queue)
 
-    assert len(turns._time) <= 3
+    assert len(fair_queue._time) <= 3

@@ -16,7 +16,7 @@ class Clock:
         return self.at
 
 
-def test_beat_that_stands_still_for_a_lease_is_stale() -> None:
+def test_heartbeat_that_stands_still_for_a_lease_is_stale() -> None:
     clock = Clock()
     observer = Observer[str](30, clock)
 

@@ -15,178 +15,182 @@ from jobs.ledger import ledger, outbox, pauses
 from jobs.ledger.pauses import Scope
 from jobs.queues import Queue
 from tests.support import ledgers
-from tests.support.house import House, project_of
+from tests.support.dispatching import DispatcherHarness, project_of
 
 
-def test_job_without_a_live_worker_for_its_model_says_so(house: House) -> None:
-    job = ledgers.running(house.db, [4], project_id=project_of(house.db, "one"))
-    house.worker(models=["another"])
+def test_job_without_a_live_worker_for_its_model_says_so(harness: DispatcherHarness) -> None:
+    job = ledgers.running(harness.db, [4], project_id=project_of(harness.db, "one"))
+    harness.worker(models=["another"])
 
-    house.tick(6)
-    waiting = ledgers.job(house.db, job.id).waiting_for
-    claim = ledgers.claim_shard(house.db, job.id)
-    claimed = ledgers.job(house.db, job.id).waiting_for
-    ledgers.answer(house.db, claim, [0])
+    harness.tick(6)
+    waiting = ledgers.job(harness.db, job.id).waiting_for
+    claim = ledgers.claim_shard(harness.db, job.id)
+    claimed = ledgers.job(harness.db, job.id).waiting_for
+    ledgers.answer(harness.db, claim, [0])
 
     assert (waiting, claimed) == ("model", "model"), "whether the model answers is to be seen"
-    assert ledgers.job(house.db, job.id).waiting_for is None
+    assert ledgers.job(harness.db, job.id).waiting_for is None
 
 
-def test_a_job_waits_for_its_model_no_more_once_a_worker_that_has_it_runs_it(house: House) -> None:
+def test_a_job_waits_for_its_model_no_more_once_a_worker_that_has_it_runs_it(harness: DispatcherHarness) -> None:
     """Its first line may take minutes: a long prompt, a slow machine."""
-    project = project_of(house.db, "one")
-    jobs = [ledgers.running(house.db, [4], project_id=project, model=model).id for model in ("tiny", "gone")]
-    house.worker(models=["another"])
-    house.tick(6)
+    project = project_of(harness.db, "one")
+    jobs = [ledgers.running(harness.db, [4], project_id=project, model=model).id for model in ("tiny", "gone")]
+    harness.worker(models=["another"])
+    harness.tick(6)
     for job_id in jobs:
-        ledgers.claim_shard(house.db, job_id)
-    before = [ledgers.job(house.db, job_id).waiting_for for job_id in jobs]
+        ledgers.claim_shard(harness.db, job_id)
+    before = [ledgers.job(harness.db, job_id).waiting_for for job_id in jobs]
 
-    house.worker(models=["tiny"])
-    house.tick(6)
+    harness.worker(models=["tiny"])
+    harness.tick(6)
 
     assert before == ["model", "model"]
-    assert [ledgers.job(house.db, job_id).waiting_for for job_id in jobs] == [None, "model"]
+    assert [ledgers.job(harness.db, job_id).waiting_for for job_id in jobs] == [None, "model"]
 
 
 def test_jobs_that_only_wait_for_a_slot_hide_none_that_waits_for_something(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many there are: here, more than are looked at together."""
     monkeypatch.setattr(ledger, "idle", partial(ledger.idle, limit=2))
-    project, held = (project_of(house.db, name) for name in ("one", "two"))
-    slots = [ledgers.running(house.db, project_id=project).id for _ in range(5)]
+    project, held = (project_of(harness.db, name) for name in ("one", "two"))
+    slots = [ledgers.running(harness.db, project_id=project).id for _ in range(5)]
     waiting = {
-        ledgers.running(house.db, project_id=project, model="gone").id: "model",
-        ledgers.running(house.db, project_id=held).id: "pause",
-        ledgers.running(house.db, project_id=project, not_before=now() + 600).id: "time",
+        ledgers.running(harness.db, project_id=project, model="gone").id: "model",
+        ledgers.running(harness.db, project_id=held).id: "pause",
+        ledgers.running(harness.db, project_id=project, not_before=now() + 600).id: "time",
     }
-    house.worker(models=["tiny"])
-    with house.db.write() as session:
+    harness.worker(models=["tiny"])
+    with harness.db.write() as session:
         pauses.pause(session, Scope.PROJECT, held, actor="operator")
 
     for _ in range(2):
-        house.tick(6)
+        harness.tick(6)
 
-    assert {job_id: ledgers.job(house.db, job_id).waiting_for for job_id in waiting} == waiting
-    assert {ledgers.job(house.db, job_id).waiting_for for job_id in slots} == {None}
+    assert {job_id: ledgers.job(harness.db, job_id).waiting_for for job_id in waiting} == waiting
+    assert {ledgers.job(harness.db, job_id).waiting_for for job_id in slots} == {None}
 
 
-def test_jobs_that_are_held_back_still_hide_none_that_is_not(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "said", partial(ledger.said, limit=2))
-    one, two = (project_of(house.db, name) for name in ("one", "two"))
-    held = [ledgers.running(house.db, project_id=one).id for _ in range(5)]
-    early = [ledgers.running(house.db, project_id=two, not_before=now() + 600).id for _ in range(3)]
-    goes_on = [ledgers.running(house.db, project_id=two, not_before=at).id for at in (None, now() - 1)]
-    house.worker(models=["tiny"])
-    with house.db.write() as session:
+def test_jobs_that_are_held_back_still_hide_none_that_is_not(
+    harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "waiting_for", partial(ledger.waiting_for, limit=2))
+    one, two = (project_of(harness.db, name) for name in ("one", "two"))
+    held = [ledgers.running(harness.db, project_id=one).id for _ in range(5)]
+    early = [ledgers.running(harness.db, project_id=two, not_before=now() + 600).id for _ in range(3)]
+    goes_on = [ledgers.running(harness.db, project_id=two, not_before=at).id for at in (None, now() - 1)]
+    harness.worker(models=["tiny"])
+    with harness.db.write() as session:
         pauses.pause(session, Scope.PROJECT, one, actor="operator")
         for job_id in (*held, *goes_on[:1]):
             ledger.wait_for(session, job_id, "pause")
         for job_id in (*early, *goes_on[1:]):
             ledger.wait_for(session, job_id, "time")
 
-    house.tick(6)
+    harness.tick(6)
 
-    assert {ledgers.job(house.db, job_id).waiting_for for job_id in goes_on} == {None}
-    assert {ledgers.job(house.db, job_id).waiting_for for job_id in held} == {"pause"}
-    assert {ledgers.job(house.db, job_id).waiting_for for job_id in early} == {"time"}
+    assert {ledgers.job(harness.db, job_id).waiting_for for job_id in goes_on} == {None}
+    assert {ledgers.job(harness.db, job_id).waiting_for for job_id in held} == {"pause"}
+    assert {ledgers.job(harness.db, job_id).waiting_for for job_id in early} == {"time"}
 
 
-def test_what_nobody_could_answer_takes_no_place_of_what_somebody_can(house: House) -> None:
-    project = project_of(house.db, "one")
-    gone = ledgers.running(house.db, [1] * 5, project_id=project, model="gone", priority=10, deadline=now() + 100)
-    job = ledgers.running(house.db, [1] * 3, project_id=project)
-    house.worker(models=["tiny"])
+def test_what_nobody_could_answer_takes_no_place_of_what_somebody_can(harness: DispatcherHarness) -> None:
+    project = project_of(harness.db, "one")
+    gone = ledgers.running(harness.db, [1] * 5, project_id=project, model="gone", priority=10, deadline=now() + 100)
+    job = ledgers.running(harness.db, [1] * 3, project_id=project)
+    harness.worker(models=["tiny"])
 
-    before = house.tick()
-    with house.db.write() as session:
-        workers.beat(session, "w", models=["tiny", "gone"], slots=2)
-    after = house.tick(0.1)
+    before = harness.tick()
+    with harness.db.write() as session:
+        workers.heartbeat(session, "w", models=["tiny", "gone"], slots=2)
+    after = harness.tick(0.1)
 
     assert before == [("run", (job.id, n)) for n in range(2)]
     assert after == [("run", (gone.id, n)) for n in range(2)], "it goes on as soon as somebody has the model"
 
 
 def test_a_project_of_which_nothing_can_be_answered_is_looked_through_once_a_second(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two = (project_of(house.db, name) for name in ("one", "two"))
-    ledgers.running(house.db, [1] * 5, project_id=one, model="gone")
-    house.worker(models=["tiny"])
+    one, two = (project_of(harness.db, name) for name in ("one", "two"))
+    ledgers.running(harness.db, [1] * 5, project_id=one, model="gone")
+    harness.worker(models=["tiny"])
     looks: list[str] = []
     due = outbox.due
 
-    def looked(session: Session, queue: str, project: str, *rest: Any, **named: Any) -> Sequence[outbox.Ring]:
+    def looked(session: Session, queue: str, project: str, *rest: Any, **named: Any) -> Sequence[outbox.DueMessage]:
         looks.append(project)
         return due(session, queue, project, *rest, **named)
 
     monkeypatch.setattr(outbox, "due", looked)
 
-    assert [house.tick(after) for after in (0, 0.1, 0.1)] == [[], [], []]
+    assert [harness.tick(after) for after in (0, 0.1, 0.1)] == [[], [], []]
     at_first = looks.count(one)
-    job = ledgers.running(house.db, [1], project_id=one)
-    other = ledgers.running(house.db, [1], project_id=two)
+    job = ledgers.running(harness.db, [1], project_id=one)
+    other = ledgers.running(harness.db, [1], project_id=two)
 
-    assert house.tick(0.1) == [("run", (other.id, 0))], "others are served meanwhile"
+    assert harness.tick(0.1) == [("run", (other.id, 0))], "others are served meanwhile"
     assert (at_first, looks.count(one)) == (2, 2), "once what can be answered, once whether there is more"
-    assert house.tick(1) == [("run", (job.id, 0))]
+    assert harness.tick(1) == [("run", (job.id, 0))]
 
 
 @pytest.mark.parametrize("end", [ledger.cancel, ledger.expire], ids=["cancelled", "expired"])
-def test_what_nobody_could_answer_ends_all_the_same(house: House, end: Callable[..., object]) -> None:
-    gone = ledgers.running(house.db, [1] * 5, project_id=project_of(house.db, "one"), model="gone", deadline=now() - 1)
-    house.worker(models=["tiny"])
-    house.worker("planner", queue=Queue.PLAN, models=[])
-    with house.db.write() as session:
+def test_what_nobody_could_answer_ends_all_the_same(harness: DispatcherHarness, end: Callable[..., object]) -> None:
+    gone = ledgers.running(
+        harness.db, [1] * 5, project_id=project_of(harness.db, "one"), model="gone", deadline=now() - 1
+    )
+    harness.worker(models=["tiny"])
+    harness.worker("planner", queue=Queue.PLAN, models=[])
+    with harness.db.write() as session:
         end(session, gone.id, actor="test")
 
-    assert ("finish", (gone.id,)) in house.tick(6)
+    assert ("finish", (gone.id,)) in harness.tick(6)
 
 
 def test_other_names_of_a_model_are_its_own(db: Database, tmp_path: Path) -> None:
     _models(tmp_path, "aliases: [small]")
-    house = House(db, tmp_path)
+    harness = DispatcherHarness(db, tmp_path)
     job = ledgers.running(db, [1], project_id=project_of(db, "one"), model="small")
     ledgers.running(db, [1], project_id=project_of(db, "one"), model="large")
-    house.worker(models=["tiny"])
+    harness.worker(models=["tiny"])
 
-    assert house.tick() == [("run", (job.id, 0))]
+    assert harness.tick() == [("run", (job.id, 0))]
 
 
 def test_an_endpoint_that_takes_any_name_is_not_meant_by_those_of_the_file(db: Database, tmp_path: Path) -> None:
     _models(tmp_path, "aliases: [small]")
-    house = House(db, tmp_path)
+    harness = DispatcherHarness(db, tmp_path)
     for name in ("tiny", "small"):
         ledgers.running(db, [1], project_id=project_of(db, "one"), model=name)
     job = ledgers.running(db, [1], project_id=project_of(db, "one"), model="anything")
-    house.worker(slots=2)
+    harness.worker(slots=2)
 
-    assert house.tick() == [("run", (job.id, 0))]
+    assert harness.tick() == [("run", (job.id, 0))]
 
 
 def test_while_nobody_knows_the_models_nothing_is_held_back(db: Database, tmp_path: Path) -> None:
     file = _models(tmp_path, "engine: warp")
-    house = House(db, tmp_path)
+    harness = DispatcherHarness(db, tmp_path)
     job = ledgers.running(db, [1], project_id=project_of(db, "one"), model="small")
-    house.worker(models=["tiny"])
+    harness.worker(models=["tiny"])
 
-    assert house.tick(6) == [("run", (job.id, 0))]
+    assert harness.tick(6) == [("run", (job.id, 0))]
     assert file.exists()
 
 
 def test_models_that_were_known_stay_so_while_their_file_is_wrong(db: Database, tmp_path: Path) -> None:
     file = _models(tmp_path, "aliases: [small]")
-    house = House(db, tmp_path)
+    harness = DispatcherHarness(db, tmp_path)
     job = ledgers.running(db, [1], project_id=project_of(db, "one"), model="small")
     gone = ledgers.running(db, [1], project_id=project_of(db, "one"), model="large")
-    house.worker(models=[])
-    house.tick()
+    harness.worker(models=[])
+    harness.tick()
     file.write_text("models: {x: {engine: warp}}")
     with db.write() as session:
-        workers.beat(session, "w", models=["tiny"])
+        workers.heartbeat(session, "w", models=["tiny"])
 
-    assert house.tick(6) == [("run", (job.id, 0))]
+    assert harness.tick(6) == [("run", (job.id, 0))]
     assert ledgers.job(db, gone.id).waiting_for == "model"
 
 

@@ -21,7 +21,7 @@ from jobs.ledger.tables import Job, Segment
 from jobs.platform.storage import DiskStorage
 from jobs.retrieval.tables import VectorStore
 from jobs.settings import Settings
-from tests.support.house import new_file
+from tests.support.dispatching import new_file
 from tests.support.ledgers import close, finishing, new_job, running, submitted
 from tests.support.lost import look
 from workers.dispatcher import orphans

@@ -1,17 +1,17 @@
-"""Doorbells as they reach a broker."""
+"""Messages as they reach a broker."""
 
 import pytest
 from kombu import Connection
 
 from jobs.settings import Settings
-from workers.dispatcher.publisher import BrokerUnavailable, CeleryRinger
+from workers.dispatcher.publisher import BrokerUnavailable, CeleryPublisher
 
 
-def test_a_model_with_a_queue_of_its_own_is_rung_there() -> None:
-    ringer = CeleryRinger(Settings(broker_url="memory://"))
+def test_a_model_with_a_queue_of_its_own_is_published_there() -> None:
+    publisher = CeleryPublisher(Settings(broker_url="memory://"))
 
     for n in range(2):
-        ringer.ring("run", "a-large-model", ["batch_1", n])
+        publisher.publish("run", "a-large-model", ["batch_1", n])
 
     with Connection("memory://") as broker, broker.channel() as channel:
         messages = [channel.basic_get("a-large-model", no_ack=True) for _ in range(3)]
@@ -20,7 +20,7 @@ def test_a_model_with_a_queue_of_its_own_is_rung_there() -> None:
 
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "redis+socket:///nobody/here.sock", "amqp://127.0.0.1:1//"])
 def test_a_broker_that_cannot_be_reached_is_away_and_keeps_nobody_waiting(url: str) -> None:
-    ringer = CeleryRinger(Settings(broker_url=url))
+    publisher = CeleryPublisher(Settings(broker_url=url))
 
     with pytest.raises(BrokerUnavailable):
-        ringer.ring("run", "generate", ["batch_1", 0])
+        publisher.publish("run", "generate", ["batch_1", 0])

@@ -86,7 +86,7 @@ def test_a_look_goes_on_a_moment_at_a_time_and_the_next_waits_until_it_is_over(
     monkeypatch.setattr(storage, "sweep", begin)
 
     looks = []
-    for step in (hurried.run, hurried.go_on, hurried.run, *[hurried.go_on] * 4, hurried.run):
+    for step in (hurried.run, hurried.resume, hurried.run, *[hurried.resume] * 4, hurried.run):
         step()
         looks.append(began)
 
@@ -127,7 +127,7 @@ def test_whatever_storage_refuses_keeps_nothing_else_from_going(
     monkeypatch.setattr(storage, what, refuse)
     _expired_file(db, storage)
     with db.write() as session:
-        session.add(Idempotency(project_id="p", route="r", key="k", beat_at=1.0, created_at=1.0))
+        session.add(Idempotency(project_id="p", route="r", key="k", heartbeat_at=1.0, created_at=1.0))
 
     keeping.run()
 
@@ -167,11 +167,11 @@ def test_many_old_jobs_go_at_once_and_no_longer_than_a_moment_each_time(
     for _ in range(5):
         _old_job(db, storage, [1])
     left = []
-    for step in (hurried.run, hurried.go_on, hurried.go_on, hurried.go_on):
+    for step in (hurried.run, hurried.resume, hurried.resume, hurried.resume):
         step()
         left.append(len(storage.list("jobs")))
     _old_job(db, storage, [1])
-    hurried.go_on()
+    hurried.resume()
 
     assert (at_once, left, len(storage.list("jobs"))) == (0, [3, 1, 0, 0], 1)
 
@@ -183,9 +183,9 @@ def test_old_rows_go_some_at_a_time_and_are_looked_for_while_others_write(
     with db.write() as session:
         for n in range(5):
             old = {"project_id": "p", "created_at": 1.0}
-            session.add(Idempotency(route="r", key=f"{n}", beat_at=1.0, **old))
+            session.add(Idempotency(route="r", key=f"{n}", heartbeat_at=1.0, **old))
             session.add(Attempt(delivery_id="wh", n=n, at=1.0, seconds=0.1))
-        session.add(Idempotency(project_id="p", route="r", key="new", beat_at=1.0, created_at=now()))
+        session.add(Idempotency(project_id="p", route="r", key="new", heartbeat_at=1.0, created_at=now()))
     deleted: list[int] = []
 
     def note(connection: object, cursor: Any, statement: str, *_: object) -> None:
@@ -237,7 +237,7 @@ def test_bytes_that_could_not_be_removed_go_with_the_orphans(
     assert storage.list("files") == []
 
 
-def test_old_webhooks_go_with_their_events_unless_one_is_still_owed(keeping: Retention, db: Database) -> None:
+def test_old_webhooks_go_with_their_events_unless_one_is_still_pending(keeping: Retention, db: Database) -> None:
     with db.write() as session:
         for n, (state, created) in enumerate([("delivered", 1.0), ("pending", 1.0), ("delivered", now())]):
             row = {"project_id": "p", "created_at": created}
@@ -267,14 +267,14 @@ def test_what_was_held_for_a_deleted_endpoint_goes_with_its_event(keeping: Reten
         assert session.scalars(select(Delivery.id)).all() == session.scalars(select(Event.id)).all() == []
 
 
-def test_the_webhook_of_an_old_job_is_forgotten_once_nothing_is_owed_to_it(keeping: Retention, db: Database) -> None:
+def test_the_webhook_of_an_old_job_is_forgotten_once_it_has_no_delivery(keeping: Retention, db: Database) -> None:
     hook = {"webhook_url": "https://192.0.43.8/", "webhook_secret": "whsec_x"}
-    ended, states = now(), {"old": "succeeded", "young": "failed", "owed": "succeeded", "live": "running"}
+    ended, states = now(), {"old": "succeeded", "young": "failed", "pending": "succeeded", "live": "running"}
     with db.write() as session:
         for name, state in states.items():
             session.add(new_job(id=name, state=state, created_at=ended if name == "young" else 1.0, **hook))
         row = {"project_id": "p", "created_at": ended, "due_at": 1.0}
-        session.add(Delivery(id="wh_1", job_id="owed", event_id="evt_1", state="failed", **row))
+        session.add(Delivery(id="wh_1", job_id="pending", event_id="evt_1", state="failed", **row))
         session.add(Delivery(id="wh_2", endpoint_id="we", event_id="evt_1", state="failed", **row))
 
     keeping.forget_webhooks()

@@ -216,7 +216,7 @@ def test_lines_of_a_batch_with_such_media_fail(sqlite: Database, tmp_path: Path)
     bad = chat_line("bad", "x", **part(type="image", url=WEB))
     with running(sqlite, tmp_path, engine) as mill:
         (job,) = mill.drain(mill.submit(jsonl([chat_line("good", "hello"), bad])))
-        mill.settle()
+        mill.wait_until_idle()
         good, failed = mill.results(job)
 
     assert [line["custom_id"] for line in good] == ["good"]

@@ -68,7 +68,7 @@ async def test_name_reaches_the_engine_that_has_it(tmp_path: Path) -> None:
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://10.0.0.1/"}}]}]},
     ],
 )
-@pytest.mark.parametrize("name", ["tiny", "gpt-4o-mini", "unheard-of"])
+@pytest.mark.parametrize("name", ["tiny", "gpt-4o-mini", "unknown-model"])
 async def test_no_engine_is_asked_what_is_beyond_the_caps(tmp_path: Path, name: str, wrong: dict[str, Any]) -> None:
     prompts: list[str] = []
     engines = [FakeEngine((served,), asked=prompts.append) for served in ("tiny", "*")]
@@ -103,13 +103,13 @@ async def test_endpoint_that_takes_any_name_comes_last(tmp_path: Path) -> None:
     router = await started(Router([FakeEngine(("*",)), FakeEngine(("tiny",))], registry(tmp_path)))
 
     assert model_of(await router.answer(chat("tiny"))) == "tiny"
-    assert model_of(await router.answer(chat("unheard-of"))) == "unheard-of"
+    assert model_of(await router.answer(chat("unknown-model"))) == "unknown-model"
 
 
 async def test_unknown_name_is_an_answer_but_a_model_of_another_worker_is_not(tmp_path: Path) -> None:
     router = await started(Router([FakeEngine(("tiny",))], registry(tmp_path)))
 
-    assert (await router.answer(chat("unheard-of"))).status == 404
+    assert (await router.answer(chat("unknown-model"))).status == 404
     with pytest.raises(EngineBusy):
         await router.answer(chat("mini"))
 
@@ -127,7 +127,7 @@ async def test_name_may_still_turn_up_while_an_endpoint_is_away(tmp_path: Path) 
     router = await started(Router([HttpEngine([Endpoint(NOWHERE)], timeout=2)], registry(tmp_path)))
 
     with pytest.raises(EngineBusy):
-        await router.answer(chat("unheard-of"))
+        await router.answer(chat("unknown-model"))
     await router.close()
 
 
@@ -136,7 +136,7 @@ async def test_a_prompt_is_not_measured_where_nobody_serves_its_model_now(tmp_pa
 
     with pytest.raises(EngineBusy):
         await router.length(chat("mini"))
-    assert await router.length(chat("unheard-of")) is None
+    assert await router.length(chat("unknown-model")) is None
     known = chat("tiny")
     assert await router.length(known) == Length(estimate(known.url, known.body), None, exact=False)
 

@@ -31,7 +31,7 @@ from workers.finetuning import examination as child
 from workers.finetuning import training_plan
 from workers.runtime.attempts import Abandoned
 from workers.runtime.context import Context, Standing
-from workers.runtime.heartbeat import Hold, Keeper
+from workers.runtime.heartbeat import ClaimHandle, Heartbeat
 
 USER = {"role": "user", "content": "Hi"}
 
@@ -69,8 +69,8 @@ class Planning:
         config = Settings(data_dir=folder, database_url=db.url, min_free_bytes=0)
         self.db, self.storage = db, DiskStorage(folder / "files")
         stop = threading.Event()
-        keeper = Keeper(db, _nobody, beat_seconds=60, stop=stop)
-        self.context = Context(config, db, self.storage, "planner", stop, Standing(), keeper, Models(config))
+        heartbeat = Heartbeat(db, _nobody, beat_seconds=60, stop=stop)
+        self.context = Context(config, db, self.storage, "planner", stop, Standing(), heartbeat, Models(config))
         with db.write() as session:
             self.project = keys.ensure_project(session, "p").id
 
@@ -93,14 +93,14 @@ class Planning:
         with self.db.write() as session:
             return jobs.submit(session, payload, training_file=training, **facts).id
 
-    def plan(self, *content: bytes, hold: Hold | None = None, **asked: Any) -> Job:
+    def plan(self, *content: bytes, hold: ClaimHandle | None = None, **asked: Any) -> Job:
         job_id = self.submit(*content, **asked)
         self.run(job_id, hold)
         return ledgers.job(self.db, job_id)
 
-    def run(self, job_id: str, hold: Hold | None = None) -> None:
+    def run(self, job_id: str, hold: ClaimHandle | None = None) -> None:
         claim = ledgers.claim_job(self.db, job_id, Task.PLAN)
-        training_plan.plan(self.context, claim, hold or Hold(job_id, claim.epoch))
+        training_plan.plan(self.context, claim, hold or ClaimHandle(job_id, claim.epoch))
 
     def events(self) -> list[tuple[str, str]]:
         with self.db.read() as session:
@@ -298,7 +298,7 @@ def test_a_worker_that_ends_stops_the_examination(real_planner: Planning) -> Non
     planner = real_planner
     job_id = planner.submit(jsonl([row(n) for n in range(10)]))
     claim = ledgers.claim_job(planner.db, job_id, Task.PLAN)
-    hold = Hold(job_id, claim.epoch)
+    hold = ClaimHandle(job_id, claim.epoch)
     hold.end()
 
     with pytest.raises(Abandoned):
@@ -311,7 +311,7 @@ def test_a_second_planner_does_the_same_again(planner: Planning) -> None:
     job_id = planner.submit(jsonl([row(n) for n in range(10)]))
     first = ledgers.claim_job(planner.db, job_id, Task.PLAN)
     with planner.db.write() as session:
-        ledger.put_back(session, job_id, first.epoch)
+        ledger.release(session, job_id, first.epoch)
 
     planner.run(job_id)
 

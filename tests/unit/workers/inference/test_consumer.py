@@ -1,4 +1,4 @@
-"""The desk for those who wait, beside a server of streams that does what a test tells it."""
+"""The consumer of interactive requests, with a server of streams that a test controls."""
 
 import asyncio
 from collections import deque
@@ -188,19 +188,19 @@ def quick() -> Iterator[EngineHost]:
 
 
 class Serving:
-    """A desk that serves while the block lasts."""
+    """Run a consumer while the block lasts."""
 
     def __init__(self, host: EngineHost, **facts: Any) -> None:
         timings = replace(Timings(), interactive_look=0.01, interactive_retry=0.01)
         self.host = host
-        self.desk = InteractiveConsumer(host, "redis://nowhere", "gpu.generate", Limits(**facts), timings)
+        self.consumer = InteractiveConsumer(host, "redis://nowhere", "gpu.generate", Limits(**facts), timings)
 
     def __enter__(self) -> InteractiveConsumer:
-        self.serving = self.host.call(self.desk.serve())
-        return self.desk
+        self.serving = self.host.call(self.consumer.serve())
+        return self.consumer
 
     def __exit__(self, *_: object) -> None:
-        self.host.call(self.desk.close()).result(30)
+        self.host.call(self.consumer.close()).result(30)
 
 
 def queued(name: str = "req_1", seconds: float = 60.0, project: str = "p", **facts: Any) -> QueuedRequest:
@@ -208,10 +208,10 @@ def queued(name: str = "req_1", seconds: float = 60.0, project: str = "p", **fac
 
 
 def test_without_a_server_it_serves_nobody_and_says_so(quick: EngineHost, caplog: pytest.LogCaptureFixture) -> None:
-    desk = InteractiveConsumer(quick, "", "gpu.generate")
+    consumer = InteractiveConsumer(quick, "", "gpu.generate")
 
-    assert quick.call(desk.serve()).result(30) is None
-    quick.call(desk.close()).result(30)
+    assert quick.call(consumer.serve()).result(30) is None
+    quick.call(consumer.close()).result(30)
 
     assert caplog.messages == ["interactive_without_redis"]
 
@@ -224,7 +224,7 @@ def test_a_question_that_nobody_waits_for_any_more_is_not_begun(
     streams.ask(left, awaited=False)
 
     with Serving(host):
-        eventually(lambda: streams.kinds(left) == ["taken"], 10, "the desk has looked")
+        eventually(lambda: streams.kinds(left) == ["taken"], 10, "the consumer has looked")
 
     assert (streams.kinds(late), engine.began) == ([], 0)
 
@@ -282,7 +282,7 @@ def test_while_the_server_is_away_nobody_is_taken_to_have_left(
     streams.ask(queued())
 
     with Serving(host):
-        eventually(lambda: streams.looks > 3, 10, "the desk has looked for its clients")
+        eventually(lambda: streams.looks > 3, 10, "the consumer has looked for its clients")
         stopped = engine.stopped
 
     assert (engine.began, stopped) == (1, 0)
@@ -320,16 +320,16 @@ def test_what_is_no_question_holds_up_none(
     assert "interactive_request_unreadable" in caplog.messages
 
 
-def test_a_desk_that_is_closed_for_now_leaves_questions_in_line(quick: EngineHost, streams: Streams) -> None:
+def test_a_consumer_that_is_closed_for_now_leaves_requests_queued(quick: EngineHost, streams: Streams) -> None:
     asked = queued()
 
-    with Serving(quick) as desk:
-        desk.listen(False)
+    with Serving(quick) as consumer:
+        consumer.listen(False)
         quick.call(asyncio.sleep(0.1)).result(30)  # the look that it was in is over
         streams.ask(asked)
         quick.call(asyncio.sleep(0.1)).result(30)
         waiting = len(streams.line)
-        desk.listen(True)
+        consumer.listen(True)
         eventually(lambda: "end" in streams.kinds(asked), 10, "it is answered")
 
     assert waiting == 1
@@ -388,10 +388,10 @@ def test_a_client_who_leaves_while_its_question_waits_for_a_place_frees_it(
     for name in "ab":
         streams.ask(queued(name))
 
-    with Serving(host, places=1, waiting=1) as desk:
+    with Serving(host, places=1, waiting=1) as consumer:
         eventually(lambda: len(streams.kinds(queued("b"))) == 1 and engine.began == 1, 10, "one runs and one waits")
         streams.awaited.discard(client_key("b"))
-        eventually(lambda: len(desk.queues[0].tasks) == 1, 10, "the one that waited has gone")
+        eventually(lambda: len(consumer.queues[0].tasks) == 1, 10, "the one that waited has gone")
         streams.ask(queued("c"))
         eventually(lambda: streams.kinds(queued("c")) == ["taken"], 10, "there is room for another one")
 

@@ -23,19 +23,19 @@ TOOL = {"type": "file_search", "vector_store_ids": ["vs_1"]}
 
 
 class Host:
-    """Counts who is in company."""
+    """Count the requests that share the engine."""
 
     def __init__(self) -> None:
         self.inside = 0
 
     @asynccontextmanager
-    async def company(self) -> AsyncIterator[None]:
+    async def shared(self) -> AsyncIterator[None]:
         self.inside += 1
         yield
         self.inside -= 1
 
 
-class Desk:
+class Harness:
     """What is asked of a worker whose engine counts words."""
 
     def __init__(self, *, counts: bool = True) -> None:
@@ -60,56 +60,56 @@ class Desk:
 
 
 @pytest.fixture
-def desk() -> Iterator[Desk]:
-    made = Desk()
+def harness() -> Iterator[Harness]:
+    made = Harness()
     yield made
     assert made.engine.asked == [], "nothing is generated"
 
 
-async def test_an_input_is_counted_as_the_model_is_shown_it(desk: Desk) -> None:
+async def test_an_input_is_counted_as_the_model_is_shown_it(harness: Harness) -> None:
     items = [{"role": "user", "content": "one two"}, {"role": "assistant", "content": "three"}]
 
-    said = await desk.ask(input=items, instructions="be brief")
+    said = await harness.ask(input=items, instructions="be brief")
 
-    [(request, inside)] = desk.measured
+    [(request, inside)] = harness.measured
     assert said == {"object": "response.input_tokens", "input_tokens": 2 + 7 + 0, "http": 200}
     assert (request.url, request.tenant, inside) == (RESPONSES, "p", 1)
 
 
-async def test_what_only_says_what_to_leave_out_does_not_reach_the_engine(desk: Desk) -> None:
+async def test_what_only_says_what_to_leave_out_does_not_reach_the_engine(harness: Harness) -> None:
     item = {"role": "user", "content": "one", "priority": 3}
 
-    await desk.ask(input=[item], truncation="auto", context={"strategy": "rotate"}, cache=True)
+    await harness.ask(input=[item], truncation="auto", context={"strategy": "rotate"}, cache=True)
 
-    assert desk.measured[0][0].body == {"model": MODEL, "input": [{"role": "user", "content": "one"}]}
+    assert harness.measured[0][0].body == {"model": MODEL, "input": [{"role": "user", "content": "one"}]}
 
 
-async def test_more_than_the_context_holds_is_counted_too(desk: Desk) -> None:
-    said = await desk.ask(input="word " * 5000)
+async def test_more_than_the_context_holds_is_counted_too(harness: Harness) -> None:
+    said = await harness.ask(input="word " * 5000)
 
     assert (said["http"], said["input_tokens"] > 5000) == (200, True)
 
 
 @pytest.mark.parametrize("refuse", [False, True])
-async def test_what_is_found_in_files_counts(desk: Desk, refuse: bool) -> None:
-    bare = await desk.ask(input="Cats?")
-    grounded = await desk.ask(input="Cats?", tools=[{**TOOL, "refuse": refuse}])
-    desk.found = []
-    nothing = await desk.ask(input="Cats?", tools=[{**TOOL, "refuse": refuse}])
+async def test_what_is_found_in_files_counts(harness: Harness, refuse: bool) -> None:
+    bare = await harness.ask(input="Cats?")
+    grounded = await harness.ask(input="Cats?", tools=[{**TOOL, "refuse": refuse}])
+    harness.found = []
+    nothing = await harness.ask(input="Cats?", tools=[{**TOOL, "refuse": refuse}])
 
     assert grounded["input_tokens"] > nothing["input_tokens"] > bare["input_tokens"]
-    assert "tools" not in desk.measured[1][0].body
+    assert "tools" not in harness.measured[1][0].body
 
 
-async def test_where_nobody_searches_now_nobody_counts(desk: Desk) -> None:
-    desk.found = None
+async def test_where_nobody_searches_now_nobody_counts(harness: Harness) -> None:
+    harness.found = None
 
     with pytest.raises(EngineBusy):
-        await desk.ask(input="Cats?", tools=[TOOL])
+        await harness.ask(input="Cats?", tools=[TOOL])
 
 
 async def test_an_estimate_is_no_answer() -> None:
-    said = await Desk(counts=False).ask(input="one two")
+    said = await Harness(counts=False).ask(input="one two")
 
     assert (said["http"], said["error"]["param"], said["error"]["code"]) == (400, "model", "unsupported_value")
     assert "does not count" in said["error"]["message"]
@@ -125,33 +125,33 @@ async def test_an_estimate_is_no_answer() -> None:
     ],
 )
 async def test_what_cannot_be_put_into_tokens_is_refused_with_a_reason(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, body: dict[str, Any], param: str, code: str
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, body: dict[str, Any], param: str, code: str
 ) -> None:
     async def none(_: Request) -> None:
         return None
 
-    monkeypatch.setattr(desk.engine, "length", none)
+    monkeypatch.setattr(harness.engine, "length", none)
 
-    said = await desk.ask(input="x", **body)
+    said = await harness.ask(input="x", **body)
 
     assert (said["http"], said["error"]["param"], said["error"]["code"]) == (400, param, code)
 
 
 async def test_the_input_of_a_tuned_model_is_counted_by_its_base() -> None:
-    desk = Desk()
+    harness = Harness()
 
     async def resolve(request: Request) -> Request | Answer:
         if request.body["model"] == "ft:gone":
             return refusal(404, "It was deleted.", code="model_deleted")
         return replace(request, body={**request.body, "model": MODEL})
 
-    desk._counting._resolve = resolve
+    harness._counting._resolve = resolve
 
     counted, unreachable = (
-        await desk.ask(model="ft:m:acme::abc", input="one two"),
-        await desk.ask(model="ft:gone", input="x"),
+        await harness.ask(model="ft:m:acme::abc", input="one two"),
+        await harness.ask(model="ft:gone", input="x"),
     )
 
     assert counted["http"] == 200
-    assert [request.body["model"] for request, _ in desk.measured] == [MODEL]
+    assert [request.body["model"] for request, _ in harness.measured] == [MODEL]
     assert (unreachable["http"], unreachable["error"]["code"]) == (404, "model_deleted")

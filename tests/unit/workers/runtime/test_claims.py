@@ -44,7 +44,7 @@ def test_a_claim_on_a_job_whose_answer_was_lost_is_held(losing: LosesAnswers) ->
 
     assert claim is not None
     with losing.write() as session:
-        ledger.hold(session, claim)
+        ledger.assert_claim(session, claim)
 
 
 @pytest.mark.parametrize("of_shard", [True, False], ids=["shard", "job"])

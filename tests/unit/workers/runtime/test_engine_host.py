@@ -128,7 +128,7 @@ class Others(SharedExclusiveLock):
         return self.let < 0
 
     async def acquire_exclusive(self) -> None:
-        self.heard.append("alone")
+        self.heard.append("isolated")
 
     def release(self) -> None:
         self.heard.append("left")
@@ -149,8 +149,8 @@ def test_a_request_waits_until_other_processes_let_it_begin_and_says_when_none_i
 
     async def two() -> list[list[str]]:
         heard = []
-        async with shared.company():
-            async with shared.company():
+        async with shared.shared():
+            async with shared.shared():
                 heard.append(list(others.heard))
             heard.append(list(others.heard))
         return [*heard, others.heard]
@@ -164,12 +164,12 @@ def test_who_is_alone_here_is_alone_among_all_and_the_next_request_waits_for_it(
     shared._others = others
 
     async def ask(order: list[str]) -> None:
-        async with shared.company():
+        async with shared.shared():
             order.append("among others")
 
-    async def alone() -> list[str]:
+    async def isolated() -> list[str]:
         order: list[str] = []
-        async with shared.alone():
+        async with shared.isolated():
             task = asyncio.create_task(ask(order))
             for _ in range(5):
                 await asyncio.sleep(0)
@@ -177,8 +177,8 @@ def test_who_is_alone_here_is_alone_among_all_and_the_next_request_waits_for_it(
         await task
         return order
 
-    assert shared.call(alone()).result(30) == ["alone", "alone is over", "among others"]
-    assert others.heard == ["alone", "left", "left"]
+    assert shared.call(isolated()).result(30) == ["isolated", "alone is over", "among others"]
+    assert others.heard == ["isolated", "left", "left"]
 
 
 def test_a_server_that_comes_to_be_shared_is_so_from_then_on_and_with_those_who_were_first(host: EngineHost) -> None:

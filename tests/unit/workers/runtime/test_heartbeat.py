@@ -1,4 +1,4 @@
-"""The keeper beats for what its process holds, and hears what is to stop."""
+"""The heartbeats of what a process holds, and what is to stop."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ from jobs.queues import Queue, Task
 from jobs.timings import Timings
 from tests.support import ledgers
 from tests.support.system import eventually
-from workers.runtime.heartbeat import Keeper
+from workers.runtime.heartbeat import Heartbeat
 
 QUICK = replace(Timings(), heartbeat_look=0.02)
 
@@ -34,10 +34,10 @@ BREAKS_AT_ITS_FIRST_BEAT = """
 import sys, threading
 from jobs.db.engine import Database
 from tests.unit.workers.runtime.test_heartbeat import _worker
-from workers.runtime.heartbeat import Keeper
+from workers.runtime.heartbeat import Heartbeat
 
 known = [_worker(), _worker()]
-Keeper(Database(sys.argv[1]), lambda: known.pop(), beat_seconds=0.05, stop=threading.Event()).start()
+Heartbeat(Database(sys.argv[1]), lambda: known.pop(), beat_seconds=0.05, stop=threading.Event()).start()
 threading.Event().wait(30)
 """
 
@@ -67,27 +67,27 @@ def _worker() -> Worker:
 
 
 @pytest.fixture
-def keeper(db: Database) -> Iterator[Keeper]:
-    keeper = Keeper(db, _worker, beat_seconds=0.05, stop=threading.Event())
-    keeper.start()
-    yield keeper
-    keeper.leave()
-    keeper.join()
+def heartbeat(db: Database) -> Iterator[Heartbeat]:
+    heartbeat = Heartbeat(db, _worker, beat_seconds=0.05, stop=threading.Event())
+    heartbeat.start()
+    yield heartbeat
+    heartbeat.leave()
+    heartbeat.join()
 
 
-def test_held_claims_beat_and_others_do_not(db: Database, keeper: Keeper) -> None:
+def test_held_claims_heartbeat_and_others_do_not(db: Database, heartbeat: Heartbeat) -> None:
     job = ledgers.running(db, [1, 1])
     held, idle = (ledgers.claim_shard(db, job.id, n, "w") for n in range(2))
 
-    with keeper.holding(job.id, held.epoch, held.n) as hold:
-        eventually(lambda: ledgers.shard(db, job.id, 0).beat >= 2, 10, "it beats")
+    with heartbeat.watching(job.id, held.epoch, held.n) as handle:
+        eventually(lambda: ledgers.shard(db, job.id, 0).heartbeat >= 2, 10, "it sends a heartbeat")
 
-    assert ledgers.shard(db, job.id, 1).beat == 0
-    assert not hold.ended
+    assert ledgers.shard(db, job.id, 1).heartbeat == 0
+    assert not handle.ended
     assert idle.n == 1
 
 
-def test_a_paused_worker_stops_listening_until_it_is_resumed(db: Database, keeper: Keeper) -> None:
+def test_a_paused_worker_stops_listening_until_it_is_resumed(db: Database, heartbeat: Heartbeat) -> None:
     told: list[bool] = []
     heard = threading.Event()
 
@@ -96,7 +96,7 @@ def test_a_paused_worker_stops_listening_until_it_is_resumed(db: Database, keepe
         heard.set()
         return len(told) > 1  # the broker is away the first time
 
-    keeper.listen = listen
+    heartbeat.listen = listen
     with db.write() as session:
         pauses.pause(session, pauses.Scope.WORKER, "w", actor="operator")
     while len(told) < 2:
@@ -109,12 +109,12 @@ def test_a_paused_worker_stops_listening_until_it_is_resumed(db: Database, keepe
     assert told == [False, False, True]
 
 
-def test_what_is_under_way_without_a_claim_is_told_with_each_beat(db: Database, keeper: Keeper) -> None:
+def test_what_is_under_way_without_a_claim_is_told_with_each_heartbeat(db: Database, heartbeat: Heartbeat) -> None:
     def told() -> list[Any] | None:
         with db.read() as session:
-            return session.get_one(Worker, "w").unclaimed
+            return session.get_one(Worker, "w").other_work
 
-    ends = [keeper.under_way.begin("gpu.generate", "m", "blue") for _ in range(2)]
+    ends = [heartbeat.under_way.begin("gpu.generate", "m", "blue") for _ in range(2)]
     eventually(lambda: told() == [["gpu.generate", "m", "blue", 2]], 5, "both are told")
     for end in ends:
         end()
@@ -123,102 +123,102 @@ def test_what_is_under_way_without_a_claim_is_told_with_each_beat(db: Database, 
 
 
 @pytest.mark.parametrize("scope", Scope)
-def test_what_is_paused_is_heard_soon_and_beats_follow_for_whoever_drains(db: Database, scope: Scope) -> None:
-    keeper = Keeper(db, _worker, beat_seconds=60, stop=threading.Event())
-    keeper.start()
+def test_what_is_paused_is_heard_soon_and_heartbeat_follow_for_whoever_drains(db: Database, scope: Scope) -> None:
+    heartbeat = Heartbeat(db, _worker, beat_seconds=60, stop=threading.Event())
+    heartbeat.start()
     try:
         with db.write() as session:
             pauses.pause(session, scope, "w", actor="operator")
-        hearing = workers.Hearing(Scope.WORKER, {"w"})
+        acknowledgement = workers.Acknowledgement(Scope.WORKER, {"w"})
 
         def heard() -> bool:
             with db.read() as session:
-                return not hearing.unheard(session)
+                return not acknowledgement.unacknowledged(session)
 
-        eventually(heard, 30, "it has beaten three times")
-        assert keeper.off.of(scope) == {"w"}
+        eventually(heard, 30, "three heartbeats were sent")
+        assert heartbeat.off.of(scope) == {"w"}
     finally:
-        keeper.leave()
+        heartbeat.leave()
 
 
 def test_what_is_paused_already_is_known_from_the_start(db: Database) -> None:
     with db.write() as session:
         pauses.pause(session, Scope.MODEL, "m", actor="operator")
-    keeper = Keeper(db, _worker, beat_seconds=60, stop=threading.Event())
+    heartbeat = Heartbeat(db, _worker, beat_seconds=60, stop=threading.Event())
 
-    keeper.start()
+    heartbeat.start()
 
-    assert keeper.off.of(Scope.MODEL) == {"m"}
-    keeper.leave()
+    assert heartbeat.off.of(Scope.MODEL) == {"m"}
+    heartbeat.leave()
 
 
-def test_claim_that_was_taken_back_is_told_so(db: Database, keeper: Keeper) -> None:
+def test_claim_that_was_taken_back_is_told_so(db: Database, heartbeat: Heartbeat) -> None:
     job = ledgers.running(db)
     claim = ledgers.claim_shard(db, job.id, 0, "w")
 
-    with keeper.holding(job.id, claim.epoch, 0) as hold:
+    with heartbeat.watching(job.id, claim.epoch, 0) as handle:
         with db.write() as session:
-            shards.fence(session, job.id)
-        assert hold.lost.wait(30)
+            shards.revoke_running(session, job.id)
+        assert handle.lost.wait(30)
 
 
-def test_cancelled_job_stops_its_shards(db: Database, keeper: Keeper) -> None:
+def test_cancelled_job_stops_its_shards(db: Database, heartbeat: Heartbeat) -> None:
     job = ledgers.running(db)
     claim = ledgers.claim_shard(db, job.id, 0, "w")
 
-    with keeper.holding(job.id, claim.epoch, 0) as hold:
+    with heartbeat.watching(job.id, claim.epoch, 0) as handle:
         with db.write() as session:
             ledger.cancel(session, job.id, actor="key:test")
-        assert hold.stop.wait(30)
+        assert handle.stop.wait(30)
 
-    assert not hold.lost.is_set()
+    assert not handle.lost.is_set()
 
 
-def test_fenced_planner_is_told_so(db: Database, keeper: Keeper) -> None:
+def test_fenced_planner_is_told_so(db: Database, heartbeat: Heartbeat) -> None:
     claim = ledgers.planning(db)
     with db.write() as session:
-        ledger.put_back(session, claim.job.id, claim.epoch)
+        ledger.release(session, claim.job.id, claim.epoch)
     mine = ledgers.claim_job(db, claim.job.id, Task.PLAN, "w")
 
-    with keeper.holding(claim.job.id, claim.epoch) as old, keeper.holding(mine.job.id, mine.epoch) as new:
+    with heartbeat.watching(claim.job.id, claim.epoch) as old, heartbeat.watching(mine.job.id, mine.epoch) as new:
         assert old.lost.wait(30)
 
     assert not new.ended
 
 
-def test_cancelled_job_stops_its_shards_between_two_beats(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancelled_job_stops_its_shards_between_two_heartbeat(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     job = ledgers.running(db)
     claim = ledgers.claim_shard(db, job.id, 0, "w")
-    rare = Keeper(db, _worker, beat_seconds=3600, stop=threading.Event(), timings=QUICK)
+    rare = Heartbeat(db, _worker, beat_seconds=3600, stop=threading.Event(), timings=QUICK)
     rare.start()
 
-    with rare.holding(job.id, claim.epoch, 0) as hold:
-        while ledgers.shard(db, job.id).beat == 0:
-            assert not hold.changed.wait(0.02)  # the first beat comes at once
+    with rare.watching(job.id, claim.epoch, 0) as handle:
+        while ledgers.shard(db, job.id).heartbeat == 0:
+            assert not handle.changed.wait(0.02)  # the first heartbeat comes at once
         with db.write() as session:
             ledger.cancel(session, job.id, actor="key:test")
-        assert hold.stop.wait(30)
+        assert handle.stop.wait(30)
 
-    assert ledgers.shard(db, job.id).beat == 1
+    assert ledgers.shard(db, job.id).heartbeat == 1
     rare.leave()
 
 
-def test_beat_that_the_database_refused_is_made_up_for_at_the_next_look(
+def test_heartbeat_that_the_database_refused_is_made_up_for_at_the_next_look(
     db: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     fickle, job = Fickle(db.url, 2), ledgers.running(db)  # the first write makes the worker known
     claim = ledgers.claim_shard(db, job.id, 0, "w")
-    keeper = Keeper(fickle, _worker, beat_seconds=3600, stop=threading.Event(), timings=QUICK)
+    heartbeat = Heartbeat(fickle, _worker, beat_seconds=3600, stop=threading.Event(), timings=QUICK)
 
-    with keeper.holding(job.id, claim.epoch, 0) as hold:
-        keeper.start()
+    with heartbeat.watching(job.id, claim.epoch, 0) as handle:
+        heartbeat.start()
         for _ in range(250):
-            if ledgers.shard(db, job.id).beat or hold.changed.wait(0.02):
+            if ledgers.shard(db, job.id).heartbeat or handle.changed.wait(0.02):
                 break
 
-    assert "beat_missed" in caplog.messages
-    assert (ledgers.shard(db, job.id).beat, hold.ended) == (1, False)
-    keeper.leave()
+    assert "heartbeat_missed" in caplog.messages
+    assert (ledgers.shard(db, job.id).heartbeat, handle.ended) == (1, False)
+    heartbeat.leave()
     fickle.close()
 
 
@@ -226,11 +226,11 @@ def test_worker_that_leaves_while_the_database_refuses_leaves_its_row_to_the_dis
     db: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     fickle = Fickle(db.url)
-    keeper = Keeper(fickle, _worker, beat_seconds=0.05, stop=threading.Event())
-    keeper.start()
+    heartbeat = Heartbeat(fickle, _worker, beat_seconds=0.05, stop=threading.Event())
+    heartbeat.start()
 
     fickle.refuses = True
-    keeper.leave()
+    heartbeat.leave()
 
     assert "worker_row_left_behind" in caplog.messages
     with db.read() as session:
@@ -244,15 +244,15 @@ def test_process_whose_keeper_dies_ends_so_that_it_is_started_again(sqlite: Data
     ended = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
 
     assert ended.returncode == 70
-    assert "keeper_died" in ended.stderr
+    assert "heartbeat_died" in ended.stderr
     assert "pop from empty list" in ended.stderr
 
 
-def test_worker_taken_for_dead_registers_again(db: Database, keeper: Keeper) -> None:
+def test_worker_taken_for_dead_registers_again(db: Database, heartbeat: Heartbeat) -> None:
     with db.write() as session:
         workers.leave(session, "w")
 
-    keeper.announce()
+    heartbeat.announce()
 
     with db.read() as session:
         assert [worker.id for worker in workers.alive(session)] == ["w"]
@@ -262,11 +262,14 @@ HELD = {"tiny": {"entry": "e", "up": True}}
 
 
 def _blamed(db: Database) -> int:
-    """As by a dispatcher that takes it for dead. How many deaths that is, before its next beat may say otherwise."""
+    """As by a dispatcher that takes it for dead.
+
+    How many deaths that is, before its next heartbeat may say otherwise.
+    """
     with db.write() as session:
         row = session.get_one(Worker, "w")
-        row.place, row.holds = "here", HELD
-        quarantine.bury(session, row, {}, quarantine.Bounds(2, 60.0, 60.0))
+        row.host_devices, row.engines = "here", HELD
+        quarantine.handle_worker_death(session, row, {}, quarantine.Bounds(2, 60.0, 60.0))
         workers.leave(session, "w")
         return len(session.scalars(select(EngineDeath)).all())
 
@@ -276,10 +279,10 @@ def _deaths(db: Database) -> int:
         return len(session.scalars(select(EngineDeath)).all())
 
 
-def test_a_worker_that_was_taken_for_dead_says_that_its_engines_live(db: Database, keeper: Keeper) -> None:
+def test_a_worker_that_was_taken_for_dead_says_that_its_engines_live(db: Database, heartbeat: Heartbeat) -> None:
     before = _blamed(db)
 
-    keeper.announce()
+    heartbeat.announce()
 
     assert (before, _deaths(db)) == (1, 0)
 
@@ -287,43 +290,43 @@ def test_a_worker_that_was_taken_for_dead_says_that_its_engines_live(db: Databas
 def test_a_worker_that_is_told_to_end_blames_no_engine_for_what_becomes_of_it(db: Database) -> None:
     def worker() -> Worker:
         one = _worker()
-        one.place, one.holds = "here", HELD
+        one.host_devices, one.engines = "here", HELD
         return one
 
-    keeper = Keeper(db, worker, beat_seconds=0.05, stop=threading.Event())
-    keeper.start()
+    heartbeat = Heartbeat(db, worker, beat_seconds=0.05, stop=threading.Event())
+    heartbeat.start()
     with db.read() as session:
-        before = session.get_one(Worker, "w").holds
+        before = session.get_one(Worker, "w").engines
 
-    keeper.stop_all()
-    keeper.join()
+    heartbeat.stop_all()
+    heartbeat.join()
 
     with db.read() as session:
-        after = session.get_one(Worker, "w").holds
-    keeper.leave()
+        after = session.get_one(Worker, "w").engines
+    heartbeat.leave()
     assert (before, after) == (HELD, {})
 
 
-def test_who_leaves_gives_the_trial_of_its_engine_to_the_next(db: Database, keeper: Keeper) -> None:
+def test_who_leaves_gives_the_trial_of_its_engine_to_the_next(db: Database, heartbeat: Heartbeat) -> None:
     bounds = quarantine.Bounds(2, 60.0, 60.0)
     with db.write() as session:
-        ledgers.quarantined(session, "tiny", place="here")
+        ledgers.quarantined(session, "tiny", host_devices="here")
         quarantine.listed(session)[0].until = 0.0
     with db.write() as session:
         assert quarantine.begin_trial(session, "here", "tiny", "w", bounds)
 
-    keeper.leave()
+    heartbeat.leave()
 
     with db.write() as session:
         assert quarantine.begin_trial(session, "here", "tiny", "next", bounds)
 
 
-def test_leaving_ends_what_is_held_and_takes_the_row_away(db: Database, keeper: Keeper) -> None:
-    with keeper.holding("job", 1, 0) as hold:
-        keeper.leave()
+def test_leaving_ends_what_is_held_and_takes_the_row_away(db: Database, heartbeat: Heartbeat) -> None:
+    with heartbeat.watching("job", 1, 0) as handle:
+        heartbeat.leave()
 
-    assert hold.stop.is_set()
-    with keeper.holding("job", 2, 0) as late:
+    assert handle.stop.is_set()
+    with heartbeat.watching("job", 2, 0) as late:
         assert late.ended, "nothing new is begun"
     with db.read() as session:
         assert workers.alive(session) == []

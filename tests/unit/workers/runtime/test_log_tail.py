@@ -14,18 +14,18 @@ from workers.runtime.log_tail import LINES, _file, _short
 ROOT = Path(__file__).parents[4]
 SPEAKER = """
 import os, sys, threading
-from workers.runtime.log_tail import Words
+from workers.runtime.log_tail import LogTail
 
-words = Words()
+log_tail = LogTail()
 for n in range(int(sys.argv[1])):
     print(f"line {n}", file=sys.stderr)
 sys.stderr.flush()
-while words.last()[-1:] != [f"line {int(sys.argv[1]) - 1}"]:
+while log_tail.last()[-1:] != [f"line {int(sys.argv[1]) - 1}"]:
     threading.Event().wait(0.01)  # each stream is kept as it is read
 os.system("echo a child >&2; echo on stdout")
-words.flush()
+log_tail.flush()
 for _ in range(500):  # it may be read and not kept yet
-    if {"a child", "on stdout"} <= set(last := words.last()):
+    if {"a child", "on stdout"} <= set(last := log_tail.last()):
         break
     threading.Event().wait(0.01)
 print(*last, sep="\\n", file=open(sys.argv[2], "w"))

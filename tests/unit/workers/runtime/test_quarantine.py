@@ -1,4 +1,4 @@
-"""An engine that dies again and again is left alone at its place, over all restarts of its worker; the others go on."""
+"""An engine that dies again and again is quarantined, over all restarts of its worker; the others go on."""
 
 import asyncio
 import threading
@@ -26,7 +26,7 @@ from workers.runtime.answering import Answering
 from workers.runtime.context import Standing
 from workers.runtime.engine_host import EngineHost, GaveUp
 from workers.runtime.output_lines import Item
-from workers.runtime.quarantine import Warden
+from workers.runtime.quarantine import EngineHealth
 
 FILE = """
 models:
@@ -61,7 +61,7 @@ class Shop:
         self.folder = folder
         self.config = Settings(data_dir=folder, engine_deaths=3, engine_deaths_seconds=60, **settings)  # type: ignore[arg-type]
         self.text = FILE
-        self.words = SimpleNamespace(before=[], last=lambda: ["a line of the log"], flush=lambda: None)
+        self.log_tail = SimpleNamespace(before=[], last=lambda: ["a line of the log"], flush=lambda: None)
         self.opened: list[Process] = []
         self.workers = 0
 
@@ -106,11 +106,11 @@ class Process:
         row = Worker(id=worker_id, pool="gpu", queues=[QUEUE], models=[], slots=1, state="starting", **facts)
         with shop.db.write() as session:
             workers.register(session, row)
-        self.warden = Warden(self.context, self.router, QUEUE, shop.words)  # type: ignore[arg-type]
+        self.engine_health = EngineHealth(self.context, self.router, QUEUE, shop.log_tail)  # type: ignore[arg-type]
         self.host = EngineHost(self.router, lambda: None, on_death=self.router.handle_death)
 
     def begin(self) -> None:
-        self.warden.begin()
+        self.engine_health.begin()
         self.host.start()
 
     def ask(self, model: str, *names: str) -> list[int]:
@@ -120,9 +120,9 @@ class Process:
         return [answer.status for answer in answers]
 
     def look(self) -> None:
-        self.warden.look(self.host)
-        if self.warden._building is not None:
-            self.warden._building.result(30)
+        self.engine_health.look(self.host)
+        if self.engine_health._building is not None:
+            self.engine_health._building.result(30)
 
     def row(self) -> Worker:
         with self.shop.db.read() as session:
@@ -134,7 +134,7 @@ class Process:
         self.host.close()
         with self.shop.db.write() as session:
             session.get_one(Worker, self.id, populate_existing=True).started = 1
-            quarantine.holds(session, self.id, module.place(), self.standing.holds)
+            quarantine.set_engines(session, self.id, module.host_devices(), self.standing.engines)
 
     def close(self) -> None:
         self.stop.set()
@@ -224,7 +224,7 @@ def test_deaths_are_counted_over_the_workers_restarts(shop: Shop) -> None:
         if n < 2:
             with pytest.raises(OSError, match="no device"):
                 one.begin()
-            one.warden.excuse()  # as it does before it ends
+            one.engine_health.excuse()  # as it does before it ends
         else:
             one.begin()
 
@@ -239,7 +239,7 @@ def test_deaths_are_counted_over_the_workers_restarts(shop: Shop) -> None:
 
 
 def test_a_worker_that_is_killed_with_its_engine_is_a_death_that_the_next_one_counts(shop: Shop) -> None:
-    shop.words.before = ["Killed"]
+    shop.log_tail.before = ["Killed"]
     for _ in range(3):
         one = shop.process()
         one.begin()
@@ -267,35 +267,35 @@ def test_a_worker_that_ends_as_it_was_told_is_no_death(shop: Shop) -> None:
 
 def test_what_a_worker_holds_is_known_before_it_is_built_and_when_it_is_there(shop: Shop) -> None:
     one = shop.process()
-    one.warden.begin()
-    before = one.row().holds
+    one.engine_health.begin()
+    before = one.row().engines
     one.host.start()
 
     assert before is not None
     assert {name: how["up"] for name, how in before.items()} == {"tiny": False, "other": False}
-    assert {name: how["up"] for name, how in (one.row().holds or {}).items()} == {"tiny": True, "other": True}
-    assert one.row().place == module.place()
+    assert {name: how["up"] for name, how in (one.row().engines or {}).items()} == {"tiny": True, "other": True}
+    assert one.row().host_devices == module.host_devices()
 
 
 def test_a_worker_says_since_when_it_loads_an_engine_and_how_far_that_is(shop: Shop) -> None:
     one = shop.process()
     began = now()
     one.tiny.phase = "reading the weights"  # type: ignore[attr-defined]
-    one.warden.begin()
-    before = one.standing.described_holds()
+    one.engine_health.begin()
+    before = one.standing.described_engines()
     one.host.start()
 
     assert began <= before["tiny"]["since"] <= now()
     assert (before["tiny"]["phase"], before["other"]["phase"]) == ("reading the weights", "")
-    assert "phase" not in one.standing.described_holds()["tiny"]
+    assert "phase" not in one.standing.described_engines()["tiny"]
 
 
 def test_devices_that_a_process_was_given_are_a_place_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert module.place() == processes.hostname()
+    assert module.host_devices() == processes.hostname()
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert module.place() == f"{processes.hostname()} (devices 1)"
+    assert module.host_devices() == f"{processes.hostname()} (devices 1)"
 
 
 def test_once_the_operator_says_so_it_is_built_and_answers(shop: Shop) -> None:
@@ -311,7 +311,7 @@ def test_once_the_operator_says_so_it_is_built_and_answers(shop: Shop) -> None:
     one.look()
 
     assert one.ask("small") == [200]
-    assert set(one.standing.holds) == {"tiny", "other"}
+    assert set(one.standing.engines) == {"tiny", "other"}
 
 
 def test_it_is_tried_once_it_has_rested_and_free_once_it_has_lived(make: Callable[..., Shop]) -> None:
@@ -326,7 +326,7 @@ def test_it_is_tried_once_it_has_rested_and_free_once_it_has_lived(make: Callabl
     assert one.ask("small") == [200]
     assert shop.left()["tiny"].trial == one.id
 
-    one.warden._trials["tiny"] -= 61  # type: ignore[operator]
+    one.engine_health._trials["tiny"] -= 61  # type: ignore[operator]
     one.look()
 
     assert shop.left() == {}
@@ -368,7 +368,7 @@ def test_a_worker_that_is_killed_in_a_trial_is_not_followed_by_another_trial(sho
     one.begin()
     gives_up(one)
     shop.rested()
-    assert one.warden._may_try("tiny")
+    assert one.engine_health._may_try("tiny")
     one.killed()
 
     other = shop.process()

@@ -142,7 +142,7 @@ async def test_projects_with_large_requests_are_served_in_turn(engine: Encoder) 
     assert projects(engine)[-40:] == "a" * 40
 
 
-async def test_a_project_that_was_served_alone_owes_nothing(engine: Encoder) -> None:
+async def test_a_project_that_was_served_alone_starts_without_a_debt(engine: Encoder) -> None:
     await ask(engine, "a", LARGE)
     await asyncio.gather(ask(engine, "a", LARGE), ask(engine, "b", LARGE))
 

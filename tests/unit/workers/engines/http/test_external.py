@@ -335,7 +335,7 @@ async def test_lines_of_a_batch_that_was_placed_before_the_permission_ended_fail
         def batch() -> list[Any]:
             with running(sqlite, tmp_path, router) as mill:
                 (job,) = mill.drain(mill.submit(jsonl([chat_line(f"r{n}", "secret") for n in range(6)])))
-                mill.settle()
+                mill.wait_until_idle()
                 return [*mill.results(job)]
 
         good_lines, failed = await asyncio.to_thread(batch)
@@ -356,7 +356,7 @@ async def test_lines_of_a_project_with_the_permission_are_answered(sqlite: Datab
         def batch() -> list[Any]:
             with running(sqlite, tmp_path, router) as mill:
                 (job,) = mill.drain(mill.submit(jsonl([chat_line(f"r{n}", "hello") for n in range(6)])))
-                mill.settle()
+                mill.wait_until_idle()
                 return [*mill.results(job)]
 
         good_lines, failed = await asyncio.to_thread(batch)

@@ -1,4 +1,4 @@
-"""The cache as a worker uses it: in company, afterwards, and never waited for."""
+"""The cache as a worker uses it: before the engine, afterwards, and never waited for."""
 
 import asyncio
 import threading

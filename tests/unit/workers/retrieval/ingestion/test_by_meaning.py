@@ -86,7 +86,7 @@ def test_whoever_dies_wherever_each_file_comes_in_once(mill: Works) -> None:
         else:
             mill.reaper.armed = False
             break
-        mill.bury()
+        mill.handle_worker_death()
         mill.drive()
 
         assert set(mill.statuses(store).values()) == {("completed", None)}
@@ -110,7 +110,7 @@ def test_who_comes_after_a_death_embeds_no_sentence_again(mill: Works) -> None:
         mill.drive()
     asked = mill.engine.texts
     mill.vectors.before_write = bool
-    mill.bury()
+    mill.handle_worker_death()
     mill.drive()
 
     assert mill.engine.texts == asked + mill.row(store, file).entries == asked + 3
@@ -120,17 +120,17 @@ def test_a_zombies_late_cut_changes_nothing_and_leaves_nothing(both: Works) -> N
     store, file = both.store(chunking_strategy=BY_MEANING), both.upload(TOPICS)
     batch = both.batch(store, file)
     both.drive(until="index")
-    [bell] = both.owed()
+    [message] = both.messages()
 
     def overtaken(_path: str) -> None:
         both.storage.before_put = str
-        both.bury()
+        both.handle_worker_death()
         both.drive()
         both.delete(f"/vector_stores/{store}/files/{file}")
         both.purge()
 
     both.storage.before_put = overtaken
-    both.hear(bell)
+    both.handle(message)
     both.drive()
 
     assert both.job(batch).completed == 1

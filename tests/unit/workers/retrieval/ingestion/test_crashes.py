@@ -33,7 +33,7 @@ def test_whoever_dies_wherever_each_file_comes_in_once(mill: Works) -> None:
     for store, batch, files in deaths(mill):
         points += 1
         embedded = mill.engine.texts
-        mill.bury()
+        mill.handle_worker_death()
         mill.drive()
 
         assert [status for status, _ in mill.statuses(store).values()].count("completed") == len(TEXTS)
@@ -64,7 +64,7 @@ def test_what_a_dead_worker_has_written_is_not_embedded_again(mill: Works) -> No
     asked = mill.engine.texts
     mill.vectors.after_write = bool
     assert mill.search(store, "number") == []
-    mill.bury()
+    mill.handle_worker_death()
     mill.drive(until="finish")
 
     written = sum(mill.written(store).values())
@@ -83,7 +83,7 @@ def test_a_zombie_that_commits_late_shows_nothing_and_leaves_nothing(both: Works
 
     def another_took_over() -> None:
         both.vectors.after_write = bool
-        both.bury()
+        both.handle_worker_death()
         both.drive()
         seen.append({row.document for row in both.rows(store)})
         both.purge()
@@ -103,7 +103,7 @@ def test_a_zombie_that_still_writes_shows_nothing_and_leaves_nothing(both: Works
 
     def another_took_over() -> None:
         both.vectors.before_write = bool
-        both.bury()
+        both.handle_worker_death()
         both.drive()
         both.purge()
 
@@ -121,7 +121,7 @@ def test_a_zombie_that_still_parses_changes_nothing(mill: Works) -> None:
 
     def another_took_over(_: str) -> None:
         mill.storage.before_put = str
-        mill.bury()
+        mill.handle_worker_death()
         mill.drive()
 
     mill.storage.before_put = another_took_over

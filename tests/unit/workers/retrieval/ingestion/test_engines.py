@@ -21,10 +21,10 @@ POISON = "This file is xyzzy from its beginning to its end. " * 40
 
 def waits(mill: Works, batch: str) -> tuple[str, str | None, float]:
     """A shard that was given back: its state, what the job waits for, and for how long."""
-    (bell,) = mill.owed()
+    (message,) = mill.messages()
     (shard,) = mill.shards(batch)
     assert shard.stalls == 0
-    return shard.state, mill.job(batch).waiting_for, round(bell.due_at - bell.created_at)
+    return shard.state, mill.job(batch).waiting_for, round(message.due_at - message.created_at)
 
 
 def goes_on(mill: Works, store: str, batch: str) -> None:
@@ -43,7 +43,7 @@ def test_a_busy_engine_is_waited_for(mill: Works) -> None:
     mill.drive(until="index")
 
     mill.engine.fault = lambda _: EngineBusy("429", retry_after=30)
-    mill.hear(mill.owed()[0])
+    mill.handle(mill.messages()[0])
 
     assert waits(mill, batch) == ("pending", "model", 30)
     goes_on(mill, store, batch)
@@ -86,7 +86,7 @@ def test_an_engine_that_refuses_everybody_is_waited_for(mill: Works, answer: Ans
     mill.drive(until="index")
 
     mill.engine.fault = lambda _: answer
-    mill.hear(mill.owed()[0])
+    mill.handle(mill.messages()[0])
 
     assert waits(mill, batch) == ("pending", "model", 10)
     assert len(mill.engine.asked) == 1
@@ -100,7 +100,7 @@ def test_a_key_that_is_revoked_in_the_middle_fails_no_file(mill: Works, monkeypa
     mill.drive(until="index")
 
     mill.engine.fault = lambda _: refusal(401, "Revoked.") if len(mill.engine.asked) > 1 else None
-    mill.hear(mill.owed()[0])
+    mill.handle(mill.messages()[0])
 
     assert len(mill.engine.asked) > 1
     assert waits(mill, batch) == ("pending", "model", 10)
@@ -149,7 +149,7 @@ def test_a_vector_database_that_is_away_is_waited_for(mill: Works, written: bool
         raise VectorsUnavailable
 
     mill.vectors.before_write, mill.vectors.after_write = (bool, away) if written else (away, bool)
-    mill.hear(mill.owed()[0])
+    mill.handle(mill.messages()[0])
 
     assert waits(mill, batch) == ("pending", "vectors", 5)
     assert mill.search(store, "kiwi") == []
@@ -173,10 +173,10 @@ def test_a_purge_waits_for_a_vector_database_that_is_away(mill: Works, monkeypat
         patch.setattr(mill.vectors.inner, "drop", away)
         with pytest.raises(AssertionError):
             mill.purge()
-    owed = mill.removals()
+    messages = mill.removals()
     mill.purge()
 
-    assert owed == ["document"]
+    assert messages == ["document"]
     assert mill.written(store) == {}
 
 
@@ -205,7 +205,7 @@ def test_a_full_disk_is_waited_for(mill: Works, monkeypatch: pytest.MonkeyPatch)
         mill.drive(until=step)
         with monkeypatch.context() as patch:
             patch.setattr(type(mill.context), "low_on_disk", lambda _: True)
-            mill.hear(mill.owed()[0])
+            mill.handle(mill.messages()[0])
         assert waits(mill, batch) == ("pending", "disk", 10)
 
     mill.drive()
@@ -233,7 +233,7 @@ def survive(mill: Works, limit: int = 40) -> None:
         try:
             mill.drive()
         except Killed:
-            mill.bury()
+            mill.handle_worker_death()
         else:
             return
     raise AssertionError("they die for ever")
@@ -315,9 +315,9 @@ def test_shards_are_parsed_in_one_queue_and_indexed_in_another(mill: Works) -> N
     batch = mill.batch(store, mill.upload(PROSE))
 
     mill.drive(until="parse")
-    (parsing,) = mill.owed()
+    (parsing,) = mill.messages()
     mill.drive(until="index")
-    (indexing,) = mill.owed()
+    (indexing,) = mill.messages()
 
     assert (parsing.queue, indexing.queue) == (Queue.INGEST, Queue.EMBED)
     assert mill.job(batch).queue == Queue.EMBED

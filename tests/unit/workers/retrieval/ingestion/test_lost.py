@@ -11,9 +11,9 @@ OTHER = "A volcano is a mountain that opens to molten rock. " * 40
 
 
 def lose(mill: Works) -> None:
-    """The keeper hears that all it holds is somebody else's by now."""
-    for hold in set(mill.context.keeper._holds):
-        hold.end(lost=True)
+    """Let the process learn that it lost all its claims."""
+    for handle in set(mill.context.heartbeat._handles):
+        handle.end(lost=True)
 
 
 @pytest.mark.parametrize("writes", [0, 1, 2], ids=["while it embeds", "between two writes", "when all is written"])
@@ -33,13 +33,13 @@ def test_who_hears_that_its_claim_is_lost_publishes_nothing_and_has_it_removed(
 
     mill.vectors.after_write = wrote
     mill.engine.fault = None if writes else lambda _: lose(mill)
-    mill.hear(mill.owed()[0])
+    mill.handle(mill.messages()[0])
 
     (shard,) = mill.shards(batch)
     assert (shard.state, shard.done, mill.search(store, "kiwi"), len(written)) == ("running", 0, [], writes)
     assert mill.removals() == (["leftovers"] if writes else [])
     mill.vectors.after_write, mill.engine.fault = bool, None
-    mill.bury()
+    mill.handle_worker_death()
     mill.drive()
     assert mill.row(store, file).entries == 4
     assert mill.statuses(store) == {file: ("completed", None)}
@@ -53,11 +53,11 @@ def test_who_hears_that_its_claim_is_lost_while_it_parses_passes_nothing_on(mill
     mill.drive(until="parse")
 
     mill.storage.before_put = lambda _: lose(mill)
-    mill.hear(mill.owed()[0])
+    mill.handle(mill.messages()[0])
     mill.storage.before_put = str
 
     assert [shard.state for shard in mill.shards(batch)] == ["running"]
-    mill.bury()
+    mill.handle_worker_death()
     mill.drive()
     assert mill.statuses(store) == {file: ("completed", None)}
     mill.purge()
@@ -75,7 +75,7 @@ def test_what_was_to_go_into_an_index_that_is_gone_is_counted_as_failed(
 
     with monkeypatch.context() as patch:
         patch.setattr(indexes, "alive", lambda *_: None)
-        mill.hear(mill.owed()[0])
+        mill.handle(mill.messages()[0])
     mill.drive()
 
     assert (mill.job(batch).completed, mill.job(batch).failed) == (0, 2)
@@ -83,14 +83,14 @@ def test_what_was_to_go_into_an_index_that_is_gone_is_counted_as_failed(
 
 
 @pytest.mark.parametrize("step", ["parse", "index"])
-def test_a_doorbell_that_rings_twice_is_answered_once(mill: Works, step: str) -> None:
+def test_a_message_that_comes_twice_is_answered_once(mill: Works, step: str) -> None:
     store, file = mill.store(), mill.upload(PROSE)
     batch = mill.attach(store, file)
     mill.drive(until=step)
-    bell = mill.owed()[0]
+    message = mill.messages()[0]
 
     for _ in range(2):
-        mill.hear(bell)
+        mill.handle(message)
     mill.drive()
 
     assert mill.statuses(store) == {file: ("completed", None)}

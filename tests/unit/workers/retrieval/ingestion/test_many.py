@@ -144,12 +144,12 @@ def test_a_vector_server_that_is_away_for_a_minute_delays_a_batch_and_no_more(
     mill.vectors.before_write, mill.vectors.after_write = (bool, goes) if answered else (goes, bool)
     batch = mill.batch(store, *files)
     for _ in range(500):
-        owed = mill.owed()
-        if not owed:
+        messages = mill.messages()
+        if not messages:
             break
-        bell = min(owed, key=lambda one: (one.due_at, one.id))
-        time.at = max(time.at, bell.due_at)
-        mill.hear(bell)
+        message = min(messages, key=lambda one: (one.due_at, one.id))
+        time.at = max(time.at, message.due_at)
+        mill.handle(message)
         if away.until and time.at < away.until:
             rows = mill.rows(store)
             assert {row.status for row in rows} <= {"completed", "in_progress"}

@@ -79,7 +79,7 @@ def test_a_long_document_goes_on_where_its_worker_died(both: Works, monkeypatch:
     with pytest.raises(Killed):
         both.drive()
     asked = both.engine.texts
-    both.bury()
+    both.handle_worker_death()
     both.drive()
 
     row = both.row(store, file)

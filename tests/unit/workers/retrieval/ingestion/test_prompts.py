@@ -139,7 +139,7 @@ def test_models_file_that_is_wrong_is_waited_for(mill: Works) -> None:
     mill.drive(until="index")
     (mill.folder / "models.yaml").write_text("models: [")
 
-    mill.hear(mill.owed()[0])
+    mill.handle(mill.messages()[0])
 
     assert mill.statuses(store)[file][0] == "in_progress"
     (mill.folder / "models.yaml").unlink()

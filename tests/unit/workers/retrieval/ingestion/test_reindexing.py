@@ -54,7 +54,7 @@ def found(mill: Works, store: str) -> set[str]:
 
 
 def assert_true(mill: Works, *names: str) -> None:
-    """Nothing is owed, SQL is the vectors, and each index holds what its files have and nothing else."""
+    """Nothing is pending, SQL is the vectors, and each index holds what its files have and nothing else."""
     mill.purge()
     assert verification.verify(mill.db, mill.vectors, mill.storage).faults == []
     for name in names:
@@ -127,7 +127,7 @@ def test_whoever_dies_wherever_the_second_index_gets_whole_and_the_first_is_not_
         if status(mill, store, second) != "ready":
             assert refused(mill, store, second) == (409, "index_incomplete")
         assert mill.search(store, "number word", limit=50) == before
-        mill.bury()
+        mill.handle_worker_death()
         mill.drive()
 
         assert mill.search(store, "number word", limit=50) == before
@@ -334,10 +334,10 @@ def test_the_first_index_removed_while_a_worker_writes_to_it_leaves_nothing(
         mill.purge()
 
     mill.attach(store, mill.upload("Number seven is a word that comes too late. " * 20))
-    [own] = [bell for bell in mill.owed() if mill.job(bell.job_id).payload.get("index_id") is None]
+    [own] = [message for message in mill.messages() if mill.job(message.job_id).payload.get("index_id") is None]
     mill.vectors.before_write = remove
-    while bells := [bell for bell in mill.owed() if bell.job_id == own.job_id]:
-        mill.hear(bells[0])
+    while messages := [message for message in mill.messages() if message.job_id == own.job_id]:
+        mill.handle(messages[0])
     mill.drive()
 
     assert_true(mill, second)
@@ -363,8 +363,8 @@ def test_a_store_that_goes_goes_with_all_its_indexes(mill: Works, shelf: tuple[s
     mill.drive()
 
     with mill.db.read() as session:
-        owed = session.scalars(select(VectorRemoval.store_id).where(VectorRemoval.what == "store")).all()
-    assert set(owed) == {store, second, third}
+        messages = session.scalars(select(VectorRemoval.store_id).where(VectorRemoval.what == "store")).all()
+    assert set(messages) == {store, second, third}
     mill.purge()
     assert verification.verify(mill.db, mill.vectors, mill.storage).faults == []
     for name in (store, second, third):

@@ -90,7 +90,7 @@ def test_of_a_store_that_is_deleted_nothing_is_left(mill: Works, stage: str, pur
     mill.purge()
     assert (list(mill.rows(store)), mill.storage.list(f"documents/{store}")) == ([], [])
     assert mill.vectors.stores() == []
-    assert mill.owed() == []
+    assert mill.messages() == []
 
 
 @pytest.mark.parametrize("stage", ["plan", "parse", "while parsing", "index", "before writing", "after writing"])
@@ -119,7 +119,7 @@ def test_a_stopping_batch_does_not_wait_for_a_worker_that_hangs(mill: Works) -> 
     def cancelled_and_fenced() -> None:
         mill.ok(f"/vector_stores/{store}/file_batches/{batch}/cancel")
         with mill.db.write() as session:
-            shards.fence(session, batch)
+            shards.revoke_running(session, batch)
         mill.drive()
         mill.purge()
 
@@ -193,8 +193,8 @@ def test_of_files_whose_model_is_no_longer_served_each_is_told(mill: Works) -> N
         [("vector_store.file_batch.failed", batch)],
     )
     with mill.db.read() as session:
-        owed = select(Delivery.job_id, Event.type).join(Event, Delivery.event_id == Event.id)
-        counts = Counter(tuple(row) for row in session.execute(owed))
+        messages = select(Delivery.job_id, Event.type).join(Event, Delivery.event_id == Event.id)
+        counts = Counter(tuple(row) for row in session.execute(messages))
     assert counts == {(single, failed): 1, (batch, failed): 2, (batch, "vector_store.file_batch.failed"): 1}
 
 
@@ -230,7 +230,7 @@ def test_whoever_dies_while_files_are_stopped_each_is_told_once(
             mill.drive()
         except Killed:
             died += 1
-            mill.bury()
+            mill.handle_worker_death()
             mill.drive()
         else:
             mill.reaper.armed = False
@@ -321,8 +321,8 @@ def test_a_worker_that_is_told_to_go_gives_its_shard_back(mill: Works) -> None:
     batch = mill.batch(store, *[mill.upload(f"{PROSE} {n}") for n in range(3)])
     mill.drive(until="parse")
 
-    mill.storage.before_put = lambda _: mill.context.keeper.stop_all()
-    mill.hear(mill.owed()[0])
+    mill.storage.before_put = lambda _: mill.context.heartbeat.stop_all()
+    mill.handle(mill.messages()[0])
     mill.storage.before_put = str
     (shard,) = mill.shards(batch)
     parsed = len(mill.storage.list(f"documents/{store}"))
@@ -335,9 +335,9 @@ def test_a_worker_that_is_told_to_go_leaves_what_the_engine_is_asked(mill: Works
     batch = mill.batch(store, mill.upload(PROSE))
     mill.drive(until="index")
 
-    mill.engine.fault = lambda _: mill.context.keeper.stop_all()
-    mill.hear(mill.owed()[0])
+    mill.engine.fault = lambda _: mill.context.heartbeat.stop_all()
+    mill.handle(mill.messages()[0])
 
     (shard,) = mill.shards(batch)
     assert (shard.state, shard.stalls, shard.done) == ("pending", 0, 0)
-    assert [step_of(bell) for bell in mill.owed()] == ["index"]
+    assert [step_of(message) for message in mill.messages()] == ["index"]

@@ -103,7 +103,7 @@ def test_a_store_that_nobody_knows_is_removed(both: Works) -> None:
 
 def test_what_is_on_its_way_is_no_fault(both: Works, shelf: tuple[str, str]) -> None:
     store, file = shelf
-    both.delete(f"/vector_stores/{store}/files/{file}")  # its removal is owed
+    both.delete(f"/vector_stores/{store}/files/{file}")  # its removal is pending
     other = both.upload(PROSE + "And it is small.")
     both.attach(store, other)
     both.drive(until="index")
@@ -124,7 +124,7 @@ def halfway(mill: Works, store: str, *texts: str) -> tuple[str, list[str]]:
     files = [mill.upload(text) for text in (*texts, "1", "2", "3")]
     job = mill.batch(store, *files)
     mill.drive(until="index")
-    mill.hear(mill.owed()[0])
+    mill.handle(mill.messages()[0])
     assert [shard.state for shard in mill.shards(job)].count("done") == 1
     return job, files
 
@@ -132,7 +132,7 @@ def halfway(mill: Works, store: str, *texts: str) -> tuple[str, list[str]]:
 def test_what_a_file_left_that_failed_is_no_fault_while_its_job_goes_on(
     mill: Works, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some of it was written already; the job owes its removal when it ends."""
+    """Some of it was written already; the job enqueues its removal when it ends."""
     monkeypatch.setattr(index, "CHUNKS_AT_ONCE", 1)
     mill.engine.fault = refuses("nasty")
     store = mill.store()
@@ -294,7 +294,7 @@ def test_what_was_deleted_since_it_was_found_missing_is_not_brought_in_again(mil
     mill.delete(f"/vector_stores/{store}" if with_its_store else f"/files/{file}")
     verification.repair(mill.db, verdict)
 
-    assert mill.owed() == []
+    assert mill.messages() == []
     mill.purge()
     assert told(mill) == []
 
@@ -322,7 +322,7 @@ def test_a_repair_that_comes_after_its_stores_end_does_nothing(mill: Works, monk
 
     verification.repair(mill.db, verdict)
 
-    assert mill.owed() == []
+    assert mill.messages() == []
     assert mill.row(store, file).recipe == recipe is not None
 
 

@@ -129,11 +129,11 @@ def test_who_listens_is_told_of_each_file_and_of_the_batch_once(mill: Works) -> 
     mill.drive()
 
     with mill.db.read() as session:
-        owed = session.scalars(select(Event.type).join(Delivery, Delivery.event_id == Event.id)).all()
-    assert Counter(owed) == {kinds[0]: 3, kinds[1]: 1, kinds[2]: 1}
+        messages = session.scalars(select(Event.type).join(Delivery, Delivery.event_id == Event.id)).all()
+    assert Counter(messages) == {kinds[0]: 3, kinds[1]: 1, kinds[2]: 1}
 
 
-def test_a_batchs_own_webhook_is_owed_what_endpoints_are_owed(mill: Works) -> None:
+def test_a_batchs_own_webhook_gets_what_endpoints_get(mill: Works) -> None:
     store = mill.store()
     hook = {"url": "https://192.0.43.8/hook"}
 
@@ -143,9 +143,11 @@ def test_a_batchs_own_webhook_is_owed_what_endpoints_are_owed(mill: Works) -> No
 
     with mill.db.read() as session:
         both = select(Delivery.job_id, Event.type).join(Event, Delivery.event_id == Event.id)
-        owed = Counter(tuple(row) for row in session.execute(both))
+        messages = Counter(tuple(row) for row in session.execute(both))
     kinds = ("file.completed", "file.failed", "file_batch.completed")
-    assert owed == {(batch, f"vector_store.{kind}"): 1 for kind in kinds} | {(single, f"vector_store.{kinds[0]}"): 1}
+    assert messages == {(batch, f"vector_store.{kind}"): 1 for kind in kinds} | {
+        (single, f"vector_store.{kinds[0]}"): 1
+    }
 
 
 def test_a_batch_of_refused_files_embeds_nothing(mill: Works) -> None:
@@ -291,14 +293,14 @@ def test_a_deleted_store_leaves_nothing(both: Works) -> None:
     both.assert_tidy(other)
 
 
-def test_what_a_clock_ahead_of_time_owed_is_removed_once_it_is_set_right(mill: Works) -> None:
+def test_what_a_clock_ahead_of_time_enqueued_is_removed_once_it_is_set_right(mill: Works) -> None:
     store = mill.store()
     mill.attach(store, mill.upload(PROSE))
     mill.drive()
     mill.delete(f"/vector_stores/{store}")
     with mill.db.write() as session:
         session.execute(update(VectorRemoval).values(due_at=now() + 3600))
-        assert attachments.owes(session)
+        assert attachments.has_due_removals(session)
 
     purge(mill.context)
 
@@ -306,7 +308,7 @@ def test_what_a_clock_ahead_of_time_owed_is_removed_once_it_is_set_right(mill: W
 
 
 @pytest.mark.parametrize(("scope", "name"), [(Scope.QUEUE, Queue.INGEST.value), (Scope.WORKER, "w")])
-def test_what_is_to_be_removed_stays_owed_while_whoever_removes_is_paused(mill: Works, scope: Scope, name: str) -> None:
+def test_what_is_to_be_removed_stays_pending_while_removing_is_paused(mill: Works, scope: Scope, name: str) -> None:
     store = mill.store()
     mill.attach(store, mill.upload(PROSE))
     mill.drive()
@@ -314,22 +316,22 @@ def test_what_is_to_be_removed_stays_owed_while_whoever_removes_is_paused(mill: 
     with mill.db.write() as session:
         pauses.pause(session, scope, name, actor="operator")
     purge(mill.context)
-    owed = len(mill.removals())
+    messages = len(mill.removals())
     with mill.db.write() as session:
         pauses.resume(session, scope, name, actor="operator")
     mill.purge()
 
-    assert (owed, mill.removals(), mill.written(store)) == (1, [], {})
+    assert (messages, mill.removals(), mill.written(store)) == (1, [], {})
 
 
 def test_a_removal_under_way_is_told(mill: Works, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(purging, "_owed", lambda context: seen.append(context.keeper.under_way.told()))
+    monkeypatch.setattr(purging, "_due_removals", lambda context: seen.append(context.heartbeat.under_way.told()))
 
     purge(mill.context)
 
     assert seen == [[[Queue.INGEST, "", "", 1]]]
-    assert mill.context.keeper.under_way.told() == []
+    assert mill.context.heartbeat.under_way.told() == []
 
 
 def test_a_text_that_another_store_of_the_project_has_is_not_embedded_again(both: Works) -> None:

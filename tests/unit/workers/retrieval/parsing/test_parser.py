@@ -225,7 +225,7 @@ def test_child_sees_no_secret(rogue: Parser, cutting: Cutting, monkeypatch: pyte
     assert rogue.parse(HERE, "$NIGHTMILL_SECRET", cutting).text == "unset"
 
 
-def test_child_that_is_killed_once_condemns_no_file(rogue: Parser, cutting: Cutting) -> None:
+def test_child_that_is_killed_once_fails_no_file(rogue: Parser, cutting: Cutting) -> None:
     """The kernel that has no memory left kills it again; who takes down a worker, child by child, does not."""
     assert rogue.parse(HERE, "killed", cutting).text == "good text"
 
@@ -233,7 +233,7 @@ def test_child_that_is_killed_once_condemns_no_file(rogue: Parser, cutting: Cutt
 
 
 @pytest.mark.parametrize(("kills", "said"), [(STARTS - 1, "good text"), (STARTS, "The parser could not be started.")])
-def test_child_that_is_killed_as_it_starts_condemns_no_file(
+def test_child_that_is_killed_as_it_starts_fails_no_file(
     rogue: Parser, cutting: Cutting, monkeypatch: pytest.MonkeyPatch, kills: int, said: str
 ) -> None:
     made: list[Child] = []

@@ -57,7 +57,7 @@ def test_whoever_dies_wherever_the_store_is_what_the_folder_is(mortal: Works, li
         with suppress(Killed):
             mortal.drive()
         died, mortal.reaper.armed = not mortal.reaper.armed, False
-        mortal.bury()
+        mortal.handle_worker_death()
         mortal.drive()
 
         assert source.now()["status"] == "completed"
@@ -78,7 +78,7 @@ def test_a_commit_whose_answer_was_lost_counts_once(each: Works, library: Path) 
 
     assert source.counts() == [2, 0, 1, 1, 1, 0]
     with each.db.read() as session:
-        assert set(session.scalars(select(Job.stumbles))) == {0}
+        assert set(session.scalars(select(Job.failed_attempts))) == {0}
     each.db.loses_answers = False
     assert_mirrors(source, {"a.txt": "apricot", "b/c/pear.html": TEXTS["b/c/pear.html"]})
 
@@ -132,7 +132,7 @@ def test_who_lost_its_claim_attaches_nothing(each: Works, library: Path, monkeyp
     def slow(*given: Any) -> Any:
         if not late:
             late.append(True)
-            each.bury()
+            each.handle_worker_death()
             each.drive(until="parse")
         return whole(*given)
 
@@ -155,7 +155,7 @@ def test_what_our_own_storage_does_not_take_waits(mill: Works, library: Path, mo
             yield Full(handle)
 
     monkeypatch.setattr(mill.storage, "writer", full)
-    mill.hear(mill.owed()[0])
+    mill.handle(mill.messages()[0])
     waiting = mill.job(source.now()["file_batch_id"])
     mill.drive()
 
@@ -181,7 +181,7 @@ def test_a_sync_waits_for_a_disk_that_has_room(mill: Works, library: Path, monke
     source = Sync(mill, mill.store(), type="folder", path=str(library))
     with monkeypatch.context() as patch:
         patch.setattr(type(mill.context), "low_on_disk", lambda _: True)
-        mill.hear(mill.owed()[0])
+        mill.handle(mill.messages()[0])
     waiting = mill.job(source.now()["file_batch_id"])
 
     assert (waiting.state, waiting.waiting_for) == ("queued", "disk")
@@ -200,12 +200,12 @@ def test_a_worker_that_is_told_to_go_while_it_fetches_leaves_the_rest_to_the_nex
     def fetch(place: folder.Folder, entry: Entry, *given: Any) -> Any:
         fetched.append(entry.key)
         if len(fetched) == 2:
-            for hold in set(mill.context.keeper._holds):
-                hold.end()
+            for handle in set(mill.context.heartbeat._handles):
+                handle.end()
         return whole(place, entry, *given)
 
     monkeypatch.setattr(folder.Folder, "fetch", fetch)
-    mill.hear(mill.owed()[0])
+    mill.handle(mill.messages()[0])
     left = mill.job(source.now()["file_batch_id"])
     kept = len(source.items())
     mill.drive()

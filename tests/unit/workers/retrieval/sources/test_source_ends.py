@@ -22,7 +22,7 @@ from jobs.webhooks.tables import Delivery, Event
 from tests.support.ingesting import Works
 from tests.support.site import Site
 from tests.support.sourcing import Sync, alive, of_folder, write
-from workers.dispatcher.maintenance import Housekeeper
+from workers.dispatcher.maintenance import Maintenance
 from workers.retrieval.sources import folder
 
 
@@ -33,7 +33,7 @@ def test_a_source_is_synced_by_one_job_at_a_time(mill: Works, library: Path) -> 
     mill.ok(f"{source.path}/{source.id}/sync")
     with mill.db.write() as session:
         session.execute(update(Source).values(next_at=0))
-    keeper(mill).keep()
+    maintenance(mill).keep()
 
     with mill.db.read() as session:
         assert session.scalars(select(Job.id).where(Job.state.in_(LIVE))).all() == [first]
@@ -105,15 +105,15 @@ def test_a_source_whose_store_goes_at_that_moment_is_not_synced(
         assert sources.fire(session, source.id) is None
 
 
-def keeper(mill: Works) -> Housekeeper:
-    return Housekeeper(mill.context.config, mill.db, mill.storage, now, lambda: None)
+def maintenance(mill: Works) -> Maintenance:
+    return Maintenance(mill.context.config, mill.db, mill.storage, now, lambda: None)
 
 
 def keep_at(mill: Works, due: float | None) -> None:
     if due is not None:
         with mill.db.write() as session:
             session.execute(update(Source).values(next_at=due))
-    keeper(mill).keep()
+    maintenance(mill).keep()
 
 
 def test_a_deleted_source_takes_its_files_along_and_no_others(each: Works, library: Path) -> None:
@@ -192,10 +192,10 @@ def test_the_end_of_a_store_is_that_of_its_sources_and_their_files(each: Works, 
     else:
         with each.db.write() as session:
             session.execute(update(VectorStore).values(expires_at=1))
-    house = keeper(each)
-    house._swept = float("-inf")
+    leader = maintenance(each)
+    leader._swept = float("-inf")
 
-    house.keep()
+    leader.run()
 
     with each.db.read() as session:
         assert session.scalars(select(Source)).all() == []
@@ -238,7 +238,7 @@ def test_a_source_that_goes_while_its_sync_is_planned_brings_in_nothing(
 
         monkeypatch.setattr(folder.Folder, "fetch", fetch)
 
-    mill.hear(mill.owed()[0])
+    mill.handle(mill.messages()[0])
 
     assert (mill.rows(source.store), source.items(), alive(mill)) == ([], {}, set())
 

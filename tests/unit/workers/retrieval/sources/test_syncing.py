@@ -80,11 +80,11 @@ def test_the_old_version_is_found_until_the_new_one_is_whole_and_never_both(mill
     mill.ok(f"{source.path}/{source.id}/sync")
 
     seen = []
-    while mill.owed():
+    while mill.messages():
         found = {one.file_id for one in mill.search(source.store, "apple", limit=50) if "apple" in one.text}
         assert len(found) == 1
         seen += found
-        mill.hear(mill.owed()[0])
+        mill.handle(mill.messages()[0])
 
     assert seen[:3] == [seen[0]] * 3
     assert source.names("apricot") == {"a.txt"}
@@ -168,7 +168,7 @@ def test_a_version_that_is_whole_elsewhere_replaces_nothing_here(each: Works, li
     newer, other = str(source.items()["a.txt"].file_id), each.store()
     job = each.attach(other, newer)
     while each.job(job).state != "succeeded":
-        each.hear(next(bell for bell in each.owed() if bell.job_id == job))
+        each.handle(next(message for message in each.messages() if message.job_id == job))
 
     assert source.names("apple") == {"a.txt"}
     assert source.items()["a.txt"].previous_id is not None

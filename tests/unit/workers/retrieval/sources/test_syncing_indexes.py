@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from jobs.errors import Fenced
+from jobs.errors import ClaimLost
 from jobs.retrieval.tables import VectorStoreFile
 from tests.support.ingesting import SMALL, Killed, Works
 from tests.support.sourcing import TEXTS, Sync, alive, of_folder, write
@@ -42,10 +42,10 @@ def switch(mill: Works, source: Sync, index: str, *, allow_missing: bool = False
     return bool(answer.status_code == 200)
 
 
-def hear(mill: Works, job_id: str) -> None:
-    """Whatever this job owes, until it has ended."""
-    while bells := [bell for bell in mill.owed() if bell.job_id == job_id]:
-        mill.hear(bells[0])
+def handle(mill: Works, job_id: str) -> None:
+    """Handle all messages of this job, until it has ended."""
+    while messages := [message for message in mill.messages() if message.job_id == job_id]:
+        mill.handle(messages[0])
 
 
 def shown(mill: Works, source: Sync, word: str) -> Counter[str]:
@@ -148,9 +148,9 @@ def test_a_switch_amid_a_sync_shows_each_document_once(each: Works, library: Pat
     for n in range(60):
         switched = switched or (n >= step and switch(each, source, second))
         assert shown(each, source, "apple").total() == 1
-        if not each.owed():
+        if not each.messages():
             break
-        each.hear(each.owed()[0])
+        each.handle(each.messages()[0])
 
     assert switched
     assert source.names("apricot") == {"a.txt"}
@@ -169,7 +169,7 @@ def test_whichever_index_has_the_new_version_first_the_old_one_goes_where_search
     newest = str(source.items()["a.txt"].file_id)
     jobs = {"store": str(each.row(source.store, newest).job_id), "second": str(each.row(second, newest).job_id)}
 
-    hear(each, jobs[first])
+    handle(each, jobs[first])
     assert shown(each, source, "apple").total() == 1
     assert (newest in shown(each, source, "apple")) == (first == "store")
     switch(each, source, second, allow_missing=True)
@@ -232,7 +232,7 @@ def test_a_retry_of_a_sync_that_ended_while_it_was_planned_fills_every_index(
 
     def cancelled(*_: object, **__: object) -> None:
         each.ok(f"/vector_stores/{source.store}/file_batches/{job}/cancel")
-        raise Fenced
+        raise ClaimLost
 
     with monkeypatch.context() as patched:
         patched.setattr(ingestion, "_cuts", cancelled)
@@ -326,7 +326,7 @@ def test_a_sync_whose_index_is_let_go_of_is_told_by_the_one_in_use(each: Works, 
     each.ok(f"{source.path}/{source.id}/sync")
     each.drive(until="parse")
     newest = str(source.items()["new.txt"].file_id)
-    hear(each, str(each.row(second, newest).job_id))
+    handle(each, str(each.row(second, newest).job_id))
     assert switch(each, source, second)
 
     each.delete(f"/vector_stores/{source.store}/indexes/{source.store}")
@@ -350,7 +350,7 @@ def test_a_sync_that_was_cancelled_before_the_index_in_use_had_any_of_it_has_fai
     def cancelled(*_: object, **__: object) -> None:
         switch(each, source, second)
         each.ok(f"/vector_stores/{source.store}/file_batches/{source.now()['file_batch_id']}/cancel")
-        raise Fenced
+        raise ClaimLost
 
     with monkeypatch.context() as patched:
         patched.setattr(ingestion, "_cuts", cancelled)
@@ -371,7 +371,7 @@ def test_whoever_dies_as_it_plans_every_index_is_filled_once(each: Works, librar
         with suppress(Killed):
             each.drive(until="parse")
         died, each.reaper.armed = not each.reaper.armed, False
-        each.bury()
+        each.handle_worker_death()
         each.drive()
 
         assert (source.now()["status"], source.counts()) == ("completed", [3, 0, 1, 0, 2, 0])

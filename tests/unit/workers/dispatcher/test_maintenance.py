@@ -23,7 +23,7 @@ from jobs.timings import Timings
 from jobs.webhooks.deliveries import HELD
 from jobs.webhooks.tables import Delivery, WebhookEndpoint
 from tests.support import ledgers
-from tests.support.house import House, new_file, project_of
+from tests.support.dispatching import DispatcherHarness, new_file, project_of
 from workers.dispatcher import maintenance, retention
 from workers.dispatcher.loop import Dispatcher
 from workers.dispatcher.maintenance import Anchoring
@@ -31,18 +31,18 @@ from workers.dispatcher.retention import Retention
 
 
 class Diary:
-    """Of whoever keeps house: its transactions, and when it lets others write."""
+    """The transactions of maintenance, and when it lets others write."""
 
-    def __init__(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.house, self.monkeypatch, self.done = house, monkeypatch, list[str]()
+    def __init__(self, harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.harness, self.monkeypatch, self.done = harness, monkeypatch, list[str]()
 
-    def keep(self, after: float) -> None:
-        self.house.clock.at += after
-        self.house.beat("w")
+    def run(self, after: float) -> None:
+        self.harness.clock.at += after
+        self.harness.heartbeat("w")
         with self.monkeypatch.context() as patch:
             for name in ("write", "breathe"):
-                patch.setattr(self.house.db, name, partial(self._note, name, getattr(self.house.db, name)))
-            self.house.dispatcher._house.keep()
+                patch.setattr(self.harness.db, name, partial(self._note, name, getattr(self.harness.db, name)))
+            self.harness.dispatcher._maintenance.run()
 
     def _note(self, name: str, do: Callable[[], Any]) -> Any:
         self.done.append(name)
@@ -50,322 +50,330 @@ class Diary:
 
 
 def test_whoever_keeps_house_lets_others_write_after_each_transaction(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    diary, project = Diary(house, monkeypatch), project_of(house.db, "one")
+    diary, project = Diary(harness, monkeypatch), project_of(harness.db, "one")
     host, pid, started = processes.me()
-    house.worker()
+    harness.worker()
     for n in range(3):
-        house.worker(f"dead{n}", host=host, pid=pid, started=started + 1)
-    diary.keep(0)  # buries
+        harness.worker(f"dead{n}", host=host, pid=pid, started=started + 1)
+    diary.run(0)  # removes dead workers
     for n in range(6):
-        job = ledgers.running(house.db, project_id=project)
-        ledgers.claim_shard(house.db, job.id, worker="w")
+        job = ledgers.running(harness.db, project_id=project)
+        ledgers.claim_shard(harness.db, job.id, worker="w")
         if n % 2:
-            with house.db.write() as session:
+            with harness.db.write() as session:
                 ledger.cancel(session, job.id, actor="key:test")
-    diary.keep(1)
-    diary.keep(3.5)  # fences
+    diary.run(1)
+    diary.run(3.5)  # revokes claims of stopping jobs
     for _ in range(3):
-        ledgers.planning(house.db, project_id=project)
-        ledgers.finishing(house.db, project_id=project)
-        ledgers.running(house.db, project_id=project, model="gone")
-    with house.db.write() as session:
+        ledgers.planning(harness.db, project_id=project)
+        ledgers.finishing(harness.db, project_id=project)
+        ledgers.running(harness.db, project_id=project, model="gone")
+    with harness.db.write() as session:
         session.query(Outbox).delete()
-    diary.keep(1)
+    diary.run(1)
     for _ in range(4):
-        diary.keep(8)  # takes back, settles, says what is waited for
+        diary.run(8)  # revokes claims, advances jobs, notes what they wait for
 
     assert diary.done == ["write", "breathe"] * (len(diary.done) // 2)
     assert diary.done.count("write") > 3 * 6
 
 
-def test_retention_takes_the_bytes_of_a_deleted_file_when_no_live_job_reads_it(house: House) -> None:
-    live = ledgers.running(house.db, [1], input_file_id="file-read")
-    with house.db.write() as session:
+def test_retention_takes_the_bytes_of_a_deleted_file_when_no_live_job_reads_it(harness: DispatcherHarness) -> None:
+    live = ledgers.running(harness.db, [1], input_file_id="file-read")
+    with harness.db.write() as session:
         for name, life in (("file-read", {"deleted_at": 1.0}), ("file-late", {"expires_at": 1.0}), ("file-kept", {})):
-            house.storage.put(f"files/{name}", b"x")
+            harness.storage.put(f"files/{name}", b"x")
             session.add(new_file(name, **life))
-    keeping = Retention(house.config, house.db, house.storage)
+    keeping = Retention(harness.config, harness.db, harness.storage)
 
     keeping.run()
-    kept = house.storage.list("files")
-    with house.db.write() as session:
+    kept = harness.storage.list("files")
+    with harness.db.write() as session:
         ledger.cancel(session, live.id, actor="key:test")
-    ledgers.close(house.db, live.id)
+    ledgers.close(harness.db, live.id)
     keeping.run()
 
     assert kept == ["files/file-kept", "files/file-read"]
-    assert house.storage.list("files") == ["files/file-kept"]
+    assert harness.storage.list("files") == ["files/file-kept"]
 
 
 @pytest.mark.parametrize("field", [Job.error_file_id, Job.payload["judged_file"].as_string()])
 def test_a_file_is_held_by_each_live_job_that_reads_it_whatever_names_it(
-    house: House, monkeypatch: pytest.MonkeyPatch, field: Any
+    harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch, field: Any
 ) -> None:
     monkeypatch.setitem(kinds.TABLE, "judging", Kind("judging", "judge_", Payload, {}, files=(field,)))
     facts = {"error_file_id": "file-read", "payload": {"judged_file": "file-read"}}
-    live = ledgers.running(house.db, [1], kind="judging", **facts)
-    house.storage.put("files/file-read", b"x")
-    with house.db.write() as session:
+    live = ledgers.running(harness.db, [1], kind="judging", **facts)
+    harness.storage.put("files/file-read", b"x")
+    with harness.db.write() as session:
         session.add(new_file("file-read", deleted_at=1.0))
-    keeping = Retention(house.config, house.db, house.storage)
+    keeping = Retention(harness.config, harness.db, harness.storage)
 
     keeping.run()
-    kept = house.storage.list("files")
-    with house.db.write() as session:
+    kept = harness.storage.list("files")
+    with harness.db.write() as session:
         ledger.cancel(session, live.id, actor="key:test")
-    ledgers.close(house.db, live.id)
+    ledgers.close(harness.db, live.id)
     keeping.run()
 
-    assert (kept, house.storage.list("files")) == (["files/file-read"], [])
+    assert (kept, harness.storage.list("files")) == (["files/file-read"], [])
 
 
-def test_retention_ends_uploads_whose_hour_is_over_and_forgets_old_keys(house: House) -> None:
-    house.storage.put("uploads/u/p", b"x")
+def test_retention_ends_uploads_whose_hour_is_over_and_forgets_old_keys(harness: DispatcherHarness) -> None:
+    harness.storage.put("uploads/u/p", b"x")
     facts = {"filename": "f", "purpose": "batch", "mime_type": "m", "bytes": 1, "created_at": 1.0}
-    with house.db.write() as session:
+    with harness.db.write() as session:
         session.add(Upload(id="u", project_id="p", expires_at=now() - 1, **facts))
         session.add(UploadPart(id="p", upload_id="u", bytes=1, path="uploads/u/p", created_at=1.0))
-        session.add(Idempotency(project_id="p", route="r", key="k", beat_at=1.0, created_at=1.0))
+        session.add(Idempotency(project_id="p", route="r", key="k", heartbeat_at=1.0, created_at=1.0))
 
-    Retention(house.config, house.db, house.storage).run()
+    Retention(harness.config, harness.db, harness.storage).run()
 
-    with house.db.read() as session:
+    with harness.db.read() as session:
         assert session.get_one(Upload, "u").status == "expired"
         assert session.get(Idempotency, ("p", "r", "k")) is None
-    assert house.storage.list("uploads") == []
+    assert harness.storage.list("uploads") == []
 
 
-def test_retention_forgets_uploads_that_ended_long_ago_once_their_parts_are_gone(house: House) -> None:
+def test_retention_forgets_uploads_that_ended_long_ago_once_their_parts_are_gone(harness: DispatcherHarness) -> None:
     facts = {"project_id": "p", "filename": "f", "purpose": "batch", "mime_type": "m", "bytes": 1, "created_at": 1.0}
-    long_ago = now() - house.config.retention_seconds
+    long_ago = now() - harness.config.retention_seconds
     ends = {"old": long_ago - 1, "parts": long_ago - 1, "new": long_ago + 60}
-    house.storage.put("uploads/parts/p", b"x")
-    with house.db.write() as session:
+    harness.storage.put("uploads/parts/p", b"x")
+    with harness.db.write() as session:
         session.add_all(Upload(id=name, status="completed", expires_at=at, **facts) for name, at in ends.items())
         session.add(Upload(id="waits", status="pending", expires_at=now() + 60, **facts))
         session.add(UploadPart(id="p", upload_id="parts", bytes=1, path="uploads/parts/p", created_at=1.0))
 
     left = []
     for _ in range(2):
-        Retention(house.config, house.db, house.storage).run()
-        with house.db.read() as session:
+        Retention(harness.config, harness.db, harness.storage).run()
+        with harness.db.read() as session:
             left.append(set(session.scalars(select(Upload.id))))
 
     assert left[-1] == {"new", "waits"}
-    assert house.storage.list("uploads") == []
+    assert harness.storage.list("uploads") == []
 
 
-def test_retention_empties_jobs_that_ended_long_ago_and_keeps_their_row(house: House) -> None:
+def test_retention_empties_jobs_that_ended_long_ago_and_keeps_their_row(harness: DispatcherHarness) -> None:
     """Not one that came as long ago and has just ended."""
-    old, late = (ledgers.finishing(house.db, [2, 2]) for _ in range(2))
+    old, late = (ledgers.finishing(harness.db, [2, 2]) for _ in range(2))
     for job in (old, late):
-        ledgers.close(house.db, job.id)
-        house.storage.put(f"jobs/{job.id}/000000-1-0.jsonl", b"x")
-    with house.db.write() as session:
+        ledgers.close(harness.db, job.id)
+        harness.storage.put(f"jobs/{job.id}/000000-1-0.jsonl", b"x")
+    with harness.db.write() as session:
         session.execute(update(Job).where(Job.id == old.id).values(completed_at=1.0))
 
-    Retention(house.config, house.db, house.storage).run()
+    Retention(harness.config, harness.db, harness.storage).run()
 
-    with house.db.read() as session:
+    with harness.db.read() as session:
         assert set(session.scalars(select(Shard.job_id))) == {late.id}
         assert set(session.scalars(select(Segment.job_id))) == {late.id}
-    assert house.storage.list("jobs") == [f"jobs/{late.id}/000000-1-0.jsonl"]
-    assert ledgers.state(house.db, old.id) == JobState.SUCCEEDED
+    assert harness.storage.list("jobs") == [f"jobs/{late.id}/000000-1-0.jsonl"]
+    assert ledgers.state(harness.db, old.id) == JobState.SUCCEEDED
 
 
 def test_what_is_still_held_for_an_endpoint_that_is_enabled_goes_out(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two pages of two each time."""
     for name in ("WRITE_ROWS", "_RELEASED_AT_ONCE"):
         monkeypatch.setattr(maintenance, name, 2)
     facts = {"name": "n", "url": "u", "event_types": [], "secret": "s", "created_at": 1.0, "project_id": "p"}
-    with house.db.write() as session:
+    with harness.db.write() as session:
         session.add(WebhookEndpoint(id="we_on", **facts))
         session.add(WebhookEndpoint(id="we_off", disabled_at=1.0, **facts))
         for n, endpoint in enumerate(["we_on"] * 5 + ["we_off"]):
-            owed = {"endpoint_id": endpoint, "due_at": HELD, "project_id": "p", "created_at": 1.0}
-            session.add(Delivery(id=f"wh_{n}", event_id="evt", **owed))
+            pending = {"endpoint_id": endpoint, "due_at": HELD, "project_id": "p", "created_at": 1.0}
+            session.add(Delivery(id=f"wh_{n}", event_id="evt", **pending))
 
     held = []
     for _ in range(3):
-        house.tick(6)
-        with house.db.read() as session:
+        harness.tick(6)
+        with harness.db.read() as session:
             held.append(sorted(session.scalars(select(Delivery.endpoint_id).where(Delivery.due_at >= HELD))))
 
     assert held == [["we_off", "we_on"], ["we_off"], ["we_off"]]
 
 
-def test_who_looks_for_lost_doorbells_keeps_nobody_from_writing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_looks_for_lost_messages_keeps_nobody_from_writing(
+    harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is a long search: only what it has found is mended in a transaction."""
     mended: list[int] = []
-    unowed = shards.unowed
-    monkeypatch.setattr(shards, "unowed", lambda *given: mended.append(unowed(*given)))
-    job = ledgers.running(house.db, [1])
+    restore_messages = shards.restore_messages
+    monkeypatch.setattr(shards, "restore_messages", lambda *given: mended.append(restore_messages(*given)))
+    job = ledgers.running(harness.db, [1])
 
-    house.tick(6)
+    harness.tick(6)
     at_first = list(mended)
-    with house.db.write() as session:
+    with harness.db.write() as session:
         session.execute(delete(Outbox).where(Outbox.job_id == job.id))
-    house.tick(6)
+    harness.tick(6)
 
     assert (at_first, mended) == ([], [1])
 
 
-def test_retention_goes_on_each_second_with_what_was_too_much(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retention_goes_on_each_second_with_what_was_too_much(
+    harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(retention, "_JOBS_AT_ONCE", 1)
     timings = replace(Timings(), retention_pass=0.0, retention_more=0.0)
-    house.dispatcher = Dispatcher(house.config, house.db, house.storage, house.bells, house.clock, timings)
-    with house.db.write() as session:
+    harness.dispatcher = Dispatcher(harness.config, harness.db, harness.storage, harness.broker, harness.clock, timings)
+    with harness.db.write() as session:
         for n in range(3):
             session.add(ledgers.new_job(id=f"batch_old_{n}", state="succeeded", completed_at=1.0))
             session.add_all(ledgers.cuts(f"batch_old_{n}", [1]))
 
     left = []
     for seconds in (59, 2, 1, 1):
-        house.tick(seconds)
-        with house.db.read() as session:
+        harness.tick(seconds)
+        with harness.db.read() as session:
             left.append(len(session.scalars(select(Shard)).all()))
 
     assert left == [3, 2, 1, 0]
 
 
 @pytest.mark.parametrize("end", ["failed_at", "expired_at", "cancelled_at"])
-def test_retention_counts_from_the_end_whatever_it_was(house: House, end: str) -> None:
-    jobs = [ledgers.running(house.db, [1]).id for _ in range(2)]
-    with house.db.write() as session:
+def test_retention_counts_from_the_end_whatever_it_was(harness: DispatcherHarness, end: str) -> None:
+    jobs = [ledgers.running(harness.db, [1]).id for _ in range(2)]
+    with harness.db.write() as session:
         for job_id, at in zip(jobs, (1.0, now()), strict=True):
             ended = {"state": end.removesuffix("_at"), end: at}
             session.execute(update(Job).where(Job.id == job_id).values(ended))
 
-    Retention(house.config, house.db, house.storage).run()
+    Retention(harness.config, harness.db, harness.storage).run()
 
-    with house.db.read() as session:
+    with harness.db.read() as session:
         assert set(session.scalars(select(Shard.job_id))) == {jobs[1]}
 
 
 @pytest.mark.parametrize("transactions", [1, 2, 3])
 def test_of_a_job_that_is_emptied_in_part_nothing_is_known_and_the_next_pass_empties_it(
-    house: House, monkeypatch: pytest.MonkeyPatch, transactions: int
+    harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch, transactions: int
 ) -> None:
     """Of three shards, and four transactions for them and their segments."""
     monkeypatch.setattr("workers.dispatcher.retention._AT_ONCE", 2)
-    job = ledgers.finishing(house.db, [1] * 3)
-    ledgers.close(house.db, job.id)
-    keeping = Retention(house.config, house.db, house.storage)
+    job = ledgers.finishing(harness.db, [1] * 3)
+    ledgers.close(harness.db, job.id)
+    keeping = Retention(harness.config, harness.db, harness.storage)
     breaths = iter(range(transactions - 1))
 
     def dies() -> None:
         next(breaths)
 
     with monkeypatch.context() as patch:
-        patch.setattr(house.db, "breathe", dies)
+        patch.setattr(harness.db, "breathe", dies)
         with pytest.raises(StopIteration):
             keeping._empty([job.id])
-    with house.db.write() as session:
+    with harness.db.write() as session:
         known = batches.results_known(session, job, batches.FAILED)
         session.execute(update(Job).where(Job.id == job.id).values(completed_at=1.0))
     keeping.run()
 
     assert not known
-    with house.db.read() as session:
+    with harness.db.read() as session:
         assert session.scalars(select(Shard)).all() == []
         assert session.scalars(select(Segment)).all() == []
 
 
-def test_what_a_job_holds_of_deleted_results_goes_with_them_and_a_retry_still_knows_what_is_done(house: House) -> None:
+def test_what_a_job_holds_of_deleted_results_goes_with_them_and_a_retry_still_knows_what_is_done(
+    harness: DispatcherHarness,
+) -> None:
     """Not while one of its two files is there. Its rows stay, the bytes of its segments do not."""
-    done = ledgers.finishing(house.db, [2, 2], created_at=now())
-    ledgers.close(house.db, done.id, output_file_id="file-out", error_file_id="file-err")
-    live = ledgers.finishing(house.db, [1])
-    paths = [row.path for job in (done, live) for row in ledgers.segments(house.db, job.id)]
+    done = ledgers.finishing(harness.db, [2, 2], created_at=now())
+    ledgers.close(harness.db, done.id, output_file_id="file-out", error_file_id="file-err")
+    live = ledgers.finishing(harness.db, [1])
+    paths = [row.path for job in (done, live) for row in ledgers.segments(harness.db, job.id)]
     for path in paths:
-        house.storage.put(path, b"x")
-    with house.db.write() as session:
+        harness.storage.put(path, b"x")
+    with harness.db.write() as session:
         session.add(new_file("file-out", filename=f"{done.id}_output.jsonl", purpose=batches.OUTPUT, deleted_at=1.0))
         session.add(new_file("file-err", filename=f"{done.id}_error.jsonl", purpose=batches.OUTPUT))
         session.add(new_file("file-x", filename=f"{live.id}_output.jsonl", deleted_at=1.0))  # as a client calls it
-    keeping = Retention(house.config, house.db, house.storage)
+    keeping = Retention(harness.config, harness.db, harness.storage)
 
     keeping.run()
-    kept = house.storage.list("jobs")
-    with house.db.write() as session:
+    kept = harness.storage.list("jobs")
+    with harness.db.write() as session:
         session.execute(update(File).where(File.id == "file-err").values(deleted_at=1.0))
     keeping.run()
 
     assert kept == sorted(paths)
-    assert house.storage.list("jobs") == [row.path for row in ledgers.segments(house.db, live.id)]
-    assert len(ledgers.segments(house.db, done.id)) == 2
-    with house.db.read() as session:
+    assert harness.storage.list("jobs") == [row.path for row in ledgers.segments(harness.db, live.id)]
+    assert len(ledgers.segments(harness.db, done.id)) == 2
+    with harness.db.read() as session:
         assert session.get(File, "file-out") is session.get(File, "file-err") is None
 
 
-def test_a_retrys_copy_of_a_deleted_input_goes_with_it_when_nobody_reads_it(house: House) -> None:
+def test_a_retrys_copy_of_a_deleted_input_goes_with_it_when_nobody_reads_it(harness: DispatcherHarness) -> None:
     facts = {"input_file_id": "file-in", "created_at": now()}
-    first = ledgers.finishing(house.db, [2], input_path="files/file-in", **facts)
-    ledgers.close(house.db, first.id)
-    again = ledgers.finishing(house.db, [1], input_path="jobs/again/input-1.jsonl", retry_of=first.id, **facts)
+    first = ledgers.finishing(harness.db, [2], input_path="files/file-in", **facts)
+    ledgers.close(harness.db, first.id)
+    again = ledgers.finishing(harness.db, [1], input_path="jobs/again/input-1.jsonl", retry_of=first.id, **facts)
     for path in ("files/file-in", "jobs/again/input-1.jsonl"):
-        house.storage.put(path, b"x")
-    with house.db.write() as session:
+        harness.storage.put(path, b"x")
+    with harness.db.write() as session:
         session.add(new_file("file-in", deleted_at=1.0))
-    keeping = Retention(house.config, house.db, house.storage)
+    keeping = Retention(harness.config, harness.db, harness.storage)
 
     keeping.run()
-    kept = house.storage.list("jobs")
-    ledgers.close(house.db, again.id)
+    kept = harness.storage.list("jobs")
+    ledgers.close(harness.db, again.id)
     keeping.run()
 
     assert kept == ["jobs/again/input-1.jsonl"]
-    assert house.storage.list("jobs") == house.storage.list("files") == []
+    assert harness.storage.list("jobs") == harness.storage.list("files") == []
 
 
-def test_audit_rows_of_a_busy_second_are_sealed_over_several(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audit_rows_of_a_busy_second_are_sealed_over_several(
+    harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(maintenance, "_PAGES_AT_ONCE", 2)
-    with house.db.write() as session:
+    with harness.db.write() as session:
         for n in range(2 * WRITE_ROWS + 1):
             audit.record(session, actor="key:test", action="file.create", target=f"file-{n}", project_id="p")
 
     open_ends = []
     for _ in range(2):
-        house.tick(1)
-        with house.db.read() as session:
+        harness.tick(1)
+        with harness.db.read() as session:
             open_ends.append(audit.unsealed(session))
 
     assert open_ends == [True, False]
-    with house.db.read() as session:
+    with harness.db.read() as session:
         assert audit.verify(session).faults == ()
 
 
-def test_the_leader_numbers_the_events_of_a_second(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_leader_numbers_the_events_of_a_second(harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maintenance, "_PAGES_AT_ONCE", 1)
-    job = ledgers.submitted(house.db)
-    with house.db.write() as session:
+    job = ledgers.submitted(harness.db)
+    with harness.db.write() as session:
         facts: dict[str, Any] = {"subject_id": "other", "project_id": job.project_id, "type": "t", "data": {}}
         for seq in range(1, WRITE_ROWS + 1):
             events.record(session, seq=seq, **facts)
 
     lengths = []
     for _ in range(2):
-        house.tick(1)
-        with house.db.read() as session:
+        harness.tick(1)
+        with harness.db.read() as session:
             lengths.append(feed.bounds(session, job.project_id).position)
 
     assert lengths == [WRITE_ROWS, WRITE_ROWS + 1]
 
 
-def test_the_leader_sends_the_head_of_the_audit_log_away(house: House, tmp_path: Path) -> None:
+def test_the_leader_sends_the_head_of_the_audit_log_away(harness: DispatcherHarness, tmp_path: Path) -> None:
     file = tmp_path / "anchors.jsonl"
-    config = house.config.model_copy(update={"audit_anchor": str(file)})
-    house.dispatcher._house._anchoring = Anchoring(config, house.db)
-    with house.db.write() as session:
+    config = harness.config.model_copy(update={"audit_anchor": str(file)})
+    harness.dispatcher._maintenance._anchoring = Anchoring(config, harness.db)
+    with harness.db.write() as session:
         audit.record(session, actor="key:test", action="file.create", target="file-1", project_id="p")
 
     for _ in range(3):
-        house.tick(61)
+        harness.tick(61)
 
     ((seal, digest),) = anchors.read(file)
-    with house.db.read() as session:
+    with harness.db.read() as session:
         assert audit.verify(session, anchors=[(seal, digest)]).faults == ()

@@ -1,8 +1,8 @@
-"""What part of a worker's slot a shard takes: that of the lines a whole one may have.
+"""The slot weight of a shard: the part of a worker's slot that it takes, its lines divided by those of a full shard.
 
-An engine is kept busy by lines, however many jobs they are of: a slot is a whole shard, or as many small ones as have
-that many lines, up to `TOGETHER`. A kind may name a weight of its own (documents take a slot); a shard that is run one
-line at a time takes a whole slot.
+An engine is kept busy by lines, however many jobs they belong to: a slot is one full shard, or as many small ones as
+have that many lines, up to `SHARDS_PER_SLOT`. A kind may have a weight of its own (documents take a slot); a shard that
+is run one line at a time takes a whole slot.
 """
 
 from functools import lru_cache
@@ -16,30 +16,30 @@ from jobs.ledger.states import JobState, ShardState
 from jobs.ledger.tables import Job, Shard
 from jobs.settings import Settings
 
-TOGETHER: Final = 32
+SHARDS_PER_SLOT: Final = 32
 WHOLE: Final[ColumnElement[float]] = literal(1.0, Float)
 
 
 def of_shards(config: Settings) -> ColumnElement[float]:
-    """Of a row of `shard` beside its `job`; 1 where there is no such shard."""
+    """Return the weight as a column, for a row of `shard` joined to its `job`; 1 where there is no shard."""
     weights = tuple((row.name, row.slot_weight) for row in kinds.rows().values() if row.slot_weight is not None)
-    return _share(config.shard_lines, config.stalls_before_careful, weights)
+    return _slot_weight(config.shard_lines, config.stalls_before_careful, weights)
 
 
 def of_shard(session: Session, job_id: str, n: int, config: Settings) -> float | None:
-    """None: there is nothing to run."""
+    """Return the weight of a shard; None when there is nothing to run."""
     statement = select(of_shards(config)).select_from(Shard).join(Job, Job.id == Shard.job_id)
     waits = Shard.state == ShardState.PENDING, Job.state == JobState.RUNNING
     return session.scalar(statement.where(Shard.job_id == job_id, Shard.n == n, *waits))
 
 
 @lru_cache(maxsize=8)
-def _share(whole: int, stalls: int, weights: tuple[tuple[str, float], ...]) -> ColumnElement[float]:
+def _slot_weight(whole: int, stalls: int, weights: tuple[tuple[str, float], ...]) -> ColumnElement[float]:
     part = cast(Shard.lines, Float) / literal(float(whole), Float)
-    alone = or_(Shard.lines.is_(None), Shard.stalls >= stalls, Shard.trying_line.is_not(None))
+    alone = or_(Shard.lines.is_(None), Shard.stalls >= stalls, Shard.isolated_line.is_not(None))
     return case(
         *((Job.kind == name, literal(weight, Float)) for name, weight in weights),
         (or_(alone, part >= 1.0), WHOLE),
-        (part <= 1 / TOGETHER, literal(1 / TOGETHER, Float)),
+        (part <= 1 / SHARDS_PER_SLOT, literal(1 / SHARDS_PER_SLOT, Float)),
         else_=part,
     )

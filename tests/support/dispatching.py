@@ -26,42 +26,42 @@ class Clock:
         return self.at
 
 
-class Bells:
-    """The broker: notes what was rung, or is away."""
+class FakeBroker:
+    """The broker: notes what was published, or is unavailable."""
 
     def __init__(self) -> None:
-        self.rung: list[tuple[str, tuple[object, ...]]] = []
+        self.published: list[tuple[str, tuple[object, ...]]] = []
         self.away = False
 
-    def ring(self, task: str, queue: str, arguments: Sequence[object]) -> None:
+    def publish(self, task: str, queue: str, arguments: Sequence[object]) -> None:
         if self.away:
             raise BrokerUnavailable
-        self.rung.append((task, tuple(arguments)))
+        self.published.append((task, tuple(arguments)))
 
 
 _STEP = 5.0  # seconds: longer than that no dispatcher looks away
 
 
-class House:
+class DispatcherHarness:
     """A dispatcher with a clock and a broker of the test's own."""
 
     def __init__(self, db: Database, folder: Path, **settings: Any) -> None:
-        facts = {"lease_seconds": 30, "rering_seconds": 10, "cancel_grace_seconds": 3, "shard_lines": 1, **settings}
+        facts = {"lease_seconds": 30, "redelivery_seconds": 10, "cancel_grace_seconds": 3, "shard_lines": 1, **settings}
         self.config = Settings(data_dir=folder, database_url=db.url, **facts)
-        self.db, self.clock, self.bells = db, Clock(), Bells()
+        self.db, self.clock, self.broker = db, Clock(), FakeBroker()
         self.storage = DiskStorage(folder / "files")
-        self.dispatcher = Dispatcher(self.config, db, self.storage, self.bells, self.clock)
+        self.dispatcher = Dispatcher(self.config, db, self.storage, self.broker, self.clock)
 
     def tick(self, after: float = 0.0) -> list[tuple[str, tuple[object, ...]]]:
-        """Let time pass, in which it ticks as well, and return what was rung."""
-        self.bells.rung.clear()
+        """Let time pass, in which it ticks as well, and return what was published."""
+        self.broker.published.clear()
         while after > _STEP:
             self.clock.at += _STEP
             after -= _STEP
             self.dispatcher.tick()
         self.clock.at += after
         self.dispatcher.tick()
-        return list(self.bells.rung)
+        return list(self.broker.published)
 
     def worker(self, name: str = "w", queue: str = Queue.GENERATE, slots: int = 1, **facts: Any) -> str:
         host, pid, started = processes.me()
@@ -73,9 +73,9 @@ class House:
             )
         return name
 
-    def beat(self, name: str = "w") -> None:
+    def heartbeat(self, name: str = "w") -> None:
         with self.db.write() as session:
-            assert workers.beat(session, name)
+            assert workers.heartbeat(session, name)
 
 
 def project_of(db: Database, name: str) -> str:
