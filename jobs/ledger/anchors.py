@@ -37,8 +37,8 @@ class Anchor:
 
     def body(self) -> bytes:
         """Return the anchor as OpenAI's envelope of an event, in one line of JSON."""
-        told = {"id": self.id, "object": "event", "created_at": int(self.at), "type": _TYPE}
-        return json.dumps({**told, "data": {"seal": self.seal, "hash": self.hash}}, separators=(",", ":")).encode()
+        envelope = {"id": self.id, "object": "event", "created_at": int(self.at), "type": _TYPE}
+        return json.dumps({**envelope, "data": {"seal": self.seal, "hash": self.hash}}, separators=(",", ":")).encode()
 
 
 def is_due(session: Session) -> bool:
@@ -85,13 +85,13 @@ def read(path: Path) -> list[tuple[int, str]]:
 
 def _parsed(line: str) -> tuple[int, str] | None:
     try:
-        told = json.loads(line)
+        envelope = json.loads(line)
     except ValueError:
         if line.startswith("{") and not line.endswith("}"):
             return None
         raise
     try:
-        return int(told["data"]["seal"]), str(told["data"]["hash"])
+        return int(envelope["data"]["seal"]), str(envelope["data"]["hash"])
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"no anchor: {line[:80]}") from None
 

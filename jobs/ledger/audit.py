@@ -57,7 +57,7 @@ def record(
 
 
 def record_all(session: Session, targets: Iterable[tuple[str, str | None]], *, actor: str, action: str) -> None:
-    """The same of many, each with its project, at once."""
+    """Append a row for each of many targets, each with its project, in one statement."""
     facts = {"at": int(now() * 1_000_000), "actor": actor, "action": action}
     rows = [{**facts, "target": target, "project_id": project_id} for target, project_id in targets]
     if rows:
@@ -65,7 +65,7 @@ def record_all(session: Session, targets: Iterable[tuple[str, str | None]], *, a
 
 
 def seal(session: Session, limit: int = _SEALED_AT_ONCE) -> int:
-    """Chain up to `limit` unsealed rows; returns how many. One sealer at a time (the head row is locked)."""
+    """Chain up to `limit` unsealed rows; return their number. One process at a time: the head row is locked."""
     first = insert_into(session, AuditHead).values(id=_HEAD, seal=0, hash=GENESIS)
     session.execute(first.on_conflict_do_nothing())
     head = session.scalars(select(AuditHead).where(AuditHead.id == _HEAD).with_for_update()).one()
@@ -78,12 +78,12 @@ def seal(session: Session, limit: int = _SEALED_AT_ONCE) -> int:
 
 
 def unsealed(session: Session) -> bool:
-    """Whether a row waits for its seal."""
+    """Return whether a row waits for its seal."""
     return session.scalar(select(Audit.id).where(Audit.seal.is_(None)).limit(1)) is not None
 
 
 def digest(previous: str, row: Audit | Row[Any], seal: int) -> str:
-    """The hash of one row, given its predecessor's."""
+    """Return the hash of one row, given the hash of its predecessor."""
     fields = {
         "id": row.id,
         "seal": seal,
@@ -103,7 +103,7 @@ def digest(previous: str, row: Audit | Row[Any], seal: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What `verify` found: rows checked, the last hash (to keep elsewhere), and faults in words."""
+    """The result of `verify`: the number of rows checked, the last hash (to store elsewhere), and faults in words."""
 
     rows: int
     head: str
@@ -123,7 +123,7 @@ def verify(session: Session, *, unsealed_after: float = 60.0, anchors: Iterable[
 
 
 class _Walk:
-    """How far a walk along the chain has come, and what it found."""
+    """The state of a walk along the chain: how far it has come, and the faults that it found."""
 
     def __init__(self, anchors: Iterable[tuple[int, str]]) -> None:
         self.anchors: dict[int, set[str]] = {}
@@ -134,7 +134,7 @@ class _Walk:
         self.faults: list[str] = []
 
     def over(self, rows: Iterable[Row[Any]]) -> bool:
-        """Check these rows; False when there were none."""
+        """Check some rows; return False when there were none."""
         before = self.seal
         for row in rows:
             if row.seal != self.seal + 1:

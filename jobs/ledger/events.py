@@ -1,4 +1,4 @@
-"""Events: one row each, feeding polling, SSE and webhooks. Written in the transaction of what happened."""
+"""Events: one row each, which feeds polling, SSE and webhooks. Written in the transaction of what happened."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -31,7 +31,7 @@ def record(
     type: str,  # noqa: A002 (the wire's name)
     data: dict[str, Any],
 ) -> Event:
-    """Append an event, and return what it tells; `seq` was taken by the caller under the subject's row lock."""
+    """Append an event and return its envelope. The caller has taken `seq` under the row lock of the subject."""
     row = {
         "subject_id": subject_id,
         "seq": seq,
@@ -51,12 +51,12 @@ def fan_out(session: Session, event: Event, job: Job | None = None) -> None:
 
 
 def fan_out_all(session: Session, events: Sequence[Event], job: Job | None = None) -> None:
-    """The same of several events, of one project."""
+    """Enqueue several events of one project for each endpoint that subscribed to them."""
     types = {*kinds.event_types(), *OTHER_TYPES}
-    told = [event for event in events if event.type in types]
-    enabled = session.execute(_ENABLED, {"its_project": told[0].project_id}).all() if told else ()
+    subscribed = [event for event in events if event.type in types]
+    enabled = session.execute(_ENABLED, {"its_project": subscribed[0].project_id}).all() if subscribed else ()
     rows = []
-    for event in told:
+    for event in subscribed:
         rows += [_delivery(event, endpoint_id=endpoint_id) for endpoint_id, types in enabled if event.type in types]
         if job is not None and job.webhook_url:
             rows.append(_delivery(event, job_id=job.id))
@@ -77,7 +77,7 @@ def _delivery(event: Event, *, endpoint_id: str | None = None, job_id: str | Non
 
 
 def after(session: Session, subject_id: str, seq: int, limit: int) -> Sequence[Event]:
-    """The events of one subject that follow `seq`, oldest first."""
+    """Return the events of one subject that follow `seq`, oldest first."""
     return session.scalars(
         select(Event).where(Event.subject_id == subject_id, Event.seq > seq).order_by(Event.seq).limit(limit)
     ).all()

@@ -101,7 +101,9 @@ def _old(before: float) -> tuple[Any, ...]:
 def _locked_heads(session: Session, project_ids: Collection[str]) -> dict[str, EventHead]:
     """Return the heads of these projects, made where there are none, locked in one order."""
     missing = insert_into(session, EventHead).on_conflict_do_nothing()
-    session.execute(missing, [{"project_id": one, "position": 0, "removed": 0} for one in sorted(project_ids)])
+    session.execute(
+        missing, [{"project_id": project_id, "position": 0, "removed": 0} for project_id in sorted(project_ids)]
+    )
     locked = select(EventHead).where(EventHead.project_id.in_(project_ids)).order_by(EventHead.project_id)
     fresh = locked.with_for_update().execution_options(populate_existing=True)
     return {head.project_id: head for head in session.scalars(fresh)}

@@ -22,13 +22,13 @@ from jobs.queues import Queue
 
 
 class Payload(BaseModel):
-    """The base of every kind's payload: validated by the API, parsed again by the worker."""
+    """The base of the payload of every kind: validated by the API, parsed again by the worker."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class UnknownKind(NightmillError):
-    """This version knows no job of that kind."""
+    """This version has no row for that kind of job."""
 
     code = "unknown_kind"
 
@@ -44,7 +44,7 @@ DAY: Final = Window("24h", 86_400.0)
 
 
 class Folder(NamedTuple):
-    """A folder of the storage. What lies in it under an id that the `owners` lack is left over from a crash.
+    """A folder of the storage. An object in it under an id that `owners` lacks is left over from a crash.
 
     `flat`: one object for each id; otherwise a folder of objects for each id.
     """
@@ -147,5 +147,5 @@ def is_read(file_id: SQLColumnExpression[str]) -> ColumnElement[bool]:
 
 def event_types() -> tuple[str, ...]:
     """Return the types of the events of all kinds that webhooks may subscribe to, each once."""
-    told = ((*row.events.values(), *row.other_events) for row in rows().values())
-    return tuple(dict.fromkeys(chain.from_iterable(told)))
+    types = ((*row.events.values(), *row.other_events) for row in rows().values())
+    return tuple(dict.fromkeys(chain.from_iterable(types)))

@@ -4,10 +4,10 @@
                   └─▶ reject        cancel / expire ─▶ advance_job ┘
 
 Each function takes the caller's session and runs in its transaction; the audit row, the event, the deliveries and
-the messages are written there too. Guards stand in the WHERE: source state and epoch. Who lost the claim gets
-`ClaimLost` and has changed nothing. `jobs.ledger.shards` is the same for the shards of a running job.
+the messages are written there too. Guards stand in the WHERE: source state and epoch. A holder that lost its
+claim gets `ClaimLost` and has changed nothing. `jobs.ledger.shards` is the same for the shards of a running job.
 
-On PostgreSQL rows are locked in one order: the job, its shards, its messages, and at last what all count in.
+On PostgreSQL rows are locked in one order: the job, its shards, its messages, and at last the measures.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -98,7 +98,7 @@ def dependency_error(session: Session, job: Job) -> dict[str, Any] | None:
 
 
 def fail_dependent(session: Session, job: Job, error: dict[str, Any], *, actor: str) -> Job:
-    """End a locked job because of its `dependency_error`: nothing of it was run."""
+    """End a locked job because of its `dependency_error`: none of its lines was run."""
     source, target, reason = JobState.QUEUED, JobState.FAILED, str(error["code"])
     return move(session, job.id, source, target, actor=actor, reason=reason, values={"errors": [error]}, locked=job)
 
@@ -116,9 +116,11 @@ def move(
     event: str | None = None,
     locked: Job | None = None,
 ) -> Job:
-    """Take a job along one arrow of `states.MOVES`; `event` is told instead of the usual one, `locked` is the job.
+    """Take a job along one arrow of `states.MOVES`, with its audit row and its event.
 
-    Raises ValueError off the table, ClaimLost when the guard fails.
+    `event` replaces the usual type of the event. `locked` is the job, where this transaction has locked it.
+
+    Raises ValueError for an arrow that is not in the table, ClaimLost when the guard fails.
     """
     allowed = {sources} if isinstance(sources, JobState) else set(sources)
     if any(target not in MOVES[source] for source in allowed):
@@ -145,12 +147,12 @@ def move(
 
 
 def lock(session: Session, job_id: str) -> Job | None:
-    """The job as it is now, held still until the transaction ends."""
+    """Return the job as it is now, locked until the transaction ends; None when there is none."""
     return session.scalar(statements.LOCK, {"its_job": job_id})
 
 
 def claim(session: Session, job_id: str, task: Task, worker_id: str) -> JobClaim | None:
-    """Take a job for planning or finishing; None when there is nothing to take (a stale message)."""
+    """Take a job for planning or finishing; return None when there is nothing to take (a stale message)."""
     job = lock(session, job_id)  # or this would remove a message that another transaction enqueues meanwhile
     if job is not None and pauses.refuses(session, task, job, outbox.JOB, worker_id):
         return None
@@ -164,8 +166,8 @@ def claim(session: Session, job_id: str, task: Task, worker_id: str) -> JobClaim
 
 def heartbeat(session: Session, job_id: str, epoch: int, worker_id: str) -> bool:
     """Increment the heartbeat of a claim on a job; return False when it is no longer held."""
-    mine = {"its_job": job_id, "its_epoch": epoch, "its_worker": worker_id}
-    return statements.changes_one(session, statements.HEARTBEAT, mine)
+    claim_filter = {"its_job": job_id, "its_epoch": epoch, "its_worker": worker_id}
+    return statements.changes_one(session, statements.HEARTBEAT, claim_filter)
 
 
 def assert_claim(session: Session, claim: JobClaim) -> None:
@@ -177,7 +179,7 @@ def assert_claim(session: Session, claim: JobClaim) -> None:
 def stop(session: Session, claim: JobClaim, end: JobState, errors: Sequence[Mapping[str, Any]]) -> bool:
     """Stop some of what a claimed job that comes to this `end` will not make; return whether there may be more.
 
-    Another worker that follows a dead one finds what is left. Raises ClaimLost.
+    Another worker that takes over from a dead one finds what is left. Raises ClaimLost.
     """
     stopping = kinds.lenient(claim.job.kind).stop
     if stopping is None:
@@ -189,9 +191,9 @@ def stop(session: Session, claim: JobClaim, end: JobState, errors: Sequence[Mapp
 
 
 def set_retry_input(session: Session, claim: JobClaim, path: str) -> None:
-    """A retry reads a copy of the lines that were left over. Raises ClaimLost."""
-    mine = and_(Job.id == claim.job.id, Job.epoch == claim.epoch, Job.worker_id == claim.worker_id)
-    if session.execute(update(Job).where(mine).values(input_path=path)).rowcount != 1:  # type: ignore[attr-defined]
+    """Note the path of the lines that a retry runs, a copy of those that were left over. Raises ClaimLost."""
+    claim_filter = and_(Job.id == claim.job.id, Job.epoch == claim.epoch, Job.worker_id == claim.worker_id)
+    if session.execute(update(Job).where(claim_filter).values(input_path=path)).rowcount != 1:  # type: ignore[attr-defined]
         raise ClaimLost
 
 
@@ -213,7 +215,7 @@ def planned(
 
 
 def reject(session: Session, claim: JobClaim, errors: list[dict[str, Any]]) -> Job:
-    """The input is not valid: the job fails with its errors by line; nothing was run."""
+    """Fail a job whose input is not valid, with its errors by line. No line was run."""
     job = move(
         session,
         claim.job.id,
@@ -238,9 +240,9 @@ def close(
     errors: Sequence[dict[str, Any]] = (),
     locked: Job | None = None,
 ) -> Job:
-    """The output is assembled: final counts, the files' rows, and the terminal state, at once. Raises ClaimLost.
+    """Write the final counts, the rows of the result files and the terminal state of a job at once. Raises ClaimLost.
 
-    With `errors` what was run to its end is no success. `locked` is the job, where this transaction has it.
+    With `errors` the job fails, although all of it was run. `locked` is the job, where this transaction has locked it.
     """
     source = JobState(claim.job.state)
     job = move(
@@ -264,7 +266,10 @@ def close(
 
 
 def record_failed_attempt(session: Session, claim: JobClaim, *, tries: int, delay: float, error: dict[str, Any]) -> Job:
-    """It could not be planned or finished: again after `delay`, and the `tries`-th time it fails. Raises ClaimLost."""
+    """Count a failed attempt to plan or finish; try again after `delay`, fail after `tries` attempts.
+
+    Raises ClaimLost.
+    """
     assert_claim(session, claim)
     session.execute(update(Job).where(Job.id == claim.job.id).values(failed_attempts=Job.failed_attempts + 1))
     job = lock(session, claim.job.id)
@@ -287,9 +292,9 @@ def record_failed_attempt(session: Session, claim: JobClaim, *, tries: int, dela
 
 def release(session: Session, job_id: str, epoch: int, *, delay: float = 0.0, waiting_for: str | None = None) -> bool:
     """End a claim on a job without a result and enqueue its message again; return False when the claim was lost."""
-    mine = and_(Job.id == job_id, Job.epoch == epoch, Job.worker_id.is_not(None))
+    claim_filter = and_(Job.id == job_id, Job.epoch == epoch, Job.worker_id.is_not(None))
     freed = session.execute(
-        update(Job).where(mine).values(worker_id=None, epoch=Job.epoch + 1, waiting_for=waiting_for)
+        update(Job).where(claim_filter).values(worker_id=None, epoch=Job.epoch + 1, waiting_for=waiting_for)
     )
     if freed.rowcount != 1:  # type: ignore[attr-defined]
         return False
@@ -307,7 +312,10 @@ def revoke_lease(session: Session, job_id: str, epoch: int, heartbeat: int) -> b
 
 
 def cancel(session: Session, job_id: str, *, actor: str) -> Job:
-    """Cancel a queued or running job. Already cancelled: nothing. Otherwise ended or ending: Conflict."""
+    """Cancel a queued or running job; do nothing when it is cancelled already.
+
+    Raises Conflict when it has ended, or ends, in another state.
+    """
     job = lock(session, job_id)
     assert job is not None
     state = JobState(job.state)
@@ -319,7 +327,10 @@ def cancel(session: Session, job_id: str, *, actor: str) -> Job:
 
 
 def expire(session: Session, job_id: str, *, actor: str) -> Job | None:
-    """The completion window passed: keep what is finished. None when the job is beyond that already."""
+    """Move a job past its deadline to `expiring`: what is done is kept.
+
+    Return None when the job is beyond that already.
+    """
     job = lock(session, job_id)
     if job is None or JobState.EXPIRING not in MOVES[JobState(job.state)]:
         return None
@@ -357,8 +368,8 @@ def claim_finish(session: Session, job: Job, worker_id: str) -> JobClaim | None:
         return None
     if session.scalar(statements.OPEN, {"its_job": job.id}):
         return None
-    ours, source, target = {"worker_id": worker_id}, JobState.RUNNING, JobState.FINISHING
-    move(session, job.id, source, target, actor=actor, values=ours, locked=job)
+    values, source, target = {"worker_id": worker_id}, JobState.RUNNING, JobState.FINISHING
+    move(session, job.id, source, target, actor=actor, values=values, locked=job)
     return JobClaim(job, job.epoch, worker_id)
 
 
@@ -373,7 +384,7 @@ def without_next_step(session: Session, limit: int = 200) -> list[str]:
 
 
 def overdue(session: Session, at: float, limit: int = 100) -> list[str]:
-    """Jobs whose completion window has passed and that are not ending yet."""
+    """Return jobs whose completion window has passed and that are not ending yet."""
     open_states = [state for state, targets in MOVES.items() if JobState.EXPIRING in targets]
     statement = select(Job.id).where(Job.state.in_(open_states), Job.deadline <= at).order_by(Job.deadline)
     return list(session.scalars(statement.limit(limit)))
@@ -389,19 +400,19 @@ BUSY = exists().where(Shard.job_id == Job.id, Shard.state == ShardState.RUNNING)
 
 
 def idle(session: Session, which: ColumnElement[bool], limit: int = 200) -> Sequence[Job]:
-    """Such running jobs of which nothing runs and that do not say what they wait for."""
+    """Return such running jobs of which no shard runs and whose `waiting_for` is empty."""
     still = select(Job).where(Job.state == JobState.RUNNING, Job.waiting_for.is_(None), which, ~BUSY)
     return session.scalars(still.limit(limit)).all()
 
 
 def waiting_for(session: Session, what: str, which: ColumnElement[bool], limit: int = 200) -> Sequence[str]:
-    """Such running jobs that say they wait for this."""
+    """Return the ids of such running jobs whose `waiting_for` is `what`."""
     waiting = select(Job.id).where(Job.state == JobState.RUNNING, Job.waiting_for == what, which)
     return session.scalars(waiting.limit(limit)).all()
 
 
 def wait_for(session: Session, job_id: str, what: str | None) -> None:
-    """Say what a job waits for (`job`, `model`, `disk`, `pause`, `time`), or that it waits for nothing."""
+    """Set what a job waits for (`job`, `model`, `disk`, `pause`, `time`); None for nothing."""
     session.execute(update(Job).where(Job.id == job_id, Job.state.in_(LIVE)).values(waiting_for=what))
 
 
@@ -412,7 +423,7 @@ def note_errors(session: Session, job: Job, errors: Sequence[Mapping[str, Any]])
 
 
 def sums(session: Session, job_id: str) -> dict[str, int]:
-    """Counts and tokens of a job, summed over its shards."""
+    """Return the counts and tokens of a job, summed over its shards."""
     row = session.execute(
         select(
             func.coalesce(func.sum(Shard.done - Shard.failed), 0),

@@ -1,4 +1,4 @@
-"""What is counted where it happens, since no row that stays could tell it cheaply; `api.health.metrics` shows it.
+"""Measures: counted where things happen, where no stored row could tell them cheaply. `api.health.metrics` shows them.
 
     ENGINE    an answered line, from the engine's being asked to its answer      by model
     WAIT      a job, from when it could begin to the first claim on its lines    by kind
@@ -7,9 +7,9 @@
     RESTARTS  an engine's new start in a worker that lives                       by pool
     REFUSALS  an attempt of the dispatcher to publish that the broker refused
 
-Each is written in the transaction of what it counts: once, whoever dies, and for ever. Everybody counts in the same
-few rows, so they are the last that a transaction touches, all in one order: held no longer than a commit takes, by
-nobody who waits for anything else.
+Each is written in the transaction of what it counts: exactly once, even if the process dies. All processes count in the
+same few rows, so these are the last that a transaction touches, in one order: they are locked no longer than a commit
+takes, by no transaction that waits for another lock.
 """
 
 from bisect import bisect_left
@@ -34,7 +34,7 @@ WEBHOOK: Final = "webhook"
 RESTARTS: Final = "restarts"
 REFUSALS: Final = "refusals"
 
-#: Upper bounds of what is put together, in seconds. Others may be told from a later version on: rows keep their own.
+#: Upper bounds of the buckets, in seconds. A later version may have others: rows keep their own.
 BOUNDS: Final = (
     0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 10800.0, 43200.0, 86400.0,
 )  # fmt: skip
@@ -46,18 +46,18 @@ _table = table_of(Measure)
 
 
 def observe(session: Session, name: str, label: str, seconds: float) -> None:
-    """It took so long. What a clock that was set back makes negative counts as nothing."""
+    """Count an observation of `seconds` in its bucket. A negative time, from a clock that was set back, counts as 0."""
     took = max(seconds, 0.0)
     _add(session, (name, label, _BOUNDS[bisect_left(BOUNDS, took)]), 1, took)
 
 
 def observe_all(session: Session, name: str, label: str, seconds: Iterable[float]) -> None:
-    for one in seconds:
-        observe(session, name, label, one)
+    for value in seconds:
+        observe(session, name, label, value)
 
 
 def count(session: Session, name: str, label: str, times: int) -> None:
-    """It happened so often, however long it took."""
+    """Count an event that has no duration `times` times."""
     _add(session, (name, label, NO_BOUND), times, 0.0)
 
 

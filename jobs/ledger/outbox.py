@@ -87,7 +87,7 @@ _MARK_PUBLISHED = (
 
 @dataclass(frozen=True, slots=True)
 class DueMessage:
-    """Hold one message that is due: ids only. `share` is the part of a worker's slot that its work takes."""
+    """One message that is due: ids only. `slot_weight` is the part of a worker's slot that its work takes."""
 
     id: int
     task: str

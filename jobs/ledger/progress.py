@@ -1,4 +1,4 @@
-"""How far jobs are. Until a job has ended its counts and tokens are sums over its shards; then they are its own."""
+"""The progress of jobs. Until a job has ended its counts and tokens are sums over its shards; then they are its own."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -31,8 +31,8 @@ class Totals:
 
 
 def totals(session: Session, jobs: Sequence[Job]) -> dict[str, Totals]:
-    """The totals of some jobs, in one query for all that are live."""
-    found = {job.id: _final(job) for job in jobs if job.state in TERMINAL}
+    """Return the totals of some jobs, in one query for all that are live."""
+    result = {job.id: _final(job) for job in jobs if job.state in TERMINAL}
     live = [job.id for job in jobs if job.state not in TERMINAL]
     sums = [func.sum(getattr(Shard, name)) for name in TOKENS]
     running = func.sum(case((Shard.state == ShardState.RUNNING, Shard.lines - Shard.done), else_=0))
@@ -41,8 +41,8 @@ def totals(session: Session, jobs: Sequence[Job]) -> dict[str, Totals]:
         .where(Shard.job_id.in_(live))
         .group_by(Shard.job_id)
     )
-    found.update((row[0], Totals(*map(int, row[1:]))) for row in rows)
-    return {job.id: found.get(job.id, Totals()) for job in jobs}
+    result.update((row[0], Totals(*map(int, row[1:]))) for row in rows)
+    return {job.id: result.get(job.id, Totals()) for job in jobs}
 
 
 def _final(job: Job) -> Totals:
@@ -50,7 +50,7 @@ def _final(job: Job) -> Totals:
 
 
 def outcomes(session: Session, job: Job) -> dict[str, int]:
-    """How many lines there are of each word of `workers.runtime.outcomes`: so far, or in the end."""
+    """Return how many lines of a job have each outcome of `workers.runtime.outcomes`: so far, or in the end."""
     if job.state in TERMINAL:
         rows = session.execute(select(Outcome.name, Outcome.count).where(Outcome.job_id == job.id))
         return {name: count for name, count in rows}  # noqa: C416 (rows are not pairs to a type checker)
@@ -61,9 +61,9 @@ def outcomes(session: Session, job: Job) -> dict[str, int]:
 
 
 def outcomes_of(jobs: ColumnElement[bool]) -> CompoundSelect[Any]:
-    """Asks for the models and outcomes of live jobs: of shards that have summed theirs, and of the others' segments.
+    """Select the models and outcomes of live jobs: of shards that have summed theirs, else of their segments.
 
-    In one statement, since a shard may end at any moment.
+    It is one statement, since a shard may end at any moment.
     """
     ended = select(Job.model, Shard.outcomes).join(Shard, Shard.job_id == Job.id)
     others = select(Job.model, Segment.outcomes).join(Shard, Shard.job_id == Job.id).join(Segment, _OF_SHARD)
@@ -73,7 +73,7 @@ def outcomes_of(jobs: ColumnElement[bool]) -> CompoundSelect[Any]:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What the last seconds brought."""
+    """The speed of a job in the last seconds."""
 
     items_per_second: float
     tokens_per_second: float
@@ -84,7 +84,7 @@ _RECENT_SECONDS = 30.0
 
 
 def pace(session: Session, job: Job) -> Pace | None:
-    """How fast a running job goes, from its segments of the last half minute; None for one that does not run."""
+    """Return how fast a running job goes, from its segments of the last half minute; None when it does not run."""
     if job.state != JobState.RUNNING or job.in_progress_at is None:
         return None
     since = max(now() - _RECENT_SECONDS, job.in_progress_at)
@@ -103,9 +103,9 @@ def pace(session: Session, job: Job) -> Pace | None:
 
 
 def worked_seconds(session: Session, job: Job) -> float | None:
-    """Since the first lines that were answered, or run, were begun: with all pauses since, but not what came before.
+    """Return the seconds since a job's first shard with results, or in progress, was begun, pauses included.
 
-    None before that, when its shards are no longer kept, and for a kind without lines, whose parsing is another matter.
+    None before that, when the job's shards were deleted, and for a kind without lines.
     """
     if not kinds.lenient(job.kind).has_lines:
         return None

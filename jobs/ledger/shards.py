@@ -52,7 +52,7 @@ class ShardClaim:
 
 @dataclass(slots=True)
 class Tally:
-    """What one segment adds: lines covered, good and cut off (bitmaps as ints), tokens, lines by their outcomes."""
+    """The results of one segment: lines covered, good and cut off (bitmaps as ints), tokens, lines by outcome."""
 
     covered: int = 0
     good: int = 0
@@ -86,19 +86,19 @@ def segment_path(job_id: str, n: int, epoch: int, seq: int) -> str:
 
 
 def cut(session: Session, claim: ledger.JobClaim, queue: str, shards: Sequence[Shard]) -> None:
-    """Add planned shards and their messages, which mean nothing until the job runs. Raises ClaimLost.
+    """Add planned shards and their messages, which are not published until the job runs. Raises ClaimLost.
 
-    Run twice it adds them once: what an earlier planning left was removed by `uncut` before.
+    Run twice it adds them once: `uncut` has removed what an earlier planning left.
     """
     ledger.hold(session, claim)
-    if not shards or _found(session, statements.SHARD_IS_THERE, its_job=claim.job.id, its_n=shards[0].n):
+    if not shards or _exists(session, statements.SHARD_IS_THERE, its_job=claim.job.id, its_n=shards[0].n):
         return  # the first commit's answer was lost
     session.connection().execute(statements.ADD_SHARD, list(map(row_of, shards)))
     outbox.enqueue(session, claim.job, Task.RUN, queue, (shard.n for shard in shards))
 
 
 def uncut(session: Session, claim: ledger.JobClaim, limit: int) -> int:
-    """Remove shards of an earlier, lost planning; returns how many went."""
+    """Remove shards of an earlier planning whose claim was lost; return their number."""
     ledger.hold(session, claim)
     old = list(session.scalars(select(Shard.n).where(Shard.job_id == claim.job.id).limit(limit)))
     if not old:
@@ -111,26 +111,26 @@ def uncut(session: Session, claim: ledger.JobClaim, limit: int) -> int:
 
 
 def claim(session: Session, job_id: str, n: int, worker_id: str, *, queue: str | None = None) -> ShardClaim | None:
-    """Take a pending shard of a running job; None when there is nothing to take (a stale message).
+    """Take a pending shard of a running job; return None when there is nothing to take (a stale message).
 
-    `queue` is what `Shard.queue` has to be: a message may be older than the shard's passing on.
+    `queue` must equal `Shard.queue`: a message may be older than the requeueing of the shard.
     """
     job = ledger.lock(session, job_id)
     if job is None or job.state != JobState.RUNNING or pauses.refuses(session, Task.RUN, job, n, worker_id, queue):
         return None
     outbox.remove_claimed(session, Task.RUN, job_id, n, queue or job.queue or kinds.lenient(job.kind).run_queue)
     its: dict[str, Any] = {"its_job": job_id, "its_n": n}
-    ours = {**its, "its_worker": worker_id, "at": now()}
+    values = {**its, "its_worker": worker_id, "at": now()}
     if queue is None:
-        taken = session.connection().execute(statements.TAKE_SHARD, ours)
+        taken = session.connection().execute(statements.TAKE_SHARD, values)
     else:
-        taken = session.connection().execute(statements.TAKE_SHARD_THERE, {**ours, "its_queue": queue})
+        taken = session.connection().execute(statements.TAKE_SHARD_THERE, {**values, "its_queue": queue})
     shard = taken.first()
     if shard is None:
         return None
     if n == 0 and shard.epoch == 1:  # the first message of its job, and the first claim
         measures.waited(session, job)
-    if job.waiting_for not in (None, "model"):  # whether the model answers is to be seen
+    if job.waiting_for not in (None, "model"):  # only an answer shows that the model is there
         ledger.wait_for(session, job_id, None)
     return ShardClaim(
         job=job,
@@ -151,7 +151,7 @@ def claim(session: Session, job_id: str, n: int, worker_id: str, *, queue: str |
 
 
 def covered(session: Session, job_id: str, n: int) -> int:
-    """The lines of a shard that some segment holds, as a bitmap."""
+    """Return the lines of a shard that a segment covers, as a bitmap."""
     lines = 0
     for (bitmap,) in session.connection().execute(statements.COVERED, {"its_job": job_id, "its_n": n}):
         lines |= int.from_bytes(bitmap, "little")
@@ -159,26 +159,26 @@ def covered(session: Session, job_id: str, n: int) -> int:
 
 
 def outcomes(session: Session, job_id: str, n: int) -> Counter[str]:
-    """How many lines of a shard there are of each word, by its segments."""
+    """Return how many lines of a shard have each outcome, by its segments."""
     counts = Counter[str]()
-    for (found,) in session.connection().execute(statements.OUTCOMES, {"its_job": job_id, "its_n": n}):
-        counts.update(found or {})
+    for (counted,) in session.connection().execute(statements.OUTCOMES, {"its_job": job_id, "its_n": n}):
+        counts.update(counted or {})
     return counts
 
 
 def commit(
     session: Session, claim: ShardClaim, seq: int, path: str, length: int, tally: Tally, *, last: bool
 ) -> Job | None:
-    """Make a segment count; with `last` the shard is done, its job locked.
+    """Add a segment and its sums; with `last` the shard is done and its job, returned, is locked. Raises ClaimLost.
 
-    Run twice it counts once. Raises ClaimLost.
+    Run twice it counts once.
     """
-    job = ledger.lock(session, claim.job.id) if last else None  # of two last shards one sees the other's end
+    job = ledger.lock(session, claim.job.id) if last else None  # of two last shards one sees the other end
     its = {"its_job": claim.job.id, "its_n": claim.n, "its_epoch": claim.epoch}
     waits = (job or claim.job).waiting_for is not None
-    if tally.covered and (seq or waits):  # said before this claim, or during it
+    if tally.covered and (seq or waits):  # noted before this claim, or during it
         session.connection().execute(statements.ANSWERED, {"its_job": claim.job.id})
-    if _found(session, statements.SEGMENT_IS_THERE, **its, its_seq=seq):
+    if _exists(session, statements.SEGMENT_IS_THERE, **its, its_seq=seq):
         return job  # the first commit's answer was lost
     tokens = tally.tokens()
     more = {f"its_{name}": count for name, count in {"done": tally.done, "failed": tally.failed, **tokens}.items()}
@@ -209,10 +209,10 @@ def commit(
 
 
 def finish_empty(session: Session, claim: ShardClaim) -> Job | None:
-    """Every line was covered by earlier attempts: the shard is done. Run twice it ends once. Raises ClaimLost."""
+    """End a shard whose lines were all covered by earlier attempts. Run twice it ends once. Raises ClaimLost."""
     job = ledger.lock(session, claim.job.id)
     done = _done(outcomes(session, claim.job.id, claim.n))
-    if session.execute(update(Shard).where(_mine(claim)).values(done)).rowcount == 1:  # type: ignore[attr-defined]
+    if session.execute(update(Shard).where(_claim_filter(claim)).values(done)).rowcount == 1:  # type: ignore[attr-defined]
         return job
     shard = session.get(Shard, (claim.job.id, claim.n))
     if shard is None or (shard.state, shard.epoch) != (ShardState.DONE, claim.epoch):
@@ -221,9 +221,11 @@ def finish_empty(session: Session, claim: ShardClaim) -> Job | None:
 
 
 def record_isolated_attempt(session: Session, claim: ShardClaim, line: int) -> None:
-    """Careful mode: say which line is tried, and how often it was, before it is. Raises ClaimLost."""
+    """Note which line is tried in isolation, and how often it was, before it is run. Raises ClaimLost."""
     times = claim.isolated_attempts + 1 if line == claim.isolated_line else 1
-    tried = session.execute(update(Shard).where(_mine(claim)).values(isolated_line=line, isolated_attempts=times))
+    tried = session.execute(
+        update(Shard).where(_claim_filter(claim)).values(isolated_line=line, isolated_attempts=times)
+    )
     if tried.rowcount != 1:  # type: ignore[attr-defined]
         raise ClaimLost
 
@@ -246,16 +248,18 @@ def heartbeat(session: Session, claims: Sequence[tuple[str, int, int]]) -> list[
 
 
 def give_back(session: Session, claim: ShardClaim, *, delay: float = 0.0, waiting_for: str | None = None) -> None:
-    """The claimer stops of its own accord; nothing counts against the shard. ClaimLost already: nothing happens.
+    """End a claim by its holder: nothing counts against the shard. Do nothing when the claim was lost.
 
-    Nor against the line that it said it would try: only who dies of it does not come here.
+    Nor does an attempt of an isolated line count: only a line that kills its worker does not come here.
     """
     ledger.lock(session, claim.job.id)
-    session.execute(update(Shard).where(_mine(claim)).values(faults={str(n): k for n, k in claim.faults.items()}))
+    session.execute(
+        update(Shard).where(_claim_filter(claim)).values(faults={str(n): k for n, k in claim.faults.items()})
+    )
     said_so = or_(
         Shard.isolated_line.is_distinct_from(claim.isolated_line), Shard.isolated_attempts != claim.isolated_attempts
     )
-    tried = update(Shard).where(_mine(claim), said_so, Shard.isolated_attempts > 0)
+    tried = update(Shard).where(_claim_filter(claim), said_so, Shard.isolated_attempts > 0)
     session.execute(tried.values(isolated_attempts=Shard.isolated_attempts - 1))
     freed = _free(session, claim.job.id, claim.n, claim.epoch, stalled=False, delay=delay)
     if freed and waiting_for is not None:
@@ -264,11 +268,14 @@ def give_back(session: Session, claim: ShardClaim, *, delay: float = 0.0, waitin
 
 
 def requeue_to_job_queue(session: Session, claim: ShardClaim) -> None:
-    """This queue's part is done: the rest is for its job's own. Run twice it is passed on once. Raises ClaimLost."""
+    """Hand a shard on to the queue of its job, when the part of this queue is done. Raises ClaimLost.
+
+    Run twice it is handed on once.
+    """
     job = ledger.lock(session, claim.job.id)
     onward = {"state": ShardState.PENDING, "epoch": Shard.epoch + 1, "worker_id": None, "queue": None}
     onward |= {"stalls": 0, "isolated_line": None, "isolated_attempts": 0}
-    passed = session.execute(update(Shard).where(_mine(claim)).values(onward))
+    passed = session.execute(update(Shard).where(_claim_filter(claim)).values(onward))
     if passed.rowcount == 1 and job is not None:  # type: ignore[attr-defined]
         if job.state == JobState.RUNNING:
             outbox.enqueue(session, job, Task.RUN, job.queue or kinds.lenient(job.kind).run_queue, (claim.n,))
@@ -294,7 +301,7 @@ def revoke_lease(session: Session, job_id: str, n: int, epoch: int, heartbeat: i
 
 
 def revoke_running(session: Session, job_id: str) -> None:
-    """A stopping job waits no longer for its running shards: whatever they still produce is dropped."""
+    """Revoke the claims on the running shards of a job that is stopping: their later writes change nothing."""
     ledger.lock(session, job_id)
     running = select(Shard.n, Shard.epoch).where(Shard.job_id == job_id, Shard.state == ShardState.RUNNING)
     for n, epoch in session.execute(running.order_by(Shard.n)).all():
@@ -303,19 +310,19 @@ def revoke_running(session: Session, job_id: str) -> None:
 
 
 def stopping(session: Session) -> Sequence[str]:
-    """Jobs that are to end and of which shards still run."""
+    """Return jobs that are to end and of which shards still run."""
     states = (JobState.CANCELLING, JobState.EXPIRING)
     jobs = select(Shard.job_id).join(Job, Job.id == Shard.job_id).where(HELD, Job.state.in_(states))
     return session.scalars(jobs.distinct()).all()
 
 
 def any_without_message(session: Session) -> bool:
-    """Whether there is anything to mend, which takes long to find out: no writer waits for it."""
+    """Return whether a pending shard lacks its message. The query takes long, so it locks nothing."""
     return session.execute(_WITHOUT_MESSAGE.limit(1)).first() is not None
 
 
 def restore_messages(session: Session, limit: int = 200) -> int:
-    """Mend pending shards of running jobs whose message is gone; returns how many there were."""
+    """Enqueue the message of each pending shard of a running job that lacks it; return their number."""
     lost = session.execute(_WITHOUT_MESSAGE.limit(limit)).all()
     for job, n, queue in lost:
         outbox.enqueue(session, job, Task.RUN, queue or job.queue or kinds.lenient(job.kind).run_queue, (n,))
@@ -344,10 +351,10 @@ _WITHOUT_MESSAGE = (
 
 
 def _free(session: Session, job_id: str, n: int, epoch: int, *, stalled: bool, delay: float) -> bool:
-    mine = and_(Shard.job_id == job_id, Shard.n == n, Shard.epoch == epoch, Shard.state == ShardState.RUNNING)
+    claim_filter = and_(Shard.job_id == job_id, Shard.n == n, Shard.epoch == epoch, Shard.state == ShardState.RUNNING)
     freed = session.execute(
         update(Shard)
-        .where(mine)
+        .where(claim_filter)
         .values(
             state=ShardState.PENDING,
             epoch=Shard.epoch + 1,
@@ -368,11 +375,11 @@ def _done(counts: Mapping[str, int]) -> dict[str, Any]:
     return {"state": ShardState.DONE, "worker_id": None, "finished_at": now(), "outcomes": dict(counts)}
 
 
-def _found(session: Session, statement: Executable, **its: Any) -> bool:
+def _exists(session: Session, statement: Executable, **its: Any) -> bool:
     return session.connection().execute(statement, its).first() is not None
 
 
-def _mine(claim: ShardClaim) -> ColumnElement[bool]:
+def _claim_filter(claim: ShardClaim) -> ColumnElement[bool]:
     return and_(
         Shard.job_id == claim.job.id,
         Shard.n == claim.n,

@@ -1,7 +1,7 @@
-"""What every step of every job asks of SQL, built once: building a statement costs many times what running it does.
+"""The statements of every step of every job, built once: building one costs many times what running it does.
 
-Updates say their guard in the WHERE, whose values are called `its_…`; the columns that a MOVE sets are whatever else
-it is given. They speak of tables: a session that holds the row as an object is told by `seen` what has become of it.
+Updates have their guard in the WHERE, whose values are called `its_…`; a MOVE sets the columns of all other values. The
+statements are on tables: where a session holds the row as an object, `seen` sets the object's attributes.
 """
 
 from collections.abc import Mapping
@@ -26,12 +26,12 @@ CLAIMABLE: dict[Task, frozenset[JobState]] = {
 
 
 def changes_one(session: Session, statement: Executable, values: Mapping[str, Any]) -> bool:
-    """Run an UPDATE or DELETE; whether its guard held for a row."""
+    """Run an UPDATE or DELETE; return whether its guard held for a row."""
     return session.connection().execute(statement, values).rowcount == 1
 
 
 def seen(instance: DeclarativeBase, values: Mapping[str, Any]) -> None:
-    """The row of this object has these values now."""
+    """Set attributes of an object to what a statement has written to its row."""
     for name, value in values.items():
         set_committed_value(instance, name, value)
 
@@ -56,13 +56,13 @@ def _take(task: Task) -> Update:
         free = and_(free, ~exists().where(*_RUNNING))
     else:
         free = and_(free, _job.c.waiting_for.is_distinct_from(dependencies.WAITING))
-    ours = {"epoch": _job.c.epoch + 1, "heartbeat": 0, "worker_id": _ITS_WORKER, "waiting_for": None}
-    return update(_job).where(free).values(ours)
+    claimed = {"epoch": _job.c.epoch + 1, "heartbeat": 0, "worker_id": _ITS_WORKER, "waiting_for": None}
+    return update(_job).where(free).values(claimed)
 
 
 def _heartbeat() -> Update:
-    mine = and_(_job.c.id == _ITS_JOB, _job.c.epoch == _ITS_EPOCH, _job.c.worker_id == _ITS_WORKER)
-    return update(_job).where(mine).values(heartbeat=_job.c.heartbeat + 1)
+    claim_filter = and_(_job.c.id == _ITS_JOB, _job.c.epoch == _ITS_EPOCH, _job.c.worker_id == _ITS_WORKER)
+    return update(_job).where(claim_filter).values(heartbeat=_job.c.heartbeat + 1)
 
 
 def _any_shard(*states: ShardState) -> Select[bool]:
@@ -81,7 +81,7 @@ OPEN = _any_shard(ShardState.PENDING, ShardState.RUNNING)
 # -- a shard
 
 
-def _mine() -> ColumnElement[bool]:
+def _claim_filter() -> ColumnElement[bool]:
     return and_(
         _shard.c.job_id == _ITS_JOB,
         _shard.c.n == _ITS_N,
@@ -92,24 +92,24 @@ def _mine() -> ColumnElement[bool]:
 
 def _take_shard(where: ColumnElement[bool]) -> Update:
     free = and_(_shard.c.job_id == _ITS_JOB, _shard.c.n == _ITS_N, _shard.c.state == ShardState.PENDING, where)
-    ours = {"state": ShardState.RUNNING, "epoch": _shard.c.epoch + 1, "heartbeat": 0, "worker_id": _ITS_WORKER}
+    claimed = {"state": ShardState.RUNNING, "epoch": _shard.c.epoch + 1, "heartbeat": 0, "worker_id": _ITS_WORKER}
     begun = case((_shard.c.done > 0, _shard.c.started_at), else_=bindparam("at"))
-    ours |= {"progressed": False, "started_at": begun}
-    return update(_shard).where(free).values(ours).returning(*_shard.c)
+    claimed |= {"progressed": False, "started_at": begun}
+    return update(_shard).where(free).values(claimed).returning(*_shard.c)
 
 
 def _count() -> Update:
-    """The sums grow by `its_done`, `its_failed` and the tokens; what else is set shows that it gets on."""
+    """Build the statement that adds `its_done`, `its_failed` and the tokens to a shard, and notes its progress."""
     more = {name: _shard.c[name] + bindparam(f"its_{name}") for name in ("done", "failed", *TOKENS)}
     well = {"progressed": True, "stalls": 0, "isolated_line": None, "isolated_attempts": 0}
-    return update(_shard).where(_mine()).values({**more, **well})
+    return update(_shard).where(_claim_filter()).values({**more, **well})
 
 
 _ITS_SEGMENTS = and_(_segment.c.job_id == _ITS_JOB, _segment.c.n == _ITS_N)
 TAKE_SHARD = _take_shard(_shard.c.queue.is_(None))
 TAKE_SHARD_THERE = _take_shard(_shard.c.queue == bindparam("its_queue"))
 COUNT = _count()
-HEARTBEAT_SHARD = update(_shard).where(_mine()).values(heartbeat=_shard.c.heartbeat + 1)
+HEARTBEAT_SHARD = update(_shard).where(_claim_filter()).values(heartbeat=_shard.c.heartbeat + 1)
 SHARD_IS_THERE = select(_shard.c.n).where(_shard.c.job_id == _ITS_JOB, _shard.c.n == _ITS_N)
 COVERED = select(_segment.c.covered).where(_ITS_SEGMENTS)
 OUTCOMES = select(_segment.c.outcomes).where(_ITS_SEGMENTS)

@@ -9,15 +9,15 @@
       └──bad input──▶ failed
 
 Terminal states never change; a retry is a new job with `retry_of`. `ledger.move` is the only way along an arrow.
-Who works on a job (planning, finishing) is a claim with an epoch on its row and not a state, so that a crash
-never turns a polled state back.
+The worker of a job (planning, finishing) is noted as a claim with an epoch on its row and not as a state, so that a
+crash never turns a polled state back.
 """
 
 from enum import StrEnum
 
 
 class JobState(StrEnum):
-    """Where a job stands."""
+    """The state of a job."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -31,7 +31,7 @@ class JobState(StrEnum):
 
 
 class ShardState(StrEnum):
-    """Where a shard stands: pending ⇄ running → done; pending again when a claim is lost or given back."""
+    """The state of a shard: pending ⇄ running → done; pending again when a claim is released or lost."""
 
     PENDING = "pending"
     RUNNING = "running"

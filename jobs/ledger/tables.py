@@ -13,7 +13,7 @@ TOKENS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
 
 
 class Usage:
-    """Tokens: `cached` is part of `input`, `reasoning` of `output`."""
+    """Tokens: `cached` is a part of `input`, `reasoning` a part of `output`."""
 
     input_tokens: Mapped[int] = mapped_column(default=0)
     cached_tokens: Mapped[int] = mapped_column(default=0)
@@ -24,7 +24,7 @@ class Usage:
 class Job(Usage, Base):
     """One job of any kind. `state` is written by `jobs.ledger.ledger` alone.
 
-    `epoch`, `worker_id`, `heartbeat` are the claim of whoever plans or finishes it. `total`, `completed`, `failed` and
+    `epoch`, `worker_id`, `heartbeat` are the claim on its planning or finishing. `total`, `completed`, `failed` and
     the tokens are final only in a terminal state; until then they are sums over the shards. `parent_id` is the job that
     this one was made for; to cancel the parent cancels it. `waiting_for` is `job` until its predecessors completed.
     `model` is the name that its requests ask for; `serves_as` is the model that a worker must have where that is
@@ -55,7 +55,7 @@ class Job(Usage, Base):
     heartbeat: Mapped[int] = mapped_column(default=0)
     worker_id: Mapped[str | None] = mapped_column(String(64))
     lost_leases: Mapped[int] = mapped_column(default=0)  # claims on it or its shards that ended by their lease
-    failed_attempts: Mapped[int] = mapped_column(default=0, server_default=text("0"))  # planned or finished in vain
+    failed_attempts: Mapped[int] = mapped_column(default=0, server_default=text("0"))  # to plan or finish it
     event_seq: Mapped[int] = mapped_column(default=0)
 
     total: Mapped[int] = mapped_column(default=0)
@@ -126,8 +126,10 @@ class JobDependency(Base):
 
 
 class Schedule(Base):
-    """A batch that comes again and again, see `jobs.batches.schedules`. `request` is a
-    `jobs.batches.batches.BatchRequest`."""
+    """A batch that is submitted again and again, see `jobs.batches.schedules`.
+
+    `request` is a `jobs.batches.batches.BatchRequest`.
+    """
 
     __tablename__ = "schedule"
 
@@ -152,11 +154,12 @@ class Schedule(Base):
 
 
 class Shard(Usage, Base):
-    """A byte range of the job's input. `epoch` fences; `progressed` says whether this claim has committed anything.
+    """A byte range of the job's input. `progressed` says whether this claim has committed anything.
 
-    `queue` is where it is to be run for now; without one it is its job's. `outcomes` is the sum of its segments', of a
-    shard that is done (null: it is not, or a version ended it that did not sum them). `started_at` is of the claim that
-    brought its first results, until there are any of the last one: those that only met a missing model do not count.
+    `epoch` is the fencing token. `queue` is where the shard is run for now; without one, it is its job's. `outcomes` is
+    the sum of its segments', once the shard is done (null: it is not, or a version ended it that did not sum them).
+    `started_at` is of the claim that brought the first results, until there are any of the last claim: claims that only
+    met a missing model do not count.
     """
 
     __tablename__ = "shard"
@@ -218,7 +221,7 @@ class Segment(Usage, Base):
 
 
 class Outcome(Base):
-    """Of an ended job: how many lines there are of each word of `workers.runtime.outcomes`."""
+    """How many lines of an ended job have one outcome of `workers.runtime.outcomes`."""
 
     __tablename__ = "outcome"
 

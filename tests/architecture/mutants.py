@@ -178,7 +178,7 @@ MUTANTS = [
             ("a job is claimed in any state", "_take", "_job.c.state.in_(CLAIMABLE[task])", "True", LEDGER),
             ("finishing beside running shards", "_take", "task is Task.FINISH", "False", LEDGER),
             ("anyone sends heartbeats", "_heartbeat", _SAME_EPOCH, _ANY_EPOCH, LEDGER),
-            ("a commit by any epoch", "_mine", "_shard.c.epoch == _ITS_EPOCH", _ANY_EPOCH, SHARDS),
+            ("a commit by any epoch", "_claim_filter", "_shard.c.epoch == _ITS_EPOCH", _ANY_EPOCH, SHARDS),
             ("a running shard is claimed", "_take_shard", "_shard.c.state == ShardState.PENDING", "True", SHARDS),
         )
     ),
@@ -195,7 +195,7 @@ MUTANTS = [
     *(
         Mutant(name, "jobs.ledger.shards", instead(guard, "True", inside=function), SHARDS)
         for name, function, guard in (
-            ("a try by any epoch", "_mine", "Shard.epoch == claim.epoch"),
+            ("a try by any epoch", "_claim_filter", "Shard.epoch == claim.epoch"),
             ("a shard revoked while its heartbeats come", "revoke_lease", "Shard.heartbeat == heartbeat"),
         )
     ),
