@@ -55,7 +55,7 @@ def migrate(url: str, target: str = "head") -> None:
 
 
 def operator_key(db: Database, config: Settings) -> str:
-    """The operator's key, made on the first start or when it no longer opens anything."""
+    """Return the operator's key; make one on the first start, or when it opens nothing any more."""
     path = config.data_dir / OPERATOR_KEY
     key = path.read_text().strip() if path.exists() else ""
     with db.write() as session:

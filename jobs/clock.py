@@ -1,7 +1,8 @@
 """Wall time, in one place: SQL stores unix seconds as floats, the API shows whole seconds.
 
-Nothing that decides over a lease reads this clock; the dispatcher's own monotonic clock does that. What must read it
-(the end of a completion window, a schedule, an attempt that is due) is spared a clock that jumps and comes back.
+Nothing that decides about a lease reads this clock; the dispatcher's own monotonic clock does that. What must read it
+(the end of a completion window, a schedule, an attempt that is due) is protected from a clock that jumps and comes
+back.
 """
 
 import time
@@ -48,5 +49,5 @@ _steady = SteadyClock()
 
 
 def now() -> float:
-    """Unix time in seconds."""
+    """Return unix time in seconds."""
     return _steady()

@@ -244,4 +244,4 @@ class ProjectFull(StorageFull):
 
 
 class ClaimLost(NightmillError):
-    """A newer claim on this work exists; what this one produced is dropped."""
+    """A newer claim on this work exists; what the former holder produced is dropped."""

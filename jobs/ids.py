@@ -11,7 +11,7 @@ LENGTH = 24  # characters after the prefix
 
 
 def new_id(prefix: str) -> str:
-    """`new_id("file-")` → `file-` and 24 characters of 36 (124 bits)."""
+    """Return a new id: `new_id("file-")` is `file-` and 24 characters of 36 (124 bits)."""
     number = secrets.randbelow(len(_ALPHABET) ** LENGTH)  # once for all of them: a choice each costs ten times as much
     characters = []
     for _ in range(LENGTH):

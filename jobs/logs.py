@@ -23,7 +23,7 @@ _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime
 
 @contextmanager
 def about(**ids: str | None) -> Iterator[None]:
-    """Every record inside carries these ids."""
+    """Add these ids to every record inside."""
     token = _about.set({**_about.get(), **{name: value for name, value in ids.items() if value}})
     try:
         yield
@@ -32,7 +32,7 @@ def about(**ids: str | None) -> Iterator[None]:
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line of JSON."""
+    """Format a record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -49,7 +49,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class Seldom:
-    """A warning that is told once in `seconds`, with how often it was kept back since."""
+    """Log a warning at most once in `seconds`, with how often it was suppressed since."""
 
     def __init__(
         self,

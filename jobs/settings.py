@@ -22,7 +22,7 @@ MB = 1 << 20
 
 
 class SecretFiles(PydanticBaseSettingsSource):
-    """Any setting out of a file. `NIGHTMILL_MODELS_FILE` is a setting of its own and names none."""
+    """Read any setting from a file. `NIGHTMILL_MODELS_FILE` is a setting of its own and names none."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002 (theirs)
         name = f"{self.config['env_prefix']}{field_name}".upper()
@@ -245,22 +245,22 @@ class Settings(BaseSettings):
 
     @property
     def anchors_by_webhook(self) -> bool:
-        """Whether the heads of the audit log go to a URL, and not to a file."""
+        """Return whether the heads of the audit log go to a URL, and not to a file."""
         return self.audit_anchor.startswith(("https://", "http://"))
 
     @property
     def database(self) -> str:
-        """The database URL in force."""
+        """Return the database URL in force."""
         return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'nightmill.db'}"
 
     @property
     def storage(self) -> str:
-        """The storage URL in force."""
+        """Return the storage URL in force."""
         return self.storage_url or f"file://{self.data_dir.absolute() / 'files'}"
 
     @property
     def own_folders(self) -> tuple[Path, ...]:
-        """The folders of this machine that hold keys and the files of every project."""
+        """Return the folders of this machine that hold keys and the files of every project."""
         storage = self.storage
         return (
             (self.data_dir, Path(storage.removeprefix("file://")))
@@ -274,11 +274,11 @@ class Settings(BaseSettings):
 
     @property
     def url(self) -> str:
-        """Where clients reach the API, without a trailing slash."""
+        """Return where clients reach the API, without a trailing slash."""
         return self.public_url.rstrip("/") or f"http://{self.host}:{self.port}"
 
 
 @cache
 def settings() -> Settings:
-    """The settings of this process, read once from the environment."""
+    """Return the settings of this process, read once from the environment."""
     return Settings()

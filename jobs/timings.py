@@ -35,7 +35,7 @@ class Timings:
 
     # workers.runtime
     heartbeat_look: float = 1.0  # between looks at the states of the held jobs
-    engine_busy: float = 8.0  # that a shard waits in place for a busy engine before it is given back,
+    engine_busy: float = 8.0  # that a shard waits in place for a busy engine before it is released,
     engine_busy_beside: float = 600.0  # and while other lines of it are being answered, which would be lost
     engine_loop_end: float = 0.5  # that what still runs when the engines' loop ends is waited for, each time
 
@@ -84,7 +84,7 @@ class Timings:
     source_settled: float = 2.0  # a file that changed so lately may change again without looking different
 
     # workers/lifecycle
-    storage_retry: float = 10.0  # before what could not be stored is tried again
+    storage_retry: float = 10.0  # before a failed write to storage is tried again
     database_retry: float = 5.0  # before a database that could not be read is read again
     slot_retry: float = 1.0  # before a shard for which there is no room is published again
 

@@ -14,7 +14,7 @@ from jobs.tables import Base
 
 
 def drift(url: str) -> list[Any]:
-    """What would have to change in a migrated database for the models to be true of it."""
+    """Return the changes that a migrated database would need to match the models."""
     engine = create_engine(url, poolclass=NullPool)
     with engine.connect() as connection:
         options = {"compare_type": True, "compare_server_default": True}
@@ -25,10 +25,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{Path(folder) / 'check.db'}"
         migrate(url)
-        found = drift(url)
-    for change in found:
+        differences = drift(url)
+    for change in differences:
         sys.stderr.write(f"models and migrations differ: {change}\n")
-    return 1 if found else 0
+    return 1 if differences else 0
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def run() -> None:
 
 
 def _begin_at_once(engine: Engine) -> None:
-    """SQLite's driver begins by itself, and not for DDL: take that over, so that an upgrade is one transaction."""
+    """Begin transactions by hand: SQLite's driver begins none for DDL, and an upgrade is to be one transaction."""
 
     @event.listens_for(engine, "connect")
     def _manual(connection, _record) -> None:  # type: ignore[no-untyped-def]

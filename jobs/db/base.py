@@ -1,4 +1,4 @@
-"""What every table shares: naming of constraints (so that migrations can drop them) and the column types."""
+"""The base of all tables: names of constraints (so that migrations can drop them) and the column types."""
 
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ Serial = BigInteger().with_variant(Integer, "sqlite")
 
 
 class Base(DeclarativeBase):
-    """Times are unix seconds (float), sizes bytes, JSON columns plain dicts and lists."""
+    """The base of all models. Times are unix seconds (float), sizes bytes, JSON columns plain dicts and lists."""
 
     metadata = MetaData(naming_convention=_NAMING)
     type_annotation_map = {  # noqa: RUF012 (SQLAlchemy reads it from the class)
@@ -30,11 +30,11 @@ class Base(DeclarativeBase):
 
 
 def table_of(model: type[Base]) -> Table:
-    """For statements that no session need know of: they cost a fraction."""
+    """Return the table of a model, for statements that need no session's objects: they cost a fraction."""
     return cast(Table, model.__table__)
 
 
 def row_of(instance: Base) -> dict[str, Any]:
-    """The columns that were given to an object which no session knows."""
+    """Return the columns that were given to an object that is in no session."""
     columns = table_of(type(instance)).columns
     return {name: value for name, value in vars(instance).items() if name in columns}

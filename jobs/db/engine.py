@@ -39,15 +39,16 @@ _CANCELLED = "57014"  # PostgreSQL's code for a statement that its time has ende
 #: long amid a transaction. The driver calls them internal errors.
 _AWAY = frozenset({"25006", "25P03"})
 _LOCKED = frozenset({5, 6})  # SQLite's busy and locked
-#: SQLite's result codes of what passes: busy, locked, interrupted, I/O error, disk full, can't open.
+#: SQLite's result codes of what is temporary: busy, locked, interrupted, I/O error, disk full, can't open.
 _PASSING = frozenset({5, 6, 9, 10, 13, 14})
 
 
 class Database:
     """Sessions of one database for one process.
 
-    `patience` is how long, in seconds, a transaction waits for its turn before `DatabaseBusy`; an `urgent` process's
-    go before others'. `most` is how many connections to PostgreSQL it has at once: who finds none free waits for one.
+    `patience` is how long, in seconds, a transaction waits for its turn before `DatabaseBusy`. The transactions of an
+    `urgent` process precede those of others. `most` bounds the connections to PostgreSQL: a transaction that finds none
+    free waits for one.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Database:
         self.sqlite = make_url(url).get_backend_name() == "sqlite"
         self.engine = _engine(url, self.sqlite, patience, pool_size, most, timings)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
-        # PostgreSQL reads at one moment per statement anyway; BEGIN and ROLLBACK are two trips more for each look
+        # PostgreSQL has a snapshot per statement anyway; BEGIN and ROLLBACK are two more trips for each read
         looks = self.engine.execution_options(**({} if self.sqlite else {"isolation_level": "AUTOCOMMIT"}))
         event.listen(looks, "before_execute", _refuse_to_change)
         self._looks = sessionmaker(looks, expire_on_commit=False, autoflush=False)
@@ -73,7 +74,7 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """One write transaction. Raises DatabaseBusy when the database is locked or away."""
+        """Run one write transaction. Raises DatabaseBusy when the database is locked or unavailable."""
         with _our_errors():
             if self._writer_lock is None:
                 with self._sessions.begin() as session:
@@ -90,7 +91,7 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """To read, and to write nothing: all at one moment on SQLite, each statement at its own on PostgreSQL."""
+        """Run a transaction that writes nothing: a snapshot on SQLite, single statements on PostgreSQL."""
         with _our_errors(), self._looks() as session:
             yield session
 
@@ -118,7 +119,7 @@ class Database:
                 delay = min(delay * 2, 2.0)
 
     def close(self) -> None:
-        """What another thread still has, or opens afterwards, is closed when it is done with it."""
+        """Close all connections; one that another thread still uses is closed when it is returned."""
         event.listen(self.engine, "checkin", _forget)
         self.engine.dispose()
         if self._writer_lock is not None:
@@ -129,25 +130,25 @@ def _forget(_: Any, record: ConnectionPoolEntry) -> None:
     record.invalidate()
 
 
-#: Of an UPDATE or DELETE: leave the session's objects alone, for nobody looks at them afterwards.
+#: Of an UPDATE or DELETE: leave the session's objects alone, they are not used afterwards.
 UNSEEN: Mapping[str, Any] = {"synchronize_session": False}
 #: Of an UPDATE ... RETURNING rows: they are now as they have come back.
 RETURNED: Mapping[str, Any] = {"synchronize_session": False, "populate_existing": True}
 
 
 def in_pages(ids: Iterable[str]) -> Iterator[list[str]]:
-    """In order, as many at a time as a statement takes."""
+    """Yield the ids in order, as many at a time as a statement takes."""
     ordered = sorted(ids)
     return (ordered[start : start + WRITE_ROWS] for start in range(0, len(ordered), WRITE_ROWS))
 
 
 def insert_into(session: Session, model: type[DeclarativeBase]) -> Any:
-    """An INSERT that knows ON CONFLICT; both databases spell it alike, SQLAlchemy keeps one for each."""
+    """Return an INSERT that has ON CONFLICT; both databases spell it alike, SQLAlchemy has one class for each."""
     return inserting(session.get_bind().dialect.name)(model)
 
 
 def inserting(dialect: str) -> Any:
-    """The same, for statements that are built once for each database."""
+    """Return the function for such an INSERT, for statements that are built once for each database."""
     return sqlite_insert if dialect == "sqlite" else pg_insert
 
 
@@ -187,9 +188,9 @@ def _refuse_to_change(_: Connection, clause: Any, *__: Any) -> None:
 
 
 def _ping(dialect: Dialect, fresh: float, connection: Any, record: ConnectionPoolEntry, _: Any) -> None:
-    """One that lay for a while may have been lost: it is asked. Of one just used whoever has it now hears it.
+    """Ping a connection that was idle for a while: it may have been lost.
 
-    Raises InvalidatePoolError: others are opened.
+    Raises InvalidatePoolError: SQLAlchemy opens another one.
     """
     used = record.info.get(_USED)
     if used is None or time.monotonic() - used < fresh:
@@ -205,7 +206,7 @@ def _note_use(_: Any, record: ConnectionPoolEntry) -> None:
 
 
 def tell_no_row(context: ExceptionContext) -> None:
-    """PostgreSQL ends an error with the row that broke a rule; errors are logged, and no value of a row may be."""
+    """Remove the row from an error of PostgreSQL: errors are logged, and no value of a row may be."""
     for error in (context.original_exception, context.sqlalchemy_exception):
         if error is not None:
             error.args = tuple(one.partition("\nDETAIL:")[0] if isinstance(one, str) else one for one in error.args)
@@ -218,7 +219,7 @@ def _pragmas(connection: Any, patience: float) -> None:
 
 
 def _to_wal(connection: Any, deadline: float) -> None:
-    """A new database is turned to WAL by one connection alone, and for that SQLite waits for no other: so we do."""
+    """Turn a new database to WAL, with attempts until `deadline`: SQLite's busy timeout does not cover that."""
     pause = threading.Event()
     while True:
         try:
@@ -231,7 +232,7 @@ def _to_wal(connection: Any, deadline: float) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    """A deferred transaction that turns into a write gets SQLITE_BUSY in spite of the timeout: take the lock first."""
+    """Begin a write transaction with its lock: a deferred one gets SQLITE_BUSY in spite of the timeout."""
     write = connection.get_execution_options().get("write", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
@@ -251,7 +252,7 @@ def _our_errors() -> Iterator[None]:
 
 
 def _passes(error: DBAPIError) -> bool:
-    """Whether the same statement may work later. A wrong one stays wrong, and SQLite calls that operational too."""
+    """Return whether the same statement may work later. SQLite calls a wrong statement operational, too."""
     code = getattr(error.orig, "sqlite_errorcode", None)
     if code is not None:
         return code & 0xFF in _PASSING

@@ -1,6 +1,6 @@
-"""SQLite is one host: its locks mean nothing on another. The first one's name is kept in the database.
+"""SQLite is for one host: its locks mean nothing on another. The name of the first host is stored in the database.
 
-Every process asks at its start, so that one which was pointed at a shared folder refuses instead of corrupting it.
+Every process checks it at its start. One that was pointed at a shared folder refuses instead of corrupting it.
 """
 
 import socket
@@ -17,7 +17,7 @@ class WrongHost(NightmillError):
 
 
 def claim_host(db: Database) -> None:
-    """SQLite is one host: the first one's name is kept, another refuses to start."""
+    """Store the name of this host in a new SQLite database. Raises WrongHost when it has another one."""
     if not db.sqlite:
         return
     with db.read() as session:

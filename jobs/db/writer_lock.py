@@ -135,11 +135,11 @@ class WriterLock:
 
         Close a parent's after a fork: it would keep the lock if the parent died.
         """
-        mine = os.getpid()
+        own_pid = os.getpid()
         for pid in list(self._states):
-            if pid != mine and (other := self._states.pop(pid, None)) is not None:
+            if pid != own_pid and (other := self._states.pop(pid, None)) is not None:
                 other.close()
-        return self._states.setdefault(mine, ProcessState(FileLock(self._path), FileLock(self._priority)))
+        return self._states.setdefault(own_pid, ProcessState(FileLock(self._path), FileLock(self._priority)))
 
     def close(self) -> None:
         state = self._states.pop(os.getpid(), None)

@@ -1,4 +1,4 @@
-"""Who is served next, and how much at once: three primitives that all queues and limits are built of.
+"""Limiters: the three primitives that all queues and limits are built of.
 
     FairQueue             which item is next? that of the flow (a project, a receiver) that was served least
     Limit                 how much at once? so many units; the others wait in line, by priority and then in order
@@ -26,16 +26,16 @@ F = TypeVar("F")
 T = TypeVar("T")
 
 _ROUNDING: Final = 1e-6  # of sums of weights
-#: Seconds between looks at a lock of another process, which tells nobody when it is released.
+#: Seconds between looks at a lock of another process, which sends no signal when it is released.
 POLL_SECONDS: Final = 0.02
 
 
 class VirtualTime(Generic[F]):
-    """How far each flow is, for those that are ahead of the present: gives each an equal share of what is served.
+    """The progress of each flow that is ahead of the present: gives each an equal share of what is served.
 
     Start-time fair queueing (Goyal, Vin, Cheng 1996): a flow starts where its last service ended, or at the present if
     that is later. The flow with the earliest start is served next, and the present moves on to that start. A flow that
-    was away saves nothing up, and a flow that comes anew is served before all that are ahead of the present.
+    was idle accumulates no credit, and a new flow is served before all that are ahead of the present.
     """
 
     def __init__(self) -> None:
@@ -119,10 +119,11 @@ _order = itertools.count()
 
 
 class Limit:
-    """At most `size` units are in use at once. Who finds too few free waits: by priority (lowest first), then in order.
+    """A bound: at most `size` units are in use at once.
 
-    `size` may change at any time; what is in use stays in use. A heavy request is not overtaken by lighter ones behind
-    it. `line` bounds who waits: when as much as `size + line` is in use or waits, the next one is refused.
+    Further requests wait by priority (lowest first), then in order. `size` may change at any time; what is in use stays
+    in use. A heavy request is not overtaken by lighter ones behind it. `line` bounds the waiting: when as much as `size
+    + line` is in use or waits, the next request is refused.
 
     One object is used by any threads, or by one event loop: `acquire` is for a loop, `acquire_blocking` for threads.
     What was acquired must be released, with the same weight.
@@ -241,7 +242,7 @@ async def acquire_any(limits: Sequence[Limit], weight: float = 1.0, priority: in
             limit._join(ticket)
     try:
         return await future
-    except asyncio.CancelledError:  # what came in that same moment is for the next one
+    except asyncio.CancelledError:  # units that were admitted in that same moment go to the next one
         if future.done() and not future.cancelled() and (admitted := future.result()) is not None:
             admitted.release(weight)
         raise
@@ -285,7 +286,7 @@ class SharedExclusiveLock:
     async def acquire_exclusive(self) -> None:
         """Wait until no other process has the lock, and take it alone. This process must not have it."""
         deadline = time.monotonic() + self._patience
-        await asyncio.sleep(POLL_SECONDS)  # a process that was alone just now lets others go first
+        await asyncio.sleep(POLL_SECONDS)  # a process that has just had the exclusive lock lets others go first
         for lock in (self._gate, self._main):
             while not lock.try_acquire() and time.monotonic() < deadline:  # noqa: ASYNC110 (a flock tells nobody)
                 await asyncio.sleep(POLL_SECONDS)

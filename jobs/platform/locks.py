@@ -34,10 +34,10 @@ class FileLock:
     """A `flock` on a file, which is made where it is missing, or on a folder.
 
     The kernel releases the lock when its holder dies. Two objects exclude each other in the same process too. A fork
-    shares the lock of its parent: it is held until both have closed it. A `flock` has no timeout: who is to wait for so
-    long, tries again and again.
+    shares the lock of its parent: it is held until both have closed it. A `flock` has no timeout: a caller with a
+    deadline tries again and again.
 
-    The package filelock knows no shared mode and no folders.
+    The package filelock has no shared mode and locks no folders.
     """
 
     def __init__(self, path: Path, *, folder: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""What stays in a process's memory."""
+"""The memory of a process: the garbage collector and the C library's allocator."""
 
 import ctypes
 import gc
@@ -12,14 +12,14 @@ _YOUNG_OBJECTS: Final = 10_000
 
 
 def freeze() -> None:
-    """Whatever is in memory now stays for good, and the collector leaves it alone from here on.
+    """Take all objects that exist now out of the garbage collector's sight, and let it run less often.
 
-    A process holds hundreds of thousands of objects of its libraries. To look through them for every dozen shards took
-    nearly half of a worker's time, and a web process answers nobody for the tenth of a second that one look takes. What
-    was taken for good before, and is needed no more, is freed first.
+    A process has hundreds of thousands of objects of its libraries. Looking through them for every dozen shards took
+    nearly half of a worker's time, and a web process answers nothing for the tenth of a second that one look takes.
+    What was frozen before, and is needed no more, is freed first.
 
-    From here on the collector runs each 10,000 new objects instead of each 700: with hundreds of requests in flight the
-    young objects are nearly all in use, and to look through them took a fifth of the CPU of a line of a batch.
+    From here on the collector runs after 10,000 new objects instead of 700: with hundreds of requests in flight nearly
+    all young objects are in use, and looking through them took a fifth of the CPU of a line of a batch.
     """
     gc.unfreeze()
     gc.collect()
@@ -27,20 +27,20 @@ def freeze() -> None:
     gc.set_threshold(_YOUNG_OBJECTS, 20, 20)
 
 
-def few_arenas(most: int = 2) -> None:
-    """What threads allocate that are started from here on comes from so few arenas of glibc.
+def few_arenas(count: int = 2) -> None:
+    """Limit the arenas of glibc to `most` for threads that are started from here on.
 
-    It gives every thread one of its own, up to eight a core, and keeps in each what was freed there: a library that
-    works in dozens of threads holds its peak in every one of them. Nothing is done where the C library is another.
+    By default every thread gets an arena of its own, up to eight a core, and each arena keeps what was freed in it: a
+    library that works in dozens of threads holds its peak in every one of them. With another C library nothing is done.
     """
     if _mallopt is not None:
-        _mallopt(_M_ARENA_MAX, most)
+        _mallopt(_M_ARENA_MAX, count)
 
 
 def trim() -> None:
-    """Give back to the machine what was freed: tens of milliseconds.
+    """Return freed memory to the operating system; takes tens of milliseconds.
 
-    Whoever frees large pieces of ever other sizes leaves gaps, which glibc keeps.
+    Freeing large objects of varying sizes leaves gaps, which glibc keeps.
     """
     if _trim is not None:
         _trim(0)

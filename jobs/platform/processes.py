@@ -44,8 +44,8 @@ def read(pid: int) -> Process | None:
 
 def table() -> dict[int, Process]:
     """Return all processes by pid."""
-    found = map(read, psutil.pids())
-    return {process.pid: process for process in found if process is not None}
+    running = map(read, psutil.pids())
+    return {process.pid: process for process in running if process is not None}
 
 
 def with_descendants(roots: Iterable[int], processes: Mapping[int, Process]) -> set[int]:
@@ -53,14 +53,14 @@ def with_descendants(roots: Iterable[int], processes: Mapping[int, Process]) -> 
     children: dict[int, list[int]] = {}
     for process in processes.values():
         children.setdefault(process.parent, []).append(process.pid)
-    found: set[int] = set()
+    descendants: set[int] = set()
     waiting = list(roots)
     while waiting:
         pid = waiting.pop()
-        if pid not in found:
-            found.add(pid)
+        if pid not in descendants:
+            descendants.add(pid)
             waiting += children.get(pid, [])
-    return found
+    return descendants
 
 
 def started(pid: int) -> int | None:

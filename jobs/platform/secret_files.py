@@ -1,7 +1,7 @@
-"""Values that come from a file instead of the environment: `NAME_FILE=/run/secrets/name` stands for `NAME=…`.
+"""Values from a file instead of the environment: `NAME_FILE=/run/secrets/name` stands for `NAME=…`.
 
-What mounts secrets as files needs no environment that holds them, which every child and every crash report would
-inherit. Errors name the variable and never what it or the file holds.
+Secrets that are mounted as files need no environment that holds them, which every child and every crash report would
+inherit. Errors name the variable, never the value of it or of the file.
 """
 
 import os
@@ -12,7 +12,7 @@ SUFFIX = "_FILE"
 
 
 def secret(name: str, environment: Mapping[str, str] = os.environ) -> str:
-    """What `name` stands for in the environment, or in the file that `name` + `_FILE` names; empty: neither is set.
+    """Return the value of `name`, or of the file that `name` + `_FILE` names; empty when neither is set.
 
     Raises SettingsError when both are set, or the file holds no value.
     """
@@ -23,13 +23,13 @@ def secret(name: str, environment: Mapping[str, str] = os.environ) -> str:
 
 
 def replaced(environment: Mapping[str, str], values: Mapping[str, str]) -> dict[str, str]:
-    """An environment with `values` instead of what it says about them, in files too."""
+    """Return an environment in which `values` replace what it has for these names, files too."""
     files = {name + SUFFIX for name in values}
     return {**{name: value for name, value in environment.items() if name not in files}, **values}
 
 
 def anchor(environment: MutableMapping[str, str]) -> None:
-    """Make the paths of files absolute that the environment names from the folder one is in: children are elsewhere."""
+    """Make the paths of files in the environment absolute, from the current folder: children run in another one."""
     for name, value in list(environment.items()):
         if name.endswith(SUFFIX) and value and not os.path.isabs(value) and os.path.isfile(value):  # noqa: PTH113, PTH117
             environment[name] = str(Path(value).absolute())

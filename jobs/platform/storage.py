@@ -1,8 +1,8 @@
-"""Where bytes live: a folder, or any fsspec URL (S3). Paths are relative, with `/`.
+"""The storage of bytes: a folder, or any fsspec URL (S3). Paths are relative, with `/`.
 
-What can be seen is whole: a writer's bytes appear under their name only when it closes without an error, after
-fsync of file and folder. Rows that point to a path are committed after that, so a crash leaves at worst a file
-that nobody points to.
+Every visible object is whole: a writer's bytes appear under their name only when it closes without an error, after
+fsync of file and folder. Rows that point to a path are committed after that, so a crash leaves at worst a file that no
+row points to.
 """
 
 import errno
@@ -32,43 +32,42 @@ _unavailable = Seldom(logging.getLogger(__name__), "storage_unavailable")
 
 
 class Storage(Protocol):
-    """The port. Missing paths raise NotFound, a full disk StorageFull, one that can't be reached StorageUnavailable."""
+    """The port. A missing path raises NotFound, a full disk StorageFull, an unreachable storage StorageUnavailable."""
 
     def put(self, path: str, data: bytes) -> None:
         """Write one small object durably."""
 
     def writer(self, path: str) -> Any:
-        """A context manager with `.write(bytes)`; the object appears at a clean exit, durable."""
+        """Return a context manager with `.write(bytes)`; the object appears at a clean exit, durable."""
 
     def reader(self, path: str, offset: int = 0) -> Any:
-        """A context manager with `.read(n)` and line iteration, from `offset`."""
+        """Return a context manager with `.read(n)` and line iteration, from `offset`."""
 
     def piece(self, path: str, offset: int, length: int) -> bytes:
-        """So many bytes from there, and no more are fetched."""
+        """Return the bytes of a range; no more are fetched."""
 
     def size(self, path: str) -> int: ...
 
     def delete(self, path: str) -> None:
-        """Remove an object or everything under a folder; what is not there is no error. Raises ValueError for what is
-        no name of either.
+        """Remove an object or everything under a folder; a missing one is no error.
+
+        Raises ValueError for a name that is neither.
         """
 
     def walk(self, prefix: str) -> Iterator[str]:
-        """The paths of all objects below a folder, in any order, as they are found: there may be a million."""
+        """Yield the paths of all objects below a folder, in any order, as they are found: there may be a million."""
 
     def list(self, prefix: str) -> list[str]:
-        """The same at once, in order."""
+        """Return the paths of all objects below a folder at once, in order."""
 
     def folders(self, prefix: str) -> Iterator[str]:
-        """The names of the folders that are directly in one, as they are found."""
+        """Yield the names of the folders that are directly in one, as they are found."""
 
     def sweep(self, prefix: str, before: float) -> Iterator[bool]:
-        """Remove what writers that died left unfinished below a folder, untouched since `before`; of all that is looked
-        at, whether it was that.
-        """
+        """Remove unfinished files of dead writers, untouched since `before`; yield for each file whether it was one."""
 
     def free(self) -> int | None:
-        """Free bytes, or None where that means nothing."""
+        """Return the free bytes, or None where that means nothing."""
 
 
 class DiskStorage:
@@ -203,19 +202,19 @@ class ObjectStorage:
 
     def walk(self, prefix: str) -> Iterator[str]:
         with _our_errors(prefix):
-            found = self._listed(prefix, "Contents", "Key") if self._s3 else iter(self._fs.find(self._at(prefix)))
-            yield from filter(_is_name, (path.removeprefix(self._root).lstrip("/") for path in found))
+            paths = self._listed(prefix, "Contents", "Key") if self._s3 else iter(self._fs.find(self._at(prefix)))
+            yield from filter(_is_name, (path.removeprefix(self._root).lstrip("/") for path in paths))
 
     def list(self, prefix: str) -> list[str]:
         return sorted(self.walk(prefix))
 
     def folders(self, prefix: str) -> Iterator[str]:
         with _our_errors(prefix):
-            found = self._listed(prefix, "CommonPrefixes", "Prefix") if self._s3 else self._folders_at(prefix)
-            yield from filter(_is_name, (path.rstrip("/").rpartition("/")[2] for path in found))
+            paths = self._listed(prefix, "CommonPrefixes", "Prefix") if self._s3 else self._folders_at(prefix)
+            yield from filter(_is_name, (path.rstrip("/").rpartition("/")[2] for path in paths))
 
     def _listed(self, prefix: str, kind: str, name: str) -> Iterator[str]:
-        """Of S3 page by page: s3fs has all of it in memory, a kilobyte for each.
+        """Yield the objects of S3 page by page: s3fs has all of them in memory, a kilobyte for each.
 
         Source: docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
         """
@@ -226,13 +225,15 @@ class ObjectStorage:
         more = True
         while more:
             page = self._fs.call_s3("list_objects_v2", **where)
-            yield from (f"{bucket}/{one[name]}" for one in page.get(kind, []))
+            yield from (f"{bucket}/{entry[name]}" for entry in page.get(kind, []))
             where["ContinuationToken"] = page.get("NextContinuationToken", "")
             more = page.get("IsTruncated", False) and where["ContinuationToken"]
 
     def _folders_at(self, prefix: str) -> Iterator[str]:
         with suppress(FileNotFoundError):
-            yield from (one["name"] for one in self._fs.ls(self._at(prefix), detail=True) if one["type"] == "directory")
+            yield from (
+                entry["name"] for entry in self._fs.ls(self._at(prefix), detail=True) if entry["type"] == "directory"
+            )
 
     def sweep(self, prefix: str, before: float) -> Iterator[bool]:  # noqa: ARG002 (unfinished parts are for the bucket's lifecycle rule)
         return iter(())
@@ -245,15 +246,17 @@ class ObjectStorage:
 
 
 def open_storage(url: str) -> Storage:
-    """The storage of a URL: `file:///folder` or anything fsspec knows."""
+    """Return the storage of a URL: `file:///folder` or anything fsspec knows."""
     if url.startswith("file://"):
         return DiskStorage(Path(url.removeprefix("file://")))
     return ObjectStorage(url)
 
 
 def _is_name(path: str) -> bool:
-    """Of ours. Tools that show a bucket as folders mark these by an object whose name ends in `/`: to remove that would
-    be to remove the folder. And fsspec takes some letters for a pattern.
+    """Return whether a name is one of ours.
+
+    Tools that show a bucket as folders mark these by an object whose name ends in `/`: removing that would remove the
+    folder. And fsspec takes some letters for a pattern.
     """
     return bool(path) and not path.endswith("/") and not _MAGIC & set(path)
 
@@ -270,7 +273,7 @@ def _abandon(handle: Any) -> None:
 
 
 def _create(path: Path) -> BinaryIO:
-    """A new file. Its folder mostly exists; another process may remove it at any time."""
+    """Open a new file. Its folder mostly exists; another process may remove it at any time."""
     try:
         return path.open("xb", buffering=CHUNK)
     except FileNotFoundError:
@@ -279,7 +282,7 @@ def _create(path: Path) -> BinaryIO:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make it durably: the parent of each new folder is synced."""
+    """Make a folder durably: the parent of each new folder is synced."""
     missing = []
     while not folder.exists():
         missing.append(folder)
@@ -299,7 +302,7 @@ def sync_path(path: Path) -> None:
 
 
 def _files_in(base: str | Path) -> Iterator["os.DirEntry[str]"]:
-    """All below a folder."""
+    """Yield all files below a folder."""
     for entry in _entries(base):
         if entry.is_dir(follow_symlinks=False):
             yield from _files_in(entry.path)
@@ -308,7 +311,7 @@ def _files_in(base: str | Path) -> Iterator["os.DirEntry[str]"]:
 
 
 def _entries(base: str | Path) -> Iterator["os.DirEntry[str]"]:
-    """What is in a folder, which others may remove while one looks. One entry at a time, however many there are."""
+    """Yield the entries of a folder, which others may remove meanwhile, one at a time, however many there are."""
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(base) as entries:
         yield from entries
 
@@ -322,8 +325,9 @@ def _removed_if_old(entry: "os.DirEntry[str]", before: float) -> bool:
 
 
 def let_go(storage: Storage, paths: Iterable[str]) -> None:
-    """Remove what no row points to any more. What can't be removed now is retention's: all is committed by then, and
-    whoever were told of a failure would do it again.
+    """Remove objects that no row points to any more; leave to retention what cannot be removed now.
+
+    All is committed by then, and a client that was told of a failure would do it again.
     """
     for path in paths:
         with suppress(StorageUnavailable, StorageFull):
@@ -331,14 +335,14 @@ def let_go(storage: Storage, paths: Iterable[str]) -> None:
 
 
 def _unless_missing(_call: Any, _path: Any, failed: tuple[type[BaseException], BaseException, Any]) -> None:
-    """Of a folder that is removed: another may remove it too; what cannot be removed stays, and that is told."""
+    """Ignore the error of a file that another process removed from a folder meanwhile; report another one."""
     if not isinstance(failed[1], FileNotFoundError):
         raise failed[1]
 
 
 @contextmanager
 def _our_errors(path: str) -> Iterator[None]:
-    """Clients are shown these: where things are stored, and why they can't be read, is for the log."""
+    """Turn errors of a storage into ours: clients see them, while paths and reasons are for the log."""
     try:
         yield
     except FileNotFoundError as error:

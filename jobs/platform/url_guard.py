@@ -76,7 +76,7 @@ class Target:
     addresses: tuple[Address, ...] = ()
 
     def url(self) -> URL:
-        """The URL as the client takes it, from these parts."""
+        """Return the URL for the client, made from these parts."""
         return URL.build(
             scheme=self.scheme,
             host=self.host,
@@ -90,15 +90,15 @@ class Target:
 class Lookups:
     """Look-ups of names in flight: at most `most` in all, and `each` for one holder."""
 
-    def __init__(self, most: int, each: int) -> None:
-        self._most, self._each = most, each
+    def __init__(self, limit: int, each: int) -> None:
+        self._limit, self._each = limit, each
         self._lock = threading.Lock()
         self._held = Counter[str]()
 
     def start(self, resolve: Resolve, host: str, port: int, holder: str) -> "Future[Sequence[Address]] | None":
         """Start a look-up in a daemon thread, which holds up no process's exit; None when too many are in flight."""
         with self._lock:
-            if self._held.total() >= self._most or self._held[holder] >= self._each:
+            if self._held.total() >= self._limit or self._held[holder] >= self._each:
                 return None
             self._held[holder] += 1
         future: Future[Sequence[Address]] = Future()
@@ -131,7 +131,7 @@ _holder: ContextVar[str] = ContextVar("holder", default="")
 
 @contextmanager
 def on_behalf_of(project_id: str) -> Iterator[None]:
-    """Count the look-ups of attempts within as this project's; without it they count for each name."""
+    """Count the look-ups within as this project's; without it they count for each name."""
     token = _holder.set(project_id)
     try:
         yield
@@ -161,12 +161,12 @@ def check_url(
     future = lookups.start(resolve or system_resolve, target.host, target.port, project_id)
     if future is None:
         raise LookupsBusy
-    found = _answers(future, patience)
-    return replace(target, addresses=_all_permitted(found, allow_private=allow_private))
+    addresses = _answers(future, patience)
+    return replace(target, addresses=_all_permitted(addresses, allow_private=allow_private))
 
 
 def parse(url: str, *, allow_private: bool) -> Target:
-    """Everything but resolving: the shape, the scheme, the port, and an address where the host is one."""
+    """Check all but the addresses: the shape, the scheme, the port, and an address where the host is one."""
     if len(url) > _MAX_URL or not _PRINTABLE.fullmatch(url) or "\\" in url:
         raise _refused(f"The URL must be at most {_MAX_URL} printable ASCII characters without backslashes.")
     parts = _split(url)
@@ -183,16 +183,16 @@ def parse(url: str, *, allow_private: bool) -> Target:
 
 
 def permitted(address: Address, *, allow_private: bool) -> bool:
-    """Whether a request may go to this address. Link-local, other metadata services and multicast: never."""
-    if any(_never(one) for one in (address, *_inside(address))):
+    """Return whether a request may go to this address. Link-local, other metadata services and multicast: never."""
+    if any(_never(address) for address in (address, *_inside(address))):
         return False
     return allow_private or (_public(address) and not _own(address))
 
 
 def system_resolve(host: str, port: int) -> Sequence[Address]:
-    """Every address of a name, as the system answers. Raises OSError."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(ip_address(str(info[4][0]).partition("%")[0]) for info in found))
+    """Return every address of a name, as the system answers. Raises OSError."""
+    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(ip_address(str(info[4][0]).partition("%")[0]) for info in infos))
 
 
 class AddressRefused(OSError):
@@ -225,7 +225,7 @@ class GuardedResolver(AbstractResolver):
         return [_result(host, port, address) for address in addresses]
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Close nothing: the resolver has no resources."""
 
 
 def _split(url: str) -> SplitResult:
@@ -238,7 +238,7 @@ def _split(url: str) -> SplitResult:
 
 
 def _host(parts: SplitResult, *, allow_private: bool) -> tuple[str, tuple[Address, ...]]:
-    """The host in lower case; a second item when it is an address. Odd spellings of addresses are no names."""
+    """Return the host in lower case, and its address when it is one. Odd spellings of addresses are no names."""
     host = parts.hostname or ""
     try:
         address = ip_address(host)
@@ -266,13 +266,13 @@ def _answers(future: "Future[Sequence[Address]]", patience: float) -> Sequence[A
 
 def _resolve_into(future: "Future[Sequence[Address]]", resolve: Resolve, host: str, port: int) -> None:
     try:
-        found = resolve(host, port)
+        addresses = resolve(host, port)
     except (OSError, UnicodeError) as error:
         if future.set_running_or_notify_cancel():
             future.set_exception(OSError(str(error)))
     else:
         if future.set_running_or_notify_cancel():
-            future.set_result(found)
+            future.set_result(addresses)
 
 
 def _never(address: Address) -> bool:
@@ -280,13 +280,13 @@ def _never(address: Address) -> bool:
 
 
 def _inside(address: Address) -> list[IPv4Address]:
-    """The IPv4 addresses that a packet to this one may be handed on to."""
+    """Return the IPv4 addresses that a packet to this one may be handed on to."""
     if isinstance(address, IPv4Address):
         return []
     given = [address.sixtofour, *(address.teredo or ())]
     if any(address in network for network in _LAST_32):
         given.append(IPv4Address(int(address) & 0xFFFFFFFF))
-    return [one for one in given if one is not None]
+    return [address for address in given if address is not None]
 
 
 def _public(address: Address) -> bool:
@@ -296,7 +296,7 @@ def _public(address: Address) -> bool:
 
 
 def _own(address: Address) -> bool:
-    """Whether an interface of this host has the address: only then can a socket be bound to it."""
+    """Return whether an interface of this host has the address: only then can a socket be bound to it."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
