@@ -43,7 +43,7 @@ from jobs.security.tables import Project
 from jobs.settings import Settings, settings
 from jobs.timings import Timings
 from workers.dispatcher.maintenance import Maintenance
-from workers.dispatcher.publisher import BrokerUnavailable, CeleryPublisher, FairQueue, Publisher, Redelivery, choose
+from workers.dispatcher.publisher import BrokerUnavailable, CeleryPublisher, FairSchedule, Publisher, Redelivery, choose
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +61,12 @@ class Out:
     slot_weights: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def room(self, queue: str, slots: int) -> float:
-        """What may go out besides."""
+        """Return the slots that may still be filled with messages."""
         return MESSAGES_PER_SLOT * slots - sum(self.slot_weights.get(queue, {}).values())
 
 
 class Dispatcher:
-    """One tick at a time, so that tests drive it by hand."""
+    """The dispatcher, one tick at a time, so that tests drive it by hand."""
 
     def __init__(
         self,
@@ -87,13 +87,13 @@ class Dispatcher:
         self._models = Models(config)
         self._unread = logs.Seldom(log, "models_file.unread")
         self._maintenance = Maintenance(config, db, storage, clock, self._registry, timings)
-        self._publish_again_at: dict[Task, float] = {}  # when what has no job is published again
-        self._fair_queues: dict[str, FairQueue] = {}  # of each queue
+        self._publish_again_at: dict[Task, float] = {}  # when work without a job is published again
+        self._fair_schedules: dict[str, FairSchedule] = {}  # of each queue
         self._futile: dict[tuple[str, str], tuple[outbox.Served, float]] = {}  # of a queue's project; until when
-        self._unrecorded: tuple[list[int], float] = [], 0.0  # published, but not written down; as of when they were due
+        self._unrecorded: tuple[list[int], float] = [], 0.0  # published, not recorded; when they were due
         self._broker_back = 0.0
         self._maintained_at = self._full_tick_at = float("-inf")
-        self._full_tick = False  # by the last tick: it looked at more than jobs
+        self._full_tick = False  # whether the last tick looked at more than jobs
 
     def tick(self) -> bool:
         """Publish what is due; once a second also run maintenance. Return whether anything new was published.
@@ -117,7 +117,7 @@ class Dispatcher:
             self._publish_without_jobs()
 
     def idle_seconds(self) -> float:
-        """How many seconds the next tick may wait for something to be written."""
+        """Return how many seconds the next tick may wait for something to be written."""
         due = float("inf") if self._full_tick else self._full_tick_at + self.config.tick_seconds - self.clock()
         return min(self._timings.dispatch_idle, due)
 
@@ -130,13 +130,13 @@ class Dispatcher:
             waiting = set(session.scalars(_WAITING))
             if not waiting:
                 return False
-            off, workers = pauses.paused(session), fleet.alive(session)
-            waiting -= off.of(Scope.QUEUE)
+            paused, workers = pauses.paused(session), fleet.alive(session)
+            waiting -= paused.of(Scope.QUEUE)
             slots = {queue: count for queue, count in fleet.slots(workers).items() if queue in waiting}
             served = fleet.served(workers, self._registry()) if slots else {}
             out = self._out(session) if slots else Out()
             chosen = {
-                queue: self._choose(session, queue, count, out, off, served.get(queue, outbox.ALL), seen)
+                queue: self._choose(session, queue, count, out, paused, served.get(queue, outbox.ALL), seen)
                 for queue, count in slots.items()
             }
         if any(chosen.values()):
@@ -146,29 +146,29 @@ class Dispatcher:
         return any(chosen.values())
 
     def _choose(
-        self, session: Session, queue: str, slots: int, out: Out, off: Paused, served: outbox.Served, at: float
+        self, session: Session, queue: str, slots: int, out: Out, paused: Paused, served: outbox.Served, at: float
     ) -> list[DueMessage]:
         room = out.room(queue, slots)
         if room <= 0:
             return []
-        most = ceil(room) * (outbox.PLANS if queue == Queue.PLAN else 1)
+        limit = ceil(room) * (outbox.PLANS if queue == Queue.PLAN else 1)
         projects = outbox.waiting_projects(session, queue, at)
         projects = [project for project in projects if not self._is_futile(queue, project, served)]
-        due = partial(outbox.due, session, queue, at=at, served=served, only=off.free, shard=self._shard)
-        more = max(most, ceil(room * slot_weights.SHARDS_PER_SLOT / max(1, len(projects))))
-        waiting = {project: _filling(due, project, room, most, more) for project in projects}
+        due = partial(outbox.due, session, queue, at=at, served=served, only=paused.free, shard=self._shard)
+        larger_limit = max(limit, ceil(room * slot_weights.SHARDS_PER_SLOT / max(1, len(projects))))
+        waiting = {project: _filling(due, project, room, limit, larger_limit) for project in projects}
         for project, messages in waiting.items():
-            if not messages and served != outbox.ALL and outbox.due(session, queue, project, at, 1, only=off.free):
+            if not messages and served != outbox.ALL and outbox.due(session, queue, project, at, 1, only=paused.free):
                 self._futile[queue, project] = served, self.clock() + self._timings.dispatch_idle
         weights: dict[str, float] = {}
         if len(projects) > 1:
             weights = dict(session.execute(select(Project.id, Project.weight).where(Project.id.in_(projects))).all())
-        fair_queue = self._fair_queues.setdefault(queue, FairQueue())
-        fair_queue.head_start = 2 * MESSAGES_PER_SLOT * slots  # half of it is its share anyway
-        return choose(waiting, out.slot_weights.get(queue, {}), weights, room, fair_queue)
+        fair_schedule = self._fair_schedules.setdefault(queue, FairSchedule())
+        fair_schedule.head_start = 2 * MESSAGES_PER_SLOT * slots  # half of it is its share anyway
+        return choose(waiting, out.slot_weights.get(queue, {}), weights, room, fair_schedule)
 
     def _out(self, session: Session) -> Out:
-        """Per queue and project: what is running, and published but not yet claimed."""
+        """Return what is running, and published but unclaimed, by queue and project."""
         out = Out()
         for statement in self._load_statements:
             for queue, project, slot_weight in session.execute(statement):
@@ -177,7 +177,7 @@ class Dispatcher:
         return out
 
     def _is_futile(self, queue: str, project: str, served: outbox.Served) -> bool:
-        """Whether all of it waits for models, as of a second ago at most: to pass over a million takes half of one."""
+        """Return whether all messages of a project waited for models a second ago: a million take half a second."""
         kept, until = self._futile.get((queue, project), (outbox.ALL, 0.0))
         if kept == served and self.clock() < until:
             return True
@@ -185,7 +185,7 @@ class Dispatcher:
         return False
 
     def _registry(self) -> Registry | None:
-        """None while nobody can say which models there are: nothing is held back for that."""
+        """Return the models; None while the models file cannot be read: nothing is held back for that."""
         try:
             return self._models.now()
         except ModelsFileError as error:
@@ -214,7 +214,7 @@ class Dispatcher:
         self._record_published(refused)
 
     def _record_published(self, refused: bool = False) -> None:
-        """Before this can be written nothing more is published: it would be the same again and again."""
+        """Record what was published. Until that succeeds nothing more is published: it would be the same again."""
         published, seen = self._unrecorded
         if not published and not refused:
             return
@@ -232,7 +232,7 @@ class Dispatcher:
         with self.db.read() as session:
             unclaimed = outbox.unclaimed(session)
             live = fleet.slots(fleet.alive(session)) if unclaimed else {}
-            if len(unclaimed) == outbox.UNCLAIMED:  # of queues that nobody serves there may be as many, and older ones
+            if len(unclaimed) == outbox.UNCLAIMED:  # older ones of queues without a worker may hide the others
                 unclaimed = outbox.unclaimed(session, live)
         again = [row for row in self._redelivery.overdue(unclaimed) if row.queue in live]
         if again:
@@ -255,7 +255,7 @@ class Dispatcher:
                     measures.count(session, measures.REFUSALS, "", 1)
 
 
-#: What each tick asks, built once.
+#: The statements of each tick, built once.
 _WAITING = select(Outbox.queue).where(Outbox.published_at.is_(None)).distinct()
 _CLAIMED = (
     select(literal(Queue.PLAN.value), Job.project_id, func.count())
@@ -286,36 +286,36 @@ def _published(shard: ColumnElement[float]) -> Select[str, str, float]:
 
 
 def _filling(
-    due: Callable[..., Sequence[DueMessage]], project: str, room: float, most: int, more: int
+    due: Callable[..., Sequence[DueMessage]], project: str, room: float, limit: int, larger_limit: int
 ) -> Sequence[DueMessage]:
-    """So many of a project as would fill the room: more than are looked at first where these are small."""
-    messages = due(project, limit=most)
-    if len(messages) < most or sum(message.slot_weight for message in messages) >= room:
+    """Return as many messages of a project as would fill the room; `more` are looked at where these are small."""
+    messages = due(project, limit=limit)
+    if len(messages) < limit or sum(message.slot_weight for message in messages) >= room:
         return messages
-    return due(project, limit=more)
+    return due(project, limit=larger_limit)
 
 
 def message_batches(messages: Sequence[DueMessage], slots: int) -> list[list[DueMessage]]:
-    """One message for several jobs that are planned in no time, so that every slot has its share; the others one each.
+    """Put jobs that are planned in no time together into messages, so that every slot gets some; others get one each.
 
-    In order.
+    The order stays.
     """
     small = sum(message.task == Task.PLAN and message.slot_weight < 1 for message in messages)
     size = min(outbox.PLANS, ceil(small / slots))
-    found: list[list[DueMessage]] = []
+    batches: list[list[DueMessage]] = []
     filling: list[DueMessage] = []
     for message in messages:
         if message.task != Task.PLAN or message.slot_weight == 1:
-            found.append([message])
+            batches.append([message])
         elif filling and len(filling) < size:
             filling.append(message)
         else:
-            found.append(filling := [message])
-    return found
+            batches.append(filling := [message])
+    return batches
 
 
 def main() -> None:
-    """Run until SIGTERM; lead when it is our turn."""
+    """Run until SIGTERM; lead when this process gets the leadership."""
     config = settings()
     logs.configure(config.log_level)
     stop = threading.Event()
@@ -336,7 +336,7 @@ def main() -> None:
 def _lead(
     config: Settings, db: Database, leadership: Leadership, stop: threading.Event, timings: Timings = Timings()
 ) -> None:
-    """Lead until told to stop or until the leadership is lost; starts every observation afresh."""
+    """Lead until `stop` is set or the leadership is lost. Every observation starts afresh."""
     log.info("dispatcher_leads")
     dispatcher = Dispatcher(config, db, open_storage(config.storage), CeleryPublisher(config), timings=timings)
     busy = logs.Seldom(log, "database_busy")

@@ -1,7 +1,8 @@
-"""Bytes that nobody points to: what a crash left between bytes and row, and what a restored database does not know.
+"""Orphans: objects that no row points to, left by a crash between bytes and row, or unknown to a restored database.
 
-Whoever writes puts the bytes first, and whoever deletes takes the row first. So what has no row may be about to get
-one, and goes only if it had none an hour ago either. A look pauses after every page: there may be a million names.
+A writer writes the bytes first, and a deletion deletes the row first. So an object without a row may be about to get
+one, and is removed only if it had none an hour ago either. A look pauses after every page: there may be a million
+names.
 """
 
 import logging
@@ -30,10 +31,10 @@ T = TypeVar("T")
 _Column = SQLColumnExpression[str]
 _PAGE = 200
 _SUSPECTS = 100_000  # remembered of one look; the others are for a later one
-_AWAY_AT_MOST = 3  # removals one after another that storage does not answer
-_UNTOUCHED_SECONDS = 3600.0  # whoever writes a file writes to it more often
-#: Folders of no kind of job, and the columns that have the names and the paths of what is known. Some paths have no
-#: index: these are asked for only what has no name.
+_AWAY_AT_MOST = 3  # failed removals in a row
+_UNTOUCHED_SECONDS = 3600.0  # a writer writes more often
+#: Folders that belong to no kind of job, and the columns of the known names and paths. Some paths have no index: they
+#: are looked up only for objects without a known name.
 _FLAT: tuple[tuple[str, _Column | None, _Column | None], ...] = (
     ("files", File.id, File.path),
     ("completions", StoredCompletion.id, None),
@@ -42,7 +43,7 @@ _FLAT: tuple[tuple[str, _Column | None, _Column | None], ...] = (
 
 
 class Orphans:
-    """Remembers of a look what the next one may remove. Looks are to be an hour apart."""
+    """Find orphans: a look remembers what the next one may remove. Looks are to be an hour apart."""
 
     def __init__(self, config: Settings, db: Database, storage: Storage) -> None:
         self._config = config
@@ -53,16 +54,19 @@ class Orphans:
         self._removed = self._away = 0
 
     def look(self) -> Iterator[None]:
-        """A look, page by page. Raises StorageUnavailable, StorageFull, NotFound; what was found is forgotten then."""
+        """Look page by page. Raises StorageUnavailable, StorageFull, NotFound; the findings are forgotten then."""
         self._found, self._removed, self._away = set(), 0, 0
         yield from self._sweep()
         of_kinds = [folder for row in kinds.rows().values() for folder in row.folders]
-        for folder, name, path in (*_FLAT, *((one.name, one.owners, None) for one in of_kinds if one.flat)):
+        for folder, name, path in (
+            *_FLAT,
+            *((folder_of_kind.name, folder_of_kind.owners, None) for folder_of_kind in of_kinds if folder_of_kind.flat),
+        ):
             for page in _pages(self._storage.walk(folder)):
                 yield from self._judge(self._nameless(page, name, path))
         nested = [
             (conversations.FOLDER, Conversation.id),
-            *((one.name, one.owners) for one in of_kinds if not one.flat),
+            *((folder_of_kind.name, folder_of_kind.owners) for folder_of_kind in of_kinds if not folder_of_kind.flat),
         ]
         unknown: list[tuple[str, Callable[[list[str]], set[str]]]] = [
             *((folder, partial(self._unknown, column=column)) for folder, column in nested),
@@ -79,7 +83,7 @@ class Orphans:
             log.warning("orphans_removed", extra={"files": self._removed})
 
     def _sweep(self) -> Iterator[None]:
-        """Files that are unfinished and whose writers are gone."""
+        """Remove unfinished files whose writers are gone."""
         swept = 0
         of_kinds = (folder.name for row in kinds.rows().values() for folder in row.folders)
         for folder in (*(name for name, *_ in _FLAT), conversations.FOLDER, "jobs", "doctor", *of_kinds):
@@ -90,9 +94,7 @@ class Orphans:
             log.warning("unfinished_files_removed", extra={"files": swept})
 
     def _judge(self, paths: Iterable[str]) -> Iterator[None]:
-        """What was there an hour ago goes, with a pause after each; what is new, or can't be removed now, is for the
-        next look.
-        """
+        """Remove what was an orphan an hour ago, with a pause after each; remember the others for the next look."""
         for path in paths:
             suspect = path in self._suspects
             if suspect and self._removes(path):
@@ -104,7 +106,10 @@ class Orphans:
         yield
 
     def _removes(self, path: str) -> bool:
-        """Raises StorageUnavailable when it is for too long: each try has its patience."""
+        """Remove an object; return whether it was removed.
+
+        Raises StorageUnavailable after several failures in a row: each attempt has its patience.
+        """
         try:
             self._storage.delete(path)
         except (StorageUnavailable, StorageFull, NotFound) as error:
@@ -119,17 +124,18 @@ class Orphans:
     def _nameless(self, paths: list[str], name: _Column | None, path: _Column | None) -> set[str]:
         lost = set(paths)
         if name is not None:
-            unknown = self._unknown([one.rpartition("/")[2] for one in paths], name)
-            lost = {one for one in paths if one.rpartition("/")[2] in unknown}
+            unknown = self._unknown([item.rpartition("/")[2] for item in paths], name)
+            lost = {item for item in paths if item.rpartition("/")[2] in unknown}
         return self._unknown(list(lost), path) if path is not None and lost else lost
 
     def _unnamed(self, paths: list[str]) -> set[str]:
-        """Objects that no conversation names: neither its row, nor the object that its row names."""
+        """Return objects that no conversation names: neither its row, nor the object that its row names."""
         owners = {path: conversations.owner(path) for path in paths}
         with self._db.read() as session:
-            mine = Conversation.id.in_(set(owners.values()))
+            owner_filter = Conversation.id.in_(set(owners.values()))
             heads = {
-                row.id: row.path for row in session.execute(select(Conversation.id, Conversation.path).where(mine))
+                row.id: row.path
+                for row in session.execute(select(Conversation.id, Conversation.path).where(owner_filter))
             }
         named = set(heads.values())
         for head in {heads[owner] for path, owner in owners.items() if owner in heads and path not in named}:
@@ -152,7 +158,7 @@ class Orphans:
             return _left_inside(session, paths)
 
     def _emptied(self, job_ids: list[str]) -> set[str]:
-        """Jobs that ended long ago and have no rows that tell of their objects, which nobody reads any more."""
+        """Return jobs that ended long ago and whose rows of objects are gone: nothing reads their objects any more."""
         over = Job.id.in_(job_ids), *long_over(self._config), ~FULL
         with self._db.read() as session:
             return set(session.scalars(select(Job.id).where(*over)))
@@ -163,16 +169,16 @@ FULL = or_(exists().where(Shard.job_id == Job.id), exists().where(Segment.job_id
 
 
 def long_over(config: Settings) -> tuple[ColumnElement[bool], ...]:
-    """Of a job: that it ended before what is kept."""
+    """Return the condition that a job ended before the retention time."""
     ended = func.coalesce(Job.completed_at, Job.failed_at, Job.expired_at, Job.cancelled_at)
     return Job.state.in_(TERMINAL), ended < now() - config.retention_seconds
 
 
 def _left_inside(session: Session, paths: list[str]) -> set[str]:
-    """What ended jobs need no more: segments that were never committed, those whose results or response were deleted,
-    and copies of the input that are not read or whose file was deleted.
+    """Return objects that ended jobs need no more.
 
-    With jobs that nobody knows their folder goes.
+    These are segments that were never committed, those whose results or response were deleted, and copies of the input
+    that are not read or whose file was deleted. The folder of a job without a row is removed with the job.
     """
     names = {path: path.split("/")[1] for path in paths}
     facts = load_only(Job.kind, Job.input_path, Job.input_file_id, Job.output_file_id, Job.error_file_id)
@@ -184,9 +190,9 @@ def _left_inside(session: Session, paths: list[str]) -> set[str]:
     files = _there(session, File.id, {name for job in ended.values() for name in _files_of(job)})
     columns = [row.result for row in kinds.rows().values() if row.result is not None]
     stored = {name for column in columns for name in _there(session, column, set(ended))}
-    wanted = {job.id for job in ended.values() if _is_shown(job, files, stored)}
+    shown = {job.id for job in ended.values() if _is_shown(job, files, stored)}
     read = {job.input_path for job in ended.values() if job.input_file_id in files}
-    segments = select(Segment.path).where(Segment.job_id.in_(wanted), Segment.n.in_(_shards_in(inside)))
+    segments = select(Segment.path).where(Segment.job_id.in_(shown), Segment.n.in_(_shards_in(inside)))
     return set(inside).difference(read, session.scalars(segments))
 
 
@@ -207,7 +213,7 @@ def _there(session: Session, column: _Column, names: set[str]) -> set[str]:
 
 
 def _shards_in(paths: Iterable[str]) -> set[int]:
-    """The numbers of the shards that wrote these, by their names."""
+    """Return the numbers of the shards that wrote these objects, by their names."""
     numbers = (path.rpartition("/")[2].partition("-")[0] for path in paths)
     return {int(number) for number in numbers if number.isdecimal()}
 

@@ -1,15 +1,15 @@
 """Messages on their way to the broker: which is published next, how, and when an unclaimed one is published again.
 
-Which is next is a function of what SQL says and of whose turn it was, so that a table of cases tests it. It is fair
+The next message is a function of the rows in SQL and of earlier turns, so that a table of cases tests it. It is fair
 between projects by weight, and inside a project by priority, deadline and age. A project's load is what it has running
 and published; the project with the least load per weight is served first, one message at a time. A high priority
 therefore overtakes the project's own work and never another project's share.
 
 Where more projects wait than there are slots, most have no load at all. Then they take turns: start-time fair queueing
-(Goyal, Vin, Cheng 1996), each message costing a project what it takes of a slot over its weight. A project that was
-away does not save turns up.
+(Goyal, Vin, Cheng 1996), each message costing a project what it takes of a slot over its weight. An idle
+project does not save turns up.
 
-A project that comes when all slots are taken waits for what others were given while it was away. It gets that back:
+A project that comes when all slots are taken waits while others finish. It gets that back:
 its first few messages come before those of others, but take nobody's last slot.
 """
 
@@ -28,30 +28,30 @@ from workers import app
 
 
 @dataclass(slots=True)
-class FairQueue:
-    """How far each project is on one queue; those who are not ahead of everybody else are not remembered.
+class FairSchedule:
+    """The progress of each project on one queue; projects that are not ahead of all others are not stored.
 
-    Who had nothing waiting and nothing out before may be served `head_start` slots before its turn.
+    A project that had nothing waiting and nothing in flight before may be served `head_start` slots before its turn.
     """
 
     head_start: float = 0.0
     _time: VirtualTime[str] = field(default_factory=VirtualTime)
-    _left: dict[str, float] = field(default_factory=dict)  # of its head start, for each who is here
+    _left: dict[str, float] = field(default_factory=dict)  # of the head start, for each project with work
 
     def look(self, here: Iterable[str], busy: Iterable[str]) -> None:
-        """Who has work waiting now, and who had some out."""
+        """Note which projects have work waiting now, and which had messages in flight."""
         working = {name: self._left.get(name, 0) for name in busy}
         self._left = {name: self._left.get(name, self.head_start) for name in here} | working
 
     def hurried(self, here: Iterable[str]) -> list[str]:
-        """Who has some of its head start left."""
+        """Return the projects that have some of their head start left."""
         return [name for name in here if self._left.get(name, 0) > 0]
 
     def of(self, project: str) -> float:
         return self._time.start(project)
 
     def take(self, project: str, slot_weight: float, weight: float) -> None:
-        """It is served."""
+        """Charge a project for a message that is published."""
         if self._left.get(project, 0) > 0:
             self._left[project] -= slot_weight
         self._time.advance(project)
@@ -63,29 +63,29 @@ def choose(
     load: Mapping[str, float],
     weights: Mapping[str, float],
     room: float,
-    fair_queue: FairQueue | None = None,
+    fair_schedule: FairSchedule | None = None,
 ) -> list[DueMessage]:
     """Choose messages of `waiting` (each project's in its own order) until `room` is taken: each takes its share of it.
 
-    `turns` are the queue's, which this moves on.
+    `fair_schedule` is the queue's, and is moved on.
     """
-    fair_queue = fair_queue or FairQueue()
+    fair_schedule = fair_schedule or FairSchedule()
     queues = {project: deque(messages) for project, messages in waiting.items() if messages}
     loads = {project: load.get(project, 0.0) for project in queues}
     chosen: list[DueMessage] = []
-    fair_queue.look(queues, load)
+    fair_schedule.look(queues, load)
 
     def priority(name: str) -> tuple[float, float, str]:
-        return loads[name] / weights.get(name, 1.0), fair_queue.of(name), name
+        return loads[name] / weights.get(name, 1.0), fair_schedule.of(name), name
 
     while queues and room > 0:
         project = min(queues, key=priority)
-        hurried = fair_queue.hurried(queues)
+        hurried = fair_schedule.hurried(queues)
         if hurried and project not in hurried and loads[project] > 0:
             project = min(hurried, key=priority)
         chosen.append(queues[project].popleft())
         slot_weight = chosen[-1].slot_weight
-        fair_queue.take(project, slot_weight, weights.get(project, 1.0))
+        fair_schedule.take(project, slot_weight, weights.get(project, 1.0))
         room -= slot_weight
         loads[project] += slot_weight
         if not queues[project]:
@@ -97,7 +97,7 @@ _LONGEST_REDELIVERY = 60.0
 
 
 class BrokerUnavailable(Exception):
-    """The broker takes nothing now."""
+    """The broker takes no messages now."""
 
 
 class Publisher(Protocol):
@@ -129,7 +129,7 @@ class CeleryPublisher:
 
 @dataclass(slots=True)
 class Redelivery:
-    """Hold when each unclaimed message is published again, on the dispatcher's own clock: later each time."""
+    """The times at which unclaimed messages are published again, on the dispatcher's own clock: later each time."""
 
     clock: Callable[[], float]
     first: float

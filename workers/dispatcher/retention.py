@@ -1,9 +1,11 @@
-"""What is no longer needed goes: expired files and answers, deleted files, with what jobs hold of them, abandoned
-uploads, old keys, the inside of old jobs and their webhooks, what of the cache cannot be found any more.
+"""Retention: the removal of what is no longer needed.
 
-Rows go first, then bytes; new bytes come before their row. A crash between leaves bytes that nobody points to, which
-`workers.dispatcher.orphans` looks for once an hour. What a job holds goes before the rows that tell of it, and before
-that of a deleted file. A file's bytes stay while a live job reads it. Jobs and audit rows stay for ever.
+These are expired files and answers, deleted files with their parts of jobs, abandoned uploads, old keys, the shards of
+old jobs and their webhooks, and entries of the cache that cannot be found any more.
+
+Rows go first, then bytes; new bytes come before their row. A crash between leaves orphans, which
+`workers.dispatcher.orphans` looks for once an hour. Objects of a job go before the rows that name them, and before
+the row of a deleted file. A file's bytes stay while a live job reads it. Jobs and audit rows stay for ever.
 """
 
 import logging
@@ -48,7 +50,7 @@ _STORAGE = (StorageUnavailable, StorageFull, NotFound)
 
 
 class Retention:
-    """Each pass does a bounded amount; the next one goes on."""
+    """Remove what is no longer needed. Each pass does a bounded amount; the next one goes on."""
 
     def __init__(self, config: Settings, db: Database, storage: Storage, timings: Timings = Timings()) -> None:
         self._config, self._timings = config, timings
@@ -63,7 +65,7 @@ class Retention:
         self._until = 0.0
 
     def run(self) -> None:
-        """What there is to do, but no longer than a moment; `resume` does what is left."""
+        """Begin a pass, for a bounded time; `resume` does what is left."""
         if self._looking is None:  # looks are an hour apart, however long one takes
             self._passes += 1
             if self._passes % _ORPHAN_PASSES == 0:
@@ -76,7 +78,7 @@ class Retention:
         self._do(self._timings.retention_pass)
 
     def resume(self) -> None:
-        """With what was too much for the last time."""
+        """Go on with what the last pass had no time for."""
         self._do(self._timings.retention_more)
 
     def _do(self, seconds: float) -> None:
@@ -88,7 +90,7 @@ class Retention:
             self._db.breathe()
 
     def _repeat(self, page: Callable[[], bool]) -> bool:
-        """Pages of something, as long as each is full and there is time; whether there may be more."""
+        """Process pages while each is full and there is time; return whether there may be more."""
         for _ in range(_PAGES):
             if not page():
                 return False
@@ -98,12 +100,12 @@ class Retention:
         return True
 
     def _page(self, work: Callable[[Session], int]) -> bool:
-        """In one transaction."""
+        """Process a page in one transaction; return whether it was full."""
         with self._db.write() as session:
             return work(session) >= _AT_ONCE
 
     def _files(self) -> bool:
-        """Expired files are hidden, but not a schedule's; the bytes of hidden ones go when no live job reads them."""
+        """Mark expired files for deletion, but not a schedule's; delete the bytes of those that no live job reads."""
         hidden = self._repeat(partial(self._page, _hide))
         return self._repeat(self._purge) or hidden
 
@@ -114,7 +116,7 @@ class Retention:
             inside = _inside(session, files)
         if not files:
             return False
-        self._drop(inside)  # as long as the rows say whose they are
+        self._drop(inside)  # while the rows still name them
         with self._db.write() as session:
             gone = session.scalars(select(File).where(File.id.in_([file.id for file in files]), *done)).all()
             for file in gone:
@@ -126,7 +128,7 @@ class Retention:
         return len(files) == _AT_ONCE
 
     def _cache_if_free(self) -> bool:
-        """Workers write to it all the time; the rest is not to wait for the cache another minute."""
+        """Remove entries of the cache; skip that while the database is busy: workers write to the cache often."""
         try:
             return self._cache()
         except DatabaseBusy:
@@ -134,7 +136,7 @@ class Retention:
             return False
 
     def _cache(self) -> bool:
-        """What came from deleted files, what its project has cleared, what has expired, what there is no room for."""
+        """Remove entries of deleted files, cleared ones, expired ones, and those that exceed the limit."""
         all_of = (_remove_deleted, _remove_cleared, _remove_expired)
         more = [self._repeat(partial(self._page, work)) for work in all_of]
         with self._db.read() as session:
@@ -150,9 +152,9 @@ class Retention:
         return self._repeat(evict) or any(more)
 
     def _answers(self) -> bool:
-        """Each interactive client leaves one, so there may be many."""
-        responses = self._repeat(partial(self._expired, StoredResponse, lambda one: [one.path, f"jobs/{one.id}"]))
-        return self._repeat(partial(self._expired, StoredCompletion, lambda one: [one.path])) or responses
+        """Delete expired answers. There may be many: each interactive client leaves one."""
+        responses = self._repeat(partial(self._expired, StoredResponse, lambda row: [row.path, f"jobs/{row.id}"]))
+        return self._repeat(partial(self._expired, StoredCompletion, lambda row: [row.path])) or responses
 
     def _expired(self, table: type[T], paths: Callable[[T], list[str]]) -> bool:
         with self._db.write() as session:
@@ -193,7 +195,7 @@ class Retention:
             return 0
 
     def _look(self) -> bool:
-        """Go on looking for orphans, for a moment of its own: nothing waits for that."""
+        """Go on looking for orphans, for a time of its own: nothing waits for that."""
         until = time.monotonic() + self._timings.orphans_look
         try:
             for _ in self._looking or ():
@@ -226,7 +228,7 @@ class Retention:
         return self._repeat(self._parts)
 
     def _parts(self) -> bool:
-        """Pending uploads whose hour is over, the parts of all that are not pending, and what ended long ago."""
+        """Expire uploads whose hour is over, delete the parts of all that are not pending, and what ended long ago."""
         with self._db.write() as session:
             late = Upload.status == "pending", Upload.expires_at <= now()
             session.execute(update(Upload).where(*late).values(status="expired"))
@@ -242,7 +244,7 @@ class Retention:
         return max(len(parts), len(old)) == _AT_ONCE
 
     def _old_jobs(self) -> bool:
-        """Shards, segments and their objects of jobs that ended long ago. Their output files live on by themselves."""
+        """Delete shards, segments and their objects of jobs that ended long ago. Their output files stay."""
         with self._db.read() as session:
             old = session.scalars(select(Job.id).where(*long_over(self._config), FULL).limit(_AT_ONCE)).all()
         for start in range(0, len(old), _JOBS_AT_ONCE):
@@ -253,9 +255,9 @@ class Retention:
         return len(old) == _AT_ONCE
 
     def _empty(self, job_ids: Sequence[str]) -> bool:
-        """Remove what is inside these jobs, the first shard first: see `jobs.batches.batches.results_known`.
+        """Remove shards, segments and objects of these jobs, the first shard first.
 
-        A job whose objects stay keeps its other rows, and comes again.
+        See `jobs.batches.batches.results_known`. A job whose objects stay keeps its other rows, and comes again.
         """
         with self._db.write() as session:
             session.execute(delete(Shard).where(Shard.job_id.in_(job_ids), Shard.n == 0))
@@ -267,7 +269,7 @@ class Retention:
         return len(emptied) == len(job_ids)
 
     def forget_webhooks(self) -> None:
-        """Where old jobs told of themselves, and the secrets that signed it, once the log of that is gone too."""
+        """Remove the webhook URLs and secrets of old jobs, once the log of their deliveries is gone too."""
         has_delivery = select(Delivery.job_id).where(Delivery.endpoint_id.is_(None), Delivery.job_id.is_not(None))
         old = Job.created_at < now() - self._config.retention_seconds
         done = select(Job.id).where(
@@ -293,24 +295,24 @@ class Retention:
         return self._repeat(partial(self._forget_events, before)) or any(more)
 
     def _delete(self, table: type[Base], *conditions: ColumnElement[bool]) -> bool:
-        """A page of such rows. They are looked for beforehand: nobody waits for that."""
+        """Delete a page of rows. They are found before the write transaction, which is short so."""
         key = list(table.__table__.primary_key)
         with self._db.read() as session:
-            found = session.execute(select(*key).where(*conditions).limit(_AT_ONCE)).all()
-        if found:
-            still = tuple_(*key).in_([tuple(row) for row in found]), *conditions
+            rows = session.execute(select(*key).where(*conditions).limit(_AT_ONCE)).all()
+        if rows:
+            still = tuple_(*key).in_([tuple(row) for row in rows]), *conditions
             with self._db.write() as session:
                 session.execute(delete(table).where(*still), execution_options=UNSEEN)
-        return len(found) == _AT_ONCE
+        return len(rows) == _AT_ONCE
 
     def _forget_events(self, before: float) -> bool:
         """Delete a page of old events; return whether there may be more."""
         with self._db.read() as session:
-            found = feed.forgettable(session, before, _AT_ONCE)
-        if found:
+            rows = feed.forgettable(session, before, _AT_ONCE)
+        if rows:
             with self._db.write() as session:
-                feed.forget(session, found, before)
-        return len(found) == _AT_ONCE
+                feed.forget(session, rows, before)
+        return len(rows) == _AT_ONCE
 
     def _fail_lost(self) -> bool:
         with self._db.read() as session:
@@ -321,7 +323,7 @@ class Retention:
         return len(lost) == _AT_ONCE
 
     def _drop(self, paths: Sequence[str]) -> bool:
-        """Whether all of it is gone."""
+        """Delete objects; return whether all of them are gone."""
         whole = True
         for path in paths:
             try:
@@ -333,7 +335,7 @@ class Retention:
 
 
 def _inside(session: Session, files: Sequence[File]) -> list[str]:
-    """What ended jobs still hold of deleted files: the segments of their results, a retry's copy of the input."""
+    """Return the objects that ended jobs have of deleted files: segments of results, a retry's copy of the input."""
     ended = Job.state.in_(TERMINAL)
     names = {file.filename.rpartition("_")[0] for file in files if file.purpose == batches.OUTPUT}
     result = or_(File.id == Job.output_file_id, File.id == Job.error_file_id), File.deleted_at.is_(None)
@@ -376,7 +378,7 @@ def _receipt(session: Session, target: str, project_id: str, entries: int) -> No
 
 
 def _hide(session: Session) -> int:
-    """Expired files, also from vector stores; what is in expired stores. How many files there were."""
+    """Mark expired files and stores for deletion, files in stores too; return the number of files."""
     scheduled = exists().where(Schedule.input_file_id == File.id)
     expired = File.expires_at <= now(), File.deleted_at.is_(None), ~scheduled
     ids = session.scalars(select(File.id).where(*expired).order_by(File.id).limit(_AT_ONCE)).all()

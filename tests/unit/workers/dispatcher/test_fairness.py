@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from jobs.ledger.outbox import DueMessage
-from workers.dispatcher.publisher import FairQueue, choose
+from workers.dispatcher.publisher import FairSchedule, choose
 
 
 def _messages(project: str, count: int) -> list[DueMessage]:
@@ -50,14 +50,14 @@ def test_small_work_takes_a_part_of_the_room_and_of_a_turn() -> None:
     assert len(choose({"a": small}, {}, {}, 2)) == 8
 
 
-def _served(projects: dict[str, float], slots: int, rounds: int, fair_queue: FairQueue) -> list[str]:
+def _served(projects: dict[str, float], slots: int, rounds: int, fair_schedule: FairSchedule) -> list[str]:
     """Who is served when in each round one place becomes free: that of whoever has it for longest."""
     running: list[str] = []
     order: list[str] = []
     for _ in range(rounds):
         load = {name: running.count(name) for name in projects}
         waiting = {name: _messages(name, 2) for name in projects}
-        chosen = choose(waiting, load, projects, slots - len(running), fair_queue=fair_queue)
+        chosen = choose(waiting, load, projects, slots - len(running), fair_schedule=fair_schedule)
         running += [message.project_id for message in chosen]
         order += [message.project_id for message in chosen]
         running.pop(0)
@@ -67,7 +67,7 @@ def _served(projects: dict[str, float], slots: int, rounds: int, fair_queue: Fai
 def test_more_projects_than_places_take_turns() -> None:
     projects = {f"p{n:02}": 1.0 for n in range(20)}
 
-    order = _served(projects, 4, 40, FairQueue())
+    order = _served(projects, 4, 40, FairSchedule())
 
     assert set(order[:20]) == set(order[20:40]) == set(projects)
 
@@ -75,54 +75,54 @@ def test_more_projects_than_places_take_turns() -> None:
 def test_those_who_take_turns_do_so_by_weight() -> None:
     projects = {"a": 1.0, "b": 1.0, "c": 1.0, "d": 3.0}
 
-    order = _served(projects, 1, 60, FairQueue())
+    order = _served(projects, 1, 60, FairSchedule())
 
     assert {name: order.count(name) for name in projects} == {"a": 10, "b": 10, "c": 10, "d": 30}
 
 
 def test_who_was_away_does_not_save_turns_up() -> None:
-    fair_queue = FairQueue()
-    _served({"a": 1.0, "b": 1.0}, 1, 100, fair_queue)
+    fair_schedule = FairSchedule()
+    _served({"a": 1.0, "b": 1.0}, 1, 100, fair_schedule)
 
-    order = _served({"a": 1.0, "b": 1.0, "c": 1.0}, 1, 9, fair_queue)
+    order = _served({"a": 1.0, "b": 1.0, "c": 1.0}, 1, 9, fair_schedule)
 
     assert {name: order.count(name) for name in "abc"} == {"a": 3, "b": 3, "c": 3}
 
 
-def _rounds(fair_queue: FairQueue, load: dict[str, int], projects: Sequence[str], rounds: int) -> str:
+def _rounds(fair_schedule: FairSchedule, load: dict[str, int], projects: Sequence[str], rounds: int) -> str:
     """Who is served when in each round one message of whoever has most out is answered."""
     order = ""
     for _ in range(rounds):
         load[max(load, key=lambda name: load[name])] -= 1
-        (message,) = choose({name: _messages(name, 2) for name in projects}, load, {}, 1, fair_queue=fair_queue)
+        (message,) = choose({name: _messages(name, 2) for name in projects}, load, {}, 1, fair_schedule=fair_schedule)
         load[message.project_id] = load.get(message.project_id, 0) + 1
         order += message.project_id
     return order
 
 
 def test_who_comes_when_all_places_are_taken_gets_back_what_it_waited_for() -> None:
-    fair_queue = FairQueue(head_start=4)
-    assert _rounds(fair_queue, {"big": 4}, ["big"], 4) == "big" * 4
+    fair_schedule = FairSchedule(head_start=4)
+    assert _rounds(fair_schedule, {"big": 4}, ["big"], 4) == "big" * 4
     load = {"big": 4}
 
-    assert _rounds(fair_queue, load, ["big", "new"], 3) == "new" * 3
+    assert _rounds(fair_schedule, load, ["big", "new"], 3) == "new" * 3
     assert load == {"big": 1, "new": 3}
-    assert _rounds(fair_queue, load, ["big", "new"], 2) == "new" + "big"
+    assert _rounds(fair_schedule, load, ["big", "new"], 2) == "new" + "big"
     assert load == {"big": 2, "new": 2}
 
 
 def test_a_head_start_is_over_when_its_messages_are() -> None:
     """Also of who was alone then, and came before its turn because there was nobody else."""
-    fair_queue, load = FairQueue(head_start=2), {"old": 4}
-    choose({"old": _messages("old", 4)}, {}, {}, 4, fair_queue=fair_queue)
+    fair_schedule, load = FairSchedule(head_start=2), {"old": 4}
+    choose({"old": _messages("old", 4)}, {}, {}, 4, fair_schedule=fair_schedule)
 
-    assert _rounds(fair_queue, load, ["new", "old"], 2) == "newnew"
-    assert fair_queue.hurried(["old", "new"]) == []
+    assert _rounds(fair_schedule, load, ["new", "old"], 2) == "newnew"
+    assert fair_schedule.hurried(["old", "new"]) == []
 
 
 def test_nobody_is_remembered_who_is_not_ahead_of_the_others() -> None:
-    fair_queue = FairQueue()
+    fair_schedule = FairSchedule()
     for n in range(100):
-        _served({f"once-{n}": 1.0, "always": 1.0}, 1, 4, fair_queue)
+        _served({f"once-{n}": 1.0, "always": 1.0}, 1, 4, fair_schedule)
 
-    assert len(fair_queue._time) <= 3
+    assert len(fair_schedule._time) <= 3
