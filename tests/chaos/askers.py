@@ -1,6 +1,6 @@
 """Responses in the background, beside the batches of a run: some are always open, each under a key of its own.
 
-They go the whole way of a job with a single line, so small that whoever runs it finishes it too.
+Each is a job with a single line, so small that the worker which runs it finishes it too.
 """
 
 import random

@@ -2,8 +2,8 @@
 
     start ─▶ calm: no fault, no rework ─▶ poison ─▶ cancels ─▶ faults under load ─▶ drain ─▶ judge ─▶ stop ─▶ judge
 
-The plan follows from the seed. What a fault cost is read from the logs of the stub engines, in which every prompt
-stands once for each time that it was asked.
+The plan follows from the seed. The cost of a fault is read from the logs of the stub engines, which have a prompt once
+for each request.
 """
 
 import random

@@ -1,19 +1,19 @@
-"""What is done to a deployment. Each fault is a function of the `Scene`; `FAULTS` is the table of them.
+"""The faults of a deployment. Each fault is a function of the `Scene`; `FAULTS` is the table of them.
 
-    id   fault                                   who has to bear it
-    F1   kill -9 of a worker, with its children   its shards are taken back, uncovered lines run again
-    F3   SIGTERM, and a new one in its place      it commits what it has, gives back the rest
+    id   fault                                   what must hold
+    F1   kill -9 of a worker, with its children   its claims are revoked, uncovered lines run again
+    F3   SIGTERM, and a new one in its place      it commits what it has, releases the rest
     F4   freeze for up to two leases, then thaw   the zombie's writes are fenced
     F5   freeze an idle worker, submit, kill -9   the message it swallowed is published again
     F6   the broker forgets everything            every message is published again
-    F7   the broker dies and remembers, or hangs  nobody notices
+    F7   the broker dies and remembers, or hangs  no job is affected
     F8   the broker takes no more messages        they wait in the outbox
     F9   the database takes no writes, or dies   a worker that cannot send heartbeats is not dead
-    S3   the storage dies, or hangs               work is given back and goes on
+    S3   the storage dies, or hangs               work is released and goes on
     F19  the vector database dies, or hangs       the same
     F11  kill -9 of web as a create arrives       the same key again: one job
-    F12  messages of all jobs, ten times each    who comes second finds nothing to do
-    F16  kill -9 of the sender of webhooks        each event is told all the same
+    F12  messages of all jobs, ten times each    the second claim finds nothing
+    F16  kill -9 of the sender of webhooks        each event is delivered
     F17  the clock jumps, and is set right        nothing ends early, nothing is lost
 
 `rework` is how many engine workers lose what they have in flight, which may be asked again.

@@ -1,4 +1,4 @@
-"""What happened during a run, in order: the last part of it is printed with a failure."""
+"""The journal of a run, in order: its last part is printed with a failure."""
 
 import threading
 import time

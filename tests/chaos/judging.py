@@ -1,4 +1,4 @@
-"""What must be true of vector stores after a run: through HTTP, then from inside, when nothing is pending any more."""
+"""Judge the state of vector stores after a run: through HTTP, then from inside, when nothing is pending any more."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""What must be true, after a run, of the folder that a store follows, of that store's indexes, and of the caches."""
+"""Judge, after a run, the folder that a store follows, that store's indexes, and the caches."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress

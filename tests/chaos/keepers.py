@@ -1,6 +1,6 @@
-"""Who keeps a folder that a vector store follows: changes it, has it synced, and builds and switches indexes.
+"""The client with a folder that a vector store follows: it changes files, has them synced, and switches indexes.
 
-    keeper   one thing after the other: it alone begins syncs, so it knows what each must have seen
+    keeper   one step after the other: it alone begins syncs, so it knows what each must have read
     reader   searches all the while, and knows what an answer must show and may not
 
 What a sync that ended well began with holds from then on (`tests.support.mirrored`). A sync that fails is a violation,

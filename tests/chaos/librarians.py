@@ -1,4 +1,4 @@
-"""Clients with vector stores, beside the batches of a run: they bring files in, change their minds, and search.
+"""Clients with vector stores, beside the batches of a run: they add, replace and remove files, and search.
 
     librarian   keeps some stores, brings in papers singly and in batches, some again in another version, takes some out
     watcher     looks how far the open ones are

@@ -8,7 +8,7 @@
     repeaters     of two projects, ask the same again and again (`repeaters`)
     hooks     verifies each webhook soon after it came
 
-All of them outlive whatever is killed: the SDK comes back until it is answered.
+All of them outlive every kill: the SDK retries until it gets an answer.
 """
 
 import random

@@ -1,10 +1,10 @@
-"""Clients who ask the same again and again, of two projects that ask alike, and clear their cache now and then.
+"""Clients that repeat requests, of two projects with the same requests, and clear their cache now and then.
 
     answers   chats, completions and responses in the terms of the answer cache; the same one twice at once, too
     vectors   of one text or two, as numbers or packed
     clearing  DELETE /v1/cache
 
-What each was told is kept; `tests.support.recalled` knows what it may be.
+All answers are recorded; `tests.support.recalled` judges them.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""F24: a fault a minute, for as long as one likes; meanwhile each process is weighed.
+"""F24: a fault a minute, for any time; meanwhile the memory of each process is measured.
 
 What kills one of two rivals spares the first, and what takes everything down is left to the run by kills: only what
 lives long shows whether it grows. A slope is a least-squares line over the second half of the samples of a process. It

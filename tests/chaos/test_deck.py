@@ -1,4 +1,4 @@
-"""What is dealt, and how late a job may start whose message died with an idle worker."""
+"""The faults of a plan, and how late a job may start whose message died with an idle worker."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Each judge of a dose finds what it is there to find, and lets pass what is as it should be."""
+"""Each judge of a dose finds the violation that it is for, and passes correct results."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Who is to be frozen while idle is not frozen while it holds a lock that all others wait for."""
+"""A process that is to be frozen while idle is not frozen while it holds a lock that all others wait for."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""The look inside finds what it is there to find: one file of two chunks, in view and whole, until it is harmed."""
+"""The look inside passes one file of two chunks, visible and whole, and finds each harm done to it."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is asked of a run's answers and files finds what it is there to find."""
+"""The judgement of a run's answers and files finds each violation."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The keeper of a folder judges what it is told: a deployment made by hand tells it what must not be."""
+"""The keeper of a folder judges answers: a deployment made by hand gives it wrong ones."""
 
 import random
 from collections import Counter

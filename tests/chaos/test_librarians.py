@@ -1,4 +1,4 @@
-"""Who watches stores takes one that is deleted while he looks for no violation, and no other that is not there."""
+"""The watcher of stores tolerates one that is deleted meanwhile, and reports any other that is missing."""
 
 import random
 from typing import Any

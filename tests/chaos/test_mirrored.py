@@ -1,4 +1,4 @@
-"""What a folder and its store are judged by finds what it is there to find: each violation is made by hand."""
+"""The judgement of a folder and its store finds each violation, made by hand."""
 
 from pathlib import Path
 from typing import Any

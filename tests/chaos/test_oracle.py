@@ -1,4 +1,4 @@
-"""The oracle finds what it is there to find: each violation, made by hand, is told in words."""
+"""The oracle reports each violation, made by hand."""
 
 import json
 from dataclasses import replace

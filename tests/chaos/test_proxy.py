@@ -1,4 +1,4 @@
-"""The proxy of the doses is as bad as it is told to be, and no worse."""
+"""The proxy of the doses fails as it is configured to, and no more."""
 
 import random
 import socket

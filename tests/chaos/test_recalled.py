@@ -1,4 +1,4 @@
-"""What caches are judged by finds what it is there to find: each violation, made by hand, is told in words."""
+"""The judgement of caches reports each violation, made by hand."""
 
 import json
 from dataclasses import replace

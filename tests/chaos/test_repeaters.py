@@ -1,4 +1,4 @@
-"""Clients of the cache: what they do in a run is counted apart from what they ask for at its end."""
+"""Clients of the cache: requests of a run are counted apart from those at its end."""
 
 import random
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""What vector stores are judged by finds what it is there to find: each violation, made by hand, is told in words."""
+"""The judgement of vector stores reports each violation, made by hand."""
 
 import random
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The scales know who grows and who keeps what it opens, and let off what only moves."""
+"""The measurement finds processes that grow or leak descriptors, and passes those that only fluctuate."""
 
 import random
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""One seed, played to its end: clients, workers, a dispatcher, all kinds of misfortune, calm, and then the accounts."""
+"""One seed, played to its end: clients, workers, a dispatcher, all kinds of faults, calm, and then the judgement."""
 
 import random
 

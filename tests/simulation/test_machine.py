@@ -1,11 +1,11 @@
-"""Hypothesis plays the whole world against the ledger: any call by anyone at any moment, zombies included.
+"""Hypothesis against the ledger: any call from any process at any moment, also with lost claims.
 
-Every claim ever granted is kept and used again. What a call must do follows from the epoch in the database: a newer
-one exists, and the call is refused and changes nothing; none does, and it counts. In between `invariants` must hold,
+Every claim ever granted is used again. The effect of a call follows from the epoch in the database: with a newer one
+the call is refused and changes nothing; else it counts. In between `invariants` must hold,
 and when the faults end every job must come to its end by the next steps that are pending, and by nothing else.
 
-NIGHTMILL_TEST_EXAMPLES sets how many games are played, and lets a lost one be made as short as it can be;
-NIGHTMILL_TEST_STEPS sets how long they are. `make model-tests` plays 200 of 100 steps.
+NIGHTMILL_TEST_EXAMPLES sets how many examples are run, and lets a failing one be made as short as possible;
+NIGHTMILL_TEST_STEPS sets their length. `make model-tests` runs 200 of 100 steps.
 """
 
 import os

@@ -1,6 +1,6 @@
 """Worlds of many seeds: each must lose nothing, repeat nothing and end. `python -m tests.simulation` plays more.
 
-NIGHTMILL_TEST_SEEDS sets how many. Of a seed that fails `python -m tests.simulation --seed N` tells the story.
+NIGHTMILL_TEST_SEEDS sets how many. `python -m tests.simulation --seed N` prints the log of a seed that fails.
 """
 
 import os

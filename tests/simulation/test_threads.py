@@ -1,4 +1,4 @@
-"""Real threads on real databases: whatever they do at once, nobody waits for somebody who waits for him."""
+"""Real threads on real databases: whatever they do at once, there is no deadlock."""
 
 import random
 import threading

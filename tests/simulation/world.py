@@ -1,4 +1,4 @@
-"""A world of one seed: virtual time, a database that may forget to answer, a broker that keeps no promise.
+"""A world of one seed: virtual time, a database whose answers get lost, a broker that delays messages.
 
     Actor (a generator; each `yield` is how long it does something else) ──▶ World.run picks the next by virtual time
         │                                                                     crash: a process's actors are dropped

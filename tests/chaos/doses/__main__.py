@@ -1,6 +1,6 @@
-"""`python -m tests.chaos.doses F9 F11`: single faults in the dose that each is to bear, and a row of a table for each.
+"""`python -m tests.chaos.doses F9 F11`: single faults, each in its dose, and a row of a table for each.
 
-Without names it runs all. `--share 0.3` is a third of each dose; the row says what was given.
+Without names it runs all. `--share 0.3` is a third of each dose; the row names the share.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """F23: a backup is taken while batches run, everything is killed, and the backup starts with an empty broker.
 
-    the database, as it is at one moment ──▶ the folder of files ──▶ life goes on ──▶ kill -9 ──▶ both in a new folder
+    the database, at one moment ──▶ the folder of files ──▶ work goes on ──▶ kill -9 ──▶ both in a new folder
 
 What was in progress ends, with each line once. What had ended is as it was, to the byte. What was deleted meanwhile is
 back, and each webhook that is pending in the backup comes, under the id that it has come with.

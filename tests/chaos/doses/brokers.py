@@ -1,4 +1,4 @@
-"""What is borne while the broker is away, has lost everything, takes nothing, or is cut off without a word.
+"""The broker is unavailable, has lost everything, takes nothing, or is cut off silently.
 
     F6   it dies, forgets all that was queued and comes back: every message is published again
     F7   it dies and remembers; it hangs; the way to it (or to PostgreSQL) swallows everything for a minute

@@ -1,7 +1,7 @@
-"""What web bears of its clients.
+"""Doses of slow and silent clients for the API.
 
 F21  five hundred of them send nothing, or a byte a second, and come again when they are sent away; web may have 256
-     descriptors: whoever asks is answered all the while
+     descriptors: other requests are answered meanwhile
 """
 
 import asyncio

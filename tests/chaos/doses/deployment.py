@@ -1,7 +1,7 @@
-"""A deployment that a dose is given to: `up`, a stub engine, and a client that remembers every answer.
+"""The deployment of a dose: `up`, a stub engine, and a client that remembers every answer.
 
 Site     the deployment; `posts` of small batches, each under a key of its own; `jobs` as the API lists them
-Answer   what one POST came to
+Answer   the outcome of one POST
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What one dose comes to: its id, what was done, what was judged with its figures, and what was not so."""
+"""The result of one dose: its id, what was done, the judgements with their figures, and the violations."""
 
 import random
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""What the sender of webhooks has to bear.
+"""Doses for the sender of webhooks.
 
 F15  nine receivers that fail in every way, one that is gone, and a good one, which must not notice
 F16  kill -9 of the sender, again and again: each event arrives, under one id, and little of it twice

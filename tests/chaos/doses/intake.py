@@ -1,4 +1,4 @@
-"""What intake has to bear.
+"""Doses for the intake of batches.
 
 F9   the database dies, is frozen or is held, while 50 batches a second are created: 200, or 503 in time; what was
      answered with 200 exists and runs

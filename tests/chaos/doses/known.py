@@ -1,7 +1,7 @@
-"""A load of batches whose every line is known, so that each can be judged by what it came to.
+"""A load of batches whose every line is known, so that the results of each can be judged.
 
-Known     creates them, also at a steady rate; `answers` are what its creates came to
-unlike    what speaks against a batch: no end or a wrong one, lines lost, twice or with another's answer, wrong sums
+Known     creates them, also at a steady rate; `answers` are the outcomes of its creates
+unlike    the faults of a batch: no end or a wrong one, lines lost, twice or with another's answer, wrong sums
 """
 
 import threading

@@ -1,4 +1,4 @@
-"""What a batch's lines have to bear.
+"""Doses for the lines of a batch.
 
 F13  an engine that answers as no engine should, in each way: the line fails with its reason, others go on
 F14  one poisonous line among ten thousand

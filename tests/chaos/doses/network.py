@@ -1,5 +1,5 @@
 """F20: a bad network. The ways to the database and to the broker take 200 ms more, there and back, and 5 % of what
-passes is lost with its connection: hardly any transaction comes to its end. Then 0.5 %: most do, and work goes on.
+passes is lost with its connection: hardly any transaction ends. Then 0.5 %: most do, and work goes on.
 
 Meanwhile batches are created, small ones at a steady rate and large ones now and then, and a client waits for
 completions. What was refused is asked again afterwards: a commit whose answer was lost has made its job, and the key

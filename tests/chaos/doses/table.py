@@ -1,4 +1,4 @@
-"""The doses, by id, in the order in which they are given."""
+"""The doses, by id, in the order in which they run."""
 
 from tests.chaos.doses import backups, brokers, clients, hooks, intake, large, lines, network, vectors, versions
 from tests.chaos.doses.dose import Run
