@@ -225,8 +225,8 @@ class Acknowledgement:
         self._scope, self._names = scope, names
         self._seen: dict[str, int] = {}
 
-    def unheard(self, session: Session) -> list[str]:
-        """Of the workers that are there now, by their heartbeats since the first look, which is to be after the pause."""
+    def unacknowledged(self, session: Session) -> list[str]:
+        """Return the ids of such workers, by their heartbeats since the first call, which must follow the pause."""
         waits = []
         for worker in everyone(session):
             first = self._seen[worker.id] = min(self._seen.get(worker.id, worker.heartbeat), worker.heartbeat)

@@ -1,7 +1,7 @@
 """What the operator has paused: a queue, a model, a project, a worker. Intake goes on, and nothing new is begun.
 
     pause ──▶ row ─┬─▶ the dispatcher rings no message for it
-                   └─▶ a claim on what was published before is refused, and its message is owed anew
+                   └─▶ a claim on what was published before is refused, and its message is published again later
 
 A client may pause a job of its own where the job's kind allows it: a row of scope `job`. There may be many of these, so
 they are never loaded; SQL compares them with the jobs.
@@ -137,7 +137,7 @@ def paused_jobs(session: Session, job_ids: Collection[str]) -> set[str]:
 
 
 def refuses(session: Session, task: Task, job: Job, n: int, worker_id: str, queue: str | None = None) -> bool:
-    """Whether a claim must not be granted. If so its message is owed anew, to be published when nothing holds it back.
+    """Return whether a claim must be refused. If so, its message is published again when no pause holds it back.
 
     `queue` is a shard's, where it is not its job's.
     """

@@ -1,9 +1,9 @@
-"""Shards of a running job: claimed, committed segment by segment, given back or lost.
+"""Shards of a running job: claimed, committed segment by segment, released or revoked.
 
     pending ──claim──▶ running ──last segment──▶ done
-       ▲                 │
-       ├─ give_back, lose, fence ─┤      the next attempt runs only the lines no segment covers
-       └─ pass_on ─────────┘             what is left of it is for the workers of another queue
+       ▲                  │
+       ├─ release, revoke ┤              the next attempt runs only the lines that no segment covers
+       └─ requeue ────────┘              what is left of it is for the workers of another queue
 
 Every write carries the claim's epoch. A segment's file is durable before its row; the row and the shard's sums
 are one transaction. `stalls` counts claims lost without any commit: past a limit the shard is run one line at a
@@ -90,7 +90,7 @@ def cut(session: Session, claim: ledger.JobClaim, queue: str, shards: Sequence[S
 
     Run twice it adds them once: `uncut` has removed what an earlier planning left.
     """
-    ledger.hold(session, claim)
+    ledger.assert_claim(session, claim)
     if not shards or _exists(session, statements.SHARD_IS_THERE, its_job=claim.job.id, its_n=shards[0].n):
         return  # the first commit's answer was lost
     session.connection().execute(statements.ADD_SHARD, list(map(row_of, shards)))
@@ -99,7 +99,7 @@ def cut(session: Session, claim: ledger.JobClaim, queue: str, shards: Sequence[S
 
 def uncut(session: Session, claim: ledger.JobClaim, limit: int) -> int:
     """Remove shards of an earlier planning whose claim was lost; return their number."""
-    ledger.hold(session, claim)
+    ledger.assert_claim(session, claim)
     old = list(session.scalars(select(Shard.n).where(Shard.job_id == claim.job.id).limit(limit)))
     if not old:
         return 0
@@ -231,8 +231,8 @@ def record_isolated_attempt(session: Session, claim: ShardClaim, line: int) -> N
 
 
 def note_progress(session: Session, claim: ShardClaim) -> None:
-    """Note that a claim has brought its shard forward without a segment: losing it is no stall. Raises ClaimLost."""
-    noted = session.execute(update(Shard).where(_mine(claim)).values(progressed=True, stalls=0))
+    """Note that a claim has advanced its shard without a segment: losing it is no stall. Raises ClaimLost."""
+    noted = session.execute(update(Shard).where(_claim_filter(claim)).values(progressed=True, stalls=0))
     if noted.rowcount != 1:  # type: ignore[attr-defined]
         raise ClaimLost
 
@@ -247,7 +247,7 @@ def heartbeat(session: Session, claims: Sequence[tuple[str, int, int]]) -> list[
     return lost
 
 
-def give_back(session: Session, claim: ShardClaim, *, delay: float = 0.0, waiting_for: str | None = None) -> None:
+def release(session: Session, claim: ShardClaim, *, delay: float = 0.0, waiting_for: str | None = None) -> None:
     """End a claim by its holder: nothing counts against the shard. Do nothing when the claim was lost.
 
     Nor does an attempt of an isolated line count: only a line that kills its worker does not come here.
@@ -287,7 +287,7 @@ def requeue_to_job_queue(session: Session, claim: ShardClaim) -> None:
 
 
 def revoke_lease(session: Session, job_id: str, n: int, epoch: int, heartbeat: int) -> bool:
-    """Revoke a claim whose heartbeat stood still at `heartbeat` for a whole lease; return False if it moved after all."""
+    """Revoke a claim whose heartbeat stood still at `heartbeat` for a lease; return False if it moved after all."""
     ledger.lock(session, job_id)
     still = select(Shard).where(
         Shard.job_id == job_id, Shard.n == n, Shard.epoch == epoch, Shard.heartbeat == heartbeat

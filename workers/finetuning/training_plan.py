@@ -80,7 +80,7 @@ def _paths(session: Session, job: Job) -> dict[str, str]:
 def _planned(session: Session, claim: JobClaim, asked: FineTuning, found: Findings) -> None:
     """Write what was found, cut the one shard that fills a slot, and let the job run. Raises ClaimLost."""
     job = claim.job
-    ledger.handle(session, claim)
+    ledger.assert_claim(session, claim)
     files = datasets.of_job(session, job.id)
     validated = files.get(datasets.VALIDATION, files[datasets.TRAINING]).file_id
     parts = {

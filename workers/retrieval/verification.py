@@ -121,8 +121,8 @@ def _look(db: Database, vectors: Vectors, storage: Storage, store_id: str) -> tu
         rows = session.scalars(select(VectorStoreFile).where(VectorStoreFile.store_id == store.id)).all()
         removals = session.scalars(select(VectorRemoval).where(VectorRemoval.store_id == store.id)).all()
         gone = session.get(VectorStore, store.id) is None
-    owed = {removal.what for removal in removals}
-    if gone or attachments.STORE in owed:
+    pending = {removal.what for removal in removals}
+    if gone or attachments.STORE in pending:
         return Found(store.id), 0
     published = {str(row.document): row for row in rows if row.document}
     after = vectors.counts(where) if any(key not in before for key in published) else before
@@ -131,7 +131,7 @@ def _look(db: Database, vectors: Vectors, storage: Storage, store_id: str) -> tu
     textless = [row for key, row in published.items() if _text_of(store, key) not in texts]
     going = {removal.document for removal in removals}
     dead = [key for key in before if key not in published and key not in going]
-    if attachments.LEFTOVERS in owed:
+    if attachments.LEFTOVERS in pending:
         dead = []
     return Found(store.id, missing, textless, _nobodys(dead, rows, jobs)), len(published)
 

@@ -79,7 +79,7 @@ def test_a_segment_that_does_not_see_its_first_commit_counts_nothing(
     job = running(db)
     claim = claim_shard(db, job.id)
     ledgers.answer(db, claim, [0, 1])
-    monkeypatch.setattr(shards, "_found", lambda *_, **__: None)
+    monkeypatch.setattr(shards, "_exists", lambda *_, **__: None)
 
     with pytest.raises(IntegrityError):
         ledgers.answer(db, claim, [0, 1])
@@ -90,7 +90,7 @@ def test_a_segment_that_does_not_see_its_first_commit_counts_nothing(
 
 def test_a_cut_that_does_not_see_the_first_adds_nothing(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     claim = planning(db)
-    monkeypatch.setattr(shards, "_found", lambda *_, **__: None)
+    monkeypatch.setattr(shards, "_exists", lambda *_, **__: None)
     with db.write() as session:
         shards.cut(session, claim, Queue.GENERATE, cuts(claim.job.id, [4]))
 
