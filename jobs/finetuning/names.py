@@ -7,13 +7,12 @@ import re
 from typing import Final
 
 from jobs.errors import InvalidRequest
-from jobs.registry.models import CHECKPOINT, NAME_PREFIX
+from jobs.registry.models import CHECKPOINT, NAME_LENGTH, NAME_PREFIX
 
 JOB_PREFIX: Final = "ftjob-"
 _SLUG_LENGTH: Final = 32
 _ID_LENGTH: Final = 10
-#: The length of a name in the database, and what a checkpoint's name adds to the model's.
-_LIMIT: Final = 255
+#: What a checkpoint's name adds to the model's.
 _CHECKPOINT_LENGTH: Final = len(CHECKPOINT) + 10
 
 
@@ -26,7 +25,7 @@ def model_name(base: str, project_name: str, suffix: str | None, job_id: str) ->
     """Return the name of the model that a job results in. Raises InvalidRequest when it would be too long."""
     number = job_id.removeprefix(JOB_PREFIX)[:_ID_LENGTH]
     name = f"{NAME_PREFIX}{base}:{slug(project_name)}:{suffix or ''}:{number}"
-    if len(name) + _CHECKPOINT_LENGTH > _LIMIT:
+    if len(name) + _CHECKPOINT_LENGTH > NAME_LENGTH:
         raise InvalidRequest("The model's name would be too long.", param="suffix", code="string_above_max_length")
     return name
 

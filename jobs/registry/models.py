@@ -12,6 +12,7 @@ from jobs.registry.tables import CheckpointPermission, TunedModel
 
 PREFIX: Final = "ftmodel_"
 NAME_PREFIX: Final = "ft:"  # of every tuned model; others may have it too
+NAME_LENGTH: Final = 255
 CHECKPOINT: Final = ":ckpt-step-"  # before the step, at the end of a checkpoint's name
 FULL: Final = "full"  # the method whose results have weights of their own
 READY: Final = "ready"
@@ -58,7 +59,7 @@ def register(
 
 def is_tuned(name: str) -> bool:
     """Return whether a name is spelled as one of a tuned model or a checkpoint."""
-    return name.startswith(NAME_PREFIX)
+    return name.startswith(NAME_PREFIX) and len(name) <= NAME_LENGTH
 
 
 def base_model_of(name: str) -> str:
