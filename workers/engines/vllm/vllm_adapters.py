@@ -43,6 +43,7 @@ def limit_of(args: Mapping[str, Any]) -> int:
 def slots(serving: Serving, model: str, limit: int) -> AdapterSlots:
     """Return the slots of a new engine, which has no adapters."""
     models = serving.state.openai_serving_models
+    checked: set[str] = set()  # an adapter that comes again is the same bytes in the same engine
 
     async def score_all(passages: Sequence[Passage], adapter: Adapter | None) -> list[Score]:
         return await score(serving.state, model, passages, adapter)
@@ -50,7 +51,9 @@ def slots(serving: Serving, model: str, limit: int) -> AdapterSlots:
     async def load_and_check(adapter: Adapter) -> None:
         try:
             await load(models, adapter)
-            await probes.check(adapter, score_all)
+            if adapter.name not in checked:
+                await probes.check(adapter, score_all)
+            checked.add(adapter.name)
         except Exception as error:  # vLLM and the chat templates it runs raise anything
             if serving.dead:
                 raise EngineDead(f"the engine died while it loaded an adapter: {error}") from error
