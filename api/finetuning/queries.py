@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Sequence
+from typing import Final
 
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
@@ -22,6 +23,8 @@ from jobs.ledger import dependencies, pauses
 from jobs.ledger.tables import Job, Shard
 from jobs.registry import models
 from jobs.security.tables import Project
+
+_VLLM_RANK: Final = 16  # the highest rank of an adapter where a model's `max_lora_rank` is not set
 
 PURPOSE = "fine-tune"
 
@@ -72,13 +75,24 @@ def requested(session: Session, call: CallContext, body: CreateFineTuningJob, jo
         method=body.method_type,
         hyperparameters=body.chosen(),
         peft=body.peft,
-        training=Training.model_validate(fields.get("training") or {}),
+        training=checked_training(call.services.registry(), base, body),
         validation=checked_validation(body),
         early_stopping=EarlyStopping.model_validate(fields.get("early_stopping") or {}),
         wandb=tuple(Wandb.model_validate(one["wandb"]) for one in fields.get("integrations") or ()),
         validation_file=body.validation_file,
         general_file=body.general_file,
     )
+
+
+def checked_training(registry: Registry, base: str, body: FineTuningFields) -> Training:
+    """Return how to train. Raises InvalidRequest for an adapter that the engine of the base would not load."""
+    training = Training.model_validate(body.fields().get("training") or {})
+    args = registry.models[base].engine_args
+    limit = args.get("max_lora_rank", _VLLM_RANK) if args.get("enable_lora") else training.rank
+    if body.peft != "full" and training.rank > limit:
+        message = f"Invalid 'training.rank': the engine of '{base}' serves adapters of rank {limit} at most."
+        raise InvalidRequest(message, param="training.rank", code="integer_above_max_value")
+    return training
 
 
 def checked_validation(body: FineTuningFields) -> Validation | None:

@@ -164,6 +164,16 @@ def test_a_bad_request_is_refused_and_changes_nothing(
     assert client.get("/v1/fine_tuning/jobs").json()["data"] == []
 
 
+def test_an_adapter_that_the_engine_of_the_base_would_not_load_is_refused(client: TestClient) -> None:
+    file_id = upload(client)
+
+    refused = error_of(client, training_file=file_id, training={"rank": 33})  # the packaged model's engine has 32
+
+    assert refused == (400, "integer_above_max_value", "training.rank")
+    create(client, training_file=file_id, training={"rank": 32})
+    create(client, training_file=file_id, training={"rank": 64}, peft="full")
+
+
 def test_reinforcement_names_the_methods_that_work(client: TestClient) -> None:
     body = {"model": BASE, "training_file": "file-x", "method": {"type": "reinforcement"}}
 
