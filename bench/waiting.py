@@ -58,7 +58,7 @@ class First:
 class Run:
     """Lines of a batch a second without (`alone`) and with (`beside`) interactive clients."""
 
-    crowd: int
+    limit: int
     idle: Sequence[First]
     loaded: Sequence[First]
     alone: float
@@ -69,7 +69,7 @@ def main() -> None:
     options = _options()
     console = Console(width=120)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        runs = [_run(Path(name) / str(n), options, crowd, console) for n, crowd in enumerate(options.beside)]
+        runs = [_run(Path(name) / str(n), options, limit, console) for n, limit in enumerate(options.beside)]
     _show(console, runs)
 
 
@@ -85,24 +85,24 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _run(folder: Path, options: argparse.Namespace, crowd: int, console: Console) -> Run:
+def _run(folder: Path, options: argparse.Namespace, limit: int, console: Console) -> Run:
     folder.mkdir()
     chats(folder / "alone.jsonl", _ALONE, options.model, max_tokens=options.max_tokens, temperature=0, ignore_eos=True)
     chats(
         folder / "in.jsonl", options.lines, options.model, max_tokens=options.max_tokens, temperature=0, ignore_eos=True
     )
     words = ("--no-vllm", "--engine-url", options.engine_url) if options.engine_url else ()
-    with deployed(folder, _LINES, words, {"NIGHTMILL_INTERACTIVE_BESIDE": str(crowd)}) as mill:
+    with deployed(folder, _LINES, words, {"NIGHTMILL_INTERACTIVE_BESIDE": str(limit)}) as mill:
         mill.wait_for("cpu.plan")
         mill.wait_for("gpu.generate")
         with _Asker(mill, options.model) as asker:
             asker.many(_WARM_UP)
             idle = asker.many(options.asks)
-            console.print(f"beside {crowd}, idle: {_percentiles([one.ours for one in idle], 50)[0]:.0f} ms (median)")
+            console.print(f"beside {limit}, idle: {_percentiles([one.ours for one in idle], 50)[0]:.0f} ms (median)")
             alone = mill.run(mill.upload(folder / "alone.jsonl"))
             loaded, beside = _loaded(mill, asker, folder / "in.jsonl", options.asks)
-            console.print(f"beside {crowd}, under a batch: {_percentiles([one.ours for one in loaded], 50)[0]:.0f} ms")
-    return Run(crowd, idle, loaded, _ALONE / alone.running, beside)
+            console.print(f"beside {limit}, under a batch: {_percentiles([one.ours for one in loaded], 50)[0]:.0f} ms")
+    return Run(limit, idle, loaded, _ALONE / alone.running, beside)
 
 
 class _Asker:
@@ -195,7 +195,7 @@ def _show(console: Console, runs: Sequence[Run]) -> None:
             ours, engine = [one.ours for one in firsts], [one.engine for one in firsts]
             added = [one.added for one in firsts]
             figures = [*_percentiles(ours, 50, 95, 99), *_percentiles(engine, 50, 95, 99), *_percentiles(added, 50, 95)]
-            table.add_row(str(run.crowd), name, str(len(firsts)), *(f"{figure:,.0f}" for figure in figures))
+            table.add_row(str(run.limit), name, str(len(firsts)), *(f"{figure:,.0f}" for figure in figures))
     console.print(table)
     for run in runs:
         idle, loaded = ([one.ours for one in firsts] for firsts in (run.idle, run.loaded))
@@ -203,7 +203,7 @@ def _show(console: Console, runs: Sequence[Run]) -> None:
         added = _percentiles([one.added for one in run.idle], 95)[0]
         apart = _percentiles(idle, 95)[0] - _percentiles([one.engine for one in run.idle], 95)[0]
         console.print(
-            f"beside {run.crowd}: p99 under a batch is {ratio:.1f} x that of an idle system; added at p95, idle: "
+            f"beside {run.limit}: p99 under a batch is {ratio:.1f} x that of an idle system; added at p95, idle: "
             f"{added:.0f} ms ({'within' if added <= _AIM else 'beyond'} {_AIM:.0f}), p95 less the engine's p95: "
             f"{apart:.0f} ms; the batch: {run.alone:.1f} lines/s alone, {run.beside:.1f} while one asks"
         )

@@ -1,3 +1,3 @@
-"""What happens after the answer: plans, shards, engines, deliveries."""
+"""The workers: they plan, run and finish jobs, host engines, send deliveries, and dispatch."""
 
 import jobs as _jobs  # noqa: F401 (before any library: see there)

@@ -25,15 +25,17 @@ from jobs.ledger.tables import Job
 
 
 class TokenEstimate(BaseModel):
-    """No tokenizer was asked: a quarter of the bytes."""
+    """An estimate without a tokenizer: a quarter of the bytes."""
 
     input_tokens: int
     method: Literal["bytes/4"] = "bytes/4"
 
 
 class BatchValidation(BaseModel):
-    """`errors` are those that the batch would fail with, or one of its lines for its `context` or a field that its
-    model's engine does not know. `eta_seconds` is null until this model's pace is known."""
+    """The result of a dry run.
+
+    `errors` would fail the batch, or one of its lines, for example for a field that the model's engine does not know.
+    `eta_seconds` is null until this model's pace is known."""
 
     object: Literal["batch.validation"] = "batch.validation"
     valid: bool
@@ -108,7 +110,9 @@ def _asked(call: CallContext, path: str, endpoint: str, engines: dict[str, str])
 
 
 def _run(asked: dict[str, Any]) -> dict[str, Any]:
-    """The child's findings. Raises Unavailable when too many run, InvalidRequest when it was too much for one."""
+    """Return what the child found. Raises Unavailable when too many children run, InvalidRequest when the child ran out
+    of memory or time.
+    """
     if not _AT_ONCE.acquire(blocking=False):
         raise Unavailable("Other files are being validated. Try again in a moment.", code="validation_busy")
     try:
@@ -139,12 +143,12 @@ def _model_errors(session: Session, call: CallContext, endpoint: str, found: dic
     except routing.NotServed as refused:
         return [_error(found, refused.code, str(refused))]
     except routing.NotYet:
-        pass  # an endpoint may still show it
+        pass  # an endpoint may still list it
     return []
 
 
 def _token_errors(session: Session, call: CallContext, found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Whether it would be too much now, beside the batches that run."""
+    """Return the error of a batch that would exceed the project's quota now, together with its live jobs."""
     limit = call.config.project_max_queued_tokens
     over = limit and batches.is_over_quota(batches.queued_bytes(session, call.project_id), found["bytes"], limit)
     return [batches.quota_refusal(limit).as_dict()] if over else []
@@ -155,7 +159,7 @@ def _error(found: dict[str, Any], code: str, message: str) -> dict[str, Any]:
 
 
 def _eta(session: Session, call: CallContext, found: dict[str, Any]) -> float | None:
-    """From the pace of the project's last batch of this model within a day."""
+    """Estimate the duration from the pace of the project's last batch of this model within a day."""
     last = session.scalar(
         select(Job)
         .where(

@@ -1,6 +1,6 @@
 """Batches: a job of kind generation or embedding, as OpenAI's API has it.
 
-The input's content is judged after the answer: `validating`, then `failed` with errors by line, or `in_progress`.
+The input's content is checked after the answer: `validating`, then `failed` with errors by line, or `in_progress`.
 """
 
 from typing import Literal
@@ -36,7 +36,7 @@ Endpoint = Literal["/v1/responses", "/v1/chat/completions", "/v1/embeddings", "/
 
 
 class BatchFields(Body):
-    """OpenAI's fields, and ours (through the SDK's `extra_body`): priority, dedupe, webhook."""
+    """OpenAI's fields, and Nightmill's (through the SDK's `extra_body`): priority, dedupe, webhook."""
 
     input_file_id: str = Field(min_length=1, max_length=64)
     endpoint: Endpoint
@@ -51,9 +51,9 @@ class BatchFields(Body):
 
 
 class CreateBatch(BatchFields):
-    """A batch; with `not_before` it is checked at once and begins then, and its window counts from then.
+    """A batch. With `not_before` it is checked at once and begins at that time, from which its window counts.
 
-    With `after` it is checked, and begins, when these jobs have completed; its window counts from its creation.
+    With `after` it is checked and begins when these jobs have completed; its window counts from its creation.
     """
 
     not_before: int | None = Field(default=None, ge=0, lt=1 << 40, description="Unix seconds.")
@@ -87,7 +87,7 @@ def create_batch(call: Call, once: Idempotent, body: CreateBatch) -> Response:
 
 @router.get("/batches")
 def list_batches(call: Call, after: After = None, limit: Limit20 = 20) -> Page[Batch]:
-    """The project's batches, the newest first."""
+    """List the project's batches, the newest first."""
     with call.db.read() as session:
         rows, more = find(session, batches_of(call), Job, after=after, limit=limit)
         sums, after_ids = totals(session, rows), predecessors(session, rows)
@@ -96,14 +96,14 @@ def list_batches(call: Call, after: After = None, limit: Limit20 = 20) -> Page[B
 
 @router.get("/batches/{batch_id}")
 def retrieve_batch(call: Call, batch_id: str) -> Batch:
-    """One batch, with its counts and usage so far."""
+    """Return one batch, with its counts and usage so far."""
     with call.db.read() as session:
         return _shown(session, get_batch(session, call, batch_id))
 
 
 @router.post("/batches/{batch_id}/cancel")
 def cancel_batch(call: Call, batch_id: str) -> Batch:
-    """Stop a batch; what is finished stays. Cancelling twice is no error."""
+    """Stop a batch; finished lines keep their results. Cancelling twice is no error."""
     with call.db.write() as session:
         job = get_batch(session, call, batch_id)
         before = job.state
@@ -133,7 +133,7 @@ def get_batch(session: Session, call: CallContext, batch_id: str) -> Job:
 
 
 def requested(call: CallContext, body: BatchFields, hook: Hook | None) -> BatchRequest:
-    """What was asked for, checked. Raises InvalidRequest."""
+    """Check a request for a batch. Raises InvalidRequest."""
     return BatchRequest(
         endpoint=body.endpoint,
         input_file_id=body.input_file_id,
@@ -149,9 +149,10 @@ def requested(call: CallContext, body: BatchFields, hook: Hook | None) -> BatchR
 
 
 def input_file(session: Session, call: CallContext, file_id: str) -> File | None:
-    """The input. An unknown file fails the batch later, as at OpenAI; one for another purpose does now.
+    """Return the input file. An unknown file fails the batch later, as at OpenAI; one of another purpose is refused
+    now.
 
-    The row is locked, so that a file deleted at this moment keeps its bytes for this job.
+    The row is locked, so that a file that is deleted at this moment keeps its bytes for this job.
     """
     file = session.scalar(visible(call).where(File.id == file_id).with_for_update(read=True))
     if file is not None:
@@ -160,7 +161,7 @@ def input_file(session: Session, call: CallContext, file_id: str) -> File | None
 
 
 def check_purpose(file: File) -> None:
-    """Raises InvalidRequest for a file that no batch reads."""
+    """Raise InvalidRequest for a file that no batch reads."""
     if file.purpose != "batch":
         message = f"File '{file.id}' has the purpose '{file.purpose}'; a batch reads files of purpose 'batch'."
         raise InvalidRequest(message, param="input_file_id", code="invalid_file_purpose")

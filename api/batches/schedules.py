@@ -24,7 +24,7 @@ from jobs.ledger.tables import Schedule
 
 
 class ScheduledBatch(BaseModel):
-    """What is submitted each time. The webhook's secret is not shown."""
+    """The batch that is submitted each time. The webhook's secret is not shown."""
 
     endpoint: str
     input_file_id: str
@@ -37,7 +37,7 @@ class ScheduledBatch(BaseModel):
 
 
 class ScheduleObject(BaseModel):
-    """`last_error` says why the last time brought no batch; null when it did."""
+    """A schedule. `last_error` says why the last time submitted no batch; null when it did."""
 
     id: str
     object: Literal["schedule"] = "schedule"
@@ -53,7 +53,7 @@ class ScheduleObject(BaseModel):
 
 
 class CreatedSchedule(ScheduleObject):
-    """A schedule as its create answers it: the only place where a secret that was made here is told."""
+    """A schedule as its creation answers it: the only answer that has a generated secret."""
 
     webhook: BatchWebhook | None
 
@@ -84,7 +84,7 @@ router = resource("Schedules")
 
 
 class CreateSchedule(Body):
-    """`batch` is what a create of a batch takes."""
+    """A schedule to create. `batch` has the fields of a batch."""
 
     cron: str = Field(min_length=1, max_length=128, description="Five fields: `0 3 * * mon-fri`.")
     timezone: str = Field(default="UTC", min_length=1, max_length=64, description="As `Europe/Zurich`.")
@@ -93,7 +93,7 @@ class CreateSchedule(Body):
 
 @router.post("/schedules", response_model=CreatedSchedule)
 def create_schedule(call: Call, once: Idempotent, body: CreateSchedule) -> Response:
-    """Submit a batch over this file whenever the time comes."""
+    """Create a schedule, which submits a batch over its file at each time of the cron expression."""
     fields = body.fields()
     replayed = once.replay(fields)
     if replayed is not None:
@@ -126,7 +126,7 @@ def create_schedule(call: Call, once: Idempotent, body: CreateSchedule) -> Respo
 
 @router.get("/schedules")
 def list_schedules(call: Call, after: After = None, limit: Limit20 = 20, order: Order = "desc") -> Page[ScheduleObject]:
-    """The project's schedules."""
+    """List the project's schedules."""
     with call.db.read() as session:
         deletions = deleted(call, "schedule.delete")
         rows, more = find(
@@ -137,14 +137,14 @@ def list_schedules(call: Call, after: After = None, limit: Limit20 = 20, order: 
 
 @router.get("/schedules/{schedule_id}")
 def retrieve_schedule(call: Call, schedule_id: str) -> ScheduleObject:
-    """One schedule: when it comes next, and what came of the last time."""
+    """Return one schedule, with its next time and the outcome of the last time."""
     with call.db.read() as session:
         return show_schedule(_get(session, call, schedule_id, lock=False))
 
 
 @router.post("/schedules/{schedule_id}/pause")
 def pause_schedule(call: Call, schedule_id: str) -> ScheduleObject:
-    """Submit nothing more until it is resumed. Pausing twice is no error."""
+    """Submit no batches until the schedule is resumed. Pausing twice is no error."""
     with call.db.write() as session:
         schedule = _get(session, call, schedule_id)
         if schedule.paused_at is None:
@@ -155,7 +155,7 @@ def pause_schedule(call: Call, schedule_id: str) -> ScheduleObject:
 
 @router.post("/schedules/{schedule_id}/resume")
 def resume_schedule(call: Call, schedule_id: str) -> ScheduleObject:
-    """Go on with the next time to come. What passed meanwhile is not made up for."""
+    """Go on with the next time. Times that passed meanwhile are skipped."""
     with call.db.write() as session:
         schedule = _get(session, call, schedule_id)
         if schedule.paused_at is not None:
@@ -167,7 +167,7 @@ def resume_schedule(call: Call, schedule_id: str) -> ScheduleObject:
 
 @router.delete("/schedules/{schedule_id}")
 def delete_schedule(call: Call, schedule_id: str) -> ScheduleDeleted:
-    """Remove a schedule. Batches that it has submitted go on."""
+    """Remove a schedule. Batches that it submitted go on."""
     with call.db.write() as session:
         schedule = _get(session, call, schedule_id)
         session.delete(schedule)

@@ -58,7 +58,7 @@ class OutputTokensDetails(BaseModel):
 
 
 class Usage(BaseModel):
-    """Exact: the sum over the batch's lines."""
+    """The exact sum over the batch's lines."""
 
     input_tokens: int
     input_tokens_details: InputTokensDetails
@@ -93,7 +93,7 @@ class Batch(Dependent):
 
 
 class CreatedBatch(Batch):
-    """A batch as its create answers it."""
+    """A batch as its creation answers it."""
 
     webhook: BatchWebhook | None
 
@@ -146,7 +146,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def seconds(window: str, config: Settings) -> int:
-    """The length of a window. Raises InvalidRequest."""
+    """Return the seconds of a completion window. Raises InvalidRequest."""
     match = _SHAPE.fullmatch(window)
     length = int(match[1]) * _SECONDS[match[2]] if match else 0
     if not config.window_min_seconds <= length <= config.window_max_seconds:

@@ -18,16 +18,16 @@ class _Choice:
     parts: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
-    def add(self, told: Mapping[str, Any]) -> None:
-        delta = told.get("delta")
+    def add(self, choice: Mapping[str, Any]) -> None:
+        delta = choice.get("delta")
         for name, value in delta.items() if isinstance(delta, dict) else ():
             if isinstance(value, str) and name not in _NAMES and name != _NAME:
                 self.texts[name].append(value)
             else:
                 _add(self.parts, name, value)
-        for name in told.keys() - {"delta", "index"}:
-            last = isinstance(told[name], str)  # such as a finish reason: a text that is not continued
-            self.facts[name] = told[name] if last else _merged(self.facts.get(name), told[name])
+        for name in choice.keys() - {"delta", "index"}:
+            last = isinstance(choice[name], str)  # such as a finish reason: a text that is not continued
+            self.facts[name] = choice[name] if last else _merged(self.facts.get(name), choice[name])
 
     def whole(self, index: int) -> dict[str, Any]:
         said = {name: "".join(entries) for name, entries in self.texts.items()}
@@ -52,9 +52,9 @@ class Chunks:
             self.broken = True
         self._facts |= {name: chunk[name] for name in chunk.keys() - _OF_A_CHUNK if chunk[name] is not None}
         choices = chunk.get("choices")
-        for told in choices if isinstance(choices, list) else ():
-            if isinstance(told, dict) and isinstance(told.get("index"), int):
-                self._choices[told["index"]].add(told)
+        for choice in choices if isinstance(choices, list) else ():
+            if isinstance(choice, dict) and isinstance(choice.get("index"), int):
+                self._choices[choice["index"]].add(choice)
 
     def whole(self) -> dict[str, Any] | None:
         """Return the joined answer, None unless every choice has ended."""

@@ -66,24 +66,24 @@ def _stored_with(call: CallContext, item_id: str, wanted: Collection[str]) -> It
         return _in_conversation(call, f"conv_{owner}", wanted)
 
 
-def _in_response(call: CallContext, response_id: str, wanted: Collection[str]) -> Items:
+def _in_response(call: CallContext, response_id: str, requested: Collection[str]) -> Items:
     """Return the items of a response. Raises NotFound."""
     stored_answer = stored_answers.load_response(call, response_id, reserve=True)
     items = chain(
         show_items(response_id, responses.items(stored_answer)),
         responses.without_results(stored_answer.response)["output"],
     )
-    return _by_id(items, wanted)
+    return _by_id(items, requested)
 
 
-def _in_conversation(call: CallContext, conversation_id: str, wanted: Collection[str]) -> Items:
+def _in_conversation(call: CallContext, conversation_id: str, requested: Collection[str]) -> Items:
     try:
-        items = stored_conversations.find(call, conversation_id, wanted)
+        items = stored_conversations.find(call, conversation_id, requested)
     except NotFound:
         return {}
     shares.reserve(len(msgspec.json.encode(items)))
-    return _by_id(items, wanted)
+    return _by_id(items, requested)
 
 
-def _by_id(items: Iterable[dict[str, Any]], wanted: Collection[str]) -> Items:
-    return {item["id"]: item for item in items if item.get("id") in wanted}
+def _by_id(items: Iterable[dict[str, Any]], requested: Collection[str]) -> Items:
+    return {item["id"]: item for item in items if item.get("id") in requested}

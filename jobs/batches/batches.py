@@ -1,4 +1,4 @@
-"""Batches: their kinds, the job that a request becomes, their quota, and what a retry of one goes by."""
+"""Batches: their kinds, the job that a request becomes, the quota, and the lines of a retry."""
 
 from typing import Any, Final, Literal
 
@@ -18,9 +18,9 @@ from jobs.queues import Queue
 from jobs.requests.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RESPONSES
 
 PREFIX: Final = "batch_"
-OUTPUT: Final = "batch_output"  # the purpose of a file that a batch has made; its name begins with the batch's id
+OUTPUT: Final = "batch_output"  # the purpose of files that batches write; their names begin with the batch's id
 
-#: The endpoints that a batch may name, and the kind of job that each makes.
+#: The endpoints of batches, with the kind of job of each.
 ENDPOINTS: Final[dict[str, str]] = {
     RESPONSES: "generation",
     CHAT: "generation",
@@ -58,7 +58,7 @@ class Batch(Payload):
     which: Which = FAILED
 
     def stored(self) -> dict[str, Any]:
-        """Return the payload without defaults: a worker of an earlier version reads what it knows."""
+        """Return the payload without defaults, so that a worker of an earlier version can read it."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
@@ -75,7 +75,10 @@ NAMES: Final = frozenset(kind.name for kind in KINDS)
 
 
 class BatchRequest(BaseModel):
-    """Checked already. `window_seconds` is the completion window's length; times are unix seconds."""
+    """A checked request for a batch.
+
+    `window_seconds` is the length of the completion window; times are unix seconds.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -92,7 +95,7 @@ class BatchRequest(BaseModel):
 
 
 def job_of(wanted: BatchRequest, project_id: str, *, not_before: float | None = None, **facts: Any) -> Job:
-    """A job that is not submitted yet and has no input path. Its window begins when it may begin."""
+    """Make a job, not submitted yet and without an input path. Its window begins when the job may begin."""
     payload = Batch(dedupe=wanted.dedupe, output_expires_seconds=wanted.output_expires_seconds)
     created_at = now()
     metadata: dict[str, Any] = (
@@ -119,17 +122,17 @@ def job_of(wanted: BatchRequest, project_id: str, *, not_before: float | None = 
 
 # ── quota ──
 
-#: How many tokens a project may have waiting is estimated from bytes: no tokenizer is asked.
+#: The tokens that a project has waiting are estimated from bytes, without a tokenizer.
 BYTES_PER_TOKEN: Final = 4
 
 
-def queued_bytes(session: Session, project_id: str, besides: str | None = None) -> int:
-    """Return the bytes of input that the project's live jobs still read, all or `besides` one."""
+def queued_bytes(session: Session, project_id: str, excluded: str | None = None) -> int:
+    """Return the bytes of input that the project's live jobs still read, of all jobs or all but `excluded`."""
     total = session.scalar(
         select(func.sum(File.bytes))
         .join(Job, Job.input_file_id == File.id)
         .where(Job.project_id == project_id, Job.state.in_(LIVE), Job.in_progress_at.is_not(None))
-        .where(Job.id != (besides or ""), Job.kind.in_(kinds.names(lambda kind: kind.counted)))
+        .where(Job.id != (excluded or ""), Job.kind.in_(kinds.names(lambda kind: kind.counted)))
     )
     return int(total or 0)
 

@@ -1,9 +1,9 @@
-"""The lines of a batch file: read in bounded memory, checked as OpenAI checks them.
+"""Read the lines of a batch file in bounded memory, and check them as OpenAI does.
 
     {"custom_id": str, "method": "POST", "url": "/v1/…", "body": {"model": str, …}}
 
-A good line costs one typed decode that skips the prompt (about 1 µs); only a bad one is parsed again, to say what
-is wrong with it. Codes and messages are those recorded from the live service (`BatchError`: code, line, message,
+A good line costs one typed decode that skips the prompt (about 1 µs); only a bad line is parsed again, to name its
+error. Codes and messages are those recorded from the live service (`BatchError`: code, line, message,
 param); blank lines are skipped and not counted, a byte order mark and CRLF are accepted.
 """
 
@@ -22,7 +22,7 @@ BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
 _QUOTED = 100
 
-#: The body's parameter that each endpoint cannot do without, and its message.
+#: The parameter that each endpoint requires in the body, and the error message.
 REQUIRED: dict[str, tuple[str, str]] = {
     CHAT: ("messages", "Messages parameter is required."),
     COMPLETIONS: ("prompt", "Prompt parameter is required."),
@@ -37,7 +37,7 @@ _STREAM_NAMES = {
 }
 
 
-#: Of a response: what was said elsewhere, and an answer that comes later.
+#: Fields of a response that a batch refuses: earlier turns, and an answer that comes later.
 ELSEWHERE = ("previous_response_id", "conversation", "background")
 
 _NONE = msgspec.Raw(b"")
@@ -74,7 +74,7 @@ working = msgspec.json.Decoder(LineText)
 
 @dataclass(frozen=True, slots=True)
 class Good:
-    """A line that can be run. `inputs` counts embedding inputs, otherwise 1."""
+    """A valid line. `inputs` is the number of embedding inputs, otherwise 1."""
 
     custom_id: str
     model: str
@@ -83,7 +83,7 @@ class Good:
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """What is wrong with a line, in the words of OpenAI's `BatchError`."""
+    """The error of a line, in the fields of OpenAI's `BatchError`."""
 
     code: str
     message: str
@@ -96,7 +96,7 @@ class Bad:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A raw line: its physical number (from 1), offset and length in bytes; `raw` is None when it is too long."""
+    """A raw line with its physical number (from 1), offset and length in bytes; `raw` is None when it is too long."""
 
     number: int
     offset: int
@@ -105,7 +105,7 @@ class Text:
 
 
 def read(handle: BinaryIO, max_bytes: int) -> Iterator[Text]:
-    """The lines that are not blank. One longer than `max_bytes` is passed over without being held."""
+    """Yield the lines that are not blank. A line longer than `max_bytes` is skipped without being held."""
     offset = number = 0
     while raw := handle.readline(max_bytes + 1):
         number += 1
@@ -123,13 +123,13 @@ def read(handle: BinaryIO, max_bytes: int) -> Iterator[Text]:
 
 
 def split(data: bytes) -> list[bytes]:
-    """The lines of a shard's bytes, as `read` counted them."""
+    """Split a shard's bytes into lines, as `read` counted them."""
     lines = (line.strip(_BLANK) for line in data.removeprefix(BOM).split(b"\n"))
     return [line for line in lines if line]
 
 
 class Checker:
-    """Checks the lines of one file for one endpoint. Duplicate ids are found at the end, by `duplicates`."""
+    """A checker of the lines of one file for one endpoint. Duplicate ids are found at the end, by `duplicates`."""
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
@@ -142,7 +142,7 @@ class Checker:
             return Bad("line_too_long", "This line is too long.", text.number)
         try:
             request = _planning.decode(text.raw)
-            text.raw.decode()  # what the decoder skipped has not been looked at
+            text.raw.decode()  # checks UTF-8 of the parts that the decoder skipped
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return self._explain(text.number, text.raw)
         return self._judge(text.number, request) or self._good(request)
@@ -203,10 +203,10 @@ class Checker:
 
 
 class Fingerprints:
-    """Which strings occur twice, in 8 bytes each: 64-bit hashes in 256 buckets, sorted bucket by bucket.
+    """A set of strings in 8 bytes each: 64-bit hashes in 256 buckets, sorted bucket by bucket.
 
-    A set of a million ids takes 130 MB, this 8. A hash that occurs twice is only a suspicion: the caller reads
-    the file again and looks at those alone.
+    A Python set of a million ids takes 130 MB, this one 8 MB. A hash that occurs twice may be a collision: the caller
+    reads the file again and compares the strings with such hashes.
     """
 
     def __init__(self) -> None:
@@ -219,7 +219,7 @@ class Fingerprints:
         self._buckets[value & 255].append(value)
 
     def suspects(self) -> frozenset[int]:
-        """The hashes that occurred more than once."""
+        """Return the hashes that occurred more than once."""
         found: set[int] = set()
         for bucket in self._buckets:
             ordered = sorted(bucket)
@@ -228,7 +228,7 @@ class Fingerprints:
 
 
 def duplicates(handle: BinaryIO, max_bytes: int, suspects: frozenset[int]) -> Iterator[Bad]:
-    """Read the file once more and name the lines whose `custom_id` was there before."""
+    """Read the file again and yield an error for each line whose `custom_id` occurred before."""
     seen: set[str] = set()
     for text in read(handle, max_bytes):
         custom_id = id_of(text.raw)
@@ -248,7 +248,7 @@ _ids = msgspec.json.Decoder(_Id)
 
 
 def id_of(raw: bytes | None) -> str | None:
-    """The `custom_id` of a line, or None where there is none to be had."""
+    """Return the `custom_id` of a line, None where it has none that can be read."""
     try:
         return _ids.decode(raw).custom_id if raw is not None else None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -256,7 +256,7 @@ def id_of(raw: bytes | None) -> str | None:
 
 
 def check_alone(endpoint: str, body: dict[str, Any]) -> None:
-    """A line is answered at once and from what it says itself. Raises InvalidRequest."""
+    """Refuse a line that needs earlier turns, or an answer in the background. Raises InvalidRequest."""
     for name in ELSEWHERE if endpoint == RESPONSES else ():
         if body.get(name) not in (None, False):
             message = f"Responses: '{name}' is not supported in the Batch API."
@@ -264,20 +264,20 @@ def check_alone(endpoint: str, body: dict[str, Any]) -> None:
 
 
 def disable_storage(endpoint: str, body: dict[str, Any]) -> None:
-    """Have no engine keep what it is asked. OpenAI takes a chat's metadata only with what it keeps."""
+    """Tell engines to store no request. OpenAI accepts a chat's metadata only with requests that it stores."""
     if endpoint == RESPONSES:
-        body["store"] = False  # its default is true
+        body["store"] = False  # the default is true
     elif endpoint == CHAT and body.pop("store", None):
         body.pop("metadata", None)
 
 
 def quoted(text: str) -> str:
-    """A text of the file as a message quotes it: a file's errors are kept, and must not be as large as the file."""
+    """Return a text of the file as an error message quotes it: shortened, because a file's errors are stored."""
     return text if len(text) <= _QUOTED else text[:_QUOTED] + "…"
 
 
 def _count(raw: bytes) -> int:
-    """Embedding inputs of one request: a string or one token list is 1, a list of either is its length."""
+    """Count the embedding inputs of a request: a string or a token list is 1, a list of either counts its members."""
     try:
         value = msgspec.json.decode(raw)
     except (msgspec.MsgspecError, RecursionError):

@@ -1,9 +1,9 @@
-"""Recurring batches: a cron expression, and what is submitted each time. They live in SQL; the dispatcher fires them.
+"""Schedules of recurring batches: rows with a cron expression and a request, which the dispatcher fires.
 
-    due (next_at ≤ now) ──▶ fire: the job is submitted and next_at moves on, in one transaction: once, whoever does it
-                               └─ the input file is gone: no job, and the schedule says so
+    due (next_at ≤ now) ──▶ fire: submit the job and advance next_at, in one transaction: exactly once
+                               └─ the input file was deleted: no job, and the schedule has the error
 
-Times that passed while nobody looked are made up for once, not one by one.
+Times that passed while no dispatcher ran are made up for by one job, not one each.
 """
 
 from collections.abc import Sequence
@@ -24,10 +24,13 @@ from jobs.ledger.tables import Job, Schedule
 
 
 def next_after(cron: str, timezone: str, at: float) -> float:
-    """The first time after `at` that matches, in unix seconds. Raises InvalidRequest, also for an unknown time zone."""
+    """Return the first matching time after `at`, in unix seconds.
+
+    Raises InvalidRequest, also for an unknown time zone.
+    """
     try:
         zone = ZoneInfo(timezone)
-    except (KeyError, OSError, ValueError) as error:  # unknown, a folder, a path
+    except (KeyError, OSError, ValueError) as error:  # an unknown zone, a folder, a path
         message = f"'{timezone}' is no time zone."
         raise InvalidRequest(message, param="timezone", code="invalid_value") from error
     try:
@@ -38,20 +41,20 @@ def next_after(cron: str, timezone: str, at: float) -> float:
 
 
 def due(session: Session, limit: int = 100) -> Sequence[str]:
-    """Schedules whose time has come."""
+    """Return the schedules that are due."""
     ready = select(Schedule.id).where(Schedule.paused_at.is_(None), Schedule.next_at <= now())
     return session.scalars(ready.order_by(Schedule.next_at).limit(limit)).all()
 
 
 def fire(session: Session, schedule_id: str) -> Job | None:
-    """Submit the next job of a schedule that is due; None when it is not (any more) or cannot be."""
+    """Submit the next job of a due schedule; return None when the schedule is not due any more, or cannot submit."""
     schedule = session.scalar(select(Schedule).where(Schedule.id == schedule_id).with_for_update())
     at = now()
     if schedule is None or schedule.paused_at is not None or schedule.next_at > at:
         return None
     try:
         schedule.next_at = next_after(schedule.cron, schedule.timezone, at)
-    except InvalidRequest as error:  # it was a time once; zones come and go with the system
+    except InvalidRequest as error:  # the time was valid once: time zones change with the system
         schedule.paused_at = at
         _miss(session, schedule, error.message)
         return None
@@ -59,7 +62,7 @@ def fire(session: Session, schedule_id: str) -> Job | None:
     try:
         wanted = BatchRequest.model_validate(schedule.request)
         job = job_of(wanted, schedule.project_id, schedule_id=schedule.id)
-    except (ValidationError, KeyError):  # of another version, which may lead again tomorrow
+    except (ValidationError, KeyError):  # written by another version, whose dispatcher may lead again
         _miss(session, schedule, "This version does not take its request.")
         return None
     found = select(File).where(File.id == wanted.input_file_id, File.deleted_at.is_(None))

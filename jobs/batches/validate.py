@@ -1,9 +1,9 @@
-"""A dry run over one batch file, in a process of its own: `python -m jobs.batches.validate`.
+"""Check one batch file in a process of its own: `python -m jobs.batches.validate`.
 
     stdin   {"storage": url, "path": …, "endpoint": …, limits …}       one JSON object
     stdout  {"total", "bytes", "inputs", "model", "first_line", "errors", "truncated"}
 
-It reads what a stranger wrote, so it gives itself little memory and little time before it begins.
+The file is untrusted, so the process limits its own memory and time before it begins.
 """
 
 import json
@@ -25,8 +25,11 @@ MAX_ERRORS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What to read, how to judge it, and what this process may use. `engines` are the kinds behind models' names."""
+class DryRun:
+    """The file, the rules to check it by, and the limits of this process.
+
+    `engines` has the engine kind of each model.
+    """
 
     storage: str
     path: str
@@ -41,7 +44,7 @@ class Asked:
 
 
 class _Body(msgspec.Struct):
-    """What makes a line worth reading whole."""
+    """The fields by which a line is worth reading whole."""
 
     context: Any = None
     truncation: Any = None
@@ -54,16 +57,16 @@ class _Body(msgspec.Struct):
         return any(getattr(self, name) is not None for name in self.__struct_fields__)
 
 
-class _Asking(msgspec.Struct):
+class _Wishes(msgspec.Struct):
     body: _Body
 
 
-_asking = msgspec.json.Decoder(_Asking)
+_wishes = msgspec.json.Decoder(_Wishes)
 
 
 @dataclass(slots=True)
-class Found:
-    """What the file holds. `truncated`: there were more errors than are named."""
+class Findings:
+    """The contents of the file. `truncated`: it has more errors than are named."""
 
     total: int = 0
     bytes: int = 0
@@ -81,65 +84,65 @@ class Found:
 
 
 def main() -> None:
-    asked = Asked(**json.load(sys.stdin))
-    resource.setrlimit(resource.RLIMIT_AS, (asked.memory_bytes, asked.memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CPU, (asked.cpu_seconds, asked.cpu_seconds))
-    json.dump(asdict(check(asked)), sys.stdout)
+    dry_run = DryRun(**json.load(sys.stdin))
+    resource.setrlimit(resource.RLIMIT_AS, (dry_run.memory_bytes, dry_run.memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CPU, (dry_run.cpu_seconds, dry_run.cpu_seconds))
+    json.dump(asdict(check(dry_run)), sys.stdout)
 
 
-def check(asked: Asked) -> Found:
-    """Judge a whole file as planning would, and of its lines what we alone know."""
-    found = Found()
-    checker = lines.Checker(asked.endpoint)
-    storage = open_storage(asked.storage)
-    if storage.size(asked.path) > asked.max_bytes:
-        found.complain(lines.Bad("file_too_large", f"The input file exceeds {asked.max_bytes} bytes."))
-        return found
-    with storage.reader(asked.path) as handle:
-        _judge(handle, checker, asked, found)
+def check(dry_run: DryRun) -> Findings:
+    """Check a whole file as planning would, and the fields of its lines that only Nightmill knows."""
+    findings = Findings()
+    checker = lines.Checker(dry_run.endpoint)
+    storage = open_storage(dry_run.storage)
+    if storage.size(dry_run.path) > dry_run.max_bytes:
+        findings.complain(lines.Bad("file_too_large", f"The input file exceeds {dry_run.max_bytes} bytes."))
+        return findings
+    with storage.reader(dry_run.path) as handle:
+        _judge(handle, checker, dry_run, findings)
     suspects = checker.ids.suspects()
     if suspects:
-        with storage.reader(asked.path) as handle:
-            for bad in lines.duplicates(handle, asked.max_line_bytes, suspects):
-                found.complain(bad)
-    found.errors.sort(key=lambda error: error["line"] or 0)
-    found.model = checker.model
-    _judge_totals(asked, found)
-    return found
+        with storage.reader(dry_run.path) as handle:
+            for bad in lines.duplicates(handle, dry_run.max_line_bytes, suspects):
+                findings.complain(bad)
+    findings.errors.sort(key=lambda error: error["line"] or 0)
+    findings.model = checker.model
+    _judge_totals(dry_run, findings)
+    return findings
 
 
-def _judge(handle: BinaryIO, checker: lines.Checker, asked: Asked, found: Found) -> None:
-    for text in lines.read(handle, asked.max_line_bytes):
-        found.total += 1
-        found.bytes += text.length
+def _judge(handle: BinaryIO, checker: lines.Checker, dry_run: DryRun, findings: Findings) -> None:
+    for text in lines.read(handle, dry_run.max_line_bytes):
+        findings.total += 1
+        findings.bytes += text.length
         checked = checker.check(text)
         if isinstance(checked, lines.Good):
-            engine = asked.engines.get(checked.model, "")
-            checked = _odd(asked.endpoint, text) or _unknown(engine, asked.endpoint, text) or checked
+            engine = dry_run.engines.get(checked.model, "")
+            checked = _line_error(dry_run.endpoint, text) or _unknown(engine, dry_run.endpoint, text) or checked
         if isinstance(checked, lines.Bad):
-            found.complain(checked)
+            findings.complain(checked)
             continue
-        found.inputs += checked.inputs
-        found.first_line = found.first_line or text.number
+        findings.inputs += checked.inputs
+        findings.first_line = findings.first_line or text.number
 
 
-def _odd(endpoint: str, text: lines.Text) -> lines.Bad | None:
-    """What a line asks for that it will not get, or wrongly. Planning lets it pass: it fails by itself."""
+def _line_error(endpoint: str, text: lines.Text) -> lines.Bad | None:
+    """Return the error of a line for which it would fail by itself, after planning has accepted it."""
     raw = text.raw or b""
     try:
-        if endpoint in PROMPT and _asking.decode(raw).body.asks:
+        if endpoint in PROMPT and _wishes.decode(raw).body.asks:
             body = msgspec.json.decode(lines.working.decode(raw).body)
             context_options_of(endpoint, body)
             lines.check_alone(endpoint, body)
     except InvalidRequest as error:
         return lines.Bad(error.code or "invalid_value", error.message, text.number, f"body.{error.param}")
-    except (msgspec.MsgspecError, RecursionError):  # the engine will say
+    except (msgspec.MsgspecError, RecursionError):  # the engine will refuse it
         return None
     return None
 
 
 class _Named(msgspec.Struct):
-    """The fields of a line's body, their values unread."""
+    """The fields of a line's body, with undecoded values."""
 
     body: dict[str, msgspec.Raw]
 
@@ -156,13 +159,14 @@ def _unknown(engine: str, endpoint: str, text: lines.Text) -> lines.Bad | None:
     return lines.Bad(fields.CODE, fields.message(name), text.number, f"body.{fields.quoted(name)}")
 
 
-def _judge_totals(asked: Asked, found: Found) -> None:
-    if found.total > asked.max_lines:
-        found.complain(lines.Bad("too_many_requests", f"The input file has more than {asked.max_lines} requests."))
-    if asked.endpoint == EMBEDDINGS and found.inputs > asked.max_inputs:
-        found.complain(lines.Bad("too_many_inputs", f"The batch has more than {asked.max_inputs} embedding inputs."))
-    if not found.total:
-        found.complain(lines.Bad("empty_file", "The input file contains no requests."))
+def _judge_totals(dry_run: DryRun, findings: Findings) -> None:
+    if findings.total > dry_run.max_lines:
+        findings.complain(lines.Bad("too_many_requests", f"The input file has more than {dry_run.max_lines} requests."))
+    if dry_run.endpoint == EMBEDDINGS and findings.inputs > dry_run.max_inputs:
+        message = f"The batch has more than {dry_run.max_inputs} embedding inputs."
+        findings.complain(lines.Bad("too_many_inputs", message))
+    if not findings.total:
+        findings.complain(lines.Bad("empty_file", "The input file contains no requests."))
 
 
 if __name__ == "__main__":

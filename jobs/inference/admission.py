@@ -1,20 +1,20 @@
-"""Admission of interactive requests: bounds on what one project, and one queue, may put into Redis.
+"""Admit interactive requests: bound what one project, and one queue, may put into Redis.
 
     waiting:<project>   hash   request ─▶ "bytes queue"    counted while asking:<request> exists and no worker has it
     streams:<project>   hash   stream ─▶ "bytes"           counted while resumable:<stream> or answer:<stream> exists
                                       or "bytes u"         the same; a resumable stream that is unfinished
 
-An entry whose keys have expired counts no more, and the next admission removes it. So a process that dies at any point
-leaves nothing behind that is counted for longer than those keys live. Both hashes expire too.
+An entry whose keys have expired does not count, and the next admission removes it. So what a dead process leaves behind
+counts no longer than those keys live. Both hashes expire too.
 
-A stream that can be resumed needs no connection. Until it ends, the most that it may hold is counted; then what it
-holds. The unread chunks of other streams, and the events of responses in the background, are counted in blocks.
+A resumable stream lives without a connection. Until it ends, the most that it may hold is counted; then the bytes that
+it holds. Unread chunks of other streams, and events of background responses, are counted in blocks.
 
-Beside these bounds stands the memory of the Redis or Valkey server:
+The second bound is the memory of the Redis or Valkey server:
 
     0 ──── interactive requests and answers ──── 60 % ──── Celery's messages, at any time ──── maxmemory
 
-Above this share the server is called full: new interactive requests are refused, and a stream goes on only while its
+Above this share the server counts as full: new interactive requests are refused, and a stream goes on only while its
 client reads it. A server without `maxmemory` is never full.
 """
 
@@ -44,16 +44,16 @@ from jobs.settings import Settings
 SHARE: Final = 0.6
 #: The code of every refusal, and the status of `/readyz`.
 FULL: Final = "broker_full"
-#: Bytes of a stream that may be unread, or of another answer, while the server is full.
+#: Unread bytes of a stream, or bytes of another answer, that are allowed while the server is full.
 UNREAD_WHEN_FULL: Final = 256 << 10
-_READING_SECONDS: Final = 1.0  # for which a reading is used
-_PROBE_SECONDS: Final = 0.2  # seconds that a probe of `/readyz` or `/metrics` may wait for each server
-#: A project has at most this part of a queue, so that others still get in.
+_READING_SECONDS: Final = 1.0  # life of a reading
+_PROBE_SECONDS: Final = 0.2  # limit for each server in a probe of `/readyz` or `/metrics`
+#: The divisor of a queue's bounds for one project, so that other projects still get in.
 PART: Final = 3
 #: Bytes of a stream that are counted at a time.
 BLOCK: Final = 256 << 10
-_STREAMS: Final = 1024  # of one project, those that have ended and can still be read among them
-#: All streams of a project may have so many times the bytes of its unfinished resumable ones.
+_STREAMS: Final = 1024  # of one project, with those that have ended and can still be read
+#: The bytes of all streams of a project, as a multiple of those of its unfinished resumable ones.
 _HELD: Final = 2
 _COUNT_STREAM: Final = f"""
 local function count_stream(streams, id, bytes, running, most, seconds)
@@ -73,13 +73,13 @@ local function count_stream(streams, id, bytes, running, most, seconds)
   return 1
 end
 """
-#: In one round trip; a request that is refused has changed nothing.
+#: Admission in one round trip; a refused request changes nothing.
 _ADMIT: Final = f"""{_COUNT_STREAM}
 local queue, client_key, resumable, waiting, streams = unpack(KEYS)
-local id, raw, kept = ARGV[1], ARGV[2], ARGV[3]
-local places, bytes, lease, seconds = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local id, raw, description = ARGV[1], ARGV[2], ARGV[3]
+local slots, bytes, lease, seconds = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local length = redis.call('LLEN', queue)
-if length >= places then return 'queue' end
+if length >= slots then return 'queue' end
 if length > 0 and redis.call('MEMORY', 'USAGE', queue, 'SAMPLES', 0) + #raw > bytes then return 'queue' end
 local entries, own, total = redis.call('HGETALL', waiting), 0, 0
 for i = 1, #entries, 2 do
@@ -91,11 +91,11 @@ for i = 1, #entries, 2 do
     if name == queue then own = own + 1 end
   end
 end
-if own * {PART} >= places or (total > 0 and (total + #raw) * {PART} > bytes) then return 'project' end
-if kept ~= '' then
+if own * {PART} >= slots or (total > 0 and (total + #raw) * {PART} > bytes) then return 'project' end
+if description ~= '' then
   local full, running, most = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
-  if count_stream(streams, id, full + #kept, running, most, seconds + lease) == 0 then return 'streams' end
-  redis.call('SET', resumable, kept, 'EX', lease)
+  if count_stream(streams, id, full + #description, running, most, seconds + lease) == 0 then return 'streams' end
+  redis.call('SET', resumable, description, 'EX', lease)
 end
 redis.call('SET', client_key, '1', 'EX', lease)
 redis.call('RPUSH', queue, raw)
@@ -116,10 +116,12 @@ if bytes then redis.call('HSET', KEYS[1], ARGV[1], math.max(0, bytes + ARGV[2]))
 
 
 async def admit(
-    server: Any, config: Settings, queue: str, request: QueuedRequest, raw: bytes, kept: bytes, lease: int
+    server: Any, config: Settings, queue: str, request: QueuedRequest, raw: bytes, resumable: bytes, lease: int
 ) -> None:
-    """Put the packed request `raw` into its queue. `kept`: what a stream is resumed with, empty if it cannot be.
-    `lease`: seconds for which its client counts as present.
+    """Put the packed request `raw` into its queue.
+
+    `resumable` is the packed description of a stream, empty if it cannot be resumed. The client counts as present for
+    `lease` seconds.
 
     Raises Overloaded, TooManyRequests, RedisError.
     """
@@ -127,7 +129,7 @@ async def admit(
     keys = (queue, client_key(id_), resumable_key(id_), waiting_key(tenant), streams_key(tenant))
     bounds = (config.interactive_waiting, config.interactive_waiting_bytes, lease, queue_seconds(request))
     of_streams = (config.interactive_unread_bytes, config.interactive_resumable, max_held(config))
-    refused = await server.eval(_ADMIT, len(keys), *keys, id_, raw, kept, *bounds, *of_streams)
+    refused = await server.eval(_ADMIT, len(keys), *keys, id_, raw, resumable, *bounds, *of_streams)
     if refused == b"queue":
         raise Overloaded
     if refused == b"project":
@@ -136,17 +138,17 @@ async def admit(
         raise TooManyRequests("This project has too many streams that can be resumed. Stop some, or wait.")
 
 
-async def count_block(server: Any, tenant: str, stream_id: str, most: int) -> bool:
-    """Count BLOCK more bytes of a stream; return False where those of its project would be more than `most`.
+async def count_block(server: Any, tenant: str, stream_id: str, limit: int) -> bool:
+    """Count BLOCK more bytes of a stream; return False where its project would have more than `limit` bytes.
 
     Raises RedisError.
     """
     seconds = BACKGROUND_SECONDS + QUEUE_SECONDS
-    return bool(await server.eval(_COUNT, 1, streams_key(tenant), stream_id, BLOCK, most, seconds))
+    return bool(await server.eval(_COUNT, 1, streams_key(tenant), stream_id, BLOCK, limit, seconds))
 
 
 async def count_finished(server: Any, request: QueuedRequest, reserved: int, held: int) -> None:
-    """Count a resumable stream that has ended by the bytes that it holds, no more by those `reserved` for it.
+    """Count an ended resumable stream by the bytes that it holds, in place of those `reserved` for it.
 
     Raises RedisError.
     """
@@ -159,7 +161,7 @@ def max_held(config: Settings) -> int:
 
 
 class Memory(NamedTuple):
-    """A reading, in bytes; `limit` is 0 where the server has no `maxmemory`."""
+    """The memory of a server in bytes; `limit` is 0 where it has no `maxmemory`."""
 
     used: int
     limit: int
@@ -170,7 +172,7 @@ class Memory(NamedTuple):
 
 
 class MemoryProbe:
-    """Whether the server of an asynchronous client is full, as read at most a second ago."""
+    """A probe of an asynchronous client's server; its reading is at most a second old."""
 
     def __init__(self, server: Any) -> None:
         self._server = server
@@ -178,10 +180,10 @@ class MemoryProbe:
         self._until = 0.0
 
     async def is_full(self) -> bool:
-        """Raises RedisError, OSError."""
+        """Return whether the server is full. Raises RedisError, OSError."""
         if time.monotonic() >= self._until:
-            self._until = time.monotonic() + _READING_SECONDS  # first: others use the last reading meanwhile
-            with suppress(redis.exceptions.NoPermissionError):  # access rules without INFO: as without `maxmemory`
+            self._until = time.monotonic() + _READING_SECONDS  # first: others use the last reading
+            with suppress(redis.exceptions.NoPermissionError):  # no INFO: as without `maxmemory`
                 self._full = _memory(await self._server.info("memory")).is_full
         return self._full
 
@@ -193,7 +195,10 @@ def read_memory(url: str, timeout: float = _PROBE_SECONDS) -> Memory:
 
 
 def any_full(config: Settings) -> bool:
-    """Return whether the broker, or the server of interactive requests, is full. One that does not answer is not."""
+    """Return whether the broker, or the server of interactive requests, is full.
+
+    A server that does not answer is not.
+    """
     for url in {redis_url(config), address(config.broker_url)} - {""}:
         with suppress(redis.RedisError):
             if read_memory(url).is_full:

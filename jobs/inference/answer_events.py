@@ -1,4 +1,4 @@
-"""Write out a whole answer as the events of the stream that it could have been, each text in one piece."""
+"""Write out a whole answer as the events of a stream, each text as one delta."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -7,7 +7,7 @@ Event = dict[str, Any]
 
 
 def written_out(response: Mapping[str, Any]) -> list[Event]:
-    """From `response.created` to its end, numbered from 0; each text in one piece."""
+    """Return the events of a response from `response.created` to its end, numbered from 0; each text is one delta."""
     begun = {**response, "status": "in_progress", "output": []}
     begun |= dict.fromkeys(("usage", "error", "incomplete_details", "completed_at"))
     told: list[Event] = [{"type": f"response.{kind}", "response": begun} for kind in ("created", "in_progress")]
@@ -67,7 +67,7 @@ def _part(position: Mapping[str, Any], part: Mapping[str, Any]) -> Iterator[Even
 
 
 _BETWEEN: Final = {"message": _parts, "reasoning": _thought, "function_call": _call, "file_search_call": _search}
-#: What of an item is not there yet as it begins.
+#: Fields that an item does not have yet when it begins.
 _EMPTY: Final[Mapping[tuple[str, str], Any]] = {
     ("message", "content"): [],
     ("reasoning", "content"): [],
@@ -78,7 +78,7 @@ _EMPTY: Final[Mapping[tuple[str, str], Any]] = {
 
 
 def chat_chunks(answer: Mapping[str, Any], *, usage: bool) -> list[Event]:
-    """Return a chat completion as one chunk; with `usage` another one says what it cost."""
+    """Return a chat completion as one chunk; with `usage` a second chunk has the usage."""
     head: Event = {name: value for name, value in answer.items() if name not in ("choices", "usage")}
     head["object"] = "chat.completion.chunk"
     chunk: Event = {**head, "choices": [_chunk_choice(choice) for choice in answer["choices"]]}
@@ -96,7 +96,7 @@ def _chunk_choice(choice: Mapping[str, Any]) -> Event:
 
 
 def completion_chunks(answer: Mapping[str, Any], *, usage: bool) -> list[Event]:
-    """Return a text completion as one chunk; with `usage` another one says what it cost."""
+    """Return a text completion as one chunk; with `usage` a second chunk has the usage."""
     head: Event = {name: value for name, value in answer.items() if name != "usage"}
     if not usage:
         return [head]

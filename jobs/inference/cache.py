@@ -1,9 +1,9 @@
-"""The cache: what was computed for a project and may be given to it again. Losing any of it costs time alone.
+"""The cache of vectors and answers: results that a project may get again. Losing one costs only time.
 
     key: SHA-256 of the project, the model and all that the result depends on ──▶ a value, for a time
 
-A row can be found while its time lasts, its project's cache was not cleared since it was asked for, and the files of
-the job that it came from are there. What cannot be found any more is removed afterwards, some rows at a time.
+A row is found until it expires, unless its project's cache was cleared since its request, or a file of its job was
+deleted. Rows that cannot be found any more are removed later, some at a time.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -37,7 +37,7 @@ Owner = TypeVar("Owner")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What was found. `tokens` are those of the input."""
+    """A cached value. `tokens` is the number of tokens of the input."""
 
     value: bytes
     tokens: int
@@ -47,7 +47,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class NewEntry:
-    """What is to be kept. `epoch` is its project's as it was when the request came."""
+    """A value to store. `epoch` is the epoch of the project's cache when the request came."""
 
     key: bytes
     project_id: str
@@ -60,7 +60,7 @@ class NewEntry:
 
 
 def find(session: Session, keys: Sequence[bytes], at: float) -> dict[bytes, Entry]:
-    """What there is of these keys."""
+    """Return the entries of these keys."""
     columns = CacheEntry.key, CacheEntry.value, CacheEntry.tokens, CacheEntry.created_at, CacheEntry.expires_at
     seen = (
         select(*columns)
@@ -75,15 +75,17 @@ def find(session: Session, keys: Sequence[bytes], at: float) -> dict[bytes, Entr
 
 
 def epochs(session: Session, project_ids: Collection[str]) -> dict[str, int]:
-    """How often the cache of each was cleared."""
+    """Return how often the cache of each project was cleared."""
     found = select(CacheEpoch.project_id, CacheEpoch.epoch).where(CacheEpoch.project_id.in_(project_ids))
     return dict.fromkeys(project_ids, 0) | {row.project_id: row.epoch for row in session.execute(found)}
 
 
 def put(session: Session, entries: Sequence[NewEntry]) -> None:
-    """Keep these, where nothing is that would have done: of two that were computed at once the first stays, or clients
-    would be given one answer again and then another. In order, and first of a transaction: two that keep the same must
-    not wait for each other."""
+    """Store entries where no usable one exists. Of two that were computed at once the first stays, so that clients get
+    the same answer each time.
+
+    Call this first in a transaction. Keys are written in order, so that two writers of the same keys cannot deadlock.
+    """
     firsts: dict[bytes, NewEntry] = {}
     for one in sorted(entries, key=lambda one: -one.epoch):
         firsts.setdefault(one.key, one)
@@ -108,14 +110,14 @@ def put(session: Session, entries: Sequence[NewEntry]) -> None:
         unfit = or_(
             CacheEntry.epoch < new.epoch,
             CacheEntry.expires_at <= new.created_at,
-            CacheEntry.created_at <= 2 * new.created_at - new.expires_at,  # older than its client lets it be
+            CacheEntry.created_at <= 2 * new.created_at - new.expires_at,  # older than its client accepts
             ~_not_deleted(literal_column("cached.job_id")),
         )
         session.execute(insert.on_conflict_do_update(index_elements=["key"], set_=again, where=unfit), rows)
 
 
 def prolong(session: Session, keys: Sequence[bytes], expires_at: float) -> None:
-    """They were used, and stay; but for those that somebody else is at."""
+    """Prolong the entries that were used, but skip rows that another transaction has locked."""
     used = update(CacheEntry).where(
         CacheEntry.key.in_(_free(session, select(CacheEntry.key).where(CacheEntry.key.in_(keys))))
     )
@@ -123,12 +125,12 @@ def prolong(session: Session, keys: Sequence[bytes], expires_at: float) -> None:
 
 
 def size(session: Session) -> int:
-    """Bytes of all values; read from an index."""
+    """Return the bytes of all values, read from an index."""
     return int(session.scalar(select(func.coalesce(func.sum(CacheEntry.size), 0))) or 0)
 
 
 def evict(session: Session, rows: int) -> int:
-    """Make room: what expires first goes. Returns its bytes."""
+    """Remove the entries that expire first; return their bytes."""
     return sum(_delete(session, select(CacheEntry.key).order_by(CacheEntry.expires_at).limit(rows)))
 
 
@@ -141,7 +143,7 @@ def count(session: Session, uses: Mapping[str, tuple[int, int]]) -> None:
 
 
 def clear(session: Session, project_id: str) -> int:
-    """From this transaction on a project finds nothing of before. Returns how many entries there were."""
+    """Hide all entries of a project from this transaction on; return how many there were."""
     epoch = epochs(session, [project_id])[project_id]
     mine = CacheEntry.project_id == project_id, CacheEntry.epoch == epoch
     entries = int(session.scalar(select(func.count()).select_from(CacheEntry).where(*mine)) or 0)
@@ -156,22 +158,22 @@ def remove_expired(session: Session, at: float, limit: int) -> int:
 
 
 def remove_cleared(session: Session, limit: int) -> Mapping[str, int]:
-    """Remove what a clearing has put out of sight; how much of which project."""
+    """Remove entries that a clearing has hidden; return their number by project."""
     counts: dict[str, int] = {}
-    for cleared in session.scalars(select(CacheEpoch)).all():  # a join would read the whole cache
+    for cleared in session.scalars(select(CacheEpoch)).all():  # one by one: a join would read the whole cache
         old = CacheEntry.project_id == cleared.project_id, CacheEntry.epoch < cleared.epoch
         _remove(session, old, cleared.project_id, counts, limit)
     return counts
 
 
 def remove_deleted(session: Session, limit: int) -> Mapping[tuple[str, str], int]:
-    """Remove what came from jobs whose input or output file is deleted; how much of which file and project."""
+    """Remove entries of jobs whose input or output file is deleted; return their number by file and project."""
     counts: dict[tuple[str, str], int] = {}
     for column in _FILES:
         owned = (
             select(Job.id, File.id, File.project_id)
             .join_from(File, Job, column == File.id)
-            .where(File.deleted_at > 0, exists().where(CacheEntry.job_id == Job.id))  # > 0: its index is used
+            .where(File.deleted_at > 0, exists().where(CacheEntry.job_id == Job.id))  # > 0, so that its index is used
             .limit(limit)
         )
         for job_id, file_id, project_id in session.execute(owned).all():
@@ -180,12 +182,12 @@ def remove_deleted(session: Session, limit: int) -> Mapping[tuple[str, str], int
 
 
 def left_nothing() -> Sequence[ColumnElement[bool]]:
-    """Of a file: nothing is in the cache that came from a job which read or wrote it."""
+    """Return whether the cache has no entry of a job that read or wrote this file."""
     return [~exists().where(column == File.id, CacheEntry.job_id == Job.id) for column in _FILES]
 
 
 def _not_deleted(job_id: SQLColumnExpression[str | None] = CacheEntry.job_id) -> ColumnElement[bool]:
-    """It came from no job, or from one whose files are all there."""
+    """Select entries of no job, or of a job whose files exist."""
     read, written = aliased(File), aliased(File)
     there = exists().where(
         Job.id == job_id,
@@ -202,7 +204,7 @@ def _there(file: type[File], column: InstrumentedAttribute[str | None]) -> Colum
 def _remove(
     session: Session, which: Sequence[ColumnElement[bool]], owner: Owner, counts: dict[Owner, int], limit: int
 ) -> None:
-    """Remove of these what the limit leaves room for, and count it as the owner's."""
+    """Remove as many of these entries as the limit allows, and count them by owner."""
     room = limit - sum(counts.values())
     some = select(CacheEntry.key).where(*which).limit(room)
     if deletion := len(_delete(session, some)):
@@ -210,12 +212,14 @@ def _remove(
 
 
 def _free(session: Session, keys: Select[bytes]) -> Sequence[bytes]:
-    """Those of the keys whose rows nobody else is at. They are ours now, and no lock was waited for: whoever holds some
-    and waits for others has somebody wait for him."""
+    """Lock the rows of these keys, skip those that are locked already, and return the keys of the others.
+
+    Waiting for a lock while holding others would risk a deadlock.
+    """
     return session.scalars(keys.with_for_update(skip_locked=True)).all()
 
 
 def _delete(session: Session, keys: Select[bytes]) -> Sequence[int]:
-    """Remove those that are free. Returns the bytes of each."""
+    """Remove the entries that are not locked; return the bytes of each."""
     deletion = delete(CacheEntry).where(CacheEntry.key.in_(_free(session, keys))).returning(CacheEntry.size)
     return session.scalars(deletion, execution_options=UNSEEN).all()

@@ -1,7 +1,7 @@
-"""What a conversation was compacted to, as clients carry it from one request to the next.
+"""Pack the summary of a compacted conversation, which clients send with their next request.
 
-OpenAI seals it. Here it is packed, so that it passes as one word, and is no secret: it is a summary of what the client
-has sent, by its own server. Nothing of it is kept.
+OpenAI encrypts it. Here it is only encoded as one word, because it is no secret: it is a summary of what the client has
+sent. It is not stored.
 """
 
 import base64
@@ -18,7 +18,7 @@ def packed(summary: str) -> str:
 
 
 def unpacked(content: Any) -> str:
-    """Raises ValueError for anything that `packed` has not made."""
+    """Return the packed summary. Raises ValueError for a text that `packed` has not made."""
     before, mark, rest = str(content).partition(_MARK)
     if before or not mark:
         raise ValueError(f"'{CONTENT}' is no summary of this server: what another one has sealed, it alone can open.")

@@ -1,8 +1,8 @@
-"""Complete the answers of engines: with what was asked, and with OpenAI's defaults.
+"""Complete the answers of engines with fields of the request, and with OpenAI's defaults.
 
-Servers leave out much of what OpenAI's API always says, and strict clients do not parse what is left. What an engine
-says stays, but for what it says of its own limits in place of what was asked: vLLM gives the room in its context as
-`max_output_tokens`, and neither an error nor the time of its end. To complete an answer twice is to do it once.
+Servers leave out many fields that OpenAI's API always sends, and strict clients do not parse the rest. The engine's
+fields stay, except where they hold its own limits in place of the request's: vLLM gives the room in its context as
+`max_output_tokens`. Completing an answer twice is the same as once.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from jobs.inference.item_ids import prefix_of
 
 Body = Mapping[str, Any]
 
-#: What a response repeats of its request, and OpenAI's defaults.
+#: Fields that a response repeats from its request, and OpenAI's defaults.
 _REPEATED: Final[Body] = {
     "instructions": None,
     "max_output_tokens": None,
@@ -30,7 +30,7 @@ _REPEATED: Final[Body] = {
     "truncation": "disabled",
     "user": None,
 }
-#: The same, where the request says more than the engine: engines know nothing of these.
+#: The same for fields that engines do not know: the request's value overrules the engine's.
 _CLIENTS_OWN: Final = ("prompt_cache_key", "safety_identifier", "user")
 _FUNCTION: Final[Body] = {"description": None, "parameters": None, "strict": None}
 
@@ -39,7 +39,7 @@ _ITEMS: Final[Mapping[str, Callable[[str], Body]]] = {
     "function_call": lambda status: {"status": status, "arguments": ""},
     "reasoning": lambda _: {"summary": []},
 }
-#: What kind of item an event is about.
+#: The type of the item that an event is about.
 _ABOUT: Final[Mapping[str, str]] = {
     "output_text": "message", "refusal": "message", "content_part": "message",
     "function_call_arguments": "function_call",
@@ -50,7 +50,7 @@ _ENDS: Final = frozenset({"completed", "incomplete", "failed", "queued"})
 
 
 def request_echo(asked: Body) -> dict[str, Any]:
-    """Return what a response repeats of its request."""
+    """Return the fields that a response repeats from its request."""
     repeated = {name: asked[name] if asked.get(name) is not None else value for name, value in _REPEATED.items()}
     reasoning, tools = asked.get("reasoning"), asked.get("tools")
     return repeated | {
@@ -61,14 +61,14 @@ def request_echo(asked: Body) -> dict[str, Any]:
 
 
 def text_of(asked: Body) -> dict[str, Any]:
-    """Return the format that a request asks its text in."""
+    """Return the text format that a request asks for."""
     given = asked.get("text")
-    told = {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else {}
-    return {"format": {"type": "text"}, **told}
+    text_format = {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else {}
+    return {"format": {"type": "text"}, **text_format}
 
 
 def new_response(asked: Body, status: str) -> dict[str, Any]:
-    """Return a response to a request that no engine has worked on."""
+    """Return a response to a request that no engine has begun."""
     return {
         "object": "response",
         "created_at": int(now()),
@@ -87,85 +87,87 @@ def new_response(asked: Body, status: str) -> dict[str, Any]:
 
 
 def complete_response(answer: Body, asked: Body, ended: int | None = None, status: str = "completed") -> dict[str, Any]:
-    """Return the whole response that an engine's answer is; it ended at `ended`, in seconds, or now.
+    """Return an engine's answer as a complete response. It ended at `ended`, in unix seconds, or now.
 
-    `status` is that of an answer which does not say it.
+    `status` is used for an answer without one.
     """
     whole = new_response(asked, status)
-    told = _filled(answer, whole)
-    told |= {name: whole[name] for name in ("max_output_tokens", "text")}
-    told |= {name: asked[name] for name in _CLIENTS_OWN if asked.get(name) is not None}
-    if not isinstance(told.get("id"), str):
-        told["id"] = new_id("resp_")
-    if told["status"] == "completed" and told["completed_at"] is None:
-        told["completed_at"] = int(now()) if ended is None else ended
-    if isinstance(told["output"], list):
-        told["output"] = [complete_item(item, str(told["status"])) for item in told["output"]]
-    if isinstance(told["usage"], dict):
-        told["usage"] = _complete_usage(told["usage"])
-    return told
+    completed = _filled(answer, whole)
+    completed |= {name: whole[name] for name in ("max_output_tokens", "text")}
+    completed |= {name: asked[name] for name in _CLIENTS_OWN if asked.get(name) is not None}
+    if not isinstance(completed.get("id"), str):
+        completed["id"] = new_id("resp_")
+    if completed["status"] == "completed" and completed["completed_at"] is None:
+        completed["completed_at"] = int(now()) if ended is None else ended
+    if isinstance(completed["output"], list):
+        completed["output"] = [complete_item(item, str(completed["status"])) for item in completed["output"]]
+    if isinstance(completed["usage"], dict):
+        completed["usage"] = _complete_usage(completed["usage"])
+    return completed
 
 
 def complete_item(item: Any, status: str) -> Any:
-    """Return an item of an output with all that it needs; it has the `status` of its response."""
+    """Return a complete item of an output, with the `status` of its response."""
     kind = item.get("type") if isinstance(item, dict) else None
     if not isinstance(kind, str):
         return item
-    told = _filled(item, _ITEMS[kind](status) if kind in _ITEMS else {})
-    if not isinstance(told.get("id"), str):
-        told["id"] = new_id(f"{prefix_of(kind)}_")
-    if isinstance(told.get("content"), list):
-        told["content"] = [complete_part(part) for part in told["content"]]
-    return told
+    completed = _filled(item, _ITEMS[kind](status) if kind in _ITEMS else {})
+    if not isinstance(completed.get("id"), str):
+        completed["id"] = new_id(f"{prefix_of(kind)}_")
+    if isinstance(completed.get("content"), list):
+        completed["content"] = [complete_part(part) for part in completed["content"]]
+    return completed
 
 
 def complete_part(part: Any) -> Any:
-    """Return a part of a message with all that it needs."""
+    """Return a complete part of a message."""
     is_text = isinstance(part, dict) and part.get("type") == "output_text"
     return _filled(part, {"annotations": [], "logprobs": []}) if is_text else part
 
 
 def complete_event(event: Body, asked: Body, number: int, ended: int | None = None) -> dict[str, Any]:
-    """Return an event of a response's stream with all that it needs.
+    """Return a complete event of a response's stream.
 
-    `number` is its place in a stream without numbers; the response ended at `ended`, in seconds, or now.
+    `number` is its index in a stream without numbers. The response ended at `ended`, in unix seconds, or now.
     """
     _, subject, step = f"{event.get('type')}..".split(".", 3)[:3]
-    told = _filled(event, {"sequence_number": number})
-    if isinstance(told.get("response"), dict):
-        told["response"] = complete_response(told["response"], asked, ended, status_of(event))
-    if isinstance(told.get("item"), dict):
-        location = {"id": f"{prefix_of(str(told['item'].get('type')))}_{told.setdefault('output_index', 0)}"}
-        told["item"] = complete_item(_filled(told["item"], location), "completed" if step == "done" else "in_progress")
-    if "part" in told:
-        told["part"] = complete_part(told["part"])
+    completed = _filled(event, {"sequence_number": number})
+    if isinstance(completed.get("response"), dict):
+        completed["response"] = complete_response(completed["response"], asked, ended, status_of(event))
+    if isinstance(completed.get("item"), dict):
+        location = {"id": f"{prefix_of(str(completed['item'].get('type')))}_{completed.setdefault('output_index', 0)}"}
+        completed["item"] = complete_item(
+            _filled(completed["item"], location), "completed" if step == "done" else "in_progress"
+        )
+    if "part" in completed:
+        completed["part"] = complete_part(completed["part"])
     if subject in _ABOUT:
-        told = _filled(told, {"output_index": 0} | ({"content_index": 0} if subject in _IN_PARTS else {}))
-        told.setdefault("item_id", f"{prefix_of(_ABOUT[subject])}_{told['output_index']}")
+        completed = _filled(completed, {"output_index": 0} | ({"content_index": 0} if subject in _IN_PARTS else {}))
+        completed.setdefault("item_id", f"{prefix_of(_ABOUT[subject])}_{completed['output_index']}")
     if subject == "output_text" and step in ("delta", "done"):
-        told = _filled(told, {"logprobs": []})
-    return told
+        completed = _filled(completed, {"logprobs": []})
+    return completed
 
 
 def status_of(event: Body) -> str:
-    """Return the status of the response in an event, which says it by its name."""
+    """Return the status that the type of an event stands for."""
     subject = str(event.get("type")).removeprefix("response.")
     return subject if subject in _ENDS else "in_progress"
 
 
 def complete_chat(answer: Body, asked: Body) -> dict[str, Any]:
-    """Return the whole chat completion that an engine's answer is."""
+    """Return an engine's answer as a complete chat completion."""
     whole = {"object": "chat.completion", "created": int(now()), "model": asked.get("model")}
-    told = _filled(answer, whole | ({} if answer.get("id") else {"id": new_id("chatcmpl-")}))
-    told["choices"] = [_complete_choice(choice, index) for index, choice in enumerate(told["choices"])]
-    return told
+    completed = _filled(answer, whole | ({} if answer.get("id") else {"id": new_id("chatcmpl-")}))
+    completed["choices"] = [_complete_choice(choice, index) for index, choice in enumerate(completed["choices"])]
+    return completed
 
 
 def _complete_choice(choice: Body, index: int) -> dict[str, Any]:
     message = {"role": "assistant", "content": None, "refusal": None} | dict(choice["message"])
     reason = "tool_calls" if message.get("tool_calls") else "stop"
-    told = _filled(choice, {"index": index, "finish_reason": reason, "logprobs": None})
-    return told | {"message": message}
+    completed = _filled(choice, {"index": index, "finish_reason": reason, "logprobs": None})
+    return completed | {"message": message}
 
 
 def _complete_tool(tool: Any) -> Any:
@@ -177,22 +179,22 @@ def _complete_usage(usage: Body) -> dict[str, Any]:
     inputs, outputs = (_count(usage.get(name)) for name in ("input_tokens", "output_tokens"))
     details = {"input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
                "output_tokens_details": {"reasoning_tokens": 0}}  # fmt: skip
-    told = _filled(usage, {"input_tokens": inputs, "output_tokens": outputs, "total_tokens": inputs + outputs})
+    completed = _filled(usage, {"input_tokens": inputs, "output_tokens": outputs, "total_tokens": inputs + outputs})
     for name, whole in details.items():
-        given = told.get(name)
-        told[name] = _filled(given, whole) if isinstance(given, dict) else whole
-    return told
+        given = completed.get(name)
+        completed[name] = _filled(given, whole) if isinstance(given, dict) else whole
+    return completed
 
 
 def _count(value: Any) -> int:
-    """Return a number of tokens as a server says it; 0 for what is no number."""
+    """Return a server's number of tokens; 0 for a value that is no number."""
     return value if isinstance(value, int) else 0
 
 
-def _filled(said: Body, whole: Body) -> dict[str, Any]:
-    """Return what is said, and of `whole` what is not said or null."""
-    told = dict(said)
+def _filled(given: Body, whole: Body) -> dict[str, Any]:
+    """Fill fields that are missing or null from `whole`."""
+    filled = dict(given)
     for name, value in whole.items():
-        if told.get(name) is None:
-            told[name] = value
-    return told
+        if filled.get(name) is None:
+            filled[name] = value
+    return filled

@@ -1,4 +1,4 @@
-"""The field `context` of a request: what is to be done if its prompt is too long. It is ours, and judged by us."""
+"""Read and check the field `context` of a request: how to handle a prompt that is too long."""
 
 import inspect
 import re
@@ -11,11 +11,11 @@ from jobs.errors import InvalidRequest
 from jobs.requests.endpoints import CHAT, COMPLETIONS, RESPONSES
 
 FIELD: Final = "context"
-#: Where a prompt is, by what it is asked of.
+#: The field that has the prompt, by URL.
 PROMPT: Final = {CHAT: "messages", RESPONSES: "input", COMPLETIONS: "prompt"}
-PRIORITY: Final = "priority"  # a message's own, which is ours and no engine's
+PRIORITY: Final = "priority"  # a field of messages that engines are not sent
 _MOST_PRIORITY: Final = 1_000_000
-#: Of the context, for the answer, where the request does not say how long it may be: a quarter, and at most so much.
+#: Tokens of the context that are set apart for the answer where the request does not limit it: a quarter, at most this.
 MOST_RESERVED: Final = 1024
 
 Strategy = Literal[
@@ -26,14 +26,16 @@ _Tokens = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 _PATH_IN_ERROR: Final = re.compile(r" - at `\$\.?(.*)`$")
 _UNKNOWN: Final = re.compile(r"unknown field `(.*)`")
-#: What only some strategies read.
+#: Options that only some strategies read.
 _OWN: Final = {"keep_first": "rotate", "summary_tokens": "summarize", "embedding_model": "memory"}
 
 
 class ContextOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is done if the prompt is too long: a `strategy`, a model to `route_long` to, or both. Without it the request
-    is refused. `keep_last` turns stay as they are, and what is said as system or developer. `max_tokens` are the
-    prompt's; `keep_first` is of `rotate`, `summary_tokens` of `summarize`, `embedding_model` of `memory`.
+    """How a prompt that is too long is handled: by a `strategy`, by a model to `route_long` to, or both.
+
+    Without either the request is refused. The last `keep_last` turns, and messages of system and developer, are kept.
+    `max_tokens` limits the prompt. `keep_first` belongs to `rotate`, `summary_tokens` to `summarize`,
+    `embedding_model` to `memory`.
     """
 
     strategy: Strategy | None = None
@@ -46,18 +48,18 @@ class ContextOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def kept_turns(self) -> int:
-        """A question is no question without its last turn; only cut it may be, where nothing is said."""
+        """Return the number of last turns that are kept: at least one, which may be cut where nothing is set."""
         if self.keep_last is not None:
             return self.keep_last
         return 0 if self.strategy == "truncate_middle" else 1
 
 
-#: OpenAI's own `truncation: auto`, of responses.
+#: OpenAI's own field for responses: `truncation: auto`.
 AUTO: Final = ContextOptions()
 
 
 def context_options_of(url: str, body: Mapping[str, Any]) -> ContextOptions | None:
-    """None where nothing is asked for. Raises InvalidRequest, also for a message's priority."""
+    """Return the options of a request, None where it has none. Raises InvalidRequest, also for a message's priority."""
     terms = _asked(url, body) if url in PROMPT else None
     if terms is not None:
         _check_priorities(url, body)
@@ -65,7 +67,7 @@ def context_options_of(url: str, body: Mapping[str, Any]) -> ContextOptions | No
 
 
 def without_context_fields(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    """The request without what is ours of its messages: earlier turns may have it where this one asks for nothing."""
+    """Return the request without the fields of its messages that engines are not sent. Earlier turns may have them."""
     given = body.get(PROMPT[url]) if url in PROMPT else None
     if not isinstance(given, list) or not any(isinstance(item, dict) and PRIORITY in item for item in given):
         return body
@@ -77,7 +79,7 @@ def _without_priority(item: Any) -> Any:
 
 
 def schema() -> dict[str, Any]:
-    """The field as JSON Schema says it."""
+    """Return the JSON Schema of the field."""
     _, named = msgspec.json.schema_components([ContextOptions])
     return {**named[ContextOptions.__name__], "title": "Context", "description": inspect.getdoc(ContextOptions)}
 
@@ -97,7 +99,7 @@ def _asked(url: str, body: Mapping[str, Any]) -> ContextOptions | None:
 
 
 def reserved(body: Mapping[str, Any], limit: int) -> int:
-    """Tokens of a context that are the answer's."""
+    """Return the tokens of a context that are set apart for the answer."""
     for name in ("max_completion_tokens", "max_output_tokens", "max_tokens"):
         asked = body.get(name)
         if isinstance(asked, int) and asked > 0:
@@ -125,7 +127,7 @@ def _check_priorities(url: str, body: Mapping[str, Any]) -> None:
 
 
 def _refused(told: str) -> InvalidRequest:
-    """What msgspec says, at the field that it says it of."""
+    """Return msgspec's error as an InvalidRequest that names the field."""
     location, unknown = _PATH_IN_ERROR.search(told), _UNKNOWN.search(told)
     name = unknown.group(1)[:64] if unknown else location.group(1) if location else ""
     return _bad(name, _PATH_IN_ERROR.sub("", told)[:200] + ".", "unknown_parameter" if unknown else "invalid_value")

@@ -1,11 +1,11 @@
-"""Where the items of a conversation lie in storage: in immutable objects, the last of which names the others.
+"""Read and write the items of a conversation in storage: immutable objects, of which the last one names the others.
 
     row ─▶ head {"before": [[path, bytes], …], "items": […]}
                     └─▶ segment: a head of before, with its items
 
-To append is to write a new head. It takes over the items of the old head while both are small; otherwise the old head
-becomes a segment. So what an append writes does not grow with the conversation. A conversation that an earlier version
-wrote has one flat object, which is the list of its items.
+An append writes a new head. It takes over the items of the old head while both are small; otherwise the old head
+becomes a segment. So an append writes a bounded number of bytes. A conversation of an earlier version has one flat
+object with the list of its items.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from jobs.ids import new_id
 from jobs.platform.storage import Storage
 
 FOLDER = "conversations"
-#: Bytes of a head that takes over the items of the one before.
+#: Limit in bytes for a head that takes over the items of the former head.
 SEGMENT_BYTES = 1 << 18
 
 
@@ -35,10 +35,10 @@ class _Written(msgspec.Struct):
 
 
 class Head:
-    """The last object of a conversation, and through it all others."""
+    """The last object of a conversation, which names all others."""
 
     def __init__(self, storage: Storage, path: str) -> None:
-        """Read it. Raises NotFound."""
+        """Read the head. Raises NotFound."""
         self._storage = storage
         self.path = path
         self.raw = read(storage, path)
@@ -49,7 +49,7 @@ class Head:
         return len(self.raw)
 
     def objects(self, *, newest_first: bool = False) -> Iterator[tuple[str, bytes]]:
-        """The path and the bytes of each object, each read when it is asked for. Raises NotFound."""
+        """Yield the path and the bytes of each object, read one by one. Raises NotFound."""
         if newest_first:
             yield self.path, self.raw
         for segment in reversed(self.before) if newest_first else self.before:
@@ -63,19 +63,19 @@ def folder(conversation_id: str) -> str:
 
 
 def owner(path: str) -> str:
-    """The id of the conversation that an object belongs to, by its path."""
+    """Return the id of the conversation that an object belongs to, by its path."""
     return path.split("/")[1].partition("-")[0]
 
 
 def read(storage: Storage, path: str) -> bytes:
-    """The bytes of an object. Raises NotFound."""
+    """Return the bytes of an object. Raises NotFound."""
     with storage.reader(path) as handle:
         raw: bytes = handle.read()
     return raw
 
 
 def items_in(raw: bytes) -> list[msgspec.Raw]:
-    """The items of an object, not decoded."""
+    """Return the items of an object, undecoded."""
     return _written(raw).items
 
 
@@ -84,11 +84,11 @@ def encode(before: Sequence[Segment], items: Sequence[msgspec.Raw]) -> bytes:
 
 
 def new_path(conversation_id: str) -> str:
-    """A path of its own for each object: two writers at once must not write over each other."""
+    """Return a new path for each object, so that two writers at once cannot overwrite each other."""
     return f"{folder(conversation_id)}/{new_id('')}"
 
 
 def _written(raw: bytes) -> _Written:
-    if raw[:1] == b"[":  # of an earlier version
+    if raw[:1] == b"[":  # written by an earlier version
         return _Written(items=msgspec.json.decode(raw, type=list[msgspec.Raw]))
     return msgspec.json.decode(raw, type=_Written)

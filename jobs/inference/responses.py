@@ -88,25 +88,25 @@ def items(stored_answer: StoredAnswer) -> list[Any]:
     return found
 
 
-def without_results(told: Mapping[str, Any]) -> dict[str, Any]:
+def without_results(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return a response, or an event of one, without the results of searches."""
-    return _changed(told, _without_results)
+    return _changed(data, _without_results)
 
 
 def _without_results(item: Any, _: int) -> Any:
     return {**item, "results": None} if isinstance(item, dict) and item.get("results") is not None else item
 
 
-def _changed(told: Mapping[str, Any], change: Callable[[Any, int], Any]) -> dict[str, Any]:
+def _changed(data: Mapping[str, Any], change: Callable[[Any, int], Any]) -> dict[str, Any]:
     """Return a response, or an event of one, with `change` applied to each item of the output and its index."""
-    shown = dict(told)
-    if isinstance(shown.get("output"), list):
-        shown["output"] = [change(item, index) for index, item in enumerate(shown["output"])]
-    if isinstance(shown.get("response"), dict):
-        shown["response"] = _changed(shown["response"], change)
-    if "item" in shown:
-        shown["item"] = change(shown["item"], _index(shown))
-    return shown
+    changed = dict(data)
+    if isinstance(changed.get("output"), list):
+        changed["output"] = [change(item, index) for index, item in enumerate(changed["output"])]
+    if isinstance(changed.get("response"), dict):
+        changed["response"] = _changed(changed["response"], change)
+    if "item" in changed:
+        changed["item"] = change(changed["item"], _index(changed))
+    return changed
 
 
 def _index(event: Mapping[str, Any]) -> int:
@@ -132,13 +132,13 @@ def to_public_event(
 ) -> dict[str, Any]:
     """Return an engine's event as one of this response, to the request `asked`; see `complete_event`."""
     ids = OutputIds.of(response, asked)
-    told = _changed(complete_event(event, asked, number, ended), ids.named)
-    if isinstance(told.get("item_id"), str):
-        told["item_id"] = ids.id_of(told["item_id"], _index(told))
-    if isinstance(told.get("response"), dict):
-        told["response"] = _with_own_fields(told["response"], response)
-    return told
+    public = _changed(complete_event(event, asked, number, ended), ids.named)
+    if isinstance(public.get("item_id"), str):
+        public["item_id"] = ids.id_of(public["item_id"], _index(public))
+    if isinstance(public.get("response"), dict):
+        public["response"] = _with_own_fields(public["response"], response)
+    return public
 
 
-def _with_own_fields(told: Mapping[str, Any], response: Mapping[str, Any]) -> dict[str, Any]:
-    return {**told, **{name: response.get(name) for name in _OWN_FIELDS}}
+def _with_own_fields(answer: Mapping[str, Any], response: Mapping[str, Any]) -> dict[str, Any]:
+    return {**answer, **{name: response.get(name) for name in _OWN_FIELDS}}

@@ -16,7 +16,7 @@ from tests.support.services import need
 from tests.support.vllm_host import ROOT, Host
 from workers.engines.model_folders import SMOLLM2, materialise
 from workers.engines.vllm import leftovers
-from workers.engines.vllm.vllm_serving import FOR_WAITERS
+from workers.engines.vllm.vllm_serving import INTERACTIVE_SEQUENCES
 
 # an engine starts in about 70 s on two quiet cores; the model is converted once for each checkout
 pytestmark = [pytest.mark.verify, pytest.mark.vllm, pytest.mark.timeout(600)]
@@ -423,7 +423,7 @@ def test_cancelling_frees_the_slots(host: Host) -> None:
     body = {"model": MODEL, "messages": QUESTION, **FOREVER}
     lines = [host.send("answer", url=CHAT, body=body) for _ in range(SLOTS + 1)]
     assert not chat_waits(host, seconds=60), "all that a batch has in flight leaves a place to who waits"
-    running = lines + [host.send("answer", url=CHAT, body=body) for _ in range(FOR_WAITERS)]
+    running = lines + [host.send("answer", url=CHAT, body=body) for _ in range(INTERACTIVE_SEQUENCES)]
     assert chat_waits(host)
 
     for number, _ in running:

@@ -291,7 +291,7 @@ def _input_path(context: Context, claim: JobClaim) -> str | lines.Bad:
 def _queued_bytes(session: Session, job: Job) -> int:
     """Bytes of input that the project's other live jobs still read. Its row stays locked: nobody adds to them."""
     session.get(Project, job.project_id, with_for_update={"key_share": True})  # new jobs may name it meanwhile
-    return batches.queued_bytes(session, job.project_id, besides=job.id)
+    return batches.queued_bytes(session, job.project_id, excluded=job.id)
 
 
 def _chosen_lines(session: Session, job_id: str, which: Which) -> Callable[[int], bool]:

@@ -16,7 +16,7 @@ from jobs.requests.prompts import Prompts, prompts_of
 from jobs.settings import Settings
 from jobs.timings import Timings
 from workers.engines.encoders.embed import EmbedEngine
-from workers.engines.encoders.embed_runtime import Place
+from workers.engines.encoders.embed_runtime import Choices
 from workers.engines.encoders.rerank import RerankEngine
 from workers.engines.http.endpoints import Endpoint
 from workers.engines.http.http_engine import HttpEngine, Permission, no_project
@@ -43,7 +43,7 @@ def build(
     allows_external: Permission = no_project,
     timings: Timings = Timings(),
 ) -> Router:
-    """What a worker process of `queue` serves. Nothing is loaded before `start`."""
+    """Build the router of a worker process of `queue`. No model is loaded before `start`."""
     mine = [model for model in registry.models.values() if model.queue == queue and _is_installed(model)]
     engines: list[Engine] = [_embed(model, settings) for model in mine if model.engine is EngineKind.EMBED]
     engines += [_rerank(model, settings) for model in mine if model.engine is EngineKind.RERANK]
@@ -54,7 +54,10 @@ def build(
 
 
 def _is_installed(model: Model) -> bool:
-    """Return whether the packages are here that serve the model. Without them the process would only start and end."""
+    """Return whether the packages that serve the model are installed.
+
+    Without them the process would only start and end.
+    """
     missing = [name for name in (_LIBRARIES.get(model.engine), package_of(model)) if name and find_spec(name) is None]
     if missing:
         log.error("engine_not_installed", extra={"model": model.name, "missing": missing})
@@ -62,7 +65,10 @@ def _is_installed(model: Model) -> bool:
 
 
 def outdated(before: Registry, now: Registry, queue: str) -> bool:
-    """Whether what a process of `queue` has loaded itself is something else now. Raises ModelsFileError: never is."""
+    """Return whether the models that a process of `queue` has loaded differ from those in the models file now.
+
+    Raises ModelsFileError.
+    """
     then, wanted = (
         [model for model in registry.models.values() if model.queue == queue and model.engine is not EngineKind.HTTP]
         for registry in (before, now)
@@ -74,7 +80,7 @@ def outdated(before: Registry, now: Registry, queue: str) -> bool:
 async def refresh(
     router: Router, settings: Settings, registry: Registry, queue: str, timings: Timings = Timings()
 ) -> None:
-    """Ask the servers that the models file has now; what is loaded in this process stays. On the engines' loop."""
+    """Adopt the servers of the current models file; loaded models stay. On the engines' loop."""
     if router.engines.servers:
         router.engines.servers[0].adopt(*_servers(settings, registry, queue))
     elif http := _http(settings, registry, queue, router.allows_external, timings):
@@ -101,7 +107,7 @@ def _http(
 
 
 def _servers(settings: Settings, registry: Registry, queue: str) -> tuple[list[Endpoint], dict[str, Prompts]]:
-    """The servers that `queue` has, and the prompts of the models that the file says they have."""
+    """Return the engines for the servers of `queue`, with the prompts of their models from the models file."""
     mine = [m for m in registry.models.values() if m.queue == queue and m.engine is EngineKind.HTTP]
     endpoints = _endpoints(mine, settings)
     if queue == Queue.GENERATE:
@@ -114,8 +120,8 @@ def _servers(settings: Settings, registry: Registry, queue: str) -> tuple[list[E
 
 def _embed(model: Model, settings: Settings) -> EmbedEngine:
     source = partial(source_of, model, settings)
-    place = Place(runtimes.folder_of(settings), settings.embedding_floor)
-    return EmbedEngine(source, [model.name], revision=model.source.revision, args=model.engine_args, place=place)
+    records = Choices(runtimes.folder_of(settings), settings.embedding_floor)
+    return EmbedEngine(source, [model.name], revision=model.source.revision, args=model.engine_args, records=records)
 
 
 def _rerank(model: Model, settings: Settings) -> RerankEngine:
@@ -147,9 +153,9 @@ def make_vllm(model: Model, settings: Settings) -> VllmEngine:
 
 
 def _endpoints(models: list[Model], settings: Settings) -> list[Endpoint]:
-    """One endpoint per server and key, with all models that the file says it has.
+    """Return one endpoint for each server and key, with its models from the models file.
 
-    Models of one server that are not alike internal are two endpoints.
+    Internal and external models of one server have an endpoint each.
     """
     serves: dict[tuple[str, str, bool], dict[str, str]] = {}
     for model in models:

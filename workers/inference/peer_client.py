@@ -1,9 +1,8 @@
-"""What this worker needs of others for a request of its own (a search, vectors, an answer of another model): asked the
-way interactive clients ask.
+"""Send requests to other workers, for a request of this worker: searches, vectors, and answers of another model.
 
-Searches and vectors are asked in the line of searches, which has places of its own: not behind the requests that may be
-waiting for these. What another model is to answer has lines of its own too: of clients, and of lines of batches, which
-do not pass for somebody who waits.
+They are sent as interactive clients send theirs. Searches and vectors have a queue of their own with its own limits, so
+that they are not behind requests that may be waiting for them. Answers of another model have two further queues: for
+clients, and for lines of batches, which must not pass for interactive clients.
 """
 
 import asyncio
@@ -42,14 +41,14 @@ from workers.vectors.base import Vector
 
 _SECONDS: Final = 60.0
 _TRIES: Final = 3
-AGAIN: Final = 2.0
+RETRY_SECONDS: Final = 2.0
 BROKEN_FILE: Final = "The models file cannot be read now."
 _DIED: Final = "engine_died"
 _LOST: Final = refusal(503, "The worker that was asked was lost while it answered. Ask again.", code="worker_lost")
 
 
 class PeerClient:
-    """Searches by other workers, or by this one."""
+    """Search vector stores and ask models through the queues of their workers, this one among them."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -61,14 +60,17 @@ class PeerClient:
             await self._client.close()
 
     async def search(self, request: Request, search: Search) -> Sequence[Found] | Answer:
-        """What a store has, or a refusal. Raises EngineBusy where nobody can say now, EngineFault where it broke."""
+        """Return the hits of a search, or a refusal.
+
+        Raises EngineBusy where no worker can search now, EngineFault where the search broke.
+        """
         try:
             return await self._search(request, search)
         except (TooManyRequests, Unavailable) as error:
-            raise EngineBusy(error.message, retry_after=AGAIN) from error
+            raise EngineBusy(error.message, retry_after=RETRY_SECONDS) from error
 
     async def find_queue(self, request: Request, model: str, endpoint: str, param: str) -> str | Answer:
-        """The queue whose workers have a model for the request's project, or a refusal. Raises EngineBusy."""
+        """Return the queue whose workers have a model for the request's project, or a refusal. Raises EngineBusy."""
 
         def find() -> str | Answer:
             with self._context.db.read() as session:
@@ -77,10 +79,10 @@ class PeerClient:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, find)
         except DatabaseBusy as error:
-            raise EngineBusy(error.message, retry_after=AGAIN) from error
+            raise EngineBusy(error.message, retry_after=RETRY_SECONDS) from error
 
     async def forward(self, queue: str, request: Request, emit: Emit | None = None) -> Answer:
-        """What the workers of another queue say, its entries to `emit`. Raises EngineBusy, EngineFault."""
+        """Have a worker of `queue` answer; hand the chunks of a stream to `emit`. Raises EngineBusy, EngineFault."""
         model = str(request.body.get("model"))
         queued = QueuedRequest(
             id=new_id("req_"),
@@ -92,34 +94,38 @@ class PeerClient:
             priority=PRIORITY if request.priority == PRIORITY else LINE_PRIORITY,
             job_id=request.job_id,
         )
-        line = searches.search_queue(queue) if request.url == EMBEDDINGS else routed_queue(queue, queued.priority)
+        request_queue = (
+            searches.search_queue(queue) if request.url == EMBEDDINGS else routed_queue(queue, queued.priority)
+        )
         try:
-            end = await self._asked(line, queue, model, queued, emit)
+            end = await self._exchange(request_queue, queue, model, queued, emit)
         except (TooManyRequests, Unavailable) as error:
-            raise EngineBusy(error.message, retry_after=AGAIN) from error
+            raise EngineBusy(error.message, retry_after=RETRY_SECONDS) from error
         _check_alive(model, end)
         if end.status in (429, 503):
-            raise EngineBusy(f"The workers of `{model}` take nothing now.", retry_after=end.retry_after or AGAIN)
+            raise EngineBusy(
+                f"The workers of `{model}` take nothing now.", retry_after=end.retry_after or RETRY_SECONDS
+            )
         answer = Answer(end.status, end.body, usage_of(end.body) if end.status == 200 and end.body else Usage())
         if end.status == 408 or end.status >= 500:
             raise EngineFault(f"The workers of `{model}` gave no answer.", answer)
         return answer
 
     async def _search(self, request: Request, search: Search) -> Sequence[Found] | Answer:
-        placed = await self._placed(request, search)
+        located = await self._locate(request, search)
         for _ in range(_TRIES):
-            if isinstance(placed, Answer):
-                return placed
-            queue, index = placed
-            found = await self._searched(request, search, queue, index)
+            if isinstance(located, Answer):
+                return located
+            queue, index = located
+            found = await self._search_once(request, search, queue, index)
             if not isinstance(found, Answer) or found.status != HTTPStatus.NOT_FOUND:
                 return found
-            placed = await self._placed(request, search)
-            if not isinstance(placed, Answer) and placed[1].id == index.id:
-                return found  # else another index has come into use, and the one before was removed
+            located = await self._locate(request, search)
+            if not isinstance(located, Answer) and located[1].id == index.id:
+                return found  # else another index came into use, and the former one was removed
         return found
 
-    async def _searched(
+    async def _search_once(
         self, request: Request, search: Search, queue: str, index: VectorStore
     ) -> Sequence[Found] | Answer:
         queued = QueuedRequest(
@@ -129,25 +135,28 @@ class PeerClient:
             tenant=request.tenant,
             deadline=now() + _SECONDS,
         )
-        end = await self._asked(searches.search_queue(queue), queue, index.model, queued)
+        end = await self._exchange(searches.search_queue(queue), queue, index.model, queued)
         _check_alive(index.model, end)
         if end.status in (408, 429, 503):
-            raise EngineBusy("The search cannot be made now.", retry_after=end.retry_after or AGAIN)
-        if end.status >= 500:  # it may be so each time
+            raise EngineBusy("The search cannot be made now.", retry_after=end.retry_after or RETRY_SECONDS)
+        if end.status >= 500:  # perhaps at each try
             raise EngineFault("The search broke.", Answer(end.status, end.body))
         return searches.decode_results(end.body).found if end.status == 200 else Answer(end.status, end.body)
 
-    async def _asked(
-        self, line: str, queue: str, model: str, queued: QueuedRequest, emit: Emit | None = None
+    async def _exchange(
+        self, request_queue: str, queue: str, model: str, queued: QueuedRequest, emit: Emit | None = None
     ) -> AnswerEntry:
-        """How the answer ends. Raises EngineFault where it was begun and its worker lost: perhaps by the request."""
+        """Return the entry that ends the answer.
 
-        async def served() -> bool:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._served, queue, model)
+        Raises EngineFault where a worker was lost while it answered: the request may be the cause.
+        """
+
+        async def is_served() -> bool:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._is_served, queue, model)
 
         taken = False
         try:
-            async with aclosing(self._client.submit(line, queued, served)) as entries:
+            async with aclosing(self._client.submit(request_queue, queued, is_served)) as entries:
                 async for entry in entries:
                     taken = True
                     if entry.kind == "end":
@@ -162,15 +171,15 @@ class PeerClient:
             ) from error
         raise WorkerLost
 
-    async def _placed(self, request: Request, search: Search) -> tuple[str, VectorStore] | Answer:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._place, request, search)
+    async def _locate(self, request: Request, search: Search) -> tuple[str, VectorStore] | Answer:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._find_index, request, search)
 
-    def _place(self, request: Request, search: Search) -> tuple[str, VectorStore] | Answer:
-        """The index in use of a store of the request's project, and the queue of its model."""
+    def _find_index(self, request: Request, search: Search) -> tuple[str, VectorStore] | Answer:
+        """Return the queue of a store's model, and the store's current index, or a refusal."""
         context = self._context
         with context.db.read() as session:
-            mine = VectorStore.id == search.store_id, VectorStore.project_id == request.tenant
-            store = session.scalar(select(VectorStore).where(*mine, VectorStore.parent_id.is_(None)))
+            of_project = VectorStore.id == search.store_id, VectorStore.project_id == request.tenant
+            store = session.scalar(select(VectorStore).where(*of_project, VectorStore.parent_id.is_(None)))
             if store is None or is_over(store):
                 message = f"Vector store with id '{search.store_id[:64]}' not found."
                 return refusal(404, message, param="tools", code="vector_store_not_found")
@@ -186,24 +195,24 @@ class PeerClient:
         except routing.NotServed as refused:
             return refusal(400, str(refused), param=param, code=refused.code)
         except routing.NotYet as error:
-            raise EngineBusy(f"The model `{model}` is not there yet.", retry_after=AGAIN) from error
+            raise EngineBusy(f"The model `{model}` is not there yet.", retry_after=RETRY_SECONDS) from error
         except ModelsFileError as error:
-            raise EngineBusy(BROKEN_FILE, retry_after=AGAIN) from error
+            raise EngineBusy(BROKEN_FILE, retry_after=RETRY_SECONDS) from error
         if pauses.paused(session).stops(queue, model, request.tenant, base_model_of(model)):
-            raise EngineBusy(f"The operator has paused the model `{model}`.", retry_after=AGAIN)
+            raise EngineBusy(f"The operator has paused the model `{model}`.", retry_after=RETRY_SECONDS)
         return queue
 
-    def _served(self, queue: str, model: str) -> bool:
+    def _is_served(self, queue: str, model: str) -> bool:
         try:
             alias = self._context.models.now().aliases.get(model, "")
         except ModelsFileError as error:
-            raise EngineBusy(BROKEN_FILE, retry_after=AGAIN) from error
+            raise EngineBusy(BROKEN_FILE, retry_after=RETRY_SECONDS) from error
         with self._context.db.read() as session:
             return any(workers.serves(session, queue, name) for name in (model, alias, base_model_of(model)) if name)
 
 
 def _check_alive(model: str, end: AnswerEntry) -> None:
-    """Raises EngineFault where the other engine ended with the request in flight, as with one of this worker's own."""
+    """Raise EngineFault where the other engine ended with the request in flight, as this worker's own would."""
     if end.status == 503 and _code_of(end.body) == _DIED:
         answer = Answer(end.status, end.body)
         raise EngineFault(f"The engine of `{model}` ended while it answered.", answer, unreachable=True)
@@ -224,14 +233,14 @@ class _Refused(msgspec.Struct):
     error: _Error
 
 
-_TEXTS: Final = 256  # embedded by one request
+_TEXTS: Final = 256  # in one request for vectors
 _PARAM: Final = "context.embedding_model"
-_SPECIAL: Final = 16  # of these, for what the tokenizer puts around a text
-_LONGEST_PIECE: Final = 2000  # bytes: what is longer is about more than one thing
+_SPECIAL: Final = 16  # bytes set apart for the tokens that a tokenizer puts around a text
+_LONGEST_PIECE: Final = 2000  # bytes: a longer text has more than one subject
 
 
 class ModelRouter:
-    """Give a prompt that is too long what it needs besides its own model: vectors of its turns, or a longer context.
+    """Give a prompt that is too long vectors of its turns, or the answer of a model with a longer context.
 
     Models of this worker's own queue are asked here: queued for another worker of it, a request might wait for itself.
     """
@@ -243,7 +252,7 @@ class ModelRouter:
         self._queue = queue
 
     async def route(self, request: Request, emit: Emit | None) -> Answer | None:
-        """None where the model is of this queue. Raises EngineBusy, EngineFault."""
+        """Have a worker of the model answer; return None for a model of this queue. Raises EngineBusy, EngineFault."""
         model = str(request.body["model"])
         queue = await self._peers.find_queue(request, model, request.url, "context.route_long")
         if isinstance(queue, Answer):
@@ -251,43 +260,43 @@ class ModelRouter:
         return None if queue == self._queue else await self._peers.forward(queue, request, emit)
 
     async def piece_bytes(self, model: str | None) -> int:
-        """How long a text may be for the model to take it: no token is shorter than a byte. Raises EngineBusy."""
+        """Return how many bytes of a text the model takes: no token is shorter than a byte. Raises EngineBusy."""
         registry = await self._registry()
         known = registry.resolve(self._model(registry, model) or "")
         room = await asyncio.to_thread(checkpoint.room_of, known) if known else checkpoint.UNKNOWN_CONTEXT
         return max(_SPECIAL, min(_LONGEST_PIECE, room - _SPECIAL))
 
     async def embed(self, request: Request, model: str | None, texts: Sequence[str]) -> Vectors | Answer:
-        """Raises EngineBusy, EngineFault."""
+        """Return the vectors of `texts`, or a refusal. Raises EngineBusy, EngineFault."""
         name = self._model(await self._registry(), model)
         if name is None:
             return refusal(400, "This deployment has no embedding model.", param=_PARAM, code="model_not_found")
         queue = await self._peers.find_queue(request, name, EMBEDDINGS, _PARAM)
         if isinstance(queue, Answer):
             return queue
-        found: list[Vector] = []
+        vectors: list[Vector] = []
         for at in range(0, len(texts), _TEXTS):
             body = {"model": name, "input": list(texts[at : at + _TEXTS]), "encoding_format": "base64"}
             embedding_id = f"{request.request_id}-e{at}"
-            asked = replace(request, url=EMBEDDINGS, body=body, request_id=embedding_id, adapter=None)
-            answer = await (self._engine.answer(asked) if queue == self._queue else self._embed_elsewhere(queue, asked))
+            part = replace(request, url=EMBEDDINGS, body=body, request_id=embedding_id, adapter=None)
+            answer = await (self._engine.answer(part) if queue == self._queue else self._forward_uncached(queue, part))
             try:
-                found += read_vectors(answer)
+                vectors += read_vectors(answer)
             except Unusable:
                 return _no_vectors(name)
-        sound = len(found) == len(texts) and len({len(one) for one in found}) == 1
-        return found if sound else _no_vectors(name)
+        is_valid = len(vectors) == len(texts) and len({len(vector) for vector in vectors}) == 1
+        return vectors if is_valid else _no_vectors(name)
 
-    async def _embed_elsewhere(self, queue: str, request: Request) -> Answer:
-        """Nothing of a conversation stays in their cache, where it would outlive the files of its batch."""
+    async def _forward_uncached(self, queue: str, request: Request) -> Answer:
+        """Forward a request whose answer is not cached: it would outlive the files of its batch."""
         return await self._peers.forward(queue, replace(request, body={**request.body, "cache": False}))
 
     async def _registry(self) -> Registry:
-        """Raises EngineBusy while its file is broken: somebody is at it."""
+        """Return the models. Raises EngineBusy while the models file cannot be read."""
         try:
             return await asyncio.to_thread(self._models.now)
         except ModelsFileError as error:
-            raise EngineBusy(BROKEN_FILE, retry_after=AGAIN) from error
+            raise EngineBusy(BROKEN_FILE, retry_after=RETRY_SECONDS) from error
 
     def _model(self, registry: Registry, named: str | None) -> str | None:
         return named or registry.embedder(self._config.embedding_model)

@@ -1,1 +1,1 @@
-"""What every worker process does beside its work: heartbeat, claims, log tail, health."""
+"""The base of every worker process: heartbeat, claims, engines and their health, the log tail."""

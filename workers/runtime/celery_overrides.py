@@ -40,4 +40,4 @@ def _wake(_ended: object) -> None:
 
 
 def _nothing() -> None:
-    """Let the loop begin a new round before it sleeps again."""
+    """Return at once: being scheduled makes the loop begin a new round."""

@@ -1,11 +1,11 @@
-"""What became of a request, in words that can be counted.
+"""Reduce the result of a request to outcomes: words that can be counted.
 
-    answer 2xx     its finish reasons (stop, length, tool_calls, content_filter …), and `empty` where it says nothing
+    answer 2xx     its finish reasons (stop, length, tool_calls, content_filter …), and `empty` where it has no text
     answer 4xx …   error:CODE as the engine names it, else error:http_STATUS
     no answer      error:CODE of the line
 
-A line with several choices counts once under each of their reasons. An answer whose shape is none of OpenAI's counts
-under nothing: it is passed on all the same.
+A line with several choices counts once under each of their reasons. An answer of an unknown shape has no outcome, and
+is passed on all the same.
 """
 
 import re
@@ -19,7 +19,7 @@ from workers.engines.port import Answer
 EMPTY: Final = "empty"
 ERROR: Final = "error:"
 
-_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,62}")  # they become labels of metrics
+_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,62}")  # the words become labels of metrics
 _RESPONSES: Final = {"completed": "stop", "max_output_tokens": "length"}
 
 
@@ -51,7 +51,7 @@ class _Why(msgspec.Struct):
 
 
 class _Answer(msgspec.Struct):
-    """A chat completion, a completion or a response."""
+    """The fields of a chat completion, a completion or a response that give its outcomes."""
 
     choices: list[_Choice] | None = None
     status: str | None = None
@@ -72,7 +72,7 @@ _refusal = msgspec.json.Decoder(_Refusal).decode
 
 
 def outcomes_of(url: str, answer: Answer) -> tuple[str, ...]:
-    """The words for one answer to a request to `url`."""
+    """Return the outcomes of an answer to a request to `url`."""
     if not 200 <= answer.status < 300:
         return (_error(answer),)
     if url in (EMBEDDINGS, RERANK):
@@ -94,7 +94,7 @@ def outcomes_of(url: str, answer: Answer) -> tuple[str, ...]:
 
 
 def unanswered(code: str) -> tuple[str, ...]:
-    """The words for a line that got no answer."""
+    """Return the outcomes of a line without an answer."""
     return (ERROR + code,)
 
 
@@ -107,7 +107,7 @@ def _error(answer: Answer) -> str:
 
 
 def word(said: Any) -> str:
-    """A name that may stand in a label, a log or the audit; empty where it is none."""
+    """Return a name that may be a label, or stand in a log or the audit; empty for any other value."""
     return said if isinstance(said, str) and _NAME.fullmatch(said) else ""
 
 

@@ -1,11 +1,11 @@
-"""How many lines of batches are with an engine while interactive clients wait.
+"""Limit the lines of batches in an engine while interactive clients wait.
 
-    line of a batch ──▶ free? ──▶ engine         no client waits: a little more than the engine is meant to run, so that
-                          └── no: it waits       it still does while one line is followed by the next
+    line of a batch ──▶ free? ──▶ engine         no client waits: a little above the engine's own limit, so that the
+                          └── no: it waits       engine stays full while one line is followed by the next
     request of a client ──▶ free for a few lines only, until some seconds after the last answer
 
-Priority alone lets a request overtake lines that wait, not lines that run: on a CPU a step takes as long as all that is
-in it. So the lines that would make the steps long are kept out. Where the engine is quick (a GPU), none are.
+Priority alone lets a request overtake lines that wait, not lines that run: on a CPU the time of a step grows with all
+that is in it. So most lines are kept out. On a quick engine (a GPU), none are.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ class BatchThrottle:
 
     @contextmanager
     def client(self) -> Iterator[None]:
-        """Let a client wait for an answer."""
+        """Count a client as waiting while the block runs."""
         self._clients += 1
         try:
             yield

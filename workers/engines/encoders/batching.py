@@ -1,14 +1,13 @@
-"""Forward passes of an encoder for many requests together: what the engines of vectors and of scores share.
+"""Compute many requests together in the forward passes of an encoder: the base of embedding and re-ranking engines.
 
     requests ──▶ backlog ──tokenise a part──▶ pool, sorted by length ──micro-batch──▶ forward pass ──▶ answers
                           └──────────────── one worker thread, in turn ─────────────┘
 
-A micro-batch is the input whose turn it is and those of nearly its length, whichever requests they belong to: little
-padding, and nothing waits for ever. `encoder_pool` says whose turn it is. Between two forward passes only so much text
-is tokenised, however much waits. A cancelled request leaves the pool within one micro-batch.
+A micro-batch is the input whose turn it is, with inputs of nearly its length from any request: little padding, and no
+input waits for ever. `encoder_pool` decides whose turn it is. Between two forward passes a bounded amount of text is
+tokenised, however much waits. A cancelled request leaves the pool within one micro-batch.
 
-What nobody foresaw ends the loop over them: all in flight get EngineDead, and so does who asks then, until the next
-`start`.
+An unexpected error ends the loop: all requests in flight get EngineDead, and so do later ones until the next `start`.
 """
 
 import asyncio
@@ -35,19 +34,19 @@ from workers.engines.port import (
     unknown_model,
 )
 
-#: Characters that are tokenised between two forward passes: a tenth of a second's work, and more than a pass computes.
+#: Characters that are tokenised between two forward passes: a tenth of a second's work, and more than a pass consumes.
 TOKENISED_CHARACTERS: Final = 1 << 18
-#: Forward passes' worth of tokens that wait of one flow, at most, with those of the request that reached it.
+#: Limit of the tokens of one flow that wait, in forward passes, beside those of the request that reached it.
 POOLED_PASSES: Final = 16
-#: Characters of a text for each token that the model takes, at most. What is behind them is cut off or refused unread.
+#: Limit of a text's characters for each token that the model takes. The rest is cut off, or the text refused, unread.
 LONGEST_TOKEN: Final = 32
 
-#: What forward passes have freed is given back to the machine: MiniLM holds 100 MB during one, and held 430 MB after a
-#: few of them. It is done after so many tokens, which single questions seldom have, and in this share of the time.
+#: Memory freed by forward passes is returned to the machine: MiniLM needs 100 MB in one, and held 430 MB after a few.
+#: This is done after so many tokens, which single requests seldom have, and takes at most this share of the time.
 TRIMMED_TOKENS: Final = 4096
 TRIMMING: Final = 0.02
 
-#: oneDNN's kernels that are kept for another forward pass of their shape; 1,024 unless told, about a megabyte each.
+#: Kernels that oneDNN caches for another forward pass of their shape, about a megabyte each; its default is 1,024.
 KERNELS: Final = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64"
 
 log = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ T = TypeVar("T")
 
 
 class Unacceptable(Exception):
-    """The request breaks a rule; `answer` says which."""
+    """The request breaks a rule; `answer` is the refusal."""
 
     def __init__(self, message: str, *, param: str = "input", code: str | None = None) -> None:
         super().__init__(message)
@@ -64,16 +63,16 @@ class Unacceptable(Exception):
 
 
 def padded_to(tokens: int, longest: int) -> int:
-    """How many tokens wide a forward pass over inputs of so many is: of few widths, at most the model's longest.
+    """Return the padded width in tokens of a forward pass over inputs of so many tokens: one of a few widths.
 
-    On a CPU torch makes kernels for each width and never drops them: with any width memory grew with what came in.
+    On a CPU torch makes kernels for each width and never drops them: with arbitrary widths memory grew with the input.
     """
     step = 4 if tokens <= 8 else 8 if tokens <= 32 else 16
     return max(tokens, min(-(-tokens // step) * step, longest))
 
 
 class Encoder(Protocol):
-    """A loaded model. `batch_tokens` are the padded tokens of one forward pass, at most."""
+    """A loaded model. `batch_tokens` limits the padded tokens of one forward pass."""
 
     batch_tokens: int
 
@@ -82,9 +81,9 @@ M = TypeVar("M", bound=Encoder)
 
 
 class BatchingEngine(ABC, Generic[M]):
-    """One model behind one worker thread. What is particular to its kind of request are the abstract methods."""
+    """One model behind one worker thread. The abstract methods implement a kind of request."""
 
-    url: str  # what it serves
+    url: str  # the endpoint that it serves
     kind: EngineKind
 
     def __init__(
@@ -99,7 +98,7 @@ class BatchingEngine(ABC, Generic[M]):
         self._names = tuple(names)
         self._starting = asyncio.Lock()
         self._model: M | None = None
-        self._untrimmed, self._untrimmed_until = 0, 0.0  # tokens, and a time of the monotonic clock
+        self._untrimmed, self._untrimmed_until = 0, 0.0  # tokens; monotonic time
         self._thread: ThreadPoolExecutor | None = None
         self._collector: asyncio.Task[None] | None = None
         self._backlog = Backlog()
@@ -108,26 +107,26 @@ class BatchingEngine(ABC, Generic[M]):
 
     @abstractmethod
     def _load(self, source: str) -> M:
-        """In the worker thread."""
+        """Run in the worker thread."""
 
     @abstractmethod
     def _read(self, model: M, body: Mapping[str, Any]) -> tuple[Any, Sequence[int]]:
-        """A body, checked, and how many characters each of its inputs has. Raises Unacceptable."""
+        """Check a body; return the request, and the characters of each of its inputs. Raises Unacceptable."""
 
     @abstractmethod
     def _tokenise(self, model: M, slices: Sequence[JobSlice]) -> list[list[Any]]:
-        """The tokens of each input of each part, in the worker thread."""
+        """Return the tokens of each input of each slice. Run in the worker thread."""
 
     def _fit(self, model: M, job: Job, inputs: list[Any]) -> list[Any]:  # noqa: ARG002 (for those that have limits)
-        """The tokens of the next inputs of a request, cut off where it asked for that.
+        """Return the tokens of the next inputs of a request, cut off where the request asks for it.
 
-        Raises Unacceptable where they are too many, alone or with those before them.
+        Raises Unacceptable where the tokens are too many, alone or with those of the inputs before.
         """
         return inputs
 
     @abstractmethod
     def _forward(self, model: M, batch: list[Any]) -> Sequence[Any]:
-        """In the worker thread."""
+        """Run in the worker thread."""
 
     @abstractmethod
     def _write(self, job: Job) -> Answer: ...
@@ -156,7 +155,7 @@ class BatchingEngine(ABC, Generic[M]):
             self._model = self._thread = self._collector = None
 
     def _closing(self) -> None:
-        """End what is not the worker thread's."""
+        """Close what does not belong to the worker thread."""
 
     async def answer(self, request: Request) -> Answer:
         if request.body.get("model") not in self._names:
@@ -170,14 +169,14 @@ class BatchingEngine(ABC, Generic[M]):
         assert self._model is not None
         try:
             asked, sizes = self._read(self._model, request.body)
-            if self._collector is None or self._collector.done():  # nobody would read it
+            if self._collector is None or self._collector.done():  # no loop would read it
                 raise EngineDead("the engine's loop has ended")
             return await self._enqueue(request, asked, sizes, self._model.batch_tokens)
         except Unacceptable as wrong:
             return wrong.answer
 
     async def stream(self, request: Request, emit: Emit) -> Answer:  # noqa: ARG002
-        """Answers come whole: `emit` gets nothing."""
+        """Answer without a stream: `emit` is not called."""
         return refusal(400, f"This model does not serve {request.url} as a stream.", param="stream")
 
     def _enqueue(self, request: Request, asked: Any, sizes: Sequence[int], batch_tokens: int) -> asyncio.Future[Answer]:
@@ -194,7 +193,7 @@ class BatchingEngine(ABC, Generic[M]):
         return self._load(source)
 
     async def _attempt(self, work: Callable[..., T], *args: Any) -> T | Exception:
-        """Call `work` in the worker thread; return its result, or what it raised."""
+        """Call `work` in the worker thread; return its result or its exception."""
         try:
             return await self._in_thread(work, *args)
         except Exception as error:  # noqa: BLE001  a tokenizer and a model raise anything
@@ -204,7 +203,7 @@ class BatchingEngine(ABC, Generic[M]):
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
 
     async def _collect(self, model: M) -> None:
-        """Tokenise and compute in turn, as long as anything waits."""
+        """Tokenise and compute in turn while inputs wait."""
         pool = Pool()
         slices: list[JobSlice] = []
         batch: list[Entry] = []
@@ -241,14 +240,14 @@ class BatchingEngine(ABC, Generic[M]):
             if len(slices) == 1:
                 slices[0].job.fail(EngineFault(f"The tokenizer failed: {lists}"))
                 return
-            for part in slices:  # the others are not to blame
+            for part in slices:  # so that only the faulty slice fails
                 await self._admit(model, [part], pool)
             return
         for part, inputs in zip(slices, lists, strict=True):
             self._admit_one(model, part.job, inputs, pool)
 
     def _admit_one(self, model: M, job: Job, inputs: list[Any], pool: Pool) -> None:
-        """The inputs of a request go into the pool together: one that is refused is not computed in part."""
+        """Put all inputs of a request into the pool together, so that a refused request is not computed in part."""
         if job.answer.done():
             return
         try:
@@ -290,7 +289,7 @@ class BatchingEngine(ABC, Generic[M]):
             job.fail(EngineFault(f"The forward pass failed: {error}"))
 
     async def _trim(self, batch: list[Entry]) -> None:
-        """While its answers are on their way."""
+        """Return freed memory to the machine, while the answers are on their way."""
         self._untrimmed += sum(map(length_of, batch))
         began = time.monotonic()
         if self._untrimmed < TRIMMED_TOKENS or began < self._untrimmed_until:

@@ -1,11 +1,11 @@
-"""Embeddings in this process, on sentence-transformers, and POST /v1/embeddings on the wire.
+"""Embed in this process, on sentence-transformers, and read and write the bodies of POST /v1/embeddings.
 
 `workers.engines.encoders.batching` computes the inputs of many requests together. Importing this module does not import
 torch; `EmbedEngine.start` does.
 
 Beside OpenAI's fields a request may have `input_type` (`jobs.requests.prompts`), and `truncate` or, as vLLM has it,
 `truncate_prompt_tokens`. Without these an input that is too long is an error; with them its beginning is embedded, and
-the answer's `truncated` names it.
+the answer's `truncated` has its index.
 """
 
 import base64
@@ -20,7 +20,7 @@ from jobs.requests.endpoints import EMBEDDINGS
 from jobs.requests.prompts import Prompts
 from workers.engines.encoders.batching import LONGEST_TOKEN, BatchingEngine, Unacceptable
 from workers.engines.encoders.embed_model import SentenceModel
-from workers.engines.encoders.embed_runtime import Chooser, Place
+from workers.engines.encoders.embed_runtime import Choices, Chooser
 from workers.engines.encoders.encoder_pool import TOKEN_CHARACTERS, Job, JobSlice
 from workers.engines.port import Answer, Usage
 
@@ -33,7 +33,7 @@ Tokens = list[list[int]]
 
 
 class Facts(Protocol):
-    """What of a model decides what it may be asked. Lengths count special tokens."""
+    """The properties of a model that bound its requests. Lengths include special tokens."""
 
     dimensions: int
     vocabulary: int
@@ -45,9 +45,10 @@ class Facts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request that is well formed. `inputs` are all texts, the prompt before them, or all token ids without it.
+    """A valid request. `inputs` are all texts with the prompt before them, or all token ids without it.
 
-    `most`: what has more tokens is cut off there; 0: it is refused. `cut` names inputs whose end was cut off unread.
+    Inputs with more than `most` tokens are cut off there; 0: refused. `cut` has the inputs whose end was dropped
+    unread.
     """
 
     inputs: Texts | Tokens
@@ -70,7 +71,7 @@ def read(body: dict[str, Any], model: Facts) -> Asked:
 
 
 def prompt_of(body: dict[str, Any], prompts: Prompts) -> str:
-    """What is put before the inputs. Raises Unacceptable."""
+    """Return the prompt that is put before the inputs. Raises Unacceptable."""
     kind = body.get("input_type")
     found = prompts.of(kind) if isinstance(kind, str | None) else None
     if found is None:
@@ -79,16 +80,16 @@ def prompt_of(body: dict[str, Any], prompts: Prompts) -> str:
 
 
 def prompted(inputs: Any, prompt: str) -> Any:
-    """Texts with the prompt before each; token ids as they are."""
+    """Return texts with the prompt before each; token ids as they are."""
     if not prompt:
         return inputs
     return [prompt + one if isinstance(one, str) else one for one in inputs]
 
 
 def _bounded(inputs: Any, longest: int, most: int) -> tuple[Any, frozenset[int]]:
-    """Bound what the tokenizer is given: texts without the end that no model takes, and which of them had one.
+    """Return the texts without the end that is beyond any model's length, and the indexes of those that were cut.
 
-    Raises Unacceptable where nothing is to be cut off.
+    Raises Unacceptable where the request does not allow a cut.
     """
     room = longest * LONGEST_TOKEN
     over = frozenset(n for n, one in enumerate(inputs) if isinstance(one, str) and len(one) > room)
@@ -104,11 +105,11 @@ def _bounded(inputs: Any, longest: int, most: int) -> tuple[Any, frozenset[int]]
 
 
 def _most(body: dict[str, Any], model: Facts, prompt: str) -> int:
-    wanted, tokens = body.get("truncate"), body.get("truncate_prompt_tokens")
-    if not isinstance(wanted, bool | None):
+    truncate, tokens = body.get("truncate"), body.get("truncate_prompt_tokens")
+    if not isinstance(truncate, bool | None):
         raise Unacceptable("truncate must be true or false.", param="truncate")
-    if tokens is None or wanted is False:
-        return model.longest if wanted else 0
+    if tokens is None or truncate is False:
+        return model.longest if truncate else 0
     least, integer = model.least(prompt), isinstance(tokens, int) and not isinstance(tokens, bool)
     if not integer or not (tokens == -1 or least <= tokens <= model.longest):
         message = f"truncate_prompt_tokens must be -1 or an integer from {least} to {model.longest}."
@@ -117,16 +118,16 @@ def _most(body: dict[str, Any], model: Facts, prompt: str) -> int:
 
 
 def _dimensions(body: dict[str, Any], most: int) -> int:
-    wanted = body.get("dimensions")
-    if wanted is None:
+    dimensions = body.get("dimensions")
+    if dimensions is None:
         return most
-    if isinstance(wanted, bool) or not isinstance(wanted, int) or not 1 <= wanted <= most:
+    if isinstance(dimensions, bool) or not isinstance(dimensions, int) or not 1 <= dimensions <= most:
         raise Unacceptable(f"dimensions must be an integer from 1 to {most}.", param="dimensions")
-    return wanted
+    return dimensions
 
 
 def inputs_of(value: Any) -> list[Any] | None:
-    """One input or many as a list; None where there is none."""
+    """Return one input or many as a list; None where there is none."""
     match value:
         case str() | [int(), *_]:
             return [value]
@@ -165,7 +166,7 @@ def _tokens(many: list[list[Any]], vocabulary: int) -> Tokens:
 
 
 def check_lengths(lengths: list[int], longest: int) -> None:
-    """Raises Unacceptable for inputs that have no tokens, or are beyond the context, one by one or together."""
+    """Raise Unacceptable for inputs that have no tokens, or are beyond the context, one by one or together."""
     if 0 in lengths:
         raise Unacceptable(f"input cannot be empty; the model's tokenizer makes nothing of input {lengths.index(0)}.")
     most = max(lengths)
@@ -180,7 +181,7 @@ def check_lengths(lengths: list[int], longest: int) -> None:
 
 
 def write(asked: Asked, model: str, vectors: list[Any], lengths: tuple[int, ...], truncated: list[int]) -> Answer:
-    """OpenAI's answer, and which inputs were cut off if that was asked for. `vectors` are numpy's rows of length 1."""
+    """Return OpenAI's answer, with the indexes of inputs that were cut off. `vectors` are numpy's rows of length 1."""
     data = [
         {"object": "embedding", "index": index, "embedding": _shown(asked, vector)}
         for index, vector in enumerate(vectors)
@@ -210,9 +211,10 @@ def _shown(asked: Asked, vector: Any) -> Any:
 
 
 class EmbedEngine(BatchingEngine[SentenceModel]):
-    """`source` is a folder or a hub's name; a callable finds it out at the start, in the worker thread.
+    """The engine of one embedding model.
 
-    `place` is where the runtime's choice is kept; without one, the arguments alone decide.
+    `source` is a folder or a hub's name, or a function that returns it, called in the worker thread at the start.
+    `records` has the recorded choices of a runtime; without it the arguments alone decide.
     """
 
     url = EMBEDDINGS
@@ -225,10 +227,10 @@ class EmbedEngine(BatchingEngine[SentenceModel]):
         *,
         revision: str | None = None,
         args: Mapping[str, Any] | None = None,
-        place: Place | None = None,
+        records: Choices | None = None,
     ) -> None:
         super().__init__(source, names, revision=revision, args=args)
-        self._chooser = Chooser(self._names[0], place)
+        self._chooser = Chooser(self._names[0], records)
 
     def _load(self, source: str) -> SentenceModel:
         return self._chooser.load(source, self._revision, self._args)
@@ -260,7 +262,7 @@ class EmbedEngine(BatchingEngine[SentenceModel]):
 
 
 def _tokenise(model: SentenceModel, slices: Sequence[JobSlice]) -> list[list[Any]]:
-    """All texts of all slices in one call: the tokenizer runs them in parallel."""
+    """Tokenise all texts of all slices in one call: the tokenizer runs them in parallel."""
     inputs = [(part.job.asked, part.job.asked.inputs[part.first : part.last]) for part in slices]
     texts = [one for _, some in inputs for one in some if isinstance(one, str)]
     ids = iter(model.tokens_of(texts) if texts else [])

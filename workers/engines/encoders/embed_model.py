@@ -1,10 +1,10 @@
-"""A sentence-transformers model: the half of the embedding engine that knows torch and ONNX Runtime, for one thread.
+"""A sentence-transformers model on torch or ONNX Runtime, for one thread of the embedding engine.
 
     transformer (torch) ──export──▶ float32.onnx ──quantise, per channel──▶ int8.onnx ──▶ OnnxTransformer
 
 Only the transformer is exported. Pooling and normalising stay with the modules of sentence-transformers, so both
-runtimes do the same with its token embeddings. Whether the graph is right is not guessed from the architecture:
-`embed_runtime` compares vectors.
+runtimes treat its token embeddings alike. `embed_runtime` compares vectors to find out whether an exported graph is
+right.
 """
 
 import os
@@ -33,14 +33,14 @@ class BadEmbedArgs(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Computing:
-    """How vectors are computed: by torch in a dtype, or by ONNX Runtime from a file."""
+    """A way of computing vectors: torch in a dtype, or ONNX Runtime from a file."""
 
     dtype: str
     onnx: Path | None = None
 
 
 class SentenceModel:
-    """Loads `source`, a folder or a hub's name. `args` are models.yaml's `engine_args`."""
+    """A loaded embedding model. `source` is a folder or a hub's name, `args` are `engine_args` of models.yaml."""
 
     def __init__(
         self, source: str, revision: str | None, args: Mapping[str, Any], computing: Computing | None = None
@@ -69,7 +69,7 @@ class SentenceModel:
         self._tokenizer = self._model.tokenizer
         self.prompts: Prompts = prompts.prompts_of(args, Own(self._model.prompts, self._model.default_prompt_name))
         self._before, self._after = _special_tokens(self._tokenizer)
-        self._prompt_ids = {text: self._bare(text) for text in self.prompts.texts}  # of one thread: see `_bare`
+        self._prompt_ids = {text: self._bare(text) for text in self.prompts.texts}  # made by one thread: see `_bare`
         self.batch_tokens = int(args.get("batch_tokens") or (GPU_BATCH_TOKENS if gpu else CPU_BATCH_TOKENS))
         self.dimensions: int = self._model.get_embedding_dimension()
         self.longest: int = _longest(self._model)
@@ -78,24 +78,24 @@ class SentenceModel:
         self._check_prompts()
 
     def tokens_of(self, texts: list[str]) -> list[list[int]]:
-        """Token ids with the model's special tokens, never truncated."""
+        """Return token ids with the model's special tokens, never truncated."""
         ids: list[list[int]] = self._tokenizer(texts, truncation=False, verbose=False)["input_ids"]
         return ids
 
     def framed(self, ids: list[int], prompt: str = "") -> list[int]:
-        """A caller's token ids, behind the prompt's, between the model's special tokens."""
+        """Put the prompt's token ids before a caller's, and the model's special tokens around both."""
         return [*self._before, *self._prompt_ids[prompt], *ids, *self._after]
 
     def least(self, prompt: str = "") -> int:
-        """The tokens of the shortest input there can be: one between the special ones, behind the prompt."""
+        """Return the tokens of the shortest possible input: one token behind the prompt, between the special tokens."""
         return len(self.framed([0], prompt))
 
     def cut(self, ids: list[int], most: int) -> list[int]:
-        """The beginning of an input, and its special tokens."""
+        """Return the beginning of an input, with its special tokens."""
         return ids if len(ids) <= most else [*ids[: most - len(self._after)], *self._after]
 
     def embed(self, batch: list[list[int]]) -> Any:
-        """One float32 row of length 1 for each list of token ids, as a numpy array."""
+        """Return one float32 row of length 1 for each list of token ids, as a numpy array."""
         return self.embed_by(self.transformer, batch)
 
     def embed_by(self, transformer: Transformer, batch: list[list[int]]) -> Any:
@@ -106,7 +106,7 @@ class SentenceModel:
                 {"input_ids": batch}, padding="max_length", max_length=width, return_tensors="pt", verbose=False
             )
             features = transformer({name: tensor.to(self.device) for name, tensor in padded.items()})
-            # What is summed up over tokens is summed in full precision.
+            # Sums over tokens are made in full precision.
             features["token_embeddings"] = features["token_embeddings"].float()
             for module in list(self._model)[1:]:
                 features = module(features)
@@ -114,16 +114,16 @@ class SentenceModel:
             return vectors.cpu().numpy()
 
     def _bare(self, text: str) -> list[int]:
-        """Without special tokens. A tokenizer that two threads call at once raises."""
+        """Return token ids without special tokens. A tokenizer raises when two threads call it at once."""
         ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
         return ids
 
     def _check_prompts(self) -> None:
-        """Raises BadEmbedArgs for one that leaves no room for a text."""
+        """Raise BadEmbedArgs for a prompt that leaves no room for a text."""
         for prompt in (self.prompts.plain, self.prompts.query, self.prompts.passage):
             if (least := self.least(prompt)) > self.longest:
-                told = f"with it the shortest text has {least} tokens, and the model takes {self.longest}"
-                raise BadEmbedArgs(f"the prompt {prompt[:40]!r} is too long: {told}")
+                reason = f"with it the shortest text has {least} tokens, and the model takes {self.longest}"
+                raise BadEmbedArgs(f"the prompt {prompt[:40]!r} is too long: {reason}")
 
     def _transformer(self, computing: Computing) -> Transformer:
         first = self._model[0]
@@ -135,11 +135,11 @@ class SentenceModel:
 
 
 def check(args: Mapping[str, Any]) -> None:
-    """Raises BadEmbedArgs."""
+    """Check the arguments. Raises BadEmbedArgs."""
     if strange := sorted(args.keys() - ARGUMENTS):
         raise BadEmbedArgs(f"{', '.join(strange)}: not among {', '.join(sorted(ARGUMENTS))}")
-    if told := prompts.wrong(args):
-        raise BadEmbedArgs(told)
+    if reason := prompts.wrong(args):
+        raise BadEmbedArgs(reason)
     runtime = args.get("runtime", "auto")
     if runtime not in RUNTIMES:
         raise BadEmbedArgs(f"runtime {runtime!r}: not among {', '.join(RUNTIMES)}")
@@ -151,20 +151,20 @@ def threads_of(args: Mapping[str, Any]) -> int:
     return int(args.get("threads") or len(os.sched_getaffinity(0)))
 
 
-def _dtype(torch: Any, wanted: str, gpu: bool) -> Any:
-    """bfloat16 where the hardware multiplies it: MiniLM takes a third of the time, at a cosine above 0.9998."""
+def _dtype(torch: Any, name: str, gpu: bool) -> Any:
+    """Return bfloat16 where the hardware multiplies it: MiniLM takes a third of the time, at a cosine above 0.9998."""
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if wanted in known:
-        return known[wanted]
-    if wanted != "auto":
-        raise BadEmbedArgs(f"dtype {wanted!r}: not among auto, {', '.join(known)}")
+    if name in known:
+        return known[name]
+    if name != "auto":
+        raise BadEmbedArgs(f"dtype {name!r}: not among auto, {', '.join(known)}")
     cpu = torch.cpu
     fast = torch.cuda.is_bf16_supported() if gpu else cpu._is_amx_tile_supported() or cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if fast else torch.float32
 
 
 def _longest(model: Any) -> int:
-    """What the model says of itself, never more than it has positions for."""
+    """Return the model's own length in tokens, at most its number of positions."""
     stated = model.max_seq_length
     known = [stated] if isinstance(stated, int) and 0 < stated < ENDLESS else []
     known += [_positions(module) for module in model[0].modules() if hasattr(module, "position_embeddings")]
@@ -172,9 +172,9 @@ def _longest(model: Any) -> int:
 
 
 def _positions(module: Any) -> int:
-    """How many tokens a table of positions has room for; 0 where it is none.
+    """Return how many tokens a table of positions has room for; 0 where the module is none.
 
-    RoBERTa and its kin count from behind the padding, for which the table has a row.
+    RoBERTa and its kin count positions from behind the padding, which has a row of the table.
     """
     table = module.position_embeddings
     padding = getattr(table, "padding_idx", None)
@@ -182,7 +182,7 @@ def _positions(module: Any) -> int:
 
 
 def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before and after a text."""
+    """Return the tokens that the tokenizer puts before and after a text."""
     full, bare = tokenizer("x")["input_ids"], tokenizer("x", add_special_tokens=False)["input_ids"]
     start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
     return full[:start], full[start + len(bare) :]
@@ -190,7 +190,7 @@ def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 # ONNX Runtime: the file, and the forward pass through it.
 
-#: A file is one protobuf message, of less than 2 GiB.
+#: An ONNX file is one protobuf message of less than 2 GiB.
 MOST_ONNX_BYTES: Final = 1900 << 20
 OPSET: Final = 17
 INPUTS: Final = ("input_ids", "attention_mask")
@@ -198,11 +198,11 @@ OUTPUT: Final = "token_embeddings"
 
 
 class NotExportable(Exception):
-    """ONNX can't hold this model."""
+    """The model cannot be exported to ONNX."""
 
 
 def export_onnx(transformer: Any, path: Path) -> None:
-    """Write the transformer, which is in float32 on the CPU. Raises NotExportable."""
+    """Write the transformer, in float32 and on the CPU, as ONNX. Raises NotExportable."""
     import torch
 
     size = sum(tensor.numel() * 4 for tensor in transformer.parameters())
@@ -210,7 +210,7 @@ def export_onnx(transformer: Any, path: Path) -> None:
         raise NotExportable(f"{size >> 20} MiB of weights; one ONNX file holds {MOST_ONNX_BYTES >> 20}")
     ids = torch.ones((2, 8), dtype=torch.long)
     mask = torch.ones_like(ids)
-    mask[1, 5:] = 0  # a batch with padding: without any, a tracer may leave the mask out
+    mask[1, 5:] = 0  # a batch with padding: without it, the tracer may leave the mask out
     # The exporter by tracing: it is deprecated, yet writes MiniLM in 1 s where the one by torch.export takes 7.
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -227,14 +227,14 @@ def export_onnx(transformer: Any, path: Path) -> None:
 
 
 def quantise_onnx(source: Path, target: Path) -> None:
-    """Weights as int8, with one scale a channel: with one a tensor, MiniLM's vectors are at a cosine of only 0.94."""
+    """Quantise weights to int8, one scale a channel: one a tensor brings MiniLM's vectors to a cosine of 0.94."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quantize_dynamic(source, target, per_channel=True, weight_type=QuantType.QInt8)
 
 
 def _tensors_only(transformer: Any) -> Any:
-    """Tensors in and out, where sentence-transformers passes a dict on."""
+    """Wrap the transformer to take and return tensors, where sentence-transformers passes a dict."""
     import torch
 
     class Tensors(torch.nn.Module):  # type: ignore[misc]  # torch is Any to the checker
@@ -249,7 +249,7 @@ def _tensors_only(transformer: Any) -> Any:
 
 
 class OnnxTransformer:
-    """Stands for the first module of a sentence-transformers model."""
+    """The first module of a sentence-transformers model, run by ONNX Runtime."""
 
     def __init__(self, path: Path, threads: int) -> None:
         import onnxruntime
@@ -257,7 +257,7 @@ class OnnxTransformer:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores are not ours alone
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other processes need the cores too
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._tensor = torch.from_numpy
 

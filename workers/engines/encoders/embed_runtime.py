@@ -76,7 +76,7 @@ class MeasuringFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Choices:
     """Where choices are kept, and how near to torch's vectors in float32 they have to be (1: nothing is measured)."""
 
     folder: Path
@@ -99,21 +99,21 @@ class Order(msgspec.Struct, frozen=True):
 class Chooser:
     """Loads one model. `close` ends what still measures."""
 
-    def __init__(self, name: str, place: Place | None) -> None:
-        self._name, self._place = name, place
+    def __init__(self, name: str, records: Choices | None) -> None:
+        self._name, self._records = name, records
         self._child: subprocess.Popen[bytes] | None = None
         self._closing = False
 
     def load(self, source: str, revision: str | None, args: Mapping[str, Any]) -> SentenceModel:
         check(args)
         self._closing = False
-        place = self._place
-        if place is None or not measures(args, place.floor):
+        records = self._records
+        if records is None or not measures(args, records.floor):
             return SentenceModel(source, revision, args)
-        key = key_of(self._name, source, revision, args, place.floor)
-        order = Order(self._name, source, revision, dict(args), str(place.folder), place.floor, key)
-        place.folder.mkdir(parents=True, exist_ok=True)
-        record = runtimes.read(place.folder, key) or self._measured(order)
+        key = key_of(self._name, source, revision, args, records.floor)
+        order = Order(self._name, source, revision, dict(args), str(records.folder), records.floor, key)
+        records.folder.mkdir(parents=True, exist_ok=True)
+        record = runtimes.read(records.folder, key) or self._measured(order)
         return _load(order, record) if record else SentenceModel(source, revision, args)
 
     def close(self) -> None:

@@ -1,13 +1,13 @@
-"""Inputs that wait for an encoder: first for its tokenizer, then for a forward pass, fair between projects.
+"""Queue inputs for an encoder, first for its tokenizer and then for a forward pass, fairly between projects.
 
     requests ──▶ Backlog, a queue for each flow ──slices──▶ tokenizer ──▶ Pool, sorted by length ──▶ micro-batches
 
-A flow is what one project has asked of one rank and of one size. Ranks are clients, lines of batches that another
-queue passes on, and batches: a lower rank is always served first. Small requests, which fit into one forward pass, and
+A flow has the requests of one project, one rank and one size. Ranks are interactive clients, lines of batches from
+another queue, and batches: a lower rank is always served first. Small requests, which fit into one forward pass, and
 large ones are flows of their own. So a small request waits for the pass that runs now and for small ones before it,
 and never behind a large request; large requests get their share whatever the number of small ones.
 
-A flow of which enough tokens are in the pool gets no more of them from the tokenizer. The rest of it waits as text.
+A flow with enough tokens in the pool gets no more from the tokenizer. The rest of it waits as text.
 """
 
 import asyncio
@@ -24,12 +24,12 @@ from jobs.platform.limiters import VirtualTime
 from workers.engines.port import Answer
 
 PADDING_RATIO: Final = 1.25  # neighbours in a micro-batch differ by at most this factor
-PADDING_TOKENS: Final = 8  # and this much: a forward pass of its own would cost more
-TOKEN_CHARACTERS: Final = 4  # of a usual text; what a request costs is estimated by it until its tokens are known
+PADDING_TOKENS: Final = 8  # plus so many tokens: a forward pass of its own would cost more
+TOKEN_CHARACTERS: Final = 4  # of a usual text: the estimate of a request's cost until its tokens are known
 
 
 class Flow(NamedTuple):
-    """Requests that are served in their own order. `rank` is theirs among all flows, the lowest is served first."""
+    """Requests that are served in order. The flow with the lowest `rank` is served first."""
 
     rank: int
     large: bool
@@ -38,18 +38,18 @@ class Flow(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """One request on its way. `sizes` are the characters of each input."""
+    """One request in progress. `sizes` are the characters of each input."""
 
-    asked: Any  # the request, well formed
+    asked: Any  # the checked request
     sizes: Sequence[int]
     flow: Flow
     priority: int
     answer: asyncio.Future[Answer]
-    lengths: list[int] = field(default_factory=list)  # in tokens, of each input that is tokenised
-    inputs: list[Any] = field(default_factory=list)  # the tokens of these, until all go into the pool
-    truncated: list[int] = field(default_factory=list)  # which inputs were cut off
-    given: int = 0  # how many inputs the tokenizer was given
-    found: list[Any] = field(init=False)  # of each input, once it is computed
+    lengths: list[int] = field(default_factory=list)  # in tokens, of each tokenised input
+    inputs: list[Any] = field(default_factory=list)  # their tokens, until all go into the pool
+    truncated: list[int] = field(default_factory=list)  # indexes of the inputs that were cut off
+    given: int = 0  # inputs that the tokenizer was given
+    found: list[Any] = field(init=False)  # the result of each input, once computed
     missing: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -67,7 +67,7 @@ class Job:
 
 def flow_of(project: str, priority: int, characters: int, batch_tokens: int) -> Flow:
     """Return the flow of a request with so many characters, for a model whose forward pass has `batch_tokens`."""
-    rank = priority if priority <= LINE_PRIORITY else 0  # batches have priorities among those of their project
+    rank = priority if priority <= LINE_PRIORITY else 0  # a batch's priority counts within its project
     return Flow(rank, characters > batch_tokens * TOKEN_CHARACTERS, project)
 
 
@@ -79,11 +79,11 @@ class JobSlice(NamedTuple):
     last: int
 
 
-Entry = tuple[int, int, Job, int, Any]  # length, order, whose, which of its inputs, its tokens
+Entry = tuple[int, int, Job, int, Any]  # length, order, job, index of the input, tokens
 
 
 class Backlog:
-    """Requests whose inputs are not all tokenised."""
+    """The requests whose inputs are not all tokenised."""
 
     def __init__(self) -> None:
         self._flows: dict[Flow, list[tuple[int, int, Job]]] = defaultdict(list)
@@ -99,10 +99,10 @@ class Backlog:
         bisect.insort(self._flows[job.flow], (job.priority, next(self._order), job))
 
     def slices(self, pooled: Counter[Flow], room: int, characters: int) -> list[JobSlice]:
-        """Return the next inputs to tokenise, of about so many `characters` together, and at least one.
+        """Return the next inputs to tokenise, about `characters` together, and at least one.
 
-        `pooled` are the tokens of each flow that wait already: the flow with the fewest comes first within its rank,
-        and one with `room` of them or more does not come at all.
+        `pooled` are the tokens of each flow that wait already: within a rank, the flow with the fewest comes first, and
+        a flow with `room` tokens or more is left out.
         """
         self._forget_answered()
         pooled = pooled.copy()
@@ -134,16 +134,16 @@ class Backlog:
 
 
 class Pool:
-    """Inputs that wait for a forward pass, sorted by length. `pooled` are the tokens of each flow."""
+    """The inputs that wait for a forward pass, sorted by length. `pooled` are the tokens of each flow."""
 
     def __init__(self) -> None:
         self.pooled: Counter[Flow] = Counter()
         self._sorted: list[Entry] = []
-        self._flows: dict[Flow, list[tuple[int, int, Entry]]] = defaultdict(list)  # heaps, in the order of each flow
+        self._flows: dict[Flow, list[tuple[int, int, Entry]]] = defaultdict(list)  # a heap for each flow, by order
         self._times: dict[int, VirtualTime[Flow]] = defaultdict(VirtualTime)  # of each rank
         self._order = itertools.count()
         self._left: set[int] = set()
-        self._computed: Counter[Flow] = Counter()  # how many entries of each heap do not wait any more
+        self._computed: Counter[Flow] = Counter()  # entries of each heap that do not wait any more
 
     def __len__(self) -> int:
         return len(self._left)
@@ -161,7 +161,7 @@ class Pool:
     def pick(self, budget: int) -> list[Entry]:
         """Return the next micro-batch, of at most `budget` padded tokens unless one input alone has more.
 
-        It is the input whose turn it is, with those of nearly its length, whichever requests they belong to.
+        The micro-batch is the input whose turn it is, with inputs of nearly its length from any request.
         """
         chosen = self._next()
         if chosen is None:
@@ -189,7 +189,7 @@ class Pool:
         return self._flows[flow][0][2]
 
     def _clean(self, flow: Flow) -> None:
-        """Let the flow begin with an input that waits and whose request does."""
+        """Drop entries from the head of the flow that do not wait any more."""
         waiting = self._flows[flow]
         while waiting:
             order, entry = waiting[0][1:]
@@ -222,9 +222,9 @@ class Pool:
             del self.pooled[flow]
 
     def _window(self, chosen: Entry, budget: int) -> tuple[int, int]:
-        """Shorter neighbours of `chosen` first, then longer ones while there is room."""
-        length, place = chosen[0], bisect.bisect_left(self._sorted, chosen)
-        last, most = place + 1, max(1, budget // max(1, length))
+        """Return the micro-batch around `chosen`: shorter neighbours first, then longer ones while there is room."""
+        length, index = chosen[0], bisect.bisect_left(self._sorted, chosen)
+        last, most = index + 1, max(1, budget // max(1, length))
         first = max(last - most, bisect.bisect_left(self._sorted, _shortest_with(length), key=length_of), 0)
         while last < len(self._sorted):
             longer = self._sorted[last][0]

@@ -1,4 +1,4 @@
-"""Re-ranking in this process: how well each of many texts answers a query, by a cross-encoder that reads both.
+"""Re-rank in this process: score how well each text answers a query, by a cross-encoder that reads both.
 
     {model, query, documents, top_n?, return_documents?}
         ─▶ {id, model, results: [{index, relevance_score, document?}], usage}
@@ -33,7 +33,7 @@ DIGITS: Final = 6
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request that is well formed."""
+    """A valid request."""
 
     query: str
     texts: list[str]
@@ -42,7 +42,7 @@ class Asked:
 
 
 def read(body: Mapping[str, Any]) -> Asked:
-    """Raises Unacceptable."""
+    """Check a body. Raises Unacceptable."""
     query = body.get("query")
     if not isinstance(query, str) or not query.strip():
         raise Unacceptable("query must be a text that is not empty.", param="query")
@@ -86,20 +86,20 @@ def _result(asked: Asked, index: int, score: float) -> dict[str, Any]:
     return {"index": index, "relevance_score": round(score, DIGITS), **document}
 
 
-# The model: the half that knows torch. One thread uses it.
+# The model, on torch. One thread uses it.
 
 ARGUMENTS: Final = frozenset({"dtype", "batch_tokens", "threads", "max_length"})
 DTYPES: Final = ("float32", "bfloat16")
-_UNKNOWN_LENGTH: Final = 512  # tokens, of a model that says nothing of itself
+_UNKNOWN_LENGTH: Final = 512  # tokens, where the model does not name its length
 
 
 class BadRerankArgs(ValueError):
-    """This model, or what is configured for it, can't be used for re-ranking."""
+    """The model or its configuration can't be used for re-ranking."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The tokens of a query and a text; `types` say which of both each belongs to, where the model wants to know."""
+    """The tokens of a query and a text; `types` say which of the two each belongs to, where the model needs it."""
 
     ids: list[int]
     types: list[int] | None
@@ -109,9 +109,9 @@ class Pair:
 
 
 class CrossModel:
-    """Loads `source`, a folder or a hub's name. `args` are models.yaml's `engine_args`.
+    """A loaded cross-encoder. `source` is a folder or a hub's name, `args` are `engine_args` of models.yaml.
 
-    It computes in float32 unless told otherwise: where bfloat16 is fast, it also rounds neighbours to the same score.
+    The default is float32: bfloat16 is faster on some hardware, but rounds neighbours to the same score.
     """
 
     def __init__(self, source: str, revision: str | None, args: Mapping[str, Any]) -> None:
@@ -142,9 +142,9 @@ class CrossModel:
         self.batch_tokens = int(args.get("batch_tokens") or (GPU_BATCH_TOKENS if gpu else CPU_BATCH_TOKENS))
 
     def pairs_of(self, many: Sequence[tuple[str, str]]) -> list[Pair]:
-        """With the model's special tokens; the longer half of a pair is cut until the model takes both.
+        """Return the pairs with special tokens; the longer half of a pair is cut until the model takes both.
 
-        A query goes with every text: what is far behind all that a model takes is not even tokenised.
+        The query is part of every pair: characters far beyond the model's length are not tokenised.
         """
         most = self.characters
         queries, texts = [query[:most] for query, _ in many], [text[:most] for _, text in many]
@@ -153,7 +153,7 @@ class CrossModel:
         return [Pair(ids, of_ids) for ids, of_ids in zip(found["input_ids"], types, strict=True)]
 
     def scores(self, batch: Sequence[Pair]) -> list[float]:
-        """Between 0 and 1, whatever the model's own files say of its last step."""
+        """Return scores between 0 and 1, whatever the model's own files say about the last step."""
         torch = self._torch
         given: dict[str, Any] = {"input_ids": [pair.ids for pair in batch]}
         if batch[0].types is not None:
@@ -176,20 +176,23 @@ def _check(args: Mapping[str, Any]) -> None:
 
 
 def _longest(model: Any, args: Mapping[str, Any]) -> int:
-    """Tokens of a pair. Where tokenizers do not know it, they say a number without meaning."""
+    """Return the tokens of a pair. A tokenizer that does not know its length has a number without meaning."""
     config = model.model.config.to_dict()
-    places = int(config.get("max_position_embeddings") or 0)
-    places -= behind_padding(config) if places else 0
-    known = [int(args.get("max_length") or 0), int(model.max_seq_length or 0), places]
-    told = [number for number in known if 0 < number <= (places or 1 << 20)]
-    return min(told, default=_UNKNOWN_LENGTH)
+    positions = int(config.get("max_position_embeddings") or 0)
+    positions -= behind_padding(config) if positions else 0
+    known = [int(args.get("max_length") or 0), int(model.max_seq_length or 0), positions]
+    lengths = [number for number in known if 0 < number <= (positions or 1 << 20)]
+    return min(lengths, default=_UNKNOWN_LENGTH)
 
 
 # The engine.
 
 
 class RerankEngine(BatchingEngine[CrossModel]):
-    """`source` is a folder or a hub's name; a callable finds it out at the start, in the worker thread."""
+    """The engine of one cross-encoder.
+
+    `source` is a folder or a hub's name, or a function that returns it, called in the worker thread at the start.
+    """
 
     url = RERANK
     kind = EngineKind.RERANK

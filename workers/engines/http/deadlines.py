@@ -1,7 +1,7 @@
-"""The time limit of requests to servers: all have the same, so one timer, for the oldest request, serves them all.
+"""Limit the time of requests to servers. All have the same limit, so one timer, for the oldest request, is enough.
 
-    begins ──▶ last of the line ──▶ ends in time: leaves the line
-                     │ the timer, set for the first of the line
+    begins ──▶ end of the queue ──▶ ends in time: leaves the queue
+                     │ the timer, set for the head of the queue
                      └──▶ its task is cancelled ──▶ TimeoutError where it began
 
 A timer for each request cost an eighth of the CPU of asking over HTTP.
@@ -12,7 +12,7 @@ from types import TracebackType
 
 
 class Deadlines:
-    """Requests under way, the oldest first. Each may take `seconds`. For one event loop."""
+    """The requests in flight, oldest first. Each may take `seconds`. For one event loop."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -37,7 +37,7 @@ class Deadlines:
             self._timer.cancel()
 
     def _look(self) -> None:
-        """Cancel the tasks whose time is up, and set the timer for the one that is the oldest then."""
+        """Cancel the tasks whose time is up, and set the timer for the oldest one that is left."""
         self._timer = None
         for deadline in list(self._line):
             if deadline.end > deadline.loop.time():

@@ -1,11 +1,11 @@
-"""One OpenAI-compatible server: where it is, what it serves, how it is doing, and how many requests it takes at once.
+"""One OpenAI-compatible server: its URL, models, circuit breaker and concurrency window.
 
     closed ──FAULTS in a row, or one refused connection──▶ open ──delay──▶ half-open: one probe
       ▲                                                     ▲                  │      │
       └──────────────────── the probe was answered ─────────┼──────────────────┘      │
                                                             └── it failed: 2x delay ──┘
 
-The probe is a listing of models, never a user's request: a poisonous one can't keep the circuit open.
+The probe is a listing of models, never a user's request, so a poisonous request can't keep the circuit open.
 The window is AIMD: one more slot per window of answers while it is full, half at a 429 or 503 (once per
 window, since the refusals of one burst arrive together).
 """
@@ -23,11 +23,11 @@ from jobs.platform.limiters import Limit
 from jobs.requests.endpoints import base_of
 from jobs.timings import Timings
 
-FAULTS: Final = 8  # in a row, without an answer between them
+FAULTS: Final = 8  # in a row
 FIRST_DELAY_SECONDS: Final = 1.0
 LAST_DELAY_SECONDS: Final = 30.0
 FIRST_WINDOW: Final = 64
-LONGEST_PAUSE_SECONDS: Final = 5.0  # a longer Retry-After is the worker's to wait
+LONGEST_PAUSE_SECONDS: Final = 5.0  # after a longer Retry-After the request goes back to its worker
 
 Clock = Callable[[], float]
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Circuit:
             self.trip()
 
     def trip(self) -> None:
-        """Open, or stay open for longer if this was the probe."""
+        """Open the circuit, or double its delay if the probe failed."""
         if self.state is CircuitState.OPEN:
             return
         if self.state is CircuitState.HALF_OPEN:
@@ -85,11 +85,11 @@ class Circuit:
 
 @dataclass(slots=True)
 class Window:
-    """How many requests a server seems to take at once, at most `most`."""
+    """The number of requests that a server takes at once, as found by AIMD; at most `most`."""
 
     most: int
     limit: float = field(init=False)
-    cuts: int = 0  # a request that was sent before the last cut has nothing new to say
+    cuts: int = 0  # a refusal counts only if its request was sent after the last cut
 
     def __post_init__(self) -> None:
         self.limit = float(min(FIRST_WINDOW, self.most))
@@ -110,8 +110,8 @@ class Window:
 class Endpoint:
     """One server. `serves` maps our name of a model to the server's; None: ask the server what it has.
 
-    `external`: whether prompts leave the deployment with it; None: as the host in its URL tells. `slots` are those of
-    the window while the circuit is closed and no pause was asked for, else none.
+    `external` says whether its prompts leave the deployment; None: the host in its URL decides. `slots` are those of
+    the window while the circuit is closed and the server asked for no pause, else none.
     """
 
     url: str
@@ -120,13 +120,13 @@ class Endpoint:
     concurrency: int = 256
     clock: Clock = time.monotonic
     external: bool | None = None
-    found: frozenset[str] | None = None  # None: it never answered
+    found: frozenset[str] | None = None  # None: the server has never answered
     paused_until: float = 0.0
-    doubtful: bool = False  # a connection broke: it may be dying
-    refusing: dict[str, float] = field(default_factory=dict)  # models that our key is refused for; until when
-    of_vllm: bool = False  # by its listing: its caches are kept apart by project
-    of_tei: bool = False  # it re-ranks as text-embeddings-inference does
-    unlisted_status: int = 0  # of the last answer to a listing that was no list; 0: the last one was
+    doubtful: bool = False  # a connection broke: the server may be dying
+    refusing: dict[str, float] = field(default_factory=dict)  # models that the key is refused for; until when
+    of_vllm: bool = False  # known from its listing: caches are separated by project
+    of_tei: bool = False  # known from its answers: it has the re-ranking API of text-embeddings-inference
+    unlisted_status: int = 0  # of the last listing that was no list; 0: it was one
     proving: asyncio.Lock = field(default_factory=asyncio.Lock)
     circuit: Circuit = field(init=False)
     window: Window = field(init=False)
@@ -144,7 +144,7 @@ class Endpoint:
 
     @property
     def key(self) -> tuple[str, str, bool, bool | None]:
-        """Return what tells this server, and the way it is asked, from others."""
+        """Return a key of this server and of how it is asked."""
         return self.url, self.api_key, self.serves is None, self.external
 
     # -- models
@@ -169,7 +169,7 @@ class Endpoint:
         return ANY_MODEL in self.models
 
     def refuses(self, model: str) -> float:
-        """Return the seconds for which the server is not asked for a model, since it refused our key."""
+        """Return the seconds for which the server is not asked for a model, because it refused the key."""
         return max(0.0, self.refusing.get(model, 0.0) - self.clock())
 
     def refused(self, model: str, seconds: float) -> float:
@@ -188,7 +188,7 @@ class Endpoint:
         return self.circuit.closed and (not self.paused_until or self.pause == 0)
 
     def wait(self) -> float:
-        """Return the seconds until it is worth asking again."""
+        """Return the seconds until the server may take requests again."""
         return self.pause if self.circuit.closed else max(self.pause, self.circuit.wait)
 
     def admit(self) -> None:
@@ -201,7 +201,7 @@ class Endpoint:
         self.slots.release()
 
     def refuse_waiting(self) -> None:
-        """Take no requests any more, so that those that wait look for another server."""
+        """Take no more requests, so that those that wait look for another server."""
         self.admit()
         self.slots.refuse_waiting()
 
@@ -211,7 +211,7 @@ class Endpoint:
     # -- health
 
     def fail(self, reason: object, *, unreachable: bool = False) -> None:
-        """Count a fault; one of a server that is `gone` opens the circuit at once."""
+        """Count a fault; one of a server that is `unreachable` opens the circuit at once."""
         was_closed = self.circuit.closed
         if unreachable:
             self.circuit.trip()
@@ -247,7 +247,7 @@ class Endpoint:
             self.circuit.probe()
 
     def listed(self, names: frozenset[str] | None) -> None:
-        """Note that the server answered a listing, with the `names` of its models; None: it did not show them."""
+        """Note that the server answered a listing with the `names` of its models; None: with no list."""
         if not self.circuit.closed:
             log.info("engine.circuit_closed", extra={"endpoint": self.url})
         self.circuit.close()

@@ -1,4 +1,4 @@
-"""The connections to OpenAI-compatible servers: a POST with its faults told apart, and the list of a server's models.
+"""Connect to OpenAI-compatible servers: POST requests, tell their faults apart, and list a server's models.
 
 refused, no route      the circuit opens; Refused: another server may take the request
 reset, timeout         a fault of the server; EngineFault: the request was sent, and broke
@@ -6,9 +6,9 @@ reset, timeout         a fault of the server; EngineFault: the request was sent,
 GET /v1/models
 refused, no route      the circuit opens
 200 with a list        its models
-404, 405, 501          it has no list: it takes any name
-other 5xx, silence     it is not there
-whatever else          it has not listed its models yet: a key that is refused, a rate limit, a proxy's page
+404, 405, 501          the server has no list: it takes any name
+other 5xx, silence     the server is unreachable
+any other answer       no list yet: the key is refused, a rate limit, a proxy's page
 """
 
 import logging
@@ -36,15 +36,15 @@ log = logging.getLogger(__name__)
 
 
 class Refused(EngineBusy):
-    """One server didn't take the request; another one may."""
+    """The server didn't take the request; another server may."""
 
 
 class EndpointUnavailable(Exception):
-    """The server is not there."""
+    """The server is unreachable."""
 
 
 class HttpClient:
-    """One pool of connections. An answer has at most `max_bytes`, and ends within `timeout` seconds."""
+    """A pool of connections. An answer has at most `max_bytes` and ends within `timeout` seconds."""
 
     def __init__(self, timeout: float, max_bytes: int) -> None:
         self._deadlines, self.max_bytes = Deadlines(timeout), max_bytes
@@ -65,7 +65,7 @@ class HttpClient:
         """Send `body` and `read` the answer, whatever its status; whole, if no `read` is given.
 
         Raises:
-            Refused: The server is not there; the request did not reach it.
+            Refused: The server is unreachable; the request was not sent.
             EngineFault: The request was sent and broke, or its answer is too large.
         """
         if endpoint.doubtful:
@@ -122,7 +122,8 @@ class HttpClient:
         endpoint.listed(names)
 
     async def _names_of(self, endpoint: Endpoint) -> frozenset[str] | None:
-        """Return the names of the models; `*` if there is no list, None if it was not shown. Note if this is a vLLM.
+        """Return the names of the models; `*` if the server has no list, None if it refused. Note on the endpoint if it
+        is vLLM.
 
         Raises:
             EndpointUnavailable: The server does not answer, or answers that it cannot.
@@ -144,10 +145,10 @@ class HttpClient:
         return frozenset({ANY_MODEL}) if found is None else found.names
 
     async def _prove(self, endpoint: Endpoint) -> None:
-        """Find out whether a server is still there after a connection to it broke. Raises Refused if it is not.
+        """Check after a broken connection that the server can be reached. Raises Refused if it can not.
 
-        A server that is dying takes requests and breaks them all: they would count as tries of requests that it never
-        saw. One request asks, the others wait for its answer.
+        A dying server accepts requests and breaks them all: they would count as tries of requests that it never
+        executed. One request checks, the others wait for the result.
         """
         async with endpoint.proving:
             if endpoint.doubtful and endpoint.circuit.closed:
@@ -165,7 +166,7 @@ class HttpClient:
         return False
 
     async def _is_there(self, endpoint: Endpoint) -> bool:
-        """Return whether the server answers anything, or at least takes its time."""
+        """Return whether the server answers at all, or accepts the connection."""
         url = f"{endpoint.url}/v1/models"
         try:
             async with self._session.get(url, timeout=_LISTING, allow_redirects=False):
@@ -181,7 +182,7 @@ def _authorization(endpoint: Endpoint) -> dict[str, str]:
 
 
 def _note_unlisted(endpoint: Endpoint, status: int) -> None:
-    """Log the first of such answers. Where the models file says what the server has, no list is needed."""
+    """Log the first answer without a list. Where the models file names the server's models, no list is needed."""
     if endpoint.serves is None and endpoint.unlisted_status != status:
         log.error("engine.models_not_listed", extra={"endpoint": endpoint.url, "status": status})
     endpoint.unlisted_status = status

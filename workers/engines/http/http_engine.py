@@ -1,14 +1,14 @@
 """Any number of OpenAI-compatible servers as one engine.
 
               ┌ has the model? circuit closed? not paused? a slot free? ── least in flight ──▶ POST
-answer ──▶ slot ── none free: wait in line (by priority, then order) ◀── a slot is returned, a pause or circuit ends
+answer ──▶ slot ── none free: wait in a queue (by priority, then order) ◀── a slot is returned, a pause or circuit ends
               └ no server takes requests ──▶ EngineBusy
 
 A server that takes any name is asked only for models that no other server has. An external server is asked only for
 projects that allow it: others get 403 where there is no internal one.
 
-refused, no route, 503   next server, else EngineBusy        429   wait as told, try again, else EngineBusy
-401, 402, 407   next server, else EngineBusy: it is our key or account that is refused, not the request
+refused, no route, 503   next server, else EngineBusy        429   wait as asked, retry, else EngineBusy
+401, 402, 407   next server, else EngineBusy: the key or account is refused, not the request
 reset, timeout, 408, 409, 425, 5xx, not JSON, too large   EngineFault   other 4xx   Answer with OpenAI's error body
 """
 
@@ -34,14 +34,14 @@ from workers.engines.http.endpoints import LONGEST_PAUSE_SECONDS, Endpoint
 from workers.engines.http.http_client import HttpClient, Read, Refused, Reply
 from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request, Unserved, refusal, unknown_model
 
-TRIES_WHEN_LIMITED: Final = 3  # a request that got 429 this often goes back to its worker
+TRIES_WHEN_LIMITED: Final = 3  # after as many 429s a request goes back to its worker
 CLOSED_SECONDS: Final = 10.0
 _CLOSED: Final = frozenset({401, 402, 407})
-_PASSING: Final = frozenset({408, 409, 425})  # no fault of the request; OpenAI's SDK tries the first two again
+_PASSING: Final = frozenset({408, 409, 425})  # no fault of the request; OpenAI's SDK retries the first two
 
 log = logging.getLogger(__name__)
 
-Permission = Callable[[str], Awaitable[bool]]  # of a project's id: whether its prompts may go to external servers
+Permission = Callable[[str], Awaitable[bool]]  # says of a project's id whether its prompts may go to external servers
 
 
 class Limited(EngineBusy):
@@ -54,7 +54,7 @@ async def no_project(_project_id: str) -> bool:
 
 
 class HttpEngine:
-    """Servers as one engine. `prompts` are those of embedding models, by our names."""
+    """Servers as one engine. `prompts` are those of embedding models, by Nightmill's names."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class HttpEngine:
     @property
     def models(self) -> tuple[str, ...]:
         lists = [endpoint.models for endpoint in self.endpoints]
-        if lists != self._lists:  # asked for each request, changed hardly ever
+        if lists != self._lists:  # for each request; it hardly ever changes
             self._lists, self._models = lists, tuple(sorted(frozenset[str]().union(*lists)))
         return self._models
 
@@ -96,7 +96,7 @@ class HttpEngine:
 
     @property
     def settled(self) -> bool:
-        """Return whether each server's list of models stands. If not, a model may still turn up."""
+        """Return whether every server has listed its models. If not, a model may still turn up."""
         return all(endpoint.known for endpoint in self.endpoints)
 
     async def start(self) -> None:
@@ -115,9 +115,9 @@ class HttpEngine:
         self._client, self._watchers = None, {}
 
     def adopt(self, endpoints: Sequence[Endpoint], prompts: Mapping[str, Prompts]) -> None:
-        """Serve by these servers from now on. A server that was there before goes on as it is, with its requests.
+        """Use these servers from now on. A server that was used before keeps its state and its requests.
 
-        The others end the requests that they have; those that wait for one of them look for another. On the loop.
+        The servers left out end their requests; requests that wait for one of them look for another. On the loop.
         """
         left, adopted = list(self.endpoints), []
         for endpoint in endpoints:
@@ -128,7 +128,7 @@ class HttpEngine:
             adopted.append(known or endpoint)
         self.endpoints, self._prompts = tuple(adopted), dict(prompts)
         for endpoint in left:
-            endpoint.circuit.trip()  # and nobody is left to close it
+            endpoint.circuit.trip()  # and stays open: nothing probes it any more
             endpoint.refuse_waiting()
             if watcher := self._watchers.pop(endpoint, None):
                 watcher.cancel()
@@ -239,7 +239,10 @@ class HttpEngine:
         raise Unserved(f"No reachable endpoint serves the model `{model}`.", retry_after=1.0)
 
     async def _back_off(self, limited: Limited, times: int) -> None:
-        """Wait before a further try. A pause that the server asked for is waited for in line: another may end it."""
+        """Wait before a further try.
+
+        A pause that the server asked for is waited for in the queue: another request may end it.
+        """
         if times >= TRIES_WHEN_LIMITED or (limited.retry_after or 0) > LONGEST_PAUSE_SECONDS:
             raise EngineBusy(str(limited), limited.retry_after) from limited
         if limited.retry_after is None:
@@ -260,7 +263,7 @@ class HttpEngine:
                     return endpoint
 
     def _expect(self, able: list[Endpoint]) -> None:
-        """Raise EngineBusy where to wait makes no sense: no server is merely full, or pauses for a moment."""
+        """Raise EngineBusy where waiting is useless: no server is only full, or pauses only for a moment."""
         for endpoint in able:
             if endpoint.circuit.closed and endpoint.pause <= LONGEST_PAUSE_SECONDS:
                 return
@@ -270,7 +273,7 @@ class HttpEngine:
     async def _send(self, endpoint: Endpoint, request: Request, model: str, read: Read | None) -> Answer:
         """Send a request to the server whose slot was taken, and return the slot."""
         try:
-            if endpoint.external and not await self._allows_external(request.tenant):  # it may have waited for long
+            if endpoint.external and not await self._allows_external(request.tenant):  # it may have waited
                 raise Refused("The project does not allow external endpoints any more.")
             salt = request.tenant if endpoint.of_vllm else ""
             body = forwarded(request.body, endpoint.upstream(model) or model, salt)
@@ -293,13 +296,13 @@ def _in_flight(endpoint: Endpoint) -> float:
 
 
 def _judge(endpoint: Endpoint, model: str, cuts: int, reply: Reply) -> Answer:
-    """Tell an answer from what is to be tried again, and note on `endpoint` how the server is doing."""
+    """Return an answer, or raise what makes the request retry, and note the server's health on `endpoint`."""
     status, retry_after, raw = reply
     if status in {429, 503}:
         pause = wire.retry_after(retry_after)
         endpoint.slow_down(cuts, pause)
         raise (Limited if status == 429 else Refused)(f"The endpoint answered {status}.", pause)
-    if status in _CLOSED:  # its words stay here: they may hold a part of the key
+    if status in _CLOSED:  # its text is not passed on: it may quote a part of the key
         if not endpoint.refuses(model):
             log.error("engine.refuses_our_key", extra={"endpoint": endpoint.url, "model": model, "status": status})
         pause = endpoint.refused(model, wire.retry_after(retry_after) or CLOSED_SECONDS)

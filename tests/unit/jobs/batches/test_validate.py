@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from jobs.batches import validate
-from jobs.batches.validate import Asked, check
+from jobs.batches.validate import DryRun, check
 
 LINE = b'{"custom_id":"%d","method":"POST","url":"/v1/embeddings","body":{"model":"m","input":["a","b"]}}\n'
 
 
-def asked(folder: Path, data: bytes, **changes: Any) -> Asked:
+def asked(folder: Path, data: bytes, **changes: Any) -> DryRun:
     (folder / "input").write_bytes(data)
     given = {
         "storage": f"file://{folder}",
@@ -29,7 +29,7 @@ def asked(folder: Path, data: bytes, **changes: Any) -> Asked:
         "memory_bytes": 1 << 40,
         "cpu_seconds": 3600,
     }
-    return Asked(**given | changes)
+    return DryRun(**given | changes)
 
 
 def lines(count: int) -> bytes:

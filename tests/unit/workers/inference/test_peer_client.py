@@ -103,7 +103,7 @@ async def test_what_never_got_in_does_not(make: Make, told: Told) -> None:
 def placed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The store that is searched is there."""
     index = SimpleNamespace(id="vs_1", model="embedder")
-    monkeypatch.setattr(PeerClient, "_place", lambda *_: ("gpu.embed", index))
+    monkeypatch.setattr(PeerClient, "_find_index", lambda *_: ("gpu.embed", index))
 
 
 @pytest.mark.usefixtures("placed")

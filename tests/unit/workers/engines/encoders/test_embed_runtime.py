@@ -18,9 +18,9 @@ from workers.engines.encoders.embed_model import OnnxTransformer, SentenceModel
 from workers.engines.encoders.embed_runtime import (
     LONGEST_WORDS,
     TEXTS,
+    Choices,
     Chooser,
     Order,
-    Place,
     choose,
     key_of,
     measure_here,
@@ -156,7 +156,7 @@ def test_what_is_recorded_is_not_measured_again(weights: str, tmp_path: Path, mo
     monkeypatch.setattr(embed_runtime, "measure", None)
 
     assert measure_here(asked).choice.dtype == "bfloat16"
-    model: Any = Chooser("tiny", Place(tmp_path, 0.999)).load(weights, None, {})
+    model: Any = Chooser("tiny", Choices(tmp_path, 0.999)).load(weights, None, {})
 
     assert next(model.transformer.parameters()).dtype == model._torch.bfloat16
 
@@ -179,14 +179,14 @@ def test_damaged_file_is_forgotten_and_torch_computes(weights: str, tmp_path: Pa
     runtimes.onnx_file(tmp_path, asked.key).write_bytes(b"not a model")
     recorded(weights, tmp_path, 10, 0, 30, 0, chosen=2)
 
-    model = Chooser("tiny", Place(tmp_path, 0.999)).load(weights, None, {})
+    model = Chooser("tiny", Choices(tmp_path, 0.999)).load(weights, None, {})
 
     assert not isinstance(model.transformer, OnnxTransformer)
     assert list(tmp_path.glob("*.*n*")) == []
 
 
 def test_onnx_that_is_asked_for_is_made_at_the_start_and_read_at_the_next(weights: str, tmp_path: Path) -> None:
-    chooser = Chooser("tiny", Place(tmp_path, 0.999))
+    chooser = Chooser("tiny", Choices(tmp_path, 0.999))
 
     first = chooser.load(weights, None, {"runtime": "onnx"})
     made = runtimes.every(tmp_path)
@@ -201,7 +201,7 @@ def test_onnx_that_is_asked_for_is_made_at_the_start_and_read_at_the_next(weight
 
 
 def test_first_start_does_not_wait_for_measuring_and_closing_ends_it(weights: str, tmp_path: Path) -> None:
-    chooser = Chooser("tiny", Place(tmp_path, 0.999))
+    chooser = Chooser("tiny", Choices(tmp_path, 0.999))
 
     model = chooser.load(weights, None, {})
     [waiter] = [thread for thread in threading.enumerate() if thread.name == "embed-runtime"]
@@ -220,7 +220,7 @@ def test_child_that_fails_says_why(weights: str, tmp_path: Path) -> None:
     (tmp_path / ".lock").mkdir()
 
     with pytest.raises(embed_runtime.MeasuringFailed, match="IsADirectoryError"):
-        Chooser("tiny", Place(tmp_path, 0.999)).load(weights, None, {"runtime": "onnx"})
+        Chooser("tiny", Choices(tmp_path, 0.999)).load(weights, None, {"runtime": "onnx"})
 
 
 def test_child_waits_for_a_quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +246,7 @@ def test_patience_with_a_machine_that_is_never_quiet_ends(monkeypatch: pytest.Mo
 def test_gpu_is_measured_at_the_start(weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embed_runtime, "_gpu", lambda: "some GPU")
 
-    Chooser("tiny", Place(tmp_path, 0.999)).load(weights, None, {})
+    Chooser("tiny", Choices(tmp_path, 0.999)).load(weights, None, {})
 
     [record] = runtimes.every(tmp_path)
     assert (record.machine, record.floor) == ("some GPU", 0.999)

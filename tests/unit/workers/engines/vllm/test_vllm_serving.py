@@ -7,13 +7,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from workers.engines.adapter_slots import AdapterSlots
 from workers.engines.port import EngineBusy, EngineFault, Request
 from workers.engines.vllm import vllm_engine
 from workers.engines.vllm.vllm_serving import (
     CPU_DEFAULTS,
-    FOR_WAITERS,
+    INTERACTIVE_SEQUENCES,
     argv,
-    cpu_places,
+    cpu_sequences,
     plain,
     plain_event,
     prepare_environment,
@@ -42,14 +43,14 @@ def test_engine_arguments_become_words() -> None:
 @pytest.mark.parametrize(
     ("args", "places"),
     [
-        ({}, 144 + FOR_WAITERS),
-        ({"max_num_seqs": 4}, 5 + FOR_WAITERS),
+        ({}, 144 + INTERACTIVE_SEQUENCES),
+        ({"max_num_seqs": 4}, 5 + INTERACTIVE_SEQUENCES),
         ({"max_num_seqs": 64, "max_num_batched_tokens": 80}, 80),
-        ({"max_num_seqs": 8, "max_num_batched_tokens": "2k"}, 9 + FOR_WAITERS),
+        ({"max_num_seqs": 8, "max_num_batched_tokens": "2k"}, 9 + INTERACTIVE_SEQUENCES),
     ],
 )
 def test_who_waits_finds_a_place_beside_all_lines_of_batches(args: dict[str, object], places: int) -> None:
-    assert cpu_places(args) == places
+    assert cpu_sequences(args) == places
 
 
 @pytest.mark.parametrize(
@@ -183,6 +184,7 @@ async def test_a_cancelled_request_is_cancelled_though_vllm_answers_it(tmp_path:
         """Takes a cancellation for a client that has gone, as vLLM does."""
 
         dead = False
+        slots = AdapterSlots()
 
         async def ask(self, url: str, body: dict[str, object]) -> dict[str, str]:
             asked.set()
@@ -208,6 +210,7 @@ async def test_vllm_gets_its_own_fields_and_an_unknown_one_is_refused(tmp_path: 
 
     class Serving:
         dead = False
+        slots = AdapterSlots()
 
         async def ask(self, url: str, body: dict[str, object]) -> dict[str, str]:
             asked.append((url, body))
