@@ -173,11 +173,11 @@ def _limit(policy: Policy, *, alone: bool) -> None:
         resource_limits.lower(resource.RLIMIT_AS, policy.memory_bytes, for_good=True)
 
 
-def _keep_capabilities(capability: int) -> bool:
-    """Drop all capabilities but those of the bits of `capability`; return whether the kernel did."""
+def _keep_capabilities(kept_bits: int) -> bool:
+    """Drop all capabilities but those in `kept_bits`; return whether the kernel did."""
     for capability in range(_MOST_CAPABILITIES):
         libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # forbidden to those who have none anyway
-    return _set_capabilities(capability, capability)
+    return _set_capabilities(kept_bits, kept_bits)
 
 
 def _set_capabilities(*words: int) -> bool:
