@@ -145,7 +145,8 @@ def _models(context: Context) -> Registry:
 
 def _listen(consumer: InteractiveConsumer, name: str, queues: tuple[str, ...], wanted: bool) -> bool:
     """Have both consumers of this process take from their queues, or stop; return False when the broker is
-    unavailable."""
+    unavailable.
+    """
     consumer.listen(wanted)
     return celery_app.consume(name, queues, wanted)
 

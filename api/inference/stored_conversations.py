@@ -85,7 +85,6 @@ def begin(
 
 def load(call: CallContext, conversation_id: str) -> Items:
     """Load all items, and reserve their bytes for the request. Raises NotFound, Contended, ProjectBusy."""
-
     reserved = 0
 
     def read(held: Held) -> Items:

@@ -53,7 +53,8 @@ class Sentence(Body):
 
 class Meaning(Body):
     """A cut falls where three sentences are further from the next three than `threshold`, a cosine distance, or than
-    the `percentile` of all the distances in the document: by default 85."""
+    the `percentile` of all the distances in the document: by default 85.
+    """
 
     max_chunk_size_tokens: int = Field(ge=100, le=4096)
     percentile: float | None = Field(default=None, ge=1, le=99.9)

@@ -41,7 +41,6 @@ def explain(
 
     The reason why a job is held up is known where the database of the deployment can be reached.
     """
-
     with connect(url, api_key, data_dir) as server:
         shown = server.get(f"/jobs/{job}")
         found = Snapshot.of(shown)
@@ -101,7 +100,6 @@ def _left_alone(job: Snapshot, data_dir: Path | None) -> Iterator[str]:
 
 def _rejected(job: Snapshot) -> Iterator[str]:
     """List the errors of the input by code."""
-
     groups: dict[str, list[Any]] = {}
     for error in job.errors:
         groups.setdefault(str(error.get("code")), []).append(error)
@@ -112,7 +110,6 @@ def _rejected(job: Snapshot) -> Iterator[str]:
 
 def _answered(server: Server, job: Snapshot) -> Iterator[str]:
     """Count the answers by finish reason, with examples of answers that are truncated or empty."""
-
     reasons, empty = job.outcomes.get("finish_reasons", {}), job.outcomes.get("empty", 0)
     wanted = {reason: count for reason, count in reasons.items() if reason != "stop"}
     wanted |= {EMPTY: empty} if empty else {}
@@ -167,7 +164,6 @@ def _examples(
 
 def _files(server: Server, job: Snapshot, wanted: Iterable[str]) -> dict[str, list[str]]:
     """Return error messages of files that failed to come into a vector store, by code."""
-
     found: dict[str, list[str]] = {code: [] for code in wanted}
     store = f"/vector_stores/{job.vector_store_id}"
     files = f"{store}/indexes/{job.vector_store_index_id}/files"

@@ -143,7 +143,6 @@ def _follow(
     console: "Console", client: "OpenAI", up: "System", batches: "Sequence[DemoBatch]", deadline: float
 ) -> None:
     """Show the batches until both have ended. Raises Trouble when they do not end in time."""
-
     with board(console, batches) as shown:
         while not all(batch.ended for batch in batches):
             for batch in batches:

@@ -160,7 +160,8 @@ def _answered(shown: set[str], registry: Registry) -> Served:
 
 def remember_all(session: Session, found: Mapping[str, bool], queue: str) -> None:
     """Note models that endpoints serve (name → whether the endpoint is external): they stay known while it is
-    unavailable."""
+    unavailable.
+    """
     seen = now()
     for name in sorted(found):  # in one order: several workers may do this at once
         model = {"id": name, "queue": queue, "owned_by": "endpoint", "created_at": seen}

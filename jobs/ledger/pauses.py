@@ -1,4 +1,4 @@
-"""What the operator has paused: a queue, a model, a project, a worker. Intake goes on, and nothing new is begun.
+"""Pauses by the operator: of a queue, a model, a project, a worker. Intake goes on, and nothing new is begun.
 
     pause ──▶ row ─┬─▶ the dispatcher rings no message for it
                    └─▶ a claim on what was published before is refused, and its message is published again later
@@ -6,10 +6,10 @@
 A client may pause a job of its own where the job's kind allows it: a row of scope `job`. There may be many of these, so
 they are never loaded; SQL compares them with the jobs.
 
-What runs goes on to its end. Jobs of a paused model or project are still planned and finished, and their webhooks are
-sent, so that bad input is told and results come out; a paused queue or worker does neither. A client who waits is
-refused, and so is one who stands in the line of a queue, model or project that is paused meanwhile; a paused worker
-leaves the line to others.
+Running work goes on to its end. Jobs of a paused model or project are still planned and finished, and their webhooks
+are sent, so that bad input is reported and results come out; a paused queue or worker does neither. A request of an
+interactive client is refused, also one that is queued when the pause begins; a paused worker leaves the request queue
+to others.
 """
 
 from collections.abc import Collection, Sequence
@@ -27,11 +27,11 @@ from jobs.ledger import audit, outbox
 from jobs.ledger.tables import Job, Outbox
 from jobs.queues import Queue, Task
 
-_ELSEWHERE_SECONDS = 1.0  # until a message that a paused worker heard is published again: it may be the only idle one
+_ELSEWHERE_SECONDS = 1.0  # until a message that a paused worker took is published again: no other may be idle
 
 
 class Scope(StrEnum):
-    """What can be paused."""
+    """The kinds of things that can be paused."""
 
     QUEUE = "queue"
     MODEL = "model"
@@ -42,7 +42,7 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Paused:
-    """The names that are paused, by scope. Projects and workers by id.
+    """The names that are paused, by scope; projects and workers by id.
 
     `some_jobs`: there are paused jobs, whose ids are not loaded.
     """
@@ -67,16 +67,16 @@ class Paused:
         return any(name in self.of(scope) for scope, name in names)
 
     def holds_finishing(self, worker_id: str) -> bool:
-        """Whether this worker neither plans nor finishes a job."""
+        """Return whether this worker neither plans nor finishes a job."""
         return self.rests(Queue.PLAN, worker_id)
 
     def rests(self, queue: str, worker_id: str) -> bool:
-        """Whether this worker begins nothing new of that queue, whosever it is."""
+        """Return whether this worker begins nothing new of that queue."""
         return queue in self.of(Scope.QUEUE) or worker_id in self.of(Scope.WORKER)
 
     @property
     def free(self) -> ColumnElement[bool] | None:
-        """Return the condition that no paused model, project or job holds a message back. None: nothing does.
+        """Return the condition that no pause of a model, project or job holds back a message; None: all are free.
 
         It is about rows of the outbox joined with their jobs.
         """
@@ -101,7 +101,7 @@ _NAMES = (
 
 
 def pause(session: Session, scope: Scope, name: str, *, actor: str, reason: str | None = None) -> bool:
-    """Begin nothing new there. False when it was paused already."""
+    """Pause `name`: nothing new begins there. Return False when it was paused already."""
     row = {"scope": scope, "name": name, "reason": reason, "created_at": now()}
     new = insert_into(session, Pause).values(row).on_conflict_do_nothing().returning(Pause.name)
     if session.scalar(new) is None:
@@ -111,7 +111,7 @@ def pause(session: Session, scope: Scope, name: str, *, actor: str, reason: str 
 
 
 def resume(session: Session, scope: Scope, name: str, *, actor: str) -> bool:
-    """Go on, at once. False when it was not paused."""
+    """End a pause. Return False when there was none."""
     deletion = session.execute(delete(Pause).where(Pause.scope == scope, Pause.name == name))
     if deletion.rowcount != 1:  # type: ignore[attr-defined]
         return False
@@ -160,5 +160,5 @@ def forget_job(session: Session, job_id: str) -> None:
 
 
 def forget_worker(session: Session, worker_id: str) -> None:
-    """A worker that is gone does not come back under its name."""
+    """Delete the pause of a worker that has ended: no worker gets its name again."""
     session.execute(delete(Pause).where(Pause.scope == Scope.WORKER, Pause.name == worker_id))

@@ -1,9 +1,9 @@
-"""What the leading dispatcher looks after once a second, and once a minute.
+"""Maintenance: what the leading dispatcher does once a second, and once a minute.
 
 workers     whose heartbeat stands still for a lease, or whose process is gone from this host: their row goes
 schedules   whose time has come; sources too
 claims      of such workers at once; others when their own heartbeat stands still for a lease
-jobs        past their window; stopping for longer than the grace (their shards are fenced); left without a next step;
+jobs        past their window; stopping for longer than the grace (their claims are revoked); left without a next step;
             waiting for others that have ended; live although their parent was cancelled
 audit       sealed; its head sent away once a day
 events      numbered: the positions in the feeds of their projects
@@ -61,7 +61,7 @@ class Observer(Generic[K]):
     """Watch leases by observation: a claim lives while its heartbeat moves, on the observer's own monotonic clock.
 
     No timestamp of another process is compared with this clock, so a clock that jumps expires nothing. A new leader
-    starts its observations afresh and therefore waits one whole lease before it takes anything back. So does one that
+    starts its observations afresh and therefore waits one whole lease before it revokes anything. So does a leader that
     could not write while all heartbeats stood still: then no worker could send one. And time in which it did not look
     (it stood still, perhaps with all others: a paused deployment, a suspended machine) does not count.
     """
@@ -89,22 +89,22 @@ class Observer(Generic[K]):
 
     @property
     def stands_still(self) -> bool:
-        """Whether for most of a lease no heartbeat has moved, as far as was looked."""
+        """Return whether no heartbeat has moved for most of a lease, as far as was looked."""
         return self._looked - self._away - self._moved >= self._lease * _LONG
 
     def start_afresh(self) -> None:
-        """Nothing that was seen until now counts."""
+        """Forget all observations."""
         self._seen.clear()
 
     def _time(self) -> float:
-        """The clock's, without what has passed unseen: a look stands for a part of a lease at most."""
+        """Return the clock's time without unobserved time: a look stands for a part of a lease at most."""
         looked, self._looked = self._looked, self._clock()
         self._away += max(0.0, self._looked - looked - max(self._lease * _LOOK, _SHORTEST_LOOK))
         return self._looked - self._away
 
 
 class Since(Generic[K]):
-    """How long each of a changing set of things has been there, on the observer's clock."""
+    """Tell for how long each of a changing set of things has been there, on the observer's clock."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -141,12 +141,12 @@ class Maintenance:
         self._retention = Retention(config, db, storage, timings)
         self._anchoring = Anchoring(config, db)
         self._swept = self._retained = clock()
-        self._dependents_left = False  # more than one pass had time for
+        self._dependents_left = False  # whether some were left by the last pass
 
     def run(self) -> None:
-        """Raises DatabaseBusy.
+        """Run what is due. Raises DatabaseBusy.
 
-        Where nobody has sent a heartbeat for long either, nobody could: no lease ends for that.
+        Where no worker has sent a heartbeat for long either, none could: no lease ends for that.
         """
         try:
             self._run()
@@ -178,7 +178,7 @@ class Maintenance:
             self._retention.resume()
 
     def work_without_jobs(self) -> dict[Task, Queue]:
-        """What is to be done that has no job, and where somebody may do it now: webhooks that are due, removals."""
+        """Return the due work without a job (webhooks, removals) that a live worker can do, with its queue."""
         with self._db.read() as session:
             waits = {
                 Task.DELIVER: (Queue.WEBHOOKS, deliveries.due_count(session) > 0),
@@ -202,9 +202,9 @@ class Maintenance:
                 )
 
     def _handle_worker_death(self, session: Session, worker_id: str, seen: int, registry: Registry | None) -> None:
-        """A dead worker's row and all it held go in one transaction; its engines may have been what it died of.
+        """Revoke all that a dead worker held and delete its row, in one transaction; count the deaths of its engines.
 
-        One that has sent a heartbeat since it was looked at lives.
+        A worker that has sent a heartbeat since it was looked at lives.
         """
         worker = session.get(Worker, worker_id)
         if (
@@ -228,7 +228,7 @@ class Maintenance:
         fleet.leave(session, worker_id)
 
     def _revoke_stale_claims(self) -> None:
-        """Claims whose own heartbeat stands still, though their worker may live."""
+        """Revoke claims whose own heartbeat stands still, though their worker may live."""
         with self._db.read() as session:
             running = shards.running(session)
             claimed = ledger.claimed(session)
@@ -261,7 +261,7 @@ class Maintenance:
             self._write(partial(ledger.expire, job_id=job_id, actor=_ACTOR))
 
     def _revoke_stopping(self) -> None:
-        """Workers have a moment to abort and commit what they finished; then the job ends without them."""
+        """Revoke the claims of stopping jobs after a grace, in which workers abort and commit what they finished."""
         with self._db.read() as session:
             jobs = shards.stopping(session)
         for job_id, age in self._stopping.ages(jobs).items():
@@ -305,7 +305,7 @@ class Maintenance:
             ]
 
     def _purge_sources(self) -> None:
-        """What sources have brought that are deleted, or whose store is: some of it each time."""
+        """Purge some documents of deleted sources, and of sources whose store was deleted."""
         with self._db.read() as session:
             pending_deletion = sources.pending_deletion(session)
         for source in pending_deletion:
@@ -316,9 +316,7 @@ class Maintenance:
                     break
 
     def _release_deliveries(self) -> None:
-        """What a worker left that the database did not hear of, what a process with a wrong clock put off, and what is
-        held for endpoints that are enabled again: what was too much for the request that enabled them.
-        """
+        """Release deliveries of dead workers, of wrong clocks, and of endpoints that are enabled again."""
         with self._db.read() as session:
             has_ended = deliveries.orphans(session)
             late = deliveries.too_late(session, self._config, WRITE_ROWS)
@@ -336,7 +334,7 @@ class Maintenance:
             self._write(partial(deliveries.release, ids=held))
 
     def _waits(self) -> list[tuple[str, str | None]]:
-        """What jobs wait for that do not say it: a pause to end, or a live worker that serves their model."""
+        """Return the jobs that wait without saying so, each with what it waits for: a pause, its time, or its model."""
         with self._db.read() as session:
             off, at = pauses.paused(session), now()
             early = func.coalesce(Job.not_before, 0.0) > at
@@ -361,7 +359,7 @@ class Maintenance:
             self._write(work)
 
     def _write(self, work: Callable[[Session], object]) -> object:
-        """One transaction of what may be many, so others write after it."""
+        """Run `work` in a write transaction, then let other processes write."""
         with self._db.write() as session:
             done = work(session)
         self._db.breathe()

@@ -282,7 +282,7 @@ def _events(said: Any) -> Iterator[dict[str, Any]]:
 
 
 def _judge(serving: Serving, request: Request, said: Any) -> Answer:
-    """vLLM's answer, refusal or failure in the port's words."""
+    """VLLM's answer, refusal or failure in the port's words."""
     from vllm.entrypoints.serve import create_error_response
     from vllm.entrypoints.serve.engine.protocol import ErrorResponse
     from vllm.v1.engine.exceptions import EngineDeadError

@@ -65,7 +65,8 @@ class Indexing(ShardRun):
 
     def all(self) -> None:
         """Embed, write and publish every document. Raises Abandoned, ClaimLost, GaveUp, StorageFull,
-        StorageUnavailable."""
+        StorageUnavailable.
+        """
         if self.context.low_on_disk():
             raise StorageFull
         try:

@@ -152,7 +152,6 @@ class SourceSyncRecorder:
 
     def reject(self, error: Facts) -> None:
         """Fail the job before anything was done."""
-
         told = [{**error, "line": None, "param": None}]
 
         def reject(session: Session) -> None:
