@@ -35,7 +35,8 @@ class BatchValidation(BaseModel):
     """The result of a dry run.
 
     `errors` would fail the batch, or one of its lines, for example for a field that the model's engine does not know.
-    `eta_seconds` is null until this model's pace is known."""
+    `eta_seconds` is null until this model's pace is known.
+    """
 
     object: Literal["batch.validation"] = "batch.validation"
     valid: bool
