@@ -36,7 +36,7 @@ class Timings:
     # workers.runtime
     heartbeat_look: float = 1.0  # between looks at the states of the held jobs
     engine_busy: float = 8.0  # that a shard waits in place for a busy engine before it is released,
-    engine_busy_beside: float = 600.0  # and while other lines of it are being answered, which would be lost
+    engine_busy_in_progress: float = 600.0  # and while other lines of it are being answered, which would be lost
     engine_loop_end: float = 0.5  # that what still runs when the engines' loop ends is waited for, each time
 
     # workers.dispatcher

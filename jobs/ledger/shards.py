@@ -45,7 +45,7 @@ class ShardClaim:
     stalls: int
     isolated_line: int | None
     isolated_attempts: int
-    faults: dict[int, list[int]]  # as `workers.runtime.output_lines.Trials` keeps them
+    faults: dict[int, list[int]]  # as `workers.runtime.output_lines.FailureHistory` keeps them
     covered: int
     queue: str | None = None  # where it is run for now, if not in its job's queue
 

@@ -452,7 +452,7 @@ def test_attempt_after_a_lost_lease_runs_only_what_is_missing(mill: Mill, asked:
 
 
 def test_line_that_kills_its_worker_is_named_and_given_up(mill: Mill, asked: list[str]) -> None:
-    """Two lost leases without progress, then careful mode; the line that was being tried each time is the one."""
+    """Two lost leases without progress, then isolation mode; the line that was being tried each time is the one."""
     job_id = _planned_only(mill, _batch(8))
     with mill.db.write() as session:
         session.execute(

@@ -74,7 +74,7 @@ def test_in_fair_weather_every_line_is_asked_once_and_every_job_ends(world: Simu
 
 
 def test_a_poisoned_line_costs_few_workers_and_no_neighbour(world: SimulatedDatabase) -> None:
-    """Two stalls make the shard careful, two more tries convict the line."""
+    """Two stalls switch the shard to isolation mode, two more tries convict the line."""
     game = Game(0, Weather(poison=0.0), world)
     game.poison = frozenset({(0, 0)})
 

@@ -26,7 +26,7 @@ from jobs.settings import Settings
 from tests.simulation.world import Actor, Broker, Process, Steps, World
 
 POOLS = {"cpu": [Queue.PLAN.value], "gpu": [Queue.GENERATE.value]}
-_CAREFUL_TRIES = 2
+_ISOLATED_ATTEMPTS = 2
 
 
 @dataclass(frozen=True)
@@ -222,18 +222,18 @@ class _Run:
         self.left = [line for line in range(claim.lines) if not claim.covered >> line & 1]
 
     def all(self) -> Steps[None]:
-        careful = self.claim.stalls >= self.site.config.stalls_before_careful or self.claim.isolated_line is not None
+        isolated = self.claim.stalls >= self.site.config.stalls_before_careful or self.claim.isolated_line is not None
         batch: list[int] = []
         while self.left and not self.handle.stop:
             line = self.left[0]
-            if careful and self._convicted(line):
+            if isolated and self._convicted(line):
                 yield from self._commit([line], bad=[line])
                 continue
-            if careful:
+            if isolated:
                 yield from self.worker.world.write(partial(shards.record_isolated_attempt, claim=self.claim, line=line))
             yield from self._ask(line)
             batch.append(line)
-            if careful or len(batch) == min(2, len(self.left)):
+            if isolated or len(batch) == min(2, len(self.left)):
                 yield from self._commit(batch)
                 batch = []
             else:
@@ -241,7 +241,7 @@ class _Run:
         yield from self._close(batch)
 
     def _convicted(self, line: int) -> bool:
-        return line == self.claim.isolated_line and self.claim.isolated_attempts >= _CAREFUL_TRIES
+        return line == self.claim.isolated_line and self.claim.isolated_attempts >= _ISOLATED_ATTEMPTS
 
     def _ask(self, line: int) -> Steps[None]:
         job_id, n = self.claim.job.id, self.claim.n

@@ -8,7 +8,7 @@
                                                   in that same transaction
 
 The Celery thread owns SQL and files; the engine's loop owns the requests. After repeated stalls the shard is run in
-careful mode, one line at a time, so that a line that kills the worker names itself.
+isolation mode, one line at a time, so that a line that kills the worker names itself.
 """
 
 import logging
@@ -38,10 +38,9 @@ from workers.runtime.attempts import ShardRun
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost, GaveUp
 from workers.runtime.heartbeat import ClaimHandle
-from workers.runtime.output_lines import Item, Record, Trials
+from workers.runtime.output_lines import FailureHistory, Item, Record
 
 log = logging.getLogger(__name__)
-_CAREFUL_TRIES = 2  # of one line, when its worker died each time
 _CRASHED = ("worker_crashed", "The worker died each time it ran this request.")
 _BROKE = "engine_error"
 
@@ -64,15 +63,16 @@ class LineRun(ShardRun):
             raise StorageFull
         self.items, broken = self.read()
         self.buffer.extend(broken)
-        if self.careful:
-            self._carefully()
+        if self.is_isolated:
+            self._run_isolated()
         else:
             self._answer(self.items)
         self._close()
 
     def release(self, delay: float, waiting_for: str | None) -> None:
         """End the claim without closing the shard; how often each line broke is kept."""
-        self.claim.faults.update({item.line: item.trials.kept() for item in self.items if any(item.trials.kept())})
+        histories = {item.line: item.failures.to_list() for item in self.items}
+        self.claim.faults.update({line: history for line, history in histories.items() if any(history)})
         super().release(delay, waiting_for)
 
     def read(self) -> tuple[list[Item], list[Record]]:
@@ -83,12 +83,12 @@ class LineRun(ShardRun):
         """Return what asks the engine for an answer, if it is not the engine host itself."""
         return None
 
-    def _carefully(self) -> None:
+    def _run_isolated(self) -> None:
         """One line at a time, named before it is tried; a line that has killed its workers is not tried again."""
-        log.warning("shard_careful", extra={"job_id": self.claim.job.id, "shard": self.claim.n})
+        log.warning("shard_isolated", extra={"job_id": self.claim.job.id, "shard": self.claim.n})
         for item in self.items:
             claim = self.claim
-            if item.line == claim.isolated_line and claim.isolated_attempts >= _CAREFUL_TRIES:
+            if self.has_killed_workers(item.line):
                 self._fail(item, *_CRASHED)
             else:
                 self._write(partial(shards.record_isolated_attempt, claim=claim, line=item.line))
@@ -103,7 +103,7 @@ class LineRun(ShardRun):
         if self.handle.ended:
             return
         answering = Answering(self.host, self.tries, self._emit, self.asking())
-        future = self.host.call(answering.run([item for item in items if not item.trials.spent(self.tries)]))
+        future = self.host.call(answering.run([item for item in items if not item.failures.is_spent(self.tries)]))
         future.add_done_callback(lambda _: self.handle.changed.set())
         try:
             self._collect(future)
@@ -115,7 +115,7 @@ class LineRun(ShardRun):
             raise
         finally:
             future.cancel()  # whatever keeps us from storing answers: nothing more is asked
-        for item in broken + [item for item in items if item.trials.spent(self.tries) and item.fault is None]:
+        for item in broken + [item for item in items if item.failures.is_spent(self.tries) and item.fault is None]:
             self._give_up(item)
 
     def _collect(self, future: Future[list[Item]]) -> None:
@@ -286,7 +286,7 @@ def _maker(claim: ShardClaim) -> Callable[[int, str, dict[str, Any]], Item]:
     def make(line: int, custom_id: str, body: dict[str, Any]) -> Item:
         item_id = output_lines.line_id(job_id, n, line)
         request = ask(body, f"req_{item_id.removeprefix('batch_req_')}e{epoch}")
-        return Item(line, custom_id, item_id, request, trials=Trials(*faults.get(line, ())))
+        return Item(line, custom_id, item_id, request, failures=FailureHistory(*faults.get(line, ())))
 
     return make
 

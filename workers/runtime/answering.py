@@ -49,13 +49,13 @@ class Answering:
     async def _run(self, items: Sequence[Item]) -> list[Item]:
         left, spent = list(items), []
         while left:
-            width = max((item.trials.width(self._tries) for item in left), key=_or_all)
-            ready = [item for item in left if item.trials.width(self._tries) == width]
-            left = [item for item in left if item.trials.width(self._tries) != width]
+            width = max((item.failures.width(self._tries) for item in left), key=_or_all)
+            ready = [item for item in left if item.failures.width(self._tries) == width]
+            left = [item for item in left if item.failures.width(self._tries) != width]
             await self._round(ready, width)
             broken = [item for item in ready if item.fault is not None]
-            spent += [item for item in broken if item.trials.spent(self._tries)]
-            left += [item for item in broken if not item.trials.spent(self._tries)]
+            spent += [item for item in broken if item.failures.is_spent(self._tries)]
+            left += [item for item in broken if not item.failures.is_spent(self._tries)]
         return spent
 
     async def _round(self, items: list[Item], width: int | None) -> None:
@@ -78,7 +78,7 @@ class Answering:
 
     async def _try(self, item: Item) -> None:
         """Ask until the engine takes the request; then it has an answer or one fault more."""
-        slot = self._host.isolated if item.trials.lonely(self._tries) else self._host.line
+        slot = self._host.isolated if item.failures.must_isolate(self._tries) else self._host.line
         while True:
             generation = self._host.generation
             try:
@@ -119,7 +119,7 @@ class Answering:
         return (_suspect(item) for _, item in self._begun.values())
 
     def _broke(self, item: Item, fault: Exception, *, died: bool = False) -> None:
-        item.trials.broke(died=died, alone=item.trials.lonely(self._tries))
+        item.failures.add(died=died, isolated=item.failures.must_isolate(self._tries))
         item.fault = fault
         self._last_sign = time.monotonic()
 
@@ -130,7 +130,7 @@ class Answering:
             raise GaveUp(max(pause, 2.0), grows=True)
         working = any(at - begun > _PAUSE for begun, _ in self._begun.values())
         timings = self._host.timings
-        if at - self._last_sign + pause > (timings.engine_busy_beside if working else timings.engine_busy):
+        if at - self._last_sign + pause > (timings.engine_busy_in_progress if working else timings.engine_busy):
             raise GaveUp(max(pause, 2.0))
         await asyncio.sleep(pause)
 
@@ -138,7 +138,7 @@ class Answering:
 def _suspect(item: Item) -> Suspect:
     """By ids alone: of the job, the line's own, and its client's."""
     name = f"{item.request.job_id} {item.id} ({item.custom_id})" if item.custom_id else item.id
-    return Suspect(name, str(item.request.body.get("model")), item.trials.deaths)
+    return Suspect(name, str(item.request.body.get("model")), item.failures.deaths)
 
 
 def _or_all(width: int | None) -> float:

@@ -17,6 +17,7 @@ from workers.runtime.context import Context
 from workers.runtime.heartbeat import ClaimHandle
 
 C = TypeVar("C", JobClaim, ShardClaim)
+_ISOLATED_ATTEMPTS = 2  # of one line, when its worker died each time
 
 
 def claim_job(context: Context, job_id: str, task: Task) -> JobClaim | None:
@@ -97,9 +98,13 @@ class ShardRun:
         self.closed = False
 
     @property
-    def careful(self) -> bool:
+    def is_isolated(self) -> bool:
         """Whether lines are run one at a time, each named before, since workers died of this shard."""
         return self.claim.stalls >= self.context.config.stalls_before_careful or self.claim.isolated_line is not None
+
+    def has_killed_workers(self, line: int) -> bool:
+        """Return whether workers died of a line at each of its tries in isolation mode."""
+        return line == self.claim.isolated_line and self.claim.isolated_attempts >= _ISOLATED_ATTEMPTS
 
     def all(self) -> None:
         """Run what no segment covers.

@@ -14,53 +14,53 @@ from jobs.requests.endpoints import RESPONSES
 from workers.engines.port import Answer, Request, Usage
 from workers.runtime import outcomes
 
-#: Requests in flight in a round of suspects.
-COMPANY = 16
-_DEATHS_IN_COMPANY = 2
-_DEATHS_ALONE = 2
+#: Lines in flight in a round of suspects.
+GROUP_SIZE = 16
+_DEATHS_IN_GROUP = 2
+_DEATHS_ISOLATED = 2
 
 
 @dataclass(slots=True)
-class Trials:
-    """How often the request of one line has broken, over all attempts, and with how many others it is tried next.
+class FailureHistory:
+    """The failures of one line over all attempts. They decide how many other lines may be in flight at the next try.
 
-        own     it broke and its server lived: refused, reset, timed out, 5xx. Its own fault
-        deaths  the engine died with it in flight. Most of the lines in flight then are innocent
-        alone   of these deaths, the ones that met it with nothing else in flight. Hardly innocent
+        faults    the request failed and its server lived: refused, reset, timed out, 5xx
+        deaths    the engine died while the line was in flight. Most of the lines in flight did not cause it
+        isolated  deaths while nothing else was in flight: the line is almost certainly the cause
 
-        nothing broke ─▶ with all ──▶ once ─▶ 16 at a time ──▶ two deaths, or one own try left ─▶ alone ──▶ spent
+        no failure ─▶ with all ──▶ one ─▶ 16 at a time ──▶ two deaths, or one try left ─▶ isolated ──▶ spent
 
-    A poison line thus kills its engine four times at most, and a line that is refused twice and then answered succeeds,
-    however often its neighbours' poison takes the engine down. The shard stores it when a claim is given back.
+    So a poison line kills its engine at most four times. A line that is refused twice and then answered succeeds,
+    however often the poison lines beside it kill the engine. The shard stores the history when its claim is released.
     """
 
-    own: int = 0
+    faults: int = 0
     deaths: int = 0
-    alone: int = 0
+    isolated: int = 0
 
-    def spent(self, tries: int) -> bool:
-        """Whether the line becomes an error line."""
-        return self.own >= tries or self.alone >= _DEATHS_ALONE
+    def is_spent(self, tries: int) -> bool:
+        """Return whether the line becomes an error line."""
+        return self.faults >= tries or self.isolated >= _DEATHS_ISOLATED
 
-    def lonely(self, tries: int) -> bool:
-        """Whether it is tried with nothing else in flight."""
-        return self.deaths >= _DEATHS_IN_COMPANY or self.own >= tries - 1
+    def must_isolate(self, tries: int) -> bool:
+        """Return whether the next try is made with nothing else in flight."""
+        return self.deaths >= _DEATHS_IN_GROUP or self.faults >= tries - 1
 
     def width(self, tries: int) -> int | None:
-        """How many lines of its kind are in flight at once; None: all."""
-        if self.lonely(tries):
+        """Return how many lines with such a history are in flight at once; None: all."""
+        if self.must_isolate(tries):
             return 1
-        return COMPANY if self.own or self.deaths else None
+        return GROUP_SIZE if self.faults or self.deaths else None
 
-    def broke(self, *, died: bool, alone: bool) -> None:
+    def add(self, *, died: bool, isolated: bool) -> None:
         if not died:
-            self.own += 1
+            self.faults += 1
         else:
             self.deaths += 1
-            self.alone += alone
+            self.isolated += isolated
 
-    def kept(self) -> list[int]:
-        """As the shard keeps it; `Trials(*kept)` is its inverse."""
+    def to_list(self) -> list[int]:
+        """Return the values that the shard stores. `FailureHistory(*values)` is the inverse."""
         return list(astuple(self))
 
 
@@ -72,7 +72,7 @@ CANCELLED = ("batch_cancelled", "This request was not executed because the batch
 
 @dataclass(slots=True)
 class Item:
-    """One line that has no result yet. `trials` says how its request broke so far, over all attempts.
+    """One line that has no result yet. `failures` is its history over all attempts.
 
     `followers` are identical lines that share its answer, where the job asked for that.
     """
@@ -81,7 +81,7 @@ class Item:
     custom_id: str
     id: str
     request: Request
-    trials: Trials = field(default_factory=Trials)
+    failures: FailureHistory = field(default_factory=FailureHistory)
     fault: Exception | None = None
     seconds: float | None = None  # in the engine, once it has answered
     followers: list["Item"] = field(default_factory=list)

@@ -29,7 +29,7 @@ from jobs.retrieval.indexes import index_of
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
 from workers.retrieval.ingestion import embedding_model, semantic
 from workers.retrieval.ingestion.embedding import AWAY_SECONDS, DIFFERENT, Embedder, digest_of
-from workers.retrieval.ingestion.parse import BROKE, CAREFUL_TRIES, CRASHED, recipe_of
+from workers.retrieval.ingestion.parse import BROKE, CRASHED, recipe_of
 from workers.runtime.attempts import Abandoned, ShardRun
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost
@@ -108,19 +108,19 @@ class Indexing(ShardRun):
 
     def _groups(self, rows: Sequence[tuple[int, VectorStoreFile]], store: VectorStore) -> Iterator[list[_File]]:
         """Yield documents to embed together; in isolation mode one at a time, recorded before it is tried."""
-        careful, group = self.careful, list[_File]()
+        isolated, group = self.is_isolated, list[_File]()
         for line, row in rows:
-            if careful and not self._may_try(line, row):
+            if isolated and not self._may_try(line, row):
                 continue
             group.append(self._read(line, row, store))
-            if careful or sum(len(file.digests) for file in group) >= CHUNKS_AT_ONCE:
+            if isolated or sum(len(file.digests) for file in group) >= CHUNKS_AT_ONCE:
                 yield group
                 group = []
         if group:
             yield group
 
     def _may_try(self, line: int, row: VectorStoreFile) -> bool:
-        if line == self.claim.isolated_line and self.claim.isolated_attempts >= CAREFUL_TRIES:
+        if self.has_killed_workers(line):
             self._commit([Made(line, row.id, row.version, error=CRASHED)], Tally(), 0)
             return False
         self.context.db.retrying(lambda session: shards.record_isolated_attempt(session, self.claim, line))

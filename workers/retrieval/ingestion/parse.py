@@ -40,8 +40,6 @@ AGAIN_SECONDS = 5.0
 SHIFT_SECONDS = 30.0  # seconds for one shard before it is released
 #: Errors that no file causes.
 _PASSING = (DatabaseBusy, ModelsFileError, embedding_model.TokenizerUnavailable)
-#: Attempts at one file whose worker died each time.
-CAREFUL_TRIES = 2
 CRASHED = ("server_error", "The worker died each time it processed this file.")
 BROKE = ("server_error", "The file could not be processed because of an internal error.")
 CONTENT_DELETED = ("invalid_file", "The file's content is gone.")
@@ -83,7 +81,7 @@ class Parsing(ShardRun):
             if self.handle.ended or self.tired:
                 break
             self._line(line, rows.get(line))
-            if self.careful or time.monotonic() - self.committed > self.context.config.segment_seconds:
+            if self.is_isolated or time.monotonic() - self.committed > self.context.config.segment_seconds:
                 self._commit(last=False)
         self._close()
 
@@ -104,10 +102,10 @@ class Parsing(ShardRun):
     def _line(self, line: int, row: VectorStoreFile | None) -> None:
         if row is None or self.store is None:
             self.made.append(Made(line, "", ""))  # removed from the store, or attached again
-        elif self.careful and line == self.claim.isolated_line and self.claim.isolated_attempts >= CAREFUL_TRIES:
+        elif self.is_isolated and self.has_killed_workers(line):
             self.made.append(Made(line, row.id, row.version, error=CRASHED))
         else:
-            if self.careful:
+            if self.is_isolated:
                 self.context.db.retrying(lambda session: shards.record_isolated_attempt(session, self.claim, line))
             made = self._file(line, row, self.store)
             self.made += [made] if made else []

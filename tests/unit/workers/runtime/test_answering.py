@@ -13,7 +13,7 @@ from workers.engines.fake import FakeEngine, reply
 from workers.engines.port import Answer, EngineBusy, EngineDead, EngineFault, Request, Unserved
 from workers.runtime.answering import Answering
 from workers.runtime.engine_host import EngineHost, GaveUp
-from workers.runtime.output_lines import Item, Trials
+from workers.runtime.output_lines import FailureHistory, Item
 
 CHAT = "/v1/chat/completions"
 
@@ -59,23 +59,23 @@ def _run(host: EngineHost, items: list[Item], tries: int = 4) -> tuple[list[int]
 
 
 @pytest.mark.parametrize(
-    ("trials", "width", "spent"),
+    ("history", "width", "spent"),
     [
-        (Trials(), None, False),
-        (Trials(own=1), 16, False),
-        (Trials(own=2), 16, False),
-        (Trials(own=3), 1, False),
-        (Trials(own=4), 1, True),
-        (Trials(deaths=1), 16, False),
-        (Trials(deaths=2), 1, False),
-        (Trials(deaths=9, own=2), 1, False),
-        (Trials(deaths=3, alone=1), 1, False),
-        (Trials(deaths=4, alone=2), 1, True),
+        (FailureHistory(), None, False),
+        (FailureHistory(faults=1), 16, False),
+        (FailureHistory(faults=2), 16, False),
+        (FailureHistory(faults=3), 1, False),
+        (FailureHistory(faults=4), 1, True),
+        (FailureHistory(deaths=1), 16, False),
+        (FailureHistory(deaths=2), 1, False),
+        (FailureHistory(deaths=9, faults=2), 1, False),
+        (FailureHistory(deaths=3, isolated=1), 1, False),
+        (FailureHistory(deaths=4, isolated=2), 1, True),
     ],
 )
-def test_company_narrows_to_one(trials: Trials, width: int | None, spent: bool) -> None:
-    assert (trials.width(4), trials.spent(4)) == (width, spent)
-    assert Trials(*trials.kept()) == trials
+def test_groups_narrow_to_one(history: FailureHistory, width: int | None, spent: bool) -> None:
+    assert (history.width(4), history.is_spent(4)) == (width, spent)
+    assert FailureHistory(*history.to_list()) == history
 
 
 def test_a_line_knows_how_long_the_engine_had_it_once_that_has_answered(hosts: list[EngineHost]) -> None:
@@ -141,7 +141,7 @@ def test_last_try_has_nothing_else_in_flight(hosts: list[EngineHost]) -> None:
     host = _host(hosts, Watched())
     (poison,) = _items("p")
     poison.request = Request(CHAT, poison.request.body, "poison")
-    poison.trials.own = 3
+    poison.failures.faults = 3
     flying["last"] = 1
     others = Answering(host, 4, Answers()).run(_items(*"abcdefghij"))
     busy = host.call(others)
@@ -162,7 +162,7 @@ def test_busy_is_no_fault_and_gives_up_only_after_silence(
     with pytest.raises(GaveUp):
         _run(host, items)
 
-    assert [item.trials for item in items] == [Trials(), Trials()]
+    assert [item.failures for item in items] == [FailureHistory(), FailureHistory()]
 
 
 def test_a_line_that_must_wait_stops_none_that_is_being_answered(
@@ -190,7 +190,7 @@ def test_hung_beside_one_that_must_wait_the_shard_is_given_back_in_the_end(
 ) -> None:
     busy = EngineBusy("full", retry_after=0.5)
     engine = FakeEngine(fault=lambda request: busy if request.request_id == "q0" else None)
-    host = _host(hosts, engine, engine_busy=0.5, engine_busy_beside=2.0)
+    host = _host(hosts, engine, engine_busy=0.5, engine_busy_in_progress=2.0)
 
     with pytest.raises(GaveUp):
         _run(host, _items("a", "!hang"))

@@ -111,15 +111,15 @@ async def test_called_up_and_cancelled_in_the_same_moment_it_holds_no_place() ->
 
 
 async def test_lines_of_other_queues_batches_have_no_more_places_than_there_is_room_for() -> None:
-    for crowd, most in (((2, 8), 8), ((2, 99), LINES), ((0, 0), 1), (None, LINES)):
-        host = EngineHost(FakeEngine(), lambda: None, throttle=BatchThrottle(lambda crowd=crowd: crowd, seconds=0.0))
+    for limits, most in (((2, 8), 8), ((2, 99), LINES), ((0, 0), 1), (None, LINES)):
+        host = EngineHost(FakeEngine(), lambda: None, throttle=BatchThrottle(lambda limits=limits: limits, seconds=0.0))
         consumer = InteractiveConsumer(host, "", "here", own={"/own": _never})
-        limits = {queue.name: queue.limit for queue in consumer.queues}
-        assert limits[routed_queue("here", LINE_PRIORITY)]() == most
-        assert limits[routed_queue("here")]() == limits["here"]() == HELD
-        if crowd == (2, 8):
+        queue_limits = {queue.name: queue.limit for queue in consumer.queues}
+        assert queue_limits[routed_queue("here", LINE_PRIORITY)]() == most
+        assert queue_limits[routed_queue("here")]() == queue_limits["here"]() == HELD
+        if limits == (2, 8):
             with host.throttle.client():
-                assert limits[routed_queue("here", LINE_PRIORITY)]() == 2
+                assert queue_limits[routed_queue("here", LINE_PRIORITY)]() == 2
 
 
 async def _never(queued: QueuedRequest, priority: int) -> Answer:
