@@ -35,7 +35,7 @@ from workers.engines.build_engines import outdated, refresh
 from workers.engines.router import Router
 from workers.inference.consumer import InteractiveConsumer, Limits
 from workers.inference.peer_client import ModelRouter, PeerClient
-from workers.inference.token_counting import ContextLimits, Counting
+from workers.inference.token_counting import ContextLimits, TokenCounter
 from workers.middleware.pipeline import PipelineDeps, build_pipeline
 from workers.middleware.response_cache import ResponseCache
 from workers.middleware.schema_checker import SchemaChecker
@@ -120,14 +120,14 @@ def _consumer(context: Context, host: EngineHost, deps: PipelineDeps, queue: str
         queue,
         Limits.of(context.config),
         context.timings,
-        own=own,
+        handlers=own,
         paused=lambda: heartbeat.off,
         under_way=heartbeat.under_way,
     )
 
 
-def _counting(host: EngineHost, deps: PipelineDeps) -> Counting:
-    return Counting(host, deps.measure, deps.search, deps.context_budgets, deps.tuned_models.resolve)
+def _counting(host: EngineHost, deps: PipelineDeps) -> TokenCounter:
+    return TokenCounter(host, deps.measure, deps.search, deps.context_budgets, deps.tuned_models.resolve)
 
 
 def _models(context: Context) -> Registry:

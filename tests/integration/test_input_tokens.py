@@ -13,7 +13,7 @@ from tests.support.shop import MODEL, Shop
 from workers.engines.fake import prompt_of
 from workers.engines.port import Answer, Length, Request
 from workers.engines.router import Router
-from workers.inference.token_counting import Counting
+from workers.inference.token_counting import TokenCounter
 from workers.middleware.excerpts import ContextBudget
 
 pytestmark = pytest.mark.verify
@@ -32,7 +32,7 @@ async def _search(request: Request, search: Search) -> Sequence[Found] | Answer:
 
 
 def _own(shop: Shop, measure: Any = _words) -> dict[str, Any]:
-    counting = Counting(shop.host, measure, _search, lambda _: ContextBudget(1000))
+    counting = TokenCounter(shop.host, measure, _search, lambda _: ContextBudget(1000))
     return {responses.COUNT_URL: counting.answer}
 
 

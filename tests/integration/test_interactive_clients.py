@@ -212,7 +212,7 @@ def test_many_at_once_get_each_their_own_answer(make_shop: Callable[..., Shop]) 
             )
         return [answer.choices[0].text for answer in answers]
 
-    with shop.open(places=16):
+    with shop.open(concurrent=16):
         said = asyncio.run(all_of_them())
         alone = [shop.client.completions.create(model=MODEL, prompt=f"number {n}").choices[0].text for n in (0, 99)]
 

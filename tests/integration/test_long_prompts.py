@@ -251,7 +251,7 @@ def _neighbours(shop: Shop, **engine: Any) -> Iterator[dict[str, list[str]]]:
             host = EngineHost(FakeEngine((model,), asked=prompts.append, **engine), lambda: None)
             host.start()
             stack.callback(host.close)
-            consumer = InteractiveConsumer(host, shop.redis_url, queue, own={searches.URL: _nothing})
+            consumer = InteractiveConsumer(host, shop.redis_url, queue, handlers={searches.URL: _nothing})
             host.call(consumer.serve())
             stack.callback(lambda host=host, consumer=consumer: host.call(consumer.close()).result(30))
             row = Worker(

@@ -462,7 +462,7 @@ def test_a_stream_that_is_still_in_line_can_be_come_back_to_and_stopped(
     hurry(shop.app, first_chunk_patience=0.3)
     headers = {"Authorization": f"Bearer {shop.client.api_key}", **_RESUME}
     body = {**_CHAT, "messages": [{"role": "user", "content": "Second"}]}
-    with shop.open(places=1), _post(shop, _CHAT) as first:
+    with shop.open(concurrent=1), _post(shop, _CHAT) as first:
         seen = _some(first, 1)
         with httpx2.stream("POST", f"{shop.url}/chat/completions", json=body, headers=headers, timeout=30) as said:
             name = said.headers["X-Nightmill-Stream"]

@@ -28,7 +28,7 @@ from workers.engines.fake import FakeEngine, prompt_of
 from workers.engines.port import Answer, Length, Request
 from workers.inference.consumer import InteractiveConsumer
 from workers.inference.peer_client import PeerClient
-from workers.inference.token_counting import Counting
+from workers.inference.token_counting import TokenCounter
 from workers.lifecycle import parse
 from workers.middleware.excerpts import ContextBudget
 from workers.middleware.file_search import FileSearchMiddleware
@@ -128,9 +128,9 @@ def deployed(folder: Path, db: Database) -> Iterator[Deployment]:
 def _answering(mill: Mill, url: str) -> Iterator[None]:
     """Interactive clients get their answers of the engine that runs the batches."""
     searching = Searching(mill.gpu, mill.host, Reranking(mill.gpu, mill.host, Queue.GENERATE))
-    counting = Counting(mill.host, _words, _nothing, lambda _: ContextBudget(1000))
+    counting = TokenCounter(mill.host, _words, _nothing, lambda _: ContextBudget(1000))
     own = {searches.URL: searching.answer, responses.COUNT_URL: counting.answer}
-    consumer = InteractiveConsumer(mill.host, url, Queue.GENERATE, own=own)
+    consumer = InteractiveConsumer(mill.host, url, Queue.GENERATE, handlers=own)
     mill.host.call(consumer.serve())
     try:
         yield

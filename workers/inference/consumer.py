@@ -1,13 +1,12 @@
-"""The consumer of interactive requests: they go to the same engine as the batches, before them, without Celery.
+"""The consumer of interactive requests, which go to the engine of the batches before these, and without Celery.
 
-    request queue ──▶ place ──▶ host.shared  ──▶ engine.answer | engine.stream ──▶ answer writer
+    request queue ──▶ turn ──▶ host.shared ──▶ engine.answer | engine.stream ──▶ answer writer
                         └── four times a second: are the clients still there? if not, the engine stops
 
-A worker that is paused leaves its queues to others; a client of what is paused otherwise (queue, model, project) is
-answered that it is paused.
+A paused worker leaves its queues to other workers. A client of a paused queue, model or project gets a refusal.
 
-The consumer runs on the engine host's own loop. A request is asked once: the client hears of every failure, and may ask
-again. See `jobs.inference.interactive` for what passes between them.
+The consumer runs on the loop of the engine host. Each request is executed once: its client gets every failure, and may
+retry. `jobs.inference.interactive` describes the messages.
 """
 
 import asyncio
@@ -41,26 +40,28 @@ from jobs.settings import Settings
 from jobs.timings import Timings
 from workers.engines.port import Answer, EngineBusy, EngineDead, EngineError, EngineFault, Request, Suspect, refusal
 from workers.inference.answer_writer import AnswerWriter, end_of
-from workers.inference.request_queue import ProjectPlaces, RequestQueue
+from workers.inference.request_queue import ProjectLimiter, RequestQueue
 from workers.runtime.engine_host import EngineHost, GaveUp
 from workers.runtime.heartbeat import UnderWay
 
 log = logging.getLogger(__name__)
 
-HELD: Final = 1024  # requests of one queue that a worker answers or has waiting
-LINES: Final = 16  # answered at once of other queues' batches, where there is room for so many
+MAX_REQUESTS: Final = 1024  # requests of one queue in a worker, answered or waiting
+ROUTED_LINES: Final = 16  # of other queues' batches at once, where the throttle allows as many
 _PAUSED: Final = end_of(refusal(503, "The operator has paused this model.", code="paused"), 1.0)
 _FULL: Final = end_of(refusal(503, Overloaded().message, code=Overloaded.code), Overloaded.retry_after)
 
-Own = Callable[[QueuedRequest, int], Awaitable[Answer]]  # a request and the priority of what it asks the engine
+LocalHandler = Callable[[QueuedRequest, int], Awaitable[Answer]]  # of a request, with the priority for the engine
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one worker holds for interactive clients."""
+    """Bounds of what one worker holds for interactive clients."""
 
-    places: int = 48  # of one project, answered at once: fewer than the first window of an HTTP server
-    waiting: int = 256  # more of one project
+    concurrent: int = (
+        48  # requests of one project that are answered at once: fewer than the first window of an HTTP server
+    )
+    waiting: int = 256  # further requests of one project
     unread: int = 16_384  # entries of one stream
     unread_bytes: int = 8 << 20
     project_unread_bytes: int = 128 << 20  # of all streams of a project
@@ -78,7 +79,7 @@ class Limits:
 class InteractiveConsumer:
     """Answer the interactive requests of one queue. `serve` runs until it is cancelled, or `close` is called.
 
-    `own` answers the requests that are not the engine's, by URL.
+    `handlers` answer the requests of some URLs in place of the engine.
     """
 
     def __init__(
@@ -88,39 +89,41 @@ class InteractiveConsumer:
         queue: str,
         limits: Limits = Limits(),
         timings: Timings = Timings(),
-        own: Mapping[str, Own] | None = None,
+        handlers: Mapping[str, LocalHandler] | None = None,
         paused: Callable[[], Paused] = Paused,
         under_way: UnderWay | None = None,
     ) -> None:
         self.queue = queue
         self._host, self._url, self._limits, self._timings = host, url, limits, timings
-        self._own = own or {}
+        self._handlers = handlers or {}
         self._paused, self._under_way = paused, under_way or UnderWay()
-        self._left: dict[str, asyncio.Event] = {}  # by request, set when no client waits for it any more
-        self._given_up: dict[str, AnswerEntry] = {}  # streams that hold too much memory, and how they end
+        self._left: dict[str, asyncio.Event] = {}  # by request; set when no client waits for the answer any more
+        self._given_up: dict[str, AnswerEntry] = {}  # by request: the end of a stream that would hold too much memory
         self._listening = threading.Event()
         self._listening.set()
         lines = routed_queue(queue, LINE_PRIORITY)
-        also = (searches.search_queue(queue), searches.rerank_queue(queue), routed_queue(queue)) if self._own else ()
-        self.queues = [self._new_queue(name, lambda: HELD) for name in (queue, *also)]
-        if self._own:
-            self.queues.append(self._new_queue(lines, self._lines_at_once))
+        names = [queue]
+        if self._handlers:
+            names += [searches.search_queue(queue), searches.rerank_queue(queue), routed_queue(queue)]
+        self.queues = [self._new_queue(name, lambda: MAX_REQUESTS) for name in names]
+        if self._handlers:
+            self.queues.append(self._new_queue(lines, self._routed_limit))
         self._reviving: set[asyncio.Task[None]] = set()
         self._serving: asyncio.Task[Any] | None = None
         self._answers: AnswerWriter
 
     def _new_queue(self, name: str, limit: Callable[[], int]) -> RequestQueue:
-        places = ProjectPlaces(self._limits.places, self._limits.waiting)
-        return RequestQueue(name, limit, places, self._listening, self._begin, self._timings)
+        limiter = ProjectLimiter(self._limits.concurrent, self._limits.waiting)
+        return RequestQueue(name, limit, limiter, self._listening, self._begin, self._timings)
 
-    def _lines_at_once(self) -> int:
-        """Return how many lines of other queues' batches may be here: as many as there is room for beside clients."""
+    def _routed_limit(self) -> int:
+        """Return how many lines of other queues' batches may be here: as many as the throttle allows."""
         limit = self._host.throttle.limit
-        return LINES if limit is None else max(1, min(LINES, limit))
+        return ROUTED_LINES if limit is None else max(1, min(ROUTED_LINES, limit))
 
-    def listen(self, wanted: bool) -> None:
+    def listen(self, is_on: bool) -> None:
         """Take new requests, or leave them to other workers. From any thread."""
-        (self._listening.set if wanted else self._listening.clear)()
+        (self._listening.set if is_on else self._listening.clear)()
 
     async def serve(self) -> None:
         if not self._url:
@@ -140,27 +143,27 @@ class InteractiveConsumer:
                 await asyncio.gather(*running, return_exceptions=True)
 
     async def close(self) -> None:
-        """Take nothing more, and tell the clients that wait to ask another worker."""
+        """Take no more requests, and refuse those that wait, so that their clients retry at another worker."""
         for queue in self.queues:
             queue.close()
         if self._serving is not None:
             self._serving.cancel()
             await asyncio.gather(self._serving, return_exceptions=True)
 
-    def _begin(self, request: QueuedRequest, places: ProjectPlaces, entered: bool) -> asyncio.Task[None]:
+    def _begin(self, request: QueuedRequest, limiter: ProjectLimiter, entered: bool) -> asyncio.Task[None]:
         model = _model_of(request)
         base = base_model_of(model)
         stopped = self._paused().stops(self.queue, model, request.tenant, base)
         ended = self._under_way.begin(self.queue, base, request.tenant)  # at once: a drain may be looking
         refused = _PAUSED if stopped else None if entered else _FULL
-        task = asyncio.create_task(self._serve(request, places, refused))
+        task = asyncio.create_task(self._serve(request, limiter, refused))
         task.add_done_callback(lambda _: ended())
         return task
 
-    async def _serve(self, request: QueuedRequest, places: ProjectPlaces, refused: AnswerEntry | None) -> None:
+    async def _serve(self, request: QueuedRequest, limiter: ProjectLimiter, refused: AnswerEntry | None) -> None:
         try:
             awaited = now() < request.deadline and await self._answers.begin(request)
-            end = (refused or await self._while_awaited(request, places)) if awaited else None
+            end = (refused or await self._while_awaited(request, limiter)) if awaited else None
             await self._answers.finish(request, end)
         except asyncio.CancelledError:
             lost = end_of(refusal(503, "This worker is going down.", code="worker_lost"), 1.0)
@@ -172,10 +175,10 @@ class InteractiveConsumer:
         finally:
             self._answers.forget(request)
 
-    async def _while_awaited(self, request: QueuedRequest, places: ProjectPlaces) -> AnswerEntry | None:
+    async def _while_awaited(self, request: QueuedRequest, limiter: ProjectLimiter) -> AnswerEntry | None:
         """Return the end of the answer; None when its client has left."""
         watch = asyncio.create_task(self._watch(request))  # it begins first
-        work = asyncio.create_task(self._ask_in_place(request, places))
+        work = asyncio.create_task(self._answer_in_turn(request, limiter))
         try:
             await asyncio.wait((work, watch), return_when=asyncio.FIRST_COMPLETED)
             if work.done():
@@ -192,7 +195,7 @@ class InteractiveConsumer:
             self._given_up.pop(request.id, None)
 
     async def _watch(self, request: QueuedRequest) -> None:
-        """Return when no client waits any more; meanwhile write signs of life."""
+        """Return when no client waits any more; meanwhile write the entries `alive`."""
         left = self._left[request.id] = asyncio.Event()
         try:
             while (rest := request.deadline - now()) > 0:
@@ -205,22 +208,22 @@ class InteractiveConsumer:
             del self._left[request.id]
 
     async def _watch_all(self, redis: Any) -> None:
-        """Look for all clients at once."""
+        """Check the presence of all clients in one round trip, again and again."""
         while True:
             await asyncio.sleep(self._timings.interactive_look)
             ids = list(self._left)
             if not ids:
                 continue
             try:
-                found = await redis.mget([client_key(request_id) for request_id in ids])
+                values = await redis.mget([client_key(request_id) for request_id in ids])
             except (RedisError, OSError):
-                continue  # whoever sends an entry meets it too, and tells
-            for request_id, value in zip(ids, found, strict=True):
+                continue  # the next entry that is written meets the same error, and raises it
+            for request_id, value in zip(ids, values, strict=True):
                 if value is None and (left := self._left.get(request_id)):
                     left.set()
 
-    async def _ask_in_place(self, request: QueuedRequest, places: ProjectPlaces) -> AnswerEntry:
-        async with places.place(request.tenant):
+    async def _answer_in_turn(self, request: QueuedRequest, limiter: ProjectLimiter) -> AnswerEntry:
+        async with limiter.turn(request.tenant):
             return await self._ask(request)
 
     async def _ask(self, request: QueuedRequest) -> AnswerEntry:
@@ -228,15 +231,15 @@ class InteractiveConsumer:
         engine_request = Request(request.url, body, request.id, request.priority, request.tenant, request.job_id)
         generation = self._host.generation
         try:
-            if request.url in self._own:  # somebody may be alone with the engine, and wait for this
-                return end_of(await self._own[request.url](request, PRIORITY))
+            if request.url in self._handlers:  # an isolated line may hold the engine, and wait for this request
+                return end_of(await self._handlers[request.url](request, PRIORITY))
             with self._host.throttle.client() if request.priority == PRIORITY else nullcontext():
                 async with self._host.shared():
                     generation = self._host.generation
                     return end_of(await self._engine(request, engine_request))
         except EngineBusy as busy:
-            said = refusal(503, "The engine is busy. Ask again in a moment.", code="engine_busy")
-            return end_of(said, busy.retry_after or 1.0)
+            refused = refusal(503, "The engine is busy. Ask again in a moment.", code="engine_busy")
+            return end_of(refused, busy.retry_after or 1.0)
         except EngineDead as death:
             self._host.suspect(Suspect(request.id, str(body.get("model"))))
             self._revive(generation, death)
@@ -247,8 +250,9 @@ class InteractiveConsumer:
             raise
         except Exception as error:  # noqa: BLE001  a client must not wait for what will never come
             last = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{last.filename}:{last.lineno}"  # its words may be the prompt's
-            log.error("interactive_failed", extra={"request": request.id, "error": type(error).__name__, "at": place})  # noqa: TRY400
+            location = f"{last.filename}:{last.lineno}"  # without the error's text, which may quote the prompt
+            facts = {"request": request.id, "error": type(error).__name__, "at": location}
+            log.error("interactive_failed", extra=facts)  # noqa: TRY400
             return end_of(refusal(500, "The engine gave no answer.", code="engine_error"))
 
     async def _engine(self, request: QueuedRequest, engine_request: Request) -> Answer:
@@ -258,9 +262,9 @@ class InteractiveConsumer:
         async def emit(chunk: bytes) -> None:
             if given_up := await self._answers.send_chunk(request, chunk):
                 self._given_up[request.id] = given_up
-                with suppress(KeyError):  # the watch has just ended by itself
+                with suppress(KeyError):  # the watch has ended at this moment
                     self._left[request.id].set()
-                await asyncio.Event().wait()  # until we are stopped, with no more said
+                await asyncio.Event().wait()  # until this task is cancelled
 
         return await self._host.engine.stream(engine_request, emit)
 
@@ -277,7 +281,7 @@ class InteractiveConsumer:
 
 
 async def _ended(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel them until they have ended: redis-py swallows a cancellation now and then."""
+    """Cancel tasks until they have ended: redis-py swallows a cancellation now and then."""
     left = set(tasks)
     while left := {task for task in left if not task.done()}:
         for task in left:

@@ -1,9 +1,9 @@
-"""One queue of requests of interactive clients: what a worker takes of it, and what it holds for each project.
+"""A worker's end of one queue of interactive requests, and its limits for each project.
 
-    Redis list ──BLPOP──▶ enter ──▶ place ──▶ answered        a project has so many places, its other requests wait here
+    Redis list ──BLPOP──▶ enter ──▶ turn ──▶ answered        so many requests of a project at once, the others wait here
                             └── refused: the project has too many requests here, or too large ones
 
-No project waits for another one's requests. While any request waits here, other workers take from the list first.
+No project waits for the requests of another one. While any request waits here, other workers take from the list first.
 """
 
 import asyncio
@@ -22,8 +22,8 @@ from jobs.timings import Timings
 
 log = logging.getLogger(__name__)
 
-HELD_BYTES: Final = 64 << 20  # of one project
-#: A list that became empty meanwhile was removed by Redis, with the time at which it expires.
+PROJECT_BYTES: Final = 64 << 20  # of the requests of one project
+#: Redis removes a list that becomes empty, and with it the time at which the list expires.
 _RETURN: Final = """
 redis.call('LPUSH', KEYS[1], ARGV[1])
 if redis.call('TTL', KEYS[1]) < tonumber(ARGV[2]) then redis.call('EXPIRE', KEYS[1], ARGV[2]) end
@@ -32,80 +32,80 @@ if redis.call('TTL', KEYS[1]) < tonumber(ARGV[2]) then redis.call('EXPIRE', KEYS
 
 @dataclass(slots=True)
 class _Held:
-    """Requests of one project, and the bytes of their bodies."""
+    """The requests of one project, and the bytes of their bodies."""
 
     gate: asyncio.Semaphore
     requests: int = 0
     size: int = 0
 
 
-class ProjectPlaces:
-    """Let each project have `places` requests answered at once, and `waiting` more wait. For one event loop.
+class ProjectLimiter:
+    """Answer `concurrent` requests of each project at once, and let `waiting` more wait. For one event loop.
 
-    `nobody_waits` is set while no request waits for a place.
+    `none_waiting` is set while no request waits for its turn.
     """
 
-    def __init__(self, places: int, waiting: int, held_bytes: int = HELD_BYTES) -> None:
-        self._places, self._most, self._held_bytes = places, places + waiting, held_bytes
+    def __init__(self, concurrent: int, waiting: int, max_bytes: int = PROJECT_BYTES) -> None:
+        self._concurrent, self._max_requests, self._max_bytes = concurrent, concurrent + waiting, max_bytes
         self._projects: dict[str, _Held] = {}
         self._waiting = 0
-        self.nobody_waits = asyncio.Event()
-        self.nobody_waits.set()
+        self.none_waiting = asyncio.Event()
+        self.none_waiting.set()
 
     def enter(self, project: str, size: int) -> bool:
-        """Count a request of `size` bytes in; return False where the project has too many here already."""
-        held = self._projects.get(project) or _Held(asyncio.Semaphore(self._places))
-        if held.requests and (held.requests >= self._most or held.size + size > self._held_bytes):
+        """Count in a request of `size` bytes; return False where the project has too many here already."""
+        held = self._projects.get(project) or _Held(asyncio.Semaphore(self._concurrent))
+        if held.requests and (held.requests >= self._max_requests or held.size + size > self._max_bytes):
             return False
         self._projects[project] = held
         held.requests += 1
         held.size += size
-        self._count(held.requests > self._places)
+        self._count(held.requests > self._concurrent)
         return True
 
     def leave(self, project: str, size: int) -> None:
         """Count out a request that was counted in."""
         held = self._projects[project]
-        self._count(-(held.requests > self._places))
+        self._count(-(held.requests > self._concurrent))
         held.requests -= 1
         held.size -= size
         if not held.requests:
             del self._projects[project]
 
     @asynccontextmanager
-    async def place(self, project: str) -> AsyncIterator[None]:
-        """Wait for a place of the project, and hold it; for a request that was counted in."""
+    async def turn(self, project: str) -> AsyncIterator[None]:
+        """Wait for the turn of a request that was counted in, and take one of its project's slots."""
         async with self._projects[project].gate:
             yield
 
     def _count(self, change: int) -> None:
         self._waiting += change
-        (self.nobody_waits.clear if self._waiting else self.nobody_waits.set)()
+        (self.none_waiting.clear if self._waiting else self.none_waiting.set)()
 
 
 class RequestQueue:
-    """Take the requests of the queue `name`, and hold at most `limit()` of them. For one event loop.
+    """Take requests from the queue `name`, and hold at most `limit()` of them. For one event loop.
 
-    `begin` starts the task that answers a request; its last argument says whether the project had room for it. Nothing
-    is taken while `listening` is not set.
+    `begin` starts the task that answers a request; its last argument says whether the project may have it here. No
+    request is taken while `listening` is not set.
     """
 
     def __init__(
         self,
         name: str,
         limit: Callable[[], int],
-        places: ProjectPlaces,
+        limiter: ProjectLimiter,
         listening: threading.Event,
-        begin: Callable[[QueuedRequest, ProjectPlaces, bool], asyncio.Task[None]],
+        begin: Callable[[QueuedRequest, ProjectLimiter, bool], asyncio.Task[None]],
         timings: Timings,
     ) -> None:
         self.name, self.limit = name, limit
-        self._places, self._listening, self._begin, self._timings = places, listening, begin, timings
+        self._limiter, self._listening, self._begin, self._timings = limiter, listening, begin, timings
         self.tasks: set[asyncio.Task[None]] = set()
         self._closed = self._is_unavailable = False
 
     def close(self) -> None:
-        """Take no more: redis-py swallows a cancellation while it connects."""
+        """Take no more requests. A flag, because redis-py swallows a cancellation while it connects."""
         self._closed = True
 
     async def run(self, redis: Any) -> None:
@@ -134,34 +134,34 @@ class RequestQueue:
             self._admit(raw)
 
     async def _next(self, redis: Any, limit: int) -> Sequence[bytes]:
-        """Return one request as soon as it comes, or, while others wait here, all that no other worker has taken."""
-        nobody_waits = self._places.nobody_waits
-        if not nobody_waits.is_set():
+        """Return one request as soon as it comes; while requests wait here, those that no other worker has taken."""
+        none_waiting = self._limiter.none_waiting
+        if not none_waiting.is_set():
             with suppress(TimeoutError):
-                await asyncio.wait_for(nobody_waits.wait(), self._timings.interactive_look)
+                await asyncio.wait_for(none_waiting.wait(), self._timings.interactive_look)
                 return ()
             taken = await redis.lpop(queue_key(self.name), limit) if self._listening.is_set() else None
             return taken or ()
-        found = await redis.blpop([queue_key(self.name)], timeout=self._timings.interactive_take)
-        if found and not self._listening.is_set():  # another worker may take what came after `listening` was cleared
-            await _return(redis, *found)
+        popped = await redis.blpop([queue_key(self.name)], timeout=self._timings.interactive_take)
+        if popped and not self._listening.is_set():  # it came after `listening` was cleared: for another worker
+            await _return(redis, *popped)
             return ()
-        return found[1:] if found else ()
+        return popped[1:] if popped else ()
 
     def _admit(self, raw: bytes) -> None:
         if (request := _read(raw)) is None:
             return
-        entered = self._places.enter(request.tenant, len(raw))
-        task = self._begin(request, self._places, entered)
+        entered = self._limiter.enter(request.tenant, len(raw))
+        task = self._begin(request, self._limiter, entered)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         if entered:
-            task.add_done_callback(lambda _: self._places.leave(request.tenant, len(raw)))
+            task.add_done_callback(lambda _: self._limiter.leave(request.tenant, len(raw)))
 
 
-async def _return(redis: Any, line: bytes, raw: bytes) -> None:
+async def _return(redis: Any, key: bytes, raw: bytes) -> None:
     if request := _read(raw):
-        await redis.eval(_RETURN, 1, line, raw, queue_seconds(request))
+        await redis.eval(_RETURN, 1, key, raw, queue_seconds(request))
 
 
 def _read(raw: bytes) -> QueuedRequest | None:

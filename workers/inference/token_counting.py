@@ -1,9 +1,9 @@
-"""How many tokens the input of a response has, and how many a model takes.
+"""Count the tokens of a response's input, and know how many tokens a model takes.
 
-    request ─▶ files searched, where it asks for that ─▶ measured ─▶ {"input_tokens"}        nothing is generated
+    request ─▶ files searched, where the request asks for it ─▶ measured ─▶ {"input_tokens"}      nothing is generated
 
-The engine of the model counts the input as it is sent, before anything of it would be cut. An engine whose tokenizer is
-elsewhere has only an estimate, which is no answer.
+The engine of the model counts the whole input, before any of it would be cut. An engine that has no tokenizer of its
+own can only estimate, and an estimate is refused.
 """
 
 import json
@@ -33,12 +33,12 @@ from workers.middleware.file_search import ContextBudgets, FileSearchMiddleware,
 from workers.middleware.history import History
 from workers.runtime.engine_host import EngineHost
 
-_USUAL_CONTEXT: Final = 16_384  # tokens, of a model that does not say
+_USUAL_CONTEXT: Final = 16_384  # tokens, where the model's own limit is unknown
 _FILE: Final = "tokenizer.json"
 
 
 class ContextLimits:
-    """Know how long each model's context is, and its tokenizer where that lies on this machine.
+    """The context length of each model, and its tokenizer where it is on this machine.
 
     `registry` is called each time, because the models file may change.
     """
@@ -62,8 +62,8 @@ class ContextLimits:
         if source.repo:
             from huggingface_hub import try_to_load_from_cache
 
-            found = try_to_load_from_cache(source.repo, _FILE, revision=source.revision)
-            return Path(found) if isinstance(found, str) else None
+            path = try_to_load_from_cache(source.repo, _FILE, revision=source.revision)
+            return Path(path) if isinstance(path, str) else None
         try:
             file = Path(source_of(model, self._config)) / _FILE
         except ModelUnavailable:
@@ -72,8 +72,8 @@ class ContextLimits:
 
 
 def _context(model: Model, tokenizer: Path | None) -> int:
-    told = [model.engine_args.get("max_model_len"), model.max_model_len, _config_of(tokenizer)]
-    return next((number for number in told if isinstance(number, int) and number > 0), _USUAL_CONTEXT)
+    lengths = [model.engine_args.get("max_model_len"), model.max_model_len, _config_of(tokenizer)]
+    return next((number for number in lengths if isinstance(number, int) and number > 0), _USUAL_CONTEXT)
 
 
 def _config_of(tokenizer: Path | None) -> Any:
@@ -89,11 +89,11 @@ def _read(file: Path) -> Tokenizer:
     return tokenizer
 
 
-_NOT_SHOWN = frozenset({CACHE, CONTEXT, "personality", "truncation"})  # to the model
+_NOT_COUNTED = frozenset({CACHE, CONTEXT, "personality", "truncation"})  # the model is not shown them
 
 
-class Counting:
-    """Answers on the engine host's loop."""
+class TokenCounter:
+    """Count the tokens of requests, on the engine host's loop."""
 
     def __init__(
         self,
@@ -104,10 +104,10 @@ class Counting:
         resolve: Callable[[Request], Awaitable[Request | Answer]] = unresolved,
     ) -> None:
         self._host, self._resolve = host, resolve
-        self._engine = FileSearchMiddleware(CompactionMiddleware(_Counter(measure)), search, context_budgets)
+        self._engine = FileSearchMiddleware(CompactionMiddleware(_CountingEngine(measure)), search, context_budgets)
 
     async def answer(self, queued: QueuedRequest, priority: int) -> Answer:
-        """Raises what engines raise."""
+        """Answer a request for a count. Raises what engines raise."""
         body = _shown(msgspec.json.decode(queued.body))
         request = Request(RESPONSES, body, queued.id, priority, queued.tenant, cacheable=False)
         resolved = await self._resolve(request)
@@ -117,8 +117,8 @@ class Counting:
             return await self._engine.answer(resolved)
 
 
-class _Counter:
-    """An engine that says how long a prompt is, and no more."""
+class _CountingEngine:
+    """An engine that answers with the length of a prompt."""
 
     models = ()
 
@@ -145,8 +145,8 @@ class _Counter:
 
 
 def _shown(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what only says what to leave out of it, or when not to answer."""
-    shown = {name: value for name, value in body.items() if name not in _NOT_SHOWN}
+    """Return the body without the fields that only say what to leave out, or when to refuse."""
+    shown = {name: value for name, value in body.items() if name not in _NOT_COUNTED}
     if isinstance(shown.get("tools"), list):
         shown["tools"] = [{**tool, "refuse": False} if is_search(tool) else tool for tool in shown["tools"]]
     history = History.of(RESPONSES, shown)

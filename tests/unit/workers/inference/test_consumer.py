@@ -342,7 +342,7 @@ def test_a_project_has_so_many_places_and_its_other_questions_wait(
     for one in asked:
         streams.ask(one)
 
-    with Serving(host, places=2):
+    with Serving(host, concurrent=2):
         eventually(lambda: all(streams.kinds(one) == ["taken"] for one in asked), 10, "all are in the worker")
         host.call(asyncio.sleep(0.1)).result(30)
         began = engine.began
@@ -359,7 +359,7 @@ def test_a_question_does_not_wait_for_those_of_another_project_before_it(
     for one in (*flood, other):
         streams.ask(one)
 
-    with Serving(host, places=2):
+    with Serving(host, concurrent=2):
         eventually(lambda: engine.began == 3, 10, "the other project's request is asked")
 
     assert len(streams.line) == 0
@@ -372,7 +372,7 @@ def test_a_project_that_has_too_many_questions_here_is_refused_and_nobody_else_i
     for one in (*flood, other):
         streams.ask(one)
 
-    with Serving(host, places=2, waiting=3):
+    with Serving(host, concurrent=2, waiting=3):
         eventually(lambda: "end" in streams.kinds(flood[5]), 10, "the last one is refused")
         eventually(lambda: engine.began == 3, 10, "the other project's request is asked")
         kinds = [streams.kinds(one) for one in flood[:5]]
@@ -388,7 +388,7 @@ def test_a_client_who_leaves_while_its_question_waits_for_a_place_frees_it(
     for name in "ab":
         streams.ask(queued(name))
 
-    with Serving(host, places=1, waiting=1) as consumer:
+    with Serving(host, concurrent=1, waiting=1) as consumer:
         eventually(lambda: len(streams.kinds(queued("b"))) == 1 and engine.began == 1, 10, "one runs and one waits")
         streams.awaited.discard(client_key("b"))
         eventually(lambda: len(consumer.queues[0].tasks) == 1, 10, "the one that waited has gone")

@@ -15,7 +15,7 @@ from jobs.retrieval.searches import Found, Search
 from tests.unit.workers.middleware.context_window.engines import MODEL
 from tests.unit.workers.middleware.context_window.engines import Counting as Words
 from workers.engines.port import Answer, EngineBusy, Length, Request, refusal
-from workers.inference.token_counting import Counting
+from workers.inference.token_counting import TokenCounter
 from workers.middleware.excerpts import ContextBudget
 
 CATS = Found("file-1", "cats.md", 0.9, "Cats purr.", {}, {})
@@ -42,7 +42,7 @@ class Harness:
         self.engine, self.host = Words(counts=counts), Host()
         self.measured: list[tuple[Request, int]] = []
         self.found: list[Found] | None = [CATS]
-        self._counting = Counting(self.host, self._measure, self._search, lambda _: ContextBudget(10_000))  # type: ignore[arg-type]
+        self._counting = TokenCounter(self.host, self._measure, self._search, lambda _: ContextBudget(10_000))  # type: ignore[arg-type]
 
     async def ask(self, **body: Any) -> Any:
         raw = msgspec.json.encode({"model": MODEL, **body})

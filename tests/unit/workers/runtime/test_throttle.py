@@ -5,7 +5,7 @@ import asyncio
 from jobs.inference.interactive import LINE_PRIORITY, QueuedRequest, routed_queue
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer
-from workers.inference.consumer import HELD, LINES, InteractiveConsumer
+from workers.inference.consumer import MAX_REQUESTS, ROUTED_LINES, InteractiveConsumer
 from workers.runtime.engine_host import EngineHost
 from workers.runtime.throttle import BatchThrottle
 
@@ -111,12 +111,12 @@ async def test_called_up_and_cancelled_in_the_same_moment_it_holds_no_place() ->
 
 
 async def test_lines_of_other_queues_batches_have_no_more_places_than_there_is_room_for() -> None:
-    for limits, most in (((2, 8), 8), ((2, 99), LINES), ((0, 0), 1), (None, LINES)):
+    for limits, most in (((2, 8), 8), ((2, 99), ROUTED_LINES), ((0, 0), 1), (None, ROUTED_LINES)):
         host = EngineHost(FakeEngine(), lambda: None, throttle=BatchThrottle(lambda limits=limits: limits, seconds=0.0))
-        consumer = InteractiveConsumer(host, "", "here", own={"/own": _never})
+        consumer = InteractiveConsumer(host, "", "here", handlers={"/own": _never})
         queue_limits = {queue.name: queue.limit for queue in consumer.queues}
         assert queue_limits[routed_queue("here", LINE_PRIORITY)]() == most
-        assert queue_limits[routed_queue("here")]() == queue_limits["here"]() == HELD
+        assert queue_limits[routed_queue("here")]() == queue_limits["here"]() == MAX_REQUESTS
         if limits == (2, 8):
             with host.throttle.client():
                 assert queue_limits[routed_queue("here", LINE_PRIORITY)]() == 2
