@@ -1,16 +1,16 @@
-"""The runtime of an embedding model: chosen once for these weights on this machine, by measuring, and recorded.
+"""Choose the runtime of an embedding model, once for its weights on this machine, by measuring; record the choice.
 
-    start ─▶ record? ── yes ──▶ load what it says
+    start ─▶ record? ── yes ──▶ load the recorded runtime
                 └─ no ─┬─ GPU ──────────────▶ measure now (no export, a second), record, load
                        ├─ runtime: onnx ────▶ measure in a child, wait for it, load
                        └─ CPU ──▶ torch now; a child measures when the machine is quiet: the next start has its choice
 
-The child exports and quantises, which takes memory and, beside a batch, other people's time. So it waits until half
-of the machine is idle, is as nice as can be, is the first that the kernel kills for memory, and dies with this engine;
-where that hour never comes, torch stays. A lock lets one measure at a time: a second one would falsify both. The record
-is written last; a child that is killed leaves a folder that the next one removes.
+The child exports and quantises, which takes memory, and time from a batch that runs. So it waits until half of the
+machine is idle, has the lowest priority, is the first process that the kernel kills for memory, and dies with this
+engine. On a machine that is never idle, torch stays. A lock admits one measurement at a time: two would falsify each
+other. The record is written last; a killed child leaves a folder that the next one removes.
 
-`engine_args` say what is not to be chosen: a `dtype` or `runtime: torch` is taken as it is, and nothing is measured.
+`engine_args` may fix the choice: with a `dtype` or `runtime: torch` nothing is measured.
 
 Every candidate computes the same texts; the fastest that keeps the vectors is chosen:
 
@@ -19,7 +19,7 @@ Every candidate computes the same texts; the fastest that keeps the vectors is c
                         onnx float32   (CPUs only)  ─▶ rounds, taken in turns   ─▶ the fastest of the others
                         onnx int8      (CPUs only)
 
-Rounds are taken in turns and the best of each candidate counts: what else the machine does slows single rounds down.
+Rounds are taken in turns, and the best of each candidate counts, because other processes slow single rounds down.
 """
 
 import copy
@@ -62,17 +62,17 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LIBRARIES: Final = ("torch", "transformers", "sentence-transformers", "onnxruntime")
-QUIET_AFTER_SECONDS: Final = 60.0  # a worker that starts is rarely alone in it
-MOST_SECONDS: Final = 5400  # then a child that measures is stuck
+QUIET_AFTER_SECONDS: Final = 60.0  # other workers usually start at the same time
+MOST_SECONDS: Final = 5400  # after which a measuring child counts as stuck
 _SAMPLE: Final = 1 << 20
 
 
 class NeverQuiet(Exception):
-    """The machine has had too much else to do. What is measured then says nothing of it."""
+    """The machine was never idle enough to measure."""
 
 
 class MeasuringFailed(Exception):
-    """The child that measures ended without a record."""
+    """The measuring child ended without a record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Choices:
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What a child is to measure."""
+    """The order to a child: what to measure."""
 
     name: str
     source: str
@@ -97,7 +97,7 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Chooser:
-    """Loads one model. `close` ends what still measures."""
+    """Loads one model on the chosen runtime. `close` ends a measurement."""
 
     def __init__(self, name: str, records: Choices | None) -> None:
         self._name, self._records = name, records
@@ -122,7 +122,7 @@ class Chooser:
             self._child.kill()
 
     def _measured(self, order: Order) -> Record | None:
-        """The record, if it is to be waited for."""
+        """Return the record of a measurement made now; None where it runs in the background."""
         if _gpu():
             return measure_here(order)
         if order.args.get("runtime") != "onnx":
@@ -132,7 +132,7 @@ class Chooser:
         return runtimes.read(Path(order.folder), order.key)
 
     def _in_background(self, order: Order) -> None:
-        """A thread of its own: it waits for the child, and the kernel ends the child with it."""
+        """Measure in a child, in a thread of its own: the kernel ends the child with its thread."""
         try:
             self._run(msgspec.structs.replace(order, quiet_after=QUIET_AFTER_SECONDS))
         except MeasuringFailed as error:
@@ -159,7 +159,7 @@ class Chooser:
 
 
 def measures(args: Mapping[str, Any], floor: float) -> bool:
-    """Whether there is anything to choose."""
+    """Return whether the arguments leave a choice."""
     runtime = args.get("runtime", "auto")
     return runtime == "onnx" or (runtime == "auto" and args.get("dtype", "auto") == "auto" and floor < 1)
 
@@ -169,11 +169,11 @@ def _load(order: Order, record: Record) -> SentenceModel:
     file = runtimes.onnx_file(Path(order.folder), order.key) if choice.runtime == "onnx" else None
     try:
         return SentenceModel(order.source, order.revision, order.args, Computing(choice.dtype, file))
-    except Exception:  # ONNX Runtime raises anything about a file that it cannot use
+    except Exception:  # ONNX Runtime raises any error for a file that it cannot use
         if file is None:
             raise
         log.exception("embed.runtime_unusable", extra={"model": order.name, "file": str(file)})
-        runtimes.forget(Path(order.folder), order.key)  # the next start measures again
+        runtimes.forget(Path(order.folder), order.key)  # so that the next start measures again
         return SentenceModel(order.source, order.revision, order.args)
 
 
@@ -191,7 +191,7 @@ def key_of(name: str, source: str, revision: str | None, args: Mapping[str, Any]
 
 
 def _weights(folder: Path) -> str:
-    """Sizes, times and samples of the files: reading gigabytes at every start would cost more than it tells."""
+    """Return a fingerprint of the weights by sizes, times and samples: hashing gigabytes at a start is slow."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         found = path.stat()
@@ -204,7 +204,7 @@ def _weights(folder: Path) -> str:
 
 
 def machine(threads: int) -> str:
-    """What computes, in words."""
+    """Return a description of the GPU or CPU that computes."""
     if gpu := _gpu():
         return gpu
     cpu = _cpu()
@@ -218,7 +218,7 @@ def _gpu() -> str:
 
 
 def _cpu() -> dict[str, str]:
-    """The first processor, as the kernel tells it."""
+    """Return the kernel's description of the first processor."""
     try:
         first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:
@@ -231,12 +231,12 @@ def versions() -> dict[str, str]:
 
 
 def measure_here(order: Order) -> Record:
-    """Measure in this process, under the lock, and record it; or find that somebody else just has."""
+    """Measure in this process, under the lock, and record the result, unless another process just has."""
     folder = Path(order.folder)
     with FileLock(folder / ".lock").hold():
         if found := runtimes.read(folder, order.key):
             return found
-        for leftover in folder.glob(".scratch-*"):  # of a child that was killed
+        for leftover in folder.glob(".scratch-*"):  # left by a killed child
             shutil.rmtree(leftover)
         with tempfile.TemporaryDirectory(prefix=".scratch-", dir=folder) as scratch:
             return _measure(order, folder, Path(scratch))
@@ -270,10 +270,10 @@ def wait_until_quiet(least: float, timings: Timings = Timings()) -> None:
     """Wait until half of the processors have nothing to do.
 
     Raises:
-        NeverQuiet: after an hour.
+        NeverQuiet: After an hour.
 
-    On a busy machine threads wait for those of their siblings that do not run: on a 2-core EPYC, ONNX Runtime then won
-    by three to one over a bfloat16 that needs less of the processor than it does.
+    On a busy machine threads wait for siblings that do not run: on a 2-core EPYC, ONNX Runtime then won by three to one
+    over bfloat16, which needs less CPU time.
     """
     until, pause = time.monotonic() + timings.quiet_patience, threading.Event()
     pause.wait(least)
@@ -284,7 +284,7 @@ def wait_until_quiet(least: float, timings: Timings = Timings()) -> None:
 
 
 def main(parent: int) -> None:
-    """The child."""
+    """Run the child."""
     processes.die_with(parent)
     order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
     if order.quiet_after:
@@ -294,19 +294,19 @@ def main(parent: int) -> None:
     measure_here(order)
 
 
-# Which way of computing is the fastest one that keeps the vectors.
+# Find the fastest way of computing that keeps the vectors.
 
 TEXTS: Final = 64
 LONGEST_WORDS: Final = 120
-SHARDS_PER_SLOT: Final = 8  # texts of one micro-batch
+TEXTS_PER_BATCH: Final = 8  # texts of one micro-batch
 ROUNDS: Final = 4
-BUDGET_SECONDS: Final = 8.0  # no further round after these: a large model on a small machine takes minutes for one
-GAIN: Final = 1.1  # what a candidate must win over the one before it: less is noise
+BUDGET_SECONDS: Final = 8.0  # no round begins later: a large model on a small machine takes minutes for one
+GAIN: Final = 1.1  # by which a candidate must be faster than the one before it: less is noise
 
 
 @dataclass(slots=True)
 class _Trial:
-    """A candidate while it is measured."""
+    """A candidate and its measurements."""
 
     runtime: str
     dtype: str
@@ -323,11 +323,14 @@ class _Trial:
 class Measured:
     candidates: tuple[Candidate, ...]
     chosen: int
-    file: Path | None  # of the chosen one, if it needs one
+    file: Path | None  # of the chosen candidate, if it needs one
 
 
 def measure(model: SentenceModel, floor: float, scratch: Path, restricted_to: str = "") -> Measured:
-    """`model` computes in float32. `restricted_to` a runtime, others are measured but not taken."""
+    """Measure all candidates.
+
+    `model` computes in float32. Only candidates of the runtime `restricted_to` may be chosen.
+    """
     trials = list(_trials(model, scratch))
     for trial in trials:
         _make(trial)
@@ -343,19 +346,24 @@ def measure(model: SentenceModel, floor: float, scratch: Path, restricted_to: st
 
 
 def choose(candidates: Sequence[Candidate], restricted_to: str = "") -> int:
-    """The fastest that is not refused; the first ones, which need less, are kept unless the gain is worth it."""
+    """Return the fastest candidate that is not refused.
+
+    Earlier ones, which need less, win unless the gain is worth it.
+    """
     allowed = [
-        (place, one) for place, one in enumerate(candidates) if not one.refused and restricted_to in {"", one.runtime}
+        (index, one) for index, one in enumerate(candidates) if not one.refused and restricted_to in {"", one.runtime}
     ]
     best, rate = 0, 0.0
-    for place, one in allowed:
+    for index, one in allowed:
         if one.texts_per_second > rate * GAIN:
-            best, rate = place, one.texts_per_second
+            best, rate = index, one.texts_per_second
     return best
 
 
 def too_far(mean: float, least: float, floor: float) -> str:
-    """Why vectors at these cosines are below the floor. A single one may be twice as far off as the mean."""
+    """Return why vectors with these cosines are below the floor; empty if they are not. The floor is for the mean: a
+    single vector may be twice as far off.
+    """
     if mean < floor:
         return f"mean cosine {mean:.4f} is below {floor:g}"
     if least < 2 * floor - 1:
@@ -388,7 +396,7 @@ def _quantised(model: SentenceModel, whole: Path, path: Path) -> Transformer:
 
 
 def _make(trial: _Trial) -> None:
-    """Models differ in what can be exported: what fails is refused, and its reason recorded."""
+    """Make the candidates' models. A candidate that cannot be exported is refused, and the reason recorded."""
     start = time.perf_counter()
     trial.transformer = _attempt(trial, trial.make)
     trial.making = time.perf_counter() - start
@@ -412,7 +420,7 @@ def _compare(model: SentenceModel, trial: _Trial, batches: list[Any], reference:
     cosines = (found * reference).sum(axis=1)
     trial.cosines = round(float(cosines.mean()), 5), round(float(cosines.min()), 5)
     trial.refused = too_far(*trial.cosines, floor)
-    trial.seconds.append(float("inf"))  # it computes: its rate is recorded, whether it may be taken or not
+    trial.seconds.append(float("inf"))  # it works: its rate is recorded even where it must not be chosen
 
 
 def _race(model: SentenceModel, trials: Sequence[_Trial], batches: list[Any]) -> None:
@@ -434,13 +442,13 @@ def _vectors(model: SentenceModel, trial: _Trial, batches: list[Any]) -> Any:
 
 
 def _batches(model: SentenceModel) -> list[list[list[int]]]:
-    """Token ids of the texts in micro-batches, as the engine makes them: of nearly one length."""
+    """Return the token ids of the texts in micro-batches of nearly one length, as the engine makes them."""
     ids = sorted((ids[: model.longest] for ids in model.tokens_of(texts())), key=len)
-    return [ids[at : at + SHARDS_PER_SLOT] for at in range(0, len(ids), SHARDS_PER_SLOT)]
+    return [ids[at : at + TEXTS_PER_BATCH] for at in range(0, len(ids), TEXTS_PER_BATCH)]
 
 
 def texts() -> list[str]:
-    """English of many lengths that every Python has with it, from 3 words to a long paragraph."""
+    """Return English texts from Python's own documentation, from 3 words to a long paragraph."""
     modules = (decimal, difflib, doctest, heapq, inspect, logging, statistics)
     words = " ".join(inspect.getdoc(module) or "" for module in modules).split()
     lengths = [round(3 * (LONGEST_WORDS / 3) ** (n / (TEXTS - 1))) for n in range(TEXTS)]

@@ -1,13 +1,13 @@
-"""Requests for servers whose API is not ours: embeddings with prompts, and re-ranking by TEI.
+"""Translate requests for servers with another API: embeddings with prompts, and re-ranking by TEI.
 
-Of an embedding's fields those that are ours are done here, the rest is the server's:
+Nightmill's own fields of an embedding are handled here, the others are sent to the server:
 
 prompts in models.yaml     `input_type` is taken out and the prompt stands before each text; token ids are refused
-none                       `input_type` is the server's, some know it; `raw`, which says nothing, is taken out
+none                       `input_type` is sent, since some servers know it; `raw`, the default, is taken out
 `truncate`                 is `truncate_prompt_tokens: -1` there, as vLLM calls it
 
 Re-ranking is `/v1/rerank` as vLLM, llama.cpp, Jina and Cohere have it, else that of text-embeddings-inference (TEI).
-What a server turned out to speak is noted on its endpoint.
+The API that a server turned out to have is noted on its endpoint.
 
     POST /v1/rerank ── 404, not of OpenAI's shape ──▶ POST /rerank {query, texts, truncate}, 32 texts at a time
                                                                └──▶ [{index, score}, …] ─▶ the common shape
@@ -29,14 +29,14 @@ from workers.engines.http.http_client import Reply
 from workers.engines.port import Request
 
 PATH: Final = "/rerank"
-SHARDS_PER_SLOT: Final = 32  # texts of one request, unless a server was told otherwise (--max-client-batch-size)
+TEXTS_PER_REQUEST: Final = 32  # texts of one request: TEI's default of --max-client-batch-size
 _UNKNOWN_PATH: Final = (404, 405)
 
 Post = Callable[[str, bytes], Awaitable[Reply]]
 
 
 def for_server(request: Request, prompts: Prompts | None) -> Request:
-    """Return an embedding request as a server is asked it. Raises Unacceptable."""
+    """Return an embedding request in the server's API. Raises Unacceptable."""
     body = request.body
     if not prompts and body.get("input_type") != RAW and "truncate" not in body:
         return request
@@ -83,10 +83,10 @@ _scores = msgspec.json.Decoder(list[_Score]).decode
 
 
 async def rerank(endpoint: Endpoint, body: Mapping[str, Any], post: Post) -> Reply:
-    """Ask a server to re-rank; note on `endpoint` when it turned out to be a TEI. Raises what `post` raises."""
+    """Ask a server to re-rank; note on `endpoint` when it turned out to be TEI. Raises what `post` raises."""
     if not endpoint.of_tei:
         said = await post(RERANK, msgspec.json.encode(body))
-        if said[0] not in _UNKNOWN_PATH or b'"error"' in said[2]:  # it knows the path, and not the model
+        if said[0] not in _UNKNOWN_PATH or b'"error"' in said[2]:  # the server knows the path, but not the model
             return said
     try:
         asked = read(body)
@@ -101,8 +101,8 @@ async def rerank(endpoint: Endpoint, body: Mapping[str, Any], post: Post) -> Rep
 
 async def _by_tei(asked: Asked, model: str, post: Post) -> Reply:
     scores: list[float] = []
-    for start in range(0, len(asked.texts), SHARDS_PER_SLOT):
-        texts = asked.texts[start : start + SHARDS_PER_SLOT]
+    for start in range(0, len(asked.texts), TEXTS_PER_REQUEST):
+        texts = asked.texts[start : start + TEXTS_PER_REQUEST]
         said = await post(PATH, msgspec.json.encode({"query": asked.query, "texts": texts, "truncate": True}))
         if said[0] != 200:
             return said
