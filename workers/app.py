@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 SOCKET = "valkey.sock"
 SILENT_SECONDS = 5
 _EXCHANGE = Exchange("nightmill", type="direct", durable=True)
-#: Once more and at once, for a connection that was just lost: by default who finds no broker waits six seconds for it,
-#: and meanwhile the dispatcher has maintenance to run, and workers have heartbeats to send.
+#: One retry at once, for a connection that was just lost. By default kombu waits six seconds for an absent broker,
+#: while the dispatcher has maintenance to run.
 _TRIES = {"max_retries": 1, "interval_start": 0.2}
 #: Redis transport: timeouts everywhere (the default waits for ever), and no re-sending, which duplicates.
 _REDIS = {
@@ -32,7 +32,7 @@ _REDIS = {
     "socket_keepalive": True,
     "retry_on_timeout": False,
     "health_check_interval": 10,
-    "ack_emulation": False,  # keeping a message until it begins takes two more trips; the lost are published again
+    "ack_emulation": False,  # acknowledging later takes two more round trips; lost messages are published again
     "global_keyprefix": "nightmill:",
 }
 
@@ -42,7 +42,7 @@ _RABBIT = {"confirm_publish": True, "read_timeout": SILENT_SECONDS, "write_timeo
 
 
 def broker_url(config: Settings) -> str:
-    """The broker in force: the one set, or the embedded Valkey's socket."""
+    """Return the URL of the broker: the one set, or the embedded Valkey's socket."""
     return config.broker_url or f"redis+socket://{quote(str(config.data_dir.absolute() / SOCKET))}"
 
 
@@ -51,7 +51,7 @@ logging.getLogger("kombu.transport.native_delayed_delivery").setLevel(logging.ER
 
 
 def build(config: Settings, extra_queues: tuple[str, ...] = (), *, threads: bool = False) -> Celery:
-    """An app for this process, with every queue declared: a typo creates none."""
+    """Build the app of this process with every queue declared, so that a misspelt name creates none."""
     app = Celery("nightmill")
     names = [queue.value for queue in Queue] + [name for name in extra_queues if name not in set(Queue)]
     app.conf.update(
@@ -59,7 +59,7 @@ def build(config: Settings, extra_queues: tuple[str, ...] = (), *, threads: bool
         broker_transport_options=_transport(broker_url(config)),
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        broker_channel_error_retry=True,  # a broker whose disk is full refuses: wait for it, and keep the engine
+        broker_channel_error_retry=True,  # wait for a broker whose disk is full, and keep the engine
         broker_pool_limit=10,
         broker_pool_acquire_timeout=2,
         broker_heartbeat=10,
@@ -76,13 +76,13 @@ def build(config: Settings, extra_queues: tuple[str, ...] = (), *, threads: bool
         accept_content=["json"],
         task_publish_retry=False,
         task_send_sent_event=False,
-        worker_send_task_events=False,  # Flower asks for them: three messages for each task
+        worker_send_task_events=False,  # three messages for each task; Flower switches them on
         worker_pool="workers.runtime.celery_overrides:TaskPool" if threads else "prefork",
         worker_consumer="workers.runtime.celery_overrides:Consumer",
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=_is_redis(broker_url(config)),
         worker_pool_start_method="spawn",
-        worker_proc_alive_timeout=60,  # a spawned child imports everything anew: seconds on a busy machine
+        worker_proc_alive_timeout=60,  # a spawned child imports everything: seconds on a busy machine
         worker_max_tasks_per_child=2000,  # a new child costs a second of CPU, which is a hundred small jobs
         worker_max_memory_per_child=600_000,  # KiB: recycled after the task, not a guard
         worker_hijack_root_logger=False,
@@ -115,7 +115,7 @@ def consume(name: str, queues: tuple[str, ...], wanted: bool) -> bool:
 
 
 def queue(name: str, url: str) -> KombuQueue:
-    """A queue's declaration: durable, on RabbitMQ a quorum queue."""
+    """Declare a queue: durable, on RabbitMQ a quorum queue."""
     arguments: dict[str, Any] = {} if _is_redis(url) else {"x-queue-type": "quorum"}
     return KombuQueue(name, _EXCHANGE, routing_key=name, durable=True, queue_arguments=arguments)
 

@@ -1,9 +1,9 @@
-"""A process with engines, a worker of the pools `gpu` and `embed`: its parts, and how they come up and stay current.
+"""Run a worker of the pools `gpu` and `embed`: build its engines, bring them up and keep them current.
 
     Celery's threads ────────┐
     interactive consumer ────┴──▶ middleware ──▶ router ──▶ engines        all on the loop of the engine host
 
-The engines come up beside Celery's consumer; the dispatcher publishes nothing for this worker before they are there.
+The engines come up beside Celery's consumer; the dispatcher publishes nothing for this worker before they are up.
 """
 
 import logging
@@ -51,9 +51,9 @@ from workers.runtime.recent_reads import RecentReads
 from workers.runtime.throttle import BatchThrottle
 
 log = logging.getLogger(__name__)
-Shown = tuple[frozenset[str], Mapping[str, bool]]  # models that are served; those of endpoints, and whether external
-SECONDS: Final = 2.0  # for which an answer of the database counts
-_REFRESH_SECONDS: Final = 1.0  # jobs wait for what has come up
+Shown = tuple[frozenset[str], Mapping[str, bool]]  # served models; models of endpoints, and whether they are external
+SECONDS: Final = 2.0  # life of a value read from the database
+_REFRESH_SECONDS: Final = 1.0  # jobs may wait for a model that came up
 
 
 def run(config: Settings, name: str, queue: str) -> None:
@@ -103,7 +103,7 @@ def run(config: Settings, name: str, queue: str) -> None:
     response_cache.close()
     logging.shutdown()
     log_tail.flush()
-    os._exit(0)  # engines leave threads behind that would hold the exit up
+    os._exit(0)  # threads that engines leave behind would delay the exit
 
 
 def _consumer(context: Context, host: EngineHost, deps: PipelineDeps, queue: str) -> InteractiveConsumer:
@@ -131,7 +131,7 @@ def _counting(host: EngineHost, deps: PipelineDeps) -> TokenCounter:
 
 
 def _models(context: Context) -> Registry:
-    """Waits for a models file that is right: to end and be started again would not mend it."""
+    """Wait until the models file can be read: a restart of this process would not mend it."""
     untold = True
     while True:
         try:
@@ -159,9 +159,10 @@ def _bring_up(
     reload: Callable[[], None],
     engine_health: EngineHealth,
 ) -> None:
-    """Whatever goes wrong here ends the process: one without this thread would live on and serve nothing.
+    """Bring the engines up and keep them current. Any error ends the process: without this thread it would serve
+    nothing.
 
-    So does an engine that does not come up, until it is left alone for that: a new process has a clean device.
+    An engine that does not come up ends it too, until it is quarantined: a new process has a clean device.
     """
     try:
         engine_health.begin()
@@ -170,7 +171,7 @@ def _bring_up(
         log.info("engine_up", extra={"queue": consumer.queue})
         host.call(consumer.serve()).add_done_callback(partial(_consumer_ended, engine_health))
         _stay_announced(context, engine, consumer.queue, partial(_look, reload, engine_health, host))
-    except Exception:  # the process ends: its thread must not end alone
+    except Exception:  # ends the process: the thread must not end alone
         if context.stop.is_set():
             return
         log.exception("engine_did_not_start")
@@ -180,7 +181,7 @@ def _bring_up(
 def _end(engine_health: EngineHealth) -> None:
     logging.shutdown()
     engine_health.excuse()
-    os._exit(os.EX_SOFTWARE)  # the supervisor starts us again, with backoff
+    os._exit(os.EX_SOFTWARE)  # the supervisor restarts this process, with backoff
 
 
 def _look(reload: Callable[[], None], engine_health: EngineHealth, host: EngineHost) -> None:
@@ -189,7 +190,7 @@ def _look(reload: Callable[[], None], engine_health: EngineHealth, host: EngineH
 
 
 def _consumer_ended(engine_health: EngineHealth, serving: "Future[None]") -> None:
-    """A worker that says it serves and answers nobody who waits is worse than none."""
+    """End the process when its consumer has ended: it would announce models, and answer no client."""
     if not serving.cancelled() and (error := serving.exception()):
         log.error("interactive_ended", exc_info=error)
         _end(engine_health)
@@ -205,7 +206,7 @@ def _stay_announced(context: Context, engine: Router, queue: str, reload: Callab
 
 
 def _announce(context: Context, engine: Router, queue: str, shown: Shown | None) -> Shown:
-    """Say which models are served; those that endpoints showed are remembered while the endpoint is unavailable."""
+    """Announce the served models; models of endpoints are remembered while their endpoint is unavailable."""
     names, found = now = engine.there, engine.discovered
     if now == shown and context.standing.state == "ready":
         return now
@@ -218,7 +219,7 @@ def _announce(context: Context, engine: Router, queue: str, shown: Shown | None)
 
 def _restarted(context: Context) -> None:
     context.standing.restarts += 1
-    memory.freeze()  # the old engine is not for good
+    memory.freeze()  # the old engine is garbage now
 
 
 class Reloading:
@@ -246,7 +247,7 @@ class Reloading:
         self._seen = engine.registry
 
     def look(self) -> None:
-        """Not on the engines' loop."""
+        """Apply the models file if it has changed. Not on the engines' loop."""
         registry = self._context.models.now()
         if registry is self._seen:
             return

@@ -37,7 +37,7 @@ from workers.runtime.heartbeat import ClaimHandle
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """What a worker does for the jobs of a kind.
+    """The functions of a worker for the jobs of a kind.
 
     `run` makes the run of one shard on an engine; it resumes after the lines that its claim says are covered. `parse`
     makes the run of a shard's first stage, in the pool of parsers. `train` makes the run of a job's training, in a

@@ -36,9 +36,9 @@ from workers.runtime.heartbeat import ClaimHandle
 
 log = logging.getLogger(__name__)
 Made = TypeVar("Made", bound=Callable[..., ShardRun])
-_storage_failed = Seldom(log, "work_waits_for_storage")  # hundreds of shards try again every ten seconds
+_storage_failed = Seldom(log, "work_waits_for_storage")  # hundreds of shards retry every ten seconds
 
-#: What cannot be done when a job fails in each task.
+#: The step that failed, by task, for the error of a job.
 _FAILURES: Final = {Task.PLAN: "The input cannot be planned", Task.FINISH: "The results cannot be assembled"}
 
 
@@ -84,9 +84,9 @@ def finish(context: Context, job_id: str, claim: JobClaim | None = None) -> None
 
 
 def run_in_turn(context: Context, host: EngineHost, slot_scheduler: SlotScheduler, job_id: str, n: int) -> None:
-    """Handle one `run` message as soon as this worker has room for it; one that may wait long goes to another."""
+    """Handle one `run` message as soon as this worker has room; send one that may wait long to another worker."""
     slot_weight = _slot_weight(context, job_id, n)
-    if slot_weight is None:  # a message that means nothing any more: to find that out takes no room
+    if slot_weight is None:  # an outdated message: finding that out takes no room
         run(context, host, job_id, n)
         return
     if not host.started:
@@ -103,12 +103,14 @@ def _slot_weight(context: Context, job_id: str, n: int) -> float | None:
     try:
         with context.db.read() as session:
             return slot_weights.of_shard(session, job_id, n, context.config)
-    except DatabaseBusy:  # the claim has the patience for that
+    except DatabaseBusy:  # the claim will retry
         return 1.0
 
 
 def _send_to_another(context: Context, job_id: str, n: int) -> None:
-    """Publish the message again, after a moment in which workers with room take others; at once where we end."""
+    """Have the message published again, after a moment in which workers with room take others; at once where this
+    worker ends.
+    """
     delay = 0.0 if context.stop.is_set() else context.timings.slot_retry
     context.db.retrying(lambda session: outbox.unpublish(session, Task.RUN, job_id, n, delay=delay))
 
@@ -116,8 +118,8 @@ def _send_to_another(context: Context, job_id: str, n: int) -> None:
 def run(context: Context, host: EngineHost, job_id: str, n: int) -> None:
     """Run one shard on the engine. Return quietly when there is nothing to run or the claim was lost.
 
-    A message that was published for a worker before this one may come while the engine loads. A shard that is claimed
-    then would be blamed for whatever happens until the first answer.
+    A message published for an earlier worker may come while the engine loads. A shard claimed then would be blamed for
+    any failure until the first answer.
     """
     if not host.await_start(context.stop):
         return
@@ -145,7 +147,7 @@ def _made(make: Made | None) -> Made:
 
 
 def _run(context: Context, claim: ShardClaim, make: Callable[[kinds.Handler, ClaimHandle], ShardRun]) -> None:
-    """Run a claimed shard; finish its job at once where that was the only one: to notify another worker costs more."""
+    """Run a claimed shard; finish its job at once if this was its only shard: notifying another worker costs more."""
     job = claim.job
     attempt = _OfShard(claim)
     with ExitStack() as watching:
@@ -154,7 +156,7 @@ def _run(context: Context, claim: ShardClaim, make: Callable[[kinds.Handler, Cla
             with _recorded(context, attempt):
                 attempt.run = make(kinds.handler_of(job), handle)
                 attempt.run.all()
-        finally:  # after an error too: with the last segment the job may have become ours
+        finally:  # after an error too: the last segment may have brought the claim of the finish
             watching.close()
             run = attempt.run
             if run is not None and run.closed and claim.lines == job.total and not run.ended:
@@ -165,7 +167,7 @@ def _run(context: Context, claim: ShardClaim, make: Callable[[kinds.Handler, Cla
 
 
 class _OfJob:
-    """An attempt to plan or finish a job. An error counts against the job, which fails in the end."""
+    """An attempt to plan or finish a job. Errors are counted, and fail the job in the end."""
 
     storage: tuple[type[Exception], ...] = (StorageFull, StorageUnavailable)
 
@@ -183,7 +185,7 @@ class _OfJob:
         )
 
     def fail(self, error: Exception) -> None:
-        """Release the claim with a delay; the last time the job fails and says what could not be done, and why."""
+        """Release the claim with a delay; after the last try, fail the job with the step that failed and the reason."""
         log.error("attempt_failed", exc_info=error, extra=self.facts)
         context, claim = self._context, self._claim
         code, why = self._why(error)
@@ -205,7 +207,7 @@ class _OfJob:
 
 
 class _OfShard:
-    """An attempt at a shard. An error ends the task; the shard is run again after the lease of the claim."""
+    """An attempt at a shard. An error ends the task, and the shard runs again after the lease of the claim."""
 
     storage: tuple[type[Exception], ...] = (StorageFull, StorageUnavailable, NotFound)
 
@@ -224,7 +226,7 @@ class _OfShard:
 
 @contextmanager
 def _recorded(context: Context, attempt: _OfJob | _OfShard) -> Iterator[None]:
-    """Record how the work under a claim ended, if it ended with an exception."""
+    """Record the exception that ended the work under a claim."""
     try:
         yield
     except ClaimLost:
@@ -232,7 +234,7 @@ def _recorded(context: Context, attempt: _OfJob | _OfShard) -> Iterator[None]:
     except Abandoned as reason:
         attempt.release(reason.delay, reason.waiting_for)
     except GaveUp as away:
-        times = attempt.epoch // 2 if away.grows else 0  # it was released before
+        times = attempt.epoch // 2 if away.grows else 0  # claims so far
         attempt.release(min(away.delay * 2 ** min(times, 5), max(away.delay, LONGEST_DELAY)), "model")
     except attempt.storage as error:
         _storage_failed.warn(**attempt.facts, error=str(error.__cause__ or error))

@@ -33,7 +33,7 @@ CPU_POOL = Pool("cpu", (Queue.PLAN, Queue.INGEST, Queue.EVALUATE), slots=1)
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """The engine of a process, and the order in which shards get to it."""
+    """The engine of a process, and the scheduler of its slots."""
 
     host: EngineHost
     slot_scheduler: SlotScheduler
@@ -57,14 +57,14 @@ class Process:
             lifecycle.train(self.context, job_id, n)
 
     def stop(self) -> None:
-        """Let running work commit what it has and give the rest back; Celery then waits for the tasks to return."""
+        """Let running work commit and release; Celery then waits for the tasks to return."""
         self.context.heartbeat.stop_all()
         if self.engine is not None:
             self.engine.slot_scheduler.close()
 
 
 def furnish(app: Celery, process: Process) -> None:
-    """Give the tasks of an app what they work with."""
+    """Attach a `Process` to an app, for its tasks."""
     app.process = process
 
 
@@ -105,7 +105,7 @@ def deliver() -> None:
 
 @signals.worker_process_init.connect
 def _child_begins(**_: object) -> None:
-    """Make a child of the prefork pool a worker of its own, with a heartbeat of its own."""
+    """Make a child of the prefork pool a worker with a heartbeat of its own."""
     config = settings()
     memory.few_arenas()  # LanceDB's threads are many
     furnish(current_app, Process(build(config, CPU_POOL), parser=Parser(limits_of(config))))
@@ -122,7 +122,7 @@ def _child_ends(**_: object) -> None:
 
 @signals.worker_ready.connect
 def _consuming(**_: object) -> None:
-    """Celery is up; an engine that takes longer settles once more."""
+    """Announce the worker when Celery is up, unless its engine still loads."""
     memory.freeze()
 
 

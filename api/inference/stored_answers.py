@@ -1,17 +1,17 @@
 """Store the answers to interactive clients: a row, and an object in storage with the request and the answer.
 
-    store    object ─▶ row      a crash between leaves an object that retention removes
+    store    object ─▶ row      a crash between the steps leaves an object that retention removes
     delete   row ─▶ object      likewise
 
-Each answer is stored once, though it may be asked for twice:
+Each answer is stored once, though it may be requested twice:
 
-    key       leased while the model takes its time ─▶ stored with the answer's row
-    stream    sent by several connections, one after another or at once ─▶ the first that reaches its end stores it
+    key       leased while the model works ─▶ stored with the answer's row
+    stream    sent by several connections, one after another or at once ─▶ the first that reaches the end stores it
 
-Each connection that reaches the end of a stream has the same to store. Two at the same moment write the same object,
-and the row of one of them stays.
+All connections of a stream have the same answer to store. Two at the same moment write the same object, and the row of
+one of them stays.
 
-A response in the background is a job too, whose input is the object: the worker writes the answer into it.
+A background response is also a job, whose input is the object: the worker writes the answer into it.
 """
 
 import asyncio
@@ -47,13 +47,13 @@ from jobs.requests.endpoints import RESPONSES
 
 
 class Reference(BaseModel):
-    """What an Idempotency-Key remembers: the answer itself lies in one place only."""
+    """The value that an Idempotency-Key stores: the id of the answer, which is stored once."""
 
     id: str
 
 
 Answered = dict[str, Any]
-#: Runs in one transaction what makes a row.
+#: Runs a function that makes a row, in one transaction.
 Run = Callable[[Make], object]
 
 
@@ -69,7 +69,7 @@ class StoredAnswers:
     param: str
 
     def prepare(self, call: CallContext, stored_answer: StoredAnswer, **columns: Any) -> Callable[[Session], Reference]:
-        """Write the object; return what inserts its row. Raises ProjectFull."""
+        """Write the object; return the function that inserts its row. Raises ProjectFull."""
         created = now()
         answer_id, data = str(stored_answer.response["id"]), encode(self.url, stored_answer)
         path, size = self.path(answer_id), len(data)
@@ -87,9 +87,10 @@ class StoredAnswers:
         return insert
 
     def once(self, call: CallContext, answer_id: str, keep: Callable[[Run], None]) -> None:
-        """Have `keep` write the object of an answer and run what makes its row, unless another connection did.
+        """Have `keep` write the object of an answer and insert its row, unless another connection did.
 
-        The audit knows for ever that an answer was stored: one that was deleted meanwhile is not stored again.
+        The audit log knows for ever that an answer was stored, so an answer that was deleted meanwhile is not stored
+        again.
         """
 
         def run(work: Make) -> None:
@@ -99,15 +100,15 @@ class StoredAnswers:
                         work(session)
                         return
                     deleted = session.get(self.table, answer_id) is None
-                if deleted:  # its object was written anew a moment ago
+                if deleted:  # its object was just written again
                     let_go(call.storage, [self.path(answer_id)])
-            except IntegrityError:  # at the same moment
+            except IntegrityError:  # another connection was faster
                 with call.db.read() as session:
                     if not self._was_stored(session, answer_id):
                         raise
 
         with call.db.read() as session:
-            if self._was_stored(session, answer_id):  # its object is not to be written again
+            if self._was_stored(session, answer_id):  # its object must not be written again
                 return
         keep(run)
 
@@ -148,11 +149,11 @@ async def answered_once(
     load: Callable[[str], Answered],
     show: Callable[[Answered], Answered] = dict,
 ) -> Response:
-    """Return what `answer` gives once `keep` has stored it, or its refusal; for a known key what `load` returns.
+    """Return the result of `answer` after `keep` has stored it, or its refusal; for a known key, the result of `load`.
 
-    The client is sent what `show` makes of either.
+    The client is sent `show` of either.
 
-    Raises InFlight, IdempotencyMismatch, and what the arguments raise.
+    Raises InFlight, IdempotencyMismatch, and the errors of the arguments.
     """
     async with once.leased() as lease, _renewed(lease):
         if lease.stored is not None:
@@ -168,7 +169,7 @@ async def answered_once(
 
 
 def referred(said: Response) -> str:
-    """Return the id in the answer that a key remembers."""
+    """Return the id in the value that a key stores."""
     return str(msgspec.json.decode(bytes(said.body))["id"])
 
 
@@ -179,12 +180,12 @@ def as_json(body: Mapping[str, Any], *, replayed: bool = False) -> Response:
 
 @asynccontextmanager
 async def _renewed(lease: Lease) -> AsyncIterator[None]:
-    """The key stays ours for as long as the model takes."""
+    """Renew the lease of the key while the model works."""
 
     async def heartbeat() -> None:
         while True:
             await asyncio.sleep(lease.once.config.beat_seconds)
-            with suppress(DatabaseBusy):  # the next one may come in time
+            with suppress(DatabaseBusy):  # the next heartbeat may come in time
                 await lease.heartbeat()
 
     renewing = asyncio.create_task(heartbeat())
@@ -192,7 +193,7 @@ async def _renewed(lease: Lease) -> AsyncIterator[None]:
         yield
     finally:
         renewing.cancel()
-        await asyncio.gather(renewing, return_exceptions=True)  # a key that was lost is found lost by `complete`
+        await asyncio.gather(renewing, return_exceptions=True)  # `complete` notices a lost key
 
 
 STORED_RESPONSES = StoredAnswers(StoredResponse, RESPONSES, responses.path, "response", "Response", "response_id")
@@ -213,7 +214,10 @@ _EXPIRED = {"code": "server_error", "message": "The response was not answered wi
 def prepare_background(
     call: CallContext, stored_answer: StoredAnswer, key: str | None, *, stream: bool
 ) -> Callable[[Session], Reference]:
-    """Write the object; return what inserts its row and the job that answers it. `stream`: its events are published."""
+    """Write the object; return the function that inserts its row and its job.
+
+    With `stream` its events are published.
+    """
     insert = STORED_RESPONSES.prepare(call, stored_answer)
 
     def submit(session: Session) -> Reference:
@@ -236,7 +240,10 @@ def prepare_background(
 
 
 def load_response(call: CallContext, response_id: str, *, reserve: bool = False) -> StoredAnswer:
-    """As it stands now; with `reserve` the request has reserved its bytes. Raises NotFound, and ProjectBusy then."""
+    """Load a response in its current state; with `reserve`, reserve its bytes for the request.
+
+    Raises NotFound, and with `reserve` ProjectBusy.
+    """
     with call.db.read() as session:
         row = STORED_RESPONSES.row(session, call, response_id)
         job = _job(session, row)
@@ -249,13 +256,13 @@ def load_response(call: CallContext, response_id: str, *, reserve: bool = False)
 
 
 def response_status(session: Session, call: CallContext, response_id: str) -> str | None:
-    """As SQL has it; None where the object alone says it. Raises NotFound."""
+    """Return the status in SQL, None where only the object has it. Raises NotFound."""
     job = _job(session, STORED_RESPONSES.row(session, call, response_id))
     return _STATUS.get(job.state) if job is not None else None
 
 
 def cancel_response(call: CallContext, response_id: str) -> StoredAnswer:
-    """Stop one in the background; one that has ended stays as it is. Raises NotFound, InvalidRequest."""
+    """Cancel a background response; an ended one stays as it is. Raises NotFound, InvalidRequest."""
     with call.db.write() as session:
         job = _job(session, STORED_RESPONSES.row(session, call, response_id))
         if job is None:
@@ -283,7 +290,7 @@ def _job(session: Session, row: StoredResponse) -> Job | None:
 
 
 def _stop(session: Session, call: CallContext, job: Job) -> bool:
-    """False when it ends, or is being stopped, already."""
+    """Stop the job; return False when it has ended or is being stopped already."""
     before = job.state
     try:
         return ledger.cancel(session, job.id, actor=call.actor).state != before
@@ -292,7 +299,7 @@ def _stop(session: Session, call: CallContext, job: Job) -> bool:
 
 
 def _as_it_stands(response: Mapping[str, Any], job: Job) -> dict[str, Any]:
-    """The object is the answer once the job has succeeded; it was written before."""
+    """Return the response with the job's state. A succeeded job has its answer in the object, written before."""
     status = _STATUS.get(job.state)
     if status is None:
         return dict(response)

@@ -131,7 +131,11 @@ def test_large_prompts_of_one_key_stop_no_answers_in_progress_and_nobody_who_com
 
     monkeypatch.setattr(shop.engine, "stream", held)
     monkeypatch.setattr(shop.engine, "answer", held_too)
-    with shop.open(concurrent=4, waiting=1), redis.Redis.from_url(shop.redis_url) as server, ThreadPoolExecutor(40) as pool:
+    with (
+        shop.open(concurrent=4, waiting=1),
+        redis.Redis.from_url(shop.redis_url) as server,
+        ThreadPoolExecutor(40) as pool,
+    ):
         streams = [stranger.chat.completions.create(**_CHAT, stream=True) for _ in range(4)]
         for one in streams:
             next(iter(one))

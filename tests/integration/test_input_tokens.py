@@ -39,7 +39,7 @@ def _own(shop: Shop, measure: Any = _words) -> dict[str, Any]:
 @pytest.fixture
 def shop(make_shop: Callable[..., Shop]) -> Iterator[Shop]:
     made = make_shop()
-    with made.open(own=_own(made)):
+    with made.open(handlers=_own(made)):
         yield made
 
 
@@ -120,7 +120,7 @@ def test_a_model_is_needed_and_one_that_there_is(shop: Shop) -> None:
 
 def test_an_engine_that_cannot_count_says_so(make_shop: Callable[..., Shop]) -> None:
     shop = make_shop()
-    with shop.open(own=_own(shop, _guess)), pytest.raises(openai.BadRequestError) as refused:
+    with shop.open(handlers=_own(shop, _guess)), pytest.raises(openai.BadRequestError) as refused:
         _count(shop, input="x")
 
     assert (refused.value.param, refused.value.code) == ("model", "unsupported_value")
@@ -136,7 +136,7 @@ def test_without_a_worker_it_is_503(make_shop: Callable[..., Shop]) -> None:
 def test_with_a_worker_that_has_lost_its_model_it_is_503_as_for_a_chat(make_shop: Callable[..., Shop]) -> None:
     shop = make_shop()
     away = Router([], shop.app.state.services.registry())
-    with shop.open(own=_own(shop, away.length)), pytest.raises(openai.InternalServerError) as busy:
+    with shop.open(handlers=_own(shop, away.length)), pytest.raises(openai.InternalServerError) as busy:
         _count(shop, input="x")
 
     assert (busy.value.status_code, busy.value.code) == (503, "engine_busy")

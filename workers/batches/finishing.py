@@ -1,13 +1,13 @@
-"""Finishing: stream a job's segments into its output and error file, once per line, in the order of the input.
+"""Finish a batch: stream its segments into an output and an error file, once per line, in the order of the input.
 
     claim ─▶ each shard: its segments' records, by line ─┬─ good ─▶ output file
                 └─ lines without a record ─▶ batch_expired / batch_cancelled ─┴─▶ error file
           ─▶ files durable ─▶ one transaction: file rows, final counts, terminal state
 
-Counts and tokens are those of the records read here, so that what the job says is what its files hold. Memory holds
-one shard's records while they are small; of larger ones (vectors may be megabytes a line) where each lies. A finisher
-that dies leaves two files that nobody points to; the next one writes its own.
-Where results are gone from the storage the job fails after some tries, and a retry of it runs everything again.
+Counts and tokens are summed over the records read here, so that the job's numbers match its files. Memory holds the
+records of one shard while they are small; of larger ones (vectors may be megabytes a line) only their locations. A
+finisher that dies leaves two orphaned files; the next one writes its own.
+Where results are missing in the storage, the job fails after some tries, and a retry of it runs every line again.
 """
 
 import logging
@@ -37,7 +37,7 @@ from workers.runtime.output_lines import Record
 
 log = logging.getLogger(__name__)
 _SHARDS_AT_ONCE = 100
-_HELD_BYTES = 32 << 20  # of a shard's results: of more, one is read at a time
+_HELD_BYTES = 32 << 20  # of a shard's results; larger results are read one at a time
 _REASONS = {JobState.EXPIRING: output_lines.EXPIRED, JobState.CANCELLING: output_lines.CANCELLED}
 
 
@@ -49,12 +49,15 @@ def finish(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
 
 
 class ResultsLost(NotFound):
-    """A shard is done, but not every line of it has a result."""
+    """A shard is done, but some of its lines have no result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """A job's files, durable, and what its row is to say. Nobody points to them yet. `outcomes`: lines by word."""
+    """The durable files of a job, and the values for its row. No row points to them yet.
+
+    `outcomes` counts lines by outcome.
+    """
 
     values: Mapping[str, Any]
     files: Sequence[File]
@@ -66,7 +69,7 @@ class Results:
 
 
 def assemble(context: Context, job: Job, batch: Sequence[Record], tally: Tally) -> Results | None:
-    """Of a job whose every line was answered just now: its segment need not be read. None: the storage takes none."""
+    """Write the files of a job from the records of its only segment; return None where the storage is unavailable."""
     counts = {"completed": tally.done - tally.failed, "failed": tally.failed, **tally.tokens(), "total": job.total}
     try:
         with ExitStack() as stack:
@@ -87,7 +90,7 @@ def _results(output: "_Output", errors: "_Output", values: dict[str, Any], words
 
 @dataclass(frozen=True, slots=True)
 class _Location:
-    """Where a record lies: its segment's path, and bytes in it."""
+    """The location of a record: the path of its segment, offset and length in bytes."""
 
     path: str
     offset: int
@@ -98,7 +101,7 @@ _Found = dict[int, tuple[bool, bytes | _Location]]
 
 
 class _Output:
-    """A file of the job that comes into being with its first line."""
+    """A file of the job, created with its first line."""
 
     def __init__(self, context: Context, stack: ExitStack, job: Job, name: str) -> None:
         self._context = context
@@ -116,7 +119,7 @@ class _Output:
         self.bytes += len(line) + 1
 
     def row(self) -> File | None:
-        """Its row, or None when nothing was written (OpenAI shows null)."""
+        """Return the file's row, None when no line was written (OpenAI shows null)."""
         if self._handle is None:
             return None
         payload = Batch.model_validate(self._job.payload)
@@ -135,7 +138,7 @@ class _Output:
 
 
 class _Finisher:
-    """One assembly of one job's results."""
+    """One run of assembling a job's results."""
 
     def __init__(self, context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
         self.context = context
@@ -158,7 +161,7 @@ class _Finisher:
                     if self.handle.lost.is_set():
                         raise ClaimLost
                     self._shard(shard, segments)
-        self._close()  # the files are durable now: the stack's writers have closed
+        self._close()  # the stack has closed the writers: the files are durable
 
     def _shards(self) -> Iterator[tuple[Shard, list[Segment]]]:
         page = self._page(-1)
@@ -205,7 +208,7 @@ class _Finisher:
         return output_lines.parse(self.context.storage.piece(location.path, location.offset, location.length))[2]
 
     def _unrun(self, shard: Shard, found: _Found) -> None:
-        """Lines that were not executed: they get an error line and count for nothing."""
+        """Write error lines for lines that were not executed. They are not counted."""
         if self.reason is None:
             raise ResultsLost(f"{shard.lines - len(found)} lines of shard {shard.n} have none.")
         self.outcomes.update(dict.fromkeys(outcomes.unanswered(self.reason[0]), shard.lines - len(found)))
@@ -217,7 +220,7 @@ class _Finisher:
                 found[line] = (False, output_lines.unanswered(item_id, lines.id_of(raw) or "", *self.reason))
 
     def _never_ran(self) -> None:
-        """Stopped before it was planned: every line that names itself gets its error line."""
+        """Write an error line for each readable line of a job that was stopped before it was planned."""
         assert self.reason is not None
         if self.job.input_path is None:
             return

@@ -1,16 +1,16 @@
-"""Planning: read a batch's input once, check every line, cut it into shards of bytes.
+"""Plan a batch: read its input once, check every line, and cut it into shards of bytes.
 
     claim ─▶ each line: check, add to the shard being filled ─▶ planned      the job runs, the last shards with it
                  │            └─ 50 shards: one transaction
-                 └─ bad lines ─▶ rejected, with line numbers                 the job fails, nothing was run
+                 └─ bad lines ─▶ rejected, with line numbers                 the job fails, no line was run
 
-Memory holds one line, the shard's numbers and 8 bytes per `custom_id`. A planner that dies is followed by another
-that removes the shards of the first and starts again; until `planned`, no shard's message means anything.
+Memory holds one line, the shard's numbers and 8 bytes per `custom_id`. When a planner dies, the next one removes its
+shards and starts again; until the job is planned, messages of its shards are ignored.
 
-Small inputs are planned together: what one message names is read first, in memory, then claimed and planned in one
-transaction. No claim is held meanwhile: so little is read sooner than a claim is written. Two workers that read the
-same meet at the claim, and of one that dies nothing is left but messages that will be published again. What is
-larger, or not the first try, or out of the ordinary, is planned alone.
+Small inputs are planned together: the jobs of one message are read first, in memory, then claimed and planned in one
+transaction. They are read without a claim, because reading takes less time than writing one. Two workers that read the
+same jobs meet at the claim; a worker that dies leaves only messages, which are published again. A job that is larger,
+or not at its first try, or unusual, is planned alone.
 """
 
 import logging
@@ -44,7 +44,7 @@ from workers.runtime.heartbeat import ClaimHandle
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-#: Errors a rejected batch names, at most.
+#: Limit of the errors of a rejected batch.
 MAX_ERRORS = 1000
 _SHARDS_AT_ONCE = 50
 
@@ -55,7 +55,7 @@ def plan(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
 
 
 class Planner:
-    """One pass over one input. `queues` remembers the routes of (model, endpoint, project) that were asked for."""
+    """One pass over one input. `queues` caches the queue of each (model, endpoint, project)."""
 
     def __init__(
         self,
@@ -74,14 +74,14 @@ class Planner:
         self.queue: str | None = None
         self.serves_as: str | None = None
         self.total = self.inputs = self.bytes = 0
-        self.cut = 0  # shards so far, the one being filled included
+        self.cut = 0  # shards so far, with the one being filled
         self.filling: Shard | None = None
         self.full: list[Shard] = []
 
     def run(self) -> None:
         if self.context.low_on_disk():
             raise Abandoned(5.0, "disk")
-        if self.claim.epoch > 1:  # somebody planned it before us
+        if self.claim.epoch > 1:  # an earlier planner may have cut shards
             self._clear()
         path = _input_path(self.context, self.claim)
         if isinstance(path, lines.Bad):
@@ -97,7 +97,10 @@ class Planner:
             self._write(self._rejected)
 
     def draft(self) -> bool:
-        """The same, but that nothing is claimed or written yet. False where the input is not small."""
+        """Read and check a small input without a claim and without writing.
+
+        Return False where the input is not small.
+        """
         path = self.claim.job.input_path
         if path is None or self.context.storage.size(path) > SMALL_BYTES:
             return False
@@ -105,7 +108,7 @@ class Planner:
         return True
 
     def conclude(self, session: Session, claim: JobClaim) -> None:
-        """Write what was drafted, under a claim of the same transaction. Run twice it asks for tokens anew."""
+        """Write the draft, under a claim of the same transaction. A second run counts the tokens anew."""
         self.claim, found = claim, list(self.errors)
         if not self.errors and not self._planned(session):
             self._complain_of_tokens()
@@ -124,7 +127,10 @@ class Planner:
         self.errors.append(batches.quota_refusal(self.config.project_max_queued_tokens))
 
     def _planned(self, session: Session) -> bool:
-        """Let it run, unless that is more than the project may have; of two that plan at once, one counts the other."""
+        """Let the job run, unless its project would exceed its quota.
+
+        Of two planners at once, each counts the other's job.
+        """
         if self._over_token_limit(session):
             return False
         shards.cut(session, self.claim, self.queue or "", self.full)
@@ -135,7 +141,7 @@ class Planner:
         return True
 
     def _asked(self, model: str) -> str:
-        """The model that will be asked: what a retry overrides is laid over each line."""
+        """Return the model of a line after a retry's overrides."""
         overrides = self.claim.job.payload.get("overrides") or {}
         return overrides.get("model") or model
 
@@ -200,7 +206,7 @@ class Planner:
             self.filling = None
 
     def _flush(self) -> None:
-        """Commit full shards, many at a time; between transactions others write."""
+        """Commit full shards, many at a time; other processes write between the transactions."""
         if len(self.full) < _SHARDS_AT_ONCE:
             return
         if self._ended:
@@ -248,7 +254,7 @@ class Planner:
         self.errors.append(lines.Bad(code, message))
 
     def _clear(self) -> None:
-        """Remove what an earlier planner (or this one, before an error) has cut."""
+        """Remove the shards of an earlier planner, or of this one before an error."""
         while self._write(lambda session: shards.uncut(session, self.claim, WRITE_ROWS)):
             self.context.db.breathe(self.context.stop)
 
@@ -256,7 +262,7 @@ class Planner:
         return self.context.db.retrying(work, self.context.stop)
 
 
-# ── which bytes a job reads: its input file, or, for a retry, a copy of the lines that the retry runs ──
+# ── the input of a job: its file, or, for a retry, a copy of the lines that the retry runs ──
 
 
 def _missing_file(job: Job) -> lines.Bad:
@@ -265,7 +271,7 @@ def _missing_file(job: Job) -> lines.Bad:
 
 
 def _input_path(context: Context, claim: JobClaim) -> str | lines.Bad:
-    """Where the job's input lies, or why it has none: its file may not be read, or nobody knows what it is to retry."""
+    """Return the path of the job's input, or the error of a file or of a retry without known lines."""
     job = claim.job
     if job.input_path is None:
         return _missing_file(job)
@@ -289,8 +295,10 @@ def _input_path(context: Context, claim: JobClaim) -> str | lines.Bad:
 
 
 def _queued_bytes(session: Session, job: Job) -> int:
-    """Bytes of input that the project's other live jobs still read. Its row stays locked: nobody adds to them."""
-    session.get(Project, job.project_id, with_for_update={"key_share": True})  # new jobs may name it meanwhile
+    """Return the bytes of input that the project's other live jobs still read. Locks the project's row, so that no
+    other planner adds to them.
+    """
+    session.get(Project, job.project_id, with_for_update={"key_share": True})  # new jobs may still name it
     return batches.queued_bytes(session, job.project_id, excluded=job.id)
 
 
@@ -301,7 +309,7 @@ def _chosen_lines(session: Session, job_id: str, which: Which) -> Callable[[int]
     noted = dict.fromkeys(firsts, 0)
     column = Segment.cut_off if which == batches.LENGTH else Segment.good
     for n, bitmap in session.execute(select(Segment.n, column).where(Segment.job_id == job_id)):
-        if n in noted:  # otherwise retention is deleting the job, and its results are not known
+        if n in noted:  # else retention is deleting the job, and its results are unknown
             noted[n] |= int.from_bytes(bitmap or b"", "little")
     spans = deque((first, noted[n]) for n, first in firsts.items())
 
@@ -330,7 +338,7 @@ _UNTOUCHED = select(Job).where(
 
 
 def plan_small(context: Context, job_ids: Sequence[str]) -> list[str]:
-    """Plan those of the jobs that are small, all or none; return the ids of the others."""
+    """Plan the small ones among these jobs, all or none; return the ids of the others."""
     drafts = {} if context.low_on_disk() else _drafts(context, job_ids)
     if drafts and not _plan_drafts(context, drafts):
         return list(job_ids)
@@ -338,7 +346,7 @@ def plan_small(context: Context, job_ids: Sequence[str]) -> list[str]:
 
 
 def _drafts(context: Context, job_ids: Sequence[str]) -> dict[str, Planner]:
-    """The plans of those whose input is small, by job; in order of their ids, as rows are locked."""
+    """Return the drafts of the jobs with small inputs, by job, in the order of their ids, in which rows are locked."""
     with context.db.read() as session:
         jobs = session.scalars(_UNTOUCHED, {"ids": job_ids}).all()
     queues: dict[tuple[str, str, str], Route] = {}
@@ -347,33 +355,40 @@ def _drafts(context: Context, job_ids: Sequence[str]) -> dict[str, Planner]:
 
 
 def _drafted(planner: Planner) -> bool:
-    """What goes wrong goes wrong again where it is planned alone, and is dealt with there."""
+    """Draft one job.
+
+    Return False after an error, which will occur again, and be handled, when the job is planned alone.
+    """
     try:
         return planner.draft()
     except (Abandoned, NotFound, StorageUnavailable, StorageFull):
         return False
-    except Exception:  # the boundary of one job: its neighbours are planned all the same
+    except Exception:  # must not keep the other jobs from being planned
         log.exception("draft_failed", extra={"job_id": planner.claim.job.id})
         return False
 
 
 def _plan_drafts(context: Context, drafts: Mapping[str, Planner]) -> bool:
-    """False: one of them cannot be planned, and nothing was written. One at a time, the others can."""
+    """Write the drafts in one transaction. Return False where one of them cannot be planned: nothing was written, and
+    the others can be planned one at a time.
+    """
     try:
         context.db.retrying(lambda session: _claim_and_plan(session, drafts, context.worker_id), context.stop)
     except DatabaseBusy:
         raise
-    except Exception:  # the boundary of these jobs: planned one at a time, the one that breaks fails alone
+    except Exception:  # planned one at a time, only the broken job fails
         log.exception("planning_together_failed", extra={"jobs": len(drafts)})
         return False
     return True
 
 
 def _claim_and_plan(session: Session, drafts: Mapping[str, Planner], worker_id: str) -> None:
-    """Run twice, it finds nothing to claim. Rows of jobs are locked by their ids, then those of projects by theirs."""
+    """Claim the jobs and write their drafts. A second run finds nothing to claim. Rows of jobs are locked by their ids,
+    then rows of projects by theirs.
+    """
     claims = [ledger.claim(session, job_id, Task.PLAN, worker_id) for job_id in drafts]
     for claim in sorted(filter(None, claims), key=lambda claim: claim.job.project_id):
         if claim.epoch == 1:
             drafts[claim.job.id].conclude(session, claim)
-        else:  # somebody has planned it in part, since it was read
+        else:  # another planner has cut shards since it was read
             ledger.release(session, claim.job.id, claim.epoch)

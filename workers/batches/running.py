@@ -1,14 +1,14 @@
-"""Running a shard: claim it, answer the lines that no segment covers, commit segments, close it or give it back.
+"""Run a shard: claim it, answer the lines that no segment covers, commit segments, close the shard or release it.
 
     claim ─▶ items ─▶ engine loop ──answers──▶ buffer ──every second, and at the end──▶ file, fsync ─▶ one transaction
                           ▲                                                                  │
-      stop (cancel, expiry, shutdown): abort, commit what is there, give back                ├─ ClaimLost: dropped
-      GaveUp (engine away): commit; `workers.lifecycle` gives the shard back                 └─ last: shard done,
+      stop (cancel, expiry, shutdown): abort, commit the buffer, release                     ├─ ClaimLost: dropped
+      GaveUp (engine unavailable): commit; `workers.lifecycle` releases the shard            └─ last: shard done,
                                                   and a job of one shard is finished at once, if it has one segment
                                                   in that same transaction
 
 The Celery thread owns SQL and files; the engine's loop owns the requests. After repeated stalls the shard is run in
-isolation mode, one line at a time, so that a line that kills the worker names itself.
+isolation mode, line by line, so that a line that kills its worker is known.
 """
 
 import logging
@@ -46,7 +46,10 @@ _BROKE = "engine_error"
 
 
 class LineRun(ShardRun):
-    """One claim on one shard of lines. A job with one shard `ends_at_once`, with its only segment."""
+    """One claim on one shard of lines.
+
+    If `ends_at_once`, a job with one shard and one segment ends in the transaction of that segment.
+    """
 
     ends_at_once = True
 
@@ -70,7 +73,7 @@ class LineRun(ShardRun):
         self._close()
 
     def release(self, delay: float, waiting_for: str | None) -> None:
-        """End the claim without closing the shard; how often each line broke is kept."""
+        """End the claim without closing the shard, and store the failures of each line."""
         histories = {item.line: item.failures.to_list() for item in self.items}
         self.claim.faults.update({line: history for line, history in histories.items() if any(history)})
         super().release(delay, waiting_for)
@@ -79,12 +82,12 @@ class LineRun(ShardRun):
         """Return the items of the lines that are not covered, and records for lines that are refused."""
         return read_items(self.context, self.claim, Batch.model_validate(self.claim.job.payload))
 
-    def asking(self) -> Callable[[Request], Awaitable[Answer]] | None:
-        """Return what asks the engine for an answer, if it is not the engine host itself."""
+    def answer_function(self) -> Callable[[Request], Awaitable[Answer]] | None:
+        """Return the function that answers requests, None for the engine's own."""
         return None
 
     def _run_isolated(self) -> None:
-        """One line at a time, named before it is tried; a line that has killed its workers is not tried again."""
+        """Run one line at a time and record it first. A line that has killed its workers fails."""
         log.warning("shard_isolated", extra={"job_id": self.claim.job.id, "shard": self.claim.n})
         for item in self.items:
             claim = self.claim
@@ -98,11 +101,11 @@ class LineRun(ShardRun):
                 return
 
     def _answer(self, items: list[Item]) -> None:
-        """Answer on the loop, commit on this thread while it goes on."""
+        """Answer the items on the engine's loop, and commit their answers on this thread meanwhile."""
         self.handle.changed.clear()
         if self.handle.ended:
             return
-        answering = Answering(self.host, self.tries, self._emit, self.asking())
+        answering = Answering(self.host, self.tries, self._emit, self.answer_function())
         future = self.host.call(answering.run([item for item in items if not item.failures.is_spent(self.tries)]))
         future.add_done_callback(lambda _: self.handle.changed.set())
         try:
@@ -111,10 +114,10 @@ class LineRun(ShardRun):
         except CancelledError:
             return
         except GaveUp:
-            self._commit()  # the other lines' answers are there
+            self._commit()  # the other lines have their answers
             raise
         finally:
-            future.cancel()  # whatever keeps us from storing answers: nothing more is asked
+            future.cancel()  # after any error: no more requests are sent
         for item in broken + [item for item in items if item.failures.is_spent(self.tries) and item.fault is None]:
             self._give_up(item)
 
@@ -125,13 +128,13 @@ class LineRun(ShardRun):
                 raise ClaimLost
             if self.handle.stop.is_set():
                 future.cancel()
-                self.host.call(_nothing()).result()  # the loop has seen the cancellation
+                self.host.call(_nothing()).result()  # so that the loop has handled the cancellation
                 return
             if not future.done() and self.buffer:
                 self._commit()
 
     def _close(self) -> None:
-        """The last segment: with every line covered the shard is done, otherwise it goes back."""
+        """Commit the last segment: the shard is done if every line is covered, else it is released."""
         if self.handle.lost.is_set():
             raise ClaimLost
         self._commit()
@@ -139,7 +142,7 @@ class LineRun(ShardRun):
             self.release(0.0, None)
 
     def _commit(self) -> None:
-        """One segment: its file, durable, then its row with the shard's sums."""
+        """Write a segment: its file, durable, then its row with the sums of the shard."""
         batch = [self.buffer.popleft() for _ in range(len(self.buffer))]
         if self.closed or (not batch and self.left):
             return
@@ -159,13 +162,16 @@ class LineRun(ShardRun):
             raise
         self._discard(results)
         if last and not self.context.db.sqlite and self.finishing is None:
-            # two last shards may each have seen the other open: look again, now that both are committed
+            # two last shards may each have seen the other open: check again, now that both are committed
             self._write(lambda session: ledger.advance_job(session, self.claim.job.id, actor=self._actor))
         self.seq += 1
         self.closed = last
 
     def _discard(self, results: Results | None) -> None:
-        """What the job did not end with. After another error it may have: whatever nobody points to is found later."""
+        """Discard results that the job did not end with.
+
+        After an error they may be in use: retention removes orphans later.
+        """
         if results and not self.ended:
             results.discard(self.context)
 
@@ -183,7 +189,10 @@ class LineRun(ShardRun):
             ledger.advance_job(session, self.claim.job.id, actor=self._actor, locked=job)
 
     def _go_on(self, session: Session, job: Job, results: Results | None) -> None:
-        """The right to finish the job, with its results its end. Run twice it is the first one's, if that counts."""
+        """Claim the finish of the job, and end it if there are `results`.
+
+        A second run keeps the first claim if that counts.
+        """
         before, worker_id = self.finishing, self.context.worker_id
         if before and (job.epoch, job.worker_id) == (before.epoch, worker_id):
             self.finishing = JobClaim(job, before.epoch, worker_id)
@@ -202,7 +211,7 @@ class LineRun(ShardRun):
         self.buffer.extend(output_lines.answered(follower, answer, item) for follower in item.followers)
 
     def _give_up(self, item: Item) -> None:
-        """A line that broke every time: with the engine's own error answer where it gave one."""
+        """Record a line that failed at each try, with the engine's own error answer where it gave one."""
         fault = item.fault
         answer = fault.answer if isinstance(fault, EngineFault) else None
         if answer is not None:
@@ -237,19 +246,19 @@ def _tally(batch: list[Record]) -> Tally:
 
 
 async def _nothing() -> None:
-    """Runs after whatever the loop had to do before it."""
+    """Run on the loop after all callbacks that were scheduled before."""
 
 
-# ── the lines of a shard as items: parsed, the job's overrides laid over them, so ordered that shared prefixes meet ──
+# ── the lines of a shard as items: parsed, with the job's overrides, ordered so that shared prefixes are neighbours ──
 
 _decode = msgspec.json.Decoder(dict).decode
 _INVALID = b'{"error":{"message":"%b","type":"invalid_request_error","param":null,"code":"invalid_request"}}'
 
 
 def read_items(context: Context, claim: ShardClaim, batch: Batch | None) -> tuple[list[Item], list[Record]]:
-    """Return the items of the lines that are not covered, and records for those whose body no engine should take.
+    """Return the items of the lines that are not covered, and records for lines whose body no engine should get.
 
-    Without a `batch` the lines are taken as they are: the API judged them when they came in.
+    Without a `batch` the lines are taken as they are: the API checked them.
     """
     job = claim.job
     overrides = batch.overrides if batch else {}
@@ -278,7 +287,9 @@ def read_items(context: Context, claim: ShardClaim, batch: Batch | None) -> tupl
 
 
 def _maker(claim: ShardClaim) -> Callable[[int, str, dict[str, Any]], Item]:
-    """Items of its lines. What they have in common is looked up once: the job's columns are no plain attributes."""
+    """Return a function that makes the items of a claim's lines. Their common values are looked up once, because
+    reading a job's columns is slow.
+    """
     job, n, epoch, faults = claim.job, claim.n, claim.epoch, claim.faults
     job_id = job.id
     ask = partial(Request, job.endpoint, priority=-job.priority, tenant=job.project_id, job_id=job_id)
@@ -292,7 +303,7 @@ def _maker(claim: ShardClaim) -> Callable[[int, str, dict[str, Any]], Item]:
 
 
 def _deduped(found: list[tuple[bytes, Item]]) -> list[Item]:
-    """Equal bodies are neighbours after sorting: the first leads, the others follow."""
+    """Merge equal bodies, which are neighbours after sorting: the first item leads, the others follow."""
     leaders: list[Item] = []
     previous: bytes | None = None
     for body, item in found:
@@ -305,7 +316,7 @@ def _deduped(found: list[tuple[bytes, Item]]) -> list[Item]:
 
 
 def _refused(endpoint: str, body: dict[str, Any]) -> Answer | None:
-    """Of a batch's line, which is to be kept nowhere."""
+    """Return the refusal of a batch's line; None for a good one, which is told to be stored nowhere."""
     try:
         lines.check_alone(endpoint, body)
     except InvalidRequest as error:

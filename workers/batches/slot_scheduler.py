@@ -23,15 +23,12 @@ class Decision(Enum):
     """The decision about a message."""
 
     ADMITTED = "admitted"
-    DUPLICATE = "duplicate"  # the same shard waits here already
+    DUPLICATE = "duplicate"  # the same shard is waiting here already
     REFUSED = "refused"
 
 
 class SlotScheduler:
-    """`slots` run, and others wait, until both together come to twice that: so many are published.
-
-    No share is above one.
-    """
+    """Run `slots` slots' worth of shards, and let as many more wait. No slot weight is above one."""
 
     def __init__(self, slots: int) -> None:
         self._slots = Limit(slots, line=slots)
@@ -40,7 +37,7 @@ class SlotScheduler:
 
     @property
     def threads(self) -> int:
-        """That many run at once, if all of them are as small as can be, and so many more that others can wait."""
+        """Return the number of threads: for the smallest shards running at once, and for those that wait."""
         return int(self._slots.size) * (SHARDS_PER_SLOT + 1)
 
     @property
@@ -50,7 +47,7 @@ class SlotScheduler:
 
     @contextmanager
     def enter(self, key: Key, slot_weight: float) -> Iterator[Decision]:
-        """Wait for room, and hold it until the end."""
+        """Wait for room in the slots, and take it until the block ends."""
         decision = self._wait(key, slot_weight)
         try:
             yield decision
@@ -59,7 +56,7 @@ class SlotScheduler:
                 self._slots.release(slot_weight)
 
     def close(self) -> None:
-        """Turn away those that wait, and all that come: nothing more is begun."""
+        """Refuse the shards that wait and all later ones, so that no new shard begins."""
         self._slots.close()
 
     def _wait(self, key: Key, slot_weight: float) -> Decision:

@@ -165,7 +165,7 @@ class ResponseRun(LineRun):
         """Take the line as it is: the API judged it when it came in, and it continues a conversation."""
         return read_items(self.context, self.claim, None)
 
-    def asking(self) -> Callable[[Request], Awaitable[Answer]] | None:
+    def answer_function(self) -> Callable[[Request], Awaitable[Answer]] | None:
         """Publish the events of a response that somebody wants to follow."""
         job = self.claim.job
         if not Response.model_validate(job.payload).stream:

@@ -1,10 +1,10 @@
-"""Answering the lines of a shard: all at once, then fewer and fewer at a time for those whose request breaks.
+"""Answer the lines of a shard: all at once, then in smaller and smaller groups those that failed.
 
-When an engine dies, every line in flight is a suspect: most are innocent. Each round has fewer lines in flight (see
-`workers.runtime.output_lines`), so that an innocent line soon succeeds among fewer, and the poison is alone in the
-end. What never reached the model (busy, refused, circuit open) counts for nobody: the line waits, and when nothing
-has been answered for a while, and the engine is at nothing either, the whole shard is given back with a delay: at
-once where nobody has the model.
+When an engine dies, every line in flight is a suspect, and most suspects are innocent. Each round has smaller groups
+(see `workers.runtime.output_lines`), so that an innocent line soon succeeds, and the poison line is isolated in the
+end. A request that never reached the model (busy, refused, circuit open) counts against no line: the line waits. When
+no line was answered for a while, and the engine has no request in progress, the whole shard is released with a delay:
+at once where no engine has the model.
 """
 
 import asyncio
@@ -22,9 +22,9 @@ _PAUSE = 0.5
 
 
 class Answering:
-    """One run over the items of a shard. `emit` is called on the loop, once per item that got an answer.
+    """One run over the items of a shard. `emit` is called on the loop, once per answered item.
 
-    `ask` asks the engine, in its own way where one is given.
+    `ask` sends a request; by default to the engine.
     """
 
     def __init__(
@@ -39,11 +39,11 @@ class Answering:
         self._tries = tries
         self._emit = emit
         self._last_sign = time.monotonic()
-        self._begun: dict[int, tuple[float, Item]] = {}  # when the engine was asked
+        self._begun: dict[int, tuple[float, Item]] = {}  # when the request was sent
 
     async def run(self, items: Sequence[Item]) -> list[Item]:
-        """Answer all; returns the items that broke every time. Raises GaveUp, CancelledError."""
-        with self._host.asking(self._in_flight):
+        """Answer all items; return those that failed at each try. Raises GaveUp, CancelledError."""
+        with self._host.reporting(self._in_flight):
             return await self._run(items)
 
     async def _run(self, items: Sequence[Item]) -> list[Item]:
@@ -59,7 +59,7 @@ class Answering:
         return spent
 
     async def _round(self, items: list[Item], width: int | None) -> None:
-        """One try of each. A GaveUp of one ends the round for all."""
+        """Try each item once. A GaveUp of one ends the round for all."""
         waiting = iter(items)
 
         async def lane() -> None:
@@ -74,10 +74,10 @@ class Answering:
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         for task in tasks:
-            task.result()  # raises CancelledError of a lane that was cancelled alone, which the group ignores
+            task.result()  # raises the CancelledError of a single lane, which the group ignores
 
     async def _try(self, item: Item) -> None:
-        """Ask until the engine takes the request; then it has an answer or one fault more."""
+        """Send a request until the engine takes it; record its answer or its failure."""
         slot = self._host.isolated if item.failures.must_isolate(self._tries) else self._host.line
         while True:
             generation = self._host.generation
@@ -136,7 +136,7 @@ class Answering:
 
 
 def _suspect(item: Item) -> Suspect:
-    """By ids alone: of the job, the line's own, and its client's."""
+    """Return an item as a suspect, named by ids alone: the job's, the line's, and the client's."""
     name = f"{item.request.job_id} {item.id} ({item.custom_id})" if item.custom_id else item.id
     return Suspect(name, str(item.request.body.get("model")), item.failures.deaths)
 

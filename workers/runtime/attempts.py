@@ -1,4 +1,4 @@
-"""One attempt at a piece of work: its claim, how it says that it has to wait, and what runs of shards share."""
+"""One attempt at a piece of work: its claim, the exception that delays it, and the base of runs of shards."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -49,10 +49,10 @@ def claim_shard(context: Context, job_id: str, n: int, *, queue: str | None = No
 
 
 def _claimed(context: Context, take: Callable[[Session], C | None], free: Callable[[Session, C], None]) -> C | None:
-    """Claim again where the answer to a claim was lost: it may have been committed, and nobody would hold it.
+    """Claim again where the database's answer to a claim was lost: the claim may have been committed.
 
-    What may have been claimed is freed and claimed anew in one transaction. It comes under another epoch, so that a
-    thread of this worker that has come to the old claim meanwhile is fenced.
+    What may have been claimed is released and claimed again in one transaction, under another epoch. So a thread of
+    this worker that holds the former claim has lost it.
     """
     taken: list[C] = []
 
@@ -67,7 +67,7 @@ def _claimed(context: Context, take: Callable[[Session], C | None], free: Callab
 
 
 class Abandoned(Exception):
-    """The claim ended, or the work has to wait; `delay` and `waiting_for` say how it goes on."""
+    """The claim ended, or the work has to wait: for `delay` seconds, and for `waiting_for`."""
 
     def __init__(self, delay: float = 0.0, waiting_for: str | None = None) -> None:
         super().__init__(waiting_for)
@@ -76,7 +76,7 @@ class Abandoned(Exception):
 
 
 def stop_all(context: Context, claim: JobClaim, end: JobState, errors: Sequence[Mapping[str, Any]] = ()) -> None:
-    """Stop all that a job which comes to this `end` will not make, some in each transaction. Raises ClaimLost."""
+    """Stop all shards that a job with this `end` will not run, some in each transaction. Raises ClaimLost."""
     while context.db.retrying(partial(ledger.stop, claim=claim, end=end, errors=errors)):
         context.db.breathe(context.stop)
 
@@ -84,7 +84,7 @@ def stop_all(context: Context, claim: JobClaim, end: JobState, errors: Sequence[
 class ShardRun:
     """One claim on one shard.
 
-    `closed`: all of the shard is done. `finishing`: the claim on the job that came with that. `ended`: the job ended.
+    `closed`: the shard is done. `finishing`: the claim on the job's finish that came with it. `ended`: the job ended.
     """
 
     finishing: JobClaim | None = None
@@ -99,7 +99,7 @@ class ShardRun:
 
     @property
     def is_isolated(self) -> bool:
-        """Whether lines are run one at a time, each named before, since workers died of this shard."""
+        """Return whether the shard is in isolation mode: workers died of it, so it runs one line at a time."""
         return self.claim.stalls >= self.context.config.stalls_before_careful or self.claim.isolated_line is not None
 
     def has_killed_workers(self, line: int) -> bool:
@@ -107,7 +107,7 @@ class ShardRun:
         return line == self.claim.isolated_line and self.claim.isolated_attempts >= _ISOLATED_ATTEMPTS
 
     def all(self) -> None:
-        """Run what no segment covers.
+        """Run the lines that no segment covers.
 
         Raises Abandoned, ClaimLost, GaveUp, StorageFull, StorageUnavailable, NotFound.
         """

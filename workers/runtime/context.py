@@ -1,4 +1,4 @@
-"""What a worker process works with, built once per process and handed to the handlers."""
+"""The collaborators of a worker process, built once and handed to the handlers."""
 
 import logging
 import threading
@@ -22,29 +22,29 @@ from workers.vectors.base import Vectors
 from workers.vectors.open_vectors import claim_vectors, deployment_name, open_vectors
 
 log = logging.getLogger(__name__)
-#: To PostgreSQL. Each is a process there that gets as much of its CPU as one that works for a client.
+#: Connections to PostgreSQL. Each is a process there, which competes with those of the API for the CPU.
 _CONNECTIONS = 4
-_WRITES_BEFORE_TENDING = 64  # what was written since is searched without an index, and slowly
+_WRITES_BEFORE_TENDING = 64  # entries written since the last tending are searched without an index, slowly
 
 
 @dataclass(slots=True)
 class Standing:
-    """What this worker says of itself; each heartbeat writes it."""
+    """The worker's description of itself, written by each heartbeat."""
 
     state: str = "ready"
     models: tuple[str, ...] = ()
     restarts: int = 0
     host_devices: str | None = None
     engines: dict[str, Any] = field(default_factory=dict)  # see `workers.runtime.quarantine`
-    phase_of: Callable[[str], str] = lambda _model: ""  # what the engine of a model does while it starts
+    phase_of: Callable[[str], str] = lambda _model: ""  # the step at which the engine of a model starts
 
     def described_engines(self) -> dict[str, Any]:
-        """Return `holds` with the phase of each engine that starts."""
+        """Return `engines` with the phase of each engine that starts."""
         return {name: how if how["up"] else {**how, "phase": self.phase_of(name)} for name, how in self.engines.items()}
 
 
 class LazyVectors:
-    """The vector database, opened by whoever needs it first: most processes never do."""
+    """The vector database, opened at the first use: most processes never need it."""
 
     def __init__(self, db: Database | None = None) -> None:
         self._db = db
@@ -53,7 +53,7 @@ class LazyVectors:
         self._writes = Counter[str]()
 
     def wrote(self, store_id: str) -> bool:
-        """Note a write to a store; whether there were so many by now that it should be tended."""
+        """Count a write to a store; return whether the store should be tended now."""
         with self._lock:
             self._writes[store_id] += 1
             if self._writes[store_id] < _WRITES_BEFORE_TENDING:
@@ -76,7 +76,7 @@ class LazyVectors:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Everything a handler may touch."""
+    """Everything that a handler may use."""
 
     config: Settings
     db: Database
@@ -94,14 +94,14 @@ class Context:
         return self.lazy_vectors.get(self.config)
 
     def low_on_disk(self) -> bool:
-        """Whether results may not fit: work waits at a checkpoint and does not fail."""
+        """Return whether the disk is too full for results: work then waits at a checkpoint, and does not fail."""
         free = self.storage.free()
         return free is not None and free < self.config.min_free_bytes // 2
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """One line of the Procfile: its queues and how many tasks it runs at once."""
+    """One line of the Procfile: a pool's queues, and the number of tasks that it runs at once."""
 
     name: str
     queues: tuple[str, ...]
@@ -111,7 +111,7 @@ class Pool:
 
 
 def build(config: Settings, pool: Pool, timings: Timings = Timings()) -> Context:
-    """The context of this process; its worker row is written and its heartbeats are sent from here on."""
+    """Build the context of this process: write its worker row and start its heartbeats."""
     db = Database(config.database, patience=10, most=_CONNECTIONS)
     claim_host(db)
     stop = threading.Event()

@@ -27,7 +27,7 @@ from workers.runtime.throttle import BatchThrottle
 
 log = logging.getLogger(__name__)
 _LOOK = 0.2  # seconds between looks at a stop while the engines come up
-_LAST_CALLS = 5  # how often what still runs when the loop ends is waited for
+_LAST_CALLS = 5  # rounds of waiting for tasks that still run when the loop ends
 T = TypeVar("T")
 OnDeath = Callable[[EngineDead, Sequence[Suspect]], Awaitable[None]]
 
@@ -42,11 +42,11 @@ class GaveUp(Exception):
 
 
 async def _ignore_death(_death: EngineDead, _suspects: Sequence[Suspect]) -> None:
-    """Whatever dies is built again."""
+    """Let every engine be built again."""
 
 
 class EngineHost:
-    """One process's engines on one loop. `start` blocks until they are up."""
+    """The engines of one process on one loop. `start` blocks until they are up."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class EngineHost:
         self.engine, self.timings = engine, timings
         self.throttle = throttle or BatchThrottle()
         self._on_death = on_death
-        self._asking: set[Callable[[], Iterable[Suspect]]] = set()
+        self._in_flight_reports: set[Callable[[], Iterable[Suspect]]] = set()
         self._suspects: list[Suspect] = []
         self._others = others
         self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
@@ -83,7 +83,7 @@ class EngineHost:
 
     @property
     def started(self) -> bool:
-        """Whether the engines have come up once."""
+        """Return whether the engines have come up once."""
         return self._started.is_set()
 
     def await_start(self, stop: threading.Event) -> bool:
@@ -133,7 +133,7 @@ class EngineHost:
         async with self._reviving:
             if generation == self.generation:
                 log.warning("engine_died")
-                self._up.clear()  # a request now would build it
+                self._up.clear()  # a request would start it
                 try:
                     await self._on_death(death, self._in_flight_now())
                     await self._rebuild()
@@ -141,26 +141,26 @@ class EngineHost:
                     self._up.set()
 
     def share(self, others: SharedExclusiveLock) -> None:
-        """From now on other processes may ask the same engines. On the loop."""
+        """Note that other processes may use the same engines from now on. On the loop."""
         if self._others is None:
             self._others = others
 
     @contextmanager
-    def asking(self, in_flight: Callable[[], Iterable[Suspect]]) -> Iterator[None]:
-        """Whoever asks says what it has in flight when an engine dies. On the loop."""
-        self._asking.add(in_flight)
+    def reporting(self, in_flight: Callable[[], Iterable[Suspect]]) -> Iterator[None]:
+        """Report what a run has in flight when an engine dies, while the block runs. On the loop."""
+        self._in_flight_reports.add(in_flight)
         try:
             yield
         finally:
-            self._asking.discard(in_flight)
+            self._in_flight_reports.discard(in_flight)
 
     def suspect(self, suspect: Suspect) -> None:
-        """This was in flight when the engine died."""
+        """Note a request that was in flight when the engine died."""
         self._suspects.append(suspect)
 
     def _in_flight_now(self) -> list[Suspect]:
-        """Each once; first what was there at most of the deaths."""
-        found = {one.name: one for source in self._asking for one in source()}
+        """Return each suspect once, first those that were in flight at most deaths."""
+        found = {one.name: one for source in self._in_flight_reports for one in source()}
         found.update((one.name, one) for one in self._suspects)
         return sorted(found.values(), key=lambda one: -one.times)
 
@@ -176,7 +176,7 @@ class EngineHost:
             self._on_restart()
 
     async def join(self) -> None:
-        """Be counted among the requests in flight once one may begin; whoever joined must part."""
+        """Wait until a request may begin, and count it as in flight; call `part` at its end."""
         while True:
             if not (self._open.is_set() and self._up.is_set()):
                 await self._open.wait()
@@ -212,18 +212,20 @@ class EngineHost:
         self.loop.close()
 
     async def _end(self) -> None:
-        """What still runs may end, and is cancelled where it does not: what it has open it can close."""
+        """Wait for tasks that still run, then cancel them, so that they can close what they have open."""
         left = asyncio.all_tasks() - {asyncio.current_task()}
         for call in range(_LAST_CALLS):
             for task in left if call else ():
-                task.cancel()  # again where it was swallowed
+                task.cancel()  # again, where the task swallowed it
             if left:
                 _, left = await asyncio.wait(left, timeout=self.timings.engine_loop_end)
         await self.loop.shutdown_asyncgens()
 
 
 class _Shared:
-    """A request with others in flight. No generator with `@asynccontextmanager`: it is entered a million times."""
+    """A request with others in flight. A class, because generators with `@asynccontextmanager` are slow: it is entered
+    a million times.
+    """
 
     __slots__ = ("_host", "_throttle")
 
@@ -237,7 +239,7 @@ class _Shared:
         await self._throttle.acquire()
         try:
             await self._host.join()
-        except BaseException:  # also a cancellation: the place is free again
+        except BaseException:  # also a cancellation: the slot is free again
             self._throttle.release()
             raise
 

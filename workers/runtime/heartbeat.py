@@ -51,7 +51,7 @@ class UnderWay:
         def end() -> None:
             with self._lock:
                 self._counts[what] -= 1
-                self._counts += Counter()  # what is at none goes
+                self._counts += Counter()  # drops counts of zero
 
         return end
 
@@ -64,15 +64,15 @@ class UnderWay:
             end()
 
     def told(self) -> list[list[str | int]]:
-        """Return the counts as they stand in the worker's row: queue, model, project, how many."""
+        """Return the counts for the worker's row: queue, model, project, number."""
         with self._lock:
             return [[*what, count] for what, count in sorted(self._counts.items())]
 
 
 log = logging.getLogger(__name__)
-_EXIT_HEARTBEAT_DIED = 70  # exit status: the supervisor starts us again
+_EXIT_HEARTBEAT_DIED = 70  # exit status; the supervisor restarts this process
 _LEAVING = 5.0  # seconds
-_SOON = workers.HEARTBEATS_TO_ACKNOWLEDGE  # heartbeats that come sooner, for an operator who drains
+_SOON = workers.HEARTBEATS_TO_ACKNOWLEDGE  # heartbeats that are sent sooner, for an operator who drains
 
 
 @dataclass(eq=False)
@@ -118,7 +118,7 @@ class Heartbeat:
         self.worker_id = worker().id
         self.listen: Callable[[bool], bool] | None = None  # take messages from the broker, or stop; False: try again
         self._listens = True
-        self.off = Paused()  # what is paused, as far as we have heard
+        self.off = Paused()  # as of the last read
         self.under_way = UnderWay()
         self._soon = 0
 
@@ -127,7 +127,7 @@ class Heartbeat:
         self._thread.start()
 
     def announce(self) -> None:
-        """Write at once what changed about this worker (ready, models)."""
+        """Write the changed state of this worker (ready, models) at once."""
         self._db.retrying(partial(self._send_for_worker, heartbeats=0), self._stop)
 
     @contextmanager
@@ -144,7 +144,7 @@ class Heartbeat:
                 self._handles.discard(handle)
 
     def stop_all(self) -> None:
-        """Tell all work to commit and release; nothing new is begun."""
+        """Tell all work to commit and release; begin no new work."""
         self._stop.set()
         for handle in self._current():
             handle.end()
@@ -152,7 +152,7 @@ class Heartbeat:
     def leave(self) -> None:
         """End cleanly: tell all work to stop, and delete the worker's row."""
         self.stop_all()
-        self.join()  # or a heartbeat that is under way would register us again
+        self.join()  # or a heartbeat in progress would register the worker again
         try:
             with self._db.write() as session:
                 workers.leave(session, self.worker_id)
@@ -164,7 +164,7 @@ class Heartbeat:
         self._thread.join(_LEAVING)
 
     def _run(self) -> None:
-        """End the process when its heartbeats cannot be sent: other workers take over what it does."""
+        """Send heartbeats; end the process when that fails: other workers take over its work."""
         try:
             self._watch()
         except BaseException:
@@ -211,7 +211,7 @@ class Heartbeat:
             ]
             off = pauses.paused(session)
         for handle in [claims[key] for key in lost] + lost_jobs:
-            # or its end was written this moment: the transaction of its work finds out
+            # or its end was just written: the transaction of its work finds out
             log.info("claim_lost", extra={"job_id": handle.job_id, "shard": handle.shard_n, "epoch": handle.epoch})
             handle.end(lost=True)
         self._apply_pauses(off)
@@ -232,7 +232,7 @@ class Heartbeat:
         if not workers.heartbeat(
             session, worker.id, heartbeats=heartbeats, **{name: getattr(worker, name) for name in columns}
         ):
-            workers.register(session, worker)  # taken for dead (stopped, or a database restored): here we are again
+            workers.register(session, worker)  # its row was deleted as that of a dead worker
             quarantine.lives(session, worker.id)
 
     def _look(self) -> None:

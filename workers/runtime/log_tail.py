@@ -1,12 +1,12 @@
-"""The last lines that this process and its children have written to their log, for whoever asks why an engine died.
+"""Keep the last lines of the log of this process and its children, to show why an engine died.
 
 a file (`nightmill up`)                its end
-a pipe or a socket (containers, systemd)    goes through a child that hands it on and keeps the last 16 KB
-a terminal                             nothing: somebody looks at it
+a pipe or a socket (containers, systemd)    passes through a child that forwards it and keeps the last 16 KB
+a terminal                             nothing: an operator is watching
 
 The child is this file, run as `log_tail.py RING FROM TO [FROM TO]` (all are descriptors), so it imports the standard
-library only. It is a process of its own, so that what a worker writes as it dies is handed on too. It ends when no
-process can write to it any more.
+library only. As a process of its own it also forwards what a worker writes while dying. It ends when no process can
+write to it any more.
 """
 
 import fcntl
@@ -24,35 +24,35 @@ from typing import Final
 LINES: Final = 8
 _LONGEST: Final = 600  # characters of a line: its beginning, and more of its end, where an exception says what it is
 _BEGINNING: Final = 150
-HEAD: Final = 8  # bytes of the ring's beginning: how many were written in all
+HEAD: Final = 8  # bytes at the ring's beginning: the number of bytes written in all
 KEPT: Final = 16_384
 _FLUSH_SECONDS: Final = 1.0
 _LOOK: Final = 0.02
 
 
 class LogTail:
-    """Of standard output and standard error, as they are when it is made."""
+    """The tail of standard output and standard error, as they are at the construction."""
 
     def __init__(self) -> None:
         self._ring: int | None = None
-        self.before = self.last()  # of the process before us, where the log is a file
+        self.before = self.last()  # of the process before this one, where the log is a file
         pairs = [(number, os.dup(number)) for number in (1, 2) if _is_stream(number)]
         if pairs:
             self._listen(pairs)
 
     def last(self) -> list[str]:
-        """The last lines, shortened."""
+        """Return the last lines, shortened."""
         data = _ring(self._ring) if self._ring is not None else _file(2)
         return [_short(line) for line in data.decode(errors="replace").splitlines() if line.strip()][-LINES:]
 
     def flush(self) -> None:
-        """Wait a moment until what was said has been handed on, and kept."""
+        """Wait a moment until the child has read all that was written."""
         pause = threading.Event()
         for _ in range(int(_FLUSH_SECONDS / _LOOK)):
             if self._ring is None:
                 return
             read = not any(_unread(number) for number in (1, 2))
-            pause.wait(_LOOK)  # once more when it was read: it is on its way
+            pause.wait(_LOOK)  # once more: the bytes were read, and are being written
             if read:
                 return
 
@@ -66,7 +66,7 @@ class LogTail:
             arguments += [reading, target]
             given += [reading, target]
         command = [sys.executable, "-I", "-S", __file__, *map(str, arguments)]
-        quiet = subprocess.DEVNULL  # with our own streams it would never see the end of what it reads
+        quiet = subprocess.DEVNULL  # with this process's streams it would never see the end of its input
         self._child = subprocess.Popen(  # noqa: S603 (our own interpreter and file)
             command, pass_fds=arguments, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True
         )
@@ -80,7 +80,7 @@ def _is_stream(number: int) -> bool:
 
 
 def _unread(number: int) -> bool:
-    """Whether something is in the pipe that was not taken out of it."""
+    """Return whether the pipe has bytes that were not read."""
     if not stat.S_ISFIFO(os.fstat(number).st_mode):
         return False
     count = fcntl.ioctl(number, termios.FIONREAD, bytes(4))
@@ -95,7 +95,7 @@ def _ring(ring: int) -> bytes:
 
 
 def _file(number: int) -> bytes:
-    """The end of a log that is a file."""
+    """Return the file that the log is written to; None where it is no file."""
     status = os.fstat(number)
     if not stat.S_ISREG(status.st_mode):
         return b""
@@ -112,7 +112,7 @@ def _short(line: str) -> str:
 
 def main(ring: int, pairs: dict[int, int]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # the worker goes first
+        signal.signal(number, signal.SIG_IGN)  # so that the worker ends first
     total = 0
     with selectors.DefaultSelector() as ready:
         for source in pairs:
@@ -123,7 +123,7 @@ def main(ring: int, pairs: dict[int, int]) -> None:
                 if not data:
                     ready.unregister(key.fd)
                     continue
-                with suppress(OSError):  # nobody listens any more; it is kept all the same
+                with suppress(OSError):  # no reader any more; the ring keeps it all the same
                     _write(pairs[key.fd], data)
                 total = _keep(ring, data, total)
 
@@ -134,7 +134,7 @@ def _write(target: int, data: bytes) -> None:
 
 
 def _keep(ring: int, data: bytes, total: int) -> int:
-    """The data first, then how much there is: whoever reads meanwhile misses the newest, no more."""
+    """Write the data before the count, so that a reader meanwhile misses only the newest bytes."""
     total += len(data)
     data = data[-KEPT:]
     at = (total - len(data)) % KEPT

@@ -1,8 +1,8 @@
-"""The output lines of a batch, assembled from bytes: an answer's body is never parsed to be passed on.
+"""Assemble the output lines of a batch from bytes: the body of an answer is not parsed.
 
     record on disk:  <line in the shard> TAB <1|0> TAB <output line> LF        1: output file, 0: error file
 
-An HTTP answer of any status fills `response` and leaves `error` null; what never got an answer is the reverse.
+An HTTP answer of any status fills `response` and leaves `error` null; a line without an answer has the reverse.
 """
 
 from dataclasses import astuple, dataclass, field
@@ -72,7 +72,7 @@ CANCELLED = ("batch_cancelled", "This request was not executed because the batch
 
 @dataclass(slots=True)
 class Item:
-    """One line that has no result yet. `failures` is its history over all attempts.
+    """One line without a result yet. `failures` is its history over all attempts.
 
     `followers` are identical lines that share its answer, where the job asked for that.
     """
@@ -88,9 +88,9 @@ class Item:
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """A line's result, ready for a segment, and what it counts as (see `workers.runtime.outcomes`).
+    """A line's result, ready for a segment, with its outcomes (see `workers.runtime.outcomes`).
 
-    `seconds` is how long the engine had it; None where it was not asked for this line.
+    `seconds` is the time in the engine; None where the engine was not asked for this line.
     """
 
     line: int
@@ -102,9 +102,9 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 
 def answered(item: Item, answer: Answer, leader: Item | None = None) -> Record:
-    """The engine's answer, whatever its status; with `leader` it is a copy and costs nothing.
+    """Make the record of an engine's answer of any status. With a `leader` it is a copy, and costs nothing.
 
-    Of a refusal that has cost something the line says what: a batch's usage is the sum over its lines.
+    A refusal that cost tokens has its usage in the line: a batch's usage is the sum over its lines.
     """
     good = 200 <= answer.status < 300
     usage = Usage() if leader else answer.usage
@@ -125,7 +125,7 @@ def answered(item: Item, answer: Answer, leader: Item | None = None) -> Record:
 
 
 def failed(line: int, item_id: str, custom_id: str, code: str, message: str) -> Record:
-    """A line that got no answer."""
+    """Make the record of a line without an answer."""
     data = _framed(line, False, unanswered(item_id, custom_id, code, message))
     return Record(line, False, data, outcomes=outcomes.unanswered(code))
 
@@ -140,13 +140,13 @@ def unanswered(item_id: str, custom_id: str, code: str, message: str) -> bytes:
 
 
 def parse(record: bytes) -> tuple[int, bool, bytes]:
-    """A record of a segment: line in the shard, whether it is good, the output line."""
+    """Split a record of a segment into the line in the shard, whether it is good, and the output line."""
     line, good, data = record.split(b"\t", 2)
     return int(line), good == b"1", data.rstrip(b"\n")
 
 
 def line_id(job_id: str, n: int, line: int) -> str:
-    """The same in every attempt: `batch_req_…` of this line of this job."""
+    """Return the id of a line, `batch_req_…`, which is the same in every attempt."""
     return f"batch_req_{job_id.rpartition('_')[2]}{n:05x}{line:03x}"
 
 
@@ -159,7 +159,7 @@ def _compact(body: bytes) -> bytes:
 
 
 def _with_usage(body: bytes, url: str, usage: Usage) -> bytes:
-    """A body that is no JSON object stays as it is."""
+    """Add the usage to a body; return a body that is no JSON object as it is."""
     try:
         said = msgspec.json.decode(body)
     except (msgspec.MsgspecError, RecursionError):
@@ -168,7 +168,7 @@ def _with_usage(body: bytes, url: str, usage: Usage) -> bytes:
 
 
 def _shown(url: str, usage: Usage) -> dict[str, Any]:
-    """As the endpoint's answers have it."""
+    """Return the usage in the fields of the endpoint's answers."""
     given, made = ("input", "output") if url == RESPONSES else ("prompt", "completion")
     return {
         f"{given}_tokens": usage.input_tokens,

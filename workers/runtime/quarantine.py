@@ -1,10 +1,10 @@
-"""The engines in one worker's process: that their deaths are counted, and which of them are left alone.
+"""Count the deaths of the engines in one worker's process, and quarantine those that die too often.
 
-    begin   before any is built: what the process before us died of, and what is quarantined here
-    died    one has died, or not come up: counted in SQL, with what was in flight and the last of the log
-    look    once a second: what is free again is built, what has rested is tried, one at a time
+    begin   before any is built: count deaths of the process before, and suspend what is quarantined here
+    died    an engine has died, or not come up: count it in SQL, with what was in flight and the end of the log
+    look    once a second: build what was released, try what has rested, one at a time
 
-See `jobs.fleet.quarantine` for what counts. Engines behind a URL have circuits instead.
+See `jobs.fleet.quarantine` for the rules. Engines behind a URL have circuit breakers instead.
 """
 
 import asyncio
@@ -33,18 +33,18 @@ from workers.runtime.log_tail import LogTail
 
 log = logging.getLogger(__name__)
 _DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
-_MOST_SUSPECTS = 64  # of one death
+_MOST_SUSPECTS = 64  # that are stored for one death
 _LONGEST_NAME = 300
 
 
 def host_devices() -> str:
-    """This host, and the devices that this process was given of it: another's may be sound."""
+    """Return the host and the devices that this process may use: other devices may be sound."""
     devices = next((found for name in _DEVICES if (found := os.environ.get(name))), "")
     return f"{processes.hostname()} (devices {devices})" if devices else processes.hostname()
 
 
 class EngineHealth:
-    """Of one process, which serves `queue`."""
+    """The health of the engines of one process, which serves `queue`."""
 
     def __init__(self, context: Context, router: Router, queue: str, log_tail: LogTail) -> None:
         self._context, self._router, self._queue, self._log_tail = context, router, queue, log_tail
@@ -54,12 +54,12 @@ class EngineHealth:
         self._entries = {name: quarantine.entry_of(known[name]) for name in names if name in known}
         self._host_devices = context.standing.host_devices = host_devices()
         context.standing.phase_of = router.engines.phase_of
-        self._trials: dict[str, float | None] = {}  # since when it is up
+        self._trials: dict[str, float | None] = {}  # since when the engine is up
         self._building: Future[None] | None = None
         router.engines.health = self
 
     def begin(self) -> None:
-        """Before anything is built."""
+        """Suspend what is quarantined here. Call it before an engine is built."""
         if not self._entries:
             return
         held = self._context.db.retrying(self._look_back, self._context.stop)
@@ -71,7 +71,10 @@ class EngineHealth:
         self._write(_nothing)
 
     def _look_back(self, session: Session) -> dict[str, str]:
-        """What is quarantined, and why, once those who were here before us are counted: the dispatcher may be late."""
+        """Return what is quarantined here, and why.
+
+        Count the deaths of earlier processes first: the dispatcher may be late.
+        """
         registry = self._router.registry
         for worker in workers.everyone(session):
             here = worker.host_devices == self._host_devices and self._queue in worker.queues
@@ -82,7 +85,7 @@ class EngineHealth:
         return {name: row.error for name, row in held.items()}
 
     def look(self, host: EngineHost) -> None:
-        """Not on the engines' loop."""
+        """Build engines that were released or may be tried. Not on the engines' loop."""
         self._settle()
         if not self._router.engines.suspended or (self._building is not None and not self._building.done()):
             return
@@ -99,7 +102,7 @@ class EngineHealth:
                 return
 
     def excuse(self) -> None:
-        """This process ends by itself, and not because an engine took it along."""
+        """Note that this process ends by itself, and was not killed by an engine."""
         self._set_engines({})
         with suppress(DatabaseBusy), self._context.db.write() as session:
             quarantine.excuse(session, self._context.worker_id)
@@ -175,7 +178,7 @@ class EngineHealth:
         return True
 
     def _settle(self) -> None:
-        """What was tried, and has lived for as long as deaths count, is free."""
+        """Release engines on trial that have lived for as long as deaths count."""
         at = time.monotonic()
         for name, since in list(self._trials.items()):
             if since is not None and at - since >= self._bounds.seconds:
@@ -185,7 +188,7 @@ class EngineHealth:
                 log.warning("engine_released", extra={"model": name})
 
     def _write(self, work: Callable[[Session], object]) -> object:
-        """In one transaction with what this worker holds."""
+        """Run `work` in one transaction with the list of this worker's engines."""
 
         def both(session: Session) -> object:
             found = work(session)
@@ -196,4 +199,4 @@ class EngineHealth:
 
 
 def _nothing(_session: Session) -> None:
-    """Only what this worker holds is written."""
+    """Do nothing: only the list of engines is written."""
