@@ -1,19 +1,18 @@
-"""Responses in the background: their events are published while the engine streams, and the line's answer ends them.
+"""Answer background responses: publish their events while the engine streams, and store the answer of the line.
 
     engine.stream ──▶ events ──XADD──▶ answer:<response> ──▶ API ──▶ clients
-          └── the last one ──▶ the line's answer ──▶ ledger, which alone says how it ended
+          └── the last one ──▶ the line's answer ──▶ ledger, which alone decides how it ended
 
     claim ─▶ the record ─┬─ an answer ─▶ the stored object, durable ─▶ succeeded
-                         ├─ a refusal, or none after all tries ─▶ the engine's words in the object ─▶ failed
+                         ├─ a refusal, or none after all tries ─▶ the engine's error in the object ─▶ failed
                          └─ not run (cancelled, expired) ─▶ the state that says so
 
-Publishing is optional: the response is answered all the same without Redis, where Redis has no memory to spare or the
-project holds too much of it, and when the stream is long. An attempt that starts over publishes its events anew, from
+Publishing is optional: the response is also answered without Redis, where Redis has no memory to spare or the project
+holds too much of it, and when the stream is long. An attempt that starts over publishes its events again, from
 `response.created`, under higher numbers.
 
-The object is written before the job's state, so that a client that sees the end finds it there. A response that was
-deleted meanwhile ends without a word, and nothing stays of it: who deletes it later than that finds the job at its end
-and does the same.
+The object is written before the job's state, so that a client that sees the end finds the object. A response that was
+deleted meanwhile ends quietly, and its files are removed here, or by a later deletion, which finds the job ended.
 """
 
 import asyncio
@@ -59,8 +58,8 @@ from workers.runtime.heartbeat import ClaimHandle
 from workers.runtime.output_lines import Item, Record
 
 log = logging.getLogger(__name__)
-_MAX_EVENTS: Final = 16_384  # events of one attempt that are told
-_EVENTS_AT_ONCE: Final = 64  # of them in one round trip
+_MAX_EVENTS: Final = 16_384  # limit of the published events of one attempt
+_EVENTS_AT_ONCE: Final = 64  # events in one round trip
 
 
 class EventPublisher:
@@ -77,17 +76,17 @@ class EventPublisher:
         self._last: Any = None
 
     async def answer(self, request: Request) -> Answer:
-        """Raises what an engine raises."""
+        """Answer a request, and publish its events. Raises what an engine raises."""
         if not self._url:
             return await self._host.engine.answer(request)
-        self._last = None  # of a try before this one
-        self._events = asyncio.Queue()  # without what a try before this one could not tell
+        self._last = None  # of an earlier try
+        self._events = asyncio.Queue()  # without events of an earlier try that were not published
         publishing = asyncio.create_task(self._publish(request.tenant))
         try:
             said = await self._host.engine.stream(request, self._emit)
         finally:
             self._events.put_nowait(None)
-            _, late = await asyncio.wait({publishing}, timeout=self._patience)  # of us cancelled, it ends by itself
+            _, late = await asyncio.wait({publishing}, timeout=self._patience)  # after a cancellation it ends by itself
             for task in late:
                 task.cancel()
         if said.status != 200 or said.body:
@@ -102,12 +101,14 @@ class EventPublisher:
         if event.get("type") in FINAL:
             self._last = event.get("response")
         elif self._published < _MAX_EVENTS:
-            told = {**event, "sequence_number": numbered(self._epoch, self._published)}
+            numbered_event = {**event, "sequence_number": numbered(self._epoch, self._published)}
             self._published += 1
-            self._events.put_nowait(msgspec.json.encode(told))
+            self._events.put_nowait(msgspec.json.encode(numbered_event))
 
     async def _publish(self, tenant: str) -> None:
-        """A task of its own: redis-py swallows a cancellation now and then, and the one of `ask` stops the engine."""
+        """Publish the events, in a task of its own: redis-py swallows cancellations now and then, and that of `answer`
+        must stop the engine.
+        """
         async with connect(self._url) as server:
             memory = MemoryProbe(server)
             try:
@@ -119,13 +120,13 @@ class EventPublisher:
                             break
                         await self._write(server, events)
                 async with asyncio.timeout(self._patience):
-                    await server.expire(self._name, ENDED_SECONDS)  # it has ended; the server has little room
+                    await server.expire(self._name, ENDED_SECONDS)  # the stream has ended; the server's memory is small
             except (RedisError, OSError) as error:
-                self._published = _MAX_EVENTS  # a hole would be worse than an early end
+                self._published = _MAX_EVENTS  # a gap would be worse than an early end
                 log.warning("response_events_failed", extra={"error": str(error)})
 
     async def _has_room(self, server: Any, memory: MemoryProbe, tenant: str, events: Sequence[bytes]) -> bool:
-        """Count these events, and return whether Redis may hold them too. Raises RedisError, OSError."""
+        """Count these events, and return whether Redis may hold them. Raises RedisError, OSError."""
         self._bytes += sum(map(len, events))
         if self._bytes > self._config.interactive_unread_bytes or await memory.is_full():
             return False
@@ -136,17 +137,17 @@ class EventPublisher:
         return True
 
     async def _next(self) -> list[bytes]:
-        """What there is to tell, as soon as there is something; nothing at the end."""
-        told = []
+        """Return the next events as soon as there is one; none at the end."""
+        events = []
         event = await self._events.get()
         while event is not None:
-            told.append(event)
-            if len(told) == _EVENTS_AT_ONCE or self._events.empty():
-                return told
+            events.append(event)
+            if len(events) == _EVENTS_AT_ONCE or self._events.empty():
+                return events
             event = self._events.get_nowait()
-        if told:
-            self._events.put_nowait(None)  # the end, once more
-        return told
+        if events:
+            self._events.put_nowait(None)  # the end mark again
+        return events
 
     async def _write(self, server: Any, events: Sequence[bytes]) -> None:
         async with server.pipeline(transaction=False) as pipe:
@@ -157,16 +158,16 @@ class EventPublisher:
 
 
 class ResponseRun(LineRun):
-    """One claim on the one shard of a response."""
+    """A claim on the only shard of a response."""
 
     ends_at_once = False  # `respond` ends the job
 
     def read(self) -> tuple[list[Item], list[Record]]:
-        """Take the line as it is: the API judged it when it came in, and it continues a conversation."""
+        """Take the line as it is: the API checked it, and it may continue a conversation."""
         return read_items(self.context, self.claim, None)
 
     def answer_function(self) -> Callable[[Request], Awaitable[Answer]] | None:
-        """Publish the events of a response that somebody wants to follow."""
+        """Return the function that publishes events, if the response was requested with `stream`."""
         job = self.claim.job
         if not Response.model_validate(job.payload).stream:
             return None
@@ -177,26 +178,26 @@ def respond(context: Context, claim: JobClaim, _handle: ClaimHandle) -> None:
     """Bring the claimed job to its end. Raises ClaimLost, StorageFull, StorageUnavailable."""
     with context.db.read() as session:
         segment = session.scalars(select(Segment).where(Segment.job_id == claim.job.id)).first()
-        wanted = session.get(StoredResponse, claim.job.id) is not None
-    if segment is None:  # cancelled or expired
+        is_stored = session.get(StoredResponse, claim.job.id) is not None
+    if segment is None:  # the line was not run: cancelled or expired
         _close(context, claim, {})
         return
     good = any(segment.good)
     counts = segment.outcomes or {}
     values = {name: getattr(segment, name) for name in TOKENS} | {"completed": int(good), "failed": int(not good)}
-    if claim.job.state != JobState.FINISHING or not wanted:  # stopped when it was nearly done: that its state says
+    if claim.job.state != JobState.FINISHING or not is_stored:  # stopped shortly before its end, or deleted
         _close(context, claim, values, counts)
-        _remove(context, f"jobs/{claim.job.id}")  # nobody will be shown it
+        _remove(context, f"jobs/{claim.job.id}")  # no client can read it
         return
     with context.storage.reader(segment.path) as handle:
         _, _, line = output_lines.parse(handle.read(segment.length).rstrip(b"\n"))
-    said = msgspec.json.decode(line)
+    output_line = msgspec.json.decode(line)
     stored_answer, ended = _object(context, claim.job.id), int(segment.created_at)
-    answer: Any = said["response"]["body"] if good else None
+    answer: Any = output_line["response"]["body"] if good else None
     if stored_answer is None:
         _close(context, claim, values, counts)
     elif not responses.is_response(answer):
-        _fail(context, claim, values, counts, stored_answer, said)
+        _fail(context, claim, values, counts, stored_answer, output_line)
     else:
         _write(
             context,
@@ -208,13 +209,13 @@ def respond(context: Context, claim: JobClaim, _handle: ClaimHandle) -> None:
         incomplete = answer.get("status") == "incomplete"
         _close(context, claim, values, counts, INCOMPLETE if incomplete else None)
     with context.db.read() as session:
-        wanted = session.get(StoredResponse, claim.job.id) is not None
-    if not wanted:
+        is_stored = session.get(StoredResponse, claim.job.id) is not None
+    if not is_stored:
         _remove(context, responses.path(claim.job.id), f"jobs/{claim.job.id}")
 
 
 def _object(context: Context, response_id: str) -> StoredAnswer | None:
-    """None when it was deleted."""
+    """Return the stored object, None when it was deleted."""
     try:
         with context.storage.reader(responses.path(response_id)) as handle:
             return decode(handle.read())
@@ -223,7 +224,7 @@ def _object(context: Context, response_id: str) -> StoredAnswer | None:
 
 
 def _remove(context: Context, *paths: str) -> None:
-    """What the storage does not let go of now, retention removes."""
+    """Delete files; retention removes what storage cannot delete now."""
     for path in paths:
         with suppress(StorageUnavailable, StorageFull):
             context.storage.delete(path)
@@ -254,10 +255,13 @@ def _fail(
     values: Mapping[str, Any],
     counts: Mapping[str, int],
     stored_answer: StoredAnswer,
-    said: Mapping[str, Any],
+    output_line: Mapping[str, Any],
 ) -> None:
-    """The engine's words may quote the prompt: they go where that lies, and its code alone into the ledger."""
-    error = _error(said)
+    """Fail the job.
+
+    The engine's error may quote the prompt: it goes into the object, and its code alone into the ledger.
+    """
+    error = _error(output_line)
     code = outcomes.word(error.get("code")) or "engine_error"
     _write(context, StoredAnswer(stored_answer.request, {**stored_answer.response, "error": responses.error_of(error)}))
     errors = [{"code": code, "message": "The engine gave no response.", "param": None, "line": None}]
@@ -265,8 +269,8 @@ def _fail(
     log.info("response_failed", extra={"job_id": claim.job.id, "code": code})
 
 
-def _error(said: Mapping[str, Any]) -> Mapping[str, Any]:
+def _error(output_line: Mapping[str, Any]) -> Mapping[str, Any]:
     """The engine's refusal, or why there was no answer."""
-    body = (said["response"] or {}).get("body")
-    error = said["error"] or (body.get("error") if isinstance(body, dict) else None)
+    body = (output_line["response"] or {}).get("body")
+    error = output_line["error"] or (body.get("error") if isinstance(body, dict) else None)
     return error if isinstance(error, dict) else {"message": "The engine's answer is no response."}

@@ -61,15 +61,15 @@ def _prompted(body: dict[str, Any], prompts: Prompts) -> dict[str, Any]:
 
 
 def _truncated(body: dict[str, Any]) -> dict[str, Any]:
-    wanted = body.get("truncate")
+    truncate = body.get("truncate")
     if "truncate" not in body:
         return body
-    if not isinstance(wanted, bool | None):
+    if not isinstance(truncate, bool | None):
         raise Unacceptable("truncate must be true or false.", param="truncate")
     rest = {name: value for name, value in body.items() if name != "truncate"}
-    if wanted:
+    if truncate:
         return {"truncate_prompt_tokens": -1} | rest
-    if wanted is False:
+    if truncate is False:
         rest.pop("truncate_prompt_tokens", None)
     return rest
 
@@ -85,16 +85,16 @@ _scores = msgspec.json.Decoder(list[_Score]).decode
 async def rerank(endpoint: Endpoint, body: Mapping[str, Any], post: Post) -> Reply:
     """Ask a server to re-rank; note on `endpoint` when it turned out to be TEI. Raises what `post` raises."""
     if not endpoint.of_tei:
-        said = await post(RERANK, msgspec.json.encode(body))
-        if said[0] not in _UNKNOWN_PATH or b'"error"' in said[2]:  # the server knows the path, but not the model
-            return said
+        reply = await post(RERANK, msgspec.json.encode(body))
+        if reply[0] not in _UNKNOWN_PATH or b'"error"' in reply[2]:  # the server knows the path, but not the model
+            return reply
     try:
         asked = read(body)
     except Unacceptable as wrong:
         return wrong.answer.status, None, wrong.answer.body
     other = await _by_tei(asked, str(body.get("model")), post)
     if not endpoint.of_tei and other[0] != 200:
-        return said if other[0] in _UNKNOWN_PATH else other
+        return reply if other[0] in _UNKNOWN_PATH else other
     endpoint.of_tei = True
     return other
 
@@ -103,11 +103,11 @@ async def _by_tei(asked: Asked, model: str, post: Post) -> Reply:
     scores: list[float] = []
     for start in range(0, len(asked.texts), TEXTS_PER_REQUEST):
         texts = asked.texts[start : start + TEXTS_PER_REQUEST]
-        said = await post(PATH, msgspec.json.encode({"query": asked.query, "texts": texts, "truncate": True}))
-        if said[0] != 200:
-            return said
+        reply = await post(PATH, msgspec.json.encode({"query": asked.query, "texts": texts, "truncate": True}))
+        if reply[0] != 200:
+            return reply
         try:
-            found = {one.index: one.score for one in _scores(said[2])}
+            found = {one.index: one.score for one in _scores(reply[2])}
             scores += [found[n] for n in range(len(texts))]
         except (msgspec.MsgspecError, KeyError):
             return 502, None, b'{"error":{"message":"The endpoint gave no score for some texts."}}'

@@ -222,14 +222,14 @@ class VllmEngine:
         """Emit the events of a stream as they come. vLLM reports an error after the first event as an event."""
         usage = wants_usage(request.body)
         async with aclosing(events):
-            async for said in events:
-                for event in _events(said):
-                    told = plain_event(event, usage=usage)
-                    _name_base(told, request)
-                    if isinstance(told.get("response"), dict):
-                        _name_base(told["response"], request)
-                        told["response"] = complete_response(told["response"], request.body, status=status_of(told))
-                    await emit(msgspec.json.encode(told))
+            async for item in events:
+                for event in _events(item):
+                    shown = plain_event(event, usage=usage)
+                    _name_base(shown, request)
+                    if isinstance(shown.get("response"), dict):
+                        _name_base(shown["response"], request)
+                        shown["response"] = complete_response(shown["response"], request.body, status=status_of(shown))
+                    await emit(msgspec.json.encode(shown))
         if serving.dead:
             raise EngineDead("the engine died while it answered")
         return Answer(HTTPStatus.OK, b"")
@@ -279,12 +279,12 @@ def _name_base(shown: dict[str, Any], request: Request) -> None:
         shown["model"] = request.body["model"]
 
 
-def _events(said: Any) -> Iterator[dict[str, Any]]:
+def _events(item: Any) -> Iterator[dict[str, Any]]:
     """Yield the events of vLLM's stream: server-sent events are text, events of responses are models."""
-    if not isinstance(said, str):
-        yield said.model_dump(mode="json", by_alias=True)
+    if not isinstance(item, str):
+        yield item.model_dump(mode="json", by_alias=True)
         return
-    for line in said.splitlines():
+    for line in item.splitlines():
         data = line.removeprefix("data:").strip()
         if line.startswith("data:") and data != "[DONE]":
             yield msgspec.json.decode(data)
@@ -296,17 +296,17 @@ def _judge(serving: Serving, request: Request, said: Any) -> Answer:
     from vllm.entrypoints.serve.engine.protocol import ErrorResponse
     from vllm.v1.engine.exceptions import EngineDeadError
 
-    failed = isinstance(said, Exception | ErrorResponse)
-    if isinstance(said, EngineDeadError) or (failed and serving.dead):
-        raise EngineDead(f"the engine died: {said}")
-    if isinstance(said, pydantic.ValidationError):
-        return _invalid(said)
-    if isinstance(said, Unsupported):
+    failed = isinstance(reply, Exception | ErrorResponse)
+    if isinstance(reply, EngineDeadError) or (failed and serving.dead):
+        raise EngineDead(f"the engine died: {reply}")
+    if isinstance(reply, pydantic.ValidationError):
+        return _invalid(reply)
+    if isinstance(reply, Unsupported):
         return refusal(HTTPStatus.BAD_REQUEST, f"This model does not serve {request.url}.", param="model")
     if failed:
-        error = (create_error_response(said) if isinstance(said, Exception) else said).error
+        error = (create_error_response(reply) if isinstance(reply, Exception) else reply).error
         return _refused(request.url, error.code, DETAILS.sub("", error.message), error.param)
-    answer = plain(said)
+    answer = plain(reply)
     _name_base(answer, request)
     body = msgspec.json.encode(complete_response(answer, request.body) if request.url == RESPONSES else answer)
     return Answer(HTTPStatus.OK, body, usage_of(body))
