@@ -108,9 +108,7 @@ def _slot_weight(context: Context, job_id: str, n: int) -> float | None:
 
 
 def _send_to_another(context: Context, job_id: str, n: int) -> None:
-    """Have the message published again, after a moment in which workers with room take others; at once where this
-    worker ends.
-    """
+    """Publish the message again: at once where this worker ends, else after workers with room could take others."""
     delay = 0.0 if context.stop.is_set() else context.timings.slot_retry
     context.db.retrying(lambda session: outbox.unpublish(session, Task.RUN, job_id, n, delay=delay))
 
