@@ -15,7 +15,7 @@ from jobs.errors import InvalidRequest, NotFound
 from jobs.files.tables import File
 from jobs.finetuning import names
 from jobs.finetuning.jobs import NAME
-from jobs.finetuning.payload import EarlyStopping, FineTuning, Training, Validation, Wandb
+from jobs.finetuning.payload import EarlyStopping, FineTuning, Training, Validation
 from jobs.finetuning.tables import FinetunePlan
 from jobs.fleet.models_file import EngineKind, Registry
 from jobs.ids import new_id
@@ -63,6 +63,9 @@ def standings(session: Session, call: CallContext, jobs: Sequence[Job]) -> dict[
 def requested(session: Session, call: CallContext, body: CreateFineTuningJob, job_id: str) -> FineTuning:
     """Return the payload of a new job. Raises InvalidRequest."""
     fields = body.fields()
+    if body.integrations:
+        message = "Integrations are not supported. The metrics of each step are events, and a CSV at the end."
+        raise InvalidRequest(message, param="integrations", code="unsupported_value")
     base, parent = resolve_base(session, call, body.model)
     project = session.get_one(Project, call.project_id).name
     return FineTuning(
@@ -78,9 +81,7 @@ def requested(session: Session, call: CallContext, body: CreateFineTuningJob, jo
         training=checked_training(call.services.registry(), base, body),
         validation=checked_validation(body),
         early_stopping=EarlyStopping.model_validate(fields.get("early_stopping") or {}),
-        wandb=tuple(Wandb.model_validate(one["wandb"]) for one in fields.get("integrations") or ()),
         validation_file=body.validation_file,
-        general_file=body.general_file,
     )
 
 
@@ -138,7 +139,6 @@ def training_files(
 ) -> dict[str, File]:
     """Return the files that a request names, by field; with `lock` their bytes stay. Raises InvalidRequest."""
     given = {"training_file": body.training_file, "validation_file": body.validation_file}
-    given["general_file"] = body.general_file
     return {field: _file(session, call, field, file_id, lock=lock) for field, file_id in given.items() if file_id}
 
 

@@ -46,15 +46,6 @@ class MethodFields(Body):
     dpo: Dpo | None = None
 
 
-class WandbFields(Body, payload.Wandb):
-    """Where Weights & Biases is told of the steps."""
-
-
-class IntegrationFields(Body):
-    type: Literal["wandb"]
-    wandb: WandbFields
-
-
 class TrainingFields(Body, payload.Training):
     """How to train, beyond OpenAI's fields."""
 
@@ -81,9 +72,6 @@ class FineTuningFields(Body):
     training: TrainingFields = TrainingFields()
     validation: ValidationFields | None = None
     early_stopping: EarlyStoppingFields = EarlyStoppingFields()
-    general_file: FileId | None = Field(
-        default=None, description="A file whose texts show what the model forgets; without it, fixed texts do."
-    )
 
     @property
     def method_type(self) -> examples.Method:
@@ -107,7 +95,7 @@ class CreateFineTuningJob(FineTuningFields):
         pattern="^[A-Za-z0-9][A-Za-z0-9_.-]*$",
     )
     seed: int | None = Field(default=None, ge=0, le=2**31 - 1)
-    integrations: Annotated[Many[IntegrationFields], Field(max_length=8)] | None = None
+    integrations: Many[dict[str, Any]] | None = Field(default=None, description="None is supported.")
     metadata: Metadata | None = None
     after: AfterJobs | None = None
 
@@ -153,11 +141,6 @@ class MethodObject(BaseModel):
     dpo: DpoObject | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
-class IntegrationObject(BaseModel):
-    type: Literal["wandb"] = "wandb"
-    wandb: payload.Wandb
-
-
 class FineTuningJob(Dependent):
     id: str
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
@@ -175,7 +158,7 @@ class FineTuningJob(Dependent):
     training_file: str
     validation_file: str | None
     estimated_finish: int | None
-    integrations: list[IntegrationObject] | None
+    integrations: None = None
     metadata: dict[str, str] | None
     method: MethodObject
     user_provided_suffix: str | None
@@ -249,7 +232,6 @@ def show_job(job: Job, standing: Standing) -> FineTuningJob:
     plan = standing.plan
     chosen = _hyperparameters(asked, plan)
     method: dict[str, Any] = {"type": asked.method, asked.method: {"hyperparameters": chosen}}
-    integrations = [IntegrationObject(wandb=wandb) for wandb in asked.wandb]
     return FineTuningJob(
         id=job.id,
         created_at=int(job.created_at),
@@ -266,7 +248,6 @@ def show_job(job: Job, standing: Standing) -> FineTuningJob:
         training_file=job.input_file_id or "",
         validation_file=asked.validation_file,
         estimated_finish=when(plan.estimated_finish) if plan and job.state == JobState.RUNNING else None,
-        integrations=integrations or None,
         metadata=job.metadata_,
         method=MethodObject.model_validate(method),
         user_provided_suffix=asked.suffix,

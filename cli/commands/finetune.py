@@ -35,7 +35,7 @@ def submit(
     ] = 0.0,
     suffix: Annotated[str, typer.Option(help="A part of the new model's name.")] = "",
     method: Annotated[str, typer.Option(help="supervised or dpo.")] = "supervised",
-    peft: Annotated[str, typer.Option(help="lora, full, qlora or auto.")] = "lora",
+    peft: Annotated[str, typer.Option(help="lora or full.")] = "lora",
     epochs: Annotated[int, typer.Option(min=0, help="Passes over the data. 0: the server decides.")] = 0,
     batch_size: Annotated[int, typer.Option(min=0, help="Examples of one step. 0: the server decides.")] = 0,
     multiplier: Annotated[
@@ -203,11 +203,11 @@ def _watched(server: Server, job_id: str, *, as_json: bool) -> None:
             if job["status"] in _ENDS and job["finished_at"] is not None:
                 break
         threading.Event().wait(_LOOK)
-    _told_end(server, job, as_json=as_json)
+    _show_end(server, job_id, job, as_json=as_json)
 
 
-def _told_end(server: Server, job: dict[str, Any], *, as_json: bool) -> None:
-    steps = [] if as_json else _steps(server, job["id"])
+def _show_end(server: Server, job_id: str, job: dict[str, Any], *, as_json: bool) -> None:
+    steps = [] if as_json else _steps(server, job_id)
     for line in drawn(steps) if steps else ():
         say(line)
     if job["status"] != "succeeded":

@@ -8,7 +8,7 @@ from jobs.finetuning.examples import Method
 from jobs.ledger.kinds import Payload
 
 Auto = Literal["auto"]
-Peft = Literal["lora", "full", "qlora", "auto"]
+Peft = Literal["lora", "full"]
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Epochs = Annotated[int, Field(ge=1, le=50)] | Auto
 BatchSize = Annotated[int, Field(ge=1, le=256)] | Auto
@@ -62,22 +62,11 @@ class Validation(_Options):
 
 
 class EarlyStopping(_Options):
-    """When to stop before the last step. Seconds are those in which the job was not paused."""
+    """When to stop before the last step."""
 
     patience: int | None = Field(default=None, ge=1, le=10_000)
     min_delta: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    max_seconds: int | None = Field(default=None, ge=1)
     max_memory_bytes: int | None = Field(default=None, ge=1)
-    max_device_seconds: int | None = Field(default=None, ge=1)
-
-
-class Wandb(_Options):
-    """Where Weights & Biases is told of the steps."""
-
-    project: str = Field(min_length=1, max_length=255)
-    name: str | None = Field(default=None, max_length=255)
-    entity: str | None = Field(default=None, max_length=255)
-    tags: list[Annotated[str, Field(max_length=64)]] | None = Field(default=None, max_length=64)
 
 
 class FineTuning(Payload):
@@ -99,9 +88,7 @@ class FineTuning(Payload):
     training: Training = Training()
     validation: Validation | None = None
     early_stopping: EarlyStopping = EarlyStopping()
-    wandb: tuple[Wandb, ...] = ()
     validation_file: str | None = None
-    general_file: str | None = None
     resumed_from: str | None = None  # a retry goes on from the last checkpoint of this job
 
     @model_validator(mode="after")

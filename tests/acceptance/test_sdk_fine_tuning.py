@@ -59,7 +59,6 @@ def test_jobs_are_created_found_and_steered(client: OpenAI) -> None:
         seed=1,
         metadata={"team": "a"},
         method={"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1, "n_epochs": 2}}},
-        integrations=[{"type": "wandb", "wandb": {"project": "p"}}],
         extra_body={"training": {"rank": 4}},
     )
     client.fine_tuning.jobs.create(model=BASE, training_file=file.id)

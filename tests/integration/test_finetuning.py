@@ -337,15 +337,6 @@ def test_trainer_that_dies_again_and_again_fails_the_job(site: Site, monkeypatch
     assert [error["code"] for error in job.errors or []] == ["trainer_died"]
 
 
-def test_method_that_no_worker_has_fails_the_job(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    job_id = site.submit(monkeypatch, peft="qlora")
-
-    (job,) = site.mill.drain(job_id)
-
-    assert [error["code"] for error in job.errors or []] == ["unsupported_on_this_worker"]
-    assert job.output_file_id is None
-
-
 def test_checkpoint_that_was_changed_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     job_id, _ = running_trainer(site, monkeypatch)
     site.mill.until(lambda: site.count(FinetuneCheckpoint, job_id) > 0)

@@ -100,8 +100,6 @@ class TrainingRun(ShardRun):
         """Return why the training is not begun; None where it is."""
         if self.claim.stalls >= _CLAIMS:
             return Failed("trainer_died", "The worker died each time it trained this job.")
-        if self._payload.peft == "qlora":
-            return Failed("unsupported_on_this_worker", "No worker of this deployment trains with 'qlora'.")
         return None
 
     @contextmanager

@@ -65,6 +65,22 @@ def thing() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def fine_tuning(path: str) -> object:
+    """A job that failed, or a list of events, checkpoints or jobs."""
+    job = {
+        "id": HOSTILE, "status": "failed" if path.endswith("x-1") else HOSTILE, "model": HOSTILE, "created_at": 1,
+        "fine_tuned_model": HOSTILE, "finished_at": 1, "error": ERROR, "warnings": [HOSTILE],
+        "errors": {"data": [ERROR]}, "errors_truncated": False,
+    }  # fmt: skip
+    if not path.endswith(("/jobs", "/events", "/checkpoints")):
+        return job
+    entry = job | {
+        "type": "metrics", "level": "info", "message": HOSTILE, "data": {"step": 1, "train_loss": 1.0},
+        "fine_tuned_model_checkpoint": HOSTILE, "step_number": 1, "metrics": {"train_loss": 1.0, "valid_loss": None},
+    }  # fmt: skip
+    return job | {"object": "list", "data": [entry], "has_more": False, "last_id": HOSTILE}
+
+
 def answer(method: str, path: str) -> tuple[int, object]:
     """What the server says. A list has an entry whose id is hostile too."""
     if path.startswith(("/v1/jobs/refused", "/v1/schedules/refused")):
@@ -103,7 +119,8 @@ class Hostile(BaseHTTPRequestHandler):
         if path.endswith("/content"):
             status, body = 200, CONTENTS[path.split("/")[-2]]
         else:
-            status, found = answer(self.command, path)
+            tuning = path.startswith("/v1/fine_tuning/jobs")
+            status, found = (200, fine_tuning(path)) if tuning else answer(self.command, path)
             body = json.dumps(found).encode()
             if "event-stream" in self.headers.get("accept", ""):
                 body = b"data: %b\n\n" % json.dumps(EVENT).encode()
@@ -198,6 +215,17 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "webhooks delete": (False, [["webhooks", "delete", "x"]]),
     "cancel": (True, [["cancel", "x-1"], ["cancel", "refused"]]),
     "retry": (True, [["retry", "x-1"], ["retry", "refused"]]),
+    "finetune submit": (
+        True,
+        [["finetune", "submit", "file-1", "--model", "m", *more] for more in (["--no-wait"], ["--dry-run"])],
+    ),
+    "finetune list": (True, [["finetune", "list"], ["finetune", "list", "--json"]]),
+    "finetune watch": (True, [["finetune", "watch", "x-1"]]),
+    "finetune curve": (False, [["finetune", "curve", "x-1"]]),
+    "finetune cancel": (True, [["finetune", "cancel", "x-1"]]),
+    "finetune pause": (True, [["finetune", "pause", "x-1"]]),
+    "finetune resume": (True, [["finetune", "resume", "x-1"]]),
+    "finetune checkpoints": (True, [["finetune", "checkpoints", "x-1"]]),
     "embed-eval": (True, [["embed-eval", "corpus", "corpus", "judgements", "-m", STORED]]),
     "models list": (True, [["models", "list"], ["models", "list", "--json"]]),
     "models add": (True, [["models", "add", f"{MODEL}5", "--url", "http://h"]]),

@@ -33,7 +33,6 @@ NESTED: Final[list[tuple[str, dict[str, Any]]]] = [
     ("/v1/fine_tuning/jobs", {"training": {}, "early_stopping": {}, "validation": {"type": "holdout"}}),
     ("/v1/fine_tuning/jobs", {"method": {"type": "dpo", "dpo": {"hyperparameters": {}}}, "hyperparameters": {}}),
     ("/v1/fine_tuning/jobs", {"method": {"type": "supervised", "supervised": {"hyperparameters": {}}}}),
-    ("/v1/fine_tuning/jobs", {"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}),
     ("/v1/vector_stores/{vector_store_id}/files", {"webhook": _HOOK}),
     ("/v1/vector_stores/{vector_store_id}/file_batches", {"webhook": _HOOK}),
     ("/v1/vector_stores/{vector_store_id}/file_batches", {"file_ids": None, "files": [{"file_id": "file-x"}]}),

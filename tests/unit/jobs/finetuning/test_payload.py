@@ -32,7 +32,7 @@ def test_a_stored_payload_leaves_out_defaults_and_reads_back_the_same() -> None:
         (Training, {"rank": 0}),
         (Training, {"target_modules": []}),
         (Validation, {"type": "holdout", "fraction": 1}),
-        (EarlyStopping, {"max_seconds": 0}),
+        (EarlyStopping, {"patience": 0}),
     ],
 )
 def test_values_out_of_range_are_refused(model: type[Any], values: dict[str, Any]) -> None:
