@@ -31,8 +31,7 @@ ARGS: dict[str, Any] = {
     "kv_cache_memory_bytes": 1 << 29,
     "enable_lora": True,
     "max_lora_rank": 32,
-    "max_loras": LIMIT,
-    "max_cpu_loras": LIMIT,
+    "max_loras": LIMIT + 1,
 }
 
 

@@ -95,7 +95,9 @@ class AdapterSlots:
 
     def _check(self, adapter: Adapter) -> None:
         if not self._limit:
-            raise AdapterRefused("This engine takes no adapters: `enable_lora` is not set for its model.")
+            raise AdapterRefused(
+                "This engine takes no adapters: its model needs `enable_lora` and `max_loras` of 2 or more."
+            )
         if (refused := self._refused.get(adapter.name)) is not None:
             raise AdapterRefused(str(refused), failed_probe=refused.failed_probe)
 

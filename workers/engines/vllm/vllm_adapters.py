@@ -36,8 +36,12 @@ def engine_version() -> str:
 
 
 def limit_of(args: Mapping[str, Any]) -> int:
-    """Return how many adapters an engine with these arguments holds."""
-    return int(args.get("max_cpu_loras") or args.get("max_loras") or 1) if args.get("enable_lora") else 0
+    """Return how many adapters an engine with these arguments holds: one less than its slots.
+
+    The last slot stays empty. On a CPU, vLLM applies the weights of that slot to requests without an adapter: it takes
+    their index, -1, for the last one.
+    """
+    return int(args.get("max_loras") or 1) - 1 if args.get("enable_lora") else 0
 
 
 def slots(serving: Serving, model: str, limit: int) -> AdapterSlots:
