@@ -25,7 +25,7 @@ def replaced(path: Path) -> bool:
 
 
 def require_writable(path: Path) -> None:
-    """Raises Trouble where no file of this name can be created: before the work, not after it."""
+    """Raise Trouble if no file can be created at `path`. Commands call this before the work, not after it."""
     folder = path.resolve().parent
     if not folder.is_dir():
         raise Trouble(f"{path}: there is no such folder")

@@ -46,7 +46,10 @@ class Forwarder:
     """Post events to one URL of this machine or its network, signed with one secret, once each."""
 
     def __init__(self, url: str, secret: str) -> None:
-        """Raises Trouble for an invalid URL or secret, and for wrong settings."""
+        """Check the URL and the secret.
+
+        Raises: Trouble, for an invalid URL or secret, and for wrong settings.
+        """
         try:
             parse(url, allow_private=True)
             self._secret = check_secret(secret)

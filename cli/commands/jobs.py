@@ -161,6 +161,6 @@ def fetch(server: Server, job: Snapshot, answers: Path, errors: Path) -> None:
 
 
 def require_success(job: Snapshot) -> None:
-    """Raises Trouble for a job that did not succeed, so that the exit code is 1."""
+    """Raise Trouble for a job that did not succeed, so that the exit code is 1."""
     if job.state != "succeeded":
         raise Trouble(f"{job.id} {job.state}")

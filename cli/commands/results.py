@@ -60,7 +60,7 @@ def results(
 
 
 def _require_files(job: Snapshot) -> None:
-    """Raises Trouble, with the job's errors, for a job that failed before any of its requests ran."""
+    """Raise Trouble, with the job's errors, for a job that failed before any of its requests ran."""
     if job.state == "failed" and not (job.output_file_id or job.error_file_id):
         raise Trouble("\n".join([f"{job.id} failed and has no results", *map(fault, job.errors)]))
 

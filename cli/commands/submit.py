@@ -96,7 +96,7 @@ def submit(
 
 
 def _check_together(given: Mapping[str, object]) -> None:
-    """Raises Trouble for an option that another option makes meaningless."""
+    """Raise Trouble for an option that another option makes meaningless."""
     for option, others in _MEANINGLESS.items():
         for other in others:
             if given[option] and given[other]:

@@ -97,7 +97,7 @@ def engine_args(flags: Sequence[str]) -> dict[str, Any]:
 
 
 def refuse(arguments: Iterable[str]) -> None:
-    """Raises Trouble for arguments without a use in a private run, also abbreviated, as vLLM accepts them."""
+    """Raise Trouble for arguments without a use in a private run, also abbreviated, because vLLM accepts prefixes."""
     for given in arguments:
         name = given.removeprefix("no_")
         for refused, reason in _REFUSED.items():

@@ -40,7 +40,7 @@ _TASK = "You write documentation. Answer with one short sentence."
 
 @dataclass(frozen=True, slots=True)
 class Docstring:
-    """One docstring, with the full name of the documented object."""
+    """A docstring, with the full name of the documented object."""
 
     name: str
     text: str

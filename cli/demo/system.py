@@ -64,7 +64,7 @@ class System:
             threading.Event().wait(0.2)
 
     def check(self) -> None:
-        """Raises Trouble when the installation has ended, or when one of its processes keeps ending."""
+        """Raise Trouble when the installation has ended, or when one of its processes keeps ending."""
         if self._has_ended():
             raise Trouble(f"nightmill up has ended:\n{self._service.log.tail(8)}")
         for one in self.folder.read_run().get("processes", []):

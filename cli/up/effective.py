@@ -58,7 +58,7 @@ def running(data_dir: Path | None) -> Settings:
 
 
 def _check_database(url: str) -> None:
-    """Raises Trouble for an invalid database URL, without showing it: it may contain a password."""
+    """Raise Trouble for an invalid database URL. The message omits the URL, which may contain a password."""
     try:
         make_url(url).get_dialect().import_dbapi()
     except (ArgumentError, ValueError, ImportError):

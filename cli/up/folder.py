@@ -90,7 +90,7 @@ class DataFolder:
             threading.Event().wait(0.05)
 
     def refuse_if_running(self) -> None:
-        """Raises Trouble when a `nightmill up` works on this folder on this host now."""
+        """Raise Trouble when a `nightmill up` is running on this folder on this host."""
         owner = self.owner()
         if owner and owner.lives:
             raise self._taken(owner)

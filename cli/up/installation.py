@@ -1,4 +1,4 @@
-"""One installation on this machine: its processes, their environment, and the messages to the user."""
+"""An installation on this machine: its processes, their environment, and the messages to the user."""
 
 import os
 import select
@@ -79,7 +79,7 @@ class Installation:
         return reached(self.config.flower_host, self.config.flower_port)
 
     def check(self) -> None:
-        """Raises Trouble for a port in use or an invalid models file, before any process fails for it."""
+        """Raise Trouble for a port in use or an invalid models file, before a process that needs it fails."""
         if not is_free(self.config.host, self.config.port):
             raise Trouble(f"port {self.config.port} of {self.config.host} is in use; choose another with --port")
         try:

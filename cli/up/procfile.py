@@ -24,7 +24,7 @@ _SHELL = frozenset({"|", "||", "&", "&&", ";", "<", ">", ">>", "2>&1"})
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One process: its name, its program, and the variables added to its environment."""
+    """A process: its name, its program, and the variables added to its environment."""
 
     name: str
     program: tuple[str, ...]

@@ -53,7 +53,7 @@ def next_delay(previous: float, lived: float) -> float:
 
 
 class Service:
-    """One process and its restarts. The loop of the supervisor calls every method."""
+    """A process and its restarts. The supervisor's loop calls every method."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
