@@ -57,7 +57,7 @@ class Services:
 
 @dataclass(frozen=True, slots=True)
 class CallContext:
-    """One authenticated call."""
+    """An authenticated call."""
 
     services: Services
     caller: Caller

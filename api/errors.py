@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong. `param` names the offending field, `code` is for programs."""
+    """The details of an error. `param` names the invalid field, `code` is for programs."""
 
     message: str
     type: str

@@ -49,8 +49,9 @@ class HeadTooLarge(NightmillError):
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """A connection that is closed if a request's head is too large or too slow, or if another connection needs its
-    slot.
+    """A connection with limits on the size and the time of a request's head.
+
+    The connection is closed when a head exceeds them, or when another connection needs its slot.
     """
 
     #: Connections without a next request, or with a refused one, the longest first.

@@ -36,9 +36,9 @@ class ProjectBusy(TooManyRequests):
 
 
 class Share:
-    """What one project may use at once on one event loop.
+    """The resources that a project may use at once on one event loop.
 
-    That is threads, one reader of large bodies, `bodies` in bytes, and open `streams`.
+    The resources are threads, one reader of large bodies, `bodies` in bytes, and open `streams`.
     """
 
     def __init__(self, threads: int, body_bytes: int, patience: float = 0.0, streams: int = 1) -> None:
@@ -66,7 +66,7 @@ class Share:
 
 
 class Usage:
-    """What one request uses of its project's share until it is answered."""
+    """The part of its project's share that a request uses until it is answered."""
 
     def __init__(self, share: Share) -> None:
         self.share = share

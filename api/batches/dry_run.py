@@ -111,8 +111,9 @@ def _asked(call: CallContext, path: str, endpoint: str, engines: dict[str, str])
 
 
 def _run(asked: dict[str, Any]) -> dict[str, Any]:
-    """Return what the child found. Raises Unavailable when too many children run, InvalidRequest when the child ran out
-    of memory or time.
+    """Validate the file in a child process, and return the result of the child.
+
+    Raises: Unavailable, if too many children run; InvalidRequest, if the child runs out of memory or time.
     """
     if not _AT_ONCE.acquire(blocking=False):
         raise Unavailable("Other files are being validated. Try again in a moment.", code="validation_busy")

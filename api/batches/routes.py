@@ -149,8 +149,9 @@ def requested(call: CallContext, body: BatchFields, hook: Hook | None) -> BatchR
 
 
 def input_file(session: Session, call: CallContext, file_id: str) -> File | None:
-    """Return the input file. An unknown file fails the batch later, as at OpenAI; one of another purpose is refused
-    now.
+    """Return the input file; None for an unknown file, which fails the batch later, as at OpenAI.
+
+    Raises: InvalidRequest, for a file of another purpose.
 
     The row is locked, so that a file that is deleted at this moment keeps its bytes for this job.
     """

@@ -196,8 +196,10 @@ def _check_pending(call: CallContext, upload_id: str) -> None:
 
 
 def _check_room(session: Session, call: CallContext, upload_id: str, more: int) -> None:
-    """Check that all parts together stay below about twice the upload's size: a part may be sent again under another
-    id.
+    """Check that all parts together stay below about twice the upload's size.
+
+    The limit is not the size itself, because a part may be sent again under another id.
+    Raises: InvalidRequest.
     """
     max_bytes = 2 * _get(session, call, upload_id).bytes + call.config.part_max_bytes
     parts = session.scalar(select(func.sum(UploadPart.bytes)).where(UploadPart.upload_id == upload_id))

@@ -52,7 +52,7 @@ def list_permissions(
     order: Annotated[Literal["ascending", "descending"], Query(description="By `created_at`.")] = "descending",
     project_id: Annotated[str | None, Query(max_length=64)] = None,
 ) -> Page[Permission]:
-    """The permissions for a checkpoint."""
+    """List the permissions for a checkpoint."""
     with call.db.read() as session:
         model = _own(session, call, fine_tuned_model_checkpoint)
         mine = select(CheckpointPermission).where(CheckpointPermission.model == model.name)

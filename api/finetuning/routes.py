@@ -70,7 +70,7 @@ def create_fine_tuning_job(call: Call, once: Idempotent, body: CreateFineTuningJ
 def list_fine_tuning_jobs(
     request: Request, call: Call, after: After = None, limit: Limit20 = 20
 ) -> Page[FineTuningJob]:
-    """The project's fine-tuning jobs, the newest first. `metadata[key]=value` selects by metadata."""
+    """List the project's fine-tuning jobs, the newest first. `metadata[key]=value` selects by metadata."""
     statement = with_metadata(jobs_of(call), Job.metadata_, request.query_params.multi_items(), sqlite=call.db.sqlite)
     with call.db.read() as session:
         rows, more = find(session, statement, Job, after=after, limit=limit, among=jobs_of(call))
@@ -80,7 +80,7 @@ def list_fine_tuning_jobs(
 
 @router.get("/fine_tuning/jobs/{fine_tuning_job_id}")
 def retrieve_fine_tuning_job(call: Call, fine_tuning_job_id: str) -> FineTuningJob:
-    """One fine-tuning job."""
+    """Return a fine-tuning job."""
     with call.db.read() as session:
         return _shown(session, call, get_job(session, call, fine_tuning_job_id))
 
@@ -117,7 +117,7 @@ def resume_fine_tuning_job(call: Call, fine_tuning_job_id: str) -> FineTuningJob
 def list_fine_tuning_events(
     call: Call, fine_tuning_job_id: str, after: After = None, limit: Limit20 = 20
 ) -> Page[FineTuningEvent]:
-    """What happened to a job, the newest first."""
+    """List the events of a job, the newest first."""
     with call.db.read() as session:
         job = get_job(session, call, fine_tuning_job_id)
         before = training_events.position(session, job.id, after) if after else None
@@ -134,7 +134,7 @@ def list_fine_tuning_checkpoints(
     after: After = None,
     limit: Annotated[int, Query(ge=1, le=100, description="Objects on a page.")] = 10,
 ) -> Page[Checkpoint]:
-    """The checkpoints of a job, the newest first."""
+    """List the checkpoints of a job, the newest first."""
     with call.db.read() as session:
         job = get_job(session, call, fine_tuning_job_id)
         mine = select(FinetuneCheckpoint).where(FinetuneCheckpoint.job_id == job.id)

@@ -39,7 +39,7 @@ class Dpo(Body):
 
 
 class MethodFields(Body):
-    """How to train. `reinforcement` is not supported."""
+    """The method of training, with its hyperparameters. `reinforcement` is not supported."""
 
     type: examples.Method
     supervised: Supervised | None = None
@@ -47,15 +47,15 @@ class MethodFields(Body):
 
 
 class TrainingFields(Body, payload.Training):
-    """How to train, beyond OpenAI's fields."""
+    """Options of training beyond OpenAI's hyperparameters."""
 
 
 class ValidationFields(Body, payload.Validation):
-    """Where the rows of validation come from."""
+    """The origin of the validation rows."""
 
 
 class EarlyStoppingFields(Body, payload.EarlyStopping):
-    """When to stop before the last step."""
+    """The condition on which training stops before the last step."""
 
 
 class FineTuningFields(Body):
@@ -216,7 +216,7 @@ class PermissionDeleted(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What the object of a job says beside the job's row."""
+    """The values of a job's API object that the job's row does not hold."""
 
     organization_id: str
     plan: FinetunePlan | None

@@ -96,8 +96,9 @@ class Exposition:
 
 
 def _named(family: Metric, names: Collection[str]) -> Metric:
-    """Return the family with `other` for unknown models: where an endpoint takes any name, clients may write
-    anything.
+    """Return the family with the label `other` for models that are not in `names`.
+
+    Where an endpoint takes any name, clients choose the names, and their number has no bound.
     """
     sums: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
     for sample in family.samples:

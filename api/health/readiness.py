@@ -26,7 +26,7 @@ STUCK_SECONDS = 60.0
 
 
 class BrokerWatch:
-    """Whether the broker is full, as read at most `keep_seconds` ago. Usable from any thread."""
+    """A reading of whether the broker is full, at most `keep_seconds` old. Usable from any thread."""
 
     def __init__(self, config: Settings, keep_seconds: float) -> None:
         self._config = config
@@ -38,7 +38,7 @@ class BrokerWatch:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """One observation of the deployment."""
+    """An observation of the deployment."""
 
     depth: dict[str, int]
     oldest: dict[str, float]

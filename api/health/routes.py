@@ -41,9 +41,10 @@ class EngineLoading(BaseModel):
 
 
 class Ready(BaseModel):
-    """`oldest_seconds` and `depth`: messages that nobody has claimed, by queue; `workers`: live slots, by queue.
-    `loading`: the engines that workers are loading.
+    """The state of the deployment.
 
+    `depth` counts the messages that no worker has claimed, by queue; `oldest_seconds` is the age of the oldest of
+    them. `workers` counts live slots, by queue. `loading` lists the engines that workers are loading.
     `broker_full`: the broker has no memory left for interactive requests, which answer 503; jobs go on.
     """
 

@@ -39,7 +39,7 @@ _CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # the last two are line ends but no contro
 
 
 class ExpiresAfter(Body):
-    """When a file is removed, counted from its creation."""
+    """The time after its creation at which a file is removed."""
 
     anchor: Literal["created_at"]
     seconds: int = Field(ge=3600, le=_MONTH)

@@ -101,8 +101,9 @@ def reserve_or_remove(session: Session, call: CallContext, size: int, path: str,
 
 
 def remove_unowned(session: Session, call: CallContext, path: str, owner: ColumnElement[bool]) -> None:
-    """Remove the object at `path`, unless a row of `owner` exists: another connection of a stream may have stored
-    it.
+    """Remove the object at `path`, unless a row that matches `owner` exists.
+
+    Another connection of a stream may have stored that row.
     """
     if not session.scalar(select(exists().where(owner))):
         let_go(call.storage, [path])

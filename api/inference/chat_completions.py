@@ -67,7 +67,7 @@ class _Packed(msgspec.Struct):
 
 @dataclass(slots=True)
 class Chat:
-    """One chat completion in progress."""
+    """A chat completion in progress."""
 
     call: CallContext
     body: ChatCompletionRequest

@@ -140,7 +140,7 @@ async def submit(
 
 
 class _Made(msgspec.Struct):
-    """All of an answer, or of the first event of one, that says what made it."""
+    """The fields that name the maker of an answer, in the answer or in the first event of its stream."""
 
     system_fingerprint: str | None = None
     response: "_Made | None" = None
@@ -306,8 +306,10 @@ def _served(session: Session, call: CallContext, queue: str, model: str) -> bool
 
 
 def _client_check(call: CallContext, request: Request, deadline: float) -> Callable[[], Awaitable[None]]:
-    """Return a check that the client, its key and this server are still there. It raises RequestTimeout, TooLate,
-    GoingDown, Unauthenticated.
+    """Return a check of the client's connection, its key, the deadline and this server.
+
+    The check raises RequestTimeout when the client has gone, TooLate after `deadline`, GoingDown when the server stops,
+    and Unauthenticated when the key is no longer valid.
     """
     checked = time.monotonic()
 

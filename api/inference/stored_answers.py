@@ -273,7 +273,10 @@ def cancel_response(call: CallContext, response_id: str) -> StoredAnswer:
 
 
 def delete_response(call: CallContext, response_id: str) -> None:
-    """Raises NotFound."""
+    """Delete a stored response, and stop its job if that is live.
+
+    Raises: NotFound.
+    """
     with call.db.write() as session:
         row = STORED_RESPONSES.row(session, call, response_id, lock=True)
         job = _job(session, row)

@@ -115,9 +115,9 @@ def read_page(
 def add(
     call: CallContext, conversation_id: str, items: Sequence[Mapping[str, Any]], commit: Callable[[Apply, Items], T]
 ) -> T:
-    """Append items. `commit` runs the function that it is given in a transaction; its second argument are the new
-    items.
+    """Append items to a conversation.
 
+    `commit` receives a function and the new items, and runs the function in a transaction.
     Raises NotFound, InvalidRequest for too long a conversation, Contended, and the errors of `commit`.
     """
 
@@ -334,7 +334,10 @@ def _identified(conversation_id: str, items: Sequence[Mapping[str, Any]], taken:
 
 
 def get_conversation(session: Session, call: CallContext, conversation_id: str, *, lock: bool = False) -> Conversation:
-    """Raises NotFound."""
+    """Return the row of a conversation of the project, locked if `lock`.
+
+    Raises: NotFound.
+    """
     mine = Conversation.id == conversation_id, Conversation.project_id == call.project_id
     statement = select(Conversation).where(*mine)
     row = session.scalar(statement.with_for_update() if lock else statement)

@@ -59,7 +59,7 @@ class CreateResponse(InferenceRequest):
 
 @dataclass(slots=True)
 class Turn:
-    """One response in progress. `engine_body` is what the engine is sent, `asked` the input of this turn."""
+    """A response in progress. `engine_body` is the body that the engine receives, `asked` the input of this turn."""
 
     call: CallContext
     body: CreateResponse

@@ -84,7 +84,10 @@ def list_jobs(
     schedule_id: Annotated[str | None, Query(max_length=64)] = None,
     idempotency_key: Annotated[str | None, Query(min_length=1, max_length=255)] = None,
 ) -> Page[JobObject]:
-    """The project's jobs. `metadata[key]=value` selects, up to 16 times; `metadata=null` those without."""
+    """List the project's jobs.
+
+    `metadata[key]=value`, up to 16 times, selects jobs by metadata; `metadata=null` selects jobs without metadata.
+    """
     statement = jobs_of(call)
     selected = (
         (Job.kind, kind),

@@ -49,7 +49,10 @@ class Outcomes(BaseModel):
 
 
 class ModelStatus(BaseModel):
-    """Why the model of a running job does not answer yet: it is `loading` since a time, or has `no_worker`."""
+    """The reason that the model of a running job does not answer yet.
+
+    The model has been `loading` since a time, or has `no_worker`.
+    """
 
     status: Literal["loading", "no_worker"]
     model: str
@@ -115,7 +118,7 @@ class JobObject(BaseModel):
 
 
 class GraphJob(BaseModel):
-    """One job of a graph. `after` holds the predecessors that the graph shows."""
+    """A job of a graph. `after` holds the predecessors that the graph shows."""
 
     id: str
     kind: str
@@ -134,7 +137,7 @@ class JobGraph(BaseModel):
 
 
 class JobEvent(BaseModel):
-    """Something that happened to a job. `seq` counts from 1 without gaps."""
+    """An event of a job. `seq` counts from 1 without gaps."""
 
     id: str
     object: Literal["job.event"] = "job.event"
@@ -146,7 +149,7 @@ class JobEvent(BaseModel):
 
 
 class ProjectEvent(BaseModel):
-    """Something that happened in a project: the body of a webhook, and where the event stands.
+    """An event of a project: the body of a webhook, and the position of the event.
 
     `position` counts the events of the project, `seq` those of `subject_id` (a job or a webhook endpoint); both count
     from 1 without gaps.

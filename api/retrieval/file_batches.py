@@ -42,9 +42,9 @@ router: APIRouter = resource("Vector store file batches")
 
 
 class CreateFileBatch(Body):
-    """Either `file_ids`, which share attributes and chunking, or `files`, each with its own.
+    """The files to add: `file_ids`, which share attributes and chunking, or `files`, each with its own.
 
-    `webhook` and `after` are ours.
+    `webhook` and `after` are not OpenAI's.
     """
 
     file_ids: Annotated[Many[Annotated[str, Field(max_length=64)]], Field(min_length=1)] | None = None

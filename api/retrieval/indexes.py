@@ -136,7 +136,7 @@ router: APIRouter = resource("Vector store indexes")
 
 
 class CreateIndex(Body):
-    """What differs from the index in use. Without `chunking_strategy` each file is cut as before."""
+    """The differences from the index in use. Without `chunking_strategy` each file is cut as in that index."""
 
     embedding_model: str | None = Field(default=None, min_length=1, max_length=255)
     embedding_dimensions: int | None = Field(default=None, ge=1, le=16_384)

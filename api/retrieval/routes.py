@@ -33,7 +33,7 @@ _MOST_FILES = 500  # OpenAI's limit for a create
 
 
 class ExpiresAfter(Body):
-    """When a store expires, counted from its last use."""
+    """The time after its last use at which a store expires."""
 
     anchor: Literal["last_active_at"]
     days: int = Field(ge=1, le=365)

@@ -23,7 +23,10 @@ PERCENTILE: Final = 85.0
 
 
 class Sizes(Body):
-    """In tokens of the store's embedding model, which may take fewer: no chunk is longer than it takes."""
+    """The size and the overlap of chunks, in tokens of the store's embedding model.
+
+    A chunk is never longer than the input that the model takes, even where `max_chunk_size_tokens` is greater.
+    """
 
     max_chunk_size_tokens: int = Field(ge=100, le=4096)
     chunk_overlap_tokens: int = Field(ge=0)
@@ -52,8 +55,10 @@ class Sentence(Body):
 
 
 class Meaning(Body):
-    """A cut falls where three sentences are further from the next three than `threshold`, a cosine distance, or than
-    the `percentile` of all the distances in the document: by default 85.
+    """The rule by which chunks end where the subject changes.
+
+    A chunk ends where the cosine distance between three sentences and the next three is above `threshold`, or above
+    the `percentile` (by default 85) of all such distances in the document.
     """
 
     max_chunk_size_tokens: int = Field(ge=100, le=4096)
@@ -206,9 +211,9 @@ class FileContentPage(BaseModel):
 
 
 class ChunkFacts(BaseModel):
-    """Where the text stands in its file: its `n`-th chunk, `text[start:end]` of its content. Ours.
+    """The position of a chunk in its file: the `n`-th chunk, `text[start:end]` of the content. Not OpenAI's.
 
-    `language` is an ISO 639-1 code, `time` what the file says of its last change, `sha256` of the text.
+    `language` is an ISO 639-1 code. `time` is the last change that the file itself names. `sha256` is of the text.
     """
 
     n: int

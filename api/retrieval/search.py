@@ -37,9 +37,9 @@ _TRIES = 3
 
 
 class HybridSearch(Body):
-    """How much each ranking counts; at least one weight is above 0. `fusion` and `rrf_k` are ours.
+    """The weight of each ranking; at least one weight is above 0. `fusion` and `rrf_k` are not OpenAI's.
 
-    Weights without a `fusion` are of reciprocal rank fusion, as OpenAI's are.
+    Without `fusion` the weights are of reciprocal rank fusion, as at OpenAI.
     """
 
     embedding_weight: float = Field(ge=0, le=1_000_000)
@@ -55,9 +55,11 @@ class HybridSearch(Body):
 
 
 class RankingOptions(Body):
-    """A `ranker` that is none of OpenAI's is a re-ranking model: it scores the best `rerank_depth` (at least as many as
-    are wanted) anew, and the threshold is of its scores. `deduplicate` leaves out what shares this much of its triples
-    of words with a better result. These two are ours.
+    """The options of ranking. `rerank_depth` and `deduplicate` are not OpenAI's.
+
+    A `ranker` with none of OpenAI's names is a re-ranking model. The model scores the best `rerank_depth` results
+    again (at least as many as are requested), and `score_threshold` applies to its scores. `deduplicate` leaves out a
+    result that shares this part of its triples of words with a better result.
     """
 
     ranker: str = Field(default="auto", min_length=1, max_length=255)

@@ -129,10 +129,10 @@ class TestEndpoint(Body):
 
 
 class Replay(Body):
-    """What to send again: deliveries by id, those of an event, or those of a span of time (unix seconds).
+    """The deliveries to send again: by id, by event, or by a span of time (Unix seconds).
 
-    `failed_since` selects failed ones, `since` and `until` delivered ones too; `missed` adds the events that the
-    endpoint was never sent because it was disabled.
+    `failed_since` selects failed deliveries, `since` and `until` select delivered ones too. `missed` adds the events
+    that were never sent because the endpoint was disabled.
     """
 
     delivery_ids: list[Annotated[str, Field(max_length=64)]] | None = Field(default=None, min_length=1, max_length=1000)
