@@ -16,7 +16,7 @@ class Queue(StrEnum):
 
 
 class Task(StrEnum):
-    """What a message asks for; also the Celery task's name."""
+    """The work that a message requests; also the name of the Celery task."""
 
     PLAN = "plan"  # job: read the input, cut it into shards
     RUN = "run"  # shard: answer its lines

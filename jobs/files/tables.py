@@ -60,7 +60,7 @@ class Upload(Base):
 
 
 class UploadPart(Base):
-    """One part. Parts may arrive in any order; `complete` names theirs."""
+    """A part of an upload. Parts may arrive in any order; the call `complete` names the order of the content."""
 
     __tablename__ = "upload_part"
 

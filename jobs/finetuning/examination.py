@@ -48,7 +48,10 @@ class Stopped(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What to examine, and how. `split` is `holdout` or `temporal`; with `store` the snapshots are written."""
+    """The files and options of an examination.
+
+    `split` is `holdout` or `temporal`; with `store` the snapshots are written.
+    """
 
     storage: str
     data_dir: str
@@ -77,7 +80,7 @@ class Part:
 
 @dataclass(slots=True)
 class Findings:
-    """What came of it. `tokens` counts those of the training rows, `longest` those of the longest row."""
+    """The result of an examination. `tokens` counts the tokens of the training rows, `longest` those of the longest."""
 
     errors: list[dict[str, Any]] = field(default_factory=list)
     truncated: bool = False

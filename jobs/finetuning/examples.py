@@ -1,10 +1,10 @@
-"""One row of a training file → a checked example, with OpenAI's errors: code, line and param.
+"""A row of a training file → a checked example, with OpenAI's errors: code, line and param.
 
     supervised   {"messages": [...], "tools"?, "parallel_tool_calls"?, "metadata"?}
     dpo          {"input": {"messages": [...], "tools"?}, "preferred_output": [m], "non_preferred_output": [m]}
 
-The outputs of a DPO row may also be spelled `preferred_completion` and `non_preferred_completion`. What only the base's
-tokenizer can tell (lengths, prefixes of messages) is checked where that is loaded.
+The outputs of a DPO row may also be spelled `preferred_completion` and `non_preferred_completion`. Checks that
+need the tokenizer of the base (lengths, prefixes of messages) are made where the tokenizer is loaded.
 """
 
 import json

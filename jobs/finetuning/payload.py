@@ -31,7 +31,7 @@ class Hyperparameters(_Options):
 
 
 class Training(_Options):
-    """How to train, beyond OpenAI's fields. None: the default of the trainer, which the guide names.
+    """Options of training beyond OpenAI's. None: the default of the trainer, which the guide names.
 
     `eval_steps` is the number of steps between two evaluations. `max_sequence_length` counts tokens; rows that are
     longer are errors.
@@ -52,7 +52,7 @@ class Training(_Options):
 
 
 class Validation(_Options):
-    """Where the rows of validation come from: a file, a seeded fraction of the training file, or its latest rows.
+    """The origin of the validation rows: a file, a seeded fraction of the training file, or its latest rows.
 
     `temporal` orders rows by their `metadata.time` and takes the last `fraction`.
     """
@@ -62,7 +62,7 @@ class Validation(_Options):
 
 
 class EarlyStopping(_Options):
-    """When to stop before the last step."""
+    """The condition on which training stops before the last step."""
 
     patience: int | None = Field(default=None, ge=1, le=10_000)
     min_delta: float = Field(default=0.0, ge=0, allow_inf_nan=False)

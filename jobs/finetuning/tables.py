@@ -1,4 +1,4 @@
-"""What is known of a fine-tuning job beside its row in `job`: its plan, steps, events, checkpoints and data.
+"""The tables of a fine-tuning job beside its row in `job`: its plan, steps, events, checkpoints and data.
 
     job ─┬─ finetune_plan          what planning computed: numbers for `auto`, rows, tokens, steps
          ├─ finetune_step          one row for each training step: the curve
@@ -35,7 +35,7 @@ class FinetunePlan(Base):
 
 
 class FinetuneStep(Base):
-    """One training step. The columns of validation are null unless the step was evaluated."""
+    """A training step. The columns of validation are null unless the step was evaluated."""
 
     __tablename__ = "finetune_step"
 
@@ -54,7 +54,7 @@ class FinetuneStep(Base):
 
 
 class FinetuneEvent(Base):
-    """One event of a job. `position` orders the events of all jobs; `level` is `info`, `warn` or `error`."""
+    """An event of a job. `position` orders the events of all jobs; `level` is `info`, `warn` or `error`."""
 
     __tablename__ = "finetune_event"
 

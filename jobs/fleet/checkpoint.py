@@ -45,7 +45,7 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of an embedding model: from models.yaml, otherwise from its files."""
+    """The properties of an embedding model: from models.yaml, otherwise from the model's files."""
 
     max_model_len: int | None
     license: str | None

@@ -41,7 +41,7 @@ _ACTOR: Final = "engine"
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How many deaths within how many seconds lead to a quarantine, and how long the first one lasts."""
+    """The limits of quarantine: `deaths` within `seconds` lead to it, and the first quarantine lasts `rest` seconds."""
 
     deaths: int
     seconds: float
@@ -171,7 +171,7 @@ def lives(session: Session, worker_id: str) -> None:
 
 
 def add_log_lines(session: Session, host_devices: str, models: Iterable[str], lines: Sequence[str]) -> None:
-    """What the process before us said last, to deaths that nobody saw."""
+    """Add the last log lines of the previous process to deaths and quarantines that have no lines."""
     names = list(models)
     deaths = select(EngineDeath).where(EngineDeath.host_devices == host_devices, EngineDeath.model.in_(names))
     left = select(Quarantine).where(Quarantine.host_devices == host_devices, Quarantine.model.in_(names))
@@ -253,7 +253,7 @@ def listed(session: Session, model: str | None = None) -> Sequence[Quarantine]:
 
 
 def told(row: Quarantine) -> list[str]:
-    """In words: what is left alone, why and until when; what was in flight, and the last of the log."""
+    """Describe a quarantine: the engine, the reason, the end, the requests in flight, the last lines of the log."""
     when = datetime.fromtimestamp(row.until, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     standing = "is on trial" if row.trial else f"is quarantined until {when}"
     said = [

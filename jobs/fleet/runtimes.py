@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """One runtime.
+    """A runtime of an embedding model.
 
     The cosines compare with PyTorch's float32 vectors; `refused` is the reason if it cannot be chosen.
     """

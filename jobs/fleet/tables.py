@@ -84,7 +84,7 @@ class Model(Base):
 
 
 class Pause(Base):
-    """Something that the operator has paused, or that a worker paused itself. See `jobs.ledger.pauses`."""
+    """A pause by the operator, or by a worker of itself. See `jobs.ledger.pauses`."""
 
     __tablename__ = "pause"
 
@@ -95,7 +95,10 @@ class Pause(Base):
 
 
 class Measure(Base):
-    """How often something took at most `le` seconds, and longer than the bound before. See `jobs.ledger.measures`."""
+    """A bucket of a histogram: the durations above the bucket before and up to `le` seconds.
+
+    See `jobs.ledger.measures`.
+    """
 
     __tablename__ = "measure"
 

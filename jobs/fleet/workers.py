@@ -25,26 +25,27 @@ from jobs.webhooks.tables import Delivery
 
 HEARTBEATS_TO_ACKNOWLEDGE = 3  # see `Acknowledgement`
 _OFF = exists().where(Pause.scope == pauses.Scope.WORKER, Pause.name == Worker.id)
-#: What the dispatcher asks while work waits, built once.
+#: The query of the dispatcher while work waits, built once.
 _ALIVE = select(Worker).where(Worker.state == "ready", ~_OFF).order_by(Worker.id)
 _RESTARTS = select(Worker.pool, Worker.restarts).where(Worker.id == bindparam("its_id")).with_for_update()
 _STARTING = "starting its worker"
 _PRESENT = select(Worker).where(Worker.state != "stopping", ~_OFF).order_by(Worker.id)
-#: What each question of somebody who waits asks.
+#: The query of `serves`, built once.
 _SERVING = select(Worker.queues, Worker.models).where(Worker.state == "ready", ~_OFF)
 
 
 def register(session: Session, worker: Worker) -> None:
-    """Write its row, whether or not it is there: the answer may be lost, and two threads may find the row missing."""
+    """Insert or replace the worker's row: the answer may be lost, and two threads may find the row missing."""
     row = row_of(worker)
     insert = insert_into(session, Worker).values(row)
     session.execute(insert.on_conflict_do_update(index_elements=[Worker.id], set_=row))
 
 
 def heartbeat(session: Session, worker_id: str, *, heartbeats: int = 1, **changes: Any) -> bool:
-    """One heartbeat, or news between two; False when the row is gone (the dispatcher took this worker for dead).
+    """Record a heartbeat, or with 0 `heartbeats` only changed columns.
 
-    How much `restarts` has grown is counted for good: the row goes when the worker does.
+    Return False when the row is gone, because the dispatcher took the worker for dead. The growth of `restarts` is also
+    counted in `jobs.ledger.measures`, which outlives the worker's row.
     """
     if restarts := changes.get("restarts"):
         known = session.execute(_RESTARTS, {"its_id": worker_id}).first()
@@ -82,7 +83,7 @@ def slots(workers: Iterable[Worker]) -> dict[str, int]:
 
 
 def serves(session: Session, queue: str, model: str) -> bool:
-    """Whether a live worker of `queue` serves `model`."""
+    """Return whether a live worker of `queue` serves `model`."""
     return any(
         queue in queues and (model in models or ANY_MODEL in models) for queues, models in session.execute(_SERVING)
     )
@@ -90,7 +91,7 @@ def serves(session: Session, queue: str, model: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """What a worker is loading: a model and how far it is. Without a model, the process itself is starting."""
+    """A model that a worker is loading, and the phase. `model` is empty while the process itself is starting."""
 
     model: str
     phase: str
@@ -131,9 +132,10 @@ def _answers(worker: Worker, model: str) -> bool:
 
 
 def served(workers: Iterable[Worker], registry: Registry | None) -> dict[str, Served]:
-    """What the live workers of each queue answer, as `Router` decides it. None: nobody knows the models file.
+    """Return the models that the live workers of each queue answer, by the rules of `workers.engines.router.Router`.
 
-    An endpoint that takes any name is not meant by one that the file gives to others.
+    Without a `registry` every model counts as answered. An endpoint that takes any name does not answer the names that
+    the models file gives to other engines.
     """
     shown: dict[str, set[str]] = {}
     for worker in workers:
@@ -145,7 +147,7 @@ def served(workers: Iterable[Worker], registry: Registry | None) -> dict[str, Se
 
 
 def unserved(served: Mapping[str, Served]) -> ColumnElement[bool]:
-    """Of jobs: nobody answers their model on their queue."""
+    """Return the condition that no worker of a job's queue answers the job's model."""
     queue, model = func.coalesce(Job.queue, ""), func.coalesce(outbox.NEEDED_MODEL, "")
     return or_(queue.not_in(list(served)), *(and_(queue == name, ~its.among(model)) for name, its in served.items()))
 
@@ -159,8 +161,9 @@ def _answered(shown: set[str], registry: Registry) -> Served:
 
 
 def remember_all(session: Session, found: Mapping[str, bool], queue: str) -> None:
-    """Note models that endpoints serve (name → whether the endpoint is external): they stay known while it is
-    unavailable.
+    """Store the models that endpoints serve: name → whether the endpoint is external.
+
+    A stored model stays known while its endpoint is unavailable.
     """
     seen = now()
     for name in sorted(found):  # in one order: several workers may do this at once
@@ -171,7 +174,7 @@ def remember_all(session: Session, found: Mapping[str, bool], queue: str) -> Non
 
 
 def claims_at(session: Session, scope: pauses.Scope, name: str) -> int:
-    """How many claims on shards and jobs are held there."""
+    """Return the number of held claims on shards and jobs of the queue, model, project, worker or job `name`."""
     of_shards = {
         pauses.Scope.QUEUE: func.coalesce(Shard.queue, Job.queue),
         pauses.Scope.MODEL: Job.model,
@@ -193,9 +196,9 @@ def claims_at(session: Session, scope: pauses.Scope, name: str) -> int:
 
 
 def besides_at(session: Session, scope: pauses.Scope, name: str) -> int:
-    """How much else is under way there: clients who are being answered, removals, deliveries.
+    """Return the amount of other work of `name`, read as `scope`: interactive requests, removals, deliveries.
 
-    Deliveries are a queue's and a worker's: what a paused model or project has done is told all the same.
+    Deliveries count for a queue and a worker only: the events of a paused model or project are still delivered.
     """
     if scope is pauses.Scope.JOB:
         return 0
@@ -216,10 +219,10 @@ def besides_at(session: Session, scope: pauses.Scope, name: str) -> int:
 
 
 class Acknowledgement:
-    """Which workers may not have heard of a pause yet, or not have told since what they are at.
+    """The workers that may not have read a pause yet, or not have reported their work since.
 
-    The next heartbeat may have been under way when the pause was written. The one after that meets it, and the third
-    tells what was begun before.
+    The next heartbeat may have been under way when the pause was written. The second heartbeat reads the pause, and
+    the third reports the work that was begun before it.
     """
 
     def __init__(self, scope: pauses.Scope, names: Set[str]) -> None:
@@ -227,7 +230,7 @@ class Acknowledgement:
         self._seen: dict[str, int] = {}
 
     def unacknowledged(self, session: Session) -> list[str]:
-        """Return the ids of such workers, by their heartbeats since the first call, which must follow the pause."""
+        """Return the ids of these workers, by their heartbeats since the first call, which must follow the pause."""
         waits = []
         for worker in everyone(session):
             first = self._seen[worker.id] = min(self._seen.get(worker.id, worker.heartbeat), worker.heartbeat)

@@ -81,10 +81,11 @@ def epochs(session: Session, project_ids: Collection[str]) -> dict[str, int]:
 
 
 def put(session: Session, entries: Sequence[NewEntry]) -> None:
-    """Store entries where no usable one exists. Of two that were computed at once the first stays, so that clients get
-    the same answer each time.
+    """Store entries whose key has no usable entry yet.
 
-    Call this first in a transaction. Keys are written in order, so that two writers of the same keys cannot deadlock.
+    Of two entries that were computed at once the first stays, so that clients get the same answer each
+    time. Call this first in a transaction. Keys are written in order, so that two writers of the same keys cannot
+    deadlock.
     """
     firsts: dict[bytes, NewEntry] = {}
     for one in sorted(entries, key=lambda one: -one.epoch):

@@ -31,7 +31,7 @@ _OWN: Final = {"keep_first": "rotate", "summary_tokens": "summarize", "embedding
 
 
 class ContextOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a prompt that is too long is handled: by a `strategy`, by a model to `route_long` to, or both.
+    """The handling of a prompt that is too long: by a `strategy`, by a model to `route_long` to, or both.
 
     Without either the request is refused. The last `keep_last` turns, and messages of system and developer, are kept.
     `max_tokens` limits the prompt. `keep_first` belongs to `rotate`, `summary_tokens` to `summarize`,

@@ -1,5 +1,6 @@
-"""The tables of stored answers, conversations and the cache. Requests and answers are objects in storage at `path`,
-written before the row.
+"""The tables of stored answers, conversations and the cache.
+
+Requests and answers are objects in storage at `path`, written before the row.
 """
 
 from typing import Any
@@ -79,7 +80,7 @@ class Conversation(Base):
 
 
 class CacheEntry(Base):
-    """One vector or answer, under a hash of what it depends on. See `jobs.inference.cache`."""
+    """A vector or an answer, under a hash of all that determines it. See `jobs.inference.cache`."""
 
     __tablename__ = "cached"
 

@@ -34,7 +34,7 @@ _NUMBER = (
 
 
 class Bounds(NamedTuple):
-    """Where a feed ends: the last position given out, and the last one whose event retention has removed."""
+    """The bounds of a feed: the last position given out, and the last one whose event retention has removed."""
 
     position: int
     removed: int

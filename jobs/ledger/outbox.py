@@ -87,7 +87,7 @@ _MARK_PUBLISHED = (
 
 @dataclass(frozen=True, slots=True)
 class DueMessage:
-    """One message that is due: ids only. `slot_weight` is the part of a worker's slot that its work takes."""
+    """A message that is due: ids only. `slot_weight` is the part of a worker's slot that its work takes."""
 
     id: int
     task: str

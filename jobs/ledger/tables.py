@@ -198,7 +198,7 @@ class Shard(Usage, Base):
 
 
 class Segment(Usage, Base):
-    """One immutable file of results. `covered` and `good` are bitmaps over the shard's lines, bit 0 first.
+    """An immutable file of results. `covered` and `good` are bitmaps over the shard's lines, bit 0 first.
 
     `covered` holds the lines with a result here, `good` those of them that succeeded, `cut_off` those whose answer
     ended at the token limit (null: written before these were noted), `outcomes` how many there are of each word of
@@ -221,7 +221,7 @@ class Segment(Usage, Base):
 
 
 class Outcome(Base):
-    """How many lines of an ended job have one outcome of `workers.runtime.outcomes`."""
+    """The number of lines of an ended job with one outcome of `workers.runtime.outcomes`."""
 
     __tablename__ = "outcome"
 
@@ -302,7 +302,7 @@ class Audit(Base):
 
 
 class AuditHead(Base):
-    """One row: the last seal and its hash."""
+    """The last seal and its hash, in a single row."""
 
     __tablename__ = "audit_head"
 

@@ -1,1 +1,1 @@
-"""What the operating system and the network give: storage, memory, secret files, the guard of URLs."""
+"""Access to the operating system and the network: storage, memory, secret files, the guard of URLs."""

@@ -21,7 +21,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True, slots=True, order=True)
 class Process:
-    """One process. `started` counts clock ticks since boot."""
+    """A process. `started` counts clock ticks since boot."""
 
     pid: int
     started: int

@@ -1,1 +1,1 @@
-"""What several rooms know about requests: endpoints, fields, prompts, roles."""
+"""Properties of requests that several rooms need: endpoints, fields, prompts, roles."""

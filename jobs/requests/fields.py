@@ -87,9 +87,9 @@ _TAKEN: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
 
 
 def unknown(engine: str, url: str, names: Iterable[str]) -> str | None:
-    """Return the first of `names` that the engine does not know; None if there is none, or the engine checks them
-    itself.
+    """Return the first of `names` that the engine does not know.
 
+    Return None if the engine knows all names, or checks them itself.
     `names` are the fields that have a value: null means "not given".
     """
     taken = _TAKEN.get(engine, {}).get(url)

@@ -262,8 +262,9 @@ def owe_stranger(session: Session, store_id: str) -> None:
 
 
 def remove(session: Session, store: VectorStore, row: VectorStoreFile) -> None:
-    """Remove a file, whose row is locked, from a store: it is hidden at once, and the removal of its vectors is
-    enqueued.
+    """Remove a file, whose row is locked, from a store.
+
+    The file is hidden at once; the removal of its vectors is enqueued.
     """
     session.delete(row)
     session.flush()

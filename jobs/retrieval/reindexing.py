@@ -147,8 +147,9 @@ def _hold(session: Session, rows: Select[*tuple[Any, ...]]) -> int:
 
 
 def _lacking(store: VectorStore, index: VectorStore, job: Job | None) -> Select[str, dict[str, Any] | None]:
-    """Select the rows that an index lacks, of the index in use or of a job, with their former chunking in this
-    index.
+    """Select the rows that `index` lacks, with their former chunking in that index.
+
+    The rows are those of the index in use, or with `job` those of the job.
     """
     here, own = VectorStoreFile, aliased(VectorStoreFile)
     there = here.store_id == store.current_id

@@ -101,8 +101,9 @@ class VectorStoreFile(Base):
 
 
 class VectorRemoval(Base):
-    """A pending removal from the vector database: of one document, of a whole store, or of vectors that no file
-    points to.
+    """A pending removal from the vector database.
+
+    `what` is one document, a whole store, or the vectors to which no file points.
     """
 
     __tablename__ = "vector_removal"
@@ -158,7 +159,7 @@ class Source(Base):
 
 
 class SourceItem(Base):
-    """One document of a source, by the SHA-256 of its key (a path or a URL).
+    """A document of a source, by the SHA-256 of its key (a path or a URL).
 
     `file_id` is its newest version; `previous_id` is the version that is still published, if the newest is not.
     `fingerprint` detects changes without reading, `sha256` after reading. `job_id` is the last sync that changed it,

@@ -1,1 +1,1 @@
-"""What a project stores, and its limit."""
+"""The bytes that a project stores, and their limit."""

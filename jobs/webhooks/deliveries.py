@@ -96,7 +96,7 @@ def claim_due(
 
 
 class _Room:
-    """How many more deliveries each lane may have."""
+    """The number of deliveries that each lane may still take."""
 
     def __init__(self, held: Counter[str], usual: int, allowances: Mapping[str, int]) -> None:
         self._held = held
@@ -177,8 +177,9 @@ def _disabled(row: Row[Any]) -> bool:
 
 
 def _still_disabled(session: Session, ids: Collection[str]) -> set[str]:
-    """Return the endpoints that are disabled, locked so that `enable` does not run just before their deliveries are
-    held.
+    """Return the ids of the endpoints that are still disabled, and lock the endpoints of `ids`.
+
+    The lock keeps `enable` from running just before the deliveries are held.
     """
     if not ids:
         return set()
@@ -236,10 +237,9 @@ class Selection:
 def next_delay(
     attempt: int, schedule: Sequence[float], retry_after: float | None, rng: Callable[[], float]
 ) -> float | None:
-    """Return the seconds until the next attempt after `attempt` failed ones, with 20 % of jitter; None after the
-    last one.
+    """Return the seconds until the attempt that follows `attempt` failed ones, with 20 % of jitter.
 
-    The receiver's Retry-After can only delay it, by at most a day.
+    Return None after the last attempt. The receiver's Retry-After can only lengthen the delay, to at most a day.
     """
     if attempt >= len(schedule):
         return None

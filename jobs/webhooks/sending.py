@@ -1,4 +1,4 @@
-"""One webhook: its body, its signature (Standard Webhooks), and one attempt to post it.
+"""A webhook: its body, its signature (Standard Webhooks), and one attempt to post it.
 
     async with open_client(config) as client:
         outcome = await post_signed(client, url, secrets, delivery_id, body)

@@ -9,7 +9,7 @@ from jobs.db.base import Base, Serial
 
 
 class Event(Base):
-    """Something that happened to a job or an endpoint; `seq` is taken under that row's lock, without gaps.
+    """An event of a job or an endpoint; `seq` is taken under that row's lock, without gaps.
 
     The same row feeds polling, SSE and webhooks. `position` is its number in the feed of its project, which the leading
     dispatcher assigns after the commit: see `jobs.ledger.feed`.
@@ -84,7 +84,7 @@ class WebhookEndpoint(Base):
 
 
 class Delivery(Base):
-    """One event to be sent to one receiver: pending → delivered | failed. Its id is the stable `webhook-id`.
+    """An event to be sent to one receiver: pending → delivered | failed. Its id is the stable `webhook-id`.
 
     With `endpoint_id` the endpoint's URL and secrets apply, otherwise those of the job's own webhook. A claim is
     `worker_id` and `epoch`; it is revoked when the worker's heartbeats stop.
@@ -126,7 +126,7 @@ class Delivery(Base):
 
 
 class Attempt(Base):
-    """One attempt of a delivery."""
+    """An attempt of a delivery."""
 
     __tablename__ = "attempt"
 
