@@ -42,8 +42,9 @@ _REASONS = {JobState.EXPIRING: output_lines.EXPIRED, JobState.CANCELLING: output
 
 
 def finish(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
-    """Assemble the results of a batch and end it. Raises ClaimLost, NotFound, ResultsLost, StorageFull,
-    StorageUnavailable.
+    """Assemble the results of a batch and end it.
+
+    Raises: ClaimLost, NotFound, ResultsLost, StorageFull, StorageUnavailable.
     """
     _Finisher(context, claim, handle).run()
 

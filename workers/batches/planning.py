@@ -295,8 +295,9 @@ def _input_path(context: Context, claim: JobClaim) -> str | lines.Bad:
 
 
 def _queued_bytes(session: Session, job: Job) -> int:
-    """Return the bytes of input that the project's other live jobs still read. Locks the project's row, so that no
-    other planner adds to them.
+    """Return the bytes of input that the project's other live jobs still read.
+
+    Lock the project's row, so that no other planner adds to them meanwhile.
     """
     session.get(Project, job.project_id, with_for_update={"key_share": True})  # new jobs may still name it
     return batches.queued_bytes(session, job.project_id, excluded=job.id)
@@ -369,8 +370,11 @@ def _drafted(planner: Planner) -> bool:
 
 
 def _plan_drafts(context: Context, drafts: Mapping[str, Planner]) -> bool:
-    """Write the drafts in one transaction. Return False where one of them cannot be planned: nothing was written, and
-    the others can be planned one at a time.
+    """Write the drafts in one transaction; return whether it was committed.
+
+    One job that cannot be planned undoes the transaction: the others can then be planned one at a time.
+
+    Raises: DatabaseBusy.
     """
     try:
         context.db.retrying(lambda session: _claim_and_plan(session, drafts, context.worker_id), context.stop)
@@ -383,8 +387,9 @@ def _plan_drafts(context: Context, drafts: Mapping[str, Planner]) -> bool:
 
 
 def _claim_and_plan(session: Session, drafts: Mapping[str, Planner], worker_id: str) -> None:
-    """Claim the jobs and write their drafts. A second run finds nothing to claim. Rows of jobs are locked by their ids,
-    then rows of projects by theirs.
+    """Claim the jobs and write their drafts. A second run after a commit finds nothing to claim.
+
+    Rows of jobs are locked in the order of their ids, then rows of projects in the order of theirs.
     """
     claims = [ledger.claim(session, job_id, Task.PLAN, worker_id) for job_id in drafts]
     for claim in sorted(filter(None, claims), key=lambda claim: claim.job.project_id):

@@ -287,8 +287,9 @@ def read_items(context: Context, claim: ShardClaim, batch: Batch | None) -> tupl
 
 
 def _maker(claim: ShardClaim) -> Callable[[int, str, dict[str, Any]], Item]:
-    """Return a function that makes the items of a claim's lines. Their common values are looked up once, because
-    reading a job's columns is slow.
+    """Return a function that makes the items of a claim's lines.
+
+    The values that all items share are looked up once, because reading a job's columns is slow.
     """
     job, n, epoch, faults = claim.job, claim.n, claim.epoch, claim.faults
     job_id = job.id

@@ -1,5 +1,4 @@
-"""The shards that a worker runs at once: its slots, of which a small shard takes a part, see
-`jobs.ledger.slot_weights`.
+"""Schedule the shards that a worker runs at once; a small shard takes a part of a slot (`jobs.ledger.slot_weights`).
 
     message ─▶ slot weight ─┬─ fits ─▶ run
                             ├─ little waits ─▶ queued, so that no slot is idle between two shards
