@@ -94,7 +94,11 @@ class EngineSet:
         await asyncio.gather(*(engine.close() for engine in (*self.running, *self.suspended)))
 
     async def _start(self, engine: Engine) -> None:
-        """Raises what keeps the engine from starting, unless it is suspended for that."""
+        """Start `engine`, or suspend it where it is not to be built again.
+
+        Raises:
+            Exception: The error that kept the engine from starting, unless the engine was suspended for it.
+        """
         if isinstance(engine, HttpEngine):
             await engine.start()
             return

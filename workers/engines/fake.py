@@ -280,8 +280,9 @@ def _rerank(body: Body, query: str, _digest: bytes, _voice: str) -> Answer:
 
 
 def _vector(text: str, dimensions: int) -> list[float]:
-    """Return a bag of words as a vector: texts with words in common are near. The whole text is a word too, so that no
-    two texts have the same vector.
+    """Return a bag of words as a vector: texts with words in common are near.
+
+    The whole text is a word too, so that no two texts have the same vector.
     """
     words = [_word(word, dimensions) for word in (text, *text.lower().split())]
     raw = [sum(values) for values in zip(*words, strict=True)]

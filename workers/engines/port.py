@@ -172,7 +172,7 @@ class Suspect:
 
 
 class EngineHealth(Protocol):
-    """Decides whether an engine that died is built again. Called on the engines' loop."""
+    """Decide whether an engine that died is built again. Called on the engines' loop."""
 
     async def builds(self, models: tuple[str, ...]) -> None:
         """Note that the engine of `models` is started now, unless it runs."""

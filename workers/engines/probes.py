@@ -27,7 +27,7 @@ Scorer = Callable[[Sequence[Passage], Adapter | None], Awaitable[list[Score]]]
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True):
-    """One chat as the trainer reads it: its tokens, its greedy continuation, the log-probability of each token of that.
+    """A chat as the trainer reads it: tokens, greedy continuation, and the log-probability of each continued token.
 
     `base_logprobs` are those that the trainer's base model gives to the same continuation.
     """

@@ -145,10 +145,10 @@ class Router:
             raise
 
     async def length(self, request: Request) -> Length | None:
-        """Return the length of a chat or a response. None where the engine cannot tokenise it: it will refuse the
-        request.
+        """Return the length of a chat or a response; None where the engine cannot tokenise it, and will refuse it.
 
-        Raises EngineBusy where no engine here serves the model now.
+        Raises:
+            EngineBusy: No engine here serves the model now.
         """
         if objection(request.url, request.body):
             return None

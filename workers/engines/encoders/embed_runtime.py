@@ -77,7 +77,10 @@ class MeasuringFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """Where choices are kept, and how near to torch's vectors in float32 they have to be (1: nothing is measured)."""
+    """The folder of recorded choices, and the least mean cosine to torch's vectors in float32.
+
+    With a `floor` of 1 nothing is measured.
+    """
 
     folder: Path
     floor: float
@@ -97,7 +100,7 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Chooser:
-    """Loads one model on the chosen runtime. `close` ends a measurement."""
+    """Load one model on the chosen runtime. `close` ends a measurement."""
 
     def __init__(self, name: str, records: Choices | None) -> None:
         self._name, self._records = name, records
@@ -361,8 +364,9 @@ def choose(candidates: Sequence[Candidate], restricted_to: str = "") -> int:
 
 
 def too_far(mean: float, least: float, floor: float) -> str:
-    """Return why vectors with these cosines are below the floor; empty if they are not. The floor is for the mean: a
-    single vector may be twice as far off.
+    """Return why vectors with these cosines are below the floor; empty if they are not.
+
+    The floor is for the mean: a single vector may be twice as far off.
     """
     if mean < floor:
         return f"mean cosine {mean:.4f} is below {floor:g}"

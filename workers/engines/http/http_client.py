@@ -122,8 +122,9 @@ class HttpClient:
         endpoint.listed(names)
 
     async def _names_of(self, endpoint: Endpoint) -> frozenset[str] | None:
-        """Return the names of the models; `*` if the server has no list, None if it refused. Note on the endpoint if it
-        is vLLM.
+        """Return the names of the models; `*` if the server has no list, None if it refused.
+
+        Note on the endpoint whether its server is vLLM.
 
         Raises:
             EndpointUnavailable: The server does not answer, or answers that it cannot.

@@ -34,7 +34,7 @@ class File(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """What a checkpoint holds. `run` describes the run: step, dtype, versions and the like."""
+    """The contents of a checkpoint: its files by name. `run` describes the run: step, dtype, versions and the like."""
 
     files: dict[str, File]
     run: dict[str, Any]

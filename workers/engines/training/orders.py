@@ -1,4 +1,4 @@
-"""What the worker tells the trainer while it trains, read by a thread of its own."""
+"""Read the worker's orders in the trainer's process, in a thread of their own, while training goes on."""
 
 import os
 import threading

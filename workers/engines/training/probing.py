@@ -1,4 +1,4 @@
-"""What the trainer computes for the probes of a model: tokens, greedy continuations, log-probabilities.
+"""Compute the probes of a model in the trainer: tokens, greedy continuations, log-probabilities.
 
     chats ─▶ ids ─▶ greedy continuation ─┬─▶ log-probabilities with the adapter ─┬─▶ probes.json
                                          └─▶ and of the base alone ──────────────┘

@@ -1,4 +1,4 @@
-"""What the worker and the trainer say to each other: a spec in a file, then JSON lines on two pipes of their own."""
+"""The protocol between worker and trainer: a spec in a file, then JSON lines on two pipes of their own."""
 
 from typing import Final, Literal
 

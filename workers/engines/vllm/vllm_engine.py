@@ -2,10 +2,10 @@
 
     start ──▶ running ──▶ answer … answer
       ▲          │
-      └──────────┴── EngineCore died: everyone in flight gets EngineDead, the next start() builds a new one
+      └──────────┴── EngineCore died: every request in flight gets EngineDead, the next start() builds a new one
 
 Everything runs on the event loop that first called `start`. That loop belongs to the engine alone: building it blocks
-the loop for half a minute on a CPU. Requests that arrive meanwhile wait; they have never reached an engine that died.
+the loop for half a minute on a CPU. Requests that arrive meanwhile wait, and have never reached the dead engine.
 """
 
 import asyncio
@@ -77,10 +77,11 @@ REQUEST_ID_PREFIX = {"/v1/responses": "resp_"}  # vLLM puts chatcmpl- and cmpl- 
 
 
 class VllmEngine:
-    """`model` is a folder or a hub's name, `names` what requests call it, `args` vLLM's own engine arguments.
+    """An engine of vLLM for one base model.
 
-    `pids` is a file for the process ids of the engine's children, kept from one life of this process to the next.
-    An engine that gives no sign for `silence` seconds is killed, and so has died.
+    `model` is a folder or a hub's name, `names` are its names in requests, `args` vLLM's arguments. `pids` is a file
+    for the process ids of the engine's children; it outlives this process. An engine that does not answer a ping for
+    `silence` seconds is killed.
     """
 
     def __init__(
@@ -115,7 +116,10 @@ class VllmEngine:
         return vllm_adapters.limit_of(self._args)
 
     def batch_limits(self, while_interactive: int) -> tuple[int, int] | None:
-        """Of a batch, how many requests it takes beside one that somebody waits for, and how many otherwise."""
+        """Return the limit of batch lines while an interactive client waits, and while none does.
+
+        None before the engine has started, and on a GPU if `while_interactive` is 0.
+        """
         return batch_limits(self._args, while_interactive) if self._serving is not None else None
 
     async def start(self) -> None:
@@ -133,7 +137,7 @@ class VllmEngine:
                     serving = await Serving.open(self._model, self._names, self._args)
             except BadEngineArgs:
                 raise
-            except Exception as error:  # a driver, a full GPU, a broken checkpoint: vLLM raises anything here
+            except Exception as error:  # vLLM raises any error here: for a driver, a full GPU, a broken checkpoint
                 log.exception("engine_start_failed", extra={"model": self._model})
                 raise EngineDead(f"vLLM could not start {self._model}: {error}") from error
             serving.slots = vllm_adapters.slots(serving, self._names[0], self.adapters)
@@ -160,7 +164,10 @@ class VllmEngine:
         return await self._ask(request, body, emit)
 
     async def length(self, request: Request) -> Length | None:
-        """Counted as the request will be; None where vLLM cannot put it into tokens, and will say why when asked."""
+        """Return the length of a prompt as vLLM renders it.
+
+        None where vLLM cannot render it, and will refuse the request.
+        """
         if self._objection(request):
             return None
         await self.start()
@@ -168,7 +175,7 @@ class VllmEngine:
         try:
             return Length(*await self._serving.length(request.url, self._body(replace(request, adapter=None))))
         except Exception as error:  # noqa: BLE001  vLLM and the chat templates it runs raise anything
-            log.info("prompt_not_counted", extra={"error": type(error).__name__})  # its words may be the prompt's
+            log.info("prompt_not_counted", extra={"error": type(error).__name__})  # its text may quote the prompt
             return None
 
     async def score(self, model: str, passages: Sequence[Passage], adapter: Adapter | None) -> list[Score]:
@@ -213,7 +220,7 @@ class VllmEngine:
         return _judge(serving, request, said)
 
     async def _hand_on(self, serving: Serving, request: Request, events: AsyncGenerator[Any], emit: Emit) -> Answer:
-        """A stream's events as they come. What breaks after the first is told as an event, which vLLM does itself."""
+        """Emit the events of a stream as they come. vLLM reports an error after the first event as an event."""
         usage = wants_usage(request.body)
         async with aclosing(events):
             async for said in events:
@@ -235,7 +242,7 @@ class VllmEngine:
         if request.tenant:
             body["cache_salt"] = request.tenant
         if request.adapter:
-            body["model"] = request.adapter.name  # as vLLM calls base and adapter together
+            body["model"] = request.adapter.name  # vLLM's name of the base with the adapter
         prefix = REQUEST_ID_PREFIX.get(request.url, "")
         return body | {"stream": False, "priority": request.priority, "request_id": prefix + request.request_id}
 
@@ -244,14 +251,17 @@ class VllmEngine:
         await watch_silence(serving.ping, lambda: serving.dead, self._silence, ending)
 
     async def _end_silent(self, serving: Serving) -> None:
-        """Kill its processes. Where even that does not help, this one ends, and its supervisor starts it anew."""
+        """Kill the processes of a silent engine.
+
+        Where that does not help, end this process: its supervisor restarts it.
+        """
         await asyncio.to_thread(leftovers.kill, self._pids)
         for _ in range(_DYING_SECONDS):
             if serving.dead:
                 return
             await asyncio.sleep(1)
         log.critical("engine_cannot_be_ended", extra={"model": self._model})
-        os._exit(os.EX_SOFTWARE)  # the supervisor starts us again, with backoff
+        os._exit(os.EX_SOFTWARE)  # the supervisor restarts this process, with backoff
 
     async def _stop(self) -> None:
         if self._watch is not None:
@@ -271,7 +281,7 @@ def _name_base(shown: dict[str, Any], request: Request) -> None:
 
 
 def _events(said: Any) -> Iterator[dict[str, Any]]:
-    """What vLLM yields: server-sent events as text, or of a response its events as models."""
+    """Yield the events of vLLM's stream: server-sent events are text, events of responses are models."""
     if not isinstance(said, str):
         yield said.model_dump(mode="json", by_alias=True)
         return
@@ -282,7 +292,7 @@ def _events(said: Any) -> Iterator[dict[str, Any]]:
 
 
 def _judge(serving: Serving, request: Request, said: Any) -> Answer:
-    """VLLM's answer, refusal or failure in the port's words."""
+    """Translate vLLM's answer, refusal or failure for the port."""
     from vllm.entrypoints.serve import create_error_response
     from vllm.entrypoints.serve.engine.protocol import ErrorResponse
     from vllm.v1.engine.exceptions import EngineDeadError
@@ -306,7 +316,7 @@ def _judge(serving: Serving, request: Request, said: Any) -> Answer:
 def _refused(url: str, status: int, message: str, param: str | None) -> Answer:
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         raise EngineBusy(message)
-    if status == HTTPStatus.NOT_IMPLEMENTED:  # a field or a feature that this model or engine lacks
+    if status == HTTPStatus.NOT_IMPLEMENTED:  # this model or engine lacks a field or a feature
         return refusal(HTTPStatus.BAD_REQUEST, message, param=param)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         raise EngineFault(message, refusal(status, message))
@@ -316,17 +326,17 @@ def _refused(url: str, status: int, message: str, param: str | None) -> Answer:
 
 
 def _invalid(error: pydantic.ValidationError) -> Answer:
-    """The first thing that is wrong with a body, at the field that OpenAI would name."""
+    """Return the refusal for the first error in a body, with the field that OpenAI would name."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = [str(part) for part in first["loc"]]
     message = f"{'.'.join(where)}: {first['msg']}" if where else first["msg"]
     return refusal(HTTPStatus.BAD_REQUEST, message, param=where[0] if where else None)
 
 
-# An engine that hangs (a kernel that never returns, a lock, a stopped process) is not dead: what is in flight never
-# ends, and its worker sends heartbeats. vLLM answers a ping between two steps, however long the requests are.
+# An engine that hangs (a kernel that never returns, a lock, a stopped process) is not dead: its requests never end,
+# while its worker sends heartbeats. vLLM answers a ping between two steps, however long the requests are.
 
-#: The time is counted in so many parts: of one in which this process itself stood still, only that part counts.
+#: The silence is measured in so many parts: while this process itself was stopped, only one part counts.
 PARTS: Final = 10
 
 
@@ -336,7 +346,10 @@ async def watch_silence(
     patience: float,
     end: Callable[[], Awaitable[None]],
 ) -> None:
-    """Call `end` when no answer has come for `patience` seconds. Returns then, and when the engine dies by itself."""
+    """Call `end` when no ping was answered for `patience` seconds.
+
+    Return then, or when the engine has died by itself.
+    """
     while not is_dead():
         asked = asyncio.create_task(ping())
         try:
@@ -353,7 +366,7 @@ async def watch_silence(
 
 
 async def _answered(asked: "asyncio.Task[object]", is_dead: Callable[[], bool], patience: float) -> bool:
-    """Or died: whoever asks it will be told."""
+    """Wait until the engine answers the ping or dies; return False after `patience` seconds without either."""
     for _ in range(PARTS):
         done, _pending = await asyncio.wait({asked}, timeout=patience / PARTS)
         if done or is_dead():
@@ -361,10 +374,10 @@ async def _answered(asked: "asyncio.Task[object]", is_dead: Callable[[], bool], 
     return False
 
 
-# vLLM's own logs without what a client or a model has said. Its templates and its parsers log what they choke on: as an
-# argument, as an error's words, as a traceback that quotes a line of a model's answer. Of such a record is left what
-# stands in vLLM's code: the place, the message before anything is put into it, and the class of the error. It holds in
-# this process, where all of that happens; the engine's children have token ids only.
+# Keep the texts of clients and models out of vLLM's logs. Its templates and parsers log what they cannot handle: as an
+# argument, as an error's text, as a traceback that quotes a line of an answer. Such a record is reduced to what stands
+# in vLLM's code: the location, the message without its arguments, and the class of the error. This covers this process,
+# where texts are handled; the engine's children have token ids only.
 
 QUOTING: Final = (
     "vllm.entrypoints.generate", "vllm.entrypoints.openai", "vllm.entrypoints.pooling", "vllm.entrypoints.serve",
@@ -375,7 +388,7 @@ WITHHELD: Final = "what is said here may quote a text"
 
 
 class Discreet:
-    """A factory of log records. It is no filter: those of a logger are not asked for the loggers below it."""
+    """A factory of log records without texts. A filter would not do: a logger's filters skip the loggers below it."""
 
     def __init__(self, make: Callable[..., logging.LogRecord]) -> None:
         self._make = make
@@ -391,12 +404,12 @@ class Discreet:
 
 @cache
 def keep_texts_out() -> None:
-    """For the rest of this process, which loads vLLM."""
+    """Install the factory for the rest of this process, which loads vLLM."""
     logging.setLogRecordFactory(Discreet(logging.getLogRecordFactory()))
 
 
 def _is_constant(message: Any, path: str, line: int) -> bool:
-    """Whether it stands so in the code that logs it: an f-string is a text already."""
+    """Return whether the message is a constant in the code that logs it, and no f-string."""
     frame: FrameType | None = sys._getframe()
     while frame is not None and (frame.f_code.co_filename, frame.f_lineno) != (path, line):
         frame = frame.f_back
