@@ -1,4 +1,4 @@
-"""What all middleware shares: the base class, retries while an engine is busy, and sums of usage.
+"""The common parts of all middleware: the base class, retries while an engine is busy, and sums of usage.
 
 A request that has already cost tokens is sent again while the engine is busy, so that these tokens are not wasted.
 

@@ -49,7 +49,7 @@ from workers.middleware.summaries import Summaries, SummaryFailed
 
 @dataclass(frozen=True, slots=True)
 class ContextReport:
-    """What a client is told about the shortening of its prompt.
+    """The report to a client on how its prompt was shortened.
 
     `told` is the field `context`. `echo` holds fields of the request that the engine did not get. `usage` is of
     summaries.

@@ -65,8 +65,9 @@ class ContextBudget:
 
 
 def excerpt_budget(budget: ContextBudget, body: Mapping[str, Any]) -> int:
-    """Return how many tokens excerpts may have; at least half of those that an empty history would leave, if it may
-    be cut.
+    """Return how many tokens excerpts may have.
+
+    If the history may be cut, at least half of the tokens that an empty history would leave.
     """
     try:
         options = context_options_of(RESPONSES, body)

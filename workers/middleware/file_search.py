@@ -143,9 +143,7 @@ def _given(options: Mapping[str, Any], depth: int = 2) -> dict[str, Any]:
 
 
 def mistyped_field(body: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return the name of another field that a search needs and whose type is wrong, and the right type; None if all
-    are right.
-    """
+    """Return the first of the other fields of a search that has a wrong type, and the right type; None if all fit."""
     if not isinstance(body.get("input"), str | list | None):
         return "input", "a text or an array"
     if not isinstance(body.get("instructions"), str | None):

@@ -66,8 +66,9 @@ class History:
         return self.with_items([item for n, item in enumerate(self.items) if n not in dropped])
 
     def noted(self, dropped: Collection[int], title: str, lines: Sequence[str]) -> dict[str, Any]:
-        """Return the body without the dropped items, with a note about them at the beginning of the next user
-        message.
+        """Return the body without the dropped items.
+
+        A note about them stands at the beginning of the next user message.
         """
         body = self.without(dropped)
         if not lines:

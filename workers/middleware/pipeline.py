@@ -26,7 +26,7 @@ from workers.middleware.tuned_models import TunedModelMiddleware, TunedModels
 
 @dataclass(frozen=True, slots=True)
 class PipelineDeps:
-    """What the middleware needs from the worker."""
+    """The parts of the worker that the middleware needs."""
 
     measure: Measure
     identity: Identity

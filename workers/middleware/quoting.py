@@ -54,8 +54,9 @@ def with_excerpts(prompt: Any, found: Sequence[Found]) -> Any:
 
 
 def beginning_with(shown: str, item: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
-    """Return a user's message that begins with `shown`, as a part of type `kind`; two messages if its content has
-    neither form.
+    """Return a user's message that begins with `shown`, as a part of type `kind`.
+
+    Return two messages if the content is neither a string nor a list.
     """
     content = item.get("content")
     if isinstance(content, str):

@@ -60,7 +60,7 @@ class _PendingLookup:
 
 @dataclass(slots=True)
 class _PendingWrites:
-    """What the writer has to write."""
+    """The pending writes of the cache: new entries, later expiries, and counts of uses."""
 
     entry_sources: list[EntrySource] = field(default_factory=list)
     size: int = 0

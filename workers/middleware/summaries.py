@@ -40,7 +40,7 @@ _NOTE: Final = "Summary of the earlier conversation:"
 
 @dataclass(slots=True)
 class SummaryCost:
-    """What the summaries of one request took, besides tokens."""
+    """The cost of the summaries of one request, besides tokens."""
 
     calls: int = 0
     levels: int = 0

@@ -31,7 +31,7 @@ _AGAIN: Final = 2.0
 
 
 class _Row(NamedTuple):
-    """What SQL knows of a tuned model that a project may ask for."""
+    """The row of a tuned model that a project may ask for."""
 
     id: str
     base: str
