@@ -97,8 +97,9 @@ Pairs = dict[tuple[str, int], tuple[Hit, float]]
 
 @dataclass(slots=True)
 class Seen:
-    """The rows of visible documents, by key. `looks` counts the queries. `hidden` documents were ranked or chosen by
-    the filters, and are not visible.
+    """The rows of visible documents, by key.
+
+    `looks` counts the queries. `hidden` documents were ranked or chosen by the filters, and are not visible.
     """
 
     rows: dict[str, VectorStoreFile] = field(default_factory=dict)

@@ -39,8 +39,10 @@ class Store:
 
 @dataclass(frozen=True, slots=True, eq=False)  # arrays do not compare to a truth value
 class Entry:
-    """One chunk. `digest` is the SHA-256 in hex of what was embedded: of the text, behind the model's prompt if it has
-    one. `vector` has length 1; `meta` is JSON, opaque here.
+    """One chunk.
+
+    `digest` is the SHA-256, in hex, of the embedded text: the model's prompt, if it has one, and then `text`. `vector`
+    has length 1; `meta` is JSON, opaque here.
     """
 
     document: str

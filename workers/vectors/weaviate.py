@@ -286,8 +286,9 @@ def _remove(tenant: Any, ids: Sequence[Any]) -> None:
 
 
 def _numbers(tenant: Any, document: str) -> list[int]:
-    """Return the numbers of a document's entries, in windows of `n`: a filtered query has at most MOST_RESULTS and
-    no paging.
+    """Return the numbers of a document's entries, sorted.
+
+    Query windows of `n`, because a filtered query has at most MOST_RESULTS and no paging.
     """
     own = Filter.by_property("document").equal(document)
     answer = tenant.aggregate.over_all(filters=own, return_metrics=[Metrics("n").integer(maximum=True)])

@@ -64,8 +64,9 @@ class Indexing(ShardRun):
         self.rewrote = False  # whether a document was cut and stored again
 
     def all(self) -> None:
-        """Embed, write and publish every document. Raises Abandoned, ClaimLost, GaveUp, StorageFull,
-        StorageUnavailable.
+        """Embed, write and publish every document.
+
+        Raises: Abandoned, ClaimLost, GaveUp, StorageFull, StorageUnavailable.
         """
         if self.context.low_on_disk():
             raise StorageFull

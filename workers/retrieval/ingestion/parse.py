@@ -111,8 +111,9 @@ class Parsing(ShardRun):
             self.made += [made] if made else []
 
     def _file(self, line: int, row: VectorStoreFile, store: VectorStore) -> Made | None:
-        """Return the result of a file; None if its document is ready for the next stage, or there is no time left to
-        make it.
+        """Return the result of a file.
+
+        None if its document is ready for the next stage, or no time is left to make the document.
         """
         try:
             return self._parse(line, row, store)

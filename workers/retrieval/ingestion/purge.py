@@ -80,8 +80,9 @@ def _remove(context: Context, removal: VectorRemoval) -> int:
 
 
 def _store_of(context: Context, removal: VectorRemoval) -> Store:
-    """Return the store as it is now, if it exists: its dimensions may have been unknown when the removal was
-    enqueued.
+    """Return the store of a removal, with its present dimensions if it still exists.
+
+    The dimensions may have been unknown when the removal was enqueued.
     """
     with context.db.read() as session:
         row = session.get(VectorStore, removal.store_id)

@@ -43,10 +43,10 @@ class Distances:
 
 
 def windows(document: Document, most: int) -> Iterator[str]:
-    """Yield windows of WINDOW sentences each, as far as they fit in `most` tokens; the first and the last ones have
-    fewer.
+    """Yield windows of WINDOW sentences each, as far as they fit in `most` tokens.
 
-    So the windows before and after the joint behind sentence n are the n-th and the (n + WINDOW)-th.
+    The first and the last windows have fewer sentences, so that the windows before and after the joint behind sentence
+    n are the n-th and the (n + WINDOW)-th.
     """
     count = len(document.sentences)
     return (_window(document, max(0, at), min(at + WINDOW, count), most) for at in range(1 - WINDOW, count))

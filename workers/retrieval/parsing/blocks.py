@@ -49,7 +49,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a format's reader returns. Blocks are read lazily, so that reading stops when the text is too long."""
+    """The result of a format's reader. Blocks are read lazily, so that reading stops when the text is too long."""
 
     blocks: Iterator[Block]
     title: str | None = None

@@ -21,7 +21,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Cutting:
-    """How a text is cut. Numbers are tokens of `tokenizer` (a tokenizer.json), without special tokens."""
+    """The options for cutting a text. Numbers are tokens of `tokenizer` (a tokenizer.json), without special tokens."""
 
     tokenizer: Path
     max_tokens: int

@@ -193,7 +193,7 @@ _XML: Final = (".xml", ".rels", ".xhtml", ".html", ".htm", ".opf", ".ncx", ".vml
 
 
 class Budget:
-    """How much may still be unpacked, from all nested archives together."""
+    """The amount of data that may still be unpacked, from all nested archives together."""
 
     def __init__(self, limits: Limits) -> None:
         self.left = EXPANSION * limits.text_bytes

@@ -43,7 +43,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What the source says about the bytes of an item."""
+    """The source's description of an item whose bytes were fetched."""
 
     fingerprint: dict[str, Any] | None
     filename: str
