@@ -1,4 +1,4 @@
-"""What the trainer reports, in SQL: a row for each step, events, and when the training is expected to end.
+"""Record the trainer's reports in SQL: a row for each step, events, and when the training is expected to end.
 
 Reports are gathered; `flush` writes them in one transaction, once a second at most, and only while the claim holds. A
 step that is trained again after a kill gets the row of the last time.

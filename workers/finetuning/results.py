@@ -39,7 +39,7 @@ _POINTS: Final = 500  # of a curve
 
 
 def finish(context: Context, claim: JobClaim, _hold: ClaimHandle) -> None:
-    """End a claimed job. Raises ClaimLost, NotFound, StorageFull, StorageAway."""
+    """End a claimed job. Raises ClaimLost, NotFound, StorageFull, StorageUnavailable."""
     job = claim.job
     succeeds = job.state == JobState.FINISHING and not job.errors
     if succeeds:

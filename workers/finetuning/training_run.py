@@ -74,7 +74,7 @@ class TrainingRun(ShardRun):
         self._progressed = False
 
     def all(self) -> None:
-        """Train to the end. Raises Abandoned, ClaimLost, StorageFull, StorageAway, NotFound."""
+        """Train to the end. Raises Abandoned, ClaimLost, StorageFull, StorageUnavailable, NotFound."""
         if self.context.low_on_disk():
             raise StorageFull
         self._finished = self._refusal()
@@ -128,7 +128,12 @@ class TrainingRun(ShardRun):
             process.close()
 
     def _check(self, process: TrainerProcess) -> None:
-        """Raises ClaimLost, Abandoned when this claim is to end now; asks for a checkpoint when it is to end soon."""
+        """Ask the trainer for a checkpoint when this claim is to end soon.
+
+        Raises:
+            ClaimLost: The claim was lost: it ends at once.
+            Abandoned: The claim was told to stop, or the worker stops and the checkpoint takes too long.
+        """
         if self.handle.lost.is_set():
             raise ClaimLost
         stopping, paused = self.context.stop.is_set(), self._ordered is None and self._is_paused()

@@ -106,8 +106,9 @@ class EventPublisher:
             self._events.put_nowait(msgspec.json.encode(numbered_event))
 
     async def _publish(self, tenant: str) -> None:
-        """Publish the events, in a task of its own: redis-py swallows cancellations now and then, and that of `answer`
-        must stop the engine.
+        """Publish the events, in a task of its own.
+
+        redis-py swallows a cancellation now and then, and that of `answer` must stop the engine.
         """
         async with connect(self._url) as server:
             memory = MemoryProbe(server)
@@ -270,7 +271,7 @@ def _fail(
 
 
 def _error(output_line: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The engine's refusal, or why there was no answer."""
+    """Return the engine's error, or one that says that its answer is no response."""
     body = (output_line["response"] or {}).get("body")
     error = output_line["error"] or (body.get("error") if isinstance(body, dict) else None)
     return error if isinstance(error, dict) else {"message": "The engine's answer is no response."}

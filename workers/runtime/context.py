@@ -62,7 +62,11 @@ class LazyVectors:
             return True
 
     def get(self, config: Settings) -> Vectors:
-        """Raises VectorsUnavailable where these are not the deployment's."""
+        """Return the vector database; open it at the first call.
+
+        Raises:
+            VectorsUnavailable: The configured database is not the deployment's.
+        """
         with self._lock:
             if self._opened is None:
                 folder = config.data_dir.absolute() / "vectors"

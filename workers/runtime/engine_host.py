@@ -223,8 +223,9 @@ class EngineHost:
 
 
 class _Shared:
-    """A request with others in flight. A class, because generators with `@asynccontextmanager` are slow: it is entered
-    a million times.
+    """The context of a request that runs with others in flight.
+
+    It is a class because generators with `@asynccontextmanager` are slow: it is entered a million times.
     """
 
     __slots__ = ("_host", "_throttle")

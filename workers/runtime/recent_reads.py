@@ -1,4 +1,4 @@
-"""What was read from SQL, kept for a moment: a million lines must not ask for the same row a million times."""
+"""Keep values from SQL for a moment, so that a million lines do not read the same row a million times."""
 
 import asyncio
 import time
