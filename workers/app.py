@@ -101,9 +101,7 @@ def work(app: Celery, name: str, queues: tuple[str, ...], concurrency: int) -> N
 
 
 def consume(name: str, queues: tuple[str, ...], wanted: bool) -> bool:
-    """Have this process's Celery consumer take from these queues, or stop; return False when the broker is
-    unavailable.
-    """
+    """Start or stop the consumption of `queues` by this process's Celery; return False if the broker is unavailable."""
     change = current_app.control.add_consumer if wanted else current_app.control.cancel_consumer
     try:
         for queue in queues:

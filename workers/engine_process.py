@@ -144,9 +144,7 @@ def _models(context: Context) -> Registry:
 
 
 def _listen(consumer: InteractiveConsumer, name: str, queues: tuple[str, ...], wanted: bool) -> bool:
-    """Have both consumers of this process take from their queues, or stop; return False when the broker is
-    unavailable.
-    """
+    """Start or stop both consumers of this process; return False if the broker is unavailable."""
     consumer.listen(wanted)
     return celery_app.consume(name, queues, wanted)
 
@@ -159,10 +157,10 @@ def _bring_up(
     reload: Callable[[], None],
     engine_health: EngineHealth,
 ) -> None:
-    """Bring the engines up and keep them current. Any error ends the process: without this thread it would serve
-    nothing.
+    """Bring the engines up and keep them current.
 
-    An engine that does not come up ends it too, until it is quarantined: a new process has a clean device.
+    Any error ends the process, which would serve nothing without this thread. An engine that does not come up ends the
+    process too, until that engine is quarantined: a new process has a clean device.
     """
     try:
         engine_health.begin()

@@ -41,7 +41,7 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """What the tasks of a process work with: an engine, or a parser, or neither. `trains`: it runs trainings."""
+    """The dependencies of a process's tasks: an engine, a parser, or neither. `trains`: the process runs trainings."""
 
     context: Context
     engine: Engine | None = None

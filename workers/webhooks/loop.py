@@ -162,7 +162,7 @@ async def _main(db: Database, config: Settings, worker_id: str, stop: threading.
 
 @dataclass(slots=True)
 class _Turn:
-    """What one transaction writes, and its result."""
+    """The writes of one transaction, and its result."""
 
     results: list[tuple[DeliveryClaim, Outcome]]
     back: list[DeliveryClaim]
