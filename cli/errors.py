@@ -1,4 +1,4 @@
-"""The error that ends a command with one line, which says what to do. Users never see a traceback."""
+"""The error that ends a command with one line, which says what to do. `cli.main` prints it without a traceback."""
 
 
 class Trouble(Exception):

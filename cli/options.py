@@ -1,4 +1,8 @@
-"""Options with the same name and meaning in several commands."""
+"""Options with the same name and meaning in several commands.
+
+Each is a type for a parameter of a command, which Typer reads. `cli.client.server` finds the server and the key where
+`--url` and `--api-key` are not given.
+"""
 
 from pathlib import Path
 from typing import Annotated

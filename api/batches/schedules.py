@@ -1,4 +1,8 @@
-"""Serve schedules, which submit a batch at the times of a cron expression."""
+"""Serve schedules, which submit a batch at the times of a cron expression.
+
+This module creates, shows, pauses and deletes them. The leading dispatcher looks for due ones, and
+`jobs.batches.schedules.fire` submits their batches.
+"""
 
 from typing import Literal
 
@@ -37,7 +41,7 @@ class ScheduledBatch(BaseModel):
 
 
 class ScheduleObject(BaseModel):
-    """A schedule. `last_error` says why the last time submitted no batch; null when it did."""
+    """A schedule. `last_error` says why no batch was submitted at the last time; it is null when one was."""
 
     id: str
     object: Literal["schedule"] = "schedule"
@@ -53,7 +57,7 @@ class ScheduleObject(BaseModel):
 
 
 class CreatedSchedule(ScheduleObject):
-    """A schedule as its creation answers it: the only answer that has a generated secret."""
+    """The answer to the creation of a schedule, and the only one that shows a generated secret of its webhook."""
 
     webhook: BatchWebhook | None
 
@@ -137,7 +141,7 @@ def list_schedules(call: Call, after: After = None, limit: Limit20 = 20, order: 
 
 @router.get("/schedules/{schedule_id}")
 def retrieve_schedule(call: Call, schedule_id: str) -> ScheduleObject:
-    """Return one schedule, with its next time and the outcome of the last time."""
+    """Return one schedule, with its next time, and the batch or the error of its last time."""
     with call.db.read() as session:
         return show_schedule(_get(session, call, schedule_id, lock=False))
 
@@ -155,7 +159,7 @@ def pause_schedule(call: Call, schedule_id: str) -> ScheduleObject:
 
 @router.post("/schedules/{schedule_id}/resume")
 def resume_schedule(call: Call, schedule_id: str) -> ScheduleObject:
-    """Go on with the next time. Times that passed meanwhile are skipped."""
+    """Submit batches again, from the next time of the cron expression on. Times that passed meanwhile are skipped."""
     with call.db.write() as session:
         schedule = _get(session, call, schedule_id)
         if schedule.paused_at is not None:

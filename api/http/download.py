@@ -1,4 +1,4 @@
-"""Stream a file's bytes, whole or one range, with their length."""
+"""Stream the bytes of a file: the whole file, or the one range that the Range header asks for."""
 
 import re
 from collections.abc import AsyncIterator
@@ -14,14 +14,17 @@ from api.shares import run_in_threadpool
 from jobs.files.tables import File
 from jobs.platform.storage import Storage
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 20  # bytes that are read at once
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
-#: An unsatisfiable range.
+#: The result of `_span` for a range without a byte of the file: the answer is 416.
 _NONE = (-1, -1)
 
 
 async def send_file(storage: Storage, file: File, wanted: str | None) -> Response:
-    """Return the response with a file's bytes. An unsupported Range header is ignored, as HTTP requires."""
+    """Return the response with a file's bytes. `wanted` is the value of the Range header.
+
+    A header that is malformed or names several ranges is ignored, as HTTP allows: the answer is the whole file.
+    """
     span = _span(wanted, file.bytes)
     headers = {
         "Accept-Ranges": "bytes",
@@ -55,7 +58,7 @@ async def _chunks(reader: AbstractContextManager[BinaryIO], handle: BinaryIO, le
 
 
 def _span(wanted: str | None, size: int) -> tuple[int, int] | None:
-    """Return the first and the past-the-last byte of a single range; None for the whole file."""
+    """Return the first byte and the byte behind the last one of a single range; None for the whole file."""
     match = _RANGE.fullmatch(wanted.strip()) if wanted else None
     if match is None or match[0] == "bytes=-":
         return None

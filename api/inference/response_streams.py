@@ -4,9 +4,13 @@
     background    queued ─▶ `created`, `queued`           running ─▶ the events that its worker publishes over Redis
     ended         the rest of the events, or the whole response written out as events
 
-When an attempt starts over, its events from `response.created` on are sent, unless an item was begun before: the SDK's
-helper breaks where an item is begun twice. That helper also needs every item to end, so an item that was begun ends as
-it is in the answer, or as `incomplete` where the answer does not have it. Every stream ends when its key is revoked.
+An attempt at a background response starts over when its worker died. The events of the new attempt are sent from its
+`response.created` on, if no item of the output was begun before. Otherwise none of them is sent, because the SDK's
+helper breaks where an item is begun twice: the stream waits for the end of the response. The helper also needs every
+item to end. So each item that was begun ends as it is in the completed answer, or as `incomplete` where the answer
+does not have it.
+
+Every stream ends when the API key that opened it is revoked.
 """
 
 import time
@@ -36,7 +40,10 @@ from jobs.requests.endpoints import RESPONSES
 
 
 class _Shown(msgspec.Struct):
-    """A turn, for the process that shows the rest of its stream. `asked` is the `input` of its body."""
+    """The parts of a `Turn` that the API process needs which shows the rest of a resumable stream.
+
+    `body` is the client's request without its `input`, which `asked` holds.
+    """
 
     id: str
     body: dict[str, Any]
@@ -57,7 +64,10 @@ def check_resumable(body: CreateResponse) -> None:
 
 
 async def answer(turn: Turn, request: Request, seconds: int | None) -> Response:
-    """Return a stream, or the engine's refusal."""
+    """Return a stream, or the engine's refusal.
+
+    The client may resume the stream for `seconds`; None stands for a stream that cannot be resumed.
+    """
     shown = _packed(turn) if seconds else b""
     first, entries = await submit(
         turn.call, request, RESPONSES, turn.engine_body, stream=True, resume=seconds, shown=shown
@@ -76,7 +86,10 @@ def _packed(turn: Turn) -> bytes:
 
 
 async def resumed(call: CallContext, request: Request, last: str) -> Response:
-    """Return the events after one that the client has seen. Raises InvalidRequest, NotFound, StreamsUnavailable."""
+    """Return the stream of the events after the event `last`, which the client has seen.
+
+    Raises: InvalidRequest, NotFound, StreamsUnavailable.
+    """
     stream, entries = await resume(call, request, last, RESPONSES)
     shown = msgspec.json.decode(stream.shown, type=_Shown)
     body = CreateResponse.model_validate_json(msgspec.json.encode({**shown.body, "input": shown.asked}))
@@ -158,6 +171,8 @@ async def follow(
 
 
 class _Following:
+    """The stream of one background response for one client: its state from SQL, its events from Redis."""
+
     def __init__(self, call: CallContext, stored_answer: StoredAnswer, after: int, results: bool) -> None:
         self._call, self._seen, self._results = call, after, results
         self._request, self._response = stored_answer.request, stored_answer.response
@@ -210,7 +225,7 @@ class _Following:
         return [{**event, "sequence_number": self._seen + n} for n, event in enumerate(ends, 1)]
 
     async def _published(self) -> AsyncIterator[bytes]:
-        """Yield the events that the worker has published since; wait a moment where there are none."""
+        """Yield the events that the worker has published since the last call; wait a moment if there are none."""
         while True:
             try:
                 found = await self._call.services.inference.read_events(
@@ -235,7 +250,7 @@ class _Following:
             self._response = await run_in_threadpool(self._read)
 
     def _read(self) -> dict[str, Any]:
-        """Read the state from SQL, twice a second, and the object once the response has ended.
+        """Read the status from SQL; read the whole response from storage once it has ended. Called twice a second.
 
         Raises NotFound, KeyRevoked.
         """
@@ -261,7 +276,10 @@ class _Items:
         self._open: dict[int, dict[str, Any]] = {}
 
     def is_shown(self, event: Mapping[str, Any]) -> bool:
-        """Return whether an event is shown: no event of an abandoned attempt, nor of one that begins an item twice."""
+        """Return whether an event is shown, and note the items that it begins or ends.
+
+        Not shown are late events of an earlier attempt, and the events of a new attempt after an item was begun.
+        """
         if event["sequence_number"] <= self._number:
             return False
         self._number = event["sequence_number"]

@@ -1,8 +1,8 @@
 """Join the results of a batch with their requests: input, output and error file, merged line by line.
 
 All three files are in the order of the input, so memory holds one line of each. An input line without a result is
-skipped (a retry runs some of the lines only). The answer of a line that was copied from another line has no tokens, so
-that the sum over the rows is the usage of the batch.
+skipped: a retry runs some of the lines only. A line that `dedupe` answered with the result of another line
+(`duplicate_of`) has no tokens in its row, so that the sum over the rows is the usage of the batch.
 """
 
 import base64
@@ -17,7 +17,7 @@ from jobs.batches import lines
 
 Row = dict[str, Any]
 
-#: The columns, in order. `answer` holds the vector of an embedding.
+#: The columns, in order. `answer` is text; of an embedding its vector, of a re-ranking its indices and scores as JSON.
 COLUMNS = (
     "custom_id", "prompt", "answer", "finish_reason", "status_code", "error_code", "error_message",
     "input_tokens", "output_tokens", "duplicate_of", "request", "response",
@@ -61,7 +61,7 @@ def paired(inputs: Iterable[bytes], outputs: Iterable[bytes], errors: Iterable[b
 
 
 class _Head:
-    """Hold the next line of a stream of results. At the end of the stream `custom_id` is None."""
+    """The next line of an output or error file that is not joined yet. At the end of the file `custom_id` is None."""
 
     def __init__(self, results: Iterable[bytes]) -> None:
         self._results = iter(results)
@@ -70,6 +70,7 @@ class _Head:
         self.step()
 
     def step(self) -> None:
+        """Go to the next line. Raises: Trouble, if it is no output line."""
         self.line = next(self._results, b"")
         self.custom_id = lines.id_of(self.line) if self.line else None
         if self.line and self.custom_id is None:
@@ -88,6 +89,7 @@ _load = partial(json.loads, parse_int=_whole)
 
 
 def _row(request: Row, result: Row) -> Row:
+    """Return the columns of one result. `request` is the line of the input file, `result` its output or error line."""
     response = result["response"] or {}
     said = response.get("body")
     body = said if isinstance(said, dict) else {}

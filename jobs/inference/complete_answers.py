@@ -1,8 +1,11 @@
 """Complete the answers of engines with fields of the request, and with OpenAI's defaults.
 
-Servers leave out many fields that OpenAI's API always sends, and strict clients do not parse the rest. The engine's
-fields stay, except where they hold its own limits in place of the request's: vLLM gives the room in its context as
-`max_output_tokens`. Completing an answer twice is the same as once.
+Servers leave out many fields that OpenAI's API always sends, and strict clients cannot parse an answer without them.
+The fields that the engine sent stay, but for `max_output_tokens` and `text`: OpenAI repeats the request's values there,
+and vLLM sends the room that is left in its context as `max_output_tokens`. Completing an answer twice is the same as
+completing it once.
+
+`asked` is the body of the request in each function, and `whole` is what fills the gaps of an answer.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,7 +33,7 @@ _REPEATED: Final[Body] = {
     "truncation": "disabled",
     "user": None,
 }
-#: The same for fields that engines do not know: the request's value overrules the engine's.
+#: Those of them that engines do not know: the request's value replaces the engine's.
 _CLIENTS_OWN: Final = ("prompt_cache_key", "safety_identifier", "user")
 _FUNCTION: Final[Body] = {"description": None, "parameters": None, "strict": None}
 
@@ -39,13 +42,15 @@ _ITEMS: Final[Mapping[str, Callable[[str], Body]]] = {
     "function_call": lambda status: {"status": status, "arguments": ""},
     "reasoning": lambda _: {"summary": []},
 }
-#: The type of the item that an event is about.
+#: The type of the item that an event is about, by the second word of its type: `response.output_text.delta`.
 _ABOUT: Final[Mapping[str, str]] = {
     "output_text": "message", "refusal": "message", "content_part": "message",
     "function_call_arguments": "function_call",
     "reasoning_text": "reasoning", "reasoning_summary_part": "reasoning", "reasoning_summary_text": "reasoning",
 }  # fmt: skip
+#: Events about one part of an item, which have a `content_index`.
 _IN_PARTS: Final = frozenset({"output_text", "refusal", "content_part", "reasoning_text"})
+#: Words of `response.…` events that are also the status of the response.
 _ENDS: Final = frozenset({"completed", "incomplete", "failed", "queued"})
 
 
@@ -68,7 +73,7 @@ def text_of(asked: Body) -> dict[str, Any]:
 
 
 def new_response(asked: Body, status: str) -> dict[str, Any]:
-    """Return a response to a request that no engine has begun."""
+    """Return the response to a request that no engine has begun: each field has the request's value or its default."""
     return {
         "object": "response",
         "created_at": int(now()),

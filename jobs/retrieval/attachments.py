@@ -1,12 +1,14 @@
 """Files in vector stores: attached, published, replaced, removed. SQL alone decides what can be found.
 
-    attach ─▶ in_progress ──published──▶ completed      `document` is the key of the version that can be found; the
-       ▲           ├──refused──────▶ failed             key of the one before goes to the removals in the same step
+    attach ─▶ in_progress ──published──▶ completed      `document` becomes the key of this version; the removal of
+       ▲           ├──refused──────▶ failed             the version before is enqueued in the same transaction
        └── again ──┤
                    └──job ended────▶ cancelled, failed
 
-Each attempt to make a version's vectors writes under its own key, `<version>.<epoch of the claim>`. So vectors of a
-worker that died or lost its claim are under a key that no file points to.
+Each line of an ingestion is one file. Each time a file is attached, its row gets a new `version`. Each attempt to make
+the vectors of a version writes them under its own key, `<version>.<epoch of the claim>`, and the row's `document` is
+the key that searches read. So the vectors of a worker that died or lost its claim have a key that no row names. They
+are leftovers: never found, and removed.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,12 +34,12 @@ FAILED: Final = "failed"
 CANCELLED: Final = "cancelled"
 EVENTS: Final = ("vector_store.file.completed", "vector_store.file.failed")
 
-#: What to remove from the vector database.
+#: What to remove from the vector database: the vectors under one key, a whole store, or its leftovers.
 DOCUMENT, STORE, LEFTOVERS = "document", "store", "leftovers"
 STOPPED_AT_ONCE: Final = 50  # files, each with its row, its event and its webhook deliveries
 AGAIN_SECONDS: Final = 60.0  # after a removal that failed
-_USED_SECONDS: Final = 60.0
-_EPOCHS: Final = 3  # epochs of a shard without failures: parsed, requeued, indexed
+_USED_SECONDS: Final = 60.0  # between two notes of a use
+_EPOCHS: Final = 3  # of a shard that no attempt failed on: claimed to parse, requeued, claimed to index
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,11 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """The result of one line of an ingestion: a complete version, or an error."""
+    """The result of one line of an ingestion: a complete version, or an error.
+
+    `document` is the key of the version's vectors, `entries` their number. `recipe` is a hash of the file's content and
+    of all that decides its vectors: equal recipes have equal vectors.
+    """
 
     line: int
     file_id: str
@@ -76,7 +82,9 @@ class Settled:
 
 
 def attach(session: Session, store: VectorStore, job: Job, files: Sequence[Attachment], first: int = 0) -> None:
-    """Write rows for `files`, which `job` makes, line by line. A published version of a file stays visible until then.
+    """Write rows for `files`, which `job` makes, line by line.
+
+    A published version of a file stays visible until the new version is published.
 
     The caller has locked the store's row.
 
@@ -154,7 +162,10 @@ def of_lines(session: Session, job_id: str, first: int, count: int) -> dict[int,
 
 
 def measured(session: Session, store_id: str, dimensions: int) -> int:
-    """Record the length of a store's vectors unless it is known. Return it, or 0 if the store does not exist."""
+    """Record the length of a store's vectors unless it is known.
+
+    Return that length, or 0 if the store does not exist.
+    """
     unknown = VectorStore.id == store_id, VectorStore.dimensions == 0
     session.execute(update(VectorStore).where(*unknown).values(dimensions=dimensions), execution_options=UNSEEN)
     return session.scalar(select(VectorStore.dimensions).where(VectorStore.id == store_id)) or 0
@@ -190,7 +201,10 @@ def _publish(session: Session, store: VectorStore, row: VectorStoreFile, made: M
 
 
 def tell(session: Session, job: Job, kind: str, file_ids: Sequence[str], *, seq: int) -> None:
-    """Record an event for each file, numbered from `seq` under the lock on the job's row; none for a second index."""
+    """Record an event for each file, numbered from `seq`. The caller has locked the job's row.
+
+    A job that fills a further index of the store (`beside`) records none: no client asked for it.
+    """
     if job.payload.get("beside"):
         return
     of_job: dict[str, Any] = {"subject_id": job.id, "project_id": job.project_id, "type": kind}
@@ -213,9 +227,9 @@ def stop(
     seq: int,
     limit: int | None = None,
 ) -> int:
-    """End at most `limit` files that a job with this `end` will not make, and return their number.
+    """End at most `limit` files that `job` has not made, and return their number.
 
-    Each failure is an event.
+    `end` is the terminal state of the job: `cancelled` cancels the files, any other one fails them with an event each.
     """
     left = select(VectorStoreFile).where(VectorStoreFile.job_id == job.id, VectorStoreFile.status == IN_PROGRESS)
     rows = session.scalars(left.order_by(VectorStoreFile.id).limit(limit).with_for_update()).all()
@@ -231,7 +245,8 @@ def stop(
 def ended(session: Session, job: Job) -> None:
     """End the files that an ingestion has not made before its own end.
 
-    Many files are stopped earlier, in batches. The job's own event is the last.
+    Where there are many files, `stop` has ended most of them before, in transactions of their own. The event of the job
+    comes after those of its files.
     """
     stopped = stop(session, job, JobState(job.state), job.errors, seq=job.event_seq)
     again = exists().where(Shard.job_id == job.id, Shard.epoch > _EPOCHS)
@@ -248,7 +263,7 @@ def _why(end: JobState, errors: Sequence[Mapping[str, Any]] | None) -> str:
 
 
 def left_behind(session: Session, job: Job, dimensions: int = 0) -> None:
-    """Enqueue the removal of what an attempt may have left, even if the store does not exist any more."""
+    """Enqueue the removal of vectors that an attempt may have left, also of a store that does not exist any more."""
     store = session.get(VectorStore, index_of(job.payload))
     if store is not None:
         return enqueue_removal(session, store, LEFTOVERS)
@@ -257,7 +272,7 @@ def left_behind(session: Session, job: Job, dimensions: int = 0) -> None:
 
 
 def owe_stranger(session: Session, store_id: str) -> None:
-    """Owe the removal of a store of which nothing is known any more."""
+    """Enqueue the removal of a store that the vector database has and SQL does not know."""
     enqueue_removal(session, VectorStore(id=store_id, project_id="", model="", dimensions=0), STORE)
 
 
@@ -284,7 +299,10 @@ def remove_everywhere(session: Session, file_ids: Iterable[str]) -> None:
 
 
 def _remove_page(session: Session, file_ids: Sequence[str]) -> set[str]:
-    """Remove rows by bulk statements, and return the stores with unfinished rows among them."""
+    """Remove the rows of some files by bulk statements.
+
+    Return the stores for which leftovers are possible: those of rows that were in progress or never published.
+    """
     row = VectorStoreFile
     here = and_(row.store_id == VectorStore.id, row.id.in_(file_ids))
     locked = select(row.store_id, row.status, row.document).join(VectorStore, here).order_by(row.store_id, row.id)
@@ -324,10 +342,11 @@ def remove_index(session: Session, index: VectorStore) -> None:
 
 
 def enqueue_removal(session: Session, store: VectorStore, what: str, row: VectorStoreFile | None = None) -> None:
-    """Owe the vector database a removal, in the caller's transaction.
+    """Enqueue a removal from the vector database, in the caller's transaction.
 
-    That of a whole store is enqueued once. One that is under way does not count: with another date its receipt does not
-    fit.
+    A store has at most one pending removal of the whole store, and one of leftovers: a repeated call renews the date of
+    the pending one. If a purge is making that removal now, it finds another date at its end, writes no receipt, and the
+    removal is made again.
     """
     if what != DOCUMENT:
         waiting = VectorRemoval.store_id == store.id, VectorRemoval.what == what
@@ -355,7 +374,7 @@ def has_due_removals(session: Session) -> bool:
 
 
 def due() -> ColumnElement[bool]:
-    """Return the condition of due removals; a date too far ahead comes from a clock that was set back."""
+    """Return the condition of due removals. One that is due too far ahead was written before a clock was set back."""
     at = now()
     return or_(VectorRemoval.due_at <= at, VectorRemoval.due_at > at + AGAIN_SECONDS)
 
@@ -375,5 +394,5 @@ def expire(session: Session, at: float, limit: int) -> int:
 
 
 def version_of(document: str) -> str:
-    """Return the version of a key of vectors."""
+    """Return the version in a key of vectors, `<version>.<epoch>`."""
     return document.rpartition(".")[0]

@@ -6,7 +6,7 @@
                     ├─ finished ─▶ the shard is done: the job's finish makes the results
                     ├─ failed ─▶ the same, with the error that the job will fail with
                     └─ died ─▶ again from the last checkpoint; after some times without one it is a failure
-    cancelled, fenced: the trainer is killed            paused, worker stops: a checkpoint first, then given back
+    cancelled, claim lost: the trainer is killed        paused, worker stops: a checkpoint first, then released
 
 A kill anywhere leaves rows and files from which another claim goes on: what was trained after the last checkpoint is
 trained again, with the same data and the same result.

@@ -1,8 +1,8 @@
 """The adapters of tuned models on this machine: fetched from the deployment's storage, their hashes checked.
 
     row: SHA-256 of the manifest ──▶ manifest.json: SHA-256 of each file ──▶ files
-    storage: training/<job>/<step>/ ──▶ temporary folder ── every hash is right ──▶ <data>/run/adapters/<name>
-                                             └── one is wrong ──▶ TamperedAdapter, nothing is left
+    storage: training/<job>/<step>-<epoch>/ ──▶ temporary folder ── every hash is right ──▶ <data>/run/adapters/<name>
+                                                     └── one is wrong ──▶ TamperedAdapter, nothing is left
 
 A folder that is there under its name is complete. Its files are hashed again by each process that uses them first.
 """

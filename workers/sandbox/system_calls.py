@@ -2,8 +2,14 @@
 
 Numbers above 423 are the same on both machines. `None`: the machine has no such call.
 
-The filter is a program in classic BPF. A foreign machine's calls (32 bit) end the process; x32 and calls newer than
-`NEWEST` do not exist (ENOSYS); refused calls fail with EPERM; all others are allowed.
+The filter is a program in classic BPF, which the kernel runs before each system call (seccomp):
+
+    of another architecture, such as 32-bit calls on x86_64      the kernel ends the process
+    newer than `NEWEST`, or of the x32 ABI                       ENOSYS, as if the kernel did not have the call
+    in `REFUSED`, or with arguments that the sandbox refuses     EPERM
+    any other                                                    allowed
+
+`workers.sandbox.confinement` installs it, as the last of the parts of the sandbox.
 """
 
 import ctypes
@@ -13,7 +19,7 @@ import platform
 import struct
 from typing import Final
 
-#: The newest call that was judged (Linux 6.17).
+#: The newest call for which somebody decided whether the sandbox needs it (Linux 6.17).
 NEWEST: Final = 469
 #: The column of the tables below, by machine.
 MACHINES: Final = {"x86_64": 0, "aarch64": 1}
@@ -58,7 +64,7 @@ REFUSED: Final[dict[str, Numbers]] = {
     "setdomainname": (171, 162), "vhangup": (153, 58), "iopl": (172, None), "ioperm": (173, None),
     "modify_ldt": (154, None), "uselib": (134, None), "ustat": (136, None), "sysfs": (139, None),
     "_sysctl": (156, None), "nfsservctl": (180, 42),
-    # what Landlock does not judge: modes, owners, times and attributes of files that are not even readable
+    # what Landlock cannot restrict: modes, owners, times and attributes of files that are not even readable
     "open_by_handle_at": (304, 265), "name_to_handle_at": (303, 264), "truncate": (76, 45), "chmod": (90, None),
     "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "chown": (92, None), "fchown": (93, 55),
     "lchown": (94, None), "fchownat": (260, 54), "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7),
@@ -99,7 +105,7 @@ def call(name: str, *arguments: object) -> int:
 
 
 def prctl(option: int, argument: int = 0) -> None:
-    """Change something of this process. Raises: OSError."""
+    """Set an attribute of this process; `option` is a `PR_…` constant of Linux. Raises: OSError."""
     if libc.prctl(option, *(ctypes.c_ulong(one) for one in (argument, 0, 0, 0))) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
@@ -129,7 +135,8 @@ _AF_UNIX, _SOCK_STREAM, _SOCK_TYPES = 1, 1, 0xF
 #: fcntl: F_SETOWN, F_SETSIG, F_SETOWN_EX. ioctl: FIOSETOWN, SIOCSPGRP, TIOCSTI, TIOCLINUX.
 _SIGNALS_BY_FCNTL: Final = (8, 10, 15)
 _SIGNALS_BY_IOCTL: Final = (0x8901, 0x8902, 0x5412, 0x541C)
-#: prctl: PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_PTRACER.
+#: prctl: PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_PTRACER. They would undo that the process ends with its parent, and
+#: that no other process of the user may read its memory.
 _BONDS: Final = (1, 4, 0x59616D61)
 
 Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
@@ -138,7 +145,7 @@ Rules = tuple[tuple[str, int, tuple[int, ...]], ...]
 
 
 def install_filter(pid: int) -> bool:
-    """Install the filter for all threads of this process, whose number is `pid`; return whether it is in force."""
+    """Install the filter for all threads of this process, whose id is `pid`; return whether it is in force."""
     machine = platform.machine()
     if machine not in MACHINES:
         return False
@@ -152,7 +159,7 @@ def install_filter(pid: int) -> bool:
 
 
 def filter_program(machine: str, pid: int) -> list[Instruction]:
-    """Return the filter for `machine`. The process `pid` may send signals to itself alone."""
+    """Return the filter for `machine`. The process `pid` may signal and limit itself alone."""
     own: Rules = tuple((name, 0, (pid,)) for name in ("kill", "tgkill"))
     own += tuple((name, 0, (0, pid)) for name in ("prlimit64", "sched_setaffinity"))
     foreign: Rules = ("fcntl", 1, _SIGNALS_BY_FCNTL), ("ioctl", 1, _SIGNALS_BY_IOCTL), ("prctl", 0, _BONDS)
@@ -171,24 +178,28 @@ def filter_program(machine: str, pid: int) -> list[Instruction]:
 
 
 def _stream_pair() -> list[Instruction]:
-    """Allow two ends that are connected to each other, which event loops use, and nothing that takes an address."""
+    """Allow `socketpair` for Unix stream sockets alone, and refuse its other kinds.
+
+    Event loops need the two ends, which are connected to each other and cannot be given an address.
+    """
     family = [_argument(0), (_IS, 1, 0, _AF_UNIX), _end(_REFUSE)]
     kind: list[Instruction] = [_argument(1), (_AND, 0, 0, _SOCK_TYPES), *_each((_SOCK_STREAM,), _ALLOW)]
     return [*family, *kind, _end(_REFUSE)]
 
 
 def _block(machine: str, name: str, body: list[Instruction]) -> list[Instruction]:
-    """Run `body`, which ends the filter_program, for the call `name`."""
+    """Return instructions that run `body` for the call `name`, and skip it for any other. `body` ends the program."""
     found = number(name, machine)
     return [] if found is None else [(_IS, 0, len(body), found), *body]
 
 
 def _each(values: tuple[int, ...], result: int) -> list[Instruction]:
+    """Return instructions that end the program with `result` if the loaded argument is one of `values`."""
     return [one for value in values for one in ((_IS, 0, 1, value), _end(result))]
 
 
 def _argument(n: int) -> Instruction:
-    """Load the lower half of an argument: these calls take integers of 32 bit."""
+    """Return the instruction that loads the lower half of argument `n`: these calls take integers of 32 bits."""
     return _LOAD, 0, 0, _ARGUMENTS_AT + 8 * n
 
 

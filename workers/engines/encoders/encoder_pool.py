@@ -38,7 +38,7 @@ class Flow(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """One request in progress. `sizes` are the characters of each input."""
+    """One request in progress at an encoder (no job of the ledger). `sizes` are the characters of each input."""
 
     asked: Any  # the checked request
     sizes: Sequence[int]

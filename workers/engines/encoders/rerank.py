@@ -3,8 +3,9 @@
     {model, query, documents, top_n?, return_documents?}
         ─▶ {id, model, results: [{index, relevance_score, document?}], usage}
 
-That is POST /v1/rerank in the shape that vLLM, Jina and Cohere share: best first; `documents` are texts or
-`{"text": …}`; with `return_documents`, which is the default as with Jina and vLLM, each result has its own.
+These are the request and the answer of POST /v1/rerank, in the shape that vLLM, Jina and Cohere share. Results are
+sorted by score, the best first. `documents` are texts or `{"text": …}`. With `return_documents`, which is the default
+as with Jina and vLLM, each result repeats its document.
 
 `workers.engines.encoders.batching` computes the pairs of many requests together. Importing this module does not import
 torch; `RerankEngine.start` does.
@@ -33,7 +34,7 @@ DIGITS: Final = 6
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A valid request."""
+    """A valid request. The answer has `most` results at most; `returned` says whether they repeat their documents."""
 
     query: str
     texts: list[str]
@@ -74,6 +75,7 @@ def _most(top_n: Any, count: int) -> int:
 
 
 def write(asked: Asked, model: str, scores: Sequence[float], tokens: int) -> Answer:
+    """Return the answer to a request; `scores` are those of its texts, in their order."""
     best = sorted(enumerate(scores), key=lambda pair: (-pair[1], pair[0]))[: asked.most]
     results = [_result(asked, index, score) for index, score in best]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
@@ -111,7 +113,7 @@ class Pair:
 class CrossModel:
     """A loaded cross-encoder. `source` is a folder or a hub's name, `args` are `engine_args` of models.yaml.
 
-    The default is float32: bfloat16 is faster on some hardware, but rounds neighbours to the same score.
+    The default is float32: bfloat16 is faster on some hardware, but rounds the scores of similar texts to one value.
     """
 
     def __init__(self, source: str, revision: str | None, args: Mapping[str, Any]) -> None:
@@ -153,7 +155,10 @@ class CrossModel:
         return [Pair(ids, of_ids) for ids, of_ids in zip(found["input_ids"], types, strict=True)]
 
     def scores(self, batch: Sequence[Pair]) -> list[float]:
-        """Return scores between 0 and 1, whatever the model's own files say about the last step."""
+        """Return scores between 0 and 1: the sigmoid of what the model computes.
+
+        The activation function that the model's own files may name is not used.
+        """
         torch = self._torch
         given: dict[str, Any] = {"input_ids": [pair.ids for pair in batch]}
         if batch[0].types is not None:
@@ -176,7 +181,10 @@ def _check(args: Mapping[str, Any]) -> None:
 
 
 def _longest(model: Any, args: Mapping[str, Any]) -> int:
-    """Return the tokens of a pair. A tokenizer that does not know its length has a number without meaning."""
+    """Return the largest number of tokens of a pair: the smallest limit that is known.
+
+    A tokenizer without a limit reports a huge number, which is ignored.
+    """
     config = model.model.config.to_dict()
     positions = int(config.get("max_position_embeddings") or 0)
     positions -= behind_padding(config) if positions else 0

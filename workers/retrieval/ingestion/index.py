@@ -4,8 +4,10 @@
                          └─ engine, many at a time ─────┴─▶ vectors, durable ──▶ one transaction: published and counted
     sentences ──▶ engine ──▶ cut by meaning, durable ──▶ a document like the others
 
-Several documents are embedded, written and published together. Vectors are stored under a key of this claim; those of a
-lost claim are never found, and are removed.
+The first stage (`workers.retrieval.ingestion.parse`) has stored the document of each file: its text and its chunks, or
+its sentences where the store cuts by meaning (`semantic`). Several documents are embedded, written and published
+together. Vectors are stored under the key `<version>.<epoch of this claim>`; those of a lost claim are never found, and
+are removed.
 """
 
 import logging
@@ -43,7 +45,11 @@ CHUNKS_AT_ONCE: Final = 256  # chunks that are embedded and written together
 
 @dataclass(slots=True)
 class _File:
-    """A document in progress, with the digest of each chunk's text behind the prompt."""
+    """A document in progress.
+
+    `digests` are the keys by which vectors are known: for each chunk the hash of the model's prompt and the chunk's
+    text. `failed` is the code and the message of the file's error.
+    """
 
     line: int
     row: VectorStoreFile
@@ -59,7 +65,7 @@ class Indexing(ShardRun):
     def __init__(self, context: Context, host: EngineHost, claim: ShardClaim, handle: ClaimHandle) -> None:
         super().__init__(context, claim, handle)
         self.embedder = Embedder(context, host, claim, handle)
-        self.left = claim.lines - claim.covered.bit_count()
+        self.left = claim.lines - claim.covered.bit_count()  # lines that no segment covers yet
         self.written = 0  # the length of vectors that are not published yet
         self.rewrote = False  # whether a document was cut and stored again
 
@@ -98,6 +104,7 @@ class Indexing(ShardRun):
         if self.store is not None:
             self.embedder.prompt = embedding_model.passage_prompt(self.context.config, self.store.model)
         lines = [line for line in range(claim.lines) if not claim.covered >> line & 1]
+        # Lines whose file was removed or attached again: they are committed without a result.
         lost = [Made(line, "", "") for line in lines if line not in rows or self.store is None]
         if lost:
             self._commit(lost, Tally(), 0)
@@ -187,7 +194,7 @@ class Indexing(ShardRun):
         if entries:
             self.written = dimensions
             self.context.vectors.write(store_of(row), entries)
-            if self.context.lazy_vectors.wrote(row.id):
+            if self.context.lazy_vectors.wrote(row.id):  # after many writes: compact and index the store
                 self.context.vectors.tend(store_of(row))
 
     def _dimensions(self, row: VectorStore, vectors: dict[str, Vector]) -> int:
