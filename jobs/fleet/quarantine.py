@@ -157,7 +157,8 @@ def _blamed(held: Mapping[str, Mapping[str, Any]], busy: Collection[str]) -> dic
 
 def set_engines(session: Session, worker_id: str, host_devices: str, engines: Mapping[str, Any]) -> None:
     """Record the engines that a worker has or is starting."""
-    session.execute(update(Worker).where(Worker.id == worker_id).values(host_devices=host_devices, holds=dict(engines)))
+    worker = update(Worker).where(Worker.id == worker_id)
+    session.execute(worker.values(host_devices=host_devices, engines=dict(engines)))
 
 
 def excuse(session: Session, worker_id: str) -> None:
