@@ -254,8 +254,8 @@ def test_bad_lines_fail_the_job_with_their_numbers_and_nothing_is_run(mill: Mill
     assert job.state == JobState.FAILED
     assert [(error["code"], error["line"]) for error in job.errors or []] == [
         ("invalid_json_line", 3),
-        ("invalid_url", 5),
         ("duplicate_custom_id", 4),
+        ("invalid_url", 5),
     ]
     assert asked == []
     with mill.db.read() as session:
