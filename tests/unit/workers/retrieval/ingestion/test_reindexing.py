@@ -424,7 +424,7 @@ def test_file_search_asks_the_index_in_use_and_knows_no_other(mill: Works, shelf
     request = Request("/v1/responses", {}, "req_1", 0, project)
 
     def placed(name: str) -> Any:
-        return peers._queue_for_model(request, Search(model="", store_id=name, queries=("x",)))
+        return peers._find_index(request, Search(model="", store_id=name, queries=("x",)))
 
     assert placed(store)[1].id == store
     switch(mill, store, second)
