@@ -33,7 +33,7 @@ def test_a_source_is_synced_by_one_job_at_a_time(mill: Works, library: Path) -> 
     mill.ok(f"{source.path}/{source.id}/sync")
     with mill.db.write() as session:
         session.execute(update(Source).values(next_at=0))
-    maintenance(mill).keep()
+    maintenance(mill).run()
 
     with mill.db.read() as session:
         assert session.scalars(select(Job.id).where(Job.state.in_(LIVE))).all() == [first]
@@ -113,7 +113,7 @@ def keep_at(mill: Works, due: float | None) -> None:
     if due is not None:
         with mill.db.write() as session:
             session.execute(update(Source).values(next_at=due))
-    maintenance(mill).keep()
+    maintenance(mill).run()
 
 
 def test_a_deleted_source_takes_its_files_along_and_no_others(each: Works, library: Path) -> None:
