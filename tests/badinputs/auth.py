@@ -7,6 +7,12 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from jobs.files.tables import File
+from jobs.finetuning import jobs as finetuning
+from jobs.finetuning.names import JOB_PREFIX
+from jobs.finetuning.payload import FineTuning
+from jobs.ids import new_id
+from jobs.registry import models
 from jobs.security.keys import revoke_key
 from tests.badinputs.case import WORLDS, Case
 from tests.badinputs.json_bodies import BATCH, routes
@@ -90,6 +96,7 @@ def planted(world: World) -> dict[str, str]:
         "conversation_id": talk,
         "item_id": world.client.get(f"/v1/conversations/{talk}/items").json()["first_id"],
         **_library(world, file_id),
+        **_tuned(world, file_id),
         "file_id": file_id,
         "upload_id": world.client.post("/v1/uploads", json=upload).json()["id"],
         "webhook_endpoint_id": world.client.post("/v1/webhook_endpoints", json=hook).json()["id"],
@@ -111,6 +118,21 @@ def _library(world: World, file_id: str) -> dict[str, str]:
         "index_id": ask(f"{path}/indexes", json={"embedding_dimensions": 64}).json()["id"],
         "source_id": ask(f"{path}/sources", json=site).json()["id"],
     }
+
+
+def _tuned(world: World, file_id: str) -> dict[str, str]:
+    """Return the ids of a fine-tuning job that fails for its file, of a checkpoint, and of a permission for it."""
+    job_id = new_id(JOB_PREFIX)
+    name = f"ft:{MODEL}:ours:suffix:{job_id[-10:]}:ckpt-step-1"
+    with world.db.write() as session:
+        file = session.get_one(File, file_id)
+        payload = FineTuning(model=MODEL, base=MODEL, result=name.rpartition(":")[0], seed=1)
+        project = {"project_id": file.project_id, "actor": CANARY}
+        finetuning.submit(session, payload, job_id=job_id, training_file=file, metadata={CANARY: CANARY}, **project)
+        facts = {"location": CANARY, "sha256": "0" * 64, "manifest": {}, "method": "lora", "checkpoint_step": 1}
+        models.register(session, name=name, project_id=file.project_id, base=MODEL, job_id=job_id, **facts)
+        [permission] = models.permit(session, name, [file.project_id], created_by=CANARY)
+        return {"fine_tuning_job_id": job_id, "fine_tuned_model_checkpoint": name, "permission_id": permission.id}
 
 
 def by_id(world: World) -> str:
@@ -150,7 +172,7 @@ def by_list(world: World) -> str:
 def _ours(ids: dict[str, str]) -> list[str]:
     names = {"files": "file_id", "batches": "batch_id", "jobs": "job_id", "webhook_endpoints": "webhook_endpoint_id"}
     names |= {"schedules": "schedule_id", "vector_stores": "vector_store_id", "conversations": "conversation_id"}
-    names |= {"responses": "response_id", "chat/completions": "completion_id"}
+    names |= {"responses": "response_id", "chat/completions": "completion_id", "fine_tuning/jobs": "fine_tuning_job_id"}
     inside = [f"sources/{ids['source_id']}", f"indexes/{ids['index_id']}", f"files/{ids['file_id']}"]
     return [f"/v1/{name}/{ids[key]}" for name, key in names.items()] + [
         f"/v1/vector_stores/{ids['vector_store_id']}/{one}" for one in inside
@@ -237,7 +259,13 @@ def cases() -> Iterator[Case]:
         run = lambda world, header=header: with_header(world, header)  # noqa: E731
         yield Case(AREA, f"every route: {name}", expected, run)
     yield Case(AREA, "every route: a revoked key", "200, then 401 invalid_api_key within 5 s", revoked)
-    yield Case(AREA, "every route: ids of another project", "404 not_found, 0 leaks, ours [200]", by_id, creates=True)
+    yield Case(
+        AREA,
+        "every route: ids of another project",
+        "404 model_not_found | 404 not_found, 0 leaks, ours [200]",
+        by_id,
+        creates=True,
+    )
     yield Case(AREA, "lists and files of another project", "0 leaks, their batch failed", by_list, creates=True)
     key = "Bearer nm_x"
     yield Case(
