@@ -125,10 +125,10 @@ class Mutant:
     tests: str
 
 
-_KNOWN_SEGMENT = "_found(session, statements.SEGMENT_IS_THERE, **its, its_seq=seq)"
+_KNOWN_SEGMENT = "_exists(session, statements.SEGMENT_IS_THERE, **its, its_seq=seq)"
 _SAME_STATE, _ANY_STATE = "_job.c.state == bindparam('its_state')", "bindparam('its_state') != ''"
 _SAME_EPOCH, _ANY_EPOCH = "_job.c.epoch == _ITS_EPOCH", "_ITS_EPOCH > -1"
-_KNOWN_SHARD = "_found(session, statements.SHARD_IS_THERE, its_job=claim.job.id, its_n=shards[0].n)"
+_KNOWN_SHARD = "_exists(session, statements.SHARD_IS_THERE, its_job=claim.job.id, its_n=shards[0].n)"
 
 MUTANTS = [
     # what one transaction holds
@@ -212,7 +212,7 @@ MUTANTS = [
             (
                 "a former holder of a shard sends heartbeats",
                 "heartbeat",
-                "not statements.changes_one(session, statements.BEAT_SHARD, held)",
+                "not statements.changes_one(session, statements.HEARTBEAT_SHARD, held)",
                 SHARDS,
             ),
             ("a cut that is made twice", "cut", _KNOWN_SHARD, LEDGER),

@@ -240,7 +240,7 @@ def test_the_audit_log_of_all_this_is_intact(cli: Cli) -> None:
         (("retry", "batch_none"), "No job found"),
         (("jobs", "--state", "bogus"), "Invalid value"),
         (("jobs", "--url", "http://127.0.0.1:9", "--api-key", "nm_other"), "no server answers"),
-        (("jobs", "--url", "http://127.0.0.1:9"), "no API key"),
+        (("jobs", "--url", "http://127.0.0.1:9"), "is the URL right?"),
         (("submit", "/nowhere.jsonl"), "cannot read /nowhere.jsonl"),
         (("submit", os.devnull), "is empty"),
         (("jobs", "--metadata", "run"), "write it as name=value"),
