@@ -92,7 +92,7 @@ def test_responses_are_given_again_where_nothing_else_is_kept_of_them(shop: Shop
     again = ask(model=MODEL, input="Hello", store=False, **_CACHED)
 
     assert shop.asked == ["Hello"]
-    assert again.output == first.output
+    assert again.output_text == first.output_text
     assert again.id != first.id
     assert again.metadata == {}
     assert again.usage
