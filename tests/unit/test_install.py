@@ -33,7 +33,7 @@ def test_the_demo_installs_the_product_unless_everything_is_there(
     if stamp:
         (tmp_path / stamp).touch()
 
-    command = ["make", "-n", "demo", "ENGINE=vllm-cpu", f"VENV={tmp_path}"]
+    command = ["make", "--no-print-directory", "-n", "demo", "ENGINE=vllm-cpu", f"VENV={tmp_path}"]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
 
     [*before, last] = done.stdout.splitlines()
