@@ -1,7 +1,6 @@
 """Fine-tuning jobs: created, listed, cancelled, paused and resumed; their events and checkpoints."""
 
-from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from fastapi import Query, Request
 from fastapi.responses import Response
@@ -33,7 +32,9 @@ from jobs.ledger.tables import Job
 
 router = resource("Fine-tuning")
 
-_Change = Callable[[Session, Job], Job]
+
+class _Change(Protocol):
+    def __call__(self, session: Session, job: Job, *, actor: str) -> object: ...
 
 
 @router.post("/fine_tuning/jobs", response_model=FineTuningJob)
@@ -88,29 +89,19 @@ def retrieve_fine_tuning_job(call: Call, fine_tuning_job_id: str) -> FineTuningJ
 @router.post("/fine_tuning/jobs/{fine_tuning_job_id}/cancel")
 def cancel_fine_tuning_job(call: Call, fine_tuning_job_id: str) -> FineTuningJob:
     """Stop a job; its checkpoints stay. Cancelling twice is no error."""
-    return _changed(call, fine_tuning_job_id, "cancel", lambda session, job: _cancelled(session, call, job))
+    return _changed(call, fine_tuning_job_id, "cancel", _cancel)
 
 
 @router.post("/fine_tuning/jobs/{fine_tuning_job_id}/pause")
 def pause_fine_tuning_job(call: Call, fine_tuning_job_id: str) -> FineTuningJob:
     """Hold a job back. Training that runs stops at its next step, after a checkpoint. Pausing twice is no error."""
-
-    def pause(session: Session, job: Job) -> Job:
-        jobs.pause(session, job, actor=call.actor)
-        return job
-
-    return _changed(call, fine_tuning_job_id, "pause", pause)
+    return _changed(call, fine_tuning_job_id, "pause", jobs.pause)
 
 
 @router.post("/fine_tuning/jobs/{fine_tuning_job_id}/resume")
 def resume_fine_tuning_job(call: Call, fine_tuning_job_id: str) -> FineTuningJob:
     """Let a paused job go on from its last checkpoint. Resuming a job that is not paused is no error."""
-
-    def resume(session: Session, job: Job) -> Job:
-        jobs.resume(session, job, actor=call.actor)
-        return job
-
-    return _changed(call, fine_tuning_job_id, "resume", resume)
+    return _changed(call, fine_tuning_job_id, "resume", jobs.resume)
 
 
 @router.get("/fine_tuning/jobs/{fine_tuning_job_id}/events")
@@ -137,8 +128,8 @@ def list_fine_tuning_checkpoints(
     """List the checkpoints of a job, the newest first."""
     with call.db.read() as session:
         job = get_job(session, call, fine_tuning_job_id)
-        mine = select(FinetuneCheckpoint).where(FinetuneCheckpoint.job_id == job.id)
-        rows, more = find(session, mine, FinetuneCheckpoint, after=after, limit=limit)
+        checkpoints = select(FinetuneCheckpoint).where(FinetuneCheckpoint.job_id == job.id)
+        rows, more = find(session, checkpoints, FinetuneCheckpoint, after=after, limit=limit)
     model = FineTuning.model_validate(job.payload).result
     return page(rows, more, lambda checkpoint: show_checkpoint(model, checkpoint))
 
@@ -155,7 +146,7 @@ def _changed(call: CallContext, job_id: str, verb: str, change: _Change) -> Fine
         assert job is not None
         shown = _shown(session, call, job)
         try:
-            job = change(session, job)
+            change(session, job, actor=call.actor)
         except Conflict as error:
             message = f"Cannot {verb} a fine-tuning job with status '{shown.status}'."
             raise Conflict(message, code="invalid_state") from error
@@ -165,5 +156,5 @@ def _changed(call: CallContext, job_id: str, verb: str, change: _Change) -> Fine
         return after
 
 
-def _cancelled(session: Session, call: CallContext, job: Job) -> Job:
-    return ledger.cancel(session, job.id, actor=call.actor)
+def _cancel(session: Session, job: Job, *, actor: str) -> None:
+    ledger.cancel(session, job.id, actor=actor)

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from workers.engines.training import checkpoint_folder
-from workers.engines.training.orders import Orders
 from workers.engines.training.protocol import (
     Checkpoint,
     Evaluation,
     Failed,
     Finished,
+    Orders,
     Report,
     Spec,
     Started,

@@ -27,7 +27,7 @@ from jobs.fleet.models_file import Model
 from jobs.platform.storage import open_storage
 from jobs.settings import Settings
 from workers.engines.model_folders import ModelUnavailable, source_of
-from workers.engines.training import base_tokenizer, rows
+from workers.engines.training import rows
 
 _NAMED_LINES: Final = 20
 _ENCODE: Final = {"supervised": rows.encode_supervised, "dpo": rows.encode_preference}
@@ -169,7 +169,7 @@ def examine(asked: Question, limit: Callable[[], None] = lambda: None) -> Findin
     """Load the tokenizer of the base, call `limit`, and examine the files."""
     try:
         folder = source_of(Model.model_validate(asked.model), Settings(data_dir=Path(asked.data_dir)))
-        tokenizer, context = base_tokenizer.load(folder)
+        tokenizer, context = rows.load_tokenizer(folder)
     except (ModelUnavailable, OSError, ValueError) as error:
         return Findings(unavailable=f"The model's tokenizer cannot be loaded: {error}")
     if tokenizer.chat_template is None:

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from jobs.platform import processes
-from workers.engines.training.orders import Orders
-from workers.engines.training.protocol import Failed, Report, decode_spec, encode
+from workers.engines.training.protocol import Failed, Orders, Report, decode_spec, encode
 from workers.engines.training.rows import RowRefused
 
 _NICE: Final = 5  # beside an engine on the same processor: its clients wait

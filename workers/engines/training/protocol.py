@@ -1,6 +1,8 @@
 """The protocol between worker and trainer: a spec in a file, then JSON lines on two pipes of their own."""
 
-from typing import Final, Literal
+import os
+import threading
+from typing import BinaryIO, Final, Literal
 
 import msgspec
 
@@ -120,7 +122,26 @@ Report = Started | Step | Evaluation | Checkpoint | Finished | Failed
 
 #: What the worker may write to the trainer: make a checkpoint at the next step boundary, then end.
 CHECKPOINT_AND_STOP: Final = b"checkpoint_and_stop\n"
+_ORPHANED: Final = os.EX_IOERR
 
 encode: Final = msgspec.json.Encoder().encode
 decode_report: Final = msgspec.json.Decoder(Report).decode
 decode_spec: Final = msgspec.json.Decoder(Spec).decode
+
+
+class Orders:
+    """The worker's orders that the trainer has received, read by a thread of their own while training goes on.
+
+    The end of the pipe means that the worker has died: the trainer's process ends at once.
+    """
+
+    def __init__(self, pipe: BinaryIO) -> None:
+        self.checkpoint_and_stop = threading.Event()
+        self._pipe = pipe
+        threading.Thread(target=self._read, name="orders", daemon=True).start()
+
+    def _read(self) -> None:
+        for line in self._pipe:
+            if line == CHECKPOINT_AND_STOP:
+                self.checkpoint_and_stop.set()
+        os._exit(_ORPHANED)

@@ -26,6 +26,15 @@ class RowRefused(Exception):
         self.line = line
 
 
+def load_tokenizer(folder: str) -> tuple[Any, int]:
+    """Return the tokenizer of a base, and how many tokens the base can hold. Raises OSError, ValueError."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    context: int = AutoConfig.from_pretrained(folder, local_files_only=True).max_position_embeddings
+    return tokenizer, context
+
+
 def read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Return the rows of a JSONL file with the numbers of their lines. Empty lines count and are no rows."""
     with path.open("rb") as handle:

@@ -30,8 +30,17 @@ from trl.data_utils import pack_dataset
 
 from jobs.platform import processes
 from workers.engines.training import checkpoint_folder, precision, probing, rows
-from workers.engines.training.orders import Orders
-from workers.engines.training.protocol import Checkpoint, Evaluation, Finished, Reason, Report, Spec, Started, Step
+from workers.engines.training.protocol import (
+    Checkpoint,
+    Evaluation,
+    Finished,
+    Orders,
+    Reason,
+    Report,
+    Spec,
+    Started,
+    Step,
+)
 
 LIBRARIES: Final = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 #: Files that the libraries write beside a model and nothing reads.
