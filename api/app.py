@@ -85,8 +85,15 @@ def build(config: Settings | None = None, timings: Timings = Timings()) -> FastA
     """Build the app of one process."""
     config = config or settings()
     registry = Models(config)
-    most = _CONNECTIONS + 10
-    db = Database(config.database, patience=_PATIENCE, pool_size=_CONNECTIONS, most=most, urgent=True, timings=timings)
+    max_connections = _CONNECTIONS + 10
+    db = Database(
+        config.database,
+        patience=_PATIENCE,
+        pool_size=_CONNECTIONS,
+        max_connections=max_connections,
+        urgent=True,
+        timings=timings,
+    )
     broker = BrokerWatch(config, timings.readiness_cached)
     services = Services(
         config=config,

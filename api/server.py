@@ -149,7 +149,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _longest(self) -> "BoundedProtocol":
         """Return the connection to close: the longest idle one without unread data, or the longest idle one."""
-        silent = (one for one in islice(self._waiting, _LOOKED_AT) if not one._has_sent())
+        silent = (connection for connection in islice(self._waiting, _LOOKED_AT) if not connection._has_sent())
         return next(silent, next(iter(self._waiting)))
 
     def _has_sent(self) -> bool:
@@ -175,15 +175,15 @@ class BoundedProtocol(HttpToolsProtocol):
 
 def most_connections() -> int:
     """Return half of the descriptors; the others are for the database, files and streams."""
-    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return (_DESCRIPTORS if most == resource.RLIM_INFINITY else most) // 2
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (_DESCRIPTORS if limit == resource.RLIM_INFINITY else limit) // 2
 
 
 def _ask_for_descriptors() -> None:
-    most, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _DESCRIPTORS if allowed == resource.RLIM_INFINITY else min(_DESCRIPTORS, allowed)
-    if most != resource.RLIM_INFINITY and most < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, allowed))
+    limit, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    target = _DESCRIPTORS if allowed == resource.RLIM_INFINITY else min(_DESCRIPTORS, allowed)
+    if limit != resource.RLIM_INFINITY and limit < target:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (target, allowed))
 
 
 def _raw(answer: JSONResponse) -> bytes:

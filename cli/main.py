@@ -35,7 +35,7 @@ from cli.commands.usage import usage
 from cli.commands.vllm_flags import TakesFlags
 from cli.demo.command import demo
 from cli.doctor.command import doctor
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.groups import Group
 from cli.terminal import say
 from cli.up.command import up
@@ -68,7 +68,7 @@ class Command(Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
         except Exception as error:
-            if not isinstance(error, (Trouble, NightmillError, OSError, _models_file_error())):
+            if not isinstance(error, (CliError, NightmillError, OSError, _models_file_error())):
                 raise
             first, *more = _message(error).split("\n")
             say(f"nightmill: {first}", err=True)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from cli.errors import Trouble
+from cli.errors import CliError
 
 #: Folders of devices and open files; a redirected `/dev/stdout` looks like a regular file.
 _DOORS = (Path("/dev"), Path("/proc"))
@@ -18,21 +18,21 @@ _STREAMS = {"stdout": 1, "stderr": 2}
 
 def replaced(path: Path) -> bool:
     """Return whether `whole` replaces `path` by a new file. Devices and pipes are written to directly."""
-    place = path.absolute()
-    if any(door in place.parents for door in _DOORS) and not place.is_relative_to("/dev/shm"):  # noqa: S108
+    location = path.absolute()
+    if any(door in location.parents for door in _DOORS) and not location.is_relative_to("/dev/shm"):  # noqa: S108
         return False
     return path.is_file() or not path.exists()
 
 
 def require_writable(path: Path) -> None:
-    """Raise Trouble if no file can be created at `path`. Commands call this before the work, not after it."""
+    """Raise CliError if no file can be created at `path`. Commands call this before the work, not after it."""
     folder = path.resolve().parent
     if not folder.is_dir():
-        raise Trouble(f"{path}: there is no such folder")
+        raise CliError(f"{path}: there is no such folder")
     if path.is_dir():
-        raise Trouble(f"{path} is a folder")
+        raise CliError(f"{path} is a folder")
     if replaced(path) and not os.access(folder, os.W_OK | os.X_OK):
-        raise Trouble(f"{path}: nothing can be written to its folder")
+        raise CliError(f"{path}: nothing can be written to its folder")
 
 
 @contextmanager

@@ -62,10 +62,10 @@ def show_json(value: object) -> None:
         print(json.dumps(entry), flush=True)
 
 
-def show(found: object, *lines: str, as_json: bool) -> None:
-    """Print what a command has found or done: `lines`, or with `as_json` the object `found`."""
+def show(result: object, *lines: str, as_json: bool) -> None:
+    """Print what a command has found or done: `lines`, or with `as_json` the object `result`."""
     if as_json:
-        show_json(found)
+        show_json(result)
     for line in () if as_json else lines:
         say(line)
 

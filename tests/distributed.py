@@ -18,7 +18,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from cli.demo.system import System, running
-from cli.errors import Trouble
+from cli.errors import CliError
 from tests.support.distributed import Servers, servers
 from tests.support.system import free_port, pause
 from tests.support.weaviate import Weaviate
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     pause(0.5)
                     for host in hosts:
                         host.check()
-    except Trouble as trouble:
+    except CliError as trouble:
         _say(str(trouble))
         return 1
     except (FileNotFoundError, subprocess.CalledProcessError) as missing:  # a server that no wheel brings

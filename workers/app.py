@@ -100,9 +100,9 @@ def work(app: Celery, name: str, queues: tuple[str, ...], concurrency: int) -> N
     app.worker_main(["worker", f"--queues={','.join(queues)}", *common, f"--concurrency={concurrency}"])
 
 
-def consume(name: str, queues: tuple[str, ...], wanted: bool) -> bool:
+def consume(name: str, queues: tuple[str, ...], active: bool) -> bool:
     """Start or stop the consumption of `queues` by this process's Celery; return False if the broker is unavailable."""
-    change = current_app.control.add_consumer if wanted else current_app.control.cancel_consumer
+    change = current_app.control.add_consumer if active else current_app.control.cancel_consumer
     try:
         for queue in queues:
             change(queue, destination=[_node(name)])

@@ -143,10 +143,10 @@ def _models(context: Context) -> Registry:
         context.stop.wait(_REFRESH_SECONDS)
 
 
-def _listen(consumer: InteractiveConsumer, name: str, queues: tuple[str, ...], wanted: bool) -> bool:
+def _listen(consumer: InteractiveConsumer, name: str, queues: tuple[str, ...], active: bool) -> bool:
     """Start or stop both consumers of this process; return False if the broker is unavailable."""
-    consumer.listen(wanted)
-    return celery_app.consume(name, queues, wanted)
+    consumer.listen(active)
+    return celery_app.consume(name, queues, active)
 
 
 def _bring_up(
@@ -205,12 +205,12 @@ def _stay_announced(context: Context, engine: Router, queue: str, reload: Callab
 
 def _announce(context: Context, engine: Router, queue: str, shown: Shown | None) -> Shown:
     """Announce the served models; models of endpoints are remembered while their endpoint is unavailable."""
-    names, found = now = engine.there, engine.discovered
+    names, discovered = now = engine.there, engine.discovered
     if now == shown and context.standing.state == "ready":
         return now
     context.standing.models = tuple(sorted(names))
     context.standing.state = "ready"
-    context.db.retrying(lambda session: workers.remember_all(session, found, queue), context.stop)
+    context.db.retrying(lambda session: workers.remember_all(session, discovered, queue), context.stop)
     context.heartbeat.announce()
     return now
 

@@ -187,13 +187,13 @@ class _OfJob:
         log.error("attempt_failed", exc_info=error, extra=self.facts)
         context, claim = self._context, self._claim
         code, why = self._why(error)
-        told = {"code": code, "message": f"{_FAILURES[self._task]}: {why}", "line": None, "param": None}
+        report = {"code": code, "message": f"{_FAILURES[self._task]}: {why}", "line": None, "param": None}
         delay, tries = context.config.redelivery_seconds * (1 + claim.job.failed_attempts), context.config.finish_tries
         with suppress(ClaimLost):
             if claim.job.failed_attempts + 1 >= tries:
-                stop_all(context, claim, JobState.FAILED, [told])
+                stop_all(context, claim, JobState.FAILED, [report])
             context.db.retrying(
-                lambda session: ledger.record_failed_attempt(session, claim, tries=tries, delay=delay, error=told)
+                lambda session: ledger.record_failed_attempt(session, claim, tries=tries, delay=delay, error=report)
             )
 
     def _why(self, error: Exception) -> tuple[str, str]:

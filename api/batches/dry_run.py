@@ -74,23 +74,23 @@ def validate_batch(call: Call, body: ValidateBatch) -> BatchValidation:
         file = get_file(session, call, body.input_file_id)
         engines = routing.engines(session, call.services.registry())
     check_purpose(file)
-    found = _run(_asked(call, file.path, body.endpoint, engines))
+    report = _run(_asked(call, file.path, body.endpoint, engines))
     with call.db.read() as session:
-        errors = [*found["errors"], *_model_errors(session, call, body.endpoint, found)]
+        errors = [*report["errors"], *_model_errors(session, call, body.endpoint, report)]
         errors.sort(key=lambda error: error["line"] or 0)
-        errors = errors or _token_errors(session, call, found)
-        eta = None if errors else _eta(session, call, found)
+        errors = errors or _token_errors(session, call, report)
+        eta = None if errors else _eta(session, call, report)
     return BatchValidation(
         valid=not errors,
         endpoint=body.endpoint,
         input_file_id=file.id,
-        model=found["model"],
-        bytes=found["bytes"],
-        requests=found["total"],
-        inputs=found["inputs"],
+        model=report["model"],
+        bytes=report["bytes"],
+        requests=report["total"],
+        inputs=report["inputs"],
         errors=BatchErrors(data=[BatchError(**error) for error in errors]),
-        errors_truncated=found["truncated"],
-        estimate=TokenEstimate(input_tokens=found["bytes"] // batches.BYTES_PER_TOKEN),
+        errors_truncated=report["truncated"],
+        estimate=TokenEstimate(input_tokens=report["bytes"] // batches.BYTES_PER_TOKEN),
         eta_seconds=eta,
     )
 
@@ -131,42 +131,42 @@ def _run(asked: dict[str, Any]) -> dict[str, Any]:
         raise InvalidRequest(message, param="input_file_id", code="validation_gave_up") from error
     finally:
         _AT_ONCE.release()
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
 
 
-def _model_errors(session: Session, call: CallContext, endpoint: str, found: dict[str, Any]) -> list[dict[str, Any]]:
+def _model_errors(session: Session, call: CallContext, endpoint: str, report: dict[str, Any]) -> list[dict[str, Any]]:
     """Find what keeps the model from being served to this project, as the plan of a batch would."""
-    name, registry = found["model"], call.services.registry()
+    name, registry = report["model"], call.services.registry()
     if name is None:
         return []
     try:
         routing.queue_of(session, call.config, registry, name, endpoint=endpoint, project_id=call.project_id)
     except routing.NotServed as refused:
-        return [_error(found, refused.code, str(refused))]
+        return [_error(report, refused.code, str(refused))]
     except routing.NotYet:
         pass  # an endpoint may still list it
     return []
 
 
-def _token_errors(session: Session, call: CallContext, found: dict[str, Any]) -> list[dict[str, Any]]:
+def _token_errors(session: Session, call: CallContext, report: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the error of a batch that would exceed the project's quota now, together with its live jobs."""
     limit = call.config.project_max_queued_tokens
-    over = limit and batches.is_over_quota(batches.queued_bytes(session, call.project_id), found["bytes"], limit)
+    over = limit and batches.is_over_quota(batches.queued_bytes(session, call.project_id), report["bytes"], limit)
     return [batches.quota_refusal(limit).as_dict()] if over else []
 
 
-def _error(found: dict[str, Any], code: str, message: str) -> dict[str, Any]:
-    return {"code": code, "line": found["first_line"], "message": message, "param": "body.model"}
+def _error(report: dict[str, Any], code: str, message: str) -> dict[str, Any]:
+    return {"code": code, "line": report["first_line"], "message": message, "param": "body.model"}
 
 
-def _eta(session: Session, call: CallContext, found: dict[str, Any]) -> float | None:
+def _eta(session: Session, call: CallContext, report: dict[str, Any]) -> float | None:
     """Estimate the duration from the pace of the project's last batch of this model within a day."""
     last = session.scalar(
         select(Job)
         .where(
             Job.project_id == call.project_id,
-            Job.model == found["model"],
+            Job.model == report["model"],
             Job.state == JobState.SUCCEEDED,
             Job.created_at > now() - _DAY,
         )
@@ -176,4 +176,4 @@ def _eta(session: Session, call: CallContext, found: dict[str, Any]) -> float | 
     if last is None or not last.total or last.in_progress_at is None or last.finalizing_at is None:
         return None
     seconds = max(last.finalizing_at - last.in_progress_at, 0.001)
-    return float(round(found["total"] * seconds / last.total, 1))
+    return float(round(report["total"] * seconds / last.total, 1))

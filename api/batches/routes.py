@@ -19,7 +19,7 @@ from api.http.fields import AfterJobs, ExpiresAfter, Metadata
 from api.http.idempotency import Idempotent
 from api.http.paging import After, Limit20, Page, find, page
 from api.http.space import check_not_full, count_if_due
-from api.webhooks.queries import Hook, JobWebhook, check_webhook, told
+from api.webhooks.queries import Hook, JobWebhook, check_webhook, show_webhook
 from jobs.batches import batches
 from jobs.batches.batches import BatchRequest, job_of
 from jobs.clock import now
@@ -68,18 +68,18 @@ def create_batch(call: Call, once: Idempotent, body: CreateBatch) -> Response:
     if replayed is not None:
         return replayed
     hook = check_webhook(call, body.webhook)
-    wanted = requested(call, body, hook)
+    batch_request = requested(call, body, hook)
     _check_start(call, body.not_before)
 
     def make(session: Session) -> CreatedBatch:
         check_not_full(session, call)
         facts = {"idempotency_key": once.key, "request_id": call.request_id}
-        job = job_of(wanted, call.project_id, not_before=body.not_before, **facts)
+        job = job_of(batch_request, call.project_id, not_before=body.not_before, **facts)
         file = input_file(session, call, body.input_file_id)
         job.input_path = file.path if file else None
         ledger.submit(session, job, actor=call.actor, after=body.after or ())
         shown = show_batch(job, Totals(), sorted(set(body.after or ())))
-        return CreatedBatch(**shown.model_dump(), webhook=told(hook))
+        return CreatedBatch(**shown.model_dump(), webhook=show_webhook(hook))
 
     count_if_due(call)
     return once.run(fields, make)

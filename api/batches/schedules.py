@@ -18,7 +18,7 @@ from api.http.bodies import Body, resource
 from api.http.fields import when
 from api.http.idempotency import Idempotent
 from api.http.paging import After, Limit20, Order, Page, cursor_details, deleted, find, page
-from api.webhooks.queries import BatchWebhook, check_webhook, told
+from api.webhooks.queries import BatchWebhook, check_webhook, show_webhook
 from jobs.batches.batches import BatchRequest
 from jobs.batches.schedules import next_after
 from jobs.clock import now
@@ -69,12 +69,12 @@ class ScheduleDeleted(BaseModel):
 
 
 def show_schedule(schedule: Schedule) -> ScheduleObject:
-    wanted = BatchRequest.model_validate(schedule.request)
+    batch_request = BatchRequest.model_validate(schedule.request)
     return ScheduleObject(
         id=schedule.id,
         cron=schedule.cron,
         timezone=schedule.timezone,
-        batch=ScheduledBatch(**wanted.model_dump(include=set(ScheduledBatch.model_fields))),
+        batch=ScheduledBatch(**batch_request.model_dump(include=set(ScheduledBatch.model_fields))),
         status="active" if schedule.paused_at is None else "paused",
         next_run_at=int(schedule.next_at),
         last_run_at=when(schedule.last_at),
@@ -105,25 +105,25 @@ def create_schedule(call: Call, once: Idempotent, body: CreateSchedule) -> Respo
     created = now()
     first = next_after(body.cron, body.timezone, created)
     hook = check_webhook(call, body.batch.webhook)
-    wanted = requested(call, body.batch, hook)
+    batch_request = requested(call, body.batch, hook)
 
     def make(session: Session) -> CreatedSchedule:
-        if input_file(session, call, wanted.input_file_id) is None:
-            message = f"No file found with id '{clip(wanted.input_file_id)}'."
+        if input_file(session, call, batch_request.input_file_id) is None:
+            message = f"No file found with id '{clip(batch_request.input_file_id)}'."
             raise InvalidRequest(message, param="batch.input_file_id", code="file_not_found")
         schedule = Schedule(
             id=new_id("sched_"),
             project_id=call.project_id,
             cron=body.cron,
             timezone=body.timezone,
-            request=wanted.model_dump(mode="json"),
-            input_file_id=wanted.input_file_id,
+            request=batch_request.model_dump(mode="json"),
+            input_file_id=batch_request.input_file_id,
             next_at=first,
             created_at=created,
         )
         session.add(schedule)
         call.record(session, "schedule.create", schedule.id)
-        return CreatedSchedule(**show_schedule(schedule).model_dump(), webhook=told(hook))
+        return CreatedSchedule(**show_schedule(schedule).model_dump(), webhook=show_webhook(hook))
 
     return once.run(fields, make)
 

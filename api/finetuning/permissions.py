@@ -55,11 +55,11 @@ def list_permissions(
     """List the permissions for a checkpoint."""
     with call.db.read() as session:
         model = _own(session, call, fine_tuned_model_checkpoint)
-        mine = select(CheckpointPermission).where(CheckpointPermission.model == model.name)
+        permissions = select(CheckpointPermission).where(CheckpointPermission.model == model.name)
         if project_id is not None:
-            mine = mine.where(CheckpointPermission.project_id == project_id)
+            permissions = permissions.where(CheckpointPermission.project_id == project_id)
         direction = "asc" if order == "ascending" else "desc"
-        rows, more = find(session, mine, CheckpointPermission, after=after, limit=limit, order=direction)
+        rows, more = find(session, permissions, CheckpointPermission, after=after, limit=limit, order=direction)
     return page(rows, more, show_permission)
 
 
@@ -68,8 +68,8 @@ def delete_permission(call: Call, fine_tuned_model_checkpoint: str, permission_i
     """Take a permission back. What the other project asks for from then on is refused."""
     with call.db.write() as session:
         model = _own(session, call, fine_tuned_model_checkpoint)
-        mine = CheckpointPermission.id == permission_id, CheckpointPermission.model == model.name
-        if session.scalar(delete(CheckpointPermission).where(*mine).returning(CheckpointPermission.id)) is None:
+        conditions = CheckpointPermission.id == permission_id, CheckpointPermission.model == model.name
+        if session.scalar(delete(CheckpointPermission).where(*conditions).returning(CheckpointPermission.id)) is None:
             raise NotFound(f"No permission found with id '{clip(permission_id)}'.", param="permission_id")
         call.record(session, "checkpoint.revoke", model.id, {"permission_id": permission_id})
     return PermissionDeleted(id=permission_id)

@@ -82,8 +82,8 @@ class FineTuningFields(Body):
         """Return the hyperparameters of the method; the deprecated field counts where the method has none."""
         method = self.method
         given = (method.dpo if method.type == "dpo" else method.supervised) if method else None
-        found = given.hyperparameters if given else self.hyperparameters
-        return Hyperparameters.model_validate(found.model_dump() if found else {})
+        hyperparameters = given.hyperparameters if given else self.hyperparameters
+        return Hyperparameters.model_validate(hyperparameters.model_dump() if hyperparameters else {})
 
 
 class CreateFineTuningJob(FineTuningFields):

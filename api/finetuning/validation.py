@@ -68,8 +68,8 @@ def validate_fine_tuning(call: Call, body: ValidateFineTuning) -> FineTuningVali
     paths = {role: files[field].path for role, field in roles.items() if field in files}
     model = call.services.registry().models[base]
     question = examination.question(call.config, model, asked, paths, seconds=_SECONDS, store=False)
-    found = _examined(question)
-    return _shown(asked, found)
+    findings = _examined(question)
+    return _shown(asked, findings)
 
 
 def _examined(question: examination.Question) -> Findings:
@@ -87,24 +87,24 @@ def _examined(question: examination.Question) -> Findings:
         _AT_ONCE.release()
 
 
-def _shown(asked: FineTuning, found: Findings) -> FineTuningValidation:
+def _shown(asked: FineTuning, findings: Findings) -> FineTuningValidation:
     shown = FineTuningValidation(
-        valid=not found.errors,
+        valid=not findings.errors,
         model=asked.model,
-        errors=BatchErrors(data=[BatchError(**error) for error in found.errors]),
-        errors_truncated=found.truncated,
-        warnings=found.warnings,
+        errors=BatchErrors(data=[BatchError(**error) for error in findings.errors]),
+        errors_truncated=findings.truncated,
+        warnings=findings.warnings,
     )
-    if found.errors:
+    if findings.errors:
         return shown
-    plan = examination.plan_of("", asked, found)
+    plan = examination.plan_of("", asked, findings)
     numbers = ("n_epochs", "batch_size", "learning_rate_multiplier")
     counts = {
         "examples": plan.rows,
         "validation_examples": plan.validation_rows,
         "tokens": plan.tokens,
         "trained_tokens": plan.tokens * plan.n_epochs,
-        "longest_example": found.longest,
+        "longest_example": findings.longest,
         "steps": plan.steps,
         "hyperparameters": HyperparametersObject(**{name: getattr(plan, name) for name in numbers}),
     }

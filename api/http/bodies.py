@@ -69,12 +69,12 @@ class Body(BaseModel):
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """Declare in the OpenAPI document that null is accepted where it stands for the default."""
-        found = handler(schema)
-        properties = handler.resolve_ref_schema(found)["properties"]
+        json_schema = handler(schema)
+        properties = handler.resolve_ref_schema(json_schema)["properties"]
         for name in cls._defaulted:
             siblings = {key: properties[name].pop(key) for key in _BESIDE if key in properties[name]}
             properties[name] = {"anyOf": [properties[name], {"type": "null"}], **siblings}
-        return found
+        return json_schema
 
     @model_validator(mode="before")
     @classmethod
@@ -169,12 +169,12 @@ def _check_length(body: Any, value: Any, limit: int) -> None:
         raise too_long(value, _param_path(body, value) or (), limit)
 
 
-def _param_path(value: Any, wanted: Any) -> tuple[str | int, ...] | None:
-    """Return the path of the array or object `wanted` inside `value`; None if it is not there."""
-    if value is wanted:
+def _param_path(value: Any, target: Any) -> tuple[str | int, ...] | None:
+    """Return the path of the array or object `target` inside `value`; None if it is not there."""
+    if value is target:
         return ()
     members = value.items() if isinstance(value, dict) else enumerate(value)
-    inside = ((name, _param_path(member, wanted)) for name, member in members if type(member) in _CONTAINERS)
+    inside = ((name, _param_path(member, target)) for name, member in members if type(member) in _CONTAINERS)
     return next(((name, *path) for name, path in inside if path is not None), None)
 
 
@@ -183,10 +183,10 @@ def _only_numbers(value: Any) -> bool:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    members = dict(pairs)
+    if len(members) != len(pairs):
         raise _refused("an object that has the same name twice")
-    return found
+    return members
 
 
 def _check(value: Any, depth: int) -> None:

@@ -20,12 +20,12 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _NONE = (-1, -1)
 
 
-async def send_file(storage: Storage, file: File, wanted: str | None) -> Response:
-    """Return the response with a file's bytes. `wanted` is the value of the Range header.
+async def send_file(storage: Storage, file: File, range_header: str | None) -> Response:
+    """Return the response with a file's bytes. `range_header` is the value of the Range header.
 
     A header that is malformed or names several ranges is ignored, as HTTP allows: the answer is the whole file.
     """
-    span = _span(wanted, file.bytes)
+    span = _span(range_header, file.bytes)
     headers = {
         "Accept-Ranges": "bytes",
         "Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.filename, safe='')}",
@@ -57,9 +57,9 @@ async def _chunks(reader: AbstractContextManager[BinaryIO], handle: BinaryIO, le
             await run_in_threadpool(reader.__exit__, None, None, None)
 
 
-def _span(wanted: str | None, size: int) -> tuple[int, int] | None:
+def _span(range_header: str | None, size: int) -> tuple[int, int] | None:
     """Return the first byte and the byte behind the last one of a single range; None for the whole file."""
-    match = _RANGE.fullmatch(wanted.strip()) if wanted else None
+    match = _RANGE.fullmatch(range_header.strip()) if range_header else None
     if match is None or match[0] == "bytes=-":
         return None
     if not match[1]:

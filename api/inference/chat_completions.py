@@ -131,8 +131,10 @@ async def _streamed(chat: Chat, request: Request, seconds: int | None) -> Respon
 
     Usage is always asked for, to store it; only clients that ask are shown it.
     """
-    told = {"stream_options": {**chat.options, "include_usage": True}} if isinstance(chat.options, dict) else {}
-    engine_body = {**chat.engine_body, **told}
+    stream_options = (
+        {"stream_options": {**chat.options, "include_usage": True}} if isinstance(chat.options, dict) else {}
+    )
+    engine_body = {**chat.engine_body, **stream_options}
     shown = msgspec.json.encode(_Packed(chat.id, chat.body.fields())) if seconds else b""
     first, entries = await submit(chat.call, request, CHAT, engine_body, stream=True, resume=seconds, shown=shown)
     if first.kind == "end":
@@ -185,9 +187,9 @@ class _ChatEvents(Events):
             raise _invalid_answer()
         if "choices" in chunk:
             chunk["id"] = self._chat.id
-        told = chunk if self._usage else {name: value for name, value in chunk.items() if name != "usage"}
+        visible = chunk if self._usage else {name: value for name, value in chunk.items() if name != "usage"}
         hidden = not self._usage and chunk.get("usage") is not None and chunk.get("choices") == []
-        data = b"" if hidden else msgspec.json.encode(told)
+        data = b"" if hidden else msgspec.json.encode(visible)
         self._chunks.add(chunk)
         return data
 
@@ -238,9 +240,9 @@ def list_chat_completions(
     ] = None,
 ) -> Page[CompletionObject]:
     """List stored completions, the oldest first. `metadata[key]=value` selects, up to 16 times."""
-    mine = STORED.of(call)
+    completions = STORED.of(call)
     statement = with_metadata(
-        mine, StoredCompletion.metadata_, request.query_params.multi_items(), sqlite=call.db.sqlite
+        completions, StoredCompletion.metadata_, request.query_params.multi_items(), sqlite=call.db.sqlite
     )
     if model is not None:
         statement = statement.where(or_(StoredCompletion.asked == model, StoredCompletion.model == model))
@@ -248,7 +250,7 @@ def list_chat_completions(
         with call.db.read() as session:
             deletions = deleted(call, "chat_completion.delete")
             cursor: dict[str, Any] = {"after": after, "limit": limit, "order": order}
-            rows, more = find(session, statement, StoredCompletion, among=mine, deletions=deletions, **cursor)
+            rows, more = find(session, statement, StoredCompletion, among=completions, deletions=deletions, **cursor)
         shown = [_show(stored_answer) for row in rows if (stored_answer := _read(call, row))]
         if len(shown) == len(rows):
             break

@@ -30,8 +30,8 @@ class _Choice:
             self.facts[name] = choice[name] if last else _merged(self.facts.get(name), choice[name])
 
     def whole(self, index: int) -> dict[str, Any]:
-        said = {name: "".join(entries) for name, entries in self.texts.items()}
-        message = {"role": "assistant", "content": None, "refusal": None, **self.parts, **said}
+        texts = {name: "".join(entries) for name, entries in self.texts.items()}
+        message = {"role": "assistant", "content": None, "refusal": None, **self.parts, **texts}
         calls = self.parts.get("tool_calls")
         if isinstance(calls, list):
             message["tool_calls"] = [_without_index(call) for call in calls]
@@ -97,7 +97,7 @@ def _put(parts: list[Any], part: Any) -> None:
     if index is None:
         parts.append(part)
         return
-    same = next((one for one in parts if isinstance(one, dict) and one.get("index") == index), None)
+    same = next((part for part in parts if isinstance(part, dict) and part.get("index") == index), None)
     if same is None:
         parts.append(part)
     else:

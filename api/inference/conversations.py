@@ -98,8 +98,8 @@ def create_items(
 ) -> Page[ItemObject]:
     """Append items."""
     fields = body.fields()
-    said = once.replay(fields)
-    if said is None:
+    answer = once.replay(fields)
+    if answer is None:
         check_space(call, 0)
 
         def commit(apply: Callable[[Session], None], new: list[dict[str, Any]]) -> Response:
@@ -110,8 +110,8 @@ def create_items(
 
             return once.run(fields, make)
 
-        said = add(call, conversation_id, _new(call, body.items), commit)
-    ids = Added.model_validate_json(bytes(said.body)).ids
+        answer = add(call, conversation_id, _new(call, body.items), commit)
+    ids = Added.model_validate_json(bytes(answer.body)).ids
     shown = [ItemObject.model_validate(item) for item in find(call, conversation_id, ids)]
     return Page(data=shown, first_id=ids[0], last_id=ids[-1], has_more=False)
 

@@ -290,9 +290,9 @@ def _check_loaded(session: Session, call: CallContext, queue: str, model: str) -
     """Raise ModelLoading while the only engines with the model are loading."""
     base = base_model_of(model)
     name = call.services.registry().target(base, ()) or base
-    found = workers.loading(workers.present(session), queue, name)
-    if found is not None:
-        facts = f"({found.phase}), {max(now() - found.since, 0.0):.0f} s so far"
+    loading = workers.loading(workers.present(session), queue, name)
+    if loading is not None:
+        facts = f"({loading.phase}), {max(now() - loading.since, 0.0):.0f} s so far"
         raise ModelLoading(f"The model '{clip(model)}' is loading {facts}. Ask again in a moment.")
 
 

@@ -31,8 +31,8 @@ def resolve(call: CallContext, items: Sequence[dict[str, Any]], param: str = "in
     ids = [item["id"] for item in items if is_reference(item)]
     if not ids:
         return list(items)
-    found = _find(call, ids, param)
-    return [found[item["id"]] if is_reference(item) else item for item in items]
+    items_by_id = _find(call, ids, param)
+    return [items_by_id[item["id"]] if is_reference(item) else item for item in items]
 
 
 def _find(call: CallContext, ids: Sequence[str], param: str) -> Items:
@@ -40,30 +40,30 @@ def _find(call: CallContext, ids: Sequence[str], param: str) -> Items:
     if len(left) < len(ids):
         [(twice, _)] = Counter(ids).most_common(1)
         raise InvalidRequest(f"Duplicate item found with id '{clip(twice)}'. Refer to an item once.", param=param)
-    found: Items = {}
+    resolved: Items = {}
     reads = 0
     while left:
         reads += 1
         if reads > _MOST_READ:
             message = f"The items referred to are stored in more than {_MOST_READ} responses and conversations."
             raise InvalidRequest(message, param=param, code="too_many_values")
-        wanted = next(reversed(left))
-        items = _stored_with(call, wanted, left)
-        if wanted not in items:
-            raise InvalidRequest(f"Item with id '{clip(wanted)}' not found.", param=param)
-        found |= {item_id: as_input(item) for item_id, item in items.items()}
+        next_id = next(reversed(left))
+        items = _stored_with(call, next_id, left)
+        if next_id not in items:
+            raise InvalidRequest(f"Item with id '{clip(next_id)}' not found.", param=param)
+        resolved |= {item_id: as_input(item) for item_id, item in items.items()}
         for item_id in items:
             del left[item_id]
-    return found
+    return resolved
 
 
-def _stored_with(call: CallContext, item_id: str, wanted: Collection[str]) -> Items:
+def _stored_with(call: CallContext, item_id: str, requested: Collection[str]) -> Items:
     """Return the requested items that are stored with one of them; none where it is not stored."""
     owner = owner_of(item_id)
     try:
-        return _in_response(call, f"resp_{owner}", wanted)
+        return _in_response(call, f"resp_{owner}", requested)
     except NotFound:
-        return _in_conversation(call, f"conv_{owner}", wanted)
+        return _in_conversation(call, f"conv_{owner}", requested)
 
 
 def _in_response(call: CallContext, response_id: str, requested: Collection[str]) -> Items:

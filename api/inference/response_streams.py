@@ -144,11 +144,11 @@ def _keep(turn: Turn, response: dict[str, Any], *, resumable: bool) -> None:
         keep(turn, response, turn.call.in_one_write)
 
 
-def _error(told: Any, number: int) -> dict[str, Any]:
-    error = told.get("error") if isinstance(told, dict) else None
+def _error(event: Any, number: int) -> dict[str, Any]:
+    error = event.get("error") if isinstance(event, dict) else None
     error = error if isinstance(error, dict) else {"message": "The engine gave no answer.", "code": "engine_error"}
-    said = {name: error.get(name) for name in ("code", "message", "param")}
-    return {"type": "error", **said, "sequence_number": number}
+    fields = {name: error.get(name) for name in ("code", "message", "param")}
+    return {"type": "error", **fields, "sequence_number": number}
 
 
 _LIVE = frozenset({"queued", "in_progress"})
@@ -186,15 +186,15 @@ class _Following:
         """Yield the events. Raises NotFound, KeyRevoked."""
         for event in self._begun():
             yield self._event(event)
-        said = time.monotonic()
+        last_sent = time.monotonic()
         live = True
         while live:
             live = _status(self._response) in _LIVE
             async for published in self._published():  # read after the ledger: of an ended response these are all
-                said = time.monotonic()
+                last_sent = time.monotonic()
                 yield published
-            if live and time.monotonic() - said >= self._timings.response_keep_alive:
-                said = time.monotonic()
+            if live and time.monotonic() - last_sent >= self._timings.response_keep_alive:
+                last_sent = time.monotonic()
                 yield KEEP_ALIVE
             if live:
                 await self._look()
@@ -228,17 +228,17 @@ class _Following:
         """Yield the events that the worker has published since the last call; wait a moment if there are none."""
         while True:
             try:
-                found = await self._call.services.inference.read_events(
+                entries = await self._call.services.inference.read_events(
                     self._id, self._position, self._timings.response_look
                 )
             except StreamsUnavailable:
-                found = None
-            for position, body in found or ():
+                entries = None
+            for position, body in entries or ():
                 self._position, self._has_published = position, True
                 event = responses.to_public_event(msgspec.json.decode(body), self._response, self._request)
                 if self._items.is_shown(event) and event["sequence_number"] > self._seen:
                     yield self._event(event)
-            if not found:
+            if not entries:
                 return
 
     async def _look(self) -> None:

@@ -144,9 +144,9 @@ def _queued(turn: Turn, once: Once) -> tuple[StoredAnswer, bool]:
     with turn.call.db.read() as session:
         queue_of(session, turn.call, RESPONSES, turn.body.model)  # refuses a model that no worker will ever serve
     fields = turn.body.fields()
-    said = once.replay(fields)
-    if said is not None:
-        return stored_answers.load_response(turn.call, referred(said)), True
+    replayed = once.replay(fields)
+    if replayed is not None:
+        return stored_answers.load_response(turn.call, referred(replayed)), True
     make = stored_answers.prepare_background(
         turn.call, turn.stored_answer(begun(turn)), once.key, stream=bool(turn.body.stream)
     )
@@ -284,7 +284,7 @@ def _summary(answer: Mapping[str, Any]) -> str:
 
 
 def _output(items: Sequence[Mapping[str, Any]], summary: str) -> list[ItemObject]:
-    said = [show_item(item) for item in items if item.get("role") == "user"]
+    user_items = [show_item(item) for item in items if item.get("role") == "user"]
     new = {"id": new_id("cmp_"), "type": compaction.ITEM, compaction.CONTENT: compaction.packed(summary)}
-    shown = [*({**item, "id": item.get("id") or new_id("msg_")} for item in said), new]
+    shown = [*({**item, "id": item.get("id") or new_id("msg_")} for item in user_items), new]
     return [ItemObject.model_validate(item) for item in shown]

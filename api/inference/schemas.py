@@ -94,8 +94,10 @@ def show_item(item: Mapping[str, Any]) -> dict[str, Any]:
         return {**item, "status": "completed"} if has_none else dict(item)
     content = item.get("content")
     if isinstance(content, str):
-        said = item.get("role") == "assistant"
-        content = [{"type": _OUTPUT, "text": content, "annotations": []} if said else {"type": _INPUT, "text": content}]
+        by_assistant = item.get("role") == "assistant"
+        content = [
+            {"type": _OUTPUT, "text": content, "annotations": []} if by_assistant else {"type": _INPUT, "text": content}
+        ]
     return {"status": "completed", **item, "type": "message", "content": content}
 
 
@@ -134,11 +136,11 @@ class StoredMessage(BaseModel):
 
 def show_messages(completion_id: str, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the fields of a `StoredMessage` for each message, with ids made of its index."""
-    return [_shown(f"{completion_id}-{n}", said) for n, said in enumerate(messages)]
+    return [_shown(f"{completion_id}-{n}", message) for n, message in enumerate(messages)]
 
 
-def _shown(message_id: str, said: Mapping[str, Any]) -> dict[str, Any]:
-    content = said.get("content")
+def _shown(message_id: str, message: Mapping[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
     parts = content if isinstance(content, list) else None
     text = content if isinstance(content, str) else None
-    return {"name": None, "refusal": None, **said, "id": message_id, "content": text, "content_parts": parts}
+    return {"name": None, "refusal": None, **message, "id": message_id, "content": text, "content_parts": parts}

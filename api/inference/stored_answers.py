@@ -157,9 +157,9 @@ async def answered_once(
     """
     async with once.leased() as lease, _renewed(lease):
         if lease.stored is not None:
-            said = await run_in_threadpool(once.replay, fields)
-            assert said is not None, "the key was kept a moment ago"
-            return as_json(show(await run_in_threadpool(load, referred(said))), replayed=True)
+            replayed = await run_in_threadpool(once.replay, fields)
+            assert replayed is not None, "the key was kept a moment ago"
+            return as_json(show(await run_in_threadpool(load, referred(replayed))), replayed=True)
         answered = await answer()
         if isinstance(answered, Response):
             await run_in_threadpool(lease.drop)
@@ -168,9 +168,9 @@ async def answered_once(
         return as_json(show(answered))
 
 
-def referred(said: Response) -> str:
+def referred(stored: Response) -> str:
     """Return the id in the value that a key stores."""
-    return str(msgspec.json.decode(bytes(said.body))["id"])
+    return str(msgspec.json.decode(bytes(stored.body))["id"])
 
 
 def as_json(body: Mapping[str, Any], *, replayed: bool = False) -> Response:
@@ -308,6 +308,6 @@ def _as_it_stands(response: Mapping[str, Any], job: Job) -> dict[str, Any]:
         return dict(response)
     error = None
     if status == "failed":
-        told = (job.errors or [{}])[0]
-        error = _EXPIRED if job.state == JobState.EXPIRED else response.get("error") or responses.error_of(told)
+        first_error = (job.errors or [{}])[0]
+        error = _EXPIRED if job.state == JobState.EXPIRED else response.get("error") or responses.error_of(first_error)
     return {**response, "status": status, "output": [], "usage": None, "incomplete_details": None, "error": error}

@@ -125,9 +125,9 @@ def add(
         given = {item["id"] for item in items if isinstance(item.get("id"), str)}
         new = _identified(conversation_id, items, {item["id"] for item in _find(held.head, given)})
         raws, head = _raws(new), held.head
-        said = items_in(head.raw)
-        if not said or head.size + sum(len(bytes(one)) for one in raws) <= conversations.SEGMENT_BYTES:
-            return _Change(head.before, [*said, *raws], new, stale=[head.path])
+        head_items = items_in(head.raw)
+        if not head_items or head.size + sum(len(bytes(raw)) for raw in raws) <= conversations.SEGMENT_BYTES:
+            return _Change(head.before, [*head_items, *raws], new, stale=[head.path])
         return _Change([*head.before, Segment(head.path, head.size)], raws, new)
 
     return _change(call, conversation_id, edit, commit)
@@ -179,15 +179,22 @@ def _reading(call: CallContext, conversation_id: str, read: Callable[[Held], T])
     missing = ""
     for _ in range(_TRIES):
         with call.db.read() as session:
-            found = get_conversation(session, call, conversation_id)
-        if found.path == missing:
+            conversation = get_conversation(session, call, conversation_id)
+        if conversation.path == missing:
             raise NotFound(f"The items of conversation '{clip(conversation_id)}' are gone.", param="conversation_id")
         try:
-            return read(Held(found.id, found.version, found.bytes or 0, Head(call.storage, found.path)))
+            return read(
+                Held(
+                    conversation.id,
+                    conversation.version,
+                    conversation.bytes or 0,
+                    Head(call.storage, conversation.path),
+                )
+            )
         except NotFound as error:
             if error.param is not None:  # no such item
                 raise
-            missing = found.path  # usually just replaced
+            missing = conversation.path  # usually just replaced
     raise _busy(conversation_id)
 
 
@@ -196,17 +203,17 @@ def _find(head: Head, names: set[str]) -> Items:
 
     For a few ids, only objects that contain the text of one are decoded.
     """
-    found: list[Items] = []
+    segments: list[Items] = []
     left = {msgspec.json.encode(name): name for name in names}
     for _, raw in head.objects(newest_first=True) if left else ():
         if len(left) > _FEW or any(needle in raw for needle in left):
             here = [item for item in items_in(raw) if _id(item) in names]
-            found.append([msgspec.json.decode(item) for item in here])
-            for item in found[-1]:
+            segments.append([msgspec.json.decode(item) for item in here])
+            for item in segments[-1]:
                 left.pop(msgspec.json.encode(item["id"]), None)
         if not left:
             break
-    return [item for some in reversed(found) for item in some]
+    return [item for some in reversed(segments) for item in some]
 
 
 def _page(head: Head, after: str | None, limit: int, *, newest_first: bool) -> tuple[Items, bool]:
@@ -266,8 +273,8 @@ def _replace(
     change.written.append(path)
 
     def apply(session: Session) -> None:
-        mine = Conversation.id == held.id, Conversation.version == held.version
-        swap = update(Conversation).where(*mine).values(version=held.version + 1, path=path, bytes=size)
+        conditions = Conversation.id == held.id, Conversation.version == held.version
+        swap = update(Conversation).where(*conditions).values(version=held.version + 1, path=path, bytes=size)
         if session.execute(swap).rowcount != 1:  # type: ignore[attr-defined]
             raise _Moved
         reserve(session, call, size - held.bytes)
@@ -323,14 +330,14 @@ def _id(item: msgspec.Raw) -> str:
 
 def _identified(conversation_id: str, items: Sequence[Mapping[str, Any]], taken: set[str]) -> Items:
     """Return the items with ids that are unique within the conversation."""
-    found: Items = []
+    identified: Items = []
     for item in items:
         name = item.get("id")
         if not isinstance(name, str) or name in taken:
             name = new_conversation_item_id(conversation_id, item)
         taken.add(name)
-        found.append({**item, "id": name})
-    return found
+        identified.append({**item, "id": name})
+    return identified
 
 
 def get_conversation(session: Session, call: CallContext, conversation_id: str, *, lock: bool = False) -> Conversation:
@@ -338,8 +345,8 @@ def get_conversation(session: Session, call: CallContext, conversation_id: str, 
 
     Raises: NotFound.
     """
-    mine = Conversation.id == conversation_id, Conversation.project_id == call.project_id
-    statement = select(Conversation).where(*mine)
+    conditions = Conversation.id == conversation_id, Conversation.project_id == call.project_id
+    statement = select(Conversation).where(*conditions)
     row = session.scalar(statement.with_for_update() if lock else statement)
     if row is None:
         raise NotFound(f"Conversation with id '{clip(conversation_id)}' not found.", param="conversation_id")

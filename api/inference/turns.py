@@ -95,9 +95,9 @@ class Turn:
         include = self.body.fields().get("include")
         return isinstance(include, list) and responses.RESULTS in include
 
-    def shown(self, told: Mapping[str, Any]) -> dict[str, Any]:
+    def shown(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return a response, or an event of it, with or without the results of searches."""
-        return dict(told) if self.results else responses.without_results(told)
+        return dict(body) if self.results else responses.without_results(body)
 
     def stored_answer(self, response: dict[str, Any]) -> StoredAnswer:
         return StoredAnswer(self.engine_body, response)
@@ -124,9 +124,9 @@ def begin(call: CallContext, body: CreateResponse) -> Turn:
     return Turn(call, body, engine_body, asked)
 
 
-def given(call: CallContext, said: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:
+def given(call: CallContext, prompt: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:
     """Return the items of an input, with those that it refers to. Raises InvalidRequest."""
-    return [{"role": "user", "content": said}] if isinstance(said, str) else resolve(call, said or [])
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else resolve(call, prompt or [])
 
 
 def _searches(engine_body: Mapping[str, Any]) -> bool:
@@ -134,7 +134,9 @@ def _searches(engine_body: Mapping[str, Any]) -> bool:
     tools, include = engine_body.get("tools"), engine_body.get("include")
     known = include is None or (isinstance(include, list) and all(isinstance(name, str) for name in include))
     return (
-        known and isinstance(tools, list) and any(isinstance(one, dict) and one.get("type") == _SEARCH for one in tools)
+        known
+        and isinstance(tools, list)
+        and any(isinstance(tool, dict) and tool.get("type") == _SEARCH for tool in tools)
     )
 
 
@@ -218,9 +220,9 @@ def keep(turn: Turn, response: dict[str, Any], run: Run) -> None:
 
         run(both)
 
-    said = [show_item(item) for item in (*turn.asked, *turn.shown(response)["output"])]
+    new_items = [show_item(item) for item in (*turn.asked, *turn.shown(response)["output"])]
     try:
-        stored_conversations.add(turn.call, turn.conversation, said, commit)
+        stored_conversations.add(turn.call, turn.conversation, new_items, commit)
     except ProjectFull:
         if turn.store:
             stored_answers.STORED_RESPONSES.remove_unowned(turn.call, turn.id)
@@ -228,11 +230,11 @@ def keep(turn: Turn, response: dict[str, Any], run: Run) -> None:
 
 
 def _nothing(turn: Turn) -> Make:
-    def told(session: Session) -> BaseModel:
+    def answer(session: Session) -> BaseModel:
         turn.call.record(session, "conversation.items.create", str(turn.conversation))
         return Reference(id=turn.id)
 
-    return told
+    return answer
 
 
 def decoded(body: bytes) -> Any:

@@ -97,7 +97,9 @@ def list_jobs(
     for column, value in selected:
         statement = statement if value is None else statement.where(column == value)
     if state is not None:
-        statement = statement.where(Job.state.in_([one for one in JobState if state in (one, STATUS[one])]))
+        statement = statement.where(
+            Job.state.in_([job_state for job_state in JobState if state in (job_state, STATUS[job_state])])
+        )
     statement = with_metadata(statement, Job.metadata_, request.query_params.multi_items(), sqlite=call.db.sqlite)
     with call.db.read() as session:
         # the last job of a page may have changed its state or metadata since
@@ -199,16 +201,16 @@ def cancel_job(call: Call, job_id: str) -> JobObject:
 @router.post("/jobs/{job_id}/retry", response_model=JobObject)
 def retry_job(call: Call, once: Idempotent, job_id: str, body: RetryJob | None = None) -> Response:
     """Run lines of an ended job again as a new job; by default those that failed or are missing."""
-    wanted = body or RetryJob()
+    options = body or RetryJob()
 
     def make(session: Session) -> JobObject:
         old = get_job(session, call, job_id)
-        changes = Changes(once.key, wanted.which, wanted.overrides, wanted.completion_window, wanted.priority)
+        changes = Changes(once.key, options.which, options.overrides, options.completion_window, options.priority)
         job = again(session, call, old, changes)
         return _shown(session, call, job)
 
     count_if_due(call)
-    return once.run(wanted.fields(), make)
+    return once.run(options.fields(), make)
 
 
 def jobs_of(call: CallContext) -> Select[Job]:

@@ -26,7 +26,7 @@ from api.retrieval.schemas import (
     stored_chunking,
 )
 from api.retrieval.store_files import POLL_AFTER, POLL_MS, CreateVectorStoreFile, Listed
-from api.webhooks.queries import JobWebhook, check_webhook, told
+from api.webhooks.queries import JobWebhook, check_webhook, show_webhook
 from jobs.errors import Conflict, NotFound
 from jobs.ledger import ledger
 from jobs.ledger.dependencies import predecessors
@@ -79,7 +79,7 @@ def create_file_batch(call: Call, once: Idempotent, vector_store_id: str, body: 
             files.setdefault(file.file_id, (file.attributes, stored_chunking(file.chunking_strategy)))
         job = bring_in(session, call, store, FILE_BATCH, files, once.key, hook, body.after or ())
         shown = _shown(session, job)
-        return CreatedFileBatch(**shown.model_dump(), webhook=told(hook)) if hook else shown
+        return CreatedFileBatch(**shown.model_dump(), webhook=show_webhook(hook)) if hook else shown
 
     count_if_due(call)
     return once.run(fields, make)
@@ -128,8 +128,8 @@ def _shown(session: Session, job: Job) -> FileBatchObject:
 
 
 def _get(session: Session, call: CallContext, store: VectorStore, file_batch_id: str) -> Job:
-    mine = Job.project_id == call.project_id, Job.kind == ingestions.NAME, Job.id == file_batch_id
-    job = session.scalar(select(Job).where(*mine)) if file_batch_id.startswith(FILE_BATCH) else None
+    conditions = Job.project_id == call.project_id, Job.kind == ingestions.NAME, Job.id == file_batch_id
+    job = session.scalar(select(Job).where(*conditions)) if file_batch_id.startswith(FILE_BATCH) else None
     if job is None or job.payload["store_id"] != store.id:
         raise NotFound(f"No file batch found with id '{clip(file_batch_id)}'.", param="batch_id")
     return job

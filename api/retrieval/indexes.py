@@ -26,7 +26,7 @@ from api.inference.interactive import whole_response
 from api.retrieval.queries import counts_of, get_store, stop_jobs
 from api.retrieval.routes import checked_model
 from api.retrieval.schemas import ChunkingStrategy, FileCounts, VectorStoreFileObject, show_counts, stored_chunking
-from api.retrieval.search import LONGEST_QUERY, answer_of, wanted
+from api.retrieval.search import LONGEST_QUERY, answer_of, search_of
 from api.retrieval.store_files import POLL_AFTER, POLL_MS, Listed
 from api.shares import run_in_threadpool
 from jobs.errors import InvalidRequest, NotFound
@@ -183,7 +183,7 @@ def list_indexes(
         cursor: dict[str, Any] = {"after": after, "before": before, "limit": limit, "order": order}
         deletions = deleted(call, "vector_store.index.delete", store.id)
         rows, more = find(session, indexes.of(store), VectorStore, deletions=deletions, **cursor)
-        objects = {one.id: one for one in shown(session, store, rows)}
+        objects = {entry.id: entry for entry in shown(session, store, rows)}
     return page(rows, more, lambda row: objects[row.id])
 
 
@@ -240,13 +240,13 @@ def sync_index(call: Call, once: Idempotent, vector_store_id: str, index_id: str
 @router.post("/vector_stores/{vector_store_id}/indexes/{index_id}/switch")
 def switch_index(call: Call, vector_store_id: str, index_id: str, body: SwitchIndex | None = None) -> IndexObject:
     """Let searches read this index from now on. The former one can be switched to again. Twice is no error."""
-    wanted = body or SwitchIndex()
+    options = body or SwitchIndex()
     with call.db.write() as session:
         store = get_store(session, call, vector_store_id, alive=True, lock=True)
         index, before = get_index(session, store, index_id), store.current_id
-        reindexing.switch(session, store, index, allow_missing=wanted.allow_missing)
+        reindexing.switch(session, store, index, allow_missing=options.allow_missing)
         if store.current_id != before:
-            details = {"store": store.id, "before": before, "allow_missing": wanted.allow_missing}
+            details = {"store": store.id, "before": before, "allow_missing": options.allow_missing}
             call.record(session, "vector_store.index.switch", index.id, details)
         return shown(session, store, [index])[0]
 
@@ -311,7 +311,7 @@ class CompareIndexes(Body):
 
     @property
     def judged(self) -> list[JudgedQuery]:
-        return [JudgedQuery(query=one) if isinstance(one, str) else one for one in self.queries]
+        return [JudgedQuery(query=query) if isinstance(query, str) else query for query in self.queries]
 
 
 class _Refused(Exception):
@@ -377,13 +377,13 @@ async def _side(call: CallContext, request: Request, index: VectorStore, judged:
 
     Raises: _Refused.
     """
-    search = wanted(index, (judged.query,), k * _CHUNKS, None, None)
+    search = search_of(index, (judged.query,), k * _CHUNKS, None, None)
     began = time.perf_counter()
     first = await answer_of(call, request, search)
     took = time.perf_counter() - began
     if first.status >= 400:
         raise _Refused(whole_response(first))
-    files = list(dict.fromkeys(chunk.file_id for chunk in searches.decode_results(first.body).found))[:k]
+    files = list(dict.fromkeys(chunk.file_id for chunk in searches.decode_results(first.body).chunks))[:k]
     return Side(file_ids=files, latency_ms=round(1000 * took, 2), **_marks(files, judged.relevant, k))
 
 
@@ -412,9 +412,9 @@ def _compared(query: str, active: Side, candidate: Side) -> Compared:
 def _summary(data: Sequence[Compared], active: VectorStore, candidate: VectorStore) -> Summary:
     return Summary(
         overlap=_mean(one.overlap for one in data) or 0.0,
-        rank_correlation=_mean(one.rank_correlation for one in data),
-        active=_means(active, [one.active for one in data]),
-        candidate=_means(candidate, [one.candidate for one in data]),
+        rank_correlation=_mean(result.rank_correlation for result in data),
+        active=_means(active, [result.active for result in data]),
+        candidate=_means(candidate, [result.candidate for result in data]),
     )
 
 

@@ -88,7 +88,7 @@ def list_vector_stores(
         rows, more = find(
             session, stores_of(call), VectorStore, deletions=deleted(call, "vector_store.delete"), **cursor
         )
-        objects = {one.id: one for one in shown(session, rows)}
+        objects = {entry.id: entry for entry in shown(session, rows)}
     return page(rows, more, lambda store: objects[store.id])
 
 

@@ -320,13 +320,13 @@ def show_content(document: Document | None) -> FileContentPage:
     return FileContentPage(data=[Text(text=document.text)] if document else [])
 
 
-def show_found(found: Found) -> SearchResult:
-    chunk = {name: found.meta.get(name) for name in ChunkFacts.model_fields} | {"n": found.n}
+def show_found(hit: Found) -> SearchResult:
+    chunk = {name: hit.meta.get(name) for name in ChunkFacts.model_fields} | {"n": hit.n}
     return SearchResult(
-        file_id=found.file_id,
-        filename=found.filename,
-        score=found.score,
-        attributes=found.attributes,
-        content=[Text(text=found.text)],
+        file_id=hit.file_id,
+        filename=hit.filename,
+        score=hit.score,
+        attributes=hit.attributes,
+        content=[Text(text=hit.text)],
         chunk=ChunkFacts(**chunk),
     )

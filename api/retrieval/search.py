@@ -95,7 +95,7 @@ async def search_vector_store(call: Call, request: Request, vector_store_id: str
             _index, call, vector_store_id, body.ranking_options
         )  # it may have changed meanwhile
     for _ in range(_TRIES):
-        search = wanted(index, queries, body.max_num_results, body.filters, body.ranking_options)
+        search = search_of(index, queries, body.max_num_results, body.filters, body.ranking_options)
         first = await answer_of(call, request, search)
         if first.status != HTTPStatus.NOT_FOUND:
             break
@@ -105,7 +105,7 @@ async def search_vector_store(call: Call, request: Request, vector_store_id: str
     if first.status >= 400:
         return whole_response(first)
     results = searches.decode_results(first.body)
-    data = [show_found(one) for one in results.found]
+    data = [show_found(hit) for hit in results.chunks]
     return SearchPage(search_query=list(queries), data=data, duplicates=results.duplicates)
 
 
@@ -124,7 +124,7 @@ async def answer_of(call: CallContext, request: Request, search: searches.Search
     return first
 
 
-def wanted(
+def search_of(
     index: VectorStore,
     queries: tuple[str, ...],
     limit: int,
@@ -218,10 +218,10 @@ async def _rewritten(call: CallContext, request: Request, model: str, query: str
     except NightmillError as error:
         log.info("query_not_rewritten", extra={"reason": error.code or type(error).__name__})
         return query
-    said = _said(end)
-    if not said:
+    text = _said(end)
+    if not text:
         log.info("query_not_rewritten", extra={"reason": "unusable", "status": end.status})
-    return said or query
+    return text or query
 
 
 def _said(end: AnswerEntry) -> str:

@@ -147,12 +147,12 @@ class CreateSource(Body):
 
     @model_validator(mode="after")
     def _fits_its_type(self) -> Self:
-        wanted = {"url": {"url", "urls"}, "folder": {"path", "glob"}, "s3": {"prefix"}}[self.type]
+        allowed = {"url": {"url", "urls"}, "folder": {"path", "glob"}, "s3": {"prefix"}}[self.type]
         given = {name for name in ("url", "urls", "path", "glob", "prefix") if getattr(self, name) is not None}
-        if given - wanted:
-            raise ValueError(f"A source of type '{self.type}' takes no '{min(given - wanted)}'.")
+        if given - allowed:
+            raise ValueError(f"A source of type '{self.type}' takes no '{min(given - allowed)}'.")
         if len(given - {"glob"}) != 1:
-            raise ValueError(f"A source of type '{self.type}' needs {' or '.join(sorted(wanted - {'glob'}))}.")
+            raise ValueError(f"A source of type '{self.type}' needs {' or '.join(sorted(allowed - {'glob'}))}.")
         if self.timezone is not None and self.cron is None:
             raise ValueError("A 'timezone' is nothing without a 'cron'.")
         return self
@@ -209,10 +209,10 @@ def list_sources(
 ) -> Page[SourceObject]:
     """List the sources of a store."""
     with call.db.read() as session:
-        mine = select(Source).where(*_of(get_store(session, call, vector_store_id)))
+        statement = select(Source).where(*_of(get_store(session, call, vector_store_id)))
         cursor: dict[str, Any] = {"after": after, "before": before, "limit": limit, "order": order}
         deletions = deleted(call, "vector_store.source.delete", vector_store_id)
-        rows, more = find(session, mine, Source, deletions=deletions, **cursor)
+        rows, more = find(session, statement, Source, deletions=deletions, **cursor)
     return page(rows, more, show_source)
 
 
@@ -237,12 +237,12 @@ def list_source_items(
     """List the documents of a source, in no particular order, with the file of each or the error."""
     with call.db.read() as session:
         source = _get(session, call, vector_store_id, source_id)
-        mine: Select[SourceItem] = select(SourceItem).where(SourceItem.source_id == source.id)
+        statement: Select[SourceItem] = select(SourceItem).where(SourceItem.source_id == source.id)
         if after is not None:
             if session.get(SourceItem, (source.id, after)) is None:
                 raise InvalidRequest(f"No object with id '{clip(after)}'.", param="after", code="invalid_cursor")
-            mine = mine.where(SourceItem.digest > after)
-        items = session.scalars(mine.order_by(SourceItem.digest).limit(limit + 1)).all()
+            statement = statement.where(SourceItem.digest > after)
+        items = session.scalars(statement.order_by(SourceItem.digest).limit(limit + 1)).all()
     shown = [show_item(item) for item in items[:limit]]
     first, last = (shown[0].id, shown[-1].id) if shown else (None, None)
     return Page(data=shown, first_id=first, last_id=last, has_more=len(items) > limit)
@@ -313,8 +313,8 @@ def _of(store: VectorStore) -> tuple[ColumnElement[bool], ...]:
 
 def _get(session: Session, call: CallContext, store_id: str, source_id: str, *, lock: bool = False) -> Source:
     store = get_store(session, call, store_id)
-    mine = select(Source).where(*_of(store), Source.id == source_id)
-    source = session.scalar(mine.with_for_update() if lock else mine)
+    statement = select(Source).where(*_of(store), Source.id == source_id)
+    source = session.scalar(statement.with_for_update() if lock else statement)
     if source is None:
         message = f"No source found with id '{clip(source_id)}' in vector store '{store.id}'."
         raise NotFound(message, param="source_id")

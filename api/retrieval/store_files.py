@@ -25,7 +25,7 @@ from api.retrieval.schemas import (
     show_store_file,
     stored_chunking,
 )
-from api.webhooks.queries import JobWebhook, check_webhook, told
+from api.webhooks.queries import JobWebhook, check_webhook, show_webhook
 from jobs.errors import NightmillError
 from jobs.retrieval import attachments, documents, indexes
 from jobs.retrieval.ingestions import SINGLE
@@ -103,11 +103,11 @@ def create_vector_store_file(
 
     def make(session: Session) -> VectorStoreFileObject:
         store = get_store(session, call, vector_store_id, alive=True)
-        wanted = body.attributes, stored_chunking(body.chunking_strategy)
-        bring_in(session, call, store, SINGLE, {body.file_id: wanted}, once.key, hook)
+        options = body.attributes, stored_chunking(body.chunking_strategy)
+        bring_in(session, call, store, SINGLE, {body.file_id: options}, once.key, hook)
         call.record(session, "vector_store.file.create", body.file_id, {"store": store.id})
         shown = show_store_file(store, get_store_file(session, store, body.file_id))
-        return CreatedVectorStoreFile(**shown.model_dump(), webhook=told(hook)) if hook else shown
+        return CreatedVectorStoreFile(**shown.model_dump(), webhook=show_webhook(hook)) if hook else shown
 
     count_if_due(call)
     return once.run(fields, make)

@@ -56,20 +56,26 @@ def check_webhook(call: CallContext, webhook: JobWebhook | None) -> Hook | None:
     return Hook(webhook.url, check_secret(webhook.secret, param="webhook.secret"), made=False)
 
 
-def told(hook: Hook | None) -> BatchWebhook | None:
+def show_webhook(hook: Hook | None) -> BatchWebhook | None:
     """Return the webhook as the answer to a create shows it."""
     return BatchWebhook(url=hook.url, signing_secret=hook.secret if hook.made else None) if hook else None
 
 
 def delivery_page(
-    session: Session, mine: Select[Delivery], *, after: str | None, limit: int, order: str, state: str | None = None
+    session: Session,
+    selection: Select[Delivery],
+    *,
+    after: str | None,
+    limit: int,
+    order: str,
+    state: str | None = None,
 ) -> Page[DeliveryObject]:
-    """Return a page of the deliveries of `mine` in this `state`, with their attempts and the types of their events.
+    """Return a page of the `selection` in this `state`, with the attempts and the types of the events.
 
     `order` is by the time of their event.
     """
-    wanted = mine if state is None else mine.where(Delivery.state == state)
-    rows, more = find(session, wanted, Delivery, after=after, limit=limit, order=order, among=mine)
+    selected = selection if state is None else selection.where(Delivery.state == state)
+    rows, more = find(session, selected, Delivery, after=after, limit=limit, order=order, among=selection)
     log = deliveries.attempts(session, [row.id for row in rows])
     named = select(Event.id, Event.type).where(Event.id.in_([row.event_id for row in rows]))
     types = dict(session.execute(named).all())

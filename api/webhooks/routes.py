@@ -224,16 +224,16 @@ def rotate_secret(call: Call, once: Idempotent, webhook_endpoint_id: str, body: 
 
     The old one signs for another day if requested; otherwise no old secret signs any more.
     """
-    wanted = body or RotateSecret()
+    options = body or RotateSecret()
 
     def make(session: Session) -> EndpointWithSecret:
         endpoint = _get(session, call, webhook_endpoint_id, lock=True)
-        _rotate(endpoint, keep=wanted.keep_old_secret_active_for_24_hours)
-        kept = {"kept": wanted.keep_old_secret_active_for_24_hours}
+        _rotate(endpoint, keep=options.keep_old_secret_active_for_24_hours)
+        kept = {"kept": options.keep_old_secret_active_for_24_hours}
         call.record(session, "webhook_endpoint.rotate_secret", endpoint.id, kept)
         return show_with_secret(endpoint)
 
-    return once.run(wanted.fields(), make)
+    return once.run(options.fields(), make)
 
 
 @router.post("/webhook_endpoints/{webhook_endpoint_id}/test")
@@ -272,8 +272,8 @@ def list_deliveries(
     """List deliveries with all their attempts, pending ones included."""
     with call.db.read() as session:
         _get(session, call, webhook_endpoint_id)
-        mine = _deliveries(call, webhook_endpoint_id)
-        return delivery_page(session, mine, after=after, limit=limit, order=order, state=state)
+        deliveries = _deliveries(call, webhook_endpoint_id)
+        return delivery_page(session, deliveries, after=after, limit=limit, order=order, state=state)
 
 
 @router.post("/webhook_endpoints/{webhook_endpoint_id}/replay")

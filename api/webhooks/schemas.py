@@ -118,8 +118,12 @@ def show_delivery(delivery: Delivery, event_type: str | None, attempts: Sequence
         error=delivery.error,
         attempts=[
             AttemptObject(
-                n=one.n, at=int(one.at), seconds=round(one.seconds, 4), status_code=one.status_code, error=one.error
+                n=attempt.n,
+                at=int(attempt.at),
+                seconds=round(attempt.seconds, 4),
+                status_code=attempt.status_code,
+                error=attempt.error,
             )
-            for one in attempts
+            for attempt in attempts
         ],
     )

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from cli.errors import Trouble
+from cli.errors import CliError
 
 
 def newest(repo: str) -> str:
@@ -20,14 +20,14 @@ def _call(function: str, repo: str, **options: Any) -> Any:
     """Call a function of the hub's client.
 
     Raises:
-        Trouble: the client is not installed, or the hub refuses the call.
+        CliError: the client is not installed, or the hub refuses the call.
     """
     try:
         import huggingface_hub
     except ImportError as error:
-        raise Trouble("the hub's client is missing: install the extra `embed`, or name a revision yourself") from error
+        raise CliError("the hub's client is missing: install the extra `embed`, or name a revision yourself") from error
     try:
         return getattr(huggingface_hub, function)(repo, token=os.environ.get("HF_TOKEN"), **options)
     except Exception as error:  # no such repository, no access, or an error of its HTTP client
-        said = str(error).strip() or type(error).__name__
-        raise Trouble(f"cannot get {repo} from the hub: {said.splitlines()[0]}") from error
+        message = str(error).strip() or type(error).__name__
+        raise CliError(f"cannot get {repo} from the hub: {message.splitlines()[0]}") from error

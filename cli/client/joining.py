@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from cli.errors import Trouble
+from cli.errors import CliError
 from jobs.batches import lines
 
 Row = dict[str, Any]
@@ -30,13 +30,13 @@ def joined(
     """Yield one row for each result, with the request as it was run: `overrides` of a retry replace fields of its body.
 
     Raises:
-        Trouble: a result has no input line, or a line is nested too deeply.
+        CliError: a result has no input line, or a line is nested too deeply.
     """
     for line, answer in paired(inputs, outputs, errors):
         try:
             request, result = _load(line), _load(answer)
         except RecursionError as error:
-            raise Trouble(f"the line of '{lines.id_of(line)}' is nested too deeply") from error
+            raise CliError(f"the line of '{lines.id_of(line)}' is nested too deeply") from error
         yield _row({**request, "body": {**request["body"], **(overrides or {})}}, result)
 
 
@@ -44,7 +44,7 @@ def paired(inputs: Iterable[bytes], outputs: Iterable[bytes], errors: Iterable[b
     """Yield the line of each request that has a result, with the line of that result.
 
     Raises:
-        Trouble: a result has no input line.
+        CliError: a result has no input line.
     """
     results = [_Head(outputs), _Head(errors)]
     for number, line in enumerate(inputs):
@@ -57,7 +57,7 @@ def paired(inputs: Iterable[bytes], outputs: Iterable[bytes], errors: Iterable[b
                 break
     for head in results:
         if head.custom_id is not None:
-            raise Trouble(f"the result of '{head.custom_id}' has no line in the input file")
+            raise CliError(f"the result of '{head.custom_id}' has no line in the input file")
 
 
 class _Head:
@@ -70,11 +70,11 @@ class _Head:
         self.step()
 
     def step(self) -> None:
-        """Go to the next line. Raises: Trouble, if it is no output line."""
+        """Go to the next line. Raises: CliError, if it is no output line."""
         self.line = next(self._results, b"")
         self.custom_id = lines.id_of(self.line) if self.line else None
         if self.line and self.custom_id is None:
-            raise Trouble(f"a result cannot be read: {self.line[:100]!r}")
+            raise CliError(f"a result cannot be read: {self.line[:100]!r}")
 
 
 def _whole(digits: str) -> int | str:
@@ -91,8 +91,8 @@ _load = partial(json.loads, parse_int=_whole)
 def _row(request: Row, result: Row) -> Row:
     """Return the columns of one result. `request` is the line of the input file, `result` its output or error line."""
     response = result["response"] or {}
-    said = response.get("body")
-    body = said if isinstance(said, dict) else {}
+    raw_body = response.get("body")
+    body = raw_body if isinstance(raw_body, dict) else {}
     original = result.get("duplicate_of")
     usage = body["usage"] if original is None and isinstance(body.get("usage"), dict) else {}
     code, message = error_of(result)
@@ -108,7 +108,7 @@ def _row(request: Row, result: Row) -> Row:
         "output_tokens": _tokens(usage.get("completion_tokens", usage.get("output_tokens"))),
         "duplicate_of": original,
         "request": request["body"],
-        "response": said or None,
+        "response": raw_body or None,
     }
 
 
@@ -124,10 +124,10 @@ def error_of(result: Row) -> tuple[str | None, str | None]:
     if response["status_code"] < 400:
         return None, None
     body = response["body"]
-    said = body.get("error") if isinstance(body, dict) else None
-    said = said if isinstance(said, dict) else {}
-    code = said.get("code")
-    return code if isinstance(code, str) and code else f"http_{response['status_code']}", _plain(said.get("message"))
+    error = body.get("error") if isinstance(body, dict) else None
+    error = error if isinstance(error, dict) else {}
+    code = error.get("code")
+    return code if isinstance(code, str) and code else f"http_{response['status_code']}", _plain(error.get("message"))
 
 
 _ASKED = {"/v1/chat/completions": "messages", "/v1/completions": "prompt", "/v1/rerank": "query"}
@@ -161,7 +161,7 @@ def _answer(url: str, body: Row) -> Any:
     if url == "/v1/embeddings":
         return _vector(body["data"][0]["embedding"]) if len(body.get("data", ())) == 1 else None
     if url == "/v1/rerank":
-        return json.dumps([[one["index"], one["relevance_score"]] for one in body["results"]])
+        return json.dumps([[entry["index"], entry["relevance_score"]] for entry in body["results"]])
     if "choices" in body:
         first = body["choices"][0] if body["choices"] else {}
         return _plain(first.get("text") if "text" in first else (first.get("message") or {}).get("content"))

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cli.client.server import Server, ServerUnavailable
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.up.effective import effective
 from jobs.errors import InvalidRequest
 from jobs.platform.url_guard import parse
@@ -25,7 +25,7 @@ def follow_events(server: Server, after: int) -> Iterator[Mapping[str, Any]]:
 
     Raises:
         ServerUnavailable: the server does not come back.
-        Trouble: the server refuses the request.
+        CliError: the server refuses the request.
     """
     pause, unreachable_since = threading.Event(), None
     while True:
@@ -48,13 +48,13 @@ class Forwarder:
     def __init__(self, url: str, secret: str) -> None:
         """Check the URL and the secret.
 
-        Raises: Trouble, for an invalid URL or secret, and for wrong settings.
+        Raises: CliError, for an invalid URL or secret, and for wrong settings.
         """
         try:
             parse(url, allow_private=True)
             self._secret = check_secret(secret)
         except InvalidRequest as error:
-            raise Trouble(error.message) from error
+            raise CliError(error.message) from error
         self._url = url
         self._config = effective().model_copy(update={"webhook_allow_private": True})
 

@@ -130,13 +130,13 @@ def doubts(outcomes: Mapping[str, Any]) -> list[str]:
     """Return what may be wrong with completed answers, and why lines failed, one sentence each."""
     cut = outcomes.get("finish_reasons", {}).get("length", 0)
     empty = outcomes.get("empty", 0)
-    told = []
+    sentences = []
     if empty:
-        told.append(f"{empty} of the answers {'is' if empty == 1 else 'are'} empty")
+        sentences.append(f"{empty} of the answers {'is' if empty == 1 else 'are'} empty")
     if cut:
-        told.append(f"{cut} {'was' if cut == 1 else 'were'} cut off at the token limit")
-    told += [f"{count} failed with {code}" for code, count in outcomes.get("errors", {}).items()]
-    return told
+        sentences.append(f"{cut} {'was' if cut == 1 else 'were'} cut off at the token limit")
+    sentences += [f"{count} failed with {code}" for code, count in outcomes.get("errors", {}).items()]
+    return sentences
 
 
 def fault(error: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 from urllib.parse import urlsplit
 
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.output_files import replaced, whole
 from cli.terminal import say, visible
 from jobs.timings import Timings
@@ -47,7 +47,7 @@ def connect(url: str | None, api_key: str | None, data_dir: Path | None) -> "Ser
 
     Raises:
         ServerUnavailable: nothing answers at the URL that was given.
-        Trouble: no URL or no key is known.
+        CliError: no URL or no key is known.
     """
     from cli.up import readiness
     from cli.up.effective import effective
@@ -60,16 +60,16 @@ def connect(url: str | None, api_key: str | None, data_dir: Path | None) -> "Ser
     base = url or run.get("url")
     key = api_key or (run.get("api_key") if not url or _same(url, str(run.get("url"))) else "")
     if not base:
-        mend = "start it with `nightmill up`, or name its folder with --data-dir or a server with --url"
-        raise Trouble(f"nothing runs in {folder.path}; {mend}")
+        advice = "start it with `nightmill up`, or name its folder with --data-dir or a server with --url"
+        raise CliError(f"nothing runs in {folder.path}; {advice}")
     if not key and readiness.look(base.rstrip("/").removesuffix("/v1")) is None:
         there = f"what runs in {folder.path} is at {run['url']}" if run else "`nightmill doctor` looks"
         raise ServerUnavailable(f"no server answers at {base}; is the URL right? {there}")
     if not key:
-        mend = "set NIGHTMILL_API_KEY, or make one with `nightmill keys create --project NAME`"
-        raise Trouble(f"no API key for {base}: {mend}")
+        advice = "set NIGHTMILL_API_KEY, or make one with `nightmill keys create --project NAME`"
+        raise CliError(f"no API key for {base}: {advice}")
     if not key.isascii():
-        raise Trouble("the API key is none: it has characters that no key has")
+        raise CliError("the API key is none: it has characters that no key has")
     return Server(base.rstrip("/").removesuffix("/v1"), key)
 
 
@@ -88,9 +88,9 @@ def named(url: str | None, api_key: str | None, data_dir: Path | None) -> tuple[
     return url or None, api_key or None
 
 
-def _same(one: str, other: str) -> bool:
+def _same(first: str, second: str) -> bool:
     """Return whether two URLs name the same server, so that the key of one may be sent to the other."""
-    return _location(one) == _location(other)
+    return _location(first) == _location(second)
 
 
 def _location(url: str) -> tuple[str, ...]:
@@ -111,11 +111,11 @@ def _by_hand(config: "Settings", folder: "DataFolder") -> _JSON:
     from cli.up import readiness
 
     key = folder.operator_key() if config.model_fields_set & _LOCATION_SETTINGS else ""
-    url = readiness.found(config) if key else ""
+    url = readiness.running_url(config) if key else ""
     return {"url": url, "api_key": key} if url else {}
 
 
-class ServerUnavailable(Trouble):
+class ServerUnavailable(CliError):
     """No server answers, or the server cannot answer now."""
 
 
@@ -123,16 +123,16 @@ class ModelLoading(ServerUnavailable):
     """A worker is loading the model."""
 
 
-class Refused(Trouble):
+class Refused(CliError):
     """The server or its model does not accept the request."""
 
 
-def _kind(status: int, code: str | None) -> type[Trouble]:
+def _kind(status: int, code: str | None) -> type[CliError]:
     if code == "model_loading":
         return ModelLoading
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return ServerUnavailable
-    return Refused if status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY) else Trouble
+    return Refused if status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY) else CliError
 
 
 @contextmanager
@@ -148,12 +148,12 @@ def _told(url: str) -> Iterator[None]:
     except httpx2.TransportError as error:  # inside a body, which the SDK does not read
         raise ServerUnavailable(f"the server at {url} broke off its answer") from error
     except openai.AuthenticationError as error:
-        raise Trouble(f"the server at {url} does not accept this key") from error
+        raise CliError(f"the server at {url} does not accept this key") from error
     except openai.APIStatusError as error:
         where = f" ({error.param})" if error.param else ""
-        told = error.body.get("message") if isinstance(error.body, dict) else None
-        trouble = _kind(error.status_code, error.code)
-        raise trouble(visible(f"{told or error.message}{where}")) from error
+        message = error.body.get("message") if isinstance(error.body, dict) else None
+        error_type = _kind(error.status_code, error.code)
+        raise error_type(visible(f"{message or error.message}{where}")) from error
 
 
 class Entries(list[_JSON]):
@@ -174,7 +174,7 @@ class Server:
         try:
             self.sdk = OpenAI(base_url=f"{url}/v1", api_key=api_key, timeout=_TIMEOUT)
         except httpx2.InvalidURL as error:
-            raise Trouble(f"{url} is no URL: {error}") from error
+            raise CliError(f"{url} is no URL: {error}") from error
 
     def __enter__(self) -> Self:
         return self
@@ -184,14 +184,14 @@ class Server:
 
     def get(self, path: str, query: Mapping[str, Any] | None = None) -> _JSON:
         with _told(self.url):
-            found = self.sdk.get(path, cast_to=object, options={"params": dict(query or {})})
-        return self._object(found)
+            answer = self.sdk.get(path, cast_to=object, options={"params": dict(query or {})})
+        return self._object(answer)
 
-    def _object(self, found: object) -> _JSON:
+    def _object(self, answer: object) -> _JSON:
         """Return a JSON object. Raises ServerUnavailable for any other answer, which another program may have sent."""
-        if not isinstance(found, dict):
+        if not isinstance(answer, dict):
             raise ServerUnavailable(f"what answers at {self.url} is no server of this kind; is the URL right?")
-        return cast("_JSON", found)
+        return cast("_JSON", answer)
 
     @contextmanager
     def events(self, after: int) -> Iterator[Iterator[_JSON]]:
@@ -207,23 +207,23 @@ class Server:
 
     def pages(self, path: str, query: Mapping[str, Any], limit: int) -> "Entries":
         """Return the first `limit` entries of a list, from as many pages as necessary."""
-        found = Entries()
+        entries = Entries()
         after: dict[str, Any] = {}
-        while len(found) < limit:
-            page = self.get(path, {**query, **after, "limit": min(limit - len(found), _PAGE)})
-            found += page["data"]
-            found.has_more = bool(page["has_more"])
+        while len(entries) < limit:
+            page = self.get(path, {**query, **after, "limit": min(limit - len(entries), _PAGE)})
+            entries += page["data"]
+            entries.has_more = bool(page["has_more"])
             if not page["has_more"] or not page["data"]:
                 break
             after = {"after": page["data"][-1]["id"]}
-        return found
+        return entries
 
     def post(self, path: str, body: Mapping[str, Any] | None = None, timeout: float = _TIMEOUT) -> _JSON:
         """Post a JSON object. An idempotency key makes it safe for the SDK to repeat the request."""
         with _told(self.url):
             options: RequestOptions = {"headers": {"Idempotency-Key": str(uuid.uuid4())}, "timeout": timeout}
-            found = self.sdk.post(path, cast_to=object, body=dict(body or {}), options=options)
-        return self._object(found)
+            answer = self.sdk.post(path, cast_to=object, body=dict(body or {}), options=options)
+        return self._object(answer)
 
     def embed(self, model: str, texts: list[str], fields: Mapping[str, Any]) -> Any:
         """Return the SDK's answer with vectors as lists. `fields` are Nightmill's own request fields."""
@@ -232,8 +232,8 @@ class Server:
 
     def delete(self, path: str) -> _JSON:
         with _told(self.url):
-            found = self.sdk.delete(path, cast_to=object)
-        return self._object(found)
+            answer = self.sdk.delete(path, cast_to=object)
+        return self._object(answer)
 
     def upload(self, path: Path, purpose: "FilePurpose" = "batch") -> str:
         """Upload a file; return its id."""
@@ -246,8 +246,8 @@ class Server:
         """Return the whole answer to a chat. Raises ModelLoading without waiting."""
         with _told(self.url):
             options: RequestOptions = {"timeout": ANSWER_TIMEOUT, "max_retries": 0}
-            found = self.sdk.post("/chat/completions", cast_to=object, body=dict(body), options=options)
-        return self._object(found)
+            answer = self.sdk.post("/chat/completions", cast_to=object, body=dict(body), options=options)
+        return self._object(answer)
 
     def chat(self, body: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
         """Yield pieces of the answer to a chat as they arrive, each with the finish reason once it is known.

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.up.effective import effective
 
 
@@ -28,20 +28,20 @@ def spooled(file: Path) -> Iterator[Path]:
 
 
 def guess_endpoint(path: Path) -> str:
-    """Return the `url` of the first line. Raises Trouble when it has none."""
+    """Return the `url` of the first line. Raises CliError when it has none."""
     return first_request(path)[0]
 
 
 def first_request(path: Path) -> tuple[str, Any]:
-    """Return `url` and model of the first line. Raises Trouble when it has no `url`."""
+    """Return `url` and model of the first line. Raises CliError when it has no `url`."""
     line = _first_line(path)
     try:
         request: Any = json.loads(line)
     except ValueError:
-        raise Trouble(f"{path}, line 1 is no JSON object; name the endpoint with --endpoint") from None
+        raise CliError(f"{path}, line 1 is no JSON object; name the endpoint with --endpoint") from None
     url = request.get("url") if isinstance(request, dict) else None
     if not isinstance(url, str):
-        raise Trouble(f"{path}, line 1 has no 'url'; name the endpoint with --endpoint")
+        raise CliError(f"{path}, line 1 has no 'url'; name the endpoint with --endpoint")
     body = request.get("body")
     return url, body.get("model") if isinstance(body, dict) else None
 
@@ -53,23 +53,23 @@ def _first_line(path: Path) -> str:
         with path.open("rb") as handle:
             line = handle.readline(longest + 1)
     except OSError as error:
-        raise Trouble(f"cannot read {path}: {error.strerror}") from error
+        raise CliError(f"cannot read {path}: {error.strerror}") from error
     if len(line.rstrip(b"\n")) > longest:
-        raise Trouble(f"{path}, line 1 has more than {longest} bytes; name the endpoint with --endpoint")
+        raise CliError(f"{path}, line 1 has more than {longest} bytes; name the endpoint with --endpoint")
     if not line.strip():
-        raise Trouble(f"{path} is empty or begins with an empty line")
+        raise CliError(f"{path} is empty or begins with an empty line")
     return line.decode("utf-8-sig", errors="replace")
 
 
 def parse_metadata(pairs: list[str]) -> dict[str, str]:
     """Return the pairs `name=value` as a mapping."""
-    found = {}
+    metadata = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not name or not equals:
-            raise Trouble(f"'{pair}' is no metadata; write it as name=value")
-        found[name] = value
-    return found
+            raise CliError(f"'{pair}' is no metadata; write it as name=value")
+        metadata[name] = value
+    return metadata
 
 
 def parse_time(text: str) -> int:
@@ -77,7 +77,7 @@ def parse_time(text: str) -> int:
     try:
         return int(datetime.fromisoformat(text).timestamp())
     except ValueError:
-        raise Trouble(f"'{text}' is no time; write it as 2026-12-24T18:00 or 2026-12-24T18:00+01:00") from None
+        raise CliError(f"'{text}' is no time; write it as 2026-12-24T18:00 or 2026-12-24T18:00+01:00") from None
 
 
 def output_paths(source: Path, output: Path | None) -> tuple[Path, Path]:

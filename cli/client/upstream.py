@@ -43,7 +43,7 @@ def fault(url: str, key: str, model: str) -> str:
 
 def _missing(body: bytes, model: str) -> str:
     try:
-        names = [str(one["id"]) for one in json.loads(body)["data"]]
+        names = [str(entry["id"]) for entry in json.loads(body)["data"]]
     except (ValueError, LookupError, TypeError, RecursionError):
         return ""
     return "" if model in names else f"does not list {model}; it lists {', '.join(names[:_NAMED]) or 'nothing'}"

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.groups import Group
 from cli.options import AsJson, DataDir
 from cli.terminal import say, show_json
@@ -45,7 +45,7 @@ def verify(
     for fault in () if as_json else verdict.faults[:_SHOWN]:
         say(fault)
     if verdict.faults:
-        raise Trouble(f"the audit log is not intact: {len(verdict.faults)} faults in {verdict.rows} rows")
+        raise CliError(f"the audit log is not intact: {len(verdict.faults)} faults in {verdict.rows} rows")
     if as_json:
         return
     say(f"the audit log is intact: {verdict.rows} rows")
@@ -66,7 +66,7 @@ def _read(anchors: Path | None) -> list[tuple[int, str]]:
     try:
         return read(anchors)
     except ValueError as error:
-        raise Trouble(f"{anchors} is no file of anchors: {error}") from error
+        raise CliError(f"{anchors} is no file of anchors: {error}") from error
 
 
 def _parsed(anchor: str) -> list[tuple[int, str]]:
@@ -74,5 +74,5 @@ def _parsed(anchor: str) -> list[tuple[int, str]]:
         return []
     seal, _, digest = anchor.partition(":")
     if not seal.isdigit() or len(digest) != 64:
-        raise Trouble(f"'{anchor}' is no anchor; one looks like 1234:<64 hexadecimal digits>")
+        raise CliError(f"'{anchor}' is no anchor; one looks like 1234:<64 hexadecimal digits>")
     return [(int(seal), digest)]

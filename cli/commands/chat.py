@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from cli.client.server import ModelLoading, Server, connect
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.options import ApiKey, AsJson, DataDir, Url
 from cli.terminal import say, show_json, text_output
 
@@ -30,7 +30,7 @@ def chat(
     """Ask a model one question and print the answer while it is written. With --json: the whole completion."""
     question = sys.stdin.read() if prompt == "-" else prompt
     if not question.strip():
-        raise Trouble("the prompt is empty")
+        raise CliError("the prompt is empty")
     messages = [{"role": "system", "content": system}] if system else []
     given = {"max_completion_tokens": max_tokens, "temperature": temperature}
     body: dict[str, Any] = {"model": model, "messages": [*messages, {"role": "user", "content": question}]}
@@ -46,7 +46,7 @@ def chat(
             reason = ended or reason
         out.write("\n")
     if reason == "length":
-        raise Trouble("the answer was cut off at the token limit; allow more with --max-tokens")
+        raise CliError("the answer was cut off at the token limit; allow more with --max-tokens")
 
 
 def _begun(pieces: Iterator[T]) -> Iterator[T]:
@@ -57,13 +57,13 @@ def _begun(pieces: Iterator[T]) -> Iterator[T]:
 
 def _when_loaded(server: Server, ask: Callable[[], T]) -> T:
     """Return what `ask` returns. While the model loads, print each phase to standard error and ask again."""
-    said = ""
+    shown = ""
     while True:
         try:
             return ask()
         except ModelLoading as loading:
             phase = str(loading).rpartition(",")[0]  # without the seconds
-            if phase != said:
-                said = phase
+            if phase != shown:
+                shown = phase
                 say(f"{phase}; the answer follows", err=True)
             threading.Event().wait(server.timings.follow_look)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.options import AsJson, DataDir
 from cli.terminal import say, show, show_json, show_table
 from jobs.timings import Timings
@@ -21,18 +21,20 @@ def status(as_json: AsJson = False, data_dir: DataDir = None) -> None:
 
     folder = _folder(data_dir)
     run = folder.live_run()
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "data_dir": str(folder.path),
         "state": state(folder),
         **{name: run.get(name) for name in ("pid", "url", "flower_url")},
         "api": readiness.look(run["url"]) if run else None,
         "processes": run.get("processes", []),
-        "others": [str(one.path) for one in deployments.remembered() if one.is_running and one.path != folder.path],
+        "others": [
+            str(other.path) for other in deployments.remembered() if other.is_running and other.path != folder.path
+        ],
     }
     if as_json:
-        show_json(found)
+        show_json(report)
     else:
-        _show(found, folder)
+        _show(report, folder)
     raise typer.Exit(not run)
 
 
@@ -56,20 +58,22 @@ _ADVICE: Mapping[str, str] = {
 }
 
 
-def _show(found: Mapping[str, Any], folder: "DataFolder") -> None:
-    say(f"{found['data_dir']}: {found['state']}" + (f" (pid {found['pid']})" if found["pid"] else ""))
-    if advice := _ADVICE.get(found["state"]):
+def _show(report: Mapping[str, Any], folder: "DataFolder") -> None:
+    say(f"{report['data_dir']}: {report['state']}" + (f" (pid {report['pid']})" if report["pid"] else ""))
+    if advice := _ADVICE.get(report["state"]):
         say(advice)
-    if found["url"]:
-        answer = (found["api"] or {}).get("status", "no answer")
-        say(f"API: {found['url']}/v1 ({answer}); its key is in {folder.run_file}")
-    if found["flower_url"]:
-        say(f"Flower: {found['flower_url']}")
-    if found["processes"]:
+    if report["url"]:
+        answer = (report["api"] or {}).get("status", "no answer")
+        say(f"API: {report['url']}/v1 ({answer}); its key is in {folder.run_file}")
+    if report["flower_url"]:
+        say(f"Flower: {report['flower_url']}")
+    if report["processes"]:
         columns = ("name", "state", "pid", "restarts", "ending")
-        rows = [["-" if one[name] is None else one[name] for name in columns] for one in found["processes"]]
+        rows = [
+            ["-" if process[name] is None else process[name] for name in columns] for process in report["processes"]
+        ]
         show_table(("process", "state", "pid", "restarts", "last end"), rows)
-    for other in found["others"]:
+    for other in report["others"]:
         say(f"also running: {other}")
 
 
@@ -83,15 +87,15 @@ def logs(
     from cli.up.service import LogFile
 
     folder = _folder(data_dir)
-    found = {path.stem: LogFile(path) for path in sorted(folder.logs.glob("*.log"))}
-    if name and name not in found:
-        known = f"there are {', '.join(found)}" if found else "name another folder with --data-dir"
-        raise Trouble(f"{folder.logs} has no log of '{name}'; {known}")
-    if not found:
-        raise Trouble(f"{folder.path} has no logs: nothing was started there; name another folder with --data-dir")
-    shown = {name: found[name]} if name else found
-    for one, log in shown.items():
-        _print(one, log.tail(lines).splitlines(), alone=bool(name))
+    log_files = {path.stem: LogFile(path) for path in sorted(folder.logs.glob("*.log"))}
+    if name and name not in log_files:
+        known = f"there are {', '.join(log_files)}" if log_files else "name another folder with --data-dir"
+        raise CliError(f"{folder.logs} has no log of '{name}'; {known}")
+    if not log_files:
+        raise CliError(f"{folder.path} has no logs: nothing was started there; name another folder with --data-dir")
+    shown = {name: log_files[name]} if name else log_files
+    for process, log in shown.items():
+        _print(process, log.tail(lines).splitlines(), alone=bool(name))
     if follow:
         _follow(shown, Timings())
 
@@ -117,7 +121,7 @@ def down(as_json: AsJson = False, data_dir: DataDir = None) -> None:
 
     folder = _folder(data_dir)
     if not stop(folder):
-        raise Trouble(f"nothing runs in {folder.path}; name another folder with --data-dir")
+        raise CliError(f"nothing runs in {folder.path}; name another folder with --data-dir")
     show({"data_dir": str(folder.path), "stopped": True}, f"stopped what ran in {folder.path}", as_json=as_json)
 
 

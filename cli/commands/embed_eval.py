@@ -20,7 +20,7 @@ from urllib.parse import quote
 import typer
 
 from cli.client.server import Server, connect
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.options import ApiKey, AsJson, DataDir, Url
 from cli.output_files import require_writable, whole
 from cli.terminal import cell, say, text_output
@@ -66,13 +66,13 @@ def embed_eval(
     depths = sorted(set(depth or (10, 100)))
     with connect(url, api_key, data_dir) as server:
         cards = {name: server.get(f"/models/{quote(name, safe='/')}") for name in dict.fromkeys(model)}
-        found = []
+        results = []
         for name, card in cards.items():
             say(f"{name}: {len(given.queries)} queries, {len(given.indexes)} texts", err=True)
             embedder = _embedder(server, name, concurrency)
-            one = _judged(embedder, card, given, depths, hourly_cost)
-            found.append((one, resident_bytes(server.url, name, data_dir)))
-    _write(given, [_with_memory(one, size) for one, size in found], output, as_json=as_json)
+            result = _judged(embedder, card, given, depths, hourly_cost)
+            results.append((result, resident_bytes(server.url, name, data_dir)))
+    _write(given, [_with_memory(result, size) for result, size in results], output, as_json=as_json)
 
 
 def _embedder(server: Server, model: str, concurrency: int) -> "Embedder":
@@ -81,10 +81,10 @@ def _embedder(server: Server, model: str, concurrency: int) -> "Embedder":
     return Embedder(server, model, concurrency)
 
 
-def _with_memory(one: "Judged", size: int | None) -> "Judged":
+def _with_memory(result: "Judged", size: int | None) -> "Judged":
     from dataclasses import replace
 
-    return replace(one, memory_bytes=size)
+    return replace(result, memory_bytes=size)
 
 
 def _judged(
@@ -130,18 +130,18 @@ def _price(stated: float | None, pace: float | None, hourly: float | None) -> fl
     return hourly / (pace * _HOUR) * 1_000_000
 
 
-def _ranked(embedder: "Embedder", given: "Inputs", most: int) -> tuple[dict[str, list[str]], list[float]]:
+def _ranked(embedder: "Embedder", given: "Inputs", depth: int) -> tuple[dict[str, list[str]], list[float]]:
     """Return the ids of the nearest texts of each query, best first, and the seconds to embed each query."""
     from cli.commands.embed_evaluation import Nearest
     from cli.commands.embed_inputs import texts
 
     vectors, seconds = embedder.timed([query.text for query in given.queries])
-    nearest = Nearest(vectors, most)
+    nearest = Nearest(vectors, depth)
     for block in _blocks(texts(given.corpus)):
         nearest.add(embedder.block([text.text for text in block]))
     names = list(given.indexes)
     if embedder.corpus.texts != len(names):
-        raise Trouble(f"{given.corpus} has changed while it was read")
+        raise CliError(f"{given.corpus} has changed while it was read")
     indexes = zip(given.queries, nearest.indexes(), strict=True)
     return {query.id: [names[index] for index in row] for query, row in indexes}, seconds
 
@@ -158,29 +158,29 @@ def scores(
     from jobs.retrieval.metrics import ndcg, recall, reciprocal_rank
 
     judged = [(ranked[query], given.judgements[query]) for query in queries]
-    found = {f"recall@{k}": statistics.fmean(recall(*pair, k) for pair in judged) for k in depths}
-    found[f"nDCG@{_AT}"] = statistics.fmean(ndcg(*pair, _AT) for pair in judged)
-    found[f"MRR@{_AT}"] = statistics.fmean(reciprocal_rank(*pair, _AT) for pair in judged)
-    return found
+    means = {f"recall@{k}": statistics.fmean(recall(*pair, k) for pair in judged) for k in depths}
+    means[f"nDCG@{_AT}"] = statistics.fmean(ndcg(*pair, _AT) for pair in judged)
+    means[f"MRR@{_AT}"] = statistics.fmean(reciprocal_rank(*pair, _AT) for pair in judged)
+    return means
 
 
-def _write(given: "Inputs", found: "list[Judged]", output: Path | None, *, as_json: bool) -> None:
+def _write(given: "Inputs", results: "list[Judged]", output: Path | None, *, as_json: bool) -> None:
 
     counts = {"texts": len(given.indexes), "queries": len(given.queries), "queries_without_judgement": given.unjudged}
     if as_json:
-        told = json.dumps({**counts, "models": [one.as_dict() for one in found]}) + "\n"
+        text = json.dumps({**counts, "models": [result.as_dict() for result in results]}) + "\n"
     else:
         left = f", {given.unjudged} without judgement left out" if given.unjudged else ""
         title = f"{len(given.indexes)} texts, {len(given.queries)} queries{left}"
-        told = table(title, found, None if sys.stdout.isatty() and not output else _WIDE)
+        text = table(title, results, None if sys.stdout.isatty() and not output else _WIDE)
     if output is None:
-        text_output().write(told)
+        text_output().write(text)
         return
     try:
         with whole(output) as out:
-            out.write(told.encode())
+            out.write(text.encode())
     except OSError as error:
-        raise Trouble(f"cannot write {output}: {error.strerror}") from error
+        raise CliError(f"cannot write {output}: {error.strerror}") from error
 
 
 def resident_bytes(url: str, model: str, data_dir: Path | None) -> int | None:
@@ -199,14 +199,14 @@ def resident_bytes(url: str, model: str, data_dir: Path | None) -> int | None:
         if known is None or known.engine is not EngineKind.EMBED:
             return None  # the model is in another server's memory
         with opened(data_dir) as db, db.read() as session:
-            found = [
+            recorded = [
                 (worker.pid, worker.started)
                 for worker in workers.alive(session, known.queue)
                 if known.name in worker.models and worker.host == socket.gethostname()
             ]
-    except (Trouble, ModelsFileError):
+    except (CliError, ModelsFileError):
         return None
-    alive = [pid for pid, started in found if processes.alive(pid, started)]
+    alive = [pid for pid, started in recorded if processes.alive(pid, started)]
     return next((size for size in map(processes.resident_bytes, alive) if size), None)
 
 
@@ -239,40 +239,42 @@ class Judged:
         return asdict(self)
 
 
-_FACTS: tuple[tuple[str, Callable[[Judged], str]], ...] = (
-    ("truncated texts", lambda one: "not told" if one.truncated_share is None else f"{one.truncated_share:.1%}"),
-    ("dimensions", lambda one: str(one.dimensions)),
-    ("max tokens", lambda one: _or(one.max_tokens, "not stated")),
-    ("licence", lambda one: _or(one.license, "not stated")),
-    ("training data", lambda one: "not stated" if one.training_data is None else _short(one.training_data)),
-    ("query prompt", lambda one: _prompt(one.query_prompt, used=one.prompts_used)),
-    ("passage prompt", lambda one: _prompt(one.passage_prompt, used=one.prompts_used)),
-    ("ms a query, p50", lambda one: f"{one.latency_p50_ms:.1f}"),
-    ("ms a query, p95", lambda one: f"{one.latency_p95_ms:.1f}"),
-    ("texts/s", lambda one: f"{one.texts_per_second:.1f}"),
-    ("tokens/s", lambda one: "not told" if one.tokens_per_second is None else f"{one.tokens_per_second:.0f}"),
-    ("memory of its worker", lambda one: "not measured" if not one.memory_bytes else f"{one.memory_bytes >> 20} MiB"),
-    ("cost per 1M tokens", lambda one: _or(_rounded(one.cost_per_million_tokens), "-")),
+_ROWS: tuple[tuple[str, Callable[[Judged], str]], ...] = (
+    ("truncated texts", lambda row: "not told" if row.truncated_share is None else f"{row.truncated_share:.1%}"),
+    ("dimensions", lambda row: str(row.dimensions)),
+    ("max tokens", lambda row: _or(row.max_tokens, "not stated")),
+    ("licence", lambda row: _or(row.license, "not stated")),
+    ("training data", lambda row: "not stated" if row.training_data is None else _short(row.training_data)),
+    ("query prompt", lambda row: _prompt(row.query_prompt, used=row.prompts_used)),
+    ("passage prompt", lambda row: _prompt(row.passage_prompt, used=row.prompts_used)),
+    ("ms a query, p50", lambda row: f"{row.latency_p50_ms:.1f}"),
+    ("ms a query, p95", lambda row: f"{row.latency_p95_ms:.1f}"),
+    ("texts/s", lambda row: f"{row.texts_per_second:.1f}"),
+    ("tokens/s", lambda row: "not told" if row.tokens_per_second is None else f"{row.tokens_per_second:.0f}"),
+    ("memory of its worker", lambda row: "not measured" if not row.memory_bytes else f"{row.memory_bytes >> 20} MiB"),
+    ("cost per 1M tokens", lambda row: _or(_rounded(row.cost_per_million_tokens), "-")),
 )  # fmt: skip
 
 
-def table(title: str, found: Sequence[Judged], width: int | None) -> str:
+def table(title: str, results: Sequence[Judged], width: int | None) -> str:
     """Return a table with one column a model."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     shown = Table(title=title, box=box.SIMPLE, title_justify="left")
-    for name in ("", *(one.model for one in found)):
+    for name in ("", *(result.model for result in results)):
         shown.add_column(cell(name), overflow="fold")
-    for name in found[0].scores:
-        shown.add_row(name, *(f"{one.scores[name]:.4f}" for one in found))
-    several = len(found[0].by_language) > 1  # a single language equals the total
-    for language in found[0].by_language if several else ():
-        for name in found[0].scores:
-            shown.add_row(cell(f"{name}, {language}"), *(f"{one.by_language[language][name]:.4f}" for one in found))
-    for name, fact in _FACTS:
-        shown.add_row(name, *(cell(fact(one)) for one in found))
+    for name in results[0].scores:
+        shown.add_row(name, *(f"{result.scores[name]:.4f}" for result in results))
+    several = len(results[0].by_language) > 1  # a single language equals the total
+    for language in results[0].by_language if several else ():
+        for name in results[0].scores:
+            shown.add_row(
+                cell(f"{name}, {language}"), *(f"{result.by_language[language][name]:.4f}" for result in results)
+            )
+    for name, value in _ROWS:
+        shown.add_row(name, *(cell(value(result)) for result in results))
     out = io.StringIO()
     Console(file=out, width=width).print(shown)
     return out.getvalue()

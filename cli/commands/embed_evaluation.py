@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cli.client.server import Refused, Server
-from cli.errors import Trouble
+from cli.errors import CliError
 
 Matrix = npt.NDArray[np.float32]
 
@@ -20,9 +20,9 @@ _QUERIES: Final = 256  # queries that are compared with a block of texts at once
 class Nearest:
     """The best `most` texts of each query so far, by index in the corpus. Of equal scores the lower index wins."""
 
-    def __init__(self, queries: Matrix, most: int) -> None:
+    def __init__(self, queries: Matrix, depth: int) -> None:
         self._queries = normalised(queries)
-        self._most = most
+        self._most = depth
         self._scores = np.empty((len(queries), 0), np.float32)
         self._indexes = np.empty((len(queries), 0), np.int64)
         self._seen = 0
@@ -43,8 +43,8 @@ class Nearest:
 
     def indexes(self) -> list[list[int]]:
         """Return for each query the indices of its texts, best first."""
-        found: Any = self._indexes.tolist()
-        return list(found)
+        indexes: Any = self._indexes.tolist()
+        return list(indexes)
 
 
 def normalised(vectors: Matrix) -> Matrix:
@@ -116,7 +116,7 @@ class Embedder:
         return np.vstack(rows)
 
     def _warm_up(self, text: str) -> None:
-        """Find the request fields that the server accepts. Raises Trouble for a model without embeddings."""
+        """Find the request fields that the server accepts. Raises CliError for a model without embeddings."""
         for self.taken in _LADDER[:-1]:
             try:
                 self._ask([text], QUERY)
@@ -133,17 +133,17 @@ class Embedder:
             raise Refused(f"{self.model}: {refusal}") from refusal
 
     def _vectors(self, answer: Any, count: int) -> Matrix:
-        """Return the vectors of an answer. Raises Trouble where they differ in length."""
-        rows = [one.embedding for one in sorted(answer.data or (), key=lambda one: one.index)]
+        """Return the vectors of an answer. Raises CliError where they differ in length."""
+        rows = [entry.embedding for entry in sorted(answer.data or (), key=lambda entry: entry.index)]
         lengths = {len(row) for row in rows}
         if len(rows) != count or len(lengths) != 1 or 0 in lengths:
-            raise Trouble(f"{self.model} gave {len(rows)} vectors of {sorted(lengths)} dimensions for {count} texts")
+            raise CliError(f"{self.model} gave {len(rows)} vectors of {sorted(lengths)} dimensions for {count} texts")
         [length] = lengths
         self.dimensions = self.dimensions or length
-        found = np.asarray(rows, np.float32)
-        if length != self.dimensions or not np.isfinite(found).all():
-            raise Trouble(f"{self.model} gave vectors that cannot be compared with those before")
-        return found
+        vectors = np.asarray(rows, np.float32)
+        if length != self.dimensions or not np.isfinite(vectors).all():
+            raise CliError(f"{self.model} gave vectors that cannot be compared with those before")
+        return vectors
 
 
 def _batched(texts: Sequence[str], size: int) -> Iterator[Sequence[str]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cli.errors import Trouble
+from cli.errors import CliError
 
 Judgements = dict[str, dict[str, int]]  # query → text → grade
 
@@ -33,7 +33,7 @@ class Inputs:
 
 
 def read(corpus: Path, queries: Path, judgements: Path) -> Inputs:
-    """Read the three files. Raises Trouble for invalid input."""
+    """Read the three files. Raises CliError for invalid input."""
     indexes = {text.id: index for index, text in enumerate(texts(corpus))}
     asked = list(texts(queries))
     judged = _judgements(judgements)
@@ -41,7 +41,7 @@ def read(corpus: Path, queries: Path, judgements: Path) -> Inputs:
     _known(judgements, "text", {text for grades in judged.values() for text in grades}, indexes, corpus)
     relevant = {query: grades for query, grades in judged.items() if any(grade > 0 for grade in grades.values())}
     if not relevant:
-        raise Trouble(f"{judgements} names no text that answers a query")
+        raise CliError(f"{judgements} names no text that answers a query")
     used = [query for query in asked if query.id in relevant]
     return Inputs(corpus, indexes, used, relevant, len(asked) - len(used))
 
@@ -52,54 +52,54 @@ def texts(path: Path) -> Iterator[Text]:
     for where, line in _lines(path):
         text = _text(where, line)
         if text.id in seen:
-            raise Trouble(f"{where}: the id '{text.id}' was there before")
+            raise CliError(f"{where}: the id '{text.id}' was there before")
         seen.add(text.id)
         yield text
     if not seen:
-        raise Trouble(f"{path} is empty")
+        raise CliError(f"{path} is empty")
 
 
 def _text(where: str, line: str) -> Text:
     try:
-        found: Any = json.loads(line)
+        row: Any = json.loads(line)
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise Trouble(f"{where} is no JSON object")
-    name = found.get("id", found.get("_id"))
+        row = None
+    if not isinstance(row, dict):
+        raise CliError(f"{where} is no JSON object")
+    name = row.get("id", row.get("_id"))
     if isinstance(name, int) and not isinstance(name, bool):
         name = str(name)
     if not isinstance(name, str) or not name:
-        raise Trouble(f"{where} has no 'id'")
-    text, title, language = found.get("text"), found.get("title"), found.get("language")
+        raise CliError(f"{where} has no 'id'")
+    text, title, language = row.get("text"), row.get("title"), row.get("language")
     if not isinstance(text, str) or not isinstance(title, str | None):
-        raise Trouble(f"{where} has no 'text'" if not isinstance(text, str) else f"{where}: 'title' must be text")
+        raise CliError(f"{where} has no 'text'" if not isinstance(text, str) else f"{where}: 'title' must be text")
     if not isinstance(language, str | None):
-        raise Trouble(f"{where}: 'language' must be text")
+        raise CliError(f"{where}: 'language' must be text")
     whole = f"{title} {text}" if title else text
     if not whole.strip():
-        raise Trouble(f"{where}: its text is empty")
+        raise CliError(f"{where}: its text is empty")
     return Text(name, whole, language or None)
 
 
 def _judgements(path: Path) -> Judgements:
     """Read TREC's `query 0 text grade`, or BEIR's `query text grade` with or without a header."""
-    found: Judgements = {}
+    judgements: Judgements = {}
     for number, (where, line) in enumerate(_lines(path)):
         cells = line.split("\t") if "\t" in line else line.split()
         if len(cells) not in (3, 4):
-            raise Trouble(f"{where} has {len(cells)} columns: expected 'query 0 text grade' or 'query text grade'")
+            raise CliError(f"{where} has {len(cells)} columns: expected 'query 0 text grade' or 'query text grade'")
         query, text, grade = cells[0].strip(), cells[-2].strip(), cells[-1].strip()
         if number == 0 and len(cells) == 3 and not _integer(grade):
             continue  # BEIR's headerer
         if not _integer(grade):
-            raise Trouble(f"{where}: the grade '{grade}' is no integer")
-        if text in found.setdefault(query, {}):
-            raise Trouble(f"{where}: the text '{text}' was judged for the query '{query}' before")
-        found[query][text] = int(grade)
-    if not found:
-        raise Trouble(f"{path} has no judgements")
-    return found
+            raise CliError(f"{where}: the grade '{grade}' is no integer")
+        if text in judgements.setdefault(query, {}):
+            raise CliError(f"{where}: the text '{text}' was judged for the query '{query}' before")
+        judgements[query][text] = int(grade)
+    if not judgements:
+        raise CliError(f"{path} has no judgements")
+    return judgements
 
 
 def _integer(text: str) -> bool:
@@ -110,7 +110,7 @@ def _known(path: Path, what: str, named: Collection[str], there: Collection[str]
     strange = sorted(name for name in named if name not in there)
     if strange:
         more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
-        raise Trouble(f"{path} judges a {what} that {file} does not have: {', '.join(strange[:3])}{more}")
+        raise CliError(f"{path} judges a {what} that {file} does not have: {', '.join(strange[:3])}{more}")
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -121,16 +121,16 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
                 if line.strip():
                     yield f"{path}, line {number}", line.rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise Trouble(f"{path} is not UTF-8") from error
+        raise CliError(f"{path} is not UTF-8") from error
     except OSError as error:
-        raise Trouble(f"cannot read {path}: {error.strerror}") from error
+        raise CliError(f"cannot read {path}: {error.strerror}") from error
 
 
 def by_language(queries: list[Text]) -> dict[str, list[str]]:
     """Return the ids of queries by language; queries without one are `not stated`. Empty if none has a language."""
     if not any(query.language for query in queries):
         return {}
-    found: dict[str, list[str]] = {}
+    ids: dict[str, list[str]] = {}
     for query in queries:
-        found.setdefault(query.language or "not stated", []).append(query.id)
-    return dict(sorted(found.items()))
+        ids.setdefault(query.language or "not stated", []).append(query.id)
+    return dict(sorted(ids.items()))

@@ -11,7 +11,7 @@ import typer
 from cli.client.joining import Row, answer_of, error_of
 from cli.client.progress import Snapshot, fault
 from cli.client.server import Server, connect
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.options import ApiKey, AsJson, DataDir, Url
 from cli.terminal import show
 from jobs.requests.endpoints import COMPLETIONS, RESPONSES
@@ -43,11 +43,18 @@ def explain(
     """
     with connect(url, api_key, data_dir) as server:
         shown = server.get(f"/jobs/{job}")
-        found = Snapshot.of(shown)
-        left, why = _left_alone(found, data_dir), _held_up(server.url, found, data_dir)
-        standing = (*_standing(found), *_waits_for(server, found))
-        told = (*standing, *left, *why, *_rejected(found), *_answered(server, found), *_failed(server, found))
-        lines = list(told)
+        snapshot = Snapshot.of(shown)
+        left, why = _left_alone(snapshot, data_dir), _held_up(server.url, snapshot, data_dir)
+        standing = (*_standing(snapshot), *_waits_for(server, snapshot))
+        findings = (
+            *standing,
+            *left,
+            *why,
+            *_rejected(snapshot),
+            *_answered(server, snapshot),
+            *_failed(server, snapshot),
+        )
+        lines = list(findings)
     show({"job": shown, "explanation": [line.strip() for line in lines]}, *lines, as_json=as_json)
 
 
@@ -75,7 +82,7 @@ def _held_up(url: str, job: Snapshot, data_dir: Path | None) -> Iterator[str]:
         return
     from cli.doctor import standstill
 
-    yield from (f"  {one}" for one in standstill.told(url, job, data_dir))
+    yield from (f"  {line}" for line in standstill.reasons(url, job, data_dir))
 
 
 def _left_alone(job: Snapshot, data_dir: Path | None) -> Iterator[str]:
@@ -89,13 +96,13 @@ def _left_alone(job: Snapshot, data_dir: Path | None) -> Iterator[str]:
     from jobs.fleet.models_file import ModelsFileError, Registry
     from jobs.ledger.tables import Job
 
-    with suppress(Trouble, ModelsFileError, SQLAlchemyError), opened(data_dir) as db, db.read() as session:
+    with suppress(CliError, ModelsFileError, SQLAlchemyError), opened(data_dir) as db, db.read() as session:
         if session.get(Job, job.id) is None:
             return
         aliases = Registry.load(running(data_dir)).aliases
         for row in quarantine.listed(session, aliases.get(job.model, job.model)):
-            yield from (f"  {line}" for line in quarantine.told(row))
-            yield f"  to mend it: correct what its log says, then `nightmill resume model {row.model}`"
+            yield from (f"  {line}" for line in quarantine.describe(row))
+            yield f"  to fix it: correct what its log says, then `nightmill resume model {row.model}`"
 
 
 def _rejected(job: Snapshot) -> Iterator[str]:
@@ -111,15 +118,15 @@ def _rejected(job: Snapshot) -> Iterator[str]:
 def _answered(server: Server, job: Snapshot) -> Iterator[str]:
     """Count the answers by finish reason, with examples of answers that are truncated or empty."""
     reasons, empty = job.outcomes.get("finish_reasons", {}), job.outcomes.get("empty", 0)
-    wanted = {reason: count for reason, count in reasons.items() if reason != "stop"}
-    wanted |= {EMPTY: empty} if empty else {}
-    found = _examples(server, job, job.output_file_id, answered, wanted)
+    counts = {reason: count for reason, count in reasons.items() if reason != "stop"}
+    counts |= {EMPTY: empty} if empty else {}
+    examples = _examples(server, job, job.output_file_id, answered, counts)
     if reasons:
         yield "  answers ended by " + ", ".join(f"{reason} ({count})" for reason, count in sorted(reasons.items()))
-    yield from (f"      {name}: {one}" for name, some in found.items() if name != EMPTY for one in some)
+    yield from (f"      {name}: {text}" for name, some in examples.items() if name != EMPTY for text in some)
     if empty:
         yield f"  {empty} of the answers are empty"
-        if ids := found.get(EMPTY):
+        if ids := examples.get(EMPTY):
             yield f"      {', '.join(ids)}"
     if reasons.get("length"):
         yield f"  {reasons['length']} cut off at the token limit; with a higher limit, run these again as a new job:"
@@ -139,45 +146,45 @@ def _failed(server: Server, job: Snapshot) -> Iterator[str]:
         return
 
     if job.vector_store_id:
-        found = _files(server, job, errors)
+        examples = _files(server, job, errors)
     else:
-        found = _examples(server, job, job.error_file_id, failed, errors)
+        examples = _examples(server, job, job.error_file_id, failed, errors)
     for code, count in sorted(errors.items(), key=lambda pair: -pair[1]):
         yield f"  {count} x {code}"
-        yield from (f"      {text}" for text in found.get(code, ()))
+        yield from (f"      {text}" for text in examples.get(code, ()))
     if job.ended:
         yield f"  `nightmill retry {job.id}` runs these again as a new job"
 
 
 def _examples(
-    server: Server, job: Snapshot, file_id: str | None, finding: _Finding, wanted: Mapping[str, int]
+    server: Server, job: Snapshot, file_id: str | None, finding: _Finding, counts: Mapping[str, int]
 ) -> dict[str, list[str]]:
-    """Return examples of the lines in `wanted`: from the file, or from the finished lines of a live job."""
-    if not wanted:
+    """Return examples of the lines in `counts`: from the file, or from the finished lines of a live job."""
+    if not counts:
         return {}
     try:
         with server.content(file_id) if file_id else server.finished(job.id) as lines:
-            return finding(lines, wanted)
-    except Trouble:  # the file was removed or has expired: there are no examples
+            return finding(lines, counts)
+    except CliError:  # the file was removed or has expired: there are no examples
         return {}
 
 
-def _files(server: Server, job: Snapshot, wanted: Iterable[str]) -> dict[str, list[str]]:
+def _files(server: Server, job: Snapshot, codes: Iterable[str]) -> dict[str, list[str]]:
     """Return error messages of files that failed to come into a vector store, by code."""
-    found: dict[str, list[str]] = {code: [] for code in wanted}
+    examples: dict[str, list[str]] = {code: [] for code in codes}
     store = f"/vector_stores/{job.vector_store_id}"
     files = f"{store}/indexes/{job.vector_store_index_id}/files"
     if job.id.startswith("vsfb_"):
         files = f"{store}/file_batches/{job.id}/files"
     try:
         page = server.get(f"{files}?filter=failed&limit=100")
-    except Trouble:  # the store was deleted
-        return found
+    except CliError:  # the store was deleted
+        return examples
     for file in page["data"]:
         error = file["last_error"] or {}
-        if len(found.get(error.get("code", ""), range(EXAMPLES))) < EXAMPLES:
-            found[error["code"]].append(f"{file['id']}: {short(error['message'])}")
-    return found
+        if len(examples.get(error.get("code", ""), range(EXAMPLES))) < EXAMPLES:
+            examples[error["code"]].append(f"{file['id']}: {short(error['message'])}")
+    return examples
 
 
 EXAMPLES = 3
@@ -187,27 +194,27 @@ _WIDTH = 100  # characters of a message that are shown
 _RESPONSES = {"completed": "stop", "max_output_tokens": "length"}
 
 
-def answered(lines: Iterable[bytes], wanted: Mapping[str, int]) -> dict[str, list[str]]:
-    """Return the beginnings of answers by finish reason and EMPTY. `wanted` counts the lines of each."""
+def answered(lines: Iterable[bytes], counts: Mapping[str, int]) -> dict[str, list[str]]:
+    """Return the beginnings of answers by finish reason and EMPTY. `counts` counts the lines of each."""
 
-    def told(result: Row) -> Iterator[tuple[str, str]]:
+    def texts_of(result: Row) -> Iterator[tuple[str, str]]:
         for word in outcomes_of(result):
-            said = answer_of("", result["response"]["body"])
-            text = short(said) if isinstance(said, str) and word != EMPTY else ""
+            answer = answer_of("", result["response"]["body"])
+            text = short(answer) if isinstance(answer, str) and word != EMPTY else ""
             yield word, f"{short(result['custom_id'])}: {text}" if text else short(result["custom_id"])
 
-    return _found(lines, wanted, told)
+    return _found(lines, counts, texts_of)
 
 
-def failed(lines: Iterable[bytes], wanted: Mapping[str, int]) -> dict[str, list[str]]:
+def failed(lines: Iterable[bytes], counts: Mapping[str, int]) -> dict[str, list[str]]:
     """Return the error messages of failed lines by code."""
 
-    def told(result: Row) -> Iterator[tuple[str, str]]:
+    def texts_of(result: Row) -> Iterator[tuple[str, str]]:
         code, message = error_of(result)
         if code:
             yield code, f"{result['custom_id']}: {short(message)}"
 
-    return _found(lines, wanted, told)
+    return _found(lines, counts, texts_of)
 
 
 def outcomes_of(result: Row) -> set[str]:
@@ -229,29 +236,29 @@ def outcomes_of(result: Row) -> set[str]:
 
 def short(message: str | None) -> str:
     """Return `message` as one line of at most 100 printable characters."""
-    text = " ".join("".join(one if one.isprintable() else " " for one in message or "").split())
+    text = " ".join("".join(character if character.isprintable() else " " for character in message or "").split())
     return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
 
 
 def _found(
-    lines: Iterable[bytes], wanted: Mapping[str, int], told: Callable[[Row], Iterable[tuple[str, str]]]
+    lines: Iterable[bytes], counts: Mapping[str, int], texts_of: Callable[[Row], Iterable[tuple[str, str]]]
 ) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {name: [] for name in wanted}
+    examples: dict[str, list[str]] = {name: [] for name in counts}
     for line in lines:
-        for name, text in told(json.loads(line)):
-            if len(found.get(name, range(EXAMPLES))) < EXAMPLES:
-                found[name].append(text)
-        if all(len(some) >= min(EXAMPLES, wanted[name]) for name, some in found.items()):
+        for name, text in texts_of(json.loads(line)):
+            if len(examples.get(name, range(EXAMPLES))) < EXAMPLES:
+                examples[name].append(text)
+        if all(len(some) >= min(EXAMPLES, counts[name]) for name, some in examples.items()):
             break
-    return found
+    return examples
 
 
 def _says_something(choice: Mapping[str, Any]) -> bool:
     message = choice.get("message")
     if message is None:
         return _filled(choice.get("text"))
-    said = ("tool_calls", "function_call", "refusal")
-    return _filled(message.get("content")) or any(message.get(name) for name in said)
+    fields = ("tool_calls", "function_call", "refusal")
+    return _filled(message.get("content")) or any(message.get(name) for name in fields)
 
 
 def _holds_something(output: Mapping[str, Any]) -> bool:

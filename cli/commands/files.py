@@ -43,17 +43,17 @@ def list_(
 ) -> None:
     """List the files of your project, the newest first."""
     with connect(url, api_key, data_dir) as server:
-        found = server.pages("/files", {"purpose": purpose} if purpose else {}, limit)
+        entries = server.pages("/files", {"purpose": purpose} if purpose else {}, limit)
     head = ("file", "name", "purpose", "bytes", "created", "expires")
-    show_entries(found, head, _row, as_json=as_json, has_more=found.has_more)
+    show_entries(entries, head, _row, as_json=as_json, has_more=entries.has_more)
 
 
 @app.command()
 def get(file: Id, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None) -> None:
     """Show the name, size, purpose and dates of a file."""
     with connect(url, api_key, data_dir) as server:
-        found = server.get(f"/files/{file}")
-    show(found, *(f"{name}: {value}" for name, value in found.items()), as_json=as_json)
+        shown = server.get(f"/files/{file}")
+    show(shown, *(f"{name}: {value}" for name, value in shown.items()), as_json=as_json)
 
 
 @app.command()

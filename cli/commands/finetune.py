@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from cli.client.server import Server, ServerUnavailable, connect
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.groups import Group
 from cli.options import ApiKey, AsJson, DataDir, Limit, Url
 from cli.terminal import moment, say, show, show_entries, show_json
@@ -59,7 +59,7 @@ def submit(
     from cli.client.submission import parse_metadata
 
     if validation and holdout:
-        raise Trouble("--holdout means nothing with --validation: leave one of them out")
+        raise CliError("--holdout means nothing with --validation: leave one of them out")
     _check_files(file, validation)
     chosen = {"n_epochs": epochs, "batch_size": batch_size, "learning_rate_multiplier": multiplier}
     given = {name: value for name, value in chosen.items() if value}
@@ -87,9 +87,9 @@ def list_(
 ) -> None:
     """List the fine-tuning jobs of your project, the newest first."""
     with connect(url, api_key, data_dir) as server:
-        found = server.pages("/fine_tuning/jobs", {}, limit)
+        entries = server.pages("/fine_tuning/jobs", {}, limit)
     head = ("job", "status", "base", "model", "created")
-    show_entries(found, head, _job_row, as_json=as_json, has_more=found.has_more)
+    show_entries(entries, head, _job_row, as_json=as_json, has_more=entries.has_more)
 
 
 @app.command()
@@ -146,15 +146,15 @@ def checkpoints(
 ) -> None:
     """List the checkpoints of a job, the newest first."""
     with connect(url, api_key, data_dir) as server:
-        found = server.pages(f"/fine_tuning/jobs/{job}/checkpoints", {}, limit)
+        entries = server.pages(f"/fine_tuning/jobs/{job}/checkpoints", {}, limit)
     head = ("checkpoint", "step", "train loss", "validation loss", "created")
-    show_entries(found, head, _checkpoint_row, as_json=as_json, has_more=found.has_more)
+    show_entries(entries, head, _checkpoint_row, as_json=as_json, has_more=entries.has_more)
 
 
 def _check_files(*names: str) -> None:
     for name in names:
         if name and not (_is_id(name) or Path(name).is_file()):
-            raise Trouble(f"{name} is neither a file here nor the id of an uploaded file; nothing was created")
+            raise CliError(f"{name} is neither a file here nor the id of an uploaded file; nothing was created")
 
 
 def _is_id(name: str) -> bool:
@@ -168,24 +168,24 @@ def _file_id(server: Server, name: str) -> str:
 def _examine(server: Server, body: dict[str, Any], *, as_json: bool) -> None:
     from cli.client.progress import fault
 
-    found = server.post("/fine_tuning/jobs/validate", body, timeout=180.0)
-    for warning in found["warnings"]:
+    report = server.post("/fine_tuning/jobs/validate", body, timeout=180.0)
+    for warning in report["warnings"]:
         say(warning, err=True)
-    errors = found["errors"]["data"]
+    errors = report["errors"]["data"]
     if not errors:
-        text = f"{found['examples']} examples, {found['tokens']} tokens, {found['steps']} steps"
-        show(found, text, as_json=as_json)
+        text = f"{report['examples']} examples, {report['tokens']} tokens, {report['steps']} steps"
+        show(report, text, as_json=as_json)
         return
     if as_json:
-        show_json(found)
+        show_json(report)
     for error in errors[:_SHOWN]:
         say(fault(error), err=True)
-    many = f"{len(errors)} or more" if found["errors_truncated"] else str(len(errors))
-    raise Trouble(f"the files are not valid; errors: {many}")
+    many = f"{len(errors)} or more" if report["errors_truncated"] else str(len(errors))
+    raise CliError(f"the files are not valid; errors: {many}")
 
 
 def _watched(server: Server, job_id: str, *, as_json: bool) -> None:
-    """Print the events of a job until it ends. Raises Trouble when it does not succeed."""
+    """Print the events of a job until it ends. Raises CliError when it does not succeed."""
     seen: set[str] = set()
     failures = 0
     while True:
@@ -212,23 +212,23 @@ def _show_end(server: Server, job_id: str, job: dict[str, Any], *, as_json: bool
         say(line)
     if job["status"] != "succeeded":
         why = f": {job['error']['message']}" if job["error"] else ""
-        raise Trouble(f"{job['id']} {job['status']}{why}")
+        raise CliError(f"{job['id']} {job['status']}{why}")
     show(job, str(job["fine_tuned_model"]), as_json=as_json)
 
 
 def _new_events(server: Server, job_id: str, seen: set[str]) -> list[dict[str, Any]]:
     """Return the events that were not seen before, the oldest first. Those of one look are few: pages end at one."""
-    found: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
     query: dict[str, Any] = {"limit": 100}
     while True:
         page = server.get(f"/fine_tuning/jobs/{job_id}/events", query)
         new = [event for event in page["data"] if event["id"] not in seen]
-        found += new
+        events += new
         if not page["has_more"] or len(new) < len(page["data"]):
             break
         query["after"] = page["last_id"]
-    seen.update(event["id"] for event in found)
-    return found[::-1]
+    seen.update(event["id"] for event in events)
+    return events[::-1]
 
 
 def _steps(server: Server, job_id: str) -> list[dict[str, Any]]:
@@ -259,8 +259,8 @@ def _bars(values: Sequence[float]) -> str:
 
 def _post(job: str, verb: str, *where: Any, as_json: bool) -> None:
     with connect(*where) as server:
-        found = server.post(f"/fine_tuning/jobs/{job}/{verb}")
-    show(found, f"{found['id']} {found['status']}", as_json=as_json)
+        changed = server.post(f"/fine_tuning/jobs/{job}/{verb}")
+    show(changed, f"{changed['id']} {changed['status']}", as_json=as_json)
 
 
 def _job_row(job: dict[str, Any]) -> tuple[object, ...]:

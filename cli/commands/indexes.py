@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.client.server import Server, connect
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.groups import Group
 from cli.options import ApiKey, AsJson, DataDir, Url
 from cli.terminal import say, show, show_entries, show_json, show_table
@@ -35,8 +35,8 @@ def list_(
 ) -> None:
     """List the indexes of a vector store, with the index in use."""
     with connect(url, api_key, data_dir) as server:
-        found = server.pages(_path(store), {}, _MOST)
-    show_entries(found, (*_FACTS, "files", "missing"), _row, as_json=as_json, has_more=found.has_more)
+        entries = server.pages(_path(store), {}, _MOST)
+    show_entries(entries, (*_FACTS, "files", "missing"), _row, as_json=as_json, has_more=entries.has_more)
 
 
 @app.command()
@@ -91,11 +91,11 @@ def compare(
     """Search the index in use and another one with the same queries, and compare answers and times."""
     asked = [*(queries or ()), *(_read(file) if file else ())]
     if not asked:
-        raise Trouble("there is no query: name some, or a file of them with --file")
+        raise CliError("there is no query: name some, or a file of them with --file")
     body = {"queries": asked, "max_num_results": results}
     with connect(url, api_key, data_dir) as server:
         report = server.post(f"{_path(store)}/{index}/compare", body, timeout=_COMPARE_TIMEOUT)
-        known = {one["id"]: one for one in server.pages(_path(store), {}, _MOST)}
+        known = {entry["id"]: entry for entry in server.pages(_path(store), {}, _MOST)}
     if as_json:
         show_json(report)
     else:
@@ -144,12 +144,12 @@ def sync(
 ) -> None:
     """Add the files to an index that failed in it or were cancelled."""
     with connect(url, api_key, data_dir) as server:
-        found = server.post(f"{_path(store)}/{index}/sync")
-        busy = found["file_counts"]["in_progress"]
-        follows = f"; nightmill watch {found['job_id']} follows it" if busy and found["job_id"] else ""
-        show(found, f"{found['id']} {found['status']}, {_lacks(found)}{follows}", as_json=as_json)
+        synced = server.post(f"{_path(store)}/{index}/sync")
+        busy = synced["file_counts"]["in_progress"]
+        follows = f"; nightmill watch {synced['job_id']} follows it" if busy and synced["job_id"] else ""
+        show(synced, f"{synced['id']} {synced['status']}, {_lacks(synced)}{follows}", as_json=as_json)
         if wait:
-            _follow(server, found)
+            _follow(server, synced)
 
 
 @app.command()
@@ -170,30 +170,30 @@ def _chunking(text: str) -> dict[str, Any]:
     if not text.lstrip().startswith("{"):
         return {"type": text}
     try:
-        found: dict[str, Any] = json.loads(text)
+        strategy: dict[str, Any] = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Trouble(f"--chunking is not valid JSON: {error}") from error
-    return found
+        raise CliError(f"--chunking is not valid JSON: {error}") from error
+    return strategy
 
 
 def _read(path: Path) -> list[Any]:
-    """Read queries, one a line: a JSON object, or plain text. Raises Trouble for invalid input."""
-    found = []
+    """Read queries, one a line: a JSON object, or plain text. Raises CliError for invalid input."""
+    queries = []
     try:
         lines = path.read_text("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise Trouble(f"{path} is not UTF-8") from error
+        raise CliError(f"{path} is not UTF-8") from error
     for number, line in enumerate(map(str.strip, lines), 1):
         try:
             if line:
-                found.append(json.loads(line) if line.startswith("{") else line)
+                queries.append(json.loads(line) if line.startswith("{") else line)
         except (ValueError, RecursionError) as error:
-            raise Trouble(f"{path}, line {number} is not valid JSON") from error
-    return found
+            raise CliError(f"{path}, line {number} is not valid JSON") from error
+    return queries
 
 
 def _follow(server: Server, index: dict[str, Any]) -> None:
-    """Follow the jobs that fill an index, one after the other. Raises Trouble when files are missing in the end."""
+    """Follow the jobs that fill an index, one after the other. Raises CliError when files are missing in the end."""
     from cli.commands.jobs import watched
 
     followed = None
@@ -205,29 +205,33 @@ def _follow(server: Server, index: dict[str, Any]) -> None:
             threading.Event().wait(_LOOK_SECONDS)
         index = server.get(f"{_path(index['vector_store_id'])}/{index['id']}")
     if index["missing"]:
-        raise Trouble(f"{index['id']} {_lacks(index)}; `nightmill explain {index['job_id']}` says why")
+        raise CliError(f"{index['id']} {_lacks(index)}; `nightmill explain {index['job_id']}` says why")
     say(f"{index['id']} {index['status']}", err=True)
 
 
 def _switch(server: Server, store: str, index: str, *, allow_missing: bool, as_json: bool) -> None:
-    found = server.post(f"{_path(store)}/{index}/switch", {"allow_missing": allow_missing})
-    lacks = f", {_lacks(found)}" if found["missing"] else ""
-    show(found, f"{found['id']} {found['status']}{lacks}; nightmill indexes back {store} undoes it", as_json=as_json)
+    switched = server.post(f"{_path(store)}/{index}/switch", {"allow_missing": allow_missing})
+    lacks = f", {_lacks(switched)}" if switched["missing"] else ""
+    show(
+        switched,
+        f"{switched['id']} {switched['status']}{lacks}; nightmill indexes back {store} undoes it",
+        as_json=as_json,
+    )
 
 
 def _before(indexes: list[dict[str, Any]]) -> str:
-    """Return the id of the index that was replaced last. Raises Trouble when there is none or more than one."""
-    replaced = sorted((one["replaced_at"], one["id"]) for one in indexes if one["status"] == "previous")
+    """Return the id of the index that was replaced last. Raises CliError when there is none or more than one."""
+    replaced = sorted((index["replaced_at"], index["id"]) for index in indexes if index["status"] == "previous")
     if not replaced:
-        raise Trouble("there is no index to go back to: none was in use before, or it was removed")
+        raise CliError("there is no index to go back to: none was in use before, or it was removed")
     last = [name for moment, name in replaced if moment == replaced[-1][0]]
     if len(last) > 1:
-        raise Trouble(f"{' and '.join(last)} were replaced in the same second: switch to one of them")
+        raise CliError(f"{' and '.join(last)} were replaced in the same second: switch to one of them")
     return str(last[0])
 
 
-def _lacks(told: dict[str, Any]) -> str:
-    count = told["missing"]
+def _lacks(index: dict[str, Any]) -> str:
+    count = index["missing"]
     return f"lacks {count or 'no'} file{'' if count == 1 else 's'}"
 
 
@@ -237,9 +241,9 @@ def _row(index: dict[str, Any]) -> tuple[object, ...]:
 
 def _files(index: dict[str, Any]) -> str:
     counts = index["file_counts"]
-    told = [f"{counts[name]} {name.replace('_', ' ')}" for name in ("in_progress", "failed", "cancelled")
+    parts = [f"{counts[name]} {name.replace('_', ' ')}" for name in ("in_progress", "failed", "cancelled")
             if counts[name]]  # fmt: skip
-    return ", ".join([str(counts["completed"]), *told])
+    return ", ".join([str(counts["completed"]), *parts])
 
 
 def _known(index: dict[str, Any]) -> tuple[str, ...]:
@@ -254,7 +258,7 @@ def _report(report: dict[str, Any], known: dict[str, dict[str, Any]], store: str
     """Print the figures of both indexes, and how similar their results are."""
     summary = report["summary"]
     k, asked = report["max_num_results"], len(report["data"])
-    judged = sum(one["active"]["recall"] is not None for one in report["data"])
+    judged = sum(query["active"]["recall"] is not None for query in report["data"])
     rows = []
     for side in (summary["active"], summary["candidate"]):
         index = known.get(side["index_id"])

@@ -9,7 +9,7 @@ import typer
 
 from cli.client.progress import Snapshot, doubts, fault
 from cli.client.server import Server, connect
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.options import ApiKey, AsJson, DataDir, Limit, Url
 from cli.output_files import replaced
 from cli.terminal import moment, say, show, show_entries, show_json
@@ -38,9 +38,9 @@ def jobs(
     query = {name: value for name, value in (("kind", kind), ("state", state)) if value}
     query |= {f"metadata[{name}]": value for name, value in parse_metadata(metadata or []).items()}
     with connect(url, api_key, data_dir) as server:
-        found = server.pages("/jobs", query, limit)
+        entries = server.pages("/jobs", query, limit)
     head = ("job", "kind", "model", "state", "done", "failed", "tokens", "created", "duration")
-    show_entries(found, head, _row, as_json=as_json, has_more=found.has_more)
+    show_entries(entries, head, _row, as_json=as_json, has_more=entries.has_more)
 
 
 def _row(shown: dict[str, Any]) -> tuple[object, ...]:
@@ -80,9 +80,9 @@ def retry(
     try:
         overrides: Any = json.loads(override) if override else {}
     except ValueError as error:
-        raise Trouble(f"--override is no JSON: {error}") from error
+        raise CliError(f"--override is no JSON: {error}") from error
     if not isinstance(overrides, dict):
-        raise Trouble("--override is no JSON object")
+        raise CliError("--override is no JSON object")
     with connect(url, api_key, data_dir) as server:
         made = server.post(f"/jobs/{job}/retry", {"which": which, "overrides": overrides})
     show(made, made["id"], as_json=as_json)
@@ -161,6 +161,6 @@ def fetch(server: Server, job: Snapshot, answers: Path, errors: Path) -> None:
 
 
 def require_success(job: Snapshot) -> None:
-    """Raise Trouble for a job that did not succeed, so that the exit code is 1."""
+    """Raise CliError for a job that did not succeed, so that the exit code is 1."""
     if job.state != "succeeded":
-        raise Trouble(f"{job.id} {job.state}")
+        raise CliError(f"{job.id} {job.state}")

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.groups import Group
 from cli.options import AsJson, DataDir
 from cli.terminal import moment, show, show_entries
@@ -29,7 +29,7 @@ def create(
     from jobs.security.keys import allow_external, create_key
 
     if not project.strip():
-        raise Trouble("a project needs a name")
+        raise CliError("a project needs a name")
     with opened(data_dir) as db, db.write() as session:
         key = create_key(session, project.strip())
         if external is not None:
@@ -64,7 +64,7 @@ def revoke(
     with opened(data_dir) as db, db.write() as session:
         revoked = revoke_key(session, key_id)
     if not revoked:
-        raise Trouble(f"there is no live key '{key_id}'; `nightmill keys list` shows them")
+        raise CliError(f"there is no live key '{key_id}'; `nightmill keys list` shows them")
     show({"id": key_id, "revoked": True}, f"revoked {key_id}", as_json=as_json)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.groups import Group
 from cli.options import AsJson, DataDir
 from cli.terminal import say, show, show_json, show_table
@@ -90,9 +90,9 @@ def add(
     if path is not None:
         source["path"] = str(path.absolute())
     if revision and not repo:
-        raise Trouble("--revision names a commit of a --repo")
+        raise CliError("--revision names a commit of a --repo")
     if path is None and not repo and not url:
-        raise Trouble("say where the model comes from: a folder (--path), a repository (--repo) or a server (--url)")
+        raise CliError("say where the model comes from: a folder (--path), a repository (--repo) or a server (--url)")
     if repo:
         source |= {"repo": repo, "revision": revision or newest(repo)}
     if url:
@@ -119,9 +119,9 @@ def pull(name: Name, as_json: AsJson = False, data_dir: DataDir = None) -> None:
 
     model = Registry.load(running(data_dir)).resolve(name)
     if model is None:
-        raise Trouble(f"there is no model '{name}'; `nightmill models list` shows them")
+        raise CliError(f"there is no model '{name}'; `nightmill models list` shows them")
     if not model.source.repo:
-        raise Trouble(f"{model.name} does not come from the hub but from {_source(model.source.model_dump())}")
+        raise CliError(f"{model.name} does not come from the hub but from {_source(model.source.model_dump())}")
     path = download(model.source.repo, str(model.source.revision))
     show({"name": model.name, "path": path}, path, as_json=as_json)
 
@@ -175,8 +175,8 @@ def _faults(urls: Iterable[str], key_name: str, model: str) -> list[str]:
         key = secret(key_name) if key_name else ""
     except SettingsError as error:
         return [str(error)]
-    found = [(url, upstream.fault(url, key, model)) for url in urls]
-    return [f"{url} {fault}" for url, fault in found if fault]
+    faults = [(url, upstream.fault(url, key, model)) for url in urls]
+    return [f"{url} {fault}" for url, fault in faults if fault]
 
 
 def _states(session: "Session", rows: Iterable[dict[str, Any]]) -> None:
@@ -209,8 +209,8 @@ def _prompts(model: "Model") -> dict[str, str | None]:
 
     if EMBEDDINGS not in model.endpoints:
         return {"query_prompt": None, "passage_prompt": None}
-    found = facts_of(model).prompts
-    return {"query_prompt": found.query or None, "passage_prompt": found.passage or None}
+    prompts = facts_of(model).prompts
+    return {"query_prompt": prompts.query or None, "passage_prompt": prompts.passage or None}
 
 
 def _shown(row: Mapping[str, Any]) -> str:
@@ -223,16 +223,16 @@ def _arguments(pairs: list[str]) -> dict[str, Any]:
 
     from jobs.fleet.models_file import NO_YAML
 
-    found = {}
+    arguments = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not name or not equals:
-            raise Trouble(f"'{pair}' is no engine argument; write it as name=value")
+            raise CliError(f"'{pair}' is no engine argument; write it as name=value")
         try:
-            found[name] = yaml.safe_load(value)
+            arguments[name] = yaml.safe_load(value)
         except NO_YAML:
-            raise Trouble(f"'{pair}' is no engine argument: its value is no YAML") from None
-    return found
+            raise CliError(f"'{pair}' is no engine argument: its value is no YAML") from None
+    return arguments
 
 
 def _source(source: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from cli.errors import Trouble
+from cli.errors import CliError
 from jobs.fleet.models_file import NO_YAML, PACKAGED_FILE, ModelsFileError, Registry
 
 
@@ -30,11 +30,11 @@ def append_model(file: Editable, name: str, fields: Mapping[str, Any]) -> None:
     """Append a model to `file`.
 
     Raises:
-        Trouble: the name is taken, or the file would not be valid. Nothing has been written.
+        CliError: the name is taken, or the file would not be valid. Nothing has been written.
     """
     text, head, models = _read(file.origin)
     if _span(models, name) is not None:
-        raise Trouble(f"{file.path} has a model '{name}' already; remove it first")
+        raise CliError(f"{file.path} has a model '{name}' already; remove it first")
     block = yaml.safe_dump({name: dict(fields)}, sort_keys=False, allow_unicode=True, default_flow_style=None)
     indented = "".join(f"  {line}\n" for line in block.splitlines())
     if head and not models:
@@ -48,12 +48,12 @@ def cut_model(file: Editable, name: str) -> None:
     """Cut a model out of `file`.
 
     Raises:
-        Trouble: there is no model of that name. Nothing has been written.
+        CliError: there is no model of that name. Nothing has been written.
     """
     text, head, models = _read(file.origin)
     span = _span(models, name)
     if head is None or span is None:
-        raise Trouble(f"{file.path} has no model '{name}'")
+        raise CliError(f"{file.path} has no model '{name}'")
     lines = text.splitlines(keepends=True)
     first, end = span
     depth = len(lines[first]) - len(lines[first].lstrip())
@@ -80,15 +80,15 @@ def _read(file: Path) -> tuple[str, yaml.Mark | None, list[tuple[yaml.Node, yaml
     """Return the text of a file, the end of its key `models`, and its models as names and nodes.
 
     Raises:
-        Trouble: the file is not valid YAML.
+        CliError: the file is not valid YAML.
     """
     try:
         text = file.read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except NO_YAML as error:
-        raise Trouble(f"{file}: {error}") from error
-    found = root.value if isinstance(root, yaml.MappingNode) else []
-    head, models = next(((key.end_mark, value) for key, value in found if key.value == "models"), (None, None))
+        raise CliError(f"{file}: {error}") from error
+    entries = root.value if isinstance(root, yaml.MappingNode) else []
+    head, models = next(((key.end_mark, value) for key, value in entries if key.value == "models"), (None, None))
     return text, head, models.value if isinstance(models, yaml.MappingNode) else []
 
 
@@ -111,5 +111,5 @@ def _replace(file: Path, text: str) -> None:
         Registry.read(new)
     except ModelsFileError as error:
         new.unlink()
-        raise Trouble(str(error).replace(new.name, file.name)) from error
+        raise CliError(str(error).replace(new.name, file.name)) from error
     os.replace(new, file)  # noqa: PTH105 (the same)

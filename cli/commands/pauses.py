@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.options import AsJson, DataDir
 from cli.terminal import say, show, show_json, show_table
 
@@ -66,21 +66,21 @@ def drain(
         while True:
             with db.read() as session:
                 unacknowledged = acknowledgement.unacknowledged(session)
-                claims = sum(fleet.claims_at(session, scope, one) for one in names)
-                besides = sum(fleet.besides_at(session, scope, one) for one in names)
+                claims = sum(fleet.claims_at(session, scope, target) for target in names)
+                besides = sum(fleet.besides_at(session, scope, target) for target in names)
             if not (unacknowledged or claims or besides):
                 show(
                     {"kind": kind, "name": name, "running": 0}, f"{kind} {name}: nothing runs any more", as_json=as_json
                 )
                 return
             if time.monotonic() > ends:
-                raise Trouble(f"{kind} {name}: {_left(claims, besides, unacknowledged)}; it stays paused")
+                raise CliError(f"{kind} {name}: {_left(claims, besides, unacknowledged)}; it stays paused")
             threading.Event().wait(_LOOK)
 
 
 def _left(claims: int, besides: int, unacknowledged: list[str]) -> str:
-    told = f"{claims} claims still run, and {besides} clients, deliveries or removals"
-    return f"{told}; not heard from since: {', '.join(unacknowledged)}" if unacknowledged else told
+    text = f"{claims} claims still run, and {besides} clients, deliveries or removals"
+    return f"{text}; not heard from since: {', '.join(unacknowledged)}" if unacknowledged else text
 
 
 def workers(data_dir: DataDir = None, as_json: AsJson = False) -> None:
@@ -100,7 +100,7 @@ def workers(data_dir: DataDir = None, as_json: AsJson = False) -> None:
                 "host": worker.host,
                 "pid": worker.pid,
                 "state": "paused" if worker.id in off.of(pauses.Scope.WORKER) else worker.state,
-                "loading": [asdict(one) for one in fleet.loads(worker)],
+                "loading": [asdict(loading) for loading in fleet.loads(worker)],
                 "queues": worker.queues,
                 "models": worker.models,
                 "running": fleet.claims_at(session, pauses.Scope.WORKER, worker.id),
@@ -111,15 +111,15 @@ def workers(data_dir: DataDir = None, as_json: AsJson = False) -> None:
             for worker in fleet.everyone(session)
         ]
         held = _held(session, data_dir)
-        left = [(row_of(row), quarantine.told(row)) for row in quarantine.listed(session)]
+        left = [(row_of(row), quarantine.describe(row)) for row in quarantine.listed(session)]
     if as_json:
         show_json({"workers": rows, "paused": held, "quarantined": [row for row, _ in left]})
         return
     _table(rows)
-    for one in held:
-        also = f" (also as {', '.join(one['aliases'])})" if one.get("aliases") else ""
-        say(f"paused: {one['kind']} {one['name']}{also}")
-        for line in (one["reason"] or "").splitlines():
+    for entry in held:
+        also = f" (also as {', '.join(entry['aliases'])})" if entry.get("aliases") else ""
+        say(f"paused: {entry['kind']} {entry['name']}{also}")
+        for line in (entry["reason"] or "").splitlines():
             say(f"    {line}")
     for _, (first, *more) in left:
         say(first)
@@ -138,15 +138,15 @@ def _held(session: "Session", data_dir: Path | None) -> list[dict[str, Any]]:
         aliases = Registry.load(running(data_dir)).aliases
     names = pauses.paused(session).of(pauses.Scope.MODEL)
     folded = {alias: model for alias, model in aliases.items() if {alias, model} <= names}
-    found: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     for row in pauses.listed(session):
         is_model = row.scope == pauses.Scope.MODEL
         if is_model and row.name in folded:
             continue
         entry = {"kind": row.scope, "name": _shown(session, row.scope, row.name), "reason": row.reason}
         also = sorted(alias for alias, model in folded.items() if model == row.name)
-        found.append(entry | {"aliases": also} if is_model else entry)
-    return found
+        entries.append(entry | {"aliases": also} if is_model else entry)
+    return entries
 
 
 def _table(rows: list[dict[str, object]]) -> None:
@@ -176,8 +176,8 @@ def _set(kind: str, name: str, data_dir: Path | None, *, on: bool, as_json: bool
     change = pauses.pause if on else pauses.resume
     with opened(data_dir) as db, db.write() as session:
         names = _names(session, scope, name, data_dir)
-        changed = [change(session, scope, one, actor=_ACTOR) for one in names]
-        left = sum(quarantine.release(session, one, _ACTOR) for one in names if scope is scope.MODEL and not on)
+        changed = [change(session, scope, target, actor=_ACTOR) for target in names]
+        left = sum(quarantine.release(session, target, _ACTOR) for target in names if scope is scope.MODEL and not on)
     what = f"model {names[0]} ({name})" if scope is scope.MODEL and names[0] != name else f"{kind} {name}"
     if left:
         text = f"{what} is no longer quarantined"
@@ -185,8 +185,8 @@ def _set(kind: str, name: str, data_dir: Path | None, *, on: bool, as_json: bool
         text = f"{what} was {'paused already' if on else 'not paused'}"
     else:
         text = f"{what} {'is paused' if on else 'goes on'}"
-    found = {"kind": kind, "name": name, "paused": on, "changed": any(changed) or bool(left)}
-    show(found, text, as_json=as_json)
+    result = {"kind": kind, "name": name, "paused": on, "changed": any(changed) or bool(left)}
+    show(result, text, as_json=as_json)
     return names
 
 
@@ -194,7 +194,7 @@ def _names(session: "Session", scope: "Scope", name: str, data_dir: Path | None)
     """Return the names that `name` stands for: the id of a project, or a model and its aliases.
 
     Raises:
-        Trouble: the name is unknown.
+        CliError: the name is unknown.
         ModelsFileError: the models file is needed to know the name, and is invalid.
     """
     from cli.up.effective import running
@@ -208,7 +208,7 @@ def _names(session: "Session", scope: "Scope", name: str, data_dir: Path | None)
     if scope is Scope.PROJECT:
         project = keys.find_project(session, name)
         if project is None:
-            raise Trouble(f"there is no project '{name}'; `nightmill keys list` shows them")
+            raise CliError(f"there is no project '{name}'; `nightmill keys list` shows them")
         return [project.id]
     if scope is Scope.MODEL:
         return _models(session, Registry.load(running(data_dir)), name)
@@ -220,16 +220,16 @@ def _names(session: "Session", scope: "Scope", name: str, data_dir: Path | None)
         if name not in known:  # read last: the file may be invalid
             known |= {model.queue for model in Registry.load(running(data_dir)).models.values()}
     if name not in known:
-        raise Trouble(f"there is no {scope} '{name}'; there are {', '.join(sorted(known)) or 'none'}")
+        raise CliError(f"there is no {scope} '{name}'; there are {', '.join(sorted(known)) or 'none'}")
     return [name]
 
 
 def _models(session: "Session", registry: "Registry", name: str) -> list[str]:
-    """Return a model and its aliases, found by one of these names. Raises Trouble for an unknown name."""
-    shown, told = _known(session, name)
+    """Return a model and its aliases, found by one of these names. Raises CliError for an unknown name."""
+    shown, known = _known(session, name)
     model = name if name in registry.models or shown else registry.aliases.get(name, name)
-    if model == name and not (name in registry.models or shown or told):
-        raise Trouble(f"there is no model '{name}'; `nightmill models list` shows them")
+    if model == name and not (name in registry.models or shown or known):
+        raise CliError(f"there is no model '{name}'; `nightmill models list` shows them")
     return [model, *(alias for alias, target in registry.aliases.items() if target == model)]
 
 
@@ -253,8 +253,8 @@ def _known(session: "Session", name: str) -> tuple[bool, bool]:
         )
         is not None
     )
-    told = asked or paused or not served.isdisjoint({name, ANY_MODEL}) or bool(quarantine.listed(session, name))
-    return session.get(Shown, name) is not None, told
+    known = asked or paused or not served.isdisjoint({name, ANY_MODEL}) or bool(quarantine.listed(session, name))
+    return session.get(Shown, name) is not None, known
 
 
 def _shown(session: "Session", scope: str, name: str) -> str:

@@ -17,7 +17,7 @@ import typer
 from cli.client.joining import COLUMNS, Row
 from cli.client.progress import Snapshot, fault
 from cli.client.server import Server, connect
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.options import ApiKey, DataDir, Url
 from cli.output_files import require_writable, whole
 from cli.terminal import Screen, byte_output, say, text_output
@@ -47,22 +47,22 @@ def results(
         require_writable(output)
     with connect(url, api_key, data_dir) as server:
         shown = server.get(f"/jobs/{job}")
-        found = Snapshot.of(shown)
-        _require_files(found)
+        snapshot = Snapshot.of(shown)
+        _require_files(snapshot)
         if not join and format_ == "jsonl":
-            _raw(server, found, output)
+            _raw(server, snapshot, output)
             return
-        if not found.ended:
-            raise Trouble(f"{job} is {found.state}; its results can be joined when it has ended")
-        with _joined(server, found, shown["overrides"]) as rows:
+        if not snapshot.ended:
+            raise CliError(f"{job} is {snapshot.state}; its results can be joined when it has ended")
+        with _joined(server, snapshot, shown["overrides"]) as rows:
             count = writer_of(format_, vectors=shown["endpoint"] == EMBEDDINGS)(rows, output)
     say(f"{count} results{f': {output}' if output else ''}", err=True)
 
 
 def _require_files(job: Snapshot) -> None:
-    """Raise Trouble, with the job's errors, for a job that failed before any of its requests ran."""
+    """Raise CliError, with the job's errors, for a job that failed before any of its requests ran."""
     if job.state == "failed" and not (job.output_file_id or job.error_file_id):
-        raise Trouble("\n".join([f"{job.id} failed and has no results", *map(fault, job.errors)]))
+        raise CliError("\n".join([f"{job.id} failed and has no results", *map(fault, job.errors)]))
 
 
 def _raw(server: Server, job: Snapshot, output: Path | None) -> None:
@@ -85,7 +85,7 @@ def _joined(server: Server, job: Snapshot, overrides: "Row") -> Iterator[Iterato
     from cli.client.joining import joined
 
     if not job.input_file_id:
-        raise Trouble(f"{job.id} has no input file")
+        raise CliError(f"{job.id} has no input file")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
 
@@ -137,7 +137,7 @@ def write_parquet(rows: Iterable[Row], path: Path | None, *, vectors: bool = Fal
     from pyarrow import parquet
 
     if path is None:
-        raise Trouble("name the Parquet file with --output")
+        raise CliError("name the Parquet file with --output")
     rows, count, schema = iter(rows), 0, _schema(pa, vectors=vectors)
     with whole(path) as out, parquet.ParquetWriter(out, schema) as writer:
         while page := list(islice(rows, _AT_ONCE)):

@@ -19,7 +19,7 @@ import typer
 
 from cli.client.progress import Snapshot, fault, follow
 from cli.client.server import Server, connect, named
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.options import DataDir
 from cli.output_files import require_writable, whole
 from cli.terminal import say
@@ -81,17 +81,17 @@ def run_batch(
 
     for path in (input_file, output_file):
         if path.parts[:1] in (("http:",), ("https:",)):
-            raise Trouble(f"{path.parts[0]}//…: a path is taken, not a URL; fetch or send the file by another program")
+            raise CliError(f"{path.parts[0]}//…: a path is taken, not a URL; fetch or send the file by another program")
     require_writable(output_file)
     endpoint, asked = first_request(input_file)
     with ExitStack() as stack:
         server, check = stack.enter_context(_server(context, model, url, api_key, data_dir))
         if check is None and isinstance(asked, str) and asked != model:
-            raise Trouble(
+            raise CliError(
                 f"{input_file}, line 1 asks for the model '{asked}', not for '{model}'; name that one instead"
             )
-        wanted = {"endpoint": endpoint, "completion_window": window or (_LONGEST if check else _USUAL)}
-        job = _run(server, input_file, check or (lambda: None), wanted)
+        options = {"endpoint": endpoint, "completion_window": window or (_LONGEST if check else _USUAL)}
+        job = _run(server, input_file, check or (lambda: None), options)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=output_tmp_dir)))
         results = [_fetched(server, file_id, folder) for file_id in (job.output_file_id, job.error_file_id)]
         opened: list[Iterable[bytes]] = [
@@ -102,16 +102,16 @@ def run_batch(
     say(f"{output_file}: {job.done} results, {job.failed} of them failed", err=True)
 
 
-def _run(server: Server, input_file: Path, check: Callable[[], None], wanted: dict[str, str]) -> Snapshot:
+def _run(server: Server, input_file: Path, check: Callable[[], None], options: dict[str, str]) -> Snapshot:
 
     file_id = server.upload(input_file)
-    batch = server.post("/batches", {"input_file_id": file_id, **wanted})
+    batch = server.post("/batches", {"input_file_id": file_id, **options})
     say(batch["id"], err=True)
     job = follow(server, batch["id"], check)
     for error in job.errors[:20]:
         say(fault(error), err=True)
     if job.state != "succeeded":
-        raise Trouble(f"{job.id} {job.state}")
+        raise CliError(f"{job.id} {job.state}")
     return job
 
 
@@ -132,16 +132,16 @@ def _server(
     flags, folder = context.args, DataFolder(effective(data_dir=data_dir).data_dir)
     if named(url, api_key, data_dir)[0] or folder.live_run():
         if flags:
-            raise Trouble(f"{' '.join(flags)}: the deployment has its engines already; stop it, or leave these out")
+            raise CliError(f"{' '.join(flags)}: the deployment has its engines already; stop it, or leave these out")
         with connect(url, api_key, data_dir) as server:
-            served = {one["id"] for one in server.get("/models")["data"]}
+            served = {model["id"] for model in server.get("/models")["data"]}
             if model not in served:
-                raise Trouble(f"the deployment does not serve '{model}'; it serves {', '.join(sorted(served))}")
+                raise CliError(f"the deployment does not serve '{model}'; it serves {', '.join(sorted(served))}")
             yield server, None
         return
     source = context.get_parameter_source("api_key")
     if source is not None and source.name == "COMMANDLINE":  # a key in the environment may belong to another server
-        raise Trouble(f"--api-key: nothing runs in {folder.path} that takes a key; name a deployment with --url")
+        raise CliError(f"--api-key: nothing runs in {folder.path} that takes a key; name a deployment with --url")
     with _private(model, flags, data_dir) as private:
         yield private
 
@@ -161,9 +161,9 @@ def _private(model: str, flags: list[str], data_dir: Path | None) -> Iterator[tu
         folder = Path(name)
         fields = _fields(Registry.load(effective(data_dir=data_dir, vllm_enabled=True)), model, flags)
         (folder / "models.yaml").write_text(yaml.safe_dump({"models": fields}))
-        pools = (*_LINES, *("gpu" if one["engine"] == "vllm" else "embed" for one in fields.values()))
-        wanted = [line for line in PACKAGED.read_text().splitlines() if line.startswith(pools)]
-        (folder / "Procfile").write_text("\n".join(wanted) + "\n")
+        pools = (*_LINES, *("gpu" if entry["engine"] == "vllm" else "embed" for entry in fields.values()))
+        lines = [line for line in PACKAGED.read_text().splitlines() if line.startswith(pools)]
+        (folder / "Procfile").write_text("\n".join(lines) + "\n")
         options = ["--models", str(folder / "models.yaml"), "--procfile", str(folder / "Procfile")]
         options += ["--unlisted"]
         with system.running(folder / "data", options, _NO_LIMITS) as up:
@@ -188,7 +188,7 @@ def _model(registry: "Registry", name: str, arguments: dict[str, Any]) -> dict[s
     """Return the entry of a model of the models file in force, of a folder, or of a repository of the hub.
 
     Raises:
-        Trouble: the engine of the model does not take these arguments.
+        CliError: the engine of the model does not take these arguments.
     """
     from cli.client.hub import newest
 
@@ -208,9 +208,11 @@ def _known(model: "Model", arguments: dict[str, Any]) -> dict[str, Any]:
     from jobs.fleet.models_file import EngineKind
 
     if model.engine is EngineKind.HTTP:
-        raise Trouble(f"'{model.name}' is served by {' '.join(model.source.urls)}; start `nightmill up`, and try again")
+        raise CliError(
+            f"'{model.name}' is served by {' '.join(model.source.urls)}; start `nightmill up`, and try again"
+        )
     if arguments and model.engine is not EngineKind.VLLM:
-        raise Trouble(f"{', '.join(arguments)}: '{model.name}' has the engine {model.engine.value}, not vLLM")
+        raise CliError(f"{', '.join(arguments)}: '{model.name}' has the engine {model.engine.value}, not vLLM")
     source = model.source.model_dump(mode="json", exclude_unset=True)
     if model.source.repo:
         source["revision"] = arguments.pop("revision", model.source.revision)
@@ -234,9 +236,9 @@ def absolute(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _escaped(name: str, value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _escaped(key, one) for key, one in value.items()}
+        return {key: _escaped(key, member) for key, member in value.items()}
     if isinstance(value, list):
-        return [_escaped(name, one) for one in value]
+        return [_escaped(name, member) for member in value]
     if not isinstance(value, str):
         return value
     if value.startswith("{"):
@@ -247,11 +249,11 @@ def _escaped(name: str, value: Any) -> Any:
 def _object(word: str) -> str:
     """Return a JSON object with absolute paths, and a word without such paths unchanged."""
     try:
-        said = json.loads(word)
+        value = json.loads(word)
     except (ValueError, RecursionError):
         return word
-    escaped = _escaped("", said)
-    return word if escaped == said else json.dumps(escaped)
+    escaped = _escaped("", value)
+    return word if escaped == value else json.dumps(escaped)
 
 
 def _is_path(name: str, word: str) -> bool:

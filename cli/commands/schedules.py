@@ -23,9 +23,9 @@ def list_(
 ) -> None:
     """List the schedules of your project, the newest first, with the time at which each runs next."""
     with connect(url, api_key, data_dir) as server:
-        found = server.pages("/schedules", {}, limit)
+        entries = server.pages("/schedules", {}, limit)
     head = ("schedule", "when", "status", "next", "last batch", "input")
-    show_entries(found, head, _row, as_json=as_json, has_more=found.has_more)
+    show_entries(entries, head, _row, as_json=as_json, has_more=entries.has_more)
 
 
 @app.command()
@@ -55,8 +55,8 @@ def remove(
 
 def _post(path: str, *where: Any, as_json: bool) -> None:
     with connect(*where) as server:
-        found = server.post(path)
-    show(found, f"{found['id']} {found['status']}, next {moment(found['next_run_at'])}", as_json=as_json)
+        schedule = server.post(path)
+    show(schedule, f"{schedule['id']} {schedule['status']}, next {moment(schedule['next_run_at'])}", as_json=as_json)
 
 
 def _row(schedule: dict[str, Any]) -> tuple[object, ...]:

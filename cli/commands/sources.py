@@ -26,9 +26,9 @@ def list_(
 ) -> None:
     """List the sources of a vector store, the newest first, with the result of their last sync."""
     with connect(url, api_key, data_dir) as server:
-        found = server.pages(_path(store), {}, limit)
+        entries = server.pages(_path(store), {}, limit)
     head = ("source", "from", "status", "documents", "next", "last error")
-    show_entries(found, head, _row, as_json=as_json, has_more=found.has_more)
+    show_entries(entries, head, _row, as_json=as_json, has_more=entries.has_more)
 
 
 @app.command()
@@ -64,9 +64,9 @@ def sync(
 ) -> None:
     """Sync a source now, unless it is being synced."""
     with connect(url, api_key, data_dir) as server:
-        found = server.post(f"{_path(store)}/{source}/sync")
-    text = f"{found['id']} {found['status']}; nightmill watch {found['file_batch_id']} follows it"
-    show(found, text, as_json=as_json)
+        synced = server.post(f"{_path(store)}/{source}/sync")
+    text = f"{synced['id']} {synced['status']}; nightmill watch {synced['file_batch_id']} follows it"
+    show(synced, text, as_json=as_json)
 
 
 @app.command()
@@ -111,8 +111,8 @@ def _counted(source: dict[str, Any]) -> str:
     counts = source["counts"]
     if counts is None:
         return "-"
-    told = [f"{counts[name]} {name}" for name in ("added", "changed", "removed", "failed") if counts[name]]
-    return ", ".join([str(counts["seen"]), *told])
+    parts = [f"{counts[name]} {name}" for name in ("added", "changed", "removed", "failed") if counts[name]]
+    return ", ".join([str(counts["seen"]), *parts])
 
 
 def _next(source: dict[str, Any]) -> str:

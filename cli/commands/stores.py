@@ -7,7 +7,7 @@ import typer
 
 from cli.client.server import Server, connect
 from cli.commands.jobs import watched
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.groups import Group
 from cli.options import ApiKey, AsJson, DataDir, Limit, Url
 from cli.terminal import moment, show, show_entries
@@ -39,9 +39,9 @@ def list_(
 ) -> None:
     """List the vector stores of your project, the newest first."""
     with connect(url, api_key, data_dir) as server:
-        found = server.pages("/vector_stores", {}, limit)
+        entries = server.pages("/vector_stores", {}, limit)
     head = ("store", "name", "status", "files", "failed", "bytes", "model", "created")
-    show_entries(found, head, _store_row, as_json=as_json, has_more=found.has_more)
+    show_entries(entries, head, _store_row, as_json=as_json, has_more=entries.has_more)
 
 
 @app.command()
@@ -57,7 +57,7 @@ def add(
     """Add files to a vector store. Exit code 1 if a file could not be read."""
     for file in files:
         if not (_is_id(file) or Path(file).is_file()):
-            raise Trouble(f"{file} is neither a file here nor the id of an uploaded file; nothing was added")
+            raise CliError(f"{file} is neither a file here nor the id of an uploaded file; nothing was added")
     with connect(url, api_key, data_dir) as server:
         ids = [_file_id(server, file) for file in files]
         made = server.post(f"/vector_stores/{store}/file_batches", {"file_ids": ids})
@@ -66,7 +66,7 @@ def add(
         if wait:
             ended = watched(server, made["id"], None, as_json=as_json)
             if ended.failed:
-                raise Trouble(f"{ended.failed} files failed; `nightmill explain {made['id']}` says why")
+                raise CliError(f"{ended.failed} files failed; `nightmill explain {made['id']}` says why")
 
 
 @app.command()
@@ -80,9 +80,9 @@ def files(
 ) -> None:
     """List the files of a vector store, the newest first."""
     with connect(url, api_key, data_dir) as server:
-        found = server.pages(f"/vector_stores/{store}/files", {}, limit)
+        entries = server.pages(f"/vector_stores/{store}/files", {}, limit)
     show_entries(
-        found, ("file", "status", "bytes", "added", "error"), _file_row, as_json=as_json, has_more=found.has_more
+        entries, ("file", "status", "bytes", "added", "error"), _file_row, as_json=as_json, has_more=entries.has_more
     )
 
 
@@ -99,8 +99,8 @@ def search(
     """Print the passages of a vector store that answer a query best."""
     with connect(url, api_key, data_dir) as server:
         body = {"query": query, "max_num_results": limit}
-        found = server.post(f"/vector_stores/{store}/search", body)["data"]
-    show_entries(found, ("score", "file", "name", "passage"), _passage_row, as_json=as_json)
+        passages = server.post(f"/vector_stores/{store}/search", body)["data"]
+    show_entries(passages, ("score", "file", "name", "passage"), _passage_row, as_json=as_json)
 
 
 @app.command()
@@ -148,7 +148,7 @@ def _file_row(file: dict[str, Any]) -> tuple[object, ...]:
     return file["id"], file["status"], file["usage_bytes"], moment(file["created_at"]), error
 
 
-def _passage_row(found: dict[str, Any]) -> tuple[object, ...]:
-    text = " ".join(" ".join(part["text"] for part in found["content"]).split())
+def _passage_row(passage: dict[str, Any]) -> tuple[object, ...]:
+    text = " ".join(" ".join(part["text"] for part in passage["content"]).split())
     short = text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
-    return f"{found['score']:.3f}", found["file_id"], found["filename"], short
+    return f"{passage['score']:.3f}", passage["file_id"], passage["filename"], short

@@ -10,7 +10,7 @@ import typer
 from cli.client.progress import fault, reasoning_of
 from cli.client.server import Server, connect
 from cli.commands.jobs import watched
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.options import ApiKey, AsJson, DataDir, Url
 from cli.terminal import say, show
 from cli.wording import duration
@@ -71,23 +71,23 @@ def submit(
     begin: dict[str, Any] = {"not_before": parse_time(at)} if at else {}
     begin |= {"after": after} if after else {}
     with spooled(file) as source, connect(url, api_key, data_dir) as server:
-        wanted: dict[str, Any] = {
+        request: dict[str, Any] = {
             "endpoint": endpoint or guess_endpoint(source),
             "completion_window": window,
             "priority": priority,
             "metadata": parse_metadata(metadata or []) or None,
         }
         if sample:
-            _sample(server, source, sample, wanted, as_json=as_json)
+            _sample(server, source, sample, request, as_json=as_json)
             return
         file_id = server.upload(source)
         if check:
-            _check(server, file_id, wanted["endpoint"])
+            _check(server, file_id, request["endpoint"])
         if every:
-            schedule = {"cron": every, "timezone": timezone or "UTC", "batch": {"input_file_id": file_id, **wanted}}
+            schedule = {"cron": every, "timezone": timezone or "UTC", "batch": {"input_file_id": file_id, **request}}
             made = server.post("/schedules", schedule)
         else:
-            made = server.post("/batches", {"input_file_id": file_id, **wanted, **begin})
+            made = server.post("/batches", {"input_file_id": file_id, **request, **begin})
         watches = wait and not every
         if not (as_json and watches):
             show(made, made["id"], as_json=as_json)
@@ -96,23 +96,23 @@ def submit(
 
 
 def _check_together(given: Mapping[str, object]) -> None:
-    """Raise Trouble for an option that another option makes meaningless."""
+    """Raise CliError for an option that another option makes meaningless."""
     for option, others in _MEANINGLESS.items():
         for other in others:
             if given[option] and given[other]:
-                raise Trouble(f"{other} means nothing with {option}: leave one of them out")
+                raise CliError(f"{other} means nothing with {option}: leave one of them out")
     if given["--timezone"] and not given["--every"]:
-        raise Trouble("--timezone means nothing without --every: leave it out")
+        raise CliError("--timezone means nothing without --every: leave it out")
 
 
-def _sample(server: Server, file: Path, count: int, wanted: dict[str, Any], *, as_json: bool) -> None:
+def _sample(server: Server, file: Path, count: int, request: dict[str, Any], *, as_json: bool) -> None:
     """Run a batch of some of the lines, and estimate the cost of all. The answers stay on the server."""
     with tempfile.TemporaryDirectory() as folder:
         some = Path(folder) / f"sample-of-{file.name}"
         total = write_sample(file, count, some)
         file_id = server.upload(some)
-    _check(server, file_id, wanted["endpoint"])
-    batch = server.post("/batches", {"input_file_id": file_id, **wanted})
+    _check(server, file_id, request["endpoint"])
+    batch = server.post("/batches", {"input_file_id": file_id, **request})
     say(batch["id"], err=as_json)
     watched(server, batch["id"], None)
     job = server.get(f"/jobs/{batch['id']}")
@@ -122,20 +122,21 @@ def _sample(server: Server, file: Path, count: int, wanted: dict[str, Any], *, a
 
 def _check(server: Server, file_id: str, endpoint: str) -> None:
     """Validate the file and print what it holds. Delete an invalid file, and print its errors."""
-    found = server.post("/batches/validate", {"input_file_id": file_id, "endpoint": endpoint})
-    if found["valid"]:
-        tokens = found["estimate"]["input_tokens"]
-        eta = f", {duration(found['eta_seconds'])} at the last batch's pace" if found["eta_seconds"] else ""
+    report = server.post("/batches/validate", {"input_file_id": file_id, "endpoint": endpoint})
+    if report["valid"]:
+        tokens = report["estimate"]["input_tokens"]
+        eta = f", {duration(report['eta_seconds'])} at the last batch's pace" if report["eta_seconds"] else ""
         say(
-            f"{found['requests']} requests for {found['model']}, about {tokens} input tokens (bytes / 4){eta}", err=True
+            f"{report['requests']} requests for {report['model']}, about {tokens} input tokens (bytes / 4){eta}",
+            err=True,
         )
         return
     server.delete(f"/files/{file_id}")
-    errors = found["errors"]["data"]
+    errors = report["errors"]["data"]
     for error in errors[:_SHOWN]:
         say(fault(error), err=True)
-    many = f"{len(errors)} or more" if found["errors_truncated"] else str(len(errors))
-    raise Trouble(f"nothing was created; errors in the file: {many}")
+    many = f"{len(errors)} or more" if report["errors_truncated"] else str(len(errors))
+    raise CliError(f"nothing was created; errors in the file: {many}")
 
 
 _WORTH_TELLING = 2.0  # seconds of waiting of waiting
@@ -146,11 +147,11 @@ def write_sample(source: Path, count: int, target: Path) -> int:
     """Write `count` lines, spread evenly over the file; return the number of lines in the file."""
     total = sum(1 for _ in _requests(source))
     if not total:
-        raise Trouble(f"{source} holds no requests")
+        raise CliError(f"{source} holds no requests")
     taken = min(count, total)
-    wanted = {number * total // taken for number in range(taken)}
+    numbers = {number * total // taken for number in range(taken)}
     with target.open("wb") as out:
-        out.writelines(line for number, line in enumerate(_requests(source)) if number in wanted)
+        out.writelines(line for number, line in enumerate(_requests(source)) if number in numbers)
     return total
 
 
@@ -166,16 +167,16 @@ def extrapolate(job: Mapping[str, Any], total: int) -> str:
     """Return what all lines would take, from a job that ran some. Its waiting time does not grow with the lines."""
     usage, done = job["usage"], job["progress"]["completed"] + job["progress"]["failed"]
     if not done:
-        raise Trouble("the sample has answered nothing, which says nothing of the rest")
+        raise CliError("the sample has answered nothing, which says nothing of the rest")
     times = total / done
     thought = round(reasoning_of(usage) * times)
     tokens = f"{round(usage['input_tokens'] * times):,} tokens in, {round(usage['output_tokens'] * times):,} out"
     tokens += f" ({thought:,} of them reasoning)" if thought else ""
     failed = f", {round(job['progress']['failed'] * times):,} of them failed" if job["progress"]["failed"] else ""
-    told = f"all {total:,} requests, going by these {done}: about {tokens}{failed}"
+    text = f"all {total:,} requests, going by these {done}: about {tokens}{failed}"
     worked = job.get("worked_seconds")
     if worked is None:
-        return told
-    told += f"; {duration(worked * times)} at the sample's pace, less where the engine takes more at once"
+        return text
+    text += f"; {duration(worked * times)} at the sample's pace, less where the engine takes more at once"
     waited = (job["finalizing_at"] or 0) - job["created_at"] - worked
-    return f"{told}{_BEFORE.format(duration(waited)) if waited >= _WORTH_TELLING else ''}"
+    return f"{text}{_BEFORE.format(duration(waited)) if waited >= _WORTH_TELLING else ''}"

@@ -17,7 +17,9 @@ def usage(data_dir: DataDir = None, as_json: AsJson = False) -> None:
         stored = by_project(session)
         names = project_names(session)
     none = dict.fromkeys(KINDS, 0)
-    rows = [(name, stored.get(project_id, none)) for project_id, name in sorted(names.items(), key=lambda one: one[1])]
+    rows = [
+        (name, stored.get(project_id, none)) for project_id, name in sorted(names.items(), key=lambda item: item[1])
+    ]
     if as_json:
         show_json([{"project": name, **sizes, "limit": limit or None} for name, sizes in rows])
         return

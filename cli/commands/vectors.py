@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.groups import Group
 from cli.options import AsJson, DataDir
 from cli.terminal import say, show
@@ -32,11 +32,11 @@ def verify(
     with opened(data_dir):
         config = effective(data_dir=data_dir)
     done = verify_vectors(config.data_dir.absolute(), repair=repair)
-    found = {"differs": done.returncode == DIFFERS, "findings": done.stdout.splitlines()}
-    show(found, *done.stdout.splitlines(), as_json=as_json)
+    report = {"differs": done.returncode == DIFFERS, "findings": done.stdout.splitlines()}
+    show(report, *done.stdout.splitlines(), as_json=as_json)
     for line in done.stderr.splitlines():
         say(line, err=True)
     if done.returncode == DIFFERS:
-        raise Trouble("the vectors are not what the database says; `nightmill vectors verify --repair` mends it")
+        raise CliError("the vectors are not what the database says; `nightmill vectors verify --repair` repairs it")
     if done.returncode:
-        raise Trouble("the vectors could not be compared")
+        raise CliError("the vectors could not be compared")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.groups import Verb
 
 #: Short flags by their long forms; `spelled_out` handles `-O3`.
@@ -52,20 +52,20 @@ class TakesFlags(Verb):
 
 
 def spelled_out(words: Sequence[str]) -> list[str]:
-    """Return the words with vLLM's short flags in their long form. Raises Trouble for an unknown short flag."""
-    found: list[str] = []
+    """Return the words with vLLM's short flags in their long form. Raises CliError for an unknown short flag."""
+    spelled: list[str] = []
     for word in words:
         short = _SHORT.fullmatch(word)
         if short is None or word == "-h" or word.startswith(_OURS):
-            found.append(word)
+            spelled.append(word)
         elif word.startswith("-O"):
             level = word[2:].removeprefix("=")
-            found += ["--optimization-level", *([level] if level else [])]
+            spelled += ["--optimization-level", *([level] if level else [])]
         elif short[1] in SHORT and short[2][:1] in ("", "=", "."):
-            found.append(SHORT[short[1]] + short[2])
+            spelled.append(SHORT[short[1]] + short[2])
         else:
-            raise Trouble(f"'{word}' is no flag; those that are vLLM's stand in `vllm run-batch --help=all`")
-    return found
+            raise CliError(f"'{word}' is no flag; those that are vLLM's stand in `vllm run-batch --help=all`")
+    return spelled
 
 
 def engine_args(flags: Sequence[str]) -> dict[str, Any]:
@@ -74,15 +74,15 @@ def engine_args(flags: Sequence[str]) -> dict[str, Any]:
     A flag with several values becomes a list, `--no-x` the argument `no_x`, `--a.b c` an object that replaces `--a`.
 
     Raises:
-        Trouble: a word belongs to no flag.
+        CliError: a word belongs to no flag.
     """
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     objects: dict[str, Any] = {}
     rest = list(flags)
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
-            raise Trouble(f"'{word}' belongs to no flag")
+            raise CliError(f"'{word}' belongs to no flag")
         name, equals, value = word[2:].partition("=")
         values = [value] if equals else []
         while not equals and rest and not rest[0].startswith("--"):
@@ -91,18 +91,18 @@ def engine_args(flags: Sequence[str]) -> dict[str, Any]:
             _put(objects, name, " ".join(values))
         else:
             key = name.replace("-", "_")
-            found.pop(_opposite(key), None)
-            found[key] = _value(name, values)
-    return found | objects
+            arguments.pop(_opposite(key), None)
+            arguments[key] = _value(name, values)
+    return arguments | objects
 
 
 def refuse(arguments: Iterable[str]) -> None:
-    """Raise Trouble for arguments without a use in a private run, also abbreviated, because vLLM accepts prefixes."""
+    """Raise CliError for arguments without a use in a private run, also abbreviated, because vLLM accepts prefixes."""
     for given in arguments:
         name = given.removeprefix("no_")
         for refused, reason in _REFUSED.items():
             if name and refused.startswith(name):
-                raise Trouble(f"--{refused.replace('_', '-')}: {reason}")
+                raise CliError(f"--{refused.replace('_', '-')}: {reason}")
 
 
 def merged(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def _opposite(name: str) -> str:
 
 def _value(name: str, values: list[str]) -> Any:
     if len(values) == 1 and values[0].lower() in ("true", "false"):
-        raise Trouble(f"--{name} takes no value: write --{name} or --no-{name}")
+        raise CliError(f"--{name} takes no value: write --{name} or --no-{name}")
     if len(values) == 1:
         [word] = values
         return int(word) if re.fullmatch(r"0|[1-9][0-9]{0,17}", word) else word

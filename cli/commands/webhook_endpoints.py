@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.client.server import connect
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.options import ApiKey, AsJson, DataDir, Limit, Url
 from cli.terminal import moment, show, show_entries
 
@@ -41,9 +41,9 @@ def list_(
 ) -> None:
     """List the webhook endpoints of your project, the newest first."""
     with connect(url, api_key, data_dir) as server:
-        found = server.pages("/webhook_endpoints", {}, limit)
+        entries = server.pages("/webhook_endpoints", {}, limit)
     head = ("endpoint", "name", "url", "events", "created", "disabled")
-    show_entries(found, head, _row, as_json=as_json, has_more=found.has_more)
+    show_entries(entries, head, _row, as_json=as_json, has_more=entries.has_more)
 
 
 def send_test(
@@ -56,10 +56,10 @@ def send_test(
 ) -> None:
     """Send a test event to an endpoint and print the answer. Exit code 1 if the event was not accepted."""
     with connect(url, api_key, data_dir) as server:
-        found = server.post(f"/webhook_endpoints/{endpoint}/test", {"event_type": event_type})
-    show(found, f"status {found['status_code']}", as_json=as_json)
-    if found["status_code"] >= HTTPStatus.BAD_REQUEST:
-        raise Trouble(f"{endpoint} did not accept the event: status {found['status_code']}")
+        answer = server.post(f"/webhook_endpoints/{endpoint}/test", {"event_type": event_type})
+    show(answer, f"status {answer['status_code']}", as_json=as_json)
+    if answer["status_code"] >= HTTPStatus.BAD_REQUEST:
+        raise CliError(f"{endpoint} did not accept the event: status {answer['status_code']}")
 
 
 def deliveries(
@@ -72,9 +72,9 @@ def deliveries(
 ) -> None:
     """List what was sent to an endpoint, the newest first, with the result."""
     with connect(url, api_key, data_dir) as server:
-        found = server.pages(f"/webhook_endpoints/{endpoint}/deliveries", {}, limit)
+        entries = server.pages(f"/webhook_endpoints/{endpoint}/deliveries", {}, limit)
     head = ("delivery", "event", "state", "attempts", "created", "result")
-    show_entries(found, head, _delivery_row, as_json=as_json, has_more=found.has_more)
+    show_entries(entries, head, _delivery_row, as_json=as_json, has_more=entries.has_more)
 
 
 def delete(

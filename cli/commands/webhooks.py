@@ -51,13 +51,13 @@ def listen(
     """
     from cli.client.listening import Forwarder, follow_events
     from cli.client.server import connect
-    from cli.errors import Trouble
+    from cli.errors import CliError
     from jobs.known_kinds import EVENT_TYPES
     from jobs.webhooks.sending import new_secret
 
     types = frozenset(event_type or EVENT_TYPES)
     if unknown := types.difference(EVENT_TYPES):
-        raise Trouble(f"no type of event: {', '.join(sorted(unknown))}; there are {', '.join(EVENT_TYPES)}")
+        raise CliError(f"no type of event: {', '.join(sorted(unknown))}; there are {', '.join(EVENT_TYPES)}")
     with connect(url, api_key, data_dir) as server:
         start = server.get("/events", {"after": "latest"})["last_position"] if after is None else after
         say(f"listening to the events of {server.url} after position {start}", err=True)
@@ -67,8 +67,8 @@ def listen(
             if not secret:
                 say(f"signing secret: {known}", err=True)
         try:
-            wanted = (event for event in follow_events(server, start) if event["type"] in types)
-            for n, event in enumerate(wanted, 1):
+            events = (event for event in follow_events(server, start) if event["type"] in types)
+            for n, event in enumerate(events, 1):
                 _show(event, forwarder.post(event) if forwarder else None, as_json=as_json)
                 if n == count:
                     break

@@ -29,7 +29,7 @@ class Answered:
 
 
 @dataclass(slots=True)
-class Shelf:
+class DemoStore:
     """A vector store of the demo, and the outcome of bringing papers into it."""
 
     store_id: str
@@ -73,13 +73,13 @@ def ask(client: OpenAI, store_id: str, model: str, question: str) -> Answered:
         temperature=0,
         store=False,
     )
-    cited, found = set[str](), list[str]()
+    cited, names = set[str](), list[str]()
     for item in response.output:
         if item.type == "file_search_call":
-            found += [result.filename or "" for result in item.results or ()]
+            names += [result.filename or "" for result in item.results or ()]
         elif item.type == "message":
             cited |= {name for part in item.content for name in _cited(part)}
-    sources = [Source(name, name in cited) for name in dict.fromkeys(found)]
+    sources = [Source(name, name in cited) for name in dict.fromkeys(names)]
     return Answered(question, response.output_text, sources)
 
 
@@ -89,14 +89,14 @@ def _cited(part: object) -> Iterator[str]:
             yield annotation.filename
 
 
-def faults(shelf: Shelf) -> Iterator[str]:
+def faults(store: DemoStore) -> Iterator[str]:
     """Return what differs from the expected outcome, in words."""
-    counts = shelf.batch.file_counts
-    if shelf.batch.status != "completed" or counts.completed != len(shelf.papers):
-        yield f"library: of {len(shelf.papers)} documents {counts.completed} came in ({shelf.batch.status})"
-    if len(shelf.answers) != len(QUESTIONS):
-        yield f"library: {len(shelf.answers)} of {len(QUESTIONS)} questions were answered"
-    for answered in shelf.answers:
+    counts = store.batch.file_counts
+    if store.batch.status != "completed" or counts.completed != len(store.papers):
+        yield f"library: of {len(store.papers)} documents {counts.completed} came in ({store.batch.status})"
+    if len(store.answers) != len(QUESTIONS):
+        yield f"library: {len(store.answers)} of {len(QUESTIONS)} questions were answered"
+    for answered in store.answers:
         if not answered.text.strip():
             yield f"library: no answer to '{answered.question}'"
         if not answered.sources:

@@ -60,7 +60,7 @@ class DemoBatch:
 
     def bodies(self) -> dict[str, dict[str, Any]]:
         """Return the answers by custom_id."""
-        return {one["custom_id"]: one["response"]["body"] for one in self.outputs if one["response"]}
+        return {line["custom_id"]: line["response"]["body"] for line in self.outputs if line["response"]}
 
 
 def submit(client: OpenAI, title: str, endpoint: Endpoint, lines: Sequence[dict[str, Any]], folder: Path) -> DemoBatch:
@@ -106,12 +106,12 @@ def _of_state(batch: DemoBatch) -> Iterator[str]:
 
 
 def _of_lines(batch: DemoBatch) -> Iterator[str]:
-    times = Counter(one["custom_id"] for one in batch.outputs)
+    times = Counter(line["custom_id"] for line in batch.outputs)
     if missing := batch.requests.keys() - times.keys():
         yield f"{len(missing)} requests have no result, {min(missing)} for one"
     if strange := [name for name, count in times.items() if count > 1 or name not in batch.requests]:
         yield f"{len(strange)} results are there twice or were not asked for, {strange[0]} for one"
-    bad = [one for one in batch.outputs if one["error"] or one["response"]["status_code"] != 200]
+    bad = [line for line in batch.outputs if line["error"] or line["response"]["status_code"] != 200]
     if bad:
         yield f"{len(bad)} requests failed; the first: {bad[0]}"
     empty = [name for name, body in batch.bodies().items() if not (answer(body) or vector(body))]
@@ -125,9 +125,9 @@ def _of_usage(batch: DemoBatch) -> Iterator[str]:
         "input_tokens": sum(usage.get("prompt_tokens", 0) for usage in usages),
         "output_tokens": sum(usage.get("completion_tokens", 0) for usage in usages),
     }
-    said = {name: batch.job["usage"][name] for name in sums}
-    if said != sums:
-        yield f"its lines used {sums}, the batch says {said}"
+    reported = {name: batch.job["usage"][name] for name in sums}
+    if reported != sums:
+        yield f"its lines used {sums}, the batch says {reported}"
 
 
 def answer(body: Mapping[str, Any]) -> str:
@@ -139,15 +139,15 @@ def answer(body: Mapping[str, Any]) -> str:
 def vector(body: Mapping[str, Any]) -> Vector:
     """Return the vector of an embedding, empty where it has none."""
     data = body.get("data") or [{}]
-    found: Vector = data[0].get("embedding") or []
-    return found
+    embedding: Vector = data[0].get("embedding") or []
+    return embedding
 
 
-def nearest(wanted: Vector, among: Mapping[str, Vector], count: int) -> list[tuple[float, str]]:
+def nearest(query: Vector, among: Mapping[str, Vector], count: int) -> list[tuple[float, str]]:
     """Return the names with the highest cosine similarity, best first."""
-    return sorted(((_cosine(wanted, one), name) for name, one in among.items()), reverse=True)[:count]
+    return sorted(((_cosine(query, candidate), name) for name, candidate in among.items()), reverse=True)[:count]
 
 
-def _cosine(one: Vector, other: Vector) -> float:
-    dot = sum(a * b for a, b in zip(one, other, strict=True))
-    return dot / (math.hypot(*one) * math.hypot(*other) or 1.0)
+def _cosine(left: Vector, right: Vector) -> float:
+    dot = sum(a * b for a, b in zip(left, right, strict=True))
+    return dot / (math.hypot(*left) * math.hypot(*right) or 1.0)

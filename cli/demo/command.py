@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.terminal import escaped, visible
 from cli.wording import model_progress
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-    from cli.demo.answers import Shelf
+    from cli.demo.answers import DemoStore
     from cli.demo.batch import DemoBatch
     from cli.demo.corpus import Docstring
     from cli.demo.inbox import Inbox
@@ -63,10 +63,10 @@ def demo(
     options = [word for url in engine_url or [] for word in ("--engine-url", url)] + ["--no-vllm"] * no_vllm
     options.append("--openai-aliases")
     signal.signal(signal.SIGTERM, _leave)
-    found = corpus.docstrings(max(chats, documents))
+    docstrings = corpus.docstrings(max(chats, documents))
     lines = (
-        corpus.chats(found[:chats], model, max_tokens),
-        corpus.embeddings(found, embedding_model),
+        corpus.chats(docstrings[:chats], model, max_tokens),
+        corpus.embeddings(docstrings, embedding_model),
     )
     where = escaped(f"in {data_dir} (logs in {data_dir / 'logs'})")
     console.print(f"[bold]starting Nightmill[/] {where}", soft_wrap=True)
@@ -74,16 +74,16 @@ def demo(
     with _interruptible(console), system.running(data_dir, options, own, port) as up:
         up.wait_until_ready()
         console.print(f"the API answers at {up.url}/v1 after {time.monotonic() - began:.0f} s")
-        missing = _run(console, up, found, lines, began + patience)
+        missing = _run(console, up, docstrings, lines, began + patience)
         console.print(f"[bold]{time.monotonic() - began:.0f} s[/] from nothing to here")
         if stay and not missing:
             _stay(console, up)
     if missing:
-        raise Trouble("the demo is not complete:\n  " + "\n  ".join(missing))
+        raise CliError("the demo is not complete:\n  " + "\n  ".join(missing))
 
 
 def _run(
-    console: "Console", up: "System", found: "Sequence[Docstring]", lines: tuple[_Lines, _Lines], deadline: float
+    console: "Console", up: "System", docstrings: "Sequence[Docstring]", lines: tuple[_Lines, _Lines], deadline: float
 ) -> list[str]:
     """Run all steps; return what is missing in the end."""
     from openai import OpenAI
@@ -102,23 +102,25 @@ def _run(
         console.print(f"uploaded {len(lines[0])} chat and {len(lines[1])} embedding requests, created two batches")
         _follow(console, client, up, [chats, vectors], deadline)
         _await_mail(mail, [chats, vectors], up)
-        for one in (chats, vectors):
-            one.download(client)
+        for batch in (chats, vectors):
+            batch.download(client)
     missing = list(faults([chats, vectors], mail))
     if not missing:
         models = (str(lines[0][0]["body"]["model"]), str(lines[1][0]["body"]["model"]))
-        shelf = _library(console, client, up, models, deadline)
-        missing += answers.faults(shelf)
+        store = _library(console, client, up, models, deadline)
+        missing += answers.faults(store)
     if not missing:
-        report.show_answers(console, found, chats, vectors)
-        report.show_neighbours(console, found, vectors)
+        report.show_answers(console, docstrings, chats, vectors)
+        report.show_neighbours(console, docstrings, vectors)
         report.show_counts(console, [chats, vectors], mail.events)
-        report.show_library(console, shelf)
+        report.show_library(console, store)
         report.show_next(console, folder, up.folder.path, Settings().flower)
     return missing
 
 
-def _library(console: "Console", client: "OpenAI", up: "System", models: tuple[str, str], deadline: float) -> "Shelf":
+def _library(
+    console: "Console", client: "OpenAI", up: "System", models: tuple[str, str], deadline: float
+) -> "DemoStore":
     """Bring documents into a vector store, and answer questions from them."""
     from cli.demo import answers, library
 
@@ -130,19 +132,19 @@ def _library(console: "Console", client: "OpenAI", up: "System", models: tuple[s
     while batch.status == "in_progress":
         up.check()
         if time.monotonic() > deadline:
-            raise Trouble(f"the documents did not come in in time; look at {up.folder.logs}")
+            raise CliError(f"the documents did not come in in time; look at {up.folder.logs}")
         threading.Event().wait(_LOOK_SECONDS)
         batch = client.vector_stores.file_batches.retrieve(batch.id, vector_store_id=store_id)
-    shelf = answers.Shelf(store_id, papers, batch, time.monotonic() - began)
+    store = answers.DemoStore(store_id, papers, batch, time.monotonic() - began)
     if batch.status == "completed":
-        shelf.answers = [answers.ask(client, store_id, models[0], question) for question in library.QUESTIONS]
-    return shelf
+        store.answers = [answers.ask(client, store_id, models[0], question) for question in library.QUESTIONS]
+    return store
 
 
 def _follow(
     console: "Console", client: "OpenAI", up: "System", batches: "Sequence[DemoBatch]", deadline: float
 ) -> None:
-    """Show the batches until both have ended. Raises Trouble when they do not end in time."""
+    """Show the batches until both have ended. Raises CliError when they do not end in time."""
     with board(console, batches) as shown:
         while not all(batch.ended for batch in batches):
             for batch in batches:
@@ -150,7 +152,7 @@ def _follow(
                 shown.show(batch)
             up.check()
             if time.monotonic() > deadline:
-                raise Trouble(f"the batches did not end in time; look at {up.folder.logs}")
+                raise CliError(f"the batches did not end in time; look at {up.folder.logs}")
             threading.Event().wait(_LOOK_SECONDS)
 
 
@@ -193,24 +195,26 @@ class Board:
     def __init__(self, console: "Console", progress: "Progress", batches: "Sequence[DemoBatch]") -> None:
         self._console = console
         self._progress = progress
-        self._tasks = {one.id: progress.add_task(one.title, total=len(one.requests), told="") for one in batches}
-        self._said: dict[str, tuple[float, object]] = {}
+        self._tasks = {
+            batch.id: progress.add_task(batch.title, total=len(batch.requests), state="") for batch in batches
+        }
+        self._printed: dict[str, tuple[float, object]] = {}
 
     def show(self, batch: "DemoBatch") -> None:
         done = batch.job["progress"]["completed"] + batch.job["progress"]["failed"]
-        self._progress.update(self._tasks[batch.id], completed=done, told=visible(told(batch)))
+        self._progress.update(self._tasks[batch.id], completed=done, state=visible(progress_text(batch)))
         if not self._console.is_terminal:
             self._print(batch, done)
 
     def _print(self, batch: "DemoBatch", done: int) -> None:
-        at, before = self._said.get(batch.id, (0.0, ""))
-        stage = batch.job["model_status"] or told(batch)  # the text about a loading model counts seconds
+        at, before = self._printed.get(batch.id, (0.0, ""))
+        stage = batch.job["model_status"] or progress_text(batch)  # the text about a loading model counts seconds
         if stage != before or time.monotonic() - at > _PLAIN_SECONDS:
-            self._said[batch.id] = time.monotonic(), stage
-            self._console.print(f"{batch.title}: {done}/{len(batch.requests)} {escaped(told(batch))}")
+            self._printed[batch.id] = time.monotonic(), stage
+            self._console.print(f"{batch.title}: {done}/{len(batch.requests)} {escaped(progress_text(batch))}")
 
 
-def told(batch: "DemoBatch") -> str:
+def progress_text(batch: "DemoBatch") -> str:
     """Return what a batch is doing, in words."""
     if batch.job["model_status"]:
         return model_progress(batch.job["model_status"])
@@ -229,7 +233,7 @@ def board(console: "Console", batches: "Sequence[DemoBatch]") -> Iterator[Board]
         BarColumn(30),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[told]}", style="dim", markup=False),
+        TextColumn("{task.fields[state]}", style="dim", markup=False),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         yield Board(console, progress, batches)

@@ -49,26 +49,29 @@ class Docstring:
 def docstrings(count: int) -> list[Docstring]:
     """Return the first `count` docstrings, the same ones on every run of one Python version."""
     turns = zip_longest(*(list(islice(_of_module(name, path), _PER_MODULE)) for name, path in _modules()))
-    return list(islice((one for turn in turns for one in turn if one is not None), count))
+    return list(islice((docstring for turn in turns for docstring in turn if docstring is not None), count))
 
 
-def chats(found: Sequence[Docstring], model: str, max_tokens: int) -> list[dict[str, Any]]:
+def chats(docstrings: Sequence[Docstring], model: str, max_tokens: int) -> list[dict[str, Any]]:
     """Return the lines of a batch that asks for a summary of each docstring."""
-    return [_line(f"chat-{n}", "/v1/chat/completions", _chat(one, model, max_tokens)) for n, one in enumerate(found)]
+    return [
+        _line(f"chat-{n}", "/v1/chat/completions", _chat(docstring, model, max_tokens))
+        for n, docstring in enumerate(docstrings)
+    ]
 
 
-def embeddings(found: Sequence[Docstring], model: str) -> list[dict[str, Any]]:
+def embeddings(docstrings: Sequence[Docstring], model: str) -> list[dict[str, Any]]:
     """Return the lines of a batch that embeds each docstring, the topics and the questions."""
-    texts = [(f"doc-{n}", f"{one.name}: {one.text}") for n, one in enumerate(found)]
+    texts = [(f"doc-{n}", f"{docstring.name}: {docstring.text}") for n, docstring in enumerate(docstrings)]
     texts += [(f"topic-{name}", text) for name, text in TOPICS.items()]
     texts += [(f"question-{n}", text) for n, text in enumerate(QUESTIONS)]
     return [_line(custom_id, "/v1/embeddings", {"model": model, "input": text}) for custom_id, text in texts]
 
 
-def _chat(one: Docstring, model: str, max_tokens: int) -> dict[str, Any]:
+def _chat(docstring: Docstring, model: str, max_tokens: int) -> dict[str, Any]:
     messages = [
         {"role": "system", "content": _TASK},
-        {"role": "user", "content": f"Summarise in one sentence what `{one.name}` is for:\n\n{one.text}"},
+        {"role": "user", "content": f"Summarise in one sentence what `{docstring.name}` is for:\n\n{docstring.text}"},
     ]
     return {"model": model, "messages": messages, "max_tokens": max_tokens, "temperature": 0}
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cli.demo.answers import Shelf
+from cli.demo.answers import DemoStore
 from cli.demo.batch import DemoBatch, Vector, answer, nearest, vector
 from cli.demo.corpus import QUESTIONS, TOPICS, Docstring
 from cli.terminal import cell, escaped
@@ -18,7 +18,7 @@ _ROWS = 12
 _NEIGHBOURS = 3
 
 
-def show_answers(console: Console, found: Sequence[Docstring], chats: DemoBatch, embeddings: DemoBatch) -> None:
+def show_answers(console: Console, docstrings: Sequence[Docstring], chats: DemoBatch, embeddings: DemoBatch) -> None:
     """Print some docstrings with the model's summary and the nearest topic of each."""
     answers = {name: answer(body) for name, body in chats.bodies().items()}
     vectors = _vectors(embeddings)
@@ -26,15 +26,17 @@ def show_answers(console: Console, found: Sequence[Docstring], chats: DemoBatch,
     table = Table("function", "its docstring begins", "the model's summary", "nearest topic", box=box.SIMPLE)
     for n in range(0, len(answers), max(1, len(answers) // _ROWS)):
         [(_, topic)] = nearest(vectors[f"doc-{n}"], topics, 1)
-        row = (found[n].name, _clip(found[n].text, 60), _clip(answers[f"chat-{n}"], 100), topic)
+        row = (docstrings[n].name, _clip(docstrings[n].text, 60), _clip(answers[f"chat-{n}"], 100), topic)
         table.add_row(*map(cell, row))
     console.print(table)
 
 
-def show_neighbours(console: Console, found: Sequence[Docstring], embeddings: DemoBatch) -> None:
+def show_neighbours(console: Console, docstrings: Sequence[Docstring], embeddings: DemoBatch) -> None:
     """Print for each question the docstrings that are nearest in meaning."""
     vectors = _vectors(embeddings)
-    documents = {found[int(name[4:])].name: one for name, one in vectors.items() if name.startswith("doc-")}
+    documents = {
+        docstrings[int(name[4:])].name: embedding for name, embedding in vectors.items() if name.startswith("doc-")
+    }
     table = Table("asked for", "nearest docstrings, by cosine of their embeddings", box=box.SIMPLE)
     for n, question in enumerate(QUESTIONS):
         best = nearest(vectors[f"question-{n}"], documents, _NEIGHBOURS)
@@ -61,14 +63,14 @@ def show_counts(console: Console, batches: Sequence[DemoBatch], events: Mapping[
     console.print("seconds: at work, without the time in which the engine was still loading", style="dim")
 
 
-def show_library(console: Console, shelf: Shelf) -> None:
+def show_library(console: Console, store: DemoStore) -> None:
     """Print the questions, the model's answers from the documents, and their sources."""
-    size = sum(len(paper.data) for paper in shelf.papers)
-    rate = f"{len(shelf.papers)} documents, {size // 1024} KiB, searchable after {shelf.seconds:.0f} s"
+    size = sum(len(paper.data) for paper in store.papers)
+    rate = f"{len(store.papers)} documents, {size // 1024} KiB, searchable after {store.seconds:.0f} s"
     table = Table("asked of the documents", "answer", "sources (* cited)", box=box.SIMPLE, title=rate)
-    for one in shelf.answers:
-        names = [cell(f"{source.filename}{' *' if source.cited else ''}") for source in one.sources]
-        table.add_row(one.question, cell(_clip(one.text, 160)), Text("\n").join(names))
+    for entry in store.answers:
+        names = [cell(f"{source.filename}{' *' if source.cited else ''}") for source in entry.sources]
+        table.add_row(entry.question, cell(_clip(entry.text, 160)), Text("\n").join(names))
     console.print(table)
 
 

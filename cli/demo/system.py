@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.up import readiness
 from cli.up.folder import DataFolder
 from cli.up.procfile import CODE
@@ -55,21 +55,23 @@ class System:
         return str(self.folder.read_run()["api_key"])
 
     def wait_until_ready(self) -> None:
-        """Wait until the API answers. Raises Trouble when it does not in time."""
+        """Wait until the API answers. Raises CliError when it does not in time."""
         deadline = time.monotonic() + _READY_SECONDS
         while not (self.folder.read_run() and readiness.takes_requests(self.url)):
             self.check()
             if time.monotonic() > deadline:
-                raise Trouble(f"the API does not answer; its log says\n{self._tail('web')}")
+                raise CliError(f"the API does not answer; its log says\n{self._tail('web')}")
             threading.Event().wait(0.2)
 
     def check(self) -> None:
-        """Raise Trouble when the installation has ended, or when one of its processes keeps ending."""
+        """Raise CliError when the installation has ended, or when one of its processes keeps ending."""
         if self._has_ended():
-            raise Trouble(f"nightmill up has ended:\n{self._service.log.tail(8)}")
-        for one in self.folder.read_run().get("processes", []):
-            if one["restarts"] >= _HOPELESS:
-                raise Trouble(f"the process '{one['name']}' keeps ending; its log says\n{self._tail(one['name'])}")
+            raise CliError(f"nightmill up has ended:\n{self._service.log.tail(8)}")
+        for process in self.folder.read_run().get("processes", []):
+            if process["restarts"] >= _HOPELESS:
+                raise CliError(
+                    f"the process '{process['name']}' keeps ending; its log says\n{self._tail(process['name'])}"
+                )
 
     def stop(self) -> None:
         """Stop the installation as Ctrl-C does; kill it after a minute."""
@@ -84,7 +86,7 @@ class System:
     def _tail(self, name: str) -> str:
         """Return the last error of a process's log, else its last lines."""
         lines = LogFile(self.folder.logs / f"{name}.log").tail(_READ).splitlines()
-        errors = [said for line in lines if (said := _error_of(line))]
+        errors = [error for line in lines if (error := _error_of(line))]
         return errors[-1] if errors else "\n".join(lines[-_SHOWN:])
 
     def _has_ended(self) -> bool:
@@ -97,11 +99,13 @@ class System:
 def _error_of(line: str) -> str:
     """Return the exception in a line of a log without its traceback; empty where it has none."""
     try:
-        said = json.loads(line)
+        record = json.loads(line)
     except ValueError:
         return ""
-    error = said.get("error") if isinstance(said, dict) else None
-    return f"{said.get('event')}: {error.strip().splitlines()[-1]}" if isinstance(error, str) and error.strip() else ""
+    error = record.get("error") if isinstance(record, dict) else None
+    return (
+        f"{record.get('event')}: {error.strip().splitlines()[-1]}" if isinstance(error, str) and error.strip() else ""
+    )
 
 
 @contextmanager

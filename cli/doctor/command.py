@@ -1,4 +1,4 @@
-"""`nightmill doctor`: what is installed, reachable and misconfigured, and how to mend it."""
+"""`nightmill doctor`: what is installed, reachable and misconfigured, and how to fix it."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,14 +25,14 @@ def doctor(data_dir: DataDir = None, as_json: AsJson = False) -> None:
 def examine(data_dir: Path | None) -> Iterable[Finding]:
     """Yield every finding, in the order of the checks. Settings that cannot be read end the examination."""
     from cli.doctor.checks import CHECKS, Patient
-    from cli.errors import Trouble
+    from cli.errors import CliError
     from cli.up.effective import running
     from cli.up.folder import DataFolder
 
     try:
         config = running(data_dir)
-    except Trouble as trouble:
-        yield Finding("settings", Health.BROKEN, str(trouble), "correct it in the environment")
+    except CliError as error:
+        yield Finding("settings", Health.BROKEN, str(error), "correct it in the environment")
         return
     folder = DataFolder(config.data_dir)
     patient = Patient(config, folder, folder.read_run())
@@ -45,11 +45,11 @@ def _show(findings: list[Finding]) -> None:
 
     console = Console(highlight=False, soft_wrap=True, emoji=False)
     for finding in findings:
-        first, *more = finding.told.split("\n")  # a models file may have several errors
-        console.print(f"{_MARKS[finding.health]} {escaped(finding.what)}: {escaped(first)}")
+        first, *more = finding.message.split("\n")  # a models file may have several errors
+        console.print(f"{_MARKS[finding.health]} {escaped(finding.check)}: {escaped(first)}")
         for line in more:
             console.print(f"         {escaped(line)}")
-        if finding.mend:
-            console.print(f"         to mend it: {escaped(finding.mend)}")
+        if finding.fix:
+            console.print(f"         to fix it: {escaped(finding.fix)}")
     broken = sum(finding.health is Health.BROKEN for finding in findings)
     console.print(f"\n{broken} broken, {len(findings)} looked at" if broken else "\nnothing is broken")

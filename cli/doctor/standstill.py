@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.client.progress import Snapshot
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.up import readiness
 from cli.wording import duration
 
@@ -30,14 +30,14 @@ _SILENT = 60.0  # seconds of many heartbeats
 _PLAN = "cpu.plan"  # the queue that plans and finishes every job
 
 
-def told(url: str, job: Snapshot, data_dir: Path | None) -> list[str]:
+def reasons(url: str, job: Snapshot, data_dir: Path | None) -> list[str]:
     """Return the reasons in words, empty where none is known."""
     from sqlalchemy.exc import SQLAlchemyError
 
     from jobs.errors import NightmillError
 
     why = None
-    with suppress(Trouble, NightmillError, SQLAlchemyError):  # the job may be on another host, or of another version
+    with suppress(CliError, NightmillError, SQLAlchemyError):  # the job may be on another host, or of another version
         why = here(job.id, data_dir)
     if why is None:
         why = from_afar(job, readiness.look(url) or {})
@@ -47,14 +47,14 @@ def told(url: str, job: Snapshot, data_dir: Path | None) -> list[str]:
 
 
 def here(job_id: str, data_dir: Path | None) -> list[str]:
-    """Return the reasons from this host's database. Raises Trouble where it does not have the job."""
+    """Return the reasons from this host's database. Raises CliError where it does not have the job."""
     from cli.up.effective import effective, opened
     from jobs.ledger.tables import Job
 
     with opened(data_dir) as db, db.read() as session:
         job = session.get(Job, job_id)
         if job is None:
-            raise Trouble(f"there is no job {job_id} in this host's database")
+            raise CliError(f"there is no job {job_id} in this host's database")
         why, is_late = _look(session, job)
     return [*why, *_not_publishing(effective(data_dir=data_dir))] if is_late else why
 
@@ -94,7 +94,7 @@ def _in_hand(session: "Session", job: "Job") -> tuple[list[str], bool]:
 
     running = select(Shard.worker_id).where(Shard.job_id == job.id, Shard.state == ShardState.RUNNING)
     names = {job.worker_id, *session.scalars(running)} - {None}
-    if silent := _silent([one for one in fleet.everyone(session) if one.id in names]):
+    if silent := _silent([worker for worker in fleet.everyone(session) if worker.id in names]):
         return [f"{silent[0].id} has it, and has sent no heartbeat for {_ago(silent[0].seen_at)}"], True
     return ["a worker is at it, and nothing new has come of it yet"] if names else [], not names
 
@@ -106,7 +106,9 @@ def _crowded(session: "Session", message: "Outbox") -> tuple[list[str], bool] | 
 
     alive = fleet.alive(session, message.queue)
     if not alive:
-        return [_nobody(message.queue, [one for one in fleet.everyone(session) if message.queue in one.queues])], False
+        return [
+            _nobody(message.queue, [worker for worker in fleet.everyone(session) if message.queue in worker.queues])
+        ], False
     slots, busy = fleet.slots(alive)[message.queue], fleet.claims_at(session, Scope.QUEUE, message.queue)
     return ([f"all slots of {message.queue} are busy ({slots})"], bool(_silent(alive))) if busy >= slots else None
 
@@ -131,7 +133,7 @@ def _silent(workers: Sequence["Worker"]) -> list["Worker"]:
     """Return the workers whose heartbeat is late. With equal clocks the leading dispatcher would have removed them."""
     from jobs.clock import now
 
-    return [one for one in workers if now() - one.seen_at > _SILENT]
+    return [worker for worker in workers if now() - worker.seen_at > _SILENT]
 
 
 def _ago(at: float) -> str:
@@ -171,7 +173,7 @@ def _nobody(queue: str, workers: Sequence["Worker"]) -> str:
     """Return why the registered workers take no work: paused, loading, or stopping."""
     if not workers:
         return f"no live worker of {queue}; `nightmill workers` shows who lives"
-    states = (f"{one.id} is {'paused' if one.state == 'ready' else one.state}" for one in workers)
+    states = (f"{worker.id} is {'paused' if worker.state == 'ready' else worker.state}" for worker in workers)
     return f"no worker of {queue} takes anything: {', '.join(states)}"
 
 
@@ -183,8 +185,8 @@ def _not_publishing(config: "Settings") -> Iterator[str]:
     from jobs.fleet.health import DISPATCHER, ailing
 
     folder = DataFolder(config.data_dir)
-    for found in broker(Patient(config, folder, folder.read_run())):
-        if found.health is Health.BROKEN:
-            yield f"the broker is unavailable: {found.told}; {found.mend}"
-    if trouble := ailing(config, DISPATCHER):
-        yield f"{trouble}; `nightmill doctor` looks at the processes"
+    for finding in broker(Patient(config, folder, folder.read_run())):
+        if finding.health is Health.BROKEN:
+            yield f"the broker is unavailable: {finding.message}; {finding.fix}"
+    if problem := ailing(config, DISPATCHER):
+        yield f"{problem}; `nightmill doctor` looks at the processes"

@@ -38,21 +38,21 @@ def source_folders(patient: Patient) -> Iterator[Finding]:
     """Find folders of NIGHTMILL_SOURCE_FOLDERS that contain a folder of the deployment, or lie in one."""
     for name in patient.config.source_folders:
         if meets(Path(name).resolve(), patient.config.own_folders):
-            told = "it contains or lies in a folder with keys and stored files; sources that meet that are refused"
-            yield warning(f"source folder {name}", told, "name folders beside it in NIGHTMILL_SOURCE_FOLDERS")
+            message = "it contains or lies in a folder with keys and stored files; sources that meet that are refused"
+            yield warning(f"source folder {name}", message, "name folders beside it in NIGHTMILL_SOURCE_FOLDERS")
         else:
             yield fine(f"source folder {name}", "it lies apart from this deployment's own")
 
 
 def disk(patient: Patient) -> Iterator[Finding]:
-    path = next(one for one in (patient.folder.path, *patient.folder.path.parents) if one.exists())
+    path = next(folder for folder in (patient.folder.path, *patient.folder.path.parents) if folder.exists())
     stat = os.statvfs(path)
     free = stat.f_bavail * stat.f_frsize
-    told = f"{free / _GB:.1f} GB free at {path}"
+    message = f"{free / _GB:.1f} GB free at {path}"
     if free < patient.config.min_free_bytes:
-        yield broken("disk", f"{told}; below {patient.config.min_free_bytes / _GB:.1f} GB jobs wait", "make room")
+        yield broken("disk", f"{message}; below {patient.config.min_free_bytes / _GB:.1f} GB jobs wait", "make room")
     else:
-        yield fine("disk", told)
+        yield fine("disk", message)
 
 
 def database(patient: Patient) -> Iterator[Finding]:
@@ -64,23 +64,23 @@ def database(patient: Patient) -> Iterator[Finding]:
     db = Database(patient.config.database, patience=3)
     try:
         with db.engine.connect() as connection:
-            found = set(MigrationContext.configure(connection).get_current_heads())
+            heads = set(MigrationContext.configure(connection).get_current_heads())
     except SQLAlchemyError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         yield broken("database", f"{shown}: {reason}", "start it, or correct NIGHTMILL_DATABASE_URL")
         return
     finally:
         db.close()
-    yield _schema(shown, found)
+    yield _schema(shown, heads)
 
 
-def _schema(shown: str, found: set[str]) -> Finding:
+def _schema(shown: str, heads: set[str]) -> Finding:
     config = Config()
     config.set_main_option("script_location", str(CODE / "migrations"))
     newest = set(ScriptDirectory.from_config(config).get_heads())
-    if found == newest:
-        return fine("database", f"{shown}, schema {', '.join(sorted(found))}")
-    return broken("database", f"{shown} has schema {sorted(found)}, this version needs {sorted(newest)}", _RELEASE)
+    if heads == newest:
+        return fine("database", f"{shown}, schema {', '.join(sorted(heads))}")
+    return broken("database", f"{shown} has schema {sorted(heads)}, this version needs {sorted(newest)}", _RELEASE)
 
 
 def quarantined(patient: Patient) -> Iterator[Finding]:
@@ -91,14 +91,14 @@ def quarantined(patient: Patient) -> Iterator[Finding]:
     db = Database(patient.config.database, patience=3)
     try:
         with db.read() as session:
-            found = [(row.model, bool(row.trial), quarantine.told(row)) for row in quarantine.listed(session)]
+            quarantines = [(row.model, bool(row.trial), quarantine.describe(row)) for row in quarantine.listed(session)]
     except (SQLAlchemyError, NightmillError):
         return  # the check of the database reports it
     finally:
         db.close()
-    for model, on_trial, told in found:
-        mend = f"correct what its log says, then `nightmill resume model {model}`"
-        yield (warning if on_trial else broken)(f"engine of {model}", "; ".join(told), mend)
+    for model, on_trial, sentences in quarantines:
+        fix = f"correct what its log says, then `nightmill resume model {model}`"
+        yield (warning if on_trial else broken)(f"engine of {model}", "; ".join(sentences), fix)
 
 
 def files(patient: Patient) -> Iterator[Finding]:

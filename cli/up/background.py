@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.terminal import say
 from cli.up import readiness
 from cli.up.folder import DataFolder
@@ -32,7 +32,7 @@ def detached(folder: DataFolder, api: str, run: Callable[[], int], timings: Timi
     Call this function while this process has one thread.
 
     Raises:
-        Trouble: a deployment runs in this folder already, the new one ended, or it does not answer in time.
+        CliError: a deployment runs in this folder already, the new one ended, or it does not answer in time.
     """
     folder.refuse_if_running()
     errors = folder.logs / "up.err"
@@ -62,13 +62,13 @@ def _leave_terminal(errors: "os.PathLike[str]") -> None:
 
 
 def _wait_until_ready(folder: DataFolder, child: int, api: str, errors: LogFile, timings: Timings) -> None:
-    """Wait until the deployment of the process `child` takes requests. Raises Trouble as `detached` does."""
+    """Wait until the deployment of the process `child` takes requests. Raises CliError as `detached` does."""
     deadline = time.monotonic() + timings.detach_patience
     while not (run := _run_of(folder, child)) or not readiness.takes_requests(api):
         if os.waitpid(child, os.WNOHANG)[0]:
-            raise Trouble(f"the start failed:\n{errors.tail(_SHOWN).replace('nightmill: ', '', 1)}")
+            raise CliError(f"the start failed:\n{errors.tail(_SHOWN).replace('nightmill: ', '', 1)}")
         if time.monotonic() > deadline:
-            raise Trouble(f"no answer yet; it goes on starting, and {folder.logs} has what its processes log")
+            raise CliError(f"no answer yet; it goes on starting, and {folder.logs} has what its processes log")
         threading.Event().wait(timings.detach_look)
     say(f"ready: {run['url']}/v1")
     say(f"in a browser: {run['url']}/ (chat, API reference)")
@@ -84,13 +84,13 @@ def stop(folder: DataFolder, timings: Timings = Timings()) -> bool:
     """Stop what runs in `folder`, as Ctrl-C does, and wait for its end; return False if nothing ran.
 
     Raises:
-        Trouble: the deployment runs on another host, or does not end.
+        CliError: the deployment runs on another host, or does not end.
     """
     owner = folder.owner()
     if owner is None or not (owner.lives or folder.live_run()):
         return False
     if not owner.lives:
-        raise Trouble(f"{folder.path} belongs to `nightmill up` on host {owner.host}: stop it there")
+        raise CliError(f"{folder.path} belongs to `nightmill up` on host {owner.host}: stop it there")
     try:
         process = os.pidfd_open(owner.pid)
     except ProcessLookupError:
@@ -101,7 +101,7 @@ def stop(folder: DataFolder, timings: Timings = Timings()) -> bool:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(process, signal.SIGTERM)
         if not select.select([process], [], [], timings.down_patience)[0]:
-            raise Trouble(f"pid {owner.pid} does not end; {folder.logs / 'up.log'} says what it waits for")
+            raise CliError(f"pid {owner.pid} does not end; {folder.logs / 'up.log'} says what it waits for")
     finally:
         os.close(process)
     return True

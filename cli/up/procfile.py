@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cli.errors import Trouble
+from cli.errors import CliError
 
 RELEASE = "release"
 #: The Procfile of this package.
@@ -32,11 +32,11 @@ class Line:
 
 
 def load(path: Path) -> list[Line]:
-    """Return the lines in their order. Raises Trouble with the number of an invalid line."""
+    """Return the lines in their order. Raises CliError with the number of an invalid line."""
     try:
         text = path.read_text()
     except OSError as error:
-        raise Trouble(f"cannot read {path}: {error.strerror}") from error
+        raise CliError(f"cannot read {path}: {error.strerror}") from error
     lines = [
         _parse(path, number, line.strip())
         for number, line in enumerate(text.splitlines(), start=1)
@@ -45,27 +45,27 @@ def load(path: Path) -> list[Line]:
     names = [line.name for line in lines]
     for name in names:
         if names.count(name) > 1:
-            raise Trouble(f"{path} names '{name}' more than once")
+            raise CliError(f"{path} names '{name}' more than once")
     return lines
 
 
 def _parse(path: Path, number: int, text: str) -> Line:
     match = _LINE.match(text)
     if match is None:
-        raise Trouble(f"{path}, line {number}: expected 'name: command', found '{text}'")
+        raise CliError(f"{path}, line {number}: expected 'name: command', found '{text}'")
     name, command = match.groups()
     try:
         words = shlex.split(command, comments=True)
     except ValueError as error:
-        raise Trouble(f"{path}, line {number}: {error}") from error
+        raise CliError(f"{path}, line {number}: {error}") from error
     environment = {}
     while words and (assignment := _ASSIGNMENT.match(words[0])):
         environment[assignment.group(1)] = assignment.group(2)
         words = words[1:]
     if not words:
-        raise Trouble(f"{path}, line {number}: '{name}' has no program")
+        raise CliError(f"{path}, line {number}: '{name}' has no program")
     if operators := _SHELL.intersection(words):
-        raise Trouble(f"{path}, line {number}: no shell runs this line, so '{min(operators)}' means nothing here")
+        raise CliError(f"{path}, line {number}: no shell runs this line, so '{min(operators)}' means nothing here")
     return Line(name, (_interpreter(words[0]), *words[1:]), environment)
 
 

@@ -39,19 +39,19 @@ def look(url: str) -> dict[str, Any] | None:
         return None
 
 
-def found(config: Settings) -> str:
+def running_url(config: Settings) -> str:
     """Return the URL at which the deployment of these settings answers, its own port or its public URL; else empty."""
     for url in (reached(config.host, config.port), config.public_url.rstrip("/")):
-        said = (look(url) if url else None) or {}
-        if said.get("status") in _STATUSES and "database" in said:
+        state = (look(url) if url else None) or {}
+        if state.get("status") in _STATUSES and "database" in state:
             return url
     return ""
 
 
 def takes_requests(url: str) -> bool:
     """Return whether the server answers and reaches its database. Work may still wait for a worker."""
-    found = look(url)
-    return found is not None and found.get("database") == "ok"
+    state = look(url)
+    return state is not None and state.get("database") == "ok"
 
 
 def tell_when_up(
@@ -92,20 +92,20 @@ def tell_when_up(
 
 def _loading(answer: Mapping[str, Any], pools: Mapping[str, str]) -> dict[str, Any]:
     """Return the loading engine of each pool, the longest-loading first."""
-    found: dict[str, Any] = {}
+    loading: dict[str, Any] = {}
     for entry in answer.get("loading", ()):
         for name, queue in pools.items():
             if queue == entry["queue"]:
-                found.setdefault(name, entry)
-    return found
+                loading.setdefault(name, entry)
+    return loading
 
 
 def _parsed(body: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(body)
+        content = json.loads(body)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 _ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 (what a client connects to instead)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Self
 
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.up import proc
 from cli.up.guard import PASSED_ON
 from cli.up.service import Service, State
@@ -124,7 +124,7 @@ class Supervisor:
         self._unpublished = False
 
     def run(self) -> int:
-        """Supervise until a signal (exit code 0) or the guard's end (1). Raises Trouble when the start fails."""
+        """Supervise until a signal (exit code 0) or the guard's end (1). Raises CliError when the start fails."""
         try:
             self._start_broker()
             self._release()
@@ -146,7 +146,7 @@ class Supervisor:
         deadline = time.monotonic() + _BROKER_SECONDS
         while not self._plan.broker_answers():
             if time.monotonic() > deadline:
-                raise Trouble(f"the embedded broker did not answer in {_BROKER_SECONDS:.0f} s\n{broker.log.tail(15)}")
+                raise CliError(f"the embedded broker did not answer in {_BROKER_SECONDS:.0f} s\n{broker.log.tail(15)}")
             self._turn(0.05)
 
     def _release(self) -> None:
@@ -158,7 +158,7 @@ class Supervisor:
                 self._turn(_PULSE)
             self._running.remove(release)
             if release.code != 0:
-                raise Trouble(f"the release step failed ({release.ending}):\n{release.log.tail(30)}")
+                raise CliError(f"the release step failed ({release.ending}):\n{release.log.tail(30)}")
         self._hooks.released()
 
     def _start(self, service: Service) -> None:
@@ -199,13 +199,13 @@ class Supervisor:
 
     def _reap(self) -> None:
         """Wait for every child that exited, and kill the processes that it left behind."""
-        while (found := _ended_child()) is not None:
-            service = next((one for one in self._running if one.pid == found), None)
+        while (pid := _ended_child()) is not None:
+            service = next((candidate for candidate in self._running if candidate.pid == pid), None)
             if service is None:
-                os.waitpid(found, 0)  # an adopted stray
+                os.waitpid(pid, 0)  # an adopted stray
                 continue
-            self._end_session(found)
-            _, status = os.waitpid(found, 0)
+            self._end_session(pid)
+            _, status = os.waitpid(pid, 0)
             service.ended(os.waitstatus_to_exitcode(status))
             self._publish()
             if service.state is State.WAITING and service is not self._plan.release:
@@ -281,7 +281,7 @@ class Supervisor:
 def _ended_child() -> int | None:
     """Return the pid of a child that exited and has not been waited for; None for none."""
     try:
-        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        exited = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
         return None
-    return found.si_pid if found else None
+    return exited.si_pid if exited else None

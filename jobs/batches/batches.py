@@ -94,27 +94,27 @@ class BatchRequest(BaseModel):
     webhook_secret: str | None = None
 
 
-def job_of(wanted: BatchRequest, project_id: str, *, not_before: float | None = None, **facts: Any) -> Job:
+def job_of(request: BatchRequest, project_id: str, *, not_before: float | None = None, **facts: Any) -> Job:
     """Make a job, not submitted yet and without an input path. Its window begins when the job may begin."""
-    payload = Batch(dedupe=wanted.dedupe, output_expires_seconds=wanted.output_expires_seconds)
+    payload = Batch(dedupe=request.dedupe, output_expires_seconds=request.output_expires_seconds)
     created_at = now()
     metadata: dict[str, Any] = (
-        {"metadata_": wanted.metadata} if wanted.metadata is not None else {}
+        {"metadata_": request.metadata} if request.metadata is not None else {}
     )  # JSON null is not NULL
     return Job(
         id=new_id(PREFIX),
         project_id=project_id,
-        kind=ENDPOINTS[wanted.endpoint],
-        endpoint=wanted.endpoint,
+        kind=ENDPOINTS[request.endpoint],
+        endpoint=request.endpoint,
         payload=payload.stored(),
-        input_file_id=wanted.input_file_id,
-        priority=wanted.priority,
-        window=wanted.completion_window,
+        input_file_id=request.input_file_id,
+        priority=request.priority,
+        window=request.completion_window,
         created_at=created_at,
         not_before=not_before,
-        deadline=max(created_at, not_before or 0.0) + wanted.window_seconds,
-        webhook_url=wanted.webhook_url,
-        webhook_secret=wanted.webhook_secret,
+        deadline=max(created_at, not_before or 0.0) + request.window_seconds,
+        webhook_url=request.webhook_url,
+        webhook_secret=request.webhook_secret,
         **metadata,
         **facts,
     )

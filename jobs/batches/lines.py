@@ -186,9 +186,9 @@ class Checker:
         for name in ("custom_id", "method", "url", "body"):
             if value.get(name) is None:
                 return Bad("missing_required_parameter", f"Missing required parameter: '{name}'.", number, name)
-            wanted = dict if name == "body" else str
-            if not isinstance(value[name], wanted):
-                kind = "an object" if wanted is dict else "a string"
+            expected = dict if name == "body" else str
+            if not isinstance(value[name], expected):
+                kind = "an object" if expected is dict else "a string"
                 return Bad("invalid_type", f"Invalid type for '{name}': expected {kind}.", number, name)
         return self._explain_body(number, value["body"]) or unparsable
 
@@ -220,11 +220,11 @@ class Fingerprints:
 
     def suspects(self) -> frozenset[int]:
         """Return the hashes that occurred more than once."""
-        found: set[int] = set()
+        repeated: set[int] = set()
         for bucket in self._buckets:
             ordered = sorted(bucket)
-            found.update(one for one, other in pairwise(ordered) if one == other)
-        return frozenset(found)
+            repeated.update(value for value, other in pairwise(ordered) if value == other)
+        return frozenset(repeated)
 
 
 def duplicates(handle: BinaryIO, max_bytes: int, suspects: frozenset[int]) -> Iterator[Bad]:

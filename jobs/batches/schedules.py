@@ -60,15 +60,15 @@ def fire(session: Session, schedule_id: str) -> Job | None:
         return None
     schedule.last_at = at
     try:
-        wanted = BatchRequest.model_validate(schedule.request)
-        job = job_of(wanted, schedule.project_id, schedule_id=schedule.id)
+        request = BatchRequest.model_validate(schedule.request)
+        job = job_of(request, schedule.project_id, schedule_id=schedule.id)
     except (ValidationError, KeyError):  # written by another version, whose dispatcher may lead again
         _miss(session, schedule, "This version does not take its request.")
         return None
-    found = select(File).where(File.id == wanted.input_file_id, File.deleted_at.is_(None))
-    file = session.scalar(found.with_for_update(read=True))
+    statement = select(File).where(File.id == request.input_file_id, File.deleted_at.is_(None))
+    file = session.scalar(statement.with_for_update(read=True))
     if file is None:
-        _miss(session, schedule, f"The input file '{wanted.input_file_id}' is gone.")
+        _miss(session, schedule, f"The input file '{request.input_file_id}' is gone.")
         return None
     job.input_path = file.path
     schedule.last_error, schedule.last_job_id = None, job.id

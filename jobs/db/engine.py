@@ -57,13 +57,13 @@ class Database:
         *,
         patience: float = 1.5,
         pool_size: int = 10,
-        most: int = 20,
+        max_connections: int = 20,
         urgent: bool = False,
         timings: Timings = Timings(),
     ) -> None:
         self.url = url
         self.sqlite = make_url(url).get_backend_name() == "sqlite"
-        self.engine = _engine(url, self.sqlite, patience, pool_size, most, timings)
+        self.engine = _engine(url, self.sqlite, patience, pool_size, max_connections, timings)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
         # PostgreSQL has a snapshot per statement anyway; BEGIN and ROLLBACK are two more trips for each read
         looks = self.engine.execution_options(**({} if self.sqlite else {"isolation_level": "AUTOCOMMIT"}))
@@ -152,14 +152,14 @@ def inserting(dialect: str) -> Any:
     return sqlite_insert if dialect == "sqlite" else pg_insert
 
 
-def _engine(url: str, sqlite: bool, patience: float, pool_size: int, most: int, timings: Timings) -> Engine:
+def _engine(url: str, sqlite: bool, patience: float, pool_size: int, max_connections: int, timings: Timings) -> Engine:
     if not sqlite:
         from jobs.db.watchdog import OPTIONS, TCP, ServerProbe
 
         made = create_engine(
             url,
-            pool_size=min(pool_size, most),
-            max_overflow=max(0, most - pool_size),
+            pool_size=min(pool_size, max_connections),
+            max_overflow=max(0, max_connections - pool_size),
             pool_timeout=max(patience, 2.0),
             connect_args={"options": OPTIONS, "connect_timeout": 2, **TCP},
             hide_parameters=True,
@@ -209,7 +209,7 @@ def tell_no_row(context: ExceptionContext) -> None:
     """Remove the row from an error of PostgreSQL: errors are logged, and no value of a row may be."""
     for error in (context.original_exception, context.sqlalchemy_exception):
         if error is not None:
-            error.args = tuple(one.partition("\nDETAIL:")[0] if isinstance(one, str) else one for one in error.args)
+            error.args = tuple(text.partition("\nDETAIL:")[0] if isinstance(text, str) else text for text in error.args)
 
 
 def _pragmas(connection: Any, patience: float) -> None:

@@ -138,10 +138,10 @@ def decode(out: bytes) -> Findings:
     """Return what the child wrote. Raises ModelAway."""
     answer = json.loads(out)
     parts = {name: Part(**answer[name]) if answer[name] else None for name in ("training", "validation")}
-    found = Findings(**{**answer, **parts})
-    if found.unavailable is not None:
-        raise ModelAway(found.unavailable)
-    return found
+    findings = Findings(**{**answer, **parts})
+    if findings.unavailable is not None:
+        raise ModelAway(findings.unavailable)
+    return findings
 
 
 def _communicate(
@@ -159,10 +159,10 @@ def _communicate(
             raise ExaminationFailed
 
 
-def plan_of(job_id: str, asked: FineTuning, found: Findings) -> FinetunePlan:
+def plan_of(job_id: str, asked: FineTuning, findings: Findings) -> FinetunePlan:
     """Return the numbers that a job trains with: those asked for, or what `auto` stands for."""
-    assert found.training is not None
-    chosen, rows = asked.hyperparameters, found.training.rows
+    assert findings.training is not None
+    chosen, rows = asked.hyperparameters, findings.training.rows
     auto_batch = min(max(1, rows // _EXAMPLES_PER_BATCH_SIZE), _MAX_AUTO_BATCH)
     epochs = _DEFAULT_EPOCHS if chosen.n_epochs == "auto" else chosen.n_epochs
     batch = auto_batch if chosen.batch_size == "auto" else chosen.batch_size
@@ -174,7 +174,7 @@ def plan_of(job_id: str, asked: FineTuning, found: Findings) -> FinetunePlan:
         batch_size=batch,
         learning_rate_multiplier=multiplier,
         rows=rows,
-        validation_rows=found.validation.rows if found.validation else 0,
-        tokens=found.tokens,
+        validation_rows=findings.validation.rows if findings.validation else 0,
+        tokens=findings.tokens,
         steps=epochs * -(-rows // per_step),
     )

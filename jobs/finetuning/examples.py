@@ -58,11 +58,11 @@ def time_of(row: Mapping[str, Any]) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     try:
-        found = datetime.fromisoformat(value if isinstance(value, str) else "")
+        moment = datetime.fromisoformat(value if isinstance(value, str) else "")
     except ValueError:
         message = "Temporal validation needs a `metadata.time`: seconds, or a time as ISO 8601 writes it."
         raise _Refused("invalid_value", message, "metadata.time") from None
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _parsed(raw: bytes) -> dict[str, Any]:

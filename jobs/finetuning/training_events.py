@@ -36,8 +36,8 @@ def newest(session: Session, job_id: str, *, before: int | None, limit: int) -> 
 
 def position(session: Session, job_id: str, event_id: str) -> int | None:
     """Return where an event of the job stands, or None when it has no such event."""
-    mine = FinetuneEvent.job_id == job_id, FinetuneEvent.id == event_id
-    return session.scalar(select(FinetuneEvent.position).where(*mine))
+    conditions = FinetuneEvent.job_id == job_id, FinetuneEvent.id == event_id
+    return session.scalar(select(FinetuneEvent.position).where(*conditions))
 
 
 def _add(session: Session, job_id: str, message: str, level: Level, kind: str, data: Mapping[str, Any] | None) -> None:

@@ -76,8 +76,8 @@ def folder_of(model: Model) -> Path | None:
     """Return the folder of the model's files on this machine; None if it has none."""
     source = model.source
     if source.packaged in _PACKAGED:
-        found = find_spec(_PACKAGED[source.packaged])
-        return Path(found.origin).parent / "model" if found and found.origin else None
+        spec = find_spec(_PACKAGED[source.packaged])
+        return Path(spec.origin).parent / "model" if spec and spec.origin else None
     folder = _in_cache(source.repo, str(source.revision)) if source.repo else source.path
     return folder if folder is not None and folder.is_dir() else None
 
@@ -152,8 +152,8 @@ def _length(value: Any) -> int | None:
 
 def _json(file: Path) -> dict[str, Any]:
     """Return the JSON object of a file; an empty one if it is missing or malformed."""
-    found = _read(file)
-    return found if isinstance(found, dict) else {}
+    content = _read(file)
+    return content if isinstance(content, dict) else {}
 
 
 def _read(file: Path) -> Any:
@@ -170,5 +170,5 @@ def _in_cache(repo: str, revision: str) -> Path | None:
         from huggingface_hub import try_to_load_from_cache
     except ImportError:
         return None
-    found = try_to_load_from_cache(repo, "config.json", revision=revision)
-    return Path(found).parent if isinstance(found, str) else None
+    config_file = try_to_load_from_cache(repo, "config.json", revision=revision)
+    return Path(config_file).parent if isinstance(config_file, str) else None

@@ -26,8 +26,8 @@ POOLS = ("cpu", "gpu", "embed", "finetune", "io")
 def main(arguments: Sequence[str]) -> None:
     if len(arguments) != 1 or arguments[0] not in (DISPATCHER, *POOLS):
         raise SystemExit(f"say which: one of {', '.join((DISPATCHER, *POOLS))}")
-    if trouble := ailing(settings(), arguments[0]):
-        raise SystemExit(trouble)
+    if problem := ailing(settings(), arguments[0]):
+        raise SystemExit(problem)
 
 
 def ailing(config: Settings, role: str) -> str:

@@ -168,8 +168,8 @@ class Model(_Checked):
             raise ValueError(
                 f"engine_args of http are {', '.join(prompts.ARGUMENTS)}; others are for engines in process"
             )
-        if self.engine is not EngineKind.VLLM and (told := prompts.wrong(self.engine_args)):
-            raise ValueError(f"engine_args: {told}")
+        if self.engine is not EngineKind.VLLM and (fault := prompts.wrong(self.engine_args)):
+            raise ValueError(f"engine_args: {fault}")
         return self
 
     @property

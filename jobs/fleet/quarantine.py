@@ -118,7 +118,7 @@ def handle_worker_death(session: Session, worker: Worker, aliases: Mapping[str, 
 
     Call it while the claims are still there. A second call for the same worker counts nothing more.
     """
-    at, found = now(), []
+    at, quarantined = now(), []
     shards = _in_hand(session, worker.id)
     for name, how in _blamed(worker.engines or {}, {aliases.get(model, model) for model in shards.values()}).items():
         death = EngineDeath(
@@ -134,9 +134,9 @@ def handle_worker_death(session: Session, worker: Worker, aliases: Mapping[str, 
             created_at=at,
         )
         if note(session, death, bounds):
-            found.append(name)
+            quarantined.append(name)
     excuse(session, worker.id)
-    return found
+    return quarantined
 
 
 def _in_hand(session: Session, worker_id: str) -> dict[str, str]:
@@ -189,13 +189,13 @@ def held(
     With `known`, all names of the models file, release those that are no longer in the file or are another engine by
     now.
     """
-    found = {}
+    rows = {}
     for row in session.scalars(select(Quarantine).where(Quarantine.host_devices == host_devices)):
         if entries.get(row.model) == row.entry:
-            found[row.model] = row
+            rows[row.model] = row
         elif known is not None and (row.model in entries or row.model not in known):
             _free(session, row, "models file")
-    return found
+    return rows
 
 
 def begin_trial(session: Session, host_devices: str, model: str, worker_id: str, bounds: Bounds) -> bool:
@@ -253,15 +253,15 @@ def listed(session: Session, model: str | None = None) -> Sequence[Quarantine]:
     return session.scalars(query if model is None else query.where(Quarantine.model == model)).all()
 
 
-def told(row: Quarantine) -> list[str]:
+def describe(row: Quarantine) -> list[str]:
     """Describe a quarantine: the engine, the reason, the end, the requests in flight, the last lines of the log."""
     when = datetime.fromtimestamp(row.until, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     standing = "is on trial" if row.trial else f"is quarantined until {when}"
-    said = [
+    sentences = [
         f"model {row.model} {standing} at {row.host_devices}: its engine died {row.deaths} times, last of: {row.error}"
     ]
-    said += [f"in flight then: {', '.join(row.suspects)}"] if row.suspects else []
-    return said + [f"its log: {line}" for line in row.lines]
+    sentences += [f"in flight then: {', '.join(row.suspects)}"] if row.suspects else []
+    return sentences + [f"its log: {line}" for line in row.lines]
 
 
 def _free(session: Session, row: Quarantine, actor: str) -> None:

@@ -106,12 +106,12 @@ def present(session: Session) -> Sequence[Worker]:
 def loads(worker: Worker) -> list[Loading]:
     """Return the engines that `worker` is loading, the longest first."""
     held = {name: how for name, how in (worker.engines or {}).items() if not how["up"]}
-    found = [
+    engines = [
         Loading(name, how.get("phase") or _STARTING, how.get("since", worker.created_at)) for name, how in held.items()
     ]
-    if not found and worker.state == "starting":
-        found = [Loading("", _STARTING, worker.created_at)]
-    return sorted(found, key=lambda one: one.since)
+    if not engines and worker.state == "starting":
+        engines = [Loading("", _STARTING, worker.created_at)]
+    return sorted(engines, key=lambda engine: engine.since)
 
 
 def loading(workers: Iterable[Worker], queue: str, model: str) -> Loading | None:
@@ -120,10 +120,12 @@ def loading(workers: Iterable[Worker], queue: str, model: str) -> Loading | None
     `model` is no alias. A worker that starts answers its other models too only when all its engines are loaded.
     """
     here = [worker for worker in workers if queue in worker.queues]
-    found = [one for worker in here for one in loads(worker) if one.model == model or worker.state == "starting"]
-    if not found or any(_answers(worker, model) for worker in here):
+    engines = [
+        engine for worker in here for engine in loads(worker) if engine.model == model or worker.state == "starting"
+    ]
+    if not engines or any(_answers(worker, model) for worker in here):
         return None
-    return min(found, key=lambda one: (one.model != model, one.since))
+    return min(engines, key=lambda engine: (engine.model != model, engine.since))
 
 
 def _answers(worker: Worker, model: str) -> bool:
@@ -160,15 +162,15 @@ def _answered(shown: set[str], registry: Registry) -> Served:
     return Served(frozenset(others.union(alias for alias, name in aliases if name in others) - shown), but=True)
 
 
-def remember_all(session: Session, found: Mapping[str, bool], queue: str) -> None:
+def remember_all(session: Session, models: Mapping[str, bool], queue: str) -> None:
     """Store the models that endpoints serve: name → whether the endpoint is external.
 
     A stored model stays known while its endpoint is unavailable.
     """
     seen = now()
-    for name in sorted(found):  # in one order: several workers may do this at once
+    for name in sorted(models):  # in one order: several workers may do this at once
         model = {"id": name, "queue": queue, "owned_by": "endpoint", "created_at": seen}
-        fresh = {"external": found[name], "seen_at": seen}
+        fresh = {"external": models[name], "seen_at": seen}
         insert = insert_into(session, Model).values(model | fresh)
         session.execute(insert.on_conflict_do_update(index_elements=[Model.id], set_=fresh))
 
@@ -206,9 +208,9 @@ def besides_at(session: Session, scope: pauses.Scope, name: str) -> int:
     count = 0
     for worker_id, work in session.execute(select(Worker.id, Worker.other_work)):
         count += sum(
-            int(one[3])
-            for one in work or ()
-            if (worker_id if scope is pauses.Scope.WORKER else one[fields[scope]]) == name
+            int(entry[3])
+            for entry in work or ()
+            if (worker_id if scope is pauses.Scope.WORKER else entry[fields[scope]]) == name
         )
     sent = select(func.count()).select_from(Delivery).where(Delivery.worker_id.is_not(None))
     if scope is pauses.Scope.WORKER:

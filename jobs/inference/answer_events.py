@@ -10,11 +10,11 @@ def written_out(response: Mapping[str, Any]) -> list[Event]:
     """Return the events of a response from `response.created` to its end, numbered from 0; each text is one delta."""
     begun = {**response, "status": "in_progress", "output": []}
     begun |= dict.fromkeys(("usage", "error", "incomplete_details", "completed_at"))
-    told: list[Event] = [{"type": f"response.{kind}", "response": begun} for kind in ("created", "in_progress")]
+    events: list[Event] = [{"type": f"response.{kind}", "response": begun} for kind in ("created", "in_progress")]
     for index, item in enumerate(response["output"]):
-        told += _item(index, item)
-    told.append({"type": f"response.{response.get('status') or 'completed'}", "response": dict(response)})
-    return [{**event, "sequence_number": number} for number, event in enumerate(told)]
+        events += _item(index, item)
+    events.append({"type": f"response.{response.get('status') or 'completed'}", "response": dict(response)})
+    return [{**event, "sequence_number": number} for number, event in enumerate(events)]
 
 
 def _item(index: int, item: Mapping[str, Any]) -> Iterator[Event]:
@@ -60,8 +60,8 @@ def _part(position: Mapping[str, Any], part: Mapping[str, Any]) -> Iterator[Even
     empty = {field: [] if field in ("annotations", "logprobs") else value for field, value in part.items()}
     yield {"type": "response.content_part.added", **position, "part": {**empty, name: ""}}
     yield {"type": f"{kind}.delta", **position, "delta": text, **rest}
-    for number, one in enumerate(part.get("annotations") or ()):
-        yield {"type": f"{kind}.annotation.added", **position, "annotation_index": number, "annotation": one}
+    for number, annotation in enumerate(part.get("annotations") or ()):
+        yield {"type": f"{kind}.annotation.added", **position, "annotation_index": number, "annotation": annotation}
     yield {"type": f"{kind}.done", **position, name: text, **rest}
     yield {"type": "response.content_part.done", **position, "part": dict(part)}
 
@@ -88,11 +88,11 @@ def chat_chunks(answer: Mapping[str, Any], *, usage: bool) -> list[Event]:
 
 
 def _chunk_choice(choice: Mapping[str, Any]) -> Event:
-    told = {name: value for name, value in choice.items() if name != "message"}
+    fields = {name: value for name, value in choice.items() if name != "message"}
     delta = dict(choice["message"])
     if delta.get("tool_calls"):
         delta["tool_calls"] = [{"index": index, **call} for index, call in enumerate(delta["tool_calls"])]
-    return {**told, "delta": delta}
+    return {**fields, "delta": delta}
 
 
 def completion_chunks(answer: Mapping[str, Any], *, usage: bool) -> list[Event]:

@@ -67,17 +67,17 @@ def find(session: Session, keys: Sequence[bytes], at: float) -> dict[bytes, Entr
         .outerjoin(CacheEpoch, CacheEpoch.project_id == CacheEntry.project_id)
         .where(CacheEntry.epoch == func.coalesce(CacheEpoch.epoch, 0), CacheEntry.expires_at > at, _not_deleted())
     )
-    found: dict[bytes, Entry] = {}
+    entries: dict[bytes, Entry] = {}
     for start in range(0, len(keys), KEYS_AT_ONCE):
         rows = session.execute(seen.where(CacheEntry.key.in_(keys[start : start + KEYS_AT_ONCE])))
-        found.update({row.key: Entry(row.value, row.tokens, row.created_at, row.expires_at) for row in rows})
-    return found
+        entries.update({row.key: Entry(row.value, row.tokens, row.created_at, row.expires_at) for row in rows})
+    return entries
 
 
 def epochs(session: Session, project_ids: Collection[str]) -> dict[str, int]:
     """Return how often the cache of each project was cleared."""
-    found = select(CacheEpoch.project_id, CacheEpoch.epoch).where(CacheEpoch.project_id.in_(project_ids))
-    return dict.fromkeys(project_ids, 0) | {row.project_id: row.epoch for row in session.execute(found)}
+    statement = select(CacheEpoch.project_id, CacheEpoch.epoch).where(CacheEpoch.project_id.in_(project_ids))
+    return dict.fromkeys(project_ids, 0) | {row.project_id: row.epoch for row in session.execute(statement)}
 
 
 def put(session: Session, entries: Sequence[NewEntry]) -> None:
@@ -88,21 +88,21 @@ def put(session: Session, entries: Sequence[NewEntry]) -> None:
     deadlock.
     """
     firsts: dict[bytes, NewEntry] = {}
-    for one in sorted(entries, key=lambda one: -one.epoch):
-        firsts.setdefault(one.key, one)
+    for entry in sorted(entries, key=lambda entry: -entry.epoch):
+        firsts.setdefault(entry.key, entry)
     rows = [
         {
-            "key": one.key,
-            "project_id": one.project_id,
-            "epoch": one.epoch,
-            "job_id": one.job_id,
-            "tokens": one.tokens,
-            "size": len(one.value),
-            "created_at": one.created_at,
-            "expires_at": one.expires_at,
-            "value": one.value,
+            "key": entry.key,
+            "project_id": entry.project_id,
+            "epoch": entry.epoch,
+            "job_id": entry.job_id,
+            "tokens": entry.tokens,
+            "size": len(entry.value),
+            "created_at": entry.created_at,
+            "expires_at": entry.expires_at,
+            "value": entry.value,
         }
-        for one in sorted(firsts.values(), key=lambda one: one.key)
+        for entry in sorted(firsts.values(), key=lambda entry: entry.key)
     ]
     if rows:
         insert = insert_into(session, CacheEntry)
@@ -146,8 +146,8 @@ def count(session: Session, uses: Mapping[str, tuple[int, int]]) -> None:
 def clear(session: Session, project_id: str) -> int:
     """Hide all entries of a project from this transaction on; return how many there were."""
     epoch = epochs(session, [project_id])[project_id]
-    mine = CacheEntry.project_id == project_id, CacheEntry.epoch == epoch
-    entries = int(session.scalar(select(func.count()).select_from(CacheEntry).where(*mine)) or 0)
+    conditions = CacheEntry.project_id == project_id, CacheEntry.epoch == epoch
+    entries = int(session.scalar(select(func.count()).select_from(CacheEntry).where(*conditions)) or 0)
     insert = insert_into(session, CacheEpoch).values(project_id=project_id, epoch=1)
     session.execute(insert.on_conflict_do_update(index_elements=["project_id"], set_={"epoch": CacheEpoch.epoch + 1}))
     return entries

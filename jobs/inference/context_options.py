@@ -126,11 +126,11 @@ def _check_priorities(url: str, body: Mapping[str, Any]) -> None:
             raise InvalidRequest(message, param=PROMPT[url], code="invalid_type")
 
 
-def _refused(told: str) -> InvalidRequest:
+def _refused(message: str) -> InvalidRequest:
     """Return msgspec's error as an InvalidRequest that names the field."""
-    location, unknown = _PATH_IN_ERROR.search(told), _UNKNOWN.search(told)
+    location, unknown = _PATH_IN_ERROR.search(message), _UNKNOWN.search(message)
     name = unknown.group(1)[:64] if unknown else location.group(1) if location else ""
-    return _bad(name, _PATH_IN_ERROR.sub("", told)[:200] + ".", "unknown_parameter" if unknown else "invalid_value")
+    return _bad(name, _PATH_IN_ERROR.sub("", message)[:200] + ".", "unknown_parameter" if unknown else "invalid_value")
 
 
 def _bad(name: str, message: str, code: str = "invalid_value") -> InvalidRequest:

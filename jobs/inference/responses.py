@@ -71,9 +71,9 @@ def is_response(answer: Any) -> bool:
     )
 
 
-def error_of(told: Mapping[str, Any]) -> dict[str, str]:
+def error_of(error: Mapping[str, Any]) -> dict[str, str]:
     """Return an engine's error in the form that a response has."""
-    code, message = told.get("code"), told.get("message")
+    code, message = error.get("code"), error.get("message")
     known = isinstance(code, str) and code in CODES
     return {"code": str(code) if known else "server_error", "message": str(message or "It failed.")}
 
@@ -84,8 +84,8 @@ def path(response_id: str) -> str:
 
 def items(stored_answer: StoredAnswer) -> list[Any]:
     """Return the input that the model was shown, with earlier turns."""
-    found: list[Any] = stored_answer.request["input"]
-    return found
+    prompt: list[Any] = stored_answer.request["input"]
+    return prompt
 
 
 def without_results(data: Mapping[str, Any]) -> dict[str, Any]:

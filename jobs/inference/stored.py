@@ -28,8 +28,8 @@ def encode(url: str, stored_answer: StoredAnswer) -> bytes:
 
 
 def decode(line: bytes) -> StoredAnswer:
-    found = msgspec.json.decode(line)
-    return StoredAnswer(found["body"], found["response"])
+    record = msgspec.json.decode(line)
+    return StoredAnswer(record["body"], record["response"])
 
 
 def completion_path(completion_id: str) -> str:

@@ -172,5 +172,5 @@ def _tail(walk: _Walk, head: tuple[int, str]) -> list[str]:
 
 def _unsealed(session: Session, after: float) -> list[str]:
     old = int((now() - after) * 1_000_000)
-    found = session.scalars(select(Audit.id).where(Audit.seal.is_(None), Audit.at < old).limit(10)).all()
-    return [f"row {row_id} is unsealed for over {after:.0f} s" for row_id in found]
+    unsealed = session.scalars(select(Audit.id).where(Audit.seal.is_(None), Audit.at < old).limit(10)).all()
+    return [f"row {row_id} is unsealed for over {after:.0f} s" for row_id in unsealed]

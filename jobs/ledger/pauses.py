@@ -58,8 +58,8 @@ class Paused:
         """Return the condition that a running job's shards wait for a pause to end."""
         models = ((Scope.MODEL, Job.model), (Scope.MODEL, Job.serves_as))
         names = ((Scope.QUEUE, Job.queue), *models, (Scope.PROJECT, Job.project_id))
-        found = or_(*(func.coalesce(name, "").in_(self.of(scope)) for scope, name in names))
-        return or_(found, _JOB_IS_PAUSED) if self.some_jobs else found
+        condition = or_(*(func.coalesce(name, "").in_(self.of(scope)) for scope, name in names))
+        return or_(condition, _JOB_IS_PAUSED) if self.some_jobs else condition
 
     def stops(self, queue: str | None, model: str | None, project_id: str, serves_as: str | None = None) -> bool:
         """Return whether nothing new of the project is begun on that queue with that model, or the base of that."""
@@ -128,7 +128,7 @@ def paused(session: Session) -> Paused:
     for scope, name in session.execute(_NAMES):
         names.setdefault(Scope(scope), set()).add(name)
     some_jobs = names.pop(Scope.JOB, None) is not None
-    return Paused({scope: frozenset(found) for scope, found in names.items()}, some_jobs)
+    return Paused({scope: frozenset(members) for scope, members in names.items()}, some_jobs)
 
 
 def paused_jobs(session: Session, job_ids: Collection[str]) -> set[str]:
@@ -142,15 +142,17 @@ def refuses(session: Session, task: Task, job: Job, n: int, worker_id: str, queu
     `queue` is a shard's, where it is not its job's.
     """
     off = paused(session)
-    mine = worker_id in off.of(Scope.WORKER)
+    worker_is_paused = worker_id in off.of(Scope.WORKER)
     if task is Task.RUN:
         paused_itself = off.some_jobs and bool(paused_jobs(session, [job.id]))
-        stopped = off.stops(queue or job.queue, job.model, job.project_id, job.serves_as) or mine or paused_itself
+        stopped = (
+            off.stops(queue or job.queue, job.model, job.project_id, job.serves_as) or worker_is_paused or paused_itself
+        )
     else:
         stopped = off.holds_finishing(worker_id)
     if not stopped:
         return False
-    outbox.unpublish(session, task, job.id, n, delay=_ELSEWHERE_SECONDS if mine else 0.0)
+    outbox.unpublish(session, task, job.id, n, delay=_ELSEWHERE_SECONDS if worker_is_paused else 0.0)
     return True
 
 

@@ -118,12 +118,12 @@ def delete(session: Session, name: str, project_id: str) -> TunedModel | None:
     The row stays, so that what still asks for the name is told that the model was deleted. The model of a job takes
     its checkpoints with it.
     """
-    mine = TunedModel.project_id == project_id, TunedModel.state != DELETED
-    model = session.scalar(select(TunedModel).where(TunedModel.name == name, *mine).with_for_update())
+    conditions = TunedModel.project_id == project_id, TunedModel.state != DELETED
+    model = session.scalar(select(TunedModel).where(TunedModel.name == name, *conditions).with_for_update())
     if model is None:
         return None
     which = TunedModel.id == model.id if model.checkpoint_step is not None else TunedModel.job_id == model.job_id
-    for row in session.scalars(select(TunedModel).where(which, *mine).order_by(TunedModel.id)):
+    for row in session.scalars(select(TunedModel).where(which, *conditions).order_by(TunedModel.id)):
         row.state = DELETED
         row.deleted_at = now()
     return model

@@ -66,7 +66,7 @@ def _compare(kind: str, condition: dict[str, Any], param: str) -> None:
     if not isinstance(key, str) or not 1 <= len(key) <= 64:
         raise _wrong_type(f"{param}.key", "a string of 1 to 64 characters")
     if kind in ("in", "nin"):
-        if not isinstance(value, list) or len(value) > _MOST or not all(_scalar(one) for one in value):
+        if not isinstance(value, list) or len(value) > _MOST or not all(_scalar(member) for member in value):
             raise _wrong_type(f"{param}.value", f"an array of at most {_MOST} strings, numbers or booleans")
     elif kind in _ORDERED and (not _scalar(value) or isinstance(value, bool)):
         raise _wrong_type(f"{param}.value", "a string or a number")
@@ -87,10 +87,10 @@ def _wrong_type(param: str, expected: str) -> InvalidRequest:
 Attributes = Mapping[str, Any]
 
 _ORDER: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
-    "gt": lambda one, other: one > other,
-    "gte": lambda one, other: one >= other,
-    "lt": lambda one, other: one < other,
-    "lte": lambda one, other: one <= other,
+    "gt": lambda left, right: left > right,
+    "gte": lambda left, right: left >= right,
+    "lt": lambda left, right: left < right,
+    "lte": lambda left, right: left <= right,
 }
 
 
@@ -98,22 +98,22 @@ def holds(condition: Mapping[str, Any], attributes: Attributes | None) -> bool:
     """Return whether a well-formed filter accepts a file with these attributes."""
     kind = condition["type"]
     if kind in ("and", "or"):
-        return (all if kind == "and" else any)(holds(one, attributes) for one in condition["filters"])
+        return (all if kind == "and" else any)(holds(nested, attributes) for nested in condition["filters"])
     attribute, operand = (attributes or {}).get(condition["key"]), condition["value"]
     if kind in ("in", "nin"):
-        return any(_equal(attribute, one) for one in operand) is (kind == "in")
+        return any(_equal(attribute, member) for member in operand) is (kind == "in")
     if kind in ("eq", "ne"):
         return _equal(attribute, operand) is (kind == "eq")
     return _comparable(attribute, operand) and bool(_ORDER[kind](attribute, operand))
 
 
-def _equal(one: Any, other: Any) -> bool:
-    return isinstance(one, bool) == isinstance(other, bool) and one is not None and bool(one == other)
+def _equal(left: Any, right: Any) -> bool:
+    return isinstance(left, bool) == isinstance(right, bool) and left is not None and bool(left == right)
 
 
-def _comparable(one: Any, other: Any) -> bool:
-    if isinstance(one, bool) or isinstance(other, bool):
+def _comparable(left: Any, right: Any) -> bool:
+    if isinstance(left, bool) or isinstance(right, bool):
         return False
-    return all(isinstance(value, str) for value in (one, other)) or all(
-        isinstance(value, int | float) for value in (one, other)
+    return all(isinstance(value, str) for value in (left, right)) or all(
+        isinstance(value, int | float) for value in (left, right)
     )

@@ -66,8 +66,8 @@ def alive(session: Session, index_id: str) -> VectorStore | None:
 
 def of(store: VectorStore) -> Select[VectorStore]:
     """Select the indexes of a store."""
-    mine = or_(VectorStore.id == store.id, VectorStore.parent_id == store.id)
-    return select(VectorStore).where(mine, ~EMPTIED)
+    condition = or_(VectorStore.id == store.id, VectorStore.parent_id == store.id)
+    return select(VectorStore).where(condition, ~EMPTIED)
 
 
 def current(session: Session, store: VectorStore) -> VectorStore:
@@ -85,8 +85,8 @@ def rows_of(session: Session, store: VectorStore, file_id: str) -> list[tuple[Ve
     """Return a file's row in each of a store's indexes, locked in one order."""
     both = of(store).add_columns(VectorStoreFile).join(VectorStoreFile, VectorStoreFile.store_id == VectorStore.id)
     theirs = both.where(VectorStoreFile.id == file_id).order_by(VectorStoreFile.store_id)
-    found = session.execute(theirs.with_for_update(of=VectorStoreFile).execution_options(populate_existing=True))
-    return [(index, row) for index, row in found]
+    pairs = session.execute(theirs.with_for_update(of=VectorStoreFile).execution_options(populate_existing=True))
+    return [(index, row) for index, row in pairs]
 
 
 def missing(store: VectorStore, index: VectorStore) -> Select[str]:

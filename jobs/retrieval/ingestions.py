@@ -200,5 +200,5 @@ def _count(tally: Tally, settled: Settled) -> Tally:
 
 def _tell(session: Session, job: Job, settled: Settled) -> None:
     for kind, made in (("completed", settled.completed), ("failed", settled.failed)):
-        ids = [one.file_id for one in made]
+        ids = [row.file_id for row in made]
         attachments.tell(session, job, f"vector_store.file.{kind}", ids, seq=job.event_seq + 1)

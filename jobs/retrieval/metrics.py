@@ -27,18 +27,18 @@ def reciprocal_rank(ranked: Sequence[str], grades: Grades, k: int) -> float:
     return next((1 / rank for rank, name in enumerate(ranked[:k], 1) if grades.get(name, 0) > 0), 0.0)
 
 
-def overlap(one: Sequence[str], other: Sequence[str]) -> float:
+def overlap(first: Sequence[str], second: Sequence[str]) -> float:
     """Return the number of common items divided by the longer list's length; 1 for two empty lists."""
-    longest = max(len(one), len(other))
-    return len(set(one) & set(other)) / longest if longest else 1.0
+    longest = max(len(first), len(second))
+    return len(set(first) & set(second)) / longest if longest else 1.0
 
 
-def rank_correlation(one: Sequence[str], other: Sequence[str]) -> float | None:
+def rank_correlation(first: Sequence[str], second: Sequence[str]) -> float | None:
     """Return Spearman's correlation of the common items; None for fewer than two."""
-    common = [name for name in one if name in set(other)]
+    common = [name for name in first if name in set(second)]
     if len(common) < 2:
         return None
-    ranks = {name: rank for rank, name in enumerate(name for name in other if name in set(common))}
+    ranks = {name: rank for rank, name in enumerate(name for name in second if name in set(common))}
     return statistics.correlation(range(len(common)), [ranks[name] for name in common])
 
 

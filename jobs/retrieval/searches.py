@@ -101,7 +101,7 @@ class Found(msgspec.Struct, frozen=True):
 class Results(msgspec.Struct, frozen=True):
     """The chunks that were found. `duplicates` counts the dropped similar ones; None if none were looked for."""
 
-    found: tuple[Found, ...]
+    chunks: tuple[Found, ...]
     duplicates: int | None = None
 
 

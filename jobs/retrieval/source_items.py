@@ -44,7 +44,7 @@ def replace(session: Session, index: VectorStore, made: Sequence[Made]) -> None:
     """
     store = session.get(VectorStore, index.root) if made else None
     if store is not None and store.current_id == index.id:
-        _replace(session, store, SourceItem.file_id.in_([one.file_id for one in made]))
+        _replace(session, store, SourceItem.file_id.in_([row.file_id for row in made]))
 
 
 def catch_up(session: Session, store: VectorStore) -> None:
@@ -156,10 +156,13 @@ def _partly(session: Session, source: Source) -> dict[str, Any] | None:
     message = f"{source.counts[FAILED]} of {source.seen} could not be brought in"
     if item is None:
         return {"code": "files_failed", "message": f"{message}: see the files of the batch."}
-    return {"code": "items_failed", "message": f"{message}, such as {told(item.key)}: {(item.error or {})['message']}"}
+    return {
+        "code": "items_failed",
+        "message": f"{message}, such as {readable(item.key)}: {(item.error or {})['message']}",
+    }
 
 
-def told(key: str) -> str:
+def readable(key: str) -> str:
     """Return a key for an error text, without the query of a URL, which may be a secret."""
     return key.partition("?")[0] if key.startswith(("http://", "https://")) else key
 

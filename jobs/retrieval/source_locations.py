@@ -67,5 +67,5 @@ def _parts(url: str) -> tuple[str, str] | None:
     return match["bucket"], "/".join([*parts, ""]) if parts != [""] else ""
 
 
-def _covers(allowed: tuple[str, str] | None, wanted: tuple[str, str]) -> bool:
-    return allowed is not None and allowed[0] == wanted[0] and wanted[1].startswith(allowed[1])
+def _covers(allowed: tuple[str, str] | None, location: tuple[str, str]) -> bool:
+    return allowed is not None and allowed[0] == location[0] and location[1].startswith(allowed[1])

@@ -100,8 +100,8 @@ def purge(session: Session, source_id: str, *, actor: str) -> bool:
     """Remove some documents of a source that is pending deletion; return False when none were left."""
     store_id = session.scalar(select(Source.store_id).where(Source.id == source_id))
     indexes.lock(session, store_id or "")  # lock it before items and files, as publishing does
-    mine = select(SourceItem).where(SourceItem.source_id == source_id).order_by(SourceItem.digest)
-    items = session.scalars(mine.limit(ITEMS_AT_ONCE).with_for_update()).all()
+    statement = select(SourceItem).where(SourceItem.source_id == source_id).order_by(SourceItem.digest)
+    items = session.scalars(statement.limit(ITEMS_AT_ONCE).with_for_update()).all()
     strip(session, items, actor=actor)
     for item in items:
         session.delete(item)

@@ -274,8 +274,8 @@ def record(
 def revoke_claims(session: Session, worker_id: str, keep: Collection[DeliveryClaim] = ()) -> int:
     """Free what a dead worker held (or a live one holds without knowing: all but `keep`); returns how many."""
     known = [(claim.id, claim.epoch) for claim in keep]
-    mine = and_(Delivery.worker_id == worker_id, tuple_(Delivery.id, Delivery.epoch).not_in(known))
-    return _update(session, mine, worker_id=None, epoch=Delivery.epoch + 1)
+    condition = and_(Delivery.worker_id == worker_id, tuple_(Delivery.id, Delivery.epoch).not_in(known))
+    return _update(session, condition, worker_id=None, epoch=Delivery.epoch + 1)
 
 
 def release_claims(session: Session, claims: Sequence[DeliveryClaim]) -> None:
@@ -298,8 +298,8 @@ def next_due(session: Session) -> float | None:
 def orphans(session: Session) -> list[str]:
     """Return workers that hold deliveries but are not registered any more."""
     lost = ~exists().where(Worker.id == Delivery.worker_id)
-    found = select(Delivery.worker_id).where(Delivery.worker_id.is_not(None), lost).distinct()
-    return [worker_id for worker_id in session.scalars(found) if worker_id is not None]
+    statement = select(Delivery.worker_id).where(Delivery.worker_id.is_not(None), lost).distinct()
+    return [worker_id for worker_id in session.scalars(statement) if worker_id is not None]
 
 
 def too_late(session: Session, config: Settings, limit: int) -> list[str]:

@@ -16,7 +16,7 @@ import pytest
 from pyarrow import parquet
 from typer.testing import CliRunner
 
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.main import app
 from cli.up import procfile
 from jobs.errors import NightmillError
@@ -55,7 +55,7 @@ def cli(system: System) -> Callable[..., Done]:
 
     def run(*words: str, given: bytes = b"") -> Done:
         done = CliRunner().invoke(app, [*words, "--data-dir", str(system.data)], input=given)
-        if isinstance(done.exception, Trouble | NightmillError):
+        if isinstance(done.exception, CliError | NightmillError):
             return Done(1, done.stdout, f"{done.stderr}nightmill: {done.exception}\n")
         assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
         return Done(done.exit_code, done.stdout, done.stderr)
@@ -218,7 +218,7 @@ def test_the_doctor_finds_a_running_deployment_sound(cli: Cli) -> None:
 
     findings = [json.loads(line) for line in done.stdout.splitlines()]
     assert [one for one in findings if one["health"] == "broken"] == []
-    assert {f"process {line.name}" for line in _services()} <= {one["what"] for one in findings}
+    assert {f"process {line.name}" for line in _services()} <= {one["check"] for one in findings}
 
 
 def test_the_process_table_is_the_procfile_and_the_broker(system: System) -> None:

@@ -122,7 +122,7 @@ def test_an_installed_application_runs_a_batch_from_up_to_down(nightmill: Applic
     assert {line["custom_id"] for line in answered} == {line["custom_id"] for line in lines}
     assert all(line["response"]["status_code"] == 200 for line in answered)
     assert [finding for finding in doctor if finding["health"] == "broken"] == []
-    assert [finding for finding in doctor if "make setup" in finding["mend"]] == []
+    assert [finding for finding in doctor if "make setup" in finding["fix"]] == []
     assert down.returncode == 0, down.stderr
     assert nightmill.left() == []
 
@@ -130,10 +130,10 @@ def test_an_installed_application_runs_a_batch_from_up_to_down(nightmill: Applic
 def test_a_process_that_cannot_serve_anything_here_says_which_extra_it_wants(nightmill: Application) -> None:
     doctor = json_lines(nightmill("doctor", "--json", "--data-dir", nightmill.folder / "none").stdout)
 
-    mended = {finding["what"]: finding["mend"] for finding in doctor}
-    assert "nightmill[embed]" in mended["sentence_transformers"]
-    assert "nightmill[vllm" in mended["vllm"]
-    assert "docs/install.md" in mended["vllm"]
+    fixes = {finding["check"]: finding["fix"] for finding in doctor}
+    assert "nightmill[embed]" in fixes["sentence_transformers"]
+    assert "nightmill[vllm" in fixes["vllm"]
+    assert "docs/install.md" in fixes["vllm"]
 
 
 def test_the_metadata_is_whole(wheel: Path) -> None:

@@ -488,14 +488,14 @@ def test_who_is_being_answered_is_under_way_until_the_answer_ends(make_shop: Cal
     project = _project(shop)
     with ThreadPoolExecutor(1) as threads, shop.open(under_way=under_way) as consumer:
         asking = threads.submit(_said, shop, stream=stream)
-        eventually(under_way.told, 10, "it is taken")
-        told = under_way.told()
+        eventually(under_way.counts, 10, "it is taken")
+        told = under_way.counts()
         consumer.listen(False)
         text = asking.result(30)
 
         assert told == [[Queue.GENERATE, MODEL, project, 1]]
         assert text, "what runs goes on to its end"
-        eventually(lambda: not under_way.told(), 5, "it has ended")
+        eventually(lambda: not under_way.counts(), 5, "it has ended")
 
 
 def _project(shop: Shop) -> str:

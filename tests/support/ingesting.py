@@ -266,7 +266,7 @@ class Works:
         index = self.current(store)
         answer = self.ask(Search(model=index.model, store_id=index.id, queries=queries, **fields))
         assert answer.status == 200, answer.body
-        return list(searches.decode_results(answer.body).found)
+        return list(searches.decode_results(answer.body).chunks)
 
     def ask(self, search: Search, tenant: str = "") -> Answer:
         with self.db.read() as session:

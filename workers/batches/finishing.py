@@ -182,19 +182,21 @@ class _Finisher:
         return [(shard, [segment for segment in segments if segment.n == shard.n]) for shard in page]
 
     def _shard(self, shard: Shard, segments: list[Segment]) -> None:
-        found: _Found = {}
+        results: _Found = {}
         held = sum(segment.length for segment in segments) <= _HELD_BYTES
         for segment in segments:
-            for line, good, said in self._records(segment, held=held):
-                found[line] = (good, said)
+            for line, good, content in self._records(segment, held=held):
+                results[line] = (good, content)
             for name in TOKENS:
                 self.counts[name] += getattr(segment, name)
             self.outcomes.update(segment.outcomes or {})
-        if len(found) < shard.lines:
-            self._unrun(shard, found)
-        for line in sorted(found):
-            good, said = found[line]
-            (self.output if good else self.errors).write(self._read(said) if isinstance(said, _Location) else said)
+        if len(results) < shard.lines:
+            self._unrun(shard, results)
+        for line in sorted(results):
+            good, content = results[line]
+            (self.output if good else self.errors).write(
+                self._read(content) if isinstance(content, _Location) else content
+            )
 
     def _records(self, segment: Segment, *, held: bool) -> Iterator[tuple[int, bool, bytes | _Location]]:
         with self.context.storage.reader(segment.path) as handle:
@@ -208,17 +210,17 @@ class _Finisher:
     def _read(self, location: _Location) -> bytes:
         return output_lines.parse(self.context.storage.piece(location.path, location.offset, location.length))[2]
 
-    def _unrun(self, shard: Shard, found: _Found) -> None:
+    def _unrun(self, shard: Shard, results: _Found) -> None:
         """Write error lines for lines that were not executed. They are not counted."""
         if self.reason is None:
-            raise ResultsLost(f"{shard.lines - len(found)} lines of shard {shard.n} have none.")
-        self.outcomes.update(dict.fromkeys(outcomes.unanswered(self.reason[0]), shard.lines - len(found)))
+            raise ResultsLost(f"{shard.lines - len(results)} lines of shard {shard.n} have none.")
+        self.outcomes.update(dict.fromkeys(outcomes.unanswered(self.reason[0]), shard.lines - len(results)))
         with self.context.storage.reader(self.job.input_path or "", shard.offset) as handle:
             texts = lines.split(handle.read(shard.length))
         for line, raw in enumerate(texts):
-            if line not in found:
+            if line not in results:
                 item_id = output_lines.line_id(self.job.id, shard.n, line)
-                found[line] = (False, output_lines.unanswered(item_id, lines.id_of(raw) or "", *self.reason))
+                results[line] = (False, output_lines.unanswered(item_id, lines.id_of(raw) or "", *self.reason))
 
     def _never_ran(self) -> None:
         """Write an error line for each readable line of a job that was stopped before it was planned."""
@@ -244,8 +246,8 @@ class _Finisher:
         self.total += 1
 
     def _close(self) -> None:
-        found = _results(self.output, self.errors, {**self.counts, "total": self.total}, self.outcomes)
+        result = _results(self.output, self.errors, {**self.counts, "total": self.total}, self.outcomes)
         self.context.db.retrying(
-            lambda session: ledger.close(session, self.claim, found.values, found.files, found.outcomes)
+            lambda session: ledger.close(session, self.claim, result.values, result.files, result.outcomes)
         )
         log.info("job_closed", extra={"job_id": self.job.id, **self.counts})

@@ -109,12 +109,12 @@ class Planner:
 
     def conclude(self, session: Session, claim: JobClaim) -> None:
         """Write the draft, under a claim of the same transaction. A second run counts the tokens anew."""
-        self.claim, found = claim, list(self.errors)
+        self.claim, errors = claim, list(self.errors)
         if not self.errors and not self._planned(session):
             self._complain_of_tokens()
         if self.errors:
             self._rejected(session)
-        self.errors = found
+        self.errors = errors
 
     @property
     def _ended(self) -> bool:
@@ -224,10 +224,10 @@ class Planner:
         try:
             with self.context.db.read() as session:
                 registry = self.context.models.now()
-                found = routing.route(
+                queue = routing.route(
                     session, self.config, registry, model, endpoint=job.endpoint, project_id=job.project_id
                 )
-                return self.queues.setdefault(key, found)
+                return self.queues.setdefault(key, queue)
         except routing.NotServed as refusal:
             self.errors.append(lines.Bad(refusal.code, str(refusal), number, "body.model"))
             return Route("")

@@ -220,8 +220,8 @@ class LineRun(ShardRun):
             self._fail(item, _BROKE, f"The engine gave no answer to this request: {fault or 'it broke every time'}")
 
     def _fail(self, item: Item, code: str, message: str) -> None:
-        for one in (item, *item.followers):
-            self.buffer.append(output_lines.failed(one.line, one.id, one.custom_id, code, message))
+        for entry in (item, *item.followers):
+            self.buffer.append(output_lines.failed(entry.line, entry.id, entry.custom_id, code, message))
 
     def _write(self, work: Callable[[Session], None]) -> None:
         self.context.db.retrying(work)
@@ -265,7 +265,7 @@ def read_items(context: Context, claim: ShardClaim, batch: Batch | None) -> tupl
     with context.storage.reader(job.input_path or "", claim.offset) as handle:
         data = handle.read(claim.length)
     make = _maker(claim)
-    found: list[tuple[bytes, Item]] = []
+    pairs: list[tuple[bytes, Item]] = []
     broken: list[Record] = []
     for line, raw in enumerate(lines.split(data)):
         if claim.covered >> line & 1:
@@ -281,9 +281,9 @@ def read_items(context: Context, claim: ShardClaim, batch: Batch | None) -> tupl
         if batch and (refused := _refused(job.endpoint, body)):
             broken.append(output_lines.answered(item, refused))
         else:
-            found.append((bytes(text.body), item))
-    found.sort(key=itemgetter(0))
-    return (_deduped(found) if batch and batch.dedupe else [item for _, item in found]), broken
+            pairs.append((bytes(text.body), item))
+    pairs.sort(key=itemgetter(0))
+    return (_deduped(pairs) if batch and batch.dedupe else [item for _, item in pairs]), broken
 
 
 def _maker(claim: ShardClaim) -> Callable[[int, str, dict[str, Any]], Item]:
@@ -303,11 +303,11 @@ def _maker(claim: ShardClaim) -> Callable[[int, str, dict[str, Any]], Item]:
     return make
 
 
-def _deduped(found: list[tuple[bytes, Item]]) -> list[Item]:
+def _deduped(pairs: list[tuple[bytes, Item]]) -> list[Item]:
     """Merge equal bodies, which are neighbours after sorting: the first item leads, the others follow."""
     leaders: list[Item] = []
     previous: bytes | None = None
-    for body, item in found:
+    for body, item in pairs:
         if body == previous:
             leaders[-1].followers.append(item)
         else:

@@ -186,8 +186,8 @@ class Maintenance:
             }
             due = {task: queue for task, (queue, is_due) in waits.items() if is_due}
             held = pauses.paused(session).of(pauses.Scope.QUEUE) if due else frozenset()
-            wanted = {task: queue for task, queue in due.items() if queue not in held}
-            return {task: queue for task, queue in wanted.items() if fleet.alive(session, queue)}
+            needed = {task: queue for task, queue in due.items() if queue not in held}
+            return {task: queue for task, queue in needed.items() if fleet.alive(session, queue)}
 
     def _remove_dead_workers(self) -> None:
         with self._db.read() as session:

@@ -102,9 +102,9 @@ class AdapterSlots:
             raise AdapterRefused(str(refused), failed_probe=refused.failed_probe)
 
     async def _load_wanted(self) -> None:
-        wanted = list(self._wanted.values())[: self._limit]
+        adapters = list(self._wanted.values())[: self._limit]
         self._wanted.clear()  # a request that still waits says again what it wants
-        for adapter in wanted:
+        for adapter in adapters:
             if len(self._loaded) >= self._limit:
                 _, unused = self._loaded.popitem(last=False)
                 await self._unload(unused)

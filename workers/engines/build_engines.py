@@ -44,10 +44,10 @@ def build(
     timings: Timings = Timings(),
 ) -> Router:
     """Build the router of a worker process of `queue`. No model is loaded before `start`."""
-    mine = [model for model in registry.models.values() if model.queue == queue and _is_installed(model)]
-    engines: list[Engine] = [_embed(model, settings) for model in mine if model.engine is EngineKind.EMBED]
-    engines += [_rerank(model, settings) for model in mine if model.engine is EngineKind.RERANK]
-    engines += _vllm([model for model in mine if model.engine is EngineKind.VLLM], settings)
+    models = [model for model in registry.models.values() if model.queue == queue and _is_installed(model)]
+    engines: list[Engine] = [_embed(model, settings) for model in models if model.engine is EngineKind.EMBED]
+    engines += [_rerank(model, settings) for model in models if model.engine is EngineKind.RERANK]
+    engines += _vllm([model for model in models if model.engine is EngineKind.VLLM], settings)
     if http := _http(settings, registry, queue, allows_external, timings):
         engines.append(http)
     return Router(engines, registry, allows_external)
@@ -69,12 +69,12 @@ def outdated(before: Registry, now: Registry, queue: str) -> bool:
 
     Raises ModelsFileError.
     """
-    then, wanted = (
+    then, current = (
         [model for model in registry.models.values() if model.queue == queue and model.engine is not EngineKind.HTTP]
         for registry in (before, now)
     )
-    _check_one([model for model in wanted if model.engine is EngineKind.VLLM])
-    return {model.name: loading_of(model) for model in then} != {model.name: loading_of(model) for model in wanted}
+    _check_one([model for model in current if model.engine is EngineKind.VLLM])
+    return {model.name: loading_of(model) for model in then} != {model.name: loading_of(model) for model in current}
 
 
 async def refresh(
@@ -92,14 +92,14 @@ async def refresh(
 def _http(
     settings: Settings, registry: Registry, queue: str, allows_external: Permission, timings: Timings
 ) -> HttpEngine | None:
-    endpoints, found = _servers(settings, registry, queue)
+    endpoints, prompts = _servers(settings, registry, queue)
     if not endpoints:
         return None
     return HttpEngine(
         endpoints,
         timeout=settings.engine_timeout_seconds,
         max_answer_bytes=settings.engine_max_answer_bytes,
-        prompts=found,
+        prompts=prompts,
         allows_external=allows_external,
         refuses_text_images=settings.refuse_text_images,
         timings=timings,
@@ -108,14 +108,14 @@ def _http(
 
 def _servers(settings: Settings, registry: Registry, queue: str) -> tuple[list[Endpoint], dict[str, Prompts]]:
     """Return the engines for the servers of `queue`, with the prompts of their models from the models file."""
-    mine = [m for m in registry.models.values() if m.queue == queue and m.engine is EngineKind.HTTP]
-    endpoints = _endpoints(mine, settings)
+    models = [m for m in registry.models.values() if m.queue == queue and m.engine is EngineKind.HTTP]
+    endpoints = _endpoints(models, settings)
     if queue == Queue.GENERATE:
         endpoints += [
             Endpoint(url, settings.engine_api_key, concurrency=settings.engine_concurrency)
             for url in settings.engine_urls
         ]
-    return endpoints, {model.name: prompts_of(model.engine_args) for model in mine}
+    return endpoints, {model.name: prompts_of(model.engine_args) for model in models}
 
 
 def _embed(model: Model, settings: Settings) -> EmbedEngine:
@@ -166,7 +166,8 @@ def _endpoints(models: list[Model], settings: Settings) -> list[Endpoint]:
         for url in model.source.urls:
             external = not model.source.is_internal(url)
             serves.setdefault((base_of(url), key, external), {})[model.name] = model.upstream
-    most = settings.engine_concurrency
+    concurrency = settings.engine_concurrency
     return [
-        Endpoint(url, key, names, concurrency=most, external=external) for (url, key, external), names in serves.items()
+        Endpoint(url, key, names, concurrency=concurrency, external=external)
+        for (url, key, external), names in serves.items()
     ]

@@ -78,12 +78,12 @@ def objection(url: str, body: Mapping[str, Any]) -> Answer | None:
 def _counts(body: Mapping[str, Any]) -> Answer | None:
     if body.get("prompt_logprobs") is not None:
         return refusal(400, "prompt_logprobs is not supported.", param="prompt_logprobs")
-    for name, most in _MOST:
+    for name, maximum in _MOST:
         value = body.get(name)
         if value is not None and not isinstance(value, int):  # "10000" and 10000.0 are numbers to an engine
             return refusal(400, f"{name} must be an integer.", param=name)
-        if value is not None and not 0 <= value <= most:  # -1 stands for all tokens
-            return refusal(400, f"{name} must be at least 0 and at most {most}.", param=name)
+        if value is not None and not 0 <= value <= maximum:  # -1 stands for all tokens
+            return refusal(400, f"{name} must be at least 0 and at most {maximum}.", param=name)
     return None
 
 
@@ -110,8 +110,8 @@ def _prompts(value: Any) -> int:
 def _roles(url: str, body: Mapping[str, Any]) -> Answer | None:
     name, roles = _MESSAGES.get(url, ("", ()))
     messages = body.get(name)
-    for n, said in enumerate(messages) if isinstance(messages, list) else ():
-        role = said.get("role") if isinstance(said, dict) else None
+    for n, message in enumerate(messages) if isinstance(messages, list) else ():
+        role = message.get("role") if isinstance(message, dict) else None
         if isinstance(role, str) and role not in roles:
             param = f"{name}[{n}].role"
             return refusal(400, wrong_role(role, roles), param=param, code="invalid_value")
@@ -144,10 +144,10 @@ def _schemas(url: str, body: Mapping[str, Any]) -> Answer | None:
 
 def _walk(value: Any, depth: int = 0) -> Iterator[tuple[int, str, Any]]:
     """Yield depth, key and value of all members, lazily: a caller may stop at the first one that is too deep."""
-    pairs = value.items() if isinstance(value, dict) else (("", one) for one in value)
-    for key, one in pairs:
-        yield depth, key, one
-        inner = _read(one) if key in _AS_TEXT and isinstance(one, str) else one
+    pairs = value.items() if isinstance(value, dict) else (("", member) for member in value)
+    for key, member in pairs:
+        yield depth, key, member
+        inner = _read(member) if key in _AS_TEXT and isinstance(member, str) else member
         if isinstance(inner, _NESTED):
             yield from _walk(inner, depth + 1)
 
@@ -159,8 +159,8 @@ def _read(text: str) -> Any:
         return None
 
 
-def _fault(found: tuple[int, str, Any]) -> str | None:
-    depth, key, value = found
+def _fault(entry: tuple[int, str, Any]) -> str | None:
+    depth, key, value = entry
     if depth >= MOST_SCHEMA_DEPTH:
         return f"a schema must not be deeper than {MOST_SCHEMA_DEPTH} levels."
     if key in _COUNTS and _number(value) > MOST_ITEMS:
@@ -192,8 +192,8 @@ def _pattern_fault(pattern: str) -> str | None:
 
 def _repetition_fault(pattern: str) -> str | None:
     times = 1
-    for least, most in _REPEATED.findall(pattern):
-        times *= max(_bound(least), _bound(most), 1)
+    for lowest, highest in _REPEATED.findall(pattern):
+        times *= max(_bound(lowest), _bound(highest), 1)
         if times > MOST_REPETITIONS:
             return f"a pattern must not repeat more than {MOST_REPETITIONS} times in all."
     return None

@@ -63,8 +63,12 @@ def forwarded(body: Mapping[str, Any], model: str, salt: str = "") -> Mapping[st
 
 def _scalars(value: Any) -> dict[str, Any]:
     """Return the switches of the model's template, such as `enable_thinking`."""
-    found = value.items() if isinstance(value, dict) else ()
-    return {name: one for name, one in found if name not in _NOT_THE_TEMPLATES and not isinstance(one, dict | list)}
+    options = value.items() if isinstance(value, dict) else ()
+    return {
+        name: option
+        for name, option in options
+        if name not in _NOT_THE_TEMPLATES and not isinstance(option, dict | list)
+    }
 
 
 def refuse_unknown(engine: str, request: Request) -> Answer | None:
@@ -88,11 +92,11 @@ def documented(url: str, body: Mapping[str, Any]) -> dict[str, Any]:
     return left | {_STRUCTURED: constraints} if constraints else left
 
 
-def _truncated(left: dict[str, Any], wanted: Any) -> dict[str, Any]:
+def _truncated(left: dict[str, Any], truncate: Any) -> dict[str, Any]:
     """Translate `truncate` into vLLM's field."""
-    if wanted:
+    if truncate:
         return {_MOST_TOKENS: -1} | left
-    return left if wanted is None else {name: value for name, value in left.items() if name != _MOST_TOKENS}
+    return left if truncate is None else {name: value for name, value in left.items() if name != _MOST_TOKENS}
 
 
 def malformed(url: str, body: Mapping[str, Any]) -> tuple[str, str] | None:

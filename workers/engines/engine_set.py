@@ -41,7 +41,9 @@ class EngineSet:
 
     def phase_of(self, name: str) -> str:
         """Return what the engine of the model `name` does while it starts; empty where it does not say so."""
-        engine: object = next((one for one in (*self.running, *self.suspended) if name in one.models), None)
+        engine: object = next(
+            (candidate for candidate in (*self.running, *self.suspended) if name in candidate.models), None
+        )
         return engine.phase if isinstance(engine, Phased) else ""
 
     def having(self, name: str) -> Engine | None:

@@ -183,7 +183,7 @@ def _response_events(answer: Body) -> Iterator[Body]:
     [item] = answer["output"]
     begun = {**answer, "status": "in_progress", "output": [], "usage": None}
     empty: Body = {**item, "status": "in_progress", **({"content": []} if "content" in item else {"arguments": ""})}
-    told: list[Body] = [
+    events: list[Body] = [
         {"type": "response.created", "response": begun},
         {"type": "response.in_progress", "response": begun},
         {"type": "response.output_item.added", "output_index": 0, "item": empty},
@@ -191,7 +191,7 @@ def _response_events(answer: Body) -> Iterator[Body]:
         {"type": "response.output_item.done", "output_index": 0, "item": item},
         {"type": "response.completed", "response": answer},
     ]
-    return ({**event, "sequence_number": number} for number, event in enumerate(told))
+    return ({**event, "sequence_number": number} for number, event in enumerate(events))
 
 
 def _text_events(item: Body) -> Iterator[Body]:
@@ -266,7 +266,7 @@ def _embeddings(body: Body, prompt: str, _digest: bytes, _voice: str) -> Answer:
 def _rerank(body: Body, query: str, _digest: bytes, _voice: str) -> Answer:
     """Score each document by the share of the query's words that it has."""
     asked = set(query.lower().split())
-    texts = [_text(one) for one in body.get("documents") or ()]
+    texts = [_text(document) for document in body.get("documents") or ()]
     scores = [len(asked & set(text.lower().split())) / len(asked) if asked else 0.0 for text in texts]
     best = sorted(range(len(texts)), key=lambda n: (-scores[n], n))[: body.get("top_n") or len(texts)]
     tokens = sum(len(query) + len(text) for text in texts) // 4 + 1
@@ -371,13 +371,13 @@ class FakeEngine:
         await asyncio.sleep(self._delay)
         if not self._lives(life):
             raise EngineDead("The fake engine crashed with this request in flight.")
-        told = self._fault(request) if self._fault else None
-        if isinstance(told, BaseException):
-            raise told
-        if told is None and (word := magic_of(prompt)):
+        fault = self._fault(request) if self._fault else None
+        if isinstance(fault, BaseException):
+            raise fault
+        if fault is None and (word := magic_of(prompt)):
             await self._break(word, prompt)
         voice = request.adapter.name if request.adapter else VOICE
-        return told or reply(request.url, request.body, prompt, voice)
+        return fault or reply(request.url, request.body, prompt, voice)
 
     async def stream(self, request: Request, emit: Emit) -> Answer:
         """Compute the whole answer first, then emit its words one by one."""

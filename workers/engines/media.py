@@ -91,13 +91,13 @@ def _fault(name: str, value: Any) -> Fault | None:
     if name not in _SILENT and (fault := _entry(name, value) or _parts(name, value)):
         return fault
     if isinstance(value, _NESTED):
-        for found in _objects(name, value):
-            for key, inner in found.items():
+        for member in _objects(name, value):
+            for key, inner in member.items():
                 if key in _PLAIN or (key == "content" and isinstance(inner, str)):
                     continue
                 if name == "documents" and _is_description(key, inner):
                     continue
-                if fault := _entry(key, inner) or _parts(key, inner, found.get("type")):
+                if fault := _entry(key, inner) or _parts(key, inner, member.get("type")):
                     return fault
     return None
 
@@ -107,15 +107,15 @@ def _objects(name: str, value: Any) -> Iterator[dict[str, Any]]:
     variables = value.get("variables") if name == "prompt" and isinstance(value, dict) else None
     left = [(name, value)]
     while left:
-        key, one = left.pop()
-        if isinstance(one, list):
-            left += [(key, inner) for inner in one if isinstance(inner, _NESTED)]
+        key, node = left.pop()
+        if isinstance(node, list):
+            left += [(key, inner) for inner in node if isinstance(inner, _NESTED)]
             continue
         if key == "tools":
-            one = {field: inner for field, inner in one.items() if field not in _SCHEMAS}
-        if one is not variables:  # whose keys the caller chooses
-            yield one
-        left += [(key, inner) for key, inner in one.items() if isinstance(inner, _NESTED)]
+            node = {field: inner for field, inner in node.items() if field not in _SCHEMAS}
+        if node is not variables:  # whose keys the caller chooses
+            yield node
+        left += [(key, inner) for key, inner in node.items() if isinstance(inner, _NESTED)]
 
 
 def _entry(key: str, value: Any) -> Fault | None:
@@ -165,11 +165,11 @@ def _part(part: dict[str, Any]) -> Fault | None:
     if fault := _stray(part, keys, f"a content part of the type {kind}"):
         return fault
     inner = ((name, part[name]) for name in keys if name in _INNER and isinstance(part.get(name), dict))
-    return next(filter(None, (_stray(found, _INNER[name], name) for name, found in inner)), None)
+    return next(filter(None, (_stray(part, _INNER[name], name) for name, part in inner)), None)
 
 
-def _stray(found: dict[str, Any], keys: frozenset[str], where: str) -> Fault | None:
-    for key, value in found.items():
+def _stray(part: dict[str, Any], keys: frozenset[str], where: str) -> Fault | None:
+    for key, value in part.items():
         if key not in keys and key not in _ANY_PART and value is not None:
             return f"{_short(key)} is not a key of {where}.", "unknown_parameter"
     return None
@@ -191,8 +191,8 @@ def _is_elsewhere(kind: str, location: Any) -> bool:
 def _textless(url: str, name: str, value: Any) -> Fault | None:
     """Find inputs of an embedding or a re-ranking that are objects without a text, which a server may fetch."""
     if url in (EMBEDDINGS, RERANK) and name in ("input", "documents", "query"):
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, dict) and not one.keys() & {"text", "content"}:
+        for document in value if isinstance(value, list) else [value]:
+            if isinstance(document, dict) and not document.keys() & {"text", "content"}:
                 return f"{name} must be texts, or objects with a text.", "invalid_value"
     return None
 
@@ -202,7 +202,7 @@ def in_text(body: Mapping[str, Any]) -> Answer | None:
     for name, value in body.items():
         if isinstance(value, (*_NESTED, str)) and name != "metadata":
             joined = "".join(_texts(value)).encode(errors="replace")  # a server joins the parts of a message
-            whole = _ESCAPED.sub(lambda found: bytes.fromhex(found[1].decode()), msgspec.json.encode(value))
+            whole = _ESCAPED.sub(lambda match: bytes.fromhex(match[1].decode()), msgspec.json.encode(value))
             if _IN_TEXT.search(whole) or _IN_TEXT.search(joined):
                 message = "The text names an image by its URL, which the servers of this deployment must not fetch."
                 return refusal(400, message, param=name, code=_ELSEWHERE)
@@ -213,10 +213,10 @@ def _texts(value: Any) -> Iterator[str]:
     """Walk through the texts of content parts, in their order."""
     left = [value]
     while left:
-        one = left.pop()
-        if isinstance(one, list):
-            left += reversed(one)
-        elif isinstance(one, dict):
-            if isinstance(text := one.get("text"), str):
+        node = left.pop()
+        if isinstance(node, list):
+            left += reversed(node)
+        elif isinstance(node, dict):
+            if isinstance(text := node.get("text"), str):
                 yield text
-            left.append(one.get("content"))
+            left.append(node.get("content"))

@@ -57,8 +57,8 @@ class NotMade(Exception):
     The status `NEVER`: it will always fail.
     """
 
-    def __init__(self, said: str, status: int) -> None:
-        super().__init__(said)
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
         self.status = status
 
 
@@ -281,10 +281,10 @@ def package_version(distribution: str) -> str:
 def _files(folder: Path) -> list[list[Any]]:
     """Return the files of a folder; none where it cannot be read, which the engine will report."""
     try:
-        found = sorted((path, path.stat()) for path in folder.rglob("*") if path.is_file())
+        files = sorted((path, path.stat()) for path in folder.rglob("*") if path.is_file())
     except OSError:
         return []
-    return [[str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns] for path, stat in found]
+    return [[str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns] for path, stat in files]
 
 
 if __name__ == "__main__":

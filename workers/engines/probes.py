@@ -80,14 +80,18 @@ def compare(probes: Sequence[Probe], tuned: Sequence[Score], base: Sequence[Scor
 
 def _differing(ours: Sequence[int], theirs: Sequence[int]) -> Iterator[int]:
     pairs = zip(ours, theirs, strict=False)
-    yield from (at for at, (one, other) in enumerate(pairs) if one != other)
+    yield from (at for at, (left, right) in enumerate(pairs) if left != right)
     yield min(len(ours), len(theirs))
 
 
 def _mean_difference(ours: Sequence[Sequence[float]], theirs: Sequence[Score]) -> float:
     """Return the mean absolute difference of all tokens; infinite where one of them is no number."""
-    pairs = [pair for one, score in zip(ours, theirs, strict=True) for pair in zip(one, score.logprobs, strict=True)]
-    difference = fmean(abs(one - other) for one, other in pairs) if pairs else 0.0
+    pairs = [
+        pair
+        for logprobs, score in zip(ours, theirs, strict=True)
+        for pair in zip(logprobs, score.logprobs, strict=True)
+    ]
+    difference = fmean(abs(left - right) for left, right in pairs) if pairs else 0.0
     return math.inf if math.isnan(difference) else difference
 
 

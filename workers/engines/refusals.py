@@ -25,8 +25,8 @@ _LIMIT: Final = re.compile(
 
 
 def too_long(url: str, limit: int | None, tokens: int, least: str) -> Answer:
-    most = f"This model's maximum context length is {limit} tokens" if limit else "This model's context is shorter"
-    return refusal(400, f"{most}, and the prompt has {tokens}. {least}", param=PROMPT[url], code=CODE)
+    maximum = f"This model's maximum context length is {limit} tokens" if limit else "This model's context is shorter"
+    return refusal(400, f"{maximum}, and the prompt has {tokens}. {least}", param=PROMPT[url], code=CODE)
 
 
 def is_too_long(answer: Answer) -> bool:
@@ -45,8 +45,8 @@ def limit_in(answer: Answer) -> int | None:
     named = error.get("n_ctx")
     if isinstance(named, int):
         return named
-    found = _LIMIT.search(str(error.get("message")))
-    return int(found.group(1)) if found else None
+    match = _LIMIT.search(str(error.get("message")))
+    return int(match.group(1)) if match else None
 
 
 def in_openais_words(url: str, answer: Answer) -> Answer:
@@ -62,8 +62,8 @@ def in_openais_words(url: str, answer: Answer) -> Answer:
 
 def _error(answer: Answer) -> dict[str, Any]:
     try:
-        found = msgspec.json.decode(answer.body)
+        body = msgspec.json.decode(answer.body)
     except msgspec.MsgspecError:
         return {}
-    error = found.get("error") if isinstance(found, dict) else None
+    error = body.get("error") if isinstance(body, dict) else None
     return error if isinstance(error, dict) else {}

@@ -234,7 +234,7 @@ def _size(value: Any) -> int:
     if isinstance(value, str):
         return len(value.encode(errors="replace"))
     if isinstance(value, Mapping):
-        return sum(_size(name) + _size(one) for name, one in value.items())
+        return sum(_size(name) + _size(member) for name, member in value.items())
     if isinstance(value, list):
         return sum(map(_size, value))
     return 0 if value is None else len(msgspec.json.encode(value))

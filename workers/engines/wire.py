@@ -172,8 +172,8 @@ def complete(url: str, body: bytes, asked: Mapping[str, Any]) -> bytes:
     try:
         if url == CHAT and _is_sparse(_chat.decode(body)):
             return msgspec.json.encode(complete_chat(msgspec.json.decode(body), asked))
-        if url == RESPONSES and is_response(said := msgspec.json.decode(body)):
-            return msgspec.json.encode(complete_response(said, asked))
+        if url == RESPONSES and is_response(response := msgspec.json.decode(body)):
+            return msgspec.json.encode(complete_response(response, asked))
     except (msgspec.MsgspecError, RecursionError):
         pass
     return body

@@ -97,12 +97,12 @@ def keep_models(session: Session, job_id: str) -> list[str]:
 
 def remove_optimizer(storage: Storage, locations: Iterable[str]) -> None:
     """Remove what only a resumed run reads from checkpoints whose rows say that it is not there."""
-    let_go(storage, (f"{place}/{name}" for place in locations for name in sorted(RESUME)))
+    let_go(storage, (f"{location}/{name}" for location in locations for name in sorted(RESUME)))
 
 
 def remove_unnamed(storage: Storage, job_id: str, named: Iterable[str]) -> None:
     """Remove what uploads that were cut off have left, given the locations that rows name."""
-    known = {place.rpartition("/")[2] for place in named}
+    known = {location.rpartition("/")[2] for location in named}
     for name in storage.folders(f"{FOLDER}/{job_id}"):
         if name not in known:
             let_go(storage, [f"{FOLDER}/{job_id}/{name}"])

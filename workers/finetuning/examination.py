@@ -57,29 +57,29 @@ class _Examination:
         self.asked, self.tokenizer = asked, tokenizer
         self.limit = min(asked.max_sequence_length or context, context)
         self.storage = open_storage(asked.storage)
-        self.found = Findings()
+        self.findings = Findings()
 
     def run(self) -> Findings:
-        asked, found = self.asked, self.found
+        asked, findings = self.asked, self.findings
         training = self._read("training_file", asked.training)
         validation = self._read("validation_file", asked.validation) if asked.validation else None
         held_out = self._held_out(training)
         kept = len(training.lines) - len(held_out)
-        if kept < examples.MIN_EXAMPLES and not found.errors:
+        if kept < examples.MIN_EXAMPLES and not findings.errors:
             message = f"There are {kept} examples to train on; at least {examples.MIN_EXAMPLES} are needed."
             self._complain(training.field, Bad("too_few_examples", message))
-        if validation is not None and not validation.lines and not found.errors:
+        if validation is not None and not validation.lines and not findings.errors:
             self._complain(validation.field, Bad("too_few_examples", "The file has no examples."))
-        if not found.errors:
+        if not findings.errors:
             self._warn(training, validation)
-            found.tokens = sum(tokens for n, tokens in enumerate(training.tokens) if n not in held_out)
-            found.longest = max((*training.tokens, *(validation.tokens if validation else ())))
-            found.training = self._snapshot(training, held_out, chosen=False)
+            findings.tokens = sum(tokens for n, tokens in enumerate(training.tokens) if n not in held_out)
+            findings.longest = max((*training.tokens, *(validation.tokens if validation else ())))
+            findings.training = self._snapshot(training, held_out, chosen=False)
             if validation is not None:
-                found.validation = self._snapshot(validation, (), chosen=False)
+                findings.validation = self._snapshot(validation, (), chosen=False)
             elif held_out:
-                found.validation = self._snapshot(training, held_out, chosen=True)
-        return found
+                findings.validation = self._snapshot(training, held_out, chosen=True)
+        return findings
 
     def _read(self, field: str, path: str) -> _File:
         """Check every row of a file, until there are too many errors."""
@@ -88,7 +88,7 @@ class _Examination:
             with self.storage.reader(path) as handle:
                 for text in lines.read(handle, self.asked.max_line_bytes):
                     self._examine(file, text)
-                    if self.found.truncated:
+                    if self.findings.truncated:
                         break
                     if len(file.lines) > MAX_EXAMPLES:
                         message = f"The file has more than {MAX_EXAMPLES} examples."
@@ -114,11 +114,11 @@ class _Examination:
         file.add(text.number, row, tokens, examples.time_of(row) if timed else None)
 
     def _complain(self, field: str, bad: Bad) -> None:
-        if len(self.found.errors) >= MAX_ERRORS:
-            self.found.truncated = True
+        if len(self.findings.errors) >= MAX_ERRORS:
+            self.findings.truncated = True
             return
         param = f"{field}.{bad.param}" if bad.param else field
-        self.found.errors.append({**bad.as_dict(), "param": param})
+        self.findings.errors.append({**bad.as_dict(), "param": param})
 
     def _held_out(self, training: _File) -> Collection[int]:
         """Return the numbers of the rows that are validated on, counted from 0."""
@@ -133,11 +133,11 @@ class _Examination:
     def _warn(self, training: _File, validation: _File | None) -> None:
         if training.repeated:
             what = "rows of the training file are duplicates of earlier ones"
-            self.found.warnings.append(_told(what, training.repeated))
+            self.findings.warnings.append(_told(what, training.repeated))
         shared = [line for digest, line in training.first.items() if validation and digest in validation.first]
         if shared:
             what = "rows of the training file stand in the validation file too"
-            self.found.warnings.append(_told(what, shared))
+            self.findings.warnings.append(_told(what, shared))
 
     def _snapshot(self, file: _File, numbers: Collection[int], *, chosen: bool) -> Part:
         """Return the snapshot of the rows that are among `numbers`, or with `chosen` False of the others."""
@@ -159,10 +159,10 @@ class _Examination:
                     yield (text.raw or b"") + b"\n"
 
 
-def _told(what: str, found: Collection[int]) -> str:
-    named = ", ".join(map(str, sorted(found)[:_NAMED_LINES]))
-    more = ", …" if len(found) > _NAMED_LINES else ""
-    return f"{len(found)} {what}: lines {named}{more}."
+def _told(what: str, numbers: Collection[int]) -> str:
+    named = ", ".join(map(str, sorted(numbers)[:_NAMED_LINES]))
+    more = ", …" if len(numbers) > _NAMED_LINES else ""
+    return f"{len(numbers)} {what}: lines {named}{more}."
 
 
 def examine(asked: Question, limit: Callable[[], None] = lambda: None) -> Findings:

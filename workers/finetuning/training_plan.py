@@ -40,11 +40,11 @@ def plan(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
         message = f"The model '{asked.base}' is no longer one that this deployment can train."
         _reject(context, claim, [Bad("model_not_available", message, None, "model").as_dict()])
         return
-    found = _examined(context, claim, asked, base, handle)
-    if found.errors:
-        _reject(context, claim, found.errors)
+    findings = _examined(context, claim, asked, base, handle)
+    if findings.errors:
+        _reject(context, claim, findings.errors)
     else:
-        context.db.retrying(lambda session: _planned(session, claim, asked, found), context.stop)
+        context.db.retrying(lambda session: _planned(session, claim, asked, findings), context.stop)
 
 
 def _base(context: Context, asked: FineTuning) -> Model | None:
@@ -77,23 +77,23 @@ def _paths(session: Session, job: Job) -> dict[str, str]:
     return {role: paths.get(file_id, "") for role, file_id in files.items()}
 
 
-def _planned(session: Session, claim: JobClaim, asked: FineTuning, found: Findings) -> None:
+def _planned(session: Session, claim: JobClaim, asked: FineTuning, findings: Findings) -> None:
     """Write what was found, cut the one shard that fills a slot, and let the job run. Raises ClaimLost."""
     job = claim.job
     ledger.assert_claim(session, claim)
     files = datasets.of_job(session, job.id)
     validated = files.get(datasets.VALIDATION, files[datasets.TRAINING]).file_id
     parts = {
-        datasets.TRAINING: (files[datasets.TRAINING].file_id, found.training),
-        datasets.VALIDATION: (validated, found.validation),
+        datasets.TRAINING: (files[datasets.TRAINING].file_id, findings.training),
+        datasets.VALIDATION: (validated, findings.validation),
     }
     for role, (file_id, part) in parts.items():
         if part is not None:
             datasets.add(session, job.id, role, file_id, sha256=part.sha256, size=part.bytes, rows=part.rows)
     session.execute(delete(FinetunePlan).where(FinetunePlan.job_id == job.id))
-    plan = examination.plan_of(job.id, asked, found)
+    plan = examination.plan_of(job.id, asked, findings)
     session.add(plan)
-    for warning in found.warnings:
+    for warning in findings.warnings:
         training_events.record(session, job.id, warning, level="warn")
     message = f"Files validated: {plan.rows} examples, {plan.tokens} tokens, {plan.steps} steps. The job is queued."
     training_events.record(session, job.id, message)

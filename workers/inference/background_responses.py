@@ -83,14 +83,14 @@ class EventPublisher:
         self._events = asyncio.Queue()  # without events of an earlier try that were not published
         publishing = asyncio.create_task(self._publish(request.tenant))
         try:
-            said = await self._host.engine.stream(request, self._emit)
+            answer = await self._host.engine.stream(request, self._emit)
         finally:
             self._events.put_nowait(None)
             _, late = await asyncio.wait({publishing}, timeout=self._patience)  # after a cancellation it ends by itself
             for task in late:
                 task.cancel()
-        if said.status != 200 or said.body:
-            return said
+        if answer.status != 200 or answer.body:
+            return answer
         if self._last is None:
             raise EngineFault("The stream ended without its response.")
         body = msgspec.json.encode(self._last)

@@ -117,13 +117,13 @@ class PeerClient:
             if isinstance(located, Answer):
                 return located
             queue, index = located
-            found = await self._search_once(request, search, queue, index)
-            if not isinstance(found, Answer) or found.status != HTTPStatus.NOT_FOUND:
-                return found
+            result = await self._search_once(request, search, queue, index)
+            if not isinstance(result, Answer) or result.status != HTTPStatus.NOT_FOUND:
+                return result
             located = await self._locate(request, search)
             if not isinstance(located, Answer) and located[1].id == index.id:
-                return found  # else another index came into use, and the former one was removed
-        return found
+                return result  # else another index came into use, and the former one was removed
+        return result
 
     async def _search_once(
         self, request: Request, search: Search, queue: str, index: VectorStore
@@ -141,7 +141,7 @@ class PeerClient:
             raise EngineBusy("The search cannot be made now.", retry_after=end.retry_after or RETRY_SECONDS)
         if end.status >= 500:  # perhaps at each try
             raise EngineFault("The search broke.", Answer(end.status, end.body))
-        return searches.decode_results(end.body).found if end.status == 200 else Answer(end.status, end.body)
+        return searches.decode_results(end.body).chunks if end.status == 200 else Answer(end.status, end.body)
 
     async def _exchange(
         self, request_queue: str, queue: str, model: str, queued: QueuedRequest, emit: Emit | None = None

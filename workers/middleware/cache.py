@@ -359,7 +359,7 @@ class VectorCache:
             return None
         others = {name: value for name, value in body.items() if name not in _NOT_IN_KEY and value is not None}
         start = hashlib.sha256(_encode([_VECTORS_VERSION, VECTORS, request.tenant, named[1], others]))
-        return _CacheableRequest(request, named[0], inputs, [_key(start, one) for one in inputs])
+        return _CacheableRequest(request, named[0], inputs, [_key(start, item) for item in inputs])
 
     def _store(self, cacheable: _CacheableRequest, indexes: list[int], answer: Answer, epoch: int) -> None:
         request = cacheable.request
@@ -371,7 +371,7 @@ class VectorCache:
 
         def entries_of() -> Iterator[NewEntry]:
             try:
-                values = [_floats(one) for one in _read(answer, len(indexes))]
+                values = [_floats(raw) for raw in _read(answer, len(indexes))]
             except ValueError:
                 return
             for n, value, count in zip(indexes, values, tokens, strict=True):
@@ -405,7 +405,7 @@ def _inputs(value: Any) -> list[Any] | None:
     if many is None:
         return None
     kind = type(many[0])
-    alike = kind in (str, list) and all(type(one) is kind and one for one in many)
+    alike = kind in (str, list) and all(type(item) is kind and item for item in many)
     return many if alike and len(many) <= MOST_INPUTS else None
 
 
@@ -417,12 +417,12 @@ def _read(answer: Answer, count: int) -> list[msgspec.Raw]:
     if answer.status != 200:
         raise ValueError
     try:
-        data = sorted(_decode_embeddings(answer.body).data, key=lambda one: one.index)
+        data = sorted(_decode_embeddings(answer.body).data, key=lambda entry: entry.index)
     except msgspec.MsgspecError as error:
         raise ValueError from error
-    if [one.index for one in data] != list(range(count)):
+    if [entry.index for entry in data] != list(range(count)):
         raise ValueError
-    return [one.embedding for one in data]
+    return [entry.embedding for entry in data]
 
 
 def _floats(raw: msgspec.Raw) -> bytes:

@@ -61,8 +61,8 @@ def expand_compactions(request: Request) -> Request | Answer:
 def _together(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return one user message if a summary is among `said`; otherwise the messages unchanged."""
     if not any(map(compaction.is_compaction, items)):
-        return [dict(one) for one in items]
-    parts = [part for one in items for part in _parts(one.get("content"))]
+        return [dict(item) for item in items]
+    parts = [part for item in items for part in _parts(item.get("content"))]
     texts = [part["text"] for part in parts if part.keys() == {"type", "text"} and isinstance(part["text"], str)]
     content: Any = "\n\n".join(texts) if len(texts) == len(parts) else parts
     last = items[-1]

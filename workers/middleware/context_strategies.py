@@ -58,14 +58,14 @@ _OTHERS: Final = 10.0
 _FIRST_TURNS: Final = 1
 
 
-async def least(most: int, fits: Callable[[int], Awaitable[bool]]) -> int | None:
-    """Return the smallest of 0 … `most` for which `fits` is true; None if there is none.
+async def least(limit: int, fits: Callable[[int], Awaitable[bool]]) -> int | None:
+    """Return the smallest of 0 … `limit` for which `fits` is true; None if there is none.
 
     `fits` must stay true above the first number for which it is true.
     """
-    if not await fits(most):
+    if not await fits(limit):
         return None
-    low, high = 0, most
+    low, high = 0, limit
     while low < high:
         middle = (low + high) // 2
         if await fits(middle):
@@ -107,7 +107,7 @@ async def priority(history: History, terms: ContextOptions, fits: Fits) -> Cut |
         for number, turn in enumerate(older)
         for worth, indexes in _by_worth(history, turn, calls[number])
     ]
-    removable.sort(key=lambda one: one[:2])
+    removable.sort(key=lambda entry: entry[:2])
     return await _without_first(history, [indexes for *_, indexes in removable], fits)
 
 
@@ -117,10 +117,10 @@ def _by_worth(history: History, turn: list[int], calls: list[list[int]]) -> list
     The whole turn has the highest priority of its parts.
     """
     called = {n for group in calls for n in group}
-    said = [n for n in turn if n not in called]
+    messages = [n for n in turn if n not in called]
     worths = [_worth(history, group, _OTHERS) for group in calls]
-    usual = max((PRIORITIES.get(str(history.items[n].get("role")), _OTHERS) for n in said), default=_OTHERS)
-    whole = max([*worths, _worth(history, said, usual)] if said else worths)
+    usual = max((PRIORITIES.get(str(history.items[n].get("role")), _OTHERS) for n in messages), default=_OTHERS)
+    whole = max([*worths, _worth(history, messages, usual)] if messages else worths)
     return [*zip(worths, calls, strict=True), (whole, turn)]
 
 
@@ -267,10 +267,10 @@ def centre(of: Iterable[Weights]) -> Weights:
     return _unit(total)
 
 
-def cosine(one: Mapping[str, float], other: Mapping[str, float]) -> float:
-    if len(one) > len(other):
-        one, other = other, one
-    return math.fsum(weight * other.get(word, 0.0) for word, weight in one.items())
+def cosine(left: Mapping[str, float], right: Mapping[str, float]) -> float:
+    if len(left) > len(right):
+        left, right = right, left
+    return math.fsum(weight * right.get(word, 0.0) for word, weight in left.items())
 
 
 def _weighted(counted: Counter[str], rare: Mapping[str, float]) -> Weights:
@@ -303,7 +303,7 @@ async def memory(
         return None
     each = max(1, _PIECES // max(1, len(older)))
     pieces_of_turn = [_pieces(_text(history, turn), piece_bytes)[:each] for turn in older]
-    pieces = [(number, one) for number, some in enumerate(pieces_of_turn) for one in some]
+    pieces = [(number, piece) for number, some in enumerate(pieces_of_turn) for piece in some]
     question = _pieces(history.question, piece_bytes)[:1]
     if not pieces or not question:
         return history.without(every), _report(every, 0)

@@ -51,25 +51,25 @@ from workers.middleware.summaries import Summaries, SummaryFailed
 class ContextReport:
     """The report to a client on how its prompt was shortened.
 
-    `told` is the field `context`. `echo` holds fields of the request that the engine did not get. `usage` is of
+    `details` is the field `context`. `echo` holds fields of the request that the engine did not get. `usage` is of
     summaries.
     """
 
-    told: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
     echo: Mapping[str, Any] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)
 
     def answer(self, answer: Answer) -> Answer:
         """Return `answer` with the report in its body and the usage of summaries added."""
         usage = answer.usage + self.usage
-        if answer.status != 200 or not answer.body or not (self.told or self.echo):
+        if answer.status != 200 or not answer.body or not (self.details or self.echo):
             return replace(answer, usage=usage)
         body = msgspec.json.decode(answer.body)
         return Answer(200, msgspec.json.encode(self._with_it(body)), usage)
 
     def emit(self, emit: Emit) -> Emit:
         """Return an `emit` that adds the report: to the first chunk of a chat, or to each event with a response."""
-        if not (self.told or self.echo):
+        if not (self.details or self.echo):
             return emit
         first = True
 
@@ -89,8 +89,8 @@ class ContextReport:
         if not isinstance(body, dict):
             return body
         theirs = body.get(FIELD)
-        told = {**(theirs if isinstance(theirs, dict) else {}), **self.told}
-        return self._with_usage(body) | dict(self.echo) | ({FIELD: told} if told else {})
+        details = {**(theirs if isinstance(theirs, dict) else {}), **self.details}
+        return self._with_usage(body) | dict(self.echo) | ({FIELD: details} if details else {})
 
     def _with_usage(self, body: dict[str, Any]) -> dict[str, Any]:
         shown = body.get("usage")
@@ -258,13 +258,13 @@ class _LongPrompt:
         result = await self._by_strategy(fits, budget, length)
         if result is None or isinstance(result, Answer):
             return result
-        body, told = result
+        body, details = result
         length_after = await self._length(body)
         if length_after is None or length_after.tokens > budget:
             return None
         counts = {"prompt_tokens_before": length.tokens, "prompt_tokens": length_after.tokens}
         estimated = {} if length.exact else {"estimated": True}
-        return body, ContextReport({"strategy": self._strategy, **told, **counts, **estimated}, usage=self.spent)
+        return body, ContextReport({"strategy": self._strategy, **details, **counts, **estimated}, usage=self.spent)
 
     async def _by_strategy(self, fits: Fits, budget: int, length: Length) -> Cut | Answer | None:
         name, history, terms = self._strategy, self.history, self.terms
@@ -298,8 +298,12 @@ class _LongPrompt:
         terms = {name: value for name, value in self.sent.body[FIELD].items() if name != "route_long"}
         body = {name: value for name, value in self.sent.body.items() if name != FIELD} | {"model": model}
         body |= {FIELD: terms} if terms.get("strategy") else {}
-        told = {"routed_from": self.sent.body.get("model"), "routed_to": model, "prompt_tokens_before": length.tokens}
-        shown = ContextReport(told if length.exact else {**told, "estimated": True})
+        details = {
+            "routed_from": self.sent.body.get("model"),
+            "routed_to": model,
+            "prompt_tokens_before": length.tokens,
+        }
+        shown = ContextReport(details if length.exact else {**details, "estimated": True})
         emit = shown.emit(self.emit) if self.emit else None
         request = replace(self.sent, body=body, adapter=None)
         answer = await self.window.model_router.route(request, emit)

@@ -88,10 +88,10 @@ def _last_turn(given: Any) -> Any:
     return given[users[-1] :] if users else given
 
 
-def select_excerpts(found: Sequence[Found], budget: ContextBudget, tokens: int) -> list[Found]:
+def select_excerpts(chunks: Sequence[Found], budget: ContextBudget, tokens: int) -> list[Found]:
     """Return the best excerpts that fit, each whole; of the very best one at least the beginning."""
     selected: list[Found] = []
-    for chunk in found:
+    for chunk in chunks:
         needed = budget.count(excerpt(len(selected) + 1, chunk)) + _BETWEEN
         if needed <= tokens:
             selected.append(chunk)
@@ -114,10 +114,10 @@ def join_neighbours(selected: Sequence[Found]) -> list[Found]:
     return [part for group in groups for part in _once(sorted(group, key=_start))]
 
 
-def _touch(one: Found, other: Found) -> bool:
-    if one.file_id != other.file_id or "start" not in one.meta or "start" not in other.meta:
+def _touch(left: Found, right: Found) -> bool:
+    if left.file_id != right.file_id or "start" not in left.meta or "start" not in right.meta:
         return False
-    first, second = sorted((one, other), key=_start)
+    first, second = sorted((left, right), key=_start)
     return second.n == first.n + 1 or _start(second) <= int(first.meta["end"])
 
 
@@ -133,19 +133,19 @@ def _once(group: Sequence[Found]) -> list[Found]:
     return shown
 
 
-def _beginning(one: Found, budget: ContextBudget, tokens: int) -> Found:
+def _beginning(chunk: Found, budget: ContextBudget, tokens: int) -> Found:
     """Return as much of the beginning as fits into `tokens`."""
 
     def needed(length: int) -> int:
-        return budget.count(excerpt(1, msgspec.structs.replace(one, text=one.text[:length])))
+        return budget.count(excerpt(1, msgspec.structs.replace(chunk, text=chunk.text[:length])))
 
-    text = one.text[: max(0, bisect_right(range(len(one.text) + 1), tokens, key=needed) - 1)]
-    meta = {**one.meta, "end": _start(one) + len(text)} if "start" in one.meta else one.meta
-    return msgspec.structs.replace(one, text=text, meta=meta)
+    text = chunk.text[: max(0, bisect_right(range(len(chunk.text) + 1), tokens, key=needed) - 1)]
+    meta = {**chunk.meta, "end": _start(chunk) + len(text)} if "start" in chunk.meta else chunk.meta
+    return msgspec.structs.replace(chunk, text=text, meta=meta)
 
 
-def _start(one: Found) -> int:
-    return int(one.meta.get("start") or 0)
+def _start(chunk: Found) -> int:
+    return int(chunk.meta.get("start") or 0)
 
 
 # Citations.
@@ -201,17 +201,17 @@ def citations(text: str, excerpts: Sequence[Found]) -> list[dict[str, Any]]:
         return _by_words(text, excerpts)
     return [
         _citation(excerpts[number], at, share)
-        for at, said in _said_before(text, named, _Said(there))
+        for at, sentence in _said_before(text, named, _Said(there))
         for number in named[at]
-        if (share := said.share(number)) or said.long < _ENOUGH
+        if (share := sentence.share(number)) or sentence.long < _ENOUGH
     ]
 
 
-def _numbers(marker: re.Match[str], most: int) -> list[int]:
-    return [int(number) - 1 for number in marker.group(1).split(",") if 1 <= int(number) <= most]
+def _numbers(marker: re.Match[str], count: int) -> list[int]:
+    return [int(number) - 1 for number in marker.group(1).split(",") if 1 <= int(number) <= count]
 
 
-def _said_before(text: str, positions: Iterable[int], said: _Said) -> Iterator[tuple[int, _Said]]:
+def _said_before(text: str, positions: Iterable[int], sentence: _Said) -> Iterator[tuple[int, _Said]]:
     """Yield each marker's position with the words of its sentence, or of the sentence before it.
 
     One pass over the text: an answer may have a marker behind every word.
@@ -220,12 +220,12 @@ def _said_before(text: str, positions: Iterable[int], said: _Said) -> Iterator[t
     left, end = deque(positions), 0
     for piece in _PIECE.finditer(plain):
         while left and left[0] < piece.start():
-            yield left.popleft(), said
+            yield left.popleft(), sentence
         if _ENDS.search(plain, max(end - 1, 0), piece.start()):
-            said.begin()
-        said.add(piece[0])
+            sentence.begin()
+        sentence.add(piece[0])
         end = piece.end()
-    yield from ((position, said) for position in left)
+    yield from ((position, sentence) for position in left)
 
 
 def support(text: str, excerpts: Sequence[Found]) -> float:
@@ -245,8 +245,8 @@ def _by_words(text: str, excerpts: Sequence[Found]) -> list[dict[str, Any]]:
     return [_citation(excerpts[shares.index(best)], len(text), best)] if best >= _SHARE else []
 
 
-def _share(said: Collection[str], there: frozenset[str]) -> float:
-    return sum(_stands(word, there) for word in said) / len(said) if said else 0.0
+def _share(words: Collection[str], there: frozenset[str]) -> float:
+    return sum(_stands(word, there) for word in words) / len(words) if words else 0.0
 
 
 def _stands(word: str, there: frozenset[str]) -> bool:
@@ -259,10 +259,10 @@ def _is_long(word: str) -> bool:
 
 def _words_said(text: str) -> set[str]:
     """Return the words of a text; a character of a wide script counts with its neighbours."""
-    said: set[str] = set()
+    words: set[str] = set()
     for run in lexical.runs(text.casefold()):
-        said.update((run[max(0, at - 1) : at + 2] for at in range(len(run))) if lexical.is_wide(run) else (run,))
-    return said
+        words.update((run[max(0, at - 1) : at + 2] for at in range(len(run))) if lexical.is_wide(run) else (run,))
+    return words
 
 
 def _words(text: str) -> frozenset[str]:
@@ -273,7 +273,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(words)
 
 
-def _citation(found: Found, index: int, share: float) -> dict[str, Any]:
-    theirs = {"type": "file_citation", "index": index, "file_id": found.file_id, "filename": found.filename}
-    position = {"chunk": found.n, "start": found.meta.get("start"), "end": found.meta.get("end")}
+def _citation(chunk: Found, index: int, share: float) -> dict[str, Any]:
+    theirs = {"type": "file_citation", "index": index, "file_id": chunk.file_id, "filename": chunk.filename}
+    position = {"chunk": chunk.n, "start": chunk.meta.get("start"), "end": chunk.meta.get("end")}
     return {**theirs, **position, "support": round(share, 3)}

@@ -156,8 +156,8 @@ def mistyped_field(body: Mapping[str, Any]) -> tuple[str, str] | None:
 
 def _check_ranking(options: RankingOptions) -> None:
     weights = options.hybrid_search or HybridSearch()
-    least, most = sorted((weights.embedding_weight, weights.text_weight))
-    if not 0 <= least <= most <= MAX_WEIGHT or most == 0:
+    smaller, larger = sorted((weights.embedding_weight, weights.text_weight))
+    if not 0 <= smaller <= larger <= MAX_WEIGHT or larger == 0:
         raise InvalidRequest(f"weights are 0 to {MAX_WEIGHT}, and at least one of them is above 0.")
     if not 0 <= weights.rrf_k <= MAX_RRF_K:
         raise InvalidRequest(f"rrf_k is 0 to {MAX_RRF_K}.")
@@ -175,8 +175,8 @@ def query_of(given: Any) -> str:
     """Return the user's last message."""
     if isinstance(given, str):
         return given.strip()[:_LONGEST_QUERY]
-    said = [item for item in given if isinstance(item, dict) and item.get("role") == "user"] if given else []
-    content = said[-1].get("content") if said else ""
+    messages = [item for item in given if isinstance(item, dict) and item.get("role") == "user"] if given else []
+    content = messages[-1].get("content") if messages else ""
     parts = content if isinstance(content, list) else [{"text": content}]
     texts = [str(part.get("text") or "") for part in parts if isinstance(part, dict)]
     return "\n".join(texts).strip()[:_LONGEST_QUERY]
@@ -338,10 +338,10 @@ class FileSearchMiddleware(Middleware):
             name, kind = odd
             return refusal(400, f"Invalid '{name}': it is {kind}.", param=name, code="invalid_type")
         query = query_of(request.body.get("input"))
-        found = await self._found(request, tool, query)
-        if isinstance(found, Answer):
-            return found
-        shown = await asyncio.to_thread(self._packed, request.body, found)
+        chunks = await self._found(request, tool, query)
+        if isinstance(chunks, Answer):
+            return chunks
+        shown = await asyncio.to_thread(self._packed, request.body, chunks)
         excerpts = join_neighbours(shown)
         asked = replace(request, body=_asked(request.body, excerpts))
         return FileSearchResults(asked, request.body, query, shown, excerpts, tool.min_support)
@@ -351,27 +351,27 @@ class FileSearchMiddleware(Middleware):
 
         For a batch line the query is not cached: it would outlive the batch's file.
         """
-        found: list[Found] = []
+        chunks: list[Found] = []
         cacheable = request.cacheable and request.job_id is None
         for store_id in dict.fromkeys(tool.vector_store_ids) if query else ():
             search = msgspec.structs.replace(tool.search(store_id, query), cacheable=cacheable)
             of_store = await self._search(request, search)
             if isinstance(of_store, Answer):
                 return of_store
-            found += of_store
-        found.sort(key=lambda chunk: -chunk.score)
+            chunks += of_store
+        chunks.sort(key=lambda chunk: -chunk.score)
         limit, alike = (
             tool.max_num_results or DEFAULT_RESULTS,
             tool.ranking_options and tool.ranking_options.deduplicate,
         )
         if alike and len(tool.vector_store_ids) > 1:  # within one store, duplicates are removed already
-            return (await asyncio.to_thread(distinct, found, alike, limit))[0]
-        return found[:limit]
+            return (await asyncio.to_thread(distinct, chunks, alike, limit))[0]
+        return chunks[:limit]
 
-    def _packed(self, body: Mapping[str, Any], found: list[Found]) -> list[Found]:
+    def _packed(self, body: Mapping[str, Any], chunks: list[Found]) -> list[Found]:
         """Select the excerpts that fit. Runs in a thread, because counting the tokens of a long prompt takes time."""
         budget = self._context_budgets(str(body.get("model")))
-        return select_excerpts(found, budget, excerpt_budget(budget, body))
+        return select_excerpts(chunks, budget, excerpt_budget(budget, body))
 
 
 @dataclass(slots=True)
@@ -381,7 +381,7 @@ class FileSearchResults:
     request: Request
     body: Mapping[str, Any]  # as the client sent it
     query: str
-    found: list[Found]  # best first
+    chunks: list[Found]  # best first
     excerpts: list[Found]  # in the order in which the model sees them, which numbers them
     min_support: float | None = None  # None: no answer is refused
     call_id: str = field(init=False)
@@ -409,7 +409,7 @@ class FileSearchResults:
     def call(self, status: str) -> dict[str, Any]:
         """Return the item of the search, with its results if the request includes them."""
         includes_results = RESULTS in (self.body.get("include") or ()) and status == "completed"
-        results = [_result(chunk) for chunk in self.found] if includes_results else None
+        results = [_result(chunk) for chunk in self.chunks] if includes_results else None
         item = {"id": self.call_id, "type": CALL, "status": status, "queries": [self.query]}
         return {**item, "results": results}
 
@@ -527,7 +527,7 @@ def _of_message(kind: str, event: Mapping[str, Any]) -> bool:
     return kind.startswith(("response.output_text.", "response.content_part."))
 
 
-def _asked(body: Mapping[str, Any], found: Sequence[Found]) -> dict[str, Any]:
+def _asked(body: Mapping[str, Any], chunks: Sequence[Found]) -> dict[str, Any]:
     """Return the body as an engine gets it: without the tool, and with the excerpts."""
     tools = [tool for tool in body["tools"] if not is_search(tool)]
     body_for_engine = {name: value for name, value in body.items() if name not in ("tools", "tool_choice", "include")}
@@ -538,11 +538,11 @@ def _asked(body: Mapping[str, Any], found: Sequence[Found]) -> dict[str, Any]:
     include = [name for name in body.get("include") or () if name != RESULTS]
     body_for_engine |= {"include": include} if include else {}
     body_for_engine["instructions"] = "\n\n".join(
-        filter(None, [body.get("instructions"), _FOUND if found else _NOTHING])
+        filter(None, [body.get("instructions"), _FOUND if chunks else _NOTHING])
     )
-    return body_for_engine | ({"input": with_excerpts(body.get("input"), found)} if found else {})
+    return body_for_engine | ({"input": with_excerpts(body.get("input"), chunks)} if chunks else {})
 
 
-def _result(found: Found) -> dict[str, Any]:
-    result = {"file_id": found.file_id, "filename": found.filename, "score": found.score, "text": found.text}
-    return result | {"attributes": found.attributes or {}}
+def _result(chunk: Found) -> dict[str, Any]:
+    result = {"file_id": chunk.file_id, "filename": chunk.filename, "score": chunk.score, "text": chunk.text}
+    return result | {"attributes": chunk.attributes or {}}

@@ -117,8 +117,8 @@ def changed(item: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any
     """Return the item with its message texts or tool results changed by `change`."""
 
     def own(text: str) -> str:
-        excerpts, said = _divided(item, text)
-        return excerpts + change(said)
+        excerpts, rest = _divided(item, text)
+        return excerpts + change(rest)
 
     new = dict(item)
     for name in ("content", "output"):

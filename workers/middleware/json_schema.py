@@ -118,7 +118,7 @@ class _CheckedStream:
     schema: bytes
     emit: Emit
     fault: str | None = None
-    said: dict[str, list[str]] = field(default_factory=dict)  # by choice
+    contents: dict[str, list[str]] = field(default_factory=dict)  # by choice
     other: dict[str, dict[str, Any]] = field(default_factory=dict)  # by choice: fields that exempt it from the schema
 
     async def event(self, chunk: bytes) -> None:
@@ -141,22 +141,22 @@ class _CheckedStream:
             if not isinstance(delta, dict):
                 continue
             index = str(choice.get("index"))
-            said, other = self.said.setdefault(index, []), self.other.setdefault(index, {})
-            said.append(str(delta.get("content") or ""))
+            contents, other = self.contents.setdefault(index, []), self.other.setdefault(index, {})
+            contents.append(str(delta.get("content") or ""))
             other |= {name: delta[name] for name in NO_JSON if delta.get(name)}
-            message = {**delta, **other, "content": "".join(said)} if choice.get("finish_reason") else {}
+            message = {**delta, **other, "content": "".join(contents)} if choice.get("finish_reason") else {}
             completed += texts(CHAT, {"choices": [{**choice, "message": message}]})
         return completed
 
 
-async def _first_fault(checker: SchemaChecker, schema: bytes, found: list[str], tenant: str) -> tuple[str, str | None]:
-    if not found:
+async def _first_fault(checker: SchemaChecker, schema: bytes, texts: list[str], tenant: str) -> tuple[str, str | None]:
+    if not texts:
         return "", None
     try:
-        faults = await checker.faults(schema, found, tenant)
+        faults = await checker.faults(schema, texts, tenant)
     except BadSchema as error:  # a $ref without a target may show only with some texts
         faults = [f"the schema cannot be checked: {error.why}"]
-    return next(((text, fault) for text, fault in zip(found, faults, strict=False) if fault), ("", None))
+    return next(((text, fault) for text, fault in zip(texts, faults, strict=False) if fault), ("", None))
 
 
 def _asked_again(request: Request, schema: bytes, text: str, fault: str) -> dict[str, Any]:

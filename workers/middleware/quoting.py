@@ -34,16 +34,16 @@ def quoted(text: str) -> str:
     return "\n".join(f"> {line}".rstrip() for line in _TURNS.sub(r"\g<0> ", text).splitlines())
 
 
-def excerpt(number: int, found: Found) -> str:
+def excerpt(number: int, chunk: Found) -> str:
     """Return an excerpt as the model sees it."""
-    return "\n".join([f"[{number}]", quoted(f"{_title(found)}:"), quoted(found.text)])
+    return "\n".join([f"[{number}]", quoted(f"{_title(chunk)}:"), quoted(chunk.text)])
 
 
-def with_excerpts(prompt: Any, found: Sequence[Found]) -> Any:
+def with_excerpts(prompt: Any, chunks: Sequence[Found]) -> Any:
     """Return the input of a response with excerpts before the user's last message; unchanged if either is missing."""
-    if not found:
+    if not chunks:
         return prompt
-    shown = _EXCERPTS + "\n\n".join(excerpt(n, chunk) for n, chunk in enumerate(found, 1)) + _QUESTION
+    shown = _EXCERPTS + "\n\n".join(excerpt(n, chunk) for n, chunk in enumerate(chunks, 1)) + _QUESTION
     if isinstance(prompt, str):
         return shown + prompt
     users = [n for n, item in enumerate(prompt or ()) if isinstance(item, dict) and item.get("role") == "user"]
@@ -79,8 +79,8 @@ def divided(text: str) -> tuple[str, str]:
     return (shown + separator, own_text) if separator else ("", text)
 
 
-def _title(found: Found) -> str:
-    section = " > ".join(found.meta.get("section") or ())
-    page = f"page {found.meta['page']}" if found.meta.get("page") else ""
-    title = ", ".join(filter(None, [found.filename, page, section]))
+def _title(chunk: Found) -> str:
+    section = " > ".join(chunk.meta.get("section") or ())
+    page = f"page {chunk.meta['page']}" if chunk.meta.get("page") else ""
+    title = ", ".join(filter(None, [chunk.filename, page, section]))
     return " ".join(title.split())[:_LONGEST_TITLE]

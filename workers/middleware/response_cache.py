@@ -55,7 +55,7 @@ class CacheLookup:
 class _PendingLookup:
     project_id: str
     keys: Sequence[bytes]
-    found: "asyncio.Future[CacheLookup | None]"
+    result: "asyncio.Future[CacheLookup | None]"
 
 
 @dataclass(slots=True)
@@ -100,7 +100,7 @@ class ResponseCache:
         self._queued.append(lookup)
         if self._lookup_task is None:
             self._lookup_task = asyncio.create_task(self._serve_lookups())
-        return await lookup.found
+        return await lookup.result
 
     def store(self, size: int, entries_of: EntrySource) -> None:
         """Write the entries of `entries_of`, later and in another thread. `size` is their approximate size in bytes."""
@@ -159,7 +159,7 @@ class ResponseCache:
 
     def _next(self) -> list[_PendingLookup]:
         """Return the lookups that have waited longest, as many as one query may serve."""
-        waiting = [lookup for lookup in self._queued if not lookup.found.done()]
+        waiting = [lookup for lookup in self._queued if not lookup.result.done()]
         keys = accumulate(len(lookup.keys) for lookup in waiting)
         count = max(1, sum(total <= MAX_KEYS for total in keys))
         self._queued = waiting[count:]
@@ -225,10 +225,10 @@ class ResponseCache:
         return rows or 0
 
 
-def _resolve(lookups: Sequence[_PendingLookup], found: Sequence[CacheLookup | None]) -> None:
-    for lookup, result in zip(lookups, found, strict=True):
-        if not lookup.found.done():
-            lookup.found.set_result(result)
+def _resolve(lookups: Sequence[_PendingLookup], results: Sequence[CacheLookup | None]) -> None:
+    for lookup, result in zip(lookups, results, strict=True):
+        if not lookup.result.done():
+            lookup.result.set_result(result)
 
 
 def _parts(entries: Iterable[NewEntry]) -> Iterator[list[NewEntry]]:

@@ -76,15 +76,15 @@ class Summaries:
         if not dropped:
             return None
         left = self._budget - await self._count(replace(self._request, body=history.noted(dropped, _NOTE, [""])))
-        most = min(self._most, left - _SLACK, self._limit // 4)
-        if most < _LEAST_ROOM:
+        max_tokens = min(self._most, left - _SLACK, self._limit // 4)
+        if max_tokens < _LEAST_ROOM:
             return None
         texts = [f"{history.speaker(n)}: {history.text(n)}" for n in dropped]
         while True:
-            parts = await self._parts(texts, most)
+            parts = await self._parts(texts, max_tokens)
             if not parts or self.spent.levels == _LEVELS:
                 return None
-            texts = await self._level(parts, most)
+            texts = await self._level(parts, max_tokens)
             body = history.noted(dropped, _NOTE, texts)
             if await fits(body):
                 return body, self._report(len(dropped))
@@ -98,19 +98,19 @@ class Summaries:
             "summaries_cut": spent.cut,
         }  # fmt: skip
 
-    async def _level(self, parts: Sequence[str], most: int) -> list[str]:
+    async def _level(self, parts: Sequence[str], max_tokens: int) -> list[str]:
         self.spent.levels += 1
         # lines of a batch are throttled while interactive clients wait, so each sends one request at a time
         free = asyncio.Semaphore(AT_ONCE if self._request.job_id is None else 1)
 
-        async def one(number: int, part: str) -> str:
+        async def summarize_part(number: int, part: str) -> str:
             async with free:
-                return await self._summary(number, part, most)
+                return await self._summary(number, part, max_tokens)
 
-        return await run_all([one(number, part) for number, part in enumerate(parts)])
+        return await run_all([summarize_part(number, part) for number, part in enumerate(parts)])
 
-    async def _summary(self, number: int, part: str, most: int) -> str:
-        asked = self._question(part, most, f"{self._request.request_id}-s{self.spent.levels}-{number}")
+    async def _summary(self, number: int, part: str, max_tokens: int) -> str:
+        asked = self._question(part, max_tokens, f"{self._request.request_id}-s{self.spent.levels}-{number}")
         answer = await self._ask(asked)
         self.spent.calls += 1
         if answer.status != 200:
@@ -123,24 +123,24 @@ class Summaries:
         self.spent.cut += choice.finish_reason == "length"
         return text
 
-    def _question(self, part: str, most: int, request_id: str) -> Request:
+    def _question(self, part: str, max_tokens: int, request_id: str) -> Request:
         messages = [{"role": "system", "content": _ASKED}, {"role": "user", "content": part}]
-        body = {"model": self._request.body["model"], "messages": messages, "max_tokens": most, "temperature": 0}
+        body = {"model": self._request.body["model"], "messages": messages, "max_tokens": max_tokens, "temperature": 0}
         return replace(self._request, url=CHAT, body=body, request_id=request_id)
 
-    async def _parts(self, texts: Sequence[str], most: int) -> list[str]:
+    async def _parts(self, texts: Sequence[str], max_tokens: int) -> list[str]:
         """Join texts as long as they fit, and split those that do not fit alone.
 
         Return an empty list if nothing fits.
         """
-        bare = await self._tokens("", most)
-        room = self._limit - most - bare
+        bare = await self._tokens("", max_tokens)
+        room = self._limit - max_tokens - bare
         parts: list[str] = []
         waiting = list(reversed(texts))
         begun, size = "", 0
         while waiting:
             text = waiting.pop()
-            length = await self._tokens(text, most) - bare + 1
+            length = await self._tokens(text, max_tokens) - bare + 1
             if length > room:
                 if len(text) < 2:
                     return []
@@ -153,8 +153,8 @@ class Summaries:
                 begun, size = f"{begun}\n{text}" if begun else text, size + length
         return [*parts, begun] if begun else parts
 
-    async def _tokens(self, part: str, most: int) -> int:
-        return await self._count(self._question(part, most, self._request.request_id))
+    async def _tokens(self, part: str, max_tokens: int) -> int:
+        return await self._count(self._question(part, max_tokens, self._request.request_id))
 
 
 async def run_all(work: Sequence[Coroutine[Any, Any, str]]) -> list[str]:

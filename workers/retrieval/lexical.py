@@ -74,10 +74,10 @@ def keywords(query: str) -> str:
 def _languages_of(words: Iterable[str]) -> frozenset[str]:
     """Return the languages with the most stop words among `words`; English wins a tie."""
     counts = Counter(language for word in words for language in _stop_words().get(word, ()))
-    most = max(counts.values(), default=0)
-    if most and counts[_ENGLISH] == most:
+    highest = max(counts.values(), default=0)
+    if highest and counts[_ENGLISH] == highest:
         return frozenset({_ENGLISH})
-    return frozenset(language for language, count in counts.items() if count == most >= _LEAST_STOP_WORDS)
+    return frozenset(language for language, count in counts.items() if count == highest >= _LEAST_STOP_WORDS)
 
 
 @cache
@@ -97,13 +97,13 @@ _SHINGLE_WORDS: Final = 3
 Shingles = frozenset[tuple[str, ...]]
 
 
-def distinct(found: Sequence[Found], alike: float, most: int) -> tuple[list[Found], int]:
-    """Return the first `most` hits that are less similar than `alike` to all better ones, and how many were dropped."""
+def distinct(chunks: Sequence[Found], alike: float, limit: int) -> tuple[list[Found], int]:
+    """Return the first `limit` chunks that are less similar than `alike` to all better ones, and count the dropped."""
     selected: list[Found] = []
     seen: list[Shingles] = []
     dropped = 0
-    for chunk in found:
-        if len(selected) == most:
+    for chunk in chunks:
+        if len(selected) == limit:
             break
         own_shingles = shingles(chunk.text)
         if any(likeness(own_shingles, other) >= alike for other in seen):
@@ -121,10 +121,10 @@ def shingles(text: str) -> Shingles:
     return frozenset(_runs(words, last)) if words else frozenset()
 
 
-def likeness(one: Shingles, other: Shingles) -> float:
+def likeness(left: Shingles, right: Shingles) -> float:
     """Return the Jaccard similarity of two sets of shingles."""
-    both = len(one & other)
-    return both / (len(one) + len(other) - both) if both else 0.0
+    both = len(left & right)
+    return both / (len(left) + len(right) - both) if both else 0.0
 
 
 def _runs(words: Sequence[str], last: int) -> Iterable[tuple[str, ...]]:

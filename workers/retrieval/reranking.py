@@ -58,7 +58,7 @@ class Reranking:
         return await self._host.engine.answer(Request(RERANK, body, queued.id, priority, queued.tenant))
 
     async def rank(
-        self, search: Search, found: Sequence[Found], queued: QueuedRequest, priority: int
+        self, search: Search, hits: Sequence[Found], queued: QueuedRequest, priority: int
     ) -> Sequence[Found] | Answer:
         """Return the hits, best first, with the model's scores from 0 to 1; for several queries the best score of each.
 
@@ -66,24 +66,24 @@ class Reranking:
 
         Raises what engines raise.
         """
-        if not found:
-            return found
-        asked = [_body(search.ranker, query, found) for query in search.queries]
+        if not hits:
+            return hits
+        asked = [_body(search.ranker, query, hits) for query in search.queries]
         answers = await asyncio.gather(*(self._asked(body, queued, priority) for body in asked))
-        scores = [-math.inf] * len(found)
+        scores = [-math.inf] * len(hits)
         for answer in answers:
             if answer.status >= 400:
                 return _refused(search.ranker, answer)
             try:
-                given = {one.index: one.relevance_score for one in _ranked(answer.body).results}
+                given = {result.index: result.relevance_score for result in _ranked(answer.body).results}
                 scores = [max(score, given[n]) for n, score in enumerate(scores)]
             except (msgspec.MsgspecError, KeyError):
                 return refusal(502, "The re-ranking model gave no score for some texts.", code="engine_error")
         if any(not -_ROUNDING <= score <= 1.0 + _ROUNDING for score in scores):
             self._logits.add(search.ranker)
         shown = _logistic if search.ranker in self._logits else _clamped
-        best = sorted(zip(scores, found, strict=True), key=lambda pair: -pair[0])
-        return [msgspec.structs.replace(one, score=shown(score)) for score, one in best]
+        best = sorted(zip(scores, hits, strict=True), key=lambda pair: -pair[0])
+        return [msgspec.structs.replace(hit, score=shown(score)) for score, hit in best]
 
     async def _asked(self, body: dict[str, object], queued: QueuedRequest, priority: int) -> Answer:
         loop = asyncio.get_running_loop()
@@ -142,8 +142,8 @@ def _logistic(score: float) -> float:
     return (1.0 + math.tanh(score / 2.0)) / 2.0
 
 
-def _body(model: str, query: str, found: Sequence[Found]) -> dict[str, object]:
-    texts = [one.text for one in found]
+def _body(model: str, query: str, hits: Sequence[Found]) -> dict[str, object]:
+    texts = [hit.text for hit in hits]
     return {"model": model, "query": query, "documents": texts, "return_documents": False}
 
 
@@ -151,6 +151,6 @@ def _refused(ranker: str, answer: Answer) -> Answer:
     """Turn a refusal of the model into one of the request's ranker."""
     if answer.status >= 500:
         return answer
-    said = msgspec.json.decode(answer.body).get("error") or {}
-    message = f"The model '{ranker[:64]}' did not re-rank: {said.get('message')}"
-    return refusal(400, message, param=_PARAM, code=said.get("code"))
+    error = msgspec.json.decode(answer.body).get("error") or {}
+    message = f"The model '{ranker[:64]}' did not re-rank: {error.get('message')}"
+    return refusal(400, message, param=_PARAM, code=error.get("code"))

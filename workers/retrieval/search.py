@@ -64,9 +64,9 @@ def fuse(near: Sequence[Hit], worded: Sequence[Hit], weights: tuple[float, float
     total = sum(weights)
     scores: dict[tuple[str, int], float] = {}
     hits: dict[tuple[str, int], Hit] = {}
-    for found, weight in zip((near, worded), weights, strict=True):
-        gives = _relative(found) if how == "relative" else _reciprocal(k)
-        for rank, hit in enumerate(found):
+    for ranking, weight in zip((near, worded), weights, strict=True):
+        gives = _relative(ranking) if how == "relative" else _reciprocal(k)
+        for rank, hit in enumerate(ranking):
             key = (hit.document, hit.n)
             hits.setdefault(key, hit)
             scores[key] = scores.get(key, 0.0) + weight / total * gives(hit, rank)
@@ -78,8 +78,8 @@ def _reciprocal(k: int) -> Callable[[Hit, int], float]:
     return lambda _, rank: (k + 1) / (k + 1 + rank)
 
 
-def _relative(found: Sequence[Hit]) -> Callable[[Hit, int], float]:
-    best = max((hit.score for hit in found), default=0.0)
+def _relative(hits: Sequence[Hit]) -> Callable[[Hit, int], float]:
+    best = max((hit.score for hit in hits), default=0.0)
     return lambda hit, _: max(0.0, hit.score) / best if best > 0 else 0.0
 
 
@@ -134,10 +134,10 @@ class Searching:
         if isinstance(vectors, Answer):
             return vectors
         try:
-            found = await loop.run_in_executor(self._threads, self._search, search, store, vectors)
+            hits = await loop.run_in_executor(self._threads, self._search, search, store, vectors)
         except (DatabaseBusy, VectorsUnavailable) as error:
             raise EngineBusy("The search cannot be made now.", retry_after=2.0) from error
-        ranked = await self._reranking.rank(search, found, queued, priority) if search.ranker else found
+        ranked = await self._reranking.rank(search, hits, queued, priority) if search.ranker else hits
         if isinstance(ranked, Answer):
             return ranked
         self._threads.submit(self._note, store)  # not awaited
@@ -145,8 +145,8 @@ class Searching:
 
     def _store(self, search: Search, project_id: str) -> VectorStore | None:
         with self._context.db.read() as session:
-            mine = VectorStore.id == search.store_id, VectorStore.project_id == project_id
-            store = session.scalar(select(VectorStore).where(*mine))
+            conditions = VectorStore.id == search.store_id, VectorStore.project_id == project_id
+            store = session.scalar(select(VectorStore).where(*conditions))
         return None if store is None or attachments.is_over(store) or indexes.is_emptied(store) else store
 
     def _note(self, store: VectorStore) -> None:
@@ -254,16 +254,16 @@ class Searching:
 
     def _visible(self, find: Callable[[int], list[Hit]], search: Search, seen: Seen) -> list[Hit]:
         """Return the best visible hits; consider more hits if many are hidden."""
-        wanted = max(_LEAST, search.limit * _DEPTH, search.candidates)
-        count = wanted
+        needed = max(_LEAST, search.limit * _DEPTH, search.candidates)
+        count = needed
         while True:
             hits = find(count)
-            found = {hit.document for hit in hits}
-            self._look_up(search.store_id, found - seen.rows.keys(), seen)
-            seen.hidden |= found
+            documents = {hit.document for hit in hits}
+            self._look_up(search.store_id, documents - seen.rows.keys(), seen)
+            seen.hidden |= documents
             visible = [hit for hit in hits if hit.document in seen.rows]
-            if len(visible) >= wanted or len(hits) < count or count >= _MOST:
-                return visible[:wanted]
+            if len(visible) >= needed or len(hits) < count or count >= _MOST:
+                return visible[:needed]
             count *= 4
 
     def _look_up(self, store_id: str, documents: Collection[str], seen: Seen) -> None:
@@ -298,7 +298,7 @@ def _found(row: VectorStoreFile, hit: Hit, score: float) -> Found:
 
 def chosen(search: Search, ranked: Sequence[Found]) -> Results:
     """Return the candidates above the threshold, best first, without near duplicates of better ones."""
-    good = [one for one in ranked if one.score >= search.threshold]
+    good = [hit for hit in ranked if hit.score >= search.threshold]
     if not search.deduplicate:
         return Results(tuple(good[: search.limit]))
     cacheable, dropped = distinct(good, search.deduplicate, search.limit)

@@ -92,12 +92,12 @@ def verify(db: Database, vectors: Vectors, storage: Storage) -> Verdict:
     known = sum(store.parent_id is None for store in stores)
     verdict = Verdict(known, 0, [Found(name, stranger=True) for name in sorted(strangers)])
     for store in stores:
-        found, files = _look(db, vectors, storage, store.id)
-        if found:
+        fault, files = _look(db, vectors, storage, store.id)
+        if fault:
             again, files = _look(db, vectors, storage, store.id)
-            found = found.both(again)
+            fault = fault.both(again)
         verdict.files += files
-        verdict.faults += [found] if found else []
+        verdict.faults += [fault] if fault else []
     return verdict
 
 
@@ -139,8 +139,8 @@ def _look(db: Database, vectors: Vectors, storage: Storage, store_id: str) -> tu
 def _at_work(session: Session, store: VectorStore) -> dict[str, int]:
     """Return the jobs that add files to this index now, with the number of files of each."""
     live = Job.project_id == store.project_id, Job.kind == ingestions.NAME, Job.state.in_(LIVE)
-    found = session.execute(select(Job.id, Job.total, Job.payload).where(*live))
-    return {job_id: total for job_id, total, payload in found if index_of(payload) == store.id}
+    rows = session.execute(select(Job.id, Job.total, Job.payload).where(*live))
+    return {job_id: total for job_id, total, payload in rows if index_of(payload) == store.id}
 
 
 def _nobodys(keys: list[str], rows: Sequence[VectorStoreFile], jobs: dict[str, int]) -> list[str]:
@@ -195,8 +195,8 @@ def _again(session: Session, store: VectorStore, file_ids: Sequence[str]) -> Non
         return
     there = select(VectorStoreFile).join(File, File.id == VectorStoreFile.id).where(File.deleted_at.is_(None))
     there = there.where(VectorStoreFile.store_id == store.id, VectorStoreFile.id.in_(file_ids))
-    found = session.scalars(there.order_by(VectorStoreFile.id).with_for_update(read=True, of=File))
-    rows = [row for row in found if row.status != IN_PROGRESS]
+    attached = session.scalars(there.order_by(VectorStoreFile.id).with_for_update(read=True, of=File))
+    rows = [row for row in attached if row.status != IN_PROGRESS]
     for row in rows:
         row.recipe = None
     session.flush()

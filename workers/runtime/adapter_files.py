@@ -68,12 +68,12 @@ class AdapterFiles:
 
         Raises TamperedAdapter, NotFound, StorageUnavailable, StorageFull.
         """
-        wanted = self._wanted(location, sha256)
+        hashes = self._wanted(location, sha256)
         name = name_of(sha256)
         folder = self._folder / name
         with self._lock:
-            if not _is_whole(folder, wanted):
-                self._copy(location, folder, wanted)
+            if not _is_whole(folder, hashes):
+                self._copy(location, folder, hashes)
             self._checked.add(name)
         return Adapter(name, sha256, folder)
 
@@ -97,43 +97,43 @@ class AdapterFiles:
                     self._checked.discard(folder.name)
                     shutil.rmtree(folder, ignore_errors=True)
 
-    def _copy(self, location: str, folder: Path, wanted: Mapping[str, str]) -> None:
+    def _copy(self, location: str, folder: Path, hashes: Mapping[str, str]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._make_room()
         temporary = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=self._folder))
         try:
-            for file, sha256 in wanted.items():
+            for file, sha256 in hashes.items():
                 with self._storage.reader(f"{location}/{file}") as source, (temporary / file).open("wb") as copy:
                     if _hash(source, copy) != sha256:
                         raise TamperedAdapter(f"Its file {file} is not the one that was trained.")
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
         except OSError:
-            if not _is_whole(folder, wanted):  # else another process of this machine was faster
+            if not _is_whole(folder, hashes):  # else another process of this machine was faster
                 raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def _make_room(self) -> None:
         """Remove what a killed process left, and the folders that were fetched first, so that the disk stays free."""
-        found = sorted((one.stat().st_mtime, one) for one in self._folder.iterdir() if one.is_dir())
-        too_many = max(0, len(found) + 1 - _MOST_FOLDERS)
-        for number, (fetched, folder) in enumerate(found):
+        folders = sorted((path.stat().st_mtime, path) for path in self._folder.iterdir() if path.is_dir())
+        too_many = max(0, len(folders) + 1 - _MOST_FOLDERS)
+        for number, (fetched, folder) in enumerate(folders):
             unused = number < too_many or folder.name.startswith(_PARTIAL)
             if unused and time.time() - fetched > _YOUNG_SECONDS:
                 self._checked.discard(folder.name)
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_whole(folder: Path, wanted: Mapping[str, str]) -> bool:
+def _is_whole(folder: Path, hashes: Mapping[str, str]) -> bool:
     def is_right(file: str) -> bool:
         path = folder / file
         if not path.is_file():
             return False
         with path.open("rb") as source:
-            return _hash(source) == wanted[file]
+            return _hash(source) == hashes[file]
 
-    return all(map(is_right, wanted))
+    return all(map(is_right, hashes))
 
 
 def _hash(source: BinaryIO, copy: BinaryIO | None = None) -> str:

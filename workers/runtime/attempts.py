@@ -27,8 +27,8 @@ def claim_job(context: Context, job_id: str, task: Task) -> JobClaim | None:
         return ledger.claim(session, job_id, task, context.worker_id)
 
     def free(session: Session, claim: JobClaim) -> None:
-        mine = Job.id == job_id, Job.epoch == claim.epoch, Job.worker_id == context.worker_id
-        if session.scalar(select(Job.id).where(*mine)) is not None:
+        conditions = Job.id == job_id, Job.epoch == claim.epoch, Job.worker_id == context.worker_id
+        if session.scalar(select(Job.id).where(*conditions)) is not None:
             ledger.release(session, job_id, claim.epoch)
 
     return _claimed(context, take, free)
@@ -41,8 +41,13 @@ def claim_shard(context: Context, job_id: str, n: int, *, queue: str | None = No
         return shards.claim(session, job_id, n, context.worker_id, queue=queue)
 
     def free(session: Session, claim: ShardClaim) -> None:
-        mine = Shard.job_id == job_id, Shard.n == n, Shard.epoch == claim.epoch, Shard.worker_id == context.worker_id
-        if session.scalar(select(Shard.n).where(*mine)) is not None:
+        conditions = (
+            Shard.job_id == job_id,
+            Shard.n == n,
+            Shard.epoch == claim.epoch,
+            Shard.worker_id == context.worker_id,
+        )
+        if session.scalar(select(Shard.n).where(*conditions)) is not None:
             shards.release(session, claim)
 
     return _claimed(context, take, free)
@@ -59,9 +64,9 @@ def _claimed(context: Context, take: Callable[[Session], C | None], free: Callab
     def claim(session: Session) -> C | None:
         for lost in taken:
             free(session, lost)
-        if (found := take(session)) is not None:
-            taken.append(found)
-        return found
+        if (result := take(session)) is not None:
+            taken.append(result)
+        return result
 
     return context.db.retrying(claim, context.stop)
 

@@ -116,7 +116,7 @@ class Pool:
 
 def build(config: Settings, pool: Pool, timings: Timings = Timings()) -> Context:
     """Build the context of this process: write its worker row and start its heartbeats."""
-    db = Database(config.database, patience=10, most=_CONNECTIONS)
+    db = Database(config.database, patience=10, max_connections=_CONNECTIONS)
     claim_host(db)
     stop = threading.Event()
     standing = Standing(state=pool.state, models=pool.models)

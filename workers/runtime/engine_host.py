@@ -160,9 +160,9 @@ class EngineHost:
 
     def _in_flight_now(self) -> list[Suspect]:
         """Return each suspect once, first those that were in flight at most deaths."""
-        found = {one.name: one for source in self._in_flight_reports for one in source()}
-        found.update((one.name, one) for one in self._suspects)
-        return sorted(found.values(), key=lambda one: -one.times)
+        suspects = {suspect.name: suspect for source in self._in_flight_reports for suspect in source()}
+        suspects.update((suspect.name, suspect) for suspect in self._suspects)
+        return sorted(suspects.values(), key=lambda suspect: -suspect.times)
 
     async def _rebuild(self) -> None:
         try:

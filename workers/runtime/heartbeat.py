@@ -63,7 +63,7 @@ class UnderWay:
         finally:
             end()
 
-    def told(self) -> list[list[str | int]]:
+    def counts(self) -> list[list[str | int]]:
         """Return the counts for the worker's row: queue, model, project, number."""
         with self._lock:
             return [[*what, count] for what, count in sorted(self._counts.items())]
@@ -220,14 +220,14 @@ class Heartbeat:
         """Take no messages while this worker is paused: its claims would be refused, and others can take them."""
         if off != self.off:
             self.off, self._soon = off, _SOON
-        wanted = self.worker_id not in off.of(Scope.WORKER)
-        if wanted != self._listens and self.listen is not None and self.listen(wanted):
-            self._listens = wanted
-            log.info("worker_resumed" if wanted else "worker_paused", extra={"worker": self.worker_id})
+        listens = self.worker_id not in off.of(Scope.WORKER)
+        if listens != self._listens and self.listen is not None and self.listen(listens):
+            self._listens = listens
+            log.info("worker_resumed" if listens else "worker_paused", extra={"worker": self.worker_id})
 
     def _send_for_worker(self, session: Session, heartbeats: int = 1) -> None:
         worker = self._worker()
-        worker.other_work = self.under_way.told()
+        worker.other_work = self.under_way.counts()
         columns = ("models", "state", "restarts", "slots", "other_work", "host_devices", "engines")
         if not workers.heartbeat(
             session, worker.id, heartbeats=heartbeats, **{name: getattr(worker, name) for name in columns}
@@ -238,11 +238,11 @@ class Heartbeat:
     def _look(self) -> None:
         """Stop the work on shards whose job no longer runs; note what is paused."""
         holds = [handle for handle in self._current() if handle.shard_n is not None and not handle.ended]
-        wanted = {handle.job_id for handle in holds}
+        job_ids = {handle.job_id for handle in holds}
         with self._db.read() as session:
             off = pauses.paused(session)
-            its = select(Job.id).where(Job.id.in_(wanted), Job.state == JobState.RUNNING)
-            running = set(session.scalars(its)) if wanted else set()
+            its = select(Job.id).where(Job.id.in_(job_ids), Job.state == JobState.RUNNING)
+            running = set(session.scalars(its)) if job_ids else set()
         for handle in holds:
             if handle.job_id not in running:
                 handle.end()

@@ -70,8 +70,8 @@ class LogTail:
         self._child = subprocess.Popen(  # noqa: S603 (our own interpreter and file)
             command, pass_fds=arguments, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True
         )
-        for one in given:
-            os.close(one)
+        for descriptor in given:
+            os.close(descriptor)
 
 
 def _is_stream(number: int) -> bool:

@@ -78,19 +78,19 @@ def outcomes_of(url: str, answer: Answer) -> tuple[str, ...]:
     if url in (EMBEDDINGS, RERANK):
         return ()
     try:
-        said = _answer(answer.body)
+        fields = _answer(answer.body)
     except msgspec.MsgspecError:
         return ()
-    if said.choices is not None:
-        found = {word(choice.finish_reason) for choice in said.choices}
-        empty = not any(map(_says_something, said.choices))
-    elif said.status is not None:
-        why = said.incomplete_details.reason if said.incomplete_details else None
-        found = {word(_RESPONSES.get(why or said.status, why or said.status))}
-        empty = not any(map(_holds_something, said.output or ()))
+    if fields.choices is not None:
+        outcomes = {word(choice.finish_reason) for choice in fields.choices}
+        empty = not any(map(_says_something, fields.choices))
+    elif fields.status is not None:
+        why = fields.incomplete_details.reason if fields.incomplete_details else None
+        outcomes = {word(_RESPONSES.get(why or fields.status, why or fields.status))}
+        empty = not any(map(_holds_something, fields.output or ()))
     else:
         return ()
-    return (*sorted(found - {""}), *([EMPTY] if empty else []))
+    return (*sorted(outcomes - {""}), *([EMPTY] if empty else []))
 
 
 def unanswered(code: str) -> tuple[str, ...]:
@@ -106,9 +106,9 @@ def _error(answer: Answer) -> str:
     return ERROR + (word(refusal.code if refusal else None) or f"http_{answer.status}")
 
 
-def word(said: Any) -> str:
+def word(value: Any) -> str:
     """Return a name that may be a label, or stand in a log or the audit; empty for any other value."""
-    return said if isinstance(said, str) and _NAME.fullmatch(said) else ""
+    return value if isinstance(value, str) and _NAME.fullmatch(value) else ""
 
 
 def _says_something(choice: _Choice) -> bool:

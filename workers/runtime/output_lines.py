@@ -108,8 +108,8 @@ def answered(item: Item, answer: Answer, leader: Item | None = None) -> Record:
     """
     good = 200 <= answer.status < 300
     usage = Usage() if leader else answer.usage
-    said = answer.body if good or not usage.total_tokens else _with_usage(answer.body, item.request.url, usage)
-    body = said if b"\n" not in said else _compact(said)
+    raw = answer.body if good or not usage.total_tokens else _with_usage(answer.body, item.request.url, usage)
+    body = raw if b"\n" not in raw else _compact(raw)
     extra = b',"duplicate_of":' + _encode(leader.custom_id) if leader else b""
     line = b'{"id":"%b","custom_id":%b,"response":{"status_code":%d,"request_id":"%b","body":%b},"error":null%b}' % (
         item.id.encode(),
@@ -161,10 +161,10 @@ def _compact(body: bytes) -> bytes:
 def _with_usage(body: bytes, url: str, usage: Usage) -> bytes:
     """Add the usage to a body; return a body that is no JSON object as it is."""
     try:
-        said = msgspec.json.decode(body)
+        fields = msgspec.json.decode(body)
     except (msgspec.MsgspecError, RecursionError):
         return body
-    return _encode(said | {"usage": _shown(url, usage)}) if isinstance(said, dict) else body
+    return _encode(fields | {"usage": _shown(url, usage)}) if isinstance(fields, dict) else body
 
 
 def _shown(url: str, usage: Usage) -> dict[str, Any]:

@@ -39,7 +39,7 @@ _LONGEST_NAME = 300
 
 def host_devices() -> str:
     """Return the host and the devices that this process may use: other devices may be sound."""
-    devices = next((found for name in _DEVICES if (found := os.environ.get(name))), "")
+    devices = next((value for name in _DEVICES if (value := os.environ.get(name))), "")
     return f"{processes.hostname()} (devices {devices})" if devices else processes.hostname()
 
 
@@ -191,9 +191,9 @@ class EngineHealth:
         """Run `work` in one transaction with the list of this worker's engines."""
 
         def both(session: Session) -> object:
-            found = work(session)
+            result = work(session)
             quarantine.set_engines(session, self._context.worker_id, self._host_devices, self._engines)
-            return found
+            return result
 
         return self._context.db.retrying(both, self._context.stop)
 

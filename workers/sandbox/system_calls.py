@@ -92,11 +92,12 @@ def call(name: str, *arguments: object) -> int:
     Raises: OSError, also on a machine whose numbers are not known.
     """
     machine = platform.machine()
-    found = number(name, machine) if machine in MACHINES else None
-    if found is None:
+    call_number = number(name, machine) if machine in MACHINES else None
+    if call_number is None:
         raise OSError(f"No number of {name} is known on {machine}.")
     result: int = libc.syscall(
-        ctypes.c_long(found), *(ctypes.c_ulong(one) if isinstance(one, int) else one for one in arguments)
+        ctypes.c_long(call_number),
+        *(ctypes.c_ulong(argument) if isinstance(argument, int) else argument for argument in arguments),
     )
     if result < 0:
         code = ctypes.get_errno()
@@ -106,7 +107,7 @@ def call(name: str, *arguments: object) -> int:
 
 def prctl(option: int, argument: int = 0) -> None:
     """Set an attribute of this process; `option` is a `PR_…` constant of Linux. Raises: OSError."""
-    if libc.prctl(option, *(ctypes.c_ulong(one) for one in (argument, 0, 0, 0))) != 0:
+    if libc.prctl(option, *(ctypes.c_ulong(value) for value in (argument, 0, 0, 0))) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 
@@ -149,7 +150,7 @@ def install_filter(pid: int) -> bool:
     machine = platform.machine()
     if machine not in MACHINES:
         return False
-    packed = b"".join(struct.pack("=HBBI", *one) for one in filter_program(machine, pid))
+    packed = b"".join(struct.pack("=HBBI", *instruction) for instruction in filter_program(machine, pid))
     filters = ctypes.create_string_buffer(packed, len(packed))
     header = struct.pack("@HP", len(packed) // 8, ctypes.addressof(filters))
     try:
@@ -189,13 +190,13 @@ def _stream_pair() -> list[Instruction]:
 
 def _block(machine: str, name: str, body: list[Instruction]) -> list[Instruction]:
     """Return instructions that run `body` for the call `name`, and skip it for any other. `body` ends the program."""
-    found = number(name, machine)
-    return [] if found is None else [(_IS, 0, len(body), found), *body]
+    call_number = number(name, machine)
+    return [] if call_number is None else [(_IS, 0, len(body), call_number), *body]
 
 
 def _each(values: tuple[int, ...], result: int) -> list[Instruction]:
     """Return instructions that end the program with `result` if the loaded argument is one of `values`."""
-    return [one for value in values for one in ((_IS, 0, 1, value), _end(result))]
+    return [instruction for value in values for instruction in ((_IS, 0, 1, value), _end(result))]
 
 
 def _argument(n: int) -> Instruction:

@@ -30,8 +30,8 @@ class MemoryVectors:
                 self._entries.setdefault(store.id, []).extend(entries)
 
     def known(self, store: Store, digests: Collection[str]) -> dict[str, Vector]:
-        wanted = set(digests)
-        return {entry.digest: entry.vector for entry in self._of(store) if entry.digest in wanted}
+        requested = set(digests)
+        return {entry.digest: entry.vector for entry in self._of(store) if entry.digest in requested}
 
     def drop(self, store: Store, documents: Collection[str]) -> int:
         with self._lock:
@@ -86,8 +86,8 @@ class MemoryVectors:
             entries = list(self._entries.get(store.id, []))
         if documents is None:
             return entries
-        wanted = set(documents)
-        return [entry for entry in entries if entry.document in wanted]
+        requested = set(documents)
+        return [entry for entry in entries if entry.document in requested]
 
 
 def _words(text: str) -> list[str]:
@@ -103,9 +103,9 @@ def _bm25(weights: dict[str, float], text: Counter[str], mean: float) -> float:
     return sum(weight * text[word] * (K1 + 1) / (text[word] + long) for word, weight in weights.items())
 
 
-def _cosine(one: Vector, other: Vector) -> float:
-    lengths = float(np.linalg.norm(one) * np.linalg.norm(other))
-    return float(one @ other) / lengths if lengths else 0.0
+def _cosine(left: Vector, right: Vector) -> float:
+    lengths = float(np.linalg.norm(left) * np.linalg.norm(right))
+    return float(left @ right) / lengths if lengths else 0.0
 
 
 def _best(scored: list[tuple[float, Entry]], limit: int) -> list[Hit]:

@@ -82,11 +82,11 @@ class LanceVectors:
         self._again(store, append)
 
     def known(self, store: Store, digests: Collection[str]) -> dict[str, Vector]:
-        found: dict[str, Vector] = {}
+        vectors: dict[str, Vector] = {}
         for some in chunks(digests, _IN_LIST):
             nothing: dict[str, Vector] = {}
-            found |= self._with(store, partial(_vectors, some, store.dimensions), nothing)
-        return found
+            vectors |= self._with(store, partial(_vectors, some, store.dimensions), nothing)
+        return vectors
 
     def drop(self, store: Store, documents: Collection[str]) -> int:
         def delete(page: Collection[str], table: Any) -> int:
@@ -140,8 +140,8 @@ class LanceVectors:
 
     def tend(self, store: Store) -> None:
         def work(table: Any) -> None:
-            with self._tables.alone(store.id) as mine:
-                if mine:
+            with self._tables.alone(store.id) as locked:
+                if locked:
                     with self._tables.synced(store.id):
                         table.optimize(cleanup_older_than=KEEP)
                         _index(table)
@@ -170,11 +170,11 @@ class LanceVectors:
 
         return self._with(store, work, []) if limit > 0 and (documents is None or documents) else []
 
-    def _rows(self, store: Store, column: str, values: Collection[str], wanted: list[str]) -> list[Any]:
+    def _rows(self, store: Store, column: str, values: Collection[str], columns: list[str]) -> list[Any]:
         """Return the table's rows with one of these values, in batches."""
 
         def work(table: Any) -> list[Any]:
-            query = table.search().where(_within(column, values)).select(wanted).limit(None)
+            query = table.search().where(_within(column, values)).select(columns).limit(None)
             return list(query.to_batches())
 
         return self._with(store, work, [])
@@ -355,8 +355,8 @@ class Tables:
 
     def names(self) -> list[str]:
         """Return the stores with a table, those included that a write recreated during a drop."""
-        found = (path.name.removesuffix(_SUFFIX) for path in self._root.glob(f"*{_SUFFIX}"))
-        return sorted(name for name in found if _NAME.fullmatch(name))
+        names = (path.name.removesuffix(_SUFFIX) for path in self._root.glob(f"*{_SUFFIX}"))
+        return sorted(name for name in names if _NAME.fullmatch(name))
 
     def check(self) -> None:
         self._root.mkdir(parents=True, exist_ok=True)

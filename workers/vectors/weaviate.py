@@ -70,7 +70,7 @@ class WeaviateVectors:
         """
         objects = [_object(store, entry) for entry in entries]
         pairs = zip(objects, entries, strict=True)
-        again = [one.uuid for one, entry in pairs if (store.id, entry.document) in self._doubtful]
+        again = [item.uuid for item, entry in pairs if (store.id, entry.document) in self._doubtful]
 
         def send(client: Any) -> None:
             _make_collection(client, store)
@@ -126,23 +126,23 @@ class WeaviateVectors:
         def search(tenant: Any, **options: Any) -> Any:
             return tenant.query.near_vector(asked, return_metadata=MetadataQuery(distance=True), **options)
 
-        return [_hit(found, 1.0 - found.metadata.distance) for found in self._found(store, search, limit, documents)]
+        return [_hit(item, 1.0 - item.metadata.distance) for item in self._found(store, search, limit, documents)]
 
     def matching(self, store: Store, query: str, limit: int, documents: Collection[str] | None = None) -> list[Hit]:
         asked = words(query)
 
         def search(tenant: Any, **options: Any) -> Any:
-            wanted = MetadataQuery(score=True)
-            return tenant.query.bm25(asked, query_properties=["text"], return_metadata=wanted, **options)
+            metadata = MetadataQuery(score=True)
+            return tenant.query.bm25(asked, query_properties=["text"], return_metadata=metadata, **options)
 
-        found = self._found(store, search, limit, documents) if asked else []
-        return [_hit(one, one.metadata.score) for one in found]
+        objects = self._found(store, search, limit, documents) if asked else []
+        return [_hit(item, item.metadata.score) for item in objects]
 
     def counts(self, store: Store) -> dict[str, int]:
         def walk(tenant: Any) -> dict[str, int]:
             # an aggregation by document would take time with the square of their number
             every = tenant.iterator(return_properties=["document"], cache_size=PAGE)
-            return dict(Counter(one.properties["document"] for one in every))
+            return dict(Counter(item.properties["document"] for item in every))
 
         return self._ask(store, walk, {})
 
@@ -151,10 +151,10 @@ class WeaviateVectors:
 
     def stores(self) -> list[str]:
         def tenants(client: Any) -> set[str]:
-            return {name for one in _collections(client) for name in client.collections.use(one).tenants.get()}
+            return {name for each in _collections(client) for name in client.collections.use(each).tenants.get()}
 
-        mine = [name for name in self._client.call(tenants) if name.startswith(self._mark)]
-        return sorted(name.removeprefix(self._mark) for name in mine)
+        own_tenants = [name for name in self._client.call(tenants) if name.startswith(self._mark)]
+        return sorted(name.removeprefix(self._mark) for name in own_tenants)
 
     def tend(self, store: Store) -> None:
         """Do nothing: the server maintains its indexes itself."""
@@ -260,8 +260,8 @@ def _some_vectors(tenant: Any, digests: Collection[str], limit: int) -> tuple[di
     """Return vectors by digest, and whether there may be more."""
     among = _among("digest", digests)
     answer = tenant.query.fetch_objects(filters=among, limit=limit, include_vector=True, return_properties=["digest"])
-    found = {found.properties["digest"]: np.asarray(found.vector["default"], np.float32) for found in answer.objects}
-    return found, len(answer.objects) >= limit
+    vectors = {item.properties["digest"]: np.asarray(item.vector["default"], np.float32) for item in answer.objects}
+    return vectors, len(answer.objects) >= limit
 
 
 def _delete(tenant: Any, documents: Collection[str]) -> int:
@@ -297,12 +297,12 @@ def _numbers(tenant: Any, document: str) -> list[int]:
         n = Filter.by_property("n")
         window = own & n.greater_or_equal(start) & n.less_than(start + PAGE)
         page = tenant.query.fetch_objects(filters=window, limit=MOST_RESULTS, return_properties=["n"])
-        numbers += [int(one.properties["n"]) for one in page.objects]
+        numbers += [int(item.properties["n"]) for item in page.objects]
     return sorted(numbers)
 
 
-def _hit(one: Any, score: float) -> Hit:
-    shown = one.properties
+def _hit(item: Any, score: float) -> Hit:
+    shown = item.properties
     return Hit(shown["document"], int(shown["n"]), shown["text"], json.loads(shown["meta"]), score)
 
 

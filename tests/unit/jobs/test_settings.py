@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.up.effective import effective
 from jobs.platform.secret_files import anchor, replaced, secret
 from jobs.settings import Settings
@@ -98,7 +98,7 @@ def test_a_file_without_a_value_is_refused_by_name_and_nothing_of_it_is_shown(
 def test_the_command_says_which_file_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTMILL_ENGINE_API_KEY_FILE", "/nowhere/at/all")
 
-    with pytest.raises(Trouble, match="NIGHTMILL_ENGINE_API_KEY_FILE: its file cannot be read"):
+    with pytest.raises(CliError, match="NIGHTMILL_ENGINE_API_KEY_FILE: its file cannot be read"):
         effective()
 
 
@@ -130,7 +130,7 @@ def test_a_process_that_cannot_read_its_secret_ends_and_shows_none(tmp_path: Pat
 def test_what_is_no_server_s_url_is_refused(urls: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTMILL_ENGINE_URLS", urls)
 
-    with pytest.raises(Trouble) as caught:
+    with pytest.raises(CliError) as caught:
         effective()
 
     assert str(caught.value) == f"NIGHTMILL_ENGINE_URLS: {told}"

@@ -258,19 +258,19 @@ class BatchingEngine(ABC, Generic[M]):
         job.inputs += inputs
         job.lengths += map(len, inputs)
         if len(job.inputs) == len(job.sizes):
-            for which, one in enumerate(job.inputs):
-                pool.add(job, which, one)
+            for which, item in enumerate(job.inputs):
+                pool.add(job, which, item)
             job.inputs = []
 
     async def _run(self, model: M, batch: list[Entry]) -> None:
         if not batch:
             return
-        found = await self._attempt(self._forward, model, [entry[4] for entry in batch])
-        if isinstance(found, Exception):
-            await self._run_apart(model, batch, found)
+        results = await self._attempt(self._forward, model, [entry[4] for entry in batch])
+        if isinstance(results, Exception):
+            await self._run_apart(model, batch, results)
             return
-        for (_, _, job, which, _), one in zip(batch, found, strict=True):
-            job.found[which] = one
+        for (_, _, job, which, _), result in zip(batch, results, strict=True):
+            job.results[which] = result
             job.missing -= 1
             if job.missing == 0 and not job.answer.done():
                 job.answer.set_result(self._write(job))

@@ -44,10 +44,10 @@ class Facts(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class EmbeddingRequest:
     """A valid request. `inputs` are all texts with the prompt before them, or all token ids without it.
 
-    Inputs with more than `most` tokens are cut off there; 0: refused. `cut` has the inputs whose end was dropped
+    Inputs with more than `max_tokens` tokens are cut off there; 0: refused. `cut` has the inputs whose end was dropped
     unread.
     """
 
@@ -55,53 +55,53 @@ class Asked:
     base64: bool
     dimensions: int
     prompt: str = ""
-    most: int = 0
+    max_tokens: int = 0
     cut: frozenset[int] = frozenset()
 
 
-def read(body: dict[str, Any], model: Facts) -> Asked:
+def read(body: dict[str, Any], model: Facts) -> EmbeddingRequest:
     """Check a body against OpenAI's rules and a model's size. Raises Unacceptable."""
     encoding = body.get("encoding_format")
     if encoding not in (None, "float", "base64"):  # it may be unhashable
         raise Unacceptable("encoding_format must be 'float' or 'base64'.", param="encoding_format")
     inputs, prompt = _inputs(body.get("input"), model.vocabulary), prompt_of(body, model.prompts)
-    dimensions, most = _dimensions(body, model.dimensions), _most(body, model, prompt)
-    inputs, cut = _bounded(prompted(inputs, prompt), model.longest, most)
-    return Asked(inputs, encoding == "base64", dimensions, prompt, most, cut)
+    dimensions, max_tokens = _dimensions(body, model.dimensions), _most(body, model, prompt)
+    inputs, cut = _bounded(prompted(inputs, prompt), model.longest, max_tokens)
+    return EmbeddingRequest(inputs, encoding == "base64", dimensions, prompt, max_tokens, cut)
 
 
 def prompt_of(body: dict[str, Any], prompts: Prompts) -> str:
     """Return the prompt that is put before the inputs. Raises Unacceptable."""
     kind = body.get("input_type")
-    found = prompts.of(kind) if isinstance(kind, str | None) else None
-    if found is None:
+    prompt = prompts.of(kind) if isinstance(kind, str | None) else None
+    if prompt is None:
         raise Unacceptable(f"input_type must be one of {', '.join(prompts.types)}.", param="input_type")
-    return found
+    return prompt
 
 
 def prompted(inputs: Any, prompt: str) -> Any:
     """Return texts with the prompt before each; token ids as they are."""
     if not prompt:
         return inputs
-    return [prompt + one if isinstance(one, str) else one for one in inputs]
+    return [prompt + item if isinstance(item, str) else item for item in inputs]
 
 
-def _bounded(inputs: Any, longest: int, most: int) -> tuple[Any, frozenset[int]]:
+def _bounded(inputs: Any, longest: int, max_tokens: int) -> tuple[Any, frozenset[int]]:
     """Return the texts without the end that is beyond any model's length, and the indexes of those that were cut.
 
     Raises Unacceptable where the request does not allow a cut.
     """
     room = longest * LONGEST_TOKEN
-    over = frozenset(n for n, one in enumerate(inputs) if isinstance(one, str) and len(one) > room)
+    over = frozenset(n for n, text in enumerate(inputs) if isinstance(text, str) and len(text) > room)
     if not over:
         return inputs, over
-    if not most:
+    if not max_tokens:
         message = (
             f"This model's maximum context length is {longest} tokens, and of {room} characters; input {min(over)} has "
             f"{len(inputs[min(over)])}. Please reduce your input."
         )
         raise Unacceptable(message, code="context_length_exceeded")
-    return [one[:room] if n in over else one for n, one in enumerate(inputs)], over
+    return [text[:room] if n in over else text for n, text in enumerate(inputs)], over
 
 
 def _most(body: dict[str, Any], model: Facts, prompt: str) -> int:
@@ -117,12 +117,12 @@ def _most(body: dict[str, Any], model: Facts, prompt: str) -> int:
     return model.longest if tokens == -1 else int(tokens)
 
 
-def _dimensions(body: dict[str, Any], most: int) -> int:
+def _dimensions(body: dict[str, Any], maximum: int) -> int:
     dimensions = body.get("dimensions")
     if dimensions is None:
-        return most
-    if isinstance(dimensions, bool) or not isinstance(dimensions, int) or not 1 <= dimensions <= most:
-        raise Unacceptable(f"dimensions must be an integer from 1 to {most}.", param="dimensions")
+        return maximum
+    if isinstance(dimensions, bool) or not isinstance(dimensions, int) or not 1 <= dimensions <= maximum:
+        raise Unacceptable(f"dimensions must be an integer from 1 to {maximum}.", param="dimensions")
     return dimensions
 
 
@@ -169,18 +169,20 @@ def check_lengths(lengths: list[int], longest: int) -> None:
     """Raise Unacceptable for inputs that have no tokens, or are beyond the context, one by one or together."""
     if 0 in lengths:
         raise Unacceptable(f"input cannot be empty; the model's tokenizer makes nothing of input {lengths.index(0)}.")
-    most = max(lengths)
-    if most > longest:
+    maximum = max(lengths)
+    if maximum > longest:
         message = (
-            f"This model's maximum context length is {longest} tokens, however you requested {most} tokens "
-            f"(input {lengths.index(most)}). Please reduce your input."
+            f"This model's maximum context length is {longest} tokens, however you requested {maximum} tokens "
+            f"(input {lengths.index(maximum)}). Please reduce your input."
         )
         raise Unacceptable(message, code="context_length_exceeded")
     if sum(lengths) > MOST_TOKENS:
         raise Unacceptable(f"input must have at most {MOST_TOKENS} tokens in all; it has at least {sum(lengths)}.")
 
 
-def write(asked: Asked, model: str, vectors: list[Any], lengths: tuple[int, ...], truncated: list[int]) -> Answer:
+def write(
+    asked: EmbeddingRequest, model: str, vectors: list[Any], lengths: tuple[int, ...], truncated: list[int]
+) -> Answer:
     """Return OpenAI's answer, with the indexes of inputs that were cut off. `vectors` are numpy's rows of length 1."""
     data = [
         {"object": "embedding", "index": index, "embedding": _shown(asked, vector)}
@@ -193,12 +195,12 @@ def write(asked: Asked, model: str, vectors: list[Any], lengths: tuple[int, ...]
         "model": model,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
-    if asked.most:
+    if asked.max_tokens:
         body["truncated"] = truncated
     return Answer(200, msgspec.json.encode(body), Usage(tokens), lengths)
 
 
-def _shown(asked: Asked, vector: Any) -> Any:
+def _shown(asked: EmbeddingRequest, vector: Any) -> Any:
     if asked.dimensions < len(vector):
         vector = vector[: asked.dimensions]
         vector = vector / max(float(vector @ vector) ** 0.5, 1e-12)
@@ -238,19 +240,19 @@ class EmbedEngine(BatchingEngine[SentenceModel]):
     def _closing(self) -> None:
         self._chooser.close()
 
-    def _read(self, model: SentenceModel, body: Mapping[str, Any]) -> tuple[Asked, Sequence[int]]:
+    def _read(self, model: SentenceModel, body: Mapping[str, Any]) -> tuple[EmbeddingRequest, Sequence[int]]:
         asked = read(dict(body), model)
-        return asked, [len(one) if isinstance(one, str) else len(one) * TOKEN_CHARACTERS for one in asked.inputs]
+        return asked, [len(item) if isinstance(item, str) else len(item) * TOKEN_CHARACTERS for item in asked.inputs]
 
     def _tokenise(self, model: SentenceModel, slices: Sequence[JobSlice]) -> list[list[Any]]:
         return _tokenise(model, slices)
 
     def _fit(self, model: SentenceModel, job: Job, inputs: list[Any]) -> list[Any]:
-        if most := job.asked.most:
+        if max_tokens := job.asked.max_tokens:
             before = len(job.lengths)
             cut = job.asked.cut
-            job.truncated += [n for n, one in enumerate(inputs, before) if len(one) > most or n in cut]
-            inputs = [model.cut(one, most) for one in inputs]
+            job.truncated += [n for n, ids in enumerate(inputs, before) if len(ids) > max_tokens or n in cut]
+            inputs = [model.cut(ids, max_tokens) for ids in inputs]
         check_lengths([*job.lengths, *map(len, inputs)], model.longest)
         return inputs
 
@@ -264,9 +266,9 @@ class EmbedEngine(BatchingEngine[SentenceModel]):
 def _tokenise(model: SentenceModel, slices: Sequence[JobSlice]) -> list[list[Any]]:
     """Tokenise all texts of all slices in one call: the tokenizer runs them in parallel."""
     inputs = [(part.job.asked, part.job.asked.inputs[part.first : part.last]) for part in slices]
-    texts = [one for _, some in inputs for one in some if isinstance(one, str)]
+    texts = [item for _, some in inputs for item in some if isinstance(item, str)]
     ids = iter(model.tokens_of(texts) if texts else [])
     return [
-        [next(ids) if isinstance(one, str) else model.framed(one, asked.prompt) for one in some]
+        [next(ids) if isinstance(item, str) else model.framed(item, asked.prompt) for item in some]
         for asked, some in inputs
     ]

@@ -90,9 +90,9 @@ class SentenceModel:
         """Return the tokens of the shortest possible input: one token behind the prompt, between the special tokens."""
         return len(self.framed([0], prompt))
 
-    def cut(self, ids: list[int], most: int) -> list[int]:
+    def cut(self, ids: list[int], max_tokens: int) -> list[int]:
         """Return the beginning of an input, with its special tokens."""
-        return ids if len(ids) <= most else [*ids[: most - len(self._after)], *self._after]
+        return ids if len(ids) <= max_tokens else [*ids[: max_tokens - len(self._after)], *self._after]
 
     def embed(self, batch: list[list[int]]) -> Any:
         """Return one float32 row of length 1 for each list of token ids, as a numpy array."""

@@ -197,11 +197,11 @@ def _weights(folder: Path) -> str:
     """Return a fingerprint of the weights by sizes, times and samples: hashing gigabytes at a start is slow."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        found = path.stat()
-        digest.update(f"{path.relative_to(folder)} {found.st_size} {found.st_mtime_ns}\n".encode())
+        status = path.stat()
+        digest.update(f"{path.relative_to(folder)} {status.st_size} {status.st_mtime_ns}\n".encode())
         with path.open("rb") as file:
             digest.update(file.read(_SAMPLE))
-            file.seek(max(0, found.st_size - _SAMPLE))
+            file.seek(max(0, status.st_size - _SAMPLE))
             digest.update(file.read(_SAMPLE))
     return digest.hexdigest()
 
@@ -237,8 +237,8 @@ def measure_here(order: Order) -> Record:
     """Measure in this process, under the lock, and record the result, unless another process just has."""
     folder = Path(order.folder)
     with FileLock(folder / ".lock").hold():
-        if found := runtimes.read(folder, order.key):
-            return found
+        if record := runtimes.read(folder, order.key):
+            return record
         for leftover in folder.glob(".scratch-*"):  # left by a killed child
             shutil.rmtree(leftover)
         with tempfile.TemporaryDirectory(prefix=".scratch-", dir=folder) as scratch:
@@ -249,11 +249,11 @@ def _measure(order: Order, folder: Path, scratch: Path) -> Record:
     start = time.perf_counter()
     restricted = "onnx" if order.args.get("runtime") == "onnx" else ""
     model = SentenceModel(order.source, order.revision, order.args, Computing("float32"))
-    found = measure(model, order.floor, scratch, restricted)
-    if found.file:
-        sync_path(found.file)
-        found.file.chmod(0o644)
-        found.file.rename(runtimes.onnx_file(folder, order.key))
+    measured = measure(model, order.floor, scratch, restricted)
+    if measured.file:
+        sync_path(measured.file)
+        measured.file.chmod(0o644)
+        measured.file.rename(runtimes.onnx_file(folder, order.key))
     record = Record(
         model=order.name,
         machine=machine(model.threads),
@@ -261,8 +261,8 @@ def _measure(order: Order, folder: Path, scratch: Path) -> Record:
         floor=order.floor,
         measured_at=int(now()),
         seconds=round(time.perf_counter() - start, 1),
-        candidates=found.candidates,
-        chosen=found.chosen,
+        candidates=measured.candidates,
+        chosen=measured.chosen,
         restricted_to=restricted,
     )
     runtimes.write(folder, order.key, record)
@@ -354,12 +354,14 @@ def choose(candidates: Sequence[Candidate], restricted_to: str = "") -> int:
     Earlier ones, which need less, win unless the gain is worth it.
     """
     allowed = [
-        (index, one) for index, one in enumerate(candidates) if not one.refused and restricted_to in {"", one.runtime}
+        (index, candidate)
+        for index, candidate in enumerate(candidates)
+        if not candidate.refused and restricted_to in {"", candidate.runtime}
     ]
     best, rate = 0, 0.0
-    for index, one in allowed:
-        if one.texts_per_second > rate * GAIN:
-            best, rate = index, one.texts_per_second
+    for index, candidate in allowed:
+        if candidate.texts_per_second > rate * GAIN:
+            best, rate = index, candidate.texts_per_second
     return best
 
 
@@ -418,10 +420,10 @@ def _attempt(trial: _Trial, work: Callable[[], T]) -> T | None:
 def _compare(model: SentenceModel, trial: _Trial, batches: list[Any], reference: Any, floor: float) -> None:
     if trial.refused:
         return
-    found = _attempt(trial, lambda: _vectors(model, trial, batches))
-    if found is None:
+    vectors = _attempt(trial, lambda: _vectors(model, trial, batches))
+    if vectors is None:
         return
-    cosines = (found * reference).sum(axis=1)
+    cosines = (vectors * reference).sum(axis=1)
     trial.cosines = round(float(cosines.mean()), 5), round(float(cosines.min()), 5)
     trial.refused = too_far(*trial.cosines, floor)
     trial.seconds.append(float("inf"))  # it works: its rate is recorded even where it must not be chosen

@@ -49,12 +49,12 @@ class Job:
     inputs: list[Any] = field(default_factory=list)  # their tokens, until all go into the pool
     truncated: list[int] = field(default_factory=list)  # indexes of the inputs that were cut off
     given: int = 0  # inputs that the tokenizer was given
-    found: list[Any] = field(init=False)  # the result of each input, once computed
+    results: list[Any] = field(init=False)  # the result of each input, once computed
     missing: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.missing = len(self.sizes)
-        self.found = [None] * self.missing
+        self.results = [None] * self.missing
 
     @property
     def tokens(self) -> int:
@@ -108,7 +108,7 @@ class Backlog:
         pooled = pooled.copy()
         slices: list[JobSlice] = []
         while characters > 0 and (open_flows := [flow for flow in self._flows if pooled[flow] < room]):
-            flow = min(open_flows, key=lambda one: (one.rank, pooled[one], one.large))
+            flow = min(open_flows, key=lambda candidate: (candidate.rank, pooled[candidate], candidate.large))
             slices.append(self._next_slice(flow, characters))
             taken = sum(slices[-1].job.sizes[slices[-1].first : slices[-1].last])
             characters -= taken
@@ -185,7 +185,7 @@ class Pool:
             self._clean(flow)
         if not self._flows:
             return None
-        flow = min(self._flows, key=lambda one: (one.rank, self._times[one.rank].start(one), one.large))
+        flow = min(self._flows, key=lambda flow: (flow.rank, self._times[flow.rank].start(flow), flow.large))
         return self._flows[flow][0][2]
 
     def _clean(self, flow: Flow) -> None:
@@ -224,8 +224,8 @@ class Pool:
     def _window(self, chosen: Entry, budget: int) -> tuple[int, int]:
         """Return the micro-batch around `chosen`: shorter neighbours first, then longer ones while there is room."""
         length, index = chosen[0], bisect.bisect_left(self._sorted, chosen)
-        last, most = index + 1, max(1, budget // max(1, length))
-        first = max(last - most, bisect.bisect_left(self._sorted, _shortest_with(length), key=length_of), 0)
+        last, size = index + 1, max(1, budget // max(1, length))
+        first = max(last - size, bisect.bisect_left(self._sorted, _shortest_with(length), key=length_of), 0)
         while last < len(self._sorted):
             longer = self._sorted[last][0]
             if longer > _longest_with(length) or (last + 1 - first) * longer > budget:

@@ -33,16 +33,16 @@ DIGITS: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A valid request. The answer has `most` results at most; `returned` says whether they repeat their documents."""
+class RerankRequest:
+    """A valid request. The answer has `top_n` results at most; `returned` says whether they repeat their documents."""
 
     query: str
     texts: list[str]
-    most: int
+    top_n: int
     returned: bool
 
 
-def read(body: Mapping[str, Any]) -> Asked:
+def read(body: Mapping[str, Any]) -> RerankRequest:
     """Check a body. Raises Unacceptable."""
     query = body.get("query")
     if not isinstance(query, str) or not query.strip():
@@ -50,13 +50,13 @@ def read(body: Mapping[str, Any]) -> Asked:
     texts, returned = _texts(body.get("documents")), body.get("return_documents")
     if not isinstance(returned, bool | None):
         raise Unacceptable("return_documents must be true or false.", param="return_documents")
-    return Asked(query, texts, _most(body.get("top_n"), len(texts)), returned is not False)
+    return RerankRequest(query, texts, _most(body.get("top_n"), len(texts)), returned is not False)
 
 
 def _texts(documents: Any) -> list[str]:
     if not isinstance(documents, list) or not 1 <= len(documents) <= MOST_DOCUMENTS:
         raise Unacceptable(f"documents must be an array of 1 to {MOST_DOCUMENTS} texts.", param="documents")
-    return [_text(one, n) for n, one in enumerate(documents)]
+    return [_text(document, n) for n, document in enumerate(documents)]
 
 
 def _text(document: Any, n: int) -> str:
@@ -74,16 +74,16 @@ def _most(top_n: Any, count: int) -> int:
     return min(top_n, count)
 
 
-def write(asked: Asked, model: str, scores: Sequence[float], tokens: int) -> Answer:
+def write(asked: RerankRequest, model: str, scores: Sequence[float], tokens: int) -> Answer:
     """Return the answer to a request; `scores` are those of its texts, in their order."""
-    best = sorted(enumerate(scores), key=lambda pair: (-pair[1], pair[0]))[: asked.most]
+    best = sorted(enumerate(scores), key=lambda pair: (-pair[1], pair[0]))[: asked.top_n]
     results = [_result(asked, index, score) for index, score in best]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     body = {"id": new_id("rerank-"), "model": model, "results": results, "usage": usage}
     return Answer(200, msgspec.json.encode(body), Usage(tokens))
 
 
-def _result(asked: Asked, index: int, score: float) -> dict[str, Any]:
+def _result(asked: RerankRequest, index: int, score: float) -> dict[str, Any]:
     document = {"document": {"text": asked.texts[index]}} if asked.returned else {}
     return {"index": index, "relevance_score": round(score, DIGITS), **document}
 
@@ -148,11 +148,11 @@ class CrossModel:
 
         The query is part of every pair: characters far beyond the model's length are not tokenised.
         """
-        most = self.characters
-        queries, texts = [query[:most] for query, _ in many], [text[:most] for _, text in many]
-        found = self._tokenizer(queries, texts, truncation="longest_first", max_length=self.longest, verbose=False)
-        types = found.get("token_type_ids") or [None] * len(many)
-        return [Pair(ids, of_ids) for ids, of_ids in zip(found["input_ids"], types, strict=True)]
+        characters = self.characters
+        queries, texts = [query[:characters] for query, _ in many], [text[:characters] for _, text in many]
+        encoded = self._tokenizer(queries, texts, truncation="longest_first", max_length=self.longest, verbose=False)
+        types = encoded.get("token_type_ids") or [None] * len(many)
+        return [Pair(ids, of_ids) for ids, of_ids in zip(encoded["input_ids"], types, strict=True)]
 
     def scores(self, batch: Sequence[Pair]) -> list[float]:
         """Return scores between 0 and 1: the sigmoid of what the model computes.
@@ -169,8 +169,8 @@ class CrossModel:
                 given, padding="max_length", max_length=width, return_tensors="pt", verbose=False
             )
             features = self._model({name: tensor.to(self._model.device) for name, tensor in padded.items()})
-            found: list[float] = torch.sigmoid(features["scores"].float().reshape(len(batch))).tolist()
-        return found
+            scores: list[float] = torch.sigmoid(features["scores"].float().reshape(len(batch))).tolist()
+        return scores
 
 
 def _check(args: Mapping[str, Any]) -> None:
@@ -208,13 +208,13 @@ class RerankEngine(BatchingEngine[CrossModel]):
     def _load(self, source: str) -> CrossModel:
         return CrossModel(source, self._revision, self._args)
 
-    def _read(self, model: CrossModel, body: Mapping[str, Any]) -> tuple[Asked, Sequence[int]]:
-        asked, most = read(body), model.characters
-        return asked, [min(most, len(asked.query)) + min(most, len(text)) for text in asked.texts]
+    def _read(self, model: CrossModel, body: Mapping[str, Any]) -> tuple[RerankRequest, Sequence[int]]:
+        asked, characters = read(body), model.characters
+        return asked, [min(characters, len(asked.query)) + min(characters, len(text)) for text in asked.texts]
 
     def _tokenise(self, model: CrossModel, slices: Sequence[JobSlice]) -> list[list[Any]]:
         asked = [(part.job.asked, part.job.asked.texts[part.first : part.last]) for part in slices]
-        pairs = iter(model.pairs_of([(one.query, text) for one, texts in asked for text in texts]))
+        pairs = iter(model.pairs_of([(request.query, text) for request, texts in asked for text in texts]))
         return [[next(pairs) for _ in texts] for _, texts in asked]
 
     def _forward(self, model: CrossModel, batch: list[Any]) -> list[float]:

@@ -23,7 +23,7 @@ from jobs.requests.endpoints import RERANK
 from jobs.requests.prompts import RAW, Prompts
 from workers.engines.encoders.batching import Unacceptable
 from workers.engines.encoders.embed import prompt_of, prompted
-from workers.engines.encoders.rerank import Asked, read, write
+from workers.engines.encoders.rerank import RerankRequest, read, write
 from workers.engines.http.endpoints import Endpoint
 from workers.engines.http.http_client import Reply
 from workers.engines.port import Request
@@ -52,7 +52,7 @@ def _prompted(body: dict[str, Any], prompts: Prompts) -> dict[str, Any]:
     if not prompt:
         return rest
     many = [inputs] if isinstance(inputs, str) else inputs
-    if not isinstance(many, list) or not all(isinstance(one, str) and one for one in many):
+    if not isinstance(many, list) or not all(isinstance(text, str) and text for text in many):
         message = (
             "input must be texts that are not empty: this model has a prompt, which cannot stand before token ids."
         )
@@ -99,7 +99,7 @@ async def rerank(endpoint: Endpoint, body: Mapping[str, Any], post: Post) -> Rep
     return other
 
 
-async def _by_tei(asked: Asked, model: str, post: Post) -> Reply:
+async def _by_tei(asked: RerankRequest, model: str, post: Post) -> Reply:
     scores: list[float] = []
     for start in range(0, len(asked.texts), TEXTS_PER_REQUEST):
         texts = asked.texts[start : start + TEXTS_PER_REQUEST]
@@ -107,8 +107,8 @@ async def _by_tei(asked: Asked, model: str, post: Post) -> Reply:
         if reply[0] != 200:
             return reply
         try:
-            found = {one.index: one.score for one in _scores(reply[2])}
-            scores += [found[n] for n in range(len(texts))]
+            by_index = {entry.index: entry.score for entry in _scores(reply[2])}
+            scores += [by_index[n] for n in range(len(texts))]
         except (msgspec.MsgspecError, KeyError):
             return 502, None, b'{"error":{"message":"The endpoint gave no score for some texts."}}'
     return 200, None, write(asked, model, scores, 0).body

@@ -85,19 +85,19 @@ class Circuit:
 
 @dataclass(slots=True)
 class Window:
-    """The number of requests that a server takes at once, as found by AIMD; at most `most`."""
+    """The number of requests that a server takes at once, as found by AIMD; at most `maximum`."""
 
-    most: int
+    maximum: int
     limit: float = field(init=False)
     cuts: int = 0  # a refusal counts only if its request was sent after the last cut
 
     def __post_init__(self) -> None:
-        self.limit = float(min(FIRST_WINDOW, self.most))
+        self.limit = float(min(FIRST_WINDOW, self.maximum))
 
     def grow(self, in_flight: float) -> None:
         """Add one slot for each `limit` answers, if the slots are used."""
         if in_flight >= int(self.limit):
-            self.limit = min(float(self.most), self.limit + 1 / self.limit)
+            self.limit = min(float(self.maximum), self.limit + 1 / self.limit)
 
     def cut(self, cuts_when_sent: int) -> None:
         """Halve the window for a refused request, unless that was done since the request was sent."""
@@ -120,7 +120,7 @@ class Endpoint:
     concurrency: int = 256
     clock: Clock = time.monotonic
     external: bool | None = None
-    found: frozenset[str] | None = None  # None: the server has never answered
+    listed_models: frozenset[str] | None = None  # None: the server has never answered
     paused_until: float = 0.0
     doubtful: bool = False  # a connection broke: the server may be dying
     refusing: dict[str, float] = field(default_factory=dict)  # models that the key is refused for; until when
@@ -151,17 +151,17 @@ class Endpoint:
 
     @property
     def known(self) -> bool:
-        return self.serves is not None or self.found is not None
+        return self.serves is not None or self.listed_models is not None
 
     @property
     def models(self) -> frozenset[str]:
-        return frozenset(self.serves) if self.serves is not None else (self.found or frozenset())
+        return frozenset(self.serves) if self.serves is not None else (self.listed_models or frozenset())
 
     def upstream(self, model: str) -> str | None:
         """Return the server's name of a model; None if it has none of that name."""
         if self.serves is not None:
             return self.serves.get(model)
-        return model if model in (self.found or ()) else None
+        return model if model in (self.listed_models or ()) else None
 
     @property
     def takes_any(self) -> bool:
@@ -252,7 +252,7 @@ class Endpoint:
             log.info("engine.circuit_closed", extra={"endpoint": self.url})
         self.circuit.close()
         self.doubtful = False
-        self.found = self.found if names is None else names
+        self.listed_models = self.listed_models if names is None else names
         self.admit()
 
     def unlisted(self) -> None:

@@ -135,15 +135,15 @@ class HttpClient:
                 status = response.status
                 if status >= 500 and status not in _NO_LIST:
                     raise EndpointUnavailable
-                found = wire.listing(await self.read(response)) if status == 200 else None
+                listing = wire.listing(await self.read(response)) if status == 200 else None
         except (aiohttp.ClientError, TimeoutError, EngineFault) as error:
             raise EndpointUnavailable from error
-        if found is None and status not in _NO_LIST:
+        if listing is None and status not in _NO_LIST:
             _note_unlisted(endpoint, status)
             return None
         endpoint.unlisted_status = 0
-        endpoint.of_vllm = found is not None and found.of_vllm
-        return frozenset({ANY_MODEL}) if found is None else found.names
+        endpoint.of_vllm = listing is not None and listing.of_vllm
+        return frozenset({ANY_MODEL}) if listing is None else listing.names
 
     async def _prove(self, endpoint: Endpoint) -> None:
         """Check after a broken connection that the server can be reached. Raises Refused if it can not.

@@ -88,11 +88,11 @@ class HttpEngine:
     @property
     def discovered(self) -> dict[str, bool]:
         """Return the models that servers have listed, and whether only external servers have them."""
-        found: dict[str, bool] = {}
+        models: dict[str, bool] = {}
         for endpoint in self.endpoints:
             for name in endpoint.models if endpoint.serves is None else ():
-                found[name] = found.get(name, True) and bool(endpoint.external)
-        return found
+                models[name] = models.get(name, True) and bool(endpoint.external)
+        return models
 
     @property
     def settled(self) -> bool:
@@ -121,7 +121,7 @@ class HttpEngine:
         """
         left, adopted = list(self.endpoints), []
         for endpoint in endpoints:
-            known = next((one for one in left if one.key == endpoint.key), None)
+            known = next((candidate for candidate in left if candidate.key == endpoint.key), None)
             if known is not None:
                 left.remove(known)
                 known.serves = endpoint.serves

@@ -20,8 +20,8 @@ from workers.engines.probes import Probe
 def write(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write the probes of a model with an adapter beside its files. Training goes on afterwards as before."""
     with _inference(model):
-        found = (_probe(model, tokenizer, messages, tools) for messages, tools in probes.CHATS)
-        probes.write(folder, [probe for probe in found if probe is not None])
+        candidates = (_probe(model, tokenizer, messages, tools) for messages, tools in probes.CHATS)
+        probes.write(folder, [probe for probe in candidates if probe is not None])
 
 
 @contextmanager

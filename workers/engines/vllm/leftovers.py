@@ -37,8 +37,8 @@ def recorded(record: Path) -> Iterator[None]:
         known: set[Process] = set()
         while True:
             last = done.is_set()
-            found = {process for process in descendants() - before if not _is_tracker(process.pid)}
-            known = _write_if_new(record, known, found)
+            current = {process for process in descendants() - before if not _is_tracker(process.pid)}
+            known = _write_if_new(record, known, current)
             if last:
                 return
             done.wait(LOOK_SECONDS)
@@ -54,15 +54,15 @@ def recorded(record: Path) -> Iterator[None]:
 
 def kill(record: Path, patience: float = GONE_SECONDS) -> list[Process]:
     """Kill the recorded processes of an earlier engine, and delete the record; return the killed ones."""
-    found = [process for process in read(record) if alive(process)]
-    processes.kill(process.pid for process in found)
+    alive_processes = [process for process in read(record) if alive(process)]
+    processes.kill(process.pid for process in alive_processes)
     pause = threading.Event()
     for _ in range(int(patience / LOOK_SECONDS)):
-        if not any(alive(process) for process in found):
+        if not any(alive(process) for process in alive_processes):
             break
         pause.wait(LOOK_SECONDS)
     record.unlink(missing_ok=True)
-    return found
+    return alive_processes
 
 
 def read(record: Path) -> list[Process]:
@@ -84,13 +84,13 @@ def descendants() -> set[Process]:
     return {Process(pid, table[pid].started) for pid in below}
 
 
-def _write_if_new(record: Path, known: set[Process], found: set[Process]) -> set[Process]:
-    if found - known:
+def _write_if_new(record: Path, known: set[Process], current: set[Process]) -> set[Process]:
+    if current - known:
         record.parent.mkdir(parents=True, exist_ok=True)
         scratch = record.with_suffix(".new")
-        scratch.write_text("".join(f"{pid} {started}\n" for pid, started in sorted(found | known)))
+        scratch.write_text("".join(f"{pid} {started}\n" for pid, started in sorted(current | known)))
         scratch.replace(record)
-    return found | known
+    return current | known
 
 
 def _is_tracker(pid: int) -> bool:

@@ -113,8 +113,10 @@ async def _score(state: Any, client: Any, model: str, passage: Passage, lora: An
     tokens = await prompt_tokens(state.online_renderer, CHAT, body)
     prompt = tokens_input([*tokens, *passage.continuation])
     sampling = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=1, detokenize=False)
-    outputs = [one async for one in client.generate(prompt, sampling, f"score-{next(_numbers)}", lora_request=lora)]
+    outputs = [
+        output async for output in client.generate(prompt, sampling, f"score-{next(_numbers)}", lora_request=lora)
+    ]
     if not outputs or outputs[-1].prompt_logprobs is None:
         raise EngineFault("The engine gave no log-probabilities.")
     rest = zip(passage.continuation, outputs[-1].prompt_logprobs[len(tokens) :], strict=True)
-    return Score(tuple(tokens), tuple(float(found[token].logprob) for token, found in rest))
+    return Score(tuple(tokens), tuple(float(by_token[token].logprob) for token, by_token in rest))

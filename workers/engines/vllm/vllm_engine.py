@@ -210,27 +210,27 @@ class VllmEngine:
         assert task is not None
         cancels = task.cancelling()
         try:
-            said = await serving.ask(request.url, body)
-            if emit is not None and isinstance(said, AsyncGenerator):
-                return await self._hand_on(serving, request, said, emit)
+            result = await serving.ask(request.url, body)
+            if emit is not None and isinstance(result, AsyncGenerator):
+                return await self._hand_on(serving, request, result, emit)
         except Exception as error:  # noqa: BLE001  vLLM and the chat templates it runs raise anything
-            said = error
+            result = error
         if task.cancelling() > cancels:  # vLLM swallows the cancellation and answers "Client disconnected"
             raise asyncio.CancelledError
-        return _judge(serving, request, said)
+        return _judge(serving, request, result)
 
     async def _hand_on(self, serving: Serving, request: Request, events: AsyncGenerator[Any], emit: Emit) -> Answer:
         """Emit the events of a stream as they come. vLLM reports an error after the first event as an event."""
         usage = wants_usage(request.body)
         async with aclosing(events):
-            async for said in events:
-                for event in _events(said):
-                    told = plain_event(event, usage=usage)
-                    _name_base(told, request)
-                    if isinstance(told.get("response"), dict):
-                        _name_base(told["response"], request)
-                        told["response"] = complete_response(told["response"], request.body, status=status_of(told))
-                    await emit(msgspec.json.encode(told))
+            async for chunk in events:
+                for event in _events(chunk):
+                    plain = plain_event(event, usage=usage)
+                    _name_base(plain, request)
+                    if isinstance(plain.get("response"), dict):
+                        _name_base(plain["response"], request)
+                        plain["response"] = complete_response(plain["response"], request.body, status=status_of(plain))
+                    await emit(msgspec.json.encode(plain))
         if serving.dead:
             raise EngineDead("the engine died while it answered")
         return Answer(HTTPStatus.OK, b"")
@@ -280,34 +280,34 @@ def _name_base(shown: dict[str, Any], request: Request) -> None:
         shown["model"] = request.body["model"]
 
 
-def _events(said: Any) -> Iterator[dict[str, Any]]:
+def _events(chunk: Any) -> Iterator[dict[str, Any]]:
     """Yield the events of vLLM's stream: server-sent events are text, events of responses are models."""
-    if not isinstance(said, str):
-        yield said.model_dump(mode="json", by_alias=True)
+    if not isinstance(chunk, str):
+        yield chunk.model_dump(mode="json", by_alias=True)
         return
-    for line in said.splitlines():
+    for line in chunk.splitlines():
         data = line.removeprefix("data:").strip()
         if line.startswith("data:") and data != "[DONE]":
             yield msgspec.json.decode(data)
 
 
-def _judge(serving: Serving, request: Request, said: Any) -> Answer:
+def _judge(serving: Serving, request: Request, result: Any) -> Answer:
     """Translate vLLM's answer, refusal or failure for the port."""
     from vllm.entrypoints.serve import create_error_response
     from vllm.entrypoints.serve.engine.protocol import ErrorResponse
     from vllm.v1.engine.exceptions import EngineDeadError
 
-    failed = isinstance(said, Exception | ErrorResponse)
-    if isinstance(said, EngineDeadError) or (failed and serving.dead):
-        raise EngineDead(f"the engine died: {said}")
-    if isinstance(said, pydantic.ValidationError):
-        return _invalid(said)
-    if isinstance(said, Unsupported):
+    failed = isinstance(result, Exception | ErrorResponse)
+    if isinstance(result, EngineDeadError) or (failed and serving.dead):
+        raise EngineDead(f"the engine died: {result}")
+    if isinstance(result, pydantic.ValidationError):
+        return _invalid(result)
+    if isinstance(result, Unsupported):
         return refusal(HTTPStatus.BAD_REQUEST, f"This model does not serve {request.url}.", param="model")
     if failed:
-        error = (create_error_response(said) if isinstance(said, Exception) else said).error
+        error = (create_error_response(result) if isinstance(result, Exception) else result).error
         return _refused(request.url, error.code, DETAILS.sub("", error.message), error.param)
-    answer = plain(said)
+    answer = plain(result)
     _name_base(answer, request)
     body = msgspec.json.encode(complete_response(answer, request.body) if request.url == RESPONSES else answer)
     return Answer(HTTPStatus.OK, body, usage_of(body))
@@ -397,8 +397,8 @@ class Discreet:
         self, name: str, level: int, path: str, line: int, message: Any, args: Any, error: Any, *rest: Any, **more: Any
     ) -> logging.LogRecord:
         if str(name).startswith(QUOTING):
-            said = message if _is_constant(message, path, line) else WITHHELD
-            message, args, error = f"{said} ({error[0].__name__})" if error and error[0] else said, (), None
+            text = message if _is_constant(message, path, line) else WITHHELD
+            message, args, error = f"{text} ({error[0].__name__})" if error and error[0] else text, (), None
         return self._make(name, level, path, line, message, args, error, *rest, **more)
 
 

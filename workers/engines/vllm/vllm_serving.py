@@ -58,20 +58,20 @@ class Unsupported(Exception):
 def prepare_environment(model: str, args: Mapping[str, Any]) -> None:
     """Set the variables that vLLM reads at its import. Variables that are set already stay."""
     cpus = sorted(os.sched_getaffinity(0))
-    wanted = {
+    variables = {
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",  # `caps` keeps URLs away; none is redirected either
         "VLLM_LOGGING_LEVEL": "WARNING",
         # a fork would inherit the locks and sockets of the worker's other threads
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
     if len(cpus) <= FEW_CPUS and args.get("tensor_parallel_size", 1) == 1:
-        wanted["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cpus))
+        variables["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cpus))
     if args.get("enforce_eager"):
         # eager promises that nothing is compiled, yet the first log-prob compiles for 20 s and needs a C++ compiler
-        wanted["TORCHDYNAMO_DISABLE"] = "1"
+        variables["TORCHDYNAMO_DISABLE"] = "1"
     if Path(model).is_dir():
-        wanted["HF_HUB_OFFLINE"] = "1"
-    for name, value in wanted.items():
+        variables["HF_HUB_OFFLINE"] = "1"
+    for name, value in variables.items():
         os.environ.setdefault(name, value)
 
 
@@ -282,11 +282,11 @@ def parse(model: str, names: tuple[str, ...], args: Mapping[str, Any]) -> Any:
         refuse(f"{', '.join(sorted(taken))} can't be set here")
     parser = make_arg_parser(FlexibleArgumentParser())
     parser.error = refuse
-    wanted = DEFAULTS | dict(args)
+    arguments = DEFAULTS | dict(args)
     if current_platform.is_cpu():
-        wanted = CPU_DEFAULTS | wide(model, args) | wanted | {"max_num_seqs": cpu_sequences(args)}
+        arguments = CPU_DEFAULTS | wide(model, args) | arguments | {"max_num_seqs": cpu_sequences(args)}
     parsed = parser.parse_args(
-        ["--model", model, "--served-model-name", *names, *argv(wanted, parser._option_string_actions)]
+        ["--model", model, "--served-model-name", *names, *argv(arguments, parser._option_string_actions)]
     )
     try:
         validate_parsed_serve_args(parsed)

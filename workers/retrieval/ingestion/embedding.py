@@ -147,8 +147,8 @@ class Embedder:
             except (Unusable, ValueError) as error:
                 refusals[item.line] = refused = error if isinstance(error, Unusable) else Unusable(answer)
                 log.warning("embedding_unusable", extra={"job_id": self._claim.job.id, "status": answer.status})
-                if refused.said:
-                    why |= dict.fromkeys(batches[item.line], ("server_error", f"{REFUSED}: {refused.said}"))
+                if refused.reason:
+                    why |= dict.fromkeys(batches[item.line], ("server_error", f"{REFUSED}: {refused.reason}"))
         if any(refused.closed for refused in refusals.values()):
             raise GaveUp(AWAY_SECONDS, grows=True)
         not_about_a_text = {n for n, refused in refusals.items() if not refused.of_a_text}
@@ -205,13 +205,13 @@ class Unusable(Exception):
         super().__init__(answer.status)
         self.status = answer.status
         error = _error_of(answer.body) if answer.status >= 400 else {}
-        self.said = str(error.get("message") or "").replace("\0", " ")[:_LONGEST].strip()  # no NUL in PostgreSQL
+        self.reason = str(error.get("message") or "").replace("\0", " ")[:_LONGEST].strip()  # no NUL in PostgreSQL
         self._code = str(error.get("code"))
 
     @property
     def closed(self) -> bool:
         """Return whether the engine refuses all requests until an operator acts."""
-        of_the_model = "model" in f"{self._code} {self.said}".casefold()
+        of_the_model = "model" in f"{self._code} {self.reason}".casefold()
         return self.status in _CLOSED or (self.status == 404 and of_the_model)
 
     @property
@@ -248,10 +248,10 @@ def _vector(value: Any) -> Vector:
 
 def _error_of(body: bytes) -> dict[str, Any]:
     try:
-        said = msgspec.json.decode(body)
+        content = msgspec.json.decode(body)
     except msgspec.MsgspecError:
         return {}
-    error = said.get("error") if isinstance(said, dict) else None
+    error = content.get("error") if isinstance(content, dict) else None
     return error if isinstance(error, dict) else {}
 
 

@@ -53,10 +53,10 @@ def cutting_of(config: Settings, name: str, chunking: Mapping[str, Any]) -> Cutt
     folder = folder_of(config, model)
     length = _longest(folder, model)
     strategy = chunking["type"]
-    wanted = chunking[strategy]
-    most = min(int(wanted["max_chunk_size_tokens"]), length)
-    overlap = int(wanted.get("chunk_overlap_tokens", 0)) * most // int(wanted["max_chunk_size_tokens"])
-    return Cutting(folder / "tokenizer.json", most, overlap, strategy)
+    options = chunking[strategy]
+    max_tokens = min(int(options["max_chunk_size_tokens"]), length)
+    overlap = int(options.get("chunk_overlap_tokens", 0)) * max_tokens // int(options["max_chunk_size_tokens"])
+    return Cutting(folder / "tokenizer.json", max_tokens, overlap, strategy)
 
 
 def recipe(sha256: str, model: str, dimensions: int, chunking: Mapping[str, Any], prompt: str = "") -> str:
@@ -111,8 +111,8 @@ def _downloaded(repo: str, revision: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        wanted = [*_FILES, *model_folders.VOCABULARIES, *model_folders.BESIDE]
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+        patterns = [*_FILES, *model_folders.VOCABULARIES, *model_folders.BESIDE]
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except OSError as error:
         raise TokenizerUnavailable(f"The tokenizer of {repo} cannot be fetched.") from error
 
@@ -146,14 +146,14 @@ def _framing(folder: Path, prompt: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The text before a passage or a query. `told`: tell the engine to add none; vLLM does not know that field."""
+    """The text before a passage or a query. `sends_raw`: send a field that tells the engine to add none."""
 
     text: str = ""
-    told: bool = True
+    sends_raw: bool = True
 
     def fields(self, texts: list[str]) -> dict[str, Any]:
         """Return the request's fields for the vectors of these texts."""
-        return {"input": [self.text + text for text in texts], **({"input_type": RAW} if self.told else {})}
+        return {"input": [self.text + text for text in texts], **({"input_type": RAW} if self.sends_raw else {})}
 
 
 def passage_prompt(config: Settings, name: str) -> Prompt:
@@ -161,8 +161,8 @@ def passage_prompt(config: Settings, name: str) -> Prompt:
 
     Raises: ModelsFileError, NoTokenizer, TokenizerUnavailable.
     """
-    prompts, told = _prompts(config, name)
-    return Prompt(prompts.passage, told)
+    prompts, sends_raw = _prompts(config, name)
+    return Prompt(prompts.passage, sends_raw)
 
 
 def query_prompt(config: Settings, name: str) -> Prompt:
@@ -170,8 +170,8 @@ def query_prompt(config: Settings, name: str) -> Prompt:
 
     Raises: ModelsFileError, NoTokenizer, TokenizerUnavailable.
     """
-    prompts, told = _prompts(config, name)
-    return Prompt(prompts.query, told)
+    prompts, sends_raw = _prompts(config, name)
+    return Prompt(prompts.query, sends_raw)
 
 
 def _prompts(config: Settings, name: str) -> tuple[Prompts, bool]:

@@ -166,7 +166,7 @@ class Indexing(ShardRun):
             self.embedder.embed(dict(zip(digests, windows, strict=True)), vectors, store)
             distances.add([vectors.get(digest) for digest in digests])
         tokens = semantic.tokens_of(cut.tokenizer)
-        document = semantic.cut(document, distances.found, tokens, cut.max_tokens, row.chunking["semantic"])
+        document = semantic.cut(document, distances.values, tokens, cut.max_tokens, row.chunking["semantic"])
         self.rewrote = True
         self.context.storage.put(documents.path(store.id, row.version), documents.encode(document))
         return document

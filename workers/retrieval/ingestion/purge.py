@@ -34,8 +34,8 @@ def purge(context: Context) -> None:
 
     While the queue or this worker is paused they stay pending.
     """
-    with context.heartbeat.under_way.at(Queue.INGEST), _alone(context.config.data_dir / "run" / "purge") as mine:
-        while mine and not context.stop.is_set() and (removals := _due_removals(context)):
+    with context.heartbeat.under_way.at(Queue.INGEST), _alone(context.config.data_dir / "run" / "purge") as locked:
+        while locked and not context.stop.is_set() and (removals := _due_removals(context)):
             for store_id in dict.fromkeys(removal.store_id for removal in removals):
                 _purge(context, [removal for removal in removals if removal.store_id == store_id])
 

@@ -33,31 +33,31 @@ class Distances:
     """The distance at each joint, added as vectors arrive; 0 where a vector is missing."""
 
     def __init__(self) -> None:
-        self.found: list[float] = []
+        self.values: list[float] = []
         self._last: list[Vector | None] = []
 
     def add(self, vectors: Sequence[Vector | None]) -> None:
         row = [*self._last, *vectors]
-        self.found += [_distance(one, other) for one, other in zip(row, row[WINDOW:], strict=False)]
+        self.values += [_distance(left, right) for left, right in zip(row, row[WINDOW:], strict=False)]
         self._last = row[-WINDOW:]
 
 
-def windows(document: Document, most: int) -> Iterator[str]:
-    """Yield windows of WINDOW sentences each, as far as they fit in `most` tokens.
+def windows(document: Document, max_tokens: int) -> Iterator[str]:
+    """Yield windows of WINDOW sentences each, as far as they fit in `max_tokens` tokens.
 
     The first and the last windows have fewer sentences, so that the windows before and after the joint behind sentence
     n are the n-th and the (n + WINDOW)-th.
     """
     count = len(document.sentences)
-    return (_window(document, max(0, at), min(at + WINDOW, count), most) for at in range(1 - WINDOW, count))
+    return (_window(document, max(0, at), min(at + WINDOW, count), max_tokens) for at in range(1 - WINDOW, count))
 
 
 def cut(
-    document: Document, distances: Sequence[float], tokens: Tokens, most: int, wanted: Mapping[str, Any]
+    document: Document, distances: Sequence[float], tokens: Tokens, max_tokens: int, options: Mapping[str, Any]
 ) -> Document:
-    """Return the document with chunks of at most `most` tokens. Equal distances give equal chunks."""
-    sizes = _Sizes(document, tokens, most)
-    topics = _topics(distances, _threshold(distances, wanted))
+    """Return the document with chunks of at most `max_tokens` tokens. Equal distances give equal chunks."""
+    sizes = _Sizes(document, tokens, max_tokens)
+    topics = _topics(distances, _threshold(distances, options))
     chunks = tuple(chunk for first, end in topics for chunk in sizes.cut(first, end, distances))
     return msgspec.structs.replace(document, chunks=chunks, sentences=())
 
@@ -70,11 +70,11 @@ def tokens_of(tokenizer: Path) -> Tokens:
 class _Sizes:
     """Cut sentences of one topic so that each chunk fits."""
 
-    def __init__(self, document: Document, tokens: Tokens, most: int) -> None:
+    def __init__(self, document: Document, tokens: Tokens, max_tokens: int) -> None:
         self._document = document
         self._sentences = document.sentences
         self._tokens = tokens
-        self._most = most
+        self._most = max_tokens
 
     def cut(self, first: int, end: int, distances: Sequence[float]) -> Iterator[Chunk]:
         while first < end:
@@ -117,12 +117,12 @@ class _Sizes:
         return max(sizes, key=lambda name: (sizes[name], name is None))
 
 
-def _window(document: Document, first: int, end: int, most: int) -> str:
+def _window(document: Document, first: int, end: int, max_tokens: int) -> str:
     size = 0
     used: list[str] = []
     for sentence in document.sentences[first:end]:
         size += sentence.tokens + _JOINT
-        if used and size > most:
+        if used and size > max_tokens:
             break
         used.append(document.text[sentence.start : sentence.end])
     return " ".join(used)
@@ -139,13 +139,13 @@ def _topics(distances: Sequence[float], threshold: float) -> Iterator[tuple[int,
     yield first, count + 1
 
 
-def _threshold(distances: Sequence[float], wanted: Mapping[str, Any]) -> float:
-    if wanted.get("threshold") is not None:
-        return float(wanted["threshold"])
-    return float(np.percentile(distances, float(wanted["percentile"]))) if distances else 0.0
+def _threshold(distances: Sequence[float], options: Mapping[str, Any]) -> float:
+    if options.get("threshold") is not None:
+        return float(options["threshold"])
+    return float(np.percentile(distances, float(options["percentile"]))) if distances else 0.0
 
 
-def _distance(one: Vector | None, other: Vector | None) -> float:
-    if one is None or other is None or len(one) != len(other):
+def _distance(left: Vector | None, right: Vector | None) -> float:
+    if left is None or right is None or len(left) != len(right):
         return 0.0
-    return round(max(0.0, 1.0 - float(one @ other)), 6)
+    return round(max(0.0, 1.0 - float(left @ right)), 6)

@@ -129,8 +129,8 @@ def _title(reading: Reading, blocks: list[PlacedBlock]) -> str | None:
     return first.section[0] if first.kind == "heading" else None
 
 
-def _one_line(text: str, most: int) -> str:
-    return " ".join(text.split())[:most].rstrip()
+def _one_line(text: str, limit: int) -> str:
+    return " ".join(text.split())[:limit].rstrip()
 
 
 # ── dates ──
@@ -143,20 +143,20 @@ _PDF: Final = re.compile(
 _SHORT: Final = re.compile(r"\d{4}(?:-(?:0[1-9]|1[0-2]))?", re.ASCII)  # EPUB: a year, or a month
 
 
-def first_date(*said: str | None) -> str | None:
+def first_date(*texts: str | None) -> str | None:
     """Return the first text that is a date in the form of ISO 8601, mail or PDF, as ISO 8601."""
-    dates = (_found(text.strip()) for text in said if text and len(text.strip()) <= _LONGEST)
+    dates = (_found(text.strip()) for text in texts if text and len(text.strip()) <= _LONGEST)
     return next((day for day in dates if day), None)
 
 
 def _found(text: str) -> str | None:
     for read in (_iso, _mail, _pdf):
         try:
-            found = read(text)
+            date = read(text)
         except (ValueError, OverflowError, TypeError, IndexError):
             continue
-        if found:
-            return found
+        if date:
+            return date
     return None
 
 

@@ -65,17 +65,17 @@ def line_border(text: str, low: int, high: int) -> int | None:
 
 
 def sentence_border(text: str, low: int, high: int) -> int | None:
-    sentence_ends = (found.end() for found in _SENTENCE.finditer(text, low, high + _AFTER))
+    sentence_ends = (match.end() for match in _SENTENCE.finditer(text, low, high + _AFTER))
     return max((end for end in sentence_ends if end <= high), default=None)
 
 
 def sentence_ends(text: str, start: int, end: int, *, of_lines: bool) -> Iterator[int]:
     """Yield the end of each sentence of text[start:end], or of each line, and `end`."""
     marks = _LINE if of_lines else _SENTENCE
-    for found in marks.finditer(text, start, min(end + _AFTER, len(text))):
-        if found.end() >= end:
+    for match in marks.finditer(text, start, min(end + _AFTER, len(text))):
+        if match.end() >= end:
             break
-        yield found.end()
+        yield match.end()
     yield end
 
 
@@ -102,18 +102,18 @@ def is_word_start(text: str, at: int) -> bool:
 
 def next_word(text: str, low: int, high: int) -> int | None:
     """Return the border after the first white space."""
-    found = _SPACE.search(text, low, high)
-    return found.end() if found else None
+    match = _SPACE.search(text, low, high)
+    return match.end() if match else None
 
 
 def trimmed(text: str, start: int, end: int) -> tuple[int, int]:
     """Return the range without white space around; an empty one (start == end) when there is nothing else."""
-    found = _WORD.search(text, start, end)
-    if found is None:
+    match = _WORD.search(text, start, end)
+    if match is None:
         return end, end
     while text[end - 1].isspace():
         end -= 1
-    return found.start(), end
+    return match.start(), end
 
 
 def _last(mark: str, text: str, low: int, high: int) -> int | None:
@@ -255,9 +255,9 @@ def pieces(text: str, size: int = PIECE) -> Iterator[tuple[int, int]]:
 def _cut(text: str, low: int, high: int) -> int:
     """Return a cut before white space: a token may begin with it, none ends with it."""
     for mark in ("\n\n", "\n", " "):
-        found = text.rfind(mark, low, high)
-        if found > 0:
-            return found
+        position = text.rfind(mark, low, high)
+        if position > 0:
+            return position
     return high
 
 
@@ -299,8 +299,8 @@ def sentences(laid: Laid, tokens: Tokens, cutting: Cutting, limits: Limits) -> t
     if not spans.starts:
         raise no_text()
     cutter = Cutter(laid.text, tokens, spans, cutting)
-    found = [_chunk_of(laid, piece) for start, end in _sentences(laid, cutter) for piece in cutter.cut(start, end)]
-    return tuple(found)
+    chunks = [_chunk_of(laid, piece) for start, end in _sentences(laid, cutter) for piece in cutter.cut(start, end)]
+    return tuple(chunks)
 
 
 class Cutter:
@@ -361,10 +361,10 @@ class Cutter:
         if high >= end:
             return end
         low = max(self._at(first + limit * 2 // 3, high), least)
-        found = self._sentence(least, low, high) if self._cutting.strategy == "sentence" else None
+        cut = self._sentence(least, low, high) if self._cutting.strategy == "sentence" else None
         for border in _PREFERRED:
-            found = border(self._text, low, high) if found is None else found
-        return character_border(self._text, low, high) if found is None else found
+            cut = border(self._text, low, high) if cut is None else cut
+        return character_border(self._text, low, high) if cut is None else cut
 
     def _sentence(self, least: int, low: int, high: int) -> int | None:
         paragraph = paragraph_border(self._text, low, high)

@@ -85,9 +85,9 @@ def read(data: bytes, media: str, limits: Limits) -> Reading:
     text = result.content.translate(_FROM_PRIVATE) if media == WORD else result.content
     if media == MAIL:
         text = html.unescape(text)
-    found = markdown.read(text)
+    reading = markdown.read(text)
     facts = result.metadata
-    return Reading(_unescaped(found.blocks), facts.get("title") or None, time=first_date(*map(facts.get, _TIMES)))
+    return Reading(_unescaped(reading.blocks), facts.get("title") or None, time=first_date(*map(facts.get, _TIMES)))
 
 
 def picture_text(data: bytes, media: str) -> str:
@@ -160,8 +160,8 @@ def _is_mail(head: bytes, filename: str) -> bool:
     if _MAIL_HEADER.match(head) is None:
         return False
     headers = head.replace(b"\r\n", b"\n").partition(b"\n\n")[0]
-    found = {name.lower() for name in _MAIL_HEADERS.findall(headers)}
-    return len(found) >= (1 if PurePath(filename.lower()).suffix == ".eml" else _MAIL_SURE)
+    names = {name.lower() for name in _MAIL_HEADERS.findall(headers)}
+    return len(names) >= (1 if PurePath(filename.lower()).suffix == ".eml" else _MAIL_SURE)
 
 
 def _with_references(data: bytes) -> bytes:

@@ -51,7 +51,7 @@ def serve(channel: Channel, work: Work) -> None:
     while (received := channel.receive()) is not None:
         message, descriptors = received
         with ExitStack() as stack:
-            file, tokenizer = (stack.enter_context(os.fdopen(one, "rb")) for one in descriptors)
+            file, tokenizer = (stack.enter_context(os.fdopen(descriptor, "rb")) for descriptor in descriptors)
             channel.send(answer(work, contract.decode_ask(message), file, tokenizer))
 
 
@@ -103,8 +103,8 @@ class Reader:
 
     def _tokenizer(self, file: BinaryIO) -> Tokens:
         try:
-            found = os.fstat(file.fileno())
-            key = (found.st_dev, found.st_ino, found.st_mtime_ns)
+            status = os.fstat(file.fileno())
+            key = (status.st_dev, status.st_ino, status.st_mtime_ns)
             if key not in self._tokens:
                 if len(self._tokens) >= _TOKENIZERS:
                     self._tokens.clear()
@@ -179,9 +179,9 @@ def read_format(data: bytes, filename: str, limits: Limits) -> Reading:
     """Recognise the format of a file, and return its blocks. Raises Refused."""
     if not data.strip():
         raise no_text()
-    found = _read_pdf(data, limits) if _PDF in data[:_PDF_WITHIN] else None
-    if found is not None:
-        return found
+    reading = _read_pdf(data, limits) if _PDF in data[:_PDF_WITHIN] else None
+    if reading is not None:
+        return reading
     kind = office.kind(data, filename)
     if kind is not None:
         return office.read(data, kind, limits)
@@ -242,7 +242,8 @@ def mark_languages(pieces: Sequence[Chunk], text: str, declared: str | None) -> 
     Letters go before what is declared: templates declare English whatever is written into them.
     """
     own = [
-        language_of(text[one.start : one.end]) if one.end - one.start >= _LEAST_CHARACTERS else None for one in pieces
+        language_of(text[piece.start : piece.end]) if piece.end - piece.start >= _LEAST_CHARACTERS else None
+        for piece in pieces
     ]
     sizes = Counter[str]()
     for piece, name in zip(pieces, own, strict=True):

@@ -38,9 +38,9 @@ def read(data: bytes, limits: Limits) -> Reading:
     document = _opened(data)
     if len(document) > limits.pages:
         raise invalid(f"The file has {len(document)} pages; at most {limits.pages} can be searched.")
-    said = document.get_metadata_value
-    time = first_date(said("ModDate"), said("CreationDate"))
-    return Reading(_blocks(document), said("Title") or None, time=time)
+    metadata = document.get_metadata_value
+    time = first_date(metadata("ModDate"), metadata("CreationDate"))
+    return Reading(_blocks(document), metadata("Title") or None, time=time)
 
 
 def _opened(data: bytes) -> pypdfium2.PdfDocument:
@@ -59,15 +59,15 @@ def _refusal(error: pypdfium2.PdfiumError) -> Refused:
 def _blocks(document: pypdfium2.PdfDocument) -> Iterator[Block]:
     """Yield the blocks of all pages. Raises Refused where all are pictures that cannot be read here."""
     outline = _outline(document)
-    said = unread = False
+    has_text = unread = False
     for number in range(len(document)):
         text = _text(document, number)
-        said, unread = said or bool(text), unread or text is None
+        has_text, unread = has_text or bool(text), unread or text is None
         if text is None:
             yield Block("", page=number + 1, unread=True)
         else:
             yield from _page(text, number + 1, outline.get(number, []))
-    if unread and not said:
+    if unread and not has_text:
         raise unsupported(
             "Scanned pages can be read where Nightmill is installed with the extra 'parse' and Tesseract is there."
         )
@@ -117,11 +117,11 @@ def _page(text: str, number: int, entries: list[Entry]) -> Iterator[Block]:
     lines = text.split("\n")
     at = 0
     for level, title in entries:
-        found = next((n for n in range(at, len(lines)) if _is_title(lines[n], title)), None)
-        if found is not None:
-            yield from _paragraphs(lines[at:found], number)
-            yield Block(lines[found], "heading", level, number, title)
-            at = found + 1
+        position = next((n for n in range(at, len(lines)) if _is_title(lines[n], title)), None)
+        if position is not None:
+            yield from _paragraphs(lines[at:position], number)
+            yield Block(lines[position], "heading", level, number, title)
+            at = position + 1
     yield from _paragraphs(lines[at:], number)
 
 

@@ -245,9 +245,9 @@ def _unescaped(text: str) -> str:
 
 def _character(match: re.Match[str]) -> str:
     """Return the character itself where JSON does not need the escape."""
-    high, low, one = match.groups()
+    high, low, code = match.groups()
     if high:
         return chr(0x10000 + (int(high, 16) - 0xD800 << 10) + int(low, 16) - 0xDC00)
-    if one and int(one, 16) >= 0xA0 and not 0xD800 <= int(one, 16) < 0xE000:
-        return chr(int(one, 16))
+    if code and int(code, 16) >= 0xA0 and not 0xD800 <= int(code, 16) < 0xE000:
+        return chr(int(code, 16))
     return match.group()

@@ -40,8 +40,8 @@ _INDENT: Final = 6  # levels of lists that are shown
 
 
 def declared_charset(head: bytes) -> str | None:
-    found = _CHARSET.search(head)
-    return (found.group(1) or found.group(2)).decode("ascii") if found else None
+    match = _CHARSET.search(head)
+    return (match.group(1) or match.group(2)).decode("ascii") if match else None
 
 
 def read(text: str) -> Reading:
@@ -136,7 +136,7 @@ class Walk:
 
 def _time(tree: LexborHTMLParser) -> str | None:
     """Return the time that the page states in its metadata, or the only one in its text."""
-    said = {
+    dates = {
         (
             meta.attributes.get("property") or meta.attributes.get("name") or meta.attributes.get("itemprop") or ""
         ).lower(): meta.attributes.get("content")
@@ -145,7 +145,7 @@ def _time(tree: LexborHTMLParser) -> str | None:
     times = tree.css("time[datetime]")
     marked = [time for time in times if {"pubdate", "itemprop"} & time.attributes.keys()]
     shown = [time.attributes.get("datetime") for time in (marked[:1] or (times if len(times) == 1 else []))]
-    return first_date(*map(said.get, _TIMES), *shown)
+    return first_date(*map(dates.get, _TIMES), *shown)
 
 
 def _is_noise(node: LexborNode) -> bool:
@@ -165,7 +165,7 @@ def _as_written(pre: LexborNode) -> str:
 
 def _is_data(table: LexborNode) -> bool:
     """Tell whether a table holds data and does not only lay out the page."""
-    return all(found.mem_id == table.mem_id for found in table.css(_BLOCKS_IN_TABLES))
+    return all(block.mem_id == table.mem_id for block in table.css(_BLOCKS_IN_TABLES))
 
 
 def _rows(table: LexborNode) -> str:

@@ -56,15 +56,15 @@ Take = Callable[[bytes], None]
 class SourceReader(Protocol):
     """A source of documents."""
 
-    def entries(self, most: int, look: Callable[[], None]) -> list[Entry]:
+    def entries(self, limit: int, look: Callable[[], None]) -> list[Entry]:
         """Return all items; `look` is called often and may raise. Raises SourceUnavailable, also for too many items."""
 
     def fetch(self, entry: Entry, known: dict[str, Any] | None, take: Take) -> Fetched | None:
         """Pass an item's bytes to `take`; return None if `known` is its fingerprint. Raises ItemFailed, ItemDeleted."""
 
 
-def too_many(most: int) -> SourceUnavailable:
-    return SourceUnavailable("too_many_items", f"The source has more than {most} items; nothing was brought in.")
+def too_many(limit: int) -> SourceUnavailable:
+    return SourceUnavailable("too_many_items", f"The source has more than {limit} items; nothing was brought in.")
 
 
 def named(path: str) -> str:

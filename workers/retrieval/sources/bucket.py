@@ -20,18 +20,18 @@ class Bucket:
         self._allowed, self._url, self._options = allowed, url, options
         self._opened: Any = None
 
-    def entries(self, most: int, look: Callable[[], None]) -> list[Entry]:
-        found: list[Entry] = []
+    def entries(self, limit: int, look: Callable[[], None]) -> list[Entry]:
+        entries: list[Entry] = []
         bucket, prefix = self._bucket_and_prefix()
         for item in self._listed(bucket, prefix, look):
             key = str(item["Key"]).removeprefix(prefix)
             if not key or key.endswith("/"):
                 continue
             facts = {"etag": item.get("ETag"), "size": item["Size"]}
-            found.append(Entry(key, named(key), facts, int(item["Size"])))
-            if len(found) > most:
-                raise too_many(most)
-        return found
+            entries.append(Entry(key, named(key), facts, int(item["Size"])))
+            if len(entries) > limit:
+                raise too_many(limit)
+        return entries
 
     def fetch(self, entry: Entry, known: dict[str, Any] | None, take: Take) -> Fetched | None:
         if known is not None and entry.fingerprint == known:

@@ -37,16 +37,16 @@ class Folder:
         self._pattern = tuple(glob.split("/"))
         self._settled = settled
 
-    def entries(self, most: int, look: Callable[[], None]) -> list[Entry]:
+    def entries(self, limit: int, look: Callable[[], None]) -> list[Entry]:
         for _ in range(_LISTINGS):
-            found, whole = self._listed(most, look)
+            entries, whole = self._listed(limit, look)
             if whole:
                 break
-        return found
+        return entries
 
-    def _listed(self, most: int, look: Callable[[], None]) -> tuple[list[Entry], bool]:
+    def _listed(self, limit: int, look: Callable[[], None]) -> tuple[list[Entry], bool]:
         """List the files, and return whether the list is complete: no folder moved meanwhile."""
-        found: list[Entry] = []
+        entries: list[Entry] = []
         waiting: list[tuple[str, ...]] = [()]
         passed_over: list[tuple[str, ...]] = []
         with self._opened() as top:
@@ -57,10 +57,10 @@ class Folder:
                     if is_folder:
                         waiting.append((*parts, name))
                     elif entry is not None:
-                        found.append(entry)
-                    if len(found) > most:
-                        raise too_many(most)
-        return found, not passed_over
+                        entries.append(entry)
+                    if len(entries) > limit:
+                        raise too_many(limit)
+        return entries, not passed_over
 
     def fetch(self, entry: Entry, known: dict[str, Any] | None, take: Take) -> Fetched | None:
         *parts, name = entry.key.split("/")
@@ -93,30 +93,34 @@ class Folder:
         with _ours():
             try:
                 with _step(top, parts) as descriptor, os.scandir(descriptor) as names:
-                    for one in names:
-                        if not one.name.startswith("."):
-                            yield self._judge(one, parts)
+                    for item in names:
+                        if not item.name.startswith("."):
+                            yield self._judge(item, parts)
             except OSError as error:
                 if not parts or error.errno not in _MOVED:
                     raise
                 passed_over.append(parts)
 
-    def _judge(self, one: "os.DirEntry[str]", parts: tuple[str, ...]) -> tuple[str, bool, Entry | None]:
-        if one.is_dir(follow_symlinks=False):
-            return one.name, True, None
-        if not one.is_file(follow_symlinks=False) or not matches(self._pattern, (*parts, one.name)):
-            return one.name, False, None
-        key = "/".join((*parts, one.name))
+    def _judge(self, item: "os.DirEntry[str]", parts: tuple[str, ...]) -> tuple[str, bool, Entry | None]:
+        if item.is_dir(follow_symlinks=False):
+            return item.name, True, None
+        if not item.is_file(follow_symlinks=False) or not matches(self._pattern, (*parts, item.name)):
+            return item.name, False, None
+        key = "/".join((*parts, item.name))
         try:
             key.encode()
         except UnicodeEncodeError:
-            told = key.encode(errors="backslashreplace").decode()  # keeps different names different
-            return one.name, False, Entry(told, named(told), fault=ItemFailed("bad_name", "Its name is not UTF-8."))
+            readable = key.encode(errors="backslashreplace").decode()  # keeps different names different
+            return (
+                item.name,
+                False,
+                Entry(readable, named(readable), fault=ItemFailed("bad_name", "Its name is not UTF-8.")),
+            )
         try:
-            facts = one.stat(follow_symlinks=False)
+            facts = item.stat(follow_symlinks=False)
         except FileNotFoundError:
-            return one.name, False, None
-        return one.name, False, Entry(key, named(key), self._fingerprint(facts), facts.st_size)
+            return item.name, False, None
+        return item.name, False, Entry(key, named(key), self._fingerprint(facts), facts.st_size)
 
     def _fingerprint(self, facts: os.stat_result) -> dict[str, Any] | None:
         """Return the fingerprint; None while the file is so new that another change might not show."""
@@ -134,8 +138,8 @@ class Folder:
         with _ours():
             root = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            with _ours(), _step(root, parts) as found:
-                descriptor = os.dup(found)
+            with _ours(), _step(root, parts) as opened:
+                descriptor = os.dup(opened)
         finally:
             os.close(root)
         try:
@@ -176,11 +180,11 @@ def matches(pattern: tuple[str, ...], parts: tuple[str, ...]) -> bool:
 
 def _skipped(pattern: tuple[str, ...], reached: set[int]) -> set[int]:
     """Add the positions behind each `**`, which may match nothing."""
-    found = set(reached)
+    positions = set(reached)
     for at in range(len(pattern)):
-        if at in found and pattern[at] == "**":
-            found.add(at + 1)
-    return found
+        if at in positions and pattern[at] == "**":
+            positions.add(at + 1)
+    return positions
 
 
 def _after(pattern: tuple[str, ...], at: int, part: str) -> tuple[int, ...]:

@@ -32,7 +32,7 @@ from jobs.retrieval import attachments, indexes, source_items, sources
 from jobs.retrieval.attachments import Attachment, is_over
 from jobs.retrieval.documents import PARTLY
 from jobs.retrieval.indexes import index_of
-from jobs.retrieval.source_items import ADDED, CHANGED, FAILED, REMOVED, UNCHANGED, digest, told
+from jobs.retrieval.source_items import ADDED, CHANGED, FAILED, REMOVED, UNCHANGED, digest, readable
 from jobs.retrieval.tables import Source, SourceItem, VectorStore, VectorStoreFile
 from jobs.usage import stored_bytes
 from workers.retrieval.sources.base import Entry, Fetched, ItemDeleted, ItemFailed, SourceReader, SourceUnavailable
@@ -61,7 +61,7 @@ class Stored:
     file_id: str
     size: int
     sha256: str
-    told: Fetched
+    fetched: Fetched
 
     @property
     def path(self) -> str:
@@ -99,10 +99,10 @@ class SourceSyncRecorder:
             filename = session.scalar(select(File.filename).where(*alive))
             if filename is None:
                 raise Deleted
-            wanted = Attachment(file_id, filename, self.source.chunking, self.source.attributes)
+            attachment = Attachment(file_id, filename, self.source.chunking, self.source.attributes)
             before = session.get(VectorStoreFile, (self.index.id, file_id))
             known = item.previous_id or (before and before.document)
-            attachments.attach(session, self.index, self.claim.job, [wanted], self.line)
+            attachments.attach(session, self.index, self.claim.job, [attachment], self.line)
             self._stamp(item, CHANGED if known else ADDED, fingerprint)
 
         self._once(entry, attach, lock=True)
@@ -138,27 +138,29 @@ class SourceSyncRecorder:
 
         def remove(session: Session) -> None:
             indexes.lock(session, self.source.store_id)  # before items, as publishing does
-            mine = SourceItem.source_id == self.source.id, SourceItem.digest.in_(digests)
-            items = session.scalars(select(SourceItem).where(*mine).order_by(SourceItem.digest).with_for_update()).all()
+            conditions = SourceItem.source_id == self.source.id, SourceItem.digest.in_(digests)
+            items = session.scalars(
+                select(SourceItem).where(*conditions).order_by(SourceItem.digest).with_for_update()
+            ).all()
             self._removed(session, sources.strip(session, items, actor=self.actor))
-            session.execute(delete(SourceItem).where(*mine))
+            session.execute(delete(SourceItem).where(*conditions))
 
         self.write(remove)
 
     def note(self, **values: Any) -> None:
         """Set values on the source's own row."""
-        mine = update(Source).where(Source.id == self.source.id)
-        self.write(lambda session: session.execute(mine.values(values)))
+        statement = update(Source).where(Source.id == self.source.id)
+        self.write(lambda session: session.execute(statement.values(values)))
 
     def reject(self, error: Facts) -> None:
         """Fail the job before anything was done."""
-        told = [{**error, "line": None, "param": None}]
+        errors = [{**error, "line": None, "param": None}]
 
         def reject(session: Session) -> None:
             session.execute(update(Source).where(Source.id == self.source.id).values(error=error))
-            ledger.reject(session, self.claim, told)
+            ledger.reject(session, self.claim, errors)
 
-        stop_all(self.context, self.claim, JobState.FAILED, told)
+        stop_all(self.context, self.claim, JobState.FAILED, errors)
         self.write(reject)
 
     def write(self, work: Callable[[Session], T]) -> T:
@@ -202,7 +204,7 @@ class SourceSyncRecorder:
             id=stored.file_id,
             project_id=self.source.project_id,
             purpose=_PURPOSE,
-            filename=stored.told.filename,
+            filename=stored.fetched.filename,
             path=stored.path,
             created_at=now(),
             **facts,
@@ -223,8 +225,10 @@ class SourceSyncRecorder:
         ids = [file_id for file_id in (item.file_id, item.previous_id) if file_id]
         in_use = session.get_one(VectorStore, self.source.store_id).current_id  # which may not be the sync's index
         theirs = VectorStoreFile.store_id == in_use, VectorStoreFile.id.in_(ids)
-        found = set(session.scalars(select(VectorStoreFile.id).where(*theirs, VectorStoreFile.document.is_not(None))))
-        found_id = next((file_id for file_id in ids if file_id in found), None)
+        complete = set(
+            session.scalars(select(VectorStoreFile.id).where(*theirs, VectorStoreFile.document.is_not(None)))
+        )
+        found_id = next((file_id for file_id in ids if file_id in complete), None)
         others = [file_id for file_id in ids if file_id != found_id]
         if others:
             source_items.drop(session, others, actor=self.actor)
@@ -367,9 +371,9 @@ class _Sync:
 
     def _failing(self) -> set[str]:
         """Return the digests of the items that failed the last time."""
-        mine = SourceItem.source_id == self.source.id, SourceItem.change == FAILED
+        conditions = SourceItem.source_id == self.source.id, SourceItem.change == FAILED
         with self.context.db.read() as session:
-            return set(session.scalars(select(SourceItem.digest).where(*mine)))
+            return set(session.scalars(select(SourceItem.digest).where(*conditions)))
 
     def _page(self, entries: dict[str, Entry]) -> None:
         known = self._known(list(entries))
@@ -437,7 +441,7 @@ class _Sync:
         self._check_size(entry.size)
         stored = self._fetch_again(entry, known) if known and known.has_file else self._fetch(entry, None)
         if stored is not None:
-            self.recorder.attach(entry, stored.file_id, stored.told.fingerprint, stored)
+            self.recorder.attach(entry, stored.file_id, stored.fetched.fingerprint, stored)
         self._counted()
 
     def _fetch_again(self, entry: Entry, known: _Known) -> Stored | None:
@@ -451,7 +455,7 @@ class _Sync:
             return stored
         if stored is not None:
             self.context.storage.delete(stored.path)
-        fingerprint = stored.told.fingerprint if stored else before
+        fingerprint = stored.fetched.fingerprint if stored else before
         if known.settled:
             self.recorder.settle(entry, fingerprint)
             return None
@@ -462,9 +466,9 @@ class _Sync:
         return None
 
     def _check_size(self, size: int) -> None:
-        most = self.config.file_max_bytes
-        if size > most:
-            raise ItemFailed("file_too_large", f"It has more than {most} bytes.")
+        limit = self.config.file_max_bytes
+        if size > limit:
+            raise ItemFailed("file_too_large", f"It has more than {limit} bytes.")
 
     def _fetch(self, entry: Entry, known: dict[str, Any] | None) -> Stored | None:
         """Fetch an item into storage; return None if it is unchanged. An interrupted download leaves nothing."""
@@ -537,9 +541,9 @@ class _Sync:
             raise _Overdue
 
     def _first_failure(self) -> dict[str, Any] | None:
-        mine = SourceItem.source_id == self.source.id, SourceItem.change == FAILED
+        conditions = SourceItem.source_id == self.source.id, SourceItem.change == FAILED
         with self.context.db.read() as session:
-            item = session.scalar(select(SourceItem).where(*mine).order_by(SourceItem.key).limit(1))
+            item = session.scalar(select(SourceItem).where(*conditions).order_by(SourceItem.key).limit(1))
         if item is None or item.error is None:
             return None
-        return {"code": item.error["code"], "message": f"{told(item.key)}: {item.error['message']}"}
+        return {"code": item.error["code"], "message": f"{readable(item.key)}: {item.error['message']}"}

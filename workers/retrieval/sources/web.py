@@ -37,10 +37,10 @@ class Pages:
     allow_private: bool = False
     resolve: Resolve | None = None
 
-    def entries(self, most: int, look: Callable[[], None]) -> list[Entry]:
+    def entries(self, limit: int, look: Callable[[], None]) -> list[Entry]:
         look()
-        if len(self.urls) > most:
-            raise too_many(most)
+        if len(self.urls) > limit:
+            raise too_many(limit)
         return [Entry(url, named(unquote(urlsplit(url).path))) for url in self.urls]
 
     def fetch(self, entry: Entry, known: dict[str, Any] | None, take: Take) -> Fetched | None:

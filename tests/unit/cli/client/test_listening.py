@@ -16,7 +16,7 @@ from standardwebhooks import Webhook
 
 from cli.client.listening import Forwarder, follow_events
 from cli.client.server import Server, ServerUnavailable
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.main import app as cli
 from jobs.ledger import feed
 from jobs.timings import Timings
@@ -112,7 +112,7 @@ def test_a_server_that_stays_away_is_said_to_be() -> None:
 
 def test_what_the_server_refuses_is_not_asked_again() -> None:
     gone = b"HTTP/1.1 410 Gone\r\nContent-Length: 44\r\n\r\n" + b'{"error": {"message": "They were removed."}}'
-    with answering(gone) as (server, _), pytest.raises(Trouble, match="They were removed"):
+    with answering(gone) as (server, _), pytest.raises(CliError, match="They were removed"):
         next(follow_events(server, 3))
 
 
@@ -145,7 +145,7 @@ SECRET = "whsec_" + base64.b64encode(bytes(32)).decode()  # the same in every pr
 
 @pytest.mark.parametrize(("url", "secret"), [("ftp://x", SECRET), ("nonsense", SECRET), ("http://x", "s")])
 def test_what_is_no_url_or_no_secret_is_refused_at_once(url: str, secret: str) -> None:
-    with pytest.raises(Trouble):
+    with pytest.raises(CliError):
         Forwarder(url, secret)
 
 

@@ -11,7 +11,7 @@ import pytest
 from cli.client.progress import Snapshot
 from cli.client.server import Server, ServerUnavailable
 from cli.commands.results import _raw
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.output_files import require_writable, whole
 from jobs.timings import Timings
 
@@ -91,7 +91,7 @@ def test_lines_that_are_read_as_they_come_are_told_to_be_cut() -> None:
 def test_results_that_are_gone_leave_what_stood_in_the_file(tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(b"before")
 
-    with answering(GONE) as server, pytest.raises(Trouble, match="No file"):
+    with answering(GONE) as server, pytest.raises(CliError, match="No file"):
         _raw(server, job("succeeded"), tmp_path / "out")
 
     assert (tmp_path / "out").read_bytes() == b"before"
@@ -135,14 +135,14 @@ def test_what_is_written_to_as_it_is_does_not_get_the_beginning_twice(tmp_path: 
 
 @pytest.mark.parametrize(("name", "told"), [("none/out", "no such folder"), (".", "is a folder")])
 def test_where_no_file_can_be_is_told(tmp_path: Path, name: str, told: str) -> None:
-    with pytest.raises(Trouble, match=told):
+    with pytest.raises(CliError, match=told):
         require_writable(tmp_path / name)
 
 
 def test_a_folder_that_takes_no_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda *_: False)
 
-    with pytest.raises(Trouble, match="nothing can be written"):
+    with pytest.raises(CliError, match="nothing can be written"):
         require_writable(tmp_path / "out")
 
 
@@ -158,5 +158,5 @@ def test_what_another_program_answers_is_told() -> None:
 
 
 def test_a_url_that_is_none_is_told() -> None:
-    with pytest.raises(Trouble, match="http://here:80OO is no URL"):
+    with pytest.raises(CliError, match="http://here:80OO is no URL"):
         Server("http://here:80OO", "key")

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.client.submission import guess_endpoint, output_paths, parse_metadata
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.main import app
 
 
@@ -35,7 +35,7 @@ def test_a_first_line_that_is_too_long_for_a_batch_is_told(tmp_path: Path, monke
     monkeypatch.setenv("NIGHTMILL_BATCH_MAX_LINE_BYTES", "1024")
 
     assert guess_endpoint(_file(tmp_path, line.ljust(1024) + b"\n")) == "/v1/embeddings"
-    with pytest.raises(Trouble, match="line 1 has more than 1024 bytes"):
+    with pytest.raises(CliError, match="line 1 has more than 1024 bytes"):
         guess_endpoint(_file(tmp_path, line.ljust(1025) + b"\n"))
 
 
@@ -51,7 +51,7 @@ def test_a_first_line_that_is_too_long_for_a_batch_is_told(tmp_path: Path, monke
     ],
 )
 def test_a_first_line_that_says_nothing_is_told(tmp_path: Path, content: bytes, told: str) -> None:
-    with pytest.raises(Trouble, match=told):
+    with pytest.raises(CliError, match=told):
         guess_endpoint(_file(tmp_path, content))
 
 
@@ -61,7 +61,7 @@ def test_metadata_is_split_at_the_first_equals_sign() -> None:
 
 @pytest.mark.parametrize("word", ["a", "=b"])
 def test_metadata_without_a_name_or_a_value_is_told(word: str) -> None:
-    with pytest.raises(Trouble, match="write it as name=value"):
+    with pytest.raises(CliError, match="write it as name=value"):
         parse_metadata([word])
 
 
@@ -92,7 +92,7 @@ def test_of_two_options_none_is_ignored_without_a_word(
 
     done = CliRunner().invoke(app, ["submit", str(source), *other, *option, "--url", "http://127.0.0.1:9"])
 
-    assert isinstance(done.exception, Trouble)
+    assert isinstance(done.exception, CliError)
     assert str(done.exception) == f"{other[0]} means nothing with {option[0]}: leave one of them out"
 
 
@@ -103,5 +103,5 @@ def test_a_time_zone_of_no_times_is_told(tmp_path: Path) -> None:
         app, ["submit", str(source), "--timezone", "Europe/Zurich", "--url", "http://127.0.0.1:9"]
     )
 
-    assert isinstance(done.exception, Trouble)
+    assert isinstance(done.exception, CliError)
     assert str(done.exception) == "--timezone means nothing without --every: leave it out"

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.commands import embed_eval, embed_inputs
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.main import app
 
 CORPUS = {
@@ -137,7 +137,7 @@ def run(words: Words, tmp_path: Path) -> Run:
     def run(files: dict[str, Path], *more: str) -> str:
         where = ["--url", words.url, "--api-key", "sk-x", "--data-dir", str(tmp_path / "data")]
         done = CliRunner().invoke(app, ["embed-eval", *map(str, files.values()), *more, *where])
-        if isinstance(done.exception, Trouble):
+        if isinstance(done.exception, CliError):
             raise done.exception
         assert done.exit_code == 0, done.output
         return done.stdout
@@ -254,22 +254,22 @@ def test_the_same_model_named_twice_is_asked_once(run: Run, files: dict[str, Pat
     ],
 )
 def test_model_that_cannot_be_used_ends_it(run: Run, files: dict[str, Path], model: str, told: str) -> None:
-    with pytest.raises(Trouble, match=told):
+    with pytest.raises(CliError, match=told):
         run(files, "-m", "good", "-m", model)
 
 
 def test_unknown_model_is_told_before_anything_is_embedded(run: Run, words: Words, files: dict[str, Path]) -> None:
-    with pytest.raises(Trouble):
+    with pytest.raises(CliError):
         run(files, "-m", "good", "-m", "nobody")
 
     assert words.asked == []
 
 
 def test_output_that_cannot_be_written_is_told(run: Run, words: Words, files: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(Trouble, match="no such folder"):
+    with pytest.raises(CliError, match="no such folder"):
         run(files, "-m", "good", "--output", str(tmp_path / "no" / "where"))
     assert words.asked == []  # nothing was embedded in vain
-    with pytest.raises(Trouble, match="is a folder"):
+    with pytest.raises(CliError, match="is a folder"):
         run(files, "-m", "good", "--output", str(tmp_path))
 
 
@@ -303,12 +303,12 @@ def test_texts_that_cannot_be_used_are_named_with_their_line(tmp_path: Path, cas
     content, told = TEXTS[case]
     (tmp_path / "x").write_bytes(content if isinstance(content, bytes) else content.encode())
 
-    with pytest.raises(Trouble, match=told):
+    with pytest.raises(CliError, match=told):
         list(embed_inputs.texts(tmp_path / "x"))
 
 
 def test_file_that_is_not_there_is_told(tmp_path: Path) -> None:
-    with pytest.raises(Trouble, match=r"cannot read .*: No such file"):
+    with pytest.raises(CliError, match=r"cannot read .*: No such file"):
         list(embed_inputs.texts(tmp_path / "x"))
 
 
@@ -345,7 +345,7 @@ QREL_FILES: dict[str, tuple[str, str]] = {
 def test_judgements_that_cannot_be_used_are_told(run: Run, words: Words, tmp_path: Path, case: str) -> None:
     qrels, told = QREL_FILES[case]
 
-    with pytest.raises(Trouble, match=told):
+    with pytest.raises(CliError, match=told):
         run(written(tmp_path, CORPUS, QUERIES, qrels), "-m", "good")
 
     assert words.asked == []

@@ -14,7 +14,7 @@ from cli.client.progress import Snapshot
 from cli.client.server import Server
 from cli.commands import explain
 from cli.commands.explain import _answered, _failed
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.main import app
 from workers.engines.port import Answer
 from workers.runtime.outcomes import outcomes_of
@@ -40,7 +40,7 @@ class Files:
     @contextmanager
     def content(self, file_id: str) -> Iterator[Iterator[bytes]]:
         if file_id not in self._files:
-            raise Trouble("No such File object")
+            raise CliError("No such File object")
         yield self._lines(file_id)
 
     @contextmanager

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from sqlalchemy import update
 from typer.testing import CliRunner, Result
 
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.main import app
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
 from tests.support import runs
@@ -77,7 +77,7 @@ def client(web: FastAPI) -> Iterator[Client]:
 
 
 def trouble(done: Result) -> str:
-    assert isinstance(done.exception, Trouble), done.exception
+    assert isinstance(done.exception, CliError), done.exception
     return str(done.exception)
 
 

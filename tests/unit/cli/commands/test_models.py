@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.client import upstream
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.main import app
 from cli.up.readiness import reached, take_free
 from jobs.db.engine import Database
@@ -35,7 +35,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     def whole(*words: str) -> Any:
         done = CliRunner().invoke(app, ["models", *words])
-        if isinstance(done.exception, Trouble):
+        if isinstance(done.exception, CliError):
             raise done.exception
         assert done.exit_code == 0, done.output
         return done
@@ -130,7 +130,7 @@ def test_comments_stay_with_the_models_that_they_stand_before(run: Run, tmp_path
     ],
 )
 def test_what_would_be_wrong_changes_nothing(run: Run, tmp_path: Path, words: tuple[str, ...], told: str) -> None:
-    with pytest.raises(Trouble, match=told):
+    with pytest.raises(CliError, match=told):
         run(*words)
 
     assert not file(tmp_path).exists()
@@ -144,7 +144,7 @@ def test_a_file_that_is_wrong_is_told_and_stays(
     file(tmp_path).parent.mkdir()
     file(tmp_path).write_bytes(content)
 
-    with pytest.raises(Trouble, match=re.escape(str(file(tmp_path)))):
+    with pytest.raises(CliError, match=re.escape(str(file(tmp_path)))):
         run(*words)
 
     assert file(tmp_path).read_bytes() == content
@@ -197,7 +197,7 @@ def test_a_hub_that_gives_nothing_is_told_in_one_line(
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(model_info=refuse))
 
-    with pytest.raises(Trouble, match=rf"^cannot get org/name from the hub: {told}$"):
+    with pytest.raises(CliError, match=rf"^cannot get org/name from the hub: {told}$"):
         run("add", "m", "--repo", "org/name")
 
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from cli.client.progress import Snapshot
 from cli.commands.explain import _left_alone
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.main import app
 from jobs.db.engine import Database
 from jobs.errors import NightmillError
@@ -38,7 +38,7 @@ def run(tmp_path: Path, db: Database, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     def run(*words: str) -> Any:
         done = CliRunner().invoke(app, [*words])
-        if isinstance(done.exception, Trouble | NightmillError):
+        if isinstance(done.exception, CliError | NightmillError):
             raise done.exception
         return done
 
@@ -164,7 +164,7 @@ def test_an_alias_stands_for_its_model_when_that_is_paused_and_drained_and_freed
     with db.write() as session:
         ledgers.quarantined(session, PACKAGED)
 
-    with pytest.raises(Trouble, match="1 claims still run"):
+    with pytest.raises(CliError, match="1 claims still run"):
         run("drain", "model", "gpt-4o-mini", "--timeout", "0")
     held = paused(run)
     freed, again = (run("resume", "model", "gpt-4o-mini").stdout for _ in range(2))
@@ -178,7 +178,7 @@ def test_an_alias_stands_for_its_model_when_that_is_paused_and_drained_and_freed
 
 @pytest.mark.parametrize("verb", ["pause", "drain", "resume"])
 def test_a_model_that_nobody_knows_is_told_and_no_pause_is_left(run: Run, verb: str) -> None:
-    with pytest.raises(Trouble, match=f"there is no model '{PACKAGED}-typo'"):
+    with pytest.raises(CliError, match=f"there is no model '{PACKAGED}-typo'"):
         run(verb, "model", f"{PACKAGED}-typo")
 
     assert paused(run) == set()
@@ -195,7 +195,7 @@ def test_a_model_outside_the_models_file_is_paused_if_anything_knows_it(run: Run
         assert run("pause", "model", name).stdout == f"model {name} is paused\n"
     assert paused(run) == {"asked", "dead", "left", "shown", "gpt-4o"}
     assert run("resume", "model", "left").stdout == "model left goes on\n"
-    with pytest.raises(Trouble, match="there is no model 'left'"):
+    with pytest.raises(CliError, match="there is no model 'left'"):
         run("resume", "model", "left")
     worker(db)  # its endpoint takes any name
     assert run("pause", "model", "left").stdout == "model left is paused\n"
@@ -256,15 +256,15 @@ def test_the_doctor_finds_a_quarantined_model_broken(run: Run, db: Database) -> 
 
     done = run("doctor", "--json")
 
-    found = {one["what"]: one for one in map(json.loads, done.stdout.splitlines())}[f"engine of {PACKAGED}"]
+    found = {one["check"]: one for one in map(json.loads, done.stdout.splitlines())}[f"engine of {PACKAGED}"]
     assert (done.exit_code, found["health"]) == (1, "broken")
-    assert "its log: no device" in found["told"]
-    assert f"nightmill resume model {PACKAGED}" in found["mend"]
+    assert "its log: no device" in found["message"]
+    assert f"nightmill resume model {PACKAGED}" in found["fix"]
 
 
 @pytest.mark.parametrize("words", [("queue", "gpu.nothing"), ("project", "nobody"), ("worker", "w-9")])
 def test_a_name_that_is_not_there_is_told(run: Run, words: tuple[str, str]) -> None:
-    with pytest.raises(Trouble, match=f"there is no {words[0]} '{words[1]}'"):
+    with pytest.raises(CliError, match=f"there is no {words[0]} '{words[1]}'"):
         run("pause", *words)
 
 
@@ -307,7 +307,7 @@ def test_a_drain_waits_for_what_runs_and_says_when_it_still_does(run: Run, db: D
     job = ledgers.running(db)
     claim = ledgers.claim_shard(db, job.id)
 
-    with pytest.raises(Trouble, match="1 claims still run"):
+    with pytest.raises(CliError, match="1 claims still run"):
         run("drain", "queue", "gpu.generate", "--timeout", "0")
     with db.write() as session:
         shards.release(session, claim)
@@ -317,7 +317,7 @@ def test_a_drain_waits_for_what_runs_and_says_when_it_still_does(run: Run, db: D
 
 def test_a_drain_waits_for_workers_to_hear_of_it_and_for_the_clients_they_answer(run: Run, db: Database) -> None:
     worker(db)
-    with pytest.raises(Trouble, match=r"0 claims still run, .*; not heard from since: gpu-1; it stays paused"):
+    with pytest.raises(CliError, match=r"0 claims still run, .*; not heard from since: gpu-1; it stays paused"):
         run("drain", "worker", "gpu-1", "--timeout", "0")
 
     answered, over = threading.Event(), threading.Event()
@@ -331,7 +331,9 @@ def test_a_drain_waits_for_workers_to_hear_of_it_and_for_the_clients_they_answer
     renewing = threading.Thread(target=heartbeat)
     renewing.start()
     try:
-        with pytest.raises(Trouble, match="0 claims still run, and 2 clients, deliveries or removals; it stays paused"):
+        with pytest.raises(
+            CliError, match="0 claims still run, and 2 clients, deliveries or removals; it stays paused"
+        ):
             run("drain", "worker", "gpu-1", "--timeout", "3")
         answered.set()
         told = run("drain", "worker", "gpu-1").stdout
@@ -350,7 +352,7 @@ def test_a_revoked_key_opens_nothing(run: Run, db: Database) -> None:
 
     with db.read() as session:
         assert check_key(session, key) is None
-    with pytest.raises(Trouble, match="no live key"):
+    with pytest.raises(CliError, match="no live key"):
         run("keys", "revoke", row["id"])
 
 
@@ -360,7 +362,7 @@ def test_a_folder_without_a_database_is_told_and_none_is_made(
     monkeypatch.delenv("NIGHTMILL_DATABASE_URL")
     empty = tmp_path / "empty"
 
-    with pytest.raises(Trouble, match="there is no Nightmill database"):
+    with pytest.raises(CliError, match="there is no Nightmill database"):
         run("keys", "list", "--data-dir", str(empty))
 
     assert not empty.exists()
@@ -382,7 +384,7 @@ def test_a_database_that_cannot_be_asked_is_told_and_no_password_is(
 ) -> None:
     monkeypatch.setenv("NIGHTMILL_DATABASE_URL", url)
 
-    with pytest.raises(Trouble, match=told) as trouble:
+    with pytest.raises(CliError, match=told) as trouble:
         run("keys", "list")
 
     assert url.startswith("sqlite") or "sesame" not in str(trouble.value)
@@ -392,7 +394,7 @@ def test_a_file_that_is_no_database_is_told(run: Run, tmp_path: Path, monkeypatc
     (tmp_path / "odd.db").write_text("nothing")
     monkeypatch.setenv("NIGHTMILL_DATABASE_URL", f"sqlite:///{tmp_path / 'odd.db'}")
 
-    with pytest.raises(Trouble, match=r"odd\.db cannot be asked: file is not a database$"):
+    with pytest.raises(CliError, match=r"odd\.db cannot be asked: file is not a database$"):
         run("keys", "list")
 
 
@@ -400,7 +402,7 @@ def test_a_wrong_password_is_told_without_it(run: Run, postgres_url: str, monkey
     url = make_url(postgres_url).set(username="nobody", password="sesame")
     monkeypatch.setenv("NIGHTMILL_DATABASE_URL", url.render_as_string(hide_password=False))
 
-    with pytest.raises(Trouble, match="cannot be asked: ") as trouble:
+    with pytest.raises(CliError, match="cannot be asked: ") as trouble:
         run("keys", "list")
 
     assert "sesame" not in str(trouble.value)
@@ -411,7 +413,7 @@ def test_the_doctor_finds_a_url_that_names_no_database(run: Run, monkeypatch: py
 
     found = json.loads(run("doctor", "--json").stdout)
 
-    assert (found["what"], found["health"]) == ("settings", "broken")
+    assert (found["check"], found["health"]) == ("settings", "broken")
     assert "sesame" not in str(found)
 
 
@@ -435,7 +437,7 @@ def test_a_changed_row_of_the_audit_log_is_found(run: Run, db: Database) -> None
     with db.write() as session:
         session.execute(update(Audit).values(actor="nobody"))
 
-    with pytest.raises(Trouble, match="not intact: 1 fault"):
+    with pytest.raises(CliError, match="not intact: 1 fault"):
         run("audit", "verify")
 
 
@@ -455,7 +457,7 @@ def test_a_recomputed_audit_log_is_found_with_the_anchors_of_a_file_alone(
     _seal(db)
 
     assert "cannot be told from an intact one" in run("audit", "verify").stdout
-    with pytest.raises(Trouble, match="not intact"):
+    with pytest.raises(CliError, match="not intact"):
         run("audit", "verify", "--anchors", str(file))
 
 
@@ -463,12 +465,12 @@ def test_a_file_that_holds_other_lines_than_anchors_is_told(run: Run, db: Databa
     file = tmp_path / "anchors.jsonl"
     file.write_text("12:abc\n")
 
-    with pytest.raises(Trouble, match="no file of anchors"):
+    with pytest.raises(CliError, match="no file of anchors"):
         run("audit", "verify", "--anchors", str(file))
 
 
 def test_an_anchor_that_is_none_is_told(run: Run) -> None:
-    with pytest.raises(Trouble, match="is no anchor"):
+    with pytest.raises(CliError, match="is no anchor"):
         run("audit", "verify", "--anchor", "12:abc")
 
 

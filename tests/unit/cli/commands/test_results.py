@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from cli.client.joining import COLUMNS, joined
 from cli.commands.results import write_csv, write_jsonl, write_parquet
 from cli.commands.submit import extrapolate, write_sample
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.main import app
 
 CHAT, TEXT, RESPONSES, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"
@@ -149,7 +149,7 @@ def test_an_answer_of_a_shape_of_its_own_stands_whole_in_its_row(
 def test_a_result_that_cannot_be_read_is_told_and_not_left_out() -> None:
     deep = answered("a", {}).replace(b'"body": {}', b'"body": ' + b"[" * 100_000 + b"]" * 100_000)
 
-    with pytest.raises(Trouble, match=r'cannot be read.*"custom_id": "a"'):
+    with pytest.raises(CliError, match=r'cannot be read.*"custom_id": "a"'):
         list(joined([asked("a")], [deep], []))
 
 
@@ -160,7 +160,7 @@ def test_inputs_without_a_result_are_passed_by() -> None:
 
 
 def test_a_result_without_its_input_is_told() -> None:
-    with pytest.raises(Trouble, match="'z' has no line"):
+    with pytest.raises(CliError, match="'z' has no line"):
         list(joined([asked("a")], [answered("z", chat("?"))], []))
 
 
@@ -314,7 +314,7 @@ def test_an_empty_parquet_file_has_its_columns(tmp_path: Path) -> None:
 
 
 def test_parquet_needs_a_place() -> None:
-    with pytest.raises(Trouble, match="--output"):
+    with pytest.raises(CliError, match="--output"):
         write_parquet([], None)
 
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from cli.commands import run_batch
 from cli.commands.vllm_flags import SERVE_ONLY, SHORT, TakesFlags, engine_args, spelled_out
 from cli.demo.system import _SHARED, System
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.main import _PASSING, app
 from cli.up.folder import DataFolder
 from cli.up.service import Program, Service
@@ -123,7 +123,7 @@ def test_flags_stand_beside_the_commands_own_options() -> None:
     ],
 )
 def test_what_is_no_flag_is_told(words: list[str], told: str) -> None:
-    with pytest.raises(Trouble, match=told):
+    with pytest.raises(CliError, match=told):
         fields("m", *spelled_out(words))
 
 
@@ -141,7 +141,7 @@ def test_what_is_no_flag_is_told(words: list[str], told: str) -> None:
     ],
 )
 def test_what_a_run_of_its_own_has_no_use_for_is_refused_with_the_reason(words: list[str], told: str) -> None:
-    with pytest.raises(Trouble, match=told):
+    with pytest.raises(CliError, match=told):
         fields("m", *spelled_out(words))
 
 
@@ -191,9 +191,9 @@ def test_a_name_of_the_models_file_is_what_it_says(tmp_path: Path) -> None:
     assert "queue" not in mine, "a private run has one worker, of the queue that its engine has"
     assert fields("hubbed", "--revision", other, file=file)["hubbed"]["source"]["revision"] == other
     assert fields("vectors", file=file)["vectors"]["engine"] == "embed"
-    with pytest.raises(Trouble, match="seed: 'vectors' has the engine embed, not vLLM"):
+    with pytest.raises(CliError, match="seed: 'vectors' has the engine embed, not vLLM"):
         fields("vectors", "--seed", "7", file=file)
-    with pytest.raises(Trouble, match="'far' is served by http://far/v1"):
+    with pytest.raises(CliError, match="'far' is served by http://far/v1"):
         fields("far", file=file)
 
 
@@ -253,7 +253,7 @@ def test_an_engine_of_a_runs_own_serves_what_vllm_can(tmp_path: Path) -> None:
 def test_a_url_is_no_path(words: list[str]) -> None:
     done = CliRunner().invoke(app, ["run-batch", *words, "--model", "m"])
 
-    assert isinstance(done.exception, Trouble)
+    assert isinstance(done.exception, CliError)
     assert "a path is taken, not a URL" in str(done.exception)
 
 
@@ -307,7 +307,7 @@ def test_nothing_is_begun_whose_results_have_no_place(
 
     done = CliRunner().invoke(app, ["run-batch", *words], env=UNNAMED)
 
-    assert isinstance(done.exception, Trouble)
+    assert isinstance(done.exception, CliError)
     assert begun == []
 
 
@@ -332,7 +332,7 @@ def test_a_process_that_keeps_ending_is_told_with_its_last_error(tmp_path: Path,
     system = System(folder, service)
 
     try:
-        with pytest.raises(Trouble, match=rf"'gpu' keeps ending; its log says\n{told}$"):
+        with pytest.raises(CliError, match=rf"'gpu' keeps ending; its log says\n{told}$"):
             system.check()
     finally:
         system.stop()
@@ -349,7 +349,7 @@ class Recording:
 
     def post(self, _route: str, body: dict[str, Any]) -> dict[str, Any]:
         self.asked.append(body)
-        raise Trouble("that is all")
+        raise CliError("that is all")
 
 
 #: No deployment is named.

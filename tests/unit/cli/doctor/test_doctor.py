@@ -1,4 +1,4 @@
-"""The doctor says what is broken and how to mend it, and is not alarmed by what is merely not there yet."""
+"""The doctor says what is broken and how to fix it, and is not alarmed by what is merely not there yet."""
 
 import http.server
 import json
@@ -37,7 +37,7 @@ def diagnosis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Examine:
     def diagnosis(**settings: str) -> dict[str, Finding]:
         for name, value in settings.items():
             monkeypatch.setenv(f"NIGHTMILL_{name.upper()}", value)
-        return {finding.what: finding for finding in examine(tmp_path)}
+        return {finding.check: finding for finding in examine(tmp_path)}
 
     return diagnosis
 
@@ -87,7 +87,7 @@ def test_a_source_folder_that_meets_the_data_folder_is_told(diagnosis: Examine, 
 
     health = {path: found[f"source folder {path}"].health for path in paths}
     assert health == {**dict.fromkeys(paths[:4], Health.WARNING), paths[4]: Health.FINE}
-    assert "NIGHTMILL_SOURCE_FOLDERS" in found[f"source folder {paths[0]}"].mend
+    assert "NIGHTMILL_SOURCE_FOLDERS" in found[f"source folder {paths[0]}"].fix
 
 
 def test_whatever_is_broken_comes_with_what_to_do(diagnosis: Examine, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_whatever_is_broken_comes_with_what_to_do(diagnosis: Examine, tmp_path: 
 
     sick = {name: one for name, one in found.items() if one.health is Health.BROKEN}
     assert set(sick) == {"database", "broker", f"engine http://127.0.0.1:{dead}/v1", "models file", "disk"}
-    assert all(one.mend for one in sick.values())
+    assert all(one.fix for one in sick.values())
     assert "secret" not in json.dumps([one.described() for one in found.values()])
 
 
@@ -129,8 +129,8 @@ def test_what_the_sandbox_of_documents_lacks_is_named(
 
     found = diagnosis()["parsers"]
 
-    assert (found.health, bool(found.mend), asked) == (health, health is not Health.FINE, [["workers.sandbox"]])
-    assert named in found.told
+    assert (found.health, bool(found.fix), asked) == (health, health is not Health.FINE, [["workers.sandbox"]])
+    assert named in found.message
 
 
 def test_every_part_of_the_sandbox_has_a_mend() -> None:
@@ -148,9 +148,9 @@ def test_interactive_clients_need_redis_beside_rabbitmq(diagnosis: Examine) -> N
     without = diagnosis(broker_url=rabbit)["interactive clients"]
     unreachable = diagnosis(broker_url=rabbit, streams_url=f"redis://:secret@127.0.0.1:{_dead_port()}/0")
 
-    assert (without.health, "NIGHTMILL_STREAMS_URL" in without.mend) == (Health.WARNING, True)
+    assert (without.health, "NIGHTMILL_STREAMS_URL" in without.fix) == (Health.WARNING, True)
     assert unreachable["interactive clients"].health is Health.BROKEN
-    assert "secret" not in unreachable["interactive clients"].told
+    assert "secret" not in unreachable["interactive clients"].message
     assert "interactive clients" not in embedded
 
 
@@ -158,14 +158,14 @@ def test_a_setting_that_can_not_be_read_is_named(diagnosis: Examine) -> None:
     found = diagnosis(port="many")
 
     assert found["settings"].health is Health.BROKEN
-    assert "NIGHTMILL_PORT" in found["settings"].told
+    assert "NIGHTMILL_PORT" in found["settings"].message
 
 
 def test_prompts_of_a_model_that_embeds_are_told(diagnosis: Examine, tmp_path: Path) -> None:
     model = {"source": {"packaged": "all-minilm-l6-v2"}, "engine": "embed", "engine_args": {"query_prompt": "query: "}}
     (tmp_path / "models.yaml").write_text(json.dumps({"models": {"e": model}}))
 
-    assert diagnosis()["model e"].told == "engine embed, queue gpu.embed, before queries 'query: '"
+    assert diagnosis()["model e"].message == "engine embed, queue gpu.embed, before queries 'query: '"
 
 
 def test_a_model_that_can_not_rewrite_queries_is_named(diagnosis: Examine) -> None:
@@ -173,7 +173,7 @@ def test_a_model_that_can_not_rewrite_queries_is_named(diagnosis: Examine) -> No
     assert diagnosis(rewrite_model="smollm2-135m-instruct")["rewrite_query"].health is Health.FINE
     for name in ("all-minilm-l6-v2", "nobody"):
         found = diagnosis(rewrite_model=name)["rewrite_query"]
-        assert (found.health, name in found.told) == (Health.WARNING, True)
+        assert (found.health, name in found.message) == (Health.WARNING, True)
     assert "rewrite_query" not in diagnosis(engine_urls="http://127.0.0.1:9/v1")
 
 
@@ -183,14 +183,14 @@ def test_an_attached_engine_is_asked_for_its_models(diagnosis: Examine, engine: 
 
     found = diagnosis(engine_urls=url, engine_api_key="right")[f"engine {url}"]
 
-    assert (found.health, found.told) == (Health.FINE, "serves some-model")
+    assert (found.health, found.message) == (Health.FINE, "serves some-model")
 
 
 def test_an_attached_engine_that_refuses_the_key_is_broken(diagnosis: Examine, engine: str) -> None:
     found = diagnosis(engine_urls=engine, engine_api_key="wrong")[f"engine {engine}"]
 
     assert found.health is Health.BROKEN
-    assert "401" in found.told
+    assert "401" in found.message
 
 
 class _Tgi(_Models):
@@ -209,8 +209,8 @@ def test_a_server_that_fetches_images_from_texts_is_named(diagnosis: Examine, tm
         refusing = diagnosis(engine_urls=url, refuse_text_images="true")
 
     what = f"images in text at {url.removesuffix('/v1')}"
-    assert (found[what].health, found[what].mend) == (Health.WARNING, "set NIGHTMILL_REFUSE_TEXT_IMAGES=true")
-    assert (found[f"engine {url}"].health, "404" in found[f"engine {url}"].told) == (Health.WARNING, True)
+    assert (found[what].health, found[what].fix) == (Health.WARNING, "set NIGHTMILL_REFUSE_TEXT_IMAGES=true")
+    assert (found[f"engine {url}"].health, "404" in found[f"engine {url}"].message) == (Health.WARNING, True)
     assert what not in refusing
 
 
@@ -223,7 +223,7 @@ def test_a_database_of_an_older_version_is_to_be_migrated(
     older = diagnosis(database_url=sqlite_url)["database"]
 
     assert current.health is Health.FINE
-    assert (older.health, older.mend) == (Health.BROKEN, "python -m jobs.bootstrap")
+    assert (older.health, older.fix) == (Health.BROKEN, "python -m jobs.bootstrap")
 
 
 def test_a_port_that_is_taken_is_broken_while_nothing_runs(diagnosis: Examine) -> None:
@@ -253,7 +253,7 @@ def test_a_process_that_ends_again_and_again_says_how_and_when_it_is_started_aga
     ending = {"ending": "exit code 1", "delay": 15.0}
     (tmp_path / "run.json").write_text(json.dumps({"url": "http://127.0.0.1:1", "processes": [waits | ending]}))
 
-    told = diagnosis()["process gpu"].told
+    told = diagnosis()["process gpu"].message
 
     assert told == "does not run (waiting; last: exit code 1, started again after 15 s), restarted 9 times"
 
@@ -266,7 +266,7 @@ def test_the_exit_code_says_whether_something_is_broken(diagnosis: Examine, tmp_
 
     assert (sound.exit_code, sick.exit_code) == (0, 1)
     assert {json.loads(line)["health"] for line in sound.stdout.splitlines()} <= {"fine", "warning"}
-    assert "to mend it: make room" in sick.stdout
+    assert "to fix it: make room" in sick.stdout
 
 
 MINI = "embeddings of all-minilm-l6-v2"
@@ -286,8 +286,8 @@ def test_measured_runtimes_are_shown_with_their_figures(diagnosis: Examine, tmp_
 
     after = diagnosis()[MINI]
 
-    assert (before.health, before.told.startswith("torch; what is fastest is measured")) == (Health.FINE, True)
-    assert after.told == (
+    assert (before.health, before.message.startswith("torch; what is fastest is measured")) == (Health.FINE, True)
+    assert after.message == (
         "torch bfloat16 on some CPU; torch float32 31 texts/s (cosine 1.00000, least 1.00000); "
         "torch bfloat16 80.5 texts/s (cosine 0.99995, least 0.99990); "
         "onnx int8 99 texts/s (cosine 0.99390, least 0.98830), refused: mean cosine 0.9939 is below 0.999; "
@@ -309,7 +309,7 @@ def test_runtime_that_is_not_to_be_measured_is_shown_as_such(
     entry = f"source: {{packaged: all-minilm-l6-v2}}, engine: embed, engine_args: {args}"
     (tmp_path / "models.yaml").write_text(f"models: {{all-minilm-l6-v2: {{{entry}}}}}")
 
-    assert diagnosis(embedding_floor=floor)[MINI].told == told
+    assert diagnosis(embedding_floor=floor)[MINI].message == told
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_memory_of_the_broker_is_bounded_and_not_used_up(
         ]
 
     for found in both:
-        assert (found.health, told in found.told, bool(found.mend)) == (health, True, health is not Health.FINE)
+        assert (found.health, told in found.message, bool(found.fix)) == (health, True, health is not Health.FINE)
 
 
 def test_an_embedded_broker_that_is_full_is_said(diagnosis: Examine, tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_an_embedded_broker_that_is_full_is_said(diagnosis: Examine, tmp_path: P
         after = diagnosis()["broker"]
 
     assert (before.health, after.health) == (Health.FINE, Health.BROKEN)
-    assert "broker_full" in after.told
+    assert "broker_full" in after.message
 
 
 def test_an_api_whose_broker_is_full_still_takes_jobs(diagnosis: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,4 +349,4 @@ def test_an_api_whose_broker_is_full_still_takes_jobs(diagnosis: Examine, monkey
 
     found = diagnosis()["api"]
 
-    assert (found.health, "broker_full" in found.told, bool(found.mend)) == (Health.WARNING, True, True)
+    assert (found.health, "broker_full" in found.message, bool(found.fix)) == (Health.WARNING, True, True)

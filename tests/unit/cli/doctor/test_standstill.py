@@ -10,7 +10,7 @@ from sqlalchemy import make_url, update
 
 from cli.client.progress import Snapshot
 from cli.doctor import standstill
-from cli.errors import Trouble
+from cli.errors import CliError
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.fleet import workers
@@ -184,7 +184,7 @@ def test_its_place_is_told_too(
 ) -> None:
     monkeypatch.setattr(standstill, "here", lambda *_: list(why))
 
-    assert standstill.told("http://h", shown("queued", position), None) == told
+    assert standstill.reasons("http://h", shown("queued", position), None) == told
 
 
 def test_where_this_host_does_not_know_the_job_its_server_is_asked(
@@ -192,6 +192,6 @@ def test_where_this_host_does_not_know_the_job_its_server_is_asked(
 ) -> None:
     monkeypatch.setattr("cli.up.readiness.look", lambda _url: {"status": "ready", "workers": {}})
 
-    with pytest.raises(Trouble, match="there is no job batch_1"):
+    with pytest.raises(CliError, match="there is no job batch_1"):
         why("batch_1")
-    assert standstill.told("http://h", shown("queued", None), None) == ["no live worker of cpu.plan"]
+    assert standstill.reasons("http://h", shown("queued", None), None) == ["no live worker of cpu.plan"]

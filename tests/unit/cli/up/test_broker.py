@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.up import broker
 
 
@@ -37,7 +37,7 @@ def test_a_folder_that_somebody_else_put_there_is_refused(tmp_path: Path, monkey
     folder.mkdir()
     broker.socket_path(folder).parent.symlink_to(tmp_path)
 
-    with pytest.raises(Trouble, match="belongs to somebody else"):
+    with pytest.raises(CliError, match="belongs to somebody else"):
         broker.command(folder)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli.client.server import connect
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.up import deployments
 from cli.up.effective import effective
 from cli.up.folder import DataFolder
@@ -100,7 +100,7 @@ def test_the_run_file_of_a_killed_one_gives_its_key_to_nobody(make: Make, owner:
 
     assert folder.read_run()["api_key"] == "nm_key"
     assert folder.live_run() == {}
-    with pytest.raises(Trouble, match=r"nothing runs in .*/last; .* --data-dir"):
+    with pytest.raises(CliError, match=r"nothing runs in .*/last; .* --data-dir"):
         connect(None, None, None)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.up.background import detached
 from cli.up.folder import DataFolder
 from jobs.platform import processes
@@ -21,7 +21,7 @@ def folder(tmp_path: Path) -> DataFolder:
 
 
 def test_a_second_owner_is_refused_and_told_who_has_it(folder: DataFolder) -> None:
-    with closing(folder.lock()), pytest.raises(Trouble, match=r"already running on .* \(pid \d+\)"):
+    with closing(folder.lock()), pytest.raises(CliError, match=r"already running on .* \(pid \d+\)"):
         folder.lock()
 
 
@@ -30,7 +30,7 @@ def test_a_second_start_in_the_background_is_told_where_the_first_is_and_changes
     errors.write_text("of the first")
     with closing(folder.lock()):
         folder.write_run({"url": "http://127.0.0.1:8000"})
-        with pytest.raises(Trouble, match=r"already running on .* \(http://127.0.0.1:8000/v1, pid \d+\); stop it"):
+        with pytest.raises(CliError, match=r"already running on .* \(http://127.0.0.1:8000/v1, pid \d+\); stop it"):
             detached(folder, "http://127.0.0.1:8000", lambda: 1)
 
     assert errors.read_text() == "of the first"

@@ -14,7 +14,7 @@ import pytest
 from cli.client.server import ServerUnavailable, connect
 from cli.doctor import reachable
 from cli.doctor.checks import Patient
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.up import readiness
 from cli.up.effective import effective, running
 from cli.up.folder import DataFolder
@@ -90,7 +90,7 @@ def test_what_an_up_has_started_comes_first(folder: Path, monkeypatch: pytest.Mo
 def test_no_key_is_given_to_a_server_that_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with listening(READY) as port:
         by_port(monkeypatch, port)
-        with listening(READY) as other, pytest.raises(Trouble, match=f"no API key for http://127.0.0.1:{other}:"):
+        with listening(READY) as other, pytest.raises(CliError, match=f"no API key for http://127.0.0.1:{other}:"):
             connect(f"http://127.0.0.1:{other}", None, folder)
 
 
@@ -118,7 +118,7 @@ def test_the_key_of_what_an_up_has_started_is_for_that(folder: Path, url: str, s
 
 
 def test_a_key_that_is_none_is_told(folder: Path) -> None:
-    with pytest.raises(Trouble, match="characters that no key has"):
+    with pytest.raises(CliError, match="characters that no key has"):
         connect("http://other", "nm_…", folder)
 
 
@@ -151,7 +151,7 @@ def test_an_address_that_means_any_is_asked_at_this_machine(host: str, port: int
 def test_no_key_is_given_to_another_server(folder: Path, monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
     with listening(body) as port:
         by_port(monkeypatch, port)
-        with pytest.raises(Trouble, match="nothing runs in"):
+        with pytest.raises(CliError, match="nothing runs in"):
             connect(None, None, folder)
 
 
@@ -165,7 +165,7 @@ def test_no_key_is_given_to_whoever_has_the_default_port(folder: Path, monkeypat
     monkeypatch.setattr("cli.up.readiness.look", look)
     monkeypatch.setenv("NIGHTMILL_DATABASE_URL", "postgresql+psycopg://h/x")
 
-    with pytest.raises(Trouble, match="nothing runs in"):
+    with pytest.raises(CliError, match="nothing runs in"):
         connect(None, None, folder)
     assert asked == []
 
@@ -174,7 +174,7 @@ def test_a_folder_without_a_key_names_none(folder: Path, monkeypatch: pytest.Mon
     (folder / "operator.key").unlink()
     with listening(READY) as port:
         by_port(monkeypatch, port)
-        with pytest.raises(Trouble, match="nothing runs in"):
+        with pytest.raises(CliError, match="nothing runs in"):
             connect(None, None, folder)
 
 
@@ -238,7 +238,7 @@ def test_a_key_of_ours_is_not_sent_to_the_server_of_openais_variable(
     monkeypatch.chdir(folder)
     monkeypatch.setenv("OPENAI_BASE_URL", OPENAI[0])
 
-    with pytest.raises(Trouble, match="nothing runs"):
+    with pytest.raises(CliError, match="nothing runs"):
         connect(None, "nm_own", None)
 
 

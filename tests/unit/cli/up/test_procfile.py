@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.up import procfile
 
 
@@ -53,12 +53,12 @@ def test_python_is_the_interpreter_that_runs_the_command(tmp_path: Path, word: s
     ],
 )
 def test_a_line_that_is_no_process_is_refused_with_its_place(tmp_path: Path, text: str, expected: str) -> None:
-    with pytest.raises(Trouble, match=expected):
+    with pytest.raises(CliError, match=expected):
         _load(tmp_path, text)
 
 
 def test_a_missing_file_is_told_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(Trouble, match=r"cannot read .*No such file"):
+    with pytest.raises(CliError, match=r"cannot read .*No such file"):
         procfile.load(tmp_path / "Procfile")
 
 

@@ -109,7 +109,7 @@ def test_a_server_that_takes_reads_only_may_take_writes_later(postgres_url: str)
 
 @pytest.mark.postgres
 def test_a_process_has_no_more_connections_than_it_may(postgres_url: str) -> None:
-    with closing(Database(postgres_url, patience=10, most=2)) as db, ThreadPoolExecutor(8) as pool:
+    with closing(Database(postgres_url, patience=10, max_connections=2)) as db, ThreadPoolExecutor(8) as pool:
         seen = set(pool.map(lambda _: _slow_look(db), range(16)))
 
     assert len(seen) == 2

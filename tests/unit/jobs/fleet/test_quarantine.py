@@ -125,7 +125,7 @@ def test_it_says_what_it_last_died_of_who_was_there_most_and_the_end_of_the_log(
     note(db, "c", clock, suspects=["poison"], error="no device", lines=[])
 
     (row,) = left(db)
-    told = quarantine.told(row)
+    told = quarantine.describe(row)
 
     assert told[0].endswith("at here: its engine died 3 times, last of: no device")
     assert told[1].startswith("in flight then: poison (3 times), x (1 times)")

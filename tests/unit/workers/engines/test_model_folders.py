@@ -143,7 +143,7 @@ async def test_a_router_knows_the_file_s_models_by_any_of_their_names(tmp_path: 
 
 
 async def test_a_model_that_a_server_shows_is_not_pinned_down_whatever_its_name(tmp_path: Path) -> None:
-    endpoint = Endpoint(NOWHERE, found=frozenset({"mini", "other"}))
+    endpoint = Endpoint(NOWHERE, listed_models=frozenset({"mini", "other"}))
     router = Router([HttpEngine([endpoint], timeout=1.0)], registry(tmp_path))
 
     assert router.identity("mini") is None

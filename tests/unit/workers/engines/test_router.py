@@ -145,7 +145,7 @@ async def test_what_only_servers_have_that_are_away_is_not_there(tmp_path: Path)
     both, gone, other = (
         Endpoint(NOWHERE, serves=names) for names in ({"tiny": "", "mini": ""}, {"tiny": ""}, {"qwen": ""})
     )
-    wild = Endpoint(NOWHERE, found=frozenset({"*"}))
+    wild = Endpoint(NOWHERE, listed_models=frozenset({"*"}))
     router = Router([FakeEngine(("own",)), HttpEngine([both, gone, other, wild], timeout=2)], registry(tmp_path))
     before = router.there
     for endpoint in (gone, other, wild):

@@ -70,8 +70,8 @@ def test_the_threshold_comes_first_and_nothing_is_looked_for_unless_asked() -> N
     plain = chosen(search, [KIWI, COPY, NEAR, LAVA])
     strict = chosen(Search(model="m", store_id="vs", queries=("q",), deduplicate=0.9), [KIWI, COPY])
 
-    assert ([one.file_id for one in plain.found], plain.duplicates) == (["kiwi", "copy", "near"], None)
-    assert ([one.file_id for one in strict.found], strict.duplicates) == (["kiwi"], 1)
+    assert ([one.file_id for one in plain.chunks], plain.duplicates) == (["kiwi", "copy", "near"], None)
+    assert ([one.file_id for one in strict.chunks], strict.duplicates) == (["kiwi"], 1)
 
 
 @pytest.mark.parametrize(

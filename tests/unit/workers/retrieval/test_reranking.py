@@ -101,8 +101,8 @@ def test_copies_are_left_out_after_re_ranking(shelf: Shelf) -> None:
 
     results = searches.decode_results(asked(shelf, ranker="ranker", deduplicate=0.7, text_weight=0.0).body)
 
-    assert {one.file_id for one in results.found} in (TEXTS.keys(), {"copy", *TEXTS} - {"tide"})
-    assert len(results.found) == len(TEXTS)
+    assert {one.file_id for one in results.chunks} in (TEXTS.keys(), {"copy", *TEXTS} - {"tide"})
+    assert len(results.chunks) == len(TEXTS)
     assert results.duplicates == 1
 
 

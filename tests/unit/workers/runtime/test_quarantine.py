@@ -185,7 +185,7 @@ def test_an_engine_that_dies_too_often_is_left_alone_and_the_others_go_on(shop: 
     assert one.router.models == ("other",)
     assert one.ask("other") == [200]
     row = shop.left()["tiny"]
-    told = "\n".join(quarantine.told(row))
+    told = "\n".join(quarantine.describe(row))
     assert (row.deaths, row.error) == (3, "out of memory")
     assert "in flight then: batch_7 batch_req_q1 (q1) (2 times), batch_7 batch_req_q2 (q2) (1 times)" in told
     assert "its log: a line of the log" in told

@@ -71,7 +71,7 @@ class Encoder(BatchingEngine[Model]):
         return model.forward(batch)
 
     def _write(self, job: Job) -> Answer:
-        return Answer(200, msgspec.json.encode(job.found))
+        return Answer(200, msgspec.json.encode(job.results))
 
     @property
     def model(self) -> Model:

@@ -20,7 +20,7 @@ import pytest
 from jobs.platform import memory
 from workers.engines.encoders import batching, embed_model
 from workers.engines.encoders.batching import Unacceptable, padded_to
-from workers.engines.encoders.embed import MOST_INPUTS, Asked, EmbedEngine, check_lengths
+from workers.engines.encoders.embed import MOST_INPUTS, EmbeddingRequest, EmbedEngine, check_lengths
 from workers.engines.encoders.encoder_pool import Job, Pool, flow_of
 from workers.engines.model_folders import MINILM, materialise
 from workers.engines.port import Answer, EngineBusy, EngineDead, EngineFault, Request
@@ -486,7 +486,7 @@ def test_tokens_of_all_inputs_together_are_limited() -> None:
 
 async def job(priority: int = 0) -> Job:
     future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-    return Job(Asked(["x"], False, 1), [1], flow_of("p", priority, 1, 4096), priority, future)
+    return Job(EmbeddingRequest(["x"], False, 1), [1], flow_of("p", priority, 1, 4096), priority, future)
 
 
 async def test_pool_gives_the_oldest_input_and_its_neighbours_in_length() -> None:

@@ -848,8 +848,8 @@ async def test_busy_server_that_is_slow_to_list_keeps_its_circuit(server: Server
 
 async def test_models_that_only_external_servers_have_are_marked(server: Server) -> None:
     outside = Endpoint("https://api.example.com")
-    outside.found = frozenset({"m", "far"})
-    engine = HttpEngine([Endpoint(server.url, found=frozenset({"m", "near"})), outside], timeout=5)
+    outside.listed_models = frozenset({"m", "far"})
+    engine = HttpEngine([Endpoint(server.url, listed_models=frozenset({"m", "near"})), outside], timeout=5)
 
     assert engine.discovered == {"m": False, "near": False, "far": True}
 
@@ -931,7 +931,7 @@ async def test_a_request_in_line_gets_its_server_though_another_has_come_to_list
             for model in ("other", "m"):
                 in_line.append(asyncio.create_task(engine.answer(request(model))))
                 await until(lambda: sum(one.slots.waiting for one in endpoints) == len(in_line))
-            endpoints[1].found = frozenset({"other", "m"})
+            endpoints[1].listed_models = frozenset({"other", "m"})
             gates["any"].set()
 
             assert (await asyncio.wait_for(in_line[1], 30)).status == 200

@@ -385,7 +385,7 @@ async def test_the_tool_takes_what_the_search_of_a_store_takes(hybrid: dict[str,
         "deduplicate": 1,
     }
     index = VectorStore(id="vs_1", model="")
-    theirs = vector_store_search.wanted(
+    theirs = vector_store_search.search_of(
         index, ("q",), 5, None, vector_store_search.RankingOptions.model_validate(options)
     )
 

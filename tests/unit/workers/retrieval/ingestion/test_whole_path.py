@@ -326,12 +326,12 @@ def test_what_is_to_be_removed_stays_pending_while_removing_is_paused(mill: Work
 
 def test_a_removal_under_way_is_told(mill: Works, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(purging, "_due_removals", lambda context: seen.append(context.heartbeat.under_way.told()))
+    monkeypatch.setattr(purging, "_due_removals", lambda context: seen.append(context.heartbeat.under_way.counts()))
 
     purge(mill.context)
 
     assert seen == [[[Queue.INGEST, "", "", 1]]]
-    assert mill.context.heartbeat.under_way.told() == []
+    assert mill.context.heartbeat.under_way.counts() == []
 
 
 def test_a_text_that_another_store_of_the_project_has_is_not_embedded_again(both: Works) -> None:

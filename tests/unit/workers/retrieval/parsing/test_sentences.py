@@ -172,4 +172,4 @@ def test_distances_are_of_what_stands_before_a_joint_and_after_it() -> None:
     for vector in row:
         sliced.add([vector])
 
-    assert whole.found == sliced.found == [0.0, 1.0, 1.0, 0.0, 1.0]
+    assert whole.values == sliced.values == [0.0, 1.0, 1.0, 0.0, 1.0]
