@@ -35,7 +35,7 @@ from tokenizers import Tokenizer
 
 from bench import rival
 from bench.deployment import Deployment
-from bench.shelf import standing, surroundings
+from bench.vector_store import embedding_deployment, engine_environment
 from cli.demo import corpus
 from jobs.fleet.models_file import Registry
 from jobs.queues import Queue
@@ -70,8 +70,8 @@ def main() -> None:
         folder = Path(name)
         (folder / "texts.json").write_text(json.dumps(texts))
         _write_batch(folder / "in.jsonl", texts)
-        with standing(folder, chosen=options.chosen) as mill:
-            settings = surroundings(mill, chosen=options.chosen)
+        with embedding_deployment(folder, chosen=options.chosen) as mill:
+            settings = engine_environment(mill, chosen=options.chosen)
             runs = [_round(mill, folder, settings, n) for n in range(options.pairs)]
         _show(console, runs, len(texts))
         for part in ("batch", "engine"):

@@ -18,7 +18,7 @@ from openai import OpenAI, OpenAIError
 from rich.console import Console
 
 from bench.deployment import Deployment
-from bench.shelf import standing
+from bench.vector_store import embedding_deployment
 from workers.engines.model_folders import MINILM
 
 _INPUTS, _AT_ONCE = 1000, 3
@@ -30,7 +30,7 @@ Ask = Callable[[int], object]
 
 def measure(console: Console, asks: int, patience: float) -> None:
     """Show how long `asks` requests of each kind take; each is cancelled after `patience` seconds."""
-    with tempfile.TemporaryDirectory() as name, standing(Path(name)) as mill:
+    with tempfile.TemporaryDirectory() as name, embedding_deployment(Path(name)) as mill:
         small, big = mill.project("small").with_options(timeout=patience, max_retries=0), mill.project("big")
         kinds = {"two words": _vector_of(small), "a search": _search_of(mill, small)}
         numbers = count()  # no text twice: the second would be cached

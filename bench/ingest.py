@@ -31,7 +31,7 @@ from rich.table import Table
 
 from bench import documents, rival
 from bench.deployment import MB, Deployment
-from bench.shelf import OVERLAP, TOKENS, Shelf, standing, surroundings
+from bench.vector_store import OVERLAP, TOKENS, BenchStore, embedding_deployment, engine_environment
 from cli.demo.library import Paper
 from cli.up.procfile import CODE
 from workers.engines.model_folders import MINILM, materialise
@@ -69,7 +69,7 @@ def main() -> None:
     console = Console(width=120)
     with (
         tempfile.TemporaryDirectory(dir=options.folder) as name,
-        standing(Path(name), chosen=options.chosen) as mill,
+        embedding_deployment(Path(name), chosen=options.chosen) as mill,
     ):
         if options.flat:
             _flat(console, mill, [int(word) for word in options.sizes.split(",")])
@@ -96,7 +96,7 @@ def _compare(console: Console, mill: Deployment, folder: Path, options: argparse
     except rival.NotToBeHad as error:
         console.print(f"LlamaIndex is not to be had here: {error}")
         python = None
-    settings = surroundings(mill, chosen=options.chosen)
+    settings = engine_environment(mill, chosen=options.chosen)
     rounds = [_round(mill, papers, files, python, settings, n) for n in range(options.rounds)]
     _show(console, papers, rounds)
 
@@ -111,18 +111,18 @@ def _round(
 
 
 def _ours(mill: Deployment, papers: Sequence[Paper]) -> Ours:
-    shelf = Shelf(mill)
+    store = BenchStore(mill)
     mill.forget_peaks()
     before, began = sum(mill.cpu().values()), time.monotonic()
-    ids = shelf.upload(papers)
+    ids = store.upload(papers)
     upload = time.monotonic() - began
-    first = shelf.bring_in(ids)
-    cpu, peaks, chunks = sum(mill.cpu().values()) - before, mill.peaks(), shelf.chunks()
-    again = shelf.bring_in(ids)
+    first = store.ingest(ids)
+    cpu, peaks, chunks = sum(mill.cpu().values()) - before, mill.peaks(), store.chunks()
+    again = store.ingest(ids)
     began = time.monotonic()
-    shelf.bring_in(shelf.upload(papers))
+    store.ingest(store.upload(papers))
     anew = time.monotonic() - began
-    shelf.remove()
+    store.remove()
     return Ours(upload, upload + first.seconds, cpu, again.seconds, anew, chunks, first.failed, peaks)
 
 
@@ -182,11 +182,11 @@ def _figures(one: Round, count: int, size: float) -> Iterator[tuple[str, tuple[f
 def _flat(console: Console, mill: Deployment, sizes: Sequence[int]) -> None:
     table = Table("documents", "documents/s", "peak MB", title="small documents", box=box.SIMPLE)
     for size in sizes:
-        shelf = Shelf(mill)
-        ids = shelf.upload(documents.small(size))
+        store = BenchStore(mill)
+        ids = store.upload(documents.small(size))
         mill.forget_peaks()
-        done = shelf.bring_in(ids)
-        shelf.remove()
+        done = store.ingest(ids)
+        store.remove()
         peaks = " ".join(f"{name} {peak / MB:.0f}" for name, peak in mill.peaks().items() if name != "broker")
         table.add_row(f"{size:,}", f"{size / done.seconds:.1f}", peaks)
     console.print(table)

@@ -55,7 +55,7 @@ def moments(lines: int, kills: int, rng: random.Random) -> list[int]:
     return sorted([*ends[:kills], *(rng.randrange(lines) for _ in range(kills - 2))])
 
 
-class Asked:
+class PromptLog:
     """The number of prompts that the stub received, read from its growing log."""
 
     def __init__(self, log: Path) -> None:
@@ -81,7 +81,7 @@ class Killer:
     """Kill the worker when the agreed number of prompts has arrived."""
 
     mill: Deployment
-    asked: Asked
+    asked: PromptLog
     due: list[int]
     resumed: list[float] = field(default_factory=list)
     peaks: dict[str, int] = field(default_factory=dict)
@@ -116,7 +116,7 @@ def _measure(mill: Deployment, folder: Path, options: argparse.Namespace, consol
     chats(path, options.lines, MODEL)
     file_id = mill.upload(path)
     mill.forget_peaks()
-    asked = Asked(folder / PROMPTS)
+    asked = PromptLog(folder / PROMPTS)
     killer = Killer(mill, asked, moments(options.lines, options.kills, random.Random(options.seed)))
     thread = threading.Thread(target=killer.run, name="killer", daemon=True)
     thread.start()

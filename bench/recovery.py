@@ -52,7 +52,7 @@ def main() -> None:
         words = ("--models", MODEL, "--delay-ms", str(options.delay_ms))
         engine = stack.enter_context(stub_engine.running(folder / "prompts.log", *words))
         shared = stack.enter_context(servers(folder)) if options.distributed else None
-        asked = stack.enter_context(Asked(folder / "prompts.log").watching())
+        asked = stack.enter_context(BatchPromptLog(folder / "prompts.log").watching())
         _measure(folder, engine, shared, asked, options, Console(width=140, highlight=False))
 
 
@@ -66,7 +66,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class Asked:
+class BatchPromptLog:
     """The prompts that the stub received for each batch, read from its growing log."""
 
     def __init__(self, log: Path) -> None:
@@ -76,7 +76,7 @@ class Asked:
         self.first: dict[int, float] = {}  # prompts of each batch, since `forget`
 
     @contextmanager
-    def watching(self) -> Iterator["Asked"]:
+    def watching(self) -> Iterator["BatchPromptLog"]:
         with beside(self._watch):
             yield self
 
@@ -99,7 +99,12 @@ class Asked:
 
 
 def _measure(
-    folder: Path, engine: str, shared: Servers | None, asked: Asked, options: argparse.Namespace, console: Console
+    folder: Path,
+    engine: str,
+    shared: Servers | None,
+    asked: BatchPromptLog,
+    options: argparse.Namespace,
+    console: Console,
 ) -> None:
     with _up(folder, engine, shared) as mill:
         with _held(mill, shared):

@@ -34,7 +34,7 @@ from rich.table import Table
 from bench import judged, ranker, rival
 from bench.deployment import Deployment
 from bench.judged import Collection
-from bench.shelf import Shelf, standing
+from bench.vector_store import BenchStore, embedding_deployment
 from jobs.retrieval import metrics
 from workers.engines.model_folders import MINILM
 
@@ -83,7 +83,7 @@ def main() -> None:
         models = _models(console, folder, options)
         environment = {"NIGHTMILL_VECTORS_URL": options.vectors_url} if options.vectors_url else {}
         environment |= {"NIGHTMILL_MODELS_FILE": str(models)} if models else {}
-        with standing(folder, environment=environment) as mill:
+        with embedding_deployment(folder, environment=environment) as mill:
             runs = [_measured(console, mill, collections, re_ranked=models is not None) for collections in sets]
         lost = []
         for collections, found in zip(sets, runs, strict=True):
@@ -105,17 +105,17 @@ def _measured(
     runs = {way: Run() for way in asked}
     seconds: dict[str, list[float]] = {way: [] for way in asked}
     for collection in collections:
-        shelf = Shelf(mill)
-        ids = shelf.upload(collection.papers)
-        done = shelf.bring_in(ids)
+        store = BenchStore(mill)
+        ids = store.upload(collection.papers)
+        done = store.ingest(ids)
         assert not done.failed, done
         console.print(
-            f"{collection.name}: {len(ids)} documents, {shelf.chunks():,} chunks came in within {done.seconds:.0f} s"
+            f"{collection.name}: {len(ids)} documents, {store.chunks():,} chunks came in within {done.seconds:.0f} s"
         )
         names = dict(zip(ids, (paper.name for paper in collection.papers), strict=True))
-        _searched(mill.client, shelf.id, collection, names, {})  # embeds the queries before any search is timed
+        _searched(mill.client, store.id, collection, names, {})  # embeds the queries before any search is timed
         for way, how in asked.items():
-            run, took = _searched(mill.client, shelf.id, collection, names, how)
+            run, took = _searched(mill.client, store.id, collection, names, how)
             runs[way] |= run
             seconds[way] += took
     return {way: (runs[way], statistics.median(seconds[way])) for way in asked}

@@ -67,19 +67,19 @@ def drain(
             with db.read() as session:
                 unacknowledged = acknowledgement.unacknowledged(session)
                 claims = sum(fleet.claims_at(session, scope, target) for target in names)
-                besides = sum(fleet.besides_at(session, scope, target) for target in names)
-            if not (unacknowledged or claims or besides):
+                other_work = sum(fleet.other_work_at(session, scope, target) for target in names)
+            if not (unacknowledged or claims or other_work):
                 show(
                     {"kind": kind, "name": name, "running": 0}, f"{kind} {name}: nothing runs any more", as_json=as_json
                 )
                 return
             if time.monotonic() > ends:
-                raise CliError(f"{kind} {name}: {_left(claims, besides, unacknowledged)}; it stays paused")
+                raise CliError(f"{kind} {name}: {_left(claims, other_work, unacknowledged)}; it stays paused")
             threading.Event().wait(_LOOK)
 
 
-def _left(claims: int, besides: int, unacknowledged: list[str]) -> str:
-    text = f"{claims} claims still run, and {besides} clients, deliveries or removals"
+def _left(claims: int, other_work: int, unacknowledged: list[str]) -> str:
+    text = f"{claims} claims still run, and {other_work} clients, deliveries or removals"
     return f"{text}; not heard from since: {', '.join(unacknowledged)}" if unacknowledged else text
 
 
@@ -104,7 +104,7 @@ def workers(data_dir: DataDir = None, as_json: AsJson = False) -> None:
                 "queues": worker.queues,
                 "models": worker.models,
                 "running": fleet.claims_at(session, pauses.Scope.WORKER, worker.id),
-                "besides": fleet.besides_at(session, pauses.Scope.WORKER, worker.id),
+                "other_work": fleet.other_work_at(session, pauses.Scope.WORKER, worker.id),
                 "slots": worker.slots,
                 "engine_restarts": worker.restarts,
             }
@@ -161,9 +161,9 @@ def _table(rows: list[dict[str, object]]) -> None:
         loading = row["loading"]
         assert isinstance(loading, list)
         state = "; ".join([str(row["state"]), *map(model_progress, loading)])
-        facts = (state, busy, row["besides"], row["host"], row["pid"])
+        facts = (state, busy, row["other_work"], row["host"], row["pid"])
         cells.append((row["id"], " ".join(queues), " ".join(models), *facts))
-    show_table(("worker", "queues", "models", "state", "running", "besides", "host", "pid"), cells)
+    show_table(("worker", "queues", "models", "state", "running", "other work", "host", "pid"), cells)
 
 
 def _set(kind: str, name: str, data_dir: Path | None, *, on: bool, as_json: bool) -> list[str]:

@@ -197,7 +197,7 @@ def claims_at(session: Session, scope: pauses.Scope, name: str) -> int:
     return count
 
 
-def besides_at(session: Session, scope: pauses.Scope, name: str) -> int:
+def other_work_at(session: Session, scope: pauses.Scope, name: str) -> int:
     """Return the amount of other work of `name`, read as `scope`: interactive requests, removals, deliveries.
 
     Deliveries count for a queue and a worker only: the events of a paused model or project are still delivered.

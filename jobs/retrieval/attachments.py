@@ -271,7 +271,7 @@ def left_behind(session: Session, job: Job, dimensions: int = 0) -> None:
     return enqueue_removal(session, VectorStore(**removed, dimensions=dimensions), STORE)
 
 
-def owe_stranger(session: Session, store_id: str) -> None:
+def remove_unknown_store(session: Session, store_id: str) -> None:
     """Enqueue the removal of a store that the vector database has and SQL does not know."""
     enqueue_removal(session, VectorStore(id=store_id, project_id="", model="", dimensions=0), STORE)
 

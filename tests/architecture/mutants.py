@@ -167,7 +167,7 @@ MUTANTS = [
             ("finishing before the last shard", "advance_job", "not open_shards"),
             ("put back by any epoch", "release", "Job.epoch == epoch"),
             ("a job revoked while its heartbeats come", "revoke_lease", "Job.heartbeat == heartbeat"),
-            ("a job failed_attempts for ever", "record_failed_attempt", "job.failed_attempts < tries"),
+            ("a job fails for ever", "record_failed_attempt", "job.failed_attempts < tries"),
         )
     ),
     *(

@@ -175,7 +175,7 @@ def repair(db: Database, verdict: Verdict) -> None:
 def _repair(session: Session, fault: Found, file_ids: Sequence[str]) -> None:
     store = session.get(VectorStore, fault.store_id)
     if store is None:
-        attachments.owe_stranger(session, fault.store_id)
+        attachments.remove_unknown_store(session, fault.store_id)
         project_id = None
     else:
         project_id = store.project_id

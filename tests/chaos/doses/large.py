@@ -4,7 +4,7 @@ import threading
 from statistics import median
 
 from bench.deployment import MB, chats
-from bench.killed import Asked, Killer, moments
+from bench.killed import Killer, PromptLog, moments
 from bench.pipeline import MODEL, PROMPTS, check, deployment
 from jobs.settings import Settings
 from tests.chaos.doses.dose import Given, Outcome
@@ -25,7 +25,7 @@ def one_batch(given: Given) -> Outcome:
         chats(path, lines, MODEL)
         file_id = mill.upload(path)
         mill.forget_peaks()
-        asked = Asked(given.folder / PROMPTS)
+        asked = PromptLog(given.folder / PROMPTS)
         killer = Killer(mill, asked, moments(lines, _KILLS, given.rng))
         thread = threading.Thread(target=killer.run, name="killer", daemon=True)
         thread.start()

@@ -64,9 +64,9 @@ def heartbeat(db: Database, *names: str, **changes: Any) -> None:
             assert workers.heartbeat(session, name, **changes)
 
 
-def besides(db: Database, scope: Scope, name: str) -> int:
+def other_work(db: Database, scope: Scope, name: str) -> int:
     with db.read() as session:
-        return workers.besides_at(session, scope, name)
+        return workers.other_work_at(session, scope, name)
 
 
 @pytest.mark.parametrize(("scope", "name"), [(Scope.QUEUE, Queue.WEBHOOKS.value), (Scope.WORKER, "io-1")])
@@ -105,17 +105,17 @@ def test_deliveries_in_flight_are_counted_at_their_worker_and_their_queue(db: Da
     claims = claim(db, "io-1")
 
     counts = [
-        besides(db, Scope.WORKER, "io-1"),
-        besides(db, Scope.WORKER, "io-2"),
-        besides(db, Scope.QUEUE, Queue.WEBHOOKS),
-        besides(db, Scope.QUEUE, Queue.GENERATE),
-        besides(db, Scope.PROJECT, "proj_1"),
+        other_work(db, Scope.WORKER, "io-1"),
+        other_work(db, Scope.WORKER, "io-2"),
+        other_work(db, Scope.QUEUE, Queue.WEBHOOKS),
+        other_work(db, Scope.QUEUE, Queue.GENERATE),
+        other_work(db, Scope.PROJECT, "proj_1"),
     ]
     with db.write() as session:
         deliveries.release_claims(session, claims)
 
     assert counts == [2, 0, 2, 0, 0]
-    assert besides(db, Scope.WORKER, "io-1") == 0
+    assert other_work(db, Scope.WORKER, "io-1") == 0
 
 
 def test_what_workers_say_they_are_at_is_counted_wherever_it_is(db: Database) -> None:
@@ -131,7 +131,7 @@ def test_what_workers_say_they_are_at_is_counted_wherever_it_is(db: Database) ->
         (Scope.MODEL, "m"),
         (Scope.PROJECT, "red"),
     ]
-    assert [besides(db, scope, name) for scope, name in asked] == [4, 0, 9, 1, 8, 6]
+    assert [other_work(db, scope, name) for scope, name in asked] == [4, 0, 9, 1, 8, 6]
 
 
 @pytest.mark.parametrize(

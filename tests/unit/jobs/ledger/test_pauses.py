@@ -130,10 +130,10 @@ def test_what_runs_is_counted_where_it_runs(db: Database) -> None:
     planned = ledgers.planning(db)
 
     with db.read() as session:
-        besides = workers.besides_at(session, Scope.JOB, job.id)
+        other_work = workers.other_work_at(session, Scope.JOB, job.id)
         counts = [workers.claims_at(session, scope, name) for scope, name in names_of(db, job.id).items()]
         planners = workers.claims_at(session, Scope.WORKER, planned.worker_id)
         plans = workers.claims_at(session, Scope.QUEUE, Queue.PLAN)
 
     assert counts == [1, 1, 1, 1, 1]
-    assert (planners, plans, besides) == (1, 1, 0)
+    assert (planners, plans, other_work) == (1, 1, 0)

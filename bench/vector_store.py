@@ -26,7 +26,7 @@ _TORCH = {"NIGHTMILL_EMBEDDING_FLOOR": "1"}
 
 
 @dataclass(frozen=True, slots=True)
-class BroughtIn:
+class Ingested:
     """The outcome of one call, and its seconds."""
 
     seconds: float
@@ -34,7 +34,7 @@ class BroughtIn:
     failed: int
 
 
-class Shelf:
+class BenchStore:
     """One vector store."""
 
     def __init__(self, mill: Deployment) -> None:
@@ -50,7 +50,7 @@ class Shelf:
         with ThreadPoolExecutor(_AT_ONCE) as threads:
             return list(threads.map(one, papers))
 
-    def bring_in(self, ids: Sequence[str]) -> BroughtIn:
+    def ingest(self, ids: Sequence[str]) -> Ingested:
         """Add files, and wait until all can be searched."""
         files = self._mill.client.vector_stores.file_batches
         cut: StaticFileChunkingStrategyObjectParam = {
@@ -63,7 +63,7 @@ class Shelf:
             threading.Event().wait(_LOOK_SECONDS)
             self._mill.system.check()
             batch = files.retrieve(batch.id, vector_store_id=self.id)
-        return _brought_in(batch, time.monotonic() - began)
+        return _ingested(batch, time.monotonic() - began)
 
     def remove(self) -> None:
         """Delete the store. A project's vectors are reused as long as any of its stores has them."""
@@ -76,15 +76,15 @@ class Shelf:
         return int(found[0] or 0)
 
 
-def _brought_in(batch: VectorStoreFileBatch, seconds: float) -> BroughtIn:
+def _ingested(batch: VectorStoreFileBatch, seconds: float) -> Ingested:
     counts = batch.file_counts
     assert batch.status == "completed", batch
     assert counts.completed + counts.failed == counts.total, counts
-    return BroughtIn(seconds, counts.completed, counts.failed)
+    return Ingested(seconds, counts.completed, counts.failed)
 
 
 @contextmanager
-def standing(
+def embedding_deployment(
     folder: Path, *, chosen: bool = False, environment: Mapping[str, str] | None = None
 ) -> Iterator[Deployment]:
     """Yield a warm deployment that embeds with torch, or with the runtime that it has `chosen` in an earlier start."""
@@ -98,7 +98,7 @@ def standing(
         yield mill
 
 
-def surroundings(mill: Deployment, *, chosen: bool) -> dict[str, str]:
+def engine_environment(mill: Deployment, *, chosen: bool) -> dict[str, str]:
     """Return the settings of a process whose engine is configured as the deployment's."""
     return {"NIGHTMILL_DATA_DIR": str(mill.system.folder.path), **({} if chosen else _TORCH)}
 
@@ -107,9 +107,9 @@ def _wait_until_served(mill: Deployment) -> None:
     """Wait until the workers are ready and the model has run once."""
     mill.wait_for("cpu.plan")
     mill.wait_for("gpu.embed")
-    shelf = Shelf(mill)
-    shelf.bring_in(shelf.upload([Paper("warm.txt", b"A sentence, so that the model has run once.")]))
-    shelf.remove()
+    store = BenchStore(mill)
+    store.ingest(store.upload([Paper("warm.txt", b"A sentence, so that the model has run once.")]))
+    store.remove()
 
 
 def _wait_for_choice(mill: Deployment) -> None:
