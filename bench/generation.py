@@ -143,11 +143,11 @@ def _cpu(pid: int) -> float:
 
 def _environment(model: Model, weights: Path) -> Mapping[str, str]:
     """Return the variables that the worker sets for its engine, with the runner's log on."""
-    kept = dict(os.environ)
+    previous = dict(os.environ)
     prepare_environment(str(weights), model.engine_args)
     environment = {**os.environ, "VLLM_LOGGING_LEVEL": "INFO"}
     os.environ.clear()
-    os.environ.update(kept)
+    os.environ.update(previous)
     return environment
 
 

@@ -62,9 +62,9 @@ def rfcs(folder: Path, given: Path | None = None) -> Collection:
     """Return the collection of RFCs. `given` is a folder of the package's files, or the package."""
     root = given if given and given.is_dir() else _unpacked(folder, given)
     found, asked = Collection("RFCs"), list[tuple[str, Paper]]()
-    for facts, text in _read(root):
-        query = first_sentence(facts["abstract"])
-        paper = Paper(f"{facts['doc_id'].lower()}.txt", without(text, facts["abstract"])[:_TAKEN].encode())
+    for metadata, text in _read(root):
+        query = first_sentence(metadata["abstract"])
+        paper = Paper(f"{metadata['doc_id'].lower()}.txt", without(text, metadata["abstract"])[:_TAKEN].encode())
         found.papers.append(paper)
         if len(query) >= _SHORTEST_QUERY:
             asked.append((query, paper))
@@ -158,10 +158,10 @@ def _triples(text: str) -> set[tuple[str, ...]]:
 def _read(root: Path) -> Iterator[tuple[dict[str, Any], str]]:
     seen = set[str]()
     for path in sorted(root.rglob("rfc*.json")):
-        facts, text = json.loads(path.read_text()), path.with_suffix(".txt.gz")
-        if facts["doc_id"] not in seen and text.is_file() and facts["abstract"].strip():
-            seen.add(facts["doc_id"])
-            yield facts, gzip.decompress(text.read_bytes()).decode("utf-8", "replace")
+        metadata, text = json.loads(path.read_text()), path.with_suffix(".txt.gz")
+        if metadata["doc_id"] not in seen and text.is_file() and metadata["abstract"].strip():
+            seen.add(metadata["doc_id"])
+            yield metadata, gzip.decompress(text.read_bytes()).decode("utf-8", "replace")
 
 
 def _unpacked(folder: Path, package: Path | None) -> Path:

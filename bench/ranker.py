@@ -48,8 +48,8 @@ Pair = tuple[str, str]
 
 def kept(groups: int = GROUPS) -> Path:
     """Return the folder of the model. Train the model if the folder does not exist."""
-    facts = [_RECIPE, groups, _WRONG, _GROUPS_PER_STEP, _LONGEST, _RATE, _SEED]
-    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+    recipe = [_RECIPE, groups, _WRONG, _GROUPS_PER_STEP, _LONGEST, _RATE, _SEED]
+    key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]
     folder = Settings().data_dir.absolute() / "models" / f"bench-ranker-{key}"
     if not (folder / "config.json").exists():
         command = [sys.executable, "-m", "bench.ranker", str(folder), "--groups", str(groups)]

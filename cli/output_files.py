@@ -19,7 +19,7 @@ _STREAMS = {"stdout": 1, "stderr": 2}
 def replaced(path: Path) -> bool:
     """Return whether `whole` replaces `path` by a new file. Devices and pipes are written to directly."""
     location = path.absolute()
-    if any(door in location.parents for door in _DOORS) and not location.is_relative_to("/dev/shm"):  # noqa: S108
+    if any(folder in location.parents for folder in _DOORS) and not location.is_relative_to("/dev/shm"):  # noqa: S108
         return False
     return path.is_file() or not path.exists()
 

@@ -1,4 +1,4 @@
-"""Every error a caller can meet, as one tree. Status and type are facts of the class; the docstring is the message.
+"""Every error a caller can meet, as one tree. Status and type belong to the class; the docstring is the message.
 
 NightmillError (500 server_error)
 ├── InvalidRequest (400 invalid_request_error)

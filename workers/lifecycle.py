@@ -174,7 +174,7 @@ class _OfJob:
         self._claim = claim
         self._task = task
         self.epoch = claim.epoch
-        self.facts = {"task": task.value, "job_id": claim.job.id}
+        self.log_fields = {"task": task.value, "job_id": claim.job.id}
 
     def release(self, delay: float, waiting_for: str | None) -> None:
         job_id = self._claim.job.id
@@ -184,7 +184,7 @@ class _OfJob:
 
     def fail(self, error: Exception) -> None:
         """Release the claim with a delay; after the last try, fail the job with the step that failed and the reason."""
-        log.error("attempt_failed", exc_info=error, extra=self.facts)
+        log.error("attempt_failed", exc_info=error, extra=self.log_fields)
         context, claim = self._context, self._claim
         code, why = self._why(error)
         report = {"code": code, "message": f"{_FAILURES[self._task]}: {why}", "line": None, "param": None}
@@ -212,7 +212,7 @@ class _OfShard:
     def __init__(self, claim: ShardClaim) -> None:
         self.run: ShardRun | None = None
         self.epoch = claim.epoch
-        self.facts = {"task": Task.RUN.value, "job_id": claim.job.id, "shard": claim.n}
+        self.log_fields = {"task": Task.RUN.value, "job_id": claim.job.id, "shard": claim.n}
 
     def release(self, delay: float, waiting_for: str | None) -> None:
         assert self.run is not None
@@ -228,18 +228,18 @@ def _recorded(context: Context, attempt: _OfJob | _OfShard) -> Iterator[None]:
     try:
         yield
     except ClaimLost:
-        log.info("claim_fenced", extra={**attempt.facts, "epoch": attempt.epoch})
+        log.info("claim_fenced", extra={**attempt.log_fields, "epoch": attempt.epoch})
     except Abandoned as reason:
         attempt.release(reason.delay, reason.waiting_for)
-    except GaveUp as away:
-        times = attempt.epoch // 2 if away.grows else 0  # claims so far
-        attempt.release(min(away.delay * 2 ** min(times, 5), max(away.delay, LONGEST_DELAY)), "model")
+    except GaveUp as reason:
+        times = attempt.epoch // 2 if reason.grows else 0  # claims so far
+        attempt.release(min(reason.delay * 2 ** min(times, 5), max(reason.delay, LONGEST_DELAY)), "model")
     except attempt.storage as error:
-        _storage_failed.warn(**attempt.facts, error=str(error.__cause__ or error))
+        _storage_failed.warn(**attempt.log_fields, error=str(error.__cause__ or error))
         attempt.release(context.timings.storage_retry, "disk")
     except Exception as error:  # noqa: BLE001 (the boundary of the work on one claim: whatever is raised ends it)
         if isinstance(error, DatabaseBusy) and not isinstance(error, TookTooLong):
-            log.warning("work_waits_for_database", extra=attempt.facts)
+            log.warning("work_waits_for_database", extra=attempt.log_fields)
             attempt.release(context.timings.database_retry, None)
         else:
             attempt.fail(error)

@@ -73,8 +73,8 @@ def create_batch(call: Call, once: Idempotent, body: CreateBatch) -> Response:
 
     def make(session: Session) -> CreatedBatch:
         check_not_full(session, call)
-        facts = {"idempotency_key": once.key, "request_id": call.request_id}
-        job = job_of(batch_request, call.project_id, not_before=body.not_before, **facts)
+        columns = {"idempotency_key": once.key, "request_id": call.request_id}
+        job = job_of(batch_request, call.project_id, not_before=body.not_before, **columns)
         file = input_file(session, call, body.input_file_id)
         job.input_path = file.path if file else None
         ledger.submit(session, job, actor=call.actor, after=body.after or ())

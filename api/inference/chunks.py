@@ -16,7 +16,7 @@ _NAME: Final = "name"
 class _Choice:
     texts: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     parts: dict[str, Any] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict)
 
     def add(self, choice: Mapping[str, Any]) -> None:
         delta = choice.get("delta")
@@ -27,7 +27,7 @@ class _Choice:
                 _add(self.parts, name, value)
         for name in choice.keys() - {"delta", "index"}:
             last = isinstance(choice[name], str)  # such as a finish reason: a text that is not continued
-            self.facts[name] = choice[name] if last else _merged(self.facts.get(name), choice[name])
+            self.fields[name] = choice[name] if last else _merged(self.fields.get(name), choice[name])
 
     def whole(self, index: int) -> dict[str, Any]:
         texts = {name: "".join(entries) for name, entries in self.texts.items()}
@@ -35,7 +35,7 @@ class _Choice:
         calls = self.parts.get("tool_calls")
         if isinstance(calls, list):
             message["tool_calls"] = [_without_index(call) for call in calls]
-        return {"index": index, "message": message, "logprobs": None, "finish_reason": None, **self.facts}
+        return {"index": index, "message": message, "logprobs": None, "finish_reason": None, **self.fields}
 
 
 class Chunks:
@@ -43,14 +43,14 @@ class Chunks:
 
     def __init__(self) -> None:
         self.broken = False
-        self._facts: dict[str, Any] = {}
+        self._fields: dict[str, Any] = {}
         self._choices: dict[int, _Choice] = defaultdict(_Choice)
 
     def add(self, chunk: Mapping[str, Any]) -> None:
         """Add a chunk. It must not be changed afterwards."""
         if chunk.get("error") is not None:
             self.broken = True
-        self._facts |= {name: chunk[name] for name in chunk.keys() - _OF_A_CHUNK if chunk[name] is not None}
+        self._fields |= {name: chunk[name] for name in chunk.keys() - _OF_A_CHUNK if chunk[name] is not None}
         choices = chunk.get("choices")
         for choice in choices if isinstance(choices, list) else ():
             if isinstance(choice, dict) and isinstance(choice.get("index"), int):
@@ -61,7 +61,7 @@ class Chunks:
         choices = [choice.whole(index) for index, choice in sorted(self._choices.items())]
         if self.broken or not choices or any(choice["finish_reason"] is None for choice in choices):
             return None
-        return {**self._facts, "choices": choices}
+        return {**self._fields, "choices": choices}
 
 
 def _merged(so_far: Any, more: Any) -> Any:

@@ -124,13 +124,15 @@ async def submit(
         stream=stream,
         linger=resume or 0,
     )
-    kept = Resumable(call.project_id, url, queued.deadline, resume, shown, queue, body["model"]) if resume else None
+    resumable = (
+        Resumable(call.project_id, url, queued.deadline, resume, shown, queue, body["model"]) if resume else None
+    )
     is_served = _serving(call, queue, body["model"])
     check_client = _client_check(call, request, queued.deadline)
     # until then a lost worker can still be answered by a status, on which the SDK retries; later it ends the stream
     patience = call.services.timings.first_chunk_patience if stream else math.inf
     entries = call.services.inference.submit(
-        to_queue(queue) if to_queue else queue, queued, is_served, check_client, kept, patience
+        to_queue(queue) if to_queue else queue, queued, is_served, check_client, resumable, patience
     )
     while (first := await anext(entries)).kind not in ("chunk", "end", "late"):
         pass
@@ -176,11 +178,11 @@ async def resume(
     Raises InvalidRequest, NotFound, StreamsUnavailable.
     """
     stream_id, after = parse_position(last)
-    kept = await find_stream(call, stream_id, after)
-    if kept.url != url:
-        raise InvalidRequest(f"This event is of a stream of {kept.url}.", param="Last-Event-ID", code="invalid_value")
-    check_client, is_served = _client_check(call, request, kept.deadline), _serving(call, kept.queue, kept.model)
-    return kept, call.services.inference.resume(stream_id, after, kept, check_client, is_served)
+    stream = await find_stream(call, stream_id, after)
+    if stream.url != url:
+        raise InvalidRequest(f"This event is of a stream of {stream.url}.", param="Last-Event-ID", code="invalid_value")
+    check_client, is_served = _client_check(call, request, stream.deadline), _serving(call, stream.queue, stream.model)
+    return stream, call.services.inference.resume(stream_id, after, stream, check_client, is_served)
 
 
 def stream_response(events: AsyncIterator[bytes], at: str = "") -> StreamingResponse:
@@ -292,8 +294,8 @@ def _check_loaded(session: Session, call: CallContext, queue: str, model: str) -
     name = call.services.registry().target(base, ()) or base
     loading = workers.loading(workers.present(session), queue, name)
     if loading is not None:
-        facts = f"({loading.phase}), {max(now() - loading.since, 0.0):.0f} s so far"
-        raise ModelLoading(f"The model '{clip(model)}' is loading {facts}. Ask again in a moment.")
+        progress = f"({loading.phase}), {max(now() - loading.since, 0.0):.0f} s so far"
+        raise ModelLoading(f"The model '{clip(model)}' is loading {progress}. Ask again in a moment.")
 
 
 def _no_worker(model: str) -> NoWorker:

@@ -228,8 +228,8 @@ def sync_index(call: Call, once: Idempotent, vector_store_id: str, index_id: str
         check_not_full(session, call)
         store = get_store(session, call, vector_store_id, alive=True, lock=True)
         index = get_index(session, store, index_id)
-        facts = {"idempotency_key": once.key, "request_id": call.request_id}
-        job = reindexing.sync(session, store, index, actor=call.actor, **facts)
+        columns = {"idempotency_key": once.key, "request_id": call.request_id}
+        job = reindexing.sync(session, store, index, actor=call.actor, **columns)
         call.record(session, "vector_store.index.sync", index.id, {"store": store.id, "job": job.id if job else None})
         return shown(session, store, [index])[0]
 

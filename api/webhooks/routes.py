@@ -229,8 +229,8 @@ def rotate_secret(call: Call, once: Idempotent, webhook_endpoint_id: str, body: 
     def make(session: Session) -> EndpointWithSecret:
         endpoint = _get(session, call, webhook_endpoint_id, lock=True)
         _rotate(endpoint, keep=options.keep_old_secret_active_for_24_hours)
-        kept = {"kept": options.keep_old_secret_active_for_24_hours}
-        call.record(session, "webhook_endpoint.rotate_secret", endpoint.id, kept)
+        details = {"kept": options.keep_old_secret_active_for_24_hours}
+        call.record(session, "webhook_endpoint.rotate_secret", endpoint.id, details)
         return show_with_secret(endpoint)
 
     return once.run(options.fields(), make)

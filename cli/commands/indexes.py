@@ -15,7 +15,7 @@ from cli.terminal import say, show, show_entries, show_json, show_table
 
 _MOST = 100
 _LOOK_SECONDS = 1.0
-_FACTS = ("index", "status", "model", "dimensions", "chunks")
+_COLUMNS = ("index", "status", "model", "dimensions", "chunks")
 _MARKS = ("recall", "ndcg", "mrr")
 #: Seconds for up to 100 queries, each searched in both indexes, one after the other.
 _COMPARE_TIMEOUT = 1800.0
@@ -36,7 +36,7 @@ def list_(
     """List the indexes of a vector store, with the index in use."""
     with connect(url, api_key, data_dir) as server:
         entries = server.pages(_path(store), {}, _MOST)
-    show_entries(entries, (*_FACTS, "files", "missing"), _row, as_json=as_json, has_more=entries.has_more)
+    show_entries(entries, (*_COLUMNS, "files", "missing"), _row, as_json=as_json, has_more=entries.has_more)
 
 
 @app.command()
@@ -262,10 +262,10 @@ def _report(report: dict[str, Any], known: dict[str, dict[str, Any]], store: str
     rows = []
     for side in (summary["active"], summary["candidate"]):
         index = known.get(side["index_id"])
-        facts = _known(index) if index else (side["index_id"], "removed", "-", "-", "-")
-        rows.append((*facts, *(_figure(side[name]) for name in _MARKS), f"{side['latency_ms']:.1f}"))
+        cells = _known(index) if index else (side["index_id"], "removed", "-", "-", "-")
+        rows.append((*cells, *(_figure(side[name]) for name in _MARKS), f"{side['latency_ms']:.1f}"))
     marks = (f"recall@{k}", f"nDCG@{k}", f"MRR@{k}")
-    show_table((*_FACTS, *marks, "median ms"), rows)
+    show_table((*_COLUMNS, *marks, "median ms"), rows)
     alike = f"overlap {summary['overlap']:.4f}, rank correlation {_figure(summary['rank_correlation'])}"
     say(f"{alike}; {asked} quer{'y' if asked == 1 else 'ies'}, {judged} of them judged")
     if report["missing"]:

@@ -48,8 +48,8 @@ def _row(shown: dict[str, Any]) -> tuple[object, ...]:
     done = f"{job.done} of {job.total}" if job.total else "-"
     tokens = job.input_tokens + job.output_tokens or "-"
     took = duration((job.ended_at or time.time()) - job.created_at)
-    facts = (job.kind, job.model, job.standing, done, job.failed, tokens)
-    return job.id, *facts, moment(job.created_at), took
+    cells = (job.kind, job.model, job.standing, done, job.failed, tokens)
+    return job.id, *cells, moment(job.created_at), took
 
 
 def cancel(

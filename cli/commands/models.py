@@ -47,8 +47,8 @@ def list_(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     names = ("model", "engine", "source", "queue", "state", "workers", "aliases")
     cells = []
     for row in rows:
-        facts = [row[name] for name in ("name", "engine", "source", "queue", "state", "workers")]
-        cells.append((*facts, " ".join(row["aliases"]), *([_shown(row)] if prompts else [])))
+        columns = [row[name] for name in ("name", "engine", "source", "queue", "state", "workers")]
+        cells.append((*columns, " ".join(row["aliases"]), *([_shown(row)] if prompts else [])))
     show_table((*names, *(["prompts: query / passage"] if prompts else [])), cells)
     say(f"file: {registry.file}")
 

@@ -161,8 +161,8 @@ def _table(rows: list[dict[str, object]]) -> None:
         loading = row["loading"]
         assert isinstance(loading, list)
         state = "; ".join([str(row["state"]), *map(model_progress, loading)])
-        facts = (state, busy, row["other_work"], row["host"], row["pid"])
-        cells.append((row["id"], " ".join(queues), " ".join(models), *facts))
+        columns = (state, busy, row["other_work"], row["host"], row["pid"])
+        cells.append((row["id"], " ".join(queues), " ".join(models), *columns))
     show_table(("worker", "queues", "models", "state", "running", "other work", "host", "pid"), cells)
 
 

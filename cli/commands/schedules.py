@@ -61,5 +61,5 @@ def _post(path: str, *where: Any, as_json: bool) -> None:
 
 def _row(schedule: dict[str, Any]) -> tuple[object, ...]:
     last = schedule["last_error"] or schedule["last_batch_id"] or "-"
-    facts = (f"{schedule['cron']} {schedule['timezone']}", schedule["status"], moment(schedule["next_run_at"]))
-    return schedule["id"], *facts, last, schedule["batch"]["input_file_id"]
+    columns = (f"{schedule['cron']} {schedule['timezone']}", schedule["status"], moment(schedule["next_run_at"]))
+    return schedule["id"], *columns, last, schedule["batch"]["input_file_id"]

@@ -139,8 +139,8 @@ def _is_id(file: str) -> bool:
 def _store_row(store: dict[str, Any]) -> tuple[object, ...]:
     counts = store["file_counts"]
     done = f"{counts['completed']} of {counts['total']}"
-    facts = (store["status"], done, counts["failed"], store["usage_bytes"], store["embedding_model"])
-    return store["id"], store["name"], *facts, moment(store["created_at"])
+    columns = (store["status"], done, counts["failed"], store["usage_bytes"], store["embedding_model"])
+    return store["id"], store["name"], *columns, moment(store["created_at"])
 
 
 def _file_row(file: dict[str, Any]) -> tuple[object, ...]:

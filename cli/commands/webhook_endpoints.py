@@ -87,11 +87,11 @@ def delete(
 
 def _row(endpoint: dict[str, Any]) -> tuple[object, ...]:
     disabled = moment(endpoint["disabled_at"])
-    facts = (endpoint["name"], endpoint["url"], len(endpoint["event_types"]), moment(endpoint["created_at"]))
-    return endpoint["id"], *facts, disabled
+    columns = (endpoint["name"], endpoint["url"], len(endpoint["event_types"]), moment(endpoint["created_at"]))
+    return endpoint["id"], *columns, disabled
 
 
 def _delivery_row(delivery: dict[str, Any]) -> tuple[object, ...]:
     result = delivery["error"] or delivery["status_code"] or "-"
-    facts = (delivery["event_type"] or "-", delivery["state"], len(delivery["attempts"]))
-    return delivery["id"], *facts, moment(delivery["created_at"]), result
+    columns = (delivery["event_type"] or "-", delivery["state"], len(delivery["attempts"]))
+    return delivery["id"], *columns, moment(delivery["created_at"]), result

@@ -161,11 +161,11 @@ class LogFile:
         """Truncate a file that is too long, and keep one copy. A line written meanwhile may be lost."""
         if not self.path.exists() or self.path.stat().st_size <= MAX_BYTES:
             return
-        kept = self.path.with_name(f"{self.path.name}.1")
+        previous = self.path.with_name(f"{self.path.name}.1")
         try:
-            shutil.copyfile(self.path, kept)
+            shutil.copyfile(self.path, previous)
         except OSError:  # the disk is full
-            kept.unlink(missing_ok=True)
+            previous.unlink(missing_ok=True)
         os.truncate(self.path, 0)
 
     def fresh(self) -> list[str]:

@@ -167,9 +167,9 @@ class Supervisor:
 
     def _until_next(self) -> float:
         """Return the seconds until something is due."""
-        pulse = _FOLLOWING if self._hooks.output else _PULSE
+        interval = _FOLLOWING if self._hooks.output else _PULSE
         due = [service.due for service in self._running if service.state is State.WAITING]
-        return min([pulse, *(when - time.monotonic() for when in due)])
+        return min([interval, *(when - time.monotonic() for when in due)])
 
     def _turn(self, seconds: float) -> None:
         """Wait, then handle what is due. Raises _Stopped on the first request to stop."""

@@ -94,7 +94,7 @@ class BatchRequest(BaseModel):
     webhook_secret: str | None = None
 
 
-def job_of(request: BatchRequest, project_id: str, *, not_before: float | None = None, **facts: Any) -> Job:
+def job_of(request: BatchRequest, project_id: str, *, not_before: float | None = None, **columns: Any) -> Job:
     """Make a job, not submitted yet and without an input path. Its window begins when the job may begin."""
     payload = Batch(dedupe=request.dedupe, output_expires_seconds=request.output_expires_seconds)
     created_at = now()
@@ -116,7 +116,7 @@ def job_of(request: BatchRequest, project_id: str, *, not_before: float | None =
         webhook_url=request.webhook_url,
         webhook_secret=request.webhook_secret,
         **metadata,
-        **facts,
+        **columns,
     )
 
 

@@ -256,5 +256,5 @@ def _passes(error: DBAPIError) -> bool:
     code = getattr(error.orig, "sqlite_errorcode", None)
     if code is not None:
         return code & 0xFF in _PASSING
-    away = getattr(error.orig, "sqlstate", None) in _AWAY
-    return away or error.connection_invalidated or isinstance(error, (OperationalError, InterfaceError))
+    unavailable = getattr(error.orig, "sqlstate", None) in _AWAY
+    return unavailable or error.connection_invalidated or isinstance(error, (OperationalError, InterfaceError))

@@ -39,7 +39,7 @@ def submit(
     actor: str,
     metadata: dict[str, str] | None = None,
     after: Sequence[str] = (),
-    **facts: Any,
+    **columns: Any,
 ) -> Job:
     """Submit a job with the rows of its data, in the caller's transaction. Raises InvalidRequest for `after`."""
     job = Job(
@@ -50,7 +50,7 @@ def submit(
         input_file_id=training_file.id,
         input_path=training_file.path,
         **FINETUNING.times(now()),
-        **facts,
+        **columns,
     )
     if metadata is not None:  # JSON null is not NULL
         job.metadata_ = metadata

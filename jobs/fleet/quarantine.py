@@ -90,21 +90,21 @@ def _quarantine(
     session: Session, trial: Quarantine | None, deaths: Sequence[EngineDeath], at: float, bounds: Bounds
 ) -> None:
     last = deaths[-1]
-    facts = {
+    columns = {
         "error": last.error,
         "suspects": suspected(deaths),
         "lines": next((death.lines for death in reversed(deaths) if death.lines), []),
         "trial": None,
     }
     if trial is not None:  # its next trial was postponed when this one began
-        for name, value in facts.items():
+        for name, value in columns.items():
             setattr(trial, name, value)
         trial.deaths += len(deaths)
         return
     key = {"host_devices": last.host_devices, "model": last.model}
     fresh = {"entry": last.entry, "deaths": len(deaths), "tries": 0, "created_at": at, "until": at + bounds.pause(0)}
-    insert = insert_into(session, Quarantine).values(key | fresh | facts)
-    session.execute(insert.on_conflict_do_update(index_elements=list(key), set_=fresh | facts))
+    insert = insert_into(session, Quarantine).values(key | fresh | columns)
+    session.execute(insert.on_conflict_do_update(index_elements=list(key), set_=fresh | columns))
 
 
 def suspected(deaths: Iterable[EngineDeath]) -> list[str]:

@@ -99,7 +99,7 @@ def _remove_older(folder: Path, key: str, record: Record) -> None:
         if path.stem != key and other and (other.model, other.machine) == (record.model, record.machine):
             forget(folder, path.stem)
     for path in folder.glob("*.onnx"):
-        if not (kept := _read(path.with_suffix(".json"))) or kept.choice.runtime != "onnx":
+        if not (choice_record := _read(path.with_suffix(".json"))) or choice_record.choice.runtime != "onnx":
             path.unlink()
 
 

@@ -58,8 +58,8 @@ def record(
 
 def record_all(session: Session, targets: Iterable[tuple[str, str | None]], *, actor: str, action: str) -> None:
     """Append a row for each of many targets, each with its project, in one statement."""
-    facts = {"at": int(now() * 1_000_000), "actor": actor, "action": action}
-    rows = [{**facts, "target": target, "project_id": project_id} for target, project_id in targets]
+    columns = {"at": int(now() * 1_000_000), "actor": actor, "action": action}
+    rows = [{**columns, "target": target, "project_id": project_id} for target, project_id in targets]
     if rows:
         session.execute(insert(Audit), rows)
 

@@ -93,7 +93,7 @@ def submit(
     prefix: str = SINGLE,
     source_id: str | None = None,
     after: Sequence[str] = (),
-    **facts: Any,
+    **columns: Any,
 ) -> Job:
     """Submit the jobs with the rows of their files, in the caller's transaction, and return the first job.
 
@@ -105,8 +105,8 @@ def submit(
         raise NotFound(f"No vector store found with id '{store.id}'.", param="vector_store_id")
     first, *others = indexes.all_of(session, store)
     if source_id is not None:
-        return begin(session, first, 0, actor=actor, id=new_id(prefix), source_id=source_id, **facts)
-    job = into(session, first, files, actor=actor, prefix=prefix, after=after, **facts)
+        return begin(session, first, 0, actor=actor, id=new_id(prefix), source_id=source_id, **columns)
+    job = into(session, first, files, actor=actor, prefix=prefix, after=after, **columns)
     for other in others:
         into(session, other, files, actor=actor, beside=True, after=after, request_id=job.request_id)
     return job
@@ -120,10 +120,10 @@ def into(
     actor: str,
     prefix: str = SINGLE,
     beside: bool = False,
-    **facts: Any,
+    **columns: Any,
 ) -> Job:
     """Submit the job for one index."""
-    job = begin(session, index, len(files), actor=actor, beside=beside, id=new_id(prefix), **facts)
+    job = begin(session, index, len(files), actor=actor, beside=beside, id=new_id(prefix), **columns)
     attachments.attach(session, index, job, files)
     return job
 
@@ -138,7 +138,7 @@ def begin(
     source_id: str | None = None,
     again: bool = False,
     after: Sequence[str] = (),
-    **facts: Any,
+    **columns: Any,
 ) -> Job:
     """Submit the job; the caller writes the rows of its files."""
     index_id = index.id if index.parent_id else None
@@ -150,7 +150,7 @@ def begin(
         payload=payload.model_dump(mode="json", exclude_defaults=True),
         total=total,
         **INGESTION.times(now()),
-        **facts,
+        **columns,
     )
     return ledger.submit(session, job, actor=actor, after=after)
 

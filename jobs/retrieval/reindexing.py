@@ -33,7 +33,7 @@ def build(
     dimensions: int | None,
     chunking: dict[str, Any] | None,
     actor: str,
-    **facts: Any,
+    **columns: Any,
 ) -> VectorStore:
     """Create an index of all files of a store; without `chunking` each is cut as before.
 
@@ -57,19 +57,19 @@ def build(
     session.add(index)
     session.flush()
     _take_over(session, store, index)
-    _fill(session, store, index, chunking, actor=actor, **facts)
+    _fill(session, store, index, chunking, actor=actor, **columns)
     return index
 
 
-def sync(session: Session, store: VectorStore, index: VectorStore, *, actor: str, **facts: Any) -> Job | None:
+def sync(session: Session, store: VectorStore, index: VectorStore, *, actor: str, **columns: Any) -> Job | None:
     """Submit a job for the files that an index lacks; return None if it lacks none.
 
     Raises: Expired.
     """
-    return _fill(session, store, index, None, actor=actor, **facts)
+    return _fill(session, store, index, None, actor=actor, **columns)
 
 
-def alongside(session: Session, job: Job, source_id: str, *, actor: str, **facts: Any) -> None:
+def alongside(session: Session, job: Job, source_id: str, *, actor: str, **columns: Any) -> None:
     """Attach the files of a job to the store's other indexes too, with their chunking."""
     store, taken = indexes.lock(session, job.payload["store_id"]), index_of(job.payload)
     if store is None or is_over(store):
@@ -78,7 +78,7 @@ def alongside(session: Session, job: Job, source_id: str, *, actor: str, **facts
     for index in indexes.all_of(session, store):
         if index.id != taken:
             chunking = (source.chunking if source else None) or index.chunking
-            _fill(session, store, index, chunking, job=job, actor=actor, **facts)
+            _fill(session, store, index, chunking, job=job, actor=actor, **columns)
 
 
 def switch(session: Session, store: VectorStore, index: VectorStore, *, allow_missing: bool = False) -> None:
@@ -124,7 +124,7 @@ def _fill(
     *,
     actor: str,
     job: Job | None = None,
-    **facts: Any,
+    **columns: Any,
 ) -> Job | None:
     """Submit a job for the files that the index in use, or `job`, has or is adding, and that this index lacks."""
     lacking = _lacking(store, index, job)
@@ -135,7 +135,7 @@ def _fill(
     index.job_id = new_id(ingestions.SINGLE)
     own = index.chunking if index.chunking != indexes.current(session, store).chunking else None
     total = _bring_over(session, lacking, index, chunking, own)
-    made = ingestions.begin(session, index, total, actor=actor, beside=True, id=index.job_id, **facts)
+    made = ingestions.begin(session, index, total, actor=actor, beside=True, id=index.job_id, **columns)
     session.flush()
     return made
 

@@ -29,11 +29,13 @@ from jobs.retrieval.tables import Source, SourceItem, VectorStore
 ITEMS_AT_ONCE = 20
 
 
-def sync(session: Session, source: Source, store: VectorStore, *, actor: str, **facts: Any) -> Job | None:
+def sync(session: Session, source: Source, store: VectorStore, *, actor: str, **columns: Any) -> Job | None:
     """Begin to sync a source, whose row is locked. Return None while it is syncing."""
     if source.status == IN_PROGRESS:
         return None
-    job = ingestions.submit(session, store, (), actor=actor, prefix=ingestions.FILE_BATCH, source_id=source.id, **facts)
+    job = ingestions.submit(
+        session, store, (), actor=actor, prefix=ingestions.FILE_BATCH, source_id=source.id, **columns
+    )
     source.status, source.job_id, source.began_at = IN_PROGRESS, job.id, None
     source.seen, source.removed, source.error = 0, 0, None
     return job

@@ -178,8 +178,8 @@ class Dispatcher:
 
     def _is_futile(self, queue: str, project: str, served: outbox.Served) -> bool:
         """Return whether all messages of a project waited for models a second ago: a million take half a second."""
-        kept, until = self._futile.get((queue, project), (outbox.ALL, 0.0))
-        if kept == served and self.clock() < until:
+        remembered, until = self._futile.get((queue, project), (outbox.ALL, 0.0))
+        if remembered == served and self.clock() < until:
             return True
         self._futile.pop((queue, project), None)
         return False

@@ -181,9 +181,9 @@ def _left_inside(session: Session, paths: list[str]) -> set[str]:
     that are not read or whose file was deleted. The folder of a job without a row is removed with the job.
     """
     names = {path: path.split("/")[1] for path in paths}
-    facts = load_only(Job.kind, Job.input_path, Job.input_file_id, Job.output_file_id, Job.error_file_id)
+    needed_columns = load_only(Job.kind, Job.input_path, Job.input_file_id, Job.output_file_id, Job.error_file_id)
     over = Job.id.in_(set(names.values())), Job.state.in_(TERMINAL)
-    ended = {job.id: job for job in session.scalars(select(Job).where(*over).options(facts))}
+    ended = {job.id: job for job in session.scalars(select(Job).where(*over).options(needed_columns))}
     inside = {path: job_id for path, job_id in names.items() if job_id in ended}
     if not inside:
         return set()

@@ -237,8 +237,8 @@ class Retention:
             for part in parts:
                 session.delete(part)
             long_ago = Upload.status.in_(_UPLOADED), Upload.expires_at <= now() - self._config.retention_seconds
-            bare = ~exists().where(UploadPart.upload_id == Upload.id)
-            old = session.scalars(select(Upload.id).where(*long_ago, bare).limit(_AT_ONCE)).all()
+            without_parts = ~exists().where(UploadPart.upload_id == Upload.id)
+            old = session.scalars(select(Upload.id).where(*long_ago, without_parts).limit(_AT_ONCE)).all()
             session.execute(delete(Upload).where(Upload.id.in_(old)))
         self._drop([part.path for part in parts])
         return max(len(parts), len(old)) == _AT_ONCE

@@ -255,8 +255,8 @@ def identity_of(model: Model) -> str:
     args = model.engine_args
     if model.engine is EngineKind.EMBED:
         args = {name: value for name, value in args.items() if name in _MATTER}
-    facts = [model.name, model.engine, _source(model), args]
-    return msgspec.json.encode(facts, order="sorted").decode()
+    identity = [model.name, model.engine, _source(model), args]
+    return msgspec.json.encode(identity, order="sorted").decode()
 
 
 def _source(model: Model) -> list[Any]:

@@ -67,10 +67,10 @@ class Router:
         would be refused.
         """
         servers = [endpoint for engine in self.engines.servers for endpoint in engine.endpoints]
-        away = frozenset[str]().union(*(server.models for server in servers if not server.circuit.closed))
+        unavailable = frozenset[str]().union(*(server.models for server in servers if not server.circuit.closed))
         own = (engine.models for engine in self.engines.own)
         here = frozenset({ANY_MODEL}).union(*own, *(server.models for server in servers if server.circuit.closed))
-        return frozenset(self.models) - (away - here)
+        return frozenset(self.models) - (unavailable - here)
 
     @property
     def discovered(self) -> Mapping[str, bool]:

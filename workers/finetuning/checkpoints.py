@@ -69,7 +69,7 @@ def download(storage: Storage, source: str, sha256: str, folder: Path, *, resume
     return checkpoint_folder.verify(folder, resume=resume)
 
 
-def add(session: Session, job_id: str, step: int, **facts: Any) -> list[str]:
+def add(session: Session, job_id: str, step: int, **columns: Any) -> list[str]:
     """Add the row of a stored checkpoint; return the locations of those that keep no optimiser from now on.
 
     A row of the same step is replaced: the run was resumed from an earlier checkpoint.
@@ -81,7 +81,7 @@ def add(session: Session, job_id: str, step: int, **facts: Any) -> list[str]:
         row = FinetuneCheckpoint(id=new_id(PREFIX), job_id=job_id, step=step, created_at=now())
         session.add(row)
     row.keeps_optimizer = True
-    for name, value in facts.items():
+    for name, value in columns.items():
         setattr(row, name, value)
     session.flush()
     keeping = [row for row in of_job(session, job_id) if row.keeps_optimizer]

@@ -64,9 +64,9 @@ class _Examination:
         training = self._read("training_file", asked.training)
         validation = self._read("validation_file", asked.validation) if asked.validation else None
         held_out = self._held_out(training)
-        kept = len(training.lines) - len(held_out)
-        if kept < examples.MIN_EXAMPLES and not findings.errors:
-            message = f"There are {kept} examples to train on; at least {examples.MIN_EXAMPLES} are needed."
+        remaining = len(training.lines) - len(held_out)
+        if remaining < examples.MIN_EXAMPLES and not findings.errors:
+            message = f"There are {remaining} examples to train on; at least {examples.MIN_EXAMPLES} are needed."
             self._complain(training.field, Bad("too_few_examples", message))
         if validation is not None and not validation.lines and not findings.errors:
             self._complain(validation.field, Bad("too_few_examples", "The file has no examples."))

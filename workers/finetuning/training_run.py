@@ -186,8 +186,8 @@ class TrainingRun(ShardRun):
         def add(session: Session) -> list[str]:
             self._recorder.write(session)
             shards.note_progress(session, self.claim)
-            facts = {"location": target, "sha256": sha256, "bytes": size, "metrics": dict(report.metrics)}
-            forgotten = checkpoints.add(session, job.id, report.step, **facts)
+            columns = {"location": target, "sha256": sha256, "bytes": size, "metrics": dict(report.metrics)}
+            forgotten = checkpoints.add(session, job.id, report.step, **columns)
             name = names.checkpoint_name(self._payload.result, report.step)
             results.register(session, job, name, step=report.step, location=target, sha256=sha256, manifest=run)
             return forgotten

@@ -251,8 +251,8 @@ class InteractiveConsumer:
         except Exception as error:  # noqa: BLE001  a client must not wait for what will never come
             last = traceback.extract_tb(error.__traceback__)[-1]
             location = f"{last.filename}:{last.lineno}"  # without the error's text, which may quote the prompt
-            facts = {"request": request.id, "error": type(error).__name__, "at": location}
-            log.error("interactive_failed", extra=facts)  # noqa: TRY400
+            fields = {"request": request.id, "error": type(error).__name__, "at": location}
+            log.error("interactive_failed", extra=fields)  # noqa: TRY400
             return end_of(refusal(500, "The engine gave no answer.", code="engine_error"))
 
     async def _engine(self, request: QueuedRequest, engine_request: Request) -> Answer:

@@ -152,8 +152,8 @@ class AnswerCache:
         if request.adapter is not None:
             weights = (*weights, request.adapter.sha256)
         body = {name: value for name, value in request.body.items() if name not in _IGNORED}
-        facts = [_ANSWERS_VERSION, ANSWERS, request.tenant, request.url, weights, body]
-        return hashlib.sha256(msgspec.json.encode(facts, order="sorted")).digest()
+        identity = [_ANSWERS_VERSION, ANSWERS, request.tenant, request.url, weights, body]
+        return hashlib.sha256(msgspec.json.encode(identity, order="sorted")).digest()
 
     def _store(self, request: Request, key: bytes, answer: Answer, epoch: int, ttl: int) -> None:
         words = set(outcomes_of(request.url, answer)) if answer.status == 200 else set()

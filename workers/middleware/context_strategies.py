@@ -201,8 +201,8 @@ async def key_facts(history: History, terms: ContextOptions, fits: Fits) -> Cut 
     sentences_said, order = await asyncio.to_thread(_ranked, history, dropped)  # takes seconds for megabytes
 
     def body(many: int) -> Body:
-        kept = [sentences_said[n] for n in sorted(order[:many])]
-        return history.noted(dropped, _FACTS_NOTE, [f"{speaker}: {sentence}" for speaker, sentence in kept])
+        selected = [sentences_said[n] for n in sorted(order[:many])]
+        return history.noted(dropped, _FACTS_NOTE, [f"{speaker}: {sentence}" for speaker, sentence in selected])
 
     left_out = await least(len(order), lambda fewer: fits(body(len(order) - fewer)))
     if left_out is None:

@@ -177,8 +177,8 @@ class Budget:
 
     def took(self, tenant: str, seconds: float) -> None:
         if seconds >= self._slow:
-            kept = {name: known for name, known in self._spent.items() if self._left_of(name)}
-            self._spent = kept | {tenant: (self._left_of(tenant) + seconds, self._clock())}
+            spent = {name: known for name, known in self._spent.items() if self._left_of(name)}
+            self._spent = spent | {tenant: (self._left_of(tenant) + seconds, self._clock())}
 
     def _left_of(self, tenant: str) -> float:
         spent, at = self._spent.get(tenant, (0.0, 0.0))

@@ -133,14 +133,14 @@ class Summaries:
 
         Return an empty list if nothing fits.
         """
-        bare = await self._tokens("", max_tokens)
-        room = self._limit - max_tokens - bare
+        overhead = await self._tokens("", max_tokens)
+        room = self._limit - max_tokens - overhead
         parts: list[str] = []
         waiting = list(reversed(texts))
         begun, size = "", 0
         while waiting:
             text = waiting.pop()
-            length = await self._tokens(text, max_tokens) - bare + 1
+            length = await self._tokens(text, max_tokens) - overhead + 1
             if length > room:
                 if len(text) < 2:
                     return []

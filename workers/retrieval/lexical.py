@@ -66,9 +66,9 @@ _MARKS: Final = string.punctuation + "¿¡«»„“”‘’‹›…–—؟،
 def keywords(query: str) -> str:
     """Return a query without the stop words of its language, or unchanged if no other word remains."""
     words = [(word, word.strip(_MARKS).casefold()) for word in query.split()]
-    languages = _languages_of({bare for _, bare in words})
-    left = [(word, bare) for word, bare in words if languages.isdisjoint(_stop_words().get(bare, ()))]
-    return " ".join(word for word, _ in left) if any(bare for _, bare in left) else query
+    languages = _languages_of({stripped for _, stripped in words})
+    left = [(word, stripped) for word, stripped in words if languages.isdisjoint(_stop_words().get(stripped, ()))]
+    return " ".join(word for word, _ in left) if any(stripped for _, stripped in left) else query
 
 
 def _languages_of(words: Iterable[str]) -> frozenset[str]:

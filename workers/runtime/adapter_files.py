@@ -90,10 +90,10 @@ class AdapterFiles:
 
     def keep(self, hashes: Collection[str]) -> None:
         """Remove the local files of all adapters but those with these SHA-256."""
-        kept = set(map(name_of, hashes))
+        needed = set(map(name_of, hashes))
         with self._lock:
             for folder in self._folder.glob("lora-*"):
-                if folder.name not in kept:
+                if folder.name not in needed:
                     self._checked.discard(folder.name)
                     shutil.rmtree(folder, ignore_errors=True)
 

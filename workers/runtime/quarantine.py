@@ -171,8 +171,8 @@ class EngineHealth:
         return {"entry": self._entries[name], "up": up, "since": now()}
 
     def _may_try(self, name: str) -> bool:
-        ours = partial(quarantine.begin_trial, worker_id=self._context.worker_id, bounds=self._bounds)
-        if not self._write(partial(ours, host_devices=self._host_devices, model=name)):
+        begin = partial(quarantine.begin_trial, worker_id=self._context.worker_id, bounds=self._bounds)
+        if not self._write(partial(begin, host_devices=self._host_devices, model=name)):
             return False
         self._trials[name] = None
         return True
@@ -182,8 +182,8 @@ class EngineHealth:
         at = time.monotonic()
         for name, since in list(self._trials.items()):
             if since is not None and at - since >= self._bounds.seconds:
-                ours = partial(quarantine.end_trial, worker_id=self._context.worker_id)
-                self._write(partial(ours, host_devices=self._host_devices, model=name))
+                end = partial(quarantine.end_trial, worker_id=self._context.worker_id)
+                self._write(partial(end, host_devices=self._host_devices, model=name))
                 self._trials.pop(name, None)
                 log.warning("engine_released", extra={"model": name})
 

@@ -138,7 +138,7 @@ _SIGNALS_BY_FCNTL: Final = (8, 10, 15)
 _SIGNALS_BY_IOCTL: Final = (0x8901, 0x8902, 0x5412, 0x541C)
 #: prctl: PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_PTRACER. They would undo that the process ends with its parent, and
 #: that no other process of the user may read its memory.
-_ATTRIBUTES_BY_PRCTL: Final = (1, 4, 0x59616D61)
+_BY_PRCTL: Final = (1, 4, 0x59616D61)
 
 Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
 #: Names of calls, the argument that decides, and its values.
@@ -166,7 +166,7 @@ def filter_program(machine: str, pid: int) -> list[Instruction]:
     foreign: Rules = (
         ("fcntl", 1, _SIGNALS_BY_FCNTL),
         ("ioctl", 1, _SIGNALS_BY_IOCTL),
-        ("prctl", 0, _ATTRIBUTES_BY_PRCTL),
+        ("prctl", 0, _BY_PRCTL),
     )
     made: list[Instruction] = [(_LOAD, 0, 0, _ARCHITECTURE_AT), (_IS, 1, 0, _ARCHITECTURES[machine]), _end(_KILL)]
     made += [(_LOAD, 0, 0, _NUMBER_AT), (_IS_ABOVE, 0, 1, NEWEST), _end(_UNKNOWN)]

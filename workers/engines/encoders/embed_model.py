@@ -183,9 +183,9 @@ def _positions(module: Any) -> int:
 
 def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     """Return the tokens that the tokenizer puts before and after a text."""
-    full, bare = tokenizer("x")["input_ids"], tokenizer("x", add_special_tokens=False)["input_ids"]
-    start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
-    return full[:start], full[start + len(bare) :]
+    full, without_special = tokenizer("x")["input_ids"], tokenizer("x", add_special_tokens=False)["input_ids"]
+    start = next(i for i in range(len(full)) if full[i : i + len(without_special)] == without_special)
+    return full[:start], full[start + len(without_special) :]
 
 
 # ONNX Runtime: the file, and the forward pass through it.

@@ -181,7 +181,7 @@ def _load(order: Order, record: Record) -> SentenceModel:
 
 
 def key_of(name: str, source: str, revision: str | None, args: Mapping[str, Any], floor: float) -> str:
-    facts = {
+    identity = {
         "name": name,
         "weights": _weights(Path(source)) if Path(source).is_dir() else f"{source}@{revision}",
         "machine": machine(threads_of(args)),
@@ -190,7 +190,7 @@ def key_of(name: str, source: str, revision: str | None, args: Mapping[str, Any]
         "floor": floor,
         "runtime": args.get("runtime", "auto"),
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _weights(folder: Path) -> str:

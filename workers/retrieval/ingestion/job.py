@@ -72,12 +72,12 @@ def plan(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
     context.db.retrying(planned, context.stop)
 
 
-def _planned(session: Session, claim: JobClaim, cuts: list[tuple[int, int, int]], **facts: Any) -> None:
+def _planned(session: Session, claim: JobClaim, cuts: list[tuple[int, int, int]], **columns: Any) -> None:
     """Run the job; also attach files of a source to the store's other indexes."""
     _cut(session, claim, cuts)
     if source_id := claim.job.payload.get("source_id"):
         reindexing.alongside(session, claim.job, source_id, actor=f"source:{source_id}")
-    ledger.planned(session, claim, **facts)
+    ledger.planned(session, claim, **columns)
 
 
 def _resolve_model(context: Context, claim: JobClaim) -> tuple[str, str]:

@@ -25,11 +25,11 @@ _NAME_CHARACTERS: Final = 1000
 def read(text: str) -> Reading:
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     front = _front_matter(lines)
-    facts: dict[str, str] = {}
+    metadata: dict[str, str] = {}
     for name, value in _FRONT_FACT.findall("\n".join(lines[:front])):
-        facts.setdefault(name, value.strip(" \t'\""))
-    time = first_date(*map(facts.get, _FRONT_TIMES))
-    return Reading(Scanner(lines[front:]).blocks(), facts.get("title"), time=time)
+        metadata.setdefault(name, value.strip(" \t'\""))
+    time = first_date(*map(metadata.get, _FRONT_TIMES))
+    return Reading(Scanner(lines[front:]).blocks(), metadata.get("title"), time=time)
 
 
 class Scanner:
@@ -109,8 +109,8 @@ def _heading(text: str, level: int, name: str) -> Block:
 def _without_hashes(name: str) -> str:
     """Return a heading without the hashes that may close it: `## Name ##`."""
     name = name.strip()
-    bare = name.rstrip("#")
-    return bare.rstrip() if bare != name and (not bare or bare[-1] in " \t") else name
+    stripped = name.rstrip("#")
+    return stripped.rstrip() if stripped != name and (not stripped or stripped[-1] in " \t") else name
 
 
 def _front_matter(lines: list[str]) -> int:

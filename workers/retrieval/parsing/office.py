@@ -86,8 +86,10 @@ def read(data: bytes, media: str, limits: Limits) -> Reading:
     if media == MAIL:
         text = html.unescape(text)
     reading = markdown.read(text)
-    facts = result.metadata
-    return Reading(_unescaped(reading.blocks), facts.get("title") or None, time=first_date(*map(facts.get, _TIMES)))
+    metadata = result.metadata
+    return Reading(
+        _unescaped(reading.blocks), metadata.get("title") or None, time=first_date(*map(metadata.get, _TIMES))
+    )
 
 
 def picture_text(data: bytes, media: str) -> str:

@@ -27,8 +27,8 @@ class Bucket:
             key = str(item["Key"]).removeprefix(prefix)
             if not key or key.endswith("/"):
                 continue
-            facts = {"etag": item.get("ETag"), "size": item["Size"]}
-            entries.append(Entry(key, named(key), facts, int(item["Size"])))
+            fingerprint = {"etag": item.get("ETag"), "size": item["Size"]}
+            entries.append(Entry(key, named(key), fingerprint, int(item["Size"])))
             if len(entries) > limit:
                 raise too_many(limit)
         return entries

@@ -70,10 +70,10 @@ class Folder:
             with self._opened() as top, _step(top, parts) as folder:
                 descriptor = os.open(name, _FILE, dir_fd=folder)
             with os.fdopen(descriptor, "rb", buffering=0) as file:
-                facts = os.fstat(file.fileno())
-                if not stat.S_ISREG(facts.st_mode):
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
                     raise ItemFailed("not_a_file", "It is no ordinary file.")
-                if known is not None and self._fingerprint(facts) == known:
+                if known is not None and self._fingerprint(status) == known:
                     return None
                 while chunk := file.read(CHUNK):
                     take(chunk)
@@ -81,7 +81,7 @@ class Folder:
             raise ItemFailed(error.code, error.message) from error
         except OSError as error:
             raise ItemFailed("not_readable", f"It cannot be read: {error.strerror}.") from error
-        return Fetched(self._fingerprint(facts), entry.filename)
+        return Fetched(self._fingerprint(status), entry.filename)
 
     def _scan(
         self, top: int, parts: tuple[str, ...], passed_over: list[tuple[str, ...]]
@@ -117,16 +117,16 @@ class Folder:
                 Entry(readable, named(readable), fault=ItemFailed("bad_name", "Its name is not UTF-8.")),
             )
         try:
-            facts = item.stat(follow_symlinks=False)
+            status = item.stat(follow_symlinks=False)
         except FileNotFoundError:
             return item.name, False, None
-        return item.name, False, Entry(key, named(key), self._fingerprint(facts), facts.st_size)
+        return item.name, False, Entry(key, named(key), self._fingerprint(status), status.st_size)
 
-    def _fingerprint(self, facts: os.stat_result) -> dict[str, Any] | None:
+    def _fingerprint(self, status: os.stat_result) -> dict[str, Any] | None:
         """Return the fingerprint; None while the file is so new that another change might not show."""
-        if abs(time.time() - facts.st_ctime) < self._settled:
+        if abs(time.time() - status.st_ctime) < self._settled:
             return None
-        return {"size": facts.st_size, "mtime": facts.st_mtime_ns, "ctime": facts.st_ctime_ns}
+        return {"size": status.st_size, "mtime": status.st_mtime_ns, "ctime": status.st_ctime_ns}
 
     @contextmanager
     def _opened(self) -> Iterator[int]:

@@ -199,7 +199,7 @@ class SourceSyncRecorder:
             raise SourceUnavailable(**INDEX_REMOVED)
 
     def _insert(self, session: Session, stored: Stored) -> None:
-        facts = {"bytes": stored.size, "sha256": stored.sha256}
+        columns = {"bytes": stored.size, "sha256": stored.sha256}
         row = File(
             id=stored.file_id,
             project_id=self.source.project_id,
@@ -207,7 +207,7 @@ class SourceSyncRecorder:
             filename=stored.fetched.filename,
             path=stored.path,
             created_at=now(),
-            **facts,
+            **columns,
         )
         session.add(row)
         session.flush()
@@ -217,7 +217,7 @@ class SourceSyncRecorder:
             action="file.create",
             target=stored.file_id,
             project_id=self.source.project_id,
-            details={**facts, "source": self.source.id},
+            details={**columns, "source": self.source.id},
         )
 
     def _outlived(self, session: Session, item: SourceItem) -> str | None:
@@ -335,8 +335,8 @@ class _Sync:
         error: dict[str, Any] | None = None
         try:
             self._all()
-        except SourceUnavailable as away:
-            error = {"code": away.code, "message": away.message}
+        except SourceUnavailable as reason:
+            error = {"code": reason.code, "message": reason.message}
         except _Overdue:
             seconds = f"{self.config.source_seconds:g}"
             error = {"code": "source_timeout", "message": f"Not everything could be read within {seconds} seconds."}

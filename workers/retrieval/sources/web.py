@@ -110,8 +110,8 @@ def _judge(answer: aiohttp.ClientResponse) -> None:
 
 def _told(answer: aiohttp.ClientResponse, entry: Entry) -> Fetched:
     """Return what the answer says; a name without an extension gets that of the content's type."""
-    facts = {name: value for name in _CONDITIONS if (value := answer.headers.get(name, "")) and value.isascii()}
+    conditions = {name: value for name in _CONDITIONS if (value := answer.headers.get(name, "")) and value.isascii()}
     name = entry.filename
     if "." not in name:
         name += mimetypes.guess_extension(answer.content_type) or ""
-    return Fetched(facts or None, name)
+    return Fetched(conditions or None, name)
