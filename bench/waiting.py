@@ -78,7 +78,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--asks", type=int, default=100)
     parser.add_argument("--lines", type=int, default=2048, help="of the batch that runs meanwhile")
     parser.add_argument("--max-tokens", type=int, default=32, help="of each of its lines")
-    parser.add_argument("--beside", type=int, nargs="+", default=[0], help="values of NIGHTMILL_INTERACTIVE_BESIDE")
+    parser.add_argument(
+        "--beside", type=int, nargs="+", default=[0], help="values of NIGHTMILL_BATCH_REQUESTS_WHILE_INTERACTIVE"
+    )
     parser.add_argument("--engine-url", help="a server instead of vLLM in process; then `--model` names its model")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--folder", help="where the data goes; default: the temporary folder")
@@ -92,7 +94,7 @@ def _run(folder: Path, options: argparse.Namespace, limit: int, console: Console
         folder / "in.jsonl", options.lines, options.model, max_tokens=options.max_tokens, temperature=0, ignore_eos=True
     )
     words = ("--no-vllm", "--engine-url", options.engine_url) if options.engine_url else ()
-    with deployed(folder, _LINES, words, {"NIGHTMILL_INTERACTIVE_BESIDE": str(limit)}) as mill:
+    with deployed(folder, _LINES, words, {"NIGHTMILL_BATCH_REQUESTS_WHILE_INTERACTIVE": str(limit)}) as mill:
         mill.wait_for("cpu.plan")
         mill.wait_for("gpu.generate")
         with _Asker(mill, options.model) as asker:

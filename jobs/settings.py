@@ -84,8 +84,10 @@ class Settings(BaseSettings):
         ge=3 * MB,
         description="bytes of requests waiting in one queue; a project has a third of its places, and of these in all",
     )
-    interactive_beside: int = Field(
-        0, ge=0, description="requests of a batch at vLLM while somebody waits; 0: 4 on a CPU, all on a GPU"
+    batch_requests_while_interactive: int = Field(
+        0,
+        ge=0,
+        description="requests of batches at vLLM while an interactive client waits; 0: 4 on a CPU, all on a GPU",
     )
     interactive_unread: int = Field(
         16_384, ge=1024, description="chunks of a stream that wait for a slow reader before it is given up"
@@ -112,7 +114,7 @@ class Settings(BaseSettings):
     shards_in_flight: int = Field(2, ge=1, description="shards one engine works on at once; small ones count by lines")
     worker_nice: int = Field(10, ge=0, le=19, description="niceness of workers: the API of their machine goes first")
     segment_seconds: float = Field(1.0, gt=0, description="results are durable after this long")
-    beat_seconds: float = Field(5, gt=0, description="a worker's heartbeat")
+    heartbeat_seconds: float = Field(5, gt=0, description="a worker's heartbeat")
     lease_seconds: float = Field(30, gt=0, description="a claim whose heartbeat stands still this long is taken back")
     redelivery_seconds: float = Field(
         10, gt=0, description="a message that nobody has claimed is published again, then 2x, 4x"
@@ -128,7 +130,7 @@ class Settings(BaseSettings):
     engine_deaths_seconds: float = Field(900, gt=0, description="that many within this time, or without coming up")
     engine_rest_seconds: float = Field(900, gt=0, description="before it is tried once more; then 2x, 4x, up to a day")
     finish_tries: int = Field(5, ge=1, description="tries to plan or finish a job before it fails")
-    stalls_before_careful: int = Field(2, ge=1, description="lost leases without progress before one line at a time")
+    stalls_before_isolation: int = Field(2, ge=1, description="lost leases without progress before one line at a time")
 
     vectors_url: str = Field("", description="the vector database: `weaviate://host:port`; empty: LanceDB, on disk")
     vectors_api_key: str = Field("", repr=False, description="key of that server")

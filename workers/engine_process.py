@@ -82,7 +82,7 @@ def run(config: Settings, name: str, queue: str) -> None:
         ),
         checker=SchemaChecker(context.timings),
     )
-    throttle = BatchThrottle(lambda: engine.batch_limits(config.interactive_beside))
+    throttle = BatchThrottle(lambda: engine.batch_limits(config.batch_requests_while_interactive))
     shared = others if engine.shared else None
     pipeline, restarted = build_pipeline(engine, deps, config), partial(_restarted, context)
     host = EngineHost(pipeline, restarted, shared, engine.handle_death, throttle, context.timings)

@@ -167,7 +167,7 @@ class Lease:
         Raises: InFlight, if the key was taken over.
         """
         at = time.monotonic()
-        if self.once.primary_key is None or self.stored or at - self._sent < self.once.config.beat_seconds:
+        if self.once.primary_key is None or self.stored or at - self._sent < self.once.config.heartbeat_seconds:
             return
         self._sent = at
         await run_unshared(self._heartbeat)

@@ -184,7 +184,7 @@ async def _renewed(lease: Lease) -> AsyncIterator[None]:
 
     async def heartbeat() -> None:
         while True:
-            await asyncio.sleep(lease.once.config.beat_seconds)
+            await asyncio.sleep(lease.once.config.heartbeat_seconds)
             with suppress(DatabaseBusy):  # the next heartbeat may come in time
                 await lease.heartbeat()
 

@@ -23,7 +23,7 @@ WHOLE: Final[ColumnElement[float]] = literal(1.0, Float)
 def of_shards(config: Settings) -> ColumnElement[float]:
     """Return the weight as a column, for a row of `shard` joined to its `job`; 1 where there is no shard."""
     weights = tuple((row.name, row.slot_weight) for row in kinds.rows().values() if row.slot_weight is not None)
-    return _slot_weight(config.shard_lines, config.stalls_before_careful, weights)
+    return _slot_weight(config.shard_lines, config.stalls_before_isolation, weights)
 
 
 def of_shard(session: Session, job_id: str, n: int, config: Settings) -> float | None:

@@ -33,7 +33,7 @@ from tests.support.weaviate import Weaviate
 _POISON = ("!reset", "!html", "!500", "!flaky2", "!crash", "!hang")
 _REAL = ("smollm2-135m-instruct", "all-minilm-l6-v2")
 #: A real engine takes both cores for minutes: heartbeats come late, and so do answers.
-_SLOW = {"NIGHTMILL_LEASE_SECONDS": "15", "NIGHTMILL_BEAT_SECONDS": "2", "NIGHTMILL_REDELIVERY_SECONDS": "5"}
+_SLOW = {"NIGHTMILL_LEASE_SECONDS": "15", "NIGHTMILL_HEARTBEAT_SECONDS": "2", "NIGHTMILL_REDELIVERY_SECONDS": "5"}
 _SLOW |= {"NIGHTMILL_ENGINE_DEATHS": "1000"}  # they are of our making
 
 

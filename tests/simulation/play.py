@@ -22,10 +22,10 @@ from workers.dispatcher.loop import Dispatcher
 
 CONFIG = Settings(
     lease_seconds=2,
-    beat_seconds=0.5,
+    heartbeat_seconds=0.5,
     redelivery_seconds=1,
     cancel_grace_seconds=1,
-    stalls_before_careful=2,
+    stalls_before_isolation=2,
     tick_seconds=0.1,
 )
 #: Virtual seconds in which every job must have ended once it is calm: a poison takes four leases.

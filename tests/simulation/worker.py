@@ -82,9 +82,9 @@ class WorkerProcess(Process):
             except DatabaseBusy:
                 yield 0.1
                 continue
-            yield self.site.config.beat_seconds / 2
+            yield self.site.config.heartbeat_seconds / 2
             self._look()
-            yield self.site.config.beat_seconds / 2
+            yield self.site.config.heartbeat_seconds / 2
 
     def _send_heartbeats(self) -> None:
         claims = {(handle.job_id, handle.n, handle.epoch): handle for handle in self.engines if handle.n is not None}
@@ -222,7 +222,7 @@ class _Run:
         self.left = [line for line in range(claim.lines) if not claim.covered >> line & 1]
 
     def all(self) -> Steps[None]:
-        isolated = self.claim.stalls >= self.site.config.stalls_before_careful or self.claim.isolated_line is not None
+        isolated = self.claim.stalls >= self.site.config.stalls_before_isolation or self.claim.isolated_line is not None
         batch: list[int] = []
         while self.left and not self.handle.stop:
             line = self.left[0]

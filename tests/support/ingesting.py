@@ -401,7 +401,7 @@ def works(
     wordy = Wordy(reaper)
     host = EngineHost(FakeEngine(("*",), fault=wordy), lambda: None)
     host.start()
-    heartbeat = Heartbeat(db, _worker, beat_seconds=60, stop=threading.Event())
+    heartbeat = Heartbeat(db, _worker, heartbeat_seconds=60, stop=threading.Event())
     config = Settings(data_dir=folder, database_url=url, **given)
     parts = config, db, storage, "w", threading.Event(), Standing(), heartbeat, Models(config), Given(watched)
     context = Context(*parts, timings or Timings())

@@ -170,7 +170,7 @@ def running(
     """A mill over `db`, with small constants."""
     scaled = {
         "shard_lines": 8,
-        "beat_seconds": 0.2,
+        "heartbeat_seconds": 0.2,
         "lease_seconds": 1.5,
         "redelivery_seconds": 0.3,
         "min_free_bytes": 0,

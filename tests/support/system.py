@@ -48,7 +48,7 @@ SCALED: Mapping[str, str] = {
     "NIGHTMILL_SEGMENT_SECONDS": "0.2",
     "NIGHTMILL_ENGINE_CONCURRENCY": "16",  # a shard takes a while, and has segments behind it when its worker dies
     "NIGHTMILL_LEASE_SECONDS": "3",
-    "NIGHTMILL_BEAT_SECONDS": "0.5",
+    "NIGHTMILL_HEARTBEAT_SECONDS": "0.5",
     "NIGHTMILL_REDELIVERY_SECONDS": "2",
     "NIGHTMILL_ENGINE_TIMEOUT_SECONDS": "8",
     "NIGHTMILL_CANCEL_GRACE_SECONDS": "2",

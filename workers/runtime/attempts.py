@@ -105,7 +105,7 @@ class ShardRun:
     @property
     def is_isolated(self) -> bool:
         """Return whether the shard is in isolation mode: workers died of it, so it runs one line at a time."""
-        return self.claim.stalls >= self.context.config.stalls_before_careful or self.claim.isolated_line is not None
+        return self.claim.stalls >= self.context.config.stalls_before_isolation or self.claim.isolated_line is not None
 
     def has_killed_workers(self, line: int) -> bool:
         """Return whether workers died of a line at each of its tries in isolation mode."""

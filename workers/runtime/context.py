@@ -122,7 +122,7 @@ def build(config: Settings, pool: Pool, timings: Timings = Timings()) -> Context
     standing = Standing(state=pool.state, models=pool.models)
     worker_id = new_id(f"{pool.name}-")
     describe = _describe(worker_id, pool, standing)
-    heartbeat = Heartbeat(db, describe, beat_seconds=config.beat_seconds, stop=stop, timings=timings)
+    heartbeat = Heartbeat(db, describe, heartbeat_seconds=config.heartbeat_seconds, stop=stop, timings=timings)
     heartbeat.start()
     log.info("worker_started", extra={"pool": pool.name, "worker": worker_id, "queues": list(pool.queues)})
     storage, models = open_storage(config.storage), Models(config)

@@ -1,6 +1,6 @@
 """The heartbeats of a worker process: one thread that sends them, and learns which work is to stop.
 
-    every beat_seconds      increment the heartbeat of the worker and of each claim; write what is done without a claim
+    every heartbeat_seconds increment the heartbeat of the worker and of each claim; write what is done without a claim
     every second            read which held jobs are to stop (cancelled, expired) and what is paused; after a change of
                             the pauses the next heartbeats come sooner
 
@@ -103,13 +103,13 @@ class Heartbeat:
         db: Database,
         worker: Callable[[], Worker],
         *,
-        beat_seconds: float,
+        heartbeat_seconds: float,
         stop: threading.Event,
         timings: Timings = Timings(),
     ) -> None:
         self._db = db
         self._worker = worker
-        self._interval, self._look_seconds = beat_seconds, timings.heartbeat_look
+        self._interval, self._look_seconds = heartbeat_seconds, timings.heartbeat_look
         self._stop = stop
         self._handles: set[ClaimHandle] = set()
         self._lock = threading.Lock()

@@ -229,7 +229,7 @@ def test_long_work_of_a_project_delays_no_check_during_its_streams(monkeypatch: 
 def test_long_work_of_a_project_delays_no_heartbeat_of_its_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     heartbeats: list[str] = []
     monkeypatch.setattr(Lease, "_heartbeat", lambda lease: heartbeats.append(lease.owner))
-    config: Any = SimpleNamespace(beat_seconds=0.0)
+    config: Any = SimpleNamespace(heartbeat_seconds=0.0)
     db: Any = None
     lease = Lease(Once(db, config, ("p", "POST /v1/files", "key"), "POST /v1/files"), owner="own_1")
 

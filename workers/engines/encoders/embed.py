@@ -260,7 +260,7 @@ class EmbedEngine(BatchingEngine[SentenceModel]):
         return model.embed(batch)
 
     def _write(self, job: Job) -> Answer:
-        return write(job.asked, self._names[0], job.found, tuple(job.lengths), job.truncated)
+        return write(job.asked, self._names[0], job.results, tuple(job.lengths), job.truncated)
 
 
 def _tokenise(model: SentenceModel, slices: Sequence[JobSlice]) -> list[list[Any]]:

@@ -221,4 +221,4 @@ class RerankEngine(BatchingEngine[CrossModel]):
         return model.scores(batch)
 
     def _write(self, job: Job) -> Answer:
-        return write(job.asked, self._names[0], job.found, job.tokens)
+        return write(job.asked, self._names[0], job.results, job.tokens)

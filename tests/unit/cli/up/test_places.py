@@ -186,7 +186,7 @@ def test_a_port_that_its_own_api_has_is_not_in_the_way(
         by_port(monkeypatch, port)
         patient = Patient(effective(data_dir=folder), DataFolder(folder), {})
 
-        assert [one.what for one in reachable.ports(patient)] == told
+        assert [one.check for one in reachable.ports(patient)] == told
 
 
 @pytest.mark.parametrize("said", [b"SSH-2.0-x\r\n", b"HTTP/1.1 200 OK\r\n\r\n", b""])

@@ -45,7 +45,7 @@ class Harness:
     def __init__(self, db: Database, folder: Path, **settings: Any) -> None:
         config = Settings(data_dir=folder, database_url=db.url, **{"min_free_bytes": 0, **settings})
         self.db, self.storage = db, DiskStorage(folder / "files")
-        heartbeat = Heartbeat(db, _nobody, beat_seconds=60, stop=threading.Event())
+        heartbeat = Heartbeat(db, _nobody, heartbeat_seconds=60, stop=threading.Event())
         self.context = Context(
             config, db, self.storage, "planner", threading.Event(), Standing(), heartbeat, Models(config)
         )

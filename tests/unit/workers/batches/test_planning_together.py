@@ -35,7 +35,7 @@ class Harness:
     def __init__(self, db: Database, folder: Path, **settings: Any) -> None:
         config = Settings(data_dir=folder, database_url=db.url, **{"min_free_bytes": 0, **settings})
         self.db, self.storage = db, DiskStorage(folder / "files")
-        heartbeat = Heartbeat(db, lambda: Worker(id="planner"), beat_seconds=60, stop=threading.Event())
+        heartbeat = Heartbeat(db, lambda: Worker(id="planner"), heartbeat_seconds=60, stop=threading.Event())
         stop, standing, models = threading.Event(), Standing(), Models(config)
         self.context = Context(config, db, self.storage, "planner", stop, standing, heartbeat, models)
         with db.write() as session:

@@ -69,7 +69,7 @@ class Planning:
         config = Settings(data_dir=folder, database_url=db.url, min_free_bytes=0)
         self.db, self.storage = db, DiskStorage(folder / "files")
         stop = threading.Event()
-        heartbeat = Heartbeat(db, _nobody, beat_seconds=60, stop=stop)
+        heartbeat = Heartbeat(db, _nobody, heartbeat_seconds=60, stop=stop)
         self.context = Context(config, db, self.storage, "planner", stop, Standing(), heartbeat, Models(config))
         with db.write() as session:
             self.project = keys.ensure_project(session, "p").id

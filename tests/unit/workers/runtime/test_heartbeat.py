@@ -37,7 +37,7 @@ from tests.unit.workers.runtime.test_heartbeat import _worker
 from workers.runtime.heartbeat import Heartbeat
 
 known = [_worker(), _worker()]
-Heartbeat(Database(sys.argv[1]), lambda: known.pop(), beat_seconds=0.05, stop=threading.Event()).start()
+Heartbeat(Database(sys.argv[1]), lambda: known.pop(), heartbeat_seconds=0.05, stop=threading.Event()).start()
 threading.Event().wait(30)
 """
 
@@ -68,7 +68,7 @@ def _worker() -> Worker:
 
 @pytest.fixture
 def heartbeat(db: Database) -> Iterator[Heartbeat]:
-    heartbeat = Heartbeat(db, _worker, beat_seconds=0.05, stop=threading.Event())
+    heartbeat = Heartbeat(db, _worker, heartbeat_seconds=0.05, stop=threading.Event())
     heartbeat.start()
     yield heartbeat
     heartbeat.leave()
@@ -124,7 +124,7 @@ def test_what_is_under_way_without_a_claim_is_told_with_each_heartbeat(db: Datab
 
 @pytest.mark.parametrize("scope", Scope)
 def test_a_pause_is_known_soon_and_heartbeats_follow_for_the_operator_who_drains(db: Database, scope: Scope) -> None:
-    heartbeat = Heartbeat(db, _worker, beat_seconds=60, stop=threading.Event())
+    heartbeat = Heartbeat(db, _worker, heartbeat_seconds=60, stop=threading.Event())
     heartbeat.start()
     try:
         with db.write() as session:
@@ -147,7 +147,7 @@ def test_a_pause_is_known_soon_and_heartbeats_follow_for_the_operator_who_drains
 def test_what_is_paused_already_is_known_from_the_start(db: Database) -> None:
     with db.write() as session:
         pauses.pause(session, Scope.MODEL, "m", actor="operator")
-    heartbeat = Heartbeat(db, _worker, beat_seconds=60, stop=threading.Event())
+    heartbeat = Heartbeat(db, _worker, heartbeat_seconds=60, stop=threading.Event())
 
     heartbeat.start()
 
@@ -192,7 +192,7 @@ def test_fenced_planner_is_told_so(db: Database, heartbeat: Heartbeat) -> None:
 def test_cancelled_job_stops_its_shards_between_two_heartbeat(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     job = ledgers.running(db)
     claim = ledgers.claim_shard(db, job.id, 0, "w")
-    rare = Heartbeat(db, _worker, beat_seconds=3600, stop=threading.Event(), timings=QUICK)
+    rare = Heartbeat(db, _worker, heartbeat_seconds=3600, stop=threading.Event(), timings=QUICK)
     rare.start()
 
     with rare.watching(job.id, claim.epoch, 0) as handle:
@@ -211,7 +211,7 @@ def test_heartbeat_that_the_database_refused_is_made_up_for_at_the_next_look(
 ) -> None:
     fickle, job = Fickle(db.url, 2), ledgers.running(db)  # the first write makes the worker known
     claim = ledgers.claim_shard(db, job.id, 0, "w")
-    heartbeat = Heartbeat(fickle, _worker, beat_seconds=3600, stop=threading.Event(), timings=QUICK)
+    heartbeat = Heartbeat(fickle, _worker, heartbeat_seconds=3600, stop=threading.Event(), timings=QUICK)
 
     with heartbeat.watching(job.id, claim.epoch, 0) as handle:
         heartbeat.start()
@@ -229,7 +229,7 @@ def test_worker_that_leaves_while_the_database_refuses_leaves_its_row_to_the_dis
     db: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     fickle = Fickle(db.url)
-    heartbeat = Heartbeat(fickle, _worker, beat_seconds=0.05, stop=threading.Event())
+    heartbeat = Heartbeat(fickle, _worker, heartbeat_seconds=0.05, stop=threading.Event())
     heartbeat.start()
 
     fickle.refuses = True
@@ -296,7 +296,7 @@ def test_a_worker_that_is_told_to_end_blames_no_engine_for_what_becomes_of_it(db
         one.host_devices, one.engines = "here", HELD
         return one
 
-    heartbeat = Heartbeat(db, worker, beat_seconds=0.05, stop=threading.Event())
+    heartbeat = Heartbeat(db, worker, heartbeat_seconds=0.05, stop=threading.Event())
     heartbeat.start()
     with db.read() as session:
         before = session.get_one(Worker, "w").engines

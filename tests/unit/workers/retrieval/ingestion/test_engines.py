@@ -256,7 +256,7 @@ def test_files_that_kill_who_parses_them_fail_and_their_neighbours_complete(
               for file, text in zip(files, texts, strict=True)}  # fmt: skip
     assert mill.statuses(store) == wanted
     assert (mill.job(batch).state, mill.job(batch).failed) == (JobState.SUCCEEDED, poisons)
-    assert deadly.deaths <= mill.context.config.stalls_before_careful + 2 * poisons
+    assert deadly.deaths <= mill.context.config.stalls_before_isolation + 2 * poisons
     mill.purge()
     mill.assert_tidy(store)
 
