@@ -65,8 +65,9 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 class MethodNotAllowed(NightmillError):
-    """This URL does not take that method."""
+    """A request with a method that the route does not have."""
 
+    text = "This URL does not take that method."
     status = HTTPStatus.METHOD_NOT_ALLOWED
     type = "invalid_request_error"
     code = "method_not_allowed"

@@ -41,8 +41,9 @@ _LOOKED_AT = 256
 
 
 class HeadTooLarge(NightmillError):
-    """The headers of the request are too large."""
+    """A request with too many bytes of headers."""
 
+    text = "The headers of the request are too large."
     status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
     type = "invalid_request_error"
     code = "request_head_too_large"

@@ -30,8 +30,9 @@ _READERS = 2
 
 
 class ProjectBusy(TooManyRequests):
-    """This project has too many requests in progress. Send this one again in a moment."""
+    """A request beyond the project's share of this API process."""
 
+    text = "This project has too many requests in progress. Send this one again in a moment."
     retry_after = 1
 
 

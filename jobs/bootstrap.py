@@ -27,7 +27,9 @@ MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 
 class NewerSchema(NightmillError):
-    """A newer version has migrated this database: start that one, or restore a backup from before."""
+    """The database has a schema that this version does not know."""
+
+    text = "A newer version has migrated this database: start that one, or restore a backup from before."
 
 
 def main() -> None:

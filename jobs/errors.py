@@ -1,4 +1,4 @@
-"""Every error a caller can meet, as one tree. Status and type belong to the class; the docstring is the message.
+"""Every error a caller can meet, as one tree. Status, type and the usual message belong to the class.
 
 NightmillError (500 server_error)
 ├── InvalidRequest (400 invalid_request_error)
@@ -32,8 +32,9 @@ from http import HTTPStatus
 
 
 class NightmillError(Exception):
-    """The server had an error while processing your request."""
+    """An error that a caller can meet. `text` is its message where the raiser gives none."""
 
+    text: str = "The server had an error while processing your request."
     status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR
     type: str = "server_error"
     code: str | None = None
@@ -41,52 +42,58 @@ class NightmillError(Exception):
     retry_after: int | None = None  # seconds, sent as Retry-After
 
     def __init__(self, message: str | None = None, *, param: str | None = None, code: str | None = None) -> None:
-        self.message = message or (type(self).__doc__ or "").strip()
+        self.message = message or self.text
         super().__init__(self.message)
         self.param = param
         self.code = code or self.code
 
 
 class InvalidRequest(NightmillError):
-    """The request is not valid."""
+    """A request that is not valid."""
 
+    text = "The request is not valid."
     status = HTTPStatus.BAD_REQUEST
     type = "invalid_request_error"
 
 
 class Expired(InvalidRequest):
-    """This object has expired."""
+    """A request for an object whose lifetime has ended."""
 
+    text = "This object has expired."
     code = "expired"
 
 
 class Unauthenticated(NightmillError):
-    """Incorrect API key provided. Make a key with `nightmill keys create`."""
+    """A request without a valid API key."""
 
+    text = "Incorrect API key provided. Make a key with `nightmill keys create`."
     status = HTTPStatus.UNAUTHORIZED
     type = "invalid_request_error"
     code = "invalid_api_key"
 
 
 class PermissionDenied(NightmillError):
-    """This key may not do that."""
+    """A request that the key does not permit."""
 
+    text = "This key may not do that."
     status = HTTPStatus.FORBIDDEN
     type = "invalid_request_error"
     code = "permission_denied"
 
 
 class NotFound(NightmillError):
-    """There is no such object."""
+    """A request for an object that does not exist, or belongs to another project."""
 
+    text = "There is no such object."
     status = HTTPStatus.NOT_FOUND
     type = "invalid_request_error"
     code = "not_found"
 
 
 class RequestTimeout(NightmillError):
-    """The request's body stopped arriving."""
+    """A request whose body was not received in time."""
 
+    text = "The request's body stopped arriving."
     status = HTTPStatus.REQUEST_TIMEOUT
     type = "invalid_request_error"
     code = "request_timeout"
@@ -94,62 +101,70 @@ class RequestTimeout(NightmillError):
 
 
 class Conflict(NightmillError):
-    """The object's state does not allow this."""
+    """A request that the state of the object does not allow."""
 
+    text = "The object's state does not allow this."
     status = HTTPStatus.CONFLICT
     type = "invalid_request_error"
 
 
 class Contended(Conflict):
-    """Others are changing this object at the same moment."""
+    """A request whose object is being changed by others."""
 
+    text = "Others are changing this object at the same moment."
     code = "contended"
     retryable = True
     retry_after = 1
 
 
 class InFlight(Conflict):
-    """A request with this Idempotency-Key is still being processed."""
+    """A repeated request whose first one is not answered yet."""
 
+    text = "A request with this Idempotency-Key is still being processed."
     code = "idempotency_key_in_use"
     retryable = True
     retry_after = 1
 
 
 class Gone(NightmillError):
-    """This has been removed."""
+    """A request for what has been removed."""
 
+    text = "This has been removed."
     status = HTTPStatus.GONE
     type = "invalid_request_error"
 
 
 class PayloadTooLarge(NightmillError):
-    """The request is too large."""
+    """A request with too many bytes."""
 
+    text = "The request is too large."
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     type = "invalid_request_error"
     code = "request_too_large"
 
 
 class UnsupportedMedia(NightmillError):
-    """The Content-Type or Content-Encoding of this request is not supported."""
+    """A request in a format that is not supported."""
 
+    text = "The Content-Type or Content-Encoding of this request is not supported."
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     type = "invalid_request_error"
     code = "unsupported_media_type"
 
 
 class IdempotencyMismatch(NightmillError):
-    """This Idempotency-Key was used with another request."""
+    """A request with the Idempotency-Key of a different request."""
 
+    text = "This Idempotency-Key was used with another request."
     status = HTTPStatus.UNPROCESSABLE_ENTITY
     type = "invalid_request_error"
     code = "idempotency_key_mismatch"
 
 
 class TooManyRequests(NightmillError):
-    """Too many requests."""
+    """A request beyond a rate limit."""
 
+    text = "Too many requests."
     status = HTTPStatus.TOO_MANY_REQUESTS
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
@@ -158,8 +173,9 @@ class TooManyRequests(NightmillError):
 
 
 class Unavailable(NightmillError):
-    """The service cannot answer now."""
+    """A request that cannot be answered now; the same request may succeed later."""
 
+    text = "The service cannot answer now."
     status = HTTPStatus.SERVICE_UNAVAILABLE
     code = "unavailable"
     retryable = True
@@ -167,68 +183,80 @@ class Unavailable(NightmillError):
 
 
 class BrokerFull(Unavailable):
-    """The server that carries requests and answers has no memory left for them. Ask again in a moment."""
+    """The Redis server of interactive requests is out of memory."""
 
+    text = "The server that carries requests and answers has no memory left for them. Ask again in a moment."
     code = "broker_full"
     retry_after = 5
 
 
 class DatabaseBusy(Unavailable):
-    """The database is busy or not reachable."""
+    """The database did not answer."""
 
+    text = "The database is busy or not reachable."
     code = "database_unavailable"
 
 
 class TookTooLong(DatabaseBusy):
-    """The database has ended a statement that took too long, as it would the next time."""
+    """The database cancelled a statement at its timeout."""
+
+    text = "The database has ended a statement that took too long, as it would the next time."
 
 
 class NoWorker(Unavailable):
-    """No live worker serves this model."""
+    """A request for a model that no live worker serves."""
 
+    text = "No live worker serves this model."
     code = "no_worker"
 
 
 class ModelLoading(NoWorker):
-    """The model is loading. Ask again in a moment."""
+    """A request for a model that is loading."""
 
+    text = "The model is loading. Ask again in a moment."
     code = "model_loading"
     retry_after = 10
 
 
 class Overloaded(Unavailable):
-    """Too many clients wait for this model. Ask again in a moment."""
+    """A request for a model with a full queue."""
 
+    text = "Too many clients wait for this model. Ask again in a moment."
     code = "too_many_waiting"
 
 
 class StreamsUnavailable(Unavailable):
-    """The Redis server that carries the requests of interactive clients cannot be reached."""
+    """The Redis server of interactive requests did not answer."""
 
+    text = "The Redis server that carries the requests of interactive clients cannot be reached."
     code = "streams_unavailable"
 
 
 class WorkerLost(Unavailable):
-    """The worker that answered was lost. Ask again."""
+    """An interactive request whose worker ended before the answer."""
 
+    text = "The worker that answered was lost. Ask again."
     code = "worker_lost"
 
 
 class LookupsBusy(Unavailable):
-    """Too many names are being looked up: a name server may not answer. Ask again in a moment."""
+    """A request with a URL while too many names are being resolved."""
 
+    text = "Too many names are being looked up: a name server may not answer. Ask again in a moment."
     code = "name_lookups_busy"
 
 
 class StorageUnavailable(Unavailable):
-    """The file storage cannot be reached."""
+    """The file storage did not answer."""
 
+    text = "The file storage cannot be reached."
     code = "storage_unavailable"
 
 
 class StorageFull(NightmillError):
-    """There is not enough free space."""
+    """The storage has no room for a write."""
 
+    text = "There is not enough free space."
     status = HTTPStatus.INSUFFICIENT_STORAGE
     code = "insufficient_storage"
     retryable = True
@@ -236,12 +264,15 @@ class StorageFull(NightmillError):
 
 
 class ProjectFull(StorageFull):
-    """The project stores as many bytes as it may."""
+    """A write beyond the project's storage limit."""
 
+    text = "The project stores as many bytes as it may."
     code = "project_storage_full"
     retryable = False
     retry_after = None
 
 
 class ClaimLost(NightmillError):
-    """A newer claim on this work exists; what the former holder produced is dropped."""
+    """A write under a claim that was revoked, inside workers."""
+
+    text = "A newer claim on this work exists; what the former holder produced is dropped."

@@ -12,7 +12,7 @@ from api.finetuning.schemas import FineTuningFields, HyperparametersObject
 from api.http.bodies import resource
 from jobs.errors import InvalidRequest, Unavailable
 from jobs.finetuning import examination
-from jobs.finetuning.examination import ExaminationFailed, Findings, ModelAway
+from jobs.finetuning.examination import BaseUnavailable, ExaminationFailed, Findings
 from jobs.finetuning.payload import FineTuning, Training
 
 router = resource("Fine-tuning")
@@ -78,8 +78,8 @@ def _examined(question: examination.Question) -> Findings:
         raise Unavailable("Other files are being examined. Try again in a moment.", code="validation_busy")
     try:
         return examination.examine(question)
-    except ModelAway as error:
-        raise Unavailable("The base's tokenizer is not on this machine.", code="model_away") from error
+    except BaseUnavailable as error:
+        raise Unavailable("The base's tokenizer is not on this machine.", code="model_unavailable") from error
     except ExaminationFailed as error:
         message = f"The files could not be read within {_SECONDS} seconds."
         raise InvalidRequest(message, param="training_file", code=error.code) from error

@@ -80,12 +80,15 @@ class InferenceRequest(BaseModel):
 
 
 class GoingDown(WorkerLost):
-    """This server is going down. Ask again."""
+    """An interactive request that this API process cannot finish, because it stops."""
+
+    text = "This server is going down. Ask again."
 
 
 class TooLate(RequestTimeout):
-    """The model did not answer in time."""
+    """An interactive request that was not answered before its deadline."""
 
+    text = "The model did not answer in time."
     code = "timeout"
     retryable = False
 

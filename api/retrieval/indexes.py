@@ -411,7 +411,7 @@ def _compared(query: str, active: Side, candidate: Side) -> Compared:
 
 def _summary(data: Sequence[Compared], active: VectorStore, candidate: VectorStore) -> Summary:
     return Summary(
-        overlap=_mean(one.overlap for one in data) or 0.0,
+        overlap=_mean(result.overlap for result in data) or 0.0,
         rank_correlation=_mean(result.rank_correlation for result in data),
         active=_means(active, [result.active for result in data]),
         candidate=_means(candidate, [result.candidate for result in data]),

@@ -13,7 +13,9 @@ _HOST = "sqlite_host"
 
 
 class WrongHost(NightmillError):
-    """This SQLite database belongs to another host; several hosts need PostgreSQL (NIGHTMILL_DATABASE_URL)."""
+    """The SQLite database was created by another host."""
+
+    text = "This SQLite database belongs to another host; several hosts need PostgreSQL (NIGHTMILL_DATABASE_URL)."
 
 
 def claim_host(db: Database) -> None:

@@ -33,13 +33,16 @@ _MAX_AUTO_BATCH: Final = 16
 
 
 class ExaminationFailed(NightmillError):
-    """The files could not be read within the time and memory that there is."""
+    """The child process that reads training files ended without a result."""
 
+    text = "The files could not be read within the time and memory that there is."
     code = "validation_gave_up"
 
 
-class ModelAway(NightmillError):
-    """The base's tokenizer is not on this machine."""
+class BaseUnavailable(NightmillError):
+    """The tokenizer of the base cannot be loaded on this machine."""
+
+    text = "The base's tokenizer is not on this machine."
 
 
 class Stopped(Exception):
@@ -115,7 +118,7 @@ def question(
 
 
 def examine(asked: Question, stopped: Callable[[], bool] = lambda: False) -> Findings:
-    """Run the child. Raises ExaminationFailed, ModelAway, and Stopped when `stopped` returns True meanwhile."""
+    """Run the child. Raises ExaminationFailed, BaseUnavailable, and Stopped when `stopped` returns True meanwhile."""
     deadline = time.monotonic() + asked.cpu_seconds
     child = subprocess.Popen(  # noqa: S603 (our own module)
         [sys.executable, "-m", MODULE],
@@ -135,12 +138,12 @@ def examine(asked: Question, stopped: Callable[[], bool] = lambda: False) -> Fin
 
 
 def decode(out: bytes) -> Findings:
-    """Return what the child wrote. Raises ModelAway."""
+    """Return what the child wrote. Raises BaseUnavailable."""
     answer = json.loads(out)
     parts = {name: Part(**answer[name]) if answer[name] else None for name in ("training", "validation")}
     findings = Findings(**{**answer, **parts})
     if findings.unavailable is not None:
-        raise ModelAway(findings.unavailable)
+        raise BaseUnavailable(findings.unavailable)
     return findings
 
 

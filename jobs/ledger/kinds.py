@@ -28,8 +28,9 @@ class Payload(BaseModel):
 
 
 class UnknownKind(NightmillError):
-    """This version has no row for that kind of job."""
+    """A job whose kind this version does not know."""
 
+    text = "This version has no row for that kind of job."
     code = "unknown_kind"
 
 

@@ -4,8 +4,10 @@ Only words without another meaning are listed, so that each hit is a mistake. Mi
 of their time, the change log reports them, and data is written by others.
 """
 
+import ast
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,9 @@ NAMES = {
     "trying_times": "isolated_attempts",
     "words_child": "log_tail",
 }
+#: Names that say nothing about a value. No variable, parameter, field or function of the product has one of them.
+EMPTY_NAMES = {"found", "mine", "most", "one", "place", "said", "told", "wanted"}
+PRODUCT = ("api", "jobs", "workers", "cli")
 _OTHERS = re.compile(r"migrations/versions/|tests/unit/migrations/|CHANGELOG\.md|LICENSE|constraints|(.*/)?data/")
 _PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
@@ -92,3 +97,46 @@ def test_retired_words_stay_out() -> None:
 )
 def test_a_word_is_found_in_prose_and_in_identifiers(text: str, found: list[str]) -> None:
     assert list(_retired(text)) == found
+
+
+def _bound_names(source: str) -> Iterator[tuple[int, str]]:
+    """Yield the line and the name of each binding in `source`."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
+                yield node.lineno, name
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                yield node.lineno, name
+            case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
+                yield node.lineno, name
+
+
+def test_names_of_the_product_say_what_they_hold() -> None:
+    hits = [
+        f"{path.relative_to(ROOT)}:{line} {name}"
+        for package in PRODUCT
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for line, name in _bound_names(path.read_text(encoding="utf-8"))
+        if name in EMPTY_NAMES
+    ]
+
+    assert hits == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "found = 1",
+        "def f(found): pass",
+        "def found(): pass",
+        "[found for found in x]",
+        "lambda found: 1",
+        "class A:\n    found: int",
+        "try: pass\nexcept E as found: pass",
+        "match x:\n    case [found]: pass",
+        "(found := 1)",
+        "for a, found in x: pass",
+    ],
+)
+def test_a_binding_is_found_wherever_it_stands(source: str) -> None:
+    assert "found" in [name for _, name in _bound_names(source)]

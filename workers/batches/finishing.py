@@ -50,7 +50,9 @@ def finish(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
 
 
 class ResultsLost(NotFound):
-    """A shard is done, but some of its lines have no result."""
+    """A completed shard without the results of some lines."""
+
+    text = "A shard is done, but some of its lines have no result."
 
 
 @dataclass(frozen=True, slots=True)

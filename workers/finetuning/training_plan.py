@@ -62,7 +62,7 @@ def _examined(context: Context, claim: JobClaim, asked: FineTuning, base: Model,
         return examination.examine(question, lambda: handle.ended)
     except examination.Stopped:
         raise Abandoned from None
-    except examination.ModelAway:
+    except examination.BaseUnavailable:
         raise Abandoned(30.0, "model") from None
     except examination.ExaminationFailed as error:
         message = f"The files could not be read within {_SECONDS} seconds."

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 
 from api.finetuning import validation
 from jobs.finetuning import examination
-from jobs.finetuning.examination import ExaminationFailed, Findings, ModelAway, Part, Question
+from jobs.finetuning.examination import BaseUnavailable, ExaminationFailed, Findings, Part, Question
 from tests.support import tiny_llama
 from tests.unit.api.finetuning.test_fine_tuning import BASE, ROW, upload
 
@@ -64,7 +64,7 @@ def test_errors_are_told_with_line_and_param(client: TestClient, monkeypatch: py
 
 @pytest.mark.parametrize(
     ("error", "status", "code"),
-    [(ExaminationFailed(), 400, "validation_gave_up"), (ModelAway("away"), 503, "model_away")],
+    [(ExaminationFailed(), 400, "validation_gave_up"), (BaseUnavailable("away"), 503, "model_unavailable")],
 )
 def test_what_cannot_be_examined_is_refused(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, code: str
