@@ -1,14 +1,13 @@
 """The life of a claim: claim, call the handler of the job's kind, record how it ended.
 
     message ─▶ claim ─▶ handler ─┬─ returns                                    the handler has written what it did
-                                 ├─ ClaimLost ─▶ nothing                          a newer claim exists
-                                 ├─ Abandoned, GaveUp, storage or database away ─▶ released, again after a delay
-                                 └─ another error ─▶ a job: again, later each time, and in the end it fails
-                                                     a shard: its lease ends, and after some it is run line by line
+                                 ├─ ClaimLost ─▶ nothing                        a newer claim exists
+                                 ├─ Abandoned, GaveUp, storage or database unavailable ─▶ released, retried later
+                                 └─ another error ─▶ job: retried with growing delays, failed after the last try
+                                                     shard: its lease ends; after several leases it runs line by line
 
-What keeps a job from being planned or finished may pass (a mount that is unavailable, a process that is being
-replaced);
-what never passes must not go on for as long as the job's window.
+An error in planning or finishing may be temporary: a mount that is unavailable, a process that is being replaced. So
+the job is retried. The number of tries is limited, because a permanent error would repeat until the job's deadline.
 """
 
 import logging
@@ -35,7 +34,7 @@ from workers.runtime.engine_host import EngineHost, GaveUp
 from workers.runtime.heartbeat import ClaimHandle
 
 log = logging.getLogger(__name__)
-Made = TypeVar("Made", bound=Callable[..., ShardRun])
+MakeRun = TypeVar("MakeRun", bound=Callable[..., ShardRun])
 _storage_failed = Seldom(log, "work_waits_for_storage")  # hundreds of shards retry every ten seconds
 
 #: The step that failed, by task, for the error of a job.
@@ -46,7 +45,7 @@ _FAILURES: Final = {Task.PLAN: "The input cannot be planned", Task.FINISH: "The 
 
 
 def plan_all(context: Context, job_ids: Sequence[str]) -> None:
-    """Handle one `plan` message: the small inputs together, each of the others alone."""
+    """Handle one `plan` message: plan the jobs with small inputs together, and each other job alone."""
     for job_id in plan_small(context, job_ids):
         plan(context, job_id)
 
@@ -57,7 +56,7 @@ def plan(context: Context, job_id: str) -> None:
         return
     with (
         context.heartbeat.watching(job_id, claim.epoch) as handle,
-        _recorded(context, _OfJob(context, claim, Task.PLAN)),
+        _recording(context, _JobAttempt(context, claim, Task.PLAN)),
     ):
         kinds.handler_of(claim.job).plan(context, claim, handle)
 
@@ -65,14 +64,15 @@ def plan(context: Context, job_id: str) -> None:
 def finish(context: Context, job_id: str, claim: JobClaim | None = None) -> None:
     """Finish one job. Return quietly when there is nothing to finish or the claim was lost.
 
-    With a `claim` there was no message: the worker that ran the job's only shard has it from the last transaction.
+    A `claim` is given by the worker that ran the job's only shard: its last transaction made the claim, without a
+    message.
     """
     claim = claim or claim_job(context, job_id, Task.FINISH)
     if claim is None:
         return
     with (
         context.heartbeat.watching(job_id, claim.epoch) as handle,
-        _recorded(context, _OfJob(context, claim, Task.FINISH)),
+        _recording(context, _JobAttempt(context, claim, Task.FINISH)),
     ):
         kinds.handler_of(claim.job).finish(context, claim, handle)
     handler = kinds.HANDLERS.get(claim.job.kind)
@@ -84,9 +84,9 @@ def finish(context: Context, job_id: str, claim: JobClaim | None = None) -> None
 
 
 def run_in_turn(context: Context, host: EngineHost, slot_scheduler: SlotScheduler, job_id: str, n: int) -> None:
-    """Handle one `run` message as soon as this worker has room; send one that may wait long to another worker."""
+    """Handle one `run` message when this worker has a free slot. Publish it again where that may take long."""
     slot_weight = _slot_weight(context, job_id, n)
-    if slot_weight is None:  # an outdated message: finding that out takes no room
+    if slot_weight is None:  # an outdated message: detecting that takes no slot
         run(context, host, job_id, n)
         return
     if not host.started:
@@ -108,7 +108,7 @@ def _slot_weight(context: Context, job_id: str, n: int) -> float | None:
 
 
 def _send_to_another(context: Context, job_id: str, n: int) -> None:
-    """Publish the message again: at once where this worker ends, else after workers with room could take others."""
+    """Publish the message again: at once where this worker stops, else with a delay, so that others come first."""
     delay = 0.0 if context.stop.is_set() else context.timings.slot_retry
     context.db.retrying(lambda session: outbox.unpublish(session, Task.RUN, job_id, n, delay=delay))
 
@@ -116,56 +116,56 @@ def _send_to_another(context: Context, job_id: str, n: int) -> None:
 def run(context: Context, host: EngineHost, job_id: str, n: int) -> None:
     """Run one shard on the engine. Return quietly when there is nothing to run or the claim was lost.
 
-    A message published for an earlier worker may come while the engine loads. A shard claimed then would be blamed for
-    any failure until the first answer.
+    Wait until the engine has started before the claim: a shard that is claimed while the engine loads would be blamed
+    for a failure of the start.
     """
     if not host.await_start(context.stop):
         return
     if (claim := claim_shard(context, job_id, n)) is not None:
-        _run(context, claim, lambda handler, handle: _made(handler.run)(context, host, claim, handle))
+        _run(context, claim, lambda handler, handle: _required(handler.run)(context, host, claim, handle))
 
 
 def parse(context: Context, parser: Parser, job_id: str, n: int) -> None:
-    """Run the first stage of one shard in the pool of parsers. Return quietly as `run` does."""
+    """Parse one shard in the pool of parsers. Return quietly when there is nothing to run or the claim was lost."""
     if (claim := claim_shard(context, job_id, n, queue=Queue.INGEST)) is not None:
-        _run(context, claim, lambda handler, handle: _made(handler.parse)(context, parser, claim, handle))
+        _run(context, claim, lambda handler, handle: _required(handler.parse)(context, parser, claim, handle))
 
 
 def train(context: Context, job_id: str, n: int) -> None:
-    """Run the training of a job. Return quietly as `run` does."""
+    """Run the training of a job. Return quietly when there is nothing to run or the claim was lost."""
     if (claim := claim_shard(context, job_id, n)) is not None:
-        _run(context, claim, lambda handler, handle: _made(handler.train)(context, claim, handle))
+        _run(context, claim, lambda handler, handle: _required(handler.train)(context, claim, handle))
 
 
-def _made(make: Made | None) -> Made:
-    """Return what makes the run of a shard in this process. Raises UnknownKind for a kind that runs elsewhere."""
+def _required(make: MakeRun | None) -> MakeRun:
+    """Return the handler's function that makes a shard's run. Raises UnknownKind where the kind has none."""
     if make is None:
         raise UnknownKind("Jobs of this kind are not run by a process of this kind.")
     return make
 
 
 def _run(context: Context, claim: ShardClaim, make: Callable[[kinds.Handler, ClaimHandle], ShardRun]) -> None:
-    """Run a claimed shard; finish its job at once if this was its only shard: notifying another worker costs more."""
+    """Run a claimed shard. Finish its job at once if this was its only shard, which is faster than another message."""
     job = claim.job
-    attempt = _OfShard(claim)
+    attempt = _ShardAttempt(claim)
     with ExitStack() as watching:
         handle = watching.enter_context(context.heartbeat.watching(job.id, claim.epoch, claim.n))
         try:
-            with _recorded(context, attempt):
+            with _recording(context, attempt):
                 attempt.run = make(kinds.handler_of(job), handle)
                 attempt.run.all()
-        finally:  # after an error too: the last segment may have brought the claim of the finish
+        finally:  # also after an error: the commit of the last segment may have made the claim to finish
             watching.close()
             run = attempt.run
             if run is not None and run.closed and claim.lines == job.total and not run.ended:
                 finish(context, job.id, run.finishing)
 
 
-# -- how an attempt ended
+# -- attempts and how they end
 
 
-class _OfJob:
-    """An attempt to plan or finish a job. Errors are counted, and fail the job in the end."""
+class _JobAttempt:
+    """An attempt to plan or finish a job. Errors are counted; after the last try the job fails."""
 
     storage: tuple[type[Exception], ...] = (StorageFull, StorageUnavailable)
 
@@ -183,11 +183,11 @@ class _OfJob:
         )
 
     def fail(self, error: Exception) -> None:
-        """Release the claim with a delay; after the last try, fail the job with the step that failed and the reason."""
+        """Release the claim with a delay. After the last try, fail the job, and name the step and the reason."""
         log.error("attempt_failed", exc_info=error, extra=self.log_fields)
         context, claim = self._context, self._claim
-        code, why = self._why(error)
-        report = {"code": code, "message": f"{_FAILURES[self._task]}: {why}", "line": None, "param": None}
+        code, reason = self._reason(error)
+        report = {"code": code, "message": f"{_FAILURES[self._task]}: {reason}", "line": None, "param": None}
         delay, tries = context.config.redelivery_seconds * (1 + claim.job.failed_attempts), context.config.finish_tries
         with suppress(ClaimLost):
             if claim.job.failed_attempts + 1 >= tries:
@@ -196,7 +196,7 @@ class _OfJob:
                 lambda session: ledger.record_failed_attempt(session, claim, tries=tries, delay=delay, error=report)
             )
 
-    def _why(self, error: Exception) -> tuple[str, str]:
+    def _reason(self, error: Exception) -> tuple[str, str]:
         if isinstance(error, UnknownKind):
             return str(error.code), str(error)
         if isinstance(error, NotFound) and self._task is Task.FINISH:
@@ -204,7 +204,7 @@ class _OfJob:
         return "internal_error", "an internal error, see the worker's log."
 
 
-class _OfShard:
+class _ShardAttempt:
     """An attempt at a shard. An error ends the task, and the shard runs again after the lease of the claim."""
 
     storage: tuple[type[Exception], ...] = (StorageFull, StorageUnavailable, NotFound)
@@ -223,12 +223,12 @@ class _OfShard:
 
 
 @contextmanager
-def _recorded(context: Context, attempt: _OfJob | _OfShard) -> Iterator[None]:
-    """Record the exception that ended the work under a claim."""
+def _recording(context: Context, attempt: _JobAttempt | _ShardAttempt) -> Iterator[None]:
+    """Record how the work under a claim ended, by its exception."""
     try:
         yield
     except ClaimLost:
-        log.info("claim_fenced", extra={**attempt.log_fields, "epoch": attempt.epoch})
+        log.info("claim_lost", extra={**attempt.log_fields, "epoch": attempt.epoch})
     except Abandoned as reason:
         attempt.release(reason.delay, reason.waiting_for)
     except GaveUp as reason:

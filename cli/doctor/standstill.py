@@ -1,11 +1,11 @@
 """Explain why no worker has taken a job, where the job itself does not report a reason.
 
-With access to the job's database (on its host, or with its settings), follow the way of the work:
+With access to the job's database (on its host, or with its settings), check each step of the work:
 
     pending ──▶ not paused ──▶ a live worker ──▶ a free slot ──▶ published ──▶ claimed
                                                                     └── needs the broker, and a leading dispatcher
 
-From elsewhere only `/readyz` is available, which shows neither pauses nor the queue of a job.
+Without access only `/readyz` is available. It shows neither pauses nor the queue of a job.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,28 +25,28 @@ if TYPE_CHECKING:
     from jobs.ledger.tables import Job, Outbox
     from jobs.settings import Settings
 
-_LATE = 10.0  # seconds; an idle dispatcher looks each second and redelivers after ten
-_SILENT = 60.0  # seconds of many heartbeats
+_LATE = 10.0  # seconds; an idle dispatcher reads the outbox every second, and redelivers after ten
+_SILENT = 60.0  # seconds without a heartbeat; many are due in that time
 _PLAN = "cpu.plan"  # the queue that plans and finishes every job
 
 
 def reasons(url: str, job: Snapshot, data_dir: Path | None) -> list[str]:
-    """Return the reasons in words, empty where none is known."""
+    """Return sentences that say why the job waits; none where no reason is known."""
     from sqlalchemy.exc import SQLAlchemyError
 
     from jobs.errors import NightmillError
 
     why = None
     with suppress(CliError, NightmillError, SQLAlchemyError):  # the job may be on another host, or of another version
-        why = here(job.id, data_dir)
+        why = from_database(job.id, data_dir)
     if why is None:
-        why = from_afar(job, readiness.look(url) or {})
+        why = from_readiness(job, readiness.look(url) or {})
     if job.queue_position is not None and (job.queue_position or not why):
         why.append(f"{job.queue_position or 'none'} of its project's jobs before it")
     return why
 
 
-def here(job_id: str, data_dir: Path | None) -> list[str]:
+def from_database(job_id: str, data_dir: Path | None) -> list[str]:
     """Return the reasons from this host's database. Raises CliError where it does not have the job."""
     from cli.up.effective import effective, opened
     from jobs.ledger.tables import Job
@@ -59,7 +59,7 @@ def here(job_id: str, data_dir: Path | None) -> list[str]:
     return [*why, *_not_publishing(effective(data_dir=data_dir))] if is_late else why
 
 
-def from_afar(job: Snapshot, ready: Mapping[str, Any]) -> list[str]:
+def from_readiness(job: Snapshot, ready: Mapping[str, Any]) -> list[str]:
     """Return the reasons that `/readyz` shows."""
     queue = _PLAN if job.state != "running" else ""
     if ready.get("database", "ok") != "ok":
@@ -67,7 +67,7 @@ def from_afar(job: Snapshot, ready: Mapping[str, Any]) -> list[str]:
     if queue and "workers" in ready and not ready["workers"].get(queue):
         return [f"no live worker of {queue}"]
     if ready.get("status") == "stuck":
-        return ["nobody takes up anything that waits: `nightmill doctor` on the server's host says why"]
+        return ["no worker claims any waiting work: `nightmill doctor` on the server's host says why"]
     return []
 
 
@@ -75,17 +75,17 @@ def _look(session: "Session", job: "Job") -> tuple[list[str], bool]:
     """Return the reasons, and whether a late heartbeat or outbox message puts them in doubt."""
     message = _next_message(session, job)
     if message is None:
-        return _in_hand(session, job)
+        return _claimed(session, job)
     if paused := _paused(session, job, message):
         return [paused], False
     why, late = _overdue(message)
-    if crowded := _crowded(session, message):
-        return crowded[0], crowded[1] or late  # a claim of a part of a slot counts as a whole slot
+    if busy := _all_busy(session, message):
+        return busy[0], busy[1] or late  # a claim of a part of a slot counts as a whole slot
     return why, late
 
 
-def _in_hand(session: "Session", job: "Job") -> tuple[list[str], bool]:
-    """Explain a job without pending messages: workers hold all of its work, perhaps dead workers."""
+def _claimed(session: "Session", job: "Job") -> tuple[list[str], bool]:
+    """Explain a job without pending messages: workers have claimed all of its work. They may be dead."""
     from sqlalchemy import select
 
     from jobs.fleet import workers as fleet
@@ -95,19 +95,19 @@ def _in_hand(session: "Session", job: "Job") -> tuple[list[str], bool]:
     running = select(Shard.worker_id).where(Shard.job_id == job.id, Shard.state == ShardState.RUNNING)
     names = {job.worker_id, *session.scalars(running)} - {None}
     if silent := _silent([worker for worker in fleet.everyone(session) if worker.id in names]):
-        return [f"{silent[0].id} has it, and has sent no heartbeat for {_ago(silent[0].seen_at)}"], True
-    return ["a worker is at it, and nothing new has come of it yet"] if names else [], not names
+        return [f"{silent[0].id} has claimed it, and has sent no heartbeat for {_ago(silent[0].seen_at)}"], True
+    return ["a worker runs it, and there is no new result yet"] if names else [], not names
 
 
-def _crowded(session: "Session", message: "Outbox") -> tuple[list[str], bool] | None:
-    """Return why no worker can take work of the queue; None where one can."""
+def _all_busy(session: "Session", message: "Outbox") -> tuple[list[str], bool] | None:
+    """Return why no worker can claim work of the queue; None where a worker can."""
     from jobs.fleet import workers as fleet
     from jobs.ledger.pauses import Scope
 
     alive = fleet.alive(session, message.queue)
     if not alive:
         return [
-            _nobody(message.queue, [worker for worker in fleet.everyone(session) if message.queue in worker.queues])
+            _no_worker(message.queue, [worker for worker in fleet.everyone(session) if message.queue in worker.queues])
         ], False
     slots, busy = fleet.slots(alive)[message.queue], fleet.claims_at(session, Scope.QUEUE, message.queue)
     return ([f"all slots of {message.queue} are busy ({slots})"], bool(_silent(alive))) if busy >= slots else None
@@ -119,13 +119,13 @@ def _overdue(message: "Outbox") -> tuple[list[str], bool]:
 
     waits = now() - message.due_at
     if -outbox.LONGEST_DELAY <= waits < 0:
-        return [f"it is tried again in {duration(-waits)}"], False
+        return [f"it will be tried again in {duration(-waits)}"], False
     if waits < _LATE:
         return [], False
     if message.published_at is None:
-        return [f"{message.queue} should have had a message for it {duration(waits)} ago"], True
+        return [f"{message.queue} should have got a message for it {duration(waits)} ago"], True
     return [
-        f"{message.queue} was sent a message for it {_ago(message.published_at)} ago, and no worker has taken it up"
+        f"{message.queue} was sent a message for it {_ago(message.published_at)} ago, and no worker has claimed it"
     ], True
 
 
@@ -169,16 +169,16 @@ def _paused(session: "Session", job: "Job", message: "Outbox") -> str:
     return "its queue, model or project is paused; `nightmill workers` shows what is" if held else ""
 
 
-def _nobody(queue: str, workers: Sequence["Worker"]) -> str:
+def _no_worker(queue: str, workers: Sequence["Worker"]) -> str:
     """Return why the registered workers take no work: paused, loading, or stopping."""
     if not workers:
-        return f"no live worker of {queue}; `nightmill workers` shows who lives"
+        return f"no live worker of {queue}; `nightmill workers` lists the live workers"
     states = (f"{worker.id} is {'paused' if worker.state == 'ready' else worker.state}" for worker in workers)
-    return f"no worker of {queue} takes anything: {', '.join(states)}"
+    return f"no worker of {queue} takes work: {', '.join(states)}"
 
 
 def _not_publishing(config: "Settings") -> Iterator[str]:
-    """Yield faults of the broker and of the dispatcher. The check takes a second, so it comes last."""
+    """Yield faults of the broker and of the dispatcher. This takes a second, so it is the last check."""
     from cli.doctor.findings import Health, Patient
     from cli.doctor.reachable import broker
     from cli.up.folder import DataFolder

@@ -23,7 +23,7 @@ from cli.up.guard import PASSED_ON
 from cli.up.service import Service, State
 from jobs.platform import processes
 
-_ONE_REQUEST = 0.5  # seconds; `timeout` and `make` repeat a signal of the terminal
+_ONE_REQUEST = 0.5  # seconds in which repeated signals count as one: `timeout` and `make` repeat those of a terminal
 
 
 class Wakeups:
@@ -63,9 +63,9 @@ class Wakeups:
         if self._guard in ready and os.read(self._guard, 1) == b"":
             self.orphaned = True
         if self._reading.fileno() in ready and set(self._reading.recv(4096)) & set(PASSED_ON):
-            self._stop_asked()
+            self._count_stop()
 
-    def _stop_asked(self) -> None:
+    def _count_stop(self) -> None:
         now = time.monotonic()
         if now - self._stopped >= _ONE_REQUEST:
             self.stops += 1
@@ -77,7 +77,7 @@ def _noted(_number: int, _frame: FrameType | None) -> None:
 
 
 STOP_SECONDS = 20.0  # from the first SIGTERM to SIGKILL, all services together
-_PULSE = 1.0  # seconds between looks at logs and strays, while nothing happens
+_IDLE = 1.0  # seconds between checks of logs and strays
 _FOLLOWING = 0.2  # the same, while logs are shown
 _SWEEP = 5.0
 _BROKER_SECONDS = 30.0
@@ -98,14 +98,15 @@ class Hooks:
 class Plan:
     """The services to run, in order.
 
-    `broker_answers` looks once whether the broker is up; `mend_broker` repairs a broker that keeps exiting.
+    `broker_answers` checks once whether the broker is up. `repair_broker` repairs the files of a broker that keeps
+    exiting.
     """
 
     services: Sequence[Service]
     release: Service | None = None
     broker: Service | None = None
     broker_answers: Callable[[], bool] = lambda: True
-    mend_broker: Callable[[], None] = lambda: None
+    repair_broker: Callable[[], None] = lambda: None
 
 
 class _Stopped(Exception):
@@ -119,12 +120,15 @@ class Supervisor:
         self._plan = plan
         self._hooks = hooks
         self._wakeups = wakeups
-        self._running: list[Service] = []  # everything under supervision, in the order of its start
+        self._running: list[Service] = []  # the supervised services, in the order of their start
         self._swept = time.monotonic()
         self._unpublished = False
 
     def run(self) -> int:
-        """Supervise until a signal (exit code 0) or the guard's end (1). Raises CliError when the start fails."""
+        """Supervise until a signal arrives or the guard ends; return the exit code, 0 or 1.
+
+        Raises CliError when the start fails.
+        """
         try:
             self._start_broker()
             self._release()
@@ -155,7 +159,7 @@ class Supervisor:
             release.start()
             self._running.append(release)
             while release.state is State.RUNNING:
-                self._turn(_PULSE)
+                self._turn(_IDLE)
             self._running.remove(release)
             if release.code != 0:
                 raise CliError(f"the release step failed ({release.ending}):\n{release.log.tail(30)}")
@@ -167,7 +171,7 @@ class Supervisor:
 
     def _until_next(self) -> float:
         """Return the seconds until something is due."""
-        interval = _FOLLOWING if self._hooks.output else _PULSE
+        interval = _FOLLOWING if self._hooks.output else _IDLE
         due = [service.due for service in self._running if service.state is State.WAITING]
         return min([interval, *(when - time.monotonic() for when in due)])
 
@@ -175,7 +179,7 @@ class Supervisor:
         """Wait, then handle what is due. Raises _Stopped on the first request to stop."""
         self._wakeups.wait(seconds)
         self._reap()
-        self._look_after()
+        self._check_logs_and_strays()
         if self._wakeups.stops or self._wakeups.orphaned:
             raise _Stopped
         for service in self._running:
@@ -185,16 +189,16 @@ class Supervisor:
     def _restart(self, service: Service) -> None:
         if service is self._plan.broker and (service.code or 0) > 0 and service.delay > 1:
             with suppress(OSError):  # the disk is full: try again at the next start
-                self._plan.mend_broker()
+                self._plan.repair_broker()
         self._launch(service)
 
     def _launch(self, service: Service) -> None:
         service.start()
         if service.refused:
-            self._tell_end(service)
+            self._report_end(service)
         self._publish()
 
-    def _tell_end(self, service: Service) -> None:
+    def _report_end(self, service: Service) -> None:
         self._hooks.say(f"{service.name} ended ({service.ending}); starting it again in {service.delay:.1f} s")
 
     def _reap(self) -> None:
@@ -209,18 +213,18 @@ class Supervisor:
             service.ended(os.waitstatus_to_exitcode(status))
             self._publish()
             if service.state is State.WAITING and service is not self._plan.release:
-                self._tell_end(service)
+                self._report_end(service)
 
     def _end_session(self, pid: int) -> None:
         """Kill the session of a zombie. Its number cannot be reused while the zombie exists."""
         if not proc.kill_strays(self._known() - {pid}, ended=pid):
-            self._hooks.say(f"some processes of session {pid} do not die; going on without them")
+            self._hooks.say(f"some processes of session {pid} cannot be killed; the supervisor ignores them")
 
     def _known(self) -> set[int]:
         return {service.pid for service in self._running if service.pid}
 
-    def _look_after(self) -> None:
-        """Rotate and show logs, and kill strays, from time to time."""
+    def _check_logs_and_strays(self) -> None:
+        """Rotate and show logs; every five seconds kill strays."""
         output = self._hooks.output
         for service in self._running:
             service.log.rotate()
@@ -236,7 +240,7 @@ class Supervisor:
     def _stop(self) -> None:
         """Stop the services one after the other, the last started first and the broker last.
 
-        All together have STOP_SECONDS. Then, on a second request, or without a guard, they are killed.
+        The services have STOP_SECONDS in all. Kill them after that time, on a second request, or without a guard.
         """
         if self._wakeups.orphaned:
             return
@@ -246,18 +250,18 @@ class Supervisor:
         for service in reversed(self._running):
             service.stop()
             self._publish()
-            while service.pid and not self._hurried(deadline):
+            while service.pid and not self._must_kill(deadline):
                 self._wakeups.wait(min(0.5, deadline - time.monotonic()))
                 self._reap()
             if service.pid:
                 self._hooks.say(f"{service.name} is killed: it did not stop in time")
                 processes.kill([service.pid])
 
-    def _hurried(self, deadline: float) -> bool:
+    def _must_kill(self, deadline: float) -> bool:
         return self._wakeups.orphaned or self._wakeups.stops > 1 or time.monotonic() > deadline
 
     def _kill_all(self) -> None:
-        """Kill everything that still runs, and the processes that this leaves behind."""
+        """Kill every service that still runs, and the processes that it leaves behind."""
         for service in self._running:
             service.stop(signal.SIGKILL)
         deadline = time.monotonic() + 5.0
@@ -279,7 +283,7 @@ class Supervisor:
 
 
 def _ended_child() -> int | None:
-    """Return the pid of a child that exited and has not been waited for; None for none."""
+    """Return the pid of a child that has exited and was not waited for; None when there is none."""
     try:
         exited = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:

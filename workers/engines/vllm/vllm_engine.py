@@ -2,10 +2,10 @@
 
     start ──▶ running ──▶ answer … answer
       ▲          │
-      └──────────┴── EngineCore died: every request in flight gets EngineDead, the next start() builds a new one
+      └──────────┴── EngineCore died: each request in flight raises EngineDead; the next start() builds an engine
 
-Everything runs on the event loop that first called `start`. That loop belongs to the engine alone: building it blocks
-the loop for half a minute on a CPU. Requests that arrive meanwhile wait, and have never reached the dead engine.
+Everything runs on the event loop that first called `start`. No other code uses that loop: building the engine blocks it
+for half a minute on a CPU. Requests that arrive meanwhile wait for the new engine.
 """
 
 import asyncio
@@ -60,9 +60,9 @@ from workers.engines.wire import usage_of, wants_usage
 
 log = logging.getLogger(__name__)
 
-# OpenAI lets greedy sampling give several choices, vLLM doesn't; below this vLLM itself rounds up.
+# OpenAI allows several choices at temperature 0 and vLLM does not. vLLM raises lower temperatures to this value.
 LEAST_TEMPERATURE = 0.01
-# vLLM names what it counts; OpenAI names the field that is wrong.
+# The field that OpenAI names in an error about the prompt, by URL. vLLM names what it counts.
 PROMPT_FIELD = {
     "/v1/chat/completions": "messages",
     "/v1/completions": "prompt",
@@ -79,8 +79,8 @@ REQUEST_ID_PREFIX = {"/v1/responses": "resp_"}  # vLLM puts chatcmpl- and cmpl- 
 class VllmEngine:
     """An engine of vLLM for one base model.
 
-    `model` is a folder or a hub's name, `names` are its names in requests, `args` vLLM's arguments. `pids` is a file
-    for the process ids of the engine's children; it outlives this process. An engine that does not answer a ping for
+    `model` is a folder or a name on the hub, `names` are its names in requests, `args` are vLLM's arguments. The file
+    `pids` stores the process ids of the engine's children for the next process. An engine that answers no ping for
     `silence` seconds is killed.
     """
 
@@ -175,7 +175,9 @@ class VllmEngine:
         try:
             return Length(*await self._serving.length(request.url, self._body(replace(request, adapter=None))))
         except Exception as error:  # noqa: BLE001  vLLM and the chat templates it runs raise anything
-            log.info("prompt_not_counted", extra={"error": type(error).__name__})  # its text may quote the prompt
+            log.info(
+                "prompt_not_counted", extra={"error": type(error).__name__}
+            )  # the error's text may quote the prompt
             return None
 
     async def score(self, model: str, passages: Sequence[Passage], adapter: Adapter | None) -> list[Score]:
@@ -212,25 +214,25 @@ class VllmEngine:
         try:
             result = await serving.ask(request.url, body)
             if emit is not None and isinstance(result, AsyncGenerator):
-                return await self._hand_on(serving, request, result, emit)
+                return await self._pass_events(serving, request, result, emit)
         except Exception as error:  # noqa: BLE001  vLLM and the chat templates it runs raise anything
             result = error
         if task.cancelling() > cancels:  # vLLM swallows the cancellation and answers "Client disconnected"
             raise asyncio.CancelledError
         return _judge(serving, request, result)
 
-    async def _hand_on(self, serving: Serving, request: Request, events: AsyncGenerator[Any], emit: Emit) -> Answer:
-        """Emit the events of a stream as they come. vLLM reports an error after the first event as an event."""
+    async def _pass_events(self, serving: Serving, request: Request, events: AsyncGenerator[Any], emit: Emit) -> Answer:
+        """Emit the events of a stream. After the first event, vLLM reports an error as an event too."""
         usage = wants_usage(request.body)
         async with aclosing(events):
             async for chunk in events:
                 for event in _events(chunk):
-                    plain = plain_event(event, usage=usage)
-                    _name_base(plain, request)
-                    if isinstance(plain.get("response"), dict):
-                        _name_base(plain["response"], request)
-                        plain["response"] = complete_response(plain["response"], request.body, status=status_of(plain))
-                    await emit(msgspec.json.encode(plain))
+                    shown = plain_event(event, usage=usage)
+                    _name_base(shown, request)
+                    if isinstance(shown.get("response"), dict):
+                        _name_base(shown["response"], request)
+                        shown["response"] = complete_response(shown["response"], request.body, status=status_of(shown))
+                    await emit(msgspec.json.encode(shown))
         if serving.dead:
             raise EngineDead("the engine died while it answered")
         return Answer(HTTPStatus.OK, b"")
@@ -251,10 +253,7 @@ class VllmEngine:
         await watch_silence(serving.ping, lambda: serving.dead, self._silence, ending)
 
     async def _end_silent(self, serving: Serving) -> None:
-        """Kill the processes of a silent engine.
-
-        Where that does not help, end this process: its supervisor restarts it.
-        """
+        """Kill the processes of a silent engine; if they do not die, end this process, which is restarted."""
         await asyncio.to_thread(leftovers.kill, self._pids)
         for _ in range(_DYING_SECONDS):
             if serving.dead:
@@ -275,7 +274,7 @@ class VllmEngine:
 
 
 def _name_base(shown: dict[str, Any], request: Request) -> None:
-    """Let an answer or an event name the model that was asked for where vLLM names the adapter."""
+    """Replace the adapter's name in an answer or event by the model's name in the request."""
     if request.adapter and "model" in shown:
         shown["model"] = request.body["model"]
 
@@ -333,10 +332,10 @@ def _invalid(error: pydantic.ValidationError) -> Answer:
     return refusal(HTTPStatus.BAD_REQUEST, message, param=where[0] if where else None)
 
 
-# An engine that hangs (a kernel that never returns, a lock, a stopped process) is not dead: its requests never end,
-# while its worker sends heartbeats. vLLM answers a ping between two steps, however long the requests are.
+# An engine may hang (a kernel that never returns, a lock, a stopped process). Then its requests never end, while its
+# worker still sends heartbeats. A healthy engine answers a ping between two steps, also during long requests.
 
-#: The silence is measured in so many parts: while this process itself was stopped, only one part counts.
+#: The number of parts in which silence is measured. If this process itself was stopped, only one part is counted.
 PARTS: Final = 10
 
 
@@ -346,49 +345,49 @@ async def watch_silence(
     patience: float,
     end: Callable[[], Awaitable[None]],
 ) -> None:
-    """Call `end` when no ping was answered for `patience` seconds.
+    """Ping the engine again and again. Call `end` and return when no ping was answered for `patience` seconds.
 
-    Return then, or when the engine has died by itself.
+    Return also when the engine has died.
     """
     while not is_dead():
-        asked = asyncio.create_task(ping())
+        pinging = asyncio.create_task(ping())
         try:
-            answered = await _answered(asked, is_dead, patience)
+            answered = await _answered(pinging, is_dead, patience)
         finally:
-            asked.cancel()
+            pinging.cancel()
         if not answered:
             log.error("engine_silent", extra={"seconds": patience})
             await end()
             return
-        if asked.done() and not asked.cancelled() and (error := asked.exception()) and not is_dead():
-            log.warning("engine_not_asked", extra={"error": type(error).__name__})
+        if pinging.done() and not pinging.cancelled() and (error := pinging.exception()) and not is_dead():
+            log.warning("engine_ping_failed", extra={"error": type(error).__name__})
         await asyncio.sleep(patience / PARTS)
 
 
-async def _answered(asked: "asyncio.Task[object]", is_dead: Callable[[], bool], patience: float) -> bool:
+async def _answered(pinging: "asyncio.Task[object]", is_dead: Callable[[], bool], patience: float) -> bool:
     """Wait until the engine answers the ping or dies; return False after `patience` seconds without either."""
     for _ in range(PARTS):
-        done, _pending = await asyncio.wait({asked}, timeout=patience / PARTS)
+        done, _pending = await asyncio.wait({pinging}, timeout=patience / PARTS)
         if done or is_dead():
             return True
     return False
 
 
 # Keep the texts of clients and models out of vLLM's logs. Its templates and parsers log what they cannot handle: as an
-# argument, as an error's text, as a traceback that quotes a line of an answer. Such a record is reduced to what stands
-# in vLLM's code: the location, the message without its arguments, and the class of the error. This covers this process,
-# where texts are handled; the engine's children have token ids only.
+# argument, as an error's text, as a traceback that quotes a line of an answer. Such a record keeps only what is in
+# vLLM's code: the location, the message without its arguments, and the class of the error. Only this process needs
+# that, because the engine's children have token ids and no texts.
 
 QUOTING: Final = (
     "vllm.entrypoints.generate", "vllm.entrypoints.openai", "vllm.entrypoints.pooling", "vllm.entrypoints.serve",
     "vllm.multimodal", "vllm.parser", "vllm.reasoning", "vllm.renderers", "vllm.tokenizers", "vllm.tool_parsers",
     "vllm.v1.engine.detokenizer", "vllm.v1.structured_output",
 )  # fmt: skip
-WITHHELD: Final = "what is said here may quote a text"
+WITHHELD: Final = "the message is withheld, because it may quote a text"
 
 
-class Discreet:
-    """A factory of log records without texts. A filter would not do: a logger's filters skip the loggers below it."""
+class TextlessRecords:
+    """A factory of log records without texts. Filters of a logger would not apply to the loggers below it."""
 
     def __init__(self, make: Callable[..., logging.LogRecord]) -> None:
         self._make = make
@@ -405,7 +404,7 @@ class Discreet:
 @cache
 def keep_texts_out() -> None:
     """Install the factory for the rest of this process, which loads vLLM."""
-    logging.setLogRecordFactory(Discreet(logging.getLogRecordFactory()))
+    logging.setLogRecordFactory(TextlessRecords(logging.getLogRecordFactory()))
 
 
 def _is_constant(message: Any, path: str, line: int) -> bool:

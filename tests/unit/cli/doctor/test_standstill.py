@@ -1,4 +1,4 @@
-"""Why nobody takes up a job: on the deployment's host by its database, from elsewhere by `/readyz`."""
+"""Reasons why no worker claims a job: from the database on the deployment's host, elsewhere from `/readyz`."""
 
 import fcntl
 from collections.abc import Callable
@@ -27,7 +27,7 @@ Why = Callable[[str], list[str]]
 @pytest.fixture
 def why(tmp_path: Path, db: Database, monkeypatch: pytest.MonkeyPatch) -> Why:
     monkeypatch.setenv("NIGHTMILL_DATABASE_URL", db.url)
-    return lambda job_id: standstill.here(job_id, tmp_path)
+    return lambda job_id: standstill.from_database(job_id, tmp_path)
 
 
 def works(db: Database, queue: str = "cpu.plan", **changes: Any) -> None:
@@ -67,8 +67,8 @@ def test_a_paused_model_holds_back_lines_before_any_dispatcher_has_said_so(db: D
 def test_a_queue_without_a_live_worker_is_named(db: Database, why: Why) -> None:
     queued, running = ledgers.submitted(db), ledgers.running(db)
 
-    assert why(queued.id) == ["no live worker of cpu.plan; `nightmill workers` shows who lives"]
-    assert why(running.id) == ["no live worker of gpu.generate; `nightmill workers` shows who lives"]
+    assert why(queued.id) == ["no live worker of cpu.plan; `nightmill workers` lists the live workers"]
+    assert why(running.id) == ["no live worker of gpu.generate; `nightmill workers` lists the live workers"]
 
 
 def test_workers_that_take_nothing_are_named_with_why(db: Database, why: Why) -> None:
@@ -77,7 +77,7 @@ def test_workers_that_take_nothing_are_named_with_why(db: Database, why: Why) ->
     works(db, id="worker-2", state="starting")
     pause(db, Scope.WORKER, "worker-1")
 
-    assert why(job.id) == ["no worker of cpu.plan takes anything: worker-1 is paused, worker-2 is starting"]
+    assert why(job.id) == ["no worker of cpu.plan takes work: worker-1 is paused, worker-2 is starting"]
 
 
 def test_slots_that_are_busy_are_counted(db: Database, why: Why) -> None:
@@ -94,7 +94,7 @@ def test_where_nobody_publishes_it_is_told_that_no_dispatcher_leads(db: Database
     overdue(db)
 
     assert why(job.id) == [
-        "cpu.plan should have had a message for it 1 min 30 s ago",
+        "cpu.plan should have got a message for it 1 min 30 s ago",
         "no dispatcher leads; `nightmill doctor` looks at the processes",
     ]
 
@@ -107,9 +107,9 @@ def test_a_dispatcher_that_leads_is_not_blamed(sqlite: Database, tmp_path: Path,
 
     with Path(f"{make_url(sqlite.url).database}.dispatcher").open("a") as seat:
         fcntl.flock(seat, fcntl.LOCK_EX)
-        [told] = standstill.here(job.id, tmp_path)
+        [told] = standstill.from_database(job.id, tmp_path)
 
-    assert told == "cpu.plan was sent a message for it 20 s ago, and no worker has taken it up"
+    assert told == "cpu.plan was sent a message for it 20 s ago, and no worker has claimed it"
 
 
 def test_a_broker_that_is_away_is_told(db: Database, why: Why, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,9 +130,9 @@ def test_what_a_worker_has_in_hand_waits_for_nothing_unless_that_is_silent(db: D
     with db.write() as session:
         ledger.claim(session, job.id, Task.PLAN, "worker-1")
 
-    assert why(job.id) == ["a worker is at it, and nothing new has come of it yet"]
+    assert why(job.id) == ["a worker runs it, and there is no new result yet"]
     works(db, id="worker-1", seen_at=now() - 7210)
-    assert why(job.id)[0] == "worker-1 has it, and has sent no heartbeat for 2 h 0 min"
+    assert why(job.id)[0] == "worker-1 has claimed it, and has sent no heartbeat for 2 h 0 min"
 
 
 def test_a_job_that_has_just_come_is_not_complained_of(db: Database, why: Why) -> None:
@@ -162,12 +162,12 @@ def shown(state: str, position: int | None) -> Snapshot:
         (
             "running",
             {"status": "stuck", "workers": {"cpu.plan": 1}},
-            ["nobody takes up anything that waits: `nightmill doctor` on the server's host says why"],
+            ["no worker claims any waiting work: `nightmill doctor` on the server's host says why"],
         ),
     ],
 )  # fmt: skip
 def test_from_elsewhere_readiness_is_asked(state: str, ready: dict[str, Any], told: list[str]) -> None:
-    assert standstill.from_afar(shown(state, None), ready) == told
+    assert standstill.from_readiness(shown(state, None), ready) == told
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.system import pause
 from workers.engines.vllm import vllm_engine
-from workers.engines.vllm.vllm_engine import WITHHELD, Discreet
+from workers.engines.vllm.vllm_engine import WITHHELD, TextlessRecords
 
 PATIENCE = 0.5
 
@@ -85,7 +85,7 @@ async def test_one_that_refuses_the_call_lives_and_is_asked_again(caplog: pytest
     await asyncio.wait_for(engine.often.wait(), 30)
 
     assert (engine.ended, task.done()) == (0, False)
-    assert "engine_not_asked" in caplog.messages
+    assert "engine_ping_failed" in caplog.messages
     task.cancel()
 
 
@@ -150,7 +150,7 @@ def an_error_in_a_text() -> None:
 def told(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[Callable[[], None]], str]]:
     """As a handler writes what a call logs."""
     usual = logging.getLogRecordFactory()
-    logging.setLogRecordFactory(Discreet(usual))
+    logging.setLogRecordFactory(TextlessRecords(usual))
 
     def written(call: Callable[[], None]) -> str:
         call()
