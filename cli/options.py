@@ -38,3 +38,7 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON Lines: one object, or of a list one object for each entry.")
 ]
 Limit = Annotated[int, typer.Option(min=1, help="How many entries to show.")]
+Store = Annotated[str, typer.Argument(metavar="STORE", help="The store's id, as `nightmill stores list` shows it.")]
+After = Annotated[
+    list[str] | None, typer.Option(metavar="ID", help="Start when this job has completed; may be repeated.")
+]

@@ -10,7 +10,7 @@ import typer
 from cli.client.server import Server, ServerUnavailable, connect
 from cli.errors import CliError
 from cli.groups import Group
-from cli.options import ApiKey, AsJson, DataDir, Limit, Url
+from cli.options import After, ApiKey, AsJson, DataDir, Limit, Url
 from cli.terminal import moment, say, show, show_entries, show_json
 
 app = Group("Train models on your data, and steer the jobs that do it.")
@@ -45,9 +45,7 @@ def submit(
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Stored with the job; may be given several times.")
     ] = None,
-    after: Annotated[
-        list[str] | None, typer.Option(metavar="ID", help="Start when this job has completed; may be repeated.")
-    ] = None,
+    after: After = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Examine the files, and create nothing.")] = False,
     wait: Annotated[bool, typer.Option(help="Watch the job to its end.")] = True,
     as_json: AsJson = False,

@@ -10,7 +10,7 @@ import typer
 from cli.client.server import Server, connect
 from cli.errors import CliError
 from cli.groups import Group
-from cli.options import ApiKey, AsJson, DataDir, Url
+from cli.options import ApiKey, AsJson, DataDir, Store, Url
 from cli.terminal import say, show, show_entries, show_json, show_table
 
 _MOST = 100
@@ -21,7 +21,6 @@ _MARKS = ("recall", "ndcg", "mrr")
 _COMPARE_TIMEOUT = 1800.0
 
 app = Group("Build a second index of a vector store, compare it and switch to it.")
-Store = Annotated[str, typer.Argument(metavar="STORE", help="The store's id, as `nightmill stores list` shows it.")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="The index's id, as `nightmill indexes list` shows it.")]
 Wait = Annotated[
     bool, typer.Option("--wait", help="Wait until the index is built. Exit code 1 if files are missing then.")

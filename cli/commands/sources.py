@@ -6,11 +6,10 @@ import typer
 
 from cli.client.server import connect
 from cli.groups import Group
-from cli.options import ApiKey, AsJson, DataDir, Limit, Url
+from cli.options import ApiKey, AsJson, DataDir, Limit, Store, Url
 from cli.terminal import moment, show, show_entries
 
 app = Group("Keep a vector store in step with URLs, a folder of the server or S3.")
-Store = Annotated[str, typer.Argument(metavar="STORE", help="The store's id, as `nightmill stores list` shows it.")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="The source's id, as `nightmill sources list` shows it.")]
 Zone = Annotated[str | None, typer.Option(help="The time zone of --every, such as Europe/Zurich. Else UTC.")]
 

@@ -9,11 +9,10 @@ from cli.client.server import Server, connect
 from cli.commands.jobs import watched
 from cli.errors import CliError
 from cli.groups import Group
-from cli.options import ApiKey, AsJson, DataDir, Limit, Url
+from cli.options import ApiKey, AsJson, DataDir, Limit, Store, Url
 from cli.terminal import moment, show, show_entries
 
 app = Group("Create vector stores, add files to them and search them.")
-Store = Annotated[str, typer.Argument(metavar="STORE", help="The store's id, as `nightmill stores list` shows it.")]
 _WIDTH = 300  # characters of a passage that are shown
 
 

@@ -11,7 +11,7 @@ from cli.client.progress import fault, reasoning_of
 from cli.client.server import Server, connect
 from cli.commands.jobs import watched
 from cli.errors import CliError
-from cli.options import ApiKey, AsJson, DataDir, Url
+from cli.options import After, ApiKey, AsJson, DataDir, Url
 from cli.terminal import say, show
 from cli.wording import duration
 
@@ -43,10 +43,7 @@ def submit(
     at: Annotated[
         str, typer.Option(metavar="TIME", help="Start no earlier than this, such as 2026-12-24T18:00 (local time).")
     ] = "",
-    after: Annotated[
-        list[str] | None,
-        typer.Option(metavar="ID", help="Start when this job has completed; may be repeated."),
-    ] = None,
+    after: After = None,
     every: Annotated[
         str, typer.Option(metavar="CRON", help="Submit the file at these times, such as '0 3 * * *', and not now.")
     ] = "",
