@@ -56,7 +56,7 @@ def postgres_server() -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated file: to copy it is a hundred times cheaper than to make one."""
+    """Migrate a file once; copying it is a hundred times cheaper than migrating another."""
     path = tmp_path_factory.mktemp("template") / "nightmill.db"
     migrate(f"sqlite:///{path}")
     return path

@@ -71,7 +71,7 @@ def _vectors(stack: ExitStack, folder: Path) -> dict[str, str]:
 
 
 def _environment(data: Path, variables: Mapping[str, str]) -> Path:
-    """It holds passwords: the owner's alone."""
+    """Write the environment, which contains passwords, for its owner alone."""
     path = data / "environment"
     path.touch(mode=0o600)
     path.write_text("".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()))

@@ -20,7 +20,7 @@ from workers.engines.fake import FakeEngine
 
 @pytest.fixture
 def asked() -> list[str]:
-    """What the engine was asked, prompt by prompt."""
+    """Return what the engine was asked, prompt by prompt."""
     return []
 
 

@@ -43,7 +43,7 @@ Change = Callable[[str], str]
 
 
 def without(function: str, call: str) -> Change:
-    """The function no longer makes this call."""
+    """Remove this call from the function."""
 
     class Remover(ast.NodeTransformer):
         removed = 0
@@ -85,7 +85,7 @@ def instead(old: str, new: str, *, inside: str) -> Change:
 
 
 def unconstrained(constraint: str) -> Change:
-    """The table is made without the key or the uniqueness of this name."""
+    """Create the table without the key or the uniqueness constraint of this name."""
 
     class Remover(ast.NodeTransformer):
         removed = 0

@@ -167,7 +167,7 @@ def test_the_constraints_name_no_index_and_no_folder() -> None:
 
 
 def test_the_lock_file_of_node_names_no_registry() -> None:
-    """npm writes where it found each package, unless it is told not to."""
+    """Check that the lock file names no registry: npm records where each package was found, unless told not to."""
     lock = (ROOT / "tests" / "sdk" / "node" / "package-lock.json").read_text()
 
     assert "integrity" in lock

@@ -38,7 +38,7 @@ class Attacker:
         return max(1, round(count * self.dose))
 
     def client(self) -> httpx2.Client:
-        """A client of its own. Without `verify`, since to load certificates takes longer than a small attack."""
+        """Open another client, by default without `verify`: loading certificates takes longer than a small attack."""
         headers = {"Authorization": f"Bearer {self.key}"}
         return httpx2.Client(base_url=self.url, headers=headers, timeout=_TIMEOUT, trust_env=False, verify=False)
 

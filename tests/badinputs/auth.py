@@ -49,7 +49,7 @@ HEADERS: dict[str, tuple[str, str | None]] = {
 
 
 def everywhere(client: Asker, world: World, **ids: str) -> str:
-    """What all routes say to this client, each different answer once."""
+    """Return what all routes answer to this client, each different answer once."""
     known = routes(world)
     assert len(known) > 25
     return " | ".join(sorted({said(route.call(client, **ids)) for route, _ in known}))
@@ -64,7 +64,7 @@ def with_header(world: World, value: str | None) -> str:
 
 
 def revoked(world: World) -> str:
-    """Used, revoked, and tried until it is refused: how long that took, and then every route."""
+    """Use a key, revoke it, and try until it is refused; return the seconds, and then the answer of every route."""
     key = world.make_key("ours")
     client = world.asker(key)
     first = said(client.get("/v1/files?limit=1"))
@@ -108,7 +108,7 @@ def planted(world: World) -> dict[str, str]:
 
 
 def _library(world: World, file_id: str) -> dict[str, str]:
-    """A vector store with a file, a source and a second index."""
+    """Create a vector store with a file, a source and a second index."""
     ask = world.client.post
     store = ask("/v1/vector_stores", json={"name": CANARY, "metadata": {CANARY: CANARY}}).json()["id"]
     path, site = f"/v1/vector_stores/{store}", {"type": "url", "url": f"https://site.example.com/{CANARY}"}
@@ -147,7 +147,7 @@ def by_id(world: World) -> str:
 
 
 def by_list(world: World) -> str:
-    """Lists, filters, cursors and a batch or a dry run over our file: nothing of ours is in any answer."""
+    """Request lists, filters, cursors and a batch or dry run over the owner's file; nothing of the owner may appear."""
     ids = planted(world)
     theirs = world.stranger
     answers: list[Any] = [
@@ -224,7 +224,7 @@ def many_wrong(world: World) -> str:
 
 
 def timing(world: World) -> str:
-    """A known id with a wrong secret takes as long as an id that nobody has: medians, taken in turns."""
+    """Compare the time for a known id with a wrong secret with that for an unknown id, by medians taken in turns."""
     known = well_formed("_".join([*world.key.split("_")[:2], "x" * 43]))
     clients = [world.asker(known), world.asker(well_formed(_WORN))]
     times: list[list[float]] = [[], []]

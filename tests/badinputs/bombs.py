@@ -33,7 +33,7 @@ def swollen(mib: int, what: bytes = b"\0") -> bytes:
 
 
 def one_stream(name: bytes, stream: bytes, size: int, count: int, *, extra: bytes = b"", claims: int = -1) -> bytes:
-    """An archive of one stream under `count` names: a document's own for the first. `claims` is its size, as told."""
+    """Build an archive of one stream under `count` names, the first a document's own. `claims` is its stated size."""
     told = size if claims < 0 else claims
     crc = 0
     local = _LOCAL.pack(b"PK\3\4", 45, 0, 8, 0, 0, crc, len(stream), told, len(name), len(extra))
@@ -89,7 +89,7 @@ def nested(*, full: bool) -> bytes:
 
 
 def crowded(*, full: bool) -> bytes:
-    """A document of a million parts of nothing."""
+    """Build a document of a million empty parts."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr(_MAIN, "<w/>")
@@ -99,14 +99,14 @@ def crowded(*, full: bool) -> bytes:
 
 
 def zip64(claims: int, *, full: bool) -> bytes:
-    """A stream of many MiB whose size stands in the extra field, and is a lie."""
+    """Build a stream of many MiB whose size in the extra field is false."""
     mib = 1024 if full else 64
     extra = struct.pack("<HHQ", 1, 8, claims)
     return one_stream(_MAIN.encode(), swollen(mib), mib * _MIB, 1, extra=extra, claims=0xFFFFFFFF)
 
 
 def leading_out(outside: str) -> bytes:
-    """A document with parts that would be written elsewhere, and a link that leads there."""
+    """Build a document with parts that would be written outside of its folder, and a link that leads there."""
     file = io.BytesIO(samples.docx(samples.paragraph("An okapi among links.")))
     with zipfile.ZipFile(file, "a") as archive:
         for name in (f"../../../../../../../..{outside}", outside, "..\\..\\escaped"):
@@ -124,19 +124,19 @@ _DOCUMENT = '<w:document xmlns:w="http://schemas.openxmlformats.org/wordprocessi
 
 
 def word(doctype: str, text: str) -> bytes:
-    """A document with a DOCTYPE of one's own."""
+    """Build a document with this DOCTYPE."""
     body = _DOCUMENT.format(samples.paragraph(text)) + "</w:document>"
     return samples.docx("", {_MAIN: f'<?xml version="1.0"?>{doctype}{body}'})
 
 
 def laughs(levels: int = 9) -> str:
-    """A billion of them."""
+    """Build a "billion laughs" document."""
     rows = [f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, levels + 1)]
     return '<!DOCTYPE w [<!ENTITY l0 "lol">' + "".join(rows) + "]>"
 
 
 def fetching_word(place: str) -> bytes:
-    """A document whose template and picture are elsewhere."""
+    """Build a document whose template and picture are at a URL."""
     kind = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
     rows = [
         f'<Relationship Id="r{n}" Type="{kind}/{name}" Target="{place}/{name}" TargetMode="External"/>'
@@ -148,7 +148,7 @@ def fetching_word(place: str) -> bytes:
 
 
 def picture_of_text(place: str) -> bytes:
-    """An SVG with a script, an entity and pictures from elsewhere."""
+    """Build an SVG with a script, an entity and pictures from another host."""
     return f"""<?xml version="1.0"?><!DOCTYPE svg [<!ENTITY x SYSTEM "{place}/entity">]>
 <svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" onload="fetch('{place}/script')">
 <image xlink:href="{place}/image" width="1000000" height="1000000"/><script>fetch('{place}')</script>
@@ -167,7 +167,7 @@ def page(place: str) -> bytes:
 
 
 def pdf(objects: Mapping[int, bytes], trailer: bytes = b"/Root 1 0 R") -> bytes:
-    """A file of these objects, with a right table."""
+    """Build a PDF of these objects, with a correct table."""
     file, places = bytearray(b"%PDF-1.7\n"), dict[int, int]()
     for number, body in objects.items():
         places[number] = len(file)
@@ -197,7 +197,7 @@ def _stream(data: bytes, facts: bytes = b"") -> bytes:
 
 
 def inflating_pdf(*, full: bool) -> bytes:
-    """A page of blanks packed three times over: a kilobyte for gigabytes."""
+    """Build a page of blanks packed three times over: a kilobyte that expands to gigabytes."""
     mib, check = (10_240 if full else 2_048), 1
     for _ in range(mib):
         check = zlib.adler32(_BLANKS, check)
@@ -216,14 +216,14 @@ def circling_pdf() -> bytes:
 
 
 def endless_pages() -> bytes:
-    """A tree of pages whose branch is its own root."""
+    """Build a tree of pages with a branch that is its own root."""
     return pdf(
         {1: b"<</Type/Catalog/Pages 2 0 R>>", 2: b"<</Type/Pages/Count 3/Parent 2 0 R/Kids[2 0 R 2 0 R 2 0 R]>>"}
     )
 
 
 def many_pages(*, shared: bool) -> bytes:
-    """A million pages: one that says so, or one that stands there a million times."""
+    """Build a million pages: by a false count, or by a page that is listed a million times."""
     kids = b"[3 0 R]" if not shared else b"[10 0 R]"
     objects = {
         1: b"<</Type/Catalog/Pages 2 0 R>>",
@@ -239,7 +239,7 @@ def many_pages(*, shared: bool) -> bytes:
 
 
 def huge_picture_pdf(side: int) -> bytes:
-    """A page of nothing but a picture that says it is a hundred thousand pixels wide, in a few bytes."""
+    """Build a page with nothing but a picture that claims a width of a hundred thousand pixels in a few bytes."""
     facts = b"/Type/XObject/Subtype/Image/Width %d/Height %d/ColorSpace/DeviceGray/BitsPerComponent 8" % (side, side)
     picture = _stream(zlib.compress(bytes(_MIB)), facts + b"/Filter/FlateDecode")
     resources = b"/MediaBox[0 0 %d %d]/Resources<</XObject<</X 6 0 R>>>>" % (side, side)
@@ -263,7 +263,7 @@ def acting_pdf(place: str) -> bytes:
 
 
 def huge_png(side: int) -> bytes:
-    """A picture that says how large it is, and has a few rows of it."""
+    """Build a picture that states its size and has only a few of its rows."""
 
     def chunks() -> Iterator[bytes]:
         for kind, data in (

@@ -52,7 +52,7 @@ PRIORITIES: dict[str, Any] = {"text": "high", "true": True, "null": None, "an ob
 
 
 def posted(world: World, context: Any, **message: Any) -> str:
-    """What each route says, and of which parameter; each different answer once."""
+    """Return what each route answers, and for which parameter; each different answer once."""
     answers = []
     for path, fields in ROUTES.items():
         name = "messages" if "messages" in fields else "input"
@@ -63,7 +63,7 @@ def posted(world: World, context: Any, **message: Any) -> str:
 
 
 def in_a_file() -> tuple[bytes, str]:
-    """A good line and every wrong one, and what a dry run should say of them."""
+    """Return a valid line and every invalid one, and what a dry run should report of them."""
     lines, told = [chat_line("good", "hello", context={"strategy": "rotate", "keep_first": 0})], []
     for context, code, param in WRONG.values():
         lines.append(chat_line(f"c{len(lines)}", "hello", context=context))

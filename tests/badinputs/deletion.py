@@ -251,7 +251,7 @@ _CLEARED = 200.0  # retention looks every minute
 
 
 def erased(world: World, place: str, *, weaviate: bool = False) -> str:
-    """What is left of all words in a kind of place, once the product has cleared up."""
+    """Return what is left of all words in a kind of place after the product has cleaned up."""
     left = world.once(f"erased {weaviate}", lambda: _erase(world, weaviate=weaviate))
     return left[place]
 

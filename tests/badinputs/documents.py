@@ -153,7 +153,7 @@ def _large(scene: Scene, megabytes: int) -> int:
 
 
 def brought(world: World, name: str, make: Make) -> str:
-    """What became of the file and of its neighbour, and what else could be seen of it."""
+    """Ingest the file beside another; return what became of both, and what else could be observed."""
     scene, visitors = Scene.of(world), world.canary.connections
     data = make(scene)
     made = patient(lambda: world.upload(data, name, purpose="assistants"))

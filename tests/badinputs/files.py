@@ -36,12 +36,12 @@ UPLOAD = {"bytes": 4, "filename": "a.jsonl", "mime_type": "text/plain", "purpose
 
 
 def in_json(world: World, name: str) -> str:
-    """The name of an upload, which is JSON and hides nothing."""
+    """Send the name of an upload in JSON, which hides nothing."""
     return said(world.client.post("/v1/uploads", json=UPLOAD | {"filename": name}))
 
 
 def in_form(world: World, name: bytes) -> str:
-    """The name as the form has it, byte by byte."""
+    """Send the name in a form, byte by byte."""
     return form(world, b'form-data; name="file"; filename="' + name + b'"')
 
 
@@ -53,7 +53,7 @@ def form(world: World, disposition: bytes, *, boundary: bytes = b"b", closed: bo
 
 
 def kept(world: World, name: str) -> str:
-    """What is made of a name, told by the list and by the download's header."""
+    """Return how a name is stored, from the list and from the download's header."""
     made = world.client.post("/v1/uploads", json=UPLOAD | {"filename": name})
     return str(made.json()["filename"])
 
@@ -77,7 +77,7 @@ def cut(world: World) -> str:
 
 
 def resumed(world: World) -> str:
-    """An upload whose second part was cut: too little to complete; then whole; then completed with another part."""
+    """Complete an upload whose second part was cut off; then a whole one; then one with another part."""
     upload_id = world.client.post("/v1/uploads", json=UPLOAD).json()["id"]
 
     def part(data: bytes) -> str:

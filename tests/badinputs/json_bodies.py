@@ -61,7 +61,7 @@ def taking_json(world: World) -> list[Route]:
 
 
 def everywhere(world: World, text: bytes) -> str:
-    """What all routes say, each different answer once."""
+    """Return what all routes answer, each different answer once."""
     answers = set()
     for route in taking_json(world):
         path = route.path.replace("{", "").replace("}", "")
@@ -79,7 +79,7 @@ def batch(**changes: Any) -> bytes:
 
 
 def pieces(count: int, size: int = 1 << 20) -> Iterator[bytes]:
-    """A string of so many pieces, never held as a whole."""
+    """Yield a string of so many pieces, so that it is never held as a whole."""
     yield b'{"input_file_id": "'
     for _ in range(count):
         yield b"x" * size

@@ -18,7 +18,7 @@ A, B = (json.dumps(chat_line(name, "hello")).encode() for name in "ab")
 
 
 def changed(custom_id: Any = "b", **changes: Any) -> bytes:
-    """A good line, and a second one that differs from it."""
+    """Return a good line, and a second one that differs from it."""
     line = chat_line("b", "hello") | {"custom_id": custom_id} | changes
     return A + b"\n" + json.dumps(line).encode() + b"\n"
 
@@ -34,7 +34,7 @@ def without(name: str) -> bytes:
 
 
 def planned(world: World, content: Any, endpoint: str = "/v1/chat/completions") -> str:
-    """What becomes of a batch over this: its counts, or its errors with their lines."""
+    """Create a batch over this content; return its counts, or its errors with their lines."""
     batch = world.ended(world.submit(content, endpoint))
     if batch["status"] == "completed":
         counts = batch["request_counts"]
@@ -49,7 +49,7 @@ def errors(found: list[dict[str, Any]]) -> str:
 
 
 def echoed(world: World, custom_id: str) -> str:
-    """A custom_id that is odd and permitted comes back as it was."""
+    """Check that an odd but permitted custom_id is returned unchanged."""
     batch = world.ended(world.submit(changed(custom_id)))
     lines = world.client.get(f"/v1/files/{batch['output_file_id']}/content").content.splitlines()
     same = sorted(json.loads(line)["custom_id"] for line in lines) == sorted(["a", custom_id])
@@ -57,7 +57,7 @@ def echoed(world: World, custom_id: str) -> str:
 
 
 def bounded(world: World, content: Any) -> str:
-    """What is told of a bad file is not as large as the file."""
+    """Check that the report on a bad file is smaller than the file."""
     batch_id = world.submit(content)
     world.ended(batch_id)
     size = len(world.client.get(f"/v1/batches/{batch_id}").content)
@@ -66,7 +66,7 @@ def bounded(world: World, content: Any) -> str:
 
 @contextmanager
 def file_of(world: World, write: Callable[[BinaryIO], None]) -> Iterator[BinaryIO]:
-    """A large file, on disk."""
+    """Write a large file to the disk."""
     with tempfile.TemporaryFile(dir=world.folder) as file:
         write(file)
         file.seek(0)
@@ -111,14 +111,14 @@ def empty_then_bad(world: World) -> str:
 
 
 def gigabyte(world: World) -> str:
-    """A line of 1 GB is more than a file may have: it is refused by its length."""
+    """Send a line of 1 GB, which is more than a file may have: its length alone must refuse it."""
     lines = ["POST /v1/files HTTP/1.1", "Host: x", f"Authorization: Bearer {world.key}", "Connection: close"]
     lines += ["Content-Type: multipart/form-data; boundary=x", f"Content-Length: {1 << 30}", "", ""]
     return raw_said(world.raw("\r\n".join(lines).encode()))
 
 
 def dry_run(world: World, content: bytes) -> str:
-    """What `POST /v1/batches/validate` says of it."""
+    """Return the answer of `POST /v1/batches/validate`."""
     file_id = world.upload(content).json()["id"]
     answer = world.client.post(
         "/v1/batches/validate", json={"input_file_id": file_id, "endpoint": "/v1/chat/completions"}
@@ -127,7 +127,7 @@ def dry_run(world: World, content: bytes) -> str:
 
 
 def fine() -> dict[str, tuple[str, bytes]]:
-    """What is accepted, and has to be."""
+    """Yield requests that must be accepted."""
     return {
         "CRLF": ("completed 2/2", A + b"\r\n" + B + b"\r\n"),
         "no newline at the end": ("completed 2/2", A + b"\n" + B),

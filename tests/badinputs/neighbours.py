@@ -117,7 +117,7 @@ class Deployment:
         self._engine.__exit__()
 
     def other(self) -> httpx2.Client:
-        """A client of the other project, which no attack comes from."""
+        """Return a client of the other project, which sends no attack."""
         headers = {"Authorization": f"Bearer {self.other_key}"}
         return httpx2.Client(base_url=self.system.url, headers=headers, timeout=_PROBE_SECONDS, trust_env=False)
 
@@ -235,7 +235,7 @@ def cost(
 
 
 def costs(attack: Attack, root: Path, dose: float = 1.0) -> Cost:
-    """The cost of one attack on a fresh deployment of a checkout."""
+    """Measure the cost of one attack on a fresh deployment of a checkout."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nightmill-")))
         run = stack.enter_context(attackers())
@@ -245,7 +245,7 @@ def costs(attack: Attack, root: Path, dose: float = 1.0) -> Cost:
 
 
 def code(root: Path) -> str:
-    """The commit of a checkout, or its folder's name where it has none."""
+    """Return the commit of a checkout, or its folder's name where it has none."""
     command = ["git", "-C", str(root), "describe", "--always", "--dirty=+"]
     told = subprocess.run(command, capture_output=True, text=True, check=False)
     return told.stdout.strip() or root.name

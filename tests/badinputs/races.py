@@ -57,7 +57,7 @@ def different(world: World) -> str:
 
 
 def uploads(world: World) -> str:
-    """The same file one hundred times at once, then once more."""
+    """Upload the same file one hundred times at once, then once more."""
 
     def send(_: int) -> Any:
         files, headers = {"file": ("a.jsonl", b"x" * 10_000)}, {"Idempotency-Key": "upload"}
@@ -82,7 +82,7 @@ def other_project(world: World) -> str:
 
 
 def restarted(world: World) -> str:
-    """The web process ends and another begins: the key is still known."""
+    """Replace the web process by another one, which must still know the key."""
     first = create(world.client, "restart")
     world.restart_web()
     second, other = create(world.client, "restart"), create(world.client, "restart", priority=1)

@@ -127,7 +127,7 @@ def _once(data: bytes) -> Callable[[threading.Event], Iterator[bytes]]:
 
 
 def _bomb() -> bytes:
-    """A hundred MiB of zeros."""
+    """Build a hundred MiB of zeros."""
     stream = zlib.compressobj(9, wbits=31)
     return b"".join([*(stream.compress(bytes(_MIB)) for _ in range(100)), stream.flush()])
 

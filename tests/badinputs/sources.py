@@ -46,7 +46,7 @@ def offered(world: World, url: str) -> str:
 
 
 def redirected(world: World, place: str) -> str:
-    """What came of it in one sync of all redirects, and how many reached the canary in all of that."""
+    """Sync all redirects once; return the outcome, and how many requests reached the canary."""
     told, visitors = world.once("redirects", lambda: _all_redirects(world))
     return f"{told[place]}, {visitors} connections"
 
@@ -63,7 +63,7 @@ def _all_redirects(world: World) -> tuple[dict[str, str], int]:
 
 
 def moved(world: World, name: str, path: str, *, again: bool) -> str:
-    """A name that is the site's at first and the canary's afterwards."""
+    """Sync a name that resolves to the site at first and to the canary afterwards."""
     before = world.canary.connections
     host = f"n{next(_numbers)}-at-{name}"
     _open_site(world)
@@ -75,7 +75,7 @@ def moved(world: World, name: str, path: str, *, again: bool) -> str:
 
 
 def behaving(world: World, path: str) -> str:
-    """What came of a bad page, of what it became in the store, and of a good one behind it."""
+    """Return the outcome of a bad page, of its document in the store, and of a good page behind it."""
     before = world.canary.connections
     _open_site(world)
     bad, good = _url(world, path.replace(" ", "-")), _url(world, "page")
@@ -149,7 +149,7 @@ def _code(item: dict[str, Any]) -> str:
 
 
 def _fate(world: World, source: dict[str, Any], item: dict[str, Any]) -> list[str]:
-    """What the store says of the file that an item became."""
+    """Return what the store says of the file that an item became."""
     if item["file_id"] is None:
         return []
     file = world.client.get(f"/v1/vector_stores/{source['vector_store_id']}/files/{item['file_id']}").json()

@@ -45,7 +45,7 @@ def tampered(world: World, tamper: Tamper) -> str:
 
 
 def _anchors(folder: Path, anchor: str) -> Path:
-    """The file that NIGHTMILL_AUDIT_ANCHOR would have written."""
+    """Write the file that NIGHTMILL_AUDIT_ANCHOR would have written."""
     seal, _, digest = anchor.partition(":")
     file = folder / "anchors.jsonl"
     append(file, Anchor("anchor_1", 1.0, int(seal), digest))
@@ -53,7 +53,7 @@ def _anchors(folder: Path, anchor: str) -> Path:
 
 
 def _copied(world: World) -> Path:
-    """A copy of the database as it was once it had enough rows, all of them sealed."""
+    """Copy the database when it has enough rows and all of them are sealed."""
     sealed = world.folder / "sealed.db"
     if not sealed.exists():
         _seal(world, sealed)
@@ -127,7 +127,7 @@ def swap(connection: sqlite3.Connection) -> None:
 
 
 def insert_sealed(connection: sqlite3.Connection) -> None:
-    """A forged row behind the last, with its right hash; the head is not changed."""
+    """Insert a forged row behind the last one, with its right hash, and leave the head unchanged."""
     number, hash_ = connection.execute("SELECT seal, hash FROM audit_head").fetchone()
     row = {"id": 10**6, "at": int(time.time() * 1e6), "actor": "key:x", "action": "key.create", "target": "x"}
     row |= dict.fromkeys(("project_id", "source", "destination", "request_id", "details"))
@@ -137,7 +137,7 @@ def insert_sealed(connection: sqlite3.Connection) -> None:
 
 
 def insert_unsealed(connection: sqlite3.Connection) -> None:
-    """A forged row among the old ones, which nobody has sealed."""
+    """Insert an unsealed forged row among the old ones."""
     connection.execute(
         "INSERT INTO audit (at, actor, action, target) SELECT at - 3600000000, actor, action, 'forged' "
         "FROM audit WHERE seal = 2"

@@ -94,13 +94,13 @@ def offer(world: World, url: str, batch_url: str | None = None) -> str:
 
 
 def sly(world: World, name: str) -> str:
-    """A name of its own for each of the two, so that each begins at the first lookup."""
+    """Give each of the two a name of its own, so that each begins at the first lookup."""
     first, second = (f"https://n{next(_numbers)}-at-{name}:{{}}/" for _ in range(2))
     return offer(world, first, second)
 
 
 def redirected(world: World, status: int, to: str) -> str:
-    """A receiver that is permitted sends us on to the canary."""
+    """Redirect from a permitted receiver to the canary."""
     before = world.canary.connections
     with Receiver() as receiver:
         url = receiver.url(f"redirect?status={status}&to={to.replace('{}', str(world.canary.port))}")
@@ -140,7 +140,7 @@ def _endpoint(world: World, url: str) -> str:
 
 
 def _batch(world: World, url: str) -> str:
-    """A batch that fails at once, and tells its webhook so."""
+    """Create a batch that fails at once and notifies its webhook."""
     made = world.client.post("/v1/batches", json=BATCH | {"webhook": {"url": url}})
     if made.status_code != 200:
         return said(made)

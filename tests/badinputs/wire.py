@@ -12,7 +12,7 @@ GOOD = b'{"input_file_id": "file-x", "endpoint": "/v1/embeddings", "completion_w
 
 
 def request(world: World, *lines: str, body: bytes = b"", key: bool = True) -> bytes:
-    """A POST with these headers."""
+    """Send a POST with these headers."""
     head = ["POST /v1/batches HTTP/1.1", "Host: x", "Content-Type: application/json", *lines]
     if key:
         head.append(f"Authorization: Bearer {world.key}")
@@ -20,7 +20,7 @@ def request(world: World, *lines: str, body: bytes = b"", key: bool = True) -> b
 
 
 def last(world: World, *lines: str, body: bytes = b"") -> str:
-    """The answer to a request that ends its connection."""
+    """Return the answer to a request that ends its connection."""
     return raw_said(world.raw(request(world, *lines, "Connection: close", body=body)))
 
 
@@ -31,25 +31,25 @@ def smuggled(world: World) -> str:
 
 
 def endless(world: World) -> str:
-    """A chunked body without an end. Others are served meanwhile."""
+    """Send a chunked body without an end, while others must be served."""
     sent = request(world, "Transfer-Encoding: chunked", "Connection: close", body=b'5\r\n{"a":\r\n')
     return _stands_still(world, sent, world.idle_seconds)
 
 
 def short(world: World) -> str:
-    """A Content-Length that is more than what comes; the connection stays open."""
+    """Send a Content-Length that is larger than the body, and keep the connection open."""
     return _stands_still(
         world, request(world, "Content-Length: 1000", "Connection: close", body=GOOD), world.idle_seconds
     )
 
 
 def slow_head(world: World) -> str:
-    """A head that arrives a byte at a time."""
+    """Send a head, one byte at a time."""
     return _stands_still(world, b"POST /v1/batches HTTP/1.1\r\nX: ", world.head_seconds, drip=b"x")
 
 
 def _stands_still(world: World, sent: bytes, seconds: float, drip: bytes = b"") -> str:
-    """What comes of it, and whether it was given up in time while others were served."""
+    """Return the outcome, and whether the server gave the request up in time while others were served."""
     stop, served = threading.Event(), []
 
     def pieces() -> Iterator[bytes]:
@@ -78,7 +78,7 @@ def _stands_still(world: World, sent: bytes, seconds: float, drip: bytes = b"") 
 
 
 def half(world: World) -> str:
-    """The client leaves in the middle of the body."""
+    """Leave in the middle of the body."""
     return raw_said(world.raw(request(world, "Content-Length: 1000", body=GOOD), half_close=True)) or "closed"
 
 

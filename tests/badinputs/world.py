@@ -108,7 +108,7 @@ class Process:
             self._process.wait()
 
     def check(self) -> None:
-        """Raises when it has ended."""
+        """Raise an error when the process has ended."""
         if self._process.poll() is not None:
             raise RuntimeError(f"it ended with {self._process.returncode}:\n{self.log.read_text()[-3000:]}")
 
@@ -121,7 +121,7 @@ class Process:
         return self._status("VmHWM")
 
     def children_peak(self) -> int:
-        """The most that one of its children, which come and go, has held so far; 0 when there is none."""
+        """Return the peak memory of its children, which come and go; 0 when there are none."""
         found = [0]
         for child in psutil.Process(self._process.pid).children():
             with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
@@ -218,13 +218,13 @@ class World:
         return found | {"stored": sum(path.is_file() for path in (self.data / "files").rglob("*"))}
 
     def once(self, name: str, make: Callable[[], T]) -> T:
-        """What the first case that asks for it makes."""
+        """Return what `make` returns, which is called by the first case only."""
         if name not in self._made:
             self._made[name] = make()
         return cast(T, self._made[name])
 
     def keep(self, thing: C) -> C:
-        """Opened, and closed with this world."""
+        """Enter a context that is left with this world."""
         self._clients.enter_context(thing)
         return thing
 
@@ -245,13 +245,13 @@ class World:
         return (client or self.client).post("/v1/files", files=files, data={"purpose": purpose})
 
     def submit(self, content: Any, endpoint: str = "/v1/chat/completions", **fields: Any) -> str:
-        """A batch over these bytes (or this open file); its id."""
+        """Create a batch over these bytes (or this open file), and return its id."""
         file_id = self.upload(content).json()["id"]
         body = {"input_file_id": file_id, "endpoint": endpoint, "completion_window": "24h", **fields}
         return str(self.client.post("/v1/batches", json=body).json()["id"])
 
     def ended(self, batch_id: str, client: Asker | None = None, seconds: float = 60.0) -> dict[str, Any]:
-        """The batch, once it is at its end."""
+        """Return the batch when it has ended."""
         found: dict[str, Any] = {}
 
         def over() -> bool:
@@ -289,7 +289,7 @@ class World:
             self.eventually(self._works, "the mill's workers have joined", _UP_SECONDS)
 
     def _works(self) -> bool:
-        """The librarian is the last one to join."""
+        """Wait until the ingestion worker works, which joins last."""
         with self.db.read() as session:
             return any(Queue.EMBED in queues for queues in session.scalars(select(Worker.queues)))
 
@@ -314,7 +314,7 @@ def said(answer: httpx2.Response) -> str:
 
 
 def raw_said(answer: bytes) -> str:
-    """The same of every answer in what came over a socket; an empty text when nothing came."""
+    """Return the same fields of an answer that came over a socket; an empty text when nothing came."""
     found = []
     while answer.startswith(b"HTTP/1.1 "):
         head, _, rest = answer.partition(b"\r\n\r\n")
@@ -339,7 +339,7 @@ def _said(status: int, content: bytes) -> str:
 
 
 def at_once(count: int, work: Callable[[int], Any]) -> list[Any]:
-    """What `work` returns in so many threads that begin together."""
+    """Run `work` in so many threads that begin together, and return the results."""
     gate = threading.Barrier(count)
 
     def begin(n: int) -> Any:

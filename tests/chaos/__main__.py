@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _possible(options: argparse.Namespace) -> list[str]:
-    """What can befall the chosen parts."""
+    """Return the faults that can happen to the chosen parts."""
     spared: set[str] = set()
     if options.database_url or options.distributed:
         spared |= SQLITE_ONLY
@@ -121,7 +121,7 @@ def run(campaign: Campaign, kills: int, names: Sequence[str], *, peaceful: bool)
 
 
 def _progress(line: str) -> None:
-    """What one who waits for half an hour wants to see."""
+    """Print the progress of a long run."""
     if " fault " in line or "VIOLATION" in line or "drained" in line:
         print(line, file=sys.stderr, flush=True)
 

@@ -82,7 +82,7 @@ class Askers:
 
 
 def keys_of(client: openai.OpenAI) -> list[str]:
-    """The keys of all jobs that are responses, as often as there is a job."""
+    """Return the keys of all jobs that are responses, once for each job."""
     found: list[str] = []
     after = ""
     while True:

@@ -120,7 +120,7 @@ class Campaign:
             yield self
 
     def _noting(self, stack: ExitStack) -> Callable[[str], None]:
-        """The journal on disk is complete at all times, also when the run itself is killed."""
+        """Keep a journal on disk that is complete at any time, also when the run itself is killed."""
         file = stack.enter_context((self.folder / "journal.txt").open("w", buffering=1))
 
         def told(line: str) -> None:
@@ -150,7 +150,7 @@ class Campaign:
         return System(self.folder, **urls, rivals=bool(urls), **given)
 
     def _watch(self, stack: ExitStack) -> None:
-        """Notes when the generating engine was asked something, and who lives."""
+        """Record when the generating engine was asked, and which processes live."""
         stop = threading.Event()
         thread = threading.Thread(target=self._look, args=(stop,), daemon=True)
         thread.start()
@@ -217,7 +217,7 @@ class Campaign:
         self.load.feeding.clear()
 
     def go_on_until(self, true: Callable[[], object], seconds: float, what: str) -> None:
-        """The clients go on without a fault. Raises TimeoutError that says what the clients beside the batches have."""
+        """Wait until `true` while the clients go on without a fault. Raises TimeoutError with the clients' state."""
         self.load.feeding.set()
         try:
             wait_for(true, seconds * self.patience, what)
@@ -230,7 +230,7 @@ class Campaign:
             self.load.feeding.clear()
 
     def _await_work(self) -> None:
-        """A real engine takes a minute to come back; a kill before that would only show the same again."""
+        """Wait until work goes on. A real engine takes a minute to start; a kill before that would show nothing new."""
         last = self.struck[-1].over
         try:
             wait_for(lambda: self.load.moved[-1] > last, STUCK_SECONDS * self.patience, "work goes on")
@@ -295,7 +295,7 @@ class Campaign:
             self.journal.violation(*oracle.answered(one, askers.seen.get(one.key, ()), events))
 
     def stop(self) -> None:
-        """A clean end leaves nothing running."""
+        """Stop the deployment, and check that nothing is left running."""
         code = self.system.stop()
         if code:
             self.journal.violation(f"`up` ended with {code}")
@@ -347,7 +347,7 @@ class Campaign:
         return LOST_AT_ONCE * (_GENERATORS * crashes + sum(ALL_FAULTS[one.name].rework for one in self.struck))
 
     def rework_by_fault(self) -> dict[str, int]:
-        """What was asked again, by the last fault before it that an engine worker had to bear."""
+        """Count what was asked again, by the last fault before it that hit an engine worker."""
         spent: dict[str, int] = {}
         struck = [one for one in self.struck if ALL_FAULTS[one.name].rework]
         for number, log in enumerate(self.prompts()):
@@ -373,7 +373,7 @@ class Campaign:
         return found
 
     def longest_standstill(self) -> float:
-        """The longest time in which no client saw anything go on, while nothing was done to it."""
+        """Return the longest time without progress for any client while no fault was active."""
         moved = sorted([*self.load.moved, *(one.at for one in self.struck), *(one.over for one in self.struck)])
         struck = {one.at for one in self.struck}
         return max((after - before for before, after in pairwise(moved) if before not in struck), default=0.0)

@@ -138,7 +138,7 @@ def _freeze(name: str, least: float = 1.1 * LEASE, most: float = 2.2 * LEASE) ->
 
 
 def _outage(name: str) -> Callable[[Scene], None]:
-    """kill -9 of a server that all share; it comes back by itself on the same port."""
+    """Kill a shared server with SIGKILL; it comes back by itself on the same port."""
 
     def strike(scene: Scene) -> None:
         server = scene.server(name)
@@ -150,7 +150,7 @@ def _outage(name: str) -> Callable[[Scene], None]:
 
 
 def _hang(name: str) -> Callable[[Scene], None]:
-    """It takes connections and answers nothing for a while."""
+    """Stop a server for a while, so that it accepts connections and answers nothing."""
 
     def strike(scene: Scene) -> None:
         processes = scene.server(name).processes()
@@ -167,7 +167,7 @@ def _kill_engine(scene: Scene) -> None:
 
 
 def _kill_core(scene: Scene) -> None:
-    """vLLM's engine process, from under the worker that talks to it."""
+    """Kill vLLM's engine process under the worker that talks to it."""
     wait_for(lambda: scene.system.named("gpu", "EngineCore"), 300, "vLLM has an engine process")
     signal_all(scene.system.named("gpu", "EngineCore"), signal.SIGKILL)
 
@@ -214,7 +214,7 @@ def _freeze_idle(processes: list[psutil.Process]) -> None:
 
 
 def lockers() -> set[int]:
-    """Processes that hold a `flock` alone, such as the writer lock of SQLite."""
+    """Return the processes that alone hold a `flock`, such as the writer lock of SQLite."""
     held = (line.split() for line in Path("/proc/locks").read_text().splitlines())
     return {int(words[4]) for words in held if words[1:4] == ["FLOCK", "ADVISORY", "WRITE"]}
 
@@ -354,7 +354,7 @@ def _kill_web(scene: Scene) -> None:
 
 
 def _post_once(scene: Scene, job: Job) -> None:
-    """The SDK without its patience."""
+    """Post a job once, without the retries of the SDK."""
     load = scene.load
     with suppress(openai.APIError), load.client.hasty() as hasty:
         hasty.submit(job, load.receiver)
@@ -370,7 +370,7 @@ def _kill_io(scene: Scene) -> None:
 
 
 def _kill_up(guard: bool) -> Callable[[Scene], None]:
-    """The supervisor dies: nothing may be left, and `up` again on the same folder goes on with everything."""
+    """Kill the supervisor: nothing may be left, and `up` on the same folder must go on with everything."""
 
     def strike(scene: Scene) -> None:
         system = scene.system

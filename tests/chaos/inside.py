@@ -35,7 +35,7 @@ class Inside:
     vectors: Vectors
 
     def pending(self) -> int:
-        """What is still to be done: removals, and ingestions that run."""
+        """Return the pending work: removals, and ingestions that run."""
         with self.db.read() as session:
             removals = session.scalar(select(func.count()).select_from(VectorRemoval)) or 0
             live = select(func.count()).where(Job.kind == ingestions.NAME, Job.state.not_in(TERMINAL))

@@ -61,7 +61,7 @@ def _gone(mirror: Mirror) -> list[Version]:
 
 
 def _searched(client: openai.OpenAI, keeper: Keeper, index: str) -> Iterator[str]:
-    """What is found once this index is in use."""
+    """Search, and return what is found while this index is in use."""
     mirror = keeper.mirror
     try:
         client.post(f"/vector_stores/{mirror.id}/indexes/{index}/switch", cast_to=object, body={})
@@ -98,7 +98,7 @@ def _needles(keeper: Keeper) -> Iterator[str]:
 
 
 def judge_caches(campaign: "Campaign") -> None:
-    """What was given again was what had been given, to the same project, and not before its cache was cleared."""
+    """Check that cached answers were given before, to the same project, and since its cache was last cleared."""
     repeaters, blame = campaign.load.repeaters, campaign.journal.violation
     ends = [one.all_anew(_WRITTEN_SECONDS * campaign.patience) for one in repeaters]
     blame(*(why for end in ends for why in recalled.anew(end)))
@@ -122,7 +122,7 @@ def judge_broken(campaign: "Campaign") -> None:
 
 
 def unexcused(told: Sequence[Broken], ended: Sequence[float], seconds: float) -> list[str]:
-    """What no end of an engine within so many seconds before it explains, and what a worker says of itself."""
+    """Return the failures that no end of an engine so shortly before explains, and what a worker reports of itself."""
     return [one.told for one in told if _OWN_WORDS in one.told or not any(-1 < one.at - at < seconds for at in ended)]
 
 

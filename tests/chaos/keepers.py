@@ -111,7 +111,7 @@ class Keeper:
             self.busy = False
 
     def _found(self) -> None:
-        """A store, and a source in it, which is synced at once. Asked again under the same key, it is of the same."""
+        """Create a store and a source in it, which is synced at once. A repeated create with its key returns both."""
         if not self._changes:
             self._change(4)
         key, sdk = {"Idempotency-Key": self.mirror.key}, self.client.sdk
@@ -141,7 +141,7 @@ class Keeper:
             self._follow()
 
     def _change(self, times: int = 0) -> None:
-        """Some documents are written anew, replaced or removed; or touched, which is no change."""
+        """Rewrite, replace or remove some documents; or touch them, which is no change."""
         for _ in range(times or self.rng.randint(1, 3)):
             here = self.mirror.here
             name = self.rng.choice(_NAMES)
@@ -153,7 +153,7 @@ class Keeper:
                 what(name)
 
     def _write(self, name: str) -> None:
-        """What was there is gone from the moment before, and what is new is there from the moment after."""
+        """Write a document. The old version counts as gone from before the write, the new one as present after it."""
         words, stem = self.rng.randint(30, 45), new_stem(self.rng)
         made = Version(name, stem, words, written(name.rpartition(".")[2], stem, words, self.rng))
         self._forget(name)
@@ -217,7 +217,7 @@ class Keeper:
         self._sync = None
 
     def _conclude(self, sync: _Sync, now: Any) -> None:
-        """It ended well. Where an index was switched to meanwhile, what is on its way into that is waited for."""
+        """Record the end of a successful sync. After a switch of the index, wait for what is pending in the new one."""
         files = self._files()
         if files is None or "in_progress" in files.values():
             return
@@ -231,7 +231,7 @@ class Keeper:
         self.moved()
 
     def _is_as_listed(self, sync: _Sync, now: Any, files: dict[str, str]) -> bool:
-        """False when nobody answers."""
+        """Return whether the store lists what the source has; False when there is no answer."""
         items = self._get(f"/sources/{self.mirror.source}/items?limit=100")
         if items is None:
             return False
@@ -320,7 +320,7 @@ class Keeper:
         )
 
     def find_patiently(self, words: str = "") -> list[Found]:
-        """Raises TimeoutError."""
+        """Search until the words are found. Raises TimeoutError."""
         answers: list[list[Found]] = []
 
         def asked() -> bool:

@@ -148,7 +148,7 @@ class Librarians:
         self.journal.note(f"{shelf.key} was deleted")
 
     def _delete(self, path: str) -> None:
-        """The first answer may have been cut off: then it is gone already."""
+        """Delete an object, which is gone already if the first answer was cut off."""
         try:
             self.client.sdk.delete(path, cast_to=object)
         except openai.NotFoundError:
@@ -288,7 +288,7 @@ class Librarians:
             self.journal.violation(f"{paper.key}: a search does not find it, though it is completed")
 
     def find_patiently(self, shelf: Shelf, paper: Paper, *, by_words: bool) -> list[Found]:
-        """Raises TimeoutError."""
+        """Search until the paper is found. Raises TimeoutError."""
         answers: list[list[Found]] = []
 
         def asked() -> bool:

@@ -79,7 +79,7 @@ class Client:
 
     @contextmanager
     def hasty(self) -> Iterator["Client"]:
-        """The same one, who asks once."""
+        """Return the same client without retries."""
         client = Client(*self._made_of, retries=0)
         try:
             client.broken = self.broken
@@ -102,7 +102,7 @@ class Client:
                 self._journal.violation(told)
 
     def look(self, get: Callable[[OpenAI], T], seconds: float = 5.0) -> T | None:
-        """What is found when one asks once; None when the server, its database or its worker is away."""
+        """Return the result of one request; None when the server, its database or its worker is unavailable."""
         try:
             return get(self.sdk.with_options(max_retries=0, timeout=seconds))
         except (openai.APIConnectionError, openai.APITimeoutError):
@@ -181,7 +181,7 @@ class Mix:
 
 
 def make_job(number: int, rng: random.Random, mix: Mix, endpoint: str = "", poison: str = "", lines: int = 0) -> Job:
-    """A batch of prompts that nobody else asks."""
+    """Make a batch of prompts that nobody else asks."""
     if not endpoint:
         endpoint = ENDPOINTS[3] if rng.random() < mix.embeddings else rng.choice(ENDPOINTS[:3])
     key = f"job-{number:04d}"
@@ -303,7 +303,7 @@ class Load:
         return self.status(job) in TERMINAL
 
     def _guarded(self, work: Callable[[], None]) -> None:
-        """A client that dies is a violation, and not a run that goes on without it."""
+        """Run a client's work in a thread; record a violation when it dies."""
         while not self._stop.is_set():
             try:
                 work()

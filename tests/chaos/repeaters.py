@@ -108,7 +108,7 @@ class Repeater:
         return Recalled(self.project, url, prompt, began, time.monotonic(), text, cached)
 
     def _said(self, url: str, prompt: str, extra: dict[str, Any]) -> tuple[str, bool]:
-        """The text, and whether it is said to be from the cache."""
+        """Return the text, and whether the answer says that it is from the cache."""
         sdk, facts = self.client.sdk, {"model": CACHED_MODEL, "temperature": 0, "extra_body": extra}
         made: Any
         if url == CHAT:

@@ -140,7 +140,7 @@ class Weighed:
 
 
 def deck(minutes: float, every: float, rng: random.Random, names: Sequence[str]) -> list[str]:
-    """A fault for each `every` seconds, by weight, in an order of the seed."""
+    """Return a fault for each `every` seconds, by weight, in an order that the seed determines."""
     faults = [name for name in names if ALL_FAULTS[name].family != "supervisor"]
     weights = [ALL_FAULTS[name].weight for name in faults]
     return rng.choices(faults, weights, k=max(1, int(minutes * 60 / every)))

@@ -17,7 +17,7 @@ def _version(name: str, stem: str, **changes: Any) -> Version:
 
 
 def _mirror() -> Mirror:
-    """A document in its second version, one that is as it was, and one that is gone."""
+    """Make a mirror with a document in its second version, an unchanged one and a removed one."""
     old, new = _version("a.txt", "b", removed=True, gone=True), _version("a.txt", "c", due=True, file_id="file-c")
     same = _version("b.txt", "d", due=True, file_id="file-d")
     return Mirror("mirror", Path(), versions=[old, new, same, _version("c.txt", "f", removed=True, gone=True)])

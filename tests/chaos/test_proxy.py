@@ -41,7 +41,7 @@ def _open(proxy: Proxy) -> socket.socket:
 
 
 def _turn(proxy: Proxy) -> bool:
-    """A question on a connection of its own, and whether it was answered."""
+    """Send a question on a new connection; return whether it was answered."""
     with _open(proxy) as client:
         try:
             client.sendall(b"word")

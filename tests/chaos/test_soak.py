@@ -13,7 +13,7 @@ _MINUTE = 60.0
 
 
 def _weighed(minutes: int, rss: Callable[[float], float], fds: Callable[[float], int] = lambda _: 30) -> Weighed:
-    """A process of so many minutes, by what it holds at each hour."""
+    """Make the measurements of a process of so many minutes: its memory and descriptors at each hour."""
     ages = [180 + minute * _MINUTE for minute in range(minutes)]
     return Weighed("web", 1, tuple(Sample(age, rss(age / 3600), fds(age / 3600)) for age in ages))
 

@@ -39,7 +39,7 @@ def folder(request: pytest.FixtureRequest, folders: dict[str, Path]) -> str:
 
 @pytest.fixture(params=["torch float32", "torch bfloat16", "onnx float32", "onnx int8"])
 def computing(request: pytest.FixtureRequest, folder: str, tmp_path: Path) -> tuple[Computing, float]:
-    """A way to compute, and how near to the reference it has to be."""
+    """Return a way to compute, and how near to the reference it has to be."""
     runtime, dtype = request.param.split()
     if runtime == "torch":
         return Computing(dtype), 0.999

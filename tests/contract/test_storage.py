@@ -28,7 +28,7 @@ def s3() -> Iterator[S3]:
 
 @pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.verify)])
 def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    """A way to open the same storage again, as another process would."""
+    """Return a function that opens the same storage again, as another process would."""
     if request.param == "disk":
         return lambda: open_storage(f"file://{tmp_path}/files")
     server: S3 = request.getfixturevalue("s3")
@@ -250,7 +250,7 @@ def test_a_full_disk_is_said_so_and_leaves_nothing(disk: DiskStorage, monkeypatc
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
-    """What the log is told of a storage that is away."""
+    """Return what is logged about a storage that is unavailable."""
     found: list[dict[str, object]] = []
     monkeypatch.setattr("jobs.platform.storage._unavailable.warn", lambda **fields: found.append(fields))
     return found
@@ -272,7 +272,7 @@ def test_other_errors_of_the_disk_mean_that_it_is_away(
 
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files and folders that are synced from now on."""
+    """Return the files and folders that are synced from now on."""
     found: list[str] = []
     real = os.fsync
 

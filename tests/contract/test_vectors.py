@@ -94,7 +94,7 @@ def vectors(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Vectors]
 
 @pytest.fixture(params=["lance", WEAVIATE])
 def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    """What several processes may open."""
+    """Return what several processes may open."""
     return place_of(request.param, request, tmp_path)
 
 

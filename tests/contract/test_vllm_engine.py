@@ -446,7 +446,7 @@ def chat_waits(host: Host, seconds: float = 2) -> bool:
 
 
 def test_nothing_calls_home(host: Host, pids: Path) -> None:
-    """vLLM sends statistics of its use unless told otherwise; the hub's client looks for newer files."""
+    """Check that vLLM sends no statistics of its use, and that the hub's client looks for no newer files."""
     assert chat(host)["status"] == 200
 
     calls = Path(f"{pids}.calls")

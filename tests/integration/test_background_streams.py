@@ -215,7 +215,7 @@ def test_what_is_written_out_goes_on_after_any_of_its_events(make_world: Any) ->
 
 
 def _helped(events: list[ResponseStreamEvent]) -> Any:
-    """The answer as the SDK's own helper puts it together. Raises RuntimeError where the events do not fit."""
+    """Return the answer as the SDK's own helper assembles it. Raises RuntimeError where the events do not fit."""
     state: ResponseStreamState[Any] = ResponseStreamState(input_tools=openai.omit, text_format=openai.omit)
     for event in events:
         state.handle_event(event)

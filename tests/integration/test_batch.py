@@ -526,7 +526,7 @@ def test_project_with_little_work_is_not_kept_waiting_by_one_with_much(db: Datab
 
 
 def _planned_only(mill: Mill, content: bytes) -> str:
-    """A job whose shards no worker hears of yet."""
+    """Create a job whose shards are not published yet."""
     mill.lose_messages = lambda task: task == "run"
     job_id = mill.submit(content)
     mill.until(lambda: mill.job(job_id).state == JobState.RUNNING)

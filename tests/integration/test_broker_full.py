@@ -52,7 +52,7 @@ def make_shop(tmp_path: Path, sqlite_url: str, server_url: str) -> Iterator[Call
 
 
 def _endless(shop: Shop) -> Callable[[Request, Emit], Any]:
-    """An engine that streams 4 KB at a time for as long as it is let, where it is asked to."""
+    """Make an engine that streams 4 KB at a time without an end when it is asked to."""
     stream = shop.engine.stream
 
     async def endlessly(request: Request, emit: Emit) -> Answer:

@@ -45,7 +45,7 @@ def shop(make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch) -> Sho
 
 @pytest.fixture
 def page(shop: Shop, browser: Browser) -> Iterator[tuple[Page, list[str], list[str]]]:
-    """The page with its key typed in, the URLs that it asked for, and what went wrong in it."""
+    """Yield the page with its key typed in, the URLs that it requested, and its errors."""
     page = browser.new_page(viewport={"width": 900, "height": 640})
     urls: list[str] = []
     wrong: list[str] = []

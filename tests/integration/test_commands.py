@@ -51,7 +51,7 @@ class Done:
 
 @pytest.fixture
 def cli(system: System) -> Callable[..., Done]:
-    """Runs a command in this process, which is faster: the SDK is imported once."""
+    """Run a command in this process, which is faster: the SDK is imported once."""
 
     def run(*words: str, given: bytes = b"") -> Done:
         done = CliRunner().invoke(app, [*words, "--data-dir", str(system.data)], input=given)

@@ -202,7 +202,7 @@ class Scene:
         return {path.stem: len(path.read_bytes().splitlines()) for path in (self.system.data / "logs").glob("*.log")}
 
     def faults(self, *jobs: Job) -> list[str]:
-        """What is wrong with these batches, and with what lies in the storage."""
+        """Return what is wrong with these batches, and with the content of the storage."""
         found = []
         for job in jobs:
             result = oracle.fetch(self.sdk, job.batch_id)
@@ -215,7 +215,7 @@ class Scene:
         return found + [f"{path} was left" for path in self.partials()]
 
     def wrong(self) -> list[str]:
-        """What is wrong with the database, the audit log and the processes."""
+        """Return what is wrong with the database, the audit log and the processes."""
         with closing(sqlite3.connect(self.system.data / "nightmill.db")) as database:
             found = [row for (row,) in database.execute("PRAGMA integrity_check") if row != "ok"]
         verdict = self.system.cli("audit", "verify")
@@ -233,7 +233,7 @@ def _cut(line: str) -> bool:
 
 @contextmanager
 def deployed(folder: Path, *, logs_apart: bool = False, **environment: str) -> Iterator[Scene]:
-    """A deployment whose data folder is a disk; with `logs_apart` they have a disk of their own."""
+    """Yield a deployment whose data folder is a disk; with `logs_apart` the logs have another disk."""
     with ExitStack() as stack:
         disk = Disk(folder / "data")
         stack.callback(disk.unmount)
@@ -255,7 +255,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 
 def refused(request: Callable[[], object]) -> int:
-    """The status of an error in OpenAI's shape."""
+    """Return the status of an error in OpenAI's shape."""
     with pytest.raises(openai.APIStatusError) as caught:
         request()
     error = caught.value.response.json()["error"]

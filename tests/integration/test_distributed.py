@@ -48,7 +48,7 @@ class Cluster:
         return OpenAI(base_url=f"{host.url}/v1", api_key=self.one.api_key, max_retries=30)
 
     def submit(self, folder: Path, count: int, words: str) -> Batch:
-        """A batch through the first host."""
+        """Submit a batch through the first host."""
         path = folder / "in.jsonl"
         with path.open("w") as handle:
             for n in range(count):
@@ -61,7 +61,7 @@ class Cluster:
         return sdk.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
 
     def begin(self, folder: Path, count: int, words: str) -> Batch:
-        """A batch of which some lines are answered, and most are not."""
+        """Submit a batch, and return when some lines are answered and most are not."""
         batch = self.submit(folder, count, words)
         eventually(lambda: self._begun(batch), 30, "it has begun")
         return batch

@@ -1,5 +1,7 @@
-"""Several embedding models side by side in a whole deployment, through the official SDK: three in one process, one of
-them the packaged model under another name and with prompts, and one in a queue and a process of its own.
+"""Test several embedding models side by side in a whole deployment, through the official SDK.
+
+Three of them are in one process, one of these the packaged model under another name and with prompts; one is in a queue
+and a process of its own.
 """
 
 import json

@@ -163,7 +163,7 @@ def trainer_of(job_id: str) -> int | None:
 
 
 def assert_whole(site: Site, job: Job) -> None:
-    """The job succeeded, with every step once, its files, its checkpoints and its model."""
+    """Check that the job succeeded with every step once, its files, its checkpoints and its model."""
     assert (job.state, job.errors) == (JobState.SUCCEEDED, None)
     steps = sorted(site.rows(FinetuneStep, job.id), key=lambda step: step.step)
     assert [step.step for step in steps] == list(range(1, STEPS + 1))

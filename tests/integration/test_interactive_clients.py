@@ -466,7 +466,7 @@ def test_a_model_that_is_paused_while_it_is_asked_answers_503_within_seconds(sho
 
 
 def _said(shop: Shop, *, stream: bool = False) -> str:
-    """The text of the answer, or the code of the refusal."""
+    """Return the text of the answer, or the code of the refusal."""
     asked: Any = {"model": MODEL, "messages": _HELLO}
     try:
         if not stream:

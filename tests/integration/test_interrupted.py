@@ -72,12 +72,12 @@ def _ids(lines: list[dict[str, Any]]) -> list[str]:
 
 
 def _planned(mill: Mill, content: bytes) -> str:
-    """A job whose shards no worker has heard of."""
+    """Create a job whose shards are not published yet."""
     return _unclaimed(mill, content, Task.RUN, JobState.RUNNING)
 
 
 def _run_through(mill: Mill, content: bytes) -> str:
-    """A job that waits for its finisher."""
+    """Create a job that waits to be finished."""
     return _unclaimed(mill, content, Task.FINISH, JobState.FINISHING)
 
 
@@ -304,7 +304,7 @@ def test_job_of_one_shard_is_finished_without_a_message(mill: Mill) -> None:
 
 
 def _in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job's end is no part of its last segment's transaction, as if it had several segments."""
+    """Keep the end of a job out of the transaction of its last segment, as if it had several segments."""
     monkeypatch.setattr(running_module, "assemble", lambda *_: None)
 
 

@@ -21,7 +21,7 @@ REASONING = {"type": "reasoning", "id": "rs_engine", "summary": [], "encrypted_c
 
 @pytest.fixture
 def bodies() -> list[dict[str, Any]]:
-    """What the engine is asked."""
+    """Return what the engine is asked."""
     return []
 
 

@@ -35,7 +35,7 @@ class _Verbose(FakeEngine):
 
 
 def _assembling(mill: Mill, lines: int) -> str:
-    """A batch of which all is answered, in two shards and no order, and nobody assembles it."""
+    """Create a batch of which all is answered in two shards, in no order, and that no process assembles."""
     mill.lose_messages = lambda task: task == Task.FINISH
     job_id = mill.submit(jsonl([chat_line(f"r{n}", str(n)) for n in range(lines)]))
     mill.until(lambda: mill.job(job_id).state in {JobState.FINISHING, *TERMINAL})

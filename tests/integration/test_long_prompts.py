@@ -1,5 +1,7 @@
-"""Prompts that are too long and answers of a schema, through the official SDK: waiting, as a stream, in the background
-and in batches; and with workers of other queues, over the real Redis.
+"""Test prompts that are too long and answers of a schema, through the official SDK.
+
+They come as whole answers, as streams, in the background and in batches, and with workers of other queues over the real
+Redis.
 """
 
 import json
@@ -60,7 +62,7 @@ async def _measure(request: Request) -> Length:
 
 
 def _small(request: Request) -> Answer | None:
-    """A model that takes a hundred words, and says what it is told to where a schema is asked for."""
+    """Make a model that takes a hundred words, and answers as it is told to where a schema is requested."""
     if request.url == "/v1/embeddings":
         return None
     if _words(request) > LIMIT:
@@ -269,7 +271,7 @@ async def _nothing(question: Any, priority: int) -> Answer:
 
 @pytest.fixture
 def town(make_shop: Callable[..., Shop], tmp_path: Path, sqlite_url: str, redis_url: str) -> Iterator[Shop]:
-    """A shop whose worker knows where the others would be."""
+    """Make a shop whose worker knows where the other models are."""
     models = tmp_path / "town.yaml"
     models.write_text(_MODELS_FILE)
     with ExitStack() as stack:

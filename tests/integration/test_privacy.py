@@ -78,7 +78,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 
 def _run(client: OpenAI, folder: Path) -> tuple[str, ...]:
-    """A batch of good, refused and broken lines; the texts of its answers."""
+    """Run a batch of good, refused and broken lines; return the texts of its answers."""
     prompts = [f"{WORD} number {n}" for n in range(40)] + [f"!500 {WORD}", f"!html {WORD}", f"!reset {WORD}"]
     path = folder / "in.jsonl"
     with path.open("w") as handle:
@@ -119,7 +119,7 @@ def _bring_in(client: OpenAI) -> None:
 
 
 def _search(client: OpenAI) -> None:
-    """A store of its own, whose file is found."""
+    """Create a store, and search until its file is found."""
     store = client.vector_stores.create(name="searched").id
     client.vector_stores.files.upload_and_poll(vector_store_id=store, file=("found.txt", FOUND.encode()))
     others: Any = {"type": "ne", "key": "of", "value": QUERY}
@@ -130,7 +130,7 @@ def _search(client: OpenAI) -> None:
 
 
 def _background(client: OpenAI, prompt: str) -> str:
-    """The text of a response that nobody waits for, empty where it fails."""
+    """Return the text of a background response, empty where it fails."""
     made = client.responses.create(model=MODEL, input=prompt, background=True)
     waits = {"queued", "in_progress"}
     eventually(lambda: client.responses.retrieve(made.id).status not in waits, 60, "the response is there")
@@ -138,7 +138,7 @@ def _background(client: OpenAI, prompt: str) -> str:
 
 
 def _chat(client: OpenAI) -> str:
-    """What an interactive client was told, whole and as a stream."""
+    """Return what an interactive client received, whole and as a stream."""
     messages: Any = [{"role": "user", "content": ASKED}]
     whole = client.chat.completions.create(model=MODEL, messages=messages).choices[0].message.content
     pieces = client.chat.completions.create(model=MODEL, messages=messages, stream=True)
@@ -195,7 +195,7 @@ def test_attributes_are_with_their_file_alone(scene: Scene) -> None:
 
 
 def _tables_with(path: Path, word: str) -> set[str]:
-    """The tables of which a row has this word."""
+    """Return the tables with a row that contains this word."""
     database = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
     try:
         names = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]

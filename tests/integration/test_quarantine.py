@@ -50,7 +50,7 @@ def system(folder: Path) -> Iterator[System]:
 
 
 def served(system: System) -> set[str]:
-    """What the workers of embeddings say that they serve."""
+    """Return the models that the embedding workers report to serve."""
     rows = json.loads(system.cli("workers", "--json").stdout or '{"workers": []}')["workers"]
     return {model for row in rows if row["pool"] == "embed" and row["state"] == "ready" for model in row["models"]}
 
@@ -128,7 +128,7 @@ def test_a_worker_that_is_killed_with_its_engines_again_and_again_is_told_apart_
 
 
 def ended(system: System, number: int) -> None:
-    """The worker of embeddings ends, and is started again."""
+    """End the embedding worker, which is started again."""
     pid = system.pid("embed")
     psutil.Process(pid).send_signal(number)
     eventually(lambda: system.table().get("embed", {}).get("pid") not in (None, pid), 60, "it is started again")

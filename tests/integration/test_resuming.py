@@ -71,7 +71,7 @@ def _slowly(shop: Shop, pause: float) -> Callable[[Request, Emit], Any]:
 def _post(
     shop: Shop, body: dict[str, Any], path: str = "chat/completions", **headers: str
 ) -> Iterator[Iterator[Event]]:
-    """A stream's events, as they come."""
+    """Yield the events of a stream as they come."""
     given = {"Authorization": f"Bearer {shop.client.api_key}", **headers}
     with httpx2.stream("POST", f"{shop.url}/{path}", json=body, headers=given, timeout=30) as said:
         assert said.status_code == 200, said.read()
@@ -108,7 +108,7 @@ def _some(events: Iterator[Event], count: int) -> list[Event]:
 
 
 def _free(shop: Shop, within: float) -> float:
-    """The seconds until the engine is."""
+    """Return the seconds until the engine is free."""
     began = time.monotonic()
     eventually(lambda: shop.host._in_flight == 0, 10, "the engine is free")
     took = time.monotonic() - began

@@ -180,7 +180,7 @@ def test_what_is_wrong_is_said_before_anything_is_asked(shop: Shop, fields: dict
 
 @pytest.fixture
 def slow(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Shop:
-    """A fifth of a second for each chunk."""
+    """Make the engine take a fifth of a second for each chunk."""
     stream = shop.engine.stream
 
     async def slowly(request: Request, emit: Emit) -> Answer:
@@ -196,7 +196,7 @@ def slow(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Shop:
 
 @contextmanager
 def _resumable(shop: Shop, **headers: str) -> Iterator[Iterator[tuple[str, Any]]]:
-    """The ids of a stream's events, and what they say."""
+    """Return the ids of a stream's events, and their content."""
     body = {"model": MODEL, "messages": HELLO, "store": True, "stream": True}
     given = {"Authorization": f"Bearer {shop.client.api_key}", **(headers or {"X-Nightmill-Resume": "30"})}
     with httpx2.stream("POST", f"{shop.url}/chat/completions", json=body, headers=given, timeout=30) as said:
@@ -283,7 +283,7 @@ def test_of_two_who_store_a_stream_at_the_same_moment_the_row_knows_one_and_none
         return Answer(200, b"")
 
     def second(path: str, data: bytes) -> None:
-        """The first has looked, and is about to write: meanwhile another one does all that it does."""
+        """Let the first writer read; before it writes, let another one do all of its work."""
         monkeypatch.setattr(storage, "put", lambda path, data: objects.append(data) or put(path, data))
         httpx2.get(f"{shop.url}/streams/{name}", headers=key, timeout=30)
         if deleted:
@@ -388,7 +388,7 @@ def test_an_answer_that_is_no_completion_is_an_error_and_is_not_stored(
 
 
 def _telling(shop: Shop, monkeypatch: pytest.MonkeyPatch, *chunks: Any) -> None:
-    """The engine tells these, and ends well."""
+    """Make the engine send these events, and end well."""
 
     async def stream(request: Request, emit: Emit) -> Answer:
         for chunk in chunks:

@@ -20,7 +20,7 @@ def lines(model: str, count: int, prompt: str = "say") -> bytes:
 
 
 def voices(mill: Mill, job_id: str) -> set[str]:
-    """The first words of all answers of a batch: an adapter's name, or the base's "echo"."""
+    """Return the first words of all answers of a batch: an adapter's name, or the base's "echo"."""
     answers, errors = mill.results(mill.job(job_id))
     assert not errors
     return {one["response"]["body"]["choices"][0]["message"]["content"].split()[0] for one in answers}

@@ -135,7 +135,7 @@ class Mill:
         return self.client.post(path, cast_to=object, body=body)
 
     def synced(self, path: str) -> Any:
-        """The counts of a source's sync, once it has ended."""
+        """Return the counts of a source's sync when it has ended."""
         found: list[Any] = []
 
         def ended() -> bool:
@@ -150,7 +150,7 @@ class Mill:
         return [one.filename for one in self.client.vector_stores.search(store, query=query)]
 
     def entries(self, store: str) -> dict[str, int]:
-        """The vectors of a store that SQL knows of, by document."""
+        """Return the vectors of a store that SQL knows, by document."""
         with self.db.read() as session:
             rows = select(VectorStoreFile.document, VectorStoreFile.entries).where(VectorStoreFile.store_id == store)
             return {str(document): entries for document, entries in session.execute(rows) if document}
@@ -169,7 +169,7 @@ class Mill:
         return (self.system.data.parent / _CALLS).read_text()
 
     def watching(self, word: str, *folders: str) -> list[str]:
-        """The files of these folders that have the word in them."""
+        """Return the files of these folders that contain the word."""
         paths = (path for folder in folders for path in (self.system.data / folder).rglob("*") if path.is_file())
         return [path.name for path in paths if word.encode() in path.read_bytes()]
 
@@ -203,7 +203,7 @@ def _alive(system: System) -> set[str]:
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the operator allows."""
+    """Create a folder that the operator allows."""
     return tmp_path_factory.mktemp("shelf")
 
 
@@ -216,7 +216,7 @@ def mill(tmp_path_factory: pytest.TempPathFactory, shelf: Path) -> Iterator[Mill
 
 @pytest.fixture(scope="module")
 def library(mill: Mill) -> str:
-    """A store with the whole library."""
+    """Create a store with the whole library."""
     return bring_in_the_library(mill)
 
 
@@ -602,7 +602,7 @@ def test_documents_are_added_and_found_from_a_shell(mill: Mill, tmp_path: Path) 
 
 
 def _as(answer: object) -> dict[str, Any]:
-    """What is ours has no class in the SDK."""
+    """Parse an object of ours, for which the SDK has no class."""
     assert isinstance(answer, dict)
     return answer
 
@@ -654,7 +654,7 @@ def _about(word: str) -> bytes:
 
 
 def _long(n: int) -> bytes:
-    """Some chunks, each of them unlike all others, so that none is known already."""
+    """Return some chunks that are unlike all others, so that none is known already."""
     lines = (f"Paragraph {line} of paper {n}: marker{n}x meets marker{n}y{line} at noon.\n\n" for line in range(25))
     return "".join(lines).encode()
 

@@ -107,7 +107,7 @@ def happen(db: Database, count: int = 1, of: Job | None = None, start: int = 0) 
 def delivering(
     db: Database, settings: Settings | None = None, worker: str = "io-1", **seconds: float
 ) -> Iterator[None]:
-    """The loop, in a thread of its own, until the block ends."""
+    """Run the delivery loop in a thread until the block ends."""
     with beside(
         lambda stop: loop.run(
             db, settings or config(), worker, stop, replace(Timings(), deliveries_idle=60.0, **seconds)
@@ -499,7 +499,7 @@ def _ended(db: Database, name: str, *wanted: str) -> int:
 
 
 def _gaps(receiver: Receiver, path: str) -> list[list[float]]:
-    """The times between the attempts of each delivery."""
+    """Return the times between the attempts of each delivery."""
     times: dict[str, list[float]] = defaultdict(list)
     for request in receiver.of(path):
         times[request.webhook_id].append(request.at)

@@ -38,7 +38,7 @@ def check(name: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
 
 
 def raw(what: str) -> None:
-    """This version has no method for it."""
+    """Send a request without the SDK, which in this version has no method for it."""
     if what not in RAW:
         RAW.append(what)
 
@@ -48,12 +48,12 @@ def same(got: object, wanted: object) -> None:
 
 
 def through(kind: str, name: str, **more: Any) -> openai.OpenAI:
-    """A client whose requests go through the front, under a name."""
+    """Return a client whose requests go through the front, under a name."""
     return openai.OpenAI(**{"api_key": FACTS["key"], "base_url": f"{FACTS['front']}/{kind}/{name}/v1", **more})
 
 
 def told(path: str) -> Any:
-    """What the front knows."""
+    """Return what the front has recorded."""
     with urllib.request.urlopen(f"{FACTS['front']}/{path}", timeout=10) as answer:
         return json.load(answer)
 
@@ -68,7 +68,7 @@ def until(holds: Callable[[], Any], what: str) -> Any:
 
 
 def raised(wanted: type[Exception], call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """The error that a call raises, which is of this class and no other."""
+    """Return the error that a call raises; it must be of exactly this class."""
     try:
         answer = call(*arguments, **named)
     except wanted as error:

@@ -140,7 +140,7 @@ def _answering(mill: Mill, url: str) -> Iterator[None]:
 
 
 async def _words(request: Request) -> Length:
-    """The fake engine has no tokens."""
+    """Estimate the tokens of a request by its words, because the fake engine has no tokens."""
     return Length(len(prompt_of(request.url, request.body).split()), 1000)
 
 
@@ -187,7 +187,7 @@ def _ingesting(mill: Mill) -> Iterator[None]:
 
 
 def _ended(mill: Mill, n: int) -> str:
-    """A batch of the past, at the cost of two transactions."""
+    """Record a batch that has ended in the past, with two transactions."""
     job_id = mill.submit(b"", project="past", created_at=1_700_000_000 + n)
     runs.fail(mill.db, job_id, [{"code": "empty_file", "line": None, "message": "The file is empty.", "param": None}])
     return job_id

@@ -29,7 +29,7 @@ class NotMade(Exception):
 
 
 def command(sdk: str) -> list[str]:
-    """What runs the suite of an SDK. Raises NotMade."""
+    """Return the command that runs the suite of an SDK. Raises NotMade."""
     return _node(sdk) if sdk in NODE_SUITES else _python(sdk)
 
 

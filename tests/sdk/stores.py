@@ -59,7 +59,7 @@ def a_store(**more: Any) -> Iterator[str]:
 
 @contextmanager
 def a_library() -> Iterator[tuple[str, dict[str, str]]]:
-    """A store with the three texts and their attributes; the ids of the files by name."""
+    """Create a store with the three texts and their attributes; return the ids of the files by name."""
     with a_store() as store:
         ids = {name: upload(name, text) for name, text in TEXTS.items()}
         for name, file in ids.items():
@@ -322,7 +322,7 @@ def _() -> None:
 
 
 def asking(store: str, **more: Any) -> dict[str, Any]:
-    """A response that searches a store and shows what it found."""
+    """Request a response that searches a store and shows the results."""
     tool = {
         "type": "file_search",
         "vector_store_ids": [store],
@@ -338,7 +338,7 @@ def fields(shown: Any) -> Any:
 
 
 def check_cited(response: Any, file: str) -> None:
-    """It searched, found this file and no other, and cites it where it names it."""
+    """Check that the response searched, found only this file, and cites it at its name."""
     call, message = map(fields, response["output"] if isinstance(response, dict) else response.output)
     same((call["type"], call["status"], call["queries"]), ("file_search_call", "completed", [QUESTION]))
     [result], [part] = call["results"], message["content"]

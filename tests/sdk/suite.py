@@ -53,7 +53,7 @@ def submit(lines: list[dict[str, Any]], **more: Any) -> Any:
 
 
 def batches_of(mark: str) -> list[str]:
-    """The batches that carry this mark."""
+    """Return the batches that carry this mark."""
     return [batch.id for batch in client.batches.list(limit=100) if (batch.metadata or {}).get("mark") == mark]
 
 
@@ -120,7 +120,7 @@ def endpoint_at(name: str, *event_types: str) -> Any:
 
 
 def delivery(name: str) -> tuple[str, dict[str, str]]:
-    """The body and the headers of the first request that came."""
+    """Return the body and the headers of the first request that came."""
     first = until(lambda: told(f"inbox/{name}"), "a delivery")[0]
     return first["body"], first["headers"]
 
@@ -637,7 +637,7 @@ def _() -> None:
 
 
 def spoiled_once(kind: str, wanted: type[Exception], **patience: Any) -> None:
-    """A create of which the client hears nothing; the same again, with its key, tells of what the first one made."""
+    """Create an object, lose the answer, and create it again with the same key, which must return the first one."""
     key, file_id = fresh("key"), input_file([chat("a", "x")])
     headers = {"Idempotency-Key": key}
     with through(kind, key, max_retries=0) as spoiled:

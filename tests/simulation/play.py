@@ -56,7 +56,7 @@ def weather_of(seed: int) -> Weather:
 
 
 def play(seed: int, db: SimulatedDatabase) -> list[str]:
-    """What went wrong in this seed; the weather is part of it."""
+    """Play this seed, which determines the faults too; return what went wrong."""
     return Game(seed, weather_of(seed), db).play()
 
 
@@ -134,9 +134,9 @@ class Game:
             yield from self.world.write(lambda session: _pass_deadline(session, job_id))
 
     def _submit(self, job_id: str) -> Steps[None]:
-        """A client whose create was not answered asks whether it exists before it asks again.
+        """Submit a job. Before a repeated submit, ask whether the first one has created it.
 
-        Some wait for the jobs before them, as far as these can complete.
+        Some jobs wait for earlier jobs, as far as these can complete.
         """
         after = list(self.after) if self.random.random() < 0.5 else []
         while True:
@@ -160,7 +160,7 @@ class Game:
             self.world.note("too late to cancel", job_id)
 
     def _watcher(self) -> Actor:
-        """Polls as a client does, and looks at the books as no client can."""
+        """Poll as a client does, and check the database as no client can."""
         while True:
             with self.world.db.read() as session:
                 self.wrong += violations(session) + self.history.look(session)
@@ -205,7 +205,7 @@ class Game:
             yield every
 
     def _mend(self) -> Actor:
-        """A supervisor: who has died is replaced by somebody new."""
+        """Replace workers that have died by new ones, as a supervisor does."""
         while True:
             for worker in [worker for worker in self.workers if not worker.alive]:
                 self.workers.remove(worker)
@@ -251,7 +251,7 @@ class Game:
         self.wrong += self._rework()
 
     def _account_feed(self) -> None:
-        """The reader had every event once, in the order of the feed."""
+        """Check that the reader had every event once, in the order of the feed."""
         with self.world.db.write() as session:
             while feed.number(session):
                 session.flush()

@@ -88,7 +88,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.sizes)
     @rule(lines=sizes, picks=st.lists(some, min_size=1, max_size=3))
     def submit_after(self, lines: list[int], picks: list[int]) -> None:
-        """A job that waits for others; one that can never complete refuses it, and nothing is left of it."""
+        """Submit a job that waits for others; one that can never complete is refused, and leaves nothing behind."""
         after = [self.job(pick) for pick in picks]
         if {self.row(job_id).state for job_id in after} & HOPELESS:
             with self.unchanged(), pytest.raises(InvalidRequest):
@@ -111,7 +111,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.sizes)
     @rule(pick=some)
     def submit_again(self, pick: int) -> None:
-        """The answer to a submit was lost: the second one is refused as a whole."""
+        """Submit again after the answer was lost: the second submit is refused as a whole."""
         with self.unchanged(), pytest.raises(IntegrityError), self.db.write() as session:
             ledger.submit(session, ledgers.new_job(id=self.job(pick)), actor="key:test")
 
@@ -154,7 +154,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.job_claims)
     @rule(pick=some)
     def planned(self, pick: int) -> None:
-        """A planner says so only once all is cut; a zombie may say so at any time."""
+        """Report a finished plan, which a planner does only when all is cut, and a zombie at any time."""
         claim = recent(self.job_claims, pick)
         lines = self.sizes[claim.job.id]
         mine = self.holds(claim, {JobState.QUEUED})
@@ -351,7 +351,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert shards.restore_messages(session) == 0
 
     def teardown(self) -> None:
-        """The faults end: whatever is held is lost, and what is pending leads every job to its end."""
+        """End all faults: claims are lost, and the pending messages must lead every job to its end."""
         for _ in range(400):  # a chain of jobs takes a few for each
             self.lose_everything()
             if not (self.handle_everything() or self.fail_dependents()):

@@ -1,5 +1,4 @@
-"""A small model of a worker process: it takes messages, sends heartbeats, claims, answers, commits, and may be a
-zombie.
+"""Model a worker process: it takes messages, sends heartbeats, claims, answers, commits, and may be a zombie.
 
 It calls the real ledger in the order in which `workers.lifecycle`, `workers.batches.running` and
 `workers.batches.finishing` do. What it leaves out is what they do between those calls: bytes, engines, threads.

@@ -123,7 +123,7 @@ class World:
         return until()
 
     def write(self, work: Callable[[Session], T]) -> Steps[T]:
-        """A guarded write, tried until it is answered, as `Database.retrying` does; others act in between."""
+        """Run a guarded write until it is answered, as `Database.retrying` does; others act in between."""
         while True:
             try:
                 with self.db.write() as session:
@@ -153,7 +153,7 @@ class World:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """What goes wrong in here is meant to; the log would only say so."""
+    """Silence the log: what goes wrong in the simulation is intended."""
     logger = logging.getLogger("workers")
     before = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -11,7 +11,7 @@ from tests.support.services import need
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A browser; where there is none, the test is skipped, and fails in CI."""
+    """Yield a browser; without one the test is skipped, and fails in CI."""
     program = shutil.which("chromium")
     if program is None:
         need("Chromium", FileNotFoundError("no `chromium` in the path"))

@@ -16,7 +16,7 @@ TEXT = "Cats purr when they are content."
 
 
 def citing(request: Request) -> Answer:
-    """What a `FakeEngine` is to say."""
+    """Return the answer that a `FakeEngine` gives."""
     answer = reply(request.url, request.body, prompt_of(request.url, request.body))
     body = msgspec.json.decode(answer.body)
     body["output"][0]["content"][0]["text"] = "They purr [1]."
@@ -32,6 +32,6 @@ async def _search(request: Request, search: Search) -> list[Found]:
 
 
 def found(response: Any) -> list[str] | None:
-    """The texts that a response shows for its search; None where it shows none."""
+    """Return the texts that a response shows for its search; None where it shows none."""
     [call] = [item for item in response.output if item.type == "file_search_call"]
     return None if call.results is None else [result.text for result in call.results]

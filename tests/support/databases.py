@@ -26,7 +26,7 @@ KINDS = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)]
 
 @contextmanager
 def fresh(kind: str, folder: Path) -> Iterator[Database]:
-    """A database of its own for one test."""
+    """Yield a new database for one test."""
     url = f"sqlite:///{folder / 'test.db'}" if kind == "sqlite" else _new_postgres_database()
     db = Database(url, patience=10)
     Base.metadata.create_all(db.engine)

@@ -61,7 +61,7 @@ Fault = Callable[[list[str]], BaseException | Answer | None]
 
 
 class Killed(BaseException):
-    """This process ends here."""
+    """End the process at this point."""
 
 
 class Reaper:
@@ -242,7 +242,7 @@ class Works:
         return str(self.ok(f"/vector_stores/{store}/file_batches", json={"file_ids": list(files), **fields})["id"])
 
     def attach(self, store: str, file: str, **fields: Any) -> str:
-        """The job's id, which the API does not show."""
+        """Attach a file, and return the job's id, which the API does not show."""
         self.ok(f"/vector_stores/{store}/files", json={"file_id": file, **fields})
         return self.row(self.current(store).id, file).job_id
 
@@ -277,7 +277,7 @@ class Works:
 
     @contextmanager
     def as_stranger(self) -> Iterator[None]:
-        """What is asked meanwhile is asked by another project."""
+        """Send the requests of the block as another project."""
         self.api, self.stranger = self.stranger, self.api
         yield
         self.api, self.stranger = self.stranger, self.api
@@ -326,7 +326,7 @@ class Works:
     # ── what is there ──
 
     def current(self, store: str) -> VectorStore:
-        """The store's index in use."""
+        """Return the store's index in use."""
         with self.db.read() as session:
             return indexes.current(session, session.get_one(VectorStore, store))
 
@@ -354,7 +354,7 @@ class Works:
             return list(session.scalars(select(VectorRemoval.what).order_by(VectorRemoval.id)))
 
     def told(self, job_id: str) -> list[tuple[str, str]]:
-        """The events of a job but its first: their type and whom they are about."""
+        """Return the events of a job except its first: their type and their subject."""
         with self.db.read() as session:
             rows = session.scalars(select(Event).where(Event.subject_id == job_id).order_by(Event.seq)).all()
         assert [row.seq for row in rows] == list(range(1, len(rows) + 1))
@@ -384,7 +384,7 @@ def step_of(message: Outbox) -> str:
 
 
 def refuses(word: str, answer: Answer | BaseException | None = None) -> Fault:
-    """An engine that does not like a word."""
+    """Make an engine that refuses requests with a certain word."""
     told = answer or refusal(400, "I will not embed this.")
     return lambda texts: told if any(word in text for text in texts) else None
 
@@ -393,7 +393,7 @@ def refuses(word: str, answer: Answer | BaseException | None = None) -> Fault:
 def works(
     folder: Path, url: str, vectors: Vectors, parser: Parser | ReadOnce, timings: Timings | None = None, **settings: Any
 ) -> Iterator[Works]:
-    """A deployment over a migrated database."""
+    """Yield a deployment over a migrated database."""
     given = {"min_free_bytes": 0, **settings}
     reaper = Reaper()
     db, storage = MortalDatabase(url, reaper), MortalStorage(folder / "files", reaper)

@@ -48,7 +48,7 @@ def planning(db: Database, **changes: Any) -> JobClaim:
 
 
 def running(db: Database, lines: Sequence[int] = (4,), **changes: Any) -> Job:
-    """A job whose shards, of so many lines each, wait to be claimed."""
+    """Create a job whose shards, of so many lines each, wait to be claimed."""
     claim = planning(db, **changes)
     with db.write() as session:
         shards.cut(session, claim, Queue.GENERATE, cuts(claim.job.id, lines))
@@ -158,14 +158,14 @@ def outbox_messages(db: Database, job_id: str) -> list[tuple[str, int]]:
 
 
 def history(db: Database, job_id: str) -> list[tuple[str | None, str | None]]:
-    """The audited moves of a job: from, to."""
+    """Return the audited moves of a job: from, to."""
     with db.read() as session:
         rows = session.execute(select(Audit.source, Audit.destination).where(Audit.target == job_id).order_by(Audit.id))
         return [(source, destination) for source, destination in rows]
 
 
 def told(db: Database, job_id: str) -> list[tuple[int, str]]:
-    """The events of a job: sequence and type."""
+    """Return the events of a job: sequence and type."""
     with db.read() as session:
         rows = session.execute(select(Event.seq, Event.type).where(Event.subject_id == job_id).order_by(Event.seq))
         return [(seq, kind) for seq, kind in rows]
@@ -183,7 +183,7 @@ class _Undo(Exception):
 
 @contextmanager
 def rolled_back(db: Database) -> Iterator[Session]:
-    """A transaction of which nothing is kept."""
+    """Yield a transaction that is rolled back."""
     with suppress(_Undo), db.write() as session:
         yield session
         raise _Undo

@@ -84,13 +84,13 @@ class Mill:
         self.dispatcher = Dispatcher(self.config, self.db, self.storage, self)
 
     def publish(self, task: str, queue: str, arguments: Sequence[object]) -> None:
-        """The broker: a message reaches a worker, here or `elsewhere`, or is lost."""
+        """Deliver a message as the broker does: to a worker, here or `elsewhere`, or to nobody."""
         if not self.lose_messages(task) and not self.elsewhere(task, queue, arguments):
             self._handled = [handled for handled in self._handled if not handled.done()]
             self._handled.append(self._threads.submit(self._handle, task, arguments))
 
     def submit(self, content: bytes, *, project: str = "default", **fields: Any) -> str:
-        """A batch over `content`; returns the job's id."""
+        """Submit a batch over `content`, and return the job's id."""
         path = f"files/{new_id('file-')}"
         self.storage.put(path, content)
         endpoint = fields.pop("endpoint", CHAT)
@@ -132,7 +132,7 @@ class Mill:
             pause.wait(0.005)
 
     def results(self, job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """The lines of the output file and of the error file."""
+        """Return the lines of the output file and of the error file."""
         return self._lines(job.output_file_id), self._lines(job.error_file_id)
 
     def close(self) -> None:
@@ -167,7 +167,7 @@ class Mill:
 def running(
     db: Database, folder: Path, engine: Engine | None = None, timings: Timings = Timings(), **settings: Any
 ) -> Iterator[Mill]:
-    """A mill over `db`, with small constants."""
+    """Yield a mill over `db`, with small constants."""
     scaled = {
         "shard_lines": 8,
         "heartbeat_seconds": 0.2,

@@ -71,7 +71,7 @@ class Mirror:
         return list(self.here.values()), [one for one in self.versions if one.gone]
 
     def ended_well(self, here: Sequence[Version], gone: Sequence[Version]) -> None:
-        """A sync that had `begun` so."""
+        """Record that a sync that had `begun` with these documents ended well."""
         for one in gone:
             one.removed = True
         for one in here:
@@ -86,8 +86,11 @@ def shown(
     *,
     cut: bool = False,
 ) -> list[str]:
-    """What one search shows of a whole store: `due` was so all the while, `removed` before it began. Of a store that is
-    `cut`, having more than a search may show, nothing needs to be found, nor all of it."""
+    """Return what is wrong with the result of one search of a whole store.
+
+    `due` was in the store all the while, `removed` was gone before the search began. A store that is `cut`, because it
+    has more than a search may show, need not show anything in particular, nor all of it.
+    """
     known, files = {one.stem: one for one in mirror.versions}, defaultdict(list)
     for one in found:
         files[one.file_id].append(one)
@@ -123,9 +126,11 @@ def _count(there: Sequence[Version], name: str) -> int:
 
 
 def listed(mirror: Mirror, items: Sequence[Mapping[str, Any]], files: Mapping[str, str]) -> Iterator[str]:
-    """After a sync that ended well, of a folder that nobody has changed since it began: `items` of the source, and the
-    store's `files` with their status. Each document is one file and nothing else is there; what is as it was before is
-    the file that it was."""
+    """Return what is wrong after a successful sync of a folder that has not changed since the sync began.
+
+    The `items` are those of the source, and the `files` those of the store, with their status. Each document is one
+    file and nothing else is there; an unchanged document keeps its file.
+    """
     here, by_name = mirror.here, {str(item["key"]): item for item in items}
     if sorted(by_name) != sorted(here) or len(items) != len(here):
         yield f"{mirror.key}: items {sorted(by_name)}, in the folder {sorted(here)}"
@@ -147,8 +152,10 @@ def listed(mirror: Mirror, items: Sequence[Mapping[str, Any]], files: Mapping[st
 def excused(
     error: Mapping[str, Any] | None, items: Sequence[Mapping[str, Any]], here: Collection[Version], *, dropped: bool
 ) -> bool:
-    """Whether a sync that began with what was `here` need not have ended well: an index was `dropped` under it, or all
-    that it could not have was gone from the folder when it came to that."""
+    """Return whether a failed sync that began with the documents `here` is no violation.
+
+    An index was `dropped` under it, or every document that it could not read was gone from the folder at that time.
+    """
     code = error["code"] if error else None
     if dropped and code in _OF_A_DROPPED_INDEX:
         return True
@@ -164,7 +171,7 @@ def _has_vanished(item: Mapping[str, Any]) -> bool:
 
 
 def counted(mirror: Mirror, counts: Mapping[str, int], documents: int, *, same: bool) -> list[str]:
-    """What a sync says of a folder that nobody has changed since it began; `same`: nor since the one before began."""
+    """Return what is wrong with a sync's counts for an unchanged folder; `same`: unchanged since the sync before."""
     came, went = counts["added"] + counts["changed"], counts["removed"]
     if counts["seen"] != documents or came + counts["unchanged"] != documents or counts["failed"]:
         return [f"{mirror.key}: {counts} of {documents} documents"]
@@ -172,7 +179,7 @@ def counted(mirror: Mirror, counts: Mapping[str, int], documents: int, *, same: 
 
 
 def standing(mirror: Mirror, index: Mapping[str, Any]) -> list[str]:
-    """What an index says of itself at any time: nothing has failed, and nobody has cancelled anything."""
+    """Return what is wrong with the state of an index at any time: nothing may have failed or been cancelled."""
     counts, status = index["file_counts"], index["status"]
     if status in ("failed", "cancelled") or counts["failed"] or counts["cancelled"]:
         return [f"{mirror.key}: the index {index['id']} is {status}, of {counts}, {index['missing']} missing"]

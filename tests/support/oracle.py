@@ -119,7 +119,7 @@ class Told:
 
 
 def verified(request: Received, secret: str) -> Told:
-    """Raises WebhookVerificationError. To be called within five minutes of the request."""
+    """Verify a request within five minutes of its arrival. Raises WebhookVerificationError."""
     event: Any = request.verify(secret)
     return Told(request.path, request.webhook_id, event["id"], event["type"], event["data"]["id"])
 
@@ -167,7 +167,7 @@ def _is_answer(job: Job, line: Line) -> bool:
 
 
 def _same_vectors(said: Line, expected: Line) -> bool:
-    """What comes from the cache, where an attempt was interrupted that had asked, is a float32 and tells of it."""
+    """Compare vectors; a vector from the cache is a float32 where an attempt that had asked was interrupted."""
     bodies = (said, expected)
     rest = [{name: body[name] for name in body if name not in {"data", "usage"}} for body in bodies]
     asked = [{name: body["usage"][name] for name in ("prompt_tokens", "total_tokens")} for body in bodies]
@@ -319,7 +319,7 @@ def answered(one: Asked, seen: Sequence[Response], events: Sequence[Told]) -> li
 
 
 def _right(one: Asked, last: Response) -> list[str]:
-    """A real model may be cut short, and what is cancelled may have been answered before."""
+    """Check an answer. A real model may be cut off, and a cancelled request may have been answered before."""
     may = {"completed"} | ({"cancelled"} if one.cancelled else set()) | (set() if one.judged else {"incomplete"})
     if last.status not in may:
         return [f"{one.key}: {one.id} is {last.status} ({last.error})"]

@@ -155,7 +155,7 @@ class Proxy:
         return await asyncio.open_connection("127.0.0.1", self.target)
 
     async def _pump(self, way: _Way) -> None:
-        """The end of what was swallowed is not told either."""
+        """Forward bytes; the end of a swallowed connection is not forwarded either."""
         time, taking = asyncio.get_running_loop().time, asyncio.create_task(self._take(way))
         try:
             with suppress(OSError):

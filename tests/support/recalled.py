@@ -90,13 +90,15 @@ class Anew:
 
 
 def floats(vector: Any) -> Vector:
-    """A vector, whether it came as numbers or packed."""
+    """Return a vector, whether it came as numbers or packed."""
     return tuple(np.frombuffer(base64.b64decode(vector), "<f4").tolist()) if isinstance(vector, str) else tuple(vector)
 
 
 def answered(told: Sequence[Recalled], clearings: Sequence[Clearing]) -> list[str]:
-    """Each is an answer to its own prompt, of its own project, no older than the last clearing, and the only one that
-    is given again."""
+    """Check that each cached answer belongs to its prompt and project, and is newer than the last clearing.
+
+    It must also be the only answer that is given again.
+    """
     faults = [f"{one}: answered {one.text!r}" for one in told if not one.stamp or not _is_echo(one)]
     told = [one for one in told if one.stamp]
     for one in told:
@@ -112,7 +114,7 @@ def _is_echo(one: Recalled) -> bool:
 
 
 def _reply(url: str, prompt: str) -> Any:
-    """What the stub engine says."""
+    """Return the answer of the stub engine."""
     return json.loads(reply(url, {}, prompt).body)
 
 
@@ -129,7 +131,7 @@ def _before(one: Recalled | Embedded, clearings: Iterable[Clearing]) -> list[Cle
 
 
 def _owners(told: Iterable[Recalled]) -> Iterator[str]:
-    """The engine is asked by one request, for one project; whoever has its answer from there says so of nobody else."""
+    """Return the owner of each engine answer: one request of one project asked for it, and no other claims it."""
     by_stamp: dict[float, list[Recalled]] = defaultdict(list)
     for one in told:
         by_stamp[one.stamp].append(one)
@@ -152,8 +154,11 @@ def _only_one(told: Iterable[Recalled], clearings: Sequence[Clearing]) -> Iterat
 
 
 def embedded(told: Sequence[Embedded], clearings: Sequence[Clearing], log: Iterable[str]) -> list[str]:
-    """A text has the same vector whoever asks and whenever; and the engine was asked for it by each project, again
-    after each clearing, and by each request that says that nothing was there."""
+    """Check that a text has the same vector for all clients at all times.
+
+    Each project must ask the engine for it, again after each clearing, and so must each request that reports no cached
+    vector.
+    """
     heard = Counter(log)
     texts = {text for one in told for text in one.texts}
     due: dict[tuple[str, str, int], int] = defaultdict(int)
@@ -170,7 +175,7 @@ def embedded(told: Sequence[Embedded], clearings: Sequence[Clearing], log: Itera
 
 
 def anew(told: Anew) -> list[str]:
-    """The first round finds nothing in the cache, and the last one everything."""
+    """Check that the first round finds nothing in the cache, and the last one everything."""
     first = [f"{one}: cached, though the cache was cleared" for one in told.answers[0] if one.cached]
     first += [f"{one.project} {one.texts}: {one.cached} tokens cached" for one in told.vectors[0] if one.cached]
     last = [f"{one}: still not cached" for one in told.answers[-1] if not one.cached]

@@ -38,7 +38,7 @@ class Received:
         return self.headers["webhook-id"]
 
     def verify(self, secret: str) -> dict[str, object]:
-        """The body, if the signature is right; raises WebhookVerificationError."""
+        """Return the body if the signature is right. Raises WebhookVerificationError."""
         return Webhook(secret).verify(self.body, self.headers)  # type: ignore[no-any-return]
 
 
@@ -76,7 +76,7 @@ class Receiver:
         return f"{'https' if self.tls else 'http'}://{host or self.host}:{self.port}/{path}"
 
     def of(self, path: str) -> list[Received]:
-        """The requests of one path, in the order they came."""
+        """Return the requests of one path, in the order of their arrival."""
         return [request for request in self.requests if urlsplit(request.path).path == f"/{path}"]
 
     _down: asyncio.Event = field(init=False)
@@ -181,7 +181,7 @@ async def _bomb(_request: Received, writer: asyncio.StreamWriter) -> bool:
 
 
 async def _sly(_request: Received, writer: asyncio.StreamWriter) -> bool:
-    """Closes after its answer without having said so, as simple servers do."""
+    """Close the connection after the answer without a notice, as simple servers do."""
     await _reply(writer, "200 OK")
     return False
 
@@ -215,7 +215,7 @@ _BEHAVIOURS: dict[str, Behaviour] = {
 
 
 def certificate(folder: Path, host: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """A server's context for `host`, self-signed, and a client's that trusts it."""
+    """Return a server's context for `host`, self-signed, and a client's that trusts it."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec

@@ -107,14 +107,14 @@ def finish(db: Database, storage: Storage, job_id: str, lines: Sequence[int], fa
 
 
 def run(db: Database, storage: Storage, job_id: str, lines: int, failed: int = 0, cut_off: int = 0) -> str:
-    """The whole life of a job that succeeds."""
+    """Run the whole life of a job that succeeds."""
     plan(db, job_id, lines)
     answer(db, storage, take(db, job_id), range(lines), last=True, cut_off=cut_off)
     return finish(db, storage, job_id, range(lines - failed), failed, cut_off)
 
 
 def expire(db: Database, job_id: str) -> None:
-    """Running → expiring, whatever the deadline."""
+    """Move a job from running to expiring, whatever the deadline."""
     with db.write() as session:
         ledger.move(session, job_id, {JobState.QUEUED, JobState.RUNNING}, JobState.EXPIRING, actor="dispatcher")
         ledger.advance_job(session, job_id, actor="dispatcher")

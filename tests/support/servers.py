@@ -43,7 +43,7 @@ class Server(ABC):
         return os.environ
 
     def start(self) -> None:
-        """Raises FileNotFoundError where the program is missing, TimeoutError when it does not listen."""
+        """Start the server. Raises FileNotFoundError without the program, TimeoutError when it does not listen."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 self.command(), env=self.environment(), stdout=log, stderr=log, start_new_session=True
@@ -60,7 +60,7 @@ class Server(ABC):
             return []
 
     def kill(self) -> None:
-        """kill -9 of it and everything that it has started."""
+        """Kill the server and everything that it has started with SIGKILL."""
         if self._process is None:
             return
         for process in self.processes():
@@ -170,7 +170,7 @@ class S3Gateway(Server):
 
     @classmethod
     def program(cls) -> str:
-        """Raises FileNotFoundError where there is neither the program nor a Go to build it."""
+        """Return the path of the program. Raises FileNotFoundError without the program and without Go to build it."""
         found = shutil.which("versitygw") or shutil.which("versitygw", path=str(cls.BUILT))
         if found is None:
             cls.BUILT.mkdir(parents=True, exist_ok=True)

@@ -60,7 +60,7 @@ class Postgres:
 
     @contextmanager
     def database(self, *, migrated: bool = True) -> Iterator[str]:
-        """The URL of a database of one's own; a copy costs 10 ms."""
+        """Return the URL of a new database; a copy costs 10 ms."""
         name = f"test_{next(self._numbers)}"
         with self._admin() as admin:
             admin.execute(
@@ -88,7 +88,7 @@ class Postgres:
         return [process, *process.children(recursive=True)]
 
     def kill(self) -> None:
-        """kill -9, as a machine that is switched off would."""
+        """Kill the server with SIGKILL, as when the machine is switched off."""
         victims = self.processes()
         for victim in victims:
             with suppress(psutil.NoSuchProcess):
@@ -110,7 +110,7 @@ class Postgres:
 
 @contextmanager
 def chosen_database(name: str, *, durable: bool = False) -> Iterator[str]:
-    """The URL that a command was given; `postgresql` alone is a new database on a server of one's own."""
+    """Return the URL that a command was given; `postgresql` alone creates a database on a new server."""
     if name != "postgresql":
         yield name
         return
@@ -136,7 +136,7 @@ shutil.rmtree(folder, ignore_errors=True)
 
 
 def _guard(folder: Path) -> subprocess.Popen[bytes]:
-    """A test run that is killed would leave its server running for ever."""
+    """Start a guard that ends the server when the test run is killed."""
     command = [sys.executable, "-S", "-c", _GUARD, str(folder)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 

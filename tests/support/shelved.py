@@ -97,7 +97,7 @@ class Shelf:
 
 
 def make_paper(number: int, rng: random.Random, *, refused: bool = False) -> Paper:
-    """A document in one of the formats; or a damaged picture, something that is no text, or nothing at all."""
+    """Make a document in one of the formats; or a damaged picture, something that is no text, or nothing at all."""
     key, stem = f"paper-{number:04d}", new_stem(rng)
     if refused:
         name, content, codes = rng.choice(_REFUSED)
@@ -107,7 +107,7 @@ def make_paper(number: int, rng: random.Random, *, refused: bool = False) -> Pap
 
 
 def new_stem(rng: random.Random) -> str:
-    """What all words of one document begin with, and of no other."""
+    """Return the beginning of all words of one document, which no other document has."""
     return "".join(rng.choices(_LETTERS, k=8))
 
 
@@ -146,7 +146,7 @@ def facts(found: Found) -> dict[str, Any]:
 
 
 def whole(paper: Paper, found: Sequence[Found], sizes: Iterable[int]) -> list[str]:
-    """What a search for one paper shows of it is one of the versions that there may be, and all of that."""
+    """Check that a search for one paper shows all of one of its possible versions, and nothing else."""
     if not found:
         return []
     strangers = sorted({one.file_id for one in found} - {paper.file_id})
@@ -172,7 +172,7 @@ def _odd(numbers: Sequence[int], words: int) -> str:
 
 
 def settled(paper: Paper, status: str, code: str | None) -> list[str]:
-    """What became of a paper that is in its store still."""
+    """Check the status of a paper that is still in its store."""
     may = {paper.expected} | ({"cancelled"} if paper.uncertain else set())
     if status not in may or (status == "failed" and code not in paper.refused):
         return [f"{paper.key}: {paper.file_id} is {status} ({code}), not {' or '.join(sorted(may))}"]
@@ -180,7 +180,7 @@ def settled(paper: Paper, status: str, code: str | None) -> list[str]:
 
 
 def added_up(intake: Intake) -> list[str]:
-    """The counts of a batch are of all its files, and say what became of each where nobody interfered."""
+    """Check that the counts of a batch add up to its files, and say what became of each without interference."""
     counts, total = intake.counts, len(intake.papers)
     ends = ("completed", "failed", "cancelled")
     if counts["total"] != total or counts["in_progress"] or sum(counts[name] for name in ends) != total:

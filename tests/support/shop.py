@@ -57,7 +57,7 @@ class Shop:
 
     @contextmanager
     def open(self, worker: str = "gpu-1", **facts: Any) -> Iterator[InteractiveConsumer]:
-        """A worker that serves the line, and says so."""
+        """Open a worker that serves the queue, and announces it."""
         given = {name: facts.pop(name) for name in Limits.__slots__ if name in facts}
         consumer = InteractiveConsumer(self.host, self.redis_url, Queue.GENERATE, Limits(**given), **facts)
         self.announce(worker)
@@ -87,12 +87,12 @@ class Shop:
         return httpx2.post(f"{self.url}/{path}", json=body, headers=given, timeout=30)
 
     def objects(self, folder: str) -> list[str]:
-        """What is kept in the storage there."""
+        """Return what is stored there."""
         found: list[str] = self.app.state.services.storage.list(folder)
         return found
 
     def stranger(self) -> OpenAI:
-        """A client of another project."""
+        """Return a client of another project."""
         key = make_key(self.app, "strangers")
         return OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=30)
 
@@ -103,7 +103,7 @@ def _identity(name: str) -> tuple[str, str]:
 
 @contextmanager
 def running_broker(folder: Path) -> Iterator[str]:
-    """The URL of an embedded broker."""
+    """Yield the URL of an embedded broker."""
     server = subprocess.Popen(broker.command(folder), stdout=subprocess.DEVNULL)
     try:
         eventually(lambda: broker.answers(folder), 20, "the broker answers")
@@ -115,7 +115,10 @@ def running_broker(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def shops(folder: Path, database_url: str, redis_url: str) -> Iterator[Callable[..., Shop]]:
-    """Makes shops; `engine` are the fake's own arguments, `around` is what stands before it, the rest settings."""
+    """Yield a function that makes shops.
+
+    `engine` are the arguments of the fake engine, `around` is what stands before it, and the rest are settings.
+    """
     with ExitStack() as stack:
 
         def make(

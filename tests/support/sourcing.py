@@ -37,7 +37,7 @@ class Sync:
         return self.now()
 
     def by_schedule(self) -> dict[str, Any]:
-        """Synced because its time has come: no client asks."""
+        """Sync the source because its time has come, without a client."""
         with self.mill.db.write() as session:
             source, store = session.get_one(Source, self.id), session.get_one(VectorStore, self.store)
             assert sources.sync(session, source, store, actor=f"source:{self.id}")

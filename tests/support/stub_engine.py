@@ -75,7 +75,7 @@ def prompts(log: Path) -> list[str]:
 
 
 def text_mark(text: str, dimensions: object = None) -> str:
-    """What stands in the log for one text of several; another for vectors of another length."""
+    """Return how the log names one text of several; vectors of another length have another name."""
     told = text if dimensions is None else f"{dimensions} {text}"
     return f"{MARK}{sha256(told.encode()).hexdigest()[:16]}"
 
@@ -88,7 +88,7 @@ def _asked(path: str, body: dict[str, object], prompt: str) -> list[str]:
 
 
 def stamped(answer: Answer, asked: float) -> Answer:
-    """An answer that can be told from any other to the same prompt."""
+    """Mark an answer, so that it differs from any other answer to the same prompt."""
     return replace(answer, body=answer.body.replace(b'"echo ', b'"%.6f echo ' % asked))
 
 
@@ -260,7 +260,7 @@ def main() -> None:
 
 @contextmanager
 def started(log: Path, *options: str) -> Iterator[tuple[str, int]]:
-    """A stub server in a process of its own, as long as the block lasts; gives its URL and process id."""
+    """Run a stub server in a process for the block, and yield its URL and process id."""
     command = [sys.executable, "-m", "tests.support.stub_engine", "--log", str(log), *options]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -272,7 +272,7 @@ def started(log: Path, *options: str) -> Iterator[tuple[str, int]]:
 
 @contextmanager
 def running(log: Path, *options: str) -> Iterator[str]:
-    """The same, for those who only need the URL."""
+    """Run a stub server in a process for the block, and yield its URL."""
     with started(log, *options) as (url, _):
         yield url
 

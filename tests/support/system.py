@@ -104,7 +104,7 @@ def pause(seconds: float) -> None:
 
 
 def free_port() -> int:
-    """A port below those that the kernel lends to outgoing connections: nobody takes it while its server is down."""
+    """Return a port below those that the kernel gives to outgoing connections, so that it stays free."""
     while True:
         port = random.SystemRandom().randrange(*_PORTS)
         with suppress(OSError), socket.socket() as probe:
@@ -259,7 +259,7 @@ class System:
         return found[0]
 
     def tree(self, name: str) -> list[psutil.Process]:
-        """A service's main process, then all its descendants."""
+        """Return a service's main process and all its descendants."""
         with suppress(psutil.NoSuchProcess):
             main = psutil.Process(self.pid(name))
             return [main, *main.children(recursive=True)]
@@ -315,7 +315,7 @@ class System:
 
 
 def rival(name: str) -> str:
-    """The second of its kind."""
+    """Start a second service of this kind."""
     return f"{name}2"
 
 

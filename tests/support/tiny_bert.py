@@ -10,7 +10,7 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_to
 
 
 def write(folder: Path, **config: Any) -> Path:
-    """A folder with the checkpoint; the tokenizer is MiniLM's."""
+    """Write a folder with the checkpoint; the tokenizer is MiniLM's."""
     import torch
     from transformers import BertConfig, BertModel
 

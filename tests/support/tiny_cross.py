@@ -9,7 +9,7 @@ from workers.engines.model_folders import MINILM, materialise
 
 
 def write(folder: Path, **config: Any) -> Path:
-    """A folder with the checkpoint; the tokenizer is MiniLM's."""
+    """Write a folder with the checkpoint; the tokenizer is MiniLM's."""
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 

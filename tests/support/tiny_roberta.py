@@ -7,8 +7,10 @@ SAMPLE = ["def add(a, b): return a + b", "class Shelf: pass", "for one in many: 
 
 
 def write(folder: Path, context: int = CONTEXT, *, ranks: bool = False) -> Path:
-    """A folder with the checkpoint, of one that embeds or one that ranks. It has two more positions than tokens: one
-    for padding, and one before that."""
+    """Write a folder with the checkpoint of a model that embeds or ranks.
+
+    It has two more positions than tokens: one for padding, and one before that.
+    """
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForSequenceClassification, RobertaModel

@@ -59,13 +59,13 @@ class Weaviate(Server):
         }
 
     def start(self) -> None:
-        """It listens before it is ready."""
+        """Start the server, which listens before it is ready."""
         super().start()
         eventually(self._ready, _READY_SECONDS, "Weaviate is ready")
 
     @classmethod
     def found(cls) -> str:
-        """Raises FileNotFoundError where the program is missing."""
+        """Return the path of the program. Raises FileNotFoundError where it is missing."""
         for name in cls.NAMES:
             if found := shutil.which(name) or shutil.which(name, path=str(cls.BUILT)):
                 return found
@@ -73,7 +73,7 @@ class Weaviate(Server):
 
     @classmethod
     def program(cls) -> str:
-        """The same, built when it is missing. Raises FileNotFoundError where there is no Go for it."""
+        """Return the path of the program, built when it is missing. Raises FileNotFoundError where that needs Go."""
         with suppress(FileNotFoundError):
             return cls.found()
         cls.BUILT.mkdir(parents=True, exist_ok=True)

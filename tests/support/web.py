@@ -28,7 +28,7 @@ from jobs.timings import Timings
 
 @contextmanager
 def running_app(folder: Path, database_url: str, timings: Timings = Timings(), **settings: Any) -> Iterator[FastAPI]:
-    """The app over a migrated database."""
+    """Yield the app over a migrated database."""
     given = {"data_dir": folder, "database_url": database_url, "min_free_bytes": 0, **settings}
     app = build(Settings(**given), timings)
     yield app
@@ -41,18 +41,18 @@ def hurry(app: FastAPI, **seconds: float) -> None:
 
 
 def make_key(app: FastAPI, project: str = "default") -> str:
-    """A new key of a project, which is made when it is new."""
+    """Create a key of a project, and the project when it is new."""
     with app.state.services.db.write() as session:
         return create_key(session, project)
 
 
 def store_completion(app: FastAPI, project: str = "default", **facts: Any) -> str:
-    """A chat completion as one that was answered and kept."""
+    """Store a chat completion as if it had been answered."""
     return keep_completion_in(app.state.services.db, app.state.services.storage, project, **facts)
 
 
 def keep_completion_in(db: Database, storage: Storage, project: str, *, said: str = "Hi", **facts: Any) -> str:
-    """The same, without an app."""
+    """Store a chat completion without an app."""
     name = new_id(stored.COMPLETION_PREFIX)
     row = {"id": name, "asked": "m", "model": "m", "created_at": now(), "expires_at": now() + 3600, **facts}
     with db.write() as session:
@@ -66,7 +66,7 @@ def keep_completion_in(db: Database, storage: Storage, project: str, *, said: st
 
 @contextmanager
 def serve(app: FastAPI) -> Iterator[str]:
-    """The app behind a real socket, in a thread; yields its URL."""
+    """Serve the app on a real socket in a thread, and yield its URL."""
     web = server(app, app.state.services.config)
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=web.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -32,7 +32,7 @@ SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|KEY$|AUTH$|_URL$")
 
 
 def instructions() -> list[tuple[str, str]]:
-    """The Dockerfile's instructions, with the lines of each joined."""
+    """Return the Dockerfile's instructions, with the lines of each joined."""
     lines = [line for line in DOCKERFILE.splitlines() if not line.lstrip().startswith("#")]
     whole = re.sub(r"\\\n\s*", " ", "\n".join(lines))
     return [
@@ -136,7 +136,7 @@ def test_every_service_is_pinned_and_hardened_and_watched(name: str) -> None:
 
 
 def pinned(image: str) -> bool:
-    """A tag that says a version, or one that this very checkout builds."""
+    """Return whether the tag names a version, or an image that this checkout builds."""
     tag = image.rpartition(":")[2]
     return image.startswith("nightmill:") or bool(re.match(r"\d+\.\d+", tag))
 
@@ -197,7 +197,9 @@ def test_valkey_has_a_bound_on_its_memory_and_evicts_nothing() -> None:
 
 
 def test_whoever_fetches_from_elsewhere_can_get_out() -> None:
-    """Sources are read where a store is planned; engines, models and receivers of webhooks may be elsewhere. So may the
+    """Check that services that fetch from elsewhere have a network to the outside.
+
+    Sources are read where a store is planned; engines, models and receivers of webhooks may be elsewhere. So may the
     files, from which the dispatcher removes what is past its retention. The release needs the database alone.
     """
     out = {name for name in OURS if "outside" in SERVICES[name]["networks"]}

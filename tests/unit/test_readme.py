@@ -27,7 +27,7 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 
 
 def _settings(text: str) -> set[str]:
-    """The settings that a text names, also those that it takes out of a file."""
+    """Return the settings that a text names, also those that it takes out of a file."""
     named = {name.lower() for name in re.findall(r"NIGHTMILL_([A-Z0-9_]+)", text)}
     return {name if name in Settings.model_fields else name.removesuffix("_file") for name in named}
 

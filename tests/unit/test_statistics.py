@@ -15,7 +15,7 @@ VARIABLES = ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "VLLM_NO_USAGE_STATS", 
 
 
 def said(module: str, words: str, **environment: str) -> str:
-    """What a process that imports one of our modules first says of itself."""
+    """Return the first output of a process that imports a module of ours."""
     without = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     script = f"import os, {module}; {words}"
     command = [sys.executable, "-c", script]

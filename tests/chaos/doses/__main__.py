@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, run: Run, options: argparse.Namespace) -> Outcome:
-    """A dose that can't be given is a violation too, and the next one is given all the same."""
+    """Run a dose. A dose that cannot be given is a violation, and the next one is given all the same."""
     rng = random.Random(f"{options.seed} {name}")
     try:
         if options.keep:

@@ -72,7 +72,7 @@ class Books:
 
 
 def copied(files: Path, to: Path) -> list[str]:
-    """The folder as `cp -a` copies it while it changes; what it missed, but for what was not finished."""
+    """Copy the folder as `cp -a` does while it changes; return what is missing, except for unfinished work."""
     said = subprocess.run(["cp", "-a", str(files), str(to)], capture_output=True, text=True, timeout=300, check=False)
     return [line for line in said.stderr.splitlines() if _UNFINISHED not in line]
 

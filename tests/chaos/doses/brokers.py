@@ -95,8 +95,9 @@ def valkey_lost(given: Given) -> Outcome:
 
 
 def _down(made: Site) -> None:
-    """The supervisor starts it again, so it is killed again until it has been away for long enough; and until it is
-    back, for which its supervisor takes a while after so many ends.
+    """Kill a supervised server again and again until it was away long enough, and wait until it is back.
+
+    The supervisor starts it again each time, later after many ends.
     """
     until = time.monotonic() + _DOWN_SECONDS
     while time.monotonic() < until:

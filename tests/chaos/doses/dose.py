@@ -33,7 +33,7 @@ class Outcome:
         self.violations += [why for why in violations if why]
 
     def at_most(self, what: str, found: float, most: float, unit: str = "") -> None:
-        """A figure with a bound."""
+        """Record a figure with its upper bound."""
         told, bound = f"{what} {found:.4g}{unit}", f"{most:g}{unit}"
         self.judge(f"{told} (≤ {bound})", *([f"{told} is more than {bound}"] if found > most else []))
 
@@ -42,7 +42,7 @@ Run = Callable[[Given], Outcome]
 
 
 def row(name: str, outcome: Outcome, seconds: float) -> str:
-    """A line of the table, and one for each violation."""
+    """Return a line of the table, and one for each violation."""
     cells = (name, outcome.dose, "; ".join(outcome.judged), str(len(outcome.violations)), f"{seconds:.0f} s")
     lines = [f"| {' | '.join(cells)} |"]
     return "\n".join(lines + [f"    VIOLATION {name}: {why}" for why in outcome.violations])

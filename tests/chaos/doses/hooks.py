@@ -60,7 +60,7 @@ class Listeners:
         self.ids[name], self.secrets[name] = made.json()["id"], made.json()["signing_secret"]
 
     def verify(self, receiver: Receiver) -> None:
-        """What came since the last time; signatures are good for five minutes."""
+        """Verify what has arrived since the last call; signatures are good for five minutes."""
         start = self._verified.get(receiver.port, 0)
         for request in receiver.requests[start:]:
             start += 1
@@ -115,7 +115,7 @@ def happened(made: Site) -> dict[str, float]:
 
 
 def punctual(firsts: Mapping[str, float], events: Mapping[str, float]) -> tuple[float, list[str]]:
-    """The p95 of the waits for the first attempt, and the events of which nobody was told."""
+    """Return the p95 of the waits for the first attempt, and the events without any attempt."""
     waits = [firsts[subject] - at for subject, at in events.items() if subject in firsts]
     missing = events.keys() - firsts.keys()
     return p95(waits), [f"{len(missing)} events did not arrive: {sorted(missing)[:3]}"] if missing else []

@@ -203,7 +203,7 @@ def web_killed(given: Given) -> Outcome:
 
 
 def web_dies_before_its_answer(given: Given) -> Outcome:
-    """A failpoint, so that each kill falls between the commit and the answer."""
+    """Kill the web process at a failpoint, so that each kill falls between the commit and the answer."""
     kills = given.part(50)
     outcome = Outcome(f"kill -9 of web between a create's commit and its answer, {kills} times, the same key again")
     return _cut(given, outcome, kills, "tests.chaos.doses.failpoint", lambda web: web.wait(60), heard=False)

@@ -73,7 +73,7 @@ class Known:
             feeder.join(2 * _CREATE_SECONDS)
 
     def again(self, site: Site, keys: Iterable[str]) -> list[Answer]:
-        """The same creates once more, of another deployment that has their files."""
+        """Repeat the same creates at another deployment that has their files."""
         return [site.batch(self.files[key], key) for key in keys]
 
     def _feed(self, rate: float, lines: Sequence[int]) -> None:

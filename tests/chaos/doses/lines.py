@@ -27,7 +27,7 @@ TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})
 
 
 def batch_of(lines: int, name: str, poison: str = "") -> bytes:
-    """The middle line is the poisonous one."""
+    """Create a batch whose middle line is the poisonous one."""
     words = [f"Say {name} {n}" + (f" {poison}" if poison and n == lines // 2 else "") for n in range(lines)]
     return b"".join(line(f"r{n}", word) for n, word in enumerate(words))
 

@@ -1,9 +1,9 @@
-"""F20: a bad network. The ways to the database and to the broker take 200 ms more, there and back, and 5 % of what
-passes is lost with its connection: hardly any transaction ends. Then 0.5 %: most do, and work goes on.
+"""F20: a bad network.
 
-Meanwhile batches are created, small ones at a steady rate and large ones now and then, and a client waits for
-completions. What was refused is asked again afterwards: a commit whose answer was lost has made its job, and the key
-finds it.
+The ways to the database and to the broker take 200 ms more, there and back, and 5 % of what passes is lost with its
+connection: hardly any transaction ends. Then 0.5 %: most do, and work goes on. Meanwhile batches are created, small
+ones at a steady rate and large ones now and then, and a client waits for completions. What was refused is asked again
+afterwards: a commit whose answer was lost has made its job, and the key finds it.
 """
 
 import threading
@@ -111,7 +111,7 @@ def _distributed(given: Given) -> Iterator[Bad]:
 
 
 def _to_database(stack: ExitStack, given: Given, url: str) -> tuple[Proxy, str]:
-    """The way, and the URL that leads through it."""
+    """Open a proxy to the database; return it, and the URL that leads through it."""
     at = make_url(url)
     way = stack.enter_context(Proxy(f"{at.query['host']}/.s.PGSQL.5432", rng=given.rng))
     return way, at.set(host="127.0.0.1", port=way.port, query={}).render_as_string(hide_password=False)
@@ -289,8 +289,10 @@ def chats(outcome: Outcome, answers: Sequence[Answer]) -> None:
 
 
 def asked_twice(outcome: Outcome, prompts: Sequence[str], lines: int, losses: int) -> None:
-    """I4: a commit whose answer is lost is looked up and costs nothing. A claim that was lost with its lease, because
-    its heartbeats came to nothing for so long, costs a shard at most."""
+    """Check I4: a commit whose answer is lost is looked up and costs nothing.
+
+    A claim that was lost with its lease, because its heartbeats did not arrive for so long, costs a shard at most.
+    """
     told = [prompt for prompt in prompts if _TOLD in prompt]
     most = losses * _SHARD_LINES
     outcome.at_most(f"{losses} leases lost, requests twice", len(prompts) - len(told) - lines, most)

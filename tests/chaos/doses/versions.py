@@ -45,7 +45,7 @@ class NoOldVersion(Exception):
 
 
 def before_newest(root: Path) -> str:
-    """The commit before the one that brought the newest migration. Raises NoOldVersion."""
+    """Return the commit before the one that added the newest migration. Raises NoOldVersion."""
     newest = max((root / "migrations" / "versions").glob("[0-9]*.py")).relative_to(root)
     if subprocess.run(
         ["git", "rev-parse", "--is-inside-work-tree"], cwd=root, capture_output=True, check=False
@@ -62,7 +62,7 @@ def before_newest(root: Path) -> str:
 
 @contextmanager
 def old_version(folder: Path) -> Iterator[Path]:
-    """A checkout of it, removed at the end."""
+    """Yield a checkout of the old version, and remove it at the end."""
     commit, path = before_newest(ROOT), folder / "old"
     _git(ROOT, "worktree", "add", "--detach", str(path), commit)
     try:

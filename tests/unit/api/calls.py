@@ -80,6 +80,6 @@ class Route:
 
 
 def routes(app: FastAPI) -> list[Route]:
-    """What needs a key."""
+    """Yield the routes that require a key."""
     paths = app.openapi()["paths"]
     return [Route(method.upper(), path) for path in paths if path not in OPEN for method in paths[path]]

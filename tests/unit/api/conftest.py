@@ -14,7 +14,7 @@ from tests.support.web import make_key, running_app
 
 @pytest.fixture
 def make_app(tmp_path: Path, sqlite_url: str) -> Iterator[Callable[..., FastAPI]]:
-    """Makes an app with the settings given."""
+    """Return a function that makes an app with the given settings."""
     with ExitStack() as stack:
         yield lambda **settings: stack.enter_context(running_app(tmp_path, sqlite_url, **settings))
 
@@ -35,19 +35,19 @@ def shared_app(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) 
 
 @pytest.fixture
 def client(app: FastAPI) -> TestClient:
-    """A client with a key of the default project."""
+    """Return a client with a key of the default project."""
     return client_of(app, make_key(app))
 
 
 @pytest.fixture
 def stranger(app: FastAPI) -> TestClient:
-    """A client with a key of another project."""
+    """Return a client with a key of another project."""
     return client_of(app, make_key(app, "another"))
 
 
 @pytest.fixture
 def nobody(app: FastAPI) -> TestClient:
-    """A client without a key."""
+    """Return a client without a key."""
     return TestClient(app, raise_server_exceptions=False)
 
 
@@ -57,6 +57,6 @@ def client_of(app: FastAPI, key: str) -> TestClient:
 
 @pytest.fixture
 def either(database_url: str, tmp_path: Path) -> Iterator[FastAPI]:
-    """An app over SQLite and one over PostgreSQL."""
+    """Return an app over SQLite, and one over PostgreSQL."""
     with running_app(tmp_path, database_url) as app:
         yield app

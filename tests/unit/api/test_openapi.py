@@ -133,7 +133,7 @@ def real(app: FastAPI, key: str) -> Real:
 
 
 def store_response(app: FastAPI) -> str:
-    """A response as one that was answered, of the project that `make_key` makes."""
+    """Store a response as if it had been answered, in the project that `make_key` makes."""
     services = app.state.services
     row = {"id": new_id("resp_"), "created_at": now(), "expires_at": now() + 3600}
     with services.db.write() as session:
@@ -148,7 +148,7 @@ def store_response(app: FastAPI) -> str:
 
 
 def tuned_checkpoint(app: FastAPI, job_id: str) -> tuple[str, str]:
-    """A checkpoint of a fine-tuning job, and the project that owns it."""
+    """Create a checkpoint of a fine-tuning job, and the project that owns it."""
     with app.state.services.db.write() as session:
         project_id = session.get_one(Job, job_id).project_id
         facts = {"base": "b", "method": "lora", "location": "training/1", "sha256": "0" * 64, "manifest": {}}

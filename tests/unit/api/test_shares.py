@@ -195,7 +195,7 @@ def test_what_a_request_continues_counts_as_its_body(make_app: Callable[..., Fas
 
 @pytest.fixture
 def no_thread() -> Iterator[None]:
-    """A request of a project all of whose threads are in use."""
+    """Send a request of a project all of whose threads are in use."""
     token = shares.current.set(Usage(Share(0, 0)))
     yield
     shares.current.reset(token)

@@ -66,7 +66,7 @@ def thing() -> dict[str, Any]:
 
 
 def fine_tuning(path: str) -> object:
-    """A job that failed, or a list of events, checkpoints or jobs."""
+    """Return a job that failed, or a list of events, checkpoints or jobs."""
     job = {
         "id": HOSTILE, "status": "failed" if path.endswith("x-1") else HOSTILE, "model": HOSTILE, "created_at": 1,
         "fine_tuned_model": HOSTILE, "finished_at": 1, "error": ERROR, "warnings": [HOSTILE],
@@ -82,7 +82,7 @@ def fine_tuning(path: str) -> object:
 
 
 def answer(method: str, path: str) -> tuple[int, object]:
-    """What the server says. A list has an entry whose id is hostile too."""
+    """Return the server's answer. A list has an entry with a hostile id."""
     if path.startswith(("/v1/jobs/refused", "/v1/schedules/refused")):
         return 400, {"error": ERROR}
     if path.endswith("/embeddings"):
@@ -153,7 +153,7 @@ Call = Callable[..., Told]
 def call(
     tmp_path: Path, url: str, sqlite: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Call:
-    """The command beside a hostile server and a database with hostile rows; it returns what it printed."""
+    """Return a function that runs the command against a hostile server and database, and returns its output."""
     variables = {"URL": url, "API_KEY": "sk-x", "DATA_DIR": str(tmp_path), "DATABASE_URL": sqlite.url}
     for name, value in {**variables, "VLLM_ENABLED": "false", "ENGINE_URLS": url}.items():
         monkeypatch.setenv(f"NIGHTMILL_{name}", value)

@@ -22,7 +22,7 @@ from tests.support.ledgers import claim_job, claim_shard, cuts, planning, runnin
 
 
 def happened(db: Database) -> None:
-    """A row of each kind."""
+    """Write a row of each kind."""
     ledgers.submitted(db, after=[running(db).id])
     claim = claim_job(db, ledgers.finishing(db).id, Task.FINISH)
     file = File(

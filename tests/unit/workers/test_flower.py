@@ -18,7 +18,7 @@ Ask = Callable[..., int]
 
 
 def _posts() -> set[str]:
-    """The paths of Flower that take a POST, all of them below /api."""
+    """Return the paths of Flower that take a POST; all of them are below /api."""
     routes = [tuple(route)[:2] for route in handlers if isinstance(route, tuple) and "(" in route[0]]
     return {pattern.replace("(.+)", "nightmill.run") for pattern, handler in routes if "post" in vars(handler)}
 

@@ -92,7 +92,7 @@ def app(monkeypatch: pytest.MonkeyPatch) -> Celery:
 
 @pytest.fixture
 def heard(app: Celery) -> Iterator[Any]:
-    """What the consumer of this process is told, one call a message."""
+    """Return the calls to the consumer of this process, one for each message."""
     told: list[tuple[str, str]] = []
     handlers = {
         name: lambda _state, queue, name=name, **_: told.append((name, queue))

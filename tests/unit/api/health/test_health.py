@@ -64,7 +64,7 @@ def test_readiness_tells_what_waits_and_who_works(app: FastAPI, client: TestClie
 
 @pytest.fixture
 def waiting(app: FastAPI, client: TestClient) -> str:
-    """A job whose message is two minutes old."""
+    """Create a job whose message is two minutes old."""
     job_id: str = create(client, "f")["id"]
     with app.state.services.db.write() as session:
         session.query(Outbox).update({Outbox.due_at: now() - 120, Outbox.created_at: now() - 120})
@@ -179,7 +179,7 @@ def test_lines_that_are_not_to_be_run_yet_make_nothing_unready(
 
 
 def _after_a_minute(app: FastAPI, nobody: TestClient, change: Callable[[Session], object]) -> list[int]:
-    """What a probe says of messages two minutes old, for a minute after the change and then without any pause."""
+    """Return a probe's answers on messages two minutes old: for a minute after the change, then without a pause."""
     db = app.state.services.db
     with db.write() as session:
         session.query(Outbox).update({Outbox.due_at: now() - 120})

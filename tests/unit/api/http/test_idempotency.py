@@ -126,7 +126,7 @@ def test_the_job_is_found_by_its_key(client: TestClient, stranger: TestClient) -
 
 
 def send(client: TestClient, key: str, data: bytes = b"hello\n", name: str = "a.jsonl") -> Any:
-    """The client makes a new boundary each time, as the SDK does."""
+    """Send the request with a new boundary, as the SDK does each time."""
     headers = {"Idempotency-Key": key}
     return client.post("/v1/files", files={"file": (name, data)}, data={"purpose": "batch"}, headers=headers)
 

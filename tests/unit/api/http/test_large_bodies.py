@@ -31,7 +31,7 @@ def client(app: FastAPI) -> TestClient:
 
 @pytest.fixture
 def validated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[type, bool]]:
-    """The type of each body that is validated, and whether that is done on the event loop."""
+    """Return the type of each validated body, and whether the event loop validated it."""
     validate, seen = ModelField.validate, list[tuple[type, bool]]()
 
     def note(field: ModelField, value: Any, *args: Any, loc: tuple[Any, ...] = ()) -> Any:
@@ -44,7 +44,7 @@ def validated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[type, bool]]:
 
 
 def _many(fields: str, item: str, count: int) -> bytes:
-    """The fields of a body, in which `*` stands for so many items."""
+    """Return the fields of a body, in which `*` stands for so many items."""
     return fields.replace("*", ",".join([item] * count)).encode()
 
 

@@ -39,7 +39,7 @@ class Schemas:
         self.named = document["components"]["schemas"]
 
     def branches(self, schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The types that a value may have, one by one."""
+        """Yield the types that a value may have."""
         if "$ref" in schema:
             schema = self.named[schema["$ref"].rpartition("/")[2]]
         inner = [*schema.get("anyOf", ()), *schema.get("oneOf", ())]

@@ -10,7 +10,7 @@ HEAD = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 7, "mo
 
 
 def told(*deltas: dict[str, Any], end: str | None = "stop", index: int = 0) -> list[dict[str, Any]]:
-    """A stream of one choice."""
+    """Make a stream of one choice."""
     said = [{**HEAD, "choices": [{"index": index, "delta": delta, "finish_reason": None}]} for delta in deltas]
     last = [{**HEAD, "choices": [{"index": index, "delta": {}, "finish_reason": end}]}]
     return said + last if end else said

@@ -44,7 +44,7 @@ def _text(item: dict[str, Any]) -> str:
 
 
 def _pages(client: TestClient, talk: str, limit: int, order: str = "asc") -> list[list[str]]:
-    """The texts of a conversation, page by page."""
+    """Return the texts of a conversation, page by page."""
     pages, params = list[list[str]](), {"limit": str(limit), "order": order}
     while True:
         answer = client.get(f"/v1/conversations/{talk}/items", params=params).json()
@@ -111,7 +111,7 @@ def _as_of_before(app: FastAPI, talk: str) -> str:
 
 @pytest.fixture
 def written(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes of what is written to storage."""
+    """Return the sizes of what is written to storage."""
     storage, sizes = app.state.services.storage, list[int]()
     put = storage.put
 
@@ -125,7 +125,7 @@ def written(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def read(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes of what is read from storage."""
+    """Return the sizes of what is read from storage."""
     storage, sizes = app.state.services.storage, list[int]()
     reader = storage.reader
 

@@ -32,7 +32,7 @@ def number(app: FastAPI) -> None:
 
 
 def ended(app: FastAPI, client: TestClient) -> str:
-    """The id of a batch that has ended; its events are numbered."""
+    """Return the id of a batch that has ended; its events are numbered."""
     job_id: str = create(client)["id"]
     runs.run(app.state.services.db, app.state.services.storage, job_id, 1)
     number(app)
@@ -131,7 +131,7 @@ def streams(app: FastAPI) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def events_of(answer: httpx2.Response, count: int) -> list[tuple[int, str, dict[str, Any]]]:
-    """The first events of a stream: id, name, data."""
+    """Return the first events of a stream: id, name, data."""
     found, fields = [], dict[str, str]()
     for line in answer.iter_lines():
         name, _, value = line.partition(": ")
@@ -222,7 +222,7 @@ def test_a_project_has_a_bounded_number_of_streams(make_app: Callable[..., FastA
 
 
 def _until_free(url: str, headers: dict[str, str]) -> None:
-    """The server hears a moment later that a client has left."""
+    """Wait until the server notices that a client has left."""
     for _ in range(300):
         with (
             httpx2.stream("GET", f"{url}/v1/events", headers=headers, timeout=30) as one,

@@ -163,7 +163,7 @@ def test_events_are_polled_by_their_number(app: FastAPI, client: TestClient) -> 
 
 
 def parsed(text: str) -> list[tuple[int, str, dict[str, Any]]]:
-    """The events of a stream; comments are passed over."""
+    """Parse the events of a stream, without comments."""
     blocks = [block.split("\n") for block in text.split("\n\n") if block and not block.startswith(":")]
     fields = [dict(line.split(": ", 1) for line in block) for block in blocks]
     return [(int(one["id"]), one["event"], json.loads(one["data"])) for one in fields]

@@ -15,7 +15,7 @@ BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;
 
 @pytest.fixture
 def client(shared_app: FastAPI) -> TestClient:
-    """A browser without a key."""
+    """Return a browser without a key."""
     return TestClient(shared_app, raise_server_exceptions=False, base_url="http://mill.test:8000")
 
 

@@ -96,7 +96,7 @@ def workers(app: FastAPI) -> Workers:
 
 
 def search(client: TestClient, query: Any, **fields: Any) -> Any:
-    """What the page says was searched for."""
+    """Return the query that the page reports as searched."""
     body = {"query": query, "rewrite_query": True, **fields}
     answer = client.post(f"/v1/vector_stores/{made(client)}/search", json=body)
     assert answer.status_code == 200, answer.text

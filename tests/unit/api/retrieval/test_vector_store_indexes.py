@@ -276,7 +276,7 @@ def compare(client: TestClient, store: str, index: str, **fields: Any) -> Any:
 
 @pytest.fixture
 def pair(app: FastAPI, client: TestClient) -> tuple[Shelved, str, str]:
-    """A store with an index of another model beside its own."""
+    """Create a store with a second index of another model."""
     store = made(client)
     return Shelved(app), store, create(client, store, embedding_model="second").json()["id"]
 

@@ -189,7 +189,7 @@ def test_old_secrets_that_sign_are_bounded(app: FastAPI, client: TestClient) -> 
 
 @pytest.fixture
 def receiver() -> Iterator[Any]:
-    """A receiver that keeps what it gets and answers with `status`."""
+    """Yield a receiver that stores its requests and answers with `status`."""
     got: list[tuple[dict[str, str], bytes]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -288,7 +288,7 @@ def test_a_receiver_that_is_not_there_is_a_clear_error(client: TestClient) -> No
 
 @pytest.fixture
 def pending(app: FastAPI, client: TestClient) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """An endpoint, and its log of two deliveries."""
+    """Create an endpoint with a log of two deliveries."""
     endpoint = create(client)
     for _ in range(2):
         runs.run(app.state.services.db, app.state.services.storage, create_batch(client, "f")["id"], 1)

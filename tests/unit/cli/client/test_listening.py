@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[4]
 
 
 def streamed(*positions: int) -> bytes:
-    """The answer of a server that tells of these and breaks off."""
+    """Return the answer of a server that sends these events and breaks off."""
     told = b"".join(
         b"id: %d\nevent: t\ndata: %b\n\n" % (n, json.dumps({**EVENT, "position": n}).encode()) for n in positions
     )
@@ -44,7 +44,7 @@ def streamed(*positions: int) -> bytes:
 
 @contextmanager
 def answering(*answers: bytes, timings: Timings = QUICK) -> Iterator[tuple[Server, list[bytes]]]:
-    """A server that gives one answer to each connection and hangs up, and what it was asked."""
+    """Yield a server that gives one answer to each connection and closes it, and the requests that it got."""
     asked: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as listening:
 

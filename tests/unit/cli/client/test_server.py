@@ -25,7 +25,7 @@ GONE = b'HTTP/1.1 404 Not Found\r\nContent-Length: 33\r\n\r\n{"error": {"message
 
 @contextmanager
 def answering(*answers: bytes, patience: float = 60.0) -> Iterator[Server]:
-    """A server that gives one answer to each connection, and hangs up."""
+    """Yield a server that gives one answer to each connection, and closes it."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def serve() -> None:

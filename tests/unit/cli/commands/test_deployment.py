@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> DataFolder:
 
 @pytest.fixture
 def guard(folder: DataFolder) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process that has the folder and waits for SIGTERM."""
+    """Run a process that holds the folder and waits for SIGTERM."""
     with subprocess.Popen([sys.executable, "-c", GUARD], cwd=folder.path, stdout=subprocess.PIPE) as process:
         assert process.stdout
         process.stdout.readline()

@@ -33,9 +33,10 @@ FACTS = {"max_model_len": 16, "license": "mit", "training_data": ["mine"], "quer
 
 
 class Words(ThreadingHTTPServer):
-    """Models `good`, whose vectors know words, and `bad`, which gives every text the same; `strict` takes OpenAI's
-    fields alone, `half` no truncation, `other` no `cache`; `odd` gives vectors of changing length; `long` refuses
-    every passage.
+    """Serve embedding models: `good`, whose vectors know words, and `bad`, with the same vector for every text.
+
+    `strict` takes OpenAI's fields alone, `half` no truncation, `other` no `cache`; `odd` gives vectors of changing
+    length; `long` refuses every passage.
     """
 
     daemon_threads = True

@@ -32,7 +32,7 @@ class Client:
         return CliRunner().invoke(app, ["finetune", command, *words, *self.where])
 
     def told(self, command: str, *words: str) -> list[dict[str, Any]]:
-        """What a command prints as JSON Lines."""
+        """Return what a command prints as JSON Lines."""
         done = self(command, *words, "--json")
         assert done.exit_code == 0, done.output
         return [json.loads(line) for line in done.stdout.splitlines()]

@@ -31,7 +31,7 @@ PACKAGED = "smollm2-135m-instruct"
 
 @pytest.fixture
 def run(tmp_path: Path, db: Database, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """The command, on an empty database."""
+    """Return a function that runs the command on an empty database."""
     monkeypatch.setenv("NIGHTMILL_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("NIGHTMILL_DATABASE_URL", db.url)
     monkeypatch.setenv("NIGHTMILL_OPENAI_ALIASES", "true")

@@ -30,7 +30,7 @@ class Client:
         return done
 
     def entries(self, *words: str) -> list[dict[str, object]]:
-        """What `--json` prints: an object a line."""
+        """Return what `--json` prints: an object a line."""
         return [json.loads(line) for line in self(*words, "--json").stdout.splitlines()]
 
 

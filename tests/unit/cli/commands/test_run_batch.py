@@ -364,7 +364,7 @@ def own_run(folder: Path) -> list[str]:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of whoever calls: with a template, a plugin and folders, some named like words of vLLM's."""
+    """Return the caller's folder, with a template, a plugin and folders, some of them named like words of vLLM's."""
     for name in ("tok", "org/name", "fp8", "vllm"):
         (tmp_path / name).mkdir(parents=True)
     for name in ("t.jinja", "plugin.py"):
@@ -389,14 +389,14 @@ def _short_flags() -> Iterator[tuple[str, str]]:
 
 
 def _added(source: ast.Module) -> Iterator[list[str]]:
-    """The words of each flag that vLLM's source adds to a parser."""
+    """Return the words of each flag that vLLM's source adds to a parser."""
     for node in ast.walk(source):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
             yield [one.value for one in node.args if isinstance(one, ast.Constant) and isinstance(one.value, str)]
 
 
 def _fields_of(name: str, source: ast.Module) -> set[str]:
-    """The fields of a class of vLLM's, each of which is a flag, without those of its bases."""
+    """Return the fields of a class of vLLM's, each of which is a flag, without those of its bases."""
     [found] = [one for one in source.body if isinstance(one, ast.ClassDef) and one.name == name]
     return {one.target.id for one in found.body if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)}
 

@@ -28,7 +28,7 @@ Examine = Callable[..., dict[str, Finding]]
 
 @pytest.fixture
 def diagnosis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Examine:
-    """What the doctor finds about an empty data folder, by what it looked at."""
+    """Return a function that returns the doctor's findings about an empty data folder, by check."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         monkeypatch.setenv("NIGHTMILL_PORT", str(probe.getsockname()[1]))

@@ -20,7 +20,7 @@ Make = Callable[..., DataFolder]
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that the command is called in, a state folder of its own, and nothing in the environment."""
+    """Return a folder in which the command runs, with an own state folder and an empty environment."""
     for name in [name for name in os.environ if name.startswith("NIGHTMILL_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))

@@ -25,7 +25,7 @@ READY = b'{"status": "ready", "database": "ok", "workers": {}}'
 
 @contextmanager
 def listening(body: bytes, *, raw: bool = False) -> Iterator[int]:
-    """The port of what answers everything with this, in HTTP unless it is `raw`."""
+    """Yield the port of a server that answers everything with this, in HTTP unless it is `raw`."""
     answer = body if raw else b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
     with socket.create_server(("127.0.0.1", 0)) as server:
         stopped = threading.Event()

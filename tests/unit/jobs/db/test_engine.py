@@ -341,7 +341,7 @@ def test_no_statement_of_postgresql_waits_for_ever(postgres: Database) -> None:
 
 @pytest.fixture(scope="module")
 def mortal() -> Iterator[Postgres]:
-    """A server of our own to kill."""
+    """Yield a server that the test may kill."""
     server = Postgres()
     yield server
     server.close()

@@ -30,7 +30,7 @@ def written(folder: Path, text: str) -> Path:
 
 
 def model_with(folder: Path, **fields: Any) -> Path:
-    """A file with one model of these fields, written in YAML's flow style."""
+    """Write a models file with one model of these fields, in YAML's flow style."""
     given = {"source": "{packaged: x}", "engine": "vllm"} | fields
     lines = [f"    {key}: {value}" for key, value in given.items() if value is not None]
     return written(folder, "\n".join(["models:", "  m:", *lines]))

@@ -146,7 +146,7 @@ def test_a_model_seen_again_is_seen_later(db: Database) -> None:
 
 
 def _holding(name: str, state: str, models: list[str], **up: bool) -> Worker:
-    """A worker whose engines are `up` or not."""
+    """Make a worker whose engines are `up` or not."""
     holds = {model: {"entry": "e", "up": is_up, "since": 5.0, "phase": "p"} for model, is_up in up.items()}
     return worker(name, state=state, models=models, engines=holds)
 

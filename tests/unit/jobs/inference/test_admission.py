@@ -35,7 +35,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def url(broker: str) -> str:
-    """The URL of an empty server with 64 MB."""
+    """Return the URL of an empty server with 64 MB."""
     with redis.Redis.from_url(broker) as server:
         server.flushall()
         server.config_set("maxmemory", 64 * MB)

@@ -41,7 +41,7 @@ def row(session: Session, seal: int) -> Audit:
 
 
 def reseal(session: Session, last: int) -> None:
-    """What somebody with write access to everything would do: make the chain consistent again."""
+    """Make the chain consistent again, as an attacker with full write access would."""
     previous = audit.GENESIS
     for seal in range(1, last + 1):
         entry = row(session, seal)
@@ -54,7 +54,7 @@ def edit(session: Session) -> None:
 
 
 def edit_and_mend(session: Session) -> None:
-    """The row agrees with its hash again; its successor does not."""
+    """Edit a row and its hash, so that they agree; its successor does not."""
     session.execute(update(Audit).where(Audit.seal == 3).values(actor="key:b"))
     entry = row(session, 3)
     entry.hash = audit.digest(row(session, 2).hash or "", entry, 3)

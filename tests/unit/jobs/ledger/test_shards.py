@@ -484,7 +484,7 @@ def test_cutting_nothing_is_nothing(db: Database) -> None:
 
 
 def staged(db: Database, lines: int = 4) -> ledgers.Job:
-    """A job whose shard is run in the ingest queue first, and then in its own, the embedders'."""
+    """Create a job whose shard is first run in the ingest queue, and then in the embedding queue."""
     claim = ledgers.planning(db)
     [cut] = ledgers.cuts(claim.job.id, [lines])
     cut.queue = Queue.INGEST

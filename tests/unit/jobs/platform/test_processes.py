@@ -16,7 +16,7 @@ SCRIPT = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, f
 
 @pytest.fixture
 def child() -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A child with a name that is hard to read, and the pid of its own child."""
+    """Yield a child with a name that is hard to read, and the pid of its own child."""
     environment = os.environ | {"NIGHTMILL_MARK": "a=b c"}
     command = [sys.executable, "-c", SCRIPT]
     child = subprocess.Popen(

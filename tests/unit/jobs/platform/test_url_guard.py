@@ -292,7 +292,7 @@ async def test_resolver_gives_the_addresses_that_it_checked() -> None:
 
 @pytest.fixture
 def canary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
-    """A listener inside, on a port that the guard lets pass: only the address can keep us from it."""
+    """Listen inside, on a port that the guard allows: only the address can refuse the request."""
     with Receiver() as receiver:
         monkeypatch.setattr(url_guard, "PORTS", frozenset({443, receiver.port}))
         yield receiver

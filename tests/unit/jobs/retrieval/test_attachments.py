@@ -32,7 +32,7 @@ def make_store(db: Database, name: str = "vs_1", **facts: Any) -> VectorStore:
 
 
 def attached(db: Database, store: VectorStore, *names: str, **facts: Any) -> Job:
-    """A job that is to bring these files in."""
+    """Create a job that adds these files."""
     payload = {"store_id": store.id}
     with db.write() as session:
         job = ledgers.new_job(kind="ingestion", payload=payload, total=len(names), model="m", endpoint=None)
@@ -53,7 +53,7 @@ def removals(db: Database) -> list[tuple[str, str | None]]:
 
 
 def made(db: Database, name: str, **facts: Any) -> Made:
-    """What a worker makes of a file as it is now."""
+    """Write what a worker makes of a file in its present state."""
     file = row(db, name)
     given = {"document": f"{file.version}.3", "entries": 2, "usage_bytes": 10, "recipe": "r", **facts}
     return Made(file.line, name, file.version, **given)
@@ -65,7 +65,7 @@ def publish(db: Database, store: VectorStore, *found: Made) -> attachments.Settl
 
 
 def ended(session: Session, job_id: str, state: JobState, **values: Any) -> None:
-    """What a job's move into a terminal state does for its files; it has taken a number for its own event."""
+    """Apply a job's move into a terminal state to its files; the job has reserved the number of its own event."""
     job = session.get_one(Job, job_id)
     job.state, job.event_seq = state, job.event_seq + 1
     for name, value in values.items():

@@ -20,7 +20,7 @@ from tests.unit.jobs.retrieval.test_attachments import attached, made, make_stor
 
 
 def claimed(db: Database, *names: str) -> tuple[VectorStore, ShardClaim]:
-    """A store, and the claim on the one shard of a job that brings these files in."""
+    """Create a store, and claim the one shard of a job that adds these files."""
     store = make_store(db)
     job = attached(db, store, *names)
     claim = ledgers.claim_job(db, job.id, Task.PLAN)

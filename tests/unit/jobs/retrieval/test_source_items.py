@@ -37,7 +37,7 @@ def row(store: str, name: str, whole: bool) -> VectorStoreFile:
 
 @contextmanager
 def counted(db: Database) -> Iterator[list[str]]:
-    """What is asked of the database meanwhile."""
+    """Count the statements that the database gets in the block."""
     asked: list[str] = []
 
     def note(_: object, __: object, statement: str, *___: object) -> None:

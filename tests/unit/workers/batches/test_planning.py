@@ -64,7 +64,7 @@ class Harness:
         return ledgers.job(self.db, job_id)
 
     def pending(self, job_id: str) -> Outbox:
-        """The one message that is pending for the job."""
+        """Return the one pending message of the job."""
         with self.db.read() as session:
             return session.scalars(select(Outbox).where(Outbox.job_id == job_id)).one()
 
@@ -350,7 +350,7 @@ def test_retry_of_a_retry_that_was_never_run_reads_what_that_would_have_read(har
 
 
 def _run(harness: Harness) -> str:
-    """A job of six lines in two shards: line 1 failed, 2 and 4 were cut off, 5 has no result."""
+    """Run a job of six lines in two shards: line 1 failed, 2 and 4 were cut off, 5 has no result."""
     job_id = harness.plan(jsonl([chat_line(f"r{n}", "x") for n in range(6)])).id
     for n, good, cut_off in ((0, 0b1101, 0b0100), (1, 0b01, 0b01)):
         claim = ledgers.claim_shard(harness.db, job_id, n)

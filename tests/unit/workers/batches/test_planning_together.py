@@ -62,7 +62,7 @@ def harness(db: Database, tmp_path: Path) -> Harness:
 
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The jobs that are planned one at a time, from now on."""
+    """Return the jobs that are planned alone from now on."""
     found: list[str] = []
     plan = lifecycle.plan
 

@@ -195,7 +195,7 @@ def test_models_that_were_known_stay_so_while_their_file_is_wrong(db: Database, 
 
 
 def _models(folder: Path, line: str) -> Path:
-    """A models file with one model, `tiny`, and this line about it."""
+    """Write a models file with one model, `tiny`, and this line about it."""
     file = folder / "models.yaml"
     file.write_text(f"models:\n  tiny:\n    source: {{urls: [http://localhost:1]}}\n    engine: http\n    {line}\n")
     return file

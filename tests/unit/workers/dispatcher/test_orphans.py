@@ -39,7 +39,7 @@ def _put(storage: DiskStorage, *paths: str) -> None:
 
 
 def _ended(db: Database, storage: DiskStorage, lines: list[int], **changes: Any) -> str:
-    """A job that has just ended, with its segments."""
+    """Create a job that has just ended, with its segments."""
     job_id = finishing(db, lines).id
     close(db, job_id)
     with db.write() as session:

@@ -194,7 +194,7 @@ def test_tasks_of_the_queue_are_the_ones_that_are_published(harness: DispatcherH
 
 
 def _batches(harness: DispatcherHarness, sizes: Sequence[int], **facts: Any) -> list[str]:
-    """Submitted batches over inputs of so many bytes."""
+    """Submit batches over inputs of so many bytes."""
     made = []
     for size in sizes:
         job = ledgers.new_job(project_id=project_of(harness.db, "one"), input_file_id=ids.new_id("file-"), **facts)
@@ -333,7 +333,7 @@ def _small(db: Database) -> list[str]:
 
 @pytest.fixture
 def wide(harness: DispatcherHarness, tmp_path: Path) -> DispatcherHarness:
-    """A whole shard has eight lines."""
+    """Make whole shards have eight lines."""
     return DispatcherHarness(harness.db, tmp_path, shard_lines=8)
 
 

@@ -27,7 +27,7 @@ def retention(db: Database, tmp_path: Path, storage: DiskStorage) -> Retention:
 
 
 def trained(db: Database, storage: DiskStorage) -> None:
-    """A job whose result is its last checkpoint, and one checkpoint before that; the data that it was trained on."""
+    """Create a job whose result is its last checkpoint, with one checkpoint before that and its training data."""
     for step in (1, 2):
         storage.put(f"training/ftjob-1/{step}/adapter", b"x")
     storage.put("datasets/abc", b"x")

@@ -19,7 +19,7 @@ from workers.engines.router import Router
 
 @pytest.fixture
 def converted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The conversion itself is replaced: it takes half a minute, and the engine's contract test does it for real."""
+    """Replace the conversion, which takes half a minute; the engine's contract test runs the real one."""
     calls: list[Path] = []
 
     def convert(package: Path, scratch: Path) -> None:

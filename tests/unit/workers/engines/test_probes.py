@@ -50,7 +50,7 @@ def test_there_are_ten_chats_with_systems_tools_and_several_turns() -> None:
 
 
 async def trained(folder: Path, shift: float = 0.0) -> Adapter:
-    """An adapter whose trainer computed what the fake engine does, but for `shift` nats a token."""
+    """Write an adapter whose probes agree with the fake engine except for `shift` nats a token."""
     adapter = Adapter("lora-0123456789abcdef", "0123456789abcdef", folder)
     (folder / "adapter_config.json").write_text("{}")
     engine = FakeEngine()

@@ -108,7 +108,7 @@ class Planning:
         return [(event.level, event.message) for event in told]
 
     def snapshot(self, role: str) -> list[Any]:
-        """The rows of a snapshot, whose bytes have the hash that names them."""
+        """Return the rows of a snapshot, whose bytes must have the hash in its name."""
         with self.db.read() as session:
             data = datasets.of_job(session, "ftjob-1")[role]
             dataset = session.get_one(Dataset, data.sha256)
@@ -122,7 +122,7 @@ class Planning:
 
 @pytest.fixture
 def planner(db: Database, tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> Planning:
-    """A planner that examines files in this process: a child takes seconds to load its libraries."""
+    """Return a planner that examines files in this process: a child takes seconds to load its libraries."""
 
     def examine(asked: Question, _stopped: Callable[[], bool] = lambda: False) -> Findings:
         return examination.decode(json.dumps(asdict(child.examine(asked))).encode())
@@ -133,7 +133,7 @@ def planner(db: Database, tmp_path: Path, base: Path, monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def real_planner(db: Database, tmp_path: Path, base: Path) -> Planning:
-    """A planner that examines files in a child process."""
+    """Return a planner that examines files in a child process."""
     return Planning(db, tmp_path, base)
 
 

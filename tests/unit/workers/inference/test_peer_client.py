@@ -101,7 +101,7 @@ async def test_what_never_got_in_does_not(make: Make, told: Told) -> None:
 
 @pytest.fixture
 def placed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The store that is searched is there."""
+    """Create the store that is searched."""
     index = SimpleNamespace(id="vs_1", model="embedder")
     monkeypatch.setattr(PeerClient, "_find_index", lambda *_: ("gpu.embed", index))
 

@@ -51,7 +51,7 @@ def asked(shelf: Shelf, **fields: Any) -> Answer:
 
 @pytest.fixture
 def engine(mill: Works, monkeypatch: pytest.MonkeyPatch) -> list[Request]:
-    """The requests for scores that reach the engine."""
+    """Return the requests for scores that reach the engine."""
     reached: list[Request] = []
     answer = mill.host.engine.answer
 

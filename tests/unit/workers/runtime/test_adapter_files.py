@@ -21,7 +21,7 @@ def storage(tmp_path: Path) -> DiskStorage:
 
 
 def trained(db: Database, storage: DiskStorage, number: int = 0) -> tuple[str, str]:
-    """The location and the SHA-256 of a result."""
+    """Store a training result; return its location and SHA-256."""
     name = f"ft:m:acme::{number}"
     adapters.tuned_model(db, storage, name)
     with db.read() as session:

@@ -29,7 +29,7 @@ class Loop:
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    """The real loop, with a socket on which nothing stirs; its timer lets it sleep for two seconds."""
+    """Return the real event loop, with a silent socket; its timer lets it sleep for two seconds."""
     before, (silent, other) = get_event_loop(), socket.socketpair()
     hub = Hub()
     set_event_loop(hub)

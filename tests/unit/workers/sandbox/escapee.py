@@ -31,7 +31,7 @@ _X32 = 0x40000000
 
 
 def raw(name: str, *arguments: int, add: int = 0) -> int:
-    """A system call by its number, past libc."""
+    """Make a system call by its number, past libc."""
     number = (KNOWN.get(name) or REFUSED[name])[MACHINES[os.uname().machine]]
     assert number is not None
     return failing(libc.syscall(*(ctypes.c_long(one) for one in (number + add, *arguments))))

@@ -54,7 +54,7 @@ class Report:
     has_written: bool
 
     def done(self, *deeds: str) -> dict[str, str]:
-        """What was not refused of these."""
+        """Return which of these calls were not refused."""
         return {name: self.outcomes[name] for name in deeds if self.outcomes[name] not in REFUSALS}
 
 
@@ -139,7 +139,7 @@ def has_namespaces() -> bool:
 
 
 def is_filtered() -> bool:
-    """A filter above this process, as containers have, may refuse Landlock's calls."""
+    """Return whether a filter above this process, as in containers, refuses Landlock's calls."""
     return "Seccomp:\t0" not in Path("/proc/self/status").read_text()
 
 

@@ -25,7 +25,7 @@ def a_store(name: str, dimensions: int = DIMENSIONS) -> Store:
 
 
 def towards(*weights: float, dimensions: int = DIMENSIONS) -> Vector:
-    """The direction of these coordinates, of length 1; the rest is 0."""
+    """Return the direction of these coordinates, of length 1; the rest is 0."""
     vector = np.zeros(dimensions, np.float32)
     vector[: len(weights)] = weights
     return (vector / np.linalg.norm(vector)).astype(np.float32)

@@ -106,7 +106,7 @@ async def first_pass(
 
 
 def projects(engine: Encoder) -> str:
-    """The first letter of the first text of each pass."""
+    """Return the first letter of the first text of each pass."""
     return "".join(batch[0][0] for batch in engine.model.passes)
 
 

@@ -19,7 +19,7 @@ def record(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def child(record: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A child with a child of its own, both begun while the record was kept."""
+    """Start a child with its own child, while the record is kept."""
     script = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, flush=True); sys.stdin.read()"
     with leftovers.recorded(record):
         child = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -41,7 +41,7 @@ class Counter:
         return [prompt_of(request.url, request.body) for request in self.asked]
 
     async def ask(self, url: str, **body: Any) -> Any:
-        """The answer's JSON with its status; what is to be kept is written."""
+        """Return the answer's JSON and its status after the cache was written."""
         facts = {name: body.pop(name) for name in ("tenant", "job_id", "cacheable") if name in body}
         request = Request(url, {"model": "m", **body}, "req_1", **{"tenant": "proj_1", **facts})
         answer = await self.cached.answer(request)

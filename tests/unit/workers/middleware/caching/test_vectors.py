@@ -21,7 +21,7 @@ WORDS = {"one": 2, "two": 3, "three": 5, "four": 7}
 
 
 def counts_each(request: Request) -> Answer:
-    """An engine that counts the tokens of each input, as ours does."""
+    """Make an engine that counts the tokens of each input, as ours does."""
     texts = request.body["input"]
     texts = [texts] if isinstance(texts, str) else texts
     lengths = tuple(WORDS[text] for text in texts)

@@ -16,7 +16,7 @@ MODEL = "m"
 
 
 def words(value: Any) -> int:
-    """A token for each word of any text."""
+    """Return a token for each word of a text."""
     if isinstance(value, str):
         return len(value.split())
     if isinstance(value, dict):

@@ -25,7 +25,7 @@ _text = st.lists(st.sampled_from(["cat", "dog", "sun", "Is it?", "No.", "東京�
 
 @st.composite
 def _conversations(draw: st.DrawFn) -> list[dict[str, Any]]:
-    """Some turns, with calls of tools and things said from above in between."""
+    """Draw some turns, with tool calls, and system messages in between."""
     messages: list[dict[str, Any]] = []
     if draw(st.booleans()):
         messages.append({"role": "system", "content": draw(_text)})
@@ -55,7 +55,7 @@ def _numbered(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _items(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same as a response's input."""
+    """Return the messages as the input of a response."""
     items: list[dict[str, Any]] = []
     for message in messages:
         if message["role"] == "tool":
@@ -78,7 +78,7 @@ def _calls(items: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
 
 
 def _check_no_orphan(sent: list[dict[str, Any]]) -> None:
-    """Calls have their results, results their calls, and whatever else there is its question."""
+    """Check that calls have their results, results their calls, and all other messages their question."""
     made, answered = _calls(sent)
     assert sorted(made) == sorted(answered)
     said = [item for item in sent if item.get("role") not in ("system", "developer")]
@@ -135,7 +135,7 @@ async def test_what_is_sent_fits_and_has_all_that_must_stay(
 
 
 def _without_note(sent: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What earlier turns came to is quoted in the first message of a user."""
+    """Return the messages without the note on earlier turns, which is quoted in the first message of a user."""
     at = next(n for n, item in enumerate(sent) if item.get("role") not in ("system", "developer"))
     note, _, said = sent[at]["content"].rpartition("\n\n")
     assert sent[at]["role"] == "user"
@@ -224,7 +224,7 @@ def _said(role: str, text: str, many: int, **fields: Any) -> dict[str, Any]:
 
 
 def _tool(name: str, many: int, **fields: Any) -> list[dict[str, Any]]:
-    """A call and its result."""
+    """Return a tool call and its result."""
     call = {"id": name, "type": "function", "function": {"name": "f", "arguments": "{}"}}
     return [
         {"role": "assistant", "content": None, "tool_calls": [call]},
@@ -233,7 +233,7 @@ def _tool(name: str, many: int, **fields: Any) -> list[dict[str, Any]]:
 
 
 async def _left(messages: list[dict[str, Any]], **context: Any) -> list[str]:
-    """What is sent by `priority`: the first word of each message, `call` for one that has none."""
+    """Return what `priority` sends: the first word of each message, `call` for a message without one."""
     engine = Counting()
     await fitted(engine).answer(chat(messages, {"strategy": "priority", **context}))
     sent = engine.asked[0].body["messages"]

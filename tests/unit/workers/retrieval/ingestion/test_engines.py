@@ -20,7 +20,7 @@ POISON = "This file is xyzzy from its beginning to its end. " * 40
 
 
 def waits(mill: Works, batch: str) -> tuple[str, str | None, float]:
-    """A shard that was given back: its state, what the job waits for, and for how long."""
+    """Return a released shard: its state, what the job waits for, and for how long."""
     (message,) = mill.messages()
     (shard,) = mill.shards(batch)
     assert shard.stalls == 0

@@ -26,7 +26,7 @@ def models_file(mill: Works, **args: str) -> None:
 
 
 def bring_in(mill: Works, store: str, file: str) -> list[str]:
-    """The texts that were embedded for it."""
+    """Ingest a file, and return the texts that were embedded for it."""
     mill.engine.asked.clear()
     mill.attach(store, file)
     mill.drive()

@@ -62,7 +62,7 @@ def assert_true(mill: Works, *names: str) -> None:
 
 
 def facts(mill: Works, store: str) -> dict[str, Any]:
-    """What a client sees of a store and its files, less what differs by index or with time."""
+    """Return what a client sees of a store and its files, less what differs by index or with time."""
     seen = mill.get(f"/vector_stores/{store}") | {"usage_bytes": 0, "last_active_at": 0}
     files = mill.get(f"/vector_stores/{store}/files")["data"]
     return seen | {"files": [(one["id"], one["created_at"], one["status"], one["vector_store_id"]) for one in files]}
@@ -70,7 +70,7 @@ def facts(mill: Works, store: str) -> dict[str, Any]:
 
 @pytest.fixture
 def shelf(mill: Works) -> tuple[str, list[str]]:
-    """A store with three files."""
+    """Create a store with three files."""
     store, files = mill.store(), [mill.upload(text) for text in TEXTS]
     mill.batch(store, *files)
     mill.drive()

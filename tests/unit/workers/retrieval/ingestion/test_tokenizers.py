@@ -19,7 +19,7 @@ TEXT = "Förderanträge: def add(a, b) — the kiwi can't fly."
 
 
 def bert(folder: Path) -> Tokenizer:
-    """Writes its vocabulary, and returns what it should come to."""
+    """Write a vocabulary, and return the expected tokens."""
     whole = Tokenizer.from_file(str(materialise(MINILM, folder) / "tokenizer.json"))
     whole.no_padding()
     whole.no_truncation()

@@ -114,13 +114,13 @@ def test_what_is_on_its_way_is_no_fault(both: Works, shelf: tuple[str, str]) -> 
 
 
 def stray_of(mill: Works, store: str, file: str) -> None:
-    """What an attempt of before wrote of a file, which nobody points to."""
+    """Write entries of an earlier attempt at a file, which nothing refers to."""
     entry = Entry(f"{mill.row(store, file).version}.0", 0, "half", "1" * 64, vector_of("half"))
     mill.vectors.inner.write(where(mill, store), [entry])
 
 
 def halfway(mill: Works, store: str, *texts: str) -> tuple[str, list[str]]:
-    """A batch of two shards, of which the first has run; its job, and its files."""
+    """Create a batch of two shards, and run the first; return its job and its files."""
     files = [mill.upload(text) for text in (*texts, "1", "2", "3")]
     job = mill.batch(store, *files)
     mill.drive(until="index")
@@ -277,7 +277,7 @@ def test_of_a_store_whose_time_is_over_nothing_is_missed(mill: Works) -> None:
 
 
 def lose_its_entries(mill: Works) -> tuple[str, str]:
-    """A store and its file."""
+    """Remove the entries of a file from the vectors; return the store and the file."""
     store, file = mill.store(), mill.upload(PROSE)
     mill.attach(store, file)
     mill.drive()

@@ -23,7 +23,7 @@ def word_piece() -> Path:
 
 
 def byte_level(folder: Path) -> Path:
-    """A BPE on bytes, as GPT-2, Llama 3 and Qwen have, trained on a few sentences."""
+    """Train a byte-level BPE, as GPT-2, Llama 3 and Qwen have, on a few sentences."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -49,7 +49,7 @@ def pdf(
     outline: Sequence[tuple[str, int]] = (),
     facts: Mapping[str, str] | None = None,
 ) -> bytes:
-    """A line of text each, in Helvetica."""
+    """Build a PDF with a line of text on each page, in Helvetica."""
     objects: dict[int, bytes] = {3: b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>"}
     kids = []
     for number, lines in enumerate(pages):
@@ -114,7 +114,7 @@ def packed(parts: Mapping[str, str | bytes], method: int = zipfile.ZIP_DEFLATED)
 
 
 def declared(data: bytes, size: int, crc: int) -> bytes:
-    """The archive's only entry says that it is of another size."""
+    """Change the stated size of the archive's only entry."""
     changed = bytearray(data)
     central = data.rindex(b"PK\x01\x02")
     for at in (14, central + 16):

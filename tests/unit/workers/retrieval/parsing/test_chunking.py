@@ -57,7 +57,7 @@ def texts(document: Laid, chunks: Sequence[Chunk]) -> list[str]:
 
 
 def check(document: Laid, chunks: Sequence[Chunk], tokens: Tokens, most: int) -> None:
-    """What holds for every text."""
+    """Check what holds for the chunks of every text."""
     covered = reached = 0
     for at, chunk in enumerate(chunks):
         text = document.text[chunk.start : chunk.end]

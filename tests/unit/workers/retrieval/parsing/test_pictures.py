@@ -30,7 +30,7 @@ def drawn(text: str) -> tuple[bytes, int, int]:
 
 
 def scanned(*texts: str) -> bytes:
-    """A PDF whose pages are pictures."""
+    """Build a PDF whose pages are pictures."""
     objects, kids = {}, []
     for n, text in enumerate(texts):
         rows, width, height = drawn(text)
@@ -49,7 +49,7 @@ def scanned(*texts: str) -> bytes:
 
 
 def mixed(picture: str, text: str) -> bytes:
-    """A PDF of a scanned page and one of text."""
+    """Build a PDF with a scanned page and a page of text."""
     both = pypdfium2.PdfDocument(scanned(picture))
     both.import_pages(pypdfium2.PdfDocument(samples.pdf([[text]])))
     written = io.BytesIO()
@@ -64,7 +64,7 @@ def parse(parser: Parser | ReadOnce, folder: Path, data: bytes, name: str) -> Do
 
 @pytest.fixture
 def blind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Parser]:
-    """A parser whose child finds no Tesseract."""
+    """Return a parser whose child finds no Tesseract."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with closing(Parser(Limits())) as parser:
         yield parser

@@ -18,7 +18,7 @@ from workers.vectors.open_vectors import open_vectors
 
 @pytest.fixture
 def library(tmp_path: Path) -> Path:
-    """A folder of the server."""
+    """Create a folder on the server."""
     for name, text in TEXTS.items():
         write(tmp_path / "library" / name, text)
     return tmp_path / "library"

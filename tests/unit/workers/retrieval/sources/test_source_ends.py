@@ -132,7 +132,7 @@ def test_a_deleted_source_takes_its_files_along_and_no_others(each: Works, libra
 
 @contextmanager
 def locking() -> Iterator[list[list[str]]]:
-    """The tables of which rows are locked meanwhile, transaction by transaction."""
+    """Record the tables of which rows are locked in the block, transaction by transaction."""
     held: list[list[str]] = []
     running: dict[int, list[str]] = {}
 

@@ -28,14 +28,14 @@ OWN, SMALLER = static(150), static(120)
 
 
 def beside(mill: Works, source: Sync, **fields: Any) -> str:
-    """A second index, built."""
+    """Build a second index."""
     index = str(mill.ok(f"/vector_stores/{source.store}/indexes", json={**OTHER, **fields})["id"])
     mill.drive()
     return index
 
 
 def switch(mill: Works, source: Sync, index: str, *, allow_missing: bool = False) -> bool:
-    """False where the index lacks what the other has."""
+    """Switch to an index; return False where it lacks files of the other."""
     path = f"/v1/vector_stores/{source.store}/indexes/{index}/switch"
     answer = mill.api.post(path, json={"allow_missing": allow_missing})
     assert answer.status_code == 200 or answer.json()["error"]["code"] == "index_incomplete"
