@@ -8,7 +8,7 @@ import base64
 import os
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -167,6 +167,17 @@ class Settings(BaseSettings):
     source_seconds: float = Field(3600, gt=0, description="one sync of a source until its files are read, at most")
     source_fetch_seconds: float = Field(60, gt=0, description="fetching one URL of a source, at most")
 
+    mlflow_url: str = Field(
+        "",
+        description="MLflow's tracking server (`http://host:5000`) that gets the steps of every training; empty: none",
+    )
+    mlflow_token: str = Field("", repr=False, description="its bearer token, or `user:password`")
+    wandb_mode: Literal["off", "offline", "online"] = Field(
+        "off", description="`integrations` with Weights & Biases: refused, kept as files in the storage, or sent there"
+    )
+    wandb_api_key: str = Field("", repr=False, description="key of Weights & Biases for `online`")
+    wandb_url: str = Field("", description="a server of Weights & Biases of your own; empty: theirs")
+
     batch_max_lines: int = Field(50_000, ge=1, description="requests of a batch")
     batch_max_bytes: int = Field(200 * MB, ge=1, description="bytes of a batch's input file")
     batch_max_line_bytes: int = Field(32 * MB, ge=1024, description="bytes of one line")
@@ -243,6 +254,12 @@ class Settings(BaseSettings):
                 key = b""
             if not self.audit_anchor_secret.startswith("whsec_") or not 24 <= len(key) <= 64:
                 raise ValueError("NIGHTMILL_AUDIT_ANCHOR_SECRET must be 'whsec_' and the base64 of 24 to 64 bytes")
+        return self
+
+    @model_validator(mode="after")
+    def _wandb_has_a_key(self) -> Self:
+        if self.wandb_mode == "online" and not self.wandb_api_key:
+            raise ValueError("NIGHTMILL_WANDB_MODE=online needs NIGHTMILL_WANDB_API_KEY")
         return self
 
     @property

@@ -22,6 +22,7 @@ from jobs.finetuning.tables import (
     FinetuneEvent,
     FinetunePlan,
     FinetuneStep,
+    FinetuneTracking,
 )
 from jobs.fleet.tables import EngineDeath, Measure, Meta, Model, Pause, Quarantine, Worker
 from jobs.inference.tables import CacheEntry, CacheEpoch, CacheUse, Conversation, StoredCompletion, StoredResponse
@@ -54,6 +55,7 @@ __all__ = [
     "FinetuneEvent",
     "FinetunePlan",
     "FinetuneStep",
+    "FinetuneTracking",
     "Idempotency",
     "Job",
     "JobDependency",

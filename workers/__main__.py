@@ -18,6 +18,7 @@ from jobs.queues import Queue
 from jobs.settings import Settings, settings
 from workers import app as celery_app
 from workers import engine_process, tasks
+from workers.finetuning import tracking
 from workers.runtime.context import Pool, build
 
 
@@ -49,6 +50,8 @@ def _threads(config: Settings, pool: Pool, threads: int, *, trains: bool = False
     context.heartbeat.listen = partial(celery_app.consume, pool.name, pool.queues)
     app = celery_app.build(config, threads=True)
     tasks.furnish(app, tasks.Process(context, trains=trains))
+    if trains:
+        tracking.start(context)
     celery_app.work(app, pool.name, pool.queues, threads)
     context.heartbeat.leave()
 

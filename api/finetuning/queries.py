@@ -15,7 +15,7 @@ from jobs.errors import InvalidRequest, NotFound
 from jobs.files.tables import File
 from jobs.finetuning import names
 from jobs.finetuning.jobs import NAME
-from jobs.finetuning.payload import EarlyStopping, FineTuning, Training, Validation
+from jobs.finetuning.payload import EarlyStopping, FineTuning, Training, Validation, Wandb
 from jobs.finetuning.tables import FinetunePlan
 from jobs.fleet.models_file import EngineKind, Registry
 from jobs.ids import new_id
@@ -63,8 +63,8 @@ def standings(session: Session, call: CallContext, jobs: Sequence[Job]) -> dict[
 def requested(session: Session, call: CallContext, body: CreateFineTuningJob, job_id: str) -> FineTuning:
     """Return the payload of a new job. Raises InvalidRequest."""
     fields = body.fields()
-    if body.integrations:
-        message = "Integrations are not supported. The metrics of each step are events, and a CSV at the end."
+    if body.integrations and call.config.wandb_mode == "off":
+        message = "This deployment has no Weights & Biases: its operator sets NIGHTMILL_WANDB_MODE."
         raise InvalidRequest(message, param="integrations", code="unsupported_value")
     base, parent = resolve_base(session, call, body.model)
     project = session.get_one(Project, call.project_id).name
@@ -82,6 +82,7 @@ def requested(session: Session, call: CallContext, body: CreateFineTuningJob, jo
         validation=checked_validation(body),
         early_stopping=EarlyStopping.model_validate(fields.get("early_stopping") or {}),
         validation_file=body.validation_file,
+        wandb=Wandb.model_validate(body.integrations[0].wandb.model_dump()) if body.integrations else None,
     )
 
 

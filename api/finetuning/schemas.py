@@ -58,6 +58,17 @@ class EarlyStoppingFields(Body, payload.EarlyStopping):
     """The condition on which training stops before the last step."""
 
 
+class WandbFields(Body, payload.Wandb):
+    """A run in Weights & Biases."""
+
+
+class Integration(Body):
+    """The service that the steps of a job go to: Weights & Biases, the only one that OpenAI has."""
+
+    type: Literal["wandb"]
+    wandb: WandbFields
+
+
 class FineTuningFields(Body):
     """OpenAI's fields, and ours (through the SDK's `extra_body`): from `peft` on."""
 
@@ -95,7 +106,9 @@ class CreateFineTuningJob(FineTuningFields):
         pattern="^[A-Za-z0-9][A-Za-z0-9_.-]*$",
     )
     seed: int | None = Field(default=None, ge=0, le=2**31 - 1)
-    integrations: Many[dict[str, Any]] | None = Field(default=None, description="None is supported.")
+    integrations: Annotated[Many[Integration], Field(max_length=1)] | None = Field(
+        default=None, description="Where the steps are shown besides, if the deployment has the service."
+    )
     metadata: Metadata | None = None
     after: AfterJobs | None = None
 
@@ -141,6 +154,11 @@ class MethodObject(BaseModel):
     dpo: DpoObject | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
+class IntegrationObject(BaseModel):
+    type: Literal["wandb"] = "wandb"
+    wandb: payload.Wandb
+
+
 class FineTuningJob(Dependent):
     id: str
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
@@ -158,7 +176,7 @@ class FineTuningJob(Dependent):
     training_file: str
     validation_file: str | None
     estimated_finish: int | None
-    integrations: None = None
+    integrations: list[IntegrationObject] | None
     metadata: dict[str, str] | None
     method: MethodObject
     user_provided_suffix: str | None
@@ -241,13 +259,14 @@ def show_job(job: Job, standing: Standing) -> FineTuningJob:
         hyperparameters=HyperparametersObject.model_validate(chosen),
         model=asked.model,
         organization_id=standing.organization_id,
-        result_files=[file_id for file_id in (job.output_file_id, job.error_file_id) if file_id],  # CSV, curve
+        result_files=_result_files(job, plan),
         seed=asked.seed,
         status=_status(job, standing),
         trained_tokens=plan.trained_tokens if plan and ended else None,
         training_file=job.input_file_id or "",
         validation_file=asked.validation_file,
         estimated_finish=when(plan.estimated_finish) if plan and job.state == JobState.RUNNING else None,
+        integrations=[IntegrationObject(wandb=asked.wandb)] if asked.wandb else None,
         metadata=job.metadata_,
         method=MethodObject.model_validate(method),
         user_provided_suffix=asked.suffix,
@@ -281,6 +300,12 @@ def show_checkpoint(model: str, checkpoint: FinetuneCheckpoint) -> Checkpoint:
 
 def show_permission(row: CheckpointPermission) -> Permission:
     return Permission(id=row.id, created_at=int(row.created_at), project_id=row.project_id)
+
+
+def _result_files(job: Job, plan: FinetunePlan | None) -> list[str]:
+    """Return the files of the steps: as CSV, as a drawing, and for TensorBoard."""
+    files = (job.output_file_id, job.error_file_id, plan.tensorboard_file_id if plan else None)
+    return [file_id for file_id in files if file_id]
 
 
 def _waits(job: Job) -> dict[str, Any]:

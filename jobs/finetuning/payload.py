@@ -69,6 +69,18 @@ class EarlyStopping(_Options):
     max_memory_bytes: int | None = Field(default=None, ge=1)
 
 
+_Word = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class Wandb(_Options):
+    """The run in Weights & Biases that the steps of a job go to. `entity` is a user or a team there."""
+
+    project: _Word
+    name: _Word | None = None
+    entity: _Word | None = None
+    tags: list[Annotated[str, Field(min_length=1, max_length=64)]] | None = Field(default=None, max_length=50)
+
+
 class FineTuning(Payload):
     """Train `base`, or go on from the tuned model `parent` of that base; the result is named `result`.
 
@@ -89,6 +101,7 @@ class FineTuning(Payload):
     validation: Validation | None = None
     early_stopping: EarlyStopping = EarlyStopping()
     validation_file: str | None = None
+    wandb: Wandb | None = None
     resumed_from: str | None = None  # a retry goes on from the last checkpoint of this job
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@
          ├─ finetune_step          one row for each training step: the curve
          ├─ finetune_event         what clients read as events
          ├─ finetune_checkpoint    complete checkpoints in storage
+         ├─ finetune_tracking      how far the steps have come in MLflow and Weights & Biases
          └─ finetune_data ── dataset    the snapshots that it trains and validates on, by SHA-256
 
 These rows stay as long as the job's row.
@@ -32,6 +33,7 @@ class FinetunePlan(Base):
     steps: Mapped[int]
     trained_tokens: Mapped[int | None]  # null until training has ended
     estimated_finish: Mapped[float | None]
+    tensorboard_file_id: Mapped[str | None] = mapped_column(String(64))
 
 
 class FinetuneStep(Base):
@@ -86,6 +88,25 @@ class FinetuneCheckpoint(Base):
     created_at: Mapped[float]
 
     __table_args__ = (UniqueConstraint("job_id", "step"),)
+
+
+class FinetuneTracking(Base):
+    """The last step of a job that an experiment tracker has taken, in a run that it knows as `run_id`.
+
+    `due_at` is when more is to be sent, or when the claim of the worker that sends ends; null: nothing more is sent.
+    `failures` counts those since the last success.
+    """
+
+    __tablename__ = "finetune_tracking"
+
+    job_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    tracker: Mapped[str] = mapped_column(String(16), primary_key=True)  # mlflow | wandb
+    run_id: Mapped[str | None] = mapped_column(String(64))
+    step: Mapped[int]
+    failures: Mapped[int]
+    due_at: Mapped[float | None]
+
+    __table_args__ = (Index("ix_finetune_tracking_due", "tracker", "due_at"),)
 
 
 class Dataset(Base):

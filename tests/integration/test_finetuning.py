@@ -175,6 +175,7 @@ def assert_whole(site: Site, job: Job) -> None:
     assert [row[3] != "" for row in table[1:]] == [step.valid_loss is not None for step in steps]
     drawing = ET.fromstring(site.read(f"files/{job.error_file_id}").decode())
     assert len(drawing.findall("{http://www.w3.org/2000/svg}polyline")) == 2
+    assert_tensorboard_has_the_steps(site, job)
     saved = sorted(site.rows(FinetuneCheckpoint, job.id), key=lambda row: row.step)
     assert saved[-1].step == STEPS
     assert not any(row.keeps_optimizer for row in saved)
@@ -190,6 +191,15 @@ def assert_whole(site: Site, job: Job) -> None:
     folders = list(site.mill.storage.folders(f"training/{job.id}"))
     assert sorted(folders) == sorted(row.location.rpartition("/")[2] for row in saved)
     assert site.rows(FinetunePlan, job.id)[0].trained_tokens == 800
+
+
+def assert_tensorboard_has_the_steps(site: Site, job: Job) -> None:
+    (plan,) = site.rows(FinetunePlan, job.id)
+    with site.mill.db.read() as session:
+        file = session.get_one(File, plan.tensorboard_file_id)
+    data = site.read(file.path)
+    assert (file.purpose, file.bytes, "tfevents" in file.filename) == (results.PURPOSE, len(data), True)
+    assert (data.count(b"train/loss"), data.count(b"valid/loss")) == (STEPS, 4)
 
 
 def test_job_is_trained_to_its_model(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
     python-1.109, python-2.8, …   a virtual environment with that SDK
     clients                       a virtual environment with the client libraries of `clients.py`
+    tracking                      a virtual environment with MLflow, Weights & Biases and TensorBoard
     node-7.57, ai-sdk-7           a virtual environment with Node's wheel, and `node_modules` beside it
 
 No registry is named here: pip, uv and npm are asked as this machine has them set up.
@@ -33,10 +34,14 @@ def command(sdk: str) -> list[str]:
     return _node(sdk) if sdk in NODE_SUITES else _python(sdk)
 
 
+def programs(name: str) -> Path:
+    """Return the folder of the programs of a virtual environment. Raises NotMade."""
+    requirements = HERE / f"{name}.txt"
+    return _made(name, [requirements], lambda folder: _environment(folder, requirements)) / "bin"
+
+
 def _python(sdk: str) -> list[str]:
-    requirements = HERE / f"{sdk}.txt"
-    folder = _made(sdk, [requirements], lambda folder: _environment(folder, requirements))
-    return [str(folder / "bin" / "python"), str(HERE / ("clients.py" if sdk == "clients" else "suite.py"))]
+    return [str(programs(sdk) / "python"), str(HERE / ("clients.py" if sdk == "clients" else "suite.py"))]
 
 
 def _node(sdk: str) -> list[str]:

@@ -14,7 +14,8 @@ from sqlalchemy.orm import Session
 from jobs.clock import now
 from jobs.db.engine import insert_into
 from jobs.errors import ClaimLost
-from jobs.finetuning import training_events
+from jobs.finetuning import tracking, training_events
+from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetunePlan, FinetuneStep
 from jobs.ledger import shards
 from jobs.ledger.shards import ShardClaim
@@ -44,6 +45,8 @@ class Recorder:
         self._total = self._first = 0
         self._began = self._flushed = time.monotonic()
         self._estimate: float | None = None
+        asked = FineTuning.model_validate(claim.job.payload)
+        self._trackers = tracking.trackers_of(context.config, asked)
 
     def started(self, report: Started) -> None:
         self._total, self._first, self._began = report.steps, report.resumed_step, time.monotonic()
@@ -113,6 +116,8 @@ class Recorder:
                 training_events.record(session, job_id, event.message, level=event.level)
             else:
                 training_events.record_metrics(session, job_id, event.message, event.metrics)
+        if self._total:  # it has started
+            tracking.begin(session, job_id, self._trackers)
         plan = update(FinetunePlan).where(FinetunePlan.job_id == job_id)
         session.execute(plan.values(estimated_finish=self._estimate))
 

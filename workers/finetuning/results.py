@@ -1,15 +1,16 @@
 """The end of a fine-tuning job: its result files, and the model under the name that clients ask for.
 
-    FINISHING  without errors   steps ─▶ CSV, curve; last checkpoint ─▶ the model; optimisers removed ─▶ succeeded
-               with errors      steps ─▶ CSV, curve ─▶ failed
-    CANCELLING                  steps ─▶ CSV, curve ─▶ cancelled
+    FINISHING  without errors   steps ─▶ result files; last checkpoint ─▶ the model; optimisers removed ─▶ succeeded
+               with errors      steps ─▶ result files ─▶ failed
+    CANCELLING                  steps ─▶ result files ─▶ cancelled
 
-A job that failed or was cancelled keeps its last optimisers, so that a retry goes on from there.
+The result files are a CSV, the curve as SVG and TensorBoard's event file. A job that failed or was cancelled keeps its
+last optimisers, so that a retry goes on from there.
 """
 
 import io
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -27,13 +28,15 @@ from jobs.ledger.tables import Job
 from jobs.platform.storage import Storage
 from jobs.registry import models
 from workers.engines.training.checkpoint_folder import MANIFEST, Manifest, decode_manifest
-from workers.finetuning import checkpoints, curve
+from workers.finetuning import checkpoints, curve, tensorboard
 from workers.runtime.context import Context
 from workers.runtime.heartbeat import ClaimHandle
 
 PURPOSE: Final = "fine-tune-results"
 #: OpenAI's, to the letter.
 HEADER: Final = "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy"
+#: The column of `finetune_plan` for TensorBoard's file; the other files have columns of `job`.
+_EVENTS: Final = "tensorboard_file_id"
 _PAGE: Final = 1000
 _POINTS: Final = 500  # of a curve
 
@@ -46,11 +49,11 @@ def finish(context: Context, claim: JobClaim, _hold: ClaimHandle) -> None:
         locations = context.db.retrying(lambda session: checkpoints.keep_models(session, job.id))
         checkpoints.remove_optimizer(context.storage, locations)
     files = _files(context, job)
-    values = {name: file.id for name, file in files.items()}
+    values = {name: file.id for name, file in files.items() if name != _EVENTS}
 
     def close(session: Session) -> None:
         ledger.close(session, claim, values, list(files.values()), errors=() if succeeds else job.errors or ())
-        _note_tokens(session, job)
+        _note_end(session, job, files.get(_EVENTS))
         if succeeds:
             _add_model(session, context.storage, job)
 
@@ -94,46 +97,52 @@ def _add_model(session: Session, storage: Storage, job: Job) -> None:
     register(session, job, name, step=None, location=last.location, sha256=last.sha256, manifest=manifest)
 
 
-def _note_tokens(session: Session, job: Job) -> None:
+def _note_end(session: Session, job: Job, events: File | None) -> None:
     plan = session.get(FinetunePlan, job.id)
     epochs = session.scalar(select(func.max(FinetuneStep.epoch)).where(FinetuneStep.job_id == job.id))
     if plan is not None:
         plan.trained_tokens = round(plan.tokens * (epochs or 0.0))
         plan.estimated_finish = None
+        plan.tensorboard_file_id = events.id if events else None
 
 
 def _files(context: Context, job: Job) -> Mapping[str, File]:
-    """Store the result files of a job, by the column of `job` that names each; none where nothing was trained."""
+    """Store the result files of a job, by the column that names each; none where nothing was trained."""
     stored = {}
-    for column, name, data in _contents(context, job):
-        file_id = new_id("file-")
-        context.storage.put(f"files/{file_id}", data)
+    for column, name, pieces in _contents(context, job):
+        file_id, size = new_id("file-"), 0
+        with context.storage.writer(f"files/{file_id}") as target:
+            for piece in pieces:
+                target.write(piece)
+                size += len(piece)
         stored[column] = File(
             id=file_id,
             project_id=job.project_id,
             purpose=PURPOSE,
             filename=name,
-            bytes=len(data),
+            bytes=size,
             path=f"files/{file_id}",
             created_at=now(),
         )
     return stored
 
 
-def _contents(context: Context, job: Job) -> Iterator[tuple[str, str, bytes]]:
+def _contents(context: Context, job: Job) -> Iterator[tuple[str, str, Iterable[bytes]]]:
     text, losses = io.StringIO(), curve.Curve(_POINTS)
     text.write(HEADER + "\n")
-    for row in _steps(context, job.id):
+    for row in steps_after(context, job.id, 0):
         cells = (row.step, row.train_loss, row.train_accuracy, row.valid_loss, row.valid_accuracy)
         text.write(",".join("" if cell is None else str(cell) for cell in cells) + "\n")
         losses.add(row.step, row.train_loss, row.valid_loss)
     if losses.steps:
-        yield "output_file_id", "step_metrics.csv", text.getvalue().encode()
-        yield "error_file_id", "loss.svg", losses.drawn().encode()
+        yield "output_file_id", "step_metrics.csv", [text.getvalue().encode()]
+        yield "error_file_id", "loss.svg", [losses.drawn().encode()]
+        events = tensorboard.encode(steps_after(context, job.id, 0), job.created_at)
+        yield _EVENTS, tensorboard.file_name(job.id, job.created_at), events
 
 
-def _steps(context: Context, job_id: str) -> Iterator[Any]:
-    after = 0
+def steps_after(context: Context, job_id: str, after: int) -> Iterator[FinetuneStep]:
+    """Return the steps of a job after one of them, in pages."""
     while True:
         page = select(FinetuneStep).where(FinetuneStep.job_id == job_id, FinetuneStep.step > after)
         with context.db.read() as session:

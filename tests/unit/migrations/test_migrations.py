@@ -13,7 +13,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.orm import Session
 
 from jobs.bootstrap import migrate
-from jobs.finetuning import training_events
+from jobs.finetuning import tracking, training_events
+from jobs.finetuning.tables import FinetunePlan
 from jobs.fleet.tables import EngineDeath, Quarantine, Worker
 from jobs.ledger import feed, ledger, outbox, shards
 from jobs.ledger.tables import Job, Shard
@@ -298,6 +299,21 @@ def test_work_in_flight_goes_on_under_the_new_names_of_columns(empty: str) -> No
         assert session.scalars(sa.select(EngineDeath.host_devices)).all() == ["h"]
         assert session.get_one(Quarantine, ("h", "m")).deaths == 3
         assert session.scalars(sa.select(Idempotency.heartbeat_at)).all() == [6.0]
+
+
+def test_a_plan_from_before_trackers_has_no_file_for_tensorboard(empty: str) -> None:
+    migrate(empty, "0030")
+    numbers = {"n_epochs": 1, "batch_size": 2, "learning_rate_multiplier": 1.0, "rows": 10, "validation_rows": 0}
+    insert(empty, "finetune_plan", job_id="ftjob-1", tokens=100, steps=5, trained_tokens=None, **numbers)
+
+    migrate(empty)
+
+    with Session(sa.create_engine(empty, poolclass=sa.NullPool)) as session:
+        plan = session.get_one(FinetunePlan, "ftjob-1")
+        assert (plan.steps, plan.tensorboard_file_id) == (5, None)
+        tracking.begin(session, "ftjob-1", [tracking.MLFLOW])
+        assert tracking.due(session, tracking.MLFLOW) is not None
+        assert tracking.due(session, tracking.WANDB) is None
 
 
 def test_the_check_passes_for_the_revisions_of_this_checkout() -> None:

@@ -1,5 +1,6 @@
 """Fine-tuning jobs over HTTP: created, listed, cancelled, paused, resumed; their events, checkpoints, permissions."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from jobs.finetuning.tables import FinetuneCheckpoint, FinetuneData
 from jobs.ledger.tables import Job
 from jobs.registry import models
 from jobs.security.tables import Project
+from tests.support.web import make_key
+from tests.unit.api.conftest import client_of
 
 BASE = "smollm2-135m-instruct"
 _MULTIPLIER = "hyperparameters.learning_rate_multiplier"
@@ -206,12 +209,57 @@ def test_files_of_other_purposes_and_of_other_projects_are_refused(client: TestC
     assert error_of(client, training_file=mine, validation_file=theirs) == (400, "file_not_found", "validation_file")
 
 
-def test_integrations_are_refused(client: TestClient) -> None:
-    wandb = [{"type": "wandb", "wandb": {"project": "p"}}]
+WANDB = {"project": "p", "name": "run", "entity": None, "tags": ["a", "b"]}
 
-    refused = error_of(client, training_file=upload(client), integrations=wandb)
 
-    assert refused == (400, "unsupported_value", "integrations")
+def test_integrations_are_refused_where_the_deployment_has_no_service(client: TestClient) -> None:
+    body = {"model": BASE, "training_file": upload(client), "integrations": [{"type": "wandb", "wandb": WANDB}]}
+
+    answer = client.post("/v1/fine_tuning/jobs", json=body)
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "unsupported_value", "integrations")
+    assert "NIGHTMILL_WANDB_MODE" in error["message"]
+    assert client.get("/v1/fine_tuning/jobs").json()["data"] == []
+
+
+def test_an_integration_comes_back_as_it_was_asked_for(make_app: Callable[..., FastAPI]) -> None:
+    app = make_app(wandb_mode="offline")
+    client = client_of(app, make_key(app))
+
+    job = create(client, integrations=[{"type": "wandb", "wandb": {"project": "p", "name": "run", "tags": ["a", "b"]}}])
+    none = create(client, integrations=[])
+
+    assert job["integrations"] == [{"type": "wandb", "wandb": WANDB}]
+    assert client.get(f"/v1/fine_tuning/jobs/{job['id']}").json()["integrations"] == job["integrations"]
+    assert none["integrations"] is None
+    with app.state.services.db.read() as session:
+        payload = FineTuning.model_validate(session.get_one(Job, job["id"]).payload)
+    assert payload.wandb is not None
+    assert payload.wandb.tags == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("integration", "code", "param"),
+    [
+        ({"type": "mlflow"}, "invalid_value", "integrations[0].type"),
+        ({"type": "wandb"}, "missing_required_parameter", "integrations[0].wandb"),
+        ({"type": "wandb", "wandb": {}}, "missing_required_parameter", "integrations[0].wandb.project"),
+        (
+            {"type": "wandb", "wandb": {"project": "p", "colour": 1}},
+            "unknown_parameter",
+            "integrations[0].wandb.colour",
+        ),
+    ],
+)
+def test_a_bad_integration_is_refused(client: TestClient, integration: Any, code: str, param: str) -> None:
+    assert error_of(client, integrations=[integration]) == (400, code, param)
+
+
+def test_there_is_one_integration_at_most(client: TestClient) -> None:
+    refused = error_of(client, integrations=[{"type": "wandb", "wandb": WANDB}] * 2)
+
+    assert refused == (400, "array_above_max_length", "integrations")
 
 
 def test_validation_by_a_file_needs_one(client: TestClient) -> None:
