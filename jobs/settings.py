@@ -193,6 +193,9 @@ class Settings(BaseSettings):
     project_streams: int = Field(
         64, ge=1, description="streams of events and of finished lines that a project has open at one API process"
     )
+    finetune_max_seconds: int = Field(
+        0, ge=0, description="training of a fine-tuning job, without pauses, then it fails: `time_limit`; 0: no limit"
+    )
     window_min_seconds: int = Field(60, ge=1, description="shortest completion window")
     window_max_seconds: int = Field(30 * DAY, ge=1, description="longest completion window")
     file_max_bytes: int = Field(512 * MB, ge=1, description="one uploaded file")

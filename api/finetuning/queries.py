@@ -15,8 +15,9 @@ from jobs.errors import InvalidRequest, NotFound
 from jobs.files.tables import File
 from jobs.finetuning import names
 from jobs.finetuning.jobs import NAME
-from jobs.finetuning.payload import EarlyStopping, FineTuning, Training, Validation, Wandb
+from jobs.finetuning.payload import EarlyStopping, FineTuning, Peft, Training, Validation, Wandb
 from jobs.finetuning.tables import FinetunePlan
+from jobs.fleet import workers
 from jobs.fleet.models_file import EngineKind, Registry
 from jobs.ids import new_id
 from jobs.ledger import dependencies, pauses

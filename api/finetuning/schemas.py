@@ -55,7 +55,7 @@ class ValidationFields(Body, payload.Validation):
 
 
 class EarlyStoppingFields(Body, payload.EarlyStopping):
-    """The condition on which training stops before the last step."""
+    """The conditions on which training stops before the last step."""
 
 
 class WandbFields(Body, payload.Wandb):

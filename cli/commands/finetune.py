@@ -1,7 +1,7 @@
 """`nightmill finetune`: train models, watch their loss, and write what came of it."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -197,11 +197,10 @@ def _watched(server: Server, job_id: str, *, as_json: bool) -> None:
         else:
             failures = 0
             for event in events:
-                show(event, f"{moment(event['created_at'])}  {event['message']}", as_json=as_json)
+                print_event(event)
             if job["status"] in _ENDS and job["finished_at"] is not None:
-                break
+                return dict(job)
         threading.Event().wait(_LOOK)
-    _show_end(server, job_id, job, as_json=as_json)
 
 
 def _show_end(server: Server, job_id: str, job: dict[str, Any], *, as_json: bool) -> None:
@@ -211,7 +210,6 @@ def _show_end(server: Server, job_id: str, job: dict[str, Any], *, as_json: bool
     if job["status"] != "succeeded":
         why = f": {job['error']['message']}" if job["error"] else ""
         raise CliError(f"{job['id']} {job['status']}{why}")
-    show(job, str(job["fine_tuned_model"]), as_json=as_json)
 
 
 def _new_events(server: Server, job_id: str, seen: set[str]) -> list[dict[str, Any]]:

@@ -74,7 +74,7 @@ class Question:
 
 @dataclass(slots=True)
 class Part:
-    """The rows that are trained or validated on, and the SHA-256 of their snapshot."""
+    """The rows that a job reads in a role, and the SHA-256 of their snapshot."""
 
     sha256: str
     bytes: int

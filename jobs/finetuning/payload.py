@@ -62,10 +62,16 @@ class Validation(_Options):
 
 
 class EarlyStopping(_Options):
-    """The condition on which training stops before the last step."""
+    """The conditions on which training stops before the last step.
+
+    A job that learns no more (`patience`, `min_delta`) succeeds with its last checkpoint. A job that reaches one of the
+    other limits fails; its checkpoints stay. Times are counted over all attempts, without pauses.
+    """
 
     patience: int | None = Field(default=None, ge=1, le=10_000)
     min_delta: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    max_seconds: int | None = Field(default=None, ge=1)
+    max_device_seconds: int | None = Field(default=None, ge=1)
     max_memory_bytes: int | None = Field(default=None, ge=1)
 
 

@@ -19,7 +19,10 @@ from jobs.db.base import Base, Serial
 
 
 class FinetunePlan(Base):
-    """The numbers that a planned job trains with. `trained_tokens` counts the tokens of all epochs."""
+    """The numbers that a planned job trains with. `trained_tokens` counts the tokens of all epochs.
+
+    `seconds` is how long workers have held the training under all claims, `device_seconds` how long trainers have run.
+    """
 
     __tablename__ = "finetune_plan"
 
@@ -34,6 +37,8 @@ class FinetunePlan(Base):
     trained_tokens: Mapped[int | None]  # null until training has ended
     estimated_finish: Mapped[float | None]
     tensorboard_file_id: Mapped[str | None] = mapped_column(String(64))
+    seconds: Mapped[float] = mapped_column(default=0.0, server_default="0")
+    device_seconds: Mapped[float] = mapped_column(default=0.0, server_default="0")
 
 
 class FinetuneStep(Base):

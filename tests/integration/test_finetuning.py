@@ -213,6 +213,8 @@ def test_job_is_trained_to_its_model(site: Site, monkeypatch: pytest.MonkeyPatch
     assert any(event.startswith("Step 20/20: training loss=") for event in events)
     assert "Checkpoint created at step 20." in events
     assert events[-1] == "The job has successfully completed"
+    assert "Mean loss on 64 texts: 3.000 nats a token before training." in events
+    assert "Mean loss on 64 texts: 3.000 nats a token before training, 3.500 after it." in events
     with site.mill.db.read() as session:
         purposes = session.scalars(select(File.purpose).where(File.id.in_([job.output_file_id, job.error_file_id])))
         assert set(purposes) == {results.PURPOSE}

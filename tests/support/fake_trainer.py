@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from workers.engines.training.protocol import (
     decode_spec,
     encode,
 )
+
+MEMORY = 1 << 20  # bytes that each step reports
 
 
 def loss_of(spec: Spec, step: int) -> float:

@@ -90,8 +90,8 @@ class _Examination:
                     self._examine(file, text)
                     if self.findings.truncated:
                         break
-                    if len(file.lines) > MAX_EXAMPLES:
-                        message = f"The file has more than {MAX_EXAMPLES} examples."
+                    if len(file.lines) > limit:
+                        message = f"The file has more than {limit} examples."
                         self._complain(field, Bad("too_many_examples", message))
                         break
         except NotFound:

@@ -23,6 +23,7 @@ from workers.engines.training.protocol import Evaluation, Started, Step
 from workers.runtime.context import Context
 
 _SECONDS: Final = 1.0
+_IDLE_SECONDS: Final = 5.0  # while there is no step to write: the time that is spent
 #: Events of metrics for a job, besides those of evaluated steps: clients page through them.
 _METRICS: Final = 100
 
@@ -37,8 +38,8 @@ class _Event:
 class Recorder:
     """The records of one claim on a job's training."""
 
-    def __init__(self, context: Context, claim: ShardClaim) -> None:
-        self._context, self._claim = context, claim
+    def __init__(self, context: Context, claim: ShardClaim, spent: TrainingTime) -> None:
+        self._context, self._claim, self._spent = context, claim, spent
         self._steps: dict[int, dict[str, Any]] = {}
         self._evaluations: dict[int, Evaluation] = {}
         self._events: list[_Event] = []
@@ -91,7 +92,7 @@ class Recorder:
 
     def flush_if_due(self) -> None:
         """Write what was gathered, if the last time is long enough ago. Raises ClaimLost."""
-        if self._steps and time.monotonic() - self._flushed >= _SECONDS:
+        if time.monotonic() - self._flushed >= (_SECONDS if self._steps else _IDLE_SECONDS):
             self.flush()
 
     def flush(self) -> None:

@@ -16,8 +16,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -66,10 +65,13 @@ class TrainingRun(ShardRun):
     def __init__(self, context: Context, claim: ShardClaim, handle: ClaimHandle, module: str | None = None) -> None:
         super().__init__(context, claim, handle)
         self._payload = FineTuning.model_validate(claim.job.payload)
-        self._recorder = Recorder(context, claim)
+        with context.db.read() as session:
+            self._spent = limits.TrainingTime(session.get_one(FinetunePlan, claim.job.id))
+        self._recorder = Recorder(context, claim, self._spent)
         self._module = {} if module is None else {"module": module}
         self._ordered: float | None = None  # when a checkpoint was asked for
         self._looked = 0.0  # when it was last read whether the job is paused
+        self._limit: Failed | None = None  # that was reached: the error of the job, once there is a checkpoint
         self._finished: Finished | Failed | None = None
         self._progressed = False
 
@@ -89,9 +91,8 @@ class TrainingRun(ShardRun):
                 died = 1 if self._progressed else died + 1
                 self._recorder.tell("The trainer died, and is started again from the last checkpoint.", "warn")
                 self._recorder.flush()
-                if died >= _TRIES:
-                    message = "The trainer died each time it was started, see the worker's log."
-                    self._finished = Failed("trainer_died", message)
+                message = "The trainer died each time it was started, see the worker's log."
+                self._finished = self._limit or (Failed("trainer_died", message) if died >= _TRIES else None)
             except Damaged as error:
                 self._finished = Failed("checkpoint_damaged", f"What is stored for this job was changed: {error}")
         self._conclude(self._finished)
@@ -118,6 +119,7 @@ class TrainingRun(ShardRun):
     def _train(self, folder: Path) -> None:
         spec = self._spec(folder)
         process = TrainerProcess(spec, folder, **self._module)
+        self._spent.trainer_started()
         try:
             while self._finished is None:
                 for report in process.reports(_LOOK):
@@ -126,9 +128,10 @@ class TrainingRun(ShardRun):
                 self._check(process)
         finally:
             process.close()
+            self._spent.trainer_ended()
 
     def _check(self, process: TrainerProcess) -> None:
-        """Ask the trainer for a checkpoint when this claim is to end soon.
+        """Ask the trainer for a checkpoint when this claim is to end soon, or the job has reached a limit.
 
         Raises:
             ClaimLost: The claim was lost: it ends at once.
@@ -137,15 +140,23 @@ class TrainingRun(ShardRun):
         if self.handle.lost.is_set():
             raise ClaimLost
         stopping, paused = self.context.stop.is_set(), self._ordered is None and self._is_paused()
-        if self._ordered is None and (stopping or paused):
+        self._limit = self._limit or self._exceeded()
+        if self._ordered is None and (stopping or paused or self._limit):
             self._ordered = time.monotonic()
             process.checkpoint_and_stop()
             if paused:
                 self.context.db.retrying(partial(ledger.wait_for, job_id=self.claim.job.id, what="checkpoint"))
-        late = self._ordered is not None and time.monotonic() - self._ordered > self.context.timings.training_stop
-        if (self.handle.stop.is_set() and not stopping) or (stopping and late):
+        if (self.handle.stop.is_set() and not stopping) or (
+            stopping and self._late(self.context.timings.training_stop)
+        ):
             self._recorder.flush()
             raise Abandoned
+        if self._limit and self._late(self.context.timings.training_limit):
+            self._finished = self._limit
+
+    def _late(self, patience: float) -> bool:
+        """Return whether the trainer has made no checkpoint within `patience` seconds after it was asked for one."""
+        return self._ordered is not None and time.monotonic() - self._ordered > patience
 
     def _is_paused(self) -> bool:
         """Return whether the job was paused by itself, as far as was read a moment ago."""
@@ -203,7 +214,7 @@ class TrainingRun(ShardRun):
     def _conclude(self, finished: Finished | Failed) -> None:
         self._recorder.flush()
         if isinstance(finished, Failed):
-            self._end({"code": finished.code, "message": finished.message, "line": finished.line})
+            self._end({name: getattr(finished, name) for name in ("code", "message", "line", "param")})
         else:
             self._end(None)
 
@@ -214,7 +225,7 @@ class TrainingRun(ShardRun):
             job = shards.finish_empty(session, self.claim)
             if job is not None:
                 if error is not None:
-                    ledger.note_errors(session, job, [{"line": None, "param": None, **error}])
+                    ledger.note_errors(session, job, [error])
                 ledger.advance_job(session, job.id, actor=f"worker:{self.context.worker_id}", locked=job)
 
         self.context.db.retrying(end)
@@ -305,4 +316,4 @@ class TrainingRun(ShardRun):
 
 def _started_from(method: str, folder: str, base: str, revision: str | None) -> tuple[str, str | None, str | None]:
     """Return the base, its revision and the adapter for a training that goes on from a tuned model."""
-    return (base, revision, folder) if method == "lora" else (folder, None, None)
+    return (folder, None, None) if method == "full" else (base, revision, folder)

@@ -185,6 +185,20 @@ def test_a_response_from_before_sizes_has_none_until_it_is_measured(empty: str) 
         assert connection.execute(sa.text("SELECT md5_mismatches, parts_sha256 FROM upload")).all() == [(0, None)]
 
 
+def test_a_job_planned_before_times_were_counted_has_trained_for_no_time(empty: str) -> None:
+    migrate(empty, "0031")
+    facts = {"job_id": "'ftjob-1'"} | dict.fromkeys(("n_epochs", "batch_size", "learning_rate_multiplier"), "1")
+    facts |= dict.fromkeys(("rows", "validation_rows", "tokens", "steps"), "1")
+    execute(empty, f"INSERT INTO finetune_plan ({', '.join(facts)}) VALUES ({', '.join(facts.values())})")
+
+    migrate(empty)
+
+    assert check.drift(empty) == []
+    with Session(sa.create_engine(empty, poolclass=sa.NullPool)) as session:
+        plan = session.get_one(FinetunePlan, "ftjob-1")
+        assert (plan.seconds, plan.device_seconds) == (0.0, 0.0)
+
+
 def test_a_segment_from_before_does_not_say_which_answers_were_cut_off(empty: str) -> None:
     migrate(empty, "0022")
     facts = dict.fromkeys(("n", "epoch", "seq", "length"), "0") | {"job_id": "'batch_1'", "path": "'p'"}

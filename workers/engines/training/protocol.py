@@ -103,7 +103,7 @@ class Checkpoint(msgspec.Struct, frozen=True, tag="checkpoint"):
 class Finished(msgspec.Struct, frozen=True, tag="finished"):
     """The run has ended, with a checkpoint of its last step.
 
-    `reason` is `complete`, `checkpoint` (the worker asked for it) or `early_stopping`.
+    `reason` is `complete`, `checkpoint` (the worker asked for it), `early_stopping` or `memory_limit`.
     """
 
     step: int

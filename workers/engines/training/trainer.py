@@ -71,6 +71,7 @@ def run(spec: Spec, orders: Orders, send: Callable[[Report], None]) -> None:
     train = _dataset(spec, tokenizer, Path(spec.rows), "train")
     validation = _dataset(spec, tokenizer, Path(spec.validation), "validation") if spec.validation else None
     tokens = int(_lengths(train, [name for name in train.column_names if name != "labels"]).sum())
+    spec, memory = _chosen(spec, train)
     dtype, seconds = _dtype(spec, train)
     trainer = _trainer(spec, tokenizer, train, validation, dtype)
     versions = {name: metadata.version(name) for name in LIBRARIES}
@@ -95,7 +96,9 @@ class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
         self._last: dict[str, float] = {}
         self.reason: Reason = "complete"
 
-    def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+    def on_train_begin(
+        self, _args: Any, state: Any, _control: Any, *, model: Any, processing_class: Any, **_: Any
+    ) -> None:
         self._epoch_steps = state.max_steps // state.num_train_epochs
         self._started = replace(self._started, steps=state.max_steps, resumed_step=state.global_step)
         self._send(self._started)

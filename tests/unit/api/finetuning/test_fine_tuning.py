@@ -12,7 +12,10 @@ from jobs.clock import now
 from jobs.finetuning import training_events
 from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetuneCheckpoint, FinetuneData
+from jobs.fleet import workers
+from jobs.fleet.tables import Worker
 from jobs.ledger.tables import Job
+from jobs.queues import Queue
 from jobs.registry import models
 from jobs.security.tables import Project
 from tests.support.web import make_key
@@ -155,6 +158,7 @@ def test_a_seed_is_drawn_where_none_is_given(client: TestClient) -> None:
         ({"seed": 2**31}, "integer_above_max_value", "seed"),
         ({"peft": "magic"}, "invalid_value", "peft"),
         ({"training": {"rank": 0}}, "integer_below_min_value", "training.rank"),
+        ({"early_stopping": {"max_seconds": 0}}, "integer_below_min_value", "early_stopping.max_seconds"),
         ({"colour": "red"}, "unknown_parameter", "colour"),
         ({}, "file_not_found", "training_file"),
     ],

@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from api.finetuning import validation
 from jobs.finetuning import examination
 from jobs.finetuning.examination import BaseUnavailable, ExaminationFailed, Findings, Part, Question
+from jobs.finetuning.tables import FinetunePlan, FinetuneStep
 from tests.support import tiny_llama
-from tests.unit.api.finetuning.test_fine_tuning import BASE, ROW, upload
+from tests.unit.api.finetuning.test_fine_tuning import BASE, ROW, add_worker, upload
 
 PATH = "/v1/fine_tuning/jobs/validate"
 

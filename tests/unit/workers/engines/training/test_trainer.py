@@ -1,11 +1,13 @@
 """The trainer on a model of random weights: what it reports, and what a killed run goes on with."""
 
 import json
+import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
