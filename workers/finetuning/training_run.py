@@ -32,10 +32,19 @@ from jobs.ledger.shards import ShardClaim
 from jobs.platform.storage import CHUNK
 from jobs.registry import models
 from workers.engines import model_folders
-from workers.engines.training import protocol
 from workers.engines.training.checkpoint_folder import MANIFEST, Damaged, decode_manifest
-from workers.engines.training.protocol import Checkpoint, Evaluation, Failed, Finished, Report, Spec, Started, Step
-from workers.finetuning import checkpoints, results
+from workers.engines.training.protocol import (
+    Checkpoint,
+    Evaluation,
+    Failed,
+    Finished,
+    Forgetting,
+    Report,
+    Spec,
+    Started,
+    Step,
+)
+from workers.finetuning import checkpoints, limits, results, scratch
 from workers.finetuning.recorder import Recorder
 from workers.finetuning.trainer_process import TrainerDied, TrainerProcess
 from workers.runtime.attempts import Abandoned, ShardRun
@@ -82,9 +91,10 @@ class TrainingRun(ShardRun):
         self._finished = self._refusal()
         died = 0
         while self._finished is None:
-            self._progressed = False
+            self._progressed, self._ordered = False, None
             try:
-                with self._folder() as folder:
+                name = f"{self.claim.job.id}-{self.claim.epoch}"
+                with scratch.folder(self.context.config.data_dir, name) as folder:
                     self._train(folder)
             except TrainerDied as error:
                 log.warning("trainer_died", extra={"job_id": self.claim.job.id, "reason": str(error)})
