@@ -84,6 +84,7 @@ def requested(session: Session, call: CallContext, body: CreateFineTuningJob, jo
         early_stopping=EarlyStopping.model_validate(fields.get("early_stopping") or {}),
         validation_file=body.validation_file,
         wandb=Wandb.model_validate(body.integrations[0].wandb.model_dump()) if body.integrations else None,
+        general_file=body.general_file,
     )
 
 
@@ -140,7 +141,7 @@ def training_files(
     session: Session, call: CallContext, body: FineTuningFields, *, lock: bool = True
 ) -> dict[str, File]:
     """Return the files that a request names, by field; with `lock` their bytes stay. Raises InvalidRequest."""
-    given = {"training_file": body.training_file, "validation_file": body.validation_file}
+    given = {field: getattr(body, field) for field in ("training_file", "validation_file", "general_file")}
     return {field: _file(session, call, field, file_id, lock=lock) for field, file_id in given.items() if file_id}
 
 

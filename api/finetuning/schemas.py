@@ -83,6 +83,9 @@ class FineTuningFields(Body):
     training: TrainingFields = TrainingFields()
     validation: ValidationFields | None = None
     early_stopping: EarlyStoppingFields = EarlyStoppingFields()
+    general_file: FileId | None = Field(
+        default=None, description="Rows of messages that forgetting is measured with, instead of docstrings."
+    )
 
     @property
     def method_type(self) -> examples.Method:
@@ -197,6 +200,8 @@ class FineTuningEvent(BaseModel):
 
 
 class CheckpointMetrics(BaseModel):
+    """OpenAI's metrics, and ours: the mean loss on general text, on the checkpoint after the last step."""
+
     step: int
     train_loss: float | None
     train_mean_token_accuracy: float | None
@@ -204,6 +209,8 @@ class CheckpointMetrics(BaseModel):
     valid_mean_token_accuracy: float | None
     full_valid_loss: float | None
     full_valid_mean_token_accuracy: float | None
+    general_nll_before: float | None
+    general_nll_after: float | None
 
 
 class Checkpoint(BaseModel):

@@ -58,18 +58,20 @@ def submit(
 
     if validation and holdout:
         raise CliError("--holdout means nothing with --validation: leave one of them out")
-    _check_files(file, validation)
+    _check_files(file, validation, general)
     chosen = {"n_epochs": epochs, "batch_size": batch_size, "learning_rate_multiplier": multiplier}
     given = {name: value for name, value in chosen.items() if value}
     body: dict[str, Any] = {"model": model, "peft": peft}
     body["method"] = {"type": method, method: {"hyperparameters": given}}
     body |= {"validation": {"type": "holdout", "fraction": holdout}} if holdout else {}
     body |= {"seed": seed} if seed >= 0 else {}
+    body |= {"early_stopping": {"max_seconds": max_seconds}} if max_seconds else {}
     with connect(url, api_key, data_dir) as server:
         body["training_file"] = _file_id(server, file)
-        body |= {"validation_file": _file_id(server, validation)} if validation else {}
+        more_files = {"validation_file": validation, "general_file": general}
+        body |= {field: _file_id(server, name) for field, name in more_files.items() if name}
         if dry_run:
-            _examine(server, body, as_json=as_json)
+            _examine(server, body, wait=wait, as_json=as_json)
             return
         more = {"suffix": suffix, "metadata": parse_metadata(metadata or []), "after": after}
         made = server.post("/fine_tuning/jobs", body | {name: value for name, value in more.items() if value})

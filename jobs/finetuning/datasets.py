@@ -19,6 +19,7 @@ from jobs.registry.tables import TunedModel
 FOLDER: Final = "datasets"
 TRAINING: Final = "training"
 VALIDATION: Final = "validation"
+GENERAL: Final = "general"
 _UNTOUCHED_SECONDS: Final = 3600.0
 
 

@@ -24,6 +24,8 @@ MODULE: Final = "workers.finetuning.examination"
 #: Errors that a job or a dry run names, at most.
 MAX_ERRORS: Final = 1000
 MAX_EXAMPLES: Final = 1_000_000
+#: Rows of a file that forgetting is measured with.
+MAX_GENERAL: Final = 1000
 _MEMORY_BYTES: Final = 8 << 30
 _LOOK: Final = 0.2  # seconds between two looks at whether the examination should stop
 _DEFAULT_EPOCHS: Final = 3
@@ -61,6 +63,7 @@ class Question:
     model: dict[str, Any]
     training: str
     validation: str | None
+    general: str | None
     method: str
     split: str | None
     fraction: float
@@ -90,6 +93,7 @@ class Findings:
     warnings: list[str] = field(default_factory=list)
     training: Part | None = None
     validation: Part | None = None
+    general: Part | None = None
     tokens: int = 0
     longest: int = 0
     unavailable: str | None = None
@@ -106,6 +110,7 @@ def question(
         model=model.model_dump(mode="json"),
         training=paths["training"],
         validation=paths.get("validation"),
+        general=paths.get("general"),
         method=asked.method,
         split=split.type if split else None,
         fraction=split.fraction if split else 0.0,

@@ -55,7 +55,11 @@ def submit(
     if metadata is not None:  # JSON null is not NULL
         job.metadata_ = metadata
     ledger.submit(session, job, actor=actor, after=after)
-    roles = {datasets.TRAINING: training_file.id, datasets.VALIDATION: payload.validation_file}
+    roles = {
+        datasets.TRAINING: training_file.id,
+        datasets.VALIDATION: payload.validation_file,
+        datasets.GENERAL: payload.general_file,
+    }
     session.add_all(
         FinetuneData(job_id=job.id, role=role, file_id=file_id) for role, file_id in roles.items() if file_id
     )

@@ -126,7 +126,9 @@ class Dataset(Base):
 
 
 class FinetuneData(Base):
-    """The file that a job reads in a role, `training` or `validation`, and its snapshot once the job is planned.
+    """The file that a job reads in a role, and its snapshot once the job is planned.
+
+    Roles are `training`, `validation` and `general`, whose rows forgetting is measured with.
 
     Where rows of the training file are held out, both roles name that file, and each snapshot holds its own rows.
     """

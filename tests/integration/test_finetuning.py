@@ -66,7 +66,8 @@ class Site:
         sha256 = hashlib.sha256(ROWS).hexdigest()
         self.mill.storage.put(datasets.location(sha256), ROWS)
         part = Part(sha256, len(ROWS), 20)
-        found = Findings(training=part, validation=part, tokens=400, longest=40)
+        general = Part(sha256, len(ROWS), 20) if "general_file" in payload else None
+        found = Findings(training=part, validation=part, general=general, tokens=400, longest=40)
         monkeypatch.setattr(examination, "examine", lambda _question, _stopped: found)
         file_id, job_id = new_id("file-"), new_id(jobs.FINETUNING.prefix)
         path = f"files/{file_id}"

@@ -22,7 +22,7 @@ from jobs.batches.lines import Bad
 from jobs.errors import NotFound
 from jobs.finetuning import examples
 from jobs.finetuning.datasets import location
-from jobs.finetuning.examination import MAX_ERRORS, MAX_EXAMPLES, Findings, Part, Question
+from jobs.finetuning.examination import MAX_ERRORS, MAX_EXAMPLES, MAX_GENERAL, Findings, Part, Question
 from jobs.fleet.models_file import Model
 from jobs.platform.storage import open_storage
 from jobs.settings import Settings
@@ -63,13 +63,15 @@ class _Examination:
         asked, findings = self.asked, self.findings
         training = self._read("training_file", asked.training)
         validation = self._read("validation_file", asked.validation) if asked.validation else None
+        general = self._read("general_file", asked.general, MAX_GENERAL) if asked.general else None
         held_out = self._held_out(training)
         remaining = len(training.lines) - len(held_out)
         if remaining < examples.MIN_EXAMPLES and not findings.errors:
             message = f"There are {remaining} examples to train on; at least {examples.MIN_EXAMPLES} are needed."
             self._complain(training.field, Bad("too_few_examples", message))
-        if validation is not None and not validation.lines and not findings.errors:
-            self._complain(validation.field, Bad("too_few_examples", "The file has no examples."))
+        for file in (validation, general):
+            if file is not None and not file.lines and not findings.errors:
+                self._complain(file.field, Bad("too_few_examples", "The file has no examples."))
         if not findings.errors:
             self._warn(training, validation)
             findings.tokens = sum(tokens for n, tokens in enumerate(training.tokens) if n not in held_out)
@@ -79,9 +81,11 @@ class _Examination:
                 findings.validation = self._snapshot(validation, (), chosen=False)
             elif held_out:
                 findings.validation = self._snapshot(training, held_out, chosen=True)
+            if general is not None:
+                findings.general = self._snapshot(general, (), chosen=False)
         return findings
 
-    def _read(self, field: str, path: str) -> _File:
+    def _read(self, field: str, path: str, limit: int = MAX_EXAMPLES) -> _File:
         """Check every row of a file, until there are too many errors."""
         file = _File(field, path)
         try:
@@ -100,7 +104,8 @@ class _Examination:
 
     def _examine(self, file: _File, text: lines.Text) -> None:
         timed = self.asked.split == "temporal" and file.field == "training_file"
-        method: examples.Method = "dpo" if self.asked.method == "dpo" else "supervised"
+        prefers = self.asked.method == "dpo" and file.field != "general_file"
+        method: examples.Method = "dpo" if prefers else "supervised"
         row = examples.check(text, method, timed=timed)
         if isinstance(row, Bad):
             self._complain(file.field, row)

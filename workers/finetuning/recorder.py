@@ -19,7 +19,8 @@ from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetunePlan, FinetuneStep
 from jobs.ledger import shards
 from jobs.ledger.shards import ShardClaim
-from workers.engines.training.protocol import Evaluation, Started, Step
+from workers.engines.training.protocol import Evaluation, Forgetting, Started, Step
+from workers.finetuning.limits import TrainingTime
 from workers.runtime.context import Context
 
 _SECONDS: Final = 1.0
@@ -32,7 +33,8 @@ _METRICS: Final = 100
 class _Event:
     message: str
     level: training_events.Level = "info"
-    metrics: dict[str, Any] | None = None
+    data: dict[str, Any] | None = None
+    is_metrics: bool = False
 
 
 class Recorder:
@@ -86,6 +88,15 @@ class Recorder:
         data = {"full_valid_loss": report.loss, "full_valid_mean_token_accuracy": report.accuracy}
         self._metrics(report.step, text, data)
 
+    def forgetting(self, report: Forgetting) -> None:
+        """Record how well the model predicts general text before training, or before and after it."""
+        text = f"Mean loss on {report.texts} {report.source}: {report.before:.3f} nats a token before training"
+        data: dict[str, Any] = {"general_nll_before": report.before}
+        if report.after is not None:
+            text += f", {report.after:.3f} after it"
+            data["general_nll_after"] = report.after
+        self._events.append(_Event(f"{text}.", data=data))
+
     def tell(self, message: str, level: training_events.Level = "info") -> None:
         """Record an event with the next flush."""
         self._events.append(_Event(message, level))
@@ -113,10 +124,10 @@ class Recorder:
             values = {"valid_loss": report.loss, "valid_accuracy": report.accuracy}
             session.execute(update(FinetuneStep).where(*its_step).values(values))
         for event in self._events:
-            if event.metrics is None:
-                training_events.record(session, job_id, event.message, level=event.level)
+            if event.is_metrics and event.data is not None:
+                training_events.record_metrics(session, job_id, event.message, event.data)
             else:
-                training_events.record_metrics(session, job_id, event.message, event.metrics)
+                training_events.record(session, job_id, event.message, level=event.level, data=event.data)
         if self._total:  # it has started
             tracking.begin(session, job_id, self._trackers)
         plan = update(FinetunePlan).where(FinetunePlan.job_id == job_id)
@@ -130,4 +141,5 @@ class Recorder:
         self._flushed = time.monotonic()
 
     def _metrics(self, step: int, text: str, data: dict[str, Any]) -> None:
-        self._events.append(_Event(text, metrics={"step": step, "total_steps": self._total, **data}))
+        metrics = {"step": step, "total_steps": self._total, **data}
+        self._events.append(_Event(text, data=metrics, is_metrics=True))

@@ -86,6 +86,7 @@ def _planned(session: Session, claim: JobClaim, asked: FineTuning, findings: Fin
     parts = {
         datasets.TRAINING: (files[datasets.TRAINING].file_id, findings.training),
         datasets.VALIDATION: (validated, findings.validation),
+        datasets.GENERAL: (asked.general_file or "", findings.general),
     }
     for role, (file_id, part) in parts.items():
         if part is not None:

@@ -186,12 +186,22 @@ class TrainingRun(ShardRun):
             self._recorder.step(report)
         elif isinstance(report, Evaluation):
             self._recorder.evaluation(report)
+        elif isinstance(report, Forgetting):
+            self._recorder.forgetting(report)
         elif isinstance(report, Checkpoint):
             self._store(report)
-        elif isinstance(report, Failed) and report.code == "storage_full":
+        else:
+            self._take_end(report)
+
+    def _take_end(self, report: Finished | Failed) -> None:
+        if isinstance(report, Failed) and report.code == "storage_full":
             raise StorageFull
+        if isinstance(report, Finished) and report.reason == "memory_limit":
+            self._finished = limits.memory_exceeded(self._payload.early_stopping)
         elif isinstance(report, Finished) and report.reason == "checkpoint":
-            raise Abandoned(0.0, None if self.context.stop.is_set() else "pause")
+            if self._limit is None:
+                raise Abandoned(0.0, None if self.context.stop.is_set() else "pause")
+            self._finished = self._limit
         else:
             self._finished = report
 
@@ -273,6 +283,7 @@ class TrainingRun(ShardRun):
             adapter=adapter,
             rows=self._fetch(data[datasets.TRAINING].sha256, folder / "train.jsonl"),
             validation=self._fetch(validation.sha256, folder / "validation.jsonl") if validation else None,
+            general=self._fetch(general.sha256, folder / "general.jsonl") if general else None,
             output=str(output),
             resume=resume,
             method=payload.method,

@@ -47,6 +47,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     max_sequence_length: int | None = None
     packing: bool = False
     beta: float = 0.1
+    general: str | None = None
     eval_steps: int | None = None
     save_steps: int | None = None
     patience: int | None = None
@@ -91,6 +92,15 @@ class Evaluation(msgspec.Struct, frozen=True, tag="evaluation"):
     accuracy: float | None
 
 
+class Forgetting(msgspec.Struct, frozen=True, tag="forgetting"):
+    """The mean negative log-likelihood of general text, in nats a token, before training, and after its last step."""
+
+    texts: int
+    source: str
+    before: float
+    after: float | None = None
+
+
 class Checkpoint(msgspec.Struct, frozen=True, tag="checkpoint"):
     """A checkpoint whose folder is complete and synced to the disk. `files` are the SHA-256 by name."""
 
@@ -116,9 +126,10 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     code: str
     message: str
     line: int | None = None
+    param: str | None = None
 
 
-Report = Started | Step | Evaluation | Checkpoint | Finished | Failed
+Report = Started | Step | Evaluation | Forgetting | Checkpoint | Finished | Failed
 
 #: What the worker may write to the trainer: make a checkpoint at the next step boundary, then end.
 CHECKPOINT_AND_STOP: Final = b"checkpoint_and_stop\n"

@@ -24,6 +24,7 @@ import torch
 import transformers
 import trl
 from datasets.arrow_writer import ArrowWriter
+from msgspec import convert, to_builtins
 from msgspec.structs import replace
 from pyarrow import compute
 from trl.data_utils import pack_dataset
@@ -34,6 +35,7 @@ from workers.engines.training.protocol import (
     Checkpoint,
     Evaluation,
     Finished,
+    Forgetting,
     Orders,
     Reason,
     Report,
@@ -156,9 +158,16 @@ class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
             "method": self._spec.method,
             "peft": self._spec.peft,
             "versions": self._started.versions,
+            "forgetting": to_builtins(self._forgetting),
         }
         files = {name: file.sha256 for name, file in checkpoint_folder.complete(folder, run).files.items()}
         self._send(Checkpoint(state.global_step, str(folder), files, {"step": state.global_step} | self._last))
+
+    def _measure_forgetting(self, model: Any) -> None:
+        assert self._forgetting is not None
+        self._forgetting = replace(self._forgetting, after=forgetting.mean_nll(model, self._general))
+        self._last |= _known(general_nll_before=self._forgetting.before, general_nll_after=self._forgetting.after)
+        self._send(self._forgetting)
 
     def _stop(self, control: Any, reason: Reason) -> None:
         control.should_save = control.should_training_stop = True

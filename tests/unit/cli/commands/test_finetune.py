@@ -76,13 +76,16 @@ def submit(client: Client, rows: str, *words: str) -> str:
 
 def test_a_file_is_uploaded_and_its_job_created_as_asked(client: Client, rows: str) -> None:
     job_id = submit(
-        client, rows, "--epochs", "2", "--seed", "0", "--suffix", "s", "--holdout", "0.2", "--metadata", "a=b"
-    )
+        client, rows, "--epochs", "2", "--seed", "0", "--suffix", "s", "--holdout", "0.2", "--metadata", "a=b",
+        "--max-seconds", "60", "--general", rows,
+    )  # fmt: skip
 
     (job,) = client.told("list")
     assert (job["id"], job["seed"], job["metadata"]) == (job_id, 0, {"a": "b"})
     assert job["hyperparameters"] == {"n_epochs": 2, "batch_size": "auto", "learning_rate_multiplier": "auto"}
     assert job["validation"] == {"type": "holdout", "fraction": 0.2}
+    assert job["early_stopping"]["max_seconds"] == 60
+    assert job["general_file"].startswith("file-")
     assert job["training_file"].startswith("file-")
 
 

@@ -199,6 +199,27 @@ def test_every_bad_line_of_both_files_is_named(planner: Planning) -> None:
     )
 
 
+def test_general_file_is_examined_and_kept(planner: Planning) -> None:
+    general = planner.file("file-g", jsonl([row(50), row(51)]))
+
+    job = planner.plan(jsonl([preference(n) for n in range(10)]), method="dpo", general_file=general.id)
+
+    assert job.state == JobState.RUNNING
+    assert planner.snapshot(datasets.GENERAL) == [row(50), row(51)]
+
+
+def test_errors_of_the_general_file_are_named(planner: Planning, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "MAX_GENERAL", 3)
+    general = planner.file("file-g", b"{}\n" + jsonl([row(n) for n in range(4)]))
+
+    job = planner.plan(jsonl([row(n) for n in range(10)]), general_file=general.id)
+
+    assert errors_of(job) == [
+        ("missing_required_parameter", 1, "general_file.messages"),
+        ("too_many_examples", None, "general_file"),
+    ]
+
+
 def test_a_file_of_nothing_but_errors_names_a_thousand(planner: Planning) -> None:
     job = planner.plan(b"{}\n" * 2000)
 

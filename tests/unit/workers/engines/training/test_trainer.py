@@ -14,7 +14,16 @@ from msgspec.structs import replace
 from tests.support.training_runs import Ended, Trainers
 from workers.engines import probes
 from workers.engines.training import checkpoint_folder
-from workers.engines.training.protocol import Checkpoint, Evaluation, Failed, Finished, Spec, Started, Step
+from workers.engines.training.protocol import (
+    Checkpoint,
+    Evaluation,
+    Failed,
+    Finished,
+    Forgetting,
+    Spec,
+    Started,
+    Step,
+)
 
 ROWS = [
     {"messages": [{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": f"it is {n}."}]}
@@ -102,6 +111,8 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(trainers: Trainers, spec: Sp
     assert whole.last_checkpoint
     assert last.last_checkpoint
     assert_same_tensors(whole.last_checkpoint, last.last_checkpoint)
+    assert last.of(Forgetting)[-1].before == whole.of(Forgetting)[0].before
+    assert last.of(Forgetting)[-1].after == pytest.approx(whole.of(Forgetting)[-1].after, rel=1e-3)
     assert_reports_all(whole)
 
 
@@ -171,6 +182,17 @@ def test_a_loss_that_is_no_number_ends_the_run(trainers: Trainers, spec: Spec) -
     assert isinstance(failed, Failed)
     assert failed.code == "non_finite"
     assert "not a finite number" in failed.message
+
+
+@pytest.mark.verify
+def test_forgetting_is_measured_on_the_rows_of_a_file(trainers: Trainers, spec: Spec) -> None:
+    """The rows are those that are trained on: their loss falls, as that of the validation does."""
+    ended = trainers.run(replace(spec, general=spec.validation, n_epochs=4))
+
+    report = ended.of(Forgetting)[-1]
+    assert (report.texts, report.source) == (4, "rows of the general file")
+    assert report.after == pytest.approx(ended.of(Evaluation)[-1].loss, rel=0.05)
+    assert report.after < report.before - 0.5
 
 
 @pytest.mark.verify
