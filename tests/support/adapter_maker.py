@@ -36,7 +36,7 @@ def _main(model: str, *folders: str) -> None:
                 if "lora_" in name:
                     weights.normal_(0, _SCALE)
         tuned.save_pretrained(folder)
-        probing.write(tuned, tokenizer, Path(folder))
+        probing.Prober(tuned, tokenizer).write(tuned, Path(folder), own=True)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,15 @@
     chats ─▶ ids ─▶ greedy continuation ─┬─▶ log-probabilities with the adapter ─┬─▶ probes.json
                                          └─▶ and of the base alone ──────────────┘
 
+The continuations are the model's own at the end of an epoch. To compute them takes as long as some steps, so that other
+checkpoints are probed with the continuations of the base, which are computed once.
+
 See `workers.engines.probes` for what an engine does with them.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +21,60 @@ from workers.engines import probes
 from workers.engines.probes import Probe
 
 
-def write(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write the probes of a model with an adapter beside its files. Training goes on afterwards as before."""
-    with _inference(model):
-        candidates = (_probe(model, tokenizer, messages, tools) for messages, tools in probes.CHATS)
-        probes.write(folder, [probe for probe in candidates if probe is not None])
+@dataclass(frozen=True, slots=True)
+class _Chat:
+    """A chat as token ids, with the greedy continuation of the base, and the base's log-probabilities of it."""
+
+    messages: list[dict[str, Any]]
+    tools: Any
+    ids: list[int]
+    continuation: list[int]
+    base_logprobs: tuple[float, ...]
+
+
+class Prober:
+    """The probes of one run. Training goes on afterwards as before."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self._pad = tokenizer.eos_token_id
+        self._chats = []
+        with _inference(model), model.disable_adapter():
+            for messages, tools in probes.CHATS:
+                ids = _ids(tokenizer, messages, tools)
+                if ids is not None:
+                    continuation = self._continue(model, ids)
+                    logprobs = _logprobs(model, ids + continuation, len(ids))
+                    self._chats.append(_Chat(messages, tools, ids, continuation, logprobs))
+
+    def write(self, model: Any, folder: Path, *, own: bool) -> None:
+        """Write the probes of a model with an adapter beside its files; with `own`, of its own continuations."""
+        with _inference(model):
+            probes.write(folder, [self._probe(model, chat, own=own) for chat in self._chats])
+
+    def _probe(self, model: Any, chat: _Chat, *, own: bool) -> Probe:
+        continuation, base_logprobs = chat.continuation, chat.base_logprobs
+        if own:
+            continuation = self._continue(model, chat.ids)
+            with model.disable_adapter():
+                base_logprobs = _logprobs(model, chat.ids + continuation, len(chat.ids))
+        return Probe(
+            messages=chat.messages,
+            tools=chat.tools,
+            token_ids=tuple(chat.ids),
+            continuation=tuple(continuation),
+            logprobs=_logprobs(model, chat.ids + continuation, len(chat.ids)),
+            base_logprobs=base_logprobs,
+        )
+
+    def _continue(self, model: Any, ids: list[int]) -> list[int]:
+        whole: list[int] = model.generate(
+            input_ids=torch.tensor([ids], device=model.device),
+            attention_mask=torch.ones((1, len(ids)), dtype=torch.long, device=model.device),
+            max_new_tokens=probes.CONTINUATION,
+            do_sample=False,
+            pad_token_id=self._pad,
+        )[0].tolist()
+        return whole[len(ids) :]
 
 
 @contextmanager
@@ -37,32 +90,14 @@ def _inference(model: Any) -> Iterator[None]:
         model.train(training)
 
 
-def _probe(model: Any, tokenizer: Any, messages: list[dict[str, Any]], tools: Any) -> Probe | None:
-    """Return the probe of one chat; None where the model's chat template refuses it."""
+def _ids(tokenizer: Any, messages: list[dict[str, Any]], tools: Any) -> list[int] | None:
+    """Return the token ids of a chat; None where the model's chat template refuses it."""
     try:
         text = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, tokenize=False)
     except Exception:  # noqa: BLE001  the template is code of the model's: it raises what it likes
         return None
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    whole = model.generate(
-        input_ids=torch.tensor([ids], device=model.device),
-        attention_mask=torch.ones((1, len(ids)), dtype=torch.long, device=model.device),
-        max_new_tokens=probes.CONTINUATION,
-        do_sample=False,
-        pad_token_id=tokenizer.eos_token_id,
-    )[0].tolist()
-    base = model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
-    logprobs = _logprobs(model, whole, len(ids))
-    with base:
-        base_logprobs = _logprobs(model, whole, len(ids))
-    return Probe(
-        messages=messages,
-        tools=tools,
-        token_ids=tuple(ids),
-        continuation=tuple(whole[len(ids) :]),
-        logprobs=logprobs,
-        base_logprobs=base_logprobs,
-    )
+    return ids
 
 
 def _logprobs(model: Any, ids: Sequence[int], prompt: int) -> tuple[float, ...]:

@@ -30,7 +30,9 @@ from pyarrow import compute
 from trl.data_utils import pack_dataset
 
 from jobs.platform import processes
-from workers.engines.training import checkpoint_folder, precision, probing, rows
+from workers.engines.training import checkpoint_folder, forgetting, peft_choice, precision, quantization, rows
+from workers.engines.training.checkpoint_folder import MANIFEST, decode_manifest
+from workers.engines.training.probing import Prober
 from workers.engines.training.protocol import (
     Checkpoint,
     Evaluation,
@@ -88,11 +90,22 @@ def run(spec: Spec, orders: Orders, send: Callable[[Report], None]) -> None:
 class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
     """Report each step, and decide when to evaluate, to save and to stop.
 
-    `started` is the first report, without the steps, which trl's trainer counts.
+    `started` is the first report, without the steps, which trl's trainer counts. `general` is the text that forgetting
+    is measured with.
     """
 
-    def __init__(self, spec: Spec, orders: Orders, send: Callable[[Report], None], started: Started) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        orders: Orders,
+        send: Callable[[Report], None],
+        started: Started,
+        general: Sequence[Mapping[str, Sequence[int]]],
+    ) -> None:
         self._spec, self._orders, self._send, self._started = spec, orders, send, started
+        self._general = general
+        self._forgetting: Forgetting | None = None
+        self._prober: Prober | None = None
         self._began = self._seconds = self._tokens = 0.0
         self._epoch_steps = 0
         self._last: dict[str, float] = {}
@@ -140,14 +153,14 @@ class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
         if self._spec.patience and _stagnates(losses, self._spec.patience, self._spec.min_delta):
             self._stop(control, "early_stopping")
 
-    def on_save(self, args: Any, state: Any, _control: Any, *, model: Any, processing_class: Any, **_: Any) -> None:
+    def on_save(self, args: Any, state: Any, _control: Any, *, model: Any, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         _tidy(folder, self._spec.base_name)
-        # Its greedy continuations take as long as some steps: not for checkpoints that only a resumed run reads.
-        if self._spec.peft == "lora" and (
-            state.global_step % self._epoch_steps == 0 or self.reason == "early_stopping"
-        ):
-            probing.write(model, processing_class, folder)
+        if state.global_step == state.max_steps or self.reason == "early_stopping":
+            self._measure_forgetting(model)
+        if self._prober is not None:
+            own = state.global_step % self._epoch_steps == 0 or self.reason == "early_stopping"
+            self._prober.write(model, folder, own=own)
         run = {
             "step": state.global_step,
             "steps": state.max_steps,

@@ -133,10 +133,31 @@ def assert_reports_all(whole: Ended) -> None:
     manifest = checkpoint_folder.verify(Path(checkpoint.folder), resume=True)
     assert {name: file.sha256 for name, file in manifest.files.items()} == checkpoint.files
     assert checkpoint.metrics["valid_loss"] == whole.of(Evaluation)[-1].loss
-    assert [probes.FILE in one.files for one in whole.of(Checkpoint)] == [False, False, False, True]
-    assert len(probes.read(Path(checkpoint.folder))) == len(probes.CHATS)
+    assert_probes(whole.of(Checkpoint))
+    before, after = whole.of(Forgetting)
+    assert (before.texts, before.source) == (64, "docstrings of Python's standard library")
+    assert before.before == after.before == pytest.approx(math.log(259), rel=0.05)  # random weights know nothing
+    assert after.after is not None
+    assert abs(after.after - after.before) > 1e-3
+    assert manifest.run["forgetting"] == msgspec.to_builtins(after)
+    assert checkpoint.metrics["general_nll_after"] == after.after
     config = json.loads((Path(checkpoint.folder) / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "tiny"
+
+
+def assert_probes(checkpoints: list[Checkpoint]) -> None:
+    """Each checkpoint has probes of itself; all but the last continue chats as the base does."""
+    *before, last = [probes.read(Path(checkpoint.folder)) for checkpoint in checkpoints]
+    assert {len(probed) for probed in [*before, last]} == {len(probes.CHATS)}
+    first = before[0]
+    for probed in before[1:]:
+        for probe, of_first in zip(probed, first, strict=True):
+            assert (probe.continuation, probe.base_logprobs) == (of_first.continuation, of_first.base_logprobs)
+            assert probe.logprobs != of_first.logprobs
+    for probe in first:  # greedy: each token is at least as probable as one of 259 that are equally so
+        assert all(logprob > -math.log(259) for logprob in probe.base_logprobs)
+        assert 1 <= len(probe.continuation) == len(probe.logprobs) <= probes.CONTINUATION
+    assert [probe.continuation for probe in last] != [probe.continuation for probe in first]
 
 
 def test_a_row_whose_prefix_is_not_one_names_its_line(trainers: Trainers, spec: Spec, tmp_path: Path) -> None:
