@@ -18,7 +18,7 @@ from jobs.queues import Queue
 from jobs.settings import Settings, settings
 from workers import app as celery_app
 from workers import engine_process, tasks
-from workers.finetuning import capabilities, scratch, tracking
+from workers.finetuning import capability_check, scratch, tracking
 from workers.runtime.context import Pool, build
 
 
@@ -51,7 +51,7 @@ def _threads(config: Settings, pool: Pool, threads: int, *, trains: bool = False
     context = build(config, pool)
     context.heartbeat.listen = partial(celery_app.consume, pool.name, pool.queues)
     if trains:
-        capabilities.examine(context)
+        capability_check.examine(context)
     app = celery_app.build(config, threads=True)
     tasks.furnish(app, tasks.Process(context, trains=trains))
     if trains:

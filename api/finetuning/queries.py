@@ -68,6 +68,7 @@ def requested(session: Session, call: CallContext, body: CreateFineTuningJob, jo
         message = "This deployment has no Weights & Biases: its operator sets NIGHTMILL_WANDB_MODE."
         raise InvalidRequest(message, param="integrations", code="unsupported_value")
     base, parent = resolve_base(session, call, body.model)
+    check_peft(session, body.peft)
     project = session.get_one(Project, call.project_id).name
     return FineTuning(
         model=body.model,
@@ -97,6 +98,17 @@ def checked_training(registry: Registry, base: str, body: FineTuningFields) -> T
         message = f"Invalid 'training.rank': the engine of '{base}' serves adapters of rank {limit} at most."
         raise InvalidRequest(message, param="training.rank", code="integer_above_max_value")
     return training
+
+
+def check_peft(session: Session, peft: Peft) -> None:
+    """Raise InvalidRequest for `qlora` where the workers that train say that none of them computes with 4-bit weights.
+
+    While no worker has said anything the job may wait for one.
+    """
+    said = [worker.training for worker in workers.present(session) if worker.training is not None]
+    if peft == "qlora" and said and not any(training["qlora"] for training in said):
+        message = f"'qlora' cannot be trained by the workers of this deployment: {said[0]['fault']}"
+        raise InvalidRequest(message, param="peft", code="unsupported_on_this_worker")
 
 
 def checked_validation(body: FineTuningFields) -> Validation | None:

@@ -33,9 +33,15 @@ def submit(
     holdout: Annotated[
         float, typer.Option(min=0, max=0.9, help="The fraction of FILE to validate on, instead of a file.")
     ] = 0.0,
+    general: Annotated[
+        str, typer.Option(metavar="FILE", help="Rows to measure forgetting with: a path, or an id.")
+    ] = "",
+    max_seconds: Annotated[
+        int, typer.Option(min=0, help="Fail after so long a training, with a checkpoint. 0: no limit.")
+    ] = 0,
     suffix: Annotated[str, typer.Option(help="A part of the new model's name.")] = "",
     method: Annotated[str, typer.Option(help="supervised or dpo.")] = "supervised",
-    peft: Annotated[str, typer.Option(help="lora or full.")] = "lora",
+    peft: Annotated[str, typer.Option(help="lora, qlora, auto (by memory) or full.")] = "lora",
     epochs: Annotated[int, typer.Option(min=0, help="Passes over the data. 0: the server decides.")] = 0,
     batch_size: Annotated[int, typer.Option(min=0, help="Examples of one step. 0: the server decides.")] = 0,
     multiplier: Annotated[

@@ -145,7 +145,7 @@ def examine(asked: Question, stopped: Callable[[], bool] = lambda: False) -> Fin
 def decode(out: bytes) -> Findings:
     """Return what the child wrote. Raises BaseUnavailable."""
     answer = json.loads(out)
-    parts = {name: Part(**answer[name]) if answer[name] else None for name in ("training", "validation")}
+    parts = {name: Part(**answer[name]) if answer[name] else None for name in ("training", "validation", "general")}
     findings = Findings(**{**answer, **parts})
     if findings.unavailable is not None:
         raise BaseUnavailable(findings.unavailable)

@@ -8,7 +8,7 @@ from jobs.finetuning.examples import Method
 from jobs.ledger.kinds import Payload
 
 Auto = Literal["auto"]
-Peft = Literal["lora", "full"]
+Peft = Literal["lora", "full", "qlora", "auto"]
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Epochs = Annotated[int, Field(ge=1, le=50)] | Auto
 BatchSize = Annotated[int, Field(ge=1, le=256)] | Auto

@@ -29,6 +29,9 @@ class Worker(Base):
     host_devices: Mapped[str | None]  # its host, and the devices that it may use
     #: The engines in its process: model → {entry, up, since}, and `phase` while not up. See `jobs.fleet.quarantine`.
     engines: Mapped[dict[str, Any] | None]
+    #: What it can train, as `workers.engines.training.capabilities` found: device, free_bytes, qlora, fault. None: not
+    #: known, or it trains nothing.
+    training: Mapped[dict[str, Any] | None]
     #: What it is at besides its claims: [queue, model, project_id, how many], as of its last heartbeat. None: it never
     #: said.
     other_work: Mapped[list[Any] | None]

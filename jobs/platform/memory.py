@@ -1,14 +1,18 @@
-"""The memory of a process: the garbage collector and the C library's allocator."""
+"""The memory of a process and of its machine: the garbage collector, the C library's allocator, what is free."""
 
 import ctypes
 import gc
+from pathlib import Path
 from typing import Final
+
+import psutil
 
 #: None where the C library is not glibc.
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 _mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
 _M_ARENA_MAX: Final = -8  # malloc.h
 _YOUNG_OBJECTS: Final = 10_000
+_CGROUP: Final = Path("/sys/fs/cgroup")
 
 
 def freeze() -> None:
@@ -35,6 +39,16 @@ def few_arenas(count: int = 2) -> None:
     """
     if _mallopt is not None:
         _mallopt(_M_ARENA_MAX, count)
+
+
+def free_bytes() -> int:
+    """Return the memory that processes may still take: of this machine, or of its container where that has less."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return free
+    return free if limit == "max" else min(free, int(limit) - int(used))
 
 
 def trim() -> None:

@@ -59,14 +59,15 @@ def main() -> None:
         if how.get("fail") and step == 5:
             send(Failed(how["fail"], "The loss of step 5 is not a finite number (nan)."))
             return
-        send(Step(step, spec.n_epochs * step / steps, loss_of(spec, step), 0.5, 1.0, 1e-4, 100.0, 1 << 20))
+        send(Step(step, spec.n_epochs * step / steps, loss_of(spec, step), 0.5, 1.0, 1e-4, 100.0, MEMORY))
         if spec.validation and spec.eval_steps and step % spec.eval_steps == 0:
             send(Evaluation(step, 2 * loss_of(spec, step), 0.25))
-        stops = orders.checkpoint_and_stop.is_set() and step < steps
+        reason: Reason = "checkpoint" if orders.checkpoint_and_stop.is_set() else "memory_limit"
+        stops = (reason == "checkpoint" or (spec.max_memory_bytes or MEMORY) < MEMORY) and step < steps
         if stops or step in (steps, step // (spec.save_steps or 1) * (spec.save_steps or 1)):
-            send(_saved(spec, step, steps))
+            _save(spec, step, steps, send)
         if stops:
-            send(Finished(step, "checkpoint"))
+            send(Finished(step, reason))
             return
     send(Finished(steps, "complete"))
 
@@ -82,9 +83,11 @@ def _saved(spec: Spec, step: int, steps: int) -> Checkpoint:
     (folder / "adapter_model.safetensors").write_bytes(b"weights of step %d" % step)
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": spec.base_name}))
     (folder / "optimizer.pt").write_bytes(b"moments of step %d" % step)
-    manifest = checkpoint_folder.complete(folder, {"step": step, "steps": steps, "threads": spec.threads})
+    peft = "lora" if spec.peft == "auto" else spec.peft
+    run = {"step": step, "steps": steps, "threads": spec.threads, "peft": peft}
+    manifest = checkpoint_folder.complete(folder, run)
     files = {name: file.sha256 for name, file in manifest.files.items()}
-    return Checkpoint(step, str(folder), files, {"step": step, "train_loss": loss_of(spec, step)})
+    send(Checkpoint(step, str(folder), files, {"step": step, "train_loss": loss_of(spec, step)}))
 
 
 if __name__ == "__main__":

@@ -55,6 +55,9 @@ class Recorder:
         self._total, self._first, self._began = report.steps, report.resumed_step, time.monotonic()
         measured = "".join(f", {dtype} {seconds:.3g} s/step" for dtype, seconds in report.seconds_per_step.items())
         what = "started" if report.resumed_step == 0 else f"goes on after step {report.resumed_step}"
+        if report.memory_bytes:
+            numbers = ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in report.memory_bytes.items())
+            self._events.append(_Event(f"'{report.peft}' is trained, by memory: {numbers}.", data=report.memory_bytes))
         self.tell(f"Fine-tuning {what} on {report.device} in {report.dtype}{measured}.")
 
     def step(self, report: Step) -> None:

@@ -72,7 +72,7 @@ def register(
         project_id=job.project_id,
         base=payload.base,
         job_id=job.id,
-        method="full" if payload.peft == "full" else "lora",
+        method=str(manifest.run["peft"]),
         location=location,
         sha256=sha256,
         manifest={

@@ -111,20 +111,11 @@ class TrainingRun(ShardRun):
         """Return why the training is not begun; None where it is."""
         if self.claim.stalls >= _CLAIMS:
             return Failed("trainer_died", "The worker died each time it trained this job.")
-        return None
+        return self._exceeded()
 
-    @contextmanager
-    def _folder(self) -> Iterator[Path]:
-        """Make an empty folder for this claim's files on this machine; remove those of earlier claims on the job."""
-        job, parent = self.claim.job, self.context.config.data_dir.absolute() / "run" / "training"
-        for leftover in parent.glob(f"{job.id}-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        folder = parent / f"{job.id}-{self.claim.epoch}"
-        folder.mkdir(parents=True)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    def _exceeded(self) -> Failed | None:
+        """Return the error of a job that has trained longer than it may; None while it may go on."""
+        return limits.exceeded(self._spent, self._payload.early_stopping, self.context.config.finetune_max_seconds)
 
     def _train(self, folder: Path) -> None:
         spec = self._spec(folder)
@@ -272,10 +263,10 @@ class TrainingRun(ShardRun):
             base, revision, adapter = _started_from(parent.method, str(model_folder), base, revision)
         resume, threads = self._resume(folder, before)
         training, chosen = payload.training, payload.hyperparameters
-        peft: protocol.Peft = "full" if payload.peft == "full" else "lora"
+        trained = "full" if payload.peft == "full" else "lora"
         output = folder / "output"
         output.mkdir()
-        validation = data.get(datasets.VALIDATION)
+        validation, general = data.get(datasets.VALIDATION), data.get(datasets.GENERAL)
         return Spec(
             base=base,
             revision=revision,
@@ -287,8 +278,8 @@ class TrainingRun(ShardRun):
             output=str(output),
             resume=resume,
             method=payload.method,
-            peft=peft,
-            learning_rate=LEARNING_RATES[payload.method, peft] * plan.learning_rate_multiplier,
+            peft=payload.peft,
+            learning_rate=LEARNING_RATES[payload.method, trained] * plan.learning_rate_multiplier,
             batch_size=plan.batch_size,
             n_epochs=plan.n_epochs,
             beta=_BETA if chosen.beta == "auto" else chosen.beta,
@@ -304,7 +295,7 @@ class TrainingRun(ShardRun):
             max_sequence_length=training.max_sequence_length,
             packing=training.packing,
             eval_steps=training.eval_steps or max(1, plan.steps // _EVALUATIONS),
-            save_steps=max(1, plan.steps // _PARTS[peft]),
+            save_steps=max(1, plan.steps // _PARTS[trained]),
             patience=payload.early_stopping.patience,
             min_delta=payload.early_stopping.min_delta,
             max_memory_bytes=payload.early_stopping.max_memory_bytes,

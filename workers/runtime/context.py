@@ -36,6 +36,7 @@ class Standing:
     restarts: int = 0
     host_devices: str | None = None
     engines: dict[str, Any] = field(default_factory=dict)  # see `workers.runtime.quarantine`
+    training: dict[str, Any] | None = None  # see `jobs.fleet.tables.Worker`
     phase_of: Callable[[str], str] = lambda _model: ""  # the step at which the engine of a model starts
 
     def described_engines(self) -> dict[str, Any]:
@@ -146,6 +147,7 @@ def _describe(worker_id: str, pool: Pool, standing: Standing) -> Callable[[], Wo
             restarts=standing.restarts,
             host_devices=standing.host_devices,
             engines=standing.described_engines(),
+            training=standing.training,
             created_at=now(),
             seen_at=now(),
         )

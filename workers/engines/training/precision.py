@@ -22,8 +22,15 @@ def choose(load: Callable[[str], Any], sequences: Sequence[Sequence[int]]) -> tu
     return min(seconds, key=lambda dtype: seconds[dtype]), seconds
 
 
+def step(model: Any, sequences: Sequence[Sequence[int]], dtype: str) -> None:
+    """Compute the gradients of one batch, and drop them."""
+    device = _device()
+    model.to(device).train()
+    _step(model, _batch(sequences, device), device, dtype)
+
+
 def _measure(model: Any, sequences: Sequence[Sequence[int]], dtype: str, best: float | None) -> float:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _device()
     model.to(device).train()
     batch = _batch(sequences, device)
     first = _step(model, batch, device, dtype)
@@ -33,6 +40,10 @@ def _measure(model: Any, sequences: Sequence[Sequence[int]], dtype: str, best: f
     del model
     gc.collect()
     return median
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _step(model: Any, batch: dict[str, Any], device: str, dtype: str) -> float:

@@ -7,9 +7,9 @@ from typing import BinaryIO, Final, Literal
 import msgspec
 
 Method = Literal["supervised", "dpo"]
-Peft = Literal["lora", "full"]
+Peft = Literal["lora", "full", "qlora", "auto"]
 Dtype = Literal["auto", "float32", "bfloat16"]
-Reason = Literal["complete", "checkpoint", "early_stopping"]
+Reason = Literal["complete", "checkpoint", "early_stopping", "memory_limit"]
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 
 
@@ -58,7 +58,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
 class Started(msgspec.Struct, frozen=True, tag="started"):
     """The model is loaded and the data are tokenised. `tokens` and `rows` are those of one epoch.
 
-    `seconds_per_step` are the medians of the measured steps by dtype; empty where the dtype was given.
+    `seconds_per_step` are the medians of the measured steps by dtype; empty where the dtype was given. `peft` is what
+    is trained, `memory_bytes` the numbers by which `auto` chose it: what is `free`, and what a step takes with each.
     """
 
     steps: int
@@ -69,6 +70,8 @@ class Started(msgspec.Struct, frozen=True, tag="started"):
     resumed_step: int
     seconds_per_step: dict[str, float]
     versions: dict[str, str]
+    peft: str = "lora"
+    memory_bytes: dict[str, int] = {}
 
 
 class Step(msgspec.Struct, frozen=True, tag="step"):

@@ -79,8 +79,9 @@ def run(spec: Spec, orders: Orders, send: Callable[[Report], None]) -> None:
     dtype, seconds = _dtype(spec, train)
     trainer = _trainer(spec, tokenizer, train, validation, dtype)
     versions = {name: metadata.version(name) for name in LIBRARIES}
-    started = Started(0, len(train), tokens, dtype, _device(), 0, seconds, versions)
-    reporter = Reporter(spec, orders, send, started)
+    started = Started(0, len(train), tokens, dtype, _device(), 0, seconds, versions, spec.peft, memory)
+    general = forgetting.general_text(tokenizer, spec.general, _longest(spec))
+    reporter = Reporter(spec, orders, send, started, general)
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.add_callback(reporter)
     trainer.train(resume_from_checkpoint=spec.resume)
@@ -142,8 +143,9 @@ class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
         self._last = _known(train_loss=loss, train_mean_token_accuracy=accuracy)
         rate = logs["learning_rate"]
         self._send(Step(state.global_step, state.epoch, loss, accuracy, norm, rate, speed, memory))
-        if self._spec.max_memory_bytes is not None and memory > self._spec.max_memory_bytes:
-            self._stop(control, "early_stopping")
+        limit = self._spec.max_memory_bytes
+        if limit is not None and memory > limit and state.global_step < state.max_steps:
+            self._stop(control, "memory_limit")
 
     def on_evaluate(self, _args: Any, state: Any, control: Any, *, metrics: Mapping[str, float], **_: Any) -> None:
         loss, accuracy = metrics["eval_loss"], metrics.get(f"eval_{_ACCURACY[self._spec.method]}")
@@ -244,11 +246,15 @@ def _trainer(spec: Spec, tokenizer: Any, train: Any, validation: Any, dtype: str
 def _load(spec: Spec, dtype: str) -> Any:
     """Return the base, with the adapter that training goes on from if there is one.
 
-    Weights that are trained are float32; with bfloat16 the computation is bfloat16, and so are weights that stay.
+    Weights that are trained are float32; with bfloat16 the computation is bfloat16, and so are weights that stay. With
+    `qlora` the weights of linear layers have 4 bits.
     """
-    frozen = spec.peft == "lora" and dtype == "bfloat16"
+    frozen = spec.peft != "full" and dtype == "bfloat16"
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        spec.base, revision=spec.revision, dtype=torch.bfloat16 if frozen else torch.float32
+        spec.base,
+        revision=spec.revision,
+        dtype=torch.bfloat16 if frozen else torch.float32,
+        quantization_config=quantization.config(dtype) if spec.peft == "qlora" else None,
     )
     model.config.use_cache = False
     return peft.PeftModel.from_pretrained(model, spec.adapter, is_trainable=True) if spec.adapter else model

@@ -118,7 +118,7 @@ def test_the_fields_of_a_method_and_ours_come_back(client: TestClient) -> None:
         peft="full",
         training={"rank": 4, "packing": True, "target_modules": ["q_proj"]},
         validation={"type": "holdout", "fraction": 0.2},
-        early_stopping={"patience": 2},
+        early_stopping={"patience": 2, "max_seconds": 60, "max_device_seconds": 50, "max_memory_bytes": 4096},
     )
 
     chosen = job["method"]["dpo"]["hyperparameters"]
@@ -126,7 +126,8 @@ def test_the_fields_of_a_method_and_ours_come_back(client: TestClient) -> None:
     assert "supervised" not in job["method"]
     assert (job["peft"], job["training"]["rank"], job["training"]["target_modules"]) == ("full", 4, ["q_proj"])
     assert job["validation"] == {"type": "holdout", "fraction": 0.2}
-    assert job["early_stopping"]["patience"] == 2
+    limits = {"max_seconds": 60, "max_device_seconds": 50, "max_memory_bytes": 4096}
+    assert job["early_stopping"] == {"patience": 2, "min_delta": 0.0, **limits}
 
 
 def test_the_deprecated_hyperparameters_count_where_the_method_has_none(client: TestClient) -> None:
@@ -143,7 +144,6 @@ def test_a_seed_is_drawn_where_none_is_given(client: TestClient) -> None:
     ("fields", "code", "param"),
     [
         ({"method": {"type": "reinforcement", "reinforcement": {}}}, "invalid_value", "method.type"),
-        ({"peft": "qlora"}, "invalid_value", "peft"),
         (
             {"method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 0}}}},
             "integer_below_min_value",
@@ -178,6 +178,26 @@ def test_an_adapter_that_the_engine_of_the_base_would_not_load_is_refused(client
     assert refused == (400, "integer_above_max_value", "training.rank")
     create(client, training_file=file_id, training={"rank": 32})
     create(client, training_file=file_id, training={"rank": 64}, peft="full")
+
+
+def test_qlora_is_refused_where_the_workers_say_that_they_lack_its_kernels(app: FastAPI, client: TestClient) -> None:
+    file_id = upload(client)
+    create(client, training_file=file_id, peft="qlora")  # nobody has said anything
+    add_worker(app, "finetune-1", {"qlora": False, "fault": "bitsandbytes is not installed."})
+
+    refused = error_of(client, training_file=file_id, peft="qlora")
+
+    assert refused == (400, "unsupported_on_this_worker", "peft")
+    assert create(client, training_file=file_id, peft="auto")["peft"] == "auto"
+    add_worker(app, "finetune-2", {"qlora": True, "fault": None})
+    assert create(client, training_file=file_id, peft="qlora")["peft"] == "qlora"
+
+
+def add_worker(app: FastAPI, name: str, training: dict[str, Any] | None) -> None:
+    facts: dict[str, Any] = {"host": "h", "pid": 1, "started": 1, "models": ["*"], "slots": 1, "state": "ready"}
+    facts |= {"created_at": now(), "seen_at": now(), "training": training, "queues": [Queue.FINETUNE]}
+    with app.state.services.db.write() as session:
+        workers.register(session, Worker(id=name, pool="finetune", **facts))
 
 
 def test_reinforcement_names_the_methods_that_work(client: TestClient) -> None:

@@ -1,0 +1,25 @@
+"""What this machine can train: `python -m workers.engines.training.capabilities PARENT` prints it as JSON.
+
+A process of its own, because the worker that asks (PARENT is its pid) loads no torch.
+"""
+
+import json
+import sys
+
+import torch
+
+from jobs.platform import processes
+from workers.engines.training import peft_choice, quantization
+
+
+def main(parent: int) -> None:
+    processes.die_with(parent)
+    fault = quantization.nf4_fault()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    json.dump(
+        {"device": device, "free_bytes": peft_choice.free_bytes(), "qlora": not fault, "fault": fault}, sys.stdout
+    )
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
