@@ -187,6 +187,8 @@ class FineTuningJob(Dependent):
     training: payload.Training
     validation: payload.Validation | None
     early_stopping: payload.EarlyStopping
+    general_file: str | None
+    dry_run: bool
 
 
 class FineTuningEvent(BaseModel):
@@ -281,6 +283,8 @@ def show_job(job: Job, standing: Standing) -> FineTuningJob:
         training=asked.training,
         validation=asked.validation,
         early_stopping=asked.early_stopping,
+        general_file=asked.general_file,
+        dry_run=asked.dry_run,
         **(dependence(job, standing.after) or _waits(job)),
     )
 

@@ -1,19 +1,29 @@
-"""Examine the files of a fine-tuning job without creating one: errors by line, tokens and steps."""
+"""Examine the files of a fine-tuning job without creating one: errors by line, tokens, steps, seconds and memory.
+
+files ─▶ child: lines, tokens ─▶ plan ─▶ estimate by the newest job that trained the base so
+                                           └─ none, `measure` ─▶ a job that trains three steps; then ask again
+"""
 
 import threading
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
 from api.batches.schemas import BatchError, BatchErrors
-from api.deps import Call
-from api.finetuning.queries import checked_validation, resolve_base, training_files
+from api.deps import Call, CallContext
+from api.finetuning.queries import check_peft, checked_validation, new_job_id, resolve_base, training_files
 from api.finetuning.schemas import FineTuningFields, HyperparametersObject
 from api.http.bodies import resource
+from api.http.space import check_not_full, count_if_due
 from jobs.errors import InvalidRequest, Unavailable
-from jobs.finetuning import examination
+from jobs.finetuning import estimates, examination, jobs, names
+from jobs.finetuning.estimates import Estimate
 from jobs.finetuning.examination import BaseUnavailable, ExaminationFailed, Findings
 from jobs.finetuning.payload import FineTuning, Training
+from jobs.finetuning.tables import FinetunePlan
+from jobs.fleet import workers
+from jobs.queues import Queue
+from jobs.security.tables import Project
 
 router = resource("Fine-tuning")
 
@@ -24,12 +34,31 @@ _AT_ONCE = threading.BoundedSemaphore(2)
 
 class ValidateFineTuning(FineTuningFields):
     seed: int = Field(default=0, ge=0, le=2**31 - 1, description="Which rows are held out.")
+    measure: bool = Field(
+        default=False,
+        description="Where nothing can be estimated: create a job that trains three steps, and makes no model.",
+    )
+
+
+class TrainingEstimate(BaseModel):
+    """The seconds of all steps, without evaluations and checkpoints, and the bytes that a step takes.
+
+    They are those of the newest job that trained the base by the same method: by its last `measured_steps` steps, in
+    batches of `batch_size`.
+    """
+
+    seconds: int
+    memory_bytes: int
+    measured_steps: int
+    batch_size: int
+    measured_at: int
 
 
 class FineTuningValidation(BaseModel):
     """`errors` are those that the job would fail with. `tokens` are those of one epoch, `trained_tokens` of all.
 
-    Counts are null where there are errors. A packed job takes fewer steps than `steps`.
+    Counts are null where there are errors. A packed job takes fewer steps than `steps`. `estimate` is null where no job
+    has trained the base so; then `measuring_job` is the job that `measure` created.
     """
 
     object: Literal["fine_tuning.validation"] = "fine_tuning.validation"
@@ -45,31 +74,47 @@ class FineTuningValidation(BaseModel):
     longest_example: int | None = None
     steps: int | None = None
     hyperparameters: HyperparametersObject | None = None
+    estimate: TrainingEstimate | None = None
+    measuring_job: str | None = None
 
 
 @router.post("/fine_tuning/jobs/validate")
 def validate_fine_tuning(call: Call, body: ValidateFineTuning) -> FineTuningValidation:
     """Examine every line of the files as a job would, and say how many tokens and steps the job would train."""
     with call.db.read() as session:
-        base, _ = resolve_base(session, call, body.model)
+        base, parent = resolve_base(session, call, body.model)
+        check_peft(session, body.peft)
         files = training_files(session, call, body, lock=False)
     asked = FineTuning(
         model=body.model,
         base=base,
         result="",
         seed=body.seed,
+        parent=parent,
+        peft=body.peft,
         method=body.method_type,
         hyperparameters=body.chosen(),
         training=Training.model_validate(body.training.model_dump()),
         validation=checked_validation(body),
         validation_file=body.validation_file,
+        general_file=body.general_file,
     )
-    roles = {"training": "training_file", "validation": "validation_file"}
+    roles = {"training": "training_file", "validation": "validation_file", "general": "general_file"}
     paths = {role: files[field].path for role, field in roles.items() if field in files}
     model = call.services.registry().models[base]
     question = examination.question(call.config, model, asked, paths, seconds=_SECONDS, store=False)
     findings = _examined(question)
-    return _shown(asked, findings)
+    if findings.errors:
+        return _shown(asked, findings)
+    plan = examination.plan_of("", asked, findings)
+    with call.db.read() as session:
+        estimate = estimates.of_earlier_jobs(session, asked, plan)
+    shown = _shown(asked, findings).model_copy(update=_counts(plan, findings) | {"estimate": _show_estimate(estimate)})
+    if estimate is None and body.measure:
+        shown.measuring_job = _measure(call, body, asked)
+        if shown.measuring_job is None:
+            shown.warnings.append("No worker that trains is running: seconds and memory were not measured.")
+    return shown
 
 
 def _examined(question: examination.Question) -> Findings:
@@ -87,19 +132,41 @@ def _examined(question: examination.Question) -> Findings:
         _AT_ONCE.release()
 
 
+def _measure(call: CallContext, body: ValidateFineTuning, asked: FineTuning) -> str | None:
+    """Create a job that trains a few steps of what was asked for; return its id, None while no worker trains."""
+    count_if_due(call)
+    with call.db.write() as session:
+        if not any(Queue.FINETUNE in worker.queues for worker in workers.present(session)):
+            return None
+        check_not_full(session, call)
+        files = training_files(session, call, body)
+        job_id, project = new_job_id(), session.get_one(Project, call.project_id).name
+        result = names.model_name(asked.base, project, None, job_id)
+        jobs.submit(
+            session,
+            asked.model_copy(update={"result": result, "dry_run": True}),
+            job_id=job_id,
+            project_id=call.project_id,
+            training_file=files["training_file"],
+            actor=call.actor,
+            request_id=call.request_id,
+        )
+    return job_id
+
+
 def _shown(asked: FineTuning, findings: Findings) -> FineTuningValidation:
-    shown = FineTuningValidation(
+    return FineTuningValidation(
         valid=not findings.errors,
         model=asked.model,
         errors=BatchErrors(data=[BatchError(**error) for error in findings.errors]),
         errors_truncated=findings.truncated,
         warnings=findings.warnings,
     )
-    if findings.errors:
-        return shown
-    plan = examination.plan_of("", asked, findings)
+
+
+def _counts(plan: FinetunePlan, findings: Findings) -> dict[str, Any]:
     numbers = ("n_epochs", "batch_size", "learning_rate_multiplier")
-    counts = {
+    return {
         "examples": plan.rows,
         "validation_examples": plan.validation_rows,
         "tokens": plan.tokens,
@@ -108,4 +175,15 @@ def _shown(asked: FineTuning, findings: Findings) -> FineTuningValidation:
         "steps": plan.steps,
         "hyperparameters": HyperparametersObject(**{name: getattr(plan, name) for name in numbers}),
     }
-    return shown.model_copy(update=counts)
+
+
+def _show_estimate(estimate: Estimate | None) -> TrainingEstimate | None:
+    if estimate is None:
+        return None
+    return TrainingEstimate(
+        seconds=round(estimate.seconds),
+        memory_bytes=estimate.memory_bytes,
+        measured_steps=estimate.steps,
+        batch_size=estimate.batch_size,
+        measured_at=int(estimate.measured_at),
+    )

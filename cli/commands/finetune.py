@@ -52,8 +52,12 @@ def submit(
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Stored with the job; may be given several times.")
     ] = None,
     after: After = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Examine the files, and create nothing.")] = False,
-    wait: Annotated[bool, typer.Option(help="Watch the job to its end.")] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Examine the files, and estimate seconds and memory.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option(help="Watch the job to its end. With --dry-run: measure what cannot be estimated.")
+    ] = True,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -171,15 +175,21 @@ def _file_id(server: Server, name: str) -> str:
     return name if _is_id(name) else server.upload(Path(name), "fine-tune")
 
 
-def _examine(server: Server, body: dict[str, Any], *, as_json: bool) -> None:
+def _examine(server: Server, body: dict[str, Any], *, wait: bool, as_json: bool) -> None:
     from cli.client.progress import fault
 
-    report = server.post("/fine_tuning/jobs/validate", body, timeout=180.0)
+    report = server.post("/fine_tuning/jobs/validate", body | {"measure": wait}, timeout=180.0)
+    if report["measuring_job"] is not None:
+        say("no job has trained this model so: three steps are trained to measure them", err=True)
+        _check_succeeded(_await_end(server, report["measuring_job"], lambda _event: None))
+        report = server.post("/fine_tuning/jobs/validate", body, timeout=180.0)
     for warning in report["warnings"]:
         say(warning, err=True)
     errors = report["errors"]["data"]
     if not errors:
         text = f"{report['examples']} examples, {report['tokens']} tokens, {report['steps']} steps"
+        if estimate := report["estimate"]:
+            text += f", about {estimate['seconds']} s and {estimate['memory_bytes'] / 1e9:.2f} GB"
         show(report, text, as_json=as_json)
         return
     if as_json:
@@ -192,6 +202,16 @@ def _examine(server: Server, body: dict[str, Any], *, as_json: bool) -> None:
 
 def _watched(server: Server, job_id: str, *, as_json: bool) -> None:
     """Print the events of a job until it ends. Raises CliError when it does not succeed."""
+
+    def print_event(event: dict[str, Any]) -> None:
+        show(event, f"{moment(event['created_at'])}  {event['message']}", as_json=as_json)
+
+    job = _await_end(server, job_id, print_event)
+    _show_end(server, job_id, job, as_json=as_json)
+
+
+def _await_end(server: Server, job_id: str, print_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Return a job that has ended; hand over its events until then."""
     seen: set[str] = set()
     failures = 0
     while True:
@@ -215,6 +235,11 @@ def _show_end(server: Server, job_id: str, job: dict[str, Any], *, as_json: bool
     steps = [] if as_json else _steps(server, job_id)
     for line in drawn(steps) if steps else ():
         say(line)
+    _check_succeeded(job)
+    show(job, str(job["fine_tuned_model"]), as_json=as_json)
+
+
+def _check_succeeded(job: dict[str, Any]) -> None:
     if job["status"] != "succeeded":
         why = f": {job['error']['message']}" if job["error"] else ""
         raise CliError(f"{job['id']} {job['status']}{why}")

@@ -99,8 +99,9 @@ def _ended(session: Session, job: Job) -> None:
     """Tell of the end of a job, and remove its pause."""
     pauses.forget_job(session, job.id)
     if job.state == JobState.SUCCEEDED:
-        name = FineTuning.model_validate(job.payload).result
-        training_events.record(session, job.id, f"New fine-tuned model created: {name}")
+        payload = FineTuning.model_validate(job.payload)
+        if not payload.dry_run:
+            training_events.record(session, job.id, f"New fine-tuned model created: {payload.result}")
         training_events.record(session, job.id, "The job has successfully completed")
     elif job.state == JobState.FAILED:
         first = (job.errors or [{}])[0]

@@ -108,6 +108,8 @@ class FineTuning(Payload):
     early_stopping: EarlyStopping = EarlyStopping()
     validation_file: str | None = None
     wandb: Wandb | None = None
+    general_file: str | None = None
+    dry_run: bool = False  # a few steps are trained to measure them, and no model is made
     resumed_from: str | None = None  # a retry goes on from the last checkpoint of this job
 
     @model_validator(mode="after")

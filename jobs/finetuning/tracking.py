@@ -30,9 +30,9 @@ _LONGEST_DELAY: Final = 600.0
 
 
 def trackers_of(config: Settings, asked: FineTuning) -> list[str]:
-    """Return the trackers that the steps of a job go to."""
+    """Return the trackers that the steps of a job go to; those of a dry run go to none."""
     chosen = {MLFLOW: bool(config.mlflow_url), WANDB: config.wandb_mode != "off" and asked.wandb is not None}
-    return [name for name, goes in chosen.items() if goes]
+    return [name for name, goes in chosen.items() if goes and not asked.dry_run]
 
 
 def begin(session: Session, job_id: str, trackers: Sequence[str]) -> None:

@@ -23,7 +23,7 @@ from sqlalchemy import select
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.files.tables import File
-from jobs.finetuning import datasets, examination, jobs
+from jobs.finetuning import datasets, estimates, examination, jobs
 from jobs.finetuning.examination import Findings, Part
 from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetuneCheckpoint, FinetuneEvent, FinetunePlan, FinetuneStep
@@ -221,6 +221,34 @@ def test_job_is_trained_to_its_model(site: Site, monkeypatch: pytest.MonkeyPatch
         assert set(purposes) == {results.PURPOSE}
 
 
+def test_dry_run_trains_three_steps_and_makes_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = site.submit(monkeypatch, dry_run=True)
+
+    (job,) = site.mill.drain(job_id)
+
+    assert (job.state, job.output_file_id, job.error_file_id) == (JobState.SUCCEEDED, None, None)
+    assert [step.step for step in site.rows(FinetuneStep, job_id)] == [1, 2, 3]
+    assert site.rows(FinetuneCheckpoint, job_id) == []
+    assert site.rows(TunedModel, job_id) == []
+    assert not any("model created" in event for event in site.events(job_id))
+    with site.mill.db.read() as session:
+        asked = FineTuning.model_validate({**job.payload, "dry_run": False, "seed": 8})
+        estimate = estimates.of_earlier_jobs(session, asked, site.rows(FinetunePlan, job_id)[0])
+    assert estimate is not None
+    assert (estimate.seconds, estimate.memory_bytes, estimate.steps, estimate.batch_size) == (8.0, 1 << 20, 3, 2)
+
+
+def test_general_file_is_read_and_held_as_the_training_file_is(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = site.submit(monkeypatch, general_file="file-general")
+
+    (job,) = site.mill.drain(job_id)
+
+    assert any(event.startswith("Mean loss on 20 texts:") for event in site.events(job_id))
+    with site.mill.db.read() as session:
+        assert datasets.holders(session, "file-general")[0] == job.payload["result"]
+    assert site.model(job.payload["result"]).manifest["data"]["general"] == hashlib.sha256(ROWS).hexdigest()
+
+
 def test_trainer_and_worker_are_killed_and_nothing_is_lost(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     kill_both(site, monkeypatch, FAKE, 1)
 
@@ -338,6 +366,53 @@ def test_loss_that_is_no_number_fails_the_job_and_keeps_the_last_checkpoint(
     assert "not a finite number" in error["message"]
     assert max(row.step for row in site.rows(FinetuneCheckpoint, job_id)) == 4
     assert site.events(job_id)[-1].startswith("The job failed: The loss of step 5")
+
+
+@pytest.mark.parametrize(
+    ("field", "code"), [("max_seconds", "time_limit"), ("max_device_seconds", "device_time_limit")]
+)
+def test_job_that_trains_too_long_fails_after_a_checkpoint(
+    site: Site, monkeypatch: pytest.MonkeyPatch, field: str, code: str
+) -> None:
+    monkeypatch.setenv("FAKE_TRAINER", '{"seconds": 0.2}')
+    job_id = site.submit(monkeypatch, early_stopping={field: 1})
+
+    (job,) = site.mill.drain(job_id)
+
+    assert job.state == JobState.FAILED
+    (error,) = job.errors or []
+    assert (error["code"], error["param"], error["line"]) == (code, f"early_stopping.{field}", None)
+    saved = max(site.rows(FinetuneCheckpoint, job_id), key=lambda row: row.step)
+    assert saved.step == max(row.step for row in site.rows(FinetuneStep, job_id)) < STEPS
+    assert saved.keeps_optimizer
+    assert site.model(f"{job.payload['result']}:ckpt-step-{saved.step}").state == "ready"
+    (plan,) = site.rows(FinetunePlan, job_id)
+    assert 1 <= plan.device_seconds <= plan.seconds
+
+
+def test_time_of_earlier_claims_counts(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = site.submit(monkeypatch, early_stopping={"max_seconds": 1000})
+    trains, site.mill.elsewhere = site.mill.elsewhere, lambda _task, queue, _arguments: queue == Queue.FINETUNE
+    site.mill.until(lambda: site.mill.job(job_id).state == JobState.RUNNING)
+    with site.mill.db.write() as session:
+        session.get_one(FinetunePlan, job_id).seconds = 1000.0
+    site.mill.elsewhere = trains
+
+    (job,) = site.mill.drain(job_id)
+
+    assert [error["code"] for error in job.errors or []] == ["time_limit"]
+    assert site.rows(FinetuneStep, job_id) == []
+
+
+def test_job_that_takes_too_much_memory_fails_after_a_checkpoint(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = site.submit(monkeypatch, early_stopping={"max_memory_bytes": 1000})
+
+    (job,) = site.mill.drain(job_id)
+
+    (error,) = job.errors or []
+    assert (job.state, error["code"]) == (JobState.FAILED, "memory_limit")
+    assert error["message"] == "A step took more than the 1000 bytes that 'early_stopping.max_memory_bytes' allows."
+    assert [row.step for row in site.rows(FinetuneCheckpoint, job_id)] == [1]
 
 
 def test_trainer_that_dies_again_and_again_fails_the_job(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,8 +51,9 @@ def main() -> None:
     if spec.resume:
         resumed = checkpoint_folder.verify(Path(spec.resume), resume=True).run["step"]
     rows = len(Path(spec.rows).read_bytes().splitlines())
-    steps = spec.n_epochs * -(-rows // spec.batch_size)
+    steps = spec.dry_run_steps or spec.n_epochs * -(-rows // spec.batch_size)
     send(Started(steps, rows, 10 * rows, "float32", "cpu", resumed, {}, {}))
+    send(_forgetting(spec))
     for step in range(resumed + 1, steps + 1):
         threading.Event().wait(how.get("seconds", 0.01))
         _break(step, resumed, how)
@@ -77,7 +78,16 @@ def _break(step: int, resumed: int, how: dict[str, Any]) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _saved(spec: Spec, step: int, steps: int) -> Checkpoint:
+def _forgetting(spec: Spec, after: float | None = None) -> Forgetting:
+    texts = len(Path(spec.general).read_bytes().splitlines()) if spec.general else 64
+    return Forgetting(texts, "texts", 3.0, after)
+
+
+def _save(spec: Spec, step: int, steps: int, send: Callable[[Report], None]) -> None:
+    if spec.dry_run_steps:
+        return
+    if step == steps:
+        send(_forgetting(spec, 3.5))
     folder = Path(spec.output) / f"checkpoint-{step}"
     folder.mkdir()
     (folder / "adapter_model.safetensors").write_bytes(b"weights of step %d" % step)

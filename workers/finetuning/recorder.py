@@ -134,7 +134,8 @@ class Recorder:
         if self._total:  # it has started
             tracking.begin(session, job_id, self._trackers)
         plan = update(FinetunePlan).where(FinetunePlan.job_id == job_id)
-        session.execute(plan.values(estimated_finish=self._estimate))
+        spent = {"seconds": self._spent.seconds, "device_seconds": self._spent.device_seconds}
+        session.execute(plan.values(estimated_finish=self._estimate, **spent))
 
     def written(self) -> None:
         """Forget what was gathered: it is committed."""

@@ -3,6 +3,7 @@
     FINISHING  without errors   steps ─▶ result files; last checkpoint ─▶ the model; optimisers removed ─▶ succeeded
                with errors      steps ─▶ result files ─▶ failed
     CANCELLING                  steps ─▶ result files ─▶ cancelled
+    a dry run                   none of these: its steps are what is measured
 
 The result files are a CSV, the curve as SVG and TensorBoard's event file. A job that failed or was cancelled keeps its
 last optimisers, so that a retry goes on from there.
@@ -45,16 +46,17 @@ def finish(context: Context, claim: JobClaim, _hold: ClaimHandle) -> None:
     """End a claimed job. Raises ClaimLost, NotFound, StorageFull, StorageUnavailable."""
     job = claim.job
     succeeds = job.state == JobState.FINISHING and not job.errors
+    dry_run = FineTuning.model_validate(job.payload).dry_run
     if succeeds:
         locations = context.db.retrying(lambda session: checkpoints.keep_models(session, job.id))
         checkpoints.remove_optimizer(context.storage, locations)
-    files = _files(context, job)
+    files = {} if dry_run else _files(context, job)
     values = {name: file.id for name, file in files.items() if name != _EVENTS}
 
     def close(session: Session) -> None:
         ledger.close(session, claim, values, list(files.values()), errors=() if succeeds else job.errors or ())
         _note_end(session, job, files.get(_EVENTS))
-        if succeeds:
+        if succeeds and not dry_run:
             _add_model(session, context.storage, job)
 
     context.db.retrying(close)

@@ -24,7 +24,7 @@ from typing import Any, Final
 from sqlalchemy.orm import Session
 
 from jobs.errors import ClaimLost, NotFound, StorageFull
-from jobs.finetuning import datasets, names
+from jobs.finetuning import datasets, estimates, names
 from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetuneCheckpoint, FinetunePlan
 from jobs.ledger import ledger, pauses, shards
@@ -299,6 +299,7 @@ class TrainingRun(ShardRun):
             patience=payload.early_stopping.patience,
             min_delta=payload.early_stopping.min_delta,
             max_memory_bytes=payload.early_stopping.max_memory_bytes,
+            dry_run_steps=estimates.MEASURED_STEPS if payload.dry_run else None,
         )
 
     def _base(self) -> tuple[str, str | None]:

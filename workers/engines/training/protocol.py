@@ -18,6 +18,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
 
     `base_name` is how the adapter's configuration names the base. `adapter` is a folder with the adapter that training
     goes on from; `resume` is the folder of a complete checkpoint of the same run. `output` is an empty folder.
+    `general` is a file of rows that forgetting is measured with; without it docstrings are taken.
+    With `dry_run_steps` only so many steps are trained, and nothing is evaluated or saved.
     `eval_steps` and `save_steps` are numbers of steps; the end of each epoch is evaluated and saved besides.
     """
 
@@ -53,6 +55,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     patience: int | None = None
     min_delta: float = 0.0
     max_memory_bytes: int | None = None
+    dry_run_steps: int | None = None
 
 
 class Started(msgspec.Struct, frozen=True, tag="started"):

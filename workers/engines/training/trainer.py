@@ -118,6 +118,20 @@ class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
         self._epoch_steps = state.max_steps // state.num_train_epochs
         self._started = replace(self._started, steps=state.max_steps, resumed_step=state.global_step)
         self._send(self._started)
+        if self._spec.dry_run_steps is None:
+            self._measure(model, processing_class)
+
+    def _measure(self, model: Any, tokenizer: Any) -> None:
+        """Measure the model before training, so that it can be compared with what comes of it."""
+        if self._spec.peft != "full":
+            self._prober = Prober(model, tokenizer)
+        known = _run_before(self._spec).get("forgetting")
+        if known is not None:
+            self._forgetting = convert(known, Forgetting)
+        else:
+            source = "rows of the general file" if self._spec.general else "docstrings of Python's standard library"
+            self._forgetting = Forgetting(len(self._general), source, forgetting.mean_nll(model, self._general))
+            self._send(self._forgetting)
 
     def on_step_begin(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
         self._began = time.monotonic()
@@ -127,6 +141,8 @@ class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
         step, spec = state.global_step, self._spec
         ends = step % self._epoch_steps == 0
         control.should_log = True
+        if spec.dry_run_steps is not None:
+            return
         control.should_evaluate = spec.validation is not None and (ends or _due(step, spec.eval_steps))
         control.should_save = ends or _due(step, spec.save_steps)
         if self._orders.checkpoint_and_stop.is_set() and step < state.max_steps:
@@ -210,6 +226,7 @@ def _trainer(spec: Spec, tokenizer: Any, train: Any, validation: Any, dtype: str
     common = {
         "output_dir": spec.output,
         "num_train_epochs": spec.n_epochs,
+        "max_steps": spec.dry_run_steps or -1,
         "per_device_train_batch_size": spec.batch_size,
         "per_device_eval_batch_size": spec.batch_size,
         "gradient_accumulation_steps": spec.gradient_accumulation_steps,
@@ -276,6 +293,42 @@ def _measured(spec: Spec, dtype: str) -> Any:
     """Return a model as it is trained, to measure steps with."""
     model, adapter = _load(spec, dtype), _new_adapter(spec)
     return peft.get_peft_model(model, adapter) if adapter else model
+
+
+def _chosen(spec: Spec, train: Any) -> tuple[Spec, dict[str, int]]:
+    """Return the spec with what is trained in place of `auto`, and the numbers of that choice. Raises CannotTrain."""
+    if spec.peft == "auto" and spec.resume:
+        spec = replace(spec, peft=_run_before(spec)["peft"])
+    if spec.peft not in ("auto", "qlora"):
+        return spec, {}
+    fault = quantization.nf4_fault()
+    if spec.peft == "qlora":
+        if fault:
+            raise CannotTrain("unsupported_on_this_worker", fault)
+        return spec, {}
+    dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+    load = partial(_measured_as, spec, dtype)
+    name, numbers = peft_choice.choose(load, _heaviest(spec, train), _base_bytes(spec, dtype), quantizes=not fault)
+    if name is None:
+        raise CannotTrain("out_of_memory", f"The model does not fit, in bytes: {numbers}. {fault or ''}".rstrip())
+    return replace(spec, peft=name), numbers
+
+
+def _run_before(spec: Spec) -> dict[str, Any]:
+    """Return what the checkpoint that is resumed from says of its run; nothing where the run begins."""
+    return decode_manifest((Path(spec.resume) / MANIFEST).read_bytes()).run if spec.resume else {}
+
+
+def _measured_as(spec: Spec, dtype: str, name: Any) -> Any:
+    return _measured(replace(spec, peft=name), dtype)
+
+
+def _base_bytes(spec: Spec, dtype: str) -> int:
+    """Return the bytes of the base's weights in a dtype, without loading them."""
+    configuration = transformers.AutoConfig.from_pretrained(spec.base, revision=spec.revision)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(configuration)
+    return sum(int(values.numel()) for values in model.parameters()) * (2 if dtype == "bfloat16" else 4)
 
 
 def _dataset(spec: Spec, tokenizer: Any, path: Path, name: str) -> Any:

@@ -49,9 +49,56 @@ def test_a_good_file_is_counted_and_nothing_is_created(client: TestClient, monke
         "longest_example": 9,
         "steps": 100,
         "hyperparameters": {"n_epochs": 2, "batch_size": 2, "learning_rate_multiplier": 1.0},
+        "estimate": None,
+        "measuring_job": None,
     }
     assert (asked[0].split, asked[0].fraction, asked[0].seed, asked[0].store) == ("holdout", 0.2, 3, False)
     assert client.get("/v1/fine_tuning/jobs").json()["data"] == []
+
+
+def test_seconds_and_memory_are_estimated_by_a_job_that_measured_them(
+    app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examination, "examine", lambda _: Findings(training=Part("a", 1, 100), tokens=500, longest=9))
+    asked: dict[str, Any] = {"hyperparameters": {"n_epochs": 2}, "training_file": upload(client)}
+
+    unmeasured = examine(client, measure=True, **asked)
+    assert (unmeasured["measuring_job"], unmeasured["estimate"]) == (None, None)
+    assert unmeasured["warnings"] == ["No worker that trains is running: seconds and memory were not measured."]
+    add_worker(app, "finetune-1", None)
+
+    job_id = examine(client, measure=True, **asked)["measuring_job"]
+
+    job = client.get(f"/v1/fine_tuning/jobs/{job_id}").json()
+    assert (job["dry_run"], job["hyperparameters"]["n_epochs"], job["training_file"]) == (
+        True,
+        2,
+        asked["training_file"],
+    )
+    measured(app, job_id)
+    shown = examine(client, measure=True, **asked)
+    assert shown["measuring_job"] is None
+    assert shown["estimate"] == {
+        "seconds": 10,
+        "memory_bytes": 3000,
+        "measured_steps": 3,
+        "batch_size": 4,
+        "measured_at": 2,
+    }
+    assert examine(client, peft="full", **asked)["estimate"] is None
+    assert examine(client, peft="full", **asked)["measuring_job"] is None
+
+
+def measured(app: FastAPI, job_id: str) -> None:
+    """Write what a job that is trained for three steps leaves: 50, 100 and 150 tokens a second."""
+    plan = {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 1.0}
+    plan |= {"rows": 100, "validation_rows": 0, "tokens": 500, "steps": 50}
+    step = {"epoch": 0.1, "train_loss": 1.0, "learning_rate": 1e-4, "created_at": 2.0}
+    with app.state.services.db.write() as session:
+        session.add(FinetunePlan(job_id=job_id, **plan))
+        for n in (1, 2, 3):
+            figures = {"tokens_per_second": 50.0 * n, "memory_bytes": 1000 * n}
+            session.add(FinetuneStep(job_id=job_id, step=n, **step, **figures))
 
 
 def test_errors_are_told_with_line_and_param(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

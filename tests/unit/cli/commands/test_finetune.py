@@ -169,6 +169,28 @@ def test_a_dry_run_says_what_would_be_trained_and_creates_nothing(
     assert client.told("list") == []
 
 
+def test_dry_run_measures_what_it_cannot_estimate(client: Client, rows: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examination, "examine", lambda _question: found([]))
+    add_worker(client.web, "finetune-1", None)
+    ended: list[str] = []
+
+    def await_end(_server: Any, job_id: str, _print: Any) -> dict[str, Any]:
+        measured(client.web, job_id)
+        ended.append(job_id)
+        return {"id": job_id, "status": "succeeded"}
+
+    monkeypatch.setattr(finetune, "_await_end", await_end)
+
+    done = client("submit", rows, "--model", MODEL, "--dry-run", "--epochs", "2")
+
+    assert (done.exit_code, done.stdout) == (
+        0,
+        "12 examples, 120 tokens, 24 steps, about 2 s and 0.00 GB\n",
+    )
+    (job,) = client.told("list")
+    assert ([job["id"]], job["dry_run"]) == (ended, True)
+
+
 def test_a_dry_run_of_bad_files_names_their_lines(client: Client, rows: str, monkeypatch: pytest.MonkeyPatch) -> None:
     error = {"code": "empty_array", "message": "Empty.", "line": 3, "param": "training_file.messages"}
     monkeypatch.setattr(examination, "examine", lambda _question: found([error]))

@@ -321,6 +321,23 @@ def test_a_run_that_learns_no_more_stops_early(trainers: Trainers, spec: Spec) -
 
 
 @pytest.mark.verify
+def test_a_run_that_takes_too_much_memory_stops_after_a_checkpoint(trainers: Trainers, spec: Spec) -> None:
+    ended = trainers.run(replace(spec, max_memory_bytes=1))
+
+    assert ended.reports[-1] == Finished(1, "memory_limit")
+    assert [checkpoint.step for checkpoint in ended.of(Checkpoint)] == [1]
+
+
+@pytest.mark.verify
+def test_dry_run_trains_three_steps_and_saves_nothing(trainers: Trainers, spec: Spec) -> None:
+    ended = trainers.run(replace(spec, dry_run_steps=3, eval_steps=1, save_steps=1))
+
+    assert [type(report) for report in ended.reports] == [Started, Step, Step, Step, Finished]
+    assert ended.reports[-1] == Finished(3, "complete")
+    assert all(step.tokens_per_second > 0 for step in ended.of(Step))
+
+
+@pytest.mark.verify
 def test_the_dtype_is_measured_and_kept(trainers: Trainers, spec: Spec, tmp_path: Path) -> None:
     whole = trainers.run(replace(spec, dtype="auto"), 4)
 
