@@ -131,7 +131,7 @@ def _counting(host: EngineHost, deps: PipelineDeps) -> TokenCounter:
 
 
 def _models(context: Context) -> Registry:
-    """Wait until the models file can be read: a restart of this process would not mend it."""
+    """Wait until the models file can be read: a restart of this process would not help."""
     untold = True
     while True:
         try:

@@ -110,7 +110,7 @@ def _asked(call: CallContext, path: str, endpoint: str, engines: dict[str, str])
     }
 
 
-def _run(asked: dict[str, Any]) -> dict[str, Any]:
+def _run(request: dict[str, Any]) -> dict[str, Any]:
     """Validate the file in a child process, and return the result of the child.
 
     Raises: Unavailable, if too many children run; InvalidRequest, if the child runs out of memory or time.
@@ -120,7 +120,7 @@ def _run(asked: dict[str, Any]) -> dict[str, Any]:
     try:
         done = subprocess.run(
             [sys.executable, "-m", "jobs.batches.validate"],
-            input=json.dumps(asked).encode(),
+            input=json.dumps(request).encode(),
             capture_output=True,
             timeout=_SECONDS,
             check=True,

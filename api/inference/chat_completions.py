@@ -94,8 +94,8 @@ class Chat:
     def keep(self, answer: dict[str, Any], run: Run) -> None:
         """Store the answer, in one transaction, which `run` runs."""
         stored_answer = StoredAnswer(self.engine_body, answer)
-        asked, model = self.body.model, answer.get("model")
-        columns = {"asked": _name(asked), "model": _name(model if isinstance(model, str) else asked)}
+        requested, model = self.body.model, answer.get("model")
+        columns = {"asked": _name(requested), "model": _name(model if isinstance(model, str) else requested)}
         run(STORED.prepare(self.call, stored_answer, metadata_=dict(self.body.metadata or {}) or None, **columns))
 
 

@@ -255,8 +255,8 @@ def queue_of(session: Session, call: CallContext, url: str, model: str) -> str |
 
 async def _queue(call: CallContext, url: str, model: str) -> str:
     """Return the queue where workers take this project's requests for the model. Raises the errors of `_live_queue`."""
-    asked = hashlib.sha256(msgspec.json.encode((call.project_id, url, model))).digest()
-    return await call.services.queue_for_model.get(asked, partial(_live_queue, call, url, model))
+    key = hashlib.sha256(msgspec.json.encode((call.project_id, url, model))).digest()
+    return await call.services.queue_for_model.get(key, partial(_live_queue, call, url, model))
 
 
 def _live_queue(call: CallContext, url: str, model: str) -> str:

@@ -203,10 +203,10 @@ async def count_input_tokens(call: Call, request: Request, body: CountInputToken
 
 def _count_request(call: CallContext, body: CountInputTokens) -> dict[str, Any]:
     """Return the request to count. Raises InvalidRequest, NotFound."""
-    before, asked = said_before(call, body.conversation, body.previous_response_id), given(call, body.input)
-    if not (before or asked):
+    before, new_items = said_before(call, body.conversation, body.previous_response_id), given(call, body.input)
+    if not (before or new_items):
         raise InvalidRequest("There is no input to count.", param="input", code="missing_required_parameter")
-    return {**engine_fields(body.fields()), "input": [*before, *asked]}
+    return {**engine_fields(body.fields()), "input": [*before, *new_items]}
 
 
 _TOKENS: Final = 512  # limit of a summary

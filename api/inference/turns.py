@@ -113,15 +113,15 @@ def begin(call: CallContext, body: CreateResponse) -> Turn:
     context_options_of(RESPONSES, body.fields())
     if body.store is not False or body.conversation:
         check_space(call, 0)
-    asked = given(call, body.input)
+    new_items = given(call, body.input)
     engine_body = engine_fields(body.fields()) | {"store": False}  # engines must store nothing
-    engine_body["input"] = [*said_before(call, body.conversation, body.previous_response_id), *asked]
+    engine_body["input"] = [*said_before(call, body.conversation, body.previous_response_id), *new_items]
     if body.input is None and not engine_body["input"]:
         message = "One of 'input', 'previous_response_id' or a 'conversation' that has items must be provided."
         raise InvalidRequest(message, param="input", code="missing_required_parameter")
     if body.store is not False and _searches(engine_body):  # the stored response has the results
         engine_body["include"] = [*dict.fromkeys([*(engine_body.get("include") or ()), responses.RESULTS])]
-    return Turn(call, body, engine_body, asked)
+    return Turn(call, body, engine_body, new_items)
 
 
 def given(call: CallContext, prompt: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:

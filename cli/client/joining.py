@@ -135,12 +135,12 @@ _ASKED = {"/v1/chat/completions": "messages", "/v1/completions": "prompt", "/v1/
 
 def _prompt(url: str, body: Row) -> str | None:
     """Return the prompt of a request as text: the last message of a conversation."""
-    asked = body.get(_ASKED.get(url, "input"))
-    if isinstance(asked, list) and asked and isinstance(asked[-1], dict):
-        asked = asked[-1].get("content")
-    if isinstance(asked, list) and asked and isinstance(asked[0], dict):
-        asked = "\n".join(str(part["text"]) for part in asked if isinstance(part, dict) and "text" in part)
-    return _plain(asked)
+    content = body.get(_ASKED.get(url, "input"))
+    if isinstance(content, list) and content and isinstance(content[-1], dict):
+        content = content[-1].get("content")
+    if isinstance(content, list) and content and isinstance(content[0], dict):
+        content = "\n".join(str(part["text"]) for part in content if isinstance(part, dict) and "text" in part)
+    return _plain(content)
 
 
 def _plain(value: Any) -> str | None:

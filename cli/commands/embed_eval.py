@@ -97,8 +97,8 @@ def _judged(
 
     ranked, seconds = _ranked(embedder, given, max(*depths, _AT))
     p50, p95 = np.percentile(seconds, (50, 95)) * 1000
-    cost, asked = embedder.corpus, embedder.queries
-    cut = None if cost.truncated is None or asked.truncated is None else cost.truncated + asked.truncated
+    cost, queries = embedder.corpus, embedder.queries
+    cut = None if cost.truncated is None or queries.truncated is None else cost.truncated + queries.truncated
     pace = cost.tokens / cost.seconds if cost.tokens else None
     return Judged(
         model=embedder.model,
@@ -106,7 +106,7 @@ def _judged(
         by_language={
             language: scores(ranked, given, ids, depths) for language, ids in by_language(given.queries).items()
         },
-        truncated_share=None if cut is None else cut / (cost.texts + asked.texts),
+        truncated_share=None if cut is None else cut / (cost.texts + queries.texts),
         dimensions=embedder.dimensions,
         max_tokens=card.get("max_model_len"),
         license=card.get("license"),

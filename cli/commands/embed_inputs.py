@@ -35,15 +35,15 @@ class Inputs:
 def read(corpus: Path, queries: Path, judgements: Path) -> Inputs:
     """Read the three files. Raises CliError for invalid input."""
     indexes = {text.id: index for index, text in enumerate(texts(corpus))}
-    asked = list(texts(queries))
+    read_queries = list(texts(queries))
     judged = _judgements(judgements)
-    _known(judgements, "query", judged, {query.id for query in asked}, queries)
+    _known(judgements, "query", judged, {query.id for query in read_queries}, queries)
     _known(judgements, "text", {text for grades in judged.values() for text in grades}, indexes, corpus)
     relevant = {query: grades for query, grades in judged.items() if any(grade > 0 for grade in grades.values())}
     if not relevant:
         raise CliError(f"{judgements} names no text that answers a query")
-    used = [query for query in asked if query.id in relevant]
-    return Inputs(corpus, indexes, used, relevant, len(asked) - len(used))
+    used = [query for query in read_queries if query.id in relevant]
+    return Inputs(corpus, indexes, used, relevant, len(read_queries) - len(used))
 
 
 def texts(path: Path) -> Iterator[Text]:

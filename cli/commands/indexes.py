@@ -88,10 +88,10 @@ def compare(
     data_dir: DataDir = None,
 ) -> None:
     """Search the index in use and another one with the same queries, and compare answers and times."""
-    asked = [*(queries or ()), *(_read(file) if file else ())]
-    if not asked:
+    all_queries = [*(queries or ()), *(_read(file) if file else ())]
+    if not all_queries:
         raise CliError("there is no query: name some, or a file of them with --file")
-    body = {"queries": asked, "max_num_results": results}
+    body = {"queries": all_queries, "max_num_results": results}
     with connect(url, api_key, data_dir) as server:
         report = server.post(f"{_path(store)}/{index}/compare", body, timeout=_COMPARE_TIMEOUT)
         known = {entry["id"]: entry for entry in server.pages(_path(store), {}, _MOST)}
@@ -256,7 +256,7 @@ def _known(index: dict[str, Any]) -> tuple[str, ...]:
 def _report(report: dict[str, Any], known: dict[str, dict[str, Any]], store: str) -> None:
     """Print the figures of both indexes, and how similar their results are."""
     summary = report["summary"]
-    k, asked = report["max_num_results"], len(report["data"])
+    k, count = report["max_num_results"], len(report["data"])
     judged = sum(query["active"]["recall"] is not None for query in report["data"])
     rows = []
     for side in (summary["active"], summary["candidate"]):
@@ -266,7 +266,7 @@ def _report(report: dict[str, Any], known: dict[str, dict[str, Any]], store: str
     marks = (f"recall@{k}", f"nDCG@{k}", f"MRR@{k}")
     show_table((*_COLUMNS, *marks, "median ms"), rows)
     alike = f"overlap {summary['overlap']:.4f}, rank correlation {_figure(summary['rank_correlation'])}"
-    say(f"{alike}; {asked} quer{'y' if asked == 1 else 'ies'}, {judged} of them judged")
+    say(f"{alike}; {count} quer{'y' if count == 1 else 'ies'}, {judged} of them judged")
     if report["missing"]:
         candidate = summary["candidate"]["index_id"]
         say(f"{candidate} {_lacks(report)}; nightmill indexes sync {store} {candidate} brings them in")

@@ -247,13 +247,13 @@ def _known(session: "Session", name: str) -> tuple[bool, bool]:
 
     served = {model for worker in fleet.everyone(session) for model in worker.models}
     paused = name in pauses.paused(session).of(pauses.Scope.MODEL)
-    asked = (
+    used = (
         session.scalar(
             select(Job.id).where(Job.state.in_(LIVE), or_(Job.model == name, Job.serves_as == name)).limit(1)
         )
         is not None
     )
-    known = asked or paused or not served.isdisjoint({name, ANY_MODEL}) or bool(quarantine.listed(session, name))
+    known = used or paused or not served.isdisjoint({name, ANY_MODEL}) or bool(quarantine.listed(session, name))
     return session.get(Shown, name) is not None, known
 
 

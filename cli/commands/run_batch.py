@@ -83,12 +83,12 @@ def run_batch(
         if path.parts[:1] in (("http:",), ("https:",)):
             raise CliError(f"{path.parts[0]}//…: a path is taken, not a URL; fetch or send the file by another program")
     require_writable(output_file)
-    endpoint, asked = first_request(input_file)
+    endpoint, requested = first_request(input_file)
     with ExitStack() as stack:
         server, check = stack.enter_context(_server(context, model, url, api_key, data_dir))
-        if check is None and isinstance(asked, str) and asked != model:
+        if check is None and isinstance(requested, str) and requested != model:
             raise CliError(
-                f"{input_file}, line 1 asks for the model '{asked}', not for '{model}'; name that one instead"
+                f"{input_file}, line 1 asks for the model '{requested}', not for '{model}'; name that one instead"
             )
         options = {"endpoint": endpoint, "completion_window": window or (_LONGEST if check else _USUAL)}
         job = _run(server, input_file, check or (lambda: None), options)

@@ -98,11 +98,11 @@ def faults(batches: Sequence[DemoBatch], inbox: Inbox) -> Iterator[str]:
 
 
 def _of_state(batch: DemoBatch) -> Iterator[str]:
-    progress, asked = batch.job["progress"], len(batch.requests)
+    progress, sent = batch.job["progress"], len(batch.requests)
     if batch.job["status"] != "completed":
         yield f"it is {batch.job['status']}: {batch.job['errors']}"
-    if progress["total"] != asked or progress["completed"] != asked:
-        yield f"{asked} requests were sent, the server counts {progress}"
+    if progress["total"] != sent or progress["completed"] != sent:
+        yield f"{sent} requests were sent, the server counts {progress}"
 
 
 def _of_lines(batch: DemoBatch) -> Iterator[str]:

@@ -54,25 +54,25 @@ _IN_PARTS: Final = frozenset({"output_text", "refusal", "content_part", "reasoni
 _ENDS: Final = frozenset({"completed", "incomplete", "failed", "queued"})
 
 
-def request_echo(asked: Body) -> dict[str, Any]:
+def request_echo(request: Body) -> dict[str, Any]:
     """Return the fields that a response repeats from its request."""
-    repeated = {name: asked[name] if asked.get(name) is not None else value for name, value in _REPEATED.items()}
-    reasoning, tools = asked.get("reasoning"), asked.get("tools")
+    repeated = {name: request[name] if request.get(name) is not None else value for name, value in _REPEATED.items()}
+    reasoning, tools = request.get("reasoning"), request.get("tools")
     return repeated | {
         "reasoning": {"effort": None, "summary": None, **(reasoning if isinstance(reasoning, dict) else {})},
-        "text": text_of(asked),
+        "text": text_of(request),
         "tools": [_complete_tool(tool) for tool in tools] if isinstance(tools, list) else [],
     }
 
 
-def text_of(asked: Body) -> dict[str, Any]:
+def text_of(request: Body) -> dict[str, Any]:
     """Return the text format that a request asks for."""
-    given = asked.get("text")
+    given = request.get("text")
     text_format = {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else {}
     return {"format": {"type": "text"}, **text_format}
 
 
-def new_response(asked: Body, status: str) -> dict[str, Any]:
+def new_response(request: Body, status: str) -> dict[str, Any]:
     """Return the response to a request that no engine has begun: each field has the request's value or its default."""
     return {
         "object": "response",
@@ -82,24 +82,26 @@ def new_response(asked: Body, status: str) -> dict[str, Any]:
         "completed_at": None,
         "error": None,
         "incomplete_details": None,
-        "metadata": asked.get("metadata") or {},
-        "model": asked.get("model"),
+        "metadata": request.get("metadata") or {},
+        "model": request.get("model"),
         "output": [],
         "previous_response_id": None,
         "usage": None,
-        **request_echo(asked),
+        **request_echo(request),
     }
 
 
-def complete_response(answer: Body, asked: Body, ended: int | None = None, status: str = "completed") -> dict[str, Any]:
+def complete_response(
+    answer: Body, request: Body, ended: int | None = None, status: str = "completed"
+) -> dict[str, Any]:
     """Return an engine's answer as a complete response. It ended at `ended`, in unix seconds, or now.
 
     `status` is used for an answer without one.
     """
-    whole = new_response(asked, status)
+    whole = new_response(request, status)
     completed = _filled(answer, whole)
     completed |= {name: whole[name] for name in ("max_output_tokens", "text")}
-    completed |= {name: asked[name] for name in _CLIENTS_OWN if asked.get(name) is not None}
+    completed |= {name: request[name] for name in _CLIENTS_OWN if request.get(name) is not None}
     if not isinstance(completed.get("id"), str):
         completed["id"] = new_id("resp_")
     if completed["status"] == "completed" and completed["completed_at"] is None:
@@ -130,7 +132,7 @@ def complete_part(part: Any) -> Any:
     return _filled(part, {"annotations": [], "logprobs": []}) if is_text else part
 
 
-def complete_event(event: Body, asked: Body, number: int, ended: int | None = None) -> dict[str, Any]:
+def complete_event(event: Body, request: Body, number: int, ended: int | None = None) -> dict[str, Any]:
     """Return a complete event of a response's stream.
 
     `number` is its index in a stream without numbers. The response ended at `ended`, in unix seconds, or now.
@@ -138,7 +140,7 @@ def complete_event(event: Body, asked: Body, number: int, ended: int | None = No
     _, subject, step = f"{event.get('type')}..".split(".", 3)[:3]
     completed = _filled(event, {"sequence_number": number})
     if isinstance(completed.get("response"), dict):
-        completed["response"] = complete_response(completed["response"], asked, ended, status_of(event))
+        completed["response"] = complete_response(completed["response"], request, ended, status_of(event))
     if isinstance(completed.get("item"), dict):
         location = {"id": f"{prefix_of(str(completed['item'].get('type')))}_{completed.setdefault('output_index', 0)}"}
         completed["item"] = complete_item(
@@ -160,9 +162,9 @@ def status_of(event: Body) -> str:
     return subject if subject in _ENDS else "in_progress"
 
 
-def complete_chat(answer: Body, asked: Body) -> dict[str, Any]:
+def complete_chat(answer: Body, request: Body) -> dict[str, Any]:
     """Return an engine's answer as a complete chat completion."""
-    whole = {"object": "chat.completion", "created": int(now()), "model": asked.get("model")}
+    whole = {"object": "chat.completion", "created": int(now()), "model": request.get("model")}
     completed = _filled(answer, whole | ({} if answer.get("id") else {"id": new_id("chatcmpl-")}))
     completed["choices"] = [_complete_choice(choice, index) for index, choice in enumerate(completed["choices"])]
     return completed

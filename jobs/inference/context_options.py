@@ -101,9 +101,9 @@ def _asked(url: str, body: Mapping[str, Any]) -> ContextOptions | None:
 def reserved(body: Mapping[str, Any], limit: int) -> int:
     """Return the tokens of a context that are set apart for the answer."""
     for name in ("max_completion_tokens", "max_output_tokens", "max_tokens"):
-        asked = body.get(name)
-        if isinstance(asked, int) and asked > 0:
-            return asked
+        requested = body.get(name)
+        if isinstance(requested, int) and requested > 0:
+            return requested
     return min(MOST_RESERVED, limit // 4)
 
 

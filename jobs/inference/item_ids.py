@@ -55,12 +55,12 @@ class OutputIds:
     sealed: bool
 
     @classmethod
-    def of(cls, response: Mapping[str, Any], asked: Mapping[str, Any]) -> "OutputIds":
-        """Return the ids for a response to the request `asked`.
+    def of(cls, response: Mapping[str, Any], request: Mapping[str, Any]) -> "OutputIds":
+        """Return the ids for a response to the request `request`.
 
         Without `store`, items are named after the conversation.
         """
-        include, conversation, own = asked.get("include"), response.get("conversation"), _name(response["id"])
+        include, conversation, own = request.get("include"), response.get("conversation"), _name(response["id"])
         owner = _name(conversation["id"]) + own if conversation and not response["store"] else own
         return cls(owner, isinstance(include, list) and SEALED in include)
 

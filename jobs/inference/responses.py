@@ -116,23 +116,23 @@ def _index(event: Mapping[str, Any]) -> int:
 
 
 def to_public(
-    answer: Mapping[str, Any], response: Mapping[str, Any], asked: Mapping[str, Any], ended: int | None = None
+    answer: Mapping[str, Any], response: Mapping[str, Any], request: Mapping[str, Any], ended: int | None = None
 ) -> dict[str, Any]:
-    """Return an engine's answer as this response, to the request `asked`; see `complete_response`."""
-    named = _changed(complete_response(answer, asked, ended), OutputIds.of(response, asked).named)
+    """Return an engine's answer as this response, to the request `request`; see `complete_response`."""
+    named = _changed(complete_response(answer, request, ended), OutputIds.of(response, request).named)
     return _with_own_fields(named, response)
 
 
 def to_public_event(
     event: Mapping[str, Any],
     response: Mapping[str, Any],
-    asked: Mapping[str, Any],
+    request: Mapping[str, Any],
     ended: int | None = None,
     number: int = 0,
 ) -> dict[str, Any]:
-    """Return an engine's event as one of this response, to the request `asked`; see `complete_event`."""
-    ids = OutputIds.of(response, asked)
-    public = _changed(complete_event(event, asked, number, ended), ids.named)
+    """Return an engine's event as one of this response, to the request `request`; see `complete_event`."""
+    ids = OutputIds.of(response, request)
+    public = _changed(complete_event(event, request, number, ended), ids.named)
     if isinstance(public.get("item_id"), str):
         public["item_id"] = ids.id_of(public["item_id"], _index(public))
     if isinstance(public.get("response"), dict):

@@ -118,13 +118,13 @@ class Retention:
             return False
         self._drop(inside)  # while the rows still name them
         with self._db.write() as session:
-            gone = session.scalars(select(File).where(File.id.in_([file.id for file in files]), *done)).all()
-            for file in gone:
+            due = session.scalars(select(File).where(File.id.in_([file.id for file in files]), *done)).all()
+            for file in due:
                 audit.record(
                     session, actor="dispatcher", action="file.purge", target=file.id, project_id=file.project_id
                 )
                 session.delete(file)
-        self._drop([file.path for file in gone])
+        self._drop([file.path for file in due])
         return len(files) == _AT_ONCE
 
     def _cache_if_free(self) -> bool:
@@ -158,11 +158,11 @@ class Retention:
 
     def _expired(self, table: type[T], paths: Callable[[T], list[str]]) -> bool:
         with self._db.write() as session:
-            gone = session.scalars(select(table).where(table.expires_at <= now()).limit(_AT_ONCE)).all()
-            for answer in gone:
+            expired = session.scalars(select(table).where(table.expires_at <= now()).limit(_AT_ONCE)).all()
+            for answer in expired:
                 session.delete(answer)
-        self._drop([path for answer in gone for path in paths(answer)])
-        return len(gone) == _AT_ONCE
+        self._drop([path for answer in expired for path in paths(answer)])
+        return len(expired) == _AT_ONCE
 
     def _measure(self) -> bool:
         """Note the sizes of objects that were stored before their rows had them, table by table, once."""
@@ -349,17 +349,17 @@ def _inside(session: Session, files: Sequence[File]) -> list[str]:
 
 
 def _remove_deleted(session: Session) -> int:
-    gone = cache.remove_deleted(session, _AT_ONCE)
-    for (file_id, project_id), entries in gone.items():
+    removed = cache.remove_deleted(session, _AT_ONCE)
+    for (file_id, project_id), entries in removed.items():
         _receipt(session, file_id, project_id, entries)
-    return sum(gone.values())
+    return sum(removed.values())
 
 
 def _remove_cleared(session: Session) -> int:
-    gone = cache.remove_cleared(session, _AT_ONCE)
-    for project_id, entries in gone.items():
+    removed = cache.remove_cleared(session, _AT_ONCE)
+    for project_id, entries in removed.items():
         _receipt(session, project_id, project_id, entries)
-    return sum(gone.values())
+    return sum(removed.values())
 
 
 def _remove_datasets(session: Session) -> int:

@@ -265,9 +265,9 @@ def _embeddings(body: Body, prompt: str, _digest: bytes, _voice: str) -> Answer:
 
 def _rerank(body: Body, query: str, _digest: bytes, _voice: str) -> Answer:
     """Score each document by the share of the query's words that it has."""
-    asked = set(query.lower().split())
+    query_words = set(query.lower().split())
     texts = [_text(document) for document in body.get("documents") or ()]
-    scores = [len(asked & set(text.lower().split())) / len(asked) if asked else 0.0 for text in texts]
+    scores = [len(query_words & set(text.lower().split())) / len(query_words) if query_words else 0.0 for text in texts]
     best = sorted(range(len(texts)), key=lambda n: (-scores[n], n))[: body.get("top_n") or len(texts)]
     tokens = sum(len(query) + len(text) for text in texts) // 4 + 1
     answer = {

@@ -109,8 +109,8 @@ class Router:
     async def handle_death(self, death: EngineDead, suspects: Sequence[Suspect]) -> None:
         """Suspend the engine that died, or let `start` build it again."""
         if (engine := self.engines.dead(death)) is not None:
-            asked = [suspect for suspect in suspects if self._target(base_model_of(suspect.model))[1] is engine]
-            await self.engines.handle_death(engine, death, asked)
+            in_flight = [suspect for suspect in suspects if self._target(base_model_of(suspect.model))[1] is engine]
+            await self.engines.handle_death(engine, death, in_flight)
 
     async def answer(self, request: Request) -> Answer:
         if refused := objection(request.url, request.body):

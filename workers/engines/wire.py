@@ -159,21 +159,21 @@ def _reported_usage(body: bytes) -> _Usage | None:
 
 
 def _usage(reported: _Usage) -> Usage:
-    asked = reported.prompt_tokens_details or reported.input_tokens_details or _NOTHING
+    details = reported.prompt_tokens_details or reported.input_tokens_details or _NOTHING
     given = reported.completion_tokens_details or reported.output_tokens_details or _NOTHING
     inputs = reported.prompt_tokens or reported.input_tokens or 0
     outputs = reported.completion_tokens or reported.output_tokens or 0
     reasoning = given.reasoning_tokens or reported.reasoning_tokens or 0
-    return Usage(inputs, min(asked.cached_tokens or 0, inputs), outputs, min(reasoning, outputs))
+    return Usage(inputs, min(details.cached_tokens or 0, inputs), outputs, min(reasoning, outputs))
 
 
-def complete(url: str, body: bytes, asked: Mapping[str, Any]) -> bytes:
+def complete(url: str, body: bytes, request: Mapping[str, Any]) -> bytes:
     """Return the body of an answer with all fields that OpenAI always sends; any other body as it is."""
     try:
         if url == CHAT and _is_sparse(_chat.decode(body)):
-            return msgspec.json.encode(complete_chat(msgspec.json.decode(body), asked))
+            return msgspec.json.encode(complete_chat(msgspec.json.decode(body), request))
         if url == RESPONSES and is_response(response := msgspec.json.decode(body)):
-            return msgspec.json.encode(complete_response(response, asked))
+            return msgspec.json.encode(complete_response(response, request))
     except (msgspec.MsgspecError, RecursionError):
         pass
     return body
@@ -197,16 +197,18 @@ def _is_sparse(chat: _Chat) -> bool:
     return False
 
 
-def as_events(url: str, body: bytes, asked: Mapping[str, Any]) -> list[bytes]:
+def as_events(url: str, body: bytes, request: Mapping[str, Any]) -> list[bytes]:
     """Return the events of an answer that came whole; none for a body that is no answer."""
     try:
-        return list(map(msgspec.json.encode, _written_out(url, msgspec.json.decode(complete(url, body, asked)), asked)))
+        return list(
+            map(msgspec.json.encode, _written_out(url, msgspec.json.decode(complete(url, body, request)), request))
+        )
     except (msgspec.MsgspecError, RecursionError, KeyError, TypeError, AttributeError):  # a part has an unexpected type
         return []
 
 
-def _written_out(url: str, answer: Any, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
-    usage = wants_usage(asked)
+def _written_out(url: str, answer: Any, request: Mapping[str, Any]) -> list[dict[str, Any]]:
+    usage = wants_usage(request)
     if url == RESPONSES and is_response(answer):
         return written_out(answer)
     if url == CHAT and is_completion(answer):

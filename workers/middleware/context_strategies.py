@@ -166,8 +166,8 @@ async def _without_first(
         return None
     if aligned:
         many = _aligned(many, len(removable))
-    gone = dropped(many)
-    return history.without(gone), {"dropped_messages": len(gone)}
+    removed = dropped(many)
+    return history.without(removed), {"dropped_messages": len(removed)}
 
 
 def _aligned(many: int, all_of_them: int) -> int:

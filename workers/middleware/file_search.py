@@ -343,8 +343,8 @@ class FileSearchMiddleware(Middleware):
             return chunks
         shown = await asyncio.to_thread(self._packed, request.body, chunks)
         excerpts = join_neighbours(shown)
-        asked = replace(request, body=_asked(request.body, excerpts))
-        return FileSearchResults(asked, request.body, query, shown, excerpts, tool.min_support)
+        searched = replace(request, body=_asked(request.body, excerpts))
+        return FileSearchResults(searched, request.body, query, shown, excerpts, tool.min_support)
 
     async def _found(self, request: Request, tool: FileSearch, query: str) -> list[Found] | Answer:
         """Return the best chunks of all stores.

@@ -110,8 +110,8 @@ class Summaries:
         return await run_all([summarize_part(number, part) for number, part in enumerate(parts)])
 
     async def _summary(self, number: int, part: str, max_tokens: int) -> str:
-        asked = self._question(part, max_tokens, f"{self._request.request_id}-s{self.spent.levels}-{number}")
-        answer = await self._ask(asked)
+        request = self._question(part, max_tokens, f"{self._request.request_id}-s{self.spent.levels}-{number}")
+        answer = await self._ask(request)
         self.spent.calls += 1
         if answer.status != 200:
             raise SummaryFailed(_failed(answer))

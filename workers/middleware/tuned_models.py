@@ -182,9 +182,9 @@ class TunedModelMiddleware(Middleware):
 
 @dataclass(frozen=True, slots=True)
 class _Naming:
-    """Put the asked name, and the fingerprint of what answered, where an answer names the base model."""
+    """Put the requested name, and the fingerprint of what answered, where an answer names the base model."""
 
-    asked: str
+    requested_model: str
     base: str
     fingerprint: str
 
@@ -208,4 +208,4 @@ class _Naming:
     def _name(self, shown: Any) -> None:
         """Name what answered. An answer of another model, to which a long prompt was routed, keeps its name."""
         if isinstance(shown, dict) and shown.get("model") == self.base:
-            shown |= {"model": self.asked, "system_fingerprint": self.fingerprint}
+            shown |= {"model": self.requested_model, "system_fingerprint": self.fingerprint}

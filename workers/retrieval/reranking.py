@@ -68,8 +68,8 @@ class Reranking:
         """
         if not hits:
             return hits
-        asked = [_body(search.ranker, query, hits) for query in search.queries]
-        answers = await asyncio.gather(*(self._asked(body, queued, priority) for body in asked))
+        bodies = [_body(search.ranker, query, hits) for query in search.queries]
+        answers = await asyncio.gather(*(self._asked(body, queued, priority) for body in bodies))
         scores = [-math.inf] * len(hits)
         for answer in answers:
             if answer.status >= 400:
@@ -104,10 +104,10 @@ class Reranking:
         async def served() -> bool:
             return await asyncio.get_running_loop().run_in_executor(self._threads, self._served, queue, model)
 
-        asked = msgspec.structs.replace(
+        request = msgspec.structs.replace(
             queued, id=new_id("req_"), url=searches.RERANK_URL, body=msgspec.json.encode(body)
         )
-        end = await last_entry(self._client.submit(searches.rerank_queue(queue), asked, served))
+        end = await last_entry(self._client.submit(searches.rerank_queue(queue), request, served))
         if end.status in (408, 429, 503):
             raise EngineBusy("The re-ranking model is not there now.", retry_after=end.retry_after or _AGAIN)
         return Answer(end.status, end.body)

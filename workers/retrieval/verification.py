@@ -42,19 +42,19 @@ _AT_ONCE = 200
 
 @dataclass(slots=True)
 class Found:
-    """The faults of one store. `stranger`: SQL does not have it."""
+    """The faults of one store. `unknown`: SQL does not have the store."""
 
     store_id: str
     missing: Sequence[VectorStoreFile] = ()
     textless: Sequence[VectorStoreFile] = ()
     left_over: Sequence[str] = ()
-    stranger: bool = False
+    unknown: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.missing or self.textless or self.left_over or self.stranger)
+        return bool(self.missing or self.textless or self.left_over or self.unknown)
 
     def lines(self) -> Iterator[str]:
-        if self.stranger:
+        if self.unknown:
             yield f"{self.store_id}: there is no such store, but it has vectors"
         for row in self.missing:
             yield f"{self.store_id}: {row.id} has not the {row.entries} entries that it should have"
@@ -84,13 +84,13 @@ class Verdict:
 
 def verify(db: Database, vectors: Vectors, storage: Storage) -> Verdict:
     """Compare all stores. Raises VectorsUnavailable, StorageUnavailable."""
-    strangers = _strangers(db, vectors)
-    if strangers:
-        strangers &= _strangers(db, vectors)
+    unknown = _unknown_stores(db, vectors)
+    if unknown:
+        unknown &= _unknown_stores(db, vectors)
     with db.read() as session:
         stores = session.scalars(select(VectorStore)).all()
     known = sum(store.parent_id is None for store in stores)
-    verdict = Verdict(known, 0, [Found(name, stranger=True) for name in sorted(strangers)])
+    verdict = Verdict(known, 0, [Found(name, unknown=True) for name in sorted(unknown)])
     for store in stores:
         fault, files = _look(db, vectors, storage, store.id)
         if fault:
@@ -101,8 +101,8 @@ def verify(db: Database, vectors: Vectors, storage: Storage) -> Verdict:
     return verdict
 
 
-def _strangers(db: Database, vectors: Vectors) -> set[str]:
-    there = vectors.stores()  # before SQL: a store that is created meanwhile is no stranger
+def _unknown_stores(db: Database, vectors: Vectors) -> set[str]:
+    there = vectors.stores()  # before SQL: a store that is created meanwhile counts as known
     with db.read() as session:
         known = set(session.scalars(select(VectorStore.id)))
         going = set(session.scalars(select(VectorRemoval.store_id).where(VectorRemoval.what == attachments.STORE)))
@@ -120,9 +120,9 @@ def _look(db: Database, vectors: Vectors, storage: Storage, store_id: str) -> tu
         jobs = _at_work(session, store)
         rows = session.scalars(select(VectorStoreFile).where(VectorStoreFile.store_id == store.id)).all()
         removals = session.scalars(select(VectorRemoval).where(VectorRemoval.store_id == store.id)).all()
-        gone = session.get(VectorStore, store.id) is None
+        deleted = session.get(VectorStore, store.id) is None
     pending = {removal.what for removal in removals}
-    if gone or attachments.STORE in pending:
+    if deleted or attachments.STORE in pending:
         return Found(store.id), 0
     published = {str(row.document): row for row in rows if row.document}
     after = vectors.counts(where) if any(key not in before for key in published) else before
@@ -205,7 +205,7 @@ def _again(session: Session, store: VectorStore, file_ids: Sequence[str]) -> Non
         ingestions.into(session, store, files, actor=ACTOR, beside=store.id != root.current_id)
 
 
-def main(config: Settings, *, mend: bool) -> int:
+def main(config: Settings, *, repairs: bool) -> int:
     """Print the faults. Return 0 if there are none or the repair was submitted, and DIFFERS otherwise."""
     with closing(Database(config.database, patience=10)) as db:
         try:
@@ -221,10 +221,10 @@ def main(config: Settings, *, mend: bool) -> int:
         _tell(
             f"{verdict.stores} stores, {verdict.files} files compared: {len(verdict.faults) or 'no'} stores with faults"
         )
-        if verdict.faults and mend:
+        if verdict.faults and repairs:
             repair(db, verdict)
-            _tell("the workers are told to mend it; verify again when they have")
-        return 0 if mend or not verdict.faults else DIFFERS
+            _tell("the workers will repair it; verify again when they have")
+        return 0 if repairs or not verdict.faults else DIFFERS
 
 
 def _tell(*lines: str) -> None:
@@ -232,4 +232,4 @@ def _tell(*lines: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(settings(), mend="--repair" in sys.argv[1:]))
+    sys.exit(main(settings(), repairs="--repair" in sys.argv[1:]))

@@ -49,15 +49,15 @@ class MemoryVectors:
             self._entries.pop(store.id, None)
 
     def nearest(self, store: Store, vector: Vector, limit: int, documents: Collection[str] | None = None) -> list[Hit]:
-        asked = checked(store, vector)
-        scored = [(_cosine(entry.vector, asked), entry) for entry in self._of(store, documents)]
+        query = checked(store, vector)
+        scored = [(_cosine(entry.vector, query), entry) for entry in self._of(store, documents)]
         return _best(scored, limit)
 
     def matching(self, store: Store, query: str, limit: int, documents: Collection[str] | None = None) -> list[Hit]:
-        asked = set(_words(words(query)))
+        query_words = set(_words(words(query)))
         entries = self._of(store, documents)
         texts = [Counter(_words(entry.text)) for entry in entries]
-        weights = {word: _rarity(sum(word in text for text in texts), len(texts)) for word in asked}
+        weights = {word: _rarity(sum(word in text for text in texts), len(texts)) for word in query_words}
         mean = sum(text.total() for text in texts) / max(1, len(texts))
         scored = [(_bm25(weights, text, mean), entry) for text, entry in zip(texts, entries, strict=True)]
         return _best([(score, entry) for score, entry in scored if score > 0], limit)

@@ -112,19 +112,19 @@ class LanceVectors:
         self._again(store, lambda: self._tables.drop(store.id))
 
     def nearest(self, store: Store, vector: Vector, limit: int, documents: Collection[str] | None = None) -> list[Hit]:
-        asked = checked(store, vector)
+        vector_query = checked(store, vector)
 
         def search(table: Any) -> Any:
-            query = table.search(asked, vector_column_name="vector").distance_type("cosine")
+            query = table.search(vector_query, vector_column_name="vector").distance_type("cosine")
             return query.minimum_nprobes(PROBES).maximum_nprobes(0).refine_factor(REFINE)
 
         return [_hit(row, 1.0 - row["_distance"]) for row in self._found(store, search, "_distance", limit, documents)]
 
     def matching(self, store: Store, query: str, limit: int, documents: Collection[str] | None = None) -> list[Hit]:
-        asked = MatchQuery(words(query), "text")
+        match = MatchQuery(words(query), "text")
 
         def search(table: Any) -> Any:
-            return table.search(asked, query_type="fts")
+            return table.search(match, query_type="fts")
 
         return [_hit(row, row["_score"]) for row in self._found(store, search, "_score", limit, documents)]
 

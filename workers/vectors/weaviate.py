@@ -121,21 +121,21 @@ class WeaviateVectors:
         self._client.call(remove)
 
     def nearest(self, store: Store, vector: Vector, limit: int, documents: Collection[str] | None = None) -> list[Hit]:
-        asked = checked(store, vector)
+        query = checked(store, vector)
 
         def search(tenant: Any, **options: Any) -> Any:
-            return tenant.query.near_vector(asked, return_metadata=MetadataQuery(distance=True), **options)
+            return tenant.query.near_vector(query, return_metadata=MetadataQuery(distance=True), **options)
 
         return [_hit(item, 1.0 - item.metadata.distance) for item in self._found(store, search, limit, documents)]
 
     def matching(self, store: Store, query: str, limit: int, documents: Collection[str] | None = None) -> list[Hit]:
-        asked = words(query)
+        query_words = words(query)
 
         def search(tenant: Any, **options: Any) -> Any:
             metadata = MetadataQuery(score=True)
-            return tenant.query.bm25(asked, query_properties=["text"], return_metadata=metadata, **options)
+            return tenant.query.bm25(query_words, query_properties=["text"], return_metadata=metadata, **options)
 
-        objects = self._found(store, search, limit, documents) if asked else []
+        objects = self._found(store, search, limit, documents) if query_words else []
         return [_hit(item, item.metadata.score) for item in objects]
 
     def counts(self, store: Store) -> dict[str, int]:
@@ -266,14 +266,14 @@ def _some_vectors(tenant: Any, digests: Collection[str], limit: int) -> tuple[di
 
 def _delete(tenant: Any, documents: Collection[str]) -> int:
     """Delete documents; the server deletes MOST_RESULTS objects at a time."""
-    gone = 0
+    removed = 0
     while True:
         answer = tenant.data.delete_many(_among("document", documents))
         if answer.failed:
             raise VectorsUnavailable(f"The vector store did not delete {answer.failed} entries.")
-        gone += int(answer.successful)
+        removed += int(answer.successful)
         if not answer.successful or answer.successful == answer.matches:
-            return gone
+            return removed
 
 
 def _remove(tenant: Any, ids: Sequence[Any]) -> None:

@@ -168,10 +168,10 @@ class BatchingEngine(ABC, Generic[M]):
             await self.start()
         assert self._model is not None
         try:
-            asked, sizes = self._read(self._model, request.body)
+            body, sizes = self._read(self._model, request.body)
             if self._collector is None or self._collector.done():  # no loop would read it
                 raise EngineDead("the engine's loop has ended")
-            return await self._enqueue(request, asked, sizes, self._model.batch_tokens)
+            return await self._enqueue(request, body, sizes, self._model.batch_tokens)
         except Unacceptable as wrong:
             return wrong.answer
 
@@ -179,9 +179,9 @@ class BatchingEngine(ABC, Generic[M]):
         """Answer without a stream: `emit` is not called."""
         return refusal(400, f"This model does not serve {request.url} as a stream.", param="stream")
 
-    def _enqueue(self, request: Request, asked: Any, sizes: Sequence[int], batch_tokens: int) -> asyncio.Future[Answer]:
+    def _enqueue(self, request: Request, body: Any, sizes: Sequence[int], batch_tokens: int) -> asyncio.Future[Answer]:
         flow = flow_of(request.tenant, request.priority, sum(sizes), batch_tokens)
-        job = Job(asked, sizes, flow, request.priority, asyncio.get_running_loop().create_future())
+        job = Job(body, sizes, flow, request.priority, asyncio.get_running_loop().create_future())
         self._backlog.add(job)
         self._arrived.set()
         return job.answer
@@ -207,7 +207,7 @@ class BatchingEngine(ABC, Generic[M]):
         pool = Pool()
         slices: list[JobSlice] = []
         batch: list[Entry] = []
-        gone: EngineError = EngineBusy("The engine is closing.", retry_after=1.0)
+        failure: EngineError = EngineBusy("The engine is closing.", retry_after=1.0)
         try:
             while True:
                 if not pool and not self._backlog:
@@ -220,7 +220,7 @@ class BatchingEngine(ABC, Generic[M]):
                 await self._trim(batch)
         except Exception as error:
             log.exception("engine.loop_failed", extra={"model": self._names[0]})
-            gone = EngineDead(f"the engine's loop has ended: {error}")
+            failure = EngineDead(f"the engine's loop has ended: {error}")
         finally:
             left = [
                 *self._backlog.jobs(),
@@ -230,7 +230,7 @@ class BatchingEngine(ABC, Generic[M]):
             ]
             self._backlog = Backlog()
             for job in left:
-                job.fail(gone)
+                job.fail(failure)
 
     async def _admit(self, model: M, slices: Sequence[JobSlice], pool: Pool) -> None:
         if not slices:

@@ -181,11 +181,11 @@ def check_lengths(lengths: list[int], longest: int) -> None:
 
 
 def write(
-    asked: EmbeddingRequest, model: str, vectors: list[Any], lengths: tuple[int, ...], truncated: list[int]
+    request: EmbeddingRequest, model: str, vectors: list[Any], lengths: tuple[int, ...], truncated: list[int]
 ) -> Answer:
     """Return OpenAI's answer, with the indexes of inputs that were cut off. `vectors` are numpy's rows of length 1."""
     data = [
-        {"object": "embedding", "index": index, "embedding": _shown(asked, vector)}
+        {"object": "embedding", "index": index, "embedding": _shown(request, vector)}
         for index, vector in enumerate(vectors)
     ]
     tokens = sum(lengths)
@@ -195,16 +195,16 @@ def write(
         "model": model,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
-    if asked.max_tokens:
+    if request.max_tokens:
         body["truncated"] = truncated
     return Answer(200, msgspec.json.encode(body), Usage(tokens), lengths)
 
 
-def _shown(asked: EmbeddingRequest, vector: Any) -> Any:
-    if asked.dimensions < len(vector):
-        vector = vector[: asked.dimensions]
+def _shown(request: EmbeddingRequest, vector: Any) -> Any:
+    if request.dimensions < len(vector):
+        vector = vector[: request.dimensions]
         vector = vector / max(float(vector @ vector) ** 0.5, 1e-12)
-    if asked.base64:
+    if request.base64:
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
     return vector.astype("f8").round(DIGITS).tolist()
 
@@ -241,16 +241,18 @@ class EmbedEngine(BatchingEngine[SentenceModel]):
         self._chooser.close()
 
     def _read(self, model: SentenceModel, body: Mapping[str, Any]) -> tuple[EmbeddingRequest, Sequence[int]]:
-        asked = read(dict(body), model)
-        return asked, [len(item) if isinstance(item, str) else len(item) * TOKEN_CHARACTERS for item in asked.inputs]
+        request = read(dict(body), model)
+        return request, [
+            len(item) if isinstance(item, str) else len(item) * TOKEN_CHARACTERS for item in request.inputs
+        ]
 
     def _tokenise(self, model: SentenceModel, slices: Sequence[JobSlice]) -> list[list[Any]]:
         return _tokenise(model, slices)
 
     def _fit(self, model: SentenceModel, job: Job, inputs: list[Any]) -> list[Any]:
-        if max_tokens := job.asked.max_tokens:
+        if max_tokens := job.request.max_tokens:
             before = len(job.lengths)
-            cut = job.asked.cut
+            cut = job.request.cut
             job.truncated += [n for n, ids in enumerate(inputs, before) if len(ids) > max_tokens or n in cut]
             inputs = [model.cut(ids, max_tokens) for ids in inputs]
         check_lengths([*job.lengths, *map(len, inputs)], model.longest)
@@ -260,15 +262,15 @@ class EmbedEngine(BatchingEngine[SentenceModel]):
         return model.embed(batch)
 
     def _write(self, job: Job) -> Answer:
-        return write(job.asked, self._names[0], job.results, tuple(job.lengths), job.truncated)
+        return write(job.request, self._names[0], job.results, tuple(job.lengths), job.truncated)
 
 
 def _tokenise(model: SentenceModel, slices: Sequence[JobSlice]) -> list[list[Any]]:
     """Tokenise all texts of all slices in one call: the tokenizer runs them in parallel."""
-    inputs = [(part.job.asked, part.job.asked.inputs[part.first : part.last]) for part in slices]
+    inputs = [(part.job.request, part.job.request.inputs[part.first : part.last]) for part in slices]
     texts = [item for _, some in inputs for item in some if isinstance(item, str)]
     ids = iter(model.tokens_of(texts) if texts else [])
     return [
-        [next(ids) if isinstance(item, str) else model.framed(item, asked.prompt) for item in some]
-        for asked, some in inputs
+        [next(ids) if isinstance(item, str) else model.framed(item, request.prompt) for item in some]
+        for request, some in inputs
     ]

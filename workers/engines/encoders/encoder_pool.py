@@ -40,7 +40,7 @@ class Flow(NamedTuple):
 class Job:
     """One request in progress at an encoder (no job of the ledger). `sizes` are the characters of each input."""
 
-    asked: Any  # the checked request
+    request: Any  # the checked request
     sizes: Sequence[int]
     flow: Flow
     priority: int
@@ -72,7 +72,7 @@ def flow_of(project: str, priority: int, characters: int, batch_tokens: int) -> 
 
 
 class JobSlice(NamedTuple):
-    """Consecutive inputs of a request: `job.asked`'s from `first` up to, and without, `last`."""
+    """Consecutive inputs of a request: `job.request`'s from `first` up to, and without, `last`."""
 
     job: Job
     first: int

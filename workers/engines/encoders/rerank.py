@@ -74,17 +74,17 @@ def _most(top_n: Any, count: int) -> int:
     return min(top_n, count)
 
 
-def write(asked: RerankRequest, model: str, scores: Sequence[float], tokens: int) -> Answer:
+def write(request: RerankRequest, model: str, scores: Sequence[float], tokens: int) -> Answer:
     """Return the answer to a request; `scores` are those of its texts, in their order."""
-    best = sorted(enumerate(scores), key=lambda pair: (-pair[1], pair[0]))[: asked.top_n]
-    results = [_result(asked, index, score) for index, score in best]
+    best = sorted(enumerate(scores), key=lambda pair: (-pair[1], pair[0]))[: request.top_n]
+    results = [_result(request, index, score) for index, score in best]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     body = {"id": new_id("rerank-"), "model": model, "results": results, "usage": usage}
     return Answer(200, msgspec.json.encode(body), Usage(tokens))
 
 
-def _result(asked: RerankRequest, index: int, score: float) -> dict[str, Any]:
-    document = {"document": {"text": asked.texts[index]}} if asked.returned else {}
+def _result(request: RerankRequest, index: int, score: float) -> dict[str, Any]:
+    document = {"document": {"text": request.texts[index]}} if request.returned else {}
     return {"index": index, "relevance_score": round(score, DIGITS), **document}
 
 
@@ -209,16 +209,16 @@ class RerankEngine(BatchingEngine[CrossModel]):
         return CrossModel(source, self._revision, self._args)
 
     def _read(self, model: CrossModel, body: Mapping[str, Any]) -> tuple[RerankRequest, Sequence[int]]:
-        asked, characters = read(body), model.characters
-        return asked, [min(characters, len(asked.query)) + min(characters, len(text)) for text in asked.texts]
+        request, characters = read(body), model.characters
+        return request, [min(characters, len(request.query)) + min(characters, len(text)) for text in request.texts]
 
     def _tokenise(self, model: CrossModel, slices: Sequence[JobSlice]) -> list[list[Any]]:
-        asked = [(part.job.asked, part.job.asked.texts[part.first : part.last]) for part in slices]
-        pairs = iter(model.pairs_of([(request.query, text) for request, texts in asked for text in texts]))
-        return [[next(pairs) for _ in texts] for _, texts in asked]
+        parts = [(part.job.request, part.job.request.texts[part.first : part.last]) for part in slices]
+        pairs = iter(model.pairs_of([(request.query, text) for request, texts in parts for text in texts]))
+        return [[next(pairs) for _ in texts] for _, texts in parts]
 
     def _forward(self, model: CrossModel, batch: list[Any]) -> list[float]:
         return model.scores(batch)
 
     def _write(self, job: Job) -> Answer:
-        return write(job.asked, self._names[0], job.results, job.tokens)
+        return write(job.request, self._names[0], job.results, job.tokens)

@@ -89,21 +89,21 @@ async def rerank(endpoint: Endpoint, body: Mapping[str, Any], post: Post) -> Rep
         if reply[0] not in _UNKNOWN_PATH or b'"error"' in reply[2]:  # the server knows the path, but not the model
             return reply
     try:
-        asked = read(body)
+        request = read(body)
     except Unacceptable as wrong:
         return wrong.answer.status, None, wrong.answer.body
-    other = await _by_tei(asked, str(body.get("model")), post)
+    other = await _by_tei(request, str(body.get("model")), post)
     if not endpoint.of_tei and other[0] != 200:
         return reply if other[0] in _UNKNOWN_PATH else other
     endpoint.of_tei = True
     return other
 
 
-async def _by_tei(asked: RerankRequest, model: str, post: Post) -> Reply:
+async def _by_tei(request: RerankRequest, model: str, post: Post) -> Reply:
     scores: list[float] = []
-    for start in range(0, len(asked.texts), TEXTS_PER_REQUEST):
-        texts = asked.texts[start : start + TEXTS_PER_REQUEST]
-        reply = await post(PATH, msgspec.json.encode({"query": asked.query, "texts": texts, "truncate": True}))
+    for start in range(0, len(request.texts), TEXTS_PER_REQUEST):
+        texts = request.texts[start : start + TEXTS_PER_REQUEST]
+        reply = await post(PATH, msgspec.json.encode({"query": request.query, "texts": texts, "truncate": True}))
         if reply[0] != 200:
             return reply
         try:
@@ -111,4 +111,4 @@ async def _by_tei(asked: RerankRequest, model: str, post: Post) -> Reply:
             scores += [by_index[n] for n in range(len(texts))]
         except (msgspec.MsgspecError, KeyError):
             return 502, None, b'{"error":{"message":"The endpoint gave no score for some texts."}}'
-    return 200, None, write(asked, model, scores, 0).body
+    return 200, None, write(request, model, scores, 0).body

@@ -166,8 +166,8 @@ class Parsing(ShardRun):
 
 
 def recipe_of(store: VectorStore, file: File, row: VectorStoreFile, prompt: Prompt) -> str:
-    asked = store.dimensions if store.shortened else 0
-    return embedding_model.recipe(file.sha256 or file.id, store.model, asked, row.chunking, prompt.text)
+    dimensions = store.dimensions if store.shortened else 0
+    return embedding_model.recipe(file.sha256 or file.id, store.model, dimensions, row.chunking, prompt.text)
 
 
 @contextmanager

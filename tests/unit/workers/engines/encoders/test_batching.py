@@ -64,7 +64,7 @@ class Encoder(BatchingEngine[Model]):
         return body["input"], [len(text) for text in body["input"]]
 
     def _tokenise(self, model: Model, slices: Sequence[JobSlice]) -> list[list[Any]]:
-        lists = iter(model.tokens_of([text for job, first, last in slices for text in job.asked[first:last]]))
+        lists = iter(model.tokens_of([text for job, first, last in slices for text in job.request[first:last]]))
         return [[next(lists) for _ in range(first, last)] for _, first, last in slices]
 
     def _forward(self, model: Model, batch: list[Any]) -> list[str]:

@@ -338,12 +338,12 @@ def test_the_command_tells_what_is_wrong_and_has_it_mended(
         row = mill.row(store, file)
         vectors.drop(where(mill, store), [str(row.document)])
         said = [
-            (verification.main(mill.context.config, mend=wanted), capsys.readouterr().out.splitlines())
+            (verification.main(mill.context.config, repairs=wanted), capsys.readouterr().out.splitlines())
             for wanted in (False, True)
         ]
         mill.drive()
         mill.purge()
-        whole = verification.main(mill.context.config, mend=False), capsys.readouterr().out
+        whole = verification.main(mill.context.config, repairs=False), capsys.readouterr().out
     vectors.close()
 
     faults = [
@@ -353,7 +353,7 @@ def test_the_command_tells_what_is_wrong_and_has_it_mended(
     ]
     assert said == [
         (verification.DIFFERS, faults),
-        (0, [*faults, "the workers are told to mend it; verify again when they have"]),
+        (0, [*faults, "the workers will repair it; verify again when they have"]),
     ]
     assert whole == (0, "1 stores, 1 files compared: no stores with faults\n")
 
@@ -366,7 +366,7 @@ def test_a_vector_database_that_is_away_is_told(
 
     monkeypatch.setattr(LazyVectors, "get", away)
 
-    assert verification.main(mill.context.config, mend=True) == 2
+    assert verification.main(mill.context.config, repairs=True) == 2
     assert "cannot be reached: nobody answers" in capsys.readouterr().err
 
 
@@ -378,5 +378,5 @@ def test_a_storage_that_is_away_is_told(
 
     monkeypatch.setattr(verification, "verify", away)
 
-    assert verification.main(mill.context.config, mend=True) == 2
+    assert verification.main(mill.context.config, repairs=True) == 2
     assert capsys.readouterr().err == "The file storage cannot be reached: nobody answers\n"
