@@ -37,7 +37,7 @@ LEDGER, SHARDS, OUTBOX, EVENTS, AUDIT, STATES, PAUSES, MEASURES, DEPENDENCIES = 
 TIMES, KEYS, TABLES = (
     f"{_UNIT}/{name}.py" for name in ("batches/test_schedules", "security/test_keys", "test_constraints")
 )
-WORLD = "tests/simulation/test_simulation.py::test_what_is_lost_is_only_late"
+WORLD = "tests/simulation/test_simulation.py::test_lost_messages_only_delay_jobs"
 
 Change = Callable[[str], str]
 

@@ -24,7 +24,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 @pytest.mark.verify
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
-def test_others_go_on(deployment: Deployment, attack: Attack) -> None:
+def test_other_projects_are_served_during_an_attack(deployment: Deployment, attack: Attack) -> None:
     with attackers() as run:
         measured = cost(attack, deployment, run, DOSE, most_seconds=math.inf)
 

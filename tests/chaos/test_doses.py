@@ -98,7 +98,7 @@ def test_a_job_that_is_lost_twice_there_unknown_or_unwell_is_found(jobs: list[di
     assert why in "; ".join(exist([_OK], jobs))
 
 
-def test_who_comes_again_gets_the_job_of_the_first_time() -> None:
+def test_repeated_create_returns_the_first_job() -> None:
     cut = Answer("k1", 0, 0.01)
 
     assert same([cut], [_OK]) == same([_OK], [_OK]) == []
@@ -177,7 +177,7 @@ def test_a_cancelled_batch_ends_in_one_way_and_tells_of_that_alone() -> None:
 _SUM = {"state": "succeeded", "completed": 2}
 
 
-def test_what_had_ended_in_a_backup_and_is_gone_or_other_is_found() -> None:
+def test_jobs_that_had_ended_in_a_backup_and_differ_are_reported() -> None:
     assert changed({"batch_1": _SUM}, {"batch_1": dict(_SUM), "batch_2": {"state": "failed"}}) == []
     assert changed({"batch_1": _SUM}, {}) == ["batch_1 has ended and is not there"]
     assert "'completed': (2, 3)" in changed({"batch_1": _SUM}, {"batch_1": _SUM | {"completed": 3}})[0]
@@ -189,7 +189,7 @@ def test_a_file_of_a_backup_that_is_another_or_gone_is_found() -> None:
     assert other({"file-1": "aa"}, {"file-1": ""}) == ["file-1 is not there"]
 
 
-def test_what_was_in_progress_in_a_backup_and_did_not_succeed_is_found() -> None:
+def test_jobs_in_progress_in_a_backup_that_fail_are_reported() -> None:
     assert unfinished(["batch_1"], {"batch_1": _SUM}) == []
     assert unfinished(["batch_1", "batch_2"], {"batch_1": {"state": "failed"}}) == [
         "batch_1 is failed",
@@ -221,7 +221,7 @@ def test_webhooks_that_a_restored_backup_does_not_send_or_sends_otherwise_are_fo
     assert (why in "; ".join(faults)) if why else faults == []
 
 
-def test_what_a_copy_misses_is_told_unless_it_was_not_finished(tmp_path: Path) -> None:
+def test_missing_results_of_finished_work_in_a_copy_are_reported(tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
     for name in (".partial-1", "file-1"):
         (tmp_path / "files" / name).symlink_to("gone")
@@ -327,9 +327,7 @@ def _chats(*answers: Answer) -> str:
         (Answer("a3", 200, 31.0, "chatcmpl_3"), "completions after, worst 31 s is more than"),
     ],
 )
-def test_who_waits_for_a_completion_and_is_told_nothing_right_or_waits_too_long_is_found(
-    wrong: Answer, why: str
-) -> None:
+def test_wrong_and_late_completions_are_reported(wrong: Answer, why: str) -> None:
     assert _chats(_CHAT, _AWAY) == ""
     assert why in _chats(_CHAT, wrong)
     assert "no completion" in _chats(_AWAY)

@@ -32,7 +32,7 @@ def test_a_lock_is_known_by_its_process(tmp_path: Path) -> None:
     assert os.getpid() not in lockers()
 
 
-def test_it_is_frozen_between_two_heartbeat(tmp_path: Path) -> None:
+def test_process_is_frozen_between_two_heartbeats(tmp_path: Path) -> None:
     worker = subprocess.Popen([sys.executable, "-c", BEATS, str(tmp_path / "gate")])
     try:
         eventually(lambda: worker.pid in lockers(), 10, "it sends a heartbeat")

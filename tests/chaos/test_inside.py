@@ -68,7 +68,7 @@ def _without_store(found: Inside) -> None:
         session.execute(delete(VectorStore))
 
 
-def test_what_is_as_sql_says_passes(found: Inside) -> None:
+def test_vectors_that_agree_with_sql_pass(found: Inside) -> None:
     assert found.violations() == []
     assert found.pending() == 0
 
@@ -92,7 +92,9 @@ def test_pending_removals_are_counted(found: Inside) -> None:
         (_without_store, "which is gone"),
     ],
 )
-def test_what_is_otherwise_is_found(found: Inside, harm: Callable[[Inside], object], violation: str) -> None:
+def test_vectors_that_differ_from_sql_are_reported(
+    found: Inside, harm: Callable[[Inside], object], violation: str
+) -> None:
     harm(found)
 
     assert violation in "; ".join(found.violations())

@@ -74,7 +74,7 @@ def test_a_share_of_the_chunks_is_lost_and_its_connection_with_it(proxy: Proxy) 
     assert 0.05 * _TURNS < lost < 0.2 * _TURNS  # two chunks a turn
 
 
-def test_what_is_mended_carries_everything_at_once(proxy: Proxy) -> None:
+def test_restored_proxy_forwards_without_delay(proxy: Proxy) -> None:
     proxy.worsen(0.5, 1.0)
     assert not _turn(proxy)
     proxy.mend()
@@ -85,7 +85,7 @@ def test_what_is_mended_carries_everything_at_once(proxy: Proxy) -> None:
     assert proxy.resets == 1
 
 
-def test_what_is_asked_is_heard_and_the_answer_lost_until_its_connection_is_reset(proxy: Proxy) -> None:
+def test_swallowed_answers_are_lost_until_the_connection_is_reset(proxy: Proxy) -> None:
     with _open(proxy) as client, _open(proxy) as idle:
         client.settimeout(0.3)
         proxy.deafen()

@@ -54,7 +54,7 @@ def _repeater(sdk: _Sdk) -> Repeater:
     return Repeater(client, Journal(1), random.Random(1), "ours", written_seconds=0.0)
 
 
-def test_what_is_asked_for_at_the_end_shows_nothing_of_the_run() -> None:
+def test_checks_at_the_end_use_new_prompts_and_forget_the_run() -> None:
     one = _repeater(_Sdk(dead=False))
 
     told = one.all_anew(5)

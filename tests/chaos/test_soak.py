@@ -19,20 +19,20 @@ def _weighed(minutes: int, rss: Callable[[float], float], fds: Callable[[float],
 
 
 @pytest.mark.parametrize(("minutes", "slope"), [(480, 1.9), (30, 12.0), (480, -5.0)])
-def test_what_stands_still_or_moves_as_a_heap_does_passes(minutes: int, slope: float) -> None:
+def test_constant_or_fluctuating_memory_passes(minutes: int, slope: float) -> None:
     dice = random.Random(1)
 
     assert _weighed(minutes, lambda hour: 100 + slope * hour + dice.uniform(-0.2, 0.2)).violations() == []
 
 
 @pytest.mark.parametrize(("minutes", "slope"), [(480, 2.5), (30, 30.0)])
-def test_who_grows_is_found(minutes: int, slope: float) -> None:
+def test_growing_process_is_reported(minutes: int, slope: float) -> None:
     [why] = _weighed(minutes, lambda hour: 100 + slope * hour).violations()
 
     assert f"web 1 grows by {slope:.1f} MiB/h" in why
 
 
-def test_one_descriptor_a_fault_is_found_and_an_engines_connections_are_not() -> None:
+def test_growing_descriptors_are_reported_but_not_connections_to_engines() -> None:
     leaks = _weighed(480, lambda _: 100, lambda hour: 30 + int(60 * hour))
     connects = _weighed(480, lambda _: 100, lambda hour: 46 if hour > 2 else 30)
 

@@ -148,7 +148,7 @@ async def test_under_load_nobody_gets_the_answer_of_another_adapter(subject: Sub
     assert same >= len(pairs) * 0.9  # a batch of another size rounds otherwise now and then
 
 
-async def test_what_is_no_adapter_or_answers_otherwise_than_its_trainer_is_refused(subject: Subject) -> None:
+async def test_invalid_adapters_and_adapters_with_other_answers_are_refused(subject: Subject) -> None:
     for adapter in (subject.stranger, subject.liar):
         with pytest.raises(AdapterRefused):
             await subject.ask(TEXTS[0], adapter)

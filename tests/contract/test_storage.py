@@ -293,7 +293,7 @@ def test_an_object_and_its_folders_are_synced_before_it_is_seen(disk: DiskStorag
     assert synced[4:] == [f"{root}/jobs/1"]
 
 
-def test_who_asks_what_is_free_makes_the_folder_as_durably(disk: DiskStorage, synced: list[str]) -> None:
+def test_asking_for_free_space_creates_a_durable_folder(disk: DiskStorage, synced: list[str]) -> None:
     disk.free()
 
     assert synced == [str(disk.root.parent)]

@@ -309,7 +309,7 @@ def test_a_vector_that_is_no_direction_is_refused(vectors: Vectors, store: Store
         vectors.nearest(store, bad, 5)
 
 
-def test_what_came_before_and_after_tending_is_found(vectors: Vectors, store: Store) -> None:
+def test_entries_from_before_and_after_optimizing_are_found(vectors: Vectors, store: Store) -> None:
     vectors.write(store, [an_entry("vsd_a.1", 0, "first zirconium", towards(1))])
     for _ in range(2):
         vectors.tend(store)
@@ -483,7 +483,7 @@ def test_a_server_that_starts_is_away_and_not_empty(server: Weaviate, tmp_path: 
     vectors.close()
 
 
-def test_what_was_written_is_found_by_its_vector_though_the_server_was_killed(server: Weaviate, tmp_path: Path) -> None:
+def test_entry_is_found_by_its_vector_after_the_server_was_killed(server: Weaviate, tmp_path: Path) -> None:
     vectors = open_vectors(server.url, tmp_path, server.api_key, timings=QUICK)
     stores = [a_store(f"vs_killed{n}") for n in range(6)]
     for store in stores:
@@ -498,7 +498,7 @@ def test_what_was_written_is_found_by_its_vector_though_the_server_was_killed(se
     vectors.close()
 
 
-def test_what_is_written_again_is_found_by_its_vector_though_the_server_was_killed_at_the_first_time(
+def test_rewritten_entry_is_found_after_the_server_was_killed_at_the_first_write(
     server: Weaviate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server leaves an object alone that is the same as before."""

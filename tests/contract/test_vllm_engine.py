@@ -374,7 +374,7 @@ def test_a_constraint_binds_the_answer(host: Host, url: str, constraint: dict[st
     assert words_of(url, said).strip('"') in ("violet", "indigo")
 
 
-def test_what_else_shapes_an_answer_does(host: Host) -> None:
+def test_further_fields_shape_an_answer(host: Host) -> None:
     said = chat(host, temperature=0, max_tokens=8, min_tokens=8, ignore_eos=True, bad_words=["Hello"])
 
     assert said["body"]["usage"]["completion_tokens"] == 8
@@ -414,7 +414,7 @@ def test_an_unknown_field_is_refused_by_its_name(host: Host, fields: dict[str, A
         {"bad_words": [""]},
     ],
 )
-def test_what_vllm_does_not_take_of_its_own_is_refused_and_harms_nobody(host: Host, fields: dict[str, Any]) -> None:
+def test_vllm_fields_that_vllm_refuses_are_refused_without_harm(host: Host, fields: dict[str, Any]) -> None:
     assert refused(chat(host, **fields))[0] == 400
     assert chat(host, max_tokens=1)["status"] == 200
 

@@ -120,7 +120,7 @@ def test_it_continues_and_is_continued(world: World) -> None:
     assert second.previous_response_id == first.id
 
 
-def test_one_that_is_not_answered_yet_cannot_be_continued(world: World) -> None:
+def test_unanswered_response_cannot_be_continued(world: World) -> None:
     made = world.create()
 
     with pytest.raises(openai.BadRequestError) as refused:
@@ -166,7 +166,7 @@ def test_an_answer_that_is_no_response_is_a_failure(world: World, body: bytes) -
     assert (failed.status, world.told(failed.id)) == ("failed", ["response.failed"])
 
 
-def test_one_that_is_deleted_when_it_was_answered_leaves_nothing(world: World) -> None:
+def test_deleted_answered_response_leaves_nothing(world: World) -> None:
     done = world.ended(world.create())
     assert world.mill.storage.list(f"jobs/{done.id}")
 
@@ -175,7 +175,7 @@ def test_one_that_is_deleted_when_it_was_answered_leaves_nothing(world: World) -
     assert world.mill.storage.list(f"jobs/{done.id}") == world.objects() == []
 
 
-def test_one_that_was_cut_short_says_so(world: World) -> None:
+def test_truncated_response_is_incomplete(world: World) -> None:
     body = msgspec.json.decode(reply("/v1/responses", {"model": MODEL}, "Hello").body)
     cut = {**body, "status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
     world.faults.append(Answer(200, msgspec.json.encode(cut)))
@@ -188,7 +188,7 @@ def test_one_that_was_cut_short_says_so(world: World) -> None:
     assert world.told(done.id) == ["response.incomplete"]
 
 
-def test_one_that_is_cancelled_stays_so(world: World) -> None:
+def test_cancelled_response_stays_cancelled(world: World) -> None:
     made = world.create()
 
     assert world.client.responses.cancel(made.id).status == "cancelled"
@@ -203,7 +203,7 @@ def _finished_by(monkeypatch: pytest.MonkeyPatch, finish: Callable[..., Any]) ->
     monkeypatch.setitem(HANDLERS, responses.KIND, handler)
 
 
-def test_one_that_is_cancelled_while_it_is_answered_ends_so_though_the_answer_has_gone_since(
+def test_response_cancelled_during_its_answer_ends_as_cancelled_without_the_answers_file(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A backup's files may be of a later moment than its database."""
@@ -235,7 +235,7 @@ def test_to_cancel_what_is_answered_changes_nothing(world: World) -> None:
     assert world.client.responses.cancel(done.id) == done
 
 
-def test_one_that_was_not_answered_in_its_time_has_failed(world: World) -> None:
+def test_response_that_is_not_answered_in_time_fails(world: World) -> None:
     made = world.create()
     with world.mill.db.write() as session:
         session.execute(update(Job).where(Job.id == made.id).values(deadline=now() - 1))
@@ -247,7 +247,7 @@ def test_one_that_was_not_answered_in_its_time_has_failed(world: World) -> None:
     assert "within its time" in failed.error.message
 
 
-def test_one_that_is_deleted_is_not_answered_and_leaves_nothing(world: World) -> None:
+def test_deleted_response_is_not_answered_and_leaves_nothing(world: World) -> None:
     made = world.create()
 
     world.client.responses.delete(made.id)
@@ -260,7 +260,7 @@ def test_one_that_is_deleted_is_not_answered_and_leaves_nothing(world: World) ->
 
 
 @pytest.mark.parametrize("step", ["respond", "_object", "_write", "_close"])
-def test_one_that_is_deleted_while_it_is_answered_ends_quietly_and_leaves_nothing(
+def test_response_deleted_during_its_answer_leaves_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     does = getattr(background_responses, step)
@@ -283,9 +283,7 @@ def test_one_that_is_deleted_while_it_is_answered_ends_quietly_and_leaves_nothin
     assert world.objects() == world.mill.storage.list(f"jobs/{made.id}") == []
 
 
-def test_one_that_is_deleted_while_storage_lets_nothing_go_ends_all_the_same(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_response_is_deleted_while_storage_deletes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     found = background_responses._object
 
     def away(_: str) -> None:
@@ -339,7 +337,7 @@ def test_one_key_makes_one_response(world: World) -> None:
     ("fields", "param"),
     [({"store": False}, "store"), ({"model": "all-minilm-l6-v2"}, "model")],
 )
-def test_what_cannot_be_is_refused_at_once(world: World, fields: dict[str, Any], param: str) -> None:
+def test_invalid_requests_are_refused_at_once(world: World, fields: dict[str, Any], param: str) -> None:
     given = {"model": MODEL, "input": "Hello", "background": True, **fields}
     with pytest.raises(openai.BadRequestError) as refused:
         world.client.responses.create(**given)
@@ -348,7 +346,7 @@ def test_what_cannot_be_is_refused_at_once(world: World, fields: dict[str, Any],
     assert world.objects() == []
 
 
-def test_it_is_not_retried_but_asked_for_again(world: World) -> None:
+def test_response_is_not_retried_but_requested_again(world: World) -> None:
     made = world.create()
     world.client.responses.cancel(made.id)
     world.mill.drain(made.id)

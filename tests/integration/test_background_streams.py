@@ -132,7 +132,7 @@ def test_its_events_come_as_they_are_told_and_the_ledger_tells_the_last(make_wor
     assert _text(events) == kept.output_text
 
 
-def test_whoever_dropped_goes_on_after_the_last_number_seen_while_it_runs_and_afterwards(make_world: Any) -> None:
+def test_stream_is_resumed_after_the_last_number_seen(make_world: Any) -> None:
     world = make_world(Paced(pause=0.1))
     stream = world.create()
     seen = [next(stream) for _ in range(6)]
@@ -172,7 +172,7 @@ def test_when_nothing_told_is_left_the_whole_is_written_out(make_world: Any) -> 
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_what_was_found_in_the_background_is_shown_to_whoever_asks_for_it(make_world: Any, told: bool) -> None:
+def test_search_results_of_background_responses_are_shown_on_request(make_world: Any, told: bool) -> None:
     world = make_world(searching(FakeEngine((MODEL,), fault=citing)))
     plain, wanted = (list(world.create(tools=[TOOL], include=include)) for include in (None, RESULTS))
     response_id = plain[0].response.id
@@ -288,7 +288,7 @@ def test_a_worker_whose_lease_is_lost_has_its_answer_given_by_the_next(make_worl
     assert _helped(events).output_text == events[-1].response.output_text  # type: ignore[union-attr]
 
 
-def test_of_a_worker_that_was_lost_what_it_still_tells_is_not_shown(make_world: Any) -> None:
+def test_events_of_a_lost_worker_are_not_shown(make_world: Any) -> None:
     world = make_world(Paced(pause=0.1))
     stream = world.create()
     seen = [next(stream) for _ in range(4)]
@@ -359,7 +359,7 @@ def test_cancelling_just_ends_it(make_world: Any) -> None:
     assert world.client.responses.retrieve(seen[0].response.id).status == "cancelled"
 
 
-def test_what_is_kept_is_read_when_it_has_ended_and_again_where_storage_was_away(
+def test_stored_answer_is_read_at_the_end_and_again_after_a_storage_outage(
     make_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load, loads = stored_answers.load_response, 0
@@ -406,7 +406,7 @@ def test_an_idempotency_key_follows_the_one_response(make_world: Any) -> None:
     assert _text(second) == _text(first)
 
 
-def test_what_was_told_is_forgotten_soon_after_its_end(make_world: Any) -> None:
+def test_published_events_expire_soon_after_the_end(make_world: Any) -> None:
     world = make_world(Paced(pause=0.2))
     stream = world.create()
     name = interactive.answer_key(next(stream).response.id)

@@ -68,7 +68,7 @@ def test_the_model_is_shown_the_instructions_and_none_of_what_is_no_part_of_a_pr
     assert told[0]["instructions"] == "Be brief."
 
 
-def test_it_is_gone_on_from_and_compacted_again(shop: Shop) -> None:
+def test_compacted_input_is_continued_and_compacted_again(shop: Shop) -> None:
     made = shop.client.responses.compact(model=MODEL, input="one two")
     given: Any = [item.to_dict(warnings=False) for item in made.output]
 

@@ -110,7 +110,7 @@ def test_the_same_words_said_twice_are_two_items(shop: Shop) -> None:
     assert len({item.id for item in items}) == len(items) == 6
 
 
-def test_what_is_refused_is_no_part_of_it(make_shop: Callable[..., Shop]) -> None:
+def test_refused_input_is_not_part_of_the_conversation(make_shop: Callable[..., Shop]) -> None:
     from workers.engines.port import refusal
 
     shop = make_shop(engine={"fault": lambda _: refusal(400, "No.", code="bad")})
@@ -212,7 +212,7 @@ def test_calls_of_functions_and_their_outputs_have_a_status(shop: Shop) -> None:
     assert [item.status for item in added.data] == statuses[2:]  # type: ignore[union-attr]
 
 
-def test_one_key_says_it_once(shop: Shop) -> None:
+def test_one_key_appends_items_once(shop: Shop) -> None:
     made = shop.client.conversations.create()
     headers = {"Authorization": f"Bearer {shop.client.api_key}", "Idempotency-Key": "k"}
     url, body = f"{shop.url}/conversations/{made.id}/items", {"items": [_message("one")]}
@@ -256,7 +256,7 @@ def test_a_commit_whose_answer_is_lost_loses_no_word(shop: Shop, monkeypatch: py
     assert _texts(shop, made.id) == ["one"]
 
 
-def test_what_is_said_is_said_once_where_storage_lets_nothing_go(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_items_are_appended_once_while_storage_deletes_nothing(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever were told of a failure would say it again."""
     made = shop.client.conversations.create()
     response = _answer(shop, "one", made.id)
@@ -310,7 +310,7 @@ def test_another_project_sees_nothing_of_it(shop: Shop) -> None:
         other.responses.create(model=MODEL, input="x", conversation=made.id)
 
 
-def test_what_a_crash_left_behind_goes_and_what_is_read_stays(shop: Shop) -> None:
+def test_leftovers_of_a_crash_are_removed_and_objects_in_use_stay(shop: Shop) -> None:
     made = shop.client.conversations.create(items=[_message("one")])
     services = shop.app.state.services
     services.storage.put("conversations/conv_1-lost", b"[]")

@@ -233,7 +233,7 @@ def test_a_storage_that_is_away_for_a_while_loses_nothing(cluster: Cluster, tmp_
     assert cluster.asked("bucket") <= 1500 + 2 * LOST_AT_ONCE
 
 
-def test_what_a_dead_host_held_another_takes_up(cluster: Cluster, tmp_path: Path) -> None:
+def test_another_host_takes_over_the_work_of_a_dead_host(cluster: Cluster, tmp_path: Path) -> None:
     """Last of all: the second host is not started again."""
     batch = cluster.begin(tmp_path, 1500, "host")
 

@@ -483,7 +483,7 @@ def _in_line(shop: Shop) -> int:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_who_is_being_answered_is_under_way_until_the_answer_ends(make_shop: Callable[..., Shop], stream: bool) -> None:
+def test_request_counts_as_other_work_until_its_answer_ends(make_shop: Callable[..., Shop], stream: bool) -> None:
     shop, under_way = make_shop({"delay": 1.0}), UnderWay()
     project = _project(shop)
     with ThreadPoolExecutor(1) as threads, shop.open(under_way=under_way) as consumer:
@@ -535,7 +535,7 @@ def test_where_the_only_worker_is_paused_a_client_is_told_that_there_is_none(sho
 
 
 @pytest.mark.parametrize("scope", [Scope.QUEUE, Scope.MODEL, Scope.PROJECT])
-def test_who_stands_in_the_line_of_what_is_paused_is_told_so(shop: Shop, scope: Scope) -> None:
+def test_queued_clients_of_a_paused_target_get_an_error(shop: Shop, scope: Scope) -> None:
     name = {Scope.QUEUE: Queue.GENERATE.value, Scope.MODEL: MODEL, Scope.PROJECT: _project(shop)}[scope]
     shop.announce("gpu-1")
     with ThreadPoolExecutor(1) as threads:
@@ -640,7 +640,7 @@ def test_more_wait_in_one_process_than_a_pool_of_connections_holds_by_default(re
     assert len(said) == count
 
 
-async def test_whoever_reads_slowly_is_there_all_the_same_and_has_left_once_it_leaves(
+async def test_slow_reader_counts_as_present_until_it_disconnects(
     redis_url: str,
 ) -> None:
     """Of ten pieces it takes longer over one than a client is there for, and than a worker may be silent."""

@@ -365,7 +365,7 @@ def test_results_of_a_claim_that_was_lost_while_they_were_stored_leave_nothing_b
 
 
 @pytest.mark.parametrize("then", ["all of it", "its claim", "a claim that was lost"])
-def test_who_never_hears_of_the_commit_of_its_only_shards_end_finishes_the_job(
+def test_job_is_finished_after_the_answer_to_the_last_commit_was_lost(
     mill: Mill, monkeypatch: pytest.MonkeyPatch, then: str
 ) -> None:
     job_id = _planned(mill, _batch(3))
@@ -402,7 +402,7 @@ def test_who_never_hears_of_the_commit_of_its_only_shards_end_finishes_the_job(
     assert mill.storage.list("files") == sorted([str(job.input_path), f"files/{job.output_file_id}"])
 
 
-def test_what_goes_wrong_after_its_only_shards_end_does_not_keep_the_job_from_being_finished(
+def test_error_after_the_end_of_the_only_shard_does_not_prevent_the_finish(
     mill: Mill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = _planned(mill, _batch(3))
@@ -419,7 +419,7 @@ def test_what_goes_wrong_after_its_only_shards_end_does_not_keep_the_job_from_be
     assert mill.job(job_id).state == JobState.SUCCEEDED
 
 
-def test_who_dies_before_it_finishes_its_only_shards_job_is_followed_by_another(
+def test_another_worker_finishes_the_job_of_a_worker_that_died_before_the_finish(
     mill: Mill, monkeypatch: pytest.MonkeyPatch, asked: list[str]
 ) -> None:
     _in_parts(monkeypatch)

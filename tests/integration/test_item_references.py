@@ -167,7 +167,7 @@ def test_items_of_a_conversation_are_referred_to(shop: Shop, store: bool) -> Non
     assert shop.asked[-1] == f"one\ntwo\n{answered.output_text}\nthree"
 
 
-def test_what_a_conversation_is_told_by_reference_is_part_of_it(shop: Shop) -> None:
+def test_items_appended_by_reference_are_part_of_the_conversation(shop: Shop) -> None:
     first = _ask(shop, _user("one"))
     made = shop.client.conversations.create(items=[_reference(first.output[0])])  # type: ignore[list-item]
     second = _ask(shop, _reference(first.output[0]), conversation=made.id)

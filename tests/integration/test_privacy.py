@@ -205,7 +205,7 @@ def _tables_with(path: Path, word: str) -> set[str]:
         database.close()
 
 
-def test_they_were_looked_for_where_they_could_be(scene: Scene) -> None:
+def test_search_for_texts_covers_every_place_of_data(scene: Scene) -> None:
     names = {path.name for path in scene.written()}
 
     assert {"nightmill.db", "gpu.log", "cpu.log", "web.log", "io.log", "dispatcher.log"} <= names

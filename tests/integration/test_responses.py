@@ -144,7 +144,7 @@ def test_a_key_replays_what_was_found_as_it_is_asked_for(library: Shop) -> None:
     assert TEXT not in replayed.text
 
 
-def test_what_was_found_goes_into_no_later_turn_and_no_conversation(library: Shop) -> None:
+def test_search_results_enter_no_later_turn_and_no_conversation(library: Shop) -> None:
     conversation = library.client.conversations.create()
     first = _create(library, tools=[TOOL])
     second = _create(library, "And dogs?", tools=[TOOL], previous_response_id=first.id)
@@ -159,7 +159,7 @@ def test_what_was_found_goes_into_no_later_turn_and_no_conversation(library: Sho
     assert not any(TEXT in item.to_json() for item in shown)
 
 
-def test_what_is_not_kept_is_searched_for_as_it_was_asked(library: Shop) -> None:
+def test_unstored_response_shows_its_search_results_on_request(library: Shop) -> None:
     plain = _create(library, tools=[TOOL], store=False)
     wanted = _create(library, tools=[TOOL], store=False, include=RESULTS)
     odd = library.post("responses", {"model": MODEL, "input": "Hello", "tools": [TOOL], "include": [5]})
@@ -215,7 +215,7 @@ def test_a_refusal_is_passed_on_and_keeps_nothing(make_shop: Callable[..., Shop]
         ({"background": True, "store": False}, "store", "unsupported_value"),
     ],
 )
-def test_what_we_cannot_do_is_said_before_anything_is_asked(
+def test_unsupported_fields_are_refused_before_the_engine_is_asked(
     shop: Shop, fields: dict[str, Any], param: str, code: str
 ) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
@@ -275,7 +275,7 @@ def test_a_role_that_does_not_exist_is_refused_with_those_that_do(shop: Shop, ba
     assert "'wizard'. Supported roles are: user, assistant, system, developer." in error["message"]
 
 
-def test_what_was_said_before_is_enough_of_an_input(shop: Shop) -> None:
+def test_earlier_turns_suffice_as_input(shop: Shop) -> None:
     """In any of the ways a response is asked for."""
     first = _create(shop, "one")
     conversation = shop.client.conversations.create(items=[{"role": "user", "content": "one"}])

@@ -155,7 +155,7 @@ def test_the_rest_comes_after_the_connection_broke_and_the_model_is_asked_once(s
     assert second[-1]["data"] == "[DONE]"
 
 
-def test_it_is_come_back_to_again_and_again_also_by_its_url_and_after_its_end(shop: Shop) -> None:
+def test_stream_is_resumed_repeatedly_also_by_its_url_and_after_its_end(shop: Shop) -> None:
     with shop.open():
         with _post(shop, _CHAT, **_RESUME) as events:
             seen = _some(events, 2)
@@ -282,7 +282,7 @@ def test_a_response_that_was_kept_is_not_written_again_by_whoever_comes_back_to_
     assert (again, written) == (seen[3:], [])
 
 
-def test_what_was_asked_lies_twice_beside_the_stream_of_a_response_and_no_more(shop: Shop) -> None:
+def test_request_is_stored_at_most_twice_beside_the_stream_of_a_response(shop: Shop) -> None:
     """Once as the model is shown it, and once as what is new of it."""
     body = {"model": MODEL, "input": "Tell me of the sea", "stream": True}
     with shop.open(), _post(shop, body, "responses", **_RESUME) as events:
@@ -314,7 +314,7 @@ def test_nobody_comes_back_and_the_engine_is_free_when_the_time_is_over(
 
 
 @pytest.mark.parametrize(("stream", "seen"), [(False, 0), (True, 0), (True, 5)])
-def test_whoever_hangs_up_frees_the_engine_soon(
+def test_disconnected_client_frees_the_engine_soon(
     make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch, stream: bool, seen: int
 ) -> None:
     shop = make_shop({} if seen else {"delay": 30.0})
@@ -481,7 +481,7 @@ def test_a_stream_that_is_still_in_line_can_be_come_back_to_and_stopped(
         assert _text(list(_events(iter(answer.text.split("\n"))))) == _WHOLE
 
 
-def test_whoever_comes_back_to_a_line_that_nobody_serves_any_more_is_told(
+def test_resuming_from_a_queue_without_a_worker_is_an_error(
     make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shop = make_shop(timings=replace(Timings(), first_chunk_patience=0.3, interactive_taken=0.3))
@@ -515,7 +515,7 @@ def test_a_stream_that_nobody_reads_is_bounded_and_frees_the_engine(
     assert shop.host._in_flight == 0
 
 
-def test_what_was_read_and_stays_for_whoever_comes_back_is_not_taken_for_unread(
+def test_read_entries_that_stay_for_resuming_do_not_count_as_unread(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("jobs.inference.client", "workers.inference.answer_writer"):
@@ -530,7 +530,7 @@ def _last(server: Any, name: str) -> str | None:
     return interactive.unpack_entry(found[0][1][interactive.ENTRY_FIELD]).kind if found else None
 
 
-def test_what_was_read_is_dropped_and_the_last_of_it_kept_where_one_may_come_back(
+def test_read_entries_are_dropped_except_the_last_of_a_resumable_stream(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jobs.inference.client.AT_ONCE", 4)
@@ -551,7 +551,7 @@ def test_what_was_read_is_dropped_and_the_last_of_it_kept_where_one_may_come_bac
 
 
 @pytest.mark.parametrize("read", [0, 2], ids=["before the first is read", "while it is read"])
-async def test_whoever_missed_what_another_reader_dropped_is_told_instead_of_shown_a_hole(
+async def test_resuming_behind_dropped_entries_is_an_error_and_leaves_no_gap(
     redis_url: str, read: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jobs.inference.client.AT_ONCE", 2)

@@ -146,7 +146,7 @@ def test_its_messages_come_in_pages(shop: Shop) -> None:
         shop.client.chat.completions.messages.list(made.id, after="chatcmpl-none")
 
 
-def test_it_is_labelled_anew_and_deleted(shop: Shop) -> None:
+def test_metadata_is_updated_and_the_chat_deleted(shop: Shop) -> None:
     made = _create(shop, metadata={"team": "blue"})
 
     changed = shop.client.chat.completions.update(made.id, metadata={"team": "red"})
@@ -255,7 +255,7 @@ def test_a_stream_that_is_shown_again_is_stored_once_and_not_after_it_was_delete
     assert actions == ["chat_completion.create", "chat_completion.delete"]
 
 
-def test_what_is_stored_is_not_written_again_by_whoever_shows_its_stream_again(
+def test_stored_chat_is_not_written_again_when_its_stream_is_shown_again(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with _resumable(shop) as events:
@@ -270,7 +270,7 @@ def test_what_is_stored_is_not_written_again_by_whoever_shows_its_stream_again(
 
 
 @pytest.mark.parametrize("deleted", [False, True])
-def test_of_two_who_store_a_stream_at_the_same_moment_the_row_knows_one_and_none_that_is_deleted(
+def test_two_writers_of_one_stream_leave_one_object_that_the_row_names(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, deleted: bool
 ) -> None:
     storage, key = shop.app.state.services.storage, {"Authorization": f"Bearer {shop.client.api_key}"}
@@ -306,7 +306,7 @@ def test_of_two_who_store_a_stream_at_the_same_moment_the_row_knows_one_and_none
     assert len(found) == len(shop.objects("completions")) == (0 if deleted else 1)
 
 
-def test_one_of_which_a_piece_was_dropped_unread_is_an_error_and_is_not_stored(
+def test_stream_with_a_dropped_unread_chunk_is_an_error_and_is_not_stored(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As another reader does, who is further on."""
@@ -333,7 +333,7 @@ def test_one_of_which_a_piece_was_dropped_unread_is_an_error_and_is_not_stored(
     assert (list(shop.client.chat.completions.list()), shop.objects("completions")) == ([], [])
 
 
-def test_one_whose_beginning_was_dropped_cannot_be_come_back_to(slow: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stream_whose_beginning_was_dropped_cannot_be_resumed(slow: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.inference.client.BEHIND", 0)
     monkeypatch.setattr("jobs.inference.client.AT_ONCE", 1)
     with _resumable(slow) as events:
@@ -421,7 +421,7 @@ def test_a_stream_that_breaks_is_an_error_and_is_not_stored(shop: Shop) -> None:
     assert shop.objects("completions") == []
 
 
-def test_whoever_leaves_a_stream_leaves_nothing(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_that_leaves_a_stream_leaves_nothing_behind(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     async def stream(request: Request, emit: Emit) -> Answer:
         await emit(json.dumps(_WORD).encode())
         await asyncio.sleep(20)

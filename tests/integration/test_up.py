@@ -241,7 +241,7 @@ def test_it_can_be_started_again_at_once_after_a_kill(up: Up) -> None:
     assert not set(before.values()) & set(after.values())
 
 
-def test_what_a_killed_pair_left_behind_is_killed_at_the_next_start(up: Up) -> None:
+def test_leftovers_of_a_killed_guard_and_supervisor_are_killed_at_the_next_start(up: Up) -> None:
     up.wait_until_running()
     engines = set(up.engines())
 
@@ -378,7 +378,7 @@ def detached(tmp_path: Path) -> Iterator[Detached]:
             process.kill()
 
 
-def test_one_in_the_background_is_found_shown_and_ended_from_another_folder(detached: Detached) -> None:
+def test_background_deployment_is_found_shown_and_stopped_from_another_folder(detached: Detached) -> None:
     assert detached.told.returncode == 0, detached.told.stderr
     assert f"ready: {detached.run_file()['url']}/v1" in detached.told.stdout
     assert "nm_operator" not in detached.told.stdout
@@ -399,7 +399,7 @@ def test_one_in_the_background_is_found_shown_and_ended_from_another_folder(deta
     assert detached.call("status").returncode == 1
 
 
-def test_one_in_the_background_that_was_killed_misleads_nobody(detached: Detached) -> None:
+def test_killed_background_deployment_is_not_taken_for_running(detached: Detached) -> None:
     pids = detached.wait_until_running()
     guard = detached.run_file()["pid"]
     for pid in (guard, psutil.Process(guard).children()[0].pid, *pids.values()):

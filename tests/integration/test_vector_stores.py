@@ -408,7 +408,7 @@ def test_a_batchs_own_webhook_is_told_and_signed(mill: Mill) -> None:
     assert {"id": batch.id} in [one["data"] for one in told]
 
 
-def test_what_is_deleted_is_nowhere(mill: Mill) -> None:
+def test_deleted_texts_are_nowhere(mill: Mill) -> None:
     store = mill.store()
     files = mill.client.vector_stores.files
     kept, gone = mill.upload("kept.txt", b"An okapi eats leaves."), mill.upload("gone.txt", _about(CANARY))
@@ -429,7 +429,7 @@ def test_what_is_deleted_is_nowhere(mill: Mill) -> None:
     assert [receipt.action for receipt in receipts] == ["vectors.purge_document"]
 
 
-def test_what_a_deleted_file_and_a_deleted_store_held_is_nowhere(mill: Mill) -> None:
+def test_texts_of_deleted_files_and_stores_are_nowhere(mill: Mill) -> None:
     word = f"{CANARY}-again"
     stores, file = [mill.store(), mill.store()], mill.upload("gone.txt", _about(word))
     for store in stores:
@@ -674,7 +674,7 @@ def test_a_text_that_was_embedded_for_a_client_is_not_embedded_again(mill: Mill)
     assert again.usage.prompt_tokens > first.usage.prompt_tokens == cached("A text about nothing.")
 
 
-def test_who_embeds_and_ranks_in_process_calls_nobody(mill: Mill, library: str) -> None:
+def test_embedding_and_ranking_in_process_open_no_connection(mill: Mill, library: str) -> None:
     """Models, tokenizers and their libraries are there, and say nothing of their use."""
     assert mill.asked(library, LIBRARY["coffee.md"][0])[0] == "coffee.md"
     mill.client.vector_stores.search(library, query="vacation", ranking_options={"ranker": "near"})

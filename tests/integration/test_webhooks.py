@@ -287,7 +287,7 @@ def test_claims_that_an_earlier_run_left_are_taken_back(db: Database, receiver: 
         eventually(lambda: states(db)["delivered"] == 2)
 
 
-def test_what_a_worker_held_that_is_gone_is_swept_up_and_a_live_ones_is_not(db: Database, tmp_path: Path) -> None:
+def test_deliveries_of_a_missing_worker_are_freed_and_those_of_a_live_one_are_not(db: Database, tmp_path: Path) -> None:
     endpoint(db, "http://127.0.0.1:9/")
     happen(db, 4)
     host, pid, started = processes.me()
@@ -404,7 +404,7 @@ class Shut(Database):
             yield session
 
 
-def test_what_could_not_be_given_back_at_the_end_is_taken_back_by_the_next_run(
+def test_unreleased_deliveries_are_revoked_by_the_next_run(
     db: Database, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     endpoint(db, receiver.url("hang"))

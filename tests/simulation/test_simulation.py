@@ -31,7 +31,7 @@ def world() -> Iterator[SimulatedDatabase]:
 
 
 @pytest.mark.parametrize("seed", REGRESSIONS)
-def test_what_was_once_wrong_stays_right(world: SimulatedDatabase, seed: int) -> None:
+def test_seeds_that_once_failed_pass(world: SimulatedDatabase, seed: int) -> None:
     assert play(seed, world) == []
 
 
@@ -87,6 +87,6 @@ def test_a_poisoned_line_costs_few_workers_and_no_neighbour(world: SimulatedData
 
 
 @pytest.mark.parametrize("weather", [Weather(message_lost=0.5), Weather(crash_every=1.0)], ids=["messages", "workers"])
-def test_what_is_lost_is_only_late(world: SimulatedDatabase, weather: Weather) -> None:
+def test_lost_messages_only_delay_jobs(world: SimulatedDatabase, weather: Weather) -> None:
     for seed in range(4):
         assert Game(seed, weather, world).play() == []

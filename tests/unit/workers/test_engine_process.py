@@ -29,14 +29,14 @@ def _thawed() -> Iterator[None]:
     gc.unfreeze()
 
 
-def test_what_is_there_is_not_looked_through_again() -> None:
+def test_frozen_objects_are_not_scanned_again() -> None:
     memory.freeze()
 
     assert gc.get_freeze_count() > 1000
     assert len(gc.get_objects()) < 1000
 
 
-def test_what_was_for_good_and_is_no_more_is_freed_by_the_next() -> None:
+def test_unreachable_frozen_object_is_freed_by_the_next_freeze() -> None:
     cycle = Cycle()
     memory.freeze()
     gone = weakref.ref(cycle)

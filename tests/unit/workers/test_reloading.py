@@ -82,7 +82,7 @@ def process(tmp_path: Path) -> Iterator[Process]:
     ],
     ids=["arguments", "source", "name", "gone", "come"],
 )
-def test_what_is_loaded_anew_ends_the_process_once(process: Process, changed: Callable[[str], str]) -> None:
+def test_change_of_loaded_models_ends_the_process_once(process: Process, changed: Callable[[str], str]) -> None:
     process.finds(changed(FILE))
     process.reloading.look()
 
@@ -102,7 +102,7 @@ def test_what_is_loaded_anew_ends_the_process_once(process: Process, changed: Ca
     ],
     ids=["nothing", "of another queue", "a server", "a server of another queue", "what is said of it", "wrong", "two"],
 )
-def test_what_else_changes_does_not(process: Process, changed: Callable[[str], str]) -> None:
+def test_other_changes_do_not_end_the_process(process: Process, changed: Callable[[str], str]) -> None:
     process.finds(changed(FILE))
 
     assert process.ends == []

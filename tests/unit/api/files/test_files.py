@@ -287,7 +287,7 @@ def test_an_expired_file_does_not_exist(app: FastAPI, client: TestClient) -> Non
     assert client.get("/v1/files").json()["data"] == []
 
 
-def test_whoever_deletes_what_it_lists_is_given_the_next_page(client: TestClient) -> None:
+def test_deleting_the_listed_files_does_not_break_paging(client: TestClient) -> None:
     made = [upload(client).json()["id"] for _ in range(3)]
     seen: list[str] = []
     page: dict[str, Any] = {"has_more": True}

@@ -251,7 +251,7 @@ def test_sizes_have_limits(make_app: Callable[..., FastAPI]) -> None:
     assert len(app.state.services.storage.list("uploads")) == 1
 
 
-def test_of_a_part_that_arrives_while_the_upload_is_completed_nothing_is_kept(
+def test_part_that_arrives_during_completion_leaves_nothing(
     app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload_id = create(client, 3)
@@ -272,7 +272,7 @@ def test_of_a_part_that_arrives_while_the_upload_is_completed_nothing_is_kept(
 
 
 @pytest.mark.parametrize("when", ["before it reads the parts", "after it has read them"])
-def test_of_two_that_complete_at_once_one_makes_the_file_and_both_are_told_of_it(
+def test_two_concurrent_completions_make_one_file_and_both_return_it(
     app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     upload_id = create(client, 3)
@@ -295,7 +295,7 @@ def test_of_two_that_complete_at_once_one_makes_the_file_and_both_are_told_of_it
     assert len(app.state.services.storage.list("files")) == 1
 
 
-def test_of_many_that_complete_at_once_in_one_process_one_copies_the_parts(
+def test_concurrent_completions_in_one_process_copy_the_parts_once(
     app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload_id = create(client, 3)

@@ -149,7 +149,7 @@ _TURNS = [{"role": "user", "content": "Hi"}]
         ({"strategy": "rotate", "keep": 1}, "context.keep", "unknown_parameter"),
     ],
 )
-def test_what_is_to_be_done_about_length_is_judged_before_there_is_somebody_to_do_it(
+def test_context_options_are_checked_before_a_worker_exists(
     client: TestClient, context: Any, param: str, code: str
 ) -> None:
     bodies = {"/v1/chat/completions": {"messages": _TURNS}, "/v1/responses": {"input": _TURNS}}
@@ -162,7 +162,7 @@ def test_what_is_to_be_done_about_length_is_judged_before_there_is_somebody_to_d
     assert client.get("/v1/jobs").json()["data"] == []
 
 
-def test_what_is_right_about_length_is_passed_on(client: TestClient) -> None:
+def test_valid_context_options_are_passed_on(client: TestClient) -> None:
     body = {"model": "smollm2-135m-instruct", "messages": [{**_TURNS[0], "priority": 1.5}]}
 
     for context in (None, {"strategy": "priority", "keep_last": 2}, {"route_long": "other"}):
@@ -172,7 +172,7 @@ def test_what_is_right_about_length_is_passed_on(client: TestClient) -> None:
     assert (error["param"], error["code"]) == ("context", "unsupported_parameter")
 
 
-def test_of_the_faults_of_a_body_few_are_looked_for_however_many_there_are(app: FastAPI) -> None:
+def test_validation_stops_after_a_few_faults_of_a_body(app: FastAPI) -> None:
     names = {f"x{n}": [] for n in range(20_000)}
     counts: dict[str, int] = {}
     for route in app.routes:

@@ -70,7 +70,7 @@ def test_what_is_paused_grants_no_claim_and_keeps_its_message(db: Database, scop
 
 
 @pytest.mark.parametrize("scope", Scope)
-def test_others_go_on(db: Database, scope: Scope) -> None:
+def test_other_projects_are_served_during_an_attack(db: Database, scope: Scope) -> None:
     job = ledgers.running(db)
     pause(db, scope, "another")
 

@@ -50,7 +50,7 @@ def test_a_summary_is_packed_as_one_word_and_unpacked_again(summary: str) -> Non
         ("nightmill-1._w==", "damaged"),  # no UTF-8
     ],
 )
-async def test_what_we_have_not_packed_is_refused_at_its_place(content: Any, said: str) -> None:
+async def test_foreign_compaction_item_is_refused_with_its_path(content: Any, said: str) -> None:
     engine = Counting()
     items = [user("one"), {"type": "compaction", "encrypted_content": content}]
     request = Request(RESPONSES, {"model": MODEL, "input": items}, "req_1")
@@ -72,7 +72,7 @@ def test_all_that_users_say_around_a_summary_is_one_message_and_the_summary_is_q
     assert shown(item()) == [user(NOTE)]
 
 
-def test_what_others_say_stands_where_it_stood() -> None:
+def test_messages_of_other_roles_keep_their_position() -> None:
     system, assistant = {"role": "system", "content": "Be brief."}, {"role": "assistant", "content": "Yes."}
 
     assert shown(system, user("one"), user("two"), assistant, user("three"), item(), assistant, user("four")) == [

@@ -96,7 +96,7 @@ async def test_what_is_cached_is_the_answer_that_was_cut_and_checked(layers: Lay
     assert "old" not in json.dumps([request.body["messages"] for request in layers.engine.asked])
 
 
-async def test_what_files_say_is_fitted_checked_and_not_cached(layers: Layers) -> None:
+async def test_answers_with_file_search_are_shortened_checked_and_not_cached(layers: Layers) -> None:
     body = {
         "input": [{"role": "user", "content": "old " * 40}, {"role": "user", "content": "Cats?"}],  # short by itself
         "max_output_tokens": 10,

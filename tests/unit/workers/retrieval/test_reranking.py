@@ -90,7 +90,7 @@ def test_the_threshold_is_of_the_new_score_and_only_the_best_are_looked_at(shelf
     assert [len(request.body["documents"]) for request in engine] == [4, 2]
 
 
-def test_of_several_queries_each_texts_best_counts(shelf: Shelf) -> None:
+def test_best_score_of_several_queries_counts_for_each_text(shelf: Shelf) -> None:
     found = shelf.search("kiwi", "volcano", ranker="ranker", text_weight=0.0)
 
     assert {one.file_id: one.score for one in found} == {"kiwi": 1.0, "lava": 1.0, "emu": 0.0, "tide": 0.0}
@@ -236,7 +236,7 @@ def test_what_another_queues_worker_refuses_is_the_rankers_fault(shelf: Shelf, m
     assert (error["status"], error["param"], error["code"]) == (400, "ranking_options.ranker", "model_not_found")
 
 
-def test_what_breaks_in_another_queues_worker_is_told_as_it_is(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures_in_another_queues_worker_are_passed_on(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     broke = AnswerEntry("end", refusal(502, "no score", code="engine_error").body, 502)
     monkeypatch.setattr(shelf.mill.searching._reranking, "_client", Elsewhere(broke))
 

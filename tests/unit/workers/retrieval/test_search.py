@@ -455,7 +455,7 @@ def ranked(*arguments: Any) -> list[tuple[str, float]]:
     return [(hit.document, round(score, 4)) for hit, score in fuse(*arguments)]
 
 
-def test_who_is_best_in_both_has_one() -> None:
+def test_hit_that_is_best_in_both_rankings_has_score_one() -> None:
     found = ranked(hits(a=0.9, b=0.5), hits(a=12, c=3), (1, 1), "rrf", 1)
 
     assert found == [("a", 1.0), ("b", 0.3333), ("c", 0.3333)]
@@ -485,17 +485,17 @@ def test_relative_scores_count_by_their_distance_to_the_best() -> None:
     assert found == [("a", 0.75), ("b", 0.75), ("c", 0.0)]
 
 
-def test_of_meaning_alone_the_cosine_stays() -> None:
+def test_cosine_is_the_score_of_a_search_by_vectors_alone() -> None:
     assert ranked(hits(a=0.7, b=-0.3, c=1.0001), hits(z=9), (1, 0), "rrf", 1) == [("a", 0.7), ("b", 0.0), ("c", 1.0)]
 
 
-def test_of_words_alone_the_best_has_one() -> None:
+def test_best_hit_of_a_search_by_words_alone_has_score_one() -> None:
     assert ranked(hits(z=0.9), hits(a=8, b=2), (0, 1), "rrf", 1) == [("a", 1.0), ("b", 0.25)]
 
 
 @pytest.mark.parametrize("weights", [(1, 1), (1, 0), (0, 1)])
 @pytest.mark.parametrize("how", ["rrf", "relative"])
-def test_of_nothing_nothing_comes(weights: tuple[float, float], how: str) -> None:
+def test_fusion_of_empty_rankings_is_empty(weights: tuple[float, float], how: str) -> None:
     assert ranked([], [], weights, how, 1) == []
 
 

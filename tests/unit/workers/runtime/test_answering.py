@@ -205,7 +205,7 @@ def test_long_retry_after_gives_the_shard_back_for_that_long(hosts: list[EngineH
     assert given.value.delay == 30
 
 
-def test_what_nobody_has_is_waited_for_elsewhere(hosts: list[EngineHost]) -> None:
+def test_run_gives_up_on_a_model_that_no_worker_serves(hosts: list[EngineHost]) -> None:
     asked: list[str] = []
     engine = FakeEngine(fault=lambda _: Unserved("no such model here", retry_after=1.0), asked=asked.append)
 

@@ -48,9 +48,7 @@ def test_a_claim_on_a_job_whose_answer_was_lost_is_held(losing: LosesAnswers) ->
 
 
 @pytest.mark.parametrize("of_shard", [True, False], ids=["shard", "job"])
-def test_who_was_faster_keeps_what_was_never_claimed_here(
-    losing: LosesAnswers, monkeypatch: pytest.MonkeyPatch, of_shard: bool
-) -> None:
+def test_claim_of_a_faster_worker_stays(losing: LosesAnswers, monkeypatch: pytest.MonkeyPatch, of_shard: bool) -> None:
     """The first claim was not committed: another has the same epoch by the second."""
     job = ledgers.running(losing) if of_shard else ledgers.submitted(losing)
     retrying = losing.retrying

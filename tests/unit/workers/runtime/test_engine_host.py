@@ -43,7 +43,7 @@ def host(engine: SlowEngine) -> Iterator[EngineHost]:
     host.close()
 
 
-def test_who_asks_for_the_engines_waits_while_they_load(host: EngineHost, engine: SlowEngine) -> None:
+def test_request_waits_while_engines_load(host: EngineHost, engine: SlowEngine) -> None:
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(host.await_start, threading.Event())
         early = wait([asking], timeout=0.3).done
@@ -53,7 +53,7 @@ def test_who_asks_for_the_engines_waits_while_they_load(host: EngineHost, engine
     assert not early
 
 
-def test_who_is_told_to_stop_waits_no_longer(host: EngineHost) -> None:
+def test_stop_ends_the_wait_for_engines(host: EngineHost) -> None:
     stop = threading.Event()
     stop.set()
 
@@ -96,7 +96,7 @@ def test_what_still_runs_when_it_ends_closes_what_it_has_open() -> None:
     assert host.loop.is_closed()
 
 
-def test_what_will_not_be_cancelled_holds_up_no_end() -> None:
+def test_task_that_ignores_cancellation_does_not_delay_the_end() -> None:
     host = EngineHost(FakeEngine(), lambda: None, timings=replace(Timings(), engine_loop_end=0.05))
     host.start()
     began, over = threading.Event(), threading.Event()
@@ -159,7 +159,7 @@ def test_a_request_waits_until_other_processes_let_it_begin_and_says_when_none_i
     assert others.let == -2, "both have asked, the first of them until it was let in"
 
 
-def test_who_is_alone_here_is_alone_among_all_and_the_next_request_waits_for_it(shared: EngineHost) -> None:
+def test_isolated_request_is_the_only_one_of_all_engines(shared: EngineHost) -> None:
     others = Others()
     shared._others = others
 

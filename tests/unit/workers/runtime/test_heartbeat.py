@@ -109,7 +109,7 @@ def test_a_paused_worker_stops_listening_until_it_is_resumed(db: Database, heart
     assert told == [False, False, True]
 
 
-def test_what_is_under_way_without_a_claim_is_told_with_each_heartbeat(db: Database, heartbeat: Heartbeat) -> None:
+def test_each_heartbeat_reports_work_without_a_claim(db: Database, heartbeat: Heartbeat) -> None:
     def told() -> list[Any] | None:
         with db.read() as session:
             return session.get_one(Worker, "w").other_work
@@ -310,7 +310,7 @@ def test_a_worker_that_is_told_to_end_blames_no_engine_for_what_becomes_of_it(db
     assert (before, after) == (HELD, {})
 
 
-def test_who_leaves_gives_the_trial_of_its_engine_to_the_next(db: Database, heartbeat: Heartbeat) -> None:
+def test_leaving_worker_releases_the_trial_of_its_engine(db: Database, heartbeat: Heartbeat) -> None:
     bounds = quarantine.Bounds(2, 60.0, 60.0)
     with db.write() as session:
         ledgers.quarantined(session, "tiny", host_devices="here")

@@ -44,7 +44,7 @@ def speak(
     return ended, told.read_text().splitlines()
 
 
-def test_of_a_pipe_the_last_lines_are_kept_and_all_are_handed_on(tmp_path: Path) -> None:
+def test_last_lines_of_a_pipe_are_kept_and_all_are_forwarded(tmp_path: Path) -> None:
     ended, last = speak(tmp_path, 5000, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     assert ended.stderr.splitlines() == [*(f"line {n}" for n in range(5000)), "a child"]
@@ -54,14 +54,14 @@ def test_of_a_pipe_the_last_lines_are_kept_and_all_are_handed_on(tmp_path: Path)
     assert {"a child", "on stdout"} <= set(last)
 
 
-def test_what_a_process_says_as_it_is_killed_is_handed_on(tmp_path: Path) -> None:
+def test_last_output_of_a_killed_process_is_forwarded(tmp_path: Path) -> None:
     ended, _ = speak(tmp_path, 1, "killed", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     assert ended.returncode == -9
     assert ended.stderr.endswith("dying words")
 
 
-def test_of_a_file_the_end_is_read(tmp_path: Path) -> None:
+def test_end_of_a_file_is_read(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w+") as log:
         _, last = speak(tmp_path, 100, stdout=log.fileno(), stderr=log.fileno())
 

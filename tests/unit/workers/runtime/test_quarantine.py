@@ -314,7 +314,7 @@ def test_once_the_operator_says_so_it_is_built_and_answers(shop: Shop) -> None:
     assert set(one.standing.engines) == {"tiny", "other"}
 
 
-def test_it_is_tried_once_it_has_rested_and_free_once_it_has_lived(make: Callable[..., Shop]) -> None:
+def test_quarantined_engine_gets_a_trial_after_a_rest_and_is_released_after_it(make: Callable[..., Shop]) -> None:
     shop = make(engine_rest_seconds=100)
     one = shop.process()
     one.begin()
@@ -332,7 +332,7 @@ def test_it_is_tried_once_it_has_rested_and_free_once_it_has_lived(make: Callabl
     assert shop.left() == {}
 
 
-def test_one_that_dies_on_trial_is_left_alone_for_longer(make: Callable[..., Shop]) -> None:
+def test_engine_that_dies_on_trial_rests_longer(make: Callable[..., Shop]) -> None:
     shop = make(engine_rest_seconds=100)
     one = shop.process()
     one.begin()
@@ -349,7 +349,7 @@ def test_one_that_dies_on_trial_is_left_alone_for_longer(make: Callable[..., Sho
     assert row.until - first.until > 250
 
 
-def test_one_that_does_not_come_up_on_trial_stays_away(shop: Shop) -> None:
+def test_engine_that_does_not_start_on_trial_stays_quarantined(shop: Shop) -> None:
     one = shop.process()
     one.begin()
     gives_up(one)

@@ -80,7 +80,7 @@ def test_a_small_store_is_searched_without_an_index(vectors: LanceVectors) -> No
     assert indexed(vectors, STORE) == {"text"}
 
 
-def test_what_a_session_keeps_of_each_commit_goes_with_it(
+def test_cached_commits_of_a_session_are_released_with_it(
     vectors: LanceVectors, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lance, "COMMITS", 3)

@@ -107,7 +107,7 @@ async def test_what_takes_for_ever_is_ended_and_the_next_is_answered(schema: Any
     await checker.close()
 
 
-async def test_those_behind_one_that_takes_for_ever_wait_for_it_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_requests_behind_an_endless_check_wait_for_it_once(caplog: pytest.LogCaptureFixture) -> None:
     checker = SchemaChecker(replace(Timings(), schema_check=0.7))
     await checker.check(raw(DOUBLING))
 
@@ -123,7 +123,7 @@ def slow(n: int) -> bytes:
     return raw({**DOUBLING, "title": str(n)})
 
 
-async def test_whose_schemas_take_for_ever_is_refused_and_nobody_else_is() -> None:
+async def test_only_the_project_with_endless_schemas_is_refused() -> None:
     checker = SchemaChecker(replace(Timings(), schema_check=0.7, schema_slow=0.3, schema_budget=1.0))
 
     found = [await checker.faults(slow(n), ["1"], "theirs") for n in range(5)]
@@ -184,7 +184,9 @@ async def test_a_schema_without_end_is_none(checker: SchemaChecker, schema: Any)
         {"$schema": ["x"]},
     ],
 )
-async def test_what_breaks_the_library_is_none_and_the_child_lives(checker: SchemaChecker, schema: Any) -> None:
+async def test_schema_that_breaks_the_library_is_invalid_and_the_child_survives(
+    checker: SchemaChecker, schema: Any
+) -> None:
     await checker.check(raw(CITY))
     child = checker._child
 
@@ -201,7 +203,7 @@ async def test_an_answer_that_is_deep_or_large_is_wrong_and_harms_nobody(checker
     assert await checker.faults(raw(True), ['"\\ud800"', '"\ud800"']) == [None, None]
 
 
-async def test_so_many_schemas_are_known_to_be_some_and_of_more_the_oldest_is_looked_at_again(
+async def test_valid_schemas_are_remembered_up_to_a_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(checking, "_GOOD", 2)
@@ -231,7 +233,7 @@ async def test_a_schema_that_is_itself_too_much_for_the_child_is_none() -> None:
     assert checker._child is None
 
 
-def test_what_is_slow_is_spent_and_forgiven_in_time() -> None:
+def test_spent_time_of_slow_schemas_is_forgiven_over_time() -> None:
     at = 0.0
     budget = Budget(clock=lambda: at)
 

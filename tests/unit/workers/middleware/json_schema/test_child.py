@@ -32,7 +32,7 @@ def test_a_reference_that_leads_nowhere_is_told_before_any_text_meets_it(schema:
     assert asked(schema) == InvalidSchema("a $ref leads nowhere: /$defs/none")
 
 
-def test_what_only_has_the_name_of_a_reference_is_none() -> None:
+def test_property_named_ref_is_no_reference() -> None:
     schema = {"properties": {"$ref": {"type": "string"}}, "required": ["$ref"]}
 
     assert asked(schema, '{"$ref": "#nowhere"}', '{"$ref": 5}') == CheckResult(

@@ -80,7 +80,7 @@ def asked(url: str, schema: Any = SCHEMA) -> Request:
     return Request(url, body, "req_1")
 
 
-async def test_one_that_is_of_it_is_passed_on_as_it_is(checker: SchemaChecker) -> None:
+async def test_valid_answer_is_passed_on_unchanged(checker: SchemaChecker) -> None:
     for url in (CHAT, RESPONSES):
         engine = Saying(GOOD)
         answer = await JsonSchemaMiddleware(engine, checker).answer(asked(url))
@@ -89,9 +89,7 @@ async def test_one_that_is_of_it_is_passed_on_as_it_is(checker: SchemaChecker) -
 
 
 @pytest.mark.parametrize(("url", "name"), [(CHAT, "messages"), (RESPONSES, "input")])
-async def test_one_that_is_not_is_asked_for_again_with_what_was_wrong(
-    checker: SchemaChecker, url: str, name: str
-) -> None:
+async def test_invalid_answer_is_requested_again_with_the_fault(checker: SchemaChecker, url: str, name: str) -> None:
     engine = Saying(BAD, GOOD)
 
     answer = await JsonSchemaMiddleware(engine, checker).answer(asked(url))

@@ -72,7 +72,7 @@ def test_with_other_parameters_it_is_cut_anew_and_with_the_same_it_is_not(mill: 
     mill.assert_tidy(store)
 
 
-def test_whoever_dies_wherever_each_file_comes_in_once(mill: Works) -> None:
+def test_each_file_is_ingested_once_wherever_a_worker_dies(mill: Works) -> None:
     points = 0
     for at in range(1, 200):
         store = mill.store(chunking_strategy=BY_MEANING)
@@ -101,7 +101,7 @@ def test_whoever_dies_wherever_each_file_comes_in_once(mill: Works) -> None:
     assert points >= 25
 
 
-def test_who_comes_after_a_death_embeds_no_sentence_again(mill: Works) -> None:
+def test_next_worker_embeds_no_sentence_again(mill: Works) -> None:
     store, file = mill.store(chunking_strategy=BY_MEANING), mill.upload(TOPICS)
     mill.batch(store, file)
     mill.vectors.before_write = lambda: mill.reaper.arm(1)

@@ -28,7 +28,7 @@ def deaths(mill: Works) -> Iterator[tuple[str, str, list[str]]]:
             return
 
 
-def test_whoever_dies_wherever_each_file_comes_in_once(mill: Works) -> None:
+def test_each_file_is_ingested_once_wherever_a_worker_dies(mill: Works) -> None:
     points = 0
     for store, batch, files in deaths(mill):
         points += 1
@@ -53,7 +53,7 @@ def test_whoever_dies_wherever_each_file_comes_in_once(mill: Works) -> None:
     assert points >= 30
 
 
-def test_what_a_dead_worker_has_written_is_not_embedded_again(mill: Works) -> None:
+def test_vectors_of_a_dead_worker_are_not_embedded_again(mill: Works) -> None:
     """Vectors that nobody can find yet are known all the same."""
     store = mill.store()
     batch = mill.batch(store, *[mill.upload(text) for text in TEXTS])

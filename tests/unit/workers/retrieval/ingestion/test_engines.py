@@ -110,7 +110,7 @@ def test_a_key_that_is_revoked_in_the_middle_fails_no_file(mill: Works, monkeypa
 
 
 @pytest.mark.parametrize("status", [400, 403, 413, 422])
-def test_what_an_engine_says_of_a_text_is_what_its_file_failed_for(mill: Works, status: int) -> None:
+def test_engines_error_about_a_text_is_the_error_of_its_file(mill: Works, status: int) -> None:
     store = mill.store()
     good, bad = mill.upload(PROSE), mill.upload(POISON)
     batch = mill.batch(store, good, bad)
@@ -125,7 +125,7 @@ def test_what_an_engine_says_of_a_text_is_what_its_file_failed_for(mill: Works, 
     assert mill.job(batch).failed == 1
 
 
-def test_what_is_refused_for_no_text_is_not_asked_text_by_text(mill: Works) -> None:
+def test_refusal_that_concerns_no_text_is_not_retried_text_by_text(mill: Works) -> None:
     store, first, second = mill.store(), mill.upload(PROSE), mill.upload(OTHER)
     mill.batch(store, first, second)
 

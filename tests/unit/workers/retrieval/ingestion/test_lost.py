@@ -17,7 +17,7 @@ def lose(mill: Works) -> None:
 
 
 @pytest.mark.parametrize("writes", [0, 1, 2], ids=["while it embeds", "between two writes", "when all is written"])
-def test_who_hears_that_its_claim_is_lost_publishes_nothing_and_has_it_removed(
+def test_worker_with_a_lost_claim_publishes_nothing_and_enqueues_the_removal(
     mill: Works, monkeypatch: pytest.MonkeyPatch, writes: int
 ) -> None:
     monkeypatch.setattr(index, "CHUNKS_AT_ONCE", 2)
@@ -47,7 +47,7 @@ def test_who_hears_that_its_claim_is_lost_publishes_nothing_and_has_it_removed(
     mill.assert_tidy(store)
 
 
-def test_who_hears_that_its_claim_is_lost_while_it_parses_passes_nothing_on(mill: Works) -> None:
+def test_worker_that_loses_its_claim_while_parsing_stores_nothing(mill: Works) -> None:
     store, file = mill.store(), mill.upload(PROSE)
     batch = mill.attach(store, file)
     mill.drive(until="parse")
@@ -65,7 +65,7 @@ def test_who_hears_that_its_claim_is_lost_while_it_parses_passes_nothing_on(mill
 
 
 @pytest.mark.parametrize("step", ["parse", "index"])
-def test_what_was_to_go_into_an_index_that_is_gone_is_counted_as_failed(
+def test_files_for_a_deleted_index_are_counted_as_failed(
     mill: Works, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """Whoever removes it ends its jobs a moment later."""

@@ -106,7 +106,7 @@ def test_built_switched_to_and_back(mill: Works, shelf: tuple[str, list[str]]) -
     assert_true(mill, store, second)
 
 
-def test_whoever_dies_wherever_the_second_index_gets_whole_and_the_first_is_not_touched(
+def test_second_index_is_completed_and_the_first_untouched_wherever_a_worker_dies(
     mill: Works, shelf: tuple[str, list[str]]
 ) -> None:
     store, files = shelf
@@ -144,7 +144,7 @@ def test_whoever_dies_wherever_the_second_index_gets_whole_and_the_first_is_not_
     assert points * step >= 15
 
 
-def test_what_comes_and_goes_while_it_is_built_is_in_both(mill: Works, shelf: tuple[str, list[str]]) -> None:
+def test_changes_during_the_build_reach_both_indexes(mill: Works, shelf: tuple[str, list[str]]) -> None:
     store, files = shelf
     second = build(mill, store)
     mill.drive(until="index")

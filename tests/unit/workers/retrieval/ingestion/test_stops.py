@@ -73,7 +73,7 @@ def test_a_file_that_is_taken_away_is_found_no_more(mill: Works, stage: str, eve
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("purged", [False, True], ids=["purged later", "purged at once"])
-def test_of_a_store_that_is_deleted_nothing_is_left(mill: Works, stage: str, purged: bool) -> None:
+def test_deleted_store_leaves_nothing(mill: Works, stage: str, purged: bool) -> None:
     store = mill.store()
     batch = mill.batch(store, mill.upload(PROSE), mill.upload(OTHER))
 
@@ -94,7 +94,7 @@ def test_of_a_store_that_is_deleted_nothing_is_left(mill: Works, stage: str, pur
 
 
 @pytest.mark.parametrize("stage", ["plan", "parse", "while parsing", "index", "before writing", "after writing"])
-def test_of_a_cancelled_batch_what_is_in_stays(mill: Works, stage: str) -> None:
+def test_ingested_files_of_a_cancelled_batch_stay(mill: Works, stage: str) -> None:
     store = mill.store()
     files = [mill.upload(f"{PROSE} {n}") for n in range(7)]
     batch = mill.batch(store, *files)
@@ -176,7 +176,7 @@ def forget_the_model(mill: Works, store: str) -> None:
         session.get_one(VectorStore, store).model = "nobody-serves-it"
 
 
-def test_of_files_whose_model_is_no_longer_served_each_is_told(mill: Works) -> None:
+def test_each_file_of_an_unserved_model_gets_an_event(mill: Works) -> None:
     store, hook = mill.store(), {"url": "https://192.0.43.8/hook"}
     one, other, third = (mill.upload(f"{PROSE} {n}") for n in range(3))
     forget_the_model(mill, store)
@@ -213,7 +213,7 @@ def test_files_that_a_job_fails_with_at_last_are_told_too(mill: Works, monkeypat
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
-def test_whoever_dies_while_files_are_stopped_each_is_told_once(
+def test_each_stopped_file_gets_one_event_wherever_a_worker_dies(
     mill: Works, monkeypatch: pytest.MonkeyPatch, cancelled: bool
 ) -> None:
     monkeypatch.setattr(attachments, "STOPPED_AT_ONCE", 2)

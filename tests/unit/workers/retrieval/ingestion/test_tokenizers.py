@@ -89,7 +89,7 @@ def test_a_tokenizer_that_cannot_be_made_now_is_waited_for(tmp_path: Path) -> No
         pytest.param({"vocab.json": "{"}, "makes no tokenizer", marks=pytest.mark.verify),
     ],
 )
-def test_what_makes_no_tokenizer_is_told(tmp_path: Path, files: dict[str, str], told: str) -> None:
+def test_invalid_tokenizer_files_are_reported(tmp_path: Path, files: dict[str, str], told: str) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     for name, content in {"config.json": '{"model_type": "roberta"}', **files}.items():

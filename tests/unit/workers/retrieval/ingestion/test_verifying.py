@@ -101,7 +101,7 @@ def test_a_store_that_nobody_knows_is_removed(both: Works) -> None:
     assert both.vectors.stores() == []
 
 
-def test_what_is_on_its_way_is_no_fault(both: Works, shelf: tuple[str, str]) -> None:
+def test_files_in_progress_are_no_fault(both: Works, shelf: tuple[str, str]) -> None:
     store, file = shelf
     both.delete(f"/vector_stores/{store}/files/{file}")  # its removal is pending
     other = both.upload(PROSE + "And it is small.")
@@ -196,7 +196,7 @@ class Meddling:
 
 @pytest.mark.parametrize("kind", ["stores", "counts", "numbers"])
 @pytest.mark.parametrize("what", ["store", "file", "again"])
-def test_what_others_do_meanwhile_is_no_fault(mill: Works, kind: str, what: str) -> None:
+def test_concurrent_changes_are_no_fault(mill: Works, kind: str, what: str) -> None:
     store, file, kept = mill.store(), mill.upload(PROSE), mill.store()
     mill.attach(store, file)
     mill.attach(kept, file)
@@ -260,7 +260,7 @@ def test_a_repair_is_in_the_audit_log(both: Works, shelf: tuple[str, str]) -> No
     assert actions.count("vectors.purge_leftovers") == 1
 
 
-def test_of_a_store_whose_time_is_over_nothing_is_missed(mill: Works) -> None:
+def test_expired_store_has_no_missing_vectors(mill: Works) -> None:
     store = mill.store(expires_after={"anchor": "last_active_at", "days": 1})
     mill.attach(store, mill.upload(PROSE))
     mill.drive()
@@ -299,7 +299,7 @@ def test_what_was_deleted_since_it_was_found_missing_is_not_brought_in_again(mil
     assert told(mill) == []
 
 
-def test_what_somebody_brings_in_meanwhile_is_left_to_him_and_looked_at_again(mill: Works) -> None:
+def test_file_ingested_concurrently_is_left_alone_and_checked_again(mill: Works) -> None:
     store, file = lose_its_entries(mill)
     verdict = verification.verify(mill.db, mill.vectors, mill.storage)
     job = mill.attach(store, file, attributes={"n": 2})

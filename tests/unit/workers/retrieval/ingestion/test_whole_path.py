@@ -119,7 +119,7 @@ def test_a_refused_file_fails_with_its_code_and_its_neighbours_complete(mill: Wo
     )
 
 
-def test_who_listens_is_told_of_each_file_and_of_the_batch_once(mill: Works) -> None:
+def test_each_file_and_the_batch_get_one_event(mill: Works) -> None:
     kinds = ["vector_store.file.completed", "vector_store.file.failed", "vector_store.file_batch.completed"]
     mill.ok("/webhook_endpoints", json={"name": "n", "url": "https://192.0.43.8/hook", "event_types": kinds})
     store = mill.store()

@@ -44,7 +44,7 @@ from workers.retrieval.parsing.contract import Limits
         ("D:\u0662\u0660\u0662\u0664", None),
     ],
 )
-def test_what_is_said(said: str, found: str | None) -> None:
+def test_stated_dates_are_read(said: str, found: str | None) -> None:
     assert blocks.first_date(said) == found
 
 

@@ -42,7 +42,7 @@ def cut(
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=150, deadline=None)
 @given(text=TEXTS, most=st.integers(1, 40), data=st.data())
-def test_of_every_text_and_all_distances_all_is_in_a_chunk_that_fits(
+def test_chunks_that_fit_cover_every_text_for_all_distances(
     family: str, text: str, most: int, data: st.DataObject
 ) -> None:
     tokens = TOKENS[family]

@@ -82,7 +82,7 @@ def test_an_s3_that_is_away_or_has_no_such_bucket_says_nothing_of_its_objects(s3
         read(bucket(s3), Entry("gone.txt", "gone.txt"))
 
 
-def test_what_the_operator_allows_no_more_is_not_read(s3: S3, objects: Any) -> None:
+def test_source_that_is_no_longer_allowed_is_not_read(s3: S3, objects: Any) -> None:
     with pytest.raises(SourceUnavailable, match="does not allow"):
         bucket(s3, "docs-other").entries(10, bool)
 

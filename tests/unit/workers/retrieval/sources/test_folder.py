@@ -64,7 +64,7 @@ def test_a_glob_of_many_stars_takes_no_longer() -> None:
     assert not matches(("**",) * 60 + ("*a*a*a*a*a*b",), ("a" * 200,) * 60)
 
 
-def test_what_is_hidden_or_a_link_or_no_file_is_not_there(root: Path) -> None:
+def test_hidden_files_links_and_special_files_are_skipped(root: Path) -> None:
     docs = root / "docs"
     (docs / ".git").mkdir()
     (docs / ".git/config").write_text("x")
@@ -102,7 +102,7 @@ def test_a_source_s_folder_that_becomes_a_link_is_away(root: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("roots", [(), ("/nowhere",)])
-def test_what_the_operator_allows_no_more_is_not_read(root: Path, roots: tuple[str, ...]) -> None:
+def test_source_that_is_no_longer_allowed_is_not_read(root: Path, roots: tuple[str, ...]) -> None:
     where = Folder(roots, (), str(root / "docs"), "**/*", 2.0)
 
     with pytest.raises(SourceUnavailable, match="does not allow"):
@@ -164,7 +164,7 @@ def test_a_fingerprint_tells_a_change_and_a_fresh_file_has_none(root: Path) -> N
     assert after.fingerprint != before.fingerprint
 
 
-def test_what_the_taker_raises_is_its_own(root: Path) -> None:
+def test_errors_of_the_consumer_are_passed_on(root: Path) -> None:
     def full(_: bytes) -> None:
         raise ZeroDivisionError
 

@@ -38,7 +38,7 @@ def mortal(each: Works) -> Works:
 
 
 @pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.verify)])
-def test_whoever_dies_wherever_the_store_is_what_the_folder_is(mortal: Works, library: Path, every: int) -> None:
+def test_store_equals_the_folder_wherever_a_worker_dies(mortal: Works, library: Path, every: int) -> None:
     shutil.rmtree(library)
     texts = {"kept.txt": "cherry " * 10, "changed.txt": "apple " * 10, "0.txt": "banana"}
     for name, text in texts.items():
@@ -123,7 +123,9 @@ def test_a_sync_that_is_ended_while_it_fetches_attaches_nothing_more(
     assert (each.rows(source.store), source.items(), alive(each)) == ([], {}, set())
 
 
-def test_who_lost_its_claim_attaches_nothing(each: Works, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planner_with_a_lost_claim_attaches_nothing(
+    each: Works, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A planner that was taken for dead goes on with its file when another has planned the sync."""
     source = Sync(each, each.store(), type="folder", path=str(library))
     whole = folder.Folder.fetch
@@ -144,7 +146,9 @@ def test_who_lost_its_claim_attaches_nothing(each: Works, library: Path, monkeyp
     assert_mirrors(source, TEXTS)
 
 
-def test_what_our_own_storage_does_not_take_waits(mill: Works, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sync_waits_while_the_storage_is_unavailable(
+    mill: Works, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = Sync(mill, mill.store(), type="folder", path=str(library))
     whole = mill.storage.writer
 

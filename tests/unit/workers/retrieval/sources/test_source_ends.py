@@ -152,7 +152,7 @@ def locking() -> Iterator[list[list[str]]]:
     event.remove(Engine, "before_cursor_execute", note)
 
 
-def test_whoever_locks_items_and_files_has_locked_their_store(each: Works, library: Path, site: Site) -> None:
+def test_locks_of_items_and_files_follow_a_lock_of_their_store(each: Works, library: Path, site: Site) -> None:
     """Or two of them would wait for each other. SQLite has one writer."""
     source = of_folder(each, library)
     site.put("/a.txt", "apple")

@@ -371,7 +371,7 @@ def test_a_url_that_is_gone_is_removed_and_one_that_fails_is_not(mill: Works, si
     assert source.counts() == [3, 1, 0, 0, 2, 0]
 
 
-def test_what_could_not_be_had_is_asked_for_after_all_others(mill: Works, site: Site) -> None:
+def test_failed_items_are_read_after_all_others(mill: Works, site: Site) -> None:
     site.put("/b.txt", "banana")
     urls = [site.url(f"/{name}.txt") for name in ("a", "b", "c")]
     source = Sync(mill, mill.store(), type="url", urls=urls)

@@ -208,7 +208,7 @@ def test_each_index_cuts_what_a_sync_brings_as_it_does_unless_the_source_says_ho
     assert each.row(second, newest).chunking == (asked or OWN)
 
 
-def test_what_an_index_is_brought_later_it_cuts_as_it_does(each: Works, library: Path) -> None:
+def test_later_files_are_cut_with_the_options_of_the_index(each: Works, library: Path) -> None:
     source = of_folder(each, library)
     second = beside(each, source, chunking_strategy=OWN)
     file = str(source.items()["a.txt"].file_id)
@@ -361,7 +361,7 @@ def test_a_sync_that_was_cancelled_before_the_index_in_use_had_any_of_it_has_fai
     assert_in_step(each, source, second)
 
 
-def test_whoever_dies_as_it_plans_every_index_is_filled_once(each: Works, library: Path) -> None:
+def test_every_index_is_filled_once_wherever_the_planner_dies(each: Works, library: Path) -> None:
     source = of_folder(each, library)
     second = beside(each, source)
     for at in range(1, 200, 1 if each.db.sqlite else 3):

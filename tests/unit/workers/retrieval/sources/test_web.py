@@ -28,7 +28,7 @@ def test_a_document_is_fetched_once_and_then_only_if_it_changed(site: Site) -> N
     assert site.asked["/a/report"][-1]["If-Modified-Since"] == "yesterday"
 
 
-def test_what_no_header_can_say_is_not_asked_for(site: Site) -> None:
+def test_values_that_no_header_can_hold_are_not_sent(site: Site) -> None:
     site.put("/a", b"a", etag='"\xfc"', headers={"Last-Modified": "yesterday"})
 
     told, _ = fetch(site.url("/a"))
@@ -83,7 +83,7 @@ def test_a_name_that_answers_differently_the_second_time_gains_nothing(site: Sit
 
 
 @pytest.mark.parametrize("status", [404, 410])
-def test_what_the_server_says_is_gone_is_gone(site: Site, status: int) -> None:
+def test_pages_with_status_gone_are_removed(site: Site, status: int) -> None:
     site.put("/a", b"", status=status)
 
     with pytest.raises(ItemDeleted):
@@ -134,7 +134,7 @@ def test_what_expands_is_refused(site: Site) -> None:
     assert site.asked["/a"][0]["Accept-Encoding"] == "identity"
 
 
-def test_who_takes_the_bytes_may_stop_them(site: Site) -> None:
+def test_consumer_may_stop_a_download(site: Site) -> None:
     site.put("/a", b"x" * (5 << 20))
     url, taken = site.url("/a"), list[int]()
 
