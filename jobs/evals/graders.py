@@ -1,0 +1,284 @@
+"""The definitions of graders: OpenAI's types, checked as far as they can be without an item.
+
+    string_check      compare two texts                          score 0 or 1
+    text_similarity   measure how alike two texts are            `jobs.evals.text_metrics`
+    label_model       let a model choose a label                 score 0 or 1
+    score_model       let a model give a score                   within `range`
+    python            run code in the sandbox of a worker        any number
+    multi             compute a score from those of others       `jobs.evals.formulas`
+
+`Grader` is the type of a request's field; errors in it are validation errors of the request. A stored definition is
+read with `parse_grader`.
+"""
+
+import keyword
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+
+from jobs.evals import templates
+from jobs.evals.formulas import FUNCTIONS, MAX_LENGTH, Formula
+
+#: The score at which a grader passes that names no threshold, if its scores are between 0 and 1.
+MIDDLE: Final = 0.5
+MAX_SOURCE_BYTES: Final = 256 << 10
+_MAX_GRADERS: Final = 20
+_MAX_LABELS: Final = 200
+_MAX_MESSAGES: Final = 100
+_MAX_PARTS: Final = 100
+
+Metric = Literal[
+    "cosine", "fuzzy_match", "bleu", "gleu", "meteor", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l"
+]
+Template = Annotated[str, Field(max_length=templates.MAX_LENGTH), AfterValidator(templates.check)]
+_Name = Annotated[str, Field(min_length=1, max_length=256)]
+_Model = Annotated[str, Field(min_length=1, max_length=256)]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Definition(BaseModel):
+    """Base of all parts of a grader: types are exact, unknown fields are refused, null stands for a missing field."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _Named(Definition):
+    name: _Name
+
+    @property
+    def threshold(self) -> float:
+        """Return the score from which on an item passes."""
+        return 1.0
+
+    def passes(self, score: float) -> bool:
+        return score >= self.threshold
+
+
+class _Thresholded(_Named):
+    """A grader of which the client may say from which score on an item passes."""
+
+    pass_threshold: _Finite | None = None
+
+    @property
+    def threshold(self) -> float:
+        return MIDDLE if self.pass_threshold is None else self.pass_threshold
+
+
+class StringCheck(_Named):
+    """Compare `input` with `reference`: equal, not equal, or containing it with (`like`) or without (`ilike`) case."""
+
+    type: Literal["string_check"]
+    input: Template
+    operation: Literal["eq", "ne", "like", "ilike"]
+    reference: Template
+
+
+class TextSimilarity(_Thresholded):
+    """Measure how alike `input` and `reference` are."""
+
+    type: Literal["text_similarity"]
+    input: Template
+    evaluation_metric: Metric
+    reference: Template
+
+
+class TextPart(Definition):
+    """A text in a message to a judge."""
+
+    type: Literal["input_text", "output_text"]
+    text: Template
+
+
+class ImagePart(Definition):
+    """An image in a message to a judge."""
+
+    type: Literal["input_image"]
+    image_url: Template
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class AudioData(Definition):
+    """A recording in base64."""
+
+    data: Template
+    format: Literal["mp3", "wav"]
+
+
+class AudioPart(Definition):
+    """A recording in a message to a judge."""
+
+    type: Literal["input_audio"]
+    input_audio: AudioData
+
+
+Part = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]
+
+
+class Message(Definition):
+    """A message to a judge."""
+
+    role: Literal["user", "assistant", "system", "developer"]
+    content: Template | Part | Annotated[list[Template | Part], Field(min_length=1, max_length=_MAX_PARTS)]
+    type: Literal["message"] | None = None
+
+    @property
+    def parts(self) -> list[str | TextPart | ImagePart | AudioPart]:
+        return list(self.content) if isinstance(self.content, list) else [self.content]
+
+
+_Messages = Annotated[list[Message], Field(min_length=1, max_length=_MAX_MESSAGES)]
+_Labels = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=256)]], Field(min_length=1, max_length=_MAX_LABELS)
+]
+
+
+class LabelModel(_Named):
+    """Let a model choose one of `labels`; `passing_labels` pass."""
+
+    type: Literal["label_model"]
+    model: _Model
+    input: _Messages
+    labels: _Labels
+    passing_labels: _Labels
+
+    @model_validator(mode="after")
+    def _check_labels(self) -> "LabelModel":
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError("Each of the 'labels' is given once.")
+        if not set(self.passing_labels) <= set(self.labels):
+            raise ValueError("The 'passing_labels' are among the 'labels'.")
+        return self
+
+
+class SamplingParams(Definition):
+    """Parameters of a judge's requests. `max_completions_tokens` is OpenAI's spelling."""
+
+    max_completions_tokens: int | None = Field(default=None, ge=1)
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    seed: int | None = None
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+
+
+class ScoreModel(_Thresholded):
+    """Let a model give a score within `range`."""
+
+    type: Literal["score_model"]
+    model: _Model
+    input: _Messages
+    range: Annotated[list[_Finite], Field(min_length=2, max_length=2)] | None = None
+    sampling_params: SamplingParams | None = None
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Return the lowest and the highest score."""
+        lowest, highest = self.range or (0.0, 1.0)
+        return lowest, highest
+
+    @property
+    def threshold(self) -> float:
+        lowest, highest = self.bounds
+        return lowest / 2 + highest / 2 if self.pass_threshold is None else self.pass_threshold
+
+    @model_validator(mode="after")
+    def _check_range(self) -> "ScoreModel":
+        lowest, highest = self.bounds
+        if lowest >= highest:
+            raise ValueError("The first number of 'range' is below the second.")
+        if not lowest <= self.threshold <= highest:
+            raise ValueError("The 'pass_threshold' is within the 'range'.")
+        return self
+
+
+def _check_size(source: str) -> str:
+    if len(source.encode(errors="replace")) > MAX_SOURCE_BYTES:
+        raise ValueError(f"A source has at most {MAX_SOURCE_BYTES} bytes.")
+    return source
+
+
+class PythonGrader(_Thresholded):
+    """Run `grade(sample, item)` of `source`, which returns a number. `image_tag` is accepted and has no effect."""
+
+    type: Literal["python"]
+    source: Annotated[str, Field(min_length=1, max_length=MAX_SOURCE_BYTES), AfterValidator(_check_size)]
+    image_tag: Annotated[str, Field(max_length=64)] | None = None
+
+
+def _check_variable(name: str) -> str:
+    if not (name.isascii() and name.isidentifier()) or keyword.iskeyword(name) or name in FUNCTIONS:
+        raise ValueError("The key of a grader is a name of letters, digits and '_' that no function has.")
+    return name
+
+
+_Variable = Annotated[str, Field(max_length=64), AfterValidator(_check_variable)]
+Single = StringCheck | TextSimilarity | LabelModel | ScoreModel | PythonGrader
+_Part = Annotated[Single, Field(discriminator="type")]
+
+
+class MultiGrader(_Thresholded):
+    """Compute a score by the formula `calculate_output` from the scores of `graders`, none of which is a `multi`."""
+
+    type: Literal["multi"]
+    graders: Annotated[
+        dict[_Variable, Annotated[Single, Field(discriminator="type")]], Field(min_length=1, max_length=_MAX_GRADERS)
+    ]
+    calculate_output: Annotated[str, Field(min_length=1, max_length=MAX_LENGTH)]
+
+    @model_validator(mode="after")
+    def _check_formula(self) -> "MultiGrader":
+        Formula(self.calculate_output, self.graders)
+        return self
+
+
+Grader = Annotated[Single | MultiGrader, Field(discriminator="type")]
+_adapter: Final[TypeAdapter[Grader]] = TypeAdapter(Grader)
+
+
+def parse_grader(definition: Mapping[str, Any]) -> Grader:
+    """Return the grader of a stored definition.
+
+    Raises: pydantic.ValidationError.
+    """
+    return _adapter.validate_python(definition)
+
+
+def stored(grader: Grader) -> dict[str, Any]:
+    """Return the definition as it is stored and shown: without fields that the client left out."""
+    return grader.model_dump(mode="json", exclude_none=True)
+
+
+def singles(grader: Grader) -> list[Single]:
+    """Return the graders that a grader consists of: those of a `multi`, else itself."""
+    return list(grader.graders.values()) if isinstance(grader, MultiGrader) else [grader]
+
+
+def models_asked(grader: Grader) -> list[str]:
+    """Return the models that judge, each once."""
+    judges = [single for single in singles(grader) if isinstance(single, LabelModel | ScoreModel)]
+    return list(dict.fromkeys(judge.model for judge in judges))
+
+
+def references_of(grader: Grader) -> list[templates.Reference]:
+    """Return the placeholders of all templates of a grader."""
+    texts = [text for single in singles(grader) for text in _templates_of(single)]
+    return [reference for text in texts for reference in templates.references(text)]
+
+
+def _templates_of(grader: Single) -> Iterator[str]:
+    if isinstance(grader, StringCheck | TextSimilarity):
+        yield from (grader.input, grader.reference)
+    elif isinstance(grader, LabelModel | ScoreModel):
+        for part in (part for message in grader.input for part in message.parts):
+            yield from _texts_of(part)
+
+
+def _texts_of(part: str | TextPart | ImagePart | AudioPart) -> tuple[str, ...]:
+    match part:
+        case TextPart():
+            return (part.text,)
+        case ImagePart():
+            return (part.image_url,)
+        case AudioPart():
+            return (part.input_audio.data,)
+    return (part,)

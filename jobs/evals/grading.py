@@ -1,0 +1,366 @@
+"""Compute the grades of one item: pure functions of the item, the sample and what models answered.
+
+    requests_of(grader, item, sample) ─▶ requests to judges and embedding models, by key
+                                            │ answered by whoever calls: a sampling job, or an interactive request
+    grade(grader, item, sample, answers) ◀──┘ ─▶ Grade: a score and whether it passes, or an error
+
+An error is not a failure: a judge that answers nonsense gives no score. A python grader that raises an error gives the
+score 0 and the error. The error codes are the names that OpenAI's graders report.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from jobs.evals import text_metrics
+from jobs.evals.formulas import Formula, FormulaError
+from jobs.evals.graders import (
+    AudioPart,
+    Grader,
+    ImagePart,
+    LabelModel,
+    Message,
+    MultiGrader,
+    PythonGrader,
+    ScoreModel,
+    Single,
+    StringCheck,
+    TextPart,
+    TextSimilarity,
+)
+from jobs.evals.templates import TemplateError, render
+from jobs.requests.endpoints import CHAT, EMBEDDINGS
+
+Values = Mapping[str, Any]
+
+OTHER: Final = "other_error"
+FORMULA: Final = "formula_parse_error"
+JUDGE_PARSE: Final = "model_grader_parse_error"
+JUDGE_REFUSAL: Final = "model_grader_refusal_error"
+JUDGE_SERVER: Final = "model_grader_server_error"
+TRUNCATED: Final = "truncated_observation_error"
+PYTHON_RUNTIME: Final = "python_grader_runtime_error"
+PYTHON_SERVER: Final = "python_grader_server_error"
+#: Tokens of a judge's answer where the grader names no other limit.
+JUDGE_TOKENS: Final = 1024
+_LARGEST: Final = 1e300  # a score, whatever its sign: NaN and larger integers are none
+_MAX_STEPS: Final = 8  # of a judge's reasoning
+_SHOWN: Final = 200  # characters of a judge's answer in an error
+
+
+class GradingError(Exception):
+    """A grader gives no score, or, where `score` is set, that score and an error."""
+
+    def __init__(self, code: str, message: str, score: float | None = None) -> None:
+        super().__init__(message)
+        self.code, self.score = code, score
+
+
+@dataclass(frozen=True, slots=True)
+class GraderError:
+    """The error of a grader. `code` is one of OpenAI's names."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """The result of one grader for one item. With an `error` the item counts as errored, not as failed."""
+
+    name: str
+    type: str
+    score: float | None
+    passed: bool | None
+    error: GraderError | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    sub_grades: Mapping[str, "Grade"] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """A request that a grader needs answered. `key` names the request among those of its grader and item."""
+
+    key: str
+    url: str
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to a `ModelRequest`: an HTTP status and a body in OpenAI's shape."""
+
+    status: int
+    body: Mapping[str, Any]
+
+
+class RunPython(Protocol):
+    """Run a python grader's source in the sandbox of a worker."""
+
+    def __call__(self, source: str, item: Values, sample: Values) -> float:
+        """Return what the source's `grade` returns. Raises: GradingError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Parts of the deployment that some graders need; None where the deployment has none.
+
+    `wordnet` is what `text_metrics.open_wordnet` returned.
+    """
+
+    embedding_model: str | None = None
+    run_python: RunPython | None = None
+    wordnet: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """An item to grade, and what there is to grade it with."""
+
+    item: Values
+    sample: Values
+    ports: Ports
+    answers: Mapping[str, Answer] = field(default_factory=dict)
+
+    def render(self, template: str) -> str:
+        try:
+            return render(template, self.item, self.sample)
+        except TemplateError as error:
+            raise GradingError(error.code, str(error)) from error
+
+
+def requests_of(grader: Grader, item: Values, sample: Values, ports: Ports = Ports()) -> list[ModelRequest]:
+    """Return the requests that a grader needs answered before it can grade this item.
+
+    A request that cannot be made, such as one whose template names a missing field, is left out: `grade` reports why.
+    """
+    case = _Case(item, sample, ports)
+    found = [_request_of(key, single, case) for key, single in _by_key(grader).items()]
+    return [request for request in found if request is not None]
+
+
+def grade(grader: Grader, item: Values, sample: Values, answers: Mapping[str, Answer], ports: Ports = Ports()) -> Grade:
+    """Grade an item. `answers` are those to the requests of `requests_of`, by key."""
+    case = _Case(item, sample, ports, answers)
+    grades = {key: _grade_single(key, single, case) for key, single in _by_key(grader).items()}
+    return _combined(grader, grades) if isinstance(grader, MultiGrader) else grades[""]
+
+
+def _by_key(grader: Grader) -> Mapping[str, Single]:
+    return grader.graders if isinstance(grader, MultiGrader) else {"": grader}
+
+
+def _combined(grader: MultiGrader, grades: Mapping[str, Grade]) -> Grade:
+    """Return the grade of a `multi`: without a score where one of its graders has none."""
+    error = next((sub.error for sub in grades.values() if sub.error is not None), None)
+    scores = {name: sub.score for name, sub in grades.items() if sub.score is not None}
+    if len(scores) < len(grades):
+        return Grade(grader.name, grader.type, None, None, error, sub_grades=grades)
+    try:
+        score = Formula(grader.calculate_output, scores).evaluate(scores)
+    except FormulaError as fault:
+        return Grade(grader.name, grader.type, None, None, GraderError(FORMULA, str(fault)), sub_grades=grades)
+    return Grade(grader.name, grader.type, score, grader.passes(score), error, sub_grades=grades)
+
+
+def _grade_single(key: str, grader: Single, case: _Case) -> Grade:
+    try:
+        score, details = _score(key, grader, case)
+    except GradingError as error:
+        passed = None if error.score is None else grader.passes(error.score)
+        return Grade(grader.name, grader.type, error.score, passed, GraderError(error.code, str(error)))
+    return Grade(grader.name, grader.type, score, grader.passes(score), details=details)
+
+
+def _score(key: str, grader: Single, case: _Case) -> tuple[float, Values]:
+    """Return a score and its details. Raises: GradingError."""
+    match grader:
+        case StringCheck():
+            return float(_matches(grader, case)), {}
+        case TextSimilarity():
+            return _similarity(key, grader, case), {}
+        case PythonGrader():
+            return _run_python(grader, case), {}
+        case LabelModel():
+            verdict = _verdict(key, grader, case)
+            return float(verdict["result"] in grader.passing_labels), verdict
+        case ScoreModel():
+            verdict = _verdict(key, grader, case)
+            lowest, highest = grader.bounds
+            return min(max(float(verdict["result"]), lowest), highest), verdict
+
+
+def _matches(grader: StringCheck, case: _Case) -> bool:
+    text, reference = case.render(grader.input), case.render(grader.reference)
+    match grader.operation:
+        case "eq":
+            return text == reference
+        case "ne":
+            return text != reference
+        case "like":
+            return reference in text
+        case "ilike":
+            return reference.casefold() in text.casefold()
+
+
+def _run_python(grader: PythonGrader, case: _Case) -> float:
+    if case.ports.run_python is None:
+        raise GradingError(PYTHON_SERVER, "This deployment has no sandbox for python graders.")
+    return case.ports.run_python(grader.source, case.item, case.sample)
+
+
+# Similarity of texts.
+
+
+def _similarity(key: str, grader: TextSimilarity, case: _Case) -> float:
+    text, reference = case.render(grader.input), case.render(grader.reference)
+    if grader.evaluation_metric == "cosine" and case.ports.embedding_model is None:
+        raise GradingError(OTHER, "This deployment has no embedding model.")
+    try:
+        if grader.evaluation_metric == "cosine":
+            return text_metrics.cosine(*_vectors(_answered(key, case)))
+        return text_metrics.similarity(grader.evaluation_metric, text, reference, case.ports.wordnet)
+    except text_metrics.MetricUnavailable as error:
+        raise GradingError(OTHER, str(error)) from error
+
+
+def _vectors(body: Values) -> Sequence[Sequence[float]]:
+    try:
+        vectors = [[float(number) for number in row["embedding"]] for row in body["data"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise GradingError(JUDGE_PARSE, "The embedding model answered no vectors.") from error
+    if len(vectors) != 2 or len(vectors[0]) != len(vectors[1]):
+        raise GradingError(JUDGE_PARSE, "The embedding model did not answer two vectors of one length.")
+    return vectors
+
+
+# Judges.
+
+
+def _request_of(key: str, grader: Single, case: _Case) -> ModelRequest | None:
+    try:
+        match grader:
+            case LabelModel():
+                return ModelRequest(key, CHAT, _label_body(grader, case))
+            case ScoreModel():
+                return ModelRequest(key, CHAT, _score_body(grader, case))
+            case TextSimilarity(evaluation_metric="cosine") if case.ports.embedding_model:
+                texts = [case.render(grader.input), case.render(grader.reference)]
+                body = {"model": case.ports.embedding_model, "input": texts, "encoding_format": "float"}
+                return ModelRequest(key, EMBEDDINGS, body)
+    except GradingError:
+        return None
+    return None
+
+
+def _label_body(grader: LabelModel, case: _Case) -> dict[str, Any]:
+    task = f"Choose the label that fits best: {json.dumps(grader.labels, ensure_ascii=False)}."
+    body = _judge_body(grader, case, task, {"type": "string", "enum": grader.labels})
+    return body | {"temperature": 0, "max_completion_tokens": JUDGE_TOKENS}
+
+
+def _score_body(grader: ScoreModel, case: _Case) -> dict[str, Any]:
+    lowest, highest = grader.bounds
+    task = f"Give a score from {lowest:g} to {highest:g}."
+    given = grader.sampling_params.model_dump(exclude_none=True) if grader.sampling_params else {}
+    limit = given.pop("max_completions_tokens", JUDGE_TOKENS)
+    body = _judge_body(grader, case, task, {"type": "number"})
+    return body | {"temperature": 0, "max_completion_tokens": limit} | given
+
+
+def _judge_body(grader: LabelModel | ScoreModel, case: _Case, task: str, result: Values) -> dict[str, Any]:
+    step = _object_schema({"description": {"type": "string"}, "conclusion": {"type": "string"}})
+    steps = {"type": "array", "items": step, "maxItems": _MAX_STEPS}
+    schema = {"name": "grade", "strict": True, "schema": _object_schema({"steps": steps, "result": result})}
+    instruction = (
+        f"{task} Answer with a JSON object that has two fields: 'steps', a list of objects with the texts "
+        "'description' and 'conclusion', is your reasoning; 'result' is your decision."
+    )
+    messages = [_chat_message(message, case) for message in grader.input]
+    return {
+        "model": grader.model,
+        "messages": _instructed(messages, instruction),
+        "response_format": {"type": "json_schema", "json_schema": schema},
+    }
+
+
+def _object_schema(properties: Values) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def _instructed(messages: list[dict[str, Any]], instruction: str) -> list[dict[str, Any]]:
+    """Return the messages with the instruction in the first: some chat templates have one system message, in front."""
+    first, *rest = messages
+    if first["role"] in ("system", "developer") and isinstance(first["content"], str):
+        return [{**first, "content": f"{first['content']}\n\n{instruction}"}, *rest]
+    return [{"role": "system", "content": instruction}, *messages]
+
+
+def _chat_message(message: Message, case: _Case) -> dict[str, Any]:
+    if isinstance(message.content, str):
+        return {"role": message.role, "content": case.render(message.content)}
+    return {"role": message.role, "content": [_chat_part(part, case) for part in message.parts]}
+
+
+def _chat_part(part: str | TextPart | ImagePart | AudioPart, case: _Case) -> dict[str, Any]:
+    match part:
+        case TextPart():
+            return {"type": "text", "text": case.render(part.text)}
+        case ImagePart():
+            detail = {"detail": part.detail} if part.detail else {}
+            return {"type": "image_url", "image_url": {"url": case.render(part.image_url), **detail}}
+        case AudioPart():
+            audio = part.input_audio
+            return {"type": "input_audio", "input_audio": {"data": case.render(audio.data), "format": audio.format}}
+    return {"type": "text", "text": case.render(part)}
+
+
+def _verdict(key: str, grader: LabelModel | ScoreModel, case: _Case) -> Values:
+    """Return what the judge answered, with a valid `result`. Raises: GradingError."""
+    if key not in case.answers:
+        for message in grader.input:
+            _chat_message(message, case)  # raises the error of a template that has no value
+    text = _judge_text(_answered(key, case))
+    try:
+        verdict = json.loads(text)
+        result = verdict["result"]
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        raise _nonsense(text) from error
+    if isinstance(grader, LabelModel):
+        is_valid = isinstance(result, str) and result in grader.labels
+    else:
+        is_valid = type(result) in (int, float) and -_LARGEST <= result <= _LARGEST
+    if not is_valid:
+        raise _nonsense(text)
+    return {name: verdict[name] for name in ("result", "steps") if name in verdict}
+
+
+def _nonsense(text: str) -> GradingError:
+    return GradingError(JUDGE_PARSE, f"The judge's answer has no valid result: {text[:_SHOWN]!r}")
+
+
+def _answered(key: str, case: _Case) -> Values:
+    """Return the body of the answer to a request. Raises: GradingError."""
+    answer = case.answers.get(key)
+    if answer is None:
+        raise GradingError(JUDGE_SERVER, "The model gave no answer.")
+    if answer.status != 200:
+        error = answer.body.get("error")
+        message = error.get("message") if isinstance(error, Mapping) else None
+        raise GradingError(JUDGE_SERVER, f"The model's server answered {answer.status}: {str(message)[:_SHOWN]}")
+    return answer.body
+
+
+def _judge_text(body: Values) -> str:
+    try:
+        choice = body["choices"][0]
+        message = choice["message"]
+        refusal, text, reason = message.get("refusal"), message.get("content"), choice.get("finish_reason")
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise GradingError(JUDGE_PARSE, "The judge answered no message.") from error
+    if refusal:
+        raise GradingError(JUDGE_REFUSAL, f"The judge refused: {str(refusal)[:_SHOWN]}")
+    if reason == "length":
+        raise GradingError(TRUNCATED, "The judge's answer was cut off at its limit of tokens.")
+    return text if isinstance(text, str) else ""

@@ -1,0 +1,36 @@
+"""The sample that graders see: what a model answered, as the namespace `sample` of templates and python graders."""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+
+def sample_from_text(text: str) -> dict[str, Any]:
+    """Return the sample of a model that answered `text`."""
+    return sample_from_message({"role": "assistant", "content": text})
+
+
+def sample_from_completion(body: Mapping[str, Any], index: int = 0) -> dict[str, Any]:
+    """Return the sample of the choice `index` of a chat completion."""
+    choice = body["choices"][index]
+    return sample_from_message(choice["message"], choice.get("finish_reason") or "stop")
+
+
+def sample_from_message(message: Mapping[str, Any], finish_reason: str = "stop") -> dict[str, Any]:
+    """Return the sample of an assistant's message. It has `output_json` only where the text is JSON."""
+    text = message.get("content") or ""
+    sample: dict[str, Any] = {
+        "output_text": text,
+        "output_tools": message.get("tool_calls") or [],
+        "choices": [{"index": 0, "message": dict(message), "finish_reason": finish_reason}],
+    }
+    if message.get("audio"):
+        sample["output_audio"] = message["audio"]
+    with suppress(ValueError, RecursionError):
+        sample["output_json"] = json.loads(text, parse_constant=_refuse)
+    return sample
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no value of JSON")

@@ -1,0 +1,126 @@
+"""Templates of graders and prompts: `{{ item.question }}`, `{{ sample.output_json.steps[0]["title"] }}`.
+
+A placeholder is a path into the item or the sample. A string is inserted as it is, any other value as JSON. Braces that
+are not closed are text. Checking and rendering take time in proportion to the lengths of template and result.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+MAX_LENGTH: Final = 256 << 10
+#: Characters of a rendered template: a template may insert the same long field many times.
+MAX_RENDERED: Final = 4 << 20
+NAMESPACES: Final = ("item", "sample")
+SAMPLE_FIELDS: Final = ("output_text", "output_json", "output_tools", "choices", "output_audio")
+_STEP: Final = re.compile(r"""\.([\w-]+)|\[(\d{1,9})\]|\["([^"\]]+)"\]|\['([^'\]]+)'\]""")
+_SHOWN: Final = 64
+
+
+class TemplateError(Exception):
+    """A placeholder has no value for this item and sample. `code` names the reason as graders report it."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A placeholder: the namespace, and the steps from there to a value."""
+
+    namespace: str
+    steps: tuple[str | int, ...]
+
+    def __str__(self) -> str:
+        steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in self.steps)
+        return (self.namespace + "".join(steps))[:_SHOWN]
+
+
+def check(text: str) -> str:
+    """Return the template, if each of its placeholders is a path into the item or the sample.
+
+    Raises: ValueError.
+    """
+    for reference in references(text):
+        field = reference.steps[0] if reference.namespace == "sample" and reference.steps else SAMPLE_FIELDS[0]
+        if field not in SAMPLE_FIELDS:
+            raise ValueError(f"'{reference}' is not there. A sample has: {', '.join(SAMPLE_FIELDS)}.")
+    return text
+
+
+def references(text: str) -> list[Reference]:
+    """Return the placeholders of a template, in order. Raises: ValueError."""
+    return [part for part in _parts(text) if isinstance(part, Reference)]
+
+
+def render(text: str, item: Mapping[str, Any], sample: Mapping[str, Any]) -> str:
+    """Return the template with the values of its placeholders.
+
+    Raises: TemplateError.
+    """
+    values = {"item": item, "sample": sample}
+    rendered: list[str] = []
+    length = 0
+    for part in _parts(text):
+        shown = part if isinstance(part, str) else _shown(resolve(part, values))
+        length += len(shown)
+        if length > MAX_RENDERED:
+            raise TemplateError(f"The text is longer than {MAX_RENDERED} characters.", "invalid_variable_error")
+        rendered.append(shown)
+    return "".join(rendered)
+
+
+def resolve(reference: Reference, values: Mapping[str, Any]) -> Any:
+    """Return the value that a placeholder refers to.
+
+    Raises: TemplateError.
+    """
+    value = values[reference.namespace]
+    for step in reference.steps:
+        is_there = (
+            step in value if isinstance(value, Mapping) else isinstance(value, list) and step in range(len(value))
+        )
+        if not is_there:
+            raise _no_value(reference)
+        value = value[step]
+    return value
+
+
+def _no_value(reference: Reference) -> TemplateError:
+    if reference.namespace == "sample" and reference.steps[0] == "output_json":
+        return TemplateError(f"'{reference}' has no value: the output is not such JSON.", "sample_parse_error")
+    return TemplateError(f"'{reference}' has no value for this item.", "invalid_variable_error")
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _parts(text: str) -> Iterator[str | Reference]:
+    """Yield the texts and placeholders of a template. Raises: ValueError."""
+    first, *rest = text.split("{{")
+    yield first
+    for piece in rest:
+        inside, closed, after = piece.partition("}}")
+        if closed:
+            yield _reference(inside)
+            yield after
+        else:
+            yield "{{" + piece
+
+
+def _reference(inside: str) -> Reference:
+    path = inside.strip()
+    namespace = re.match(r"\w*", path)
+    assert namespace is not None
+    position, steps = namespace.end(), []
+    while position < len(path) and (step := _STEP.match(path, position)):
+        name, index, *quoted = step.groups()
+        steps.append(int(index) if index else name or next(filter(None, quoted)))
+        position = step.end()
+    if namespace.group() not in NAMESPACES or position < len(path):
+        raise ValueError(f"'{{{{{inside[:_SHOWN]}}}}}' is not a path into 'item' or 'sample'.")
+    return Reference(namespace.group(), tuple(steps))

@@ -1,0 +1,284 @@
+"""Grades of single items: scores, errors that are no failures, and what judges are asked."""
+
+import json
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from jobs.evals import graders, samples
+from jobs.evals.grading import JUDGE_TOKENS, Answer, Grade, GradingError, Ports, grade, requests_of
+from jobs.requests.endpoints import CHAT, EMBEDDINGS
+
+ITEM = {"answer": "Paris", "text": "the text"}
+SAMPLE = samples.sample_from_text("Paris is it")
+NONE = Ports()
+MESSAGES = [{"role": "user", "content": "Judge {{ item.text }}: {{ sample.output_text }}"}]
+
+
+def string_check(operation: str, reference: str = "{{ item.answer }}", name: str = "same") -> dict[str, Any]:
+    text = "{{ sample.output_text }}"
+    return {"type": "string_check", "name": name, "input": text, "operation": operation, "reference": reference}
+
+
+def label(**changes: Any) -> dict[str, Any]:
+    labels = {"labels": ["good", "bad"], "passing_labels": ["good"]}
+    return {"type": "label_model", "name": "tone", "model": "judge", "input": MESSAGES, **labels, **changes}
+
+
+def score(**changes: Any) -> dict[str, Any]:
+    return {"type": "score_model", "name": "quality", "model": "judge", "input": MESSAGES, **changes}
+
+
+def multi(formula: str, **parts: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "multi", "name": "both", "graders": parts, "calculate_output": formula}
+
+
+def python(source: str = "code") -> dict[str, Any]:
+    return {"type": "python", "name": "code", "source": source}
+
+
+def chat(content: Any, reason: str = "stop", refusal: str | None = None) -> Answer:
+    message = {"role": "assistant", "content": content, "refusal": refusal}
+    return Answer(200, {"choices": [{"index": 0, "message": message, "finish_reason": reason}]})
+
+
+def graded(definition: dict[str, Any], *answers: Answer, ports: Ports = NONE, item: Any = ITEM) -> Grade:
+    """Grade the item with these answers to the grader's requests, in order."""
+    grader = graders.parse_grader(definition)
+    keys = [request.key for request in requests_of(grader, item, SAMPLE, ports)]
+    return grade(grader, item, SAMPLE, dict(zip(keys, answers, strict=False)), ports)
+
+
+@pytest.mark.parametrize(
+    ("operation", "reference", "passes"),
+    [
+        ("eq", "Paris is it", True),
+        ("eq", "paris is it", False),
+        ("eq", "Paris is it ", False),
+        ("ne", "Paris", True),
+        ("ne", "Paris is it", False),
+        ("like", "Paris", True),
+        ("like", "paris", False),
+        ("like", "%", False),
+        ("ilike", "PARIS", True),
+        ("ilike", "London", False),
+        ("like", "{{ item.answer }}", True),
+    ],
+)
+def test_string_check_compares_or_searches_and_is_not_sql(operation: str, reference: str, passes: bool) -> None:
+    result = graded(string_check(operation, reference))
+    assert (result.score, result.passed, result.error) == (float(passes), passes, None)
+
+
+def test_a_field_that_the_item_lacks_is_an_error_and_no_failure() -> None:
+    result = graded(string_check("eq", "{{ item.missing }}"))
+    assert (result.score, result.passed) == (None, None)
+    assert result.error is not None
+    assert result.error.code == "invalid_variable_error"
+    for definition in (label(), score()):
+        result = graded({**definition, "input": [{"role": "user", "content": "{{ item.missing }}"}]})
+        assert result.error is not None
+        assert (result.score, result.error.code) == (None, "invalid_variable_error")
+
+
+def test_a_judge_is_asked_with_the_schema_that_its_answer_must_match() -> None:
+    [request] = requests_of(graders.parse_grader(label()), ITEM, SAMPLE)
+    body = request.body
+    schema = body["response_format"]["json_schema"]["schema"]
+    check = Draft202012Validator(schema)
+
+    assert (request.url, body["model"], body["temperature"]) == (CHAT, "judge", 0)
+    assert body["max_completion_tokens"] == JUDGE_TOKENS
+    assert body["response_format"]["json_schema"]["strict"] is True
+    assert body["messages"][-1] == {"role": "user", "content": "Judge the text: Paris is it"}
+    assert '["good", "bad"]' in body["messages"][0]["content"]
+    assert check.is_valid({"steps": [{"description": "a", "conclusion": "b"}], "result": "bad"})
+    assert not check.is_valid({"steps": [], "result": "neutral"})
+    assert not check.is_valid({"result": "bad"})
+
+
+def test_the_parameters_of_a_judge_are_those_of_its_grader() -> None:
+    system = [{"role": "system", "content": "Be strict."}, *MESSAGES]
+    params = {"temperature": 0.7, "top_p": 0.5, "max_completions_tokens": 9, "seed": 3, "reasoning_effort": "low"}
+    definition = score(range=[1, 7], input=system, sampling_params=params)
+    [request] = requests_of(graders.parse_grader(definition), ITEM, SAMPLE)
+    body = request.body
+
+    assert {name: body[name] for name in ("temperature", "top_p", "max_completion_tokens", "seed")} == {
+        "temperature": 0.7, "top_p": 0.5, "max_completion_tokens": 9, "seed": 3,
+    }  # fmt: skip
+    assert body["reasoning_effort"] == "low"
+    assert "max_completions_tokens" not in body
+    assert [message["role"] for message in body["messages"]] == ["system", "user"]
+    assert body["messages"][0]["content"].startswith("Be strict.")
+    assert "from 1 to 7" in body["messages"][0]["content"]
+
+
+def test_images_and_recordings_go_to_the_judge_in_the_form_of_chats() -> None:
+    parts = [
+        {"type": "input_text", "text": "See {{ item.text }}"},
+        {"type": "input_image", "image_url": "{{ item.image }}", "detail": "low"},
+        {"type": "input_audio", "input_audio": {"data": "{{ item.sound }}", "format": "mp3"}},
+        "plain",
+    ]
+    item = {**ITEM, "image": "data:image/png;base64,AA==", "sound": "AA=="}
+    [request] = requests_of(graders.parse_grader(label(input=[{"role": "user", "content": parts}])), item, SAMPLE)
+
+    assert request.body["messages"][-1]["content"] == [
+        {"type": "text", "text": "See the text"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA==", "detail": "low"}},
+        {"type": "input_audio", "input_audio": {"data": "AA==", "format": "mp3"}},
+        {"type": "text", "text": "plain"},
+    ]
+
+
+@pytest.mark.parametrize(("result", "passes"), [("good", True), ("bad", False)])
+def test_a_label_passes_if_it_is_a_passing_one(result: str, passes: bool) -> None:
+    steps = [{"description": "read", "conclusion": "fine"}]
+    graded_item = graded(label(), chat(json.dumps({"steps": steps, "result": result})))
+    assert (graded_item.score, graded_item.passed) == (float(passes), passes)
+    assert graded_item.details == {"result": result, "steps": steps}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "passes"), [(0.75, 0.75, True), (0, 0.0, False), (9, 1.0, True), (-3.5, 0.0, False)]
+)
+def test_a_judges_score_is_held_to_its_range(given: float, expected: float, passes: bool) -> None:
+    result = graded(score(), chat(json.dumps({"steps": [], "result": given})))
+    assert (result.score, result.passed, result.error) == (expected, passes, None)
+
+
+NONSENSE = [
+    "I would say 0.8", "", "null", "[]", "{}", '{"result": null}', '{"result": "0.8"}', '{"result": true}',
+    '{"result": NaN}', '{"result": Infinity}', '{"result": 1e999}', '{"result": ' + "9" * 400 + "}",
+    '{"result": [1]}', "[" * 100_000, None,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", NONSENSE, ids=lambda content: str(content)[:20])
+def test_a_judge_that_answers_nonsense_makes_an_error_and_no_score(content: str | None) -> None:
+    for definition in (label(), score()):
+        result = graded(definition, chat(content))
+        assert (result.score, result.passed) == (None, None)
+        assert result.error is not None
+        assert result.error.code == "model_grader_parse_error"
+        assert len(result.error.message) < 400
+
+
+def test_a_label_that_is_none_of_the_labels_is_an_error() -> None:
+    result = graded(label(), chat('{"steps": [], "result": "neutral"}'))
+    assert result.error is not None
+    assert (result.score, result.error.code) == (None, "model_grader_parse_error")
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (chat(None, refusal="I cannot."), "model_grader_refusal_error"),
+        (chat('{"steps": [{"descr', "length"), "truncated_observation_error"),
+        (Answer(503, {"error": {"message": "No worker."}}), "model_grader_server_error"),
+        (Answer(500, {}), "model_grader_server_error"),
+        (Answer(200, {}), "model_grader_parse_error"),
+        (Answer(200, {"choices": []}), "model_grader_parse_error"),
+        (Answer(200, {"choices": [{"message": None}]}), "model_grader_parse_error"),
+    ],
+)
+def test_a_judge_without_an_answer_makes_an_error_with_its_reason(answer: Answer, code: str) -> None:
+    result = graded(score(), answer)
+    assert result.error is not None
+    assert (result.score, result.error.code) == (None, code)
+
+
+def test_a_judge_that_was_never_asked_makes_an_error() -> None:
+    result = graded(score())
+    assert result.error is not None
+    assert result.error.code == "model_grader_server_error"
+
+
+def test_a_multi_computes_its_score_from_those_of_its_graders() -> None:
+    definition = multi("(same + quality) / 2", same=string_check("like"), quality=score())
+    result = graded(definition, chat('{"steps": [], "result": 0.5}'))
+    assert (result.score, result.passed, result.error) == (0.75, True, None)
+    assert {name: sub.score for name, sub in result.sub_grades.items()} == {"same": 1.0, "quality": 0.5}
+
+
+def test_a_multi_asks_the_judge_of_each_of_its_graders() -> None:
+    grader = graders.parse_grader(multi("a + b + c", a=score(), b=string_check("eq"), c=label()))
+    assert [request.key for request in requests_of(grader, ITEM, SAMPLE)] == ["a", "c"]
+
+
+def test_a_multi_that_divides_by_zero_is_an_error() -> None:
+    result = graded(multi("1 / same", same=string_check("eq")))
+    assert result.error is not None
+    assert (result.score, result.error.code) == (None, "formula_parse_error")
+    assert result.sub_grades["same"].score == 0.0
+
+
+def test_a_multi_has_no_score_if_one_of_its_graders_has_none() -> None:
+    result = graded(multi("max(same, quality)", same=string_check("like"), quality=score()), chat("nonsense"))
+    assert result.error is not None
+    assert (result.score, result.error.code) == (None, "model_grader_parse_error")
+
+
+def test_a_python_grader_returns_what_its_code_returns() -> None:
+    calls = []
+
+    def run(source: str, item: Any, sample: Any) -> float:
+        calls.append((source, item["answer"], sample["output_text"]))
+        return 0.25
+
+    result = graded(python("the code"), ports=Ports(run_python=run))
+    assert (result.score, result.passed) == (0.25, False)
+    assert calls == [("the code", "Paris", "Paris is it")]
+
+
+def test_a_python_grader_that_raises_scores_0_and_is_an_error() -> None:
+    def run(source: str, item: Any, sample: Any) -> float:
+        raise GradingError("python_grader_runtime_error", "ImportError: no module named 'os2'", 0.0)
+
+    result = graded(python(), ports=Ports(run_python=run))
+    assert result.error is not None
+    assert (result.score, result.passed, result.error.code) == (0.0, False, "python_grader_runtime_error")
+    both = graded(multi("1 + code", code=python()), ports=Ports(run_python=run))
+    assert both.error is not None
+    assert (both.score, both.error.code) == (1.0, "python_grader_runtime_error")
+
+
+def test_a_python_grader_without_a_sandbox_is_an_error_and_is_not_run() -> None:
+    result = graded(python("raise SystemExit"))
+    assert result.error is not None
+    assert (result.score, result.error.code) == (None, "python_grader_server_error")
+
+
+COSINE = {
+    "type": "text_similarity", "name": "alike", "input": "{{ sample.output_text }}", "evaluation_metric": "cosine",
+    "reference": "{{ item.answer }}",
+}  # fmt: skip
+
+
+def embedding(*vectors: Any) -> Answer:
+    return Answer(200, {"data": [{"index": n, "embedding": vector} for n, vector in enumerate(vectors)]})
+
+
+def test_the_cosine_is_that_of_two_vectors_of_the_deployments_model() -> None:
+    ports = Ports(embedding_model="embedder")
+    [request] = requests_of(graders.parse_grader(COSINE), ITEM, SAMPLE, ports)
+    assert (request.url, request.body["model"]) == (EMBEDDINGS, "embedder")
+    assert request.body["input"] == ["Paris is it", "Paris"]
+    assert graded(COSINE, embedding([1, 0], [1, 1]), ports=ports).score == pytest.approx(0.5**0.5)
+    assert graded(COSINE, embedding([3, 4], [3, 4]), ports=ports).score == pytest.approx(1.0)
+    assert graded(COSINE, embedding([1, 0], [-1, 0]), ports=ports).score == pytest.approx(-1.0)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        embedding([1, 0]), embedding([1], [1, 2]), embedding([0, 0], [1, 1]), embedding(["x"], ["y"]), Answer(200, {}),
+        embedding([float("nan"), 1], [1, 1]), Answer(503, {"error": {"message": "No worker."}}),
+    ],
+)  # fmt: skip
+def test_vectors_that_have_no_cosine_make_an_error(answer: Answer) -> None:
+    result = graded(COSINE, answer, ports=Ports(embedding_model="embedder"))
+    assert (result.score, result.error is not None) == (None, True)
+    assert graded(COSINE).error is not None
