@@ -18,8 +18,11 @@ def verify_vectors(data_dir: Path, *, repair: bool) -> subprocess.CompletedProce
     return subprocess.run(command, cwd=_CHECKOUT, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 (ours)
 
 
-def probe_sandbox() -> subprocess.CompletedProcess[str]:
-    """Confine a process as parsers of documents are, and print the parts of the sandbox that the kernel refuses."""
-    command = [sys.executable, "-P", "-m", "workers.sandbox"]
+def probe_sandbox(*, forks: bool = False) -> subprocess.CompletedProcess[str]:
+    """Confine a process as parsers of documents are, and print the parts of the sandbox that the kernel refuses.
+
+    With `forks` confine it as python graders are.
+    """
+    command = [sys.executable, "-P", "-m", "workers.sandbox", *(["forks"] if forks else [])]
     environment = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)  # noqa: S603 (ours)

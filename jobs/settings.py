@@ -137,6 +137,7 @@ class Settings(BaseSettings):
     embedding_model: str = Field("", description="model of vector stores that name none; empty: the first there is")
     rewrite_model: str = Field("", description="chat model that `rewrite_query` asks; empty: queries stay as they are")
     rewrite_seconds: float = Field(5, gt=0, description="for that; later the query is searched as it stands")
+    wordnet: str = Field("", description="folder of WordNet, for the metric `meteor`; empty: Debian's wordnet-base")
     embedding_floor: float = Field(
         0.999,
         ge=0.9,

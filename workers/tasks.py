@@ -13,6 +13,7 @@ gives it one in a pool of threads, `worker_process_init` in each child of a pref
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from threading import Thread
 
 from celery import Celery, current_app, shared_task, signals
 
@@ -22,6 +23,7 @@ from jobs.queues import Queue, Task
 from jobs.settings import settings
 from workers import lifecycle
 from workers.batches.slot_scheduler import SlotScheduler
+from workers.evals.python_grader import look_for_sandbox
 from workers.retrieval.ingestion.purge import purge as purge_vectors
 from workers.retrieval.parsing.parser import Parser, limits_of
 from workers.runtime.context import Context, Pool, build
@@ -108,7 +110,9 @@ def _child_begins(**_: object) -> None:
     """Make a child of the prefork pool a worker with a heartbeat of its own."""
     config = settings()
     memory.few_arenas()  # LanceDB's threads are many
-    furnish(current_app, Process(build(config, CPU_POOL), parser=Parser(limits_of(config))))
+    context = build(config, CPU_POOL)
+    furnish(current_app, Process(context, parser=Parser(limits_of(config))))
+    Thread(target=look_for_sandbox, args=(context.standing,), daemon=True).start()
     memory.freeze()
 
 

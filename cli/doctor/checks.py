@@ -10,6 +10,7 @@ CHECKS: tuple[Callable[[Patient], Iterable[Finding]], ...] = (
     installed.packages,
     installed.engines,
     installed.parsers,
+    installed.graders,
     installed.models,
     installed.embeddings,
     stored.data_folder,

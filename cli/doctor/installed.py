@@ -29,6 +29,8 @@ _SANDBOX = {
     "own_user": "run workers as an ordinary user, or keep Python and the code where every user can read them",
     "user_namespace": "allow user namespaces (a container's seccomp profile, AppArmor)",
     "network_namespace": "allow user namespaces (a container's seccomp profile, AppArmor)",
+    "pid_namespace": "allow user namespaces (a container's seccomp profile, AppArmor)",
+    "mount_namespace": "allow user namespaces (a container's seccomp profile, AppArmor)",
     "capabilities": "run workers without capabilities",
     "landlock": "use Linux 5.13 or later with landlock among its security modules, and allow its system calls",
     "seccomp": "use a kernel with seccomp filters, on x86_64 or aarch64",
@@ -110,6 +112,23 @@ def parsers(_patient: Patient) -> Iterator[Finding]:
         )
     else:
         yield fine("parsers", "documents are read in a sandbox that is complete")
+
+
+def graders(_patient: Patient) -> Iterator[Finding]:
+    """Name the parts of the sandbox that python graders lack here; without any of them they are refused."""
+    probe = probe_sandbox(forks=True)
+    missing = probe.stdout.split()
+    if probe.returncode != 0:
+        fix = f"{_install()}, and run workers as a user that can read Python and the code"
+        yield warning("python graders", "they are refused: their process does not start", fix)
+    elif missing:
+        yield warning(
+            "python graders",
+            f"they are refused: their sandbox lacks {', '.join(missing)}",
+            "; ".join(dict.fromkeys(_SANDBOX[part] for part in missing)),
+        )
+    else:
+        yield fine("python graders", "their code runs in a sandbox that is complete")
 
 
 def models(patient: Patient) -> Iterator[Finding]:

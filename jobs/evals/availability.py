@@ -1,9 +1,19 @@
 """Which graders this deployment can run. A grader that it cannot run is refused when it is created."""
 
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from sqlalchemy.orm import Session
 
 from jobs.errors import InvalidRequest
 from jobs.evals.graders import Grader, PythonGrader, Single, TextSimilarity, singles
+from jobs.evals.grading import Ports, RunPython
+from jobs.evals.text_metrics import DEBIAN_WORDNET, open_wordnet
+from jobs.fleet import workers
+from jobs.fleet.models_file import Registry
+from jobs.queues import Queue
+from jobs.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +23,32 @@ class Deployment:
     runs_python: bool = False
     has_wordnet: bool = False
     embedding_model: str | None = None
+
+
+def deployment_of(session: Session, config: Settings, registry: Registry) -> Deployment:
+    """Return what this deployment has now, as the live workers of `cpu.evaluate` show it."""
+    graders = workers.alive(session, Queue.EVALUATE)
+    return Deployment(
+        runs_python=any(worker.sandbox_lacks == [] for worker in graders),
+        has_wordnet=_wordnet(config) is not None,
+        embedding_model=registry.embedder(config.embedding_model),
+    )
+
+
+def ports_of(config: Settings, registry: Registry, run_python: RunPython | None = None) -> Ports:
+    """Return what this process has to grade with."""
+    folder = _wordnet(config)
+    return Ports(
+        embedding_model=registry.embedder(config.embedding_model),
+        run_python=run_python,
+        wordnet=partial(open_wordnet, folder) if folder else None,
+    )
+
+
+def _wordnet(config: Settings) -> Path | None:
+    """Return the folder of WordNet; None where there is none."""
+    folder = Path(config.wordnet) if config.wordnet else DEBIAN_WORDNET
+    return folder if (folder / "data.noun").exists() else None
 
 
 def check_available(grader: Grader, deployment: Deployment, param: str) -> None:

@@ -9,7 +9,7 @@ score 0 and the error. The error codes are the names that OpenAI's graders repor
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -106,12 +106,12 @@ class RunPython(Protocol):
 class Ports:
     """Parts of the deployment that some graders need; None where the deployment has none.
 
-    `wordnet` is what `text_metrics.open_wordnet` returned.
+    `wordnet` opens WordNet at its first call, which takes seconds.
     """
 
     embedding_model: str | None = None
     run_python: RunPython | None = None
-    wordnet: Any = None
+    wordnet: Callable[[], Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +220,8 @@ def _similarity(key: str, grader: TextSimilarity, case: _Case) -> float:
     try:
         if grader.evaluation_metric == "cosine":
             return text_metrics.cosine(*_vectors(_answered(key, case)))
-        return text_metrics.similarity(grader.evaluation_metric, text, reference, case.ports.wordnet)
+        wordnet = case.ports.wordnet() if case.ports.wordnet and grader.evaluation_metric == "meteor" else None
+        return text_metrics.similarity(grader.evaluation_metric, text, reference, wordnet)
     except text_metrics.MetricUnavailable as error:
         raise GradingError(OTHER, str(error)) from error
 

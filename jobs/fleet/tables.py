@@ -35,6 +35,8 @@ class Worker(Base):
     #: What it is at besides its claims: [queue, model, project_id, how many], as of its last heartbeat. None: it never
     #: said.
     other_work: Mapped[list[Any] | None]
+    #: The parts that the sandbox of python graders lacks in its process. None: it runs none, or has not looked yet.
+    sandbox_lacks: Mapped[list[Any] | None]
 
 
 class EngineDeath(Base):

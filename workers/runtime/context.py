@@ -35,6 +35,7 @@ class Standing:
     models: tuple[str, ...] = ()
     restarts: int = 0
     host_devices: str | None = None
+    sandbox_lacks: list[str] | None = None  # see `jobs.fleet.tables.Worker`
     engines: dict[str, Any] = field(default_factory=dict)  # see `workers.runtime.quarantine`
     training: dict[str, Any] | None = None  # see `jobs.fleet.tables.Worker`
     phase_of: Callable[[str], str] = lambda _model: ""  # the step at which the engine of a model starts
@@ -148,6 +149,7 @@ def _describe(worker_id: str, pool: Pool, standing: Standing) -> Callable[[], Wo
             host_devices=standing.host_devices,
             engines=standing.described_engines(),
             training=standing.training,
+            sandbox_lacks=standing.sandbox_lacks,
             created_at=now(),
             seen_at=now(),
         )

@@ -228,7 +228,10 @@ class Heartbeat:
     def _send_for_worker(self, session: Session, heartbeats: int = 1) -> None:
         worker = self._worker()
         worker.other_work = self.under_way.counts()
-        columns = ("models", "state", "restarts", "slots", "other_work", "host_devices", "engines", "training")
+        columns = (
+            "models", "state", "restarts", "slots", "other_work", "host_devices", "engines", "training",
+            "sandbox_lacks",
+        )  # fmt: skip
         if not workers.heartbeat(
             session, worker.id, heartbeats=heartbeats, **{name: getattr(worker, name) for name in columns}
         ):

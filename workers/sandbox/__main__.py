@@ -1,4 +1,7 @@
-"""Start a confined process: `python -m workers.sandbox POLICY PARENT`, or without arguments name the missing parts."""
+"""Start a confined process: `python -m workers.sandbox POLICY PARENT`.
+
+Without arguments print the missing parts of a process that confines itself, with `forks` those of one that forks.
+"""
 
 import importlib
 import os
@@ -7,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from workers.sandbox import forking
 from workers.sandbox.channel import Channel
 from workers.sandbox.confinement import Policy, confine
 
@@ -16,7 +20,7 @@ _CHILDREN: Final = ("workers.retrieval.parsing.parser_child", "workers.middlewar
 def main() -> None:
     """Confine this process before anything else, then run the module of the policy."""
     policy = msgspec.json.decode(sys.argv[1], type=Policy)
-    missing = confine(policy, int(sys.argv[2]))
+    missing = forking.separate_first() if policy.forks else confine(policy, int(sys.argv[2]))
     importlib.import_module(policy.module).main(Channel(missing))
 
 
@@ -31,5 +35,17 @@ def probe() -> None:
     sys.stdout.write("".join(f"{part}\n" for part in missing))
 
 
+def probe_forks() -> None:
+    """Print the parts that a process which was forked for an input lacks here, a line each."""
+    missing = forking.separate_first()
+    sys.stdout.write("".join(f"{part}\n" for part in (*missing, *forking.missing_in_inputs())))
+
+
 if __name__ == "__main__":
-    main() if sys.argv[1:] else probe()
+    match sys.argv[1:]:
+        case []:
+            probe()
+        case ["forks"]:
+            probe_forks()
+        case _:
+            main()

@@ -7,6 +7,12 @@
     landlock           read-only access to the interpreter, packages, our code and shared libraries; nothing else
     seccomp            no sockets, programs, processes, signals to others, mounts, or large parts of the kernel
 
+A process that forks another for each input has two parts more, and confines itself in two steps: `separate`, then in
+each forked process `confine_input`.
+
+    pid_namespace      no other process of the host has a number that it could name
+    mount_namespace    /tmp is a file system of its own in memory, which ends with the input's process
+
 The parts overlap on purpose: the kernel, or a container, may refuse each of them. Where neither user can read the code
 and root needs a capability for it, root keeps that one capability and enters no user namespace, which would void it.
 
@@ -24,7 +30,8 @@ import stat
 import struct
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -34,15 +41,26 @@ from workers.sandbox import resource_limits
 from workers.sandbox.system_calls import call, install_filter, libc, prctl, unshare
 
 PARTS: Final = ("own_user", "user_namespace", "network_namespace", "capabilities", "landlock", "seccomp")
+#: Parts of a process that `separate` and `confine_input` have confined.
+FORK_PARTS: Final = (
+    "user_namespace", "network_namespace", "pid_namespace", "mount_namespace", "capabilities", "landlock", "seccomp",
+)  # fmt: skip
 
 _NEW_USER: Final = 0x10000000
 _NEW_NETWORK_AND_IPC: Final = 0x40000000 | 0x08000000
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
+_NEW_PID: Final = 0x20000000
+_APART: Final = _NEW_USER | _NEW_NETWORK_AND_IPC | _NEW_PID
+_NEW_MOUNTS: Final = 0x00020000
+_MOUNT_FLAGS: Final = 2 | 4 | 8  # no set-user-id programs, no devices, no programs
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 8, 24, 38
 _CAPABILITIES_VERSION: Final = 0x20080522
 _MOST_CAPABILITIES: Final = 64
 _DAC_OVERRIDE, _DAC_READ_SEARCH = 1 << 1, 1 << 2  # capabilities, as bits
 _NOBODY: Final = 65534
 _OPEN_FILES: Final = 64
+_INODES: Final = 16_384  # files and folders of a file system in memory
+#: Where a forked process has its own file system.
+SCRATCH: Final = "/tmp"  # noqa: S108 (the process's own)
 _THREADS: Final = 256  # libraries start one for each core
 #: What shared libraries and programs' data are read from, and what Python itself opens.
 _SYSTEM: Final = (
@@ -58,7 +76,8 @@ class Policy(msgspec.Struct, frozen=True):
 
     `readable` are files or folders; `scratch` is the folder that it may write to, in files of at most `file_bytes`, and
     that belongs to the child's user afterwards.
-    `memory_bytes` limits its address space for good; 0 does not.
+    `memory_bytes` limits its address space for good; 0 does not. `forks` says that the child forks a process for each
+    input; the other fields but `module` are then without effect.
     """
 
     module: str
@@ -66,6 +85,16 @@ class Policy(msgspec.Struct, frozen=True):
     scratch: str | None = None
     file_bytes: int = 0
     memory_bytes: int = 0
+    forks: bool = False
+
+
+class InputLimits(msgspec.Struct, frozen=True):
+    """Limits of a forked process. `disk_bytes` is the size of its /tmp, `memory_bytes` counts from its start."""
+
+    memory_bytes: int
+    disk_bytes: int
+    cpu_seconds: int
+    threads: int
 
 
 def confine(policy: Policy, parent: int) -> tuple[str, ...]:
@@ -88,6 +117,92 @@ def confine(policy: Policy, parent: int) -> tuple[str, ...]:
     parts["landlock"] = restrict_files(readable, [_NULL, *([policy.scratch] if policy.scratch else [])])
     parts["seccomp"] = install_filter(os.getpid())
     return tuple(part for part in PARTS if not parts[part])
+
+
+def separate() -> tuple[str, ...]:
+    """Move this process into namespaces of its own, root as nobody, and return the parts that are missing.
+
+    The process keeps its capabilities inside the namespaces, which each input's process drops. Its next child is the
+    first process of the new PID namespace.
+    """
+    _readable()  # as long as this user can look
+    is_apart = _separate_root() if os.geteuid() == 0 else _separate_user()
+    return () if is_apart else ("user_namespace", "network_namespace", "pid_namespace", "mount_namespace")
+
+
+@cache
+def _readable() -> list[str]:
+    return [path for path in (*_python(), *_SYSTEM) if os.access(path, os.R_OK)]
+
+
+def _separate_user() -> bool:
+    user, group = os.geteuid(), os.getegid()
+    if not unshare(_APART):
+        return False
+    prctl(_PR_SET_DUMPABLE, 1)  # or the files of this process belonged to root
+    maps = {"setgroups": "deny", "uid_map": f"{_NOBODY} {user} 1", "gid_map": f"{_NOBODY} {group} 1"}
+    return _map_users(os.getpid(), maps)
+
+
+def _separate_root() -> bool:
+    """Become nobody in a namespace that knows root too, so that a capability can reach code that root alone may read.
+
+    A process outside writes the numbers. Limits on threads count for nobody, and not for root.
+    """
+    both = f"0 0 1\n{_NOBODY} {_NOBODY} 1"
+    process, (waiting, released) = os.getpid(), os.pipe()
+    if (helper := os.fork()) == 0:
+        os.close(released)
+        os.read(waiting, 1)
+        os._exit(not _map_users(process, {"uid_map": both, "gid_map": both}))
+    is_apart = unshare(_APART)
+    os.close(released)
+    os.close(waiting)
+    _, status = os.waitpid(helper, 0)
+    if not is_apart or status:
+        return False
+    held = _held_capabilities()
+    prctl(_PR_SET_KEEPCAPS, 1)
+    os.setgroups([])
+    os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+    os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    return _set_capabilities(*held)
+
+
+def _map_users(process: int, maps: Mapping[str, str]) -> bool:
+    """Give users numbers in the new user namespace of a process: others can create no files there."""
+    try:
+        for name, text in maps.items():
+            Path("/proc", str(process), name).write_text(text)
+    except OSError:
+        return False
+    return True
+
+
+def confine_input(limits: InputLimits) -> tuple[str, ...]:
+    """Confine this process, which was forked for one input; return the parts that are missing."""
+    parts = {"mount_namespace": unshare(_NEW_MOUNTS) and _mount_memory(SCRATCH, limits.disk_bytes)}
+    for which, value in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, limits.disk_bytes),
+        (resource.RLIMIT_NOFILE, _OPEN_FILES),
+        (resource.RLIMIT_NPROC, limits.threads),
+        (resource.RLIMIT_CPU, limits.cpu_seconds + 1),
+        (resource.RLIMIT_AS, resource_limits.address_space() + limits.memory_bytes),
+    ):
+        resource_limits.lower(which, value, for_good=True)
+    resource_limits.lower(resource.RLIMIT_CPU, limits.cpu_seconds)  # SIGXCPU, a second before SIGKILL
+    parts["capabilities"] = _keep_capabilities(_needed_capability(_readable(), None))
+    prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    prctl(_PR_SET_DUMPABLE, 0)
+    parts["landlock"] = restrict_files(_readable(), [_NULL, SCRATCH])
+    parts["seccomp"] = install_filter(os.getpid())
+    return tuple(part for part in FORK_PARTS if not parts.get(part, True))
+
+
+def _mount_memory(folder: str, size: int) -> bool:
+    options = f"size={size},nr_inodes={_INODES},mode=700".encode()
+    return bool(libc.mount(b"tmpfs", folder.encode(), b"tmpfs", ctypes.c_ulong(_MOUNT_FLAGS), options) == 0)
 
 
 def _python() -> Iterator[str]:
@@ -144,9 +259,7 @@ def _reaches(readable: list[str], scratch: str | None) -> bool:
 
 def _needed_capability(readable: list[str], scratch: str | None) -> int:
     """Return the capability that root needs to reach the files, as a bit; 0 where it needs none."""
-    held = ctypes.create_string_buffer(24)
-    libc.capget(_capability_header(), held)
-    effective, permitted, *others = struct.unpack("=6I", held.raw)
+    effective, permitted, *others = _held_capabilities()
     try:
         for bit in (0, _DAC_READ_SEARCH, _DAC_OVERRIDE):
             if bit & permitted == bit and _set_capabilities(bit, permitted, *others) and _reaches(readable, scratch):
@@ -178,6 +291,13 @@ def _keep_capabilities(kept_bits: int) -> bool:
     for capability in range(_MOST_CAPABILITIES):
         libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # forbidden to those who have none anyway
     return _set_capabilities(kept_bits, kept_bits)
+
+
+def _held_capabilities() -> tuple[int, ...]:
+    """Return effective, permitted and inheritable capabilities: the lower words, then the upper."""
+    held = ctypes.create_string_buffer(24)
+    libc.capget(_capability_header(), held)
+    return struct.unpack("=6I", held.raw)
 
 
 def _set_capabilities(*words: int) -> bool:

@@ -5,12 +5,19 @@ import resource
 from typing import Final
 
 #: Of the process that imports this module; opened before Landlock denies /proc.
-_statm: Final = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+statm: Final = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def reopen() -> None:
+    """Measure this process from now on: a forked process would otherwise measure the one that it was forked from."""
+    opened = os.open("/proc/self/statm", os.O_RDONLY)
+    os.dup2(opened, statm, inheritable=False)
+    os.close(opened)
 
 
 def address_space() -> int:
     """Return the bytes of address space that this process has taken."""
-    return int(os.pread(_statm, 64, 0).split()[0]) * resource.getpagesize()
+    return int(os.pread(statm, 64, 0).split()[0]) * resource.getpagesize()
 
 
 def allow(memory_bytes: int, cpu_seconds: int) -> None:

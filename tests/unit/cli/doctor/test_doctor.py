@@ -21,7 +21,7 @@ from jobs.fleet import runtimes
 from jobs.fleet.runtimes import Candidate, Record
 from jobs.settings import MB
 from tests.support.shop import running_broker
-from workers.sandbox.confinement import PARTS
+from workers.sandbox.confinement import FORK_PARTS, PARTS
 
 Examine = Callable[..., dict[str, Finding]]
 
@@ -129,12 +129,28 @@ def test_what_the_sandbox_of_documents_lacks_is_named(
 
     found = diagnosis()["parsers"]
 
-    assert (found.health, bool(found.fix), asked) == (health, health is not Health.FINE, [["workers.sandbox"]])
+    assert (found.health, bool(found.fix)) == (health, health is not Health.FINE)
+    assert asked == [["workers.sandbox"], ["forks"]]
     assert named in found.message
 
 
+@pytest.mark.parametrize(("printed", "returncode"), [("", 1), ("pid_namespace\nlandlock\n", 0)])
+def test_what_refuses_python_graders_is_named_with_its_mend(
+    diagnosis: Examine, monkeypatch: pytest.MonkeyPatch, printed: str, returncode: int
+) -> None:
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, returncode, stdout=printed)
+
+    monkeypatch.setattr("jobs.programs.subprocess.run", run)
+
+    found = diagnosis()["python graders"]
+
+    assert (found.health, bool(found.fix)) == (Health.WARNING, True)
+    assert "refused" in found.message
+
+
 def test_every_part_of_the_sandbox_has_a_mend() -> None:
-    assert set(PARTS) == set(installed._SANDBOX)
+    assert {*PARTS, *FORK_PARTS} == set(installed._SANDBOX)
 
 
 def test_the_sandbox_is_asked_of_a_process_of_its_own(diagnosis: Examine) -> None:

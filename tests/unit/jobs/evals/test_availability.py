@@ -1,0 +1,51 @@
+"""What a deployment can grade, as its live workers show it."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs.clock import now
+from jobs.db.engine import Database
+from jobs.evals.availability import deployment_of, ports_of
+from jobs.fleet import workers
+from jobs.fleet.models_file import Registry
+from jobs.fleet.tables import Worker
+from jobs.settings import Settings
+
+
+def worker(queue: str, lacks: list[str] | None) -> Worker:
+    return Worker(
+        id="cpu-1", pool="cpu", host="h", pid=1, started=1, queues=[queue], models=[], slots=1, heartbeat=1,
+        state="ready", created_at=now(), seen_at=now(), restarts=0, sandbox_lacks=lacks,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("lacks", "queue", "runs"),
+    [
+        ([], "cpu.evaluate", True),
+        (["landlock"], "cpu.evaluate", False),
+        (None, "cpu.evaluate", False),
+        ([], "cpu.plan", False),
+    ],
+)
+def test_python_graders_run_where_a_live_worker_has_the_whole_sandbox(
+    db: Database, tmp_path: Path, lacks: list[str] | None, queue: str, runs: bool
+) -> None:
+    config = Settings(data_dir=tmp_path)
+    with db.write() as session:
+        workers.register(session, worker(queue, lacks))
+    with db.read() as session:
+        deployment = deployment_of(session, config, Registry.load(config))
+    assert deployment.runs_python is runs
+
+
+def test_wordnet_is_where_the_setting_says(db: Database, tmp_path: Path) -> None:
+    (tmp_path / "data.noun").write_text("")
+    for folder, is_there in ((tmp_path, True), (tmp_path / "elsewhere", False)):
+        config = Settings(data_dir=tmp_path, wordnet=str(folder))
+        registry = Registry.load(config)
+        with db.read() as session:
+            assert deployment_of(session, config, registry).has_wordnet is is_there
+        assert (ports_of(config, registry).wordnet is not None) is is_there
+        assert ports_of(config, registry).embedding_model == registry.embedder("")

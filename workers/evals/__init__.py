@@ -1,0 +1,1 @@
+"""Evaluations in workers: python graders run in the sandbox."""
