@@ -17,7 +17,7 @@ from api.batches import routes as batches
 from api.deps import Services
 from api.files import routes as files
 from api.files import uploads
-from api.finetuning import permissions
+from api.finetuning import graders, permissions
 from api.finetuning import routes as finetuning
 from api.finetuning import validation as fine_tuning_validation
 from api.fleet import models
@@ -70,6 +70,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     sources.router,
     models.router,
     fine_tuning_validation.router,
+    graders.router,
     finetuning.router,
     permissions.router,
     webhooks.router,

@@ -26,3 +26,12 @@ def probe_sandbox(*, forks: bool = False) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-P", "-m", "workers.sandbox", *(["forks"] if forks else [])]
     environment = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)  # noqa: S603 (ours)
+
+
+def run_python_grader(given: str, seconds: float) -> subprocess.CompletedProcess[str]:
+    """Run a python grader once; `workers.evals.__main__` says what is given and printed. Raises: TimeoutExpired."""
+    command = [sys.executable, "-P", "-m", "workers.evals"]
+    environment = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    return subprocess.run(  # noqa: S603 (ours)
+        command, input=given, env=environment, capture_output=True, text=True, check=False, timeout=seconds
+    )
