@@ -16,6 +16,21 @@ def recall(ranked: Sequence[str], grades: Grades, k: int) -> float:
     return len(relevant.intersection(ranked[:k])) / len(relevant)
 
 
+def precision(ranked: Sequence[str], grades: Grades, k: int) -> float:
+    """Return the share of relevant items among the first `k`; a shorter list counts as `k` items."""
+    return sum(grades.get(name, 0) > 0 for name in ranked[:k]) / k
+
+
+def average_precision(ranked: Sequence[str], grades: Grades, k: int) -> float:
+    """Return the mean of the precisions at the ranks of the relevant items, 0 for those not among the first `k`.
+
+    The mean of this over all queries is called MAP.
+    """
+    ranks = [rank for rank, name in enumerate(ranked[:k], 1) if grades.get(name, 0) > 0]
+    relevant = sum(grade > 0 for grade in grades.values())
+    return sum(number / rank for number, rank in enumerate(ranks, 1)) / relevant
+
+
 def ndcg(ranked: Sequence[str], grades: Grades, k: int) -> float:
     """Return the discounted cumulative gain of the first `k`, divided by that of the ideal ranking."""
     best = _gain(sorted(grades.values(), reverse=True)[:k])
