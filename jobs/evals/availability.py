@@ -7,7 +7,7 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from jobs.errors import InvalidRequest
-from jobs.evals.graders import Grader, PythonGrader, Single, TextSimilarity, singles
+from jobs.evals.graders import Grader, JsonSchemaMatch, PythonGrader, Single, TextSimilarity, singles
 from jobs.evals.grading import Ports, RunPython
 from jobs.evals.text_metrics import DEBIAN_WORDNET, open_wordnet
 from jobs.fleet import workers
@@ -62,8 +62,8 @@ def check_available(grader: Grader, deployment: Deployment, param: str) -> None:
 
 def _check(grader: Single, deployment: Deployment, param: str) -> None:
     metric = grader.evaluation_metric if isinstance(grader, TextSimilarity) else None
-    if isinstance(grader, PythonGrader) and not deployment.runs_python:
-        message = "No worker of this deployment has the sandbox that python graders run in: see `nightmill doctor`."
+    if isinstance(grader, PythonGrader | JsonSchemaMatch) and not deployment.runs_python:
+        message = "No worker of this deployment has the sandbox that this grader runs in: see `nightmill doctor`."
         raise InvalidRequest(message, param=param, code="sandbox_unavailable")
     if metric == "meteor" and not deployment.has_wordnet:
         message = "The metric 'meteor' needs WordNet: install Debian's wordnet-base, or set NIGHTMILL_WORDNET."

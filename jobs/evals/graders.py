@@ -7,29 +7,44 @@
     python            run code in the sandbox of a worker        any number
     multi             compute a score from those of others       `jobs.evals.formulas`
 
+Types beyond OpenAI's: `exact_match`, `regex` and `json_schema`, with the score 0 or 1; and the metric `chrf`.
+
 `Grader` is the type of a request's field; errors in it are validation errors of the request. A stored definition is
 read with `parse_grader`.
 """
 
+import json
 import keyword
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
-from jobs.evals import templates
+from jobs.evals import patterns, templates
 from jobs.evals.formulas import FUNCTIONS, MAX_LENGTH, Formula
 
 #: The score at which a grader passes that names no threshold, if its scores are between 0 and 1.
 MIDDLE: Final = 0.5
 MAX_SOURCE_BYTES: Final = 256 << 10
+MAX_SCHEMA_BYTES: Final = 64 << 10
 _MAX_GRADERS: Final = 20
 _MAX_LABELS: Final = 200
 _MAX_MESSAGES: Final = 100
 _MAX_PARTS: Final = 100
 
 Metric = Literal[
-    "cosine", "fuzzy_match", "bleu", "gleu", "meteor", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l"
+    "cosine",
+    "fuzzy_match",
+    "bleu",
+    "chrf",
+    "gleu",
+    "meteor",
+    "rouge_1",
+    "rouge_2",
+    "rouge_3",
+    "rouge_4",
+    "rouge_5",
+    "rouge_l",
 ]
 Template = Annotated[str, Field(max_length=templates.MAX_LENGTH), AfterValidator(templates.check)]
 _Name = Annotated[str, Field(min_length=1, max_length=256)]
@@ -81,6 +96,50 @@ class TextSimilarity(_Thresholded):
     input: Template
     evaluation_metric: Metric
     reference: Template
+
+
+class ExactMatch(_Named):
+    """Compare `input` with `reference` after the differences that are to be ignored have been removed from both."""
+
+    type: Literal["exact_match"]
+    input: Template
+    reference: Template
+    ignore_case: bool = False
+    ignore_punctuation: bool = False
+    ignore_whitespace: bool = False
+
+
+def _check_pattern(pattern: str) -> str:
+    try:
+        patterns.check(pattern)
+    except ValueError as error:
+        raise ValueError(f"It is no regular expression: {error}.") from error
+    return pattern
+
+
+class RegexMatch(_Named):
+    """Search `input` for a regular expression."""
+
+    type: Literal["regex"]
+    input: Template
+    pattern: Annotated[str, Field(min_length=1, max_length=patterns.MAX_LENGTH), AfterValidator(_check_pattern)]
+    ignore_case: bool = False
+
+
+def _check_schema_size(schema: dict[str, Any]) -> dict[str, Any]:
+    if len(json.dumps(schema)) > MAX_SCHEMA_BYTES:
+        raise ValueError(f"A schema has at most {MAX_SCHEMA_BYTES} bytes.")
+    return schema
+
+
+class JsonSchemaMatch(_Named):
+    """Check that `input` is JSON which is valid under `schema`, in the sandbox of python graders."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True)
+
+    type: Literal["json_schema"]
+    input: Template
+    schema_: Annotated[dict[str, Any], Field(alias="schema"), AfterValidator(_check_schema_size)]
 
 
 class TextPart(Definition):
@@ -212,7 +271,9 @@ def _check_variable(name: str) -> str:
 
 
 _Variable = Annotated[str, Field(max_length=64), AfterValidator(_check_variable)]
-Single = StringCheck | TextSimilarity | LabelModel | ScoreModel | PythonGrader
+Single = (
+    StringCheck | TextSimilarity | LabelModel | ScoreModel | PythonGrader | ExactMatch | RegexMatch | JsonSchemaMatch
+)
 _Part = Annotated[Single, Field(discriminator="type")]
 
 
@@ -245,7 +306,7 @@ def parse_grader(definition: Mapping[str, Any]) -> Grader:
 
 def stored(grader: Grader) -> dict[str, Any]:
     """Return the definition as it is stored and shown: without fields that the client left out."""
-    return grader.model_dump(mode="json", exclude_none=True)
+    return grader.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def singles(grader: Grader) -> list[Single]:
@@ -266,8 +327,10 @@ def references_of(grader: Grader) -> list[templates.Reference]:
 
 
 def _templates_of(grader: Single) -> Iterator[str]:
-    if isinstance(grader, StringCheck | TextSimilarity):
+    if isinstance(grader, StringCheck | TextSimilarity | ExactMatch):
         yield from (grader.input, grader.reference)
+    elif isinstance(grader, RegexMatch | JsonSchemaMatch):
+        yield grader.input
     elif isinstance(grader, LabelModel | ScoreModel):
         for part in (part for message in grader.input for part in message.parts):
             yield from _texts_of(part)

@@ -9,20 +9,24 @@ score 0 and the error. The error codes are the names that OpenAI's graders repor
 """
 
 import json
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from jobs.evals import text_metrics
+from jobs.evals import patterns, text_metrics
 from jobs.evals.formulas import Formula, FormulaError
 from jobs.evals.graders import (
     AudioPart,
+    ExactMatch,
     Grader,
     ImagePart,
+    JsonSchemaMatch,
     LabelModel,
     Message,
     MultiGrader,
     PythonGrader,
+    RegexMatch,
     ScoreModel,
     Single,
     StringCheck,
@@ -47,6 +51,25 @@ JUDGE_TOKENS: Final = 1024
 _LARGEST: Final = 1e300  # a score, whatever its sign: NaN and larger integers are none
 _MAX_STEPS: Final = 8  # of a judge's reasoning
 _SHOWN: Final = 200  # characters of a judge's answer in an error
+#: Says in the sandbox whether a text is JSON that is valid under a schema. No reference is fetched.
+_CHECK_SCHEMA: Final = """
+import json
+from jsonschema import Draft202012Validator
+from jsonschema.validators import validator_for
+from referencing import Registry
+
+def refuse(constant):
+    raise ValueError(constant)
+
+def grade(sample, item):
+    kind = validator_for(item["schema"], default=Draft202012Validator)
+    kind.check_schema(item["schema"])
+    try:
+        value = json.loads(item["text"], parse_constant=refuse)
+    except (ValueError, RecursionError):
+        return 0
+    return kind(item["schema"], registry=Registry()).is_valid(value)
+"""
 
 
 class GradingError(Exception):
@@ -176,12 +199,6 @@ def _grade_single(key: str, grader: Single, case: _Case) -> Grade:
 def _score(key: str, grader: Single, case: _Case) -> tuple[float, Values]:
     """Return a score and its details. Raises: GradingError."""
     match grader:
-        case StringCheck():
-            return float(_matches(grader, case)), {}
-        case TextSimilarity():
-            return _similarity(key, grader, case), {}
-        case PythonGrader():
-            return _run_python(grader, case), {}
         case LabelModel():
             verdict = _verdict(key, grader, case)
             return float(verdict["result"] in grader.passing_labels), verdict
@@ -189,6 +206,23 @@ def _score(key: str, grader: Single, case: _Case) -> tuple[float, Values]:
             verdict = _verdict(key, grader, case)
             lowest, highest = grader.bounds
             return min(max(float(verdict["result"]), lowest), highest), verdict
+        case TextSimilarity():
+            return _similarity(key, grader, case), {}
+        case PythonGrader():
+            return _run_python(grader.source, case.item, case.sample, case), {}
+        case JsonSchemaMatch():
+            return _match_schema(grader, case), {}
+    return float(_compare(grader, case)), {}
+
+
+def _compare(grader: StringCheck | ExactMatch | RegexMatch, case: _Case) -> bool:
+    match grader:
+        case StringCheck():
+            return _matches(grader, case)
+        case ExactMatch():
+            return _normalized(grader, grader.input, case) == _normalized(grader, grader.reference, case)
+        case RegexMatch():
+            return _is_found(grader, case)
 
 
 def _matches(grader: StringCheck, case: _Case) -> bool:
@@ -204,10 +238,36 @@ def _matches(grader: StringCheck, case: _Case) -> bool:
             return reference.casefold() in text.casefold()
 
 
-def _run_python(grader: PythonGrader, case: _Case) -> float:
+def _normalized(grader: ExactMatch, template: str, case: _Case) -> str:
+    """Return a text without the differences that a grader ignores."""
+    text = case.render(template)
+    if grader.ignore_case:
+        text = text.casefold()
+    if grader.ignore_punctuation:
+        text = "".join(character for character in text if not unicodedata.category(character).startswith("P"))
+    return " ".join(text.split()) if grader.ignore_whitespace else text
+
+
+def _is_found(grader: RegexMatch, case: _Case) -> bool:
+    try:
+        return patterns.is_found(grader.pattern, case.render(grader.input), ignore_case=grader.ignore_case)
+    except patterns.SearchFailed as error:
+        raise GradingError(OTHER, str(error)) from error
+
+
+def _match_schema(grader: JsonSchemaMatch, case: _Case) -> float:
+    """Check a text in the sandbox: a schema of a few bytes can take for ever, or all memory."""
+    item = {"schema": grader.schema_, "text": case.render(grader.input)}
+    try:
+        return _run_python(_CHECK_SCHEMA, item, {}, case)
+    except GradingError as error:
+        raise GradingError(OTHER, f"The schema could not be checked: {error}") from error
+
+
+def _run_python(source: str, item: Values, sample: Values, case: _Case) -> float:
     if case.ports.run_python is None:
         raise GradingError(PYTHON_SERVER, "This deployment has no sandbox for python graders.")
-    return case.ports.run_python(grader.source, case.item, case.sample)
+    return case.ports.run_python(source, item, sample)
 
 
 # Similarity of texts.

@@ -1,6 +1,7 @@
 """Measures of how alike two texts are, between 0 and 1: pure functions of the text and its reference.
 
     bleu               sacrebleu's `sentence_bleu`: 13a tokens, n-grams up to 4, exponential smoothing, effective order
+    chrf               sacrebleu's `sentence_chrf`: characters in n-grams up to 6, without words; not OpenAI's
     gleu               NLTK's `sentence_gleu` on 13a tokens
     meteor             NLTK's `single_meteor_score` on 13a tokens, with Porter's stems and the synonyms of WordNet
     rouge_1 … rouge_5  rouge-score's F-measure of n-grams, without stems: Latin letters and digits alone count
@@ -26,6 +27,8 @@ MAX_CHARACTERS: Final = 100_000
 #: Steps that a comparison may take in a library's code, which cannot be interrupted: a second at most.
 _MAX_STEPS: Final = 1 << 30
 _WORD_BITS: Final = 64
+_CHARACTERS: Final = 6  # in n-grams of chrF
+_RECALL_WEIGHT: Final = 2  # beta of chrF
 _ORDER: Final = 4  # of n-grams, in BLEU and GLEU
 _LEXNAMES: Final = 45  # files of lexicographers
 _wordnet_lock: Final = threading.Lock()
@@ -65,6 +68,20 @@ def bleu(text: str, reference: str) -> float:
         return 0.0
     brevity = min(0.0, 1 - len(expected) / len(tokens))
     return math.exp(brevity + sum(logs) / len(logs))
+
+
+def chrf(text: str, reference: str) -> float:
+    """Return the F-measure of n-grams of characters, in which recall counts twice as much as precision."""
+    characters, expected = "".join(text.split()), "".join(reference.split())
+    precisions, recalls = [], []
+    for n in range(1, min(_CHARACTERS, len(characters), len(expected)) + 1):
+        grams, expected_grams = _character_grams(characters, n), _character_grams(expected, n)
+        matched = (grams & expected_grams).total()
+        precisions.append(matched / grams.total())
+        recalls.append(matched / expected_grams.total())
+    precision, recall = (sum(values) / max(1, len(values)) for values in (precisions, recalls))
+    weight = _RECALL_WEIGHT**2
+    return (1 + weight) * precision * recall / (weight * precision + recall) if precision + recall else 0.0
 
 
 def gleu(text: str, reference: str) -> float:
@@ -149,6 +166,7 @@ def cosine(first: Sequence[float], second: Sequence[float]) -> float:
 _METRICS: Final[Mapping[str, Callable[[str, str], float]]] = {
     "fuzzy_match": fuzzy_match,
     "bleu": bleu,
+    "chrf": chrf,
     "gleu": gleu,
     **{f"rouge_{n}": partial(rouge_n, n=n) for n in range(1, 6)},
     "rouge_l": rouge_l,
@@ -184,6 +202,10 @@ def _latin_words(text: str) -> list[str]:
 
 def _ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
     return Counter(zip(*(tokens[start:] for start in range(n)), strict=False))
+
+
+def _character_grams(text: str, n: int) -> Counter[str]:
+    return Counter(text[start : start + n] for start in range(len(text) - n + 1))
 
 
 def _up_to(tokens: Sequence[str]) -> Counter[tuple[str, ...]]:

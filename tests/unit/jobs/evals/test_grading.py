@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from pydantic import ValidationError
 
 from jobs.evals import graders, samples
 from jobs.evals.grading import JUDGE_TOKENS, Answer, Grade, GradingError, Ports, grade, requests_of
@@ -282,3 +283,91 @@ def test_vectors_that_have_no_cosine_make_an_error(answer: Answer) -> None:
     result = graded(COSINE, answer, ports=Ports(embedding_model="embedder"))
     assert (result.score, result.error is not None) == (None, True)
     assert graded(COSINE).error is not None
+
+
+def exact(reference: str, **options: Any) -> dict[str, Any]:
+    return {"type": "exact_match", "name": "same", "input": "{{ item.text }}", "reference": reference, **options}
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "options", "passes"),
+    [
+        ("Paris", "Paris", {}, True),
+        ("Paris", "paris", {}, False),
+        ("STRASSE", "straße", {"ignore_case": True}, True),
+        ("  New\n York ", "New York", {"ignore_whitespace": True}, True),
+        ("«Paris!»", "Paris", {"ignore_punctuation": True}, True),
+        ("Paris.", "paris", {"ignore_punctuation": True}, False),
+    ],
+)
+def test_exact_match_ignores_what_it_is_told_to(text: str, reference: str, options: Any, passes: bool) -> None:
+    result = graded(exact(reference, **options), item={"text": text})
+    assert (result.score, result.passed) == (float(passes), passes)
+
+
+def pattern(text: str, **options: Any) -> dict[str, Any]:
+    return {"type": "regex", "name": "shape", "input": "{{ item.text }}", "pattern": text, **options}
+
+
+@pytest.mark.parametrize(
+    ("expression", "text", "options", "passes"),
+    [
+        (r"\d{4}-\d{2}", "on 2026-11-30", {}, True),
+        (r"^\d+$", "12a", {}, False),
+        ("yes", "YES", {}, False),
+        ("yes", "YES", {"ignore_case": True}, True),
+    ],
+)
+def test_regex_searches_the_text(expression: str, text: str, options: Any, passes: bool) -> None:
+    assert graded(pattern(expression, **options), item={"text": text}).passed is passes
+
+
+@pytest.mark.parametrize("expression", ["(a+)+$", "(a|a)*$", "(.*)*x", "((a{0,99}){0,99}){0,99}$"])
+def test_a_hostile_pattern_ends_with_an_answer_or_an_error(expression: str) -> None:
+    result = graded(pattern(expression), item={"text": "a" * 5000 + "b"})
+    assert result.error is None or result.error.code == "other_error"
+
+
+def test_a_pattern_that_takes_too_long_is_an_error_and_no_failure() -> None:
+    result = graded(pattern("(a|aa)+$"), item={"text": "a" * 5000 + "b"})
+    assert result.error is not None
+    assert (result.score, result.error.code) == (None, "other_error")
+    assert "within 1 second" in result.error.message
+
+
+@pytest.mark.parametrize("expression", ["(", "[a", "a{2,1}", "*", "(?P<x>a)(?P=y)"])
+def test_what_is_no_regular_expression_is_refused(expression: str) -> None:
+    with pytest.raises(ValidationError, match="no regular expression"):
+        graders.parse_grader(pattern(expression))
+
+
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+
+
+def schema(given: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "name": "valid", "input": "{{ item.text }}", "schema": given}
+
+
+def test_json_schema_asks_the_sandbox_with_the_schema_and_the_text() -> None:
+    def run(source: str, item: Any, sample: Any) -> float:
+        names: dict[str, Any] = {}
+        exec(source, names)
+        return float(names["grade"](sample, item))
+
+    ports = Ports(run_python=run)
+    scores = {
+        text: graded(schema(SCHEMA), item={"text": text}, ports=ports).score
+        for text in ('{"n": 1}', '{"n": "1"}', "{}", "no JSON", '{"n": NaN}', "[" * 100_000)
+    }
+    assert scores == {text: float(text == '{"n": 1}') for text in scores}
+    assert graders.stored(graders.parse_grader(schema(SCHEMA))) == schema(SCHEMA)
+
+
+def test_a_schema_that_cannot_be_checked_is_an_error_and_no_failure() -> None:
+    def run(source: str, item: Any, sample: Any) -> float:
+        raise GradingError("python_grader_runtime_error", "SchemaError: no", 0.0)
+
+    result = graded(schema({"type": "nothing"}), item={"text": "{}"}, ports=Ports(run_python=run))
+    assert result.error is not None
+    assert (result.score, result.error.code) == (None, "other_error")
+    assert graded(schema(SCHEMA), item={"text": "{}"}).error is not None

@@ -13,7 +13,7 @@ from jobs.evals import text_metrics
 from jobs.evals.text_metrics import MAX_CHARACTERS, MetricUnavailable, similarity
 
 FIXTURE = json.loads(Path(__file__).with_name("text_metrics.json").read_text())
-METRICS = ("fuzzy_match", "bleu", "gleu", "meteor", *(f"rouge_{n}" for n in range(1, 6)), "rouge_l")
+METRICS = ("fuzzy_match", "bleu", "chrf", "gleu", "meteor", *(f"rouge_{n}" for n in range(1, 6)), "rouge_l")
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,16 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from textwrap import indent
 from typing import Any
 
 import pytest
 
-from jobs.evals.grading import GradingError
+from jobs.evals.graders import parse_grader
+from jobs.evals.grading import GradingError, Ports, grade
+from jobs.evals.samples import sample_from_text
 from jobs.timings import Timings
 from workers.evals.python_grader import PythonSandbox
 from workers.sandbox.confinement import FORK_PARTS
@@ -99,6 +102,25 @@ def test_nothing_of_one_item_is_there_for_the_next(sandbox: PythonSandbox) -> No
 def test_items_larger_than_a_message_are_graded(sandbox: PythonSandbox) -> None:
     item = {"text": "x" * 3_000_000}
     assert sandbox.run("proj_1", body("return len(item['text'])"), item, SAMPLE) == 3_000_000
+
+
+@pytest.mark.parametrize(("text", "score"), [('{"n": 1}', 1.0), ('{"n": "1"}', 0.0), ("no JSON", 0.0)])
+def test_a_json_schema_is_checked_in_the_sandbox(sandbox: PythonSandbox, text: str, score: float) -> None:
+    definition = {
+        "type": "json_schema", "name": "valid", "input": "{{ sample.output_text }}",
+        "schema": {"type": "object", "properties": {"n": {"type": "integer"}}},
+    }  # fmt: skip
+    ports = Ports(run_python=partial(sandbox.run, "proj_1"))
+    assert grade(parse_grader(definition), {}, sample_from_text(text), {}, ports).score == score
+
+
+def test_a_schema_that_is_none_or_leads_elsewhere_is_an_error(sandbox: PythonSandbox) -> None:
+    ports = Ports(run_python=partial(sandbox.run, "proj_1"))
+    for schema in ({"type": "nothing"}, {"$ref": "http://127.0.0.1:9/schema"}):
+        definition = {"type": "json_schema", "name": "valid", "input": "{{ sample.output_text }}", "schema": schema}
+        result = grade(parse_grader(definition), {}, sample_from_text("{}"), {}, ports)
+        assert result.error is not None
+        assert (result.score, result.error.code) == (None, "other_error")
 
 
 # Escapes, a class each: what is tried, and the error that it meets.
