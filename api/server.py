@@ -2,12 +2,12 @@
 
 uvicorn's httptools protocol bounds neither, so a few idle or endless heads would hold connections and memory for ever.
 Nor does it bound trailers, which follow a chunked body: they are dropped, and refused where they are too large.
-What is no HTTP, and what is too much of it, is refused in the shape that every other error has.
+Invalid HTTP and oversized heads are refused in the shape that every other error has.
 
-A connection takes a descriptor, of which a process may have so many. Before they run out, those connections go that
-have waited for a request longest, so that whoever sends one is answered, however many others do not. One whose next
-request lies there unread is not among them; and in such a crowd each is closed with its answer, as its client is told,
-who would otherwise ask again at the moment at which it is closed.
+Each connection takes a descriptor, and the number of descriptors of a process is limited. Before they run out, the
+server closes the connections that have waited longest for a request, so that clients that send requests are answered
+however many others are idle. A connection with an unread request is not closed. While many connections are open, each
+is closed after its answer, which announces it, so that no client sends its next request at that moment.
 """
 
 import asyncio

@@ -7,7 +7,8 @@ set already, the operator has said otherwise.
 
 import os
 
-#: Of huggingface_hub (so transformers, sentence-transformers); of whoever heeds https://donottrack.sh; of vLLM; of
-#: transformers, which has weights without safetensors converted by a service of the hub's.
+#: Switches against calls to the outside, in this order: of huggingface_hub (also for transformers and
+#: sentence-transformers); of libraries that follow https://donottrack.sh; of vLLM; of transformers, which would have a
+#: service of the hub convert weights without safetensors.
 for _name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "VLLM_NO_USAGE_STATS", "DISABLE_SAFETENSORS_CONVERSION"):
     os.environ.setdefault(_name, "1")

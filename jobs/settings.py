@@ -117,7 +117,7 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(5, gt=0, description="a worker's heartbeat")
     lease_seconds: float = Field(30, gt=0, description="a claim whose heartbeat stands still this long is taken back")
     redelivery_seconds: float = Field(
-        10, gt=0, description="a message that nobody has claimed is published again, then 2x, 4x"
+        10, gt=0, description="an unclaimed message is published again after this long, then 2x, 4x"
     )
     tick_seconds: float = Field(0.1, gt=0, description="the dispatcher's loop")
     cancel_grace_seconds: float = Field(

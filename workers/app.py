@@ -36,8 +36,8 @@ _REDIS = {
     "global_keyprefix": "nightmill:",
 }
 
-#: RabbitMQ's: a message is published when it says so, and whoever waits for that, or for a goodbye, hears it in time or
-#: takes the connection for lost (the default waits for ever, and with it the dispatcher and all its workers did).
+#: Options for RabbitMQ. A message counts as published when the server has confirmed it. A wait for the confirmation, or
+#: for the end of the connection, is limited: the default waits for ever, and so did the dispatcher and the workers.
 _RABBIT = {"confirm_publish": True, "read_timeout": SILENT_SECONDS, "write_timeout": SILENT_SECONDS}
 
 

@@ -305,7 +305,7 @@ def _ended(call: CallContext, upload_id: str, body: CompleteUpload, cause: NotFo
     """Answer a completion whose upload another request ended meanwhile: a repeated `complete` gets the same answer.
 
     Raises InvalidRequest if the first completion named other parts, Conflict if the upload was cancelled, and NotFound
-    if parts are missing although nobody ended it.
+    if parts are missing although no request ended the upload.
     """
     with call.db.read() as session:
         upload = _get(session, call, upload_id)

@@ -105,9 +105,9 @@ def check_peft(session: Session, peft: Peft) -> None:
 
     While no worker has said anything the job may wait for one.
     """
-    said = [worker.training for worker in workers.present(session) if worker.training is not None]
-    if peft == "qlora" and said and not any(training["qlora"] for training in said):
-        message = f"'qlora' cannot be trained by the workers of this deployment: {said[0]['fault']}"
+    reports = [worker.training for worker in workers.present(session) if worker.training is not None]
+    if peft == "qlora" and reports and not any(training["qlora"] for training in reports):
+        message = f"'qlora' cannot be trained by the workers of this deployment: {reports[0]['fault']}"
         raise InvalidRequest(message, param="peft", code="unsupported_on_this_worker")
 
 

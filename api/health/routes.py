@@ -66,7 +66,7 @@ async def livez() -> Alive:
 @router.get(
     "/readyz",
     response_model=Ready,
-    responses={503: {"model": Ready, "description": "The database is unavailable, or work waits and nobody takes it"}},
+    responses={503: {"model": Ready, "description": "The database is unavailable, or waiting work is not claimed"}},
 )
 def readyz(request: Request) -> JSONResponse:
     """Report whether requests can be taken and whether work progresses.

@@ -155,7 +155,7 @@ def engine_endpoints(patient: Patient) -> Iterator[Finding]:
                 models = [model["id"] for model in json.load(answer)["data"]]
         except urllib.error.HTTPError as error:
             if error.code in _NO_LIST:
-                message = f"has no list of models ({error.code}): it is asked for names that nobody else has"
+                message = f"has no list of models ({error.code}): requests for names that no other engine has go to it"
                 yield warning(name, message, "name its models in models.yaml, or correct NIGHTMILL_ENGINE_URLS")
                 continue
             yield broken(name, f"answers {error.code} to GET /v1/models", "correct NIGHTMILL_ENGINE_API_KEY or the URL")

@@ -6,9 +6,9 @@
             │     └── grandchildren, whatever session they moved to
             └── orphaned grandchildren come here, since the supervisor is a subreaper
 
-A grandchild gets no signal when its parent's parent dies, and nobody could find it once it belongs to pid 1. Both
-the guard and the supervisor are subreapers, therefore: if the supervisor dies, all that it had moves up to the
-guard, which kills it; if the guard dies, the supervisor reads the end of the pipe and kills what it has.
+A grandchild gets no signal when its grandparent dies, and cannot be found once its parent is pid 1. So both the guard
+and the supervisor are subreapers. If the supervisor dies, its descendants become children of the guard, which kills
+them. If the guard dies, the supervisor reads the end of the pipe and kills its descendants.
 """
 
 import os

@@ -6,9 +6,10 @@
                                         └────── dies: twice as long as before ─────┘
     free at once   `nightmill resume model NAME`, or another entry in the models file
 
-`host_devices` is a host and the devices that the process may use. What counts are the deaths of the last
-`engine_deaths_seconds`, and however old all since the engine last came up at all: one that takes minutes to fail would
-never have died often enough. A trial puts off the next one before it begins, so whoever is killed in it waits too.
+`host_devices` is a host and the devices that the process may use. The deaths of the last
+`engine_deaths_seconds` count, and all deaths since the engine last started successfully: an engine that takes minutes
+to fail would otherwise never reach the limit. A trial postpones the next trial before it begins, also when its worker
+is killed.
 """
 
 import hashlib
@@ -35,7 +36,7 @@ from jobs.settings import Settings
 #: Lines that are told as suspects, of all that were in flight.
 SUSPECTS: Final = 10
 _LONGEST: Final = 86_400.0
-_FORGOTTEN: Final = 7 * 86_400.0  # nobody has been at that place since
+_FORGOTTEN: Final = 7 * 86_400.0  # no worker has used these devices since
 _ACTOR: Final = "engine"
 
 

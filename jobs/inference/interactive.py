@@ -109,7 +109,7 @@ def queue_key(queue: str) -> str:
 
 
 def queue_seconds(request: QueuedRequest) -> int:
-    """Return the seconds that a queue has to live for a request that nobody removes from it."""
+    """Return the lifetime of a queue, in seconds, so that a request that no worker takes expires with it."""
     return max(1, math.ceil(request.deadline - now())) + QUEUE_SECONDS
 
 

@@ -11,7 +11,7 @@ for a lock, and two predecessors that end at once on PostgreSQL may each see the
 such dependents every few seconds, and advances those that the bounded number in that transaction has left over.
 
 There are no cycles. An edge is written once, in the transaction that creates its job, and names a job that exists
-already; ids are random, so nobody can name a job before it exists. A create that is repeated under its
+already; ids are random, so no client can name a job before it exists. A create that is repeated under its
 `Idempotency-Key` returns the first answer and creates nothing.
 """
 

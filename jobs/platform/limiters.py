@@ -137,7 +137,7 @@ class Limit:
         self._closed = False
 
     def try_acquire(self, weight: float = 1.0) -> bool:
-        """Take `weight` units if they are free and nobody waits for them; return whether they were taken."""
+        """Take `weight` units if they are free and no other request waits for them; return whether they were taken."""
         with self._lock:
             if self._closed or self._line or not self._fits(weight):
                 return False
@@ -155,7 +155,7 @@ class Limit:
         self._join(ticket)
         with suppress(TimeoutError):
             future.result(timeout)
-        self._quit(ticket)  # from here on nobody admits it
+        self._quit(ticket)  # from here on it cannot be admitted
         return future.done() and future.result() is self
 
     def release(self, weight: float = 1.0) -> None:
@@ -288,7 +288,7 @@ class SharedExclusiveLock:
         deadline = time.monotonic() + self._patience
         await asyncio.sleep(POLL_SECONDS)  # a process that has just had the exclusive lock lets others go first
         for lock in (self._gate, self._main):
-            while not lock.try_acquire() and time.monotonic() < deadline:  # noqa: ASYNC110 (a flock tells nobody)
+            while not lock.try_acquire() and time.monotonic() < deadline:  # noqa: ASYNC110 (a flock gives no notice)
                 await asyncio.sleep(POLL_SECONDS)
 
     def release(self) -> None:

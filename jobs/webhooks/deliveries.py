@@ -279,7 +279,7 @@ def revoke_claims(session: Session, worker_id: str, keep: Collection[DeliveryCla
 
 
 def release_claims(session: Session, claims: Sequence[DeliveryClaim]) -> None:
-    """Claims of which no attempt was made; fenced ones are nobody's business any more."""
+    """Release claims without an attempt. Claims that were revoked are left alone."""
     held = [delivery_id for delivery_id, _ in _held(session, claims)]
     if held:
         _update(session, Delivery.id.in_(held), worker_id=None)

@@ -9,8 +9,8 @@ Where more projects wait than there are slots, most have no load at all. Then th
 (Goyal, Vin, Cheng 1996), each message costing a project what it takes of a slot over its weight. An idle
 project does not save turns up.
 
-A project that comes when all slots are taken waits while others finish. It gets that back:
-its first few messages come before those of others, but take nobody's last slot.
+A project that comes when all slots are taken waits while others finish. In return its first messages come before
+those of others, but they take no other project's last slot.
 """
 
 from collections import deque

@@ -165,7 +165,7 @@ class AnswerCache:
             try:
                 msgspec.json.decode(answer.body)
             except msgspec.MsgspecError:
-                return  # the answer is no JSON, and nobody has parsed it before
+                return  # the answer is no JSON; it was not parsed before
             yield NewEntry(key, request.tenant, epoch, answer.body, tokens, at, at + ttl, job)
 
         self._cache.store(len(answer.body), entries_of)

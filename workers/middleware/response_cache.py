@@ -1,4 +1,4 @@
-"""The cache in SQL as a worker uses it: lookups are batched, writes are deferred, and nobody waits long for either.
+"""The cache in SQL as a worker uses it: lookups are batched, writes are deferred, and no request waits long for either.
 
     find ──┐ lookups that arrive while one runs           store, prolong, count ──▶ pending ─every half second─▶ writer
     find ──┴─▶ share the next ──▶ SQL, in a thread                                 few rows a transaction ──▶ SQL

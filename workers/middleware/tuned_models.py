@@ -129,7 +129,7 @@ class TunedModels:
 
     def _fetch(self, row: _Row) -> Adapter:
         adapter = self._files.fetch(row.location, row.sha256)
-        self._remove_deleted()  # of those that nobody has asked for since
+        self._remove_deleted()  # of deleted models that were not requested since
         return adapter
 
     def _remove_deleted(self) -> None:

@@ -1,9 +1,9 @@
 """Re-rank search results by a model: one of this worker, or one of another queue.
 
     candidates ─▶ {query, documents} ─┬─ the model is of this queue ──▶ this worker's engine
-                                      └─ of another ──▶ its line for that ──▶ a worker of it
+                                      └─ of another queue ──▶ that queue ──▶ a worker of it
 
-Either way it enters `EngineHost.shared`: whoever is alone may be waiting for it.
+Both ways take the shared lock of `EngineHost`, because an isolated request may wait for the engine.
 """
 
 import asyncio

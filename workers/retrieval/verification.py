@@ -133,7 +133,7 @@ def _look(db: Database, vectors: Vectors, storage: Storage, store_id: str) -> tu
     dead = [key for key in before if key not in published and key not in going]
     if attachments.LEFTOVERS in pending:
         dead = []
-    return Found(store.id, missing, textless, _nobodys(dead, rows, jobs)), len(published)
+    return Found(store.id, missing, textless, _left_over(dead, rows, jobs)), len(published)
 
 
 def _at_work(session: Session, store: VectorStore) -> dict[str, int]:
@@ -143,10 +143,10 @@ def _at_work(session: Session, store: VectorStore) -> dict[str, int]:
     return {job_id: total for job_id, total, payload in rows if index_of(payload) == store.id}
 
 
-def _nobodys(keys: list[str], rows: Sequence[VectorStoreFile], jobs: dict[str, int]) -> list[str]:
-    """Return the keys that belong to no file and to no live job, whose leftovers are removed at its end.
+def _left_over(keys: list[str], rows: Sequence[VectorStoreFile], jobs: dict[str, int]) -> list[str]:
+    """Return the keys that belong to no file and to no live job. A live job removes its leftovers at its end.
 
-    The keys by which a job writes a file that was removed or attached again are unknown.
+    Return none while a live job writes files that were removed or attached again: their keys are unknown.
     """
     has = Counter(row.job_id for row in rows)
     if any(has[job_id] < total for job_id, total in jobs.items()):

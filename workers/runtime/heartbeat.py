@@ -186,7 +186,7 @@ class Heartbeat:
                 waited = self._interval
         for handle in self._current():
             handle.end()
-        try:  # whoever kills us because we take too long is no engine
+        try:  # a supervisor that kills this process for taking too long is no death of an engine
             with self._db.write() as session:
                 quarantine.excuse(session, self.worker_id)
         except DatabaseBusy:

@@ -220,7 +220,7 @@ def _python() -> Iterator[str]:
 
 
 def _own_user(readable: list[str], scratch: str | None) -> bool:
-    """Let root become nobody, else the owner of our code; return False where neither could reach the files.
+    """Let root become the user `nobody`, else the owner of our code; return False where neither could reach the files.
 
     Return False too where root may not become another user.
     """
