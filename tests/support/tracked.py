@@ -34,7 +34,7 @@ class TrackedJob:
     def __init__(self, db: Database, folder: Path, tracker: str, **settings: Any) -> None:
         config = Settings(data_dir=folder, database_url=db.url, **settings)
         stop = threading.Event()
-        heartbeat = Heartbeat(db, Worker, beat_seconds=60, stop=stop)
+        heartbeat = Heartbeat(db, Worker, heartbeat_seconds=60, stop=stop)
         storage = DiskStorage(folder / "files")
         self.context = Context(config, db, storage, "w", stop, Standing(), heartbeat, Models(config))
         self.db, self.tracker = db, tracker
