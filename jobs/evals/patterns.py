@@ -28,7 +28,8 @@ def is_found(pattern: str, text: str, *, ignore_case: bool) -> bool:
     """Return whether a text has a match of the pattern. Raises: SearchFailed."""
     if len(text) > MAX_CHARACTERS:
         raise SearchFailed(f"A text to search has at most {MAX_CHARACTERS} characters.")
+    flags = regex.IGNORECASE if ignore_case else 0
     try:
-        return regex.search(pattern, text, flags=regex.IGNORECASE if ignore_case else 0, timeout=SECONDS) is not None
+        return regex.search(pattern, text, flags=flags, timeout=SECONDS, concurrent=True) is not None
     except (TimeoutError, MemoryError) as error:
         raise SearchFailed(f"The pattern could not be searched for within {SECONDS:g} second.") from error

@@ -10,7 +10,9 @@ import fcntl
 import json
 import logging
 import os
+import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -84,9 +86,9 @@ class PythonSandbox:
 
 def look_for_sandbox(standing: Standing) -> None:
     """Record in the worker's row which parts the sandbox lacks here, for the API to refuse graders that cannot run."""
-    probe = probe_sandbox(forks=True)
-    if probe.returncode == 0:
-        standing.sandbox_lacks = probe.stdout.split()
+    with suppress(subprocess.TimeoutExpired):
+        probe = probe_sandbox(forks=True)
+        standing.sandbox_lacks = probe.stdout.split() if probe.returncode == 0 else None
     if standing.sandbox_lacks != []:
         log.warning("grader_sandbox_unavailable", extra={"missing": standing.sandbox_lacks})
 

@@ -330,6 +330,17 @@ def test_a_plan_from_before_trackers_has_no_file_for_tensorboard(empty: str) -> 
         assert tracking.due(session, tracking.WANDB) is None
 
 
+def test_a_worker_from_before_graders_does_not_say_what_its_sandbox_lacks(empty: str) -> None:
+    migrate(empty, "0033")
+    facts = {"queues": "[]", "models": "[]", "slots": 1, "heartbeat": 1, "created_at": 1.0, "seen_at": 1.0}
+    insert(empty, "worker", id="cpu-1", pool="cpu", host="h", pid=1, started=1, state="ready", restarts=0, **facts)
+
+    migrate(empty)
+
+    with Session(sa.create_engine(empty, poolclass=sa.NullPool)) as session:
+        assert session.get_one(Worker, "cpu-1").sandbox_lacks is None
+
+
 def test_the_check_passes_for_the_revisions_of_this_checkout() -> None:
     assert check.main() == 0
 
