@@ -104,9 +104,9 @@ class ExactMatch(_Named):
     type: Literal["exact_match"]
     input: Template
     reference: Template
-    ignore_case: bool = False
-    ignore_punctuation: bool = False
-    ignore_whitespace: bool = False
+    ignore_case: bool | None = None
+    ignore_punctuation: bool | None = None
+    ignore_whitespace: bool | None = None
 
 
 def _check_pattern(pattern: str) -> str:
@@ -123,7 +123,7 @@ class RegexMatch(_Named):
     type: Literal["regex"]
     input: Template
     pattern: Annotated[str, Field(min_length=1, max_length=patterns.MAX_LENGTH), AfterValidator(_check_pattern)]
-    ignore_case: bool = False
+    ignore_case: bool | None = None
 
 
 def _check_schema_size(schema: dict[str, Any]) -> dict[str, Any]:

@@ -250,7 +250,7 @@ def _normalized(grader: ExactMatch, template: str, case: _Case) -> str:
 
 def _is_found(grader: RegexMatch, case: _Case) -> bool:
     try:
-        return patterns.is_found(grader.pattern, case.render(grader.input), ignore_case=grader.ignore_case)
+        return patterns.is_found(grader.pattern, case.render(grader.input), ignore_case=bool(grader.ignore_case))
     except patterns.SearchFailed as error:
         raise GradingError(OTHER, str(error)) from error
 

@@ -11,6 +11,8 @@ from api.http.middleware import OPEN
 
 LINE = b'{"custom_id":"a","method":"POST","url":"/v1/embeddings","body":{"model":"all-minilm-l6-v2","input":"x"}}\n'
 
+CRITERION = {"type": "string_check", "name": "n", "input": "a", "operation": "eq", "reference": "a"}
+
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/files"): {"files": {"file": ("a.jsonl", LINE)}, "data": {"purpose": "batch"}},
     ("POST", "/v1/uploads"): {
@@ -36,6 +38,8 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/conversations/{conversation_id}/items"): {"json": {"items": [{"role": "user", "content": "Hi"}]}},
     ("POST", "/v1/fine_tuning/jobs"): {"json": {"model": "smollm2-135m-instruct", "training_file": "file-x"}},
     ("POST", "/v1/fine_tuning/jobs/validate"): {"json": {"model": "smollm2-135m-instruct", "training_file": "file-x"}},
+    ("POST", "/v1/fine_tuning/alpha/graders/validate"): {"json": {"grader": CRITERION}},
+    ("POST", "/v1/fine_tuning/alpha/graders/run"): {"json": {"grader": CRITERION, "model_sample": "Hello"}},
     ("POST", "/v1/fine_tuning/checkpoints/{fine_tuned_model_checkpoint}/permissions"): {
         "json": {"project_ids": ["proj_x"]},
     },

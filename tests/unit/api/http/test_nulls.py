@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from tests.support.web import make_key
-from tests.unit.api.calls import BODIES, routes
+from tests.unit.api.calls import BODIES, CRITERION, routes
 from tests.unit.api.conftest import client_of
 
 _SIZES: Final = {"max_chunk_size_tokens": 200, "chunk_overlap_tokens": 50}
@@ -22,6 +22,22 @@ _STRATEGIES: Final = [
     {"type": "structure", "structure": _SIZES},
     {"type": "semantic", "semantic": {"max_chunk_size_tokens": 200}},
 ]
+_PARTS: Final = [
+    {"type": "input_text", "text": "a"},
+    {"type": "input_image", "image_url": "https://192.0.43.8/a.png"},
+    {"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}},
+]
+_MESSAGES: Final = [{"role": "user", "content": _PARTS}]
+_GRADERS: Final[list[dict[str, Any]]] = [
+    {"type": "text_similarity", "name": "n", "input": "a", "reference": "b", "evaluation_metric": "bleu"},
+    {"type": "label_model", "name": "n", "model": "m", "input": _MESSAGES, "labels": ["a"], "passing_labels": ["a"]},
+    {"type": "score_model", "name": "n", "model": "m", "input": _MESSAGES, "sampling_params": {}},
+    {"type": "python", "name": "n", "source": "def grade(sample, item): return 1"},
+    {"type": "multi", "name": "n", "graders": {"a": CRITERION}, "calculate_output": "a"},
+    {"type": "exact_match", "name": "n", "input": "a", "reference": "b"},
+    {"type": "regex", "name": "n", "input": "a", "pattern": "b"},
+    {"type": "json_schema", "name": "n", "input": "a", "schema": {}},
+]
 #: Beside the requests of `calls`: those that have the objects in which other optional fields are.
 NESTED: Final[list[tuple[str, dict[str, Any]]]] = [
     ("/v1/uploads", {"expires_after": _EXPIRY}),
@@ -33,6 +49,7 @@ NESTED: Final[list[tuple[str, dict[str, Any]]]] = [
     ("/v1/fine_tuning/jobs", {"training": {}, "early_stopping": {}, "validation": {"type": "holdout"}}),
     ("/v1/fine_tuning/jobs", {"method": {"type": "dpo", "dpo": {"hyperparameters": {}}}, "hyperparameters": {}}),
     ("/v1/fine_tuning/jobs", {"method": {"type": "supervised", "supervised": {"hyperparameters": {}}}}),
+    ("/v1/fine_tuning/jobs", {"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}),
     ("/v1/vector_stores/{vector_store_id}/files", {"webhook": _HOOK}),
     ("/v1/vector_stores/{vector_store_id}/file_batches", {"webhook": _HOOK}),
     ("/v1/vector_stores/{vector_store_id}/file_batches", {"file_ids": None, "files": [{"file_id": "file-x"}]}),
@@ -43,6 +60,7 @@ NESTED: Final[list[tuple[str, dict[str, Any]]]] = [
         {"ranking_options": {"hybrid_search": {"embedding_weight": 1.0, "text_weight": 1.0}}},
     ),
     ("/v1/responses", {"context": {"strategy": "rotate"}, "conversation": {"id": "conv_1"}}),
+    *(("/v1/fine_tuning/alpha/graders/validate", {"grader": grader}) for grader in _GRADERS),
     *(("/v1/vector_stores", {"chunking_strategy": strategy}) for strategy in _STRATEGIES),
 ]
 
