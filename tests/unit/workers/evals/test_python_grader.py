@@ -14,12 +14,17 @@ from typing import Any
 
 import pytest
 
+from jobs.evals.availability import deployment_of
 from jobs.evals.graders import parse_grader
 from jobs.evals.grading import GradingError, Ports, grade
 from jobs.evals.samples import sample_from_text
+from jobs.fleet.models_file import Registry
+from jobs.settings import Settings
 from jobs.timings import Timings
-from workers.evals.python_grader import PythonSandbox
+from workers.evals.python_grader import PythonSandbox, look_for_sandbox
+from workers.runtime.context import Standing, build
 from workers.sandbox.confinement import FORK_PARTS
+from workers.tasks import CPU_POOL
 
 ITEM = {"answer": 42, "nested": {"list": [1, 2]}}
 SAMPLE = {"output_text": "forty-two", "choices": []}
@@ -340,3 +345,34 @@ def test_the_parts_of_the_sandbox_are_named() -> None:
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])},
     )  # fmt: skip
     assert set(told.stdout.split()) <= set(FORK_PARTS)
+
+
+# What a worker says of its sandbox.
+
+
+def test_a_worker_with_the_whole_sandbox_allows_python_graders(tmp_path: Path, sqlite_url: str) -> None:
+    config = Settings(data_dir=tmp_path, database_url=sqlite_url)
+    context = build(config, CPU_POOL)
+    try:
+        for look, runs in ((False, False), (True, True)):
+            if look:
+                look_for_sandbox(context.standing)
+                context.heartbeat.announce()
+            with context.db.read() as session:
+                assert deployment_of(session, config, Registry.load(config)).runs_python is runs
+    finally:
+        context.heartbeat.leave()
+
+
+@pytest.mark.parametrize(
+    ("printed", "returncode", "lacks"), [("landlock\nseccomp\n", 0, ["landlock", "seccomp"]), ("", 1, None)]
+)
+def test_a_worker_without_a_part_says_so_and_logs_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, printed: str, returncode: int, lacks: Any
+) -> None:
+    probe = subprocess.CompletedProcess([], returncode, stdout=printed)
+    monkeypatch.setattr("workers.evals.python_grader.probe_sandbox", lambda *, forks: probe)
+    standing = Standing()
+    look_for_sandbox(standing)
+    assert standing.sandbox_lacks == lacks
+    assert "grader_sandbox_unavailable" in caplog.text
