@@ -6,17 +6,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import pytest
 from fastapi import FastAPI
 
 from jobs.db.engine import Database
+from jobs.finetuning import examination
+from jobs.finetuning.examination import BaseUnavailable
 from jobs.inference import responses
 from jobs.queues import Queue, Task
 from jobs.retrieval import searches
 from jobs.retrieval.searches import Found, Search
 from jobs.timings import Timings
 from tests.sdk.front import Front, standing_before
+from tests.sdk.tuned import BASE, tuned
 from tests.support import runs
 from tests.support.beside import beside
 from tests.support.mill import MODEL, Mill, running
@@ -56,6 +60,10 @@ models:
     source: {{urls: ["http://127.0.0.1:9/v1"]}}
     engine: http
     queue: gpu.asleep
+  {BASE}:
+    source: {{path: /nowhere}}
+    engine: vllm
+    queue: gpu.asleep
 """
 
 
@@ -85,6 +93,7 @@ class Deployment:
             "asleep": ASLEEP,
             "embed_model": MODEL,
             "wrong_keys": WRONG_KEYS,
+            "tuned": tuned(self.mill, sdk),
         }
 
 
@@ -97,8 +106,10 @@ def deployed(folder: Path, db: Database) -> Iterator[Deployment]:
         "webhook_allow_private": True,
         "models_file": str(models),
         "wrong_keys_per_minute": WRONG_KEYS,
+        "wandb_mode": "offline",
     }
     with ExitStack() as stack:
+        stack.enter_context(pytest.MonkeyPatch.context()).setattr(examination, "examine", _wait_for_the_base)
         carrier = Valkey(folder / "valkey")
         stack.callback(carrier.close)
         carrier.start()
@@ -184,6 +195,10 @@ def _ingesting(mill: Mill) -> Iterator[None]:
     with closing(_Readers(mill)) as readers:
         mill.dispatcher = Dispatcher(mill.config, mill.db, mill.storage, readers)
         yield
+
+
+def _wait_for_the_base(*_: Any) -> NoReturn:
+    raise BaseUnavailable
 
 
 def _ended(mill: Mill, n: int) -> str:

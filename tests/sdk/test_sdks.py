@@ -82,6 +82,13 @@ CHECKS = (
     "a batch of responses searches files",
     "what is in no vector store is a NotFoundError",
     "many searches at once are answered",
+    "a fine-tuning job is created, retrieved and listed",
+    "a fine-tuning job learns preferences",
+    "a fine-tuning job is paused, resumed and cancelled",
+    "a trained job has events, checkpoints and result files",
+    "a checkpoint is permitted to another project",
+    "a tuned model is listed, retrieved and deleted, and holds its training file",
+    "a fine-tuning job that cannot be is a BadRequestError",
 )
 _ABOUT_WEBHOOKS = (
     "webhook endpoints are managed",
