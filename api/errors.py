@@ -3,8 +3,8 @@
     NightmillError ─▶ its status, its code          validation ─▶ 400 with `param` and `code` (`explain`)
     unknown route, method ─▶ 404, 405               anything else ─▶ 500, without a reason
 
-Clients choose their exception by the status and obey `Retry-After` and `x-should-retry`. The SDK would retry a 408, 409
-or 507 by itself, so such answers say whether a retry makes sense.
+Clients choose their exception by the status and obey `Retry-After` and `x-should-retry`. The SDK would retry a 408,
+409, 429 or 507 by itself, so such answers say whether a retry makes sense where a wait of seconds is no help.
 
 Like OpenAI, report only the first of pydantic's errors. Values are quoted with at most 64 characters. For a field of
 several types pydantic reports an error for each type and adds the type's name to the path (`query.str`). The answer
@@ -23,7 +23,15 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from jobs.errors import Conflict, InvalidRequest, NightmillError, NotFound, ProjectFull, RequestTimeout
+from jobs.errors import (
+    Conflict,
+    InvalidRequest,
+    NightmillError,
+    NotFound,
+    ProjectFull,
+    RequestTimeout,
+    TooManyLiveJobs,
+)
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +86,7 @@ def respond(error: NightmillError, headers: dict[str, str] | None = None) -> JSO
     given = dict(headers or {})
     if error.retry_after is not None:
         given["Retry-After"] = str(error.retry_after)
-    if isinstance(error, Conflict | RequestTimeout | ProjectFull):
+    if isinstance(error, Conflict | RequestTimeout | ProjectFull | TooManyLiveJobs):
         given["x-should-retry"] = "true" if error.retryable else "false"
     return JSONResponse(describe(error), error.status, given)
 

@@ -172,6 +172,15 @@ class TooManyRequests(NightmillError):
     retry_after = 5
 
 
+class TooManyLiveJobs(NightmillError):
+    """A new job of a project that has as many live jobs of its kind as it may have: waiting a moment is no help."""
+
+    text = "The project has too many jobs of this kind that have not ended."
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
 class Unavailable(NightmillError):
     """A request that cannot be answered now; the same request may succeed later."""
 

@@ -184,8 +184,12 @@ class Settings(BaseSettings):
     batch_max_line_bytes: int = Field(32 * MB, ge=1024, description="bytes of one line")
     batch_max_embedding_inputs: int = Field(50_000, ge=1, description="embedding inputs over all lines of a batch")
     project_max_bytes: int = Field(
-        0, ge=0, description="bytes that a project may store: files, vectors, responses, chats; 0: no limit"
+        0,
+        ge=0,
+        description="bytes that a project may store: files, vectors, responses, chats, checkpoints; 0: no limit",
     )
+    project_finetune_jobs: int = Field(20, ge=1, description="fine-tuning jobs of a project that have not ended")
+    finetune_max_steps: int = Field(100_000, ge=1, description="steps of a training: each has a row in SQL")
     project_max_queued_tokens: int = Field(0, ge=0, description="estimated tokens waiting per project; 0: no limit")
     project_threads: int = Field(10, ge=1, le=40, description="threads of the API that one project uses at once, of 40")
     project_body_bytes: int = Field(

@@ -104,6 +104,7 @@ def validate_fine_tuning(call: Call, body: ValidateFineTuning) -> FineTuningVali
     model = call.services.registry().models[base]
     question = examination.question(call.config, model, asked, paths, seconds=_SECONDS, store=False)
     findings = _examined(question)
+    examination.check_steps(asked, findings, call.config.finetune_max_steps)
     if findings.errors:
         return _shown(asked, findings)
     plan = examination.plan_of("", asked, findings)
@@ -139,6 +140,7 @@ def _measure(call: CallContext, body: ValidateFineTuning, asked: FineTuning) -> 
         if not any(Queue.FINETUNE in worker.queues for worker in workers.present(session)):
             return None
         check_not_full(session, call)
+        jobs.check_room(session, call.project_id, call.config.project_finetune_jobs)
         files = training_files(session, call, body)
         job_id, project = new_job_id(), session.get_one(Project, call.project_id).name
         result = names.model_name(asked.base, project, None, job_id)

@@ -167,6 +167,19 @@ def _communicate(
             raise ExaminationFailed
 
 
+def check_steps(asked: FineTuning, findings: Findings, limit: int) -> None:
+    """Add an error to findings without one where the training would take more than `limit` steps."""
+    if findings.errors:
+        return
+    steps = plan_of("", asked, findings).steps
+    if steps > limit:
+        message = (
+            f"The training would take {steps} steps, and {limit} are allowed. Take larger batches or fewer epochs."
+        )
+        error = {"code": "too_many_steps", "message": message, "line": None, "param": "hyperparameters"}
+        findings.errors.append(error)
+
+
 def plan_of(job_id: str, asked: FineTuning, findings: Findings) -> FinetunePlan:
     """Return the numbers that a job trains with: those asked for, or what `auto` stands for."""
     assert findings.training is not None

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
-from jobs.errors import Conflict
+from jobs.errors import Conflict, TooManyLiveJobs
 from jobs.files.tables import File
 from jobs.finetuning import datasets, training_events
 from jobs.finetuning.names import JOB_PREFIX
@@ -15,9 +16,10 @@ from jobs.finetuning.tables import Dataset, FinetuneData
 from jobs.ledger import ledger, pauses
 from jobs.ledger.kinds import Folder, Kind
 from jobs.ledger.pauses import Scope
-from jobs.ledger.states import CLOSING, TERMINAL, JobState
+from jobs.ledger.states import CLOSING, LIVE, TERMINAL, JobState
 from jobs.ledger.tables import Job
 from jobs.queues import Queue
+from jobs.security.tables import Project
 
 NAME: Final = "finetuning"
 EVENTS: Final[dict[str, str]] = {
@@ -27,6 +29,7 @@ EVENTS: Final[dict[str, str]] = {
 }
 #: The folder of checkpoints and results: `training/<job>/<step>`.
 FOLDER: Final = "training"
+_TOLD_PAUSES: Final = 100
 
 
 def submit(
@@ -68,6 +71,17 @@ def submit(
     return job
 
 
+def check_room(session: Session, project_id: str, limit: int) -> None:
+    """Check that a project may have one more live job. Raises TooManyLiveJobs.
+
+    The project is locked, so that creates at the same moment count each other.
+    """
+    session.get(Project, project_id, with_for_update={"key_share": True})
+    live = Job.project_id == project_id, Job.kind == NAME, Job.state.in_(LIVE)
+    if (session.scalar(select(func.count()).select_from(Job).where(*live)) or 0) >= limit:
+        raise TooManyLiveJobs(f"The project has {limit} fine-tuning jobs that have not ended, and may not have more.")
+
+
 def pause(session: Session, job: Job, *, actor: str) -> bool:
     """Hold a locked job back: nothing of it is begun, and its trainer stops after a checkpoint.
 
@@ -76,7 +90,7 @@ def pause(session: Session, job: Job, *, actor: str) -> bool:
     _check_goes_on(job, "pause")
     paused = pauses.pause(session, Scope.JOB, job.id, actor=actor)
     if paused:
-        training_events.record(session, job.id, "The job is paused.")
+        _tell(session, job, "The job is paused.")
     return paused
 
 
@@ -85,8 +99,14 @@ def resume(session: Session, job: Job, *, actor: str) -> bool:
     _check_goes_on(job, "resume")
     resumed = pauses.resume(session, Scope.JOB, job.id, actor=actor)
     if resumed:
-        training_events.record(session, job.id, "The job goes on.")
+        _tell(session, job, "The job goes on.")
     return resumed
+
+
+def _tell(session: Session, job: Job, message: str) -> None:
+    """Record an event of a pause, unless it happened very often: pauses cost a client nothing, and events stay."""
+    if training_events.count(session, job.id, message) < _TOLD_PAUSES:
+        training_events.record(session, job.id, message)
 
 
 def _check_goes_on(job: Job, verb: str) -> None:

@@ -78,7 +78,10 @@ class FinetuneEvent(Base):
 
 
 class FinetuneCheckpoint(Base):
-    """A complete checkpoint in storage. The row is written after the last of its bytes."""
+    """A complete checkpoint in storage. The row is written after the last of its bytes.
+
+    `bytes` are those that are stored, `model_bytes` those without what only a resumed run reads.
+    """
 
     __tablename__ = "finetune_checkpoint"
 
@@ -88,6 +91,7 @@ class FinetuneCheckpoint(Base):
     location: Mapped[str]
     sha256: Mapped[str] = mapped_column(String(64))
     bytes: Mapped[int]
+    model_bytes: Mapped[int | None]
     metrics: Mapped[dict[str, Any]]
     keeps_optimizer: Mapped[bool]
     created_at: Mapped[float]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
@@ -38,6 +38,12 @@ def position(session: Session, job_id: str, event_id: str) -> int | None:
     """Return where an event of the job stands, or None when it has no such event."""
     conditions = FinetuneEvent.job_id == job_id, FinetuneEvent.id == event_id
     return session.scalar(select(FinetuneEvent.position).where(*conditions))
+
+
+def count(session: Session, job_id: str, message: str) -> int:
+    """Return how many events of a job have this message."""
+    same = FinetuneEvent.job_id == job_id, FinetuneEvent.message == message
+    return session.scalar(select(func.count()).select_from(FinetuneEvent).where(*same)) or 0
 
 
 def _add(session: Session, job_id: str, message: str, level: Level, kind: str, data: Mapping[str, Any] | None) -> None:

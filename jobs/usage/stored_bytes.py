@@ -17,14 +17,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.db.engine import UNSEEN, Database, insert_into
 from jobs.errors import ProjectFull
 from jobs.files.tables import File, Upload, UploadPart
+from jobs.finetuning.tables import Dataset, FinetuneCheckpoint, FinetuneData
 from jobs.inference.tables import Conversation, StoredCompletion, StoredResponse
+from jobs.ledger.states import LIVE
+from jobs.ledger.tables import Job
+from jobs.registry.tables import TunedModel
 from jobs.retrieval.tables import VectorStoreFile
 from jobs.security.tables import StorageUsage
 
@@ -32,6 +36,15 @@ from jobs.security.tables import StorageUsage
 _COUNT_SECONDS, _FULL_SECONDS = 30.0, 5.0
 _counting = threading.Lock()  # one count at a time in this process
 
+#: The snapshots that live jobs and models of each project need, each once.
+_MODEL = exists().where(TunedModel.job_id == Job.id, TunedModel.deleted_at.is_(None), TunedModel.data_erased.is_(False))
+_HELD = (
+    select(Job.project_id, FinetuneData.sha256)
+    .join(FinetuneData, FinetuneData.job_id == Job.id)
+    .where(or_(Job.state.in_(LIVE), _MODEL))
+    .distinct()
+    .subquery()
+)
 #: Sums by kind. Parts come before files, so that an upload completed between the two sums is in one or in both.
 _SUMS: Mapping[str, Any] = {
     "upload_parts": select(Upload.project_id, func.sum(UploadPart.bytes))
@@ -46,6 +59,16 @@ _SUMS: Mapping[str, Any] = {
     "chat_completions": select(StoredCompletion.project_id, func.sum(StoredCompletion.bytes)).group_by(
         StoredCompletion.project_id
     ),
+    "datasets": select(_HELD.c.project_id, func.sum(Dataset.bytes))
+    .join(Dataset, Dataset.sha256 == _HELD.c.sha256)
+    .group_by(_HELD.c.project_id),
+    "checkpoints": select(TunedModel.project_id, func.sum(FinetuneCheckpoint.bytes))
+    .join(
+        FinetuneCheckpoint,
+        and_(FinetuneCheckpoint.job_id == TunedModel.job_id, FinetuneCheckpoint.step == TunedModel.checkpoint_step),
+    )
+    .where(TunedModel.location != "")  # its files are gone
+    .group_by(TunedModel.project_id),
     "conversations": select(Conversation.project_id, func.sum(Conversation.bytes)).group_by(Conversation.project_id),
 }
 KINDS = tuple(_SUMS)

@@ -183,7 +183,9 @@ def assert_whole(site: Site, job: Job) -> None:
     for row in saved:
         data = site.read(f"{row.location}/manifest.json")
         assert hashlib.sha256(data).hexdigest() == row.sha256
-        assert not any("optimizer" in path for path in site.mill.storage.list(row.location))
+        names = [path for path in site.mill.storage.list(row.location) if not path.endswith("manifest.json")]
+        assert not any("optimizer" in path for path in names)
+        assert row.bytes == sum(site.mill.storage.size(path) for path in names)
     model = site.model(job.payload["result"])
     assert (model.state, model.base, model.location) == ("ready", "tiny", saved[-1].location)
     for name, sha256 in model.manifest["files"].items():

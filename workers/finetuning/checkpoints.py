@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
@@ -38,15 +38,20 @@ def of_job(session: Session, job_id: str) -> Sequence[FinetuneCheckpoint]:
     return session.scalars(rows.order_by(FinetuneCheckpoint.step.desc())).all()
 
 
-def upload(storage: Storage, folder: Path, target: str) -> tuple[str, int]:
-    """Store a complete folder, its manifest last; return the manifest's SHA-256 and the bytes of all files."""
+def upload(storage: Storage, folder: Path, target: str) -> dict[str, Any]:
+    """Store a complete folder, its manifest last; return the columns of the checkpoint's row that describe it."""
     manifest = checkpoint_folder.decode_manifest((folder / MANIFEST).read_bytes())
     for name in manifest.files:
         with (folder / name).open("rb") as source, storage.writer(f"{target}/{name}") as handle:
             shutil.copyfileobj(source, handle, CHUNK)
     data = (folder / MANIFEST).read_bytes()
     storage.put(f"{target}/{MANIFEST}", data)
-    return hashlib.sha256(data).hexdigest(), sum(file.bytes for file in manifest.files.values())
+    return {
+        "location": target,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "bytes": sum(file.bytes for file in manifest.files.values()),
+        "model_bytes": sum(file.bytes for file in manifest.model_files.values()),
+    }
 
 
 def download(storage: Storage, source: str, sha256: str, folder: Path, *, resume: bool = False) -> Manifest:
@@ -110,5 +115,7 @@ def remove_unnamed(storage: Storage, job_id: str, named: Iterable[str]) -> None:
 
 def _forget_optimizer(session: Session, rows: Sequence[FinetuneCheckpoint]) -> list[str]:
     ids = [row.id for row in rows]
-    session.execute(update(FinetuneCheckpoint).where(FinetuneCheckpoint.id.in_(ids)).values(keeps_optimizer=False))
+    left = func.coalesce(FinetuneCheckpoint.model_bytes, FinetuneCheckpoint.bytes)
+    forget = update(FinetuneCheckpoint).where(FinetuneCheckpoint.id.in_(ids)).values(keeps_optimizer=False, bytes=left)
+    session.execute(forget)
     return [row.location for row in rows]

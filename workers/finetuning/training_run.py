@@ -12,11 +12,13 @@ A kill anywhere leaves rows and files from which another claim goes on: what was
 trained again, with the same data and the same result.
 """
 
+import hashlib
 import logging
 import os
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -27,11 +29,13 @@ from jobs.errors import ClaimLost, NotFound, StorageFull
 from jobs.finetuning import datasets, estimates, names
 from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetuneCheckpoint, FinetunePlan
+from jobs.fleet.models_file import ModelsFileError
 from jobs.ledger import ledger, pauses, shards
 from jobs.ledger.shards import ShardClaim
 from jobs.platform.storage import CHUNK
 from jobs.registry import models
 from workers.engines import model_folders
+from workers.engines.model_folders import ModelUnavailable
 from workers.engines.training.checkpoint_folder import MANIFEST, Damaged, decode_manifest
 from workers.engines.training.protocol import (
     Checkpoint,
@@ -201,17 +205,18 @@ class TrainingRun(ShardRun):
         folder, job = Path(report.folder), self.claim.job
         target = checkpoints.location(job.id, report.step, self.claim.epoch)
         storage = self.context.storage
-        sha256, size = checkpoints.upload(storage, folder, target)
+        stored = checkpoints.upload(storage, folder, target)
         run = decode_manifest((folder / MANIFEST).read_bytes())
         self._recorder.tell(f"Checkpoint created at step {report.step}.")
 
         def add(session: Session) -> list[str]:
             self._recorder.write(session)
             shards.note_progress(session, self.claim)
-            columns = {"location": target, "sha256": sha256, "bytes": size, "metrics": dict(report.metrics)}
-            forgotten = checkpoints.add(session, job.id, report.step, **columns)
+            forgotten = checkpoints.add(session, job.id, report.step, **stored, metrics=dict(report.metrics))
             name = names.checkpoint_name(self._payload.result, report.step)
-            results.register(session, job, name, step=report.step, location=target, sha256=sha256, manifest=run)
+            results.register(
+                session, job, name, step=report.step, location=target, sha256=stored["sha256"], manifest=run
+            )
             return forgotten
 
         forgotten = self.context.db.retrying(add)
@@ -303,11 +308,15 @@ class TrainingRun(ShardRun):
         )
 
     def _base(self) -> tuple[str, str | None]:
-        """Return the folder or the hub's name of the base, and its revision. Raises Abandoned."""
-        model = self.context.models.now().resolve(self._payload.base)
-        if model is None:
-            raise Abandoned(self.context.timings.storage_retry, "model")  # taken out of the models file meanwhile
-        return model_folders.source_of(model, self.context.config), model.source.revision
+        """Return the folder or the hub's name of the base, and its revision.
+
+        Raises Abandoned when the base is away: out of the models file, or its folder out of this machine.
+        """
+        with suppress(ModelsFileError, ModelUnavailable):
+            model = self.context.models.now().resolve(self._payload.base)
+            if model is not None and (model.source.path is None or Path(model.source.path).is_dir()):
+                return model_folders.source_of(model, self.context.config), model.source.revision
+        raise Abandoned(self.context.timings.storage_retry, "model")
 
     def _resume(self, folder: Path, rows: Any) -> tuple[str | None, int]:
         """Fetch the last checkpoint that a run can go on from; return its folder, and the threads to compute with."""
@@ -320,10 +329,14 @@ class TrainingRun(ShardRun):
         return str(target), manifest.run.get("threads", threads)
 
     def _fetch(self, sha256: str | None, target: Path) -> str:
+        """Fetch a snapshot. Raises NotFound, Damaged when its bytes are not those that were examined."""
         if sha256 is None:
             raise NotFound("The data of this job are gone.")
         with self.context.storage.reader(datasets.location(sha256)) as source, target.open("wb") as handle:
             shutil.copyfileobj(source, handle, CHUNK)
+        with target.open("rb") as written:
+            if hashlib.file_digest(written, "sha256").hexdigest() != sha256:
+                raise Damaged("the rows are not those that were examined.")
         return str(target)
 
 

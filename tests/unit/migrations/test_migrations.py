@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from jobs.bootstrap import migrate
 from jobs.finetuning import tracking, training_events
-from jobs.finetuning.tables import FinetunePlan
+from jobs.finetuning.tables import FinetuneCheckpoint, FinetunePlan
 from jobs.fleet.tables import EngineDeath, Quarantine, Worker
 from jobs.ledger import feed, ledger, outbox, shards
 from jobs.ledger.tables import Job, Shard
@@ -26,6 +26,7 @@ from jobs.webhooks.sending import signing_secrets
 from jobs.webhooks.tables import WebhookEndpoint
 from migrations import check
 from tests.support.services import Postgres
+from workers.finetuning import checkpoints
 
 pytestmark = pytest.mark.dialects
 
@@ -339,6 +340,19 @@ def test_a_worker_from_before_graders_does_not_say_what_its_sandbox_lacks(empty:
 
     with Session(sa.create_engine(empty, poolclass=sa.NullPool)) as session:
         assert session.get_one(Worker, "cpu-1").sandbox_lacks is None
+
+
+def test_a_checkpoint_from_before_counts_with_all_of_its_bytes(empty: str) -> None:
+    migrate(empty, "0034")
+    columns = {"location": "training/1", "sha256": "0", "metrics": "{}", "created_at": 1.0, "keeps_optimizer": True}
+    insert(empty, "finetune_checkpoint", id="ftckpt_1", job_id="ftjob-1", step=1, bytes=7, **columns)
+
+    migrate(empty)
+
+    with Session(sa.create_engine(empty, poolclass=sa.NullPool)) as session:
+        assert checkpoints.keep_models(session, "ftjob-1") == ["training/1"]
+        row = session.get_one(FinetuneCheckpoint, "ftckpt_1")
+        assert (row.keeps_optimizer, row.bytes, row.model_bytes) == (False, 7, None)
 
 
 def test_the_check_passes_for_the_revisions_of_this_checkout() -> None:

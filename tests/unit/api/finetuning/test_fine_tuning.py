@@ -499,3 +499,118 @@ def test_an_ended_job_is_retried_with_what_was_asked_for(app: FastAPI, client: T
     assert payload.result != first.result
     refused = client.post(f"/v1/jobs/{job['id']}/retry", json={"overrides": {"model": "x"}})
     assert refused.json()["error"]["param"] == "overrides"
+
+
+def test_a_project_has_so_many_live_jobs_and_no_more(make_app: Callable[..., FastAPI]) -> None:
+    app = make_app(project_finetune_jobs=2)
+    client, stranger = (client_of(app, make_key(app, project)) for project in ("default", "another"))
+    jobs = [create(client) for _ in range(2)]
+    file_id = upload(client)
+
+    answer = client.post("/v1/fine_tuning/jobs", json={"model": BASE, "training_file": file_id})
+
+    assert (answer.status_code, answer.headers["x-should-retry"]) == (429, "false")
+    error = answer.json()["error"]
+    assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
+    assert error["message"] == "The project has 2 fine-tuning jobs that have not ended, and may not have more."
+    assert len(client.get("/v1/fine_tuning/jobs").json()["data"]) == 2
+    create(stranger)
+    with app.state.services.db.write() as session:
+        session.get_one(Job, jobs[0]["id"]).state = "failed"
+    create(client, training_file=file_id)
+    assert client.post(f"/v1/jobs/{jobs[0]['id']}/retry").status_code == 429
+
+
+def test_a_job_that_is_paused_again_and_again_has_few_events(client: TestClient) -> None:
+    job_id = create(client)["id"]
+    path = f"/v1/fine_tuning/jobs/{job_id}"
+
+    for _ in range(103):
+        assert client.post(f"{path}/pause").json()["status"] == "paused"
+        assert client.post(f"{path}/resume").json()["status"] == "validating_files"
+
+    events = client.get(f"{path}/events", params={"limit": 100}).json()
+    more = client.get(f"{path}/events", params={"limit": 100, "after": events["last_id"]}).json()
+    further = client.get(f"{path}/events", params={"limit": 100, "after": more["last_id"]}).json()
+    assert sum(len(page["data"]) for page in (events, more, further)) == 202
+    assert not further["has_more"]
+
+
+STATES = ("queued", "running", "finishing", "cancelling", "succeeded", "failed", "cancelled")
+
+
+def in_state(app: FastAPI, client: TestClient, state: str) -> dict[str, Any]:
+    job = create(client)
+    with app.state.services.db.write() as session:
+        session.get_one(Job, job["id"]).state = state
+    return job
+
+
+@pytest.mark.parametrize(
+    ("verb", "allowed"),
+    [
+        (
+            "cancel",
+            {"queued": "cancelled", "running": "cancelled", "cancelling": "cancelled", "cancelled": "cancelled"},
+        ),
+        ("pause", {"queued": "paused", "running": "paused"}),
+        ("resume", {"queued": "validating_files", "running": "queued"}),
+    ],
+)
+def test_a_job_is_changed_in_the_states_that_allow_it_and_in_no_other(
+    app: FastAPI, client: TestClient, verb: str, allowed: dict[str, str]
+) -> None:
+    for state in STATES:
+        path = f"/v1/fine_tuning/jobs/{in_state(app, client, state)['id']}"
+        before = client.get(path).json()
+
+        answer = client.post(f"{path}/{verb}")
+
+        if state in allowed:
+            assert (answer.status_code, answer.json()["status"]) == (200, allowed[state]), state
+            assert client.get(path).json()["status"] == allowed[state]
+        else:
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"]) == (409, "invalid_state"), state
+            assert answer.headers["x-should-retry"] == "false"
+            assert client.get(path).json() == before
+
+
+def test_a_paused_job_is_cancelled_and_is_paused_no_more(client: TestClient) -> None:
+    path = f"/v1/fine_tuning/jobs/{create(client)['id']}"
+    client.post(f"{path}/pause")
+
+    assert client.post(f"{path}/cancel").json()["status"] == "cancelled"
+    assert client.post(f"{path}/resume").status_code == 409
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_the_training_file_is_deleted_once_its_job_has_ended_without_a_model(
+    app: FastAPI, client: TestClient, state: str
+) -> None:
+    path = f"/v1/files/{in_state(app, client, state)['training_file']}"
+    ended = state in ("succeeded", "failed", "cancelled")
+
+    deleted = client.delete(path)
+    erased = client.delete(path, params={"erase": "true"})
+
+    assert [deleted.status_code, erased.status_code] == ([200, 404] if ended else [409, 409])
+    if not ended:
+        assert (deleted.json()["error"]["code"], deleted.headers["x-should-retry"]) == ("file_in_use", "false")
+        assert client.get(path).status_code == 200
+
+
+def test_two_projects_have_one_suffix_each_for_itself(make_app: Callable[..., FastAPI]) -> None:
+    app = make_app()
+    clients = [client_of(app, make_key(app, project)) for project in ("Team A", "team-a")]  # of one slug, too
+    jobs = [create(client, suffix="support") for client in clients]
+
+    names = [registered(app, job) for job in jobs]
+
+    assert len(set(names)) == 2
+    assert all(name.startswith(f"ft:{BASE}:team-a:support:") for name in names)
+    for n, client in enumerate(clients):
+        assert client.get(f"/v1/models/{names[n]}").status_code == 200
+        assert client.get(f"/v1/models/{names[1 - n]}").status_code == 404
+        assert {names[1 - n]}.isdisjoint(model["id"] for model in client.get("/v1/models").json()["data"])
+        assert client.delete(f"/v1/models/{names[1 - n]}").status_code == 404

@@ -1,6 +1,7 @@
 """The dry run of a fine-tuning job over HTTP."""
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from jobs.finetuning import examination
 from jobs.finetuning.examination import BaseUnavailable, ExaminationFailed, Findings, Part, Question
 from jobs.finetuning.tables import FinetunePlan, FinetuneStep
 from tests.support import tiny_llama
+from tests.support.web import make_key
+from tests.unit.api.conftest import client_of
 from tests.unit.api.finetuning.test_fine_tuning import BASE, ROW, add_worker, upload
 
 PATH = "/v1/fine_tuning/jobs/validate"
@@ -109,6 +112,21 @@ def test_errors_are_told_with_line_and_param(client: TestClient, monkeypatch: py
 
     assert (found["valid"], found["errors"]["data"], found["errors_truncated"]) == (False, [error], True)
     assert (found["examples"], found["hyperparameters"]) == (None, None)
+
+
+def test_a_training_of_too_many_steps_is_an_error_of_the_hyperparameters(
+    make_app: Callable[..., FastAPI], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make_app(finetune_max_steps=199)
+    client = client_of(app, make_key(app))
+    monkeypatch.setattr(examination, "examine", lambda _question: Findings(training=Part("a", 1, 100)))
+
+    found = examine(client, hyperparameters={"n_epochs": 2, "batch_size": 1})
+
+    (error,) = found["errors"]["data"]
+    assert (found["valid"], error["code"], error["param"]) == (False, "too_many_steps", "hyperparameters")
+    assert error["message"].startswith("The training would take 200 steps, and 199 are allowed.")
+    assert examine(client, hyperparameters={"n_epochs": 1, "batch_size": 1})["valid"]
 
 
 @pytest.mark.parametrize(

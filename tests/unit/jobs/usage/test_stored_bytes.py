@@ -10,7 +10,10 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.errors import ProjectFull
 from jobs.files.tables import File, Upload, UploadPart
+from jobs.finetuning.tables import Dataset, FinetuneCheckpoint, FinetuneData
 from jobs.inference.tables import Conversation, StoredCompletion, StoredResponse
+from jobs.ledger.tables import Job
+from jobs.registry.tables import TunedModel
 from jobs.retrieval.tables import VectorStoreFile
 from jobs.security.tables import StorageUsage
 from jobs.usage import stored_bytes
@@ -61,9 +64,46 @@ def test_every_kind_of_stored_bytes_is_counted(db: Database) -> None:
         "vector_stores": 100,
         "responses": 1000,
         "chat_completions": 10_000,
+        "datasets": 0,
+        "checkpoints": 0,
         "conversations": 100_000,
     }
     assert (stored_bytes.count(db, "p"), stored_bytes.count(db, "another")) == (111_111, 5)
+
+
+def trained(db: Database, job_id: str, sha256: str, state: str, **columns: object) -> None:
+    """Write a fine-tuning job on a snapshot of 10 bytes, with a checkpoint of 100 bytes and its model."""
+    model = {"base": "b", "method": "lora", "sha256": "0", "manifest": {}, "state": "ready", "created_at": 1.0}
+    model |= {"location": f"training/{job_id}/1", "checkpoint_step": 1, "data_erased": False} | columns
+    with db.write() as session:
+        job = Job(id=job_id, project_id="p", kind="finetuning", payload={}, state=state, created_at=1.0, window="")
+        session.add(job)
+        session.add(FinetuneData(job_id=job_id, role="training", file_id="file-1", sha256=sha256, rows=1))
+        session.merge(Dataset(sha256=sha256, bytes=10, location=f"datasets/{sha256}", created_at=1.0))
+        facts = {"sha256": "0", "metrics": {}, "keeps_optimizer": True, "created_at": 1.0}
+        location = f"training/{job_id}/1"
+        session.add(FinetuneCheckpoint(id=job_id, job_id=job_id, step=1, bytes=100, location=location, **facts))
+        session.add(TunedModel(id=job_id, project_id="p", name=f"ft:{job_id}", job_id=job_id, **model))
+
+
+def sizes(db: Database) -> tuple[int, int]:
+    with db.read() as session:
+        stored = stored_bytes.by_project(session)["p"]
+    return stored["datasets"], stored["checkpoints"]
+
+
+def test_snapshots_count_once_while_a_live_job_or_a_model_needs_them(db: Database) -> None:
+    trained(db, "live", "a", "running")
+    trained(db, "ended", "a", "succeeded")
+    trained(db, "other", "b", "cancelled")
+    assert sizes(db) == (20, 300)
+
+    trained(db, "erased", "c", "succeeded", data_erased=True)
+    assert sizes(db) == (20, 400)
+    trained(db, "deleted", "d", "failed", deleted_at=2.0, location="")
+
+    assert sizes(db) == (20, 400)
+    assert stored_bytes.count(db, "p") == 420
 
 
 def test_without_a_limit_nothing_is_counted(db: Database) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,10 @@ class Planning:
         self.context = Context(config, db, self.storage, "planner", stop, Standing(), heartbeat, Models(config))
         with db.write() as session:
             self.project = keys.ensure_project(session, "p").id
+
+    def limit_steps(self, steps: int) -> None:
+        config = self.context.config.model_copy(update={"finetune_max_steps": steps})
+        self.context = replace(self.context, config=config)
 
     def file(self, name: str, content: bytes) -> File:
         self.storage.put(f"files/{name}", content)
@@ -239,6 +243,24 @@ def test_the_longest_sequence_that_is_asked_for_is_a_limit(planner: Planning) ->
     job = planner.plan(jsonl([row(n) for n in range(10)]), training={"max_sequence_length": 8})
 
     assert {error[0] for error in errors_of(job)} == {"invalid_example"}
+
+
+def test_lines_of_a_hundred_thousand_tokens_are_errors_with_their_numbers(planner: Planning) -> None:
+    long = {"messages": [USER, {"role": "assistant", "content": "word " * 100_000}]}
+    many = {"messages": [USER, {"role": "assistant", "content": "Hi"}] * 20_000}
+
+    job = planner.plan(jsonl([*(row(n) for n in range(10)), long, many]))
+
+    assert errors_of(job) == [("invalid_example", line, "training_file") for line in (11, 12)]
+    assert all("at most" in error["message"] for error in job.errors or [])
+
+
+def test_a_training_of_too_many_steps_is_refused(planner: Planning) -> None:
+    planner.limit_steps(29)
+
+    job = planner.plan(jsonl([row(n) for n in range(10)]), hyperparameters={"n_epochs": 3, "batch_size": 1})
+
+    assert errors_of(job) == [("too_many_steps", None, "hyperparameters")]
 
 
 def test_preferences_are_examined_as_such(planner: Planning) -> None:
