@@ -159,8 +159,8 @@ def requests_of(grader: Grader, item: Values, sample: Values, ports: Ports = Por
     A request that cannot be made, such as one whose template names a missing field, is left out: `grade` reports why.
     """
     case = _Case(item, sample, ports)
-    found = [_request_of(key, single, case) for key, single in _by_key(grader).items()]
-    return [request for request in found if request is not None]
+    requests = [_request_of(key, single, case) for key, single in _by_key(grader).items()]
+    return [request for request in requests if request is not None]
 
 
 def grade(grader: Grader, item: Values, sample: Values, answers: Mapping[str, Answer], ports: Ports = Ports()) -> Grade:

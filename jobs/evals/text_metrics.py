@@ -159,7 +159,7 @@ def cosine(first: Sequence[float], second: Sequence[float]) -> float:
     norms = math.hypot(*first) * math.hypot(*second)
     if not norms or not math.isfinite(norms):
         raise MetricUnavailable("An embedding has no direction.")
-    product = sum(one * other for one, other in zip(first, second, strict=True))
+    product = sum(left * right for left, right in zip(first, second, strict=True))
     return min(1.0, max(-1.0, product / norms))
 
 
