@@ -406,13 +406,13 @@ def test_error_after_the_end_of_the_only_shard_does_not_prevent_the_finish(
     mill: Mill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = _planned(mill, _batch(3))
-    close = running_module.LineRun._close
+    close = running_module.LineRun.close
 
     def closing(shard: running_module.LineRun) -> None:
         close(shard)
         raise ValueError("of nobody's making")
 
-    monkeypatch.setattr(running_module.LineRun, "_close", closing)
+    monkeypatch.setattr(running_module.LineRun, "close", closing)
     with pytest.raises(ValueError, match="nobody's"):
         run(mill.gpu, mill.host, job_id, 0)
 

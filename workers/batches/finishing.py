@@ -100,7 +100,8 @@ class _Location:
     length: int
 
 
-_Found = dict[int, tuple[bool, bytes | _Location]]
+#: Whether each line of a shard is good, and its output line, or where a large one lies.
+Records = dict[int, tuple[bool, bytes | _Location]]
 
 
 class _Output:
@@ -140,6 +141,46 @@ class _Output:
         )
 
 
+def shards_of(context: Context, job_id: str) -> Iterator[tuple[Shard, list[Segment]]]:
+    """Yield the shards of a job in order, each with its segments."""
+    page = _page(context, job_id, -1)
+    yield from page
+    while len(page) == _SHARDS_AT_ONCE:
+        page = _page(context, job_id, page[-1][0].n)
+        yield from page
+
+
+def _page(context: Context, job_id: str, after: int) -> list[tuple[Shard, list[Segment]]]:
+    with context.db.read() as session:
+        page = session.scalars(
+            select(Shard).where(Shard.job_id == job_id, Shard.n > after).order_by(Shard.n).limit(_SHARDS_AT_ONCE)
+        ).all()
+        numbers = [shard.n for shard in page]
+        segments = session.scalars(select(Segment).where(Segment.job_id == job_id, Segment.n.in_(numbers))).all()
+    return [(shard, [segment for segment in segments if segment.n == shard.n]) for shard in page]
+
+
+def records_of(context: Context, segments: Sequence[Segment]) -> Records:
+    """Return the records of a shard's segments, by line."""
+    held = sum(segment.length for segment in segments) <= _HELD_BYTES
+    records: Records = {}
+    for segment in segments:
+        with context.storage.reader(segment.path) as handle:
+            offset = 0
+            for raw in handle:
+                line, good, data = output_lines.parse(raw)
+                records[line] = good, data if held else _Location(segment.path, offset, len(raw))
+                offset += len(raw)
+    return records
+
+
+def output_line(context: Context, record: bytes | _Location) -> bytes:
+    """Return the output line of a record."""
+    if isinstance(record, bytes):
+        return record
+    return output_lines.parse(context.storage.piece(record.path, record.offset, record.length))[2]
+
+
 class _Finisher:
     """One run of assembling a job's results."""
 
@@ -160,69 +201,37 @@ class _Finisher:
             if self.job.in_progress_at is None:
                 self._never_ran()
             else:
-                for shard, segments in self._shards():
+                for shard, segments in shards_of(self.context, self.job.id):
                     if self.handle.lost.is_set():
                         raise ClaimLost
                     self._shard(shard, segments)
         self._close()  # the stack has closed the writers: the files are durable
 
-    def _shards(self) -> Iterator[tuple[Shard, list[Segment]]]:
-        page = self._page(-1)
-        yield from page
-        while len(page) == _SHARDS_AT_ONCE:
-            page = self._page(page[-1][0].n)
-            yield from page
-
-    def _page(self, after: int) -> list[tuple[Shard, list[Segment]]]:
-        job_id = self.job.id
-        with self.context.db.read() as session:
-            page = session.scalars(
-                select(Shard).where(Shard.job_id == job_id, Shard.n > after).order_by(Shard.n).limit(_SHARDS_AT_ONCE)
-            ).all()
-            numbers = [shard.n for shard in page]
-            segments = session.scalars(select(Segment).where(Segment.job_id == job_id, Segment.n.in_(numbers))).all()
-        return [(shard, [segment for segment in segments if segment.n == shard.n]) for shard in page]
-
     def _shard(self, shard: Shard, segments: list[Segment]) -> None:
-        results: _Found = {}
-        held = sum(segment.length for segment in segments) <= _HELD_BYTES
+        records = records_of(self.context, segments)
         for segment in segments:
-            for line, good, content in self._records(segment, held=held):
-                results[line] = (good, content)
             for name in TOKENS:
                 self.counts[name] += getattr(segment, name)
             self.outcomes.update(segment.outcomes or {})
-        if len(results) < shard.lines:
-            self._unrun(shard, results)
-        for line in sorted(results):
-            good, content = results[line]
-            (self.output if good else self.errors).write(
-                self._read(content) if isinstance(content, _Location) else content
-            )
+        self.counts["completed"] += sum(good for good, _ in records.values())
+        self.counts["failed"] += sum(not good for good, _ in records.values())
+        if len(records) < shard.lines:
+            self._unrun(shard, records)
+        for line in sorted(records):
+            good, record = records[line]
+            (self.output if good else self.errors).write(output_line(self.context, record))
 
-    def _records(self, segment: Segment, *, held: bool) -> Iterator[tuple[int, bool, bytes | _Location]]:
-        with self.context.storage.reader(segment.path) as handle:
-            offset = 0
-            for raw in handle:
-                line, good, data = output_lines.parse(raw)
-                self.counts["completed" if good else "failed"] += 1
-                yield line, good, data if held else _Location(segment.path, offset, len(raw))
-                offset += len(raw)
-
-    def _read(self, location: _Location) -> bytes:
-        return output_lines.parse(self.context.storage.piece(location.path, location.offset, location.length))[2]
-
-    def _unrun(self, shard: Shard, results: _Found) -> None:
+    def _unrun(self, shard: Shard, records: Records) -> None:
         """Write error lines for lines that were not executed. They are not counted."""
         if self.reason is None:
-            raise ResultsLost(f"{shard.lines - len(results)} lines of shard {shard.n} have none.")
-        self.outcomes.update(dict.fromkeys(outcomes.unanswered(self.reason[0]), shard.lines - len(results)))
+            raise ResultsLost(f"{shard.lines - len(records)} lines of shard {shard.n} have none.")
+        self.outcomes.update(dict.fromkeys(outcomes.unanswered(self.reason[0]), shard.lines - len(records)))
         with self.context.storage.reader(self.job.input_path or "", shard.offset) as handle:
             texts = lines.split(handle.read(shard.length))
         for line, raw in enumerate(texts):
-            if line not in results:
+            if line not in records:
                 item_id = output_lines.line_id(self.job.id, shard.n, line)
-                results[line] = (False, output_lines.unanswered(item_id, lines.id_of(raw) or "", *self.reason))
+                records[line] = (False, output_lines.unanswered(item_id, lines.id_of(raw) or "", *self.reason))
 
     def _never_ran(self) -> None:
         """Write an error line for each readable line of a job that was stopped before it was planned."""

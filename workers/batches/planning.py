@@ -55,7 +55,12 @@ def plan(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
 
 
 class Planner:
-    """One pass over one input. `queues` caches the queue of each (model, endpoint, project)."""
+    """One pass over one input. `queues` caches the queue of each (model, endpoint, project).
+
+    `may_be_empty`: an input without requests is no error.
+    """
+
+    may_be_empty = False
 
     def __init__(
         self,
@@ -83,10 +88,7 @@ class Planner:
             raise Abandoned(5.0, "disk")
         if self.claim.epoch > 1:  # an earlier planner may have cut shards
             self._clear()
-        path = _input_path(self.context, self.claim)
-        if isinstance(path, lines.Bad):
-            self.errors.append(path)
-        else:
+        if (path := self.input_path()) is not None:
             self._read(path)
         if self._ended:
             raise Abandoned
@@ -95,6 +97,14 @@ class Planner:
         if self.errors:
             self._clear()
             self._write(self._rejected)
+
+    def input_path(self) -> str | None:
+        """Return the path of the lines to cut; None after errors."""
+        path = _input_path(self.context, self.claim)
+        if isinstance(path, lines.Bad):
+            self.errors.append(path)
+            return None
+        return path
 
     def draft(self) -> bool:
         """Read and check a small input without a claim and without writing.
@@ -241,7 +251,7 @@ class Planner:
         if self.claim.job.endpoint == EMBEDDINGS and self.inputs > self.config.batch_max_embedding_inputs:
             limit = self.config.batch_max_embedding_inputs
             self._complain("too_many_inputs", f"The batch has more than {limit} embedding inputs.")
-        if not self.total and not self.errors:
+        if not self.total and not self.errors and not self.may_be_empty:
             self._complain("empty_file", "The input file contains no requests.")
 
     def _over_token_limit(self, session: Session) -> bool:
@@ -290,7 +300,7 @@ def _input_path(context: Context, claim: JobClaim) -> str | lines.Bad:
         for number, text in enumerate(lines.read(handle, context.config.batch_max_line_bytes)):
             if chosen is None or chosen(number):
                 out.write((text.raw or b"") + b"\n")
-    _remember(context, claim, path)
+    set_input(context, claim, path)
     return path
 
 
@@ -323,7 +333,8 @@ def _chosen_lines(session: Session, job_id: str, which: Which) -> Callable[[int]
     return chosen
 
 
-def _remember(context: Context, claim: JobClaim, path: str) -> None:
+def set_input(context: Context, claim: JobClaim, path: str) -> None:
+    """Note the path of the lines that were written for a job. Raises ClaimLost."""
     context.db.retrying(lambda session: ledger.set_retry_input(session, claim, path), context.stop)
 
 

@@ -1,4 +1,4 @@
-"""Run a shard: claim it, answer the lines that no segment covers, commit segments, close the shard or release it.
+"""Run a shard: answer the lines that no segment covers, commit segments, close the shard or release it.
 
     claim ─▶ items ─▶ engine loop ──answers──▶ buffer ──every second, and at the end──▶ file, fsync ─▶ one transaction
                           ▲                                                                  │
@@ -12,29 +12,24 @@ isolation mode, line by line, so that a line that kills its worker is known.
 """
 
 import logging
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
 from operator import itemgetter
 from typing import Any
 
 import msgspec
-from sqlalchemy.orm import Session
 
 from jobs.batches import lines
-from jobs.batches.batches import LENGTH, Batch
+from jobs.batches.batches import Batch
 from jobs.errors import ClaimLost, InvalidRequest, StorageFull
-from jobs.ledger import ledger, shards
-from jobs.ledger.ledger import JobClaim
+from jobs.ledger import shards
 from jobs.ledger.shards import ShardClaim, Tally
-from jobs.ledger.states import TERMINAL
-from jobs.ledger.tables import Job
 from workers.batches.finishing import Results, assemble
+from workers.batches.segments import SegmentRun
 from workers.engines.port import Answer, EngineFault, Request, refusal
 from workers.runtime import output_lines
 from workers.runtime.answering import Answering
-from workers.runtime.attempts import ShardRun
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost, GaveUp
 from workers.runtime.heartbeat import ClaimHandle
@@ -45,7 +40,7 @@ _CRASHED = ("worker_crashed", "The worker died each time it ran this request.")
 _BROKE = "engine_error"
 
 
-class LineRun(ShardRun):
+class LineRun(SegmentRun):
     """One claim on one shard of lines.
 
     If `ends_at_once`, a job with one shard and one segment ends in the transaction of that segment.
@@ -57,9 +52,7 @@ class LineRun(ShardRun):
         super().__init__(context, claim, handle)
         self.host = host
         self.tries = context.config.item_tries
-        self.buffer: deque[Record] = deque()
         self.items: list[Item] = []
-        self.left = claim.lines - claim.covered.bit_count()
 
     def all(self) -> None:
         if self.context.low_on_disk():
@@ -70,7 +63,7 @@ class LineRun(ShardRun):
             self._run_isolated()
         else:
             self._answer(self.items)
-        self._close()
+        self.close()
 
     def release(self, delay: float, waiting_for: str | None) -> None:
         """End the claim without closing the shard, and store the failures of each line."""
@@ -81,6 +74,9 @@ class LineRun(ShardRun):
     def read(self) -> tuple[list[Item], list[Record]]:
         """Return the items of the lines that are not covered, and records for lines that are refused."""
         return read_items(self.context, self.claim, Batch.model_validate(self.claim.job.payload))
+
+    def results(self, batch: Sequence[Record], tally: Tally) -> Results | None:
+        return assemble(self.context, self.claim.job, batch, tally) if self.ends_at_once else None
 
     def answer_function(self) -> Callable[[Request], Awaitable[Answer]] | None:
         """Return the function that answers requests, None for the engine's own."""
@@ -94,9 +90,9 @@ class LineRun(ShardRun):
             if self.has_killed_workers(item.line):
                 self._fail(item, *_CRASHED)
             else:
-                self._write(partial(shards.record_isolated_attempt, claim=claim, line=item.line))
+                self.write(partial(shards.record_isolated_attempt, claim=claim, line=item.line))
                 self._answer([item])
-            self._commit()
+            self.commit()
             if self.handle.ended:
                 return
 
@@ -114,7 +110,7 @@ class LineRun(ShardRun):
         except CancelledError:
             return
         except GaveUp:
-            self._commit()  # the other lines have their answers
+            self.commit()  # the other lines have their answers
             raise
         finally:
             future.cancel()  # after any error: no more requests are sent
@@ -131,80 +127,7 @@ class LineRun(ShardRun):
                 self.host.call(_nothing()).result()  # so that the loop has handled the cancellation
                 return
             if not future.done() and self.buffer:
-                self._commit()
-
-    def _close(self) -> None:
-        """Commit the last segment: the shard is done if every line is covered, else it is released."""
-        if self.handle.lost.is_set():
-            raise ClaimLost
-        self._commit()
-        if self.left:
-            self.release(0.0, None)
-
-    def _commit(self) -> None:
-        """Write a segment: its file, durable, then its row with the sums of the shard."""
-        batch = [self.buffer.popleft() for _ in range(len(self.buffer))]
-        if self.closed or (not batch and self.left):
-            return
-        self.left -= len(batch)
-        last = not self.left
-        tally = _tally(batch)
-        data = b"".join(record.data for record in batch)
-        path = shards.segment_path(self.claim.job.id, self.claim.n, self.claim.epoch, self.seq)
-        if batch:
-            self.context.storage.put(path, data)
-        whole = self.ends_at_once and len(batch) == self.claim.job.total
-        results = assemble(self.context, self.claim.job, batch, tally) if whole else None
-        try:
-            self._write(lambda session: self._record(session, path, len(data), tally, last, results))
-        except ClaimLost:
-            self._discard(results)
-            raise
-        self._discard(results)
-        if last and not self.context.db.sqlite and self.finishing is None:
-            # two last shards may each have seen the other open: check again, now that both are committed
-            self._write(lambda session: ledger.advance_job(session, self.claim.job.id, actor=self._actor))
-        self.seq += 1
-        self.closed = last
-
-    def _discard(self, results: Results | None) -> None:
-        """Discard results that the job did not end with.
-
-        After an error they may be in use: retention removes orphans later.
-        """
-        if results and not self.ended:
-            results.discard(self.context)
-
-    def _record(
-        self, session: Session, path: str, length: int, tally: Tally, last: bool, results: Results | None
-    ) -> None:
-        self.ended = False
-        if tally.covered:
-            job = shards.commit(session, self.claim, self.seq, path, length, tally, last=last)
-        else:
-            job = shards.finish_empty(session, self.claim)
-        if last and job and self.claim.lines == job.total:
-            self._go_on(session, job, results)
-        elif last:
-            ledger.advance_job(session, self.claim.job.id, actor=self._actor, locked=job)
-
-    def _go_on(self, session: Session, job: Job, results: Results | None) -> None:
-        """Claim the finish of the job, and end it if there are `results`.
-
-        A second run keeps the first claim if that counts.
-        """
-        before, worker_id = self.finishing, self.context.worker_id
-        if before and (job.epoch, job.worker_id) == (before.epoch, worker_id):
-            self.finishing = JobClaim(job, before.epoch, worker_id)
-        else:
-            self.finishing = ledger.claim_finish(session, job, worker_id)
-        if results and self.finishing:
-            ledger.close(session, self.finishing, results.values, results.files, results.outcomes, locked=job)
-        self.ended = job.state in TERMINAL
-
-    @property
-    def _actor(self) -> str:
-        return f"worker:{self.context.worker_id}"
+                self.commit()
 
     def _emit(self, item: Item, answer: Answer) -> None:
         self.buffer.append(output_lines.answered(item, answer))
@@ -222,27 +145,6 @@ class LineRun(ShardRun):
     def _fail(self, item: Item, code: str, message: str) -> None:
         for entry in (item, *item.followers):
             self.buffer.append(output_lines.failed(entry.line, entry.id, entry.custom_id, code, message))
-
-    def _write(self, work: Callable[[Session], None]) -> None:
-        self.context.db.retrying(work)
-
-
-def _tally(batch: list[Record]) -> Tally:
-    tally = Tally()
-    for record in batch:
-        bit = 1 << record.line
-        tally.covered |= bit
-        tally.good |= bit if record.good else 0
-        tally.cut_off |= bit if LENGTH in record.outcomes else 0
-        tally.input_tokens += record.usage.input_tokens
-        tally.cached_tokens += record.usage.cached_tokens
-        tally.output_tokens += record.usage.output_tokens
-        tally.reasoning_tokens += record.usage.reasoning_tokens
-        for name in record.outcomes:
-            tally.outcomes[name] = tally.outcomes.get(name, 0) + 1
-        if record.seconds is not None:
-            tally.took.append(record.seconds)
-    return tally
 
 
 async def _nothing() -> None:
