@@ -68,7 +68,7 @@ class Once:
             stored = self._stored(session)
         return self._answer(stored, self.digest(fields)) if stored else None
 
-    def run(self, fields: Mapping[str, Any], make: Make) -> Response:
+    def run(self, fields: Mapping[str, Any], make: Make, status: int = 200) -> Response:
         """Make the object in one transaction, or replay. The result of `make` is the answer."""
         digest = self.digest(fields) if self.primary_key else ""  # of megabytes perhaps, so outside the transaction
         try:
@@ -77,13 +77,13 @@ class Once:
                 if stored is not None:
                     return self._answer(stored, digest)
                 text = make(session).model_dump_json()
-                self._keep(session, digest, text)
+                self._keep(session, digest, text, status=status)
         except IntegrityError:  # PostgreSQL: another request committed the same key, and our job was rolled back
             replayed = self.replay(fields)
             if replayed is None:
                 raise
             return replayed
-        return _json(text)
+        return _json(text, status)
 
     @asynccontextmanager
     async def leased(self) -> AsyncIterator["Lease"]:
@@ -110,14 +110,16 @@ class Once:
         row = session.get(Idempotency, self.primary_key, with_for_update=lock or None)
         return row if row and now() - row.created_at < self.config.idempotency_seconds else None
 
-    def _keep(self, session: Session, digest: str | None, text: str | None, owner: str | None = None) -> None:
+    def _keep(
+        self, session: Session, digest: str | None, text: str | None, owner: str | None = None, *, status: int = 200
+    ) -> None:
         if self.primary_key is None:
             return
         project_id, route, key = self.primary_key
         old = Idempotency.created_at <= now() - self.config.idempotency_seconds
         session.execute(delete(Idempotency).where(_at(self.primary_key), old))  # not one that was committed just now
         row = Idempotency(project_id=project_id, route=route, key=key, digest=digest, body=text, owner=owner)
-        row.status = 200 if text is not None else 0
+        row.status = status if text is not None else 0
         row.created_at = row.heartbeat_at = now()
         session.add(row)
         session.flush()
@@ -128,7 +130,7 @@ class Once:
             raise InFlight
         if stored.digest != digest:
             raise IdempotencyMismatch
-        return _json(stored.body, replayed=True)
+        return _json(stored.body, stored.status, replayed=True)
 
 
 @dataclass(slots=True)
@@ -209,9 +211,9 @@ def _at(primary_key: tuple[str, str, str]) -> Any:
     return and_(Idempotency.project_id == project_id, Idempotency.route == route, Idempotency.key == key)
 
 
-def _json(text: str, *, replayed: bool = False) -> Response:
+def _json(text: str, status: int = 200, *, replayed: bool = False) -> Response:
     headers = {"Idempotency-Replayed": "true"} if replayed else None
-    return Response(text, media_type="application/json", headers=headers)
+    return Response(text, status, media_type="application/json", headers=headers)
 
 
 async def _once(request: Request, call: Call, idempotency_key: _KeyHeader = None) -> Once:
