@@ -50,24 +50,28 @@ def find(
     before: str | None = None,
     among: Select[Row] | None = None,
     deletions: Select[Any] | None = None,
+    by: str = _CURSOR_FIELD,
 ) -> tuple[Sequence[Row], bool]:
     """Return the rows of one page and whether there are more. `statement` selects `table` within the caller's project.
+
+    `by` names the column with the time that orders the list.
 
     With `before` alone the page ends there, and the flag says whether others come before it. A cursor may name a row
     that `statement` no longer selects if `among` selects it, and a deleted row if it is in `deletions` (see `deleted`).
     """
     falling = order == "desc"
-    key = tuple_(table.created_at, table.id)
+    time = getattr(table, by)
+    key = tuple_(time, table.id)
     bounded = statement
     known = statement if among is None else among
     if after is not None:
-        point = _point(session, known, deletions, table, "after", after)
+        point = _point(session, known, deletions, time, table, "after", after)
         bounded = bounded.where(key < point if falling else key > point)
     if before is not None:
-        point = _point(session, known, deletions, table, "before", before)
+        point = _point(session, known, deletions, time, table, "before", before)
         bounded = bounded.where(key > point if falling else key < point)
     backwards = before is not None and after is None
-    columns = (table.created_at, table.id)
+    columns = (time, table.id)
     ordering = [column.desc() if falling != backwards else column.asc() for column in columns]
     rows = session.scalars(bounded.order_by(*ordering).limit(limit + 1)).all()
     shown = rows[:limit]
@@ -75,9 +79,9 @@ def find(
 
 
 def _point(
-    session: Session, known: Select[Any], deletions: Select[Any] | None, table: Any, param: str, name: str
+    session: Session, known: Select[Any], deletions: Select[Any] | None, time: Any, table: Any, param: str, name: str
 ) -> tuple[float, str]:
-    anchor = session.execute(known.with_only_columns(table.created_at).where(table.id == name)).scalar()
+    anchor = session.execute(known.with_only_columns(time).where(table.id == name)).scalar()
     if anchor is None and deletions is not None:
         anchor = _cursor_in(session.scalar(deletions.where(Audit.target == name)))
     if anchor is None:
