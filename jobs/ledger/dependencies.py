@@ -146,8 +146,8 @@ def failing(session: Session, limit: int) -> Sequence[str]:
 
 
 def orphaned(session: Session, limit: int) -> Sequence[str]:
-    """Return live jobs whose parent was cancelled."""
-    stopped = _PREDECESSOR.state.in_((JobState.CANCELLING, JobState.CANCELLED))
+    """Return live jobs whose parent will not complete: nothing needs them any more."""
+    stopped = _PREDECESSOR.state.in_(_HOPELESS)
     live = Job.parent_id.is_not(None), Job.state.in_((JobState.QUEUED, JobState.RUNNING))
     made = select(Job.id).join(_PREDECESSOR, _PREDECESSOR.id == Job.parent_id)
     return session.scalars(made.where(*live, stopped).limit(limit)).all()

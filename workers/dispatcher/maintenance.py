@@ -379,7 +379,7 @@ def _fail_dependent(session: Session, job_id: str) -> bool:
 
 
 def _cancel_child(session: Session, job_id: str) -> bool:
-    """Cancel the child of a cancelled job; return False when it has ended meanwhile."""
+    """Cancel a child whose parent will not complete; return False when it has ended meanwhile."""
     try:
         ledger.cancel(session, job_id, actor=_ACTOR)
     except Conflict:

@@ -22,6 +22,7 @@ from tests.support.ledgers import (
     history,
     job,
     outbox_messages,
+    planning,
     rolled_back,
     state,
     submitted,
@@ -355,6 +356,16 @@ def test_the_live_children_of_a_cancelled_job_are_found(db: Database) -> None:
         assert dependencies.orphaned(session, 10) == []
     with db.write() as session:
         ledger.cancel(session, parent, actor="key:test")
+    with db.read() as session:
+        assert dependencies.orphaned(session, 10) == [child]
+
+
+def test_live_children_of_a_failed_job_are_found(db: Database) -> None:
+    claim = planning(db)
+    child = submitted(db, parent_id=claim.job.id).id
+
+    with db.write() as session:
+        ledger.reject(session, claim, [{"code": "c", "message": "m", "line": None, "param": None}])
     with db.read() as session:
         assert dependencies.orphaned(session, 10) == [child]
 
