@@ -15,6 +15,9 @@ from api import errors
 from api.batches import dry_run, schedules
 from api.batches import routes as batches
 from api.deps import Services
+from api.evals import output_items
+from api.evals import routes as evals
+from api.evals import runs as eval_runs
 from api.files import routes as files
 from api.files import uploads
 from api.finetuning import graders, permissions
@@ -73,6 +76,9 @@ ROUTERS: tuple[APIRouter, ...] = (
     graders.router,
     finetuning.router,
     permissions.router,
+    evals.router,
+    eval_runs.router,
+    output_items.router,
     webhooks.router,
     jobs.router,
     feed.router,

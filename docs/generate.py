@@ -61,7 +61,6 @@ _NOT_SERVED = {
     "containers": "Code of a model is not run here.",
     "content_provenance_checks": "A service of OpenAI about its own models.",
     "decisions": "A service of OpenAI about its own models.",
-    "evals": "Planned.",
     "fine_tuning": "Graders are planned. There is no reinforcement fine-tuning.",
     "images": "No engine here makes pictures.",
     "live": "There is no voice; use a stream of a response.",
@@ -74,6 +73,9 @@ _NOT_SERVED = {
 #: What a served method does differently.
 _DIFFERS = {
     "batches.create": "`completion_window` is any duration or `null`; `after`, `priority` and more are taken.",
+    "evals.create": "Without a `name` it is `Untitled`.",
+    "evals.runs.create": "`sampling_params.n` takes several samples of each item; stored answers are no source.",
+    "evals.runs.output_items.list": "`status` may also be `error`: errored items are neither passed nor failed.",
     "embeddings.create": "Token ids are read by the model's tokenizer, unless the model's name is one of OpenAI's.",
     "files.create": "A batch's input is checked by the batch, which fails with the numbers of the lines.",
     "files.delete": "A file that fine-tuning needs is 409 `file_in_use`, unless `erase` is true.",

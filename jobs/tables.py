@@ -9,11 +9,12 @@ schedule ┘                        submits it again and again
 vector_store ── vector_store_file · vector_removal · source ── source_item
 file, upload, upload_part · response, chat_completion, conversation · project, api_key, idempotency, storage_usage
 finetune_plan, finetune_step, finetune_event, finetune_checkpoint, finetune_data, dataset
-tuned_model, checkpoint_permission
+tuned_model, checkpoint_permission · eval, eval_run
 worker, model, pause, meta, measure · engine_death, quarantine · cached, cache_epoch, cache_use · audit, audit_head
 """
 
 from jobs.db.base import Base, row_of, table_of
+from jobs.evals.tables import Eval, EvalRun
 from jobs.files.tables import File, Upload, UploadPart
 from jobs.finetuning.tables import (
     Dataset,
@@ -47,6 +48,8 @@ __all__ = [
     "Dataset",
     "Delivery",
     "EngineDeath",
+    "Eval",
+    "EvalRun",
     "Event",
     "EventHead",
     "File",

@@ -86,6 +86,9 @@ class Timings:
     sync_shift: float = 30.0  # of one sync in one go: others wait for this process
     source_settled: float = 2.0  # a file that changed so lately may change again without looking different
 
+    # workers.evals
+    grading_shift: float = 30.0  # of one shard in one go: others wait for this process
+
     # workers/lifecycle
     storage_retry: float = 10.0  # before a failed write to storage is tried again
     database_retry: float = 5.0  # before a database that could not be read is read again

@@ -13,6 +13,7 @@ from typing import Final
 
 import jobs.known_kinds  # noqa: F401 (fills the table that every move of a job looks at)
 from jobs.batches import batches
+from jobs.evals import runs
 from jobs.finetuning import jobs as tuning
 from jobs.inference import responses
 from jobs.ledger.kinds import UnknownKind
@@ -22,6 +23,7 @@ from jobs.ledger.tables import Job
 from jobs.retrieval import ingestions
 from workers.batches import finishing, planning
 from workers.batches.running import LineRun
+from workers.evals import evaluation, sampling
 from workers.finetuning import results, training_plan
 from workers.finetuning.training_run import TrainingRun
 from workers.inference import background_responses
@@ -40,14 +42,16 @@ class Handler:
     """The functions of a worker for the jobs of a kind.
 
     `run` makes the run of one shard on an engine; it resumes after the lines that its claim says are covered. `parse`
-    makes the run of a shard's first stage, in the pool of parsers. `train` makes the run of a job's training, in a
-    process that trains. `tend` comes after each attempt to finish a job.
+    makes the run of a shard's first stage, in the pool of parsers, and `grade` that of a shard of an evaluation, in the
+    same pool. `train` makes the run of a job's training, in a process that trains. `tend` comes after each attempt to
+    finish a job.
     """
 
     plan: Callable[[Context, JobClaim, ClaimHandle], None]
     run: Callable[[Context, EngineHost, ShardClaim, ClaimHandle], ShardRun] | None
     finish: Callable[[Context, JobClaim, ClaimHandle], None]
     parse: Callable[[Context, Parser, ShardClaim, ClaimHandle], ShardRun] | None = None
+    grade: Callable[[Context, ShardClaim, ClaimHandle], ShardRun] | None = None
     train: Callable[[Context, ShardClaim, ClaimHandle], ShardRun] | None = None
     tend: Callable[[Context, Job], None] | None = None
 
@@ -58,6 +62,8 @@ HANDLERS: Final[dict[str, Handler]] = {
     **dict.fromkeys(batches.NAMES, _BATCH),
     responses.KIND: Handler(planning.plan, background_responses.ResponseRun, background_responses.respond),
     tuning.NAME: Handler(training_plan.plan, None, results.finish, train=TrainingRun),
+    runs.NAME: Handler(evaluation.plan, None, evaluation.finish, grade=evaluation.GradingRun),
+    runs.SAMPLING: Handler(sampling.plan, sampling.SamplingRun, sampling.finish),
     ingestions.NAME: Handler(ingestion.plan, Indexing, ingestion.conclude, Parsing, tend=ingestion.tend),
 }
 

@@ -4,6 +4,7 @@
     finish(job)    cpu.plan       assemble the results
     run(job, n)    gpu.*          answer the lines of a shard, embed its documents
                    cpu.ingest     parse its documents
+                   cpu.evaluate   grade its items
     purge()        cpu.ingest     make the pending removals from the vector database
     deliver()      io.webhooks    send what is due
 
@@ -52,7 +53,7 @@ class Process:
 
     def run(self, job_id: str, n: int) -> None:
         if self.parser is not None:
-            lifecycle.parse(self.context, self.parser, job_id, n)
+            lifecycle.run_without_engine(self.context, self.parser, job_id, n)
         elif self.engine is not None:
             lifecycle.run_in_turn(self.context, self.engine.host, self.engine.slot_scheduler, job_id, n)
         elif self.trains:

@@ -92,6 +92,7 @@ class JobObject(BaseModel):
     errors: BatchErrors | None
     vector_store_id: str | None
     vector_store_index_id: str | None
+    eval_id: str | None
     input_file_id: str | None
     output_file_id: str | None
     error_file_id: str | None
@@ -199,6 +200,7 @@ def show_job(
         errors=show_errors(job.errors),
         vector_store_id=job.payload.get("store_id"),
         vector_store_index_id=index_of(job.payload) if "store_id" in job.payload else None,
+        eval_id=job.payload.get("eval_id"),
         input_file_id=job.input_file_id,
         output_file_id=job.output_file_id,
         error_file_id=job.error_file_id,

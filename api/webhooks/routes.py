@@ -30,6 +30,7 @@ from api.webhooks.schemas import (
 from jobs.clock import now
 from jobs.db.engine import WRITE_ROWS
 from jobs.errors import Conflict, DatabaseBusy, InvalidRequest, NotFound
+from jobs.evals import runs
 from jobs.finetuning.names import JOB_PREFIX
 from jobs.ids import new_id
 from jobs.known_kinds import EVENT_TYPES
@@ -62,15 +63,15 @@ EventType = Literal[
     "fine_tuning.job.succeeded",
     "fine_tuning.job.failed",
     "fine_tuning.job.cancelled",
+    "eval.run.succeeded",
+    "eval.run.failed",
+    "eval.run.canceled",
     "webhook_endpoint.disabled",
 ]
 assert get_args(EventType) == EVENT_TYPES
 
 #: OpenAI's other event types. Nothing here causes them, but a client that subscribes to all types is not refused.
 ElsewhereType = Literal[
-    "eval.run.succeeded",
-    "eval.run.failed",
-    "eval.run.canceled",
     "realtime.call.incoming",
     "video.completed",
     "video.failed",
@@ -102,6 +103,7 @@ _SAMPLES = {
     "vector_store.file": "file-",
     "vector_store.source": "vss_",
     "fine_tuning.job": JOB_PREFIX,
+    "eval.run": runs.PREFIX,
     "webhook_endpoint": "we_",
 }
 _OF_A_STORE = frozenset({"vector_store.file", "vector_store.source"})

@@ -170,6 +170,15 @@ def grade(grader: Grader, item: Values, sample: Values, answers: Mapping[str, An
     return _combined(grader, grades) if isinstance(grader, MultiGrader) else grades[""]
 
 
+def chat_messages(messages: Sequence[Message], item: Values, sample: Values) -> list[dict[str, Any]]:
+    """Return messages as chat completions have them, with the values of their placeholders.
+
+    Raises: GradingError, for a placeholder without a value.
+    """
+    case = _Case(item, sample, Ports())
+    return [_chat_message(message, case) for message in messages]
+
+
 def _by_key(grader: Grader) -> Mapping[str, Single]:
     return grader.graders if isinstance(grader, MultiGrader) else {"": grader}
 

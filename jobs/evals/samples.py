@@ -17,6 +17,21 @@ def sample_from_completion(body: Mapping[str, Any], index: int = 0) -> dict[str,
     return sample_from_message(choice["message"], choice.get("finish_reason") or "stop")
 
 
+def sample_from_response(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sample of a response: its texts as one, and its calls of functions as those of a chat completion."""
+    output = body["output"]
+    parts = [part for item in output if item["type"] == "message" for part in item["content"]]
+    calls = [
+        {"id": item["call_id"], "type": "function", "function": {"name": item["name"], "arguments": item["arguments"]}}
+        for item in output
+        if item["type"] == "function_call"
+    ]
+    text = "".join(part["text"] for part in parts if part["type"] == "output_text")
+    message = {"role": "assistant", "content": text} | ({"tool_calls": calls} if calls else {})
+    reason = "length" if body.get("status") == "incomplete" else "tool_calls" if calls else "stop"
+    return sample_from_message(message, reason)
+
+
 def sample_from_message(message: Mapping[str, Any], finish_reason: str = "stop") -> dict[str, Any]:
     """Return the sample of an assistant's message. It has `output_json` only where the text is JSON."""
     text = message.get("content") or ""

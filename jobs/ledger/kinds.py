@@ -64,7 +64,8 @@ class Kind:
     `files` are the columns of a job that name a file which it reads: those files stay as long as the job is live.
     `holds` makes the condition that a file stays for another reason than these columns.
     `folders` of the storage belong to the kind. `result` holds the id of each job whose result a client may still
-    fetch; without it a job results in files.
+    fetch; without it a job results in files. With `shows_segments` the result is the job's own segments, which stay as
+    long as it does.
     `stop` gives up some of what a locked job that comes to an end will not make, and returns whether there may be more.
     `ended` runs in the transaction that ends a job.
     """
@@ -86,6 +87,7 @@ class Kind:
     holds: Callable[[SQLColumnExpression[str]], ColumnElement[bool]] | None = None
     folders: tuple[Folder, ...] = ()
     result: SQLColumnExpression[str] | None = None
+    shows_segments: bool = False
     stop: Callable[[Session, Job, JobState, Sequence[Mapping[str, Any]]], bool] | None = None
     ended: Callable[[Session, Job], None] | None = None
 

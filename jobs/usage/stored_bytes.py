@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session
 from jobs.clock import now
 from jobs.db.engine import UNSEEN, Database, insert_into
 from jobs.errors import ProjectFull
+from jobs.evals.tables import EvalRun
 from jobs.files.tables import File, Upload, UploadPart
 from jobs.finetuning.tables import Dataset, FinetuneCheckpoint, FinetuneData
 from jobs.inference.tables import Conversation, StoredCompletion, StoredResponse
@@ -70,6 +71,7 @@ _SUMS: Mapping[str, Any] = {
     .where(TunedModel.location != "")  # its files are gone
     .group_by(TunedModel.project_id),
     "conversations": select(Conversation.project_id, func.sum(Conversation.bytes)).group_by(Conversation.project_id),
+    "eval_runs": select(EvalRun.project_id, func.sum(EvalRun.bytes)).group_by(EvalRun.project_id),
 }
 KINDS = tuple(_SUMS)
 

@@ -23,7 +23,7 @@ def test_the_import_contracts_are_kept() -> None:
 
 
 #: Without the table of kinds a change of a job's state would leave out what the rooms do in its transaction.
-KINDS = ["generation", "embedding", "reranking", "response", "ingestion", "finetuning"]
+KINDS = ["generation", "embedding", "reranking", "response", "ingestion", "finetuning", "evaluation", "sampling"]
 
 
 @pytest.mark.parametrize(

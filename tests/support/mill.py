@@ -31,7 +31,7 @@ from workers.batches.slot_scheduler import SlotScheduler
 from workers.dispatcher.loop import Dispatcher
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Engine
-from workers.lifecycle import finish, plan_all, run_in_turn
+from workers.lifecycle import finish, grade, plan_all, run_in_turn
 from workers.middleware.cache import CacheMiddleware
 from workers.middleware.response_cache import ResponseCache
 from workers.middleware.tuned_models import TunedModelMiddleware, TunedModels
@@ -87,7 +87,7 @@ class Mill:
         """Deliver a message as the broker does: to a worker, here or `elsewhere`, or to nobody."""
         if not self.lose_messages(task) and not self.elsewhere(task, queue, arguments):
             self._handled = [handled for handled in self._handled if not handled.done()]
-            self._handled.append(self._threads.submit(self._handle, task, arguments))
+            self._handled.append(self._threads.submit(self._handle, task, queue, arguments))
 
     def submit(self, content: bytes, *, project: str = "default", **fields: Any) -> str:
         """Submit a batch over `content`, and return the job's id."""
@@ -150,10 +150,12 @@ class Mill:
         with self.storage.reader(f"files/{file_id}") as handle:
             return [json.loads(line) for line in handle.read().splitlines()]
 
-    def _handle(self, task: str, arguments: Sequence[Any]) -> None:
+    def _handle(self, task: str, queue: str, arguments: Sequence[Any]) -> None:
         try:
             if task == Task.PLAN:
                 plan_all(self.cpu, arguments)
+            elif queue == Queue.EVALUATE:
+                grade(self.cpu, *arguments)
             elif task == Task.RUN:
                 run_in_turn(self.gpu, self.host, self.slot_scheduler, *arguments)
             elif task == Task.FINISH:
@@ -190,7 +192,7 @@ def running(
     cached = CacheMiddleware(engine, response_cache, lambda name: (name, "the fake's"), config)
     host = EngineHost(TunedModelMiddleware(cached, tuned_models), lambda: None, timings=timings)
     host.start()
-    cpu = build(config, Pool("cpu", (Queue.PLAN,), 2), timings)
+    cpu = build(config, Pool("cpu", (Queue.PLAN, Queue.EVALUATE), 2), timings)
     gpu = build(config, Pool("gpu", (Queue.GENERATE,), 2, models=("*", *engine.models)), timings)
     mill = Mill(config, db, storage, engine, cpu, gpu, host, response_cache)
     try:

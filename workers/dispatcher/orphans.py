@@ -169,9 +169,11 @@ FULL = or_(exists().where(Shard.job_id == Job.id), exists().where(Segment.job_id
 
 
 def long_over(config: Settings) -> tuple[ColumnElement[bool], ...]:
-    """Return the condition that a job ended before the retention time."""
+    """Return the condition that a job ended before the retention time, and that no client may read its segments."""
     ended = func.coalesce(Job.completed_at, Job.failed_at, Job.expired_at, Job.cancelled_at)
-    return Job.state.in_(TERMINAL), ended < now() - config.retention_seconds
+    shown = [row.result for row in kinds.rows().values() if row.result is not None and row.shows_segments]
+    unread = (~exists().where(column == Job.id) for column in shown)
+    return Job.state.in_(TERMINAL), ended < now() - config.retention_seconds, *unread
 
 
 def _left_inside(session: Session, paths: list[str]) -> set[str]:

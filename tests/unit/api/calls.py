@@ -43,6 +43,13 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/fine_tuning/checkpoints/{fine_tuned_model_checkpoint}/permissions"): {
         "json": {"project_ids": ["proj_x"]},
     },
+    ("POST", "/v1/evals"): {
+        "json": {"data_source_config": {"type": "custom", "item_schema": {}}, "testing_criteria": [CRITERION]},
+    },
+    ("POST", "/v1/evals/{eval_id}"): {"json": {"name": "m"}},
+    ("POST", "/v1/evals/{eval_id}/runs"): {
+        "json": {"data_source": {"type": "jsonl", "source": {"type": "file_content", "content": [{"item": {}}]}}},
+    },
     ("POST", "/v1/vector_stores"): {"json": {"name": "n"}},
     ("POST", "/v1/vector_stores/{vector_store_id}"): {"json": {"name": "m"}},
     ("POST", "/v1/vector_stores/{vector_store_id}/files"): {"json": {"file_id": "file-x"}},

@@ -1,5 +1,6 @@
 """The OpenAPI document is true: what schemathesis makes of it is answered as it says, and never with a 5xx."""
 
+import json
 from typing import Any, get_args
 
 import pytest
@@ -12,11 +13,12 @@ from schemathesis.specs.openapi import checks as openapi_checks
 
 from api.app import ROUTERS
 from jobs.clock import now
+from jobs.evals import runs as evals
 from jobs.ids import new_id
 from jobs.inference import context_options
 from jobs.inference.stored import StoredAnswer, encode
 from jobs.inference.tables import StoredResponse
-from jobs.ledger.tables import Job
+from jobs.ledger.tables import Job, Segment, Shard
 from jobs.registry import models
 from jobs.requests.endpoints import RESPONSES
 from jobs.security import keys
@@ -119,6 +121,7 @@ class Real:
             "upload_id": post("uploads", **part)["id"],
             "webhook_endpoint_id": hook["id"],
             "fine_tuning_job_id": tuning_id,
+            **graded_run(self.app, self.client),
             "fine_tuned_model_checkpoint": checkpoint,
             "permission_id": permissions["data"][0]["id"],
             "batch_id": job_id,
@@ -145,6 +148,28 @@ def store_response(app: FastAPI) -> str:
     )
     services.storage.put(path, encode(RESPONSES, stored_answer))
     return str(row["id"])
+
+
+def graded_run(app: FastAPI, client: Any) -> dict[str, str]:
+    """Return the ids of an eval, of its run, and of an item that was graded."""
+    check = {"type": "string_check", "name": "n", "input": "a", "operation": "eq", "reference": "a"}
+    config = {"type": "custom", "item_schema": {"type": "object"}}
+    made = {"data_source_config": config, "testing_criteria": [check]}
+    eval_id = client.post("/v1/evals", json=made).json()["id"]
+    source = {"type": "jsonl", "source": {"type": "file_content", "content": [{"item": {"a": 1}}]}}
+    run_id = client.post(f"/v1/evals/{eval_id}/runs", json={"data_source": source}).json()["id"]
+    services = app.state.services
+    ids = {"eval_id": eval_id, "run_id": run_id, "output_item_id": evals.item_id(run_id, 0)}
+    item = {"id": ids["output_item_id"], "eval_id": eval_id, "run_id": run_id, "created_at": 1, "status": "pass"}
+    item |= {"datasource_item_id": 0, "datasource_item": {"a": 1}, "results": [], "sample": {}}
+    services.storage.put(f"jobs/{run_id}/000000-1-0.jsonl", b"0\t1\t%b\n" % json.dumps(item).encode())
+    with services.db.write() as session:
+        shard = Shard(job_id=run_id, n=0, first_line=0, lines=1, offset=0, length=1, state="done", done=1)
+        segment = Segment(job_id=run_id, n=0, epoch=1, seq=0, path=f"jobs/{run_id}/000000-1-0.jsonl", length=1)
+        segment.covered = segment.good = b"\1"
+        segment.created_at = 1.0
+        session.add_all([shard, segment])
+    return ids
 
 
 def tuned_checkpoint(app: FastAPI, job_id: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.orm import Session
 
 from jobs.bootstrap import migrate
+from jobs.evals.tables import Eval, EvalRun
 from jobs.finetuning import tracking, training_events
 from jobs.finetuning.tables import FinetuneCheckpoint, FinetunePlan
 from jobs.fleet.tables import EngineDeath, Quarantine, Worker
@@ -353,6 +354,30 @@ def test_a_checkpoint_from_before_counts_with_all_of_its_bytes(empty: str) -> No
         assert checkpoints.keep_models(session, "ftjob-1") == ["training/1"]
         row = session.get_one(FinetuneCheckpoint, "ftckpt_1")
         assert (row.keeps_optimizer, row.bytes, row.model_bytes) == (False, 7, None)
+
+
+def test_job_from_before_evals_keeps_its_row_beside_the_new_tables(empty: str) -> None:
+    migrate(empty, "0035")
+    tokens = {f"{kind}_tokens": 0 for kind in ("input", "cached", "output", "reasoning")}
+    job = {"project_id": "p", "kind": "generation", "endpoint": "/v1/completions", "payload": "{}", "window": "24h"}
+    job |= {"state": "succeeded", "created_at": 1.0, "priority": 0, "event_seq": 3, "total": 2, "completed": 2}
+    job |= {"failed": 0, "lost_leases": 0, "failed_attempts": 0, "epoch": 2, "heartbeat": 0, **tokens}
+    insert(empty, "job", id="batch_1", **job)
+
+    migrate(empty)
+
+    assert check.drift(empty) == []
+    with Session(sa.create_engine(empty, poolclass=sa.NullPool)) as session:
+        assert session.get_one(Job, "batch_1").completed == 2
+        facts = {"project_id": "p", "name": "n", "created_at": 1.0}
+        session.add(
+            Eval(id="eval_1", data_source_config={"type": "custom"}, testing_criteria=[], updated_at=1.0, **facts)
+        )
+        session.add(EvalRun(id="evalrun_1", eval_id="eval_1", data_source={"type": "jsonl"}, bytes=1 << 40, **facts))
+        session.commit()
+        session.expire_all()
+        assert session.get_one(EvalRun, "evalrun_1").bytes == 1 << 40
+        assert session.get_one(Eval, "eval_1").metadata_ is None
 
 
 def test_the_check_passes_for_the_revisions_of_this_checkout() -> None:

@@ -38,6 +38,14 @@ _GRADERS: Final[list[dict[str, Any]]] = [
     {"type": "regex", "name": "n", "input": "a", "pattern": "b"},
     {"type": "json_schema", "name": "n", "input": "a", "schema": {}},
 ]
+_FILE: Final = {"type": "file_id", "id": "file-x"}
+_TEMPLATE: Final = {"type": "template", "template": _MESSAGES}
+_REFERENCE: Final = {"type": "item_reference", "item_reference": "item.a"}
+_SOURCES: Final[list[dict[str, Any]]] = [
+    {"type": "jsonl", "source": _FILE},
+    {"type": "completions", "source": _FILE, "model": "m", "input_messages": _TEMPLATE, "sampling_params": {}},
+    {"type": "responses", "source": _FILE, "model": "m", "input_messages": _REFERENCE, "sampling_params": {}},
+]
 #: Beside the requests of `calls`: those that have the objects in which other optional fields are.
 NESTED: Final[list[tuple[str, dict[str, Any]]]] = [
     ("/v1/uploads", {"expires_after": _EXPIRY}),
@@ -62,6 +70,9 @@ NESTED: Final[list[tuple[str, dict[str, Any]]]] = [
     ("/v1/responses", {"context": {"strategy": "rotate"}, "conversation": {"id": "conv_1"}}),
     *(("/v1/fine_tuning/alpha/graders/validate", {"grader": grader}) for grader in _GRADERS),
     *(("/v1/vector_stores", {"chunking_strategy": strategy}) for strategy in _STRATEGIES),
+    *(("/v1/evals", {"testing_criteria": [grader]}) for grader in _GRADERS),
+    ("/v1/evals", {"data_source_config": {"type": "logs"}}),
+    *(("/v1/evals/{eval_id}/runs", {"data_source": source}) for source in _SOURCES),
 ]
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import delete, update
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.errors import ProjectFull
+from jobs.evals.tables import EvalRun
 from jobs.files.tables import File, Upload, UploadPart
 from jobs.finetuning.tables import Dataset, FinetuneCheckpoint, FinetuneData
 from jobs.inference.tables import Conversation, StoredCompletion, StoredResponse
@@ -53,6 +54,8 @@ def test_every_kind_of_stored_bytes_is_counted(db: Database) -> None:
         session.add(
             Conversation(id="v", project_id="p", version=1, path="x", metadata_={}, created_at=1.0, bytes=100_000)
         )
+        run = {"id": "run", "eval_id": "e", "name": "n", "data_source": {}, "created_at": 1.0}
+        session.add(EvalRun(project_id="p", bytes=1_000_000, **run))
     store(db, 5, "file-2", "another")
 
     with db.read() as session:
@@ -67,8 +70,9 @@ def test_every_kind_of_stored_bytes_is_counted(db: Database) -> None:
         "datasets": 0,
         "checkpoints": 0,
         "conversations": 100_000,
+        "eval_runs": 1_000_000,
     }
-    assert (stored_bytes.count(db, "p"), stored_bytes.count(db, "another")) == (111_111, 5)
+    assert (stored_bytes.count(db, "p"), stored_bytes.count(db, "another")) == (1_111_111, 5)
 
 
 def trained(db: Database, job_id: str, sha256: str, state: str, **columns: object) -> None:

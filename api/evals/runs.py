@@ -1,0 +1,292 @@
+"""Runs of evals: created with the jobs that make them up, listed, cancelled and removed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import Query, Request
+from fastapi.responses import Response
+from sqlalchemy import ColumnElement, Select, exists, select
+from sqlalchemy.orm import Session, aliased
+
+from api.deps import Call, CallContext
+from api.errors import clip
+from api.evals.routes import get_eval
+from api.evals.schemas import (
+    MAX_SHOWN_BYTES,
+    CompletionsSource,
+    CreateRun,
+    EvalRunObject,
+    FileContent,
+    ItemReference,
+    JsonlSource,
+    ModelUsage,
+    ResponsesSource,
+    RunDeleted,
+    RunStatus,
+    counts_of,
+    show_run,
+    status_of,
+)
+from api.files.queries import visible
+from api.http.bodies import resource
+from api.http.idempotency import Idempotent
+from api.http.paging import After, Limit20, Order, Page, find, page
+from api.http.space import check_not_full, check_space, count_if_due, reserve_or_remove
+from jobs.clock import now
+from jobs.errors import Conflict, InvalidRequest, NotFound
+from jobs.evals import evals, runs
+from jobs.evals.runs import Evaluation, Sampled
+from jobs.evals.tables import Eval, EvalRun
+from jobs.files.tables import File
+from jobs.ids import new_id
+from jobs.ledger import ledger
+from jobs.ledger.progress import outcomes, totals
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import Job
+from jobs.platform.storage import let_go
+from jobs.requests.endpoints import CHAT, RESPONSES
+
+router = resource("Evals")
+
+FILE_PURPOSE = "evals"
+MAX_PAYLOAD_BYTES = 1 << 20
+Status = Annotated[RunStatus | None, Query(description="Only runs of this status.")]
+
+
+@router.post("/evals/{eval_id}/runs", status_code=201, response_model=EvalRunObject)
+def create_run(request: Request, call: Call, once: Idempotent, eval_id: str, body: CreateRun) -> Response:
+    """Queue a run. Its items are checked after the answer."""
+    fields = body.fields()
+    replayed = once.replay(fields)
+    if replayed is not None:
+        return replayed
+    with call.db.read() as session:
+        get_eval(session, call, eval_id)
+    run_id, items = new_id(runs.PREFIX), b""
+    source = body.data_source.source
+    if isinstance(source, FileContent):
+        items = b"".join(msgspec.json.encode(_line(row.item, row.sample)) + b"\n" for row in source.content)
+        check_space(call, len(items))
+        call.storage.put(runs.items_path(run_id), items)
+
+    def make(session: Session) -> EvalRunObject:
+        check_not_full(session, call)
+        row = evals.lock(session, eval_id, call.project_id)
+        if row is None:
+            raise NotFound(f"No eval found with id '{clip(eval_id)}'.", param="eval_id")
+        reserve_or_remove(session, call, len(items), runs.items_path(run_id), EvalRun.id == run_id)
+        run = _run(call, body, row, run_id, len(items))
+        file = None if isinstance(source, FileContent) else _file(session, call, source.id)
+        path = file.path if file else runs.items_path(run_id)
+        payload = _payload(call, body, row, path)
+        _check_size(payload)
+        facts = {"idempotency_key": once.key, "request_id": call.request_id}
+        job = runs.submit(session, run, payload, actor=call.actor, file=file, **facts)
+        call.record(session, "eval.run.create", run_id)
+        return _shown(session, request, call, [(run, job)])[0]
+
+    count_if_due(call)
+    try:
+        return once.run(fields, make, 201)
+    except InvalidRequest:
+        let_go(call.storage, [f"jobs/{run_id}"] if items else [])
+        raise
+
+
+@router.get("/evals/{eval_id}/runs")
+def list_runs(
+    request: Request,
+    call: Call,
+    eval_id: str,
+    after: After = None,
+    limit: Limit20 = 20,
+    order: Order = "asc",
+    status: Status = None,
+) -> Page[EvalRunObject]:
+    """List the runs of an eval."""
+    with call.db.read() as session:
+        get_eval(session, call, eval_id)
+        own = runs_of(call, eval_id)
+        statement = own if status is None else own.where(_has(status))
+        rows, more = find(session, statement, EvalRun, after=after, limit=limit, order=order, among=own)
+        jobs = {job.id: job for job in session.scalars(select(Job).where(Job.id.in_([row.id for row in rows])))}
+        shown = {row.id: row for row in _shown(session, request, call, [(row, jobs[row.id]) for row in rows])}
+    return page(rows, more, lambda row: shown[row.id])
+
+
+@router.get("/evals/{eval_id}/runs/{run_id}")
+def retrieve_run(request: Request, call: Call, eval_id: str, run_id: str) -> EvalRunObject:
+    """Return a run, with its counts so far."""
+    with call.db.read() as session:
+        return _shown(session, request, call, [get_run(session, call, eval_id, run_id)])[0]
+
+
+@router.post("/evals/{eval_id}/runs/{run_id}/cancel")
+@router.post("/evals/{eval_id}/runs/{run_id}", deprecated=True, operation_id="cancel_run_before_3")
+def cancel_run(request: Request, call: Call, eval_id: str, run_id: str) -> EvalRunObject:
+    """Stop a run; graded items stay. Cancelling twice is no error. Older SDKs use the path without `/cancel`."""
+    with call.db.write() as session:
+        run, job = get_run(session, call, eval_id, run_id)
+        before = job.state
+        try:
+            job = ledger.cancel(session, job.id, actor=call.actor)
+        except Conflict as error:
+            message = f"Cannot cancel a run with status '{status_of(job, ())}'."
+            raise Conflict(message, code="invalid_state") from error
+        if job.state != before:
+            call.record(session, "eval.run.cancel", job.id)
+        return _shown(session, request, call, [(run, job)])[0]
+
+
+@router.delete("/evals/{eval_id}/runs/{run_id}")
+def delete_run(call: Call, eval_id: str, run_id: str) -> RunDeleted:
+    """Remove a run with its items. A run that is not complete is cancelled."""
+    with call.db.write() as session:
+        get_run(session, call, eval_id, run_id)
+        folders = evals.remove_runs(session, [run_id], actor=call.actor)
+        call.record(session, "eval.run.delete", run_id)
+    let_go(call.storage, folders)
+    return RunDeleted(run_id=run_id)
+
+
+def runs_of(call: CallContext, eval_id: str) -> Select[EvalRun]:
+    return select(EvalRun).where(EvalRun.project_id == call.project_id, EvalRun.eval_id == eval_id)
+
+
+def get_run(session: Session, call: CallContext, eval_id: str, run_id: str) -> tuple[EvalRun, Job]:
+    """Return a run with its job. Raises NotFound."""
+    get_eval(session, call, eval_id)
+    run = session.scalar(runs_of(call, eval_id).where(EvalRun.id == run_id))
+    if run is None:
+        raise NotFound(f"No run found with id '{clip(run_id)}'.", param="run_id")
+    return run, session.get_one(Job, run_id)
+
+
+# ── what is asked for ──
+
+
+def _line(item: Mapping[str, Any], sample: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {"item": item} if sample is None else {"item": item, "sample": sample}
+
+
+def _run(call: CallContext, body: CreateRun, row: Eval, run_id: str, size: int) -> EvalRun:
+    shown = body.data_source.fields()
+    if size > MAX_SHOWN_BYTES:
+        shown["source"] = {**shown["source"], "content": []}
+    run = EvalRun(
+        id=run_id,
+        eval_id=row.id,
+        project_id=call.project_id,
+        name=body.name or row.name,
+        data_source=shown,
+        bytes=size,
+        created_at=now(),
+    )
+    if body.metadata is not None:  # JSON null is not NULL
+        run.metadata_ = body.metadata
+    return run
+
+
+def _payload(call: CallContext, body: CreateRun, row: Eval, items: str) -> Evaluation:
+    return Evaluation(
+        eval_id=row.id,
+        items=items,
+        item_schema=evals.item_schema(row.data_source_config),
+        criteria=row.testing_criteria,
+        sampled=_sampled(body.data_source),
+        embedding_model=call.services.registry().embedder(call.config.embedding_model),
+    )
+
+
+def _check_size(payload: Evaluation) -> None:
+    """Check the size of what is read with each shard. Raises InvalidRequest."""
+    if len(payload.model_dump_json()) > MAX_PAYLOAD_BYTES:
+        message = f"The criteria, the schema and the messages together have more than {MAX_PAYLOAD_BYTES} bytes."
+        raise InvalidRequest(message, param="data_source", code="run_too_large")
+
+
+def _sampled(source: JsonlSource | CompletionsSource | ResponsesSource) -> Sampled | None:
+    if isinstance(source, JsonlSource):
+        return None
+    messages = source.input_messages
+    chat = isinstance(source, CompletionsSource)
+    params = source.sampling_params.model_dump(mode="json", exclude_none=True)
+    return Sampled(
+        endpoint=CHAT if chat else RESPONSES,
+        model=source.model,
+        reference=messages.item_reference if isinstance(messages, ItemReference) else None,
+        template=None if isinstance(messages, ItemReference) else messages.model_dump(exclude_none=True)["template"],
+        n=params.pop("n"),
+        params=params,
+    )
+
+
+def _file(session: Session, call: CallContext, file_id: str) -> File:
+    """Return the file of a run, which stays until the run has ended. Raises InvalidRequest."""
+    param = "data_source.source.id"
+    file = session.scalar(visible(call).where(File.id == file_id).with_for_update(read=True))
+    if file is None:
+        raise InvalidRequest(f"Invalid '{param}': no file '{clip(file_id)}'.", param=param, code="file_not_found")
+    if file.purpose != FILE_PURPOSE:
+        message = f"Invalid '{param}': '{file.id}' has the purpose '{file.purpose}', and not '{FILE_PURPOSE}'."
+        raise InvalidRequest(message, param=param, code="invalid_file_purpose")
+    if file.bytes > call.config.batch_max_bytes:
+        message = f"Invalid '{param}': the file has more than {call.config.batch_max_bytes} bytes."
+        raise InvalidRequest(message, param=param, code="file_too_large")
+    return file
+
+
+# ── what is shown ──
+
+
+def _has(status: RunStatus) -> ColumnElement[bool]:
+    """Return the condition that a run has a status."""
+    job, step = aliased(Job), aliased(Job)
+    begun = exists().where(step.parent_id == EvalRun.id, step.kind == runs.SAMPLING, step.state != JobState.QUEUED)
+    working = job.state.in_((JobState.RUNNING, JobState.FINISHING))
+    conditions: dict[RunStatus, ColumnElement[bool]] = {
+        "queued": (job.state == JobState.QUEUED) & ~begun,
+        "in_progress": working | ((job.state == JobState.QUEUED) & begun),
+        "completed": job.state == JobState.SUCCEEDED,
+        "canceled": job.state.in_((JobState.CANCELLING, JobState.CANCELLED)),
+        "failed": job.state.in_((JobState.FAILED, JobState.EXPIRED, JobState.EXPIRING)),
+    }
+    return exists().where(job.id == EvalRun.id, conditions[status])
+
+
+def _shown(
+    session: Session, request: Request, call: CallContext, rows: Sequence[tuple[EvalRun, Job]]
+) -> list[EvalRunObject]:
+    steps = runs.steps_of(session, [run.id for run, _ in rows])
+    base = call.config.public_url.rstrip("/") or str(request.base_url).rstrip("/")
+    return [
+        show_run(
+            run,
+            job,
+            steps[run.id],
+            counts_of(outcomes(session, job)),
+            _usage(session, steps[run.id]),
+            f"{base}/v1/evals/{run.eval_id}/runs/{run.id}",
+        )
+        for run, job in rows
+    ]
+
+
+def _usage(session: Session, steps: Sequence[Job]) -> list[ModelUsage]:
+    """Return what each model was asked for, summed over the jobs that ask it."""
+    sums = totals(session, steps)
+    usage: dict[str, dict[str, int]] = {}
+    for step in steps:
+        numbers = usage.setdefault(step.payload["model"], dict.fromkeys(_COUNTED, 0))
+        total = sums[step.id]
+        values = (total.completed + total.failed, total.input_tokens, total.output_tokens, total.cached_tokens)
+        for name, value in zip(_COUNTED, values, strict=True):
+            numbers[name] += value
+    return [
+        ModelUsage(model_name=name, total_tokens=numbers["prompt_tokens"] + numbers["completion_tokens"], **numbers)
+        for name, numbers in usage.items()
+    ]
+
+
+_COUNTED = ("invocation_count", "prompt_tokens", "completion_tokens", "cached_tokens")

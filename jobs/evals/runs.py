@@ -1,0 +1,191 @@
+"""Runs of evals: their kinds of jobs, what a run was asked for, and the jobs that it is made of.
+
+    sampling  the sampled model answers each item ──after──┬─▶ sampling  one for each model of a grader ─┬─after─▶ run
+              (absent where the items have their samples)  └──────────────────────────────────────────────┘
+
+All jobs of a run are submitted in one transaction. Those of kind `sampling` name the run as their parent: to cancel the
+run cancels them. Each is planned when its predecessors have completed, and reads the items and their records.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from jobs.clock import now
+from jobs.errors import InvalidRequest
+from jobs.evals.graders import Grader, TextSimilarity, models_asked, parse_grader, singles
+from jobs.evals.tables import EvalRun
+from jobs.files.tables import File
+from jobs.ids import new_id
+from jobs.ledger import dependencies, ledger
+from jobs.ledger.kinds import Kind, Payload
+from jobs.ledger.tables import Job
+from jobs.queues import Queue
+from jobs.requests.endpoints import CHAT, EMBEDDINGS
+
+NAME: Final = "evaluation"
+SAMPLING: Final = "sampling"
+PREFIX: Final = "evalrun_"
+ITEM_PREFIX: Final = "outputitem_"
+EVENTS: Final[dict[str, str]] = {
+    "succeeded": "eval.run.succeeded",
+    "failed": "eval.run.failed",
+    "expired": "eval.run.failed",
+    "cancelled": "eval.run.canceled",
+}
+
+#: The statuses of an item of a run that has been graded.
+PASSED: Final = "pass"
+FAILED: Final = "fail"
+ERRORED: Final = "error"
+
+
+class Sampled(BaseModel):
+    """How a model is asked about each item, `n` times.
+
+    The messages are those of `template`, or those that each item has at the path `reference`. `params` are OpenAI's
+    sampling parameters.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    endpoint: str
+    model: str
+    template: list[dict[str, Any]] | None = None
+    reference: str | None = None
+    params: dict[str, Any] = {}
+    n: int = 1
+
+
+class Evaluation(Payload):
+    """Grade the items at the path `items` by `criteria`, after a model has answered them where they are `sampled`.
+
+    `embedding_model` is the deployment's, which some graders ask.
+    """
+
+    eval_id: str
+    items: str
+    item_schema: dict[str, Any]
+    criteria: list[dict[str, Any]]
+    sampled: Sampled | None = None
+    embedding_model: str | None = None
+
+
+class Sampling(Payload):
+    """Ask `model` what a run needs: answers to its items, or the judgements of the criterion at an index."""
+
+    run_id: str
+    model: str
+    criterion: int | None = None
+
+
+EVALUATION: Final = Kind(
+    NAME,
+    PREFIX,
+    Evaluation,
+    EVENTS,
+    run_queue=Queue.EVALUATE,
+    window=None,
+    counted=False,
+    retryable=False,
+    has_lines=False,  # clients read them as output items
+    result=EvalRun.id,
+    shows_segments=True,
+)
+SAMPLING_KIND: Final = Kind(
+    SAMPLING, f"{SAMPLING}_", Sampling, {}, window=None, counted=False, retryable=False, has_lines=False
+)
+
+
+def items_path(run_id: str) -> str:
+    """Return where the items lie that came in the body of a request."""
+    return f"jobs/{run_id}/items.jsonl"
+
+
+def submit(
+    session: Session,
+    run: EvalRun,
+    payload: Evaluation,
+    *,
+    actor: str,
+    file: File | None = None,
+    **facts: Any,
+) -> Job:
+    """Submit the jobs of a run with its row, in the caller's transaction. `file` has the items, where there is one.
+
+    Raises: InvalidRequest, where the run would wait for too many jobs.
+    """
+    common = {"project_id": run.project_id, "input_file_id": file.id if file else None, **EVALUATION.times(now())}
+    common |= {name: value for name, value in facts.items() if name != "idempotency_key"}
+    steps = _steps(run, payload)
+    if len(steps) > dependencies.MOST:
+        message = f"A run asks at most {dependencies.MOST} models: the graders name {len(steps)}."
+        raise InvalidRequest(message, param="testing_criteria", code="too_many_models")
+    made: list[Job] = []
+    for endpoint, step in steps:
+        after = [made[0].id] if made and payload.sampled is not None else []
+        job = Job(
+            id=new_id(SAMPLING_KIND.prefix),
+            kind=SAMPLING,
+            endpoint=endpoint,
+            model=step.model,
+            payload=step.model_dump(mode="json", exclude_defaults=True),
+            parent_id=run.id,
+            **common,
+        )
+        made.append(ledger.submit(session, job, actor=actor, after=after))
+    session.add(run)
+    job = Job(
+        id=run.id,
+        kind=NAME,
+        payload=payload.model_dump(mode="json", exclude_defaults=True),
+        input_path=payload.items,
+        idempotency_key=facts.get("idempotency_key"),
+        **common,
+    )
+    if run.metadata_ is not None:  # JSON null is not NULL
+        job.metadata_ = run.metadata_
+    return ledger.submit(session, job, actor=actor, after=[step.id for step in made])
+
+
+def _steps(run: EvalRun, payload: Evaluation) -> list[tuple[str, Sampling]]:
+    """Return the endpoint and the payload of each job that asks a model; the sampled model's comes first."""
+    sampled = payload.sampled
+    steps = [(sampled.endpoint, Sampling(run_id=run.id, model=sampled.model))] if sampled else []
+    for index, definition in enumerate(payload.criteria):
+        for endpoint, model in _models_of(parse_grader(definition), payload.embedding_model):
+            steps.append((endpoint, Sampling(run_id=run.id, model=model, criterion=index)))
+    return steps
+
+
+def _models_of(grader: Grader, embedding_model: str | None) -> list[tuple[str, str]]:
+    """Return the endpoint and the name of each model that a grader needs."""
+    models = [(CHAT, model) for model in models_asked(grader)]
+    metrics = {single.evaluation_metric for single in singles(grader) if isinstance(single, TextSimilarity)}
+    if "cosine" in metrics and embedding_model is not None:
+        models.append((EMBEDDINGS, embedding_model))
+    return models
+
+
+def steps_of(session: Session, run_ids: Sequence[str]) -> dict[str, list[Job]]:
+    """Return the jobs of kind `sampling` of each of these runs: the sampled model's, then those of each criterion."""
+    jobs: dict[str, list[Job]] = {run_id: [] for run_id in run_ids}
+    statement = select(Job).where(Job.parent_id.in_(run_ids), Job.kind == SAMPLING).order_by(Job.id)
+    for job in sorted(session.scalars(statement), key=lambda job: job.payload.get("criterion", -1)):
+        jobs[job.parent_id or ""].append(job)
+    return jobs
+
+
+def item_id(run_id: str, number: int) -> str:
+    """Return the id of the output item with this number in a run, counted from 0."""
+    return f"{ITEM_PREFIX}{run_id.removeprefix(PREFIX)}{number:06x}"
+
+
+def item_number(run_id: str, id_: str) -> int | None:
+    """Return the number of an output item of a run; None for an id of anything else."""
+    digits = id_.removeprefix(item_id(run_id, 0)[:-6])
+    is_number = id_ != digits and digits.isascii() and len(digits) >= 6 and all(c in "0123456789abcdef" for c in digits)
+    return int(digits, 16) if is_number and len(digits) <= 12 else None

@@ -1,0 +1,283 @@
+"""Evals and their runs over HTTP: created, listed, changed, removed, and what is refused."""
+
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from sqlalchemy import func, select
+
+from jobs.evals import runs
+from jobs.evals.tables import Eval, EvalRun
+from jobs.ledger import dependencies
+from jobs.ledger.tables import Job
+from tests.unit.api.conftest import client_of
+
+CHECK = {"type": "string_check", "name": "same", "input": "{{ item.a }}", "operation": "eq", "reference": "x"}
+JUDGE = {"type": "score_model", "name": "good", "model": "m", "input": [{"role": "user", "content": "{{ item.a }}"}]}
+CONFIG = {"type": "custom", "item_schema": {"type": "object"}, "include_sample_schema": True}
+TEMPLATE = {"type": "template", "template": [{"role": "user", "content": "{{ item.a }}"}]}
+CONTENT = {"type": "file_content", "content": [{"item": {"a": "x"}}]}
+COMPLETIONS = {"type": "completions", "model": "m", "source": CONTENT, "input_messages": TEMPLATE}
+JSONL = {"type": "jsonl", "source": CONTENT}
+
+
+def create(client: TestClient, *criteria: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    body = {"name": "e", "data_source_config": CONFIG, "testing_criteria": list(criteria or (CHECK,)), **fields}
+    answer = client.post("/v1/evals", json=body)
+    assert answer.status_code == 201, answer.text
+    return dict(answer.json())
+
+
+def run(client: TestClient, eval_id: str, **source: Any) -> dict[str, Any]:
+    answer = client.post(f"/v1/evals/{eval_id}/runs", json={"data_source": JSONL | source})
+    assert answer.status_code == 201, answer.text
+    return dict(answer.json())
+
+
+def stored(app: FastAPI) -> tuple[int, ...]:
+    with app.state.services.db.read() as session:
+        return tuple(session.scalar(select(func.count()).select_from(table)) or 0 for table in (Eval, EvalRun, Job))
+
+
+def test_eval_is_shown_as_it_was_made(client: TestClient) -> None:
+    made = create(client, CHECK, JUDGE, metadata={"team": "a"})
+
+    assert made["object"] == "eval"
+    assert made["id"].startswith("eval_")
+    assert made["data_source_config"]["type"] == "custom"
+    assert made["data_source_config"]["schema"]["required"] == ["item", "sample"]
+    assert made["data_source_config"]["schema"]["properties"]["item"] == {"type": "object"}
+    assert [criterion["name"] for criterion in made["testing_criteria"]] == ["same", "good"]
+    assert client.get(f"/v1/evals/{made['id']}").json() == made
+
+
+def test_evals_are_listed_by_the_time_of_their_change(client: TestClient) -> None:
+    first, second, third = (create(client, name=name)["id"] for name in "abc")
+    client.post(f"/v1/evals/{first}", json={"name": "z"})
+
+    def ids(**query: Any) -> list[str]:
+        return [row["id"] for row in client.get("/v1/evals", params=query).json()["data"]]
+
+    assert ids() == [first, second, third]
+    assert ids(order_by="updated_at") == [second, third, first]
+    assert ids(order_by="updated_at", order="desc", after=first) == [third, second]
+    assert ids(limit=1, after=first) == [second]
+
+
+def test_name_and_metadata_are_changed(client: TestClient) -> None:
+    made = create(client, metadata={"a": "b"})
+
+    renamed = client.post(f"/v1/evals/{made['id']}", json={"name": "new"}).json()
+    emptied = client.post(f"/v1/evals/{made['id']}", json={"metadata": None}).json()
+
+    assert (renamed["name"], renamed["metadata"]) == ("new", {"a": "b"})
+    assert (emptied["name"], emptied["metadata"]) == ("new", None)
+
+
+def test_create_with_a_key_is_repeated(client: TestClient, app: FastAPI) -> None:
+    body = {"data_source_config": CONFIG, "testing_criteria": [CHECK]}
+    first, second = (client.post("/v1/evals", json=body, headers={"Idempotency-Key": "k"}) for _ in range(2))
+    path, source = f"/v1/evals/{first.json()['id']}/runs", {"data_source": JSONL}
+    third, fourth = (client.post(path, json=source, headers={"Idempotency-Key": "k"}) for _ in range(2))
+
+    assert (first.status_code, second.status_code, third.status_code, fourth.status_code) == (201,) * 4
+    assert (second.json(), fourth.json()) == (first.json(), third.json())
+    assert second.headers["Idempotency-Replayed"] == "true"
+    assert stored(app) == (1, 1, 1)
+
+
+def test_run_waits_for_the_jobs_that_ask_models(client: TestClient, app: FastAPI) -> None:
+    made = create(client, CHECK, JUDGE, {**JUDGE, "name": "other", "model": "n"})
+
+    run_id = run(client, made["id"], **COMPLETIONS)["id"]
+
+    with app.state.services.db.read() as session:
+        sampled, *judges = runs.steps_of(session, [run_id])[run_id]
+        edges = dependencies.predecessors(session, [sampled, *judges, session.get_one(Job, run_id)])
+        assert edges[sampled.id] == []
+        assert [edges[judge.id] for judge in judges] == [[sampled.id], [sampled.id]]
+        assert sorted(edges[run_id]) == sorted([sampled.id, *(judge.id for judge in judges)])
+        assert session.get_one(Job, run_id).waiting_for == "job"
+    assert client.get("/v1/batches").json()["data"] == []
+    assert client.get(f"/v1/evals/{made['id']}/runs/{run_id}").json()["status"] == "queued"
+
+
+def test_run_shows_its_items_where_they_are_few(client: TestClient) -> None:
+    made = create(client)
+    few = run(client, made["id"])
+    many = run(client, made["id"], source={**CONTENT, "content": [{"item": {"a": "x" * 20_000}}]})
+
+    assert few["data_source"]["source"]["content"] == CONTENT["content"]
+    assert many["data_source"]["source"]["content"] == []
+    assert few["report_url"].endswith(few["id"])
+
+
+def test_runs_are_listed_by_status(client: TestClient) -> None:
+    made = create(client)
+    first, second = run(client, made["id"])["id"], run(client, made["id"])["id"]
+    client.post(f"/v1/evals/{made['id']}/runs/{first}/cancel")
+
+    def ids(**query: Any) -> list[str]:
+        return [row["id"] for row in client.get(f"/v1/evals/{made['id']}/runs", params=query).json()["data"]]
+
+    assert (ids(), ids(order="desc")) == ([first, second], [second, first])
+    assert (ids(status="canceled"), ids(status="queued"), ids(status="completed")) == ([first], [second], [])
+
+
+def test_removed_eval_takes_its_runs_along(client: TestClient, app: FastAPI) -> None:
+    made = create(client)
+    for _ in range(3):
+        run(client, made["id"])
+
+    deleted = client.delete(f"/v1/evals/{made['id']}").json()
+
+    assert deleted == {"object": "eval.deleted", "deleted": True, "eval_id": made["id"]}
+    assert stored(app)[:2] == (0, 0)
+    with app.state.services.db.read() as session:
+        assert {job.state for job in session.scalars(select(Job))} == {"cancelling"}
+    assert client.get(f"/v1/evals/{made['id']}").status_code == 404
+
+
+def test_other_projects_see_nothing(client: TestClient, stranger: TestClient) -> None:
+    made = create(client)
+    run_id = run(client, made["id"])["id"]
+
+    for path in ("", f"/runs/{run_id}", f"/runs/{run_id}/output_items", f"/runs/{run_id}/output_items/x", "/runs"):
+        assert stranger.get(f"/v1/evals/{made['id']}{path}").status_code == 404
+    assert stranger.delete(f"/v1/evals/{made['id']}").status_code == 404
+    assert stranger.post(f"/v1/evals/{made['id']}/runs", json={"data_source": JSONL}).status_code == 404
+    assert stranger.get("/v1/evals").json()["data"] == []
+
+
+def _of_type(kind: str) -> dict[str, Any]:
+    return {"data_source_config": CONFIG, "testing_criteria": [{**CHECK, "type": kind}]}
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "param"),
+    [
+        ({}, "missing_required_parameter", "data_source_config"),
+        ({"data_source_config": CONFIG}, "missing_required_parameter", "testing_criteria"),
+        ({"data_source_config": CONFIG, "testing_criteria": []}, None, "testing_criteria"),
+        (
+            {"data_source_config": {"type": "x"}, "testing_criteria": [CHECK]},
+            "invalid_value",
+            "data_source_config.type",
+        ),
+        (_of_type("nothing"), "invalid_value", "testing_criteria[0].type"),
+        (
+            {"data_source_config": {"type": "custom", "item_schema": {"type": 5}}, "testing_criteria": [CHECK]},
+            "invalid_schema",
+            "data_source_config.item_schema",
+        ),
+        (
+            {
+                "data_source_config": {"type": "custom", "item_schema": {"title": "x" * 70_000}},
+                "testing_criteria": [CHECK],
+            },
+            "schema_too_large",
+            "data_source_config.item_schema",
+        ),
+        (
+            {"data_source_config": CONFIG, "testing_criteria": [{**CHECK, "input": "{{ nothing.a }}"}]},
+            "invalid_value",
+            "testing_criteria[0].input",
+        ),
+    ],
+)
+def test_bad_eval_is_refused_and_changes_nothing(
+    client: TestClient, app: FastAPI, body: dict[str, Any], code: str | None, param: str
+) -> None:
+    answer = client.post("/v1/evals", json=body)
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
+    assert code in (None, error["code"])
+    assert stored(app) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "param"),
+    [
+        ({"type": "nothing"}, "invalid_value", "data_source.type"),
+        ({"type": "jsonl", "source": {"type": "stored_completions"}}, "invalid_value", "data_source.source.type"),
+        (
+            {"type": "jsonl", "source": {"type": "file_content", "content": []}},
+            None,
+            "data_source.source.content",
+        ),
+        (
+            {"type": "jsonl", "source": {"type": "file_content", "content": [{"item": 5}]}},
+            "invalid_type",
+            "data_source.source.content[0].item",
+        ),
+        ({"type": "jsonl", "source": {"type": "file_id", "id": "file-x"}}, "file_not_found", "data_source.source.id"),
+        ({**COMPLETIONS, "model": None}, None, "data_source.model"),
+        ({**COMPLETIONS, "sampling_params": {"temperature": 3}}, None, "data_source.sampling_params.temperature"),
+        ({**COMPLETIONS, "sampling_params": {"n": 17}}, None, "data_source.sampling_params.n"),
+        (
+            {**COMPLETIONS, "input_messages": {"type": "item_reference", "item_reference": "sample.x"}},
+            "invalid_value",
+            "data_source.input_messages.item_reference",
+        ),
+    ],
+)
+def test_bad_run_is_refused_and_changes_nothing(
+    client: TestClient, app: FastAPI, source: dict[str, Any], code: str | None, param: str
+) -> None:
+    made = create(client)
+
+    answer = client.post(f"/v1/evals/{made['id']}/runs", json={"data_source": source})
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
+    assert code in (None, error["code"])
+    assert stored(app) == (1, 0, 0)
+    assert app.state.services.storage.list("jobs") == []
+
+
+def test_run_that_every_shard_would_read_again_is_bounded(client: TestClient, app: FastAPI) -> None:
+    made = create(client)
+    template = {"type": "template", "template": [{"role": "user", "content": "x" * 200_000}] * 6}
+
+    body = {"data_source": COMPLETIONS | {"input_messages": template}}
+    answer = client.post(f"/v1/evals/{made['id']}/runs", json=body)
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "run_too_large")
+    assert stored(app) == (1, 0, 0)
+
+
+def test_file_of_another_purpose_is_refused(client: TestClient) -> None:
+    made = create(client)
+    upload = client.post("/v1/files", files={"file": ("t.jsonl", b'{"item":{}}\n')}, data={"purpose": "batch"}).json()
+    source = {"type": "jsonl", "source": {"type": "file_id", "id": upload["id"]}}
+
+    answer = client.post(f"/v1/evals/{made['id']}/runs", json={"data_source": source})
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_file_purpose")
+
+
+def test_unknown_cursors_and_ids(client: TestClient, app: FastAPI) -> None:
+    made = create(client)
+    path = f"/v1/evals/{made['id']}"
+    run_id = run(client, made["id"])["id"]
+    items = f"{path}/runs/{run_id}/output_items"
+
+    assert client.get("/v1/evals", params={"after": "eval_x"}).status_code == 400
+    assert client.get(f"{path}/runs", params={"after": "evalrun_x"}).status_code == 400
+    assert client.get(items, params={"after": "outputitem_x"}).json()["error"]["code"] == "invalid_cursor"
+    assert client.get(items, params={"status": "nothing"}).status_code == 400
+    assert client.get(items).json()["data"] == []
+    assert client.get(f"{items}/{runs.item_id(run_id, 0)}").status_code == 404
+    assert client.get(f"{path}/runs/evalrun_x").status_code == 404
+    assert client.post(f"{path}/runs/evalrun_x/cancel").status_code == 404
+    assert client_of(app, "no-key").get(path).status_code == 401
+
+
+def test_numbers_of_output_items() -> None:
+    run_id = f"{runs.PREFIX}abc"
+
+    assert [runs.item_number(run_id, runs.item_id(run_id, number)) for number in (0, 9, 1 << 24)] == [0, 9, 1 << 24]
+    for other in ("", "outputitem_", "outputitem_abc", f"outputitem_{'x' * 9}", runs.item_id("evalrun_abd", 1)):
+        assert runs.item_number(run_id, other) is None

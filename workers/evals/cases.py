@@ -1,0 +1,208 @@
+"""The cases of a run: each item with a sample of it and what judges answered about that, in the order of the items.
+
+    items       12 {"item": …}      13 {"item": …}                         lines of a file
+    samples     12.0.  12.1.        13.0.  13.1.                           records of a job of kind `sampling`
+    judgements  12.0.key  12.1.key  13.1.key                               records of another job of that kind
+
+All of them are read once, side by side: memory holds one item, and one shard's records of each job.
+"""
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Final
+
+import msgspec
+
+from jobs.batches import lines
+from jobs.batches.lines import Bad, Text
+from jobs.errors import NotFound
+from jobs.evals.grading import Answer
+from jobs.evals.runs import Evaluation, Sampling, steps_of
+from jobs.evals.samples import sample_from_completion, sample_from_response
+from jobs.ledger.tables import Job
+from jobs.requests.endpoints import CHAT
+from workers.batches.finishing import output_line, records_of, shards_of
+from workers.batches.planning import MAX_ERRORS
+from workers.middleware.schema_checker import BadSchema, SchemaChecker
+from workers.runtime.context import Context
+
+_CHECKED_AT_ONCE: Final = 100
+_decode = msgspec.json.Decoder(dict).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An item of the input: its number from 0, the number of its line, and the sample that came with it, if any."""
+
+    number: int
+    line: int
+    item: dict[str, Any]
+    sample: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """An item with its sample number `index`, and the answers of judges by criterion and key.
+
+    `answer` is the output line of the sampled model; None where no model is asked.
+    """
+
+    item: Item
+    index: int
+    answer: dict[str, Any] | None
+    judgements: Mapping[int, Mapping[str, Answer]] = field(default_factory=dict)
+
+
+def name_of(number: int, index: int, key: str = "") -> str:
+    """Return the `custom_id` of a request about a sample of an item."""
+    return f"{number}.{index}.{key}"
+
+
+def items_of(context: Context, run: Job, *, checked: bool) -> Iterator[Item | Bad]:
+    """Yield the items of a run, or the errors of its lines; with `checked` also those by the schema of its items.
+
+    Nothing follows the last of `MAX_ERRORS` errors.
+    """
+    payload = Evaluation.model_validate(run.payload)
+    try:
+        with context.storage.reader(payload.items) as handle:
+            read = (
+                _item(number, text)
+                for number, text in enumerate(lines.read(handle, context.config.batch_max_line_bytes))
+            )
+            yield from _until_many_errors(_checked(read, payload.item_schema, run.project_id) if checked else read)
+    except NotFound:
+        yield Bad("invalid_request", "The items of the run are gone.", None, "data_source")
+
+
+def _until_many_errors(rows: Iterator[Item | Bad]) -> Iterator[Item | Bad]:
+    errors = 0
+    for row in rows:
+        yield row
+        errors += isinstance(row, Bad)
+        if errors == MAX_ERRORS:
+            return
+
+
+def _item(number: int, text: Text) -> Item | Bad:
+    if text.raw is None:
+        return Bad("line_too_long", "This line is too long.", text.number)
+    try:
+        row = _decode(text.raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return Bad("invalid_json_line", "This line is not parseable as a JSON object.", text.number)
+    item, sample = row.get("item"), row.get("sample")
+    if item is None:
+        return Bad("missing_required_parameter", "Missing required parameter: 'item'.", text.number, "item")
+    for name, value in (("item", item), ("sample", sample)):
+        if not isinstance(value, dict | None):
+            return Bad("invalid_type", f"Invalid type for '{name}': expected an object.", text.number, name)
+    return Item(number, text.number, item, sample)
+
+
+def _checked(read: Iterator[Item | Bad], schema: Mapping[str, Any], tenant: str) -> Iterator[Item | Bad]:
+    """Yield the items that match their schema, and errors in place of the others."""
+    raw = msgspec.json.encode(schema)
+    checker = SchemaChecker()
+    try:
+        while rows := list(islice(read, _CHECKED_AT_ONCE)):
+            texts = [msgspec.json.encode(row.item).decode() for row in rows if isinstance(row, Item)]
+            faults = iter(_faults(checker, raw, texts, tenant))
+            for row in rows:
+                fault = next(faults) if isinstance(row, Item) else None
+                message = f"The item does not match the schema: {fault}"
+                yield row if fault is None else Bad("invalid_item", message, row.line, "item")
+    finally:
+        asyncio.run(checker.close())
+
+
+def _faults(checker: SchemaChecker, schema: bytes, texts: Sequence[str], tenant: str) -> list[str | None]:
+    try:
+        return asyncio.run(checker.faults(schema, texts, tenant))
+    except BadSchema as error:
+        return [error.why] * len(texts)
+
+
+class Records:
+    """The output lines of a job that has ended, taken in the order of their requests."""
+
+    def __init__(self, context: Context, job: Job) -> None:
+        self._lines = self._read(context, job)
+        self._next = next(self._lines, None)
+
+    def take(self, prefix: str) -> dict[str, dict[str, Any]]:
+        """Return the output lines whose `custom_id` begins with `prefix`, by its rest, if they are next."""
+        taken = {}
+        while self._next is not None and self._next["custom_id"].startswith(prefix):
+            taken[self._next["custom_id"].removeprefix(prefix)] = self._next
+            self._next = next(self._lines, None)
+        return taken
+
+    @staticmethod
+    def _read(context: Context, job: Job) -> Iterator[dict[str, Any]]:
+        for _, segments in shards_of(context, job.id):
+            records = records_of(context, segments)
+            for line in sorted(records):
+                yield _decode(output_line(context, records[line][1]))
+
+
+def cases_of(context: Context, run: Job, *, checked: bool, judged: bool) -> Iterator[Case | Bad]:
+    """Yield the cases of a run whose model has answered; with `judged` also what judges answered."""
+    payload = Evaluation.model_validate(run.payload)
+    with context.db.read() as session:
+        steps = steps_of(session, [run.id])[run.id]
+    sampled, judges = None, list[tuple[int, Records]]()
+    for step in steps:
+        criterion = Sampling.model_validate(step.payload).criterion
+        if criterion is None:
+            sampled = Records(context, step)
+        elif judged:
+            judges.append((criterion, Records(context, step)))
+    for item in items_of(context, run, checked=checked):
+        if isinstance(item, Bad):
+            yield item
+            continue
+        for index in range(payload.sampled.n if payload.sampled else 1):
+            prefix = name_of(item.number, index)
+            answer = sampled.take(prefix).get("") if sampled else None
+            judgements: dict[int, dict[str, Answer]] = {}
+            for criterion, records in judges:
+                judgements.setdefault(criterion, {}).update(_answers(records.take(prefix)))
+            yield Case(item, index, answer, judgements)
+
+
+def _answers(outputs: Mapping[str, Mapping[str, Any]]) -> dict[str, Answer]:
+    return {key: _answer(output) for key, output in outputs.items()}
+
+
+def _answer(output: Mapping[str, Any]) -> Answer:
+    """Return the answer of an output line; one without a response is an error of the server."""
+    response = output["response"]
+    if response is None:
+        return Answer(500, {"error": output["error"]})
+    body = response["body"]
+    return Answer(response["status_code"], body if isinstance(body, dict) else {})
+
+
+def sample_of(case: Case, endpoint: str | None) -> dict[str, Any] | None:
+    """Return the sample that graders see; None where the model gave none."""
+    if endpoint is None:
+        return case.item.sample or {}
+    answer = _answer(case.answer) if case.answer else None
+    if answer is None or not 200 <= answer.status < 300:
+        return None
+    try:
+        return sample_from_completion(answer.body) if endpoint == CHAT else sample_from_response(answer.body)
+    except (KeyError, IndexError, TypeError, AttributeError):  # status 200 does not make it a completion
+        return None
+
+
+def sample_error(case: Case) -> dict[str, str]:
+    """Return why there is no sample."""
+    answer = _answer(case.answer) if case.answer else Answer(500, {})
+    error = answer.body.get("error")
+    fields = error if isinstance(error, dict) else {}
+    message = fields.get("message") or f"The model's server answered {answer.status}."
+    return {"code": str(fields.get("code") or "sample_error"), "message": str(message)}

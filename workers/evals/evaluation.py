@@ -1,0 +1,362 @@
+"""Jobs of kind `evaluation`: bring the cases of a run together, grade each, and count the results.
+
+claim ─▶ cases, with samples and judgements ─▶ a file of lines, shards ─▶ planned
+shard ─▶ each case: every criterion ─▶ an output item, in a segment         exactly once, as the lines of a batch
+claim ─▶ the segments ─▶ results by criterion ─▶ closed
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy.orm import Session
+
+from jobs.batches import lines
+from jobs.batches.lines import Bad
+from jobs.clock import now
+from jobs.db.engine import WRITE_ROWS
+from jobs.errors import StorageFull
+from jobs.evals import runs
+from jobs.evals.availability import ports_of
+from jobs.evals.graders import Grader, parse_grader
+from jobs.evals.grading import Answer, Grade, GradingError, Ports, grade
+from jobs.evals.runs import Evaluation
+from jobs.evals.templates import TemplateError
+from jobs.fleet.models_file import ModelsFileError
+from jobs.ledger import ledger, shards
+from jobs.ledger.ledger import JobClaim
+from jobs.ledger.shards import ShardClaim
+from jobs.ledger.tables import Job, Shard
+from jobs.queues import Queue
+from jobs.settings import Settings
+from workers.batches.finishing import output_line, records_of, shards_of
+from workers.batches.planning import set_input
+from workers.batches.segments import SegmentRun
+from workers.evals.cases import Case, cases_of, sample_error, sample_of
+from workers.evals.python_grader import PythonSandbox
+from workers.evals.sampling import close, messages_of
+from workers.runtime import outcomes
+from workers.runtime.attempts import Abandoned
+from workers.runtime.context import Context
+from workers.runtime.heartbeat import ClaimHandle
+from workers.runtime.output_lines import Record
+
+log = logging.getLogger(__name__)
+_SHARDS_AT_ONCE: Final = 50
+_CRASHED: Final = {"code": "worker_crashed", "message": "The worker died each time it graded this item."}
+_SAMPLE: Final = {"code": "sample_error", "message": "There is no sample to grade."}
+
+# ── planning ──
+
+
+def plan(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
+    """Bring the cases of the claimed run together, and let them be graded. Raises Abandoned, ClaimLost."""
+    if context.low_on_disk():
+        raise Abandoned(5.0, "disk")
+    while claim.epoch > 1 and context.db.retrying(lambda session: shards.uncut(session, claim, WRITE_ROWS)):
+        context.db.breathe(context.stop)
+    path = f"jobs/{claim.job.id}/input-{claim.epoch}.jsonl"
+    cutter = _Cutter(claim.job.id, context.config)
+    errors = _write_rows(context, claim.job, path, cutter, handle)
+    if errors:
+        rejected = [bad.as_dict() for bad in errors]
+        context.db.retrying(lambda session: ledger.reject(session, claim, rejected), context.stop)
+    else:
+        _write_shards(context, claim, path, cutter)
+
+
+def _write_rows(context: Context, run: Job, path: str, cutter: "_Cutter", handle: ClaimHandle) -> list[Bad]:
+    """Write a line for each case; return the errors of the items. Raises Abandoned."""
+    errors: list[Bad] = []
+    with context.storage.writer(path) as out:
+        for line in _lines(context, run, errors):
+            cutter.add(out.write(line))
+            if handle.ended:
+                raise Abandoned
+            if cutter.fault is not None:
+                break
+    return errors or ([cutter.fault] if cutter.fault is not None else [])
+
+
+def _lines(context: Context, run: Job, errors: list[Bad]) -> Iterator[bytes]:
+    payload = Evaluation.model_validate(run.payload)
+    for case in cases_of(context, run, checked=payload.sampled is None, judged=True):
+        if isinstance(case, Bad):
+            errors.append(case)
+        elif not errors:
+            yield msgspec.json.encode(_row(payload, case)) + b"\n"
+
+
+def _row(payload: Evaluation, case: Case) -> dict[str, Any]:
+    """Return what grading needs to know of a case."""
+    sample = sample_of(case, payload.sampled.endpoint if payload.sampled else None)
+    error = sample_error(case) if sample is None else None
+    return {
+        "number": case.item.number,
+        "item": case.item.item,
+        "sample": sample,
+        "shown": _shown(payload, case, sample, error),
+        "judgements": {
+            str(criterion): {key: [answer.status, answer.body] for key, answer in answers.items()}
+            for criterion, answers in case.judgements.items()
+        },
+    }
+
+
+def _shown(
+    payload: Evaluation, case: Case, sample: Mapping[str, Any] | None, error: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """Return the sample as clients see it."""
+    sampled = payload.sampled
+    response = (case.answer or {}).get("response")
+    body = response["body"] if response and isinstance(response["body"], dict) else {}
+    choice = next(iter((sample or {}).get("choices") or ()), None) or {}
+    message = choice.get("message") or {}
+    output = {"role": message.get("role") or "assistant", "content": (sample or {}).get("output_text")}
+    params = sampled.params if sampled else {}
+    return {
+        "input": _input(payload, case),
+        "output": [output] if sample else [],
+        "finish_reason": choice.get("finish_reason"),
+        "model": body.get("model") or (sampled.model if sampled else (sample or {}).get("model")),
+        "usage": _usage(body.get("usage")),
+        "error": error,
+        **{name: params.get(name) for name in ("temperature", "max_completion_tokens", "top_p", "seed")},
+    }
+
+
+def _input(payload: Evaluation, case: Case) -> list[Any]:
+    if payload.sampled is None:
+        return []
+    try:
+        return messages_of(payload.sampled, case.item.item)
+    except (GradingError, TemplateError):  # the run would have been rejected
+        return []
+
+
+def _usage(usage: Any) -> dict[str, int]:
+    """Return the tokens of an answer in the fields of output items."""
+    fields = usage if isinstance(usage, dict) else {}
+    details = fields.get("prompt_tokens_details") or fields.get("input_tokens_details") or {}
+    return {
+        "prompt_tokens": int(fields.get("prompt_tokens") or fields.get("input_tokens") or 0),
+        "completion_tokens": int(fields.get("completion_tokens") or fields.get("output_tokens") or 0),
+        "total_tokens": int(fields.get("total_tokens") or 0),
+        "cached_tokens": int(details.get("cached_tokens") or 0),
+    }
+
+
+class _Cutter:
+    """Shards over lines of known lengths."""
+
+    def __init__(self, job_id: str, config: Settings) -> None:
+        self.shards: list[Shard] = []
+        self.total = self._offset = 0
+        self._job_id, self._config = job_id, config
+
+    def add(self, length: int) -> None:
+        shard = self.shards[-1] if self.shards else None
+        if shard is None or self._is_full(shard, length):
+            facts = {"first_line": self.total, "lines": 0, "offset": self._offset, "length": 0}
+            shard = Shard(job_id=self._job_id, n=len(self.shards), **facts)
+            self.shards.append(shard)
+        shard.lines += 1
+        shard.length += length
+        self.total += 1
+        self._offset += length
+
+    @property
+    def fault(self) -> Bad | None:
+        """Return what is wrong with the number of lines."""
+        if self.total > self._config.batch_max_lines:
+            message = f"The run has more than {self._config.batch_max_lines} samples of items."
+            return Bad("too_many_items", message, None, "data_source")
+        return None if self.total else Bad("empty_file", "The run has no items.", None, "data_source")
+
+    def _is_full(self, shard: Shard, length: int) -> bool:
+        return shard.lines >= self._config.shard_lines or shard.length + length > self._config.shard_bytes
+
+
+def _write_shards(context: Context, claim: JobClaim, path: str, cutter: _Cutter) -> None:
+    """Let the run be graded: its shards, many at a time, the last ones with the state of the job."""
+    set_input(context, claim, path)
+    last = max(0, len(cutter.shards) - 1) // _SHARDS_AT_ONCE * _SHARDS_AT_ONCE
+    for start in range(0, last, _SHARDS_AT_ONCE):
+        some = cutter.shards[start : start + _SHARDS_AT_ONCE]
+        cut = partial(shards.cut, claim=claim, queue=Queue.EVALUATE, shards=some)
+        context.db.retrying(cut, context.stop)
+        context.db.breathe(context.stop)
+
+    def planned(session: Session) -> None:
+        shards.cut(session, claim, Queue.EVALUATE, cutter.shards[last:])
+        ledger.planned(session, claim, total=cutter.total, model=None, queue=Queue.EVALUATE)
+
+    context.db.retrying(planned, context.stop)
+
+
+# ── grading ──
+
+
+class GradingRun(SegmentRun):
+    """A claim on a shard of cases."""
+
+    def __init__(self, context: Context, claim: ShardClaim, handle: ClaimHandle) -> None:
+        super().__init__(context, claim, handle)
+        self.payload = Evaluation.model_validate(claim.job.payload)
+        self.graders: list[Grader] = [parse_grader(definition) for definition in self.payload.criteria]
+        self.sandbox = PythonSandbox(context.timings)
+        self.ports = Ports()
+        self.began = self.committed = time.monotonic()
+
+    def all(self) -> None:
+        if self.context.low_on_disk():
+            raise StorageFull
+        self.ports = self._ports()
+        with self.context.storage.reader(self.claim.job.input_path or "", self.claim.offset) as handle:
+            texts = lines.split(handle.read(self.claim.length))
+        with closing(self.sandbox):
+            for line, raw in enumerate(texts):
+                if self.claim.covered >> line & 1:
+                    continue
+                if self.handle.ended or self._is_long():
+                    break
+                self._grade(line, raw)
+        self.close()
+
+    def _ports(self) -> Ports:
+        """Return what this process grades with; the embedding model is the one that was asked. Raises Abandoned."""
+        run_python = partial(self.sandbox.run, self.claim.job.project_id)
+        try:
+            ports = ports_of(self.context.config, self.context.models.now(), run_python)
+        except ModelsFileError:
+            raise Abandoned(5.0, "model") from None
+        return replace(ports, embedding_model=self.payload.embedding_model)
+
+    def _is_long(self) -> bool:
+        """Return whether other tasks have waited long enough for this process."""
+        return time.monotonic() - self.began > self.context.timings.grading_shift
+
+    def _grade(self, line: int, raw: bytes) -> None:
+        row = msgspec.json.decode(raw)
+        if not self.is_isolated:
+            self.buffer.append(self._record_of(line, row, self._grades(row)))
+            if time.monotonic() - self.committed > self.context.config.segment_seconds:
+                self._commit()
+            return
+        if self.has_killed_workers(line):
+            self.buffer.append(self._record_of(line, row, self._no_grades(_CRASHED)))
+        else:
+            self.write(partial(shards.record_isolated_attempt, claim=self.claim, line=line))
+            self.buffer.append(self._record_of(line, row, self._grades(row)))
+        self._commit()
+
+    def _commit(self) -> None:
+        self.committed = time.monotonic()
+        self.commit()
+
+    def _grades(self, row: Mapping[str, Any]) -> list[Grade | Mapping[str, str]]:
+        if row["sample"] is None:
+            return self._no_grades(_SAMPLE)
+        judgements = {
+            int(criterion): {key: Answer(*answer) for key, answer in answers.items()}
+            for criterion, answers in row["judgements"].items()
+        }
+        return [
+            grade(grader, row["item"], row["sample"], judgements.get(index, {}), self.ports)
+            for index, grader in enumerate(self.graders)
+        ]
+
+    def _no_grades(self, error: Mapping[str, str]) -> list[Grade | Mapping[str, str]]:
+        return [error] * len(self.graders)
+
+    def _output_item(self, line: int, row: Mapping[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
+        job = self.claim.job
+        if any("error" in result for result in results):
+            status = runs.ERRORED
+        else:
+            status = runs.PASSED if all(result["passed"] for result in results) else runs.FAILED
+        return {
+            "id": runs.item_id(job.id, self.claim.first_line + line),
+            "object": "eval.run.output_item",
+            "eval_id": self.payload.eval_id,
+            "run_id": job.id,
+            "created_at": int(now()),
+            "status": status,
+            "datasource_item_id": row["number"],
+            "datasource_item": row["item"],
+            "results": results,
+            "sample": row["shown"],
+        }
+
+    def _record_of(self, line: int, row: Mapping[str, Any], grades: list[Grade | Mapping[str, str]]) -> Record:
+        results = [_result(grader, given) for grader, given in zip(self.graders, grades, strict=True)]
+        item = self._output_item(line, row, results)
+        status = item["status"]
+        word = status
+        if status == runs.ERRORED:
+            code = next(result["error"]["code"] for result in results if "error" in result)
+            word = outcomes.ERROR + (outcomes.word(code) or "other_error")
+        good = status == runs.PASSED
+        data = b"%d\t%d\t%b\n" % (line, good, msgspec.json.encode(item))
+        return Record(line, good, data, outcomes=(word,))
+
+
+def _result(grader: Grader, given: Grade | Mapping[str, str]) -> dict[str, Any]:
+    """Return the result of a criterion as clients see it."""
+    if not isinstance(given, Grade):
+        return {"name": grader.name, "type": grader.type, "score": None, "passed": False, "error": dict(given)}
+    result: dict[str, Any] = {
+        "name": given.name,
+        "type": given.type,
+        "score": given.score,
+        "passed": bool(given.passed),
+    }
+    if given.details:
+        result["sample"] = dict(given.details)
+    if given.sub_grades:
+        result["sub_results"] = {name: _sub_result(sub) for name, sub in given.sub_grades.items()}
+    if given.error is not None:
+        result["error"] = {"code": given.error.code, "message": given.error.message}
+    return result
+
+
+def _sub_result(given: Grade) -> dict[str, Any]:
+    result: dict[str, Any] = {"score": given.score}
+    if given.error is not None:
+        result["error"] = {"code": given.error.code, "message": given.error.message}
+    return result
+
+
+# ── the end ──
+
+
+class _Result(msgspec.Struct):
+    passed: bool
+    error: Any = None
+
+
+class _Graded(msgspec.Struct):
+    """The parts of an output item that are counted."""
+
+    results: list[_Result]
+
+
+_graded = msgspec.json.Decoder(_Graded).decode
+
+
+def finish(context: Context, claim: JobClaim, _handle: ClaimHandle) -> None:
+    """Count the results of the claimed run by criterion, and end it. Raises ClaimLost, NotFound."""
+    criteria = [
+        {"testing_criteria": definition["name"], "passed": 0, "failed": 0, "errored": 0}
+        for definition in Evaluation.model_validate(claim.job.payload).criteria
+    ]
+    for _, segments in shards_of(context, claim.job.id):
+        for _, record in records_of(context, segments).values():
+            for counts, result in zip(criteria, _graded(output_line(context, record)).results, strict=True):
+                counts["errored" if result.error is not None else "passed" if result.passed else "failed"] += 1
+    close(context, claim, criteria)
