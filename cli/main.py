@@ -9,6 +9,7 @@ import typer
 from cli.commands import (
     audit,
     deployment,
+    evals,
     files,
     finetune,
     indexes,
@@ -133,6 +134,7 @@ app.add_typer(stores.app, name="stores", rich_help_panel=_DATA)
 app.add_typer(models.app, name="models", rich_help_panel=_OPERATE)
 app.add_typer(schedules.app, name="schedules", rich_help_panel=_JOBS)
 app.add_typer(finetune.app, name="finetune", rich_help_panel=_JOBS)
+app.add_typer(evals.app, name="evals", rich_help_panel=_JOBS)
 app.add_typer(sources.app, name="sources", rich_help_panel=_DATA)
 app.add_typer(indexes.app, name="indexes", rich_help_panel=_DATA)
 app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATE)

@@ -1,0 +1,137 @@
+"""The report of a comparison: one HTML file that loads nothing from elsewhere.
+
+a table for each slice: means, difference, interval      bars of means      a histogram of scores for each criterion
+the items that became worst, with both outputs side by side
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from jobs.evals.comparison import Comparison, Pair, Pairing
+
+_WORST: Final = 50
+_BINS: Final = 10
+_SHOWN: Final = 4000  # characters of a text
+_STYLE: Final = """
+:root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif }
+body { max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; margin: 1rem 0 }
+th, td { padding: .25rem .75rem; text-align: right; border-bottom: 1px solid #8886 }
+th:first-child, td:first-child { text-align: left }
+.better { color: #18794e } .worse { color: #cd2b31 }
+svg { display: block; margin: .5rem 0 } .first { fill: #8d8d8d } .second { fill: #3e63dd }
+svg text { font: 12px system-ui, sans-serif; fill: currentColor }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; margin: 1rem 0 }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; padding: .5rem; border: 1px solid #8886 }
+"""
+_HEAD: Final = ("criterion", "items", "first", "second", "difference", "95 % interval", "better", "worse", "p")
+
+
+def report_page(first: str, second: str, pairing: "Pairing", compared: Sequence[tuple[str, "Comparison"]]) -> str:
+    """Return the report of two runs, which are named by their ids. `compared` has the slice of each comparison."""
+    overall = [row for group, row in compared if not group]
+    left_out = f"{pairing.only_first} and {pairing.only_second} in one of them only (left out)"
+    parts = [
+        f"<p><b>first</b> {escape(first)} · <b>second</b> {escape(second)}</p>",
+        f"<p>{len(pairing.pairs)} items in both, {left_out}</p>",
+        _table(overall),
+        _bars(overall),
+        *_histograms(pairing.pairs, [row.criterion for row in overall[1:]]),
+        *_slices(compared),
+        *_regressions(pairing.pairs),
+    ]
+    body = "\n".join(parts)
+    title = f"{escape(first)} and {escape(second)}"
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{_STYLE}</style></head>\n<body><h1>Comparison of two runs</h1>\n{body}\n</body></html>\n"
+    )
+
+
+def _table(rows: Sequence["Comparison"]) -> str:
+    head = "".join(f"<th>{name}</th>" for name in _HEAD)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(map(_row, rows))}</tbody></table>"
+
+
+def _row(row: "Comparison") -> str:
+    mark = "" if not row.is_significant else ' class="better"' if row.difference > 0 else ' class="worse"'
+    numbers = (
+        f"<td>{row.items}</td><td>{row.first:.3f}</td><td>{row.second:.3f}</td><td{mark}>{row.difference:+.3f}</td>"
+        f"<td{mark}>{row.low:+.3f} … {row.high:+.3f}</td><td>{row.better}</td><td>{row.worse}</td>"
+        f"<td>{row.p_value:.3f}</td>"
+    )
+    return f"<tr><td>{escape(row.criterion)}</td>{numbers}</tr>"
+
+
+def _bars(rows: Sequence["Comparison"]) -> str:
+    """Return a bar for the mean of each run by each criterion."""
+    top = max([1e-9, *(max(abs(row.first), abs(row.second)) for row in rows)])
+    lines = []
+    for position, row in enumerate(rows):
+        y = position * 44
+        lines.append(f'<text x="0" y="{y + 24}">{escape(row.criterion[:28])}</text>')
+        for offset, name, mean in ((0, "first", row.first), (18, "second", row.second)):
+            width = max(mean, 0.0) / top * 400
+            lines.append(f'<rect class="{name}" x="220" y="{y + offset}" width="{width:.1f}" height="16"/>')
+            lines.append(f'<text x="{226 + width:.1f}" y="{y + offset + 12}">{mean:.3f}</text>')
+    return f'<h2>Means</h2><svg width="720" height="{len(rows) * 44}">{"".join(lines)}</svg>'
+
+
+def _histograms(pairs: Sequence["Pair"], criteria: Sequence[str]) -> Iterator[str]:
+    """Yield the distribution of the scores by each criterion."""
+    from jobs.evals.comparison import score_of
+
+    for criterion in criteria:
+        columns = [
+            [score for item in items if (score := score_of(item, criterion)) is not None]
+            for items in ([pair.first for pair in pairs], [pair.second for pair in pairs])
+        ]
+        low, high = min(map(min, columns)), max(map(max, columns))
+        yield f"<h2>Scores: {escape(criterion)}</h2>{_histogram(columns, low, high)}"
+
+
+def _histogram(columns: Sequence[Sequence[float]], low: float, high: float) -> str:
+    size = (high - low) / _BINS or 1.0
+    counts = [[0] * _BINS for _ in columns]
+    for number, scores in enumerate(columns):
+        for score in scores:
+            counts[number][min(int((score - low) / size), _BINS - 1)] += 1
+    top = max(1, *(max(row) for row in counts))
+    bars = []
+    for number, name in enumerate(("first", "second")):
+        for place, count in enumerate(counts[number]):
+            height = count / top * 120
+            x = place * 64 + number * 28
+            bars.append(f'<rect class="{name}" x="{x}" y="{120 - height:.1f}" width="26" height="{height:.1f}"/>')
+    ends = f'<text x="0" y="138">{low:.3g}</text><text x="600" y="138">{high:.3g}</text>'
+    return f'<svg width="660" height="144">{"".join(bars)}{ends}</svg>'
+
+
+def _slices(compared: Sequence[tuple[str, "Comparison"]]) -> Iterator[str]:
+    for group in dict.fromkeys(group for group, _ in compared if group):
+        yield f"<h2>Slice: {escape(group)}</h2>{_table([row for name, row in compared if name == group])}"
+
+
+def _regressions(pairs: Sequence["Pair"]) -> Iterator[str]:
+    """Yield the items that became worst, with the outputs of both runs side by side."""
+    from jobs.evals.comparison import regressions
+
+    worst = regressions(pairs, _WORST)
+    yield f"<h2>Worst regressions</h2><p>{len(worst)} shown.</p>"
+    for pair in worst:
+        shown = json.dumps(pair.first["datasource_item"], ensure_ascii=False, indent=1)
+        columns = "".join(f"<pre>{_text(_output(item))}</pre>" for item in (pair.first, pair.second))
+        yield f'<pre>{_text(shown)}</pre><div class="pair">{columns}</div>'
+
+
+def _output(item: Any) -> str:
+    texts = [str(message.get("content") or "") for message in item["sample"].get("output") or ()]
+    scores = [f"{result['name']}: {result['score']}" for result in item["results"]]
+    return "\n".join([*texts, "", *scores])
+
+
+def _text(text: str) -> str:
+    return escape(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")

@@ -1,0 +1,330 @@
+"""`nightmill evals`: evaluate a model on a file of items, follow runs, and compare them."""
+
+import csv
+import json
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from cli.client.server import Server, ServerUnavailable, connect
+from cli.errors import CliError
+from cli.groups import Group
+from cli.options import ApiKey, AsJson, DataDir, Limit, Url
+from cli.terminal import moment, say, show, show_entries, show_json, show_table
+
+app = Group("Evaluate models on your items, and compare the runs.")
+Run = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, as `nightmill evals list` shows it.")]
+_LIVE: Final = ("queued", "in_progress")
+_LOOK: Final = 1.0  # seconds between two looks at a run that is watched
+_PATIENCE: Final = 60  # looks that may fail one after another while the server is away
+_PAGE: Final = 100
+_CHECKS: Final = ("eq", "ne", "like", "ilike")
+_METRICS: Final = (
+    "cosine", "fuzzy_match", "bleu", "gleu", "meteor", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l",
+)  # fmt: skip
+_SAMPLE: Final = "{{ sample.output_text }}"
+
+
+@app.command()
+def create(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="JSON: the body of `POST /v1/evals`.")
+    ],
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Create an eval from a file, and print its id."""
+    body = _json_of(file)
+    with connect(url, api_key, data_dir) as server:
+        made = server.post("/evals", body)
+    show(made, made["id"], as_json=as_json)
+
+
+@app.command("list")
+def list_(
+    limit: Limit = 20, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None
+) -> None:
+    """List the runs of your project's evals, the newest evals first."""
+    with connect(url, api_key, data_dir) as server:
+        runs = [
+            run for row in server.pages("/evals", {"order": "desc"}, limit) for run in _runs(server, row["id"], limit)
+        ]
+    show_entries(runs[:limit], ("run", "eval", "name", "model", "status", "created"), _run_row, as_json=as_json)
+
+
+@app.command()
+def run(
+    data: Annotated[
+        Path, typer.Option(exists=True, dir_okay=False, help="Items: a .jsonl file of objects, or a .csv file.")
+    ],
+    model: Annotated[str, typer.Option(help="The model to evaluate. Without one the items have their samples.")] = "",
+    prompt: Annotated[
+        str, typer.Option(help="The user's message, such as '{{ item.question }}'. Without one, `item.messages`.")
+    ] = "",
+    grader: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=KIND:REFERENCE",
+            help="'same=eq:{{ item.answer }}', 'near=rouge_l>=0.5:{{ item.answer }}', or a .json file of graders.",
+        ),
+    ] = None,
+    eval_: Annotated[str, typer.Option("--eval", metavar="EVAL", help="An eval that exists, instead of graders.")] = "",
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=SHARE", help="End with exit code 1 if a smaller share passes: same=0.8."),
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 lets answers be repeated from the cache.")] = 0.0,
+    samples: Annotated[int, typer.Option(min=1, max=16, help="Samples of each item.")] = 1,
+    name: Annotated[str, typer.Option(help="The name of the run.")] = "",
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Evaluate a model on a file and wait for the result. Exit code 1 if the run fails or too little passes."""
+    if bool(grader) == bool(eval_):
+        raise CliError("name the graders with --grader, or an eval that exists with --eval")
+    criteria = [definition for text in grader or () for definition in graders_of(text)]
+    bounds = dict(_bound(text) for text in fail_under or ())
+    with connect(url, api_key, data_dir) as server:
+        if eval_:
+            criteria = server.get(f"/evals/{eval_}")["testing_criteria"]
+        _check_bounds(bounds, criteria)
+        source = {"source": {"type": "file_id", "id": _upload(server, data)}}
+        eval_id = eval_ or _new_eval(server, name or data.stem, criteria)
+        body = {"name": name or data.stem, "data_source": source | _sampling(model, prompt, temperature, samples)}
+        made = server.post(f"/evals/{eval_id}/runs", body)
+        if not as_json:
+            say(made["id"])
+        done = _watched(server, eval_id, made["id"])
+    _show_end(done, as_json=as_json)
+    _judge(done, bounds)
+
+
+@app.command()
+def watch(run: Run, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None) -> None:
+    """Wait until a run ends, and show its result. Exit code 1 if it failed or was cancelled."""
+    with connect(url, api_key, data_dir) as server:
+        done = _watched(server, _eval_of(server, run), run)
+    _show_end(done, as_json=as_json)
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="RUN", help="The run to compare with.")],
+    second: Annotated[str, typer.Argument(metavar="RUN", help="The run that may be better.")],
+    report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also write a report for a browser.")] = None,
+    slice_by: Annotated[
+        str, typer.Option(metavar="PATH", help="Compare for each value of a field too: item.language.")
+    ] = "",
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Compare two runs item by item: differences, their intervals, and whether they may be chance."""
+    from jobs.evals import comparison
+
+    with connect(url, api_key, data_dir) as server:
+        pairing = comparison.pair_items(_items(server, first), _items(server, second))
+    if not pairing.pairs:
+        raise CliError("the runs have no item in common")
+    groups = {"": pairing.pairs, **(comparison.slices(pairing.pairs, slice_by) if slice_by else {})}
+    compared = [(group, row) for group, pairs in groups.items() for row in comparison.compare(pairs)]
+    if as_json:
+        show_json([_comparison_object(group, row) for group, row in compared])
+    else:
+        head = ("criterion", "slice", "items", "first", "second", "difference", "95 %", "better", "worse", "p")
+        show_table(head, [_comparison_row(group, row) for group, row in compared])
+    for only, run_id in ((pairing.only_first, first), (pairing.only_second, second)):
+        if only:
+            say(f"left out: {only} items that only {run_id} has", err=True)
+    if report is not None:
+        from cli.client.comparison_report import report_page
+
+        report.write_text(report_page(first, second, pairing, compared))
+        say(str(report.absolute()), err=as_json)
+
+
+# ── what is asked for ──
+
+
+def graders_of(text: str) -> list[dict[str, Any]]:
+    """Return the graders that a value of --grader names. Raises CliError."""
+    if text.endswith(".json") and Path(text).is_file():
+        value = _json_of(Path(text))
+        return value if isinstance(value, list) else [value]
+    name, _, rest = text.partition("=")
+    kind, separator, reference = rest.partition(":")
+    fields = {"name": name, "input": _SAMPLE, "reference": reference}
+    metric, _, threshold = kind.partition(">=")
+    if name and separator and kind in _CHECKS:
+        return [{"type": "string_check", "operation": kind, **fields}]
+    if name and separator and metric in _METRICS:
+        more = {"evaluation_metric": metric, "pass_threshold": _number(threshold or "0.5", text)}
+        return [{"type": "text_similarity", **more, **fields}]
+    kinds = ", ".join((*_CHECKS, *_METRICS))
+    raise CliError(f"--grader {text}: it is NAME=KIND:REFERENCE, or a .json file that exists; KIND is one of {kinds}")
+
+
+def _bound(text: str) -> tuple[str, float]:
+    name, _, share = text.rpartition("=")
+    return name, _number(share, text)
+
+
+def _number(text: str, whole: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise CliError(f"{whole}: '{text}' is no number") from None
+
+
+def _check_bounds(bounds: dict[str, float], criteria: Sequence[dict[str, Any]]) -> None:
+    names = [criterion["name"] for criterion in criteria]
+    for name in bounds:
+        if name not in names:
+            raise CliError(f"--fail-under {name}: no grader has that name; there are {', '.join(names)}")
+
+
+def _json_of(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise CliError(f"{file} is no JSON: {error}") from None
+
+
+def _new_eval(server: Server, name: str, criteria: list[dict[str, Any]]) -> str:
+    config = {"type": "custom", "item_schema": {"type": "object"}, "include_sample_schema": True}
+    made = server.post("/evals", {"name": name, "data_source_config": config, "testing_criteria": criteria})
+    return str(made["id"])
+
+
+def _sampling(model: str, prompt: str, temperature: float, samples: int) -> dict[str, Any]:
+    if not model:
+        return {"type": "jsonl"}
+    messages: dict[str, Any] = {"type": "item_reference", "item_reference": "item.messages"}
+    if prompt:
+        messages = {"type": "template", "template": [{"role": "user", "content": prompt}]}
+    params = {"temperature": temperature, "n": samples}
+    return {"type": "completions", "model": model, "input_messages": messages, "sampling_params": params}
+
+
+def _upload(server: Server, data: Path) -> str:
+    """Upload the items, each on a line as the server reads them."""
+    with tempfile.TemporaryDirectory(prefix="nightmill-") as folder:
+        lines = Path(folder) / f"{data.stem}.jsonl"
+        with lines.open("w", encoding="utf-8") as out:
+            for row in _rows(data):
+                line = row if isinstance(row.get("item"), dict) else {"item": row}
+                out.write(json.dumps(line) + "\n")
+        return server.upload(lines, "evals")
+
+
+def _rows(data: Path) -> Iterator[dict[str, Any]]:
+    with data.open(encoding="utf-8-sig", newline="") as file:
+        if data.suffix == ".csv":
+            yield from csv.DictReader(file)
+            return
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                raise CliError(f"{data}: line {number} is no JSON object")
+            yield row
+
+
+# ── what is shown ──
+
+
+def _runs(server: Server, eval_id: str, limit: int) -> list[dict[str, Any]]:
+    return server.pages(f"/evals/{eval_id}/runs", {"order": "desc"}, limit)
+
+
+def _eval_of(server: Server, run_id: str) -> str:
+    eval_id = server.get(f"/jobs/{run_id}").get("eval_id")
+    if not eval_id:
+        raise CliError(f"{run_id} is no run of an eval")
+    return str(eval_id)
+
+
+def _items(server: Server, run_id: str) -> Iterator[dict[str, Any]]:
+    path = f"/evals/{_eval_of(server, run_id)}/runs/{run_id}/output_items"
+    query: dict[str, Any] = {"limit": _PAGE}
+    while True:
+        page = server.get(path, query)
+        yield from page["data"]
+        if not page["has_more"]:
+            return
+        query["after"] = page["last_id"]
+
+
+def _watched(server: Server, eval_id: str, run_id: str) -> dict[str, Any]:
+    """Return a run when it has ended."""
+    failures = 0
+    while True:
+        try:
+            current = server.get(f"/evals/{eval_id}/runs/{run_id}")
+        except ServerUnavailable:
+            failures += 1
+            if failures > _PATIENCE:
+                raise
+        else:
+            failures = 0
+            if current["status"] not in _LIVE:
+                return current
+        threading.Event().wait(_LOOK)
+
+
+def _show_end(done: dict[str, Any], *, as_json: bool) -> None:
+    """Show the results of a run. Raises CliError when it is not complete."""
+    results = done["per_testing_criteria_results"] or []
+    if as_json:
+        show_json(done)
+    elif results:
+        show_table(("criterion", "passed", "failed", "errored", "share"), map(_result_row, results))
+    if done["status"] != "completed":
+        why = f": {done['error']['message']}" if done["error"] else ""
+        raise CliError(f"{done['id']} {done['status']}{why}")
+
+
+def _judge(done: dict[str, Any], bounds: dict[str, float]) -> None:
+    """Raise CliError where a smaller share passes than was asked for."""
+    for result in done["per_testing_criteria_results"] or ():
+        bound = bounds.get(result["testing_criteria"])
+        if bound is not None and _share(result) < bound:
+            raise CliError(f"{result['testing_criteria']}: {_share(result):.3f} of the items pass, less than {bound:g}")
+
+
+def _share(result: dict[str, Any]) -> float:
+    total = result["passed"] + result["failed"] + result["errored"]
+    return float(result["passed"] / total) if total else 0.0
+
+
+def _result_row(result: dict[str, Any]) -> tuple[object, ...]:
+    counts = (result["passed"], result["failed"], result["errored"])
+    return result["testing_criteria"], *counts, f"{_share(result):.3f}"
+
+
+def _run_row(run: dict[str, Any]) -> tuple[object, ...]:
+    return run["id"], run["eval_id"], run["name"], run["model"] or "-", run["status"], moment(run["created_at"])
+
+
+def _comparison_object(group: str, row: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {"slice": group or None, **asdict(row), "difference": row.difference}
+
+
+def _comparison_row(group: str, row: Any) -> tuple[object, ...]:
+    means = (f"{row.first:.3f}", f"{row.second:.3f}", f"{row.difference:+.3f}", f"{row.low:+.3f} … {row.high:+.3f}")
+    return row.criterion, group or "all", row.items, *means, row.better, row.worse, f"{row.p_value:.3f}"
