@@ -37,6 +37,7 @@ LEDGER, SHARDS, OUTBOX, EVENTS, AUDIT, STATES, PAUSES, MEASURES, DEPENDENCIES = 
 TIMES, KEYS, TABLES = (
     f"{_UNIT}/{name}.py" for name in ("batches/test_schedules", "security/test_keys", "test_constraints")
 )
+RECORDER, CHECKPOINTS = (f"tests/unit/workers/finetuning/test_{name}.py" for name in ("recorder", "checkpoints"))
 WORLD = "tests/simulation/test_simulation.py::test_lost_messages_only_delay_jobs"
 
 Change = Callable[[str], str]
@@ -322,6 +323,37 @@ MUTANTS = [
             ("0023_dependencies", "pk_job_dependency", TABLES),
         )
     ),
+    # trainings
+    Mutant(
+        "a former holder of a training records steps",
+        "workers.finetuning.recorder",
+        instead("shards.heartbeat(session, [(job_id, self._claim.n, self._claim.epoch)])", "False", inside="write"),
+        RECORDER,
+    ),
+    Mutant(
+        "a step that is trained again has two rows",
+        "workers.finetuning.recorder",
+        instead("['job_id', 'step']", "['job_id']", inside="write"),
+        RECORDER,
+    ),
+    Mutant(
+        "a checkpoint with another manifest is fetched",
+        "workers.finetuning.checkpoints",
+        instead("hashlib.sha256(data).hexdigest() != sha256", "False", inside="download"),
+        CHECKPOINTS,
+    ),
+    Mutant(
+        "a checkpoint is fetched without a look at its bytes",
+        "workers.engines.training.checkpoint_folder",
+        instead("actual != file", "False", inside="verify"),
+        CHECKPOINTS,
+    ),
+    Mutant(
+        "checkpoints that a row names are removed",
+        "workers.finetuning.checkpoints",
+        instead("name not in known", "True", inside="remove_unnamed"),
+        CHECKPOINTS,
+    ),
     # the audit chain
     Mutant("an end is not counted", "jobs.ledger.ledger", without("_moved", "measures.ended"), MEASURES),
     Mutant("a chain without links", "jobs.ledger.audit", instead("previous.encode()", "b''", inside="digest"), AUDIT),
@@ -373,6 +405,7 @@ def caught(mutant: Mutant | None) -> bool:
 
 def _fails(mutant: Mutant | None) -> bool:
     every = [LEDGER, SHARDS, OUTBOX, EVENTS, AUDIT, KEYS, MEASURES, DEPENDENCIES, TABLES, WORLD]
+    every += [RECORDER, CHECKPOINTS]
     tests = [mutant.tests] if mutant is not None else every
     plugins = [importlib.import_module(name) for name in _PLUGINS]
     options = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-k", "not postgres", "-o", "timeout=40"]
