@@ -4,6 +4,7 @@ Many CPUs emulate bfloat16, and are slower with it by a factor; GPUs and CPUs wi
 """
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -12,13 +13,19 @@ from typing import Any, Final
 import torch
 
 _STEPS: Final = 3
-_HOPELESS: Final = 3.0  # times the other's seconds for the first step: it is not measured any further
+_GLANCE: Final = 32  # tokens of one row: a step over so few shows whether a dtype is emulated
+_HOPELESS: Final = 3.0  # times the other's seconds for such a step: no whole step is measured
 
 
 def choose(load: Callable[[str], Any], sequences: Sequence[Sequence[int]]) -> tuple[str, dict[str, float]]:
-    """Return the faster dtype, and the median seconds of a step by dtype. `sequences` are token ids, one batch."""
-    seconds = {"float32": _measure(load("float32"), sequences, "float32", None)}
-    seconds["bfloat16"] = _measure(load("bfloat16"), sequences, "bfloat16", seconds["float32"])
+    """Return the faster dtype, and the median seconds of a step by dtype. `sequences` are token ids, one batch.
+
+    Where bfloat16 is emulated, its seconds are estimated: a whole step would take minutes.
+    """
+    short = [sequences[0][:_GLANCE]]
+    glance, usual = _measure(load("float32"), short, sequences, "float32")
+    slow, whole = _measure(load("bfloat16"), short, sequences, "bfloat16", _HOPELESS * glance)
+    seconds = {"float32": usual, "bfloat16": whole or usual * slow / glance}
     return min(seconds, key=lambda dtype: seconds[dtype]), seconds
 
 
@@ -29,17 +36,21 @@ def step(model: Any, sequences: Sequence[Sequence[int]], dtype: str) -> None:
     _step(model, _batch(sequences, device), device, dtype)
 
 
-def _measure(model: Any, sequences: Sequence[Sequence[int]], dtype: str, best: float | None) -> float:
+def _measure(
+    model: Any, short: Sequence[Sequence[int]], whole: Sequence[Sequence[int]], dtype: str, limit: float = math.inf
+) -> tuple[float, float]:
+    """Return the seconds of a short step and of a whole one; 0 for that where the short one takes `limit` seconds."""
     device = _device()
     model.to(device).train()
-    batch = _batch(sequences, device)
-    first = _step(model, batch, device, dtype)
-    if best is not None and first > _HOPELESS * best:
-        return first
+    batch = _batch(short, device)
+    glance = min(_step(model, batch, device, dtype) for _ in range(2))
+    if glance >= limit:
+        return glance, 0.0
+    batch = _batch(whole, device)
     median = statistics.median(_step(model, batch, device, dtype) for _ in range(_STEPS))
     del model
     gc.collect()
-    return median
+    return glance, median
 
 
 def _device() -> str:
