@@ -22,6 +22,9 @@ _MODULE: Final = "workers.engines.training"
 _LOG_LINES: Final = 20
 #: For the libraries: no progress bars in our log, no chatter; a tokenizer's threads would be lost in a fork.
 _QUIET: Final = {"TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
+#: Threads that wait for each other sleep: beside an engine on the same processor, waiting ones took the time of those
+#: that compute.
+_SHARING: Final = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class TrainerDied(Exception):
@@ -40,7 +43,7 @@ class TrainerProcess:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 (our own module)
                 [sys.executable, "-m", module, *arguments],
-                env=os.environ | _QUIET | {"OMP_NUM_THREADS": str(spec.threads)},
+                env=_SHARING | os.environ | _QUIET | {"OMP_NUM_THREADS": str(spec.threads)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
