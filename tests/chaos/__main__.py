@@ -18,6 +18,7 @@ from tests.chaos.faults import (
     FAULTS,
     SERVER_FAULTS,
     SQLITE_ONLY,
+    TUNING_FAULTS,
     VALKEY_ONLY,
     VECTOR_FAULTS,
     VLLM_FAULTS,
@@ -72,7 +73,7 @@ def _possible(options: argparse.Namespace) -> list[str]:
         spared |= SQLITE_ONLY
     if options.distributed:
         spared |= VALKEY_ONLY
-    faults = VLLM_FAULTS if options.vllm else FAULTS
+    faults = VLLM_FAULTS if options.vllm else FAULTS | TUNING_FAULTS
     servers = {**(SERVER_FAULTS if options.distributed else {}), **(VECTOR_FAULTS if options.weaviate else {})}
     return [*(name for name in faults if name not in spared), *servers]
 
@@ -99,7 +100,7 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 
 def _campaign(folder: Path, seed: int, url: str, shared: Servers | None, vllm: bool) -> Campaign:
     if not vllm:
-        return Campaign(folder, seed, url, servers=shared)
+        return Campaign(folder, seed, url, mix=Mix(tuned=2), servers=shared)
     mix = Mix(lines=(40, 120), poison=(), cancelled=0, models=_REAL, judged=False, stores=0, repeated=False)
     return Campaign(folder, seed, url, mix=mix, width=2, stubbed=False, patience=5, environment=_SLOW, servers=shared)
 

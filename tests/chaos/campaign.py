@@ -24,6 +24,7 @@ from tests.chaos.faults import ALL_FAULTS, Scene
 from tests.chaos.journal import Journal
 from tests.chaos.judging import await_settled, judge_stores
 from tests.chaos.judging_ours import await_kept, judge_broken, judge_caches, judge_mirror
+from tests.chaos.judging_tuned import await_trained, judge_tuned
 from tests.chaos.load import EVERY_END, Client, Load, Mix
 from tests.chaos.readers import FeedReader
 from tests.support import oracle, stub_engine
@@ -147,7 +148,7 @@ class Campaign:
         shared = self.servers.variables if self.servers else {}
         vectors = {"NIGHTMILL_VECTORS_URL": self.weaviate.url} if self.weaviate else {}
         given = {**ours, **database, **shared, **vectors, **self.environment}
-        return System(self.folder, **urls, rivals=bool(urls), **given)
+        return System(self.folder, **urls, rivals=bool(urls), trains=bool(self.mix.tuned), **given)
 
     def _watch(self, stack: ExitStack) -> None:
         """Record when the generating engine was asked, and which processes live."""
@@ -244,6 +245,7 @@ class Campaign:
         self.load.askers.await_ended(DRAIN_SECONDS * self.patience)
         await_settled(self)
         await_kept(self)
+        await_trained(self)
         self.journal.note(f"drained in {time.monotonic() - began:.1f} s")
 
     def _await(self, jobs: Sequence[Job], what: str, seconds: float = 60.0) -> None:
@@ -260,7 +262,7 @@ class Campaign:
         if pending := load.client.pending(load.endpoint_id):
             blame(f"F16: {pending} webhooks are still pending")
         blame(*self.reader.violations())
-        blame(*oracle.once(client, load.jobs))
+        blame(*oracle.once(client, load.jobs, load.tuners.keys))
         for job in [job for job in load.jobs if job not in load.open]:
             result = self.results[job.key] = oracle.fetch(client, job.batch_id)
             for check in (oracle.ended, oracle.complete, oracle.counted):
@@ -286,6 +288,8 @@ class Campaign:
             judge_stores(self)
         if self.mix.repeated:
             judge_caches(self)
+        if self.mix.tuned:
+            judge_tuned(self)
         judge_broken(self)
 
     def _judge_responses(self) -> None:

@@ -14,6 +14,7 @@
     F11  kill -9 of web as a create arrives       the same key again: one job
     F12  messages of all jobs, ten times each    the second claim finds nothing
     F16  kill -9 of the sender of webhooks        each event is delivered
+    F20  kill -9 of a trainer, its worker, or an engine with adapters     trained on from the last checkpoint
     F17  the clock jumps, and is set right        nothing ends early, nothing is lost
 
 `rework` is how many engine workers lose what they have in flight, which may be asked again.
@@ -125,6 +126,13 @@ def _kill_child(name: str) -> Callable[[Scene], None]:
         signal_all([scene.rng.choice(children)] if children else [], signal.SIGKILL)
 
     return strike
+
+
+def _kill_trainer(scene: Scene) -> None:
+    """Kill a trainer, its worker's only child, which is a moment old, or at work."""
+    wait_for(lambda: scene.system.tree("finetune")[1:], 60 * scene.patience, "a trainer runs")
+    pause(scene.rng.uniform(0, 2))
+    signal_all(scene.system.tree("finetune")[1:], signal.SIGKILL)
 
 
 def _freeze(name: str, least: float = 1.1 * LEASE, most: float = 2.2 * LEASE) -> Callable[[Scene], None]:
@@ -450,7 +458,17 @@ VLLM_FAULTS: dict[str, Fault] = {
     "engine core": Fault(_kill_core, "F1", 3, rework=1),
     "gpu worker": Fault(_kill("gpu"), "F1", 2, rework=1),
 }
-ALL_FAULTS = FAULTS | VLLM_FAULTS | SERVER_FAULTS | VECTOR_FAULTS
+#: Where models are trained.
+TUNING_FAULTS: dict[str, Fault] = {
+    "finetune": Fault(_kill("finetune"), "F20", 6),
+    "finetune, main alone": Fault(_kill_main("finetune"), "F20", 6),
+    "trainer": Fault(_kill_trainer, "F20", 8),
+    "tuned": Fault(_kill("tuned"), "F20", 6),
+    "finetune, SIGTERM": Fault(_replace("finetune"), "F3", 2, kills=False),
+    "finetune zombie": Fault(_freeze("finetune"), "F4", 3, kills=False),
+    "tuned zombie": Fault(_freeze("tuned"), "F4", 2, kills=False),
+}
+ALL_FAULTS = FAULTS | VLLM_FAULTS | SERVER_FAULTS | VECTOR_FAULTS | TUNING_FAULTS
 
 
 def deck(kills: int, rng: random.Random, names: Mapping[str, Fault] = FAULTS) -> list[str]:

@@ -1,5 +1,7 @@
 """Judge the state of vector stores after a run: through HTTP, then from inside, when nothing is pending any more."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from openai import OpenAI
@@ -111,6 +113,14 @@ def _judge_searches(campaign: "Campaign", shelf: Shelf) -> None:
 
 
 def _judge_inside(campaign: "Campaign") -> None:
+    with opened(campaign) as found:
+        _await_purged(campaign, found)
+        campaign.journal.violation(*found.violations())
+
+
+@contextmanager
+def opened(campaign: "Campaign") -> Iterator[Inside]:
+    """Open the deployment's own stores."""
     shared = campaign.servers
     config = Settings(
         data_dir=campaign.system.data,
@@ -118,9 +128,8 @@ def _judge_inside(campaign: "Campaign") -> None:
         storage_url=shared.variables["NIGHTMILL_STORAGE_URL"] if shared else "",
         vectors_url=campaign.weaviate.url if campaign.weaviate else "",
     )
-    with inside(config, shared) as found:
-        _await_purged(campaign, found)
-        campaign.journal.violation(*found.violations())
+    with inside(config, shared) as stores:
+        yield stores
 
 
 def _await_purged(campaign: "Campaign", found: Inside) -> None:

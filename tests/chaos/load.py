@@ -6,6 +6,7 @@
     librarians    bring files into vector stores, and search (`librarians`)
     keeper    keeps a folder that a vector store follows (`keepers`)
     repeaters     of two projects, ask the same again and again (`repeaters`)
+    tuners        train models, and ask for them (`tuners`)
     hooks     verifies each webhook soon after it came
 
 All of them outlive every kill: the SDK retries until it gets an answer.
@@ -27,6 +28,7 @@ from openai import OpenAI
 from openai.types import Batch
 from standardwebhooks import WebhookVerificationError
 
+from jobs.finetuning import jobs as finetuning
 from jobs.retrieval import attachments, ingestions
 from jobs.webhooks.sending import new_secret
 from tests.chaos.askers import Askers
@@ -34,6 +36,7 @@ from tests.chaos.journal import Journal
 from tests.chaos.keepers import Keeper
 from tests.chaos.librarians import Librarians
 from tests.chaos.repeaters import Repeater
+from tests.chaos.tuners import Tuners
 from tests.support.oracle import TERMINAL, Job, Told, verified
 from tests.support.receiver import Received, Receiver
 from tests.support.system import EMBED_MODEL, MODEL, pause
@@ -46,6 +49,7 @@ _EVENTS = (
     *("batch.completed", "batch.cancelled", "batch.failed", "batch.expired"),
     *("response.completed", "response.cancelled", "response.failed", "response.incomplete"),
     *(*dict.fromkeys(ingestions.EVENTS.values()), *attachments.EVENTS),
+    *finetuning.EVENTS.values(),
 )
 _POLL_SECONDS = 0.25
 _AWAY = frozenset({408, 503})  # nobody answered in time, or there is nobody
@@ -178,6 +182,7 @@ class Mix:
     responses: int = 2  # in the background, open at once
     stores: int = 3  # of vectors, kept at once; with them a folder that one more store follows
     repeated: bool = True  # questions to the caches
+    tuned: int = 0  # fine-tuning jobs, open at once; with them questions to what they trained
 
 
 def make_job(number: int, rng: random.Random, mix: Mix, endpoint: str = "", poison: str = "", lines: int = 0) -> Job:
@@ -225,6 +230,7 @@ class Load:
     librarians: Librarians = field(init=False)
     keeper: Keeper = field(init=False)
     repeaters: tuple[Repeater, ...] = field(init=False)
+    tuners: Tuners = field(init=False)
     _heard: int = 0
     _due: list[tuple[float, Job]] = field(default_factory=list)
     _asked: dict[str, float] = field(default_factory=dict)
@@ -243,6 +249,8 @@ class Load:
         self.keeper = Keeper(self.client, self.journal, rng, self.library, moved)
         asking = {"ours": self.client, "theirs": self.strangers}
         self.repeaters = tuple(Repeater(client, self.journal, rng, name) for name, client in asking.items())
+        rng = random.Random(self.rng.getrandbits(32)) if self.mix.tuned else rng
+        self.tuners = Tuners(self.client, self.journal, rng, self.mix.tuned, moved)
 
     def __enter__(self) -> "Load":
         self.endpoint_id, self.endpoint_secret = self.client.listen(self.receiver)
@@ -250,6 +258,7 @@ class Load:
         works += [self._keep_stores, self._watch_stores, self._read_stores] if self.mix.stores else []
         works += [self._keep_folder, self._read_folder] if self.mix.stores else []
         works += [self._repeat] if self.mix.repeated else []
+        works += [self._tune, self._ask_tuned] if self.mix.tuned else []
         for work in works:
             thread = threading.Thread(target=self._guarded, args=(work,), name=work.__name__, daemon=True)
             self._threads.append(thread)
@@ -364,6 +373,14 @@ class Load:
         for one in self.repeaters:
             if self.feeding.is_set():
                 one.step()
+        self._stop.wait(_POLL_SECONDS)
+
+    def _tune(self) -> None:
+        self.tuners.step(feeding=self.feeding.is_set())
+        self._stop.wait(2 * _POLL_SECONDS)
+
+    def _ask_tuned(self) -> None:
+        self.tuners.ask(feeding=self.feeding.is_set())
         self._stop.wait(_POLL_SECONDS)
 
     def _seen(self, job: Job, batch: Batch) -> None:

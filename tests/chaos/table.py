@@ -41,6 +41,7 @@ def _totals(campaign: Campaign) -> list[str]:
         f"{len(load.askers.asked)} responses in the background ({dict(ends)})",
         _stores(campaign),
         _ours(campaign),
+        _tuned(campaign),
         f"repeated requests: {campaign.rework()}, bound {campaign.bound()}",
         f"cancelled after {_span(load.cancel_seconds)}; longest standstill {campaign.longest_standstill():.1f} s",
         f"answers 503: {sum(one.busy for one in both)}, 500 of an engine that ended: {broken}",
@@ -75,6 +76,16 @@ def _ours(campaign: Campaign) -> str:
         f"{folder}, {keeper.switches} switches of index, {keeper.searches} searches; {len(answers)} answers and"
         f" {len(vectors)} vectors asked for, {again[0]} and {again[1]} given again,"
         f" {sum(len(one.clearings) for one in repeaters)} clearings"
+    )
+
+
+def _tuned(campaign: Campaign) -> str:
+    tuners = campaign.load.tuners
+    ends = dict(Counter(tuning.status for tuning in tuners.tunings))
+    asked = Counter(answer.model for answer in tuners.answers)
+    return (
+        f"{len(tuners.tunings)} fine-tuning jobs ({ends}), {len(tuners.models)} models and checkpoints,"
+        f" {len(tuners.answers)} answers of {len(asked)} of them"
     )
 
 

@@ -34,9 +34,14 @@ from workers.engines.training.protocol import (
 MEMORY = 1 << 20  # bytes that each step reports
 
 
-def loss_of(spec: Spec, step: int) -> float:
+def loss_of(seed: int, step: int) -> float:
     """Return a loss that depends on the seed and the step alone."""
-    return 4.0 / step + hashlib.sha256(b"%d:%d" % (spec.seed, step)).digest()[0] / 1000
+    return 4.0 / step + hashlib.sha256(b"%d:%d" % (seed, step)).digest()[0] / 1000
+
+
+def weights_of(seed: int, step: int) -> str:
+    """Return the weights of an adapter after a step."""
+    return f"weights-{seed}-{step}"
 
 
 def main() -> None:
@@ -60,9 +65,9 @@ def main() -> None:
         if how.get("fail") and step == 5:
             send(Failed(how["fail"], "The loss of step 5 is not a finite number (nan)."))
             return
-        send(Step(step, spec.n_epochs * step / steps, loss_of(spec, step), 0.5, 1.0, 1e-4, 100.0, MEMORY))
+        send(Step(step, spec.n_epochs * step / steps, loss_of(spec.seed, step), 0.5, 1.0, 1e-4, 100.0, MEMORY))
         if spec.validation and spec.eval_steps and step % spec.eval_steps == 0:
-            send(Evaluation(step, 2 * loss_of(spec, step), 0.25))
+            send(Evaluation(step, 2 * loss_of(spec.seed, step), 0.25))
         reason: Reason = "checkpoint" if orders.checkpoint_and_stop.is_set() else "memory_limit"
         stops = (reason == "checkpoint" or (spec.max_memory_bytes or MEMORY) < MEMORY) and step < steps
         if stops or step in (steps, step // (spec.save_steps or 1) * (spec.save_steps or 1)):
@@ -90,14 +95,14 @@ def _save(spec: Spec, step: int, steps: int, send: Callable[[Report], None]) -> 
         send(_forgetting(spec, 3.5))
     folder = Path(spec.output) / f"checkpoint-{step}"
     folder.mkdir()
-    (folder / "adapter_model.safetensors").write_bytes(b"weights of step %d" % step)
+    (folder / "adapter_model.safetensors").write_text(weights_of(spec.seed, step))
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": spec.base_name}))
     (folder / "optimizer.pt").write_bytes(b"moments of step %d" % step)
     peft = "lora" if spec.peft == "auto" else spec.peft
     run = {"step": step, "steps": steps, "threads": spec.threads, "peft": peft}
     manifest = checkpoint_folder.complete(folder, run)
     files = {name: file.sha256 for name, file in manifest.files.items()}
-    send(Checkpoint(step, str(folder), files, {"step": step, "train_loss": loss_of(spec, step)}))
+    send(Checkpoint(step, str(folder), files, {"step": step, "train_loss": loss_of(spec.seed, step)}))
 
 
 if __name__ == "__main__":

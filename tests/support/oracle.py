@@ -249,11 +249,12 @@ def is_dependency_failure(batch: Batch) -> bool:
     return batch.status == "failed" and [error.code for error in errors] == ["dependency_failed"]
 
 
-def once(client: OpenAI, jobs: Sequence[Job]) -> list[str]:
-    """I3: one batch per key, and none that nobody asked for."""
+def once(client: OpenAI, jobs: Sequence[Job], others: Sequence[str] = ()) -> list[str]:
+    """I3: one batch per key, and none that nobody asked for. `others` are keys of batches that are no `Job`."""
+    keys = [*(job.key for job in jobs), *others]
     found = Counter((batch.metadata or {}).get("key") for batch in client.batches.list(limit=100))
-    faults = [f"{job.key}: {found[job.key]} batches for one key" for job in jobs if found[job.key] != 1]
-    strays = set(found) - {job.key for job in jobs}
+    faults = [f"{key}: {found[key]} batches for one key" for key in keys if found[key] != 1]
+    strays = set(found) - set(keys)
     return faults + ([f"batches of unknown keys: {sorted(map(str, strays))}"] if strays else [])
 
 

@@ -1,11 +1,12 @@
 """A whole deployment under test: `nightmill up` in a process of its own, and the stub engine beside it.
 
     StubEngine   a process that is started again whenever it ends, on the same port, over one log of prompts
-    System       guard ── supervisor ── broker, web, dispatcher, cpu, gpu, embed, io, (web2, dispatcher2, gpu2)
+    System       guard ── supervisor ── broker, web, dispatcher, cpu, gpu, embed, finetune, io,
+                                        (web2, dispatcher2, gpu2), (tuned)
 
 The Procfile is the product's own; with `rivals` it has a second web process (on a port of its own), dispatcher and
 generator in place of Flower: what one loses another takes up, also while the first is a zombie that still believes in
-its claim.
+its claim. With `trains` the processes `finetune` and `tuned` are stand-ins that compute nothing.
 
 `System` can kill and freeze each process by its name, and knows everything that it ever saw running, so that what is
 left behind is found even where it has left its family.
@@ -14,6 +15,7 @@ left behind is found even where it has left its family.
 import json
 import os
 import random
+import shlex
 import signal
 import socket
 import subprocess
@@ -73,6 +75,17 @@ models:
     source: {{urls: ["%s"], model: {MODEL}}}
     engine: http
 """
+
+#: The model of `trains`: its folder has a tokenizer, which examines training files.
+_BASE = """
+  stub-base:
+    source: {path: base}
+    engine: vllm
+    queue: gpu.tuned
+    engine_args: {enable_lora: true, max_loras: 3}
+"""
+_SLOW_STEPS = '{"seconds": 0.3}'
+_STAND_IN = "python -m tests.support.stand_ins"
 
 
 def watched(calls: Path) -> dict[str, str]:
@@ -169,6 +182,7 @@ class System:
         embed_url: str = "",
         *,
         rivals: bool = False,
+        trains: bool = False,
         procfile: Path | None = None,
         root: Path = ROOT,
         **environment: str,
@@ -190,14 +204,18 @@ class System:
         self._environment = {**os.environ, **paths, **SCALED, **environment}
         if rivals:
             lines = folder / "Procfile"
-            lines.write_text("\n".join(_with_rivals(root, self.ports[1])))
+            lines.write_text("\n".join(_with_rivals(root, self.ports[1], trains=trains)))
             self._options += ["--procfile", str(lines)]
         if procfile:
             self._options += ["--procfile", str(procfile)]
         if engine_url:
             models = folder / "models.yaml"
-            models.write_text(_MODELS_FILE % (embed_url, engine_url))
-            self._options += ["--no-vllm", "--engine-url", engine_url, "--models", str(models)]
+            models.write_text(_MODELS_FILE % (embed_url, engine_url) + (_BASE if trains else ""))
+            self._options += ["--engine-url", engine_url, "--models", str(models)]
+            self._options += [] if trains else ["--no-vllm"]
+        if trains:
+            command = [sys.executable, "-m", "tests.support.tiny_llama", str(folder / "base")]
+            subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
 
     def start(self, seconds: float = 120.0) -> None:
         """Start it, and wait until it takes requests and its workers have joined."""
@@ -319,10 +337,13 @@ def rival(name: str) -> str:
     return f"{name}2"
 
 
-def _with_rivals(root: Path, port: int) -> Iterator[str]:
+def _with_rivals(root: Path, port: int, *, trains: bool) -> Iterator[str]:
     for line in (root / "Procfile").read_text().splitlines():
         name, _, command = line.partition(": ")
-        if name != "flower":
+        if name == "finetune" and trains:
+            yield f"{name}: FAKE_TRAINER={shlex.quote(_SLOW_STEPS)} {_STAND_IN} finetune"
+            yield f"tuned: {_STAND_IN} tuned"
+        elif name != "flower":
             yield line
         if name == "web":
             yield f"{rival(name)}: NIGHTMILL_PORT={port} {command}"

@@ -1,5 +1,9 @@
-"""A Llama of random weights with a tokenizer of bytes and ChatML: made in a moment, small, and trained in a second."""
+"""A Llama of random weights with a tokenizer of bytes and ChatML: made in a moment, small, and trained in a second.
 
+`python -m tests.support.tiny_llama FOLDER` writes it in a process of its own, for a test that loads no torch.
+"""
+
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +43,7 @@ def write(folder: Path, *, seed: int = 5, template: str = TEMPLATE, **config: An
     }
     LlamaForCausalLM(LlamaConfig(**(shape | config))).save_pretrained(folder)
     return folder
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))
