@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--weaviate", action="store_true", help="vectors in a server of Weaviate")
     parser.add_argument("--vllm", action="store_true", help="the real engines in process instead of the stub")
     parser.add_argument("--only", action="append", choices=list(ALL_FAULTS), help="this fault; any number of times")
+    parser.add_argument("--patience", type=float, default=1.0, help="how much slower than usual everything may be")
     parser.add_argument("--keep", type=Path, help="the folder of the run, kept afterwards")
     options = parser.parse_args(arguments)
     with ExitStack() as stack:
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shared = stack.enter_context(servers(folder / "servers")) if options.distributed else None
         campaign = _campaign(folder, options.seed, url, shared, options.vllm)
         campaign.weaviate = stack.enter_context(_weaviate(folder / "weaviate")) if options.weaviate else None
+        campaign.patience *= options.patience
         campaign.told = _progress
         if options.soak:
             campaign.spared = SPARED
