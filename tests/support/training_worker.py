@@ -8,6 +8,7 @@ from pathlib import Path
 from jobs.finetuning import jobs
 from jobs.queues import Queue
 from jobs.settings import Settings
+from jobs.timings import Timings
 from workers import lifecycle
 from workers.finetuning.training_run import TrainingRun
 from workers.kinds import HANDLERS
@@ -18,7 +19,8 @@ SCALED = {"heartbeat_seconds": 0.2, "lease_seconds": 1.5, "min_free_bytes": 0}
 
 
 def context_of(config: Settings) -> Context:
-    return build(config, Pool("finetune", (Queue.FINETUNE,), 1, models=("*",)))
+    pool = Pool("finetune", (Queue.FINETUNE,), 1, models=("*",))
+    return build(config, pool, replace(Timings(), capability_check=0.0))
 
 
 def use(module: str) -> None:

@@ -1,6 +1,7 @@
 """What this worker can train, found by a child process and told with each heartbeat: the API refuses what it cannot.
 
-The child loads torch, which this process does not; it takes half a minute and delays no job.
+The child loads torch, which this process does not. That takes half a minute of a core: it begins a while after the
+start, with the lowest priority, and delays no job.
 """
 
 import json
@@ -26,6 +27,8 @@ def examine(context: Context) -> threading.Thread:
 
 
 def _examine(context: Context) -> None:
+    if context.stop.wait(context.timings.capability_check):
+        return
     command = [sys.executable, "-m", _MODULE, str(os.getpid())]
     try:
         done = subprocess.run(command, capture_output=True, timeout=_SECONDS, check=True)  # noqa: S603 (our own module)

@@ -4,16 +4,22 @@ A process of its own, because the worker that asks (PARENT is its pid) loads no 
 """
 
 import json
+import os
 import sys
-
-import torch
+from typing import Final
 
 from jobs.platform import processes
-from workers.engines.training import peft_choice, quantization
+
+_NICE: Final = 19
 
 
 def main(parent: int) -> None:
     processes.die_with(parent)
+    os.nice(_NICE)
+    import torch  # here and below: it takes most of the time
+
+    from workers.engines.training import peft_choice, quantization
+
     fault = quantization.nf4_fault()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     json.dump(

@@ -43,7 +43,7 @@ DOCSTRINGS: Final[Mapping[str, str]] = {
     "urllib.parse": "urlparse parse_qs quote urlencode",
     "warnings": "catch_warnings",
 }
-_DOCSTRING_TOKENS: Final = 128
+_DOCSTRING_TOKENS: Final = 64
 _ROW_TOKENS: Final = 1024
 
 
