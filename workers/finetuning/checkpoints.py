@@ -19,8 +19,9 @@ from jobs.clock import now
 from jobs.finetuning.tables import FinetuneCheckpoint
 from jobs.ids import new_id
 from jobs.platform.storage import CHUNK, Storage, let_go
+from jobs.registry.manifests import MANIFEST, RESUME, Manifest, decode_manifest
 from workers.engines.training import checkpoint_folder
-from workers.engines.training.checkpoint_folder import MANIFEST, RESUME, Damaged, Manifest
+from workers.engines.training.checkpoint_folder import Damaged
 
 PREFIX: Final = "ftckpt_"
 FOLDER: Final = "training"
@@ -40,7 +41,7 @@ def of_job(session: Session, job_id: str) -> Sequence[FinetuneCheckpoint]:
 
 def upload(storage: Storage, folder: Path, target: str) -> dict[str, Any]:
     """Store a complete folder, its manifest last; return the columns of the checkpoint's row that describe it."""
-    manifest = checkpoint_folder.decode_manifest((folder / MANIFEST).read_bytes())
+    manifest = decode_manifest((folder / MANIFEST).read_bytes())
     for name in manifest.files:
         with (folder / name).open("rb") as source, storage.writer(f"{target}/{name}") as handle:
             shutil.copyfileobj(source, handle, CHUNK)
@@ -64,7 +65,7 @@ def download(storage: Storage, source: str, sha256: str, folder: Path, *, resume
         data = handle.read()
     if hashlib.sha256(data).hexdigest() != sha256:
         raise Damaged(f"{MANIFEST} does not have the bytes that were recorded.")
-    manifest = checkpoint_folder.decode_manifest(data)
+    manifest = decode_manifest(data)
     for name in manifest.files if resume else manifest.model_files:
         path = folder / PurePosixPath(name)
         path.parent.mkdir(parents=True, exist_ok=True)

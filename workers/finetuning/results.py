@@ -28,7 +28,7 @@ from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from jobs.platform.storage import Storage
 from jobs.registry import models
-from workers.engines.training.checkpoint_folder import MANIFEST, Manifest, decode_manifest
+from jobs.registry.manifests import MANIFEST, Manifest, decode_manifest
 from workers.finetuning import checkpoints, curve, tensorboard
 from workers.runtime.context import Context
 from workers.runtime.heartbeat import ClaimHandle

@@ -34,9 +34,10 @@ from jobs.ledger import ledger, pauses, shards
 from jobs.ledger.shards import ShardClaim
 from jobs.platform.storage import CHUNK
 from jobs.registry import models
+from jobs.registry.manifests import MANIFEST, decode_manifest
 from workers.engines import model_folders
 from workers.engines.model_folders import ModelUnavailable
-from workers.engines.training.checkpoint_folder import MANIFEST, Damaged, decode_manifest
+from workers.engines.training.checkpoint_folder import Damaged
 from workers.engines.training.protocol import (
     Checkpoint,
     Evaluation,

@@ -16,13 +16,11 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, Final
 
-import msgspec
-
 from jobs.platform.storage import CHUNK, Storage
+from jobs.registry.manifests import MANIFEST, decode_manifest
 from workers.engines import probes
 from workers.engines.port import Adapter
 
-MANIFEST: Final = "manifest.json"
 #: What an engine reads of a result; it may have more.
 NEEDED: Final = ("adapter_config.json", "adapter_model.safetensors")
 OPTIONAL: Final = (probes.FILE,)
@@ -34,14 +32,6 @@ _YOUNG_SECONDS: Final = 3600.0  # one that was fetched since is not removed
 
 class TamperedAdapter(Exception):
     """The files of a tuned model are not those that were trained."""
-
-
-class _File(msgspec.Struct, frozen=True):
-    sha256: str
-
-
-class _Manifest(msgspec.Struct, frozen=True):
-    files: dict[str, _File]
 
 
 def name_of(sha256: str) -> str:
@@ -83,7 +73,7 @@ class AdapterFiles:
             data = source.read(_MANIFEST_BYTES)
         if hashlib.sha256(data).hexdigest() != sha256:
             raise TamperedAdapter("Its manifest is not the one that was written in training.")
-        files = msgspec.json.decode(data, type=_Manifest).files
+        files = decode_manifest(data).files
         if missing := [file for file in NEEDED if file not in files]:
             raise TamperedAdapter(f"Its manifest does not name {', '.join(missing)}.")
         return {file: files[file].sha256 for file in (*NEEDED, *OPTIONAL) if file in files}

@@ -16,37 +16,14 @@ from typing import Any, Final
 import msgspec
 
 from jobs.platform.storage import CHUNK, sync_path
-
-MANIFEST: Final = "manifest.json"
-#: Files that only a run which goes on reads.
-RESUME: Final = frozenset({"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "training_args.bin"})
+from jobs.registry.manifests import MANIFEST, File, Manifest, decode_manifest
 
 
 class Damaged(Exception):
     """A file is missing, or its bytes are not those that the manifest names."""
 
 
-class File(msgspec.Struct, frozen=True):
-    """A file of a checkpoint."""
-
-    sha256: str
-    bytes: int
-
-
-class Manifest(msgspec.Struct, frozen=True):
-    """The contents of a checkpoint: its files by name. `run` describes the run: step, dtype, versions and the like."""
-
-    files: dict[str, File]
-    run: dict[str, Any]
-
-    @property
-    def model_files(self) -> dict[str, File]:
-        """Return the files without those that only a resumed run reads."""
-        return {name: file for name, file in self.files.items() if name not in RESUME}
-
-
 _encoder: Final = msgspec.json.Encoder(order="sorted")
-decode_manifest: Final = msgspec.json.Decoder(Manifest).decode
 
 
 def complete(folder: Path, run: Mapping[str, Any]) -> Manifest:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.registry.manifests import MANIFEST
 from workers.engines.training import checkpoint_folder
-from workers.engines.training.checkpoint_folder import MANIFEST, Damaged
+from workers.engines.training.checkpoint_folder import Damaged
 
 
 @pytest.fixture
