@@ -173,7 +173,7 @@ class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, _control: Any, *, model: Any, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        _tidy(folder, self._spec.base_name)
+        _tidy(folder, _public_base(self._spec), self._spec.revision)
         if state.global_step == state.max_steps or self.reason == "early_stopping":
             self._measure_forgetting(model)
         if self._prober is not None:
@@ -370,8 +370,16 @@ def _lengths(dataset: Any, columns: Sequence[str]) -> Any:
     return sum(compute.list_value_length(dataset.data.column(name)).to_numpy() for name in columns)
 
 
-def _tidy(folder: Path, base_name: str) -> None:
-    """Remove what nothing reads, and name the base instead of the folder where it lies on this machine.
+def _public_base(spec: Spec) -> str:
+    """Return the name of the base that means something on other machines: the hub's, else that of the models file."""
+    return spec.base_name if Path(spec.base).is_dir() else spec.base
+
+
+def _tidy(folder: Path, base: str, revision: str | None) -> None:
+    """Remove what nothing reads, and write configurations for those who load the model.
+
+    An adapter names its base, which is not the folder where it lies on this machine. A whole model may use a cache,
+    which training does without.
 
     The adapter that preferences are compared with is read anew by a run that is resumed; trl's trainer would load it
     in place of the one that is trained.
@@ -380,11 +388,14 @@ def _tidy(folder: Path, base_name: str) -> None:
         shutil.rmtree(folder / _REFERENCE)
     for name in _UNUSED:
         (folder / name).unlink(missing_ok=True)
-    path = folder / "adapter_config.json"
-    if path.exists():
-        config = json.loads(path.read_text())
-        config["base_model_name_or_path"] = base_name
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    facts = {
+        "adapter_config.json": {"base_model_name_or_path": base, "revision": revision},
+        "config.json": {"use_cache": True},
+    }
+    for name, values in facts.items():
+        if (folder / name).exists():
+            config = json.loads((folder / name).read_text()) | values
+            (folder / name).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _due(step: int, every: int | None) -> bool:
