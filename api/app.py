@@ -20,7 +20,7 @@ from api.evals import routes as evals
 from api.evals import runs as eval_runs
 from api.files import routes as files
 from api.files import uploads
-from api.finetuning import graders, permissions
+from api.finetuning import graders, model_files, permissions
 from api.finetuning import routes as finetuning
 from api.finetuning import validation as fine_tuning_validation
 from api.fleet import models
@@ -75,6 +75,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     fine_tuning_validation.router,
     graders.router,
     finetuning.router,
+    model_files.router,
     permissions.router,
     evals.router,
     eval_runs.router,

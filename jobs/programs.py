@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from jobs.settings import Settings
+
 _CHECKOUT: Final = Path(__file__).resolve().parents[1]
 #: The exit status of a comparison that found differences; 1 is Python's own.
 DIFFERS: Final = 3
@@ -35,3 +37,17 @@ def run_python_grader(given: str, seconds: float) -> subprocess.CompletedProcess
     return subprocess.run(  # noqa: S603 (ours)
         command, input=given, env=environment, capture_output=True, text=True, check=False, timeout=seconds
     )
+
+
+def merge_adapter(config: Settings, adapter: Path, base: str, output: Path, folder: Path | None) -> str:
+    """Merge an adapter into the model `base` of the models file, or into the model in `folder`.
+
+    Return why it could not be merged; empty when `output` has the merged model.
+    """
+    where = [str(folder.absolute())] if folder else []
+    arguments = [str(adapter.absolute()), base, str(output.absolute()), *where]
+    command = [sys.executable, "-m", "workers.engines.training.merging", *arguments]
+    environment = {**os.environ, "NIGHTMILL_DATA_DIR": str(config.data_dir)}
+    environment |= {"NIGHTMILL_MODELS_FILE": config.models_file} if config.models_file else {}
+    done = subprocess.run(command, cwd=_CHECKOUT, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 (ours)
+    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it ended without a reason"])[-1]

@@ -17,7 +17,7 @@ from api.errors import clip, explain
 from api.files.queries import expiry, get_file, insert, removed_unless_inserted, visible
 from api.files.schemas import FileDeleted, FileObject, Purpose, show_file
 from api.http.bodies import resource
-from api.http.download import send_file
+from api.http.download import BYTES_RESPONSES, Download, send_file
 from api.http.fields import ExpiresAfter, filename
 from api.http.idempotency import Idempotent
 from api.http.multipart import BYTES, Received, Sink, described, receive
@@ -43,7 +43,6 @@ _FORM = described(
     },
 )
 _EXPIRES = "expires_after"
-_BYTES = {"application/octet-stream": {"schema": BYTES}}
 
 
 @router.post("/files", response_model=FileObject, openapi_extra=_FORM)
@@ -113,21 +112,14 @@ def delete_file(
     return FileDeleted(id=file_id)
 
 
-@router.get(
-    "/files/{file_id}/content",
-    response_class=Response,
-    responses={
-        200: {"description": "The bytes", "content": _BYTES},
-        206: {"description": "A range of the bytes", "content": _BYTES},
-        416: {"description": "Range Not Satisfiable"},
-    },
-)
+@router.get("/files/{file_id}/content", response_class=Response, responses=BYTES_RESPONSES)
 async def file_content(request: Request, call: Call, file_id: str) -> Response:
     """Return a file's bytes, or one range of them."""
 
-    def look_up() -> File:
+    def look_up() -> Download:
         with call.db.read() as session:
-            return get_file(session, call, file_id)
+            file = get_file(session, call, file_id)
+            return Download(file.path, file.bytes, file.filename)
 
     file = await run_in_threadpool(look_up)
     return await send_file(call.storage, file, request.headers.get("range"))

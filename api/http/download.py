@@ -4,23 +4,38 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from http import HTTPStatus
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import quote
 
 import anyio
 from fastapi.responses import Response, StreamingResponse
 
+from api.http.multipart import BYTES
 from api.shares import run_in_threadpool
-from jobs.files.tables import File
 from jobs.platform.storage import Storage
 
 _CHUNK = 1 << 20  # bytes that are read at once
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+_BYTES = {"application/octet-stream": {"schema": BYTES}}
+#: The answers of a route that sends a file, for its description.
+BYTES_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The bytes", "content": _BYTES},
+    206: {"description": "A range of the bytes", "content": _BYTES},
+    416: {"description": "Range Not Satisfiable"},
+}
 #: The result of `_span` for a range without a byte of the file: the answer is 416.
 _NONE = (-1, -1)
 
 
-async def send_file(storage: Storage, file: File, range_header: str | None) -> Response:
+class Download(NamedTuple):
+    """A file of the storage, and the name that a client stores it under."""
+
+    path: str
+    bytes: int
+    filename: str
+
+
+async def send_file(storage: Storage, file: Download, range_header: str | None) -> Response:
     """Return the response with a file's bytes. `range_header` is the value of the Range header.
 
     A header that is malformed or names several ranges is ignored, as HTTP allows: the answer is the whole file.

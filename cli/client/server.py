@@ -9,12 +9,12 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from cli.errors import CliError
 from cli.output_files import replaced, whole
@@ -24,7 +24,7 @@ from jobs.timings import Timings
 if TYPE_CHECKING:
     from http.client import HTTPResponse
 
-    from openai import RequestOptions
+    from openai import APIResponse, RequestOptions
     from openai.types import FilePurpose
 
     from cli.up.folder import DataFolder
@@ -40,6 +40,7 @@ _UPLOAD_TIMEOUT = 3600.0
 ANSWER_TIMEOUT = 600.0  # seconds for an answer of a model
 _PAGE = 100  # entries of one page, at most
 _READ = 1 << 16
+_RAW = "X-Stainless-Raw-Response"  # with "stream", the SDK returns an answer before it has read the body
 
 
 def connect(url: str | None, api_key: str | None, data_dir: Path | None) -> "Server":
@@ -304,7 +305,11 @@ class Server:
             raise ServerUnavailable(f"the server at {self.url} broke off its answer") from error
 
     def download(self, file_id: str, path: Path) -> None:
-        """Write the content of a file to `path`, which appears when it is complete.
+        """Write the content of a file to `path`, as `fetch` does."""
+        self.fetch(f"/files/{quote(file_id, safe='')}/content", path)
+
+    def fetch(self, route: str, path: Path) -> None:
+        """Write the bytes that the server has at `route` to `path`, which appears when it is complete.
 
         Repeat the download while the server is restarted. A device or a pipe (see `whole`) gets one attempt, because it
         would receive the beginning twice.
@@ -315,7 +320,7 @@ class Server:
         began = time.monotonic()
         while True:
             try:
-                self._download(file_id, path)
+                self._fetch(route, path)
             except ServerUnavailable as error:
                 if time.monotonic() - began > self.timings.download_patience or not replaced(path):
                     raise
@@ -324,11 +329,12 @@ class Server:
                 return
             threading.Event().wait(self.timings.download_retry)
 
-    def _download(self, file_id: str, path: Path) -> None:
+    def _fetch(self, route: str, path: Path) -> None:
+        options: RequestOptions = {"headers": {_RAW: "stream"}, "timeout": _UPLOAD_TIMEOUT}
         with whole(path) as out, _told(self.url):
-            answer = self.sdk.files.with_streaming_response.content(file_id, timeout=_UPLOAD_TIMEOUT)
-            with answer as content:
-                out.writelines(content.iter_bytes())
+            answer = cast("APIResponse[object]", self.sdk.get(route, cast_to=object, options=options))
+            with closing(answer):
+                out.writelines(answer.iter_bytes())
 
 
 def _lines_of(parts: Iterator[bytes]) -> Iterator[bytes]:

@@ -161,6 +161,44 @@ def checkpoints(
     show_entries(entries, head, _checkpoint_row, as_json=as_json, has_more=entries.has_more)
 
 
+@app.command()
+def export(
+    model: Annotated[
+        str, typer.Argument(metavar="JOB|MODEL", help="The id of a job, or the name of a tuned model or a checkpoint.")
+    ],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to make.")],
+    checkpoint: Annotated[int, typer.Option(min=0, metavar="STEP", help="A checkpoint. 0: the result.")] = 0,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Write one set of weights: base and adapter together.")
+    ] = False,
+    base: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="For --merge: the folder of the base. Else the models file's.")
+    ] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Write a tuned model as files that Hugging Face tools and `vllm serve` read.
+
+    --merge computes on this machine, and needs the extra `train` here.
+    """
+    from cli.client import model_export
+
+    model_export.require_new(output)
+    if base is not None and not merge:
+        raise Trouble("--base means nothing without --merge")
+    with connect(url, api_key, data_dir) as server:
+        name = model_export.model_of(server, model, checkpoint or None)
+        if merge:
+            listed = model_export.export_merged(server, name, output, data_dir, base)
+        else:
+            listed = model_export.export(server, name, output)
+    kind = "model" if merge or listed["method"] == "full" else "adapter"
+    made = {"model": name, "base": listed["base"], "kind": kind, "path": str(output)}
+    show(made, f"{output}: {kind} of {name}", as_json=as_json)
+
+
 def _check_files(*names: str) -> None:
     for name in names:
         if name and not (_is_id(name) or Path(name).is_file()):

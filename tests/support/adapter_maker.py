@@ -36,6 +36,7 @@ def _main(model: str, *folders: str) -> None:
                 if "lora_" in name:
                     weights.normal_(0, _SCALE)
         tuned.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         probing.Prober(tuned, tokenizer).write(tuned, Path(folder), own=True)
 
 

@@ -21,9 +21,11 @@ def tuned_model(
     base: str = "fake-model",
     project: str = "default",
     files: Mapping[str, bytes] | None = None,
+    job_id: str = "",
+    step: int | None = None,
 ) -> str:
     """Store the result of a training under `name`; return the name under which engines know its adapter."""
-    job_id = new_id("ftjob-")
+    job_id = job_id or new_id("ftjob-")
     content = {
         "adapter_config.json": json.dumps({"peft_type": "LORA", "base_model_name_or_path": base}).encode(),
         "adapter_model.safetensors": f"the weights of {name}".encode(),
@@ -45,6 +47,7 @@ def tuned_model(
             location=location,
             sha256=sha256,
             manifest={},
+            checkpoint_step=step,
         )
     return name_of(sha256)
 

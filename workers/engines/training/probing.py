@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from workers.engines import probes
+from workers.engines.port import Score
 from workers.engines.probes import Probe
 
 
@@ -75,6 +76,13 @@ class Prober:
             pad_token_id=self._pad,
         )[0].tolist()
         return whole[len(ids) :]
+
+
+def score(model: Any, known: Sequence[Probe]) -> list[Score]:
+    """Return how a model reads and continues the chats of these probes, as they were tokenised in training."""
+    with _inference(model):
+        tokens = [([*probe.token_ids, *probe.continuation], len(probe.token_ids)) for probe in known]
+        return [Score(tuple(ids[:prompt]), _logprobs(model, ids, prompt)) for ids, prompt in tokens]
 
 
 @contextmanager

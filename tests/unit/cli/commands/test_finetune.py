@@ -11,12 +11,16 @@ from typer.testing import CliRunner, Result
 
 from cli.commands import finetune
 from cli.main import app
+from jobs import programs
 from jobs.clock import now
 from jobs.finetuning import examination, training_events
 from jobs.finetuning.examination import Findings, Part
+from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetuneCheckpoint
 from jobs.ledger import ledger
 from jobs.ledger.states import JobState
+from jobs.ledger.tables import Job
+from tests.support import adapters
 from tests.support.web import make_key, running_app, serve
 from tests.unit.api.finetuning.test_fine_tuning import add_worker
 from tests.unit.api.finetuning.test_fine_tuning_validation import measured
@@ -147,6 +151,96 @@ def test_a_long_curve_is_as_wide_as_a_line(client: Client) -> None:
     assert training == f"training loss    1000.000 {training.split()[3]} 1.000"
     assert (len(training.split()[3]), training.split()[3][0], training.split()[3][-1]) == (60, "█", "▁")
     assert validation.split()[3] == "▁" * 60
+
+
+@pytest.fixture
+def tuned(client: Client, rows: str) -> dict[str, str]:
+    """A job with a result, and a checkpoint of another job: their ids and names."""
+    services = client.web.state.services
+    names = {"checkpoint_job": submit(client, rows), "job": submit(client, rows)}
+    with services.db.write() as session:
+        for key in ("job", "checkpoint_job"):
+            names[f"{key}_model"] = FineTuning.model_validate(session.get_one(Job, names[key]).payload).result
+        session.get_one(Job, names["job"]).state = JobState.SUCCEEDED
+    client.end(names["checkpoint_job"])
+    adapters.tuned_model(services.db, services.storage, names["job_model"], base=MODEL, job_id=names["job"])
+    checkpoint = f"{names['checkpoint_job_model']}:ckpt-step-2"
+    adapters.tuned_model(services.db, services.storage, checkpoint, job_id=names["checkpoint_job"], step=2)
+    return names
+
+
+def weights(folder: Path) -> str:
+    return (folder / "adapter_model.safetensors").read_text()
+
+
+def test_a_result_is_exported_by_its_job_or_its_name(client: Client, tuned: dict[str, str], tmp_path: Path) -> None:
+    for number, asked in enumerate((tuned["job"], tuned["job_model"])):
+        output = tmp_path / f"out-{number}"
+        (told,) = client.told("export", asked, "--output", str(output))
+
+        assert told == {"model": tuned["job_model"], "base": MODEL, "kind": "adapter", "path": str(output)}
+        assert weights(output) == f"the weights of {tuned['job_model']}"
+        assert {file.name for file in output.iterdir()} == {
+            "adapter_config.json", "adapter_model.safetensors", "manifest.json",
+        }  # fmt: skip
+
+
+def test_a_checkpoint_is_exported_by_its_step(client: Client, tuned: dict[str, str], tmp_path: Path) -> None:
+    name = f"{tuned['checkpoint_job_model']}:ckpt-step-2"
+    for number, asked in enumerate(("checkpoint_job", "checkpoint_job_model")):
+        output = tmp_path / f"out-{number}"
+        client.told("export", tuned[asked], "--checkpoint", "2", "--output", str(output))
+
+        assert weights(output) == f"the weights of {name}"
+
+
+def test_a_job_without_such_a_model_names_its_checkpoints(
+    client: Client, tuned: dict[str, str], tmp_path: Path
+) -> None:
+    output = str(tmp_path / "out")
+
+    none = client("export", tuned["checkpoint_job"], "--output", output)
+    other = client("export", tuned["checkpoint_job"], "--checkpoint", "3", "--output", output)
+
+    assert "its status is failed; steps with a checkpoint, for --checkpoint: 2" in str(none.exception)
+    assert "no checkpoint of step 3" in str(other.exception)
+
+
+def test_a_file_that_was_changed_is_not_exported(client: Client, tuned: dict[str, str], tmp_path: Path) -> None:
+    services = client.web.state.services
+    location = adapters.location_of(services.db, tuned["job_model"])
+    size = services.storage.size(f"{location}/adapter_model.safetensors")
+    services.storage.put(f"{location}/adapter_model.safetensors", b"x" * size)
+
+    done = client("export", tuned["job"], "--output", str(tmp_path / "out"))
+
+    assert "bytes" in str(done.exception)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_folder_with_files_is_not_written_to(client: Client, tuned: dict[str, str], tmp_path: Path) -> None:
+    done = client("export", tuned["job"], "--output", str(tmp_path))
+
+    assert "no empty folder" in str(done.exception)
+
+
+def test_an_adapter_is_merged_into_the_base(
+    client: Client, tuned: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def merge(_config: object, adapter: Path, base: str, output: Path, folder: Path | None) -> str:
+        (output / "model.safetensors").write_text(f"{base} {folder} {weights(adapter)}")
+        return "" if folder else "it does not fit"
+
+    monkeypatch.setattr(programs, "merge_adapter", merge)
+    output = tmp_path / "out"
+
+    failed = client("export", tuned["job"], "--merge", "--output", str(output))
+    (told,) = client.told("export", tuned["job"], "--merge", "--base", "base", "--output", str(output))
+
+    assert "was not merged: it does not fit" in str(failed.exception)
+    assert told["kind"] == "model"
+    assert (output / "model.safetensors").read_text() == f"{MODEL} base the weights of {tuned['job_model']}"
+    assert not list(tmp_path.glob("out.*"))
 
 
 def found(errors: list[dict[str, Any]]) -> Findings:

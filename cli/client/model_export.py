@@ -1,0 +1,102 @@
+"""Export a tuned model: its files from the server, checked by hash, and merged into the base where that is asked for.
+
+files, SHA-256 ─▶ OUTPUT.part ── each hash is right ──┬─▶ OUTPUT
+                                                      └─▶ merged in a process of its own ─▶ OUTPUT
+"""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from cli.client.server import Server
+from cli.errors import Trouble
+from cli.terminal import say
+from cli.up.effective import running
+from jobs import programs
+
+_READ = 1 << 20
+_CHECKPOINT = ":ckpt-step-"
+
+
+def model_of(server: Server, name: str, step: int | None) -> str:
+    """Return the name of the model to export: of a job, of a checkpoint of it, or `name` itself. Raises Trouble."""
+    if not name.startswith("ftjob-"):
+        return name if step is None else f"{name.partition(_CHECKPOINT)[0]}{_CHECKPOINT}{step}"
+    job = server.get(f"/fine_tuning/jobs/{quote(name, safe='')}")
+    if step is None and job["fine_tuned_model"]:
+        return str(job["fine_tuned_model"])
+    checkpoints = server.pages(f"/fine_tuning/jobs/{job['id']}/checkpoints", {}, 1000)
+    steps = {row["step_number"]: str(row["fine_tuned_model_checkpoint"]) for row in checkpoints}
+    if step in steps:
+        return steps[step]
+    there = ", ".join(map(str, sorted(steps))) or "none"
+    missing = f"no checkpoint of step {step}" if step is not None else f"no model: its status is {job['status']}"
+    raise Trouble(f"{name} has {missing}; steps with a checkpoint, for --checkpoint: {there}")
+
+
+def export(server: Server, model: str, output: Path) -> dict[str, Any]:
+    """Write the files of a model to a new folder; return what the server says of them. Raises Trouble."""
+    route = f"/fine_tuning/models/{quote(model, safe='/:')}/files"
+    listed = server.get(route)
+    with _whole_folder(output) as folder:
+        for file in listed["data"]:
+            path = folder / Path(file["name"]).name
+            server.fetch(f"{route}/{quote(file['name'], safe='')}", path)
+            if _sha256(path) != file["sha256"]:
+                raise Trouble(f"{file['name']} does not have the bytes that were trained; nothing was exported")
+    return listed
+
+
+def export_merged(server: Server, model: str, output: Path, data_dir: Path | None, base: Path | None) -> dict[str, Any]:
+    """Write a model to a new folder as one set of weights; return what the server says of its files. Raises Trouble."""
+    config = running(data_dir)
+    with _whole_folder(output) as folder:
+        adapter = folder.with_name(f"{folder.name}.adapter")
+        shutil.rmtree(adapter, ignore_errors=True)
+        try:
+            listed = export(server, model, adapter)
+            if listed["method"] == "full":
+                folder.rmdir()
+                adapter.rename(folder)
+            else:
+                say(f"merging into {listed['base']}", err=True)
+                if reason := programs.merge_adapter(config, adapter, listed["base"], folder, base):
+                    raise Trouble(f"{model} was not merged: {reason}")
+        finally:
+            shutil.rmtree(adapter, ignore_errors=True)
+    return listed
+
+
+def require_new(output: Path) -> None:
+    """Raise Trouble if no folder can be made at `output`, or if files are there already."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise Trouble(f"{output} exists and is no empty folder")
+    if not output.absolute().parent.is_dir():
+        raise Trouble(f"{output}: there is no such folder to make it in")
+
+
+@contextmanager
+def _whole_folder(output: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes `output` when the block ends without an error."""
+    partial = output.absolute().with_name(f"{output.absolute().name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        yield partial
+        partial.replace(output)
+    except OSError as error:
+        raise Trouble(f"{output}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while data := handle.read(_READ):
+            digest.update(data)
+    return digest.hexdigest()
