@@ -12,6 +12,7 @@ class Queue(StrEnum):
     EMBED = "gpu.embed"
     GENERATE = "gpu.generate"
     FINETUNE = "gpu.finetune"
+    TUNED = "gpu.tuned"  # answer with tuned models that have weights of their own
     WEBHOOKS = "io.webhooks"
 
 

@@ -77,6 +77,10 @@ class Timings:
     quiet_look: float = 5.0  # between looks at whether the machine is quiet enough to measure on it
     quiet_patience: float = 3600.0  # with a machine that is never quiet
 
+    tuned_turn: float = 60.0  # of a whole tuned model while others wait for the engine
+    tuned_retry: float = 30.0  # until one that could not be opened is tried again, once and then twice as long
+    tuned_rest: float = 600.0  # for which one is refused that could not be opened three times
+
     # workers.vectors
     vectors_retry: float = 30.0  # of beginning again after a race that was lost against another process
     vectors_connect: float = 3.0  # to a server

@@ -1,7 +1,8 @@
-"""A worker process: `python -m workers cpu|gpu|embed|finetune|io`.
+"""A worker process: `python -m workers cpu|gpu|embed|finetune|tuned|io`.
 
     cpu     prefork, spawned children, each a worker of its own
     gpu     threads over one generation engine          embed   threads over one embedding engine
+    tuned   threads over an engine for one whole tuned model at a time
     io      threads over one delivery loop                finetune   one training at a time, in a child process
 
 `gpu QUEUE` and `embed QUEUE` serve another queue that models.yaml names.
@@ -10,6 +11,7 @@
 import os
 import sys
 from functools import partial
+from typing import Final
 
 from jobs import logs
 from jobs.fleet.models_file import ANY_MODEL
@@ -20,6 +22,9 @@ from workers import app as celery_app
 from workers import engine_process, tasks
 from workers.finetuning import capability_check, scratch, tracking
 from workers.runtime.context import Pool, build
+
+#: The queues of the pools with engines.
+_ENGINES: Final = {"gpu": Queue.GENERATE, "embed": Queue.EMBED, "tuned": Queue.TUNED}
 
 
 def main(arguments: list[str]) -> None:
@@ -33,11 +38,11 @@ def main(arguments: list[str]) -> None:
         _threads(config, Pool("io", (Queue.WEBHOOKS,), slots=1), 4)
     elif pool == "finetune":
         _threads(config, Pool("finetune", (Queue.FINETUNE,), slots=1, models=(ANY_MODEL,)), 1, trains=True)
-    elif pool in ("gpu", "embed"):
+    elif pool in _ENGINES:
         memory.few_arenas()  # shards' threads are many, and so are LanceDB's
-        engine_process.run(config, pool, queue or (Queue.GENERATE if pool == "gpu" else Queue.EMBED))
+        engine_process.run(config, pool, queue or _ENGINES[pool])
     else:
-        raise SystemExit(f"unknown pool {pool!r}: one of cpu, gpu, embed, finetune, io")
+        raise SystemExit(f"unknown pool {pool!r}: one of cpu, gpu, embed, finetune, tuned, io")
 
 
 def _cpu(config: Settings) -> None:

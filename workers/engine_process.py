@@ -1,4 +1,4 @@
-"""Run a worker of the pools `gpu` and `embed`: build its engines, bring them up and keep them current.
+"""Run a worker of the pools `gpu`, `embed` and `tuned`: build its engines, bring them up and keep them current.
 
     Celery's threads ────────┐
     interactive consumer ────┴──▶ middleware ──▶ router ──▶ engines        all on the loop of the engine host
@@ -24,6 +24,7 @@ from jobs.inference import responses
 from jobs.inference.interactive import redis_url
 from jobs.platform import memory
 from jobs.platform.limiters import SharedExclusiveLock
+from jobs.queues import Queue
 from jobs.retrieval import searches
 from jobs.security.tables import Project
 from jobs.settings import Settings
@@ -31,7 +32,7 @@ from workers import app as celery_app
 from workers import tasks
 from workers.batches.slot_scheduler import SlotScheduler
 from workers.engines.build_engines import build as build_router
-from workers.engines.build_engines import outdated, refresh
+from workers.engines.build_engines import build_tuned, outdated, refresh
 from workers.engines.router import Router
 from workers.inference.consumer import InteractiveConsumer, Limits
 from workers.inference.peer_client import ModelRouter, PeerClient
@@ -61,7 +62,7 @@ def run(config: Settings, name: str, queue: str) -> None:
     log_tail = LogTail()
     pool = Pool(name, (queue,), slots=config.shards_in_flight, state="starting")
     context = build(config, pool)
-    engine = build_router(config, _models(context), queue, ExternalPermissions(context.db).allows, context.timings)
+    engine, whole = _build_router(context, queue), queue == Queue.TUNED
     others = SharedExclusiveLock(config.data_dir / "run" / queue, config.lease_seconds)
     engine_health = EngineHealth(context, engine, queue, log_tail)
     peers, response_cache = PeerClient(context), ResponseCache(context.db, config.cache_max_bytes, context.timings)
@@ -75,7 +76,7 @@ def run(config: Settings, name: str, queue: str) -> None:
         response_cache=response_cache,
         tuned_models=TunedModels(
             context.db,
-            AdapterFiles(context.storage, config.data_dir / "run" / "adapters"),
+            AdapterFiles(context.storage, config.data_dir / "run" / ("tuned" if whole else "adapters"), whole=whole),
             serves=lambda name: engine.engines.having(name) is not None,
             version_of=engine.version_of,
             timings=context.timings,
@@ -128,6 +129,13 @@ def _consumer(context: Context, host: EngineHost, deps: PipelineDeps, queue: str
 
 def _counting(host: EngineHost, deps: PipelineDeps) -> TokenCounter:
     return TokenCounter(host, deps.measure, deps.search, deps.context_budgets, deps.tuned_models.resolve)
+
+
+def _build_router(context: Context, queue: str) -> Router:
+    registry = _models(context)
+    if queue == Queue.TUNED:
+        return build_tuned(context.config, context.models, context.timings)
+    return build_router(context.config, registry, queue, ExternalPermissions(context.db).allows, context.timings)
 
 
 def _models(context: Context) -> Registry:

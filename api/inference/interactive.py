@@ -44,6 +44,7 @@ from jobs.ids import new_id
 from jobs.inference.client import parse_position
 from jobs.inference.interactive import AnswerEntry, QueuedRequest, Resumable
 from jobs.ledger import pauses
+from jobs.queues import Queue
 from jobs.registry.models import base_model_of, is_tuned
 
 _HEADER_VALUE: Final = re.compile("[!-~]{1,1024}")
@@ -266,11 +267,11 @@ def _live_queue(call: CallContext, url: str, model: str) -> str:
         if queue is None:
             raise NoWorker
         off = pauses.paused(session)
-        if off.stops(queue, model, call.project_id, base_model_of(model)):
+        if off.stops(queue, model, call.project_id, routing.needed_model(queue, model)):
             raise Unavailable("The operator has paused this model.", code="paused")
         _check_loaded(session, call, queue, model)
         if not _served(session, call, queue, model):
-            raise _no_worker(model)
+            raise _no_worker(queue, model)
     return queue
 
 
@@ -287,7 +288,7 @@ def _still_served(call: CallContext, queue: str, model: str) -> bool:
     with call.db.read() as session:
         if not _served(session, call, queue, model):
             _check_loaded(session, call, queue, model)
-            raise _no_worker(model)
+            raise _no_worker(queue, model)
     return True
 
 
@@ -301,7 +302,10 @@ def _check_loaded(session: Session, call: CallContext, queue: str, model: str) -
         raise ModelLoading(f"The model '{clip(model)}' is loading {progress}. Ask again in a moment.")
 
 
-def _no_worker(model: str) -> NoWorker:
+def _no_worker(queue: str, model: str) -> NoWorker:
+    if queue == Queue.TUNED:
+        start = "start one with `nightmill up --with tuned` or `python -m workers tuned`"
+        return NoWorker(f"No process serves models with weights of their own, such as '{clip(model)}': {start}.")
     return NoWorker(f"No live worker serves the model '{clip(model)}' now.")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from cli.client.server import Server
-from cli.errors import Trouble
+from cli.errors import CliError
 from cli.terminal import say
 from cli.up.effective import running
 from jobs import programs
@@ -23,7 +23,7 @@ _CHECKPOINT = ":ckpt-step-"
 
 
 def model_of(server: Server, name: str, step: int | None) -> str:
-    """Return the name of the model to export: of a job, of a checkpoint of it, or `name` itself. Raises Trouble."""
+    """Return the name of the model to export: of a job, of a checkpoint of it, or `name` itself. Raises CliError."""
     if not name.startswith("ftjob-"):
         return name if step is None else f"{name.partition(_CHECKPOINT)[0]}{_CHECKPOINT}{step}"
     job = server.get(f"/fine_tuning/jobs/{quote(name, safe='')}")
@@ -35,11 +35,11 @@ def model_of(server: Server, name: str, step: int | None) -> str:
         return steps[step]
     there = ", ".join(map(str, sorted(steps))) or "none"
     missing = f"no checkpoint of step {step}" if step is not None else f"no model: its status is {job['status']}"
-    raise Trouble(f"{name} has {missing}; steps with a checkpoint, for --checkpoint: {there}")
+    raise CliError(f"{name} has {missing}; steps with a checkpoint, for --checkpoint: {there}")
 
 
 def export(server: Server, model: str, output: Path) -> dict[str, Any]:
-    """Write the files of a model to a new folder; return what the server says of them. Raises Trouble."""
+    """Write the files of a model to a new folder; return what the server says of them. Raises CliError."""
     route = f"/fine_tuning/models/{quote(model, safe='/:')}/files"
     listed = server.get(route)
     with _whole_folder(output) as folder:
@@ -47,12 +47,12 @@ def export(server: Server, model: str, output: Path) -> dict[str, Any]:
             path = folder / Path(file["name"]).name
             server.fetch(f"{route}/{quote(file['name'], safe='')}", path)
             if _sha256(path) != file["sha256"]:
-                raise Trouble(f"{file['name']} does not have the bytes that were trained; nothing was exported")
+                raise CliError(f"{file['name']} does not have the bytes that were trained; nothing was exported")
     return listed
 
 
 def export_merged(server: Server, model: str, output: Path, data_dir: Path | None, base: Path | None) -> dict[str, Any]:
-    """Write a model to a new folder as one set of weights; return what the server says of its files. Raises Trouble."""
+    """Write a model to a new folder as one set of weights; return what the server lists. Raises CliError."""
     config = running(data_dir)
     with _whole_folder(output) as folder:
         adapter = folder.with_name(f"{folder.name}.adapter")
@@ -65,18 +65,18 @@ def export_merged(server: Server, model: str, output: Path, data_dir: Path | Non
             else:
                 say(f"merging into {listed['base']}", err=True)
                 if reason := programs.merge_adapter(config, adapter, listed["base"], folder, base):
-                    raise Trouble(f"{model} was not merged: {reason}")
+                    raise CliError(f"{model} was not merged: {reason}")
         finally:
             shutil.rmtree(adapter, ignore_errors=True)
     return listed
 
 
 def require_new(output: Path) -> None:
-    """Raise Trouble if no folder can be made at `output`, or if files are there already."""
+    """Raise CliError if no folder can be made at `output`, or if files are there already."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise Trouble(f"{output} exists and is no empty folder")
+        raise CliError(f"{output} exists and is no empty folder")
     if not output.absolute().parent.is_dir():
-        raise Trouble(f"{output}: there is no such folder to make it in")
+        raise CliError(f"{output}: there is no such folder to make it in")
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def _whole_folder(output: Path) -> Iterator[Path]:
         yield partial
         partial.replace(output)
     except OSError as error:
-        raise Trouble(f"{output}: {error.strerror}") from error
+        raise CliError(f"{output}: {error.strerror}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

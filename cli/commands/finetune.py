@@ -187,7 +187,7 @@ def export(
 
     model_export.require_new(output)
     if base is not None and not merge:
-        raise Trouble("--base means nothing without --merge")
+        raise CliError("--base means nothing without --merge")
     with connect(url, api_key, data_dir) as server:
         name = model_export.model_of(server, model, checkpoint or None)
         if merge:

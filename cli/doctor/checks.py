@@ -18,6 +18,7 @@ CHECKS: tuple[Callable[[Patient], Iterable[Finding]], ...] = (
     stored.disk,
     stored.database,
     stored.quarantined,
+    stored.tuned_models,
     stored.files,
     reachable.broker,
     reachable.streams,

@@ -2,26 +2,32 @@
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from cli.doctor.findings import Finding, Patient, broken, fine, warning
 from cli.up.effective import without_secrets
 from cli.up.procfile import CODE
 from jobs.db.engine import Database
 from jobs.errors import NightmillError
-from jobs.fleet import quarantine
+from jobs.fleet import quarantine, workers
 from jobs.platform.storage import open_storage
+from jobs.queues import Queue
+from jobs.registry import models
 from jobs.retrieval.source_locations import meets
 
 _RELEASE = "python -m jobs.bootstrap"
 _GB = 1 << 30
+T = TypeVar("T")
 
 
 def data_folder(patient: Patient) -> Iterator[Finding]:
@@ -85,20 +91,33 @@ def _schema(shown: str, heads: set[str]) -> Finding:
 
 def quarantined(patient: Patient) -> Iterator[Finding]:
     """List the models whose engines died too often and are not started again."""
+    rows = _read(patient, quarantine.listed) or ()
+    for row in rows:
+        fix = f"correct what its log says, then `nightmill resume model {row.model}`"
+        yield (warning if row.trial else broken)(f"engine of {row.model}", "; ".join(quarantine.describe(row)), fix)
+
+
+def tuned_models(patient: Patient) -> Iterator[Finding]:
+    """Check that a process serves the tuned models that have weights of their own, if there are any."""
+    whole = _read(patient, models.count_whole)
+    if whole and not _read(patient, partial(workers.alive, queue=Queue.TUNED)):
+        message = f"{whole} with weights of their own, and no process serves such models"
+        yield warning("tuned models", message, "`nightmill up --with tuned`, or `python -m workers tuned`")
+
+
+def _read(patient: Patient, read: Callable[[Session], T]) -> T | None:
+    """Return what `read` finds in the database; None where the check of the database reports why not."""
     url = make_url(patient.config.database)
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
-        return
+        return None
     db = Database(patient.config.database, patience=3)
     try:
         with db.read() as session:
-            quarantines = [(row.model, bool(row.trial), quarantine.describe(row)) for row in quarantine.listed(session)]
+            return read(session)
     except (SQLAlchemyError, NightmillError):
-        return  # the check of the database reports it
+        return None
     finally:
         db.close()
-    for model, on_trial, sentences in quarantines:
-        fix = f"correct what its log says, then `nightmill resume model {model}`"
-        yield (warning if on_trial else broken)(f"engine of {model}", "; ".join(sentences), fix)
 
 
 def files(patient: Patient) -> Iterator[Finding]:

@@ -1,7 +1,7 @@
 """`nightmill up`: run every process of the Procfile, and the embedded broker, on one data folder."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +11,8 @@ from cli.errors import CliError
 
 if TYPE_CHECKING:
     from cli.up.folder import DataFolder
-    from jobs.settings import Settings
+    from cli.up.installation import Installation
+    from cli.up.procfile import Line
 
 
 def up(
@@ -43,15 +44,20 @@ def up(
         bool, typer.Option("--detach", "-d", help="Return when the API takes requests; `nightmill down` stops it.")
     ] = False,
     lines: Annotated[Path | None, typer.Option("--procfile", help="Run the processes of another Procfile.")] = None,
+    optional: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="NAME", help="Start an optional process too, such as tuned; may be repeated."),
+    ] = None,
     unlisted: Annotated[
         bool, typer.Option("--unlisted", hidden=True, help="Start a deployment that other commands do not find.")
     ] = False,
 ) -> None:
     """Start every process on this machine and keep them running until Ctrl-C or `nightmill down`."""
-    from cli.up import deployments
+    from cli.up import deployments, procfile
     from cli.up.background import detached
     from cli.up.effective import for_up
     from cli.up.folder import DataFolder
+    from cli.up.installation import Installation
     from cli.up.readiness import reached
 
     if detach and verbose:
@@ -60,29 +66,25 @@ def up(
     folder = DataFolder(config.data_dir)
     os.umask(0o077)  # files here may contain prompts, answers and secrets
     folder.make()
+    parsed = procfile.load(lines or procfile.PACKAGED, optional or ())
+    root = lines.absolute().parent if lines else procfile.CODE
 
     def run() -> int:
-        return _run(config, folder, lines, verbose, lambda: None if unlisted else deployments.remember(folder))
+        here = Installation(config, folder, root, os.getpid(), verbose)
+        return _run(here, parsed, folder, lambda: None if unlisted else deployments.remember(folder))
 
     raise typer.Exit(detached(folder, reached(config.host, config.port), run) if detach else run())
 
 
-def _run(
-    config: "Settings", folder: "DataFolder", lines: Path | None, verbose: bool, locked: Callable[[], None]
-) -> int:
+def _run(here: "Installation", lines: "Sequence[Line]", folder: "DataFolder", locked: Callable[[], None]) -> int:
     """Supervise the processes until a signal ends it. Call `locked` when this process has locked the folder."""
-    from cli.up import procfile
     from cli.up.guard import guarded
-    from cli.up.installation import Installation
 
-    parsed = procfile.load(lines or procfile.PACKAGED)
-    root = lines.absolute().parent if lines else procfile.CODE
     lock = folder.lock()
     locked()
-    here = Installation(config, folder, root, os.getpid(), verbose)
     killed = folder.kill_leftovers()
     here.check()
-    code = guarded(lambda guard: here.run(parsed, guard, killed))
+    code = guarded(lambda guard: here.run(lines, guard, killed))
     folder.run_file.unlink(missing_ok=True)  # a killed supervisor leaves it behind
     lock.close()
     return code

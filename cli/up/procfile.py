@@ -1,12 +1,13 @@
 """Read a Procfile: one process a line, `name: NAME=value … program argument …`, run without a shell.
 
-`release` runs to its end before the others start; the others run side by side.
+`release` runs to its end before the others start; the others run side by side. A comment `# optional name: program …`
+is a line that runs where it is named, and only a comment for other readers of the file.
 """
 
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,7 @@ RELEASE = "release"
 PACKAGED = Path(__file__).with_name("Procfile")
 #: The folder of the packages: a checkout, or `site-packages` of their environment.
 CODE = Path(__file__).resolve().parents[2]
+_OPTIONAL = re.compile(r"^#\s*optional\s+(?=[A-Za-z0-9_-]+:\s)")
 _LINE = re.compile(r"^([A-Za-z0-9_-]+):\s+(\S.*)$")
 _ASSIGNMENT = re.compile(r"^([A-Za-z_][A-Za-z0-9_]*)=(.*)$", re.DOTALL)
 _SHELL = frozenset({"|", "||", "&", "&&", ";", "<", ">", ">>", "2>&1"})
@@ -31,17 +33,22 @@ class Line:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def load(path: Path) -> list[Line]:
-    """Return the lines in their order. Raises CliError with the number of an invalid line."""
+def load(path: Path, optional: Collection[str] = ()) -> list[Line]:
+    """Return the lines in their order, then those `optional` ones that are named.
+
+    Raises CliError with the number of an invalid line, or for a name that no optional line has.
+    """
     try:
         text = path.read_text()
     except OSError as error:
         raise CliError(f"cannot read {path}: {error.strerror}") from error
-    lines = [
-        _parse(path, number, line.strip())
-        for number, line in enumerate(text.splitlines(), start=1)
-        if line.strip() and not line.lstrip().startswith("#")
-    ]
+    numbered = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
+    lines = [_parse(path, number, line) for number, line in numbered if line and not line.startswith("#")]
+    others = [_parse(path, number, _OPTIONAL.sub("", line)) for number, line in numbered if _OPTIONAL.match(line)]
+    more = {line.name: line for line in others}
+    if unknown := [name for name in optional if name not in more]:
+        raise CliError(f"{path} has no optional line '{unknown[0]}'; it has: {', '.join(more) or 'none'}")
+    lines += [more[name] for name in dict.fromkeys(optional)]
     names = [line.name for line in lines]
     for name in names:
         if names.count(name) > 1:

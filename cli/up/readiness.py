@@ -23,6 +23,7 @@ POOLS: Mapping[str, str] = {
     "gpu": "gpu.generate",
     "embed": "gpu.embed",
     "finetune": "gpu.finetune",
+    "tuned": "gpu.tuned",
     "io": "io.webhooks",
 }
 

@@ -159,6 +159,8 @@ class Model(_Checked):
 
     @model_validator(mode="after")
     def _engine_fits_source(self) -> Self:
+        if self.queue in (Queue.FINETUNE, Queue.TUNED):
+            raise ValueError(f"{self.queue} is the queue of a process that serves no model of this file")
         remote = self.engine is EngineKind.HTTP
         if remote != bool(self.source.urls):
             raise ValueError("engine http and source urls belong together")

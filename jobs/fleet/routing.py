@@ -1,9 +1,11 @@
 """Find the queue of a model's name, or the reason why it has none.
 
 configured name ─▶ name that an endpoint showed ─▶ tuned model ─▶ alias ─▶ an endpoint that takes any name
+
+An adapter is served where its base is, a tuned model with weights of its own by the process `tuned`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
 from sqlalchemy import select
@@ -11,10 +13,11 @@ from sqlalchemy.orm import Session
 
 from jobs.batches.lines import quoted
 from jobs.fleet import workers as fleet
-from jobs.fleet.models_file import ANY_MODEL, EngineKind, Registry
+from jobs.fleet.models_file import ANY_MODEL, GENERATION, EngineKind, Registry
 from jobs.fleet.tables import Model
 from jobs.queues import Queue
 from jobs.registry import models as tuned_models
+from jobs.registry.tables import TunedModel
 from jobs.security.tables import Project
 from jobs.settings import Settings
 
@@ -34,7 +37,7 @@ class NotYet(Exception):
 
 
 class Route(NamedTuple):
-    """The queue whose workers serve a name. For a tuned model `serves_as` is the base that they must have."""
+    """The queue whose workers serve a name. For an adapter `serves_as` is the base that they must have."""
 
     queue: str
     serves_as: str | None = None
@@ -45,9 +48,18 @@ def route(
 ) -> Route:
     """Return which workers serve `name` at `endpoint`. Raises NotServed, NotYet."""
     known = name in registry.models or not tuned_models.is_tuned(name) or session.get(Model, name) is not None
-    base = None if known else _base_of(session, registry, name, project_id)
-    queue = _queue(session, config, registry, base or name, endpoint, project_id)
-    return Route(queue, base)
+    tuned = None if known else _tuned(session, registry, name, project_id)
+    if tuned is not None and tuned.method == tuned_models.FULL:
+        base_model = registry.models.get(tuned.base)
+        _check_serves(name, base_model.endpoints if base_model else GENERATION, endpoint)
+        return Route(Queue.TUNED)
+    base = None if tuned is None else tuned.base
+    return Route(_queue(session, config, registry, base or name, endpoint, project_id), base)
+
+
+def needed_model(queue: str, name: str) -> str:
+    """Return the model that a worker of `queue` must have to answer for `name`: for an adapter its base."""
+    return name if queue == Queue.TUNED else tuned_models.base_model_of(name)
 
 
 def queue_of(
@@ -68,10 +80,14 @@ def _queue(session: Session, config: Settings, registry: Registry, name: str, en
     configured = configured or registry.models.get(registry.aliases.get(name, ""))
     if configured is None:
         return _wildcard(session, config, registry, name, endpoint, project_id)
-    if endpoint not in configured.endpoints:
-        raise NotServed(f"The model '{name}' does not serve {endpoint}.", "model_not_supported")
+    _check_serves(name, configured.endpoints, endpoint)
     _check_external(session, configured.external, name, project_id)
     return configured.queue
+
+
+def _check_serves(name: str, endpoints: Collection[str], endpoint: str) -> None:
+    if endpoint not in endpoints:
+        raise NotServed(f"The model '{quoted(name)}' does not serve {endpoint}.", "model_not_supported")
 
 
 def engines(session: Session, registry: Registry) -> dict[str, str]:
@@ -105,21 +121,18 @@ def names_of(session: Session, registry: Registry, endpoint: str, project_id: st
     ]
 
 
-def _base_of(session: Session, registry: Registry, name: str, project_id: str) -> str | None:
-    """Return the base of a tuned model; None for a name that the project may not ask for, as for an unknown one."""
+def _tuned(session: Session, registry: Registry, name: str, project_id: str) -> TunedModel | None:
+    """Return a tuned model; None for a name that the project may not ask for, as for an unknown one."""
     model = tuned_models.find_even_deleted(session, name, project_id)
     if model is not None and model.state == tuned_models.FAILED_PROBE:
         raise NotServed(f"The model '{quoted(name)}' failed its probe and is not served.", "failed_probe")
     if model is not None and model.state == tuned_models.DELETED:
         raise NotServed(f"The model '{quoted(name)}' was deleted.")
-    if model is not None and model.method == tuned_models.FULL:
-        message = f"The model '{quoted(name)}' has weights of its own, which no worker serves: export it."
-        raise NotServed(message, "model_not_supported")
-    base = None if model is None else registry.models.get(model.base)
+    base = None if model is None or model.method == tuned_models.FULL else registry.models.get(model.base)
     if base is not None and base.engine is EngineKind.VLLM and not base.engine_args.get("enable_lora"):
         message = f"The model '{quoted(name)}' needs `enable_lora: true` in the engine_args of '{base.name}'."
         raise NotServed(message, "model_not_supported")
-    return None if model is None else model.base
+    return model
 
 
 def _wildcard(session: Session, config: Settings, registry: Registry, name: str, endpoint: str, project_id: str) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import and_, exists, or_, select, update
+from sqlalchemy import and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from jobs.clock import now
@@ -88,6 +88,12 @@ def find_even_deleted(session: Session, name: str, project_id: str) -> TunedMode
 def served_hashes(session: Session) -> set[str]:
     """Return the SHA-256 of all models that are served."""
     return set(session.scalars(select(TunedModel.sha256).where(TunedModel.state == READY)))
+
+
+def count_whole(session: Session) -> int:
+    """Return how many models of jobs are served with weights of their own. Checkpoints are left out."""
+    which = TunedModel.state == READY, TunedModel.method == FULL, TunedModel.checkpoint_step.is_(None)
+    return session.scalar(select(func.count()).select_from(TunedModel).where(*which)) or 0
 
 
 def fail_probe(session: Session, model_id: str) -> None:

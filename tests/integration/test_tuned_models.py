@@ -1,5 +1,6 @@
 """Batches that ask for tuned models: the base's workers run them, each line is answered by its own adapter."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,12 @@ from jobs.db.engine import Database
 from jobs.ledger import pauses
 from jobs.ledger.pauses import Scope
 from jobs.ledger.states import JobState
+from jobs.queues import Queue
+from jobs.timings import Timings
 from tests.support import adapters
 from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
 from workers.engines.fake import FakeEngine
+from workers.engines.swapped_engine import SwappedEngine
 
 ACME, RIVAL = "ft:fake-model:acme:support:abc", "ft:fake-model:rival:support:def"
 
@@ -68,6 +72,68 @@ def test_the_lines_that_a_deletion_leaves_fail_with_its_code(sqlite: Database, t
 
         _, errors = mill.results(job)
         assert [one["response"]["body"]["error"]["code"] for one in errors] == ["model_deleted"] * 3
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_batch_whose_model_is_deleted_meanwhile_keeps_its_answers_and_fails_the_rest(
+    sqlite: Database, tmp_path: Path, method: str
+) -> None:
+    asked: list[str] = []
+    seen_soon = replace(Timings(), tuned_model_look=0.05)
+    fake, queue = (swapped(0.3, asked), Queue.TUNED) if method == "full" else (busy(0.3, asked), Queue.GENERATE)
+    with running(sqlite, tmp_path, fake, seen_soon, queue) as mill:
+        adapters.tuned_model(sqlite, mill.storage, ACME, project="acme", method=method)
+        job_id = mill.submit(lines(ACME, 80), project="acme")  # ten shards, a few at once
+        mill.until(lambda: bool(asked))
+        adapters.delete(sqlite, ACME)
+        [job] = mill.drain(job_id, timeout=60)
+
+        answers, errors = mill.results(job)
+        assert len(answers) + len(errors) == 80
+        assert 0 < len(answers) < 80
+        assert {one["response"]["body"]["error"]["code"] for one in errors} == {"model_deleted"}
+
+
+def busy(delay: float, asked: list[str]) -> FakeEngine:
+    return FakeEngine((MODEL,), delay=delay, asked=asked.append)
+
+
+def swapped(delay: float = 0.0, asked: list[str] | None = None) -> SwappedEngine:
+    """Make an engine for whole models, which answer by the names of their weights."""
+    note_prompt = asked.append if asked is not None else None
+    return SwappedEngine(
+        lambda base, adapter: FakeEngine((base,), delay=delay, voice=adapter.name, asked=note_prompt),
+        FakeEngine.version,
+    )
+
+
+def test_batches_of_whole_models_are_answered_by_their_own_weights(db: Database, tmp_path: Path) -> None:
+    with running(db, tmp_path, swapped(0.002), queue=Queue.TUNED) as mill:
+        own = {
+            name: adapters.tuned_model(db, mill.storage, name, project=name.split(":")[2], method="full")
+            for name in (ACME, RIVAL)
+        }
+        jobs = {mill.submit(lines(name, 20), project=name.split(":")[2]): name for name in (ACME, RIVAL, ACME)}
+        ended = mill.drain(*jobs, timeout=120)
+
+        assert [(job.state, job.completed, job.failed) for job in ended] == [(JobState.SUCCEEDED, 20, 0)] * 3
+        assert [(job.queue, job.serves_as) for job in ended] == [(Queue.TUNED, None)] * 3
+        assert {job_id: voices(mill, job_id) for job_id in jobs} == {
+            job_id: {own[name]} for job_id, name in jobs.items()
+        }
+        body = mill.results(ended[0])[0][0]["response"]["body"]
+        assert (body["model"], body["system_fingerprint"]) == (ACME, f"fake-model+{own[ACME]}+fake-1")
+
+
+def test_a_batch_of_a_whole_model_waits_for_a_process_that_serves_such_models(sqlite: Database, tmp_path: Path) -> None:
+    with running(sqlite, tmp_path) as mill:
+        adapters.tuned_model(sqlite, mill.storage, ACME, project="acme", method="full")
+        job_id = mill.submit(lines(ACME, 3), project="acme")
+        mill.until(lambda: mill.job(job_id).waiting_for == "model")
+
+    with running(sqlite, tmp_path, swapped(), queue=Queue.TUNED) as mill:
+        [job] = mill.drain(job_id)
+        assert (job.state, job.completed) == (JobState.SUCCEEDED, 3)
 
 
 @pytest.mark.parametrize("name", [ACME, MODEL])

@@ -23,12 +23,15 @@ def tuned_model(
     files: Mapping[str, bytes] | None = None,
     job_id: str = "",
     step: int | None = None,
+    method: str = "lora",
 ) -> str:
-    """Store the result of a training under `name`; return the name under which engines know its adapter."""
+    """Store the result of a training under `name`; return the name under which engines know its weights."""
     job_id = job_id or new_id("ftjob-")
+    kind, config = ("", {"model_type": "llama"}) if method == "full" else ("adapter_", {"peft_type": "LORA"})
+    weights = "model.safetensors"
     content = {
-        "adapter_config.json": json.dumps({"peft_type": "LORA", "base_model_name_or_path": base}).encode(),
-        "adapter_model.safetensors": f"the weights of {name}".encode(),
+        f"{kind}config.json": json.dumps(config | {"base_model_name_or_path": base}).encode(),
+        f"{kind}{weights}": f"the weights of {name}".encode(),
         **(files or {}),
     }
     hashes = {file: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for file, data in content.items()}
@@ -43,13 +46,13 @@ def tuned_model(
             project_id=keys.ensure_project(session, project).id,
             base=base,
             job_id=job_id,
-            method="lora",
+            method=method,
             location=location,
             sha256=sha256,
             manifest={},
             checkpoint_step=step,
         )
-    return name_of(sha256)
+    return name_of(sha256, whole=method == "full")
 
 
 def location_of(db: Database, name: str) -> str:

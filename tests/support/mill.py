@@ -167,9 +167,14 @@ class Mill:
 
 @contextmanager
 def running(
-    db: Database, folder: Path, engine: Engine | None = None, timings: Timings = Timings(), **settings: Any
+    db: Database,
+    folder: Path,
+    engine: Engine | None = None,
+    timings: Timings = Timings(),
+    queue: str = Queue.GENERATE,
+    **settings: Any,
 ) -> Iterator[Mill]:
-    """Yield a mill over `db`, with small constants."""
+    """Yield a mill over `db`, with small constants. `queue` is what its worker with an engine serves."""
     scaled = {
         "shard_lines": 8,
         "heartbeat_seconds": 0.2,
@@ -184,7 +189,7 @@ def running(
     storage = DiskStorage(folder / "files")
     tuned_models = TunedModels(
         db,
-        AdapterFiles(storage, folder / "adapters"),
+        AdapterFiles(storage, folder / "adapters", whole=queue == Queue.TUNED),
         serves=lambda name: name in engine.models,
         version_of=lambda _: FakeEngine.version,
         timings=timings,
@@ -193,7 +198,7 @@ def running(
     host = EngineHost(TunedModelMiddleware(cached, tuned_models), lambda: None, timings=timings)
     host.start()
     cpu = build(config, Pool("cpu", (Queue.PLAN, Queue.EVALUATE), 2), timings)
-    gpu = build(config, Pool("gpu", (Queue.GENERATE,), 2, models=("*", *engine.models)), timings)
+    gpu = build(config, Pool("gpu", (queue,), 2, models=("*", *engine.models)), timings)
     mill = Mill(config, db, storage, engine, cpu, gpu, host, response_cache)
     try:
         yield mill

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Final
 
 from jobs.fleet import runtimes
-from jobs.fleet.models_file import EngineKind, Model, ModelsFileError, Registry
+from jobs.fleet.models_file import EngineKind, Model, Models, ModelsFileError, Registry, Source
 from jobs.platform.secret_files import secret
 from jobs.queues import Queue
 from jobs.requests.endpoints import base_of
@@ -22,8 +22,10 @@ from workers.engines.http.endpoints import Endpoint
 from workers.engines.http.http_engine import HttpEngine, Permission, no_project
 from workers.engines.model_folders import package_of, source_of
 from workers.engines.ownloop import OwnLoop
-from workers.engines.port import Engine
+from workers.engines.port import Adapter, Engine
 from workers.engines.router import Router, loading_of
+from workers.engines.swapped_engine import SwappedEngine
+from workers.engines.vllm import vllm_adapters
 from workers.engines.vllm.vllm_engine import VllmEngine
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,25 @@ def build(
     if http := _http(settings, registry, queue, allows_external, timings):
         engines.append(http)
     return Router(engines, registry, allows_external)
+
+
+def build_tuned(settings: Settings, models: Models, timings: Timings = Timings()) -> Router:
+    """Build the router of a process that serves tuned models with weights of their own, one at a time."""
+    engine = SwappedEngine(partial(_whole, settings, models), vllm_adapters.engine_version(), timings)
+    return Router([engine], models.now())
+
+
+def _whole(settings: Settings, models: Models, base: str, adapter: Adapter) -> Engine:
+    """Return the engine of a tuned model, with the arguments of its base that are not about adapters."""
+
+    def make() -> Engine:
+        known = models.now().models.get(base)
+        args = {name: value for name, value in (known.engine_args if known else {}).items() if "lora" not in name}
+        source = Source(path=adapter.folder)
+        model = Model(name=base, source=source, engine=EngineKind.VLLM, queue=Queue.TUNED, engine_args=args)
+        return make_vllm(model, settings)
+
+    return OwnLoop([base], make)
 
 
 def _is_installed(model: Model) -> bool:

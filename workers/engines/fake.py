@@ -308,7 +308,8 @@ class FakeEngine:
     """An engine without a model.
 
     `asked` is called with each prompt before it is answered; `fault` may return an error or an answer in place of the
-    usual one. The engine holds `adapters` adapters at once; `loads` are the names of the loaded ones, in order.
+    usual one. The engine holds `adapters` adapters at once; `loads` are the names of the loaded ones, in order. Answers
+    without an adapter begin with `voice`.
     """
 
     version = "fake-1"
@@ -322,8 +323,9 @@ class FakeEngine:
         asked: Callable[[str], object] | None = None,
         fault: Fault | None = None,
         adapters: int = 4,
+        voice: str = VOICE,
     ) -> None:
-        self.models, self.adapters = models, adapters
+        self.models, self.adapters, self._voice = models, adapters, voice
         self.starts = 0
         self.loads: list[str] = []
         self._slots = AdapterSlots(adapters, self._load, self._unload)
@@ -376,7 +378,7 @@ class FakeEngine:
             raise fault
         if fault is None and (word := magic_of(prompt)):
             await self._break(word, prompt)
-        voice = request.adapter.name if request.adapter else VOICE
+        voice = request.adapter.name if request.adapter else self._voice
         return fault or reply(request.url, request.body, prompt, voice)
 
     async def stream(self, request: Request, emit: Emit) -> Answer:

@@ -21,12 +21,14 @@ import msgspec
 class Adapter:
     """The weights that turn a base model into a tuned one, as files in `folder`.
 
-    `name` is made from `sha256` and is never given to other bytes: engines key their prefix cache by it.
+    `name` is made from `sha256` and is never given to other bytes: engines key their prefix cache by it. Where
+    it is `whole`, it replaces the weights of the base; otherwise it is added to them.
     """
 
     name: str
     sha256: str
     folder: Path
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,8 @@ Scorer = Callable[[Sequence[Passage], Adapter | None], Awaitable[list[Score]]]
 class Probe(msgspec.Struct, frozen=True, kw_only=True):
     """A chat as the trainer reads it: tokens, greedy continuation, and the log-probability of each continued token.
 
-    `base_logprobs` are those that the trainer's base model gives to the same continuation.
+    `base_logprobs` are those that the trainer's base model gives to the same continuation. A model with
+    weights of its own has none.
     """
 
     messages: list[Body]
@@ -60,19 +61,24 @@ async def check(adapter: Adapter, score: Scorer) -> None:
     if not (probes := read(adapter.folder)):
         return
     passages = [Passage(probe.messages, probe.tools, probe.continuation) for probe in probes]
-    tuned, base = await score(passages, adapter), await score(passages, None)
+    tuned = await score(passages, adapter)
+    base = [] if adapter.whole else await score(passages, None)
     if (difference := compare(probes, tuned, base)) is not None:
         raise AdapterRefused(f"The tuned model failed its probe: {difference}", failed_probe=True)
 
 
 def compare(probes: Sequence[Probe], tuned: Sequence[Score], base: Sequence[Score]) -> str | None:
-    """Return how the engine's scores differ from the trainer's by more than they may; None if they do not."""
+    """Return how the engine's scores differ from the trainer's by more than they may; None if they do not.
+
+    Without the scores of a `base` that both have, the difference may be `TOLERANCE`.
+    """
     for number, (probe, score) in enumerate(zip(probes, tuned, strict=True)):
         if probe.token_ids != score.token_ids:
             at = next(_differing(probe.token_ids, score.token_ids))
             return f"the engine reads chat {number} as other tokens, from token {at} on."
     theirs = _mean_difference([probe.logprobs for probe in probes], tuned)
-    bound = max(BASE_FACTOR * _mean_difference([probe.base_logprobs for probe in probes], base), TOLERANCE)
+    usual = _mean_difference([probe.base_logprobs for probe in probes], base) if base else 0.0
+    bound = max(BASE_FACTOR * usual, TOLERANCE)
     if theirs <= bound:
         return None
     return f"log-probabilities differ by {theirs:.3f} nats a token between trainer and engine; {bound:.3f} are allowed."

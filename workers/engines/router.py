@@ -184,6 +184,8 @@ class Router:
 
     def _find(self, name: str, request: Request) -> tuple[Engine | None, Request]:
         """Return the engine that serves `name`, and the request with the engine's own name of the model."""
+        if request.adapter is not None and request.adapter.whole:
+            return self.engines.having(ANY_MODEL), request  # its base may be served by other workers
         target, engine = self._target(name)
         if target not in (None, name):
             request = replace(request, body={**request.body, "model": target})

@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 
 from jobs.clock import now
 from jobs.errors import Overloaded
+from jobs.fleet.routing import needed_model
 from jobs.inference.admission import max_held
 from jobs.inference.interactive import (
     LINE_PRIORITY,
@@ -34,7 +35,6 @@ from jobs.inference.interactive import (
     routed_queue,
 )
 from jobs.ledger.pauses import Paused
-from jobs.registry.models import base_model_of
 from jobs.retrieval import searches
 from jobs.settings import Settings
 from jobs.timings import Timings
@@ -152,9 +152,9 @@ class InteractiveConsumer:
 
     def _begin(self, request: QueuedRequest, limiter: ProjectLimiter, entered: bool) -> asyncio.Task[None]:
         model = _model_of(request)
-        base = base_model_of(model)
-        stopped = self._paused().stops(self.queue, model, request.tenant, base)
-        ended = self._under_way.begin(self.queue, base, request.tenant)  # at once: a drain may be looking
+        needed = needed_model(self.queue, model)
+        stopped = self._paused().stops(self.queue, model, request.tenant, needed)
+        ended = self._under_way.begin(self.queue, needed, request.tenant)  # at once: a drain may be looking
         refused = _PAUSED if stopped else None if entered else _FULL
         task = asyncio.create_task(self._serve(request, limiter, refused))
         task.add_done_callback(lambda _: ended())

@@ -198,7 +198,7 @@ class PeerClient:
             raise EngineBusy(f"The model `{model}` is not there yet.", retry_after=RETRY_SECONDS) from error
         except ModelsFileError as error:
             raise EngineBusy(BROKEN_FILE, retry_after=RETRY_SECONDS) from error
-        if pauses.paused(session).stops(queue, model, request.tenant, base_model_of(model)):
+        if pauses.paused(session).stops(queue, model, request.tenant, routing.needed_model(queue, model)):
             raise EngineBusy(f"The operator has paused the model `{model}`.", retry_after=RETRY_SECONDS)
         return queue
 

@@ -59,6 +59,7 @@ class TunedModels:
     ) -> None:
         self._db, self._files = db, files
         self._serves, self._version_of = serves, version_of
+        self._fetches: dict[str, asyncio.Task[Adapter]] = {}  # by SHA-256
         self._rows: RecentReads[tuple[str, str], _Row | None] = RecentReads(self._read, timings.tuned_model_look)
 
     def concerns(self, request: Request) -> bool:
@@ -98,10 +99,8 @@ class TunedModels:
             return request
         if (refused := await self._refused(name, row)) is not None:
             return refused
-        adapter = self._files.ready(row.sha256)
         try:
-            if adapter is None:
-                adapter = await asyncio.to_thread(self._fetch, row)
+            adapter = self._files.ready(row.sha256) or await self._fetched(row)
         except (TamperedAdapter, NotFound) as error:
             log.error("adapter_refused", extra={"model": name, "reason": str(error)})  # noqa: TRY400
             return refusal(500, f"The model `{name}` cannot be served: {error}", code="adapter_corrupt", param="model")
@@ -122,10 +121,18 @@ class TunedModels:
             return refusal(404, f"The model `{name}` was deleted.", code="model_deleted", param="model")
         if row.state != models.READY:
             return _probe_failed(name)
-        if row.method == models.FULL:
-            message = f"The model `{name}` has weights of its own, which this worker does not serve."
+        if (row.method == models.FULL) != self._files.whole:
+            kind = "weights of its own" if row.method == models.FULL else "an adapter"
+            message = f"The model `{name}` has {kind}, which this worker does not serve."
             return refusal(400, message, code="model_not_supported", param="model")
         return None
+
+    async def _fetched(self, row: _Row) -> Adapter:
+        """Fetch an adapter once for all that wait for it: it may take minutes, and threads are few."""
+        if (fetch := self._fetches.get(row.sha256)) is None:
+            fetch = self._fetches[row.sha256] = asyncio.create_task(asyncio.to_thread(self._fetch, row))
+            fetch.add_done_callback(lambda _: self._fetches.pop(row.sha256, None))
+        return await asyncio.shield(fetch)
 
     def _fetch(self, row: _Row) -> Adapter:
         adapter = self._files.fetch(row.location, row.sha256)

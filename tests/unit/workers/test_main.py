@@ -54,7 +54,7 @@ def _python(*arguments: str) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("workers", "tpu"), "unknown pool 'tpu': one of cpu, gpu, embed, finetune, io"),
+        (("workers", "tpu"), "unknown pool 'tpu': one of cpu, gpu, embed, finetune, tuned, io"),
         (("workers.flower",), "Flower needs a password: set FLOWER_BASIC_AUTH"),
     ],
 )

@@ -1,16 +1,17 @@
 """Compute the probes of a model in the trainer: tokens, greedy continuations, log-probabilities.
 
-    chats ─▶ ids ─▶ greedy continuation ─┬─▶ log-probabilities with the adapter ─┬─▶ probes.json
-                                         └─▶ and of the base alone ──────────────┘
+    chats ─▶ ids ─▶ greedy continuation ─┬─▶ log-probabilities of the model ────────────────────┬─▶ probes.json
+                                         └─▶ of its base alone; without an adapter: in bfloat16 ┘
 
 The continuations are the model's own at the end of an epoch. To compute them takes as long as some steps, so that other
-checkpoints are probed with the continuations of the base, which are computed once.
+checkpoints are probed with the continuations of the base, which are computed once. A whole model has no base: each of
+its checkpoints, which are few, has its own.
 
 See `workers.engines.probes` for what an engine does with them.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,25 +39,34 @@ class Prober:
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self._pad = tokenizer.eos_token_id
+        self._is_whole = not hasattr(model, "disable_adapter")
         self._chats = []
-        with _inference(model), model.disable_adapter():
+        with _inference(model), self._reference(model):
             for messages, tools in probes.CHATS:
                 ids = _ids(tokenizer, messages, tools)
                 if ids is not None:
-                    continuation = self._continue(model, ids)
+                    continuation = [] if self._is_whole else self._continue(model, ids)
                     logprobs = _logprobs(model, ids + continuation, len(ids))
                     self._chats.append(_Chat(messages, tools, ids, continuation, logprobs))
 
     def write(self, model: Any, folder: Path, *, own: bool) -> None:
-        """Write the probes of a model with an adapter beside its files; with `own`, of its own continuations."""
+        """Write the probes of a model beside its files; with `own`, and of a whole model, of its own continuations."""
         with _inference(model):
-            probes.write(folder, [self._probe(model, chat, own=own) for chat in self._chats])
+            probes.write(folder, [self._probe(model, chat, own=own or self._is_whole) for chat in self._chats])
+
+    def _reference(self, model: Any) -> AbstractContextManager[Any]:
+        """Let the model compute as its base, or a whole model in bfloat16."""
+        if self._is_whole:
+            precision: AbstractContextManager[Any] = torch.autocast(model.device.type, torch.bfloat16)
+            return precision
+        base: AbstractContextManager[Any] = model.disable_adapter()
+        return base
 
     def _probe(self, model: Any, chat: _Chat, *, own: bool) -> Probe:
         continuation, base_logprobs = chat.continuation, chat.base_logprobs
         if own:
             continuation = self._continue(model, chat.ids)
-            with model.disable_adapter():
+            with self._reference(model):
                 base_logprobs = _logprobs(model, chat.ids + continuation, len(chat.ids))
         return Probe(
             messages=chat.messages,

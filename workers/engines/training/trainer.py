@@ -123,8 +123,7 @@ class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
 
     def _measure(self, model: Any, tokenizer: Any) -> None:
         """Measure the model before training, so that it can be compared with what comes of it."""
-        if self._spec.peft != "full":
-            self._prober = Prober(model, tokenizer)
+        self._prober = Prober(model, tokenizer)
         known = _run_before(self._spec).get("forgetting")
         if known is not None:
             self._forgetting = convert(known, Forgetting)

@@ -14,6 +14,7 @@ from jobs.fleet.tables import Worker
 from jobs.ledger import ledger
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
+from tests.support import adapters
 from tests.support.web import make_key
 from tests.unit.api.batches.test_batches import create
 from tests.unit.api.conftest import client_of
@@ -90,6 +91,17 @@ def test_a_model_that_nobody_loads_has_no_worker(app: FastAPI, client: TestClien
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_worker")
     assert answer.json()["error"]["message"] == "No live worker serves the model 'small' now."
+
+
+def test_a_whole_tuned_model_that_no_process_serves_says_what_to_start(app: FastAPI, client: TestClient) -> None:
+    start_worker(app)
+    services, name = app.state.services, "ft:small:default::abc"
+    adapters.tuned_model(services.db, services.storage, name, base="small", method="full")
+
+    answer = client.post("/v1/chat/completions", json={**CHAT, "model": name})
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_worker")
+    assert "`nightmill up --with tuned`" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("path", ["/v1/jobs/{}", "/v1/jobs"])

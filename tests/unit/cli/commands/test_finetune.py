@@ -155,7 +155,7 @@ def test_a_long_curve_is_as_wide_as_a_line(client: Client) -> None:
 
 @pytest.fixture
 def tuned(client: Client, rows: str) -> dict[str, str]:
-    """A job with a result, and a checkpoint of another job: their ids and names."""
+    """Make a job with a result, and a checkpoint of another job; return their ids and names."""
     services = client.web.state.services
     names = {"checkpoint_job": submit(client, rows), "job": submit(client, rows)}
     with services.db.write() as session:

@@ -17,9 +17,14 @@ from cli.doctor import installed
 from cli.doctor.command import examine
 from cli.doctor.findings import Finding, Health
 from cli.main import app
-from jobs.fleet import runtimes
+from jobs.db.engine import Database
+from jobs.fleet import runtimes, workers
 from jobs.fleet.runtimes import Candidate, Record
+from jobs.fleet.tables import Worker
+from jobs.platform.storage import DiskStorage
+from jobs.queues import Queue
 from jobs.settings import MB
+from tests.support import adapters
 from tests.support.shop import running_broker
 from workers.sandbox.confinement import FORK_PARTS, PARTS
 
@@ -240,6 +245,26 @@ def test_a_database_of_an_older_version_is_to_be_migrated(
 
     assert current.health is Health.FINE
     assert (older.health, older.fix) == (Health.BROKEN, "python -m jobs.bootstrap")
+
+
+def test_whole_tuned_models_that_no_process_serves_are_reported(
+    diagnosis: Examine, sqlite_url: str, tmp_path: Path
+) -> None:
+    before = diagnosis(database_url=sqlite_url)
+    db = Database(sqlite_url)
+    adapters.tuned_model(db, DiskStorage(tmp_path / "stored"), "ft:m:acme::abc", method="full")
+    unserved = diagnosis()["tuned models"]
+    row = Worker(
+        id="tuned-1", pool="tuned", host="h", pid=1, started=1, queues=[Queue.TUNED], models=["*"], slots=1,
+        state="ready", restarts=0, created_at=1.0, seen_at=1.0,
+    )  # fmt: skip
+    with db.write() as session:
+        workers.register(session, row)
+    db.close()
+
+    assert (unserved.health, "--with tuned" in unserved.fix) == (Health.WARNING, True)
+    assert "tuned models" not in before
+    assert "tuned models" not in diagnosis()
 
 
 def test_a_port_that_is_taken_is_broken_while_nothing_runs(diagnosis: Examine) -> None:

@@ -66,3 +66,18 @@ def test_ours_names_every_process_type_once_and_starts_with_the_release() -> Non
     names = [line.name for line in procfile.load(procfile.PACKAGED)]
 
     assert names == ["release", "web", "dispatcher", "cpu", "gpu", "embed", "finetune", "io", "flower"]
+
+
+def test_an_optional_line_runs_where_it_is_named(tmp_path: Path) -> None:
+    text = "web: serve\n# a comment about optional things: none\n#optional extra: python extra.py --all\n"
+    _load(tmp_path, text)
+
+    assert [line.name for line in _load(tmp_path, text)] == ["web"]
+    extra = procfile.load(tmp_path / "Procfile", ["extra", "extra"])[-1]
+    assert extra == procfile.Line("extra", (sys.executable, "extra.py", "--all"), {})
+    with pytest.raises(CliError, match="has no optional line 'other'; it has: extra"):
+        procfile.load(tmp_path / "Procfile", ["other"])
+
+
+def test_ours_has_an_optional_line_for_whole_tuned_models() -> None:
+    assert procfile.load(procfile.PACKAGED, ["tuned"])[-1].program == (sys.executable, "-m", "workers", "tuned")

@@ -1,6 +1,7 @@
 """Which queue a name is placed on, and for whose prompts."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from jobs.fleet import routing, workers
 from jobs.fleet.models_file import ANY_MODEL, Registry
 from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue
-from jobs.registry.tables import TunedModel
 from jobs.security import keys
 from jobs.settings import Settings
 from tests.support import adapters
@@ -83,7 +83,22 @@ def test_a_tuned_model_that_no_engine_can_serve_is_refused(sqlite: Database, tmp
         without = replace(packaged, models={**packaged.models, base.name: plain})
         with pytest.raises(routing.NotServed, match="enable_lora"):
             routing.route(session, config, without, name, endpoint=CHAT, project_id=project_id)
-        session.query(TunedModel).one().method = "full"
-        session.flush()
-        with pytest.raises(routing.NotServed, match="weights of its own"):
-            routing.route(session, config, packaged, name, endpoint=CHAT, project_id=project_id)
+
+
+def test_a_whole_model_is_served_by_the_process_for_such_models(sqlite: Database, tmp_path: Path) -> None:
+    config: Any = Settings()
+    names = {base: f"ft:{base}:acme::abc" for base in ("smollm2-135m-instruct", "removed-since")}
+    for base, name in names.items():
+        adapters.tuned_model(sqlite, DiskStorage(tmp_path), name, base=base, project="acme", method="full")
+
+    with sqlite.write() as session:
+        project_id = keys.ensure_project(session, "acme").id
+        for name in names.values():
+            route = partial(routing.route, session, config, Registry.load(config), name, project_id=project_id)
+            assert route(endpoint=CHAT) == (Queue.TUNED, None)
+            with pytest.raises(routing.NotServed, match="does not serve /v1/embeddings"):
+                route(endpoint="/v1/embeddings")
+
+    name = names["removed-since"]
+    assert routing.needed_model(Queue.TUNED, name) == name
+    assert routing.needed_model(Queue.GENERATE, name) == "removed-since"

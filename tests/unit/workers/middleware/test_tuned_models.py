@@ -1,6 +1,8 @@
 """The asked name becomes base and adapter, and stands in every answer; what is deleted or tampered with is refused."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import errno
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,13 @@ from jobs.timings import Timings
 from tests.support import adapters
 from workers.engines import probes
 from workers.engines.fake import FakeEngine
-from workers.engines.port import Answer, EngineBusy, Passage, Request
+from workers.engines.port import Adapter, Answer, EngineBusy, Passage, Request
 from workers.engines.probes import Probe
+from workers.engines.swapped_engine import SwappedEngine
 from workers.middleware.cache import CacheMiddleware
 from workers.middleware.response_cache import ResponseCache
 from workers.middleware.tuned_models import TunedModelMiddleware, TunedModels
+from workers.runtime import adapter_files
 from workers.runtime.adapter_files import AdapterFiles
 
 CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
@@ -38,12 +42,13 @@ AT_ONCE = replace(Timings(), tuned_model_look=0.0)
 
 @dataclass
 class Worker:
-    """The layer before a cache before the fake engine, and what the engine was asked."""
+    """The layer before a cache before the fake engine, or one for `whole` models, and what the engine was asked."""
 
     db: Database
     folder: Path
     timings: Timings = AT_ONCE
     prompts: list[str] = field(default_factory=list)
+    whole: bool = False
 
     def __post_init__(self) -> None:
         self.storage = DiskStorage(self.folder / "files")
@@ -51,10 +56,11 @@ class Worker:
         self.engine = FakeEngine(("fake-model",), asked=self.prompts.append)
         self.cache = ResponseCache(self.db, 1 << 20, PATIENT)
         config = Settings(data_dir=self.folder, database_url=self.db.url)
-        cached = CacheMiddleware(self.engine, self.cache, lambda name: (name, "weights"), config)
+        inner = SwappedEngine(self._inner, FakeEngine.version) if self.whole else self.engine
+        cached = CacheMiddleware(inner, self.cache, lambda name: (name, "weights"), config)
         models = TunedModels(
             self.db,
-            AdapterFiles(self.storage, self.local),
+            AdapterFiles(self.storage, self.local, whole=self.whole),
             serves=lambda name: name in self.engine.models,
             version_of=lambda _: self.engine.version,
             timings=self.timings,
@@ -62,6 +68,9 @@ class Worker:
         self.layer = TunedModelMiddleware(cached, models)
         with self.db.write() as session:
             self.acme, self.rival = (keys.ensure_project(session, name).id for name in ("acme", "rival"))
+
+    def _inner(self, base: str, adapter: Adapter) -> FakeEngine:
+        return FakeEngine((base,), asked=self.prompts.append, voice=adapter.name)
 
     def request(self, name: str, url: str = CHAT, *, project: str | None = None, **body: Any) -> Request:
         return Request(url, {"model": name, **BODIES[url], **body}, "req_1", tenant=project or self.acme)
@@ -163,11 +172,12 @@ async def test_local_files_of_a_deleted_model_go_when_another_is_fetched(worker:
     assert [path.name for path in worker.local.iterdir()] == [second] != [first]
 
 
-async def test_a_deletion_is_seen_within_two_seconds(sqlite: Database, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["lora", "full"])
+async def test_a_deletion_is_seen_within_two_seconds(sqlite: Database, tmp_path: Path, method: str) -> None:
     assert Timings().tuned_model_look < 2
-    worker = Worker(sqlite, tmp_path, Timings())
+    worker = Worker(sqlite, tmp_path, Timings(), whole=method == "full")
     await worker.engine.start()
-    adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
+    adapters.tuned_model(worker.db, worker.storage, ONE, project="acme", method=method)
 
     reads = worker.layer._tuned_models._rows
     time = 100.0
@@ -254,3 +264,83 @@ async def test_a_server_with_a_model_of_that_name_keeps_it(worker: Worker) -> No
 
     assert (body["http"], body["model"]) == (200, ONE)
     assert body["choices"][0]["message"]["content"].startswith("echo")
+
+
+# -- models with weights of their own
+
+
+@pytest.fixture
+def whole_worker(sqlite: Database, tmp_path: Path) -> Iterator[Worker]:
+    made = Worker(sqlite, tmp_path, whole=True)
+    yield made
+    made.cache.close()
+
+
+@pytest.mark.parametrize("url", BODIES)
+async def test_a_whole_model_answers_under_its_name_and_from_its_own_cache(whole_worker: Worker, url: str) -> None:
+    worker = whole_worker
+    names = ONE, f"{ONE}:ckpt-step-2"
+    weights = [adapters.tuned_model(worker.db, worker.storage, name, project="acme", method="full") for name in names]
+
+    first = [await worker.ask(name, url, temperature=0, cache=True) for name in names]
+    again = [await worker.ask(name, url, temperature=0, cache=True) for name in names]
+
+    for name, own, bodies in zip(names, weights, zip(first, again, strict=True), strict=True):
+        for body in bodies:
+            assert (body["http"], body["model"]) == (200, name)
+            assert body["system_fingerprint"] == f"fake-model+{own}+fake-1"
+            assert own in str(body.get("choices") or body["output"])
+    assert len(worker.prompts) == 2
+    assert {file.name for file in (worker.local / weights[0]).iterdir()} == {"config.json", "model.safetensors"}
+
+
+async def test_a_deleted_whole_model_is_not_served_even_from_the_cache_and_its_local_files_go(
+    whole_worker: Worker,
+) -> None:
+    worker = whole_worker
+    weights = adapters.tuned_model(worker.db, worker.storage, ONE, project="acme", method="full")
+    await worker.ask(ONE, temperature=0, cache=True)
+
+    adapters.delete(worker.db, ONE)
+
+    assert code_of(await worker.ask(ONE, temperature=0, cache=True)) == (404, "model_deleted")
+    assert not (worker.local / weights).exists()
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+async def test_a_worker_serves_adapters_or_whole_models(sqlite: Database, tmp_path: Path, method: str) -> None:
+    worker = Worker(sqlite, tmp_path, whole=method == "lora")
+    adapters.tuned_model(worker.db, worker.storage, ONE, project="acme", method=method)
+
+    assert code_of(await worker.ask(ONE)) == (400, "model_not_supported")
+    assert not worker.prompts
+    worker.cache.close()
+
+
+async def test_files_are_fetched_once_for_all_who_wait_for_them(
+    whole_worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, read = whole_worker, list[str]()
+    reader = worker.storage.reader
+    monkeypatch.setattr(worker.storage, "reader", lambda path, *rest: (read.append(path), reader(path, *rest))[1])
+    adapters.tuned_model(worker.db, worker.storage, ONE, project="acme", method="full")
+
+    bodies = await asyncio.gather(*(worker.ask(ONE) for _ in range(40)))
+
+    assert {body["http"] for body in bodies} == {200}
+    assert len(read) == len(set(read)) == 3
+
+
+async def test_a_full_disk_of_the_worker_is_waited_for(whole_worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = whole_worker
+    adapters.tuned_model(worker.db, worker.storage, ONE, project="acme", method="full")
+
+    def full(*_: object) -> str:
+        raise OSError(errno.ENOSPC, "no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adapter_files, "_hash", full)
+        with pytest.raises(EngineBusy):
+            await worker.ask(ONE)
+
+    assert (await worker.ask(ONE))["http"] == 200
