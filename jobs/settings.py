@@ -113,6 +113,9 @@ class Settings(BaseSettings):
     shard_bytes: int = Field(4 * MB, ge=1024, description="bytes of a shard, at most (one line may be longer)")
     shards_in_flight: int = Field(2, ge=1, description="shards one engine works on at once; small ones count by lines")
     worker_nice: int = Field(10, ge=0, le=19, description="niceness of workers: the API of their machine goes first")
+    finetune_exclusive_device: bool = Field(
+        False, description="engines of `gpu` and `tuned` on the device of a training are closed while it runs"
+    )
     segment_seconds: float = Field(1.0, gt=0, description="results are durable after this long")
     heartbeat_seconds: float = Field(5, gt=0, description="a worker's heartbeat")
     lease_seconds: float = Field(30, gt=0, description="a claim whose heartbeat stands still this long is taken back")

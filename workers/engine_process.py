@@ -18,7 +18,7 @@ from functools import partial
 from typing import Final
 
 from jobs.db.engine import Database
-from jobs.fleet import workers
+from jobs.fleet import devices, workers
 from jobs.fleet.models_file import ModelsFileError, Registry
 from jobs.inference import responses
 from jobs.inference.interactive import redis_url
@@ -46,6 +46,7 @@ from workers.retrieval.search import Searching
 from workers.runtime.adapter_files import AdapterFiles
 from workers.runtime.context import Context, Pool, build
 from workers.runtime.engine_host import EngineHost
+from workers.runtime.exclusive_device import ExclusiveDevice
 from workers.runtime.log_tail import LogTail
 from workers.runtime.quarantine import EngineHealth
 from workers.runtime.recent_reads import RecentReads
@@ -91,7 +92,10 @@ def run(config: Settings, name: str, queue: str) -> None:
     context.heartbeat.listen = partial(_listen, consumer, name, pool.queues)
     slot_scheduler = SlotScheduler(pool.slots)
     reloading = Reloading(context, host, engine, queue, others, partial(os.kill, os.getpid(), signal.SIGTERM))
-    bring_up = partial(_bring_up, context, host, engine, consumer, reloading.look, engine_health)
+    device = None
+    if config.finetune_exclusive_device and name in devices.ENGINE_POOLS and engine.engines.own:
+        device = ExclusiveDevice(context, host, partial(_listen, consumer, name, pool.queues))
+    bring_up = partial(_bring_up, context, host, engine, consumer, reloading.look, engine_health, device)
     threading.Thread(target=bring_up, name="engine-start", daemon=True).start()
     app = celery_app.build(config, (queue,), threads=True)
     tasks.furnish(app, tasks.Process(context, tasks.Engine(host, slot_scheduler)))
@@ -164,6 +168,7 @@ def _bring_up(
     consumer: InteractiveConsumer,
     reload: Callable[[], None],
     engine_health: EngineHealth,
+    device: ExclusiveDevice | None = None,
 ) -> None:
     """Bring the engines up and keep them current.
 
@@ -172,11 +177,13 @@ def _bring_up(
     """
     try:
         engine_health.begin()
+        if device is not None:
+            device.await_turn()
         host.start()
         memory.freeze()
         log.info("engine_up", extra={"queue": consumer.queue})
         host.call(consumer.serve()).add_done_callback(partial(_consumer_ended, engine_health))
-        _stay_announced(context, engine, consumer.queue, partial(_look, reload, engine_health, host))
+        _stay_announced(context, engine, consumer.queue, partial(_look, reload, engine_health, host, device))
     except Exception:  # ends the process: the thread must not end alone
         if context.stop.is_set():
             return
@@ -190,9 +197,13 @@ def _end(engine_health: EngineHealth) -> None:
     os._exit(os.EX_SOFTWARE)  # the supervisor restarts this process, with backoff
 
 
-def _look(reload: Callable[[], None], engine_health: EngineHealth, host: EngineHost) -> None:
+def _look(
+    reload: Callable[[], None], engine_health: EngineHealth, host: EngineHost, device: ExclusiveDevice | None
+) -> None:
     reload()
     engine_health.look(host)
+    if device is not None:
+        device.look()
 
 
 def _consumer_ended(engine_health: EngineHealth, serving: "Future[None]") -> None:

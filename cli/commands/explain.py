@@ -26,6 +26,8 @@ _WAITS = {
     "waiting for pause": "its queue, model or project is paused; `nightmill workers` shows what is",
     "waiting for time": "it was submitted to begin later",
     "waiting for vectors": "the vector database cannot be reached; what is embedded is written when it is back",
+    "waiting for device": "engines on the device of its training end what they run, and are closed",
+    "waiting for checkpoint": "its training is paused, and makes a checkpoint first",
     "waiting for disk": "there is too little free space for results; it goes on when there is more",
 }
 

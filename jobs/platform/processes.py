@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 _PR_SET_PDEATHSIG = 1
+_DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -76,6 +77,12 @@ def alive(pid: int, start: int) -> bool:
 
 def hostname() -> str:
     return socket.gethostname()
+
+
+def host_devices() -> str:
+    """Return the host and the devices that this process may use: other devices may be sound."""
+    devices = next((value for name in _DEVICES if (value := os.environ.get(name))), "")
+    return f"{hostname()} (devices {devices})" if devices else hostname()
 
 
 def me() -> tuple[str, int, int]:

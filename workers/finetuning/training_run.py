@@ -17,7 +17,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from jobs.errors import ClaimLost, NotFound, StorageFull
 from jobs.finetuning import datasets, estimates, names
 from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetuneCheckpoint, FinetunePlan
+from jobs.fleet import devices
 from jobs.fleet.models_file import ModelsFileError
 from jobs.ledger import ledger, pauses, shards
 from jobs.ledger.shards import ShardClaim
@@ -97,6 +98,7 @@ class TrainingRun(ShardRun):
         died = 0
         while self._finished is None:
             self._progressed, self._ordered = False, None
+            self._await_device()
             try:
                 name = f"{self.claim.job.id}-{self.claim.epoch}"
                 with scratch.folder(self.context.config.data_dir, name) as folder:
@@ -121,6 +123,33 @@ class TrainingRun(ShardRun):
     def _exceeded(self) -> Failed | None:
         """Return the error of a job that has trained longer than it may; None while it may go on."""
         return limits.exceeded(self._spent, self._payload.early_stopping, self.context.config.finetune_max_seconds)
+
+    def _await_device(self) -> None:
+        """Wait until no engine uses this worker's device, where a training has it to itself.
+
+        Raises ClaimLost, Abandoned.
+        """
+        waited = False
+        while self.context.config.finetune_exclusive_device and self._open_engines():
+            if not waited:
+                waited = True
+                self._wait_for("device")
+            self.handle.changed.wait(self.context.timings.heartbeat_look)
+            if self.handle.lost.is_set():
+                raise ClaimLost
+            if self.handle.ended or self.context.stop.is_set():
+                raise Abandoned
+            if self._is_paused():
+                raise Abandoned(0.0, "pause")
+        if waited:
+            self._wait_for(None)
+
+    def _open_engines(self) -> Sequence[str]:
+        with self.context.db.read() as session:
+            return devices.open_engines(session, self.context.standing.host_devices)
+
+    def _wait_for(self, what: str | None) -> None:
+        self.context.db.retrying(partial(ledger.wait_for, job_id=self.claim.job.id, what=what))
 
     def _train(self, folder: Path) -> None:
         spec = self._spec(folder)
@@ -151,7 +180,7 @@ class TrainingRun(ShardRun):
             self._ordered = time.monotonic()
             process.checkpoint_and_stop()
             if paused:
-                self.context.db.retrying(partial(ledger.wait_for, job_id=self.claim.job.id, what="checkpoint"))
+                self._wait_for("checkpoint")
         if (self.handle.stop.is_set() and not stopping) or (
             stopping and self._late(self.context.timings.training_stop)
         ):

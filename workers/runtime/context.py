@@ -121,7 +121,7 @@ def build(config: Settings, pool: Pool, timings: Timings = Timings()) -> Context
     db = Database(config.database, patience=10, max_connections=_CONNECTIONS)
     claim_host(db)
     stop = threading.Event()
-    standing = Standing(state=pool.state, models=pool.models)
+    standing = Standing(state=pool.state, models=pool.models, host_devices=processes.host_devices())
     worker_id = new_id(f"{pool.name}-")
     describe = _describe(worker_id, pool, standing)
     heartbeat = Heartbeat(db, describe, heartbeat_seconds=config.heartbeat_seconds, stop=stop, timings=timings)

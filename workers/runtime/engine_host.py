@@ -6,6 +6,7 @@ coroutines over and wait; the loop outlives every task, so the engine stays warm
     line()      a batch's request; shared() one of an interactive client
     isolated()  one request with nothing else in flight, here or (`others`) in another process on the same server: if
                 the engine dies, this request is the cause
+    lend()      the engines are closed, and something else has their device until take_back()
     revive()    after EngineDead: one caller rebuilds, the others wait; a failed rebuild raises GaveUp. Before it,
                 `on_death` is called with all that was in flight: what died too often is quarantined
 """
@@ -127,6 +128,22 @@ class EngineHost:
             finally:
                 self._leave()
                 self._open.set()
+
+    async def lend(self) -> None:
+        """Close the engines once nothing is in flight. Requests wait until `take_back`, and shards go elsewhere."""
+        self._started.clear()
+        await self._isolated.acquire()
+        self._open.clear()
+        await self._quiet.wait()
+        await self._up.wait()
+        await self.engine.close()
+
+    async def take_back(self) -> None:
+        """Load the engines that `lend` closed. Raises what the engines raise."""
+        await self.engine.start()
+        self._isolated.release()
+        self._open.set()
+        self._started.set()
 
     async def revive(self, generation: int, death: EngineDead) -> None:
         """Rebuild the engine that died in `generation`. Raises GaveUp when it does not come up, or may not."""

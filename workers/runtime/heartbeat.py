@@ -146,6 +146,10 @@ class Heartbeat:
     def stop_all(self) -> None:
         """Tell all work to commit and release; begin no new work."""
         self._stop.set()
+        self.release_all()
+
+    def release_all(self) -> None:
+        """Tell all work to commit and release; new work may begin."""
         for handle in self._current():
             handle.end()
 

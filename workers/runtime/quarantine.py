@@ -9,7 +9,6 @@ See `jobs.fleet.quarantine` for the rules. Engines behind a URL have circuit bre
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -32,15 +31,8 @@ from workers.runtime.engine_host import EngineHost
 from workers.runtime.log_tail import LogTail
 
 log = logging.getLogger(__name__)
-_DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 _MOST_SUSPECTS = 64  # that are stored for one death
 _LONGEST_NAME = 300
-
-
-def host_devices() -> str:
-    """Return the host and the devices that this process may use: other devices may be sound."""
-    devices = next((value for name in _DEVICES if (value := os.environ.get(name))), "")
-    return f"{processes.hostname()} (devices {devices})" if devices else processes.hostname()
 
 
 class EngineHealth:
@@ -52,7 +44,8 @@ class EngineHealth:
         known = router.registry.models
         names = (name for engine in router.engines.own for name in engine.models)
         self._entries = {name: quarantine.entry_of(known[name]) for name in names if name in known}
-        self._host_devices = context.standing.host_devices = host_devices()
+        self._host_devices = processes.host_devices()
+        context.standing.host_devices = self._host_devices if router.engines.own else None
         context.standing.phase_of = router.engines.phase_of
         self._trials: dict[str, float | None] = {}  # since when the engine is up
         self._building: Future[None] | None = None

@@ -21,7 +21,6 @@ from tests.support.system import eventually
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, EngineDead, Request
 from workers.engines.router import Router
-from workers.runtime import quarantine as module
 from workers.runtime.answering import Answering
 from workers.runtime.context import Standing
 from workers.runtime.engine_host import EngineHost, GaveUp
@@ -134,7 +133,7 @@ class Process:
         self.host.close()
         with self.shop.db.write() as session:
             session.get_one(Worker, self.id, populate_existing=True).started = 1
-            quarantine.set_engines(session, self.id, module.host_devices(), self.standing.engines)
+            quarantine.set_engines(session, self.id, processes.host_devices(), self.standing.engines)
 
     def close(self) -> None:
         self.stop.set()
@@ -274,7 +273,7 @@ def test_what_a_worker_holds_is_known_before_it_is_built_and_when_it_is_there(sh
     assert before is not None
     assert {name: how["up"] for name, how in before.items()} == {"tiny": False, "other": False}
     assert {name: how["up"] for name, how in (one.row().engines or {}).items()} == {"tiny": True, "other": True}
-    assert one.row().host_devices == module.host_devices()
+    assert one.row().host_devices == processes.host_devices()
 
 
 def test_a_worker_says_since_when_it_loads_an_engine_and_how_far_that_is(shop: Shop) -> None:
@@ -292,10 +291,10 @@ def test_a_worker_says_since_when_it_loads_an_engine_and_how_far_that_is(shop: S
 
 def test_devices_that_a_process_was_given_are_a_place_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert module.host_devices() == processes.hostname()
+    assert processes.host_devices() == processes.hostname()
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert module.host_devices() == f"{processes.hostname()} (devices 1)"
+    assert processes.host_devices() == f"{processes.hostname()} (devices 1)"
 
 
 def test_once_the_operator_says_so_it_is_built_and_answers(shop: Shop) -> None:
