@@ -38,22 +38,25 @@ class ModelFiles(BaseModel):
     has_more: Literal[False] = False
 
 
-@router.get("/fine_tuning/models/{model:path}/files")
-def list_model_files(call: Call, model: str) -> ModelFiles:
+@router.get("/fine_tuning/models/{fine_tuned_model:path}/files")
+def list_model_files(call: Call, fine_tuned_model: str) -> ModelFiles:
     """List the files of a tuned model of this project, or of a checkpoint, with their SHA-256."""
-    return _files(call, model)[1]
+    return _files(call, fine_tuned_model)[1]
 
 
-@router.get("/fine_tuning/models/{model:path}/files/{name}", response_class=Response, responses=BYTES_RESPONSES)
-async def model_file_content(request: Request, call: Call, model: str, name: str) -> Response:
+@router.get(
+    "/fine_tuning/models/{fine_tuned_model:path}/files/{file_name}", response_class=Response, responses=BYTES_RESPONSES
+)
+async def model_file_content(request: Request, call: Call, fine_tuned_model: str, file_name: str) -> Response:
     """Return the bytes of one file of a tuned model of this project, or one range of them."""
 
     def look_up() -> Download:
-        location, shown = _files(call, model)
+        location, shown = _files(call, fine_tuned_model)
         for file in shown.data:
-            if file.name == name:
-                return Download(f"{location}/{name}", file.bytes, name)
-        raise NotFound(f"The model '{clip(model)}' has no file '{clip(name)}'.", param="name", code="file_not_found")
+            if file.name == file_name:
+                return Download(f"{location}/{file_name}", file.bytes, file_name)
+        message = f"The model '{clip(fine_tuned_model)}' has no file '{clip(file_name)}'."
+        raise NotFound(message, param="file_name", code="file_not_found")
 
     file = await run_in_threadpool(look_up)
     return await send_file(call.storage, file, request.headers.get("range"))
@@ -64,7 +67,9 @@ def _files(call: CallContext, name: str) -> tuple[str, ModelFiles]:
     with call.db.read() as session:
         model = models.find(session, name, call.project_id)
         if model is None or model.project_id != call.project_id:
-            raise NotFound(f"No tuned model found with the name '{clip(name)}'.", param="model", code="model_not_found")
+            raise NotFound(
+                f"No tuned model found with the name '{clip(name)}'.", param="fine_tuned_model", code="model_not_found"
+            )
         location, sha256, base, method = model.location, model.sha256, model.base, model.method
     path = f"{location}/{MANIFEST}"
     data = call.storage.piece(path, 0, call.storage.size(path))

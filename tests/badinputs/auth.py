@@ -132,7 +132,8 @@ def _tuned(world: World, file_id: str) -> dict[str, str]:
         facts = {"location": CANARY, "sha256": "0" * 64, "manifest": {}, "method": "lora", "checkpoint_step": 1}
         models.register(session, name=name, project_id=file.project_id, base=MODEL, job_id=job_id, **facts)
         [permission] = models.permit(session, name, [file.project_id], created_by=CANARY)
-        return {"fine_tuning_job_id": job_id, "fine_tuned_model_checkpoint": name, "permission_id": permission.id}
+        of_model = {"fine_tuned_model_checkpoint": name, "fine_tuned_model": name, "file_name": "manifest.json"}
+        return {"fine_tuning_job_id": job_id, "permission_id": permission.id, **of_model}
 
 
 def by_id(world: World) -> str:

@@ -29,8 +29,8 @@ Scorer = Callable[[Sequence[Passage], Adapter | None], Awaitable[list[Score]]]
 class Probe(msgspec.Struct, frozen=True, kw_only=True):
     """A chat as the trainer reads it: tokens, greedy continuation, and the log-probability of each continued token.
 
-    `base_logprobs` are those that the trainer's base model gives to the same continuation. A model with
-    weights of its own has none.
+    `base_logprobs` are those that the trainer's base model gives to the same continuation. Those of a whole model
+    are what its own weights give in bfloat16: engines may compute in it.
     """
 
     messages: list[Body]
@@ -62,7 +62,8 @@ async def check(adapter: Adapter, score: Scorer) -> None:
         return
     passages = [Passage(probe.messages, probe.tools, probe.continuation) for probe in probes]
     tuned = await score(passages, adapter)
-    base = [] if adapter.whole else await score(passages, None)
+    exact = [Score(probe.token_ids, probe.logprobs) for probe in probes]
+    base = exact if adapter.whole else await score(passages, None)
     if (difference := compare(probes, tuned, base)) is not None:
         raise AdapterRefused(f"The tuned model failed its probe: {difference}", failed_probe=True)
 
@@ -70,7 +71,7 @@ async def check(adapter: Adapter, score: Scorer) -> None:
 def compare(probes: Sequence[Probe], tuned: Sequence[Score], base: Sequence[Score]) -> str | None:
     """Return how the engine's scores differ from the trainer's by more than they may; None if they do not.
 
-    Without the scores of a `base` that both have, the difference may be `TOLERANCE`.
+    Without scores that `base_logprobs` differ from as far as is usual, the difference may be `TOLERANCE`.
     """
     for number, (probe, score) in enumerate(zip(probes, tuned, strict=True)):
         if probe.token_ids != score.token_ids:

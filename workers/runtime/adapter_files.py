@@ -119,9 +119,9 @@ class AdapterFiles:
 
     def _make_room(self) -> None:
         """Remove what a killed process left, and the folders that were fetched first, so that the disk stays free."""
-        found = sorted((one.stat().st_mtime, one) for one in self._folder.iterdir() if one.is_dir())
-        too_many = max(0, len(found) + 1 - (_MOST_WHOLE if self.whole else _MOST_FOLDERS))
-        for number, (fetched, folder) in enumerate(found):
+        folders = sorted((path.stat().st_mtime, path) for path in self._folder.iterdir() if path.is_dir())
+        too_many = max(0, len(folders) + 1 - (_MOST_WHOLE if self.whole else _MOST_FOLDERS))
+        for number, (fetched, folder) in enumerate(folders):
             partial = folder.name.startswith(_PARTIAL)
             # whole models are large: an engine that misses its model's files has them fetched again
             protected = 0.0 if self.whole and not partial else _YOUNG_SECONDS

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from jobs.fleet.models_file import Models, ModelsFileError
-from jobs.registry.manifests import MANIFEST
+from jobs.registry.manifests import MANIFEST, decode_manifest
 from jobs.settings import settings
 from workers.engines import model_folders, probes
 from workers.engines.model_folders import ModelUnavailable
+from workers.engines.port import Score
 
 _NEEDED: Final = ("peft", "torch", "transformers")
 #: Files of an adapter's folder that a model of its own does not have.
@@ -69,12 +70,24 @@ def _source(name: str) -> tuple[str, str | None]:
 
 
 def _check(tuned: Any, adapter: Path, base: str) -> None:
-    """Compare base and adapter with what the trainer computed. Raises CannotMerge."""
+    """Compare base and adapter with what the trainer computed. Raises CannotMerge.
+
+    A trainer with a base of 4 bits differs from any other as far as their bases alone do.
+    """
     from workers.engines.training import probing
 
-    known = probes.read(adapter)
-    if (difference := probes.compare(known, probing.score(tuned, known), ())) is not None:
+    known, alone = probes.read(adapter), list[Score]()
+    if _method(adapter) == "qlora":
+        with tuned.disable_adapter():
+            alone = probing.score(tuned, known)
+    if (difference := probes.compare(known, probing.score(tuned, known), alone)) is not None:
         raise CannotMerge(f"the adapter was trained on another base than {base}: {difference}")
+
+
+def _method(adapter: Path) -> str:
+    """Return how an adapter was trained, as its manifest says."""
+    path = adapter / MANIFEST
+    return str(decode_manifest(path.read_bytes()).run.get("peft")) if path.is_file() else ""
 
 
 if __name__ == "__main__":

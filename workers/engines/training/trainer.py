@@ -30,8 +30,8 @@ from pyarrow import compute
 from trl.data_utils import pack_dataset
 
 from jobs.platform import processes
+from jobs.registry.manifests import MANIFEST, decode_manifest
 from workers.engines.training import checkpoint_folder, forgetting, peft_choice, precision, quantization, rows
-from workers.engines.training.checkpoint_folder import MANIFEST, decode_manifest
 from workers.engines.training.probing import Prober
 from workers.engines.training.protocol import (
     Checkpoint,
