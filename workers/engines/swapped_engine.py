@@ -61,8 +61,8 @@ class _Failure:
         if now >= self.until:
             return None
         if self.times >= _TRIES:
-            return AdapterRefused(f"The engine cannot be started with it: {self.error}")
-        return EngineBusy(f"The model cannot be loaded now: {self.error}", retry_after=self.until - now)
+            return AdapterRefused("The engine cannot be started with it, see the worker's log.")
+        return EngineBusy("The model cannot be loaded now.", retry_after=self.until - now)
 
 
 class SwappedEngine:
@@ -100,13 +100,15 @@ class SwappedEngine:
 
     async def start(self) -> None:
         """Build the loaded model's engine again where it has died; without one, nothing is loaded before a request."""
-        if self._engine is None:
-            return
-        try:
-            await self._engine.start()
-        except Exception as error:  # noqa: BLE001  what loads a model raises anything
-            self._failed(self._loaded, error)
-            await self._close()
+        async with self._changing:
+            if self._engine is None:
+                return
+            try:
+                await self._engine.start()
+            except Exception as error:  # what loads a model raises anything
+                log.exception("tuned_model_not_loaded", extra={"model": self._loaded})
+                self._failed(self._loaded, error)
+                await self._close()
 
     async def answer(self, request: Request) -> Answer:
         if request.adapter is None:
@@ -206,10 +208,12 @@ class SwappedEngine:
             engine = self._make(base, adapter)
             await engine.start()
             await probes.check(adapter, partial(_scored, engine, base))
-        except Exception as error:  # what loads a model raises anything
+        except BaseException as error:  # what loads a model raises anything; a cancellation leaves no engine behind
+            await _closed(engine)
+            if not isinstance(error, Exception):
+                raise
             log.exception("tuned_model_not_loaded", extra={"model": adapter.name, "base": base})
             self._failed(adapter.name, error)
-            await _closed(engine)
             return
         self._engine, self._loaded, self._since = engine, adapter.name, time.monotonic()
         self._failures.pop(adapter.name, None)

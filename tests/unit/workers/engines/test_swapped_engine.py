@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,7 @@ async def test_a_model_that_cannot_be_opened_is_tried_again_and_refused_in_the_e
     garage = Garage(tmp_path, replace(SHORT, tuned_rest=3600.0))
     garage.broken[garage.adapter(1).name] = 5
 
-    with pytest.raises(AdapterRefused, match="no memory"):
+    with pytest.raises(AdapterRefused, match="cannot be started"):
         await garage.ask(1)
 
     assert garage.broken[garage.adapter(1).name] == 2
@@ -172,7 +173,7 @@ async def test_a_model_that_cannot_be_opened_now_is_busy_and_later_served(tmp_pa
     garage.broken[garage.adapter(1).name] = 1
 
     for _ in range(2):
-        with pytest.raises(EngineBusy, match="no memory") as busy:
+        with pytest.raises(EngineBusy, match="cannot be loaded now") as busy:
             await garage.ask(1)
     assert busy.value.retry_after is not None
     assert 3000 < busy.value.retry_after <= 3600
@@ -226,6 +227,31 @@ async def test_a_request_without_weights_is_for_an_unknown_model(tmp_path: Path)
 
     assert (await garage.engine.answer(replace(garage.request(1), adapter=None))).status == 404
     assert garage.opened == []
+
+
+async def test_closing_while_a_model_is_opened_leaves_no_engine_behind(tmp_path: Path) -> None:
+    garage, opening = Garage(tmp_path), asyncio.Event()
+
+    async def start(_self: FakeEngine) -> None:
+        opening.set()
+        await asyncio.Event().wait()
+
+    make = garage._make
+
+    def made(base: str, adapter: Adapter) -> FakeEngine:
+        engine = make(base, adapter)
+        engine.start = partial(start, engine)  # type: ignore[method-assign]
+        return engine
+
+    garage.engine._make = made
+    waiting = await started(lambda: garage.ask(1))
+    await opening.wait()
+
+    await garage.engine.close()
+
+    with pytest.raises(EngineBusy):
+        await waiting
+    assert garage.closed == [garage.adapter(1).name]
 
 
 async def test_closing_ends_what_waits_and_frees_what_is_loaded(tmp_path: Path) -> None:
