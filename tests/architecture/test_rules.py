@@ -25,6 +25,7 @@ OTHER_STATES = {
     "workers/engines/http/endpoints.py",
     "cli/up/service.py",
     "workers/engine_process.py",
+    "workers/runtime/exclusive_device.py",
     "workers/runtime/heartbeat.py",
 }
 
