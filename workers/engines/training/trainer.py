@@ -273,7 +273,17 @@ def _load(spec: Spec, dtype: str) -> Any:
         quantization_config=quantization.config(dtype) if spec.peft == "qlora" else None,
     )
     model.config.use_cache = False
-    return peft.PeftModel.from_pretrained(model, spec.adapter, is_trainable=True) if spec.adapter else model
+    return _with_adapter(model, spec.adapter, spec.base_name) if spec.adapter else model
+
+
+def _with_adapter(model: Any, adapter: str, base_name: str) -> Any:
+    try:
+        return peft.PeftModel.from_pretrained(model, adapter, is_trainable=True)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError) as error:  # weights of other shapes, or of layers that the base lacks
+        message = f"The adapter that the training goes on from is not one of the model '{base_name}'."
+        raise CannotTrain("adapter_mismatch", message) from error
 
 
 def _new_adapter(spec: Spec) -> Any:

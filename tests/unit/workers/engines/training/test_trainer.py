@@ -313,6 +313,18 @@ def test_training_goes_on_from_an_adapter(trainers: Trainers, spec: Spec, tmp_pa
 
 
 @pytest.mark.verify
+def test_an_adapter_of_another_base_is_refused(trainers: Trainers, spec: Spec, tmp_path: Path) -> None:
+    first = trainers.run(replace(spec, n_epochs=1))
+    wider = trainers.write_model(tmp_path / "wider", hidden_size=64)
+
+    ended = trainers.run(replace(spec, base=str(wider), adapter=first.last_checkpoint, output=str(tmp_path / "second")))
+
+    (failed,) = ended.of(Failed)
+    assert failed.code == "adapter_mismatch"
+    assert ended.of(Step) == []
+
+
+@pytest.mark.verify
 def test_a_run_that_learns_no_more_stops_early(trainers: Trainers, spec: Spec) -> None:
     ended = trainers.run(replace(spec, learning_rate=0.0, patience=2, eval_steps=2))
 

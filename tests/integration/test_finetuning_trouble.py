@@ -1,0 +1,226 @@
+"""What goes wrong around a training: a base that leaves, storage that is away, bytes that were changed, one device.
+
+The trainer computes nothing: `tests.support.fake_trainer`.
+"""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from sqlalchemy import select
+
+from jobs.errors import StorageUnavailable
+from jobs.finetuning import datasets, jobs
+from jobs.finetuning.tables import FinetuneCheckpoint, FinetuneData, FinetuneStep
+from jobs.ledger import ledger
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import Job
+from jobs.platform import processes
+from jobs.queues import Queue, Task
+from jobs.timings import Timings
+from tests.integration.test_finetuning import (  # noqa: F401 (fixtures)
+    Site,
+    assert_whole,
+    freed,
+    module,
+    running_trainer,
+    site,
+    trainer_of,
+)
+from tests.support import training_worker
+from tests.support.mill import Mill
+from workers import lifecycle
+from workers.runtime.context import Pool, build
+
+pytestmark = [pytest.mark.verify, pytest.mark.timeout(600)]  # seconds for each: a training has to be going on
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the worker try again soon after what was away, and the test wait long: it starts processes."""
+    timings = replace(Timings(), storage_retry=0.2)
+    pool = Pool("finetune", (Queue.FINETUNE,), 1, models=("*",))
+    monkeypatch.setattr(training_worker, "context_of", lambda config: build(config, pool, timings))
+    until = Mill.until
+    monkeypatch.setattr(Mill, "until", lambda mill, reached, timeout=0.0: until(mill, reached, max(timeout, 120.0)))
+
+
+@pytest.fixture
+def paused(site: Site, monkeypatch: pytest.MonkeyPatch) -> str:  # noqa: F811
+    """Return a job that was paused while it trained; its trainer is gone, and the next one is fast."""
+    job_id, pid = running_trainer(site, monkeypatch, 1.0)
+    change(site, job_id, jobs.pause)
+    site.mill.until(lambda: freed(site, job_id))
+    assert processes.started(pid) is None
+    monkeypatch.setenv("FAKE_TRAINER", "{}")
+    return job_id
+
+
+def change(site: Site, job_id: str, how: Any) -> None:  # noqa: F811
+    with site.mill.db.write() as session:
+        how(session, session.get_one(Job, job_id), actor="test")
+
+
+def waits_for(site: Site, job_id: str) -> str | None:  # noqa: F811
+    return site.mill.job(job_id).waiting_for
+
+
+def test_base_that_leaves_the_models_file_is_waited_for(site: Site, paused: str) -> None:  # noqa: F811
+    models = Path(site.mill.config.models_file)
+    text = models.read_text()
+    models.write_text(text.replace('"tiny"', '"another"'))
+    change(site, paused, jobs.resume)
+    site.mill.until(lambda: waits_for(site, paused) == "model")
+    assert site.mill.job(paused).state == JobState.RUNNING
+
+    models.write_text(text)
+    (job,) = site.mill.drain(paused)
+
+    assert_whole(site, job)
+
+
+def test_base_that_leaves_while_its_trainer_runs_costs_nothing(
+    site: Site,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job_id, _ = running_trainer(site, monkeypatch, 0.05)
+    Path(site.mill.config.models_file).write_text('{"models": {}}')
+    site.base.rmdir()
+
+    (job,) = site.mill.drain(job_id)
+
+    assert_whole(site, job)
+
+
+def test_folder_of_the_base_that_is_away_is_waited_for(site: Site, paused: str) -> None:  # noqa: F811
+    site.base.rename(site.base.with_name("elsewhere"))
+    change(site, paused, jobs.resume)
+    site.mill.until(lambda: waits_for(site, paused) == "model")
+
+    site.base.with_name("elsewhere").rename(site.base)
+    (job,) = site.mill.drain(paused)
+
+    assert_whole(site, job)
+
+
+def test_storage_that_is_away_at_the_resume_is_waited_for(
+    site: Site,  # noqa: F811
+    paused: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as away:
+        away.setattr(site.worker.storage, "reader", _away)
+        change(site, paused, jobs.resume)
+        site.mill.until(lambda: waits_for(site, paused) == "disk")
+
+    (job,) = site.mill.drain(paused)
+
+    assert_whole(site, job)
+
+
+def _away(*_: Any) -> NoReturn:
+    raise StorageUnavailable
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "manifest.json", "rows"])
+def test_bytes_that_were_changed_are_not_trained_on(site: Site, paused: str, name: str) -> None:  # noqa: F811
+    last = max(site.rows(FinetuneCheckpoint, paused), key=lambda row: row.step)
+    (data,) = {row.sha256 for row in site.rows(FinetuneData, paused)}
+    path = datasets.location(data) if name == "rows" else f"{last.location}/{name}"
+    content = site.read(path)
+    site.mill.storage.put(path, content.replace(b"1", b"2") if b"1" in content else content + b" ")
+    before = site.count(FinetuneStep, paused)
+    change(site, paused, jobs.resume)
+
+    (job,) = site.mill.drain(paused)
+
+    assert [error["code"] for error in job.errors or []] == ["checkpoint_damaged"]
+    assert site.count(FinetuneStep, paused) == before
+
+
+def test_paused_job_is_cancelled_without_a_trainer(site: Site, paused: str) -> None:  # noqa: F811
+    change(site, paused, lambda session, job, actor: ledger.cancel(session, job.id, actor=actor))
+
+    (job,) = site.mill.drain(paused)
+
+    assert (job.state, job.errors) == (JobState.CANCELLED, None)
+    assert job.output_file_id is not None
+    assert site.count(FinetuneCheckpoint, paused) > 0
+
+
+def test_job_that_is_cancelled_while_it_makes_its_last_checkpoint_is_cancelled(
+    site: Site,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job_id, pid = running_trainer(site, monkeypatch, 0.5)
+    change(site, job_id, jobs.pause)
+    change(site, job_id, lambda session, job, actor: ledger.cancel(session, job.id, actor=actor))
+
+    (job,) = site.mill.drain(job_id)
+
+    assert job.state == JobState.CANCELLED
+    site.mill.until(lambda: processes.started(pid) is None)
+
+
+def test_job_that_is_paused_before_it_is_planned_begins_nothing(
+    site: Site,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job_id = site.submit(monkeypatch)
+    change(site, job_id, jobs.pause)
+    site.mill.until(lambda: waits_for(site, job_id) == "pause" or site.mill.job(job_id).state != JobState.QUEUED)
+    for _ in range(20):
+        site.mill.dispatcher.tick()
+    assert site.count(FinetuneStep, job_id) == 0
+
+    change(site, job_id, jobs.resume)
+    (job,) = site.mill.drain(job_id)
+
+    assert_whole(site, job)
+
+
+def test_two_jobs_train_on_one_device_one_after_the_other(
+    site: Site,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    thread = ThreadPoolExecutor(1)  # as many as the process has
+
+    def train(task: str, queue: str, arguments: Any) -> bool:
+        if task == Task.RUN and queue == Queue.FINETUNE:
+            thread.submit(lifecycle.train, site.worker, *arguments)
+        return queue == Queue.FINETUNE
+
+    site.mill.elsewhere = train
+    monkeypatch.setenv("FAKE_TRAINER", '{"seconds": 0.05}')
+    ids = [site.submit(monkeypatch) for _ in range(2)]
+    both, stop = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.05):
+            if all(trainer_of(job_id) is not None for job_id in ids):
+                both.set()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    ended = site.mill.drain(*ids, timeout=60)
+    stop.set()
+    watcher.join()
+    thread.shutdown()
+
+    for job in ended:
+        assert_whole(site, job)
+    assert not both.is_set()
+    assert_steps_are_apart(site, ids)
+
+
+def assert_steps_are_apart(site: Site, ids: list[str]) -> None:  # noqa: F811
+    """One job has all its steps before the other has its first."""
+    with site.mill.db.read() as session:
+        ordered = session.scalars(
+            select(FinetuneStep.job_id).order_by(FinetuneStep.created_at, FinetuneStep.step)
+        ).all()
+    turns = [job_id for n, job_id in enumerate(ordered) if n == 0 or ordered[n - 1] != job_id]
+    assert sorted(turns) == sorted(ids)
