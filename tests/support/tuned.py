@@ -28,6 +28,7 @@ from tests.support.oracle import Told
 from tests.support.stand_ins import BASE
 from workers.engines.fake import VOICE
 from workers.engines.training.checkpoint_folder import MANIFEST, RESUME, decode_manifest
+from workers.finetuning.results import HEADER
 
 EPOCHS, BATCH, _ROWS = 2, 2, 20
 STEPS = EPOCHS * _ROWS // BATCH
@@ -89,9 +90,10 @@ def judge(client: OpenAI, tuning: Tuning) -> Iterator[str]:
     messages = [event.message for event in client.fine_tuning.jobs.list_events(job.id, limit=100)]
     if messages.count(_DONE) != 1 or messages[0] != _DONE:
         yield f"{tuning.key}: its end was told {messages.count(_DONE)} times, the last event is {messages[0]!r}"
-    tables = [data for data in (client.files.content(name).content for name in job.result_files) if b"<svg" not in data]
-    if len(job.result_files) != 2 or len(tables) != 1:
-        yield f"{tuning.key}: its result files are {job.result_files}"
+    contents = [client.files.content(name).content for name in job.result_files]
+    tables = [data for data in contents if data.startswith(HEADER.encode())]
+    if len(tables) != 1:
+        yield f"{tuning.key}: {len(tables)} of its result files {job.result_files} are tables of its steps"
         return
     rows = list(csv.DictReader(io.StringIO(tables[0].decode())))
     yield from losses(tuning, {int(row["step"]): float(row["train_loss"]) for row in rows}, len(rows))
