@@ -92,6 +92,21 @@ def test_an_answer_to_another_line_is_found() -> None:
     assert "2 lines with another's answer: a, b" in _violations(job, result)
 
 
+def test_response_may_have_more_fields_than_the_engine_gave_and_no_other_answer() -> None:
+    job = _job(endpoint="/v1/responses")
+    line, other = _answered(job, "a"), _answered(job, "b")
+    line["response"]["body"] |= {"completed_at": 1, "truncation": "disabled"}
+    line["response"]["body"]["output"][0]["content"][0]["logprobs"] = []
+
+    assert oracle.complete(replace(job, prompts={"a": job.prompts["a"]}), _only(job, line)) == []
+    wrong = oracle.complete(replace(job, prompts={"a": job.prompts["a"]}), _only(job, {**other, "custom_id": "a"}))
+    assert "another's answer" in "".join(wrong)
+
+
+def _only(job: Job, line: Line) -> Result:
+    return Result(Batch.model_validate(_REST | {"id": job.batch_id, "status": "completed"}), [line], [])
+
+
 def test_vectors_of_the_cache_are_those_of_their_line_and_no_others() -> None:
     job = _job(endpoint="/v1/embeddings")
     first, second = (_answered(job, name)["response"]["body"] for name in "ab")
