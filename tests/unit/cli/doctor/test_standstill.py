@@ -182,7 +182,7 @@ def test_from_elsewhere_readiness_is_asked(state: str, ready: dict[str, Any], to
 def test_its_place_is_told_too(
     monkeypatch: pytest.MonkeyPatch, why: list[str], position: int | None, told: list[str]
 ) -> None:
-    monkeypatch.setattr(standstill, "here", lambda *_: list(why))
+    monkeypatch.setattr(standstill, "from_database", lambda *_: list(why))
 
     assert standstill.reasons("http://h", shown("queued", position), None) == told
 
