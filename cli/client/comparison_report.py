@@ -102,9 +102,9 @@ def _histogram(columns: Sequence[Sequence[float]], low: float, high: float) -> s
     top = max(1, *(max(row) for row in counts))
     bars = []
     for number, name in enumerate(("first", "second")):
-        for place, count in enumerate(counts[number]):
+        for position, count in enumerate(counts[number]):
             height = count / top * 120
-            x = place * 64 + number * 28
+            x = position * 64 + number * 28
             bars.append(f'<rect class="{name}" x="{x}" y="{120 - height:.1f}" width="26" height="{height:.1f}"/>')
     ends = f'<text x="0" y="138">{low:.3g}</text><text x="600" y="138">{high:.3g}</text>'
     return f'<svg width="660" height="144">{"".join(bars)}{ends}</svg>'
