@@ -86,6 +86,13 @@ def client(app: FastAPI) -> TestClient:
     return client_of(app, make_key(app))
 
 
+def fits(value: dict[str, Any], properties: dict[str, Any], required: Any) -> bool:
+    """Return whether an object may be of the branch of a schema that has these properties."""
+    constants = {name: field["const"] for name, field in properties.items() if "const" in field}
+    names = set(required) <= value.keys() <= properties.keys()
+    return names and all(value.get(name) == constant for name, constant in constants.items())
+
+
 class Schemas:
     """The schemas of the document, and the names of those that a body has led to."""
 
@@ -118,7 +125,7 @@ class Schemas:
                     yield from ((n, *place) for place in self.optional(one.get("items", {}), item))
         for one in self.resolved(schema) if isinstance(value, dict) else ():
             properties, required = one.get("properties", {}), one.get("required", ())
-            if not value.keys() <= properties.keys() or not value.keys() >= set(required) or not properties:
+            if not properties or not fits(value, properties, required):
                 continue
             self.seen.add(one["title"])
             for name, field in properties.items():
