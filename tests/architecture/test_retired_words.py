@@ -58,7 +58,9 @@ NAMES = {
 #: Names that say nothing about a value. No variable, parameter, field or function of the product has one of them.
 EMPTY_NAMES = {"found", "mine", "most", "one", "place", "said", "told", "wanted"}
 PRODUCT = ("api", "jobs", "workers", "cli")
-_OTHERS = re.compile(r"migrations/versions/|tests/unit/migrations/|CHANGELOG\.md|LICENSE|constraints|(.*/)?data/")
+_OTHERS = re.compile(
+    r"migrations/versions/|tests/unit/migrations/|.*/text_metrics\.json|CHANGELOG\.md|LICENSE|constraints|(.*/)?data/"
+)
 _PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
