@@ -20,7 +20,7 @@ from workers.engines.port import Adapter, Answer, Request
 from workers.engines.router import Router
 
 BASE = "stub-base"
-QUEUE = "gpu.tuned"
+QUEUE = "gpu.adapters"
 ADAPTERS = 2  # loaded at once: fewer than are asked for
 TRAINER = "tests.support.fake_trainer"
 assert QUEUE not in set(Queue)

@@ -81,7 +81,7 @@ _BASE = """
   stub-base:
     source: {path: base}
     engine: vllm
-    queue: gpu.tuned
+    queue: gpu.adapters
     engine_args: {enable_lora: true, max_loras: 3}
 """
 _SLOW_STEPS = '{"seconds": 0.3}'

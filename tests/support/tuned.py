@@ -21,13 +21,13 @@ from jobs.db.engine import Database
 from jobs.errors import NotFound
 from jobs.finetuning.tables import FinetuneCheckpoint, FinetuneStep
 from jobs.platform.storage import Storage
+from jobs.registry.manifests import MANIFEST, RESUME, decode_manifest
 from jobs.registry.models import READY
 from jobs.registry.tables import TunedModel
 from tests.support.fake_trainer import loss_of, weights_of
 from tests.support.oracle import Told
 from tests.support.stand_ins import BASE
 from workers.engines.fake import VOICE
-from workers.engines.training.checkpoint_folder import MANIFEST, RESUME, decode_manifest
 from workers.finetuning.results import HEADER
 
 EPOCHS, BATCH, _ROWS = 2, 2, 20

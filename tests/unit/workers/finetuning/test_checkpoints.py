@@ -6,8 +6,9 @@ import pytest
 
 from jobs.errors import NotFound
 from jobs.platform.storage import DiskStorage
+from jobs.registry.manifests import MANIFEST
 from workers.engines.training import checkpoint_folder
-from workers.engines.training.checkpoint_folder import MANIFEST, Damaged
+from workers.engines.training.checkpoint_folder import Damaged
 from workers.finetuning import checkpoints
 
 TARGET = checkpoints.location("ftjob-1", 4, 1)
@@ -25,9 +26,9 @@ def sha256(storage: DiskStorage, tmp_path: Path) -> str:
     (folder / "adapter_model.safetensors").write_bytes(b"weights")
     (folder / "optimizer.pt").write_bytes(b"moments")
     checkpoint_folder.complete(folder, {"step": 4})
-    digest, size = checkpoints.upload(storage, folder, TARGET)
-    assert size == len(b"weights") + len(b"moments")
-    return digest
+    columns = checkpoints.upload(storage, folder, TARGET)
+    assert columns["bytes"] == len(b"weights") + len(b"moments")
+    return str(columns["sha256"])
 
 
 def test_checkpoint_comes_back_byte_for_byte(storage: DiskStorage, sha256: str, tmp_path: Path) -> None:
