@@ -65,7 +65,7 @@ coverage: setup  ## Run the tests and tell which branches of the core they take;
 
 model-tests: setup  ## Play the ledger's model: 200 games of 100 calls, and 10,000 seeds of a simulation (ARGS='--seeds 1000000')
 	NIGHTMILL_TEST_EXAMPLES=200 NIGHTMILL_TEST_STEPS=100 \
-	  $(BIN)/python -m pytest tests/simulation/test_machine.py
+	  $(BIN)/python -m pytest -m "not verify" tests/simulation/test_machine.py
 	$(BIN)/python -m tests.simulation --seeds 10000 $(ARGS)
 
 bad-inputs: setup  ## Send every bad input, attack other projects with one key, and show two tables (ARGS=--full: the largest too)

@@ -4,7 +4,6 @@ NIGHTMILL_TEST_SEEDS sets how many. `python -m tests.simulation --seed N` prints
 """
 
 import os
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -15,8 +14,6 @@ from tests.simulation.play import WEATHERS, Game, play, weather_of
 from tests.simulation.world import SimulatedDatabase, Weather
 
 SEEDS = int(os.environ.get("NIGHTMILL_TEST_SEEDS", "0"))
-_SECONDS = 5.0  # where no number is asked for, as many as fit
-_AT_LEAST = 2 * len(WEATHERS)
 
 #: Worlds in which something was once wrong.
 REGRESSIONS = {
@@ -36,14 +33,13 @@ def test_seeds_that_once_failed_pass(world: SimulatedDatabase, seed: int) -> Non
 
 
 @pytest.mark.timeout(0)
-def test_no_seed_loses_or_repeats_anything(world: SimulatedDatabase) -> None:
-    began, seed = time.monotonic(), 0
+@pytest.mark.parametrize("seeds", [len(WEATHERS), pytest.param(4 * len(WEATHERS), marks=pytest.mark.verify)])
+def test_no_seed_loses_or_repeats_anything(world: SimulatedDatabase, seeds: int) -> None:
     failed: dict[int, list[str]] = {}
-    while seed < (SEEDS or _AT_LEAST) or (not SEEDS and time.monotonic() - began < _SECONDS):
+    for seed in range(SEEDS or seeds):
         wrong = play(seed, world)
         if wrong:
             failed[seed] = wrong
-        seed += 1
 
     assert failed == {}, f"python -m tests.simulation --seed {next(iter(failed))}"
 
@@ -87,6 +83,7 @@ def test_a_poisoned_line_costs_few_workers_and_no_neighbour(world: SimulatedData
 
 
 @pytest.mark.parametrize("weather", [Weather(message_lost=0.5), Weather(crash_every=1.0)], ids=["messages", "workers"])
-def test_lost_messages_only_delay_jobs(world: SimulatedDatabase, weather: Weather) -> None:
-    for seed in range(4):
+@pytest.mark.parametrize("seeds", [1, pytest.param(4, marks=pytest.mark.verify)])
+def test_lost_messages_only_delay_jobs(world: SimulatedDatabase, weather: Weather, seeds: int) -> None:
+    for seed in range(seeds):
         assert Game(seed, weather, world).play() == []
