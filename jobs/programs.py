@@ -4,9 +4,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from jobs.settings import Settings
+if TYPE_CHECKING:
+    from jobs.settings import Settings
 
 _CHECKOUT: Final = Path(__file__).resolve().parents[1]
 #: The exit status of a comparison that found differences; 1 is Python's own.
@@ -39,7 +40,7 @@ def run_python_grader(given: str, seconds: float) -> subprocess.CompletedProcess
     )
 
 
-def merge_adapter(config: Settings, adapter: Path, base: str, output: Path, folder: Path | None) -> str:
+def merge_adapter(config: "Settings", adapter: Path, base: str, output: Path, folder: Path | None) -> str:
     """Merge an adapter into the model `base` of the models file, or into the model in `folder`.
 
     Return why it could not be merged; empty when `output` has the merged model.
