@@ -5,6 +5,7 @@ files, SHA-256 ─▶ OUTPUT.part ── each hash is right ──┬─▶ OUTP
 """
 
 import hashlib
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +15,12 @@ from urllib.parse import quote
 
 from cli.client.server import Server
 from cli.errors import CliError
-from cli.terminal import say
+from cli.terminal import say, visible
 from cli.up.effective import running
 from jobs import programs
 
 _READ = 1 << 20
+_FILE_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 _CHECKPOINT = ":ckpt-step-"
 
 
@@ -44,8 +46,10 @@ def export(server: Server, model: str, output: Path) -> dict[str, Any]:
     listed = server.get(route)
     with _whole_folder(output) as folder:
         for file in listed["data"]:
-            path = folder / Path(file["name"]).name
-            server.fetch(f"{route}/{quote(file['name'], safe='')}", path)
+            if not _FILE_NAME.fullmatch(file["name"]):
+                raise CliError(f"the server lists a file whose name no model has: {visible(file['name'])}")
+            path = folder / file["name"]
+            server.fetch(f"{route}/{file['name']}", path)
             if _sha256(path) != file["sha256"]:
                 raise CliError(f"{file['name']} does not have the bytes that were trained; nothing was exported")
     return listed

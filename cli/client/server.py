@@ -148,6 +148,8 @@ def _told(url: str) -> Iterator[None]:
         raise ServerUnavailable(f"no server answers at {url}; is it running? `nightmill doctor` looks") from error
     except httpx2.TransportError as error:  # inside a body, which the SDK does not read
         raise ServerUnavailable(f"the server at {url} broke off its answer") from error
+    except (httpx2.InvalidURL, UnicodeEncodeError) as error:
+        raise CliError(f"no id has such characters: {visible(str(error))}") from error
     except openai.AuthenticationError as error:
         raise CliError(f"the server at {url} does not accept this key") from error
     except openai.APIStatusError as error:

@@ -19,7 +19,6 @@ from cli.terminal import moment, say, show, show_entries, show_json, show_table
 app = Group("Evaluate models on your items, and compare the runs.")
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, as `nightmill evals list` shows it.")]
 _LIVE: Final = ("queued", "in_progress")
-_LOOK: Final = 1.0  # seconds between two looks at a run that is watched
 _PATIENCE: Final = 60  # looks that may fail one after another while the server is away
 _PAGE: Final = 100
 _CHECKS: Final = ("eq", "ne", "like", "ilike")
@@ -282,7 +281,7 @@ def _watched(server: Server, eval_id: str, run_id: str) -> dict[str, Any]:
             failures = 0
             if current["status"] not in _LIVE:
                 return current
-        threading.Event().wait(_LOOK)
+        threading.Event().wait(server.timings.follow_look)
 
 
 def _show_end(done: dict[str, Any], *, as_json: bool) -> None:

@@ -61,7 +61,7 @@ def thing() -> dict[str, Any]:
         "score": 1.0, "content": [{"text": HOSTILE}], "url": HOSTILE, "event_types": [HOSTILE], "event_type": HOSTILE,
         "disabled_at": None, "attempts": [], "error": HOSTILE, "status_code": 200,
         "signing_secret": "whsec_RdvaYFYUXuIFuEbvZHwMfYFhUf7aMYjYcmM24+Aj40c=",
-        "last_position": 0,
+        "last_position": 0, "eval_id": "eval_1",
     }  # fmt: skip
 
 
@@ -70,8 +70,10 @@ def fine_tuning(path: str) -> object:
     job = {
         "id": HOSTILE, "status": "failed" if path.endswith("x-1") else HOSTILE, "model": HOSTILE, "created_at": 1,
         "fine_tuned_model": HOSTILE, "finished_at": 1, "error": ERROR, "warnings": [HOSTILE],
-        "errors": {"data": [ERROR]}, "errors_truncated": False,
+        "errors": {"data": [ERROR]}, "errors_truncated": False, "measuring_job": None, "data": [],
     }  # fmt: skip
+    if path.endswith("/files"):
+        return {"object": "list", "method": "lora", "base": HOSTILE, "data": [{"name": HOSTILE, "sha256": HOSTILE}]}
     if not path.endswith(("/jobs", "/events", "/checkpoints")):
         return job
     entry = job | {
@@ -79,6 +81,21 @@ def fine_tuning(path: str) -> object:
         "fine_tuned_model_checkpoint": HOSTILE, "step_number": 1, "metrics": {"train_loss": 1.0, "valid_loss": None},
     }  # fmt: skip
     return job | {"object": "list", "data": [entry], "has_more": False, "last_id": HOSTILE}
+
+
+def evaluation(path: str) -> object:
+    """Return an eval, a run that failed, its output items, or a list of evals or runs."""
+    counts = {"passed": 1, "failed": 1, "errored": 0}
+    run = {
+        "id": "evalrun_1", "eval_id": "eval_1", "name": HOSTILE, "model": HOSTILE, "status": "failed", "created_at": 1,
+        "error": ERROR, "per_testing_criteria_results": [{"testing_criteria": HOSTILE, **counts}],
+        "testing_criteria": [{"name": HOSTILE}],
+    }  # fmt: skip
+    if not path.endswith(("/evals", "/runs", "/output_items")):
+        return run
+    item = {"datasource_item": {"language": HOSTILE}, "results": [{"name": HOSTILE, "score": 1.0, "passed": True}]}
+    entry = run | item | {"datasource_item_id": 0}
+    return run | {"object": "list", "data": [entry], "has_more": False, "last_id": HOSTILE}
 
 
 def answer(method: str, path: str) -> tuple[int, object]:
@@ -119,9 +136,10 @@ class Hostile(BaseHTTPRequestHandler):
         if path.endswith("/content"):
             status, body = 200, CONTENTS[path.split("/")[-2]]
         else:
-            tuning = path.startswith("/v1/fine_tuning/jobs")
-            status, found = (200, fine_tuning(path)) if tuning else answer(self.command, path)
-            body = json.dumps(found).encode()
+            rooms = {"/v1/fine_tuning/": fine_tuning, "/v1/evals": evaluation}
+            room = next((room for start, room in rooms.items() if path.startswith(start)), None)
+            status, content = (200, room(path)) if room else answer(self.command, path)
+            body = json.dumps(content).encode()
             if "event-stream" in self.headers.get("accept", ""):
                 body = b"data: %b\n\n" % json.dumps(EVENT).encode()
         self.send_response(status)
@@ -162,6 +180,7 @@ def call(
     (tmp_path / "corpus").write_text(texts)
     (tmp_path / "judgements").write_text("t 0 t 1\nu 0 u 1\n")
     (tmp_path / "requests.jsonl").write_bytes(asked("a"))
+    (tmp_path / "eval.json").write_text("{}")
     models = {MODEL: {"source": {"urls": [url]}, "engine": "http", "aliases": [f"{MODEL}2"]}}
     (tmp_path / "models.yaml").write_text(yaml.safe_dump({"models": models}))
     monkeypatch.setenv("NIGHTMILL_MODELS_FILE", str(tmp_path / "models.yaml"))
@@ -226,6 +245,12 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "finetune pause": (True, [["finetune", "pause", "x-1"]]),
     "finetune resume": (True, [["finetune", "resume", "x-1"]]),
     "finetune checkpoints": (True, [["finetune", "checkpoints", "x-1"]]),
+    "finetune export": (True, [["finetune", "export", "ft:m", "--output", "exported"]]),
+    "evals create": (False, [["evals", "create", "eval.json"]]),
+    "evals list": (True, [["evals", "list"], ["evals", "list", "--json"]]),
+    "evals run": (True, [["evals", "run", "--data", "corpus", "--model", "m", "--grader", "same=eq:{{ item.text }}"]]),
+    "evals watch": (True, [["evals", "watch", "x-1"]]),
+    "evals compare": (True, [["evals", "compare", "x-1", "x-2", "--slice-by", "item.language"]]),
     "embed-eval": (True, [["embed-eval", "corpus", "corpus", "judgements", "-m", STORED]]),
     "models list": (True, [["models", "list"], ["models", "list", "--json"]]),
     "models add": (True, [["models", "add", f"{MODEL}5", "--url", "http://h"]]),
