@@ -68,8 +68,8 @@ def _whole(settings: Settings, models: Models, base: str, adapter: Adapter) -> E
         known = models.now().models.get(base)
         args = {name: value for name, value in (known.engine_args if known else {}).items() if "lora" not in name}
         source = Source(path=adapter.folder)
-        model = Model(name=base, source=source, engine=EngineKind.VLLM, queue=Queue.TUNED, engine_args=args)
-        return make_vllm(model, settings)
+        model = Model(name=base, source=source, engine=EngineKind.VLLM, engine_args=args)
+        return make_vllm(model.model_copy(update={"queue": Queue.TUNED}), settings)  # which no model of a file may name
 
     return OwnLoop([base], make)
 

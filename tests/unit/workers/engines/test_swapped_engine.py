@@ -1,6 +1,7 @@
 """One engine for many whole models: swapped when it is idle or a turn is over, and what it does with what fails."""
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -11,12 +12,16 @@ from typing import Any
 import msgspec
 import pytest
 
+from jobs.fleet.models_file import Models
+from jobs.settings import Settings
 from jobs.timings import Timings
-from workers.engines import probes
+from workers.engines import build_engines, probes
 from workers.engines.fake import FakeEngine
+from workers.engines.ownloop import OwnLoop
 from workers.engines.port import Adapter, AdapterRefused, Answer, EngineBusy, EngineDead, Request
 from workers.engines.probes import Probe
 from workers.engines.swapped_engine import SwappedEngine
+from workers.engines.vllm.vllm_engine import VllmEngine
 
 CHAT = "/v1/chat/completions"
 LONG = replace(Timings(), tuned_turn=3600.0, tuned_retry=3600.0)
@@ -266,3 +271,21 @@ async def test_closing_ends_what_waits_and_frees_what_is_loaded(tmp_path: Path) 
         await waiting
     assert garage.closed == [garage.adapter(1).name]
     await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.mark.parametrize("base", ["tiny", "removed-since"])
+def test_a_whole_model_has_an_engine_with_the_arguments_of_its_base_but_for_adapters(tmp_path: Path, base: str) -> None:
+    args = {"max_model_len": 512, "enable_lora": True, "max_loras": 4, "max_lora_rank": 8}
+    tiny = {"source": {"path": "."}, "engine": "vllm", "engine_args": args}
+    (tmp_path / "models.yaml").write_text(json.dumps({"models": {"tiny": tiny}}))
+    config = Settings(data_dir=tmp_path, models_file=str(tmp_path / "models.yaml"))
+    adapter = Adapter("full-1", "1", tmp_path / "weights", whole=True)
+
+    own = build_engines._whole(config, Models(config), base, adapter)
+    assert isinstance(own, OwnLoop)
+    engine = own._make()
+
+    assert isinstance(engine, VllmEngine)
+    assert (engine.models, engine._model, engine.adapters) == ((base,), str(tmp_path / "weights"), 0)
+    assert engine._args == ({"max_model_len": 512} if base == "tiny" else {})
+    assert "gpu.tuned" in engine._pids.name
