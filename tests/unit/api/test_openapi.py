@@ -88,7 +88,6 @@ class Real:
         """Forget the objects that this operation may have deleted, cancelled or completed."""
         if self._ids and (method == "delete" or path.endswith(("/cancel", "/complete", "/switch"))):
             self.client.delete(f"/v1/webhook_endpoints/{self._ids['webhook_endpoint_id']}")  # a hundred at most
-            self.client.post(f"/v1/fine_tuning/jobs/{self._ids['fine_tuning_job_id']}/cancel")  # twenty live ones
             self._ids = {}
 
     def _make(self) -> dict[str, str]:
