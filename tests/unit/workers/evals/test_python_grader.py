@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -270,7 +271,7 @@ def test_every_escape_is_possible_without_the_sandbox(scene: Scene) -> None:
     program = f"import json\nfor code in json.loads({json.dumps(json.dumps(code))}):\n"
     program += "    names = {'__name__': 'grader'}\n    exec(code, names)\n    names['grade']({}, {})\n"
     program += "    import os\n"
-    ran = subprocess.run(["python", "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 0, ran.stderr
 
 
@@ -340,11 +341,12 @@ def test_an_item_is_graded_five_times_as_fast_as_by_a_process_of_its_own(sandbox
 
 
 def test_the_parts_of_the_sandbox_are_named() -> None:
-    told = subprocess.run(
-        ["python", "-P", "-m", "workers.sandbox", "forks"], capture_output=True, text=True, timeout=60, check=True,
+    ran = subprocess.run(
+        [sys.executable, "-P", "-m", "workers.sandbox", "forks"],
+        capture_output=True, text=True, timeout=60, check=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])},
     )  # fmt: skip
-    assert set(told.stdout.split()) <= set(FORK_PARTS)
+    assert set(ran.stdout.split()) <= set(FORK_PARTS)
 
 
 # What a worker says of its sandbox.
