@@ -1,7 +1,7 @@
 """The processes that bad inputs are sent to: `python -m tests.badinputs.host web` and `… mill`.
 
     web     the web process as `python -m api` starts it
-    mill    dispatcher, planner, runner, finisher, the delivery loop and a librarian over the fake engine, in one
+    mill    dispatcher, planner, runner, finisher, the delivery loop and an ingester over the fake engine, in one
             process; documents are read in its child, as in life
 
 They are configured by the environment, as the product is. A test chooses four things more: the ports that a webhook
@@ -34,7 +34,7 @@ from jobs.errors import DatabaseBusy
 from jobs.platform import url_guard
 from jobs.settings import Settings, settings
 from jobs.timings import Timings
-from tests.badinputs.librarian import Librarian
+from tests.badinputs.ingester import Ingester
 from tests.support.mill import running
 from workers.runtime.context import Pool
 from workers.runtime.context import build as build_worker
@@ -113,15 +113,15 @@ def mill(config: Settings) -> None:
         arguments = (context.db, config, context.worker_id, stop, replace(Timings(), deliveries_idle=float("inf")))
         sender = threading.Thread(target=loop.run, args=arguments)
         sender.start()
-        librarian = Librarian(config)
-        deployment.elsewhere = librarian.handle
+        ingester = Ingester(config)
+        deployment.elsewhere = ingester.handle
         while not stop.wait(0.01):
             with suppress(DatabaseBusy):  # it goes on at the next tick, as in life
                 deployment.dispatcher.tick()
-            for error in (*deployment.errors, *librarian.errors):
+            for error in (*deployment.errors, *ingester.errors):
                 raise error
         sender.join()
-        librarian.close()
+        ingester.close()
         context.heartbeat.leave()
 
 

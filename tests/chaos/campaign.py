@@ -223,9 +223,9 @@ class Campaign:
         try:
             wait_for(true, seconds * self.patience, what)
         except TimeoutError as error:
-            keeper, repeaters = self.load.keeper, self.load.repeaters
+            source, repeaters = self.load.source_client, self.load.repeaters
             cleared = [len(one.clearings) for one in repeaters]
-            had = f"{keeper.synced} syncs, {keeper.searches} searches, {cleared} clearings; {keeper.state()}"
+            had = f"{source.synced} syncs, {source.searches} searches, {cleared} clearings; {source.state()}"
             raise TimeoutError(f"{error}: {had}\n{self.journal.story()}") from error
         finally:
             self.load.feeding.clear()

@@ -284,8 +284,8 @@ def _repeat(scene: Scene) -> None:
     messages = [(task, Queue.PLAN, (job,)) for task in (Task.PLAN, Task.FINISH) for job in jobs]
     messages += [(Task.RUN, Queue.GENERATE, (job, n)) for job in jobs for n in shards]
     messages += [(Task.PURGE, Queue.INGEST, ())]
-    batches = [intake.id for intake in scene.load.librarians.intakes if intake.batch and intake.id][-20:]
-    batches += scene.load.keeper.syncs[-20:]
+    batches = [intake.id for intake in scene.load.store_clients.intakes if intake.batch and intake.id][-20:]
+    batches += scene.load.source_client.syncs[-20:]
     messages += [(task, Queue.PLAN, (job,)) for task in (Task.PLAN, Task.FINISH) for job in batches]
     messages += [(Task.RUN, queue, (job, 0)) for queue in (Queue.INGEST, Queue.EMBED) for job in batches]
     messages *= _REPEATS

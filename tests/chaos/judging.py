@@ -11,8 +11,8 @@ from jobs.settings import Settings
 from tests.chaos.faults import ALL_FAULTS
 from tests.chaos.inside import Inside, inside
 from tests.chaos.repeaters import TEXTS
-from tests.support import oracle, shelved
-from tests.support.shelved import Shelf
+from tests.support import oracle, store_oracle
+from tests.support.store_oracle import KnownStore
 from tests.support.stub_engine import text_mark
 from tests.support.system import SCALED, wait_for
 from workers.retrieval.ingestion.index import CHUNKS_AT_ONCE
@@ -27,24 +27,24 @@ _SLOTS = int(SCALED["NIGHTMILL_SHARDS_IN_FLIGHT"])
 
 def await_settled(campaign: "Campaign") -> None:
     """I1: every file that was brought in comes in, or is refused."""
-    librarians = campaign.load.librarians
-    if not librarians.await_settled(_SETTLE_SECONDS * campaign.patience):
-        late = [f"{paper.key} {paper.status}" for paper in librarians.open]
-        late += [f"{intake.key} {intake.status}" for intake in librarians.open_intakes]
+    store_clients = campaign.load.store_clients
+    if not store_clients.await_settled(_SETTLE_SECONDS * campaign.patience):
+        late = [f"{paper.key} {paper.status}" for paper in store_clients.open]
+        late += [f"{intake.key} {intake.status}" for intake in store_clients.open_intakes]
         campaign.journal.violation(f"I1: not settled in time: {', '.join(late)}")
 
 
 def judge_stores(campaign: "Campaign") -> None:
-    client, librarians, blame = campaign.load.client.sdk, campaign.load.librarians, campaign.journal.violation
-    kept = campaign.load.keeper.mirror.id
+    client, store_clients, blame = campaign.load.client.sdk, campaign.load.store_clients, campaign.journal.violation
+    kept = campaign.load.source_client.mirror.id
     jobs = [job for job in _ingestions(client) if job["vector_store_id"] != kept]
-    blame(*shelved.one_job_each([str(job["idempotency_key"]) for job in jobs], librarians.intakes))
+    blame(*store_oracle.one_job_each([str(job["idempotency_key"]) for job in jobs], store_clients.intakes))
     ids = {str(job["idempotency_key"]): str(job["id"]) for job in jobs}
-    for intake in librarians.intakes:
+    for intake in store_clients.intakes:
         if intake.key in ids:
-            blame(*shelved.told(intake, _events(client, ids[intake.key]), campaign.load.told))
-        if intake.batch and not intake.shelf.gone:
-            blame(*shelved.added_up(intake))
+            blame(*store_oracle.told(intake, _events(client, ids[intake.key]), campaign.load.told))
+        if intake.batch and not intake.store.gone:
+            blame(*store_oracle.added_up(intake))
     _judge_shelves(campaign, client)
     _judge_inside(campaign)
     if embedded_again(campaign) > embedding_bound(campaign):
@@ -54,7 +54,7 @@ def judge_stores(campaign: "Campaign") -> None:
 def embedded_again(campaign: "Campaign") -> int:
     """But for what was searched for, and what is asked again on purpose."""
     load = campaign.load
-    allowed = load.librarians.queries | load.keeper.queries | {text_mark(text) for text in TEXTS}
+    allowed = load.store_clients.queries | load.source_client.queries | {text_mark(text) for text in TEXTS}
     return sum(oracle.embedded_again(log, allowed) for log in campaign.prompts())
 
 
@@ -80,35 +80,36 @@ def _events(client: OpenAI, job_id: str) -> list[dict[str, Any]]:
 
 
 def _judge_shelves(campaign: "Campaign", client: OpenAI) -> None:
-    librarians, blame = campaign.load.librarians, campaign.journal.violation
+    store_clients, blame = campaign.load.store_clients, campaign.journal.violation
     shown = {store.id: store for store in client.vector_stores.list(limit=100)}
-    live = {shelf.id for shelf in librarians.alive} | {campaign.load.keeper.mirror.id} - {""}
+    live = {store.id for store in store_clients.alive} | {campaign.load.source_client.mirror.id} - {""}
     if shown.keys() != live:
         blame(f"stores {sorted(shown.keys() - live)} should not be there, {sorted(live - shown.keys())} should")
-    for shelf in librarians.alive:
-        files = {file.id: file for file in client.vector_stores.files.list(shelf.id, limit=100)}
-        due = {paper.file_id: paper for paper in shelf.there}
+    for store in store_clients.alive:
+        files = {file.id: file for file in client.vector_stores.files.list(store.id, limit=100)}
+        due = {paper.file_id: paper for paper in store.there}
         if files.keys() != due.keys():
-            blame(f"{shelf.key}: {sorted(files.keys() ^ due.keys())} are in it or in its list alone")
+            blame(f"{store.key}: {sorted(files.keys() ^ due.keys())} are in it or in its list alone")
         for name in files.keys() & due.keys():
             error = files[name].last_error
-            blame(*shelved.settled(due[name], files[name].status, error.code if error else None))
-        _judge_searches(campaign, shelf)
+            blame(*store_oracle.settled(due[name], files[name].status, error.code if error else None))
+        _judge_searches(campaign, store)
 
 
-def _judge_searches(campaign: "Campaign", shelf: Shelf) -> None:
+def _judge_searches(campaign: "Campaign", store: KnownStore) -> None:
     """Each file is found by its own word, once and alone, and all of it by its vectors."""
-    librarians, blame = campaign.load.librarians, campaign.journal.violation
-    for paper in [paper for paper in shelf.papers if not paper.refused]:
+    store_clients, blame = campaign.load.store_clients, campaign.journal.violation
+    for paper in [paper for paper in store.papers if not paper.refused]:
         there = not paper.gone and paper.status == "completed"
-        names = [one.file_id for one in librarians.find_patiently(shelf, paper, by_words=True)]
+        names = [one.file_id for one in store_clients.find_patiently(store, paper, by_words=True)]
         may_be = not paper.gone and paper.status == "cancelled"
         if names != ([paper.file_id] if there else []) and not (may_be and names == [paper.file_id]):
             blame(f"{paper.key} ({'gone' if paper.gone else paper.status}): a search for its word finds {names}")
         if there:
-            near = librarians.find_patiently(shelf, paper, by_words=False)
+            near = store_clients.find_patiently(store, paper, by_words=False)
             blame(
-                *shelved.whole(paper, near, paper.sizes), *([] if near else [f"{paper.key}: no vector of it is found"])
+                *store_oracle.whole(paper, near, paper.sizes),
+                *([] if near else [f"{paper.key}: no vector of it is found"]),
             )
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import openai
 
 from tests.chaos.faults import VLLM_FAULTS
-from tests.chaos.keepers import SHOWN, Keeper
 from tests.chaos.load import Broken
+from tests.chaos.source_client import SHOWN, SourceClient
 from tests.support import mirrored, recalled
 from tests.support.mirrored import Mirror, Version
 
@@ -24,9 +24,9 @@ _OWN_WORDS = '"The engine gave no answer."'  # of an engine's fault it is told w
 
 def await_kept(campaign: "Campaign") -> None:
     """I1: a sync that began after the last change ends well, and every index has all of it."""
-    keeper, seconds = campaign.load.keeper, _SETTLE_SECONDS * campaign.patience
-    if not keeper.await_settled(seconds):
-        campaign.journal.violation(f"I1: {keeper.mirror.key} was not settled in time: {keeper.state()}")
+    source_client, seconds = campaign.load.source_client, _SETTLE_SECONDS * campaign.patience
+    if not source_client.await_settled(seconds):
+        campaign.journal.violation(f"I1: {source_client.mirror.key} was not settled in time: {source_client.state()}")
     for one in campaign.load.repeaters:
         if not one.await_idle(seconds):
             campaign.journal.violation(f"I1: a request of {one.project} was not answered in time")
@@ -34,12 +34,12 @@ def await_kept(campaign: "Campaign") -> None:
 
 def judge_mirror(campaign: "Campaign") -> None:
     """Every document of the folder once, in its last version, in each index; and nothing else that was ever there."""
-    keeper, blame = campaign.load.keeper, campaign.journal.violation
-    if not keeper.mirror.source:
+    source_client, blame = campaign.load.source_client, campaign.journal.violation
+    if not source_client.mirror.source:
         if campaign.struck:
-            blame(f"{keeper.mirror.key} never had a source")
+            blame(f"{source_client.mirror.key} never had a source")
         return
-    client, mirror = campaign.load.client.sdk, keeper.mirror
+    client, mirror = campaign.load.client.sdk, source_client.mirror
     path = f"/vector_stores/{mirror.id}"
     items: Any = client.get(f"{path}/sources/{mirror.source}/items?limit=100", cast_to=object)
     files = {file.id: file.status for file in client.vector_stores.files.list(mirror.id, limit=100)}
@@ -47,8 +47,8 @@ def judge_mirror(campaign: "Campaign") -> None:
     page: Any = client.get(f"{path}/indexes", cast_to=object)
     blame(*mirrored.indexed(mirror, page["data"], {one["id"]: _files_of(client, path, one) for one in page["data"]}))
     for index in sorted(page["data"], key=lambda one: bool(one["status"] == "active")):  # the last one stays in use
-        blame(*_searched(client, keeper, index["id"]))
-    blame(*contents(client, mirror), *_needles(keeper))
+        blame(*_searched(client, source_client, index["id"]))
+    blame(*contents(client, mirror), *_needles(source_client))
 
 
 def _files_of(client: openai.OpenAI, path: str, index: Any) -> dict[str, str]:
@@ -60,15 +60,15 @@ def _gone(mirror: Mirror) -> list[Version]:
     return [one for one in mirror.versions if one.gone]
 
 
-def _searched(client: openai.OpenAI, keeper: Keeper, index: str) -> Iterator[str]:
+def _searched(client: openai.OpenAI, source_client: SourceClient, index: str) -> Iterator[str]:
     """Search, and return what is found while this index is in use."""
-    mirror = keeper.mirror
+    mirror = source_client.mirror
     try:
         client.post(f"/vector_stores/{mirror.id}/indexes/{index}/switch", cast_to=object, body={})
     except openai.ConflictError as error:
         yield f"{mirror.key}: {error.message}"
         return
-    found = keeper.find_patiently()
+    found = source_client.find_patiently()
     for why in mirrored.shown(mirror, found, list(mirror.here.values()), set(_gone(mirror)), cut=len(found) >= SHOWN):
         yield f"{index}: {why}"
 
@@ -86,15 +86,15 @@ def contents(client: openai.OpenAI, mirror: Mirror) -> Iterator[str]:
                 yield f"{one}: {one.file_id} is there still"
 
 
-def _needles(keeper: Keeper) -> Iterator[str]:
+def _needles(source_client: SourceClient) -> Iterator[str]:
     """Each document by its own word, once, and nothing by the words of what is gone."""
-    here, gone = list(keeper.mirror.here.values()), _gone(keeper.mirror)
-    for start in range(0, len(keeper.mirror.versions), _WORDS):
+    here, gone = list(source_client.mirror.here.values()), _gone(source_client.mirror)
+    for start in range(0, len(source_client.mirror.versions), _WORDS):
         wanted = (here + gone)[start : start + _WORDS]
-        found = sorted(hit.file_id for hit in keeper.find_patiently(" ".join(one.needle for one in wanted)))
+        found = sorted(hit.file_id for hit in source_client.find_patiently(" ".join(one.needle for one in wanted)))
         if found != (due := sorted(one.file_id for one in wanted if not one.gone)):
             names = ", ".join(map(str, wanted))
-            yield f"{keeper.mirror.key}: a search for the words of {names} finds {found}, not {due}"
+            yield f"{source_client.mirror.key}: a search for the words of {names} finds {found}, not {due}"
 
 
 def judge_caches(campaign: "Campaign") -> None:

@@ -1,13 +1,13 @@
 """The clients of a run: they keep some batches open through the official SDK, cancel some, and watch all.
 
-    feeder    while fewer than `width` are open: upload, create, each under a key of its own; some wait for others
-    poller    asks for each open batch, remembers every answer that differs from the one before
-    askers    keep some responses in the background open (`askers`)
-    librarians    bring files into vector stores, and search (`librarians`)
-    keeper    keeps a folder that a vector store follows (`keepers`)
-    repeaters     of two projects, ask the same again and again (`repeaters`)
-    tuners        train models, and ask for them (`tuners`)
-    hooks     verifies each webhook soon after it came
+    feeder          while fewer than `width` are open: upload, create, each under a key of its own; some wait for others
+    poller          asks for each open batch, remembers every answer that differs from the one before
+    askers          keep some responses in the background open (`askers`)
+    store_clients   add files to vector stores, and search (`store_clients`)
+    source_client   keeps a folder that a vector store follows (`source_client`)
+    repeaters       of two projects, ask the same again and again (`repeaters`)
+    tuners          train models, and ask for them (`tuners`)
+    hooks           verifies each webhook soon after it came
 
 All of them outlive every kill: the SDK retries until it gets an answer.
 """
@@ -33,9 +33,9 @@ from jobs.retrieval import attachments, ingestions
 from jobs.webhooks.sending import new_secret
 from tests.chaos.askers import Askers
 from tests.chaos.journal import Journal
-from tests.chaos.keepers import Keeper
-from tests.chaos.librarians import Librarians
 from tests.chaos.repeaters import Repeater
+from tests.chaos.source_client import SourceClient
+from tests.chaos.store_clients import StoreClients
 from tests.chaos.tuners import Tuners
 from tests.support.oracle import TERMINAL, Job, Told, verified
 from tests.support.receiver import Received, Receiver
@@ -227,8 +227,8 @@ class Load:
     endpoint_id: str = ""
     endpoint_secret: str = ""
     askers: Askers = field(init=False)
-    librarians: Librarians = field(init=False)
-    keeper: Keeper = field(init=False)
+    store_clients: StoreClients = field(init=False)
+    source_client: SourceClient = field(init=False)
     repeaters: tuple[Repeater, ...] = field(init=False)
     tuners: Tuners = field(init=False)
     _heard: int = 0
@@ -244,9 +244,9 @@ class Load:
         moved = lambda: self.moved.append(time.monotonic())  # noqa: E731
         self.askers = Askers(self.client, self.journal, rng, model, judged, self.mix.responses, moved)
         rng = random.Random(self.rng.getrandbits(32))
-        self.librarians = Librarians(self.client, self.journal, rng, self.mix.stores, moved)
+        self.store_clients = StoreClients(self.client, self.journal, rng, self.mix.stores, moved)
         rng = random.Random(self.rng.getrandbits(32))
-        self.keeper = Keeper(self.client, self.journal, rng, self.library, moved)
+        self.source_client = SourceClient(self.client, self.journal, rng, self.library, moved)
         asking = {"ours": self.client, "theirs": self.strangers}
         self.repeaters = tuple(Repeater(client, self.journal, rng, name) for name, client in asking.items())
         rng = random.Random(self.rng.getrandbits(32)) if self.mix.tuned else rng
@@ -348,25 +348,25 @@ class Load:
         self._stop.wait(_POLL_SECONDS)
 
     def _keep_stores(self) -> None:
-        self.librarians.step(feeding=self.feeding.is_set())
+        self.store_clients.step(feeding=self.feeding.is_set())
         self._stop.wait(2 * _POLL_SECONDS)
 
     def _watch_stores(self) -> None:
-        self.librarians.watch()
+        self.store_clients.watch()
         self._stop.wait(2 * _POLL_SECONDS)
 
     def _read_stores(self) -> None:
         if self.feeding.is_set():
-            self.librarians.read()
+            self.store_clients.read()
         self._stop.wait(_POLL_SECONDS)
 
     def _keep_folder(self) -> None:
-        self.keeper.step(feeding=self.feeding.is_set())
+        self.source_client.step(feeding=self.feeding.is_set())
         self._stop.wait(_POLL_SECONDS)
 
     def _read_folder(self) -> None:
         if self.feeding.is_set():
-            self.keeper.read()
+            self.source_client.read()
         self._stop.wait(2 * _POLL_SECONDS)
 
     def _repeat(self) -> None:

@@ -52,28 +52,28 @@ def _totals(campaign: Campaign) -> list[str]:
 
 
 def _stores(campaign: Campaign) -> str:
-    librarians = campaign.load.librarians
+    store_clients = campaign.load.store_clients
     ends = dict(
-        Counter("taken out" if paper.gone else paper.status for one in librarians.alive for paper in one.papers)
+        Counter("taken out" if paper.gone else paper.status for one in store_clients.alive for paper in one.papers)
     )
-    brought = f"{len(librarians.intakes)} ingestions, {len(librarians.papers)} files"
+    brought = f"{len(store_clients.intakes)} ingestions, {len(store_clients.papers)} files"
     again = f"embedded again: {embedded_again(campaign)} texts, bound {embedding_bound(campaign)}"
     return (
-        f"{len(librarians.shelves)} vector stores, {brought} ({ends} in stores that are there),"
-        f" {librarians.searches} searches; {again}"
+        f"{len(store_clients.known_stores)} vector stores, {brought} ({ends} in stores that are there),"
+        f" {store_clients.searches} searches; {again}"
     )
 
 
 def _ours(campaign: Campaign) -> str:
-    keeper, repeaters = campaign.load.keeper, campaign.load.repeaters
+    source, repeaters = campaign.load.source_client, campaign.load.repeaters
     answers = [answer for one in repeaters for answer in one.answers]
     vectors = [vector for one in repeaters for vector in one.vectors]
     again = sum(one.cached for one in answers), sum(one.cached > 0 for one in vectors)
     folder = (
-        f"a folder of {len(keeper.mirror.versions)} versions: {len(keeper.syncs)} syncs, {keeper.synced} ended well"
+        f"a folder of {len(source.mirror.versions)} versions: {len(source.syncs)} syncs, {source.synced} ended well"
     )
     return (
-        f"{folder}, {keeper.switches} switches of index, {keeper.searches} searches; {len(answers)} answers and"
+        f"{folder}, {source.switches} switches of index, {source.searches} searches; {len(answers)} answers and"
         f" {len(vectors)} vectors asked for, {again[0]} and {again[1]} given again,"
         f" {sum(len(one.clearings) for one in repeaters)} clearings"
     )

@@ -56,7 +56,9 @@ def test_files_that_are_not_the_folder_are_found(content: bytes, left: Sequence[
 
 
 def _judged_mirror(mirror: Mirror, struck: Sequence[str], **more: Any) -> str:
-    load = SimpleNamespace(keeper=SimpleNamespace(mirror=mirror, **more), client=SimpleNamespace(sdk=more.get("sdk")))
+    load = SimpleNamespace(
+        source_client=SimpleNamespace(mirror=mirror, **more), client=SimpleNamespace(sdk=more.get("sdk"))
+    )
     campaign: Any = SimpleNamespace(load=load, journal=Journal(1), struck=struck)
     judge_mirror(campaign)
     return "; ".join(campaign.journal.violations)

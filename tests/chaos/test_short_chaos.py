@@ -57,9 +57,14 @@ def _had_their_turns(campaign: Campaign) -> bool:
     """Whether the folder was synced and searched, the caches gave something again and were cleared, a batch waited."""
     if not any(job.after for job in campaign.load.jobs):
         return False
-    keeper, repeaters = campaign.load.keeper, campaign.load.repeaters
+    source_client, repeaters = campaign.load.source_client, campaign.load.repeaters
     again = [one.cached for repeater in repeaters for one in (*repeater.answers, *repeater.vectors)]
-    return keeper.synced >= 2 and keeper.searches >= 3 and any(again) and all(one.clearings for one in repeaters)
+    return (
+        source_client.synced >= 2
+        and source_client.searches >= 3
+        and any(again)
+        and all(one.clearings for one in repeaters)
+    )
 
 
 def test_every_batch_keeps_every_promise_whatever_was_killed(campaign: Campaign) -> None:
@@ -84,10 +89,10 @@ def test_the_faults_struck_a_deployment_that_was_at_work(campaign: Campaign) -> 
 
 
 def test_files_came_into_vector_stores_meanwhile_and_were_searched(campaign: Campaign) -> None:
-    librarians = campaign.load.librarians
+    store_clients = campaign.load.store_clients
 
-    assert sum(paper.status == "completed" for paper in librarians.papers) >= 3
-    assert librarians.searches >= 3
+    assert sum(paper.status == "completed" for paper in store_clients.papers) >= 3
+    assert store_clients.searches >= 3
     assert embedded_again(campaign) <= embedding_bound(campaign)
 
 

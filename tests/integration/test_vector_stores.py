@@ -202,15 +202,15 @@ def _alive(system: System) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Create a folder that the operator allows."""
-    return tmp_path_factory.mktemp("shelf")
+    return tmp_path_factory.mktemp("source_folder")
 
 
 @pytest.fixture(scope="module")
-def mill(tmp_path_factory: pytest.TempPathFactory, shelf: Path) -> Iterator[Mill]:
+def mill(tmp_path_factory: pytest.TempPathFactory, source_folder: Path) -> Iterator[Mill]:
     rewriting = {"NIGHTMILL_REWRITE_MODEL": "stub-model", "NIGHTMILL_REWRITE_SECONDS": "2"}
-    with running(tmp_path_factory.mktemp("stores"), NIGHTMILL_SOURCE_FOLDERS=str(shelf), **rewriting) as mill:
+    with running(tmp_path_factory.mktemp("stores"), NIGHTMILL_SOURCE_FOLDERS=str(source_folder), **rewriting) as mill:
         yield mill
 
 
@@ -445,19 +445,19 @@ def test_texts_of_deleted_files_and_stores_are_nowhere(mill: Mill) -> None:
     assert set(mill.vectors.stores()) & set(stores) <= {stores[1]}
 
 
-def test_a_store_is_kept_in_step_with_a_folder(mill: Mill, shelf: Path) -> None:
+def test_a_store_is_kept_in_step_with_a_folder(mill: Mill, source_folder: Path) -> None:
     for name, (_, content) in LIBRARY.items():
-        (shelf / name).write_bytes(content)
+        (source_folder / name).write_bytes(content)
     store = mill.store()
     path = f"/vector_stores/{store}/sources"
-    source = mill.post(path, {"type": "folder", "path": str(shelf)})["id"]
+    source = mill.post(path, {"type": "folder", "path": str(source_folder)})["id"]
     counts = mill.synced(f"{path}/{source}")
     assert (counts["added"], counts["failed"]) == (len(LIBRARY), 0)
     for name, (question, _) in LIBRARY.items():
         assert mill.asked(store, question)[0] == name
 
-    (shelf / "whale.txt").write_text("Nobody ever saw anything bigger than the giant sequoia, a tree.\n")
-    (shelf / "bread.rst").unlink()
+    (source_folder / "whale.txt").write_text("Nobody ever saw anything bigger than the giant sequoia, a tree.\n")
+    (source_folder / "bread.rst").unlink()
     mill.post(f"{path}/{source}/sync", {})
     counts = mill.synced(f"{path}/{source}")
 

@@ -26,7 +26,7 @@ from tests.chaos.doses.dose import Given, Outcome, p95
 from tests.chaos.inside import inside
 from tests.support import oracle, stub_engine
 from tests.support.proxy import Proxy
-from tests.support.shelved import new_stem
+from tests.support.store_oracle import new_stem
 from tests.support.system import EMBED_MODEL, pause, signal_all, wait_for
 from tests.support.weaviate import Weaviate
 from workers.retrieval.ingestion.index import CHUNKS_AT_ONCE

@@ -246,7 +246,7 @@ def test_a_switch_takes_no_more_than_it_knows(client: TestClient) -> None:
     assert indexes(client, store)[0]["status"] == "ready"
 
 
-class Shelved:
+class FakeWorkers:
     """Workers that find for each index what they are told, and note what they are asked."""
 
     def __init__(self, app: FastAPI) -> None:
@@ -275,19 +275,19 @@ def compare(client: TestClient, store: str, index: str, **fields: Any) -> Any:
 
 
 @pytest.fixture
-def pair(app: FastAPI, client: TestClient) -> tuple[Shelved, str, str]:
+def pair(app: FastAPI, client: TestClient) -> tuple[FakeWorkers, str, str]:
     """Create a store with a second index of another model."""
     store = made(client)
-    return Shelved(app), store, create(client, store, embedding_model="second").json()["id"]
+    return FakeWorkers(app), store, create(client, store, embedding_model="second").json()["id"]
 
 
-def test_two_indexes_are_compared_query_by_query(client: TestClient, pair: tuple[Shelved, str, str]) -> None:
-    shelved, store, index = pair
-    shelved.found = {store: "aabbc", index: "bbda"}
+def test_two_indexes_are_compared_query_by_query(client: TestClient, pair: tuple[FakeWorkers, str, str]) -> None:
+    store_oracle, store, index = pair
+    store_oracle.found = {store: "aabbc", index: "bbda"}
 
     answer = compare(client, store, index, queries=["one", "two"], max_num_results=3).json()
 
-    assert [(search.store_id, search.model, search.limit) for search in shelved.asked] == [
+    assert [(search.store_id, search.model, search.limit) for search in store_oracle.asked] == [
         (store, MODEL, 15), (index, "second", 15), (index, "second", 15), (store, MODEL, 15),
     ]  # fmt: skip
     assert (answer["object"], answer["max_num_results"], answer["missing"]) == ("vector_store.index.comparison", 3, 0)
@@ -303,17 +303,17 @@ def test_two_indexes_are_compared_query_by_query(client: TestClient, pair: tuple
     assert summary["candidate"]["latency_ms"] > 0
 
 
-def test_judged_queries_say_how_good_each_is(client: TestClient, pair: tuple[Shelved, str, str]) -> None:
-    shelved, store, index = pair
+def test_judged_queries_say_how_good_each_is(client: TestClient, pair: tuple[FakeWorkers, str, str]) -> None:
+    store_oracle, store, index = pair
     files = [upload(client) for _ in range(2)]
     for file in files:
         client.post(f"/v1/vector_stores/{store}/files", json={"file_id": file})
     names = [file.removeprefix("file-") for file in files]
-    shelved.found = {store: "xy", index: "x"}
+    store_oracle.found = {store: "xy", index: "x"}
     queries = [{"query": "one", "relevant": [files[0]]}, "unjudged", {"query": "unjudged too"}]
 
     bad = compare(client, store, index, queries=queries).json()["summary"]
-    shelved.found = {store: names, index: names[::-1]}
+    store_oracle.found = {store: names, index: names[::-1]}
     good = compare(client, store, index, queries=queries).json()
 
     assert (bad["active"]["recall"], bad["active"]["ndcg"], bad["active"]["mrr"]) == (0.0, 0.0, 0.0)
@@ -323,10 +323,10 @@ def test_judged_queries_say_how_good_each_is(client: TestClient, pair: tuple[She
     assert [one["active"]["recall"] for one in good["data"]] == [1.0, None, None]
 
 
-def test_a_worker_that_refuses_is_passed_on(client: TestClient, pair: tuple[Shelved, str, str]) -> None:
-    shelved, store, index = pair
+def test_a_worker_that_refuses_is_passed_on(client: TestClient, pair: tuple[FakeWorkers, str, str]) -> None:
+    store_oracle, store, index = pair
     error = {"error": {"message": "No.", "type": "server_error", "param": None, "code": "engine_error"}}
-    shelved.refusal = {index: AnswerEntry("end", msgspec.json.encode(error), 502)}
+    store_oracle.refusal = {index: AnswerEntry("end", msgspec.json.encode(error), 502)}
 
     answer = compare(client, store, index, queries=["one"])
 
@@ -352,17 +352,17 @@ def test_a_worker_that_refuses_is_passed_on(client: TestClient, pair: tuple[Shel
     ],
 )
 def test_a_comparison_says_what_is_wrong_with_it(
-    client: TestClient, pair: tuple[Shelved, str, str], fields: dict[str, Any], param: str
+    client: TestClient, pair: tuple[FakeWorkers, str, str], fields: dict[str, Any], param: str
 ) -> None:
-    shelved, store, index = pair
+    store_oracle, store, index = pair
 
     status, named, code = error_of(compare(client, store, index, **fields))
 
     assert (status, named, bool(code)) == (400, param, True)
-    assert shelved.asked == []
+    assert store_oracle.asked == []
 
 
-def test_the_index_in_use_is_not_compared_with_itself(client: TestClient, pair: tuple[Shelved, str, str]) -> None:
+def test_the_index_in_use_is_not_compared_with_itself(client: TestClient, pair: tuple[FakeWorkers, str, str]) -> None:
     _, store, _ = pair
 
     assert error_of(compare(client, store, store, queries=["x"])) == (400, "index_id", "index_active")

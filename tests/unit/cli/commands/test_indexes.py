@@ -18,7 +18,7 @@ from jobs.retrieval.tables import VectorStore, VectorStoreFile
 from tests.support import runs
 from tests.support.system import eventually
 from tests.support.web import make_key, running_app, serve
-from tests.unit.api.retrieval.test_vector_store_indexes import CUT, MODELS, Shelved
+from tests.unit.api.retrieval.test_vector_store_indexes import CUT, MODELS, FakeWorkers
 from tests.unit.api.retrieval.test_vector_stores import MODEL
 
 
@@ -205,7 +205,7 @@ def test_who_waits_follows_every_job_that_fills_it(web: FastAPI, client: Client)
 
 def test_both_indexes_are_compared_in_a_table(web: FastAPI, client: Client, tmp_path: Path) -> None:
     second = client.made("--model", "second")
-    workers = Shelved(web)
+    workers = FakeWorkers(web)
     names = [file.removeprefix("file-") for file in client.files]
     workers.found = {client.store: names, second: names[::-1]}
     file = tmp_path / "queries"

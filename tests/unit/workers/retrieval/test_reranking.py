@@ -12,7 +12,7 @@ from jobs.inference.interactive import AnswerEntry, QueuedRequest
 from jobs.retrieval import searches
 from jobs.retrieval.searches import Search
 from tests.support.ingesting import MODEL, ReadOnce, Works, works
-from tests.unit.workers.retrieval.test_search import TEXTS, Shelf
+from tests.unit.workers.retrieval.test_search import TEXTS, SearchableStore
 from workers.engines.port import Answer, EngineBusy, Request, refusal
 from workers.vectors.open_vectors import open_vectors
 
@@ -36,8 +36,8 @@ def mill(sqlite: Database, tmp_path: Path, parser: ReadOnce) -> Iterator[Works]:
 
 
 @pytest.fixture
-def shelf(mill: Works) -> Shelf:
-    return Shelf(mill)
+def searchable(mill: Works) -> SearchableStore:
+    return SearchableStore(mill)
 
 
 def error_of(answer: Answer) -> dict[str, Any]:
@@ -45,8 +45,8 @@ def error_of(answer: Answer) -> dict[str, Any]:
     return error | {"status": answer.status}
 
 
-def asked(shelf: Shelf, **fields: Any) -> Answer:
-    return shelf.mill.ask(Search(model=MODEL, store_id=shelf.id, queries=(QUERY,), **fields))
+def asked(searchable: SearchableStore, **fields: Any) -> Answer:
+    return searchable.mill.ask(Search(model=MODEL, store_id=searchable.id, queries=(QUERY,), **fields))
 
 
 @pytest.fixture
@@ -64,11 +64,11 @@ def engine(mill: Works, monkeypatch: pytest.MonkeyPatch) -> list[Request]:
     return reached
 
 
-def test_the_models_scores_decide(shelf: Shelf, engine: list[Request]) -> None:
+def test_the_models_scores_decide(searchable: SearchableStore, engine: list[Request]) -> None:
     by_words = {"vector_weight": 0.0}
-    plain = shelf.names("kiwi sea", **by_words)
+    plain = searchable.names("kiwi sea", **by_words)
 
-    ranked = shelf.search(QUERY, ranker="best", text_weight=0.0)
+    ranked = searchable.search(QUERY, ranker="best", text_weight=0.0)
 
     words = set(QUERY.split())
     share = {name: len(words & set(text.lower().split())) / len(words) for name, text in TEXTS.items()}
@@ -77,29 +77,31 @@ def test_the_models_scores_decide(shelf: Shelf, engine: list[Request]) -> None:
     assert [one.score for one in ranked] == sorted(share.values(), reverse=True)
     [request] = engine
     assert (request.body["model"], request.body["query"], len(request.body["documents"])) == ("best", QUERY, 4)
-    assert request.tenant == shelf.project
+    assert request.tenant == searchable.project
     assert plain, "without a ranker nobody is asked"
 
 
-def test_the_threshold_is_of_the_new_score_and_only_the_best_are_looked_at(shelf: Shelf, engine: list[Request]) -> None:
-    high = shelf.search(QUERY, ranker="ranker", threshold=0.6, text_weight=0.0)
-    deep = shelf.search(QUERY, ranker="ranker", depth=2, limit=1, text_weight=0.0)
+def test_the_threshold_is_of_the_new_score_and_only_the_best_are_looked_at(
+    searchable: SearchableStore, engine: list[Request]
+) -> None:
+    high = searchable.search(QUERY, ranker="ranker", threshold=0.6, text_weight=0.0)
+    deep = searchable.search(QUERY, ranker="ranker", depth=2, limit=1, text_weight=0.0)
 
     assert [one.file_id for one in high] == ["tide"]
     assert [one.file_id for one in deep] == ["tide"]
     assert [len(request.body["documents"]) for request in engine] == [4, 2]
 
 
-def test_best_score_of_several_queries_counts_for_each_text(shelf: Shelf) -> None:
-    found = shelf.search("kiwi", "volcano", ranker="ranker", text_weight=0.0)
+def test_best_score_of_several_queries_counts_for_each_text(searchable: SearchableStore) -> None:
+    found = searchable.search("kiwi", "volcano", ranker="ranker", text_weight=0.0)
 
     assert {one.file_id: one.score for one in found} == {"kiwi": 1.0, "lava": 1.0, "emu": 0.0, "tide": 0.0}
 
 
-def test_copies_are_left_out_after_re_ranking(shelf: Shelf) -> None:
-    shelf.publish("copy", [TEXTS["tide"] + " Always."])
+def test_copies_are_left_out_after_re_ranking(searchable: SearchableStore) -> None:
+    searchable.publish("copy", [TEXTS["tide"] + " Always."])
 
-    results = searches.decode_results(asked(shelf, ranker="ranker", deduplicate=0.7, text_weight=0.0).body)
+    results = searches.decode_results(asked(searchable, ranker="ranker", deduplicate=0.7, text_weight=0.0).body)
 
     assert {one.file_id for one in results.chunks} in (TEXTS.keys(), {"copy", *TEXTS} - {"tide"})
     assert len(results.chunks) == len(TEXTS)
@@ -110,10 +112,12 @@ def test_copies_are_left_out_after_re_ranking(shelf: Shelf) -> None:
     ("ranker", "code"),
     [("nobody", "model_not_found"), (MODEL, "model_not_supported"), ("far", "external_model_not_allowed")],
 )
-def test_a_ranker_that_cannot_be_is_refused(shelf: Shelf, ranker: str, code: str, engine: list[Request]) -> None:
-    by_worker = error_of(asked(shelf, ranker=ranker))
-    by_api = shelf.mill.api.post(
-        f"/v1/vector_stores/{shelf.id}/search", json={"query": "a", "ranking_options": {"ranker": ranker}}
+def test_a_ranker_that_cannot_be_is_refused(
+    searchable: SearchableStore, ranker: str, code: str, engine: list[Request]
+) -> None:
+    by_worker = error_of(asked(searchable, ranker=ranker))
+    by_api = searchable.mill.api.post(
+        f"/v1/vector_stores/{searchable.id}/search", json={"query": "a", "ranking_options": {"ranker": ranker}}
     )
 
     for error in (by_worker, by_api.json()["error"] | {"status": by_api.status_code}):
@@ -122,21 +126,23 @@ def test_a_ranker_that_cannot_be_is_refused(shelf: Shelf, ranker: str, code: str
     assert engine == []
 
 
-def test_what_the_model_refuses_is_told_as_the_rankers_fault(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    _answers(shelf, monkeypatch, refusal(404, "gone", code="model_not_found"))
+def test_what_the_model_refuses_is_told_as_the_rankers_fault(
+    searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _answers(searchable, monkeypatch, refusal(404, "gone", code="model_not_found"))
 
-    error = error_of(asked(shelf, ranker="ranker"))
+    error = error_of(asked(searchable, ranker="ranker"))
 
     assert (error["status"], error["param"], error["code"]) == (400, "ranking_options.ranker", "model_not_found")
 
 
 @pytest.mark.parametrize("body", [b'{"results": [{"index": 0, "relevance_score": 0.5}]}', b"{}"])
 def test_scores_that_are_missing_are_the_engines_fault(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, body: bytes
+    searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch, body: bytes
 ) -> None:
-    _answers(shelf, monkeypatch, Answer(200, body))
+    _answers(searchable, monkeypatch, Answer(200, body))
 
-    assert asked(shelf, ranker="ranker").status == 502
+    assert asked(searchable, ranker="ranker").status == 502
 
 
 def _scored(*scores: float) -> Answer:
@@ -145,38 +151,42 @@ def _scored(*scores: float) -> Answer:
 
 
 def test_logits_keep_their_order_and_are_shown_as_what_they_stand_for(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+    searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = shelf.names(QUERY, text_weight=0.0)
-    _answers(shelf, monkeypatch, _scored(-2, -1, 0, 1))
-    ranked = shelf.search(QUERY, ranker="ranker", text_weight=0.0)
-    _answers(shelf, monkeypatch, _scored(0.5, 0.5, 0.5, 0.5))
-    later = shelf.search(QUERY, ranker="ranker", text_weight=0.0)
+    first = searchable.names(QUERY, text_weight=0.0)
+    _answers(searchable, monkeypatch, _scored(-2, -1, 0, 1))
+    ranked = searchable.search(QUERY, ranker="ranker", text_weight=0.0)
+    _answers(searchable, monkeypatch, _scored(0.5, 0.5, 0.5, 0.5))
+    later = searchable.search(QUERY, ranker="ranker", text_weight=0.0)
 
     assert [round(one.score, 3) for one in ranked] == [0.731, 0.5, 0.269, 0.119]
     assert [one.file_id for one in ranked] == first[::-1]
     assert {round(one.score, 3) for one in later} == {0.622}, "such a model's scores are logits"
 
 
-def test_a_share_that_is_a_little_too_large_is_no_logit(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    _answers(shelf, monkeypatch, _scored(1.0000001, 0.5, 0.25, -0.01))
+def test_a_share_that_is_a_little_too_large_is_no_logit(
+    searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _answers(searchable, monkeypatch, _scored(1.0000001, 0.5, 0.25, -0.01))
 
-    ranked = shelf.search(QUERY, ranker="ranker", text_weight=0.0)
+    ranked = searchable.search(QUERY, ranker="ranker", text_weight=0.0)
 
     assert [one.score for one in ranked] == [1.0, 0.5, 0.25, 0.0]
 
 
-def test_a_model_of_another_queue_without_worker_is_busy(shelf: Shelf) -> None:
+def test_a_model_of_another_queue_without_worker_is_busy(searchable: SearchableStore) -> None:
     with pytest.raises(EngineBusy):
-        asked(shelf, ranker="other")
+        asked(searchable, ranker="other")
 
 
-def test_a_worker_of_another_queue_answers_for_its_own_model(shelf: Shelf, engine: list[Request]) -> None:
+def test_a_worker_of_another_queue_answers_for_its_own_model(
+    searchable: SearchableStore, engine: list[Request]
+) -> None:
     body = {"model": "other", "query": "kiwi", "documents": ["a kiwi", "an emu"]}
-    queued = QueuedRequest("req_7", searches.RERANK_URL, msgspec.json.encode(body), shelf.project, deadline=4e9)
-    reranking = shelf.mill.searching._reranking
+    queued = QueuedRequest("req_7", searches.RERANK_URL, msgspec.json.encode(body), searchable.project, deadline=4e9)
+    reranking = searchable.mill.searching._reranking
 
-    answer = shelf.mill.host.call(reranking.answer(queued, -7)).result(30)
+    answer = searchable.mill.host.call(reranking.answer(queued, -7)).result(30)
 
     assert [one["relevance_score"] for one in msgspec.json.decode(answer.body)["results"]] == [1.0, 0.0]
     assert [(one.url, one.request_id, one.priority) for one in engine] == [("/v1/rerank", "req_7", -7)]
@@ -196,13 +206,13 @@ class Elsewhere:
 
 
 def test_another_queues_worker_is_asked_for_each_query_and_its_scores_decide(
-    shelf: Shelf, engine: list[Request], monkeypatch: pytest.MonkeyPatch
+    searchable: SearchableStore, engine: list[Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = ([{"index": n, "relevance_score": abs(n - best) / 4} for n in range(4)] for best in (0, 3))
     elsewhere = Elsewhere(*(AnswerEntry("end", msgspec.json.encode({"results": one}), 200) for one in (first, second)))
-    monkeypatch.setattr(shelf.mill.searching._reranking, "_client", elsewhere)
+    monkeypatch.setattr(searchable.mill.searching._reranking, "_client", elsewhere)
 
-    found = shelf.search(QUERY, "kiwi", ranker="other", text_weight=0.0)
+    found = searchable.search(QUERY, "kiwi", ranker="other", text_weight=0.0)
 
     assert [one.score for one in found] == [0.75, 0.75, 0.5, 0.5]
     assert engine == []
@@ -213,49 +223,55 @@ def test_another_queues_worker_is_asked_for_each_query_and_its_scores_decide(
         ("other", "kiwi", 4),
     ]
     assert len({queued.id for _, queued in elsewhere.asked}) == 2
-    assert {(queued.url, queued.tenant) for _, queued in elsewhere.asked} == {(searches.RERANK_URL, shelf.project)}
+    assert {(queued.url, queued.tenant) for _, queued in elsewhere.asked} == {(searches.RERANK_URL, searchable.project)}
 
 
 @pytest.mark.parametrize(("status", "told", "wanted"), [(503, 7.0, 7.0), (429, None, 2.0), (408, None, 2.0)])
 def test_another_queues_worker_that_cannot_now_is_asked_again(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, status: int, told: float | None, wanted: float
+    searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch, status: int, told: float | None, wanted: float
 ) -> None:
-    monkeypatch.setattr(shelf.mill.searching._reranking, "_client", Elsewhere(AnswerEntry("end", b"{}", status, told)))
+    monkeypatch.setattr(
+        searchable.mill.searching._reranking, "_client", Elsewhere(AnswerEntry("end", b"{}", status, told))
+    )
 
     with pytest.raises(EngineBusy) as busy:
-        asked(shelf, ranker="other", text_weight=0.0)
+        asked(searchable, ranker="other", text_weight=0.0)
     assert busy.value.retry_after == wanted
 
 
-def test_what_another_queues_worker_refuses_is_the_rankers_fault(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_queues_worker_refuses_is_the_rankers_fault(
+    searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gone = AnswerEntry("end", refusal(404, "gone", code="model_not_found").body, 404)
-    monkeypatch.setattr(shelf.mill.searching._reranking, "_client", Elsewhere(gone))
+    monkeypatch.setattr(searchable.mill.searching._reranking, "_client", Elsewhere(gone))
 
-    error = error_of(asked(shelf, ranker="other", text_weight=0.0))
+    error = error_of(asked(searchable, ranker="other", text_weight=0.0))
 
     assert (error["status"], error["param"], error["code"]) == (400, "ranking_options.ranker", "model_not_found")
 
 
-def test_failures_in_another_queues_worker_are_passed_on(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures_in_another_queues_worker_are_passed_on(
+    searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broke = AnswerEntry("end", refusal(502, "no score", code="engine_error").body, 502)
-    monkeypatch.setattr(shelf.mill.searching._reranking, "_client", Elsewhere(broke))
+    monkeypatch.setattr(searchable.mill.searching._reranking, "_client", Elsewhere(broke))
 
-    error = error_of(asked(shelf, ranker="other", text_weight=0.0))
+    error = error_of(asked(searchable, ranker="other", text_weight=0.0))
 
     assert (error["status"], error["code"], error["message"]) == (502, "engine_error", "no score")
 
 
-def test_where_nothing_is_found_no_model_is_asked(shelf: Shelf, engine: list[Request]) -> None:
-    assert shelf.search("zeppelin", ranker="ranker", vector_weight=0.0) == []
+def test_where_nothing_is_found_no_model_is_asked(searchable: SearchableStore, engine: list[Request]) -> None:
+    assert searchable.search("zeppelin", ranker="ranker", vector_weight=0.0) == []
     assert engine == []
 
 
 def test_an_engine_that_breaks_over_the_texts_is_not_taken_for_a_wrong_name(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+    searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _answers(shelf, monkeypatch, refusal(500, "It broke.", code="engine_error"))
+    _answers(searchable, monkeypatch, refusal(500, "It broke.", code="engine_error"))
 
-    error = error_of(asked(shelf, ranker="ranker"))
+    error = error_of(asked(searchable, ranker="ranker"))
 
     assert (error["status"], error["code"], error["message"]) == (500, "engine_error", "It broke.")
 
@@ -270,19 +286,19 @@ def test_an_engine_that_breaks_over_the_texts_is_not_taken_for_a_wrong_name(
         ({"ranker": ""}, "ranking_options.ranker"),
     ],
 )
-def test_options_out_of_range_are_refused(shelf: Shelf, options: dict[str, Any], param: str) -> None:
-    answer = shelf.mill.api.post(
-        f"/v1/vector_stores/{shelf.id}/search", json={"query": "a", "ranking_options": options}
+def test_options_out_of_range_are_refused(searchable: SearchableStore, options: dict[str, Any], param: str) -> None:
+    answer = searchable.mill.api.post(
+        f"/v1/vector_stores/{searchable.id}/search", json={"query": "a", "ranking_options": options}
     )
 
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
-def _answers(shelf: Shelf, monkeypatch: pytest.MonkeyPatch, told: Answer) -> None:
+def _answers(searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch, told: Answer) -> None:
     """Whatever is to be re-ranked."""
-    answer = shelf.mill.host.engine.answer
+    answer = searchable.mill.host.engine.answer
 
     async def instead(request: Request) -> Answer:
         return told if request.url == "/v1/rerank" else await answer(request)
 
-    monkeypatch.setattr(shelf.mill.host.engine, "answer", instead)
+    monkeypatch.setattr(searchable.mill.host.engine, "answer", instead)

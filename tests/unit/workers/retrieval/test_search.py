@@ -40,7 +40,7 @@ def mill(request: pytest.FixtureRequest, sqlite: Database, tmp_path: Path, parse
     vectors.close()
 
 
-class Shelf:
+class SearchableStore:
     """A store of one-chunk documents, written as a worker leaves them."""
 
     def __init__(self, mill: Works, **attributes: dict[str, Any]) -> None:
@@ -86,12 +86,12 @@ def facts_of(text: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def shelf(mill: Works) -> Shelf:
-    return Shelf(mill)
+def searchable(mill: Works) -> SearchableStore:
+    return SearchableStore(mill)
 
 
-def test_what_answers_best_comes_first(shelf: Shelf) -> None:
-    (best, *others) = shelf.search("a flightless bird of the forest")
+def test_what_answers_best_comes_first(searchable: SearchableStore) -> None:
+    (best, *others) = searchable.search("a flightless bird of the forest")
 
     assert (best.file_id, best.filename, best.text, best.score) == ("kiwi", "kiwi.txt", TEXTS["kiwi"], 1.0)
     assert [found.score for found in others] == sorted((found.score for found in others), reverse=True)
@@ -100,51 +100,51 @@ def test_what_answers_best_comes_first(shelf: Shelf) -> None:
 
 @pytest.mark.parametrize("fusion", ["rrf", "relative"])
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.2, 0.8)])
-def test_by_meaning_by_words_or_by_both(shelf: Shelf, weights: tuple[float, float], fusion: Any) -> None:
-    found = shelf.search("volcano lava", vector_weight=weights[0], text_weight=weights[1], fusion=fusion)
+def test_by_meaning_by_words_or_by_both(searchable: SearchableStore, weights: tuple[float, float], fusion: Any) -> None:
+    found = searchable.search("volcano lava", vector_weight=weights[0], text_weight=weights[1], fusion=fusion)
 
     assert found[0].file_id == "lava"
     assert len(found) == (1 if weights[0] == 0 else len(TEXTS))  # by words alone only who has one of them
     assert all(0 <= one.score <= 1 for one in found)
 
 
-def test_words_alone_ask_no_engine(shelf: Shelf) -> None:
-    shelf.names("volcano", vector_weight=0.0)
+def test_words_alone_ask_no_engine(searchable: SearchableStore) -> None:
+    searchable.names("volcano", vector_weight=0.0)
 
-    assert shelf.mill.engine.asked == []
+    assert searchable.mill.engine.asked == []
 
 
 @pytest.mark.parametrize("count", [1, 3])  # two birds are alike
-def test_below_the_threshold_nothing_comes(shelf: Shelf, count: int) -> None:
-    every = shelf.search("bird of the sea")
+def test_below_the_threshold_nothing_comes(searchable: SearchableStore, count: int) -> None:
+    every = searchable.search("bird of the sea")
     threshold = (every[count - 1].score + every[count].score) / 2
 
-    assert shelf.search("bird of the sea", threshold=threshold) == every[:count]
+    assert searchable.search("bird of the sea", threshold=threshold) == every[:count]
 
 
-def test_words_without_a_meaning_find_nothing_where_others_remain(shelf: Shelf) -> None:
-    assert shelf.names("what is the volcano of the", vector_weight=0.0) == ["lava"]
-    assert len(shelf.names("of the", vector_weight=0.0)) == len(TEXTS)
+def test_words_without_a_meaning_find_nothing_where_others_remain(searchable: SearchableStore) -> None:
+    assert searchable.names("what is the volcano of the", vector_weight=0.0) == ["lava"]
+    assert len(searchable.names("of the", vector_weight=0.0)) == len(TEXTS)
 
 
 @pytest.mark.parametrize("limit", [1, 3, 50])
-def test_no_more_comes_than_was_asked_for(shelf: Shelf, limit: int) -> None:
-    assert len(shelf.names("the bird", limit=limit)) == min(limit, len(TEXTS))
+def test_no_more_comes_than_was_asked_for(searchable: SearchableStore, limit: int) -> None:
+    assert len(searchable.names("the bird", limit=limit)) == min(limit, len(TEXTS))
 
 
-def test_several_queries_find_what_each_finds_and_each_chunk_once(shelf: Shelf) -> None:
-    found = shelf.search("flightless kiwi forest", "lava volcano", limit=2)
+def test_several_queries_find_what_each_finds_and_each_chunk_once(searchable: SearchableStore) -> None:
+    found = searchable.search("flightless kiwi forest", "lava volcano", limit=2)
 
     assert {one.file_id for one in found} == {"kiwi", "lava"}
-    every = shelf.names("kiwi", "bird", "kiwi bird", limit=50)
+    every = searchable.names("kiwi", "bird", "kiwi bird", limit=50)
     assert len(every) == len(set(every)) == len(TEXTS)
-    assert shelf.mill.engine.asked[0] == ["flightless kiwi forest", "lava volcano"]  # one request
+    assert searchable.mill.engine.asked[0] == ["flightless kiwi forest", "lava volcano"]  # one request
 
 
-def test_chunks_of_one_file_are_found_each(shelf: Shelf) -> None:
-    shelf.publish("zoo", ["The zebra lives here.", "The zebra sleeps there.", "The zebra eats grass."])
+def test_chunks_of_one_file_are_found_each(searchable: SearchableStore) -> None:
+    searchable.publish("zoo", ["The zebra lives here.", "The zebra sleeps there.", "The zebra eats grass."])
 
-    found = shelf.search("zebra", limit=3)
+    found = searchable.search("zebra", limit=3)
 
     assert {one.text for one in found} == {
         "The zebra lives here.", "The zebra sleeps there.", "The zebra eats grass."
@@ -154,56 +154,58 @@ def test_chunks_of_one_file_are_found_each(shelf: Shelf) -> None:
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0)])
 def test_hidden_versions_are_never_found_even_if_they_are_many_and_score_best(
-    shelf: Shelf, weights: tuple[float, float]
+    searchable: SearchableStore, weights: tuple[float, float]
 ) -> None:
     """Old versions, half-written ones, deleted files: the vector database still has them all."""
     query = "kiwi flightless bird"
-    shelf.write(**{f"hidden{n}.1": [f"{query} {query} {n} {part}" for part in range(10)] for n in range(90)})
+    searchable.write(**{f"hidden{n}.1": [f"{query} {query} {n} {part}" for part in range(10)] for n in range(90)})
 
-    found = shelf.search(query, vector_weight=weights[0], text_weight=weights[1])
+    found = searchable.search(query, vector_weight=weights[0], text_weight=weights[1])
 
     assert found[0].file_id == "kiwi"
     assert {one.file_id for one in found} <= TEXTS.keys()
     assert len(found) == (2 if weights[0] == 0 else len(TEXTS))
 
 
-def test_beyond_so_many_hidden_ones_it_looks_no_further(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beyond_so_many_hidden_ones_it_looks_no_further(
+    searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(searching, "_MOST", 100)
-    shelf.write(**{"hidden.1": [f"kiwi flightless bird {n}" for n in range(300)]})
+    searchable.write(**{"hidden.1": [f"kiwi flightless bird {n}" for n in range(300)]})
 
-    assert shelf.names("kiwi flightless bird", text_weight=0.0) == []
+    assert searchable.names("kiwi flightless bird", text_weight=0.0) == []
 
 
-def test_of_an_old_version_and_a_new_one_the_new_one_is_found(shelf: Shelf) -> None:
-    shelf.write(**{"kiwi.7": ["The kiwi has a long beak."]})
-    before = shelf.search("kiwi beak", limit=1)[0].text
+def test_of_an_old_version_and_a_new_one_the_new_one_is_found(searchable: SearchableStore) -> None:
+    searchable.write(**{"kiwi.7": ["The kiwi has a long beak."]})
+    before = searchable.search("kiwi beak", limit=1)[0].text
 
-    with shelf.mill.db.write() as session:
+    with searchable.mill.db.write() as session:
         session.execute(update(VectorStoreFile).where(VectorStoreFile.id == "kiwi").values(document="vsd_kiwi.7"))
-    after = shelf.search("kiwi", limit=1)[0].text
+    after = searchable.search("kiwi", limit=1)[0].text
 
     assert (before, after) == (TEXTS["kiwi"], "The kiwi has a long beak.")
 
 
 @pytest.mark.parametrize("times", [1, 10], ids=["once", "each time"])
 def test_a_file_that_is_replaced_between_both_rankings_is_found_in_one_version(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, times: int
+    searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
     versions = [f"The kiwi of version {n} is a bird." for n in range(times + 1)]
-    shelf.write(**{f"kiwi.{n + 7}": [text] for n, text in enumerate(versions)})
-    look, replaced = shelf.mill.vectors.inner.matching, list[int]()
+    searchable.write(**{f"kiwi.{n + 7}": [text] for n, text in enumerate(versions)})
+    look, replaced = searchable.mill.vectors.inner.matching, list[int]()
 
     def late(*given: Any) -> Any:
         if len(replaced) < times:
             replaced.append(len(replaced) + 7)
-            with shelf.mill.db.write() as session:
+            with searchable.mill.db.write() as session:
                 newest = f"vsd_kiwi.{replaced[-1]}"
                 session.execute(update(VectorStoreFile).where(VectorStoreFile.id == "kiwi").values(document=newest))
         return look(*given)
 
-    monkeypatch.setattr(shelf.mill.vectors.inner, "matching", late)
+    monkeypatch.setattr(searchable.mill.vectors.inner, "matching", late)
 
-    found = [one.text for one in shelf.search("kiwi bird") if one.file_id == "kiwi"]
+    found = [one.text for one in searchable.search("kiwi bird") if one.file_id == "kiwi"]
 
     assert found == [versions[len(replaced) - 1]]
 
@@ -211,43 +213,45 @@ def test_a_file_that_is_replaced_between_both_rankings_is_found_in_one_version(
 @pytest.mark.parametrize("chosen", [None, {"type": "ne", "key": "kind", "value": "rock"}], ids=["all", "filtered"])
 @pytest.mark.parametrize("late", [False, True], ids=["before the ranking", "after it"])
 def test_a_file_that_is_replaced_while_it_is_searched_is_found_in_its_new_version(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, chosen: Any, late: bool
+    searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch, chosen: Any, late: bool
 ) -> None:
-    look, replaced = shelf.mill.vectors.inner.nearest, list[str]()
+    look, replaced = searchable.mill.vectors.inner.nearest, list[str]()
 
     def replacing(*given: Any) -> Any:
         found = look(*given) if late else None
         if not replaced:
             replaced.append("kiwi")
-            shelf.write(**{"kiwi.7": ["The kiwi has a long beak."]})
-            with shelf.mill.db.write() as session:
+            searchable.write(**{"kiwi.7": ["The kiwi has a long beak."]})
+            with searchable.mill.db.write() as session:
                 row = session.scalars(select(VectorStoreFile).where(VectorStoreFile.id == "kiwi")).one()
                 row.status = attachments.IN_PROGRESS
                 session.flush()
                 made = Made(0, "kiwi", row.version, document="vsd_kiwi.7", entries=1)
-                attachments.publish(session, session.get_one(VectorStore, shelf.id), [made])
+                attachments.publish(session, session.get_one(VectorStore, searchable.id), [made])
         return look(*given) if found is None else found
 
-    monkeypatch.setattr(shelf.mill.vectors.inner, "nearest", replacing)
+    monkeypatch.setattr(searchable.mill.vectors.inner, "nearest", replacing)
 
-    found = [one.text for one in shelf.search("kiwi", text_weight=0.0, filters=chosen) if one.file_id == "kiwi"]
+    found = [one.text for one in searchable.search("kiwi", text_weight=0.0, filters=chosen) if one.file_id == "kiwi"]
 
     assert found == ["The kiwi has a long beak."]
 
 
-def test_a_documents_next_version_hides_the_one_before_in_an_index_that_has_gone_out_of_use_too(shelf: Shelf) -> None:
+def test_a_documents_next_version_hides_the_one_before_in_an_index_that_has_gone_out_of_use_too(
+    searchable: SearchableStore,
+) -> None:
     """Nobody takes it away there until the next version is in the index in use too."""
-    shelf.publish("newer", ["The kiwi has a long beak."])
+    searchable.publish("newer", ["The kiwi has a long beak."])
     item = SourceItem(source_id="src", digest="d", key="k", file_id="newer", previous_id="kiwi", job_id="", change="")
-    with shelf.mill.db.write() as session:
+    with searchable.mill.db.write() as session:
         session.add(item)
 
-    both = shelf.names("kiwi"), shelf.names("kiwi", filters={"type": "ne", "key": "kind", "value": "rock"})
-    with shelf.mill.db.write() as session:
+    both = searchable.names("kiwi"), searchable.names("kiwi", filters={"type": "ne", "key": "kind", "value": "rock"})
+    with searchable.mill.db.write() as session:
         session.execute(update(VectorStoreFile).where(VectorStoreFile.id == "newer").values(document=None))
 
     assert [("newer" in names, "kiwi" in names) for names in both] == [(True, False)] * 2
-    assert "kiwi" in shelf.names("kiwi")  # until it is there
+    assert "kiwi" in searchable.names("kiwi")  # until it is there
 
 
 FILTERS: list[tuple[dict[str, Any], set[str]]] = [
@@ -279,29 +283,29 @@ FILTERS: list[tuple[dict[str, Any], set[str]]] = [
 
 @pytest.mark.parametrize(("condition", "wanted"), FILTERS)
 def test_filters_let_through_what_fits(mill: Works, condition: dict[str, Any], wanted: set[str]) -> None:
-    shelf = Shelf(
+    searchable = SearchableStore(
         mill, kiwi={"kind": "bird", "size": 0.5}, emu={"kind": "bird", "size": 2}, lava={"kind": "rock", "hot": True}
     )
 
-    assert set(shelf.names("the bird of the sea", filters=condition, limit=50)) == wanted
+    assert set(searchable.names("the bird of the sea", filters=condition, limit=50)) == wanted
 
 
-def test_a_filter_finds_what_without_it_is_far_down(shelf: Shelf) -> None:
+def test_a_filter_finds_what_without_it_is_far_down(searchable: SearchableStore) -> None:
     for n in range(60):
-        shelf.publish(f"near{n}", [f"kiwi kiwi kiwi {n}"], {"near": True})
-    with shelf.mill.db.write() as session:
+        searchable.publish(f"near{n}", [f"kiwi kiwi kiwi {n}"], {"near": True})
+    with searchable.mill.db.write() as session:
         session.execute(update(VectorStoreFile).where(VectorStoreFile.id == "tide").values(attributes={"far": 1}))
 
-    assert shelf.names("kiwi", filters={"type": "eq", "key": "far", "value": 1}) == ["tide"]
+    assert searchable.names("kiwi", filters={"type": "eq", "key": "far", "value": 1}) == ["tide"]
 
 
-def test_changed_attributes_count_at_once(shelf: Shelf) -> None:
+def test_changed_attributes_count_at_once(searchable: SearchableStore) -> None:
     condition = {"type": "eq", "key": "read", "value": True}
-    before = shelf.names("kiwi", filters=condition)
+    before = searchable.names("kiwi", filters=condition)
 
-    shelf.mill.ok(f"/vector_stores/{shelf.id}/files/kiwi", json={"attributes": {"read": True}})
+    searchable.mill.ok(f"/vector_stores/{searchable.id}/files/kiwi", json={"attributes": {"read": True}})
 
-    (after,) = shelf.search("kiwi", filters=condition)
+    (after,) = searchable.search("kiwi", filters=condition)
     assert (before, after.file_id, after.attributes) == ([], "kiwi", {"read": True})
 
 
@@ -314,79 +318,79 @@ def status_of(answer: Answer) -> tuple[int, str | None]:
     return answer.status, msgspec.json.decode(answer.body)["error"]["param"]
 
 
-def test_another_projects_store_is_not_there(shelf: Shelf) -> None:
-    search = Search(model=MODEL, store_id=shelf.id, queries=("kiwi",))
+def test_another_projects_store_is_not_there(searchable: SearchableStore) -> None:
+    search = Search(model=MODEL, store_id=searchable.id, queries=("kiwi",))
 
-    assert status_of(shelf.mill.ask(search, tenant="another")) == (404, "vector_store_id")
+    assert status_of(searchable.mill.ask(search, tenant="another")) == (404, "vector_store_id")
     unknown = Search(model=MODEL, store_id="vs_unknown", queries=("kiwi",))
-    assert status_of(shelf.mill.ask(unknown)) == (404, "vector_store_id")
+    assert status_of(searchable.mill.ask(unknown)) == (404, "vector_store_id")
 
 
-def test_an_index_that_was_emptied_meanwhile_is_not_there(shelf: Shelf) -> None:
-    with shelf.mill.db.write() as session:
-        session.execute(update(VectorStore).where(VectorStore.id == shelf.id).values(index_id="vs_other"))
+def test_an_index_that_was_emptied_meanwhile_is_not_there(searchable: SearchableStore) -> None:
+    with searchable.mill.db.write() as session:
+        session.execute(update(VectorStore).where(VectorStore.id == searchable.id).values(index_id="vs_other"))
 
-    assert status_of(shelf.mill.ask(Search(model=MODEL, store_id=shelf.id, queries=("kiwi",))))[0] == 404
+    assert status_of(searchable.mill.ask(Search(model=MODEL, store_id=searchable.id, queries=("kiwi",))))[0] == 404
 
 
-def test_a_store_whose_time_is_over_is_not_there(shelf: Shelf) -> None:
-    with shelf.mill.db.write() as session:
+def test_a_store_whose_time_is_over_is_not_there(searchable: SearchableStore) -> None:
+    with searchable.mill.db.write() as session:
         session.execute(update(VectorStore).values(expires_at=now() - 1))
 
-    assert status_of(shelf.mill.ask(Search(model=MODEL, store_id=shelf.id, queries=("kiwi",))))[0] == 404
+    assert status_of(searchable.mill.ask(Search(model=MODEL, store_id=searchable.id, queries=("kiwi",))))[0] == 404
 
 
 def test_a_store_that_is_deleted_while_it_is_searched_shows_nothing(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+    searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look = shelf.mill.vectors.inner.nearest
-    search = Search(model=MODEL, store_id=shelf.id, queries=("kiwi",))
+    look = searchable.mill.vectors.inner.nearest
+    search = Search(model=MODEL, store_id=searchable.id, queries=("kiwi",))
 
     def late(*given: Any) -> Any:
         found = look(*given)
-        shelf.mill.delete(f"/vector_stores/{shelf.id}")
-        shelf.mill.purge()
+        searchable.mill.delete(f"/vector_stores/{searchable.id}")
+        searchable.mill.purge()
         return found
 
-    monkeypatch.setattr(shelf.mill.vectors.inner, "nearest", late)
+    monkeypatch.setattr(searchable.mill.vectors.inner, "nearest", late)
 
-    answer = shelf.mill.ask(search, tenant=shelf.project)
+    answer = searchable.mill.ask(search, tenant=searchable.project)
 
     assert (answer.status, searches.decode_results(answer.body).chunks) == (200, ())
-    assert shelf.mill.ask(search, tenant=shelf.project).status == 404
+    assert searchable.mill.ask(search, tenant=searchable.project).status == 404
 
 
-def test_the_engines_refusal_is_the_answer(shelf: Shelf) -> None:
-    shelf.mill.engine.fault = refuses("kiwi")
+def test_the_engines_refusal_is_the_answer(searchable: SearchableStore) -> None:
+    searchable.mill.engine.fault = refuses("kiwi")
 
-    assert shelf.mill.ask(Search(model=MODEL, store_id=shelf.id, queries=("kiwi",))).status == 400
+    assert searchable.mill.ask(Search(model=MODEL, store_id=searchable.id, queries=("kiwi",))).status == 400
 
 
 def test_of_a_query_longer_than_its_model_takes_the_beginning_is_searched_for(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+    searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, answer = list[bool](), shelf.mill.host.engine.answer
+    asked, answer = list[bool](), searchable.mill.host.engine.answer
 
     async def short(request: Any) -> Answer:
         asked.append(request.body.get("truncate", False))
         return await answer(request) if asked[-1] else refusal(400, "It is too long.", code=CODE, param="input")
 
-    monkeypatch.setattr(shelf.mill.host.engine, "answer", short)
+    monkeypatch.setattr(searchable.mill.host.engine, "answer", short)
 
-    assert shelf.names("flightless bird of the forest", limit=1) == ["kiwi"]
+    assert searchable.names("flightless bird of the forest", limit=1) == ["kiwi"]
     assert asked == [False, True]
 
 
-def test_an_answer_without_vectors_is_the_engines_fault(shelf: Shelf) -> None:
-    shelf.mill.engine.fault = lambda _: Answer(200, b'{"data": [{"index": 0, "embedding": []}]}')
+def test_an_answer_without_vectors_is_the_engines_fault(searchable: SearchableStore) -> None:
+    searchable.mill.engine.fault = lambda _: Answer(200, b'{"data": [{"index": 0, "embedding": []}]}')
 
-    assert shelf.mill.ask(Search(model=MODEL, store_id=shelf.id, queries=("kiwi",))).status == 502
+    assert searchable.mill.ask(Search(model=MODEL, store_id=searchable.id, queries=("kiwi",))).status == 502
 
 
-def test_a_query_whose_vector_has_another_length_than_the_stores_is_refused(shelf: Shelf) -> None:
-    shelf.mill.engine.dimensions = DIMENSIONS // 2
+def test_a_query_whose_vector_has_another_length_than_the_stores_is_refused(searchable: SearchableStore) -> None:
+    searchable.mill.engine.dimensions = DIMENSIONS // 2
 
-    answer = shelf.mill.ask(Search(model=MODEL, store_id=shelf.id, queries=("kiwi", "emu")))
+    answer = searchable.mill.ask(Search(model=MODEL, store_id=searchable.id, queries=("kiwi", "emu")))
 
     assert answer.status == 400
     assert msgspec.json.decode(answer.body)["error"] == {
@@ -395,54 +399,56 @@ def test_a_query_whose_vector_has_another_length_than_the_stores_is_refused(shel
         "param": "vector_store_id",
         "code": "dimension_mismatch",
     }
-    assert shelf.names("volcano", vector_weight=0.0) == ["lava"]
+    assert searchable.names("volcano", vector_weight=0.0) == ["lava"]
 
 
 @pytest.mark.parametrize("fault", [EngineBusy("busy"), EngineFault("broke")])
-def test_what_engines_raise_is_passed_on(shelf: Shelf, fault: Exception) -> None:
-    shelf.mill.engine.fault = lambda _: fault
+def test_what_engines_raise_is_passed_on(searchable: SearchableStore, fault: Exception) -> None:
+    searchable.mill.engine.fault = lambda _: fault
 
     with pytest.raises(type(fault)):
-        shelf.mill.ask(Search(model=MODEL, store_id=shelf.id, queries=("kiwi",)))
+        searchable.mill.ask(Search(model=MODEL, store_id=searchable.id, queries=("kiwi",)))
 
 
-def test_vectors_that_are_away_are_busy(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vectors_that_are_away_are_busy(searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def away(*_: object) -> None:
         raise VectorsUnavailable
 
-    monkeypatch.setattr(shelf.mill.vectors.inner, "nearest", away)
+    monkeypatch.setattr(searchable.mill.vectors.inner, "nearest", away)
 
     with pytest.raises(EngineBusy):
-        shelf.search("kiwi")
+        searchable.search("kiwi")
 
 
-def test_the_queries_priority_and_project_go_to_the_engine(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_queries_priority_and_project_go_to_the_engine(
+    searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
-    answer = shelf.mill.host.engine.answer
+    answer = searchable.mill.host.engine.answer
 
     async def note(request: Any) -> Answer:
         asked.append((request.request_id, request.priority, request.tenant))
         return await answer(request)
 
-    monkeypatch.setattr(shelf.mill.host.engine, "answer", note)
-    body = msgspec.json.encode(Search(model=MODEL, store_id=shelf.id, queries=("kiwi",)))
-    queued = QueuedRequest("req_9", "u", body, shelf.project, deadline=4e9)
-    shelf.mill.host.call(shelf.mill.searching.answer(queued, -7)).result(30)
+    monkeypatch.setattr(searchable.mill.host.engine, "answer", note)
+    body = msgspec.json.encode(Search(model=MODEL, store_id=searchable.id, queries=("kiwi",)))
+    queued = QueuedRequest("req_9", "u", body, searchable.project, deadline=4e9)
+    searchable.mill.host.call(searchable.mill.searching.answer(queued, -7)).result(30)
 
-    assert asked == [("req_9", -7, shelf.project)]
+    assert asked == [("req_9", -7, searchable.project)]
 
 
 @pytest.mark.parametrize("cacheable", [True, False])
 def test_a_query_that_is_not_to_be_kept_is_embedded_as_such(
     mill: Works, monkeypatch: pytest.MonkeyPatch, cacheable: bool
 ) -> None:
-    shelf, told = Shelf(mill), list[bool]()
+    searchable, told = SearchableStore(mill), list[bool]()
     answer = mill.host.engine.answer
     monkeypatch.setattr(
         mill.host.engine, "answer", lambda request: (told.append(request.cacheable), answer(request))[1]
     )
 
-    assert shelf.search("kiwi", cacheable=cacheable)
+    assert searchable.search("kiwi", cacheable=cacheable)
 
     assert told == [cacheable]
 

@@ -12,7 +12,7 @@ from tests.unit.workers.middleware.file_search.test_file_search_engine import (
     DOGS,
     TOOL,
     Echo,
-    Shelf,
+    FakeSearch,
     answered,
     asked,
 )
@@ -23,13 +23,15 @@ STRICT = {**TOOL, "refuse": True}
 MADE_UP = "Fish swim quietly through distant coral reefs [1]."
 
 
-async def streamed(engine: Echo, shelf: Shelf, tool: dict[str, Any]) -> list[dict[str, Any]]:
+async def streamed(engine: Echo, fake_search: FakeSearch, tool: dict[str, Any]) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
 
     async def emit(chunk: bytes) -> None:
         events.append(msgspec.json.decode(chunk))
 
-    answer = await FileSearchMiddleware(engine, shelf.search, lambda _: ContextBudget(10_000)).stream(asked(tool), emit)
+    answer = await FileSearchMiddleware(engine, fake_search.search, lambda _: ContextBudget(10_000)).stream(
+        asked(tool), emit
+    )
     assert answer.status == 200
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     return events
@@ -43,7 +45,7 @@ def refused(response: dict[str, Any]) -> bool:
 async def test_where_nothing_is_found_no_engine_is_asked() -> None:
     engine = Echo()
 
-    body = await answered(asked(STRICT, instructions="Be brief."), engine, Shelf(vs_1=[]))
+    body = await answered(asked(STRICT, instructions="Be brief."), engine, FakeSearch(vs_1=[]))
 
     assert engine.asked == []
     assert refused(body)
@@ -55,8 +57,8 @@ async def test_it_is_off_unless_asked_for() -> None:
     engine = Echo(MADE_UP)
 
     for tool in (TOOL, {**TOOL, "refuse": False}):
-        assert not refused(await answered(asked(tool), engine, Shelf(vs_1=[])))
-        assert not refused(await answered(asked(tool), engine, Shelf()))
+        assert not refused(await answered(asked(tool), engine, FakeSearch(vs_1=[])))
+        assert not refused(await answered(asked(tool), engine, FakeSearch()))
 
 
 @pytest.mark.parametrize(
@@ -71,15 +73,15 @@ async def test_it_is_off_unless_asked_for() -> None:
     ],
 )
 async def test_an_answer_that_stands_in_no_excerpt_is_refused(text: str, tool: dict[str, Any], no: bool) -> None:
-    whole = await answered(asked(tool), Echo(text), Shelf())
-    events = await streamed(Echo(text), Shelf(), tool)
+    whole = await answered(asked(tool), Echo(text), FakeSearch())
+    events = await streamed(Echo(text), FakeSearch(), tool)
 
     assert refused(whole) is no
     assert refused(events[-1]["response"]) is no
 
 
 async def test_a_stream_that_is_refused_never_shows_what_was_said() -> None:
-    events = await streamed(Echo(MADE_UP), Shelf(), STRICT)
+    events = await streamed(Echo(MADE_UP), FakeSearch(), STRICT)
 
     assert "Fish" not in str(events)
     assert [event["type"].removeprefix("response.") for event in events[6:]] == [
@@ -93,8 +95,8 @@ async def test_a_stream_that_is_refused_never_shows_what_was_said() -> None:
 async def test_a_stream_that_is_supported_comes_whole_and_unchanged() -> None:
     text = "Cats purr when they are content [1]."
 
-    held = await streamed(Echo(text), Shelf(), STRICT)
-    plain = await streamed(Echo(text), Shelf(), TOOL)
+    held = await streamed(Echo(text), FakeSearch(), STRICT)
+    plain = await streamed(Echo(text), FakeSearch(), TOOL)
 
     assert [event["type"] for event in held] == [event["type"] for event in plain]
     assert held[6:-1] == plain[6:-1]
@@ -103,7 +105,7 @@ async def test_a_stream_that_is_supported_comes_whole_and_unchanged() -> None:
 async def test_where_nothing_is_found_the_stream_refuses_and_the_sdk_can_read_it() -> None:
     engine = Echo()
 
-    events = await streamed(engine, Shelf(vs_1=[]), STRICT)
+    events = await streamed(engine, FakeSearch(vs_1=[]), STRICT)
 
     assert engine.asked == []
     kinds = [event["type"].removeprefix("response.") for event in events]
@@ -128,7 +130,7 @@ async def test_a_call_of_a_function_is_no_statement() -> None:
             body["output"] = [{"type": "function_call", "name": "f", "arguments": "{}", "call_id": "c"}]
             return type(answer)(200, msgspec.json.encode(body), answer.usage)
 
-    body = await answered(asked(STRICT), Calls(), Shelf())
+    body = await answered(asked(STRICT), Calls(), FakeSearch())
 
     assert [item["type"] for item in body["output"]] == ["file_search_call", "function_call"]
 
@@ -138,7 +140,7 @@ async def test_later_turns_are_told_what_was_said_in_words_that_engines_know() -
     refusal = {"type": "message", "role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}
     items = [{"role": "user", "content": "a"}, {"type": "file_search_call", "id": "fs"}, refusal, "odd"]
 
-    await answered(asked(input=items, tools=[]), engine, Shelf())
+    await answered(asked(input=items, tools=[]), engine, FakeSearch())
 
     [request] = engine.asked
     assert request.body["input"] == [
@@ -152,7 +154,7 @@ async def test_neighbours_are_cited_by_the_number_under_which_they_were_shown() 
     before = msgspec.structs.replace(CATS, score=0.1, text="Dogs bark at cats.", n=4, meta={"start": 0, "end": 32})
     engine = Echo("They bark at cats [1].")
 
-    body = await answered(asked(include=["file_search_call.results"]), engine, Shelf(vs_1=[later, DOGS, before]))
+    body = await answered(asked(include=["file_search_call.results"]), engine, FakeSearch(vs_1=[later, DOGS, before]))
 
     call, said = body["output"]
     assert [one["text"] for one in call["results"]] == [later.text, DOGS.text, before.text]

@@ -69,7 +69,7 @@ def facts(mill: Works, store: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def shelf(mill: Works) -> tuple[str, list[str]]:
+def filled_store(mill: Works) -> tuple[str, list[str]]:
     """Create a store with three files."""
     store, files = mill.store(), [mill.upload(text) for text in TEXTS]
     mill.batch(store, *files)
@@ -77,8 +77,8 @@ def shelf(mill: Works) -> tuple[str, list[str]]:
     return store, files
 
 
-def test_built_switched_to_and_back(mill: Works, shelf: tuple[str, list[str]]) -> None:
-    store, files = shelf
+def test_built_switched_to_and_back(mill: Works, filled_store: tuple[str, list[str]]) -> None:
+    store, files = filled_store
     before = mill.search(store, "number word", limit=50)
     shown = facts(mill, store)
 
@@ -107,9 +107,9 @@ def test_built_switched_to_and_back(mill: Works, shelf: tuple[str, list[str]]) -
 
 
 def test_second_index_is_completed_and_the_first_untouched_wherever_a_worker_dies(
-    mill: Works, shelf: tuple[str, list[str]]
+    mill: Works, filled_store: tuple[str, list[str]]
 ) -> None:
-    store, files = shelf
+    store, files = filled_store
     mill.attach(store, mill.upload(BROKEN, "a.bin"))
     mill.drive()
     before, points = mill.search(store, "number word", limit=50), 0
@@ -144,8 +144,8 @@ def test_second_index_is_completed_and_the_first_untouched_wherever_a_worker_die
     assert points * step >= 15
 
 
-def test_changes_during_the_build_reach_both_indexes(mill: Works, shelf: tuple[str, list[str]]) -> None:
-    store, files = shelf
+def test_changes_during_the_build_reach_both_indexes(mill: Works, filled_store: tuple[str, list[str]]) -> None:
+    store, files = filled_store
     second = build(mill, store)
     mill.drive(until="index")
     lazy_vectors = mill.upload("Number four is a word that comes late. " * 60)
@@ -170,9 +170,9 @@ def test_changes_during_the_build_reach_both_indexes(mill: Works, shelf: tuple[s
 
 
 def test_after_the_switch_files_come_into_the_new_index_and_the_old_one_is_kept_in_step(
-    mill: Works, shelf: tuple[str, list[str]]
+    mill: Works, filled_store: tuple[str, list[str]]
 ) -> None:
-    store, files = shelf
+    store, files = filled_store
     second = build(mill, store)
     mill.drive()
     switch(mill, store, second)
@@ -197,9 +197,9 @@ def test_after_the_switch_files_come_into_the_new_index_and_the_old_one_is_kept_
 
 
 def test_a_build_that_is_cancelled_is_not_switched_to_until_it_is_synced(
-    mill: Works, shelf: tuple[str, list[str]]
+    mill: Works, filled_store: tuple[str, list[str]]
 ) -> None:
-    store, files = shelf
+    store, files = filled_store
     second = build(mill, store)
     mill.drive(until="index")
     mill.ok(f"/jobs/{index(mill, store, second)['job_id']}/cancel")
@@ -220,8 +220,10 @@ def test_a_build_that_is_cancelled_is_not_switched_to_until_it_is_synced(
     assert_true(mill, store, second)
 
 
-def test_a_file_that_fails_in_it_is_named_and_its_job_is_retried(mill: Works, shelf: tuple[str, list[str]]) -> None:
-    store, files = shelf
+def test_a_file_that_fails_in_it_is_named_and_its_job_is_retried(
+    mill: Works, filled_store: tuple[str, list[str]]
+) -> None:
+    store, files = filled_store
     mill.engine.fault = refuses("two")
     second = build(mill, store)
     mill.drive()
@@ -272,9 +274,9 @@ def test_a_file_that_failed_before_is_shown_as_failed_afterwards_and_can_be_retr
 
 
 def test_the_first_index_is_removed_with_a_receipt_and_the_store_stays(
-    mill: Works, shelf: tuple[str, list[str]]
+    mill: Works, filled_store: tuple[str, list[str]]
 ) -> None:
-    store, files = shelf
+    store, files = filled_store
     second = build(mill, store)
     mill.drive()
     answer = mill.api.delete(f"/v1/vector_stores/{store}/indexes/{store}")
@@ -306,9 +308,9 @@ def test_the_first_index_is_removed_with_a_receipt_and_the_store_stays(
 
 @pytest.mark.parametrize("stage", ["plan", "parse", "index", "finish"])
 def test_an_index_removed_while_it_is_filled_leaves_nothing(
-    mill: Works, shelf: tuple[str, list[str]], stage: str
+    mill: Works, filled_store: tuple[str, list[str]], stage: str
 ) -> None:
-    store, files = shelf
+    store, files = filled_store
     second = build(mill, store)
     mill.drive(until=stage)
 
@@ -321,9 +323,9 @@ def test_an_index_removed_while_it_is_filled_leaves_nothing(
 
 
 def test_the_first_index_removed_while_a_worker_writes_to_it_leaves_nothing(
-    mill: Works, shelf: tuple[str, list[str]]
+    mill: Works, filled_store: tuple[str, list[str]]
 ) -> None:
-    store, _ = shelf
+    store, _ = filled_store
     second = build(mill, store)
     mill.drive()
     switch(mill, store, second)
@@ -345,8 +347,10 @@ def test_the_first_index_removed_while_a_worker_writes_to_it_leaves_nothing(
 
 
 @pytest.mark.parametrize("expires", [False, True], ids=["deleted", "expired"])
-def test_a_store_that_goes_goes_with_all_its_indexes(mill: Works, shelf: tuple[str, list[str]], expires: bool) -> None:
-    store, _ = shelf
+def test_a_store_that_goes_goes_with_all_its_indexes(
+    mill: Works, filled_store: tuple[str, list[str]], expires: bool
+) -> None:
+    store, _ = filled_store
     mill.ok(f"/vector_stores/{store}", json={"expires_after": {"anchor": "last_active_at", "days": 1}})
     second = build(mill, store)
     mill.drive()
@@ -373,8 +377,8 @@ def test_a_store_that_goes_goes_with_all_its_indexes(mill: Works, shelf: tuple[s
     assert mill.vectors.stores() == []
 
 
-def test_every_use_of_a_store_keeps_all_its_indexes(mill: Works, shelf: tuple[str, list[str]]) -> None:
-    store, _ = shelf
+def test_every_use_of_a_store_keeps_all_its_indexes(mill: Works, filled_store: tuple[str, list[str]]) -> None:
+    store, _ = filled_store
     second = build(mill, store)
     mill.drive()
     mill.ok(f"/vector_stores/{store}", json={"expires_after": {"anchor": "last_active_at", "days": 2}})
@@ -395,8 +399,10 @@ def test_every_use_of_a_store_keeps_all_its_indexes(mill: Works, shelf: tuple[st
     assert until() > first
 
 
-def test_an_index_that_is_not_in_use_is_verified_and_mended_too(mill: Works, shelf: tuple[str, list[str]]) -> None:
-    store, files = shelf
+def test_an_index_that_is_not_in_use_is_verified_and_mended_too(
+    mill: Works, filled_store: tuple[str, list[str]]
+) -> None:
+    store, files = filled_store
     second = build(mill, store)
     mill.drive()
     lost = mill.row(second, files[0])
@@ -416,8 +422,8 @@ def test_an_index_that_is_not_in_use_is_verified_and_mended_too(mill: Works, she
     assert_true(mill, store, second)
 
 
-def test_file_search_asks_the_index_in_use_and_knows_no_other(mill: Works, shelf: tuple[str, list[str]]) -> None:
-    store, _ = shelf
+def test_file_search_asks_the_index_in_use_and_knows_no_other(mill: Works, filled_store: tuple[str, list[str]]) -> None:
+    store, _ = filled_store
     second = build(mill, store)
     mill.drive()
     peers, project = PeerClient(mill.context), mill.current(store).project_id
@@ -436,9 +442,9 @@ def test_file_search_asks_the_index_in_use_and_knows_no_other(mill: Works, shelf
 
 @pytest.mark.parametrize("goes", [True, False])
 async def test_file_search_asks_again_if_the_index_went_while_it_was_searched(
-    mill: Works, shelf: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch, goes: bool
+    mill: Works, filled_store: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch, goes: bool
 ) -> None:
-    store, _ = shelf
+    store, _ = filled_store
     second = build(mill, store)
     mill.drive()
     peers, searched = PeerClient(mill.context), []
@@ -459,8 +465,8 @@ async def test_file_search_asks_again_if_the_index_went_while_it_was_searched(
     assert answer == () if goes else isinstance(answer, Answer)
 
 
-def test_texts_that_are_cut_alike_are_not_embedded_again(mill: Works, shelf: tuple[str, list[str]]) -> None:
-    store, _ = shelf
+def test_texts_that_are_cut_alike_are_not_embedded_again(mill: Works, filled_store: tuple[str, list[str]]) -> None:
+    store, _ = filled_store
     asked = mill.engine.texts
     same = build(mill, store, chunking_strategy=SMALL)
     mill.drive()
@@ -469,8 +475,8 @@ def test_texts_that_are_cut_alike_are_not_embedded_again(mill: Works, shelf: tup
     assert status(mill, store, same) == "ready"
 
 
-def test_an_index_is_no_store(mill: Works, shelf: tuple[str, list[str]]) -> None:
-    store, _ = shelf
+def test_an_index_is_no_store(mill: Works, filled_store: tuple[str, list[str]]) -> None:
+    store, _ = filled_store
     second = build(mill, store)
     mill.drive()
 
@@ -485,10 +491,10 @@ def test_an_index_is_no_store(mill: Works, shelf: tuple[str, list[str]]) -> None
 
 @pytest.mark.parametrize("published_first", [True, False])
 def test_a_switch_beside_a_publish_waits_for_it_or_is_waited_for(
-    mill: Works, shelf: tuple[str, list[str]], published_first: bool
+    mill: Works, filled_store: tuple[str, list[str]], published_first: bool
 ) -> None:
     """A file that its client knows as completed is never missing after a switch."""
-    store, _ = shelf
+    store, _ = filled_store
     second = build(mill, store)
     mill.drive()
     lazy_vectors = mill.upload("Number eight is published at this moment. " * 20)
@@ -535,9 +541,11 @@ def test_a_switch_beside_a_publish_waits_for_it_or_is_waited_for(
     assert mill.row(second, lazy_vectors).status == "in_progress"
 
 
-def test_a_build_beside_the_deletion_of_its_store_leaves_no_index(mill: Works, shelf: tuple[str, list[str]]) -> None:
+def test_a_build_beside_the_deletion_of_its_store_leaves_no_index(
+    mill: Works, filled_store: tuple[str, list[str]]
+) -> None:
     """The one begins while the other's transaction is open, and waits."""
-    store, _ = shelf
+    store, _ = filled_store
 
     def make() -> int:
         fields = {"embedding_dimensions": 16}
@@ -558,9 +566,9 @@ def test_a_build_beside_the_deletion_of_its_store_leaves_no_index(mill: Works, s
     assert mill.vectors.stores() == []
 
 
-def test_a_file_attached_beside_a_build_is_in_both(mill: Works, shelf: tuple[str, list[str]]) -> None:
+def test_a_file_attached_beside_a_build_is_in_both(mill: Works, filled_store: tuple[str, list[str]]) -> None:
     """The one begins while the other's transaction is open, and waits."""
-    store, files = shelf
+    store, files = filled_store
     lazy_vectors = mill.upload("Number nine comes at the same moment. " * 20)
 
     with ThreadPoolExecutor(1) as pool:

@@ -44,21 +44,21 @@ def where(mill: Works, store: str) -> Store:
 
 
 @pytest.fixture
-def shelf(both: Works) -> tuple[str, str]:
+def filled_store(both: Works) -> tuple[str, str]:
     store, file = both.store(), both.upload(PROSE)
     both.attach(store, file)
     both.drive()
     return store, file
 
 
-def test_what_was_brought_in_is_as_it_should_be(both: Works, shelf: tuple[str, str]) -> None:
+def test_what_was_brought_in_is_as_it_should_be(both: Works, filled_store: tuple[str, str]) -> None:
     verdict = verification.verify(both.db, both.vectors, both.storage)
 
     assert (verdict.stores, verdict.files, verdict.faults) == (1, 1, [])
 
 
-def test_a_file_that_lost_entries_is_brought_in_again(both: Works, shelf: tuple[str, str]) -> None:
-    store, file = shelf
+def test_a_file_that_lost_entries_is_brought_in_again(both: Works, filled_store: tuple[str, str]) -> None:
+    store, file = filled_store
     before = both.row(store, file)
     assert before.document
     both.vectors.drop(where(both, store), [before.document])
@@ -79,8 +79,8 @@ def stray(mill: Works, store: str) -> None:
     mill.vectors.inner.write(where(mill, store), [entry, replace(entry, n=1)])
 
 
-def test_what_belongs_to_no_file_is_removed(both: Works, shelf: tuple[str, str]) -> None:
-    store, file = shelf
+def test_what_belongs_to_no_file_is_removed(both: Works, filled_store: tuple[str, str]) -> None:
+    store, file = filled_store
     stray(both, store)
 
     assert told(both) == [f"{store}: 1 documents belong to no file"]
@@ -101,8 +101,8 @@ def test_a_store_that_nobody_knows_is_removed(both: Works) -> None:
     assert both.vectors.stores() == []
 
 
-def test_files_in_progress_are_no_fault(both: Works, shelf: tuple[str, str]) -> None:
-    store, file = shelf
+def test_files_in_progress_are_no_fault(both: Works, filled_store: tuple[str, str]) -> None:
+    store, file = filled_store
     both.delete(f"/vector_stores/{store}/files/{file}")  # its removal is pending
     other = both.upload(PROSE + "And it is small.")
     both.attach(store, other)
@@ -215,8 +215,8 @@ def test_concurrent_changes_are_no_fault(mill: Works, kind: str, what: str) -> N
     assert vectors.kind == ""
 
 
-def test_a_file_whose_text_is_gone_is_brought_in_again(both: Works, shelf: tuple[str, str]) -> None:
-    store, file = shelf
+def test_a_file_whose_text_is_gone_is_brought_in_again(both: Works, filled_store: tuple[str, str]) -> None:
+    store, file = filled_store
     both.storage.delete(documents.path(store, both.row(store, file).version))
     content = f"/v1/vector_stores/{store}/files/{file}/content"
     lost = both.api.get(content)
@@ -248,8 +248,8 @@ def test_a_backup_without_vectors_has_them_again(sqlite: Database, tmp_path: Pat
         assert sum(vectors.counts(where(mill, store)).values()) == before > 0
 
 
-def test_a_repair_is_in_the_audit_log(both: Works, shelf: tuple[str, str]) -> None:
-    store, _ = shelf
+def test_a_repair_is_in_the_audit_log(both: Works, filled_store: tuple[str, str]) -> None:
+    store, _ = filled_store
     stray(both, store)
 
     mend(both)

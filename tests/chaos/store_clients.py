@@ -1,8 +1,8 @@
 """Clients with vector stores, beside the batches of a run: they add, replace and remove files, and search.
 
-    librarian   keeps some stores, brings in papers singly and in batches, some again in another version, takes some out
-    watcher     looks how far the open ones are
-    reader      searches, and knows what an answer may not show
+    writer    keeps some stores, adds papers singly and in batches, replaces some by another version, removes some
+    watcher   looks how far the open ones are
+    reader    searches, and knows what an answer may not show
 
 Every request that makes something has a key of its own. Each paper is in one store.
 """
@@ -19,8 +19,8 @@ from openai.types import VectorStoreSearchResponse as Found
 from openai.types.vector_stores import VectorStoreFile
 
 from tests.chaos.journal import Journal
-from tests.support import shelved
-from tests.support.shelved import LARGE, SMALL, Intake, Paper, Shelf, make_paper
+from tests.support import store_oracle
+from tests.support.store_oracle import LARGE, SMALL, Intake, KnownStore, Paper, make_paper
 from tests.support.stub_engine import text_mark
 from tests.support.system import pause, wait_for
 
@@ -33,7 +33,7 @@ _BY_WORDS = {"hybrid_search": {"embedding_weight": 0, "text_weight": 1}}
 
 
 @dataclass(slots=True)
-class Librarians:
+class StoreClients:
     """What they brought in, and what became of it as far as they were told. `stores` are kept at once."""
 
     client: "Client"
@@ -41,7 +41,7 @@ class Librarians:
     rng: random.Random
     stores: int
     moved: Callable[[], None]
-    shelves: list[Shelf] = field(default_factory=list)
+    known_stores: list[KnownStore] = field(default_factory=list)
     intakes: list[Intake] = field(default_factory=list)
     queries: set[str] = field(default_factory=set)  # marks of what was searched for
     searches: int = 0
@@ -51,15 +51,15 @@ class Librarians:
 
     @property
     def papers(self) -> list[Paper]:
-        return [paper for shelf in self.shelves for paper in shelf.papers]
+        return [paper for store in self.known_stores for paper in store.papers]
 
     @property
-    def alive(self) -> list[Shelf]:
-        return [shelf for shelf in self.shelves if not shelf.gone and shelf.id]
+    def alive(self) -> list[KnownStore]:
+        return [store for store in self.known_stores if not store.gone and store.id]
 
     @property
     def open(self) -> list[Paper]:
-        return [paper for shelf in self.alive for paper in shelf.papers if not paper.settled]
+        return [paper for store in self.alive for paper in store.papers if not paper.settled]
 
     @property
     def open_intakes(self) -> list[Intake]:
@@ -73,7 +73,7 @@ class Librarians:
             pause(0.05)
         return True
 
-    # -- the librarian
+    # -- the writer
 
     def step(self, *, feeding: bool) -> None:
         """One thing that one of them does. Raises OpenAIError."""
@@ -97,55 +97,55 @@ class Librarians:
             chore[0](self.rng.choice(self.alive))
 
     def _found(self) -> None:
-        shelf = Shelf(f"shelf-{len(self.shelves):03d}")
-        self.shelves.append(shelf)
+        store = KnownStore(f"store-{len(self.known_stores):03d}")
+        self.known_stores.append(store)
         made = self.client.sdk.vector_stores.create(
-            name=shelf.key, metadata={"key": shelf.key}, extra_headers={"Idempotency-Key": shelf.key}
+            name=store.key, metadata={"key": store.key}, extra_headers={"Idempotency-Key": store.key}
         )
-        shelf.id = made.id
-        self.journal.note(f"{shelf.key} is {shelf.id}")
+        store.id = made.id
+        self.journal.note(f"{store.key} is {store.id}")
 
-    def _one(self, shelf: Shelf) -> None:
-        self._attach(Intake(self._key(), shelf, [self._upload(shelf)], batch=False), SMALL)
+    def _one(self, store: KnownStore) -> None:
+        self._attach(Intake(self._key(), store, [self._upload(store)], batch=False), SMALL)
 
-    def _many(self, shelf: Shelf) -> None:
-        papers = [self._upload(shelf) for _ in range(self.rng.randint(2, 8))]
-        intake = Intake(self._key(), shelf, papers, batch=True)
+    def _many(self, store: KnownStore) -> None:
+        papers = [self._upload(store) for _ in range(self.rng.randint(2, 8))]
+        intake = Intake(self._key(), store, papers, batch=True)
         self._attach(intake, SMALL)
         if self.rng.random() < 0.2:
             self._due.append((time.monotonic() + self.rng.uniform(0, 3), intake))
 
-    def _again(self, shelf: Shelf) -> None:
+    def _again(self, store: KnownStore) -> None:
         """Another version of papers that are in, or on their way."""
-        papers = [one for one in shelf.there if one.attached == 1 and not one.refused]
+        papers = [one for one in store.there if one.attached == 1 and not one.refused]
         papers = [one for one in papers if one.status == "completed" or self.rng.random() < 0.3]
         papers = self.rng.sample(papers, min(len(papers), self.rng.randint(1, 3)))
         if papers:
             batch = len(papers) > 1 or self.rng.random() < 0.3
             self._disturb(papers)
-            self._attach(Intake(self._key(), shelf, papers, batch=batch), LARGE)
+            self._attach(Intake(self._key(), store, papers, batch=batch), LARGE)
 
-    def _take_out(self, shelf: Shelf) -> None:
+    def _take_out(self, store: KnownStore) -> None:
         """From its store, or the file itself."""
-        papers = shelf.there
+        papers = store.there
         if not papers:
             return
         paper = self.rng.choice(papers)
         self._disturb([paper])
         paper.gone = True
         if self.rng.random() < 0.5:
-            self._delete(f"/vector_stores/{shelf.id}/files/{paper.file_id}")
+            self._delete(f"/vector_stores/{store.id}/files/{paper.file_id}")
         else:
             self._delete(f"/files/{paper.file_id}")
         paper.removed = True
         self.journal.note(f"{paper.key} was taken out")
         self.moved()
 
-    def _close(self, shelf: Shelf) -> None:
-        shelf.gone = True
-        self._delete(f"/vector_stores/{shelf.id}")
-        shelf.removed = True
-        self.journal.note(f"{shelf.key} was deleted")
+    def _close(self, store: KnownStore) -> None:
+        store.gone = True
+        self._delete(f"/vector_stores/{store.id}")
+        store.removed = True
+        self.journal.note(f"{store.key} was deleted")
 
     def _delete(self, path: str) -> None:
         """Delete an object, which is gone already if the first answer was cut off."""
@@ -154,7 +154,7 @@ class Librarians:
         except openai.NotFoundError:
             self.journal.note(f"{path} was gone already")
 
-    def _upload(self, shelf: Shelf) -> Paper:
+    def _upload(self, store: KnownStore) -> Paper:
         paper = make_paper(self._papers, self.rng, refused=self.rng.random() < 0.12)
         self._papers += 1
         made = self.client.sdk.files.create(
@@ -165,13 +165,13 @@ class Librarians:
 
     def _attach(self, intake: Intake, size: int) -> None:
         """Ask for it. From this moment on, and not from the answer, it may be seen."""
-        shelf, names = intake.shelf, [paper.file_id for paper in intake.papers]
+        store, names = intake.store, [paper.file_id for paper in intake.papers]
         for paper in intake.papers:
             paper.attached += 1
             paper.sizes = paper.sizes | {size}
             paper.status = ""
             paper.uncertain = False
-        shelf.papers += [paper for paper in intake.papers if paper not in shelf.papers]
+        store.papers += [paper for paper in intake.papers if paper not in store.papers]
         self.intakes.append(intake)
         if intake.batch and self.rng.random() < 0.3:
             names.append(self.rng.choice(names))
@@ -193,19 +193,19 @@ class Librarians:
         if not intake.batch:
             [paper] = intake.papers
             facts: Any = {"attributes": {"paper": paper.key}, **options}
-            return stores.files.create(intake.shelf.id, file_id=names[0], **facts, extra_headers=key).id
+            return stores.files.create(intake.store.id, file_id=names[0], **facts, extra_headers=key).id
         keys = {paper.file_id: paper.key for paper in intake.papers}
         files: Any = [{"file_id": name, "attributes": {"paper": keys[name]}, **options} for name in names]
-        return stores.file_batches.create(intake.shelf.id, files=files, extra_headers=key).id
+        return stores.file_batches.create(intake.store.id, files=files, extra_headers=key).id
 
     def _cancel(self, intake: Intake) -> None:
-        if intake.shelf.gone:
+        if intake.store.gone:
             return
         intake.cancelled = True
         for paper in intake.papers:
             paper.uncertain = True
         try:
-            self.client.sdk.vector_stores.file_batches.cancel(intake.id, vector_store_id=intake.shelf.id)
+            self.client.sdk.vector_stores.file_batches.cancel(intake.id, vector_store_id=intake.store.id)
         except openai.ConflictError:
             return
         self.journal.note(f"{intake.key} is to be cancelled")
@@ -222,16 +222,16 @@ class Librarians:
 
     def watch(self) -> None:
         """One look at everything that is open."""
-        for shelf in self.alive:
-            if any(not paper.settled for paper in shelf.papers):
-                self._look(shelf)
+        for store in self.alive:
+            if any(not paper.settled for paper in store.papers):
+                self._look(store)
         for intake in self.open_intakes:
             if intake.id:
                 self._look_at(intake)
 
-    def _look(self, shelf: Shelf) -> None:
-        asked = {paper.file_id: (paper, paper.attached, paper.status) for paper in shelf.papers}
-        shown = self._of(shelf, lambda sdk: list(sdk.vector_stores.files.list(shelf.id, limit=100)))
+    def _look(self, store: KnownStore) -> None:
+        asked = {paper.file_id: (paper, paper.attached, paper.status) for paper in store.papers}
+        shown = self._of(store, lambda sdk: list(sdk.vector_stores.files.list(store.id, limit=100)))
         for file in shown or ():
             paper, attached, status = asked.get(file.id, (None, 0, ""))
             if paper is not None and status == "in_progress" and paper.attached == attached:
@@ -247,9 +247,9 @@ class Librarians:
         self.moved()
 
     def _look_at(self, intake: Intake) -> None:
-        shelf = intake.shelf
+        store = intake.store
         shown = self._of(
-            shelf, lambda sdk: sdk.vector_stores.file_batches.retrieve(intake.id, vector_store_id=shelf.id)
+            store, lambda sdk: sdk.vector_stores.file_batches.retrieve(intake.id, vector_store_id=store.id)
         )
         if shown is None:
             return
@@ -265,16 +265,16 @@ class Librarians:
 
     def read(self) -> None:
         """One search for a paper that is known: it shows all of one version of it, and nothing that was taken out."""
-        shelves = [shelf for shelf in self.alive if shelf.papers]
-        if not shelves:
+        known_stores = [store for store in self.alive if store.papers]
+        if not known_stores:
             return
-        shelf = self.rng.choice(shelves)
-        paper = self.rng.choice(shelf.papers)
-        removed = {one.file_id for one in shelf.papers if one.removed}
+        store = self.rng.choice(known_stores)
+        paper = self.rng.choice(store.papers)
+        removed = {one.file_id for one in store.papers if one.removed}
         before = (paper.attached, paper.status, paper.gone)
         sizes = set(paper.sizes)
         by_words = self.rng.random() < 0.5
-        found = self.find(shelf, paper, by_words=by_words)
+        found = self.find(store, paper, by_words=by_words)
         if found is None:
             return
         self.searches += 1
@@ -282,24 +282,24 @@ class Librarians:
         if removed & set(shown):
             self.journal.violation(f"{paper.key}: a search shows {sorted(removed & set(shown))}, which were taken out")
         if not by_words:
-            self.journal.violation(*shelved.whole(paper, found, sizes | paper.sizes))
-        steady = before == (paper.attached, "completed", False) and not paper.gone and not shelf.gone
+            self.journal.violation(*store_oracle.whole(paper, found, sizes | paper.sizes))
+        steady = before == (paper.attached, "completed", False) and not paper.gone and not store.gone
         if steady and paper.file_id not in shown:
             self.journal.violation(f"{paper.key}: a search does not find it, though it is completed")
 
-    def find_patiently(self, shelf: Shelf, paper: Paper, *, by_words: bool) -> list[Found]:
+    def find_patiently(self, store: KnownStore, paper: Paper, *, by_words: bool) -> list[Found]:
         """Search until the paper is found. Raises TimeoutError."""
         answers: list[list[Found]] = []
 
         def asked() -> bool:
-            found = self.find(shelf, paper, by_words=by_words)
+            found = self.find(store, paper, by_words=by_words)
             answers.extend([] if found is None else [found])
             return found is not None
 
         wait_for(asked, 60.0, f"somebody answers a search for {paper.key}")
         return answers[-1]
 
-    def find(self, shelf: Shelf, paper: Paper, *, by_words: bool) -> list[Found] | None:
+    def find(self, store: KnownStore, paper: Paper, *, by_words: bool) -> list[Found] | None:
         """By its own word among all; or every chunk of it alone. None when nobody answers."""
         if by_words:
             asked: Any = {"query": paper.needle, "extra_body": {"ranking_options": _BY_WORDS}}
@@ -307,13 +307,13 @@ class Librarians:
             query = f"look for {paper.key} the {self.searches}th time"
             self.queries.add(text_mark(query))
             asked = {"query": query, "filters": {"type": "eq", "key": "paper", "value": paper.key}}
-        return self._of(shelf, lambda sdk: list(sdk.vector_stores.search(shelf.id, max_num_results=50, **asked)), 15.0)
+        return self._of(store, lambda sdk: list(sdk.vector_stores.search(store.id, max_num_results=50, **asked)), 15.0)
 
-    def _of(self, shelf: Shelf, get: Callable[[OpenAI], T], seconds: float = 5.0) -> T | None:
+    def _of(self, store: KnownStore, get: Callable[[OpenAI], T], seconds: float = 5.0) -> T | None:
         """None also when it was deleted meanwhile."""
         try:
             return self.client.look(get, seconds)
         except openai.NotFoundError:
-            if shelf.gone:
+            if store.gone:
                 return None
             raise

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from openai.types import VectorStoreSearchResponse as Found
 
-from tests.support import oracle, shelved
+from tests.support import oracle, store_oracle
 from tests.support.oracle import Told
-from tests.support.shelved import LARGE, SMALL, Intake, Paper, Shelf, make_paper
+from tests.support.store_oracle import LARGE, SMALL, Intake, KnownStore, Paper, make_paper
 from tests.support.stub_engine import text_mark
 
 pytestmark = pytest.mark.verify
@@ -39,7 +39,7 @@ def _chunk(words: range, tokens: int = SMALL, file_id: str = "file-1") -> Found:
     ],
 )
 def test_a_search_shows_all_of_one_version(found: list[Found], violation: str) -> None:
-    faults = shelved.whole(_paper(), found, {SMALL})
+    faults = store_oracle.whole(_paper(), found, {SMALL})
 
     assert len(faults) == bool(violation)
     assert violation in "".join(faults)
@@ -58,13 +58,13 @@ def test_a_search_shows_all_of_one_version(found: list[Found], violation: str) -
     ],
 )
 def test_what_becomes_of_a_file(paper: Paper, status: str, code: str | None, passes: bool) -> None:
-    assert (not shelved.settled(paper, status, code)) is passes
+    assert (not store_oracle.settled(paper, status, code)) is passes
 
 
 def _intake(**changes: Any) -> Intake:
     papers = [_paper(), _paper(file_id="file-2", refused=frozenset({"invalid_file"}))]
     return Intake(
-        **{"key": "intake", "shelf": Shelf("shelf"), "papers": papers, "batch": True, "id": "vsfb_1", **changes}
+        **{"key": "intake", "store": KnownStore("store"), "papers": papers, "batch": True, "id": "vsfb_1", **changes}
     )
 
 
@@ -85,7 +85,7 @@ def _counts(**changes: int) -> dict[str, int]:
     ],
 )
 def test_counts_of_a_batch_are_of_all_its_files(changes: dict[str, Any], passes: bool) -> None:
-    assert (not shelved.added_up(_intake(**{"status": "completed", **changes}))) is passes
+    assert (not store_oracle.added_up(_intake(**{"status": "completed", **changes}))) is passes
 
 
 _MADE = (
@@ -107,10 +107,10 @@ def test_every_file_and_the_end_are_told_once() -> None:
     events = _events(*_MADE)
     hooks = _hooks(events)
 
-    assert shelved.told(_intake(), events, hooks * 2) == []
-    assert "told as []" in "".join(shelved.told(_intake(), events, hooks[1:]))
+    assert store_oracle.told(_intake(), events, hooks * 2) == []
+    assert "told as []" in "".join(store_oracle.told(_intake(), events, hooks[1:]))
     assert "told as ['wh_1', 'wh_9']" in "".join(
-        shelved.told(_intake(), events, [*hooks, replace(hooks[0], webhook_id="wh_9")])
+        store_oracle.told(_intake(), events, [*hooks, replace(hooks[0], webhook_id="wh_9")])
     )
 
 
@@ -118,12 +118,12 @@ def test_every_file_and_the_end_are_told_once() -> None:
 def test_events_that_are_missing_or_too_many_are_found(kinds: tuple[tuple[str, str], ...]) -> None:
     events = _events(*kinds)
 
-    assert shelved.told(_intake(), events, _hooks(events)) != []
+    assert store_oracle.told(_intake(), events, _hooks(events)) != []
 
 
 def test_a_key_is_for_one_ingestion() -> None:
-    assert shelved.one_job_each(["intake"], [_intake()]) == []
-    assert len(shelved.one_job_each(["intake", "intake", "other"], [_intake()])) == 2
+    assert store_oracle.one_job_each(["intake"], [_intake()]) == []
+    assert len(store_oracle.one_job_each(["intake", "intake", "other"], [_intake()])) == 2
 
 
 def test_papers_have_words_of_their_own_in_every_format() -> None:

@@ -8,8 +8,8 @@ import openai
 import pytest
 
 from tests.chaos.journal import Journal
-from tests.chaos.librarians import Librarians
-from tests.support.shelved import Intake, Shelf, make_paper
+from tests.chaos.store_clients import StoreClients
+from tests.support.store_oracle import Intake, KnownStore, make_paper
 
 pytestmark = pytest.mark.verify
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.verify
 class _Client:
     """Of a server that has no store; `closes` is deleted while it is asked for."""
 
-    def __init__(self, closes: Shelf | None) -> None:
+    def __init__(self, closes: KnownStore | None) -> None:
         self.closes = closes
         self.asked = 0
 
@@ -32,16 +32,16 @@ class _Client:
 @pytest.mark.parametrize("look", ["papers", "intake", "search"])
 @pytest.mark.parametrize("deleted", [True, False])
 def test_a_store_that_goes_while_one_looks(look: str, deleted: bool) -> None:
-    shelf, rng = Shelf("shelf", id="vs_1"), random.Random(1)
+    store, rng = KnownStore("store", id="vs_1"), random.Random(1)
     paper = make_paper(0, rng, refused=False)
-    shelf.papers.append(paper)
-    client: Any = _Client(shelf if deleted else None)
-    librarians = Librarians(client, Journal(1), rng, 1, lambda: None, [shelf])
+    store.papers.append(paper)
+    client: Any = _Client(store if deleted else None)
+    store_clients = StoreClients(client, Journal(1), rng, 1, lambda: None, [store])
     if look == "intake":
         paper.status = "completed"
-        librarians.intakes.append(Intake("intake", shelf, [paper], batch=True, id="vsfb_1"))
+        store_clients.intakes.append(Intake("intake", store, [paper], batch=True, id="vsfb_1"))
 
-    step = librarians.read if look == "search" else librarians.watch
+    step = store_clients.read if look == "search" else store_clients.watch
     if deleted:
         step()
     else:

@@ -1,6 +1,6 @@
 """The client with a folder that a vector store follows: it changes files, has them synced, and switches indexes.
 
-    keeper   one step after the other: it alone begins syncs, so it knows what each must have read
+    writer   one step after the other: it alone begins syncs, so it knows what each must have read
     reader   searches all the while, and knows what an answer must show and may not
 
 What a sync that ended well began with holds from then on (`tests.support.mirrored`). A sync that fails is a violation,
@@ -21,7 +21,7 @@ from openai.types import VectorStoreSearchResponse as Found
 from tests.chaos.journal import Journal
 from tests.support import mirrored
 from tests.support.mirrored import Mirror, Version
-from tests.support.shelved import KINDS, LARGE, SMALL, new_stem, written
+from tests.support.store_oracle import KINDS, LARGE, SMALL, new_stem, written
 from tests.support.stub_engine import text_mark
 from tests.support.system import pause, wait_for
 from workers.engines.fake import DIMENSIONS
@@ -49,7 +49,7 @@ class _Sync:
 
 
 @dataclass(slots=True)
-class Keeper:
+class SourceClient:
     """Of one folder. `settled`: the store has it as it is, and all indexes too."""
 
     client: "Client"
@@ -94,7 +94,7 @@ class Keeper:
         """For the one who waits in vain."""
         return f"sync {self._sync}, {self._changes} changes of which {self._known} are in, building {self._building}"
 
-    # ── the keeper ──
+    # ── the writer ──
 
     def step(self, *, feeding: bool) -> None:
         """One thing that it does. Raises OpenAIError."""

@@ -21,7 +21,7 @@ from workers.runtime.context import Pool, build
 from workers.runtime.engine_host import EngineHost
 
 
-class Librarian:
+class Ingester:
     """Handle the messages of ingestions."""
 
     def __init__(self, config: Settings) -> None:

@@ -1,8 +1,8 @@
 """Vector stores as their clients know them, and what must be true of them: judged through HTTP alone.
 
-    Paper    a document whose words are numbered and nobody else's: what a search shows of it says whether it is whole
-    Intake   files brought in by one request, under a key of its own: one job
-    Shelf    a vector store
+    Paper        a document with numbered words of its own: what a search shows of it says whether it is whole
+    Intake       files added by one request, under a key of its own: one job
+    KnownStore   a vector store
 
 A paper is cut small first and large later, without overlap. So the words of all chunks that one search shows of it are
 all its words in order, each once, and how long the longest chunk is says which version it was.
@@ -69,7 +69,7 @@ class Intake:
     """One request that brings in papers, and what it was told. `disturbed`: some were taken from it meanwhile."""
 
     key: str
-    shelf: "Shelf"
+    store: "KnownStore"
     papers: list[Paper]
     batch: bool
     id: str = ""
@@ -80,11 +80,11 @@ class Intake:
 
     @property
     def over(self) -> bool:
-        return self.status in _ENDS or self.shelf.gone
+        return self.status in _ENDS or self.store.gone
 
 
 @dataclass(slots=True)
-class Shelf:
+class KnownStore:
     key: str
     id: str = ""
     papers: list[Paper] = field(default_factory=list)
@@ -215,7 +215,7 @@ def told(intake: Intake, events: Sequence[dict[str, Any]], hooks: Sequence[Told]
 def _files_told(intake: Intake, events: Sequence[dict[str, Any]]) -> list[str]:
     made = Counter((event["data"]["id"], event["type"].rpartition(".")[2]) for event in events)
     due = Counter((paper.file_id, paper.expected) for paper in intake.papers)
-    if intake.disturbed or intake.cancelled or intake.shelf.gone:
+    if intake.disturbed or intake.cancelled or intake.store.gone:
         wrong = made - due
         return [f"{intake.key}: events of files {wrong}"] if wrong else []
     return [] if made == due else [f"{intake.key}: events of files {made - due} too many, {due - made} missing"]

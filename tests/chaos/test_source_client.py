@@ -1,4 +1,4 @@
-"""The keeper of a folder judges answers: a deployment made by hand gives it wrong ones."""
+"""The source_client of a folder judges answers: a deployment made by hand gives it wrong ones."""
 
 import random
 from collections import Counter
@@ -12,7 +12,7 @@ import pytest
 from openai.types import VectorStoreSearchResponse as Found
 
 from tests.chaos.journal import Journal
-from tests.chaos.keepers import Keeper
+from tests.chaos.source_client import SourceClient
 
 pytestmark = pytest.mark.verify
 
@@ -46,12 +46,12 @@ def client() -> _Client:
 
 
 @pytest.fixture
-def keeper(client: _Client, tmp_path: Path) -> Keeper:
+def source_client(client: _Client, tmp_path: Path) -> SourceClient:
     """Whose first sync goes on."""
     made: Any = client
-    keeper = Keeper(made, Journal(1), random.Random(1), tmp_path, lambda: None)
-    keeper.step(feeding=True)
-    return keeper
+    source_client = SourceClient(made, Journal(1), random.Random(1), tmp_path, lambda: None)
+    source_client.step(feeding=True)
+    return source_client
 
 
 def _chunk(n: int, stem: str) -> Found:
@@ -60,17 +60,17 @@ def _chunk(n: int, stem: str) -> Found:
     )
 
 
-def test_a_search_that_shows_as_much_as_it_may_is_judged_too(client: _Client, keeper: Keeper) -> None:
-    stem = keeper.mirror.versions[0].stem
+def test_a_search_that_shows_as_much_as_it_may_is_judged_too(client: _Client, source_client: SourceClient) -> None:
+    stem = source_client.mirror.versions[0].stem
     client.found = [_chunk(0, stem)] * 50
-    keeper.read()
-    assert not keeper.journal.violations
+    source_client.read()
+    assert not source_client.journal.violations
 
     client.found = [*[_chunk(0, stem)] * 49, _chunk(1, "g" * 8)]
-    keeper.read()
+    source_client.read()
 
-    assert "shows words of ['gggggggg']" in "; ".join(keeper.journal.violations)
-    assert keeper.searches == 2
+    assert "shows words of ['gggggggg']" in "; ".join(source_client.journal.violations)
+    assert source_client.searches == 2
 
 
 def _told(status: str, items: Sequence[Any] = (), **error: str) -> dict[str, Any]:
@@ -79,45 +79,49 @@ def _told(status: str, items: Sequence[Any] = (), **error: str) -> dict[str, Any
     return {"/sources/src_1": source, "/sources/src_1/items?limit=100": {"data": items}, "/indexes": indexes}
 
 
-def _until_changed(client: _Client, keeper: Keeper) -> str:
+def _until_changed(client: _Client, source_client: SourceClient) -> str:
     """Which document was there, and is not so any more, since a sync that goes on began."""
     client.said = _told("in_progress")
-    while not (gone := [one for one in keeper.mirror.versions if one.gone]):
-        keeper.step(feeding=True)
+    while not (gone := [one for one in source_client.mirror.versions if one.gone]):
+        source_client.step(feeding=True)
     return gone[0].name
 
 
-def _settle(keeper: Keeper) -> str:
+def _settle(source_client: SourceClient) -> str:
     for _ in range(3):  # its indexes, the sync, and the next one
-        keeper.step(feeding=False)
-    return "; ".join(one for one in keeper.journal.violations if "is failed" in one)
+        source_client.step(feeding=False)
+    return "; ".join(one for one in source_client.journal.violations if "is failed" in one)
 
 
-def test_a_sync_that_fails_is_not_excused_by_any_change_of_the_folder(client: _Client, keeper: Keeper) -> None:
-    _until_changed(client, keeper)
+def test_a_sync_that_fails_is_not_excused_by_any_change_of_the_folder(
+    client: _Client, source_client: SourceClient
+) -> None:
+    _until_changed(client, source_client)
     client.said = _told("failed", code="server_error", message="It broke.")
 
-    assert "It broke." in _settle(keeper)
+    assert "It broke." in _settle(source_client)
 
 
-def test_a_sync_that_fails_for_a_document_that_was_gone_is_excused(client: _Client, keeper: Keeper) -> None:
-    name = _until_changed(client, keeper)
+def test_a_sync_that_fails_for_a_document_that_was_gone_is_excused(
+    client: _Client, source_client: SourceClient
+) -> None:
+    name = _until_changed(client, source_client)
     error = {"code": "not_readable", "message": "It cannot be read: No such file or directory."}
     client.said = _told("failed", [{"key": name, "last_change": "failed", "last_error": error}], **error)
 
-    assert not _settle(keeper)
-    assert len(keeper.syncs) > 1
+    assert not _settle(source_client)
+    assert len(source_client.syncs) > 1
 
 
 def test_a_source_that_is_made_by_the_second_try_is_of_the_folder_of_the_first(client: _Client, tmp_path: Path) -> None:
     client.away = 1
     made: Any = client
-    keeper = Keeper(made, Journal(1), random.Random(1), tmp_path, lambda: None)
+    source_client = SourceClient(made, Journal(1), random.Random(1), tmp_path, lambda: None)
     with pytest.raises(openai.OpenAIError):
-        keeper.step(feeding=True)
-    before = [*keeper.mirror.versions]
+        source_client.step(feeding=True)
+    before = [*source_client.mirror.versions]
 
-    keeper.step(feeding=True)
+    source_client.step(feeding=True)
 
-    assert keeper.mirror.source
-    assert keeper.mirror.versions == before
+    assert source_client.mirror.source
+    assert source_client.mirror.versions == before
