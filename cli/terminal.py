@@ -117,10 +117,10 @@ class Screen:
 
 
 def text_output() -> "TextIO | Screen":
-    """Return what writes text to standard output: unchanged where that is no terminal."""
+    """Return what writes text to standard output: unchanged where that is not a terminal."""
     return Screen() if sys.stdout.isatty() else sys.stdout
 
 
 def byte_output() -> "BinaryIO | Screen":
-    """Return what writes lines of bytes to standard output: unchanged where that is no terminal."""
+    """Return what writes lines of bytes to standard output: unchanged where that is not a terminal."""
     return Screen() if sys.stdout.isatty() else sys.stdout.buffer

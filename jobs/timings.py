@@ -1,4 +1,4 @@
-"""Constants of time that are no settings: operators do not tune them, and tests shorten them.
+"""Constants of time that are not settings: operators do not tune them, and tests shorten them.
 
 A process's context (`workers.runtime.context.Context`, `api.deps.Services`) holds one `Timings`; what has no context
 takes it, or the one number that it needs, as an argument. A test passes `replace(Timings(), field=...)`; no test

@@ -103,7 +103,7 @@ def retrieve_batch(call: Call, batch_id: str) -> Batch:
 
 @router.post("/batches/{batch_id}/cancel")
 def cancel_batch(call: Call, batch_id: str) -> Batch:
-    """Stop a batch; finished lines keep their results. Cancelling twice is no error."""
+    """Stop a batch; finished lines keep their results. Cancelling twice is not an error."""
     with call.db.write() as session:
         job = get_batch(session, call, batch_id)
         before = job.state

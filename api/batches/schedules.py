@@ -148,7 +148,7 @@ def retrieve_schedule(call: Call, schedule_id: str) -> ScheduleObject:
 
 @router.post("/schedules/{schedule_id}/pause")
 def pause_schedule(call: Call, schedule_id: str) -> ScheduleObject:
-    """Submit no batches until the schedule is resumed. Pausing twice is no error."""
+    """Submit no batches until the schedule is resumed. Pausing twice is not an error."""
     with call.db.write() as session:
         schedule = _get(session, call, schedule_id)
         if schedule.paused_at is None:

@@ -125,7 +125,7 @@ def retrieve_run(request: Request, call: Call, eval_id: str, run_id: str) -> Eva
 @router.post("/evals/{eval_id}/runs/{run_id}/cancel")
 @router.post("/evals/{eval_id}/runs/{run_id}", deprecated=True, operation_id="cancel_run_before_3")
 def cancel_run(request: Request, call: Call, eval_id: str, run_id: str) -> EvalRunObject:
-    """Stop a run; graded items stay. Cancelling twice is no error. Older SDKs use the path without `/cancel`."""
+    """Stop a run; graded items stay. Cancelling twice is not an error. Older SDKs use the path without `/cancel`."""
     with call.db.write() as session:
         run, job = get_run(session, call, eval_id, run_id)
         before = job.state

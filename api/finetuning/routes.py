@@ -89,19 +89,19 @@ def retrieve_fine_tuning_job(call: Call, fine_tuning_job_id: str) -> FineTuningJ
 
 @router.post("/fine_tuning/jobs/{fine_tuning_job_id}/cancel")
 def cancel_fine_tuning_job(call: Call, fine_tuning_job_id: str) -> FineTuningJob:
-    """Stop a job; its checkpoints stay. Cancelling twice is no error."""
+    """Stop a job; its checkpoints stay. Cancelling twice is not an error."""
     return _changed(call, fine_tuning_job_id, "cancel", _cancel)
 
 
 @router.post("/fine_tuning/jobs/{fine_tuning_job_id}/pause")
 def pause_fine_tuning_job(call: Call, fine_tuning_job_id: str) -> FineTuningJob:
-    """Hold a job back. Training that runs stops at its next step, after a checkpoint. Pausing twice is no error."""
+    """Hold a job back. Training that runs stops at its next step, after a checkpoint. Pausing twice is not an error."""
     return _changed(call, fine_tuning_job_id, "pause", jobs.pause)
 
 
 @router.post("/fine_tuning/jobs/{fine_tuning_job_id}/resume")
 def resume_fine_tuning_job(call: Call, fine_tuning_job_id: str) -> FineTuningJob:
-    """Let a paused job go on from its last checkpoint. Resuming a job that is not paused is no error."""
+    """Let a paused job go on from its last checkpoint. Resuming a job that is not paused is not an error."""
     return _changed(call, fine_tuning_job_id, "resume", jobs.resume)
 
 

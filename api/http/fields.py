@@ -52,7 +52,7 @@ def check_filename(name: str) -> str:
     """
     base = re.split(r"[/\\]", name)[-1].strip()
     if base in ("", ".", "..") or len(base) > 255:
-        raise ValueError("A file name has 1 to 255 characters, and is no folder.")
+        raise ValueError("A file name has 1 to 255 characters, and does not name a folder.")
     if _BIDI.search(base) or any(unicodedata.category(character) in _CONTROLS for character in base):
         raise ValueError("A file name has no control characters.")
     return base

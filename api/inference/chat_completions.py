@@ -79,7 +79,7 @@ class Chat:
 
     @property
     def options(self) -> Any:
-        """Return the options of the stream. The engine refuses a value that is no object."""
+        """Return the options of the stream. The engine refuses a value that is not an object."""
         return self.engine_body.get("stream_options") or {}
 
     def to_public(self, answer: Any) -> dict[str, Any]:
@@ -166,7 +166,7 @@ class _ChatEvents(Events):
         self._chunks = Chunks()
 
     async def write(self, entry: AnswerEntry) -> bytes:
-        """Return the event of an entry, empty for a hidden one. Raises NightmillError for data that is no chunk."""
+        """Return the event of an entry, empty for a hidden one. Raises NightmillError for data that is not a chunk."""
         if entry.kind == "chunk":
             return self._event(entry, self._chunk(entry))
         if entry.kind != "end":
@@ -218,7 +218,7 @@ def _decoded(body: bytes) -> Any:
 
 
 def _invalid_answer() -> NightmillError:
-    return NightmillError("The engine's answer is no chat completion.", code="engine_error")
+    return NightmillError("The engine's answer is not a chat completion.", code="engine_error")
 
 
 router: APIRouter = resource("Chat completions")

@@ -232,7 +232,7 @@ class Events:
 
 
 def whole_response(end: AnswerEntry) -> Response:
-    """Return an engine's answer that is no stream."""
+    """Return an engine's answer that is not a stream."""
     headers = {} if end.retry_after is None else {"Retry-After": str(max(1, round(end.retry_after)))}
     if end.status == HTTPStatus.REQUEST_TIMEOUT:  # the SDK would retry twice, for as long again
         headers["x-should-retry"] = "false"

@@ -245,4 +245,4 @@ def decoded(body: bytes) -> Any:
 
 
 def invalid_answer() -> NightmillError:
-    return NightmillError("The engine's answer is no response.", code="engine_error")
+    return NightmillError("The engine's answer is not a response.", code="engine_error")

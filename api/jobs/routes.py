@@ -185,7 +185,7 @@ def job_deliveries(
 
 @router.post("/jobs/{job_id}/cancel")
 def cancel_job(call: Call, job_id: str) -> JobObject:
-    """Stop a job; finished lines stay. Cancelling twice is no error."""
+    """Stop a job; finished lines stay. Cancelling twice is not an error."""
     with call.db.write() as session:
         job = get_job(session, call, job_id)
         before = job.state

@@ -98,7 +98,7 @@ def retrieve_file_batch(call: Call, response: Response, vector_store_id: str, fi
 
 @router.post("/vector_stores/{vector_store_id}/file_batches/{file_batch_id}/cancel")
 def cancel_file_batch(call: Call, vector_store_id: str, file_batch_id: str) -> FileBatchObject:
-    """Stop adding files; those that were added stay. Cancelling twice is no error."""
+    """Stop adding files; those that were added stay. Cancelling twice is not an error."""
     with call.db.write() as session:
         job = _get(session, call, get_store(session, call, vector_store_id), file_batch_id)
         before = job.state

@@ -239,7 +239,7 @@ def sync_index(call: Call, once: Idempotent, vector_store_id: str, index_id: str
 
 @router.post("/vector_stores/{vector_store_id}/indexes/{index_id}/switch")
 def switch_index(call: Call, vector_store_id: str, index_id: str, body: SwitchIndex | None = None) -> IndexObject:
-    """Let searches read this index from now on. The former one can be switched to again. Twice is no error."""
+    """Let searches read this index from now on. The former one can be switched to again. Twice is not an error."""
     options = body or SwitchIndex()
     with call.db.write() as session:
         store = get_store(session, call, vector_store_id, alive=True, lock=True)

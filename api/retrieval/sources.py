@@ -263,7 +263,7 @@ def sync_source(call: Call, vector_store_id: str, source_id: str) -> SourceObjec
 
 @router.post("/vector_stores/{vector_store_id}/sources/{source_id}/pause")
 def pause_source(call: Call, vector_store_id: str, source_id: str) -> SourceObject:
-    """Stop scheduled syncs until the source is resumed. Pausing twice is no error."""
+    """Stop scheduled syncs until the source is resumed. Pausing twice is not an error."""
     with call.db.write() as session:
         source = _get(session, call, vector_store_id, source_id, lock=True)
         if source.paused_at is None:

@@ -74,5 +74,5 @@ def _parsed(anchor: str) -> list[tuple[int, str]]:
         return []
     seal, _, digest = anchor.partition(":")
     if not seal.isdigit() or len(digest) != 64:
-        raise CliError(f"'{anchor}' is no anchor; one looks like 1234:<64 hexadecimal digits>")
+        raise CliError(f"'{anchor}' is not an anchor; one looks like 1234:<64 hexadecimal digits>")
     return [(int(seal), digest)]

@@ -93,7 +93,7 @@ def _judgements(path: Path) -> Judgements:
         if number == 0 and len(cells) == 3 and not _integer(grade):
             continue  # BEIR's headerer
         if not _integer(grade):
-            raise CliError(f"{where}: the grade '{grade}' is no integer")
+            raise CliError(f"{where}: the grade '{grade}' is not an integer")
         if text in judgements.setdefault(query, {}):
             raise CliError(f"{where}: the text '{text}' was judged for the query '{query}' before")
         judgements[query][text] = int(grade)

@@ -31,12 +31,12 @@ def next_after(cron: str, timezone: str, at: float) -> float:
     try:
         zone = ZoneInfo(timezone)
     except (KeyError, OSError, ValueError) as error:  # an unknown zone, a folder, a path
-        message = f"'{timezone}' is no time zone."
+        message = f"'{timezone}' is not a time zone."
         raise InvalidRequest(message, param="timezone", code="invalid_value") from error
     try:
         return next(CronSim(cron, datetime.fromtimestamp(at, UTC).astimezone(zone))).timestamp()
     except (CronSimError, StopIteration) as error:
-        message = f"'{cron}' is no cron expression, or no day ever matches it."
+        message = f"'{cron}' is not a cron expression, or it matches no day."
         raise InvalidRequest(message, param="cron", code="invalid_value") from error
 
 

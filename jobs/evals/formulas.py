@@ -33,7 +33,7 @@ FUNCTIONS: Final = frozenset({*_OF_ONE, *_OF_MANY})
 
 
 class FormulaError(ValueError):
-    """A formula is no arithmetic, or has no value for the given scores."""
+    """A formula is not arithmetic, or has no value for the given scores."""
 
 
 class Formula:

@@ -113,7 +113,7 @@ def _check_pattern(pattern: str) -> str:
     try:
         patterns.check(pattern)
     except ValueError as error:
-        raise ValueError(f"It is no regular expression: {error}.") from error
+        raise ValueError(f"It is not a regular expression: {error}.") from error
     return pattern
 
 

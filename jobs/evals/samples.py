@@ -48,4 +48,4 @@ def sample_from_message(message: Mapping[str, Any], finish_reason: str = "stop")
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no value of JSON")
+    raise ValueError(f"{constant} is not a JSON value")

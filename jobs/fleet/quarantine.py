@@ -163,7 +163,7 @@ def set_engines(session: Session, worker_id: str, host_devices: str, engines: Ma
 
 
 def excuse(session: Session, worker_id: str) -> None:
-    """Clear the worker's engines: it ends on purpose, so its end is no engine's death."""
+    """Clear the worker's engines: it ends on purpose, so its end is not counted as a death of an engine."""
     session.execute(update(Worker).where(Worker.id == worker_id).values(engines={}))
 
 

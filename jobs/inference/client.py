@@ -87,7 +87,7 @@ def parse_position(position: str) -> tuple[str, str]:
     """Split an entry's position into the request's id and the id of the entry. Raises InvalidRequest."""
     match = _POSITION.fullmatch(position)
     if match is None:
-        raise InvalidRequest("This is no id of an event.", param="Last-Event-ID", code="invalid_value")
+        raise InvalidRequest("This is not the id of an event.", param="Last-Event-ID", code="invalid_value")
     return match[1], match[2]
 
 
@@ -270,7 +270,7 @@ class InferenceClient:
 
 
 async def last_entry(entries: AsyncGenerator[AnswerEntry]) -> AnswerEntry:
-    """Return the entry that ends an answer which is no stream. Raises WorkerLost, and what `submit` raises."""
+    """Return the entry that ends an answer which is not a stream. Raises WorkerLost, and what `submit` raises."""
     async with aclosing(entries):
         async for entry in entries:
             if entry.kind == "end":

@@ -21,7 +21,7 @@ def unpacked(content: Any) -> str:
     """Return the packed summary. Raises ValueError for a text that `packed` has not made."""
     before, mark, rest = str(content).partition(_MARK)
     if before or not mark:
-        raise ValueError(f"'{CONTENT}' is no summary of this server: what another one has sealed, it alone can open.")
+        raise ValueError(f"'{CONTENT}' is not a summary of this server. Only the server that made it can read it.")
     try:
         return base64.b64decode(rest, altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError) as error:

@@ -194,7 +194,7 @@ def _complete_usage(usage: Body) -> dict[str, Any]:
 
 
 def _count(value: Any) -> int:
-    """Return a server's number of tokens; 0 for a value that is no number."""
+    """Return a server's number of tokens; 0 for a value that is not a number."""
     return value if isinstance(value, int) else 0
 
 

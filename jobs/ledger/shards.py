@@ -231,7 +231,7 @@ def record_isolated_attempt(session: Session, claim: ShardClaim, line: int) -> N
 
 
 def note_progress(session: Session, claim: ShardClaim) -> None:
-    """Note that a claim has advanced its shard without a segment: losing it is no stall. Raises ClaimLost."""
+    """Note that a claim has advanced its shard without a segment: losing it is not a stall. Raises ClaimLost."""
     noted = session.execute(update(Shard).where(_claim_filter(claim)).values(progressed=True, stalls=0))
     if noted.rowcount != 1:  # type: ignore[attr-defined]
         raise ClaimLost

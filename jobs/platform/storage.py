@@ -49,7 +49,7 @@ class Storage(Protocol):
     def size(self, path: str) -> int: ...
 
     def delete(self, path: str) -> None:
-        """Remove an object or everything under a folder; a missing one is no error.
+        """Remove an object or everything under a folder; a missing one is not an error.
 
         Raises ValueError for a name that is neither.
         """

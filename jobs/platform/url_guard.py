@@ -238,7 +238,7 @@ def _split(url: str) -> SplitResult:
 
 
 def _host(parts: SplitResult, *, allow_private: bool) -> tuple[str, tuple[Address, ...]]:
-    """Return the host in lower case, and its address when it is one. Odd spellings of addresses are no names."""
+    """Return the host in lower case, and its address when it is one. Odd spellings of addresses are not names."""
     host = parts.hostname or ""
     try:
         address = ip_address(host)

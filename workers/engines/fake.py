@@ -41,7 +41,7 @@ from workers.engines.wire import wants_usage
 MAGIC: Final = ("!reset", "!hang", "!500", "!503", "!429", "!html", "!huge", "!crash", "!flaky2", "!slow", "!cut")
 CITE: Final = "!cite"
 TOOL: Final = "!tool"
-CUT: Final = "!cut"  # a stream ends too early; an answer that is no stream is complete
+CUT: Final = "!cut"  # a stream ends too early; an answer that is not a stream is complete
 CREATED: Final = 1_700_000_000  # answers are the same at any time
 DIMENSIONS: Final = 8
 SLOW_SECONDS: Final = 2.0

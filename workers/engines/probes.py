@@ -92,7 +92,7 @@ def _differing(ours: Sequence[int], theirs: Sequence[int]) -> Iterator[int]:
 
 
 def _mean_difference(ours: Sequence[Sequence[float]], theirs: Sequence[Score]) -> float:
-    """Return the mean absolute difference of all tokens; infinite where one of them is no number."""
+    """Return the mean absolute difference of all tokens; infinite where one of them is not a number."""
     pairs = [
         pair
         for logprobs, score in zip(ours, theirs, strict=True)

@@ -198,7 +198,7 @@ def _is_sparse(chat: _Chat) -> bool:
 
 
 def as_events(url: str, body: bytes, request: Mapping[str, Any]) -> list[bytes]:
-    """Return the events of an answer that came whole; none for a body that is no answer."""
+    """Return the events of an answer that came whole; none for a body that is not an answer."""
     try:
         return list(
             map(msgspec.json.encode, _written_out(url, msgspec.json.decode(complete(url, body, request)), request))

@@ -119,7 +119,7 @@ def messages_of(sampled: Sampled, item: dict[str, Any]) -> list[Any]:
     (reference,) = references("{{" + (sampled.reference or "") + "}}")
     messages = resolve(reference, {"item": item})
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise TemplateError(f"'{reference}' is no list of messages.", "invalid_variable_error")
+        raise TemplateError(f"'{reference}' is not a list of messages.", "invalid_variable_error")
     return messages
 
 

@@ -271,7 +271,7 @@ def _fail(
 
 
 def _error(output_line: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the engine's error, or one that says that its answer is no response."""
+    """Return the engine's error, or one that says that its answer is not a response."""
     body = (output_line["response"] or {}).get("body")
     error = output_line["error"] or (body.get("error") if isinstance(body, dict) else None)
-    return error if isinstance(error, dict) else {"message": "The engine's answer is no response."}
+    return error if isinstance(error, dict) else {"message": "The engine's answer is not a response."}

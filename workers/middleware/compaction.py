@@ -70,7 +70,7 @@ def _together(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _parts(content: Any) -> list[dict[str, Any]]:
-    """Return the parts of a content; an engine refuses anything that is no list of parts."""
+    """Return the parts of a content; an engine refuses anything that is not a list of parts."""
     if isinstance(content, list) and all(isinstance(part, dict) for part in content):
         return content
     return [{"type": "input_text", "text": content}]

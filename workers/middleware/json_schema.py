@@ -202,7 +202,7 @@ def schema_of(url: str, body: Mapping[str, Any]) -> bytes | None:
     if schema is None and isinstance(wrapper, dict) and url == CHAT:
         return None  # OpenAI allows a json_schema without a schema in chats
     if not isinstance(schema, dict | bool):
-        raise invalid(url, "it is no object.")
+        raise invalid(url, "it is not an object.")
     raw = msgspec.json.encode(schema)
     if len(raw) > MOST_SCHEMA_BYTES:
         raise invalid(url, f"it has more than {MOST_SCHEMA_BYTES} bytes.")

@@ -95,4 +95,4 @@ def _param_path(error: ValidationError | SchemaError) -> str:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no value of JSON")
+    raise ValueError(f"{constant} is not a JSON value")

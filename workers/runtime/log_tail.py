@@ -95,7 +95,7 @@ def _ring(ring: int) -> bytes:
 
 
 def _file(number: int) -> bytes:
-    """Return the file that the log is written to; None where it is no file."""
+    """Return the file that the log is written to; None where it is not a file."""
     status = os.fstat(number)
     if not stat.S_ISREG(status.st_mode):
         return b""

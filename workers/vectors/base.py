@@ -83,7 +83,7 @@ class Vectors(Protocol):
         """Erase dropped entries from the disk, as far as the database can be made to."""
 
     def drop_store(self, store: Store) -> None:
-        """Drop the whole store; a missing one is no error."""
+        """Drop the whole store; a missing one is not an error."""
 
     def nearest(self, store: Store, vector: Vector, limit: int, documents: Collection[str] | None = None) -> list[Hit]:
         """Return the nearest entries, best first, with cosine similarities. `documents` restricts the search."""

@@ -398,7 +398,7 @@ class Tables:
 
     def path(self, name: str) -> Path:
         if not _NAME.fullmatch(name):
-            raise ValueError(f"'{name}' is no store's id.")
+            raise ValueError(f"'{name}' is not the id of a store.")
         return self._root / f"{name}{_SUFFIX}"
 
     def _connection(self) -> Any:

@@ -38,7 +38,7 @@ def open_vectors(url: str, folder: Path, api_key: str = "", owner: str = "", tim
         return WeaviateVectors(url, api_key, owner, timings)
     if url == "memory:":
         return MemoryVectors()
-    raise ValueError(f"'{scheme}:' is no vector store; leave it empty, or begin with weaviate:// or weaviates://.")
+    raise ValueError(f"'{scheme}:' is not a vector store; leave it empty, or begin with weaviate:// or weaviates://.")
 
 
 _KEY: Final = "vectors"

@@ -36,7 +36,7 @@ def load_tokenizer(folder: str) -> tuple[Any, int]:
 
 
 def read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Return the rows of a JSONL file with the numbers of their lines. Empty lines count and are no rows."""
+    """Return the rows of a JSONL file with the numbers of their lines. Empty lines count and are not rows."""
     with path.open("rb") as handle:
         for line, raw in enumerate(handle, 1):
             if raw.strip():

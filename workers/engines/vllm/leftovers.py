@@ -73,7 +73,7 @@ def read(record: Path) -> list[Process]:
 
 
 def alive(process: Process) -> bool:
-    """Return whether the recorded process still runs, and is no zombie."""
+    """Return whether the recorded process still runs, and is not a zombie."""
     return processes.alive(*process)
 
 

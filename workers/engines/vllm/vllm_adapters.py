@@ -87,7 +87,7 @@ async def load(models: Any, adapter: Adapter) -> None:
 
 
 async def unload(models: Any, adapter: Adapter) -> None:
-    """Remove an adapter from the serving layer and the engine. One that is not there is no error."""
+    """Remove an adapter from the serving layer and the engine. One that is not there is not an error."""
     if (request := models.lora_requests.pop(adapter.name, None)) is not None:
         await models.engine_client.remove_lora(request.lora_int_id)
 

@@ -54,7 +54,7 @@ _BLANK_LINES: Final = re.compile(r"\n(?:[^\S\n]*\n)+")
 
 
 def decode(data: bytes, declared: str | None = None) -> str:
-    """Return bytes as text. Raises Refused for bytes that are no text."""
+    """Return bytes as text. Raises Refused for bytes that are not text."""
     for mark, encoding in _MARKS:
         if data.startswith(mark):
             return data[len(mark) :].decode(encoding, errors="replace")

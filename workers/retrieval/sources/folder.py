@@ -65,14 +65,14 @@ class Folder:
     def fetch(self, entry: Entry, known: dict[str, Any] | None, take: Take) -> Fetched | None:
         *parts, name = entry.key.split("/")
         if {"", ".", ".."} & {*parts, name}:
-            raise ItemFailed("bad_name", "Its name is no path below the folder.")
+            raise ItemFailed("bad_name", "Its name is not a path below the folder.")
         try:
             with self._opened() as top, _step(top, parts) as folder:
                 descriptor = os.open(name, _FILE, dir_fd=folder)
             with os.fdopen(descriptor, "rb", buffering=0) as file:
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode):
-                    raise ItemFailed("not_a_file", "It is no ordinary file.")
+                    raise ItemFailed("not_a_file", "It is not a regular file.")
                 if known is not None and self._fingerprint(status) == known:
                     return None
                 while chunk := file.read(CHUNK):

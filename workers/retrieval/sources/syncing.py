@@ -122,7 +122,7 @@ class SourceSyncRecorder:
         self._once(entry, fail)
 
     def deleted(self, entry: Entry) -> None:
-        """Remove the versions of an item, and record that it existed: its absence is no failure.
+        """Remove the versions of an item, and record that it existed: its absence is not a failure.
 
         Raises Expired, SourceUnavailable.
         """

@@ -331,7 +331,7 @@ QREL_FILES: dict[str, tuple[str, str]] = {
     "a head alone": ("query-id\tcorpus-id\tscore\n", "has no judgements"),
     "two columns": ("q1 kiwi\n", "line 1 has 2 columns"),
     "five columns": ("q1 0 kiwi 1 x\n", "line 1 has 5 columns"),
-    "a grade in words": ("q1 0 kiwi 1\nq1 0 emu good\n", "line 2: the grade 'good' is no integer"),
+    "a grade in words": ("q1 0 kiwi 1\nq1 0 emu good\n", "line 2: the grade 'good' is not an integer"),
     "judged twice": ("q1 0 kiwi 1\nq1 0 kiwi 0\n", "line 2: the text 'kiwi' was judged for the query 'q1' before"),
     "an unknown query": ("q9 0 kiwi 1\n", "judges a query that .*queries does not have: q9"),
     "unknown texts": (

@@ -470,7 +470,7 @@ def test_a_file_that_holds_other_lines_than_anchors_is_told(run: Run, db: Databa
 
 
 def test_an_anchor_that_is_none_is_told(run: Run) -> None:
-    with pytest.raises(CliError, match="is no anchor"):
+    with pytest.raises(CliError, match="is not an anchor"):
         run("audit", "verify", "--anchor", "12:abc")
 
 

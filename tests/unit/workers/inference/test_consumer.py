@@ -413,7 +413,7 @@ def test_a_stream_that_is_read_too_slowly_is_told_so_and_frees_the_engine(
 
 
 class Talking(FakeEngine):
-    """Streams chunks of some bytes; an answer that is no stream has as many."""
+    """Streams chunks of some bytes; an answer that is not a stream has as many."""
 
     def __init__(self, size: int, count: int = 100) -> None:
         super().__init__()

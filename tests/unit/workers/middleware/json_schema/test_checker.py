@@ -52,7 +52,7 @@ def raw(schema: Any) -> bytes:
         ("[]", "[] is not of type 'object'"),
         ("Rome", "it is not JSON: Expecting value: line 1 column 1 (char 0)"),
         ("", "it is not JSON: Expecting value: line 1 column 1 (char 0)"),
-        ('{"city": NaN}', "it is not JSON: NaN is no value of JSON"),
+        ('{"city": NaN}', "it is not JSON: NaN is not a JSON value"),
         ('```json\n{"city": "Rome"}\n```', "it is not JSON: Expecting value: line 1 column 1 (char 0)"),
     ],
 )

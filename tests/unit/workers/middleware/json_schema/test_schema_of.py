@@ -14,14 +14,14 @@ def test_a_chat_may_name_a_schema_without_having_one_and_a_response_may_not() ->
     named = {"type": "json_schema", "name": "city"}
 
     assert schema_of(CHAT, {"response_format": {"type": "json_schema", "json_schema": named}}) is None
-    with pytest.raises(InvalidRequest, match="it is no object") as no:
+    with pytest.raises(InvalidRequest, match="it is not an object") as no:
         schema_of(RESPONSES, {"text": {"format": named}})
     assert (no.value.param, no.value.code) == ("text.format.schema", "invalid_json_schema")
 
 
 @pytest.mark.parametrize("told", [None, [], "city"])
 def test_what_stands_in_the_place_of_a_named_schema_is_refused(told: Any) -> None:
-    with pytest.raises(InvalidRequest, match="it is no object"):
+    with pytest.raises(InvalidRequest, match="it is not an object"):
         schema_of(CHAT, {"response_format": {"type": "json_schema", "json_schema": told}})
 
 
