@@ -13,7 +13,7 @@ from jobs.ledger.states import TERMINAL, JobState
 from jobs.ledger.tables import Job
 from jobs.retrieval.attachments import is_over
 from jobs.retrieval.documents import Document
-from jobs.retrieval.searches import Found
+from jobs.retrieval.searches import FoundChunk
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
 
 #: OpenAI's `auto`.
@@ -320,7 +320,7 @@ def show_content(document: Document | None) -> FileContentPage:
     return FileContentPage(data=[Text(text=document.text)] if document else [])
 
 
-def show_found(hit: Found) -> SearchResult:
+def show_found(hit: FoundChunk) -> SearchResult:
     chunk = {name: hit.meta.get(name) for name in ChunkFacts.model_fields} | {"n": hit.n}
     return SearchResult(
         file_id=hit.file_id,

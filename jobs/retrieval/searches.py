@@ -86,7 +86,7 @@ class Search(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.limit * 4 if self.deduplicate else self.limit
 
 
-class Found(msgspec.Struct, frozen=True):
+class FoundChunk(msgspec.Struct, frozen=True):
     """A chunk with facts about its file."""
 
     file_id: str
@@ -101,7 +101,7 @@ class Found(msgspec.Struct, frozen=True):
 class Results(msgspec.Struct, frozen=True):
     """The chunks that were found. `duplicates` counts the dropped similar ones; None if none were looked for."""
 
-    chunks: tuple[Found, ...]
+    chunks: tuple[FoundChunk, ...]
     duplicates: int | None = None
 
 

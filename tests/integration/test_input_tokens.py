@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from jobs.inference import responses
-from jobs.retrieval.searches import Found, Search
+from jobs.retrieval.searches import FoundChunk, Search
 from tests.support.shop import MODEL, Shop
 from workers.engines.fake import prompt_of
 from workers.engines.port import Answer, Length, Request
@@ -27,7 +27,7 @@ async def _guess(request: Request) -> Length:
     return Length(1, None, exact=False)
 
 
-async def _search(request: Request, search: Search) -> Sequence[Found] | Answer:
+async def _search(request: Request, search: Search) -> Sequence[FoundChunk] | Answer:
     return []
 
 

@@ -17,7 +17,7 @@ from jobs.finetuning.examination import BaseUnavailable
 from jobs.inference import responses
 from jobs.queues import Queue, Task
 from jobs.retrieval import searches
-from jobs.retrieval.searches import Found, Search
+from jobs.retrieval.searches import FoundChunk, Search
 from jobs.timings import Timings
 from tests.sdk.front import Front, standing_before
 from tests.sdk.tuned import BASE, tuned
@@ -115,7 +115,7 @@ def deployed(folder: Path, db: Database) -> Iterator[Deployment]:
         carrier.start()
         settings |= {"streams_url": carrier.url}
 
-        async def search(request: Request, wanted: Search) -> Sequence[Found] | Answer:
+        async def search(request: Request, wanted: Search) -> Sequence[FoundChunk] | Answer:
             return await peers.search(request, wanted)
 
         engine = FileSearchMiddleware(FakeEngine((MODEL,)), search, lambda _: ContextBudget(1000))
@@ -155,7 +155,7 @@ async def _words(request: Request) -> Length:
     return Length(len(prompt_of(request.url, request.body).split()), 1000)
 
 
-async def _nothing(request: Request, search: Search) -> Sequence[Found]:
+async def _nothing(request: Request, search: Search) -> Sequence[FoundChunk]:
     return ()
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from jobs.retrieval.searches import Found, Search
+from jobs.retrieval.searches import FoundChunk, Search
 from workers.engines.fake import FakeEngine, prompt_of, reply
 from workers.engines.port import Answer, Engine, Request
 from workers.middleware.excerpts import ContextBudget
@@ -27,8 +27,8 @@ def searching(engine: FakeEngine) -> Engine:
     return FileSearchMiddleware(engine, _search, lambda _: ContextBudget(10_000))
 
 
-async def _search(request: Request, search: Search) -> list[Found]:
-    return [Found("file-1", "cats.md", 0.9, TEXT, None, {})]
+async def _search(request: Request, search: Search) -> list[FoundChunk]:
+    return [FoundChunk("file-1", "cats.md", 0.9, TEXT, None, {})]
 
 
 def found(response: Any) -> list[str] | None:

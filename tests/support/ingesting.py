@@ -35,7 +35,7 @@ from jobs.queues import Queue, Task
 from jobs.retrieval import documents, indexes, searches
 from jobs.retrieval.attachments import version_of
 from jobs.retrieval.documents import Document
-from jobs.retrieval.searches import Found, Search
+from jobs.retrieval.searches import FoundChunk, Search
 from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
 from jobs.settings import Settings
 from jobs.timings import Timings
@@ -261,7 +261,7 @@ class Works:
     def delete(self, path: str) -> None:
         assert self.api.delete(f"/v1{path}").status_code == 200
 
-    def search(self, store: str, *queries: str, **fields: Any) -> list[Found]:
+    def search(self, store: str, *queries: str, **fields: Any) -> list[FoundChunk]:
         """In the index in use, as the API asks."""
         index = self.current(store)
         answer = self.ask(Search(model=index.model, store_id=index.id, queries=queries, **fields))

@@ -30,7 +30,7 @@ from jobs.registry.models import base_model_of
 from jobs.requests.endpoints import EMBEDDINGS
 from jobs.retrieval import indexes, searches
 from jobs.retrieval.attachments import is_over
-from jobs.retrieval.searches import Found, Search
+from jobs.retrieval.searches import FoundChunk, Search
 from jobs.retrieval.tables import VectorStore
 from workers.engines.port import Answer, Emit, Engine, EngineBusy, EngineFault, Request, Usage, refusal
 from workers.engines.wire import usage_of
@@ -59,7 +59,7 @@ class PeerClient:
         with suppress(RedisError, OSError):
             await self._client.close()
 
-    async def search(self, request: Request, search: Search) -> Sequence[Found] | Answer:
+    async def search(self, request: Request, search: Search) -> Sequence[FoundChunk] | Answer:
         """Return the hits of a search, or a refusal.
 
         Raises EngineBusy where no worker can search now, EngineFault where the search broke.
@@ -111,7 +111,7 @@ class PeerClient:
             raise EngineFault(f"The workers of `{model}` gave no answer.", answer)
         return answer
 
-    async def _search(self, request: Request, search: Search) -> Sequence[Found] | Answer:
+    async def _search(self, request: Request, search: Search) -> Sequence[FoundChunk] | Answer:
         located = await self._locate(request, search)
         for _ in range(_TRIES):
             if isinstance(located, Answer):
@@ -127,7 +127,7 @@ class PeerClient:
 
     async def _search_once(
         self, request: Request, search: Search, queue: str, index: VectorStore
-    ) -> Sequence[Found] | Answer:
+    ) -> Sequence[FoundChunk] | Answer:
         queued = QueuedRequest(
             id=new_id("req_"),
             url=searches.URL,

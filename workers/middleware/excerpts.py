@@ -29,7 +29,7 @@ from tokenizers import Tokenizer
 from jobs.errors import InvalidRequest
 from jobs.inference.context_options import AUTO, context_options_of, reserved
 from jobs.requests.endpoints import RESPONSES
-from jobs.retrieval.searches import Found
+from jobs.retrieval.searches import FoundChunk
 from workers.middleware.quoting import excerpt
 from workers.retrieval import lexical
 
@@ -88,9 +88,9 @@ def _last_turn(given: Any) -> Any:
     return given[users[-1] :] if users else given
 
 
-def select_excerpts(chunks: Sequence[Found], budget: ContextBudget, tokens: int) -> list[Found]:
+def select_excerpts(chunks: Sequence[FoundChunk], budget: ContextBudget, tokens: int) -> list[FoundChunk]:
     """Return the best excerpts that fit, each whole; of the very best one at least the beginning."""
-    selected: list[Found] = []
+    selected: list[FoundChunk] = []
     for chunk in chunks:
         needed = budget.count(excerpt(len(selected) + 1, chunk)) + _BETWEEN
         if needed <= tokens:
@@ -101,9 +101,9 @@ def select_excerpts(chunks: Sequence[Found], budget: ContextBudget, tokens: int)
     return selected
 
 
-def join_neighbours(selected: Sequence[Found]) -> list[Found]:
+def join_neighbours(selected: Sequence[FoundChunk]) -> list[FoundChunk]:
     """Return the excerpts by rank, with consecutive chunks of a file next to each other and without repeated text."""
-    groups: list[list[Found]] = []
+    groups: list[list[FoundChunk]] = []
     for chunk in selected:
         near = [group for group in groups if any(_touch(chunk, other) for other in group)]
         groups = [group for group in groups if not any(group is other for other in near[1:])]
@@ -114,14 +114,14 @@ def join_neighbours(selected: Sequence[Found]) -> list[Found]:
     return [part for group in groups for part in _once(sorted(group, key=_start))]
 
 
-def _touch(left: Found, right: Found) -> bool:
+def _touch(left: FoundChunk, right: FoundChunk) -> bool:
     if left.file_id != right.file_id or "start" not in left.meta or "start" not in right.meta:
         return False
     first, second = sorted((left, right), key=_start)
     return second.n == first.n + 1 or _start(second) <= int(first.meta["end"])
 
 
-def _once(group: Sequence[Found]) -> list[Found]:
+def _once(group: Sequence[FoundChunk]) -> list[FoundChunk]:
     """Return consecutive chunks without the text that the chunk before has shown."""
     shown, end = [group[0]], int(group[0].meta.get("end") or 0)
     for chunk in group[1:]:
@@ -133,7 +133,7 @@ def _once(group: Sequence[Found]) -> list[Found]:
     return shown
 
 
-def _beginning(chunk: Found, budget: ContextBudget, tokens: int) -> Found:
+def _beginning(chunk: FoundChunk, budget: ContextBudget, tokens: int) -> FoundChunk:
     """Return as much of the beginning as fits into `tokens`."""
 
     def needed(length: int) -> int:
@@ -144,7 +144,7 @@ def _beginning(chunk: Found, budget: ContextBudget, tokens: int) -> Found:
     return msgspec.structs.replace(chunk, text=text, meta=meta)
 
 
-def _start(chunk: Found) -> int:
+def _start(chunk: FoundChunk) -> int:
     return int(chunk.meta.get("start") or 0)
 
 
@@ -190,7 +190,7 @@ class _Said:
         return self._shared[number] / len(self._words) if self._words else 0.0
 
 
-def citations(text: str, excerpts: Sequence[Found]) -> list[dict[str, Any]]:
+def citations(text: str, excerpts: Sequence[FoundChunk]) -> list[dict[str, Any]]:
     """Return OpenAI's annotations; `index` is the position in `text`, in characters.
 
     A marker gives no citation if its excerpt shares nothing with the sentence.
@@ -228,7 +228,7 @@ def _said_before(text: str, positions: Iterable[int], sentence: _Said) -> Iterat
     yield from ((position, sentence) for position in left)
 
 
-def support(text: str, excerpts: Sequence[Found]) -> float:
+def support(text: str, excerpts: Sequence[FoundChunk]) -> float:
     """Return the share of the words of `text` that the excerpts contain; 0 without words.
 
     Short words count only if there are no others.
@@ -238,7 +238,7 @@ def support(text: str, excerpts: Sequence[Found]) -> float:
     return _share({word for word in words_said if _is_long(word)} or words_said, there)
 
 
-def _by_words(text: str, excerpts: Sequence[Found]) -> list[dict[str, Any]]:
+def _by_words(text: str, excerpts: Sequence[FoundChunk]) -> list[dict[str, Any]]:
     words_said = {word for word in _words_said(text) if _is_long(word)}
     shares = [_share(words_said, _words(chunk.text)) for chunk in excerpts] if words_said else []
     best = max(shares, default=0.0)
@@ -273,7 +273,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(words)
 
 
-def _citation(chunk: Found, index: int, share: float) -> dict[str, Any]:
+def _citation(chunk: FoundChunk, index: int, share: float) -> dict[str, Any]:
     theirs = {"type": "file_citation", "index": index, "file_id": chunk.file_id, "filename": chunk.filename}
     position = {"chunk": chunk.n, "start": chunk.meta.get("start"), "end": chunk.meta.get("end")}
     return {**theirs, **position, "support": round(share, 3)}

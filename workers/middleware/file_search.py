@@ -23,7 +23,7 @@ from jobs.inference.responses import RESULTS
 from jobs.requests.endpoints import RESPONSES
 from jobs.retrieval import searches
 from jobs.retrieval.filters import check_filter
-from jobs.retrieval.searches import Found, Search
+from jobs.retrieval.searches import FoundChunk, Search
 from workers.engines.port import Answer, Emit, Engine, Request, refusal
 from workers.middleware.base import Middleware
 from workers.middleware.excerpts import (
@@ -285,7 +285,7 @@ _NOTHING: Final = "The files were searched, and nothing was found that belongs t
 
 
 #: Searches one store for a request; returns an Answer as a refusal. Raises EngineBusy, EngineFault.
-Searcher = Callable[[Request, Search], Awaitable[Sequence[Found] | Answer]]
+Searcher = Callable[[Request, Search], Awaitable[Sequence[FoundChunk] | Answer]]
 #: Returns the context budget of a model by its name. May read files.
 ContextBudgets = Callable[[str], ContextBudget]
 
@@ -346,12 +346,12 @@ class FileSearchMiddleware(Middleware):
         searched = replace(request, body=_asked(request.body, excerpts))
         return FileSearchResults(searched, request.body, query, shown, excerpts, tool.min_support)
 
-    async def _found(self, request: Request, tool: FileSearch, query: str) -> list[Found] | Answer:
+    async def _found(self, request: Request, tool: FileSearch, query: str) -> list[FoundChunk] | Answer:
         """Return the best chunks of all stores.
 
         For a batch line the query is not cached: it would outlive the batch's file.
         """
-        chunks: list[Found] = []
+        chunks: list[FoundChunk] = []
         cacheable = request.cacheable and request.job_id is None
         for store_id in dict.fromkeys(tool.vector_store_ids) if query else ():
             search = msgspec.structs.replace(tool.search(store_id, query), cacheable=cacheable)
@@ -368,7 +368,7 @@ class FileSearchMiddleware(Middleware):
             return (await asyncio.to_thread(distinct, chunks, alike, limit))[0]
         return chunks[:limit]
 
-    def _packed(self, body: Mapping[str, Any], chunks: list[Found]) -> list[Found]:
+    def _packed(self, body: Mapping[str, Any], chunks: list[FoundChunk]) -> list[FoundChunk]:
         """Select the excerpts that fit. Runs in a thread, because counting the tokens of a long prompt takes time."""
         budget = self._context_budgets(str(body.get("model")))
         return select_excerpts(chunks, budget, excerpt_budget(budget, body))
@@ -381,8 +381,8 @@ class FileSearchResults:
     request: Request
     body: Mapping[str, Any]  # as the client sent it
     query: str
-    chunks: list[Found]  # best first
-    excerpts: list[Found]  # in the order in which the model sees them, which numbers them
+    chunks: list[FoundChunk]  # best first
+    excerpts: list[FoundChunk]  # in the order in which the model sees them, which numbers them
     min_support: float | None = None  # None: no answer is refused
     call_id: str = field(init=False)
     _cited: tuple[str, list[dict[str, Any]]] = field(
@@ -527,7 +527,7 @@ def _of_message(kind: str, event: Mapping[str, Any]) -> bool:
     return kind.startswith(("response.output_text.", "response.content_part."))
 
 
-def _asked(body: Mapping[str, Any], chunks: Sequence[Found]) -> dict[str, Any]:
+def _asked(body: Mapping[str, Any], chunks: Sequence[FoundChunk]) -> dict[str, Any]:
     """Return the body as an engine gets it: without the tool, and with the excerpts."""
     tools = [tool for tool in body["tools"] if not is_search(tool)]
     body_for_engine = {name: value for name, value in body.items() if name not in ("tools", "tool_choice", "include")}
@@ -543,6 +543,6 @@ def _asked(body: Mapping[str, Any], chunks: Sequence[Found]) -> dict[str, Any]:
     return body_for_engine | ({"input": with_excerpts(body.get("input"), chunks)} if chunks else {})
 
 
-def _result(chunk: Found) -> dict[str, Any]:
+def _result(chunk: FoundChunk) -> dict[str, Any]:
     result = {"file_id": chunk.file_id, "filename": chunk.filename, "score": chunk.score, "text": chunk.text}
     return result | {"attributes": chunk.attributes or {}}

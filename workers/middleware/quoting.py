@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from jobs.retrieval.searches import Found
+from jobs.retrieval.searches import FoundChunk
 
 _EXCERPTS: Final = "Excerpts of files:\n"
 _QUESTION: Final = "\n\nQuestion:\n"
@@ -34,12 +34,12 @@ def quoted(text: str) -> str:
     return "\n".join(f"> {line}".rstrip() for line in _TURNS.sub(r"\g<0> ", text).splitlines())
 
 
-def excerpt(number: int, chunk: Found) -> str:
+def excerpt(number: int, chunk: FoundChunk) -> str:
     """Return an excerpt as the model sees it."""
     return "\n".join([f"[{number}]", quoted(f"{_title(chunk)}:"), quoted(chunk.text)])
 
 
-def with_excerpts(prompt: Any, chunks: Sequence[Found]) -> Any:
+def with_excerpts(prompt: Any, chunks: Sequence[FoundChunk]) -> Any:
     """Return the input of a response with excerpts before the user's last message; unchanged if either is missing."""
     if not chunks:
         return prompt
@@ -79,7 +79,7 @@ def divided(text: str) -> tuple[str, str]:
     return (shown + separator, own_text) if separator else ("", text)
 
 
-def _title(chunk: Found) -> str:
+def _title(chunk: FoundChunk) -> str:
     section = " > ".join(chunk.meta.get("section") or ())
     page = f"page {chunk.meta['page']}" if chunk.meta.get("page") else ""
     title = ", ".join(filter(None, [chunk.filename, page, section]))

@@ -25,7 +25,7 @@ from typing import Final
 
 import stop_words
 
-from jobs.retrieval.searches import Found
+from jobs.retrieval.searches import FoundChunk
 
 #: For a character set of a regular expression. The second line has the rarer Chinese and Japanese characters.
 WIDE: Final = (
@@ -97,9 +97,9 @@ _SHINGLE_WORDS: Final = 3
 Shingles = frozenset[tuple[str, ...]]
 
 
-def distinct(chunks: Sequence[Found], alike: float, limit: int) -> tuple[list[Found], int]:
+def distinct(chunks: Sequence[FoundChunk], alike: float, limit: int) -> tuple[list[FoundChunk], int]:
     """Return the first `limit` chunks that are less similar than `alike` to all better ones, and count the dropped."""
-    selected: list[Found] = []
+    selected: list[FoundChunk] = []
     seen: list[Shingles] = []
     dropped = 0
     for chunk in chunks:

@@ -21,7 +21,7 @@ from jobs.inference.client import InferenceClient, last_entry
 from jobs.inference.interactive import QueuedRequest
 from jobs.requests.endpoints import RERANK
 from jobs.retrieval import searches
-from jobs.retrieval.searches import Found, Search
+from jobs.retrieval.searches import FoundChunk, Search
 from workers.engines.port import Answer, EngineBusy, Request, refusal
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost
@@ -58,8 +58,8 @@ class Reranking:
         return await self._host.engine.answer(Request(RERANK, body, queued.id, priority, queued.tenant))
 
     async def rank(
-        self, search: Search, hits: Sequence[Found], queued: QueuedRequest, priority: int
-    ) -> Sequence[Found] | Answer:
+        self, search: Search, hits: Sequence[FoundChunk], queued: QueuedRequest, priority: int
+    ) -> Sequence[FoundChunk] | Answer:
         """Return the hits, best first, with the model's scores from 0 to 1; for several queries the best score of each.
 
         Some servers return logits: after the first one, the logistic function maps all scores of the model.
@@ -142,7 +142,7 @@ def _logistic(score: float) -> float:
     return (1.0 + math.tanh(score / 2.0)) / 2.0
 
 
-def _body(model: str, query: str, hits: Sequence[Found]) -> dict[str, object]:
+def _body(model: str, query: str, hits: Sequence[FoundChunk]) -> dict[str, object]:
     texts = [hit.text for hit in hits]
     return {"model": model, "query": query, "documents": texts, "return_documents": False}
 

@@ -35,7 +35,7 @@ from jobs.fleet.models_file import ModelsFileError
 from jobs.inference.interactive import QueuedRequest
 from jobs.requests.endpoints import EMBEDDINGS
 from jobs.retrieval import attachments, filters, indexes, searches, source_items
-from jobs.retrieval.searches import Found, Results, Search
+from jobs.retrieval.searches import FoundChunk, Results, Search
 from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
 from workers.engines.port import Answer, EngineBusy, Request, refusal
 from workers.engines.refusals import is_too_long
@@ -187,7 +187,7 @@ class Searching:
         except (ModelsFileError, NoTokenizer, TokenizerUnavailable) as error:
             raise EngineBusy("The model's prompts cannot be read now.", retry_after=2.0) from error
 
-    def _search(self, search: Search, store: VectorStore, vectors: Sequence[Vector | None]) -> list[Found]:
+    def _search(self, search: Search, store: VectorStore, vectors: Sequence[Vector | None]) -> list[FoundChunk]:
         if not store.dimensions:
             return []
         for _ in range(_TRIES):
@@ -292,11 +292,11 @@ class Searching:
         return [document for document, attributes in rows if filters.holds(search.filters, attributes)]
 
 
-def _found(row: VectorStoreFile, hit: Hit, score: float) -> Found:
-    return Found(row.id, row.filename, round(score, 6), hit.text, row.attributes, hit.meta, hit.n)
+def _found(row: VectorStoreFile, hit: Hit, score: float) -> FoundChunk:
+    return FoundChunk(row.id, row.filename, round(score, 6), hit.text, row.attributes, hit.meta, hit.n)
 
 
-def chosen(search: Search, ranked: Sequence[Found]) -> Results:
+def chosen(search: Search, ranked: Sequence[FoundChunk]) -> Results:
     """Return the candidates above the threshold, best first, without near duplicates of better ones."""
     good = [hit for hit in ranked if hit.score >= search.threshold]
     if not search.deduplicate:

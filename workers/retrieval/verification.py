@@ -41,7 +41,7 @@ _AT_ONCE = 200
 
 
 @dataclass(slots=True)
-class Found:
+class FoundChunk:
     """The faults of one store. `unknown`: SQL does not have the store."""
 
     store_id: str
@@ -63,11 +63,11 @@ class Found:
         if self.left_over:
             yield f"{self.store_id}: {len(self.left_over)} documents belong to no file"
 
-    def both(self, other: "Found") -> "Found":
+    def both(self, other: "FoundChunk") -> "FoundChunk":
         """Return the faults that were found twice."""
         missing, textless = ({row.document for row in rows} for rows in (other.missing, other.textless))
         left_over = set(other.left_over)
-        return Found(
+        return FoundChunk(
             self.store_id,
             [row for row in self.missing if row.document in missing],
             [row for row in self.textless if row.document in textless],
@@ -79,7 +79,7 @@ class Found:
 class Verdict:
     stores: int
     files: int
-    faults: list[Found]
+    faults: list[FoundChunk]
 
 
 def verify(db: Database, vectors: Vectors, storage: Storage) -> Verdict:
@@ -90,7 +90,7 @@ def verify(db: Database, vectors: Vectors, storage: Storage) -> Verdict:
     with db.read() as session:
         stores = session.scalars(select(VectorStore)).all()
     known = sum(store.parent_id is None for store in stores)
-    verdict = Verdict(known, 0, [Found(name, unknown=True) for name in sorted(unknown)])
+    verdict = Verdict(known, 0, [FoundChunk(name, unknown=True) for name in sorted(unknown)])
     for store in stores:
         fault, files = _look(db, vectors, storage, store.id)
         if fault:
@@ -109,11 +109,11 @@ def _unknown_stores(db: Database, vectors: Vectors) -> set[str]:
     return set(there) - known - going
 
 
-def _look(db: Database, vectors: Vectors, storage: Storage, store_id: str) -> tuple[Found, int]:
+def _look(db: Database, vectors: Vectors, storage: Storage, store_id: str) -> tuple[FoundChunk, int]:
     with db.read() as session:
         store = session.get(VectorStore, store_id)
     if store is None:
-        return Found(store_id), 0
+        return FoundChunk(store_id), 0
     where = store_of(store)
     before = vectors.counts(where)
     with db.read() as session:
@@ -123,7 +123,7 @@ def _look(db: Database, vectors: Vectors, storage: Storage, store_id: str) -> tu
         deleted = session.get(VectorStore, store.id) is None
     pending = {removal.what for removal in removals}
     if deleted or attachments.STORE in pending:
-        return Found(store.id), 0
+        return FoundChunk(store.id), 0
     published = {str(row.document): row for row in rows if row.document}
     after = vectors.counts(where) if any(key not in before for key in published) else before
     missing = [row for key, row in published.items() if not _whole(vectors, where, row, after.get(key, 0))]
@@ -133,7 +133,7 @@ def _look(db: Database, vectors: Vectors, storage: Storage, store_id: str) -> tu
     dead = [key for key in before if key not in published and key not in going]
     if attachments.LEFTOVERS in pending:
         dead = []
-    return Found(store.id, missing, textless, _left_over(dead, rows, jobs)), len(published)
+    return FoundChunk(store.id, missing, textless, _left_over(dead, rows, jobs)), len(published)
 
 
 def _at_work(session: Session, store: VectorStore) -> dict[str, int]:
@@ -172,7 +172,7 @@ def repair(db: Database, verdict: Verdict) -> None:
                 _repair(session, fault, lacking[start : start + _AT_ONCE])
 
 
-def _repair(session: Session, fault: Found, file_ids: Sequence[str]) -> None:
+def _repair(session: Session, fault: FoundChunk, file_ids: Sequence[str]) -> None:
     store = session.get(VectorStore, fault.store_id)
     if store is None:
         attachments.remove_unknown_store(session, fault.store_id)

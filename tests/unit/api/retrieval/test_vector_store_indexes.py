@@ -15,7 +15,7 @@ from jobs.inference.interactive import AnswerEntry, QueuedRequest
 from jobs.ledger.tables import Audit, Job
 from jobs.queues import Queue
 from jobs.retrieval import searches
-from jobs.retrieval.searches import Found, Results
+from jobs.retrieval.searches import FoundChunk, Results
 from jobs.retrieval.tables import VectorStore
 from tests.support.web import running_app
 from tests.unit.api.retrieval.test_vector_stores import MODEL, error_of, made, upload
@@ -263,7 +263,7 @@ class FakeWorkers:
         search = searches.decode_search(queued.body)
         self.asked.append(search)
         found = self.found.get(search.store_id, ())
-        chunks = tuple(Found(f"file-{name}", "f", 0.5, "t", None, {}) for name in found)
+        chunks = tuple(FoundChunk(f"file-{name}", "f", 0.5, "t", None, {}) for name in found)
         yield self.refusal.get(search.store_id) or AnswerEntry("end", searches.encode(Results(chunks)))
 
     async def close(self) -> None:

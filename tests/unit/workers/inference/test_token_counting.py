@@ -11,14 +11,14 @@ import pytest
 from jobs.inference import responses
 from jobs.inference.interactive import QueuedRequest
 from jobs.requests.endpoints import RESPONSES
-from jobs.retrieval.searches import Found, Search
+from jobs.retrieval.searches import FoundChunk, Search
 from tests.unit.workers.middleware.context_window.engines import MODEL
 from tests.unit.workers.middleware.context_window.engines import Counting as Words
 from workers.engines.port import Answer, EngineBusy, Length, Request, refusal
 from workers.inference.token_counting import TokenCounter
 from workers.middleware.excerpts import ContextBudget
 
-CATS = Found("file-1", "cats.md", 0.9, "Cats purr.", {}, {})
+CATS = FoundChunk("file-1", "cats.md", 0.9, "Cats purr.", {}, {})
 TOOL = {"type": "file_search", "vector_store_ids": ["vs_1"]}
 
 
@@ -41,7 +41,7 @@ class Harness:
     def __init__(self, *, counts: bool = True) -> None:
         self.engine, self.host = Words(counts=counts), Host()
         self.measured: list[tuple[Request, int]] = []
-        self.found: list[Found] | None = [CATS]
+        self.found: list[FoundChunk] | None = [CATS]
         self._counting = TokenCounter(self.host, self._measure, self._search, lambda _: ContextBudget(10_000))  # type: ignore[arg-type]
 
     async def ask(self, **body: Any) -> Any:
@@ -53,7 +53,7 @@ class Harness:
         self.measured.append((request, self.host.inside))
         return await self.engine.length(request)
 
-    async def _search(self, request: Request, search: Search) -> list[Found]:
+    async def _search(self, request: Request, search: Search) -> list[FoundChunk]:
         if self.found is None:
             raise EngineBusy("Nobody searches now.")
         return self.found

@@ -11,7 +11,7 @@ import pytest
 from jobs.db.engine import Database
 from jobs.platform.storage import DiskStorage
 from jobs.registry.tables import TunedModel
-from jobs.retrieval.searches import Found, Search
+from jobs.retrieval.searches import FoundChunk, Search
 from jobs.settings import Settings
 from tests.support import adapters
 from tests.unit.workers.middleware.context_window.engines import MODEL, Counting, Nobody
@@ -27,7 +27,7 @@ SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required"
 CUT = {"strategy": "sliding_window"}
 OLD = [{"role": "user", "content": "old " * 60}, {"role": "assistant", "content": "yes " * 60}]
 TOOL = {"type": "file_search", "vector_store_ids": ["vs_1"]}
-CATS = Found("file-1", "cats.md", 0.9, "Cats purr. " * 15, {}, {})
+CATS = FoundChunk("file-1", "cats.md", 0.9, "Cats purr. " * 15, {}, {})
 FORMAT = {"name": "s", "schema": SCHEMA}
 
 
@@ -58,7 +58,7 @@ class Layers:
         self.response_cache.flush()
         return msgspec.json.decode(answer.body) | {"http": answer.status}
 
-    async def _search(self, request: Request, search: Search) -> list[Found]:
+    async def _search(self, request: Request, search: Search) -> list[FoundChunk]:
         self.searches.append(search)
         return [CATS]
 

@@ -3,7 +3,7 @@
 
 import pytest
 
-from jobs.retrieval.searches import Found, Search
+from jobs.retrieval.searches import FoundChunk, Search
 from workers.retrieval import lexical
 from workers.retrieval.lexical import distinct, likeness, shingles
 from workers.retrieval.search import chosen
@@ -23,8 +23,8 @@ def test_two_wide_characters_side_by_side_are_a_word(text: str, found: list[str]
     assert list(lexical.words_of(text)) == found
 
 
-def found(name: str, text: str, score: float = 0.5) -> Found:
-    return Found(name, f"{name}.txt", score, text, None, {})
+def found(name: str, text: str, score: float = 0.5) -> FoundChunk:
+    return FoundChunk(name, f"{name}.txt", score, text, None, {})
 
 
 KIWI = found("kiwi", "The kiwi is a flightless bird of the forest.", 0.9)
@@ -33,7 +33,7 @@ NEAR = found("near", "The kiwi is a flightless bird of the plains.", 0.7)
 LAVA = found("lava", "Lava flows from a volcano into the sea.", 0.6)
 
 
-def names(kept: tuple[list[Found], int]) -> tuple[list[str], int]:
+def names(kept: tuple[list[FoundChunk], int]) -> tuple[list[str], int]:
     return [one.file_id for one in kept[0]], kept[1]
 
 

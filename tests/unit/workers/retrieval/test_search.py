@@ -14,7 +14,7 @@ from jobs.db.engine import Database
 from jobs.inference.interactive import QueuedRequest
 from jobs.retrieval import attachments, searches
 from jobs.retrieval.attachments import Made
-from jobs.retrieval.searches import Found, Search
+from jobs.retrieval.searches import FoundChunk, Search
 from jobs.retrieval.tables import SourceItem, VectorStore, VectorStoreFile
 from tests.support.ingesting import DIMENSIONS, MODEL, ReadOnce, Works, refuses, vector_of, works
 from workers.engines.port import Answer, EngineBusy, EngineFault, refusal
@@ -74,7 +74,7 @@ class SearchableStore:
         with self.mill.db.write() as session:
             session.add(row)
 
-    def search(self, *queries: str, **fields: Any) -> list[Found]:
+    def search(self, *queries: str, **fields: Any) -> list[FoundChunk]:
         return self.mill.search(self.id, *queries, **fields)
 
     def names(self, *queries: str, **fields: Any) -> list[str]:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from jobs.requests.endpoints import CHAT, RESPONSES
-from jobs.retrieval.searches import Found
+from jobs.retrieval.searches import FoundChunk
 from tests.unit.workers.middleware.context_window.engines import (
     LIMIT,
     Counting,
@@ -201,7 +201,7 @@ async def test_a_note_stands_before_what_no_text_can_be_added_to() -> None:
 
 async def test_excerpts_of_files_are_neither_cut_nor_taken_for_the_question() -> None:
     engine, others = Counting(), Nobody()
-    shown = with_excerpts("Cats and birds?", [Found("file-1", "dogs.md", 1.0, "dogs dogs fish\n" * 4, None, {})])
+    shown = with_excerpts("Cats and birds?", [FoundChunk("file-1", "dogs.md", 1.0, "dogs dogs fish\n" * 4, None, {})])
     turns = [{"role": "user", "content": f"{topic} " * 14} for topic in ("cats", "dogs", "birds", "fish", "sun")]
     asked = {"role": "user", "content": shown}
 

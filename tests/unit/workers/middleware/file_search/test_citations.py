@@ -4,12 +4,12 @@
 import msgspec
 import pytest
 
-from jobs.retrieval.searches import Found
+from jobs.retrieval.searches import FoundChunk
 from workers.middleware.excerpts import citations, support
 from workers.retrieval import lexical
 
-CATS = Found("file-1", "cats.md", 0.9, "Cats purr when they are content.", None, {})
-DOGS = Found("file-2", "dogs.md", 0.5, "Dogs bark at the mailman.", None, {})
+CATS = FoundChunk("file-1", "cats.md", 0.9, "Cats purr when they are content.", None, {})
+DOGS = FoundChunk("file-2", "dogs.md", 0.5, "Dogs bark at the mailman.", None, {})
 
 
 def cited(text: str) -> list[tuple[str, int]]:
@@ -81,10 +81,10 @@ def test_support_is_the_share_of_words_that_stand_in_the_excerpts(text: str, sha
     assert support(text, [CATS, DOGS]) == pytest.approx(share)
 
 
-LEAVE = Found(
+LEAVE = FoundChunk(
     "leave", "a.md", 0.9, "员工每年有三十天的年假，未使用的年假可以顺延到明年三月，需要主管批准。可分30天。", None, {}
 )  # fmt: skip
-REST = Found("rest", "b.md", 0.5, "従業員は毎年三十日の有給休暇を取得できます。上司の承認が必要です。", None, {})
+REST = FoundChunk("rest", "b.md", 0.5, "従業員は毎年三十日の有給休暇を取得できます。上司の承認が必要です。", None, {})
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from jobs.fleet.models_file import Registry
-from jobs.retrieval.searches import Found
+from jobs.retrieval.searches import FoundChunk
 from jobs.settings import Settings
 from workers.engines.model_folders import MINILM, materialise
 from workers.inference.token_counting import ContextLimits
@@ -17,11 +17,11 @@ from workers.middleware.quoting import excerpt
 TEXT = "".join(f"Sentence number {n} of the file. " for n in range(100))
 
 
-def part(n: int, start: int, end: int, file: str = "file-1") -> Found:
-    return Found(file, f"{file}.txt", 1.0, TEXT[start:end], None, {"start": start, "end": end}, n)
+def part(n: int, start: int, end: int, file: str = "file-1") -> FoundChunk:
+    return FoundChunk(file, f"{file}.txt", 1.0, TEXT[start:end], None, {"start": start, "end": end}, n)
 
 
-def places(shown: list[Found]) -> list[tuple[str, int, int, int]]:
+def places(shown: list[FoundChunk]) -> list[tuple[str, int, int, int]]:
     return [(one.file_id, one.n, one.meta["start"], one.meta["end"]) for one in shown]
 
 
@@ -38,7 +38,7 @@ def test_the_best_come_first_and_what_does_not_fit_leaves_room_for_less() -> Non
 def test_excerpts_are_counted_as_they_are_shown(tokenizer: Tokenizer) -> None:
     """A mark before each line is much where lines are short."""
     room = ContextBudget(4096, tokenizer)
-    lines = [Found(f"file-{n}", "a.py", 1.0, "x\n" * 200, None, {}) for n in range(4)]
+    lines = [FoundChunk(f"file-{n}", "a.py", 1.0, "x\n" * 200, None, {}) for n in range(4)]
     needed = [room.count(excerpt(n, one)) + 2 for n, one in enumerate(lines, 1)]
 
     assert needed[0] > room.count(lines[0].text) + 200
@@ -83,7 +83,7 @@ def test_what_another_part_holds_whole_is_not_shown_again() -> None:
 
 
 def test_parts_that_say_no_place_stay_as_they_are() -> None:
-    bare = Found("file-1", "a", 1.0, "text", None, {})
+    bare = FoundChunk("file-1", "a", 1.0, "text", None, {})
 
     assert join_neighbours([bare, bare]) == [bare, bare]
     assert select_excerpts([bare], ContextBudget(0), 0)[0].meta == {}
