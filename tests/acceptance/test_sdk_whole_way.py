@@ -26,7 +26,7 @@ def asked() -> list[str]:
 
 @pytest.fixture
 def mill(db: Database, tmp_path: Path, asked: list[str]) -> Iterator[Mill]:
-    with running(db, tmp_path, FakeEngine((MODEL,), asked=asked.append)) as mill:
+    with running(db, tmp_path, FakeEngine((MODEL,), on_prompt=asked.append)) as mill:
         yield mill
 
 

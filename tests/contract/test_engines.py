@@ -60,7 +60,7 @@ def stub(log: Path) -> Iterator[str]:
 @contextlib.asynccontextmanager
 async def fake() -> AsyncIterator[Subject]:
     prompts: list[str] = []
-    engine = FakeEngine((MODEL,), timeout=0.5, asked=prompts.append)
+    engine = FakeEngine((MODEL,), timeout=0.5, on_prompt=prompts.append)
     await engine.start()
     try:
         yield Subject(engine, lambda: prompts)
@@ -83,7 +83,7 @@ async def over_http(url: str, log: Path, seconds: float = 6) -> AsyncIterator[Su
 @contextlib.asynccontextmanager
 async def on_a_thread_of_its_own() -> AsyncIterator[Subject]:
     prompts: list[str] = []
-    engine = OwnLoop([MODEL], lambda: FakeEngine((MODEL,), timeout=0.5, asked=prompts.append))
+    engine = OwnLoop([MODEL], lambda: FakeEngine((MODEL,), timeout=0.5, on_prompt=prompts.append))
     await engine.start()
     try:
         yield Subject(engine, lambda: prompts)

@@ -35,7 +35,7 @@ def asked() -> list[str]:
 
 @pytest.fixture
 def mill(db: Database, tmp_path: Path, asked: list[str]) -> Iterator[Mill]:
-    with running(db, tmp_path, FakeEngine((MODEL,), asked=asked.append)) as made:
+    with running(db, tmp_path, FakeEngine((MODEL,), on_prompt=asked.append)) as made:
         yield made
 
 
@@ -360,7 +360,7 @@ def test_busy_engine_delays_and_never_fails_a_line(db: Database, tmp_path: Path)
 
 
 def test_cancel_keeps_what_is_finished_and_names_the_rest(db: Database, tmp_path: Path, asked: list[str]) -> None:
-    with running(db, tmp_path, FakeEngine((MODEL,), asked=asked.append)) as mill:
+    with running(db, tmp_path, FakeEngine((MODEL,), on_prompt=asked.append)) as mill:
         job_id = mill.submit(jsonl([chat_line(f"r{n}", "!hang" if n >= 8 else "x") for n in range(24)]))
         mill.until(lambda: len(asked) >= 16 and _committed(mill.db, job_id) >= 8)
         with mill.db.write() as session:
@@ -493,7 +493,7 @@ def test_retry_of_answers_that_were_cut_off_runs_these_alone_with_a_higher_limit
         return Answer(200, json.dumps(body).encode())
 
     lines = [chat_line(f"r{n}", ("!500", "long", "x")[n % 3] + f" {n}") for n in range(12)]
-    with running(db, tmp_path, FakeEngine((MODEL,), fault=cut_off, asked=asked.append)) as mill:
+    with running(db, tmp_path, FakeEngine((MODEL,), fault=cut_off, on_prompt=asked.append)) as mill:
         (first,) = mill.drain(mill.submit(jsonl(lines)))
         payload = {"which": "length", "overrides": {"max_completion_tokens": 4096}}
         (second,) = mill.drain(mill.submit(b"", input_path=first.input_path, retry_of=first.id, payload=payload))

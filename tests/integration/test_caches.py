@@ -157,7 +157,7 @@ def asked() -> list[str]:
 
 @pytest.fixture
 def mill(db: Database, tmp_path: Path, asked: list[str]) -> Iterator[Mill]:
-    with running(db, tmp_path, FakeEngine((MODEL,), asked=asked.append), lease_seconds=60) as made:
+    with running(db, tmp_path, FakeEngine((MODEL,), on_prompt=asked.append), lease_seconds=60) as made:
         yield made
 
 

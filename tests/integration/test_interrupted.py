@@ -43,7 +43,7 @@ def asked() -> list[str]:
 
 @pytest.fixture
 def mill(db: Database, tmp_path: Path, asked: list[str]) -> Iterator[Mill]:
-    with running(db, tmp_path, FakeEngine((MODEL,), asked=asked.append), finish_tries=1, min_free_bytes=2) as made:
+    with running(db, tmp_path, FakeEngine((MODEL,), on_prompt=asked.append), finish_tries=1, min_free_bytes=2) as made:
         yield made
 
 
@@ -163,7 +163,7 @@ def test_shard_waits_for_an_engine_that_stays_busy_and_goes_on_where_it_was(
 
     served: list[str] = []
     timings = replace(Timings(), engine_busy=0.2)
-    with running(db, tmp_path, FakeEngine((MODEL,), asked=asked.append, fault=busy), timings) as mill:
+    with running(db, tmp_path, FakeEngine((MODEL,), on_prompt=asked.append, fault=busy), timings) as mill:
         job_id = _planned(mill, _batch(2))
         run(mill.gpu, mill.host, job_id, 0)
         assert (mill.job(job_id).waiting_for, ledgers.shard(db, job_id).done) == ("model", 1)
@@ -209,7 +209,7 @@ class Halting(FakeEngine):
 def test_answers_of_a_claim_that_was_lost_are_dropped_and_asked_for_again(
     db: Database, tmp_path: Path, asked: list[str]
 ) -> None:
-    engine = Halting((MODEL,), asked=asked.append)
+    engine = Halting((MODEL,), on_prompt=asked.append)
     with running(db, tmp_path, engine, segment_seconds=60) as mill, ThreadPoolExecutor(1) as threads:
         job_id = _planned(mill, _batch(4))
         zombie = threads.submit(run, mill.gpu, mill.host, job_id, 0)

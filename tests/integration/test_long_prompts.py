@@ -250,7 +250,7 @@ def _neighbours(shop: Shop, **engine: Any) -> Iterator[dict[str, list[str]]]:
     with ExitStack() as stack:
         for queue, model in (("gpu.large", LARGE), ("gpu.vectors", EMBED)):
             prompts = asked[model] = []
-            host = EngineHost(FakeEngine((model,), asked=prompts.append, **engine), lambda: None)
+            host = EngineHost(FakeEngine((model,), on_prompt=prompts.append, **engine), lambda: None)
             host.start()
             stack.callback(host.close)
             consumer = InteractiveConsumer(host, shop.redis_url, queue, handlers={searches.URL: _nothing})

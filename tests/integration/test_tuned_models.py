@@ -95,14 +95,14 @@ def test_a_batch_whose_model_is_deleted_meanwhile_keeps_its_answers_and_fails_th
 
 
 def busy(delay: float, asked: list[str]) -> FakeEngine:
-    return FakeEngine((MODEL,), delay=delay, asked=asked.append)
+    return FakeEngine((MODEL,), delay=delay, on_prompt=asked.append)
 
 
 def swapped(delay: float = 0.0, asked: list[str] | None = None) -> SwappedEngine:
     """Make an engine for whole models, which answer by the names of their weights."""
     note_prompt = asked.append if asked is not None else None
     return SwappedEngine(
-        lambda base, adapter: FakeEngine((base,), delay=delay, voice=adapter.name, asked=note_prompt),
+        lambda base, adapter: FakeEngine((base,), delay=delay, voice=adapter.name, on_prompt=note_prompt),
         FakeEngine.version,
     )
 

@@ -129,7 +129,7 @@ def shops(folder: Path, database_url: str, redis_url: str) -> Iterator[Callable[
         ) -> Shop:
             (folder / "models.yaml").write_text(_MODELS_FILE)
             asked: list[str] = []
-            fake = FakeEngine(models=(MODEL, "gpt-4o-mini"), asked=asked.append, **(engine or {}))
+            fake = FakeEngine(models=(MODEL, "gpt-4o-mini"), on_prompt=asked.append, **(engine or {}))
             given = {"streams_url": redis_url, "models_file": str(folder / "models.yaml"), **settings}
             database = Database(database_url)
             stack.callback(database.close)

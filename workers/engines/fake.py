@@ -307,7 +307,7 @@ FORMS: Final[dict[str, Form]] = {
 class FakeEngine:
     """An engine without a model.
 
-    `asked` is called with each prompt before it is answered; `fault` may return an error or an answer in place of the
+    `on_prompt` is called with each prompt before it is answered; `fault` may return an error or an answer in place of the
     usual one. The engine holds `adapters` adapters at once; `loads` are the names of the loaded ones, in order. Answers
     without an adapter begin with `voice`.
     """
@@ -320,7 +320,7 @@ class FakeEngine:
         *,
         delay: float = 0.0,
         timeout: float = 600.0,
-        asked: Callable[[str], object] | None = None,
+        on_prompt: Callable[[str], object] | None = None,
         fault: Fault | None = None,
         adapters: int = 4,
         voice: str = VOICE,
@@ -329,7 +329,7 @@ class FakeEngine:
         self.starts = 0
         self.loads: list[str] = []
         self._slots = AdapterSlots(adapters, self._load, self._unload)
-        self._delay, self._timeout, self._asked, self._fault = delay, timeout, asked, fault
+        self._delay, self._timeout, self._on_prompt, self._fault = delay, timeout, on_prompt, fault
         self._alive = False
         self._tries: Counter[str] = Counter()
 
@@ -367,8 +367,8 @@ class FakeEngine:
         if request.body.get("model") not in self.models and "*" not in self.models:
             return unknown_model(str(request.body.get("model")))
         prompt = prompt_of(request.url, request.body)
-        if self._asked:
-            self._asked(prompt)
+        if self._on_prompt:
+            self._on_prompt(prompt)
         life = self.starts
         await asyncio.sleep(self._delay)
         if not self._lives(life):

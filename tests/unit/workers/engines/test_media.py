@@ -212,7 +212,7 @@ def test_no_adapter_is_chosen_by_a_request(name: str) -> None:
 def test_lines_of_a_batch_with_such_media_fail(sqlite: Database, tmp_path: Path) -> None:
     (tmp_path / "models.yaml").write_text("models: {}")
     prompts: list[str] = []
-    engine = Router([FakeEngine(("fake-model",), asked=prompts.append)], Registry.read(tmp_path / "models.yaml"))
+    engine = Router([FakeEngine(("fake-model",), on_prompt=prompts.append)], Registry.read(tmp_path / "models.yaml"))
     bad = chat_line("bad", "x", **part(type="image", url=WEB))
     with running(sqlite, tmp_path, engine) as mill:
         (job,) = mill.drain(mill.submit(jsonl([chat_line("good", "hello"), bad])))

@@ -71,7 +71,7 @@ async def test_name_reaches_the_engine_that_has_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["tiny", "gpt-4o-mini", "unknown-model"])
 async def test_no_engine_is_asked_what_is_beyond_the_caps(tmp_path: Path, name: str, wrong: dict[str, Any]) -> None:
     prompts: list[str] = []
-    engines = [FakeEngine((served,), asked=prompts.append) for served in ("tiny", "*")]
+    engines = [FakeEngine((served,), on_prompt=prompts.append) for served in ("tiny", "*")]
     router = await started(Router(engines, registry(tmp_path)))
     asked = replace(chat(name), body=chat(name).body | wrong)
 
@@ -309,7 +309,7 @@ async def test_engine_of_its_own_loop_is_made_and_runs_in_one_thread() -> None:
 
     def make() -> FakeEngine:
         threads.append(threading.current_thread())
-        return FakeEngine(("m",), asked=lambda _: threads.append(threading.current_thread()))
+        return FakeEngine(("m",), on_prompt=lambda _: threads.append(threading.current_thread()))
 
     engine = OwnLoop(["m"], make)
     await engine.answer(chat("m"))

@@ -53,7 +53,7 @@ class Worker:
     def __post_init__(self) -> None:
         self.storage = DiskStorage(self.folder / "files")
         self.local = self.folder / "adapters"
-        self.engine = FakeEngine(("fake-model",), asked=self.prompts.append)
+        self.engine = FakeEngine(("fake-model",), on_prompt=self.prompts.append)
         self.cache = ResponseCache(self.db, 1 << 20, PATIENT)
         config = Settings(data_dir=self.folder, database_url=self.db.url)
         inner = SwappedEngine(self._inner, FakeEngine.version) if self.whole else self.engine
@@ -70,7 +70,7 @@ class Worker:
             self.acme, self.rival = (keys.ensure_project(session, name).id for name in ("acme", "rival"))
 
     def _inner(self, base: str, adapter: Adapter) -> FakeEngine:
-        return FakeEngine((base,), asked=self.prompts.append, voice=adapter.name)
+        return FakeEngine((base,), on_prompt=self.prompts.append, voice=adapter.name)
 
     def request(self, name: str, url: str = CHAT, *, project: str | None = None, **body: Any) -> Request:
         return Request(url, {"model": name, **BODIES[url], **body}, "req_1", tenant=project or self.acme)

@@ -207,7 +207,7 @@ def test_long_retry_after_gives_the_shard_back_for_that_long(hosts: list[EngineH
 
 def test_run_gives_up_on_a_model_that_no_worker_serves(hosts: list[EngineHost]) -> None:
     asked: list[str] = []
-    engine = FakeEngine(fault=lambda _: Unserved("no such model here", retry_after=1.0), asked=asked.append)
+    engine = FakeEngine(fault=lambda _: Unserved("no such model here", retry_after=1.0), on_prompt=asked.append)
 
     with pytest.raises(GaveUp) as given:
         _run(_host(hosts, engine), _items("a", "b"))
@@ -238,7 +238,7 @@ def test_unforeseen_error_of_an_engine_is_the_lines_fault(hosts: list[EngineHost
 
 def test_cancelling_stops_every_lane(hosts: list[EngineHost]) -> None:
     asked = threading.Event()
-    host = _host(hosts, FakeEngine(asked=lambda _: asked.set()))
+    host = _host(hosts, FakeEngine(on_prompt=lambda _: asked.set()))
     future = host.call(Answering(host, 4, Answers()).run(_items("!hang", "!hang", "!hang")))
     assert asked.wait(30)
 
