@@ -196,7 +196,7 @@ class ResultCounts(BaseModel):
 
 
 class ModelUsage(BaseModel):
-    """What a model was asked for: the sampled model, or the model of a grader."""
+    """Requests and tokens of a model in a run: of the sampled model, or of the model of a grader."""
 
     model_name: str
     invocation_count: int

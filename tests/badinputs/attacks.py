@@ -1,4 +1,4 @@
-"""What one ordinary API key can do to the other projects of a deployment: one function an attack.
+"""Attacks of one ordinary API key on the other projects of a deployment: one function an attack.
 
 An attack runs in a process of its own, so that it takes no time from the probes that measure what the others notice.
 It is bounded in count and in time, and goes to the loopback address only.

@@ -79,7 +79,7 @@ def revoked(world: World) -> str:
 
 
 def planted(world: World) -> dict[str, str]:
-    """One object of each kind of ours, with the canary in whatever is text."""
+    """Create one object of each of our kinds, with the canary in each text."""
     line = chat_line(CANARY, CANARY)
     file_id = world.upload(jsonl([line]), f"{CANARY}.jsonl").json()["id"]
     upload = {"bytes": 1, "filename": CANARY, "mime_type": CANARY, "purpose": "batch"}

@@ -23,7 +23,7 @@ _BLANKS = b" " * _MIB
 
 @cache
 def swollen(mib: int, what: bytes = b"\0") -> bytes:
-    """So many MiB of one byte as a raw stream of deflate: one piece again and again, since each stands for itself."""
+    """Return so many MiB of one byte as a raw deflate stream: one block repeated, since blocks are independent."""
     stream = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
     piece = stream.compress(what * _MIB) + stream.flush(zlib.Z_FULL_FLUSH)
     return piece * mib + b"\3\0"
@@ -81,7 +81,7 @@ def overlapping(*, full: bool, claims: int = -1) -> bytes:
 
 @cache
 def nested(*, full: bool) -> bytes:
-    """As 42.zip: sixteen archives in each, five deep, and zeros at the bottom."""
+    """Return an archive like 42.zip: sixteen archives in each, five levels deep, with zeros at the lowest level."""
     level = one_stream(b"0.dll", swollen(1024 if full else 16), (1024 if full else 16) * _MIB, 1)
     for _ in range(5):
         level = samples.packed({f"lib {n}.zip": level for n in range(16)})

@@ -1,4 +1,4 @@
-"""One bad input: where it belongs, what should come of it, and how it is tried.
+"""Bad inputs: to what part a case belongs, its expected outcome, and how it is tried.
 
 A case passes when what it got is, word for word, what was expected; when nothing was created that should not be; when
 no answer was a 5xx or took longer than it may; and when neither process grew by 200 MB meanwhile.
@@ -58,7 +58,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of a case. `got` has, behind what it got, everything else that should not be."""
+    """The outcome of a case. `got` lists the answer, and then everything else that should not have happened."""
 
     case: Case
     got: str

@@ -1,4 +1,4 @@
-"""Every bad input, area by area."""
+"""The list of all bad inputs by area."""
 
 from tests.badinputs import (
     auth,

@@ -1,4 +1,4 @@
-"""What is to be done about prompts that are too long, said wrongly: by who waits, for the background, in a file.
+"""Invalid context strategies: of interactive requests, background responses, and lines of a file.
 
 It is judged where it comes in: nobody works in these worlds.
 """

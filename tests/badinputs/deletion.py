@@ -164,7 +164,7 @@ class Home:
         }
 
     def rewrite(self) -> None:
-        """As the broker does by itself when its file has grown."""
+        """Rewrite the broker's file, as the broker does by itself when it has grown."""
         with self._broker() as broker:
             broker.bgrewriteaof()
             eventually(lambda: not broker.info("persistence")["aof_rewrite_in_progress"], 60, "it is rewritten")

@@ -37,7 +37,7 @@ _SECONDS = 400.0
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What a document may try to reach."""
+    """The surroundings of a document: what it may try to reach."""
 
     full: bool
     place: str  # where a canary listens

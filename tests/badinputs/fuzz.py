@@ -1,4 +1,4 @@
-"""What schemathesis makes of the OpenAPI document, sent to every operation: never a 5xx, and as the document says.
+"""Requests that schemathesis derives from the OpenAPI document, sent to every operation: all answers as documented.
 
 Half of the requests are about objects that exist, made anew for each round, since some of them are deleted.
 """

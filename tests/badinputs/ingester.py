@@ -1,4 +1,4 @@
-"""Who ingests for the mill: documents are parsed, embedded and removed by the product's own handlers.
+"""The ingestion of the test deployment: the product's own handlers parse, embed and remove documents.
 
 cpu.ingest ──▶ a thread with the parser, whose child dies with it
 gpu.embed  ──▶ a thread over the fake engine, whose vectors know words

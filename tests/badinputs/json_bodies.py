@@ -40,7 +40,7 @@ ROOTS = {"an array": b"[]", "a string": b'"text"', "a number": b"1", "true": b"t
 
 
 def routes(world: World) -> list[tuple[Route, dict[str, Any]]]:
-    """Every operation of the OpenAPI document that needs a key."""
+    """Return all operations of the OpenAPI document that need a key."""
     paths = world.nobody.get("/openapi.json").json()["paths"]
     return [
         (Route(method.upper(), path), operation)

@@ -1,4 +1,4 @@
-"""One key against the others: what each attack of one API key costs another project.
+"""The cost that each attack of one API key has for another project.
 
     Deployment: `nightmill up` of a checkout ──▶ stub engine, embedded Valkey
        ▲                        ▲
@@ -59,7 +59,7 @@ class Noted:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one attack cost on one checkout. Sizes are bytes."""
+    """The cost of one attack on one checkout. Sizes are in bytes."""
 
     attack: Attack
     code: str
@@ -144,7 +144,7 @@ class Deployment:
 
 
 class Probes:
-    """What another project does during an attack, over and over: each kind in a thread of its own."""
+    """The requests that another project repeats during an attack: each kind in a thread of its own."""
 
     def __init__(self, deployment: Deployment, kinds: tuple[str, ...]) -> None:
         self.noted = {kind: Noted() for kind in ("create", "livez", *kinds)}
@@ -304,7 +304,7 @@ def _begin(process: psutil.Process) -> int:
 
 
 def _status(process: psutil.Process, name: str) -> int:
-    """One size of /proc/PID/status, in bytes. Raises NoSuchProcess when the process has been replaced."""
+    """Return one size of /proc/PID/status in bytes. Raises NoSuchProcess when the process has been replaced."""
     if not process.is_running():
         raise psutil.NoSuchProcess(process.pid)
     lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()

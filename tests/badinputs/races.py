@@ -1,4 +1,4 @@
-"""What many clients do at one moment: the same Idempotency-Key, and the last tokens of a quota."""
+"""Races of many clients: for one Idempotency-Key, and for the last tokens of a quota."""
 
 import json
 from collections import Counter
@@ -43,7 +43,7 @@ def jobs_of(world: World, key: str) -> int:
 
 
 def same(world: World) -> str:
-    """One hundred at once, one body: each is answered with the one job, or told to come again."""
+    """Send one body a hundred times at once: each answer names the one job, or asks for a retry."""
     answers = at_once(CLIENTS, lambda _: create(world.client, "same"))
     others = {said(answer) for answer in answers} - {"200", "409 idempotency_key_in_use"}
     ids = {answer.json()["id"] for answer in answers if answer.status_code == 200}
@@ -51,7 +51,7 @@ def same(world: World) -> str:
 
 
 def different(world: World) -> str:
-    """One hundred at once, each its own body: one wins, the others are told that it was another request."""
+    """Send a hundred bodies at once under one key: one wins, the others hear that the key is taken."""
     answers = at_once(CLIENTS, lambda n: create(world.client, "different", priority=n - 50))
     return f"{jobs_of(world, 'different')} job, {_counted(said(answer) for answer in answers)}"
 
@@ -92,7 +92,7 @@ def restarted(world: World) -> str:
 
 
 def of_length(world: World, length: int) -> str:
-    """As a header has it; an empty one has to be sent by hand."""
+    """Create with a key of this length."""
     return said(create(world.client, "k" * length))
 
 

@@ -122,7 +122,7 @@ def _path(source: dict[str, Any]) -> str:
 
 
 def _items(world: World, source: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of a source, once its sync has ended."""
+    """Return the items of a source, once its sync has ended."""
     path = _path(source)
 
     def over() -> bool:

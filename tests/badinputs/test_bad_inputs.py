@@ -1,4 +1,4 @@
-"""Every bad input gets the answer that it should, soon, in little memory, and leaves nothing behind.
+"""Bad inputs get the expected answer soon, in little memory, and leave nothing behind.
 
 `make test` sends the first of each area but those of hundreds of requests, `make verify` all others.
 """

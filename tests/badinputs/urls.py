@@ -115,7 +115,7 @@ def behaving(world: World, how: str) -> str:
 
 
 def control(world: World) -> str:
-    """Where private addresses are permitted, the same URL does reach the canary; otherwise the zeros proved nothing."""
+    """Show that the same URL reaches the canary where private addresses are permitted; else the zeros prove nothing."""
     before = world.canary.connections
     offer(world, "http://127.0.0.1:{}/")
     for listener in world.canary.listeners:

@@ -1,4 +1,4 @@
-"""What bad inputs are sent to, and what is seen of it from outside.
+"""The deployment that bad inputs are sent to, and its state as seen from outside.
 
 World ──▶ web, a process on a real socket ◀── Asker: notes every answer and how long it took
       ──▶ mill, a process that plans, runs and delivers
@@ -91,7 +91,7 @@ class Canary:
 
 
 class Process:
-    """One of the two, with its log and its memory."""
+    """A process of the deployment, with its log and its memory."""
 
     def __init__(self, role: str, log: Path, environment: Mapping[str, str]) -> None:
         self.log = log
@@ -134,7 +134,7 @@ class Process:
 
 
 def _status_of(pid: int, name: str) -> int:
-    """In bytes; 0 of a process that is dead and not yet reaped."""
+    """Return the memory in bytes; 0 for a process that is dead and not yet reaped."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Askers:
-    """What they asked, and everything that they were shown of each, the oldest first."""
+    """Background responses of the clients, and all that they were shown of each, oldest first."""
 
     client: "Client"
     journal: Journal
@@ -39,7 +39,7 @@ class Askers:
         return [one for one in self.asked if not self._ended(one)]
 
     def step(self, *, feeding: bool) -> None:
-        """One round. Raises OpenAIError."""
+        """Play one round. Raises OpenAIError."""
         if feeding and len(self.open) < self.width:
             self._ask()
         for one in [one for one in self.open if one.id]:

@@ -1,4 +1,4 @@
-"""One run: a deployment under load, the faults of a plan one after the other, and the judgement.
+"""A run: a deployment under load, the faults of a plan one after the other, and the judgement.
 
     start ─▶ calm: no fault, no rework ─▶ poison ─▶ cancels ─▶ faults under load ─▶ drain ─▶ judge ─▶ stop ─▶ judge
 
@@ -63,7 +63,7 @@ class Struck:
 
 @dataclass(slots=True)
 class Campaign:
-    """One seed's run. Use `with campaign.running():`."""
+    """A run of one seed. Use `with campaign.running():`."""
 
     folder: Path
     seed: int
@@ -384,7 +384,7 @@ class Campaign:
 
 
 def _second_key(system: System) -> str:
-    """Of another project."""
+    """Create a key of another project."""
     made = system.cli("keys", "create", "--project", "strangers")
     if made.returncode:
         raise RuntimeError(made.stderr)

@@ -57,7 +57,7 @@ _START_SECONDS = 15.0  # F5: a job whose message was swallowed starts elsewhere 
 
 @dataclass(slots=True)
 class Scene:
-    """Where a fault strikes, and what it finds out."""
+    """The place where a fault strikes, and its findings."""
 
     system: System
     load: Load
@@ -98,7 +98,7 @@ class Fault:
 
 
 def _one(scene: Scene, name: str) -> str:
-    """Of two rivals, one that is not spared."""
+    """Return one of two rivals that is not spared."""
     both = [name, rival(name)] if rival(name) in scene.system.table() else [name]
     return scene.rng.choice([one for one in both if one not in scene.spared] or both)
 
@@ -472,7 +472,7 @@ ALL_FAULTS = FAULTS | VLLM_FAULTS | SERVER_FAULTS | VECTOR_FAULTS | TUNING_FAULT
 
 
 def deck(kills: int, rng: random.Random, names: Mapping[str, Fault] = FAULTS) -> list[str]:
-    """So many kills, dealt by weight, and the faults without a kill in proportion, in an order of the seed.
+    """Return so many kills, chosen by weight, and faults without a kill in proportion, in the seed's order.
 
     Where none of them kills, so many faults.
     """

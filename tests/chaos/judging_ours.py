@@ -33,7 +33,7 @@ def await_kept(campaign: "Campaign") -> None:
 
 
 def judge_mirror(campaign: "Campaign") -> None:
-    """Every document of the folder once, in its last version, in each index; and nothing else that was ever there."""
+    """Judge that each index has every document of the folder once, in its last version, and no former one."""
     source_client, blame = campaign.load.source_client, campaign.journal.violation
     if not source_client.mirror.source:
         if campaign.struck:
@@ -127,5 +127,5 @@ def unexcused(told: Sequence[Broken], ended: Sequence[float], seconds: float) ->
 
 
 def own_failures(logged: Mapping[str, Sequence[str]]) -> list[str]:
-    """Of the errors that services logged, those of a worker that broke over a question."""
+    """Return the errors in the logs of services that are of a worker which failed on a question."""
     return [f"{name}: {line}" for name, lines in logged.items() for line in lines if "interactive_failed" in line]

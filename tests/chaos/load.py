@@ -169,7 +169,7 @@ class Client:
 
 @dataclass(slots=True)
 class Mix:
-    """What kinds of batches are made. Shares are of one."""
+    """The kinds of batches that are created. Shares add up to one."""
 
     lines: tuple[int, int] = (100, 600)
     poison: Sequence[str] = HARMLESS

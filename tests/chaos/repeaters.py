@@ -33,7 +33,7 @@ _LONGEST_EPOCH = 10
 
 @dataclass(slots=True)
 class Repeater:
-    """One project's."""
+    """The requests of one project."""
 
     client: "Client"
     journal: Journal
@@ -47,7 +47,7 @@ class Repeater:
     written_seconds: float = 1.0  # until an answer that was computed is in the cache
 
     def step(self) -> None:
-        """One thing that it does. Raises OpenAIError."""
+        """Take one step. Raises OpenAIError."""
         self.busy = True
         try:
             chores = self._one, self._twice, self._embed, self.clear

@@ -71,7 +71,7 @@ class Scales:
                     yield f"{service}, child", child
 
     def keep(self, path: Path) -> None:
-        """Every sample, for who wants to see the curve."""
+        """Write all samples, so that the curve can be drawn."""
         with path.open("w") as file:
             for (service, pid), samples in self.samples.items():
                 for one in samples:
@@ -79,7 +79,7 @@ class Scales:
                     file.write(json.dumps(line) + "\n")
 
     def weighed(self) -> list["Weighed"]:
-        """Every process that lived long enough, by service."""
+        """Return the processes that lived long enough, by service."""
         found = []
         for (service, pid), samples in sorted(self.samples.items()):
             warm = [one for one in samples if one.age >= _WARM_SECONDS]
@@ -117,7 +117,7 @@ class Weighed:
 
     @property
     def hours(self) -> float:
-        """That the slope is taken over."""
+        """Return the hours over which the slope is computed."""
         return (self.samples[-1].age - self.samples[len(self.samples) // 2].age) / _HOUR
 
     def violations(self) -> list[str]:

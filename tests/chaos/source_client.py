@@ -39,7 +39,7 @@ _BY_WORDS = {"hybrid_search": {"embedding_weight": 0, "text_weight": 1}}
 
 @dataclass(slots=True)
 class _Sync:
-    """One that goes on, and what there was when it began."""
+    """A running sync, and the folder's content when it began."""
 
     id: str
     here: Sequence[Version] = field(repr=False)
@@ -50,7 +50,7 @@ class _Sync:
 
 @dataclass(slots=True)
 class SourceClient:
-    """Of one folder. `settled`: the store has it as it is, and all indexes too."""
+    """A client of one folder. `settled`: the store and all indexes have its present content."""
 
     client: "Client"
     journal: Journal
@@ -97,7 +97,7 @@ class SourceClient:
     # ── the writer ──
 
     def step(self, *, feeding: bool) -> None:
-        """One thing that it does. Raises OpenAIError."""
+        """Take one step. Raises OpenAIError."""
         self.busy = True
         try:
             if not self.mirror.source:
@@ -295,7 +295,7 @@ class SourceClient:
     # ── the reader ──
 
     def read(self) -> None:
-        """One search that shows the whole store."""
+        """Search so that the whole store is shown."""
         mirror = self.mirror
         if not mirror.source:
             return

@@ -34,7 +34,7 @@ _BY_WORDS = {"hybrid_search": {"embedding_weight": 0, "text_weight": 1}}
 
 @dataclass(slots=True)
 class StoreClients:
-    """What they brought in, and what became of it as far as they were told. `stores` are kept at once."""
+    """Files that the clients added, and their state as far as it was answered. `stores` are kept at once."""
 
     client: "Client"
     journal: Journal
@@ -76,7 +76,7 @@ class StoreClients:
     # -- the writer
 
     def step(self, *, feeding: bool) -> None:
-        """One thing that one of them does. Raises OpenAIError."""
+        """Let one client take one step. Raises OpenAIError."""
         self.busy = True
         try:
             for due in [due for due in self._due if due[0] <= time.monotonic() or not feeding]:
@@ -221,7 +221,7 @@ class StoreClients:
     # -- the watcher
 
     def watch(self) -> None:
-        """One look at everything that is open."""
+        """Look once at everything that is open."""
         for store in self.alive:
             if any(not paper.settled for paper in store.papers):
                 self._look(store)
@@ -264,7 +264,7 @@ class StoreClients:
     # -- the reader
 
     def read(self) -> None:
-        """One search for a paper that is known: it shows all of one version of it, and nothing that was taken out."""
+        """Search for a known paper: the answer shows all of one version, and nothing that was removed."""
         known_stores = [store for store in self.alive if store.papers]
         if not known_stores:
             return

@@ -47,7 +47,7 @@ def client() -> _Client:
 
 @pytest.fixture
 def source_client(client: _Client, tmp_path: Path) -> SourceClient:
-    """Whose first sync goes on."""
+    """Return a client whose first sync is running."""
     made: Any = client
     source_client = SourceClient(made, Journal(1), random.Random(1), tmp_path, lambda: None)
     source_client.step(feeding=True)
@@ -80,7 +80,7 @@ def _told(status: str, items: Sequence[Any] = (), **error: str) -> dict[str, Any
 
 
 def _until_changed(client: _Client, source_client: SourceClient) -> str:
-    """Which document was there, and is not so any more, since a sync that goes on began."""
+    """Change the folder until a document is gone since the running sync began; return its name."""
     client.said = _told("in_progress")
     while not (gone := [one for one in source_client.mirror.versions if one.gone]):
         source_client.step(feeding=True)

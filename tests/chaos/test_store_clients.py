@@ -15,7 +15,7 @@ pytestmark = pytest.mark.verify
 
 
 class _Client:
-    """Of a server that has no store; `closes` is deleted while it is asked for."""
+    """A server that has no store; `closes` is deleted while it is requested."""
 
     def __init__(self, closes: KnownStore | None) -> None:
         self.closes = closes

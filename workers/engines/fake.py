@@ -307,9 +307,9 @@ FORMS: Final[dict[str, Form]] = {
 class FakeEngine:
     """An engine without a model.
 
-    `on_prompt` is called with each prompt before it is answered; `fault` may return an error or an answer in place of the
-    usual one. The engine holds `adapters` adapters at once; `loads` are the names of the loaded ones, in order. Answers
-    without an adapter begin with `voice`.
+    `on_prompt` is called with each prompt before it is answered; `fault` may return an error or an answer in place of
+    the usual one. The engine holds `adapters` adapters at once; `loads` are the names of the loaded ones, in order.
+    Answers without an adapter begin with `voice`.
     """
 
     version = "fake-1"

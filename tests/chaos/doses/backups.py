@@ -47,7 +47,7 @@ Row = Mapping[str, Any]
 
 @dataclass(slots=True)
 class Books:
-    """What a database says of its jobs, which deliveries it knows, and how much of what is in progress is done."""
+    """Jobs of a database, its deliveries, and the progress of its running jobs."""
 
     jobs: dict[str, Row] = field(default_factory=dict)
     deliveries: dict[str, str] = field(default_factory=dict)  # their states, by id
@@ -194,7 +194,7 @@ def _online(system: System, backup: Path) -> None:
 def _restored(
     given: Given, name: str, ways: Sequence[Save], bring: Bring, fresh: Callable[[], str] | None = None
 ) -> Outcome:
-    """Every other time the operator's key is not in the backup."""
+    """Restore a backup; every other time the operator's key is not in it."""
     times = given.part(3)
     outcome = Outcome(f"a backup of {name} and of the files during load, restored with an empty broker, {times} times")
     for number in range(times):

@@ -44,7 +44,7 @@ _LOST = 64  # lines of one worker's two shards
 def _bear(
     outcome: Outcome, made: Site, outages: Sequence[Callable[[], None]], resume: float, *, refused: bool = False
 ) -> Outcome:
-    """One outage after the other, and when the engine is asked again. `refused`: intake may answer 503 meanwhile."""
+    """Cause one outage after the other, and note when the engine is asked again. `refused`: intake may answer 503."""
     file_id, waits = made.upload(line("r0", "Say the word")), list[float]()
     with Posting(made, file_id, _RATE).going_on() as posting:
         for outage in outages:

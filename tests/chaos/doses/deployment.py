@@ -41,7 +41,7 @@ def line(name: str, prompt: str, model: str = MODEL) -> bytes:
 
 @dataclass(slots=True)
 class Site:
-    """One deployment of a dose."""
+    """A deployment of a dose."""
 
     system: System
     engine: StubEngine
@@ -87,7 +87,7 @@ class Site:
             pause(0.5)
 
     def jobs(self, **parameters: Any) -> list[dict[str, Any]]:
-        """All jobs of the project, from page to page."""
+        """Return all jobs of the project, page by page."""
         found: list[dict[str, Any]] = []
         while True:
             after = {"after": found[-1]["id"]} if found else {}

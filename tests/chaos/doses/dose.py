@@ -9,7 +9,7 @@ from statistics import median, quantiles
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What a dose gets: a folder of its own, the dice of its seed, and which part of the full dose."""
+    """The parameters of a dose: its folder, its seeded random numbers, and its share of the full dose."""
 
     folder: Path
     rng: random.Random
@@ -28,7 +28,7 @@ class Outcome:
     violations: list[str] = field(default_factory=list)
 
     def judge(self, what: str, *violations: str) -> None:
-        """One promise, and all that speaks against it."""
+        """Record a promise, and all evidence against it."""
         self.judged.append(what)
         self.violations += [why for why in violations if why]
 

@@ -101,7 +101,7 @@ def happen(made: Site, events: Iterable[int], rate: float = _RATE) -> None:
 
 
 def happened(made: Site) -> dict[str, float]:
-    """When each batch completed, by its id: read from the database, for HTTP tells whole seconds only."""
+    """Return when each batch completed, by its id: from the database, since HTTP has whole seconds only."""
     db = Database(Settings(data_dir=made.system.data).database)
     try:
         with db.read() as session:
@@ -122,7 +122,7 @@ def punctual(firsts: Mapping[str, float], events: Mapping[str, float]) -> tuple[
 
 
 def firsts(requests: Sequence[Received]) -> dict[str, float]:
-    """When each subject was first told of."""
+    """Return when each subject was first mentioned."""
     found: dict[str, float] = {}
     for request in requests:
         found.setdefault(subject(request), request.at)
@@ -135,7 +135,7 @@ def subject(request: Received) -> str:
 
 
 def off_schedule(requests: Sequence[Received], schedule: Sequence[float]) -> dict[int, float]:
-    """How far the wait before the n-th attempt is off the schedule, in the median: jitter cancels out."""
+    """Return how far the wait before the n-th attempt is off the schedule, in the median: jitter cancels out."""
     times: dict[str, list[float]] = defaultdict(list)
     for request in requests:
         times[request.webhook_id].append(request.at)
@@ -147,7 +147,7 @@ def off_schedule(requests: Sequence[Received], schedule: Sequence[float]) -> dic
 
 
 def told_once(requests: Sequence[Received]) -> tuple[int, list[str]]:
-    """How much came more than once, and what speaks against it: another body under an id, two ids of an event."""
+    """Return how many came more than once, and the faults: another body under an id, two ids of an event."""
     bodies: dict[tuple[str, str], set[bytes]] = defaultdict(set)
     ids: dict[tuple[str, str], set[str]] = defaultdict(set)
     for request in requests:

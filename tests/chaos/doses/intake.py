@@ -172,7 +172,7 @@ class Webs:
     _next: "tuple[int, subprocess.Popen[bytes]] | None" = None
 
     def take(self) -> tuple[int, psutil.Process]:
-        """One that answers: its port, and the process."""
+        """Start a process that answers; return its port and the process."""
         port, process = self._next or self._start()
         self._next = self._start()
         self.made.await_web(port)
@@ -274,7 +274,7 @@ def same(cut: Sequence[Answer], again: Sequence[Answer]) -> list[str]:
 
 
 def _asked_once(made: Site) -> list[str]:
-    """Of the responses, each of which has a prompt of its own."""
+    """Return the faults of the responses, each of which has a prompt of its own."""
     told = [prompt for prompt in made.prompts() if "Tell" in prompt]
     again = oracle.rework(told)
     return [f"{again} prompts were asked again, and no worker was killed"] if again else []

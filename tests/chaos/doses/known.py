@@ -37,7 +37,7 @@ class Known:
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def post(self, key: str, lines: int) -> Answer:
-        """One batch with its file; the worse of both answers counts."""
+        """Create one batch with its file; the worse of both answers counts."""
         job = self.jobs[key] = batch_of(key, lines)
         answer = self._create(job, self.ports[len(self.jobs) % len(self.ports)])
         self.answers.append(answer)
@@ -108,7 +108,7 @@ def unlike(job: oracle.Job, result: oracle.Result) -> list[str]:
 
 
 def all_unlike(site: Site, jobs: Iterable[tuple[oracle.Job, str]]) -> list[str]:
-    """Of batches by their ids."""
+    """Return how batches differ from what they should be, given their ids."""
     faults: list[str] = []
     with asking(site) as client:
         for job, batch_id in jobs:

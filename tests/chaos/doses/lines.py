@@ -52,7 +52,7 @@ def _lines(made: Site, file_id: str | None) -> list[dict[str, Any]]:
 
 
 def poisoned(lines: int, batch: Mapping[str, Any], output: Sequence[Any], errors: Sequence[Any]) -> list[str]:
-    """All but the middle line are answered, each once, and that one has failed with a reason."""
+    """Judge that all lines but the middle one are answered once, and that this one has failed with a reason."""
     names, due = Counter(one["custom_id"] for one in output), {f"r{n}" for n in range(lines)} - {f"r{lines // 2}"}
     faults = [] if batch["status"] == "completed" else [f"it is {batch['status']}"]
     if names.keys() != due or names.total() != len(due):
@@ -64,7 +64,7 @@ def poisoned(lines: int, batch: Mapping[str, Any], output: Sequence[Any], errors
 
 
 def _poison(outcome: Outcome, made: Site, lines: int, name: str, word: str) -> float:
-    """One batch with it; how long it took."""
+    """Run one batch with it; return its seconds."""
     ends, began = made.engine.ends, time.monotonic()
     file_id = made.upload(batch_of(lines, name, word))
     batch = _await(made, made.batch(file_id, name).job, _POISON_SECONDS * 2)
@@ -115,7 +115,7 @@ def asked_too_often(prompts: Sequence[str]) -> list[str]:
 
 
 def cancelled(given: Given) -> Outcome:
-    """Every third is submitted again afterwards."""
+    """Cancel batches at random moments; submit every third again afterwards."""
     times = given.part(300)
     outcome = Outcome(f"cancelled at a random moment, {times} times")
     ends, waits = Counter[str](), list[float]()

@@ -274,7 +274,7 @@ def _judge_creates(outcome: Outcome, made: Site, file_id: str, small: Sequence[A
 
 
 def chats(outcome: Outcome, answers: Sequence[Answer]) -> None:
-    """Who waits is answered, or hears an error as OpenAI shapes it, and not later than it is to wait."""
+    """Judge that waiting clients are answered, or get an error in OpenAI's shape, within the time that they wait."""
     statuses = Counter(one.status for one in answers)
     others = [one for one in answers if one.status not in {200, 408, 503}]
     shapeless = [one for one in answers if one.status in {408, 503} and not one.told.startswith('{"error":{"message":')]

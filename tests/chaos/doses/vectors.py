@@ -155,7 +155,7 @@ def _round(
     strike: Callable[[], None],
     texts: Mapping[str, bytes],
 ) -> None:
-    """One fault, once the first document is in."""
+    """Cause one fault, once the first document is in."""
     client = library.client
     store = client.vector_stores.create(name=name).id
     static = {"max_chunk_size_tokens": _CHUNK_TOKENS, "chunk_overlap_tokens": 0}
@@ -193,7 +193,7 @@ def _counts(client: openai.OpenAI, store: str) -> Counter[str]:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What one search for one document showed: its status, the documents, and places of their chunks."""
+    """The result of one search for one document: its status, the documents, and the places of their chunks."""
 
     asked: Answer
     paper: str
@@ -202,7 +202,7 @@ class Shown:
 
 @dataclass(slots=True)
 class Searching:
-    """One search after the other, each for chunks of one document of the newest store."""
+    """Search again and again, each time for chunks of one document of the newest store."""
 
     library: Library
     answers: list[Shown] = field(default_factory=list)

@@ -201,7 +201,7 @@ def idle(moved: Mapping[str, int]) -> list[str]:
 
 
 def _moves(url: str, system: System) -> int:
-    """How often a `gpu` worker of this host moved a job on."""
+    """Return how often a `gpu` worker of this host advanced a job."""
     log = (system.data / "logs" / "gpu.log").read_text()
     actors = [f"worker:{worker}" for worker in re.findall(r'"event": "worker_started".*?"worker": "([^"]+)"', log)]
     with closing(Database(url)) as db, db.read() as session:
