@@ -61,7 +61,7 @@ _NOT_SERVED = {
     "containers": "Code of a model is not run here.",
     "content_provenance_checks": "A service of OpenAI about its own models.",
     "decisions": "A service of OpenAI about its own models.",
-    "fine_tuning": "Graders are planned. There is no reinforcement fine-tuning.",
+    "fine_tuning": "There is no reinforcement fine-tuning.",
     "images": "No engine here makes pictures.",
     "live": "There is no voice; use a stream of a response.",
     "moderations": "There is no moderation model; ask a model of your choice in a batch.",
