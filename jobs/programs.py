@@ -26,14 +26,17 @@ def probe_sandbox(*, forks: bool = False) -> subprocess.CompletedProcess[str]:
 
     With `forks` confine it as python graders are.
     """
-    command = [sys.executable, "-P", "-m", "workers.sandbox", *(["forks"] if forks else [])]
-    environment = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)  # noqa: S603 (ours)
+    return _run_confined("workers.sandbox", ["forks"] if forks else [], "", 60)
 
 
 def run_python_grader(given: str, seconds: float) -> subprocess.CompletedProcess[str]:
     """Run a python grader once; `workers.evals.__main__` says what is given and printed. Raises: TimeoutExpired."""
-    command = [sys.executable, "-P", "-m", "workers.evals"]
+    return _run_confined("workers.evals", [], given, seconds)
+
+
+def _run_confined(module: str, arguments: list[str], given: str, seconds: float) -> subprocess.CompletedProcess[str]:
+    """Run a module that confines itself: it inherits nothing of the environment but the paths of code."""
+    command = [sys.executable, "-P", "-m", module, *arguments]
     environment = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     return subprocess.run(  # noqa: S603 (ours)
         command, input=given, env=environment, capture_output=True, text=True, check=False, timeout=seconds

@@ -100,35 +100,33 @@ def _version(module: str) -> str:
 def parsers(_patient: Patient) -> Iterator[Finding]:
     """Name the parts of the sandbox for documents that the kernel refuses to a process that confines itself."""
     tried = probe_sandbox()
-    missing = tried.stdout.split()
     if tried.returncode != 0:
-        fix = f"{_install()}, and run workers as a user that can read Python and the code"
-        yield broken("parsers", "documents cannot be read: their process does not start", fix)
-    elif missing:
-        yield warning(
-            "parsers",
-            f"documents are read in a sandbox without {', '.join(missing)}",
-            "; ".join(dict.fromkeys(_SANDBOX[part] for part in missing)),
-        )
+        yield broken("parsers", "documents cannot be read: their process does not start", _readable())
+    elif missing := tried.stdout.split():
+        message = f"documents are read in a sandbox without {', '.join(missing)}"
+        yield warning("parsers", message, _complete_sandbox(missing))
     else:
         yield fine("parsers", "documents are read in a sandbox that is complete")
 
 
 def graders(_patient: Patient) -> Iterator[Finding]:
     """Name the parts of the sandbox that python graders lack here; without any of them they are refused."""
-    probe = probe_sandbox(forks=True)
-    missing = probe.stdout.split()
-    if probe.returncode != 0:
-        fix = f"{_install()}, and run workers as a user that can read Python and the code"
-        yield warning("python graders", "they are refused: their process does not start", fix)
-    elif missing:
-        yield warning(
-            "python graders",
-            f"they are refused: their sandbox lacks {', '.join(missing)}",
-            "; ".join(dict.fromkeys(_SANDBOX[part] for part in missing)),
-        )
+    tried = probe_sandbox(forks=True)
+    if tried.returncode != 0:
+        yield warning("python graders", "they are refused: their process does not start", _readable())
+    elif missing := tried.stdout.split():
+        message = f"they are refused: their sandbox lacks {', '.join(missing)}"
+        yield warning("python graders", message, _complete_sandbox(missing))
     else:
         yield fine("python graders", "their code runs in a sandbox that is complete")
+
+
+def _readable() -> str:
+    return f"{_install()}, and run workers as a user that can read Python and the code"
+
+
+def _complete_sandbox(missing: list[str]) -> str:
+    return "; ".join(dict.fromkeys(_SANDBOX[part] for part in missing))
 
 
 def models(patient: Patient) -> Iterator[Finding]:
@@ -156,7 +154,7 @@ def _rewriting(patient: Patient, registry: Registry) -> Iterator[Finding]:
     if model is None and (not name or patient.config.engine_urls):
         return  # an endpoint may serve it
     if model is None or CHAT not in model.endpoints:
-        message = f"'{name}' is no chat model of the models file"
+        message = f"'{name}' is not a chat model of the models file"
         yield warning("rewrite_query", message, "correct NIGHTMILL_REWRITE_MODEL, or leave it out")
     else:
         yield fine("rewrite_query", f"asks {model.name}")
