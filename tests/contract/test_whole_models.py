@@ -45,16 +45,21 @@ def test_whole_models_are_swapped_and_each_answers_with_its_own_weights(tmp_path
     folders = [tiny_llama.write(tmp_path / str(number), seed=number, **shape) for number in range(3)]
     models = {"tiny": {"source": {"path": "0"}, "engine": "vllm", "engine_args": _ARGS}}
     (tmp_path / "models.yaml").write_text(json.dumps({"models": models}))
-    expected = json.loads(run(["-c", _PREPARE, *map(str, folders)]).splitlines()[-1])
+    expected = [complete(text) for text in json.loads(run(["-c", _PREPARE, *map(str, folders)]).splitlines()[-1])]
     (folders[2] / "probes.json").write_bytes((folders[1] / "probes.json").read_bytes())
 
     served = json.loads(run(["-m", "tests.support.whole_models", str(tmp_path)]))
 
     assert expected[0] != expected[1]
-    assert [served["first"], served["second"]] == expected[:2]
-    assert served["together"] == expected[:2] * 4
+    assert [complete(served["first"]), complete(served["second"])] == expected[:2]
+    assert [complete(text) for text in served["together"]] == expected[:2] * 4
     assert served["refused"] is True
     assert served["version"].startswith("vllm")
+
+
+def complete(text: str) -> str:
+    """Return the text without a character that is cut off at its end: vLLM leaves it out, transformers marks it."""
+    return text.rstrip("\N{REPLACEMENT CHARACTER}")
 
 
 def run(arguments: list[str]) -> str:
