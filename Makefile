@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --durations 25
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up up-distributed test verify services coverage model-tests bad-inputs chaos chaos-doses soak weaviate bench count check lint format lock docs clean
+.PHONY: help setup demo demo-eval up up-distributed test verify services coverage model-tests bad-inputs chaos chaos-doses soak weaviate bench count check lint format lock docs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ $(PRODUCT): pyproject.toml $(LOCK) overrides.txt .ci/install .ci/registries
 
 demo: $(RUNS)  ## Start everything, run two real batches on this machine, show the results, stop
 	$(BIN)/nightmill demo
+
+demo-eval: $(RUNS)  ## Evaluate two prompts on this machine over 48 docstrings, compare them, write a report (5 minutes)
+	$(BIN)/python -m bench.demo_eval $(ARGS)
 
 up: $(RUNS)  ## Start every process of the Procfile and keep them running
 	$(BIN)/nightmill up

@@ -56,9 +56,9 @@ class Deployment:
         key = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
         return OpenAI(base_url=f"{self.system.url}/v1", api_key=key, timeout=600)
 
-    def wait_for(self, queue: str) -> None:
+    def wait_for(self, queue: str, seconds: float = _READY_SECONDS) -> None:
         """Wait until a worker takes work from the queue."""
-        deadline = time.monotonic() + _READY_SECONDS
+        deadline = time.monotonic() + seconds
         while not (readiness.look(self.system.url) or {}).get("workers", {}).get(queue):
             self.system.check()
             assert time.monotonic() < deadline, f"nobody serves {queue}"
@@ -150,8 +150,12 @@ def deployed(
     lines: Mapping[str, str] | Sequence[str],
     options: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    data_dir: Path | None = None,
 ) -> Iterator[Deployment]:
-    """Yield a deployment of the named lines of the checkout's Procfile, or of the given lines."""
+    """Yield a deployment of the named lines of the checkout's Procfile, or of the given lines.
+
+    Its data lies in `folder`, too, unless `data_dir` names another folder.
+    """
     known = dict(line.split(": ", 1) for line in (CODE / "Procfile").read_text().splitlines() if ": " in line)
     chosen = lines if isinstance(lines, Mapping) else {name: known[name] for name in lines}
     folder.mkdir(parents=True, exist_ok=True)
@@ -159,7 +163,9 @@ def deployed(
     everything = {"release": known["release"], **{name: line or known[name] for name, line in chosen.items()}}
     procfile.write_text("".join(f"{name}: {line}\n" for name, line in everything.items()))
     words = ["--procfile", str(procfile), *options]
-    with running(folder / "data", words, {"NIGHTMILL_LOG_LEVEL": "WARNING", **(environment or {})}) as system:
+    with running(
+        data_dir or folder / "data", words, {"NIGHTMILL_LOG_LEVEL": "WARNING", **(environment or {})}
+    ) as system:
         system.wait_until_ready()
         yield Deployment(system)
 

@@ -1,0 +1,70 @@
+"""`make demo-eval` in its small form: the whole system, with a stub server as the engine of both prompts."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench import demo_eval
+from tests.support import stub_engine
+
+ROOT = Path(__file__).resolve().parents[2]
+ROWS = 12
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[str]:
+    with stub_engine.running(tmp_path / "prompts.log", "--models", "chatter") as url:
+        yield url
+
+
+def run(folder: Path, engine: str, model: str) -> subprocess.CompletedProcess[str]:
+    models = folder / "models.yaml"
+    models.write_text("models: {}\n")
+    words = ["--no-vllm", "--engine-url", f"{engine}/v1", "--model", model, "--rows", str(ROWS)]
+    return subprocess.run(
+        [sys.executable, "-m", "bench.demo_eval", "--data-dir", str(folder / "data"), *words],
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "NIGHTMILL_MODELS_FILE": str(models)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=280,
+    )
+
+
+@pytest.mark.verify
+@pytest.mark.timeout(300)
+def test_demo_compares_two_prompts_and_writes_a_report(tmp_path: Path, engine: str) -> None:
+    done = run(tmp_path, engine, "chatter")
+
+    assert done.returncode == 0, done.stdout
+    report = tmp_path / "data" / "demo" / "two-prompts.html"
+    assert str(report) in done.stdout
+    assert "author's words" in done.stdout
+    assert f"<p>{ROWS} items in both" in report.read_text()
+    prompts = stub_engine.prompts(tmp_path / "prompts.log")
+    assert len(prompts) == 2 * ROWS
+
+
+@pytest.mark.verify
+@pytest.mark.timeout(300)
+def test_demo_says_what_is_missing_and_fails(tmp_path: Path, engine: str) -> None:
+    done = run(tmp_path, engine, "nobody-has-this")
+
+    assert done.returncode == 1, done.stdout
+    assert "the demo is not complete: plain failed" in done.stdout
+
+
+def test_rows_are_held_out_and_of_all_kinds() -> None:
+    items = demo_eval.rows(demo_eval.ROWS)
+
+    assert len({item["name"] for item in items}) == demo_eval.ROWS == 48
+    assert {item["kind"] for item in items} == {"module", "class", "function"}
+    prompts = json.dumps([demo_eval.PLAIN, demo_eval.INSTRUCTED, demo_eval.TRAINED])
+    assert not any(item["summary"] in prompts or item["summary"] in item["details"] for item in items)
