@@ -8,6 +8,7 @@ NAMES = {
     "killed": "one large batch whose worker is killed again and again: what is lost, and what is done twice",
     "recovery": "everything is killed while batches run, and started again: how soon they go on",
     "generation": "512 chats on the packaged model, against vLLM's own run_batch",
+    "evals": "items/s of each grader; runs of 5,000 and 50,000 items with a stub model: time and peak memory",
     "intake": "MB/s of checking a batch file, beside a bare JSON parse",
     "fairness": "what a small project feels of one with a hundred times its work",
     "load": "requests at a steady rate, a crowd at once, long queues and long lists",
