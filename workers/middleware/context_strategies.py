@@ -44,9 +44,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.inference.context_options import ContextOptions
+from jobs.retrieval.words import WIDE
 from workers.engines.port import Answer
 from workers.middleware.history import History, changed, texts
-from workers.retrieval.lexical import WIDE
 
 Body = dict[str, Any]
 Fits = Callable[[Body], Awaitable[bool]]

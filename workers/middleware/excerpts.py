@@ -10,16 +10,14 @@ An answer's text gets `file_citation` annotations:
     "It purrs."          without markers: the excerpt with most words of the answer, if it has at least a third
 
 Besides OpenAI's fields a citation has `chunk`, `start` and `end` (the number of the chunk, and the range of characters
-in the file's content), and `support`, the share of the sentence's words that the excerpt contains. In scripts without
-spaces, a word is a character with its neighbours; the excerpt contains it if it contains a pair of them:
-
-    "享有三十天"          "有三十天的年假" contains 有三, 三十 and 十天: four of five characters
+in the file's content), and `support`, the share of the sentence's words that the excerpt contains (see
+`jobs.retrieval.words`).
 """
 
 import re
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -29,9 +27,9 @@ from tokenizers import Tokenizer
 from jobs.errors import InvalidRequest
 from jobs.inference.context_options import AUTO, context_options_of, reserved
 from jobs.requests.endpoints import RESPONSES
+from jobs.retrieval import words
 from jobs.retrieval.searches import FoundChunk
 from workers.middleware.quoting import excerpt
-from workers.retrieval import lexical
 
 _ANSWER: Final = 1024  # tokens of an answer without a limit; at most a quarter of the context
 _FRAME: Final = 160  # tokens of the chat template and of the instructions about excerpts
@@ -150,12 +148,10 @@ def _start(chunk: FoundChunk) -> int:
 
 # Citations.
 
-_MARKER: Final = re.compile(r"\[(\d{1,2}(?:\s*,\s*\d{1,2})*)\]")
 _STOPS: Final = "\u3002\uff01\uff1f"  # wide ones, without a space behind
 _QUOTES: Final = "\"')\u2019\u201d\u300d\u300f\uff09"
 _ENDS: Final = re.compile(rf"(?<=[.?!:])\s+|\n+|(?<=[{_STOPS}])|(?<=[{_STOPS}][{_QUOTES}])")
 _PIECE: Final = re.compile(rf"[^\s{_STOPS}]*+[{_STOPS}]+[{_QUOTES}]*|[^\s{_STOPS}]+")
-_LONG: Final = 4  # characters; two of a wide script
 _SHARE: Final = 1 / 3
 _ENOUGH: Final = 3  # words: a shorter sentence is cited without a common word
 
@@ -174,12 +170,12 @@ class _Said:
         self._shared_long = dict.fromkeys(self._there, 0)
 
     def add(self, text: str) -> None:
-        for word in _words_said(text) - self._words:
+        for word in words.stated_words(text) - self._words:
             self._words.add(word)
-            is_long = _is_long(word)
+            is_long = words.is_long(word)
             self.long += is_long
             for number, there in self._there.items():
-                stands = _stands(word, there)
+                stands = words.is_contained(word, there)
                 self._shared[number] += stands
                 self._shared_long[number] += is_long and stands
 
@@ -195,8 +191,8 @@ def citations(text: str, excerpts: Sequence[FoundChunk]) -> list[dict[str, Any]]
 
     A marker gives no citation if its excerpt shares nothing with the sentence.
     """
-    named = {marker.start(): _numbers(marker, len(excerpts)) for marker in _MARKER.finditer(text)}
-    there = {number: _words(excerpts[number].text) for number in set().union(*named.values())}
+    named = {marker.start(): _numbers(marker, len(excerpts)) for marker in words.MARKER.finditer(text)}
+    there = {number: words.contained_words(excerpts[number].text) for number in set().union(*named.values())}
     if not there:
         return _by_words(text, excerpts)
     return [
@@ -216,7 +212,7 @@ def _said_before(text: str, positions: Iterable[int], sentence: _Said) -> Iterat
 
     One pass over the text: an answer may have a marker behind every word.
     """
-    plain = _MARKER.sub(lambda marker: " " * len(marker[0]), text)
+    plain = words.MARKER.sub(lambda marker: " " * len(marker[0]), text)
     left, end = deque(positions), 0
     for piece in _PIECE.finditer(plain):
         while left and left[0] < piece.start():
@@ -228,49 +224,11 @@ def _said_before(text: str, positions: Iterable[int], sentence: _Said) -> Iterat
     yield from ((position, sentence) for position in left)
 
 
-def support(text: str, excerpts: Sequence[FoundChunk]) -> float:
-    """Return the share of the words of `text` that the excerpts contain; 0 without words.
-
-    Short words count only if there are no others.
-    """
-    words_said = _words_said(_MARKER.sub(" ", text))
-    there: frozenset[str] = frozenset().union(*(_words(chunk.text) for chunk in excerpts))
-    return _share({word for word in words_said if _is_long(word)} or words_said, there)
-
-
 def _by_words(text: str, excerpts: Sequence[FoundChunk]) -> list[dict[str, Any]]:
-    words_said = {word for word in _words_said(text) if _is_long(word)}
-    shares = [_share(words_said, _words(chunk.text)) for chunk in excerpts] if words_said else []
+    stated = set(filter(words.is_long, words.stated_words(text)))
+    shares = [words.share(stated, words.contained_words(chunk.text)) for chunk in excerpts] if stated else []
     best = max(shares, default=0.0)
     return [_citation(excerpts[shares.index(best)], len(text), best)] if best >= _SHARE else []
-
-
-def _share(words: Collection[str], there: frozenset[str]) -> float:
-    return sum(_stands(word, there) for word in words) / len(words) if words else 0.0
-
-
-def _stands(word: str, there: frozenset[str]) -> bool:
-    return word in there or (lexical.is_wide(word) and (word[:2] in there or word[-2:] in there))
-
-
-def _is_long(word: str) -> bool:
-    return len(word) >= _LONG or (len(word) > 1 and lexical.is_wide(word))
-
-
-def _words_said(text: str) -> set[str]:
-    """Return the words of a text; a character of a wide script counts with its neighbours."""
-    words: set[str] = set()
-    for run in lexical.runs(text.casefold()):
-        words.update((run[max(0, at - 1) : at + 2] for at in range(len(run))) if lexical.is_wide(run) else (run,))
-    return words
-
-
-def _words(text: str) -> frozenset[str]:
-    """Return the words of an excerpt; characters of wide scripts in pairs, and each alone."""
-    words: set[str] = set()
-    for run in lexical.runs(text.casefold()):
-        words.update((*run, *lexical.pairs(run)) if lexical.is_wide(run) else (run,))
-    return frozenset(words)
 
 
 def _citation(chunk: FoundChunk, index: int, share: float) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from jobs.requests.endpoints import RESPONSES
 from jobs.retrieval import searches
 from jobs.retrieval.filters import check_filter
 from jobs.retrieval.searches import FoundChunk, Search
+from jobs.retrieval.words import support
 from workers.engines.port import Answer, Emit, Engine, Request, refusal
 from workers.middleware.base import Middleware
 from workers.middleware.excerpts import (
@@ -32,7 +33,6 @@ from workers.middleware.excerpts import (
     excerpt_budget,
     join_neighbours,
     select_excerpts,
-    support,
 )
 from workers.middleware.quoting import with_excerpts
 from workers.retrieval.lexical import distinct
@@ -404,7 +404,7 @@ class FileSearchResults:
         if not any(part.get("type") == "output_text" for part in parts):
             return False
         text = " ".join(str(part.get("text") or "") for part in parts)
-        return support(text, self.excerpts) < self.min_support
+        return support(text, [chunk.text for chunk in self.excerpts]) < self.min_support
 
     def call(self, status: str) -> dict[str, Any]:
         """Return the item of the search, with its results if the request includes them."""

@@ -1,8 +1,4 @@
-"""Split text in any writing into words, leave stop words out of queries, and find near duplicates by their words.
-
-Chinese and Japanese are written without spaces: there each pair of neighbouring characters is a word.
-
-"30天的年假 is OK"  ─▶  30, 天的, 的年, 年假, is, OK
+"""Leave stop words out of queries, and find near duplicates by their words.
 
 Near duplicates are overlapping chunks, copies of a file, boilerplate. The similarity of two texts is the share of their
 word triples that both have; the better ranked of two is kept. It uses words and not vectors, so that it is the same for
@@ -16,45 +12,16 @@ is the one with the most stop words in it.
 "Who pays for trips?"  ─▶  English (who, for)  ─▶  "pays trips?"
 """
 
-import re
 import string
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Final
 
 import stop_words
 
 from jobs.retrieval.searches import FoundChunk
-
-#: For a character set of a regular expression. The second line has the rarer Chinese and Japanese characters.
-WIDE: Final = (
-    "\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-    "\u3005-\u3007\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
-)
-_RUN: Final = re.compile(rf"[{WIDE}]+|[^\W{WIDE}]+")
-_IS_WIDE: Final = re.compile(f"[{WIDE}]")
-
-
-def words_of(text: str) -> Iterator[str]:
-    """Yield the words of a text in their order."""
-    for run in runs(text):
-        yield from pairs(run) if is_wide(run) else (run,)
-
-
-def runs(text: str) -> list[str]:
-    """Return the maximal runs of wide and of other word characters."""
-    return _RUN.findall(text)
-
-
-def is_wide(run: str) -> bool:
-    return _IS_WIDE.match(run) is not None
-
-
-def pairs(run: str) -> list[str]:
-    """Return each pair of neighbouring characters of a wide run; a single character alone."""
-    return [run[at : at + 2] for at in range(max(1, len(run) - 1))]
-
+from jobs.retrieval.words import words_of
 
 # ── stop words ──
 

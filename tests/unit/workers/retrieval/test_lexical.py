@@ -3,6 +3,7 @@
 
 import pytest
 
+from jobs.retrieval import words
 from jobs.retrieval.searches import FoundChunk, Search
 from workers.retrieval import lexical
 from workers.retrieval.lexical import distinct, likeness, shingles
@@ -20,7 +21,7 @@ from workers.retrieval.search import chosen
     ],
 )
 def test_two_wide_characters_side_by_side_are_a_word(text: str, found: list[str]) -> None:
-    assert list(lexical.words_of(text)) == found
+    assert list(words.words_of(text)) == found
 
 
 def found(name: str, text: str, score: float = 0.5) -> FoundChunk:

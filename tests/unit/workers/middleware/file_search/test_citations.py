@@ -4,9 +4,9 @@
 import msgspec
 import pytest
 
+from jobs.retrieval import words
 from jobs.retrieval.searches import FoundChunk
-from workers.middleware.excerpts import citations, support
-from workers.retrieval import lexical
+from workers.middleware.excerpts import citations
 
 CATS = FoundChunk("file-1", "cats.md", 0.9, "Cats purr when they are content.", None, {})
 DOGS = FoundChunk("file-2", "dogs.md", 0.5, "Dogs bark at the mailman.", None, {})
@@ -78,7 +78,7 @@ def test_a_marker_is_checked_against_the_excerpt_that_it_names(text: str, expect
     ],
 )
 def test_support_is_the_share_of_words_that_stand_in_the_excerpts(text: str, share: float) -> None:
-    assert support(text, [CATS, DOGS]) == pytest.approx(share)
+    assert words.support(text, [CATS.text, DOGS.text]) == pytest.approx(share)
 
 
 LEAVE = FoundChunk(
@@ -121,20 +121,20 @@ def test_where_no_spaces_are_written_neighbouring_characters_are_words(
 def test_support_of_what_is_said_in_other_words_is_that_of_languages_with_spaces(
     text: str, least: float, most: float
 ) -> None:
-    assert least <= support(text, [LEAVE, REST]) <= most
+    assert least <= words.support(text, [LEAVE.text, REST.text]) <= most
 
 
 @pytest.mark.parametrize("said", ["cat [1] ", "cat purrs. [1]", "\n[1]", "猫[1]。", "猫叫。[1]"])
 def test_an_answer_is_read_once_however_many_markers_it_has(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
     text, read = said * 500, 0
-    runs = lexical.runs
+    runs = words.runs
 
     def counted(text: str) -> list[str]:
         nonlocal read
         read += len(text)
         return runs(text)
 
-    monkeypatch.setattr(lexical, "runs", counted)
+    monkeypatch.setattr(words, "runs", counted)
 
     assert len(citations(text, [CATS, DOGS])) == 500
     assert read <= len(text) + len(CATS.text + DOGS.text)
