@@ -7,7 +7,14 @@
     python            run code in the sandbox of a worker        any number
     multi             compute a score from those of others       `jobs.evals.formulas`
 
-Types beyond OpenAI's: `exact_match`, `regex` and `json_schema`, with the score 0 or 1; and the metric `chrf`.
+Types beyond OpenAI's:
+
+    exact_match, regex, json_schema                     score 0 or 1
+    faithfulness, answer_relevance,
+    context_precision, context_recall                   judge answers and contexts           `jobs.evals.grounding`
+    ranking                                             measure a list of names              `jobs.retrieval.metrics`
+
+and the metric `chrf`.
 
 `Grader` is the type of a request's field; errors in it are validation errors of the request. A stored definition is
 read with `parse_grader`.
@@ -250,6 +257,67 @@ class ScoreModel(_Thresholded):
         return self
 
 
+class _Judged(_Thresholded):
+    """A grader whose formula counts what a judge decides."""
+
+    model: _Model
+    sampling_params: SamplingParams | None = None
+
+
+class Faithfulness(_Thresholded):
+    """Measure how much of the answer `input` the contexts support.
+
+    With a `model` the model judges statements; without one, words are compared.
+    """
+
+    type: Literal["faithfulness"]
+    input: Template
+    context: Template
+    model: _Model | None = None
+    sampling_params: SamplingParams | None = None
+
+    @model_validator(mode="after")
+    def _check_judge(self) -> "Faithfulness":
+        if self.sampling_params is not None and self.model is None:
+            raise ValueError("The 'sampling_params' are those of a 'model', and there is none.")
+        return self
+
+
+class AnswerRelevance(_Judged):
+    """Measure how much of the answer `input` helps to answer the question."""
+
+    type: Literal["answer_relevance"]
+    question: Template
+    input: Template
+
+
+class ContextPrecision(_Judged):
+    """Measure whether the contexts that are useful for the reference stand before the others."""
+
+    type: Literal["context_precision"]
+    question: Template
+    context: Template
+    reference: Template
+
+
+class ContextRecall(_Judged):
+    """Measure how much of the reference the contexts support."""
+
+    type: Literal["context_recall"]
+    context: Template
+    reference: Template
+
+
+class Ranking(_Thresholded):
+    """Measure the first `k` of the ranked names `input` by the relevant names `reference`."""
+
+    type: Literal["ranking"]
+    input: Template
+    reference: Template
+    evaluation_metric: Literal["recall", "precision", "ndcg", "mrr", "map"]
+    k: Annotated[int, Field(ge=1, le=1000)]
+
+
 def _check_size(source: str) -> str:
     if len(source.encode(errors="replace")) > MAX_SOURCE_BYTES:
         raise ValueError(f"A source has at most {MAX_SOURCE_BYTES} bytes.")
@@ -271,10 +339,9 @@ def _check_variable(name: str) -> str:
 
 
 _Variable = Annotated[str, Field(max_length=64), AfterValidator(_check_variable)]
-Single = (
-    StringCheck | TextSimilarity | LabelModel | ScoreModel | PythonGrader | ExactMatch | RegexMatch | JsonSchemaMatch
-)
-_Part = Annotated[Single, Field(discriminator="type")]
+Judge = LabelModel | ScoreModel | Faithfulness | AnswerRelevance | ContextPrecision | ContextRecall
+Measured = StringCheck | TextSimilarity | PythonGrader | ExactMatch | RegexMatch | JsonSchemaMatch | Ranking
+Single = Judge | Measured
 
 
 class MultiGrader(_Thresholded):
@@ -316,8 +383,8 @@ def singles(grader: Grader) -> list[Single]:
 
 def models_asked(grader: Grader) -> list[str]:
     """Return the models that judge, each once."""
-    judges = [single for single in singles(grader) if isinstance(single, LabelModel | ScoreModel)]
-    return list(dict.fromkeys(judge.model for judge in judges))
+    judges = [single.model for single in singles(grader) if isinstance(single, Judge)]
+    return list(dict.fromkeys(filter(None, judges)))
 
 
 def references_of(grader: Grader) -> list[templates.Reference]:
@@ -327,11 +394,9 @@ def references_of(grader: Grader) -> list[templates.Reference]:
 
 
 def _templates_of(grader: Single) -> Iterator[str]:
-    if isinstance(grader, StringCheck | TextSimilarity | ExactMatch):
-        yield from (grader.input, grader.reference)
-    elif isinstance(grader, RegexMatch | JsonSchemaMatch):
-        yield grader.input
-    elif isinstance(grader, LabelModel | ScoreModel):
+    fields = (getattr(grader, name, None) for name in ("question", "input", "context", "reference"))
+    yield from (field for field in fields if isinstance(field, str))
+    if isinstance(grader, LabelModel | ScoreModel):
         for part in (part for message in grader.input for part in message.parts):
             yield from _texts_of(part)
 

@@ -10,22 +10,28 @@ score 0 and the error. The error codes are the names that OpenAI's graders repor
 
 import json
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from jobs.evals import patterns, text_metrics
+from jobs.evals import grounding, patterns, templates, text_metrics
 from jobs.evals.formulas import Formula, FormulaError
 from jobs.evals.graders import (
     AudioPart,
+    ContextPrecision,
     ExactMatch,
+    Faithfulness,
     Grader,
     ImagePart,
     JsonSchemaMatch,
+    Judge,
     LabelModel,
+    Measured,
     Message,
     MultiGrader,
     PythonGrader,
+    Ranking,
     RegexMatch,
     ScoreModel,
     Single,
@@ -33,8 +39,10 @@ from jobs.evals.graders import (
     TextPart,
     TextSimilarity,
 )
-from jobs.evals.templates import TemplateError, render
+from jobs.evals.grounding import Grounded
+from jobs.evals.templates import TemplateError
 from jobs.requests.endpoints import CHAT, EMBEDDINGS
+from jobs.retrieval import metrics
 
 Values = Mapping[str, Any]
 
@@ -49,6 +57,7 @@ PYTHON_SERVER: Final = "python_grader_server_error"
 #: Tokens of a judge's answer where the grader names no other limit.
 JUDGE_TOKENS: Final = 1024
 _LARGEST: Final = 1e300  # a score, whatever its sign: NaN and larger integers are none
+_LARGEST_GRADE: Final = 1000  # of the relevance of a name
 _MAX_STEPS: Final = 8  # of a judge's reasoning
 _SHOWN: Final = 200  # characters of a judge's answer in an error
 #: Says in the sandbox whether a text is JSON that is valid under a schema. No reference is fetched.
@@ -147,10 +156,20 @@ class _Case:
     answers: Mapping[str, Answer] = field(default_factory=dict)
 
     def render(self, template: str) -> str:
-        try:
-            return render(template, self.item, self.sample)
-        except TemplateError as error:
-            raise GradingError(error.code, str(error)) from error
+        with _template_errors():
+            return templates.render(template, self.item, self.sample)
+
+    def value_of(self, template: str) -> Any:
+        with _template_errors():
+            return templates.value_of(template, self.item, self.sample)
+
+
+@contextmanager
+def _template_errors() -> Iterator[None]:
+    try:
+        yield
+    except TemplateError as error:
+        raise GradingError(error.code, str(error)) from error
 
 
 def requests_of(grader: Grader, item: Values, sample: Values, ports: Ports = Ports()) -> list[ModelRequest]:
@@ -207,21 +226,25 @@ def _grade_single(key: str, grader: Single, case: _Case) -> Grade:
 
 def _score(key: str, grader: Single, case: _Case) -> tuple[float, Values]:
     """Return a score and its details. Raises: GradingError."""
+    if isinstance(grader, Faithfulness) and grader.model is None:
+        return grounding.lexical_faithfulness(_texts(grader, case)), {}
+    if isinstance(grader, Judge):
+        return _judge(key, grader, case)
+    return _measure(key, grader, case), {}
+
+
+def _measure(key: str, grader: Measured, case: _Case) -> float:
+    """Return the score of a grader that asks no judge. Raises: GradingError."""
     match grader:
-        case LabelModel():
-            verdict = _verdict(key, grader, case)
-            return float(verdict["result"] in grader.passing_labels), verdict
-        case ScoreModel():
-            verdict = _verdict(key, grader, case)
-            lowest, highest = grader.bounds
-            return min(max(float(verdict["result"]), lowest), highest), verdict
+        case Ranking():
+            return _rank(grader, case)
         case TextSimilarity():
-            return _similarity(key, grader, case), {}
+            return _similarity(key, grader, case)
         case PythonGrader():
-            return _run_python(grader.source, case.item, case.sample, case), {}
+            return _run_python(grader.source, case.item, case.sample, case)
         case JsonSchemaMatch():
-            return _match_schema(grader, case), {}
-    return float(_compare(grader, case)), {}
+            return _match_schema(grader, case)
+    return float(_compare(grader, case))
 
 
 def _compare(grader: StringCheck | ExactMatch | RegexMatch, case: _Case) -> bool:
@@ -279,6 +302,30 @@ def _run_python(source: str, item: Values, sample: Values, case: _Case) -> float
     return case.ports.run_python(source, item, sample)
 
 
+# Rankings.
+
+
+def _rank(grader: Ranking, case: _Case) -> float:
+    """Return the measure of a ranking. A name that occurs again does not count again."""
+    ranked, relevant = case.value_of(grader.input), case.value_of(grader.reference)
+    if not _are_names(ranked):
+        raise GradingError(OTHER, "The 'input' is no list of names.")
+    grades = dict.fromkeys(relevant, 1) if _are_names(relevant) else relevant
+    if not isinstance(grades, Mapping) or not all(_is_grade(value) for value in grades.values()):
+        raise GradingError(OTHER, "The 'reference' is neither a list of names nor an object of names and their grades.")
+    if not any(value > 0 for value in grades.values()):
+        raise GradingError(OTHER, "The 'reference' has no relevant name.")
+    return metrics.MEASURES[grader.evaluation_metric](list(dict.fromkeys(ranked)), grades, grader.k)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _is_grade(value: Any) -> bool:
+    return type(value) is int and abs(value) <= _LARGEST_GRADE
+
+
 # Similarity of texts.
 
 
@@ -311,10 +358,10 @@ def _vectors(body: Values) -> Sequence[Sequence[float]]:
 def _request_of(key: str, grader: Single, case: _Case) -> ModelRequest | None:
     try:
         match grader:
-            case LabelModel():
-                return ModelRequest(key, CHAT, _label_body(grader, case))
-            case ScoreModel():
-                return ModelRequest(key, CHAT, _score_body(grader, case))
+            case Faithfulness(model=None):
+                return None
+            case Judge():
+                return ModelRequest(key, CHAT, _judge_body(grader, case))
             case TextSimilarity(evaluation_metric="cosine") if case.ports.embedding_model:
                 texts = [case.render(grader.input), case.render(grader.reference)]
                 body = {"model": case.ports.embedding_model, "input": texts, "encoding_format": "float"}
@@ -324,22 +371,8 @@ def _request_of(key: str, grader: Single, case: _Case) -> ModelRequest | None:
     return None
 
 
-def _label_body(grader: LabelModel, case: _Case) -> dict[str, Any]:
-    task = f"Choose the label that fits best: {json.dumps(grader.labels, ensure_ascii=False)}."
-    body = _judge_body(grader, case, task, {"type": "string", "enum": grader.labels})
-    return body | {"temperature": 0, "max_completion_tokens": JUDGE_TOKENS}
-
-
-def _score_body(grader: ScoreModel, case: _Case) -> dict[str, Any]:
-    lowest, highest = grader.bounds
-    task = f"Give a score from {lowest:g} to {highest:g}."
-    given = grader.sampling_params.model_dump(exclude_none=True) if grader.sampling_params else {}
-    limit = given.pop("max_completions_tokens", JUDGE_TOKENS)
-    body = _judge_body(grader, case, task, {"type": "number"})
-    return body | {"temperature": 0, "max_completion_tokens": limit} | given
-
-
-def _judge_body(grader: LabelModel | ScoreModel, case: _Case, task: str, result: Values) -> dict[str, Any]:
+def _judge_body(grader: Judge, case: _Case) -> dict[str, Any]:
+    messages, (task, result) = _judge_messages(grader, case), _task(grader, case)
     step = _object_schema({"description": {"type": "string"}, "conclusion": {"type": "string"}})
     steps = {"type": "array", "items": step, "maxItems": _MAX_STEPS}
     schema = {"name": "grade", "strict": True, "schema": _object_schema({"steps": steps, "result": result})}
@@ -347,12 +380,60 @@ def _judge_body(grader: LabelModel | ScoreModel, case: _Case, task: str, result:
         f"{task} Answer with a JSON object that has two fields: 'steps', a list of objects with the texts "
         "'description' and 'conclusion', is your reasoning; 'result' is your decision."
     )
-    messages = [_chat_message(message, case) for message in grader.input]
     return {
         "model": grader.model,
         "messages": _instructed(messages, instruction),
         "response_format": {"type": "json_schema", "json_schema": schema},
+        **_sampling(grader),
     }
+
+
+def _task(grader: Judge, case: _Case) -> tuple[str, Values]:
+    """Return what a judge is to do, and the JSON schema of the result."""
+    match grader:
+        case LabelModel():
+            task = f"Choose the label that fits best: {json.dumps(grader.labels, ensure_ascii=False)}."
+            return task, {"type": "string", "enum": grader.labels}
+        case ScoreModel():
+            lowest, highest = grader.bounds
+            return f"Give a score from {lowest:g} to {highest:g}.", {"type": "number"}
+    return grounding.task(grader), grounding.result_schema(grader, _texts(grader, case))
+
+
+def _sampling(grader: Judge) -> dict[str, Any]:
+    params = None if isinstance(grader, LabelModel) else grader.sampling_params
+    given = params.model_dump(exclude_none=True) if params else {}
+    limit = given.pop("max_completions_tokens", JUDGE_TOKENS)
+    return {"temperature": 0, "max_completion_tokens": limit} | given
+
+
+def _judge_messages(grader: Judge, case: _Case) -> list[dict[str, Any]]:
+    """Return the messages to a judge. Raises: GradingError, for a placeholder without a value."""
+    if isinstance(grader, LabelModel | ScoreModel):
+        return [_chat_message(message, case) for message in grader.input]
+    return [{"role": "user", "content": json.dumps(_texts(grader, case), ensure_ascii=False)}]
+
+
+def _texts(grader: Grounded, case: _Case) -> dict[str, Any]:
+    """Return the texts by which an answer or its contexts are graded; contexts by their numbers from 1.
+
+    Raises: GradingError.
+    """
+    names = {"question": "question", "input": "answer", "reference": "reference"}
+    texts: dict[str, Any] = {
+        shown: case.render(getattr(grader, name)) for name, shown in names.items() if hasattr(grader, name)
+    }
+    if blank := [name for name, text in texts.items() if not text.strip()]:
+        raise GradingError(OTHER, f"The {blank[0]} is empty: there is nothing to judge.")
+    if hasattr(grader, "context"):
+        value = case.value_of(grader.context)
+        contexts = value if isinstance(value, list) else [value]
+        if len(contexts) > grounding.MAX_CONTEXTS:
+            raise GradingError(OTHER, f"There are more than {grounding.MAX_CONTEXTS} contexts.")
+        if not contexts and isinstance(grader, ContextPrecision):
+            raise GradingError(OTHER, "There are no contexts.")
+        texts["contexts"] = {str(number): templates.shown(context) for number, context in enumerate(contexts, 1)}
+    return texts
 
 
 def _object_schema(properties: Values) -> dict[str, Any]:
@@ -386,24 +467,32 @@ def _chat_part(part: str | TextPart | ImagePart | AudioPart, case: _Case) -> dic
     return {"type": "text", "text": case.render(part)}
 
 
-def _verdict(key: str, grader: LabelModel | ScoreModel, case: _Case) -> Values:
-    """Return what the judge answered, with a valid `result`. Raises: GradingError."""
+def _judge(key: str, grader: Judge, case: _Case) -> tuple[float, Values]:
+    """Return the score by what the judge answered, and the answer. Raises: GradingError."""
     if key not in case.answers:
-        for message in grader.input:
-            _chat_message(message, case)  # raises the error of a template that has no value
+        _judge_messages(grader, case)  # raises the error of a template that has no value
     text = _judge_text(_answered(key, case))
     try:
         verdict = json.loads(text)
-        result = verdict["result"]
+        score = _judged_score(grader, verdict["result"], case)
     except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise _nonsense(text) from error
-    if isinstance(grader, LabelModel):
-        is_valid = isinstance(result, str) and result in grader.labels
-    else:
-        is_valid = type(result) in (int, float) and -_LARGEST <= result <= _LARGEST
-    if not is_valid:
-        raise _nonsense(text)
-    return {name: verdict[name] for name in ("result", "steps") if name in verdict}
+    return score, {name: verdict[name] for name in ("result", "steps") if name in verdict}
+
+
+def _judged_score(grader: Judge, result: Any, case: _Case) -> float:
+    """Return the score by a judge's result. Raises: ValueError, for a result that is none."""
+    match grader:
+        case LabelModel():
+            if result not in grader.labels:
+                raise ValueError("The result is none of the labels.")
+            return float(result in grader.passing_labels)
+        case ScoreModel():
+            if type(result) not in (int, float) or not -_LARGEST <= result <= _LARGEST:
+                raise ValueError("The result is no number.")
+            lowest, highest = grader.bounds
+            return min(max(float(result), lowest), highest)
+    return grounding.score_of(grader, result, _texts(grader, case))
 
 
 def _nonsense(text: str) -> GradingError:

@@ -65,12 +65,24 @@ def render(text: str, item: Mapping[str, Any], sample: Mapping[str, Any]) -> str
     rendered: list[str] = []
     length = 0
     for part in _parts(text):
-        shown = part if isinstance(part, str) else _shown(resolve(part, values))
-        length += len(shown)
+        inserted = part if isinstance(part, str) else shown(resolve(part, values))
+        length += len(inserted)
         if length > MAX_RENDERED:
             raise TemplateError(f"The text is longer than {MAX_RENDERED} characters.", "invalid_variable_error")
-        rendered.append(shown)
+        rendered.append(inserted)
     return "".join(rendered)
+
+
+def value_of(text: str, item: Mapping[str, Any], sample: Mapping[str, Any]) -> Any:
+    """Return the value of a template that is a placeholder and nothing else, or the text of any other template.
+
+    Raises: TemplateError.
+    """
+    parts = [part for part in _parts(text) if not isinstance(part, str) or part.strip()]
+    match parts:
+        case [Reference() as reference]:
+            return resolve(reference, {"item": item, "sample": sample})
+    return render(text, item, sample)
 
 
 def resolve(reference: Reference, values: Mapping[str, Any]) -> Any:
@@ -95,7 +107,8 @@ def _no_value(reference: Reference) -> TemplateError:
     return TemplateError(f"'{reference}' has no value for this item.", "invalid_variable_error")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a value as it stands in a text."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

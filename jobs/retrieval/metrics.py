@@ -1,11 +1,13 @@
 """Measure the quality of a ranking by judgements, and the similarity of two rankings.
 
+Each measure of a ranking needs an item that is relevant.
 Judgements follow trec_eval: the gain is the grade, and a grade below 1 is not relevant.
 """
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 Grades = Mapping[str, int]
 
@@ -40,6 +42,16 @@ def ndcg(ranked: Sequence[str], grades: Grades, k: int) -> float:
 def reciprocal_rank(ranked: Sequence[str], grades: Grades, k: int) -> float:
     """Return 1 / rank of the first relevant item; 0 if none is among the first `k`."""
     return next((1 / rank for rank, name in enumerate(ranked[:k], 1) if grades.get(name, 0) > 0), 0.0)
+
+
+#: The measures by their names in evaluations; the mean of the last two over all queries gives them their names.
+MEASURES: Final[Mapping[str, Callable[[Sequence[str], Grades, int], float]]] = {
+    "recall": recall,
+    "precision": precision,
+    "ndcg": ndcg,
+    "mrr": reciprocal_rank,
+    "map": average_precision,
+}
 
 
 def overlap(first: Sequence[str], second: Sequence[str]) -> float:

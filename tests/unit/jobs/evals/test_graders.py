@@ -44,10 +44,19 @@ PYTHON = {
     "source": "def grade(sample, item):\n    return 1.0",
     "image_tag": "2025-05-08",
 }
+FAITHFUL = {
+    "type": "faithfulness", "name": "faithful", "input": "{{ sample.output_text }}", "context": "{{ item.contexts }}",
+}  # fmt: skip
+RANKING = {
+    "type": "ranking", "name": "rank", "input": "{{ item.files }}", "reference": "{{ item.relevant }}",
+    "evaluation_metric": "ndcg", "k": 10,
+}  # fmt: skip
 MULTI = {"type": "multi", "name": "both", "graders": {"a": STRING, "b": SIMILAR}, "calculate_output": "0.5 * a + b / 2"}
 
 
-@pytest.mark.parametrize("definition", [STRING, SIMILAR, LABEL, SCORE, PYTHON, MULTI], ids=lambda given: given["type"])
+@pytest.mark.parametrize(
+    "definition", [STRING, SIMILAR, LABEL, SCORE, PYTHON, MULTI, FAITHFUL, RANKING], ids=lambda given: given["type"]
+)
 def test_a_definition_is_stored_as_it_was_given(definition: dict[str, Any]) -> None:
     stored = graders.stored(graders.parse_grader(definition))
     expected = definition
@@ -101,6 +110,16 @@ def without(definition: dict[str, Any], name: str) -> dict[str, Any]:
         ({**SCORE, "sampling_params": {"n": 2}}, "n"),
         ({**PYTHON, "source": ""}, "source"),
         ({**PYTHON, "source": "ä" * (graders.MAX_SOURCE_BYTES // 2 + 1)}, "source"),
+        ({**FAITHFUL, "context": ["a"]}, "context"),
+        ({**FAITHFUL, "input": "{{ sample.nothing }}"}, "input"),
+        ({**FAITHFUL, "sampling_params": {}}, ""),
+        ({**FAITHFUL, "type": "answer_relevance"}, "model"),
+        ({**FAITHFUL, "type": "context_recall", "model": "judge"}, "reference"),
+        ({**FAITHFUL, "type": "context_precision", "model": "judge", "input": "x"}, "question"),
+        ({**RANKING, "k": 0}, "k"),
+        ({**RANKING, "k": 1001}, "k"),
+        ({**RANKING, "k": True}, "k"),
+        ({**RANKING, "evaluation_metric": "hit"}, "evaluation_metric"),
         ({**MULTI, "graders": {}}, "graders"),
         ({**MULTI, "graders": STRING}, "graders"),
         ({**MULTI, "graders": {"max": STRING}}, "graders"),

@@ -34,6 +34,21 @@ def test_a_placeholder_inserts_the_value_of_its_path(text: str, expected: str) -
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (" {{ item.rows }}\n", [{"name": "ä"}, 2]),
+        ("{{ item.my-field }}", None),
+        ("{{ item.rows }}{{ item.rows }}", '[{"name": "ä"}, 2]' * 2),
+        ("x {{ item.question }}", "x How many?"),
+        ("plain", "plain"),
+        ("", ""),
+    ],
+)
+def test_value_of_a_lone_placeholder_is_not_made_a_text(text: str, expected: Any) -> None:
+    assert templates.value_of(text, ITEM, SAMPLE) == expected
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "{{ }}",
