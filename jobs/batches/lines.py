@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from jobs.errors import InvalidRequest
-from jobs.requests.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RESPONSES
+from jobs.requests.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RESPONSES, SERVED_WITH
 
 BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
@@ -29,6 +29,7 @@ REQUIRED: dict[str, tuple[str, str]] = {
     EMBEDDINGS: ("input", "Input parameter is required."),
     RESPONSES: ("input", "Input parameter is required."),
     RERANK: ("documents", "Documents parameter is required."),
+    **dict.fromkeys(SERVED_WITH, ("input", "Input parameter is required.")),
 }
 _STREAM_NAMES = {
     CHAT: "Chat Completions",

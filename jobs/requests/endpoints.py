@@ -1,5 +1,6 @@
 """The paths of model requests, for clients and in batches: OpenAI's, and `/v1/rerank`."""
 
+from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -8,6 +9,13 @@ COMPLETIONS: Final = "/v1/completions"
 RESPONSES: Final = "/v1/responses"
 EMBEDDINGS: Final = "/v1/embeddings"
 RERANK: Final = "/v1/rerank"
+
+# What evaluations ask of workers and their own engines. No client can ask at these paths, and no other server is asked.
+SEARCH: Final = "/v1/vector_stores/search"
+LIKELIHOOD: Final = "/v1/likelihood"
+BERTSCORE: Final = "/v1/bertscore"
+#: The endpoint that the model of each of these requests serves.
+SERVED_WITH: Final[Mapping[str, str]] = {SEARCH: EMBEDDINGS, LIKELIHOOD: COMPLETIONS, BERTSCORE: EMBEDDINGS}
 
 
 def base_of(url: str) -> str:

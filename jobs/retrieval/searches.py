@@ -4,11 +4,14 @@ from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
-URL: Final = "/v1/vector_stores/search"
+from jobs.requests.endpoints import SEARCH
+
+URL: Final = SEARCH
 #: The URL under which a search asks another queue's worker for scores.
 RERANK_URL: Final = "/v1/vector_stores/rerank"
 #: OpenAI's rankers, which are all the same here: the fused ranking. Any other name is a re-ranking model.
 RANKERS: Final = ("none", "auto", "default-2024-11-15", "default_2024_08_21")
+LONGEST_QUERY: Final = 4096  # characters
 DEPTH: Final = 50  # candidates that are re-ranked
 MOST_DEPTH: Final = 200
 

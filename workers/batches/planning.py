@@ -35,7 +35,7 @@ from jobs.ledger.outbox import SMALL_BYTES
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Segment, Shard
 from jobs.queues import Task
-from jobs.requests.endpoints import EMBEDDINGS
+from jobs.requests.endpoints import EMBEDDINGS, SERVED_WITH
 from jobs.security.tables import Project
 from workers.runtime.attempts import Abandoned
 from workers.runtime.context import Context
@@ -228,14 +228,15 @@ class Planner:
 
     def _queue_for_model(self, model: str, number: int) -> Route:
         job = self.claim.job
-        key = (model, job.endpoint, job.project_id)
+        endpoint = SERVED_WITH.get(job.endpoint, job.endpoint)
+        key = (model, endpoint, job.project_id)
         if key in self.queues:
             return self.queues[key]
         try:
             with self.context.db.read() as session:
                 registry = self.context.models.now()
                 queue = routing.route(
-                    session, self.config, registry, model, endpoint=job.endpoint, project_id=job.project_id
+                    session, self.config, registry, model, endpoint=endpoint, project_id=job.project_id
                 )
                 return self.queues.setdefault(key, queue)
         except routing.NotServed as refusal:

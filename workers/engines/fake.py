@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import msgspec
 
+from jobs.requests.endpoints import BERTSCORE, LIKELIHOOD
 from workers.engines import probes
 from workers.engines.adapter_slots import AdapterSlots
 from workers.engines.port import (
@@ -33,6 +34,7 @@ from workers.engines.port import (
     Request,
     Score,
     Usage,
+    likelihood_answer,
     refusal,
     unknown_model,
 )
@@ -248,7 +250,7 @@ def _embeddings(body: Body, prompt: str, _digest: bytes, _voice: str) -> Answer:
     value = body.get("input")
     many = isinstance(value, list) and bool(value) and not isinstance(value[0], int)
     texts = [_text(item) for item in value] if many and isinstance(value, list) else [prompt]
-    vectors = [_vector(text, body.get("dimensions") or DIMENSIONS) for text in texts]
+    vectors = [vector_of(text, body.get("dimensions") or DIMENSIONS) for text in texts]
     if body.get("encoding_format") == "base64":
         shown: list[Any] = [base64.b64encode(struct.pack(f"<{len(v)}f", *v)).decode() for v in vectors]
     else:
@@ -279,7 +281,7 @@ def _rerank(body: Body, query: str, _digest: bytes, _voice: str) -> Answer:
     return Answer(200, msgspec.json.encode(answer), Usage(tokens))
 
 
-def _vector(text: str, dimensions: int) -> list[float]:
+def vector_of(text: str, dimensions: int) -> list[float]:
     """Return a bag of words as a vector: texts with words in common are near.
 
     The whole text is a word too, so that no two texts have the same vector.
@@ -295,12 +297,30 @@ def _word(word: str, dimensions: int) -> list[float]:
     return [byte - 127.5 for byte in stream[:dimensions]]
 
 
+def _likelihood(body: Body, text: str, _digest: bytes, _voice: str) -> Answer:
+    """Give each word a tenth of a nat for each of its letters."""
+    first, *others = text.split() or [""]
+    return likelihood_answer(str(body.get("model")), Score((len(first),), tuple(-len(word) / 10 for word in others)))
+
+
+def _bertscore(body: Body, _prompt: str, _digest: bytes, _voice: str) -> Answer:
+    """Match equal words."""
+    text, reference = (set(value.split()) for value in body["input"])
+    common = len(text & reference)
+    precision, recall = common / (len(text) or 1), common / (len(reference) or 1)
+    f1 = 2 * precision * recall / (precision + recall) if common else 0.0
+    named = {"object": "bertscore", "model": body.get("model"), "layer": 1}
+    return Answer(200, msgspec.json.encode({**named, "precision": precision, "recall": recall, "f1": f1}))
+
+
 FORMS: Final[dict[str, Form]] = {
     "/v1/chat/completions": _chat,
     "/v1/completions": _text_completion,
     "/v1/responses": _response,
     "/v1/embeddings": _embeddings,
     "/v1/rerank": _rerank,
+    LIKELIHOOD: _likelihood,
+    BERTSCORE: _bertscore,
 }
 
 

@@ -5,10 +5,13 @@
                      ├─ EngineFault                this request broke in transport: it counts one try
                      └─ EngineDead                 the engine is gone: every request in flight is suspect
 
+Engines of this deployment also answer what evaluations ask: `vllm` how likely a text is, `embed` a BERTScore.
+
 Adapters: `vllm` (in process), `http` (any OpenAI-compatible server), `embed` and `rerank` (sentence-transformers),
 `fake` (tests and fault injection). `router` picks one by model.
 """
 
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -246,6 +249,24 @@ class Score:
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
+
+
+def likelihood_answer(model: str, score: Score) -> Answer:
+    """Return the answer of an engine that was asked, at the path LIKELIHOOD, how likely a text is.
+
+    `tokens` counts the tokens that were predicted: all but the first.
+
+    Raises EngineFault where a log-probability is no number.
+    """
+    tokens, log_likelihood = len(score.logprobs), math.fsum(score.logprobs)
+    if not tokens:
+        return refusal(400, "A text needs two tokens at least to have a likelihood.", param="input")
+    if not math.isfinite(log_likelihood):
+        raise EngineFault("The engine gave a log-probability that is no number.")
+    prompt_tokens = len(score.token_ids) + tokens
+    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": 0, "total_tokens": prompt_tokens}
+    body = {"object": "likelihood", "model": model, "tokens": tokens, "log_likelihood": log_likelihood, "usage": usage}
+    return Answer(200, msgspec.json.encode(body), Usage(prompt_tokens))
 
 
 @runtime_checkable

@@ -16,13 +16,14 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from jobs.fleet.models_file import EngineKind
-from jobs.requests.endpoints import EMBEDDINGS
+from jobs.requests.endpoints import BERTSCORE, EMBEDDINGS
 from jobs.requests.prompts import Prompts
+from workers.engines.encoders import bertscore
 from workers.engines.encoders.batching import LONGEST_TOKEN, BatchingEngine, Unacceptable
 from workers.engines.encoders.embed_model import SentenceModel
 from workers.engines.encoders.embed_runtime import Choices, Chooser
 from workers.engines.encoders.encoder_pool import TOKEN_CHARACTERS, Job, JobSlice
-from workers.engines.port import Answer, Usage
+from workers.engines.port import Answer, EngineFault, Request, Usage
 
 MOST_INPUTS: Final = 2048  # OpenAI's limits
 MOST_TOKENS: Final = 300_000
@@ -233,6 +234,19 @@ class EmbedEngine(BatchingEngine[SentenceModel]):
     ) -> None:
         super().__init__(source, names, revision=revision, args=args)
         self._chooser = Chooser(self._names[0], records)
+
+    async def answer(self, request: Request) -> Answer:
+        if request.url != BERTSCORE or request.body.get("model") not in self._names:
+            return await super().answer(request)
+        if self._model is None:
+            await self.start()
+        try:
+            texts = bertscore.read(request.body)
+            return await self._in_thread(bertscore.answer, self._model, self._names[0], *texts)
+        except Unacceptable as wrong:
+            return wrong.answer
+        except Exception as error:
+            raise EngineFault(f"The forward pass failed: {error}") from error
 
     def _load(self, source: str) -> SentenceModel:
         return self._chooser.load(source, self._revision, self._args)

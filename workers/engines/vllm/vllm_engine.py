@@ -28,12 +28,13 @@ import pydantic
 
 from jobs.fleet.models_file import EngineKind
 from jobs.inference.complete_answers import complete_response, status_of
-from jobs.requests.endpoints import RESPONSES
+from jobs.requests.endpoints import LIKELIHOOD, RESPONSES
 from jobs.requests.fields import OPENAI
 from workers.engines.caps import objection
 from workers.engines.documented import documented, malformed, refuse_unknown, undone
 from workers.engines.port import (
     Adapter,
+    AdapterRefused,
     Answer,
     Emit,
     EngineBusy,
@@ -43,6 +44,7 @@ from workers.engines.port import (
     Passage,
     Request,
     Score,
+    likelihood_answer,
     refusal,
     unknown_model,
 )
@@ -68,6 +70,7 @@ PROMPT_FIELD = {
     "/v1/completions": "prompt",
     "/v1/responses": "input",
     "/v1/embeddings": "input",
+    LIKELIHOOD: "input",
 }
 CONTEXT_PARAMETERS = frozenset({"input_tokens", "input_text"})
 OPENAI_PARAMETER = {"response_id": "previous_response_id"}
@@ -149,6 +152,8 @@ class VllmEngine:
             await self._stop()
 
     async def answer(self, request: Request) -> Answer:
+        if request.url == LIKELIHOOD:
+            return await self._likelihood(request)
         if refused := self._objection(request):
             return refused
         await self.start()
@@ -187,6 +192,23 @@ class VllmEngine:
         assert serving is not None
         work = partial(vllm_adapters.score, serving.state, model, passages, adapter)
         return await serving.slots.run_alone(adapter, work)
+
+    async def _likelihood(self, request: Request) -> Answer:
+        """Return how likely the text `input` is to the model, computed with nothing beside it."""
+        name = str(request.body.get("model"))
+        if name not in self._names:
+            return unknown_model(name)
+        await self.start()
+        serving = self._serving
+        assert serving is not None
+        work = partial(vllm_adapters.likelihood, serving.state, name, str(request.body["input"]), request.adapter)
+        try:
+            score = await serving.slots.run_alone(request.adapter, work)
+        except (AdapterRefused, EngineFault):
+            raise
+        except Exception as error:  # noqa: BLE001  vLLM raises anything
+            return _judge(serving, request, error)
+        return likelihood_answer(name, score)
 
     def _objection(self, request: Request) -> Answer | None:
         if request.url not in OPENAI:

@@ -337,6 +337,17 @@ async def prompt_tokens(renderer: Any, url: str, body: dict[str, Any]) -> list[i
     return [token for prompt in inputs for token in prompt["prompt_token_ids"]]
 
 
+async def text_tokens(renderer: Any, model: str, text: str) -> list[int]:
+    """Return the token ids of a text as a completion's prompt. Raises Uncounted, and what vLLM raises."""
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+    body = {"model": model, "prompt": text, "max_tokens": 1}
+    inputs = await renderer.render_completion(CompletionRequest.model_validate(body), skip_mm_cache=True)
+    if not isinstance(inputs, list):
+        raise Uncounted
+    return [token for prompt in inputs for token in prompt["prompt_token_ids"]]
+
+
 @cache
 def _unlimited() -> tuple[Any, Any]:
     """Return vLLM's request models without the limit on their length."""
