@@ -16,12 +16,15 @@ from api.evals.schemas import (
     MAX_SHOWN_BYTES,
     CompletionsSource,
     CreateRun,
+    DataSource,
     EvalRunObject,
     FileContent,
     ItemReference,
     JsonlSource,
     ModelUsage,
+    PerplexitySource,
     ResponsesSource,
+    RetrievalSource,
     RunDeleted,
     RunStatus,
     counts_of,
@@ -33,19 +36,23 @@ from api.http.bodies import resource
 from api.http.idempotency import Idempotent
 from api.http.paging import After, Limit20, Order, Page, find, page
 from api.http.space import check_not_full, check_space, count_if_due, reserve_or_remove
+from api.retrieval.search import search_of, searched_index
 from jobs.clock import now
 from jobs.errors import Conflict, InvalidRequest, NotFound
 from jobs.evals import evals, runs
-from jobs.evals.runs import Evaluation, Sampled
+from jobs.evals.runs import Evaluation, Retrieval, Sampled
 from jobs.evals.tables import Eval, EvalRun
 from jobs.files.tables import File
+from jobs.fleet import routing
+from jobs.fleet.models_file import EngineKind
 from jobs.ids import new_id
 from jobs.ledger import ledger
 from jobs.ledger.progress import outcomes, totals
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from jobs.platform.storage import let_go
-from jobs.requests.endpoints import CHAT, RESPONSES
+from jobs.requests.endpoints import CHAT, LIKELIHOOD, RESPONSES, SEARCH
+from jobs.retrieval.filters import check_filter
 
 router = resource("Evals")
 
@@ -63,6 +70,7 @@ def create_run(request: Request, call: Call, once: Idempotent, eval_id: str, bod
         return replayed
     with call.db.read() as session:
         get_eval(session, call, eval_id)
+    sampled = _sampled(call, body.data_source)
     run_id, items = new_id(runs.PREFIX), b""
     source = body.data_source.source
     if isinstance(source, FileContent):
@@ -79,7 +87,7 @@ def create_run(request: Request, call: Call, once: Idempotent, eval_id: str, bod
         run = _run(call, body, row, run_id, len(items))
         file = None if isinstance(source, FileContent) else _file(session, call, source.id)
         path = file.path if file else runs.items_path(run_id)
-        payload = _payload(call, body, row, path)
+        payload = _payload(call, row, path, sampled)
         _check_size(payload)
         facts = {"idempotency_key": once.key, "request_id": call.request_id}
         job = runs.submit(session, run, payload, actor=call.actor, file=file, **facts)
@@ -188,13 +196,13 @@ def _run(call: CallContext, body: CreateRun, row: Eval, run_id: str, size: int) 
     return run
 
 
-def _payload(call: CallContext, body: CreateRun, row: Eval, items: str) -> Evaluation:
+def _payload(call: CallContext, row: Eval, items: str, sampled: Sampled | None) -> Evaluation:
     return Evaluation(
         eval_id=row.id,
         items=items,
         item_schema=evals.item_schema(row.data_source_config),
         criteria=row.testing_criteria,
-        sampled=_sampled(body.data_source),
+        sampled=sampled,
         embedding_model=call.services.registry().embedder(call.config.embedding_model),
     )
 
@@ -206,9 +214,41 @@ def _check_size(payload: Evaluation) -> None:
         raise InvalidRequest(message, param="data_source", code="run_too_large")
 
 
-def _sampled(source: JsonlSource | CompletionsSource | ResponsesSource) -> Sampled | None:
-    if isinstance(source, JsonlSource):
-        return None
+def _sampled(call: CallContext, source: DataSource) -> Sampled | None:
+    """Return how a model is asked for the samples. Raises NotFound, Expired, InvalidRequest."""
+    match source:
+        case JsonlSource():
+            return None
+        case RetrievalSource():
+            return _searched(call, source)
+        case PerplexitySource():
+            _check_has_likelihoods(call, source.model)
+            return Sampled(endpoint=LIKELIHOOD, model=source.model, text=source.text)
+    return _asked(source)
+
+
+def _searched(call: CallContext, source: RetrievalSource) -> Sampled:
+    if source.filters is not None:
+        check_filter(source.filters, "data_source.filters")
+    index = searched_index(call, source.vector_store_id, source.ranking_options)
+    search = search_of(index, (), source.max_num_results, source.filters, source.ranking_options)
+    options = msgspec.to_builtins(search)
+    for name in ("model", "store_id", "queries"):
+        del options[name]
+    retrieval = Retrieval(vector_store_id=source.vector_store_id, options=options)
+    return Sampled(endpoint=SEARCH, model=index.model, text=source.query, retrieval=retrieval)
+
+
+def _check_has_likelihoods(call: CallContext, model: str) -> None:
+    """Check that the engine of a model is not known to give no likelihoods. Raises InvalidRequest."""
+    with call.db.read() as session:
+        engine = routing.engines(session, call.services.registry()).get(model, EngineKind.VLLM)
+    if engine != EngineKind.VLLM:
+        message = f"Invalid 'data_source.model': the engine '{engine}' gives no likelihoods of texts."
+        raise InvalidRequest(message, param="data_source.model", code="model_not_supported")
+
+
+def _asked(source: CompletionsSource | ResponsesSource) -> Sampled:
     messages = source.input_messages
     chat = isinstance(source, CompletionsSource)
     params = source.sampling_params.model_dump(mode="json", exclude_none=True)

@@ -7,8 +7,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from api.http.bodies import Body, Many
 from api.http.fields import Metadata, MetadataField
+from api.retrieval.search import RankingOptions
 from jobs.evals import evals, runs, templates
-from jobs.evals.graders import Grader, Message
+from jobs.evals.graders import Grader, Message, Template
 from jobs.evals.tables import Eval, EvalRun
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
@@ -143,7 +144,34 @@ class ResponsesSource(Body):
     sampling_params: ResponseParams = ResponseParams()
 
 
-DataSource = Annotated[JsonlSource | CompletionsSource | ResponsesSource, Field(discriminator="type")]
+class RetrievalSource(Body):
+    """Items for each of which a vector store is searched, as by the route of its search. Not one of OpenAI's.
+
+    The sample has the files, chunks and contexts of the results, best first, in `output_json`.
+    """
+
+    type: Literal["retrieval"]
+    source: Source
+    vector_store_id: str = Field(min_length=1, max_length=64)
+    query: Template = "{{ item.query }}"
+    max_num_results: int = Field(default=10, ge=1, le=50)
+    filters: dict[str, Any] | None = None
+    ranking_options: RankingOptions | None = None
+
+
+class PerplexitySource(Body):
+    """Items with a text each, whose likelihood a model of this deployment gives. Not one of OpenAI's."""
+
+    type: Literal["perplexity"]
+    source: Source
+    model: _Model
+    text: Template = "{{ item.text }}"
+
+
+DataSource = Annotated[
+    JsonlSource | CompletionsSource | ResponsesSource | RetrievalSource | PerplexitySource,
+    Field(discriminator="type"),
+]
 
 
 class CreateRun(Body):
@@ -211,6 +239,10 @@ class CriterionResult(BaseModel):
     passed: int
     failed: int
     errored: int
+    mean_score: float | None = Field(description="Of the items that have a score.")
+    perplexity: float | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="Of all texts together."
+    )
 
 
 class RunError(BaseModel):
@@ -280,8 +312,9 @@ def show_run(
 ) -> EvalRunObject:
     """Show a run. `steps` are the jobs that ask models for it."""
     ended = job.state in (JobState.SUCCEEDED, JobState.FAILED, JobState.EXPIRED, JobState.CANCELLED)
-    names = ("testing_criteria", "passed", "failed", "errored")
-    results = [CriterionResult(**{name: row[name] for name in names}) for row in run.criteria or ()]
+    results = [
+        CriterionResult(**{name: row.get(name) for name in CriterionResult.model_fields}) for row in run.criteria or ()
+    ]
     return EvalRunObject(
         id=run.id,
         eval_id=run.eval_id,

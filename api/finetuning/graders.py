@@ -44,6 +44,7 @@ from jobs.evals.grading import (
 )
 from jobs.evals.samples import sample_from_text
 from jobs.programs import run_python_grader
+from jobs.requests.endpoints import SERVED_WITH
 
 router = resource("Fine-tuning")
 
@@ -142,7 +143,8 @@ def _check(call: CallContext, grader: Grader) -> None:
 async def _ask(call: CallContext, request: Request, asked: ModelRequest) -> Answer:
     """Ask a model, and return its answer or the error that a client of the model would get."""
     try:
-        end, entries = await submit(call, request, asked.url, asked.body, stream=False)
+        endpoint = SERVED_WITH.get(asked.url)
+        end, entries = await submit(call, request, asked.url, asked.body, stream=False, endpoint=endpoint)
         await entries.aclose()
     except NightmillError as error:
         return Answer(error.status, {"error": {"message": error.message}})

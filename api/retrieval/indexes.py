@@ -26,7 +26,7 @@ from api.inference.interactive import whole_response
 from api.retrieval.queries import counts_of, get_store, stop_jobs
 from api.retrieval.routes import checked_model
 from api.retrieval.schemas import ChunkingStrategy, FileCounts, VectorStoreFileObject, show_counts, stored_chunking
-from api.retrieval.search import LONGEST_QUERY, answer_of, search_of
+from api.retrieval.search import answer_of, search_of
 from api.retrieval.store_files import POLL_AFTER, POLL_MS, Listed
 from api.shares import run_in_threadpool
 from jobs.errors import InvalidRequest, NotFound
@@ -294,7 +294,7 @@ def _build(session: Session, call: CallContext, store: VectorStore, body: Create
 _MOST_QUERIES = 100
 _CHUNKS = 5  # chunks per wanted file, because several may belong to one file
 
-_Query = Annotated[str, Field(min_length=1, max_length=LONGEST_QUERY, pattern=r"\S")]
+_Query = Annotated[str, Field(min_length=1, max_length=searches.LONGEST_QUERY, pattern=r"\S")]
 _FileId = Annotated[str, Field(min_length=1, max_length=64)]
 
 

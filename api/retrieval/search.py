@@ -31,7 +31,6 @@ from jobs.retrieval.tables import VectorStore
 
 router: APIRouter = resource("Vector stores")
 
-LONGEST_QUERY = 4096
 _MOST_QUERIES = 16
 _TRIES = 3
 
@@ -88,18 +87,18 @@ async def search_vector_store(call: Call, request: Request, vector_store_id: str
     queries = checked(body.query)
     if body.filters is not None:
         check_filter(body.filters, "filters")
-    index = await run_in_threadpool(_index, call, vector_store_id, body.ranking_options)
+    index = await run_in_threadpool(searched_index, call, vector_store_id, body.ranking_options)
     if body.rewrite_query:
         queries = await rewritten(call, request, queries)
         index = await run_in_threadpool(
-            _index, call, vector_store_id, body.ranking_options
+            searched_index, call, vector_store_id, body.ranking_options
         )  # it may have changed meanwhile
     for _ in range(_TRIES):
         search = search_of(index, queries, body.max_num_results, body.filters, body.ranking_options)
         first = await answer_of(call, request, search)
         if first.status != HTTPStatus.NOT_FOUND:
             break
-        searched, index = index, await run_in_threadpool(_index, call, vector_store_id, body.ranking_options)
+        searched, index = index, await run_in_threadpool(searched_index, call, vector_store_id, body.ranking_options)
         if index.id == searched.id:
             break  # otherwise another index came into use and the former one was removed
     if first.status >= 400:
@@ -153,13 +152,13 @@ def checked(query: str | list[str]) -> tuple[str, ...]:
         message = f"Invalid 'query': expected 1 to {_MOST_QUERIES} queries."
         raise InvalidRequest(message, param="query", code="invalid_value")
     for single in queries:
-        if not single.strip() or len(single) > LONGEST_QUERY:
-            message = f"Invalid 'query': a query has 1 to {LONGEST_QUERY} characters, not all of them spaces."
+        if not single.strip() or len(single) > searches.LONGEST_QUERY:
+            message = f"Invalid 'query': a query has 1 to {searches.LONGEST_QUERY} characters, not all of them spaces."
             raise InvalidRequest(message, param="query", code="invalid_value")
     return queries
 
 
-def _index(call: CallContext, store_id: str, options: RankingOptions | None) -> VectorStore:
+def searched_index(call: CallContext, store_id: str, options: RankingOptions | None) -> VectorStore:
     """Return the index in use.
 
     Raises: NotFound, and InvalidRequest for a ranker that no worker will serve.

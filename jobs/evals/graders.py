@@ -13,8 +13,9 @@ Types beyond OpenAI's:
     faithfulness, answer_relevance,
     context_precision, context_recall                   judge answers and contexts           `jobs.evals.grounding`
     ranking                                             measure a list of names              `jobs.retrieval.metrics`
+    perplexity                                          the likelihood of the item's text
 
-and the metric `chrf`.
+and the metrics `bertscore` and `chrf`.
 
 `Grader` is the type of a request's field; errors in it are validation errors of the request. A stored definition is
 read with `parse_grader`.
@@ -22,6 +23,7 @@ read with `parse_grader`.
 
 import json
 import keyword
+import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, Literal
 
@@ -40,6 +42,7 @@ _MAX_MESSAGES: Final = 100
 _MAX_PARTS: Final = 100
 
 Metric = Literal[
+    "bertscore",
     "cosine",
     "fuzzy_match",
     "bleu",
@@ -318,6 +321,21 @@ class Ranking(_Thresholded):
     k: Annotated[int, Field(ge=1, le=1000)]
 
 
+class Perplexity(_Named):
+    """Pass texts whose perplexity is at most `max_perplexity`.
+
+    The sample is that of a data source `perplexity`. The score is the mean log-likelihood of a token, so that a higher
+    score is better: the perplexity is exp(-score).
+    """
+
+    type: Literal["perplexity"]
+    max_perplexity: Annotated[_Finite, Field(ge=1)]
+
+    @property
+    def threshold(self) -> float:
+        return -math.log(self.max_perplexity)
+
+
 def _check_size(source: str) -> str:
     if len(source.encode(errors="replace")) > MAX_SOURCE_BYTES:
         raise ValueError(f"A source has at most {MAX_SOURCE_BYTES} bytes.")
@@ -340,7 +358,9 @@ def _check_variable(name: str) -> str:
 
 _Variable = Annotated[str, Field(max_length=64), AfterValidator(_check_variable)]
 Judge = LabelModel | ScoreModel | Faithfulness | AnswerRelevance | ContextPrecision | ContextRecall
-Measured = StringCheck | TextSimilarity | PythonGrader | ExactMatch | RegexMatch | JsonSchemaMatch | Ranking
+Measured = (
+    StringCheck | TextSimilarity | PythonGrader | ExactMatch | RegexMatch | JsonSchemaMatch | Ranking | Perplexity
+)
 Single = Judge | Measured
 
 

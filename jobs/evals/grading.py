@@ -30,6 +30,7 @@ from jobs.evals.graders import (
     Measured,
     Message,
     MultiGrader,
+    Perplexity,
     PythonGrader,
     Ranking,
     RegexMatch,
@@ -41,13 +42,14 @@ from jobs.evals.graders import (
 )
 from jobs.evals.grounding import Grounded
 from jobs.evals.templates import TemplateError
-from jobs.requests.endpoints import CHAT, EMBEDDINGS
+from jobs.requests.endpoints import BERTSCORE, CHAT, EMBEDDINGS
 from jobs.retrieval import metrics
 
 Values = Mapping[str, Any]
 
 OTHER: Final = "other_error"
 FORMULA: Final = "formula_parse_error"
+SAMPLE_PARSE: Final = "sample_parse_error"
 JUDGE_PARSE: Final = "model_grader_parse_error"
 JUDGE_REFUSAL: Final = "model_grader_refusal_error"
 JUDGE_SERVER: Final = "model_grader_server_error"
@@ -58,6 +60,7 @@ PYTHON_SERVER: Final = "python_grader_server_error"
 JUDGE_TOKENS: Final = 1024
 _LARGEST: Final = 1e300  # a score, whatever its sign: NaN and larger integers are none
 _LARGEST_GRADE: Final = 1000  # of the relevance of a name
+_LARGEST_LOSS: Final = 700.0  # nats a token: the perplexity of more is infinite
 _MAX_STEPS: Final = 8  # of a judge's reasoning
 _SHOWN: Final = 200  # characters of a judge's answer in an error
 #: Says in the sandbox whether a text is JSON that is valid under a schema. No reference is fetched.
@@ -226,8 +229,13 @@ def _grade_single(key: str, grader: Single, case: _Case) -> Grade:
 
 def _score(key: str, grader: Single, case: _Case) -> tuple[float, Values]:
     """Return a score and its details. Raises: GradingError."""
-    if isinstance(grader, Faithfulness) and grader.model is None:
-        return grounding.lexical_faithfulness(_texts(grader, case)), {}
+    match grader:
+        case Faithfulness(model=None):
+            return grounding.lexical_faithfulness(_texts(grader, case)), {}
+        case Perplexity():
+            return _perplexity(case)
+        case TextSimilarity(evaluation_metric="bertscore"):
+            return _bertscore(key, grader, case)
     if isinstance(grader, Judge):
         return _judge(key, grader, case)
     return _measure(key, grader, case), {}
@@ -244,6 +252,7 @@ def _measure(key: str, grader: Measured, case: _Case) -> float:
             return _run_python(grader.source, case.item, case.sample, case)
         case JsonSchemaMatch():
             return _match_schema(grader, case)
+    assert isinstance(grader, StringCheck | ExactMatch | RegexMatch)
     return float(_compare(grader, case))
 
 
@@ -302,7 +311,18 @@ def _run_python(source: str, item: Values, sample: Values, case: _Case) -> float
     return case.ports.run_python(source, item, sample)
 
 
-# Rankings.
+# Likelihoods and rankings.
+
+
+def _perplexity(case: _Case) -> tuple[float, Values]:
+    output = case.sample.get("output_json")
+    try:
+        score, details = float(output["mean_log_likelihood"]), {name: output[name] for name in ("perplexity", "tokens")}
+    except (KeyError, TypeError, ValueError) as error:
+        raise GradingError(SAMPLE_PARSE, "The sample is no likelihood of a text.") from error
+    if not -_LARGEST_LOSS <= score <= 0:
+        raise GradingError(SAMPLE_PARSE, "The likelihood of the text is no logarithm of one.")
+    return score, details
 
 
 def _rank(grader: Ranking, case: _Case) -> float:
@@ -342,6 +362,17 @@ def _similarity(key: str, grader: TextSimilarity, case: _Case) -> float:
         raise GradingError(OTHER, str(error)) from error
 
 
+def _bertscore(key: str, grader: TextSimilarity, case: _Case) -> tuple[float, Values]:
+    """Return the F1 of BERTScore, with the precision, the recall, the model and its layer."""
+    case.render(grader.input), case.render(grader.reference)  # raise the error of a template that has no value
+    body = _answered(key, case)
+    try:
+        details = {name: body[name] for name in ("model", "layer", "precision", "recall")}
+        return float(body["f1"]), details
+    except (KeyError, TypeError, ValueError) as error:
+        raise GradingError(JUDGE_PARSE, "The embedding model answered no BERTScore.") from error
+
+
 def _vectors(body: Values) -> Sequence[Sequence[float]]:
     try:
         vectors = [[float(number) for number in row["embedding"]] for row in body["data"]]
@@ -360,15 +391,20 @@ def _request_of(key: str, grader: Single, case: _Case) -> ModelRequest | None:
         match grader:
             case Faithfulness(model=None):
                 return None
-            case Judge():
-                return ModelRequest(key, CHAT, _judge_body(grader, case))
-            case TextSimilarity(evaluation_metric="cosine") if case.ports.embedding_model:
-                texts = [case.render(grader.input), case.render(grader.reference)]
-                body = {"model": case.ports.embedding_model, "input": texts, "encoding_format": "float"}
-                return ModelRequest(key, EMBEDDINGS, body)
+            case TextSimilarity(evaluation_metric="cosine" | "bertscore") if case.ports.embedding_model:
+                return _encoder_request(key, grader, case.ports.embedding_model, case)
+        if isinstance(grader, Judge):
+            return ModelRequest(key, CHAT, _judge_body(grader, case))
     except GradingError:
         return None
     return None
+
+
+def _encoder_request(key: str, grader: TextSimilarity, model: str, case: _Case) -> ModelRequest:
+    body = {"model": model, "input": [case.render(grader.input), case.render(grader.reference)]}
+    if grader.evaluation_metric == "bertscore":
+        return ModelRequest(key, BERTSCORE, body)
+    return ModelRequest(key, EMBEDDINGS, body | {"encoding_format": "float"})
 
 
 def _judge_body(grader: Judge, case: _Case) -> dict[str, Any]:

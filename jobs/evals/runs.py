@@ -24,7 +24,7 @@ from jobs.ledger import dependencies, ledger
 from jobs.ledger.kinds import Kind, Payload
 from jobs.ledger.tables import Job
 from jobs.queues import Queue
-from jobs.requests.endpoints import CHAT, EMBEDDINGS
+from jobs.requests.endpoints import BERTSCORE, CHAT, EMBEDDINGS
 
 NAME: Final = "evaluation"
 SAMPLING: Final = "sampling"
@@ -43,11 +43,21 @@ FAILED: Final = "fail"
 ERRORED: Final = "error"
 
 
+class Retrieval(BaseModel):
+    """A search of a vector store. `options` are fields of `jobs.retrieval.searches.Search`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vector_store_id: str
+    options: dict[str, Any] = {}
+
+
 class Sampled(BaseModel):
     """How a model is asked about each item, `n` times.
 
     The messages are those of `template`, or those that each item has at the path `reference`. `params` are OpenAI's
-    sampling parameters.
+    sampling parameters. The text whose likelihood is asked for, or that is searched for as `retrieval` says, is that of
+    the template `text`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +66,8 @@ class Sampled(BaseModel):
     model: str
     template: list[dict[str, Any]] | None = None
     reference: str | None = None
+    text: str | None = None
+    retrieval: Retrieval | None = None
     params: dict[str, Any] = {}
     n: int = 1
 
@@ -165,9 +177,9 @@ def _models_of(grader: Grader, embedding_model: str | None) -> list[tuple[str, s
     """Return the endpoint and the name of each model that a grader needs."""
     models = [(CHAT, model) for model in models_asked(grader)]
     metrics = {single.evaluation_metric for single in singles(grader) if isinstance(single, TextSimilarity)}
-    if "cosine" in metrics and embedding_model is not None:
-        models.append((EMBEDDINGS, embedding_model))
-    return models
+    endpoints = {"cosine": EMBEDDINGS, "bertscore": BERTSCORE}
+    asked = [endpoint for metric, endpoint in endpoints.items() if metric in metrics]
+    return models + ([(endpoint, embedding_model) for endpoint in asked] if embedding_model is not None else [])
 
 
 def steps_of(session: Session, run_ids: Sequence[str]) -> dict[str, list[Job]]:

@@ -1,9 +1,21 @@
 """The sample that graders see: what a model answered, as the namespace `sample` of templates and python graders."""
 
 import json
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
+
+from jobs.requests.endpoints import CHAT, LIKELIHOOD, SEARCH
+
+
+def sample_from_answer(endpoint: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sample of the answer of an endpoint."""
+    if endpoint == CHAT:
+        return sample_from_completion(body)
+    if endpoint == SEARCH:
+        return sample_from_search(body)
+    return sample_from_likelihood(body) if endpoint == LIKELIHOOD else sample_from_response(body)
 
 
 def sample_from_text(text: str) -> dict[str, Any]:
@@ -30,6 +42,27 @@ def sample_from_response(body: Mapping[str, Any]) -> dict[str, Any]:
     message = {"role": "assistant", "content": text} | ({"tool_calls": calls} if calls else {})
     reason = "length" if body.get("status") == "incomplete" else "tool_calls" if calls else "stop"
     return sample_from_message(message, reason)
+
+
+def sample_from_search(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sample of the results of a search, best first: the files of the chunks are named once each."""
+    chunks = body["chunks"]
+    texts = [chunk["text"] for chunk in chunks]
+    output = {
+        "files": list(dict.fromkeys(chunk["file_id"] for chunk in chunks)),
+        "filenames": list(dict.fromkeys(chunk["filename"] for chunk in chunks)),
+        "chunks": [f"{chunk['file_id']}:{chunk['n']}" for chunk in chunks],
+        "scores": [chunk["score"] for chunk in chunks],
+        "contexts": texts,
+    }
+    return {**sample_from_text("\n\n".join(texts)), "output_json": output}
+
+
+def sample_from_likelihood(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sample of the likelihood that a model gives to a text: `tokens` of it were predicted."""
+    tokens, mean = body["tokens"], body["log_likelihood"] / body["tokens"]
+    output = {"tokens": tokens, "mean_log_likelihood": mean, "perplexity": math.exp(-mean)}
+    return {**sample_from_text(json.dumps(output)), "output_json": output}
 
 
 def sample_from_message(message: Mapping[str, Any], finish_reason: str = "stop") -> dict[str, Any]:

@@ -5,6 +5,7 @@ from tests.badinputs import (
     contexts,
     deletion,
     documents,
+    evaluations,
     files,
     fuzz,
     json_bodies,
@@ -17,5 +18,20 @@ from tests.badinputs import (
 )
 from tests.badinputs.case import Case
 
-AREAS = (json_bodies, wire, jsonl, contexts, files, documents, urls, sources, auth, races, tampering, deletion, fuzz)
+AREAS = (
+    json_bodies,
+    wire,
+    jsonl,
+    contexts,
+    files,
+    documents,
+    urls,
+    sources,
+    auth,
+    races,
+    tampering,
+    deletion,
+    evaluations,
+    fuzz,
+)
 CASES: tuple[Case, ...] = tuple(case for area in AREAS for case in area.cases())

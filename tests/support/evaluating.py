@@ -71,16 +71,17 @@ class World:
     client: OpenAI
     verdicts: list[Answer | float]
     asked: list[Request]
+    schema: dict[str, Any]
 
     def eval(self, *criteria: dict[str, Any], **fields: Any) -> str:
-        config: Any = {"type": "custom", "item_schema": SCHEMA, "include_sample_schema": True}
+        config: Any = {"type": "custom", "item_schema": self.schema, "include_sample_schema": True}
         graders: Any = list(criteria)
         made = self.client.evals.create(name="e", data_source_config=config, testing_criteria=graders, **fields)
         return made.id
 
     def run(self, eval_id: str, content: list[Any], kind: str = "completions", **source: Any) -> Any:
         given = {"type": kind, "source": {"type": "file_content", "content": content}}
-        if kind != "jsonl":
+        if kind in ("completions", "responses"):
             given |= {"model": MODEL, "input_messages": TEMPLATE}
         return self.client.evals.runs.create(eval_id, name="r", data_source=given | source)  # type: ignore[arg-type]
 
@@ -111,15 +112,15 @@ def judge(asked: list[Request], verdicts: list[Answer | float], request: Request
 
 
 @contextmanager
-def evaluating(db: Database, folder: Path, **settings: Any) -> Iterator[World]:
+def evaluating(db: Database, folder: Path, schema: dict[str, Any] = SCHEMA, **settings: Any) -> Iterator[World]:
     """Run a world over an empty database."""
     asked: list[Request] = []
     verdicts: list[Answer | float] = [8.0]
     engine = FakeEngine((MODEL, JUDGE), fault=partial(judge, asked, verdicts))
     with (
         running(db, folder, engine, **settings) as mill,
-        running_app(folder, db.url) as app,
+        running_app(folder, db.url, **settings) as app,
         serve(app) as url,
         OpenAI(base_url=f"{url}/v1", api_key=make_key(app), max_retries=0) as client,
     ):
-        yield World(mill, client, verdicts, asked)
+        yield World(mill, client, verdicts, asked, schema)

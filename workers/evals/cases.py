@@ -20,9 +20,8 @@ from jobs.batches.lines import Bad, Text
 from jobs.errors import NotFound
 from jobs.evals.grading import Answer
 from jobs.evals.runs import Evaluation, Sampling, steps_of
-from jobs.evals.samples import sample_from_completion, sample_from_response
+from jobs.evals.samples import sample_from_answer
 from jobs.ledger.tables import Job
-from jobs.requests.endpoints import CHAT
 from workers.batches.finishing import output_line, records_of, shards_of
 from workers.batches.planning import MAX_ERRORS
 from workers.middleware.schema_checker import BadSchema, SchemaChecker
@@ -194,8 +193,8 @@ def sample_of(case: Case, endpoint: str | None) -> dict[str, Any] | None:
     if answer is None or not 200 <= answer.status < 300:
         return None
     try:
-        return sample_from_completion(answer.body) if endpoint == CHAT else sample_from_response(answer.body)
-    except (KeyError, IndexError, TypeError, AttributeError):  # status 200 does not make it a completion
+        return sample_from_answer(endpoint, answer.body)
+    except (LookupError, TypeError, AttributeError, ArithmeticError):  # status 200 does not make it an answer
         return None
 
 

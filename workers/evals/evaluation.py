@@ -6,6 +6,7 @@ claim ─▶ the segments ─▶ results by criterion ─▶ closed
 """
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -39,7 +40,7 @@ from workers.batches.planning import set_input
 from workers.batches.segments import SegmentRun
 from workers.evals.cases import Case, cases_of, sample_error, sample_of
 from workers.evals.python_grader import PythonSandbox
-from workers.evals.sampling import close, messages_of
+from workers.evals.sampling import close, input_of
 from workers.runtime import outcomes
 from workers.runtime.attempts import Abandoned
 from workers.runtime.context import Context
@@ -134,7 +135,7 @@ def _input(payload: Evaluation, case: Case) -> list[Any]:
     if payload.sampled is None:
         return []
     try:
-        return messages_of(payload.sampled, case.item.item)
+        return input_of(payload.sampled, case.item.item)
     except (GradingError, TemplateError):  # the run would have been rejected
         return []
 
@@ -337,7 +338,35 @@ def _sub_result(given: Grade) -> dict[str, Any]:
 
 class _Result(msgspec.Struct):
     passed: bool
+    score: float | None = None
     error: Any = None
+    sample: Any = None
+
+
+class _Criterion:
+    """The counts of a testing criterion, the mean of its scores, and the perplexity of all texts together."""
+
+    def __init__(self, definition: Mapping[str, Any]) -> None:
+        self._name, self._is_perplexity = definition["name"], definition["type"] == "perplexity"
+        self._counts = dict.fromkeys(("passed", "failed", "errored"), 0)
+        self._scores, self._mean = 0, 0.0
+        self._tokens, self._log_likelihood = 0, 0.0
+
+    def add(self, result: _Result) -> None:
+        self._counts["errored" if result.error is not None else "passed" if result.passed else "failed"] += 1
+        if result.score is None:
+            return
+        self._scores += 1
+        self._mean += result.score / self._scores - self._mean / self._scores  # a sum of large scores is infinite
+        if self._is_perplexity:
+            self._tokens += result.sample["tokens"]
+            self._log_likelihood += result.score * result.sample["tokens"]
+
+    def row(self) -> dict[str, Any]:
+        row = {"testing_criteria": self._name, **self._counts, "mean_score": self._mean if self._scores else None}
+        if self._tokens:
+            row["perplexity"] = math.exp(-self._log_likelihood / self._tokens)
+        return row
 
 
 class _Graded(msgspec.Struct):
@@ -351,12 +380,9 @@ _graded = msgspec.json.Decoder(_Graded).decode
 
 def finish(context: Context, claim: JobClaim, _handle: ClaimHandle) -> None:
     """Count the results of the claimed run by criterion, and end it. Raises ClaimLost, NotFound."""
-    criteria = [
-        {"testing_criteria": definition["name"], "passed": 0, "failed": 0, "errored": 0}
-        for definition in Evaluation.model_validate(claim.job.payload).criteria
-    ]
+    criteria = [_Criterion(definition) for definition in Evaluation.model_validate(claim.job.payload).criteria]
     for _, segments in shards_of(context, claim.job.id):
         for _, record in records_of(context, segments).values():
-            for counts, result in zip(criteria, _graded(output_line(context, record)).results, strict=True):
-                counts["errored" if result.error is not None else "passed" if result.passed else "failed"] += 1
-    close(context, claim, criteria)
+            for criterion, result in zip(criteria, _graded(output_line(context, record)).results, strict=True):
+                criterion.add(result)
+    close(context, claim, [criterion.row() for criterion in criteria])

@@ -6,7 +6,8 @@ claim ─▶ cases of the run ─▶ requests, a file of lines ─▶ planned as
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
 from typing import Any, Final
 
 import msgspec
@@ -19,15 +20,17 @@ from jobs.evals.graders import Message, parse_grader
 from jobs.evals.grading import GradingError, Ports, chat_messages, requests_of
 from jobs.evals.runs import Evaluation, Sampled, Sampling
 from jobs.evals.tables import EvalRun
-from jobs.evals.templates import TemplateError, references, resolve
+from jobs.evals.templates import TemplateError, references, render, resolve
 from jobs.ledger import ledger
 from jobs.ledger.ledger import JobClaim
 from jobs.ledger.tables import Job, Segment
 from jobs.platform.storage import let_go
-from jobs.requests.endpoints import CHAT
+from jobs.requests.endpoints import CHAT, SEARCH
 from workers.batches.planning import MAX_ERRORS, Planner, set_input
 from workers.batches.running import LineRun, read_items
+from workers.engines.port import Answer, Request
 from workers.evals.cases import cases_of, items_of, name_of, sample_of
+from workers.evals.store_search import StoreSearch
 from workers.runtime.attempts import Abandoned
 from workers.runtime.context import Context
 from workers.runtime.heartbeat import ClaimHandle
@@ -88,7 +91,7 @@ class SamplingPlanner(Planner):
                 self.errors.append(item)
                 continue
             try:
-                messages = messages_of(sampled, item.item)
+                messages = input_of(sampled, item.item)
             except (GradingError, TemplateError) as error:
                 self.errors.append(Bad("invalid_variable", str(error), item.line, "data_source.input_messages"))
                 if len(self.errors) >= MAX_ERRORS:
@@ -112,8 +115,13 @@ class SamplingPlanner(Planner):
                     yield name_of(case.item.number, case.index, request.key), _cached(request.url, request.body)
 
 
-def messages_of(sampled: Sampled, item: dict[str, Any]) -> list[Any]:
-    """Return the messages to the sampled model about an item. Raises GradingError, TemplateError."""
+def input_of(sampled: Sampled, item: dict[str, Any]) -> list[Any]:
+    """Return the messages to the sampled model about an item; a text is one message.
+
+    Raises GradingError, TemplateError.
+    """
+    if sampled.text is not None:
+        return [{"role": "user", "content": render(sampled.text, item, {})}]
     if sampled.template is not None:
         return chat_messages([Message.model_validate(message) for message in sampled.template], item, {})
     (reference,) = references("{{" + (sampled.reference or "") + "}}")
@@ -125,6 +133,8 @@ def messages_of(sampled: Sampled, item: dict[str, Any]) -> list[Any]:
 
 def body_of(sampled: Sampled, messages: list[Any], index: int) -> dict[str, Any]:
     """Return the body of the request for the sample `index` of an item. Samples differ by their seed."""
+    if sampled.text is not None:
+        return {"input": messages[0]["content"]}
     params = dict(sampled.params)
     if index and "seed" in params:
         params["seed"] += index
@@ -164,6 +174,24 @@ class SamplingRun(LineRun):
     """A claim on a shard of requests."""
 
     ends_at_once = False  # `finish` ends the job
+    _search: Callable[[Request], Awaitable[Answer]] | None = None
+
+    def all(self) -> None:
+        if self.claim.job.endpoint != SEARCH:
+            super().all()
+            return
+        with self.context.db.read() as session:
+            run = session.get_one(Job, self.claim.job.parent_id)
+        sampled = Evaluation.model_validate(run.payload).sampled
+        assert sampled is not None
+        assert sampled.retrieval is not None
+        queue = self.claim.queue or self.claim.job.queue or ""
+        with closing(StoreSearch(self.context, self.host, queue, sampled.retrieval)) as search:
+            self._search = search.answer
+            super().all()
+
+    def answer_function(self) -> Callable[[Request], Awaitable[Answer]] | None:
+        return self._search
 
     def read(self) -> tuple[list[LineItem], list[Record]]:
         return read_items(self.context, self.claim, Batch())

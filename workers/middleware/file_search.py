@@ -46,7 +46,6 @@ DEFAULT_RESULTS: Final = 5
 MAX_STORES: Final = 8
 MAX_WEIGHT: Final = 1_000_000
 MAX_RRF_K: Final = 10_000
-_LONGEST_QUERY: Final = 4096
 _LONGEST_NAME: Final = 255
 
 
@@ -174,12 +173,12 @@ def _check_ranking(options: RankingOptions) -> None:
 def query_of(given: Any) -> str:
     """Return the user's last message."""
     if isinstance(given, str):
-        return given.strip()[:_LONGEST_QUERY]
+        return given.strip()[: searches.LONGEST_QUERY]
     messages = [item for item in given if isinstance(item, dict) and item.get("role") == "user"] if given else []
     content = messages[-1].get("content") if messages else ""
     parts = content if isinstance(content, list) else [{"text": content}]
     texts = [str(part.get("text") or "") for part in parts if isinstance(part, dict)]
-    return "\n".join(texts).strip()[:_LONGEST_QUERY]
+    return "\n".join(texts).strip()[: searches.LONGEST_QUERY]
 
 
 def for_engine(request: Request) -> Request:

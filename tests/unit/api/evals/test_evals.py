@@ -11,6 +11,8 @@ from jobs.evals import runs
 from jobs.evals.tables import Eval, EvalRun
 from jobs.ledger import dependencies
 from jobs.ledger.tables import Job
+from jobs.requests.endpoints import SEARCH
+from tests.support.web import make_key
 from tests.unit.api.conftest import client_of
 
 CHECK = {"type": "string_check", "name": "same", "input": "{{ item.a }}", "operation": "eq", "reference": "x"}
@@ -235,6 +237,53 @@ def test_bad_run_is_refused_and_changes_nothing(
     assert code in (None, error["code"])
     assert stored(app) == (1, 0, 0)
     assert app.state.services.storage.list("jobs") == []
+
+
+def test_run_over_the_store_of_another_project_is_not_found(client: TestClient, app: FastAPI) -> None:
+    other = client_of(app, make_key(app, "another"))
+    store_id = other.post("/v1/vector_stores", json={}).json()["id"]
+    made = create(client)
+
+    for unknown in (store_id, "vs_x"):
+        source = {"type": "retrieval", "source": CONTENT, "vector_store_id": unknown}
+        answer = client.post(f"/v1/evals/{made['id']}/runs", json={"data_source": source})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (404, "vector_store_id")
+    assert stored(app) == (1, 0, 0)
+    assert app.state.services.storage.list("jobs") == []
+
+
+def test_run_over_a_store_asks_the_model_of_the_store(client: TestClient, app: FastAPI) -> None:
+    store = client.post("/v1/vector_stores", json={}).json()
+    source = {
+        "type": "retrieval",
+        "vector_store_id": store["id"],
+        "max_num_results": 7,
+        "ranking_options": {"score_threshold": 0.5, "deduplicate": 0.9},
+    }
+
+    made = run(client, create(client)["id"], **source)
+
+    assert made["model"] == store["embedding_model"]
+    with app.state.services.db.read() as session:
+        (step,) = runs.steps_of(session, [made["id"]])[made["id"]]
+        sampled = runs.Evaluation.model_validate(session.get_one(Job, made["id"]).payload).sampled
+    assert (step.endpoint, step.model) == (SEARCH, store["embedding_model"])
+    assert sampled is not None
+    assert sampled.retrieval == runs.Retrieval(
+        vector_store_id=store["id"], options={"limit": 7, "threshold": 0.5, "deduplicate": 0.9}
+    )
+    assert sampled.text == "{{ item.query }}"
+
+
+def test_perplexity_is_asked_of_engines_that_can_give_it(client: TestClient, app: FastAPI) -> None:
+    made = create(client)
+    source = {"type": "perplexity", "source": CONTENT, "model": "all-minilm-l6-v2"}
+
+    refused = client.post(f"/v1/evals/{made['id']}/runs", json={"data_source": source})
+    run(client, made["id"], **source | {"model": "smollm2-135m-instruct"})
+
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "model_not_supported")
+    assert stored(app)[1] == 1
 
 
 def test_run_that_every_shard_would_read_again_is_bounded(client: TestClient, app: FastAPI) -> None:

@@ -37,6 +37,12 @@ _GRADERS: Final[list[dict[str, Any]]] = [
     {"type": "exact_match", "name": "n", "input": "a", "reference": "b"},
     {"type": "regex", "name": "n", "input": "a", "pattern": "b"},
     {"type": "json_schema", "name": "n", "input": "a", "schema": {}},
+    {"type": "faithfulness", "name": "n", "input": "a", "context": "b", "model": "m", "sampling_params": {}},
+    {"type": "answer_relevance", "name": "n", "question": "a", "input": "b", "model": "m"},
+    {"type": "context_precision", "name": "n", "question": "a", "context": "b", "reference": "c", "model": "m"},
+    {"type": "context_recall", "name": "n", "context": "b", "reference": "c", "model": "m"},
+    {"type": "ranking", "name": "n", "input": "a", "reference": "b", "evaluation_metric": "map", "k": 3},
+    {"type": "perplexity", "name": "n", "max_perplexity": 9},
 ]
 _FILE: Final = {"type": "file_id", "id": "file-x"}
 _TEMPLATE: Final = {"type": "template", "template": _MESSAGES}
@@ -44,6 +50,8 @@ _REFERENCE: Final = {"type": "item_reference", "item_reference": "item.a"}
 _SOURCES: Final[list[dict[str, Any]]] = [
     {"type": "jsonl", "source": _FILE},
     {"type": "completions", "source": _FILE, "model": "m", "input_messages": _TEMPLATE, "sampling_params": {}},
+    {"type": "retrieval", "source": _FILE, "vector_store_id": "vs_x", "ranking_options": {}},
+    {"type": "perplexity", "source": _FILE, "model": "m"},
     {"type": "responses", "source": _FILE, "model": "m", "input_messages": _REFERENCE, "sampling_params": {}},
 ]
 #: Beside the requests of `calls`: those that have the objects in which other optional fields are.
