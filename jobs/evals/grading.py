@@ -319,9 +319,9 @@ def _perplexity(case: _Case) -> tuple[float, Values]:
     try:
         score, details = float(output["mean_log_likelihood"]), {name: output[name] for name in ("perplexity", "tokens")}
     except (KeyError, TypeError, ValueError) as error:
-        raise GradingError(SAMPLE_PARSE, "The sample is no likelihood of a text.") from error
+        raise GradingError(SAMPLE_PARSE, "The sample is not the likelihood of a text.") from error
     if not -_LARGEST_LOSS <= score <= 0:
-        raise GradingError(SAMPLE_PARSE, "The likelihood of the text is no logarithm of one.")
+        raise GradingError(SAMPLE_PARSE, "The mean log-likelihood is not a number from -700 to 0.")
     return score, details
 
 
@@ -329,7 +329,7 @@ def _rank(grader: Ranking, case: _Case) -> float:
     """Return the measure of a ranking. A name that occurs again does not count again."""
     ranked, relevant = case.value_of(grader.input), case.value_of(grader.reference)
     if not _are_names(ranked):
-        raise GradingError(OTHER, "The 'input' is no list of names.")
+        raise GradingError(OTHER, "The 'input' is not a list of names.")
     grades = dict.fromkeys(relevant, 1) if _are_names(relevant) else relevant
     if not isinstance(grades, Mapping) or not all(_is_grade(value) for value in grades.values()):
         raise GradingError(OTHER, "The 'reference' is neither a list of names nor an object of names and their grades.")
@@ -517,15 +517,15 @@ def _judge(key: str, grader: Judge, case: _Case) -> tuple[float, Values]:
 
 
 def _judged_score(grader: Judge, result: Any, case: _Case) -> float:
-    """Return the score by a judge's result. Raises: ValueError, for a result that is none."""
+    """Return the score by a judge's result. Raises: ValueError, for a result that is not valid."""
     match grader:
         case LabelModel():
             if result not in grader.labels:
-                raise ValueError("The result is none of the labels.")
+                raise ValueError("The result is not one of the labels.")
             return float(result in grader.passing_labels)
         case ScoreModel():
             if type(result) not in (int, float) or not -_LARGEST <= result <= _LARGEST:
-                raise ValueError("The result is no number.")
+                raise ValueError("The result is not a number.")
             lowest, highest = grader.bounds
             return min(max(float(result), lowest), highest)
     return grounding.score_of(grader, result, _texts(grader, case))

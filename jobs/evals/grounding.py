@@ -53,11 +53,11 @@ def result_schema(grader: Grounded, texts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def score_of(grader: Grounded, result: Any, texts: Mapping[str, Any]) -> float:
-    """Return the score by a judge's result about these texts. Raises: ValueError, for a result that is none."""
+    """Return the score by a judge's result about these texts. Raises: ValueError, for a result that is not valid."""
     if isinstance(grader, ContextPrecision):
         return _precision(result, list(texts["contexts"]))
     if not isinstance(result, list) or not all(isinstance(row, Mapping) for row in result):
-        raise ValueError("The result is no list of statements.")
+        raise ValueError("The result is not a list of statements.")
     verdicts = [row.get("verdict") for row in result]
     if not verdicts or not all(isinstance(verdict, bool) for verdict in verdicts):
         raise ValueError("A statement has no verdict.")

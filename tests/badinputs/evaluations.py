@@ -83,7 +83,7 @@ def _eval(world: World) -> str:
 
 
 def _of_another_project(world: World) -> str:
-    """Search the store of the other project, whose id is no secret."""
+    """Search the store of the other project, whose id is not secret."""
     store = world.once("another project's store", lambda: world.stranger.post("/v1/vector_stores", json={}).json())
     return _run(world, {**RETRIEVAL, "vector_store_id": store["id"]})
 

@@ -256,13 +256,13 @@ def likelihood_answer(model: str, score: Score) -> Answer:
 
     `tokens` counts the tokens that were predicted: all but the first.
 
-    Raises EngineFault where a log-probability is no number.
+    Raises EngineFault where a log-probability is not a finite number.
     """
     tokens, log_likelihood = len(score.logprobs), math.fsum(score.logprobs)
     if not tokens:
         return refusal(400, "A text needs two tokens at least to have a likelihood.", param="input")
     if not math.isfinite(log_likelihood):
-        raise EngineFault("The engine gave a log-probability that is no number.")
+        raise EngineFault("The engine gave a log-probability that is not a finite number.")
     prompt_tokens = len(score.token_ids) + tokens
     usage = {"prompt_tokens": prompt_tokens, "completion_tokens": 0, "total_tokens": prompt_tokens}
     body = {"object": "likelihood", "model": model, "tokens": tokens, "log_likelihood": log_likelihood, "usage": usage}

@@ -199,7 +199,7 @@ def _positions(module: Any) -> int:
 
 
 def _layers(model: Any) -> int | None:
-    """Return the number of the transformer's layers; None where the model is no transformer."""
+    """Return the number of the transformer's layers; None where the model is not a transformer."""
     config = getattr(getattr(model[0], "auto_model", None), "config", None)
     return getattr(config, "num_hidden_layers", None)
 
