@@ -12,6 +12,7 @@ import pytest
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from jobs.requests.endpoints import LIKELIHOOD
 from tests.support.services import need
 from tests.support.vllm_host import ROOT, Host
 from workers.engines.model_folders import SMOLLM2, materialise
@@ -285,6 +286,29 @@ def test_a_prompt_beyond_the_context_is_refused_at_its_field(host: Host, url: st
     said = host.ask(url, **{"model": MODEL, field: "word " * 4000})
 
     assert refused(said) == (400, field, "context_length_exceeded")
+
+
+def test_likelihood_of_a_text_is_that_of_transformers(host: Host) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = str(materialise(SMOLLM2, MODELS))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    for text in ("The capital of France is Paris.", "Colourless green ideas sleep furiously. " * 20):
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            mean = -float(model(input_ids=ids, labels=ids).loss)
+
+        body = host.ask(LIKELIHOOD, model=MODEL, input=text)["body"]
+
+        assert body["tokens"] == ids.shape[1] - 1
+        assert body["log_likelihood"] / body["tokens"] == pytest.approx(mean, abs=0.05)
+
+
+@pytest.mark.parametrize(("text", "code"), [("a", None), ("", None), ("word " * 4000, "context_length_exceeded")])
+def test_text_without_a_likelihood_is_refused(host: Host, text: str, code: str | None) -> None:
+    assert refused(host.ask(LIKELIHOOD, model=MODEL, input=text)) == (400, "input", code)
 
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}

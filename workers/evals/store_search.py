@@ -30,11 +30,13 @@ class StoreSearch:
     """The searches of one run in this process, whose engines serve `queue`."""
 
     def __init__(self, context: Context, host: EngineHost, queue: str, retrieval: Retrieval) -> None:
-        self._context, self._retrieval = context, retrieval
-        self._searching = Searching(context, host, Reranking(context, host, queue))
+        self._context, self._host, self._retrieval = context, host, retrieval
+        self._reranking = Reranking(context, host, queue)
+        self._searching = Searching(context, host, self._reranking)
 
     def close(self) -> None:
         self._searching.close()
+        self._host.call(self._reranking.close()).result()
 
     async def answer(self, request: Request) -> Answer:
         """Answer the request of a line, whose `input` is the query. Raises what engines raise."""

@@ -52,6 +52,10 @@ class Reranking:
         self._logits: set[str] = set()  # models that have returned logits
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="rerank")
 
+    async def close(self) -> None:
+        await self._client.close()
+        self._threads.shutdown(wait=False)
+
     async def answer(self, queued: QueuedRequest, priority: int) -> Answer:
         """Answer a request for scores from a worker of another queue. Raises what engines raise."""
         body = msgspec.json.decode(queued.body)

@@ -195,13 +195,15 @@ class VllmEngine:
 
     async def _likelihood(self, request: Request) -> Answer:
         """Return how likely the text `input` is to the model, computed with nothing beside it."""
-        name = str(request.body.get("model"))
+        name, text = str(request.body.get("model")), str(request.body["input"])
         if name not in self._names:
             return unknown_model(name)
+        if not text:
+            return likelihood_answer(name, Score((), ()))
         await self.start()
         serving = self._serving
         assert serving is not None
-        work = partial(vllm_adapters.likelihood, serving.state, name, str(request.body["input"]), request.adapter)
+        work = partial(vllm_adapters.likelihood, serving.state, name, text, request.adapter)
         try:
             score = await serving.slots.run_alone(request.adapter, work)
         except (AdapterRefused, EngineFault):
