@@ -25,6 +25,7 @@ from jobs.ledger.kinds import Kind, Payload
 from jobs.ledger.tables import Job
 from jobs.queues import Queue
 from jobs.requests.endpoints import BERTSCORE, CHAT, EMBEDDINGS
+from jobs.retrieval.searches import DEFAULT_LIMIT
 
 NAME: Final = "evaluation"
 SAMPLING: Final = "sampling"
@@ -37,6 +38,8 @@ EVENTS: Final[dict[str, str]] = {
     "cancelled": "eval.run.canceled",
 }
 
+#: Results of the searches of a run, all items together: their texts are stored.
+MAX_RESULTS: Final = 500_000
 #: The statuses of an item of a run that has been graded.
 PASSED: Final = "pass"
 FAILED: Final = "fail"
@@ -50,6 +53,11 @@ class Retrieval(BaseModel):
 
     vector_store_id: str
     options: dict[str, Any] = {}
+
+    @property
+    def max_items(self) -> int:
+        """Return for how many items a run may search."""
+        return MAX_RESULTS // int(self.options.get("limit", DEFAULT_LIMIT))
 
 
 class Sampled(BaseModel):

@@ -12,6 +12,7 @@ RERANK_URL: Final = "/v1/vector_stores/rerank"
 #: OpenAI's rankers, which are all the same here: the fused ranking. Any other name is a re-ranking model.
 RANKERS: Final = ("none", "auto", "default-2024-11-15", "default_2024_08_21")
 LONGEST_QUERY: Final = 4096  # characters
+DEFAULT_LIMIT: Final = 10  # results
 DEPTH: Final = 50  # candidates that are re-ranked
 MOST_DEPTH: Final = 200
 
@@ -69,7 +70,7 @@ class Search(msgspec.Struct, frozen=True, omit_defaults=True):
     model: str  # the store's embedding model
     store_id: str
     queries: tuple[str, ...]
-    limit: int = 10
+    limit: int = DEFAULT_LIMIT
     filters: dict[str, Any] | None = None
     vector_weight: float = 1.0
     text_weight: float = 0.3

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jobs.db.engine import Database
+from jobs.evals import runs
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
 from tests.support.evaluating import World, evaluating
 from tests.support.mill import MODEL
@@ -112,6 +113,16 @@ def test_results_of_a_store_are_measured(world: World) -> None:
         "error",
         "A query has 1 to 4096 characters, not all of them spaces.",
     )
+
+
+def test_results_of_a_run_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "MAX_RESULTS", 20)
+    content = [{"item": {"query": "birds", "relevant": ["kiwi"]}}] * 3
+    run = world.run(world.eval(ranking("map", 3)), content, kind="retrieval", vector_store_id=store_of(world))
+
+    done = world.ended(run)
+
+    assert (done.status, done.error.code, world.asked) == ("failed", "too_many_results", [])
 
 
 @pytest.mark.verify

@@ -18,7 +18,7 @@ from jobs.batches.batches import Batch
 from jobs.batches.lines import Bad
 from jobs.evals.graders import Message, parse_grader
 from jobs.evals.grading import GradingError, Ports, chat_messages, requests_of
-from jobs.evals.runs import Evaluation, Sampled, Sampling
+from jobs.evals.runs import MAX_RESULTS, Evaluation, Sampled, Sampling
 from jobs.evals.tables import EvalRun
 from jobs.evals.templates import TemplateError, references, render, resolve
 from jobs.ledger import ledger
@@ -90,10 +90,15 @@ class SamplingPlanner(Planner):
             if isinstance(item, Bad):
                 self.errors.append(item)
                 continue
+            if sampled.retrieval is not None and item.number >= sampled.retrieval.max_items:
+                message = f"A run searches for at most {MAX_RESULTS} results, all items together."
+                self.errors.append(Bad("too_many_results", message, None, "data_source.max_num_results"))
+                return
             try:
                 messages = input_of(sampled, item.item)
             except (GradingError, TemplateError) as error:
-                self.errors.append(Bad("invalid_variable", str(error), item.line, "data_source.input_messages"))
+                param = "data_source.input_messages" if sampled.text is None else "data_source"
+                self.errors.append(Bad("invalid_variable", str(error), item.line, param))
                 if len(self.errors) >= MAX_ERRORS:
                     return
                 continue

@@ -49,3 +49,18 @@ def test_wordnet_is_where_the_setting_says(db: Database, tmp_path: Path) -> None
             assert deployment_of(session, config, registry).has_wordnet is is_there
         assert (ports_of(config, registry).wordnet is not None) is is_there
         assert ports_of(config, registry).embedding_model == registry.embedder("")
+
+
+@pytest.mark.parametrize(
+    ("engine", "encodes"),
+    [("{packaged: all-minilm-l6-v2}, engine: embed", True), ("{urls: [http://h]}, engine: http", False)],
+)
+def test_tokens_are_encoded_by_a_model_of_the_deployments_own(
+    db: Database, tmp_path: Path, engine: str, encodes: bool
+) -> None:
+    models_file = tmp_path / "models.yaml"
+    models_file.write_text(f"models:\n  m: {{source: {engine}, endpoints: [/v1/embeddings], aliases: [other]}}\n")
+    for name in ("m", "other"):
+        config = Settings(data_dir=tmp_path, models_file=str(models_file), embedding_model=name)
+        with db.read() as session:
+            assert deployment_of(session, config, Registry.load(config)).encodes_tokens is encodes

@@ -178,13 +178,15 @@ def test_the_judges_and_references_of_a_grader_are_named_each_once() -> None:
         (PYTHON, "sandbox_unavailable"),
         ({**SIMILAR, "evaluation_metric": "meteor"}, "grader_unavailable"),
         ({**SIMILAR, "evaluation_metric": "cosine"}, "grader_unavailable"),
+        ({**SIMILAR, "evaluation_metric": "bertscore"}, "grader_unavailable"),
         ({**MULTI, "graders": {"a": STRING, "b": PYTHON}}, "sandbox_unavailable"),
     ],
-    ids=["python", "meteor", "cosine", "multi"],
+    ids=["python", "meteor", "cosine", "bertscore", "multi"],
 )
 def test_a_grader_that_needs_what_the_deployment_lacks_is_refused(definition: dict[str, Any], code: str) -> None:
     grader = graders.parse_grader(definition)
     with pytest.raises(InvalidRequest) as raised:
         check_available(grader, Deployment(), "testing_criteria[0]")
     assert (raised.value.code, raised.value.param) == (code, "testing_criteria[0]")
-    check_available(grader, Deployment(runs_python=True, has_wordnet=True, embedding_model="embedder"), "grader")
+    whole = Deployment(runs_python=True, has_wordnet=True, embedding_model="embedder", encodes_tokens=True)
+    check_available(grader, whole, "grader")
