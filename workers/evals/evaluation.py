@@ -363,7 +363,11 @@ class _Criterion:
             self._log_likelihood += result.score * result.sample["tokens"]
 
     def row(self) -> dict[str, Any]:
-        row = {"testing_criteria": self._name, **self._counts, "mean_score": self._mean if self._scores else None}
+        row: dict[str, Any] = {
+            "testing_criteria": self._name,
+            **self._counts,
+            "mean_score": self._mean if self._scores else None,
+        }
         if self._tokens:
             row["perplexity"] = math.exp(-self._log_likelihood / self._tokens)
         return row

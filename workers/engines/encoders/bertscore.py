@@ -49,7 +49,8 @@ def answer(model: SentenceModel, name: str, text: str, reference: str) -> Answer
     if model.layers is None:
         raise Unacceptable(f"The model '{name}' has no layers of tokens.", param="model")
     ids = [model.cut(tokens, model.longest) for tokens in model.tokens_of([text, reference])]
-    score = match(*(model.token_vectors(tokens) for tokens in ids), *model.special_tokens)
+    before, after = model.special_tokens
+    score = match(model.token_vectors(ids[0]), model.token_vectors(ids[1]), before, after)
     tokens = sum(map(len, ids))
     body = {
         "object": "bertscore",
