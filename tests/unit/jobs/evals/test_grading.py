@@ -337,7 +337,7 @@ def test_a_pattern_that_takes_too_long_is_an_error_and_no_failure() -> None:
 
 @pytest.mark.parametrize("expression", ["(", "[a", "a{2,1}", "*", "(?P<x>a)(?P=y)"])
 def test_what_is_no_regular_expression_is_refused(expression: str) -> None:
-    with pytest.raises(ValidationError, match="no regular expression"):
+    with pytest.raises(ValidationError, match="not a regular expression"):
         graders.parse_grader(pattern(expression))
 
 
