@@ -315,7 +315,7 @@ def _run_python(source: str, item: Values, sample: Values, case: _Case) -> float
 
 
 def _perplexity(case: _Case) -> tuple[float, Values]:
-    output = case.sample.get("output_json")
+    output: Any = case.sample.get("output_json")
     try:
         score, details = float(output["mean_log_likelihood"]), {name: output[name] for name in ("perplexity", "tokens")}
     except (KeyError, TypeError, ValueError) as error:
