@@ -62,6 +62,7 @@ class Timings:
     training_stop: float = 12.0  # for a checkpoint of a worker that is to stop: it is killed after 20
     tracking_look: float = 2.0  # between looks at whether steps are due at an experiment tracker
     capability_check: float = 20.0  # after the start, until a worker looks at what it can train
+    examination_retry: float = 2.0  # while another process of this host examines training files
     training_limit: float = 120.0  # for a checkpoint of a training that has reached a limit
 
     # workers.middleware: tuned models, the cache, and answers checked against a schema

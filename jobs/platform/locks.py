@@ -87,3 +87,11 @@ class FileLock:
             yield wait or self.try_acquire()
         finally:
             self.close()
+
+
+@contextmanager
+def hold_alone(path: Path) -> Iterator[bool]:
+    """Hold the lock of a file in a folder that may be missing; yield False when another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path).hold(wait=False) as alone:
+        yield alone

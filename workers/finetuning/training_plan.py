@@ -3,6 +3,7 @@
     claim ─▶ files ─▶ child: every line, tokens, split ─▶ snapshots stored ─▶ planned: data, plan, one shard
                                                 └─ errors ─▶ rejected, with lines and params
 
+One process of a host examines files at a time: they may be large, and the other processes plan and finish other jobs.
 A planner that dies leaves snapshots that nothing names, which are removed as orphans.
 """
 
@@ -22,6 +23,7 @@ from jobs.fleet.models_file import Model, ModelsFileError
 from jobs.ledger import ledger, shards
 from jobs.ledger.ledger import JobClaim
 from jobs.ledger.tables import Job, Shard
+from jobs.platform.locks import hold_alone
 from jobs.queues import Queue
 from workers.runtime.attempts import Abandoned
 from workers.runtime.context import Context
@@ -60,7 +62,10 @@ def _examined(context: Context, claim: JobClaim, asked: FineTuning, base: Model,
         paths = _paths(session, claim.job)
     question = examination.question(context.config, base, asked, paths, seconds=_SECONDS, store=True)
     try:
-        return examination.examine(question, lambda: handle.ended)
+        with hold_alone(context.config.data_dir / "run" / "examination") as alone:
+            if not alone:
+                raise Abandoned(context.timings.examination_retry)
+            return examination.examine(question, lambda: handle.ended)
     except examination.Stopped:
         raise Abandoned from None
     except examination.BaseUnavailable:

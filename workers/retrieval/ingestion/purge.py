@@ -7,10 +7,7 @@ already, so it may wait while the vector database is unavailable. After a kill i
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import Session
@@ -18,7 +15,7 @@ from sqlalchemy.orm import Session
 from jobs.clock import now
 from jobs.db.engine import WRITE_ROWS
 from jobs.ledger import audit, pauses
-from jobs.platform.locks import FileLock
+from jobs.platform.locks import hold_alone
 from jobs.queues import Queue
 from jobs.retrieval import attachments, documents, indexes
 from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
@@ -34,7 +31,7 @@ def purge(context: Context) -> None:
 
     While the queue or this worker is paused they stay pending.
     """
-    with context.heartbeat.under_way.at(Queue.INGEST), _alone(context.config.data_dir / "run" / "purge") as locked:
+    with context.heartbeat.under_way.at(Queue.INGEST), hold_alone(context.config.data_dir / "run" / "purge") as locked:
         while locked and not context.stop.is_set() and (removals := _due_removals(context)):
             for store_id in dict.fromkeys(removal.store_id for removal in removals):
                 _purge(context, [removal for removal in removals if removal.store_id == store_id])
@@ -52,13 +49,6 @@ def _purge(context: Context, removals: list[VectorRemoval]) -> None:
         return
     for removal, entries in removed:
         context.db.retrying(partial(_receipt, removal=removal, entries=entries))
-
-
-@contextmanager
-def _alone(lock_path: Path) -> Iterator[bool]:
-    lock_path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock_path).hold(wait=False) as alone:
-        yield alone
 
 
 def _due_removals(context: Context) -> list[VectorRemoval]:

@@ -22,6 +22,7 @@ from jobs.fleet.tables import Worker
 from jobs.ledger import kinds, ledger
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Outbox, Shard
+from jobs.platform.locks import hold_alone
 from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue, Task
 from jobs.security import keys
@@ -319,6 +320,14 @@ def test_duplicates_and_rows_of_the_validation_file_are_warned_of(planner: Plann
         "1 rows of the training file are duplicates of earlier ones: lines 13.",
     ]
     assert len(planner.snapshot(datasets.VALIDATION)) == 2
+
+
+def test_job_waits_while_another_process_examines_files(planner: Planning) -> None:
+    with hold_alone(planner.context.config.data_dir / "run" / "examination"), pytest.raises(Abandoned) as waiting:
+        planner.plan(jsonl([row(n) for n in range(10)]))
+
+    assert waiting.value.delay > 0
+    assert ledgers.job(planner.db, "ftjob-1").state == JobState.QUEUED
 
 
 def test_a_base_that_has_left_the_models_file_fails_the_job(planner: Planning) -> None:
