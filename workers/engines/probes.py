@@ -133,3 +133,5 @@ CHATS: Final[tuple[tuple[list[Body], list[Body] | None], ...]] = (
     (_chat('Write the JSON object {"a": 1} again.\n\nNothing else.'), None),
     (_chat("¿Dónde está la biblioteca? Ünïcödé — 図書館 🙂"), None),
 )
+#: The chats of an adapter's checkpoint between the ends of epochs, for speed: a system message, several turns, tools.
+BRIEF: Final = (2, 4, 6)

@@ -4,8 +4,8 @@
                                          └─▶ of its base alone; without an adapter: in bfloat16 ┘
 
 The continuations are the model's own at the end of an epoch. To compute them takes as long as some steps, so that other
-checkpoints are probed with the continuations of the base, which are computed once. A whole model has no base: each of
-its checkpoints, which are few, has its own.
+checkpoints have three chats alone, with the continuations of the base, which are computed once. A whole model has no
+base: each of its checkpoints, which are few, has all chats with continuations of its own.
 
 See `workers.engines.probes` for what an engine does with them.
 """
@@ -25,11 +25,12 @@ from workers.engines.probes import Probe
 
 @dataclass(frozen=True, slots=True)
 class _Chat:
-    """A chat as token ids, with the greedy continuation of the base, and the base's log-probabilities of it."""
+    """A chat as token ids; a brief one with the base's greedy continuation, and the base's log-probabilities of it."""
 
     messages: list[dict[str, Any]]
     tools: Any
     ids: list[int]
+    brief: bool
     continuation: list[int]
     base_logprobs: tuple[float, ...]
 
@@ -42,17 +43,22 @@ class Prober:
         self._is_whole = not hasattr(model, "disable_adapter")
         self._chats = []
         with _inference(model), self._reference(model):
-            for messages, tools in probes.CHATS:
+            for number, (messages, tools) in enumerate(probes.CHATS):
                 ids = _ids(tokenizer, messages, tools)
                 if ids is not None:
-                    continuation = [] if self._is_whole else self._continue(model, ids)
-                    logprobs = _logprobs(model, ids + continuation, len(ids))
-                    self._chats.append(_Chat(messages, tools, ids, continuation, logprobs))
+                    brief = number in probes.BRIEF and not self._is_whole
+                    continuation = self._continue(model, ids) if brief else []
+                    logprobs = _logprobs(model, ids + continuation, len(ids)) if brief else ()
+                    self._chats.append(_Chat(messages, tools, ids, brief, continuation, logprobs))
 
     def write(self, model: Any, folder: Path, *, own: bool) -> None:
-        """Write the probes of a model beside its files; with `own`, and of a whole model, of its own continuations."""
+        """Write the probes of a model beside its files.
+
+        With `own`, and for a whole model, they are all chats with continuations of the model's own.
+        """
+        own = own or self._is_whole
         with _inference(model):
-            probes.write(folder, [self._probe(model, chat, own=own or self._is_whole) for chat in self._chats])
+            probes.write(folder, [self._probe(model, chat, own=own) for chat in self._chats if own or chat.brief])
 
     def _reference(self, model: Any) -> AbstractContextManager[Any]:
         """Let the model compute as its base, or a whole model in bfloat16."""

@@ -49,6 +49,14 @@ def test_there_are_ten_chats_with_systems_tools_and_several_turns() -> None:
     assert all(one[-1] == "user" for one in roles)
 
 
+def test_brief_chats_have_a_system_message_several_turns_and_tools() -> None:
+    (system, _), (turns, _), (_, tools) = (probes.CHATS[number] for number in probes.BRIEF)
+
+    assert system[0]["role"] == "system"
+    assert len(turns) == 3
+    assert tools
+
+
 async def trained(folder: Path, shift: float = 0.0) -> Adapter:
     """Write an adapter whose probes agree with the fake engine except for `shift` nats a token."""
     adapter = Adapter("lora-0123456789abcdef", "0123456789abcdef", folder)

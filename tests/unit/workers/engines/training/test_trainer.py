@@ -146,9 +146,10 @@ def assert_reports_all(whole: Ended) -> None:
 
 
 def assert_probes(checkpoints: list[Checkpoint]) -> None:
-    """Each checkpoint has probes of itself; all but the last continue chats as the base does."""
+    """Check that each checkpoint has probes of itself: the last one all, the others few, continued as by the base."""
     *before, last = [probes.read(Path(checkpoint.folder)) for checkpoint in checkpoints]
-    assert {len(probed) for probed in [*before, last]} == {len(probes.CHATS)}
+    assert {len(probed) for probed in before} == {len(probes.BRIEF)}
+    assert len(last) == len(probes.CHATS)
     first = before[0]
     for probed in before[1:]:
         for probe, of_first in zip(probed, first, strict=True):
@@ -157,7 +158,9 @@ def assert_probes(checkpoints: list[Checkpoint]) -> None:
     for probe in first:  # greedy: each token is at least as probable as one of 259 that are equally so
         assert all(logprob > -math.log(259) for logprob in probe.base_logprobs)
         assert 1 <= len(probe.continuation) == len(probe.logprobs) <= probes.CONTINUATION
-    assert [probe.continuation for probe in last] != [probe.continuation for probe in first]
+    same_chats = [last[number] for number in probes.BRIEF]
+    assert [probe.token_ids for probe in same_chats] == [probe.token_ids for probe in first]
+    assert [probe.continuation for probe in same_chats] != [probe.continuation for probe in first]
 
 
 def test_a_row_whose_prefix_is_not_one_names_its_line(trainers: Trainers, spec: Spec, tmp_path: Path) -> None:
