@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.chaos.campaign import Campaign
 from tests.chaos.faults import (
@@ -34,8 +35,8 @@ from tests.support.weaviate import Weaviate
 _POISON = ("!reset", "!html", "!500", "!flaky2", "!crash", "!hang")
 _REAL = ("smollm2-135m-instruct", "all-minilm-l6-v2")
 #: A real engine takes both cores for minutes: heartbeats come late, and so do answers.
-_SLOW = {"NIGHTMILL_LEASE_SECONDS": "15", "NIGHTMILL_HEARTBEAT_SECONDS": "2", "NIGHTMILL_REDELIVERY_SECONDS": "5"}
-_SLOW |= {"NIGHTMILL_ENGINE_DEATHS": "1000"}  # they are of our making
+_PATIENCE = 5
+_DEATHS = {"NIGHTMILL_ENGINE_DEATHS": "1000"}  # they are of our making
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,7 +105,8 @@ def _campaign(folder: Path, seed: int, url: str, shared: Servers | None, vllm: b
     if not vllm:
         return Campaign(folder, seed, url, mix=Mix(tuned=2), servers=shared)
     mix = Mix(lines=(40, 120), poison=(), cancelled=0, models=_REAL, judged=False, stores=0, repeated=False)
-    return Campaign(folder, seed, url, mix=mix, width=2, stubbed=False, patience=5, environment=_SLOW, servers=shared)
+    slow: dict[str, Any] = {"width": 2, "stubbed": False, "patience": _PATIENCE, "environment": _DEATHS}
+    return Campaign(folder, seed, url, mix=mix, servers=shared, **slow)
 
 
 def run(campaign: Campaign, kills: int, names: Sequence[str], *, peaceful: bool) -> int:

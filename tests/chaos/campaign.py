@@ -48,6 +48,7 @@ CANCEL_SECONDS = 5.0
 _GENERATORS = 2  # workers on one engine: all of them lose what they asked it when it crashes
 #: What ends of itself in life does not while clocks are moved by a day.
 _LONG = {"NIGHTMILL_SOURCE_SECONDS": "200000", "NIGHTMILL_RESPONSE_CACHE_SECONDS": "2600000"}
+_TIMES = ("NIGHTMILL_LEASE_SECONDS", "NIGHTMILL_HEARTBEAT_SECONDS", "NIGHTMILL_REDELIVERY_SECONDS")
 _BEFORE = "poison"  # what was asked again before the first fault
 
 
@@ -72,7 +73,7 @@ class Campaign:
     mix: Mix = field(default_factory=Mix)
     width: int = 5
     stubbed: bool = True  # otherwise the engines are the real ones, in process
-    patience: float = 1.0  # how much slower than the stub everything may be
+    patience: float = 1.0  # the factor of all times: how much slower than the stub on a quiet machine all may be
     environment: Mapping[str, str] = field(default_factory=dict)
     servers: Servers | None = None  # that hosts share, in place of what is embedded
     weaviate: Weaviate | None = None
@@ -147,8 +148,12 @@ class Campaign:
         urls = dict(zip(("engine_url", "embed_url"), (engine.url for engine in self.engines), strict=False))
         shared = self.servers.variables if self.servers else {}
         vectors = {"NIGHTMILL_VECTORS_URL": self.weaviate.url} if self.weaviate else {}
-        given = {**ours, **database, **shared, **vectors, **self.environment}
+        given = {**ours, **self._times(), **database, **shared, **vectors, **self.environment}
         return System(self.folder, **urls, rivals=bool(urls), trains=bool(self.mix.tuned), **given)
+
+    def _times(self) -> dict[str, str]:
+        """Return the settings of times, longer by `patience`: a busy machine stands still for more than a lease."""
+        return {name: f"{float(SCALED[name]) * self.patience:g}" for name in _TIMES}
 
     def _watch(self, stack: ExitStack) -> None:
         """Record when the generating engine was asked, and which processes live."""

@@ -46,7 +46,6 @@ from tests.support.system import SCALED, StubEngine, System, command, pause, riv
 from tests.support.weaviate import Weaviate
 from workers.dispatcher.publisher import BrokerUnavailable, CeleryPublisher
 
-LEASE = float(SCALED["NIGHTMILL_LEASE_SECONDS"])
 _WEB_DELAY = 0.05  # F11: the kill comes this long after the request, at most
 _GONE_SECONDS = 5.0  # after a kill of `up`, nothing of it may live longer
 _END_SECONDS = 20.0  # F3: from SIGTERM to the end
@@ -74,6 +73,10 @@ class Scene:
     def broker_url(self) -> str:
         """Empty: the one on the socket in the data folder."""
         return self.servers.rabbit.url if self.servers else ""
+
+    @property
+    def lease(self) -> float:
+        return float(SCALED["NIGHTMILL_LEASE_SECONDS"]) * self.patience
 
     def server(self, name: str) -> Killable:
         if name == WEAVIATE:
@@ -135,12 +138,12 @@ def _kill_trainer(scene: Scene) -> None:
     signal_all(scene.system.tree("finetune")[1:], signal.SIGKILL)
 
 
-def _freeze(name: str, least: float = 1.1 * LEASE, most: float = 2.2 * LEASE) -> Callable[[Scene], None]:
-    """Longer than a lease, so that what it held has another holder; sometimes that one is just at it."""
+def _freeze(name: str, shortest: float = 1.1, longest: float = 2.2) -> Callable[[Scene], None]:
+    """Return a fault that freezes a process for a time in leases, by default so long that others take its claims."""
 
     def strike(scene: Scene) -> None:
         with scene.system.frozen(_one(scene, name)):
-            pause(scene.rng.uniform(least, most))
+            pause(scene.lease * scene.rng.uniform(shortest, longest))
 
     return strike
 
@@ -163,7 +166,7 @@ def _hang(name: str) -> Callable[[Scene], None]:
     def strike(scene: Scene) -> None:
         processes = scene.server(name).processes()
         signal_all(processes, signal.SIGSTOP)
-        pause(scene.rng.uniform(2.0, 2 * LEASE))
+        pause(scene.rng.uniform(2.0, 2 * scene.lease))
         signal_all(processes, signal.SIGCONT)
 
     return strike
@@ -272,7 +275,7 @@ def _fill(scene: Scene) -> None:
     """F8: at its memory's limit it evicts nothing and takes nothing."""
     with suppress(redis.RedisError), redis.Redis(unix_socket_path=str(socket_path(scene.system.data))) as broker:
         broker.config_set("maxmemory", "1mb")
-        pause(scene.rng.uniform(2.0, 2 * LEASE))
+        pause(scene.rng.uniform(2.0, 2 * scene.lease))
         broker.config_set("maxmemory", "0")
 
 
@@ -330,7 +333,7 @@ def _shift(scene: Scene, files: list[str], whose: str) -> None:
     shifted = [scene.system.clocks / name for name in files]
     for file in shifted:
         file.write_text(str(seconds))
-    pause(scene.rng.uniform(LEASE, 2 * LEASE))
+    pause(scene.rng.uniform(scene.lease, 2 * scene.lease))
     for file in shifted:
         file.unlink()
 
@@ -339,7 +342,7 @@ def _hold_database(scene: Scene) -> None:
     """F9: SQLite's writer lock is held for two leases, as by a process that was frozen inside a transaction."""
     with (scene.system.data / "nightmill.db.lock").open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        pause(2 * LEASE)
+        pause(2 * scene.lease)
 
 
 def _kill_web(scene: Scene) -> None:
@@ -422,7 +425,7 @@ FAULTS: dict[str, Fault] = {
     "broker down": Fault(_down, "F6", 2),
     "broker flushed": Fault(_flush, "F6", 3, kills=False),
     "broker": Fault(_kill("broker"), "F7", 5),
-    "broker frozen": Fault(_freeze("broker", 2.0, 8.0), "F7", 2, kills=False),
+    "broker frozen": Fault(_freeze("broker", 0.7, 2.7), "F7", 2, kills=False),
     "broker full": Fault(_fill, "F8", 2, kills=False),
     "messages repeated": Fault(_repeat, "F12", 3, kills=False),
     "database held": Fault(_hold_database, "F9", 2, kills=False),

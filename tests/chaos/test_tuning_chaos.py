@@ -11,8 +11,11 @@ from tests.chaos.load import Mix
 from tests.chaos.table import shown
 from tests.support.stand_ins import BASE
 
-# The first test waits for the whole run: two minutes on a quiet machine.
-pytestmark = [pytest.mark.verify, pytest.mark.timeout(600)]
+# The first test waits for the whole run: three minutes on a quiet machine.
+pytestmark = [pytest.mark.verify, pytest.mark.timeout(1800)]
+
+#: `make verify` has other tests beside this one: processes stand still for more than a lease of three seconds.
+_PATIENCE = 4.0
 
 _SEED = 22
 _FAULTS = ("trainer", "tuned", "finetune", "trainer", "finetune, main alone", "tuned", "finetune zombie")
@@ -22,7 +25,7 @@ _FAULTS = ("trainer", "tuned", "finetune", "trainer", "finetune, main alone", "t
 def campaign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Campaign]:
     folder: Path = tmp_path_factory.mktemp("chaos")
     mix = Mix(lines=(50, 100), poison=(), cancelled=0, responses=0, stores=0, repeated=False, tuned=2)
-    made = Campaign(folder, _SEED, mix=mix, width=1)
+    made = Campaign(folder, _SEED, mix=mix, width=1, patience=_PATIENCE)
     with made.running():
         made.load.feeding.set()
         made.go_on_until(lambda: made.load.tuners.models, 120, "there are checkpoints")
