@@ -48,7 +48,10 @@ CANCEL_SECONDS = 5.0
 _GENERATORS = 2  # workers on one engine: all of them lose what they asked it when it crashes
 #: What ends of itself in life does not while clocks are moved by a day.
 _LONG = {"NIGHTMILL_SOURCE_SECONDS": "200000", "NIGHTMILL_RESPONSE_CACHE_SECONDS": "2600000"}
-_TIMES = ("NIGHTMILL_LEASE_SECONDS", "NIGHTMILL_HEARTBEAT_SECONDS", "NIGHTMILL_REDELIVERY_SECONDS")
+_TIMES = (
+    *("NIGHTMILL_LEASE_SECONDS", "NIGHTMILL_HEARTBEAT_SECONDS", "NIGHTMILL_REDELIVERY_SECONDS"),
+    *("NIGHTMILL_ENGINE_TIMEOUT_SECONDS", "NIGHTMILL_CANCEL_GRACE_SECONDS"),
+)
 _BEFORE = "poison"  # what was asked again before the first fault
 
 
@@ -152,7 +155,7 @@ class Campaign:
         return System(self.folder, **urls, rivals=bool(urls), trains=bool(self.mix.tuned), **given)
 
     def _times(self) -> dict[str, str]:
-        """Return the settings of times, longer by `patience`: a busy machine stands still for more than a lease."""
+        """Return the settings of times, longer by `patience`: a busy machine stands still for longer than a lease."""
         return {name: f"{float(SCALED[name]) * self.patience:g}" for name in _TIMES}
 
     def _watch(self, stack: ExitStack) -> None:
@@ -202,7 +205,7 @@ class Campaign:
             self.load.cancel(job)
             self._await([job], "F18")
             for seconds in self.load.cancel_seconds[before:]:
-                if seconds > CANCEL_SECONDS:
+                if seconds > CANCEL_SECONDS * self.patience:
                     self.journal.violation(f"F18: {job.key} was cancelled after {seconds:.1f} s")
 
     def strike(self, names: Sequence[str], wait: tuple[float, float] = (1.5, 4.5), every: float = 0.0) -> None:
@@ -279,7 +282,8 @@ class Campaign:
         self._judge_responses()
         self._judge_beside()
         if self.rework() > self.bound():
-            blame(f"I4: {self.rework()} requests were repeated, {self.bound()} may be")
+            lost = dict(self.system.logged("lease_lost", "worker_lost"))
+            blame(f"I4: {self.rework()} requests were repeated, {self.bound()} may be; logged: {lost}")
         if self.longest_standstill() > STUCK_SECONDS * self.patience:
             blame(f"stuck for {self.longest_standstill():.1f} s")
         verdict = self.system.cli("audit", "verify")

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -326,6 +327,11 @@ class System:
         return subprocess.run(
             command, cwd=self._root, env=self._environment, capture_output=True, text=True, timeout=60, check=False
         )
+
+    def logged(self, *events: str) -> Counter[str]:
+        """Return how often the processes logged each of these events."""
+        lines = (line for path in (self.data / "logs").glob("*.log") for line in path.read_text().splitlines())
+        return Counter(event for line in lines for event in events if f'"event": "{event}"' in line)
 
     def errors(self) -> dict[str, list[str]]:
         """Per service, the events that it logged as errors, and tracebacks of no event."""
