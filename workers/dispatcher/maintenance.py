@@ -52,6 +52,7 @@ _RELEASED_AT_ONCE = 20  # transactions of WRITE_ROWS deliveries per sweep
 _PAGES_AT_ONCE = 20  # transactions of WRITE_ROWS rows per round, so that a backlog is not sealed or numbered in one go
 _LOOK = 1 / 3  # of a lease
 _LONG = 2 / 3  # of a lease
+_WAIT = 1 / 30  # of a lease, for the turn to write: a worker that holds the lock may have stood still until now
 _SHORTEST_LOOK = 1.0  # seconds
 
 K = TypeVar("K", bound=Hashable)
@@ -195,7 +196,7 @@ class Maintenance:
         silent = {key for key, _ in self._workers.stale((worker.id, worker.heartbeat) for worker in workers)}
         for worker in workers:
             if worker.id in silent or processes.has_ended(worker.host, worker.pid, worker.started):
-                self._write(
+                self._revoke(
                     partial(
                         self._handle_worker_death, worker_id=worker.id, seen=worker.heartbeat, registry=self._registry()
                     )
@@ -236,10 +237,10 @@ class Maintenance:
         lost_jobs = self._jobs.stale(((job_id, epoch), heartbeat) for job_id, epoch, heartbeat, _ in claimed)
         for (job_id, n, epoch), heartbeat in lost_shards:
             log.warning("lease_lost", extra={"job_id": job_id, "shard": n, "epoch": epoch})
-            self._write(partial(shards.revoke_lease, job_id=job_id, n=n, epoch=epoch, heartbeat=heartbeat))
+            self._revoke(partial(shards.revoke_lease, job_id=job_id, n=n, epoch=epoch, heartbeat=heartbeat))
         for (job_id, epoch), heartbeat in lost_jobs:
             log.warning("lease_lost", extra={"job_id": job_id, "epoch": epoch})
-            self._write(partial(ledger.revoke_lease, job_id=job_id, epoch=epoch, heartbeat=heartbeat))
+            self._revoke(partial(ledger.revoke_lease, job_id=job_id, epoch=epoch, heartbeat=heartbeat))
 
     def _fire(self) -> None:
         with self._db.read() as session:
@@ -357,6 +358,20 @@ class Maintenance:
                 if not is_due(session):
                     return
             self._write(work)
+
+    def _revoke(self, work: Callable[[Session], object]) -> None:
+        """Run `work`, which revokes claims, in a write transaction.
+
+        Raises DatabaseBusy after a wait for the transaction, if no heartbeat moved: workers may have waited as well.
+        """
+        asked = self._clock()
+
+        def revoke(session: Session) -> None:
+            if self._workers.stands_still and self._clock() - asked > self._config.lease_seconds * _WAIT:
+                raise DatabaseBusy
+            work(session)
+
+        self._write(revoke)
 
     def _write(self, work: Callable[[Session], object]) -> object:
         """Run `work` in a write transaction, then let other processes write."""

@@ -1,7 +1,8 @@
 """What is taken back from whom, and who goes on."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 from sqlalchemy.orm import Session
@@ -101,6 +102,36 @@ def test_nobody_dies_of_a_time_in_which_nothing_could_be_written(
 
     with monkeypatch.context() as patch:
         patch.setattr(harness.db, "write", busy)
+        with pytest.raises(DatabaseBusy):
+            harness.tick(2)
+    harness.tick(1)
+    harness.tick(29)
+    held = ledgers.shard(harness.db, job.id).state
+    harness.tick(2)
+
+    assert held == ShardState.RUNNING
+    assert ledgers.shard(harness.db, job.id).state == ShardState.PENDING
+
+
+def test_lease_is_kept_when_the_dispatcher_waited_to_write_beside_the_workers(
+    harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that stands still with the writer lock keeps all heartbeats from being written."""
+    job = ledgers.running(harness.db, [4], project_id=project_of(harness.db, "one"))
+    harness.worker("far", host="elsewhere")
+    ledgers.claim_shard(harness.db, job.id, worker="far")
+    harness.tick()
+    harness.tick(29)
+    write = harness.db.write
+
+    @contextmanager
+    def waits() -> Iterator[Session]:
+        harness.clock.at += 2
+        with write() as session:
+            yield session
+
+    with monkeypatch.context() as patch:
+        patch.setattr(harness.db, "write", waits)
         with pytest.raises(DatabaseBusy):
             harness.tick(2)
     harness.tick(1)
