@@ -9,6 +9,7 @@ score 0 and the error. The error codes are the names that OpenAI's graders repor
 """
 
 import json
+import math
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -61,6 +62,7 @@ JUDGE_TOKENS: Final = 1024
 _LARGEST: Final = 1e300  # a score, whatever its sign: NaN and larger integers are none
 _LARGEST_GRADE: Final = 1000  # of the relevance of a name
 _LARGEST_LOSS: Final = 700.0  # nats a token: the perplexity of more is infinite
+_MAX_TOKENS: Final = 1 << 40  # of a text
 _MAX_STEPS: Final = 8  # of a judge's reasoning
 _SHOWN: Final = 200  # characters of a judge's answer in an error
 #: Says in the sandbox whether a text is JSON that is valid under a schema. No reference is fetched.
@@ -315,14 +317,13 @@ def _run_python(source: str, item: Values, sample: Values, case: _Case) -> float
 
 
 def _perplexity(case: _Case) -> tuple[float, Values]:
-    output: Any = case.sample.get("output_json")
-    try:
-        score, details = float(output["mean_log_likelihood"]), {name: output[name] for name in ("perplexity", "tokens")}
-    except (KeyError, TypeError, ValueError) as error:
-        raise GradingError(SAMPLE_PARSE, "The sample is not the likelihood of a text.") from error
-    if not -_LARGEST_LOSS <= score <= 0:
-        raise GradingError(SAMPLE_PARSE, "The mean log-likelihood is not a number from -700 to 0.")
-    return score, details
+    """Return the mean log-likelihood, with the perplexity and the tokens. The sample may be a client's own."""
+    match case.sample.get("output_json"):
+        case {"mean_log_likelihood": float() | int() as score, "tokens": int() as tokens} if (
+            -_LARGEST_LOSS <= score <= 0 < tokens <= _MAX_TOKENS
+        ):
+            return float(score), {"perplexity": math.exp(-score), "tokens": tokens}
+    raise GradingError(SAMPLE_PARSE, "The sample is not the likelihood of a text.")
 
 
 def _rank(grader: Ranking, case: _Case) -> float:

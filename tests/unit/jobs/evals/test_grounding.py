@@ -1,4 +1,4 @@
-"""Graders of answers that are based on contexts, and of rankings, by values computed by hand."""
+"""Graders of answers that are based on contexts, of rankings and of likelihoods, by values computed by hand."""
 
 import json
 import math
@@ -243,3 +243,44 @@ def test_what_is_no_ranking_is_an_error(item: dict[str, Any]) -> None:
 
     assert result.error is not None
     assert (result.score, result.error.code) == (None, "other_error")
+
+
+# ── likelihoods ──
+
+PERPLEXITY = {"type": "perplexity", "name": "likely", "max_perplexity": 10}
+
+
+@pytest.mark.parametrize(("mean", "passes"), [(0, True), (-1.0, True), (-math.log(10), True), (-2.4, False)])
+def test_perplexity_is_that_of_the_mean_log_likelihood(mean: float, passes: bool) -> None:
+    sample = {"output_json": {"mean_log_likelihood": mean, "tokens": 3}}
+
+    result = grade(graders.parse_grader(PERPLEXITY), {}, sample, {})
+
+    assert (result.score, result.passed, result.error) == (mean, passes, None)
+    assert result.details == {"tokens": 3, "perplexity": pytest.approx(math.exp(-mean))}
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        None,
+        [],
+        "text",
+        {},
+        {"mean_log_likelihood": -1.0},
+        {"mean_log_likelihood": -1.0, "tokens": "3"},
+        {"mean_log_likelihood": -1.0, "tokens": 0},
+        {"mean_log_likelihood": -1.0, "tokens": 10**30},
+        {"mean_log_likelihood": -1.0, "tokens": 1.5},
+        {"mean_log_likelihood": "-1", "tokens": 3},
+        {"mean_log_likelihood": 0.5, "tokens": 3},
+        {"mean_log_likelihood": -(10**400), "tokens": 3},
+        {"mean_log_likelihood": -701, "tokens": 3},
+        {"mean_log_likelihood": math.nan, "tokens": 3},
+    ],
+)
+def test_sample_without_a_likelihood_is_an_error(output: Any) -> None:
+    result = grade(graders.parse_grader(PERPLEXITY), {}, {"output_json": output}, {})
+
+    assert result.error is not None
+    assert (result.score, result.error.code) == (None, "sample_parse_error")
