@@ -15,6 +15,7 @@ from api import errors
 from api.batches import dry_run, schedules
 from api.batches import routes as batches
 from api.deps import Services
+from api.evals import imports as eval_imports
 from api.evals import output_items
 from api.evals import routes as evals
 from api.evals import runs as eval_runs
@@ -77,6 +78,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     finetuning.router,
     model_files.router,
     permissions.router,
+    eval_imports.router,
     evals.router,
     eval_runs.router,
     output_items.router,

@@ -1,6 +1,6 @@
 """Evals: created, listed, renamed and removed with their runs."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import Query
 from fastapi.responses import Response
@@ -39,18 +39,7 @@ def create_eval(call: Call, once: Idempotent, body: CreateEval) -> Response:
 
     def make(session: Session) -> EvalObject:
         check_not_full(session, call)
-        at = now()
-        row = Eval(
-            id=new_id(evals.PREFIX),
-            project_id=call.project_id,
-            name=body.name,
-            data_source_config=body.data_source_config.model_dump(mode="json", exclude_none=True),
-            testing_criteria=[stored(grader) for grader in body.testing_criteria],
-            created_at=at,
-            updated_at=at,
-        )
-        if body.metadata is not None:  # JSON null is not NULL
-            row.metadata_ = body.metadata
+        row = Eval(**eval_values(call, body))
         session.add(row)
         call.record(session, "eval.create", row.id)
         return show_eval(row)
@@ -109,6 +98,21 @@ def delete_eval(call: Call, eval_id: str) -> EvalDeleted:
 
 def evals_of(call: CallContext) -> Select[Eval]:
     return select(Eval).where(Eval.project_id == call.project_id)
+
+
+def eval_values(call: CallContext, body: CreateEval) -> dict[str, Any]:
+    """Return the values of the row of a new eval."""
+    at = now()
+    values = {
+        "id": new_id(evals.PREFIX),
+        "project_id": call.project_id,
+        "name": body.name,
+        "data_source_config": body.data_source_config.model_dump(mode="json", exclude_none=True),
+        "testing_criteria": [stored(grader) for grader in body.testing_criteria],
+        "created_at": at,
+        "updated_at": at,
+    }
+    return values if body.metadata is None else {**values, "metadata_": body.metadata}  # JSON null is not NULL
 
 
 def get_eval(session: Session, call: CallContext, eval_id: str) -> Eval:

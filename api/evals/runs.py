@@ -85,14 +85,14 @@ def create_run(request: Request, call: Call, once: Idempotent, eval_id: str, bod
             raise NotFound(f"No eval found with id '{clip(eval_id)}'.", param="eval_id")
         reserve_or_remove(session, call, len(items), runs.items_path(run_id), EvalRun.id == run_id)
         run = _run(call, body, row, run_id, len(items))
-        file = None if isinstance(source, FileContent) else _file(session, call, source.id)
+        file = None if isinstance(source, FileContent) else file_of(session, call, source.id)
         path = file.path if file else runs.items_path(run_id)
         payload = _payload(call, row, path, sampled)
-        _check_size(payload)
+        check_size(payload)
         facts = {"idempotency_key": once.key, "request_id": call.request_id}
         job = runs.submit(session, run, payload, actor=call.actor, file=file, **facts)
         call.record(session, "eval.run.create", run_id)
-        return _shown(session, request, call, [(run, job)])[0]
+        return show_runs(session, request, call, [(run, job)])[0]
 
     count_if_due(call)
     try:
@@ -119,7 +119,7 @@ def list_runs(
         statement = own if status is None else own.where(_has(status))
         rows, more = find(session, statement, EvalRun, after=after, limit=limit, order=order, among=own)
         jobs = {job.id: job for job in session.scalars(select(Job).where(Job.id.in_([row.id for row in rows])))}
-        shown = {row.id: row for row in _shown(session, request, call, [(row, jobs[row.id]) for row in rows])}
+        shown = {row.id: row for row in show_runs(session, request, call, [(row, jobs[row.id]) for row in rows])}
     return page(rows, more, lambda row: shown[row.id])
 
 
@@ -127,7 +127,7 @@ def list_runs(
 def retrieve_run(request: Request, call: Call, eval_id: str, run_id: str) -> EvalRunObject:
     """Return a run, with its counts so far."""
     with call.db.read() as session:
-        return _shown(session, request, call, [get_run(session, call, eval_id, run_id)])[0]
+        return show_runs(session, request, call, [get_run(session, call, eval_id, run_id)])[0]
 
 
 @router.post("/evals/{eval_id}/runs/{run_id}/cancel")
@@ -144,7 +144,7 @@ def cancel_run(request: Request, call: Call, eval_id: str, run_id: str) -> EvalR
             raise Conflict(message, code="invalid_state") from error
         if job.state != before:
             call.record(session, "eval.run.cancel", job.id)
-        return _shown(session, request, call, [(run, job)])[0]
+        return show_runs(session, request, call, [(run, job)])[0]
 
 
 @router.delete("/evals/{eval_id}/runs/{run_id}")
@@ -207,7 +207,7 @@ def _payload(call: CallContext, row: Eval, items: str, sampled: Sampled | None) 
     )
 
 
-def _check_size(payload: Evaluation) -> None:
+def check_size(payload: Evaluation) -> None:
     """Check the size of what is read with each shard. Raises InvalidRequest."""
     if len(payload.model_dump_json()) > MAX_PAYLOAD_BYTES:
         message = f"The criteria, the schema and the messages together have more than {MAX_PAYLOAD_BYTES} bytes."
@@ -262,9 +262,8 @@ def _asked(source: CompletionsSource | ResponsesSource) -> Sampled:
     )
 
 
-def _file(session: Session, call: CallContext, file_id: str) -> File:
+def file_of(session: Session, call: CallContext, file_id: str, param: str = "data_source.source.id") -> File:
     """Return the file of a run, which stays until the run has ended. Raises InvalidRequest."""
-    param = "data_source.source.id"
     file = session.scalar(visible(call).where(File.id == file_id).with_for_update(read=True))
     if file is None:
         raise InvalidRequest(f"Invalid '{param}': no file '{clip(file_id)}'.", param=param, code="file_not_found")
@@ -295,9 +294,10 @@ def _has(status: RunStatus) -> ColumnElement[bool]:
     return exists().where(job.id == EvalRun.id, conditions[status])
 
 
-def _shown(
+def show_runs(
     session: Session, request: Request, call: CallContext, rows: Sequence[tuple[EvalRun, Job]]
 ) -> list[EvalRunObject]:
+    """Return runs, each with its job, as clients see them."""
     steps = runs.steps_of(session, [run.id for run, _ in rows])
     base = call.config.public_url.rstrip("/") or str(request.base_url).rstrip("/")
     return [

@@ -203,6 +203,7 @@ class EvalObject(BaseModel):
     data_source_config: DataSourceConfig
     testing_criteria: list[dict[str, Any]]
     metadata: dict[str, str] | None
+    imported_from: str | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class EvalDeleted(BaseModel):
@@ -265,6 +266,7 @@ class EvalRunObject(BaseModel):
     per_testing_criteria_results: list[CriterionResult] | None
     error: RunError | None
     metadata: dict[str, str] | None
+    imported_from: str | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class RunDeleted(BaseModel):
@@ -304,6 +306,7 @@ def show_eval(row: Eval) -> EvalObject:
         ),
         testing_criteria=row.testing_criteria,
         metadata=row.metadata_,
+        imported_from=row.imported_from,
     )
 
 
@@ -321,7 +324,7 @@ def show_run(
         created_at=int(run.created_at),
         status=status_of(job, steps),
         name=run.name,
-        model=(job.payload.get("sampled") or {}).get("model"),
+        model=(job.payload.get("sampled") or job.payload.get("imported") or {}).get("model"),
         data_source=run.data_source,
         report_url=report_url,
         result_counts=counts,
@@ -329,6 +332,7 @@ def show_run(
         per_testing_criteria_results=results if run.criteria is not None else None,
         error=_error(job, steps),
         metadata=run.metadata_,
+        imported_from=run.imported_from,
     )
 
 

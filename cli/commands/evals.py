@@ -2,11 +2,13 @@
 
 import csv
 import json
+import os
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -15,6 +17,9 @@ from cli.errors import CliError
 from cli.groups import Group
 from cli.options import ApiKey, AsJson, DataDir, Limit, Url
 from cli.terminal import moment, say, show, show_entries, show_json, show_table
+
+if TYPE_CHECKING:
+    from cli.client.eval_import import Origin
 
 app = Group("Evaluate models on your items, and compare the runs.")
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, as `nightmill evals list` shows it.")]
@@ -151,7 +156,57 @@ def compare(
         say(str(report.absolute()), err=as_json)
 
 
+@app.command("import")
+def import_(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="FILE", exists=True, dir_okay=False, help="Saved evals, runs, output items: .json, .jsonl."
+        ),
+    ] = None,
+    from_: Annotated[
+        str, typer.Option("--from", metavar="URL", help="A server that speaks the API. Its key: NIGHTMILL_IMPORT_KEY.")
+    ] = "",
+    eval_: Annotated[
+        list[str] | None, typer.Option("--eval", metavar="EVAL", help="Only this eval of the server; may be repeated.")
+    ] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Import evals and runs that were made elsewhere, to compare them. What was imported before is not added again."""
+    from cli.client import eval_import
+
+    if bool(files) == bool(from_):
+        raise CliError("name files, or a server with --from")
+    with connect(url, api_key, data_dir) as server, _origin(files or (), from_, tuple(eval_ or ())) as origin:
+        for outcome in eval_import.import_all(server, origin):
+            row = {"imported_from": outcome.origin, "run": (outcome.run or {}).get("id"), "outcome": outcome.word}
+            show(row, f"{outcome.origin}  {row['run'] or '-'}  {outcome.word}", as_json=as_json)
+
+
 # ── what is asked for ──
+
+
+@contextmanager
+def _origin(files: Sequence[Path], url: str, chosen: tuple[str, ...]) -> Iterator["Origin"]:
+    """Yield where evals come from. Raises CliError."""
+    from cli.client.eval_import import FileOrigin, ServerOrigin
+
+    if url:
+        key = os.environ.get("NIGHTMILL_IMPORT_KEY", "")
+        if not key:
+            raise CliError(f"no API key for {url}: set NIGHTMILL_IMPORT_KEY")
+        with Server(url.rstrip("/").removesuffix("/v1"), key) as server:
+            yield ServerOrigin(server, chosen)
+        return
+    with tempfile.TemporaryDirectory(prefix="nightmill-") as folder:
+        origin = FileOrigin(Path(folder))
+        for path in files:
+            origin.read(path)
+        origin.check()
+        yield origin
 
 
 def graders_of(text: str) -> list[dict[str, Any]]:

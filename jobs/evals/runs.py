@@ -80,10 +80,20 @@ class Sampled(BaseModel):
     n: int = 1
 
 
+class Imported(BaseModel):
+    """A run that was made elsewhere: its id there, and the model that was asked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    model: str | None = None
+
+
 class Evaluation(Payload):
     """Grade the items at the path `items` by `criteria`, after a model has answered them where they are `sampled`.
 
-    `embedding_model` is the deployment's, which some graders ask.
+    `embedding_model` is the deployment's, which some graders ask. With `imported` the lines of `items` are output items
+    that have their grades.
     """
 
     eval_id: str
@@ -92,6 +102,7 @@ class Evaluation(Payload):
     criteria: list[dict[str, Any]]
     sampled: Sampled | None = None
     embedding_model: str | None = None
+    imported: Imported | None = None
 
 
 class Sampling(Payload):
@@ -173,6 +184,8 @@ def submit(
 
 def _steps(run: EvalRun, payload: Evaluation) -> list[tuple[str, Sampling]]:
     """Return the endpoint and the payload of each job that asks a model; the sampled model's comes first."""
+    if payload.imported is not None:
+        return []
     sampled = payload.sampled
     steps = [(sampled.endpoint, Sampling(run_id=run.id, model=sampled.model))] if sampled else []
     for index, definition in enumerate(payload.criteria):

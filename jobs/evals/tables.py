@@ -12,7 +12,10 @@ from jobs.db.base import Base
 
 
 class Eval(Base):
-    """A group of runs: the kind of data that they read, and the criteria by which each item is graded."""
+    """A group of runs: the kind of data that they read, and the criteria by which each item is graded.
+
+    `imported_from` is the id of an eval that was made elsewhere.
+    """
 
     __tablename__ = "eval"
 
@@ -22,10 +25,12 @@ class Eval(Base):
     data_source_config: Mapped[dict[str, Any]]
     testing_criteria: Mapped[list[Any]]
     metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata")
+    imported_from: Mapped[str | None]
     created_at: Mapped[float]
     updated_at: Mapped[float]
 
     __table_args__ = (
+        Index("ix_eval_project_imported", "project_id", "imported_from", unique=True),
         Index("ix_eval_project_created", "project_id", "created_at", "id"),
         Index("ix_eval_project_updated", "project_id", "updated_at", "id"),
     )
@@ -36,6 +41,7 @@ class EvalRun(Base):
 
     `data_source` is what the client asked for, without the items. `bytes` is the size of the items and grades.
     `criteria` counts the items that passed, failed and errored by each testing criterion; null until the run has ended.
+    `imported_from` is the id of a run that was made elsewhere.
     """
 
     __tablename__ = "eval_run"
@@ -46,11 +52,13 @@ class EvalRun(Base):
     name: Mapped[str]
     data_source: Mapped[dict[str, Any]]
     metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata")
+    imported_from: Mapped[str | None]
     criteria: Mapped[list[Any] | None]
     bytes: Mapped[int]
     created_at: Mapped[float]
 
     __table_args__ = (
+        Index("ix_eval_run_eval_imported", "eval_id", "imported_from", unique=True),
         Index("ix_eval_run_eval_created", "eval_id", "created_at", "id"),
         Index("ix_eval_run_project_bytes", "project_id", "bytes"),
     )

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -27,7 +27,10 @@ from workers.batches.planning import MAX_ERRORS
 from workers.middleware.schema_checker import BadSchema, SchemaChecker
 from workers.runtime.context import Context
 
+Row = TypeVar("Row")
 _CHECKED_AT_ONCE: Final = 100
+#: Deeper values could not be shown; bodies of requests have the same limit.
+_MAX_DEPTH: Final = 100
 _decode = msgspec.json.Decoder(dict).decode
 
 
@@ -71,12 +74,13 @@ def items_of(context: Context, run: Job, *, checked: bool) -> Iterator[Item | Ba
                 _item(number, text)
                 for number, text in enumerate(lines.read(handle, context.config.batch_max_line_bytes))
             )
-            yield from _until_many_errors(_checked(read, payload.item_schema, run.project_id) if checked else read)
+            yield from until_many_errors(_checked(read, payload.item_schema, run.project_id) if checked else read)
     except NotFound:
         yield Bad("invalid_request", "The items of the run are gone.", None, "data_source")
 
 
-def _until_many_errors(rows: Iterator[Item | Bad]) -> Iterator[Item | Bad]:
+def until_many_errors(rows: Iterator[Row | Bad]) -> Iterator[Row | Bad]:
+    """Yield rows and errors up to the last of `MAX_ERRORS` errors."""
     errors = 0
     for row in rows:
         yield row
@@ -90,8 +94,11 @@ def _item(number: int, text: Text) -> Item | Bad:
         return Bad("line_too_long", "This line is too long.", text.number)
     try:
         row = _decode(text.raw)
+        too_deep = is_deep(text.raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return Bad("invalid_json_line", "This line is not parseable as a JSON object.", text.number)
+    if too_deep:
+        return Bad("invalid_json_line", "This line is nested too deeply.", text.number)
     item, sample = row.get("item"), row.get("sample")
     if item is None:
         return Bad("missing_required_parameter", "Missing required parameter: 'item'.", text.number, "item")
@@ -99,6 +106,20 @@ def _item(number: int, text: Text) -> Item | Bad:
         if not isinstance(value, dict | None):
             return Bad("invalid_type", f"Invalid type for '{name}': expected an object.", text.number, name)
     return Item(number, text.number, item, sample)
+
+
+def is_deep(raw: bytes) -> bool:
+    """Return whether a JSON text is nested too deeply. Raises RecursionError, MsgspecError."""
+    if raw.count(b"[") + raw.count(b"{") <= _MAX_DEPTH:
+        return False
+    return _is_deep(msgspec.json.decode(raw), _MAX_DEPTH)
+
+
+def _is_deep(value: Any, depth: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return not depth or any(_is_deep(child, depth - 1) for child in inner)
 
 
 def _checked(read: Iterator[Item | Bad], schema: Mapping[str, Any], tenant: str) -> Iterator[Item | Bad]:

@@ -38,6 +38,7 @@ from jobs.settings import Settings
 from workers.batches.finishing import output_line, records_of, shards_of
 from workers.batches.planning import set_input
 from workers.batches.segments import SegmentRun
+from workers.evals import imported
 from workers.evals.cases import Case, cases_of, sample_error, sample_of
 from workers.evals.python_grader import PythonSandbox
 from workers.evals.sampling import close, input_of
@@ -86,11 +87,22 @@ def _write_rows(context: Context, run: Job, path: str, cutter: "_Cutter", handle
 
 def _lines(context: Context, run: Job, errors: list[Bad]) -> Iterator[bytes]:
     payload = Evaluation.model_validate(run.payload)
+    if payload.imported is not None:
+        yield from _imported_lines(context, run, errors)
+        return
     for case in cases_of(context, run, checked=payload.sampled is None, judged=True):
         if isinstance(case, Bad):
             errors.append(case)
         elif not errors:
             yield msgspec.json.encode(_row(payload, case)) + b"\n"
+
+
+def _imported_lines(context: Context, run: Job, errors: list[Bad]) -> Iterator[bytes]:
+    for row in imported.rows_of(context, run):
+        if isinstance(row, Bad):
+            errors.append(row)
+        elif not errors:
+            yield msgspec.json.encode(row) + b"\n"
 
 
 def _row(payload: Evaluation, case: Case) -> dict[str, Any]:
@@ -209,7 +221,8 @@ class GradingRun(SegmentRun):
     def __init__(self, context: Context, claim: ShardClaim, handle: ClaimHandle) -> None:
         super().__init__(context, claim, handle)
         self.payload = Evaluation.model_validate(claim.job.payload)
-        self.graders: list[Grader] = [parse_grader(definition) for definition in self.payload.criteria]
+        graded = () if self.payload.imported else self.payload.criteria
+        self.graders: list[Grader] = [parse_grader(definition) for definition in graded]
         self.sandbox = PythonSandbox(context.timings)
         self.ports = Ports()
         self.began = self.committed = time.monotonic()
@@ -245,35 +258,47 @@ class GradingRun(SegmentRun):
     def _grade(self, line: int, raw: bytes) -> None:
         row = msgspec.json.decode(raw)
         if not self.is_isolated:
-            self.buffer.append(self._record_of(line, row, self._grades(row)))
+            self.buffer.append(self._record_of(line, row, self._results(row)))
             if time.monotonic() - self.committed > self.context.config.segment_seconds:
                 self._commit()
             return
         if self.has_killed_workers(line):
-            self.buffer.append(self._record_of(line, row, self._no_grades(_CRASHED)))
+            self.buffer.append(self._record_of(line, row, self._no_results(_CRASHED)))
         else:
             self.write(partial(shards.record_isolated_attempt, claim=self.claim, line=line))
-            self.buffer.append(self._record_of(line, row, self._grades(row)))
+            self.buffer.append(self._record_of(line, row, self._results(row)))
         self._commit()
 
     def _commit(self) -> None:
         self.committed = time.monotonic()
         self.commit()
 
-    def _grades(self, row: Mapping[str, Any]) -> list[Grade | Mapping[str, str]]:
+    def _results(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the results of all criteria for a row."""
+        if self.payload.imported is not None:
+            return list(row["results"])
         if row["sample"] is None:
-            return self._no_grades(_SAMPLE)
+            return self._no_results(_SAMPLE)
         judgements = {
             int(criterion): {key: Answer(*answer) for key, answer in answers.items()}
             for criterion, answers in row["judgements"].items()
         }
         return [
-            grade(grader, row["item"], row["sample"], judgements.get(index, {}), self.ports)
+            _result(grade(grader, row["item"], row["sample"], judgements.get(index, {}), self.ports))
             for index, grader in enumerate(self.graders)
         ]
 
-    def _no_grades(self, error: Mapping[str, str]) -> list[Grade | Mapping[str, str]]:
-        return [error] * len(self.graders)
+    def _no_results(self, error: Mapping[str, str]) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": definition["name"],
+                "type": definition["type"],
+                "score": None,
+                "passed": False,
+                "error": dict(error),
+            }
+            for definition in self.payload.criteria
+        ]
 
     def _output_item(self, line: int, row: Mapping[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
         job = self.claim.job
@@ -294,8 +319,7 @@ class GradingRun(SegmentRun):
             "sample": row["shown"],
         }
 
-    def _record_of(self, line: int, row: Mapping[str, Any], grades: list[Grade | Mapping[str, str]]) -> Record:
-        results = [_result(grader, given) for grader, given in zip(self.graders, grades, strict=True)]
+    def _record_of(self, line: int, row: Mapping[str, Any], results: list[dict[str, Any]]) -> Record:
         item = self._output_item(line, row, results)
         status = item["status"]
         word = status
@@ -307,10 +331,8 @@ class GradingRun(SegmentRun):
         return Record(line, good, data, outcomes=(word,))
 
 
-def _result(grader: Grader, given: Grade | Mapping[str, str]) -> dict[str, Any]:
+def _result(given: Grade) -> dict[str, Any]:
     """Return the result of a criterion as clients see it."""
-    if not isinstance(given, Grade):
-        return {"name": grader.name, "type": grader.type, "score": None, "passed": False, "error": dict(given)}
     result: dict[str, Any] = {
         "name": given.name,
         "type": given.type,

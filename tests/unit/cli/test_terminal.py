@@ -181,6 +181,10 @@ def call(
     (tmp_path / "judgements").write_text("t 0 t 1\nu 0 u 1\n")
     (tmp_path / "requests.jsonl").write_bytes(asked("a"))
     (tmp_path / "eval.json").write_text("{}")
+    saved = evaluation("") | {"status": "completed", "data_source_config": {"type": "custom"}, "name": STORED}
+    kinds = {"eval": {"id": "eval_1"}, "eval.run": {"id": "evalrun_1"}, "eval.run.output_item": {"run_id": "evalrun_1"}}
+    objects = [{**saved, "object": kind, **fields} for kind, fields in kinds.items()]
+    (tmp_path / "saved.jsonl").write_text("\n".join(map(json.dumps, objects)))
     models = {MODEL: {"source": {"urls": [url]}, "engine": "http", "aliases": [f"{MODEL}2"]}}
     (tmp_path / "models.yaml").write_text(yaml.safe_dump({"models": models}))
     monkeypatch.setenv("NIGHTMILL_MODELS_FILE", str(tmp_path / "models.yaml"))
@@ -251,6 +255,7 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "evals run": (True, [["evals", "run", "--data", "corpus", "--model", "m", "--grader", "same=eq:{{ item.text }}"]]),
     "evals watch": (True, [["evals", "watch", "x-1"]]),
     "evals compare": (True, [["evals", "compare", "x-1", "x-2", "--slice-by", "item.language"]]),
+    "evals import": (True, [["evals", "import", "saved.jsonl"]]),
     "embed-eval": (True, [["embed-eval", "corpus", "corpus", "judgements", "-m", STORED]]),
     "models list": (True, [["models", "list"], ["models", "list", "--json"]]),
     "models add": (True, [["models", "add", f"{MODEL}5", "--url", "http://h"]]),

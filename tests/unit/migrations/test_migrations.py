@@ -380,6 +380,20 @@ def test_job_from_before_evals_keeps_its_row_beside_the_new_tables(empty: str) -
         assert session.get_one(Eval, "eval_1").metadata_ is None
 
 
+def test_eval_from_before_imports_was_made_here(empty: str) -> None:
+    migrate(empty, "0036")
+    facts = {"project_id": "p", "name": "n", "created_at": 1}
+    insert(empty, "eval", id="eval_1", data_source_config="{}", testing_criteria="[]", updated_at=1, **facts)
+    insert(empty, "eval_run", id="evalrun_1", eval_id="eval_1", data_source="{}", bytes=1, **facts)
+
+    migrate(empty)
+
+    assert check.drift(empty) == []
+    with Session(sa.create_engine(empty, poolclass=sa.NullPool)) as session:
+        assert session.get_one(Eval, "eval_1").imported_from is None
+        assert session.get_one(EvalRun, "evalrun_1").imported_from is None
+
+
 def test_the_check_passes_for_the_revisions_of_this_checkout() -> None:
     assert check.main() == 0
 

@@ -1,0 +1,117 @@
+"""The lines of runs that were made elsewhere: each is an output item, which is checked and keeps its grades.
+
+What is read may be of another server, or written by hand: a line has the types that clients rely on, and one result of
+each criterion, or the run is rejected with the number of the line.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from jobs.batches import lines
+from jobs.batches.lines import Bad, Text
+from jobs.errors import NotFound
+from jobs.evals.runs import Evaluation
+from jobs.ledger.tables import Job
+from workers.evals.cases import is_deep, until_many_errors
+from workers.runtime.context import Context
+
+_Object = dict[str, Any]
+_ERRORED: Final = ("error", "errored")
+_STATUSES: Final = ("pass", "passed", "fail", "failed", *_ERRORED)
+#: The error of a result that an errored item lacks.
+_MISSING: Final = {"code": "other_error", "message": "The item was imported without a result of this criterion."}
+
+
+class _Error(msgspec.Struct):
+    code: str = "other_error"
+    message: str = ""
+
+
+class _Result(msgspec.Struct, omit_defaults=True):
+    name: str
+    passed: bool
+    type: str | None = None
+    score: float | None = None
+    sample: _Object | None = None
+    sub_results: dict[str, _Object] | None = None
+    error: _Error | None = None
+
+
+class _Sample(msgspec.Struct):
+    """The fields of a sample that clients read; others are dropped."""
+
+    input: list[_Object] = []
+    output: list[_Object] = []
+    finish_reason: str | None = None
+    model: str | None = None
+    usage: _Object | None = None
+    error: _Object | None = None
+    temperature: float | None = None
+    max_completion_tokens: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+
+
+class _OutputItem(msgspec.Struct):
+    datasource_item_id: Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+    datasource_item: _Object
+    status: str
+    results: list[_Result]
+    sample: _Sample | None = None
+
+
+_decode = msgspec.json.Decoder(_OutputItem).decode
+
+
+def rows_of(context: Context, run: Job) -> Iterator[_Object | Bad]:
+    """Yield what is known of each item of an imported run, or the errors of its lines."""
+    payload = Evaluation.model_validate(run.payload)
+    names = [definition["name"] for definition in payload.criteria]
+    try:
+        with context.storage.reader(payload.items) as handle:
+            texts = lines.read(handle, context.config.batch_max_line_bytes)
+            yield from until_many_errors(_row(text, names) for text in texts)
+    except NotFound:
+        yield Bad("invalid_request", "The items of the run are gone.", None, "file_id")
+
+
+def _row(text: Text, names: Sequence[str]) -> _Object | Bad:
+    if text.raw is None:
+        return Bad("line_too_long", "This line is too long.", text.number)
+    try:
+        item = _decode(text.raw)
+        if is_deep(text.raw):
+            raise ValueError("it is nested too deeply")
+        if item.status not in _STATUSES:
+            raise ValueError(f"its status is none of {', '.join(_STATUSES)}")
+        results = _by_criterion(item, names)
+    except (ValueError, UnicodeDecodeError, RecursionError) as error:  # msgspec's errors are ValueErrors
+        return Bad("invalid_item", f"This line is not an output item: {error}", text.number)
+    return {
+        "number": item.datasource_item_id,
+        "item": item.datasource_item,
+        "shown": msgspec.to_builtins(item.sample or _Sample()),
+        "results": results,
+    }
+
+
+def _by_criterion(item: _OutputItem, names: Sequence[str]) -> list[_Object]:
+    """Return the result of each criterion in its order. Raises ValueError.
+
+    The names of results are those of the criteria, or begin with them and a hyphen, as OpenAI's did.
+    """
+    results = []
+    for name in names:
+        matching = [result for result in item.results if result.name == name]
+        matching = matching or [result for result in item.results if result.name.startswith(f"{name}-")]
+        if len(matching) == 1:
+            results.append({"score": None, **msgspec.to_builtins(matching[0]), "name": name})
+        elif not matching and item.status in _ERRORED:
+            results.append({"name": name, "score": None, "passed": False, "error": _MISSING})
+        else:
+            raise ValueError(f"it has {len(matching)} results of the criterion {name!r}")
+    if item.status in _ERRORED and results and not any("error" in result for result in results):
+        results[0]["error"] = _MISSING
+    return results
