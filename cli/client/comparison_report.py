@@ -1,6 +1,7 @@
 """The report of a comparison: one HTML file that loads nothing from elsewhere.
 
-a table for each slice: means, difference, interval      bars of means      a histogram of scores for each criterion
+a table for each slice: means, difference, interval      the gaps between slices
+bars of means      a histogram of scores for each criterion
 the items that became worst, with both outputs side by side
 """
 
@@ -10,7 +11,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from jobs.evals.comparison import Comparison, Pair, Pairing
+    from jobs.evals.comparison import Comparison, Gap, Pair, Pairing
 
 _WORST: Final = 50
 _BINS: Final = 10
@@ -21,32 +22,46 @@ body { max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; margin: 1rem 0 }
 th, td { padding: .25rem .75rem; text-align: right; border-bottom: 1px solid #8886 }
 th:first-child, td:first-child { text-align: left }
-.better { color: #18794e } .worse { color: #cd2b31 }
-svg { display: block; margin: .5rem 0 } .first { fill: #8d8d8d } .second { fill: #3e63dd }
+.better { color: light-dark(#18794e, #3dd68c) } .worse { color: light-dark(#cd2b31, #ff9592) }
+svg { display: block; margin: .5rem 0 } .key { display: inline; margin: 0 }
+.first { fill: #8d8d8d } .second { fill: #3e63dd }
 svg text { font: 12px system-ui, sans-serif; fill: currentColor }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; margin: 1rem 0 }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; padding: .5rem; border: 1px solid #8886 }
 """
+#: The page has no script and loads nothing; a browser refuses both, should a text of a model become markup.
+_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
+_LISTED: Final = 100  # ids of items that only one run has
 _HEAD: Final = ("criterion", "items", "first", "second", "difference", "95 % interval", "better", "worse", "p")
 
 
-def report_page(first: str, second: str, pairing: "Pairing", compared: Sequence[tuple[str, "Comparison"]]) -> str:
+def report_page(
+    first: str,
+    second: str,
+    pairing: "Pairing",
+    compared: Sequence[tuple[str, "Comparison"]],
+    gaps: Sequence["Gap"] = (),
+) -> str:
     """Return the report of two runs, which are named by their ids. `compared` has the slice of each comparison."""
     overall = [row for group, row in compared if not group]
-    left_out = f"{pairing.only_first} and {pairing.only_second} in one of them only (left out)"
+    key = '<svg class="key" width="14" height="14"><rect class="{0}" width="14" height="14"/></svg> <b>{0}</b>'
     parts = [
-        f"<p><b>first</b> {escape(first)} · <b>second</b> {escape(second)}</p>",
-        f"<p>{len(pairing.pairs)} items in both, {left_out}</p>",
+        f"<p>{key.format('first')} {escape(first)} · {key.format('second')} {escape(second)}</p>",
+        f"<p>{len(pairing.pairs)} items in both</p>",
+        *_left_out("first", pairing.only_first),
+        *_left_out("second", pairing.only_second),
         _table(overall),
         _bars(overall),
         *_histograms(pairing.pairs, [row.criterion for row in overall[1:]]),
+        *_gaps(gaps),
         *_slices(compared),
         *_regressions(pairing.pairs),
     ]
     body = "\n".join(parts)
     title = f"{escape(first)} and {escape(second)}"
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><title>{title}</title>'
         f"<style>{_STYLE}</style></head>\n<body><h1>Comparison of two runs</h1>\n{body}\n</body></html>\n"
     )
 
@@ -108,6 +123,26 @@ def _histogram(columns: Sequence[Sequence[float]], low: float, high: float) -> s
             bars.append(f'<rect class="{name}" x="{x}" y="{120 - height:.1f}" width="26" height="{height:.1f}"/>')
     ends = f'<text x="0" y="138">{low:.3g}</text><text x="600" y="138">{high:.3g}</text>'
     return f'<svg width="660" height="144">{"".join(bars)}{ends}</svg>'
+
+
+def _left_out(name: str, ids: Sequence[str]) -> Iterator[str]:
+    """Yield the items of one run only."""
+    if ids:
+        shown = ", ".join(map(escape, ids[:_LISTED])) + (" …" if len(ids) > _LISTED else "")
+        yield f"<details><summary>{len(ids)} items in {name} only (left out)</summary><p>{shown}</p></details>"
+
+
+def _gaps(gaps: Sequence["Gap"]) -> Iterator[str]:
+    """Yield how far apart the slices are, by criterion and run."""
+    if not gaps:
+        return
+    head = "".join(f"<th>{name}</th>" for name in ("criterion", "run", "highest", "lowest", "gap", "95 % interval"))
+    rows = "".join(
+        f"<tr><td>{escape(gap.criterion)}</td><td>{gap.run}</td><td>{escape(gap.highest)}</td>"
+        f"<td>{escape(gap.lowest)}</td><td>{gap.gap:.3f}</td><td>{gap.low:+.3f} … {gap.high:+.3f}</td></tr>"
+        for gap in gaps
+    )
+    yield f"<h2>Gaps between slices</h2><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 def _slices(compared: Sequence[tuple[str, "Comparison"]]) -> Iterator[str]:

@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -26,6 +27,8 @@ Run = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, as `night
 _LIVE: Final = ("queued", "in_progress")
 _PATIENCE: Final = 60  # looks that may fail one after another while the server is away
 _PAGE: Final = 100
+_MAX_SLICES: Final = 100
+_NAMED: Final = 5  # items that only one run has
 _CHECKS: Final = ("eq", "ne", "like", "ilike")
 _METRICS: Final = (
     "cosine", "fuzzy_match", "bleu", "gleu", "meteor", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l",
@@ -139,20 +142,28 @@ def compare(
         pairing = comparison.pair_items(_items(server, first), _items(server, second))
     if not pairing.pairs:
         raise CliError("the runs have no item in common")
-    groups = {"": pairing.pairs, **(comparison.slices(pairing.pairs, slice_by) if slice_by else {})}
+    by_value = comparison.slices(pairing.pairs, slice_by) if slice_by else {}
+    if len(by_value) > _MAX_SLICES:
+        raise CliError(f"{slice_by} has {len(by_value)} values; a run is sliced by at most {_MAX_SLICES}")
+    groups = {"": pairing.pairs, **by_value}
     compared = [(group, row) for group, pairs in groups.items() for row in comparison.compare(pairs)]
+    gaps = comparison.gaps(by_value)
     if as_json:
         show_json([_comparison_object(group, row) for group, row in compared])
+        show_json([asdict(gap) for gap in gaps])
     else:
         head = ("criterion", "slice", "items", "first", "second", "difference", "95 %", "better", "worse", "p")
         show_table(head, [_comparison_row(group, row) for group, row in compared])
+        if gaps:
+            show_table(("criterion", "run", "highest", "lowest", "gap", "95 %"), map(_gap_row, gaps))
     for only, run_id in ((pairing.only_first, first), (pairing.only_second, second)):
         if only:
-            say(f"left out: {only} items that only {run_id} has", err=True)
+            more = " …" if len(only) > _NAMED else ""
+            say(f"left out: {len(only)} items that only {run_id} has: {', '.join(only[:_NAMED])}{more}", err=True)
     if report is not None:
         from cli.client.comparison_report import report_page
 
-        report.write_text(report_page(first, second, pairing, compared))
+        report.write_text(report_page(first, second, pairing, compared, gaps))
         say(str(report.absolute()), err=as_json)
 
 
@@ -374,11 +385,13 @@ def _run_row(run: dict[str, Any]) -> tuple[object, ...]:
 
 
 def _comparison_object(group: str, row: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
     return {"slice": group or None, **asdict(row), "difference": row.difference}
 
 
 def _comparison_row(group: str, row: Any) -> tuple[object, ...]:
     means = (f"{row.first:.3f}", f"{row.second:.3f}", f"{row.difference:+.3f}", f"{row.low:+.3f} … {row.high:+.3f}")
     return row.criterion, group or "all", row.items, *means, row.better, row.worse, f"{row.p_value:.3f}"
+
+
+def _gap_row(gap: Any) -> tuple[object, ...]:
+    return gap.criterion, gap.run, gap.highest, gap.lowest, f"{gap.gap:.3f}", f"{gap.low:+.3f} … {gap.high:+.3f}"

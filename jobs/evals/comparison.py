@@ -34,11 +34,11 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """The items of both runs, and how many only one of them has."""
+    """The items of both runs, and the ids of the output items that have no partner in the other run."""
 
     pairs: list[Pair]
-    only_first: int
-    only_second: int
+    only_first: list[str]
+    only_second: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +69,32 @@ class Comparison:
         return self.low > 0 or self.high < 0
 
 
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """How far apart the means of the slices of one run are by a criterion: the slice with the highest, and the lowest.
+
+    `low` and `high` bound the difference of these two means.
+    """
+
+    criterion: str
+    run: str
+    highest: str
+    lowest: str
+    gap: float
+    low: float
+    high: float
+
+
 def pair_items(first: Items, second: Items) -> Pairing:
     """Pair the items of two runs. Equal items, and samples of one item, are paired in their order."""
     by_key = _by_key(first)
     others = _by_key(second)
     pairs = [Pair(item, others[key]) for key, item in by_key.items() if key in others]
-    return Pairing(pairs, len(by_key) - len(pairs), len(others) - len(pairs))
+    only_first, only_second = (
+        [str(item["id"]) for key, item in own.items() if key not in other]
+        for own, other in ((by_key, others), (others, by_key))
+    )
+    return Pairing(pairs, only_first, only_second)
 
 
 def _by_key(items: Items) -> dict[tuple[str, int], Mapping[str, Any]]:
@@ -130,6 +150,19 @@ def bootstrap(
 
     The same values always get the same interval.
     """
+    return _interval(_means(values, rounds, seed), level)
+
+
+def _interval(means: Any, level: float = LEVEL) -> tuple[float, float]:
+    import numpy as np
+
+    tail = (1 - level) / 2 * 100
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def _means(values: Sequence[float], rounds: int, seed: int) -> Any:
+    """Return the means of resamples of `values`."""
     import numpy as np
 
     numbers, counts = np.unique(np.asarray(values, dtype=float), return_counts=True)
@@ -139,9 +172,7 @@ def bootstrap(
     for start in range(0, rounds, at_once):
         drawn = generator.multinomial(len(values), counts / len(values), size=min(at_once, rounds - start))
         means.append(drawn @ numbers / len(values))
-    tail = (1 - level) / 2 * 100
-    low, high = np.percentile(np.concatenate(means), [tail, 100 - tail])
-    return float(low), float(high)
+    return np.concatenate(means)
 
 
 def p_value(better: int, worse: int) -> float:
@@ -175,3 +206,25 @@ def slices(pairs: Sequence[Pair], path: str) -> dict[str, list[Pair]]:
             value = value.get(part) if isinstance(value, Mapping) else None
         by_value.setdefault("(none)" if value is None else str(value), []).append(pair)
     return dict(sorted(by_value.items()))
+
+
+def gaps(groups: Mapping[str, Sequence[Pair]]) -> list[Gap]:
+    """Return for each criterion and run how far apart the slices are; nothing for fewer than two slices with scores."""
+    names = dict.fromkeys(
+        result["name"] for pairs in groups.values() for pair in pairs for result in pair.first["results"]
+    )
+    rows = [_gap(groups, name, run) for name in names for run in ("first", "second")]
+    return [gap for gap in rows if gap is not None]
+
+
+def _gap(groups: Mapping[str, Sequence[Pair]], criterion: str, run: str) -> Gap | None:
+    scores = {
+        value: [score for pair in pairs if (score := score_of(getattr(pair, run), criterion)) is not None]
+        for value, pairs in groups.items()
+    }
+    means = {value: math.fsum(known) / len(known) for value, known in scores.items() if known}
+    if len(means) < 2:
+        return None
+    lowest, highest = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+    low, high = _interval(_means(scores[highest], ROUNDS, 1) - _means(scores[lowest], ROUNDS, 0))
+    return Gap(criterion, run, highest, lowest, means[highest] - means[lowest], low, high)

@@ -110,10 +110,11 @@ def test_two_runs_are_compared(world: World, tmp_path: Path) -> None:
         ("same", None, 4),
     ]
     assert (compared[1]["worse"], compared[1]["better"], compared[1]["p_value"]) == (4, 0, 0.125)
-    assert {row["slice"] for row in compared[2:]} == {"q0", "q1", "q2", "q3"}
+    assert {row["slice"] for row in compared[2:-2]} == {"q0", "q1", "q2", "q3"}
+    assert [(row["run"], row["gap"]) for row in compared[-2:]] == [("first", 0.0), ("second", 0.0)]
     text = report.read_text()
     assert first["id"] in text
-    assert "http" not in text
+    assert "://" not in text
     assert text.count('<div class="pair">') == 4
 
 

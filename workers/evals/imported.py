@@ -107,7 +107,7 @@ def _by_criterion(item: _OutputItem, names: Sequence[str]) -> list[_Object]:
         matching = [result for result in item.results if result.name == name]
         matching = matching or [result for result in item.results if result.name.startswith(f"{name}-")]
         if len(matching) == 1:
-            results.append({"score": None, **msgspec.to_builtins(matching[0]), "name": name})
+            results.append({"name": name, "score": None} | msgspec.to_builtins(matching[0]) | {"name": name})
         elif not matching and item.status in _ERRORED:
             results.append({"name": name, "score": None, "passed": False, "error": _MISSING})
         else:

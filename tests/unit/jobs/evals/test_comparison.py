@@ -12,7 +12,13 @@ from jobs.evals.comparison import Pair
 def item(n: int, score: float | None, **fields: Any) -> dict[str, Any]:
     status = "error" if score is None else "pass" if score >= 0.5 else "fail"
     results = [{"name": "score", "score": score, "passed": status == "pass"}]
-    return {"datasource_item": {"n": n, **fields}, "status": status, "results": results, "sample": {"output": []}}
+    return {
+        "id": f"outputitem_{n}",
+        "datasource_item": {"n": n, **fields},
+        "status": status,
+        "results": results,
+        "sample": {"output": []},
+    }
 
 
 def test_items_are_paired_by_what_they_are() -> None:
@@ -23,7 +29,7 @@ def test_items_are_paired_by_what_they_are() -> None:
 
     assert [pair.first["datasource_item"]["n"] for pair in pairing.pairs] == [1, 2]
     assert all(pair.first["datasource_item"] == pair.second["datasource_item"] for pair in pairing.pairs)
-    assert (pairing.only_first, pairing.only_second) == (1, 1)
+    assert (pairing.only_first, pairing.only_second) == (["outputitem_3"], ["outputitem_4"])
 
 
 def test_samples_of_one_item_are_paired_in_their_order() -> None:
@@ -35,7 +41,7 @@ def test_samples_of_one_item_are_paired_in_their_order() -> None:
         (comparison.score_of(pair.first, "score"), comparison.score_of(pair.second, "score")) for pair in pairing.pairs
     ]
     assert scores == [(0.0, 0.2), (0.1, 0.3)]
-    assert (pairing.only_first, pairing.only_second) == (0, 1)
+    assert (pairing.only_first, pairing.only_second) == ([], ["outputitem_1"])
 
 
 @pytest.mark.parametrize(
@@ -99,3 +105,24 @@ def test_slices_by_a_field_of_the_item() -> None:
     by_value = comparison.slices(pairs, "item.about.language")
 
     assert {value: len(group) for value, group in by_value.items()} == {"(none)": 1, "de": 2, "en": 1}
+
+
+def test_gap_is_between_the_best_and_the_worst_slice_of_each_run() -> None:
+    shares = {"de": (0.9, 0.5), "en": (0.6, 0.5), "fr": (0.3, 0.4)}
+    groups = {
+        language: [Pair(item(n, float(n < first * 400)), item(n, float(n < second * 400))) for n in range(400)]
+        for language, (first, second) in shares.items()
+    }
+    error = 1.96 * math.sqrt((0.9 * 0.1 + 0.3 * 0.7) / 400)
+
+    wide, narrow = comparison.gaps(groups)
+
+    assert (wide.criterion, wide.run, wide.highest, wide.lowest) == ("score", "first", "de", "fr")
+    assert wide.gap == pytest.approx(0.6)
+    assert (wide.low, wide.high) == (pytest.approx(0.6 - error, abs=0.01), pytest.approx(0.6 + error, abs=0.01))
+    assert (narrow.run, narrow.lowest) == ("second", "fr")
+    assert narrow.gap == pytest.approx(0.1)
+
+
+def test_one_slice_with_scores_has_no_gap() -> None:
+    assert comparison.gaps({"de": [Pair(item(1, 1.0), item(1, 0.0))], "en": [Pair(item(2, None), item(2, None))]}) == []
