@@ -23,6 +23,7 @@ from tests.chaos.askers import keys_of
 from tests.chaos.faults import ALL_FAULTS, Scene
 from tests.chaos.journal import Journal
 from tests.chaos.judging import await_settled, judge_stores
+from tests.chaos.judging_evaluated import await_evaluated, judge_evaluated
 from tests.chaos.judging_ours import await_kept, judge_broken, judge_caches, judge_mirror
 from tests.chaos.judging_tuned import await_trained, judge_tuned
 from tests.chaos.load import EVERY_END, Client, Load, Mix
@@ -254,6 +255,7 @@ class Campaign:
         await_settled(self)
         await_kept(self)
         await_trained(self)
+        await_evaluated(self)
         self.journal.note(f"drained in {time.monotonic() - began:.1f} s")
 
     def _await(self, jobs: Sequence[Job], what: str, seconds: float = 60.0) -> None:
@@ -299,6 +301,7 @@ class Campaign:
             judge_caches(self)
         if self.mix.tuned:
             judge_tuned(self)
+        judge_evaluated(self)
         judge_broken(self)
 
     def _judge_responses(self) -> None:

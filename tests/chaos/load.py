@@ -7,6 +7,7 @@
     source_client   keeps a folder that a vector store follows (`source_client`)
     repeaters       of two projects, ask the same again and again (`repeaters`)
     tuners          train models, and ask for them (`tuners`)
+    evaluators      keep some runs of evals open (`evaluators`)
     hooks           verifies each webhook soon after it came
 
 All of them outlive every kill: the SDK retries until it gets an answer.
@@ -28,10 +29,12 @@ from openai import OpenAI
 from openai.types import Batch
 from standardwebhooks import WebhookVerificationError
 
+from jobs.evals import runs as eval_runs
 from jobs.finetuning import jobs as finetuning
 from jobs.retrieval import attachments, ingestions
 from jobs.webhooks.sending import new_secret
 from tests.chaos.askers import Askers
+from tests.chaos.evaluators import Evaluators
 from tests.chaos.journal import Journal
 from tests.chaos.repeaters import Repeater
 from tests.chaos.source_client import SourceClient
@@ -50,6 +53,7 @@ _EVENTS = (
     *("response.completed", "response.cancelled", "response.failed", "response.incomplete"),
     *(*dict.fromkeys(ingestions.EVENTS.values()), *attachments.EVENTS),
     *finetuning.EVENTS.values(),
+    *dict.fromkeys(eval_runs.EVENTS.values()),
 )
 _POLL_SECONDS = 0.25
 _AWAY = frozenset({408, 503})  # nobody answered in time, or there is nobody
@@ -183,6 +187,7 @@ class Mix:
     stores: int = 3  # of vectors, kept at once; with them a folder that one more store follows
     repeated: bool = True  # questions to the caches
     tuned: int = 0  # fine-tuning jobs, open at once; with them questions to what they trained
+    evaluated: int = 0  # runs of evals, open at once
 
 
 def make_job(number: int, rng: random.Random, mix: Mix, endpoint: str = "", poison: str = "", lines: int = 0) -> Job:
@@ -231,6 +236,7 @@ class Load:
     source_client: SourceClient = field(init=False)
     repeaters: tuple[Repeater, ...] = field(init=False)
     tuners: Tuners = field(init=False)
+    evaluators: Evaluators = field(init=False)
     _heard: int = 0
     _due: list[tuple[float, Job]] = field(default_factory=list)
     _asked: dict[str, float] = field(default_factory=dict)
@@ -251,6 +257,8 @@ class Load:
         self.repeaters = tuple(Repeater(client, self.journal, rng, name) for name, client in asking.items())
         rng = random.Random(self.rng.getrandbits(32)) if self.mix.tuned else rng
         self.tuners = Tuners(self.client, self.journal, rng, self.mix.tuned, moved)
+        rng = random.Random(self.rng.getrandbits(32)) if self.mix.evaluated else rng
+        self.evaluators = Evaluators(self.client, self.journal, rng, model, self.mix.evaluated, moved)
 
     def __enter__(self) -> "Load":
         self.endpoint_id, self.endpoint_secret = self.client.listen(self.receiver)
@@ -259,6 +267,7 @@ class Load:
         works += [self._keep_folder, self._read_folder] if self.mix.stores else []
         works += [self._repeat] if self.mix.repeated else []
         works += [self._tune, self._ask_tuned] if self.mix.tuned else []
+        works += [self._evaluate] if self.mix.evaluated else []
         for work in works:
             thread = threading.Thread(target=self._guarded, args=(work,), name=work.__name__, daemon=True)
             self._threads.append(thread)
@@ -381,6 +390,10 @@ class Load:
 
     def _ask_tuned(self) -> None:
         self.tuners.ask(feeding=self.feeding.is_set())
+        self._stop.wait(_POLL_SECONDS)
+
+    def _evaluate(self) -> None:
+        self.evaluators.step(feeding=self.feeding.is_set())
         self._stop.wait(_POLL_SECONDS)
 
     def _seen(self, job: Job, batch: Batch) -> None:

@@ -42,6 +42,7 @@ def _totals(campaign: Campaign) -> list[str]:
         _stores(campaign),
         _ours(campaign),
         _tuned(campaign),
+        _evaluated(campaign),
         f"repeated requests: {campaign.rework()}, bound {campaign.bound()}",
         f"cancelled after {_span(load.cancel_seconds)}; longest standstill {campaign.longest_standstill():.1f} s",
         f"answers 503: {sum(one.busy for one in both)}, 500 of an engine that ended: {broken}",
@@ -86,6 +87,14 @@ def _tuned(campaign: Campaign) -> str:
     return (
         f"{len(tuners.tunings)} fine-tuning jobs ({ends}), {len(tuners.models)} models and checkpoints,"
         f" {len(tuners.answers)} answers of {len(asked)} of them"
+    )
+
+
+def _evaluated(campaign: Campaign) -> str:
+    evaluations = campaign.load.evaluators.evaluations
+    ends = dict(Counter("deleted" if evaluation.deleted else evaluation.status for evaluation in evaluations))
+    return (
+        f"{len(evaluations)} runs of evals ({ends}), {sum(len(evaluation.right) for evaluation in evaluations)} items"
     )
 
 

@@ -1,0 +1,45 @@
+"""Judge the runs of evals of a campaign."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import openai
+
+from tests.support import evaluated
+from tests.support.evaluated import Evaluation
+
+if TYPE_CHECKING:
+    from tests.chaos.campaign import Campaign
+
+_SETTLE_SECONDS = 120.0
+
+
+def await_evaluated(campaign: "Campaign") -> None:
+    """I1: every run that was accepted ends."""
+    evaluators = campaign.load.evaluators
+    if not evaluators.await_ended(_SETTLE_SECONDS * campaign.patience):
+        late = ", ".join(f"{evaluation.key} {evaluation.status}" for evaluation in evaluators.open)
+        campaign.journal.violation(f"I1: not evaluated in time: {late}")
+
+
+def judge_evaluated(campaign: "Campaign") -> None:
+    """Judge all runs that have ended: every item graded once, counts that add up, one event, nothing of the deleted."""
+    for evaluation in campaign.load.evaluators.evaluations:
+        if evaluation.ended:
+            campaign.journal.violation(*_faults(campaign, evaluation))
+
+
+def _faults(campaign: "Campaign", evaluation: Evaluation) -> Iterator[str]:
+    client = campaign.load.client.sdk
+    if evaluation.deleted:
+        try:
+            client.evals.retrieve(evaluation.eval_id)
+        except openai.NotFoundError:
+            return
+        yield f"{evaluation.key} was deleted, and is there"
+        return
+    runs = [run.id for run in client.evals.runs.list(evaluation.eval_id)]
+    if runs != [evaluation.id]:
+        yield f"{evaluation.key} is {evaluation.id}, and its eval has the runs {runs}"
+    yield from evaluated.judge(evaluation, evaluated.fetch(client, evaluation))
+    yield from evaluated.told(evaluation, campaign.load.told)
