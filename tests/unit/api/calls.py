@@ -46,7 +46,17 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/evals"): {
         "json": {"data_source_config": {"type": "custom", "item_schema": {}}, "testing_criteria": [CRITERION]},
     },
+    ("POST", "/v1/evals/imports"): {
+        "json": {
+            "imported_from": "eval_x",
+            "data_source_config": {"type": "custom", "item_schema": {}},
+            "testing_criteria": [CRITERION],
+        },
+    },
     ("POST", "/v1/evals/{eval_id}"): {"json": {"name": "m"}},
+    ("POST", "/v1/evals/{eval_id}/imports"): {
+        "json": {"imported_from": "evalrun_x", "file_id": "file-x", "data_source": {"type": "jsonl"}},
+    },
     ("POST", "/v1/evals/{eval_id}/runs"): {
         "json": {"data_source": {"type": "jsonl", "source": {"type": "file_content", "content": [{"item": {}}]}}},
     },

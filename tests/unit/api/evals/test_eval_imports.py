@@ -1,0 +1,118 @@
+"""Evals and runs from elsewhere over HTTP: taken over once, and what is refused."""
+
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from sqlalchemy import func, select
+
+from jobs.evals.tables import Eval, EvalRun
+from jobs.ledger.tables import Job
+from tests.unit.api.conftest import client_of
+
+CHECK = {"type": "string_check", "name": "same", "input": "{{ item.a }}", "operation": "eq", "reference": "x"}
+CONFIG = {"type": "custom", "item_schema": {"type": "object"}}
+EVAL = {"imported_from": "eval_far", "name": "far", "data_source_config": CONFIG, "testing_criteria": [CHECK]}
+
+
+def stored(app: FastAPI) -> tuple[int, ...]:
+    with app.state.services.db.read() as session:
+        return tuple(session.scalar(select(func.count()).select_from(table)) or 0 for table in (Eval, EvalRun, Job))
+
+
+def import_eval(client: TestClient, **changes: Any) -> dict[str, Any]:
+    answer = client.post("/v1/evals/imports", json=EVAL | changes)
+    assert answer.status_code == 201, answer.text
+    return dict(answer.json())
+
+
+def file_of(client: TestClient, purpose: str = "evals") -> str:
+    content = b'{"custom_id":"a"}\n'
+    return str(client.post("/v1/files", files={"file": ("a.jsonl", content)}, data={"purpose": purpose}).json()["id"])
+
+
+def run_body(file_id: str, **changes: Any) -> dict[str, Any]:
+    return {"imported_from": "evalrun_far", "file_id": file_id, "data_source": {"type": "jsonl"}, **changes}
+
+
+def test_eval_is_imported_once_in_each_project(client: TestClient, app: FastAPI) -> None:
+    first, second = import_eval(client, metadata={"a": "b"}), import_eval(client, name="renamed")
+    other = import_eval(client_of(app, "other"))
+
+    assert (first["imported_from"], first["name"], first["metadata"]) == ("eval_far", "far", {"a": "b"})
+    assert second == first
+    assert other["id"] != first["id"]
+    assert stored(app) == (2, 0, 0)
+    assert client.get(f"/v1/evals/{first['id']}").json() == first
+
+
+def test_eval_that_was_made_here_has_no_origin(client: TestClient) -> None:
+    made = client.post("/v1/evals", json={name: EVAL[name] for name in ("data_source_config", "testing_criteria")})
+
+    assert "imported_from" not in made.json()
+
+
+def test_run_is_imported_once_and_asks_nobody(client: TestClient, app: FastAPI) -> None:
+    eval_id, file_id = import_eval(client)["id"], file_of(client)
+    source = {"type": "completions", "model": "gpt-4o", "source": {"type": "file_id", "id": "file-far"}}
+    body = run_body(file_id, model="gpt-4o", name="r", data_source=source)
+
+    first, second = (client.post(f"/v1/evals/{eval_id}/imports", json=body) for _ in range(2))
+
+    assert (first.status_code, first.json()["status"], first.json()["model"]) == (201, "queued", "gpt-4o")
+    assert (first.json()["imported_from"], first.json()["data_source"]) == ("evalrun_far", source)
+    assert second.json() == first.json()
+    assert stored(app) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"file_id": "file-none"}, "file_id"),
+        ({"data_source": {}}, "data_source"),
+        ({"data_source": {"type": "jsonl", "text": "x" * 70_000}}, "data_source"),
+        ({"imported_from": ""}, "imported_from"),
+        ({"imported_from": "x" * 256}, "imported_from"),
+        ({"model": ""}, "model"),
+        ({"items": []}, "items"),
+    ],
+)
+def test_bad_run_changes_nothing(client: TestClient, app: FastAPI, changes: dict[str, Any], param: str) -> None:
+    eval_id, file_id = import_eval(client)["id"], file_of(client)
+    before = stored(app)
+
+    answer = client.post(f"/v1/evals/{eval_id}/imports", json=run_body(file_id) | changes)
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert stored(app) == before
+
+
+def test_file_of_another_purpose_or_project_is_refused(client: TestClient, app: FastAPI) -> None:
+    eval_id = import_eval(client)["id"]
+
+    answers = [
+        client.post(f"/v1/evals/{eval_id}/imports", json=run_body(file_id))
+        for file_id in (file_of(client, "user_data"), file_of(client_of(app, "other")))
+    ]
+
+    assert [answer.json()["error"]["code"] for answer in answers] == ["invalid_file_purpose", "file_not_found"]
+
+
+def test_eval_of_another_project_is_not_there(client: TestClient, app: FastAPI) -> None:
+    other = client_of(app, "other")
+
+    answer = other.post(f"/v1/evals/{import_eval(client)['id']}/imports", json=run_body(file_of(other)))
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (404, "eval_id")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"testing_criteria": [{"type": "magic", "name": "x"}]}, {"testing_criteria": []}, {"data_source_config": {}}],
+)
+def test_bad_eval_changes_nothing(client: TestClient, app: FastAPI, changes: dict[str, Any]) -> None:
+    answer = client.post("/v1/evals/imports", json=EVAL | changes)
+
+    assert answer.status_code == 400
+    assert stored(app) == (0, 0, 0)
