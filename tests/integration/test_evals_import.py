@@ -61,7 +61,8 @@ def saved(world: World, run: Any, folder: Path) -> list[str]:
 
 
 def imported(world: World) -> list[Any]:
-    return [run for row in world.client.evals.list() for run in world.client.evals.runs.list(row.id)]
+    evals = world.client.evals
+    return [evals.runs.retrieve(run.id, eval_id=row.id) for row in evals.list() for run in evals.runs.list(row.id)]
 
 
 def graded(world: World, run: Any) -> list[tuple[Any, ...]]:

@@ -9,6 +9,7 @@ from sqlalchemy import func, select
 
 from jobs.evals.tables import Eval, EvalRun
 from jobs.ledger.tables import Job
+from tests.support.web import make_key
 from tests.unit.api.conftest import client_of
 
 CHECK = {"type": "string_check", "name": "same", "input": "{{ item.a }}", "operation": "eq", "reference": "x"}
@@ -38,7 +39,7 @@ def run_body(file_id: str, **changes: Any) -> dict[str, Any]:
 
 def test_eval_is_imported_once_in_each_project(client: TestClient, app: FastAPI) -> None:
     first, second = import_eval(client, metadata={"a": "b"}), import_eval(client, name="renamed")
-    other = import_eval(client_of(app, "other"))
+    other = import_eval(client_of(app, make_key(app, "other")))
 
     assert (first["imported_from"], first["name"], first["metadata"]) == ("eval_far", "far", {"a": "b"})
     assert second == first
@@ -93,14 +94,14 @@ def test_file_of_another_purpose_or_project_is_refused(client: TestClient, app: 
 
     answers = [
         client.post(f"/v1/evals/{eval_id}/imports", json=run_body(file_id))
-        for file_id in (file_of(client, "user_data"), file_of(client_of(app, "other")))
+        for file_id in (file_of(client, "user_data"), file_of(client_of(app, make_key(app, "other"))))
     ]
 
     assert [answer.json()["error"]["code"] for answer in answers] == ["invalid_file_purpose", "file_not_found"]
 
 
 def test_eval_of_another_project_is_not_there(client: TestClient, app: FastAPI) -> None:
-    other = client_of(app, "other")
+    other = client_of(app, make_key(app, "other"))
 
     answer = other.post(f"/v1/evals/{import_eval(client)['id']}/imports", json=run_body(file_of(other)))
 
