@@ -368,8 +368,9 @@ class _Result(msgspec.Struct):
 class _Criterion:
     """The counts of a testing criterion, the mean of its scores, and the perplexity of all texts together."""
 
-    def __init__(self, definition: Mapping[str, Any]) -> None:
-        self._name, self._is_perplexity = definition["name"], definition["type"] == "perplexity"
+    def __init__(self, definition: Mapping[str, Any], *, counts_tokens: bool) -> None:
+        self._name = definition["name"]
+        self._is_perplexity = counts_tokens and definition["type"] == "perplexity"
         self._counts = dict.fromkeys(("passed", "failed", "errored"), 0)
         self._scores, self._mean = 0, 0.0
         self._tokens, self._log_likelihood = 0, 0.0
@@ -406,7 +407,9 @@ _graded = msgspec.json.Decoder(_Graded).decode
 
 def finish(context: Context, claim: JobClaim, _handle: ClaimHandle) -> None:
     """Count the results of the claimed run by criterion, and end it. Raises ClaimLost, NotFound."""
-    criteria = [_Criterion(definition) for definition in Evaluation.model_validate(claim.job.payload).criteria]
+    payload = Evaluation.model_validate(claim.job.payload)
+    here = payload.imported is None  # of an imported item the tokens are not known
+    criteria = [_Criterion(definition, counts_tokens=here) for definition in payload.criteria]
     for _, segments in shards_of(context, claim.job.id):
         for _, record in records_of(context, segments).values():
             for criterion, result in zip(criteria, _graded(output_line(context, record)).results, strict=True):
