@@ -50,7 +50,8 @@ TARGETS = sorted(re.findall(r"^([a-z-]+):.*##", MAKEFILE, re.MULTILINE))
 
 def test_settings_named_anywhere_exist() -> None:
     assert (
-        _settings(DOCUMENTS) - {"test_weaviate_url", "url", "api_key", "webhook_secret"} <= Settings.model_fields.keys()
+        _settings(DOCUMENTS) - {"test_weaviate_url", "url", "api_key", "import_key", "webhook_secret"}
+        <= Settings.model_fields.keys()
     )
 
 

@@ -181,7 +181,8 @@ def call(
     (tmp_path / "judgements").write_text("t 0 t 1\nu 0 u 1\n")
     (tmp_path / "requests.jsonl").write_bytes(asked("a"))
     (tmp_path / "eval.json").write_text("{}")
-    saved = evaluation("") | {"status": "completed", "data_source_config": {"type": "custom"}, "name": STORED}
+    saved = evaluation("") | dict.fromkeys(("name", "model"), STORED) | {"status": "completed"}
+    saved |= {"data_source_config": {"type": "custom"}, "testing_criteria": [{"name": STORED}]}
     kinds = {"eval": {"id": "eval_1"}, "eval.run": {"id": "evalrun_1"}, "eval.run.output_item": {"run_id": "evalrun_1"}}
     objects = [{**saved, "object": kind, **fields} for kind, fields in kinds.items()]
     (tmp_path / "saved.jsonl").write_text("\n".join(map(json.dumps, objects)))
