@@ -1,18 +1,10 @@
-"""Write durations and the status of a model for people. Imports nothing heavy, because the supervisor uses it."""
+"""Write the status of a model for people. Imports nothing heavy, because the supervisor uses it."""
 
 import time
 from collections.abc import Mapping
 from typing import Any
 
-
-def duration(seconds: float) -> str:
-    """Return `seconds` in words, such as `3 min 20 s`."""
-    whole = int(seconds + 0.5)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+from jobs.clock import duration
 
 
 def model_progress(status: Mapping[str, Any]) -> str:

@@ -45,6 +45,16 @@ class SteadyClock:
         return at + self._offset
 
 
+def duration(seconds: float) -> str:
+    """Return `seconds` in words, such as `3 min 20 s`."""
+    whole = int(seconds + 0.5)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
 _steady = SteadyClock()
 
 

@@ -9,7 +9,8 @@ from typing import Any, Self
 
 from cli.client.server import Server, ServerUnavailable
 from cli.terminal import say, visible
-from cli.wording import duration, model_progress
+from cli.wording import model_progress
+from jobs.clock import duration
 
 TERMINAL = frozenset({"succeeded", "failed", "expired", "cancelled"})
 _ENDS = ("completed_at", "failed_at", "expired_at", "cancelled_at")

@@ -40,14 +40,6 @@ def drawn(shown: Mapping[str, Any]) -> Iterator[str]:
         yield "  and more, which are not shown"
 
 
-def unfinished(shown: Mapping[str, Any]) -> Iterator[str]:
-    """Return a line for each predecessor that has not completed."""
-    jobs = {job["id"]: job for job in shown["jobs"]}
-    for predecessor in jobs[shown["job_id"]]["after"]:
-        if jobs[predecessor]["state"] != "succeeded":
-            yield _described(jobs[predecessor])
-
-
 def _tree(root: str, jobs: Mapping[str, Any], edges: Mapping[str, Sequence[str]]) -> Iterator[str]:
     """Draw each job once, with its successors; where it is met again, draw it without them."""
     seen = set[str]()

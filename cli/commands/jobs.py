@@ -13,7 +13,7 @@ from cli.errors import CliError
 from cli.options import ApiKey, AsJson, DataDir, Limit, Url
 from cli.output_files import replaced
 from cli.terminal import moment, say, show, show_entries, show_json
-from cli.wording import duration
+from jobs.clock import duration
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `nightmill jobs` shows it.")]
 

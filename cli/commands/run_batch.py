@@ -76,8 +76,8 @@ def run_batch(
     data_dir: DataDir = None,
 ) -> None:
     """Run a file as `vllm run-batch` does. Other flags go to vLLM, in an engine that is started for this run."""
-    from cli.client.joining import paired
     from cli.client.submission import first_request
+    from jobs.batches.joining import paired
 
     for path in (input_file, output_file):
         if path.parts[:1] in (("http:",), ("https:",)):

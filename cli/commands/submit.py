@@ -13,7 +13,7 @@ from cli.commands.jobs import watched
 from cli.errors import CliError
 from cli.options import After, ApiKey, AsJson, DataDir, Url
 from cli.terminal import say, show
-from cli.wording import duration
+from jobs.clock import duration
 
 _SHOWN = 20
 #: Options that have no meaning together with another option.

@@ -1,7 +1,7 @@
 """What workers would do to a job, done by hand through the ledger: for tests of what the API shows."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jobs.clock import now
 from jobs.db.engine import Database
@@ -83,16 +83,7 @@ def finish(db: Database, storage: Storage, job_id: str, lines: Sequence[int], fa
     with db.write() as session:
         claim = _claimed(ledger.claim(session, job_id, Task.FINISH, WORKER))
     text = b"".join(output_line(line) + b"\n" for line in lines)
-    file = File(
-        id=new_id("file-"),
-        project_id=claim.job.project_id,
-        purpose="batch_output",
-        filename="output.jsonl",
-        bytes=len(text),
-        path=f"files/{new_id('out')}",
-        created_at=now(),
-    )
-    storage.put(file.path, text)
+    file = _stored(storage, claim.job.project_id, "output", text)
     values = {
         "completed": len(lines),
         "failed": failed,
@@ -104,6 +95,44 @@ def finish(db: Database, storage: Storage, job_id: str, lines: Sequence[int], fa
         outcomes = _reasons(len(lines), cut_off) | ({"error:engine_error": failed} if failed else {})
         ledger.close(session, claim, values, [file], outcomes)
     return file.id
+
+
+def end(
+    db: Database,
+    storage: Storage,
+    job_id: str,
+    answers: Sequence[bytes],
+    errors: Sequence[bytes] = (),
+    outcomes: Mapping[str, int] | None = None,
+) -> None:
+    """Run the whole life of a job that succeeds, with these lines in its output file and its error file."""
+    lines = len(answers) + len(errors)
+    plan(db, job_id, lines)
+    answer(db, storage, take(db, job_id), range(lines), last=True)
+    with db.write() as session:
+        claim = _claimed(ledger.claim(session, job_id, Task.FINISH, WORKER))
+    files = {
+        name: _stored(storage, claim.job.project_id, name, b"".join(line + b"\n" for line in texts))
+        for name, texts in (("output_file_id", answers), ("error_file_id", errors))
+        if texts
+    }
+    values = {"completed": len(answers), "failed": len(errors)} | {name: file.id for name, file in files.items()}
+    with db.write() as session:
+        ledger.close(session, claim, values, list(files.values()), dict(outcomes or {}))
+
+
+def _stored(storage: Storage, project_id: str, name: str, text: bytes) -> File:
+    file = File(
+        id=new_id("file-"),
+        project_id=project_id,
+        purpose="batch_output",
+        filename=f"{name}.jsonl",
+        bytes=len(text),
+        path=f"files/{new_id('out')}",
+        created_at=now(),
+    )
+    storage.put(file.path, text)
+    return file
 
 
 def run(db: Database, storage: Storage, job_id: str, lines: int, failed: int = 0, cut_off: int = 0) -> str:

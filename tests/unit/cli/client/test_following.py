@@ -9,7 +9,7 @@ import pytest
 
 from cli.client.progress import Snapshot, _lines, doubts, fault, follow
 from cli.client.server import Server, ServerUnavailable
-from cli.wording import duration
+from jobs.clock import duration
 from jobs.timings import Timings
 
 

@@ -7,7 +7,7 @@ import pytest
 from fastapi import FastAPI
 from typer.testing import CliRunner
 
-from cli.commands.graph import drawn, unfinished
+from cli.commands.graph import drawn
 from cli.main import app as command
 from tests.support import runs
 from tests.support.web import make_key, running_app, serve
@@ -39,7 +39,6 @@ def test_each_job_is_drawn_under_the_one_that_it_leads_to() -> None:
         "      e (generation): queued, waiting for job",
         "    e (generation): queued, waiting for job",
     ]
-    assert list(unfinished({"job_id": "c", "jobs": jobs})) == ["b (generation): running"]
 
 
 def test_what_is_drawn_once_is_not_drawn_again() -> None:

@@ -1,4 +1,4 @@
-"""Reasons why no worker claims a job: from the database on the deployment's host, elsewhere from `/readyz`."""
+"""Reasons why no worker claims a job."""
 
 import fcntl
 from collections.abc import Callable
@@ -8,26 +8,31 @@ from typing import Any
 import pytest
 from sqlalchemy import make_url, update
 
-from cli.client.progress import Snapshot
-from cli.doctor import standstill
-from cli.errors import CliError
 from jobs.clock import now
 from jobs.db.engine import Database
-from jobs.fleet import workers
+from jobs.fleet import standstill, workers
 from jobs.fleet.tables import Worker
 from jobs.ledger import ledger, pauses
 from jobs.ledger.pauses import Scope
-from jobs.ledger.tables import Outbox
+from jobs.ledger.tables import Job, Outbox
 from jobs.queues import Task
+from jobs.settings import Settings
 from tests.support import ledgers
 
 Why = Callable[[str], list[str]]
 
 
 @pytest.fixture
-def why(tmp_path: Path, db: Database, monkeypatch: pytest.MonkeyPatch) -> Why:
-    monkeypatch.setenv("NIGHTMILL_DATABASE_URL", db.url)
-    return lambda job_id: standstill.from_database(job_id, tmp_path)
+def why(tmp_path: Path, db: Database) -> Why:
+    """Return a function that explains a job in sentences."""
+    return lambda job_id: [reason.text for reason in _reasons(db, tmp_path, job_id)]
+
+
+def _reasons(db: Database, folder: Path, job_id: str, **settings: Any) -> list[standstill.Reason]:
+    with db.read() as session:
+        reasons, late = standstill.reasons(session, session.get_one(Job, job_id))
+    config = Settings(data_dir=folder, database_url=db.url, **settings)
+    return [*reasons, *standstill.not_publishing(config, db)] if late else reasons
 
 
 def works(db: Database, queue: str = "cpu.plan", **changes: Any) -> None:
@@ -88,40 +93,39 @@ def test_slots_that_are_busy_are_counted(db: Database, why: Why) -> None:
     assert why(job.id) == ["all slots of gpu.generate are busy (1)"]
 
 
-def test_where_nobody_publishes_it_is_told_that_no_dispatcher_leads(db: Database, why: Why, tmp_path: Path) -> None:
+def test_an_overdue_message_names_the_missing_dispatcher(db: Database, why: Why) -> None:
     job = ledgers.submitted(db)
     works(db)
     overdue(db)
 
     assert why(job.id) == [
         "cpu.plan should have got a message for it 1 min 30 s ago",
-        "no dispatcher leads; `nightmill doctor` looks at the processes",
+        "no dispatcher leads; `nightmill doctor` on the server's host looks at the processes",
     ]
 
 
-def test_a_dispatcher_that_leads_is_not_blamed(sqlite: Database, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setenv("NIGHTMILL_DATABASE_URL", sqlite.url)
+def test_a_leading_dispatcher_is_not_blamed(sqlite: Database, tmp_path: Path) -> None:
     job = ledgers.submitted(sqlite)
     works(sqlite)
     overdue(sqlite, published_at=now() - 20)
 
     with Path(f"{make_url(sqlite.url).database}.dispatcher").open("a") as seat:
         fcntl.flock(seat, fcntl.LOCK_EX)
-        [told] = standstill.from_database(job.id, tmp_path)
+        [reason] = _reasons(sqlite, tmp_path, job.id)
 
-    assert told == "cpu.plan was sent a message for it 20 s ago, and no worker has claimed it"
+    assert reason.code == "not_claimed"
+    assert reason.text == "cpu.plan was sent a message for it 20 s ago, and no worker has claimed it"
 
 
-def test_a_broker_that_is_away_is_told(db: Database, why: Why, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = ledgers.submitted(db)
-    works(db)
-    overdue(db)
-    monkeypatch.setenv("NIGHTMILL_BROKER_URL", "amqp://127.0.0.1:9")
+@pytest.mark.parametrize("url", ["amqp://127.0.0.1:9", "redis://127.0.0.1:9/0"])
+def test_an_unavailable_broker_is_named(sqlite: Database, tmp_path: Path, url: str) -> None:
+    job = ledgers.submitted(sqlite)
+    works(sqlite)
+    overdue(sqlite)
 
-    assert (
-        "the broker is unavailable: nothing answers at 127.0.0.1:9; start it, or correct NIGHTMILL_BROKER_URL"
-        in why(job.id)
-    )
+    codes = [reason.code for reason in _reasons(sqlite, tmp_path, job.id, broker_url=url)]
+
+    assert codes == ["not_published", "broker_unavailable", "no_dispatcher"]
 
 
 def test_what_a_worker_has_in_hand_waits_for_nothing_unless_that_is_silent(db: Database, why: Why) -> None:
@@ -140,58 +144,3 @@ def test_a_job_that_has_just_come_is_not_complained_of(db: Database, why: Why) -
     works(db)
 
     assert why(job.id) == []
-
-
-def shown(state: str, position: int | None) -> Snapshot:
-    job = {
-        "id": "batch_1", "kind": "generation", "state": state, "created_at": 0, "queue_position": position,
-        "progress": {"total": 9, "completed": 0, "failed": 0}, "usage": {"input_tokens": 0, "output_tokens": 0},
-    }  # fmt: skip
-    return Snapshot.of(job)
-
-
-@pytest.mark.parametrize(
-    ("state", "ready", "told"),
-    [
-        ("queued", {"status": "ready", "workers": {}}, ["no live worker of cpu.plan"]),
-        ("finishing", {"status": "ready", "workers": {"gpu.embed": 1}}, ["no live worker of cpu.plan"]),
-        ("running", {"status": "ready", "workers": {}}, []),
-        ("queued", {"status": "unavailable", "database": "unavailable"}, ["the server's database is unavailable"]),
-        ("queued", {}, []),
-        ("queued", {"status": "ready", "workers": {"cpu.plan": 1}}, []),
-        (
-            "running",
-            {"status": "stuck", "workers": {"cpu.plan": 1}},
-            ["no worker claims any waiting work: `nightmill doctor` on the server's host says why"],
-        ),
-    ],
-)  # fmt: skip
-def test_from_elsewhere_readiness_is_asked(state: str, ready: dict[str, Any], told: list[str]) -> None:
-    assert standstill.from_readiness(shown(state, None), ready) == told
-
-
-@pytest.mark.parametrize(
-    ("why", "position", "told"),
-    [
-        (["x"], 2, ["x", "2 of its project's jobs before it"]),
-        (["x"], 0, ["x"]),
-        ([], 0, ["none of its project's jobs before it"]),
-        ([], None, []),
-    ],
-)
-def test_its_place_is_told_too(
-    monkeypatch: pytest.MonkeyPatch, why: list[str], position: int | None, told: list[str]
-) -> None:
-    monkeypatch.setattr(standstill, "from_database", lambda *_: list(why))
-
-    assert standstill.reasons("http://h", shown("queued", position), None) == told
-
-
-def test_where_this_host_does_not_know_the_job_its_server_is_asked(
-    db: Database, why: Why, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cli.up.readiness.look", lambda _url: {"status": "ready", "workers": {}})
-
-    with pytest.raises(CliError, match="there is no job batch_1"):
-        why("batch_1")
-    assert standstill.reasons("http://h", shown("queued", None), None) == ["no live worker of cpu.plan"]
