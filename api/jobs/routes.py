@@ -1,10 +1,10 @@
-"""Jobs of all kinds, as the ledger has them: progress, events, results, cancel, retry."""
+"""Jobs of all kinds, as the ledger has them: progress, events, cancel, retry."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import Query, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
@@ -19,14 +19,14 @@ from api.http.space import count_if_due
 from api.http.sse import EVENT_STREAM, LastEventId, event_stream, position_of
 from api.jobs.retry import Changes, again
 from api.jobs.schemas import JobEvent, JobGraph, JobObject, ModelStatus, StateOrStatus, show_event, show_graph, show_job
-from api.jobs.streams import follow_events, follow_results
+from api.jobs.streams import follow_events
 from api.shares import open_stream, run_in_threadpool
 from api.webhooks.queries import delivery_page
 from api.webhooks.schemas import DeliveryObject
 from jobs.batches.batches import Which
-from jobs.errors import Conflict, InvalidRequest, NotFound
+from jobs.errors import Conflict, NotFound
 from jobs.fleet import workers
-from jobs.ledger import dependencies, events, kinds, ledger
+from jobs.ledger import dependencies, events, ledger
 from jobs.ledger.progress import outcomes, pace, queue_position, totals, worked_seconds
 from jobs.ledger.states import LIVE, JobState
 from jobs.ledger.tables import Job
@@ -39,12 +39,6 @@ _EVENTS_DOC: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "A page of events, or, with `Accept: text/event-stream`, each as it happens",
         "content": {EVENT_STREAM: {"schema": {}}},
-    }
-}
-_RESULTS_DOC: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "One line of JSON for each finished request",
-        "content": {"application/jsonl": {"schema": {"type": "string"}}},
     }
 }
 
@@ -150,26 +144,6 @@ async def job_events(
         return Response(first.model_dump_json(), media_type="application/json")
     open_stream()
     return event_stream(follow_events(call, job_id, after), {"Cache-Control": "no-store"})
-
-
-@router.get("/jobs/{job_id}/results", response_class=StreamingResponse, responses=_RESULTS_DOC)
-async def job_results(
-    call: Call,
-    job_id: str,
-    follow: Annotated[bool, Query(description="Go on until the job ends.")] = True,
-) -> StreamingResponse:
-    """Stream the finished lines while the job runs, in no particular order."""
-
-    def look() -> None:
-        with call.db.read() as session:
-            job = get_job(session, call, job_id)
-        if not kinds.of(job.kind).has_lines:
-            message = f"A job of kind '{job.kind}' has no lines that could be read."
-            raise InvalidRequest(message, param="job_id", code="no_results")
-
-    await run_in_threadpool(look)
-    open_stream()
-    return StreamingResponse(follow_results(call, job_id, follow=follow), media_type="application/jsonl")
 
 
 @router.get("/jobs/{job_id}/deliveries")

@@ -198,12 +198,12 @@ def _segments(
 async def _records(storage: Storage, path: str) -> AsyncIterator[bytes]:
     """Yield the lines of one segment, without the prefix of the ledger."""
     lines = _read(storage, path, lambda handle: handle.readlines(CHUNK))
-    async for batch in _threaded(lines):
+    async for batch in threaded(lines):
         yield b"".join(line.split(b"\t", 2)[2] for line in batch)
 
 
 async def _whole(storage: Storage, path: str) -> AsyncIterator[bytes]:
-    async for data in _threaded(_read(storage, path, lambda handle: handle.read(CHUNK))):
+    async for data in threaded(_read(storage, path, lambda handle: handle.read(CHUNK))):
         yield data
 
 
@@ -217,7 +217,7 @@ def _read(storage: Storage, path: str, take: Callable[[Any], T]) -> Iterator[T]:
         return
 
 
-async def _threaded(pieces: Iterator[T]) -> AsyncIterator[T]:
+async def threaded(pieces: Iterator[T]) -> AsyncIterator[T]:
     """Run each step of an iterator in a thread."""
     end = object()
     try:

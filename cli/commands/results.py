@@ -1,29 +1,25 @@
 """`nightmill results JOB`: write the results of a job, alone or joined with their requests."""
 
-import csv
 import io
 import json
-import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal, TextIO
+from typing import Annotated, Literal, TextIO
+from urllib.parse import quote, urlencode
 
 import typer
 
-from cli.client.joining import COLUMNS, Row
 from cli.client.progress import Snapshot, fault
 from cli.client.server import Server, connect
 from cli.errors import CliError
 from cli.options import ApiKey, DataDir, Url
 from cli.output_files import require_writable, whole
 from cli.terminal import Screen, byte_output, say, text_output
-
-if TYPE_CHECKING:
-    from cli.client.joining import Row
+from jobs.batches import exports
+from jobs.batches.joining import Row
 
 
 def results(
@@ -35,6 +31,11 @@ def results(
         Literal["jsonl", "csv", "parquet"],
         typer.Option("--format", help="csv and parquet are always joined. In csv, null and empty text look the same."),
     ] = "jsonl",
+    state: Annotated[
+        Literal["succeeded", "failed"] | None, typer.Option(help="Only results in this state. This joins them.")
+    ] = None,
+    code: Annotated[str, typer.Option(help="Only results that failed with this error code. This joins them.")] = "",
+    custom_id: Annotated[str, typer.Option(help="Only the result of this request. This joins it.")] = "",
     output: Annotated[Path | None, typer.Option(help="Write to this file instead of standard output.")] = None,
     url: Url = None,
     api_key: ApiKey = None,
@@ -49,12 +50,14 @@ def results(
         shown = server.get(f"/jobs/{job}")
         snapshot = Snapshot.of(shown)
         _require_files(snapshot)
-        if not join and format_ == "jsonl":
+        given = {"state": state, "code": code, "custom_id": custom_id}
+        chosen = {name: value for name, value in given.items() if value}
+        if not join and not chosen and format_ == "jsonl":
             _raw(server, snapshot, output)
             return
         if not snapshot.ended:
             raise CliError(f"{job} is {snapshot.state}; its results can be joined when it has ended")
-        with _joined(server, snapshot, shown["overrides"]) as rows:
+        with _joined(server, snapshot, chosen) as rows:
             count = writer_of(format_, vectors=shown["endpoint"] == EMBEDDINGS)(rows, output)
     say(f"{count} results{f': {output}' if output else ''}", err=True)
 
@@ -80,96 +83,60 @@ def _raw(server: Server, job: Snapshot, output: Path | None) -> None:
 
 
 @contextmanager
-def _joined(server: Server, job: Snapshot, overrides: "Row") -> Iterator[Iterator["Row"]]:
-    """Yield the joined rows, read from copies of the job's three files."""
-    from cli.client.joining import joined
-
-    if not job.input_file_id:
-        raise CliError(f"{job.id} has no input file")
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-
-        def fetched(file_id: str | None) -> BinaryIO | list[bytes]:
-            if not file_id:
-                return []
-            server.download(file_id, folder / file_id)
-            return stack.enter_context((folder / file_id).open("rb"))
-
-        inputs, outputs, errors = map(fetched, (job.input_file_id, job.output_file_id, job.error_file_id))
-        yield joined(inputs, outputs, errors, overrides)
+def _joined(server: Server, job: Snapshot, chosen: Mapping[str, str]) -> Iterator[Iterator[Row]]:
+    """Yield the joined rows, which the server has selected, from a copy."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "joined.jsonl"
+        server.fetch(f"/jobs/{quote(job.id, safe='')}/results?{urlencode({'join': 'true', **chosen})}", copy)
+        with copy.open(encoding="ascii") as lines:
+            yield map(json.loads, lines)
 
 
-_AT_ONCE = 1000  # rows of a Parquet row group
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 Writer = Callable[[Iterable[Row], Path | None], int]
 
 
 def write_jsonl(rows: Iterable[Row], path: Path | None) -> int:
-    """Write one JSON object a line with the whole request and response; return the number of rows."""
-    count = 0
-    with _text(path) as out:
-        for row in rows:
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
-            count += 1
-    return count
+    """Write one JSON object a line; return the number of rows."""
+    return _write(exports.json_lines(rows), path)
 
 
 def write_csv(rows: Iterable[Row], path: Path | None) -> int:
-    """Write CSV (RFC 4180) with a header; return the number of rows.
+    """Write CSV with a header; return the number of rows."""
+    return _write(exports.csv_lines(rows), path) - 1
 
-    Objects and lists are JSON in their cells. Null and empty text are empty cells. A text that a spreadsheet would run
-    as a formula gets a leading `'`.
-    """
+
+def _write(texts: Iterable[str], path: Path | None) -> int:
+    """Write texts; return how many."""
     count = 0
     with _text(path) as out:
-        writer = csv.writer(out)
-        writer.writerow(COLUMNS)
-        for row in rows:
-            writer.writerow([_inert(_cell(row[name])) for name in COLUMNS])
+        for text in texts:
+            out.write(text)
             count += 1
     return count
 
 
 def write_parquet(rows: Iterable[Row], path: Path | None, *, vectors: bool = False) -> int:
-    """Write the columns of the CSV as Parquet; `vectors` are lists of 32-bit floats. Return the number of rows."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
+    """Write Parquet; `vectors` are lists of 32-bit floats. Return the number of rows."""
     if path is None:
         raise CliError("name the Parquet file with --output")
-    rows, count, schema = iter(rows), 0, _schema(pa, vectors=vectors)
-    with whole(path) as out, parquet.ParquetWriter(out, schema) as writer:
-        while page := list(islice(rows, _AT_ONCE)):
-            flat = [{**row, "request": _cell(row["request"]), "response": _cell(row["response"])} for row in page]
-            writer.write_table(pa.Table.from_pylist(flat, schema=schema))
-            count += len(page)
+    count = 0
+
+    def counted() -> Iterator[Row]:
+        nonlocal count
+        for row in rows:
+            count += 1
+            yield row
+
+    with whole(path) as out:
+        out.writelines(exports.parquet_pieces(counted(), vectors=vectors))
     return count
 
 
-def writer_of(format_: str, *, vectors: bool) -> Writer:
+def writer_of(format_: exports.Format, *, vectors: bool) -> Writer:
     """Return the function that writes rows as `jsonl`, `csv` or `parquet`. `vectors`: answers are embeddings."""
     if format_ == "parquet":
         return partial(write_parquet, vectors=vectors)
     return write_csv if format_ == "csv" else write_jsonl
-
-
-def _schema(pa, *, vectors: bool):  # type: ignore[no-untyped-def]
-    kinds = {name: pa.int64() for name in ("status_code", "input_tokens", "output_tokens")}
-    if vectors:
-        kinds["answer"] = pa.list_(pa.float32())
-    return pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
-
-
-def _cell(value: object) -> object:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
-
-
-def _inert(value: object) -> object:
-    """Return `value` so that no spreadsheet runs it, as OWASP's "CSV Injection" advises. Numbers stay numbers."""
-    if isinstance(value, str) and value.startswith(_FORMULA) and not _NUMBER.fullmatch(value):
-        return f"'{value}"
-    return value
 
 
 @contextmanager

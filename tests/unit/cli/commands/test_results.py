@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import struct
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ import pytest
 from pyarrow import parquet
 from typer.testing import CliRunner
 
-from cli.client.joining import COLUMNS, joined
 from cli.commands.results import write_csv, write_jsonl, write_parquet
 from cli.commands.submit import extrapolate, write_sample
 from cli.errors import CliError
 from cli.main import app
+from jobs.batches.joining import COLUMNS, Unjoinable, joined
 
 CHAT, TEXT, RESPONSES, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"
 HELLO = {"messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hello"}]}
@@ -73,30 +74,48 @@ def test_a_retry_shows_what_it_asked_and_not_what_its_input_says() -> None:
 
 
 class Served:
-    """A server with one job and its files."""
+    """A server with one job. It answers with `rows` and notes the routes that were fetched."""
 
-    def __init__(self, job: dict[str, Any], files: dict[str, bytes]) -> None:
-        self._job, self._files = job, files
+    def __init__(self, job: dict[str, Any], rows: Sequence[dict[str, Any]] = ()) -> None:
+        self._job, self._rows = job, rows
+        self.fetched: list[str] = []
 
     def get(self, _path: str) -> dict[str, Any]:
         return self._job
 
-    def download(self, file_id: str, path: Path) -> None:
-        path.write_bytes(self._files[file_id])
+    def fetch(self, route: str, path: Path) -> None:
+        self.fetched.append(route)
+        path.write_text("".join(json.dumps(row) + "\n" for row in self._rows))
 
 
-def test_the_command_shows_what_the_job_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    files = {"file-in": asked("a"), "file-out": answered("a", chat("one"))}
-    job = {
-        "id": "batch_1", "kind": "generation", "state": "succeeded", "created_at": 0, "endpoint": CHAT,
-        "progress": {"total": 1, "completed": 1, "failed": 0}, "usage": {"input_tokens": 0, "output_tokens": 0},
-        "overrides": {"temperature": 0}, "input_file_id": "file-in", "output_file_id": "file-out",
-    }  # fmt: skip
-    monkeypatch.setattr("cli.commands.results.connect", lambda *_: nullcontext(Served(job, files)))
+ENDED = {
+    "id": "batch_1", "kind": "generation", "state": "succeeded", "created_at": 0, "endpoint": CHAT,
+    "progress": {"total": 1, "completed": 1, "failed": 0}, "usage": {"input_tokens": 0, "output_tokens": 0},
+    "overrides": {}, "input_file_id": "file-in", "output_file_id": "file-out",
+}  # fmt: skip
 
-    done = CliRunner().invoke(app, ["results", "batch_1", "--join"])
 
-    assert json.loads(done.stdout)["request"] == {"model": "m", **HELLO, "temperature": 0}
+@pytest.mark.parametrize(
+    ("options", "query"),
+    [
+        (("--join",), "join=true"),
+        (("--format", "csv"), "join=true"),
+        (("--state", "failed", "--code", "too_long"), "join=true&state=failed&code=too_long"),
+        (("--custom-id", "a b"), "join=true&custom_id=a+b"),
+    ],
+)
+def test_the_command_writes_the_rows_that_the_server_selects(
+    monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], query: str
+) -> None:
+    server = Served(ENDED, rows())
+    monkeypatch.setattr("cli.commands.results.connect", lambda *_: nullcontext(server))
+
+    done = CliRunner().invoke(app, ["results", "batch_1", *options])
+
+    assert (done.exit_code, done.stderr) == (0, "2 results\n")
+    assert server.fetched == [f"/jobs/batch_1/results?{query}"]
+    if "csv" not in options:
+        assert [json.loads(line) for line in done.stdout.split("\n")[:-1]] == rows()
 
 
 @pytest.mark.parametrize("options", [(), ("--join",)])
@@ -109,7 +128,7 @@ def test_a_job_that_failed_before_it_ran_shows_its_errors(
         "progress": {"total": 0, "completed": 0, "failed": 0}, "usage": {"input_tokens": 0, "output_tokens": 0},
         "overrides": {}, "input_file_id": "file-in", "errors": {"data": faults},
     }  # fmt: skip
-    monkeypatch.setattr("cli.commands.results.connect", lambda *_: nullcontext(Served(job, {})))
+    monkeypatch.setattr("cli.commands.results.connect", lambda *_: nullcontext(Served(job)))
 
     done = CliRunner().invoke(app, ["results", "batch_1", *options])
 
@@ -149,7 +168,7 @@ def test_an_answer_of_a_shape_of_its_own_stands_whole_in_its_row(
 def test_a_result_that_cannot_be_read_is_told_and_not_left_out() -> None:
     deep = answered("a", {}).replace(b'"body": {}', b'"body": ' + b"[" * 100_000 + b"]" * 100_000)
 
-    with pytest.raises(CliError, match=r'cannot be read.*"custom_id": "a"'):
+    with pytest.raises(Unjoinable, match=r'cannot be read.*"custom_id": "a"'):
         list(joined([asked("a")], [deep], []))
 
 
@@ -160,7 +179,7 @@ def test_inputs_without_a_result_are_passed_by() -> None:
 
 
 def test_a_result_without_its_input_is_told() -> None:
-    with pytest.raises(CliError, match="'z' has no line"):
+    with pytest.raises(Unjoinable, match="'z' has no line"):
         list(joined([asked("a")], [answered("z", chat("?"))], []))
 
 
