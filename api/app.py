@@ -24,7 +24,7 @@ from api.files import uploads
 from api.finetuning import graders, model_files, permissions
 from api.finetuning import routes as finetuning
 from api.finetuning import validation as fine_tuning_validation
-from api.fleet import models
+from api.fleet import models, steering
 from api.health import routes as health
 from api.health.metrics import Exposition
 from api.health.readiness import BrokerWatch, Watch
@@ -73,6 +73,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     indexes.router,
     sources.router,
     models.router,
+    steering.router,
     fine_tuning_validation.router,
     graders.router,
     finetuning.router,

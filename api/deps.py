@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from api.ttl_cache import Trusted
 from jobs.db.engine import Database
-from jobs.errors import Unavailable
+from jobs.errors import PermissionDenied, Unavailable
 from jobs.fleet.models_file import Models, ModelsFileError, Registry
 from jobs.inference.client import InferenceClient
 from jobs.ledger import audit
@@ -23,10 +23,11 @@ from jobs.usage.stored_bytes import Arriving
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The key of a request, and the project whose rows it may see."""
+    """The key of a request, and the project whose rows it may see; no project with an operator's key."""
 
     key_id: str
     project_id: str
+    operator: bool = False
 
 
 @dataclass(slots=True)
@@ -108,10 +109,46 @@ def services_of(request: Request) -> Services:
     return services
 
 
+@dataclass(frozen=True, slots=True)
+class OperatorContext:
+    """An authenticated call of the operator."""
+
+    services: Services
+    caller: Caller
+
+    @property
+    def db(self) -> Database:
+        return self.services.db
+
+    @property
+    def actor(self) -> str:
+        return f"key:{self.caller.key_id}"
+
+
 async def _call(request: Request) -> CallContext:
-    """Return the context of the request. It is a coroutine because FastAPI runs plain functions in a thread each."""
-    return CallContext(services_of(request), request.state.caller, request.state.request_id)
+    """Return the context of the request. It is a coroutine because FastAPI runs plain functions in a thread each.
+
+    Raises: PermissionDenied, for an operator's key.
+    """
+    caller: Caller = request.state.caller
+    if caller.operator:
+        message = "An operator's key steers the deployment and opens no project. Use a key of a project."
+        raise PermissionDenied(message, code="operator_key_not_allowed")
+    return CallContext(services_of(request), caller, request.state.request_id)
 
 
-#: Each route below /v1 takes one. The middleware has authenticated the request.
+async def _operator(request: Request) -> OperatorContext:
+    """Return the context of the operator's request.
+
+    Raises: PermissionDenied, for a key of a project.
+    """
+    caller: Caller = request.state.caller
+    if not caller.operator:
+        message = "This steers the deployment and takes an operator's key: `nightmill keys create --operator`."
+        raise PermissionDenied(message, code="operator_key_required")
+    return OperatorContext(services_of(request), caller)
+
+
+#: Each route below /v1 takes one of the two. The middleware has authenticated the request.
 Call = Annotated[CallContext, Depends(_call)]
+Operator = Annotated[OperatorContext, Depends(_operator)]

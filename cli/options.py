@@ -34,6 +34,15 @@ ApiKey = Annotated[
         help="Your key. Else OPENAI_API_KEY, or the key of the running deployment.",
     ),
 ]
+OperatorKey = Annotated[
+    str | None,
+    typer.Option(
+        "--operator-key",
+        envvar="NIGHTMILL_OPERATOR_KEY",
+        show_default=False,
+        help="An operator's key: the server is used. Without it the database of this host is used.",
+    ),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON Lines: one object, or of a list one object for each entry.")
 ]

@@ -278,8 +278,12 @@ class StrictRoute(APIRoute):
 _KEY = HTTPBearer(auto_error=False, scheme_name="ApiKey", description="A project's key: `nightmill keys create`.")
 
 
-def resource(tag: str) -> APIRouter:
-    """Return the router of one resource, below /v1."""
-    return APIRouter(
-        prefix="/v1", tags=[tag], route_class=StrictRoute, responses=RESPONSES, dependencies=[Security(_KEY)]
-    )
+_OPERATOR_KEY = HTTPBearer(
+    auto_error=False, scheme_name="OperatorKey", description="An operator's key: `nightmill keys create --operator`."
+)
+
+
+def resource(tag: str, *, operator: bool = False) -> APIRouter:
+    """Return the router of one resource, below /v1. With `operator` its routes take an operator's key."""
+    key = Security(_OPERATOR_KEY if operator else _KEY)
+    return APIRouter(prefix="/v1", tags=[tag], route_class=StrictRoute, responses=RESPONSES, dependencies=[key])

@@ -127,7 +127,7 @@ class Authenticate:
             row = check_key(session, key)
             if row is None:
                 raise Unauthenticated
-            return Caller(row.id, row.project_id)
+            return Caller(row.id, row.project_id, row.operator)
 
     def _refusal(self, scope: Scope) -> NightmillError:
         address = (scope.get("client") or ("unknown", 0))[0]

@@ -220,6 +220,17 @@ def other_work_at(session: Session, scope: pauses.Scope, name: str) -> int:
     return count
 
 
+def heartbeats(session: Session, scope: pauses.Scope, names: Set[str]) -> dict[str, int]:
+    """Return the heartbeats of the workers that a pause of these names concerns, by the ids of the workers."""
+
+    def is_concerned(worker: Worker) -> bool:
+        if scope is pauses.Scope.WORKER:
+            return worker.id in names
+        return scope is not pauses.Scope.QUEUE or not names.isdisjoint(worker.queues)
+
+    return {worker.id: worker.heartbeat for worker in everyone(session) if is_concerned(worker)}
+
+
 class Acknowledgement:
     """The workers that may not have read a pause yet, or not have reported their work since.
 
@@ -227,20 +238,11 @@ class Acknowledgement:
     the third reports the work that was begun before it.
     """
 
-    def __init__(self, scope: pauses.Scope, names: Set[str]) -> None:
-        self._scope, self._names = scope, names
+    def __init__(self) -> None:
         self._seen: dict[str, int] = {}
 
-    def unacknowledged(self, session: Session) -> list[str]:
+    def unacknowledged(self, heartbeats: Mapping[str, int]) -> list[str]:
         """Return the ids of these workers, by their heartbeats since the first call, which must follow the pause."""
-        waits = []
-        for worker in everyone(session):
-            first = self._seen[worker.id] = min(self._seen.get(worker.id, worker.heartbeat), worker.heartbeat)
-            if self._concerns(worker) and worker.heartbeat < first + HEARTBEATS_TO_ACKNOWLEDGE:
-                waits.append(worker.id)
-        return waits
-
-    def _concerns(self, worker: Worker) -> bool:
-        if self._scope is pauses.Scope.WORKER:
-            return worker.id in self._names
-        return self._scope is not pauses.Scope.QUEUE or not self._names.isdisjoint(worker.queues)
+        for name, count in heartbeats.items():
+            self._seen[name] = min(self._seen.get(name, count), count)
+        return [name for name, count in heartbeats.items() if count < self._seen[name] + HEARTBEATS_TO_ACKNOWLEDGE]

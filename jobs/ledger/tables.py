@@ -202,7 +202,8 @@ class Segment(Usage, Base):
 
     `covered` holds the lines with a result here, `good` those of them that succeeded, `cut_off` those whose answer
     ended at the token limit (null: written before these were noted), `outcomes` how many there are of each word of
-    `workers.runtime.outcomes` (null: written before these were counted).
+    `workers.runtime.outcomes` (null: written before these were counted). `done` and `failed` count lines (0 where
+    written before these were counted).
     """
 
     __tablename__ = "segment"
@@ -217,7 +218,11 @@ class Segment(Usage, Base):
     good: Mapped[bytes] = mapped_column(LargeBinary)
     cut_off: Mapped[bytes | None] = mapped_column(LargeBinary)
     outcomes: Mapped[dict[str, Any] | None]
+    done: Mapped[int] = mapped_column(default=0)
+    failed: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[float]
+
+    __table_args__ = (Index("ix_segment_created", "created_at"),)
 
 
 class Outcome(Base):
@@ -292,6 +297,7 @@ class Audit(Base):
 
     __table_args__ = (
         Index("ix_audit_target", "target"),
+        Index("ix_audit_project", "project_id", "id"),
         Index(
             "ix_audit_unsealed",
             "id",

@@ -12,30 +12,53 @@ import secrets
 import string
 import zlib
 from collections.abc import Sequence
+from typing import Final
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.db.engine import insert_into
+from jobs.errors import InvalidRequest
 from jobs.ids import new_id
 from jobs.ledger import audit
 from jobs.security.tables import ApiKey, Project
 
+#: `project_id` of an operator's key: no row of any project has it.
+NO_PROJECT: Final = ""
+#: Live keys of a project that its own keys may create.
+LIVE_KEYS: Final = 100
 _PREFIX = "nm"
 _ID_ALPHABET = string.ascii_lowercase + string.digits
 #: Compared if the id is unknown, so that an unknown id takes as long as a wrong secret.
 _NOBODY = hashlib.sha256(b"nobody").hexdigest()
 
 
-def create_key(session: Session, project_name: str, *, actor: str = "operator") -> str:
-    """Create a key of a project, and the project if it is new. Return the key, which is stored nowhere."""
+def create_key(session: Session, project_name: str, *, actor: str = "operator", limit: int | None = None) -> str:
+    """Create a key of a project, and the project if it is new. Return the key, which is stored nowhere.
+
+    Raises: InvalidRequest for a project that has `limit` live keys.
+    """
     project = ensure_project(session, project_name)
+    live = select(func.count()).where(ApiKey.project_id == project.id, ApiKey.revoked_at.is_(None))
+    if limit is not None and (session.scalar(live) or 0) >= limit:
+        message = f"The project has {limit} live API keys, which is the most. Revoke one first."
+        raise InvalidRequest(message, code="too_many_api_keys")
+    return _create(session, project.id, actor=actor)
+
+
+def create_operator_key(session: Session, *, actor: str = "operator") -> str:
+    """Create a key that steers the deployment and opens no project. Return the key, which is stored nowhere."""
+    return _create(session, NO_PROJECT, actor=actor, operator=True)
+
+
+def _create(session: Session, project_id: str, *, actor: str, operator: bool = False) -> str:
     key_id = "".join(secrets.choice(_ID_ALPHABET) for _ in range(8))
     body = f"{_PREFIX}_{key_id}_{secrets.token_urlsafe(32)}"
     key = f"{body}_{zlib.crc32(body.encode()):08x}"
-    session.add(ApiKey(id=key_id, project_id=project.id, digest=_digest(key), created_at=now()))
-    audit.record(session, actor=actor, action="key.create", target=key_id, project_id=project.id)
+    session.add(ApiKey(id=key_id, project_id=project_id, digest=_digest(key), operator=operator, created_at=now()))
+    action = "operator_key.create" if operator else "key.create"
+    audit.record(session, actor=actor, action=action, target=key_id, project_id=project_id or None)
     return key
 
 
@@ -63,19 +86,31 @@ def allow_external(session: Session, project_name: str, *, allowed: bool, actor:
     audit.record(session, actor=actor, action=action, target=project.id, project_id=project.id)
 
 
-def list_keys(session: Session) -> Sequence[tuple[ApiKey, Project]]:
-    rows = session.execute(
-        select(ApiKey, Project).join(Project, Project.id == ApiKey.project_id).order_by(ApiKey.created_at)
-    )
-    return [(key, project) for key, project in rows]
+def list_keys(session: Session) -> Sequence[tuple[ApiKey, str | None]]:
+    """Return every key with the name of its project; None for an operator's key."""
+    of_project = Project.id == ApiKey.project_id
+    rows = session.execute(select(ApiKey, Project.name).outerjoin(Project, of_project).order_by(ApiKey.created_at))
+    return [(key, name) for key, name in rows]
 
 
-def revoke_key(session: Session, key_id: str, *, actor: str = "operator") -> bool:
-    """Revoke a key by id; return False if there is no such live key."""
+def id_of(key: str) -> str:
+    """Return the id of a well-formed key."""
+    return key.split("_")[1]
+
+
+def redacted(key_id: str) -> str:
+    """Return the beginning of a key, which is all that is known of it."""
+    return f"{_PREFIX}_{key_id}_…"
+
+
+def revoke_key(session: Session, key_id: str, *, actor: str = "operator", project_id: str | None = None) -> bool:
+    """Revoke a key by id; return False if there is no such live key, with `project_id` of that project."""
     live = update(ApiKey).where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None)).values(revoked_at=now())
+    if project_id is not None:
+        live = live.where(ApiKey.project_id == project_id)
     revoked: bool = session.execute(live).rowcount == 1  # type: ignore[attr-defined]
     if revoked:
-        audit.record(session, actor=actor, action="key.revoke", target=key_id)
+        audit.record(session, actor=actor, action="key.revoke", target=key_id, project_id=project_id)
     return revoked
 
 

@@ -30,13 +30,17 @@ class StorageUsage(Base):
 
 
 class ApiKey(Base):
-    """A key, stored as the SHA-256 of its secret; `id` is the part of the key that finds the row."""
+    """A key, stored as the SHA-256 of its secret; `id` is the part of the key that finds the row.
+
+    An operator's key steers the deployment. It belongs to no project: its `project_id` is empty.
+    """
 
     __tablename__ = "api_key"
 
     id: Mapped[str] = mapped_column(String(16), primary_key=True)
     project_id: Mapped[str] = mapped_column(String(64), index=True)
     digest: Mapped[str] = mapped_column(String(64))
+    operator: Mapped[bool] = mapped_column(default=False)
     created_at: Mapped[float]
     revoked_at: Mapped[float | None]
 

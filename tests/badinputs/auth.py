@@ -23,8 +23,8 @@ from tests.support.web import keep_completion_in
 
 AREA = "Keys"
 CANARY = "canary-7f3a"
-#: Models are everybody's, and streams are in a Redis that these worlds have not.
-NOBODYS = ("/v1/models/", "/v1/streams/")
+#: Models are everybody's, streams are in a Redis that these worlds have not, and pauses are the operator's.
+NOBODYS = ("/v1/models/", "/v1/streams/", "/v1/pauses/", "/v1/api_keys/")
 _WORN = "nm_abcdefgh_" + "x" * 43
 
 

@@ -55,6 +55,7 @@ def taking_json(world: World) -> list[Route]:
         route
         for route, operation in routes(world)
         if "application/json" in operation.get("requestBody", {}).get("content", {})
+        and operation["security"] == [{"ApiKey": []}]
     ]
     assert len(found) >= 8
     return found

@@ -69,6 +69,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/vector_stores/{vector_store_id}/indexes/{index_id}/compare"): {"json": {"queries": ["What is it?"]}},
     ("POST", "/v1/vector_stores/{vector_store_id}/search"): {"json": {"query": "What is it?"}},
     ("POST", "/v1/vector_stores/{vector_store_id}/sources"): {"json": {"type": "url", "url": "https://192.0.43.8/a"}},
+    ("POST", "/v1/pauses"): {"json": {"kind": "queue", "name": "gpu.generate"}},
     ("POST", "/v1/webhook_endpoints"): {
         "json": {"name": "n", "url": "https://192.0.43.8/hook", "event_types": ["batch.completed"]},
     },
@@ -104,3 +105,13 @@ def routes(app: FastAPI) -> list[Route]:
     """Yield the routes that require a key."""
     paths = app.openapi()["paths"]
     return [Route(method.upper(), path) for path in paths if path not in OPEN for method in paths[path]]
+
+
+def project_routes(app: FastAPI) -> list[Route]:
+    """Return the routes that take a key of a project."""
+    return [route for route in routes(app) if not takes_operator_key(app, route)]
+
+
+def takes_operator_key(app: FastAPI, route: Route) -> bool:
+    security: Any = app.openapi()["paths"][route.path][route.method.lower()]["security"]
+    return bool(security == [{"OperatorKey": []}])

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.db.engine import Database
@@ -149,24 +150,28 @@ def test_a_worker_has_heard_of_a_pause_after_three_heartbeat(
     for worker, queue in (("gpu-1", Queue.GENERATE), ("gpu-2", Queue.GENERATE), ("cpu-1", Queue.INGEST)):
         register(db, worker, queue)
         heartbeat(db, worker)
-    acknowledgement = Acknowledgement(scope, {name})
+    acknowledgement = Acknowledgement()
 
     waits = []
     for _ in range(HEARTBEATS_TO_ACKNOWLEDGE + 1):
         with db.read() as session:
-            waits.append(sorted(acknowledgement.unacknowledged(session)))
+            waits.append(sorted(acknowledgement.unacknowledged(workers.heartbeats(session, scope, {name}))))
         heartbeat(db, "gpu-1", "gpu-2", "cpu-1")
 
     assert waits == [concerned] * HEARTBEATS_TO_ACKNOWLEDGE + [[]]
 
 
+def _of_worker(session: Session) -> dict[str, int]:
+    return workers.heartbeats(session, Scope.WORKER, {"gpu-1"})
+
+
 def test_news_between_two_heartbeat_count_for_none(db: Database) -> None:
     register(db, "gpu-1", Queue.GENERATE)
-    acknowledgement = Acknowledgement(Scope.WORKER, {"gpu-1"})
+    acknowledgement = Acknowledgement()
 
     for _ in range(HEARTBEATS_TO_ACKNOWLEDGE + 1):
         with db.read() as session:
-            assert acknowledgement.unacknowledged(session) == ["gpu-1"]
+            assert acknowledgement.unacknowledged(_of_worker(session)) == ["gpu-1"]
         heartbeat(db, "gpu-1", heartbeats=0)
 
 
@@ -174,18 +179,18 @@ def test_a_worker_that_registers_anew_is_waited_for_from_there_on_and_one_that_i
     register(db, "gpu-1", Queue.GENERATE)
     for _ in range(5):
         heartbeat(db, "gpu-1")
-    acknowledgement = Acknowledgement(Scope.WORKER, {"gpu-1"})
+    acknowledgement = Acknowledgement()
     with db.read() as session:
-        acknowledgement.unacknowledged(session)
+        acknowledgement.unacknowledged(_of_worker(session))
     with db.write() as session:
         workers.leave(session, "gpu-1")
     with db.read() as session:
-        gone = acknowledgement.unacknowledged(session)
+        gone = acknowledgement.unacknowledged(_of_worker(session))
     register(db, "gpu-1", Queue.GENERATE)
     with db.read() as session:
-        back = acknowledgement.unacknowledged(session)
+        back = acknowledgement.unacknowledged(_of_worker(session))
 
     for _ in range(HEARTBEATS_TO_ACKNOWLEDGE):
         heartbeat(db, "gpu-1")
     with db.read() as session:
-        assert (gone, back, acknowledgement.unacknowledged(session)) == ([], ["gpu-1"], [])
+        assert (gone, back, acknowledgement.unacknowledged(_of_worker(session))) == ([], ["gpu-1"], [])

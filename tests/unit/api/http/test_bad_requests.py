@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from api.http import bodies
 from tests.support.web import make_key
-from tests.unit.api.calls import BODIES, routes
+from tests.unit.api.calls import BODIES, project_routes
 from tests.unit.api.conftest import client_of
 
 DEEP = b"[" * 200_000
@@ -69,7 +69,7 @@ def assert_refused(answer: Any, *statuses: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_body_that_is_no_good_json_is_refused_by_every_route(app: FastAPI, client: TestClient, name: str) -> None:
-    takes_json = [route for route in routes(app) if "json" in BODIES.get((route.method, route.path), {})]
+    takes_json = [route for route in project_routes(app) if "json" in BODIES.get((route.method, route.path), {})]
     assert len(takes_json) >= 8
 
     for route in takes_json:

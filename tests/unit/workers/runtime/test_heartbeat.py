@@ -129,11 +129,11 @@ def test_a_pause_is_known_soon_and_heartbeats_follow_for_the_operator_who_drains
     try:
         with db.write() as session:
             pauses.pause(session, scope, "w", actor="operator")
-        acknowledgement = workers.Acknowledgement(Scope.WORKER, {"w"})
+        acknowledgement = workers.Acknowledgement()
 
         def heard() -> bool:
             with db.read() as session:
-                return not acknowledgement.unacknowledged(session)
+                return not acknowledgement.unacknowledged(workers.heartbeats(session, Scope.WORKER, {"w"}))
 
         eventually(heard, 30, "three heartbeats were sent")
         # of jobs it is known that some are paused, not which

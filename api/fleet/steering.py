@@ -1,0 +1,183 @@
+"""Steer the deployment with an operator's key: workers, quarantined engines, pauses, and what runs in spite of them."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import Path
+from pydantic import BaseModel, Field
+
+from api.deps import Operator
+from api.http.bodies import Body, resource
+from jobs.fleet import steering
+from jobs.fleet.steering import Kind
+
+router = resource("Operation", operator=True)
+
+_NAME_LENGTH = 255
+KindOf = Annotated[Kind, Path(description="The kind of what is paused.")]
+NameOf = Annotated[str, Path(max_length=_NAME_LENGTH, description="Its name, as in a pause.")]
+
+
+class LoadingEngine(BaseModel):
+    """A model that a worker is loading; `model` is empty while its process is still starting."""
+
+    model: str
+    phase: str
+    since: float
+
+
+class WorkerObject(BaseModel):
+    """A live worker process. `running` counts its claims, `other_work` interactive requests, removals, deliveries."""
+
+    id: str
+    object: Literal["worker"] = "worker"
+    pool: str
+    host: str
+    pid: int
+    state: str
+    loading: list[LoadingEngine]
+    queues: list[str]
+    models: list[str]
+    running: int
+    other_work: int
+    slots: int
+    engine_restarts: int
+
+
+class QuarantineObject(BaseModel):
+    """An engine that died too often on some devices. `lines` is the end of its log, `suspects` what was in flight."""
+
+    object: Literal["quarantine"] = "quarantine"
+    model: str
+    host_devices: str
+    deaths: int
+    error: str
+    suspects: list[str]
+    lines: list[str]
+    trial: str | None
+    tries: int
+    created_at: float
+    until: float
+    description: str
+
+
+class PauseObject(BaseModel):
+    """A pause. That of a model holds its aliases too."""
+
+    object: Literal["pause"] = "pause"
+    kind: str
+    name: str
+    aliases: list[str] = []
+    reason: str | None = None
+
+
+class WorkerList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[WorkerObject]
+
+
+class QuarantineList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[QuarantineObject]
+
+
+class PauseList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[PauseObject]
+
+
+class NewPause(Body):
+    """The queue, model, project or worker to pause."""
+
+    kind: Kind
+    name: str = Field(
+        min_length=1,
+        max_length=_NAME_LENGTH,
+        description="A queue such as `gpu.generate`, a model or its alias, the name of a project, or a worker's id.",
+    )
+
+
+class PauseChange(BaseModel):
+    """The result of a request to pause or resume.
+
+    `names` are the names that `name` stands for: a model and its aliases, or the id of a project. `changed` is false
+    where nothing was to be done. `freed` counts the quarantines that were ended.
+    """
+
+    object: Literal["pause.change"] = "pause.change"
+    kind: Kind
+    name: str
+    paused: bool
+    names: list[str]
+    changed: bool
+    freed: int
+
+
+class Remaining(BaseModel):
+    """The work that still runs there.
+
+    Nothing runs any more when `running` and `other_work` are 0 and each of the workers in `heartbeats`, if it is still
+    there, has sent 3 heartbeats since the pause.
+    """
+
+    object: Literal["pause.remaining"] = "pause.remaining"
+    kind: Kind
+    name: str
+    running: int
+    other_work: int
+    heartbeats: dict[str, int]
+
+
+@router.get("/workers")
+def list_workers(call: Operator) -> WorkerList:
+    """List the live workers. This takes an operator's key."""
+    with call.db.read() as session:
+        return WorkerList(data=[WorkerObject(**worker) for worker in steering.live_workers(session)])
+
+
+@router.get("/quarantines")
+def list_quarantines(call: Operator) -> QuarantineList:
+    """List the engines that died too often, with the ends of their logs. This takes an operator's key."""
+    with call.db.read() as session:
+        return QuarantineList(data=[QuarantineObject(**row) for row in steering.quarantined(session)])
+
+
+@router.get("/pauses")
+def list_pauses(call: Operator) -> PauseList:
+    """List what is paused. This takes an operator's key."""
+    aliases = call.services.registry().aliases
+    with call.db.read() as session:
+        return PauseList(data=[PauseObject(**entry) for entry in steering.paused(session, aliases)])
+
+
+@router.post("/pauses")
+def create_pause(call: Operator, body: NewPause) -> PauseChange:
+    """Start no new work of a queue, model, project or worker. Running work goes on, and jobs are still accepted.
+
+    Pausing twice is no error. This takes an operator's key.
+    """
+    registry = call.services.registry
+    with call.db.write() as session:
+        change = steering.pause(session, registry, body.kind, body.name, actor=call.actor)
+    return _shown(change, body.kind, body.name, paused=True)
+
+
+@router.get("/pauses/{kind}/{target:path}")
+def retrieve_remaining(call: Operator, kind: KindOf, target: NameOf) -> Remaining:
+    """Return what still runs of a queue, model, project or worker, paused or not. This takes an operator's key."""
+    with call.db.read() as session:
+        counts: dict[str, Any] = steering.remaining(session, call.services.registry, kind, target)
+    return Remaining(kind=kind, name=target, **counts)
+
+
+@router.delete("/pauses/{kind}/{target:path}")
+def delete_pause(call: Operator, kind: KindOf, target: NameOf) -> PauseChange:
+    """Start work again that was paused; of a model also end its quarantines. This takes an operator's key."""
+    registry = call.services.registry
+    with call.db.write() as session:
+        change = steering.resume(session, registry, kind, target, actor=call.actor)
+    return _shown(change, kind, target, paused=False)
+
+
+def _shown(change: steering.Change, kind: Kind, name: str, *, paused: bool) -> PauseChange:
+    names, changed, freed = change.names, change.changed, change.freed
+    return PauseChange(kind=kind, name=name, paused=paused, names=names, changed=changed, freed=freed)

@@ -1,0 +1,134 @@
+"""An operator's key steers the deployment and opens no project; a project's key does the reverse."""
+
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from sqlalchemy import select
+
+from jobs.fleet import workers
+from jobs.fleet.tables import Worker
+from jobs.ledger.tables import Audit
+from jobs.security.keys import create_operator_key
+from tests.support import ledgers
+from tests.support.web import make_key
+from tests.unit.api.calls import routes, takes_operator_key
+from tests.unit.api.conftest import client_of
+
+PACKAGED = "smollm2-135m-instruct"
+
+
+@pytest.fixture
+def operator(app: FastAPI) -> TestClient:
+    with app.state.services.db.write() as session:
+        return client_of(app, create_operator_key(session))
+
+
+def refusal(answer: Any) -> tuple[int, str]:
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return answer.status_code, error["code"]
+
+
+def test_each_route_takes_one_kind_of_key(app: FastAPI, client: TestClient, operator: TestClient) -> None:
+    steering = [route for route in routes(app) if takes_operator_key(app, route)]
+    others = [route for route in routes(app) if route not in steering]
+
+    assert {(route.method, route.path) for route in steering} == {
+        ("GET", "/v1/workers"), ("GET", "/v1/quarantines"), ("GET", "/v1/pauses"), ("POST", "/v1/pauses"),
+        ("GET", "/v1/pauses/{kind}/{target}"), ("DELETE", "/v1/pauses/{kind}/{target}"),
+    }  # fmt: skip
+    assert {refusal(route.call(client)) for route in steering} == {(403, "operator_key_required")}
+    assert {refusal(route.call(operator)) for route in others} == {(403, "operator_key_not_allowed")}
+
+
+def test_workers_show_what_they_do(app: FastAPI, operator: TestClient) -> None:
+    db = app.state.services.db
+    facts = {"pool": "gpu", "host": "h", "pid": 1, "started": 1, "queues": ["gpu.generate"], "models": ["m"]}
+    how = {"entry": "e", "up": False, "since": 1.0, "phase": "reading the weights"}
+    with db.write() as session:
+        workers.register(session, Worker(id="w", slots=2, state="ready", created_at=1.0, seen_at=1.0, **facts))
+        workers.heartbeat(session, "w", engines={"m": how})
+    ledgers.claim_shard(db, ledgers.running(db).id, worker="w")
+
+    [worker] = operator.get("/v1/workers").json()["data"]
+
+    assert (worker["object"], worker["id"], worker["running"], worker["slots"]) == ("worker", "w", 1, 2)
+    assert worker["loading"] == [{"model": "m", "phase": "reading the weights", "since": 1.0}]
+
+
+def test_a_quarantined_engine_is_shown_with_its_log_and_freed_by_resuming(app: FastAPI, operator: TestClient) -> None:
+    with app.state.services.db.write() as session:
+        ledgers.quarantined(session, PACKAGED)
+
+    [row] = operator.get("/v1/quarantines").json()["data"]
+    change = operator.delete(f"/v1/pauses/model/{PACKAGED}").json()
+
+    assert (row["model"], row["deaths"], row["lines"]) == (PACKAGED, 2, ["no device"])
+    assert (change["paused"], change["changed"], change["freed"]) == (False, True, 1)
+    assert operator.get("/v1/quarantines").json()["data"] == []
+
+
+def test_a_pause_is_made_once_listed_and_ended(app: FastAPI, operator: TestClient) -> None:
+    make_key(app, "blue")
+    body = {"kind": "project", "name": "blue"}
+
+    first, second = (operator.post("/v1/pauses", json=body).json() for _ in range(2))
+    [pause] = operator.get("/v1/pauses").json()["data"]
+    ended, again = (operator.delete("/v1/pauses/project/blue").json() for _ in range(2))
+
+    assert (first["paused"], first["changed"], second["changed"]) == (True, True, False)
+    assert (pause["object"], pause["kind"], pause["name"], pause["reason"]) == ("pause", "project", "blue", None)
+    assert (ended["changed"], again["changed"]) == (True, False)
+    assert operator.get("/v1/pauses").json()["data"] == []
+    with app.state.services.db.read() as session:
+        rows = session.scalars(select(Audit).where(Audit.action.in_(("project.pause", "project.resume")))).all()
+    assert [row.action for row in rows] == ["project.pause", "project.resume"]
+    assert all(row.actor.startswith("key:") for row in rows)
+
+
+def test_what_still_runs_is_counted_with_the_heartbeats_to_wait_for(app: FastAPI, operator: TestClient) -> None:
+    db = app.state.services.db
+    ledgers.claim_shard(db, ledgers.running(db).id)
+    facts = {"pool": "gpu", "host": "h", "pid": 1, "started": 1, "queues": ["gpu.generate"], "models": ["m"]}
+    with db.write() as session:
+        workers.register(session, Worker(id="w", slots=2, state="ready", created_at=1.0, seen_at=1.0, **facts))
+        workers.heartbeat(session, "w")
+
+    remaining = operator.get("/v1/pauses/queue/gpu.generate").json()
+
+    assert (remaining["running"], remaining["other_work"], remaining["heartbeats"]) == (1, 0, {"w": 1})
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "code"),
+    [
+        ({}, "kind", "missing_required_parameter"),
+        ({"kind": "job", "name": "x"}, "kind", "invalid_value"),
+        ({"kind": "queue"}, "name", "missing_required_parameter"),
+        ({"kind": "queue", "name": ""}, "name", "string_below_min_length"),
+        ({"kind": "queue", "name": "x" * 256}, "name", "string_above_max_length"),
+        ({"kind": "queue", "name": 3}, "name", "invalid_type"),
+        ({"kind": "queue", "name": "gpu.generate", "odd": 1}, "odd", "unknown_parameter"),
+    ],
+)
+def test_bad_pauses_are_refused(operator: TestClient, body: dict[str, Any], param: str, code: str) -> None:
+    refused = operator.post("/v1/pauses", json=body)
+
+    assert refusal(refused) == (400, code)
+    assert refused.json()["error"]["param"] == param
+    assert operator.get("/v1/pauses").json()["data"] == []
+
+
+@pytest.mark.parametrize("kind", ["queue", "model", "project", "worker"])
+def test_unknown_names_are_not_found_and_leave_no_pause(operator: TestClient, kind: str) -> None:
+    answers = [
+        operator.post("/v1/pauses", json={"kind": kind, "name": "org/nothing"}),
+        operator.get(f"/v1/pauses/{kind}/org/nothing"),
+        operator.delete(f"/v1/pauses/{kind}/org/nothing"),
+    ]
+
+    assert [answer.status_code for answer in answers] == [404, 404, 404]
+    assert operator.get("/v1/pauses").json()["data"] == []
+    assert operator.get("/v1/pauses/job/x").status_code == 400
