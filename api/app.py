@@ -37,6 +37,7 @@ from api.jobs import routes as jobs
 from api.pages import routes as pages
 from api.retrieval import file_batches, indexes, search, sources, store_files
 from api.retrieval import routes as vector_stores
+from api.security import audit, keys
 from api.ttl_cache import Trusted
 from api.webhooks import routes as webhooks
 from jobs.db.engine import Database
@@ -74,6 +75,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     sources.router,
     models.router,
     steering.router,
+    keys.router,
+    audit.router,
     fine_tuning_validation.router,
     graders.router,
     finetuning.router,

@@ -1,8 +1,8 @@
 """Models: those of the models file with their aliases, those that endpoints have shown, and tuned ones."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from pydantic import BaseModel
 from sqlalchemy import select
 
@@ -11,7 +11,7 @@ from api.errors import clip
 from api.http.bodies import resource
 from jobs.errors import NotFound, PermissionDenied
 from jobs.finetuning import names
-from jobs.fleet import checkpoint, routing
+from jobs.fleet import checkpoint, routing, serving
 from jobs.fleet.models_file import Model as Configured
 from jobs.fleet.tables import Model as Shown
 from jobs.registry import models as tuned_models
@@ -21,10 +21,24 @@ from jobs.security.tables import Project
 router: APIRouter = resource("Models")
 
 
+class ModelServing(BaseModel):
+    """Whether a model is served now, by how many live workers of which queue, and if not, why.
+
+    A tuned model is served where its base model is.
+    """
+
+    state: Literal["ready", "paused", "loading", "quarantined", "unreachable", "no_worker"]
+    queue: str
+    workers: int
+    reason: str | None = None
+    loading_since: int | None = None
+
+
 class Model(BaseModel):
     """A model with OpenAI's fields. The others are known only for embedding models, and not for all.
 
-    `max_model_len` counts tokens. The cost is the price of a million tokens at the model's server.
+    `max_model_len` counts tokens. The cost is the price of a million tokens at the model's server. `serving` is there
+    with `include=serving`.
     """
 
     id: str
@@ -37,6 +51,7 @@ class Model(BaseModel):
     query_prompt: str | None = None
     passage_prompt: str | None = None
     cost_per_million_tokens: float | None = None
+    serving: ModelServing | None = None
 
 
 class ModelList(BaseModel):
@@ -51,9 +66,17 @@ class ModelDeleted(BaseModel):
 
 
 @router.get("/models", response_model_exclude_none=True)
-def list_models(call: Call) -> ModelList:
+def list_models(
+    call: Call,
+    include: Annotated[
+        Literal["serving"] | None, Query(description="`serving`: where each model is served, and why not.")
+    ] = None,
+) -> ModelList:
     """List all names that a request may use."""
-    return ModelList(data=list(_models(call).values()))
+    models = _models(call)
+    if include:
+        models = _with_serving(call, models)
+    return ModelList(data=list(models.values()))
 
 
 @router.get("/models/{model:path}", response_model_exclude_none=True)
@@ -98,6 +121,37 @@ def _shown(model: Configured, created: int) -> Model:
         "cost_per_million_tokens": model.cost_per_million_tokens,
     }
     return shown.model_copy(update=known)
+
+
+def _with_serving(call: CallContext, models: dict[str, Model]) -> dict[str, Model]:
+    """Return the models with where they are served. An alias is served as its model."""
+    registry = call.services.registry()
+    needed = {
+        name: serving.Needed(name, model.queue, model.engine == "http") for name, model in registry.models.items()
+    }
+    with call.db.read() as session:
+        for row in session.scalars(select(Shown)):
+            needed.setdefault(row.id, serving.Needed(row.id, row.queue, is_http=True))
+        states = serving.states(session, needed.values())
+        bases = {tuned.name: tuned.base for tuned in tuned_models.of_project(session, call.project_id)}
+    targets = {name: registry.aliases.get(bases.get(name, name), bases.get(name, name)) for name in models}
+    return {
+        name: model.model_copy(update={"serving": _serving(states[targets[name]])})
+        if targets[name] in states
+        else model
+        for name, model in models.items()
+    }
+
+
+def _serving(known: serving.Serving) -> ModelServing:
+    since = int(known.loading.since) if known.loading else None
+    return ModelServing(
+        state=known.state,
+        queue=known.queue,
+        workers=known.workers,
+        reason=serving.why_not(known),
+        loading_since=since,
+    )
 
 
 def _models(call: CallContext) -> dict[str, Model]:

@@ -1,22 +1,39 @@
-"""`nightmill audit`: check that the audit log was not changed."""
+"""`nightmill audit`: list the audit log of a project, and check that the whole log was not changed."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from cli.client.server import connect
 from cli.errors import CliError
 from cli.groups import Group
-from cli.options import AsJson, DataDir
-from cli.terminal import say, show_json
+from cli.options import ApiKey, AsJson, DataDir, Limit, Url
+from cli.terminal import moment, say, show_entries, show_json
 
-app = Group("Check the audit log.")
+app = Group("List and check the audit log.")
 _SHOWN = 20
 
 
-@app.callback()
-def group() -> None:
-    """Check the audit log."""
+@app.command("list")
+def list_(
+    target: Annotated[str, typer.Option(help="Only rows about this object, such as a job or a key.")] = "",
+    limit: Limit = 20,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List the audit log of your project, the newest rows first."""
+    with connect(url, api_key, data_dir) as server:
+        entries = server.pages("/audit_logs", {"target": target} if target else {}, limit)
+    head = ("target", "type", "time", "actor", "from", "to")
+    show_entries(entries, head, _row, as_json=as_json, has_more=entries.has_more)
+
+
+def _row(row: dict[str, Any]) -> tuple[object, ...]:
+    change = (row["source"] or "-", row["destination"] or "-")
+    return row["target"], row["type"], moment(row["effective_at"]), row["actor"], *change
 
 
 @app.command()

@@ -1,51 +1,93 @@
-"""`nightmill keys`: create, list and revoke API keys. Uses the database directly: the first key needs no key."""
+"""`nightmill keys`: create, list and revoke API keys.
 
+The database is used directly, since the first key needs no key. With `--mine` the server is used, with a key of a
+project, and so from another machine too.
+"""
+
+from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 
+from cli.client.server import connect
 from cli.errors import CliError
 from cli.groups import Group
-from cli.options import AsJson, DataDir
+from cli.options import ApiKey, AsJson, DataDir, Limit, Url
 from cli.terminal import moment, show, show_entries
 
-app = Group("Create, list and revoke API keys. Every key belongs to a project.")
+app = Group("Create, list and revoke API keys. Every key belongs to a project, or is the operator's.")
+Mine = Annotated[bool, typer.Option("--mine", help="Of the project of your own key, by its server.")]
 
 
 @app.command()
 def create(
-    project: Annotated[str, typer.Option(help="The project of the key. A new project is created.")],
+    project: Annotated[
+        str, typer.Option(show_default=False, help="The project of the key. A new project is created.")
+    ] = "",
+    operator: Annotated[
+        bool, typer.Option("--operator", help="A key that steers the deployment and opens no project.")
+    ] = False,
     external: Annotated[
         bool | None,
         typer.Option(
             "--allow-external/--no-external", help="Whether prompts of the project may go to servers outside."
         ),
     ] = None,
+    mine: Mine = False,
     as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Create a key and print it. The key is shown only once."""
-    from cli.up.effective import opened
-    from jobs.security.keys import allow_external, create_key
+    """Create a key of a project or of the operator, and print it. The key is shown only once."""
+    project = project.strip()
+    if sum((bool(project), operator, mine)) != 1:
+        raise CliError("a key is of a project (--project NAME), of yours (--mine) or of the operator (--operator)")
+    if external is not None and not project:
+        raise CliError("--allow-external and --no-external need a --project")
+    if mine:
+        with connect(url, api_key, data_dir) as server:
+            key = server.post("/api_keys")["value"]
+    else:
+        key = _create_here(project, external, operator, data_dir)
+    show({"key": key, "project": project or None, "operator": operator}, key, as_json=as_json)
 
-    if not project.strip():
-        raise CliError("a project needs a name")
+
+def _create_here(project: str, external: bool | None, operator: bool, data_dir: Path | None) -> str:
+    from cli.up.effective import opened
+    from jobs.security.keys import allow_external, create_key, create_operator_key
+
     with opened(data_dir) as db, db.write() as session:
-        key = create_key(session, project.strip())
+        key = create_operator_key(session) if operator else create_key(session, project)
         if external is not None:
-            allow_external(session, project.strip(), allowed=external)
-    show({"key": key, "project": project.strip()}, key, as_json=as_json)
+            allow_external(session, project, allowed=external)
+        return key
 
 
 @app.command("list")
-def list_(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def list_(
+    mine: Mine = False,
+    limit: Limit = 100,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
     """List the id, project and dates of every key. The keys themselves are not stored."""
+    if mine:
+        with connect(url, api_key, data_dir) as server:
+            entries = server.pages("/api_keys", {}, limit)
+        head = ("id", "key", "created", "revoked")
+        show_entries(entries, head, _own_row, as_json=as_json, has_more=entries.has_more)
+        return
     from cli.up.effective import opened
     from jobs.security.keys import list_keys
 
     with opened(data_dir) as db, db.read() as session:
         rows = [
-            {"id": key.id, "project": project.name, "created": key.created_at, "revoked": key.revoked_at}
+            {"id": key.id, "project": project, "created": key.created_at, "revoked": key.revoked_at}
+            | {"operator": key.operator}
             for key, project in list_keys(session)
         ]
     show_entries(rows, ("id", "project", "created", "revoked"), _row, as_json=as_json)
@@ -54,19 +96,34 @@ def list_(data_dir: DataDir = None, as_json: AsJson = False) -> None:
 @app.command()
 def revoke(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as `nightmill keys list` shows it.")],
+    mine: Mine = False,
     as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
     data_dir: DataDir = None,
 ) -> None:
     """Revoke a key. After five seconds no request with the key is accepted."""
+    if mine:
+        with connect(url, api_key, data_dir) as server:
+            server.delete(f"/api_keys/{quote(key_id, safe='')}")
+    else:
+        _revoke_here(key_id, data_dir)
+    show({"id": key_id, "revoked": True}, f"revoked {key_id}", as_json=as_json)
+
+
+def _revoke_here(key_id: str, data_dir: Path | None) -> None:
     from cli.up.effective import opened
     from jobs.security.keys import revoke_key
 
     with opened(data_dir) as db, db.write() as session:
-        revoked = revoke_key(session, key_id)
-    if not revoked:
-        raise CliError(f"there is no live key '{key_id}'; `nightmill keys list` shows them")
-    show({"id": key_id, "revoked": True}, f"revoked {key_id}", as_json=as_json)
+        if not revoke_key(session, key_id):
+            raise CliError(f"there is no live key '{key_id}'; `nightmill keys list` shows them")
 
 
 def _row(key: dict[str, Any]) -> tuple[object, ...]:
-    return key["id"], key["project"], moment(key["created"]), moment(key["revoked"])
+    project = "(operator)" if key["operator"] else key["project"]
+    return key["id"], project, moment(key["created"]), moment(key["revoked"])
+
+
+def _own_row(key: dict[str, Any]) -> tuple[object, ...]:
+    return key["id"], key["redacted_value"], moment(key["created_at"]), moment(key["revoked_at"])

@@ -182,25 +182,16 @@ def _faults(urls: Iterable[str], key_name: str, model: str) -> list[str]:
 def _states(session: "Session", rows: Iterable[dict[str, Any]]) -> None:
     """Add to each row how many workers serve the model now, and its state."""
     from cli.wording import model_progress
-    from jobs.fleet import quarantine
-    from jobs.fleet import workers as fleet
-    from jobs.ledger import pauses
+    from jobs.fleet import serving
 
-    present = fleet.present(session)
-    ready = [worker for worker in present if worker.state == "ready"]
-    paused = pauses.paused(session).of(pauses.Scope.MODEL)
+    rows = list(rows)
+    states = serving.states(
+        session, [serving.Needed(row["name"], row["queue"], row["engine"] == "http") for row in rows]
+    )
     for row in rows:
-        name, here = row["name"], [worker for worker in ready if row["queue"] in worker.queues]
-        row["workers"] = sum(name in worker.models for worker in here)
-        loading = fleet.loading(present, row["queue"], name)
-        states = (
-            ("paused", name in paused),
-            (model_progress(asdict(loading)) if loading else "", loading is not None),
-            ("ready", row["workers"] > 0),
-            ("quarantined", bool(quarantine.listed(session, name))),
-            ("unreachable", row["engine"] == "http" and bool(here)),
-        )
-        row["state"] = next((state for state, holds in states if holds), "no worker")
+        known = states[row["name"]]
+        row["workers"] = known.workers
+        row["state"] = model_progress(asdict(known.loading)) if known.loading else known.state.replace("_", " ")
 
 
 def _prompts(model: "Model") -> dict[str, str | None]:

@@ -28,7 +28,7 @@ EXPECTED = {
     "chat", "files upload", "files list", "files get", "files download", "files delete",
     "stores create", "stores list", "stores add", "stores files", "stores search", "stores remove", "stores delete",
     "webhooks create", "webhooks list", "webhooks test", "webhooks deliveries", "webhooks delete",
-    "keys create", "keys list", "keys revoke", "audit verify", "vectors verify", "webhooks listen",
+    "keys create", "keys list", "keys revoke", "audit list", "audit verify", "vectors verify", "webhooks listen",
 }  # fmt: skip
 
 

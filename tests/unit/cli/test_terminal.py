@@ -16,6 +16,7 @@ import yaml
 from cli import terminal
 from cli.commands.results import write_csv
 from cli.main import app
+from jobs.batches.joining import joined
 from jobs.db.engine import Database
 from jobs.fleet import workers
 from jobs.fleet.tables import Worker
@@ -61,7 +62,9 @@ def thing() -> dict[str, Any]:
         "score": 1.0, "content": [{"text": HOSTILE}], "url": HOSTILE, "event_types": [HOSTILE], "event_type": HOSTILE,
         "disabled_at": None, "attempts": [], "error": HOSTILE, "status_code": 200,
         "signing_secret": "whsec_RdvaYFYUXuIFuEbvZHwMfYFhUf7aMYjYcmM24+Aj40c=",
-        "last_position": 0, "eval_id": "eval_1",
+        "last_position": 0, "eval_id": "eval_1", "text": HOSTILE, "reasons": [],
+        "target": HOSTILE, "type": HOSTILE, "effective_at": 1, "actor": HOSTILE, "source": HOSTILE, "destination": None,
+        "redacted_value": HOSTILE, "revoked_at": None,
     }  # fmt: skip
 
 
@@ -126,6 +129,9 @@ CONTENTS = {
 }
 
 
+JOINED = list(joined(*(CONTENTS[name].splitlines(keepends=True) for name in ("input", "output", "error"))))
+
+
 class Hostile(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers.get("content-length") or 0))
@@ -135,6 +141,8 @@ class Hostile(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         if path.endswith("/content"):
             status, body = 200, CONTENTS[path.split("/")[-2]]
+        elif path.endswith("/x-1/results"):
+            status, body = 200, b"".join(json.dumps(row).encode() + b"\n" for row in JOINED)
         else:
             rooms = {"/v1/fine_tuning/": fine_tuning, "/v1/evals": evaluation}
             room = next((room for start, room in rooms.items() if path.startswith(start)), None)
@@ -282,13 +290,14 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "resume": (True, [["resume", "queue", "nothing"], ["resume", "model", f"{MODEL}4"]]),
     "drain": (True, [["drain", "worker", STORED, "--timeout", "0"]]),
     "keys create": (False, [["keys", "create", "--project", STORED]]),
-    "keys list": (True, [["keys", "list"], ["keys", "list", "--json"]]),
+    "keys list": (True, [["keys", "list"], ["keys", "list", "--json"], ["keys", "list", "--mine"]]),
     "keys revoke": (True, [["keys", "revoke", STORED]]),
     "usage": (True, [["usage"], ["usage", "--json"]]),
     "webhooks listen": (
         True,
         [["webhooks", "listen", "--count", "1"], ["webhooks", "listen", "--after", "0", "--count", "1"]],
     ),
+    "audit list": (True, [["audit", "list"], ["audit", "list", "--json"]]),
     "audit verify": (False, [["audit", "verify"]]),
     "doctor": (True, [["doctor"], ["doctor", "--json"]]),
 }
@@ -355,7 +364,7 @@ def test_results_keep_their_bytes_where_nobody_reads_them_on_a_terminal(
 def test_a_cell_that_a_spreadsheet_would_run_is_quoted_and_a_number_stays_one(
     value: object, written: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from cli.client.joining import COLUMNS
+    from jobs.batches.joining import COLUMNS
 
     write_csv([dict.fromkeys(COLUMNS, None) | {"custom_id": "a", "answer": value}], None)
 

@@ -3,13 +3,17 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from jobs.fleet import workers
+from jobs.fleet.tables import Worker
+from jobs.ledger import pauses
 from jobs.queues import Queue
+from tests.support import ledgers
 from tests.support.web import make_key
 from tests.unit.api.conftest import client_of
 
@@ -124,3 +128,44 @@ def test_a_changed_models_file_is_read_again(make_app: Callable[..., FastAPI], t
 
     assert client.get("/v1/models/first").status_code == 404
     assert client.get("/v1/models/second-name").status_code == 200
+
+
+def test_models_say_where_they_are_served_and_why_not(app: FastAPI, client: TestClient) -> None:
+    packaged, alias, embedder = "smollm2-135m-instruct", "gpt-4o-mini", "all-minilm-l6-v2"
+    facts = {"pool": "gpu", "host": "h", "pid": 1, "started": 1, "models": [packaged], "slots": 1}
+    with app.state.services.db.write() as session:
+        worker = Worker(id="w", queues=[Queue.GENERATE.value], state="ready", created_at=1.0, seen_at=1.0, **facts)
+        workers.register(session, worker)
+        workers.remember_all(session, {"remote": False}, Queue.GENERATE)
+        ledgers.quarantined(session, embedder)
+
+    def served() -> dict[str, dict[str, Any]]:
+        listed = client.get("/v1/models", params={"include": "serving"}).json()["data"]
+        return {model["id"]: model["serving"] for model in listed}
+
+    before = served()
+    with app.state.services.db.write() as session:
+        pauses.pause(session, pauses.Scope.MODEL, packaged, actor="operator")
+    paused = served()[alias]
+
+    assert before[packaged] == before[alias] == {"state": "ready", "queue": "gpu.generate", "workers": 1}
+    assert (before[embedder]["state"], before["remote"]["state"]) == ("quarantined", "unreachable")
+    assert "died too often" in before[embedder]["reason"]
+    assert (paused["state"], paused["reason"]) == ("paused", "the operator has paused it")
+
+
+def test_a_model_that_is_loading_says_since_when(app: FastAPI, client: TestClient) -> None:
+    name = "smollm2-135m-instruct"
+    facts = {"pool": "gpu", "host": "h", "pid": 1, "started": 1, "models": [name], "slots": 1}
+    how = {"entry": "e", "up": False, "since": 7.5, "phase": "reading the weights"}
+    with app.state.services.db.write() as session:
+        worker = Worker(id="w", queues=[Queue.GENERATE.value], state="ready", created_at=1.0, seen_at=1.0, **facts)
+        workers.register(session, worker)
+        workers.heartbeat(session, "w", engines={name: how})
+
+    listed = client.get("/v1/models", params={"include": "serving"}).json()["data"]
+    [serving] = [model["serving"] for model in listed if model["id"] == name]
+
+    assert (serving["state"], serving["loading_since"]) == ("loading", 7)
+    assert serving["reason"] == "a worker is loading it (reading the weights)"
+    assert client.get("/v1/models", params={"include": "odd"}).json()["error"]["param"] == "include"

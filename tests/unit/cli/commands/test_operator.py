@@ -15,7 +15,7 @@ from cli.commands.explain import _left_alone
 from cli.errors import CliError
 from cli.main import app
 from jobs.db.engine import Database
-from jobs.errors import NightmillError
+from jobs.errors import NightmillError, NotFound
 from jobs.files.tables import File
 from jobs.fleet import workers
 from jobs.fleet.tables import Worker
@@ -72,6 +72,38 @@ def test_the_stored_bytes_of_each_project_are_shown(run: Run, db: Database, monk
     ]
     assert "3.0" in told
     assert "5.0" in told
+
+
+def test_a_key_of_the_operator_belongs_to_no_project(run: Run, db: Database) -> None:
+    key = run("keys", "create", "--operator").stdout.strip()
+
+    row = json.loads(run("keys", "list", "--json").stdout)
+
+    assert (row["project"], row["operator"]) == (None, True)
+    assert "(operator)" in run("keys", "list").stdout
+    with db.read() as session:
+        stored = check_key(session, key)
+        assert stored is not None
+        assert stored.operator
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("--operator", "--project", "blue"),
+        ("--operator", "--allow-external"),
+        ("--project", " "),
+        ("--operator", "--mine"),
+        ("--mine", "--project", "blue"),
+        ("--mine", "--no-external"),
+    ],
+)
+def test_a_key_is_of_a_project_or_of_the_operator(run: Run, words: tuple[str, ...]) -> None:
+    with pytest.raises(CliError, match="project"):
+        run("keys", "create", *words)
+
+    assert run("keys", "list", "--json").stdout == ""
 
 
 def test_keys_are_listed_without_themselves(run: Run) -> None:
@@ -178,7 +210,7 @@ def test_an_alias_stands_for_its_model_when_that_is_paused_and_drained_and_freed
 
 @pytest.mark.parametrize("verb", ["pause", "drain", "resume"])
 def test_a_model_that_nobody_knows_is_told_and_no_pause_is_left(run: Run, verb: str) -> None:
-    with pytest.raises(CliError, match=f"there is no model '{PACKAGED}-typo'"):
+    with pytest.raises(NotFound, match=f"There is no model '{PACKAGED}-typo'"):
         run(verb, "model", f"{PACKAGED}-typo")
 
     assert paused(run) == set()
@@ -195,7 +227,7 @@ def test_a_model_outside_the_models_file_is_paused_if_anything_knows_it(run: Run
         assert run("pause", "model", name).stdout == f"model {name} is paused\n"
     assert paused(run) == {"asked", "dead", "left", "shown", "gpt-4o"}
     assert run("resume", "model", "left").stdout == "model left goes on\n"
-    with pytest.raises(CliError, match="there is no model 'left'"):
+    with pytest.raises(NotFound, match="There is no model 'left'"):
         run("resume", "model", "left")
     worker(db)  # its endpoint takes any name
     assert run("pause", "model", "left").stdout == "model left is paused\n"
@@ -264,7 +296,7 @@ def test_the_doctor_finds_a_quarantined_model_broken(run: Run, db: Database) -> 
 
 @pytest.mark.parametrize("words", [("queue", "gpu.nothing"), ("project", "nobody"), ("worker", "w-9")])
 def test_a_name_that_is_not_there_is_told(run: Run, words: tuple[str, str]) -> None:
-    with pytest.raises(CliError, match=f"there is no {words[0]} '{words[1]}'"):
+    with pytest.raises(NotFound, match=f"There is no {words[0]} '{words[1]}'"):
         run("pause", *words)
 
 

@@ -1,0 +1,1 @@
+"""The keys of a project, and its audit log."""

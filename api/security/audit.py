@@ -1,0 +1,89 @@
+"""The audit log of a project: the transitions of its jobs, and the calls that changed something."""
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import Query
+from pydantic import BaseModel
+from sqlalchemy import select
+
+from api.deps import Call
+from api.errors import clip
+from api.http.bodies import resource
+from api.http.paging import Limit20, Page
+from jobs.errors import InvalidRequest
+from jobs.ledger.tables import Audit
+
+router = resource("Security")
+
+_PREFIX: Final = "audit_log-"
+_ID: Final = re.compile(rf"{_PREFIX}(\d{{1,18}})", re.ASCII)
+_MICROSECONDS: Final = 1_000_000
+
+
+class AuditLog(BaseModel):
+    """A row of the audit log: `actor` did `type` to `target`. A job's transition has a `source` and a `destination`.
+
+    `effective_at` is in seconds; `sealed` says whether the row is part of the hash chain by now.
+    """
+
+    id: str
+    object: Literal["audit_log"] = "audit_log"
+    type: str
+    effective_at: int
+    actor: str
+    target: str
+    source: str | None
+    destination: str | None
+    request_id: str | None
+    details: dict[str, Any] | None
+    sealed: bool
+
+
+@router.get("/audit_logs")
+def list_audit_logs(
+    call: Call,
+    after: Annotated[str | None, Query(max_length=64, description="Id of the last row of the previous page.")] = None,
+    limit: Limit20 = 20,
+    target: Annotated[
+        str | None, Query(max_length=128, description="Only rows about this object, such as a job or a key.")
+    ] = None,
+) -> Page[AuditLog]:
+    """List the audit log of the project, the newest rows first."""
+    statement = select(Audit).where(Audit.project_id == call.project_id)
+    if target is not None:
+        statement = statement.where(Audit.target == target)
+    if after is not None:
+        statement = statement.where(Audit.id < _number(after))
+    with call.db.read() as session:
+        rows = session.scalars(statement.order_by(Audit.id.desc()).limit(limit + 1)).all()
+    return _page(rows[:limit], more=len(rows) > limit)
+
+
+def _number(after: str) -> int:
+    match = _ID.fullmatch(after)
+    if match is None:
+        raise InvalidRequest(f"No object with id '{clip(after)}'.", param="after", code="invalid_cursor")
+    return int(match[1])
+
+
+def _page(rows: Sequence[Audit], *, more: bool) -> Page[AuditLog]:
+    data = [_shown(row) for row in rows]
+    first, last = (data[0].id, data[-1].id) if data else (None, None)
+    return Page(data=data, first_id=first, last_id=last, has_more=more)
+
+
+def _shown(row: Audit) -> AuditLog:
+    return AuditLog(
+        id=f"{_PREFIX}{row.id}",
+        type=row.action,
+        effective_at=row.at // _MICROSECONDS,
+        actor=row.actor,
+        target=row.target,
+        source=row.source,
+        destination=row.destination,
+        request_id=row.request_id,
+        details=row.details,
+        sealed=row.seal is not None,
+    )

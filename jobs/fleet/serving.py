@@ -1,0 +1,72 @@
+"""Say of a model whether it is served now, by how many workers, and if not, why."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from sqlalchemy.orm import Session
+
+from jobs.fleet import quarantine, workers
+from jobs.fleet.workers import Loading
+from jobs.ledger import pauses
+from jobs.ledger.pauses import Scope
+
+State = Literal["ready", "paused", "loading", "quarantined", "unreachable", "no_worker"]
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """A model, the queue whose workers serve it, and whether that is an HTTP server's."""
+
+    name: str
+    queue: str
+    is_http: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """The state of a model, how many live workers serve it, and what is being loaded for it."""
+
+    state: State
+    queue: str
+    workers: int
+    loading: Loading | None = None
+
+
+def states(session: Session, models: Iterable[Needed]) -> dict[str, Serving]:
+    """Return the state of each of these models by its name. Names are no aliases."""
+    present = workers.present(session)
+    ready = [worker for worker in present if worker.state == "ready"]
+    paused = pauses.paused(session).of(Scope.MODEL)
+    quarantined = {row.model for row in quarantine.listed(session)}
+    found: dict[str, Serving] = {}
+    for model in models:
+        here = [worker for worker in ready if model.queue in worker.queues]
+        count = sum(model.name in worker.models for worker in here)
+        loading = workers.loading(present, model.queue, model.name)
+        conditions: tuple[tuple[State, bool], ...] = (
+            ("paused", model.name in paused),
+            ("loading", loading is not None),
+            ("ready", count > 0),
+            ("quarantined", model.name in quarantined),
+            ("unreachable", model.is_http and bool(here)),
+        )
+        state: State = next((state for state, holds in conditions if holds), "no_worker")
+        found[model.name] = Serving(state, model.queue, count, loading if state == "loading" else None)
+    return found
+
+
+_WHY: dict[State, str] = {
+    "paused": "the operator has paused it",
+    "quarantined": "its engine died too often; the operator can start it again",
+    "unreachable": "its server does not answer, or does not list it",
+}
+
+
+def why_not(serving: Serving) -> str | None:
+    """Return why a model is not served, in words; None for one that is."""
+    if serving.state == "ready":
+        return None
+    if serving.loading:
+        return f"a worker is loading it ({serving.loading.phase})"
+    return _WHY.get(serving.state, f"no live worker of {serving.queue} serves it")

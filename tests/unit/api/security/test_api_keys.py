@@ -1,0 +1,144 @@
+"""The keys of a project: created once with their value, listed without it, revoked; and the project's audit log."""
+
+import json
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from jobs.ledger import audit
+from jobs.security import keys
+from tests.unit.api.batches.test_batches import create
+from tests.unit.api.conftest import client_of
+
+
+def test_a_new_key_opens_its_project_and_is_shown_once(app: FastAPI, client: TestClient) -> None:
+    batch = create(client)["id"]
+
+    made = client.post("/v1/api_keys").json()
+    listed = client.get("/v1/api_keys").json()
+
+    assert client_of(app, made["value"]).get(f"/v1/jobs/{batch}").status_code == 200
+    assert made["redacted_value"] == f"nm_{made['id']}_…"
+    assert (len(listed["data"]), listed["data"][0]["id"]) == (2, made["id"])
+    assert {row["object"] for row in listed["data"]} == {"organization.project.api_key"}
+    assert made["value"] not in json.dumps(listed, ensure_ascii=False)
+
+
+def test_a_key_is_not_replayed_for_an_idempotency_key(client: TestClient) -> None:
+    header = {"Idempotency-Key": "same"}
+
+    first, second = (client.post("/v1/api_keys", headers=header).json() for _ in range(2))
+
+    assert first["value"] != second["value"]
+
+
+def test_a_revoked_key_opens_nothing_and_stays_in_the_list(app: FastAPI, client: TestClient) -> None:
+    made = client.post("/v1/api_keys").json()
+
+    deleted = client.delete(f"/v1/api_keys/{made['id']}")
+    again = client.delete(f"/v1/api_keys/{made['id']}")
+
+    assert deleted.json() == {
+        "id": made["id"], "object": "organization.project.api_key.deleted", "deleted": True,
+    }  # fmt: skip
+    assert (again.status_code, again.json()["error"]["param"]) == (404, "api_key_id")
+    assert client_of(app, made["value"]).get("/v1/files").status_code == 401
+    revoked = {row["id"]: row["revoked_at"] for row in client.get("/v1/api_keys").json()["data"]}
+    assert revoked[made["id"]] is not None
+    assert list(revoked.values()).count(None) == 1
+
+
+def test_keys_are_listed_in_pages(client: TestClient) -> None:
+    for _ in range(3):
+        client.post("/v1/api_keys")
+
+    first = client.get("/v1/api_keys", params={"limit": 3}).json()
+    second = client.get("/v1/api_keys", params={"limit": 3, "after": first["last_id"]}).json()
+
+    assert (len(first["data"]), first["has_more"], len(second["data"]), second["has_more"]) == (3, True, 1, False)
+    assert client.get("/v1/api_keys", params={"after": "nothing"}).json()["error"]["code"] == "invalid_cursor"
+
+
+def test_the_keys_of_another_project_are_not_there(app: FastAPI, client: TestClient, stranger: TestClient) -> None:
+    made = client.post("/v1/api_keys").json()
+
+    assert made["id"] not in stranger.get("/v1/api_keys").text
+    assert stranger.delete(f"/v1/api_keys/{made['id']}").status_code == 404
+    with app.state.services.db.read() as session:
+        assert keys.check_key(session, made["value"]) is not None
+
+
+def test_a_project_has_a_limited_number_of_live_keys(
+    client: TestClient, stranger: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "LIVE_KEYS", 2)
+    made = client.post("/v1/api_keys").json()
+
+    refused = client.post("/v1/api_keys")
+    client.delete(f"/v1/api_keys/{made['id']}")
+
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "too_many_api_keys")
+    assert client.post("/v1/api_keys").status_code == 200
+    assert stranger.post("/v1/api_keys").status_code == 200
+
+
+def test_the_audit_log_of_the_project_is_listed_from_the_newest_row_on(
+    app: FastAPI, client: TestClient, stranger: TestClient
+) -> None:
+    batch = create(client)["id"]
+    made = client.post("/v1/api_keys").json()
+    client.delete(f"/v1/api_keys/{made['id']}")
+    stranger.post("/v1/api_keys")
+
+    everything = client.get("/v1/audit_logs", params={"limit": 100}).json()["data"]
+    of_key = client.get("/v1/audit_logs", params={"target": made["id"]}).json()["data"]
+    of_batch = client.get("/v1/audit_logs", params={"target": batch}).json()["data"]
+
+    assert [row["type"] for row in of_key] == ["key.revoke", "key.create"]
+    assert all(row["actor"].startswith("key:") for row in of_key)
+    assert any(row["destination"] == "queued" for row in of_batch)
+    assert [row["id"] for row in everything[:2]] == [row["id"] for row in of_key]
+    assert sorted((row["id"] for row in everything), key=_number, reverse=True) == [row["id"] for row in everything]
+    assert {row["sealed"] for row in everything} == {False}
+    with app.state.services.db.write() as session:
+        audit.seal(session)
+    assert client.get("/v1/audit_logs", params={"limit": 1}).json()["data"][0]["sealed"]
+
+
+def _number(row_id: str) -> int:
+    return int(row_id.rpartition("-")[2])
+
+
+def test_the_audit_log_is_listed_in_pages(client: TestClient) -> None:
+    for _ in range(3):
+        client.post("/v1/api_keys")
+    whole = [row["id"] for row in client.get("/v1/audit_logs").json()["data"]]
+
+    ids, after = list[str](), dict[str, str]()
+    while True:
+        page = client.get("/v1/audit_logs", params={"limit": 2, **after}).json()
+        ids += [row["id"] for row in page["data"]]
+        if not page["has_more"]:
+            break
+        after = {"after": page["last_id"]}
+
+    assert ids == whole
+
+
+@pytest.mark.parametrize(
+    ("query", "param", "code"),
+    [
+        ({"after": "5"}, "after", "invalid_cursor"),
+        ({"after": "audit_log-" + "9" * 19}, "after", "invalid_cursor"),
+        ({"limit": "0"}, "limit", "integer_below_min_value"),
+        ({"target": "x" * 129}, "target", "string_above_max_length"),
+    ],
+)
+def test_bad_queries_of_the_audit_log_are_refused(
+    client: TestClient, query: dict[str, str], param: str, code: str
+) -> None:
+    refused = client.get("/v1/audit_logs", params=query)
+
+    assert refused.status_code == 400
+    assert (refused.json()["error"]["param"], refused.json()["error"]["code"]) == (param, code)
