@@ -32,7 +32,7 @@ from api.http.middleware import OPEN, Authenticate, FairShare, Limit, Trace
 from api.inference import chat_completions, conversations, responses
 from api.inference import routes as inference
 from api.inference.interactive import STREAM_HEADER
-from api.jobs import explain, feed, results
+from api.jobs import explain, feed, results, throughput
 from api.jobs import routes as jobs
 from api.pages import routes as pages
 from api.retrieval import file_batches, indexes, search, sources, store_files
@@ -90,6 +90,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     jobs.router,
     explain.router,
     results.router,
+    throughput.router,
     feed.router,
     schedules.router,
     health.router,

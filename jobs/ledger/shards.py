@@ -180,8 +180,8 @@ def commit(
         session.connection().execute(statements.ANSWERED, {"its_job": claim.job.id})
     if _exists(session, statements.SEGMENT_IS_THERE, **its, its_seq=seq):
         return job  # the first commit's answer was lost
-    tokens = tally.tokens()
-    more = {f"its_{name}": count for name, count in {"done": tally.done, "failed": tally.failed, **tokens}.items()}
+    counts = {"done": tally.done, "failed": tally.failed, **tally.tokens()}
+    more = {f"its_{name}": count for name, count in counts.items()}
     ending = {}
     if last:
         earlier = outcomes(session, claim.job.id, claim.n) if seq or claim.covered else Counter[str]()
@@ -201,7 +201,7 @@ def commit(
         "cut_off": tally.cut_off.to_bytes(size, "little"),
         "outcomes": tally.outcomes,
         "created_at": now(),
-        **tokens,
+        **counts,
     }
     session.connection().execute(statements.ADD_SEGMENT, segment)
     measures.observe_all(session, measures.ENGINE, claim.job.model or "", tally.took)

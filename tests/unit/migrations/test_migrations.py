@@ -18,10 +18,10 @@ from jobs.finetuning import tracking, training_events
 from jobs.finetuning.tables import FinetuneCheckpoint, FinetunePlan
 from jobs.fleet.tables import EngineDeath, Quarantine, Worker
 from jobs.ledger import feed, ledger, outbox, shards
-from jobs.ledger.tables import Job, Shard
+from jobs.ledger.tables import Job, Segment, Shard
 from jobs.retrieval import indexes
 from jobs.retrieval.tables import VectorStore
-from jobs.security.tables import Idempotency
+from jobs.security.tables import ApiKey, Idempotency
 from jobs.tables import Base
 from jobs.webhooks.sending import signing_secrets
 from jobs.webhooks.tables import WebhookEndpoint
@@ -392,6 +392,30 @@ def test_eval_from_before_imports_was_made_here(empty: str) -> None:
     with Session(sa.create_engine(empty, poolclass=sa.NullPool)) as session:
         assert session.get_one(Eval, "eval_1").imported_from is None
         assert session.get_one(EvalRun, "evalrun_1").imported_from is None
+
+
+def test_a_key_from_before_operators_is_a_projects(empty: str) -> None:
+    migrate(empty, "0037")
+    insert(empty, "api_key", id="abcdefgh", project_id="proj_1", digest="0" * 64, created_at=1.0)
+
+    migrate(empty)
+
+    with Session(sa.create_engine(empty, poolclass=sa.NullPool)) as session:
+        key = session.get_one(ApiKey, "abcdefgh")
+        assert (key.operator, key.project_id) == (False, "proj_1")
+
+
+def test_a_segment_from_before_throughput_counts_no_lines_and_keeps_its_tokens(empty: str) -> None:
+    migrate(empty, "0038")
+    tokens = {"input_tokens": 7, "cached_tokens": 0, "output_tokens": 5, "reasoning_tokens": 0}
+    facts = {"epoch": 1, "seq": 0, "path": "p", "length": 1, "covered": b"\1", "good": b"\1", "created_at": 1.0}
+    insert(empty, "segment", job_id="batch_1", n=0, **facts, **tokens)
+
+    migrate(empty)
+
+    with Session(sa.create_engine(empty, poolclass=sa.NullPool)) as session:
+        segment = session.get_one(Segment, ("batch_1", 0, 1, 0))
+        assert (segment.done, segment.failed, segment.input_tokens) == (0, 0, 7)
 
 
 def test_the_check_passes_for_the_revisions_of_this_checkout() -> None:

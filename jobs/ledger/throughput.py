@@ -1,0 +1,54 @@
+"""How many lines and tokens a project's jobs have answered, in buckets of equal length: from the times of segments."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import Integer, cast, func, select
+from sqlalchemy.orm import Session
+
+from jobs.ledger.tables import Job, Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """So many buckets of `step` seconds from `start` on, in unix seconds."""
+
+    start: int
+    step: int
+    buckets: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.step * self.buckets
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """The sums of one bucket. `lines` counts those that failed too."""
+
+    lines: int = 0
+    failed: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+def throughput(
+    session: Session, project_id: str, window: Window, *, sqlite: bool, model: str | None = None
+) -> list[Bucket]:
+    """Return the sums of each bucket, empty ones included, in one query whose result is bounded by their number.
+
+    With `model` only jobs that ask for this model count.
+    """
+    place = (Segment.created_at - window.start) / window.step
+    number = cast(place if sqlite else func.floor(place), Integer)  # a cast rounds on PostgreSQL
+    tokens = (Segment.input_tokens, Segment.output_tokens)
+    sums = (func.sum(column) for column in (Segment.done, Segment.failed, *tokens))
+    statement = (
+        select(number, *sums)
+        .join(Job, Job.id == Segment.job_id)
+        .where(Segment.created_at >= window.start, Segment.created_at < window.end, Job.project_id == project_id)
+        .group_by(number)
+    )
+    if model is not None:
+        statement = statement.where(Job.model == model)
+    found = {int(row[0]): Bucket(*map(int, row[1:])) for row in session.execute(statement)}
+    return [found.get(index, Bucket()) for index in range(window.buckets)]

@@ -1,0 +1,94 @@
+"""Lines and tokens over time: buckets in order, also empty ones, of one project."""
+
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from sqlalchemy import update
+
+from jobs.clock import now
+from jobs.ledger.tables import Segment
+from tests.support import runs
+from tests.support.web import make_key
+from tests.unit.api.batches.test_batches import create
+from tests.unit.api.conftest import client_of
+
+
+def get(client: TestClient, **query: Any) -> Any:
+    return client.get("/v1/throughput", params=query)
+
+
+def answered(app: FastAPI, client: TestClient, age: float, lines: int, model: str = "m") -> None:
+    """Have a batch of which so many lines were answered `age` seconds ago."""
+    db, storage = app.state.services.db, app.state.services.storage
+    job_id = create(client)["id"]
+    runs.plan(db, job_id, lines, model)
+    runs.answer(db, storage, runs.take(db, job_id), range(lines), last=True)
+    with db.write() as session:
+        session.execute(update(Segment).where(Segment.job_id == job_id).values(created_at=now() - age))
+
+
+def test_lines_and_tokens_are_summed_in_the_buckets_of_their_times(either: FastAPI) -> None:
+    client, stranger = client_of(either, make_key(either)), client_of(either, make_key(either, "another"))
+    answered(either, client, 0, 2)
+    answered(either, client, 0, 3)
+    answered(either, client, 7200, 4, model="other")
+    answered(either, client, 200_000, 5)
+    answered(either, stranger, 0, 6)
+
+    series = get(client, step=3600).json()
+    of_model = get(client, step=3600, model="other").json()
+
+    buckets = series["data"]
+    assert (series["object"], series["step"], len(buckets)) == ("throughput", 3600, 24)
+    assert sum(bucket["lines"] for bucket in buckets) == 9
+    assert [bucket["lines"] for bucket in buckets if bucket["lines"]] in ([4, 5], [4, 2, 3])
+    assert sum(bucket["input_tokens"] for bucket in buckets) == 27
+    assert sum(bucket["output_tokens"] for bucket in buckets) == 18
+    assert [bucket["start_time"] for bucket in buckets[1:]] == [bucket["end_time"] for bucket in buckets[:-1]]
+    assert buckets[-1]["start_time"] <= now() < buckets[-1]["end_time"] + 3600
+    assert sum(bucket["lines"] for bucket in of_model["data"]) == 4
+
+
+def test_a_segment_counts_in_the_bucket_that_its_time_is_in(either: FastAPI) -> None:
+    client = client_of(either, make_key(either))
+    answered(either, client, 0, 2)
+    edges = [bucket["start_time"] for bucket in get(client, step=3600).json()["data"]]
+    for offset, bucket in ((0.0, 3), (3599.9, 3), (3600.0, 4)):
+        with either.state.services.db.write() as session:
+            session.execute(update(Segment).values(created_at=edges[3] + offset))
+
+        lines = [bucket["lines"] for bucket in get(client, step=3600).json()["data"]]
+
+        assert lines.index(2) in (bucket, bucket - 1), "an hour may begin meanwhile"
+
+
+def test_failed_lines_are_counted_apart(app: FastAPI, client: TestClient) -> None:
+    answered(app, client, 0, 3)
+    with app.state.services.db.write() as session:
+        session.execute(update(Segment).values(failed=1))
+
+    buckets = get(client, seconds=3600, step=60).json()["data"]
+
+    assert len(buckets) == 60
+    assert (sum(bucket["lines"] for bucket in buckets), sum(bucket["failed"] for bucket in buckets)) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("query", "param", "code"),
+    [
+        ({"seconds": "299"}, "seconds", "integer_below_min_value"),
+        ({"seconds": "86401"}, "seconds", "integer_above_max_value"),
+        ({"step": "59"}, "step", "integer_below_min_value"),
+        ({"step": "3601"}, "step", "integer_above_max_value"),
+        ({"step": "60"}, "step", "invalid_value"),
+        ({"step": "x"}, "step", "invalid_type"),
+        ({"model": "x" * 256}, "model", "string_above_max_length"),
+    ],
+)
+def test_bad_queries_are_refused(client: TestClient, query: dict[str, str], param: str, code: str) -> None:
+    refused = get(client, **query)
+
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+    assert refused.json()["error"]["code"] == code
