@@ -125,7 +125,7 @@ class OperatorContext:
         return f"key:{self.caller.key_id}"
 
 
-async def _call(request: Request) -> CallContext:
+async def call_of(request: Request) -> CallContext:
     """Return the context of the request. It is a coroutine because FastAPI runs plain functions in a thread each.
 
     Raises: PermissionDenied, for an operator's key.
@@ -137,7 +137,7 @@ async def _call(request: Request) -> CallContext:
     return CallContext(services_of(request), caller, request.state.request_id)
 
 
-async def _operator(request: Request) -> OperatorContext:
+async def operator_of(request: Request) -> OperatorContext:
     """Return the context of the operator's request.
 
     Raises: PermissionDenied, for a key of a project.
@@ -150,5 +150,5 @@ async def _operator(request: Request) -> OperatorContext:
 
 
 #: Each route below /v1 takes one of the two. The middleware has authenticated the request.
-Call = Annotated[CallContext, Depends(_call)]
-Operator = Annotated[OperatorContext, Depends(_operator)]
+Call = Annotated[CallContext, Depends(call_of)]
+Operator = Annotated[OperatorContext, Depends(operator_of)]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Annotated, Any, ClassVar, Final, TypeVar, get_args
 
 import msgspec
-from fastapi import APIRouter, Security
+from fastapi import APIRouter, Depends, Security
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
@@ -24,6 +24,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from api import shares
+from api.deps import call_of, operator_of
 from api.errors import RESPONSES, explain, too_long
 from jobs.errors import InvalidRequest
 
@@ -284,6 +285,6 @@ _OPERATOR_KEY = HTTPBearer(
 
 
 def resource(tag: str, *, operator: bool = False) -> APIRouter:
-    """Return the router of one resource, below /v1. With `operator` its routes take an operator's key."""
-    key = Security(_OPERATOR_KEY if operator else _KEY)
-    return APIRouter(prefix="/v1", tags=[tag], route_class=StrictRoute, responses=RESPONSES, dependencies=[key])
+    """Return the router of one resource, below /v1, for keys of projects; with `operator` for an operator's key."""
+    needs = [Security(_OPERATOR_KEY), Depends(operator_of)] if operator else [Security(_KEY), Depends(call_of)]
+    return APIRouter(prefix="/v1", tags=[tag], route_class=StrictRoute, responses=RESPONSES, dependencies=needs)

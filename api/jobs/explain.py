@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 from api.deps import Call, CallContext
 from api.http.bodies import resource
 from api.jobs.routes import get_job, model_statuses
-from jobs.batches import examples
-from jobs.batches.examples import EMPTY, EXAMPLES, short
+from jobs.batches import outcome_examples
+from jobs.batches.outcome_examples import EMPTY, EXAMPLES, short
 from jobs.errors import NotFound
 from jobs.files.tables import File
 from jobs.fleet import quarantine, standstill
@@ -180,10 +180,10 @@ class _Results:
         self._call, self._answers, self._errors = call, answers, errors
 
     def answered(self, counts: Mapping[str, int]) -> dict[str, list[str]]:
-        return examples.answered(self._read(self._answers), counts) if counts else {}
+        return outcome_examples.answered(self._read(self._answers), counts) if counts else {}
 
     def failed(self, counts: Mapping[str, int]) -> dict[str, list[str]]:
-        return examples.failed(self._read(self._errors), counts) if counts else {}
+        return outcome_examples.failed(self._read(self._errors), counts) if counts else {}
 
     def _read(self, paths: Sequence[str]) -> Iterator[bytes]:
         """Yield the first lines; of a segment, without the prefix of the ledger."""

@@ -17,7 +17,7 @@ from cli.options import ApiKey, AsJson, DataDir, Limit, Url
 from cli.terminal import moment, show, show_entries
 
 app = Group("Create, list and revoke API keys. Every key belongs to a project, or is the operator's.")
-Mine = Annotated[bool, typer.Option("--mine", help="Of the project of your own key, by its server.")]
+OwnProject = Annotated[bool, typer.Option("--mine", help="Of the project of your own key, by its server.")]
 
 
 @app.command()
@@ -34,7 +34,7 @@ def create(
             "--allow-external/--no-external", help="Whether prompts of the project may go to servers outside."
         ),
     ] = None,
-    mine: Mine = False,
+    own: OwnProject = False,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -42,11 +42,11 @@ def create(
 ) -> None:
     """Create a key of a project or of the operator, and print it. The key is shown only once."""
     project = project.strip()
-    if sum((bool(project), operator, mine)) != 1:
+    if sum((bool(project), operator, own)) != 1:
         raise CliError("a key is of a project (--project NAME), of yours (--mine) or of the operator (--operator)")
     if external is not None and not project:
         raise CliError("--allow-external and --no-external need a --project")
-    if mine:
+    if own:
         with connect(url, api_key, data_dir) as server:
             key = server.post("/api_keys")["value"]
     else:
@@ -67,7 +67,7 @@ def _create_here(project: str, external: bool | None, operator: bool, data_dir: 
 
 @app.command("list")
 def list_(
-    mine: Mine = False,
+    own: OwnProject = False,
     limit: Limit = 100,
     as_json: AsJson = False,
     url: Url = None,
@@ -75,7 +75,7 @@ def list_(
     data_dir: DataDir = None,
 ) -> None:
     """List the id, project and dates of every key. The keys themselves are not stored."""
-    if mine:
+    if own:
         with connect(url, api_key, data_dir) as server:
             entries = server.pages("/api_keys", {}, limit)
         head = ("id", "key", "created", "revoked")
@@ -96,14 +96,14 @@ def list_(
 @app.command()
 def revoke(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as `nightmill keys list` shows it.")],
-    mine: Mine = False,
+    own: OwnProject = False,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
     data_dir: DataDir = None,
 ) -> None:
     """Revoke a key. After five seconds no request with the key is accepted."""
-    if mine:
+    if own:
         with connect(url, api_key, data_dir) as server:
             server.delete(f"/api_keys/{quote(key_id, safe='')}")
     else:

@@ -39,7 +39,7 @@ def states(session: Session, models: Iterable[Needed]) -> dict[str, Serving]:
     ready = [worker for worker in present if worker.state == "ready"]
     paused = pauses.paused(session).of(Scope.MODEL)
     quarantined = {row.model for row in quarantine.listed(session)}
-    found: dict[str, Serving] = {}
+    states_by_name: dict[str, Serving] = {}
     for model in models:
         here = [worker for worker in ready if model.queue in worker.queues]
         count = sum(model.name in worker.models for worker in here)
@@ -52,8 +52,8 @@ def states(session: Session, models: Iterable[Needed]) -> dict[str, Serving]:
             ("unreachable", model.is_http and bool(here)),
         )
         state: State = next((state for state, holds in conditions if holds), "no_worker")
-        found[model.name] = Serving(state, model.queue, count, loading if state == "loading" else None)
-    return found
+        states_by_name[model.name] = Serving(state, model.queue, count, loading if state == "loading" else None)
+    return states_by_name
 
 
 _WHY: dict[State, str] = {

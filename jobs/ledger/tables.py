@@ -218,8 +218,8 @@ class Segment(Usage, Base):
     good: Mapped[bytes] = mapped_column(LargeBinary)
     cut_off: Mapped[bytes | None] = mapped_column(LargeBinary)
     outcomes: Mapped[dict[str, Any] | None]
-    done: Mapped[int] = mapped_column(default=0)
-    failed: Mapped[int] = mapped_column(default=0)
+    done: Mapped[int] = mapped_column(default=0, server_default="0")
+    failed: Mapped[int] = mapped_column(default=0, server_default="0")
     created_at: Mapped[float]
 
     __table_args__ = (Index("ix_segment_created", "created_at"),)

@@ -38,8 +38,8 @@ def throughput(
 
     With `model` only jobs that ask for this model count.
     """
-    place = (Segment.created_at - window.start) / window.step
-    number = cast(place if sqlite else func.floor(place), Integer)  # a cast rounds on PostgreSQL
+    offset = (Segment.created_at - window.start) / window.step
+    number = cast(offset if sqlite else func.floor(offset), Integer)  # a cast rounds on PostgreSQL
     tokens = (Segment.input_tokens, Segment.output_tokens)
     sums = (func.sum(column) for column in (Segment.done, Segment.failed, *tokens))
     statement = (
@@ -50,5 +50,5 @@ def throughput(
     )
     if model is not None:
         statement = statement.where(Job.model == model)
-    found = {int(row[0]): Bucket(*map(int, row[1:])) for row in session.execute(statement)}
-    return [found.get(index, Bucket()) for index in range(window.buckets)]
+    sums_by_bucket = {int(row[0]): Bucket(*map(int, row[1:])) for row in session.execute(statement)}
+    return [sums_by_bucket.get(index, Bucket()) for index in range(window.buckets)]

@@ -1,6 +1,6 @@
 """Tables of projects, keys, stored bytes, and answers stored for an `Idempotency-Key`."""
 
-from sqlalchemy import Index, String, Text
+from sqlalchemy import Index, String, Text, false
 from sqlalchemy.orm import Mapped, mapped_column
 
 from jobs.db.base import Base
@@ -40,7 +40,7 @@ class ApiKey(Base):
     id: Mapped[str] = mapped_column(String(16), primary_key=True)
     project_id: Mapped[str] = mapped_column(String(64), index=True)
     digest: Mapped[str] = mapped_column(String(64))
-    operator: Mapped[bool] = mapped_column(default=False)
+    operator: Mapped[bool] = mapped_column(default=False, server_default=false())
     created_at: Mapped[float]
     revoked_at: Mapped[float | None]
 

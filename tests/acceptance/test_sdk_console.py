@@ -16,6 +16,8 @@ from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
 from tests.support.web import make_key, running_app, serve
 from workers.engines.fake import FakeEngine
 
+EMBEDDER = "all-minilm-l6-v2"
+
 
 @pytest.fixture
 def mill(db: Database, tmp_path: Path) -> Iterator[Mill]:
@@ -87,14 +89,14 @@ def test_only_an_operators_key_steers_and_it_opens_no_project(
     with web.state.services.db.write() as session:
         key = create_operator_key(session)
     with openai.OpenAI(api_key=key, base_url=url, max_retries=0) as operator:
-        paused: Any = operator.post("/pauses", cast_to=object, body={"kind": "model", "name": MODEL})
+        paused: Any = operator.post("/pauses", cast_to=object, body={"kind": "model", "name": EMBEDDER})
         listed: Any = operator.get("/workers", cast_to=object)
         with pytest.raises(openai.PermissionDeniedError) as no_project:
             operator.files.list()
     with pytest.raises(openai.PermissionDeniedError) as no_operator:
         sdk.get("/workers", cast_to=object)
-    [serving] = [model["serving"] for model in get(sdk, "/models", include="serving")["data"] if model["id"] == MODEL]
+    models = {model["id"]: model for model in get(sdk, "/models", include="serving")["data"]}
 
     assert (paused["changed"], listed["object"]) == (True, "list")
     assert (no_project.value.code, no_operator.value.code) == ("operator_key_not_allowed", "operator_key_required")
-    assert serving["state"] == "paused"
+    assert models[EMBEDDER]["serving"]["state"] == "paused"

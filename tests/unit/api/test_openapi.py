@@ -137,6 +137,7 @@ class Real:
             "batch_id": job_id,
             "job_id": job_id,
             "model": "all-minilm-l6-v2",
+            "api_key_id": post("api_keys")["id"],
             "kind": "queue",
             "target": "gpu.generate",
         }

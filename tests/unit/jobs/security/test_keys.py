@@ -47,7 +47,7 @@ def test_two_keys_of_a_project_are_different_and_both_open_it(db: Database) -> N
     assert first != second
     assert project_of(db, first) == project_of(db, second) == "research"
     with db.read() as session:
-        assert [project.name for _, project in keys.list_keys(session)] == ["research", "research"]
+        assert [name for _, name in keys.list_keys(session)] == ["research", "research"]
         assert len(session.scalars(select(Project)).all()) == 1
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs.batches import examples
+from jobs.batches import outcome_examples
 from workers.engines.port import Answer
 from workers.runtime.outcomes import outcomes_of
 
@@ -37,7 +37,7 @@ def test_a_few_lines_of_each_outcome_are_shown_and_the_rest_is_not_read() -> Non
     many = [line(f"cut{n}", chat("length", content="so")) for n in range(5)]
     lines = Lines([line("a", chat("stop", content="yes")), *many, line("e", chat("stop", content="")), *many])
 
-    shown = examples.answered(lines, {"length": 10, "empty": 1})
+    shown = outcome_examples.answered(lines, {"length": 10, "empty": 1})
 
     assert shown == {"length": [f"cut{n}: so" for n in range(3)], "empty": ["e"]}
     assert lines.read == 7
@@ -47,7 +47,7 @@ def test_failures_are_shown_on_one_line_each_and_end_the_reading_when_all_are_kn
     refused = line("r", {"error": {"code": "too_long", "message": "Too\nlong."}}, 400)
     lines = Lines([refused, line("a", chat("stop", content="yes")), refused])
 
-    assert examples.failed(lines, {"too_long": 1}) == {"too_long": ["r: Too long."]}
+    assert outcome_examples.failed(lines, {"too_long": 1}) == {"too_long": ["r: Too long."]}
     assert lines.read == 1
 
 
@@ -66,8 +66,8 @@ def test_failures_are_shown_on_one_line_each_and_end_the_reading_when_all_are_kn
 def test_a_line_of_an_unknown_shape_is_no_example(odd: bytes) -> None:
     good = line("b", chat("length", content="so"))
 
-    assert examples.answered([odd, good], {"length": 2}) == {"length": ["b: so"]}
-    assert examples.failed([odd], {"no": 1}) == {"no": []}
+    assert outcome_examples.answered([odd, good], {"length": 2}) == {"length": ["b: so"]}
+    assert outcome_examples.failed([odd], {"no": 1}) == {"no": []}
 
 
 RESPONSE = {"status": "completed", "output": [{"type": "message", "content": [{"text": "yes"}]}]}
@@ -94,4 +94,4 @@ RESPONSE = {"status": "completed", "output": [{"type": "message", "content": [{"
 def test_outcomes_are_those_that_the_workers_count(body: dict[str, Any]) -> None:
     counted = outcomes_of("/v1/chat/completions", Answer(200, json.dumps(body).encode()))
 
-    assert examples.outcomes_of(json.loads(line("a", body))) == set(counted)
+    assert outcome_examples.outcomes_of(json.loads(line("a", body))) == set(counted)
