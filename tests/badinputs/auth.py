@@ -97,6 +97,7 @@ def planted(world: World) -> dict[str, str]:
         "item_id": world.client.get(f"/v1/conversations/{talk}/items").json()["first_id"],
         **_library(world, file_id),
         **_tuned(world, file_id),
+        **_evaluated(world),
         "file_id": file_id,
         "upload_id": world.client.post("/v1/uploads", json=upload).json()["id"],
         "webhook_endpoint_id": world.client.post("/v1/webhook_endpoints", json=hook).json()["id"],
@@ -118,6 +119,21 @@ def _library(world: World, file_id: str) -> dict[str, str]:
         "index_id": ask(f"{path}/indexes", json={"embedding_dimensions": 64}).json()["id"],
         "source_id": ask(f"{path}/sources", json=site).json()["id"],
     }
+
+
+def _evaluated(world: World) -> dict[str, str]:
+    """Return the ids of an eval, of a run that has ended, and of its item."""
+    ask, schema = world.client.post, {"type": "object", "properties": {"text": {"type": "string"}}}
+    check = {"type": "string_check", "name": CANARY, "input": "{{ item.text }}", "reference": CANARY, "operation": "eq"}
+    config = {"type": "custom", "item_schema": schema}
+    body = {"name": CANARY, "data_source_config": config, "testing_criteria": [check]}
+    evaluation = ask("/v1/evals", json=body).json()["id"]
+    source = {"type": "jsonl", "source": {"type": "file_content", "content": [{"item": {"text": CANARY}}]}}
+    run = ask(f"/v1/evals/{evaluation}/runs", json={"name": CANARY, "data_source": source}).json()["id"]
+    path = f"/v1/evals/{evaluation}/runs/{run}"
+    world.eventually(lambda: world.client.get(path).json()["status"] == "completed", "the run has ended", 240)
+    [item] = world.client.get(f"{path}/output_items").json()["data"]
+    return {"eval_id": evaluation, "run_id": run, "output_item_id": item["id"]}
 
 
 def _tuned(world: World, file_id: str) -> dict[str, str]:
@@ -147,13 +163,19 @@ def by_id(world: World) -> str:
     return f"{' | '.join(sorted({said(one) for one in answers}))}, {leaks} leaks, ours {sorted(set(intact))}"
 
 
+_LISTS = (
+    "files", "batches", "jobs", "webhook_endpoints", "schedules", "vector_stores", "chat/completions",
+    "fine_tuning/jobs", "evals",
+)  # fmt: skip
+
+
 def by_list(world: World) -> str:
     """Request lists, filters, cursors and a batch or dry run over the owner's file; nothing of the owner may appear."""
     ids = planted(world)
     theirs = world.stranger
     answers: list[Any] = [
         theirs.get(f"/v1/{name}", params=query)
-        for name in ("files", "batches", "jobs", "webhook_endpoints", "schedules", "vector_stores", "chat/completions")
+        for name in _LISTS
         for query in ({}, {"limit": "100"}, {"after": ids["file_id"]}, {"after": ids["batch_id"]})
     ]
     answers.append(theirs.get("/v1/jobs", params={f"metadata[{CANARY}]": CANARY}))

@@ -115,7 +115,7 @@ def mill(config: Settings) -> None:
         sender.start()
         ingester = Ingester(config)
         deployment.elsewhere = ingester.handle
-        while not stop.wait(0.01):
+        while not stop.wait(0.05):
             with suppress(DatabaseBusy):  # it goes on at the next tick, as in life
                 deployment.dispatcher.tick()
             for error in (*deployment.errors, *ingester.errors):
