@@ -45,7 +45,7 @@ def shop(make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch) -> Sho
 
 @pytest.fixture
 def page(shop: Shop, browser: Browser) -> Iterator[tuple[Page, list[str], list[str]]]:
-    """Yield the page with its key typed in, the URLs that it requested, and its errors."""
+    """Yield the page with its key typed in and its models listed, the URLs that it requested, and its errors."""
     page = browser.new_page(viewport={"width": 900, "height": 640})
     urls: list[str] = []
     wrong: list[str] = []
@@ -55,6 +55,7 @@ def page(shop: Shop, browser: Browser) -> Iterator[tuple[Page, list[str], list[s
     page.goto(shop.url.removesuffix("/v1") + "/chat")
     page.fill("#key", shop.client.api_key)
     page.press("#key", "Tab")
+    expect(page.locator("#models option").first).to_be_attached(timeout=30_000)  # the list chooses a model
     yield page, urls, wrong
     page.close()
 
