@@ -18,6 +18,8 @@ MARGIN = 10.0
 
 SENT = [case for case in CASES if not case.full]
 FIRST = {case.area: case.id for case in reversed(SENT) if case.area not in {"Fuzz", "Quota"}}
+#: Where the first of an area takes long, another one that does not.
+FIRST |= {case.area: case.id for case in SENT if (case.area, case.name) in {("Documents", "nothing"), ("JSON", "NaN")}}
 
 
 @pytest.fixture(scope="module")

@@ -451,6 +451,7 @@ def test_an_s3_that_can_not_be_reached_is_an_error_and_not_a_missing_object(
     assert "127.0.0.1:1" in str(told)
 
 
+@pytest.mark.verify
 def test_an_object_store_that_is_away_is_told_and_not_taken_for_missing(s3: S3) -> None:
     """Nobody listens there. A worker gives its shard back then; a line that was answered is not to blame."""
     options = {**s3.options, "client_kwargs": {**s3.options["client_kwargs"], "endpoint_url": "http://127.0.0.1:9"}}

@@ -371,6 +371,7 @@ def test_what_one_process_writes_or_drops_another_sees_at_once(shared: Place, st
     reader.close()
 
 
+@pytest.mark.verify
 def test_processes_that_write_at_once_lose_nothing_and_double_nothing(shared: Place, store: Store) -> None:
     """Nothing is there when they begin: they also make the store at once. Meanwhile it is tended and dropped from."""
     writers = [start(shared.url, shared.folder, store, prefix, 25) for prefix in ("one", "two")]

@@ -115,6 +115,7 @@ def test_the_engine_opens_again_when_the_job_is_paused(site: Site, monkeypatch: 
     assert_whole(site, job)
 
 
+@pytest.mark.verify
 def test_the_engine_opens_again_when_the_worker_that_trains_is_killed(
     site: Site,
     monkeypatch: pytest.MonkeyPatch,

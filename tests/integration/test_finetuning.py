@@ -240,6 +240,7 @@ def test_dry_run_trains_three_steps_and_makes_nothing(site: Site, monkeypatch: p
     assert (estimate.seconds, estimate.memory_bytes, estimate.steps, estimate.batch_size) == (8.0, 1 << 20, 3, 2)
 
 
+@pytest.mark.verify
 def test_general_file_is_read_and_held_as_the_training_file_is(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     job_id = site.submit(monkeypatch, general_file="file-general")
 

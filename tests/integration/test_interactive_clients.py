@@ -141,6 +141,7 @@ def test_the_sdk_passes_over_signs_that_a_stream_is_late(
 
 
 @pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.verify
 def test_what_is_refused_after_a_stream_has_its_status_is_told_in_it(
     make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch, resumed: bool
 ) -> None:

@@ -529,6 +529,7 @@ loop.run(db, config, sys.argv[2], threading.Event(), replace(Timings(), deliveri
 """
 
 
+@pytest.mark.verify
 def test_killed_delivery_process_costs_no_event_and_few_are_sent_twice(db: Database, receiver: Receiver) -> None:
     """F16: kill -9 in the middle, again and again; what the dead held is taken back as the dispatcher does it."""
     kills, count, dice = 5, 240, random.Random(16)

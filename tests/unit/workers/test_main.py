@@ -174,6 +174,7 @@ def test_a_worker_says_which_models_it_has_when_that_changes_and_not_each_second
 
 
 @pytest.mark.parametrize(("error", "ended", "told"), [("OSError('no loop')", 70, True), ("None", 0, False)])
+@pytest.mark.verify
 def test_a_worker_that_can_answer_nobody_who_waits_ends_so_that_it_is_started_again(
     error: str, ended: int, told: bool
 ) -> None:

@@ -172,6 +172,7 @@ def said(answer: Any) -> tuple[int, Any]:
     return answer.status_code, answer.json().get("error")
 
 
+@pytest.mark.verify
 def test_a_null_is_the_default_of_every_optional_field(app: FastAPI, client: TestClient) -> None:
     schemas = Schemas(app)
     paths = [route.path for route in routes(app) if route.method == "POST" and schemas.of(route.path)]

@@ -89,6 +89,7 @@ def test_nearest_is_the_vector_that_points_the_same_way() -> None:
     assert [name for _, name in nearest([1.0, 0.1], among, 3)] == ["east", "north", "west"]
 
 
+@pytest.mark.verify
 def test_docstrings_are_many_and_each_of_its_own() -> None:
     found = corpus.docstrings(600)
 

@@ -267,6 +267,7 @@ def test_whole_tuned_models_that_no_process_serves_are_reported(
     assert "tuned models" not in diagnosis()
 
 
+@pytest.mark.verify
 def test_a_port_that_is_taken_is_broken_while_nothing_runs(diagnosis: Examine) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

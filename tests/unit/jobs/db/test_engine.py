@@ -383,6 +383,7 @@ def test_a_server_killed_inside_a_transaction_keeps_nothing_of_it(postgres_serve
 
 @pytest.mark.postgres
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a connect that was cut short
+@pytest.mark.verify
 def test_work_goes_on_over_a_restart_and_counts_once(postgres_server: Postgres, mortal: Postgres) -> None:
     with mortal.database() as url, opened(url) as db:
         done = threading.Event()

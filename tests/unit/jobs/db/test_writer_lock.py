@@ -125,6 +125,7 @@ def test_threads_of_a_process_follow_each_other_in(name: str, monkeypatch: pytes
     assert len(taken) == 2
 
 
+@pytest.mark.verify
 def test_a_process_whose_turn_is_over_rests_where_others_can_come_in(
     name: str,
 ) -> None:

@@ -386,6 +386,7 @@ def test_source_of_a_model_is_a_folder_where_it_is_one(tmp_path: Path, source: s
     assert Path(model_folders.source_of(models.models["m"], settings(tmp_path))).name == expected
 
 
+@pytest.mark.verify
 async def test_a_re_ranking_model_is_served_beside_the_vectors(tmp_path: Path) -> None:
     weights = tiny_cross.write(tmp_path / "cross")
     file = registry(tmp_path, FILE + f"  ranker: {{source: {{path: {weights}}}, engine: rerank}}\n")

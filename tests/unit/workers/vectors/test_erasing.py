@@ -74,6 +74,7 @@ def test_nothing_to_erase_is_no_error(vectors: LanceVectors) -> None:
     assert vectors.counts(STORE) == {"vsd_keep.1": BESIDE, "vsd_gone.1": 1}
 
 
+@pytest.mark.verify
 def test_others_may_write_drop_and_read_meanwhile(vectors: LanceVectors, root: Path) -> None:
     written(vectors)
     stop = threading.Event()

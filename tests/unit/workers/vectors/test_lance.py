@@ -150,6 +150,7 @@ def test_versions_are_kept_for_those_who_read_them(vectors: LanceVectors, root: 
     assert len(files(root, "data")) == 4
 
 
+@pytest.mark.verify
 def test_a_reader_does_not_notice_that_a_store_is_tended(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even when the version that it reads is cleaned up meanwhile."""
     monkeypatch.setattr(lance, "KEEP", timedelta(milliseconds=1))
@@ -218,6 +219,7 @@ def test_a_store_whose_vectors_have_another_length_is_refused(vectors: LanceVect
             one.write(other, [an_entry("vsd_b.1", 0, "text", towards(1, dimensions=4))])
 
 
+@pytest.mark.verify
 def test_many_stores_keep_no_more_open_than_a_few(vectors: LanceVectors, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lance, "OPEN_TABLES", 4)
     stores = [a_store(f"vs_{number}") for number in range(40)]

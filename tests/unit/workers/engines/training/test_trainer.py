@@ -101,6 +101,7 @@ def assert_same_tensors(first: str, second: str) -> None:
         assert other[name] == pytest.approx(values, rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.verify
 def test_a_killed_run_goes_on_as_if_it_had_not_been(trainers: Trainers, spec: Spec, tmp_path: Path) -> None:
     whole = trainers.run(spec)
 

@@ -80,6 +80,7 @@ CLOSED = {
 
 
 @pytest.mark.parametrize("answer", CLOSED.values(), ids=CLOSED)
+@pytest.mark.verify
 def test_an_engine_that_refuses_everybody_is_waited_for(mill: Works, answer: Answer) -> None:
     store = mill.store()
     batch = mill.batch(store, mill.upload(PROSE), mill.upload(OTHER))

@@ -106,6 +106,7 @@ def test_built_switched_to_and_back(mill: Works, filled_store: tuple[str, list[s
     assert_true(mill, store, second)
 
 
+@pytest.mark.verify
 def test_second_index_is_completed_and_the_first_untouched_wherever_a_worker_dies(
     mill: Works, filled_store: tuple[str, list[str]]
 ) -> None:

@@ -181,6 +181,7 @@ class Full:
         return getattr(self.handle, name)
 
 
+@pytest.mark.verify
 def test_a_sync_waits_for_a_disk_that_has_room(mill: Works, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Sync(mill, mill.store(), type="folder", path=str(library))
     with monkeypatch.context() as patch:
