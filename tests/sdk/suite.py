@@ -734,6 +734,8 @@ def _() -> None:
 
 if __name__ == "__main__":
     import stores  # noqa: F401 (its checks come after those above)
-    import tuning  # noqa: F401 (and these last)
+
+    if "tuned" in FACTS:
+        import tuning  # noqa: F401 (and these last)
 
     run_checks(openai.__version__)
