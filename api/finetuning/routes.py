@@ -47,7 +47,7 @@ def create_fine_tuning_job(call: Call, once: Idempotent, body: CreateFineTuningJ
 
     def make(session: Session) -> FineTuningJob:
         check_not_full(session, call)
-        jobs.check_room(session, call.project_id, call.config.project_finetune_jobs)
+        ledger.check_room(session, call.project_id, jobs.NAME, call.config.project_finetune_jobs)
         files = training_files(session, call, body)
         job_id = new_job_id()
         job = jobs.submit(

@@ -22,6 +22,7 @@ from jobs.finetuning.examination import BaseUnavailable, ExaminationFailed, Find
 from jobs.finetuning.payload import FineTuning, Training
 from jobs.finetuning.tables import FinetunePlan
 from jobs.fleet import workers
+from jobs.ledger import ledger
 from jobs.queues import Queue
 from jobs.security.tables import Project
 
@@ -140,7 +141,7 @@ def _measure(call: CallContext, body: ValidateFineTuning, asked: FineTuning) -> 
         if not any(Queue.FINETUNE in worker.queues for worker in workers.present(session)):
             return None
         check_not_full(session, call)
-        jobs.check_room(session, call.project_id, call.config.project_finetune_jobs)
+        ledger.check_room(session, call.project_id, jobs.NAME, call.config.project_finetune_jobs)
         files = training_files(session, call, body)
         job_id, project = new_job_id(), session.get_one(Project, call.project_id).name
         result = names.model_name(asked.base, project, None, job_id)

@@ -157,7 +157,7 @@ def _training_again(session: Session, call: CallContext, old: Job, changes: Chan
         param = "overrides" if changes.overrides else "which"
         message = "A fine-tuning job is retried as it was asked for: 'overrides' and 'which' do not apply."
         raise InvalidRequest(message, param=param, code="invalid_value")
-    tuning.check_room(session, call.project_id, call.config.project_finetune_jobs)
+    ledger.check_room(session, call.project_id, tuning.NAME, call.config.project_finetune_jobs)
     payload = FineTuning.model_validate(old.payload)
     job_id, project = new_id(names.JOB_PREFIX), session.get_one(Project, call.project_id).name
     result = names.model_name(payload.base, project, payload.suffix, job_id)

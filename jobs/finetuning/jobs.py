@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
-from jobs.errors import Conflict, TooManyLiveJobs
+from jobs.errors import Conflict
 from jobs.files.tables import File
 from jobs.finetuning import datasets, training_events
 from jobs.finetuning.names import JOB_PREFIX
@@ -16,10 +15,9 @@ from jobs.finetuning.tables import Dataset, FinetuneData
 from jobs.ledger import ledger, pauses
 from jobs.ledger.kinds import Folder, Kind
 from jobs.ledger.pauses import Scope
-from jobs.ledger.states import CLOSING, LIVE, TERMINAL, JobState
+from jobs.ledger.states import CLOSING, TERMINAL, JobState
 from jobs.ledger.tables import Job
 from jobs.queues import Queue
-from jobs.security.tables import Project
 
 NAME: Final = "finetuning"
 EVENTS: Final[dict[str, str]] = {
@@ -69,17 +67,6 @@ def submit(
     training_events.record(session, job.id, f"Created fine-tuning job: {job.id}")
     training_events.record(session, job.id, f"Validating training file: {training_file.id}")
     return job
-
-
-def check_room(session: Session, project_id: str, limit: int) -> None:
-    """Check that a project may have one more live job. Raises TooManyLiveJobs.
-
-    The project is locked, so that creates at the same moment count each other.
-    """
-    session.get(Project, project_id, with_for_update={"key_share": True})
-    live = Job.project_id == project_id, Job.kind == NAME, Job.state.in_(LIVE)
-    if (session.scalar(select(func.count()).select_from(Job).where(*live)) or 0) >= limit:
-        raise TooManyLiveJobs(f"The project has {limit} fine-tuning jobs that have not ended, and may not have more.")
 
 
 def pause(session: Session, job: Job, *, actor: str) -> bool:

@@ -19,12 +19,13 @@ from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.db.base import row_of
-from jobs.errors import ClaimLost, Conflict
+from jobs.errors import ClaimLost, Conflict, TooManyLiveJobs
 from jobs.files.tables import File
 from jobs.ledger import audit, dependencies, events, kinds, measures, outbox, pauses, statements
 from jobs.ledger.states import CLOSING, LIVE, MOVES, TERMINAL, JobState, ShardState
 from jobs.ledger.tables import TOKENS, Job, Outbox, Shard
 from jobs.queues import Task
+from jobs.security.tables import Project
 
 #: The column that is stamped on entering each state.
 STAMPS: dict[JobState, str] = {
@@ -188,6 +189,18 @@ def stop(session: Session, claim: JobClaim, end: JobState, errors: Sequence[Mapp
     job = lock(session, claim.job.id)
     assert job is not None
     return stopping(session, job, end, errors)
+
+
+def check_room(session: Session, project_id: str, kind: str, limit: int) -> None:
+    """Check that a project may have one more live job of a kind. Raises TooManyLiveJobs.
+
+    The project is locked, so that creates at the same moment count each other.
+    """
+    session.get(Project, project_id, with_for_update={"key_share": True})
+    live = Job.project_id == project_id, Job.kind == kind, Job.state.in_(LIVE)
+    if (session.scalar(select(func.count()).select_from(Job).where(*live)) or 0) >= limit:
+        message = f"The project has {limit} jobs of kind '{kind}' that have not ended, and may not have more."
+        raise TooManyLiveJobs(message)
 
 
 def set_retry_input(session: Session, claim: JobClaim, path: str) -> None:

@@ -512,7 +512,7 @@ def test_a_project_has_so_many_live_jobs_and_no_more(make_app: Callable[..., Fas
     assert (answer.status_code, answer.headers["x-should-retry"]) == (429, "false")
     error = answer.json()["error"]
     assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
-    assert error["message"] == "The project has 2 fine-tuning jobs that have not ended, and may not have more."
+    assert error["message"] == "The project has 2 jobs of kind 'finetuning' that have not ended, and may not have more."
     assert len(client.get("/v1/fine_tuning/jobs").json()["data"]) == 2
     create(stranger)
     with app.state.services.db.write() as session:
