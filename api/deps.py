@@ -10,10 +10,11 @@ from sqlalchemy.orm import Session
 
 from api.ttl_cache import Trusted
 from jobs.db.engine import Database
-from jobs.errors import PermissionDenied, Unavailable
+from jobs.errors import Conflict, PermissionDenied, Unavailable
 from jobs.fleet.models_file import Models, ModelsFileError, Registry
 from jobs.inference.client import InferenceClient
-from jobs.ledger import audit
+from jobs.ledger import audit, ledger
+from jobs.ledger.tables import Job
 from jobs.platform.locks import Locks
 from jobs.platform.storage import Storage
 from jobs.settings import Settings
@@ -88,6 +89,20 @@ class CallContext:
         """Run `work` in a transaction of its own."""
         with self.db.write() as session:
             work(session)
+
+    def cancel(self, session: Session, job: Job, action: str, refusal: Callable[[Job], str]) -> Job:
+        """Cancel a job, and record the action where that changed the job's state.
+
+        Raises Conflict, with the text that `refusal` makes of a job that has ended or is ending.
+        """
+        before = job.state
+        try:
+            job = ledger.cancel(session, job.id, actor=self.actor)
+        except Conflict as error:
+            raise Conflict(refusal(job), code="invalid_state") from error
+        if job.state != before:
+            self.record(session, action, job.id)
+        return job
 
     def record(self, session: Session, action: str, target: str, details: dict[str, Any] | None = None) -> None:
         """Add the audit row of a mutating call to its transaction."""

@@ -23,7 +23,7 @@ from api.webhooks.queries import Hook, JobWebhook, check_webhook, show_webhook
 from jobs.batches import batches
 from jobs.batches.batches import BatchRequest, job_of
 from jobs.clock import now
-from jobs.errors import Conflict, InvalidRequest, NotFound
+from jobs.errors import InvalidRequest, NotFound
 from jobs.files.tables import File
 from jobs.ledger import ledger
 from jobs.ledger.dependencies import predecessors
@@ -105,16 +105,12 @@ def retrieve_batch(call: Call, batch_id: str) -> Batch:
 def cancel_batch(call: Call, batch_id: str) -> Batch:
     """Stop a batch; finished lines keep their results. Cancelling twice is not an error."""
     with call.db.write() as session:
-        job = get_batch(session, call, batch_id)
-        before = job.state
-        try:
-            job = ledger.cancel(session, job.id, actor=call.actor)
-        except Conflict as error:
-            message = f"Cannot cancel a batch with status '{STATUS[job.state]}'."
-            raise Conflict(message, code="invalid_state") from error
-        if job.state != before:
-            call.record(session, "batch.cancel", job.id)
+        job = call.cancel(session, get_batch(session, call, batch_id), "batch.cancel", _refusal)
         return _shown(session, job)
+
+
+def _refusal(job: Job) -> str:
+    return f"Cannot cancel a batch with status '{STATUS[job.state]}'."
 
 
 def _shown(session: Session, job: Job) -> Batch:

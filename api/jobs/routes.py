@@ -24,9 +24,9 @@ from api.shares import open_stream, run_in_threadpool
 from api.webhooks.queries import delivery_page
 from api.webhooks.schemas import DeliveryObject
 from jobs.batches.batches import Which
-from jobs.errors import Conflict, NotFound
+from jobs.errors import NotFound
 from jobs.fleet import workers
-from jobs.ledger import dependencies, events, ledger
+from jobs.ledger import dependencies, events
 from jobs.ledger.progress import outcomes, pace, queue_position, totals, worked_seconds
 from jobs.ledger.states import LIVE, JobState
 from jobs.ledger.tables import Job
@@ -161,15 +161,12 @@ def job_deliveries(
 def cancel_job(call: Call, job_id: str) -> JobObject:
     """Stop a job; finished lines stay. Cancelling twice is not an error."""
     with call.db.write() as session:
-        job = get_job(session, call, job_id)
-        before = job.state
-        try:
-            job = ledger.cancel(session, job.id, actor=call.actor)
-        except Conflict as error:
-            raise Conflict(f"Cannot cancel a job in state '{before}'.", code="invalid_state") from error
-        if job.state != before:
-            call.record(session, "job.cancel", job.id)
+        job = call.cancel(session, get_job(session, call, job_id), "job.cancel", _refusal)
         return _shown(session, call, job)
+
+
+def _refusal(job: Job) -> str:
+    return f"Cannot cancel a job in state '{job.state}'."
 
 
 @router.post("/jobs/{job_id}/retry", response_model=JobObject)

@@ -27,8 +27,7 @@ from api.retrieval.schemas import (
 )
 from api.retrieval.store_files import POLL_AFTER, POLL_MS, CreateVectorStoreFile, Listed
 from api.webhooks.queries import JobWebhook, check_webhook, show_webhook
-from jobs.errors import Conflict, NotFound
-from jobs.ledger import ledger
+from jobs.errors import NotFound
 from jobs.ledger.dependencies import predecessors
 from jobs.ledger.progress import totals
 from jobs.ledger.states import TERMINAL
@@ -101,15 +100,12 @@ def cancel_file_batch(call: Call, vector_store_id: str, file_batch_id: str) -> F
     """Stop adding files; those that were added stay. Cancelling twice is not an error."""
     with call.db.write() as session:
         job = _get(session, call, get_store(session, call, vector_store_id), file_batch_id)
-        before = job.state
-        try:
-            job = ledger.cancel(session, job.id, actor=call.actor)
-        except Conflict as error:
-            status = BATCH_STATUS.get(before, "in_progress")
-            raise Conflict(f"Cannot cancel a file batch with status '{status}'.", code="invalid_state") from error
-        if job.state != before:
-            call.record(session, "vector_store.file_batch.cancel", job.id)
+        job = call.cancel(session, job, "vector_store.file_batch.cancel", _refusal)
         return _shown(session, job)
+
+
+def _refusal(job: Job) -> str:
+    return f"Cannot cancel a file batch with status '{BATCH_STATUS.get(job.state, 'in_progress')}'."
 
 
 @router.get("/vector_stores/{vector_store_id}/file_batches/{file_batch_id}/files")
