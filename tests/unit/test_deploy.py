@@ -1,5 +1,6 @@
 """deploy/ is what it claims, as far as that shows without a container engine: image, services, environment."""
 
+import errno
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import yaml
 from cli.up.procfile import load
 from jobs.settings import Settings
 from tests.support.services import need
+from workers.sandbox import system_calls
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -194,6 +196,25 @@ def test_valkey_has_a_bound_on_its_memory_and_evicts_nothing() -> None:
 
     assert options["--maxmemory"] == "${VALKEY_MEMORY:-512mb}"
     assert options["--maxmemory-policy"] == "noeviction"
+
+
+def test_profile_for_python_graders_lets_their_sandbox_begin_and_refuses_the_rest_of_the_kernel() -> None:
+    graders: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.graders.yaml").read_text())["services"]
+    profile = json.loads((DEPLOY / "seccomp-graders.json").read_text())
+    [rule] = profile["syscalls"]
+    denied = set(rule["names"])
+
+    assert graders.keys() == {"cpu", "web"}
+    for service in graders.values():
+        options = dict(re.split("[:=]", option, maxsplit=1) for option in service.pop("security_opt"))
+        assert options == {"no-new-privileges": "true", "seccomp": "seccomp-graders.json", "apparmor": "unconfined"}
+        assert service == {}
+    assert profile["defaultAction"] == "SCMP_ACT_ALLOW"
+    assert (rule["action"], rule["errnoRet"]) == ("SCMP_ACT_ERRNO", errno.EPERM)
+    assert sorted(denied) == rule["names"], "each once, in order"
+    assert denied <= system_calls.REFUSED.keys()
+    assert not denied & {"unshare", "mount", *system_calls.KNOWN}
+    assert denied >= {"bpf", "io_uring_setup", "kexec_load", "init_module", "open_by_handle_at", "ptrace", "setns"}
 
 
 def test_whoever_fetches_from_elsewhere_can_get_out() -> None:
