@@ -1,7 +1,6 @@
-"""Pages for a browser: a start page, a chat with a model, and the API reference, without external resources.
+"""Pages for a browser: a start page, a chat, the report of a run, the API reference; without external resources.
 
-They need no key and show nothing of a project. The chat and the reference ask the user for a key, which the API checks
-as usual.
+They need no key and show nothing of a project. They ask the user for a key, which the API checks as usual.
 """
 
 from html import escape
@@ -38,6 +37,9 @@ _ASSETS = {
     "/chat": (_FILES / "chat.html", "text/html"),
     "/chat/chat.js": (_FILES / "chat.js", "text/javascript"),
     "/chat/chat.css": (_FILES / "chat.css", "text/css"),
+    "/evals/run": (_FILES / "run.html", "text/html"),
+    "/evals/run.js": (_FILES / "run.js", "text/javascript"),
+    "/evals/run.css": (_FILES / "run.css", "text/css"),
     "/docs": (_FILES / "reference.html", "text/html"),
     "/docs/reference.js": (_FILES / "reference.js", "text/javascript"),
     "/docs/swagger-ui-bundle.js": (_SWAGGER / "swagger-ui-bundle.js", "text/javascript"),
