@@ -74,8 +74,7 @@ _NOT_SERVED = {
 _DIFFERS = {
     "batches.create": "`completion_window` is any duration or `null`; `after`, `priority` and more are taken.",
     "evals.create": "Without a `name` it is `Untitled`.",
-    "evals.runs.create": "`sampling_params.n` takes several samples of each item; `retrieval` and `perplexity` are "
-    "sources, stored answers are not.",
+    "evals.runs.create": "`sampling_params.n` takes several samples; sources `retrieval` and `perplexity` are ours.",
     "evals.runs.output_items.list": "`status` may also be `error`: errored items are neither passed nor failed.",
     "embeddings.create": "Token ids are read by the model's tokenizer, unless the model's name is one of OpenAI's.",
     "files.create": "A batch's input is checked by the batch, which fails with the numbers of the lines.",

@@ -192,6 +192,7 @@ class Settings(BaseSettings):
         description="bytes that a project may store: files, vectors, responses, chats, checkpoints; 0: no limit",
     )
     project_finetune_jobs: int = Field(20, ge=1, description="fine-tuning jobs of a project that have not ended")
+    project_eval_runs: int = Field(100, ge=1, description="runs of a project's evals that have not ended")
     finetune_max_steps: int = Field(100_000, ge=1, description="steps of a training: each has a row in SQL")
     project_max_queued_tokens: int = Field(0, ge=0, description="estimated tokens waiting per project; 0: no limit")
     project_threads: int = Field(10, ge=1, le=40, description="threads of the API that one project uses at once, of 40")

@@ -15,8 +15,9 @@ from sqlalchemy.orm import Session
 
 from api.deps import Call, CallContext
 from api.errors import clip
+from api.evals.item_sources import file_of
 from api.evals.routes import eval_values, evals_of
-from api.evals.runs import check_size, file_of, show_runs
+from api.evals.runs import check_size, show_runs
 from api.evals.schemas import CreateEval, CustomConfig, EvalObject, EvalRunObject, show_eval
 from api.http.bodies import Body, resource
 from api.http.fields import MetadataField

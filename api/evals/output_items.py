@@ -12,7 +12,7 @@ from api.errors import clip
 from api.evals.runs import get_run
 from api.evals.schemas import OutputItem
 from api.http.bodies import resource
-from api.http.paging import After, Limit20, Order, Page
+from api.http.paging import OldestFirst, Page
 from jobs.errors import InvalidRequest, NotFound
 from jobs.evals import runs
 from jobs.ledger.tables import Segment, Shard
@@ -26,22 +26,16 @@ Status = Annotated[_ItemStatus | None, Query(description="Only items of this sta
 
 @router.get("/evals/{eval_id}/runs/{run_id}/output_items")
 def list_output_items(
-    call: Call,
-    eval_id: str,
-    run_id: str,
-    after: After = None,
-    limit: Limit20 = 20,
-    order: Order = "asc",
-    status: Status = None,
+    call: Call, eval_id: str, run_id: str, listing: OldestFirst, status: Status = None
 ) -> Page[OutputItem]:
     """List the graded items of a run, also while it goes on."""
     with call.db.read() as session:
         get_run(session, call, eval_id, run_id)
-    start = None
+    start, after, limit = None, listing.after, listing.limit
     if after is not None and (start := runs.item_number(run_id, after)) is None:
         raise InvalidRequest(f"No object with id '{clip(after)}'.", param="after", code="invalid_cursor")
     items: list[dict[str, Any]] = []
-    for item in _items(call, run_id, start, status, falling=order == "desc"):
+    for item in _items(call, run_id, start, status, falling=listing.order == "desc"):
         items.append(item)
         if len(items) > limit:
             break

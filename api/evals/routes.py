@@ -1,5 +1,6 @@
 """Evals: created, listed, renamed and removed with their runs."""
 
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import Query
@@ -12,7 +13,7 @@ from api.errors import clip
 from api.evals.schemas import CreateEval, CustomConfig, EvalDeleted, EvalObject, UpdateEval, show_eval
 from api.http.bodies import resource
 from api.http.idempotency import Idempotent
-from api.http.paging import After, Limit20, Order, Page, find, page
+from api.http.paging import OldestFirst, Page, find, page
 from api.http.space import check_not_full, count_if_due
 from jobs.clock import now
 from jobs.errors import NotFound
@@ -49,12 +50,10 @@ def create_eval(call: Call, once: Idempotent, body: CreateEval) -> Response:
 
 
 @router.get("/evals")
-def list_evals(
-    call: Call, after: After = None, limit: Limit20 = 20, order: Order = "asc", order_by: OrderBy = "created_at"
-) -> Page[EvalObject]:
+def list_evals(call: Call, listing: OldestFirst, order_by: OrderBy = "created_at") -> Page[EvalObject]:
     """List the project's evals."""
     with call.db.read() as session:
-        rows, more = find(session, evals_of(call), Eval, after=after, limit=limit, order=order, by=order_by)
+        rows, more = find(session, evals_of(call), Eval, **asdict(listing), by=order_by)
     return page(rows, more, show_eval)
 
 

@@ -1,7 +1,8 @@
 """Runs of evals: created with the jobs that make them up, listed, cancelled and removed."""
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated
 
 import msgspec
 from fastapi import Query, Request
@@ -11,6 +12,7 @@ from sqlalchemy.orm import Session, aliased
 
 from api.deps import Call, CallContext
 from api.errors import clip
+from api.evals import item_sources
 from api.evals.routes import get_eval
 from api.evals.schemas import (
     MAX_SHOWN_BYTES,
@@ -18,7 +20,7 @@ from api.evals.schemas import (
     CreateRun,
     DataSource,
     EvalRunObject,
-    FileContent,
+    FileReference,
     ItemReference,
     JsonlSource,
     ModelUsage,
@@ -27,22 +29,22 @@ from api.evals.schemas import (
     RetrievalSource,
     RunDeleted,
     RunStatus,
+    StoredCompletions,
+    StoredResponses,
     counts_of,
     show_run,
     status_of,
 )
-from api.files.queries import visible
 from api.http.bodies import resource
 from api.http.idempotency import Idempotent
-from api.http.paging import After, Limit20, Order, Page, find, page
+from api.http.paging import OldestFirst, Page, find, page
 from api.http.space import check_not_full, check_space, count_if_due, reserve_or_remove
 from api.retrieval.search import search_of, searched_index
 from jobs.clock import now
-from jobs.errors import Conflict, InvalidRequest, NotFound
+from jobs.errors import InvalidRequest, NotFound, TooManyLiveJobs
 from jobs.evals import evals, runs
 from jobs.evals.runs import Evaluation, Retrieval, Sampled
 from jobs.evals.tables import Eval, EvalRun
-from jobs.files.tables import File
 from jobs.fleet import routing
 from jobs.fleet.models_file import EngineKind
 from jobs.ids import new_id
@@ -56,7 +58,6 @@ from jobs.retrieval.filters import check_filter
 
 router = resource("Evals")
 
-FILE_PURPOSE = "evals"
 MAX_PAYLOAD_BYTES = 1 << 20
 Status = Annotated[RunStatus | None, Query(description="Only runs of this status.")]
 
@@ -69,25 +70,25 @@ def create_run(request: Request, call: Call, once: Idempotent, eval_id: str, bod
     if replayed is not None:
         return replayed
     with call.db.read() as session:
-        get_eval(session, call, eval_id)
+        config = get_eval(session, call, eval_id).data_source_config
     sampled = _sampled(call, body.data_source)
-    run_id, items = new_id(runs.PREFIX), b""
-    source = body.data_source.source
-    if isinstance(source, FileContent):
-        items = b"".join(msgspec.json.encode(_line(row.item, row.sample)) + b"\n" for row in source.content)
+    run_id, source = new_id(runs.PREFIX), body.data_source.source
+    items = item_sources.lines_of(call, config, source)
+    if items:
         check_space(call, len(items))
         call.storage.put(runs.items_path(run_id), items)
 
     def make(session: Session) -> EvalRunObject:
         check_not_full(session, call)
+        ledger.check_room(session, call.project_id, runs.NAME, call.config.project_eval_runs)
         row = evals.lock(session, eval_id, call.project_id)
         if row is None:
             raise NotFound(f"No eval found with id '{clip(eval_id)}'.", param="eval_id")
         reserve_or_remove(session, call, len(items), runs.items_path(run_id), EvalRun.id == run_id)
         run = _run(call, body, row, run_id, len(items))
-        file = None if isinstance(source, FileContent) else file_of(session, call, source.id)
+        file = item_sources.file_of(session, call, source.id) if isinstance(source, FileReference) else None
         path = file.path if file else runs.items_path(run_id)
-        payload = _payload(call, row, path, sampled)
+        payload = _payload(call, row, path, sampled, source)
         check_size(payload)
         facts = {"idempotency_key": once.key, "request_id": call.request_id}
         job = runs.submit(session, run, payload, actor=call.actor, file=file, **facts)
@@ -97,27 +98,21 @@ def create_run(request: Request, call: Call, once: Idempotent, eval_id: str, bod
     count_if_due(call)
     try:
         return once.run(fields, make, 201)
-    except InvalidRequest:
+    except (InvalidRequest, TooManyLiveJobs):
         let_go(call.storage, [f"jobs/{run_id}"] if items else [])
         raise
 
 
 @router.get("/evals/{eval_id}/runs")
 def list_runs(
-    request: Request,
-    call: Call,
-    eval_id: str,
-    after: After = None,
-    limit: Limit20 = 20,
-    order: Order = "asc",
-    status: Status = None,
+    request: Request, call: Call, eval_id: str, listing: OldestFirst, status: Status = None
 ) -> Page[EvalRunObject]:
     """List the runs of an eval."""
     with call.db.read() as session:
         get_eval(session, call, eval_id)
         own = runs_of(call, eval_id)
         statement = own if status is None else own.where(_has(status))
-        rows, more = find(session, statement, EvalRun, after=after, limit=limit, order=order, among=own)
+        rows, more = find(session, statement, EvalRun, **asdict(listing), among=own)
         jobs = {job.id: job for job in session.scalars(select(Job).where(Job.id.in_([row.id for row in rows])))}
         shown = {row.id: row for row in show_runs(session, request, call, [(row, jobs[row.id]) for row in rows])}
     return page(rows, more, lambda row: shown[row.id])
@@ -136,15 +131,12 @@ def cancel_run(request: Request, call: Call, eval_id: str, run_id: str) -> EvalR
     """Stop a run; graded items stay. Cancelling twice is not an error. Older SDKs use the path without `/cancel`."""
     with call.db.write() as session:
         run, job = get_run(session, call, eval_id, run_id)
-        before = job.state
-        try:
-            job = ledger.cancel(session, job.id, actor=call.actor)
-        except Conflict as error:
-            message = f"Cannot cancel a run with status '{status_of(job, ())}'."
-            raise Conflict(message, code="invalid_state") from error
-        if job.state != before:
-            call.record(session, "eval.run.cancel", job.id)
+        job = call.cancel(session, job, "eval.run.cancel", _refusal)
         return show_runs(session, request, call, [(run, job)])[0]
+
+
+def _refusal(job: Job) -> str:
+    return f"Cannot cancel a run with status '{status_of(job, ())}'."
 
 
 @router.delete("/evals/{eval_id}/runs/{run_id}")
@@ -174,13 +166,9 @@ def get_run(session: Session, call: CallContext, eval_id: str, run_id: str) -> t
 # ── what is asked for ──
 
 
-def _line(item: Mapping[str, Any], sample: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {"item": item} if sample is None else {"item": item, "sample": sample}
-
-
 def _run(call: CallContext, body: CreateRun, row: Eval, run_id: str, size: int) -> EvalRun:
     shown = body.data_source.fields()
-    if size > MAX_SHOWN_BYTES:
+    if size > MAX_SHOWN_BYTES and "content" in shown["source"]:
         shown["source"] = {**shown["source"], "content": []}
     run = EvalRun(
         id=run_id,
@@ -196,7 +184,7 @@ def _run(call: CallContext, body: CreateRun, row: Eval, run_id: str, size: int) 
     return run
 
 
-def _payload(call: CallContext, row: Eval, items: str, sampled: Sampled | None) -> Evaluation:
+def _payload(call: CallContext, row: Eval, items: str, sampled: Sampled | None, source: object) -> Evaluation:
     return Evaluation(
         eval_id=row.id,
         items=items,
@@ -204,6 +192,7 @@ def _payload(call: CallContext, row: Eval, items: str, sampled: Sampled | None) 
         criteria=row.testing_criteria,
         sampled=sampled,
         embedding_model=call.services.registry().embedder(call.config.embedding_model),
+        stored=source.type if isinstance(source, StoredCompletions | StoredResponses) else None,
     )
 
 
@@ -224,7 +213,7 @@ def _sampled(call: CallContext, source: DataSource) -> Sampled | None:
         case PerplexitySource():
             _check_has_likelihoods(call, source.model)
             return Sampled(endpoint=LIKELIHOOD, model=source.model, text=source.text)
-    return _asked(source)
+    return _asked(source) if source.model is not None else None
 
 
 def _searched(call: CallContext, source: RetrievalSource) -> Sampled:
@@ -250,6 +239,8 @@ def _check_has_likelihoods(call: CallContext, model: str) -> None:
 
 def _asked(source: CompletionsSource | ResponsesSource) -> Sampled:
     messages = source.input_messages
+    assert source.model is not None
+    assert messages is not None
     chat = isinstance(source, CompletionsSource)
     params = source.sampling_params.model_dump(mode="json", exclude_none=True)
     return Sampled(
@@ -260,20 +251,6 @@ def _asked(source: CompletionsSource | ResponsesSource) -> Sampled:
         n=params.pop("n"),
         params=params,
     )
-
-
-def file_of(session: Session, call: CallContext, file_id: str, param: str = "data_source.source.id") -> File:
-    """Return the file of a run, which stays until the run has ended. Raises InvalidRequest."""
-    file = session.scalar(visible(call).where(File.id == file_id).with_for_update(read=True))
-    if file is None:
-        raise InvalidRequest(f"Invalid '{param}': no file '{clip(file_id)}'.", param=param, code="file_not_found")
-    if file.purpose != FILE_PURPOSE:
-        message = f"Invalid '{param}': '{file.id}' has the purpose '{file.purpose}', and not '{FILE_PURPOSE}'."
-        raise InvalidRequest(message, param=param, code="invalid_file_purpose")
-    if file.bytes > call.config.batch_max_bytes:
-        message = f"Invalid '{param}': the file has more than {call.config.batch_max_bytes} bytes."
-        raise InvalidRequest(message, param=param, code="file_too_large")
-    return file
 
 
 # ── what is shown ──
@@ -307,7 +284,7 @@ def show_runs(
             steps[run.id],
             counts_of(outcomes(session, job)),
             _usage(session, steps[run.id]),
-            f"{base}/v1/evals/{run.eval_id}/runs/{run.id}",
+            f"{base}/evals/run#{run.eval_id}/{run.id}",
         )
         for run, job in rows
     ]

@@ -1,9 +1,9 @@
 """The bodies of requests about evals and their runs, and the objects that clients see."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from api.http.bodies import Body, Many
 from api.http.fields import Metadata, MetadataField
@@ -15,6 +15,8 @@ from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 
 MAX_CRITERIA = 50
+#: Stored answers that a run reads.
+MAX_STORED = 10_000
 #: Bytes of items that the object of a run repeats.
 MAX_SHOWN_BYTES = 16_384
 _Name = Annotated[str, Field(min_length=1, max_length=255)]
@@ -72,6 +74,33 @@ class FileReference(Body):
 
 
 Source = Annotated[FileContent | FileReference, Field(discriminator="type")]
+_Time = Annotated[int, Field(ge=0, lt=1 << 40)]
+
+
+class _StoredAnswers(Body):
+    """Stored answers of the project that match each given field, the newest first."""
+
+    metadata: MetadataField
+    model: _Model | None = Field(default=None, description="As it was asked for, or as the answer names it.")
+    created_after: _Time | None = Field(default=None, description="Inclusive.")
+    created_before: _Time | None = Field(default=None, description="Inclusive.")
+    limit: int = Field(default=MAX_STORED, ge=1, le=MAX_STORED)
+
+
+class StoredCompletions(_StoredAnswers):
+    type: Literal["stored_completions"]
+
+
+class StoredResponses(_StoredAnswers):
+    """Stored responses. OpenAI's other filters are refused, but for null."""
+
+    type: Literal["responses"]
+    instructions_search: None = None
+    reasoning_effort: None = None
+    temperature: None = None
+    tools: None = None
+    top_p: None = None
+    users: None = None
 
 
 class TemplateMessages(Body):
@@ -124,23 +153,32 @@ class JsonlSource(Body):
     source: Source
 
 
-class CompletionsSource(Body):
+class _Sampled(Body):
+    """A model and the messages to it. Without both, the answers that stand beside the items are graded."""
+
+    model: _Model | None = None
+    input_messages: InputMessages | None = None
+
+    @model_validator(mode="after")
+    def _check_both(self) -> Self:
+        if (self.model is None) != (self.input_messages is None):
+            raise ValueError("'model' and 'input_messages' are given together, or neither of them.")
+        return self
+
+
+class CompletionsSource(_Sampled):
     """Items for each of which a model is asked for a chat completion."""
 
     type: Literal["completions"]
-    source: Source
-    model: _Model
-    input_messages: InputMessages
+    source: Annotated[FileContent | FileReference | StoredCompletions, Field(discriminator="type")]
     sampling_params: CompletionParams = CompletionParams()
 
 
-class ResponsesSource(Body):
+class ResponsesSource(_Sampled):
     """Items for each of which a model is asked for a response. `seed` has no effect: responses know none."""
 
     type: Literal["responses"]
-    source: Source
-    model: _Model
-    input_messages: InputMessages
+    source: Annotated[FileContent | FileReference | StoredResponses, Field(discriminator="type")]
     sampling_params: ResponseParams = ResponseParams()
 
 

@@ -6,9 +6,10 @@ error.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 
-from fastapi import Query
+from fastapi import Depends, Query
 from pydantic import BaseModel
 from sqlalchemy import ColumnElement, Select, exists, func, literal, or_, select, tuple_
 from sqlalchemy.orm import Session
@@ -27,6 +28,18 @@ After = Annotated[str | None, Query(max_length=64, description="Id of the last o
 Before = Annotated[str | None, Query(max_length=64, description="Id of the first object of the next page.")]
 Order = Annotated[Literal["asc", "desc"], Query(description="By `created_at`.")]
 Limit20 = Annotated[int, Query(ge=1, le=100, description="Objects on a page.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Ascending:
+    """The query of a list whose oldest objects come first."""
+
+    after: After = None
+    limit: Limit20 = 20
+    order: Order = "asc"
+
+
+OldestFirst = Annotated[Ascending, Depends()]
 
 
 class Page(BaseModel, Generic[Shown]):

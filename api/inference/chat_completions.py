@@ -41,7 +41,6 @@ from jobs.requests.endpoints import CHAT
 
 _OWN_FIELDS = frozenset({"metadata", "store"})
 _TRIES = 3  # of a page; each found an object deleted at that moment
-_LONGEST_NAME = 255
 
 STORED = StoredAnswers(
     StoredCompletion, CHAT, stored.completion_path, "chat_completion", "Chat completion", "completion_id"
@@ -93,10 +92,7 @@ class Chat:
 
     def keep(self, answer: dict[str, Any], run: Run) -> None:
         """Store the answer, in one transaction, which `run` runs."""
-        stored_answer = StoredAnswer(self.engine_body, answer)
-        requested, model = self.body.model, answer.get("model")
-        columns = {"asked": _name(requested), "model": _name(model if isinstance(model, str) else requested)}
-        run(STORED.prepare(self.call, stored_answer, metadata_=dict(self.body.metadata or {}) or None, **columns))
+        run(STORED.prepare(self.call, StoredAnswer(self.engine_body, answer)))
 
 
 async def answer(
@@ -318,8 +314,3 @@ def _read(call: CallContext, row: StoredCompletion) -> StoredAnswer | None:
 
 def _show(stored_answer: StoredAnswer) -> CompletionObject:
     return CompletionObject.model_validate(stored_answer.response)
-
-
-def _name(model: str) -> str:
-    """Return a model's name without characters that a column cannot hold: an engine may call a model anything."""
-    return model.replace("\0", "")[:_LONGEST_NAME]

@@ -52,6 +52,7 @@ class Reference(BaseModel):
     id: str
 
 
+_LONGEST_NAME = 255
 Answered = dict[str, Any]
 #: Runs a function that makes a row, in one transaction.
 Run = Callable[[Make], object]
@@ -68,9 +69,9 @@ class StoredAnswers:
     noun: str
     param: str
 
-    def prepare(self, call: CallContext, stored_answer: StoredAnswer, **columns: Any) -> Callable[[Session], Reference]:
+    def prepare(self, call: CallContext, stored_answer: StoredAnswer) -> Callable[[Session], Reference]:
         """Write the object; return the function that inserts its row. Raises ProjectFull."""
-        created = now()
+        created, columns = now(), _selected_by(stored_answer)
         answer_id, data = str(stored_answer.response["id"]), encode(self.url, stored_answer)
         path, size = self.path(answer_id), len(data)
         check_project(call, size)
@@ -194,6 +195,20 @@ async def _renewed(lease: Lease) -> AsyncIterator[None]:
     finally:
         renewing.cancel()
         await asyncio.gather(renewing, return_exceptions=True)  # `complete` notices a lost key
+
+
+def _selected_by(stored_answer: StoredAnswer) -> dict[str, Any]:
+    """Return the columns by which a stored answer is selected."""
+    requested, answered = (stored_answer.request.get("model"), stored_answer.response.get("model"))
+    asked = requested if isinstance(requested, str) else ""
+    columns = {"asked": _name(asked), "model": _name(answered if isinstance(answered, str) else asked)}
+    metadata = stored_answer.response.get("metadata")
+    return columns | ({"metadata_": metadata} if metadata else {})  # JSON null is not NULL
+
+
+def _name(model: str) -> str:
+    """Return a model's name without characters that a column cannot hold: an engine may call a model anything."""
+    return model.replace("\0", "")[:_LONGEST_NAME]
 
 
 STORED_RESPONSES = StoredAnswers(StoredResponse, RESPONSES, responses.path, "response", "Response", "response_id")

@@ -20,6 +20,9 @@ from jobs.batches import batches, lines
 from jobs.batches.batches import Batch, Which
 from jobs.clock import now
 from jobs.errors import Conflict, InvalidRequest
+from jobs.evals import evals, runs
+from jobs.evals.runs import Evaluation
+from jobs.evals.tables import EvalRun
 from jobs.files.tables import File
 from jobs.finetuning import jobs as tuning
 from jobs.finetuning import names
@@ -153,10 +156,7 @@ def _files_again(session: Session, call: CallContext, old: Job, changes: Changes
 
 def _training_again(session: Session, call: CallContext, old: Job, changes: Changes) -> Job:
     """Submit a fine-tuning job again; its training goes on from the last checkpoint of the old one."""
-    if changes.which == batches.LENGTH or changes.overrides:
-        param = "overrides" if changes.overrides else "which"
-        message = "A fine-tuning job is retried as it was asked for: 'overrides' and 'which' do not apply."
-        raise InvalidRequest(message, param=param, code="invalid_value")
+    _check_unchanged(changes, "fine-tuning job", (batches.FAILED, batches.ALL))
     ledger.check_room(session, call.project_id, tuning.NAME, call.config.project_finetune_jobs)
     payload = FineTuning.model_validate(old.payload)
     job_id, project = new_id(names.JOB_PREFIX), session.get_one(Project, call.project_id).name
@@ -175,6 +175,36 @@ def _training_again(session: Session, call: CallContext, old: Job, changes: Chan
     )
 
 
+def _evaluation_again(session: Session, call: CallContext, old: Job, changes: Changes) -> Job:
+    """Submit a run that has the grades of the old one, and grades again what errored or is missing."""
+    _check_unchanged(changes, "run of an eval", (batches.FAILED,))
+    run = session.get(EvalRun, old.id)
+    if run is None or evals.lock(session, run.eval_id, call.project_id) is None:
+        raise InvalidRequest(f"Run '{old.id}' was deleted.", code="nothing_to_retry")
+    payload, counts = Evaluation.model_validate(old.payload), outcomes(session, old)
+    if payload.imported is not None:
+        raise InvalidRequest(f"Run '{old.id}' was imported, and not graded here.", code="nothing_to_retry")
+    if not old.total:
+        raise InvalidRequest(f"No item of run '{old.id}' was graded: create another run.", code="nothing_to_retry")
+    if counts.get(runs.PASSED, 0) + counts.get(runs.FAILED, 0) == old.total:
+        raise InvalidRequest(f"No item of run '{old.id}' errored.", code="nothing_to_retry")
+    ledger.check_room(session, call.project_id, runs.NAME, call.config.project_eval_runs)
+    copied = {name: getattr(run, name) for name in ("eval_id", "project_id", "name", "data_source")}
+    again = EvalRun(id=new_id(runs.PREFIX), bytes=0, created_at=now(), **copied)
+    if run.metadata_ is not None:
+        again.metadata_ = run.metadata_
+    columns: dict[str, Any] = {"idempotency_key": changes.key, "request_id": call.request_id, "retry_of": old.id}
+    return runs.submit(session, again, payload.model_copy(update={"retried": old.id}), actor=call.actor, **columns)
+
+
+def _check_unchanged(changes: Changes, noun: str, allowed: tuple[Which, ...]) -> None:
+    """Check the retry of a job that is retried as it was asked for. Raises InvalidRequest."""
+    if changes.which not in allowed or changes.overrides:
+        param = "overrides" if changes.overrides else "which"
+        message = f"A {noun} is retried as it was asked for: 'overrides' and 'which' do not apply."
+        raise InvalidRequest(message, param=param, code="invalid_value")
+
+
 def _input(session: Session, call: CallContext, old: Job) -> File:
     file = session.scalar(visible(call).where(File.id == old.input_file_id).with_for_update(read=True))
     if file is None:
@@ -188,4 +218,5 @@ AGAIN: Final[dict[str, Callable[[Session, CallContext, Job, Changes], Job]]] = {
     **dict.fromkeys(batches.NAMES, _lines_again),
     ingestions.NAME: _files_again,
     tuning.NAME: _training_again,
+    runs.NAME: _evaluation_again,
 }

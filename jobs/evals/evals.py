@@ -24,7 +24,7 @@ _LONGEST: Final = 300  # characters of an error
 #: The schema of items that are stored chat completions or responses.
 STORED_ITEM: Final[Mapping[str, Any]] = {
     "type": "object",
-    "properties": {"input": {"type": "array"}, "metadata": {"type": "object"}},
+    "properties": {"input": {"type": "array"}, "model": {"type": "string"}, "metadata": {"type": "object"}},
 }
 SAMPLE: Final[Mapping[str, Any]] = {
     "type": "object",

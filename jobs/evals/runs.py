@@ -8,7 +8,7 @@ run cancels them. Each is planned when its predecessors have completed, and read
 """
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import select
@@ -93,7 +93,8 @@ class Evaluation(Payload):
     """Grade the items at the path `items` by `criteria`, after a model has answered them where they are `sampled`.
 
     `embedding_model` is the deployment's, which some graders ask. With `imported` the lines of `items` are output items
-    that have their grades.
+    that have their grades. With `stored` they are the ids of stored answers of that type. With `retried`, the id of an
+    ended run, the items and grades are those of that run: what errored or is missing is graded again.
     """
 
     eval_id: str
@@ -102,6 +103,8 @@ class Evaluation(Payload):
     criteria: list[dict[str, Any]]
     sampled: Sampled | None = None
     embedding_model: str | None = None
+    stored: Literal["stored_completions", "responses"] | None = None
+    retried: str | None = None
     imported: Imported | None = None
 
 
@@ -121,7 +124,6 @@ EVALUATION: Final = Kind(
     run_queue=Queue.EVALUATE,
     window=None,
     counted=False,
-    retryable=False,
     has_lines=False,  # clients read them as output items
     result=EvalRun.id,
     shows_segments=True,
@@ -143,14 +145,17 @@ def submit(
     *,
     actor: str,
     file: File | None = None,
-    **facts: Any,
+    request_id: str | None = None,
+    **columns: Any,
 ) -> Job:
     """Submit the jobs of a run with its row, in the caller's transaction. `file` has the items, where there is one.
+
+    `columns` are of the run's own job.
 
     Raises: InvalidRequest, where the run would wait for too many jobs.
     """
     common = {"project_id": run.project_id, "input_file_id": file.id if file else None, **EVALUATION.times(now())}
-    common |= {name: value for name, value in facts.items() if name != "idempotency_key"}
+    common |= {"request_id": request_id}
     steps = _steps(run, payload)
     if len(steps) > dependencies.MOST:
         message = f"A run asks at most {dependencies.MOST} models: the graders name {len(steps)}."
@@ -174,8 +179,8 @@ def submit(
         kind=NAME,
         payload=payload.model_dump(mode="json", exclude_defaults=True),
         input_path=payload.items,
-        idempotency_key=facts.get("idempotency_key"),
         **common,
+        **columns,
     )
     if run.metadata_ is not None:  # JSON null is not NULL
         job.metadata_ = run.metadata_

@@ -13,7 +13,10 @@ from jobs.inference import stored
 
 
 class StoredResponse(Base):
-    """A response that can be fetched again and continued, until it expires or is deleted."""
+    """A response that can be fetched again and continued, until it expires or is deleted.
+
+    The models and the metadata are null where an earlier version stored the row.
+    """
 
     FOLDER = "responses"
 
@@ -21,12 +24,16 @@ class StoredResponse(Base):
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     project_id: Mapped[str] = mapped_column(String(64))
+    asked: Mapped[str | None]  # the model, as the client names it
+    model: Mapped[str | None]  # and as the answer does
+    metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata")
     created_at: Mapped[float]
     expires_at: Mapped[float]
     bytes: Mapped[int | None]  # of the object; None: stored by an earlier version, and not measured yet
 
     __table_args__ = (
         Index("ix_response_expires", "expires_at"),
+        Index("ix_response_project_created", "project_id", "created_at", "id"),
         Index("ix_response_project_bytes", "project_id", "bytes"),
     )
 

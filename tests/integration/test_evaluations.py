@@ -10,14 +10,21 @@ import openai
 import pytest
 from sqlalchemy import select
 
+from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.evals.tables import EvalRun
+from jobs.ids import new_id
+from jobs.inference.stored import StoredAnswer, encode
+from jobs.inference.tables import StoredResponse
 from jobs.ledger import ledger, shards
 from jobs.ledger.states import TERMINAL, JobState
 from jobs.ledger.tables import Segment
 from jobs.queues import Task
+from jobs.requests.endpoints import RESPONSES
+from jobs.security import keys
 from tests.support.evaluating import JUDGE, SAME, SCORE, World, echo, evaluating, items
 from tests.support.mill import MODEL
+from tests.support.web import keep_completion_in
 from workers.engines.port import refusal
 
 
@@ -244,6 +251,126 @@ def test_removed_run_leaves_nothing(world: World) -> None:
         assert session.scalars(select(EvalRun)).all() == []
     with pytest.raises(openai.NotFoundError):
         world.client.evals.runs.retrieve(ended.id, eval_id=eval_id)
+
+
+CONTAINS = {**SAME, "operation": "like", "reference": "Hello"}
+
+
+def keep_response(world: World, text: str, model: str, **columns: Any) -> str:
+    """Store a response as one that was answered."""
+    name = new_id("resp_")
+    part = {"type": "output_text", "text": text, "annotations": []}
+    output = [{"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [part]}]
+    response = {"id": name, "object": "response", "model": model, "status": "completed", "output": output}
+    request = {"model": model, "input": [{"role": "user", "content": "q"}]}
+    world.mill.storage.put(f"responses/{name}", encode(RESPONSES, StoredAnswer(request, response)))
+    row = {"asked": model, "model": model, "created_at": now(), "expires_at": now() + 3600, **columns}
+    with world.mill.db.write() as session:
+        project = keys.ensure_project(session, "default").id
+        session.add(StoredResponse(id=name, project_id=project, **row))
+    return name
+
+
+def run_over_stored(
+    world: World, kind: str, *criteria: dict[str, Any], sampled: dict[str, Any] | None = None, **source: Any
+) -> Any:
+    """Create a run over stored answers whose metadata has the team `a`."""
+    config: Any = {"type": "logs", "metadata": {"team": "a"}}
+    graders: Any = list(criteria or (CONTAINS,))
+    eval_id = world.client.evals.create(data_source_config=config, testing_criteria=graders).id
+    data_source: Any = {"type": kind, "source": source, **(sampled or {})}
+    return world.client.evals.runs.create(eval_id, data_source=data_source)
+
+
+def keep_chat(world: World, text: str, project: str = "default", **facts: Any) -> str:
+    return keep_completion_in(world.mill.db, world.mill.storage, project, said=text, **facts)
+
+
+def inputs(rows: list[Any]) -> list[str]:
+    return [row.datasource_item["input"][0]["content"] for row in rows]
+
+
+def test_stored_chats_are_graded_as_they_were_answered(world: World) -> None:
+    keep_chat(world, "one", metadata_={"team": "a"}, created_at=now() - 9)
+    keep_chat(world, "two", metadata_={"team": "b"})
+    keep_chat(world, "three", metadata_={"team": "a", "x": "y"}, asked="other", created_at=now() - 5)
+    keep_chat(world, "four", "strangers", metadata_={"team": "a"})
+    keep_chat(world, "five", metadata_={"team": "a"}, expires_at=now() - 1)
+
+    run = run_over_stored(world, "completions", type="stored_completions")
+    done, graded = world.ended(run), world.output(run)
+
+    assert (done.status, done.model, inputs(graded)) == ("completed", None, ["three", "one"])
+    assert {item.status for item in graded} == {"pass"}
+    assert (graded[0].sample.output[0].content, graded[0].sample.input[0].content) == ("Hello", "three")
+    assert (graded[0].datasource_item["metadata"], graded[0].sample.model) == ({"team": "a", "x": "y"}, "m")
+    assert world.asked == []
+
+
+@pytest.mark.verify
+@pytest.mark.parametrize(
+    ("selection", "texts"),
+    [
+        ({"model": "other"}, ["b"]),
+        ({"model": "answered"}, ["c"]),
+        ({"metadata": {"x": "y"}}, ["b"]),
+        ({"limit": 2}, ["c", "b"]),
+        ({"created_after": 1_900_000_020}, ["c", "b"]),
+        ({"created_before": 1_900_000_020}, ["b", "a"]),
+        ({"created_after": None, "created_before": None, "limit": None, "model": None}, ["c", "b", "a"]),
+    ],
+)
+def test_stored_chats_are_selected(world: World, selection: dict[str, Any], texts: list[str]) -> None:
+    lasting = {"expires_at": 3_000_000_000.0}
+    keep_chat(world, "a", metadata_={"team": "a"}, created_at=1_900_000_010.5, **lasting)
+    keep_chat(world, "b", metadata_={"team": "a", "x": "y"}, asked="other", created_at=1_900_000_020.5, **lasting)
+    keep_chat(world, "c", metadata_={"team": "a"}, model="answered", created_at=1_900_000_030.5, **lasting)
+
+    run = run_over_stored(world, "completions", type="stored_completions", **selection)
+    world.ended(run)
+
+    assert inputs(world.output(run)) == texts
+
+
+@pytest.mark.verify
+def test_stored_responses_are_graded_as_they_were_answered(world: World) -> None:
+    keep_response(world, "Hello", "m", metadata_={"team": "a"})
+    keep_response(world, "Bye", "m", metadata_={"team": "a"})
+    keep_response(world, "Hello", "other", metadata_={"team": "a"})
+    keep_response(world, "Hello", "m")
+    run = run_over_stored(world, "responses", type="responses", model="m", users=None)
+
+    done = world.ended(run)
+
+    assert (done.result_counts.passed, done.result_counts.failed) == (1, 1)
+
+
+@pytest.mark.verify
+def test_model_answers_again_what_stored_chats_were_asked(world: World) -> None:
+    keep_chat(world, "one", metadata_={"team": "a"})
+    reference = {"type": "item_reference", "item_reference": "item.input"}
+    check = {**SAME, "reference": echo("one")}
+    sampled = {"model": MODEL, "input_messages": reference}
+    run = run_over_stored(world, "completions", check, sampled=sampled, type="stored_completions")
+
+    world.ended(run)
+
+    (item,) = world.output(run)
+    assert (item.status, item.sample.model) == ("pass", MODEL)
+
+
+def test_answer_that_is_deleted_during_the_run_is_left_out(world: World) -> None:
+    names = [keep_chat(world, text, metadata_={"team": "a"}) for text in ("one", "two", "three")]
+
+    def deleting() -> float:
+        world.client.chat.completions.delete(names[1])
+        return 8.0
+
+    world.verdicts[:] = [deleting, 8.0]
+    done = world.ended(run_over_stored(world, "completions", CONTAINS, SCORE, type="stored_completions"))
+
+    assert (done.status, done.result_counts.total, done.result_counts.passed) == ("completed", 2, 2)
+    assert inputs(world.output(done)) == ["three", "one"]
 
 
 @pytest.mark.parametrize(

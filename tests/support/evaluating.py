@@ -1,7 +1,7 @@
 """A client that evaluates: the real API, dispatcher and workers over a fake engine, and a judge with set verdicts."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -55,12 +55,17 @@ def items(*questions: str, right: bool = True) -> list[dict[str, Any]]:
     return [{"item": {"question": text, "answer": echo(text) if right else "no"}} for text in questions]
 
 
-def judged(score: float) -> Answer:
-    text = json.dumps({"steps": [], "result": score})
+def judged(result: float | str) -> Answer:
+    """Return the answer of a judge: a score, or a label."""
+    text = json.dumps({"steps": [], "result": result})
     choice = {"index": 0, "message": {"role": "assistant", "content": text, "refusal": None}, "finish_reason": "stop"}
     usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
     body = {"id": "c", "object": "chat.completion", "created": 1, "model": JUDGE, "choices": [choice], "usage": usage}
     return Answer(200, msgspec.json.encode(body), Usage(7, 0, 3, 0))
+
+
+#: A score, an answer in the place of a score, or a function that returns the score.
+Verdict = Answer | float | Callable[[], float]
 
 
 @dataclass
@@ -69,7 +74,7 @@ class World:
 
     mill: Mill
     client: OpenAI
-    verdicts: list[Answer | float]
+    verdicts: list[Verdict]
     asked: list[Request]
     schema: dict[str, Any]
 
@@ -102,12 +107,13 @@ class World:
         return [kind for kind in told if not kind.startswith("job.")]
 
 
-def judge(asked: list[Request], verdicts: list[Answer | float], request: Request) -> Answer | None:
+def judge(asked: list[Request], verdicts: list[Verdict], request: Request) -> Answer | None:
     """Answer in the judge's place: with the next verdict, the last one again and again."""
     asked.append(request)
     if request.body.get("model") != JUDGE:
         return None
     verdict = verdicts.pop(0) if len(verdicts) > 1 else verdicts[0]
+    verdict = verdict() if callable(verdict) else verdict
     return verdict if isinstance(verdict, Answer) else judged(verdict)
 
 
@@ -115,7 +121,7 @@ def judge(asked: list[Request], verdicts: list[Answer | float], request: Request
 def evaluating(db: Database, folder: Path, schema: dict[str, Any] = SCHEMA, **settings: Any) -> Iterator[World]:
     """Run a world over an empty database."""
     asked: list[Request] = []
-    verdicts: list[Answer | float] = [8.0]
+    verdicts: list[Verdict] = [8.0]
     engine = FakeEngine((MODEL, JUDGE), fault=partial(judge, asked, verdicts))
     with (
         running(db, folder, engine, **settings) as mill,

@@ -193,7 +193,7 @@ def _left_inside(session: Session, paths: list[str]) -> set[str]:
     columns = [row.result for row in kinds.rows().values() if row.result is not None]
     stored = {name for column in columns for name in _there(session, column, set(ended))}
     shown = {job.id for job in ended.values() if _is_shown(job, files, stored)}
-    read = {job.input_path for job in ended.values() if job.input_file_id in files}
+    read = {job.input_path for job in ended.values() if job.input_file_id in files or _reads_again(job, stored)}
     segments = select(Segment.path).where(Segment.job_id.in_(shown), Segment.n.in_(_shards_in(inside)))
     return set(inside).difference(read, session.scalars(segments))
 
@@ -208,6 +208,11 @@ def _is_shown(job: Job, files: set[str], stored: set[str]) -> bool:
         return job.id in stored
     results = {name for name in (job.output_file_id, job.error_file_id) if name}
     return not results or bool(results & files)
+
+
+def _reads_again(job: Job, stored: set[str]) -> bool:
+    """Return whether a retry of a job may read its lines: it is shown by its own segments, and was not deleted."""
+    return kinds.lenient(job.kind).shows_segments and job.id in stored
 
 
 def _there(session: Session, column: _Column, names: set[str]) -> set[str]:

@@ -9,7 +9,7 @@ All of them are read once, side by side: memory holds one item, and one shard's 
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Final, TypeVar
 
@@ -21,9 +21,12 @@ from jobs.errors import NotFound
 from jobs.evals.grading import Answer
 from jobs.evals.runs import Evaluation, Sampling, steps_of
 from jobs.evals.samples import sample_from_answer
+from jobs.inference import responses, stored
 from jobs.ledger.tables import Job
+from jobs.requests.endpoints import CHAT, RESPONSES
 from workers.batches.finishing import output_line, records_of, shards_of
 from workers.batches.planning import MAX_ERRORS
+from workers.evals.earlier import Earlier, earlier_cases
 from workers.middleware.schema_checker import BadSchema, SchemaChecker
 from workers.runtime.context import Context
 
@@ -48,18 +51,26 @@ class Item:
 class Case:
     """An item with its sample number `index`, and the answers of judges by criterion and key.
 
-    `answer` is the output line of the sampled model; None where no model is asked.
+    `answer` is the output line of the sampled model; None where no model is asked. `earlier` is what the run has of the
+    case that this run retries.
     """
 
     item: Item
     index: int
-    answer: dict[str, Any] | None
+    answer: dict[str, Any] | None = None
     judgements: Mapping[int, Mapping[str, Answer]] = field(default_factory=dict)
+    earlier: Earlier | None = None
 
 
 def name_of(number: int, index: int, key: str = "") -> str:
     """Return the `custom_id` of a request about a sample of an item."""
     return f"{number}.{index}.{key}"
+
+
+def _parts_of(name: str) -> tuple[tuple[int, int], str]:
+    """Return the number of the item, the index of the sample, and the key in a `custom_id`."""
+    number, index, key = name.split(".", 2)
+    return (int(number), int(index)), key
 
 
 def items_of(context: Context, run: Job, *, checked: bool) -> Iterator[Item | Bad]:
@@ -70,13 +81,31 @@ def items_of(context: Context, run: Job, *, checked: bool) -> Iterator[Item | Ba
     payload = Evaluation.model_validate(run.payload)
     try:
         with context.storage.reader(payload.items) as handle:
-            read = (
-                _item(number, text)
-                for number, text in enumerate(lines.read(handle, context.config.batch_max_line_bytes))
-            )
+            texts = lines.read(handle, context.config.batch_max_line_bytes)
+            if payload.stored is None:
+                read: Iterator[Item | Bad] = (_item(number, text) for number, text in enumerate(texts))
+            else:
+                read = _stored_items(context, texts, payload.stored)
             yield from until_many_errors(_checked(read, payload.item_schema, run.project_id) if checked else read)
     except NotFound:
         yield Bad("invalid_request", "The items of the run are gone.", None, "data_source")
+
+
+def _stored_items(context: Context, texts: Iterator[Text], kind: str) -> Iterator[Item]:
+    """Yield the stored answers that the lines name, without those that were deleted meanwhile."""
+    endpoint, path = (CHAT, stored.completion_path) if kind == "stored_completions" else (RESPONSES, responses.path)
+    for number, text in enumerate(texts):
+        row = _decode(text.raw or b"")
+        try:
+            with context.storage.reader(path(row["id"])) as handle:
+                stored_answer = stored.decode(handle.read())
+        except NotFound:
+            continue
+        request, answer = stored_answer.request, stored_answer.response
+        messages = request["messages" if endpoint == CHAT else "input"]
+        item = {"input": messages, "model": answer.get("model"), "metadata": row["metadata"]}
+        sample = _sample_from(answer, endpoint)
+        yield Item(number, text.number, item, {**sample, "model": answer.get("model")} if sample else None)
 
 
 def until_many_errors(rows: Iterator[Row | Bad]) -> Iterator[Row | Bad]:
@@ -152,11 +181,18 @@ class Records:
         self._lines = self._read(context, job)
         self._next = next(self._lines, None)
 
-    def take(self, prefix: str) -> dict[str, dict[str, Any]]:
-        """Return the output lines whose `custom_id` begins with `prefix`, by its rest, if they are next."""
+    def take(self, number: int, index: int) -> dict[str, dict[str, Any]]:
+        """Return the output lines about a sample of an item by their keys.
+
+        Lines about earlier samples are left out: their items were deleted meanwhile.
+        """
         taken = {}
-        while self._next is not None and self._next["custom_id"].startswith(prefix):
-            taken[self._next["custom_id"].removeprefix(prefix)] = self._next
+        while self._next is not None:
+            sample, key = _parts_of(self._next["custom_id"])
+            if sample > (number, index):
+                break
+            if sample == (number, index):
+                taken[key] = self._next
             self._next = next(self._lines, None)
         return taken
 
@@ -170,7 +206,6 @@ class Records:
 
 def cases_of(context: Context, run: Job, *, checked: bool, judged: bool) -> Iterator[Case | Bad]:
     """Yield the cases of a run whose model has answered; with `judged` also what judges answered."""
-    payload = Evaluation.model_validate(run.payload)
     with context.db.read() as session:
         steps = steps_of(session, [run.id])[run.id]
     sampled, judges = None, list[tuple[int, Records]]()
@@ -180,17 +215,43 @@ def cases_of(context: Context, run: Job, *, checked: bool, judged: bool) -> Iter
             sampled = Records(context, step)
         elif judged:
             judges.append((criterion, Records(context, step)))
+    for case in unanswered_cases(context, run, checked=checked):
+        if isinstance(case, Bad):
+            yield case
+            continue
+        sample = case.item.number, case.index
+        answer = sampled.take(*sample).get("") if sampled else None
+        judgements = {criterion: dict(answers) for criterion, answers in case.judgements.items()}
+        for criterion, records in judges:
+            judgements.setdefault(criterion, {}).update(_answers(records.take(*sample)))
+        yield replace(case, answer=answer, judgements=judgements)
+
+
+def unanswered_cases(context: Context, run: Job, *, checked: bool) -> Iterator[Case | Bad]:
+    """Yield the cases of a run before anything was asked about them, or the errors of its items."""
+    payload = Evaluation.model_validate(run.payload)
+    if payload.retried is not None:
+        yield from _cases_again(context, payload.retried)
+        return
     for item in items_of(context, run, checked=checked):
         if isinstance(item, Bad):
             yield item
             continue
         for index in range(payload.sampled.n if payload.sampled else 1):
-            prefix = name_of(item.number, index)
-            answer = sampled.take(prefix).get("") if sampled else None
-            judgements: dict[int, dict[str, Answer]] = {}
-            for criterion, records in judges:
-                judgements.setdefault(criterion, {}).update(_answers(records.take(prefix)))
-            yield Case(item, index, answer, judgements)
+            yield Case(item, index)
+
+
+def _cases_again(context: Context, run_id: str) -> Iterator[Case | Bad]:
+    """Yield the cases of an ended run for its retry."""
+    number = index = -1
+    try:
+        for earlier in earlier_cases(context, run_id):
+            index = index + 1 if earlier.number == number else 0
+            number = earlier.number
+            item = Item(number, number + 1, earlier.item, None)
+            yield Case(item, index, judgements=earlier.judgements, earlier=earlier)
+    except NotFound:
+        yield Bad("run_gone", f"The items of run '{run_id}', which this run retries, are gone.")
 
 
 def _answers(outputs: Mapping[str, Mapping[str, Any]]) -> dict[str, Answer]:
@@ -208,13 +269,22 @@ def _answer(output: Mapping[str, Any]) -> Answer:
 
 def sample_of(case: Case, endpoint: str | None) -> dict[str, Any] | None:
     """Return the sample that graders see; None where the model gave none."""
+    if case.earlier is not None and case.earlier.sample is not None:
+        return case.earlier.sample
     if endpoint is None:
         return case.item.sample or {}
     answer = _answer(case.answer) if case.answer else None
     if answer is None or not 200 <= answer.status < 300:
         return None
+    return _sample_from(answer.body, endpoint)
+
+
+def _sample_from(answer: Mapping[str, Any], endpoint: str) -> dict[str, Any] | None:
+    """Return the sample of an answer; None for a response that failed, or for what is no answer."""
+    if answer.get("status") == "failed":
+        return None
     try:
-        return sample_from_answer(endpoint, answer.body)
+        return sample_from_answer(endpoint, answer)
     except (LookupError, TypeError, AttributeError, ArithmeticError):  # status 200 does not make it an answer
         return None
 

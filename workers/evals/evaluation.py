@@ -25,7 +25,7 @@ from jobs.errors import StorageFull
 from jobs.evals import runs
 from jobs.evals.availability import ports_of
 from jobs.evals.graders import Grader, parse_grader
-from jobs.evals.grading import Answer, Grade, GradingError, Ports, grade
+from jobs.evals.grading import Grade, GradingError, Ports, grade
 from jobs.evals.runs import Evaluation
 from jobs.evals.templates import TemplateError
 from jobs.fleet.models_file import ModelsFileError
@@ -40,6 +40,7 @@ from workers.batches.planning import set_input
 from workers.batches.segments import SegmentRun
 from workers.evals import imported
 from workers.evals.cases import Case, cases_of, sample_error, sample_of
+from workers.evals.earlier import Row, decode_row
 from workers.evals.python_grader import PythonSandbox
 from workers.evals.sampling import close, input_of
 from workers.runtime import outcomes
@@ -105,20 +106,23 @@ def _imported_lines(context: Context, run: Job, errors: list[Bad]) -> Iterator[b
             yield msgspec.json.encode(row) + b"\n"
 
 
-def _row(payload: Evaluation, case: Case) -> dict[str, Any]:
-    """Return what grading needs to know of a case."""
+def _row(payload: Evaluation, case: Case) -> Row:
+    """Return the line of a case."""
+    earlier = case.earlier
+    if earlier is not None and earlier.kept:
+        return Row(case.item.number, kept=msgspec.Raw(earlier.kept))
     sample = sample_of(case, payload.sampled.endpoint if payload.sampled else None)
     error = sample_error(case) if sample is None else None
-    return {
-        "number": case.item.number,
-        "item": case.item.item,
-        "sample": sample,
-        "shown": _shown(payload, case, sample, error),
-        "judgements": {
-            str(criterion): {key: [answer.status, answer.body] for key, answer in answers.items()}
+    return Row(
+        case.item.number,
+        case.item.item,
+        sample,
+        earlier.shown if earlier is not None and earlier.sample is not None else _shown(payload, case, sample, error),
+        {
+            criterion: {key: (answer.status, answer.body) for key, answer in answers.items()}
             for criterion, answers in case.judgements.items()
         },
-    }
+    )
 
 
 def _shown(
@@ -145,7 +149,8 @@ def _shown(
 
 def _input(payload: Evaluation, case: Case) -> list[Any]:
     if payload.sampled is None:
-        return []
+        stored: list[Any] = case.item.item["input"] if payload.stored else []
+        return stored
     try:
         return input_of(payload.sampled, case.item.item)
     except (GradingError, TemplateError):  # the run would have been rejected
@@ -256,7 +261,10 @@ class GradingRun(SegmentRun):
         return time.monotonic() - self.began > self.context.timings.grading_shift
 
     def _grade(self, line: int, raw: bytes) -> None:
-        row = msgspec.json.decode(raw)
+        row = decode_row(raw)
+        if row.kept:
+            self.buffer.append(self._item_record(line, msgspec.json.decode(row.kept)))
+            return
         if not self.is_isolated:
             self.buffer.append(self._record_of(line, row, self._results(row)))
             if time.monotonic() - self.committed > self.context.config.segment_seconds:
@@ -273,18 +281,15 @@ class GradingRun(SegmentRun):
         self.committed = time.monotonic()
         self.commit()
 
-    def _results(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _results(self, row: Row) -> list[dict[str, Any]]:
         """Return the results of all criteria for a row."""
         if self.payload.imported is not None:
-            return list(row["results"])
-        if row["sample"] is None:
+            return row.results
+        if row.sample is None:
             return self._no_results(_SAMPLE)
-        judgements = {
-            int(criterion): {key: Answer(*answer) for key, answer in answers.items()}
-            for criterion, answers in row["judgements"].items()
-        }
+        judgements = row.answers()
         return [
-            _result(grade(grader, row["item"], row["sample"], judgements.get(index, {}), self.ports))
+            _result(grade(grader, row.item, row.sample, judgements.get(index, {}), self.ports))
             for index, grader in enumerate(self.graders)
         ]
 
@@ -300,28 +305,30 @@ class GradingRun(SegmentRun):
             for definition in self.payload.criteria
         ]
 
-    def _output_item(self, line: int, row: Mapping[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
-        job = self.claim.job
+    def _output_item(self, row: Row, results: list[dict[str, Any]]) -> dict[str, Any]:
         if any("error" in result for result in results):
             status = runs.ERRORED
         else:
             status = runs.PASSED if all(result["passed"] for result in results) else runs.FAILED
         return {
-            "id": runs.item_id(job.id, self.claim.first_line + line),
             "object": "eval.run.output_item",
             "eval_id": self.payload.eval_id,
-            "run_id": job.id,
             "created_at": int(now()),
             "status": status,
-            "datasource_item_id": row["number"],
-            "datasource_item": row["item"],
+            "datasource_item_id": row.number,
+            "datasource_item": row.item,
             "results": results,
-            "sample": row["shown"],
+            "sample": row.shown,
         }
 
-    def _record_of(self, line: int, row: Mapping[str, Any], results: list[dict[str, Any]]) -> Record:
-        item = self._output_item(line, row, results)
-        status = item["status"]
+    def _record_of(self, line: int, row: Row, results: list[dict[str, Any]]) -> Record:
+        return self._item_record(line, self._output_item(row, results))
+
+    def _item_record(self, line: int, fields: Mapping[str, Any]) -> Record:
+        """Return the record of an output item, which gets the ids of this run."""
+        job = self.claim.job
+        item = {**fields, "id": runs.item_id(job.id, self.claim.first_line + line), "run_id": job.id}
+        status, results = item["status"], item["results"]
         word = status
         if status == runs.ERRORED:
             code = next(result["error"]["code"] for result in results if "error" in result)

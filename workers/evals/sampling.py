@@ -23,13 +23,13 @@ from jobs.evals.tables import EvalRun
 from jobs.evals.templates import TemplateError, references, render, resolve
 from jobs.ledger import ledger
 from jobs.ledger.ledger import JobClaim
-from jobs.ledger.tables import Job, Segment
+from jobs.ledger.tables import Job, Segment, Shard
 from jobs.platform.storage import let_go
 from jobs.requests.endpoints import CHAT, SEARCH
 from workers.batches.planning import MAX_ERRORS, Planner, set_input
 from workers.batches.running import LineRun, read_items
 from workers.engines.port import Answer, Request
-from workers.evals.cases import cases_of, items_of, name_of, sample_of
+from workers.evals.cases import cases_of, name_of, sample_of, unanswered_cases
 from workers.evals.store_search import StoreSearch
 from workers.runtime.attempts import Abandoned
 from workers.runtime.context import Context
@@ -80,30 +80,32 @@ class SamplingPlanner(Planner):
             empty = False
             line = {"custom_id": name, "method": "POST", "url": endpoint, "body": {"model": model, **body}}
             yield msgspec.json.encode(line) + b"\n"
-        if empty and step.criterion is None and not self.errors:
+        if empty and step.criterion is None and payload.retried is None and not self.errors:
             self.errors.append(Bad("empty_file", "The run has no items."))
 
     def _samples(self, run: Job, payload: Evaluation) -> Iterator[tuple[str, dict[str, Any]]]:
         sampled = payload.sampled
         assert sampled is not None
-        for item in items_of(self.context, run, checked=True):
-            if isinstance(item, Bad):
-                self.errors.append(item)
+        for case in unanswered_cases(self.context, run, checked=True):
+            if isinstance(case, Bad):
+                self.errors.append(case)
                 continue
-            if sampled.retrieval is not None and item.number >= sampled.retrieval.max_items:
+            if case.earlier is not None and not case.earlier.needs_sample:
+                continue
+            if sampled.retrieval is not None and case.item.number >= sampled.retrieval.max_items:
                 message = f"A run searches for at most {MAX_RESULTS} results, all items together."
                 self.errors.append(Bad("too_many_results", message, None, "data_source.max_num_results"))
                 return
             try:
-                messages = input_of(sampled, item.item)
+                messages = input_of(sampled, case.item.item)
             except (GradingError, TemplateError) as error:
                 param = "data_source.input_messages" if sampled.text is None else "data_source"
-                self.errors.append(Bad("invalid_variable", str(error), item.line, param))
+                if case.index == 0:
+                    self.errors.append(Bad("invalid_variable", str(error), case.item.line, param))
                 if len(self.errors) >= MAX_ERRORS:
                     return
                 continue
-            for index in range(sampled.n):
-                yield name_of(item.number, index), body_of(sampled, messages, index)
+            yield name_of(case.item.number, case.index), body_of(sampled, messages, case.index)
 
     def _judgements(self, run: Job, payload: Evaluation, step: Sampling) -> Iterator[tuple[str, dict[str, Any]]]:
         assert step.criterion is not None
@@ -113,6 +115,8 @@ class SamplingPlanner(Planner):
         for case in cases_of(self.context, run, checked=sampled is None, judged=False):
             if isinstance(case, Bad):
                 self.errors.append(case)
+                continue
+            if case.earlier is not None and not case.earlier.needs_judgement(step.criterion):
                 continue
             sample = sample_of(case, sampled.endpoint if sampled else None)
             for request in requests_of(grader, case.item.item, sample, ports) if sample is not None else ():
@@ -223,8 +227,8 @@ def close(context: Context, claim: JobClaim, criteria: list[dict[str, Any]] | No
         ledger.close(session, claim, values, [], counts)
         run = session.get(EvalRun, run_id)
         if run is not None and criteria is not None:
-            graded = session.scalar(select(func.sum(Segment.length)).where(Segment.job_id == job.id))
-            run.criteria, run.bytes = criteria, run.bytes + int(graded or 0)
+            stored = (select(func.sum(table.length)).where(table.job_id == job.id) for table in (Shard, Segment))
+            run.criteria, run.bytes = criteria, sum(int(session.scalar(size) or 0) for size in stored)
         return run is not None
 
     if not context.db.retrying(end):

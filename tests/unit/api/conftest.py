@@ -29,7 +29,8 @@ def shared_app(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) 
     """One for all tests of a module that leave no trace."""
     folder = tmp_path_factory.mktemp("shared")
     shutil.copy(sqlite_template, folder / "nightmill.db")
-    with running_app(folder, "", project_finetune_jobs=1000) as app:  # operations create more than a project may
+    many = {"project_finetune_jobs": 1000, "project_eval_runs": 1000}  # operations create more than a project may
+    with running_app(folder, "", **many) as app:
         yield app
 
 

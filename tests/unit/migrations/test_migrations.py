@@ -17,6 +17,7 @@ from jobs.evals.tables import Eval, EvalRun
 from jobs.finetuning import tracking, training_events
 from jobs.finetuning.tables import FinetuneCheckpoint, FinetunePlan
 from jobs.fleet.tables import EngineDeath, Quarantine, Worker
+from jobs.inference.tables import StoredResponse
 from jobs.ledger import feed, ledger, outbox, shards
 from jobs.ledger.tables import Job, Segment, Shard
 from jobs.retrieval import indexes
@@ -378,6 +379,18 @@ def test_job_from_before_evals_keeps_its_row_beside_the_new_tables(empty: str) -
         session.expire_all()
         assert session.get_one(EvalRun, "evalrun_1").bytes == 1 << 40
         assert session.get_one(Eval, "eval_1").metadata_ is None
+
+
+def test_response_from_before_filters_has_no_model_and_no_metadata(empty: str) -> None:
+    migrate(empty, "0039")
+    insert(empty, "response", id="resp_1", project_id="p", created_at=1.0, expires_at=2.0, bytes=3)
+
+    migrate(empty)
+
+    with Session(sa.create_engine(empty, poolclass=sa.NullPool)) as session:
+        row = session.get_one(StoredResponse, "resp_1")
+        assert (row.asked, row.model, row.metadata_, row.bytes) == (None, None, None, 3)
+    assert check.drift(empty) == []
 
 
 def test_eval_from_before_imports_was_made_here(empty: str) -> None:

@@ -1,5 +1,7 @@
 """Evals and their runs over HTTP: created, listed, changed, removed, and what is refused."""
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,12 +9,16 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
+from api.evals import item_sources
+from jobs.clock import now
 from jobs.evals import runs
 from jobs.evals.tables import Eval, EvalRun
+from jobs.inference.tables import StoredResponse
 from jobs.ledger import dependencies
+from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from jobs.requests.endpoints import SEARCH
-from tests.support.web import make_key
+from tests.support.web import keep_completion_in, make_key
 from tests.unit.api.conftest import client_of
 
 CHECK = {"type": "string_check", "name": "same", "input": "{{ item.a }}", "operation": "eq", "reference": "x"}
@@ -21,6 +27,7 @@ CONFIG = {"type": "custom", "item_schema": {"type": "object"}, "include_sample_s
 TEMPLATE = {"type": "template", "template": [{"role": "user", "content": "{{ item.a }}"}]}
 CONTENT = {"type": "file_content", "content": [{"item": {"a": "x"}}]}
 COMPLETIONS = {"type": "completions", "model": "m", "source": CONTENT, "input_messages": TEMPLATE}
+MODEL = "smollm2-135m-instruct"
 JSONL = {"type": "jsonl", "source": CONTENT}
 
 
@@ -112,7 +119,7 @@ def test_run_shows_its_items_where_they_are_few(client: TestClient) -> None:
 
     assert few["data_source"]["source"]["content"] == CONTENT["content"]
     assert many["data_source"]["source"]["content"] == []
-    assert few["report_url"].endswith(few["id"])
+    assert few["report_url"].endswith(f"/evals/run#{made['id']}/{few['id']}")
 
 
 def test_runs_are_listed_by_status(client: TestClient) -> None:
@@ -215,7 +222,18 @@ def test_bad_eval_is_refused_and_changes_nothing(
             "data_source.source.content[0].item",
         ),
         ({"type": "jsonl", "source": {"type": "file_id", "id": "file-x"}}, "file_not_found", "data_source.source.id"),
-        ({**COMPLETIONS, "model": None}, None, "data_source.model"),
+        ({**COMPLETIONS, "model": None}, None, "data_source"),
+        (
+            {**COMPLETIONS, "source": {"type": "stored_completions", "users": ["u"]}},
+            "unknown_parameter",
+            "data_source.source.users",
+        ),
+        ({"type": "responses", "source": {"type": "responses", "users": ["u"]}}, None, "data_source.source.users"),
+        (
+            {"type": "completions", "source": {"type": "stored_completions", "limit": 10_001}},
+            None,
+            "data_source.source.limit",
+        ),
         ({**COMPLETIONS, "sampling_params": {"temperature": 3}}, None, "data_source.sampling_params.temperature"),
         ({**COMPLETIONS, "sampling_params": {"n": 17}}, None, "data_source.sampling_params.n"),
         (
@@ -295,6 +313,75 @@ def test_run_that_every_shard_would_read_again_is_bounded(client: TestClient, ap
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "run_too_large")
     assert stored(app) == (1, 0, 0)
+
+
+def test_source_that_matches_nothing_is_refused(client: TestClient, app: FastAPI) -> None:
+    made = create(client, data_source_config={"type": "logs", "metadata": {"a": "b"}})
+    source = {"type": "completions", "source": {"type": "stored_completions"}}
+
+    answer = client.post(f"/v1/evals/{made['id']}/runs", json={"data_source": source})
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "no_items")
+    assert stored(app) == (1, 0, 0)
+
+
+def test_response_is_stored_with_what_selects_it_and_selected_once_it_is_answered(
+    client: TestClient, app: FastAPI
+) -> None:
+    made = create(client, data_source_config={"type": "logs", "metadata": {"team": "a"}})
+    body = {"model": MODEL, "input": "q", "background": True, "metadata": {"team": "a"}}
+    response_id = client.post("/v1/responses", json=body).json()["id"]
+    body = {"data_source": {"type": "responses", "source": {"type": "responses", "model": MODEL}}}
+
+    too_early = client.post(f"/v1/evals/{made['id']}/runs", json=body)
+    with app.state.services.db.write() as session:
+        row, job = session.get_one(StoredResponse, response_id), session.get_one(Job, response_id)
+        job.state = JobState.SUCCEEDED
+    created = client.post(f"/v1/evals/{made['id']}/runs", json=body)
+
+    assert (row.asked, row.model, row.metadata_) == (MODEL, MODEL, {"team": "a"})
+    assert (too_early.status_code, too_early.json()["error"]["code"]) == (400, "no_items")
+    assert (created.status_code, created.json()["data_source"]) == (201, body["data_source"])
+    with app.state.services.storage.reader(runs.items_path(created.json()["id"])) as lines:
+        assert json.loads(lines.read()) == {"id": response_id, "metadata": {"team": "a"}}
+
+
+def test_newest_stored_answers_are_looked_at_up_to_a_bound(
+    client: TestClient, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(item_sources, "LOOKED_AT", 2)
+    services = app.state.services
+    old = {"metadata_": {"team": "a"}, "created_at": now() - 9}
+    keep_completion_in(services.db, services.storage, "default", said="old", **old)
+    newest = [keep_completion_in(services.db, services.storage, "default") for _ in range(2)]
+    made = create(client, data_source_config={"type": "logs"})
+    source: dict[str, Any] = {"type": "completions", "source": {"type": "stored_completions"}}
+
+    every = client.post(f"/v1/evals/{made['id']}/runs", json={"data_source": source})
+    source["source"]["metadata"] = {"team": "a"}
+    beyond = client.post(f"/v1/evals/{made['id']}/runs", json={"data_source": source})
+
+    assert beyond.json()["error"]["code"] == "no_items"
+    with services.storage.reader(runs.items_path(every.json()["id"])) as lines:
+        assert sorted(json.loads(line)["id"] for line in lines) == sorted(newest)
+
+
+def test_project_has_so_many_live_runs_and_no_more(make_app: Callable[..., FastAPI]) -> None:
+    app = make_app(project_eval_runs=2)
+    client, stranger = (client_of(app, make_key(app, project)) for project in ("default", "another"))
+    made = create(client)
+    first, _ = (run(client, made["id"]) for _ in range(2))
+
+    answer = client.post(f"/v1/evals/{made['id']}/runs", json={"data_source": JSONL})
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert stored(app) == (1, 2, 2)
+    assert len(app.state.services.storage.list("jobs")) == 2
+    run(stranger, create(stranger)["id"])
+    client.post(f"/v1/evals/{made['id']}/runs/{first['id']}/cancel")
+    with app.state.services.db.write() as session:
+        session.get_one(Job, first["id"]).state = JobState.CANCELLED
+    run(client, made["id"])
 
 
 def test_file_of_another_purpose_is_refused(client: TestClient) -> None:

@@ -11,6 +11,8 @@ from sqlalchemy import select, update
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.errors import NotFound, StorageFull, StorageUnavailable
+from jobs.evals import runs
+from jobs.evals.tables import EvalRun
 from jobs.files.tables import File
 from jobs.inference import responses
 from jobs.inference.tables import StoredResponse
@@ -175,6 +177,24 @@ def test_copies_of_the_input_go_that_are_not_read_or_whose_file_is_gone(
     look(looking)
 
     assert storage.list("jobs") == ["jobs/kept/input-2.jsonl"]
+
+
+@pytest.mark.parametrize("row", [True, False])
+def test_lines_of_a_run_stay_for_its_retry_until_it_is_deleted(
+    looking: Orphans, db: Database, storage: DiskStorage, row: bool
+) -> None:
+    path, facts = "jobs/evalrun_1/input-1.jsonl", {"state": JobState.SUCCEEDED, "completed_at": now()}
+    with db.write() as session:
+        session.add(new_job(id="evalrun_1", kind=runs.NAME, input_path=path, **facts))
+        if row:
+            run = {"eval_id": "e", "project_id": "p", "name": "r", "data_source": {}, "bytes": 1, "created_at": 1.0}
+            session.add(EvalRun(id="evalrun_1", **run))
+    _put(storage, path, "jobs/evalrun_1/items.jsonl")
+
+    look(looking)
+    look(looking)
+
+    assert storage.list("jobs") == ([path] if row else [])
 
 
 def test_a_look_pauses_after_each_page_and_asks_for_no_more_than_that(

@@ -1,0 +1,83 @@
+"""The items of a run: those in the body of its request, those of a file, or stored answers of the project."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import exists, or_, select
+from sqlalchemy.orm import Session
+
+from api.deps import CallContext
+from api.errors import clip
+from api.evals.schemas import FileContent, FileReference, Row, StoredCompletions, StoredResponses
+from api.files.queries import visible
+from api.http.paging import with_metadata
+from jobs.clock import now
+from jobs.errors import InvalidRequest
+from jobs.files.tables import File
+from jobs.inference.tables import StoredCompletion, StoredResponse
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import Job
+
+FILE_PURPOSE: Final = "evals"
+#: Stored answers among which those that match are looked for, the newest of the given time.
+LOOKED_AT: Final = 100_000
+
+
+def lines_of(call: CallContext, config: Mapping[str, Any], source: Any) -> bytes:
+    """Return the lines that are stored with a run, empty for a file, which has them. Raises InvalidRequest."""
+    if isinstance(source, FileReference):
+        return b""
+    if isinstance(source, FileContent):
+        return _lines([_line(row) for row in source.content])
+    answers = _stored(call, source, {**(config.get("metadata") or {}), **(source.metadata or {})})
+    if not answers:
+        message = "No stored answer of the project matches the source."
+        raise InvalidRequest(message, param="data_source.source", code="no_items")
+    return _lines([{"id": answer_id, "metadata": metadata or {}} for answer_id, metadata in answers])
+
+
+def _line(row: Row) -> dict[str, Any]:
+    return {"item": row.item} if row.sample is None else {"item": row.item, "sample": row.sample}
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    return b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
+
+
+def _stored(
+    call: CallContext, source: StoredCompletions | StoredResponses, metadata: Mapping[str, str]
+) -> Sequence[tuple[str, Any]]:
+    """Return the ids and the metadata of the stored answers that match, the newest first."""
+    table: Any = StoredCompletion if isinstance(source, StoredCompletions) else StoredResponse
+    order = (table.created_at.desc(), table.id.desc())
+    newest = select(table.id).where(table.project_id == call.project_id, table.expires_at > now())
+    if source.created_after is not None:
+        newest = newest.where(table.created_at >= source.created_after)
+    if source.created_before is not None:
+        newest = newest.where(table.created_at < source.created_before + 1)
+    looked_at = newest.order_by(*order).limit(LOOKED_AT).subquery()
+    statement = select(table.id, table.metadata_).join(looked_at, looked_at.c.id == table.id)
+    pairs = [(f"metadata[{name}]", value) for name, value in metadata.items()]
+    statement = with_metadata(statement, table.metadata_, pairs, sqlite=call.db.sqlite)
+    if source.model is not None:
+        statement = statement.where(or_(table.asked == source.model, table.model == source.model))
+    if table is StoredResponse:  # those in the background have an answer once their job has succeeded
+        statement = statement.where(~exists().where(Job.id == table.id, Job.state != JobState.SUCCEEDED))
+    with call.db.read() as session:
+        rows = session.execute(statement.order_by(*order).limit(source.limit))
+        return [(answer_id, stored_metadata) for answer_id, stored_metadata in rows]
+
+
+def file_of(session: Session, call: CallContext, file_id: str, param: str = "data_source.source.id") -> File:
+    """Return the file of a run, which stays until the run has ended. Raises InvalidRequest."""
+    file = session.scalar(visible(call).where(File.id == file_id).with_for_update(read=True))
+    if file is None:
+        raise InvalidRequest(f"Invalid '{param}': no file '{clip(file_id)}'.", param=param, code="file_not_found")
+    if file.purpose != FILE_PURPOSE:
+        message = f"Invalid '{param}': '{file.id}' has the purpose '{file.purpose}', and not '{FILE_PURPOSE}'."
+        raise InvalidRequest(message, param=param, code="invalid_file_purpose")
+    if file.bytes > call.config.batch_max_bytes:
+        message = f"Invalid '{param}': the file has more than {call.config.batch_max_bytes} bytes."
+        raise InvalidRequest(message, param=param, code="file_too_large")
+    return file
