@@ -10,8 +10,9 @@ STAMP  := $(VENV)/.stamp-$(ENGINE)
 PRODUCT := $(VENV)/.stamp-product-$(ENGINE)
 RUNS   := $(if $(wildcard $(STAMP)),$(STAMP),$(PRODUCT))
 PYTEST := $(BIN)/python -m pytest
-# A process a core, each with servers of its own; the tests of one file share a process and what they start.
-PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --durations 25
+# Three or four processes, each with servers of its own: on two cores a third one works while others wait for a process
+# or a clock. The tests of one file share a process and what they start.
+PARALLEL := --numprocesses $(shell [ $$(nproc) -gt 2 ] && echo 4 || echo 3) --dist loadfile --durations 25
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-eval up up-distributed test verify services coverage model-tests bad-inputs chaos chaos-doses soak weaviate bench count check lint format lock docs clean
