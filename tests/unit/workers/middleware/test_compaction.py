@@ -40,11 +40,11 @@ def test_a_summary_is_packed_as_one_word_and_unpacked_again(summary: str) -> Non
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("gAAAAABpM0Yj-abc=", "no summary of this server"),
-        ("", "no summary of this server"),
-        (None, "no summary of this server"),
-        ({}, "no summary of this server"),
-        ("x" + compaction.packed("Ann"), "no summary of this server"),
+        ("gAAAAABpM0Yj-abc=", "not a summary of this server"),
+        ("", "not a summary of this server"),
+        (None, "not a summary of this server"),
+        ({}, "not a summary of this server"),
+        ("x" + compaction.packed("Ann"), "not a summary of this server"),
         (compaction.packed("Ann")[:-1], "damaged"),
         (compaction.packed("Ann") + "!", "damaged"),
         ("nightmill-1._w==", "damaged"),  # no UTF-8

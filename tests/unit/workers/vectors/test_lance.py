@@ -202,9 +202,9 @@ def test_no_id_leads_out_of_the_folder(vectors: LanceVectors, name: str) -> None
     store = a_store(name)
 
     for attempt in (vectors.drop_store, vectors.tend, vectors.counts):
-        with pytest.raises(ValueError, match="no store's id"):
+        with pytest.raises(ValueError, match="not the id of a store"):
             attempt(store)
-    with pytest.raises(ValueError, match="no store's id"):
+    with pytest.raises(ValueError, match="not the id of a store"):
         vectors.write(store, a_document("vsd_a.1"))
 
 

@@ -37,7 +37,7 @@ def test_other_urls_are_refused(tmp_path: Path, url: str) -> None:
 
 
 def test_a_refused_url_is_not_repeated(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no vector store") as raised:
+    with pytest.raises(ValueError, match="not a vector store") as raised:
         open_vectors("https://user:secret@somewhere", tmp_path)
 
     assert "secret" not in str(raised.value)
