@@ -9,6 +9,7 @@ postgres_server    the server itself; it is started once, by the first test that
 import shutil
 import signal
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,11 +28,21 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave PostgreSQL and Weaviate to `make verify`, except for tests of what differs between databases."""
+    """Leave to `make verify` PostgreSQL and Weaviate, and all variants of a test but the `first`.
+
+    Tests of what differs between databases run on PostgreSQL in `make test` as well.
+    """
+    variants = Counter[str]()
     for item in items:
         postgres = item.get_closest_marker("postgres") and not item.get_closest_marker("dialects")
         if postgres or "weaviate" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.verify)
+        first = item.get_closest_marker("first")
+        if first and not item.get_closest_marker("verify"):
+            name = item.nodeid.partition("[")[0]
+            variants[name] += 1
+            if variants[name] > first.args[0]:
+                item.add_marker(pytest.mark.verify)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -358,6 +358,7 @@ async def test_requests_of_a_server_that_crashes_are_faults_and_the_next_ones_bu
             assert subject.prompts() == ["!crash"]
 
 
+@pytest.mark.verify
 async def test_server_that_stands_still_gives_faults_and_then_answers_again(tmp_path: Path) -> None:
     with stub_engine.started(tmp_path / "log", "--models", MODEL) as (url, pid):
         async with over_http(url, tmp_path / "log", seconds=2) as subject:

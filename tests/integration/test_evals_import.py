@@ -165,6 +165,7 @@ def write(folder: Path, *objects: Any) -> str:
         ({"sample": {"output": ["x"]}}, "Expected `object`"),
     ],
 )
+@pytest.mark.first(2)
 def test_line_that_is_not_an_output_item_is_named_and_nothing_stays(
     world: World, tmp_path: Path, change: dict[str, Any], words: str
 ) -> None:

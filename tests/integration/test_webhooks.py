@@ -346,6 +346,7 @@ def test_database_that_refuses_at_once_is_not_asked_again_at_once(sqlite: Databa
     assert full.refused <= 4
 
 
+@pytest.mark.verify
 def test_database_that_refuses_and_loses_answers_costs_no_delivery(db: Database, receiver: Receiver) -> None:
     endpoint(db, receiver.url("ok"))
     happen(db, 100)

@@ -31,7 +31,7 @@ from tests.unit.api.calls import Route, routes, takes_operator_key
 from tests.unit.api.conftest import client_of
 
 #: Of each operation, in the tests of every run and in those of `make verify`.
-EXAMPLES = [6, pytest.param(40, marks=pytest.mark.verify)]
+EXAMPLES = [4, pytest.param(40, marks=pytest.mark.verify)]
 _TRUE = (
     checks.not_a_server_error,
     openapi_checks.status_code_conformance,

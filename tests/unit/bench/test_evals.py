@@ -8,6 +8,7 @@ from jobs.evals.grading import Ports, grade
 
 
 @pytest.mark.parametrize("definition", evals.definitions(), ids=lambda row: row.get("evaluation_metric") or row["type"])
+@pytest.mark.first(1)
 def test_each_grader_scores_every_case(definition: evals.Row) -> None:
     grader = parse_grader({"name": "g", **definition})
     answers = evals.answers_of(definition)

@@ -99,6 +99,7 @@ print(json.dumps(sorted(sys.modules)))
 """
 
 
+@pytest.mark.verify
 def test_help_imports_no_library_that_takes_long_to_import() -> None:
     words = json.dumps([[], *(name.split() for name in COMMANDS)])
 

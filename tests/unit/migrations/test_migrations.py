@@ -80,6 +80,7 @@ def test_a_second_upgrade_changes_nothing_and_keeps_the_rows(empty: str) -> None
         assert connection.scalar(sa.text("SELECT value FROM meta")) == "blue"
 
 
+@pytest.mark.verify
 def test_processes_that_upgrade_at_once_all_succeed(empty: str) -> None:
     def upgrade(_: int) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", MIGRATE, empty]

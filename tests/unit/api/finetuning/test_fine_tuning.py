@@ -521,6 +521,7 @@ def test_a_project_has_so_many_live_jobs_and_no_more(make_app: Callable[..., Fas
     assert client.post(f"/v1/jobs/{jobs[0]['id']}/retry").status_code == 429
 
 
+@pytest.mark.verify
 def test_a_job_that_is_paused_again_and_again_has_few_events(client: TestClient) -> None:
     job_id = create(client)["id"]
     path = f"/v1/fine_tuning/jobs/{job_id}"

@@ -42,6 +42,7 @@ def test_every_route_needs_a_key(app: FastAPI, nobody: TestClient) -> None:
         "Bearer " + "x" * 10_000,
     ],
 )
+@pytest.mark.first(2)
 def test_a_wrong_key_opens_no_route(app: FastAPI, nobody: TestClient, header: str) -> None:
     nobody.headers["Authorization"] = header
 

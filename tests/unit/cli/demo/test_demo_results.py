@@ -105,6 +105,7 @@ def test_lines_have_what_a_batch_needs() -> None:
     assert all(line["url"] == "/v1/embeddings" and line["body"]["model"] == "m" for line in lines)
 
 
+@pytest.mark.verify
 def test_the_demo_answers_to_openais_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = list[str]()
 

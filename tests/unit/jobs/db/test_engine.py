@@ -348,6 +348,7 @@ def mortal() -> Iterator[Postgres]:
 
 
 @pytest.mark.postgres
+@pytest.mark.verify
 def test_a_killed_server_is_busy_and_the_same_sessions_work_when_it_is_back(
     postgres_server: Postgres, mortal: Postgres
 ) -> None:

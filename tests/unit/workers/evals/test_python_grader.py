@@ -278,6 +278,7 @@ def test_every_escape_is_possible_without_the_sandbox(scene: Scene) -> None:
 # Time.
 
 
+@pytest.mark.verify
 def test_code_that_runs_for_ever_is_ended_and_the_next_item_is_graded() -> None:
     sandbox = PythonSandbox(Timings(python_grader=1.0))
     try:

@@ -123,6 +123,7 @@ def test_each_heartbeat_reports_work_without_a_claim(db: Database, heartbeat: He
 
 
 @pytest.mark.parametrize("scope", Scope)
+@pytest.mark.first(2)
 def test_a_pause_is_known_soon_and_heartbeats_follow_for_the_operator_who_drains(db: Database, scope: Scope) -> None:
     heartbeat = Heartbeat(db, _worker, heartbeat_seconds=60, stop=threading.Event())
     heartbeat.start()

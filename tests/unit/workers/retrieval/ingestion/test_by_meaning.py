@@ -72,6 +72,7 @@ def test_with_other_parameters_it_is_cut_anew_and_with_the_same_it_is_not(mill: 
     mill.assert_tidy(store)
 
 
+@pytest.mark.verify
 def test_each_file_is_ingested_once_wherever_a_worker_dies(mill: Works) -> None:
     points = 0
     for at in range(1, 200):

@@ -55,6 +55,7 @@ def end_of(mill: Works, batch: str) -> tuple[str, int, int, int]:
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("everywhere", [False, True], ids=["removed from the store", "deleted"])
+@pytest.mark.first(4)
 def test_a_file_that_is_taken_away_is_found_no_more(mill: Works, stage: str, everywhere: bool) -> None:
     store, goes, stays = mill.store(), mill.upload(PROSE), mill.upload(OTHER)
     batch = mill.batch(store, goes, stays)
@@ -73,6 +74,7 @@ def test_a_file_that_is_taken_away_is_found_no_more(mill: Works, stage: str, eve
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("purged", [False, True], ids=["purged later", "purged at once"])
+@pytest.mark.first(4)
 def test_deleted_store_leaves_nothing(mill: Works, stage: str, purged: bool) -> None:
     store = mill.store()
     batch = mill.batch(store, mill.upload(PROSE), mill.upload(OTHER))
@@ -213,6 +215,7 @@ def test_files_that_a_job_fails_with_at_last_are_told_too(mill: Works, monkeypat
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
+@pytest.mark.verify
 def test_each_stopped_file_gets_one_event_wherever_a_worker_dies(
     mill: Works, monkeypatch: pytest.MonkeyPatch, cancelled: bool
 ) -> None:

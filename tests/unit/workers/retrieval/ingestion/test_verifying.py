@@ -196,6 +196,7 @@ class Meddling:
 
 @pytest.mark.parametrize("kind", ["stores", "counts", "numbers"])
 @pytest.mark.parametrize("what", ["store", "file", "again"])
+@pytest.mark.first(3)
 def test_concurrent_changes_are_no_fault(mill: Works, kind: str, what: str) -> None:
     store, file, kept = mill.store(), mill.upload(PROSE), mill.store()
     mill.attach(store, file)

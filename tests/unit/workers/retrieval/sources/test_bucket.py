@@ -41,6 +41,7 @@ def test_objects_below_the_prefix_are_listed_and_read(s3: S3, objects: Any) -> N
     assert bucket(s3).fetch(found["a.txt"], found["a.txt"].fingerprint, bytes) is None
 
 
+@pytest.mark.verify
 def test_another_content_has_another_fingerprint(s3: S3, objects: Any) -> None:
     before = {entry.key: entry.fingerprint for entry in bucket(s3).entries(100, bool)}
     objects.pipe(f"{s3.bucket}/docs/a.txt", b"b.txt")

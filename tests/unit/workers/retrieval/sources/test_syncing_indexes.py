@@ -138,6 +138,7 @@ def test_a_file_that_failed_in_every_index_makes_none_fail_while_a_sync_reads(
 
 
 @pytest.mark.parametrize("step", range(7))
+@pytest.mark.first(2)
 def test_a_switch_amid_a_sync_shows_each_document_once(each: Works, library: Path, step: int) -> None:
     source = of_folder(each, library)
     second = beside(each, source)
@@ -361,6 +362,7 @@ def test_a_sync_that_was_cancelled_before_the_index_in_use_had_any_of_it_has_fai
     assert_in_step(each, source, second)
 
 
+@pytest.mark.verify
 def test_every_index_is_filled_once_wherever_the_planner_dies(each: Works, library: Path) -> None:
     source = of_folder(each, library)
     second = beside(each, source)
