@@ -733,7 +733,8 @@ def _() -> None:
 
 
 if __name__ == "__main__":
-    import stores  # noqa: F401 (its checks come after those above)
+    import evals_suite  # noqa: F401 (its checks come after those above)
+    import stores  # noqa: F401
 
     if "tuned" in FACTS:
         import tuning  # noqa: F401 (and these last)

@@ -8,6 +8,8 @@ import re
 
 import openai
 import pytest
+from openai.resources.evals import Evals, Runs
+from openai.resources.evals.runs import OutputItems
 from openai.resources.vector_stores import FileBatches, Files, VectorStores
 
 from tests.sdk.deployment import Deployment
@@ -65,6 +67,13 @@ CHECKS = (
     "an upload whose answer is lost is repeated with its key and makes one file",
     "without a key a repeated create makes two batches",
     "many calls at once are answered",
+    "an eval is created, retrieved, renamed, listed and deleted",
+    "a run of an eval is graded item by item",
+    "runs of an eval are listed by status, cancelled and deleted",
+    "a run reads a file, and asks for responses",
+    "stored chats are evaluated as they were answered, and asked again",
+    "an item whose judge answers nonsense has errored, and a retry asks again",
+    "an eval and a run that cannot be are BadRequestErrors",
     "a vector store is created, retrieved, changed, listed and deleted",
     "a file is brought into a vector store, read, described and taken out",
     "a file is uploaded into a vector store",
@@ -111,6 +120,11 @@ RAW = {
     ("python-1.109", "a batch runs to its output"): ["batch.usage"],
     # Its file batches are older than files with attributes of their own.
     ("python-1.109", "files of one batch share attributes, or have their own"): ["file_batches.create(files=)"],
+    # OpenAI has no such route.
+    **{
+        (sdk, "an item whose judge answers nonsense has errored, and a retry asks again"): ["evals.runs.retry"]
+        for sdk in SDKS
+    },
     # The helper that cuts a file into parts is Python's alone.
     ("node-7.57", "a file is uploaded in chunks"): ["uploads.upload_file_chunked"],
 }
@@ -149,6 +163,16 @@ def test_each_method_of_vector_stores_is_called(name: str, kind: type) -> None:
     assert own >= {"create", "retrieve"}
     assert {one for one in own if not re.search(rf"\b{name}\.{one}\b", python)} == set()
     assert {one for one in own if not re.search(rf"\b{name}\.{_camel(one)}\b", node)} == set()
+
+
+@pytest.mark.parametrize(("name", "kind"), [("evals", Evals), ("runs", Runs), ("output_items", OutputItems)])
+def test_each_method_of_evals_is_called(name: str, kind: type) -> None:
+    own = {method for method, code in vars(kind).items() if callable(code) and not method.startswith("_")}
+    python, node = ((HERE / suite).read_text() for suite in ("evals_suite.py", "node/evals.mjs"))
+
+    assert own >= {"list", "retrieve"}
+    assert {method for method in own if not re.search(rf"\b{name}\.{method}\b", python)} == set()
+    assert {method for method in own if not re.search(rf"\b{_camel(name)}\.{_camel(method)}\b", node)} == set()
 
 
 def _camel(name: str) -> str:

@@ -637,7 +637,8 @@ check("many calls at once are answered", async () => {
   same(listed.toSorted(), ids(made).toSorted());
 });
 
-await import("./stores.mjs"); // its checks come after those above
+await import("./evals.mjs"); // its checks come after those above
+await import("./stores.mjs");
 await import("./tuning.mjs"); // and these last
 
 const { version } = JSON.parse(readFileSync(new URL("node_modules/openai/package.json", import.meta.url)));
