@@ -165,7 +165,7 @@ class Router:
 
     def version_of(self, name: str) -> str:
         """Return the name and version of the engine that has the model `name`; empty where it does not say."""
-        engine: object = self._target(name)[1]
+        engine: object = self._target(name)[1] or self.engines.having(ANY_MODEL)  # which has whole tuned models
         return engine.version if isinstance(engine, AdapterEngine) else ""
 
     def rename(self, registry: Registry) -> None:

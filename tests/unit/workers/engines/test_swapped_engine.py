@@ -289,3 +289,13 @@ def test_a_whole_model_has_an_engine_with_the_arguments_of_its_base_but_for_adap
     assert (engine.models, engine._model, engine.adapters) == ((base,), str(tmp_path / "weights"), 0)
     assert engine._args == ({"max_model_len": 512} if base == "tiny" else {})
     assert "gpu.tuned" in engine._pids.name
+
+
+def test_router_of_whole_models_names_the_version_of_their_engine_for_each_base(tmp_path: Path) -> None:
+    models = {"tiny": {"source": {"path": "0"}, "engine": "vllm"}}
+    (tmp_path / "models.yaml").write_text(json.dumps({"models": models}))
+    settings = Settings(data_dir=tmp_path, models_file=str(tmp_path / "models.yaml"))
+
+    router = build_engines.build_tuned(settings, Models(settings))
+
+    assert router.version_of("tiny").startswith("vllm")
