@@ -22,7 +22,7 @@ router: APIRouter = resource("Models")
 
 
 class ModelServing(BaseModel):
-    """Whether a model is served now, by how many live workers of which queue, and if not, why.
+    """The serving of a model: whether it is served now, by how many live workers of which queue, and if not, why.
 
     A tuned model is served where its base model is.
     """

@@ -20,7 +20,7 @@ _MOST_BUCKETS: Final = 360
 
 
 class ThroughputBucket(BaseModel):
-    """What was answered from `start_time` until before `end_time`. `lines` includes those that failed."""
+    """The lines and tokens answered from `start_time` until before `end_time`. `lines` includes those that failed."""
 
     object: Literal["bucket"] = "bucket"
     start_time: int

@@ -34,7 +34,7 @@ Object = dict[str, Any]
 
 
 class Origin(Protocol):
-    """Where evals and runs come from."""
+    """A source of evals and runs: saved files, or another server."""
 
     def evals(self) -> Iterator[Object]: ...
 
@@ -45,7 +45,7 @@ class Origin(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a run: its id elsewhere, the run here or None, and a word."""
+    """The result of importing a run: its id elsewhere, the run here or None, and a word."""
 
     origin: str
     run: Object | None

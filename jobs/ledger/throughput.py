@@ -10,7 +10,7 @@ from jobs.ledger.tables import Job, Segment
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """So many buckets of `step` seconds from `start` on, in unix seconds."""
+    """A window of time: so many buckets of `step` seconds from `start` on, in unix seconds."""
 
     start: int
     step: int
