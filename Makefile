@@ -43,7 +43,7 @@ up: $(RUNS)  ## Start every process of the Procfile and keep them running
 up-distributed: setup  ## Two hosts on PostgreSQL, RabbitMQ and S3, all on this machine (ARGS=--no-vllm and more)
 	$(BIN)/python -m tests.distributed $(ARGS)
 
-test: setup  ## Run the tests that gate a change, at most ten minutes on two cores (choose others with ARGS='-k name')
+test: setup  ## Run the tests that gate a change, about twelve minutes on two cores (choose others with ARGS='-k name')
 ifdef ARGS
 	$(PYTEST) $(ARGS)
 else
