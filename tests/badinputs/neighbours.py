@@ -138,7 +138,7 @@ class Deployment:
         return made.stdout.strip()
 
     def _answers(self) -> bool:
-        """Whether the models answer the other project."""
+        """Return whether the models answer the other project."""
         with self.other() as client:
             return all(_PROBES[name](client, "").status_code == 200 for name in self._models)
 

@@ -32,7 +32,7 @@ _numbers = itertools.count()
 
 
 def tampered(world: World, tamper: Tamper) -> str:
-    """Whether it is noticed: by the chain alone, or with an anchor."""
+    """Return whether it is noticed: by the chain alone, or with an anchor."""
     path = _copied(world)
     anchor = _verify(path)[1]
     with sqlite3.connect(path) as connection:

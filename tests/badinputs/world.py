@@ -262,7 +262,7 @@ class World:
         return found
 
     def idle(self) -> bool:
-        """Whether every job has ended."""
+        """Return whether every job has ended."""
         with self.db.read() as session:
             return session.scalar(select(Job.id).where(Job.state.in_(LIVE)).limit(1)) is None
 

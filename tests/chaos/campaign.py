@@ -331,7 +331,7 @@ class Campaign:
             pause(0.2)
 
     def _undelivered(self) -> bool:
-        """Whether a response has ended of which nobody was told yet."""
+        """Return whether a response has ended of which nobody was told yet."""
         subjects = {told.subject for told in self.load.told}
         return any(one.id not in subjects for one in self.load.askers.asked)
 

@@ -145,7 +145,7 @@ class Client:
         job.batch_id = batch.id
 
     def cancel(self, job: Job) -> bool:
-        """Whether the server took it; a batch that has ended refuses."""
+        """Return whether the server took it; a batch that has ended refuses."""
         try:
             self.sdk.batches.cancel(job.batch_id)
         except openai.ConflictError:
@@ -309,7 +309,7 @@ class Load:
             self.journal.note(f"{job.key} is to be cancelled")
 
     def await_terminal(self, jobs: Sequence[Job], seconds: float) -> bool:
-        """Whether all of them end in time."""
+        """Return whether all of them end in time."""
         deadline = time.monotonic() + seconds
         while not all(self._ended(job) for job in jobs):
             if time.monotonic() > deadline:

@@ -54,7 +54,7 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Campaign]:
 
 
 def _had_their_turns(campaign: Campaign) -> bool:
-    """Whether the folder was synced and searched, the caches gave something again and were cleared, a batch waited."""
+    """Return whether the folder was synced and searched, the caches gave again and were cleared, and a batch waited."""
     if not any(job.after for job in campaign.load.jobs):
         return False
     source_client, repeaters = campaign.load.source_client, campaign.load.repeaters

@@ -101,7 +101,7 @@ class Site:
         return sum(len(self.get("jobs", limit=1, state=state)["data"]) for state in states)
 
     def await_ended(self, seconds: float) -> bool:
-        """Whether every job ends in time."""
+        """Return whether every job ends in time."""
         try:
             wait_for(lambda: not self.open_jobs(), seconds, "all ended", every=0.5)
         except TimeoutError:
