@@ -9,7 +9,7 @@ from api.http.bodies import Body, Many
 from api.http.fields import Metadata, MetadataField
 from api.retrieval.search import RankingOptions
 from jobs.evals import evals, runs, templates
-from jobs.evals.graders import Grader, Message, Template
+from jobs.evals.graders import MAX_CLASSES, Grader, Message, Template, classes_of
 from jobs.evals.tables import Eval, EvalRun
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
@@ -40,10 +40,18 @@ class StoredConfig(Body):
     metadata: Metadata | None = None
 
 
+def _check_classes(criteria: list[Grader]) -> list[Grader]:
+    if sum(len(classes_of(grader)) for grader in criteria) > MAX_CLASSES:
+        raise ValueError(f"The criteria have at most {MAX_CLASSES} 'labels' of classifications, all together.")
+    return criteria
+
+
 class CreateEval(Body):
     name: _Name = "Untitled"
     data_source_config: Annotated[CustomConfig | StoredConfig, Field(discriminator="type")]
-    testing_criteria: Annotated[Many[Grader], Field(min_length=1, max_length=MAX_CRITERIA)]
+    testing_criteria: Annotated[
+        Many[Grader], Field(min_length=1, max_length=MAX_CRITERIA), AfterValidator(_check_classes)
+    ]
     metadata: MetadataField
 
 
@@ -273,6 +281,37 @@ class ModelUsage(BaseModel):
     cached_tokens: int
 
 
+class LabelResult(BaseModel):
+    """The metrics of one label. `support` is the number of items that have it."""
+
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+class ConfusionMatrix(BaseModel):
+    """How often each label was predicted for each expected one. A row of `counts` is that of an expected label.
+
+    `other` counts the predictions that are none of the labels, by expected label.
+    """
+
+    labels: list[str]
+    counts: list[list[int]]
+    other: list[int]
+
+
+class ClassificationResult(BaseModel):
+    """The metrics of a classification, over the items that are not errored. What has no value is 0."""
+
+    accuracy: float
+    macro_precision: float
+    macro_recall: float
+    macro_f1: float
+    labels: dict[str, LabelResult]
+    confusion_matrix: ConfusionMatrix
+
+
 class CriterionResult(BaseModel):
     testing_criteria: str
     passed: int
@@ -281,6 +320,9 @@ class CriterionResult(BaseModel):
     mean_score: float | None = Field(description="Of the items that have a score.")
     perplexity: float | None = Field(
         default=None, exclude_if=lambda value: value is None, description="Of all texts together."
+    )
+    classification: ClassificationResult | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="Of an `exact_match` with `labels`."
     )
 
 

@@ -29,6 +29,7 @@ _PATIENCE: Final = 60  # looks that may fail one after another while the server 
 _PAGE: Final = 100
 _MAX_SLICES: Final = 100
 _NAMED: Final = 5  # items that only one run has
+_MATRIX: Final = 10  # labels of a confusion matrix that a terminal shows
 _CHECKS: Final = ("eq", "ne", "like", "ilike")
 _METRICS: Final = (
     "cosine", "fuzzy_match", "bleu", "gleu", "meteor", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l",
@@ -357,9 +358,30 @@ def _show_end(done: dict[str, Any], *, as_json: bool) -> None:
         show_json(done)
     elif results:
         show_table(("criterion", "passed", "failed", "errored", "share"), map(_result_row, results))
+        for result in results:
+            if classification := result.get("classification"):
+                _show_classification(classification)
     if done["status"] != "completed":
         why = f": {done['error']['message']}" if done["error"] else ""
         raise CliError(f"{done['id']} {done['status']}{why}")
+
+
+def _show_classification(classification: dict[str, Any]) -> None:
+    """Show the metrics of each label, their means, and what was predicted instead of what."""
+    names = ("precision", "recall", "f1")
+    rows = [
+        (label, *(f"{metrics[name]:.3f}" for name in names), metrics["support"])
+        for label, metrics in classification["labels"].items()
+    ]
+    total = sum(metrics["support"] for metrics in classification["labels"].values())
+    rows.append(("(mean)", *(f"{classification[f'macro_{name}']:.3f}" for name in names), total))
+    show_table(("label", *names, "items"), rows)
+    matrix = classification["confusion_matrix"]
+    if len(matrix["labels"]) <= _MATRIX:
+        counts = zip(matrix["labels"], matrix["counts"], matrix["other"], strict=True)
+        show_table(
+            ("expected \\ predicted", *matrix["labels"], "(other)"), [(label, *row, n) for label, row, n in counts]
+        )
 
 
 def _judge(done: dict[str, Any], bounds: dict[str, float]) -> None:

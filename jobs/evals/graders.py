@@ -24,6 +24,7 @@ read with `parse_grader`.
 import json
 import keyword
 import math
+import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, Literal
 
@@ -36,6 +37,8 @@ from jobs.evals.formulas import FUNCTIONS, MAX_LENGTH, Formula
 MIDDLE: Final = 0.5
 MAX_SOURCE_BYTES: Final = 256 << 10
 MAX_SCHEMA_BYTES: Final = 64 << 10
+#: Labels of the classifications of an eval, all together: a run shows how often each was taken for each other one.
+MAX_CLASSES: Final = 100
 _MAX_GRADERS: Final = 20
 _MAX_LABELS: Final = 200
 _MAX_MESSAGES: Final = 100
@@ -59,6 +62,7 @@ Metric = Literal[
 Template = Annotated[str, Field(max_length=templates.MAX_LENGTH), AfterValidator(templates.check)]
 _Name = Annotated[str, Field(min_length=1, max_length=256)]
 _Model = Annotated[str, Field(min_length=1, max_length=256)]
+_Label = Annotated[str, Field(min_length=1, max_length=256)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -109,7 +113,10 @@ class TextSimilarity(_Thresholded):
 
 
 class ExactMatch(_Named):
-    """Compare `input` with `reference` after the differences that are to be ignored have been removed from both."""
+    """Compare `input` with `reference` after the differences that are to be ignored have been removed from both.
+
+    With `labels` the run has the metrics of a classification: the reference is one of them, and `input` a prediction.
+    """
 
     type: Literal["exact_match"]
     input: Template
@@ -117,6 +124,25 @@ class ExactMatch(_Named):
     ignore_case: bool | None = None
     ignore_punctuation: bool | None = None
     ignore_whitespace: bool | None = None
+    labels: Annotated[list[_Label], Field(min_length=1, max_length=MAX_CLASSES)] | None = None
+
+    def normalized(self, text: str) -> str:
+        """Return a text without the differences that are ignored."""
+        if self.ignore_case:
+            text = text.casefold()
+        if self.ignore_punctuation:
+            text = "".join(character for character in text if not unicodedata.category(character).startswith("P"))
+        return " ".join(text.split()) if self.ignore_whitespace else text
+
+    def labels_by_text(self) -> dict[str, str]:
+        """Return the labels by what they are without the differences that are ignored."""
+        return {self.normalized(label): label for label in self.labels or ()}
+
+    @model_validator(mode="after")
+    def _check_labels(self) -> "ExactMatch":
+        if len(self.labels_by_text()) < len(self.labels or ()):
+            raise ValueError("Each of the 'labels' is given once, whatever is ignored.")
+        return self
 
 
 def _check_pattern(pattern: str) -> str:
@@ -197,9 +223,7 @@ class Message(Definition):
 
 
 _Messages = Annotated[list[Message], Field(min_length=1, max_length=_MAX_MESSAGES)]
-_Labels = Annotated[
-    list[Annotated[str, Field(min_length=1, max_length=256)]], Field(min_length=1, max_length=_MAX_LABELS)
-]
+_Labels = Annotated[list[_Label], Field(min_length=1, max_length=_MAX_LABELS)]
 
 
 class LabelModel(_Named):
@@ -375,6 +399,8 @@ class MultiGrader(_Thresholded):
 
     @model_validator(mode="after")
     def _check_formula(self) -> "MultiGrader":
+        if any(classes_of(grader) for grader in self.graders.values()):
+            raise ValueError("A grader with 'labels' stands alone: a formula has no classification.")
         Formula(self.calculate_output, self.graders)
         return self
 
@@ -399,6 +425,11 @@ def stored(grader: Grader) -> dict[str, Any]:
 def singles(grader: Grader) -> list[Single]:
     """Return the graders that a grader consists of: those of a `multi`, else itself."""
     return list(grader.graders.values()) if isinstance(grader, MultiGrader) else [grader]
+
+
+def classes_of(grader: Grader) -> list[str]:
+    """Return the labels of which a run has the metrics of a classification; none for most graders."""
+    return list(grader.labels or ()) if isinstance(grader, ExactMatch) else []
 
 
 def models_asked(grader: Grader) -> list[str]:

@@ -10,7 +10,6 @@ score 0 and the error. The error codes are the names that OpenAI's graders repor
 
 import json
 import math
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -64,7 +63,7 @@ _LARGEST_GRADE: Final = 1000  # of the relevance of a name
 _LARGEST_LOSS: Final = 700.0  # nats a token: the perplexity of more is infinite
 _MAX_TOKENS: Final = 1 << 40  # of a text
 _MAX_STEPS: Final = 8  # of a judge's reasoning
-_SHOWN: Final = 200  # characters of a judge's answer in an error
+_SHOWN: Final = 200  # characters of a text in an error
 #: Says in the sandbox whether a text is JSON that is valid under a schema. No reference is fetched.
 _CHECK_SCHEMA: Final = """
 import json
@@ -236,6 +235,8 @@ def _score(key: str, grader: Single, case: _Case) -> tuple[float, Values]:
             return grounding.lexical_faithfulness(_texts(grader, case)), {}
         case Perplexity():
             return _perplexity(case)
+        case ExactMatch():
+            return _match_exactly(grader, case)
         case TextSimilarity(evaluation_metric="bertscore"):
             return _bertscore(key, grader, case)
     if isinstance(grader, Judge):
@@ -254,18 +255,8 @@ def _measure(key: str, grader: Measured, case: _Case) -> float:
             return _run_python(grader.source, case.item, case.sample, case)
         case JsonSchemaMatch():
             return _match_schema(grader, case)
-    assert isinstance(grader, StringCheck | ExactMatch | RegexMatch)
-    return float(_compare(grader, case))
-
-
-def _compare(grader: StringCheck | ExactMatch | RegexMatch, case: _Case) -> bool:
-    match grader:
-        case StringCheck():
-            return _matches(grader, case)
-        case ExactMatch():
-            return _normalized(grader, grader.input, case) == _normalized(grader, grader.reference, case)
-        case RegexMatch():
-            return _is_found(grader, case)
+    assert isinstance(grader, StringCheck | RegexMatch)
+    return float(_matches(grader, case) if isinstance(grader, StringCheck) else _is_found(grader, case))
 
 
 def _matches(grader: StringCheck, case: _Case) -> bool:
@@ -281,14 +272,14 @@ def _matches(grader: StringCheck, case: _Case) -> bool:
             return reference.casefold() in text.casefold()
 
 
-def _normalized(grader: ExactMatch, template: str, case: _Case) -> str:
-    """Return a text without the differences that a grader ignores."""
-    text = case.render(template)
-    if grader.ignore_case:
-        text = text.casefold()
-    if grader.ignore_punctuation:
-        text = "".join(character for character in text if not unicodedata.category(character).startswith("P"))
-    return " ".join(text.split()) if grader.ignore_whitespace else text
+def _match_exactly(grader: ExactMatch, case: _Case) -> tuple[float, Values]:
+    """Return whether two texts are equal, with both labels where there are any."""
+    text, reference = (grader.normalized(case.render(template)) for template in (grader.input, grader.reference))
+    labels = grader.labels_by_text()
+    if labels and reference not in labels:
+        raise GradingError(OTHER, f"The reference is none of the labels: {reference[:_SHOWN]!r}.")
+    details = {"expected": labels[reference], "predicted": labels.get(text)} if labels else {}
+    return float(text == reference), details
 
 
 def _is_found(grader: RegexMatch, case: _Case) -> bool:

@@ -24,7 +24,8 @@ from jobs.db.engine import WRITE_ROWS
 from jobs.errors import StorageFull
 from jobs.evals import runs
 from jobs.evals.availability import ports_of
-from jobs.evals.graders import Grader, parse_grader
+from jobs.evals.classification import Classification
+from jobs.evals.graders import Grader, classes_of, parse_grader
 from jobs.evals.grading import Grade, GradingError, Ports, grade
 from jobs.evals.runs import Evaluation
 from jobs.evals.templates import TemplateError
@@ -373,11 +374,16 @@ class _Result(msgspec.Struct):
 
 
 class _Criterion:
-    """The counts of a testing criterion, the mean of its scores, and the perplexity of all texts together."""
+    """The counts of a testing criterion, and the mean of its scores.
 
-    def __init__(self, definition: Mapping[str, Any], *, counts_tokens: bool) -> None:
+    Of a run that was graded here also the perplexity of all texts together, or the metrics of the classification.
+    """
+
+    def __init__(self, definition: Mapping[str, Any], *, is_imported: bool) -> None:
         self._name = definition["name"]
-        self._is_perplexity = counts_tokens and definition["type"] == "perplexity"
+        self._is_perplexity = not is_imported and definition["type"] == "perplexity"
+        classes = [] if is_imported else classes_of(parse_grader(definition))
+        self._classification = Classification(classes) if classes else None
         self._counts = dict.fromkeys(("passed", "failed", "errored"), 0)
         self._scores, self._mean = 0, 0.0
         self._tokens, self._log_likelihood = 0, 0.0
@@ -391,6 +397,8 @@ class _Criterion:
         if self._is_perplexity:
             self._tokens += result.sample["tokens"]
             self._log_likelihood += result.score * result.sample["tokens"]
+        if self._classification is not None:
+            self._classification.add(result.sample["expected"], result.sample["predicted"])
 
     def row(self) -> dict[str, Any]:
         row: dict[str, Any] = {
@@ -400,6 +408,8 @@ class _Criterion:
         }
         if self._tokens:
             row["perplexity"] = math.exp(-self._log_likelihood / self._tokens)
+        if self._classification is not None:
+            row["classification"] = self._classification.summary()
         return row
 
 
@@ -415,8 +425,8 @@ _graded = msgspec.json.Decoder(_Graded).decode
 def finish(context: Context, claim: JobClaim, _handle: ClaimHandle) -> None:
     """Count the results of the claimed run by criterion, and end it. Raises ClaimLost, NotFound."""
     payload = Evaluation.model_validate(claim.job.payload)
-    here = payload.imported is None  # of an imported item the tokens are not known
-    criteria = [_Criterion(definition, counts_tokens=here) for definition in payload.criteria]
+    is_imported = payload.imported is not None  # what its samples have is the client's own
+    criteria = [_Criterion(definition, is_imported=is_imported) for definition in payload.criteria]
     for _, segments in shards_of(context, claim.job.id):
         for _, record in records_of(context, segments).values():
             for criterion, result in zip(criteria, _graded(output_line(context, record)).results, strict=True):
