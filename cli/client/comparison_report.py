@@ -6,14 +6,15 @@ the items that became worst, with both outputs side by side
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from jobs.evals.comparison import Comparison, Gap, Pair, Pairing
+    from jobs.evals.comparison import Comparison, Gap, LeftOut, Pairing
 
-_WORST: Final = 50
+Item = Mapping[str, Any]
+
 _BINS: Final = 10
 _SHOWN: Final = 4000  # characters of a text
 _STYLE: Final = """
@@ -31,7 +32,6 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; padding: .5rem;
 """
 #: The page has no script and loads nothing; a browser refuses both, should a text of a model become markup.
 _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
-_LISTED: Final = 100  # ids of items that only one run has
 _HEAD: Final = ("criterion", "items", "first", "second", "difference", "95 % interval", "better", "worse", "p")
 
 
@@ -40,9 +40,13 @@ def report_page(
     second: str,
     pairing: "Pairing",
     compared: Sequence[tuple[str, "Comparison"]],
-    gaps: Sequence["Gap"] = (),
+    gaps: Sequence["Gap"],
+    worst: Iterable[tuple[Item, Item]],
 ) -> str:
-    """Return the report of two runs, which are named by their ids. `compared` has the slice of each comparison."""
+    """Return the report of two runs, which are named by their ids.
+
+    `compared` has the slice of each comparison, `worst` the output items that became worst in both runs.
+    """
     overall = [row for group, row in compared if not group]
     key = '<svg class="key" width="14" height="14"><rect class="{0}" width="14" height="14"/></svg> <b>{0}</b>'
     parts = [
@@ -52,10 +56,10 @@ def report_page(
         *_left_out("second", pairing.only_second),
         _table(overall),
         _bars(overall),
-        *_histograms(pairing.pairs, [row.criterion for row in overall[1:]]),
+        *_histograms(pairing),
         *_gaps(gaps),
         *_slices(compared),
-        *_regressions(pairing.pairs),
+        *_regressions(worst),
     ]
     body = "\n".join(parts)
     title = f"{escape(first)} and {escape(second)}"
@@ -95,17 +99,17 @@ def _bars(rows: Sequence["Comparison"]) -> str:
     return f'<h2>Means</h2><svg width="720" height="{len(rows) * 44}">{"".join(lines)}</svg>'
 
 
-def _histograms(pairs: Sequence["Pair"], criteria: Sequence[str]) -> Iterator[str]:
-    """Yield the distribution of the scores by each criterion."""
-    from jobs.evals.comparison import score_of
-
-    for criterion in criteria:
-        columns = [
-            [score for item in items if (score := score_of(item, criterion)) is not None]
-            for items in ([pair.first for pair in pairs], [pair.second for pair in pairs])
+def _histograms(pairing: "Pairing") -> Iterator[str]:
+    """Yield the distribution of the scores by each criterion that both runs have."""
+    for position, criterion in enumerate(pairing.criteria[1:], 1):
+        both = [
+            [pair.first.score(position) for pair in pairing.pairs],
+            [pair.second.score(position) for pair in pairing.pairs],
         ]
-        low, high = min(map(min, columns)), max(map(max, columns))
-        yield f"<h2>Scores: {escape(criterion)}</h2>{_histogram(columns, low, high)}"
+        columns = [[score for score in column if score is not None] for column in both]
+        if all(columns):
+            low, high = min(map(min, columns)), max(map(max, columns))
+            yield f"<h2>Scores: {escape(criterion)}</h2>{_histogram(columns, low, high)}"
 
 
 def _histogram(columns: Sequence[Sequence[float]], low: float, high: float) -> str:
@@ -125,11 +129,11 @@ def _histogram(columns: Sequence[Sequence[float]], low: float, high: float) -> s
     return f'<svg width="660" height="144">{"".join(bars)}{ends}</svg>'
 
 
-def _left_out(name: str, ids: Sequence[str]) -> Iterator[str]:
+def _left_out(name: str, items: "LeftOut") -> Iterator[str]:
     """Yield the items of one run only."""
-    if ids:
-        shown = ", ".join(map(escape, ids[:_LISTED])) + (" …" if len(ids) > _LISTED else "")
-        yield f"<details><summary>{len(ids)} items in {name} only (left out)</summary><p>{shown}</p></details>"
+    if items.count:
+        shown = ", ".join(map(escape, items.ids)) + (" …" if items.count > len(items.ids) else "")
+        yield f"<details><summary>{items.count} items in {name} only (left out)</summary><p>{shown}</p></details>"
 
 
 def _gaps(gaps: Sequence["Gap"]) -> Iterator[str]:
@@ -150,19 +154,18 @@ def _slices(compared: Sequence[tuple[str, "Comparison"]]) -> Iterator[str]:
         yield f"<h2>Slice: {escape(group)}</h2>{_table([row for name, row in compared if name == group])}"
 
 
-def _regressions(pairs: Sequence["Pair"]) -> Iterator[str]:
+def _regressions(worst: Iterable[tuple[Item, Item]]) -> Iterator[str]:
     """Yield the items that became worst, with the outputs of both runs side by side."""
-    from jobs.evals.comparison import regressions
-
-    worst = regressions(pairs, _WORST)
-    yield f"<h2>Worst regressions</h2><p>{len(worst)} shown.</p>"
+    blocks = []
     for pair in worst:
-        shown = json.dumps(pair.first["datasource_item"], ensure_ascii=False, indent=1)
-        columns = "".join(f"<pre>{_text(_output(item))}</pre>" for item in (pair.first, pair.second))
-        yield f'<pre>{_text(shown)}</pre><div class="pair">{columns}</div>'
+        shown = json.dumps(pair[0]["datasource_item"], ensure_ascii=False, indent=1)
+        columns = "".join(f"<pre>{_text(_output(item))}</pre>" for item in pair)
+        blocks.append(f'<pre>{_text(shown)}</pre><div class="pair">{columns}</div>')
+    yield f"<h2>Worst regressions</h2><p>{len(blocks)} shown.</p>"
+    yield from blocks
 
 
-def _output(item: Any) -> str:
+def _output(item: Item) -> str:
     texts = [str(message.get("content") or "") for message in item["sample"].get("output") or ()]
     scores = [f"{result['name']}: {result['score']}" for result in item["results"]]
     return "\n".join([*texts, "", *scores])

@@ -27,7 +27,7 @@ Run = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, as `night
 _LIVE: Final = ("queued", "in_progress")
 _PATIENCE: Final = 60  # looks that may fail one after another while the server is away
 _PAGE: Final = 100
-_MAX_SLICES: Final = 100
+_WORST: Final = 50  # regressions in a report
 _NAMED: Final = 5  # items that only one run has
 _MATRIX: Final = 10  # labels of a confusion matrix that a terminal shows
 _CHECKS: Final = ("eq", "ne", "like", "ilike")
@@ -140,15 +140,20 @@ def compare(
     from jobs.evals import comparison
 
     with connect(url, api_key, data_dir) as server:
-        pairing = comparison.pair_items(_items(server, first), _items(server, second))
+        paths = [_items_path(server, run_id) for run_id in (first, second)]
+        try:
+            pairing = comparison.pair_items(_items(server, paths[0]), _items(server, paths[1]), slice_by)
+        except comparison.TooManySlices as error:
+            raise CliError(str(error)) from None
+        worst = comparison.regressions(pairing.pairs, _WORST if report is not None else 0)
+        shown = [
+            (server.get(f"{paths[0]}/{pair.first.id}"), server.get(f"{paths[1]}/{pair.second.id}")) for pair in worst
+        ]
     if not pairing.pairs:
         raise CliError("the runs have no item in common")
-    by_value = comparison.slices(pairing.pairs, slice_by) if slice_by else {}
-    if len(by_value) > _MAX_SLICES:
-        raise CliError(f"{slice_by} has {len(by_value)} values; a run is sliced by at most {_MAX_SLICES}")
-    groups = {"": pairing.pairs, **by_value}
-    compared = [(group, row) for group, pairs in groups.items() for row in comparison.compare(pairs)]
-    gaps = comparison.gaps(by_value)
+    groups = {"": pairing.pairs, **pairing.slices}
+    compared = [(group, row) for group, pairs in groups.items() for row in comparison.compare(pairing.criteria, pairs)]
+    gaps = comparison.gaps(pairing.criteria, pairing.slices)
     if as_json:
         show_json([_comparison_object(group, row) for group, row in compared])
         show_json([asdict(gap) for gap in gaps])
@@ -158,13 +163,13 @@ def compare(
         if gaps:
             show_table(("criterion", "run", "highest", "lowest", "gap", "95 %"), map(_gap_row, gaps))
     for only, run_id in ((pairing.only_first, first), (pairing.only_second, second)):
-        if only:
-            more = " …" if len(only) > _NAMED else ""
-            say(f"left out: {len(only)} items that only {run_id} has: {', '.join(only[:_NAMED])}{more}", err=True)
+        if only.count:
+            more = " …" if only.count > _NAMED else ""
+            say(f"left out: {only.count} items that only {run_id} has: {', '.join(only.ids[:_NAMED])}{more}", err=True)
     if report is not None:
         from cli.client.comparison_report import report_page
 
-        report.write_text(report_page(first, second, pairing, compared, gaps))
+        report.write_text(report_page(first, second, pairing, compared, gaps, shown))
         say(str(report.absolute()), err=as_json)
 
 
@@ -323,8 +328,11 @@ def _eval_of(server: Server, run_id: str) -> str:
     return str(eval_id)
 
 
-def _items(server: Server, run_id: str) -> Iterator[dict[str, Any]]:
-    path = f"/evals/{_eval_of(server, run_id)}/runs/{run_id}/output_items"
+def _items_path(server: Server, run_id: str) -> str:
+    return f"/evals/{_eval_of(server, run_id)}/runs/{run_id}/output_items"
+
+
+def _items(server: Server, path: str) -> Iterator[dict[str, Any]]:
     query: dict[str, Any] = {"limit": _PAGE}
     while True:
         page = server.get(path, query)

@@ -3,16 +3,20 @@
     run A ──┐ paired by the hash of the item ─▶ for each criterion: both means, the difference with an interval, tests
     run B ──┘ items of one run only are left out, and counted
 
+An item is dropped as soon as its scores are noted: memory grows with the number of items, and not with their texts.
+
 The interval is a paired bootstrap of the difference of the means. Whether an item passes is tested by McNemar's exact
 test, a score by the sign test. Both ask how likely so uneven a count of better and worse items is by chance.
 """
 
 import hashlib
+import heapq
 import json
 import math
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 ROUNDS: Final = 2000
@@ -21,24 +25,66 @@ LEVEL: Final = 0.95
 _HELD: Final = 1_000_000
 OVERALL: Final = "all criteria"
 
+#: Ids of items without a partner that are held.
+NAMED: Final = 100
+MAX_SLICES: Final = 100
+
 Items = Iterable[Mapping[str, Any]]
+
+
+class TooManySlices(ValueError):
+    """A field of the items has more than `MAX_SLICES` values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Graded:
+    """The parts of an output item that are held: its id, and its scores at the positions of the criteria.
+
+    A criterion without a score has NaN, or is beyond the end.
+    """
+
+    id: str
+    scores: "array[float]"
+
+    def score(self, position: int) -> float | None:
+        """Return the score by the criterion at a position; None where there is none."""
+        score = self.scores[position] if position < len(self.scores) else math.nan
+        return None if math.isnan(score) else score
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
     """One item in both runs."""
 
-    first: Mapping[str, Any]
-    second: Mapping[str, Any]
+    first: Graded
+    second: Graded
+
+
+@dataclass(slots=True)
+class LeftOut:
+    """The items of a run without a partner in the other run: how many there are, and the ids of the first `NAMED`."""
+
+    count: int = 0
+    ids: list[str] = field(default_factory=list)
+
+    def add(self, item: Graded) -> None:
+        self.count += 1
+        if len(self.ids) < NAMED:
+            self.ids.append(item.id)
 
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """The items of both runs, and the ids of the output items that have no partner in the other run."""
+    """The items of both runs. `criteria` are the names at the positions of scores; `OVERALL` is the first.
 
+    `slices` are the pairs by the value of the field that the caller asked for.
+    """
+
+    criteria: list[str]
     pairs: list[Pair]
-    only_first: list[str]
-    only_second: list[str]
+    slices: dict[str, list[Pair]]
+    only_first: LeftOut
+    only_second: LeftOut
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,51 +131,73 @@ class Gap:
     high: float
 
 
-def pair_items(first: Items, second: Items) -> Pairing:
-    """Pair the items of two runs. Equal items, and samples of one item, are paired in their order."""
-    by_key = _by_key(first)
-    others = _by_key(second)
-    pairs = [Pair(item, others[key]) for key, item in by_key.items() if key in others]
-    only_first, only_second = (
-        [str(item["id"]) for key, item in own.items() if key not in other]
-        for own, other in ((by_key, others), (others, by_key))
-    )
-    return Pairing(pairs, only_first, only_second)
+def pair_items(first: Items, second: Items, slice_by: str = "") -> Pairing:
+    """Pair the items of two runs. Equal items, and samples of one item, are paired in their order.
+
+    The pairs are sliced by the value at the path `slice_by` in their items, such as `item.language`.
+
+    Raises: TooManySlices.
+    """
+    positions: dict[str, int] = {}
+    unpaired = {key: _graded(item, positions) for key, item in _by_key(first)}
+    pairs: list[Pair] = []
+    slices: dict[str, list[Pair]] = {}
+    only_first, only_second = LeftOut(), LeftOut()
+    for key, item in _by_key(second):
+        graded, partner = _graded(item, positions), unpaired.pop(key, None)
+        if partner is None:
+            only_second.add(graded)
+            continue
+        pairs.append(Pair(partner, graded))
+        if slice_by:
+            slices.setdefault(_value_at(item["datasource_item"], slice_by), []).append(pairs[-1])
+        if len(slices) > MAX_SLICES:
+            raise TooManySlices(f"{slice_by} has more than {MAX_SLICES} values")
+    for graded in unpaired.values():
+        only_first.add(graded)
+    return Pairing([OVERALL, *positions], pairs, dict(sorted(slices.items())), only_first, only_second)
 
 
-def _by_key(items: Items) -> dict[tuple[str, int], Mapping[str, Any]]:
-    seen = Counter[str]()
-    keyed = {}
+def _by_key(items: Items) -> Iterator[tuple[bytes, Mapping[str, Any]]]:
+    """Yield each item with the hash of its contents and the number of equal items before it."""
+    seen = Counter[bytes]()
     for item in items:
-        name = key_of(item["datasource_item"])
-        keyed[name, seen[name]] = item
-        seen[name] += 1
-    return keyed
+        contents = key_of(item["datasource_item"])
+        yield contents + seen[contents].to_bytes(4), item
+        seen[contents] += 1
 
 
-def key_of(item: Mapping[str, Any]) -> str:
+def key_of(item: Mapping[str, Any]) -> bytes:
     """Return the hash of an item, which does not depend on the order of its fields."""
-    return hashlib.sha256(json.dumps(item, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(item, sort_keys=True, separators=(",", ":")).encode()).digest()
 
 
-def compare(pairs: Sequence[Pair]) -> list[Comparison]:
+def _graded(item: Mapping[str, Any], positions: dict[str, int]) -> Graded:
+    """Return what is held of an output item. A criterion that is not among the `positions` gets the next one."""
+    status = item["status"]
+    scores = array("d", [math.nan if status == "error" else float(status == "pass")])
+    for result in item["results"]:
+        position = positions.setdefault(result["name"], len(positions) + 1)
+        scores.extend([math.nan] * (position + 1 - len(scores)))
+        if result["score"] is not None:
+            scores[position] = result["score"]
+    return Graded(item["id"], scores)
+
+
+def _value_at(item: Mapping[str, Any], path: str) -> str:
+    value: Any = item
+    for part in path.removeprefix("item.").split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return "(none)" if value is None else str(value)
+
+
+def compare(criteria: Sequence[str], pairs: Sequence[Pair]) -> list[Comparison]:
     """Compare two runs by each criterion that both have, and by whether items pass all criteria."""
-    names = dict.fromkeys(result["name"] for pair in pairs for result in pair.first["results"])
-    compared = [_compared(OVERALL, [(_passes(pair.first), _passes(pair.second)) for pair in pairs])]
-    compared += [
-        _compared(name, [(score_of(pair.first, name), score_of(pair.second, name)) for pair in pairs]) for name in names
+    compared = [
+        _compared(name, [(pair.first.score(position), pair.second.score(position)) for pair in pairs])
+        for position, name in enumerate(criteria)
     ]
     return [comparison for comparison in compared if comparison is not None]
-
-
-def _passes(item: Mapping[str, Any]) -> float | None:
-    return None if item["status"] == "error" else float(item["status"] == "pass")
-
-
-def score_of(item: Mapping[str, Any], criterion: str) -> float | None:
-    """Return the score of an item by a criterion; None where it has none."""
-    scores = (result["score"] for result in item["results"] if result["name"] == criterion)
-    return next((float(score) for score in scores if score is not None), None)
 
 
 def _compared(criterion: str, scores: Sequence[tuple[float | None, float | None]]) -> Comparison | None:
@@ -186,42 +254,32 @@ def p_value(better: int, worse: int) -> float:
 
 def regressions(pairs: Sequence[Pair], limit: int) -> list[Pair]:
     """Return the items that became worst from the first run to the second: by all scores together, the worst first."""
-    losses = [(_loss(pair), position) for position, pair in enumerate(pairs)]
-    return [pairs[position] for loss, position in sorted(losses)[:limit] if loss < 0]
+    losses = ((_loss(pair), position) for position, pair in enumerate(pairs))
+    return [pairs[position] for loss, position in heapq.nsmallest(limit, losses) if loss < 0]
 
 
 def _loss(pair: Pair) -> float:
-    names = [result["name"] for result in pair.first["results"]]
-    scores = ((score_of(pair.first, name), score_of(pair.second, name)) for name in names)
+    scores = ((pair.first.score(n), pair.second.score(n)) for n in range(1, len(pair.first.scores)))
     return math.fsum(second - first for first, second in scores if first is not None and second is not None)
 
 
-def slices(pairs: Sequence[Pair], path: str) -> dict[str, list[Pair]]:
-    """Return the pairs by the value at `path` in their items, such as `item.language`."""
-    parts = path.removeprefix("item.").split(".")
-    by_value: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        value: Any = pair.first["datasource_item"]
-        for part in parts:
-            value = value.get(part) if isinstance(value, Mapping) else None
-        by_value.setdefault("(none)" if value is None else str(value), []).append(pair)
-    return dict(sorted(by_value.items()))
-
-
-def gaps(groups: Mapping[str, Sequence[Pair]]) -> list[Gap]:
+def gaps(criteria: Sequence[str], groups: Mapping[str, Sequence[Pair]]) -> list[Gap]:
     """Return for each criterion and run how far apart the slices are; nothing for fewer than two slices with scores."""
-    names = dict.fromkeys(
-        result["name"] for pairs in groups.values() for pair in pairs for result in pair.first["results"]
-    )
-    rows = [_gap(groups, name, run) for name in names for run in ("first", "second")]
+    rows = [
+        _gap(
+            {value: [getattr(pair, run).score(position) for pair in pairs] for value, pairs in groups.items()},
+            name,
+            run,
+        )
+        for position, name in enumerate(criteria)
+        if position
+        for run in ("first", "second")
+    ]
     return [gap for gap in rows if gap is not None]
 
 
-def _gap(groups: Mapping[str, Sequence[Pair]], criterion: str, run: str) -> Gap | None:
-    scores = {
-        value: [score for pair in pairs if (score := score_of(getattr(pair, run), criterion)) is not None]
-        for value, pairs in groups.items()
-    }
+def _gap(groups: Mapping[str, Sequence[float | None]], criterion: str, run: str) -> Gap | None:
+    scores = {value: [score for score in slice_ if score is not None] for value, slice_ in groups.items()}
     means = {value: math.fsum(known) / len(known) for value, known in scores.items() if known}
     if len(means) < 2:
         return None

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from cli.client.comparison_report import report_page
-from jobs.evals.comparison import compare, gaps, pair_items, slices
+from jobs.evals.comparison import compare, gaps, pair_items, regressions
 from tests.support.browsers import chromium
 
 HOSTILE = (
@@ -41,12 +41,13 @@ def item(number: int, score: float, *, hostile: bool, text: str) -> dict[str, An
 def page_of(*, hostile: bool) -> str:
     first = [item(n, (n * 7 % 20) / 20, hostile=hostile, text="The first answer.") for n in range(60)]
     second = [item(n, (n * 11 % 20) / 20, hostile=hostile, text="Another answer.") for n in range(3, 62)]
-    pairing = pair_items(first, second)
-    by_value = slices(pairing.pairs, "item.language")
-    groups = {"": pairing.pairs, **by_value}
-    compared = [(group, row) for group, pairs in groups.items() for row in compare(pairs)]
+    pairing = pair_items(first, second, "item.language")
+    groups = {"": pairing.pairs, **pairing.slices}
+    compared = [(group, row) for group, pairs in groups.items() for row in compare(pairing.criteria, pairs)]
+    by_id = [{item["id"]: item for item in items} for items in (first, second)]
+    worst = [(by_id[0][pair.first.id], by_id[1][pair.second.id]) for pair in regressions(pairing.pairs, 50)]
     name = f"evalrun_2 {HOSTILE}" if hostile else "evalrun_2"
-    return report_page("evalrun_1", name, pairing, compared, gaps(by_value))
+    return report_page("evalrun_1", name, pairing, compared, gaps(pairing.criteria, pairing.slices), worst)
 
 
 @pytest.mark.verify

@@ -1,12 +1,14 @@
 """The comparison of two runs: pairs, intervals and tests against values that are known otherwise."""
 
 import math
+import tracemalloc
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from jobs.evals import comparison
-from jobs.evals.comparison import Pair
+from jobs.evals.comparison import MAX_SLICES, NAMED, OVERALL, Pairing
 
 
 def item(n: int, score: float | None, **fields: Any) -> dict[str, Any]:
@@ -21,15 +23,29 @@ def item(n: int, score: float | None, **fields: Any) -> dict[str, Any]:
     }
 
 
+def scores_of(pairing: Pairing) -> list[tuple[float | None, float | None]]:
+    return [(pair.first.score(1), pair.second.score(1)) for pair in pairing.pairs]
+
+
+def paired(*scores: tuple[float | None, float | None]) -> Pairing:
+    """Return the pairing of two runs with these scores of each item."""
+    return comparison.pair_items(
+        *([item(n, column[n]) for n in range(len(scores))] for column in zip(*scores, strict=True))
+    )
+
+
 def test_items_are_paired_by_what_they_are() -> None:
     first = [item(1, 0.0), {**item(2, 1.0), "datasource_item": {"a": 1, "n": 2}}, item(3, 1.0)]
-    second = [{**item(2, 0.0), "datasource_item": {"n": 2, "a": 1}}, item(1, 1.0), item(4, 1.0)]
+    second = [item(1, 1.0), {**item(2, 0.0), "datasource_item": {"n": 2, "a": 1}}, item(4, 1.0)]
 
     pairing = comparison.pair_items(first, second)
 
-    assert [pair.first["datasource_item"]["n"] for pair in pairing.pairs] == [1, 2]
-    assert all(pair.first["datasource_item"] == pair.second["datasource_item"] for pair in pairing.pairs)
-    assert (pairing.only_first, pairing.only_second) == (["outputitem_3"], ["outputitem_4"])
+    assert [(pair.first.id, pair.second.id) for pair in pairing.pairs] == [
+        ("outputitem_1", "outputitem_1"),
+        ("outputitem_2", "outputitem_2"),
+    ]
+    assert (pairing.criteria, scores_of(pairing)) == ([OVERALL, "score"], [(0.0, 1.0), (1.0, 0.0)])
+    assert (pairing.only_first.ids, pairing.only_second.ids) == (["outputitem_3"], ["outputitem_4"])
 
 
 def test_samples_of_one_item_are_paired_in_their_order() -> None:
@@ -37,11 +53,46 @@ def test_samples_of_one_item_are_paired_in_their_order() -> None:
 
     pairing = comparison.pair_items(first, second)
 
-    scores = [
-        (comparison.score_of(pair.first, "score"), comparison.score_of(pair.second, "score")) for pair in pairing.pairs
-    ]
-    assert scores == [(0.0, 0.2), (0.1, 0.3)]
-    assert (pairing.only_first, pairing.only_second) == ([], ["outputitem_1"])
+    assert scores_of(pairing) == [(0.0, 0.2), (0.1, 0.3)]
+    assert (pairing.only_first.ids, pairing.only_second.ids) == ([], ["outputitem_1"])
+
+
+def test_items_without_a_partner_are_counted_and_the_first_named() -> None:
+    pairing = comparison.pair_items([item(n, 1.0) for n in range(NAMED + 5)], [])
+
+    assert (pairing.only_first.count, len(pairing.only_first.ids)) == (NAMED + 5, NAMED)
+    assert pairing.only_first.ids[0] == "outputitem_0"
+
+
+def test_criteria_of_one_run_have_no_score_in_the_other() -> None:
+    other = {"name": "other", "score": 1.0, "passed": True}
+    first, second = item(1, 0.5), item(1, 0.5)
+    second["results"].append(other)
+
+    pairing = comparison.pair_items([first], [second])
+
+    (pair,) = pairing.pairs
+    assert (pairing.criteria, pair.first.score(2), pair.second.score(2)) == ([OVERALL, "score", "other"], None, 1.0)
+    assert [row.criterion for row in comparison.compare(pairing.criteria, pairing.pairs)] == [OVERALL, "score"]
+
+
+def test_texts_of_items_are_not_held() -> None:
+    count, text = 500, "x" * 20_000
+
+    def run() -> Iterator[dict[str, Any]]:
+        for n in range(count):
+            yield {**item(n, n / count, text=f"{n} {text}"), "sample": {"output": [{"content": f"{n} {text}"}]}}
+
+    tracemalloc.start()
+    try:
+        pairing = comparison.pair_items(run(), run())
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert len(pairing.pairs) == count
+    assert held < count * 1000  # bytes
+    assert peak < held + 20 * len(text)
 
 
 @pytest.mark.parametrize(
@@ -77,45 +128,53 @@ def test_interval_of_many_distinct_values_takes_bounded_memory() -> None:
 
 
 def test_errored_items_are_left_out_of_a_comparison() -> None:
-    pairs = [Pair(item(1, None), item(1, 1.0)), Pair(item(2, 0.2), item(2, 0.9)), Pair(item(3, 0.8), item(3, 0.7))]
+    pairing = paired((None, 1.0), (0.2, 0.9), (0.8, 0.7))
 
-    overall, score = comparison.compare(pairs)
+    overall, score = comparison.compare(pairing.criteria, pairing.pairs)
 
-    assert (overall.criterion, overall.items, overall.first, overall.second) == (comparison.OVERALL, 2, 0.5, 1.0)
+    assert (overall.criterion, overall.items, overall.first, overall.second) == (OVERALL, 2, 0.5, 1.0)
     assert (overall.better, overall.worse) == (1, 0)
     assert (score.criterion, score.items, score.better, score.worse) == ("score", 2, 1, 1)
     assert score.difference == pytest.approx(0.3)
     assert not score.is_significant
-    assert comparison.compare([Pair(item(1, None), item(1, None))]) == []
+    errored = paired((None, None))
+    assert comparison.compare(errored.criteria, errored.pairs) == []
 
 
 def test_worst_regressions_come_first() -> None:
-    pairs = [Pair(item(n, 0.8), item(n, second)) for n, second in ((1, 0.7), (2, 0.1), (3, 0.9))]
+    pairs = paired((0.8, 0.7), (0.8, 0.1), (0.8, 0.9)).pairs
 
-    assert [pair.first["datasource_item"]["n"] for pair in comparison.regressions(pairs, 5)] == [2, 1]
-    assert len(comparison.regressions(pairs, 1)) == 1
+    assert [pair.first.id for pair in comparison.regressions(pairs, 5)] == ["outputitem_1", "outputitem_0"]
+    assert [pair.first.id for pair in comparison.regressions(pairs, 1)] == ["outputitem_1"]
 
 
 def test_slices_by_a_field_of_the_item() -> None:
-    pairs = [
-        Pair(item(n, 1.0, about={"language": language}), item(n, 1.0)) for n, language in enumerate(["de", "en", "de"])
-    ]
-    pairs.append(Pair(item(9, 1.0), item(9, 1.0)))
+    run = [item(n, 1.0, about={"language": language}) for n, language in enumerate(["de", "en", "de"])]
+    run.append(item(9, 1.0))
 
-    by_value = comparison.slices(pairs, "item.about.language")
+    by_value = comparison.pair_items(run, run, "item.about.language").slices
 
     assert {value: len(group) for value, group in by_value.items()} == {"(none)": 1, "de": 2, "en": 1}
 
 
+def test_slices_are_bounded() -> None:
+    run = [item(n, 1.0) for n in range(MAX_SLICES + 1)]
+
+    assert len(comparison.pair_items(run[1:], run, "item.n").slices) == MAX_SLICES
+    with pytest.raises(comparison.TooManySlices):
+        comparison.pair_items(run, run, "item.n")
+
+
 def test_gap_is_between_the_best_and_the_worst_slice_of_each_run() -> None:
     shares = {"de": (0.9, 0.5), "en": (0.6, 0.5), "fr": (0.3, 0.4)}
-    groups = {
-        language: [Pair(item(n, float(n < first * 400)), item(n, float(n < second * 400))) for n in range(400)]
-        for language, (first, second) in shares.items()
-    }
+    runs = [
+        [item(n, float(n < share[run] * 400), at=at) for at, share in shares.items() for n in range(400)]
+        for run in (0, 1)
+    ]
+    pairing = comparison.pair_items(*runs, "item.at")
     error = 1.96 * math.sqrt((0.9 * 0.1 + 0.3 * 0.7) / 400)
 
-    wide, narrow = comparison.gaps(groups)
+    wide, narrow = comparison.gaps(pairing.criteria, pairing.slices)
 
     assert (wide.criterion, wide.run, wide.highest, wide.lowest) == ("score", "first", "de", "fr")
     assert wide.gap == pytest.approx(0.6)
@@ -125,4 +184,7 @@ def test_gap_is_between_the_best_and_the_worst_slice_of_each_run() -> None:
 
 
 def test_one_slice_with_scores_has_no_gap() -> None:
-    assert comparison.gaps({"de": [Pair(item(1, 1.0), item(1, 0.0))], "en": [Pair(item(2, None), item(2, None))]}) == []
+    first, second = ([item(1, score), item(2, None)] for score in (1.0, 0.0))
+    pairing = comparison.pair_items(first, second, "item.n")
+
+    assert comparison.gaps(pairing.criteria, pairing.slices) == []
