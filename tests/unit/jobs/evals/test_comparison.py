@@ -29,9 +29,8 @@ def scores_of(pairing: Pairing) -> list[tuple[float | None, float | None]]:
 
 def paired(*scores: tuple[float | None, float | None]) -> Pairing:
     """Return the pairing of two runs with these scores of each item."""
-    return comparison.pair_items(
-        *([item(n, column[n]) for n in range(len(scores))] for column in zip(*scores, strict=True))
-    )
+    first, second = ([item(n, column) for n, column in enumerate(run)] for run in zip(*scores, strict=True))
+    return comparison.pair_items(first, second)
 
 
 def test_items_are_paired_by_what_they_are() -> None:
@@ -171,7 +170,7 @@ def test_gap_is_between_the_best_and_the_worst_slice_of_each_run() -> None:
         [item(n, float(n < share[run] * 400), at=at) for at, share in shares.items() for n in range(400)]
         for run in (0, 1)
     ]
-    pairing = comparison.pair_items(*runs, "item.at")
+    pairing = comparison.pair_items(runs[0], runs[1], "item.at")
     error = 1.96 * math.sqrt((0.9 * 0.1 + 0.3 * 0.7) / 400)
 
     wide, narrow = comparison.gaps(pairing.criteria, pairing.slices)
