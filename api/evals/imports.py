@@ -30,6 +30,7 @@ from jobs.evals import evals, runs
 from jobs.evals.runs import Evaluation, Imported
 from jobs.evals.tables import Eval, EvalRun
 from jobs.ids import new_id
+from jobs.ledger import ledger
 from jobs.ledger.tables import Job
 
 router = resource("Evals")
@@ -92,10 +93,12 @@ def import_run(request: Request, call: Call, once: Idempotent, eval_id: str, bod
 
     def make(session: Session) -> EvalRunObject:
         check_not_full(session, call)
+        same = select(EvalRun).where(EvalRun.eval_id == eval_id, EvalRun.imported_from == body.imported_from)
+        if session.scalar(same) is None:  # the project is locked before the eval
+            ledger.check_room(session, call.project_id, runs.NAME, call.config.project_eval_runs)
         row = evals.lock(session, eval_id, call.project_id)
         if row is None:
             raise NotFound(f"No eval found with id '{clip(eval_id)}'.", param="eval_id")
-        same = select(EvalRun).where(EvalRun.eval_id == eval_id, EvalRun.imported_from == body.imported_from)
         run = session.scalar(same)
         shown = _imported_run(session, call, body, row) if run is None else (run, session.get_one(Job, run.id))
         return show_runs(session, request, call, [shown])[0]

@@ -1,5 +1,6 @@
 """Evals and runs from elsewhere over HTTP: taken over once, and what is refused."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
 from jobs.evals.tables import Eval, EvalRun
+from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from tests.support.web import make_key
 from tests.unit.api.conftest import client_of
@@ -64,6 +66,39 @@ def test_run_is_imported_once_and_asks_nobody(client: TestClient, app: FastAPI) 
     assert (first.status_code, first.json()["status"], first.json()["model"]) == (201, "queued", "gpt-4o")
     assert (first.json()["imported_from"], first.json()["data_source"]) == ("evalrun_far", source)
     assert second.json() == first.json()
+    assert stored(app) == (1, 1, 1)
+
+
+def test_imports_count_among_the_live_runs_of_a_project(make_app: Callable[..., FastAPI]) -> None:
+    app = make_app(project_eval_runs=2)
+    client = client_of(app, make_key(app))
+    eval_id, file_id = import_eval(client)["id"], file_of(client)
+
+    def imported(run_id: str) -> Any:
+        return client.post(f"/v1/evals/{eval_id}/imports", json=run_body(file_id, imported_from=run_id))
+
+    first, _, third = (imported(f"evalrun_{n}") for n in range(3))
+
+    assert (third.status_code, third.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert stored(app) == (1, 2, 2)
+    assert imported("evalrun_0").json() == first.json()  # it is there already
+    with app.state.services.db.write() as session:
+        session.get_one(Job, first.json()["id"]).state = JobState.SUCCEEDED
+    assert imported("evalrun_2").status_code == 201
+
+
+@pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED])
+def test_imported_run_is_not_retried(client: TestClient, app: FastAPI, state: JobState) -> None:
+    eval_id = import_eval(client)["id"]
+    run_id = client.post(f"/v1/evals/{eval_id}/imports", json=run_body(file_of(client))).json()["id"]
+    with app.state.services.db.write() as session:
+        job = session.get_one(Job, run_id)
+        job.state, job.total, job.failed = state, 2, 2
+
+    answer = client.post(f"/v1/jobs/{run_id}/retry", json={})
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "nothing_to_retry")
+    assert f"Run '{run_id}' was imported" in answer.json()["error"]["message"]
     assert stored(app) == (1, 1, 1)
 
 
