@@ -3,7 +3,8 @@
     submit(after=…) ─┬─ all have completed ──────────────────────────────────▶ its plan message is enqueued
                      └─ waits: `waiting_for` is `job`, it has no message and cannot be claimed
                             ├─ the last one completes (its transaction, or the sweep) ──▶ enqueued
-                            ├─ one fails, expires or is cancelled (the sweep) ──▶ failed, `dependency_failed`
+                            ├─ one fails, expires or is cancelled (the sweep) ──▶ failed, `dependency_failed`,
+                            │                 but cancelled where its parent is cancelled or has expired
                             └─ it is cancelled, or its own deadline passes ──▶ as any other job
 
 The transaction that ends a predecessor passes over a dependent that another transaction has locked: so it never waits
@@ -35,6 +36,8 @@ RELEASED_AT_ONCE: Final = 50
 
 _UNFINISHED: Final = frozenset({JobState.FAILED, JobState.EXPIRED, JobState.CANCELLED})
 _HOPELESS: Final = _UNFINISHED | {source for source, target in CLOSING.items() if target in _UNFINISHED}
+#: A parent in one of these states has its children cancelled: they do not fail because of each other meanwhile.
+_STOPPED: Final = _HOPELESS - {JobState.FAILED}
 
 #: The state is a literal: with a parameter SQLite cannot use the partial index.
 _WAITS = Job.waiting_for == literal_column(f"'{WAITING}'")
@@ -52,7 +55,14 @@ _OPEN = _PREDECESSOR.state != JobState.SUCCEEDED
 _FAILED = _PREDECESSOR.state.in_(_UNFINISHED)
 _IS_OPEN = select(exists().where(_EDGE, _OPEN))
 _COMPLETED_AT = select(func.max(_PREDECESSOR.completed_at)).where(_EDGE)
-_FAILED_ONE = select(_PREDECESSOR.id, _PREDECESSOR.state).where(_EDGE, _FAILED).order_by(_PREDECESSOR.id).limit(1)
+_PARENT = aliased(Job)
+_PARENT_STOPPED = exists().where(_PARENT.id == Job.parent_id, _PARENT.state.in_(_STOPPED))
+_FAILED_ONE = (
+    select(_PREDECESSOR.id, _PREDECESSOR.state)
+    .where(_EDGE, _FAILED, Job.id == JobDependency.job_id, ~_PARENT_STOPPED)
+    .order_by(_PREDECESSOR.id)
+    .limit(1)
+)
 _DEPENDENTS = (
     select(Job.id)
     .join(JobDependency, JobDependency.job_id == Job.id)
@@ -62,7 +72,7 @@ _DEPENDENTS = (
     .with_for_update(of=Job, skip_locked=True)
 )
 _RELEASABLE = select(Job.id).where(_WAITS, ~_any(_OPEN))
-_FAILING = select(Job.id).where(_WAITS, _any(_FAILED))
+_FAILING = select(Job.id).where(_WAITS, _any(_FAILED), ~_PARENT_STOPPED)
 _ADD = insert(table_of(JobDependency))
 
 
@@ -93,7 +103,10 @@ def is_open(session: Session, job_id: str) -> bool:
 
 
 def failed_predecessor(session: Session, job_id: str) -> tuple[str, str] | None:
-    """Return the id and the state of a predecessor that ended without completing, if there is one."""
+    """Return the id and the state of a predecessor that ended without completing, if there is one.
+
+    Return None for the child of a parent that is cancelled or has expired: the child will be cancelled.
+    """
     row = session.connection().execute(_FAILED_ONE, {"its_job": job_id}).first()
     return (row[0], row[1]) if row else None
 
@@ -141,7 +154,7 @@ def releasable(session: Session, limit: int) -> Sequence[str]:
 
 
 def failing(session: Session, limit: int) -> Sequence[str]:
-    """Return jobs that wait for one that has failed, expired or was cancelled."""
+    """Return jobs that wait for one that has failed, expired or was cancelled, and that will not be cancelled."""
     return session.scalars(_FAILING.limit(limit)).all()
 
 

@@ -122,6 +122,37 @@ def test_the_children_of_a_cancelled_job_are_cancelled_and_theirs(harness: Dispa
     ]
 
 
+@pytest.mark.parametrize("time_for_one", [False, True])
+def test_children_of_a_cancelled_job_do_not_fail_because_of_each_other(
+    harness: DispatcherHarness, *, time_for_one: bool
+) -> None:
+    """A child that waits for another one is cancelled too, however late the sweep comes to it."""
+    if time_for_one:
+        timings = replace(Timings(), dependents_pass=0.0)
+        harness.dispatcher = Dispatcher(
+            harness.config, harness.db, harness.storage, harness.broker, harness.clock, timings
+        )
+    project = project_of(harness.db, "one")
+    parent = ledgers.running(harness.db, project_id=project).id
+    first = ledgers.submitted(harness.db, project_id=project, parent_id=parent).id
+    second = ledgers.submitted(harness.db, project_id=project, parent_id=parent, after=[first]).id
+    other = ledgers.submitted(harness.db, project_id=project, after=[first]).id
+    with harness.db.write() as session:
+        ledger.cancel(session, parent, actor="key:test")
+        ledger.cancel(session, first, actor="dispatcher")
+    ledgers.close(harness.db, first)
+
+    for _ in range(3):
+        harness.tick(6)
+
+    assert states(harness.db, parent, first, second, other) == [
+        JobState.CANCELLING,
+        JobState.CANCELLED,
+        JobState.CANCELLING,
+        JobState.FAILED,
+    ]
+
+
 def test_jobs_that_wait_for_live_ones_are_left_alone(harness: DispatcherHarness) -> None:
     project = project_of(harness.db, "one")
     first = ledgers.running(harness.db, project_id=project).id
