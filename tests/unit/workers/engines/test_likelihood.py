@@ -1,16 +1,20 @@
 """The likelihood of a text: the answer of engines that compute it, and the refusals of others."""
 
+import asyncio
 import math
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from jobs.requests.endpoints import BERTSCORE, LIKELIHOOD
 from tests.unit.workers.engines.http.test_http_engine import engine_of
+from workers.engines.adapter_slots import AdapterSlots
 from workers.engines.fake import FakeEngine
 from workers.engines.http.endpoints import Endpoint
-from workers.engines.port import EngineFault, Request, Score, likelihood_answer
+from workers.engines.port import Adapter, AdapterRefused, EngineFault, Request, Score, likelihood_answer
+from workers.engines.vllm.vllm_adapters import TEXTS_AT_ONCE, Likelihoods
 from workers.engines.vllm.vllm_engine import VllmEngine
 
 
@@ -48,6 +52,103 @@ async def test_no_other_server_is_asked(url: str) -> None:
         answer = await engine.answer(Request(url, {"model": "m", "input": "text"}, "req"))
 
     assert answer.status == 400
+
+
+class Scoring:
+    """An engine that scores texts by their lengths. `turns` are the texts that were in it at the same time."""
+
+    def __init__(self, *, one_by_one: bool = False) -> None:
+        self.slots = AdapterSlots(1)
+        self.likelihoods = Likelihoods(self.slots, self.score, one_by_one=one_by_one)
+        self.turns: list[list[str]] = []
+        self.inside: list[str] = []
+
+    async def score(self, model: str, text: str, adapter: Adapter | None) -> Score:
+        if not self.inside:
+            self.turns.append([])
+        self.turns[-1].append(text)
+        self.inside.append(text)
+        await asyncio.sleep(0.001)
+        self.inside.remove(text)
+        if text == "broken":
+            raise EngineFault("It broke.")
+        return Score((len(model),), (-float(len(text)),))
+
+    async def all(self, texts: list[str], adapter: Adapter | None = None) -> list[Any]:
+        asked = (self.likelihoods.of("m", text, adapter) for text in texts)
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+
+ADAPTER = Adapter("lora-a", "a", Path("a"))
+
+
+async def test_texts_that_wait_are_scored_together() -> None:
+    engine, texts = Scoring(), ["x" * n for n in range(1, TEXTS_AT_ONCE + 3)]
+
+    scores = await engine.all(texts)
+
+    assert engine.turns == [texts[:TEXTS_AT_ONCE], texts[TEXTS_AT_ONCE:]]
+    assert [score.logprobs for score in scores] == [(-float(len(text)),) for text in texts]
+
+
+async def test_texts_are_scored_one_by_one_where_the_engine_needs_it() -> None:
+    engine = Scoring(one_by_one=True)
+
+    await engine.all(["a", "bb", "ccc"])
+
+    assert engine.turns == [["a"], ["bb"], ["ccc"]]
+
+
+async def test_texts_wait_for_other_requests_and_other_requests_for_them() -> None:
+    engine = Scoring()
+    async with engine.slots.running(None):
+        scores = asyncio.create_task(engine.all(["a", "bb"]))
+        await asyncio.sleep(0.01)
+        assert engine.turns == []
+        later = asyncio.create_task(engine.slots.running(None).__aenter__())
+        await asyncio.sleep(0.01)
+        assert not later.done()
+
+    await scores
+    await later
+    assert engine.turns == [["a", "bb"]]
+
+
+async def test_texts_of_an_adapter_are_scored_apart() -> None:
+    engine = Scoring()
+
+    await asyncio.gather(engine.all(["a", "bb"]), engine.all(["c"], ADAPTER), engine.all(["dd"]))
+
+    assert engine.turns == [["a", "bb", "dd"], ["c"]]
+
+
+async def test_broken_text_does_not_break_those_beside_it() -> None:
+    broken, good = await Scoring().all(["broken", "good"])
+
+    assert isinstance(broken, EngineFault)
+    assert good.logprobs == (-4.0,)
+
+
+async def test_texts_of_a_refused_adapter_are_refused_and_others_scored() -> None:
+    engine = Scoring()
+    engine.slots = engine.likelihoods._slots = AdapterSlots()  # takes none
+
+    refused, scores = await asyncio.gather(engine.all(["a", "bb"], ADAPTER), engine.all(["c"]))
+
+    assert [type(error) for error in refused] == [AdapterRefused] * 2
+    assert scores[0].logprobs == (-1.0,)
+
+
+async def test_text_of_a_client_that_left_is_not_scored() -> None:
+    engine = Scoring()
+    async with engine.slots.running(None):
+        left, stays = (asyncio.create_task(engine.likelihoods.of("m", text, None)) for text in ("left", "stays"))
+        await asyncio.sleep(0.01)
+        left.cancel()
+        await asyncio.sleep(0)
+
+    assert (await stays).logprobs == (-5.0,)
+    assert engine.turns == [["stays"]]
 
 
 async def test_unknown_model_is_not_started(tmp_path: Path) -> None:
