@@ -16,6 +16,7 @@ or not at its first try, or unusual, is planned alone.
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import BinaryIO, TypeVar
 
 from sqlalchemy import bindparam, select
@@ -37,6 +38,7 @@ from jobs.ledger.tables import Job, Segment, Shard
 from jobs.queues import Task
 from jobs.requests.endpoints import EMBEDDINGS, SERVED_WITH
 from jobs.security.tables import Project
+from jobs.settings import Settings
 from workers.runtime.attempts import Abandoned
 from workers.runtime.context import Context
 from workers.runtime.heartbeat import ClaimHandle
@@ -52,6 +54,40 @@ _SHARDS_AT_ONCE = 50
 def plan(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
     """Cut the claimed job's input into shards and let it run, or reject it. Raises Abandoned, ClaimLost."""
     Planner(context, claim, handle).run()
+
+
+class ShardCutter:
+    """Lines in their order, cut into shards of bounded lines and bytes.
+
+    `shards` are those that were not taken; the last one is being filled. `total` counts the lines.
+    """
+
+    def __init__(self, job_id: str, config: Settings) -> None:
+        self.shards: list[Shard] = []
+        self.total = 0
+        self._job_id, self._config = job_id, config
+        self._next = 0  # the number of the next shard
+
+    def add(self, offset: int, length: int) -> None:
+        """Add a line. What stands between the lines, such as blank lines, belongs to the shard before."""
+        shard = self.shards[-1] if self.shards else None
+        if shard is None or self._is_full(shard, offset + length):
+            shard = Shard(job_id=self._job_id, n=self._next, first_line=self.total, lines=0, offset=offset, length=0)
+            self.shards.append(shard)
+            self._next += 1
+        shard.lines += 1
+        shard.length = offset + length - shard.offset
+        self.total += 1
+
+    def take_full(self) -> list[Shard]:
+        """Take the first `_SHARDS_AT_ONCE` shards, if so many are full."""
+        if len(self.shards) <= _SHARDS_AT_ONCE:
+            return []
+        taken, self.shards = self.shards[:_SHARDS_AT_ONCE], self.shards[_SHARDS_AT_ONCE:]
+        return taken
+
+    def _is_full(self, shard: Shard, end: int) -> bool:
+        return shard.lines >= self._config.shard_lines or end - shard.offset > self._config.shard_bytes
 
 
 class Planner:
@@ -78,16 +114,14 @@ class Planner:
         self.errors: list[lines.Bad] = []
         self.queue: str | None = None
         self.serves_as: str | None = None
-        self.total = self.inputs = self.bytes = 0
-        self.cut = 0  # shards so far, with the one being filled
-        self.filling: Shard | None = None
-        self.full: list[Shard] = []
+        self.inputs = self.bytes = 0
+        self.cutter = ShardCutter(claim.job.id, self.config)
 
     def run(self) -> None:
         if self.context.low_on_disk():
             raise Abandoned(5.0, "disk")
         if self.claim.epoch > 1:  # an earlier planner may have cut shards
-            self._clear()
+            clear(self.context, self.claim)
         if (path := self.input_path()) is not None:
             self._read(path)
         if self._ended:
@@ -95,7 +129,7 @@ class Planner:
         if not self.errors and not self._write(self._planned):
             self._complain_of_tokens()
         if self.errors:
-            self._clear()
+            clear(self.context, self.claim)
             self._write(self._rejected)
 
     def input_path(self) -> str | None:
@@ -143,10 +177,10 @@ class Planner:
         """
         if self._over_token_limit(session):
             return False
-        shards.cut(session, self.claim, self.queue or "", self.full)
+        shards.cut(session, self.claim, self.queue or "", self.cutter.shards)
         model = self.checker.model and self._asked(self.checker.model)
         ledger.planned(
-            session, self.claim, total=self.total, model=model, queue=self.queue or "", serves_as=self.serves_as
+            session, self.claim, total=self.cutter.total, model=model, queue=self.queue or "", serves_as=self.serves_as
         )
         return True
 
@@ -178,9 +212,8 @@ class Planner:
                 self.errors.append(checked)
             elif not self.errors:
                 self._add(text, checked)
-            if len(self.errors) >= MAX_ERRORS or self.total > self.config.batch_max_lines:
+            if len(self.errors) >= MAX_ERRORS or self.cutter.total > self.config.batch_max_lines:
                 return
-        self._fill()
 
     def _name_duplicates(self, handle: BinaryIO, suspects: frozenset[int]) -> None:
         for bad in lines.duplicates(handle, self.config.batch_max_line_bytes, suspects):
@@ -191,40 +224,10 @@ class Planner:
     def _add(self, text: lines.Text, good: lines.Good) -> None:
         if self.queue is None:
             self.queue, self.serves_as = self._queue_for_model(self._asked(good.model), text.number)
-        shard = self.filling
-        if shard is None or self._is_full(shard, text):
-            self._fill()
-            self._flush()
-            shard = self.filling = Shard(
-                job_id=self.claim.job.id, n=self.cut, first_line=self.total, lines=0, offset=text.offset, length=0
-            )
-            self.cut += 1
-        shard.lines += 1
-        shard.length = text.offset + text.length - shard.offset
-        self.total += 1
+        self.cutter.add(text.offset, text.length)
         self.inputs += good.inputs
         self.bytes += text.length
-
-    def _is_full(self, shard: Shard, text: lines.Text) -> bool:
-        if shard.lines >= self.config.shard_lines:
-            return True
-        return text.offset + text.length - shard.offset > self.config.shard_bytes
-
-    def _fill(self) -> None:
-        if self.filling is not None:
-            self.full.append(self.filling)
-            self.filling = None
-
-    def _flush(self) -> None:
-        """Commit full shards, many at a time; other processes write between the transactions."""
-        if len(self.full) < _SHARDS_AT_ONCE:
-            return
-        if self._ended:
-            raise Abandoned
-        queue = self.queue or ""
-        self._write(lambda session: shards.cut(session, self.claim, queue, self.full))
-        self.full = []
-        self.context.db.breathe(self.context.stop)
+        cut_full(self.context, self.claim, self.cutter, self.queue or "", self.handle)
 
     def _queue_for_model(self, model: str, number: int) -> Route:
         job = self.claim.job
@@ -246,13 +249,13 @@ class Planner:
             raise Abandoned(5.0, "model") from None
 
     def _check_totals(self) -> None:
-        if self.total > self.config.batch_max_lines:
+        if self.cutter.total > self.config.batch_max_lines:
             limit = self.config.batch_max_lines
             self._complain("too_many_requests", f"The input file has more than {limit} requests.")
         if self.claim.job.endpoint == EMBEDDINGS and self.inputs > self.config.batch_max_embedding_inputs:
             limit = self.config.batch_max_embedding_inputs
             self._complain("too_many_inputs", f"The batch has more than {limit} embedding inputs.")
-        if not self.total and not self.errors and not self.may_be_empty:
+        if not self.cutter.total and not self.errors and not self.may_be_empty:
             self._complain("empty_file", "The input file contains no requests.")
 
     def _over_token_limit(self, session: Session) -> bool:
@@ -264,13 +267,25 @@ class Planner:
     def _complain(self, code: str, message: str) -> None:
         self.errors.append(lines.Bad(code, message))
 
-    def _clear(self) -> None:
-        """Remove the shards of an earlier planner, or of this one before an error."""
-        while self._write(lambda session: shards.uncut(session, self.claim, WRITE_ROWS)):
-            self.context.db.breathe(self.context.stop)
-
     def _write(self, work: Callable[[Session], T]) -> T:
         return self.context.db.retrying(work, self.context.stop)
+
+
+def cut_full(
+    context: Context, claim: JobClaim, cutter: ShardCutter, queue: str, handle: ClaimHandle | None = None
+) -> None:
+    """Commit full shards, many at a time; other processes write between the transactions. Raises Abandoned."""
+    while full := cutter.take_full():
+        if handle is not None and handle.ended:
+            raise Abandoned
+        context.db.retrying(partial(shards.cut, claim=claim, queue=queue, shards=full), context.stop)
+        context.db.breathe(context.stop)
+
+
+def clear(context: Context, claim: JobClaim) -> None:
+    """Remove the shards of an earlier planner, or of this one before an error."""
+    while context.db.retrying(lambda session: shards.uncut(session, claim, WRITE_ROWS), context.stop):
+        context.db.breathe(context.stop)
 
 
 # ── the input of a job: its file, or, for a retry, a copy of the lines that the retry runs ──

@@ -20,7 +20,6 @@ from sqlalchemy.orm import Session
 from jobs.batches import lines
 from jobs.batches.lines import Bad
 from jobs.clock import now
-from jobs.db.engine import WRITE_ROWS
 from jobs.errors import StorageFull
 from jobs.evals import runs
 from jobs.evals.availability import ports_of
@@ -33,12 +32,12 @@ from jobs.fleet.models_file import ModelsFileError
 from jobs.ledger import ledger, shards
 from jobs.ledger.ledger import JobClaim
 from jobs.ledger.shards import ShardClaim
-from jobs.ledger.tables import Job, Shard
+from jobs.ledger.tables import Job
 from jobs.queues import Queue
-from jobs.settings import Settings
 from workers.batches.finishing import output_line, records_of, shards_of
-from workers.batches.planning import set_input
+from workers.batches.planning import ShardCutter, clear, cut_full, set_input
 from workers.batches.segments import SegmentRun
+from workers.engines.wire import usage_of
 from workers.evals import imported
 from workers.evals.cases import Case, cases_of, sample_error, sample_of
 from workers.evals.earlier import Row, decode_row
@@ -51,7 +50,6 @@ from workers.runtime.heartbeat import ClaimHandle
 from workers.runtime.output_lines import Record
 
 log = logging.getLogger(__name__)
-_SHARDS_AT_ONCE: Final = 50
 _CRASHED: Final = {"code": "worker_crashed", "message": "The worker died each time it graded this item."}
 _SAMPLE: Final = {"code": "sample_error", "message": "There is no sample to grade."}
 
@@ -62,29 +60,40 @@ def plan(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
     """Bring the cases of the claimed run together, and let them be graded. Raises Abandoned, ClaimLost."""
     if context.low_on_disk():
         raise Abandoned(5.0, "disk")
-    while claim.epoch > 1 and context.db.retrying(lambda session: shards.uncut(session, claim, WRITE_ROWS)):
-        context.db.breathe(context.stop)
+    if claim.epoch > 1:
+        clear(context, claim)
     path = f"jobs/{claim.job.id}/input-{claim.epoch}.jsonl"
-    cutter = _Cutter(claim.job.id, context.config)
+    cutter = ShardCutter(claim.job.id, context.config)
     errors = _write_rows(context, claim.job, path, cutter, handle)
     if errors:
         rejected = [bad.as_dict() for bad in errors]
         context.db.retrying(lambda session: ledger.reject(session, claim, rejected), context.stop)
-    else:
-        _write_shards(context, claim, path, cutter)
+        return
+    set_input(context, claim, path)
+    cut_full(context, claim, cutter, Queue.EVALUATE, handle)
+
+    def planned(session: Session) -> None:
+        shards.cut(session, claim, Queue.EVALUATE, cutter.shards)
+        ledger.planned(session, claim, total=cutter.total, model=None, queue=Queue.EVALUATE)
+
+    context.db.retrying(planned, context.stop)
 
 
-def _write_rows(context: Context, run: Job, path: str, cutter: "_Cutter", handle: ClaimHandle) -> list[Bad]:
+def _write_rows(context: Context, run: Job, path: str, cutter: ShardCutter, handle: ClaimHandle) -> list[Bad]:
     """Write a line for each case; return the errors of the items. Raises Abandoned."""
     errors: list[Bad] = []
+    offset, limit = 0, context.config.batch_max_lines
     with context.storage.writer(path) as out:
         for line in _lines(context, run, errors):
-            cutter.add(out.write(line))
+            cutter.add(offset, len(line))
+            offset += out.write(line)
             if handle.ended:
                 raise Abandoned
-            if cutter.fault is not None:
-                break
-    return errors or ([cutter.fault] if cutter.fault is not None else [])
+            if cutter.total > limit:
+                return [Bad("too_many_items", f"The run has more than {limit} samples of items.", None, "data_source")]
+    if not cutter.total and not errors:
+        errors.append(Bad("empty_file", "The run has no items.", None, "data_source"))
+    return errors
 
 
 def _lines(context: Context, run: Job, errors: list[Bad]) -> Iterator[bytes]:
@@ -160,62 +169,13 @@ def _input(payload: Evaluation, case: Case) -> list[Any]:
 
 def _usage(usage: Any) -> dict[str, int]:
     """Return the tokens of an answer in the fields of output items."""
-    fields = usage if isinstance(usage, dict) else {}
-    details = fields.get("prompt_tokens_details") or fields.get("input_tokens_details") or {}
+    tokens = usage_of(msgspec.json.encode({"usage": usage}))
     return {
-        "prompt_tokens": int(fields.get("prompt_tokens") or fields.get("input_tokens") or 0),
-        "completion_tokens": int(fields.get("completion_tokens") or fields.get("output_tokens") or 0),
-        "total_tokens": int(fields.get("total_tokens") or 0),
-        "cached_tokens": int(details.get("cached_tokens") or 0),
+        "prompt_tokens": tokens.input_tokens,
+        "completion_tokens": tokens.output_tokens,
+        "total_tokens": tokens.total_tokens,
+        "cached_tokens": tokens.cached_tokens,
     }
-
-
-class _Cutter:
-    """Shards over lines of known lengths."""
-
-    def __init__(self, job_id: str, config: Settings) -> None:
-        self.shards: list[Shard] = []
-        self.total = self._offset = 0
-        self._job_id, self._config = job_id, config
-
-    def add(self, length: int) -> None:
-        shard = self.shards[-1] if self.shards else None
-        if shard is None or self._is_full(shard, length):
-            facts = {"first_line": self.total, "lines": 0, "offset": self._offset, "length": 0}
-            shard = Shard(job_id=self._job_id, n=len(self.shards), **facts)
-            self.shards.append(shard)
-        shard.lines += 1
-        shard.length += length
-        self.total += 1
-        self._offset += length
-
-    @property
-    def fault(self) -> Bad | None:
-        """Return what is wrong with the number of lines."""
-        if self.total > self._config.batch_max_lines:
-            message = f"The run has more than {self._config.batch_max_lines} samples of items."
-            return Bad("too_many_items", message, None, "data_source")
-        return None if self.total else Bad("empty_file", "The run has no items.", None, "data_source")
-
-    def _is_full(self, shard: Shard, length: int) -> bool:
-        return shard.lines >= self._config.shard_lines or shard.length + length > self._config.shard_bytes
-
-
-def _write_shards(context: Context, claim: JobClaim, path: str, cutter: _Cutter) -> None:
-    """Let the run be graded: its shards, many at a time, the last ones with the state of the job."""
-    set_input(context, claim, path)
-    last = max(0, len(cutter.shards) - 1) // _SHARDS_AT_ONCE * _SHARDS_AT_ONCE
-    for start in range(0, last, _SHARDS_AT_ONCE):
-        some = cutter.shards[start : start + _SHARDS_AT_ONCE]
-        cut = partial(shards.cut, claim=claim, queue=Queue.EVALUATE, shards=some)
-        context.db.retrying(cut, context.stop)
-        context.db.breathe(context.stop)
-
-    def planned(session: Session) -> None:
-        shards.cut(session, claim, Queue.EVALUATE, cutter.shards[last:])
-        ledger.planned(session, claim, total=cutter.total, model=None, queue=Queue.EVALUATE)
-
-    context.db.retrying(planned, context.stop)
 
 
 # ── grading ──
