@@ -5,7 +5,6 @@ python docs/generate.py              docs/reference/*.md is written anew; a test
 
 import inspect
 import re
-import tempfile
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,7 @@ import openai
 from openai._resource import SyncAPIResource
 from typer.main import get_command
 
-from api.app import build
+from api import openapi
 from cli.main import app as command_line
 from cli.options import ApiKey, AsJson, DataDir, Url
 from jobs.settings import Settings
@@ -243,8 +242,7 @@ def _shape(path: str) -> str:
 
 def pages() -> dict[str, str]:
     """Return the text of each page by its file name."""
-    with tempfile.TemporaryDirectory() as folder:
-        document = build(Settings(data_dir=Path(folder))).openapi()
+    document = openapi.document()
     made = {
         "settings.md": settings_page(),
         "commands.md": commands_page(),
