@@ -1,0 +1,136 @@
+import { useEffect, useRef } from "react";
+import uPlot from "uplot";
+
+import "uplot/dist/uPlot.min.css";
+
+import { formatCompact } from "./format";
+import { useIsDark } from "./theme";
+
+/** A line or an area of a chart. */
+export interface Series {
+  label: string;
+  /** A variable of the style sheet: `--accent`, `--good`, `--bad`, `--warning`, `--muted`. */
+  colour?: string;
+  values: readonly (number | null)[];
+  dashed?: boolean;
+}
+
+interface ChartProps {
+  title: string;
+  /** The values of the horizontal axis: times of Unix, or steps where `steps` is set. */
+  x: readonly number[];
+  series: readonly Series[];
+  /** Write a value with its unit. */
+  format?: (value: number) => string;
+  /** The horizontal axis counts steps and not times. */
+  steps?: boolean;
+  height?: number;
+}
+
+/** Render lines over time or over steps. Screen readers hear the last value of each line. */
+export function Chart({ title, x, series, format = formatCompact, steps = false, height = 160 }: ChartProps) {
+  const box = useRef<HTMLDivElement>(null);
+  const isDark = useIsDark();
+  const shape = JSON.stringify(series.map(({ label, colour, dashed }) => [label, colour, dashed]));
+  const plot = useRef<uPlot>(null);
+  const latest = useRef({ x, series, format });
+  useEffect(() => {
+    latest.current = { x, series, format };
+  });
+
+  // Colours are read from the style sheet once, so that a change of the theme makes the plot anew.
+  useEffect(() => {
+    const element = box.current!;
+    const options = { height, width: element.clientWidth, steps, format: (value: number) => latest.current.format(value) };
+    const made = new uPlot(optionsOf(options, latest.current.series, getComputedStyle(element)), dataOf(latest.current), element);
+    plot.current = made;
+    const observer = new ResizeObserver(() => made.setSize({ width: element.clientWidth, height }));
+    observer.observe(element);
+    return () => {
+      observer.disconnect();
+      made.destroy();
+      plot.current = null;
+    };
+  }, [isDark, shape, steps, height]);
+
+  useEffect(() => plot.current?.setData(dataOf({ x, series })), [x, series]);
+
+  return (
+    <figure className="chart">
+      <figcaption>
+        <span>{title}</span>
+        <span className="legend">
+          {series.length > 1 &&
+            series.map((line) => (
+              <span key={line.label}>
+                <i style={{ background: `var(${line.colour ?? "--accent"})` }} />
+                {line.label}
+              </span>
+            ))}
+        </span>
+      </figcaption>
+      <div ref={box} role="img" aria-label={`${title}: ${series.map((line) => spoken(line, format)).join(", ")}`} />
+    </figure>
+  );
+}
+
+function spoken(line: Series, format: (value: number) => string): string {
+  const value = line.values.findLast((each) => each !== null);
+  return `${line.label} ${value === undefined || value === null ? "none" : format(value)}`;
+}
+
+function dataOf({ x, series }: Pick<ChartProps, "x" | "series">): uPlot.AlignedData {
+  return [[...x], ...series.map((line) => [...line.values])];
+}
+
+interface Look {
+  width: number;
+  height: number;
+  steps: boolean;
+  format: (value: number) => string;
+}
+
+function optionsOf(look: Look, series: readonly Series[], styles: CSSStyleDeclaration): uPlot.Options {
+  const axis: uPlot.Axis = {
+    stroke: resolve(styles, "--muted"),
+    grid: { stroke: resolve(styles, "--border"), width: 1 },
+    ticks: { show: false },
+    font: `11px ${styles.getPropertyValue("--font")}`,
+  };
+  return {
+    width: look.width,
+    height: look.height,
+    legend: { show: false },
+    cursor: { y: false, points: { size: 6 } },
+    scales: { x: { time: !look.steps }, y: { range: (_plot, low, high) => [Math.min(0, low), high > 0 ? high * 1.1 : 1] } },
+    axes: [
+      { ...axis, size: 28, ...(look.steps ? {} : { values: (_plot: uPlot, splits: number[]) => timesOf(splits) }) },
+      { ...axis, size: 64, space: 36, values: (_plot, splits) => splits.map((value) => look.format(value)) },
+    ],
+    series: [{}, ...series.map((line) => seriesOf(line, styles))],
+  };
+}
+
+function seriesOf(line: Series, styles: CSSStyleDeclaration): uPlot.Series {
+  const stroke = resolve(styles, line.colour ?? "--accent");
+  return { label: line.label, stroke, width: 1.5, points: { show: false }, ...(line.dashed ? { dash: [4, 4] } : {}) };
+}
+
+/** Write the times of the axis: the hour where the ticks are less than a day apart, else the day. */
+function timesOf(splits: readonly number[]): string[] {
+  const step = (splits[1] ?? 0) - (splits[0] ?? 0);
+  const style: Intl.DateTimeFormatOptions =
+    step < 86_400 ? { hour: "2-digit", minute: "2-digit", hour12: false } : { day: "numeric", month: "short" };
+  const write = new Intl.DateTimeFormat("en", style);
+  return splits.map((value) => write.format(value * 1_000));
+}
+
+/** Return a colour of the style sheet as a canvas takes it: `light-dark(…)` resolved for the theme. */
+function resolve(styles: CSSStyleDeclaration, name: string): string {
+  const probe = document.createElement("span");
+  probe.style.color = styles.getPropertyValue(name);
+  document.body.append(probe);
+  const colour = getComputedStyle(probe).color;
+  probe.remove();
+  return colour;
+}

@@ -1,0 +1,117 @@
+import { Link, type LinkProps } from "@tanstack/react-router";
+import {
+  createSortedRowModel,
+  rowSortingFeature,
+  sortFns,
+  tableFeatures,
+  useTable,
+  type ColumnDef,
+} from "@tanstack/react-table";
+import { useMemo, type KeyboardEvent, type ReactNode } from "react";
+
+/** A column of a table. */
+export interface Column<Row> {
+  id: string;
+  header: string;
+  cell: (row: Row) => ReactNode;
+  /** The value that the column sorts by; without it, the column cannot be sorted. */
+  sort?: (row: Row) => string | number | null;
+  /** Numbers stand at the end of their cell. */
+  align?: "end";
+  /** Leave the column out on narrow screens. */
+  wide?: boolean;
+}
+
+interface TableProps<Row> {
+  /** What the table lists, for screen readers. */
+  label: string;
+  columns: readonly Column<Row>[];
+  rows: readonly Row[];
+  rowKey: (row: Row) => string;
+  /** The page that a click on a row opens; the first cell becomes its link. */
+  rowLink?: (row: Row) => Pick<LinkProps, "to" | "params" | "search">;
+}
+
+const features = tableFeatures({ rowSortingFeature, sortedRowModel: createSortedRowModel(), sortFns });
+
+/**
+ * Render a table. A click on a column's head sorts the rows that are loaded; up and down move between the rows' links.
+ */
+export function Table<Row extends object>({ label, columns, rows, rowKey, rowLink }: TableProps<Row>) {
+  const definitions = useMemo(
+    () =>
+      columns.map(
+        (column): ColumnDef<typeof features, Row> => ({
+          id: column.id,
+          accessorFn: (row) => column.sort?.(row) ?? undefined,
+          enableSorting: column.sort !== undefined,
+          sortUndefined: "last",
+        }),
+      ),
+    [columns],
+  );
+  const table = useTable({ features, columns: definitions, data: rows, getRowId: rowKey });
+  return (
+    <div className="table-scroll">
+      {/* eslint-disable-next-line jsx-a11y/no-noninteractive-element-interactions -- the keys move the focus of links */}
+      <table className="table" aria-label={label} onKeyDown={moveBetweenRows}>
+        <thead>
+          <tr>
+            {table.getFlatHeaders().map((header, index) => {
+              const column = columns[index]!;
+              const direction = header.column.getIsSorted();
+              return (
+                <th
+                  key={header.id}
+                  scope="col"
+                  className={classOf(column)}
+                  aria-sort={direction === "asc" ? "ascending" : direction === "desc" ? "descending" : undefined}
+                >
+                  {header.column.getCanSort() ? (
+                    <button type="button" className="sort" onClick={header.column.getToggleSortingHandler()}>
+                      {column.header}
+                      <span aria-hidden>{direction === "asc" ? " ↑" : direction === "desc" ? " ↓" : ""}</span>
+                    </button>
+                  ) : (
+                    column.header
+                  )}
+                </th>
+              );
+            })}
+          </tr>
+        </thead>
+        <tbody>
+          {table.getRowModel().rows.map((row) => (
+            <tr key={row.id} className={rowLink && "linked"}>
+              {columns.map((column, index) => (
+                <td key={column.id} className={classOf(column)}>
+                  {index === 0 && rowLink ? (
+                    <Link {...rowLink(row.original)} className="row-link">
+                      {column.cell(row.original)}
+                    </Link>
+                  ) : (
+                    column.cell(row.original)
+                  )}
+                </td>
+              ))}
+            </tr>
+          ))}
+        </tbody>
+      </table>
+    </div>
+  );
+}
+
+function classOf<Row>(column: Column<Row>): string | undefined {
+  return [column.align, column.wide && "wide"].filter(Boolean).join(" ") || undefined;
+}
+
+/** Move the focus from the link of one row to that of the next or the previous one. */
+function moveBetweenRows(event: KeyboardEvent<HTMLTableElement>) {
+  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  const links = [...event.currentTarget.querySelectorAll<HTMLElement>(".row-link")];
+  const index = links.indexOf(document.activeElement as HTMLElement);
+  if (step === undefined || index < 0) return;
+  event.preventDefault();
+  links[index + step]?.focus();
+}

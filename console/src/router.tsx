@@ -1,0 +1,65 @@
+import { createRootRoute, createRoute, createRouter, lazyRouteComponent, Link, type ErrorComponentProps } from "@tanstack/react-router";
+import type { ComponentType } from "react";
+
+import { Empty } from "@/components/Empty";
+import { Failure } from "@/components/Failure";
+import { Layout } from "@/components/Layout";
+import { Loading } from "@/components/Loading";
+import { Page } from "@/components/Page";
+
+const root = createRootRoute({ component: Layout, notFoundComponent: NotFound });
+
+/**
+ * Make the route of a page, which is loaded when it is opened.
+ *
+ * `search` reads the page's parameters from the address. It receives what stands there, which may be anything.
+ */
+function page<const Path extends string, Search extends object = object>(
+  path: Path,
+  load: () => Promise<{ default: ComponentType }>,
+  search?: (given: Record<string, unknown>) => Search,
+) {
+  return createRoute({
+    getParentRoute: () => root,
+    path,
+    component: lazyRouteComponent(load),
+    validateSearch: search ?? (() => ({})),
+  });
+}
+
+// One line a page. A page reads its parameters by `getRouteApi("/jobs/$id").useParams()` and `.useSearch()`.
+const routes = root.addChildren([
+  page("/", () => import("@/pages/overview/Overview")),
+]);
+
+export const router = createRouter({
+  routeTree: routes,
+  basepath: "/console",
+  defaultPreload: "intent",
+  defaultErrorComponent: Broken,
+  defaultPendingComponent: Loading,
+});
+
+declare module "@tanstack/react-router" {
+  interface Register {
+    router: typeof router;
+  }
+}
+
+function NotFound() {
+  return (
+    <Page title="Not found">
+      <Empty title="There is no such page" action={<Link to="/">Go to the overview</Link>}>
+        The address may be mistyped, or be of a newer version of the console.
+      </Empty>
+    </Page>
+  );
+}
+
+function Broken({ error, reset }: ErrorComponentProps) {
+  return (
+    <Page title="Error">
+      <Failure title="This page cannot be shown" error={error} onRetry={reset} />
+    </Page>
+  );
+}

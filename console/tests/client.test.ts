@@ -1,0 +1,125 @@
+import { beforeEach, describe, expect, it, vi } from "vitest";
+
+import { api, ApiError, operatorApi, queries, request, take } from "@/api/client";
+import { currentSession, redeemToken, setOperatorKey, signIn, signOut } from "@/api/session";
+
+const requests: Request[] = [];
+
+/** Let every request be answered by `answer`, and record it. */
+function answerWith(status: number, body: unknown, headers: Record<string, string> = {}) {
+  vi.stubGlobal("fetch", (input: string | Request, init?: RequestInit) => {
+    requests.push(new Request(typeof input === "string" ? new URL(input, location.origin) : input, init));
+    return Promise.resolve(new Response(JSON.stringify(body), { status, headers: { "Content-Type": "application/json", ...headers } }));
+  });
+}
+
+beforeEach(() => {
+  requests.length = 0;
+  signOut();
+  history.replaceState(null, "", "/console/");
+});
+
+describe("the client", () => {
+  it("sends the key of the project, and the operator's key only where it is asked for", async () => {
+    signIn("nm_project");
+    setOperatorKey("nm_operator");
+    answerWith(200, { object: "list", data: [], has_more: false });
+
+    await take(api.GET("/v1/jobs", { params: { query: { limit: 1 } } }));
+    await take(operatorApi.GET("/v1/workers"));
+    await request("/v1/files/file-1/content");
+
+    expect(requests.map((each) => each.headers.get("Authorization"))).toEqual([
+      "Bearer nm_project",
+      "Bearer nm_operator",
+      "Bearer nm_project",
+    ]);
+    expect(requests[0]!.url).toBe(`${location.origin}/v1/jobs?limit=1`);
+  });
+
+  it("throws an error of the API with its words, code, parameter and request", async () => {
+    const error = { message: "There is no such job.", code: "job_not_found", param: "job_id", type: "invalid_request_error" };
+    answerWith(404, { error }, { "x-request-id": "req_1" });
+
+    const call = take(api.GET("/v1/jobs/{job_id}", { params: { path: { job_id: "batch_1" } } }));
+
+    await expect(call).rejects.toMatchObject({ status: 404, ...pick(error), requestId: "req_1" });
+  });
+
+  it("says that the server cannot be reached, and passes an abort on", async () => {
+    vi.stubGlobal("fetch", () => Promise.reject(new TypeError("Failed to fetch")));
+    await expect(take(api.GET("/v1/jobs"))).rejects.toMatchObject({ status: 0, code: "unreachable" });
+    await expect(request("/v1/jobs")).rejects.toBeInstanceOf(ApiError);
+
+    vi.stubGlobal("fetch", () => Promise.reject(new DOMException("aborted", "AbortError")));
+    await expect(take(api.GET("/v1/jobs"))).rejects.toMatchObject({ name: "AbortError" });
+  });
+
+  it("understands an error that is no JSON", async () => {
+    vi.stubGlobal("fetch", () => Promise.resolve(new Response("<h1>Bad gateway</h1>", { status: 502 })));
+    await expect(request("/v1/jobs")).rejects.toMatchObject({ status: 502, message: "The server answered with status 502." });
+  });
+});
+
+describe("the session", () => {
+  it("ends with the server's words when the project's key is refused, and survives a refused operator's key", async () => {
+    signIn("nm_project");
+    setOperatorKey("nm_operator");
+    answerWith(401, { error: { message: "This key was revoked.", code: "invalid_api_key" } });
+
+    await expect(take(operatorApi.GET("/v1/workers"))).rejects.toMatchObject({ status: 401 });
+    expect(currentSession().key).toBe("nm_project");
+
+    await expect(take(api.GET("/v1/jobs"))).rejects.toMatchObject({ status: 401 });
+    expect(currentSession()).toEqual({ key: null, operatorKey: null, refusal: "This key was revoked." });
+    expect(sessionStorage.getItem("nightmill.key")).toBeNull();
+  });
+
+  it("does not end by the late answer to a key that was replaced meanwhile", async () => {
+    signIn("nm_old");
+    vi.stubGlobal("fetch", () => {
+      signIn("nm_new");
+      return Promise.resolve(new Response("{}", { status: 401 }));
+    });
+
+    await expect(take(api.GET("/v1/jobs"))).rejects.toMatchObject({ status: 401 });
+
+    expect(currentSession().key).toBe("nm_new");
+  });
+
+  it("exchanges the token of a link for the key, and removes it from the address", async () => {
+    history.replaceState(null, "", "/console/jobs?state=failed#token=once");
+    answerWith(200, { api_key: "nm_from_link" });
+
+    await redeemToken();
+
+    expect(currentSession().key).toBe("nm_from_link");
+    expect(location.href).toBe(`${location.origin}/console/jobs?state=failed`);
+    expect(await requests[0]!.json()).toEqual({ token: "once" });
+  });
+
+  it("says why a token was refused, and keeps a key that is there", async () => {
+    answerWith(401, { error: { message: "This link has expired.", code: "invalid_sign_in_token" } });
+    history.replaceState(null, "", "/console/#token=spent");
+    await redeemToken();
+    expect(currentSession()).toMatchObject({ key: null, refusal: "This link has expired." });
+
+    signIn("nm_project");
+    history.replaceState(null, "", "/console/#token=spent");
+    await redeemToken();
+    expect(currentSession()).toMatchObject({ key: "nm_project", refusal: null });
+  });
+});
+
+it("repeats queries only where that may help", () => {
+  const retry = queries.getDefaultOptions().queries!.retry as (failures: number, error: Error) => boolean;
+
+  expect(retry(0, new ApiError(503, "busy"))).toBe(true);
+  expect(retry(3, new ApiError(503, "busy"))).toBe(false);
+  expect(retry(0, new ApiError(404, "gone"))).toBe(false);
+  expect(retry(0, new TypeError("a mistake"))).toBe(false);
+});
+
+function pick({ message, code, param }: { message: string; code: string; param: string }) {
+  return { message, code, param };
+}

@@ -1,0 +1,25 @@
+import { fileURLToPath } from "node:url";
+
+import react from "@vitejs/plugin-react";
+import { defineConfig } from "vitest/config";
+
+import { compress } from "./compress.ts";
+
+/** The API that `npm run dev` sends its requests to. */
+const API = process.env.NIGHTMILL_URL ?? "http://127.0.0.1:8000";
+
+export default defineConfig({
+  base: "/console/",
+  plugins: [react(), compress({ limit: 350_000 })],
+  resolve: { alias: { "@": fileURLToPath(new URL("src", import.meta.url)) } },
+  build: {
+    outDir: "../api/pages/console",
+    emptyOutDir: true,
+    target: "es2023",
+    // A data URL of a script or a style would break the content security policy.
+    assetsInlineLimit: 0,
+    reportCompressedSize: false,
+  },
+  server: { proxy: { "/v1": API, "/console/session": API } },
+  test: { environment: "jsdom", include: ["tests/**/*.test.{ts,tsx}"], restoreMocks: true },
+});
