@@ -15,29 +15,33 @@ PYTEST := $(BIN)/python -m pytest
 PARALLEL := --numprocesses $(shell [ $$(nproc) -gt 2 ] && echo 4 || echo 3) --dist loadfile --durations 25
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-eval up up-distributed test verify services coverage model-tests bad-inputs chaos chaos-doses soak weaviate bench count check lint format lock docs clean
+.PHONY: help setup console demo demo-eval up up-distributed test verify services coverage model-tests bad-inputs chaos chaos-doses soak weaviate bench count check lint format lock docs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
-setup: $(STAMP)  ## Make .venv and install everything (again only when the dependencies change)
+setup: $(STAMP)  ## Make .venv, install everything and build the console (again only what has changed)
+	@.ci/console $(BIN)/python
 
 $(STAMP): pyproject.toml $(LOCK) overrides.txt .ci/install .ci/registries
 	@.ci/install "$(PYTHON)" $(VENV) $(ENGINE) $(LOCK)
 	@touch $@
+
+console: $(RUNS)  ## Build the console from console/ into api/pages (again only when its sources change)
+	@.ci/console $(BIN)/python
 
 # The product without its tools of development: all that `make demo` and `make up` need.
 $(PRODUCT): pyproject.toml $(LOCK) overrides.txt .ci/install .ci/registries
 	@.ci/install "$(PYTHON)" $(VENV) $(ENGINE) $(LOCK) product
 	@touch $@
 
-demo: $(RUNS)  ## Start everything, run two real batches on this machine, show the results, stop
+demo: console  ## Start everything, run two real batches on this machine, show the results, stop
 	$(BIN)/nightmill demo
 
-demo-eval: $(RUNS)  ## Evaluate two prompts on this machine over 48 docstrings, compare them, write a report (5 minutes)
+demo-eval: console  ## Evaluate two prompts on this machine over 48 docstrings, compare them, write a report (5 minutes)
 	$(BIN)/python -m bench.demo_eval $(ARGS)
 
-up: $(RUNS)  ## Start every process of the Procfile and keep them running
+up: console  ## Start every process of the Procfile and keep them running
 	$(BIN)/nightmill up
 
 up-distributed: setup  ## Two hosts on PostgreSQL, RabbitMQ and S3, all on this machine (ARGS=--no-vllm and more)
@@ -93,11 +97,12 @@ bench: setup  ## Measure throughput and latency
 count: setup  ## Count the product's files, lines and oddities (ARGS=ANOTHER_CHECKOUT: before and after)
 	$(BIN)/python -m tests.architecture.count $(ARGS)
 
-check: setup lint  ## Everything that needs no run: lint, format, types, imports, dependencies, migrations, known vulnerabilities
+check: setup lint  ## Everything that needs no run: lint, format, types, imports, dependencies, migrations, the console, known vulnerabilities
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 	$(BIN)/python -m migrations.check
+	.ci/console $(BIN)/python check
 	$(BIN)/python .ci/audit $(BIN)/pip-audit constraints.txt constraints-cuda.txt
 
 lint: setup  ## Lint and check the format
@@ -120,5 +125,5 @@ ifdef LINKS
 endif
 
 clean:  ## Remove the environment, caches and build output (not the data in .nightmill)
-	rm -rf $(VENV) .nightmill/sdk build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.* htmlcov
+	rm -rf $(VENV) .nightmill/sdk build dist api/pages/console console/node_modules console/openapi.json console/src/api/schema.d.ts .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.* htmlcov
 	find . -name __pycache__ -not -path './data/*' -prune -exec rm -rf {} +
