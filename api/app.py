@@ -34,12 +34,14 @@ from api.inference import routes as inference
 from api.inference.interactive import STREAM_HEADER
 from api.jobs import explain, feed, results, throughput
 from api.jobs import routes as jobs
+from api.pages import console_files
 from api.pages import routes as pages
 from api.retrieval import file_batches, indexes, search, sources, store_files
 from api.retrieval import routes as vector_stores
 from api.security import audit, keys
 from api.ttl_cache import Trusted
 from api.webhooks import routes as webhooks
+from api.wrong_keys import WrongKeys
 from jobs.db.engine import Database
 from jobs.fleet.models_file import Models
 from jobs.inference.client import InferenceClient
@@ -94,6 +96,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     feed.router,
     schedules.router,
     health.router,
+    console_files.router,
     pages.router,
 )
 
@@ -120,6 +123,7 @@ def build(config: Settings | None = None, timings: Timings = Timings()) -> FastA
         inference=InferenceClient(config, timings),
         queue_for_model=Trusted(timings.trusted),
         timings=timings,
+        wrong_keys=WrongKeys(config.wrong_keys_per_minute),
     )
     app = FastAPI(
         title="Nightmill",
@@ -138,7 +142,7 @@ def build(config: Settings | None = None, timings: Timings = Timings()) -> FastA
     errors.install(app)
     app.add_middleware(FairShare, config=config, patience=timings.thread_patience)
     app.add_middleware(Limit, config=config, idle_seconds=timings.body_patience)
-    app.add_middleware(Authenticate, services=services, open_paths=OPEN | pages.PATHS)
+    app.add_middleware(Authenticate, services=services, open_paths=OPEN | pages.PATHS, open_below=console_files.PATH)
     if config.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
 from api.ttl_cache import Trusted
+from api.wrong_keys import WrongKeys
 from jobs.db.engine import Database
 from jobs.errors import Conflict, PermissionDenied, Unavailable
 from jobs.fleet.models_file import Models, ModelsFileError, Registry
@@ -42,6 +43,7 @@ class Services:
     inference: InferenceClient
     queue_for_model: Trusted[str]  # by model: the queue whose live workers serve it
     timings: Timings
+    wrong_keys: WrongKeys
     arriving: Arriving = field(default_factory=Arriving)
     changing: Locks = field(default_factory=Locks)  # locks of conversations
     stopping: threading.Event = field(default_factory=threading.Event)

@@ -18,10 +18,10 @@ from jobs.db.engine import Database
 from jobs.db.hosts import claim_host
 from jobs.errors import NightmillError
 from jobs.security.keys import check_key, create_key, ensure_project
+from jobs.security.sign_in import OPERATOR_KEY
 from jobs.security.tables import Project
 from jobs.settings import Settings, settings
 
-OPERATOR_KEY = "operator.key"
 DEFAULT_PROJECT = "default"
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 

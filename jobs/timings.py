@@ -106,6 +106,9 @@ class Timings:
     thread_patience: float = 5.0  # that a request waits for a thread of its project
     trusted: float = 2.0  # that a good answer of SQL holds: who has a key, who serves a model
 
+    # api.pages and `nightmill up`
+    sign_in_link: float = 900.0  # for which a link that signs in to the console can be used
+
     # api.inference
     first_chunk_patience: float = 15.0  # until a stream without a chunk has its status: some proxies wait for 30
     key_look: float = 2.0  # between looks at the key that a request came with

@@ -11,7 +11,6 @@ import hashlib
 import hmac
 import re
 import time
-from collections import OrderedDict
 from contextlib import suppress
 from functools import partial
 
@@ -80,31 +79,37 @@ def _given(scope: Scope) -> str | None:
 _METRICS = "/metrics"
 #: Served without a key, like the pages: they tell nothing about a project. The metrics may have a key of their own.
 OPEN = frozenset({"/livez", "/readyz", _METRICS, "/openapi.json"})
-_ADDRESSES = 10_000
-_MINUTE = 60.0
 
 
 class Authenticate:
-    """Put a `Caller` into the request's state, or answer 401 or 429."""
+    """Put a `Caller` into the request's state, or answer 401 or 429.
 
-    def __init__(self, app: ASGIApp, services: Services, open_paths: frozenset[str] = OPEN) -> None:
+    No key is asked for at `open_paths`, and at those that begin with `open_below`.
+    """
+
+    def __init__(
+        self, app: ASGIApp, services: Services, open_paths: frozenset[str] = OPEN, open_below: str = ""
+    ) -> None:
         self.app = app
         self.services = services
         self._open = open_paths
+        self._open_below = open_below
         self._trusted = Trusted[Caller](services.timings.trusted)
-        self._wrong = _Counter(services.config.wrong_keys_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             try:
-                if scope["path"] not in self._open:
-                    scope["state"]["caller"] = await self._caller(scope)
-                elif scope["path"] == _METRICS:
+                if scope["path"] == _METRICS:
                     self._check_metrics_key(scope)
+                elif not self._is_open(scope["path"]):
+                    scope["state"]["caller"] = await self._caller(scope)
             except NightmillError as error:
                 await respond(error, _challenge(error))(scope, receive, send)
                 return
         await self.app(scope, receive, send)
+
+    def _is_open(self, path: str) -> bool:
+        return path in self._open or bool(self._open_below and f"{path}/".startswith(self._open_below))
 
     async def _caller(self, scope: Scope) -> Caller:
         key = _bearer(scope)
@@ -130,28 +135,11 @@ class Authenticate:
             return Caller(row.id, row.project_id, row.operator)
 
     def _refusal(self, scope: Scope) -> NightmillError:
-        address = (scope.get("client") or ("unknown", 0))[0]
-        if self._wrong.over(address, time.monotonic()):
-            return TooManyRequests("Too many requests with a wrong API key. Wait a minute.")
+        try:
+            self.services.wrong_keys.count(scope)
+        except TooManyRequests as error:
+            return error
         return Unauthenticated()
-
-
-class _Counter:
-    """Count the wrong keys of each address in the current minute."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._counts: OrderedDict[str, tuple[float, int]] = OrderedDict()
-
-    def over(self, address: str, at: float) -> bool:
-        since, count = self._counts.get(address, (at, 0))
-        if at - since > _MINUTE:
-            since, count = at, 0
-        self._counts[address] = (since, count + 1)
-        self._counts.move_to_end(address)
-        if len(self._counts) > _ADDRESSES:
-            self._counts.popitem(last=False)
-        return count + 1 > self._limit
 
 
 def _bearer(scope: Scope) -> str:
@@ -179,6 +167,9 @@ def _challenge(error: NightmillError) -> dict[str, str]:
 #: Bytes of boundaries, headers and text fields around a file.
 MULTIPART_SLACK = 65_536
 
+#: Takes a one-time token instead of a key.
+SIGN_IN = "/console/session"
+_SIGN_IN_BYTES = 4096
 _PART = re.compile(r"/v1/uploads/[^/]+/parts/?")
 _NUL = (b"%00", b"\0")
 
@@ -227,6 +218,8 @@ class Limit:
             return True, self.config.file_max_bytes + MULTIPART_SLACK
         if _PART.fullmatch(path):
             return True, self.config.part_max_bytes + MULTIPART_SLACK
+        if path == SIGN_IN:
+            return False, _SIGN_IN_BYTES
         return False, self.config.body_max_bytes
 
 

@@ -10,9 +10,10 @@ from string import Template
 
 import fastapi_swagger
 from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 
 from api.deps import services_of
+from api.pages import console_files
 from jobs.settings import Settings
 
 router = APIRouter(include_in_schema=False)
@@ -51,12 +52,16 @@ PATHS = frozenset({"/", *_ASSETS})
 
 @router.get("/")
 def index(request: Request) -> Response:
-    """Answer a browser with the start page, and any other client with the same links as JSON."""
+    """Lead a browser to the console, or to the start page where that is not built; answer others with links as JSON."""
     config = services_of(request).config
     headers = {**_HEADERS, "Vary": "Accept"}
     if "text/html" not in request.headers.get("accept", ""):
         links = {"api": "/v1", "openapi": "/openapi.json", "docs": "/docs", "chat": "/chat"}
+        if console_files.is_built():
+            links["console"] = console_files.PATH
         return JSONResponse({"name": "Nightmill", "version": version("nightmill"), **links}, headers=headers)
+    if console_files.is_built():
+        return RedirectResponse(console_files.PATH, headers=headers)
     values = {
         "url": _base_url(request, config),
         "flower": _flower_url(request, config),

@@ -2,6 +2,7 @@
 
 from tests.badinputs import (
     auth,
+    console,
     contexts,
     deletion,
     documents,
@@ -28,6 +29,7 @@ AREAS = (
     urls,
     sources,
     auth,
+    console,
     races,
     tampering,
     deletion,

@@ -1,12 +1,14 @@
 """The pages of the server: open to all, whole without the internet, and telling nothing of a project."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from api.pages import console_files
 from api.pages.routes import PATHS
 from jobs.settings import Settings
 
@@ -14,8 +16,9 @@ BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;
 
 
 @pytest.fixture
-def client(shared_app: FastAPI) -> TestClient:
-    """Return a browser without a key."""
+def client(shared_app: FastAPI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TestClient:
+    """Return a browser without a key, of a server without a console."""
+    monkeypatch.setattr(console_files, "BUILD", tmp_path)
     return TestClient(shared_app, raise_server_exceptions=False, base_url="http://mill.test:8000")
 
 

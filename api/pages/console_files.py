@@ -1,0 +1,124 @@
+"""The console: the built files of `console/`, and the exchange of a one-time token for the operator's key.
+
+    /console/assets/<name>    a file whose name has its content's hash: cached for ever
+    /console/session          POST: a token of `nightmill up` or `nightmill console` for a key
+    /console/<anything else>  the page, whose router in the browser reads the path
+
+The build stands beside this module in `console/`, each file also compressed. Where there is none, the page says how
+to make it, and the API works.
+"""
+
+import re
+from http import HTTPStatus
+from pathlib import Path
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
+from pydantic import BaseModel, Field
+
+from api.deps import services_of
+from api.errors import respond
+from api.http.bodies import Body, StrictRoute
+from api.http.middleware import SIGN_IN
+from jobs.errors import NotFound, Unauthenticated
+from jobs.security import sign_in
+
+PATH: Final = "/console/"
+BUILD = Path(__file__).with_name("console")
+
+router = APIRouter(include_in_schema=False, route_class=StrictRoute)
+
+#: Allow only resources and connections of this origin. Scripts may set styles of elements; markup may not.
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "font-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS: Final = {
+    "Content-Security-Policy": _POLICY,
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+_MISSING: Final = (Path(__file__).with_name("console.html")).read_text()
+_ASSET: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_IMMUTABLE: Final = "public, max-age=31536000, immutable"
+_KINDS: Final = {
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".json": "application/json",
+    ".map": "application/json",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+    ".woff2": "font/woff2",
+}
+#: The suffix of the compressed file by encoding, the smallest first.
+_ENCODINGS: Final = {"br": ".br", "gzip": ".gz"}
+_NO_WEIGHT: Final = re.compile(r"q=0(\.0*)?")
+
+
+class NewSession(Body):
+    token: Annotated[str, Field(max_length=200)]
+
+
+class Session(BaseModel):
+    """The key that a browser uses from now on."""
+
+    api_key: str
+
+
+def is_built() -> bool:
+    """Return whether there is a console to serve."""
+    return (BUILD / "index.html").is_file()
+
+
+@router.get("/console")
+def console() -> Response:
+    return RedirectResponse(PATH, headers=_HEADERS)
+
+
+@router.post(SIGN_IN)
+async def create_session(request: Request, body: NewSession) -> Response:
+    """Exchange a one-time token for the operator's key."""
+    services = services_of(request)
+    try:
+        key = sign_in.exchange(services.config.data_dir, body.token, services.timings.sign_in_link)
+    except Unauthenticated:
+        services.wrong_keys.count(request.scope)
+        raise
+    return JSONResponse(Session(api_key=key).model_dump(), headers={**_HEADERS, "Cache-Control": "no-store"})
+
+
+@router.get("/console/assets/{name:path}")
+def asset(request: Request, name: str) -> Response:
+    """Answer with one file of the build. Names of other folders match nothing."""
+    file = BUILD / "assets" / name
+    if not _ASSET.fullmatch(name) or not file.is_file():
+        return respond(NotFound(f"Invalid URL (GET {request.url.path})", code="unknown_url"), {**_HEADERS})
+    kind = _KINDS.get(file.suffix, "application/octet-stream")
+    return _compressed(request, file, kind, _IMMUTABLE)
+
+
+@router.get("/console/{path:path}")
+def page(request: Request) -> Response:
+    """Answer each path of the console with its one page."""
+    if not is_built():
+        headers = {**_HEADERS, "Cache-Control": "no-cache"}
+        return HTMLResponse(_MISSING, HTTPStatus.SERVICE_UNAVAILABLE, headers=headers)
+    return _compressed(request, BUILD / "index.html", "text/html", "no-cache")
+
+
+def _compressed(request: Request, file: Path, kind: str, cached: str) -> FileResponse:
+    """Return the response with the smallest form of the file that the client accepts."""
+    headers = {**_HEADERS, "Cache-Control": cached, "Vary": "Accept-Encoding"}
+    accepted = _accepted(request.headers.get("accept-encoding", ""))
+    for encoding, suffix in _ENCODINGS.items():
+        other = file.with_name(file.name + suffix)
+        if encoding in accepted and other.is_file():
+            return FileResponse(other, headers={**headers, "Content-Encoding": encoding}, media_type=kind)
+    return FileResponse(file, headers=headers, media_type=kind)
+
+
+def _accepted(header: str) -> set[str]:
+    """Return the names in an Accept-Encoding header, but those that the client refuses."""
+    offers = (offer.replace(" ", "").lower().partition(";") for offer in header.split(","))
+    return {name for name, _, weight in offers if not _NO_WEIGHT.fullmatch(weight)}
