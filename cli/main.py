@@ -108,6 +108,7 @@ def nightmill(
 _RUN, _JOBS, _DATA, _OPERATE = "Deployment", "Requests and jobs", "Files, stores and webhooks", "Operation"
 app.command(rich_help_panel=_RUN)(up)
 app.command(rich_help_panel=_RUN)(deployment.status)
+app.command(rich_help_panel=_RUN)(deployment.console)
 app.command(rich_help_panel=_RUN)(deployment.logs)
 app.command(rich_help_panel=_RUN)(deployment.down)
 app.command(rich_help_panel=_RUN)(demo)

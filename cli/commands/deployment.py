@@ -1,7 +1,9 @@
-"""`nightmill status`, `logs`, `down`: what `nightmill up` runs on this machine."""
+"""`nightmill status`, `console`, `logs`, `down`: what `nightmill up` runs on this machine."""
 
 import threading
+import webbrowser
 from collections.abc import Mapping
+from html import escape
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,6 +11,7 @@ import typer
 from cli.errors import CliError
 from cli.options import AsJson, DataDir
 from cli.terminal import say, show, show_json, show_table
+from jobs.security.sign_in import links_folder
 from jobs.timings import Timings
 
 if TYPE_CHECKING:
@@ -75,6 +78,36 @@ def _show(report: Mapping[str, Any], folder: "DataFolder") -> None:
         show_table(("process", "state", "pid", "restarts", "last end"), rows)
     for other in report["others"]:
         say(f"also running: {other}")
+
+
+def console(
+    browser: Annotated[bool, typer.Option("--open", help="Open it in the browser of this machine too.")] = False,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Print a link to the console that signs in with the operator's key. It works once, for 15 minutes."""
+    from cli.up import readiness
+
+    folder = _folder(data_dir)
+    run = folder.live_run()
+    if not run:
+        raise CliError(f"nothing runs in {folder.path}; start it with `nightmill up`, or name another with --data-dir")
+    path = readiness.console_path(run["url"])
+    if not path:
+        raise CliError(f"{run['url']} serves no console: it does not answer, or the console is not built there")
+    link = folder.console_link(run["url"] + path)
+    show({"url": link}, link, as_json=as_json)
+    if browser and not _opened(folder, link):
+        raise CliError("no browser could be opened here; the link works in any")
+
+
+def _opened(folder: "DataFolder", link: str) -> bool:
+    """Open a browser through a page in a private file: every user can read the command line of a browser."""
+    page = links_folder(folder.path) / "open.html"
+    page.unlink(missing_ok=True)
+    page.touch(mode=0o600)
+    page.write_text(f'<meta http-equiv="refresh" content="0; url={escape(link)}"><a href="{escape(link)}">Console</a>')
+    return webbrowser.open(page.as_uri())
 
 
 def logs(

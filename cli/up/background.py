@@ -7,6 +7,7 @@ up --detach ──fork──▶ the guard, a session of its own, standard error 
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -71,7 +72,7 @@ def _wait_until_ready(folder: DataFolder, child: int, api: str, errors: LogFile,
             raise CliError(f"no answer yet; it goes on starting, and {folder.logs} has what its processes log")
         threading.Event().wait(timings.detach_look)
     say(f"ready: {run['url']}/v1")
-    say(f"in a browser: {run['url']}/ (chat, API reference)")
+    say(folder.browser_line(run["url"], readiness.console_path(api), linked=sys.stdout.isatty()))
 
 
 def _run_of(folder: DataFolder, pid: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 up.lock           held (flock) by the guard and the supervisor as long as either lives; names the guard
 run.json          what runs now: url, flower_url, api_key, models_file, processes; gone after a clean stop
 operator.key      the operator's own API key, made by the release step
+console.links/    the links to the console that nobody has used, see `jobs.security.sign_in`
 flower.password   for Flower's one user
 logs/             one file per process
 """
@@ -20,9 +21,10 @@ from typing import Any
 from cli.errors import CliError
 from jobs.platform import processes
 from jobs.platform.locks import FileLock
+from jobs.security.sign_in import OPERATOR_KEY, create_token
+from jobs.timings import Timings
 
 RUN_FILE = "run.json"
-OPERATOR_KEY = "operator.key"
 FLOWER_PASSWORD = "flower.password"  # noqa: S105 (a file's name)
 SUPERVISED = "NIGHTMILL_SUPERVISED"  # set for every process that `up` starts: its data folder
 _LEAVING_SECONDS = 10.0
@@ -180,6 +182,18 @@ class DataFolder:
         """Return the operator's key, empty before the first release step."""
         path = self.path / OPERATOR_KEY
         return path.read_text().strip() if path.exists() else ""
+
+    def console_link(self, console: str, timings: Timings = Timings()) -> str:
+        """Return a link that signs a browser in to the console at this URL, once."""
+        return f"{console}#token={create_token(self.path, timings.sign_in_link)}"
+
+    def browser_line(self, url: str, console: str, *, linked: bool) -> str:
+        """Return the line of `up` for a browser. `console` is its path, if there is one; `linked` adds a sign-in."""
+        if not console:
+            return f"in a browser: {url}/ (chat, API reference)"
+        if linked:
+            return f"console: {self.console_link(url + console)}"
+        return f"console: {url}{console} (`nightmill console` prints a link that signs in)"
 
     def flower_password(self) -> str:
         """Return Flower's password. The first call creates it."""

@@ -167,10 +167,12 @@ class Installation:
 
     def _announce(self, names: Sequence[str], notices: Notices, leaving: threading.Event) -> None:
         notices.say(f"starting in {self.folder.path}; what each process logs is in {self.folder.logs}")
+        own = reached(self.config.host, self.config.port)  # a proxy may not forward /readyz
 
         def ready() -> None:
             notices.say(f"ready: {self.url}/v1")
-            notices.say(f"in a browser: {self.url}/ (chat, API reference)")
+            console = readiness.console_path(own)  # shown and not logged: it may hold a token
+            notices.show(self.folder.browser_line(self.url, console, linked=sys.stdout.isatty()))
             if _FLOWER in names:
                 password = self.folder.path / FLOWER_PASSWORD
                 notices.say(f"flower: {self.flower_url} (user {FLOWER_USER}, password in {password})")
@@ -179,7 +181,6 @@ class Installation:
             if "gpu" in names and self.config.vllm_enabled:
                 notices.say(_vllm_start(self._vllm_models()))
 
-        own = reached(self.config.host, self.config.port)  # a proxy may not forward /readyz
         readiness.tell_when_up(own, names, ready, notices.say, notices.update, leaving)
 
     def _vllm_models(self) -> str:

@@ -49,6 +49,16 @@ def running_url(config: Settings) -> str:
     return ""
 
 
+def console_path(url: str) -> str:
+    """Return the path of the console on the server at `url`; empty where none was built."""
+    request = urllib.request.Request(url, headers={"Accept": "application/json"})  # noqa: S310 (an http URL of ours)
+    try:
+        with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:  # noqa: S310 (the same)
+            return str(_parsed(answer.read()).get("console", ""))
+    except (OSError, http.client.HTTPException, ValueError):
+        return ""
+
+
 def takes_requests(url: str) -> bool:
     """Return whether the server answers and reaches its database. Work may still wait for a worker."""
     state = look(url)

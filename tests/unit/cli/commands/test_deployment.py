@@ -18,6 +18,7 @@ from cli.main import app
 from cli.up.folder import DataFolder
 from cli.up.service import LogFile
 from jobs.platform import processes
+from jobs.security.sign_in import exchange, links_folder
 from jobs.timings import Timings
 
 #: Ends on SIGTERM in good order, and says so. With an argument it ignores the signal.
@@ -71,6 +72,50 @@ def test_status_shows_what_runs_and_how_its_processes_are(folder: DataFolder, gu
     assert "API: http://127.0.0.1:1/v1 (no answer)" in told.stdout
     assert "exit code 3" in told.stdout
     assert (found["state"], found["processes"][0]["restarts"], found["api"]) == ("running", 2, None)
+
+
+@pytest.fixture
+def console(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cli.up.readiness.console_path", lambda url: "/console/" if url == "http://127.0.0.1:1" else "")
+
+
+@pytest.mark.usefixtures("guard", "console")
+def test_console_prints_a_fresh_link_each_time(folder: DataFolder) -> None:
+    plain = call("console", folder).stdout.strip()
+    as_json = json.loads(call("console", folder, "--json").stdout)["url"]
+
+    tokens = [link.removeprefix("http://127.0.0.1:1/console/#token=") for link in (plain, as_json)]
+    assert [exchange(folder.path, token, 900) for token in tokens] == ["nm_key"] * 2
+
+
+@pytest.mark.usefixtures("guard", "console")
+def test_console_opens_a_browser_without_the_token_in_its_command_line(
+    folder: DataFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or len(opened) == 1)
+    link = call("console", folder, "--open").stdout.strip()
+    page = Path(opened[0].removeprefix("file://"))
+    content, mode = page.read_text(), page.stat().st_mode & 0o777
+    failed = call("console", folder, "--open")
+
+    assert "token" not in opened[0]
+    assert f'url={link}"' in content
+    assert mode == 0o600
+    assert (failed.exit_code, "no browser could be opened" in str(failed.exception)) == (1, True)
+    assert "#token=" in failed.stdout
+
+
+def test_console_needs_a_deployment_with_a_console(folder: DataFolder, guard: "subprocess.Popen[bytes]") -> None:
+    unbuilt = call("console", folder)
+    guard.kill()
+    guard.wait()
+    ended = call("console", folder)
+
+    assert (unbuilt.exit_code, ended.exit_code) == (1, 1)
+    assert "serves no console" in str(unbuilt.exception)
+    assert "nothing runs in" in str(ended.exception)
+    assert list(links_folder(folder.path).iterdir()) == []
 
 
 def test_status_tells_a_start_a_stop_and_a_kill_apart(folder: DataFolder, guard: "subprocess.Popen[bytes]") -> None:

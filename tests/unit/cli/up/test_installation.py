@@ -12,6 +12,7 @@ from cli.up import procfile
 from cli.up.folder import DataFolder
 from cli.up.installation import Installation, Notices
 from cli.up.service import Program, Service
+from jobs.security.sign_in import exchange
 from jobs.settings import Settings
 
 
@@ -81,3 +82,26 @@ def test_the_link_for_a_browser_is_told_once_it_is_up(folder: DataFolder, monkey
     here._announce(["web"], cast(Notices, notices), threading.Event())
 
     assert any(line.startswith("in a browser: http://127.0.0.1:8000/ ") for line in told)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_link_to_the_console_is_shown_in_a_terminal_and_logged_nowhere(
+    folder: DataFolder, monkeypatch: pytest.MonkeyPatch, *, terminal: bool
+) -> None:
+    logged, shown = list[str](), list[str]()
+    monkeypatch.setattr("cli.up.readiness.tell_when_up", lambda _url, _pools, ready, *_: ready())
+    monkeypatch.setattr("cli.up.readiness.console_path", lambda _url: "/console/")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    config = Settings(data_dir=folder.path, port=8000, public_url="https://mill.example/")
+    here = Installation(config, folder, procfile.CODE, 1, verbose=False)
+
+    notices = SimpleNamespace(say=logged.append, show=shown.append, update=logged.append)
+    here._announce(["web"], cast(Notices, notices), threading.Event())
+
+    [line] = [line for line in shown if line.startswith("console: https://mill.example/console/")]
+    assert ("#token=" in line) is terminal
+    assert ("`nightmill console`" in line) is not terminal
+    assert not any("#token" in line for line in logged)
+    if terminal:
+        (folder.path / "operator.key").write_text("nm_operator")
+        assert exchange(folder.path, line.partition("#token=")[2], 900) == "nm_operator"
