@@ -302,7 +302,7 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "doctor": (True, [["doctor"], ["doctor", "--json"]]),
 }
 #: These start processes, and are tested on their own.
-OTHERS = {"up", "status", "logs", "down", "demo", "vectors verify"}
+OTHERS = {"up", "status", "console", "logs", "down", "demo", "vectors verify"}
 
 
 def test_every_command_is_in_the_table() -> None:
