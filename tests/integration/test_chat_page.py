@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -202,7 +203,10 @@ def test_what_failed_can_be_sent_again(shop: Shop, page: Any) -> None:
         expect(tab.locator("#stop")).to_be_disabled()
 
 
-def test_the_entrance_leads_to_the_reference_and_an_operation_can_be_tried_there(shop: Shop, page: Any) -> None:
+def test_the_entrance_leads_to_the_reference_and_an_operation_can_be_tried_there(
+    shop: Shop, page: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.pages.console_files.BUILD", tmp_path / "none")
     tab, urls, wrong = page
     urls.clear()
     tab.goto(shop.url.removesuffix("/v1") + "/")
