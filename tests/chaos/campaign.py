@@ -180,7 +180,7 @@ class Campaign:
     # -- phases
 
     def calm(self, batches: int) -> None:
-        """Nothing happens, and nothing is asked twice."""
+        """Run some batches without a fault: no request is repeated."""
         jobs = [self.load.submit(self.load.new_job()) for _ in range(batches)]
         self._await(jobs, "without a fault")
         asked = sum(map(oracle.rework, self.prompts()))
@@ -322,7 +322,7 @@ class Campaign:
             self.journal.violation(f"alive after the stop: {left}")
 
     def _await_webhooks(self) -> None:
-        """Those that failed come again by the schedule."""
+        """Wait for the webhooks; failed deliveries are repeated by their schedule."""
         deadline = time.monotonic() + 30
         load = self.load
         while time.monotonic() < deadline and (

@@ -1,72 +1,30 @@
 """Clients that evaluate the stub's model, beside the batches of a run: they cancel some runs, and delete some evals."""
 
-import random
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import openai
 
-from tests.chaos.journal import Journal
+from tests.chaos.job_clients import JobClients
 from tests.support.evaluated import Evaluation
-from tests.support.system import pause
-
-if TYPE_CHECKING:
-    from tests.chaos.load import Client
 
 _ITEMS = (20, 120)
 _JUDGED, _CANCELLED, _DELETED = 0.3, 0.15, 0.1  # shares of the runs
 _LATER = (0.0, 4.0)  # seconds after which a run is cancelled or deleted
 
 
-@dataclass(slots=True)
-class Evaluators:
-    """The runs of these clients. `width` runs are kept open."""
+@dataclass
+class Evaluators(JobClients[Evaluation]):
+    """The runs of evals of these clients."""
 
-    client: "Client"
-    journal: Journal
-    rng: random.Random
-    model: str
-    width: int
-    moved: Callable[[], None]
-    evaluations: list[Evaluation] = field(default_factory=list)
-    busy: bool = False
-    _due: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
+    model: str = field(kw_only=True)
 
-    @property
-    def open(self) -> list[Evaluation]:
-        return [evaluation for evaluation in self.evaluations if not evaluation.ended]
-
-    def step(self, *, feeding: bool) -> None:
-        """Create a run if there are too few, and look at all that are open. Raises OpenAIError."""
-        self.busy = True
-        try:
-            for due in [due for due in self._due if due[0] <= time.monotonic() or not feeding]:
-                self._due.remove(due)
-                due[1]()
-            if feeding and len(self.open) < self.width:
-                self._submit()
-            for evaluation in [evaluation for evaluation in self.open if evaluation.id]:
-                self._look(evaluation)
-        finally:
-            self.busy = False
-
-    def await_ended(self, seconds: float) -> bool:
-        """Return whether all runs end in time."""
-        deadline = time.monotonic() + seconds
-        while self.busy or self.open or self._due:
-            if time.monotonic() > deadline:
-                return False
-            pause(0.05)
-        return True
-
-    def _submit(self) -> None:
+    def submit(self) -> None:
         right = [self.rng.random() < 0.5 for _ in range(self.rng.randint(*_ITEMS))]
-        key = f"eval-{len(self.evaluations):03d}"
+        key = f"eval-{len(self.jobs):03d}"
         evaluation = Evaluation(key, right, is_judged=self.rng.random() < _JUDGED)
-        self.evaluations.append(evaluation)
+        self.jobs.append(evaluation)
         sdk, once = self.client.sdk, {"Idempotency-Key": key}
         config: Any = {"type": "custom", "item_schema": {"type": "object"}, "include_sample_schema": True}
         criteria: Any = evaluation.criteria(self.model)
@@ -81,11 +39,11 @@ class Evaluators:
         evaluation.eval_id, evaluation.id = made.id, run.id
         self.journal.note(f"{key} is {run.id}: {len(right)} items{', judged' * evaluation.is_judged}")
         self.moved()
-        chance, later = self.rng.random(), time.monotonic() + self.rng.uniform(*_LATER)
+        chance, seconds = self.rng.random(), self.rng.uniform(*_LATER)
         if chance < _CANCELLED:
-            self._due.append((later, lambda: self._cancel(evaluation)))
+            self.later(seconds, lambda: self._cancel(evaluation))
         elif chance < _CANCELLED + _DELETED:
-            self._due.append((later, lambda: self._delete(evaluation)))
+            self.later(seconds, lambda: self._delete(evaluation))
 
     def _cancel(self, evaluation: Evaluation) -> None:
         evaluation.cancelled = True
@@ -102,9 +60,9 @@ class Evaluators:
         self.journal.note(f"{evaluation.key} is deleted")
         self.moved()
 
-    def _look(self, evaluation: Evaluation) -> None:
-        run = self.client.look(lambda sdk: sdk.evals.runs.retrieve(evaluation.id, eval_id=evaluation.eval_id))
-        if run is not None and run.status != evaluation.status:
-            evaluation.status = run.status
-            self.journal.note(f"{evaluation.key} {run.status}")
+    def look(self, job: Evaluation) -> None:
+        run = self.client.look(lambda sdk: sdk.evals.runs.retrieve(job.id, eval_id=job.eval_id))
+        if run is not None and run.status != job.status:
+            job.status = run.status
+            self.journal.note(f"{job.key} {run.status}")
             self.moved()

@@ -231,7 +231,7 @@ def lockers() -> set[int]:
 
 
 def _await_start(scene: Scene, job: Job) -> None:
-    """Its first result may not be long in coming."""
+    """Wait for the first result of a batch. Raises TimeoutError."""
     began = time.monotonic()
 
     def started() -> bool:

@@ -59,7 +59,7 @@ def embedded_again(campaign: "Campaign") -> int:
 
 
 def embedding_bound(campaign: "Campaign") -> int:
-    """Each claim that a fault may cost has so many texts behind it, at most."""
+    """Return how many texts may be embedded again: those of each claim that a fault may cost."""
     return CHUNKS_AT_ONCE * _SLOTS * sum(bool(ALL_FAULTS[one.name].rework) for one in campaign.struck)
 
 
@@ -97,7 +97,7 @@ def _judge_shelves(campaign: "Campaign", client: OpenAI) -> None:
 
 
 def _judge_searches(campaign: "Campaign", store: KnownStore) -> None:
-    """Each file is found by its own word, once and alone, and all of it by its vectors."""
+    """Judge searches of a store: each file is found by its own word, once and alone, and all of it by its vectors."""
     store_clients, blame = campaign.load.store_clients, campaign.journal.violation
     for paper in [paper for paper in store.papers if not paper.refused]:
         there = not paper.gone and paper.status == "completed"

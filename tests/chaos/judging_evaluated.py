@@ -17,14 +17,14 @@ _SETTLE_SECONDS = 120.0
 def await_evaluated(campaign: "Campaign") -> None:
     """I1: every run that was accepted ends."""
     evaluators = campaign.load.evaluators
-    if not evaluators.await_ended(_SETTLE_SECONDS * campaign.patience):
+    if not evaluators.await_idle(_SETTLE_SECONDS * campaign.patience):
         late = ", ".join(f"{evaluation.key} {evaluation.status}" for evaluation in evaluators.open)
         campaign.journal.violation(f"I1: not evaluated in time: {late}")
 
 
 def judge_evaluated(campaign: "Campaign") -> None:
     """Judge all runs that have ended: every item graded once, counts that add up, one event, nothing of the deleted."""
-    for evaluation in campaign.load.evaluators.evaluations:
+    for evaluation in campaign.load.evaluators.jobs:
         if evaluation.ended:
             campaign.journal.violation(*_faults(campaign, evaluation))
 

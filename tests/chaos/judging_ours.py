@@ -87,7 +87,7 @@ def contents(client: openai.OpenAI, mirror: Mirror) -> Iterator[str]:
 
 
 def _needles(source_client: SourceClient) -> Iterator[str]:
-    """Each document by its own word, once, and nothing by the words of what is gone."""
+    """Yield what is wrong: each document is found by its own word, once, and nothing by the words of what is gone."""
     here, gone = list(source_client.mirror.here.values()), _gone(source_client.mirror)
     for start in range(0, len(source_client.mirror.versions), _WORDS):
         wanted = (here + gone)[start : start + _WORDS]
@@ -113,7 +113,7 @@ def judge_caches(campaign: "Campaign") -> None:
 
 
 def judge_broken(campaign: "Campaign") -> None:
-    """Whoever was told that the engine gave no answer had asked one that ended; and nothing of ours broke."""
+    """Judge errors: the engine of a client that got no answer had ended, and none is the platform's own."""
     ended = [at for engine in campaign.engines for at in engine.ended]
     ended += [one.over for one in campaign.struck if one.name in VLLM_FAULTS]
     told = [*campaign.load.client.broken, *campaign.load.strangers.broken]

@@ -14,7 +14,7 @@ _SETTLE_SECONDS = 120.0
 def await_trained(campaign: "Campaign") -> None:
     """I1: every job that was accepted ends, and so does every batch that asks for its models."""
     tuners = campaign.load.tuners
-    if not tuners.await_settled(_SETTLE_SECONDS * campaign.patience):
+    if not tuners.await_idle(_SETTLE_SECONDS * campaign.patience):
         late = [f"{tuning.key} {tuning.status}" for tuning in tuners.open] + list(tuners.batches)
         campaign.journal.violation(f"I1: not trained or answered in time: {', '.join(late)}")
 
@@ -22,9 +22,9 @@ def await_trained(campaign: "Campaign") -> None:
 def judge_tuned(campaign: "Campaign") -> None:
     """Judge all jobs that have ended: each step once, whole checkpoints, one result, answers of the right adapter."""
     load, blame = campaign.load, campaign.journal.violation
-    tunings = [tuning for tuning in load.tuners.tunings if tuning.ended]
+    tunings = [tuning for tuning in load.tuners.jobs if tuning.ended]
     for tuning in tunings:
         blame(*tuned.judge(load.client.sdk, tuning), *tuned.told(tuning, load.told))
     with opened(campaign) as stores:
         blame(*tuned.stored(stores.db, stores.storage, tunings))
-    blame(*tuned.answered(load.tuners.answers, load.tuners.tunings))
+    blame(*tuned.answered(load.tuners.answers, load.tuners.jobs))

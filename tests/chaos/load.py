@@ -258,7 +258,7 @@ class Load:
         rng = random.Random(self.rng.getrandbits(32)) if self.mix.tuned else rng
         self.tuners = Tuners(self.client, self.journal, rng, self.mix.tuned, moved)
         rng = random.Random(self.rng.getrandbits(32)) if self.mix.evaluated else rng
-        self.evaluators = Evaluators(self.client, self.journal, rng, model, self.mix.evaluated, moved)
+        self.evaluators = Evaluators(self.client, self.journal, rng, self.mix.evaluated, moved, model=model)
 
     def __enter__(self) -> "Load":
         self.endpoint_id, self.endpoint_secret = self.client.listen(self.receiver)

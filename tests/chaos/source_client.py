@@ -255,7 +255,7 @@ class SourceClient:
             self._drop(str(others[0]["id"]))
 
     def _look_at_indexes(self) -> list[Any] | None:
-        """Those that are not in use."""
+        """Return the indexes that are not in use; None without an answer."""
         page = self._get("/indexes")
         if page is None:
             return None
@@ -264,7 +264,7 @@ class SourceClient:
         return [one for one in page["data"] if one["status"] != "active"]
 
     def _build(self) -> None:
-        """Each of another length, so that what is embedded for it was not embedded before."""
+        """Build an index of another length, so that what is embedded for it was not embedded before."""
         self.dimensions += 1
         body = {"embedding_dimensions": self.dimensions, "chunking_strategy": _cut(self.rng.choice((SMALL, LARGE)))}
         made = self._post("/indexes", body, {"Idempotency-Key": f"index-{self.dimensions:03d}"})

@@ -116,7 +116,7 @@ class StoreClients:
             self._due.append((time.monotonic() + self.rng.uniform(0, 3), intake))
 
     def _again(self, store: KnownStore) -> None:
-        """Another version of papers that are in, or on their way."""
+        """Attach another version of papers that are in a store, or on their way into it."""
         papers = [one for one in store.there if one.attached == 1 and not one.refused]
         papers = [one for one in papers if one.status == "completed" or self.rng.random() < 0.3]
         papers = self.rng.sample(papers, min(len(papers), self.rng.randint(1, 3)))

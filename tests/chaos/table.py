@@ -82,16 +82,16 @@ def _ours(campaign: Campaign) -> str:
 
 def _tuned(campaign: Campaign) -> str:
     tuners = campaign.load.tuners
-    ends = dict(Counter(tuning.status for tuning in tuners.tunings))
+    ends = dict(Counter(tuning.status for tuning in tuners.jobs))
     asked = Counter(answer.model for answer in tuners.answers)
     return (
-        f"{len(tuners.tunings)} fine-tuning jobs ({ends}), {len(tuners.models)} models and checkpoints,"
+        f"{len(tuners.jobs)} fine-tuning jobs ({ends}), {len(tuners.models)} models and checkpoints,"
         f" {len(tuners.answers)} answers of {len(asked)} of them"
     )
 
 
 def _evaluated(campaign: Campaign) -> str:
-    evaluations = campaign.load.evaluators.evaluations
+    evaluations = campaign.load.evaluators.jobs
     ends = dict(Counter("deleted" if evaluation.deleted else evaluation.status for evaluation in evaluations))
     return (
         f"{len(evaluations)} runs of evals ({ends}), {sum(len(evaluation.right) for evaluation in evaluations)} items"

@@ -1,41 +1,30 @@
 """A short chaos run over runs of evals: whatever is killed, every item is graded exactly once."""
 
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
 from tests.chaos.campaign import Campaign
-from tests.chaos.load import Mix
-from tests.chaos.table import shown
+from tests.chaos.short import QUIET, short_campaign
 
 # The first test waits for the whole run: two minutes on a quiet machine.
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(1800)]
 
-_SEED = 23
-_PATIENCE = 4.0  # a busy machine takes minutes to start the deployment
 _FAULTS = ("cpu", "gpu", "dispatcher", "cpu, main alone", "web", "cpu", "cpu zombie")
 
 
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Campaign]:
-    folder: Path = tmp_path_factory.mktemp("chaos")
-    mix = Mix(lines=(50, 100), poison=(), cancelled=0, responses=0, stores=0, repeated=False, evaluated=3)
-    made = Campaign(folder, _SEED, mix=mix, width=1, patience=_PATIENCE)
-    with made.running():
-        made.load.feeding.set()
-        made.go_on_until(lambda: made.load.evaluators.evaluations, 120, "there are runs")
-        made.strike(_FAULTS, wait=(0.5, 1.5))
-        made.go_on_until(lambda: _completed(made) >= 5, 180, "five runs are completed")
-        made.drain()
-        made.judge()
-        made.stop()
-        print(shown(made))
-        yield made
+    begun = lambda campaign: campaign.load.evaluators.jobs, "there are runs"
+    enough = lambda campaign: _completed(campaign) >= 5, "five runs are completed"
+    folder, mix = tmp_path_factory.mktemp("chaos"), replace(QUIET, evaluated=3)
+    with short_campaign(folder, 23, mix, _FAULTS, begun=begun, enough=enough) as campaign:
+        yield campaign
 
 
 def _completed(campaign: Campaign) -> int:
-    return sum(evaluation.status == "completed" for evaluation in campaign.load.evaluators.evaluations)
+    return sum(evaluation.status == "completed" for evaluation in campaign.load.evaluators.jobs)
 
 
 def test_every_item_is_graded_once_whatever_was_killed(campaign: Campaign) -> None:

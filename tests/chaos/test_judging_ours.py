@@ -22,7 +22,7 @@ _OURS = '{"error": {"message": "The engine gave no answer.", "code": "engine_err
 
 
 class _Files:
-    """Those of one document, in its second version."""
+    """Stand for the files of a client, where one document has its second version."""
 
     def __init__(self, content: bytes, left: Sequence[str]) -> None:
         self.files, self._content, self._left = self, content, left

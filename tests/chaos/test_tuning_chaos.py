@@ -1,46 +1,33 @@
 """A short chaos run over trainings and the models that they make: whatever is killed, the promises hold."""
 
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
 from tests.chaos.campaign import Campaign
 from tests.chaos.faults import TUNING_FAULTS
-from tests.chaos.load import Mix
-from tests.chaos.table import shown
+from tests.chaos.short import QUIET, short_campaign
 from tests.support.stand_ins import BASE
 
 # The first test waits for the whole run: three minutes on a quiet machine.
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(1800)]
 
-#: `make verify` has other tests beside this one: processes stand still for more than a lease of three seconds.
-_PATIENCE = 4.0
-
-_SEED = 22
 _FAULTS = ("trainer", "tuned", "finetune", "trainer", "finetune, main alone", "tuned", "finetune zombie")
 
 
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Campaign]:
-    folder: Path = tmp_path_factory.mktemp("chaos")
-    mix = Mix(lines=(50, 100), poison=(), cancelled=0, responses=0, stores=0, repeated=False, tuned=2)
-    made = Campaign(folder, _SEED, mix=mix, width=1, patience=_PATIENCE)
-    with made.running():
-        made.load.feeding.set()
-        made.go_on_until(lambda: made.load.tuners.models, 120, "there are checkpoints")
-        made.strike(_FAULTS, wait=(0.5, 1.5))
-        made.go_on_until(lambda: _was_trained(made), 180, "a job was trained to its end, and asked for")
-        made.drain()
-        made.judge()
-        made.stop()
-        print(shown(made))
-        yield made
+    begun = lambda campaign: campaign.load.tuners.models, "there are checkpoints"
+    enough = _was_trained, "a job was trained to its end, and asked for"
+    folder, mix = tmp_path_factory.mktemp("chaos"), replace(QUIET, tuned=2)
+    with short_campaign(folder, 22, mix, _FAULTS, begun=begun, enough=enough) as campaign:
+        yield campaign
 
 
 def _was_trained(campaign: Campaign) -> bool:
     tuners = campaign.load.tuners
-    return any(tuning.status == "succeeded" for tuning in tuners.tunings) and len(tuners.answers) >= 20
+    return any(tuning.status == "succeeded" for tuning in tuners.jobs) and len(tuners.answers) >= 20
 
 
 def test_every_training_keeps_every_promise_whatever_was_killed(campaign: Campaign) -> None:

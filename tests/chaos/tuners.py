@@ -8,63 +8,34 @@ of the adapter that it has loaded. So every answer says by itself which adapter 
 """
 
 import json
-import random
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import openai
 from openai.types.fine_tuning import FineTuningJob
 
-from tests.chaos.journal import Journal
+from tests.chaos.job_clients import JobClients
 from tests.support import tuned
 from tests.support.stand_ins import BASE
-from tests.support.system import pause
 from tests.support.tuned import Answered, Tuning
-
-if TYPE_CHECKING:
-    from tests.chaos.load import Client
 
 _PAUSED_SECONDS = (1.0, 4.0)
 _LINES = 8  # of a batch that asks for one model
 _OPEN_BATCHES = 2
 
 
-@dataclass(slots=True)
-class Tuners:
-    """The jobs of these clients, and everything that was answered to them. `width` jobs are kept open."""
+@dataclass
+class Tuners(JobClients[Tuning]):
+    """The fine-tuning jobs of these clients, and everything that was answered to them."""
 
-    client: "Client"
-    journal: Journal
-    rng: random.Random
-    width: int
-    moved: Callable[[], None]
-    tunings: list[Tuning] = field(default_factory=list)
     answers: list[Answered] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)  # of all batches
     batches: dict[str, str] = field(default_factory=dict)  # open ones: the model that each asks for
-    busy: bool = False
-    _due: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
     _asked: int = 0
 
     @property
-    def open(self) -> list[Tuning]:
-        return [tuning for tuning in self.tunings if not tuning.ended]
-
-    def step(self, *, feeding: bool) -> None:
-        """Do one thing: create a job, steer one, or look at all that are open. Raises OpenAIError."""
-        self.busy = True
-        try:
-            for due in [due for due in self._due if due[0] <= time.monotonic() or not feeding]:
-                self._due.remove(due)
-                due[1]()
-            if feeding and len(self.open) < self.width:
-                self._submit()
-            for tuning in [tuning for tuning in self.open if tuning.id]:
-                self._look(tuning)
-        finally:
-            self.busy = False
+    def is_idle(self) -> bool:
+        return super().is_idle and not self.batches
 
     def ask(self, *, feeding: bool) -> None:
         """Ask for one model, and look at the batches that are open. Raises OpenAIError."""
@@ -81,23 +52,14 @@ class Tuners:
     @property
     def models(self) -> list[str]:
         """Return the names of all models and checkpoints that the clients have seen."""
-        return [name for tuning in self.tunings for name in tuning.models]
-
-    def await_settled(self, seconds: float) -> bool:
-        """Return whether all jobs and batches end in time."""
-        deadline = time.monotonic() + seconds
-        while self.busy or self.open or self.batches:
-            if time.monotonic() > deadline:
-                return False
-            pause(0.05)
-        return True
+        return [name for tuning in self.jobs for name in tuning.models]
 
     # -- the tuner
 
-    def _submit(self) -> None:
-        number = len(self.tunings)
+    def submit(self) -> None:
+        number = len(self.jobs)
         tuning = Tuning(f"tuning-{number:03d}", seed=self.rng.randrange(1, 1_000_000))
-        self.tunings.append(tuning)
+        self.jobs.append(tuning)
         key = {"Idempotency-Key": tuning.key}
         sdk = self.client.sdk
         file = sdk.files.create(file=(f"{tuning.key}.jsonl", tuned.ROWS), purpose="fine-tune", extra_headers=key)
@@ -116,14 +78,13 @@ class Tuners:
         self.moved()
         chance = self.rng.random()
         if chance < 0.15:
-            self._due.append((time.monotonic() + self.rng.uniform(0, 10), lambda: self._cancel(tuning)))
+            self.later(self.rng.uniform(0, 10), lambda: self._cancel(tuning))
         elif chance < 0.4:
-            self._due.append((time.monotonic() + self.rng.uniform(2, 10), lambda: self._pause(tuning)))
+            self.later(self.rng.uniform(2, 10), lambda: self._pause(tuning))
 
     def _pause(self, tuning: Tuning) -> None:
         if self._steer(tuning, "pause"):
-            resume = time.monotonic() + self.rng.uniform(*_PAUSED_SECONDS)
-            self._due.append((resume, lambda: self._resume(tuning)))
+            self.later(self.rng.uniform(*_PAUSED_SECONDS), lambda: self._resume(tuning))
 
     def _resume(self, tuning: Tuning) -> None:
         self._steer(tuning, "resume")
@@ -141,14 +102,14 @@ class Tuners:
         self.journal.note(f"{tuning.key}: {verb}")
         return True
 
-    def _look(self, tuning: Tuning) -> None:
-        job = self.client.look(lambda sdk: sdk.fine_tuning.jobs.retrieve(tuning.id))
-        page = self.client.look(lambda sdk: sdk.fine_tuning.jobs.checkpoints.list(tuning.id, limit=100).data)
-        if job is not None:
-            self._see(tuning, job)
+    def look(self, job: Tuning) -> None:
+        shown = self.client.look(lambda sdk: sdk.fine_tuning.jobs.retrieve(job.id))
+        page = self.client.look(lambda sdk: sdk.fine_tuning.jobs.checkpoints.list(job.id, limit=100).data)
+        if shown is not None:
+            self._see(job, shown)
         for checkpoint in page or ():
-            if checkpoint.fine_tuned_model_checkpoint not in tuning.models:
-                tuning.models[checkpoint.fine_tuned_model_checkpoint] = checkpoint.step_number
+            if checkpoint.fine_tuned_model_checkpoint not in job.models:
+                job.models[checkpoint.fine_tuned_model_checkpoint] = checkpoint.step_number
                 self.moved()
 
     def _see(self, tuning: Tuning, job: FineTuningJob) -> None:

@@ -298,7 +298,7 @@ def _judge_jobs(outcome: Outcome, again: _Restored, known: Known) -> None:
 
 
 def _judge_files(outcome: Outcome, again: _Restored, backup: _Backup) -> None:
-    """Those of what had ended, and what was deleted."""
+    """Judge the files of jobs that had ended, and a deleted one."""
     ended = again.books.ended.values()
     names = [row[which] for row in ended for which in ("output_file_id", "error_file_id") if row[which]]
     found = {name: again.site.http.get(again.site.url(f"files/{name}/content")) for name in {*names, backup.deleted}}

@@ -126,7 +126,7 @@ def slow_clients(given: Given) -> Outcome:
 
 
 def healthy(outcome: Outcome, told: list[Answer]) -> None:
-    """Each was answered with 200, in time."""
+    """Judge the answers to questions for health: each has status 200 and came in time."""
     wrong = [f"{one.key}: {one.status} {one.told}" for one in told if one.status != 200]
     outcome.judge(f"{len(told)} times asked for its health", *wrong[:5])
     times = [one.seconds for one in told]

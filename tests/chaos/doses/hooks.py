@@ -258,7 +258,7 @@ def sender_killed(given: Given) -> Outcome:
 
 
 def _kill_sender(given: Given, made: Site, receiver: Receiver, kills: int) -> None:
-    """Each time as it is at work: after something has come, and a moment."""
+    """Kill the sender some times while it is at work: a moment after a delivery."""
     for _ in range(kills):
         seen = len(receiver.requests)
         wait_for(lambda seen=seen: len(receiver.requests) > seen, 60, "it sends")  # type: ignore[misc]

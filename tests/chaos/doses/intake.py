@@ -58,7 +58,7 @@ def answered(
 
 
 def exist(answers: Sequence[Answer], jobs: Sequence[dict[str, Any]]) -> list[str]:
-    """Each that was answered with 200 is a job, under its key, and there is no second one; each job has succeeded."""
+    """Return what is wrong: a create that was answered with 200 is one job under its key, and all have succeeded."""
     found = Counter(str(job["idempotency_key"]) for job in jobs)
     ids = {str(job["id"]) for job in jobs}
     lost = [f"{one.job} was created and is not there" for one in answers if one.status == 200 and one.job not in ids]
@@ -265,7 +265,7 @@ def _cut_off(made: Site, file_id: str, number: int, port: int, strike: Callable[
 
 
 def same(cut: Sequence[Answer], again: Sequence[Answer]) -> list[str]:
-    """Whoever comes again is answered, with the job that it was told of before, if it was told."""
+    """Return what is wrong: a repeated create is answered, with the job that the first answer named, if any."""
     unanswered = [f"{one.key}: {one.status} {one.told}" for one in again if one.status != 200]
     pairs = zip(cut, again, strict=True)
     return unanswered + [

@@ -211,7 +211,7 @@ class Large:
                     continue  # refused: another look will do
 
     def judge(self, outcome: Outcome) -> None:
-        """Each custom_id once, with its own answer; usage is the sum of its lines'; nothing ever went back."""
+        """Judge each batch: every `custom_id` once with its answer, usage summed, states that only advance."""
         faults = list[str]()
         for job, answer in zip(self.jobs, self.answers, strict=True):
             job.batch_id = answer.job

@@ -254,7 +254,7 @@ class Searching:
 
 
 def searched(outcome: Outcome, answers: Sequence[Shown]) -> None:
-    """Each search was answered or refused, and showed as much of its document as it may, or nothing."""
+    """Judge searches: each was answered or refused, and showed as much of its document as it may, or nothing."""
     statuses = Counter(one.asked.status for one in answers)
     others = [one.asked for one in answers if one.asked.status not in {200, 503}]
     parts = [
