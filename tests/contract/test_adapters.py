@@ -86,7 +86,7 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
     shutil.copy(made[1].folder / probes.FILE, made[4].folder)
     with (folder / "vllm.log").open("wb") as log:
         host = Host(model, [MODEL], ARGS, folder / "engine.pids", log)
-        started = host.call("start")
+        started = host.start()
         assert "error" not in started, (folder / "vllm.log").read_text()[-4000:]
 
         async def ask(prompt: str, adapter: Adapter | None) -> str:
@@ -102,7 +102,7 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
         host.stop()
 
 
-REAL = [pytest.mark.verify, pytest.mark.vllm, pytest.mark.timeout(900)]
+REAL = [pytest.mark.verify, pytest.mark.vllm, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(params=["fake", "own-loop", pytest.param("vllm", marks=REAL)])

@@ -20,7 +20,7 @@ from workers.engines.vllm import leftovers
 from workers.engines.vllm.vllm_serving import INTERACTIVE_SEQUENCES
 
 # an engine starts in about 70 s on two quiet cores; the model is converted once for each checkout
-pytestmark = [pytest.mark.verify, pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.verify, pytest.mark.vllm, pytest.mark.timeout(1500)]
 
 CHAT, TEXT, RESPONSES, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"
 MODELS = Path(os.environ.get("NIGHTMILL_TEST_MODELS", ROOT / ".nightmill" / "models"))
@@ -66,7 +66,7 @@ def host(pids: Path) -> Iterator[Host]:
     model = materialise(SMOLLM2, MODELS)
     with (pids.parent / "vllm.log").open("wb") as log:
         host = Host(model, [MODEL], ARGS, pids, log)
-        started = host.call("start")
+        started = host.start()
         assert "error" not in started, (pids.parent / "vllm.log").read_text()[-4000:]
         print(f"engine start: {started['seconds']:.0f} s")
         yield host
@@ -493,7 +493,7 @@ def test_a_killed_engine_is_reported_and_rebuilt(host: Host, pids: Path) -> None
 
     signal_engine(pids, signal.SIGKILL)
     said = [future.result(30) for _, future in running]
-    rebuilt = host.call("start", silence=8)
+    rebuilt = host.start(silence=8)
 
     assert {answer["error"] for answer in said} == {"EngineDead"}
     assert "error" not in rebuilt

@@ -23,6 +23,8 @@ from workers.engines.vllm.vllm_engine import VllmEngine
 
 ROOT = Path(__file__).resolve().parents[2]
 WATCHED = "NIGHTMILL_TEST_CONNECTIONS"
+#: Until an engine has started: 70 s on two quiet cores, many times that beside other work.
+START_SECONDS = 1000
 
 
 class Host:
@@ -55,6 +57,10 @@ class Host:
 
     def call(self, do: str, timeout: float = 240, **fields: Any) -> dict[str, Any]:
         return self.send(do, **fields)[1].result(timeout)
+
+    def start(self, **fields: Any) -> dict[str, Any]:
+        """Start the engine; return how many seconds that took."""
+        return self.call("start", timeout=START_SECONDS, **fields)
 
     def ask(self, url: str, **body: Any) -> dict[str, Any]:
         """`{"status", "body", "usage"}`, or `{"error", "message"}` where the adapter raised."""
