@@ -346,6 +346,7 @@ def test_many_threads_write_read_and_drop_at_once(vectors: Vectors, store: Store
 
 
 def test_what_is_there_is_healthy(vectors: Vectors) -> None:
+    """Pass where the check raises nothing."""
     vectors.check()
 
 

@@ -311,6 +311,7 @@ def test_events_of_a_lost_worker_are_not_shown(make_world: Any) -> None:
 
 
 def test_one_that_is_cancelled_leaves_no_connection_open(redis_url: str) -> None:
+    """Pass where the number of connections falls back before the last wait ends."""
     host = EngineHost(Paced(pause=30.0), lambda: None)
     host.start()
     with redis.Redis.from_url(redis_url) as server:

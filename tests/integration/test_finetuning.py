@@ -253,6 +253,7 @@ def test_general_file_is_read_and_held_as_the_training_file_is(site: Site, monke
 
 
 def test_trainer_and_worker_are_killed_and_nothing_is_lost(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare in `kill_both` what was trained with what is due."""
     kill_both(site, monkeypatch, FAKE, 1)
 
 
@@ -465,6 +466,7 @@ def _full(_path: str, _data: bytes) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("module", ["workers.engines.training"])
 def test_tiny_model_is_trained_while_all_is_killed(site: Site, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    """Compare in `kill_both` what was trained with what is due."""
     from tests.support import tiny_llama
 
     tiny_llama.write(site.base)

@@ -96,6 +96,7 @@ def _is_complete(response: dict[str, Any]) -> None:
 
 
 def test_a_response_is_whole(shop: Shop) -> None:
+    """Check both answers in `_is_complete`."""
     made = shop.client.responses.create(model=MODEL, input="Hello", **ASKED)
 
     _is_complete(made.to_dict())

@@ -110,6 +110,8 @@ def test_a_paused_worker_stops_listening_until_it_is_resumed(db: Database, heart
 
 
 def test_each_heartbeat_reports_work_without_a_claim(db: Database, heartbeat: Heartbeat) -> None:
+    """Pass where each wait ends."""
+
     def told() -> list[Any] | None:
         with db.read() as session:
             return session.get_one(Worker, "w").other_work

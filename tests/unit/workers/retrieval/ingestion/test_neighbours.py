@@ -152,6 +152,7 @@ def test_a_file_removed_while_its_new_version_is_made_leaves_no_text(both: Works
 
 
 def test_a_search_is_a_use(mill: Works) -> None:
+    """Pass where the new time is shown before the last wait ends."""
     store = mill.store(expires_after={"anchor": "last_active_at", "days": 2})
     mill.attach(store, mill.upload(PROSE))
     mill.drive()

@@ -253,6 +253,7 @@ def test_family_of_emoji_stays_together_where_it_fits() -> None:
 
 
 def test_special_tokens_in_the_text_are_only_text() -> None:
+    """Compare in `check` the chunks with the text."""
     document, tokens = laid("[SEP] one [CLS] two [MASK] " * 20), TOKENS["word_piece"]
 
     check(document, cut(document, tokens, 16, 4), tokens, 16)

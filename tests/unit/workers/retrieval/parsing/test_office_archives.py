@@ -22,6 +22,7 @@ def refused(data: bytes, limits: Limits = LIMITS) -> str:
 
 
 def test_ordinary_document_passes() -> None:
+    """Pass where no archive is refused."""
     office.check_archive(samples.docx(samples.paragraph("x"), {"word/media/a.png": bytes(100_000)}), LIMITS)
     office.check_archive(
         samples.docx(samples.paragraph("x"), {"word/embeddings/a.xlsx": samples.xlsx([["a"]])}), LIMITS

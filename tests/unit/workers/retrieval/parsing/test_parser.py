@@ -322,7 +322,7 @@ def test_interrupt_that_comes_as_the_child_starts_is_heard_by_it(
 
 
 def test_child_that_has_ended_is_not_killed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its number may be another process's by now."""
+    """Pass where nothing is called: the number of the child may be that of another process by now."""
     child = Child(ROGUE)
     child.end()
     monkeypatch.setattr(os, "killpg", None)
