@@ -24,9 +24,10 @@ router: APIRouter = resource("Models")
 class ModelServing(BaseModel):
     """The serving of a model: whether it is served now, by how many live workers of which queue, and if not, why.
 
-    A tuned model is served where its base model is.
+    `model` is the model whose engine answers: that of an alias, and the base of a tuned model.
     """
 
+    model: str
     state: Literal["ready", "paused", "loading", "quarantined", "unreachable", "no_worker"]
     queue: str
     workers: int
@@ -136,16 +137,17 @@ def _with_serving(call: CallContext, models: dict[str, Model]) -> dict[str, Mode
         bases = {tuned.name: tuned.base for tuned in tuned_models.of_project(session, call.project_id)}
     targets = {name: registry.aliases.get(bases.get(name, name), bases.get(name, name)) for name in models}
     return {
-        name: model.model_copy(update={"serving": _serving(states[targets[name]])})
+        name: model.model_copy(update={"serving": _serving(targets[name], states[targets[name]])})
         if targets[name] in states
         else model
         for name, model in models.items()
     }
 
 
-def _serving(known: serving.Serving) -> ModelServing:
+def _serving(model: str, known: serving.Serving) -> ModelServing:
     since = int(known.loading.since) if known.loading else None
     return ModelServing(
+        model=model,
         state=known.state,
         queue=known.queue,
         workers=known.workers,

@@ -148,7 +148,8 @@ def test_models_say_where_they_are_served_and_why_not(app: FastAPI, client: Test
         pauses.pause(session, pauses.Scope.MODEL, packaged, actor="operator")
     paused = served()[alias]
 
-    assert before[packaged] == before[alias] == {"state": "ready", "queue": "gpu.generate", "workers": 1}
+    serving = {"model": packaged, "state": "ready", "queue": "gpu.generate", "workers": 1}
+    assert before[packaged] == before[alias] == serving
     assert (before[embedder]["state"], before["remote"]["state"]) == ("quarantined", "unreachable")
     assert "died too often" in before[embedder]["reason"]
     assert (paused["state"], paused["reason"]) == ("paused", "the operator has paused it")
@@ -166,6 +167,14 @@ def test_a_model_that_is_loading_says_since_when(app: FastAPI, client: TestClien
     listed = client.get("/v1/models", params={"include": "serving"}).json()["data"]
     [serving] = [model["serving"] for model in listed if model["id"] == name]
 
-    assert (serving["state"], serving["loading_since"]) == ("loading", 7)
+    assert (serving["state"], serving["loading_since"], serving["model"]) == ("loading", 7, name)
     assert serving["reason"] == "a worker is loading it (reading the weights)"
     assert client.get("/v1/models", params={"include": "odd"}).json()["error"]["param"] == "include"
+
+
+def test_an_alias_is_served_by_its_model(client: TestClient) -> None:
+    listed = client.get("/v1/models", params={"include": "serving"}).json()["data"]
+
+    served_by = {model["id"]: model["serving"]["model"] for model in listed}
+
+    assert served_by["text-embedding-3-small"] == served_by["all-minilm-l6-v2"] == "all-minilm-l6-v2"
