@@ -15,18 +15,20 @@ from api.finetuning.schemas import (
     CreateFineTuningJob,
     FineTuningEvent,
     FineTuningJob,
+    TrainingProgress,
     show_checkpoint,
     show_event,
     show_job,
+    show_progress,
 )
 from api.http.bodies import resource
 from api.http.idempotency import Idempotent
 from api.http.paging import After, Limit20, Page, find, page, with_metadata
 from api.http.space import check_not_full, count_if_due
 from jobs.errors import Conflict, InvalidRequest
-from jobs.finetuning import jobs, training_events
+from jobs.finetuning import jobs, training_curve, training_events
 from jobs.finetuning.payload import FineTuning
-from jobs.finetuning.tables import FinetuneCheckpoint
+from jobs.finetuning.tables import FinetuneCheckpoint, FinetunePlan
 from jobs.ledger import ledger
 from jobs.ledger.tables import Job
 
@@ -133,6 +135,18 @@ def list_fine_tuning_checkpoints(
         rows, more = find(session, checkpoints, FinetuneCheckpoint, after=after, limit=limit)
     model = FineTuning.model_validate(job.payload).result
     return page(rows, more, lambda checkpoint: show_checkpoint(model, checkpoint))
+
+
+@router.get("/fine_tuning/jobs/{fine_tuning_job_id}/progress")
+def retrieve_fine_tuning_progress(
+    call: Call,
+    fine_tuning_job_id: str,
+    points: Annotated[int, Query(ge=1, le=1000, description="Points of the curve, at most.")] = 300,
+) -> TrainingProgress:
+    """Return how far a job has come, what it has cost, and its curve of losses."""
+    with call.db.read() as session:
+        job = get_job(session, call, fine_tuning_job_id)
+        return show_progress(session.get(FinetunePlan, job.id), training_curve.read(session, job.id, points))
 
 
 def _shown(session: Session, call: CallContext, job: Job) -> FineTuningJob:

@@ -1,6 +1,6 @@
 """The requests of fine-tuning, and jobs, events, checkpoints and permissions as OpenAI shows them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from api.http.bodies import Body, Many
 from api.http.fields import AfterJobs, Dependent, Metadata, dependence, when
-from jobs.finetuning import examples, names, payload
+from jobs.finetuning import examples, names, payload, training_curve
 from jobs.finetuning.payload import FineTuning, Hyperparameters
 from jobs.finetuning.tables import FinetuneCheckpoint, FinetuneEvent, FinetunePlan
 from jobs.ledger.states import JobState
@@ -225,6 +225,39 @@ class Checkpoint(BaseModel):
     metrics: CheckpointMetrics
 
 
+class TrainingPoint(BaseModel):
+    """Means over the steps of a job up to `step`, behind the point before.
+
+    Null is what none of these steps measured.
+    """
+
+    step: int
+    train_loss: float
+    train_mean_token_accuracy: float | None
+    valid_loss: float | None
+    valid_mean_token_accuracy: float | None
+    learning_rate: float
+    tokens_per_second: float | None
+
+
+class TrainingProgress(BaseModel):
+    """The progress of a fine-tuning job: its plan, its cost so far, and its curve.
+
+    `steps`, `examples` and `tokens` are null until the job is planned. `tokens` are those of one epoch. `seconds` is
+    how long workers have held the training, `device_seconds` how long trainers have run; both count all attempts.
+    """
+
+    object: Literal["fine_tuning.job.progress"] = "fine_tuning.job.progress"
+    trained_steps: int
+    steps: int | None
+    examples: int | None
+    validation_examples: int | None
+    tokens: int | None
+    seconds: int
+    device_seconds: int
+    data: list[TrainingPoint]
+
+
 class Permission(BaseModel):
     id: str
     object: Literal["checkpoint.permission"] = "checkpoint.permission"
@@ -306,6 +339,31 @@ def show_checkpoint(model: str, checkpoint: FinetuneCheckpoint) -> Checkpoint:
         fine_tuning_job_id=checkpoint.job_id,
         step_number=checkpoint.step,
         metrics=CheckpointMetrics.model_validate(shown | {"step": checkpoint.step}),
+    )
+
+
+def show_progress(plan: FinetunePlan | None, curve: Sequence[training_curve.Point]) -> TrainingProgress:
+    """Show the progress of a job by its plan, which is None until the job is planned."""
+    return TrainingProgress(
+        trained_steps=curve[-1].step if curve else 0,
+        steps=plan and plan.steps,
+        examples=plan and plan.rows,
+        validation_examples=plan and plan.validation_rows,
+        tokens=plan and plan.tokens,
+        seconds=int(plan.seconds) if plan else 0,
+        device_seconds=int(plan.device_seconds) if plan else 0,
+        data=[
+            TrainingPoint(
+                step=point.step,
+                train_loss=point.train_loss,
+                train_mean_token_accuracy=point.train_accuracy,
+                valid_loss=point.valid_loss,
+                valid_mean_token_accuracy=point.valid_accuracy,
+                learning_rate=point.learning_rate,
+                tokens_per_second=point.tokens_per_second,
+            )
+            for point in curve
+        ],
     )
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from jobs.clock import now
 from jobs.finetuning import training_events
 from jobs.finetuning.payload import FineTuning
-from jobs.finetuning.tables import FinetuneCheckpoint, FinetuneData
+from jobs.finetuning.tables import FinetuneCheckpoint, FinetuneData, FinetunePlan, FinetuneStep
 from jobs.fleet import workers
 from jobs.fleet.tables import Worker
 from jobs.ledger.tables import Job
@@ -615,3 +615,70 @@ def test_two_projects_have_one_suffix_each_for_itself(make_app: Callable[..., Fa
         assert client.get(f"/v1/models/{names[1 - n]}").status_code == 404
         assert {names[1 - n]}.isdisjoint(model["id"] for model in client.get("/v1/models").json()["data"])
         assert client.delete(f"/v1/models/{names[1 - n]}").status_code == 404
+
+
+def trained(app: FastAPI, job: dict[str, Any], steps: int) -> None:
+    """Record the plan and the steps of a job, of which each fifth was evaluated."""
+    with app.state.services.db.write() as session:
+        session.add(
+            FinetunePlan(
+                job_id=job["id"],
+                n_epochs=2,
+                batch_size=4,
+                learning_rate_multiplier=1.0,
+                rows=40,
+                validation_rows=5,
+                tokens=900,
+                steps=1000,
+                seconds=12.7,
+                device_seconds=9.2,
+            )
+        )
+        for step in range(1, steps + 1):
+            session.add(
+                FinetuneStep(
+                    job_id=job["id"],
+                    step=step,
+                    created_at=now(),
+                    epoch=1.0,
+                    train_loss=float(step),
+                    learning_rate=1e-4,
+                    valid_loss=step / 2 if step % 5 == 0 else None,
+                )
+            )
+
+
+def test_progress_has_the_plan_the_cost_and_the_curve(client: TestClient, app: FastAPI) -> None:
+    job = create(client)
+    path = f"/v1/fine_tuning/jobs/{job['id']}/progress"
+    before = client.get(path).json()
+    trained(app, job, 10)
+
+    progress = client.get(path).json()
+
+    assert (before["steps"], before["trained_steps"], before["seconds"], before["data"]) == (None, 0, 0, [])
+    expected = {"steps": 1000, "trained_steps": 10, "examples": 40, "validation_examples": 5, "tokens": 900}
+    assert {name: progress[name] for name in expected} == expected
+    assert (progress["seconds"], progress["device_seconds"]) == (12, 9)
+    assert [(point["step"], point["train_loss"]) for point in progress["data"]] == [(n, n) for n in range(1, 11)]
+    assert [point["step"] for point in progress["data"] if point["valid_loss"] is not None] == [5, 10]
+
+
+def test_the_curve_has_no_more_points_than_were_asked_for(client: TestClient, app: FastAPI) -> None:
+    job = create(client)
+    trained(app, job, 10)
+
+    points = client.get(f"/v1/fine_tuning/jobs/{job['id']}/progress", params={"points": 3}).json()["data"]
+
+    assert [(point["step"], point["train_loss"], point["valid_loss"]) for point in points] == [
+        (4, 2.5, None),
+        (8, 6.5, 2.5),
+        (10, 9.5, 5.0),
+    ]
+
+
+def test_progress_of_another_project_and_a_wrong_number_of_points(client: TestClient, app: FastAPI) -> None:
+    path = f"/v1/fine_tuning/jobs/{create(client)['id']}/progress"
+
+    assert client_of(app, make_key(app, "other")).get(path).status_code == 404
+    assert [client.get(path, params={"points": points}).status_code for points in (0, 1001, "x")] == [400] * 3
