@@ -15,6 +15,7 @@ from api import errors
 from api.batches import dry_run, schedules
 from api.batches import routes as batches
 from api.deps import Services
+from api.evals import comparison as eval_comparison
 from api.evals import imports as eval_imports
 from api.evals import output_items
 from api.evals import routes as evals
@@ -88,6 +89,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     evals.router,
     eval_runs.router,
     output_items.router,
+    eval_comparison.router,
     webhooks.router,
     jobs.router,
     explain.router,

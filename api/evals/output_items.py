@@ -56,6 +56,11 @@ def retrieve_output_item(call: Call, eval_id: str, run_id: str, output_item_id: 
     return OutputItem.model_validate(item)
 
 
+def items_of(call: CallContext, run_id: str) -> Iterator[dict[str, Any]]:
+    """Yield the graded items of a run in their order."""
+    return _items(call, run_id, None, None, falling=False)
+
+
 def _items(
     call: CallContext, run_id: str, start: int | None, status: _ItemStatus | None, *, falling: bool
 ) -> Iterator[dict[str, Any]]:

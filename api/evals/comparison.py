@@ -1,0 +1,147 @@
+"""Compare two runs of evals over the items that both have: by the statistics of `nightmill evals compare`."""
+
+import threading
+from dataclasses import asdict
+from typing import Annotated, Final, Literal
+
+from fastapi import Query
+from pydantic import BaseModel
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from api.deps import Call, CallContext
+from api.errors import clip
+from api.evals.output_items import items_of
+from api.evals.runs import get_run
+from api.http.bodies import resource
+from jobs.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from jobs.evals import comparison
+from jobs.evals.tables import EvalRun
+from jobs.ledger.progress import outcomes
+from jobs.ledger.states import TERMINAL
+from jobs.ledger.tables import Job
+
+router = resource("Evals")
+
+#: Items of a run, times its criteria. The intervals of as many scores take some seconds.
+MAX_SCORES: Final = 100_000
+_REGRESSIONS: Final = 50
+#: Comparisons at once: each takes a core.
+_AT_ONCE: Final = threading.BoundedSemaphore(2)
+
+Baseline = Annotated[str, Query(min_length=1, max_length=64, description="The run to compare with.")]
+
+
+class CriterionComparison(BaseModel):
+    """Two runs by one criterion, over the items that both could grade.
+
+    `low` and `high` bound the difference of the means: a 95 % interval by a paired bootstrap. `better` and `worse`
+    count the items that changed; `p_value` says how likely so uneven a count is by chance (McNemar's exact test).
+    """
+
+    criterion: str
+    items: int
+    baseline: float
+    run: float
+    difference: float
+    low: float
+    high: float
+    better: int
+    worse: int
+    p_value: float
+    is_significant: bool
+
+
+class Regression(BaseModel):
+    """The output items of one item that became worse."""
+
+    baseline_item_id: str
+    run_item_id: str
+
+
+class RunComparison(BaseModel):
+    """The comparison of a run with a baseline, over the items that both have.
+
+    The first of `data` is whether items pass all criteria. `regressions` are the items that became worst, at most 50.
+    """
+
+    object: Literal["eval.run.comparison"] = "eval.run.comparison"
+    run_id: str
+    baseline_run_id: str
+    baseline_eval_id: str
+    items: int
+    only_in_run: int
+    only_in_baseline: int
+    data: list[CriterionComparison]
+    regressions: list[Regression]
+
+
+@router.get("/evals/{eval_id}/runs/{run_id}/comparison")
+def compare_run(call: Call, eval_id: str, run_id: str, baseline: Baseline) -> RunComparison:
+    """Compare a run with another run of the project, item by item."""
+    with call.db.read() as session:
+        run, job = get_run(session, call, eval_id, run_id)
+        other, other_job = _baseline(session, call, baseline)
+        _check_ended(job, "run_id")
+        _check_ended(other_job, "baseline")
+        _check_sizes(session, job, other_job)
+    pairing, rows = _compared(call, other.id, run.id)
+    return RunComparison(
+        run_id=run.id,
+        baseline_run_id=other.id,
+        baseline_eval_id=other.eval_id,
+        items=len(pairing.pairs),
+        only_in_run=pairing.only_second.count,
+        only_in_baseline=pairing.only_first.count,
+        data=rows,
+        regressions=[
+            Regression(baseline_item_id=pair.first.id, run_item_id=pair.second.id)
+            for pair in comparison.regressions(pairing.pairs, _REGRESSIONS)
+        ],
+    )
+
+
+def _baseline(session: Session, call: CallContext, run_id: str) -> tuple[EvalRun, Job]:
+    statement = select(EvalRun).where(EvalRun.project_id == call.project_id, EvalRun.id == run_id)
+    run = session.scalar(statement)
+    if run is None:
+        raise NotFound(f"No run found with id '{clip(run_id)}'.", param="baseline")
+    return run, session.get_one(Job, run_id)
+
+
+def _check_ended(job: Job, param: str) -> None:
+    """Raise Conflict for a run that still gets items."""
+    if job.state not in TERMINAL:
+        raise Conflict(f"The run '{job.id}' has not ended.", param=param, code="run_not_ended")
+
+
+def _check_sizes(session: Session, *jobs: Job) -> None:
+    """Raise InvalidRequest for runs with too many scores to compare while a client waits."""
+    for job in jobs:
+        items, criteria = sum(outcomes(session, job).values()), len(job.payload["criteria"]) + 1
+        if items * criteria > MAX_SCORES:
+            message = (
+                f"The run '{job.id}' has {items} items of {criteria} scores; at most {MAX_SCORES} scores are compared "
+                f"here. `nightmill evals compare` has no limit."
+            )
+            raise InvalidRequest(message, param="baseline", code="run_too_large")
+
+
+def _compared(call: CallContext, baseline: str, run: str) -> tuple[comparison.Pairing, list[CriterionComparison]]:
+    """Return the pairs of items and their comparison by each criterion. Raises Unavailable."""
+    if not _AT_ONCE.acquire(blocking=False):
+        raise Unavailable("Other runs are being compared. Try again in a moment.", code="comparison_busy")
+    try:
+        pairing = comparison.pair_items(items_of(call, baseline), items_of(call, run))
+        return pairing, [_shown(row) for row in comparison.compare(pairing.criteria, pairing.pairs)]
+    finally:
+        _AT_ONCE.release()
+
+
+def _shown(row: comparison.Comparison) -> CriterionComparison:
+    numbers = asdict(row)
+    baseline, run = numbers.pop("first"), numbers.pop("second")
+    significant = row.is_significant
+    return CriterionComparison(
+        baseline=baseline, run=run, difference=row.difference, is_significant=significant, **numbers
+    )
