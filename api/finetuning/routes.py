@@ -1,6 +1,6 @@
 """Fine-tuning jobs: created, listed, cancelled, paused and resumed; their events and checkpoints."""
 
-from typing import Annotated, Protocol
+from typing import Annotated, Literal, Protocol
 
 from fastapi import Query, Request
 from fastapi.responses import Response
@@ -109,7 +109,13 @@ def resume_fine_tuning_job(call: Call, fine_tuning_job_id: str) -> FineTuningJob
 
 @router.get("/fine_tuning/jobs/{fine_tuning_job_id}/events")
 def list_fine_tuning_events(
-    call: Call, fine_tuning_job_id: str, after: After = None, limit: Limit20 = 20
+    call: Call,
+    fine_tuning_job_id: str,
+    after: After = None,
+    limit: Limit20 = 20,
+    type: Annotated[  # noqa: A002 (the name of the query's field)
+        Literal["message", "metrics"] | None, Query(description="Only events of this type; ours.")
+    ] = None,
 ) -> Page[FineTuningEvent]:
     """List the events of a job, the newest first."""
     with call.db.read() as session:
@@ -117,7 +123,7 @@ def list_fine_tuning_events(
         before = training_events.position(session, job.id, after) if after else None
         if after and before is None:
             raise InvalidRequest(f"No object with id '{clip(after)}'.", param="after", code="invalid_cursor")
-        rows = training_events.newest(session, job.id, before=before, limit=limit + 1)
+        rows = training_events.newest(session, job.id, before=before, limit=limit + 1, kind=type)
     return page(rows[:limit], len(rows) > limit, show_event)
 
 

@@ -26,9 +26,13 @@ def record_metrics(session: Session, job_id: str, message: str, data: Mapping[st
     _add(session, job_id, message, "info", "metrics", data)
 
 
-def newest(session: Session, job_id: str, *, before: int | None, limit: int) -> Sequence[FinetuneEvent]:
-    """Return the last events of a job before a position, the newest first."""
+def newest(
+    session: Session, job_id: str, *, before: int | None, limit: int, kind: str | None = None
+) -> Sequence[FinetuneEvent]:
+    """Return the last events of a job before a position, the newest first: of all types, or of one."""
     rows = select(FinetuneEvent).where(FinetuneEvent.job_id == job_id)
+    if kind is not None:
+        rows = rows.where(FinetuneEvent.type == kind)
     if before is not None:
         rows = rows.where(FinetuneEvent.position < before)
     return session.scalars(rows.order_by(FinetuneEvent.position.desc()).limit(limit)).all()

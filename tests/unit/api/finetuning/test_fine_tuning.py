@@ -385,6 +385,8 @@ def test_events_are_listed_newest_first_and_paged(app: FastAPI, client: TestClie
     assert newest["id"].startswith("ftevent-")
     assert (first["has_more"], rest["has_more"], len(rest["data"])) == (True, False, 2)
     assert rest["data"][0]["data"] is None
+    by_type = {kind: client.get(path, params={"type": kind}).json()["data"] for kind in ("metrics", "message")}
+    assert by_type == {"metrics": [newest], "message": rest["data"]}
     assert client.get(path, params={"after": "ftevent-x"}).json()["error"]["code"] == "invalid_cursor"
 
 
