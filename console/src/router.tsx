@@ -7,6 +7,9 @@ import { Layout } from "@/components/Layout";
 import { Loading } from "@/components/Loading";
 import { Page } from "@/components/Page";
 
+/** The states that the list of an endpoint's deliveries can be limited to. */
+const DELIVERY_STATES = ["pending", "delivered", "failed"] as const;
+
 const root = createRootRoute({ component: Layout, notFoundComponent: NotFound });
 
 /**
@@ -30,6 +33,12 @@ function page<const Path extends string, Search extends object = object>(
 // One line a page. A page reads its parameters by `getRouteApi("/jobs/$id").useParams()` and `.useSearch()`.
 const routes = root.addChildren([
   page("/", () => import("@/pages/overview/Overview")),
+  page("/webhooks", () => import("@/pages/webhooks/Webhooks")),
+  page("/webhooks/$id", () => import("@/pages/webhooks/Webhook"), ({ state }) => ({ state: DELIVERY_STATES.find((each) => each === state) })),
+  page("/schedules", () => import("@/pages/batches/Schedules")),
+  page("/workers", () => import("@/pages/fleet/Workers")),
+  page("/keys", () => import("@/pages/security/Keys")),
+  page("/audit", () => import("@/pages/security/Audit"), ({ target }) => ({ target: typeof target === "string" ? target : undefined })),
 ]);
 
 export const router = createRouter({

@@ -138,7 +138,8 @@ class Console:
         """Look at the page as it is: axe in both themes, no sideways scrolling on a phone, and screenshots."""
         for theme in ("light", "dark"):
             self.show(theme)
-            assert self.findings() == [], f"{name}, {theme}"
+            findings = self.findings()
+            assert not findings, f"{name}, {theme}: {findings}"
             self.screenshot(f"{name}-{theme}")
         self.tab.set_viewport_size(_NARROW)  # type: ignore[arg-type]
         width = self.tab.evaluate("document.documentElement.scrollWidth")

@@ -1,0 +1,138 @@
+import { useMutation } from "@tanstack/react-query";
+import { Link, type LinkProps } from "@tanstack/react-router";
+import { useState } from "react";
+
+import { api, queries, take, type Schema } from "@/api/client";
+import { usePages } from "@/api/pages";
+import { Button } from "@/components/Button";
+import { Confirm } from "@/components/Confirm";
+import { Empty } from "@/components/Empty";
+import { Failure } from "@/components/Failure";
+import { Listed } from "@/components/Listed";
+import { Page } from "@/components/Page";
+import { State } from "@/components/State";
+import { Table, type Column } from "@/components/Table";
+import { Time } from "@/components/Time";
+
+import { ScheduleForm } from "./ScheduleForm";
+
+type Schedule = Schema<"ScheduleObject">;
+
+const SDK = `schedule = client.post("/schedules", cast_to=object, body={
+    "cron": "0 3 * * mon-fri",
+    "timezone": "Europe/Zurich",
+    "batch": {
+        "input_file_id": file.id,
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "6h",
+    },
+})`;
+
+/** List the schedules of the project; create, pause, resume and delete them. */
+export default function Schedules() {
+  const [isOpen, setOpen] = useState(false);
+  const [deleted, setDeleted] = useState<Schedule | null>(null);
+  const schedules = usePages(["/v1/schedules"], (after, signal) => take(api.GET("/v1/schedules", { params: { query: { after } }, signal })), {
+    refetchInterval: 30_000,
+  });
+  const refresh = () => queries.invalidateQueries({ queryKey: ["/v1/schedules"] });
+  const change = useMutation({
+    mutationFn: ({ id, status }: Schedule) => {
+      const params = { path: { schedule_id: id } };
+      return take(status === "active" ? api.POST("/v1/schedules/{schedule_id}/pause", { params }) : api.POST("/v1/schedules/{schedule_id}/resume", { params }));
+    },
+    onSuccess: refresh,
+  });
+  const remove = async (schedule: Schedule) => {
+    await take(api.DELETE("/v1/schedules/{schedule_id}", { params: { path: { schedule_id: schedule.id } } }));
+    await refresh();
+  };
+  const columns: readonly Column<Schedule>[] = [
+    {
+      id: "cron",
+      header: "Times",
+      cell: (row) => (
+        <>
+          <code>{row.cron}</code>
+          <div className="muted small">{row.timezone}</div>
+        </>
+      ),
+      sort: (row) => row.cron,
+    },
+    { id: "status", header: "Status", cell: (row) => <State state={row.status} />, sort: (row) => row.status },
+    { id: "next", header: "Next", cell: (row) => (row.status === "active" ? <Time at={row.next_run_at} /> : <span className="muted">never</span>), sort: (row) => row.next_run_at, wide: true },
+    { id: "last", header: "Last batch", cell: (row) => <Last schedule={row} />, wide: true },
+    { id: "input", header: "Input", cell: (row) => <Input schedule={row} />, wide: true },
+    {
+      id: "actions",
+      header: "Actions",
+      cell: (row) => (
+        <span className="actions end">
+          <Button className="copy" aria-label={`${row.status === "active" ? "Pause" : "Resume"} ${row.id}`} onClick={() => change.mutate(row)}>
+            {row.status === "active" ? "Pause" : "Resume"}
+          </Button>
+          <Button className="copy" aria-label={`Delete ${row.id}`} onClick={() => setDeleted(row)}>
+            Delete
+          </Button>
+        </span>
+      ),
+      align: "end",
+    },
+  ];
+  return (
+    <Page
+      title="Schedules"
+      description="Batches that are submitted again at the times of a cron expression."
+      actions={
+        <Button tone="primary" onClick={() => setOpen(true)}>
+          New schedule
+        </Button>
+      }
+    >
+      {change.isError && <Failure title="The schedule was not changed" error={change.error} />}
+      <Listed
+        what="the schedules"
+        query={schedules}
+        empty={
+          <Empty title="No schedules yet" command="nightmill submit questions.jsonl --every '0 3 * * *'" sdk={SDK}>
+            A schedule submits a batch over the same file again and again: each night, each Monday.
+          </Empty>
+        }
+      >
+        <Table label="Schedules" columns={columns} rows={schedules.rows} rowKey={(row) => row.id} />
+      </Listed>
+      {isOpen && <ScheduleForm onClose={() => setOpen(false)} onCreated={refresh} />}
+      <Confirm title="Delete this schedule?" action="Delete the schedule" open={deleted !== null} onClose={() => setDeleted(null)} onConfirm={() => remove(deleted!)}>
+        <p>It submits no more batches. Batches that it has submitted go on.</p>
+      </Confirm>
+    </Page>
+  );
+}
+
+function Last({ schedule }: { schedule: Schedule }) {
+  if (schedule.last_error !== null) return <span className="bad break">{schedule.last_error}</span>;
+  if (schedule.last_batch_id === null) return <span className="muted">none yet</span>;
+  return (
+    <>
+      <Link to={"/jobs/$id" as LinkProps["to"]} params={{ id: schedule.last_batch_id } as LinkProps["params"]}>
+        <code>{schedule.last_batch_id}</code>
+      </Link>
+      {schedule.last_run_at !== null && (
+        <div className="muted small">
+          <Time at={schedule.last_run_at} />
+        </div>
+      )}
+    </>
+  );
+}
+
+function Input({ schedule: { batch } }: { schedule: Schedule }) {
+  return (
+    <>
+      <code className="break">{batch.input_file_id}</code>
+      <div className="muted small">
+        {batch.endpoint}, within {batch.completion_window}
+      </div>
+    </>
+  );
+}

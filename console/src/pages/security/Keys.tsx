@@ -1,0 +1,106 @@
+import { useMutation } from "@tanstack/react-query";
+import { useState } from "react";
+
+import { api, queries, take, type Schema } from "@/api/client";
+import { usePages } from "@/api/pages";
+import { useSession } from "@/api/session";
+import { Button } from "@/components/Button";
+import { Confirm } from "@/components/Confirm";
+import { Empty } from "@/components/Empty";
+import { Failure } from "@/components/Failure";
+import { Listed } from "@/components/Listed";
+import { Page } from "@/components/Page";
+import { Secret } from "@/components/Secret";
+import { State } from "@/components/State";
+import { Table, type Column } from "@/components/Table";
+import { Time } from "@/components/Time";
+
+type Key = Schema<"ProjectApiKey">;
+
+const SDK = `key = client.post("/api_keys", cast_to=object)
+print(key["value"])  # shown once`;
+
+/** List the keys of the project, create one, and revoke those that are not needed. */
+export default function Keys() {
+  // A key is nm_<id>_<secret>_<checksum>.
+  const own = useSession().key?.split("_")[1];
+  const [secret, setSecret] = useState<string | null>(null);
+  const [revoked, setRevoked] = useState<Key | null>(null);
+  const keys = usePages(["/v1/api_keys"], (after, signal) => take(api.GET("/v1/api_keys", { params: { query: { after } }, signal })));
+  const refresh = () => queries.invalidateQueries({ queryKey: ["/v1/api_keys"] });
+  const create = useMutation({
+    mutationFn: () => take(api.POST("/v1/api_keys")),
+    onSuccess: (made) => {
+      setSecret(made.value);
+      return refresh();
+    },
+  });
+  const revoke = async (key: Key) => {
+    await take(api.DELETE("/v1/api_keys/{api_key_id}", { params: { path: { api_key_id: key.id } } }));
+    await refresh();
+  };
+  const columns: readonly Column<Key>[] = [
+    { id: "key", header: "Key", cell: (row) => <code>{row.redacted_value}</code>, sort: (row) => row.id },
+    {
+      id: "state",
+      header: "State",
+      cell: (row) => (
+        <span className="row">
+          <State state={row.revoked_at === null ? "live" : "revoked"} />
+          {row.id === own && <span className="muted small">used here</span>}
+        </span>
+      ),
+      sort: (row) => row.revoked_at ?? 0,
+    },
+    { id: "created", header: "Created", cell: (row) => <Time at={row.created_at} />, sort: (row) => row.created_at, wide: true, align: "end" },
+    { id: "revoked", header: "Revoked", cell: (row) => row.revoked_at !== null && <Time at={row.revoked_at} />, sort: (row) => row.revoked_at, wide: true, align: "end" },
+    {
+      id: "revoke",
+      header: "Revoke",
+      cell: (row) =>
+        row.revoked_at === null && (
+          <Button className="copy" aria-label={`Revoke ${row.redacted_value}`} onClick={() => setRevoked(row)}>
+            Revoke
+          </Button>
+        ),
+      align: "end",
+    },
+  ];
+  return (
+    <Page
+      title="Keys"
+      description="Each key opens everything of this project, and nothing of others. The keys themselves are stored nowhere."
+      actions={
+        <Button tone="primary" busy={create.isPending} onClick={() => create.mutate()}>
+          New key
+        </Button>
+      }
+    >
+      {create.isError && <Failure title="The key could not be created" error={create.error} />}
+      <Listed
+        what="the keys"
+        query={keys}
+        empty={
+          <Empty title="No keys" command="nightmill keys create --mine" sdk={SDK}>
+            A program gets a key of its own, so that you can revoke it alone.
+          </Empty>
+        }
+      >
+        <Table label="Keys" columns={columns} rows={keys.rows} rowKey={(row) => row.id} />
+      </Listed>
+      <Secret title="The key was created" label="API key" value={secret} onClose={() => setSecret(null)}>
+        Programs read it from <code>OPENAI_API_KEY</code>.
+      </Secret>
+      <Confirm
+        title={`Revoke ${revoked?.redacted_value ?? "the key"}?`}
+        action="Revoke the key"
+        open={revoked !== null}
+        onClose={() => setRevoked(null)}
+        onConfirm={() => revoke(revoked!)}
+      >
+        <p>After five seconds no request with this key is accepted. This cannot be undone.</p>
+        {revoked?.id === own && <p className="bad">It is the key that you are signed in with: you will be signed out.</p>}
+      </Confirm>
+    </Page>
+  );
+}

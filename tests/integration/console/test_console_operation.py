@@ -1,0 +1,175 @@
+"""The pages of operation: schedules, workers for the operator's key, keys of the project, and the audit log."""
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from jobs.security.keys import create_key
+from tests.support.console import HOSTILE, Console, Deployment
+from tests.support.mill import chat_line, jsonl
+
+pytestmark = pytest.mark.verify
+
+
+def row_of(tab: Page, table: str, text: str) -> Locator:
+    return tab.get_by_role("table", name=table).get_by_role("row").filter(has_text=text)
+
+
+def test_schedule_is_created_paused_resumed_and_deleted(console: Console, deployment: Deployment) -> None:
+    file = deployment.client.files.create(file=("a.jsonl", jsonl([chat_line("a", "Hello")])), purpose="batch")
+    tab = console.open("/schedules")
+    expect(tab.get_by_role("heading", name="No schedules yet")).to_be_visible()
+    console.inspect("schedules-empty")
+
+    console.expect_errors("status of 400")
+    tab.get_by_role("button", name="New schedule").click()
+    form = tab.get_by_role("dialog")
+    form.get_by_label("Times").fill("every day")
+    form.get_by_label("Input file").fill(file.id)
+    form.get_by_role("button", name="Create").click()
+    expect(form.get_by_label("Times")).to_have_attribute("aria-invalid", "true")
+    console.inspect("schedules-new")
+    form.get_by_label("Times").fill("0 3 * * mon-fri")
+    form.get_by_label("Time zone").fill("Europe/Zurich")
+    tab.keyboard.press("Enter")
+
+    row = row_of(tab, "Schedules", "0 3 * * mon-fri")
+    expect(row).to_contain_text("Europe/Zurich")
+    expect(row).to_contain_text(file.id)
+    console.inspect("schedules")
+    row.get_by_role("button", name="Pause").click()
+    expect(row).to_contain_text("paused")
+    row.get_by_role("button", name="Resume").click()
+    expect(row).to_contain_text("active")
+    row.get_by_role("button", name="Delete").click()
+    tab.get_by_role("button", name="Delete the schedule").click()
+
+    expect(tab.get_by_role("heading", name="No schedules yet")).to_be_visible()
+
+
+def test_workers_ask_for_an_operators_key_and_refuse_that_of_a_project(console: Console) -> None:
+    console.expect_errors("status of 403")
+    tab = console.open("/workers")
+    expect(tab.get_by_text("nightmill keys create --operator")).to_be_visible()
+    console.inspect("workers-gate")
+    assert not [url for url in console.urls if "/v1/" in url]
+
+    tab.get_by_label("Operator's key").fill(console.deployment.key)
+    tab.keyboard.press("Enter")
+    expect(tab.get_by_role("alert")).to_contain_text("takes an operator's key")
+    tab.get_by_label("Operator's key").fill(console.deployment.operator_key)
+    tab.keyboard.press("Enter")
+
+    expect(tab.get_by_role("table", name="Workers")).to_be_visible()
+
+
+def test_workers_are_paused_drained_and_resumed(operator: Console) -> None:
+    tab = operator.open("/workers")
+    worker = row_of(tab, "Workers", "gpu")
+    expect(worker).to_contain_text("0 of 2")
+    queue = row_of(tab, "Queues", "gpu.generate")
+    queue.get_by_role("button", name="Pause").click()
+    tab.get_by_role("button", name="Pause it").click()
+    expect(queue).to_contain_text("paused")
+    expect(row_of(tab, "Pauses", "gpu.generate")).to_be_visible()
+    operator.inspect("workers")
+
+    worker.get_by_role("button", name="Drain").click()
+    dialog = tab.get_by_role("dialog")
+    dialog.get_by_role("button", name="Drain it").click()
+    expect(dialog.get_by_role("status")).to_contain_text("Nothing runs there any more")
+    operator.inspect("workers-drained")
+    dialog.get_by_role("button", name="Close", exact=True).last.click()
+    expect(worker).to_contain_text("paused")
+    worker.get_by_role("button", name="Resume").click()
+    tab.get_by_role("button", name="Resume it").click()
+    expect(row_of(tab, "Pauses", "worker")).to_have_count(0)
+    row_of(tab, "Pauses", "gpu.generate").get_by_role("button").click()
+    tab.get_by_role("button", name="Resume it").click()
+
+    expect(tab.get_by_text("Nothing is paused.")).to_be_visible()
+
+
+def test_pause_of_something_unknown_is_refused_in_words(operator: Console) -> None:
+    operator.expect_errors("status of 404")
+    tab = operator.open("/workers")
+    tab.get_by_role("button", name="Pause something").click()
+    dialog = tab.get_by_role("dialog")
+    dialog.get_by_label("What").select_option("project")
+    dialog.get_by_label("Name").fill(HOSTILE)
+    tab.keyboard.press("Enter")
+
+    expect(dialog.get_by_role("alert")).to_contain_text(f"There is no project '{HOSTILE}'")
+    operator.inspect("workers-pause")
+    dialog.get_by_label("Name").fill("default")
+    tab.keyboard.press("Enter")
+    expect(row_of(tab, "Pauses", "default")).to_contain_text("project")
+
+
+def test_key_is_created_shown_once_and_revoked(console: Console, deployment: Deployment) -> None:
+    tab = console.open("/keys")
+    own = row_of(tab, "Keys", "used here")
+    expect(own).to_contain_text(deployment.key.split("_")[1])
+    tab.get_by_role("button", name="New key").click()
+    dialog = tab.get_by_role("dialog", name="The key was created")
+    key = dialog.get_by_role("region", name="API key").inner_text()
+    assert deployment.client.with_options(api_key=key).files.list().data == []
+    dialog.get_by_role("button", name="I have copied it").click()
+    row = row_of(tab, "Keys", key.split("_")[1])
+    expect(row).to_contain_text("live")
+    assert key not in tab.content()
+    console.inspect("keys")
+
+    row.get_by_role("button", name="Revoke").click()
+    dialog = tab.get_by_role("dialog")
+    expect(dialog).to_contain_text("This cannot be undone")
+    expect(dialog).not_to_contain_text("signed out")
+    console.inspect("keys-revoke")
+    dialog.get_by_role("button", name="Keep it").click()
+    expect(row).to_contain_text("live")
+    row.get_by_role("button", name="Revoke").click()
+    dialog.get_by_role("button", name="Revoke the key").click()
+
+    expect(row).to_contain_text("revoked")
+    own.get_by_role("button", name="Revoke").click()
+    expect(tab.get_by_role("dialog")).to_contain_text("you will be signed out")
+
+
+def test_keys_are_listed_page_by_page(console: Console, deployment: Deployment) -> None:
+    with deployment.mill.db.write() as session:
+        for _ in range(24):
+            create_key(session, "default")
+    tab = console.open("/keys")
+    rows = tab.get_by_role("table", name="Keys").get_by_role("row")
+    expect(rows).to_have_count(21)
+    tab.get_by_role("button", name="Load more").click()
+
+    expect(rows).to_have_count(26)
+
+
+def test_audit_log_is_filtered_by_object_and_shows_details(console: Console, deployment: Deployment) -> None:
+    mill = deployment.mill
+    batch = mill.submit(jsonl([chat_line("a", "Hello")]))
+    other = mill.submit(jsonl([chat_line("a", "Again")]))
+    mill.drain(batch, other)
+    tab = console.open("/audit")
+    table = tab.get_by_role("table", name="Audit log")
+    expect(row_of(tab, "Audit log", batch).first).to_contain_text("succeeded")
+    expect(row_of(tab, "Audit log", other).first).to_be_visible()
+    console.inspect("audit")
+
+    tab.get_by_label("Object").fill(batch)
+    tab.keyboard.press("Enter")
+    expect(tab).to_have_url(f"{deployment.url}/console/audit?target={batch}")
+    expect(table.get_by_role("row").filter(has_text=other)).to_have_count(0)
+    tab.reload()
+    expect(tab.get_by_label("Object")).to_have_value(batch)
+    row_of(tab, "Audit log", batch).first.get_by_role("button", name="Details").click()
+    expect(tab.get_by_role("dialog")).to_contain_text("Sealed")
+    console.inspect("audit-details")
+    tab.keyboard.press("Escape")
+    tab.get_by_role("button", name="Show everything").click()
+    expect(row_of(tab, "Audit log", other).first).to_be_visible()
+
+    tab.get_by_label("Object").fill(HOSTILE)
+    tab.keyboard.press("Enter")
+    expect(tab.get_by_role("heading", name="Nothing happened to this object")).to_be_visible()
