@@ -13,6 +13,7 @@ NAMES = {
     "fairness": "what a small project feels of one with a hundred times its work",
     "load": "requests at a steady rate, a crowd at once, long queues and long lists",
     "waiting": "time to the first token, the engine's own and a client's, idle and while a batch runs",
+    "console": "size of the console, seconds of its first page, server time of a job's page, CPU of open pages",
     "webhooks": "deliveries/s, and how soon after the event",
     "ingest": "documents/s into a vector store, against LlamaIndex's pipeline; again, and how memory grows",
     "cache": "CPU time that the cache of vectors costs and saves, beside embedding itself",

@@ -182,7 +182,7 @@ def _queued(console: Console, mill: Deployment, ports: Sequence[int], file_id: s
 
 
 def _listed(console: Console, mill: Deployment, ports: Sequence[int], db: Database, count: int) -> None:
-    _copy_history(db, count)
+    copy_history(db, count)
     first = [("GET", "/v1/jobs?limit=100", None)] * 100
     failed = [("GET", "/v1/jobs?limit=100&state=failed", None)] * 100
     with db.read() as session:
@@ -197,7 +197,7 @@ def _listed(console: Console, mill: Deployment, ports: Sequence[int], db: Databa
         console.print(f"listed   of {count:,}, {what}: {asyncio.run(_crowd(mill, ports, requests, 10.0)).shown()}")
 
 
-def _copy_history(db: Database, count: int) -> None:
+def copy_history(db: Database, count: int) -> None:
     """Insert copies of a finished job's row, each one second before the last."""
     with db.read() as session:
         job = session.scalars(select(Job).where(Job.state == JobState.SUCCEEDED).limit(1)).one()

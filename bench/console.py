@@ -1,0 +1,189 @@
+"""Measure the console: its size, its first page, a job's page over many jobs, and what open pages cost the server.
+
+    python -m bench console [--jobs 1000000] [--opens 10] [--clients 100] [--seconds 30]
+
+    size      bytes of the built files: all of them, and those that the first page loads, after brotli
+    first     seconds until the overview stands in Chromium, with an empty cache and a key: median and slowest
+    job       requests of a job's page, each repeated without the browser; the sum of their medians is the server time.
+              The jobs in SQL are copies of a finished job's row
+    feed      CPU of the web process while so many clients listen to the feed, in which nothing happens, and then while
+              a job a second is created. They are of several projects, because streams are limited by project
+
+The console must be built (`make console`). Chromium is Debian's.
+"""
+
+import argparse
+import asyncio
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+import httpx2
+from playwright.sync_api import Browser, Page
+from rich.console import Console
+
+from api.pages.console_files import BUILD, is_built
+from bench.deployment import Deployment, chats, deployed
+from bench.load import copy_history
+from jobs.db.engine import Database
+from tests.support.browsers import chromium
+
+_LINES: Final = {"web": "", "dispatcher": "", "cpu": "", "gpu": "python -m bench.fake_worker"}
+_REPEATS: Final = 30
+_OF_A_PROJECT: Final = 50  # clients: a project may have 64 streams
+_AIMS: Final = {"size": 350_000, "first": 1.0, "job": 0.3, "feed": 0.1}
+
+
+def main() -> None:
+    options = _options()
+    console = Console(width=120)
+    if not is_built():
+        raise SystemExit("the console is not built: make console")
+    _measure_size(console)
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        chats(folder / "in.jsonl", 10, "fake-model")
+        environment = {"NIGHTMILL_VLLM_ENABLED": "false"}
+        with deployed(folder, _LINES, (), environment) as mill, chromium() as browser:
+            job_id = str(mill.run(file_id := mill.upload(folder / "in.jsonl")).job["id"])
+            _measure_first_page(console, mill, browser, options.opens)
+            database = Database(f"sqlite:///{mill.system.folder.path / 'nightmill.db'}", patience=60)
+            began = time.monotonic()
+            with closing(database):
+                copy_history(database, options.jobs)
+            console.print(f"{options.jobs:,} jobs in SQL after {time.monotonic() - began:.0f} s")
+            _measure_job_page(console, mill, browser, job_id)
+            asyncio.run(_measure_feed(console, mill, file_id, options.clients, options.seconds))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="measure the size, the times and the load of the console")
+    parser.add_argument("--jobs", type=int, default=1_000_000, help="jobs in SQL")
+    parser.add_argument("--opens", type=int, default=10, help="times that the first page is opened")
+    parser.add_argument("--clients", type=int, default=100, help="that listen to the feed")
+    parser.add_argument("--seconds", type=float, default=30.0, help="for which their cost is measured, twice")
+    parser.add_argument("--folder", help="where the data goes; default: the temporary folder")
+    return parser.parse_args()
+
+
+def _measure_size(console: Console) -> None:
+    files = {path: path.stat().st_size for path in BUILD.rglob("*.br")}
+    page = (BUILD / "index.html").read_text()
+    first = sum(size for path, size in files.items() if path.name.removesuffix(".br") in page or path.parent == BUILD)
+    total = sum(files.values())
+    shown = f"{total / 1000:.0f} kB compressed ({_aim(total, 'size')}); {first / 1000:.0f} kB for the first page"
+    console.print(f"size     {len(files)} files, {shown}")
+
+
+def _measure_first_page(console: Console, mill: Deployment, browser: Browser, opens: int) -> None:
+    seconds = [_opened(mill, browser) for _ in range(opens)]
+    middle = statistics.median(seconds)
+    console.print(f"first    {middle:.2f} s ({_aim(middle, 'first')}), at most {max(seconds):.2f} s of {opens}")
+
+
+def _opened(mill: Deployment, browser: Browser) -> float:
+    with _signed_in(mill, browser) as page:
+        began = time.monotonic()
+        page.goto(f"{mill.system.url}/console/", wait_until="commit")
+        page.locator("main h1").wait_for()
+        return time.monotonic() - began
+
+
+@contextmanager
+def _signed_in(mill: Deployment, browser: Browser) -> Iterator[Page]:
+    """Yield a tab with the key and an empty cache."""
+    context = browser.new_context()
+    try:
+        page = context.new_page()
+        page.goto(f"{mill.system.url}/chat")
+        page.evaluate("(key) => sessionStorage.setItem('nightmill.key', key)", mill.system.api_key)
+        yield page
+    finally:
+        context.close()
+
+
+def _measure_job_page(console: Console, mill: Deployment, browser: Browser, job_id: str) -> None:
+    paths: dict[str, None] = {}
+    with _signed_in(mill, browser) as page:
+        page.on("request", lambda request: paths.setdefault(request.url.removeprefix(mill.system.url)))
+        page.goto(f"{mill.system.url}/console/jobs/{job_id}")
+        page.locator("main h1").wait_for()
+        page.wait_for_timeout(2_000)  # for what it asks after its heading stands
+    asked = [path for path in paths if path.startswith("/v1/") and not path.startswith("/v1/events")]
+    seconds = {path: _median(mill, path) for path in asked}
+    total = sum(seconds.values())
+    console.print(f"job      {total * 1000:.0f} ms in {len(asked)} requests ({_aim(total, 'job')})")
+    for path, median in seconds.items():
+        console.print(f"         {median * 1000:6.1f} ms  GET {path}")
+
+
+def _median(mill: Deployment, path: str) -> float:
+    headers = {"Authorization": f"Bearer {mill.system.api_key}"}
+    seconds = []
+    with httpx2.Client(base_url=mill.system.url, headers=headers, timeout=60) as client:
+        for _ in range(_REPEATS):
+            began = time.perf_counter()
+            client.get(path).raise_for_status()
+            seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+async def _measure_feed(console: Console, mill: Deployment, file_id: str, clients: int, seconds: float) -> None:
+    keys = [mill.system.api_key]
+    keys += [mill.project(f"clients-{n}").api_key for n in range(1, -(-clients // _OF_A_PROJECT))]
+    stop = asyncio.Event()
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session, asyncio.TaskGroup() as group:
+        listeners = [
+            group.create_task(_listen(session, mill.system.url, keys[n // _OF_A_PROJECT])) for n in range(clients)
+        ]
+        await asyncio.sleep(3)
+        idle = await asyncio.to_thread(_share_of_core, mill, seconds)
+        creator = threading.Thread(target=_create_jobs, args=(mill, file_id, stop))
+        creator.start()
+        busy = await asyncio.to_thread(_share_of_core, mill, seconds)
+        stop.set()
+        await asyncio.to_thread(creator.join)
+        for listener in listeners:
+            assert not listener.done(), "a client lost its stream"
+            listener.cancel()
+    console.print(
+        f"feed     {clients} clients: {idle:.1%} of a core ({_aim(idle, 'feed')}); {busy:.1%} with a job a second"
+    )
+
+
+async def _listen(session: aiohttp.ClientSession, url: str, key: str) -> None:
+    headers = {"Authorization": f"Bearer {key}", "Accept": "text/event-stream"}
+    timeout = aiohttp.ClientTimeout(total=None)
+    async with session.get(f"{url}/v1/events?after=latest", headers=headers, timeout=timeout) as answer:
+        answer.raise_for_status()
+        async for _ in answer.content:
+            pass
+
+
+def _share_of_core(mill: Deployment, seconds: float) -> float:
+    before, began = mill.cpu()["web"], time.monotonic()
+    threading.Event().wait(seconds)
+    return (mill.cpu()["web"] - before) / (time.monotonic() - began)
+
+
+def _create_jobs(mill: Deployment, file_id: str, stop: asyncio.Event) -> None:
+    pause = threading.Event()
+    while not stop.is_set():
+        mill.client.batches.create(input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h")
+        pause.wait(1)
+
+
+def _aim(value: float, name: str) -> str:
+    limit = _AIMS[name]
+    shown = {"size": f"{limit / 1000:.0f} kB", "feed": f"{limit:.0%}"}.get(name, f"{limit:g} s")
+    return f"{'within' if value <= limit else 'beyond'} the aim of {shown}"
+
+
+if __name__ == "__main__":
+    main()
