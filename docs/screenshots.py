@@ -22,8 +22,6 @@ def main(data_dir: str, model: str = "smollm2-135m-instruct") -> None:
     FOLDER.mkdir(exist_ok=True)
     with chromium() as browser:
         page = browser.new_page(viewport={"width": 900, "height": 600})
-        page.goto(f"{run['url']}/")
-        page.screenshot(path=FOLDER / "entrance.png")
         _ask(page, run, model)
         page.screenshot(path=FOLDER / "chat.png")
         page.goto(f"{run['url']}/docs")
