@@ -18,7 +18,18 @@ from api.http.paging import After, Limit20, Order, Page, find, page, with_metada
 from api.http.space import count_if_due
 from api.http.sse import EVENT_STREAM, LastEventId, event_stream, position_of
 from api.jobs.retry import Changes, again
-from api.jobs.schemas import JobEvent, JobGraph, JobObject, ModelStatus, StateOrStatus, show_event, show_graph, show_job
+from api.jobs.schemas import (
+    JobEvent,
+    JobGraph,
+    JobObject,
+    JobShards,
+    ModelStatus,
+    ShardPart,
+    StateOrStatus,
+    show_event,
+    show_graph,
+    show_job,
+)
 from api.jobs.streams import follow_events
 from api.shares import open_stream, run_in_threadpool
 from api.webhooks.queries import delivery_page
@@ -27,9 +38,10 @@ from jobs.batches.batches import Which
 from jobs.errors import NotFound
 from jobs.fleet import workers
 from jobs.ledger import dependencies, events
-from jobs.ledger.progress import outcomes, pace, queue_position, totals, worked_seconds
+from jobs.ledger.progress import outcomes, pace, queue_position, shard_parts, totals, worked_seconds
 from jobs.ledger.states import LIVE, JobState
 from jobs.ledger.tables import Job
+from jobs.webhooks import deliveries
 from jobs.webhooks.tables import Delivery
 
 router = resource("Jobs")
@@ -77,14 +89,20 @@ def list_jobs(
     state: Annotated[StateOrStatus | None, Query(description="As `state` or as `status` shows it.")] = None,
     schedule_id: Annotated[str | None, Query(max_length=64)] = None,
     idempotency_key: Annotated[str | None, Query(min_length=1, max_length=255)] = None,
+    model: Annotated[str | None, Query(max_length=255, description="The model that the requests name.")] = None,
+    since: Annotated[int, Query(ge=0, lt=1 << 40, description="Created at this time or later, in Unix seconds.")] = 0,
+    until: Annotated[int | None, Query(ge=0, lt=1 << 40, description="Created before this time.")] = None,
 ) -> Page[JobObject]:
     """List the project's jobs.
 
     `metadata[key]=value`, up to 16 times, selects jobs by metadata; `metadata=null` selects jobs without metadata.
     """
-    statement = jobs_of(call)
+    statement = jobs_of(call).where(Job.created_at >= since) if since else jobs_of(call)
+    if until is not None:
+        statement = statement.where(Job.created_at < until)
     selected = (
         (Job.kind, kind),
+        (Job.model, model),
         (Job.schedule_id, schedule_id),
         (Job.idempotency_key, idempotency_key),
     )
@@ -121,6 +139,20 @@ def job_graph(call: Call, job_id: str) -> JobGraph:
         return show_graph(job_id, jobs, edges[:_EDGES], truncated=len(edges) > _EDGES)
 
 
+@router.get("/jobs/{job_id}/shards")
+def job_shards(
+    call: Call, job_id: str, parts: Annotated[int, Query(ge=1, le=1000, description="Parts at most.")] = 100
+) -> JobShards:
+    """Return how far each part of a job's input is: its shards in order, neighbours summed to at most `parts` parts.
+
+    A job that ended long ago, or that has no lines, has no shards.
+    """
+    with call.db.read() as session:
+        get_job(session, call, job_id)
+        count, rows = shard_parts(session, job_id, parts)
+    return JobShards(job_id=job_id, shards=count, data=[ShardPart(**row._asdict()) for row in rows])
+
+
 @router.get("/jobs/{job_id}/events", response_model=EventPage, responses=_EVENTS_DOC)
 async def job_events(
     request: Request,
@@ -153,8 +185,21 @@ def job_deliveries(
     """List the deliveries to the job's own webhook, with all attempts."""
     with call.db.read() as session:
         job = get_job(session, call, job_id)
-        statement = select(Delivery).where(Delivery.project_id == call.project_id, Delivery.job_id == job.id)
-        return delivery_page(session, statement, after=after, limit=limit, order=order)
+        return delivery_page(session, _deliveries(call, job), after=after, limit=limit, order=order)
+
+
+@router.post("/jobs/{job_id}/deliveries/{delivery_id}/replay")
+def replay_delivery(call: Call, job_id: str, delivery_id: str) -> DeliveryObject:
+    """Send a delivery to the job's own webhook again, under its former `webhook-id`."""
+    with call.db.write() as session:
+        statement = _deliveries(call, get_job(session, call, job_id))
+        if session.scalar(statement.where(Delivery.id == delivery_id)) is None:
+            raise NotFound(f"No delivery found with id '{clip(delivery_id)}'.", param="delivery_id")
+        deliveries.replay(session, call.project_id, None, deliveries.Selection(ids=(delivery_id,)))
+        call.record(session, "job.replay_delivery", job_id, {"delivery": delivery_id})
+        session.expire_all()
+        selected = statement.where(Delivery.id == delivery_id)
+        return delivery_page(session, selected, after=None, limit=1, order="desc").data[0]
 
 
 @router.post("/jobs/{job_id}/cancel")
@@ -186,6 +231,12 @@ def retry_job(call: Call, once: Idempotent, job_id: str, body: RetryJob | None =
 
 def jobs_of(call: CallContext) -> Select[Job]:
     return select(Job).where(Job.project_id == call.project_id)
+
+
+def _deliveries(call: CallContext, job: Job) -> Select[Delivery]:
+    return select(Delivery).where(
+        Delivery.project_id == call.project_id, Delivery.job_id == job.id, Delivery.endpoint_id.is_(None)
+    )
 
 
 def get_job(session: Session, call: CallContext, job_id: str) -> Job:

@@ -137,6 +137,27 @@ class JobGraph(BaseModel):
     truncated: bool
 
 
+class ShardPart(BaseModel):
+    """Neighbouring shards of a job, summed. `running` and `ended` count shards, the others lines."""
+
+    first_line: int
+    lines: int
+    done: int
+    failed: int
+    shards: int
+    running: int
+    ended: int
+
+
+class JobShards(BaseModel):
+    """The shards of a job in the order of its input, in parts."""
+
+    object: Literal["job.shards"] = "job.shards"
+    job_id: str
+    shards: int
+    data: list[ShardPart]
+
+
 class JobEvent(BaseModel):
     """An event of a job. `seq` counts from 1 without gaps."""
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, CompoundSelect, and_, case, distinct, func, or_, select, union_all
+from sqlalchemy import ColumnElement, CompoundSelect, Row, and_, case, distinct, func, or_, select, union_all
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
@@ -47,6 +47,24 @@ def totals(session: Session, jobs: Sequence[Job]) -> dict[str, Totals]:
 
 def _final(job: Job) -> Totals:
     return Totals(job.completed, job.failed, *(getattr(job, name) for name in TOKENS))
+
+
+def shard_parts(session: Session, job_id: str, parts: int) -> tuple[int, Sequence[Row[Any]]]:
+    """Return the number of a job's shards, and the sums of equally many neighbours each, at most `parts` of them."""
+    count, highest = session.execute(select(func.count(), func.max(Shard.n)).where(Shard.job_id == job_id)).one()
+    part = Shard.n // (1 + (highest or 0) // parts)
+    sums = [func.sum(getattr(Shard, name)).label(name) for name in ("lines", "done", "failed")]
+    states = [_count_in(state).label(name) for name, state in _STATE_COUNTS.items()]
+    first = func.min(Shard.first_line).label("first_line")
+    rows = select(first, *sums, func.count().label("shards"), *states).where(Shard.job_id == job_id)
+    return int(count), session.execute(rows.group_by(part).order_by(part)).all()
+
+
+_STATE_COUNTS = {"running": ShardState.RUNNING, "ended": ShardState.DONE}
+
+
+def _count_in(state: ShardState) -> ColumnElement[Any]:
+    return func.sum(case((Shard.state == state, 1), else_=0))
 
 
 def outcomes(session: Session, job: Job) -> dict[str, int]:

@@ -102,7 +102,7 @@ class Real:
             return self.client.post(f"/v1/{path}", json=body).json()
 
         file_id = upload(self.client)
-        job_id = create(self.client, file_id)["id"]
+        job_id = create(self.client, file_id, webhook={"url": "https://192.0.43.8/once"})["id"]
         runs.run(self.app.state.services.db, self.app.state.services.storage, job_id, 3, failed=1)
         batch = {"input_file_id": file_id, "endpoint": "/v1/embeddings", "completion_window": "24h"}
         talk = post("conversations", items=[{"role": "user", "content": "Hi"}])["id"]
@@ -136,6 +136,7 @@ class Real:
             "permission_id": permissions["data"][0]["id"],
             "batch_id": job_id,
             "job_id": job_id,
+            "delivery_id": self.client.get(f"/v1/jobs/{job_id}/deliveries").json()["first_id"],
             "model": "all-minilm-l6-v2",
             "api_key_id": post("api_keys")["id"],
             "kind": "queue",

@@ -61,6 +61,55 @@ def test_jobs_are_found_by_kind_state_and_metadata(either: FastAPI) -> None:
     assert find(limit="1", after=third) == [second]
 
 
+def test_jobs_are_found_by_model_and_by_the_time_of_their_creation(either: FastAPI) -> None:
+    client = client_of(either, make_key(either))
+    old, new = create(client, "f")["id"], create(client, "f")["id"]
+    runs.plan(either.state.services.db, new, 1, "m/1")
+    with either.state.services.db.write() as session:
+        session.get_one(Job, old).created_at = 1_000_000.5
+
+    def find(**query: str | int) -> list[str]:
+        return ids(client.get("/v1/jobs", params=query))
+
+    assert find(model="m/1") == [new]
+    assert find(model="m") == []
+    assert find(until=1_000_001) == find(since=1_000_000, until=1_000_001) == [old]
+    assert find(since=1_000_001) == [new]
+    assert find(until=1_000_000) == []
+    for name, value in (("since", "-1"), ("until", "soon"), ("until", str(1 << 40)), ("model", "m" * 256)):
+        refused = client.get("/v1/jobs", params={name: value})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, name)
+
+
+def test_the_shards_of_a_job_are_summed_to_as_many_parts_as_are_requested(either: FastAPI) -> None:
+    client = client_of(either, make_key(either))
+    job_id = create(client, "f")["id"]
+    path = f"/v1/jobs/{job_id}/shards"
+    assert client.get(path).json() == {"object": "job.shards", "job_id": job_id, "shards": 0, "data": []}
+    states = ["done", "done", "running", "pending", "pending"]
+    with either.state.services.db.write() as session:
+        for n, state in enumerate(states):
+            done = {"done": 10, "running": 4}.get(state, 0)
+            columns = {"lines": 10, "offset": n, "length": 1, "done": done, "failed": n if done else 0}
+            session.add(Shard(job_id=job_id, n=n, first_line=10 * n, state=state, **columns))
+
+    each, three, whole = (client.get(path, params={"parts": parts}).json() for parts in (5, 3, 1))
+
+    names = ("first_line", "lines", "done", "failed", "shards", "running", "ended")
+    assert each["shards"] == three["shards"] == 5
+    assert [part["first_line"] for part in each["data"]] == [0, 10, 20, 30, 40]
+    assert [part["done"] for part in each["data"]] == [10, 10, 4, 0, 0]
+    assert [tuple(part[name] for name in names) for part in three["data"]] == [
+        (0, 20, 20, 1, 2, 0, 2),
+        (20, 20, 4, 2, 2, 1, 0),
+        (40, 10, 0, 0, 1, 0, 0),
+    ]
+    assert [tuple(part[name] for name in names) for part in whole["data"]] == [(0, 50, 24, 3, 5, 1, 2)]
+    for parts in ("0", "1001", "x"):
+        assert client.get(path, params={"parts": parts}).json()["error"]["param"] == "parts"
+    assert client.get("/v1/jobs/batch_none/shards").status_code == 404
+
+
 def test_a_filter_takes_every_state_and_every_status() -> None:
     assert set(get_args(StateOrStatus)) == {*JobState, *STATUS.values()}
 

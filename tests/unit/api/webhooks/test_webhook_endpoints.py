@@ -305,6 +305,25 @@ def test_a_job_s_own_webhook_has_its_log_at_the_job(app: FastAPI, client: TestCl
     assert [(one["webhook_endpoint_id"], one["event_type"]) for one in log] == [(None, "batch.completed")]
 
 
+def test_a_delivery_to_a_job_s_own_webhook_is_sent_again(
+    app: FastAPI, client: TestClient, stranger: TestClient, pending: Any
+) -> None:
+    job_id = create_batch(client, "f", webhook={"url": "https://192.0.43.8/once"})["id"]
+    runs.run(app.state.services.db, app.state.services.storage, job_id, 1)
+    delivery = client.get(f"/v1/jobs/{job_id}/deliveries").json()["data"][0]["id"]
+    fail(app, delivery)
+
+    again = client.post(f"/v1/jobs/{job_id}/deliveries/{delivery}/replay").json()
+
+    assert (again["id"], again["state"], len(again["attempts"])) == (delivery, "pending", 1)
+    assert again["next_attempt_at"] is not None
+    assert client.get(f"/v1/jobs/{job_id}/deliveries").json()["data"] == [again]
+    assert stranger.post(f"/v1/jobs/{job_id}/deliveries/{delivery}/replay").status_code == 404
+    for other in (pending[1][0]["id"], "wh_none"):
+        refused = client.post(f"/v1/jobs/{job_id}/deliveries/{other}/replay")
+        assert (refused.status_code, refused.json()["error"]["param"]) == (404, "delivery_id")
+
+
 def fail(app: FastAPI, delivery_id: str) -> None:
     with app.state.services.db.write() as session:
         row = session.get_one(Delivery, delivery_id)
