@@ -6,6 +6,8 @@ import { Failure } from "@/components/Failure";
 import { Layout } from "@/components/Layout";
 import { Loading } from "@/components/Loading";
 import { Page } from "@/components/Page";
+import { newBatchSearch } from "@/pages/batches/search";
+import { jobSearch, jobsSearch } from "@/pages/jobs/search";
 
 /** The states that the list of an endpoint's deliveries can be limited to. */
 const DELIVERY_STATES = ["pending", "delivered", "failed"] as const;
@@ -39,6 +41,9 @@ const routes = root.addChildren([
   page("/workers", () => import("@/pages/fleet/Workers")),
   page("/keys", () => import("@/pages/security/Keys")),
   page("/audit", () => import("@/pages/security/Audit"), ({ target }) => ({ target: typeof target === "string" ? target : undefined })),
+  page("/jobs", () => import("@/pages/jobs/Jobs"), jobsSearch),
+  page("/jobs/$jobId", () => import("@/pages/jobs/Job"), jobSearch),
+  page("/batches/new", () => import("@/pages/batches/NewBatch"), newBatchSearch),
 ]);
 
 export const router = createRouter({

@@ -1,0 +1,100 @@
+import { useQuery } from "@tanstack/react-query";
+import { getRouteApi } from "@tanstack/react-router";
+import { useState } from "react";
+
+import { api, queries, take } from "@/api/client";
+import { Button } from "@/components/Button";
+import { Confirm } from "@/components/Confirm";
+import { Failure } from "@/components/Failure";
+import { Loading } from "@/components/Loading";
+import { Page } from "@/components/Page";
+import { Id } from "@/components/Snippet";
+import { State } from "@/components/State";
+import { Tabs } from "@/components/Tabs";
+
+import { Events } from "./Events";
+import { Graph } from "./Graph";
+import { isLive, kindLabel, mayCancel, mayRetry, type JobObject } from "./life";
+import { Overview } from "./Overview";
+import { Results } from "./Results";
+import { Retry } from "./Retry";
+import type { JobTab } from "./search";
+import { Webhook } from "./Webhook";
+
+const route = getRouteApi("/jobs/$jobId");
+
+/** Milliseconds between two readings of a job that goes on. */
+const REFRESH = 2_000;
+
+/** Show a job: how far it is, what it waits for, its results, and what can be done about it. */
+export default function Job() {
+  const { jobId } = route.useParams();
+  const path = { job_id: jobId };
+  const job = useQuery({
+    queryKey: ["/v1/jobs/{job_id}", path],
+    queryFn: ({ signal }) => take(api.GET("/v1/jobs/{job_id}", { params: { path }, signal })),
+    refetchInterval: ({ state }) => state.data && isLive(state.data) && REFRESH,
+  });
+  if (job.data === undefined)
+    return (
+      <Page title="Job">
+        {job.isError ? (
+          <Failure title="This job cannot be shown" error={job.error} onRetry={() => void job.refetch()} />
+        ) : (
+          <Loading what="the job" />
+        )}
+      </Page>
+    );
+  return (
+    <Page
+      title={kindLabel(job.data.kind)}
+      badge={<State state={job.data.state} />}
+      description={<Id id={job.data.id} />}
+      actions={<Actions job={job.data} />}
+    >
+      {job.isError && <Failure title="The job could not be read again" error={job.error} onRetry={() => void job.refetch()} />}
+      <Parts job={job.data} />
+    </Page>
+  );
+}
+
+function Parts({ job }: { job: JobObject }) {
+  const { tab = "overview" } = route.useSearch();
+  const navigate = route.useNavigate();
+  const hasLines = !["ingestion", "finetuning", "evaluation", "sampling"].includes(job.kind);
+  const tabs = [
+    { id: "overview", title: "Overview", content: <Overview job={job} /> },
+    ...(hasLines ? [{ id: "results", title: "Results", content: <Results job={job} /> }] : []),
+    { id: "events", title: "Events", content: <Events jobId={job.id} live={isLive(job)} /> },
+    { id: "webhook", title: "Webhook", content: <Webhook job={job} /> },
+    { id: "graph", title: "Dependencies", content: <Graph jobId={job.id} live={isLive(job)} /> },
+  ];
+  return (
+    <Tabs
+      label="Parts of the job"
+      value={tabs.some(({ id }) => id === tab) ? tab : "overview"}
+      onChange={(id) => void navigate({ search: { tab: id as JobTab } })}
+      tabs={tabs}
+    />
+  );
+}
+
+function Actions({ job }: { job: JobObject }) {
+  const [open, setOpen] = useState<"cancel" | "retry" | null>(null);
+  const close = () => setOpen(null);
+  async function cancel() {
+    const path = { job_id: job.id };
+    const cancelled = await take(api.POST("/v1/jobs/{job_id}/cancel", { params: { path } }));
+    queries.setQueryData(["/v1/jobs/{job_id}", path], cancelled);
+  }
+  return (
+    <>
+      {mayCancel(job) && <Button onClick={() => setOpen("cancel")}>Cancel</Button>}
+      {mayRetry(job) && <Button onClick={() => setOpen("retry")}>Retry</Button>}
+      <Confirm title="Cancel this job?" action="Cancel the job" open={open === "cancel"} onClose={close} onConfirm={cancel}>
+        <p>Lines that are finished keep their results. The others are not run; a retry can run them as a new job.</p>
+      </Confirm>
+      {open === "retry" && <Retry job={job} onClose={close} />}
+    </>
+  );
+}

@@ -1,0 +1,245 @@
+import { useQuery } from "@tanstack/react-query";
+import { Link } from "@tanstack/react-router";
+import type { ReactNode } from "react";
+
+import { api, take, type Schema } from "@/api/client";
+import { formatCount, formatDuration, formatNumber, formatRate, formatShare, words } from "@/components/format";
+import { Card, Facts, Section } from "@/components/Page";
+import { Progress } from "@/components/Progress";
+import { Duration, Figure, Quantity } from "@/components/Quantity";
+import { Id, Snippet } from "@/components/Snippet";
+import { Time } from "@/components/Time";
+
+import { cut, SHORT } from "./cut";
+import { InputErrors } from "./InputErrors";
+import { isBatch, isLive, lifeline, type JobObject } from "./life";
+import { Strip } from "./Strip";
+
+type Reason = Schema<"Reason">;
+
+/** Milliseconds between two explanations of a job that goes on: the server reads examples from its results. */
+const EXPLAINED_AGAIN = 15_000;
+
+/** Show how far a job is, why it waits, what became of its lines, and its settings. */
+export function Overview({ job }: { job: JobObject }) {
+  const path = { job_id: job.id };
+  const explanation = useQuery({
+    queryKey: ["/v1/jobs/{job_id}/explain", path, job.state, job.waiting_for],
+    queryFn: ({ signal }) => take(api.GET("/v1/jobs/{job_id}/explain", { params: { path }, signal })),
+    refetchInterval: isLive(job) && EXPLAINED_AGAIN,
+  });
+  const reasons = explanation.data?.reasons ?? [];
+  return (
+    <>
+      <Waiting reasons={reasons.filter((reason) => reason.type === "wait")} />
+      <Life job={job} />
+      <Pace job={job} />
+      <Strip jobId={job.id} live={isLive(job)} />
+      <InputErrors errors={job.errors?.data ?? []} />
+      <Failures job={job} reasons={reasons} />
+      <Answers job={job} />
+      <Usage usage={job.usage} />
+      <Settings job={job} />
+    </>
+  );
+}
+
+/** Show what the server says that the job waits for. */
+function Waiting({ reasons }: { reasons: readonly Reason[] }) {
+  if (reasons.length === 0) return null;
+  return (
+    <div className="banner stack" role="status">
+      {reasons.map((reason) => (
+        <div key={reason.code + reason.message} className="break">
+          <strong>{reason.message}</strong>
+          {reason.examples?.map((example) => <p key={example}>{example}</p>)}
+          {reason.advice && <p>{reason.advice}</p>}
+        </div>
+      ))}
+    </div>
+  );
+}
+
+function Life({ job }: { job: JobObject }) {
+  return (
+    <ol className="life" aria-label="States of the job">
+      {lifeline(job).map(({ state, at, seconds }) => (
+        <li key={state} className={seconds === null ? "life-step now" : "life-step"}>
+          <strong>{words(state)}</strong>
+          <span className="muted small">
+            <Time at={at} />
+          </span>
+          {seconds !== null && <span className="muted small">for {seconds === 0 ? "less than 1 s" : formatDuration(seconds)}</span>}
+        </li>
+      ))}
+      {isLive(job) && job.deadline !== null && (
+        <li className="life-step ahead">
+          <strong>deadline</strong>
+          <span className="muted small">
+            <Time at={job.deadline} />
+          </span>
+        </li>
+      )}
+    </ol>
+  );
+}
+
+function Pace({ job }: { job: JobObject }) {
+  const { progress, rate, eta_seconds, worked_seconds, queue_position } = job;
+  const figures: readonly (readonly [name: string, value: ReactNode, remark?: ReactNode])[] = [
+    ["Done", <Quantity key="done" value={progress.completed + progress.failed} />, `of ${formatCount(progress.total, "line")}`],
+    ["Failed", <Quantity key="failed" value={progress.failed} />, share(progress.failed, progress.completed + progress.failed)],
+    ["Rate", rate && formatRate(rate.items_per_second, "lines"), rate && formatRate(rate.tokens_per_second, "tokens")],
+    ["Time left", eta_seconds !== null && <Duration key="eta" seconds={eta_seconds} />, "at this rate"],
+    ["Worked", worked_seconds !== null && <Duration key="worked" seconds={worked_seconds} />, "since its first lines"],
+    ["Jobs before it", isLive(job) && queue_position !== null && <Quantity key="queue" value={queue_position} />, "of this project"],
+  ];
+  return (
+    <Section title="Progress">
+      <Card className="stack">
+        <Progress label="Progress of the job" {...progress} withNumbers />
+        <div className="figures">
+          {figures.map(([name, value, remark]) =>
+            value === null || value === false ? null : <Figure key={name} name={name} value={value} remark={remark} />,
+          )}
+        </div>
+      </Card>
+    </Section>
+  );
+}
+
+function share(part: number, whole: number): string | null {
+  return part > 0 ? `${formatShare(part / whole)} of those done` : null;
+}
+
+/** List the codes of failed lines with their counts, and examples of each. */
+function Failures({ job, reasons }: { job: JobObject; reasons: readonly Reason[] }) {
+  const errors = Object.entries(job.outcomes?.errors ?? {}).sort(([, first], [, second]) => second - first);
+  if (errors.length === 0) return null;
+  return (
+    <Section title="Failed lines">
+      <div className="stack">
+        {errors.map(([code, count]) => {
+          const reason = reasons.find((each) => each.type === "failure" && each.code === code);
+          return (
+            <Card key={code} className="stack">
+              <div className="row">
+                <strong>
+                  <code>{code}</code>
+                </strong>
+                <span className="bad">{formatCount(count, "line")}</span>
+                {isBatch(job) && !isLive(job) && (
+                  <Link to="/jobs/$jobId" params={{ jobId: job.id }} search={{ tab: "results", code }}>
+                    Show these lines
+                  </Link>
+                )}
+              </div>
+              {reason?.examples?.map((example, n) => (
+                <p key={n} className="texts muted">
+                  {cut(example, SHORT).shown}
+                </p>
+              ))}
+            </Card>
+          );
+        })}
+      </div>
+    </Section>
+  );
+}
+
+/** Count the answers by the reason for which they ended. */
+function Answers({ job }: { job: JobObject }) {
+  const reasons = Object.entries(job.outcomes?.finish_reasons ?? {}).sort(([, first], [, second]) => second - first);
+  const all = reasons.reduce((sum, [, count]) => sum + count, 0);
+  const empty = job.outcomes?.empty ?? 0;
+  if (all === 0 && empty === 0) return null;
+  return (
+    <Section title="How answers ended">
+      <Card>
+        <Facts
+          facts={[
+            ...reasons.map(([reason, count]) => [words(reason), `${formatNumber(count)} (${formatShare(count / all)})`] as const),
+            ["empty answers", empty > 0 ? formatNumber(empty) : null],
+          ]}
+        />
+      </Card>
+    </Section>
+  );
+}
+
+function Usage({ usage }: { usage: Schema<"Usage"> }) {
+  const { cached_tokens: cached } = usage.input_tokens_details;
+  const { reasoning_tokens: reasoning } = usage.output_tokens_details;
+  if (usage.total_tokens === 0) return null;
+  return (
+    <Section title="Tokens">
+      <Card>
+        <Facts
+          facts={[
+            ["Input", <Quantity key="input" value={usage.input_tokens} />],
+            ["of these from the cache", cached > 0 ? <Quantity key="cached" value={cached} /> : null],
+            ["Output", <Quantity key="output" value={usage.output_tokens} />],
+            ["of these reasoning", reasoning > 0 ? <Quantity key="reasoning" value={reasoning} /> : null],
+            ["Total", <Quantity key="total" value={usage.total_tokens} />],
+          ]}
+        />
+      </Card>
+    </Section>
+  );
+}
+
+function Settings({ job }: { job: JobObject }) {
+  const metadata = Object.entries(job.metadata ?? {});
+  const overrides = Object.keys(job.overrides ?? {});
+  return (
+    <Section title="Details">
+      <Card className="stack">
+        <Facts
+          facts={[
+            ["Model", job.model],
+            ["Endpoint", job.endpoint],
+            ["Input file", shownId(job.input_file_id)],
+            ["Output file", shownId(job.output_file_id)],
+            ["Error file", shownId(job.error_file_id)],
+            ["Vector store", shownId(job.vector_store_id)],
+            ["Evaluation", shownId(job.eval_id)],
+            ["Window", job.completion_window],
+            ["Deadline", shownTime(job.deadline)],
+            ["Begins at", shownTime(job.not_before)],
+            ["Priority", formatNumber(job.priority)],
+            ["Retry of", job.retry_of && <JobLink id={job.retry_of} />],
+            ["Schedule", shownId(job.schedule_id)],
+            ["Created", shownTime(job.created_at)],
+            ["Idempotency key", job.idempotency_key],
+            ["Request", shownId(job.request_id)],
+          ]}
+        />
+        {metadata.length > 0 && (
+          <>
+            <h3>Metadata</h3>
+            <Facts facts={metadata} />
+          </>
+        )}
+        {overrides.length > 0 && (
+          <Snippet label="Fields that replace those of each line" text={JSON.stringify(job.overrides, null, 2)} />
+        )}
+      </Card>
+    </Section>
+  );
+}
+
+function shownId(id: string | null): ReactNode {
+  return id && <Id id={id} />;
+}
+
+function shownTime(at: number | null): ReactNode {
+  return at && <Time at={at} exact />;
+}
+
+function JobLink({ id }: { id: string }) {
+  return (
+    <Link to="/jobs/$jobId" params={{ jobId: id }}>
+      {id}
+    </Link>
+  );
+}

@@ -1,0 +1,238 @@
+import { keepPreviousData, useMutation, useQuery } from "@tanstack/react-query";
+import { getRouteApi, useRouter } from "@tanstack/react-router";
+import { useState } from "react";
+
+import { api, type Schema } from "@/api/client";
+import { download, save } from "@/api/download";
+import { Button } from "@/components/Button";
+import { Failure } from "@/components/Failure";
+import { Field, Input, Select } from "@/components/Field";
+import { formatNumber, words } from "@/components/format";
+import { Loading } from "@/components/Loading";
+import { Card } from "@/components/Page";
+import { State } from "@/components/State";
+
+import { answerText, cut, LONG, SHORT } from "./cut";
+import { isBatch, isLive, type JobObject } from "./life";
+import type { JobSearch } from "./search";
+
+type Row = Schema<"ResultRow">;
+
+const route = getRouteApi("/jobs/$jobId");
+const ROWS = 20;
+const FORMATS = [
+  ["jsonl", "JSON Lines"],
+  ["csv", "CSV"],
+  ["parquet", "Parquet"],
+] as const;
+
+/** Show the results of a job beside their requests, page by page; a job that goes on has only lines to download. */
+export function Results({ job }: { job: JobObject }) {
+  if (isLive(job) || !isBatch(job)) return <Unjoined job={job} />;
+  return <Joined job={job} />;
+}
+
+function Unjoined({ job }: { job: JobObject }) {
+  const fetching = useMutation({
+    mutationFn: () => download(`/v1/jobs/${encodeURIComponent(job.id)}/results?follow=false`, `${job.id}.jsonl`),
+  });
+  return (
+    <div className="stack">
+      <p>
+        {isLive(job)
+          ? "Results stand here beside their requests when the job has ended. What is finished can be downloaded now, in no particular order."
+          : "The results of this job can be downloaded."}
+      </p>
+      <div className="actions">
+        <Button busy={fetching.isPending} onClick={() => fetching.mutate()}>
+          Download {isLive(job) ? "finished lines" : "the results"}
+        </Button>
+      </div>
+      {fetching.isError && <Failure title="The results could not be downloaded" error={fetching.error} />}
+    </div>
+  );
+}
+
+function Joined({ job }: { job: JobObject }) {
+  const { outcome: state, code, custom_id, after } = route.useSearch();
+  const path = { job_id: job.id };
+  const query = { format: "json", limit: ROWS, state, code, custom_id, after } as const;
+  const page = useQuery({
+    queryKey: ["/v1/jobs/{job_id}/results", path, query],
+    queryFn: ({ signal }) => readPage(path, query, signal),
+    placeholderData: keepPreviousData,
+    staleTime: Infinity,
+    // A page may hold many megabytes: it is not kept once it is out of sight.
+    gcTime: 0,
+  });
+  return (
+    <div className="stack">
+      <Filters job={job} />
+      <Downloads job={job} filters={{ state, code, custom_id }} />
+      {page.isPending && <Loading what="the results" />}
+      {page.isError && <Failure title="The results could not be read" error={page.error} onRetry={() => void page.refetch()} />}
+      {page.data && (
+        <>
+          {page.data.data.length === 0 && <p className="muted">{after ? "There are no more results." : "No result matches."}</p>}
+          {page.data.data.map((row) => (
+            <Result key={row.id} row={row} />
+          ))}
+          <Pages after={after} next={page.data.has_more ? page.data.last_id : null} busy={page.isPlaceholderData} />
+        </>
+      )}
+    </div>
+  );
+}
+
+type PageQuery = { format: "json"; limit: number; after?: string } & Pick<JobSearch, "code" | "custom_id"> & { state?: "succeeded" | "failed" };
+
+/** Read the first page that has rows: where few lines match, the server ends pages before it has met one. */
+async function readPage(path: { job_id: string }, query: PageQuery, signal: AbortSignal): Promise<Schema<"ResultPage">> {
+  for (let after = query.after; ; ) {
+    const answer = await api.GET("/v1/jobs/{job_id}/results", { params: { path, query: { ...query, after } }, signal });
+    const page = answer.data as Schema<"ResultPage">;
+    if (page.data.length > 0 || !page.has_more) return page;
+    after = page.last_id;
+  }
+}
+
+function Filters({ job }: { job: JobObject }) {
+  const search = route.useSearch();
+  const navigate = route.useNavigate();
+  const [customId, setCustomId] = useState(search.custom_id ?? "");
+  const change = (changes: JobSearch) => void navigate({ search: { ...search, after: undefined, ...changes } });
+  const codes = [...new Set([...Object.keys(job.outcomes?.errors ?? {}), ...(search.code ? [search.code] : [])])];
+  return (
+    <form
+      className="filters"
+      role="search"
+      aria-label="Results"
+      onSubmit={(event) => {
+        event.preventDefault();
+        change({ custom_id: customId.trim() || undefined });
+      }}
+    >
+      <Field label="Result">
+        <Select
+          value={search.outcome ?? ""}
+          onChange={(outcome) => change({ outcome: (outcome || undefined) as JobSearch["outcome"] })}
+          options={[
+            ["", "All"],
+            ["succeeded", "Succeeded"],
+            ["failed", "Failed"],
+          ]}
+        />
+      </Field>
+      <Field label="Error code">
+        <Select
+          value={search.code ?? ""}
+          onChange={(code) => change({ code: code || undefined })}
+          options={[["", "All"], ...codes.map((code) => [code, code] as const)]}
+        />
+      </Field>
+      <Field label="custom_id">
+        <Input type="search" value={customId} onChange={(event) => setCustomId(event.target.value)} />
+      </Field>
+      <Button type="submit" className="fit">
+        Find
+      </Button>
+    </form>
+  );
+}
+
+function Downloads({ job, filters }: { job: JobObject; filters: Readonly<Record<string, string | undefined>> }) {
+  const given = Object.entries(filters).filter((pair): pair is [string, string] => pair[1] !== undefined);
+  const fetching = useMutation({
+    mutationFn: (format: string) => {
+      const query = new URLSearchParams([["format", format], ["join", "true"], ...given]);
+      return download(`/v1/jobs/${encodeURIComponent(job.id)}/results?${query}`, `${job.id}.${format}`);
+    },
+  });
+  return (
+    <>
+      <div className="row">
+        <span className="muted">Download {given.length > 0 ? "the selected results" : "all results"} with their requests:</span>
+        <div className="actions">
+          {FORMATS.map(([format, name]) => (
+            <Button key={format} busy={fetching.isPending} onClick={() => fetching.mutate(format)}>
+              {name}
+            </Button>
+          ))}
+        </div>
+      </div>
+      {fetching.isPending && <Loading what="the file" />}
+      {fetching.isError && <Failure title="The results could not be downloaded" error={fetching.error} />}
+    </>
+  );
+}
+
+function Pages({ after, next, busy }: { after: string | undefined; next: string | null; busy: boolean }) {
+  const search = route.useSearch();
+  const navigate = route.useNavigate();
+  const router = useRouter();
+  if (after === undefined && next === null) return null;
+  return (
+    <nav className="actions" aria-label="Pages of results">
+      {after !== undefined && <Button onClick={() => void navigate({ search: { ...search, after: undefined } })}>First page</Button>}
+      {after !== undefined && <Button onClick={() => router.history.back()}>Back</Button>}
+      {next !== null && (
+        <Button busy={busy} onClick={() => void navigate({ search: { ...search, after: next }, resetScroll: true })}>
+          Next page
+        </Button>
+      )}
+    </nav>
+  );
+}
+
+function Result({ row }: { row: Row }) {
+  const answer = answerText(row.answer);
+  return (
+    <Card className="stack">
+      <div className="row">
+        <strong className="break">
+          <code>{cut(row.custom_id, SHORT).shown}</code>
+        </strong>
+        <State state={row.error_code === null ? "succeeded" : "failed"} />
+        {row.finish_reason && <span className="muted">ended by {words(row.finish_reason)}</span>}
+        {row.input_tokens !== null && (
+          <span className="muted">
+            {formatNumber(row.input_tokens)} + {formatNumber(row.output_tokens ?? 0)} tokens
+          </span>
+        )}
+        {row.duplicate_of && <span className="muted break">same as {row.duplicate_of}</span>}
+        <Button tone="plain" onClick={() => save(new Blob([JSON.stringify(row, null, 2)], { type: "application/json" }), "line.json")}>
+          Save this line
+        </Button>
+      </div>
+      <div className="grid halves">
+        <Text title="Request" text={row.prompt ?? JSON.stringify(row.request)} />
+        {row.error_code === null ? (
+          <Text title="Answer" text={answer ?? JSON.stringify(row.response)} />
+        ) : (
+          <Text title={`Error ${row.error_code}`} text={row.error_message ?? ""} tone="bad" />
+        )}
+      </div>
+    </Card>
+  );
+}
+
+/** Render a text of a user or of a model as plain text. A long one is cut, since a page of megabytes stands still. */
+function Text({ title, text, tone = "" }: { title: string; text: string; tone?: string }) {
+  const [limit, setLimit] = useState(SHORT);
+  const { shown, left } = cut(text, limit);
+  return (
+    <section aria-label={title}>
+      <h3 className={`small muted ${tone}`}>{title}</h3>
+      <p className="texts" dir="auto">
+        {shown}
+        {left > 0 && <span className="muted"> … and {formatNumber(left)} more characters</span>}
+      </p>
+      {left > 0 && limit === SHORT && (
+        <Button tone="plain" onClick={() => setLimit(LONG)}>
+          Show more
+        </Button>
+      )}
+      {left > 0 && limit === LONG && <p className="muted small">The whole text is in the saved line and in the downloads.</p>}
+    </section>
+  );
+}

@@ -1,0 +1,79 @@
+import type { Schema } from "@/api/client";
+import { words } from "@/components/format";
+
+export type JobObject = Schema<"JobObject">;
+
+/** The kinds of jobs with the words for them. */
+export const KINDS: readonly (readonly [kind: string, label: string])[] = [
+  ["generation", "Batch"],
+  ["embedding", "Batch of embeddings"],
+  ["reranking", "Batch of rankings"],
+  ["response", "Background response"],
+  ["ingestion", "Files of a vector store"],
+  ["finetuning", "Fine-tuning"],
+  ["evaluation", "Evaluation run"],
+  ["sampling", "Samples of an evaluation"],
+];
+
+const LABELS = new Map(KINDS);
+const BATCHES = new Set(["generation", "embedding", "reranking"]);
+const NOT_RETRIED = new Set(["response", "sampling"]);
+
+/** The states of jobs, in the order of a life. */
+export const STATES = ["queued", "running", "finishing", "expiring", "cancelling", "succeeded", "failed", "expired", "cancelled"] as const;
+
+const LIVE = new Set<string>(["queued", "running", "finishing", "expiring", "cancelling"]);
+
+/** Return the words for a kind of job. */
+export function kindLabel(kind: string): string {
+  return LABELS.get(kind) ?? words(kind);
+}
+
+/** Return whether a job goes on. */
+export function isLive(job: Pick<JobObject, "state">): boolean {
+  return LIVE.has(job.state);
+}
+
+/** Return whether a job can be cancelled. */
+export function mayCancel(job: Pick<JobObject, "state">): boolean {
+  return job.state === "queued" || job.state === "running";
+}
+
+/** Return whether a job can be run again as a new one. */
+export function mayRetry(job: Pick<JobObject, "state" | "kind">): boolean {
+  return !isLive(job) && !NOT_RETRIED.has(job.kind);
+}
+
+/** Return whether a job is a batch: its lines can be read and selected. */
+export function isBatch(job: Pick<JobObject, "kind">): boolean {
+  return BATCHES.has(job.kind);
+}
+
+/** A state that a job came into. `seconds` is how long it stayed, null for the state it is in. */
+export interface Step {
+  state: string;
+  at: number;
+  seconds: number | null;
+}
+
+/** Return the states that a job has been in, in order, with their times. */
+export function lifeline(job: JobObject): Step[] {
+  const times: readonly (readonly [state: string, at: number | null])[] = [
+    ["queued", job.created_at],
+    ["running", job.in_progress_at],
+    ["finishing", job.finalizing_at],
+    ["expiring", job.expiring_at],
+    ["cancelling", job.cancelling_at],
+    ["succeeded", job.completed_at],
+    ["failed", job.failed_at],
+    ["expired", job.expired_at],
+    ["cancelled", job.cancelled_at],
+  ];
+  const steps = times.filter((step): step is readonly [string, number] => step[1] !== null);
+  // The sort is stable: states of the same second stay in the order of a life.
+  steps.sort(([, first], [, second]) => first - second);
+  return steps.map(([state, at], index) => {
+    const next = steps[index + 1];
+    return { state, at, seconds: next === undefined ? null : next[1] - at };
+  });
+}

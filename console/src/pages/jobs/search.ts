@@ -1,0 +1,83 @@
+/** The parameters of the pages of jobs in the address. What stands in an address may be anything. */
+
+/** The filters of the list of jobs. Times are in seconds of Unix, so that a link means the same in every zone. */
+export interface JobsSearch {
+  kind?: string;
+  state?: string;
+  model?: string;
+  metadata?: string;
+  since?: number;
+  until?: number;
+}
+
+/** Read the filters of the list of jobs from the address. */
+export function jobsSearch(given: Record<string, unknown>): JobsSearch {
+  return {
+    kind: readText(given.kind),
+    state: readText(given.state),
+    model: readText(given.model),
+    metadata: readText(given.metadata),
+    since: readTime(given.since),
+    until: readTime(given.until),
+  };
+}
+
+/** The parts of the page of a job. */
+export const JOB_TABS = ["overview", "results", "events", "webhook", "graph"] as const;
+export type JobTab = (typeof JOB_TABS)[number];
+
+/** The open part of the page of a job, and the selected results. `after` is where their page begins. */
+export interface JobSearch {
+  tab?: JobTab;
+  outcome?: "succeeded" | "failed";
+  code?: string;
+  custom_id?: string;
+  after?: string;
+}
+
+/** Read the parameters of the page of a job from the address. */
+export function jobSearch(given: Record<string, unknown>): JobSearch {
+  return {
+    tab: JOB_TABS.find((tab) => tab === given.tab),
+    outcome: given.outcome === "succeeded" || given.outcome === "failed" ? given.outcome : undefined,
+    code: readText(given.code),
+    custom_id: readText(given.custom_id),
+    after: readText(given.after),
+  };
+}
+
+/** Return a text of the address; the router reads a text of digits as a number. */
+function readText(value: unknown): string | undefined {
+  if (typeof value === "number" || typeof value === "boolean") return String(value);
+  return typeof value === "string" && value !== "" ? value : undefined;
+}
+
+function readTime(value: unknown): number | undefined {
+  const time = Number(value);
+  return value !== null && value !== "" && Number.isInteger(time) && time >= 0 && time < 2 ** 40 ? time : undefined;
+}
+
+/** Return the pairs of a text such as `team=search, language=de`; a name without a value has the empty one. */
+export function metadataPairs(text: string): [name: string, value: string][] {
+  return text
+    .split(",")
+    .map((part) => part.trim())
+    .filter((part) => part !== "")
+    .map((part) => {
+      const [name = "", ...value] = part.split("=");
+      return [name.trim(), value.join("=").trim()];
+    });
+}
+
+/** Return a time of Unix as an input of type `datetime-local` shows it, in the zone of the reader. */
+export function toLocalInput(time: number | undefined): string {
+  if (time === undefined) return "";
+  const moment = new Date(time * 1_000);
+  return new Date(moment.getTime() - moment.getTimezoneOffset() * 60_000).toISOString().slice(0, 16);
+}
+
+/** Return the time of Unix of an input of type `datetime-local`; undefined where it is empty. */
+export function fromLocalInput(text: string): number | undefined {
+  const time = new Date(text).getTime();
+  return Number.isNaN(time) ? undefined : Math.floor(time / 1_000);
+}

@@ -1,0 +1,107 @@
+"""The page that makes a batch: from a file of requests, and from a table by a prompt template."""
+
+import json
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.support.console import HOSTILE, Console, Deployment
+from tests.support.mill import MODEL, chat_line, jsonl
+
+pytestmark = pytest.mark.verify
+
+
+def choose(tab: Page, name: str, content: bytes) -> None:
+    """Give the page a file, as the dialog of the browser does."""
+    tab.locator("input[type=file]").set_input_files({"name": name, "mimeType": "text/plain", "buffer": content})
+
+
+def content_of(deployment: Deployment, file_id: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in deployment.client.files.content(file_id).content.splitlines()]
+
+
+def test_requests_are_checked_and_become_one_batch(console: Console, deployment: Deployment) -> None:
+    console.expect_errors("status of 400")
+    tab = console.open("/batches/new")
+    console.inspect("new-batch")
+    choose(tab, "requests.jsonl", jsonl([chat_line("a", HOSTILE), chat_line("b", "x")]))
+    tab.get_by_role("button", name="Upload and check").click()
+
+    expect(tab.get_by_text("Every line can be run.")).to_be_visible()
+    tab.get_by_label("Completion window").fill("soon")
+    tab.get_by_role("button", name="Create the batch").click()
+    expect(tab.get_by_role("alert")).to_contain_text("Invalid value: 'soon'")
+    tab.get_by_label("Completion window").fill("6h")
+    tab.get_by_label("Priority").fill("5")
+    tab.get_by_label("Metadata").fill("team=search")
+    console.inspect("new-batch-checked")
+    tab.get_by_role("button", name="Create the batch").dblclick()
+
+    expect(tab.get_by_role("heading", name="Batch", exact=True)).to_be_visible()
+    (batch,) = deployment.client.batches.list().data
+    assert (batch.completion_window, batch.metadata) == ("6h", {"team": "search"})
+    assert tab.url == f"{deployment.url}/console/jobs/{batch.id}"
+
+
+def test_errors_are_shown_by_line(console: Console) -> None:
+    lines = b"no JSON\n" + jsonl([chat_line("a", "x"), chat_line("a", "y")])
+    tab = console.open("/batches/new")
+    choose(tab, "wrong.jsonl", lines)
+    tab.get_by_role("button", name="Upload and check").click()
+
+    table = tab.get_by_role("table", name="Errors")
+    expect(table).to_contain_text("invalid_json_line")
+    expect(table).to_contain_text("duplicate_custom_id")
+    expect(tab.get_by_role("button", name="Create it anyway")).to_be_visible()
+    console.inspect("new-batch-errors")
+
+
+def test_table_becomes_a_batch_by_a_prompt_template(console: Console, deployment: Deployment) -> None:
+    rows = "".join(f'"Land ""{n}"", {HOSTILE.replace(chr(34), chr(34) * 2)}",{n}\n' for n in range(50_000))
+    tab = console.open("/batches/new?source=table")
+    choose(tab, "countries.csv", ("\ufeffcountry,id\n" + rows).encode())
+    tab.get_by_label("Model").fill(MODEL)
+    tab.get_by_label("Prompt").fill("Name the capital of {{town}}.")
+    expect(tab.get_by_role("list", name="What is missing")).to_contain_text("no column “town”")
+    expect(tab.get_by_role("button", name="Make the requests")).to_be_disabled()
+    tab.get_by_label("Prompt").fill("Name the capital of {{country}}.")
+    tab.get_by_label("custom_id").select_option("id")
+    tab.get_by_label("Instructions").fill("One word.")
+
+    expect(tab.get_by_role("region", name="Line 3")).to_contain_text(HOSTILE.replace('"', '\\"'))
+    console.inspect("new-batch-table")
+    tab.get_by_role("button", name="Make the requests").click()
+    expect(tab.get_by_text("50,000 requests made")).to_be_visible()
+    tab.get_by_role("button", name="Upload and check").click()
+    expect(tab.get_by_text("Every line can be run.")).to_be_visible()
+    tab.get_by_role("button", name="Create the batch").click()
+    expect(tab.get_by_role("heading", name="Batch", exact=True)).to_be_visible()
+
+    (batch,) = deployment.client.batches.list().data
+    lines = content_of(deployment, batch.input_file_id)
+    assert len(lines) == 50_000
+    assert lines[-1] == {
+        "custom_id": "49999",
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": {
+            "model": MODEL,
+            "messages": [
+                {"role": "system", "content": "One word."},
+                {"role": "user", "content": f'Name the capital of Land "49999", {HOSTILE}.'},
+            ],
+        },
+    }
+
+
+def test_secret_of_a_webhook_is_shown_before_the_page_is_left(console: Console, deployment: Deployment) -> None:
+    tab = console.open("/batches/new")
+    choose(tab, "requests.jsonl", jsonl([chat_line("a", "x")]))
+    tab.get_by_role("button", name="Upload and check").click()
+    tab.get_by_label("Webhook").fill("https://192.0.43.8/hook")
+    tab.get_by_role("button", name="Create the batch").click()
+
+    expect(tab.get_by_role("dialog")).to_contain_text("whsec_")
+    tab.get_by_role("button", name="I have stored it").click()
+    expect(tab.get_by_role("heading", name="Batch", exact=True)).to_be_visible()
+    assert len(deployment.client.batches.list().data) == 1
