@@ -7,6 +7,7 @@ import { Layout } from "@/components/Layout";
 import { Loading } from "@/components/Loading";
 import { Page } from "@/components/Page";
 import { newBatchSearch } from "@/pages/batches/search";
+import { modelsSearch } from "@/pages/fleet/models/address";
 import { jobSearch, jobsSearch } from "@/pages/jobs/search";
 
 /** The states that the list of an endpoint's deliveries can be limited to. */
@@ -44,6 +45,7 @@ const routes = root.addChildren([
   page("/jobs", () => import("@/pages/jobs/Jobs"), jobsSearch),
   page("/jobs/$jobId", () => import("@/pages/jobs/Job"), jobSearch),
   page("/batches/new", () => import("@/pages/batches/NewBatch"), newBatchSearch),
+  page("/models", () => import("@/pages/fleet/models/Models"), modelsSearch),
 ]);
 
 export const router = createRouter({

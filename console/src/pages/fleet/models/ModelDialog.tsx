@@ -1,0 +1,84 @@
+import { useQuery } from "@tanstack/react-query";
+import { useState, type ReactNode } from "react";
+
+import { api, operatorApi, queries, take } from "@/api/client";
+import { useSession } from "@/api/session";
+import { Button } from "@/components/Button";
+import { Confirm } from "@/components/Confirm";
+import { Dialog } from "@/components/Dialog";
+import { formatCount } from "@/components/format";
+import { Facts } from "@/components/Page";
+import { Id } from "@/components/Snippet";
+
+import { ModelState } from "./ModelState";
+import { PlaygroundLink } from "./PlaygroundLink";
+import { generates, isTuned, type NamedModel } from "./served";
+
+interface ModelDialogProps {
+  named: NamedModel;
+  onClose: () => void;
+}
+
+/** Show all that is known of a model, and let a tuned one be deleted. */
+export function ModelDialog({ named: { model, aliases }, onClose }: ModelDialogProps) {
+  const [isAsking, setAsking] = useState(false);
+  const workers = useWorkersOf(model.serving?.model);
+  const facts: (readonly [string, ReactNode])[] = [
+    ["State", <ModelState key="state" model={model} />],
+    ["Base", isTuned(model.id) ? model.serving?.model : null],
+    ["Aliases", aliases.join(", ")],
+    ["Queue", model.serving?.queue],
+    ["Workers", model.serving && formatCount(model.serving.workers, "worker")],
+    ["Where", workers.join(", ")],
+    ["Owner", model.owned_by],
+    ["Context", model.max_model_len && formatCount(model.max_model_len, "token")],
+    ["License", model.license],
+    ["Trained on", model.training_data?.join(", ")],
+    ["Prompt of queries", model.query_prompt],
+    ["Prompt of passages", model.passage_prompt],
+    ["Price of a million tokens", model.cost_per_million_tokens],
+  ];
+  if (isAsking) {
+    return (
+      <Confirm
+        open
+        title="Delete this model?"
+        action="Delete the model"
+        onClose={() => setAsking(false)}
+        onConfirm={async () => {
+          await api.DELETE("/v1/models/{model}", { params: { path: { model: model.id } } });
+          await queries.invalidateQueries({ queryKey: ["/v1/models"] });
+          onClose();
+        }}
+      >
+        <p className="break">
+          <code>{model.id}</code> and its checkpoints are deleted for good. Jobs that name it fail.
+        </p>
+      </Confirm>
+    );
+  }
+  return (
+    <Dialog open title="Model" onClose={onClose}>
+      <div className="stack">
+        <Id id={model.id} />
+        <Facts facts={facts} />
+        <div className="actions end">
+          {isTuned(model.id) && <Button onClick={() => setAsking(true)}>Delete</Button>}
+          {generates(model) && <PlaygroundLink model={model.id} />}
+        </div>
+      </div>
+    </Dialog>
+  );
+}
+
+/** Use the live workers of a model, each with its host. Only an operator's key may know them. */
+function useWorkersOf(model: string | undefined): string[] {
+  const { operatorKey } = useSession();
+  const workers = useQuery({
+    queryKey: ["/v1/workers", {}],
+    queryFn: ({ signal }) => take(operatorApi.GET("/v1/workers", { signal })),
+    enabled: operatorKey !== null && model !== undefined,
+  });
+  const serving = workers.data?.data.filter(({ models }) => model !== undefined && models.includes(model)) ?? [];
+  return serving.map(({ host, pid }) => `${host}, process ${pid}`);
+}

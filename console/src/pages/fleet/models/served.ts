@@ -1,0 +1,56 @@
+import { useQuery } from "@tanstack/react-query";
+
+import { api, take, type Schema } from "@/api/client";
+
+export type Model = Schema<"Model">;
+
+/** A model with the other names that mean it. */
+export interface NamedModel {
+  model: Model;
+  aliases: readonly string[];
+}
+
+/** The models of a project by what they are. */
+export interface ServedModels {
+  /** Models of the deployment. */
+  own: readonly NamedModel[];
+  /** Models that the project has trained. */
+  tuned: readonly NamedModel[];
+}
+
+/** The queue of models that embed or re-rank. */
+const EMBEDDING_QUEUE = "gpu.embed";
+const POLL = 5_000;
+
+/** Query the models with where each is served. Pages that ask for it share one answer. */
+export function useModels() {
+  return useQuery({
+    queryKey: ["/v1/models", { include: "serving" }],
+    queryFn: ({ signal }) => take(api.GET("/v1/models", { params: { query: { include: "serving" } }, signal })),
+    refetchInterval: POLL,
+  });
+}
+
+/** Return whether a name is one that fine-tuning gives. */
+export function isTuned(name: string): boolean {
+  return name.startsWith("ft:");
+}
+
+/** Return whether a model generates text, as far as the list says. */
+export function generates(model: Model): boolean {
+  return model.serving?.queue !== EMBEDDING_QUEUE && (model.max_model_len ?? null) === null;
+}
+
+/** Return whether a name is an alias of another model. */
+export function isAlias(model: Model): boolean {
+  return !isTuned(model.id) && model.serving !== undefined && model.serving !== null && model.serving.model !== model.id;
+}
+
+/** Sort models into those of the deployment, each with its aliases, and those that were trained here. */
+export function sortModels(models: readonly Model[]): ServedModels {
+  const aliases = models.filter(isAlias);
+  const named = models
+    .filter((model) => !isAlias(model))
+    .map((model) => ({ model, aliases: aliases.filter(({ serving }) => serving?.model === model.id).map(({ id }) => id) }));
+  return { own: named.filter(({ model }) => !isTuned(model.id)), tuned: named.filter(({ model }) => isTuned(model.id)) };
+}
