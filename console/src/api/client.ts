@@ -87,7 +87,8 @@ function mayRetry(failures: number, error: Error): boolean {
  */
 export const queries = new QueryClient({
   defaultOptions: {
-    queries: { retry: mayRetry, staleTime: 5_000, refetchOnWindowFocus: true },
-    mutations: { retry: false },
+    // "always": a server on this machine is there without a network, too.
+    queries: { retry: mayRetry, staleTime: 5_000, refetchOnWindowFocus: true, networkMode: "always" },
+    mutations: { retry: false, networkMode: "always" },
   },
 });
