@@ -1,0 +1,132 @@
+import { useQuery } from "@tanstack/react-query";
+import { Link } from "@tanstack/react-router";
+
+import { api, take, type Schema } from "@/api/client";
+import { Empty } from "@/components/Empty";
+import { Failure } from "@/components/Failure";
+import { words } from "@/components/format";
+import { Loading } from "@/components/Loading";
+import { Section } from "@/components/Page";
+import { Progress } from "@/components/Progress";
+import { State } from "@/components/State";
+import { Table, type Column } from "@/components/Table";
+import { Time } from "@/components/Time";
+
+type Job = Schema<"JobObject">;
+
+/** Jobs of a table; the page of all jobs has the rest. */
+const SHOWN = 8;
+/** Milliseconds between two readings of the progress, which is no event. */
+const REFRESH = 5_000;
+
+const FIRST: readonly Column<Job>[] = [
+  { id: "id", header: "Job", cell: (job) => <code>{job.id}</code> },
+  { id: "kind", header: "Kind", cell: (job) => words(job.kind), wide: true },
+  { id: "model", header: "Model", cell: (job) => job.model ?? "–", wide: true },
+];
+const RUNNING: readonly Column<Job>[] = [
+  ...FIRST,
+  { id: "progress", header: "Progress", cell: (job) => <JobProgress job={job} /> },
+  { id: "since", header: "Since", cell: (job) => <Time at={job.in_progress_at ?? job.created_at} />, align: "end" },
+];
+const WAITING: readonly Column<Job>[] = [
+  ...FIRST,
+  { id: "reason", header: "Waits for", cell: (job) => <WaitReason job={job} /> },
+  { id: "since", header: "Since", cell: (job) => <Time at={job.created_at} />, align: "end" },
+];
+const ENDED: readonly Column<Job>[] = [
+  ...FIRST,
+  { id: "state", header: "State", cell: (job) => <State state={job.state} /> },
+  { id: "progress", header: "Lines", cell: (job) => <JobProgress job={job} />, wide: true },
+  { id: "created", header: "Created", cell: (job) => <Time at={job.created_at} />, align: "end" },
+];
+
+/** Show the jobs that run and those that wait, and the latest ones. */
+export function CurrentJobs() {
+  const running = useJobs("running");
+  const waiting = useJobs("queued");
+  const latest = useJobs();
+  if (latest.isPending) return <Loading what="the jobs" />;
+  if (latest.isError) return <Failure title="The jobs cannot be listed" error={latest.error} onRetry={() => void latest.refetch()} />;
+  if (latest.data.data.length === 0) return <NoJobs />;
+  return (
+    <>
+      {running.data && <JobTable title="Running" page={running.data} columns={RUNNING} none="Nothing runs." />}
+      {waiting.data && <JobTable title="Waiting" page={waiting.data} columns={WAITING} none="Nothing waits." />}
+      <JobTable title="Latest jobs" page={latest.data} columns={ENDED} none="" />
+    </>
+  );
+}
+
+function useJobs(state?: "running" | "queued") {
+  const query = { state, limit: SHOWN };
+  return useQuery({
+    queryKey: ["/v1/jobs", query],
+    queryFn: ({ signal }) => take(api.GET("/v1/jobs", { params: { query }, signal })),
+    refetchInterval: REFRESH,
+  });
+}
+
+interface JobTableProps {
+  title: string;
+  page: { data: Job[]; has_more: boolean };
+  columns: readonly Column<Job>[];
+  /** What stands in place of an empty table. */
+  none: string;
+}
+
+function JobTable({ title, page, columns, none }: JobTableProps) {
+  const count = page.has_more ? `more than ${page.data.length}` : page.data.length;
+  return (
+    <Section title={title} actions={title !== "Latest jobs" && page.data.length > 0 && <span className="muted">{count}</span>}>
+      {page.data.length === 0 ? (
+        <p className="muted">{none}</p>
+      ) : (
+        <Table
+          label={title}
+          columns={columns}
+          rows={page.data}
+          rowKey={(job) => job.id}
+          rowLink={(job) => ({ to: "/jobs/$jobId", params: { jobId: job.id } })}
+        />
+      )}
+    </Section>
+  );
+}
+
+function JobProgress({ job }: { job: Job }) {
+  const { total, completed, failed } = job.progress;
+  return <Progress label={`Progress of ${job.id}`} total={total} completed={completed} failed={failed} />;
+}
+
+/** Show the reason that the API gives for the waiting of a job, or its short form until that is there. */
+function WaitReason({ job }: { job: Job }) {
+  const path = { job_id: job.id };
+  const explanation = useQuery({
+    queryKey: ["/v1/jobs/{job_id}/explain", path],
+    queryFn: ({ signal }) => take(api.GET("/v1/jobs/{job_id}/explain", { params: { path }, signal })),
+    staleTime: 30_000,
+  });
+  const reason = explanation.data?.reasons.find((each) => each.type === "wait")?.message;
+  return <>{reason ?? words(job.waiting_for ?? "its turn")}</>;
+}
+
+function NoJobs() {
+  return (
+    <Empty
+      title="No jobs yet"
+      command="nightmill submit questions.jsonl"
+      sdk={
+        'file = client.files.create(file=open("questions.jsonl", "rb"), purpose="batch")\n' +
+        'client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")'
+      }
+      action={
+        <Link to="/batches/new" className="button primary">
+          New batch
+        </Link>
+      }
+    >
+      A batch runs a file of requests and gives each line exactly one result.
+    </Empty>
+  );
+}

@@ -1,0 +1,86 @@
+import { useQuery } from "@tanstack/react-query";
+
+import { api, operatorApi, take, type Schema } from "@/api/client";
+import { Failure } from "@/components/Failure";
+import { formatCount } from "@/components/format";
+import { Section } from "@/components/Page";
+import { State } from "@/components/State";
+import { Table, type Column } from "@/components/Table";
+import { Time } from "@/components/Time";
+
+type Model = Schema<"Model">;
+type Worker = Schema<"WorkerObject">;
+
+/** Milliseconds between two readings; loading a model and a worker's heartbeat are no events. */
+const REFRESH = 10_000;
+
+const MODELS: readonly Column<Model>[] = [
+  { id: "id", header: "Model", cell: (model) => <code>{model.id}</code>, sort: (model) => model.id },
+  {
+    id: "state",
+    header: "State",
+    cell: (model) => <State state={model.serving?.state ?? "unknown"} />,
+    sort: (model) => model.serving?.state ?? null,
+  },
+  {
+    id: "queue",
+    header: "Queue",
+    cell: (model) => <code>{model.serving?.queue ?? "–"}</code>,
+    sort: (model) => model.serving?.queue ?? null,
+    wide: true,
+  },
+  { id: "reason", header: "Served by", cell: (model) => <ServedBy model={model} /> },
+];
+const WORKERS: readonly Column<Worker>[] = [
+  { id: "id", header: "Worker", cell: (worker) => <code>{worker.id}</code>, sort: (worker) => worker.id },
+  { id: "pool", header: "Pool", cell: (worker) => worker.pool, sort: (worker) => worker.pool },
+  { id: "host", header: "Host", cell: (worker) => worker.host, sort: (worker) => worker.host, wide: true },
+  { id: "state", header: "State", cell: (worker) => <State state={worker.state} />, sort: (worker) => worker.state },
+  { id: "queues", header: "Queues", cell: (worker) => <code>{worker.queues.join(" ")}</code>, wide: true },
+  { id: "running", header: "Running", cell: (worker) => `${worker.running} of ${worker.slots}`, sort: (worker) => worker.running, align: "end" },
+];
+
+/** Show where each model is served, and why not. */
+export function Models() {
+  const query = { include: "serving" as const };
+  const models = useQuery({
+    queryKey: ["/v1/models", query],
+    queryFn: ({ signal }) => take(api.GET("/v1/models", { params: { query }, signal })),
+    refetchInterval: REFRESH,
+  });
+  return (
+    <Section title="Models">
+      {models.isError && <Failure title="The models cannot be listed" error={models.error} onRetry={() => void models.refetch()} />}
+      {models.data && <Table label="Models" columns={MODELS} rows={models.data.data} rowKey={(model) => model.id} />}
+    </Section>
+  );
+}
+
+function ServedBy({ model: { serving } }: { model: Model }) {
+  if (!serving) return <>–</>;
+  return (
+    <>
+      {serving.reason ?? formatCount(serving.workers, "worker")}
+      {serving.loading_since && (
+        <>
+          , since <Time at={serving.loading_since} />
+        </>
+      )}
+    </>
+  );
+}
+
+/** Show the live workers of the deployment, with the operator's key. */
+export function Workers() {
+  const workers = useQuery({
+    queryKey: ["/v1/workers"],
+    queryFn: ({ signal }) => take(operatorApi.GET("/v1/workers", { signal })),
+    refetchInterval: REFRESH,
+  });
+  return (
+    <Section title="Workers">
+      {workers.isError && <Failure title="The workers cannot be listed" error={workers.error} onRetry={() => void workers.refetch()} />}
+      {workers.data && <Table label="Workers" columns={WORKERS} rows={workers.data.data} rowKey={(worker) => worker.id} />}
+    </Section>
+  );
+}
