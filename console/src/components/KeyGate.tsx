@@ -45,12 +45,13 @@ export function KeyGate() {
         <details>
           <summary>Where is my key?</summary>
           <div className="stack">
-            <p>On the server&apos;s host, this makes a new key for a project:</p>
-            <Snippet label="Command" text="nightmill keys create --project default" />
             <p>
-              A deployment that <code>nightmill up</code> started prints a link which signs you in, and keeps its own key in the
-              file <code>operator.key</code> of its data folder.
+              On the host of a deployment that <code>nightmill up</code> started, this prints a link which signs you in. Its key
+              stands in <code>run.json</code> in the data folder.
             </p>
+            <Snippet label="Command" text="nightmill console" />
+            <p>This makes another key of a project:</p>
+            <Snippet label="Command" text="nightmill keys create --project default" />
           </div>
         </details>
       </form>

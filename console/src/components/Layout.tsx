@@ -1,45 +1,15 @@
-import { Link, Outlet, useRouter, useRouterState, type LinkProps } from "@tanstack/react-router";
-import { useState } from "react";
+import { Link, Outlet, useRouterState, type LinkProps } from "@tanstack/react-router";
+import { useEffect, useState } from "react";
 
+import { startFeed, useFeedState } from "@/api/feed";
 import { signOut, useSession } from "@/api/session";
 
 import { Button } from "./Button";
 import { Select } from "./Field";
 import { KeyGate } from "./KeyGate";
+import { useNavigation } from "./navigation";
+import { Palette, usePalette } from "./Palette";
 import { setTheme, useTheme, type Theme } from "./theme";
-
-/** The navigation. An entry appears when the router has its page. */
-const GROUPS: readonly (readonly [title: string, entries: readonly (readonly [path: string, name: string])[]])[] = [
-  ["", [["/", "Overview"]]],
-  [
-    "Work",
-    [
-      ["/jobs", "Jobs"],
-      ["/batches/new", "New batch"],
-      ["/files", "Files"],
-      ["/vector-stores", "Vector stores"],
-      ["/playground", "Playground"],
-    ],
-  ],
-  [
-    "Models",
-    [
-      ["/models", "Models"],
-      ["/fine-tuning", "Fine-tuning"],
-      ["/evals", "Evaluations"],
-    ],
-  ],
-  [
-    "Operation",
-    [
-      ["/webhooks", "Webhooks"],
-      ["/schedules", "Schedules"],
-      ["/workers", "Workers"],
-      ["/keys", "Keys"],
-      ["/audit", "Audit"],
-    ],
-  ],
-];
 
 const THEMES = [
   ["system", "System theme"],
@@ -50,10 +20,12 @@ const THEMES = [
 /** Render the frame around every page: navigation, theme, sign out. Without a key it asks for one. */
 export function Layout() {
   const { key } = useSession();
-  return key === null ? <KeyGate /> : <Frame />;
+  return key === null ? <KeyGate /> : <Frame apiKey={key} />;
 }
 
-function Frame() {
+function Frame({ apiKey }: { apiKey: string }) {
+  useEffect(() => startFeed(apiKey), [apiKey]);
+  const palette = usePalette();
   const path = useRouterState({ select: (state) => state.location.pathname });
   // The menu of narrow screens is open for the page on which it was opened.
   const [openOn, setOpenOn] = useState<string | null>(null);
@@ -74,6 +46,9 @@ function Frame() {
       <nav id="navigation" aria-label="Pages" className={isOpen ? "side open" : "side"}>
         <Entries />
         <div className="side-end">
+          <Button tone="plain" onClick={palette.show}>
+            Go to <kbd>Ctrl K</kbd>
+          </Button>
           <ThemeChoice />
           <Button tone="plain" onClick={() => signOut()}>
             Sign out
@@ -81,36 +56,40 @@ function Frame() {
         </div>
       </nav>
       <main id="content" tabIndex={-1}>
+        <Away />
         <Outlet />
       </main>
+      <Palette key={palette.openings} open={palette.isOpen} onClose={palette.hide} />
     </div>
   );
 }
 
 function Entries() {
-  const router = useRouter();
-  const pages: Readonly<Record<string, unknown>> = router.routesByPath;
   return (
     <div>
-      {GROUPS.map(([title, entries]) => {
-        const shown = entries.filter(([path]) => path in pages);
-        if (shown.length === 0) return null;
-        return (
-          <div key={title} className="nav-group">
-            {title && <p>{title}</p>}
-            <ul>
-              {shown.map(([path, name]) => (
-                <li key={path}>
-                  <Link to={path as LinkProps["to"]} activeOptions={{ exact: path === "/", includeSearch: false }}>
-                    {name}
-                  </Link>
-                </li>
-              ))}
-            </ul>
-          </div>
-        );
-      })}
+      {useNavigation().map(([title, entries]) => (
+        <div key={title} className="nav-group">
+          {title && <p>{title}</p>}
+          <ul>
+            {entries.map(([path, name]) => (
+              <li key={path}>
+                <Link to={path as LinkProps["to"]} activeOptions={{ exact: path === "/", includeSearch: false }}>
+                  {name}
+                </Link>
+              </li>
+            ))}
+          </ul>
+        </div>
+      ))}
     </div>
+  );
+}
+
+/** Say that the server is away, where it is; the feed asks again, and pages are read anew when it is back. */
+function Away() {
+  const isAway = useFeedState() === "away";
+  return (
+    <div role="status">{isAway && <p className="banner">The server cannot be reached. What you see may be old. Trying again …</p>}</div>
   );
 }
 

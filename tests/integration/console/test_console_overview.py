@@ -1,0 +1,100 @@
+"""The overview, and what every page shares: one feed for all tabs, a server that goes and comes back, the palette."""
+
+import pytest
+from playwright.sync_api import Page, Request, Route, expect
+
+from tests.support.console import PATIENCE, Console, Deployment
+from tests.support.mill import MODEL, chat_line, jsonl
+
+pytestmark = pytest.mark.verify
+
+
+def run_batch(deployment: Deployment, lines: int = 5) -> str:
+    """Run a batch to its end, so that its last event is in the feed; return its id."""
+    job_id = deployment.mill.submit(jsonl([chat_line(f"line-{n}", f"Question {n}") for n in range(lines)]), model=MODEL)
+    deployment.mill.drain(job_id)
+    deployment.mill.dispatcher.tick()
+    return job_id
+
+
+def test_empty_overview_says_what_to_do(console: Console) -> None:
+    tab = console.open()
+
+    expect(tab.get_by_role("heading", name="No jobs yet")).to_be_visible()
+    expect(tab.get_by_text("nightmill submit questions.jsonl")).to_be_visible()
+    expect(tab.get_by_role("table", name="Models").get_by_text("smollm2-135m-instruct")).to_be_visible()
+
+
+def test_overview_shows_what_ran_what_waits_and_why(console: Console, deployment: Deployment) -> None:
+    done = run_batch(deployment)
+    waiting = deployment.mill.submit(jsonl([chat_line("only", "Later")]), model="nobody-serves-this")
+    tab = console.open()
+
+    expect(tab.get_by_text("Lines in 24 hours").locator("..")).to_contain_text("5")
+    expect(tab.get_by_role("img", name="Lines, 10 minutes each: answered")).to_be_visible()
+    expect(tab.get_by_role("table", name="Waiting")).to_contain_text(waiting)
+    expect(tab.get_by_role("table", name="Latest jobs").get_by_role("link", name=done)).to_be_visible()
+    expect(tab.get_by_text("Nothing runs.")).to_be_visible()
+    console.inspect("overview")
+
+
+def test_operator_sees_the_workers_too(operator: Console, deployment: Deployment) -> None:
+    tab = operator.open()
+
+    expect(tab.get_by_role("table", name="Workers").get_by_role("row")).not_to_have_count(1)
+
+
+def test_two_tabs_hold_one_stream_and_both_show_a_new_job(console: Console, deployment: Deployment) -> None:
+    streams: list[Request] = []
+
+    def note(request: Request) -> None:
+        if "text/event-stream" in request.headers.get("accept", ""):
+            streams.append(request)
+
+    console.tab.context.on("request", note)
+    first = console.open()
+    second: Page = console.tab.context.new_page()
+    second.goto(f"{deployment.url}/chat")
+    second.evaluate("(key) => sessionStorage.setItem('nightmill.key', key)", deployment.key)
+    second.goto(f"{deployment.url}/console/")
+    expect(second.get_by_role("heading", name="No jobs yet")).to_be_visible(timeout=PATIENCE)
+
+    job_id = run_batch(deployment)
+
+    for tab in (first, second):
+        expect(tab.get_by_role("link", name=job_id).first).to_be_visible(timeout=PATIENCE)
+    assert len(streams) == 1
+    second.close()
+
+
+def test_server_that_is_away_is_announced_and_the_page_is_read_anew_when_it_is_back(
+    console: Console, deployment: Deployment
+) -> None:
+    console.expect_errors("net::ERR_FAILED", "net::ERR_ABORTED")
+    tab = console.open()
+    expect(tab.get_by_role("heading", name="No jobs yet")).to_be_visible()
+
+    def abort(route: Route) -> None:
+        route.abort()
+
+    tab.route("**/v1/**", abort)
+    tab.reload()
+    expect(tab.get_by_text("The server cannot be reached. What you see may be old.")).to_be_visible()
+    console.screenshot("away")
+    job_id = run_batch(deployment)
+    tab.unroute("**/v1/**")
+
+    expect(tab.get_by_text("The server cannot be reached. What you see may be old.")).to_have_count(0)
+    expect(tab.get_by_role("link", name=job_id).first).to_be_visible()
+
+
+def test_palette_opens_a_page_and_a_job_by_keyboard(console: Console) -> None:
+    tab = console.open("/no/such/page")
+    tab.keyboard.press("Control+k")
+    expect(tab.get_by_role("combobox")).to_be_focused()
+    console.inspect("palette")
+    tab.keyboard.type("overv")
+    tab.keyboard.press("Enter")
+
+    expect(console.heading).to_have_text("Overview")
+    expect(tab.get_by_role("combobox", name="Page")).to_have_count(0)
