@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
-from sqlalchemy import Select, select
+from sqlalchemy import Select, select, union
 from sqlalchemy.orm import Session
 
 from api.batches.schemas import STATUS
@@ -92,12 +92,14 @@ def list_jobs(
     model: Annotated[str | None, Query(max_length=255, description="The model that the requests name.")] = None,
     since: Annotated[int, Query(ge=0, lt=1 << 40, description="Created at this time or later, in Unix seconds.")] = 0,
     until: Annotated[int | None, Query(ge=0, lt=1 << 40, description="Created before this time.")] = None,
+    file_id: Annotated[str | None, Query(max_length=64, description="The input or the output of the job.")] = None,
 ) -> Page[JobObject]:
     """List the project's jobs.
 
     `metadata[key]=value`, up to 16 times, selects jobs by metadata; `metadata=null` selects jobs without metadata.
     """
-    statement = jobs_of(call).where(Job.created_at >= since) if since else jobs_of(call)
+    statement = _naming(jobs_of(call), file_id)
+    statement = statement.where(Job.created_at >= since) if since else statement
     if until is not None:
         statement = statement.where(Job.created_at < until)
     selected = (
@@ -119,6 +121,17 @@ def list_jobs(
         sums, after_ids = totals(session, rows), dependencies.predecessors(session, rows)
         models = model_statuses(session, call, rows)
     return page(rows, more, lambda job: show_job(job, sums[job.id], after_ids[job.id], models.get(job.id)))
+
+
+def _naming(statement: Select[Job], file_id: str | None) -> Select[Job]:
+    """Return the statement of those jobs whose input or output is the file; of all jobs without a file.
+
+    The ids come from a union of two indexes: with a disjunction every job of the project would be read.
+    """
+    if file_id is None:
+        return statement
+    named = (select(Job.id).where(column == file_id) for column in (Job.input_file_id, Job.output_file_id))
+    return statement.where(Job.id.in_(union(*named)))
 
 
 @router.get("/jobs/{job_id}")

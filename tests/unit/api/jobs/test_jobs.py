@@ -110,6 +110,23 @@ def test_the_shards_of_a_job_are_summed_to_as_many_parts_as_are_requested(either
     assert client.get("/v1/jobs/batch_none/shards").status_code == 404
 
 
+def test_jobs_are_found_by_the_file_that_they_read_or_write(either: FastAPI) -> None:
+    client, stranger = (client_of(either, make_key(either, project)) for project in ("default", "other"))
+    file_id = upload(client)
+    reader, other = create(client, file_id)["id"], create(client)["id"]
+    with either.state.services.db.write() as session:
+        job = session.get(Job, other)
+        assert job is not None
+        job.output_file_id = "file-written"
+
+    def find(browser: TestClient, file: str, **query: str) -> list[str]:
+        return ids(browser.get("/v1/jobs", params={"file_id": file, **query}))
+
+    assert find(client, file_id) == [reader]
+    assert find(client, "file-written") == [other]
+    assert find(client, file_id, state="failed") == find(client, "file-of-nobody") == find(stranger, file_id) == []
+
+
 def test_a_filter_takes_every_state_and_every_status() -> None:
     assert set(get_args(StateOrStatus)) == {*JobState, *STATUS.values()}
 
