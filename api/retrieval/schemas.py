@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, Self
 
+import msgspec
 from pydantic import BaseModel, Field, model_validator
 
 from api.http.bodies import Body
@@ -160,6 +161,8 @@ class LastError(BaseModel):
 
 
 class VectorStoreFileObject(BaseModel):
+    """`filename` is ours."""
+
     id: str
     object: Literal["vector_store.file"] = "vector_store.file"
     created_at: int
@@ -169,6 +172,7 @@ class VectorStoreFileObject(BaseModel):
     last_error: LastError | None
     chunking_strategy: dict[str, Any]
     attributes: dict[str, Value] | None
+    filename: str
 
 
 class CreatedVectorStoreFile(VectorStoreFileObject):
@@ -228,6 +232,19 @@ class ChunkFacts(BaseModel):
     sha256: str | None = None
 
 
+class ChunkScores(BaseModel):
+    """The parts of a result's score; null from a ranking that has not found the chunk, or was not made. Not OpenAI's.
+
+    `vectors` is the cosine with the query, `words` the BM25 score, `fused` the fusion of both, `reranked` the score of
+    the re-ranking model.
+    """
+
+    vectors: float | None
+    words: float | None
+    fused: float | None
+    reranked: float | None
+
+
 class SearchResult(BaseModel):
     file_id: str
     filename: str
@@ -235,6 +252,7 @@ class SearchResult(BaseModel):
     attributes: dict[str, Value] | None
     content: list[Text]
     chunk: ChunkFacts
+    scores: ChunkScores
 
 
 class SearchPage(BaseModel):
@@ -287,6 +305,7 @@ def show_store_file(store: VectorStore, row: VectorStoreFile) -> VectorStoreFile
         last_error=error,
         chunking_strategy=row.chunking,
         attributes=row.attributes,
+        filename=row.filename,
     )
 
 
@@ -329,4 +348,5 @@ def show_found(hit: FoundChunk) -> SearchResult:
         attributes=hit.attributes,
         content=[Text(text=hit.text)],
         chunk=ChunkFacts(**chunk),
+        scores=ChunkScores(**msgspec.structs.asdict(hit.scores)),
     )

@@ -90,6 +90,19 @@ class Search(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.limit * 4 if self.deduplicate else self.limit
 
 
+class Scores(msgspec.Struct, frozen=True):
+    """The parts of a chunk's score; None from a ranking that has not found the chunk, or that was not made.
+
+    `vectors` is the cosine with the query, `words` the BM25 score of the vector database. `fused` is made of both,
+    `reranked` by a model.
+    """
+
+    vectors: float | None = None
+    words: float | None = None
+    fused: float | None = None
+    reranked: float | None = None
+
+
 class FoundChunk(msgspec.Struct, frozen=True):
     """A chunk with facts about its file."""
 
@@ -100,6 +113,7 @@ class FoundChunk(msgspec.Struct, frozen=True):
     attributes: dict[str, Any] | None
     meta: dict[str, Any]
     n: int = 0  # the number of the chunk in its file
+    scores: Scores = Scores()
 
 
 class Results(msgspec.Struct, frozen=True):

@@ -291,6 +291,9 @@ def test_a_search_is_re_ranked_by_the_model_that_it_names(mill: Mill, library: s
     scores = {one["index"]: one["relevance_score"] for one in alone["results"]}
     assert [one.score for one in found.data] == pytest.approx([scores[n] for n in range(len(scores))], abs=1e-5)
     assert [one.score for one in found.data] == pytest.approx(sorted(scores.values(), reverse=True), abs=1e-5)
+    parts = [result.model_dump()["scores"] for result in found.data]
+    assert [part["reranked"] for part in parts] == pytest.approx([result.score for result in found.data], abs=1e-5)
+    assert all(0 <= part["fused"] <= 1 for part in parts)
 
 
 def test_a_ranker_that_is_not_there_is_the_clients_mistake(mill: Mill, library: str) -> None:

@@ -87,7 +87,7 @@ class Reranking:
             self._logits.add(search.ranker)
         shown = _logistic if search.ranker in self._logits else _clamped
         best = sorted(zip(scores, hits, strict=True), key=lambda pair: -pair[0])
-        return [msgspec.structs.replace(hit, score=shown(score)) for score, hit in best]
+        return [_rescored(hit, shown(score)) for score, hit in best]
 
     async def _asked(self, body: dict[str, object], queued: QueuedRequest, priority: int) -> Answer:
         loop = asyncio.get_running_loop()
@@ -135,6 +135,11 @@ class Reranking:
             raise EngineBusy("The re-ranking model is not there yet.", retry_after=_AGAIN) from error
         with self._context.db.read() as session:
             return workers.serves(session, queue, name)
+
+
+def _rescored(hit: FoundChunk, score: float) -> FoundChunk:
+    scores = msgspec.structs.replace(hit.scores, reranked=round(score, 6))
+    return msgspec.structs.replace(hit, score=score, scores=scores)
 
 
 def _clamped(score: float) -> float:

@@ -27,6 +27,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
+import msgspec
 from sqlalchemy import select
 
 from jobs.clock import now
@@ -35,7 +36,7 @@ from jobs.fleet.models_file import ModelsFileError
 from jobs.inference.interactive import QueuedRequest
 from jobs.requests.endpoints import EMBEDDINGS
 from jobs.retrieval import attachments, filters, indexes, searches, source_items
-from jobs.retrieval.searches import FoundChunk, Results, Search
+from jobs.retrieval.searches import FoundChunk, Results, Scores, Search
 from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
 from workers.engines.port import Answer, EngineBusy, Request, refusal
 from workers.engines.refusals import is_too_long
@@ -92,7 +93,8 @@ _LEAST: Final = 50
 _MOST: Final = 10_000
 _TRIES: Final = 3
 
-Pairs = dict[tuple[str, int], tuple[Hit, float]]
+#: Hits with their scores, by document and number of the chunk.
+Scored = dict[tuple[str, int], tuple[Hit, Scores]]
 
 
 @dataclass(slots=True)
@@ -197,19 +199,19 @@ class Searching:
             if not removed and not self._replaced(search.store_id, seen.hidden, began):
                 break
         left = [pair for pair in ranked.values() if pair[0].document not in removed]
-        best = sorted(left, key=lambda pair: (-pair[1], pair[0].document, pair[0].n))
-        return [_found(seen.rows[hit.document], hit, score) for hit, score in best[: search.candidates]]
+        best = sorted(left, key=lambda pair: (-_fused(pair[1]), pair[0].document, pair[0].n))
+        return [_found(seen.rows[hit.document], hit, scores) for hit, scores in best[: search.candidates]]
 
-    def _best_of_all(self, search: Search, store: VectorStore, vectors: Sequence[Vector | None]) -> tuple[Pairs, Seen]:
-        """Return the hits of all queries, each with its best score."""
+    def _best_of_all(self, search: Search, store: VectorStore, vectors: Sequence[Vector | None]) -> tuple[Scored, Seen]:
+        """Return the hits of all queries, each with the scores of the query for which it has the best one."""
         only = self._filtered(search)
-        ranked: Pairs = {}
+        ranked: Scored = {}
         seen = Seen(hidden=set(only or ()))
         for query, vector in zip(search.queries, vectors, strict=True):
-            for hit, score in self._ranked(search, store, query, vector, only, seen):
+            for hit, scores in self._ranked(search, store, query, vector, only, seen):
                 key = (hit.document, hit.n)
-                if key not in ranked or ranked[key][1] < score:
-                    ranked[key] = hit, score
+                if key not in ranked or _fused(ranked[key][1]) < _fused(scores):
+                    ranked[key] = hit, scores
         seen.hidden -= seen.rows.keys()
         return ranked, seen
 
@@ -238,7 +240,7 @@ class Searching:
         vector: Vector | None,
         only: Collection[str] | None,
         seen: Seen,
-    ) -> list[Ranked]:
+    ) -> list[tuple[Hit, Scores]]:
         where = store_of(store)
         vectors = self._context.vectors
 
@@ -250,7 +252,12 @@ class Searching:
 
         weights = (search.vector_weight, search.text_weight)
         lists = [self._visible(find, search, seen) for find in (near, worded)]
-        return fuse(lists[0], lists[1], weights, search.fusion, search.k)
+        cosines, words = ({(hit.document, hit.n): hit.score for hit in ranking} for ranking in lists)
+        return [
+            (hit, Scores(_rounded(cosines.get(key)), _rounded(words.get(key)), score))
+            for hit, score in fuse(lists[0], lists[1], weights, search.fusion, search.k)
+            for key in [(hit.document, hit.n)]
+        ]
 
     def _visible(self, find: Callable[[int], list[Hit]], search: Search, seen: Seen) -> list[Hit]:
         """Return the best visible hits; consider more hits if many are hidden."""
@@ -292,8 +299,18 @@ class Searching:
         return [document for document, attributes in rows if filters.holds(search.filters, attributes)]
 
 
-def _found(row: VectorStoreFile, hit: Hit, score: float) -> FoundChunk:
-    return FoundChunk(row.id, row.filename, round(score, 6), hit.text, row.attributes, hit.meta, hit.n)
+def _fused(scores: Scores) -> float:
+    return scores.fused or 0.0
+
+
+def _rounded(score: float | None) -> float | None:
+    return None if score is None else round(score, 6)
+
+
+def _found(row: VectorStoreFile, hit: Hit, scores: Scores) -> FoundChunk:
+    score = round(_fused(scores), 6)
+    shown = msgspec.structs.replace(scores, fused=score)
+    return FoundChunk(row.id, row.filename, score, hit.text, row.attributes, hit.meta, hit.n, shown)
 
 
 def chosen(search: Search, ranked: Sequence[FoundChunk]) -> Results:

@@ -54,6 +54,7 @@ def test_an_attached_file_is_shown_with_every_key(client: TestClient, store: str
         "last_error": None,
         "chunking_strategy": SMALL,
         "attributes": {"a": "b", "n": 1, "f": 0.5, "t": True},
+        "filename": "a.txt",
     }
     answer = client.get(f"/v1/vector_stores/{store}/files/{file}")
     assert answer.json() == shown

@@ -14,7 +14,7 @@ from jobs.db.engine import Database
 from jobs.inference.interactive import QueuedRequest
 from jobs.retrieval import attachments, searches
 from jobs.retrieval.attachments import Made
-from jobs.retrieval.searches import FoundChunk, Search
+from jobs.retrieval.searches import FoundChunk, Scores, Search
 from jobs.retrieval.tables import SourceItem, VectorStore, VectorStoreFile
 from tests.support.ingesting import DIMENSIONS, MODEL, ReadOnce, Works, refuses, vector_of, works
 from workers.engines.port import Answer, EngineBusy, EngineFault, refusal
@@ -106,6 +106,17 @@ def test_by_meaning_by_words_or_by_both(searchable: SearchableStore, weights: tu
     assert found[0].file_id == "lava"
     assert len(found) == (1 if weights[0] == 0 else len(TEXTS))  # by words alone only who has one of them
     assert all(0 <= one.score <= 1 for one in found)
+
+
+def test_scores_show_what_each_ranking_gave(searchable: SearchableStore) -> None:
+    both = {chunk.file_id: chunk.scores for chunk in searchable.search("volcano lava")}
+    [by_words] = searchable.search("volcano lava", vector_weight=0.0)
+
+    assert all(scores.vectors is not None for scores in both.values())
+    assert [name for name, scores in both.items() if scores.words is not None] == ["lava"]
+    assert both["lava"].fused == 1.0
+    assert by_words.scores == Scores(None, both["lava"].words, 1.0)
+    assert all(chunk.score == chunk.scores.fused for chunk in searchable.search("volcano lava"))
 
 
 def test_words_alone_ask_no_engine(searchable: SearchableStore) -> None:
