@@ -12,6 +12,7 @@ import { jobSearch, jobsSearch } from "@/pages/jobs/search";
 
 /** The states that the list of an endpoint's deliveries can be limited to. */
 const DELIVERY_STATES = ["pending", "delivered", "failed"] as const;
+import { filesSearch } from "@/pages/files/address";
 
 const root = createRootRoute({ component: Layout, notFoundComponent: NotFound });
 
@@ -46,6 +47,8 @@ const routes = root.addChildren([
   page("/jobs/$jobId", () => import("@/pages/jobs/Job"), jobSearch),
   page("/batches/new", () => import("@/pages/batches/NewBatch"), newBatchSearch),
   page("/models", () => import("@/pages/fleet/models/Models"), modelsSearch),
+  page("/files", () => import("@/pages/files/Files"), filesSearch),
+  page("/files/$fileId", () => import("@/pages/files/FilePage")),
 ]);
 
 export const router = createRouter({

@@ -1,0 +1,168 @@
+import { useMutation, useQuery } from "@tanstack/react-query";
+import { getRouteApi, Link, type LinkProps } from "@tanstack/react-router";
+import { useState } from "react";
+
+import { api, ApiError, queries, take, type Schema } from "@/api/client";
+import { usePages } from "@/api/pages";
+import { Button } from "@/components/Button";
+import { Confirm } from "@/components/Confirm";
+import { Failure } from "@/components/Failure";
+import { formatBytes, words } from "@/components/format";
+import { LoadMore } from "@/components/LoadMore";
+import { Loading } from "@/components/Loading";
+import { Card, Facts, Page, Section } from "@/components/Page";
+import { Bytes } from "@/components/Quantity";
+import { Id } from "@/components/Snippet";
+import { State } from "@/components/State";
+import { Table, type Column } from "@/components/Table";
+import { Time } from "@/components/Time";
+
+import { readBeginning, saveFile } from "./content";
+import { PURPOSES, type FileObject } from "./uploads";
+
+import "./files.css";
+
+type Job = Schema<"JobObject">;
+
+const route = getRouteApi("/files/$fileId");
+const LABELS: Readonly<Record<string, string>> = Object.fromEntries(PURPOSES);
+
+/** Show a file: its facts, its first lines and the jobs that use it. */
+export default function FilePage() {
+  const { fileId } = route.useParams();
+  const path = { file_id: fileId };
+  const file = useQuery({
+    queryKey: ["/v1/files/{file_id}", path],
+    queryFn: ({ signal }) => take(api.GET("/v1/files/{file_id}", { params: { path }, signal })),
+  });
+  if (file.isPending) return <Loading what="the file" />;
+  if (file.isError) {
+    return (
+      <Page title="File">
+        <Failure title="The file could not be read" error={file.error} onRetry={() => void file.refetch()} />
+      </Page>
+    );
+  }
+  return (
+    <Page title={file.data.filename} actions={<Actions file={file.data} />}>
+      <Card>
+        <Facts
+          facts={[
+            ["Id", <Id key="id" id={file.data.id} />],
+            ["Purpose", LABELS[file.data.purpose] ?? words(file.data.purpose)],
+            ["Size", <Bytes key="bytes" value={file.data.bytes} />],
+            ["Uploaded", <Time key="created" at={file.data.created_at} />],
+            ["Expires", file.data.expires_at === null ? "never" : <Time key="expires" at={file.data.expires_at} />],
+          ]}
+        />
+      </Card>
+      <Content file={file.data} />
+      <Jobs fileId={fileId} />
+    </Page>
+  );
+}
+
+function Actions({ file }: { file: FileObject }) {
+  const [isAsked, setAsked] = useState(false);
+  const save = useMutation({ mutationFn: () => saveFile(file.id, file.filename) });
+  return (
+    <>
+      {save.isError && <Failure title="The file could not be downloaded" error={save.error} />}
+      <Button busy={save.isPending} onClick={() => save.mutate()}>
+        Download
+      </Button>
+      <Button tone="plain" onClick={() => setAsked(true)}>
+        Delete
+      </Button>
+      {isAsked && <Deletion file={file} onClose={() => setAsked(false)} />}
+    </>
+  );
+}
+
+/** Ask before a file is deleted. Where fine-tuning holds it, offer to erase it for the models too. */
+function Deletion({ file, onClose }: { file: FileObject; onClose: () => void }) {
+  const navigate = route.useNavigate();
+  const [isInUse, setInUse] = useState(false);
+  const [erase, setErase] = useState(false);
+
+  async function remove() {
+    try {
+      await take(api.DELETE("/v1/files/{file_id}", { params: { path: { file_id: file.id }, query: { erase } } }));
+    } catch (error) {
+      setInUse(error instanceof ApiError && error.code === "file_in_use");
+      throw error;
+    }
+    await navigate({ to: "/files" });
+    void queries.invalidateQueries({ queryKey: ["/v1/files"] });
+  }
+
+  return (
+    <Confirm title="Delete this file?" action="Delete the file" open onClose={onClose} onConfirm={remove}>
+      <p className="break">
+        {file.filename} ({formatBytes(file.bytes)}) can no longer be used by new jobs, and leaves every vector store. Jobs that read it now go on.
+      </p>
+      {isInUse && (
+        <label className="row">
+          <input type="checkbox" checked={erase} onChange={(event) => setErase(event.target.checked)} />
+          Delete it although models were trained on it. They stay, marked as models whose data was erased.
+        </label>
+      )}
+    </Confirm>
+  );
+}
+
+function Content({ file }: { file: FileObject }) {
+  const content = useQuery({
+    queryKey: ["/v1/files/{file_id}/content", { file_id: file.id }],
+    queryFn: ({ signal }) => readBeginning(file.id, file.bytes, signal),
+    staleTime: Infinity,
+  });
+  return (
+    <Section title="First lines">
+      {content.isPending && <Loading what="the content" />}
+      {content.isError && <Failure title="The content could not be read" error={content.error} onRetry={() => void content.refetch()} />}
+      {content.data && <Lines lines={content.data.lines} isCut={content.data.isCut} />}
+    </Section>
+  );
+}
+
+function Lines({ lines, isCut }: { lines: string[] | null; isCut: boolean }) {
+  if (lines === null) return <p className="muted">This file is not text. Download it to read it.</p>;
+  if (lines.length === 0) return <p className="muted">This file is empty.</p>;
+  return (
+    <div className="stack">
+      {/* eslint-disable-next-line jsx-a11y/no-noninteractive-tabindex -- a long text is scrolled by keyboard */}
+      <ol className="lines" tabIndex={0} aria-label="First lines of the file">
+        {lines.map((line, index) => (
+          <li key={index}>{line}</li>
+        ))}
+      </ol>
+      {isCut && <p className="muted small">The file goes on, or has longer lines. Download it to read all of it.</p>}
+    </div>
+  );
+}
+
+const COLUMNS: readonly Column<Job>[] = [
+  { id: "id", header: "Job", cell: (job) => <code>{job.id}</code> },
+  { id: "kind", header: "Kind", cell: (job) => words(job.kind) },
+  { id: "state", header: "State", cell: (job) => <State state={job.state} /> },
+  { id: "created", header: "Created", cell: (job) => <Time at={job.created_at} />, sort: (job) => job.created_at },
+];
+
+function Jobs({ fileId }: { fileId: string }) {
+  const query = { file_id: fileId };
+  const jobs = usePages(["/v1/jobs", query], (after, signal) => take(api.GET("/v1/jobs", { params: { query: { ...query, after } }, signal })));
+  return (
+    <Section title="Jobs" actions={<Link to={"/batches/new" as LinkProps["to"]}>New batch</Link>}>
+      {jobs.isPending && <Loading what="the jobs" />}
+      {jobs.isError && <Failure title="The jobs could not be listed" error={jobs.error} onRetry={() => void jobs.refetch()} />}
+      {jobs.isSuccess && jobs.rows.length === 0 && <p className="muted">No job has this file as its input or its output.</p>}
+      {jobs.rows.length > 0 && (
+        <>
+          <Table label="Jobs" columns={COLUMNS} rows={jobs.rows} rowKey={(job) => job.id} rowLink={(job) => ({ to: `/jobs/${job.id}` as "/" })} />
+          <LoadMore query={jobs} />
+        </>
+      )}
+    </Section>
+  );
+}
