@@ -13,6 +13,7 @@ import { jobSearch, jobsSearch } from "@/pages/jobs/search";
 /** The states that the list of an endpoint's deliveries can be limited to. */
 const DELIVERY_STATES = ["pending", "delivered", "failed"] as const;
 import { filesSearch } from "@/pages/files/address";
+import { playgroundSearch } from "@/pages/inference/address";
 
 const root = createRootRoute({ component: Layout, notFoundComponent: NotFound });
 
@@ -49,6 +50,7 @@ const routes = root.addChildren([
   page("/models", () => import("@/pages/fleet/models/Models"), modelsSearch),
   page("/files", () => import("@/pages/files/Files"), filesSearch),
   page("/files/$fileId", () => import("@/pages/files/FilePage")),
+  page("/playground", () => import("@/pages/inference/Playground"), playgroundSearch),
 ]);
 
 export const router = createRouter({

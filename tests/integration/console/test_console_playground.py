@@ -1,0 +1,150 @@
+"""The playground: two models side by side, stop, hostile and huge answers, what the request was as a program."""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.support.console import HOSTILE, Console, Deployment, build_console, console_of
+from tests.support.shop import MODEL, Shop
+from tests.support.system import eventually
+from workers.engines.port import Answer, Emit, Request
+
+pytestmark = pytest.mark.verify
+
+ALIAS = "gpt-4o-mini"
+SPOILT = f"{HOSTILE} ![x](http://192.0.2.1/x.png) \u202eright to left \u0645\u0631\u062d\u0628\u0627"
+#: The pieces of answers by question; to any other one the engine counts.
+ANSWERS = {"Hostile": [SPOILT], "Three": ["0 ", "1 ", "2 "], "Huge": ["x" * 100_000] * 100}
+
+
+@pytest.fixture
+def shop(make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """Return a server whose engine gives the answers of `ANSWERS`."""
+    shop = make_shop()
+
+    async def answer(request: Request, emit: Emit) -> Answer:
+        question = request.body["messages"][-1]["content"]
+        shop.asked.append(json.dumps(request.body))
+        for text in ANSWERS.get(question) or (f"{n} " for n in range(1000)):
+            chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": MODEL}
+            await emit(json.dumps({**chunk, "choices": [{"index": 0, "delta": {"content": text}}]}).encode())
+            await asyncio.sleep(0.05)
+        return Answer(200, b"")
+
+    monkeypatch.setattr(shop.engine, "stream", answer)
+    return shop
+
+
+@pytest.fixture
+def console(shop: Shop, browser: Browser) -> Iterator[Console]:
+    build_console()
+    url = shop.url.removesuffix("/v1")
+    deployment = Deployment(cast("Any", None), shop.app, url, shop.client, shop.client.api_key, "nm-no-operator")
+    with console_of(browser, deployment) as console:
+        yield console
+
+
+def ask(console: Console, question: str) -> None:
+    console.tab.get_by_label("Question").fill(question)
+    console.tab.get_by_label("Question").press("Enter")
+
+
+def copied(tab: Page, button: str, word: str) -> str:
+    """Return the text that a button copies, which has the word."""
+    read = "navigator.clipboard.readText()"
+    tab.get_by_role("button", name=button).click()
+    eventually(lambda: word in tab.evaluate(read), 30, f"{button} has done it")
+    return str(tab.evaluate(read))
+
+
+def test_answer_comes_piece_by_piece_and_stop_frees_the_engine(shop: Shop, console: Console) -> None:
+    with shop.open():
+        tab = console.open(f"/playground?model={MODEL}")
+        console.inspect("playground-empty")
+        ask(console, "Count")
+        answer = tab.locator(".answer")
+        expect(answer).to_contain_text("0 1 2")
+        assert shop.host._in_flight == 1
+        tab.get_by_role("button", name="Stop").click()
+        eventually(lambda: shop.host._in_flight == 0, 30, "the engine is free")
+        expect(tab.locator(".turn-facts")).to_contain_text("stopped")
+
+        tab.get_by_label("System message").fill("Be brief.")
+        tab.get_by_label("Temperature").fill("")
+        tab.get_by_label("Stop at").fill("END")
+        tab.get_by_label("Seed").fill("7")
+        ask(console, "Three")
+        expect(answer.nth(1)).to_have_text("0 1 2 ")
+        expect(tab.get_by_role("button", name="Copy as Python")).to_have_count(2)
+        console.inspect("playground")
+
+    body = json.loads(shop.asked[-1])
+    assert [message["role"] for message in body["messages"]] == ["system", "user", "assistant", "user"]
+    assert (body["stop"], body["seed"], body["max_completion_tokens"]) == (["END"], 7, 512)
+    assert "temperature" not in body
+
+
+def test_two_models_answer_side_by_side(shop: Shop, console: Console) -> None:
+    with shop.open():
+        tab = console.open("/playground")
+        tab.get_by_label("Second model").select_option(ALIAS)
+        ask(console, "Three")
+
+        for model in (MODEL, ALIAS):
+            expect(tab.get_by_label(f"Conversation with {model}").locator(".answer")).to_have_text("0 1 2 ")
+        console.inspect("playground-two")
+        assert f"second={ALIAS}" in tab.url
+        tab.get_by_role("button", name="New conversation").click()
+        expect(tab.locator(".turn")).to_have_count(0)
+
+
+def test_hostile_answer_is_text(shop: Shop, console: Console) -> None:
+    with shop.open():
+        tab = console.open("/playground")
+        ask(console, "Hostile")
+        expect(tab.locator(".answer")).to_have_text(SPOILT)
+        expect(tab.locator(".turn-facts")).to_be_visible()
+
+    assert tab.locator("main img, main script, main a[href*='192.0.2.1']").count() == 0
+    console.inspect("playground-hostile")
+
+
+def test_answer_of_ten_megabytes_does_not_freeze_the_page(shop: Shop, console: Console) -> None:
+    with shop.open():
+        tab = console.open("/playground")
+        ask(console, "Huge")
+        expect(tab.get_by_text("of 10,000,000 characters")).to_be_visible(timeout=60_000)
+        expect(tab.locator(".turn-facts")).to_be_visible()
+
+    assert len(tab.locator(".answer").inner_text()) == 50_000
+    tab.get_by_label("Question").fill("The page goes on")
+    expect(tab.get_by_label("Question")).to_have_value("The page goes on")
+
+
+def test_error_is_said_and_the_question_can_be_sent_again(shop: Shop, console: Console) -> None:
+    console.expect_errors("status of 503")
+    tab = console.open("/playground?model=" + MODEL)
+    ask(console, "Three")
+    expect(tab.get_by_role("alert")).to_contain_text("No live worker serves the model")
+    console.inspect("playground-failed")
+
+    with shop.open():
+        tab.get_by_role("button", name="Try again").click()
+        expect(tab.locator(".answer")).to_have_text("0 1 2 ")
+
+
+def test_copied_program_has_the_question_and_no_key(shop: Shop, console: Console) -> None:
+    console.tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    with shop.open():
+        tab = console.open("/playground")
+        ask(console, "Three")
+        python, curl = copied(tab, "Copy as Python", "import os"), copied(tab, "Copy as curl", "curl http")
+
+    compile(python, "copied", "exec")
+    assert '"content": "Three"' in python
+    assert '"content": "Three"' in curl
+    assert shop.client.api_key not in python + curl
