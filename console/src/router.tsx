@@ -7,13 +7,14 @@ import { Layout } from "@/components/Layout";
 import { Loading } from "@/components/Loading";
 import { Page } from "@/components/Page";
 import { newBatchSearch } from "@/pages/batches/search";
+import { filesSearch } from "@/pages/files/address";
 import { modelsSearch } from "@/pages/fleet/models/address";
+import { playgroundSearch } from "@/pages/inference/address";
 import { jobSearch, jobsSearch } from "@/pages/jobs/search";
+import { storeSearch } from "@/pages/retrieval/address";
 
 /** The states that the list of an endpoint's deliveries can be limited to. */
 const DELIVERY_STATES = ["pending", "delivered", "failed"] as const;
-import { filesSearch } from "@/pages/files/address";
-import { playgroundSearch } from "@/pages/inference/address";
 
 const root = createRootRoute({ component: Layout, notFoundComponent: NotFound });
 
@@ -50,6 +51,8 @@ const routes = root.addChildren([
   page("/models", () => import("@/pages/fleet/models/Models"), modelsSearch),
   page("/files", () => import("@/pages/files/Files"), filesSearch),
   page("/files/$fileId", () => import("@/pages/files/FilePage")),
+  page("/vector-stores", () => import("@/pages/retrieval/Stores")),
+  page("/vector-stores/$storeId", () => import("@/pages/retrieval/StorePage"), storeSearch),
   page("/playground", () => import("@/pages/inference/Playground"), playgroundSearch),
 ]);
 

@@ -1,8 +1,9 @@
 import { useMutation, useQuery } from "@tanstack/react-query";
-import { getRouteApi, Link, type LinkProps } from "@tanstack/react-router";
+import { getRouteApi, Link } from "@tanstack/react-router";
 import { useState } from "react";
 
 import { api, ApiError, queries, take, type Schema } from "@/api/client";
+import { download } from "@/api/download";
 import { usePages } from "@/api/pages";
 import { Button } from "@/components/Button";
 import { Confirm } from "@/components/Confirm";
@@ -17,7 +18,7 @@ import { State } from "@/components/State";
 import { Table, type Column } from "@/components/Table";
 import { Time } from "@/components/Time";
 
-import { readBeginning, saveFile } from "./content";
+import { readBeginning } from "./content";
 import { PURPOSES, type FileObject } from "./uploads";
 
 import "./files.css";
@@ -64,7 +65,7 @@ export default function FilePage() {
 
 function Actions({ file }: { file: FileObject }) {
   const [isAsked, setAsked] = useState(false);
-  const save = useMutation({ mutationFn: () => saveFile(file.id, file.filename) });
+  const save = useMutation({ mutationFn: () => download(`/v1/files/${file.id}/content`, file.filename) });
   return (
     <>
       {save.isError && <Failure title="The file could not be downloaded" error={save.error} />}
@@ -153,13 +154,13 @@ function Jobs({ fileId }: { fileId: string }) {
   const query = { file_id: fileId };
   const jobs = usePages(["/v1/jobs", query], (after, signal) => take(api.GET("/v1/jobs", { params: { query: { ...query, after } }, signal })));
   return (
-    <Section title="Jobs" actions={<Link to={"/batches/new" as LinkProps["to"]}>New batch</Link>}>
+    <Section title="Jobs" actions={<Link to="/batches/new">New batch</Link>}>
       {jobs.isPending && <Loading what="the jobs" />}
       {jobs.isError && <Failure title="The jobs could not be listed" error={jobs.error} onRetry={() => void jobs.refetch()} />}
       {jobs.isSuccess && jobs.rows.length === 0 && <p className="muted">No job has this file as its input or its output.</p>}
       {jobs.rows.length > 0 && (
         <>
-          <Table label="Jobs" columns={COLUMNS} rows={jobs.rows} rowKey={(job) => job.id} rowLink={(job) => ({ to: `/jobs/${job.id}` as "/" })} />
+          <Table label="Jobs" columns={COLUMNS} rows={jobs.rows} rowKey={(job) => job.id} rowLink={(job) => ({ to: "/jobs/$jobId", params: { jobId: job.id } })} />
           <LoadMore query={jobs} />
         </>
       )}

@@ -35,14 +35,3 @@ export async function readBeginning(fileId: string, total: number, signal: Abort
   const answer = await request(`/v1/files/${encodeURIComponent(fileId)}/content`, { headers: { Range: `bytes=0-${BYTES - 1}` }, signal });
   return firstLines(new Uint8Array(await answer.arrayBuffer()), total);
 }
-
-/** Let the browser save a file. */
-export async function saveFile(fileId: string, filename: string): Promise<void> {
-  const answer = await request(`/v1/files/${encodeURIComponent(fileId)}/content`);
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(await answer.blob());
-  link.download = filename;
-  link.click();
-  // The browser has the content from the click on, yet some read it a moment later.
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-}

@@ -128,7 +128,7 @@ function Citations({ citations, store }: { citations: readonly Citation[]; store
           </li>
         ))}
       </ul>
-      <Dialog title={opened?.filename ?? "Citation"} open={opened !== null} onClose={() => setOpened(null)} className="wide">
+      <Dialog title={opened?.filename ?? "Citation"} open={opened !== null} onClose={() => setOpened(null)} className="wide-dialog">
         {opened && <Cited citation={opened} store={store} />}
       </Dialog>
     </>

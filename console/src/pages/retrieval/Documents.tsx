@@ -1,0 +1,155 @@
+import { useMutation } from "@tanstack/react-query";
+import { Link } from "@tanstack/react-router";
+import { useState } from "react";
+
+import { api, queries, take, type Schema } from "@/api/client";
+import { usePages } from "@/api/pages";
+import { Button } from "@/components/Button";
+import { Confirm } from "@/components/Confirm";
+import { DropZone } from "@/components/DropZone";
+import { Empty } from "@/components/Empty";
+import { Failure } from "@/components/Failure";
+import { Field, Select } from "@/components/Field";
+import { LoadMore } from "@/components/LoadMore";
+import { Loading } from "@/components/Loading";
+import { Bytes } from "@/components/Quantity";
+import { State } from "@/components/State";
+import { Table, type Column } from "@/components/Table";
+import { Time } from "@/components/Time";
+import { UploadList } from "@/pages/files/UploadList";
+import { upload } from "@/pages/files/uploads";
+
+import { chunkingWords } from "./chunking";
+
+type StoreFile = Schema<"VectorStoreFileObject">;
+type Filter = StoreFile["status"] | "";
+
+const FILTERS = [
+  ["", "All"],
+  ["completed", "Completed"],
+  ["in_progress", "In progress"],
+  ["failed", "Failed"],
+  ["cancelled", "Cancelled"],
+] as const;
+
+/** List the documents of a store with their states and the reasons of failures, and take new ones. */
+export function Documents({ storeId }: { storeId: string }) {
+  const [filter, setFilter] = useState<Filter>("");
+  const [removed, setRemoved] = useState<StoreFile | null>(null);
+  const path = { vector_store_id: storeId };
+  const query = { filter: filter || undefined, limit: 50 };
+  const files = usePages(
+    ["/v1/vector_stores/{vector_store_id}/files", path, query],
+    (after, signal) => take(api.GET("/v1/vector_stores/{vector_store_id}/files", { params: { path, query: { ...query, after } }, signal })),
+    { pollWhile: (file) => file.status === "in_progress" },
+  );
+  const add = useMutation({ mutationFn: (chosen: File[]) => attach(storeId, chosen), onSettled: () => refresh() });
+
+  return (
+    <div className="stack">
+      <DropZone multiple label="Drop documents here" hint="PDF, Word, HTML, Markdown, source code and other kinds of text." onFiles={(chosen) => add.mutate(chosen)} />
+      <UploadList />
+      {add.isError && <Failure title="The documents could not be added" error={add.error} />}
+      <div className="filters">
+        <Field label="State">
+          <Select value={filter} options={FILTERS} onChange={(chosen) => setFilter(chosen as Filter)} />
+        </Field>
+      </div>
+      {files.isPending && <Loading what="the documents" />}
+      {files.isError && <Failure title="The documents could not be listed" error={files.error} onRetry={() => void files.refetch()} />}
+      {files.isSuccess && files.rows.length === 0 && <NoDocuments filtered={filter !== ""} storeId={storeId} />}
+      {files.rows.length > 0 && (
+        <>
+          <Table label="Documents" columns={columns(setRemoved)} rows={files.rows} rowKey={(file) => file.id} />
+          <LoadMore query={files} />
+        </>
+      )}
+      {removed && <Removal storeId={storeId} file={removed} onClose={() => setRemoved(null)} />}
+    </div>
+  );
+}
+
+/** Upload documents, and bring those that have arrived into the store by one job. */
+async function attach(storeId: string, chosen: readonly File[]): Promise<void> {
+  const arrived = await upload(chosen, "assistants");
+  if (arrived.length === 0) return;
+  const params = { path: { vector_store_id: storeId } };
+  await take(api.POST("/v1/vector_stores/{vector_store_id}/file_batches", { params, body: { file_ids: arrived.map(({ id }) => id) } }));
+}
+
+function refresh(): void {
+  for (const key of ["/v1/vector_stores/{vector_store_id}/files", "/v1/vector_stores/{vector_store_id}"]) {
+    void queries.invalidateQueries({ queryKey: [key] });
+  }
+}
+
+function columns(onRemove: (file: StoreFile) => void): readonly Column<StoreFile>[] {
+  return [
+    {
+      id: "filename",
+      header: "Document",
+      cell: (file) => (
+        <Link to="/files/$fileId" params={{ fileId: file.id }} className="document">
+          {file.filename}
+        </Link>
+      ),
+      sort: (file) => file.filename,
+    },
+    { id: "status", header: "State", cell: (file) => <StoreFileState file={file} />, sort: (file) => file.status },
+    { id: "bytes", header: "Size", cell: (file) => <Bytes value={file.usage_bytes} />, sort: (file) => file.usage_bytes, align: "end", wide: true },
+    { id: "chunks", header: "Chunks", cell: (file) => chunkingWords(file.chunking_strategy), wide: true },
+    { id: "created", header: "Added", cell: (file) => <Time at={file.created_at} />, sort: (file) => file.created_at, wide: true },
+    {
+      id: "remove",
+      header: "",
+      cell: (file) => (
+        <Button tone="plain" aria-label={`Remove ${file.filename}`} onClick={() => onRemove(file)}>
+          Remove
+        </Button>
+      ),
+      align: "end",
+    },
+  ];
+}
+
+/** Render the state of a document, with the reason of a failure. */
+function StoreFileState({ file }: { file: StoreFile }) {
+  return (
+    <div className="stack tight">
+      <span>
+        <State state={file.status} />
+      </span>
+      {file.last_error && (
+        <span className="small break">
+          {file.last_error.message} <span className="muted">({file.last_error.code})</span>
+        </span>
+      )}
+    </div>
+  );
+}
+
+function Removal({ storeId, file, onClose }: { storeId: string; file: StoreFile; onClose: () => void }) {
+  async function remove() {
+    const path = { vector_store_id: storeId, file_id: file.id };
+    await take(api.DELETE("/v1/vector_stores/{vector_store_id}/files/{file_id}", { params: { path } }));
+    refresh();
+  }
+  return (
+    <Confirm title="Remove this document?" action="Remove the document" open onClose={onClose} onConfirm={remove}>
+      <p className="break">Searches no longer find {file.filename}. The file itself stays among the files of the project.</p>
+    </Confirm>
+  );
+}
+
+function NoDocuments({ filtered, storeId }: { filtered: boolean; storeId: string }) {
+  if (filtered) return <Empty title="No documents in this state">Choose another state above.</Empty>;
+  return (
+    <Empty
+      title="No documents yet"
+      command={`nightmill stores add ${storeId} handbook.pdf`}
+      sdk={`with open("handbook.pdf", "rb") as file:\n    client.vector_stores.file_batches.upload_and_poll("${storeId}", files=[file])`}
+    >
+      Drop documents above, or keep a folder, an S3 prefix or URLs in step by a source.
+    </Empty>
+  );
+}

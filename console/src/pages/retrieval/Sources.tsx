@@ -1,0 +1,221 @@
+import { useMutation } from "@tanstack/react-query";
+import { useState, type FormEvent } from "react";
+
+import { api, queries, take, type Schema } from "@/api/client";
+import { usePages } from "@/api/pages";
+import { Button } from "@/components/Button";
+import { Confirm } from "@/components/Confirm";
+import { Dialog } from "@/components/Dialog";
+import { Empty } from "@/components/Empty";
+import { Failure } from "@/components/Failure";
+import { Field, Input, Select, TextArea } from "@/components/Field";
+import { formatCount } from "@/components/format";
+import { LoadMore } from "@/components/LoadMore";
+import { Loading } from "@/components/Loading";
+import { Card } from "@/components/Page";
+import { State } from "@/components/State";
+import { Time } from "@/components/Time";
+
+
+type Source = Schema<"SourceObject">;
+type NewSourceBody = Schema<"CreateSource">;
+
+const PATH = "/v1/vector_stores/{vector_store_id}/sources";
+const TYPES = [
+  ["url", "URLs"],
+  ["folder", "A folder of the server"],
+  ["s3", "An S3 prefix"],
+] as const;
+
+/** List the sources of a store: folders, S3 prefixes and URLs that it is kept in step with. */
+export function Sources({ storeId }: { storeId: string }) {
+  const [isCreating, setCreating] = useState(false);
+  const path = { vector_store_id: storeId };
+  const sources = usePages([PATH, path], (after, signal) => take(api.GET(PATH, { params: { path, query: { after } }, signal })), {
+    pollWhile: (source) => source.status === "in_progress",
+  });
+  return (
+    <div className="stack">
+      <div className="actions">
+        <Button onClick={() => setCreating(true)}>New source</Button>
+      </div>
+      {sources.isPending && <Loading what="the sources" />}
+      {sources.isError && <Failure title="The sources could not be listed" error={sources.error} onRetry={() => void sources.refetch()} />}
+      {sources.isSuccess && sources.rows.length === 0 && <NoSources storeId={storeId} />}
+      {sources.rows.map((source) => (
+        <SourceCard key={source.id} source={source} />
+      ))}
+      <LoadMore query={sources} />
+      <Dialog title="New source" open={isCreating} onClose={() => setCreating(false)}>
+        <NewSource storeId={storeId} onCreated={() => setCreating(false)} />
+      </Dialog>
+    </div>
+  );
+}
+
+function refresh(): Promise<void> {
+  return queries.invalidateQueries({ queryKey: [PATH] });
+}
+
+function SourceCard({ source }: { source: Source }) {
+  const [isAsked, setAsked] = useState(false);
+  const params = { path: { vector_store_id: source.vector_store_id, source_id: source.id } };
+  const act = useMutation({
+    mutationFn: (action: "sync" | "pause" | "resume") => take(api.POST(`${PATH}/{source_id}/${action}`, { params })),
+    onSettled: refresh,
+  });
+
+  async function remove() {
+    await take(api.DELETE(`${PATH}/{source_id}`, { params }));
+    await refresh();
+  }
+
+  return (
+    <Card className="stack">
+      <div className="row">
+        <strong className="break">{placeOf(source)}</strong>
+        <State state={source.status} />
+        {source.paused && <State state="paused" />}
+      </div>
+      <SourceFacts source={source} />
+      {source.last_error && (
+        <p className="bad break">
+          {source.last_error.message} ({source.last_error.code})
+        </p>
+      )}
+      {act.isError && <Failure title="The source was not changed" error={act.error} />}
+      <div className="actions">
+        <Button busy={act.isPending} disabled={source.status === "in_progress"} onClick={() => act.mutate("sync")}>
+          Sync now
+        </Button>
+        {source.cron !== null && (
+          <Button busy={act.isPending} onClick={() => act.mutate(source.paused ? "resume" : "pause")}>
+            {source.paused ? "Resume the schedule" : "Pause the schedule"}
+          </Button>
+        )}
+        <Button tone="plain" onClick={() => setAsked(true)}>
+          Delete
+        </Button>
+      </div>
+      <Confirm title="Delete this source?" action="Delete the source" open={isAsked} onClose={() => setAsked(false)} onConfirm={remove}>
+        <p>The files that it brought are deleted, too, in every vector store.</p>
+      </Confirm>
+    </Card>
+  );
+}
+
+function SourceFacts({ source }: { source: Source }) {
+  const { counts } = source;
+  return (
+    <>
+      {counts && (
+        <p className="muted">
+          {formatCount(counts.seen, "document")}: {counts.added} added, {counts.changed} changed, {counts.removed} removed, {counts.unchanged} unchanged,{" "}
+          {counts.failed} failed
+        </p>
+      )}
+      <p className="muted small">
+        {source.last_synced_at !== null && (
+          <>
+            synced <Time at={source.last_synced_at} />
+          </>
+        )}
+        {source.cron !== null && ` · schedule ${source.cron} (${source.timezone ?? "UTC"})`}
+        {source.next_run_at !== null && (
+          <>
+            {" · next sync "}
+            <Time at={source.next_run_at} />
+          </>
+        )}
+      </p>
+    </>
+  );
+}
+
+function placeOf(source: Source): string {
+  if (source.type === "folder") return [source.path, source.glob].filter(Boolean).join("/");
+  if (source.type === "s3") return [source.prefix, source.glob].filter(Boolean).join("/");
+  const urls = source.urls ?? [];
+  return urls.length > 1 ? `${urls[0]} and ${formatCount(urls.length - 1, "more URL")}` : (urls[0] ?? source.id);
+}
+
+function NewSource({ storeId, onCreated }: { storeId: string; onCreated: () => void }) {
+  const [type, setType] = useState<Source["type"]>("url");
+  const [place, setPlace] = useState("");
+  const [glob, setGlob] = useState("");
+  const [cron, setCron] = useState("");
+  const create = useMutation({
+    mutationFn: () => take(api.POST(PATH, { params: { path: { vector_store_id: storeId } }, body: bodyOf(type, place, glob, cron) })),
+    onSuccess: async () => {
+      await refresh();
+      onCreated();
+    },
+  });
+
+  function submit(event: FormEvent) {
+    event.preventDefault();
+    create.mutate();
+  }
+
+  return (
+    <form className="stack" onSubmit={submit}>
+      <Field label="Kind">
+        <Select value={type} options={TYPES} onChange={(chosen) => setType(chosen as Source["type"])} />
+      </Field>
+      {type === "url" && (
+        <Field label="URLs" hint="One a line, at most 1,000.">
+          <TextArea required value={place} onChange={(event) => setPlace(event.target.value)} />
+        </Field>
+      )}
+      {type === "folder" && (
+        <Field label="Folder" hint="Absolute. The operator allows it by NIGHTMILL_SOURCE_FOLDERS.">
+          <Input required placeholder="/srv/handbook" value={place} onChange={(event) => setPlace(event.target.value)} />
+        </Field>
+      )}
+      {type === "s3" && (
+        <Field label="Prefix" hint="The operator allows it by NIGHTMILL_SOURCE_S3.">
+          <Input required placeholder="s3://bucket/folder" value={place} onChange={(event) => setPlace(event.target.value)} />
+        </Field>
+      )}
+      {type === "folder" && (
+        <Field label="Only files that match" hint="Empty: all.">
+          <Input placeholder="**/*.md" value={glob} onChange={(event) => setGlob(event.target.value)} />
+        </Field>
+      )}
+      <Field label="Schedule" hint={`As of cron, such as 0 3 * * *, in the time zone ${zone()}. Empty: once, now.`}>
+        <Input placeholder="0 3 * * *" value={cron} onChange={(event) => setCron(event.target.value)} />
+      </Field>
+      {create.isError && <Failure title="The source could not be created" error={create.error} />}
+      <div className="actions end">
+        <Button type="submit" tone="primary" busy={create.isPending}>
+          Create the source
+        </Button>
+      </div>
+    </form>
+  );
+}
+
+function bodyOf(type: Source["type"], place: string, glob: string, cron: string): NewSourceBody {
+  const schedule = cron === "" ? {} : { cron, timezone: zone() };
+  if (type === "folder") return { type, path: place, glob: glob || undefined, ...schedule };
+  if (type === "s3") return { type, prefix: place, ...schedule };
+  const urls = place.split("\n").map((url) => url.trim());
+  return { type, urls: urls.filter(Boolean), ...schedule };
+}
+
+/** Return the time zone of the reader. */
+function zone(): string {
+  return Intl.DateTimeFormat().resolvedOptions().timeZone;
+}
+
+function NoSources({ storeId }: { storeId: string }) {
+  return (
+    <Empty
+      title="No sources yet"
+      command={`nightmill sources add ${storeId} /srv/handbook`}
+      sdk={`client.post("/vector_stores/${storeId}/sources", cast_to=object, body={"type": "folder", "path": "/srv/handbook"})`}
+    >
+      A source keeps the store in step with a folder of the server, an S3 prefix or URLs: new documents come in, deleted ones leave.
+    </Empty>
+  );
+}

@@ -1,0 +1,115 @@
+import { useQuery } from "@tanstack/react-query";
+import { getRouteApi } from "@tanstack/react-router";
+import { useState } from "react";
+
+import { api, queries, take, type Schema } from "@/api/client";
+import { POLL } from "@/api/pages";
+import { Button } from "@/components/Button";
+import { Confirm } from "@/components/Confirm";
+import { Failure } from "@/components/Failure";
+import { Loading } from "@/components/Loading";
+import { Card, Facts, Page } from "@/components/Page";
+import { Bytes, Quantity } from "@/components/Quantity";
+import { Id } from "@/components/Snippet";
+import { State } from "@/components/State";
+import { Tabs } from "@/components/Tabs";
+import { Time } from "@/components/Time";
+
+import { tabOf } from "./address";
+import { Documents } from "./Documents";
+import { Indexes } from "./Indexes";
+import { Search } from "./Search";
+import { Sources } from "./Sources";
+
+import "./stores.css";
+
+type Store = Schema<"VectorStoreObject">;
+
+const route = getRouteApi("/vector-stores/$storeId");
+
+/** Show a vector store: its documents, a search, its sources and its indexes. */
+export default function StorePage() {
+  const { storeId } = route.useParams();
+  const { tab = "documents", q } = route.useSearch();
+  const navigate = route.useNavigate();
+  const path = { vector_store_id: storeId };
+  const store = useQuery({
+    queryKey: ["/v1/vector_stores/{vector_store_id}", path],
+    queryFn: ({ signal }) => take(api.GET("/v1/vector_stores/{vector_store_id}", { params: { path }, signal })),
+    refetchInterval: (query) => (query.state.data?.status === "in_progress" ? POLL : false),
+  });
+  if (store.isPending) return <Loading what="the vector store" />;
+  if (store.isError) {
+    return (
+      <Page title="Vector store">
+        <Failure title="The vector store could not be read" error={store.error} onRetry={() => void store.refetch()} />
+      </Page>
+    );
+  }
+  return (
+    <Page title={store.data.name || "Vector store"} badge={<State state={store.data.status} />} actions={<Deletion store={store.data} />}>
+      <div className="stack">
+        <StoreFacts store={store.data} />
+        <Tabs
+          label="Parts of the vector store"
+          value={tab}
+          onChange={(id) => void navigate({ search: { tab: tabOf(id), q }, replace: true })}
+          tabs={[
+            { id: "documents", title: "Documents", content: <Documents storeId={storeId} /> },
+            {
+              id: "search",
+              title: "Search",
+              content: <Search storeId={storeId} query={q ?? ""} onQuery={(query) => void navigate({ search: { tab, q: query }, replace: true })} />,
+            },
+            { id: "sources", title: "Sources", content: <Sources storeId={storeId} /> },
+            { id: "indexes", title: "Indexes", content: <Indexes storeId={storeId} /> },
+          ]}
+        />
+      </div>
+    </Page>
+  );
+}
+
+function StoreFacts({ store }: { store: Store }) {
+  const { file_counts: counts } = store;
+  return (
+    <Card>
+      <Facts
+        facts={[
+          ["Id", <Id key="id" id={store.id} />],
+          ["Documents", <Quantity key="total" value={counts.completed} />],
+          ["On their way", counts.in_progress > 0 ? <Quantity key="way" value={counts.in_progress} /> : null],
+          ["Failed", counts.failed > 0 ? <Quantity key="failed" value={counts.failed} /> : null],
+          ["Size", <Bytes key="bytes" value={store.usage_bytes} />],
+          ["Embedding model", store.embedding_model],
+          ["Dimensions", store.embedding_dimensions],
+          ["Created", <Time key="created" at={store.created_at} />],
+          ["Last used", store.last_active_at === null ? null : <Time key="used" at={store.last_active_at} />],
+          ["Expires", store.expires_at === null ? "never" : <Time key="expires" at={store.expires_at} />],
+        ]}
+      />
+    </Card>
+  );
+}
+
+function Deletion({ store }: { store: Store }) {
+  const navigate = route.useNavigate();
+  const [isAsked, setAsked] = useState(false);
+
+  async function remove() {
+    await take(api.DELETE("/v1/vector_stores/{vector_store_id}", { params: { path: { vector_store_id: store.id } } }));
+    await navigate({ to: "/vector-stores" });
+    void queries.invalidateQueries({ queryKey: ["/v1/vector_stores"] });
+  }
+
+  return (
+    <>
+      <Button tone="plain" onClick={() => setAsked(true)}>
+        Delete
+      </Button>
+      <Confirm title="Delete this vector store?" action="Delete the vector store" open={isAsked} onClose={() => setAsked(false)} onConfirm={remove}>
+        <p>Its vectors are deleted, and its sources with the files that they brought. Other files stay.</p>
+      </Confirm>
+    </>
+  );
+}

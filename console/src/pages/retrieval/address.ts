@@ -1,0 +1,19 @@
+const TABS = ["documents", "search", "sources", "indexes"] as const;
+type Tab = (typeof TABS)[number];
+
+/** The parameters of a vector store's address. */
+export interface StoreSearch {
+  tab?: Tab;
+  /** The query of the search box. */
+  q?: string;
+}
+
+/** Return the tab of this name, if there is one. */
+export function tabOf(name: unknown): Tab | undefined {
+  return TABS.find((tab) => tab === name);
+}
+
+/** Read the parameters of a vector store's address. */
+export function storeSearch(given: Record<string, unknown>): StoreSearch {
+  return { tab: tabOf(given.tab), q: typeof given.q === "string" ? given.q : undefined };
+}
