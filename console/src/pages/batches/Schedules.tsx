@@ -1,5 +1,5 @@
 import { useMutation } from "@tanstack/react-query";
-import { Link, type LinkProps } from "@tanstack/react-router";
+import { Link } from "@tanstack/react-router";
 import { useState } from "react";
 
 import { api, queries, take, type Schema } from "@/api/client";
@@ -114,7 +114,7 @@ function Last({ schedule }: { schedule: Schedule }) {
   if (schedule.last_batch_id === null) return <span className="muted">none yet</span>;
   return (
     <>
-      <Link to={"/jobs/$id" as LinkProps["to"]} params={{ id: schedule.last_batch_id } as LinkProps["params"]}>
+      <Link to="/jobs/$jobId" params={{ jobId: schedule.last_batch_id }}>
         <code>{schedule.last_batch_id}</code>
       </Link>
       {schedule.last_run_at !== null && (
