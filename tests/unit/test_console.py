@@ -15,7 +15,8 @@ CONSOLE = ROOT / "console"
 PACKAGE = json.loads((CONSOLE / "package.json").read_text())
 #: What a page may not have under the content security policy, and what an answer of a model could bring in.
 FORBIDDEN = re.compile(
-    r"dangerouslySetInnerHTML=|\.(?:inner|outer)HTML\s*=|insertAdjacentHTML|\beval\(|https?://(?!127\.0\.0\.1)"
+    r"dangerouslySetInnerHTML=|\.(?:inner|outer)HTML\s*=|insertAdjacentHTML|\beval\("
+    r"|https?://(?!127\.0\.0\.1|example\.com/|\")"  # what a form shows as an example is not fetched
 )
 
 
