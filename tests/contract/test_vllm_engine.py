@@ -306,6 +306,18 @@ def test_likelihood_of_a_text_is_that_of_transformers(host: Host) -> None:
         assert body["log_likelihood"] / body["tokens"] == pytest.approx(mean, abs=0.05)
 
 
+def test_likelihoods_of_texts_that_are_asked_for_together_are_their_own(host: Host) -> None:
+    texts = [f"The number after {n} is {n + 1}. " * (n % 4 + 1) for n in range(12)]
+
+    futures = [host.send("answer", url=LIKELIHOOD, body={"model": MODEL, "input": text})[1] for text in texts]
+    together = [future.result(240)["body"] for future in futures]
+
+    alone = [host.ask(LIKELIHOOD, model=MODEL, input=text)["body"] for text in texts]
+    assert [body["tokens"] for body in together] == [body["tokens"] for body in alone]
+    expected = [pytest.approx(body["log_likelihood"], abs=0.05 * body["tokens"]) for body in alone]
+    assert [body["log_likelihood"] for body in together] == expected
+
+
 @pytest.mark.parametrize(("text", "code"), [("a", None), ("", None), ("word " * 4000, "context_length_exceeded")])
 def test_text_without_a_likelihood_is_refused(host: Host, text: str, code: str | None) -> None:
     assert refused(host.ask(LIKELIHOOD, model=MODEL, input=text)) == (400, "input", code)
