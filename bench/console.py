@@ -50,16 +50,24 @@ def main() -> None:
         folder = Path(name)
         chats(folder / "in.jsonl", 10, "fake-model")
         environment = {"NIGHTMILL_VLLM_ENABLED": "false"}
-        with deployed(folder, _LINES, (), environment) as mill, chromium() as browser:
+        with deployed(folder, _LINES, (), environment) as mill:
             job_id = str(mill.run(file_id := mill.upload(folder / "in.jsonl")).job["id"])
-            _measure_first_page(console, mill, browser, options.opens)
-            database = Database(f"sqlite:///{mill.system.folder.path / 'nightmill.db'}", patience=60)
-            began = time.monotonic()
-            with closing(database):
-                copy_history(database, options.jobs)
-            console.print(f"{options.jobs:,} jobs in SQL after {time.monotonic() - began:.0f} s")
-            _measure_job_page(console, mill, browser, job_id)
+            with chromium() as browser:
+                _measure_pages(console, mill, browser, job_id, options)
+            # After Chromium: Playwright keeps a loop of its own in this thread.
             asyncio.run(_measure_feed(console, mill, file_id, options.clients, options.seconds))
+
+
+def _measure_pages(
+    console: Console, mill: Deployment, browser: Browser, job_id: str, options: argparse.Namespace
+) -> None:
+    _measure_first_page(console, mill, browser, options.opens)
+    database = Database(f"sqlite:///{mill.system.folder.path / 'nightmill.db'}", patience=60)
+    began = time.monotonic()
+    with closing(database):
+        copy_history(database, options.jobs)
+    console.print(f"{options.jobs:,} jobs in SQL after {time.monotonic() - began:.0f} s")
+    _measure_job_page(console, mill, browser, job_id)
 
 
 def _options() -> argparse.Namespace:
