@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             mill.wait_for("gpu.generate", options.patience)
             console.print(f"{BASE} is loaded after {time.monotonic() - began:.0f} s")
             name = _train(console, mill, lines, began, compare=options.compare)
-            missing = _ask(console, mill, name, held_out, began + options.patience)
+            missing = _ask(console, mill, name, held_out, time.monotonic() + options.patience)
     except CliError as trouble:
         console.print(escaped(str(trouble)))
         return 1
@@ -71,7 +71,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, default=Path(".nightmill-demo"))
     parser.add_argument("--rows", type=int, default=160, help="how many examples to train on, 4 for each step")
     parser.add_argument("--no-compare", dest="compare", action="store_false", help="leave out plain trl")
-    parser.add_argument("--patience", type=float, default=3600.0, help="give up after this many seconds")
+    parser.add_argument("--patience", type=float, default=3600.0, help="for the engine, then for the batches")
     return parser.parse_args(arguments)
 
 

@@ -1,6 +1,6 @@
 """Measure 512 chats on the packaged model: a warm worker of a deployment against vLLM's own batch runner.
 
-    python -m bench generation [--pairs 5] [--chats 512] [--max-tokens 32]
+    python -m bench generation [--pairs 5] [--chats 512] [--max-tokens 32] [--without-lora]
 
 A pair is one batch through the API and one run of `python -m vllm.entrypoints.openai.run_batch`, one after the other,
 with the same engine settings and environment. The worker stays loaded, and idle while the runner works; the runner
@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.deployment import Deployment, chats, deployed
-from jobs.fleet.models_file import Model, Registry
+from jobs.fleet.models_file import PACKAGED_FILE, Model, Registry
 from jobs.settings import Settings
 from workers.engines.vllm.vllm_serving import DEFAULTS, argv, prepare_environment, wide
 
@@ -72,6 +72,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         chats(folder / "in.jsonl", options.chats, _MODEL, max_tokens=options.max_tokens, temperature=0)
+        if options.without_lora:
+            os.environ["NIGHTMILL_MODELS_FILE"] = str(without_lora(folder / "models.yaml"))
         with deployed(folder, _LINES, (), {}) as mill:
             mill.wait_for("cpu.plan")
             mill.wait_for("gpu.generate")
@@ -85,8 +87,16 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--chats", type=int, default=512)
     parser.add_argument("--max-tokens", type=int, default=32)
+    parser.add_argument("--without-lora", action="store_true", help="an engine that takes no adapters")
     parser.add_argument("--folder", help="where the data goes; default: the temporary folder")
     return parser.parse_args()
+
+
+def without_lora(path: Path) -> Path:
+    """Write the packaged models file with an engine that takes no adapters, and return its path."""
+    lines = PACKAGED_FILE.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if "lora" not in line.partition("#")[0]))
+    return path
 
 
 def _pair(mill: Deployment, folder: Path, console: Console, n: int) -> tuple[Run, Run]:

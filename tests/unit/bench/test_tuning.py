@@ -1,12 +1,14 @@
 """The rows of the fine-tuning demo and benchmark, and how the demo judges what came of them."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from bench import demo_finetune, tuning
+from bench import demo_finetune, finetune, generation, tuning
 from bench.tuning import Trained
 from cli.demo.corpus import Docstring
+from jobs.fleet.models_file import Registry
 
 PARSE = Docstring("ast.parse", "Parse the source into an AST node.\nEquivalent to compile(source, …).")
 
@@ -63,3 +65,20 @@ def test_table_of_stages_has_a_column_for_each_run() -> None:
     assert [column.header for column in table.columns][1:] == ["Nightmill", "plain trl"]
     assert (run.total, run.steps_per_second) == (72.0, 1.0)
     assert list(table.columns[1].cells)[4:] == ["72", "1.00", "3.00 1.00", "1000"]
+
+
+def test_quantile_is_a_measured_value() -> None:
+    ordered = [float(n) for n in range(1, 41)]
+
+    assert [finetune.quantile(ordered, share) for share in (0.5, 0.95)] == [20.0, 38.0]
+    assert finetune.quantile([3.0], 0.95) == 3.0
+
+
+def test_models_file_without_lora_differs_in_nothing_else(tmp_path: Path) -> None:
+    with_lora = Registry.read(generation.PACKAGED_FILE).models[tuning.BASE]
+
+    without = Registry.read(generation.without_lora(tmp_path / "models.yaml")).models[tuning.BASE]
+
+    removed = {name: value for name, value in with_lora.engine_args.items() if "lora" in name}
+    assert removed
+    assert without.engine_args | removed == with_lora.engine_args
