@@ -124,7 +124,9 @@ def _ask(console: Console, mill: Deployment, name: str, held_out: Sequence[Docst
         max_tokens=_MAX_TOKENS,
         temperature=0,  # type: ignore[list-item]
     )
-    console.print(f"{escaped(chat.model)} answers in a chat:\n{escaped(chat.choices[0].message.content or '')}")
+    console.print(f"{escaped(chat.model)} answers in a chat:")
+    for line in (chat.choices[0].message.content or "").splitlines():
+        console.print(f"  {escaped(line)}")
     folder = mill.system.folder.path / "demo"
     folder.mkdir(exist_ok=True)
     batches = [

@@ -31,7 +31,7 @@ from jobs.settings import Settings
 BASE = "smollm2-135m-instruct"
 BATCH = 4
 SEED = 7
-MULTIPLIER = 5.0
+MULTIPLIER = 3.0
 ENDS = ("succeeded", "failed", "cancelled")
 _MARK = {"made_by": "nightmill bench"}
 _RATE = 2e-4  # what the multiplier multiplies: docs/guides/fine-tuning.md
