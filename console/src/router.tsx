@@ -8,6 +8,8 @@ import { Loading } from "@/components/Loading";
 import { Page } from "@/components/Page";
 import { newBatchSearch } from "@/pages/batches/search";
 import { filesSearch } from "@/pages/files/address";
+import { runSearch } from "@/pages/evals/address";
+import { newTuningSearch } from "@/pages/finetuning/address";
 import { modelsSearch } from "@/pages/fleet/models/address";
 import { playgroundSearch } from "@/pages/inference/address";
 import { jobSearch, jobsSearch } from "@/pages/jobs/search";
@@ -54,6 +56,13 @@ const routes = root.addChildren([
   page("/vector-stores", () => import("@/pages/retrieval/Stores")),
   page("/vector-stores/$storeId", () => import("@/pages/retrieval/StorePage"), storeSearch),
   page("/playground", () => import("@/pages/inference/Playground"), playgroundSearch),
+  page("/fine-tuning", () => import("@/pages/finetuning/TuningJobs")),
+  page("/fine-tuning/new", () => import("@/pages/finetuning/NewTuning"), newTuningSearch),
+  page("/fine-tuning/$jobId", () => import("@/pages/finetuning/TuningJob")),
+  page("/evals", () => import("@/pages/evals/Evals")),
+  page("/evals/new", () => import("@/pages/evals/NewEval")),
+  page("/evals/$evalId", () => import("@/pages/evals/EvalPage")),
+  page("/evals/$evalId/runs/$runId", () => import("@/pages/evals/RunPage"), runSearch),
 ]);
 
 export const router = createRouter({

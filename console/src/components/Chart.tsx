@@ -13,6 +13,8 @@ export interface Series {
   colour?: string;
   values: readonly (number | null)[];
   dashed?: boolean;
+  /** Draw the line across values that are missing. */
+  connected?: boolean;
 }
 
 interface ChartProps {
@@ -113,7 +115,7 @@ function optionsOf(look: Look, series: readonly Series[], styles: CSSStyleDeclar
 
 function seriesOf(line: Series, styles: CSSStyleDeclaration): uPlot.Series {
   const stroke = resolve(styles, line.colour ?? "--accent");
-  return { label: line.label, stroke, width: 1.5, points: { show: false }, ...(line.dashed ? { dash: [4, 4] } : {}) };
+  return { label: line.label, stroke, width: 1.5, points: { show: false }, spanGaps: line.connected === true, ...(line.dashed ? { dash: [4, 4] } : {}) };
 }
 
 /** Write the times of the axis: the hour where the ticks are less than a day apart, else the day. */

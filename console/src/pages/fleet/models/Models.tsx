@@ -1,4 +1,4 @@
-import { getRouteApi } from "@tanstack/react-router";
+import { getRouteApi, Link } from "@tanstack/react-router";
 
 import { Empty } from "@/components/Empty";
 import { Failure } from "@/components/Failure";
@@ -103,7 +103,9 @@ function Listed({ models }: { models: readonly Model[] }) {
         {tuned.length > 0 ? (
           <Named label="Tuned models" columns={TUNED} rows={tuned} />
         ) : (
-          <p className="muted">None yet. A fine-tuning job trains one on your own examples.</p>
+          <p className="muted">
+            None yet. <Link to="/fine-tuning">Train a model on your own examples</Link>.
+          </p>
         )}
       </Section>
       {chosen && <ModelDialog named={chosen} onClose={() => void navigate({ search: {} })} />}

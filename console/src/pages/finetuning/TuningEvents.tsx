@@ -1,0 +1,46 @@
+import { api, take, type Schema } from "@/api/client";
+import { usePages } from "@/api/pages";
+import { Failure } from "@/components/Failure";
+import { LoadMore } from "@/components/LoadMore";
+import { Loading } from "@/components/Loading";
+import { Section } from "@/components/Page";
+import { State } from "@/components/State";
+import { Table, type Column } from "@/components/Table";
+import { Time } from "@/components/Time";
+
+type TuningEvent = Schema<"FineTuningEvent">;
+
+const PAGE = 50;
+const COLUMNS: readonly Column<TuningEvent>[] = [
+  { id: "time", header: "Time", cell: (event) => <Time at={event.created_at} /> },
+  { id: "level", header: "Level", cell: (event) => (event.level === "info" ? event.level : <State state={event.level === "warn" ? "warning" : "error"} />), wide: true },
+  { id: "message", header: "Event", cell: (event) => <span className="break">{event.message}</span> },
+];
+
+/** List what happened to a job, the newest first, without its steps. */
+export function TuningEvents({ jobId, refetchInterval }: { jobId: string; refetchInterval: number | false }) {
+  const path = { fine_tuning_job_id: jobId };
+  const events = usePages(
+    ["/v1/fine_tuning/jobs/{fine_tuning_job_id}/events", path],
+    (after, signal) =>
+      take(
+        api.GET("/v1/fine_tuning/jobs/{fine_tuning_job_id}/events", {
+          params: { path, query: { after, limit: PAGE, type: "message" } },
+          signal,
+        }),
+      ),
+    { refetchInterval },
+  );
+  return (
+    <Section title="Events">
+      {events.isPending && <Loading what="the events" />}
+      {events.isError && <Failure title="The events could not be listed" error={events.error} />}
+      {events.rows.length > 0 && (
+        <>
+          <Table label="Events" columns={COLUMNS} rows={events.rows} rowKey={(event) => event.id} />
+          <LoadMore query={events} />
+        </>
+      )}
+    </Section>
+  );
+}

@@ -1,0 +1,13 @@
+/** The parameters of the address of the page that makes a fine-tuning job. */
+export interface NewTuningSearch {
+  /** The model to train. */
+  model?: string;
+  /** The id of the file to train on. */
+  file?: string;
+}
+
+/** Read the parameters of the address of the page that makes a fine-tuning job. */
+export function newTuningSearch(given: Record<string, unknown>): NewTuningSearch {
+  const text = (name: string) => (typeof given[name] === "string" && given[name] !== "" ? given[name] : undefined);
+  return { model: text("model"), file: text("file") };
+}
