@@ -1,0 +1,97 @@
+import { useQuery } from "@tanstack/react-query";
+import { getRouteApi } from "@tanstack/react-router";
+
+import { api, take } from "@/api/client";
+import { Failure } from "@/components/Failure";
+import { Field, Select } from "@/components/Field";
+import { formatCount, formatExact } from "@/components/format";
+import { Loading } from "@/components/Loading";
+import { Section } from "@/components/Page";
+import { Snippet } from "@/components/Snippet";
+import { Table, type Column } from "@/components/Table";
+
+import { hasEnded, type Comparison, type Run } from "./evals";
+import { Interval, signed } from "./Interval";
+import { Regressions } from "./Regressions";
+
+const route = getRouteApi("/evals/$evalId/runs/$runId");
+const LISTED = 100;
+
+type Row = Comparison["data"][number];
+
+/** Compare a run with another one of its evaluation that has ended. */
+export function ComparisonTab({ run }: { run: Run }) {
+  const { baseline } = route.useSearch();
+  const navigate = route.useNavigate();
+  const path = { eval_id: run.eval_id };
+  const query = { limit: LISTED, order: "desc" } as const;
+  const runs = useQuery({
+    queryKey: ["/v1/evals/{eval_id}/runs", path, query],
+    queryFn: ({ signal }) => take(api.GET("/v1/evals/{eval_id}/runs", { params: { path, query }, signal })),
+  });
+  const others = (runs.data?.data ?? []).filter((other) => other.id !== run.id && hasEnded(other));
+  // A run of another evaluation may stand in the address.
+  const unlisted: [string, string][] = baseline && !others.some(({ id }) => id === baseline) ? [[baseline, baseline]] : [];
+  const options = others.map((other): [string, string] => [other.id, `${other.name || other.id}, ${other.model ?? "samples"}, ${formatExact(other.created_at)}`]);
+  if (!hasEnded(run)) return <p className="muted">A run is compared once it has ended.</p>;
+  return (
+    <div className="stack">
+      {runs.isError && <Failure title="The runs could not be listed" error={runs.error} />}
+      <Field label="Compare with" hint="The runs are compared over the items that both have.">
+        <Select
+          value={baseline ?? ""}
+          options={[["", others.length > 0 ? "Choose a run …" : "No other run has ended yet"], ...unlisted, ...options]}
+          onChange={(chosen) => void navigate({ search: (search) => ({ ...search, baseline: chosen || undefined }), replace: true })}
+        />
+      </Field>
+      {baseline && <Compared run={run} baseline={baseline} />}
+      <Snippet label="Command" text={`nightmill evals compare ${baseline ?? "RUN"} ${run.id} --report report.html`} />
+    </div>
+  );
+}
+
+function Compared({ run, baseline }: { run: Run; baseline: string }) {
+  const params = { path: { eval_id: run.eval_id, run_id: run.id }, query: { baseline } };
+  const comparison = useQuery({
+    queryKey: ["/v1/evals/{eval_id}/runs/{run_id}/comparison", params],
+    queryFn: ({ signal }) => take(api.GET("/v1/evals/{eval_id}/runs/{run_id}/comparison", { params, signal })),
+    staleTime: Infinity,
+  });
+  if (comparison.isPending) return <Loading what="the comparison" />;
+  if (comparison.isError) return <Failure title="The runs were not compared" error={comparison.error} onRetry={() => void comparison.refetch()} />;
+  const { items, only_in_run, only_in_baseline, data } = comparison.data;
+  if (items === 0) return <p>The runs have no item in common.</p>;
+  const scale = Math.max(...data.flatMap(({ low, high }) => [Math.abs(low), Math.abs(high)]), Number.MIN_VALUE);
+  return (
+    <>
+      <p className="muted">
+        {formatCount(items, "item")} in both runs
+        {only_in_run > 0 && `; ${formatCount(only_in_run, "item")} only in this one`}
+        {only_in_baseline > 0 && `; ${formatCount(only_in_baseline, "item")} only in the other`}. An interval holds the difference
+        of the means with 95 % (paired bootstrap); p is how likely so uneven a count of better and worse items is by chance.
+      </p>
+      <Table label="Comparison by criterion" columns={columnsOf(scale)} rows={data} rowKey={(row) => row.criterion} />
+      <Section title="Items that became worst">
+        <Regressions comparison={comparison.data} evalId={run.eval_id} />
+      </Section>
+    </>
+  );
+}
+
+function columnsOf(scale: number): Column<Row>[] {
+  return [
+    { id: "criterion", header: "Criterion", cell: (row) => <span className="break">{row.criterion}</span>, sort: (row) => row.criterion },
+    { id: "baseline", header: "Other run", cell: (row) => row.baseline.toFixed(3), sort: (row) => row.baseline, align: "end", wide: true },
+    { id: "run", header: "This run", cell: (row) => row.run.toFixed(3), sort: (row) => row.run, align: "end", wide: true },
+    {
+      id: "difference",
+      header: "Difference",
+      cell: (row) => <span className={!row.is_significant ? "" : row.difference > 0 ? "good" : "bad"}>{signed(row.difference)}</span>,
+      sort: (row) => row.difference,
+      align: "end",
+    },
+    { id: "interval", header: "95 % interval", cell: (row) => <Interval row={row} scale={scale} /> },
+    { id: "changed", header: "Better, worse", cell: (row) => `${row.better}, ${row.worse}`, align: "end", wide: true },
+    { id: "p", header: "p", cell: (row) => row.p_value.toFixed(3), sort: (row) => row.p_value, align: "end" },
+  ];
+}

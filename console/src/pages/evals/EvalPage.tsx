@@ -1,0 +1,170 @@
+import { useMutation, useQuery } from "@tanstack/react-query";
+import { getRouteApi } from "@tanstack/react-router";
+import { useState, type FormEvent } from "react";
+
+import { api, queries, take } from "@/api/client";
+import { usePages } from "@/api/pages";
+import { Button } from "@/components/Button";
+import { Confirm } from "@/components/Confirm";
+import { Dialog } from "@/components/Dialog";
+import { Failure } from "@/components/Failure";
+import { LoadMore } from "@/components/LoadMore";
+import { Loading } from "@/components/Loading";
+import { Page, Section } from "@/components/Page";
+import { Id, Snippet } from "@/components/Snippet";
+import { State } from "@/components/State";
+import { Table, type Column } from "@/components/Table";
+import { Time } from "@/components/Time";
+
+import { Counts } from "./Counts";
+import { criteriaOf, EMPTY_RUN, passShare, runBody, type Eval, type Run, type RunForm } from "./evals";
+import { RunFields } from "./RunFields";
+
+const route = getRouteApi("/evals/$evalId");
+const PAGE = 50;
+const POLL = 3_000;
+
+const RUNS: readonly Column<Run>[] = [
+  { id: "name", header: "Run", cell: (run) => <span className="break">{run.name || run.id}</span>, sort: (run) => run.name },
+  { id: "status", header: "State", cell: (run) => <State state={run.status} />, sort: (run) => run.status },
+  { id: "model", header: "Model", cell: (run) => <span className="break">{run.model ?? "–"}</span>, sort: (run) => run.model },
+  { id: "counts", header: "Items", cell: (run) => <Counts counts={run.result_counts} />, sort: (run) => passShare(run.result_counts), wide: true },
+  { id: "created", header: "Created", cell: (run) => <Time at={run.created_at} />, sort: (run) => run.created_at, wide: true },
+];
+
+/** Show an evaluation: its criteria and its runs. */
+export default function EvalPage() {
+  const { evalId } = route.useParams();
+  const path = { eval_id: evalId };
+  const row = useQuery({
+    queryKey: ["/v1/evals/{eval_id}", path],
+    queryFn: ({ signal }) => take(api.GET("/v1/evals/{eval_id}", { params: { path }, signal })),
+  });
+  if (row.data) return <Shown row={row.data} />;
+  return (
+    <Page title="Evaluation">
+      {row.isPending && <Loading what="the evaluation" />}
+      {row.isError && <Failure title="The evaluation could not be read" error={row.error} onRetry={() => void row.refetch()} />}
+    </Page>
+  );
+}
+
+function Shown({ row }: { row: Eval }) {
+  const [open, setOpen] = useState<"run" | "delete" | null>(null);
+  const navigate = route.useNavigate();
+  return (
+    <Page
+      title={row.name || "Evaluation"}
+      description={<Id id={row.id} />}
+      actions={
+        <>
+          <Button tone="primary" onClick={() => setOpen("run")}>
+            New run
+          </Button>
+          <Button onClick={() => setOpen("delete")}>Delete</Button>
+        </>
+      }
+    >
+      <Runs evalId={row.id} />
+      <Criteria row={row} />
+      <Dialog title="New run" className="wide" open={open === "run"} onClose={() => setOpen(null)}>
+        <NewRun evalId={row.id} />
+      </Dialog>
+      <Confirm
+        title="Delete this evaluation?"
+        action="Delete the evaluation"
+        open={open === "delete"}
+        onClose={() => setOpen(null)}
+        onConfirm={async () => {
+          await api.DELETE("/v1/evals/{eval_id}", { params: { path: { eval_id: row.id } } });
+          await queries.invalidateQueries({ queryKey: ["/v1/evals"] });
+          await navigate({ to: "/evals" });
+        }}
+      >
+        <p>Its runs, their items and their grades are deleted for good.</p>
+      </Confirm>
+    </Page>
+  );
+}
+
+function Runs({ evalId }: { evalId: string }) {
+  const path = { eval_id: evalId };
+  const query = { limit: PAGE, order: "desc" } as const;
+  const runs = usePages(
+    ["/v1/evals/{eval_id}/runs", path],
+    (after, signal) => take(api.GET("/v1/evals/{eval_id}/runs", { params: { path, query: { ...query, after } }, signal })),
+    { refetchInterval: POLL },
+  );
+  return (
+    <Section title="Runs">
+      {runs.isPending && <Loading what="the runs" />}
+      {runs.isError && <Failure title="The runs could not be listed" error={runs.error} onRetry={() => void runs.refetch()} />}
+      {runs.isSuccess && runs.rows.length === 0 && <p className="muted">No run yet: New run asks a model about a file of items.</p>}
+      {runs.rows.length > 0 && (
+        <>
+          <Table
+            label="Runs"
+            columns={RUNS}
+            rows={runs.rows}
+            rowKey={(run) => run.id}
+            rowLink={(run) => ({ to: "/evals/$evalId/runs/$runId", params: { evalId, runId: run.id } })}
+          />
+          <LoadMore query={runs} />
+        </>
+      )}
+    </Section>
+  );
+}
+
+function Criteria({ row }: { row: Eval }) {
+  return (
+    <Section title="Criteria">
+      <div className="stack">
+        {criteriaOf(row).map(({ name, type }, index) => (
+          <details key={name}>
+            <summary className="break">
+              {name} ({type.replaceAll("_", " ")})
+            </summary>
+            <Snippet label="Definition" text={JSON.stringify(row.testing_criteria[index], null, 2)} />
+          </details>
+        ))}
+        {row.data_source_config.type === "custom" && (
+          <details>
+            <summary>Schema of the items</summary>
+            <Snippet label="JSON schema" text={JSON.stringify(row.data_source_config.schema, null, 2)} />
+          </details>
+        )}
+      </div>
+    </Section>
+  );
+}
+
+function NewRun({ evalId }: { evalId: string }) {
+  const [form, setForm] = useState<RunForm>(EMPTY_RUN);
+  const navigate = route.useNavigate();
+  const params = { path: { eval_id: evalId } };
+  const create = useMutation({
+    mutationFn: (given: RunForm) => take(api.POST("/v1/evals/{eval_id}/runs", { params, body: runBody(given) })),
+    onSuccess: async (run) => {
+      await queries.invalidateQueries({ queryKey: ["/v1/evals/{eval_id}/runs", params.path] });
+      await navigate({ to: "/evals/$evalId/runs/$runId", params: { evalId, runId: run.id } });
+    },
+  });
+
+  function submit(event: FormEvent) {
+    event.preventDefault();
+    create.mutate(form);
+  }
+
+  return (
+    <form className="stack" onSubmit={submit}>
+      <RunFields form={form} onChange={(change) => setForm({ ...form, ...change })} />
+      {create.isError && <Failure title="The run was not created" error={create.error} />}
+      <div className="actions end">
+        <Button type="submit" tone="primary" busy={create.isPending} disabled={form.file === ""}>
+          Run
+        </Button>
+      </div>
+    </form>
+  );
+}

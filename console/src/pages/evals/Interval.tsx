@@ -1,0 +1,25 @@
+import type { Comparison } from "./evals";
+
+import "./evals.css";
+
+/** Return a difference with its sign. */
+export function signed(value: number): string {
+  return `${value > 0 ? "+" : value < 0 ? "-" : "±"}${Math.abs(value).toFixed(3)}`;
+}
+
+/** Draw the interval of a difference around zero, with its bounds as text. `scale` is where the axis ends. */
+export function Interval({ row: { low, high, difference, is_significant }, scale }: { row: Comparison["data"][number]; scale: number }) {
+  const at = (value: number) => `${50 + (value / scale) * 48}%`;
+  const tone = !is_significant ? "neutral" : difference > 0 ? "good" : "bad";
+  return (
+    <div className="interval">
+      <div className={`interval-axis ${tone}`} aria-hidden>
+        <span className="interval-range" style={{ left: at(low), width: `${((high - low) / scale) * 48}%` }} />
+        <span className="interval-mean" style={{ left: at(difference) }} />
+      </div>
+      <span className="number small">
+        {signed(low)} to {signed(high)}
+      </span>
+    </div>
+  );
+}

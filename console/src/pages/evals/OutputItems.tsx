@@ -1,0 +1,65 @@
+import { getRouteApi } from "@tanstack/react-router";
+
+import { api, take } from "@/api/client";
+import { usePages } from "@/api/pages";
+import { Failure } from "@/components/Failure";
+import { Field, Select } from "@/components/Field";
+import { LoadMore } from "@/components/LoadMore";
+import { Loading } from "@/components/Loading";
+import { Section } from "@/components/Page";
+
+import type { ItemStatus } from "./address";
+import { hasEnded, type Run } from "./evals";
+import { OutputItemRow } from "./OutputItemRow";
+
+const route = getRouteApi("/evals/$evalId/runs/$runId");
+const PAGE = 20;
+const POLL = 4_000;
+const STATUSES = [
+  ["", "All"],
+  ["pass", "Passed"],
+  ["fail", "Failed"],
+  ["error", "Errored"],
+] as const;
+
+/** List the graded items of a run page by page, of one status or all. */
+export function OutputItems({ run }: { run: Run }) {
+  const { status } = route.useSearch();
+  const navigate = route.useNavigate();
+  const path = { eval_id: run.eval_id, run_id: run.id };
+  const items = usePages(
+    ["/v1/evals/{eval_id}/runs/{run_id}/output_items", path, status, hasEnded(run)],
+    (after, signal) =>
+      take(
+        api.GET("/v1/evals/{eval_id}/runs/{run_id}/output_items", {
+          params: { path, query: { after, status, limit: PAGE } },
+          signal,
+        }),
+      ),
+    { refetchInterval: hasEnded(run) ? false : POLL },
+  );
+  return (
+    <Section title="Items">
+      <div className="filters">
+        <Field label="Status">
+          <Select
+            value={status ?? ""}
+            options={STATUSES}
+            onChange={(chosen) =>
+              void navigate({ search: (search) => ({ ...search, status: chosen === "" ? undefined : (chosen as ItemStatus) }), replace: true })
+            }
+          />
+        </Field>
+      </div>
+      {items.isPending && <Loading what="the items" />}
+      {items.isError && <Failure title="The items could not be listed" error={items.error} onRetry={() => void items.refetch()} />}
+      {items.isSuccess && items.rows.length === 0 && <p className="muted">{status ? "No item has this status." : "No item is graded yet."}</p>}
+      <div className="items">
+        {items.rows.map((item) => (
+          <OutputItemRow key={item.id} item={item} />
+        ))}
+      </div>
+      <LoadMore query={items} />
+    </Section>
+  );
+}

@@ -1,0 +1,65 @@
+import { useQuery } from "@tanstack/react-query";
+import { useState } from "react";
+
+import { api, take } from "@/api/client";
+import { Failure } from "@/components/Failure";
+import { Loading } from "@/components/Loading";
+
+import type { Comparison } from "./evals";
+import { ItemTexts } from "./OutputItemRow";
+
+type Regression = Comparison["regressions"][number];
+
+/** List the items that became worst from the other run to this one; opened, an item is shown with both answers. */
+export function Regressions({ comparison, evalId }: { comparison: Comparison; evalId: string }) {
+  if (comparison.regressions.length === 0) return <p className="muted">None became worse.</p>;
+  return (
+    <div className="items">
+      {comparison.regressions.map((regression, index) => (
+        <RegressionRow key={regression.run_item_id} comparison={comparison} evalId={evalId} regression={regression} rank={index + 1} />
+      ))}
+    </div>
+  );
+}
+
+interface RegressionRowProps {
+  comparison: Comparison;
+  evalId: string;
+  regression: Regression;
+  rank: number;
+}
+
+function RegressionRow({ comparison, evalId, regression, rank }: RegressionRowProps) {
+  const [isOpen, setOpen] = useState(false);
+  return (
+    <details className="item" onToggle={(event) => setOpen(event.currentTarget.open)}>
+      <summary>
+        <span className="number">{rank}.</span>
+        <code className="break">{regression.run_item_id}</code>
+      </summary>
+      {isOpen && (
+        <div className="grid halves item-texts">
+          <Side title="Other run" evalId={comparison.baseline_eval_id} runId={comparison.baseline_run_id} itemId={regression.baseline_item_id} />
+          <Side title="This run" evalId={evalId} runId={comparison.run_id} itemId={regression.run_item_id} />
+        </div>
+      )}
+    </details>
+  );
+}
+
+function Side({ title, evalId, runId, itemId }: { title: string; evalId: string; runId: string; itemId: string }) {
+  const path = { eval_id: evalId, run_id: runId, output_item_id: itemId };
+  const item = useQuery({
+    queryKey: ["/v1/evals/{eval_id}/runs/{run_id}/output_items/{output_item_id}", path],
+    queryFn: ({ signal }) => take(api.GET("/v1/evals/{eval_id}/runs/{run_id}/output_items/{output_item_id}", { params: { path }, signal })),
+    staleTime: Infinity,
+  });
+  return (
+    <section aria-label={title}>
+      <h3>{title}</h3>
+      {item.isPending && <Loading what="the item" />}
+      {item.isError && <Failure title="The item could not be read" error={item.error} />}
+      {item.data && <ItemTexts item={item.data} />}
+    </section>
+  );
+}

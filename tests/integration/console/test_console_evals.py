@@ -1,0 +1,119 @@
+"""The console's pages of evaluations: a new one from a dropped file, a run with its items, and two runs compared."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+from jobs.fleet import workers
+from jobs.queues import Queue
+from tests.support.console import HOSTILE, PATIENCE, Console, Deployment
+from tests.support.evaluating import SAME, SCHEMA
+from tests.support.mill import MODEL
+
+pytestmark = pytest.mark.verify
+
+
+def make_run(deployment: Deployment, eval_id: str, answers: list[str], name: str) -> str:
+    """Grade answers that should be the hostile text; return the id of the run."""
+    content: Any = [
+        {"item": {"question": f"q{n} {HOSTILE}", "answer": HOSTILE}, "sample": {"output_text": answer}}
+        for n, answer in enumerate(answers)
+    ]
+    source: Any = {"type": "jsonl", "source": {"type": "file_content", "content": content}}
+    run = deployment.client.evals.runs.create(eval_id, name=name, data_source=source)
+    deployment.mill.drain(run.id, timeout=60)
+    return run.id
+
+
+def make_eval(deployment: Deployment) -> str:
+    config: Any = {"type": "custom", "item_schema": SCHEMA, "include_sample_schema": True}
+    criteria: Any = [{**SAME, "name": f"same {HOSTILE}"}]
+    return deployment.client.evals.create(
+        name=f"greetings {HOSTILE}", data_source_config=config, testing_criteria=criteria
+    ).id
+
+
+def test_run_shows_counts_criteria_and_items_as_text(console: Console, deployment: Deployment) -> None:
+    eval_id = make_eval(deployment)
+    run_id = make_run(deployment, eval_id, [HOSTILE] * 23 + ["no", "no"], "first")
+    tab = console.open("/evals")
+    tab.get_by_role("link", name="greetings").press("Enter")
+    expect(tab.get_by_role("table", name="Runs")).to_contain_text("92 % pass")
+    console.inspect("eval")
+    tab.get_by_role("link", name="first").press("Enter")
+
+    items = tab.locator("details.item")
+    expect(tab.get_by_role("table", name="Criteria")).to_contain_text(HOSTILE)
+    expect(items).to_have_count(20)
+    tab.get_by_role("button", name="Load more").click()
+    expect(items).to_have_count(25)
+    tab.get_by_label("Status").select_option("fail")
+    expect(items).to_have_count(2)
+    assert tab.url.endswith(f"/evals/{eval_id}/runs/{run_id}?status=fail")
+    items.first.locator("summary").press("Enter")
+    expect(tab.get_by_role("region", name="Item", exact=True)).to_contain_text("onerror")
+    expect(tab.get_by_role("region", name="Answer")).to_have_text("no")
+    console.inspect("run")
+    tab.reload()
+    expect(items).to_have_count(2)
+
+
+def test_two_runs_are_compared_with_intervals(console: Console, deployment: Deployment) -> None:
+    eval_id = make_eval(deployment)
+    first = make_run(deployment, eval_id, [HOSTILE] * 10, "first")
+    second = make_run(deployment, eval_id, [HOSTILE] * 4 + ["no"] * 6 + ["more"], "second")
+    tab = console.open(f"/evals/{eval_id}/runs/{second}?tab=comparison")
+
+    expect(tab.get_by_text("nightmill evals compare RUN")).to_be_visible()
+    tab.get_by_label("Compare with").select_option(first)
+
+    table = tab.get_by_role("table", name="Comparison by criterion")
+    expect(table.get_by_role("row").nth(1)).to_contain_text("-0.600")
+    expect(table.get_by_role("row").nth(1)).to_contain_text("-0.900 to -0.300")
+    expect(tab.get_by_role("main")).to_contain_text("10 items in both runs; 1 item only in this one")
+    regressions = tab.locator("details.item")
+    expect(regressions).to_have_count(6)
+    regressions.first.locator("summary").press("Enter")
+    other, this = (tab.get_by_role("region", name=name, exact=True) for name in ("Other run", "This run"))
+    expect(other.get_by_role("region", name="Answer")).to_have_text(HOSTILE)
+    expect(this.get_by_role("region", name="Answer")).to_have_text("no")
+    console.inspect("comparison")
+
+
+def test_evaluation_is_made_with_its_first_run(console: Console, deployment: Deployment, tmp_path: Path) -> None:
+    with deployment.mill.db.write() as session:
+        workers.remember_all(session, {MODEL: False}, Queue.GENERATE)
+    tab = console.open("/evals")
+    expect(tab.get_by_text("nightmill evals run")).to_be_visible()
+    console.inspect("evals-empty")
+    file = tmp_path / "items.jsonl"
+    file.write_text(json.dumps({"item": {"question": "q", "answer": "echo"}}) + "\n")
+    tab.get_by_role("link", name="New evaluation").first.click()
+    tab.get_by_label("Name of the evaluation").fill("capitals")
+    tab.locator("input[type=file]").set_input_files(file)
+    expect(tab.get_by_label("Items", exact=True)).to_contain_text("items.jsonl")
+    console.inspect("eval-new")
+    tab.get_by_label("Model", exact=True).select_option(MODEL)
+    tab.get_by_role("button", name="Create and run").click()
+
+    expect(tab.get_by_role("heading", name="capitals")).to_be_visible()
+    [row] = deployment.client.evals.list().data
+    [run] = deployment.client.evals.runs.list(row.id).data
+    deployment.mill.drain(run.id, timeout=60)
+    expect(tab.get_by_role("table", name="Criteria")).to_contain_text("ilike reference", timeout=PATIENCE)
+    expect(tab.locator("details.item")).to_have_count(1)
+
+
+def test_run_is_deleted_after_a_question(console: Console, deployment: Deployment) -> None:
+    eval_id = make_eval(deployment)
+    run_id = make_run(deployment, eval_id, [HOSTILE], "first")
+    tab = console.open(f"/evals/{eval_id}/runs/{run_id}")
+
+    tab.get_by_role("button", name="Delete").click()
+    tab.get_by_role("button", name="Delete the run").click()
+
+    expect(tab.get_by_text("No run yet")).to_be_visible()
+    assert deployment.client.evals.runs.list(eval_id).data == []
