@@ -11,27 +11,25 @@ export interface ServerEvent {
  * `onBytes` is called for all that arrives, comments included: they show that the connection lives.
  */
 export async function* readEvents(body: ReadableStream<Uint8Array>, onBytes?: () => void): AsyncGenerator<ServerEvent> {
-  const reader = body.getReader();
-  const decoder = new TextDecoder();
-  let rest = "";
   let event: ServerEvent = { id: "", event: "message", data: "" };
-  try {
-    for (;;) {
-      const { done, value } = await reader.read();
-      if (done) return;
-      onBytes?.();
-      const lines = (rest + decoder.decode(value, { stream: true })).split(/\r?\n/);
-      rest = lines.pop() ?? "";
-      for (const line of lines) {
-        if (line !== "") addLine(event, line);
-        else if (event.data !== "") {
-          yield { ...event, data: event.data.slice(1) };
-          event = { id: event.id, event: "message", data: "" };
-        }
-      }
+  for await (const line of readLines(body, onBytes)) {
+    if (line !== "") addLine(event, line);
+    else if (event.data !== "") {
+      yield { ...event, data: event.data.slice(1) };
+      event = { id: event.id, event: "message", data: "" };
     }
-  } finally {
-    await reader.cancel().catch(() => undefined);
+  }
+}
+
+/**
+ * Yield the data of each event, decoded from JSON, until the stream ends or says `[DONE]`.
+ *
+ * Raises: SyntaxError where the data of an event is not JSON.
+ */
+export async function* readChunks(body: ReadableStream<Uint8Array>): AsyncGenerator<unknown> {
+  for await (const { data } of readEvents(body)) {
+    if (data === "[DONE]") return;
+    yield JSON.parse(data);
   }
 }
 
@@ -42,4 +40,24 @@ function addLine(event: ServerEvent, line: string): void {
   if (name === "data") event.data += `\n${value}`;
   else if (name === "event") event.event = value;
   else if (name === "id") event.id = value;
+}
+
+/** Yield the lines of a stream of UTF-8. Each byte is looked at once, however long a line is. */
+async function* readLines(body: ReadableStream<Uint8Array>, onBytes?: () => void): AsyncGenerator<string> {
+  const reader = body.getReader(); // Safari cannot iterate over a stream
+  const decoder = new TextDecoder();
+  let pieces: string[] = [];
+  try {
+    for (let read = await reader.read(); !read.done; read = await reader.read()) {
+      onBytes?.();
+      const [first = "", ...rest] = decoder.decode(read.value, { stream: true }).split("\n");
+      pieces.push(first);
+      for (const piece of rest) {
+        yield pieces.join("").replace(/\r$/, "");
+        pieces = [piece];
+      }
+    }
+  } finally {
+    await reader.cancel().catch(() => undefined);
+  }
 }

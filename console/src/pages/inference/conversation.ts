@@ -1,10 +1,10 @@
 import { useEffect, useRef, useState } from "react";
 
 import { request } from "@/api/client";
+import { readChunks } from "@/api/sse";
 
 import { addChatChunk, addResponseEvent, EMPTY_ANSWER, type Answer } from "./answer";
 import { bodyOf, pathOf, streamed, type Body, type Message, type Protocol, type Settings } from "./requests";
-import { readEvents } from "./stream";
 
 /** Milliseconds between two renderings of an answer that comes. */
 const RENDERING = 80;
@@ -110,7 +110,7 @@ async function* open(protocol: Protocol, body: Body, signal: AbortSignal): Async
     body: JSON.stringify(streamed(protocol, body)),
     signal,
   });
-  yield* readEvents(answer.body!);
+  yield* readChunks(answer.body!);
 }
 
 function elapsed(since: number): number {

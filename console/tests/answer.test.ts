@@ -1,58 +1,6 @@
 import { expect, it } from "vitest";
 
 import { addChatChunk, addResponseEvent, EMPTY_ANSWER, excerptOf } from "@/pages/inference/answer";
-import { readEvents } from "@/pages/inference/stream";
-
-/** Return a stream of bytes in pieces of `size`. */
-function streamOf(text: string, size = Infinity): ReadableStream<Uint8Array> {
-  const bytes = new TextEncoder().encode(text);
-  let at = 0;
-  return new ReadableStream({
-    pull(controller) {
-      if (at >= bytes.length) return controller.close();
-      controller.enqueue(bytes.slice(at, at + size));
-      at += size;
-    },
-  });
-}
-
-async function all(body: ReadableStream<Uint8Array>): Promise<unknown[]> {
-  const events: unknown[] = [];
-  for await (const event of readEvents(body)) events.push(event);
-  return events;
-}
-
-const EVENTS = 'event: x\nid: 1\ndata: {"a":"ü😀"}\n\n: a comment\n\ndata:{"b":\ndata: 2}\r\n\r\ndata: [DONE]\n\ndata: {"late":1}\n\n';
-
-it.each([1, 2, 3, 7, Infinity])("reads events whose bytes arrive %d at a time", async (size) => {
-  expect(await all(streamOf(EVENTS, size))).toEqual([{ a: "ü😀" }, { b: 2 }]);
-});
-
-it("leaves out an event that is cut off, and refuses one that is not JSON", async () => {
-  expect(await all(streamOf('data: 1\n\ndata: {"half"'))).toEqual([1]);
-  await expect(all(streamOf("data: {no\n\n"))).rejects.toThrow(SyntaxError);
-});
-
-it("cancels the stream when the reader stops", async () => {
-  let isCancelled = false;
-  const endless = new ReadableStream<Uint8Array>({
-    pull: (controller) => controller.enqueue(new TextEncoder().encode("data: 1\n\n")),
-    cancel: () => {
-      isCancelled = true;
-    },
-  });
-  for await (const event of readEvents(endless)) {
-    expect(event).toBe(1);
-    break;
-  }
-  expect(isCancelled).toBe(true);
-});
-
-it("reads an event of ten megabytes on one line", async () => {
-  const text = "x".repeat(10_000_000);
-  const [event] = await all(streamOf(`data: {"text":"${text}"}\n\n`, 65_536));
-  expect((event as { text: string }).text).toHaveLength(text.length);
-});
 
 it("adds up the chunks of a chat completion", () => {
   const chunks = [
