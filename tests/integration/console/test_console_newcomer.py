@@ -1,0 +1,88 @@
+"""The way of a newcomer with a browser only: make a batch from a table, read why a line failed, save all, retry it."""
+
+import csv
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from jobs.db.engine import Database
+from tests.support.console import PATIENCE, Console, console_of, deployed
+from tests.support.mill import MODEL
+from workers.engines.fake import FakeEngine
+from workers.engines.port import Answer, Request, refusal
+
+pytestmark = pytest.mark.verify
+
+COUNTRIES = ("Austria", "Atlantis", "Peru")
+REASON = "This country has sunk."
+
+
+@pytest.fixture
+def console(browser: Browser, sqlite: Database, tmp_path: Path) -> Iterator[Console]:
+    """Return a tab whose server refuses one country the first time it is asked about it."""
+    refused: list[str] = []
+
+    def sink(request: Request) -> Answer | None:
+        prompt = str(request.body["messages"])
+        if "Atlantis" not in prompt or refused:
+            return None
+        refused.append(prompt)
+        return refusal(400, REASON, code="sunk")
+
+    with (
+        deployed(sqlite, tmp_path, FakeEngine((MODEL,), fault=sink)) as deployment,
+        console_of(browser, deployment) as console,
+    ):
+        yield console
+
+
+def make_batch(tab: Page) -> None:
+    """Go from the overview to a batch that is made from a table."""
+    tab.get_by_role("link", name="New batch").first.click()
+    tab.get_by_role("tab", name="Table").click()
+    table = "country\n" + "".join(f"{country}\n" for country in COUNTRIES)
+    tab.locator("input[type=file]").set_input_files(
+        {"name": "countries.csv", "mimeType": "text/csv", "buffer": table.encode()}
+    )
+    tab.get_by_label("Model").fill(MODEL)
+    tab.get_by_label("Prompt").fill("Name the capital of {{country}}.")
+    tab.get_by_role("button", name="Make the requests").click()
+    tab.get_by_role("button", name="Upload and check").click()
+    expect(tab.get_by_text("Every line can be run.")).to_be_visible()
+    tab.get_by_role("button", name="Create the batch").click()
+
+
+def run(console: Console) -> None:
+    """Run the job of the page that is open, and wait until the page shows it."""
+    expect(console.tab.get_by_role("heading", name="Batch", exact=True)).to_be_visible()
+    console.deployment.mill.drain(console.tab.url.rpartition("/")[2])
+    expect(console.tab.locator("main").get_by_text("succeeded").first).to_be_visible(timeout=PATIENCE)
+
+
+def test_newcomer_makes_a_batch_reads_why_a_line_failed_and_retries_it(console: Console) -> None:
+    tab = console.open("/")
+    make_batch(tab)
+    run(console)
+    console.screenshot("newcomer-job")
+
+    tab.get_by_role("link", name="Show these lines").click()
+    expect(tab.get_by_role("region", name="Error sunk")).to_contain_text(REASON)
+    expect(tab.get_by_role("region", name="Request")).to_contain_text("Name the capital of Atlantis.")
+    tab.get_by_label("Error code").select_option("")
+    with tab.expect_download() as download:
+        tab.get_by_role("button", name="CSV").click()
+    with Path(download.value.path()).open(newline="") as table:
+        errors = [row["error_message"] for row in csv.DictReader(table)]
+    assert sorted(errors) == ["", "", REASON]
+
+    failed = tab.url.partition("?")[0]
+    tab.get_by_role("button", name="Retry").click()
+    tab.get_by_role("dialog").get_by_role("button", name="Retry").click()
+    expect(tab).not_to_have_url(re.compile(re.escape(failed)))
+    run(console)
+    tab.get_by_role("tab", name="Results").click()
+    expect(tab.get_by_role("region", name="Answer")).to_contain_text("echo", timeout=PATIENCE)
+    console.inspect("newcomer-results")
