@@ -80,7 +80,7 @@ def _row(row: "Comparison") -> str:
     numbers = (
         f"<td>{row.items}</td><td>{row.first:.3f}</td><td>{row.second:.3f}</td><td{mark}>{row.difference:+.3f}</td>"
         f"<td{mark}>{row.low:+.3f} … {row.high:+.3f}</td><td>{row.better}</td><td>{row.worse}</td>"
-        f"<td>{row.p_value:.3f}</td>"
+        f"<td>{escape(row.p_text)}</td>"
     )
     return f"<tr><td>{escape(row.criterion)}</td>{numbers}</tr>"
 

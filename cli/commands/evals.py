@@ -420,7 +420,7 @@ def _comparison_object(group: str, row: Any) -> dict[str, Any]:
 
 def _comparison_row(group: str, row: Any) -> tuple[object, ...]:
     means = (f"{row.first:.3f}", f"{row.second:.3f}", f"{row.difference:+.3f}", f"{row.low:+.3f} … {row.high:+.3f}")
-    return row.criterion, group or "all", row.items, *means, row.better, row.worse, f"{row.p_value:.3f}"
+    return row.criterion, group or "all", row.items, *means, row.better, row.worse, row.p_text
 
 
 def _gap_row(gap: Any) -> tuple[object, ...]:

@@ -23,6 +23,7 @@ ROUNDS: Final = 2000
 LEVEL: Final = 0.95
 #: Numbers that a bootstrap holds at once.
 _HELD: Final = 1_000_000
+_SHOWN_P: Final = 0.001  # smaller p-values are shown as smaller than this one
 OVERALL: Final = "all criteria"
 
 #: Ids of items without a partner that are held.
@@ -113,6 +114,11 @@ class Comparison:
     def is_significant(self) -> bool:
         """Return whether the interval of the difference leaves out 0."""
         return self.low > 0 or self.high < 0
+
+    @property
+    def p_text(self) -> str:
+        """Return the p-value for a table. No p-value is 0."""
+        return f"{self.p_value:.3f}" if self.p_value >= _SHOWN_P else f"<{_SHOWN_P}"
 
 
 @dataclass(frozen=True, slots=True)

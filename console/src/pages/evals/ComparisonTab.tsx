@@ -92,6 +92,6 @@ function columnsOf(scale: number): Column<Row>[] {
     },
     { id: "interval", header: "95 % interval", cell: (row) => <Interval row={row} scale={scale} /> },
     { id: "changed", header: "Better, worse", cell: (row) => `${row.better}, ${row.worse}`, align: "end", wide: true },
-    { id: "p", header: "p", cell: (row) => row.p_value.toFixed(3), sort: (row) => row.p_value, align: "end" },
+    { id: "p", header: "p", cell: (row) => (row.p_value < 0.001 ? "<0.001" : row.p_value.toFixed(3)), sort: (row) => row.p_value, align: "end" },
   ];
 }

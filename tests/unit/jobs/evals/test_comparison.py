@@ -102,6 +102,13 @@ def test_p_value_is_that_of_the_binomial_distribution(better: int, worse: int, e
     assert comparison.p_value(better, worse) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize(("p_value", "text"), [(1.0, "1.000"), (0.0234, "0.023"), (0.001, "0.001"), (1e-9, "<0.001")])
+def test_small_p_value_is_not_shown_as_0(p_value: float, text: str) -> None:
+    row = comparison.Comparison("same", 10, 0.0, 1.0, 0.5, 1.0, 10, 0, p_value)
+
+    assert row.p_text == text
+
+
 def test_p_value_of_many_items_is_near_the_normal_distribution() -> None:
     expected = math.erfc((abs(20_400 - 19_600) - 1) / math.sqrt(40_000) / math.sqrt(2))
 
