@@ -44,6 +44,7 @@ class Services:
     queue_for_model: Trusted[str]  # by model: the queue whose live workers serve it
     timings: Timings
     wrong_keys: WrongKeys
+    feed_ends: Trusted[int]  # by project: the position of the last event of its feed
     arriving: Arriving = field(default_factory=Arriving)
     changing: Locks = field(default_factory=Locks)  # locks of conversations
     stopping: threading.Event = field(default_factory=threading.Event)

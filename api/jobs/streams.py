@@ -1,12 +1,16 @@
 """Streams: a job's events as SSE, its finished lines as JSONL, a project's events as SSE.
 
-All of them query SQL twice a second in the thread pool, and hold no transaction meanwhile. They end with the job, with
-the process, when their key is revoked, and when their client leaves.
+All of them query SQL twice a second in the thread pool, and hold no transaction meanwhile. Streams of a project share
+one query for the end of its feed, and query their own events only when it has moved. They end with the job, with the
+process, when their key is revoked, and when their client leaves.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -82,7 +86,14 @@ async def _project_events(call: CallContext, after: int) -> AsyncIterator[bytes]
         written = [_written(event, event.position) for event in shown]
         return _Look(written, shown[-1].position if shown else after, len(shown) == _EVENTS_AT_ONCE)
 
-    async for piece in _followed(call, b": the events of a project\n\n", after, look):
+    def end() -> int:
+        with call.db.read() as session:
+            return feed.bounds(session, call.project_id).position
+
+    async def moved(after: int) -> bool:
+        return await call.services.feed_ends.get(call.project_id.encode(), end) > after
+
+    async for piece in _followed(call, b": the events of a project\n\n", after, look, moved):
         yield piece
 
 
@@ -90,20 +101,29 @@ def _written(event: JobEvent | ProjectEvent, at: int) -> bytes:
     return sse.event(event.model_dump_json().encode(), kind=event.type, at=str(at))
 
 
+async def _always(_after: int) -> bool:
+    return True
+
+
 async def _followed(
-    call: CallContext, greeting: bytes, after: int, look: Callable[[int, Session], _Look]
+    call: CallContext,
+    greeting: bytes,
+    after: int,
+    look: Callable[[int, Session], _Look],
+    moved: Callable[[int], Awaitable[bool]] = _always,
 ) -> AsyncIterator[bytes]:
-    """Yield the events that `look` returns until it is over.
+    """Yield the events that `look` returns until it is over. While nothing has `moved`, look only for the key's sake.
 
     Raises: KeyRevoked.
     """
-    timings, quiet = call.services.timings, 0.0
+    timings, quiet, looked = call.services.timings, 0.0, -math.inf
     yield greeting
     while not call.services.stopping.is_set():
-        try:
-            result = await _once(call, partial(look, after))
-        except DatabaseBusy:  # keep the stream alive meanwhile
-            result = _Look([], after)
+        result = _Look([], after)
+        with suppress(DatabaseBusy):  # keep the stream alive meanwhile
+            if time.monotonic() - looked >= timings.key_look or await moved(after):
+                result = await _once(call, partial(look, after))
+                looked = time.monotonic()
         after = result.after
         for event in result.events:
             yield event

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from api.jobs import streams as job_streams
+from api.ttl_cache import Trusted
 from jobs.clock import now
 from jobs.errors import DatabaseBusy
 from jobs.known_kinds import EVENT_TYPES
@@ -18,6 +19,7 @@ from jobs.ledger import feed
 from jobs.ledger.states import JobState
 from jobs.security.keys import revoke_key
 from tests.support import runs
+from tests.support.system import eventually
 from tests.support.web import hurry, make_key, serve
 from tests.unit.api.batches.test_batches import create
 from tests.unit.api.conftest import client_of
@@ -197,6 +199,34 @@ def test_a_stream_of_the_latest_begins_with_what_happens_next(
         found = events_of(answer, 1)
 
     assert [position for position, _, _ in found] == [5]
+
+
+def test_a_stream_queries_its_events_only_when_the_feed_has_moved(
+    app: FastAPI, client: TestClient, streams: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, headers = streams
+    hurry(app, key_look=3600.0)
+    app.state.services.feed_ends = Trusted[int](0.01)
+    look, bounds, looks, ends = job_streams._once, feed.bounds, [], []
+
+    async def look_and_count(*given: Any) -> Any:
+        looks.append(given)
+        return await look(*given)
+
+    def count_ends(*given: Any) -> feed.Bounds:
+        ends.append(given)
+        return bounds(*given)
+
+    monkeypatch.setattr(job_streams, "_once", look_and_count)
+    monkeypatch.setattr(feed, "bounds", count_ends)
+    with httpx2.stream("GET", f"{url}/v1/events?after=latest", headers=headers, timeout=30) as answer:
+        eventually(lambda: len(ends) > 20, 30, "the end of the feed is queried")
+        looks_while_idle = len(looks)
+        ended(app, client)
+        found = events_of(answer, 4)
+
+    assert looks_while_idle == 1
+    assert [position for position, _, _ in found] == [1, 2, 3, 4]
 
 
 def test_a_project_has_a_bounded_number_of_streams(make_app: Callable[..., FastAPI]) -> None:
