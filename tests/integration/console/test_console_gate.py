@@ -145,6 +145,6 @@ def test_harness_notices_what_a_tab_does_wrong(console: Console, wrong: str) -> 
 
 def test_harness_notices_what_axe_finds(console: Console) -> None:
     console.open()
-    console.tab.evaluate("document.querySelector('main').innerHTML = '<button></button><img src=\"data:,\">'")
+    console.tab.evaluate("document.body.insertAdjacentHTML('beforeend', '<button></button><img src=\"data:,\">')")
 
     assert [finding.partition(":")[0] for finding in console.findings()] == ["button-name", "image-alt"]
