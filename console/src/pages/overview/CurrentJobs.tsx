@@ -11,6 +11,7 @@ import { Progress } from "@/components/Progress";
 import { State } from "@/components/State";
 import { Table, type Column } from "@/components/Table";
 import { Time } from "@/components/Time";
+import { kindLabel } from "@/pages/jobs/life";
 
 type Job = Schema<"JobObject">;
 
@@ -21,7 +22,7 @@ const REFRESH = 5_000;
 
 const FIRST: readonly Column<Job>[] = [
   { id: "id", header: "Job", cell: (job) => <code>{job.id}</code> },
-  { id: "kind", header: "Kind", cell: (job) => words(job.kind), wide: true },
+  { id: "kind", header: "Kind", cell: (job) => kindLabel(job.kind), wide: true },
   { id: "model", header: "Model", cell: (job) => job.model ?? "–", wide: true },
 ];
 const RUNNING: readonly Column<Job>[] = [
