@@ -61,7 +61,7 @@ def main() -> None:
         table = Table("items", "whole run s", "items/s", "output items s", "peak MB", title="runs", box=box.SIMPLE)
         peaks = [_measure(mill, Path(folder), size, table) for size in sizes]
         console.print(table)
-        for name in peaks[0]:
+        for name in peaks[0] if peaks else ():
             console.print(
                 f"{name}: peak memory at {sizes[-1]:,} / {sizes[0]:,} items: {peaks[-1][name] / peaks[0][name]:.2f}"
             )

@@ -666,9 +666,10 @@ def test_progress_has_the_plan_the_cost_and_the_curve(client: TestClient, app: F
     assert [point["step"] for point in progress["data"] if point["valid_loss"] is not None] == [5, 10]
 
 
-def test_the_curve_has_no_more_points_than_were_asked_for(client: TestClient, app: FastAPI) -> None:
+def test_the_curve_has_no_more_points_than_were_asked_for(either: FastAPI) -> None:
+    client = client_of(either, make_key(either))
     job = create(client)
-    trained(app, job, 10)
+    trained(either, job, 10)
 
     points = client.get(f"/v1/fine_tuning/jobs/{job['id']}/progress", params={"points": 3}).json()["data"]
 
