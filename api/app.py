@@ -126,7 +126,7 @@ def build(config: Settings | None = None, timings: Timings = Timings()) -> FastA
         queue_for_model=Trusted(timings.trusted),
         timings=timings,
         wrong_keys=WrongKeys(config.wrong_keys_per_minute),
-        feed_ends=Trusted(timings.job_look),
+        feed_bounds=Trusted(timings.job_look),
     )
     app = FastAPI(
         title="Nightmill",

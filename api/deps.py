@@ -15,6 +15,7 @@ from jobs.errors import Conflict, PermissionDenied, Unavailable
 from jobs.fleet.models_file import Models, ModelsFileError, Registry
 from jobs.inference.client import InferenceClient
 from jobs.ledger import audit, ledger
+from jobs.ledger.feed import Bounds
 from jobs.ledger.tables import Job
 from jobs.platform.locks import Locks
 from jobs.platform.storage import Storage
@@ -44,7 +45,7 @@ class Services:
     queue_for_model: Trusted[str]  # by model: the queue whose live workers serve it
     timings: Timings
     wrong_keys: WrongKeys
-    feed_ends: Trusted[int]  # by project: the position of the last event of its feed
+    feed_bounds: Trusted[Bounds]  # by key: of the feed of its project
     arriving: Arriving = field(default_factory=Arriving)
     changing: Locks = field(default_factory=Locks)  # locks of conversations
     stopping: threading.Event = field(default_factory=threading.Event)

@@ -10,6 +10,7 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy.orm import Session
 
 from api.deps import CallContext
+from jobs.errors import Unauthenticated
 from jobs.security.tables import ApiKey
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ DONE: Final = b"[DONE]"
 LastEventId = Annotated[str | None, Header(description="As browsers send it when they reconnect; goes before `after`.")]
 
 
-class KeyRevoked(Exception):
+class KeyRevoked(Unauthenticated):
     """The key of a stream's request was revoked."""
 
 

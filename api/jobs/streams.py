@@ -1,14 +1,12 @@
 """Streams: a job's events as SSE, its finished lines as JSONL, a project's events as SSE.
 
-All of them query SQL twice a second in the thread pool, and hold no transaction meanwhile. Streams of a project share
-one query for the end of its feed, and query their own events only when it has moved. They end with the job, with the
-process, when their key is revoked, and when their client leaves.
+All of them query SQL twice a second in the thread pool, and hold no transaction meanwhile. A project's streams with one
+key share the query for the bounds of its feed, and query their events only when these have moved. They end with the
+job, with the process, when their key is revoked, and when their client leaves.
 """
 
 import asyncio
 import logging
-import math
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -86,12 +84,13 @@ async def _project_events(call: CallContext, after: int) -> AsyncIterator[bytes]
         written = [_written(event, event.position) for event in shown]
         return _Look(written, shown[-1].position if shown else after, len(shown) == _EVENTS_AT_ONCE)
 
-    def end() -> int:
+    def bounds() -> feed.Bounds:
         with call.db.read() as session:
-            return feed.bounds(session, call.project_id).position
+            check_key(session, call)
+            return feed.bounds(session, call.project_id)
 
     async def moved(after: int) -> bool:
-        return await call.services.feed_ends.get(call.project_id.encode(), end) > after
+        return max(await call.services.feed_bounds.get(call.caller.key_id.encode(), bounds)) > after
 
     async for piece in _followed(call, b": the events of a project\n\n", after, look, moved):
         yield piece
@@ -112,18 +111,17 @@ async def _followed(
     look: Callable[[int, Session], _Look],
     moved: Callable[[int], Awaitable[bool]] = _always,
 ) -> AsyncIterator[bytes]:
-    """Yield the events that `look` returns until it is over. While nothing has `moved`, look only for the key's sake.
+    """Yield the events that `look` returns until it is over. `moved` says whether there is anything to look for.
 
     Raises: KeyRevoked.
     """
-    timings, quiet, looked = call.services.timings, 0.0, -math.inf
+    timings, quiet = call.services.timings, 0.0
     yield greeting
     while not call.services.stopping.is_set():
         result = _Look([], after)
         with suppress(DatabaseBusy):  # keep the stream alive meanwhile
-            if time.monotonic() - looked >= timings.key_look or await moved(after):
+            if await moved(after):
                 result = await _once(call, partial(look, after))
-                looked = time.monotonic()
         after = result.after
         for event in result.events:
             yield event
