@@ -147,13 +147,12 @@ def test_links_to_files_lead_somewhere() -> None:
 def test_pictures_exist_are_small_and_are_in_use() -> None:
     shown = set[Path]()
     for page in PAGES:
-        shown.update(
-            (page.parent / name).resolve() for name in re.findall(r"!\[[^]]{10,}\]\((\S+)\)", page.read_text())
-        )
+        names = re.findall(r"!\[[^]]{10,}\]\((\S+)\)|\{image\} (\S+)", page.read_text())
+        shown.update((page.parent / (inline or block)).resolve() for inline, block in names)
 
     assert {path.suffix for path in shown} == {".png", ".svg"}
     assert [path for path in shown if not path.is_file() or path.stat().st_size > 200_000] == []
-    assert {*(ROOT / "docs" / "images").iterdir(), *(ROOT / "docs" / "_static").glob("*.svg")} <= shown
+    assert {*(ROOT / "docs" / "images").rglob("*.png"), *(ROOT / "docs" / "_static").glob("*.svg")} <= shown
 
 
 def test_examples_of_the_deployment_page_name_real_settings() -> None:
