@@ -1,15 +1,22 @@
-"""The way of a newcomer with a browser only: make a batch from a table, read why a line failed, save all, retry it."""
+"""The way of a newcomer with a browser only.
+
+A table becomes a batch: read why a line failed, save all lines as a table, retry the line. A document is uploaded and
+asked, and the answer's citation opens the part of it.
+"""
 
 import csv
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from openai import OpenAI
 from playwright.sync_api import Browser, Page, expect
 
 from jobs.db.engine import Database
-from tests.support.console import PATIENCE, Console, console_of, deployed
+from tests.sdk import deployment as sdk
+from tests.support.console import PATIENCE, Console, Deployment, build_console, console_of, deployed
 from tests.support.mill import MODEL
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Request, refusal
@@ -86,3 +93,37 @@ def test_newcomer_makes_a_batch_reads_why_a_line_failed_and_retries_it(console: 
     tab.get_by_role("tab", name="Results").click()
     expect(tab.get_by_role("region", name="Answer")).to_contain_text("echo", timeout=PATIENCE)
     console.inspect("newcomer-results")
+
+
+@pytest.fixture
+def reader(browser: Browser, sqlite: Database, tmp_path: Path) -> Iterator[Console]:
+    """Return a tab whose server also ingests documents and answers by them."""
+    build_console()
+    with sdk.deployed(tmp_path, sqlite) as system:
+        key = system.facts("newcomer")["key"]
+        with OpenAI(base_url=f"{system.url}/v1", api_key=key) as client:
+            deployment = Deployment(system.mill, system.app, system.url, client, key, "nm-no-operator")
+            with console_of(browser, deployment) as console:
+                yield console
+
+
+def test_newcomer_asks_a_document_and_opens_the_cited_part(reader: Console) -> None:
+    tab = reader.open("/")
+    tab.get_by_role("link", name="Vector stores").click()
+    tab.get_by_role("button", name="New vector store").click()
+    tab.get_by_label("Name").fill("handbook")
+    tab.get_by_role("button", name="Create the vector store").click()
+    document: Any = {"name": "leave.md", "mimeType": "text/markdown", "buffer": b"Everybody has thirty days of leave."}
+    tab.locator("input[type=file]").set_input_files(document)
+    documents = tab.get_by_role("table", name="Documents")
+    expect(documents.get_by_role("row", name="leave.md")).to_contain_text("completed", timeout=PATIENCE)
+
+    tab.get_by_role("link", name="Playground").click()
+    tab.get_by_label("Model", exact=True).select_option(MODEL)
+    tab.get_by_label("API").select_option("responses")
+    tab.get_by_label("Vector store").select_option("handbook")
+    tab.get_by_label("Question").fill("How many days of leave? !cite")
+    tab.get_by_label("Question").press("Enter")
+    tab.get_by_label("Citations").get_by_role("button").first.click()
+    expect(tab.get_by_role("dialog").locator("mark")).to_contain_text("thirty days", timeout=PATIENCE)
+    reader.inspect("newcomer-citation")
