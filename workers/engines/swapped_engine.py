@@ -180,6 +180,9 @@ class SwappedEngine:
     async def _change(self) -> None:
         """Let the loaded model end its turn, then load the model that has been waited for the longest."""
         try:
+            # Who waited for the loaded model runs first: their tasks go on within a step or two of the event loop.
+            while self._clients[self._loaded]:  # noqa: ASYNC110
+                await asyncio.sleep(0)
             if self._running:
                 turn = self._since + self._timings.tuned_turn - time.monotonic()
                 with suppress(TimeoutError):

@@ -299,3 +299,20 @@ def test_router_of_whole_models_names_the_version_of_their_engine_for_each_base(
     router = build_engines.build_tuned(settings, Models(settings))
 
     assert router.version_of("tiny").startswith("vllm")
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_model_that_was_waited_for_answers_before_the_next_one_is_loaded(tmp_path: Path, steps: int) -> None:
+    garage = Garage(tmp_path, delay=0.0)
+
+    async def ask_later() -> str:
+        for _ in range(steps):  # of the event loop: the request comes while the first model opens, or just after
+            await asyncio.sleep(0)
+        return await garage.ask(2)
+
+    async def ask_both() -> list[str]:
+        async with asyncio.timeout(30):
+            return await asyncio.gather(garage.ask(1), ask_later())
+
+    assert asyncio.run(ask_both()) == [garage.adapter(1).name, garage.adapter(2).name]
+    assert garage.opened == [garage.adapter(1).name, garage.adapter(2).name]
