@@ -126,7 +126,7 @@ def test_events_that_retention_has_removed_are_said_to_be_gone(app: FastAPI, cli
 
 @pytest.fixture
 def streams(app: FastAPI) -> Iterator[tuple[str, dict[str, str]]]:
-    """Where the app is, and the headers of a client."""
+    """Yield the URL of the app, and the headers of a client."""
     hurry(app, job_look=0.01)
     with serve(app) as url:
         yield url, {"Authorization": f"Bearer {make_key(app)}", **SSE}
