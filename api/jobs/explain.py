@@ -111,7 +111,7 @@ def _waits(session: Session, call: CallContext, job: Job) -> tuple[list[Reason],
         return [], False
     status = model_statuses(session, call, [job]).get(job.id)
     if status is not None and status.status == "loading":
-        text = "it waits: its model answers when it is loaded; `nightmill workers` shows the worker that loads it"
+        text = "its model answers when it is loaded; `nightmill workers` shows the worker that loads it"
         return [Reason(type="wait", code="model_loading", message=text)], False
     if job.waiting_for in _WAITS:
         return [_stated(session, job), *_quarantined(session, call, job)], False
@@ -120,7 +120,7 @@ def _waits(session: Session, call: CallContext, job: Job) -> tuple[list[Reason],
 
 def _stated(session: Session, job: Job) -> Reason:
     """Return what the job itself says that it waits for."""
-    message = f"it waits: {_WAITS[str(job.waiting_for)].format(model=job.model or 'its model')}"
+    message = _WAITS[str(job.waiting_for)].format(model=job.model or "its model")
     before = _unfinished(session, job) if job.waiting_for == dependencies.WAITING else []
     return Reason(type="wait", code=f"waiting_for_{job.waiting_for}", message=message, examples=before)
 
@@ -153,7 +153,7 @@ def _unclaimed(session: Session, job: Job) -> tuple[list[Reason], bool]:
     why, is_late = standstill.reasons(session, job)
     reasons, position = [_waiting(reason) for reason in why], queue_position(session, job)
     if position is not None and (position or not why):
-        message = f"{position or 'none'} of its project's jobs before it"
+        message = f"{position} of its project's jobs come before it" if position else "its project's next job"
         reasons.append(Reason(type="wait", code="queue_position", message=message, count=position))
     return reasons, is_late
 

@@ -6,6 +6,7 @@ import { api, take, type Schema } from "@/api/client";
 import { formatCount, formatDuration, formatNumber, formatRate, formatShare, words } from "@/components/format";
 import { Card, Facts, Section } from "@/components/Page";
 import { Progress } from "@/components/Progress";
+import { Prose } from "@/components/Prose";
 import { Duration, Figure, Quantity } from "@/components/Quantity";
 import { Id, Snippet } from "@/components/Snippet";
 import { Time } from "@/components/Time";
@@ -51,9 +52,15 @@ function Waiting({ reasons }: { reasons: readonly Reason[] }) {
     <div className="banner stack" role="status">
       {reasons.map((reason) => (
         <div key={reason.code + reason.message} className="break">
-          <strong>{reason.message}</strong>
+          <strong>
+            Waits: <Prose text={reason.message} />
+          </strong>
           {reason.examples?.map((example) => <p key={example}>{example}</p>)}
-          {reason.advice && <p>{reason.advice}</p>}
+          {reason.advice && (
+            <p>
+              <Prose text={reason.advice} />
+            </p>
+          )}
         </div>
       ))}
     </div>

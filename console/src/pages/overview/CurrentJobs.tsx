@@ -8,6 +8,7 @@ import { words } from "@/components/format";
 import { Loading } from "@/components/Loading";
 import { Section } from "@/components/Page";
 import { Progress } from "@/components/Progress";
+import { Prose } from "@/components/Prose";
 import { State } from "@/components/State";
 import { Table, type Column } from "@/components/Table";
 import { Time } from "@/components/Time";
@@ -109,7 +110,7 @@ function WaitReason({ job }: { job: Job }) {
     staleTime: 30_000,
   });
   const reason = explanation.data?.reasons.find((each) => each.type === "wait")?.message;
-  return <>{reason ?? words(job.waiting_for ?? "its turn")}</>;
+  return <Prose text={reason ?? words(job.waiting_for ?? "its turn")} />;
 }
 
 function NoJobs() {
