@@ -59,7 +59,17 @@ function unreached(cause: Error): ApiError {
 }
 
 function client(which: "key" | "operatorKey") {
-  return createClient<paths>({ baseUrl: location.origin, fetch: (request) => send(which, request) });
+  return createClient<paths>({ baseUrl: location.origin, querySerializer: writeQuery, fetch: (request) => send(which, request) });
+}
+
+/** Write the query of an address: the entries of an object as `metadata[team]=search`, and nothing for an empty value. */
+function writeQuery(query: object): string {
+  const written = new URLSearchParams();
+  for (const [name, value] of Object.entries(query) as [string, string | number | object | null | undefined][]) {
+    if (typeof value === "object" && value !== null) for (const [entry, each] of Object.entries(value)) written.append(`${name}[${entry}]`, String(each));
+    else if (value !== undefined && value !== null) written.append(name, String(value));
+  }
+  return written.toString();
 }
 
 /** The API with the key of the project: `take(api.GET("/v1/jobs", { params: { query } }))`. */

@@ -48,12 +48,13 @@ export function TextArea(props: ComponentProps<"textarea">) {
 interface SelectProps extends Omit<ComponentProps<"select">, "onChange" | "value"> {
   value: string;
   onChange: (value: string) => void;
-  /** The values with their words. */
+  /** The values with their words. A value that is none of them, such as one from the address, is shown as it is. */
   options: readonly (readonly [value: string, label: string])[];
 }
 
 /** Render a choice of a `Field`, or, with an `aria-label`, one that stands alone. */
 export function Select({ options, onChange, ...props }: SelectProps) {
+  const isListed = options.some(([value]) => value === props.value);
   return (
     <select className="input" {...useDescribed()} {...props} onChange={(event) => onChange(event.target.value)}>
       {options.map(([value, label]) => (
@@ -61,6 +62,7 @@ export function Select({ options, onChange, ...props }: SelectProps) {
           {label}
         </option>
       ))}
+      {!isListed && <option value={props.value}>{props.value}</option>}
     </select>
   );
 }

@@ -62,6 +62,15 @@ def test_workers_ask_for_an_operators_key_and_refuse_that_of_a_project(console: 
     expect(tab.get_by_role("table", name="Workers")).to_be_visible()
 
 
+def test_workers_page_opens_after_the_workers_of_the_overview(operator: Console) -> None:
+    tab = operator.open("/")
+    expect(tab.get_by_role("table", name="Workers")).to_be_visible()
+
+    tab.get_by_role("navigation").get_by_role("link", name="Workers").click()
+
+    expect(tab.get_by_role("table", name="Queues")).to_be_visible()
+
+
 def test_workers_are_paused_drained_and_resumed(operator: Console) -> None:
     tab = operator.open("/workers")
     worker = row_of(tab, "Workers", "gpu")

@@ -3,12 +3,13 @@ import { getRouteApi } from "@tanstack/react-router";
 import { useState } from "react";
 
 import { api, take, type Schema } from "@/api/client";
+import { get } from "@/api/get";
 import { Button } from "@/components/Button";
 import { DropZone } from "@/components/DropZone";
 import { Failure } from "@/components/Failure";
 import { Field, Select } from "@/components/Field";
 import { formatBytes, formatCount } from "@/components/format";
-import { Loading } from "@/components/Loading";
+import { Loaded } from "@/components/Loaded";
 import { Card, Facts, Page, Section } from "@/components/Page";
 import { Duration, Quantity } from "@/components/Quantity";
 import { Id } from "@/components/Snippet";
@@ -92,19 +93,18 @@ function RequestsForm({ input, onFile }: { input: Input | null; onFile: (file: F
 }
 
 function UploadedForm({ fileId, onFile }: { fileId: string; onFile: (fileId: string) => void }) {
-  const query = { purpose: "batch", limit: 100 };
-  const files = useQuery({
-    queryKey: ["/v1/files", query],
-    queryFn: ({ signal }) => take(api.GET("/v1/files", { params: { query }, signal })),
-  });
-  if (files.isPending) return <Loading what="the files" />;
-  if (files.isError) return <Failure title="The files could not be listed" error={files.error} onRetry={() => void files.refetch()} />;
-  const options = files.data.data.map((file) => [file.id, `${file.filename} (${formatBytes(file.bytes)}, ${file.id})`] as const);
-  const isOther = fileId !== "" && !options.some(([id]) => id === fileId);
+  const files = useQuery(get("/v1/files", { query: { purpose: "batch", limit: 100 } }));
   return (
-    <Field label="File" hint="The last files of purpose batch.">
-      <Select value={fileId} onChange={onFile} options={[["", "Choose a file"], ...(isOther ? [[fileId, fileId] as const] : []), ...options]} />
-    </Field>
+    <Loaded what="the files" query={files}>
+      {({ data }) => {
+        const options = data.map((file) => [file.id, `${file.filename} (${formatBytes(file.bytes)}, ${file.id})`] as const);
+        return (
+          <Field label="File" hint="The last files of purpose batch.">
+            <Select value={fileId} onChange={onFile} options={[["", "Choose a file"], ...options]} />
+          </Field>
+        );
+      }}
+    </Loaded>
   );
 }
 

@@ -2,6 +2,7 @@ import { useMutation, useQuery } from "@tanstack/react-query";
 import { useState, type FormEvent } from "react";
 
 import { api, ApiError, take, type Schema } from "@/api/client";
+import { get } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Dialog } from "@/components/Dialog";
 import { Failure } from "@/components/Failure";
@@ -32,10 +33,7 @@ export function ScheduleForm({ onClose, onCreated }: { onClose: () => void; onCr
   const [file, setFile] = useState("");
   const [endpoint, setEndpoint] = useState<Endpoint>("/v1/chat/completions");
   const [window, setWindow] = useState("24h");
-  const files = useQuery({
-    queryKey: ["/v1/files", { purpose: "batch", limit: 100 }],
-    queryFn: ({ signal }) => take(api.GET("/v1/files", { params: { query: { purpose: "batch", limit: 100 } }, signal })),
-  });
+  const files = useQuery(get("/v1/files", { query: { purpose: "batch", limit: 100 } }));
   const create = useMutation({
     mutationFn: () =>
       take(

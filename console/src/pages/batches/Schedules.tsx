@@ -2,8 +2,8 @@ import { useMutation } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
 import { useState } from "react";
 
-import { api, queries, take, type Schema } from "@/api/client";
-import { usePages } from "@/api/pages";
+import { api, take, type Schema } from "@/api/client";
+import { refresh, usePages } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Confirm } from "@/components/Confirm";
 import { Empty } from "@/components/Empty";
@@ -32,20 +32,17 @@ const SDK = `schedule = client.post("/schedules", cast_to=object, body={
 export default function Schedules() {
   const [isOpen, setOpen] = useState(false);
   const [deleted, setDeleted] = useState<Schedule | null>(null);
-  const schedules = usePages(["/v1/schedules"], (after, signal) => take(api.GET("/v1/schedules", { params: { query: { after } }, signal })), {
-    refetchInterval: 30_000,
-  });
-  const refresh = () => queries.invalidateQueries({ queryKey: ["/v1/schedules"] });
+  const schedules = usePages("/v1/schedules", {}, { refetchInterval: 30_000 });
   const change = useMutation({
     mutationFn: ({ id, status }: Schedule) => {
       const params = { path: { schedule_id: id } };
       return take(status === "active" ? api.POST("/v1/schedules/{schedule_id}/pause", { params }) : api.POST("/v1/schedules/{schedule_id}/resume", { params }));
     },
-    onSuccess: refresh,
+    onSuccess: () => refresh("/v1/schedules"),
   });
   const remove = async (schedule: Schedule) => {
     await take(api.DELETE("/v1/schedules/{schedule_id}", { params: { path: { schedule_id: schedule.id } } }));
-    await refresh();
+    await refresh("/v1/schedules");
   };
   const columns: readonly Column<Schedule>[] = [
     {
@@ -101,7 +98,7 @@ export default function Schedules() {
       >
         <Table label="Schedules" columns={columns} rows={schedules.rows} rowKey={(row) => row.id} />
       </Listed>
-      {isOpen && <ScheduleForm onClose={() => setOpen(false)} onCreated={refresh} />}
+      {isOpen && <ScheduleForm onClose={() => setOpen(false)} onCreated={() => refresh("/v1/schedules")} />}
       <Confirm title="Delete this schedule?" action="Delete the schedule" open={deleted !== null} onClose={() => setDeleted(null)} onConfirm={() => remove(deleted!)}>
         <p>It submits no more batches. Batches that it has submitted go on.</p>
       </Confirm>

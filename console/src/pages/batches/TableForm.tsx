@@ -1,7 +1,7 @@
 import { useMutation, useQuery } from "@tanstack/react-query";
 import { useState } from "react";
 
-import { api, take } from "@/api/client";
+import { get } from "@/api/get";
 import { Button } from "@/components/Button";
 import { DropZone } from "@/components/DropZone";
 import { Failure } from "@/components/Failure";
@@ -117,7 +117,7 @@ interface SettingsProps {
 }
 
 function Settings({ template, columns, onChange }: SettingsProps) {
-  const models = useQuery({ queryKey: ["/v1/models"], queryFn: ({ signal }) => take(api.GET("/v1/models", { signal })) });
+  const models = useQuery(get("/v1/models", {}));
   const hasSystem = template.endpoint === "/v1/chat/completions" || template.endpoint === "/v1/responses";
   return (
     <>

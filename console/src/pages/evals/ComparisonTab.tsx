@@ -1,11 +1,11 @@
 import { useQuery } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
 
-import { api, take } from "@/api/client";
+import { get } from "@/api/get";
 import { Failure } from "@/components/Failure";
 import { Field, Select } from "@/components/Field";
 import { formatCount, formatExact } from "@/components/format";
-import { Loading } from "@/components/Loading";
+import { Loaded } from "@/components/Loaded";
 import { Section } from "@/components/Page";
 import { Snippet } from "@/components/Snippet";
 import { Table, type Column } from "@/components/Table";
@@ -25,13 +25,8 @@ export function ComparisonTab({ run }: { run: Run }) {
   const navigate = route.useNavigate();
   const path = { eval_id: run.eval_id };
   const query = { limit: LISTED, order: "desc" } as const;
-  const runs = useQuery({
-    queryKey: ["/v1/evals/{eval_id}/runs", path, query],
-    queryFn: ({ signal }) => take(api.GET("/v1/evals/{eval_id}/runs", { params: { path, query }, signal })),
-  });
+  const runs = useQuery(get("/v1/evals/{eval_id}/runs", { path, query }));
   const others = (runs.data?.data ?? []).filter((other) => other.id !== run.id && hasEnded(other));
-  // A run of another evaluation may stand in the address.
-  const unlisted: [string, string][] = baseline && !others.some(({ id }) => id === baseline) ? [[baseline, baseline]] : [];
   const options = others.map((other): [string, string] => [other.id, `${other.name || other.id}, ${other.model ?? "samples"}, ${formatExact(other.created_at)}`]);
   if (!hasEnded(run)) return <p className="muted">A run is compared once it has ended.</p>;
   return (
@@ -40,7 +35,7 @@ export function ComparisonTab({ run }: { run: Run }) {
       <Field label="Compare with" hint="The runs are compared over the items that both have.">
         <Select
           value={baseline ?? ""}
-          options={[["", others.length > 0 ? "Choose a run …" : "No other run has ended yet"], ...unlisted, ...options]}
+          options={[["", others.length > 0 ? "Choose a run …" : "No other run has ended yet"], ...options]}
           onChange={(chosen) => void navigate({ search: (search) => ({ ...search, baseline: chosen || undefined }), replace: true })}
         />
       </Field>
@@ -53,13 +48,18 @@ export function ComparisonTab({ run }: { run: Run }) {
 function Compared({ run, baseline }: { run: Run; baseline: string }) {
   const params = { path: { eval_id: run.eval_id, run_id: run.id }, query: { baseline } };
   const comparison = useQuery({
-    queryKey: ["/v1/evals/{eval_id}/runs/{run_id}/comparison", params],
-    queryFn: ({ signal }) => take(api.GET("/v1/evals/{eval_id}/runs/{run_id}/comparison", { params, signal })),
+    ...get("/v1/evals/{eval_id}/runs/{run_id}/comparison", params),
     staleTime: Infinity,
   });
-  if (comparison.isPending) return <Loading what="the comparison" />;
-  if (comparison.isError) return <Failure title="The runs were not compared" error={comparison.error} onRetry={() => void comparison.refetch()} />;
-  const { items, only_in_run, only_in_baseline, data } = comparison.data;
+  return (
+    <Loaded what="the comparison" query={comparison}>
+      {(comparison) => <Differences comparison={comparison} evalId={run.eval_id} />}
+    </Loaded>
+  );
+}
+
+function Differences({ comparison, evalId }: { comparison: Comparison; evalId: string }) {
+  const { items, only_in_run, only_in_baseline, data } = comparison;
   if (items === 0) return <p>The runs have no item in common.</p>;
   const scale = Math.max(...data.flatMap(({ low, high }) => [Math.abs(low), Math.abs(high)]), Number.MIN_VALUE);
   return (
@@ -72,7 +72,7 @@ function Compared({ run, baseline }: { run: Run; baseline: string }) {
       </p>
       <Table label="Comparison by criterion" columns={columnsOf(scale)} rows={data} rowKey={(row) => row.criterion} />
       <Section title="Items that became worst">
-        <Regressions comparison={comparison.data} evalId={run.eval_id} />
+        <Regressions comparison={comparison} evalId={evalId} />
       </Section>
     </>
   );

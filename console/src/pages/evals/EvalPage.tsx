@@ -2,14 +2,15 @@ import { useMutation, useQuery } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
 import { useState, type FormEvent } from "react";
 
-import { api, queries, take } from "@/api/client";
-import { usePages } from "@/api/pages";
+import { api, take } from "@/api/client";
+import { get, refresh, usePages } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Confirm } from "@/components/Confirm";
 import { Dialog } from "@/components/Dialog";
 import { Failure } from "@/components/Failure";
-import { LoadMore } from "@/components/LoadMore";
-import { Loading } from "@/components/Loading";
+import { words } from "@/components/format";
+import { Listed } from "@/components/Listed";
+import { Loaded } from "@/components/Loaded";
 import { Page, Section } from "@/components/Page";
 import { Id, Snippet } from "@/components/Snippet";
 import { State } from "@/components/State";
@@ -17,12 +18,11 @@ import { Table, type Column } from "@/components/Table";
 import { Time } from "@/components/Time";
 
 import { Counts } from "./Counts";
-import { criteriaOf, EMPTY_RUN, passShare, runBody, type Eval, type Run, type RunForm } from "./evals";
+import { criteriaOf, EMPTY_RUN, hasEnded, passShare, runBody, type Eval, type Run, type RunForm } from "./evals";
 import { RunFields } from "./RunFields";
 
 const route = getRouteApi("/evals/$evalId");
 const PAGE = 50;
-const POLL = 3_000;
 
 const RUNS: readonly Column<Run>[] = [
   { id: "name", header: "Run", cell: (run) => <span className="break">{run.name || run.id}</span>, sort: (run) => run.name },
@@ -36,16 +36,11 @@ const RUNS: readonly Column<Run>[] = [
 export default function EvalPage() {
   const { evalId } = route.useParams();
   const path = { eval_id: evalId };
-  const row = useQuery({
-    queryKey: ["/v1/evals/{eval_id}", path],
-    queryFn: ({ signal }) => take(api.GET("/v1/evals/{eval_id}", { params: { path }, signal })),
-  });
-  if (row.data) return <Shown row={row.data} />;
+  const row = useQuery(get("/v1/evals/{eval_id}", { path }));
   return (
-    <Page title="Evaluation">
-      {row.isPending && <Loading what="the evaluation" />}
-      {row.isError && <Failure title="The evaluation could not be read" error={row.error} onRetry={() => void row.refetch()} />}
-    </Page>
+    <Loaded what="the evaluation" query={row} page="Evaluation">
+      {(row) => <Shown row={row} />}
+    </Loaded>
   );
 }
 
@@ -77,7 +72,7 @@ function Shown({ row }: { row: Eval }) {
         onClose={() => setOpen(null)}
         onConfirm={async () => {
           await api.DELETE("/v1/evals/{eval_id}", { params: { path: { eval_id: row.id } } });
-          await queries.invalidateQueries({ queryKey: ["/v1/evals"] });
+          await refresh("/v1/evals");
           await navigate({ to: "/evals" });
         }}
       >
@@ -90,28 +85,18 @@ function Shown({ row }: { row: Eval }) {
 function Runs({ evalId }: { evalId: string }) {
   const path = { eval_id: evalId };
   const query = { limit: PAGE, order: "desc" } as const;
-  const runs = usePages(
-    ["/v1/evals/{eval_id}/runs", path],
-    (after, signal) => take(api.GET("/v1/evals/{eval_id}/runs", { params: { path, query: { ...query, after } }, signal })),
-    { refetchInterval: POLL },
-  );
+  const runs = usePages("/v1/evals/{eval_id}/runs", { path, query }, { pollWhile: (run) => !hasEnded(run) });
   return (
     <Section title="Runs">
-      {runs.isPending && <Loading what="the runs" />}
-      {runs.isError && <Failure title="The runs could not be listed" error={runs.error} onRetry={() => void runs.refetch()} />}
-      {runs.isSuccess && runs.rows.length === 0 && <p className="muted">No run yet: New run asks a model about a file of items.</p>}
-      {runs.rows.length > 0 && (
-        <>
-          <Table
-            label="Runs"
-            columns={RUNS}
-            rows={runs.rows}
-            rowKey={(run) => run.id}
-            rowLink={(run) => ({ to: "/evals/$evalId/runs/$runId", params: { evalId, runId: run.id } })}
-          />
-          <LoadMore query={runs} />
-        </>
-      )}
+      <Listed what="the runs" query={runs} empty={<p className="muted">No run yet: New run asks a model about a file of items.</p>}>
+        <Table
+          label="Runs"
+          columns={RUNS}
+          rows={runs.rows}
+          rowKey={(run) => run.id}
+          rowLink={(run) => ({ to: "/evals/$evalId/runs/$runId", params: { evalId, runId: run.id } })}
+        />
+      </Listed>
     </Section>
   );
 }
@@ -123,7 +108,7 @@ function Criteria({ row }: { row: Eval }) {
         {criteriaOf(row).map(({ name, type }, index) => (
           <details key={name}>
             <summary className="break">
-              {name} ({type.replaceAll("_", " ")})
+              {name} ({words(type)})
             </summary>
             <Snippet label="Definition" text={JSON.stringify(row.testing_criteria[index], null, 2)} />
           </details>
@@ -146,7 +131,7 @@ function NewRun({ evalId }: { evalId: string }) {
   const create = useMutation({
     mutationFn: (given: RunForm) => take(api.POST("/v1/evals/{eval_id}/runs", { params, body: runBody(given) })),
     onSuccess: async (run) => {
-      await queries.invalidateQueries({ queryKey: ["/v1/evals/{eval_id}/runs", params.path] });
+      await refresh("/v1/evals/{eval_id}/runs");
       await navigate({ to: "/evals/$evalId/runs/$runId", params: { evalId, runId: run.id } });
     },
   });

@@ -1,11 +1,8 @@
 import { Link } from "@tanstack/react-router";
 
-import { api, take } from "@/api/client";
-import { usePages } from "@/api/pages";
+import { usePages } from "@/api/get";
 import { Empty } from "@/components/Empty";
-import { Failure } from "@/components/Failure";
-import { LoadMore } from "@/components/LoadMore";
-import { Loading } from "@/components/Loading";
+import { Listed } from "@/components/Listed";
 import { Page } from "@/components/Page";
 import { Table, type Column } from "@/components/Table";
 import { Time } from "@/components/Time";
@@ -27,25 +24,18 @@ const COLUMNS: readonly Column<Eval>[] = [
 
 /** List the project's evaluations, the newest first. */
 export default function Evals() {
-  const query = { limit: PAGE, order: "desc" } as const;
-  const evals = usePages(["/v1/evals", query], (after, signal) => take(api.GET("/v1/evals", { params: { query: { ...query, after } }, signal })));
+  const evals = usePages("/v1/evals", { query: { limit: PAGE, order: "desc" } });
   return (
     <Page title="Evaluations" description="Ask a model about your own items, grade each answer, and count what passes." actions={<NewLink />}>
-      {evals.isPending && <Loading what="the evaluations" />}
-      {evals.isError && <Failure title="The evaluations could not be listed" error={evals.error} onRetry={() => void evals.refetch()} />}
-      {evals.isSuccess && evals.rows.length === 0 && <NoEvals />}
-      {evals.rows.length > 0 && (
-        <>
-          <Table
-            label="Evaluations"
-            columns={COLUMNS}
-            rows={evals.rows}
-            rowKey={(row) => row.id}
-            rowLink={(row) => ({ to: "/evals/$evalId", params: { evalId: row.id } })}
-          />
-          <LoadMore query={evals} />
-        </>
-      )}
+      <Listed what="the evaluations" query={evals} empty={<NoEvals />}>
+        <Table
+          label="Evaluations"
+          columns={COLUMNS}
+          rows={evals.rows}
+          rowKey={(row) => row.id}
+          rowLink={(row) => ({ to: "/evals/$evalId", params: { evalId: row.id } })}
+        />
+      </Listed>
     </Page>
   );
 }

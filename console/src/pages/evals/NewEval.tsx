@@ -2,7 +2,8 @@ import { useMutation } from "@tanstack/react-query";
 import { useNavigate } from "@tanstack/react-router";
 import { useState, type FormEvent } from "react";
 
-import { api, queries, take } from "@/api/client";
+import { api, take } from "@/api/client";
+import { refresh } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Failure } from "@/components/Failure";
 import { Field, Input, Select, TextArea } from "@/components/Field";
@@ -30,7 +31,7 @@ export default function NewEval() {
       return take(api.POST("/v1/evals/{eval_id}/runs", { params: { path: { eval_id: evalId } }, body: runBody(given.run) }));
     },
     onSuccess: async ({ id, eval_id }) => {
-      await queries.invalidateQueries({ queryKey: ["/v1/evals"] });
+      await refresh("/v1/evals");
       await navigate({ to: "/evals/$evalId/runs/$runId", params: { evalId: eval_id, runId: id } });
     },
   });

@@ -1,11 +1,8 @@
 import { getRouteApi } from "@tanstack/react-router";
 
-import { api, take } from "@/api/client";
-import { usePages } from "@/api/pages";
-import { Failure } from "@/components/Failure";
+import { usePages } from "@/api/get";
 import { Field, Select } from "@/components/Field";
-import { LoadMore } from "@/components/LoadMore";
-import { Loading } from "@/components/Loading";
+import { Listed } from "@/components/Listed";
 import { Section } from "@/components/Page";
 
 import type { ItemStatus } from "./address";
@@ -27,17 +24,8 @@ export function OutputItems({ run }: { run: Run }) {
   const { status } = route.useSearch();
   const navigate = route.useNavigate();
   const path = { eval_id: run.eval_id, run_id: run.id };
-  const items = usePages(
-    ["/v1/evals/{eval_id}/runs/{run_id}/output_items", path, status, hasEnded(run)],
-    (after, signal) =>
-      take(
-        api.GET("/v1/evals/{eval_id}/runs/{run_id}/output_items", {
-          params: { path, query: { after, status, limit: PAGE } },
-          signal,
-        }),
-      ),
-    { refetchInterval: hasEnded(run) ? false : POLL },
-  );
+  const query = { status, limit: PAGE };
+  const items = usePages("/v1/evals/{eval_id}/runs/{run_id}/output_items", { path, query }, { refetchInterval: !hasEnded(run) && POLL });
   return (
     <Section title="Items">
       <div className="filters">
@@ -51,15 +39,13 @@ export function OutputItems({ run }: { run: Run }) {
           />
         </Field>
       </div>
-      {items.isPending && <Loading what="the items" />}
-      {items.isError && <Failure title="The items could not be listed" error={items.error} onRetry={() => void items.refetch()} />}
-      {items.isSuccess && items.rows.length === 0 && <p className="muted">{status ? "No item has this status." : "No item is graded yet."}</p>}
-      <div className="items">
-        {items.rows.map((item) => (
-          <OutputItemRow key={item.id} item={item} />
-        ))}
-      </div>
-      <LoadMore query={items} />
+      <Listed what="the items" query={items} empty={<p className="muted">{status ? "No item has this status." : "No item is graded yet."}</p>}>
+        <div className="items">
+          {items.rows.map((item) => (
+            <OutputItemRow key={item.id} item={item} />
+          ))}
+        </div>
+      </Listed>
     </Section>
   );
 }

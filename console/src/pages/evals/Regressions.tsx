@@ -1,9 +1,8 @@
 import { useQuery } from "@tanstack/react-query";
 import { useState } from "react";
 
-import { api, take } from "@/api/client";
-import { Failure } from "@/components/Failure";
-import { Loading } from "@/components/Loading";
+import { get } from "@/api/get";
+import { Loaded } from "@/components/Loaded";
 
 import type { Comparison } from "./evals";
 import { ItemTexts } from "./OutputItemRow";
@@ -50,16 +49,15 @@ function RegressionRow({ comparison, evalId, regression, rank }: RegressionRowPr
 function Side({ title, evalId, runId, itemId }: { title: string; evalId: string; runId: string; itemId: string }) {
   const path = { eval_id: evalId, run_id: runId, output_item_id: itemId };
   const item = useQuery({
-    queryKey: ["/v1/evals/{eval_id}/runs/{run_id}/output_items/{output_item_id}", path],
-    queryFn: ({ signal }) => take(api.GET("/v1/evals/{eval_id}/runs/{run_id}/output_items/{output_item_id}", { params: { path }, signal })),
+    ...get("/v1/evals/{eval_id}/runs/{run_id}/output_items/{output_item_id}", { path }),
     staleTime: Infinity,
   });
   return (
     <section aria-label={title}>
       <h3>{title}</h3>
-      {item.isPending && <Loading what="the item" />}
-      {item.isError && <Failure title="The item could not be read" error={item.error} />}
-      {item.data && <ItemTexts item={item.data} />}
+      <Loaded what="the item" query={item}>
+        {(item) => <ItemTexts item={item} />}
+      </Loaded>
     </section>
   );
 }

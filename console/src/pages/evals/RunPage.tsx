@@ -2,12 +2,12 @@ import { useQuery } from "@tanstack/react-query";
 import { getRouteApi, Link } from "@tanstack/react-router";
 import { useState, type ReactNode } from "react";
 
-import { api, queries, take } from "@/api/client";
+import { api } from "@/api/client";
+import { get, POLL, refresh } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Confirm } from "@/components/Confirm";
-import { Failure } from "@/components/Failure";
 import { formatNumber, formatShare, words } from "@/components/format";
-import { Loading } from "@/components/Loading";
+import { Loaded } from "@/components/Loaded";
 import { Card, Facts, Page, Section } from "@/components/Page";
 import { Progress } from "@/components/Progress";
 import { Figure } from "@/components/Quantity";
@@ -23,7 +23,6 @@ import { hasEnded, passShare, type Run } from "./evals";
 import { OutputItems } from "./OutputItems";
 
 const route = getRouteApi("/evals/$evalId/runs/$runId");
-const POLL = 2_000;
 
 type CriterionResult = NonNullable<Run["per_testing_criteria_results"]>[number];
 type ModelUsage = NonNullable<Run["per_model_usage"]>[number];
@@ -53,16 +52,13 @@ export default function RunPage() {
   const { evalId, runId } = route.useParams();
   const path = { eval_id: evalId, run_id: runId };
   const run = useQuery({
-    queryKey: ["/v1/evals/{eval_id}/runs/{run_id}", path],
-    queryFn: ({ signal }) => take(api.GET("/v1/evals/{eval_id}/runs/{run_id}", { params: { path }, signal })),
-    refetchInterval: ({ state }) => (state.data && hasEnded(state.data) ? false : POLL),
+    ...get("/v1/evals/{eval_id}/runs/{run_id}", { path }),
+    refetchInterval: ({ state }) => state.data && !hasEnded(state.data) && POLL,
   });
-  if (run.data) return <Shown run={run.data} />;
   return (
-    <Page title="Run">
-      {run.isPending && <Loading what="the run" />}
-      {run.isError && <Failure title="The run could not be read" error={run.error} onRetry={() => void run.refetch()} />}
-    </Page>
+    <Loaded what="the run" query={run} page="Run">
+      {(run) => <Shown run={run} />}
+    </Loaded>
   );
 }
 
@@ -150,11 +146,11 @@ function Actions({ run }: { run: Run }) {
   async function act() {
     if (!ended) {
       await api.POST("/v1/evals/{eval_id}/runs/{run_id}/cancel", { params });
-      await queries.invalidateQueries({ queryKey: ["/v1/evals/{eval_id}/runs/{run_id}", params.path] });
+      await refresh("/v1/evals/{eval_id}/runs/{run_id}");
       return;
     }
     await api.DELETE("/v1/evals/{eval_id}/runs/{run_id}", { params });
-    await queries.invalidateQueries({ queryKey: ["/v1/evals/{eval_id}/runs"] });
+    await refresh("/v1/evals/{eval_id}/runs");
     await navigate({ to: "/evals/$evalId", params: { evalId: run.eval_id } });
   }
 

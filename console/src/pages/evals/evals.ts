@@ -1,4 +1,5 @@
 import type { Schema } from "@/api/client";
+import { words } from "@/components/format";
 
 export type Eval = Schema<"EvalObject">;
 export type Run = Schema<"EvalRunObject">;
@@ -119,10 +120,6 @@ function graderOf(form: EvalForm): Schema<"CreateEval">["testing_criteria"][numb
   }
   const evaluation_metric = how as Schema<"TextSimilarity">["evaluation_metric"];
   return { type: "text_similarity", name: words(evaluation_metric), evaluation_metric, ...texts, ...threshold };
-}
-
-function words(metric: string): string {
-  return metric.replaceAll("_", " ");
 }
 
 /** The body that creates a run, as far as the form makes it. */

@@ -2,15 +2,15 @@ import { useMutation, useQuery } from "@tanstack/react-query";
 import { getRouteApi, Link } from "@tanstack/react-router";
 import { useState } from "react";
 
-import { api, ApiError, queries, take, type Schema } from "@/api/client";
+import { api, ApiError, take, type Schema } from "@/api/client";
 import { download } from "@/api/download";
-import { usePages } from "@/api/pages";
+import { get, refresh, usePages } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Confirm } from "@/components/Confirm";
 import { Failure } from "@/components/Failure";
 import { formatBytes, words } from "@/components/format";
-import { LoadMore } from "@/components/LoadMore";
-import { Loading } from "@/components/Loading";
+import { Listed } from "@/components/Listed";
+import { Loaded } from "@/components/Loaded";
 import { Card, Facts, Page, Section } from "@/components/Page";
 import { Bytes } from "@/components/Quantity";
 import { Id } from "@/components/Snippet";
@@ -33,33 +33,30 @@ const LABELS: Readonly<Record<string, string>> = Object.fromEntries(PURPOSES);
 export default function FilePage() {
   const { fileId } = route.useParams();
   const path = { file_id: fileId };
-  const file = useQuery({
-    queryKey: ["/v1/files/{file_id}", path],
-    queryFn: ({ signal }) => take(api.GET("/v1/files/{file_id}", { params: { path }, signal })),
-  });
-  if (file.isPending) return <Loading what="the file" />;
-  if (file.isError) {
-    return (
-      <Page title="File">
-        <Failure title="The file could not be read" error={file.error} onRetry={() => void file.refetch()} />
-      </Page>
-    );
-  }
+  const file = useQuery(get("/v1/files/{file_id}", { path }));
   return (
-    <Page title={file.data.filename} actions={<Actions file={file.data} />}>
+    <Loaded what="the file" query={file} page="File">
+      {(file) => <Shown file={file} />}
+    </Loaded>
+  );
+}
+
+function Shown({ file }: { file: FileObject }) {
+  return (
+    <Page title={file.filename} actions={<Actions file={file} />}>
       <Card>
         <Facts
           facts={[
-            ["Id", <Id key="id" id={file.data.id} />],
-            ["Purpose", LABELS[file.data.purpose] ?? words(file.data.purpose)],
-            ["Size", <Bytes key="bytes" value={file.data.bytes} />],
-            ["Uploaded", <Time key="created" at={file.data.created_at} />],
-            ["Expires", file.data.expires_at === null ? "never" : <Time key="expires" at={file.data.expires_at} />],
+            ["Id", <Id key="id" id={file.id} />],
+            ["Purpose", LABELS[file.purpose] ?? words(file.purpose)],
+            ["Size", <Bytes key="bytes" value={file.bytes} />],
+            ["Uploaded", <Time key="created" at={file.created_at} />],
+            ["Expires", file.expires_at === null ? "never" : <Time key="expires" at={file.expires_at} />],
           ]}
         />
       </Card>
-      <Content file={file.data} />
-      <Jobs fileId={fileId} />
+      <Content file={file} />
+      <Jobs fileId={file.id} />
     </Page>
   );
 }
@@ -95,7 +92,7 @@ function Deletion({ file, onClose }: { file: FileObject; onClose: () => void }) 
       throw error;
     }
     await navigate({ to: "/files" });
-    void queries.invalidateQueries({ queryKey: ["/v1/files"] });
+    void refresh("/v1/files");
   }
 
   return (
@@ -121,9 +118,9 @@ function Content({ file }: { file: FileObject }) {
   });
   return (
     <Section title="First lines">
-      {content.isPending && <Loading what="the content" />}
-      {content.isError && <Failure title="The content could not be read" error={content.error} onRetry={() => void content.refetch()} />}
-      {content.data && <Lines lines={content.data.lines} isCut={content.data.isCut} />}
+      <Loaded what="the content" query={content}>
+        {({ lines, isCut }) => <Lines lines={lines} isCut={isCut} />}
+      </Loaded>
     </Section>
   );
 }
@@ -152,19 +149,12 @@ const COLUMNS: readonly Column<Job>[] = [
 ];
 
 function Jobs({ fileId }: { fileId: string }) {
-  const query = { file_id: fileId };
-  const jobs = usePages(["/v1/jobs", query], (after, signal) => take(api.GET("/v1/jobs", { params: { query: { ...query, after } }, signal })));
+  const jobs = usePages("/v1/jobs", { query: { file_id: fileId } });
   return (
     <Section title="Jobs" actions={<Link to="/batches/new">New batch</Link>}>
-      {jobs.isPending && <Loading what="the jobs" />}
-      {jobs.isError && <Failure title="The jobs could not be listed" error={jobs.error} onRetry={() => void jobs.refetch()} />}
-      {jobs.isSuccess && jobs.rows.length === 0 && <p className="muted">No job has this file as its input or its output.</p>}
-      {jobs.rows.length > 0 && (
-        <>
-          <Table label="Jobs" columns={COLUMNS} rows={jobs.rows} rowKey={(job) => job.id} rowLink={(job) => ({ to: "/jobs/$jobId", params: { jobId: job.id } })} />
-          <LoadMore query={jobs} />
-        </>
-      )}
+      <Listed what="the jobs" query={jobs} empty={<p className="muted">No job has this file as its input or its output.</p>}>
+        <Table label="Jobs" columns={COLUMNS} rows={jobs.rows} rowKey={(job) => job.id} rowLink={(job) => ({ to: "/jobs/$jobId", params: { jobId: job.id } })} />
+      </Listed>
     </Section>
   );
 }

@@ -1,14 +1,11 @@
 import { getRouteApi } from "@tanstack/react-router";
 import { useState } from "react";
 
-import { api, take } from "@/api/client";
-import { usePages } from "@/api/pages";
+import { usePages } from "@/api/get";
 import { DropZone } from "@/components/DropZone";
 import { Empty } from "@/components/Empty";
-import { Failure } from "@/components/Failure";
 import { Field, Select } from "@/components/Field";
-import { LoadMore } from "@/components/LoadMore";
-import { Loading } from "@/components/Loading";
+import { Listed } from "@/components/Listed";
 import { Page } from "@/components/Page";
 import { Bytes } from "@/components/Quantity";
 import { Table, type Column } from "@/components/Table";
@@ -36,8 +33,7 @@ const COLUMNS: readonly Column<FileObject>[] = [
 export default function Files() {
   const { purpose } = route.useSearch();
   const navigate = route.useNavigate();
-  const query = { purpose, limit: PAGE };
-  const files = usePages(["/v1/files", query], (after, signal) => take(api.GET("/v1/files", { params: { query: { ...query, after } }, signal })));
+  const files = usePages("/v1/files", { query: { purpose, limit: PAGE } });
   return (
     <Page title="Files" description="Inputs of jobs, their outputs, documents and training data.">
       <div className="stack">
@@ -52,21 +48,15 @@ export default function Files() {
             />
           </Field>
         </div>
-        {files.isPending && <Loading what="the files" />}
-        {files.isError && <Failure title="The files could not be listed" error={files.error} onRetry={() => void files.refetch()} />}
-        {files.isSuccess && files.rows.length === 0 && <NoFiles filtered={purpose !== undefined} />}
-        {files.rows.length > 0 && (
-          <>
-            <Table
-              label="Files"
-              columns={COLUMNS}
-              rows={files.rows}
-              rowKey={(file) => file.id}
-              rowLink={(file) => ({ to: "/files/$fileId", params: { fileId: file.id } })}
-            />
-            <LoadMore query={files} />
-          </>
-        )}
+        <Listed what="the files" query={files} empty={<NoFiles filtered={purpose !== undefined} />}>
+          <Table
+            label="Files"
+            columns={COLUMNS}
+            rows={files.rows}
+            rowKey={(file) => file.id}
+            rowLink={(file) => ({ to: "/files/$fileId", params: { fileId: file.id } })}
+          />
+        </Listed>
       </div>
     </Page>
   );

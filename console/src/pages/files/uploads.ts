@@ -1,6 +1,7 @@
 import { useSyncExternalStore } from "react";
 
-import { api, ApiError, queries, request, take, type Schema } from "@/api/client";
+import { api, ApiError, request, take, type Schema } from "@/api/client";
+import { refresh } from "@/api/get";
 
 export type FileObject = Schema<"FileObject">;
 export type Purpose = Schema<"CreateUpload">["purpose"];
@@ -154,7 +155,7 @@ async function run(file: File, id: number, purpose: Purpose): Promise<FileObject
   try {
     const object = await sendFile(file, purpose, signal, (bytes) => change(id, ({ sent }) => ({ sent: sent + bytes })));
     dismissUpload(id);
-    void queries.invalidateQueries({ queryKey: ["/v1/files"] });
+    void refresh("/v1/files");
     return object;
   } catch (error) {
     if (!signal.aborted) change(id, () => ({ state: "failed", error: error as Error }));

@@ -1,8 +1,6 @@
-import { api, take, type Schema } from "@/api/client";
-import { usePages } from "@/api/pages";
-import { Failure } from "@/components/Failure";
-import { LoadMore } from "@/components/LoadMore";
-import { Loading } from "@/components/Loading";
+import type { Schema } from "@/api/client";
+import { usePages } from "@/api/get";
+import { Listed } from "@/components/Listed";
 import { Section } from "@/components/Page";
 import { Id } from "@/components/Snippet";
 import { Table, type Column } from "@/components/Table";
@@ -32,23 +30,13 @@ function loss(value: number | null): string {
 /** List the checkpoints of a job, each of which can be asked as a model of its own. */
 export function Checkpoints({ jobId, refetchInterval }: { jobId: string; refetchInterval: number | false }) {
   const path = { fine_tuning_job_id: jobId };
-  const checkpoints = usePages(
-    ["/v1/fine_tuning/jobs/{fine_tuning_job_id}/checkpoints", path],
-    (after, signal) =>
-      take(api.GET("/v1/fine_tuning/jobs/{fine_tuning_job_id}/checkpoints", { params: { path, query: { after, limit: PAGE } }, signal })),
-    { refetchInterval },
-  );
+  const query = { limit: PAGE };
+  const checkpoints = usePages("/v1/fine_tuning/jobs/{fine_tuning_job_id}/checkpoints", { path, query }, { refetchInterval });
   return (
     <Section title="Checkpoints">
-      {checkpoints.isPending && <Loading what="the checkpoints" />}
-      {checkpoints.isError && <Failure title="The checkpoints could not be listed" error={checkpoints.error} />}
-      {checkpoints.isSuccess && checkpoints.rows.length === 0 && <p className="muted">None yet.</p>}
-      {checkpoints.rows.length > 0 && (
-        <>
-          <Table label="Checkpoints" columns={COLUMNS} rows={checkpoints.rows} rowKey={(row) => row.id} />
-          <LoadMore query={checkpoints} />
-        </>
-      )}
+      <Listed what="the checkpoints" query={checkpoints} empty={<p className="muted">None yet.</p>}>
+        <Table label="Checkpoints" columns={COLUMNS} rows={checkpoints.rows} rowKey={(row) => row.id} />
+      </Listed>
     </Section>
   );
 }

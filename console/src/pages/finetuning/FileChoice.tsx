@@ -1,7 +1,7 @@
 import { useQuery } from "@tanstack/react-query";
 import { useState } from "react";
 
-import { api, take } from "@/api/client";
+import { get } from "@/api/get";
 import { DropZone } from "@/components/DropZone";
 import { Failure } from "@/components/Failure";
 import { Field, Select } from "@/components/Field";
@@ -22,11 +22,7 @@ const LISTED = 100;
 
 /** Let a file of the project be chosen, or a new one be dropped, which is uploaded at once. */
 export function FileChoice({ label, purpose, value, onChange, hint }: FileChoiceProps) {
-  const query = { purpose, limit: LISTED };
-  const files = useQuery({
-    queryKey: ["/v1/files", query],
-    queryFn: ({ signal }) => take(api.GET("/v1/files", { params: { query }, signal })),
-  });
+  const files = useQuery(get("/v1/files", { query: { purpose, limit: LISTED } }));
   const [sending, setSending] = useState<string | null>(null);
   const [error, setError] = useState<Error | null>(null);
 
@@ -45,14 +41,11 @@ export function FileChoice({ label, purpose, value, onChange, hint }: FileChoice
     }
   }
 
-  const listed = files.data?.data ?? [];
-  const options = listed.map((file): [string, string] => [file.id, `${file.filename} (${formatBytes(file.bytes)})`]);
-  // An id from the address may be older than the files that are listed.
-  const unlisted: [string, string][] = value !== "" && !listed.some(({ id }) => id === value) ? [[value, value]] : [];
+  const options = (files.data?.data ?? []).map((file) => [file.id, `${file.filename} (${formatBytes(file.bytes)})`] as const);
   return (
     <div className="stack">
       <Field label={label} hint={hint}>
-        <Select value={value} onChange={onChange} options={[["", "Choose a file …"], ...unlisted, ...options]} />
+        <Select value={value} onChange={onChange} options={[["", "Choose a file …"], ...options]} />
       </Field>
       <DropZone label="Drop a new file here" hint={sending === null ? undefined : `Uploading ${sending} …`} accept=".jsonl" onFiles={(dropped) => void send(dropped)} />
       {files.isError && <Failure title="The files could not be listed" error={files.error} />}

@@ -1,6 +1,7 @@
 import { useQuery } from "@tanstack/react-query";
 
-import { api, take, type Schema } from "@/api/client";
+import type { Schema } from "@/api/client";
+import { get } from "@/api/get";
 import { formatCount } from "@/components/format";
 import { Table, type Column } from "@/components/Table";
 
@@ -16,10 +17,7 @@ const COLUMNS: readonly Column<LineError>[] = [
 /** List the lines of a job's files that are wrong; nothing where none is. */
 export function LineErrors({ jobId }: { jobId: string }) {
   const path = { job_id: jobId };
-  const job = useQuery({
-    queryKey: ["/v1/jobs/{job_id}", path],
-    queryFn: ({ signal }) => take(api.GET("/v1/jobs/{job_id}", { params: { path }, signal })),
-  });
+  const job = useQuery(get("/v1/jobs/{job_id}", { path }));
   const errors = job.data?.errors?.data ?? [];
   return <ErrorTable errors={errors} truncated={false} />;
 }

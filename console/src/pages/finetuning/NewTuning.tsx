@@ -2,7 +2,8 @@ import { useMutation } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
 import { useState, type FormEvent } from "react";
 
-import { api, queries, take } from "@/api/client";
+import { api, take } from "@/api/client";
+import { refresh } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Failure } from "@/components/Failure";
 import { Field, Input, Select } from "@/components/Field";
@@ -47,7 +48,7 @@ export default function NewTuning() {
   const create = useMutation({
     mutationFn: (body: ReturnType<typeof bodyOf>) => take(api.POST("/v1/fine_tuning/jobs", { body })),
     onSuccess: async (job) => {
-      await queries.invalidateQueries({ queryKey: ["/v1/fine_tuning/jobs"] });
+      await refresh("/v1/fine_tuning/jobs");
       await navigate({ to: "/fine-tuning/$jobId", params: { jobId: job.id } });
     },
   });

@@ -1,8 +1,6 @@
-import { api, take, type Schema } from "@/api/client";
-import { usePages } from "@/api/pages";
-import { Failure } from "@/components/Failure";
-import { LoadMore } from "@/components/LoadMore";
-import { Loading } from "@/components/Loading";
+import type { Schema } from "@/api/client";
+import { usePages } from "@/api/get";
+import { Listed } from "@/components/Listed";
 import { Section } from "@/components/Page";
 import { State } from "@/components/State";
 import { Table, type Column } from "@/components/Table";
@@ -20,27 +18,13 @@ const COLUMNS: readonly Column<TuningEvent>[] = [
 /** List what happened to a job, the newest first, without its steps. */
 export function TuningEvents({ jobId, refetchInterval }: { jobId: string; refetchInterval: number | false }) {
   const path = { fine_tuning_job_id: jobId };
-  const events = usePages(
-    ["/v1/fine_tuning/jobs/{fine_tuning_job_id}/events", path],
-    (after, signal) =>
-      take(
-        api.GET("/v1/fine_tuning/jobs/{fine_tuning_job_id}/events", {
-          params: { path, query: { after, limit: PAGE, type: "message" } },
-          signal,
-        }),
-      ),
-    { refetchInterval },
-  );
+  const query = { limit: PAGE, type: "message" } as const;
+  const events = usePages("/v1/fine_tuning/jobs/{fine_tuning_job_id}/events", { path, query }, { refetchInterval });
   return (
     <Section title="Events">
-      {events.isPending && <Loading what="the events" />}
-      {events.isError && <Failure title="The events could not be listed" error={events.error} />}
-      {events.rows.length > 0 && (
-        <>
-          <Table label="Events" columns={COLUMNS} rows={events.rows} rowKey={(event) => event.id} />
-          <LoadMore query={events} />
-        </>
-      )}
+      <Listed what="the events" query={events} empty={<p className="muted">None yet.</p>}>
+        <Table label="Events" columns={COLUMNS} rows={events.rows} rowKey={(event) => event.id} />
+      </Listed>
     </Section>
   );
 }

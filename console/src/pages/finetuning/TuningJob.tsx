@@ -2,12 +2,13 @@ import { useMutation, useQuery } from "@tanstack/react-query";
 import { getRouteApi, Link } from "@tanstack/react-router";
 import { useState, type ReactNode } from "react";
 
-import { api, queries, take } from "@/api/client";
+import { api } from "@/api/client";
+import { get, POLL, refresh } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Confirm } from "@/components/Confirm";
 import { Failure } from "@/components/Failure";
 import { formatCount, formatDuration, words } from "@/components/format";
-import { Loading } from "@/components/Loading";
+import { Loaded } from "@/components/Loaded";
 import { Card, Facts, Page, Section } from "@/components/Page";
 import { Progress as ProgressBar } from "@/components/Progress";
 import { Figure } from "@/components/Quantity";
@@ -23,35 +24,29 @@ import { TuningEvents } from "./TuningEvents";
 import { hasEnded, hyperparametersOf, methodOf, type Progress, type TuningJob as Job } from "./tuning";
 
 const route = getRouteApi("/fine-tuning/$jobId");
-const POLL = 2_000;
 
 /** Show a fine-tuning job: its curve while it trains, its checkpoints, events, numbers and data. */
 export default function TuningJob() {
   const { jobId } = route.useParams();
   const path = { fine_tuning_job_id: jobId };
   const job = useQuery({
-    queryKey: ["/v1/fine_tuning/jobs/{fine_tuning_job_id}", path],
-    queryFn: ({ signal }) => take(api.GET("/v1/fine_tuning/jobs/{fine_tuning_job_id}", { params: { path }, signal })),
-    refetchInterval: ({ state }) => (state.data && hasEnded(state.data) ? false : POLL),
+    ...get("/v1/fine_tuning/jobs/{fine_tuning_job_id}", { path }),
+    refetchInterval: ({ state }) => state.data && !hasEnded(state.data) && POLL,
   });
-  if (job.data) return <Shown job={job.data} />;
   return (
-    <Page title="Fine-tuning job">
-      {job.isPending && <Loading what="the job" />}
-      {job.isError && <Failure title="The job could not be read" error={job.error} onRetry={() => void job.refetch()} />}
-    </Page>
+    <Loaded what="the job" query={job} page="Fine-tuning job">
+      {(job) => <Shown job={job} />}
+    </Loaded>
   );
 }
 
 function Shown({ job }: { job: Job }) {
   const path = { fine_tuning_job_id: job.id };
-  const refetchInterval = hasEnded(job) ? false : POLL;
+  const refetchInterval = !hasEnded(job) && POLL;
   const progress = useQuery({
-    // The last look is after the end, so that the curve is whole.
-    queryKey: ["/v1/fine_tuning/jobs/{fine_tuning_job_id}/progress", path, hasEnded(job)],
-    queryFn: ({ signal }) => take(api.GET("/v1/fine_tuning/jobs/{fine_tuning_job_id}/progress", { params: { path }, signal })),
+    ...get("/v1/fine_tuning/jobs/{fine_tuning_job_id}/progress", { path }),
+    // The last look is after the end,
     refetchInterval,
-    placeholderData: (earlier) => earlier,
   });
   return (
     <Page title={job.user_provided_suffix ?? "Fine-tuning job"} badge={<State state={job.status} />} description={<Id id={job.id} />} actions={<Actions job={job} />}>
@@ -65,8 +60,9 @@ function Shown({ job }: { job: Job }) {
         {job.status === "failed" && <LineErrors jobId={job.id} />}
         {job.waiting_for && <p className="banner">Waiting for: {words(job.waiting_for)}.</p>}
         {job.fine_tuned_model && <Result name={job.fine_tuned_model} />}
-        {progress.isError && <Failure title="The progress could not be read" error={progress.error} />}
-        {progress.data && <Trained job={job} progress={progress.data} />}
+        <Loaded what="the progress" query={progress}>
+          {(progress) => <Trained job={job} progress={progress} />}
+        </Loaded>
       </div>
       <Checkpoints jobId={job.id} refetchInterval={refetchInterval} />
       <Hyperparameters job={job} />
@@ -185,6 +181,5 @@ function Actions({ job }: { job: Job }) {
 async function change(jobId: string, verb: Verb): Promise<void> {
   const params = { path: { fine_tuning_job_id: jobId } };
   await api.POST(`/v1/fine_tuning/jobs/{fine_tuning_job_id}/${verb}`, { params });
-  await queries.invalidateQueries({ queryKey: ["/v1/fine_tuning/jobs/{fine_tuning_job_id}", params.path] });
-  await queries.invalidateQueries({ queryKey: ["/v1/fine_tuning/jobs"] });
+  await refresh("/v1/fine_tuning/jobs/{fine_tuning_job_id}", "/v1/fine_tuning/jobs");
 }

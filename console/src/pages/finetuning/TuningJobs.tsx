@@ -1,11 +1,8 @@
 import { Link } from "@tanstack/react-router";
 
-import { api, take } from "@/api/client";
-import { usePages } from "@/api/pages";
+import { usePages } from "@/api/get";
 import { Empty } from "@/components/Empty";
-import { Failure } from "@/components/Failure";
-import { LoadMore } from "@/components/LoadMore";
-import { Loading } from "@/components/Loading";
+import { Listed } from "@/components/Listed";
 import { Page } from "@/components/Page";
 import { Quantity } from "@/components/Quantity";
 import { State } from "@/components/State";
@@ -41,12 +38,7 @@ const PAGE = 50;
 
 /** List the project's fine-tuning jobs. */
 export default function TuningJobs() {
-  const query = { limit: PAGE };
-  const jobs = usePages(
-    ["/v1/fine_tuning/jobs", query],
-    (after, signal) => take(api.GET("/v1/fine_tuning/jobs", { params: { query: { ...query, after } }, signal })),
-    { refetchInterval: POLL },
-  );
+  const jobs = usePages("/v1/fine_tuning/jobs", { query: { limit: PAGE } }, { refetchInterval: POLL });
   return (
     <Page
       title="Fine-tuning"
@@ -57,21 +49,15 @@ export default function TuningJobs() {
         </Link>
       }
     >
-      {jobs.isPending && <Loading what="the fine-tuning jobs" />}
-      {jobs.isError && <Failure title="The jobs could not be listed" error={jobs.error} onRetry={() => void jobs.refetch()} />}
-      {jobs.isSuccess && jobs.rows.length === 0 && <NoJobs />}
-      {jobs.rows.length > 0 && (
-        <>
-          <Table
-            label="Fine-tuning jobs"
-            columns={COLUMNS}
-            rows={jobs.rows}
-            rowKey={(job) => job.id}
-            rowLink={(job) => ({ to: "/fine-tuning/$jobId", params: { jobId: job.id } })}
-          />
-          <LoadMore query={jobs} />
-        </>
-      )}
+      <Listed what="the fine-tuning jobs" query={jobs} empty={<NoJobs />}>
+        <Table
+          label="Fine-tuning jobs"
+          columns={COLUMNS}
+          rows={jobs.rows}
+          rowKey={(job) => job.id}
+          rowLink={(job) => ({ to: "/fine-tuning/$jobId", params: { jobId: job.id } })}
+        />
+      </Listed>
     </Page>
   );
 }

@@ -1,14 +1,13 @@
 import { useMutation, useQuery } from "@tanstack/react-query";
 
+import { getAsOperator, POLL } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Dialog } from "@/components/Dialog";
 import { Failure } from "@/components/Failure";
 import { Facts } from "@/components/Page";
 import { Quantity } from "@/components/Quantity";
 
-import { isIdle, pause, remaining, type Target } from "./steering";
-
-const INTERVAL = 2_000;
+import { isIdle, pause, type Target } from "./steering";
 
 /** Pause a target, and show what still runs there until nothing does. */
 export function Drain({ target, onClose }: { target: Target; onClose: () => void }) {
@@ -32,13 +31,9 @@ export function Drain({ target, onClose }: { target: Target; onClose: () => void
 }
 
 function Remaining({ target }: { target: Target }) {
-  const first = useQuery({ queryKey: ["drained", target], queryFn: ({ signal }) => remaining(target, signal), staleTime: Infinity });
-  const now = useQuery({
-    queryKey: ["/v1/pauses/{kind}/{target}", target],
-    queryFn: ({ signal }) => remaining(target, signal),
-    enabled: first.isSuccess,
-    refetchInterval: INTERVAL,
-  });
+  const remaining = getAsOperator("/v1/pauses/{kind}/{target}", { path: { kind: target.kind, target: target.name } });
+  const first = useQuery({ ...remaining, queryKey: [...remaining.queryKey, "first"], staleTime: Infinity, gcTime: 0 });
+  const now = useQuery({ ...remaining, enabled: first.isSuccess, refetchInterval: POLL });
   const error = first.error ?? now.error;
   const idle = first.data !== undefined && now.data !== undefined && isIdle(first.data, now.data);
   return (

@@ -5,8 +5,7 @@ import { setOperatorKey, useSession } from "@/api/session";
 import { Button } from "@/components/Button";
 import { Confirm } from "@/components/Confirm";
 import { Empty } from "@/components/Empty";
-import { Failure } from "@/components/Failure";
-import { Loading } from "@/components/Loading";
+import { Loaded } from "@/components/Loaded";
 import { Page, Section } from "@/components/Page";
 import { Quantity } from "@/components/Quantity";
 import { Snippet } from "@/components/Snippet";
@@ -51,9 +50,9 @@ export default function Workers() {
   return (
     <Page title="Workers" description="The processes that do the work of every project, and what holds them." actions={actions}>
       <OperatorGate error={operation.error}>
-        {operation.error && <Failure title="The workers could not be read" error={operation.error} onRetry={() => void operation.refetch()} />}
-        {operation.isPending && !operation.error && <Loading what="the workers" />}
-        {operation.data && <Shown {...operation.data} onAction={setAction} />}
+        <Loaded what="the workers" query={operation}>
+          {(operation) => <Shown {...operation} onAction={setAction} />}
+        </Loaded>
         <Acting action={action} onClose={() => setAction(null)} />
       </OperatorGate>
     </Page>

@@ -1,6 +1,7 @@
-import { useQuery } from "@tanstack/react-query";
+import { useQueries } from "@tanstack/react-query";
 
-import { operatorApi, queries, take, type Schema } from "@/api/client";
+import { operatorApi, take, type Schema } from "@/api/client";
+import { getAsOperator, refresh } from "@/api/get";
 
 /** What an operator can pause: a queue, a model, a project or a worker, by its name. */
 export interface Target {
@@ -12,36 +13,38 @@ const INTERVAL = 5_000;
 
 /** Query the workers, the pauses and the quarantines of the deployment, again every few seconds. */
 export function useOperation(enabled: boolean) {
-  return useQuery({
-    queryKey: ["/v1/workers"],
-    queryFn: async ({ signal }) => {
-      const [workers, pauses, quarantines] = await Promise.all([
-        take(operatorApi.GET("/v1/workers", { signal })),
-        take(operatorApi.GET("/v1/pauses", { signal })),
-        take(operatorApi.GET("/v1/quarantines", { signal })),
-      ]);
-      return { workers: workers.data, pauses: pauses.data, quarantines: quarantines.data };
-    },
-    enabled,
-    refetchInterval: INTERVAL,
+  const options = { enabled, refetchInterval: INTERVAL };
+  return useQueries({
+    queries: [
+      { ...getAsOperator("/v1/workers", {}), ...options },
+      { ...getAsOperator("/v1/pauses", {}), ...options },
+      { ...getAsOperator("/v1/quarantines", {}), ...options },
+    ],
+    combine: ([workers, pauses, quarantines]) => ({
+      data:
+        workers.data && pauses.data && quarantines.data
+          ? { workers: workers.data.data, pauses: pauses.data.data, quarantines: quarantines.data.data }
+          : undefined,
+      error: workers.error ?? pauses.error ?? quarantines.error,
+      refetch: refreshOperation,
+    }),
   });
+}
+
+function refreshOperation(): Promise<void> {
+  return refresh("/v1/workers", "/v1/pauses", "/v1/quarantines");
 }
 
 /** Start no new work of the target. */
 export async function pause(target: Target): Promise<void> {
   await take(operatorApi.POST("/v1/pauses", { body: target }));
-  await queries.invalidateQueries({ queryKey: ["/v1/workers"] });
+  await refreshOperation();
 }
 
 /** Start work of the target again; of a model also end its quarantines. */
 export async function resume({ kind, name }: Target): Promise<void> {
   await take(operatorApi.DELETE("/v1/pauses/{kind}/{target}", { params: { path: { kind, target: name } } }));
-  await queries.invalidateQueries({ queryKey: ["/v1/workers"] });
-}
-
-/** Return what still runs of the target. */
-export function remaining({ kind, name }: Target, signal: AbortSignal): Promise<Schema<"Remaining">> {
-  return take(operatorApi.GET("/v1/pauses/{kind}/{target}", { params: { path: { kind, target: name } }, signal }));
+  await refreshOperation();
 }
 
 /** Heartbeats after a pause that show that a worker knows of it. */

@@ -1,12 +1,12 @@
 import { useQuery } from "@tanstack/react-query";
 import { useEffect, useRef, useState } from "react";
 
-import { api, take } from "@/api/client";
+import { get } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Dialog } from "@/components/Dialog";
 import { Failure } from "@/components/Failure";
 import { formatCount, formatDuration, formatRate, formatShare } from "@/components/format";
-import { Loading } from "@/components/Loading";
+import { Loaded } from "@/components/Loaded";
 import { Copy } from "@/components/Snippet";
 
 import { excerptOf, type Citation } from "./answer";
@@ -139,13 +139,17 @@ function Citations({ citations, store }: { citations: readonly Citation[]; store
 function Cited({ citation, store }: { citation: Citation; store: string }) {
   const path = { vector_store_id: store, file_id: citation.file_id };
   const content = useQuery({
-    queryKey: ["/v1/vector_stores/{vector_store_id}/files/{file_id}/content", path],
-    queryFn: ({ signal }) => take(api.GET("/v1/vector_stores/{vector_store_id}/files/{file_id}/content", { params: { path }, signal })),
+    ...get("/v1/vector_stores/{vector_store_id}/files/{file_id}/content", { path }),
     staleTime: 60_000,
   });
-  if (content.isPending) return <Loading what="the file" />;
-  if (content.isError) return <Failure title="The file could not be read" error={content.error} />;
-  const text = content.data.data.map((part) => part.text).join("\n");
+  return (
+    <Loaded what="the file" query={content}>
+      {({ data }) => <Excerpt text={data.map((part) => part.text).join("\n")} citation={citation} />}
+    </Loaded>
+  );
+}
+
+function Excerpt({ text, citation }: { text: string; citation: Citation }) {
   const excerpt = excerptOf(text, citation.start ?? 0, citation.end ?? 0);
   return (
     <p className="excerpt" dir="auto">

@@ -2,14 +2,15 @@ import { useQuery } from "@tanstack/react-query";
 import { getRouteApi, Link } from "@tanstack/react-router";
 import { useState, type KeyboardEvent } from "react";
 
-import { api, take, type Schema } from "@/api/client";
+import { get } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Empty } from "@/components/Empty";
 import { Failure } from "@/components/Failure";
 import { Field, Input, Select, TextArea } from "@/components/Field";
 import { words } from "@/components/format";
-import { Loading } from "@/components/Loading";
+import { Loaded } from "@/components/Loaded";
 import { Page } from "@/components/Page";
+import { generates, useModels, type Model } from "@/pages/fleet/models/served";
 
 import type { PlaygroundSearch } from "./address";
 import { useConversation } from "./conversation";
@@ -18,28 +19,20 @@ import { DEFAULT_SETTINGS, type Protocol, type Settings } from "./requests";
 
 import "./playground.css";
 
-type Model = Schema<"Model">;
-
 const route = getRouteApi("/playground");
 const PROTOCOLS = [
   ["chat", "Chat completions"],
   ["responses", "Responses"],
 ] as const;
-/** The queue of models that only embed. */
-const EMBEDDING_QUEUE = "gpu.embed";
 
 /** Ask one model, or two side by side. */
 export default function Playground() {
-  const models = useQuery({
-    queryKey: ["/v1/models", { include: "serving" }],
-    queryFn: ({ signal }) => take(api.GET("/v1/models", { params: { query: { include: "serving" } }, signal })),
-    refetchInterval: 15_000,
-  });
+  const models = useModels();
   return (
     <Page title="Playground" description="Ask a model, with the same engines that run the batches.">
-      {models.isPending && <Loading what="the models" />}
-      {models.isError && <Failure title="The models could not be listed" error={models.error} onRetry={() => void models.refetch()} />}
-      {models.data && <Bench models={models.data.data.filter((model) => model.serving?.queue !== EMBEDDING_QUEUE)} />}
+      <Loaded what="the models" query={models}>
+        {({ data }) => <Bench models={data.filter(generates)} />}
+      </Loaded>
     </Page>
   );
 }
@@ -100,7 +93,6 @@ function Bench({ models }: { models: readonly Model[] }) {
 function ModelField(props: { label: string; models: readonly Model[]; value: string; none?: string; onChange: (model: string) => void }) {
   const { label, models, value, none, onChange } = props;
   const options = models.map((model): [string, string] => [model.id, labelOf(model)]);
-  if (value !== "" && !models.some((model) => model.id === value)) options.unshift([value, value]);
   if (none !== undefined) options.unshift(["", none]);
   const serving = models.find((model) => model.id === value)?.serving;
   const hint = serving && serving.state !== "ready" ? (serving.reason ?? words(serving.state)) : undefined;
@@ -207,13 +199,8 @@ function Parameters({ protocol, settings, onChange, store, onStore }: Parameters
 /** Choose the vector store that the answer is drawn from. */
 function FileSearch(props: { settings: Settings; change: (next: Partial<Settings>) => void; store: string; onStore: (store: string) => void }) {
   const { settings, change, store, onStore } = props;
-  const query = { limit: 100 };
-  const stores = useQuery({
-    queryKey: ["/v1/vector_stores", query],
-    queryFn: ({ signal }) => take(api.GET("/v1/vector_stores", { params: { query }, signal })),
-  });
+  const stores = useQuery(get("/v1/vector_stores", { query: { limit: 100 } }));
   const options = (stores.data?.data ?? []).map(({ id, name }): [string, string] => [id, name || id]);
-  if (store !== "" && !options.some(([id]) => id === store)) options.unshift([store, store]);
   return (
     <>
       {stores.isError && <Failure title="The vector stores could not be listed" error={stores.error} />}

@@ -1,11 +1,10 @@
 import { useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
 
-import { api, take } from "@/api/client";
+import { get } from "@/api/get";
 import { Empty } from "@/components/Empty";
-import { Failure } from "@/components/Failure";
 import { words } from "@/components/format";
-import { Loading } from "@/components/Loading";
+import { Loaded } from "@/components/Loaded";
 import { State } from "@/components/State";
 
 import { layers, type GraphJob } from "./layers";
@@ -17,18 +16,22 @@ const REFRESH = 5_000;
 export function Graph({ jobId, live }: { jobId: string; live: boolean }) {
   const path = { job_id: jobId };
   const graph = useQuery({
-    queryKey: ["/v1/jobs/{job_id}/graph", path, live],
-    queryFn: ({ signal }) => take(api.GET("/v1/jobs/{job_id}/graph", { params: { path }, signal })),
+    ...get("/v1/jobs/{job_id}/graph", { path }),
     refetchInterval: live && REFRESH,
   });
-  if (graph.isPending) return <Loading what="the dependencies" />;
-  if (graph.isError) return <Failure title="The dependencies could not be read" error={graph.error} onRetry={() => void graph.refetch()} />;
-  if (graph.data.jobs.length < 2) return <Alone jobId={jobId} />;
+  return (
+    <Loaded what="the dependencies" query={graph}>
+      {({ jobs, truncated }) => (jobs.length < 2 ? <Alone jobId={jobId} /> : <Layers jobs={jobs} truncated={truncated} jobId={jobId} />)}
+    </Loaded>
+  );
+}
+
+function Layers({ jobs, truncated, jobId }: { jobs: readonly GraphJob[]; truncated: boolean; jobId: string }) {
   return (
     <>
-      {graph.data.truncated && <p className="banner">There are more dependencies than are shown.</p>}
+      {truncated && <p className="banner">There are more dependencies than are shown.</p>}
       <div className="graph">
-        {layers(graph.data.jobs).map((layer, depth) => (
+        {layers(jobs).map((layer, depth) => (
           <ul key={depth} className="plain" aria-label={`Step ${depth + 1}`}>
             {layer.map((job) => (
               <Node key={job.id} job={job} isCurrent={job.id === jobId} />

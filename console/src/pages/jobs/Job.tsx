@@ -3,10 +3,10 @@ import { getRouteApi } from "@tanstack/react-router";
 import { useState } from "react";
 
 import { api, queries, take } from "@/api/client";
+import { get } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Confirm } from "@/components/Confirm";
-import { Failure } from "@/components/Failure";
-import { Loading } from "@/components/Loading";
+import { Loaded } from "@/components/Loaded";
 import { Page } from "@/components/Page";
 import { Id } from "@/components/Snippet";
 import { State } from "@/components/State";
@@ -14,7 +14,7 @@ import { Tabs } from "@/components/Tabs";
 
 import { Events } from "./Events";
 import { Graph } from "./Graph";
-import { isLive, kindLabel, mayCancel, mayRetry, type JobObject } from "./life";
+import { hasResults, isLive, kindLabel, mayCancel, mayRetry, type JobObject } from "./life";
 import { Overview } from "./Overview";
 import { Results } from "./Results";
 import { Retry } from "./Retry";
@@ -31,40 +31,26 @@ export default function Job() {
   const { jobId } = route.useParams();
   const path = { job_id: jobId };
   const job = useQuery({
-    queryKey: ["/v1/jobs/{job_id}", path],
-    queryFn: ({ signal }) => take(api.GET("/v1/jobs/{job_id}", { params: { path }, signal })),
+    ...get("/v1/jobs/{job_id}", { path }),
     refetchInterval: ({ state }) => state.data && isLive(state.data) && REFRESH,
   });
-  if (job.data === undefined)
-    return (
-      <Page title="Job">
-        {job.isError ? (
-          <Failure title="This job cannot be shown" error={job.error} onRetry={() => void job.refetch()} />
-        ) : (
-          <Loading what="the job" />
-        )}
-      </Page>
-    );
   return (
-    <Page
-      title={kindLabel(job.data.kind)}
-      badge={<State state={job.data.state} />}
-      description={<Id id={job.data.id} />}
-      actions={<Actions job={job.data} />}
-    >
-      {job.isError && <Failure title="The job could not be read again" error={job.error} onRetry={() => void job.refetch()} />}
-      <Parts job={job.data} />
-    </Page>
+    <Loaded what="the job" query={job} page="Job">
+      {(job) => (
+        <Page title={kindLabel(job.kind)} badge={<State state={job.state} />} description={<Id id={job.id} />} actions={<Actions job={job} />}>
+          <Parts job={job} />
+        </Page>
+      )}
+    </Loaded>
   );
 }
 
 function Parts({ job }: { job: JobObject }) {
   const { tab = "overview" } = route.useSearch();
   const navigate = route.useNavigate();
-  const hasLines = !["ingestion", "finetuning", "evaluation", "sampling"].includes(job.kind);
   const tabs = [
     { id: "overview", title: "Overview", content: <Overview job={job} /> },
-    ...(hasLines ? [{ id: "results", title: "Results", content: <Results job={job} /> }] : []),
+    ...(hasResults(job) ? [{ id: "results", title: "Results", content: <Results job={job} /> }] : []),
     { id: "events", title: "Events", content: <Events jobId={job.id} live={isLive(job)} /> },
     { id: "webhook", title: "Webhook", content: <Webhook job={job} /> },
     { id: "graph", title: "Dependencies", content: <Graph jobId={job.id} live={isLive(job)} /> },
@@ -85,7 +71,7 @@ function Actions({ job }: { job: JobObject }) {
   async function cancel() {
     const path = { job_id: job.id };
     const cancelled = await take(api.POST("/v1/jobs/{job_id}/cancel", { params: { path } }));
-    queries.setQueryData(["/v1/jobs/{job_id}", path], cancelled);
+    queries.setQueryData(get("/v1/jobs/{job_id}", { path }).queryKey, cancelled);
   }
   return (
     <>

@@ -1,15 +1,12 @@
 import { getRouteApi, Link } from "@tanstack/react-router";
 import { useEffect, useRef } from "react";
 
-import { api, take } from "@/api/client";
-import { usePages } from "@/api/pages";
+import { usePages } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Empty } from "@/components/Empty";
-import { Failure } from "@/components/Failure";
 import { Field, Input, Select } from "@/components/Field";
 import { words } from "@/components/format";
-import { Loading } from "@/components/Loading";
-import { LoadMore } from "@/components/LoadMore";
+import { Listed } from "@/components/Listed";
 import { Page } from "@/components/Page";
 import { Progress } from "@/components/Progress";
 import { Quantity } from "@/components/Quantity";
@@ -78,10 +75,7 @@ export default function Jobs() {
   return (
     <Page title="Jobs" actions={<Link to="/batches/new" className="button primary">New batch</Link>}>
       <Filters search={search} />
-      {jobs.isPending && <Loading what="the jobs" />}
-      {jobs.isError && <Failure title="The jobs could not be listed" error={jobs.error} onRetry={() => void jobs.refetch()} />}
-      {jobs.isSuccess && jobs.rows.length === 0 && (isFiltered ? <NoMatch /> : <NoJobs />)}
-      {jobs.rows.length > 0 && (
+      <Listed what="the jobs" query={jobs} empty={isFiltered ? <NoMatch /> : <NoJobs />}>
         <Table
           label="Jobs"
           columns={COLUMNS}
@@ -89,28 +83,16 @@ export default function Jobs() {
           rowKey={(job) => job.id}
           rowLink={(job) => ({ to: "/jobs/$jobId", params: { jobId: job.id } })}
         />
-      )}
-      <LoadMore query={jobs} />
+      </Listed>
     </Page>
   );
 }
 
 function useJobs({ metadata, state, ...others }: JobsSearch) {
-  const query = { ...others, state: state as "queued" | undefined, limit: 50 };
-  const pairs = metadataPairs(metadata ?? "");
   // The document of the API has no name for a parameter whose name holds the name of an entry.
-  const querySerializer = (given: object) =>
-    new URLSearchParams([
-      ...Object.entries(given)
-        .filter(([, value]) => value !== undefined)
-        .map(([name, value]) => [name, String(value)]),
-      ...pairs.map(([name, value]) => [`metadata[${name}]`, value]),
-    ]).toString();
-  return usePages(
-    ["/v1/jobs", query, pairs],
-    (after, signal) => take(api.GET("/v1/jobs", { params: { query: { ...query, after } }, querySerializer, signal })),
-    { refetchInterval: REFRESH },
-  );
+  const entries = { metadata: Object.fromEntries(metadataPairs(metadata ?? "")) };
+  const query = { ...others, ...entries, state: state as "queued" | undefined, limit: 50 };
+  return usePages("/v1/jobs", { query }, { refetchInterval: REFRESH });
 }
 
 function Filters({ search }: { search: JobsSearch }) {

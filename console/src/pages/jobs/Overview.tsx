@@ -2,7 +2,8 @@ import { useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
 import type { ReactNode } from "react";
 
-import { api, take, type Schema } from "@/api/client";
+import type { Schema } from "@/api/client";
+import { get } from "@/api/get";
 import { formatCount, formatDuration, formatNumber, formatRate, formatShare, words } from "@/components/format";
 import { Card, Facts, Section } from "@/components/Page";
 import { Progress } from "@/components/Progress";
@@ -24,9 +25,10 @@ const EXPLAINED_AGAIN = 15_000;
 /** Show how far a job is, why it waits, what became of its lines, and its settings. */
 export function Overview({ job }: { job: JobObject }) {
   const path = { job_id: job.id };
+  const explain = get("/v1/jobs/{job_id}/explain", { path });
   const explanation = useQuery({
-    queryKey: ["/v1/jobs/{job_id}/explain", path, job.state, job.waiting_for],
-    queryFn: ({ signal }) => take(api.GET("/v1/jobs/{job_id}/explain", { params: { path }, signal })),
+    ...explain,
+    queryKey: [...explain.queryKey, job.state, job.waiting_for],
     refetchInterval: isLive(job) && EXPLAINED_AGAIN,
   });
   const reasons = explanation.data?.reasons ?? [];

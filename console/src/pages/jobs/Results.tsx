@@ -8,6 +8,7 @@ import { Button } from "@/components/Button";
 import { Failure } from "@/components/Failure";
 import { Field, Input, Select } from "@/components/Field";
 import { formatNumber, words } from "@/components/format";
+import { Loaded } from "@/components/Loaded";
 import { Loading } from "@/components/Loading";
 import { Card } from "@/components/Page";
 import { State } from "@/components/State";
@@ -69,17 +70,17 @@ function Joined({ job }: { job: JobObject }) {
     <div className="stack">
       <Filters job={job} />
       <Downloads job={job} filters={{ state, code, custom_id }} />
-      {page.isPending && <Loading what="the results" />}
-      {page.isError && <Failure title="The results could not be read" error={page.error} onRetry={() => void page.refetch()} />}
-      {page.data && (
-        <>
-          {page.data.data.length === 0 && <p className="muted">{after ? "There are no more results." : "No result matches."}</p>}
-          {page.data.data.map((row) => (
-            <Result key={row.id} row={row} />
-          ))}
-          <Pages after={after} next={page.data.has_more ? page.data.last_id : null} busy={page.isPlaceholderData} />
-        </>
-      )}
+      <Loaded what="the results" query={page}>
+        {({ data, has_more, last_id }) => (
+          <>
+            {data.length === 0 && <p className="muted">{after ? "There are no more results." : "No result matches."}</p>}
+            {data.map((row) => (
+              <Result key={row.id} row={row} />
+            ))}
+            <Pages after={after} next={has_more ? last_id : null} busy={page.isPlaceholderData} />
+          </>
+        )}
+      </Loaded>
     </div>
   );
 }

@@ -1,6 +1,7 @@
 import { useQuery } from "@tanstack/react-query";
 
-import { api, take, type Schema } from "@/api/client";
+import type { Schema } from "@/api/client";
+import { get } from "@/api/get";
 import { formatCount, formatNumber } from "@/components/format";
 import { Section } from "@/components/Page";
 
@@ -12,8 +13,7 @@ export function Strip({ jobId, live }: { jobId: string; live: boolean }) {
   const path = { job_id: jobId };
   const query = { parts: PARTS };
   const shards = useQuery({
-    queryKey: ["/v1/jobs/{job_id}/shards", path, live],
-    queryFn: ({ signal }) => take(api.GET("/v1/jobs/{job_id}/shards", { params: { path, query }, signal })),
+    ...get("/v1/jobs/{job_id}/shards", { path, query }),
     refetchInterval: live && REFRESH,
   });
   const parts = shards.data?.data ?? [];

@@ -1,13 +1,12 @@
 import { useMutation } from "@tanstack/react-query";
 
-import { api, queries, take, type Schema } from "@/api/client";
-import { usePages } from "@/api/pages";
+import { api, take, type Schema } from "@/api/client";
+import { refresh, usePages } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Empty } from "@/components/Empty";
 import { Failure } from "@/components/Failure";
 import { formatDuration } from "@/components/format";
-import { Loading } from "@/components/Loading";
-import { LoadMore } from "@/components/LoadMore";
+import { Listed } from "@/components/Listed";
 import { Card } from "@/components/Page";
 import { State } from "@/components/State";
 import { Time } from "@/components/Time";
@@ -21,16 +20,11 @@ const REFRESH = 5_000;
 /** Show the deliveries to the job's own webhook, and send them again. */
 export function Webhook({ job }: { job: JobObject }) {
   const path = { job_id: job.id };
-  const key = ["/v1/jobs/{job_id}/deliveries", path];
-  const deliveries = usePages(
-    key,
-    (after, signal) => take(api.GET("/v1/jobs/{job_id}/deliveries", { params: { path, query: { after } }, signal })),
-    { refetchInterval: REFRESH, enabled: job.webhook !== null },
-  );
+  const deliveries = usePages("/v1/jobs/{job_id}/deliveries", { path }, { refetchInterval: REFRESH, enabled: job.webhook !== null });
   const replay = useMutation({
     mutationFn: (delivery_id: string) =>
       take(api.POST("/v1/jobs/{job_id}/deliveries/{delivery_id}/replay", { params: { path: { ...path, delivery_id } } })),
-    onSuccess: () => queries.invalidateQueries({ queryKey: key }),
+    onSuccess: () => refresh("/v1/jobs/{job_id}/deliveries"),
   });
   if (job.webhook === null) return <NoWebhook />;
   return (
@@ -38,16 +32,12 @@ export function Webhook({ job }: { job: JobObject }) {
       <p className="break">
         <span className="muted">The end of this job is posted to</span> <code>{job.webhook.url}</code>
       </p>
-      {deliveries.isPending && <Loading what="the deliveries" />}
-      {deliveries.isError && (
-        <Failure title="The deliveries could not be listed" error={deliveries.error} onRetry={() => void deliveries.refetch()} />
-      )}
       {replay.isError && <Failure title="The delivery could not be sent again" error={replay.error} />}
-      {deliveries.isSuccess && deliveries.rows.length === 0 && <p className="muted">There is nothing to deliver before the job has ended.</p>}
-      {deliveries.rows.map((delivery) => (
-        <Row key={delivery.id} delivery={delivery} busy={replay.isPending} onReplay={() => replay.mutate(delivery.id)} />
-      ))}
-      <LoadMore query={deliveries} />
+      <Listed what="the deliveries" query={deliveries} empty={<p className="muted">There is nothing to deliver before the job has ended.</p>}>
+        {deliveries.rows.map((delivery) => (
+          <Row key={delivery.id} delivery={delivery} busy={replay.isPending} onReplay={() => replay.mutate(delivery.id)} />
+        ))}
+      </Listed>
     </div>
   );
 }

@@ -17,6 +17,7 @@ export const KINDS: readonly (readonly [kind: string, label: string])[] = [
 
 const LABELS = new Map(KINDS);
 const BATCHES = new Set(["generation", "embedding", "reranking"]);
+const WITH_RESULTS = new Set([...BATCHES, "response"]);
 const NOT_RETRIED = new Set(["response", "sampling"]);
 
 /** The states of jobs, in the order of a life. */
@@ -47,6 +48,11 @@ export function mayRetry(job: Pick<JobObject, "state" | "kind">): boolean {
 /** Return whether a job is a batch: its lines can be read and selected. */
 export function isBatch(job: Pick<JobObject, "kind">): boolean {
   return BATCHES.has(job.kind);
+}
+
+/** Return whether the lines of a job have results to read or to download. */
+export function hasResults(job: Pick<JobObject, "kind">): boolean {
+  return WITH_RESULTS.has(job.kind);
 }
 
 /** A state that a job came into. `seconds` is how long it stayed, null for the state it is in. */

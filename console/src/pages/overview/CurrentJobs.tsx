@@ -1,11 +1,11 @@
 import { useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
 
-import { api, take, type Schema } from "@/api/client";
+import type { Schema } from "@/api/client";
+import { get } from "@/api/get";
 import { Empty } from "@/components/Empty";
-import { Failure } from "@/components/Failure";
 import { words } from "@/components/format";
-import { Loading } from "@/components/Loading";
+import { Loaded } from "@/components/Loaded";
 import { Section } from "@/components/Page";
 import { Progress } from "@/components/Progress";
 import { Prose } from "@/components/Prose";
@@ -48,23 +48,27 @@ export function CurrentJobs() {
   const running = useJobs("running");
   const waiting = useJobs("queued");
   const latest = useJobs();
-  if (latest.isPending) return <Loading what="the jobs" />;
-  if (latest.isError) return <Failure title="The jobs cannot be listed" error={latest.error} onRetry={() => void latest.refetch()} />;
-  if (latest.data.data.length === 0) return <NoJobs />;
   return (
-    <>
-      {running.data && <JobTable title="Running" page={running.data} columns={RUNNING} none="Nothing runs." />}
-      {waiting.data && <JobTable title="Waiting" page={waiting.data} columns={WAITING} none="Nothing waits." />}
-      <JobTable title="Latest jobs" page={latest.data} columns={ENDED} none="" />
-    </>
+    <Loaded what="the jobs" query={latest}>
+      {(page) =>
+        page.data.length === 0 ? (
+          <NoJobs />
+        ) : (
+          <>
+            {running.data && <JobTable title="Running" page={running.data} columns={RUNNING} none="Nothing runs." />}
+            {waiting.data && <JobTable title="Waiting" page={waiting.data} columns={WAITING} none="Nothing waits." />}
+            <JobTable title="Latest jobs" page={page} columns={ENDED} none="" />
+          </>
+        )
+      }
+    </Loaded>
   );
 }
 
 function useJobs(state?: "running" | "queued") {
   const query = { state, limit: SHOWN };
   return useQuery({
-    queryKey: ["/v1/jobs", query],
-    queryFn: ({ signal }) => take(api.GET("/v1/jobs", { params: { query }, signal })),
+    ...get("/v1/jobs", { query }),
     refetchInterval: REFRESH,
   });
 }
@@ -105,8 +109,7 @@ function JobProgress({ job }: { job: Job }) {
 function WaitReason({ job }: { job: Job }) {
   const path = { job_id: job.id };
   const explanation = useQuery({
-    queryKey: ["/v1/jobs/{job_id}/explain", path],
-    queryFn: ({ signal }) => take(api.GET("/v1/jobs/{job_id}/explain", { params: { path }, signal })),
+    ...get("/v1/jobs/{job_id}/explain", { path }),
     staleTime: 30_000,
   });
   const reason = explanation.data?.reasons.find((each) => each.type === "wait")?.message;

@@ -1,17 +1,18 @@
 import { useQuery } from "@tanstack/react-query";
 
-import { api, operatorApi, take, type Schema } from "@/api/client";
-import { Failure } from "@/components/Failure";
+import type { Schema } from "@/api/client";
+import { getAsOperator } from "@/api/get";
 import { formatCount } from "@/components/format";
+import { Loaded } from "@/components/Loaded";
 import { Section } from "@/components/Page";
 import { State } from "@/components/State";
 import { Table, type Column } from "@/components/Table";
 import { Time } from "@/components/Time";
+import { useModels, type Model } from "@/pages/fleet/models/served";
 
-type Model = Schema<"Model">;
 type Worker = Schema<"WorkerObject">;
 
-/** Milliseconds between two readings; loading a model and a worker's heartbeat are no events. */
+/** Milliseconds between two readings; a worker's heartbeat is no event. */
 const REFRESH = 10_000;
 
 const MODELS: readonly Column<Model>[] = [
@@ -42,16 +43,12 @@ const WORKERS: readonly Column<Worker>[] = [
 
 /** Show where each model is served, and why not. */
 export function Models() {
-  const query = { include: "serving" as const };
-  const models = useQuery({
-    queryKey: ["/v1/models", query],
-    queryFn: ({ signal }) => take(api.GET("/v1/models", { params: { query }, signal })),
-    refetchInterval: REFRESH,
-  });
+  const models = useModels();
   return (
     <Section title="Models">
-      {models.isError && <Failure title="The models cannot be listed" error={models.error} onRetry={() => void models.refetch()} />}
-      {models.data && <Table label="Models" columns={MODELS} rows={models.data.data} rowKey={(model) => model.id} />}
+      <Loaded what="the models" query={models}>
+        {({ data }) => <Table label="Models" columns={MODELS} rows={data} rowKey={(model) => model.id} />}
+      </Loaded>
     </Section>
   );
 }
@@ -73,14 +70,14 @@ function ServedBy({ model: { serving } }: { model: Model }) {
 /** Show the live workers of the deployment, with the operator's key. */
 export function Workers() {
   const workers = useQuery({
-    queryKey: ["/v1/workers"],
-    queryFn: ({ signal }) => take(operatorApi.GET("/v1/workers", { signal })),
+    ...getAsOperator("/v1/workers", {}),
     refetchInterval: REFRESH,
   });
   return (
     <Section title="Workers">
-      {workers.isError && <Failure title="The workers cannot be listed" error={workers.error} onRetry={() => void workers.refetch()} />}
-      {workers.data && <Table label="Workers" columns={WORKERS} rows={workers.data.data} rowKey={(worker) => worker.id} />}
+      <Loaded what="the workers" query={workers}>
+        {({ data }) => <Table label="Workers" columns={WORKERS} rows={data} rowKey={(worker) => worker.id} />}
+      </Loaded>
     </Section>
   );
 }

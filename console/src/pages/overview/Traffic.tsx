@@ -1,10 +1,10 @@
 import { useQuery } from "@tanstack/react-query";
 
-import { api, take, type Schema } from "@/api/client";
+import type { Schema } from "@/api/client";
+import { get } from "@/api/get";
 import { Chart } from "@/components/Chart";
-import { Failure } from "@/components/Failure";
 import { formatCompact, formatNumber, formatRate, formatShare } from "@/components/format";
-import { Loading } from "@/components/Loading";
+import { Loaded } from "@/components/Loaded";
 import { Card } from "@/components/Page";
 import { Figure } from "@/components/Quantity";
 
@@ -24,13 +24,19 @@ interface Totals {
 export function Traffic() {
   const day = useThroughput({ seconds: 86_400, step: 600 });
   const recent = useThroughput({ seconds: 300, step: 60 });
-  if (day.isPending) return <Loading what="the last day" />;
-  if (day.isError) return <Failure title="The throughput cannot be read" error={day.error} onRetry={() => void day.refetch()} />;
-  const today = totalsOf(day.data.data);
+  return (
+    <Loaded what="the last day" query={day}>
+      {({ data }) => <Figures day={data} recent={recent.data?.data} />}
+    </Loaded>
+  );
+}
+
+function Figures({ day, recent }: { day: readonly Bucket[]; recent: readonly Bucket[] | undefined }) {
+  const today = totalsOf(day);
   return (
     <div className="stack">
       <div className="grid figures">
-        {recent.data && <Rates buckets={recent.data.data} />}
+        {recent && <Rates buckets={recent} />}
         <Card>
           <Figure name="Lines in 24 hours" value={formatNumber(today.lines)} remark={`${formatCompact(today.tokens)} tokens`} />
         </Card>
@@ -42,15 +48,14 @@ export function Traffic() {
           />
         </Card>
       </div>
-      {today.lines > 0 && <Charts buckets={day.data.data} />}
+      {today.lines > 0 && <Charts buckets={day} />}
     </div>
   );
 }
 
 function useThroughput(query: { seconds: number; step: number }) {
   return useQuery({
-    queryKey: ["/v1/throughput", query],
-    queryFn: ({ signal }) => take(api.GET("/v1/throughput", { params: { query }, signal })),
+    ...get("/v1/throughput", { query }),
     refetchInterval: REFRESH,
   });
 }

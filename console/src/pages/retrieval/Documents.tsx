@@ -2,16 +2,15 @@ import { useMutation } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
 import { useState } from "react";
 
-import { api, queries, take, type Schema } from "@/api/client";
-import { usePages } from "@/api/pages";
+import { api, take, type Schema } from "@/api/client";
+import { refresh, usePages } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Confirm } from "@/components/Confirm";
 import { DropZone } from "@/components/DropZone";
 import { Empty } from "@/components/Empty";
 import { Failure } from "@/components/Failure";
 import { Field, Select } from "@/components/Field";
-import { LoadMore } from "@/components/LoadMore";
-import { Loading } from "@/components/Loading";
+import { Listed } from "@/components/Listed";
 import { Bytes } from "@/components/Quantity";
 import { State } from "@/components/State";
 import { Table, type Column } from "@/components/Table";
@@ -38,12 +37,8 @@ export function Documents({ storeId }: { storeId: string }) {
   const [removed, setRemoved] = useState<StoreFile | null>(null);
   const path = { vector_store_id: storeId };
   const query = { filter: filter || undefined, limit: 50 };
-  const files = usePages(
-    ["/v1/vector_stores/{vector_store_id}/files", path, query],
-    (after, signal) => take(api.GET("/v1/vector_stores/{vector_store_id}/files", { params: { path, query: { ...query, after } }, signal })),
-    { pollWhile: (file) => file.status === "in_progress" },
-  );
-  const add = useMutation({ mutationFn: (chosen: File[]) => attach(storeId, chosen), onSettled: () => refresh() });
+  const files = usePages("/v1/vector_stores/{vector_store_id}/files", { path, query }, { pollWhile: (file) => file.status === "in_progress" });
+  const add = useMutation({ mutationFn: (chosen: File[]) => attach(storeId, chosen), onSettled: refreshStore });
 
   return (
     <div className="stack">
@@ -55,15 +50,9 @@ export function Documents({ storeId }: { storeId: string }) {
           <Select value={filter} options={FILTERS} onChange={(chosen) => setFilter(chosen as Filter)} />
         </Field>
       </div>
-      {files.isPending && <Loading what="the documents" />}
-      {files.isError && <Failure title="The documents could not be listed" error={files.error} onRetry={() => void files.refetch()} />}
-      {files.isSuccess && files.rows.length === 0 && <NoDocuments filtered={filter !== ""} storeId={storeId} />}
-      {files.rows.length > 0 && (
-        <>
-          <Table label="Documents" columns={columns(setRemoved)} rows={files.rows} rowKey={(file) => file.id} />
-          <LoadMore query={files} />
-        </>
-      )}
+      <Listed what="the documents" query={files} empty={<NoDocuments filtered={filter !== ""} storeId={storeId} />}>
+        <Table label="Documents" columns={columns(setRemoved)} rows={files.rows} rowKey={(file) => file.id} />
+      </Listed>
       {removed && <Removal storeId={storeId} file={removed} onClose={() => setRemoved(null)} />}
     </div>
   );
@@ -77,10 +66,8 @@ async function attach(storeId: string, chosen: readonly File[]): Promise<void> {
   await take(api.POST("/v1/vector_stores/{vector_store_id}/file_batches", { params, body: { file_ids: arrived.map(({ id }) => id) } }));
 }
 
-function refresh(): void {
-  for (const key of ["/v1/vector_stores/{vector_store_id}/files", "/v1/vector_stores/{vector_store_id}"]) {
-    void queries.invalidateQueries({ queryKey: [key] });
-  }
+function refreshStore(): Promise<void> {
+  return refresh("/v1/vector_stores/{vector_store_id}/files", "/v1/vector_stores/{vector_store_id}");
 }
 
 function columns(onRemove: (file: StoreFile) => void): readonly Column<StoreFile>[] {
@@ -132,7 +119,7 @@ function Removal({ storeId, file, onClose }: { storeId: string; file: StoreFile;
   async function remove() {
     const path = { vector_store_id: storeId, file_id: file.id };
     await take(api.DELETE("/v1/vector_stores/{vector_store_id}/files/{file_id}", { params: { path } }));
-    refresh();
+    await refreshStore();
   }
   return (
     <Confirm title="Remove this document?" action="Remove the document" open onClose={onClose} onConfirm={remove}>

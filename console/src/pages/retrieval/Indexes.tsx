@@ -1,16 +1,15 @@
 import { useMutation } from "@tanstack/react-query";
 import { useState, type FormEvent } from "react";
 
-import { api, ApiError, queries, take, type Schema } from "@/api/client";
-import { usePages } from "@/api/pages";
+import { api, ApiError, take, type Schema } from "@/api/client";
+import { refresh, usePages } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Confirm } from "@/components/Confirm";
 import { Dialog } from "@/components/Dialog";
 import { Failure } from "@/components/Failure";
 import { Field, TextArea } from "@/components/Field";
 import { formatCount, formatShare } from "@/components/format";
-import { LoadMore } from "@/components/LoadMore";
-import { Loading } from "@/components/Loading";
+import { Listed } from "@/components/Listed";
 import { Card, Facts } from "@/components/Page";
 import { Bytes } from "@/components/Quantity";
 import { State } from "@/components/State";
@@ -31,7 +30,7 @@ const MOST_QUERIES = 100;
 export function Indexes({ storeId }: { storeId: string }) {
   const [isCreating, setCreating] = useState(false);
   const path = { vector_store_id: storeId };
-  const indexes = usePages([PATH, path], (after, signal) => take(api.GET(PATH, { params: { path, query: { after } }, signal })), {
+  const indexes = usePages(PATH, { path }, {
     pollWhile: (index) => index.status === "building",
   });
   return (
@@ -42,12 +41,11 @@ export function Indexes({ storeId }: { storeId: string }) {
       <p className="muted">
         A second index has another embedding model or other chunks. It is built beside the one in use; compare both, then switch without a pause.
       </p>
-      {indexes.isPending && <Loading what="the indexes" />}
-      {indexes.isError && <Failure title="The indexes could not be listed" error={indexes.error} onRetry={() => void indexes.refetch()} />}
-      {indexes.rows.map((index) => (
-        <IndexCard key={index.id} index={index} />
-      ))}
-      <LoadMore query={indexes} />
+      <Listed what="the indexes" query={indexes} empty={null}>
+        {indexes.rows.map((index) => (
+          <IndexCard key={index.id} index={index} />
+        ))}
+      </Listed>
       <Dialog title="New index" open={isCreating} onClose={() => setCreating(false)}>
         <NewIndex storeId={storeId} onCreated={() => setCreating(false)} />
       </Dialog>
@@ -55,19 +53,19 @@ export function Indexes({ storeId }: { storeId: string }) {
   );
 }
 
-async function refresh(): Promise<void> {
-  await Promise.all([PATH, "/v1/vector_stores/{vector_store_id}"].map((path) => queries.invalidateQueries({ queryKey: [path] })));
+function refreshStore(): Promise<void> {
+  return refresh(PATH, "/v1/vector_stores/{vector_store_id}");
 }
 
 function IndexCard({ index }: { index: Index }) {
   const [dialog, setDialog] = useState<"compare" | "switch" | "delete" | null>(null);
   const params = { path: { vector_store_id: index.vector_store_id, index_id: index.id } };
-  const sync = useMutation({ mutationFn: () => take(api.POST(`${PATH}/{index_id}/sync`, { params })), onSettled: refresh });
+  const sync = useMutation({ mutationFn: () => take(api.POST(`${PATH}/{index_id}/sync`, { params })), onSettled: refreshStore });
   const close = () => setDialog(null);
 
   async function remove() {
     await take(api.DELETE(`${PATH}/{index_id}`, { params }));
-    await refresh();
+    await refreshStore();
   }
 
   return (
@@ -128,7 +126,7 @@ function Switch({ index, onClose }: { index: Index; onClose: () => void }) {
       setIncomplete(error instanceof ApiError && error.code === "index_incomplete");
       throw error;
     }
-    await refresh();
+    await refreshStore();
   }
 
   return (
@@ -232,7 +230,7 @@ function NewIndex({ storeId, onCreated }: { storeId: string; onCreated: () => vo
         }),
       ),
     onSuccess: async () => {
-      await refresh();
+      await refreshStore();
       onCreated();
     },
   });

@@ -1,8 +1,8 @@
 import { useMutation } from "@tanstack/react-query";
 import { useState, type FormEvent } from "react";
 
-import { api, queries, take, type Schema } from "@/api/client";
-import { usePages } from "@/api/pages";
+import { api, take, type Schema } from "@/api/client";
+import { refresh, usePages } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Confirm } from "@/components/Confirm";
 import { Dialog } from "@/components/Dialog";
@@ -10,12 +10,10 @@ import { Empty } from "@/components/Empty";
 import { Failure } from "@/components/Failure";
 import { Field, Input, Select, TextArea } from "@/components/Field";
 import { formatCount } from "@/components/format";
-import { LoadMore } from "@/components/LoadMore";
-import { Loading } from "@/components/Loading";
+import { Listed } from "@/components/Listed";
 import { Card } from "@/components/Page";
 import { State } from "@/components/State";
 import { Time } from "@/components/Time";
-
 
 type Source = Schema<"SourceObject">;
 type NewSourceBody = Schema<"CreateSource">;
@@ -31,7 +29,7 @@ const TYPES = [
 export function Sources({ storeId }: { storeId: string }) {
   const [isCreating, setCreating] = useState(false);
   const path = { vector_store_id: storeId };
-  const sources = usePages([PATH, path], (after, signal) => take(api.GET(PATH, { params: { path, query: { after } }, signal })), {
+  const sources = usePages(PATH, { path }, {
     pollWhile: (source) => source.status === "in_progress",
   });
   return (
@@ -39,13 +37,11 @@ export function Sources({ storeId }: { storeId: string }) {
       <div className="actions">
         <Button onClick={() => setCreating(true)}>New source</Button>
       </div>
-      {sources.isPending && <Loading what="the sources" />}
-      {sources.isError && <Failure title="The sources could not be listed" error={sources.error} onRetry={() => void sources.refetch()} />}
-      {sources.isSuccess && sources.rows.length === 0 && <NoSources storeId={storeId} />}
-      {sources.rows.map((source) => (
-        <SourceCard key={source.id} source={source} />
-      ))}
-      <LoadMore query={sources} />
+      <Listed what="the sources" query={sources} empty={<NoSources storeId={storeId} />}>
+        {sources.rows.map((source) => (
+          <SourceCard key={source.id} source={source} />
+        ))}
+      </Listed>
       <Dialog title="New source" open={isCreating} onClose={() => setCreating(false)}>
         <NewSource storeId={storeId} onCreated={() => setCreating(false)} />
       </Dialog>
@@ -53,21 +49,17 @@ export function Sources({ storeId }: { storeId: string }) {
   );
 }
 
-function refresh(): Promise<void> {
-  return queries.invalidateQueries({ queryKey: [PATH] });
-}
-
 function SourceCard({ source }: { source: Source }) {
   const [isAsked, setAsked] = useState(false);
   const params = { path: { vector_store_id: source.vector_store_id, source_id: source.id } };
   const act = useMutation({
     mutationFn: (action: "sync" | "pause" | "resume") => take(api.POST(`${PATH}/{source_id}/${action}`, { params })),
-    onSettled: refresh,
+    onSettled: () => refresh(PATH),
   });
 
   async function remove() {
     await take(api.DELETE(`${PATH}/{source_id}`, { params }));
-    await refresh();
+    await refresh(PATH);
   }
 
   return (

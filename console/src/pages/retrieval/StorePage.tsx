@@ -2,12 +2,11 @@ import { useQuery } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
 import { useState } from "react";
 
-import { api, queries, take, type Schema } from "@/api/client";
-import { POLL } from "@/api/pages";
+import { api, take, type Schema } from "@/api/client";
+import { get, POLL, refresh } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Confirm } from "@/components/Confirm";
-import { Failure } from "@/components/Failure";
-import { Loading } from "@/components/Loading";
+import { Loaded } from "@/components/Loaded";
 import { Card, Facts, Page } from "@/components/Page";
 import { Bytes, Quantity } from "@/components/Quantity";
 import { Id } from "@/components/Snippet";
@@ -30,43 +29,41 @@ const route = getRouteApi("/vector-stores/$storeId");
 /** Show a vector store: its documents, a search, its sources and its indexes. */
 export default function StorePage() {
   const { storeId } = route.useParams();
-  const { tab = "documents", q } = route.useSearch();
-  const navigate = route.useNavigate();
   const path = { vector_store_id: storeId };
   const store = useQuery({
-    queryKey: ["/v1/vector_stores/{vector_store_id}", path],
-    queryFn: ({ signal }) => take(api.GET("/v1/vector_stores/{vector_store_id}", { params: { path }, signal })),
-    refetchInterval: (query) => (query.state.data?.status === "in_progress" ? POLL : false),
+    ...get("/v1/vector_stores/{vector_store_id}", { path }),
+    refetchInterval: ({ state }) => state.data?.status === "in_progress" && POLL,
   });
-  if (store.isPending) return <Loading what="the vector store" />;
-  if (store.isError) {
-    return (
-      <Page title="Vector store">
-        <Failure title="The vector store could not be read" error={store.error} onRetry={() => void store.refetch()} />
-      </Page>
-    );
-  }
   return (
-    <Page title={store.data.name || "Vector store"} badge={<State state={store.data.status} />} actions={<Deletion store={store.data} />}>
-      <div className="stack">
-        <StoreFacts store={store.data} />
-        <Tabs
-          label="Parts of the vector store"
-          value={tab}
-          onChange={(id) => void navigate({ search: { tab: tabOf(id), q }, replace: true })}
-          tabs={[
-            { id: "documents", title: "Documents", content: <Documents storeId={storeId} /> },
-            {
-              id: "search",
-              title: "Search",
-              content: <Search storeId={storeId} query={q ?? ""} onQuery={(query) => void navigate({ search: { tab, q: query }, replace: true })} />,
-            },
-            { id: "sources", title: "Sources", content: <Sources storeId={storeId} /> },
-            { id: "indexes", title: "Indexes", content: <Indexes storeId={storeId} /> },
-          ]}
-        />
-      </div>
-    </Page>
+    <Loaded what="the vector store" query={store} page="Vector store">
+      {(store) => (
+        <Page title={store.name || "Vector store"} badge={<State state={store.status} />} actions={<Deletion store={store} />}>
+          <div className="stack">
+            <StoreFacts store={store} />
+            <Parts storeId={storeId} />
+          </div>
+        </Page>
+      )}
+    </Loaded>
+  );
+}
+
+function Parts({ storeId }: { storeId: string }) {
+  const { tab = "documents", q } = route.useSearch();
+  const navigate = route.useNavigate();
+  const search = (query: string) => void navigate({ search: { tab, q: query }, replace: true });
+  return (
+    <Tabs
+      label="Parts of the vector store"
+      value={tab}
+      onChange={(id) => void navigate({ search: { tab: tabOf(id), q }, replace: true })}
+      tabs={[
+        { id: "documents", title: "Documents", content: <Documents storeId={storeId} /> },
+        { id: "search", title: "Search", content: <Search storeId={storeId} query={q ?? ""} onQuery={search} /> },
+        { id: "sources", title: "Sources", content: <Sources storeId={storeId} /> },
+        { id: "indexes", title: "Indexes", content: <Indexes storeId={storeId} /> },
+      ]}
+    />
   );
 }
 
@@ -99,7 +96,7 @@ function Deletion({ store }: { store: Store }) {
   async function remove() {
     await take(api.DELETE("/v1/vector_stores/{vector_store_id}", { params: { path: { vector_store_id: store.id } } }));
     await navigate({ to: "/vector-stores" });
-    void queries.invalidateQueries({ queryKey: ["/v1/vector_stores"] });
+    void refresh("/v1/vector_stores");
   }
 
   return (

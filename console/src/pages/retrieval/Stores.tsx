@@ -2,15 +2,14 @@ import { useMutation } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
 import { useState, type FormEvent } from "react";
 
-import { api, queries, take, type Schema } from "@/api/client";
-import { usePages } from "@/api/pages";
+import { api, take, type Schema } from "@/api/client";
+import { refresh, usePages } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Dialog } from "@/components/Dialog";
 import { Empty } from "@/components/Empty";
 import { Failure } from "@/components/Failure";
 import { Field, Input } from "@/components/Field";
-import { LoadMore } from "@/components/LoadMore";
-import { Loading } from "@/components/Loading";
+import { Listed } from "@/components/Listed";
 import { Page } from "@/components/Page";
 import { Bytes, Quantity } from "@/components/Quantity";
 import { State } from "@/components/State";
@@ -43,10 +42,7 @@ const COLUMNS: readonly Column<Store>[] = [
 /** List the project's vector stores, and create new ones. */
 export default function Stores() {
   const [isCreating, setCreating] = useState(false);
-  const query = { limit: 50 };
-  const stores = usePages(["/v1/vector_stores", query], (after, signal) =>
-    take(api.GET("/v1/vector_stores", { params: { query: { ...query, after } }, signal })),
-  );
+  const stores = usePages("/v1/vector_stores", { query: { limit: 50 } });
   const create = (
     <Button tone="primary" onClick={() => setCreating(true)}>
       New vector store
@@ -54,21 +50,15 @@ export default function Stores() {
   );
   return (
     <Page title="Vector stores" description="Documents that are searched by meaning and by words, and that models answer from." actions={create}>
-      {stores.isPending && <Loading what="the vector stores" />}
-      {stores.isError && <Failure title="The vector stores could not be listed" error={stores.error} onRetry={() => void stores.refetch()} />}
-      {stores.isSuccess && stores.rows.length === 0 && <NoStores />}
-      {stores.rows.length > 0 && (
-        <>
-          <Table
-            label="Vector stores"
-            columns={COLUMNS}
-            rows={stores.rows}
-            rowKey={(store) => store.id}
-            rowLink={(store) => ({ to: "/vector-stores/$storeId", params: { storeId: store.id } })}
-          />
-          <LoadMore query={stores} />
-        </>
-      )}
+      <Listed what="the vector stores" query={stores} empty={<NoStores />}>
+        <Table
+          label="Vector stores"
+          columns={COLUMNS}
+          rows={stores.rows}
+          rowKey={(store) => store.id}
+          rowLink={(store) => ({ to: "/vector-stores/$storeId", params: { storeId: store.id } })}
+        />
+      </Listed>
       <Dialog title="New vector store" open={isCreating} onClose={() => setCreating(false)}>
         <NewStore />
       </Dialog>
@@ -97,7 +87,7 @@ function NewStore() {
         }),
       ),
     onSuccess: async (store) => {
-      await queries.invalidateQueries({ queryKey: ["/v1/vector_stores"] });
+      await refresh("/v1/vector_stores");
       await navigate({ to: "/vector-stores/$storeId", params: { storeId: store.id } });
     },
   });

@@ -1,12 +1,5 @@
-import { useQuery } from "@tanstack/react-query";
-
-import { api, take } from "@/api/client";
-import { Failure } from "@/components/Failure";
 import { Field, Input, Select } from "@/components/Field";
-import { Loading } from "@/components/Loading";
-
-/** The queue of models that only embed. */
-const EMBEDDING_QUEUE = "gpu.embed";
+import { embeds, useModels } from "@/pages/fleet/models/served";
 
 interface EmbeddingFieldsProps {
   model: string;
@@ -19,16 +12,11 @@ interface EmbeddingFieldsProps {
 
 /** Render the fields that choose an embedding model and the length of its vectors. */
 export function EmbeddingFields({ model, onModel, dimensions, onDimensions, none }: EmbeddingFieldsProps) {
-  const models = useQuery({
-    queryKey: ["/v1/models", { include: "serving" }],
-    queryFn: ({ signal }) => take(api.GET("/v1/models", { params: { query: { include: "serving" } }, signal })),
-  });
-  if (models.isPending) return <Loading what="the models" />;
-  if (models.isError) return <Failure title="The models could not be listed" error={models.error} />;
-  const embedding = models.data.data.filter(({ serving }) => serving?.queue === EMBEDDING_QUEUE);
+  const models = useModels();
+  const embedding = (models.data?.data ?? []).filter(embeds);
   return (
     <>
-      <Field label="Embedding model">
+      <Field label="Embedding model" error={models.isError ? models.error.message : null}>
         <Select value={model} options={[["", none], ...embedding.map(({ id }): [string, string] => [id, id])]} onChange={onModel} />
       </Field>
       <Field label="Dimensions" hint="Cut vectors to this length. Empty: all that the model has.">

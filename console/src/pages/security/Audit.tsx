@@ -1,8 +1,8 @@
 import { getRouteApi, useNavigate } from "@tanstack/react-router";
 import { useState, type FormEvent } from "react";
 
-import { api, take, type Schema } from "@/api/client";
-import { usePages } from "@/api/pages";
+import type { Schema } from "@/api/client";
+import { usePages } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Dialog } from "@/components/Dialog";
 import { Empty } from "@/components/Empty";
@@ -26,11 +26,7 @@ export default function Audit() {
   const { target } = route.useSearch();
   const navigate = useNavigate({ from: "/audit" });
   const [shown, setShown] = useState<Row | null>(null);
-  const rows = usePages(
-    ["/v1/audit_logs", { target }],
-    (after, signal) => take(api.GET("/v1/audit_logs", { params: { query: { after, target, limit: 50 } }, signal })),
-    { refetchInterval: 15_000 },
-  );
+  const rows = usePages("/v1/audit_logs", { query: { target, limit: 50 } }, { refetchInterval: 15_000 });
   const show = (next: string | undefined) => void navigate({ search: { target: next } });
   const columns: readonly Column<Row>[] = [
     { id: "at", header: "Time", cell: (row) => <Time at={row.effective_at} /> },

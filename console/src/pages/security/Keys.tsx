@@ -1,8 +1,8 @@
 import { useMutation } from "@tanstack/react-query";
 import { useState } from "react";
 
-import { api, queries, take, type Schema } from "@/api/client";
-import { usePages } from "@/api/pages";
+import { api, take, type Schema } from "@/api/client";
+import { refresh, usePages } from "@/api/get";
 import { useSession } from "@/api/session";
 import { Button } from "@/components/Button";
 import { Confirm } from "@/components/Confirm";
@@ -26,18 +26,17 @@ export default function Keys() {
   const own = useSession().key?.split("_")[1];
   const [secret, setSecret] = useState<string | null>(null);
   const [revoked, setRevoked] = useState<Key | null>(null);
-  const keys = usePages(["/v1/api_keys"], (after, signal) => take(api.GET("/v1/api_keys", { params: { query: { after } }, signal })));
-  const refresh = () => queries.invalidateQueries({ queryKey: ["/v1/api_keys"] });
+  const keys = usePages("/v1/api_keys", {});
   const create = useMutation({
     mutationFn: () => take(api.POST("/v1/api_keys")),
     onSuccess: (made) => {
       setSecret(made.value);
-      return refresh();
+      return refresh("/v1/api_keys");
     },
   });
   const revoke = async (key: Key) => {
     await take(api.DELETE("/v1/api_keys/{api_key_id}", { params: { path: { api_key_id: key.id } } }));
-    await refresh();
+    await refresh("/v1/api_keys");
   };
   const columns: readonly Column<Key>[] = [
     { id: "key", header: "Key", cell: (row) => <code>{row.redacted_value}</code>, sort: (row) => row.id },

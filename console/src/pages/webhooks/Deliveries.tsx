@@ -2,8 +2,8 @@ import { getRouteApi, useNavigate } from "@tanstack/react-router";
 import { useMutation } from "@tanstack/react-query";
 import { useState } from "react";
 
-import { api, queries, take, type Schema } from "@/api/client";
-import { usePages } from "@/api/pages";
+import { api, take, type Schema } from "@/api/client";
+import { refresh, usePages } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Confirm } from "@/components/Confirm";
 import { Dialog } from "@/components/Dialog";
@@ -34,15 +34,11 @@ export function Deliveries({ endpoint }: { endpoint: string }) {
   const [shown, setShown] = useState<Delivery | null>(null);
   const [isReplaying, setReplaying] = useState(false);
   const path = { webhook_endpoint_id: endpoint };
-  const deliveries = usePages(
-    [PATH, { ...path, state }],
-    (after, signal) => take(api.GET(PATH, { params: { path, query: { after, state } }, signal })),
-    { refetchInterval: 10_000 },
-  );
+  const deliveries = usePages(PATH, { path, query: { state } }, { refetchInterval: 10_000 });
   const replay = useMutation({
     mutationFn: (body: Partial<Schema<"Replay">>) =>
       take(api.POST("/v1/webhook_endpoints/{webhook_endpoint_id}/replay", { params: { path }, body: { missed: false, ...body } })),
-    onSuccess: () => queries.invalidateQueries({ queryKey: [PATH] }),
+    onSuccess: () => refresh(PATH),
   });
   const columns: readonly Column<Delivery>[] = [
     { id: "event", header: "Event", cell: (row) => <code>{row.event_type ?? "removed"}</code> },

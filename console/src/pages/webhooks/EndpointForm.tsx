@@ -1,7 +1,8 @@
 import { useMutation, useQuery } from "@tanstack/react-query";
 import { useState, type FormEvent } from "react";
 
-import { api, ApiError, take, type Schema } from "@/api/client";
+import { ApiError, type Schema } from "@/api/client";
+import { get } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Dialog } from "@/components/Dialog";
 import { Failure } from "@/components/Failure";
@@ -63,8 +64,7 @@ export function EndpointForm({ title, action, initial, onClose, onSubmit }: Endp
 /** Use the event types that an endpoint may ask for. */
 export function useEventTypes() {
   return useQuery({
-    queryKey: ["/v1/webhook_event_types"],
-    queryFn: ({ signal }) => take(api.GET("/v1/webhook_event_types", { signal })),
+    ...get("/v1/webhook_event_types", {}),
     staleTime: Infinity,
   });
 }

@@ -2,13 +2,14 @@ import { useMutation, useQuery } from "@tanstack/react-query";
 import { getRouteApi, useNavigate } from "@tanstack/react-router";
 import { useState } from "react";
 
-import { api, queries, take, type Schema } from "@/api/client";
+import { api, take, type Schema } from "@/api/client";
+import { get, refresh } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Confirm } from "@/components/Confirm";
 import { Dialog } from "@/components/Dialog";
 import { Failure } from "@/components/Failure";
 import { Field, Select } from "@/components/Field";
-import { Loading } from "@/components/Loading";
+import { Loaded } from "@/components/Loaded";
 import { Card, Facts, Page } from "@/components/Page";
 import { Secret } from "@/components/Secret";
 import { Id } from "@/components/Snippet";
@@ -29,19 +30,12 @@ const PATH = "/v1/webhook_endpoints/{webhook_endpoint_id}";
 export default function Webhook() {
   const { id } = route.useParams();
   const path = { webhook_endpoint_id: id };
-  const endpoint = useQuery({
-    queryKey: [PATH, path],
-    queryFn: ({ signal }) => take(api.GET(PATH, { params: { path }, signal })),
-  });
-  if (endpoint.isPending) return <Loading what="the endpoint" />;
-  if (endpoint.isError) {
-    return (
-      <Page title="Webhook endpoint">
-        <Failure title="The endpoint could not be read" error={endpoint.error} onRetry={() => void endpoint.refetch()} />
-      </Page>
-    );
-  }
-  return <Shown endpoint={endpoint.data} />;
+  const endpoint = useQuery(get(PATH, { path }));
+  return (
+    <Loaded what="the endpoint" query={endpoint} page="Webhook endpoint">
+      {(endpoint) => <Shown endpoint={endpoint} />}
+    </Loaded>
+  );
 }
 
 function Shown({ endpoint }: { endpoint: Endpoint }) {
@@ -51,21 +45,18 @@ function Shown({ endpoint }: { endpoint: Endpoint }) {
   const path = { webhook_endpoint_id: endpoint.id };
   const close = () => setOpened(null);
 
-  async function refresh() {
-    await Promise.all([queries.invalidateQueries({ queryKey: [PATH, path] }), queries.invalidateQueries({ queryKey: ["/v1/webhook_endpoints"] })]);
-  }
   async function change(fields: Partial<EndpointFields>) {
     await take(api.POST(PATH, { params: { path }, body: fields }));
-    await refresh();
+    await refresh(PATH, "/v1/webhook_endpoints");
   }
   async function rotate(keep: boolean) {
     const body = { keep_old_secret_active_for_24_hours: keep };
     setSecret((await take(api.POST(`${PATH}/rotate_secret`, { params: { path }, body }))).signing_secret);
-    await refresh();
+    await refresh(PATH, "/v1/webhook_endpoints");
   }
   async function remove() {
     await take(api.DELETE(PATH, { params: { path } }));
-    await queries.invalidateQueries({ queryKey: ["/v1/webhook_endpoints"] });
+    await refresh("/v1/webhook_endpoints");
     await navigate({ to: "/webhooks" });
   }
 

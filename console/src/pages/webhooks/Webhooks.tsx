@@ -1,7 +1,7 @@
 import { useState } from "react";
 
-import { api, queries, take, type Schema } from "@/api/client";
-import { usePages } from "@/api/pages";
+import { api, take, type Schema } from "@/api/client";
+import { refresh, usePages } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Empty } from "@/components/Empty";
 import { Listed } from "@/components/Listed";
@@ -37,14 +37,12 @@ print(endpoint.signing_secret)  # shown once`;
 export default function Webhooks() {
   const [isOpen, setOpen] = useState(false);
   const [secret, setSecret] = useState<string | null>(null);
-  const endpoints = usePages(["/v1/webhook_endpoints"], (after, signal) =>
-    take(api.GET("/v1/webhook_endpoints", { params: { query: { after } }, signal })),
-  );
+  const endpoints = usePages("/v1/webhook_endpoints", {});
 
   async function create(fields: EndpointFields) {
     const made = await take(api.POST("/v1/webhook_endpoints", { body: fields }));
     setSecret(made.signing_secret);
-    await queries.invalidateQueries({ queryKey: ["/v1/webhook_endpoints"] });
+    await refresh("/v1/webhook_endpoints");
   }
 
   const start = (

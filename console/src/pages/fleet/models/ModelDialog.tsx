@@ -1,7 +1,8 @@
 import { useQuery } from "@tanstack/react-query";
 import { useState, type ReactNode } from "react";
 
-import { api, operatorApi, queries, take } from "@/api/client";
+import { api } from "@/api/client";
+import { getAsOperator, refresh } from "@/api/get";
 import { useSession } from "@/api/session";
 import { Button } from "@/components/Button";
 import { Confirm } from "@/components/Confirm";
@@ -47,7 +48,7 @@ export function ModelDialog({ named: { model, aliases }, onClose }: ModelDialogP
         onClose={() => setAsking(false)}
         onConfirm={async () => {
           await api.DELETE("/v1/models/{model}", { params: { path: { model: model.id } } });
-          await queries.invalidateQueries({ queryKey: ["/v1/models"] });
+          await refresh("/v1/models");
           onClose();
         }}
       >
@@ -75,8 +76,7 @@ export function ModelDialog({ named: { model, aliases }, onClose }: ModelDialogP
 function useWorkersOf(model: string | undefined): string[] {
   const { operatorKey } = useSession();
   const workers = useQuery({
-    queryKey: ["/v1/workers", {}],
-    queryFn: ({ signal }) => take(operatorApi.GET("/v1/workers", { signal })),
+    ...getAsOperator("/v1/workers", {}),
     enabled: operatorKey !== null && model !== undefined,
   });
   const serving = workers.data?.data.filter(({ models }) => model !== undefined && models.includes(model)) ?? [];

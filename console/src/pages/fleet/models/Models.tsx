@@ -1,9 +1,8 @@
 import { getRouteApi, Link } from "@tanstack/react-router";
 
 import { Empty } from "@/components/Empty";
-import { Failure } from "@/components/Failure";
 import { formatCount } from "@/components/format";
-import { Loading } from "@/components/Loading";
+import { Loaded } from "@/components/Loaded";
 import { Page, Section } from "@/components/Page";
 import { Table, type Column } from "@/components/Table";
 import { Time } from "@/components/Time";
@@ -81,14 +80,14 @@ export default function Models() {
   const models = useModels();
   return (
     <Page title="Models" description="The names that a request may use, and where each is served.">
-      {models.isPending && <Loading what="the models" />}
-      {models.isError && <Failure title="The models could not be listed" error={models.error} onRetry={() => void models.refetch()} />}
-      {models.data && <Listed models={models.data.data} />}
+      <Loaded what="the models" query={models}>
+        {({ data }) => <Lists models={data} />}
+      </Loaded>
     </Page>
   );
 }
 
-function Listed({ models }: { models: readonly Model[] }) {
+function Lists({ models }: { models: readonly Model[] }) {
   const { model: open } = route.useSearch();
   const navigate = route.useNavigate();
   const { own, tuned } = sortModels(models);

@@ -1,10 +1,10 @@
 import { useQuery } from "@tanstack/react-query";
 
-import { operatorApi, take, type Schema } from "@/api/client";
+import type { Schema } from "@/api/client";
+import { getAsOperator } from "@/api/get";
 import { useSession } from "@/api/session";
-import { Failure } from "@/components/Failure";
 import { formatCount } from "@/components/format";
-import { Loading } from "@/components/Loading";
+import { Loaded } from "@/components/Loaded";
 import { Card, Facts, Section } from "@/components/Page";
 import { Snippet } from "@/components/Snippet";
 import { Time } from "@/components/Time";
@@ -27,27 +27,28 @@ export function Quarantines() {
           <Snippet label="Command" text="nightmill workers" />
         </Card>
       ) : (
-        <Listed />
+        <Causes />
       )}
     </Section>
   );
 }
 
-function Listed() {
+function Causes() {
   const quarantines = useQuery({
-    queryKey: ["/v1/quarantines", {}],
-    queryFn: ({ signal }) => take(operatorApi.GET("/v1/quarantines", { signal })),
+    ...getAsOperator("/v1/quarantines", {}),
     refetchInterval: POLL,
   });
-  if (quarantines.isPending) return <Loading what="the quarantines" />;
-  if (quarantines.isError) return <Failure title="The quarantines could not be listed" error={quarantines.error} />;
-  if (quarantines.data.data.length === 0) return <p className="muted">None on any worker.</p>;
   return (
-    <div className="stack">
-      {quarantines.data.data.map((quarantine) => (
-        <Quarantined key={`${quarantine.model} ${quarantine.host_devices}`} quarantine={quarantine} />
-      ))}
-    </div>
+    <Loaded what="the quarantines" query={quarantines}>
+      {({ data }) => (
+        <div className="stack">
+          {data.length === 0 && <p className="muted">None on any worker.</p>}
+          {data.map((quarantine) => (
+            <Quarantined key={`${quarantine.model} ${quarantine.host_devices}`} quarantine={quarantine} />
+          ))}
+        </div>
+      )}
+    </Loaded>
   );
 }
 

@@ -1,6 +1,7 @@
 import { useQuery } from "@tanstack/react-query";
 
-import { api, take, type Schema } from "@/api/client";
+import type { Schema } from "@/api/client";
+import { get } from "@/api/get";
 
 export type Model = Schema<"Model">;
 
@@ -20,14 +21,14 @@ export interface ServedModels {
 
 /** The queue of models that embed or re-rank. */
 const EMBEDDING_QUEUE = "gpu.embed";
-const POLL = 5_000;
+/** Milliseconds between two readings: loading a model is no event. */
+const REFRESH = 10_000;
 
 /** Query the models with where each is served. Pages that ask for it share one answer. */
 export function useModels() {
   return useQuery({
-    queryKey: ["/v1/models", { include: "serving" }],
-    queryFn: ({ signal }) => take(api.GET("/v1/models", { params: { query: { include: "serving" } }, signal })),
-    refetchInterval: POLL,
+    ...get("/v1/models", { query: { include: "serving" } }),
+    refetchInterval: REFRESH,
   });
 }
 
@@ -36,9 +37,14 @@ export function isTuned(name: string): boolean {
   return name.startsWith("ft:");
 }
 
+/** Return whether a model makes vectors or ranks texts, as far as the list says. */
+export function embeds(model: Model): boolean {
+  return model.serving?.queue === EMBEDDING_QUEUE;
+}
+
 /** Return whether a model generates text, as far as the list says. */
 export function generates(model: Model): boolean {
-  return model.serving?.queue !== EMBEDDING_QUEUE && (model.max_model_len ?? null) === null;
+  return !embeds(model) && (model.max_model_len ?? null) === null;
 }
 
 /** Return whether a name is an alias of another model. */
