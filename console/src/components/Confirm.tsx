@@ -1,5 +1,5 @@
 import { useMutation } from "@tanstack/react-query";
-import type { ReactNode } from "react";
+import { useState, type ReactNode } from "react";
 
 import { Button } from "./Button";
 import { Dialog } from "./Dialog";
@@ -39,5 +39,27 @@ export function Confirm({ title, action, open, onClose, onConfirm, children, ton
         </div>
       </div>
     </Dialog>
+  );
+}
+
+interface ConfirmButtonProps extends Omit<ConfirmProps, "open" | "onClose"> {
+  /** The words of the button that asks: "Delete". */
+  label: string;
+  /** The name of the button for screen readers, where several have the same words. */
+  name?: string;
+  /** Render the button small, as in a row of a table. */
+  small?: boolean;
+}
+
+/** Render a button that asks before it does something. */
+export function ConfirmButton({ label, name, small = false, ...question }: ConfirmButtonProps) {
+  const [isOpen, setOpen] = useState(false);
+  return (
+    <>
+      <Button className={small ? "copy" : ""} aria-label={name} onClick={() => setOpen(true)}>
+        {label}
+      </Button>
+      <Confirm {...question} open={isOpen} onClose={() => setOpen(false)} />
+    </>
   );
 }

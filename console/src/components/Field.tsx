@@ -1,5 +1,10 @@
 import { createContext, useContext, useId, type ComponentProps, type ReactNode } from "react";
 
+import type { ApiError } from "@/api/client";
+
+/** The error with which the server refused the form around the fields. */
+export const Refusal = createContext<ApiError | null>(null);
+
 const Described = createContext<{ id: string; describedBy: string | undefined; invalid: boolean } | null>(null);
 
 interface FieldProps {
@@ -8,13 +13,17 @@ interface FieldProps {
   hint?: ReactNode;
   /** What is wrong with the value. */
   error?: string | null;
+  /** The parameter of the API that the field fills: an error that names it stands at the field. */
+  param?: string;
   /** Exactly one `Input`, `Select` or `TextArea`. */
   children: ReactNode;
 }
 
 /** Render a field of a form: label, input, hint, error. */
-export function Field({ label, hint, error, children }: FieldProps) {
+export function Field({ label, hint, param, children, ...props }: FieldProps) {
   const id = useId();
+  const refusal = useContext(Refusal);
+  const error = props.error ?? (param !== undefined && refusal?.param === param ? refusal.message : null);
   const text = error ?? hint;
   const describedBy = text ? `${id}-text` : undefined;
   return (

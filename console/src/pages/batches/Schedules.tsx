@@ -98,7 +98,7 @@ export default function Schedules() {
       >
         <Table label="Schedules" columns={columns} rows={schedules.rows} rowKey={(row) => row.id} />
       </Listed>
-      {isOpen && <ScheduleForm onClose={() => setOpen(false)} onCreated={() => refresh("/v1/schedules")} />}
+      {isOpen && <ScheduleForm onClose={() => setOpen(false)} />}
       <Confirm title="Delete this schedule?" action="Delete the schedule" open={deleted !== null} onClose={() => setDeleted(null)} onConfirm={() => remove(deleted!)}>
         <p>It submits no more batches. Batches that it has submitted go on.</p>
       </Confirm>

@@ -1,5 +1,5 @@
 import { useMutation } from "@tanstack/react-query";
-import { useState, type FormEvent } from "react";
+import { useState } from "react";
 
 import { api, ApiError, take, type Schema } from "@/api/client";
 import { refresh, usePages } from "@/api/get";
@@ -8,6 +8,7 @@ import { Confirm } from "@/components/Confirm";
 import { Dialog } from "@/components/Dialog";
 import { Failure } from "@/components/Failure";
 import { Field, TextArea } from "@/components/Field";
+import { Form, FormDialog } from "@/components/Form";
 import { formatCount, formatShare } from "@/components/format";
 import { Listed } from "@/components/Listed";
 import { Card, Facts } from "@/components/Page";
@@ -24,7 +25,7 @@ type Comparison = Schema<"Comparison">;
 type Compared = Comparison["data"][number];
 
 const PATH = "/v1/vector_stores/{vector_store_id}/indexes";
-const MOST_QUERIES = 100;
+const MAX_QUERIES = 100;
 
 /** List the indexes of a store, compare them with the one in use, and switch. */
 export function Indexes({ storeId }: { storeId: string }) {
@@ -46,9 +47,7 @@ export function Indexes({ storeId }: { storeId: string }) {
           <IndexCard key={index.id} index={index} />
         ))}
       </Listed>
-      <Dialog title="New index" open={isCreating} onClose={() => setCreating(false)}>
-        <NewIndex storeId={storeId} onCreated={() => setCreating(false)} />
-      </Dialog>
+      {isCreating && <NewIndex storeId={storeId} onClose={() => setCreating(false)} />}
     </div>
   );
 }
@@ -158,36 +157,23 @@ const COLUMNS: readonly Column<Compared>[] = [
 
 function Compare({ index }: { index: Index }) {
   const [text, setText] = useState("");
-  const compare = useMutation({
-    mutationFn: (lines: string[]) =>
-      take(
-        api.POST(`${PATH}/{index_id}/compare`, {
-          params: { path: { vector_store_id: index.vector_store_id, index_id: index.id } },
-          body: { queries: lines, max_num_results: 10 },
-        }),
-      ),
-  });
+  const [report, setReport] = useState<Comparison | null>(null);
 
-  function submit(event: FormEvent) {
-    event.preventDefault();
+  async function compare() {
+    const path = { vector_store_id: index.vector_store_id, index_id: index.id };
     const lines = text.split("\n").map((line) => line.trim());
-    compare.mutate(lines.filter(Boolean).slice(0, MOST_QUERIES));
+    const body = { queries: lines.filter(Boolean).slice(0, MAX_QUERIES), max_num_results: 10 };
+    setReport(await take(api.POST(`${PATH}/{index_id}/compare`, { params: { path }, body })));
   }
 
   return (
     <div className="stack">
-      <form className="stack" onSubmit={submit}>
-        <Field label="Queries" hint={`One a line, at most ${MOST_QUERIES}. Both indexes are asked each of them.`}>
+      <Form action="Compare" failure="The indexes could not be compared" onSubmit={compare}>
+        <Field label="Queries" hint={`One a line, at most ${MAX_QUERIES}. Both indexes are asked each of them.`}>
           <TextArea required value={text} onChange={(event) => setText(event.target.value)} />
         </Field>
-        <div className="actions end">
-          <Button type="submit" tone="primary" busy={compare.isPending}>
-            Compare
-          </Button>
-        </div>
-      </form>
-      {compare.isError && <Failure title="The indexes could not be compared" error={compare.error} />}
-      {compare.data && <Report report={compare.data} />}
+      </Form>
+      {report && <Report report={report} />}
     </div>
   );
 }
@@ -213,43 +199,25 @@ function milliseconds(value: number): string {
   return `${Math.round(value)} ms`;
 }
 
-function NewIndex({ storeId, onCreated }: { storeId: string; onCreated: () => void }) {
+function NewIndex({ storeId, onClose }: { storeId: string; onClose: () => void }) {
   const [model, setModel] = useState("");
   const [dimensions, setDimensions] = useState("");
   const [chunking, setChunking] = useState(AUTO);
-  const create = useMutation({
-    mutationFn: () =>
-      take(
-        api.POST(PATH, {
-          params: { path: { vector_store_id: storeId } },
-          body: {
-            embedding_model: model || undefined,
-            embedding_dimensions: dimensions === "" ? undefined : Number(dimensions),
-            chunking_strategy: strategyOf(chunking),
-          },
-        }),
-      ),
-    onSuccess: async () => {
-      await refreshStore();
-      onCreated();
-    },
-  });
 
-  function submit(event: FormEvent) {
-    event.preventDefault();
-    create.mutate();
+  async function create() {
+    const body = {
+      embedding_model: model || undefined,
+      embedding_dimensions: dimensions === "" ? undefined : Number(dimensions),
+      chunking_strategy: strategyOf(chunking),
+    };
+    await take(api.POST(PATH, { params: { path: { vector_store_id: storeId } }, body }));
+    await refreshStore();
   }
 
   return (
-    <form className="stack" onSubmit={submit}>
+    <FormDialog title="New index" action="Build the index" failure="The index could not be created" onSubmit={create} onClose={onClose}>
       <EmbeddingFields model={model} onModel={setModel} dimensions={dimensions} onDimensions={setDimensions} none="the model in use" />
       <ChunkingFields form={chunking} onChange={setChunking} />
-      {create.isError && <Failure title="The index could not be created" error={create.error} />}
-      <div className="actions end">
-        <Button type="submit" tone="primary" busy={create.isPending}>
-          Build the index
-        </Button>
-      </div>
-    </form>
+    </FormDialog>
   );
 }

@@ -1,14 +1,14 @@
 import { useMutation } from "@tanstack/react-query";
-import { useState, type FormEvent } from "react";
+import { useState } from "react";
 
 import { api, take, type Schema } from "@/api/client";
 import { refresh, usePages } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Confirm } from "@/components/Confirm";
-import { Dialog } from "@/components/Dialog";
 import { Empty } from "@/components/Empty";
 import { Failure } from "@/components/Failure";
 import { Field, Input, Select, TextArea } from "@/components/Field";
+import { FormDialog } from "@/components/Form";
 import { formatCount } from "@/components/format";
 import { Listed } from "@/components/Listed";
 import { Card } from "@/components/Page";
@@ -42,9 +42,7 @@ export function Sources({ storeId }: { storeId: string }) {
           <SourceCard key={source.id} source={source} />
         ))}
       </Listed>
-      <Dialog title="New source" open={isCreating} onClose={() => setCreating(false)}>
-        <NewSource storeId={storeId} onCreated={() => setCreating(false)} />
-      </Dialog>
+      {isCreating && <NewSource storeId={storeId} onClose={() => setCreating(false)} />}
     </div>
   );
 }
@@ -65,7 +63,7 @@ function SourceCard({ source }: { source: Source }) {
   return (
     <Card className="stack">
       <div className="row">
-        <strong className="break">{placeOf(source)}</strong>
+        <strong className="break">{locationOf(source)}</strong>
         <State state={source.status} />
         {source.paused && <State state="paused" />}
       </div>
@@ -124,49 +122,43 @@ function SourceFacts({ source }: { source: Source }) {
   );
 }
 
-function placeOf(source: Source): string {
+function locationOf(source: Source): string {
   if (source.type === "folder") return [source.path, source.glob].filter(Boolean).join("/");
   if (source.type === "s3") return [source.prefix, source.glob].filter(Boolean).join("/");
   const urls = source.urls ?? [];
   return urls.length > 1 ? `${urls[0]} and ${formatCount(urls.length - 1, "more URL")}` : (urls[0] ?? source.id);
 }
 
-function NewSource({ storeId, onCreated }: { storeId: string; onCreated: () => void }) {
+function NewSource({ storeId, onClose }: { storeId: string; onClose: () => void }) {
   const [type, setType] = useState<Source["type"]>("url");
-  const [place, setPlace] = useState("");
+  const [location, setLocation] = useState("");
   const [glob, setGlob] = useState("");
   const [cron, setCron] = useState("");
-  const create = useMutation({
-    mutationFn: () => take(api.POST(PATH, { params: { path: { vector_store_id: storeId } }, body: bodyOf(type, place, glob, cron) })),
-    onSuccess: async () => {
-      await refresh();
-      onCreated();
-    },
-  });
 
-  function submit(event: FormEvent) {
-    event.preventDefault();
-    create.mutate();
+  async function create() {
+    const params = { path: { vector_store_id: storeId } };
+    await take(api.POST(PATH, { params, body: bodyOf(type, location, glob, cron) }));
+    await refresh(PATH);
   }
 
   return (
-    <form className="stack" onSubmit={submit}>
+    <FormDialog title="New source" action="Create the source" failure="The source could not be created" onSubmit={create} onClose={onClose}>
       <Field label="Kind">
         <Select value={type} options={TYPES} onChange={(chosen) => setType(chosen as Source["type"])} />
       </Field>
       {type === "url" && (
         <Field label="URLs" hint="One a line, at most 1,000.">
-          <TextArea required value={place} onChange={(event) => setPlace(event.target.value)} />
+          <TextArea required value={location} onChange={(event) => setLocation(event.target.value)} />
         </Field>
       )}
       {type === "folder" && (
         <Field label="Folder" hint="Absolute. The operator allows it by NIGHTMILL_SOURCE_FOLDERS.">
-          <Input required placeholder="/srv/handbook" value={place} onChange={(event) => setPlace(event.target.value)} />
+          <Input required placeholder="/srv/handbook" value={location} onChange={(event) => setLocation(event.target.value)} />
         </Field>
       )}
       {type === "s3" && (
         <Field label="Prefix" hint="The operator allows it by NIGHTMILL_SOURCE_S3.">
-          <Input required placeholder="s3://bucket/folder" value={place} onChange={(event) => setPlace(event.target.value)} />
+          <Input required placeholder="s3://bucket/folder" value={location} onChange={(event) => setLocation(event.target.value)} />
         </Field>
       )}
       {type === "folder" && (
@@ -177,21 +169,15 @@ function NewSource({ storeId, onCreated }: { storeId: string; onCreated: () => v
       <Field label="Schedule" hint={`As of cron, such as 0 3 * * *, in the time zone ${zone()}. Empty: once, now.`}>
         <Input placeholder="0 3 * * *" value={cron} onChange={(event) => setCron(event.target.value)} />
       </Field>
-      {create.isError && <Failure title="The source could not be created" error={create.error} />}
-      <div className="actions end">
-        <Button type="submit" tone="primary" busy={create.isPending}>
-          Create the source
-        </Button>
-      </div>
-    </form>
+    </FormDialog>
   );
 }
 
-function bodyOf(type: Source["type"], place: string, glob: string, cron: string): NewSourceBody {
+function bodyOf(type: Source["type"], location: string, glob: string, cron: string): NewSourceBody {
   const schedule = cron === "" ? {} : { cron, timezone: zone() };
-  if (type === "folder") return { type, path: place, glob: glob || undefined, ...schedule };
-  if (type === "s3") return { type, prefix: place, ...schedule };
-  const urls = place.split("\n").map((url) => url.trim());
+  if (type === "folder") return { type, path: location, glob: glob || undefined, ...schedule };
+  if (type === "s3") return { type, prefix: location, ...schedule };
+  const urls = location.split("\n").map((url) => url.trim());
   return { type, urls: urls.filter(Boolean), ...schedule };
 }
 

@@ -1,14 +1,12 @@
-import { useMutation } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
-import { useState, type FormEvent } from "react";
+import { useState } from "react";
 
 import { api, take, type Schema } from "@/api/client";
 import { refresh, usePages } from "@/api/get";
 import { Button } from "@/components/Button";
-import { Dialog } from "@/components/Dialog";
 import { Empty } from "@/components/Empty";
-import { Failure } from "@/components/Failure";
 import { Field, Input } from "@/components/Field";
+import { FormDialog } from "@/components/Form";
 import { Listed } from "@/components/Listed";
 import { Page } from "@/components/Page";
 import { Bytes, Quantity } from "@/components/Quantity";
@@ -59,46 +57,34 @@ export default function Stores() {
           rowLink={(store) => ({ to: "/vector-stores/$storeId", params: { storeId: store.id } })}
         />
       </Listed>
-      <Dialog title="New vector store" open={isCreating} onClose={() => setCreating(false)}>
-        <NewStore />
-      </Dialog>
+      {isCreating && <NewStore onClose={() => setCreating(false)} />}
     </Page>
   );
 }
 
-function NewStore() {
+function NewStore({ onClose }: { onClose: () => void }) {
   const navigate = route.useNavigate();
   const [name, setName] = useState("");
   const [model, setModel] = useState("");
   const [dimensions, setDimensions] = useState("");
   const [days, setDays] = useState("");
   const [chunking, setChunking] = useState(AUTO);
-  const create = useMutation({
-    mutationFn: () =>
-      take(
-        api.POST("/v1/vector_stores", {
-          body: {
-            name,
-            embedding_model: model || undefined,
-            embedding_dimensions: dimensions === "" ? undefined : Number(dimensions),
-            expires_after: days === "" ? undefined : { anchor: "last_active_at", days: Number(days) },
-            chunking_strategy: strategyOf(chunking),
-          },
-        }),
-      ),
-    onSuccess: async (store) => {
-      await refresh("/v1/vector_stores");
-      await navigate({ to: "/vector-stores/$storeId", params: { storeId: store.id } });
-    },
-  });
 
-  function submit(event: FormEvent) {
-    event.preventDefault();
-    create.mutate();
+  async function create() {
+    const body = {
+      name,
+      embedding_model: model || undefined,
+      embedding_dimensions: dimensions === "" ? undefined : Number(dimensions),
+      expires_after: days === "" ? undefined : { anchor: "last_active_at", days: Number(days) } as const,
+      chunking_strategy: strategyOf(chunking),
+    };
+    const store = await take(api.POST("/v1/vector_stores", { body }));
+    await refresh("/v1/vector_stores");
+    await navigate({ to: "/vector-stores/$storeId", params: { storeId: store.id } });
   }
 
   return (
-    <form className="stack" onSubmit={submit}>
+    <FormDialog title="New vector store" action="Create the vector store" failure="The vector store could not be created" onSubmit={create} onClose={onClose}>
       <Field label="Name">
         <Input required maxLength={256} value={name} onChange={(event) => setName(event.target.value)} />
       </Field>
@@ -107,13 +93,7 @@ function NewStore() {
       <Field label="Expires after" hint="Days after the last use, 1 to 365. Empty: never.">
         <Input type="number" min={1} max={365} value={days} onChange={(event) => setDays(event.target.value)} />
       </Field>
-      {create.isError && <Failure title="The vector store could not be created" error={create.error} />}
-      <div className="actions end">
-        <Button type="submit" tone="primary" busy={create.isPending}>
-          Create the vector store
-        </Button>
-      </div>
-    </form>
+    </FormDialog>
   );
 }
 

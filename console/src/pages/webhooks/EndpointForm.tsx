@@ -1,12 +1,12 @@
-import { useMutation, useQuery } from "@tanstack/react-query";
-import { useState, type FormEvent } from "react";
+import { useQuery } from "@tanstack/react-query";
+import { useState } from "react";
 
-import { ApiError, type Schema } from "@/api/client";
+import type { Schema } from "@/api/client";
 import { get } from "@/api/get";
 import { Button } from "@/components/Button";
-import { Dialog } from "@/components/Dialog";
 import { Failure } from "@/components/Failure";
 import { Field, Input } from "@/components/Field";
+import { FormDialog } from "@/components/Form";
 import { Loading } from "@/components/Loading";
 
 type EventType = Schema<"CreateEndpoint">["event_types"][number];
@@ -30,34 +30,17 @@ interface EndpointFormProps {
 /** Ask for the fields of an endpoint, new or changed. It closes when they were accepted. */
 export function EndpointForm({ title, action, initial, onClose, onSubmit }: EndpointFormProps) {
   const [fields, setFields] = useState(initial);
-  const save = useMutation({ mutationFn: onSubmit, onSuccess: onClose });
-  const wrong = save.error instanceof ApiError ? save.error : null;
-  const known = ["name", "url"].includes(wrong?.param ?? "");
-
-  function submit(event: FormEvent) {
-    event.preventDefault();
-    save.mutate(fields);
-  }
-
+  const rest = { title, action, onClose, disabled: fields.event_types.length === 0 };
   return (
-    <Dialog title={title} open onClose={onClose}>
-      <form className="stack" onSubmit={submit}>
-        <Field label="URL" hint="Events are sent here, by POST." error={wrong?.param === "url" ? wrong.message : null}>
-          <Input type="url" required placeholder="https://example.com/hook" value={fields.url} onChange={(event) => setFields({ ...fields, url: event.target.value })} />
-        </Field>
-        <Field label="Name" hint="For people." error={wrong?.param === "name" ? wrong.message : null}>
-          <Input required maxLength={255} value={fields.name} onChange={(event) => setFields({ ...fields, name: event.target.value })} />
-        </Field>
-        <EventTypes chosen={fields.event_types} onChange={(event_types) => setFields({ ...fields, event_types })} />
-        {save.isError && !known && <Failure error={save.error} />}
-        <div className="actions end">
-          <Button onClick={onClose}>Cancel</Button>
-          <Button tone="primary" type="submit" busy={save.isPending} disabled={fields.event_types.length === 0}>
-            {action}
-          </Button>
-        </div>
-      </form>
-    </Dialog>
+    <FormDialog {...rest} failure="The endpoint was not saved" onSubmit={() => onSubmit(fields)}>
+      <Field label="URL" hint="Events are sent here, by POST." param="url">
+        <Input type="url" required placeholder="https://example.com/hook" value={fields.url} onChange={(event) => setFields({ ...fields, url: event.target.value })} />
+      </Field>
+      <Field label="Name" hint="For people." param="name">
+        <Input required maxLength={255} value={fields.name} onChange={(event) => setFields({ ...fields, name: event.target.value })} />
+      </Field>
+      <EventTypes chosen={fields.event_types} onChange={(event_types) => setFields({ ...fields, event_types })} />
+    </FormDialog>
   );
 }
 
