@@ -21,5 +21,6 @@ export default defineConfig({
     reportCompressedSize: false,
   },
   server: { proxy: { "/v1": API, "/console/session": API } },
-  test: { environment: "jsdom", include: ["tests/**/*.test.{ts,tsx}"], restoreMocks: true },
+  // A machine that does other work stands still for seconds: no test judges time.
+  test: { environment: "jsdom", include: ["tests/**/*.test.{ts,tsx}"], setupFiles: ["tests/setup.ts"], testTimeout: 60_000, restoreMocks: true },
 });
