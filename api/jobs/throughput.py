@@ -16,7 +16,7 @@ from jobs.ledger.throughput import Window
 router = resource("Jobs")
 
 _DAY: Final = 86_400
-_MOST_BUCKETS: Final = 360
+_MAX_BUCKETS: Final = 360
 
 
 class ThroughputBucket(BaseModel):
@@ -44,7 +44,7 @@ def retrieve_throughput(
     call: Call,
     seconds: Annotated[int, Query(ge=300, le=_DAY, description="How far back.")] = _DAY,
     step: Annotated[
-        int, Query(ge=60, le=3600, description=f"Seconds of a bucket; there are at most {_MOST_BUCKETS} buckets.")
+        int, Query(ge=60, le=3600, description=f"Seconds of a bucket; there are at most {_MAX_BUCKETS} buckets.")
     ] = 300,
     model: Annotated[str | None, Query(max_length=255, description="Only jobs that ask for this model.")] = None,
 ) -> Throughput:
@@ -53,8 +53,8 @@ def retrieve_throughput(
     A line counts when a worker has stored its result, which is up to a second after the answer.
     """
     buckets = math.ceil(seconds / step)
-    if buckets > _MOST_BUCKETS:
-        message = f"{seconds} seconds in steps of {step} are {buckets} buckets; {_MOST_BUCKETS} is the most."
+    if buckets > _MAX_BUCKETS:
+        message = f"{seconds} seconds in steps of {step} are {buckets} buckets; {_MAX_BUCKETS} is the most."
         raise InvalidRequest(message, param="step", code="invalid_value")
     end = (int(now()) // step + 1) * step
     window = Window(end - buckets * step, step, buckets)

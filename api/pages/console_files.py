@@ -29,12 +29,13 @@ BUILD = Path(__file__).with_name("console")
 
 router = APIRouter(include_in_schema=False, route_class=StrictRoute)
 
-#: Allow only resources and connections of this origin. Scripts may set styles of elements; markup may not.
+#: Allow only scripts, styles and connections of this origin. Scripts may set styles of elements; markup may not.
 _POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
-    "font-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_HEADERS: Final = {
+#: The headers of every page.
+HEADERS: Final = {
     "Content-Security-Policy": _POLICY,
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -47,9 +48,6 @@ _KINDS: Final = {
     ".js": "text/javascript",
     ".json": "application/json",
     ".map": "application/json",
-    ".png": "image/png",
-    ".svg": "image/svg+xml",
-    ".woff2": "font/woff2",
 }
 #: The suffix of the compressed file by encoding, the smallest first.
 _ENCODINGS: Final = {"br": ".br", "gzip": ".gz"}
@@ -73,7 +71,7 @@ def is_built() -> bool:
 
 @router.get("/console")
 def console() -> Response:
-    return RedirectResponse(PATH, headers=_HEADERS)
+    return RedirectResponse(PATH, headers=HEADERS)
 
 
 @router.post(SIGN_IN)
@@ -85,7 +83,7 @@ async def create_session(request: Request, body: NewSession) -> Response:
     except Unauthenticated:
         services.wrong_keys.count(request.scope)
         raise
-    return JSONResponse(Session(api_key=key).model_dump(), headers={**_HEADERS, "Cache-Control": "no-store"})
+    return JSONResponse(Session(api_key=key).model_dump(), headers={**HEADERS, "Cache-Control": "no-store"})
 
 
 @router.get("/console/assets/{name:path}")
@@ -93,7 +91,7 @@ def asset(request: Request, name: str) -> Response:
     """Answer with one file of the build. Names of other folders match nothing."""
     file = BUILD / "assets" / name
     if not _ASSET.fullmatch(name) or not file.is_file():
-        return respond(NotFound(f"Invalid URL (GET {request.url.path})", code="unknown_url"), {**_HEADERS})
+        return respond(NotFound(f"Invalid URL (GET {request.url.path})", code="unknown_url"), {**HEADERS})
     kind = _KINDS.get(file.suffix, "application/octet-stream")
     return _compressed(request, file, kind, _IMMUTABLE)
 
@@ -102,14 +100,14 @@ def asset(request: Request, name: str) -> Response:
 def page(request: Request) -> Response:
     """Answer each path of the console with its one page."""
     if not is_built():
-        headers = {**_HEADERS, "Cache-Control": "no-cache"}
+        headers = {**HEADERS, "Cache-Control": "no-cache"}
         return HTMLResponse(_MISSING, HTTPStatus.SERVICE_UNAVAILABLE, headers=headers)
     return _compressed(request, BUILD / "index.html", "text/html", "no-cache")
 
 
 def _compressed(request: Request, file: Path, kind: str, cached: str) -> FileResponse:
     """Return the response with the smallest form of the file that the client accepts."""
-    headers = {**_HEADERS, "Cache-Control": cached, "Vary": "Accept-Encoding"}
+    headers = {**HEADERS, "Cache-Control": cached, "Vary": "Accept-Encoding"}
     accepted = _accepted(request.headers.get("accept-encoding", ""))
     for encoding, suffix in _ENCODINGS.items():
         other = file.with_name(file.name + suffix)

@@ -21,17 +21,7 @@ router = APIRouter(include_in_schema=False)
 _FILES = Path(__file__).parent
 _SWAGGER = Path(fastapi_swagger.__file__).parent / "resources"
 _ANYWHERE = {"0.0.0.0", "::"}  # noqa: S104 (addresses that no browser can open)
-#: Allow only scripts, styles and connections of this origin.
-_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-_HEADERS = {
-    "Content-Security-Policy": _POLICY,
-    "Cache-Control": "no-cache",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
+_HEADERS = {**console_files.HEADERS, "Cache-Control": "no-cache"}
 #: File and media type by path.
 _ASSETS = {
     "/pages/index.css": (_FILES / "index.css", "text/css"),
