@@ -39,6 +39,7 @@ describe("numbers have their unit", () => {
     expect(formatShare(0.125)).toBe("12.5 %");
     expect(formatCount(1, "line")).toBe("1 line");
     expect(formatCount(2, "batch", "batches")).toBe("2 batches");
+    expect(formatCount(12_345, "token", undefined, formatCompact)).toBe("12.3K tokens");
     expect(words("in_progress")).toBe("in progress");
   });
 });

@@ -2,11 +2,10 @@ import { formatBytes, formatCompact, formatCount, formatDuration, formatNumber }
 
 /** Render a number of things with its noun; the exact number shows on hover where it is shortened. */
 export function Quantity({ value, unit, compact = false }: { value: number; unit?: string; compact?: boolean }) {
-  const exact = unit === undefined ? formatNumber(value) : formatCount(value, unit);
-  const shown = compact ? `${formatCompact(value)}${unit === undefined ? "" : ` ${unit}s`}` : exact;
+  const write = (format: (value: number) => string) => (unit === undefined ? format(value) : formatCount(value, unit, undefined, format));
   return (
-    <span className="number" title={compact ? exact : undefined}>
-      {shown}
+    <span className="number" title={compact ? write(formatNumber) : undefined}>
+      {write(compact ? formatCompact : formatNumber)}
     </span>
   );
 }
@@ -14,7 +13,7 @@ export function Quantity({ value, unit, compact = false }: { value: number; unit
 /** Render a size; the exact bytes show on hover. */
 export function Bytes({ value }: { value: number }) {
   return (
-    <span className="number" title={`${formatNumber(value)} bytes`}>
+    <span className="number" title={formatCount(value, "byte")}>
       {formatBytes(value)}
     </span>
   );
@@ -23,7 +22,7 @@ export function Bytes({ value }: { value: number }) {
 /** Render a span of seconds. */
 export function Duration({ seconds }: { seconds: number }) {
   return (
-    <span className="number" title={`${seconds} seconds`}>
+    <span className="number" title={`${seconds} s`}>
       {formatDuration(seconds)}
     </span>
   );

@@ -67,8 +67,8 @@ export function formatShare(share: number): string {
 }
 
 /** Return a count with its noun: 1 line, 2 lines. */
-export function formatCount(count: number, singular: string, plural = `${singular}s`): string {
-  return `${formatNumber(count)} ${count === 1 ? singular : plural}`;
+export function formatCount(count: number, singular: string, plural = `${singular}s`, format = formatNumber): string {
+  return `${format(count)} ${count === 1 ? singular : plural}`;
 }
 
 /** Return a time relative to `now`, both in seconds of Unix: 5 minutes ago, in 2 hours. */

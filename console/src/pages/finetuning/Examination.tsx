@@ -33,7 +33,7 @@ export function Examination({ validation, onExamine, isExamining }: ExaminationP
 
 function Numbers({ validation: { examples, validation_examples, tokens, trained_tokens, steps, hyperparameters, estimate } }: { validation: Validation }) {
   const held = validation_examples ? `${formatNumber(validation_examples)} for validation` : undefined;
-  const chosen = hyperparameters && `${hyperparameters.n_epochs} epochs, batches of ${hyperparameters.batch_size}`;
+  const chosen = hyperparameters && `${hyperparameters.n_epochs} ${hyperparameters.n_epochs === 1 ? "epoch" : "epochs"}, batches of ${hyperparameters.batch_size}`;
   return (
     <Card>
       <div className="grid">

@@ -9,6 +9,7 @@ import { Failure } from "@/components/Failure";
 import { Field, Input, Select } from "@/components/Field";
 import { Loading } from "@/components/Loading";
 import { Card } from "@/components/Page";
+import { cut } from "@/pages/jobs/cut";
 
 type Result = Schema<"SearchResult">;
 type Scores = Result["scores"];
@@ -172,10 +173,11 @@ function Score({ value, best }: { value: number | null; best: number }) {
 }
 
 function ResultText({ text }: { text: string }) {
-  const isCut = text.length > LONGEST_TEXT;
+  const { shown, left } = cut(text, LONGEST_TEXT);
   return (
     <p className="excerpt" dir="auto">
-      {isCut ? `${text.slice(0, LONGEST_TEXT)} …` : text}
+      {shown}
+      {left > 0 && " …"}
     </p>
   );
 }
