@@ -5,7 +5,7 @@ import { useState } from "react";
 import { api, take, type Schema } from "@/api/client";
 import { refresh, usePages } from "@/api/get";
 import { Button } from "@/components/Button";
-import { Confirm } from "@/components/Confirm";
+import { ConfirmButton } from "@/components/Confirm";
 import { Empty } from "@/components/Empty";
 import { Failure } from "@/components/Failure";
 import { Listed } from "@/components/Listed";
@@ -31,7 +31,6 @@ const SDK = `schedule = client.post("/schedules", cast_to=object, body={
 /** List the schedules of the project; create, pause, resume and delete them. */
 export default function Schedules() {
   const [isOpen, setOpen] = useState(false);
-  const [deleted, setDeleted] = useState<Schedule | null>(null);
   const schedules = usePages("/v1/schedules", {}, { refetchInterval: 30_000 });
   const change = useMutation({
     mutationFn: ({ id, status }: Schedule) => {
@@ -68,9 +67,9 @@ export default function Schedules() {
           <Button className="copy" aria-label={`${row.status === "active" ? "Pause" : "Resume"} ${row.id}`} onClick={() => change.mutate(row)}>
             {row.status === "active" ? "Pause" : "Resume"}
           </Button>
-          <Button className="copy" aria-label={`Delete ${row.id}`} onClick={() => setDeleted(row)}>
-            Delete
-          </Button>
+          <ConfirmButton small label="Delete" name={`Delete ${row.id}`} title="Delete this schedule?" action="Delete the schedule" onConfirm={() => remove(row)}>
+            <p>It submits no more batches. Batches that it has submitted go on.</p>
+          </ConfirmButton>
         </span>
       ),
       align: "end",
@@ -99,9 +98,6 @@ export default function Schedules() {
         <Table label="Schedules" columns={columns} rows={schedules.rows} rowKey={(row) => row.id} />
       </Listed>
       {isOpen && <ScheduleForm onClose={() => setOpen(false)} />}
-      <Confirm title="Delete this schedule?" action="Delete the schedule" open={deleted !== null} onClose={() => setDeleted(null)} onConfirm={() => remove(deleted!)}>
-        <p>It submits no more batches. Batches that it has submitted go on.</p>
-      </Confirm>
     </Page>
   );
 }

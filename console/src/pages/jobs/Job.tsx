@@ -5,7 +5,7 @@ import { useState } from "react";
 import { api, queries, take } from "@/api/client";
 import { get } from "@/api/get";
 import { Button } from "@/components/Button";
-import { Confirm } from "@/components/Confirm";
+import { ConfirmButton } from "@/components/Confirm";
 import { Loaded } from "@/components/Loaded";
 import { Page } from "@/components/Page";
 import { Id } from "@/components/Snippet";
@@ -66,8 +66,7 @@ function Parts({ job }: { job: JobObject }) {
 }
 
 function Actions({ job }: { job: JobObject }) {
-  const [open, setOpen] = useState<"cancel" | "retry" | null>(null);
-  const close = () => setOpen(null);
+  const [isRetrying, setRetrying] = useState(false);
   async function cancel() {
     const path = { job_id: job.id };
     const cancelled = await take(api.POST("/v1/jobs/{job_id}/cancel", { params: { path } }));
@@ -75,12 +74,13 @@ function Actions({ job }: { job: JobObject }) {
   }
   return (
     <>
-      {mayCancel(job) && <Button onClick={() => setOpen("cancel")}>Cancel</Button>}
-      {mayRetry(job) && <Button onClick={() => setOpen("retry")}>Retry</Button>}
-      <Confirm title="Cancel this job?" action="Cancel the job" open={open === "cancel"} onClose={close} onConfirm={cancel}>
-        <p>Lines that are finished keep their results. The others are not run; a retry can run them as a new job.</p>
-      </Confirm>
-      {open === "retry" && <Retry job={job} onClose={close} />}
+      {mayCancel(job) && (
+        <ConfirmButton label="Cancel" title="Cancel this job?" action="Cancel the job" onConfirm={cancel}>
+          <p>Lines that are finished keep their results. The others are not run; a retry can run them as a new job.</p>
+        </ConfirmButton>
+      )}
+      {mayRetry(job) && <Button onClick={() => setRetrying(true)}>Retry</Button>}
+      {isRetrying && <Retry job={job} onClose={() => setRetrying(false)} />}
     </>
   );
 }

@@ -4,8 +4,7 @@ import { useState } from "react";
 
 import { api, take, type Schema } from "@/api/client";
 import { refresh, usePages } from "@/api/get";
-import { Button } from "@/components/Button";
-import { Confirm } from "@/components/Confirm";
+import { ConfirmButton } from "@/components/Confirm";
 import { DropZone } from "@/components/DropZone";
 import { Empty } from "@/components/Empty";
 import { Failure } from "@/components/Failure";
@@ -34,7 +33,6 @@ const FILTERS = [
 /** List the documents of a store with their states and the reasons of failures, and take new ones. */
 export function Documents({ storeId }: { storeId: string }) {
   const [filter, setFilter] = useState<Filter>("");
-  const [removed, setRemoved] = useState<StoreFile | null>(null);
   const path = { vector_store_id: storeId };
   const query = { filter: filter || undefined, limit: 50 };
   const files = usePages("/v1/vector_stores/{vector_store_id}/files", { path, query }, { pollWhile: (file) => file.status === "in_progress" });
@@ -51,9 +49,8 @@ export function Documents({ storeId }: { storeId: string }) {
         </Field>
       </div>
       <Listed what="the documents" query={files} empty={<NoDocuments filtered={filter !== ""} storeId={storeId} />}>
-        <Table label="Documents" columns={columns(setRemoved)} rows={files.rows} rowKey={(file) => file.id} />
+        <Table label="Documents" columns={columnsOf(storeId)} rows={files.rows} rowKey={(file) => file.id} />
       </Listed>
-      {removed && <Removal storeId={storeId} file={removed} onClose={() => setRemoved(null)} />}
     </div>
   );
 }
@@ -70,7 +67,7 @@ function refreshStore(): Promise<void> {
   return refresh("/v1/vector_stores/{vector_store_id}/files", "/v1/vector_stores/{vector_store_id}");
 }
 
-function columns(onRemove: (file: StoreFile) => void): readonly Column<StoreFile>[] {
+function columnsOf(storeId: string): readonly Column<StoreFile>[] {
   return [
     {
       id: "filename",
@@ -90,9 +87,7 @@ function columns(onRemove: (file: StoreFile) => void): readonly Column<StoreFile
       id: "remove",
       header: "",
       cell: (file) => (
-        <Button tone="plain" aria-label={`Remove ${file.filename}`} onClick={() => onRemove(file)}>
-          Remove
-        </Button>
+        <Removal storeId={storeId} file={file} />
       ),
       align: "end",
     },
@@ -115,16 +110,16 @@ function StoreFileState({ file }: { file: StoreFile }) {
   );
 }
 
-function Removal({ storeId, file, onClose }: { storeId: string; file: StoreFile; onClose: () => void }) {
+function Removal({ storeId, file }: { storeId: string; file: StoreFile }) {
   async function remove() {
     const path = { vector_store_id: storeId, file_id: file.id };
     await take(api.DELETE("/v1/vector_stores/{vector_store_id}/files/{file_id}", { params: { path } }));
     await refreshStore();
   }
   return (
-    <Confirm title="Remove this document?" action="Remove the document" open onClose={onClose} onConfirm={remove}>
+    <ConfirmButton small label="Remove" name={`Remove ${file.filename}`} title="Remove this document?" action="Remove the document" onConfirm={remove}>
       <p className="break">Searches no longer find {file.filename}. The file itself stays among the files of the project.</p>
-    </Confirm>
+    </ConfirmButton>
   );
 }
 

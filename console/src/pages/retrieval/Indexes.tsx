@@ -4,7 +4,7 @@ import { useState } from "react";
 import { api, ApiError, take, type Schema } from "@/api/client";
 import { refresh, usePages } from "@/api/get";
 import { Button } from "@/components/Button";
-import { Confirm } from "@/components/Confirm";
+import { Confirm, ConfirmButton } from "@/components/Confirm";
 import { Dialog } from "@/components/Dialog";
 import { Failure } from "@/components/Failure";
 import { Field, TextArea } from "@/components/Field";
@@ -57,7 +57,7 @@ function refreshStore(): Promise<void> {
 }
 
 function IndexCard({ index }: { index: Index }) {
-  const [dialog, setDialog] = useState<"compare" | "switch" | "delete" | null>(null);
+  const [dialog, setDialog] = useState<"compare" | "switch" | null>(null);
   const params = { path: { vector_store_id: index.vector_store_id, index_id: index.id } };
   const sync = useMutation({ mutationFn: () => take(api.POST(`${PATH}/{index_id}/sync`, { params })), onSettled: refreshStore });
   const close = () => setDialog(null);
@@ -96,18 +96,15 @@ function IndexCard({ index }: { index: Index }) {
               Bring in what is missing
             </Button>
           )}
-          <Button tone="plain" onClick={() => setDialog("delete")}>
-            Delete
-          </Button>
+          <ConfirmButton label="Delete" title="Delete this index?" action="Delete the index" onConfirm={remove}>
+            <p>Its vectors and texts are removed. The documents stay in the store.</p>
+          </ConfirmButton>
         </div>
       )}
       {dialog === "switch" && <Switch index={index} onClose={close} />}
       <Dialog title="Compare with the index in use" open={dialog === "compare"} onClose={close} className="wide-dialog">
         <Compare index={index} />
       </Dialog>
-      <Confirm title="Delete this index?" action="Delete the index" open={dialog === "delete"} onClose={close} onConfirm={remove}>
-        <p>Its vectors and texts are removed. The documents stay in the store.</p>
-      </Confirm>
     </Card>
   );
 }

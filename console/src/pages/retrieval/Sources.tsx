@@ -4,7 +4,7 @@ import { useState } from "react";
 import { api, take, type Schema } from "@/api/client";
 import { refresh, usePages } from "@/api/get";
 import { Button } from "@/components/Button";
-import { Confirm } from "@/components/Confirm";
+import { ConfirmButton } from "@/components/Confirm";
 import { Empty } from "@/components/Empty";
 import { Failure } from "@/components/Failure";
 import { Field, Input, Select, TextArea } from "@/components/Field";
@@ -48,7 +48,6 @@ export function Sources({ storeId }: { storeId: string }) {
 }
 
 function SourceCard({ source }: { source: Source }) {
-  const [isAsked, setAsked] = useState(false);
   const params = { path: { vector_store_id: source.vector_store_id, source_id: source.id } };
   const act = useMutation({
     mutationFn: (action: "sync" | "pause" | "resume") => take(api.POST(`${PATH}/{source_id}/${action}`, { params })),
@@ -83,13 +82,10 @@ function SourceCard({ source }: { source: Source }) {
             {source.paused ? "Resume the schedule" : "Pause the schedule"}
           </Button>
         )}
-        <Button tone="plain" onClick={() => setAsked(true)}>
-          Delete
-        </Button>
+        <ConfirmButton label="Delete" title="Delete this source?" action="Delete the source" onConfirm={remove}>
+          <p>The files that it brought are deleted, too, in every vector store.</p>
+        </ConfirmButton>
       </div>
-      <Confirm title="Delete this source?" action="Delete the source" open={isAsked} onClose={() => setAsked(false)} onConfirm={remove}>
-        <p>The files that it brought are deleted, too, in every vector store.</p>
-      </Confirm>
     </Card>
   );
 }

@@ -1,11 +1,9 @@
 import { useQuery } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
-import { useState } from "react";
 
 import { api, take, type Schema } from "@/api/client";
 import { get, POLL, refresh } from "@/api/get";
-import { Button } from "@/components/Button";
-import { Confirm } from "@/components/Confirm";
+import { ConfirmButton } from "@/components/Confirm";
 import { Loaded } from "@/components/Loaded";
 import { Card, Facts, Page } from "@/components/Page";
 import { Bytes, Quantity } from "@/components/Quantity";
@@ -91,7 +89,6 @@ function StoreFacts({ store }: { store: Store }) {
 
 function Deletion({ store }: { store: Store }) {
   const navigate = route.useNavigate();
-  const [isAsked, setAsked] = useState(false);
 
   async function remove() {
     await take(api.DELETE("/v1/vector_stores/{vector_store_id}", { params: { path: { vector_store_id: store.id } } }));
@@ -100,13 +97,8 @@ function Deletion({ store }: { store: Store }) {
   }
 
   return (
-    <>
-      <Button tone="plain" onClick={() => setAsked(true)}>
-        Delete
-      </Button>
-      <Confirm title="Delete this vector store?" action="Delete the vector store" open={isAsked} onClose={() => setAsked(false)} onConfirm={remove}>
-        <p>Its vectors are deleted, and its sources with the files that they brought. Other files stay.</p>
-      </Confirm>
-    </>
+    <ConfirmButton label="Delete" title="Delete this vector store?" action="Delete the vector store" onConfirm={remove}>
+      <p>Its vectors are deleted, and its sources with the files that they brought. Other files stay.</p>
+    </ConfirmButton>
   );
 }

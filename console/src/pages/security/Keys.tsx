@@ -5,7 +5,7 @@ import { api, take, type Schema } from "@/api/client";
 import { refresh, usePages } from "@/api/get";
 import { useSession } from "@/api/session";
 import { Button } from "@/components/Button";
-import { Confirm } from "@/components/Confirm";
+import { ConfirmButton } from "@/components/Confirm";
 import { Empty } from "@/components/Empty";
 import { Failure } from "@/components/Failure";
 import { Listed } from "@/components/Listed";
@@ -25,7 +25,6 @@ export default function Keys() {
   // A key is nm_<id>_<secret>_<checksum>.
   const own = useSession().key?.split("_")[1];
   const [secret, setSecret] = useState<string | null>(null);
-  const [revoked, setRevoked] = useState<Key | null>(null);
   const keys = usePages("/v1/api_keys", {});
   const create = useMutation({
     mutationFn: () => take(api.POST("/v1/api_keys")),
@@ -58,9 +57,17 @@ export default function Keys() {
       header: "Revoke",
       cell: (row) =>
         row.revoked_at === null && (
-          <Button className="copy" aria-label={`Revoke ${row.redacted_value}`} onClick={() => setRevoked(row)}>
-            Revoke
-          </Button>
+          <ConfirmButton
+            small
+            label="Revoke"
+            name={`Revoke ${row.redacted_value}`}
+            title={`Revoke ${row.redacted_value}?`}
+            action="Revoke the key"
+            onConfirm={() => revoke(row)}
+          >
+            <p>After five seconds no request with this key is accepted. This cannot be undone.</p>
+            {row.id === own && <p className="bad">It is the key that you are signed in with: you will be signed out.</p>}
+          </ConfirmButton>
         ),
       align: "end",
     },
@@ -90,16 +97,6 @@ export default function Keys() {
       <Secret title="The key was created" label="API key" value={secret} onClose={() => setSecret(null)}>
         Programs read it from <code>OPENAI_API_KEY</code>.
       </Secret>
-      <Confirm
-        title={`Revoke ${revoked?.redacted_value ?? "the key"}?`}
-        action="Revoke the key"
-        open={revoked !== null}
-        onClose={() => setRevoked(null)}
-        onConfirm={() => revoke(revoked!)}
-      >
-        <p>After five seconds no request with this key is accepted. This cannot be undone.</p>
-        {revoked?.id === own && <p className="bad">It is the key that you are signed in with: you will be signed out.</p>}
-      </Confirm>
     </Page>
   );
 }

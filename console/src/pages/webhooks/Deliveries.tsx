@@ -5,7 +5,7 @@ import { useState } from "react";
 import { api, take, type Schema } from "@/api/client";
 import { refresh, usePages } from "@/api/get";
 import { Button } from "@/components/Button";
-import { Confirm } from "@/components/Confirm";
+import { ConfirmButton } from "@/components/Confirm";
 import { Dialog } from "@/components/Dialog";
 import { Empty } from "@/components/Empty";
 import { Failure } from "@/components/Failure";
@@ -32,7 +32,6 @@ export function Deliveries({ endpoint }: { endpoint: string }) {
   const { state } = route.useSearch();
   const navigate = useNavigate({ from: "/webhooks/$id" });
   const [shown, setShown] = useState<Delivery | null>(null);
-  const [isReplaying, setReplaying] = useState(false);
   const path = { webhook_endpoint_id: endpoint };
   const deliveries = usePages(PATH, { path, query: { state } }, { refetchInterval: 10_000 });
   const replay = useMutation({
@@ -67,7 +66,18 @@ export function Deliveries({ endpoint }: { endpoint: string }) {
         onChange={(value) => void navigate({ search: { state: STATES.find((each) => each === value) }, replace: true })}
         options={CHOICES}
       />
-      <Button onClick={() => setReplaying(true)}>Send failed ones again</Button>
+      <ConfirmButton
+        label="Send failed ones again"
+        title="Send failed deliveries again?"
+        action="Send them again"
+        tone="primary"
+        onConfirm={() => replay.mutateAsync({ failed_since: 0, missed: true })}
+      >
+        <p>
+          Up to 1,000 deliveries that failed are sent again, and events that happened while the endpoint was disabled. Each
+          keeps its <code>webhook-id</code>, by which your application knows what it has handled.
+        </p>
+      </ConfirmButton>
     </>
   );
   return (
@@ -85,19 +95,6 @@ export function Deliveries({ endpoint }: { endpoint: string }) {
         <Table label="Deliveries" columns={columns} rows={deliveries.rows} rowKey={(row) => row.id} />
       </Listed>
       {shown !== null && <AttemptsDialog delivery={shown} onClose={() => setShown(null)} />}
-      <Confirm
-        title="Send failed deliveries again?"
-        action="Send them again"
-        tone="primary"
-        open={isReplaying}
-        onClose={() => setReplaying(false)}
-        onConfirm={() => replay.mutateAsync({ failed_since: 0, missed: true })}
-      >
-        <p>
-          Up to 1,000 deliveries that failed are sent again, and events that happened while the endpoint was disabled. Each
-          keeps its <code>webhook-id</code>, by which your application knows what it has handled.
-        </p>
-      </Confirm>
     </Section>
   );
 }

@@ -5,7 +5,7 @@ import { useState } from "react";
 import { api, take, type Schema } from "@/api/client";
 import { get, refresh } from "@/api/get";
 import { Button } from "@/components/Button";
-import { Confirm } from "@/components/Confirm";
+import { Confirm, ConfirmButton } from "@/components/Confirm";
 import { Dialog } from "@/components/Dialog";
 import { Failure } from "@/components/Failure";
 import { Field, Select } from "@/components/Field";
@@ -21,7 +21,7 @@ import { EndpointForm, useEventTypes, type EndpointFields } from "./EndpointForm
 import { EndpointState } from "./EndpointState";
 
 type Endpoint = Schema<"EndpointObject">;
-type Opened = "edit" | "test" | "rotate" | "delete" | null;
+type Opened = "edit" | "test" | "rotate" | null;
 
 const route = getRouteApi("/webhooks/$id");
 const PATH = "/v1/webhook_endpoints/{webhook_endpoint_id}";
@@ -69,7 +69,9 @@ function Shown({ endpoint }: { endpoint: Endpoint }) {
           <Button onClick={() => setOpened("test")}>Send a test</Button>
           <Button onClick={() => setOpened("edit")}>Edit</Button>
           <Button onClick={() => setOpened("rotate")}>Rotate the secret</Button>
-          <Button onClick={() => setOpened("delete")}>Delete</Button>
+          <ConfirmButton label="Delete" title="Delete this endpoint?" action="Delete the endpoint" onConfirm={remove}>
+            <p>No event is sent to it any more, and deliveries that wait are not sent.</p>
+          </ConfirmButton>
         </>
       }
     >
@@ -97,9 +99,6 @@ function Shown({ endpoint }: { endpoint: Endpoint }) {
       )}
       {opened === "test" && <Test endpoint={endpoint} onClose={close} />}
       {opened === "rotate" && <Rotate onClose={close} onRotate={rotate} />}
-      <Confirm title="Delete this endpoint?" action="Delete the endpoint" open={opened === "delete"} onClose={close} onConfirm={remove}>
-        <p>No event is sent to it any more, and deliveries that wait are not sent.</p>
-      </Confirm>
       <Secret title="The secret was replaced" label="Signing secret" value={secret} onClose={() => setSecret(null)}>
         Requests are signed with this secret from now on.
       </Secret>
