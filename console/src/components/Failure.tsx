@@ -1,3 +1,5 @@
+import type { ReactNode } from "react";
+
 import { ApiError } from "@/api/client";
 
 import { Button } from "./Button";
@@ -19,6 +21,16 @@ export function messageOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }
 
+/** Render what is wrong, in words. */
+export function Problem({ title, children }: { title: string; children: ReactNode }) {
+  return (
+    <div className="failure" role="alert">
+      <strong>{title}</strong>
+      {children}
+    </div>
+  );
+}
+
 interface FailureProps {
   error: unknown;
   /** What was tried: "The jobs could not be listed". */
@@ -31,12 +43,11 @@ export function Failure({ error, title = "This did not work", onRetry }: Failure
   const api = error instanceof ApiError ? error : null;
   const facts = [api?.code && `code ${api.code}`, api?.param && `field ${api.param}`, api?.requestId && `request ${api.requestId}`];
   return (
-    <div className="failure" role="alert">
-      <strong>{title}</strong>
+    <Problem title={title}>
       <p>{messageOf(error)}</p>
       {advice(error) && <p className="muted">{advice(error)}</p>}
       {facts.some(Boolean) && <p className="muted small">{facts.filter(Boolean).join(" · ")}</p>}
       {onRetry && <Button onClick={onRetry}>Try again</Button>}
-    </div>
+    </Problem>
   );
 }
