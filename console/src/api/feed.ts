@@ -15,7 +15,7 @@ import { ApiError, queries, request, type Schema } from "./client";
 import { readEvents } from "./sse";
 
 /** How the feed is followed: by a stream, by pages, or not at all because the server is away. */
-export type FeedState = "connecting" | "live" | "polling" | "away";
+type FeedState = "connecting" | "live" | "polling" | "away";
 
 type ProjectEvent = Schema<"ProjectEvent">;
 type Position = number | "latest";
@@ -222,7 +222,7 @@ function flush(): void {
  *
  * A list changes by every event of its kind, an object by the events that name it.
  */
-export function isChanged(queryKey: readonly unknown[], events: readonly ProjectEvent[]): boolean {
+function isChanged(queryKey: readonly unknown[], events: readonly ProjectEvent[]): boolean {
   const [path] = queryKey;
   if (typeof path !== "string") return false;
   const key = JSON.stringify(queryKey);

@@ -1,7 +1,7 @@
 import { useSyncExternalStore } from "react";
 
 /** The two keys that a tab may hold. An operator's key opens no project, and a project's key steers no deployment. */
-export interface Session {
+interface Session {
   /** The key of a project; without one the console asks for it. */
   readonly key: string | null;
   /** The operator's key, for pages that show the whole deployment. */

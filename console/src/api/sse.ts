@@ -1,5 +1,5 @@
 /** An event of a stream of server-sent events. */
-export interface ServerEvent {
+interface ServerEvent {
   id: string;
   event: string;
   data: string;

@@ -1,6 +1,6 @@
 import type { ComponentProps } from "react";
 
-export interface ButtonProps extends ComponentProps<"button"> {
+interface ButtonProps extends ComponentProps<"button"> {
   /** `primary` is the main action of a page, `danger` one that destroys, `plain` one without a border. */
   tone?: "normal" | "primary" | "danger" | "plain";
   /** Show that the action runs, and take no second click. */

@@ -24,7 +24,7 @@ function subscribe(listener: () => void): () => void {
 }
 
 /** Use the time of Unix in seconds; the component is rendered again every few seconds. */
-export function useNow(): number {
+function useNow(): number {
   return useSyncExternalStore(subscribe, () => clock);
 }
 

@@ -1,9 +1,9 @@
 /** The sources of the requests of a new batch. */
-export const SOURCES = ["requests", "table", "file"] as const;
+const SOURCES = ["requests", "table", "file"] as const;
 export type Source = (typeof SOURCES)[number];
 
 /** The parameters of the page in the address: the open source, and the id of a file that is uploaded already. */
-export interface NewBatchSearch {
+interface NewBatchSearch {
   source?: Source;
   file?: string;
 }

@@ -5,7 +5,7 @@ const LINES = 50;
 const LONGEST_LINE = 2_000;
 
 /** The beginning of a file. */
-export interface Beginning {
+interface Beginning {
   /** The first lines, long ones cut; null where the file is not text. */
   lines: string[] | null;
   /** The file has more than `lines` shows. */

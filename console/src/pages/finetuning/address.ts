@@ -1,5 +1,5 @@
 /** The parameters of the address of the page that makes a fine-tuning job. */
-export interface NewTuningSearch {
+interface NewTuningSearch {
   /** The model to train. */
   model?: string;
   /** The id of the file to train on. */

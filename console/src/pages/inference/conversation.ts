@@ -36,7 +36,7 @@ export interface Conversation {
 }
 
 /** Return what the model is shown of earlier turns. Those that failed are left out. */
-export function historyOf(turns: readonly Turn[]): Message[] {
+function historyOf(turns: readonly Turn[]): Message[] {
   return turns
     .filter((turn) => turn.state !== "failed" && turn.answer.text !== "")
     .flatMap((turn) => [

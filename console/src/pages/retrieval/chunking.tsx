@@ -4,7 +4,7 @@ import { Field, Input, Select } from "@/components/Field";
 type Strategy = NonNullable<Schema<"CreateVectorStore">["chunking_strategy"]>;
 
 /** How documents are cut, as a form has it. */
-export interface ChunkingForm {
+interface ChunkingForm {
   type: Strategy["type"];
   size: string;
   overlap: string;

@@ -1,5 +1,5 @@
 /** The parameters of the address of the models' page. */
-export interface ModelsSearch {
+interface ModelsSearch {
   /** The model whose facts are open. */
   model?: string;
 }

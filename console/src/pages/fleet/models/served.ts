@@ -12,7 +12,7 @@ export interface NamedModel {
 }
 
 /** The models of a project by what they are. */
-export interface ServedModels {
+interface ServedModels {
   /** Models of the deployment. */
   own: readonly NamedModel[];
   /** Models that the project has trained. */
