@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
-from sqlalchemy import Select, select, union
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from api.batches.schemas import STATUS
@@ -30,6 +30,7 @@ from api.jobs.schemas import (
     show_graph,
     show_job,
 )
+from api.jobs.selection import select_jobs
 from api.jobs.streams import follow_events
 from api.shares import open_stream, run_in_threadpool
 from api.webhooks.queries import delivery_page
@@ -92,28 +93,26 @@ def list_jobs(
     model: Annotated[str | None, Query(max_length=255, description="The model that the requests name.")] = None,
     since: Annotated[int, Query(ge=0, lt=1 << 40, description="Created at this time or later, in Unix seconds.")] = 0,
     until: Annotated[int | None, Query(ge=0, lt=1 << 40, description="Created before this time.")] = None,
-    file_id: Annotated[str | None, Query(max_length=64, description="The input or the output of the job.")] = None,
+    file_id: Annotated[str | None, Query(max_length=64, description="Its input, its output or its errors.")] = None,
 ) -> Page[JobObject]:
     """List the project's jobs.
 
     `metadata[key]=value`, up to 16 times, selects jobs by metadata; `metadata=null` selects jobs without metadata.
+    Metadata has no index: the jobs that the other filters select are read, the newest first, until the page is full.
+    Where few of a great many have such metadata, `since` bounds that.
     """
-    statement = _naming(jobs_of(call), file_id)
+    statement = select_jobs(
+        call.project_id,
+        file_id=file_id,
+        states=[job_state for job_state in JobState if state in (job_state, STATUS[job_state])],
+        kind=kind,
+        model=model,
+        schedule_id=schedule_id,
+        idempotency_key=idempotency_key,
+    )
     statement = statement.where(Job.created_at >= since) if since else statement
     if until is not None:
         statement = statement.where(Job.created_at < until)
-    selected = (
-        (Job.kind, kind),
-        (Job.model, model),
-        (Job.schedule_id, schedule_id),
-        (Job.idempotency_key, idempotency_key),
-    )
-    for column, value in selected:
-        statement = statement if value is None else statement.where(column == value)
-    if state is not None:
-        statement = statement.where(
-            Job.state.in_([job_state for job_state in JobState if state in (job_state, STATUS[job_state])])
-        )
     statement = with_metadata(statement, Job.metadata_, request.query_params.multi_items(), sqlite=call.db.sqlite)
     with call.db.read() as session:
         # the last job of a page may have changed its state or metadata since
@@ -121,17 +120,6 @@ def list_jobs(
         sums, after_ids = totals(session, rows), dependencies.predecessors(session, rows)
         models = model_statuses(session, call, rows)
     return page(rows, more, lambda job: show_job(job, sums[job.id], after_ids[job.id], models.get(job.id)))
-
-
-def _naming(statement: Select[Job], file_id: str | None) -> Select[Job]:
-    """Return the statement of those jobs whose input or output is the file; of all jobs without a file.
-
-    The ids come from a union of two indexes: with a disjunction every job of the project would be read.
-    """
-    if file_id is None:
-        return statement
-    named = (select(Job.id).where(column == file_id) for column in (Job.input_file_id, Job.output_file_id))
-    return statement.where(Job.id.in_(union(*named)))
 
 
 @router.get("/jobs/{job_id}")

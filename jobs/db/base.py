@@ -1,8 +1,9 @@
 """The base of all tables: names of constraints (so that migrations can drop them) and the column types."""
 
+from collections.abc import Collection, Mapping
 from typing import Any, cast
 
-from sqlalchemy import JSON, BigInteger, Float, Integer, MetaData, String, Table
+from sqlalchemy import JSON, BigInteger, ColumnElement, Float, Integer, MetaData, String, Table
 from sqlalchemy.orm import DeclarativeBase
 
 _NAMING = {
@@ -27,6 +28,20 @@ class Base(DeclarativeBase):
         dict[str, Any]: JSON,
         list[Any]: JSON,
     }
+
+
+def unindexed(column: Any) -> ColumnElement[str]:
+    """Return a column of text as an expression, for a condition by which the database shall take no index.
+
+    SQLite is given no statistics: of two conditions it may take the index of the one that nearly every row meets.
+    """
+    return cast("ColumnElement[str]", column.concat(""))
+
+
+def matching(model: type[Base], values: Mapping[str, str], *, indexed: Collection[str]) -> list[ColumnElement[bool]]:
+    """Return the condition of each column, by its name, to have its value; only those of `indexed` show an index."""
+    columns = {name: getattr(model, name) for name in values}
+    return [(columns[name] if name in indexed else unindexed(columns[name])) == value for name, value in values.items()]
 
 
 def table_of(model: type[Base]) -> Table:

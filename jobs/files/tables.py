@@ -24,6 +24,7 @@ class File(Base):
 
     __table_args__ = (
         Index("ix_file_project_created", "project_id", "created_at", "id"),
+        Index("ix_file_project_purpose", "project_id", "purpose", "created_at", "id"),
         Index("ix_file_expires", "expires_at"),
         Index("ix_file_deleted", "deleted_at"),
         Index("ix_file_project_bytes", "project_id", "bytes"),

@@ -86,11 +86,14 @@ class Job(Usage, Base):
     __table_args__ = (
         Index("ix_job_project_created", "project_id", "created_at", "id"),
         Index("ix_job_project_state", "project_id", "state", "created_at", "id"),
+        Index("ix_job_project_model", "project_id", "model", "created_at", "id"),
+        Index("ix_job_project_kind", "project_id", "kind", "created_at", "id"),
         Index("ix_job_kind_state", "kind", "state"),
         Index("ix_job_state_deadline", "state", "deadline"),
         Index("ix_job_input_file", "input_file_id"),
         Index("ix_job_output_file", "output_file_id"),
-        Index("ix_job_schedule", "schedule_id"),
+        Index("ix_job_error_file", "error_file_id"),
+        Index("ix_job_schedule", "project_id", "schedule_id", "created_at", "id"),
         Index("ix_job_idempotency", "project_id", "idempotency_key"),
         Index(
             "ix_job_claimed",

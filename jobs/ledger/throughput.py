@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from sqlalchemy import Integer, cast, func, select
 from sqlalchemy.orm import Session
 
+from jobs.db.base import matching
 from jobs.ledger.tables import Job, Segment
 
 
@@ -36,19 +37,20 @@ def throughput(
 ) -> list[Bucket]:
     """Return the sums of each bucket, empty ones included, in one query whose result is bounded by their number.
 
-    With `model` only jobs that ask for this model count.
+    With `model` only jobs that ask for this model count. The segments are found by their time, because those of a
+    project go back years.
     """
     offset = (Segment.created_at - window.start) / window.step
     number = cast(offset if sqlite else func.floor(offset), Integer)  # a cast rounds on PostgreSQL
     tokens = (Segment.input_tokens, Segment.output_tokens)
     sums = (func.sum(column) for column in (Segment.done, Segment.failed, *tokens))
+    of_jobs = {"project_id": project_id} if model is None else {"project_id": project_id, "model": model}
     statement = (
         select(number, *sums)
         .join(Job, Job.id == Segment.job_id)
-        .where(Segment.created_at >= window.start, Segment.created_at < window.end, Job.project_id == project_id)
+        .where(Segment.created_at >= window.start, Segment.created_at < window.end)
+        .where(*matching(Job, of_jobs, indexed=()))
         .group_by(number)
     )
-    if model is not None:
-        statement = statement.where(Job.model == model)
     sums_by_bucket = {int(row[0]): Bucket(*map(int, row[1:])) for row in session.execute(statement)}
     return [sums_by_bucket.get(index, Bucket()) for index in range(window.buckets)]

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from fastapi.responses import Response
 from fastapi.testclient import TestClient
 from httpx2 import ASGITransport, AsyncClient
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from api.http.download import _span
 from api.http.idempotency import Lease
@@ -310,6 +310,18 @@ def test_files_are_listed_by_purpose(client: TestClient) -> None:
     assert [file["id"] for file in listed["data"]] == [second["id"], first["id"]]
     assert (listed["first_id"], listed["last_id"], listed["has_more"]) == (second["id"], first["id"], False)
     assert client.get("/v1/files", params={"purpose": "evals"}).json()["data"] == [second]
+
+
+def test_files_of_a_purpose_are_read_by_its_index(app: FastAPI, client: TestClient) -> None:
+    db, queries = app.state.services.db, list[tuple[str, Any]]()
+    event.listen(db.engine, "before_cursor_execute", lambda *execution: queries.append((execution[2], execution[3])))
+    client.get("/v1/files", params={"purpose": "evals", "limit": 10})
+
+    [(query, values)] = [query for query in queries if "FROM file" in query[0]]
+    with db.read() as session:
+        plan = [row[3] for row in session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", values)]
+
+    assert plan == ["SEARCH file USING INDEX ix_file_project_purpose (project_id=? AND purpose=?)"]
 
 
 def test_every_change_of_a_file_is_in_the_audit(app: FastAPI, client: TestClient) -> None:

@@ -115,16 +115,37 @@ def test_jobs_are_found_by_the_file_that_they_read_or_write(either: FastAPI) -> 
     file_id = upload(client)
     reader, other = create(client, file_id)["id"], create(client)["id"]
     with either.state.services.db.write() as session:
-        job = session.get(Job, other)
-        assert job is not None
-        job.output_file_id = "file-written"
+        job = session.get_one(Job, other)
+        job.output_file_id, job.error_file_id, job.model = "file-written", "file-errors", "m"
 
     def find(browser: TestClient, file: str, **query: str) -> list[str]:
         return ids(browser.get("/v1/jobs", params={"file_id": file, **query}))
 
     assert find(client, file_id) == [reader]
-    assert find(client, "file-written") == [other]
+    assert find(client, "file-written") == find(client, "file-errors") == [other]
+    assert find(client, "file-errors", model="m", kind="embedding", state="queued") == [other]
     assert find(client, file_id, state="failed") == find(client, "file-of-nobody") == find(stranger, file_id) == []
+    assert find(client, "file-errors", model="another") == find(client, file_id, state="finalizing") == []
+
+
+def test_jobs_are_found_by_filters_together(either: FastAPI) -> None:
+    client = client_of(either, make_key(either))
+    jobs = [create(client, "f")["id"] for _ in range(4)]
+    columns = [("finishing", "m"), ("expiring", "m"), ("expiring", "n"), ("succeeded", "m")]
+    with either.state.services.db.write() as session:
+        for job_id, (state, model) in zip(jobs, columns, strict=True):
+            job = session.get_one(Job, job_id)
+            job.state, job.model = state, model
+
+    def find(**query: str) -> list[int]:
+        return [jobs.index(job_id) for job_id in ids(client.get("/v1/jobs", params=query))]
+
+    assert find(state="finalizing") == [2, 1, 0], "two states of the ledger"
+    assert find(state="finalizing", limit="1", after=jobs[1]) == [0]
+    assert find(state="finalizing", model="m", kind="embedding") == [1, 0]
+    assert find(state="finalizing", kind="generation") == []
+    assert find(state="succeeded", model="m") == find(state="completed", kind="embedding") == [3]
+    assert find(state="succeeded", model="n") == []
 
 
 def test_a_filter_takes_every_state_and_every_status() -> None:

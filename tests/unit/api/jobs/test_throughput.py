@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from sqlalchemy import update
+from sqlalchemy import event, update
 
 from jobs.clock import now
+from jobs.db.engine import Database
+from jobs.ledger import throughput
 from jobs.ledger.tables import Segment
 from tests.support import runs
 from tests.support.web import make_key
@@ -73,6 +75,23 @@ def test_failed_lines_are_counted_apart(app: FastAPI, client: TestClient) -> Non
 
     assert len(buckets) == 60
     assert (sum(bucket["lines"] for bucket in buckets), sum(bucket["failed"] for bucket in buckets)) == (3, 1)
+
+
+@pytest.mark.parametrize("model", [None, "m"])
+def test_only_the_segments_of_the_window_are_read(sqlite: Database, model: str | None) -> None:
+    queries: list[tuple[str, Any]] = []
+
+    def note(*execution: Any) -> None:
+        queries.append((execution[2], execution[3]))
+
+    with sqlite.read() as session:
+        event.listen(sqlite.engine, "before_cursor_execute", note)
+        throughput.throughput(session, "p", throughput.Window(0, 300, 288), sqlite=True, model=model)
+        [(query, values)] = [query for query in queries if "FROM segment" in query[0]]
+        plan = [row[3] for row in session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", values)]
+
+    assert plan[0] == "SEARCH segment USING INDEX ix_segment_created (created_at>? AND created_at<?)"
+    assert plan[1] == "SEARCH job USING INDEX sqlite_autoindex_job_1 (id=?)"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,65 @@
+"""Lists of jobs: the index of the rarest condition finds them, and no job of the project is read in vain."""
+
+from typing import Any
+
+import pytest
+from sqlalchemy.dialects import sqlite as dialect
+
+from api.jobs.selection import select_jobs
+from jobs.db.engine import Database
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import Job
+
+FAILED, SUCCEEDED = [JobState.FAILED], [JobState.SUCCEEDED]
+SEVERAL = [JobState.FINISHING, JobState.EXPIRING]
+IDS = "USING INDEX sqlite_autoindex_job_1 (id=?)"
+
+
+def plan(db: Database, selected: dict[str, Any]) -> list[str]:
+    """Return the steps by which SQLite reads a page of the selected jobs."""
+    statement = select_jobs("p", **selected).order_by(Job.created_at.desc(), Job.id.desc()).limit(21)
+    compiled = statement.compile(dialect=dialect.dialect(), compile_kwargs={"literal_binds": True})
+    with db.read() as session:
+        return [row[3] for row in session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}")]
+
+
+@pytest.mark.parametrize(
+    ("selected", "index"),
+    [
+        ({}, "created (project_id=?)"),
+        ({"kind": "k"}, "kind (project_id=? AND kind=?)"),
+        ({"model": "m"}, "model (project_id=? AND model=?)"),
+        ({"states": FAILED}, "state (project_id=? AND state=?)"),
+        ({"states": FAILED, "model": "m", "kind": "k"}, "state (project_id=? AND state=?)"),
+        ({"states": SUCCEEDED, "model": "m"}, "model (project_id=? AND model=?)"),
+        ({"states": SUCCEEDED, "kind": "k"}, "kind (project_id=? AND kind=?)"),
+        ({"states": SUCCEEDED}, "state (project_id=? AND state=?)"),
+        ({"model": "m", "kind": "k"}, "model (project_id=? AND model=?)"),
+    ],
+)
+def test_a_page_reads_one_index_in_its_order(sqlite: Database, selected: dict[str, Any], index: str) -> None:
+    assert plan(sqlite, selected) == [f"SEARCH job USING INDEX ix_job_project_{index}"]
+
+
+@pytest.mark.parametrize("others", [{}, {"kind": "k", "model": "m"}, {"states": FAILED}, {"idempotency_key": "i"}])
+def test_the_jobs_of_a_file_are_found_by_its_id(sqlite: Database, others: dict[str, Any]) -> None:
+    steps = " ".join(plan(sqlite, {"file_id": "f", **others}))
+
+    assert IDS in steps
+    assert all(f"ix_job_{name}_file ({name}_file_id=?)" in steps for name in ("input", "output", "error"))
+    assert "ix_job_project" not in steps
+    assert "SCAN job" not in steps
+
+
+def test_a_status_of_several_states_reads_the_jobs_in_them(sqlite: Database) -> None:
+    steps = plan(sqlite, {"states": SEVERAL, "model": "m", "kind": "k"})
+
+    assert IDS in steps[0]
+    assert sum("ix_job_project_state (project_id=? AND state=?)" in step for step in steps) == len(SEVERAL)
+    assert not any("ix_job_project_created" in step or "SCAN job" in step for step in steps)
+
+
+def test_the_runs_of_a_schedule_are_read_in_their_order(sqlite: Database) -> None:
+    steps = plan(sqlite, {"schedule_id": "s", "states": SUCCEEDED})
+
+    assert steps == ["SEARCH job USING INDEX ix_job_schedule (project_id=? AND schedule_id=?)"]
