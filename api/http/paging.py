@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from api.deps import CallContext
 from api.errors import clip
 from api.http.fields import MAX_METADATA_ENTRIES
+from jobs.db.base import matching
 from jobs.errors import InvalidRequest
 from jobs.ledger.tables import Audit
 
@@ -107,7 +108,8 @@ def deleted(call: CallContext, action: str, store: str | None = None) -> Select[
 
     So a client that deletes what a list shows, page by page, can go on behind it.
     """
-    ends = select(Audit.details).where(Audit.project_id == call.project_id, Audit.action == action)
+    # one object has few rows, an action has many
+    ends = select(Audit.details).where(*matching(Audit, {"project_id": call.project_id, "action": action}, indexed=()))
     if store is not None:
         ends = ends.where(Audit.details["store"].as_string() == store)
     return ends.order_by(Audit.id.desc()).limit(1)

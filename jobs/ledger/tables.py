@@ -300,7 +300,9 @@ class Audit(Base):
 
     __table_args__ = (
         Index("ix_audit_target", "target"),
-        Index("ix_audit_project", "project_id", "id"),
+        Index("ix_audit_project", "project_id", "at", "id"),
+        Index("ix_audit_actor", "project_id", "actor", "at", "id"),
+        Index("ix_audit_action", "project_id", "action", "at", "id"),
         Index(
             "ix_audit_unsealed",
             "id",

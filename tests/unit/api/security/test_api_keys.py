@@ -5,9 +5,15 @@ import json
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from sqlalchemy import update
 
+from api.security.audit import select_rows
+from jobs.db.engine import Database
 from jobs.ledger import audit
+from jobs.ledger.tables import Audit
 from jobs.security import keys
+from jobs.security.keys import id_of
+from tests.support.web import make_key
 from tests.unit.api.batches.test_batches import create
 from tests.unit.api.conftest import client_of
 
@@ -126,9 +132,62 @@ def test_the_audit_log_is_listed_in_pages(client: TestClient) -> None:
     assert ids == whole
 
 
+def test_the_audit_log_is_filtered_by_actor_type_and_time(either: FastAPI) -> None:
+    first, second, stranger = (make_key(either, project) for project in ("default", "default", "other"))
+    created = [client_of(either, key).post("/v1/api_keys").json()["id"] for key in (first, second, second, stranger)]
+    client = client_of(either, first)
+    client.delete(f"/v1/api_keys/{created[0]}")
+    with either.state.services.db.write() as session:
+        for time, key in enumerate(created, 1_000):  # rows are listed by their time, whatever their number
+            changed = Audit.target == key, Audit.action == "key.create"
+            session.execute(update(Audit).where(*changed).values(at=time * 1_000_000 + 999_999))
+
+    def find(**query: str | int) -> list[str]:
+        page = client.get("/v1/audit_logs", params=query).json()
+        return [row["target"] for row in page["data"]]
+
+    actor = f"key:{id_of(second)}"
+    assert find(actor=actor) == [created[2], created[1]]
+    assert find(actor=actor, since=1_002) == find(actor=actor, limit=1) == [created[2]]
+    assert find(type="key.revoke") == find(type="key.revoke", target=created[0]) == [created[0]]
+    assert find(type="key.create", until=1_002) == [created[1], created[0]]
+    assert find(type="key.create", since=1_001, until=1_002, actor=actor) == [created[1]]
+    assert find(type="key.create", actor="key:none") == find(target=created[3]) == []
+    page = client.get("/v1/audit_logs", params={"actor": actor, "limit": 1}).json()
+    assert find(actor=actor, after=page["last_id"]) == [created[1]]
+    of_stranger = client_of(either, stranger).get("/v1/audit_logs").json()["last_id"]
+    assert client.get("/v1/audit_logs", params={"after": of_stranger}).json()["error"]["code"] == "invalid_cursor"
+
+
+@pytest.mark.parametrize(
+    ("values", "steps"),
+    [
+        ({}, ["ix_audit_project (project_id=?)"]),
+        ({"actor": "a"}, ["ix_audit_actor (project_id=? AND actor=?)"]),
+        ({"actor": "a", "action": "x"}, ["ix_audit_actor (project_id=? AND actor=?)"]),
+        ({"action": "x"}, ["ix_audit_action (project_id=? AND action=?)"]),
+        ({"target": "t", "actor": "a", "action": "x"}, ["ix_audit_target (target=?)"]),
+    ],
+)
+def test_a_page_of_the_audit_log_reads_one_index(sqlite: Database, values: dict[str, str], steps: list[str]) -> None:
+    statement = select_rows("p", **values).order_by(Audit.at.desc(), Audit.id.desc())
+    compiled = statement.compile(sqlite.engine, compile_kwargs={"literal_binds": True})
+
+    with sqlite.read() as session:
+        plan = [row[3] for row in session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}")]
+
+    sort = ["USE TEMP B-TREE FOR ORDER BY"] if "target" in values else []
+    assert plan == [f"SEARCH audit USING INDEX {step}" for step in steps] + sort
+
+
 @pytest.mark.parametrize(
     ("query", "param", "code"),
     [
+        ({"after": "audit_log-0"}, "after", "invalid_cursor"),
+        ({"actor": "x" * 97}, "actor", "string_above_max_length"),
+        ({"type": "x" * 65}, "type", "string_above_max_length"),
+        ({"since": "-1"}, "since", "integer_below_min_value"),
+        ({"until": "soon"}, "until", "invalid_type"),
         ({"after": "5"}, "after", "invalid_cursor"),
         ({"after": "audit_log-" + "9" * 19}, "after", "invalid_cursor"),
         ({"limit": "0"}, "limit", "integer_below_min_value"),
