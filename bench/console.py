@@ -1,13 +1,17 @@
-"""Measure the console: its size, its first page, a job's page over many jobs, and what open pages cost the server.
+"""Measure the console: its size, its first page, its pages over much data, and what open pages cost the server.
 
-    python -m bench console [--jobs 1000000] [--opens 10] [--clients 100] [--seconds 30]
+    python -m bench console [--jobs 1000000] [--files 10000] [--errors 50000] [--segments 1000000]
+                            [--opens 10] [--clients 100] [--seconds 30]
 
     size      bytes of the built files: all of them, and those that the first page loads, after brotli
     first     seconds until the overview stands in Chromium, with an empty cache and a key: median and slowest
-    job       requests of a job's page, each repeated without the browser; the sum of their medians is the server time.
-              The jobs in SQL are copies of a finished job's row
+    pages     the requests that each page of `_PAGES` makes, repeated without the browser; the sum of their medians is
+              the server time of the page
     feed      CPU of the web process while so many clients listen to the feed, in which nothing happens, and then while
               a job a second is created. They are of several projects, because streams are limited by project
+
+Most of the data is written into SQL: jobs, files and segments of results are copies of a finished job's rows, and the
+documents of the vector store are rows without vectors. The job with errors is run, by an engine that refuses its lines.
 
 The console must be built (`make console`). Chromium is Debian's.
 """
@@ -27,17 +31,39 @@ import aiohttp
 import httpx2
 from playwright.sync_api import Browser, Page
 from rich.console import Console
+from sqlalchemy import select, update
 
 from api.pages.console_files import BUILD, is_built
 from bench.deployment import Deployment, chats, deployed
-from bench.load import copy_history
+from bench.fake_worker import REFUSED
+from bench.load import columns_of, copy_history, insert_many
+from cli.demo.batch import LIVE
 from jobs.db.engine import Database
+from jobs.files.tables import File
+from jobs.ids import new_id
+from jobs.ledger.tables import Job, Segment
+from jobs.retrieval.tables import VectorStore, VectorStoreFile
 from tests.support.browsers import chromium
+from workers.engines.model_folders import MINILM
 
+#: The pages whose server time is measured, with their addresses.
+_PAGES: Final = {
+    "overview": "",
+    "job": "jobs/{job}",
+    "jobs": "jobs",
+    "model": "jobs?model=rare-model",
+    "files": "files",
+    "purpose": "files?purpose=evals",
+    "store": "vector-stores/{store}",
+    "errors": "jobs/{failed}",
+    "results": "jobs/{failed}?tab=results&outcome=failed&code=context_length_exceeded",
+    "audit": "audit?type=key.create",
+}
+_DAYS: Final = 30  # over which the segments are spread
 _LINES: Final = {"web": "", "dispatcher": "", "cpu": "", "gpu": "python -m bench.fake_worker"}
 _REPEATS: Final = 30
 _OF_A_PROJECT: Final = 50  # clients: a project may have 64 streams
-_AIMS: Final = {"size": 350_000, "first": 1.0, "job": 0.3, "feed": 0.1}
+_AIMS: Final = {"size": 350_000, "first": 1.0, "page": 0.3, "feed": 0.1}
 
 
 def main() -> None:
@@ -51,28 +77,23 @@ def main() -> None:
         chats(folder / "in.jsonl", 10, "fake-model")
         environment = {"NIGHTMILL_VLLM_ENABLED": "false"}
         with deployed(folder, _LINES, (), environment) as mill:
-            job_id = str(mill.run(file_id := mill.upload(folder / "in.jsonl")).job["id"])
+            file_id = mill.upload(folder / "in.jsonl")
+            ids = {"job": str(mill.run(file_id).job["id"]), "failed": _seed_errors(mill, folder, options.errors)}
             with chromium() as browser:
-                _measure_pages(console, mill, browser, job_id, options)
+                _measure_first_page(console, mill, browser, options.opens)
+                ids |= _seed(console, mill, options)
+                for title, path in _PAGES.items():
+                    _measure_page(console, mill, browser, title, path.format(**ids))
             # After Chromium: Playwright keeps a loop of its own in this thread.
             asyncio.run(_measure_feed(console, mill, file_id, options.clients, options.seconds))
-
-
-def _measure_pages(
-    console: Console, mill: Deployment, browser: Browser, job_id: str, options: argparse.Namespace
-) -> None:
-    _measure_first_page(console, mill, browser, options.opens)
-    database = Database(f"sqlite:///{mill.system.folder.path / 'nightmill.db'}", patience=60)
-    began = time.monotonic()
-    with closing(database):
-        copy_history(database, options.jobs)
-    console.print(f"{options.jobs:,} jobs in SQL after {time.monotonic() - began:.0f} s")
-    _measure_job_page(console, mill, browser, job_id)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="measure the size, the times and the load of the console")
     parser.add_argument("--jobs", type=int, default=1_000_000, help="jobs in SQL")
+    parser.add_argument("--files", type=int, default=10_000, help="files, and documents of a vector store")
+    parser.add_argument("--errors", type=int, default=50_000, help="lines of a job that fail")
+    parser.add_argument("--segments", type=int, default=1_000_000, help=f"of results, over {_DAYS} days")
     parser.add_argument("--opens", type=int, default=10, help="times that the first page is opened")
     parser.add_argument("--clients", type=int, default=100, help="that listen to the feed")
     parser.add_argument("--seconds", type=float, default=30.0, help="for which their cost is measured, twice")
@@ -116,19 +137,19 @@ def _signed_in(mill: Deployment, browser: Browser) -> Iterator[Page]:
         context.close()
 
 
-def _measure_job_page(console: Console, mill: Deployment, browser: Browser, job_id: str) -> None:
+def _measure_page(console: Console, mill: Deployment, browser: Browser, name: str, address: str) -> None:
     paths: dict[str, None] = {}
     with _signed_in(mill, browser) as page:
         page.on("request", lambda request: paths.setdefault(request.url.removeprefix(mill.system.url)))
-        page.goto(f"{mill.system.url}/console/jobs/{job_id}")
+        page.goto(f"{mill.system.url}/console/{address}")
         page.locator("main h1").wait_for()
         page.wait_for_timeout(2_000)  # for what it asks after its heading stands
-    asked = [path for path in paths if path.startswith("/v1/") and not path.startswith("/v1/events")]
-    if not asked:
-        raise SystemExit("a job's page asks nothing of the API: the build is older than the page")
-    seconds = {path: _median(mill, path) for path in asked}
+    requests = [path for path in paths if path.startswith("/v1/") and not path.startswith("/v1/events")]
+    if not requests:
+        raise SystemExit(f"the page {name} asks nothing of the API: the build is older than the page")
+    seconds = {path: _median(mill, path) for path in requests}
     total = sum(seconds.values())
-    console.print(f"job      {total * 1000:.0f} ms in {len(asked)} requests ({_aim(total, 'job')})")
+    console.print(f"{name:<8} {total * 1000:.0f} ms in {len(requests)} requests ({_aim(total, 'page')})")
     for path, median in seconds.items():
         console.print(f"         {median * 1000:6.1f} ms  GET {path}")
 
@@ -142,6 +163,89 @@ def _median(mill: Deployment, path: str) -> float:
             client.get(path).raise_for_status()
             seconds.append(time.perf_counter() - began)
     return statistics.median(seconds)
+
+
+# -- the data
+
+
+def _seed(console: Console, mill: Deployment, options: argparse.Namespace) -> dict[str, str]:
+    """Write the rows of a deployment that has been used for long. Return the id of its vector store."""
+    store_id = mill.client.vector_stores.create(name="bench", extra_body={"embedding_model": MINILM}).id
+    began = time.monotonic()
+    with closing(Database(f"sqlite:///{mill.system.folder.path / 'nightmill.db'}", patience=60)) as db:
+        _seed_jobs(db, options.jobs)
+        _seed_segments(db, options.segments)
+        _seed_files(db, options.files)
+        _seed_documents(db, store_id, options.files)
+    console.print(f"{options.jobs:,} jobs and {options.segments:,} segments after {time.monotonic() - began:.0f} s")
+    return {"store": store_id}
+
+
+def _seed_errors(mill: Deployment, folder: Path, count: int) -> str:
+    """Run a job whose lines all fail; return its id."""
+    chats(folder / "refused.jsonl", count, "fake-model", user=REFUSED)
+    file_id = mill.upload(folder / "refused.jsonl")
+    batch = mill.client.batches.create(input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h")
+    while batch.status in LIVE:
+        threading.Event().wait(1)
+        mill.system.check()
+        batch = mill.client.batches.retrieve(batch.id)
+    assert batch.request_counts is not None
+    assert batch.request_counts.failed == count, batch
+    return batch.id
+
+
+def _seed_jobs(db: Database, count: int) -> None:
+    """Copy a finished job; the oldest ten ask for another model."""
+    copy_history(db, count)
+    with db.write() as session:
+        oldest = select(Job.id).order_by(Job.created_at).limit(10)
+        session.execute(update(Job).where(Job.id.in_(oldest)).values(model="rare-model"))
+
+
+def _seed_segments(db: Database, count: int) -> None:
+    """Copy a segment of results as segments of the oldest job, spread over the last days."""
+    with db.read() as session:
+        columns = columns_of(session.scalars(select(Segment).limit(1)).one())
+        columns["job_id"] = session.scalars(select(Job.id).order_by(Job.created_at).limit(1)).one()
+    step = _DAYS * 86_400 / max(count, 1)
+    insert_many(
+        db, Segment, ({**columns, "n": n, "created_at": columns["created_at"] - n * step} for n in range(count))
+    )
+
+
+def _seed_files(db: Database, count: int) -> None:
+    """Copy an uploaded file; the oldest ten are for evaluations."""
+    with db.read() as session:
+        columns = columns_of(session.scalars(select(File).where(File.purpose == "batch").limit(1)).one())
+    rows = ({**columns, "id": new_id("file-"), "created_at": columns["created_at"] - n} for n in range(1, count + 1))
+    insert_many(db, File, ({**row, "purpose": "evals"} if n >= count - 10 else row for n, row in enumerate(rows)))
+
+
+def _seed_documents(db: Database, store_id: str, count: int) -> None:
+    """Insert documents of a vector store, one in a hundred of which could not be read."""
+    with db.read() as session:
+        store = session.get_one(VectorStore, store_id)
+    document = {
+        "store_id": store_id,
+        "project_id": store.project_id,
+        "chunking": store.chunking,
+        "job_id": "",
+        "version": "",
+    }
+    failed = {"status": "failed", "error_code": "unsupported_file", "error_message": "The file cannot be read."}
+    insert_many(
+        db,
+        VectorStoreFile,
+        (
+            {**document, "id": f"file-{n:08}", "filename": f"{n}.pdf", "line": n, "created_at": store.created_at - n}
+            | ({"status": "completed", "error_code": None, "error_message": None} if n % 100 else failed)
+            for n in range(count)
+        ),
+    )
+
+
+# -- the feed
 
 
 async def _measure_feed(console: Console, mill: Deployment, file_id: str, clients: int, seconds: float) -> None:

@@ -21,9 +21,10 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -201,14 +202,26 @@ def copy_history(db: Database, count: int) -> None:
     """Insert copies of a finished job's row, each one second before the last."""
     with db.read() as session:
         job = session.scalars(select(Job).where(Job.state == JobState.SUCCEEDED).limit(1)).one()
-        row = {column.key: getattr(job, column.key) for column in Job.__mapper__.column_attrs}
         there = session.scalar(select(func.count()).select_from(Job)) or 0
-    for start in range(there, count, _ROWS_AT_ONCE):
-        numbers = range(start, min(start + _ROWS_AT_ONCE, count))
+    columns = columns_of(job)
+    insert_many(
+        db,
+        Job,
+        ({**columns, "id": new_id("batch"), "created_at": columns["created_at"] - n} for n in range(there, count)),
+    )
+
+
+def columns_of(row: Any) -> dict[str, Any]:
+    """Return the values of a row by the names that `insert` takes."""
+    return {column.key: getattr(row, column.key) for column in type(row).__mapper__.column_attrs}
+
+
+def insert_many(db: Database, table: Any, rows: Iterable[dict[str, Any]]) -> None:
+    """Insert rows without limit, so many in a transaction that it stays short."""
+    left = iter(rows)
+    while some := list(islice(left, _ROWS_AT_ONCE)):
         with db.write() as session:
-            session.execute(
-                insert(Job), [{**row, "id": new_id("batch"), "created_at": row["created_at"] - n} for n in numbers]
-            )
+            session.execute(insert(table), some)
 
 
 # -- requests
