@@ -1,10 +1,12 @@
-"""Fixtures of the tests that ask as an interactive client."""
+"""Fixtures of the tests that ask as an interactive client or with a browser."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser
 
+from tests.support.browsers import chromium
 from tests.support.shop import Shop, running_broker, shops
 
 
@@ -18,3 +20,10 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def make_shop(tmp_path: Path, sqlite_url: str, redis_url: str) -> Iterator[Callable[..., Shop]]:
     with shops(tmp_path, sqlite_url, redis_url) as make:
         yield make
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Return a browser of one module: Playwright keeps an event loop in the thread, which other tests must not meet."""
+    with chromium() as browser:
+        yield browser

@@ -12,18 +12,11 @@ import httpx2
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
-from tests.support.browsers import chromium
 from tests.support.shop import MODEL, Shop
 from tests.support.system import eventually
 from workers.engines.port import Answer, Emit, Request
 
 pytestmark = pytest.mark.verify
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as one:
-        yield one
 
 
 @pytest.fixture

@@ -136,6 +136,6 @@ def test_what_another_server_has_sealed_is_refused_at_once(shop: Shop) -> None:
     sealed: Any = [{"type": "compaction", "encrypted_content": "gAAAAABpM0Yj"}]
 
     for background in (False, True):
-        with pytest.raises(openai.BadRequestError, match="another one has sealed"):
+        with pytest.raises(openai.BadRequestError, match="is not a summary of this server"):
             shop.client.responses.create(model=MODEL, input=sealed, background=background)
     assert shop.asked == []

@@ -1,6 +1,5 @@
 """The report of a comparison in a real browser: it loads nothing from elsewhere, and hostile text stays text."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +8,11 @@ from playwright.sync_api import Browser, expect
 
 from cli.client.comparison_report import report_page
 from jobs.evals.comparison import compare, gaps, pair_items, regressions
-from tests.support.browsers import chromium
 
 HOSTILE = (
     "</pre><script>window.ran = 1</script><img src=http://127.0.0.1:9/x onerror='window.ran = 1'>"
     "<svg onload='window.ran = 1'><link rel=stylesheet href=//127.0.0.1:9/a.css><style>body{display:none}</style>"
 )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 def item(number: int, score: float, *, hostile: bool, text: str) -> dict[str, Any]:

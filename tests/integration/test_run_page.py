@@ -10,19 +10,12 @@ from playwright.sync_api import Browser, Page, expect
 
 from jobs.db.engine import Database
 from jobs.queues import Queue
-from tests.support.browsers import chromium
 from tests.support.evaluating import SAME, SCORE, World, evaluating
 from workers.engines.port import refusal
 
 pytestmark = pytest.mark.verify
 
 HOSTILE = "<img src=x onerror=\"document.title='broken'\"><script>document.title='broken'</script>"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture

@@ -7,14 +7,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from jobs.db.engine import Database
-from tests.support.browsers import chromium
 from tests.support.console import Console, Deployment, console_of, deployed
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture
