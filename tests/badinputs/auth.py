@@ -24,7 +24,7 @@ from tests.support.web import keep_completion_in
 AREA = "Keys"
 CANARY = "canary-7f3a"
 #: Models are everybody's, streams are in a Redis that these worlds have not, and pauses are the operator's.
-NOBODYS = ("/v1/models/", "/v1/streams/", "/v1/pauses/", "/v1/api_keys/")
+NOBODYS = ("/v1/models/", "/v1/streams/", "/v1/pauses/")
 _WORN = "nm_abcdefgh_" + "x" * 43
 
 
@@ -85,6 +85,7 @@ def planted(world: World) -> dict[str, str]:
     upload = {"bytes": 1, "filename": CANARY, "mime_type": CANARY, "purpose": "batch"}
     hook = {"name": CANARY, "url": f"https://192.0.43.8/{CANARY}", "event_types": ["batch.completed"]}
     batch = BATCH | {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "metadata": {CANARY: CANARY}}
+    batch_hook = {"webhook": {"url": hook["url"]}}
     schedule = {"cron": "0 0 1 1 *", "batch": batch}
     key = {"Idempotency-Key": f"{CANARY}-{file_id}"}
     ask, at_rest = world.client.post, keep_completion_in(world.db, world.storage, "ours", said=CANARY)
@@ -101,11 +102,13 @@ def planted(world: World) -> dict[str, str]:
         "file_id": file_id,
         "upload_id": world.client.post("/v1/uploads", json=upload).json()["id"],
         "webhook_endpoint_id": world.client.post("/v1/webhook_endpoints", json=hook).json()["id"],
-        "batch_id": world.client.post("/v1/batches", json=batch, headers=key).json()["id"],
+        "batch_id": world.client.post("/v1/batches", json=batch | batch_hook, headers=key).json()["id"],
         "schedule_id": world.client.post("/v1/schedules", json=schedule).json()["id"],
+        "api_key_id": world.client.post("/v1/api_keys").json()["id"],
     }
     world.eventually(world.idle, "all jobs have ended", 240)  # nothing of them is to be made while another case looks
-    return made | {"job_id": made["batch_id"]}
+    [delivery, *_] = world.client.get(f"/v1/jobs/{made['batch_id']}/deliveries").json()["data"]
+    return made | {"job_id": made["batch_id"], "delivery_id": delivery["id"]}
 
 
 def _library(world: World, file_id: str) -> dict[str, str]:

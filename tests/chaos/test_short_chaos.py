@@ -15,8 +15,8 @@ from tests.chaos.judging import embedded_again, embedding_bound
 from tests.chaos.load import Mix
 from tests.chaos.table import shown
 
-# The first test waits for the whole run: 90 s on a quiet machine.
-pytestmark = [pytest.mark.verify, pytest.mark.timeout(420)]
+# The first test waits for the whole run: 90 s on a quiet machine, several times that beside other tests.
+pytestmark = [pytest.mark.verify, pytest.mark.timeout(900)]
 
 _SEED = 20
 _FAULTS = (
@@ -37,7 +37,9 @@ _FAULTS = (
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Campaign]:
     folder: Path = tmp_path_factory.mktemp("chaos")
-    made = Campaign(folder, _SEED, mix=Mix(lines=(150, 350), poison=("!reset", "!flaky2"), dependent=0.6), width=4)
+    made = Campaign(
+        folder, _SEED, patience=2, mix=Mix(lines=(150, 350), poison=("!reset", "!flaky2"), dependent=0.6), width=4
+    )
     with made.running():
         made.calm(1)
         made.poison(["!crash"])

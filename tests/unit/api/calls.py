@@ -60,6 +60,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/evals/{eval_id}/runs"): {
         "json": {"data_source": {"type": "jsonl", "source": {"type": "file_content", "content": [{"item": {}}]}}},
     },
+    ("GET", "/v1/evals/{eval_id}/runs/{run_id}/comparison"): {"params": {"baseline": "evalrun_x"}},
     ("POST", "/v1/vector_stores"): {"json": {"name": "n"}},
     ("POST", "/v1/vector_stores/{vector_store_id}"): {"json": {"name": "m"}},
     ("POST", "/v1/vector_stores/{vector_store_id}/files"): {"json": {"file_id": "file-x"}},
