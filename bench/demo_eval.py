@@ -11,24 +11,22 @@ form that it was trained to write. Exit code 1 unless each run grades every row 
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from openai.types.evals import RunRetrieveResponse
 from rich.console import Console
 
-from bench.deployment import Deployment, deployed
+from bench import demos
+from bench.deployment import LIVE_RUN, MARK, Deployment
 from cli.demo.corpus import Docstring, docstrings
 from cli.errors import CliError
-from cli.terminal import escaped
 
 BASE = "smollm2-135m-instruct"
 ROWS = 48
@@ -37,9 +35,6 @@ _USED = 200  # docstrings from the first on: `make demo-finetune` trains on them
 _READ = 2000  # docstrings from which the rows are chosen
 _SUMMARY, _DETAILS = (20, 160), (60, 400)  # characters
 _MAX_TOKENS = 48
-_LIVE = ("queued", "in_progress")
-_MARK = {"made_by": "nightmill demo"}
-_WIDTH = 140
 _LOOK_SECONDS = 0.5
 
 Row = dict[str, Any]
@@ -79,28 +74,14 @@ class Side:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
-    signal.signal(signal.SIGTERM, _leave)
-    began = time.monotonic()
     items = rows(options.rows)
     words = [word for url in options.engine_url for word in ("--engine-url", url)] + ["--no-vllm"] * options.no_vllm
-    console.print(f"[bold]starting Nightmill[/] {escaped(f'in {options.data_dir}')}")
-    try:
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            deployed(Path(folder), _LINES, words, data_dir=options.data_dir) as mill,
-        ):
-            _cancel_live(mill)
-            console.print(f"the API answers after {time.monotonic() - began:.0f} s")
-            deadline = began + options.patience
-            faults = _compare_all(console, mill, items, options.model, deadline)
-    except CliError as trouble:
-        console.print(escaped(str(trouble)))
-        return 1
-    console.print(f"[bold]{time.monotonic() - began:.0f} s[/] from nothing to here")
-    for fault in faults:
-        console.print(f"the demo is not complete: {escaped(fault)}")
-    return 1 if faults else 0
+
+    def play(console: Console, mill: Deployment, began: float) -> list[str]:
+        console.print(f"the API answers after {time.monotonic() - began:.0f} s")
+        return _compare_all(console, mill, items, options.model, began + options.patience)
+
+    return demos.run(options.data_dir, _LINES, play, words)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -173,14 +154,6 @@ def tuned_model(mill: Deployment) -> str | None:
     return max(whole, key=lambda model: model.created).id if whole else None
 
 
-def _cancel_live(mill: Deployment) -> None:
-    """Cancel the runs that an interrupted demo has left."""
-    for row in mill.client.evals.list(order="desc", limit=20).data:
-        for run in mill.client.evals.runs.list(row.id) if row.metadata == _MARK else ():
-            if run.status in _LIVE:
-                mill.client.evals.runs.cancel(run.id, eval_id=row.id)
-
-
 def _compared(
     console: Console,
     mill: Deployment,
@@ -208,7 +181,7 @@ def _created(mill: Deployment, title: str, criteria: Sequence[Row]) -> str:
     schema = {"type": "object", "properties": properties, "required": list(properties)}
     config: Any = {"type": "custom", "item_schema": schema, "include_sample_schema": True}
     given: Any = list(criteria)
-    made = mill.client.evals.create(name=title, data_source_config=config, testing_criteria=given, metadata=_MARK)
+    made = mill.client.evals.create(name=title, data_source_config=config, testing_criteria=given, metadata=MARK)
     return made.id
 
 
@@ -235,7 +208,7 @@ def _ended(
         if line != shown:
             console.print(line)
             shown = line
-        if run.status not in _LIVE:
+        if run.status not in LIVE_RUN:
             return run
         mill.system.check()
         if time.monotonic() > deadline:
@@ -257,15 +230,11 @@ def faults_of(run: RunRetrieveResponse, count: int) -> list[str]:
 def _print_comparison(mill: Deployment, runs: Sequence[str], report: Path) -> None:
     """Run `nightmill evals compare`, as a user does, which also prints the path of the report."""
     words = ["evals", "compare", *runs, "--slice-by", "item.kind", "--report", str(report)]
-    own: Mapping[str, str] = {"NIGHTMILL_API_KEY": mill.system.api_key, "COLUMNS": str(_WIDTH)}
+    own: Mapping[str, str] = {"NIGHTMILL_API_KEY": mill.system.api_key, "COLUMNS": str(demos.WIDTH)}
     command = [sys.executable, "-m", "cli", *words, "--url", mill.system.url]
     done = subprocess.run(command, check=False, env={**os.environ, **own})
     if done.returncode:
         raise CliError("the runs could not be compared")
-
-
-def _leave(number: int, _frame: object) -> NoReturn:
-    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

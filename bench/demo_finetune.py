@@ -8,22 +8,19 @@ docstrings are held out; a batch asks the tuned model about them, and another on
 """
 
 import argparse
-import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from openai.types.fine_tuning import FineTuningJobEvent
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench import tuning
-from bench.deployment import Deployment, deployed
+from bench import demos, tuning
+from bench.deployment import Deployment
 from bench.tuning import BASE, Trained
 from cli.commands.finetune import drawn
 from cli.demo.batch import DemoBatch, answer, submit
@@ -36,34 +33,20 @@ HELD_OUT = 20
 MIN_TUNED_SHARE, MAX_BASE_SHARE = 0.8, 0.1  # of the answers that have the trained form
 _MAX_TOKENS = 96
 _SHOWN = 4  # held-out prompts
-_WIDTH = 140
 _LOOK_SECONDS = 0.5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
-    signal.signal(signal.SIGTERM, _exit)
-    began = time.monotonic()
     lines, held_out = tuning.rows(options.rows, HELD_OUT)
-    console.print(f"[bold]starting Nightmill[/] {escaped(f'in {options.data_dir}')}")
-    try:
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            deployed(Path(folder), _LINES, data_dir=options.data_dir) as mill,
-        ):
-            tuning.cancel_live(mill)
-            mill.wait_for("gpu.generate", options.patience)
-            console.print(f"{BASE} is loaded after {time.monotonic() - began:.0f} s")
-            name = _train(console, mill, lines, began, compare=options.compare)
-            missing = _ask(console, mill, name, held_out, time.monotonic() + options.patience)
-    except CliError as trouble:
-        console.print(escaped(str(trouble)))
-        return 1
-    console.print(f"[bold]{time.monotonic() - began:.0f} s[/] in all")
-    for fault in missing:
-        console.print(f"the demo is not complete: {escaped(fault)}")
-    return 1 if missing else 0
+
+    def play(console: Console, mill: Deployment, began: float) -> list[str]:
+        mill.wait_for("gpu.generate", options.patience)
+        console.print(f"{BASE} is loaded after {time.monotonic() - began:.0f} s")
+        name = _train(console, mill, lines, began, compare=options.compare)
+        return _ask(console, mill, name, held_out, time.monotonic() + options.patience)
+
+    return demos.run(options.data_dir, _LINES, play)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -183,10 +166,6 @@ def _answers(batch: DemoBatch, count: int) -> list[str]:
     """Return the texts of a batch in the order of its lines; empty ones for lines that failed."""
     bodies = batch.bodies()
     return [answer(bodies.get(f"held-out-{n}", {})) for n in range(count)]
-
-
-def _exit(number: int, _frame: object) -> NoReturn:
-    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

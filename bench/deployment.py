@@ -23,6 +23,9 @@ from cli.up.procfile import CODE
 _READY_SECONDS = 600.0
 _LOOK_SECONDS = 0.5
 MB = 1 << 20
+#: The metadata of fine-tuning jobs and evals that a run creates, by which a later run knows them.
+MARK = {"made_by": "nightmill bench"}
+LIVE_RUN = ("queued", "in_progress")
 
 Endpoint = Literal["/v1/chat/completions", "/v1/embeddings"]
 
@@ -63,6 +66,16 @@ class Deployment:
             self.system.check()
             assert time.monotonic() < deadline, f"nobody serves {queue}"
             threading.Event().wait(0.3)
+
+    def cancel_live(self) -> None:
+        """Cancel the fine-tuning jobs and the runs of evals that an interrupted run has left."""
+        for job in self.client.fine_tuning.jobs.list(limit=100, metadata=MARK):
+            if job.finished_at is None:
+                self.client.fine_tuning.jobs.cancel(job.id)
+        for row in self.client.evals.list(order="desc", limit=20).data:
+            for run in self.client.evals.runs.list(row.id) if row.metadata == MARK else ():
+                if run.status in LIVE_RUN:
+                    self.client.evals.runs.cancel(run.id, eval_id=row.id)
 
     def upload(self, path: Path) -> str:
         with path.open("rb") as handle:

@@ -22,7 +22,7 @@ from typing import Any
 
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 
-from bench.deployment import Deployment
+from bench.deployment import MARK, Deployment
 from bench.plain_trl import PlainReport, PlainSpec
 from cli.demo.corpus import Docstring, docstrings
 from jobs.fleet.models_file import Registry
@@ -33,7 +33,6 @@ BATCH = 4
 SEED = 7
 MULTIPLIER = 3.0
 ENDS = ("succeeded", "failed", "cancelled")
-_MARK = {"made_by": "nightmill bench"}
 _RATE = 2e-4  # what the multiplier multiplies: docs/guides/fine-tuning.md
 _SAVES = 20  # checkpoints of a job
 _NICENESS = 5  # of the trainer's process, added to that of its worker
@@ -123,13 +122,6 @@ def _row(docstring: Docstring) -> Row:
 # ── runs ──
 
 
-def cancel_live(mill: Deployment) -> None:
-    """Cancel the jobs that an interrupted run has left: they would be trained first."""
-    for job in mill.client.fine_tuning.jobs.list(limit=100, metadata=_MARK):
-        if job.finished_at is None:
-            mill.client.fine_tuning.jobs.cancel(job.id)
-
-
 def train(
     mill: Deployment,
     lines: Sequence[Row],
@@ -153,7 +145,7 @@ def train(
         training_file=file.id,
         suffix=suffix,
         seed=seed,
-        metadata=_MARK,
+        metadata=MARK,
         method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
     )
     seen: set[str] = set()
