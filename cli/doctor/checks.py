@@ -9,6 +9,7 @@ CHECKS: tuple[Callable[[Patient], Iterable[Finding]], ...] = (
     installed.interpreter,
     installed.packages,
     installed.engines,
+    installed.console,
     installed.parsers,
     installed.graders,
     installed.models,

@@ -1,4 +1,4 @@
-"""Check what is installed: interpreter, packages, engines in process, models, and the chosen embedding runtimes."""
+"""Check what is installed: interpreter, packages, engines, console, models, and the chosen embedding runtimes."""
 
 import platform
 import re
@@ -174,6 +174,16 @@ def _missing(model: Model, beside: Path) -> str:
     if source.path and not (beside / source.path.expanduser()).exists():
         return f"there is no folder {beside / source.path}"
     return ""
+
+
+def console(_patient: Patient) -> Iterator[Finding]:
+    """Look for the built console, which the API serves from beside its code."""
+    if (CODE / "api" / "pages" / "console" / "index.html").is_file():
+        yield fine("console", "built")
+    else:
+        checkout = (CODE / "pyproject.toml").exists()
+        fix = "run `make console`" if checkout else "run `make console` in the checkout, then install from it again"
+        yield warning("console", "not built: the API runs without it", fix)
 
 
 def embeddings(patient: Patient) -> Iterator[Finding]:

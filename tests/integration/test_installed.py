@@ -16,20 +16,10 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.system import MODEL, StubEngine
+from tests.support.packages import uv
+from tests.support.system import MODEL, ROOT, StubEngine
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(900)]
-
-ROOT = Path(__file__).parents[2]
-#: Runs uv with whatever the machine's pip is told about indexes and wheel folders.
-UV = 'pip=("$1" -m pip --disable-pip-version-check); . .ci/registries; shift; exec "$@"'
-
-
-def uv(*words: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
-    program = Path(sys.executable).with_name("uv")
-    command = ["bash", "-ec", UV, "uv", sys.executable, program, *words]
-    variables = {**os.environ, **environment}
-    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=800, check=False)
 
 
 def json_lines(text: str) -> list[dict[str, Any]]:
