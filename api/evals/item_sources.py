@@ -61,7 +61,7 @@ def _stored(
     pairs = [(f"metadata[{name}]", value) for name, value in metadata.items()]
     statement = with_metadata(statement, table.metadata_, pairs, sqlite=call.db.sqlite)
     if source.model is not None:
-        statement = statement.where(or_(table.asked == source.model, table.model == source.model))
+        statement = statement.where(or_(table.requested_model == source.model, table.model == source.model))
     if table is StoredResponse:  # those in the background have an answer once their job has succeeded
         statement = statement.where(~exists().where(Job.id == table.id, Job.state != JobState.SUCCEEDED))
     with call.db.read() as session:

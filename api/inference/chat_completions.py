@@ -241,7 +241,7 @@ def list_chat_completions(
         completions, StoredCompletion.metadata_, request.query_params.multi_items(), sqlite=call.db.sqlite
     )
     if model is not None:
-        statement = statement.where(or_(StoredCompletion.asked == model, StoredCompletion.model == model))
+        statement = statement.where(or_(StoredCompletion.requested_model == model, StoredCompletion.model == model))
     for _ in range(_TRIES):
         with call.db.read() as session:
             deletions = deleted(call, "chat_completion.delete")

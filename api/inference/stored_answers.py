@@ -200,8 +200,8 @@ async def _renewed(lease: Lease) -> AsyncIterator[None]:
 def _selected_by(stored_answer: StoredAnswer) -> dict[str, Any]:
     """Return the columns by which a stored answer is selected."""
     requested, answered = (stored_answer.request.get("model"), stored_answer.response.get("model"))
-    asked = requested if isinstance(requested, str) else ""
-    columns = {"asked": _name(asked), "model": _name(answered if isinstance(answered, str) else asked)}
+    name = requested if isinstance(requested, str) else ""
+    columns = {"requested_model": _name(name), "model": _name(answered if isinstance(answered, str) else name)}
     metadata = stored_answer.response.get("metadata")
     return columns | ({"metadata_": metadata} if metadata else {})  # JSON null is not NULL
 

@@ -24,8 +24,8 @@ class StoredResponse(Base):
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     project_id: Mapped[str] = mapped_column(String(64))
-    asked: Mapped[str | None]  # the model, as the client names it
-    model: Mapped[str | None]  # and as the answer does
+    requested_model: Mapped[str | None]  # as the client names it
+    model: Mapped[str | None]  # as the answer names it
     metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata")
     created_at: Mapped[float]
     expires_at: Mapped[float]
@@ -49,8 +49,8 @@ class StoredCompletion(Base):
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     project_id: Mapped[str] = mapped_column(String(64))
-    asked: Mapped[str]  # the model, as the client names it
-    model: Mapped[str]  # and as the answer does
+    requested_model: Mapped[str]  # as the client names it
+    model: Mapped[str]  # as the answer names it
     metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata")
     created_at: Mapped[float]
     expires_at: Mapped[float]

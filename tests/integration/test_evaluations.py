@@ -264,7 +264,7 @@ def keep_response(world: World, text: str, model: str, **columns: Any) -> str:
     response = {"id": name, "object": "response", "model": model, "status": "completed", "output": output}
     request = {"model": model, "input": [{"role": "user", "content": "q"}]}
     world.mill.storage.put(f"responses/{name}", encode(RESPONSES, StoredAnswer(request, response)))
-    row = {"asked": model, "model": model, "created_at": now(), "expires_at": now() + 3600, **columns}
+    row = {"requested_model": model, "model": model, "created_at": now(), "expires_at": now() + 3600, **columns}
     with world.mill.db.write() as session:
         project = keys.ensure_project(session, "default").id
         session.add(StoredResponse(id=name, project_id=project, **row))
@@ -293,7 +293,7 @@ def inputs(rows: list[Any]) -> list[str]:
 def test_stored_chats_are_graded_as_they_were_answered(world: World) -> None:
     keep_chat(world, "one", metadata_={"team": "a"}, created_at=now() - 9)
     keep_chat(world, "two", metadata_={"team": "b"})
-    keep_chat(world, "three", metadata_={"team": "a", "x": "y"}, asked="other", created_at=now() - 5)
+    keep_chat(world, "three", metadata_={"team": "a", "x": "y"}, requested_model="other", created_at=now() - 5)
     keep_chat(world, "four", "strangers", metadata_={"team": "a"})
     keep_chat(world, "five", metadata_={"team": "a"}, expires_at=now() - 1)
 
@@ -323,7 +323,9 @@ def test_stored_chats_are_graded_as_they_were_answered(world: World) -> None:
 def test_stored_chats_are_selected(world: World, selection: dict[str, Any], texts: list[str]) -> None:
     lasting = {"expires_at": 3_000_000_000.0}
     keep_chat(world, "a", metadata_={"team": "a"}, created_at=1_900_000_010.5, **lasting)
-    keep_chat(world, "b", metadata_={"team": "a", "x": "y"}, asked="other", created_at=1_900_000_020.5, **lasting)
+    keep_chat(
+        world, "b", metadata_={"team": "a", "x": "y"}, requested_model="other", created_at=1_900_000_020.5, **lasting
+    )
     keep_chat(world, "c", metadata_={"team": "a"}, model="answered", created_at=1_900_000_030.5, **lasting)
 
     run = run_over_stored(world, "completions", type="stored_completions", **selection)

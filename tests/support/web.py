@@ -54,10 +54,10 @@ def store_completion(app: FastAPI, project: str = "default", **facts: Any) -> st
 def keep_completion_in(db: Database, storage: Storage, project: str, *, said: str = "Hi", **facts: Any) -> str:
     """Store a chat completion without an app."""
     name = new_id(stored.COMPLETION_PREFIX)
-    row = {"id": name, "asked": "m", "model": "m", "created_at": now(), "expires_at": now() + 3600, **facts}
+    row = {"id": name, "requested_model": "m", "model": "m", "created_at": now(), "expires_at": now() + 3600, **facts}
     with db.write() as session:
         session.add(StoredCompletion(**row, project_id=keys.ensure_project(session, project).id))
-    question = {"model": row["asked"], "messages": [{"role": "user", "content": said}]}
+    question = {"model": row["requested_model"], "messages": [{"role": "user", "content": said}]}
     choice = {"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}
     answer = {"id": name, "model": row["model"], "created": 1, "choices": [choice]}
     storage.put(stored.completion_path(name), encode(CHAT, StoredAnswer(question, answer)))

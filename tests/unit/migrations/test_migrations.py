@@ -17,7 +17,7 @@ from jobs.evals.tables import Eval, EvalRun
 from jobs.finetuning import tracking, training_events
 from jobs.finetuning.tables import FinetuneCheckpoint, FinetunePlan
 from jobs.fleet.tables import EngineDeath, Quarantine, Worker
-from jobs.inference.tables import StoredResponse
+from jobs.inference.tables import StoredCompletion, StoredResponse
 from jobs.ledger import feed, ledger, outbox, shards
 from jobs.ledger.tables import Job, Segment, Shard
 from jobs.retrieval import indexes
@@ -390,7 +390,21 @@ def test_response_from_before_filters_has_no_model_and_no_metadata(empty: str) -
 
     with Session(sa.create_engine(empty, poolclass=sa.NullPool)) as session:
         row = session.get_one(StoredResponse, "resp_1")
-        assert (row.asked, row.model, row.metadata_, row.bytes) == (None, None, None, 3)
+        assert (row.requested_model, row.model, row.metadata_, row.bytes) == (None, None, None, 3)
+    assert check.drift(empty) == []
+
+
+def test_stored_answers_keep_the_model_that_was_requested(empty: str) -> None:
+    migrate(empty, "0040")
+    facts = {"project_id": "p", "asked": "alias", "model": "small", "created_at": 1.0, "expires_at": 2.0}
+    insert(empty, "chat_completion", id="chatcmpl_1", **facts)
+    insert(empty, "response", id="resp_1", **facts)
+
+    migrate(empty)
+
+    with Session(sa.create_engine(empty, poolclass=sa.NullPool)) as session:
+        rows = session.get_one(StoredCompletion, "chatcmpl_1"), session.get_one(StoredResponse, "resp_1")
+        assert [(row.requested_model, row.model) for row in rows] == [("alias", "small")] * 2
     assert check.drift(empty) == []
 
 

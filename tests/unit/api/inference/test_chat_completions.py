@@ -48,8 +48,8 @@ def test_pages_have_each_once_the_oldest_first_unless_it_is_said(
 
 
 def test_a_model_is_looked_for_by_either_of_its_names(either: FastAPI, asking: TestClient) -> None:
-    small = store_completion(either, asked="alias", model="small")
-    large = store_completion(either, asked="large", model="large")
+    small = store_completion(either, requested_model="alias", model="small")
+    large = store_completion(either, requested_model="large", model="large")
 
     assert [ids(asking, model=name) for name in ("alias", "small", "large", "none")] == [[small], [small], [large], []]
 

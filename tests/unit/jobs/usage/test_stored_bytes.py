@@ -50,7 +50,7 @@ def test_every_kind_of_stored_bytes_is_counted(db: Database) -> None:
         session.add(VectorStoreFile(store_id="vs", id="f", project_id="p", version="v", usage_bytes=100, **attached))
         session.add(StoredResponse(id="r", bytes=1000, **lasting))
         session.add(StoredResponse(id="unmeasured", **lasting))
-        session.add(StoredCompletion(id="c", bytes=10_000, asked="m", model="m", **lasting))
+        session.add(StoredCompletion(id="c", bytes=10_000, requested_model="m", model="m", **lasting))
         session.add(
             Conversation(id="v", project_id="p", version=1, path="x", metadata_={}, created_at=1.0, bytes=100_000)
         )

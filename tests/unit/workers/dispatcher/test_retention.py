@@ -395,7 +395,7 @@ def test_sizes_that_rows_do_not_know_are_asked_of_the_storage(
     lasting = {"project_id": "p", "created_at": 1.0, "expires_at": now() + 3600}
     with db.write() as session:
         session.add_all([StoredResponse(id="r", **lasting), StoredResponse(id="gone", **lasting)])
-        session.add(StoredCompletion(id="c", bytes=7, asked="m", model="m", **lasting))
+        session.add(StoredCompletion(id="c", bytes=7, requested_model="m", model="m", **lasting))
         session.add(
             Conversation(id="v", project_id="p", version=1, path="conversations/v-1", metadata_={}, created_at=1.0)
         )
@@ -423,7 +423,7 @@ def test_a_page_of_sizes_begins_behind_the_page_before(
     lasting = {"project_id": "p", "created_at": 1.0, "expires_at": now() + 3600}
     with db.write() as session:
         session.add_all([StoredResponse(id=f"r{n}", **lasting) for n in range(5)])
-        session.add(StoredCompletion(id="c", asked="m", model="m", **lasting))
+        session.add(StoredCompletion(id="c", requested_model="m", model="m", **lasting))
 
     keeping.run()
 
