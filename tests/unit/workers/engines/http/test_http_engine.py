@@ -943,7 +943,6 @@ async def test_a_request_in_line_gets_its_server_though_another_has_come_to_list
 
 
 async def test_the_engines_of_a_worker_have_its_timings(server: Server, tmp_path: Path) -> None:
-    """Pass where the new name is listed before the wait ends."""
     timings = replace(Timings(), http_watch=0.01, http_relist=0.0)
     config = Settings(data_dir=tmp_path, engine_urls=[server.url], vllm_enabled=False)
     router = build(config, Registry.load(config), "gpu.generate", timings=timings)
@@ -951,5 +950,6 @@ async def test_the_engines_of_a_worker_have_its_timings(server: Server, tmp_path
     try:
         server.name = "another"
         await until(lambda: "another" in router.models)  # half a minute by default
+        assert "another" in router.models
     finally:
         await router.close()
