@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from jobs.requests.endpoints import BERTSCORE, LIKELIHOOD
-from tests.unit.workers.engines.http.test_http_engine import engine_of
+from tests.support.scripted_server import engine_of
 from workers.engines.adapter_slots import AdapterSlots
 from workers.engines.fake import FakeEngine
 from workers.engines.http.endpoints import Endpoint

@@ -10,7 +10,7 @@ from jobs.db.engine import Database
 from jobs.fleet.models_file import Registry
 from jobs.settings import Settings
 from tests.support.mill import chat_line, jsonl, running
-from tests.unit.workers.engines.http.test_http_engine import Server, engine_of, error_of, request, serving
+from tests.support.scripted_server import Server, engine_of, error_of, request, serving
 from workers.engines.build_engines import build
 from workers.engines.caps import objection
 from workers.engines.documented import forwarded

@@ -11,7 +11,7 @@ from aiohttp import web
 from jobs.fleet.models_file import Registry
 from jobs.requests.prompts import Prompts, prompts_of
 from jobs.settings import Settings
-from tests.unit.workers.engines.http.test_http_engine import Server, engine_of, says, server  # noqa: F401 (a fixture)
+from tests.support.scripted_server import Server, engine_of, says
 from workers.engines.build_engines import build
 from workers.engines.encoders.batching import Unacceptable
 from workers.engines.http.dialects import for_server
@@ -72,7 +72,7 @@ def vectors(count: int) -> bytes:
     return msgspec.json.encode({"data": [{"index": n, "embedding": [1.0]} for n in range(count)]})
 
 
-async def test_models_file_s_prompts_reach_the_server(server: Server, tmp_path: Path) -> None:  # noqa: F811
+async def test_models_file_s_prompts_reach_the_server(server: Server, tmp_path: Path) -> None:
     file = tmp_path / "models.yaml"
     prompts = '{query_prompt: "q: ", passage_prompt: "p: "}'
     source = f"{{urls: ['{server.url}/v1'], model: upstream}}"
@@ -93,7 +93,7 @@ async def test_models_file_s_prompts_reach_the_server(server: Server, tmp_path: 
     assert server.asked == [{"model": "upstream", "input": ["q: a"]}]
 
 
-async def test_servers_refusal_of_what_is_too_long_is_handed_on(server: Server) -> None:  # noqa: F811
+async def test_servers_refusal_of_what_is_too_long_is_handed_on(server: Server) -> None:
     said = {"message": "This model's maximum context length is 8 tokens.", "type": "BadRequestError", "code": 400}
 
     async def strict(request: web.BaseRequest) -> web.Response:

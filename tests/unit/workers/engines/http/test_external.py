@@ -16,16 +16,7 @@ from jobs.db.engine import Database
 from jobs.fleet.models_file import Registry
 from jobs.security import keys
 from tests.support.mill import chat_line, jsonl, running
-from tests.unit.workers.engines.http.test_http_engine import (
-    Server,
-    engine_of,
-    error_of,
-    good,
-    request,
-    says,
-    serving,
-    until,
-)
+from tests.support.scripted_server import Server, engine_of, error_of, good, request, says, serving, until
 from tests.unit.workers.middleware.context_window.engines import LIMIT, Nobody, prompt_tokens
 from workers.engine_process import ExternalPermissions
 from workers.engines.build_engines import build

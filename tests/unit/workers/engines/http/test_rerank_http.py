@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from tests.unit.workers.engines.http.test_http_engine import Handler, engine_of, says, serving
+from tests.support.scripted_server import Handler, engine_of, says, serving
 from workers.engines.http.endpoints import Endpoint
 from workers.engines.http.http_engine import HttpEngine
 from workers.engines.port import EngineBusy, EngineFault, Request, Usage
