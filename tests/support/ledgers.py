@@ -1,7 +1,9 @@
 """Jobs at any point of their life, in one line of a test."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -9,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs.db.engine import Database
-from jobs.errors import DatabaseBusy
+from jobs.errors import ClaimLost, Conflict, DatabaseBusy
 from jobs.fleet import quarantine
 from jobs.fleet.tables import EngineDeath
 from jobs.ledger import ledger, shards
@@ -103,6 +105,13 @@ def claim_shard(db: Database, job_id: str, n: int = 0, worker: str = "worker") -
         claim = shards.claim(session, job_id, n, worker)
     assert claim is not None
     return claim
+
+
+def lose(db: Database, job_id: str, n: int = 0) -> bool:
+    """Revoke the lease of a shard; return whether it was held."""
+    with db.write() as session:
+        held = {(job, shard): (epoch, heartbeat) for job, shard, epoch, heartbeat, _ in shards.running(session)}
+        return shards.revoke_lease(session, job_id, n, *held[(job_id, n)])
 
 
 def tally(lines: Iterable[int], bad: Iterable[int] = ()) -> Tally:
@@ -201,3 +210,18 @@ class LosesAnswers(Database):
         if self.lose_next:
             self.lose_next = False
             raise DatabaseBusy
+
+
+def at_once(count: int, work: Callable[[int], object]) -> list[object]:
+    """Run `work` with each number below `count` in threads that start together; return what each returned or raised."""
+    start = threading.Barrier(count)
+
+    def run(number: int) -> object:
+        start.wait()
+        try:
+            return work(number)
+        except (ClaimLost, Conflict) as refusal:
+            return refusal
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))

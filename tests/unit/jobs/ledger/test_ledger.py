@@ -1,25 +1,21 @@
 """The ledger: claims, cancellation and expiry, the next step that is always pending, and answers that get lost."""
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import delete, func, select, text, update
 
 from jobs.db.engine import Database
-from jobs.errors import ClaimLost, Conflict
-from jobs.files.tables import File
-from jobs.ledger import ledger, outbox, pauses, progress, shards, statements
-from jobs.ledger.shards import ShardClaim
+from jobs.errors import ClaimLost
+from jobs.ledger import ledger, outbox, shards, statements
 from jobs.ledger.states import LIVE, JobState
 from jobs.ledger.tables import Audit, Job, Outbox
 from jobs.queues import Queue, Task
 from jobs.webhooks.tables import Delivery, Event, WebhookEndpoint
 from tests.support import ledgers
 from tests.support.ledgers import (
-    LosesAnswers,
     answer,
+    at_once,
     claim_job,
     claim_shard,
     cuts,
@@ -34,21 +30,6 @@ from tests.support.ledgers import (
 )
 
 pytestmark = pytest.mark.dialects
-
-
-def at_once(count: int, work: Callable[[int], object]) -> list[object]:
-    """Run `work` on so many threads that start together; what each returned or raised."""
-    start = threading.Barrier(count)
-
-    def one(number: int) -> object:
-        start.wait()
-        try:
-            return work(number)
-        except (ClaimLost, Conflict) as refusal:
-            return refusal
-
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(one, range(count)))
 
 
 # ── submit ──
@@ -307,288 +288,6 @@ def test_a_lease_is_lost_only_where_the_heartbeat_stood_still(db: Database) -> N
     assert (moved, still, twice) == (False, True, False)
     assert (after.lost_leases, after.worker_id) == (1, None)
     assert outbox_messages(db, claim.job.id) == [("plan", -1)]
-
-
-# ── cancel and expire ──
-
-
-def test_cancelling_a_queued_job_ends_it_without_a_run(db: Database) -> None:
-    job = submitted(db)
-
-    with db.write() as session:
-        ledger.cancel(session, job.id, actor="key:test")
-
-    assert outbox_messages(db, job.id) == [("finish", -1)]
-    assert ledgers.close(db, job.id).state == JobState.CANCELLED
-    assert history(db, job.id)[1:] == [("queued", "cancelling"), ("cancelling", "cancelled")]
-
-
-def test_cancelling_while_a_planner_works_fences_the_planner(db: Database) -> None:
-    claim = planning(db)
-
-    with db.write() as session:
-        ledger.cancel(session, claim.job.id, actor="key:test")
-
-    with pytest.raises(ClaimLost), db.write() as session:
-        ledger.planned(session, claim, total=1, model="tiny", queue=Queue.GENERATE)
-    assert state(db, claim.job.id) == JobState.CANCELLING
-
-
-def test_cancelling_twice_happens_once(db: Database) -> None:
-    job = running(db)
-
-    for _ in range(2):
-        with db.write() as session:
-            assert ledger.cancel(session, job.id, actor="key:test").state == JobState.CANCELLING
-    ledgers.close(db, job.id)
-    with db.write() as session:
-        assert ledger.cancel(session, job.id, actor="key:test").state == JobState.CANCELLED
-
-    assert [target for _, target in history(db, job.id)] == ["queued", "running", "cancelling", "cancelled"]
-
-
-def test_a_job_that_ends_by_itself_can_no_longer_be_cancelled(db: Database) -> None:
-    job = finishing(db)
-
-    with pytest.raises(Conflict, match="finishing"), db.write() as session:
-        ledger.cancel(session, job.id, actor="key:test")
-    ledgers.close(db, job.id)
-    with pytest.raises(Conflict, match="succeeded"), db.write() as session:
-        ledger.cancel(session, job.id, actor="key:test")
-
-
-def test_cancelling_forgets_the_messages_of_the_shards(db: Database) -> None:
-    job = running(db, [4, 4])
-
-    with db.write() as session:
-        ledger.cancel(session, job.id, actor="key:test")
-
-    assert outbox_messages(db, job.id) == [("finish", -1)]
-
-
-def test_a_cancel_sees_the_job_as_it_is_and_not_as_its_session_read_it_before(db: Database) -> None:
-    job = submitted(db)
-    with db.write() as session:
-        session.get_one(Job, job.id)
-        session.execute(
-            update(Job).where(Job.id == job.id).values(state="succeeded"),
-            execution_options={"synchronize_session": False},
-        )
-
-        with pytest.raises(Conflict):
-            ledger.cancel(session, job.id, actor="key:test")
-
-
-def test_of_a_cancel_and_the_last_shard_one_decides(db: Database) -> None:
-    for _ in range(10):
-        job = running(db)
-        claim = claim_shard(db, job.id)
-
-        def act(number: int, job: Job = job, claim: shards.ShardClaim = claim) -> object:
-            if number:
-                return answer(db, claim, range(4), last=True)
-            with db.write() as session:
-                return ledger.cancel(session, job.id, actor="key:test")
-
-        at_once(2, act)
-
-        assert state(db, job.id) in {JobState.CANCELLING, JobState.FINISHING}
-        assert outbox_messages(db, job.id) == [("finish", -1)]
-        assert ledgers.shard(db, job.id).done == 4
-
-
-def test_of_a_cancel_and_a_claim_on_a_shard_the_cancel_always_wins_in_the_end(db: Database) -> None:
-    for _ in range(10):
-        job = running(db)
-
-        def act(number: int, job: Job = job) -> object:
-            with db.write() as session:
-                if number:
-                    return shards.claim(session, job.id, 0, "worker")
-                return ledger.cancel(session, job.id, actor="key:test")
-
-        claim = at_once(2, act)[1]
-        if claim is not None:
-            assert outbox_messages(db, job.id) == []  # it is enqueued when the shard comes back
-            with db.write() as session:
-                shards.revoke_running(session, job.id)
-
-        assert outbox_messages(db, job.id) == [("finish", -1)]
-        assert ledgers.close(db, job.id).state == JobState.CANCELLED
-
-
-def test_many_cancels_at_once_are_one(db: Database) -> None:
-    job = running(db)
-
-    def cancel(_: int) -> object:
-        with db.write() as session:
-            return ledger.cancel(session, job.id, actor="key:test").state
-
-    assert at_once(6, cancel) == [JobState.CANCELLING] * 6
-    assert [target for _, target in history(db, job.id)] == ["queued", "running", "cancelling"]
-
-
-def test_a_job_expires_when_its_window_has_passed_and_not_before(db: Database) -> None:
-    late, early = submitted(db, deadline=10.0), submitted(db)
-
-    with db.write() as session:
-        assert ledger.overdue(session, 11.0) == [late.id]
-        assert ledger.expire(session, early.id, actor="dispatcher") is None
-        assert ledger.expire(session, "nobody", actor="dispatcher") is None
-        expired = ledger.expire(session, late.id, actor="dispatcher")
-
-    assert expired is not None
-    assert expired.state == JobState.EXPIRING
-    assert ledgers.close(db, late.id).state == JobState.EXPIRED
-
-
-def test_a_job_without_a_deadline_never_expires_and_comes_after_those_with_one(db: Database) -> None:
-    endless, late = submitted(db, deadline=None, window=""), submitted(db)
-
-    with db.write() as session:
-        assert ledger.overdue(session, ledgers.FAR) == [late.id]
-        assert ledger.expire(session, endless.id, actor="dispatcher") is None
-        due = outbox.due(session, Queue.PLAN, "proj_1", ledgers.FAR / 2, 10)
-        places = [progress.queue_position(session, session.get_one(Job, job.id)) for job in (late, endless)]
-
-    assert [message.job_id for message in due] == [late.id, endless.id]
-    assert places == [0, 1]
-
-
-def test_a_job_that_ends_already_does_not_expire(db: Database) -> None:
-    job = finishing(db, deadline=10.0)
-
-    with db.write() as session:
-        assert ledger.expire(session, job.id, actor="dispatcher") is None
-        assert ledger.overdue(session, 11.0) == []
-
-
-# ── the end ──
-
-
-def _go_on(db: Database, claim: ShardClaim) -> ledger.JobClaim | None:
-    with db.write() as session:
-        job = shards.commit(session, claim, 0, "a", 1, ledgers.tally(range(4)), last=True)
-        assert job is not None
-        return ledger.claim_finish(session, job, "worker")
-
-
-def test_who_ran_all_of_a_job_has_the_right_to_finish_it(db: Database) -> None:
-    job = running(db)
-
-    claim = _go_on(db, claim_shard(db, job.id))
-
-    assert claim is not None
-    after = ledgers.job(db, job.id)
-    assert (after.state, after.worker_id, after.epoch) == (JobState.FINISHING, "worker", claim.epoch)
-    assert outbox_messages(db, job.id) == []
-    with db.write() as session:
-        ledger.close(session, claim, {"completed": 4}, [])
-    assert state(db, job.id) == JobState.SUCCEEDED
-
-
-@pytest.mark.parametrize(
-    ("scope", "name"), [(pauses.Scope.QUEUE, Queue.PLAN), (pauses.Scope.WORKER, "worker"), (None, "")]
-)
-def test_who_may_not_finish_a_job_leaves_it_to_others(db: Database, scope: pauses.Scope | None, name: str) -> None:
-    job = running(db)
-    claim = claim_shard(db, job.id)
-    with db.write() as session:
-        if scope is None:
-            ledger.cancel(session, job.id, actor="key:test")
-        else:
-            pauses.pause(session, scope, name, actor="key:test")
-
-    assert _go_on(db, claim) is None
-
-    assert state(db, job.id) == (JobState.FINISHING if scope else JobState.CANCELLING)
-    assert outbox_messages(db, job.id) == [(Task.FINISH, -1)]
-
-
-def test_nobody_finishes_a_job_of_which_a_shard_is_open(db: Database) -> None:
-    job = running(db, [4, 4])
-
-    assert _go_on(db, claim_shard(db, job.id, 0)) is None
-
-    assert state(db, job.id) == JobState.RUNNING
-    assert _go_on(db, claim_shard(db, job.id, 1)) is not None
-
-
-def test_the_end_carries_counts_files_and_one_event(db: Database) -> None:
-    job = finishing(db, [4, 4])
-    claim = claim_job(db, job.id, Task.FINISH)
-    output = File(
-        id="file-1", project_id="proj_1", purpose="batch_output", filename="o", bytes=1, path="p", created_at=1.0
-    )
-
-    with db.write() as session:
-        ledger.close(session, claim, {"completed": 8, "failed": 0, "output_file_id": "file-1"}, [output])
-
-    after = ledgers.job(db, job.id)
-    assert (after.state, after.completed, after.output_file_id) == ("succeeded", 8, "file-1")
-    assert [kind for _, kind in told(db, job.id)] == ["job.created", "job.running", "job.finishing", "batch.completed"]
-    with db.read() as session:
-        assert session.get(File, "file-1") is not None
-
-
-def test_a_finisher_that_lost_its_job_can_not_close_it(db: Database) -> None:
-    job = finishing(db)
-    first = claim_job(db, job.id, Task.FINISH, "first")
-    with db.write() as session:
-        ledger.revoke_lease(session, job.id, first.epoch, 0)
-    second = claim_job(db, job.id, Task.FINISH, "second")
-    orphan = File(id="file-z", project_id="p", purpose="batch_output", filename="o", bytes=1, path="p", created_at=1.0)
-
-    with pytest.raises(ClaimLost), db.write() as session:
-        ledger.close(session, first, {"completed": 99}, [orphan])
-    with db.write() as session:
-        ledger.close(session, second, {"completed": 4}, [])
-
-    assert ledgers.job(db, job.id).completed == 4
-    with db.read() as session:
-        assert session.get(File, "file-z") is None
-
-
-def test_a_close_whose_answer_was_lost_is_fenced_the_second_time_and_stands(database_url: str) -> None:
-    db = LosesAnswers(database_url)
-    job = finishing(db)
-    claim = claim_job(db, job.id, Task.FINISH)
-
-    def closing(session) -> object:  # type: ignore[no-untyped-def]
-        row = File(id="file-1", project_id="p", purpose="batch_output", filename="o", bytes=1, path="p", created_at=1.0)
-        return ledger.close(session, claim, {"output_file_id": "file-1"}, [row])
-
-    db.lose_next = True
-    with pytest.raises(ClaimLost):
-        db.retrying(closing)
-
-    assert state(db, job.id) == JobState.SUCCEEDED
-    assert [kind for _, kind in told(db, job.id)].count("batch.completed") == 1
-    db.close()
-
-
-def test_a_cut_whose_answer_was_lost_is_cut_once(database_url: str) -> None:
-    db = LosesAnswers(database_url)
-    claim = planning(db)
-
-    db.lose_next = True
-    db.retrying(lambda session: shards.cut(session, claim, Queue.GENERATE, cuts(claim.job.id, [4, 4])))
-
-    assert outbox_messages(db, claim.job.id) == [("run", 0), ("run", 1)]
-    db.close()
-
-
-def test_two_last_shards_that_close_at_once_make_one_finish(db: Database) -> None:
-    for _ in range(8):
-        job = running(db, [2, 2])
-        claims = [claim_shard(db, job.id, n) for n in range(2)]
-
-        results = at_once(2, lambda n, claims=claims: answer(db, claims[n], range(2), last=True))  # type: ignore[misc]
-
-        assert results == [None, None]
-        assert state(db, job.id) == JobState.FINISHING
-        assert outbox_messages(db, job.id) == [("finish", -1)]
-        assert [target for _, target in history(db, job.id)].count("finishing") == 1
 
 
 # ── the next step is always pending ──
