@@ -14,9 +14,9 @@ from jobs.finetuning import examination
 from jobs.finetuning.examination import BaseUnavailable, ExaminationFailed, Findings, Part, Question
 from jobs.finetuning.tables import FinetunePlan, FinetuneStep
 from tests.support import tiny_llama
+from tests.support.tuning_requests import BASE, ROW, add_worker, upload
 from tests.support.web import make_key
 from tests.unit.api.conftest import client_of
-from tests.unit.api.finetuning.test_fine_tuning import BASE, ROW, add_worker, upload
 
 PATH = "/v1/fine_tuning/jobs/validate"
 

@@ -21,8 +21,8 @@ from jobs.ledger import ledger
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from tests.support import adapters
+from tests.support.tuning_requests import add_worker
 from tests.support.web import make_key, running_app, serve
-from tests.unit.api.finetuning.test_fine_tuning import add_worker
 from tests.unit.api.finetuning.test_fine_tuning_validation import measured
 
 MODEL = "smollm2-135m-instruct"
