@@ -1,16 +1,21 @@
-"""`nightmill models`: list the models of this deployment, and change its models file."""
+"""`nightmill models`: list the models of this deployment, and change its models file.
 
-from collections.abc import Iterable, Mapping
+The models file is that of this host. With `--mine` the server is asked, with a key of a project, and so from another
+machine too.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.client.server import connect
 from cli.errors import CliError
 from cli.groups import Group
-from cli.options import AsJson, DataDir
-from cli.terminal import say, show, show_json, show_table
+from cli.options import ApiKey, AsJson, DataDir, Url
+from cli.terminal import say, show, show_entries, show_json, show_table
 from jobs.requests.endpoints import EMBEDDINGS
 
 if TYPE_CHECKING:
@@ -24,8 +29,21 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The name that clients
 
 
 @app.command("list")
-def list_(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def list_(
+    own: Annotated[
+        bool, typer.Option("--mine", help="That your key may ask for, tuned ones and aliases too, by its server.")
+    ] = False,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
     """Show the models, where they come from, their states, and how many workers serve each now."""
+    if own:
+        with connect(url, api_key, data_dir) as server:
+            entries = server.get("/models", {"include": "serving"})["data"]
+        show_entries(entries, ("model", "answered by", "queue", "state", "workers"), _own_row, as_json=as_json)
+        return
     from sqlalchemy import select
 
     from cli.up.effective import opened, running
@@ -136,6 +154,13 @@ def remove(name: Name, as_json: AsJson = False, data_dir: DataDir = None) -> Non
     file = editable(config.models_file, config.data_dir)
     cut_model(file, name)
     show({"name": name, "file": str(file.path)}, f"{name} removed from {file.path}", as_json=as_json)
+
+
+def _own_row(model: dict[str, Any]) -> Sequence[object]:
+    """Return the cells of a model as the server lists it."""
+    serving = model.get("serving") or {}
+    state = str(serving.get("reason") or serving.get("state", "-"))
+    return (model["id"], *(serving.get(name, "-") for name in ("model", "queue")), state, serving.get("workers", "-"))
 
 
 def _row(model: "Model") -> dict[str, Any]:

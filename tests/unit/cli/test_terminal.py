@@ -266,7 +266,7 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "evals compare": (True, [["evals", "compare", "x-1", "x-2", "--slice-by", "item.language"]]),
     "evals import": (True, [["evals", "import", "saved.jsonl"]]),
     "embed-eval": (True, [["embed-eval", "corpus", "corpus", "judgements", "-m", STORED]]),
-    "models list": (True, [["models", "list"], ["models", "list", "--json"]]),
+    "models list": (True, [["models", "list"], ["models", "list", "--json"], ["models", "list", "--mine"]]),
     "models add": (True, [["models", "add", f"{MODEL}5", "--url", "http://h"]]),
     "models pull": (True, [["models", "pull", MODEL]]),
     "models remove": (True, [["models", "remove", MODEL]]),

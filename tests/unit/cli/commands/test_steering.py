@@ -120,3 +120,16 @@ def test_keys_of_the_own_project_are_created_listed_and_revoked(app: FastAPI, mo
     rows = [json.loads(line) for line in run("audit", "list", "--target", name, "--json").stdout.splitlines()]
     assert [row["type"] for row in rows] == ["key.revoke", "key.create"]
     assert "key.revoke" in run("audit", "list").stdout
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_models_of_the_own_project_are_listed_with_their_states(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTMILL_API_KEY", make_key(app))
+
+    rows = [json.loads(line) for line in run("models", "list", "--mine", "--json").stdout.splitlines()]
+    serving = {row["id"]: row["serving"] for row in rows}
+    [line] = [line for line in run("models", "list", "--mine").stdout.splitlines() if line.startswith(f" {PACKAGED} ")]
+
+    assert (serving[PACKAGED]["state"], serving["gpt-4o-mini"]["model"]) == ("no_worker", PACKAGED)
+    assert line.split()[:3] == [PACKAGED, PACKAGED, "gpu.generate"]
+    assert "no live worker of gpu.generate serves it" in line
