@@ -80,6 +80,7 @@ def show_next(console: Console, folder: Path, data_dir: Path, flower: int) -> No
     lines = (
         f"inputs and outputs are in {folder}",
         f"{command} up --data-dir {data_dir}    (prints its URL and where the key is)",
+        f"{command} console --data-dir {data_dir}    (prints a link that opens all of this in a browser)",
         f"{command} submit {folder / 'summaries.jsonl'} --data-dir {data_dir}    (in another terminal)",
         f"http://127.0.0.1:{flower}    Flower, while `nightmill up` runs (password: {data_dir / 'flower.password'})",
         f"{command} --help, and README.md",
