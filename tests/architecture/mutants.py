@@ -414,7 +414,7 @@ def _fails(mutant: Mutant | None) -> bool:
 
 
 def forked(mutants: list[Mutant | None]) -> Iterator[tuple[str, str]]:
-    """Each mutant and its verdict, a few at a time."""
+    """Yield each mutant with its verdict, a few at a time."""
     waiting, running = list(mutants), {}
     while waiting or running:
         while waiting and len(running) < _AT_ONCE:

@@ -141,7 +141,7 @@ def state_writes(tree: ast.AST) -> Iterator[int]:
 
 
 def test_no_file_names_a_folder_of_one_machine() -> None:
-    """What works on one machine only is found by everybody else."""
+    """Refuse paths that exist on one machine only."""
     found = [
         f"{name(path)}: {match.group()}"
         for path in tracked()

@@ -54,7 +54,7 @@ class Attacker:
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """One row of the table.
+    """Describe a row of the table.
 
     `run` returns what the attacker was answered. `probes`: what the other project does meanwhile, beside creating
     batches and asking /livez. `written`: the most bytes that the web process may write, at a dose of 1. `settings`:

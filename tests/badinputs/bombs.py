@@ -51,7 +51,7 @@ def one_stream(name: bytes, stream: bytes, size: int, count: int, *, extra: byte
 
 
 def overlapping(*, full: bool, claims: int = -1) -> bytes:
-    """Each name quotes the next one's header in a stored block and goes on with its stream; all end in one kernel.
+    """Write names that quote the next one's header in a stored block and share one kernel.
 
     `claims` is the size that each says it has.
     """

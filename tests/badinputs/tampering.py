@@ -93,7 +93,7 @@ def _verify(path: Path, *options: str) -> tuple[str, str]:
 
 
 def untouched(_: sqlite3.Connection) -> None:
-    """Nothing: the control."""
+    """Change nothing, as the control."""
 
 
 def edit(connection: sqlite3.Connection) -> None:

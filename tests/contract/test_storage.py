@@ -390,7 +390,7 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over(disk: DiskStorage, monk
 
 
 def test_what_is_no_name_is_not_listed(disk: DiskStorage) -> None:
-    """Nobody could remove it, and whoever looks for what has no row finds it."""
+    """List no name that could not be removed: the search for objects without a row would find it."""
     disk.put("jobs/1/a", b"x")
     for path in ("jobs/1/report[1].txt", "jobs/old?/b"):
         (disk.root / path).parent.mkdir(exist_ok=True)
@@ -453,7 +453,7 @@ def test_an_s3_that_can_not_be_reached_is_an_error_and_not_a_missing_object(
 
 @pytest.mark.verify
 def test_an_object_store_that_is_away_is_told_and_not_taken_for_missing(s3: S3) -> None:
-    """Nobody listens there. A worker gives its shard back then; a line that was answered is not to blame."""
+    """Ask a port on which nothing listens. A worker gives its shard back then, and no answered line is to blame."""
     options = {**s3.options, "client_kwargs": {**s3.options["client_kwargs"], "endpoint_url": "http://127.0.0.1:9"}}
     store = ObjectStorage(f"s3://{s3.bucket}/away", skip_instance_cache=True, **options)
 

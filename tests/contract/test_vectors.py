@@ -217,7 +217,7 @@ def test_vectors_of_known_texts_need_not_be_made_again(vectors: Vectors, store: 
 def test_a_text_that_is_there_many_times_hides_no_other(
     vectors: Vectors, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It alone fills the longest answer that a server gives."""
+    """Write one text so often that it alone fills the longest answer that a server gives."""
     monkeypatch.setattr(weaviate_module, "MOST_RESULTS", 10)
     vectors.write(store, [an_entry("vsd_a.1", n, "every page says so", towards(1)) for n in range(40)])
     vectors.write(store, [an_entry("vsd_b.1", n, f"text {n}", towards(1, n)) for n in range(20)])
@@ -374,7 +374,7 @@ def test_what_one_process_writes_or_drops_another_sees_at_once(shared: Place, st
 
 @pytest.mark.verify
 def test_processes_that_write_at_once_lose_nothing_and_double_nothing(shared: Place, store: Store) -> None:
-    """Nothing is there when they begin: they also make the store at once. Meanwhile it is tended and dropped from."""
+    """Begin without a store, which the processes make at once. Meanwhile it is tended and documents are dropped."""
     writers = [start(shared.url, shared.folder, store, prefix, 25) for prefix in ("one", "two")]
     vectors = shared.opened()
     for writer in writers:

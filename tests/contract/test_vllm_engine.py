@@ -528,7 +528,7 @@ def test_an_engine_that_hangs_is_killed_and_reported(host: Host, pids: Path) -> 
 
 
 def signal_engine(pids: Path, number: signal.Signals) -> list[leftovers.Process]:
-    """Those of vLLM's processes that compute."""
+    """Send a signal to those of vLLM's processes that compute."""
     reached = []
     for process in leftovers.read(pids):
         with suppress(FileNotFoundError, ProcessLookupError):  # some of those once noted have ended

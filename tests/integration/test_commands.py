@@ -42,7 +42,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What a command has said, and its exit code."""
+    """Hold the output of a command and its exit code."""
 
     returncode: int
     stdout: str

@@ -45,7 +45,7 @@ class Place:
         return str(name)
 
     def batch(self) -> str:
-        """One line, told to the receiver."""
+        """Create a batch of one line with a webhook to the receiver."""
         line = {"custom_id": "r", "method": "POST", "url": "/v1/chat/completions", "body": ASKED}
         path = self.folder / "one.jsonl"
         path.write_text(json.dumps(line) + "\n")

@@ -217,7 +217,7 @@ def test_two_jobs_train_on_one_device_one_after_the_other(
 
 
 def assert_steps_are_apart(site: Site, ids: list[str]) -> None:  # noqa: F811
-    """One job has all its steps before the other has its first."""
+    """Check that one job has all its steps before the other has its first."""
     with site.mill.db.read() as session:
         ordered = session.scalars(
             select(FinetuneStep.job_id).order_by(FinetuneStep.created_at, FinetuneStep.step)

@@ -57,7 +57,7 @@ two: python worker.py two
 
 
 class Up:
-    """One `nightmill up` over a folder of scripts."""
+    """Run one `nightmill up` over a folder of scripts."""
 
     def __init__(self, folder: Path, procfile: str = PROCFILE, **environment: str) -> None:
         self.folder = folder

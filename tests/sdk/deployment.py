@@ -69,7 +69,7 @@ models:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """What a suite is told about it: `facts`."""
+    """Run a deployment for a suite, which receives its `facts`."""
 
     url: str
     app: FastAPI
@@ -79,7 +79,7 @@ class Deployment:
     past: list[str]
 
     def facts(self, sdk: str) -> dict[str, Any]:
-        """Each suite has a project of its own, and one that all of them only read."""
+        """Return the facts for a suite, which has a project of its own, and another that all suites only read."""
         return {
             "sdk": sdk,
             "url": self.url,

@@ -65,7 +65,7 @@ def usage_of(batch: Any) -> Any:
 
 
 class RawWebhooks:
-    """What `client.webhooks` does in newer versions, through the SDK's `post`, `get` and `delete`."""
+    """Do what `client.webhooks` does in newer versions, through the SDK's `post`, `get` and `delete`."""
 
     def __init__(self) -> None:
         self.event_types = SimpleNamespace(list=lambda: self._get("/webhook_event_types"))

@@ -27,7 +27,7 @@ def chunk(seeds: range) -> list[tuple[int, list[str]]]:
 
 
 def many(first: int, count: int, processes: int) -> Iterator[tuple[int, list[str]]]:
-    """Each seed and what went wrong in it, as they end."""
+    """Yield each seed with what went wrong in it, as they end."""
     chunks = [range(at, min(at + 50, first + count)) for at in range(first, first + count, 50)]
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         for results in pool.imap_unordered(chunk, chunks):

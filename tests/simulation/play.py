@@ -279,7 +279,7 @@ class Game:
         return wrong
 
     def _rework(self) -> list[str]:
-        """Nothing is asked twice where nobody dies, whatever the broker and the database do; else within the bound."""
+        """Check that lines are asked twice only where a process died, and within the bound."""
         again = len(self.site.asked) - len(set(self.site.asked))
         weather = self.world.weather
         if weather.freeze_every:

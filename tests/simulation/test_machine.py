@@ -52,7 +52,7 @@ some = st.integers(0, 1 << 16)
 
 
 def recent(claims: Sequence[C], pick: int) -> C:
-    """One of the last claims: who holds a thing now, and who held it just before."""
+    """Return one of the last five claims, so that former holders act, too."""
     return claims[-1 - pick % min(len(claims), 5)]
 
 
@@ -68,7 +68,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @initialize(lines=sizes, claimed=st.booleans())
     def begin(self, lines: list[int], claimed: bool) -> None:
-        """One job runs already: most games would not come that far."""
+        """Start with one running job: most games would not come that far."""
         with self.db.write() as session:
             for table in Base.metadata.tables.values():
                 session.execute(delete(table))
@@ -465,7 +465,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 class _Unchanged:
-    """What is inside leaves every row as it was."""
+    """Check that the block leaves every row as it was."""
 
     def __init__(self, db: Database) -> None:
         self.db = db

@@ -30,7 +30,7 @@ _ISOLATED_ATTEMPTS = 2
 
 @dataclass(frozen=True)
 class Plan:
-    """What the client asked for: lines of each shard, lines that kill their worker, and whether it is valid at all."""
+    """Describe the request of a client: lines of each shard, lines that kill their worker, and whether it is valid."""
 
     lines: tuple[int, ...]
     poison: frozenset[tuple[int, int]] = frozenset()
@@ -48,7 +48,7 @@ class ClaimHandle:
 
 @dataclass
 class Site:
-    """What outlives every process."""
+    """Hold what outlives every process."""
 
     world: World
     broker: Broker
@@ -210,7 +210,7 @@ class WorkerProcess(Process):
 
 
 class _Run:
-    """One claim on one shard, as `workers.batches.running` has it."""
+    """Hold a claim on a shard, as `workers.batches.running` does."""
 
     def __init__(self, worker: WorkerProcess, claim: ShardClaim, handle: ClaimHandle) -> None:
         self.worker = worker

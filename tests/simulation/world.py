@@ -52,7 +52,7 @@ class Weather:
 
 @dataclass(eq=False)
 class Process:
-    """What dies, or stops, together."""
+    """Group threads that die, or stop, together."""
 
     name: str
     alive: bool = True
@@ -76,7 +76,7 @@ class SimulatedDatabase(Database):
             raise DatabaseBusy
 
     def breathe(self, stop: object = None) -> None:
-        """Nobody waits in here."""
+        """Return at once: nothing waits in a simulation."""
 
 
 @dataclass

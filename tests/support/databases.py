@@ -53,7 +53,7 @@ def _new_postgres_database() -> str:
 
 @functools.cache
 def _postgres() -> Any:
-    """One server for this process; it is stopped and its data deleted at exit."""
+    """Return the server of this process, which is stopped and its data deleted at exit."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about folders that root has and has not
         try:

@@ -26,7 +26,7 @@ class Killable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Servers:
-    """What the hosts share."""
+    """Run the servers that the hosts share."""
 
     postgres: Postgres
     database: str

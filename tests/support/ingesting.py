@@ -212,7 +212,7 @@ class ReadOnce:
 
 @dataclass
 class Works:
-    """One deployment."""
+    """Hold a deployment."""
 
     folder: Path
     db: MortalDatabase

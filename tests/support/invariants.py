@@ -41,7 +41,7 @@ _MOVED = select(Audit.target, Audit.source, Audit.destination).order_by(Audit.id
 
 @dataclass(frozen=True)
 class _Books:
-    """Each table read once, by the job its rows are of: a query for each job and shard would cost ten times as much."""
+    """Read each table once, by job: a query for each job and shard would cost ten times as much."""
 
     shards: dict[Any, list[Shard]]
     segments: dict[Any, list[Segment]]

@@ -115,7 +115,7 @@ def lose(db: Database, job_id: str, n: int = 0) -> bool:
 
 
 def tally(lines: Iterable[int], bad: Iterable[int] = ()) -> Tally:
-    """Each line costs 3 tokens in, 1 of them cached, and 2 out, 1 of them reasoning."""
+    """Count 3 tokens in for each line, 1 of them cached, and 2 out, 1 of them reasoning."""
     covered = sum(1 << line for line in lines)
     count = covered.bit_count()
     return Tally(covered, covered & ~sum(1 << line for line in bad), 0, 3 * count, count, 2 * count, count)

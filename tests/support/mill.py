@@ -47,7 +47,7 @@ MODEL = "fake-model"
 
 
 def chat_line(custom_id: str, prompt: str, **body: Any) -> dict[str, Any]:
-    """One request of a batch file."""
+    """Return a request of a batch file."""
     messages = [{"role": "user", "content": prompt}]
     return {
         "custom_id": custom_id,

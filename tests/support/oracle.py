@@ -96,7 +96,7 @@ class Asked:
 
 @dataclass(slots=True)
 class Result:
-    """What the server says of an ended batch: the batch itself and the lines of its files."""
+    """Hold an ended batch as the server shows it, and the lines of its files."""
 
     batch: Batch
     output: list[Line] = field(default_factory=list)
@@ -109,7 +109,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """One webhook whose signature was right."""
+    """Hold a webhook whose signature was right."""
 
     path: str
     webhook_id: str

@@ -31,7 +31,7 @@ _CHUNK = 1 << 16
 
 @dataclass(eq=False, slots=True)
 class _Way:
-    """One of a connection's two: from whom it is read, and to whom it leads. `reset` ends both."""
+    """Hold one direction of a connection: its source and its target. `reset` ends both directions."""
 
     reader: asyncio.StreamReader
     source: asyncio.StreamWriter
@@ -174,7 +174,7 @@ class Proxy:
             way.target.close()
 
     async def _take(self, way: _Way) -> None:
-        """Each chunk with the moment at which it is to arrive, and an empty one at the end."""
+        """Yield each chunk with the moment at which it is to arrive, and an empty one at the end."""
         time = asyncio.get_running_loop().time
         with suppress(OSError):
             while data := await way.reader.read(_CHUNK):

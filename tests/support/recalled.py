@@ -126,7 +126,7 @@ def _text(url: str, body: Any) -> str:
 
 
 def _before(one: Recalled | Embedded, clearings: Iterable[Clearing]) -> list[Clearing]:
-    """Those that were over when it was asked."""
+    """Return those that had ended when the question came."""
     return [cut for cut in clearings if cut.project == one.project and cut.ended <= one.began]
 
 

@@ -26,7 +26,7 @@ METADATA_SERVICE = "http://169.254.169.254/latest/meta-data/"
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """One request, whole."""
+    """Hold a whole request."""
 
     at: float
     path: str

@@ -126,7 +126,7 @@ class Rabbit(Server):
 
 
 class Valkey(Server):
-    """What carries the requests of interactive clients where the broker does not. It keeps nothing on disk."""
+    """Run Valkey for the requests of interactive clients, without a file on disk."""
 
     @property
     def url(self) -> str:

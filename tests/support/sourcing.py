@@ -21,7 +21,7 @@ def write(path: Path, text: str) -> None:
 
 
 class Sync:
-    """One source of one store, and what becomes of it."""
+    """Hold a source of a store."""
 
     def __init__(self, mill: Works, store: str, **body: Any) -> None:
         self.mill, self.store = mill, store
@@ -73,7 +73,7 @@ def alive(mill: Works) -> set[str]:
 
 
 def assert_mirrors(source: Sync, texts: dict[str, str]) -> None:
-    """Each document is in the store once, in its newest version, and nothing else is anywhere."""
+    """Check that each document is in the store once, in its newest version, and nothing else is anywhere."""
     mill, items = source.mill, source.items()
     assert {key: item.previous_id for key, item in items.items()} == dict.fromkeys(texts)
     files = {item.file_id for item in items.values()}

@@ -66,7 +66,7 @@ class Paper:
 
 @dataclass(slots=True)
 class Intake:
-    """One request that brings in papers, and what it was told. `disturbed`: some were taken from it meanwhile."""
+    """Hold a request that brings in papers, and its answer. `disturbed`: some were taken from it meanwhile."""
 
     key: str
     store: "KnownStore"
@@ -195,7 +195,7 @@ def added_up(intake: Intake) -> list[str]:
 
 
 def told(intake: Intake, events: Sequence[dict[str, Any]], hooks: Sequence[Told]) -> list[str]:
-    """One event for each file that was made and one for the end, numbered, each told under one webhook-id."""
+    """Check that each file that was made and the end have one numbered event, each sent under one webhook-id."""
     faults = []
     if [event["seq"] for event in events] != list(range(1, len(events) + 1)):
         faults.append(f"{intake.key}: events {[(event['seq'], event['type']) for event in events]}")

@@ -174,7 +174,7 @@ class StubEngine:
 
 
 class System:
-    """One `nightmill up` on one data folder; it may be killed and started again."""
+    """Run one `nightmill up` on one data folder, which may be killed and started again."""
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ _READY_SECONDS = 60.0
 
 
 class Weaviate(Server):
-    """It can be killed and started again on the same ports with what it had on disk."""
+    """Run a server that can be killed and started again on the same ports with what it had on disk."""
 
     MODULE: ClassVar = "github.com/weaviate/weaviate/cmd/weaviate-server@v1.38.11"
     NAMES: ClassVar = ("weaviate-server", "weaviate")

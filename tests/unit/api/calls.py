@@ -82,7 +82,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Route:
-    """One operation of the document."""
+    """Hold an operation of the document."""
 
     method: str
     path: str

@@ -26,7 +26,7 @@ def app(make_app: Callable[..., FastAPI]) -> FastAPI:
 
 @pytest.fixture(scope="module")
 def shared_app(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Iterator[FastAPI]:
-    """One for all tests of a module that leave no trace."""
+    """Return an app for all tests of a module that leave no trace."""
     folder = tmp_path_factory.mktemp("shared")
     shutil.copy(sqlite_template, folder / "nightmill.db")
     many = {"project_finetune_jobs": 1000, "project_eval_runs": 1000}  # operations create more than a project may

@@ -361,7 +361,7 @@ def test_parts_that_are_lost_are_told_without_where_they_were(app: FastAPI, clie
 def test_an_upload_ends_though_its_parts_cannot_be_removed(
     app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is committed by then; whoever is told of a failure tries again."""
+    """End the upload although its parts stay: a client that saw a failure would try again."""
 
     def refuse(_: str) -> None:
         raise StorageUnavailable

@@ -87,7 +87,7 @@ def test_work_that_nobody_takes_for_a_minute_makes_it_503(app: FastAPI, nobody: 
 
 @pytest.mark.parametrize("setting", ["streams_url", "broker_url"])
 def test_a_full_broker_is_said_and_measured(make_app: Callable[..., FastAPI], tmp_path: Path, setting: str) -> None:
-    """It carries the requests of interactive clients, or Celery's messages."""
+    """Fill a broker, of the requests of interactive clients or of Celery's messages."""
     with running_broker(tmp_path) as url, redis.Redis.from_url(url) as server:
         others = {} if setting == "broker_url" else {"broker_url": "amqp://guest@127.0.0.1:1//"}
         app = make_app(**{setting: url.replace("unix:", "redis+socket:")}, **others)

@@ -136,7 +136,7 @@ def test_a_key_is_in_no_log(app: FastAPI, caplog: pytest.LogCaptureFixture) -> N
 
 @pytest.fixture
 def theirs(app: FastAPI, client: TestClient) -> dict[str, str]:
-    """One object of each kind, of the default project."""
+    """Return an object of each kind, of the default project."""
     file = client.post("/v1/files", files={"file": ("a.jsonl", LINE)}, data={"purpose": "batch"}).json()
     upload = {"bytes": 1, "filename": "a", "mime_type": "text/plain", "purpose": "batch"}
     batch = {"input_file_id": file["id"], "endpoint": "/v1/embeddings", "completion_window": "24h"}

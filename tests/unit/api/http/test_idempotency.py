@@ -222,7 +222,7 @@ def test_a_key_whose_holder_was_killed_is_taken_over(app: FastAPI, client: TestC
 def test_one_whose_key_was_taken_over_makes_nothing(
     app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is slow, another comes with the same key after its lease: only one file may be made."""
+    """Let a slow request lose its lease to another one with the same key: only one file may be made."""
     from api.http.idempotency import Lease
 
     complete = Lease.complete

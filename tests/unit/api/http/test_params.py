@@ -33,7 +33,7 @@ def client(app: FastAPI) -> Iterator[TestClient]:
 
 
 class Schemas:
-    """Those of the OpenAPI document, to look into."""
+    """Look into the schemas of the OpenAPI document."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.named = document["components"]["schemas"]

@@ -39,7 +39,7 @@ def reply(content: Any, finish_reason: str = "stop", status: int = 200) -> Answe
 
 
 class Workers:
-    """One that embeds, and one that chats and says of each query what it is told."""
+    """Stand in for a worker that embeds and one that chats, which answers each query as a test tells it to."""
 
     def __init__(self, app: FastAPI) -> None:
         self.says: Answers = lambda query: reply(f"about {query}")

@@ -274,7 +274,7 @@ def test_a_server_says_whether_it_has_the_model(name: str, status: int, body: di
             self.wfile.write(json.dumps(body).encode())
 
         def log_message(self, *_: Any) -> None:
-            """Nothing."""
+            """Log nothing."""
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.handle_request, daemon=True).start()
@@ -295,7 +295,7 @@ def test_a_key_goes_to_the_named_server_alone_and_into_no_message() -> None:
             self.end_headers()
 
         def log_message(self, *_: Any) -> None:
-            """Nothing."""
+            """Log nothing."""
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

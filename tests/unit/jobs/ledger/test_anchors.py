@@ -13,7 +13,7 @@ from jobs.ledger.anchors import EVERY_SECONDS, Anchor
 
 @pytest.fixture
 def chain(db: Database) -> Database:
-    """One sealed row."""
+    """Return a database with a sealed row."""
     grow(db)
     return db
 

@@ -29,7 +29,7 @@ def seen(db: Database, job_id: str) -> dict[str, int]:
 
 @pytest.fixture
 def job(db: Database) -> Job:
-    """One shard has ended after three segments of two attempts, one runs, one waits after its first, one is new."""
+    """Return a job of four shards: ended after three segments of two attempts, running, tried once, new."""
     job = running(db, [6, 4, 4, 4])
     first = claim_shard(db, job.id, 0)
     commit(db, first, range(3), "stop")

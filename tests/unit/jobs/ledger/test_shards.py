@@ -52,7 +52,7 @@ def test_of_many_claims_on_a_shard_one_is_granted(db: Database) -> None:
 
 
 def test_many_shards_of_a_waiting_job_are_claimed_at_once(db: Database) -> None:
-    """Each of them ends the job's waiting; none of them may wait for another that waits for it."""
+    """Claim shards that each end the job's waiting: no claim may wait for another that waits for it."""
     job = running(db, [1] * 6)
     with db.write() as session:
         ledger.wait_for(session, job.id, "disk")

@@ -201,7 +201,7 @@ def test_what_is_still_held_for_an_endpoint_that_is_enabled_goes_out(
 def test_who_looks_for_lost_messages_keeps_nobody_from_writing(
     harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is a long search: only what it has found is mended in a transaction."""
+    """Search without a transaction, and mend in one only what was found."""
     mended: list[int] = []
     restore_messages = shards.restore_messages
     monkeypatch.setattr(shards, "restore_messages", lambda *given: mended.append(restore_messages(*given)))

@@ -137,7 +137,7 @@ def test_segments_that_were_never_committed_go_once_their_job_has_ended(
 def test_what_is_inside_goes_with_the_last_of_the_results(
     looking: Orphans, db: Database, storage: DiskStorage, row: bool
 ) -> None:
-    """It could not be removed when these were."""
+    """Remove with the last results what could not be removed with the first."""
     job_id = _ended(db, storage, [2], output_file_id="file-out", error_file_id="file-err")
     if row:
         with db.write() as session:
@@ -287,7 +287,7 @@ def test_a_look_pauses_after_each_removal(looking: Orphans, storage: DiskStorage
 def test_a_look_ends_where_storage_is_away_for_long_and_the_next_removes_it_all(
     looking: Orphans, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each try takes its patience, and there may be a hundred thousand."""
+    """Stop after the first failure: each try takes its patience, and there may be a hundred thousand."""
 
     def refuse(_: str) -> None:
         raise StorageUnavailable

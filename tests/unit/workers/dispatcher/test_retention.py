@@ -206,7 +206,7 @@ def test_old_rows_go_some_at_a_time_and_are_looked_for_while_others_write(
 
 
 def _old_job(db: Database, storage: DiskStorage, lines: list[int]) -> str:
-    """One that ended long ago, and the objects of its shards."""
+    """Store a job that ended long ago, and the objects of its shards."""
     job_id = finishing(db, lines).id
     close(db, job_id)
     for n in range(len(lines)):

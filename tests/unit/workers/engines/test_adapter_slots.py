@@ -17,7 +17,7 @@ A, B, C = adapter("a"), adapter("b"), adapter("c")
 
 
 class Weights:
-    """What an engine would load. `log` holds each change and each request, `running` the requests of this moment."""
+    """Stand in for an engine's weights. `log` holds each change and each request, `running` the current requests."""
 
     def __init__(self, limit: int = 2) -> None:
         self.slots = AdapterSlots(limit, self.load, self.unload)

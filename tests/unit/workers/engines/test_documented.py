@@ -248,7 +248,7 @@ def test_each_field_of_vllms_protocol_is_known_for_what_it_does() -> None:
 
 
 def test_openais_fields_are_all_known() -> None:
-    """Those that the SDK sends: they are known to vLLM, read before it, or hints that mean nothing here."""
+    """Know each field that the SDK sends: known to vLLM, read before it, or a hint without a meaning here."""
     for url, params in SDK.items():
         theirs = set().union(*(kind.__annotations__ for kind in params))
         assert theirs - OPENAI[url] - HANDLED[url] == set()

@@ -216,7 +216,7 @@ ESCAPES: dict[str, tuple[str, str]] = {
 
 
 class Scene:
-    """What an escape could reach on this host: a secret, a process, a port and a socket."""
+    """Hold what an escape could reach on this host: a secret, a process, a port and a socket."""
 
     def __init__(self, folder: Path) -> None:
         self.key = folder / "operator.key"

@@ -36,7 +36,7 @@ class Host:
 
 
 class Harness:
-    """What is asked of a worker whose engine counts words."""
+    """Ask a worker whose engine counts words."""
 
     def __init__(self, *, counts: bool = True) -> None:
         self.engine, self.host = Words(counts=counts), Host()

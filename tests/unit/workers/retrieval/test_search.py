@@ -251,7 +251,7 @@ def test_a_file_that_is_replaced_while_it_is_searched_is_found_in_its_new_versio
 def test_a_documents_next_version_hides_the_one_before_in_an_index_that_has_gone_out_of_use_too(
     searchable: SearchableStore,
 ) -> None:
-    """Nobody takes it away there until the next version is in the index in use too."""
+    """Keep the old version there until the next one is in the index in use, too."""
     searchable.publish("newer", ["The kiwi has a long beak."])
     item = SourceItem(source_id="src", digest="d", key="k", file_id="newer", previous_id="kiwi", job_id="", change="")
     with searchable.mill.db.write() as session:

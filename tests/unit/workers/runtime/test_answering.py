@@ -28,7 +28,7 @@ def _items(*prompts: str) -> list[Item]:
 
 
 class Answers:
-    """What was emitted."""
+    """Hold what was emitted."""
 
     def __init__(self) -> None:
         self.lines: list[int] = []

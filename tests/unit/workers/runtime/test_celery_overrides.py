@@ -98,7 +98,7 @@ _AWAY_SECONDS = 60
 
 
 class _Over(Exception):
-    """It has been away for long enough."""
+    """End a wait for a broker that has been away for long enough."""
 
 
 def test_a_broker_that_is_back_is_found_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

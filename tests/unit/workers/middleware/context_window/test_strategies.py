@@ -45,7 +45,7 @@ def _conversations(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 
 def _numbered(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each says first which turn it belongs to."""
+    """Return messages that begin with the number of their turn."""
     turn = 0
     for message in messages:
         turn += message["role"] == "user"

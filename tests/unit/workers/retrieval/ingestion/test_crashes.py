@@ -133,7 +133,7 @@ def test_a_zombie_that_still_parses_changes_nothing(mill: Works) -> None:
 
 
 def test_commits_whose_answers_are_lost_count_once(mill: Works) -> None:
-    """Each transaction is committed, the database does not say so, and it is tried again."""
+    """Commit each transaction without an answer of the database, so that it is tried again."""
     store = mill.store()
     files = [mill.upload(text) for text in TEXTS]
     batch = mill.batch(store, *files, mill.upload(BROKEN, "a.bin"))

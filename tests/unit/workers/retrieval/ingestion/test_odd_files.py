@@ -38,7 +38,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "bad", [("blank.txt", "noise.txt", "bomb.docx"), pytest.param(tuple(BAD), marks=pytest.mark.verify)], ids=len
 )
 def test_each_ends_by_itself_and_its_neighbours_go_on(mill: Works, bad: tuple[str, ...]) -> None:
-    """Each file that is refused costs a child of the parser, so that some of them do for every day."""
+    """Try some of the files: each file that is refused costs a child of the parser."""
     store = mill.store()
     files = {name: data for name, (data, _) in (GOOD | BAD).items() if name in (*GOOD, *bad)}
     names = {mill.upload(data, name): name for name, data in files.items()}

@@ -54,7 +54,7 @@ def found(mill: Works, store: str) -> set[str]:
 
 
 def assert_true(mill: Works, *names: str) -> None:
-    """Nothing is pending, SQL is the vectors, and each index holds what its files have and nothing else."""
+    """Check that nothing is pending, SQL agrees with the vectors, and each index holds only what its files have."""
     mill.purge()
     assert verification.verify(mill.db, mill.vectors, mill.storage).faults == []
     for name in names:

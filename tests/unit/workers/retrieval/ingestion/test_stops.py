@@ -319,7 +319,7 @@ def test_attached_anew_while_it_comes_in_the_last_attempt_counts(mill: Works) ->
 
 
 def test_a_worker_that_is_told_to_go_gives_its_shard_back(mill: Works) -> None:
-    """What it parsed lies in storage: the next one parses only the rest."""
+    """Leave in storage what was parsed, so that the next worker parses only the rest."""
     store = mill.store()
     batch = mill.batch(store, *[mill.upload(f"{PROSE} {n}") for n in range(3)])
     mill.drive(until="parse")

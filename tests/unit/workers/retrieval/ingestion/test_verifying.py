@@ -315,7 +315,7 @@ def test_file_ingested_concurrently_is_left_alone_and_checked_again(mill: Works)
 
 
 def test_a_repair_that_comes_after_its_stores_end_does_nothing(mill: Works, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has read the store, and waited for whoever removes it."""
+    """Repair a store after its end, having read it before."""
     store, file = lose_its_entries(mill)
     verdict = verification.verify(mill.db, mill.vectors, mill.storage)
     recipe = mill.row(store, file).recipe

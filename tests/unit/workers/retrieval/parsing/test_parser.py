@@ -44,7 +44,7 @@ def rogue() -> Iterator[Parser]:
 
 
 def closing(parser: Parser) -> Iterator[Parser]:
-    """Nothing is left of it afterwards: no process, no zombie, no pipe."""
+    """Close a parser, and check that no process, no zombie and no pipe is left."""
     pipes, children = open_files(), psutil.Process().children()
     yield parser
     parser.close()

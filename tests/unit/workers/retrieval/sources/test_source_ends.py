@@ -96,7 +96,7 @@ def test_a_time_zone_that_is_gone_pauses_the_source_and_holds_up_nobody(each: Wo
 def test_a_source_whose_store_goes_at_that_moment_is_not_synced(
     mill: Works, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is there for who looks at it, and gone for who locks it."""
+    """Let a store be there for a read and gone for a lock."""
     source = of_folder(mill, library, cron="* * * * *")
     monkeypatch.setattr(indexes, "lock", lambda *_: None)
     with mill.db.write() as session:

@@ -118,7 +118,7 @@ def test_a_new_version_that_fails_leaves_the_old_one_where_it_was(each: Works, l
 def test_what_this_installation_could_not_read_is_tried_again_when_a_client_asks(
     mill: Works, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has got another library, a higher limit, or a moment's rest since."""
+    """Try again after the installation has got another library, a higher limit, or a moment's rest."""
 
     def lacks(*_: object) -> None:
         raise unsupported("Word can be read where Nightmill is installed with the extra 'parse'.")

@@ -54,7 +54,7 @@ def shown(mill: Works, source: Sync, word: str) -> Counter[str]:
 
 
 def assert_in_step(mill: Works, source: Sync, *indexes: str) -> None:
-    """Each index has the newest version of each document, whole, and nothing else is anywhere."""
+    """Check that each index has the newest version of each document, whole, and nothing else is anywhere."""
     files = {str(item.file_id) for item in source.items().values()}
     assert files == alive(mill)
     assert {item.previous_id for item in source.items().values()} == {None}

@@ -72,7 +72,7 @@ def test_no_request_reaches_a_private_address(site: Site) -> None:
 
 
 def test_a_name_that_answers_differently_the_second_time_gains_nothing(site: Site) -> None:
-    """What is checked is what is connected to: there is one answer, and it is asked for at the connection."""
+    """Connect to the address that was checked: the name is resolved once, at the connection."""
     answers = iter([[ip_address("93.184.216.34"), ip_address("127.0.0.1")], [ip_address("127.0.0.1")]])
     url = "https://docs.example.com:8443/a"
     pages = Pages((url,), 2.0, resolve=lambda *_: next(answers))
