@@ -1,4 +1,4 @@
-"""What a console shows, through the official SDK: explanations, results, throughput, keys."""
+"""The official SDK gets what a console shows: explanations, results, throughput, keys."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""What `make count` counts, in a product of four modules."""
+"""`make count` counts the files and lines of a product of four modules."""
 
 from pathlib import Path
 

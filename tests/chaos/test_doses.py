@@ -1,4 +1,4 @@
-"""Each judge of a dose finds the violation that it is for, and passes correct results."""
+"""Judges of doses find the violations that they are for, and pass correct results."""
 
 import json
 import subprocess

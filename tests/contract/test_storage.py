@@ -1,4 +1,4 @@
-"""One suite for every storage: a folder, and S3 as moto speaks it."""
+"""Every storage passes the same tests: a folder, and S3 as moto speaks it."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""One suite for every vector store: LanceDB in a folder, Weaviate as a server, and memory."""
+"""Every vector store passes the same tests: LanceDB in a folder, Weaviate as a server, and memory."""
 
 import os
 import socket

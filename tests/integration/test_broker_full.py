@@ -1,4 +1,4 @@
-"""One key cannot fill the broker: while it tries, another project chats, and messages of the dispatcher are taken."""
+"""A key cannot fill the broker: while it tries, another project chats, and messages of the dispatcher are taken."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What goes wrong around a training: a base that leaves, storage that is away, bytes that were changed, one device.
+"""Trainings survive trouble: a base that leaves, storage that is away, bytes that were changed, one device.
 
 The trainer computes nothing: `tests.support.fake_trainer`.
 """

@@ -1,4 +1,4 @@
-"""What nobody may find: prompts and answers outside the files they belong to, keys anywhere, and calls home.
+"""Prompts and answers stand only in the files that they belong to, keys nowhere; nothing calls home.
 
 One deployment runs a batch whose lines carry a word that exists nowhere else, and brings files into vector stores that
 have others. Afterwards everything it has written, but for the input and the results themselves, is searched for them.

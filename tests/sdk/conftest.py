@@ -1,4 +1,4 @@
-"""One deployment for each file of suites."""
+"""Run a deployment for each file of suites."""
 
 import tempfile
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What stands between a suite and the server: answers get lost here, after the server has given them.
+"""Stand between a suite and the server, and lose answers after the server has given them.
 
 /lost/NAME/v1/…     handed on; the first answer under this name is dropped and the connection closed
 /broken/NAME/v1/…   the same, with a 502 in place of the first answer

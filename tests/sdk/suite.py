@@ -1,4 +1,4 @@
-"""What an SDK does with a running server, one line of JSON a check: plain Python that runs under every version of it.
+"""Use a running server through an SDK, one line of JSON a check: plain Python for every version of the SDK.
 
     python suite.py '{"url": …}'         the facts are those of tests.sdk.deployment
 

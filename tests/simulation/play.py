@@ -1,4 +1,4 @@
-"""One seed, played to its end: clients, workers, a dispatcher, all kinds of faults, calm, and then the judgement."""
+"""Play a seed to its end: clients, workers, a dispatcher, all kinds of faults, calm, and then the judgement."""
 
 import random
 

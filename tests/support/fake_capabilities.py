@@ -1,4 +1,4 @@
-"""What a machine can train, without looking: as `workers.engines.training.capabilities` prints it."""
+"""Print what a machine can train as `workers.engines.training.capabilities` does, without looking."""
 
 import json
 import sys

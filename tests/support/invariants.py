@@ -1,4 +1,4 @@
-"""What is true of the ledger after every single transaction, whoever crashed before it.
+"""Check what is true of the ledger after every transaction, whoever crashed before it.
 
 I1  nothing lost       a live job is held, or its next step is pending, or one of its shards runs
 I2  complete           an ended job has every line exactly once

@@ -1,4 +1,4 @@
-"""What must be true of a deployment, whatever was done to it: judged from outside, through HTTP alone.
+"""Judge a deployment from outside, through HTTP alone: what must be true whatever was done to it.
 
     I1 terminal    each batch that was accepted ends
     I2 complete    each custom_id exactly once over output and error file, each with the answer to its own prompt

@@ -1,4 +1,4 @@
-"""What clients of the cache were told, and what must be true of it: judged by the answers and the engine's log alone.
+"""Judge the answers that clients of the cache got, by these answers and the engine's log alone.
 
     Clearing   one DELETE /v1/cache
     Recalled   the answer to one request that says `cache`; the stub engine stamps each with the moment it was asked, so

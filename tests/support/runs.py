@@ -1,4 +1,4 @@
-"""What workers would do to a job, done by hand through the ledger: for tests of what the API shows."""
+"""Do by hand, through the ledger, what workers do to a job: for tests of what the API shows."""
 
 import json
 from collections.abc import Mapping, Sequence

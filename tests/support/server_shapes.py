@@ -1,4 +1,4 @@
-"""What OpenAI-compatible servers say: an answer and an error of each, with their documented quirks."""
+"""Answers and errors of OpenAI-compatible servers, with their documented quirks."""
 
 from workers.engines.port import Usage
 

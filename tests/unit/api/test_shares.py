@@ -1,4 +1,4 @@
-"""What one project uses of the web process at once: threads, and bytes of JSON bodies. Others always get in."""
+"""A project has a share of the web process: threads, and bytes of JSON bodies. Others always get in."""
 
 import asyncio
 import threading

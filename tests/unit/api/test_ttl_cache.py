@@ -1,4 +1,4 @@
-"""What SQL said is good for two seconds, asked for again beside, and a refusal is never kept."""
+"""Answers of SQL are cached for two seconds and refreshed beside requests; refusals are never cached."""
 
 import asyncio
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""What benchmarks bring into stores: the same documents on every run, each once."""
+"""Benchmarks bring the same documents into stores on every run, each once."""
 
 import numpy as np
 import pytest

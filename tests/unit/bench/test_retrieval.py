@@ -1,4 +1,4 @@
-"""What is measured of a search, by hand-worked examples."""
+"""Measures of a search equal hand-worked examples."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What the tables themselves refuse: the last guard, where two transactions have both looked and found nothing."""
+"""Constraints of the tables are the last guard, where two transactions have both looked and found nothing."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What is under way besides claims, and when every worker that a pause concerns has told of it."""
+"""Work besides claims is counted, and a pause knows when every worker that it concerns has reported it."""
 
 from typing import Any
 

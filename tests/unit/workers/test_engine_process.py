@@ -1,4 +1,4 @@
-"""What a worker's process keeps for good."""
+"""A worker's process freezes the objects that it keeps, so that the collector does not scan them again."""
 
 import gc
 import weakref

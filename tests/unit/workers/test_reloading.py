@@ -1,4 +1,4 @@
-"""What a worker process makes of a models file that changes under it."""
+"""A worker process follows a models file that changes."""
 
 import os
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Nobody passes without a key, and no key sees what is another project's."""
+"""Requests without a key are refused, and no key sees what is another project's."""
 
 import re
 import threading

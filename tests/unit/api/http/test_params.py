@@ -1,4 +1,4 @@
-"""What an error names as `param` is a place in the body or a field of the schema, also where types may differ."""
+"""`param` of an error is a place in the body or a field of the schema, also where types may differ."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What a job looks like while it is watched, and that a server that is restarted does not end the watching."""
+"""A watched job is shown as it goes on, and a restart of the server does not end the watching."""
 
 import re
 import time

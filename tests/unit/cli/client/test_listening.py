@@ -1,4 +1,4 @@
-"""What `webhooks listen` makes of the feed: every event once over broken connections, posted as a webhook is."""
+"""`webhooks listen` posts every event of the feed once, as a webhook is, over broken connections."""
 
 import base64
 import json

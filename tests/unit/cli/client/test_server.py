@@ -1,4 +1,4 @@
-"""What the commands make of a server that breaks off in the middle of an answer."""
+"""Commands report a server that breaks off in the middle of an answer."""
 
 import socket
 import threading

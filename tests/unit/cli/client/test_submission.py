@@ -1,4 +1,4 @@
-"""What a file and the words of the command line say before anything is sent."""
+"""A file and the words of the command line are checked before anything is sent."""
 
 import json
 from pathlib import Path

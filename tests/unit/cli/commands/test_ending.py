@@ -1,4 +1,4 @@
-"""What is said of a job that has ended."""
+"""Commands say how a job has ended."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What an installation says of itself: the addresses in `run.json` are those that answer."""
+"""An installation writes to `run.json` the addresses that answer."""
 
 import threading
 from collections.abc import Sequence

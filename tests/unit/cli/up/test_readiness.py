@@ -1,4 +1,4 @@
-"""What `nightmill up` says while the server comes up and the engines load."""
+"""`nightmill up` says how far the server and the engines are."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""What a deployment can grade, as its live workers show it."""
+"""The live workers show what a deployment can grade."""
 
 from pathlib import Path
 

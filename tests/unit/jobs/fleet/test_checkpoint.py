@@ -1,4 +1,4 @@
-"""What a model's folder says of itself, and that nothing odd in it does harm."""
+"""Facts of a model are read from its folder, and nothing odd in it does harm."""
 
 import json
 from pathlib import Path

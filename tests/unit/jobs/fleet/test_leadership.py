@@ -1,4 +1,4 @@
-"""One dispatcher leads, on SQLite and PostgreSQL; another follows when it is gone or has lost its database."""
+"""A single dispatcher leads, on SQLite and PostgreSQL; another follows when it is gone or has lost its database."""
 
 import threading
 import time

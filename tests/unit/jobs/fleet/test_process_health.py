@@ -1,4 +1,4 @@
-"""What a container's health check says of the process in it, on both databases."""
+"""A container's health check finds a process that is alive, and one that is not, on both databases."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""Each thing is counted once, in the transaction it happened in, and stays counted."""
+"""Measures count a thing once, in the transaction in which it happened."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""What stays in memory, seen from the C library."""
+"""Memory is given back, as the C library shows."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""What stands before a text: by its type, by models.yaml, else by the model's own files."""
+"""Prompts stand before a text by its type: those of models.yaml, else of the model's own files."""
 
 from typing import Any
 

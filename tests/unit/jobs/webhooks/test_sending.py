@@ -1,4 +1,4 @@
-"""One webhook: envelope, signature, and what each behaviour of a receiver comes to."""
+"""A webhook has an envelope and a signature, and each behaviour of a receiver has its outcome."""
 
 import asyncio
 import json

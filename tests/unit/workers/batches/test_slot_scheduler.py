@@ -1,4 +1,4 @@
-"""What a worker takes on at once, with threads that a test lets go one by one."""
+"""A worker takes on a bounded amount of work at once, shown with threads that a test lets go one by one."""
 
 import threading
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What is taken back from whom, and who goes on."""
+"""Work of dead workers is taken back, and others go on with it."""
 
 import threading
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""What the dispatcher keeps in order: retention, seals, bytes that nothing points to."""
+"""The dispatcher does its maintenance: retention, seals, bytes that nothing points to."""
 
 from collections.abc import Callable
 from dataclasses import replace

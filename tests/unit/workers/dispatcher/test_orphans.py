@@ -1,4 +1,4 @@
-"""What no row points to goes at the second look, and nothing else does."""
+"""Objects that no row points to are removed at the second look, and nothing else is."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What is published when."""
+"""Messages of the outbox are published when they are due."""
 
 import threading
 from collections.abc import Sequence

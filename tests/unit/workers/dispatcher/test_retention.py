@@ -1,4 +1,4 @@
-"""What goes and what stays when storage does not play along, and what is only looked at once in a while."""
+"""Expired files are removed, also when storage fails meanwhile, and rarely due checks are rarely made."""
 
 import logging
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What is left of deleted models: their files go with a receipt, and data that nothing needs goes too."""
+"""Files of deleted models are removed with a receipt, and so is data that nothing needs."""
 
 from pathlib import Path
 

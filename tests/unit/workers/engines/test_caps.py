@@ -1,4 +1,4 @@
-"""What is refused before an engine sees it."""
+"""Requests beyond the limits are refused before an engine sees them."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What of a body reaches an engine."""
+"""The documented fields of a body reach an engine."""
 
 import ast
 import importlib.util

@@ -1,4 +1,4 @@
-"""What the fake engine says to requests that no batch of text is made of."""
+"""The fake engine answers requests that no batch of text is made of."""
 
 import msgspec
 

@@ -1,4 +1,4 @@
-"""One engine for many whole models: swapped when it is idle or a turn is over, and what it does with what fails."""
+"""An engine serves many whole models in turn: it is swapped when it is idle or a turn is over, also when one fails."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What a worker can train: found by a child process, and told with its heartbeats."""
+"""A child process finds what a worker can train, which the worker's heartbeats report."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What becomes of a request that has other workers asked, when these break."""
+"""Requests that other workers answer end with an error when these break."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace

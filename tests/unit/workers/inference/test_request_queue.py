@@ -1,4 +1,4 @@
-"""What one worker holds of a request queue for each project."""
+"""A worker holds a part of a request queue for each project."""
 
 import asyncio
 

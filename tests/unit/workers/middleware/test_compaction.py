@@ -1,4 +1,4 @@
-"""What an engine is shown of a conversation that was compacted."""
+"""An engine receives a compacted conversation as its summary and the turns that follow."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What became of a request: each shape of an answer, and whatever else a server may send."""
+"""Answers of every shape have an outcome, and so has whatever else a server may send."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""What was dropped leaves the disk, while others write and read."""
+"""Dropped documents leave the disk, while others write and read."""
 
 import threading
 from collections.abc import Iterator

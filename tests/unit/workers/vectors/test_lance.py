@@ -1,4 +1,4 @@
-"""What LanceDB alone does: indices, other processes' versions, folders, the disk. The rest is the contract's."""
+"""LanceDB keeps indices, versions of other processes, folders and the disk in order. The rest is the contract's."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""What a Weaviate server answers only when it is large, busy or broken: a server of a few answers says it here."""
+"""Answers of a large, busy or broken Weaviate server are understood, from a server of a few prepared answers."""
 
 from collections.abc import Callable
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""What an embedding server is asked: its prompts stand before the texts, and what only we understand is left out."""
+"""Requests to an embedding server have its prompts before the texts, without the fields that only Nightmill knows."""
 
 import asyncio
 from pathlib import Path

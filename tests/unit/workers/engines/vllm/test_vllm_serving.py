@@ -1,4 +1,4 @@
-"""What is handed to vLLM and taken from it, without vLLM."""
+"""Requests to vLLM and its answers are translated, shown without vLLM."""
 
 import asyncio
 import os

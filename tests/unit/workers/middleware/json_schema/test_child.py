@@ -1,4 +1,4 @@
-"""What the child says, asked in this process: which references are followed, and what is wrong with a schema."""
+"""The child, called in this process, follows references and names what is wrong with a schema."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What one file, store or moment suffers, others do not; and a document may be as long as it likes."""
+"""Files, stores and moments do not suffer from each other, and a document may have any length."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is taken away while it is brought in: files, stores, batches, time. Nothing of it is left behind."""
+"""Files, stores and batches that are deleted, cancelled or expire during their ingestion leave nothing behind."""
 
 from collections import Counter
 from collections.abc import Callable

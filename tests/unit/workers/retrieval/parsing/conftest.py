@@ -1,4 +1,4 @@
-"""What reads some formats: where it is missing their tests skip, and fail in CI."""
+"""Provide the parser of some formats: where it is missing their tests skip, and fail in CI."""
 
 import importlib
 

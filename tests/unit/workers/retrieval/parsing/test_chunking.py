@@ -1,4 +1,4 @@
-"""What holds for the chunks of every text, whatever the tokenizer, and where they are cut."""
+"""Chunks of every text hold to their limits, whatever the tokenizer, and are cut at good places."""
 
 import tempfile
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Each format, as small real files made here, and names that lie."""
+"""Documents of every format are read from small real files, also under wrong names."""
 
 import pytest
 

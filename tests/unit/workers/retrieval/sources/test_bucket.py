@@ -1,4 +1,4 @@
-"""What lies under a prefix of S3, as moto speaks it."""
+"""A source reads what lies under a prefix of S3, as moto speaks it."""
 
 from typing import Any
 
