@@ -61,6 +61,44 @@ describe("the client", () => {
   });
 });
 
+describe("a request that creates something", () => {
+  const create = () => take(api.POST("/v1/vector_stores", { body: { name: "handbook" } }));
+  const keys = () => requests.map((each) => each.headers.get("Idempotency-Key"));
+
+  it("is sent again with the same key after a lost answer, and with a new one after an answer", async () => {
+    const lose = (input: Request) => (requests.push(input), Promise.reject(new TypeError("Failed to fetch")));
+    vi.stubGlobal("fetch", lose);
+    await expect(create()).rejects.toMatchObject({ status: 0 });
+    answerWith(503, {});
+    await expect(create()).rejects.toMatchObject({ status: 503 });
+    answerWith(200, { id: "vs_1" });
+    await create();
+    await create();
+
+    const [lost, busy, made, next] = keys();
+    expect(lost).toMatch(/^console-[0-9a-f]{32}$/);
+    expect([busy, made]).toEqual([lost, lost]);
+    expect(next).not.toBe(lost);
+  });
+
+  it("has the key that it was given", async () => {
+    answerWith(200, { id: "vs_1" });
+    const header = { "Idempotency-Key": "given" };
+    await take(api.POST("/v1/vector_stores", { params: { header }, body: { name: "handbook" } }));
+
+    expect(keys()).toEqual(["given"]);
+  });
+
+  it("gets a new key after a refusal, and for another content", async () => {
+    answerWith(400, { error: { message: "No." } });
+    await expect(create()).rejects.toMatchObject({ status: 400 });
+    await expect(create()).rejects.toMatchObject({ status: 400 });
+    await expect(take(api.POST("/v1/vector_stores", { body: { name: "other" } }))).rejects.toMatchObject({ status: 400 });
+
+    expect(new Set(keys()).size).toBe(3);
+  });
+});
+
 describe("the session", () => {
   it("ends with the server's words when the project's key is refused, and survives a refused operator's key", async () => {
     signIn("nm_project");

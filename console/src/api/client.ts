@@ -1,6 +1,7 @@
 import { QueryClient } from "@tanstack/react-query";
 import createClient from "openapi-fetch";
 
+import { sendOnce } from "./idempotency";
 import type { components, paths } from "./schema";
 import { currentSession, signOut } from "./session";
 
@@ -58,8 +59,9 @@ function unreached(cause: Error): ApiError {
   return new ApiError(0, "The server cannot be reached.", "unreachable", null, null, { cause });
 }
 
-function client(which: "key" | "operatorKey") {
-  return createClient<paths>({ baseUrl: location.origin, querySerializer: writeQuery, fetch: (request) => send(which, request) });
+/** Return whether a request that failed may pass when it is sent again, and may have been carried out. */
+export function mayPass(error: unknown): boolean {
+  return error instanceof ApiError && (error.status === 0 || error.status === 429 || error.status >= 500);
 }
 
 /** Write the query of an address: the entries of an object as `metadata[team]=search`, and nothing for an empty value. */
@@ -72,7 +74,15 @@ function writeQuery(query: object): string {
   return written.toString();
 }
 
-/** The API with the key of the project: `take(api.GET("/v1/jobs", { params: { query } }))`. */
+function client(which: "key" | "operatorKey") {
+  const fetch = (request: Request) => {
+    if (request.method !== "POST") return send(which, request);
+    return sendOnce(request, (once) => send(which, once), (error) => !(error instanceof ApiError) || mayPass(error));
+  };
+  return createClient<paths>({ baseUrl: location.origin, querySerializer: writeQuery, fetch });
+}
+
+/** The API with the key of the project: `take(api.GET("/v1/jobs", { params: { query } }))`. A POST happens once. */
 export const api = client("key");
 
 /** The API with the operator's key, for the routes that steer the deployment. */

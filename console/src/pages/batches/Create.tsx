@@ -3,7 +3,6 @@ import { useNavigate } from "@tanstack/react-router";
 import { useState, type FormEvent } from "react";
 
 import { api, take, type Schema } from "@/api/client";
-import { newIdempotencyKey } from "@/api/idempotency";
 import { Button } from "@/components/Button";
 import { Dialog } from "@/components/Dialog";
 import { Failure } from "@/components/Failure";
@@ -21,15 +20,12 @@ const NO_OPTIONS = { window: "24h", priority: "0", metadata: "", webhook: "", de
 /** Choose how a checked file is run, and create its batch. */
 export function Create({ report, endpoint }: { report: Schema<"BatchValidation">; endpoint: Endpoint }) {
   const navigate = useNavigate();
-  // One key as long as the form stays the same: a double click, or a click after a lost answer, makes one batch.
-  const [key, setKey] = useState(newIdempotencyKey);
   const [options, setOptions] = useState(NO_OPTIONS);
   const open = (batch: CreatedBatch) => navigate({ to: "/jobs/$jobId", params: { jobId: batch.id } });
   const create = useMutation({
     mutationFn: () =>
       take(
         api.POST("/v1/batches", {
-          params: { header: { "Idempotency-Key": key } },
           body: {
             input_file_id: report.input_file_id,
             endpoint,
@@ -47,7 +43,6 @@ export function Create({ report, endpoint }: { report: Schema<"BatchValidation">
 
   function change(changes: Partial<typeof NO_OPTIONS>) {
     setOptions({ ...options, ...changes });
-    setKey(newIdempotencyKey());
   }
 
   function submit(event: FormEvent) {

@@ -3,7 +3,6 @@ import { useNavigate } from "@tanstack/react-router";
 import { useState, type FormEvent } from "react";
 
 import { api, take, type Schema } from "@/api/client";
-import { newIdempotencyKey } from "@/api/idempotency";
 import { Button } from "@/components/Button";
 import { Dialog } from "@/components/Dialog";
 import { Failure } from "@/components/Failure";
@@ -17,8 +16,6 @@ type Which = NonNullable<Schema<"RetryJob">["which"]>;
 /** Run lines of an ended job again as a new job. */
 export function Retry({ job, onClose }: { job: JobObject; onClose: () => void }) {
   const navigate = useNavigate();
-  // One key for one dialog: a double click makes one job.
-  const [key] = useState(newIdempotencyKey);
   const [which, setWhich] = useState<Which>("failed");
   const [overrides, setOverrides] = useState("");
   const [window, setWindow] = useState("");
@@ -29,7 +26,7 @@ export function Retry({ job, onClose }: { job: JobObject; onClose: () => void })
       const body = isBatch(job)
         ? { which, overrides: readOverrides(overrides), completion_window: window || null, priority: priority === "" ? null : Number(priority) }
         : undefined;
-      const params = { path: { job_id: job.id }, header: { "Idempotency-Key": key } };
+      const params = { path: { job_id: job.id } };
       return take(api.POST("/v1/jobs/{job_id}/retry", { params, body }));
     },
     onSuccess: (made) => {
