@@ -5,6 +5,7 @@ import {
   formatCompact,
   formatCount,
   formatDuration,
+  formatName,
   formatRate,
   formatRelative,
   formatShare,
@@ -52,4 +53,9 @@ describe("times are relative", () => {
     [1_000 - 7_300, "2 hours ago"],
     [1_000 + 86_400 * 3, "in 3 days"],
   ])("writes %d at 1000 as %s", (at, text) => expect(formatRelative(at, 1_000)).toBe(text));
+});
+
+it("writes invisible characters of names out, and leaves letters and emoji as they are", () => {
+  expect(formatName("photo\u202Egnp.exe\n")).toBe("photo[U+202E]gnp.exe[U+000A]");
+  expect(formatName("שלום 👩‍🚀.txt")).toBe("שלום 👩‍🚀.txt");
 });

@@ -84,6 +84,14 @@ export function formatExact(at: number): string {
   return EXACT.format(at * 1_000);
 }
 
+/** Control characters, and those that change the order in which letters are shown. */
+const INVISIBLE = /[\p{Cc}\p{Bidi_Control}]/gu;
+
+/** Return a name as it is, with invisible characters written out: one that turns letters around cannot disguise it. */
+export function formatName(name: string): string {
+  return name.replaceAll(INVISIBLE, (character) => `[U+${character.codePointAt(0)!.toString(16).toUpperCase().padStart(4, "0")}]`);
+}
+
 /** Return the words of an identifier: in_progress becomes in progress. */
 export function words(identifier: string): string {
   return identifier.replaceAll(/[_-]+/g, " ");

@@ -4,6 +4,7 @@ import { useState } from "react";
 import { api, take } from "@/api/client";
 import { get, refresh } from "@/api/get";
 import { Field, Input, Select } from "@/components/Field";
+import { formatName } from "@/components/format";
 import { FormDialog } from "@/components/Form";
 
 import { ENDPOINTS, type Endpoint } from "./requests";
@@ -44,7 +45,7 @@ export function ScheduleForm({ onClose }: { onClose: () => void }) {
       <datalist id="batch-files">
         {files.data?.data.map((each) => (
           <option key={each.id} value={each.id}>
-            {each.filename}
+            {formatName(each.filename)}
           </option>
         ))}
       </datalist>

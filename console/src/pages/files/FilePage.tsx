@@ -8,7 +8,7 @@ import { get, refresh, usePages } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Confirm } from "@/components/Confirm";
 import { Failure } from "@/components/Failure";
-import { formatBytes, words } from "@/components/format";
+import { formatBytes, formatName, words } from "@/components/format";
 import { Listed } from "@/components/Listed";
 import { Loaded } from "@/components/Loaded";
 import { Card, Facts, Page, Section } from "@/components/Page";
@@ -98,7 +98,7 @@ function Deletion({ file, onClose }: { file: FileObject; onClose: () => void }) 
   return (
     <Confirm title="Delete this file?" action="Delete the file" open onClose={onClose} onConfirm={remove}>
       <p className="break">
-        {file.filename} ({formatBytes(file.bytes)}) can no longer be used by new jobs, and leaves every vector store. Jobs that read it now go on.
+        {formatName(file.filename)} ({formatBytes(file.bytes)}) can no longer be used by new jobs, and leaves every vector store. Jobs that read it now go on.
       </p>
       {isInUse && (
         <label className="row">

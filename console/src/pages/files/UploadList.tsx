@@ -1,5 +1,6 @@
 import { Button } from "@/components/Button";
 import { messageOf } from "@/components/Failure";
+import { formatName } from "@/components/format";
 import { Progress } from "@/components/Progress";
 import { Bytes } from "@/components/Quantity";
 import { State } from "@/components/State";
@@ -32,7 +33,7 @@ function Entry({ upload }: { upload: Upload }) {
   const isOver = upload.state === "failed" || upload.state === "cancelled";
   return (
     <>
-      <span className="break upload-name">{upload.name}</span>
+      <span className="break upload-name">{formatName(upload.name)}</span>
       <Bytes value={upload.bytes} />
       {isOver ? <State state={upload.state} /> : <Progress label={`Upload of ${upload.name}`} total={upload.bytes} completed={upload.sent} />}
       {upload.error && (

@@ -5,7 +5,7 @@ import { get } from "@/api/get";
 import { DropZone } from "@/components/DropZone";
 import { Failure } from "@/components/Failure";
 import { Field, Select } from "@/components/Field";
-import { formatBytes } from "@/components/format";
+import { formatBytes, formatName } from "@/components/format";
 import { sendFile } from "@/pages/files/uploads";
 
 interface FileChoiceProps {
@@ -41,13 +41,13 @@ export function FileChoice({ label, purpose, value, onChange, hint }: FileChoice
     }
   }
 
-  const options = (files.data?.data ?? []).map((file) => [file.id, `${file.filename} (${formatBytes(file.bytes)})`] as const);
+  const options = (files.data?.data ?? []).map((file) => [file.id, `${formatName(file.filename)} (${formatBytes(file.bytes)})`] as const);
   return (
     <div className="stack">
       <Field label={label} hint={hint}>
         <Select value={value} onChange={onChange} options={[["", "Choose a file …"], ...options]} />
       </Field>
-      <DropZone label="Drop a new file here" hint={sending === null ? undefined : `Uploading ${sending} …`} accept=".jsonl" onFiles={(dropped) => void send(dropped)} />
+      <DropZone label="Drop a new file here" hint={sending === null ? undefined : `Uploading ${formatName(sending)} …`} accept=".jsonl" onFiles={(dropped) => void send(dropped)} />
       {files.isError && <Failure title="The files could not be listed" error={files.error} />}
       {error && <Failure title="The file was not uploaded" error={error} />}
     </div>

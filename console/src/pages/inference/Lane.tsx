@@ -5,7 +5,7 @@ import { get } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Dialog } from "@/components/Dialog";
 import { Failure } from "@/components/Failure";
-import { formatCount, formatDuration, formatRate, formatShare } from "@/components/format";
+import { formatCount, formatDuration, formatName, formatRate, formatShare } from "@/components/format";
 import { Loaded } from "@/components/Loaded";
 import { Copy } from "@/components/Snippet";
 
@@ -122,7 +122,7 @@ function Citations({ citations, store }: { citations: readonly Citation[]; store
         {citations.map((citation, index) => (
           <li key={index}>
             <Button className="copy" onClick={() => setOpened(citation)}>
-              {index + 1} · {citation.filename}
+              {index + 1} · {formatName(citation.filename)}
               {citation.support !== null && <span className="muted">{formatShare(citation.support)} of the words</span>}
             </Button>
           </li>

@@ -1,6 +1,5 @@
 import { useMutation } from "@tanstack/react-query";
-import { Link } from "@tanstack/react-router";
-import { useState } from "react";
+import { getRouteApi, Link } from "@tanstack/react-router";
 
 import { api, take, type Schema } from "@/api/client";
 import { refresh, usePages } from "@/api/get";
@@ -9,6 +8,7 @@ import { DropZone } from "@/components/DropZone";
 import { Empty } from "@/components/Empty";
 import { Failure } from "@/components/Failure";
 import { Field, Select } from "@/components/Field";
+import { formatName } from "@/components/format";
 import { Listed } from "@/components/Listed";
 import { Bytes } from "@/components/Quantity";
 import { State } from "@/components/State";
@@ -17,10 +17,12 @@ import { Time } from "@/components/Time";
 import { UploadList } from "@/pages/files/UploadList";
 import { upload } from "@/pages/files/uploads";
 
+import type { DocumentState } from "./address";
 import { chunkingWords } from "./chunking";
 
 type StoreFile = Schema<"VectorStoreFileObject">;
-type Filter = StoreFile["status"] | "";
+
+const route = getRouteApi("/vector-stores/$storeId");
 
 const FILTERS = [
   ["", "All"],
@@ -32,9 +34,10 @@ const FILTERS = [
 
 /** List the documents of a store with their states and the reasons of failures, and take new ones. */
 export function Documents({ storeId }: { storeId: string }) {
-  const [filter, setFilter] = useState<Filter>("");
+  const { state } = route.useSearch();
+  const navigate = route.useNavigate();
   const path = { vector_store_id: storeId };
-  const query = { filter: filter || undefined, limit: 50 };
+  const query = { filter: state, limit: 50 };
   const files = usePages("/v1/vector_stores/{vector_store_id}/files", { path, query }, { pollWhile: (file) => file.status === "in_progress" });
   const add = useMutation({ mutationFn: (chosen: File[]) => attach(storeId, chosen), onSettled: refreshStore });
 
@@ -45,10 +48,14 @@ export function Documents({ storeId }: { storeId: string }) {
       {add.isError && <Failure title="The documents could not be added" error={add.error} />}
       <div className="filters">
         <Field label="State">
-          <Select value={filter} options={FILTERS} onChange={(chosen) => setFilter(chosen as Filter)} />
+          <Select
+            value={state ?? ""}
+            options={FILTERS}
+            onChange={(chosen) => void navigate({ search: { state: chosen === "" ? undefined : (chosen as DocumentState) }, replace: true })}
+          />
         </Field>
       </div>
-      <Listed what="the documents" query={files} empty={<NoDocuments filtered={filter !== ""} storeId={storeId} />}>
+      <Listed what="the documents" query={files} empty={<NoDocuments filtered={state !== undefined} storeId={storeId} />}>
         <Table label="Documents" columns={columnsOf(storeId)} rows={files.rows} rowKey={(file) => file.id} />
       </Listed>
     </div>
@@ -74,7 +81,7 @@ function columnsOf(storeId: string): readonly Column<StoreFile>[] {
       header: "Document",
       cell: (file) => (
         <Link to="/files/$fileId" params={{ fileId: file.id }} className="document">
-          {file.filename}
+          {formatName(file.filename)}
         </Link>
       ),
       sort: (file) => file.filename,
@@ -117,8 +124,8 @@ function Removal({ storeId, file }: { storeId: string; file: StoreFile }) {
     await refreshStore();
   }
   return (
-    <ConfirmButton small label="Remove" name={`Remove ${file.filename}`} title="Remove this document?" action="Remove the document" onConfirm={remove}>
-      <p className="break">Searches no longer find {file.filename}. The file itself stays among the files of the project.</p>
+    <ConfirmButton small label="Remove" name={`Remove ${formatName(file.filename)}`} title="Remove this document?" action="Remove the document" onConfirm={remove}>
+      <p className="break">Searches no longer find {formatName(file.filename)}. The file itself stays among the files of the project.</p>
     </ConfirmButton>
   );
 }

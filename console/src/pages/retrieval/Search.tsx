@@ -7,6 +7,7 @@ import { Button } from "@/components/Button";
 import { Empty } from "@/components/Empty";
 import { Failure } from "@/components/Failure";
 import { Field, Input, Select } from "@/components/Field";
+import { formatName } from "@/components/format";
 import { Loading } from "@/components/Loading";
 import { Card } from "@/components/Page";
 import { cut } from "@/pages/jobs/cut";
@@ -151,7 +152,7 @@ function ResultHead({ result }: { result: Result }) {
   return (
     <p className="row">
       <Link to="/files/$fileId" params={{ fileId: result.file_id }} className="break">
-        {result.filename}
+        {formatName(result.filename)}
       </Link>
       <span className="muted small break">{where.filter(Boolean).join(" · ")}</span>
       <strong className="number">score {result.score.toFixed(3)}</strong>
