@@ -80,6 +80,19 @@ it("sends a large file in parts, tries a part again, and completes it with all p
   expect(arrived.toSorted()).toEqual([16_000_000, 16_000_000, 8_000_000]);
 });
 
+it("waits for a server that is away, and sends the file again with the same key", async () => {
+  vi.useFakeTimers({ toFake: ["setTimeout"] });
+  const keys: (string | null)[] = [];
+  vi.stubGlobal("fetch", (input: Request) => {
+    keys.push(input.headers.get("Idempotency-Key"));
+    return keys.length < 8 ? Promise.reject(new TypeError("Failed to fetch")) : answer(input);
+  });
+  const sending = sendFile(new File(["abc"], "a.txt"), "batch", new AbortController().signal, () => undefined);
+  await vi.waitFor(() => vi.advanceTimersByTime(5_000) && expect(keys).toHaveLength(8));
+  expect((await sending).id).toBe("file-1");
+  expect(new Set(keys).size).toBe(1);
+});
+
 it("cancels an upload on the server when its sending ends", async () => {
   const controller = new AbortController();
   const sending = sendFile(new File([new Uint8Array(40_000_000)], "a.bin"), "batch", controller.signal, () => controller.abort());

@@ -1,5 +1,5 @@
 import { useMutation } from "@tanstack/react-query";
-import type { FormEvent, ReactNode } from "react";
+import { useState, type FormEvent, type ReactNode } from "react";
 
 import { ApiError } from "@/api/client";
 
@@ -7,6 +7,7 @@ import { Button } from "./Button";
 import { Dialog } from "./Dialog";
 import { Failure } from "./Failure";
 import { Refusal } from "./Field";
+import { useLeaveQuestion } from "./leaving";
 
 interface FormProps {
   /** The words of the button that sends the form: "Create the source". */
@@ -26,6 +27,8 @@ interface FormProps {
 /** Render a form that sends its fields to the server. */
 export function Form({ action, failure, onSubmit, onCancel, disabled = false, children }: FormProps) {
   const send = useMutation({ mutationFn: onSubmit });
+  const [isBegun, setBegun] = useState(false);
+  useLeaveQuestion(isBegun);
 
   function submit(event: FormEvent) {
     event.preventDefault();
@@ -33,7 +36,7 @@ export function Form({ action, failure, onSubmit, onCancel, disabled = false, ch
   }
 
   return (
-    <form className="stack" onSubmit={submit}>
+    <form className="stack" onSubmit={submit} onInput={() => setBegun(true)}>
       <Refusal value={send.error instanceof ApiError ? send.error : null}>{children}</Refusal>
       {send.isError && <Failure title={failure} error={send.error} />}
       <div className={onCancel ? "actions end" : "actions"}>

@@ -8,7 +8,8 @@ import { Button } from "@/components/Button";
 import { DropZone } from "@/components/DropZone";
 import { Failure } from "@/components/Failure";
 import { Field, Select } from "@/components/Field";
-import { formatBytes, formatCount } from "@/components/format";
+import { formatBytes, formatCount, formatName } from "@/components/format";
+import { useLeaveQuestion } from "@/components/leaving";
 import { Loaded } from "@/components/Loaded";
 import { Card, Facts, Page, Section } from "@/components/Page";
 import { Duration, Quantity } from "@/components/Quantity";
@@ -34,6 +35,7 @@ export default function NewBatch() {
   const navigate = route.useNavigate();
   const [input, setInput] = useState<Input | null>(file === undefined ? null : { fileId: file });
   const [endpoint, setEndpoint] = useState<Endpoint>("/v1/chat/completions");
+  useLeaveQuestion(input !== null && "content" in input);
 
   async function takeRequests(content: File) {
     setInput({ content });
@@ -85,7 +87,7 @@ function RequestsForm({ input, onFile }: { input: Input | null; onFile: (file: F
       />
       {input && "content" in input && (
         <p className="break">
-          <strong>{input.content.name}</strong> <span className="muted">{formatBytes(input.content.size)}</span>
+          <strong>{formatName(input.content.name)}</strong> <span className="muted">{formatBytes(input.content.size)}</span>
         </p>
       )}
     </div>
@@ -97,7 +99,7 @@ function UploadedForm({ fileId, onFile }: { fileId: string; onFile: (fileId: str
   return (
     <Loaded what="the files" query={files}>
       {({ data }) => {
-        const options = data.map((file) => [file.id, `${file.filename} (${formatBytes(file.bytes)}, ${file.id})`] as const);
+        const options = data.map((file) => [file.id, `${formatName(file.filename)} (${formatBytes(file.bytes)}, ${file.id})`] as const);
         return (
           <Field label="File" hint="The last files of purpose batch.">
             <Select value={fileId} onChange={onFile} options={[["", "Choose a file"], ...options]} />

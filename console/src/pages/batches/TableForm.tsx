@@ -6,7 +6,8 @@ import { Button } from "@/components/Button";
 import { DropZone } from "@/components/DropZone";
 import { Failure } from "@/components/Failure";
 import { Field, Input, Select, TextArea } from "@/components/Field";
-import { formatCount, formatNumber } from "@/components/format";
+import { formatCount, formatName, formatNumber } from "@/components/format";
+import { useLeaveQuestion } from "@/components/leaving";
 import { Section } from "@/components/Page";
 import { Snippet } from "@/components/Snippet";
 import { cut, SHORT } from "@/pages/jobs/cut";
@@ -26,6 +27,7 @@ interface TableFormProps {
 /** Make the requests of a batch from a table: each row fills a prompt template. */
 export function TableForm({ onRequests, onChange }: TableFormProps) {
   const [table, setTable] = useState<File | null>(null);
+  useLeaveQuestion(table !== null);
   const head = useMutation({ mutationFn: (file: File) => readHead(file, PREVIEWED) });
 
   function open([file]: File[]) {
@@ -77,7 +79,7 @@ function TemplateForm({ table, head, onRequests, onChange }: TemplateFormProps) 
   return (
     <>
       <p className="break">
-        <strong>{table.name}</strong> <span className="muted">has the columns</span>{" "}
+        <strong>{formatName(table.name)}</strong> <span className="muted">has the columns</span>{" "}
         {head.columns.map((column, index) => (
           <code key={index}>{`${index > 0 ? " " : ""}{{${column}}}`}</code>
         ))}

@@ -7,6 +7,7 @@ import { refresh } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Failure } from "@/components/Failure";
 import { Field, Input, Select, TextArea } from "@/components/Field";
+import { useLeaveQuestion } from "@/components/leaving";
 import { Card, Page } from "@/components/Page";
 
 import { EMPTY_EVAL, EMPTY_RUN, evalBody, GRADERS, runBody, type EvalForm, type RunForm } from "./evals";
@@ -21,6 +22,7 @@ interface Given {
 export default function NewEval() {
   const [criterion, setCriterion] = useState(EMPTY_EVAL);
   const [run, setRun] = useState(EMPTY_RUN);
+  useLeaveQuestion(criterion !== EMPTY_EVAL || run !== EMPTY_RUN);
   const navigate = useNavigate();
   // A run that is refused leaves its eval, which the next try goes on with.
   const [made, setMade] = useState<{ id: string; of: EvalForm } | null>(null);

@@ -1,7 +1,8 @@
 import { useSyncExternalStore } from "react";
 
-import { api, ApiError, request, take, type Schema } from "@/api/client";
+import { api, ApiError, mayPass, request, take, type Schema } from "@/api/client";
 import { refresh } from "@/api/get";
+import { newIdempotencyKey } from "@/api/idempotency";
 
 export type FileObject = Schema<"FileObject">;
 export type Purpose = Schema<"CreateUpload">["purpose"];
@@ -21,6 +22,8 @@ const PART_BYTES = 16_000_000;
 const PARTS_AT_ONCE = 3;
 const FILES_AT_ONCE = 2;
 const TRIES = 4;
+/** Milliseconds between two tries of a request at most. */
+const LONGEST_WAIT = 5_000;
 
 /** A file that this tab sends. It stays listed until it is dismissed, or until it is there. */
 export interface Upload {
@@ -35,6 +38,8 @@ export interface Upload {
 /**
  * Send a file and return its object. `onSent` receives the bytes of each part that has arrived.
  *
+ * While the server cannot be reached, the upload waits and goes on when it is back.
+ *
  * Raises: ApiError, and an AbortError when `signal` is aborted. The parts of a broken upload are deleted.
  */
 export async function sendFile(file: File, purpose: Purpose, signal: AbortSignal, onSent: (bytes: number) => void): Promise<FileObject> {
@@ -42,18 +47,21 @@ export async function sendFile(file: File, purpose: Purpose, signal: AbortSignal
   const form = new FormData();
   form.append("purpose", purpose);
   form.append("file", file, file.name);
-  const answer = await request("/v1/files", { method: "POST", body: form, signal });
+  const headers = { "Idempotency-Key": newIdempotencyKey() };
+  const answer = await persist(signal, () => request("/v1/files", { method: "POST", body: form, headers, signal }));
   onSent(file.size);
   return (await answer.json()) as FileObject;
 }
 
 async function sendInParts(file: File, purpose: Purpose, signal: AbortSignal, onSent: (bytes: number) => void): Promise<FileObject> {
   const body = { bytes: file.size, filename: file.name, mime_type: file.type || "application/octet-stream", purpose };
-  const { id } = await take(api.POST("/v1/uploads", { body, signal }));
+  // A key of its own: another file may have the same name and size.
+  const header = { "Idempotency-Key": newIdempotencyKey() };
+  const { id } = await persist(signal, () => take(api.POST("/v1/uploads", { params: { header }, body, signal })));
   const params = { path: { upload_id: id } };
   try {
     const part_ids = await sendParts(id, file, signal, onSent);
-    const upload = await take(api.POST("/v1/uploads/{upload_id}/complete", { params, body: { part_ids }, signal }));
+    const upload = await persist(signal, () => take(api.POST("/v1/uploads/{upload_id}/complete", { params, body: { part_ids }, signal })));
     return upload.file!;
   } catch (error) {
     // Without an answer the server deletes the parts after an hour.
@@ -86,22 +94,23 @@ async function sendParts(uploadId: string, file: File, signal: AbortSignal, onSe
 }
 
 async function sendPart(uploadId: string, part: Blob, signal: AbortSignal): Promise<string> {
-  for (let failures = 1; ; failures++) {
-    try {
-      const form = new FormData();
-      form.append("data", part);
-      const answer = await request(`/v1/uploads/${uploadId}/parts`, { method: "POST", body: form, signal });
-      return ((await answer.json()) as { id: string }).id;
-    } catch (error) {
-      if (failures === TRIES || signal.aborted || !mayPass(error)) throw error;
-      await new Promise((resolve) => setTimeout(resolve, 500 * 2 ** failures));
-    }
-  }
+  const form = new FormData();
+  form.append("data", part);
+  const answer = await persist(signal, () => request(`/v1/uploads/${uploadId}/parts`, { method: "POST", body: form, signal }));
+  return ((await answer.json()) as { id: string }).id;
 }
 
-/** Return whether the same request may succeed later. */
-function mayPass(error: unknown): boolean {
-  return error instanceof ApiError && (error.status === 0 || error.status === 429 || error.status >= 500);
+/** Send a request until it is answered: a few times, and for as long as it takes while the server cannot be reached. */
+async function persist<Answer>(signal: AbortSignal, send: () => Promise<Answer>): Promise<Answer> {
+  for (let failures = 1; ; failures++) {
+    try {
+      return await send();
+    } catch (error) {
+      const isAway = error instanceof ApiError && error.status === 0;
+      if (signal.aborted || !mayPass(error) || (failures >= TRIES && !isAway)) throw error;
+      await new Promise((resolve) => setTimeout(resolve, Math.min(500 * 2 ** failures, LONGEST_WAIT)));
+    }
+  }
 }
 
 let uploads: readonly Upload[] = [];
@@ -111,7 +120,18 @@ const listeners = new Set<() => void>();
 
 function show(next: readonly Upload[]): void {
   uploads = next;
+  if (next.some(isActive)) addEventListener("beforeunload", askToStay);
+  else removeEventListener("beforeunload", askToStay);
   for (const listener of listeners) listener();
+}
+
+/** Have the browser ask before the tab is left, which would end the uploads. */
+function askToStay(event: BeforeUnloadEvent): void {
+  event.preventDefault();
+}
+
+function isActive({ state }: Upload): boolean {
+  return state === "waiting" || state === "sending";
 }
 
 function change(id: number, next: (upload: Upload) => Partial<Upload>): void {

@@ -7,6 +7,7 @@ import { refresh } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Failure } from "@/components/Failure";
 import { Field, Input, Select } from "@/components/Field";
+import { useLeaveQuestion } from "@/components/leaving";
 import { Card, Page, Section } from "@/components/Page";
 import { generates, isAlias, useModels } from "@/pages/fleet/models/served";
 
@@ -40,7 +41,9 @@ const LINES = {
 export default function NewTuning() {
   const search = route.useSearch();
   const navigate = route.useNavigate();
-  const [form, setForm] = useState(() => emptyForm(search.model, search.file));
+  const [initial] = useState(() => emptyForm(search.model, search.file));
+  const [form, setForm] = useState(initial);
+  useLeaveQuestion(form !== initial);
   const examine = useMutation({
     mutationFn: ({ form, measure }: { form: TuningForm; measure: boolean }) =>
       take(api.POST("/v1/fine_tuning/jobs/validate", { body: { ...fieldsOf(form), measure } })),

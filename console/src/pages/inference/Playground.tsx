@@ -8,6 +8,7 @@ import { Empty } from "@/components/Empty";
 import { Failure } from "@/components/Failure";
 import { Field, Input, Select, TextArea } from "@/components/Field";
 import { words } from "@/components/format";
+import { useLeaveQuestion } from "@/components/leaving";
 import { Loaded } from "@/components/Loaded";
 import { Page } from "@/components/Page";
 import { generates, useModels, type Model } from "@/pages/fleet/models/served";
@@ -42,6 +43,7 @@ function Bench({ models }: { models: readonly Model[] }) {
   const navigate = route.useNavigate();
   const [settings, setSettings] = useState(DEFAULT_SETTINGS);
   const [first, second] = [useConversation(), useConversation()];
+  useLeaveQuestion(first.turns.length > 0 || second.turns.length > 0);
   const model = search.model ?? (models.find((each) => each.serving?.state === "ready") ?? models[0])?.id;
   if (model === undefined) return <NoModels />;
 
