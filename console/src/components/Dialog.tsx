@@ -1,6 +1,7 @@
 import { useEffect, useRef, type ReactNode } from "react";
 
 import { Button } from "./Button";
+import { formatName } from "./format";
 
 interface DialogProps {
   title: string;
@@ -14,8 +15,10 @@ interface DialogProps {
 export function Dialog({ title, open, onClose, children, className = "" }: DialogProps) {
   const dialog = useRef<HTMLDialogElement>(null);
   useEffect(() => {
-    if (open) dialog.current?.showModal();
-    else dialog.current?.close();
+    if (!open) return;
+    const opener = document.activeElement;
+    dialog.current?.showModal();
+    return () => giveBack(opener);
   }, [open]);
   if (!open) return null;
   return (
@@ -23,13 +26,13 @@ export function Dialog({ title, open, onClose, children, className = "" }: Dialo
     <dialog
       ref={dialog}
       className={`dialog ${className}`}
-      aria-label={title}
+      aria-label={formatName(title)}
       onClose={onClose}
       onClick={(event) => event.target === dialog.current && onClose()}
     >
       <div className="dialog-body">
         <header className="dialog-head">
-          <h2>{title}</h2>
+          <h2>{formatName(title)}</h2>
           <Button tone="plain" aria-label="Close" onClick={onClose}>
             ✕
           </Button>
@@ -38,4 +41,10 @@ export function Dialog({ title, open, onClose, children, className = "" }: Dialo
       </div>
     </dialog>
   );
+}
+
+/** Move the focus back to where it was before the dialog, or to the content where that is gone. */
+function giveBack(opener: Element | null) {
+  const target = opener?.isConnected && opener !== document.body ? opener : document.getElementById("content");
+  (target as HTMLElement | null)?.focus();
 }

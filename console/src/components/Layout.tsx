@@ -1,4 +1,4 @@
-import { Link, Outlet, useRouterState, type LinkProps } from "@tanstack/react-router";
+import { Link, Outlet, useRouter, useRouterState, type LinkProps } from "@tanstack/react-router";
 import { useEffect, useState } from "react";
 
 import { startFeed, useFeedState } from "@/api/feed";
@@ -25,6 +25,7 @@ export function Layout() {
 
 function Frame({ apiKey }: { apiKey: string }) {
   useEffect(() => startFeed(apiKey), [apiKey]);
+  useFocusOfPages();
   const palette = usePalette();
   const path = useRouterState({ select: (state) => state.location.pathname });
   // The menu of narrow screens is open for the page on which it was opened.
@@ -55,12 +56,24 @@ function Frame({ apiKey }: { apiKey: string }) {
           </Button>
         </div>
       </nav>
-      <main id="content" tabIndex={-1}>
+      <main id="content" tabIndex={-1} aria-labelledby="title">
         <Away />
         <Outlet />
       </main>
       <Palette key={palette.openings} open={palette.isOpen} onClose={palette.hide} />
     </div>
+  );
+}
+
+/** Move the focus to the content when another page is opened, so that keys and screen readers go on there. */
+function useFocusOfPages() {
+  const router = useRouter();
+  useEffect(
+    () =>
+      router.subscribe("onRendered", ({ fromLocation, pathChanged }) => {
+        if (fromLocation && pathChanged) document.getElementById("content")?.focus();
+      }),
+    [router],
   );
 }
 

@@ -1,5 +1,7 @@
 import { useEffect, type ReactNode } from "react";
 
+import { formatName } from "./format";
+
 interface PageProps {
   /** The heading, also the title of the browser's tab. */
   title: string;
@@ -14,15 +16,16 @@ interface PageProps {
 
 /** Render a page with its heading, and name the browser's tab after it. */
 export function Page({ title, badge, description, actions, children }: PageProps) {
+  const named = formatName(title);
   useEffect(() => {
-    document.title = `${title} · Nightmill`;
-  }, [title]);
+    document.title = `${named} · Nightmill`;
+  }, [named]);
   return (
     <>
       <header className="page-head">
         <div className="page-title">
-          <h1>{title}</h1>
-          {badge}
+          <h1 id="title">{named}</h1>
+          {badge && <span aria-live="polite">{badge}</span>}
         </div>
         {actions && <div className="actions">{actions}</div>}
         {description && <p className="page-description">{description}</p>}
