@@ -20,14 +20,14 @@ from typing import Any, Final, Literal
 
 from fastapi import FastAPI
 from openai import OpenAI
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, expect
 
 from jobs.db.engine import Database
 from jobs.platform.locks import FileLock
 from jobs.security.keys import create_operator_key
 from tests.support.mill import MODEL, Mill, running
 from tests.support.services import need
-from tests.support.system import ROOT
+from tests.support.system import ROOT, eventually
 from tests.support.web import make_key, running_app, serve
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Engine
@@ -44,6 +44,14 @@ _SERIOUS: Final = frozenset({"serious", "critical"})
 _STORED: Final = (
     "Array.from(localStorage, (_, n) => localStorage.getItem(localStorage.key(n))).join() + document.cookie"
 )
+#: What a page shows, without times, which pass, and with what stands in its fields.
+_SHOWN: Final = """() => {
+    const main = document.querySelector('main').cloneNode(true);
+    main.querySelectorAll('time').forEach((time) => time.remove());
+    const fields = [...document.querySelectorAll('main input:not([type=file]), main select, main textarea')];
+    const entered = fields.map((field) => (field.type === 'checkbox' ? field.checked : field.value));
+    return [main.textContent, ...entered].join('\\n');
+}"""
 #: Runs axe on the page as it is, and returns each finding in one line.
 _FIND: Final = """async () => {
     const { violations } = await axe.run(document, { resultTypes: ['violations'] });
@@ -100,12 +108,23 @@ class Console:
     urls: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     _expected: list[str] = field(default_factory=list)
+    _unanswered: set[Request] = field(default_factory=set)  # without the stream of events, which never ends
 
     def __post_init__(self) -> None:
         self.tab.set_default_timeout(PATIENCE)
-        self.tab.on("request", lambda request: self.urls.append(request.url))
+        self.tab.on("request", self._begin)
+        self.tab.on("requestfinished", self._end)
+        self.tab.on("requestfailed", self._end)
         self.tab.on("pageerror", lambda error: self.errors.append(str(error)))
         self.tab.on("console", self._note)
+
+    def _begin(self, request: Request) -> None:
+        self.urls.append(request.url)
+        if "/v1/events" not in request.url:
+            self._unanswered.add(request)
+
+    def _end(self, request: Request) -> None:
+        self._unanswered.discard(request)
 
     def _note(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
@@ -125,6 +144,19 @@ class Console:
         self.tab.goto(f"{self.deployment.url}/console{path}")
         expect(self.heading).to_be_visible(timeout=PATIENCE)
         return self.tab
+
+    def reload(self) -> None:
+        """Load the page anew, and check that it shows the same again."""
+        eventually(lambda: self.tab.evaluate("1") and not self._unanswered, 30, "the page is loaded")
+        before, address = self.shown(), self.tab.url
+        self.tab.reload()
+        expect(self.heading).to_be_visible(timeout=PATIENCE)
+        eventually(lambda: self.shown() == before, 30, f"{address} shows the same again")
+        assert self.tab.url == address
+
+    def shown(self) -> str:
+        """Return what the page shows, without times, and what stands in its fields."""
+        return str(self.tab.evaluate(_SHOWN))
 
     @property
     def heading(self) -> Locator:
