@@ -395,7 +395,7 @@ def test_response_from_before_filters_has_no_model_and_no_metadata(empty: str) -
 
 
 def test_stored_answers_keep_the_model_that_was_requested(empty: str) -> None:
-    migrate(empty, "0040")
+    migrate(empty, "0042")
     facts = {"project_id": "p", "asked": "alias", "model": "small", "created_at": 1.0, "expires_at": 2.0}
     insert(empty, "chat_completion", id="chatcmpl_1", **facts)
     insert(empty, "response", id="resp_1", **facts)
