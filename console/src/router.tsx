@@ -13,6 +13,7 @@ import { newTuningSearch } from "@/pages/finetuning/address";
 import { modelsSearch } from "@/pages/fleet/models/address";
 import { playgroundSearch } from "@/pages/inference/address";
 import { jobSearch, jobsSearch } from "@/pages/jobs/search";
+import { auditSearch } from "@/pages/security/search";
 import { storeSearch } from "@/pages/retrieval/address";
 
 /** The states that the list of an endpoint's deliveries can be limited to. */
@@ -46,7 +47,7 @@ const routes = root.addChildren([
   page("/schedules", () => import("@/pages/batches/Schedules")),
   page("/workers", () => import("@/pages/fleet/Workers")),
   page("/keys", () => import("@/pages/security/Keys")),
-  page("/audit", () => import("@/pages/security/Audit"), ({ target }) => ({ target: typeof target === "string" ? target : undefined })),
+  page("/audit", () => import("@/pages/security/Audit"), auditSearch),
   page("/jobs", () => import("@/pages/jobs/Jobs"), jobsSearch),
   page("/jobs/$jobId", () => import("@/pages/jobs/Job"), jobSearch),
   page("/batches/new", () => import("@/pages/batches/NewBatch"), newBatchSearch),

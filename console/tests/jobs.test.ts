@@ -5,7 +5,8 @@ import { describe, expect, it } from "vitest";
 import { answerText, cut } from "@/pages/jobs/cut";
 import { layers, type GraphJob } from "@/pages/jobs/layers";
 import { isLive, lifeline, mayCancel, mayRetry, type JobObject } from "@/pages/jobs/life";
-import { fromLocalInput, jobSearch, jobsSearch, metadataPairs, toLocalInput } from "@/pages/jobs/search";
+import { fromLocalInput, toLocalInput } from "@/components/search";
+import { jobSearch, jobsSearch, metadataPairs } from "@/pages/jobs/search";
 
 const NO_TIMES = {
   in_progress_at: null,

@@ -2,8 +2,10 @@
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
+from sqlalchemy import update
 
-from jobs.security.keys import create_key
+from jobs.ledger.tables import Audit
+from jobs.security.keys import create_key, ensure_project, id_of, revoke_key
 from tests.support.console import HOSTILE, Console, Deployment
 from tests.support.mill import chat_line, jsonl
 
@@ -181,4 +183,33 @@ def test_audit_log_is_filtered_by_object_and_shows_details(console: Console, dep
 
     tab.get_by_label("Object").fill(HOSTILE)
     tab.keyboard.press("Enter")
-    expect(tab.get_by_role("heading", name="Nothing happened to this object")).to_be_visible()
+    expect(tab.get_by_role("heading", name="No row matches")).to_be_visible()
+
+
+def test_audit_log_is_filtered_by_actor_type_and_time(console: Console, deployment: Deployment) -> None:
+    with deployment.mill.db.write() as session:
+        project = ensure_project(session, "default").id
+        own, other = (id_of(create_key(session, "default", actor=actor)) for actor in ("key:own", "operator"))
+        revoke_key(session, own, actor="key:own", project_id=project)
+        session.execute(update(Audit).where(Audit.target == other).values(at=365 * 86_400 * 1_000_000))
+    tab = console.open("/audit?type=key.create")
+    rows = tab.get_by_role("table", name="Audit log").get_by_role("row")
+    expect(tab.get_by_label("Type")).to_have_value("key.create")
+    expect(row_of(tab, "Audit log", other)).to_contain_text("operator")
+    expect(row_of(tab, "Audit log", own)).to_have_count(1)
+
+    row_of(tab, "Audit log", own).get_by_role("button", name="key:own").click()
+    expect(rows).to_have_count(2)
+    expect(tab.get_by_label("By")).to_have_value("key:own")
+    tab.get_by_label("Type").fill("key.revoke")
+    tab.keyboard.press("Enter")
+    expect(row_of(tab, "Audit log", own)).to_contain_text("key.revoke")
+    expect(rows).to_have_count(2)
+    console.inspect("audit-filters")
+
+    tab.get_by_role("button", name="Show everything").click()
+    tab.get_by_label("Before").fill("1980-01-01T00:00")
+    expect(rows).to_have_count(2)
+    expect(row_of(tab, "Audit log", other)).to_contain_text("key.create")
+    tab.reload()
+    expect(rows).to_have_count(2)

@@ -1,10 +1,10 @@
 import { getRouteApi, Link } from "@tanstack/react-router";
-import { useEffect, useRef } from "react";
 
 import { usePages } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Empty } from "@/components/Empty";
-import { Field, Input, Select } from "@/components/Field";
+import { Field, Select } from "@/components/Field";
+import { TextFilter, TimeFilter } from "@/components/Filters";
 import { words } from "@/components/format";
 import { Listed } from "@/components/Listed";
 import { Page } from "@/components/Page";
@@ -15,7 +15,7 @@ import { Table, type Column } from "@/components/Table";
 import { Time } from "@/components/Time";
 
 import { kindLabel, KINDS, STATES, type JobObject } from "./life";
-import { fromLocalInput, metadataPairs, toLocalInput, type JobsSearch } from "./search";
+import { metadataPairs, type JobsSearch } from "./search";
 
 const route = getRouteApi("/jobs");
 
@@ -124,38 +124,6 @@ function Filters({ search }: { search: JobsSearch }) {
       </Field>
     </form>
   );
-}
-
-interface FilterProps<Value> {
-  value: Value | undefined;
-  onCommit: (value: Value | undefined) => void;
-  placeholder?: string;
-}
-
-/** Render a text that filters once it is complete: by Enter, or when the focus leaves it. */
-function TextFilter({ value, onCommit, placeholder }: FilterProps<string>) {
-  const input = useRef<HTMLInputElement>(null);
-  useEffect(() => {
-    input.current!.value = value ?? "";
-  }, [value]);
-  const commit = () => {
-    const text = input.current!.value.trim() || undefined;
-    if (text !== value) onCommit(text);
-  };
-  return (
-    <Input
-      ref={input}
-      type="search"
-      placeholder={placeholder}
-      defaultValue={value}
-      onBlur={commit}
-      onKeyDown={(event) => event.key === "Enter" && commit()}
-    />
-  );
-}
-
-function TimeFilter({ value, onCommit }: FilterProps<number>) {
-  return <Input type="datetime-local" value={toLocalInput(value)} onChange={(event) => onCommit(fromLocalInput(event.target.value))} />;
 }
 
 function NoMatch() {

@@ -1,3 +1,5 @@
+import { readText, readTime } from "@/components/search";
+
 /** The parameters of the pages of jobs in the address. What stands in an address may be anything. */
 
 /** The filters of the list of jobs. Times are in seconds of Unix, so that a link means the same in every zone. */
@@ -46,17 +48,6 @@ export function jobSearch(given: Record<string, unknown>): JobSearch {
   };
 }
 
-/** Return a text of the address; the router reads a text of digits as a number. */
-function readText(value: unknown): string | undefined {
-  if (typeof value === "number" || typeof value === "boolean") return String(value);
-  return typeof value === "string" && value !== "" ? value : undefined;
-}
-
-function readTime(value: unknown): number | undefined {
-  const time = Number(value);
-  return value !== null && value !== "" && Number.isInteger(time) && time >= 0 && time < 2 ** 40 ? time : undefined;
-}
-
 /** Return the pairs of a text such as `team=search, language=de`; a name without a value has the empty one. */
 export function metadataPairs(text: string): [name: string, value: string][] {
   return text
@@ -67,17 +58,4 @@ export function metadataPairs(text: string): [name: string, value: string][] {
       const [name = "", ...value] = part.split("=");
       return [name.trim(), value.join("=").trim()];
     });
-}
-
-/** Return a time of Unix as an input of type `datetime-local` shows it, in the zone of the reader. */
-export function toLocalInput(time: number | undefined): string {
-  if (time === undefined) return "";
-  const moment = new Date(time * 1_000);
-  return new Date(moment.getTime() - moment.getTimezoneOffset() * 60_000).toISOString().slice(0, 16);
-}
-
-/** Return the time of Unix of an input of type `datetime-local`; undefined where it is empty. */
-export function fromLocalInput(text: string): number | undefined {
-  const time = new Date(text).getTime();
-  return Number.isNaN(time) ? undefined : Math.floor(time / 1_000);
 }

@@ -1,18 +1,21 @@
 import { getRouteApi, useNavigate } from "@tanstack/react-router";
-import { useState, type FormEvent } from "react";
+import { useState } from "react";
 
 import type { Schema } from "@/api/client";
 import { usePages } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Dialog } from "@/components/Dialog";
 import { Empty } from "@/components/Empty";
-import { Field, Input } from "@/components/Field";
+import { Field } from "@/components/Field";
+import { TextFilter, TimeFilter } from "@/components/Filters";
 import { Listed } from "@/components/Listed";
 import { Facts, Page } from "@/components/Page";
 import { Snippet } from "@/components/Snippet";
 import { Table, type Column } from "@/components/Table";
 import { Time } from "@/components/Time";
 import { words } from "@/components/format";
+
+import type { AuditSearch } from "./search";
 
 type Row = Schema<"AuditLog">;
 
@@ -23,11 +26,12 @@ for row in page["data"]:
 
 /** List what happened in the project: transitions of its jobs, and each call that changed something. */
 export default function Audit() {
-  const { target } = route.useSearch();
+  const search = route.useSearch();
   const navigate = useNavigate({ from: "/audit" });
+  const change = (changes: AuditSearch) => void navigate({ search: { ...search, ...changes } });
   const [shown, setShown] = useState<Row | null>(null);
-  const rows = usePages("/v1/audit_logs", { query: { target, limit: 50 } }, { refetchInterval: 15_000 });
-  const show = (next: string | undefined) => void navigate({ search: { target: next } });
+  const rows = usePages("/v1/audit_logs", { query: { ...search, limit: 50 } }, { refetchInterval: 15_000 });
+  const isFiltered = Object.values(search).some((value) => value !== undefined);
   const columns: readonly Column<Row>[] = [
     { id: "at", header: "Time", cell: (row) => <Time at={row.effective_at} /> },
     { id: "type", header: "What", cell: (row) => <What row={row} /> },
@@ -35,12 +39,21 @@ export default function Audit() {
       id: "target",
       header: "Object",
       cell: (row) => (
-        <button type="button" className="link" onClick={() => show(row.target)} title="Show only what happened to this object">
+        <button type="button" className="link" onClick={() => change({ target: row.target })} title="Show only what happened to this object">
           <code>{row.target}</code>
         </button>
       ),
     },
-    { id: "actor", header: "By", cell: (row) => <code>{row.actor}</code>, wide: true },
+    {
+      id: "actor",
+      header: "By",
+      cell: (row) => (
+        <button type="button" className="link" onClick={() => change({ actor: row.actor })} title="Show only what this actor did">
+          <code>{row.actor}</code>
+        </button>
+      ),
+      wide: true,
+    },
     {
       id: "details",
       header: "Details",
@@ -54,16 +67,20 @@ export default function Audit() {
   ];
   return (
     <Page title="Audit" description="What happened in this project, the newest first: every change of a job’s state, and every call that changed something.">
-      <Filter key={target ?? ""} target={target} onChange={show} />
+      <Filters search={search} isFiltered={isFiltered} onChange={change} />
       <Listed
         what="the audit log"
         query={rows}
         empty={
-          <Empty title={target === undefined ? "Nothing has happened yet" : "Nothing happened to this object"} command="nightmill audit list" sdk={SDK}>
-            {target === undefined
-              ? "The first file, batch or key of the project makes the first row."
-              : "Check the id: a job, a file, a key, an endpoint or another object of this project."}
-          </Empty>
+          isFiltered ? (
+            <Empty title="No row matches">
+              An object, an actor and a type match by their whole names. A key acts as <code>key:</code> with its id.
+            </Empty>
+          ) : (
+            <Empty title="Nothing has happened yet" command="nightmill audit list" sdk={SDK}>
+              The first file, batch or key of the project makes the first row.
+            </Empty>
+          )
         }
       >
         <Table label="Audit log" columns={columns} rows={rows.rows} rowKey={(row) => row.id} />
@@ -73,25 +90,38 @@ export default function Audit() {
   );
 }
 
-function Filter({ target, onChange }: { target: string | undefined; onChange: (target: string | undefined) => void }) {
-  const [text, setText] = useState(target ?? "");
-  function submit(event: FormEvent) {
-    event.preventDefault();
-    onChange(text.trim() || undefined);
-  }
+interface FiltersProps {
+  search: AuditSearch;
+  isFiltered: boolean;
+  onChange: (changes: AuditSearch) => void;
+}
+
+function Filters({ search, isFiltered, onChange }: FiltersProps) {
+  const clear = () => onChange({ target: undefined, actor: undefined, type: undefined, since: undefined, until: undefined });
   return (
-    <form className="filters" onSubmit={submit}>
+    <form className="filters" role="search" aria-label="Audit log" onSubmit={(event) => event.preventDefault()}>
       <Field label="Object">
-        <Input type="search" maxLength={128} placeholder="batch_…, file-…, key id" value={text} onChange={(event) => setText(event.target.value)} />
+        <TextFilter maxLength={128} placeholder="batch_…, file-…, key id" value={search.target} onCommit={(target) => onChange({ target })} />
       </Field>
-      <div className="actions">
-        <Button type="submit">Show</Button>
-        {target !== undefined && (
-          <Button tone="plain" onClick={() => onChange(undefined)}>
+      <Field label="By">
+        <TextFilter maxLength={96} placeholder="key:…" value={search.actor} onCommit={(actor) => onChange({ actor })} />
+      </Field>
+      <Field label="Type">
+        <TextFilter maxLength={64} placeholder="key.revoke" value={search.type} onCommit={(type) => onChange({ type })} />
+      </Field>
+      <Field label="From">
+        <TimeFilter value={search.since} onCommit={(since) => onChange({ since })} />
+      </Field>
+      <Field label="Before">
+        <TimeFilter value={search.until} onCommit={(until) => onChange({ until })} />
+      </Field>
+      {isFiltered && (
+        <div className="actions">
+          <Button tone="plain" onClick={clear}>
             Show everything
           </Button>
-        )}
-      </div>
+        </div>
+      )}
     </form>
   );
 }
