@@ -4,7 +4,7 @@ import { useState } from "react";
 import { get } from "@/api/get";
 import { Button } from "@/components/Button";
 import { DropZone } from "@/components/DropZone";
-import { Failure } from "@/components/Failure";
+import { messageOf, Problem } from "@/components/Failure";
 import { Field, Input, Select, TextArea } from "@/components/Field";
 import { formatCount, formatName, formatNumber } from "@/components/format";
 import { useLeaveQuestion } from "@/components/leaving";
@@ -102,7 +102,11 @@ function TemplateForm({ table, head, onRequests, onChange }: TemplateFormProps) 
         {make.isPending && <span role="status">{formatCount(count, "request")}</span>}
         {make.data && <span role="status">{formatCount(make.data.count, "request")} made</span>}
       </div>
-      {make.isError && <Failure title="The requests could not be made" error={make.error} />}
+      {make.isError && (
+        <Problem title="The requests could not be made">
+          <p>{messageOf(make.error)}</p>
+        </Problem>
+      )}
       {make.data?.unevenRow && (
         <p className="banner">
           Row {formatNumber(make.data.unevenRow)} has more or fewer fields than the first line. Look whether a quote is missing there.
