@@ -1,6 +1,7 @@
 import { getRouteApi, Link } from "@tanstack/react-router";
 
 import { Empty } from "@/components/Empty";
+import { Problem } from "@/components/Failure";
 import { formatCount } from "@/components/format";
 import { Loaded } from "@/components/Loaded";
 import { Page, Section } from "@/components/Page";
@@ -92,10 +93,18 @@ function Lists({ models }: { models: readonly Model[] }) {
   const navigate = route.useNavigate();
   const { own, tuned } = sortModels(models);
   const chosen = [...own, ...tuned].find(({ model, aliases }) => model.id === open || aliases.includes(open ?? ""));
+  const isMissing = open !== undefined && chosen === undefined;
   const isQuarantined = models.some(({ serving }) => serving?.state === "quarantined");
   if (own.length === 0) return <NoModels />;
   return (
     <>
+      {isMissing && (
+        <Problem title="There is no model of this name">
+          <p className="break">
+            <code>{open}</code> may have been deleted, or belong to another project than your key.
+          </p>
+        </Problem>
+      )}
       <Named label="Models of this deployment" columns={OWN} rows={own} />
       {isQuarantined && <Quarantines />}
       <Section title="Tuned models">
