@@ -223,7 +223,7 @@ function Text({ title, text, tone = "" }: { title: string; text: string; tone?: 
   const { shown, left } = cut(text, limit);
   return (
     <section aria-label={title}>
-      <h3 className={`small muted ${tone}`}>{title}</h3>
+      <h2 className={`small muted ${tone}`}>{title}</h2>
       <p className="texts" dir="auto">
         {shown}
         {left > 0 && <span className="muted"> … and {formatNumber(left)} more characters</span>}
