@@ -3,12 +3,15 @@
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.support.console import HOSTILE, Console, Deployment, build_console, console_of
+from tests.support.proxy import Proxy
 from tests.support.shop import MODEL, Shop
 from tests.support.system import eventually
 from workers.engines.port import Answer, Emit, Request
@@ -135,6 +138,30 @@ def test_error_is_said_and_the_question_can_be_sent_again(shop: Shop, console: C
     with shop.open():
         tab.get_by_role("button", name="Try again").click()
         expect(tab.locator(".answer")).to_have_text("0 1 2 ")
+
+
+def test_answer_that_breaks_off_stays_and_the_question_is_asked_again(
+    shop: Shop, console: Console, browser: Browser
+) -> None:
+    with shop.open(), Proxy(urlsplit(shop.url).port or 0) as proxy:
+        deployment = replace(console.deployment, url=f"http://127.0.0.1:{proxy.port}")
+        with console_of(browser, deployment) as reader:
+            reader.expect_errors("net::ERR_")
+            tab = reader.open(f"/playground?model={MODEL}")
+            ask(reader, "Count")
+            answer = tab.locator(".answer")
+            expect(answer).to_contain_text("0 1 2")
+            proxy.worsen(0.0, 1.0)
+            expect(tab.get_by_role("alert")).to_contain_text("There is no whole answer")
+            expect(answer).to_contain_text("0 1 2")
+            eventually(lambda: shop.host._in_flight == 0, 30, "the engine is free")
+            proxy.mend()
+            tab.get_by_role("button", name="Try again").click()
+
+            expect(tab.locator(".turn")).to_have_count(1)
+            expect(answer).to_contain_text("3 4 5")
+            expect(tab.get_by_role("alert")).to_have_count(0)
+            tab.get_by_role("button", name="Stop").click()
 
 
 def test_copied_program_has_the_question_and_no_key(shop: Shop, console: Console) -> None:
