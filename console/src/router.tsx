@@ -1,8 +1,9 @@
 import { createRootRoute, createRoute, createRouter, lazyRouteComponent, Link, type ErrorComponentProps } from "@tanstack/react-router";
 import type { ComponentType } from "react";
 
+import { reachServer } from "@/api/client";
 import { Empty } from "@/components/Empty";
-import { Failure } from "@/components/Failure";
+import { Failure, messageOf } from "@/components/Failure";
 import { Layout } from "@/components/Layout";
 import { Loading } from "@/components/Loading";
 import { Page } from "@/components/Page";
@@ -22,6 +23,23 @@ const DELIVERY_STATES = ["pending", "delivered", "failed"] as const;
 const root = createRootRoute({ component: Layout, notFoundComponent: NotFound });
 
 /**
+ * Load the code of a page.
+ *
+ * After an upgrade of the server the code of the older console is gone. The router knows the error by its first words,
+ * and when such a page is opened, it loads the document anew, once.
+ *
+ * Raises: ApiError where the server cannot be reached, so that the document stays.
+ */
+async function loadCode<Code>(load: () => Promise<Code>): Promise<Code> {
+  try {
+    return await load();
+  } catch (error) {
+    await reachServer();
+    throw new Error(`Failed to fetch dynamically imported module: ${messageOf(error)}`, { cause: error });
+  }
+}
+
+/**
  * Make the route of a page, which is loaded when it is opened.
  *
  * `search` reads the page's parameters from the address. It receives what stands there, which may be anything.
@@ -34,7 +52,7 @@ function page<const Path extends string, Search extends object = object>(
   return createRoute({
     getParentRoute: () => root,
     path,
-    component: lazyRouteComponent(load),
+    component: lazyRouteComponent(() => loadCode(load)),
     validateSearch: search ?? (() => ({})),
   });
 }
@@ -90,10 +108,10 @@ function NotFound() {
   );
 }
 
-function Broken({ error, reset }: ErrorComponentProps) {
+function Broken({ error }: ErrorComponentProps) {
   return (
     <Page title="Error">
-      <Failure title="This page cannot be shown" error={error} onRetry={reset} />
+      <Failure title="This page cannot be shown" error={error} onRetry={() => void router.invalidate()} />
     </Page>
   );
 }

@@ -59,6 +59,13 @@ function unreached(cause: Error): ApiError {
   return new ApiError(0, "The server cannot be reached.", "unreachable", null, null, { cause });
 }
 
+/** Ask the server for the console's page. Raises: ApiError where the server cannot be reached. */
+export async function reachServer(): Promise<void> {
+  await fetch(import.meta.env.BASE_URL, { cache: "no-store" }).catch((error: Error) => {
+    throw unreached(error);
+  });
+}
+
 /** Return whether a request that failed may pass when it is sent again, and may have been carried out. */
 export function mayPass(error: unknown): boolean {
   return error instanceof ApiError && (error.status === 0 || error.status === 429 || error.status >= 500);
