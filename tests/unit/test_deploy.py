@@ -18,12 +18,12 @@ import yaml
 
 from cli.up.procfile import load
 from jobs.settings import Settings
+from tests.support.dockerfile import DOCKERFILE, instructions, stages
 from tests.support.services import need
+from tests.support.system import ROOT
 from workers.sandbox import system_calls
 
-ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
-DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = {name for name, service in SERVICES.items() if "build" in service}
@@ -31,25 +31,6 @@ EXAMPLE = (DEPLOY / ".env.example").read_text()
 #: `generate` is the line `gpu` with vLLM on the CPU.
 LINES = {"generate": "gpu"}
 SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|KEY$|AUTH$|_URL$")
-
-
-def instructions() -> list[tuple[str, str]]:
-    """Return the Dockerfile's instructions, with the lines of each joined."""
-    lines = [line for line in DOCKERFILE.splitlines() if not line.lstrip().startswith("#")]
-    whole = re.sub(r"\\\n\s*", " ", "\n".join(lines))
-    return [
-        (name, rest.strip()) for name, _, rest in (line.partition(" ") for line in whole.splitlines() if line.strip())
-    ]
-
-
-def stages() -> dict[str, list[tuple[str, str]]]:
-    found: dict[str, list[tuple[str, str]]] = {}
-    current: list[tuple[str, str]] = []
-    for name, rest in instructions():
-        if name == "FROM":
-            current = found.setdefault(rest.split()[-1], [])
-        current.append((name, rest))
-    return found
 
 
 def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
