@@ -2,14 +2,20 @@
 
 import itertools
 import os
+import re
 import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
-from tests.support.system import ROOT
+from tests.support.console import build_console
+from tests.support.packages import serving
+from tests.support.system import ROOT, eventually, free_port
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(900)]
 
@@ -54,6 +60,68 @@ def checkout(tmp_path: Path) -> Path:
         shutil.copy2(ROOT / name, folder / name)
     shutil.rmtree(folder / BUILT, ignore_errors=True)
     return folder
+
+
+def build(checkout: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    command: list[Any] = [checkout / ".ci" / "console", sys.executable]
+    variables = {**os.environ, **environment}
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=600, check=False)
+
+
+def broken_links(built: Path) -> list[str]:
+    """Return the files that the page and the scripts of a build name and that are not there."""
+    texts = [
+        path.read_text() for path in (built / "index.html", *built.glob("assets/*.js"), *built.glob("assets/*.css"))
+    ]
+    names = {name for text in texts for name in re.findall(r"[\w-]+-[\w-]{8}\.(?:js|css)\b", text)}
+    return sorted(name for name in names if not (built / "assets" / name).is_file())
+
+
+def test_where_npm_is_out_of_reach_the_api_serves_a_page_that_says_so(checkout: Path, tmp_path: Path) -> None:
+    registry = f"http://127.0.0.1:{free_port()}/"
+    done = build(checkout, npm_config_registry=registry, npm_config_cache=str(tmp_path / "cache"))
+    doctor = subprocess.run(
+        [sys.executable, "-m", "cli", "doctor", "--json", "--data-dir", tmp_path / "data"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(checkout)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    with serving(checkout, tmp_path) as url:
+        page = httpx2.get(f"{url}/console/")
+        models = httpx2.get(f"{url}/v1/models")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    installing, line = done.stdout.splitlines()
+    assert installing == "installing the console's packages"
+    assert re.fullmatch(r"the console is not built: npm ci failed \(npm error .*\); the API runs without it", line)
+    assert (page.status_code, models.status_code) == (503, 401)
+    assert "<code>make console</code>" in page.text
+    [finding] = [line for line in doctor.stdout.splitlines() if '"check": "console"' in line]
+    assert '"health": "warning"' in finding
+    assert "run `make console`" in finding
+
+
+def test_packages_that_were_half_installed_are_installed_anew(checkout: Path) -> None:
+    build_console()  # skips where npm is out of reach
+    packages = checkout / "console" / "node_modules"
+    first = subprocess.Popen([checkout / ".ci" / "console", sys.executable], start_new_session=True)
+    eventually(lambda: first.poll() is not None or len(list(packages.glob("*"))) > 20, 300, "npm installs packages")
+    assert first.poll() is None
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert not (checkout / BUILT).exists()
+
+    second = build(checkout)
+    third = build(checkout)
+
+    assert (second.returncode, second.stderr) == (0, "")
+    assert "installing the console's packages" in second.stdout
+    assert (checkout / BUILT / "index.html.br").is_file()
+    assert broken_links(checkout / BUILT) == []
+    assert not (checkout / "build" / "console").exists()
+    assert third.stdout == ""
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

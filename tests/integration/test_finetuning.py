@@ -253,12 +253,13 @@ def test_general_file_is_read_and_held_as_the_training_file_is(site: Site, monke
 
 
 def test_trainer_and_worker_are_killed_and_nothing_is_lost(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compare in `kill_both` what was trained with what is due."""
-    kill_both(site, monkeypatch, FAKE, 1)
+    assert_kills_lose_nothing(site, monkeypatch, FAKE, 1)
 
 
-def kill_both(site: Site, monkeypatch: pytest.MonkeyPatch, module: str, times: int, timeout: float = 60.0) -> None:
-    """Kill the trainer, then its worker, some times after a new checkpoint; the job ends as if they had not been."""
+def assert_kills_lose_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch, module: str, times: int, timeout: float = 60.0
+) -> None:
+    """Kill the trainer, then its worker, `times` times after a new checkpoint; check that the job ends as without."""
     monkeypatch.setenv("FAKE_TRAINER", '{"seconds": 0.1}')
     job_id = site.submit(monkeypatch)
     site.mill.elsewhere = lambda _task, queue, _arguments: queue == Queue.FINETUNE  # nobody trains yet
@@ -466,9 +467,8 @@ def _full(_path: str, _data: bytes) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("module", ["workers.engines.training"])
 def test_tiny_model_is_trained_while_all_is_killed(site: Site, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
-    """Compare in `kill_both` what was trained with what is due."""
     from tests.support import tiny_llama
 
     tiny_llama.write(site.base)
 
-    kill_both(site, monkeypatch, module, 2, timeout=300.0)
+    assert_kills_lose_nothing(site, monkeypatch, module, 2, timeout=300.0)

@@ -87,7 +87,7 @@ def shop(make_shop: Callable[..., Shop], server: str) -> Iterator[Shop]:
         yield made
 
 
-def _is_complete(response: dict[str, Any]) -> None:
+def _assert_complete(response: dict[str, Any]) -> None:
     Response.model_validate(response)
     shown = [{name: tool[name] for name in ASKED["tools"][0]} for tool in response["tools"]]
     assert {name: response[name] for name in EXPECTED} | {"tools": shown} == EXPECTED
@@ -96,11 +96,10 @@ def _is_complete(response: dict[str, Any]) -> None:
 
 
 def test_a_response_is_whole(shop: Shop) -> None:
-    """Check both answers in `_is_complete`."""
     made = shop.client.responses.create(model=MODEL, input="Hello", **ASKED)
 
-    _is_complete(made.to_dict())
-    _is_complete(shop.client.responses.retrieve(made.id).to_dict())
+    _assert_complete(made.to_dict())
+    _assert_complete(shop.client.responses.retrieve(made.id).to_dict())
 
 
 def test_a_response_that_comes_whole_is_streamed(shop: Shop) -> None:
@@ -109,7 +108,7 @@ def test_a_response_that_comes_whole_is_streamed(shop: Shop) -> None:
         final = stream.get_final_response()
 
     assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == "Hi there."
-    _is_complete(final.to_dict())
+    _assert_complete(final.to_dict())
     assert shop.client.responses.retrieve(final.id).output_text == "Hi there."
 
 
@@ -124,7 +123,7 @@ def test_the_events_of_a_sparse_stream_are_completed(shop: Shop) -> None:
         item_id = event.item.id if hasattr(event, "item") else event.item_id  # type: ignore[union-attr]
         assert item_id == final.output[0].id
     assert events[0].response.status == "in_progress"  # type: ignore[union-attr]
-    _is_complete(final.to_dict())
+    _assert_complete(final.to_dict())
 
 
 def test_a_chat_that_comes_whole_is_streamed(shop: Shop) -> None:
@@ -147,7 +146,7 @@ def test_every_line_of_a_batch_is_whole(db: Database, tmp_path: Path, server: st
             assert errors == []
             told = result["response"]["body"]
             if url == RESPONSES:
-                _is_complete(told)
+                _assert_complete(told)
             else:
                 ChatCompletion.model_validate(told)
                 assert json.dumps(told["choices"][0]["logprobs"]) == "null"

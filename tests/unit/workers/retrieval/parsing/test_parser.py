@@ -322,12 +322,15 @@ def test_interrupt_that_comes_as_the_child_starts_is_heard_by_it(
 
 
 def test_child_that_has_ended_is_not_killed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pass where nothing is called: the number of the child may be that of another process by now."""
+    """Kill nothing: the number of the child may be that of another process by now."""
+    killed: list[int] = []
     child = Child(ROGUE)
     child.end()
-    monkeypatch.setattr(os, "killpg", None)
+    monkeypatch.setattr(os, "killpg", lambda number, _signal: killed.append(number))
 
     child.kill()
+
+    assert killed == []
 
 
 def later(work: Callable[[], None]) -> None:
