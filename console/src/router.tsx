@@ -9,7 +9,7 @@ import { Loading } from "@/components/Loading";
 import { Page } from "@/components/Page";
 import { newBatchSearch } from "@/pages/batches/search";
 import { filesSearch } from "@/pages/files/address";
-import { runSearch } from "@/pages/evals/address";
+import { newEvalSearch, runSearch } from "@/pages/evals/address";
 import { newTuningSearch } from "@/pages/finetuning/address";
 import { modelsSearch } from "@/pages/fleet/models/address";
 import { playgroundSearch } from "@/pages/inference/address";
@@ -79,7 +79,7 @@ const routes = root.addChildren([
   page("/fine-tuning/new", () => import("@/pages/finetuning/NewTuning"), newTuningSearch),
   page("/fine-tuning/$jobId", () => import("@/pages/finetuning/TuningJob")),
   page("/evals", () => import("@/pages/evals/Evals")),
-  page("/evals/new", () => import("@/pages/evals/NewEval")),
+  page("/evals/new", () => import("@/pages/evals/NewEval"), newEvalSearch),
   page("/evals/$evalId", () => import("@/pages/evals/EvalPage")),
   page("/evals/$evalId/runs/$runId", () => import("@/pages/evals/RunPage"), runSearch),
 ]);

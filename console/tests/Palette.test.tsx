@@ -62,6 +62,14 @@ it("moves by the arrow keys, around the ends", async () => {
   expect(chosen()).toBe("Jobs");
 });
 
+it("offers the page of whatever an id names", async () => {
+  const input = await show();
+  for (const [id, name] of [["ftjob-1", "Open the fine-tuning job ftjob-1"], ["vs_1", "Open the vector store vs_1"], ["ft:base:a", "Open the model ft:base:a"]]) {
+    fireEvent.change(input, { target: { value: id } });
+    expect(names()).toEqual([name]);
+  }
+});
+
 it("opens an object by its id, and begins anew at each opening", async () => {
   const input = await show();
   fireEvent.change(input, { target: { value: " batch_12 " } });

@@ -67,6 +67,13 @@ describe("the addresses of jobs", () => {
   it("hold metadata as entries", () => {
     expect(metadataPairs(" team = search, a=b=c,, alone ")).toEqual([["team", "search"], ["a", "b=c"], ["alone", ""]]);
     expect(metadataPairs("")).toEqual([]);
+    expect(metadataPairs('note="a, b", "a=b, c"=d,x="say ""yes""",size=5" disk, y="open')).toEqual([
+      ["note", "a, b"],
+      ["a=b, c", "d"],
+      ["x", 'say "yes"'],
+      ["size", '5" disk'],
+      ["y", '"open'],
+    ]);
   });
 
   it("hold times that mean the same in every zone", () => {

@@ -4,6 +4,7 @@ import { useEffect, useState, type KeyboardEvent } from "react";
 import { Dialog } from "./Dialog";
 import { Input } from "./Field";
 import { useNavigation } from "./navigation";
+import { pageOf } from "./objects";
 import { setTheme } from "./theme";
 
 /** A command of the palette. */
@@ -12,13 +13,6 @@ interface Command {
   group: string;
   run: () => void;
 }
-
-/** The pages of single objects, by the beginning of their ids. */
-const OBJECTS: readonly (readonly [ids: RegExp, path: string, param: string, name: string])[] = [
-  [/^(batch|ftjob|evalrun|vsfb|resp)[_-]\w/, "/jobs/$jobId", "jobId", "Open the job"],
-  [/^file-\w/, "/files/$fileId", "fileId", "Open the file"],
-  [/^vs_\w/, "/vector-stores/$storeId", "storeId", "Open the vector store"],
-];
 
 /** Use the palette: Ctrl-K, or Command-K on a Mac, opens and closes it. */
 export function usePalette() {
@@ -71,11 +65,11 @@ export function Palette({ open, onClose }: { open: boolean; onClose: () => void 
     <Dialog title="Go to" open={open} onClose={onClose} className="palette">
       <Input
         role="combobox"
-        aria-label="Page, or id of a job, file or vector store"
+        aria-label="Page, or id of a job, file or other object"
         aria-expanded
         aria-controls="palette"
         aria-activedescendant={index >= 0 ? `palette-${index}` : undefined}
-        placeholder="Page, or id of a job, file or vector store"
+        placeholder="Page, or id of a job, file or other object"
         value={text}
         onChange={(event) => {
           setText(event.target.value);
@@ -107,9 +101,8 @@ function useCommands(text: string): Command[] {
   const themes = (["light", "dark", "system"] as const).map(
     (theme): Command => ({ name: `Theme: ${theme}`, group: "Look", run: () => setTheme(theme) }),
   );
-  const objects = OBJECTS.filter(([ids, path]) => ids.test(text) && path in router.routesByPath).map(
-    ([, path, param, name]): Command => ({ name: `${name} ${text}`, group: "", run: go({ to: path as "/", params: { [param]: text } as object }) }),
-  );
+  const page = pageOf(text);
+  const objects: Command[] = page ? [{ name: `Open ${page.name} ${text}`, group: "", run: go(page.link as NavigateOptions) }] : [];
   const parts = text.toLowerCase().split(/\s+/);
   const named = [...pages, ...themes].filter(({ name }) => {
     const spoken = name.toLowerCase().split(/[\s-]+/);

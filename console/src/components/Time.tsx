@@ -9,12 +9,16 @@ const listeners = new Set<() => void>();
 let clock = Math.floor(Date.now() / 1_000);
 let timer: ReturnType<typeof setInterval> | undefined;
 
+function tick(): void {
+  clock = Math.floor(Date.now() / 1_000);
+  for (const each of listeners) each();
+}
+
 function subscribe(listener: () => void): () => void {
   listeners.add(listener);
-  timer ??= setInterval(() => {
-    clock = Math.floor(Date.now() / 1_000);
-    for (const each of listeners) each();
-  }, TICK);
+  // The clock stood still while nobody read it.
+  if (timer === undefined) tick();
+  timer ??= setInterval(tick, TICK);
   return () => {
     listeners.delete(listener);
     if (listeners.size > 0) return;

@@ -1,19 +1,32 @@
 """The console's pages of evaluations: a new one from a dropped file, a run with its items, and two runs compared."""
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import expect
 
+from jobs.db.engine import Database
 from jobs.fleet import workers
 from jobs.queues import Queue
-from tests.support.console import HOSTILE, PATIENCE, Console, Deployment
+from tests.support.console import HOSTILE, PATIENCE, Console, Deployment, deployed
 from tests.support.evaluating import SAME, SCHEMA
 from tests.support.mill import MODEL
+from workers.engines.fake import FakeEngine
 
 pytestmark = pytest.mark.verify
+
+ALTERNATIVE = "other-model"
+
+
+@pytest.fixture
+def deployment(sqlite: Database, tmp_path: Path) -> Iterator[Deployment]:
+    """Return a deployment with two models."""
+    with deployed(sqlite, tmp_path, FakeEngine((MODEL, ALTERNATIVE))) as deployment:
+        yield deployment
 
 
 def make_run(deployment: Deployment, eval_id: str, answers: list[str], name: str) -> str:
@@ -67,9 +80,8 @@ def test_two_runs_are_compared_with_intervals(console: Console, deployment: Depl
     second = make_run(deployment, eval_id, [HOSTILE] * 4 + ["no"] * 6 + ["more"], "second")
     tab = console.open(f"/evals/{eval_id}/runs/{second}?tab=comparison")
 
-    expect(tab.get_by_text("nightmill evals compare RUN")).to_be_visible()
-    tab.get_by_label("Compare with").select_option(first)
-
+    expect(tab.get_by_label("Compare with")).to_have_value(first)
+    expect(tab.get_by_text(f"nightmill evals compare {first} {second}")).to_be_visible()
     table = tab.get_by_role("table", name="Comparison by criterion")
     expect(table.get_by_role("row").nth(1)).to_contain_text("-0.600")
     expect(table.get_by_role("row").nth(1)).to_contain_text("-0.900 to -0.300")
@@ -105,6 +117,34 @@ def test_evaluation_is_made_with_its_first_run(console: Console, deployment: Dep
     deployment.mill.drain(run.id, timeout=60)
     expect(tab.get_by_role("table", name="Criteria")).to_contain_text("ilike reference", timeout=PATIENCE)
     expect(tab.locator("details.item")).to_have_count(1)
+
+
+def test_run_is_repeated_with_another_model_and_compared(console: Console, deployment: Deployment) -> None:
+    with deployment.mill.db.write() as session:
+        workers.remember_all(session, {MODEL: False, ALTERNATIVE: False}, Queue.GENERATE)
+    eval_id = make_eval(deployment)
+    content: Any = [{"item": {"question": "q", "answer": "a"}}]
+    messages: Any = {"type": "template", "template": [{"role": "user", "content": "{{ item.question }}"}]}
+    source: Any = {"type": "completions", "model": MODEL, "input_messages": messages}
+    source |= {"source": {"type": "file_content", "content": content}, "sampling_params": {"temperature": 0}}
+    first = deployment.client.evals.runs.create(eval_id, name="first", data_source=source)
+    deployment.mill.drain(first.id, timeout=60)
+    tab = console.open(f"/evals/{eval_id}/runs/{first.id}")
+
+    tab.get_by_role("button", name="Run with another model").click()
+    dialog = tab.get_by_role("dialog", name="Run with another model")
+    dialog.get_by_label("Model").select_option(ALTERNATIVE)
+    console.inspect("run-again")
+    dialog.get_by_role("button", name="Run", exact=True).click()
+
+    expect(dialog).to_have_count(0)
+    expect(tab).to_have_url(re.compile(f"baseline={first.id}$"))
+    [run] = [run for run in deployment.client.evals.runs.list(eval_id) if run.id != first.id]
+    assert run.data_source.to_dict() == first.data_source.to_dict() | {"model": ALTERNATIVE}
+    deployment.mill.drain(run.id, timeout=60)
+    tab.get_by_role("tab", name="Comparison").click()
+    expect(tab.get_by_label("Compare with")).to_have_value(first.id)
+    expect(tab.get_by_role("main")).to_contain_text("1 item in both runs", timeout=PATIENCE)
 
 
 def test_run_is_deleted_after_a_question(console: Console, deployment: Deployment) -> None:

@@ -125,7 +125,7 @@ def test_result_of_a_job_is_named_and_listed(console: Console, deployment: Deplo
 
     tab = console.open(f"/fine-tuning/{job_id}")
     expect(tab.get_by_role("main")).to_contain_text(result)
-    playground = tab.get_by_role("link", name=f"Open {result} in the playground", exact=True)
+    playground = tab.get_by_role("link", name=f"Open in the playground: {result}", exact=True)
     assert "/console/playground?model=ft" in str(playground.get_attribute("href"))
     tab.get_by_role("link", name="Train again").click()
 

@@ -101,6 +101,31 @@ def test_list_is_filtered_by_its_address_and_follows_progress(console: Console, 
     expect(tab).to_have_url(f"{deployment.url}/console/jobs/{second}")
 
 
+def test_metadata_with_a_comma_is_selected(console: Console, deployment: Deployment) -> None:
+    job_id = create(deployment.client, metadata={"team": "search, Zurich"})
+    create(deployment.client, metadata={"team": "search"})
+    tab = console.open("/jobs")
+
+    tab.get_by_label("Metadata").fill('team="search, Zurich"')
+    tab.get_by_label("Metadata").press("Enter")
+
+    expect(tab.get_by_role("table", name="Jobs").locator("tbody tr")).to_have_count(1)
+    tab.reload()
+    expect(tab.get_by_role("table", name="Jobs").locator("tbody tr")).to_have_count(1)
+    expect(tab.get_by_role("link", name=job_id)).to_be_visible()
+
+
+def test_ids_in_the_details_of_a_job_are_links(console: Console, deployment: Deployment) -> None:
+    job_id = create(deployment.client)
+    file_id = deployment.client.batches.retrieve(job_id).input_file_id
+    tab = console.open(f"/jobs/{job_id}")
+
+    tab.get_by_role("link", name=file_id).click()
+    tab.get_by_role("link", name=job_id).click()
+
+    expect(tab).to_have_url(f"{deployment.url}/console/jobs/{job_id}")
+
+
 def test_live_job_shows_where_it_is_and_can_be_cancelled(console: Console, deployment: Deployment) -> None:
     db, storage = deployment.mill.db, deployment.mill.storage
     job_id = create(deployment.client, *"abcdef", metadata={"team": HOSTILE})

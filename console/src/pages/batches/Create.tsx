@@ -61,7 +61,7 @@ export function Create({ report, endpoint }: { report: Schema<"BatchValidation">
             <Field label="Priority" hint="−100 to 100; higher runs first.">
               <Input type="number" required min={-100} max={100} value={options.priority} onChange={(event) => change({ priority: event.target.value })} />
             </Field>
-            <Field label="Metadata" hint="Entries such as team=search, language=de.">
+            <Field label="Metadata" hint='Entries such as team=search, note="a, b".'>
               <Input value={options.metadata} onChange={(event) => change({ metadata: event.target.value })} />
             </Field>
             <Field label="Webhook" hint="A URL that hears of this batch's end.">

@@ -11,9 +11,10 @@ import { Field, Select } from "@/components/Field";
 import { formatBytes, formatCount, formatName } from "@/components/format";
 import { useLeaveQuestion } from "@/components/leaving";
 import { Loaded } from "@/components/Loaded";
+import { ObjectLink } from "@/components/ObjectLink";
 import { Card, Facts, Page, Section } from "@/components/Page";
 import { Duration, Quantity } from "@/components/Quantity";
-import { Id } from "@/components/Snippet";
+import { Snippet } from "@/components/Snippet";
 import { State } from "@/components/State";
 import { Tabs } from "@/components/Tabs";
 import { sendFile } from "@/pages/files/uploads";
@@ -25,6 +26,10 @@ import type { Source } from "./search";
 import { TableForm } from "./TableForm";
 
 const route = getRouteApi("/batches/new");
+
+const EXAMPLE =
+  '{"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", ' +
+  '"body": {"model": "smollm2-135m-instruct", "messages": [{"role": "user", "content": "Hello"}]}}';
 
 /** The requests of the batch that is being made: a file of this computer, or one that is uploaded. */
 type Input = { content: File } | { fileId: string };
@@ -81,10 +86,16 @@ function RequestsForm({ input, onFile }: { input: Input | null; onFile: (file: F
     <div className="stack">
       <DropZone
         label="Drop a file of requests"
-        hint="JSON Lines, as OpenAI's Batch API takes it: one request a line, with custom_id, method, url and body."
+        hint="JSON Lines, as OpenAI's Batch API takes it: one request a line."
         accept=".jsonl,.ndjson,.txt,application/jsonl"
         onFiles={([file]) => file && onFile(file)}
       />
+      {input === null && (
+        <>
+          <p className="muted">A file with one request looks like this. To ask the same of many texts, open the tab Table.</p>
+          <Snippet label="requests.jsonl" text={EXAMPLE} />
+        </>
+      )}
       {input && "content" in input && (
         <p className="break">
           <strong>{formatName(input.content.name)}</strong> <span className="muted">{formatBytes(input.content.size)}</span>
@@ -183,7 +194,7 @@ function Report({ report }: { report: Schema<"BatchValidation"> }) {
             ["Input tokens, about", <Quantity key="tokens" value={report.estimate.input_tokens} />],
             ["Time, about", report.eta_seconds === null ? "not known yet" : <Duration key="eta" seconds={report.eta_seconds} />],
             ["Size", formatBytes(report.bytes)],
-            ["File", <Id key="file" id={report.input_file_id} />],
+            ["File", <ObjectLink withCopy key="file" id={report.input_file_id} />],
           ]}
         />
       </Card>

@@ -1,5 +1,4 @@
 import { useMutation } from "@tanstack/react-query";
-import { Link } from "@tanstack/react-router";
 import { useState } from "react";
 
 import { api, take, type Schema } from "@/api/client";
@@ -9,6 +8,7 @@ import { ConfirmButton } from "@/components/Confirm";
 import { Empty } from "@/components/Empty";
 import { Failure } from "@/components/Failure";
 import { Listed } from "@/components/Listed";
+import { ObjectLink } from "@/components/ObjectLink";
 import { Page } from "@/components/Page";
 import { State } from "@/components/State";
 import { Table, type Column } from "@/components/Table";
@@ -107,9 +107,7 @@ function Last({ schedule }: { schedule: Schedule }) {
   if (schedule.last_batch_id === null) return <span className="muted">none yet</span>;
   return (
     <>
-      <Link to="/jobs/$jobId" params={{ jobId: schedule.last_batch_id }}>
-        <code>{schedule.last_batch_id}</code>
-      </Link>
+      <ObjectLink id={schedule.last_batch_id} />
       {schedule.last_run_at !== null && (
         <div className="muted small">
           <Time at={schedule.last_run_at} />
@@ -122,7 +120,7 @@ function Last({ schedule }: { schedule: Schedule }) {
 function Input({ schedule: { batch } }: { schedule: Schedule }) {
   return (
     <>
-      <code className="break">{batch.input_file_id}</code>
+      <ObjectLink id={batch.input_file_id} />
       <div className="muted small">
         {batch.endpoint}, within {batch.completion_window}
       </div>

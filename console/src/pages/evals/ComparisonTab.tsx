@@ -21,12 +21,13 @@ type Row = Comparison["data"][number];
 
 /** Compare a run with another one of its evaluation that has ended. */
 export function ComparisonTab({ run }: { run: Run }) {
-  const { baseline } = route.useSearch();
+  const search = route.useSearch();
   const navigate = route.useNavigate();
   const path = { eval_id: run.eval_id };
   const query = { limit: LISTED, order: "desc" } as const;
   const runs = useQuery(get("/v1/evals/{eval_id}/runs", { path, query }));
   const others = (runs.data?.data ?? []).filter((other) => other.id !== run.id && hasEnded(other));
+  const baseline = search.baseline ?? (others.find(({ created_at }) => created_at <= run.created_at) ?? others[0])?.id;
   const options = others.map((other): [string, string] => [other.id, `${other.name || other.id}, ${other.model ?? "samples"}, ${formatExact(other.created_at)}`]);
   if (!hasEnded(run)) return <p className="muted">A run is compared once it has ended.</p>;
   return (

@@ -1,13 +1,12 @@
-import { useMutation, useQuery } from "@tanstack/react-query";
+import { useQuery } from "@tanstack/react-query";
 import { getRouteApi } from "@tanstack/react-router";
-import { useState, type FormEvent } from "react";
+import { useState } from "react";
 
-import { api, take } from "@/api/client";
+import { api } from "@/api/client";
 import { get, refresh, usePages } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Confirm } from "@/components/Confirm";
 import { Dialog } from "@/components/Dialog";
-import { Failure } from "@/components/Failure";
 import { words } from "@/components/format";
 import { Listed } from "@/components/Listed";
 import { Loaded } from "@/components/Loaded";
@@ -18,8 +17,8 @@ import { Table, type Column } from "@/components/Table";
 import { Time } from "@/components/Time";
 
 import { Counts } from "./Counts";
-import { criteriaOf, EMPTY_RUN, hasEnded, passShare, runBody, type Eval, type Run, type RunForm } from "./evals";
-import { RunFields } from "./RunFields";
+import { criteriaOf, hasEnded, passShare, type Eval, type Run } from "./evals";
+import { NewRun } from "./NewRun";
 
 const route = getRouteApi("/evals/$evalId");
 const PAGE = 50;
@@ -121,35 +120,5 @@ function Criteria({ row }: { row: Eval }) {
         )}
       </div>
     </Section>
-  );
-}
-
-function NewRun({ evalId }: { evalId: string }) {
-  const [form, setForm] = useState<RunForm>(EMPTY_RUN);
-  const navigate = route.useNavigate();
-  const params = { path: { eval_id: evalId } };
-  const create = useMutation({
-    mutationFn: (given: RunForm) => take(api.POST("/v1/evals/{eval_id}/runs", { params, body: runBody(given) })),
-    onSuccess: async (run) => {
-      await refresh("/v1/evals/{eval_id}/runs");
-      await navigate({ to: "/evals/$evalId/runs/$runId", params: { evalId, runId: run.id } });
-    },
-  });
-
-  function submit(event: FormEvent) {
-    event.preventDefault();
-    create.mutate(form);
-  }
-
-  return (
-    <form className="stack" onSubmit={submit}>
-      <RunFields form={form} onChange={(change) => setForm({ ...form, ...change })} />
-      {create.isError && <Failure title="The run was not created" error={create.error} />}
-      <div className="actions end">
-        <Button type="submit" tone="primary" busy={create.isPending} disabled={form.file === ""}>
-          Run
-        </Button>
-      </div>
-    </form>
   );
 }

@@ -58,8 +58,9 @@ function NoEvals() {
         "  --prompt '{{ item.question }}' --grader 'same=ilike:{{ item.answer }}'"
       }
       sdk={
-        'client.evals.create(name="capitals", data_source_config=config, testing_criteria=[criterion])\n' +
-        "client.evals.runs.create(eval_id, data_source=source)"
+        "evaluation = client.evals.create(\n" +
+        '    name="capitals",\n    data_source_config=config,\n    testing_criteria=[criterion],\n)\n' +
+        "client.evals.runs.create(evaluation.id, data_source=source)"
       }
     >
       An evaluation has criteria, which grade answers. A run asks one model about a file of items and grades what it answers.

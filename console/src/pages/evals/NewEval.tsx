@@ -1,5 +1,5 @@
 import { useMutation } from "@tanstack/react-query";
-import { useNavigate } from "@tanstack/react-router";
+import { getRouteApi } from "@tanstack/react-router";
 import { useState, type FormEvent } from "react";
 
 import { api, take } from "@/api/client";
@@ -13,6 +13,8 @@ import { Card, Page } from "@/components/Page";
 import { EMPTY_EVAL, EMPTY_RUN, evalBody, GRADERS, runBody, type EvalForm, type RunForm } from "./evals";
 import { ModelField, RunFields } from "./RunFields";
 
+const route = getRouteApi("/evals/new");
+
 interface Given {
   criterion: EvalForm;
   run: RunForm;
@@ -20,10 +22,12 @@ interface Given {
 
 /** Make an evaluation with one criterion, and its first run. */
 export default function NewEval() {
+  const { model = "" } = route.useSearch();
   const [criterion, setCriterion] = useState(EMPTY_EVAL);
-  const [run, setRun] = useState(EMPTY_RUN);
-  useLeaveQuestion(criterion !== EMPTY_EVAL || run !== EMPTY_RUN);
-  const navigate = useNavigate();
+  const [initialRun] = useState<RunForm>({ ...EMPTY_RUN, model });
+  const [run, setRun] = useState(initialRun);
+  useLeaveQuestion(criterion !== EMPTY_EVAL || run !== initialRun);
+  const navigate = route.useNavigate();
   // A run that is refused leaves its eval, which the next try goes on with.
   const [made, setMade] = useState<{ id: string; of: EvalForm } | null>(null);
   const create = useMutation({
@@ -57,6 +61,7 @@ export default function NewEval() {
           <Button type="submit" tone="primary" busy={create.isPending} disabled={run.file === ""}>
             Create and run
           </Button>
+          {run.file === "" && <span className="muted">Choose or drop a file of items first.</span>}
         </div>
       </form>
     </Page>

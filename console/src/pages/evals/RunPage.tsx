@@ -1,5 +1,5 @@
 import { useQuery } from "@tanstack/react-query";
-import { getRouteApi, Link } from "@tanstack/react-router";
+import { getRouteApi } from "@tanstack/react-router";
 import { useState, type ReactNode } from "react";
 
 import { api } from "@/api/client";
@@ -8,6 +8,7 @@ import { Button } from "@/components/Button";
 import { Confirm } from "@/components/Confirm";
 import { formatNumber, formatShare, words } from "@/components/format";
 import { Loaded } from "@/components/Loaded";
+import { ObjectLink } from "@/components/ObjectLink";
 import { Card, Facts, Page, Section } from "@/components/Page";
 import { Progress } from "@/components/Progress";
 import { Figure } from "@/components/Quantity";
@@ -19,7 +20,8 @@ import { Time } from "@/components/Time";
 
 import { Classification } from "./Classification";
 import { ComparisonTab } from "./ComparisonTab";
-import { hasEnded, passShare, type Run } from "./evals";
+import { hasEnded, itemsFileOf, passShare, type Run } from "./evals";
+import { RunAgain } from "./NewRun";
 import { OutputItems } from "./OutputItems";
 
 const route = getRouteApi("/evals/$evalId/runs/$runId");
@@ -83,9 +85,12 @@ function Shown({ run }: { run: Run }) {
 
 function Results({ run }: { run: Run }) {
   const { total, passed, failed, errored } = run.result_counts;
+  const itemsFile = itemsFileOf(run);
   const facts: (readonly [string, ReactNode])[] = [
-    ["Evaluation", <EvalLink key="eval" id={run.eval_id} />],
-    ["Model", run.model ?? "none: the items have their samples"],
+    ["Evaluation", <ObjectLink key="eval" id={run.eval_id} />],
+    ["Model", run.model === null ? "none: the items have their samples" : <ObjectLink key="model" id={run.model} kind="model" />],
+    ["Items", itemsFile !== null && <ObjectLink key="items" id={itemsFile} />],
+    ["Job", <ObjectLink key="job" id={run.id} kind="job" />],
     ["Created", <Time key="created" at={run.created_at} />],
     ["Imported from", run.imported_from],
     ...Object.entries(run.metadata ?? {}),
@@ -129,16 +134,9 @@ function Results({ run }: { run: Run }) {
   );
 }
 
-function EvalLink({ id }: { id: string }) {
-  return (
-    <Link to="/evals/$evalId" params={{ evalId: id }}>
-      <code>{id}</code>
-    </Link>
-  );
-}
-
 function Actions({ run }: { run: Run }) {
-  const [isAsking, setAsking] = useState(false);
+  const [open, setOpen] = useState<"again" | "end" | null>(null);
+  const close = () => setOpen(null);
   const navigate = route.useNavigate();
   const params = { path: { eval_id: run.eval_id, run_id: run.id } };
   const ended = hasEnded(run);
@@ -156,16 +154,18 @@ function Actions({ run }: { run: Run }) {
 
   return (
     <>
-      <Button onClick={() => setAsking(true)}>{ended ? "Delete" : "Cancel"}</Button>
+      {typeof run.data_source.model === "string" && <Button onClick={() => setOpen("again")}>Run with another model</Button>}
+      <Button onClick={() => setOpen("end")}>{ended ? "Delete" : "Cancel"}</Button>
       <Confirm
         title={ended ? "Delete this run?" : "Cancel this run?"}
         action={ended ? "Delete the run" : "Cancel the run"}
-        open={isAsking}
-        onClose={() => setAsking(false)}
+        open={open === "end"}
+        onClose={close}
         onConfirm={act}
       >
         <p>{ended ? "Its items and grades are deleted for good." : "It stops, and the jobs that ask models for it. Graded items stay."}</p>
       </Confirm>
+      {open === "again" && <RunAgain run={run} onClose={close} />}
     </>
   );
 }

@@ -18,3 +18,14 @@ export function runSearch(given: Record<string, unknown>): RunSearch {
   const baseline = typeof given.baseline === "string" && given.baseline !== "" ? given.baseline : undefined;
   return { status, baseline, tab: given.tab === "comparison" ? "comparison" : undefined };
 }
+
+/** The parameters of the address of the page that makes an evaluation. */
+export interface NewEvalSearch {
+  /** The model that the first run asks. */
+  model?: string;
+}
+
+/** Read the parameters of the address of the page that makes an evaluation. */
+export function newEvalSearch(given: Record<string, unknown>): NewEvalSearch {
+  return typeof given.model === "string" && given.model !== "" ? { model: given.model } : {};
+}

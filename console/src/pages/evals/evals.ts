@@ -58,9 +58,9 @@ export function textOf(value: unknown): string {
 
 /** The templates of graders that the form offers, with what each needs. */
 export const GRADERS = [
-  ["string_check.ilike", "The answer contains the reference, in any case"],
-  ["string_check.like", "The answer contains the reference"],
-  ["string_check.eq", "The answer is the reference"],
+  ["string_check.ilike", "Contains the reference, in any case"],
+  ["string_check.like", "Contains the reference"],
+  ["string_check.eq", "Equals the reference"],
   ["text_similarity.rouge_l", "ROUGE-L: words in common, in their order"],
   ["text_similarity.fuzzy_match", "Fuzzy match of characters"],
   ["text_similarity.bleu", "BLEU: n-grams in common"],
@@ -122,8 +122,8 @@ function graderOf(form: EvalForm): Schema<"CreateEval">["testing_criteria"][numb
   return { type: "text_similarity", name: words(evaluation_metric), evaluation_metric, ...texts, ...threshold };
 }
 
-/** The body that creates a run, as far as the form makes it. */
-interface RunBody {
+/** The body that creates a run. */
+export interface RunBody {
   name?: string;
   data_source: Schema<"JsonlSource"> | Schema<"CompletionsSource">;
 }
@@ -143,4 +143,17 @@ export function runBody(form: RunForm): RunBody {
       sampling_params: { temperature: 0, n: 1 },
     },
   };
+}
+
+/** Return the body of a run that asks another model what an earlier one asked. */
+export function againBody(run: Run, model: string, name: string): RunBody {
+  // The server returns a source as it was given.
+  const data_source = { ...run.data_source, model } as unknown as RunBody["data_source"];
+  return { ...(name.trim() === "" ? {} : { name: name.trim() }), data_source };
+}
+
+/** Return the file that holds the items of a run; null where they come from elsewhere. */
+export function itemsFileOf(run: Run): string | null {
+  const source = run.data_source.source as { type?: unknown; id?: unknown } | undefined;
+  return source?.type === "file_id" ? String(source.id) : null;
 }

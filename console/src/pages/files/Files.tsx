@@ -5,7 +5,7 @@ import { usePages } from "@/api/get";
 import { DropZone } from "@/components/DropZone";
 import { Empty } from "@/components/Empty";
 import { Field, Select } from "@/components/Field";
-import { formatName } from "@/components/format";
+import { formatName, words } from "@/components/format";
 import { Listed } from "@/components/Listed";
 import { Page } from "@/components/Page";
 import { Bytes } from "@/components/Quantity";
@@ -23,7 +23,7 @@ const LABELS: Readonly<Record<string, string>> = Object.fromEntries(PURPOSES);
 
 const COLUMNS: readonly Column<FileObject>[] = [
   { id: "filename", header: "Name", cell: (file) => <span className="break">{formatName(file.filename)}</span>, sort: (file) => file.filename },
-  { id: "purpose", header: "Purpose", cell: (file) => LABELS[file.purpose] ?? file.purpose, sort: (file) => file.purpose },
+  { id: "purpose", header: "Purpose", cell: (file) => LABELS[file.purpose] ?? words(file.purpose), sort: (file) => file.purpose },
   { id: "bytes", header: "Size", cell: (file) => <Bytes value={file.bytes} />, sort: (file) => file.bytes, align: "end" },
   { id: "created", header: "Uploaded", cell: (file) => <Time at={file.created_at} />, sort: (file) => file.created_at },
   { id: "expires", header: "Expires", cell: (file) => (file.expires_at === null ? "never" : <Time at={file.expires_at} />), sort: (file) => file.expires_at, wide: true },

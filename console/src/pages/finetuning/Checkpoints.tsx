@@ -1,11 +1,11 @@
 import type { Schema } from "@/api/client";
 import { usePages } from "@/api/get";
 import { Listed } from "@/components/Listed";
+import { ObjectLink } from "@/components/ObjectLink";
 import { Section } from "@/components/Page";
-import { Id } from "@/components/Snippet";
 import { Table, type Column } from "@/components/Table";
 import { Time } from "@/components/Time";
-import { PlaygroundLink } from "@/pages/fleet/models/PlaygroundLink";
+import { PlaygroundLink } from "@/pages/fleet/models/ModelLinks";
 
 type Checkpoint = Schema<"Checkpoint">;
 
@@ -15,7 +15,7 @@ const COLUMNS: readonly Column<Checkpoint>[] = [
   { id: "train", header: "Training loss", cell: (row) => loss(row.metrics.train_loss), sort: (row) => row.metrics.train_loss, align: "end" },
   { id: "valid", header: "Validation loss", cell: (row) => loss(validLoss(row)), sort: validLoss, align: "end" },
   { id: "created", header: "Stored", cell: (row) => <Time at={row.created_at} />, sort: (row) => row.created_at, wide: true },
-  { id: "name", header: "Name", cell: (row) => <Id id={row.fine_tuned_model_checkpoint} />, wide: true },
+  { id: "name", header: "Name", cell: (row) => <ObjectLink withCopy id={row.fine_tuned_model_checkpoint} kind="model" />, wide: true },
   { id: "use", header: "Playground", cell: (row) => <PlaygroundLink model={row.fine_tuned_model_checkpoint} label="Open" /> },
 ];
 

@@ -101,6 +101,7 @@ function Steps({ isValid, isReady, isExamining, isCreating }: StepsProps) {
       <Button type="submit" tone={isValid ? "primary" : "normal"} disabled={!isValid} busy={isCreating}>
         Create the job
       </Button>
+      {!isReady && <span className="muted">Choose a model and a training file first.</span>}
     </div>
   );
 }

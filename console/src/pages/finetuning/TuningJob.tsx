@@ -9,13 +9,14 @@ import { Confirm } from "@/components/Confirm";
 import { Failure } from "@/components/Failure";
 import { formatCount, formatDuration, words } from "@/components/format";
 import { Loaded } from "@/components/Loaded";
+import { ObjectLink } from "@/components/ObjectLink";
 import { Card, Facts, Page, Section } from "@/components/Page";
 import { Progress as ProgressBar } from "@/components/Progress";
 import { Figure } from "@/components/Quantity";
 import { Id } from "@/components/Snippet";
 import { State } from "@/components/State";
 import { Time } from "@/components/Time";
-import { PlaygroundLink } from "@/pages/fleet/models/PlaygroundLink";
+import { EvaluationLink, PlaygroundLink } from "@/pages/fleet/models/ModelLinks";
 
 import { Checkpoints } from "./Checkpoints";
 import { Curves } from "./Curves";
@@ -76,8 +77,9 @@ function Result({ name }: { name: string }) {
   return (
     <Card>
       <div className="row">
-        <Id id={name} />
+        <ObjectLink withCopy id={name} kind="model" />
         <PlaygroundLink model={name} />
+        <EvaluationLink model={name} />
       </div>
     </Card>
   );
@@ -103,12 +105,13 @@ function Trained({ job, progress }: { job: Job; progress: Progress }) {
 
 function Hyperparameters({ job }: { job: Job }) {
   const facts: (readonly [string, ReactNode])[] = [
-    ["Model", job.model],
+    ["Model", <ObjectLink key="model" id={job.model} kind="model" />],
     ["Method", methodOf(job)],
     ...hyperparametersOf(job).map(([name, value]) => [words(name), String(value)] as const),
     ["Seed", job.seed],
     ["Rank", job.peft === "full" ? null : job.training.rank],
     ["Scheduler", job.training.scheduler],
+    ["Job", <ObjectLink key="job" id={job.id} kind="job" />],
     ["Project", job.organization_id],
     ["Created", <Time key="created" at={job.created_at} />],
     ["Ended", job.finished_at && <Time key="ended" at={job.finished_at} />],
@@ -126,15 +129,15 @@ function Hyperparameters({ job }: { job: Job }) {
 function Data({ job, progress }: { job: Job; progress: Progress | undefined }) {
   const validation = job.validation && `${job.validation.type}${job.validation.type === "file" ? "" : `, ${job.validation.fraction}`}`;
   const facts: (readonly [string, ReactNode])[] = [
-    ["Training file", <Id key="training" id={job.training_file} />],
-    ["Validation file", job.validation_file && <Id key="validation" id={job.validation_file} />],
+    ["Training file", <ObjectLink withCopy key="training" id={job.training_file} />],
+    ["Validation file", job.validation_file && <ObjectLink withCopy key="validation" id={job.validation_file} />],
     ["Validation", validation],
-    ["File of general text", job.general_file && <Id key="general" id={job.general_file} />],
+    ["File of general text", job.general_file && <ObjectLink withCopy key="general" id={job.general_file} />],
     ["Examples", progress?.examples && formatCount(progress.examples, "example")],
     ["Of these for validation", progress?.validation_examples && formatCount(progress.validation_examples, "example")],
     ["Tokens of an epoch", progress?.tokens && formatCount(progress.tokens, "token")],
     ["Trained tokens", job.trained_tokens && formatCount(job.trained_tokens, "token")],
-    ...job.result_files.map((id, index) => [`Result file ${index + 1}`, <Id key={id} id={id} />] as const),
+    ...job.result_files.map((id, index) => [`Result file ${index + 1}`, <ObjectLink withCopy key={id} id={id} />] as const),
   ];
   return (
     <Section title="Data">

@@ -71,10 +71,11 @@ function NoJobs() {
           New fine-tuning job
         </Link>
       }
-      command="nightmill finetune submit examples.jsonl --model smollm2-135m-instruct --suffix support"
+      command={"nightmill finetune submit examples.jsonl \\\n  --model smollm2-135m-instruct --suffix support"}
       sdk={
-        'file = client.files.create(file=open("examples.jsonl", "rb"), purpose="fine-tune")\n' +
-        'client.fine_tuning.jobs.create(model="smollm2-135m-instruct", training_file=file.id)'
+        'examples = open("examples.jsonl", "rb")\n' +
+        'file = client.files.create(file=examples, purpose="fine-tune")\n' +
+        'client.fine_tuning.jobs.create(\n    model="smollm2-135m-instruct", training_file=file.id\n)'
       }
     >
       A job trains a model on a file of at least ten examples, one JSON object a line, and the result gets a name of its own.

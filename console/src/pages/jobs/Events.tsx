@@ -1,6 +1,7 @@
 import type { Schema } from "@/api/client";
 import { usePages } from "@/api/get";
 import { Listed } from "@/components/Listed";
+import { LinkedJson } from "@/components/ObjectLink";
 import { Table, type Column } from "@/components/Table";
 import { Time } from "@/components/Time";
 
@@ -14,7 +15,7 @@ const COLUMNS: readonly Column<JobEvent>[] = [
   { id: "seq", header: "No.", cell: (event) => event.seq, align: "end" },
   { id: "type", header: "Event", cell: (event) => <code>{event.type}</code> },
   { id: "at", header: "When", cell: (event) => <Time at={event.created_at} /> },
-  { id: "data", header: "Data", cell: (event) => <code className="texts">{cut(JSON.stringify(event.data), SHORT).shown}</code>, wide: true },
+  { id: "data", header: "Data", cell: (event) => <code className="texts"><LinkedJson text={cut(JSON.stringify(event.data), SHORT).shown} /></code>, wide: true },
 ];
 
 /** List the events of a job, the oldest first. */

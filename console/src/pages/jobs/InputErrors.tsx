@@ -14,7 +14,7 @@ const ERRORS_AT_ONCE = 100;
 
 const ERROR_COLUMNS: readonly Column<InputError & { n: number }>[] = [
   { id: "line", header: "Line", cell: (error) => (error.line === null ? "–" : formatNumber(error.line)), align: "end", sort: (error) => error.line },
-  { id: "code", header: "Code", cell: (error) => <code>{error.code}</code>, sort: (error) => error.code },
+  { id: "code", header: "Code", cell: (error) => <code className="nowrap">{error.code}</code>, sort: (error) => error.code },
   { id: "message", header: "Message", cell: (error) => <span className="texts">{error.message && cut(error.message, SHORT).shown}</span> },
   { id: "param", header: "Field", cell: (error) => error.param && <code>{error.param}</code>, wide: true },
 ];

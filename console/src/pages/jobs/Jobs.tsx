@@ -130,7 +130,7 @@ function NoMatch() {
   const navigate = route.useNavigate();
   return (
     <Empty title="No job matches" action={<Button onClick={() => void navigate({ search: {} })}>Clear the filters</Button>}>
-      A model matches by its whole name, and metadata by whole entries.
+      A model matches by its whole name, and metadata by whole entries. A value with commas stands in quotes: note="a, b".
     </Empty>
   );
 }
@@ -143,7 +143,9 @@ function NoJobs() {
       command="nightmill submit requests.jsonl"
       sdk={`file = client.files.create(file=open("requests.jsonl", "rb"), purpose="batch")
 batch = client.batches.create(
-    input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+    input_file_id=file.id,
+    endpoint="/v1/chat/completions",
+    completion_window="24h",
 )`}
     >
       A job is work that goes on in the background: a batch, files of a vector store, a fine-tuning, the run of an evaluation.

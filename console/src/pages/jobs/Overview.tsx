@@ -5,11 +5,12 @@ import type { ReactNode } from "react";
 import type { Schema } from "@/api/client";
 import { get } from "@/api/get";
 import { formatCount, formatDuration, formatNumber, formatRate, formatShare, words } from "@/components/format";
+import { ObjectLink } from "@/components/ObjectLink";
 import { Card, Facts, Section } from "@/components/Page";
 import { Progress } from "@/components/Progress";
 import { Prose } from "@/components/Prose";
 import { Duration, Figure, Quantity } from "@/components/Quantity";
-import { Id, Snippet } from "@/components/Snippet";
+import { Snippet } from "@/components/Snippet";
 import { Time } from "@/components/Time";
 
 import { cut, SHORT } from "./cut";
@@ -95,6 +96,7 @@ function Life({ job }: { job: JobObject }) {
 
 function Pace({ job }: { job: JobObject }) {
   const { progress, rate, eta_seconds, worked_seconds, queue_position } = job;
+  if (!isLive(job) && progress.total === 0) return null;
   const figures: readonly (readonly [name: string, value: ReactNode, remark?: ReactNode])[] = [
     ["Done", <Quantity key="done" value={progress.completed + progress.failed} />, `of ${formatCount(progress.total, "line")}`],
     ["Failed", <Quantity key="failed" value={progress.failed} />, share(progress.failed, progress.completed + progress.failed)],
@@ -205,18 +207,20 @@ function Settings({ job }: { job: JobObject }) {
       <Card className="stack">
         <Facts
           facts={[
-            ["Model", job.model],
+            ["Model", job.model && <ObjectLink id={job.model} kind="model" />],
             ["Endpoint", job.endpoint],
             ["Input file", shownId(job.input_file_id)],
             ["Output file", shownId(job.output_file_id)],
             ["Error file", shownId(job.error_file_id)],
             ["Vector store", shownId(job.vector_store_id)],
             ["Evaluation", shownId(job.eval_id)],
+            ["Run", job.kind === "evaluation" && job.eval_id && <RunLink evalId={job.eval_id} runId={job.id} />],
+            ["Fine-tuning job", job.kind === "finetuning" && <ObjectLink id={job.id} kind="tuning" />],
             ["Window", job.completion_window],
             ["Deadline", shownTime(job.deadline)],
             ["Begins at", shownTime(job.not_before)],
             ["Priority", formatNumber(job.priority)],
-            ["Retry of", job.retry_of && <JobLink id={job.retry_of} />],
+            ["Retry of", shownId(job.retry_of)],
             ["Schedule", shownId(job.schedule_id)],
             ["Created", shownTime(job.created_at)],
             ["Idempotency key", job.idempotency_key],
@@ -238,17 +242,17 @@ function Settings({ job }: { job: JobObject }) {
 }
 
 function shownId(id: string | null): ReactNode {
-  return id && <Id id={id} />;
+  return id && <ObjectLink withCopy id={id} />;
 }
 
 function shownTime(at: number | null): ReactNode {
   return at && <Time at={at} exact />;
 }
 
-function JobLink({ id }: { id: string }) {
+function RunLink({ evalId, runId }: { evalId: string; runId: string }) {
   return (
-    <Link to="/jobs/$jobId" params={{ jobId: id }}>
-      {id}
+    <Link to="/evals/$evalId/runs/$runId" params={{ evalId, runId }}>
+      <code className="break">{runId}</code>
     </Link>
   );
 }

@@ -48,14 +48,22 @@ export function jobSearch(given: Record<string, unknown>): JobSearch {
   };
 }
 
-/** Return the pairs of a text such as `team=search, language=de`; a name without a value has the empty one. */
+/** A name with or without a value. A quote counts where a name or a value begins, as in CSV. */
+const ENTRY = /(\s*"(?:[^"]|"")*"\s*(?=[=,]|$)|[^,=]*)(?:=(\s*"(?:[^"]|"")*"\s*(?=,|$)|[^,]*))?(?:,|$)/g;
+const QUOTED = /^"(?:[^"]|"")*"$/;
+
+/**
+ * Return the pairs of a text such as `team=search, note="a, b"`; a name without a value has the empty one.
+ *
+ * Names and values may be quoted as in CSV, so that they can hold commas, equals signs and quotes.
+ */
 export function metadataPairs(text: string): [name: string, value: string][] {
-  return text
-    .split(",")
-    .map((part) => part.trim())
-    .filter((part) => part !== "")
-    .map((part) => {
-      const [name = "", ...value] = part.split("=");
-      return [name.trim(), value.join("=").trim()];
-    });
+  return [...text.matchAll(ENTRY)]
+    .map(([, name = "", value = ""]): [string, string] => [unquoted(name), unquoted(value)])
+    .filter(([name, value]) => name !== "" || value !== "");
+}
+
+function unquoted(text: string): string {
+  const trimmed = text.trim();
+  return QUOTED.test(trimmed) ? trimmed.slice(1, -1).replaceAll('""', '"') : trimmed;
 }

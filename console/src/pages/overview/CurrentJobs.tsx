@@ -123,7 +123,8 @@ function NoJobs() {
       command="nightmill submit questions.jsonl"
       sdk={
         'file = client.files.create(file=open("questions.jsonl", "rb"), purpose="batch")\n' +
-        'client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")'
+        "client.batches.create(\n" +
+        '    input_file_id=file.id,\n    endpoint="/v1/chat/completions",\n    completion_window="24h",\n)'
       }
       action={
         <Link to="/batches/new" className="button primary">

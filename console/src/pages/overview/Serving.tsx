@@ -4,6 +4,7 @@ import type { Schema } from "@/api/client";
 import { getAsOperator } from "@/api/get";
 import { formatCount } from "@/components/format";
 import { Loaded } from "@/components/Loaded";
+import { ObjectLink } from "@/components/ObjectLink";
 import { Section } from "@/components/Page";
 import { State } from "@/components/State";
 import { Table, type Column } from "@/components/Table";
@@ -16,7 +17,7 @@ type Worker = Schema<"WorkerObject">;
 const REFRESH = 10_000;
 
 const MODELS: readonly Column<Model>[] = [
-  { id: "id", header: "Model", cell: (model) => <code>{model.id}</code>, sort: (model) => model.id },
+  { id: "id", header: "Model", cell: (model) => <ObjectLink id={model.id} kind="model" />, sort: (model) => model.id },
   {
     id: "state",
     header: "State",

@@ -136,7 +136,10 @@ function NoDocuments({ filtered, storeId }: { filtered: boolean; storeId: string
     <Empty
       title="No documents yet"
       command={`nightmill stores add ${storeId} handbook.pdf`}
-      sdk={`with open("handbook.pdf", "rb") as file:\n    client.vector_stores.file_batches.upload_and_poll("${storeId}", files=[file])`}
+      sdk={`with open("handbook.pdf", "rb") as file:
+    client.vector_stores.file_batches.upload_and_poll(
+        "${storeId}", files=[file]
+    )`}
     >
       Drop documents above, or keep a folder, an S3 prefix or URLs in step by a source.
     </Empty>

@@ -5,6 +5,7 @@ import { api, take, type Schema } from "@/api/client";
 import { get, POLL, refresh } from "@/api/get";
 import { ConfirmButton } from "@/components/Confirm";
 import { Loaded } from "@/components/Loaded";
+import { ObjectLink } from "@/components/ObjectLink";
 import { Card, Facts, Page } from "@/components/Page";
 import { Bytes, Quantity } from "@/components/Quantity";
 import { Id } from "@/components/Snippet";
@@ -76,7 +77,7 @@ function StoreFacts({ store }: { store: Store }) {
           ["On their way", counts.in_progress > 0 ? <Quantity key="way" value={counts.in_progress} /> : null],
           ["Failed", counts.failed > 0 ? <Quantity key="failed" value={counts.failed} /> : null],
           ["Size", <Bytes key="bytes" value={store.usage_bytes} />],
-          ["Embedding model", store.embedding_model],
+          ["Embedding model", store.embedding_model && <ObjectLink key="model" id={store.embedding_model} kind="model" />],
           ["Dimensions", store.embedding_dimensions],
           ["Created", <Time key="created" at={store.created_at} />],
           ["Last used", store.last_active_at === null ? null : <Time key="used" at={store.last_active_at} />],

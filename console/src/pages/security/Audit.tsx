@@ -9,6 +9,7 @@ import { Empty } from "@/components/Empty";
 import { Field } from "@/components/Field";
 import { TextFilter, TimeFilter } from "@/components/Filters";
 import { Listed } from "@/components/Listed";
+import { ObjectLink } from "@/components/ObjectLink";
 import { Facts, Page } from "@/components/Page";
 import { Snippet } from "@/components/Snippet";
 import { Table, type Column } from "@/components/Table";
@@ -101,7 +102,7 @@ function Filters({ search, isFiltered, onChange }: FiltersProps) {
   return (
     <form className="filters" role="search" aria-label="Audit log" onSubmit={(event) => event.preventDefault()}>
       <Field label="Object">
-        <TextFilter maxLength={128} placeholder="batch_…, file-…, key id" value={search.target} onCommit={(target) => onChange({ target })} />
+        <TextFilter maxLength={128} placeholder="batch_…, file-…" value={search.target} onCommit={(target) => onChange({ target })} />
       </Field>
       <Field label="By">
         <TextFilter maxLength={96} placeholder="key:…" value={search.actor} onCommit={(actor) => onChange({ actor })} />
@@ -147,7 +148,7 @@ function Details({ row, onClose }: { row: Row; onClose: () => void }) {
           facts={[
             ["Time", <Time key="at" at={row.effective_at} exact />],
             ["What", <What key="what" row={row} />],
-            ["Object", <code key="target">{row.target}</code>],
+            ["Object", <ObjectLink withCopy key="target" id={row.target} />],
             ["By", <code key="actor">{row.actor}</code>],
             ["Request", row.request_id && <code key="request">{row.request_id}</code>],
             ["Sealed", row.sealed ? "yes: part of the hash chain" : "not yet"],

@@ -76,16 +76,19 @@ function Shown({ endpoint }: { endpoint: Endpoint }) {
       }
     >
       <Disabled endpoint={endpoint} onEnable={() => change({})} />
-      <Card>
+      <Card className="stack">
         <Facts
           facts={[
             ["URL", <code key="url">{endpoint.url}</code>],
             ["Id", <Id key="id" id={endpoint.id} />],
             ["Signing secret", <code key="secret">{endpoint.signing_secret_hint}</code>],
             ["Created", <Time key="created" at={endpoint.created_at} />],
-            ["Event types", endpoint.event_types.join(", ")],
           ]}
         />
+        <div>
+          <p className="muted small">Event types</p>
+          <p className="small break">{endpoint.event_types.join(", ")}</p>
+        </div>
       </Card>
       <Deliveries endpoint={endpoint.id} />
       {opened === "edit" && (

@@ -51,7 +51,7 @@ export default function Webhooks() {
     </Button>
   );
   return (
-    <Page title="Webhooks" description="Addresses of yours that are called when a job ends." actions={start}>
+    <Page title="Webhooks" description="URLs of your own that the server calls when a job ends." actions={start}>
       <Listed
         what="the webhook endpoints"
         query={endpoints}

@@ -8,11 +8,12 @@ import { Button } from "@/components/Button";
 import { Confirm } from "@/components/Confirm";
 import { Dialog } from "@/components/Dialog";
 import { formatCount } from "@/components/format";
+import { ObjectLink } from "@/components/ObjectLink";
 import { Facts } from "@/components/Page";
 import { Id } from "@/components/Snippet";
 
+import { EvaluationLink, PlaygroundLink, TuningLink } from "./ModelLinks";
 import { ModelState } from "./ModelState";
-import { PlaygroundLink } from "./PlaygroundLink";
 import { generates, isTuned, type NamedModel } from "./served";
 
 interface ModelDialogProps {
@@ -26,7 +27,7 @@ export function ModelDialog({ named: { model, aliases }, onClose }: ModelDialogP
   const workers = useWorkersOf(model.serving?.model);
   const facts: (readonly [string, ReactNode])[] = [
     ["State", <ModelState key="state" model={model} />],
-    ["Base", isTuned(model.id) ? model.serving?.model : null],
+    ["Base", isTuned(model.id) && model.serving && <ObjectLink key="base" id={model.serving.model} kind="model" />],
     ["Aliases", aliases.join(", ")],
     ["Queue", model.serving?.queue],
     ["Workers", model.serving && formatCount(model.serving.workers, "worker")],
@@ -65,7 +66,13 @@ export function ModelDialog({ named: { model, aliases }, onClose }: ModelDialogP
         <Facts facts={facts} />
         <div className="actions end">
           {isTuned(model.id) && <Button onClick={() => setAsking(true)}>Delete</Button>}
-          {generates(model) && <PlaygroundLink model={model.id} />}
+          {generates(model) && (
+            <>
+              <TuningLink model={model.id} />
+              <EvaluationLink model={model.id} />
+              <PlaygroundLink model={model.id} />
+            </>
+          )}
         </div>
       </div>
     </Dialog>

@@ -10,7 +10,7 @@ import { Time } from "@/components/Time";
 
 import { ModelDialog } from "./ModelDialog";
 import { ModelState } from "./ModelState";
-import { PlaygroundLink } from "./PlaygroundLink";
+import { PlaygroundLink } from "./ModelLinks";
 import { Quarantines } from "./Quarantines";
 import { generates, sortModels, useModels, type Model, type NamedModel } from "./served";
 
