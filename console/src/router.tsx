@@ -7,14 +7,14 @@ import { Failure, messageOf } from "@/components/Failure";
 import { Layout } from "@/components/Layout";
 import { Loading } from "@/components/Loading";
 import { Page } from "@/components/Page";
-import { newBatchSearch } from "@/pages/batches/search";
+import { newBatchSearch } from "@/pages/batches/address";
 import { filesSearch } from "@/pages/files/address";
 import { newEvalSearch, runSearch } from "@/pages/evals/address";
 import { newTuningSearch } from "@/pages/finetuning/address";
 import { modelsSearch } from "@/pages/fleet/models/address";
 import { playgroundSearch } from "@/pages/inference/address";
-import { jobSearch, jobsSearch } from "@/pages/jobs/search";
-import { auditSearch } from "@/pages/security/search";
+import { jobSearch, jobsSearch } from "@/pages/jobs/address";
+import { auditSearch } from "@/pages/security/address";
 import { storeSearch } from "@/pages/retrieval/address";
 
 /** The states that the list of an endpoint's deliveries can be limited to. */

@@ -5,8 +5,8 @@ import { describe, expect, it } from "vitest";
 import { answerText, cut } from "@/pages/jobs/cut";
 import { layers, type GraphJob } from "@/pages/jobs/layers";
 import { isLive, lifeline, mayCancel, mayRetry, type JobObject } from "@/pages/jobs/life";
-import { fromLocalInput, toLocalInput } from "@/components/search";
-import { jobSearch, jobsSearch, metadataPairs } from "@/pages/jobs/search";
+import { fromLocalInput, toLocalInput } from "@/components/address";
+import { jobSearch, jobsSearch, metadataPairs } from "@/pages/jobs/address";
 
 const NO_TIMES = {
   in_progress_at: null,

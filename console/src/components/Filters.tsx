@@ -1,7 +1,7 @@
 import { useEffect, useRef } from "react";
 
 import { Input } from "./Field";
-import { fromLocalInput, toLocalInput } from "./search";
+import { fromLocalInput, toLocalInput } from "./address";
 
 interface FilterProps<Value> {
   value: Value | undefined;

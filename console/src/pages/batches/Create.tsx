@@ -9,7 +9,7 @@ import { Failure } from "@/components/Failure";
 import { Field, Input } from "@/components/Field";
 import { Card, Section } from "@/components/Page";
 import { Snippet } from "@/components/Snippet";
-import { metadataPairs } from "@/pages/jobs/search";
+import { metadataPairs } from "@/pages/jobs/address";
 
 import type { Endpoint } from "./requests";
 

@@ -22,7 +22,7 @@ import { InputErrors } from "@/pages/jobs/InputErrors";
 
 import { Create } from "./Create";
 import { endpointOf, ENDPOINTS, type Endpoint } from "./requests";
-import type { Source } from "./search";
+import type { Source } from "./address";
 import { TableForm } from "./TableForm";
 
 const route = getRouteApi("/batches/new");

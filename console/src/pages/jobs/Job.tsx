@@ -18,7 +18,7 @@ import { hasResults, isLive, kindLabel, mayCancel, mayRetry, type JobObject } fr
 import { Overview } from "./Overview";
 import { Results } from "./Results";
 import { Retry } from "./Retry";
-import type { JobTab } from "./search";
+import type { JobTab } from "./address";
 import { Webhook } from "./Webhook";
 
 const route = getRouteApi("/jobs/$jobId");

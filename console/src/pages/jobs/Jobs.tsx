@@ -15,7 +15,7 @@ import { Table, type Column } from "@/components/Table";
 import { Time } from "@/components/Time";
 
 import { kindLabel, KINDS, STATES, type JobObject } from "./life";
-import { metadataPairs, type JobsSearch } from "./search";
+import { metadataPairs, type JobsSearch } from "./address";
 
 const route = getRouteApi("/jobs");
 

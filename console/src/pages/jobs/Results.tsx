@@ -15,7 +15,7 @@ import { State } from "@/components/State";
 
 import { answerText, cut, LONG, SHORT } from "./cut";
 import { isBatch, isLive, type JobObject } from "./life";
-import type { JobSearch } from "./search";
+import type { JobSearch } from "./address";
 
 type Row = Schema<"ResultRow">;
 

@@ -16,7 +16,7 @@ import { Table, type Column } from "@/components/Table";
 import { Time } from "@/components/Time";
 import { words } from "@/components/format";
 
-import type { AuditSearch } from "./search";
+import type { AuditSearch } from "./address";
 
 type Row = Schema<"AuditLog">;
 

@@ -1,4 +1,4 @@
-import { readText, readTime } from "@/components/search";
+import { readText, readTime } from "@/components/address";
 
 /** The parameters of the pages of jobs in the address. What stands in an address may be anything. */
 

@@ -1,4 +1,4 @@
-import { readText, readTime } from "@/components/search";
+import { readText, readTime } from "@/components/address";
 
 /** The filters of the audit log in the address. Times are in seconds of Unix. */
 export interface AuditSearch {
