@@ -17,7 +17,7 @@ export function Quarantined({ quarantines }: { quarantines: readonly Schema<"Qua
             <h3 className="break">{model}</h3>
             <ConfirmButton
               label="Try it again"
-              name={`Try ${model} again`}
+              name={`Try it again: ${model}`}
               title={`Try ${model} again?`}
               action="Try the model again"
               tone="primary"
