@@ -339,7 +339,7 @@ def test_response_is_stored_with_what_selects_it_and_selected_once_it_is_answere
         job.state = JobState.SUCCEEDED
     created = client.post(f"/v1/evals/{made['id']}/runs", json=body)
 
-    assert (row.asked, row.model, row.metadata_) == (MODEL, MODEL, {"team": "a"})
+    assert (row.requested_model, row.model, row.metadata_) == (MODEL, MODEL, {"team": "a"})
     assert (too_early.status_code, too_early.json()["error"]["code"]) == (400, "no_items")
     assert (created.status_code, created.json()["data_source"]) == (201, body["data_source"])
     with app.state.services.storage.reader(runs.items_path(created.json()["id"])) as lines:
