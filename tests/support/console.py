@@ -145,7 +145,7 @@ class Console:
         expect(self.heading).to_be_visible(timeout=PATIENCE)
         return self.tab
 
-    def reload(self) -> None:
+    def check_reload(self) -> None:
         """Load the page anew, and check that it shows the same again."""
         eventually(lambda: self.tab.evaluate("1") and not self._unanswered, 30, "the page is loaded")
         before, address = self.shown(), self.tab.url

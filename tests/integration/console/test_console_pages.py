@@ -107,7 +107,7 @@ def test_hostile_texts_stay_texts(opened: Console) -> None:
 
 
 def test_reload_shows_the_same(opened: Console) -> None:
-    opened.reload()
+    opened.check_reload()
 
 
 def test_chosen_state_of_documents_survives_a_reload(
@@ -119,7 +119,7 @@ def test_chosen_state_of_documents_survives_a_reload(
         expect(tab.get_by_role("table", name="Documents").locator("tbody tr")).to_have_count(1)
 
         assert tab.url.endswith("?state=failed")
-        console.reload()
+        console.check_reload()
 
 
 @pytest.mark.parametrize("path", ["/files", "/files/{file}", "/vector-stores/{store}"])

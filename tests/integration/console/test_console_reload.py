@@ -98,7 +98,7 @@ def test_batch_in_every_state(console: Console, deployment: Deployment, state: J
 
     expect(tab.locator(".page-title .state")).to_have_text(state)
     expect(tab.get_by_role("list", name="States of the job")).to_contain_text(state)
-    console.reload()
+    console.check_reload()
 
 
 @pytest.mark.parametrize("reason", ["job", "model"])
@@ -112,7 +112,7 @@ def test_batch_that_waits(console: Console, deployment: Deployment, reason: str)
     tab = console.open(f"/jobs/{job_id}")
 
     expect(tab.get_by_role("tabpanel").get_by_role("status").first).to_be_visible()
-    console.reload()
+    console.check_reload()
 
 
 @pytest.mark.parametrize("state", TUNING_WORDS)
@@ -123,7 +123,7 @@ def test_fine_tuning_job_in_every_status(console: Console, deployment: Deploymen
     tab = console.open(f"/fine-tuning/{job_id}")
 
     expect(tab.locator(".page-title .state")).to_have_text(TUNING_WORDS[state])
-    console.reload()
+    console.check_reload()
 
 
 def test_paused_fine_tuning_job(console: Console, deployment: Deployment) -> None:
@@ -134,7 +134,7 @@ def test_paused_fine_tuning_job(console: Console, deployment: Deployment) -> Non
     tab = console.open(f"/fine-tuning/{job_id}")
 
     expect(tab.locator(".page-title .state")).to_have_text("paused")
-    console.reload()
+    console.check_reload()
 
 
 @pytest.mark.parametrize("state", RUN_WORDS)
@@ -145,7 +145,7 @@ def test_evaluation_run_in_every_status(console: Console, deployment: Deployment
     tab = console.open(f"/evals/{eval_id}/runs/{run_id}")
 
     expect(tab.locator(".page-title .state")).to_have_text(RUN_WORDS[state])
-    console.reload()
+    console.check_reload()
 
 
 def choose_requests(tab: Page) -> None:
