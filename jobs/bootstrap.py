@@ -17,7 +17,7 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.db.hosts import claim_host
 from jobs.errors import NightmillError
-from jobs.security.keys import check_key, create_key, ensure_project
+from jobs.security.keys import allow_managing, check_key, create_key, ensure_project
 from jobs.security.sign_in import OPERATOR_KEY
 from jobs.security.tables import Project
 from jobs.settings import Settings, settings
@@ -57,14 +57,15 @@ def migrate(url: str, target: str = "head") -> None:
 
 
 def operator_key(db: Database, config: Settings) -> str:
-    """Return the operator's key; make one on the first start, or when it opens nothing any more."""
+    """Return the operator's key; make one on the first start, or when it opens nothing any more. It manages keys."""
     path = config.data_dir / OPERATOR_KEY
     key = path.read_text().strip() if path.exists() else ""
     with db.write() as session:
         project: Project = ensure_project(session, DEFAULT_PROJECT)
-        if key and check_key(session, key):
+        if key and (row := check_key(session, key)):
+            allow_managing(session, row)  # a key from before keys that manage keys
             return key
-        key = create_key(session, project.name)
+        key = create_key(session, project.name, manages=True)
         _keep(path, key)  # before the commit: a key on disk that opens nothing is replaced at the next start
     return key
 

@@ -1,16 +1,18 @@
-"""The API keys of a project, with the fields of OpenAI's admin API: list, create, revoke."""
+"""The API keys of a project, with the fields of OpenAI's admin API: list, retrieve, create, revoke."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from fastapi import Query
 from pydantic import BaseModel
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
-from api.deps import Call
+from api.deps import Call, CallContext
 from api.errors import clip
 from api.http.bodies import resource
 from api.http.fields import when
 from api.http.paging import After, Limit20, Order, Page, find, page
-from jobs.errors import NotFound
+from jobs.errors import NotFound, PermissionDenied
 from jobs.security import keys
 from jobs.security.tables import ApiKey, Project
 
@@ -18,12 +20,18 @@ router = resource("Security")
 
 
 class ProjectApiKey(BaseModel):
-    """A key of the project. `revoked_at` is null while the key is accepted."""
+    """A key of the project. `revoked_at` is null while the key is accepted.
+
+    A key that manages keys creates keys of the project and revokes them. `created_by` is the id of the key that created
+    this one; null for a key that the operator made.
+    """
 
     id: str
     object: Literal["organization.project.api_key"] = "organization.project.api_key"
     name: str
     redacted_value: str
+    manages_keys: bool
+    created_by: str | None
     created_at: int
     revoked_at: int | None
 
@@ -35,9 +43,16 @@ class NewProjectApiKey(ProjectApiKey):
 
 
 class ProjectApiKeyDeleted(BaseModel):
+    """A key that was revoked.
+
+    `created_keys` are the keys that it had created, itself or through others, and that were live: with `cascade` they
+    are revoked too.
+    """
+
     id: str
     object: Literal["organization.project.api_key.deleted"] = "organization.project.api_key.deleted"
     deleted: Literal[True] = True
+    created_keys: list[str]
 
 
 @router.get("/api_keys")
@@ -49,26 +64,67 @@ def list_api_keys(call: Call, after: After = None, limit: Limit20 = 20, order: O
     return page(rows, more, _shown)
 
 
+@router.get("/api_keys/{api_key_id}")
+def retrieve_api_key(call: Call, api_key_id: str) -> ProjectApiKey:
+    """Return a key of the project, also one that is revoked."""
+    with call.db.read() as session:
+        row = session.get(ApiKey, api_key_id)
+        if row is None or row.project_id != call.project_id:
+            raise _not_found(api_key_id)
+        return _shown(row)
+
+
 @router.post("/api_keys")
 def create_api_key(call: Call) -> NewProjectApiKey:
-    """Create a key of the project. `value` is shown only now.
+    """Create a key of the project, which manages no keys. `value` is shown only now. It takes a key that manages keys.
 
     An `Idempotency-Key` has no effect, because the answer is not stored.
     """
     with call.db.write() as session:
+        _check_manages(session, call)
         project = session.get_one(Project, call.project_id)
-        key = keys.create_key(session, project.name, actor=call.actor, limit=keys.LIVE_KEYS)
+        key = keys.create_key(session, project.name, created_by=call.caller.key_id, limit=keys.LIVE_KEYS)
         row = session.get_one(ApiKey, keys.id_of(key))
         return NewProjectApiKey(value=key, **_shown(row).model_dump())
 
 
 @router.delete("/api_keys/{api_key_id}")
-def revoke_api_key(call: Call, api_key_id: str) -> ProjectApiKeyDeleted:
-    """Revoke a key of the project. After five seconds no request with the key is accepted."""
+def revoke_api_key(
+    call: Call,
+    api_key_id: str,
+    cascade: Annotated[
+        bool, Query(description="Revoke the keys too that it created, itself or through others.")
+    ] = False,
+) -> ProjectApiKeyDeleted:
+    """Revoke a key of the project. After five seconds no request with the key is accepted.
+
+    A key that manages no keys may revoke itself alone. With `cascade` the key may have been revoked before.
+    """
     with call.db.write() as session:
-        if not keys.revoke_key(session, api_key_id, actor=call.actor, project_id=call.project_id):
-            raise NotFound(f"No live API key found with id '{clip(api_key_id)}'.", param="api_key_id")
-    return ProjectApiKeyDeleted(id=api_key_id)
+        if cascade or api_key_id != call.caller.key_id:
+            _check_manages(session, call)
+        created = keys.revoke_key(session, api_key_id, actor=call.actor, project_id=call.project_id, cascade=cascade)
+    if created is None:
+        raise _not_found(api_key_id, live=True)
+    return ProjectApiKeyDeleted(id=api_key_id, created_keys=created)
+
+
+def _check_manages(session: Session, call: CallContext) -> None:
+    """Check that the caller's key manages keys, and keep the project's keys as they are in this transaction.
+
+    Raises: PermissionDenied.
+    """
+    keys.lock_keys(session, call.project_id)
+    if not keys.manages_keys(session, call.caller.key_id):
+        message = (
+            "You have insufficient permissions for this operation: this key does not manage keys. "
+            "`nightmill keys create --project NAME --manage` makes one that does."
+        )
+        raise PermissionDenied(message, code="missing_scope")
+
+
+def _not_found(key_id: str, *, live: bool = False) -> NotFound:
+    return NotFound(f"No {'live ' if live else ''}API key found with id '{clip(key_id)}'.", param="api_key_id")
 
 
 def _shown(key: ApiKey) -> ProjectApiKey:
@@ -76,6 +132,8 @@ def _shown(key: ApiKey) -> ProjectApiKey:
         id=key.id,
         name=f"key {key.id}",
         redacted_value=keys.redacted(key.id),
+        manages_keys=key.manages_keys,
+        created_by=key.created_by,
         created_at=int(key.created_at),
         revoked_at=when(key.revoked_at),
     )

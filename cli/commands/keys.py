@@ -28,6 +28,9 @@ def create(
     operator: Annotated[
         bool, typer.Option("--operator", help="A key that steers the deployment and opens no project.")
     ] = False,
+    manage: Annotated[
+        bool, typer.Option("--manage", help="A key that may create and revoke keys of its project too.")
+    ] = False,
     external: Annotated[
         bool | None,
         typer.Option(
@@ -46,20 +49,22 @@ def create(
         raise CliError("a key is of a project (--project NAME), of yours (--mine) or of the operator (--operator)")
     if external is not None and not project:
         raise CliError("--allow-external and --no-external need a --project")
+    if manage and not project:
+        raise CliError("--manage needs a --project: only the operator makes keys that manage keys")
     if own:
         with connect(url, api_key, data_dir) as server:
             key = server.post("/api_keys")["value"]
     else:
-        key = _create_here(project, external, operator, data_dir)
-    show({"key": key, "project": project or None, "operator": operator}, key, as_json=as_json)
+        key = _create_here(project, external, operator, manage, data_dir)
+    show({"key": key, "project": project or None, "operator": operator, "manages_keys": manage}, key, as_json=as_json)
 
 
-def _create_here(project: str, external: bool | None, operator: bool, data_dir: Path | None) -> str:
+def _create_here(project: str, external: bool | None, operator: bool, manage: bool, data_dir: Path | None) -> str:
     from cli.up.effective import opened
     from jobs.security.keys import allow_external, create_key, create_operator_key
 
     with opened(data_dir) as db, db.write() as session:
-        key = create_operator_key(session) if operator else create_key(session, project)
+        key = create_operator_key(session) if operator else create_key(session, project, manages=manage)
         if external is not None:
             allow_external(session, project, allowed=external)
         return key
@@ -78,7 +83,7 @@ def list_(
     if own:
         with connect(url, api_key, data_dir) as server:
             entries = server.pages("/api_keys", {}, limit)
-        head = ("id", "key", "created", "revoked")
+        head = ("id", "key", "manages keys", "created by", "created", "revoked")
         show_entries(entries, head, _own_row, as_json=as_json, has_more=entries.has_more)
         return
     from cli.up.effective import opened
@@ -87,43 +92,61 @@ def list_(
     with opened(data_dir) as db, db.read() as session:
         rows = [
             {"id": key.id, "project": project, "created": key.created_at, "revoked": key.revoked_at}
-            | {"operator": key.operator}
+            | {"operator": key.operator, "manages_keys": key.manages_keys, "created_by": key.created_by}
             for key, project in list_keys(session)
         ]
-    show_entries(rows, ("id", "project", "created", "revoked"), _row, as_json=as_json)
+    head = ("id", "project", "manages keys", "created by", "created", "revoked")
+    show_entries(rows, head, _row, as_json=as_json)
 
 
 @app.command()
 def revoke(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as `nightmill keys list` shows it.")],
+    cascade: Annotated[
+        bool, typer.Option("--cascade", help="Revoke the keys too that it created, itself or through others.")
+    ] = False,
     own: OwnProject = False,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Revoke a key. After five seconds no request with the key is accepted."""
+    """Revoke a key. After five seconds no request with the key is accepted.
+
+    Without --cascade the live keys that it created are named. With it the key may have been revoked before.
+    """
     if own:
         with connect(url, api_key, data_dir) as server:
-            server.delete(f"/api_keys/{quote(key_id, safe='')}")
+            path = f"/api_keys/{quote(key_id, safe='')}?cascade={str(cascade).lower()}"
+            created = server.delete(path)["created_keys"]
     else:
-        _revoke_here(key_id, data_dir)
-    show({"id": key_id, "revoked": True}, f"revoked {key_id}", as_json=as_json)
+        created = _revoke_here(key_id, cascade, data_dir)
+    lines, names = [f"revoked {key_id}"], ", ".join(created)
+    if created:
+        outcome = "revoked the keys that it created" if cascade else "keys that it created stay live without --cascade"
+        lines.append(f"{outcome}: {names}")
+    show({"id": key_id, "revoked": True, "created_keys": created}, *lines, as_json=as_json)
 
 
-def _revoke_here(key_id: str, data_dir: Path | None) -> None:
+def _revoke_here(key_id: str, cascade: bool, data_dir: Path | None) -> list[str]:
     from cli.up.effective import opened
     from jobs.security.keys import revoke_key
 
     with opened(data_dir) as db, db.write() as session:
-        if not revoke_key(session, key_id):
-            raise CliError(f"there is no live key '{key_id}'; `nightmill keys list` shows them")
+        created = revoke_key(session, key_id, cascade=cascade)
+    if created is None:
+        raise CliError(f"there is no live key '{key_id}'; `nightmill keys list` shows them")
+    return created
 
 
 def _row(key: dict[str, Any]) -> tuple[object, ...]:
     project = "(operator)" if key["operator"] else key["project"]
-    return key["id"], project, moment(key["created"]), moment(key["revoked"])
+    return key["id"], project, *_rights(key), moment(key["created"]), moment(key["revoked"])
 
 
 def _own_row(key: dict[str, Any]) -> tuple[object, ...]:
-    return key["id"], key["redacted_value"], moment(key["created_at"]), moment(key["revoked_at"])
+    return key["id"], key["redacted_value"], *_rights(key), moment(key["created_at"]), moment(key["revoked_at"])
+
+
+def _rights(key: dict[str, Any]) -> tuple[object, ...]:
+    return "yes" if key["manages_keys"] else "-", key["created_by"] or "(operator)"

@@ -313,10 +313,11 @@ class Audit(Base):
 
 
 class AuditHead(Base):
-    """The last seal and its hash, in a single row."""
+    """The last seal and its hash, in a single row, with their signature by the audit key where there is one."""
 
     __tablename__ = "audit_head"
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     seal: Mapped[int] = mapped_column(default=0)
     hash: Mapped[str] = mapped_column(String(64))
+    signature: Mapped[str | None] = mapped_column(String(64))

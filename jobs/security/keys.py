@@ -4,6 +4,10 @@
 
 The id finds the row, and the SHA-256 of the whole key is compared in constant time. 256 random bits need no slow hash.
 A wrong checksum is refused without a query. The key itself is shown once and never stored.
+
+    command on the host ──▶ keys that manage keys, and others ──▶ others: created by the first, with `created_by`
+
+A key that somebody had for a minute opens nothing once it and the keys that it created are revoked.
 """
 
 import hashlib
@@ -14,7 +18,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Final
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
@@ -34,9 +38,17 @@ _ID_ALPHABET = string.ascii_lowercase + string.digits
 _NOBODY = hashlib.sha256(b"nobody").hexdigest()
 
 
-def create_key(session: Session, project_name: str, *, actor: str = "operator", limit: int | None = None) -> str:
+def create_key(
+    session: Session,
+    project_name: str,
+    *,
+    manages: bool = False,
+    created_by: str | None = None,
+    limit: int | None = None,
+) -> str:
     """Create a key of a project, and the project if it is new. Return the key, which is stored nowhere.
 
+    `created_by` is the id of the key that asks for it; None for the operator.
     Raises: InvalidRequest for a project that has `limit` live keys.
     """
     project = ensure_project(session, project_name)
@@ -44,22 +56,40 @@ def create_key(session: Session, project_name: str, *, actor: str = "operator", 
     if limit is not None and (session.scalar(live) or 0) >= limit:
         message = f"The project has {limit} live API keys, which is the most. Revoke one first."
         raise InvalidRequest(message, code="too_many_api_keys")
-    return _create(session, project.id, actor=actor)
+    return _create(session, project.id, manages=manages, created_by=created_by)
 
 
-def create_operator_key(session: Session, *, actor: str = "operator") -> str:
+def create_operator_key(session: Session) -> str:
     """Create a key that steers the deployment and opens no project. Return the key, which is stored nowhere."""
-    return _create(session, NO_PROJECT, actor=actor, operator=True)
+    return _create(session, NO_PROJECT, operator=True)
 
 
-def _create(session: Session, project_id: str, *, actor: str, operator: bool = False) -> str:
+def _create(
+    session: Session, project_id: str, *, operator: bool = False, manages: bool = False, created_by: str | None = None
+) -> str:
     key_id = "".join(secrets.choice(_ID_ALPHABET) for _ in range(8))
     body = f"{_PREFIX}_{key_id}_{secrets.token_urlsafe(32)}"
     key = f"{body}_{zlib.crc32(body.encode()):08x}"
-    session.add(ApiKey(id=key_id, project_id=project_id, digest=_digest(key), operator=operator, created_at=now()))
-    action = "operator_key.create" if operator else "key.create"
-    audit.record(session, actor=actor, action=action, target=key_id, project_id=project_id or None)
+    rights = {"operator": operator, "manages_keys": manages, "created_by": created_by}
+    session.add(ApiKey(id=key_id, project_id=project_id, digest=_digest(key), created_at=now(), **rights))
+    audit.record(
+        session,
+        actor=f"key:{created_by}" if created_by else "operator",
+        action="operator_key.create" if operator else "key.create",
+        target=key_id,
+        project_id=project_id or None,
+        details={"manages_keys": True} if manages else None,
+    )
     return key
+
+
+def allow_managing(session: Session, key: ApiKey) -> None:
+    """Let a key create and revoke the keys of its project."""
+    if not key.manages_keys:
+        key.manages_keys = True
+        audit.record(
+            session, actor="operator", action="key.allow_managing", target=key.id, project_id=key.project_id or None
+        )
 
 
 def ensure_project(session: Session, name: str) -> Project:
@@ -103,15 +133,48 @@ def redacted(key_id: str) -> str:
     return f"{_PREFIX}_{key_id}_…"
 
 
-def revoke_key(session: Session, key_id: str, *, actor: str = "operator", project_id: str | None = None) -> bool:
-    """Revoke a key by id; return False if there is no such live key, with `project_id` of that project."""
-    live = update(ApiKey).where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None)).values(revoked_at=now())
-    if project_id is not None:
-        live = live.where(ApiKey.project_id == project_id)
-    revoked: bool = session.execute(live).rowcount == 1  # type: ignore[attr-defined]
-    if revoked:
-        audit.record(session, actor=actor, action="key.revoke", target=key_id, project_id=project_id)
-    return revoked
+def revoke_key(
+    session: Session, key_id: str, *, actor: str = "operator", project_id: str | None = None, cascade: bool = False
+) -> list[str] | None:
+    """Revoke a key, with `cascade` also the keys that it created, itself or through others.
+
+    Return the ids of the keys that it created and that were live; None if there was nothing to revoke, in the project
+    of `project_id` if one is given.
+    """
+    project = session.scalar(select(ApiKey.project_id).where(ApiKey.id == key_id))
+    if project is None or project_id not in (None, project):
+        return None
+    lock_keys(session, project)
+    live = session.scalars(_with_created(key_id).where(ApiKey.revoked_at.is_(None)).order_by(ApiKey.created_at)).all()
+    ending = [key for key in live if cascade or key.id == key_id]
+    for key in ending:
+        key.revoked_at = now()
+        details = None if key.id == key_id else {"cascade_of": key_id}
+        audit.record(
+            session, actor=actor, action="key.revoke", target=key.id, project_id=project or None, details=details
+        )
+    return [key.id for key in live if key.id != key_id] if ending else None
+
+
+def _with_created(key_id: str) -> Select[ApiKey]:
+    """Return the statement of a key and of those that it created, itself or through others."""
+    tree = select(ApiKey.id).where(ApiKey.id == key_id).cte(recursive=True)
+    tree = tree.union(select(ApiKey.id).join(tree, ApiKey.created_by == tree.c.id))
+    return select(ApiKey).join(tree, ApiKey.id == tree.c.id)
+
+
+def lock_keys(session: Session, project_id: str) -> None:
+    """Keep others from creating and revoking keys of the project until the transaction ends.
+
+    A key that is created beside the revocation of its creator would outlive it otherwise.
+    """
+    session.execute(select(Project.id).where(Project.id == project_id).with_for_update())
+
+
+def manages_keys(session: Session, key_id: str) -> bool:
+    """Return whether a key is live and manages the keys of its project."""
+    row = session.get(ApiKey, key_id)
+    return row is not None and row.manages_keys and row.revoked_at is None
 
 
 def well_formed(key: str) -> bool:

@@ -32,7 +32,8 @@ class StorageUsage(Base):
 class ApiKey(Base):
     """A key, stored as the SHA-256 of its secret; `id` is the part of the key that finds the row.
 
-    An operator's key steers the deployment. It belongs to no project: its `project_id` is empty.
+    An operator's key steers the deployment. It belongs to no project: its `project_id` is empty. A key that manages
+    keys creates keys of its project and revokes them. `created_by` is the key that created this one; null: the command.
     """
 
     __tablename__ = "api_key"
@@ -41,6 +42,8 @@ class ApiKey(Base):
     project_id: Mapped[str] = mapped_column(String(64), index=True)
     digest: Mapped[str] = mapped_column(String(64))
     operator: Mapped[bool] = mapped_column(default=False, server_default=false())
+    manages_keys: Mapped[bool] = mapped_column(default=False, server_default=false())
+    created_by: Mapped[str | None] = mapped_column(String(16), index=True)
     created_at: Mapped[float]
     revoked_at: Mapped[float | None]
 

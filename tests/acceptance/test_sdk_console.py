@@ -39,7 +39,7 @@ def url(web: FastAPI) -> Iterator[str]:
 
 @pytest.fixture
 def sdk(web: FastAPI, url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(api_key=make_key(web), base_url=url) as client:
+    with openai.OpenAI(api_key=make_key(web, manages=True), base_url=url) as client:
         yield client
 
 
@@ -77,8 +77,11 @@ def test_a_project_makes_its_own_keys_and_reads_its_audit_log(sdk: openai.OpenAI
     made: Any = sdk.post("/api_keys", cast_to=object)
     with openai.OpenAI(api_key=made["value"], base_url=url, max_retries=0) as other:
         assert other.files.list().data == []
+        with pytest.raises(openai.PermissionDeniedError) as refused:
+            other.post("/api_keys", cast_to=object)
         other.delete(f"/api_keys/{made['id']}", cast_to=object)
 
+    assert refused.value.code == "missing_scope"
     types = [row["type"] for row in get(sdk, "/audit_logs", target=made["id"])["data"]]
     assert types == ["key.revoke", "key.create"]
 

@@ -175,7 +175,7 @@ class World:
         migrate(f"sqlite:///{self.data / 'nightmill.db'}")
         self.db = Database(f"sqlite:///{self.data / 'nightmill.db'}", patience=30)
         self.storage = DiskStorage(self.data / "files")
-        self.key, self.other_key = self.make_key("ours"), self.make_key("theirs")
+        self.key, self.other_key = (self.make_key(name, manages=True) for name in ("ours", "theirs"))
         self.processes: dict[str, Process] = {}
         self._made: dict[str, Any] = {}
         self._clients = ExitStack()
@@ -199,9 +199,9 @@ class World:
     def asker(self, key: str | None) -> Asker:
         return self._clients.enter_context(Asker(self.url, key, self.noted))
 
-    def make_key(self, project: str) -> str:
+    def make_key(self, project: str, *, manages: bool = False) -> str:
         with self.db.write() as session:
-            return keys.create_key(session, project)
+            return keys.create_key(session, project, manages=manages)
 
     def restart_web(self) -> None:
         self.processes["web"].stop()

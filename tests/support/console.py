@@ -91,7 +91,7 @@ def deployed(db: Database, folder: Path, engine: Engine | None = None, **setting
     build_console()
     engine = engine or FakeEngine((MODEL,))
     with running(db, folder, engine, **settings) as mill, running_app(folder, db.url, **settings) as app:
-        key = make_key(app)
+        key = make_key(app, manages=True)
         (folder / "operator.key").write_text(key)
         with db.write() as session:
             operator_key = create_operator_key(session)

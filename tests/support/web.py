@@ -40,10 +40,10 @@ def hurry(app: FastAPI, **seconds: float) -> None:
     app.state.services.timings = replace(app.state.services.timings, **seconds)
 
 
-def make_key(app: FastAPI, project: str = "default") -> str:
+def make_key(app: FastAPI, project: str = "default", *, manages: bool = False) -> str:
     """Create a key of a project, and the project when it is new."""
     with app.state.services.db.write() as session:
-        return create_key(session, project)
+        return create_key(session, project, manages=manages)
 
 
 def store_completion(app: FastAPI, project: str = "default", **facts: Any) -> str:

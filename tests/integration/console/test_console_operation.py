@@ -189,7 +189,7 @@ def test_audit_log_is_filtered_by_object_and_shows_details(console: Console, dep
 def test_audit_log_is_filtered_by_actor_type_and_time(console: Console, deployment: Deployment) -> None:
     with deployment.mill.db.write() as session:
         project = ensure_project(session, "default").id
-        own, other = (id_of(create_key(session, "default", actor=actor)) for actor in ("key:own", "operator"))
+        own, other = (id_of(create_key(session, "default", created_by=creator)) for creator in ("own", None))
         revoke_key(session, own, actor="key:own", project_id=project)
         session.execute(update(Audit).where(Audit.target == other).values(at=365 * 86_400 * 1_000_000))
     tab = console.open("/audit?type=key.create")

@@ -65,7 +65,7 @@ def app(shared_app: FastAPI) -> FastAPI:
 
 @pytest.fixture(scope="module")
 def key(app: FastAPI) -> str:
-    return make_key(app)
+    return make_key(app, manages=True)
 
 
 @pytest.fixture(scope="module")

@@ -64,7 +64,7 @@ def thing() -> dict[str, Any]:
         "signing_secret": "whsec_RdvaYFYUXuIFuEbvZHwMfYFhUf7aMYjYcmM24+Aj40c=",
         "last_position": 0, "eval_id": "eval_1", "text": HOSTILE, "reasons": [],
         "target": HOSTILE, "type": HOSTILE, "effective_at": 1, "actor": HOSTILE, "source": HOSTILE, "destination": None,
-        "redacted_value": HOSTILE, "revoked_at": None,
+        "redacted_value": HOSTILE, "revoked_at": None, "manages_keys": False, "created_by": HOSTILE,
     }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from jobs.bootstrap import NewerSchema, migrate, operator_key
 from jobs.db.engine import Database
 from jobs.db.hosts import WrongHost, claim_host
 from jobs.fleet.tables import Meta
+from jobs.ledger.tables import Audit
 from jobs.security import keys
 from jobs.security.tables import ApiKey
 from jobs.settings import Settings
@@ -87,6 +88,22 @@ def test_the_operator_s_key_is_kept_while_it_opens(db: Database, config: Setting
     assert first == again
     with db.read() as session:
         assert len(session.scalars(select(ApiKey)).all()) == 1
+
+
+def test_the_operator_s_key_manages_keys_also_after_an_upgrade(db: Database, config: Settings) -> None:
+    operator_key(db, config)
+    with db.write() as session:
+        first = session.scalars(select(ApiKey)).one()
+        made, first.manages_keys = (first.id, first.manages_keys), False  # as the migration leaves a key from before
+
+    operator_key(db, config)
+    operator_key(db, config)
+
+    with db.read() as session:
+        assert (made, keys.manages_keys(session, made[0])) == ((made[0], True), True)
+        assert [row.action for row in session.scalars(select(Audit).order_by(Audit.id))] == [
+            "key.create", "key.allow_managing",
+        ]  # fmt: skip
 
 
 @pytest.mark.parametrize("how", ["revoked", "removed", "mangled", "emptied"])

@@ -19,7 +19,7 @@ from jobs.finetuning.tables import FinetuneCheckpoint, FinetunePlan
 from jobs.fleet.tables import EngineDeath, Quarantine, Worker
 from jobs.inference.tables import StoredCompletion, StoredResponse
 from jobs.ledger import feed, ledger, outbox, shards
-from jobs.ledger.tables import Job, Segment, Shard
+from jobs.ledger.tables import AuditHead, Job, Segment, Shard
 from jobs.retrieval import indexes
 from jobs.retrieval.tables import VectorStore
 from jobs.security.tables import ApiKey, Idempotency
@@ -431,6 +431,25 @@ def test_a_key_from_before_operators_is_a_projects(empty: str) -> None:
     with Session(sa.create_engine(empty, poolclass=sa.NullPool)) as session:
         key = session.get_one(ApiKey, "abcdefgh")
         assert (key.operator, key.project_id) == (False, "proj_1")
+
+
+def test_a_key_from_before_managing_manages_none_and_knows_its_creator(empty: str) -> None:
+    migrate(empty, "0043")
+    for name in ("made", "other"):
+        insert(empty, "api_key", id=name, project_id="proj_1", digest="0" * 64, operator=False, created_at=1.0)
+    insert(empty, "audit", at=1, actor="operator", action="key.create", target="other")
+    insert(empty, "audit", at=1, actor="key:other", action="key.create", target="made")
+    insert(empty, "audit", at=2, actor="key:made", action="key.revoke", target="other")
+    insert(empty, "audit_head", id=1, seal=7, hash="0" * 64)
+
+    migrate(empty)
+
+    with Session(sa.create_engine(empty, poolclass=sa.NullPool)) as session:
+        rows = {key.id: (key.manages_keys, key.created_by) for key in session.scalars(sa.select(ApiKey))}
+        assert rows == {"made": (False, "other"), "other": (False, None)}
+        head = session.get_one(AuditHead, 1)
+        assert (head.seal, head.signature) == (7, None)
+    assert check.drift(empty) == []
 
 
 def test_a_segment_from_before_throughput_counts_no_lines_and_keeps_its_tokens(empty: str) -> None:

@@ -5,7 +5,8 @@ import json
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from sqlalchemy import update
+from httpx2 import Response
+from sqlalchemy import select, update
 
 from api.security.audit import select_rows
 from jobs.db.engine import Database
@@ -13,9 +14,26 @@ from jobs.ledger import audit
 from jobs.ledger.tables import Audit
 from jobs.security import keys
 from jobs.security.keys import id_of
+from jobs.security.tables import ApiKey
 from tests.support.web import make_key
 from tests.unit.api.batches.test_batches import create
 from tests.unit.api.conftest import client_of
+
+
+@pytest.fixture
+def client(app: FastAPI) -> TestClient:
+    """Return a client with a key that manages those of the default project."""
+    return client_of(app, make_key(app, manages=True))
+
+
+@pytest.fixture
+def stranger(app: FastAPI) -> TestClient:
+    """Return a client with a key that manages those of another project."""
+    return client_of(app, make_key(app, "another", manages=True))
+
+
+def refusal(answer: Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["error"]["code"]
 
 
 def test_a_new_key_opens_its_project_and_is_shown_once(app: FastAPI, client: TestClient) -> None:
@@ -46,7 +64,7 @@ def test_a_revoked_key_opens_nothing_and_stays_in_the_list(app: FastAPI, client:
     again = client.delete(f"/v1/api_keys/{made['id']}")
 
     assert deleted.json() == {
-        "id": made["id"], "object": "organization.project.api_key.deleted", "deleted": True,
+        "id": made["id"], "object": "organization.project.api_key.deleted", "deleted": True, "created_keys": [],
     }  # fmt: skip
     assert (again.status_code, again.json()["error"]["param"]) == (404, "api_key_id")
     assert client_of(app, made["value"]).get("/v1/files").status_code == 401
@@ -73,6 +91,54 @@ def test_the_keys_of_another_project_are_not_there(app: FastAPI, client: TestCli
     assert stranger.delete(f"/v1/api_keys/{made['id']}").status_code == 404
     with app.state.services.db.read() as session:
         assert keys.check_key(session, made["value"]) is not None
+
+
+def test_a_key_that_manages_no_keys_reads_them_and_revokes_itself_alone(app: FastAPI, client: TestClient) -> None:
+    made, other = (client.post("/v1/api_keys").json() for _ in range(2))
+    ordinary = client_of(app, made["value"])
+    own, others = f"/v1/api_keys/{made['id']}", [f"/v1/api_keys/{name}" for name in (other["id"], "nothing0")]
+
+    listed = ordinary.get("/v1/api_keys").json()["data"]
+    refusals = [ordinary.post("/v1/api_keys"), ordinary.delete(f"{own}?cascade=true"), *map(ordinary.delete, others)]
+
+    assert {row["id"] for row in listed if row["revoked_at"] is None} >= {made["id"], other["id"]}
+    assert ordinary.get(own).json() == {name: value for name, value in made.items() if name != "value"}
+    assert {refusal(answer) for answer in refusals} == {(403, "missing_scope")}
+    assert refusals[0].json()["error"]["type"] == "invalid_request_error"
+    assert ordinary.delete(own).json()["deleted"]
+    assert client.get(own).json()["revoked_at"] is not None
+
+
+def test_a_key_says_what_it_may_and_which_key_created_it(client: TestClient, stranger: TestClient) -> None:
+    made = client.post("/v1/api_keys").json()
+
+    rows = {row["id"]: (row["manages_keys"], row["created_by"]) for row in client.get("/v1/api_keys").json()["data"]}
+
+    [manager] = rows.keys() - {made["id"]}
+    assert rows == {manager: (True, None), made["id"]: (False, manager)}
+    assert [refusal(stranger.get(f"/v1/api_keys/{name}")) for name in rows] == [(404, "not_found")] * 2
+
+
+def test_a_key_is_revoked_with_what_it_created_if_that_is_asked_for(app: FastAPI, client: TestClient) -> None:
+    leaked, bystander = make_key(app, manages=True), client.post("/v1/api_keys").json()
+    path = f"/v1/api_keys/{id_of(leaked)}"
+    created = [client_of(app, leaked).post("/v1/api_keys").json() for _ in range(2)]
+    ids = [key["id"] for key in created]
+
+    told = client.delete(path).json()["created_keys"]
+    live = client_of(app, created[0]["value"]).get("/v1/files").status_code
+    cascaded = client.delete(path, params={"cascade": True})
+
+    assert (told, live, cascaded.json()["created_keys"]) == (ids, 200, ids)
+    assert refusal(client.delete(path, params={"cascade": True})) == (404, "not_found")
+    with app.state.services.db.read() as session:
+        live_keys = set(session.scalars(select(ApiKey.id).where(ApiKey.revoked_at.is_(None))))
+        rows = session.scalars(select(Audit).where(Audit.action == "key.revoke").order_by(Audit.id)).all()
+    assert live_keys == {bystander["created_by"], bystander["id"]}
+    assert [(row.target, row.details) for row in rows] == [
+        (id_of(leaked), None), *((name, {"cascade_of": id_of(leaked)}) for name in ids),
+    ]  # fmt: skip
+    assert {(row.actor, row.project_id is None) for row in rows} == {(f"key:{bystander['created_by']}", False)}
 
 
 def test_a_project_has_a_limited_number_of_live_keys(
@@ -133,7 +199,7 @@ def test_the_audit_log_is_listed_in_pages(client: TestClient) -> None:
 
 
 def test_the_audit_log_is_filtered_by_actor_type_and_time(either: FastAPI) -> None:
-    first, second, stranger = (make_key(either, project) for project in ("default", "default", "other"))
+    first, second, stranger = (make_key(either, project, manages=True) for project in ("default", "default", "other"))
     created = [client_of(either, key).post("/v1/api_keys").json()["id"] for key in (first, second, second, stranger)]
     client = client_of(either, first)
     client.delete(f"/v1/api_keys/{created[0]}")

@@ -21,7 +21,7 @@ from jobs.fleet import workers
 from jobs.fleet.tables import Worker
 from jobs.ledger import anchors, audit, pauses, shards
 from jobs.ledger.tables import Audit, AuditHead
-from jobs.security.keys import check_key
+from jobs.security.keys import check_key, create_key, id_of, list_keys
 from jobs.security.tables import Project
 from tests.support import ledgers
 
@@ -95,6 +95,8 @@ def test_a_key_of_the_operator_belongs_to_no_project(run: Run, db: Database) -> 
         ("--operator", "--allow-external"),
         ("--project", " "),
         ("--operator", "--mine"),
+        ("--operator", "--manage"),
+        ("--mine", "--manage"),
         ("--mine", "--project", "blue"),
         ("--mine", "--no-external"),
     ],
@@ -386,6 +388,24 @@ def test_a_revoked_key_opens_nothing(run: Run, db: Database) -> None:
         assert check_key(session, key) is None
     with pytest.raises(CliError, match="no live key"):
         run("keys", "revoke", row["id"])
+
+
+def test_a_revoked_key_names_what_it_created_and_a_cascade_revokes_that(run: Run, db: Database) -> None:
+    manager = id_of(run("keys", "create", "--project", "blue", "--manage").stdout.strip())
+    with db.write() as session:
+        created = id_of(create_key(session, "blue", created_by=manager))
+    rows = {row["id"]: row for row in map(json.loads, run("keys", "list", "--json").stdout.splitlines())}
+
+    told = run("keys", "revoke", manager).stdout
+    cascaded = run("keys", "revoke", manager, "--cascade", "--json").stdout
+
+    assert [(rows[name]["manages_keys"], rows[name]["created_by"]) for name in (manager, created)] == [
+        (True, None), (False, manager),
+    ]  # fmt: skip
+    assert f"keys that it created stay live without --cascade: {created}\n" in told
+    assert json.loads(cascaded) == {"id": manager, "revoked": True, "created_keys": [created]}
+    with db.read() as session:
+        assert all(key.revoked_at for key, _ in list_keys(session))
 
 
 def test_a_folder_without_a_database_is_told_and_none_is_made(

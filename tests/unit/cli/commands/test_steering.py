@@ -14,7 +14,7 @@ from cli.main import app as command
 from jobs.db.engine import Database
 from jobs.fleet import workers
 from jobs.fleet.tables import Worker
-from jobs.security.keys import create_operator_key
+from jobs.security.keys import create_operator_key, id_of
 from tests.support import ledgers
 from tests.support.web import make_key, running_app, serve
 
@@ -105,14 +105,17 @@ def test_the_key_of_a_project_steers_nothing(app: FastAPI, monkeypatch: pytest.M
 
 @pytest.mark.usefixtures("elsewhere")
 def test_keys_of_the_own_project_are_created_listed_and_revoked(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NIGHTMILL_API_KEY", make_key(app))
+    manager = make_key(app, manages=True)
+    monkeypatch.setenv("NIGHTMILL_API_KEY", manager)
 
     key = run("keys", "create", "--mine").stdout.strip()
     name = key.split("_")[1]
     first, *_ = [json.loads(line) for line in run("keys", "list", "--mine", "--json").stdout.splitlines()]
-    told = run("keys", "revoke", "--mine", name).stdout
+    with pytest.raises(CliError, match="does not manage keys"):
+        run("keys", "create", "--mine", "--api-key", key)
+    told = run("keys", "revoke", "--mine", name, "--cascade").stdout
 
-    assert first["id"] == name
+    assert (first["id"], first["created_by"]) == (name, id_of(manager))
     assert key not in run("keys", "list", "--mine").stdout
     assert told == f"revoked {name}\n"
     with pytest.raises(CliError, match="No live API key"):

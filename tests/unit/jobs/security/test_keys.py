@@ -59,11 +59,58 @@ def test_a_revoked_key_opens_nothing_and_can_be_revoked_once(db: Database) -> No
         again = keys.revoke_key(session, key.split("_")[1])
         unknown = keys.revoke_key(session, "nobody00")
 
-    assert (first, again, unknown) == (True, False, False)
+    assert (first, again, unknown) == ([], None, None)
     assert project_of(db, key) is None
     assert project_of(db, other) == "research"
     with db.read() as session:
         assert [row.action for row in session.scalars(select(Audit))].count("key.revoke") == 1
+
+
+def test_a_cascade_reaches_what_revoked_keys_have_created_and_nothing_else(db: Database) -> None:
+    """The chain: a ─▶ b (revoked) ─▶ c ─▶ d, and e of the operator."""
+    with db.write() as session:
+        ids = dict[str, str]()
+        for name, creator in (("a", None), ("b", "a"), ("c", "b"), ("d", "c"), ("e", None)):
+            ids[name] = keys.id_of(keys.create_key(session, "research", created_by=ids.get(creator or "")))
+    with db.write() as session:
+        of_b = keys.revoke_key(session, ids["b"])
+        elsewhere = keys.revoke_key(session, ids["a"], project_id="proj_other", cascade=True)
+    with db.write() as session:
+        of_a = keys.revoke_key(session, ids["a"], cascade=True)
+
+    assert (set(of_b or ()), elsewhere, set(of_a or ())) == ({ids["c"], ids["d"]}, None, {ids["c"], ids["d"]})
+    with db.read() as session:
+        assert session.scalars(select(ApiKey.id).where(ApiKey.revoked_at.is_(None))).all() == [ids["e"]]
+
+
+@pytest.mark.postgres
+def test_a_key_that_is_created_while_its_creator_is_revoked_does_not_outlive_it(postgres: Database) -> None:
+    with postgres.write() as session:
+        creator = keys.id_of(keys.create_key(session, "research", manages=True))
+        project = session.get_one(ApiKey, creator).project_id
+    created, outcome = threading.Event(), list[list[str] | None]()
+
+    def revoke() -> None:
+        created.wait(60)
+        with postgres.write() as session:
+            outcome.append(keys.revoke_key(session, creator, cascade=True))
+
+    thread = threading.Thread(target=revoke)
+    thread.start()
+    with postgres.write() as session:
+        keys.lock_keys(session, project)
+        may = keys.manages_keys(session, creator)
+        key = keys.create_key(session, "research", created_by=creator)
+        session.flush()
+        created.set()
+        thread.join(0.5)  # the revocation waits for this transaction
+        waits = thread.is_alive()
+    thread.join(60)
+
+    assert (may, waits, outcome) == (True, True, [[keys.id_of(key)]])
+    with postgres.read() as session:
+        assert keys.check_key(session, key) is None
+        assert not keys.manages_keys(session, creator)
 
 
 @pytest.mark.parametrize("broken", ["", "nm", "nm_", "sk-abc", "nm_a_b_c", "nm__", "é_ü_ö_ä", "x" * 5000])
