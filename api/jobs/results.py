@@ -145,14 +145,21 @@ async def job_results(call: Call, job_id: str, query: Annotated[ResultQuery, Que
     return StreamingResponse(threaded(_resumed(first, pieces)), headers=headers, media_type=_TYPES[query.format])
 
 
+class _Stored(NamedTuple):
+    """A file in the storage; the path is empty where the batch has none."""
+
+    path: str = ""
+    bytes: int = 0
+
+
 class _Source(NamedTuple):
-    """The files of an ended batch, by their paths in the storage; empty where the batch has none."""
+    """The input, output and error file of an ended batch."""
 
     storage: Storage
     job_id: str
     endpoint: str
     overrides: Row
-    paths: tuple[str, str, str]
+    files: tuple[_Stored, _Stored, _Stored]
 
     @contextmanager
     def join(self, start: Cursor = START) -> Iterator[Join]:
@@ -160,16 +167,16 @@ class _Source(NamedTuple):
         offsets = (start.inputs, start.outputs, start.errors)
         with ExitStack() as stack:
             inputs, outputs, errors = (
-                stack.enter_context(self.storage.reader(path, offset)) if path else []
-                for path, offset in zip(self.paths, offsets, strict=True)
+                stack.enter_context(self.storage.reader(file.path, offset)) if file.path else []
+                for file, offset in zip(self.files, offsets, strict=True)
             )
             yield Join(inputs, outputs, errors, start)
 
     def check(self, cursor: Cursor) -> None:
         """Raise InvalidRequest unless each offset is 0 or follows the end of a line."""
         offsets = (cursor.inputs, cursor.outputs, cursor.errors)
-        for path, offset in zip(self.paths, offsets, strict=True):
-            if offset and (not path or self.storage.piece(path, offset - 1, 1) != b"\n"):
+        for file, offset in zip(self.files, offsets, strict=True):
+            if offset > file.bytes or (offset and self.storage.piece(file.path, offset - 1, 1) != b"\n"):
                 raise _no_row(str(cursor))
 
 
@@ -205,7 +212,8 @@ def _source(call: CallContext, job_id: str) -> _Source:
     if missing := next((file_id for file_id in ids if file_id and file_id not in files), None):
         message = f"The file '{missing}' with results of job '{job.id}' is gone."
         raise InvalidRequest(message, param="job_id", code=batches.RESULTS_EXPIRED)
-    inputs, outputs, errors = (files[file_id].path if file_id else "" for file_id in ids)
+    stored = (_Stored(files[file_id].path, files[file_id].bytes) if file_id else _Stored() for file_id in ids)
+    inputs, outputs, errors = stored
     overrides = job.payload.get("overrides") or {}
     return _Source(call.storage, job.id, job.endpoint, overrides, (inputs, outputs, errors))
 

@@ -127,6 +127,8 @@ def test_the_overrides_of_a_retry_are_in_its_requests(app: FastAPI, client: Test
         ({"format": "json", "after": "x"}, "after", "invalid_cursor"),
         ({"format": "json", "after": "5-0-0"}, "after", "invalid_cursor"),
         ({"format": "json", "after": "0-0-999999"}, "after", "invalid_cursor"),
+        ({"format": "json", "after": f"{'9' * 18}-0-0"}, "after", "invalid_cursor"),
+        ({"format": "json", "after": f"0-{2**63 + 1}-0"}, "after", "invalid_cursor"),
         ({"format": "csv", "after": "0-0-0"}, "after", "invalid_value"),
         ({"state": "failed"}, "state", "invalid_value"),
         ({"code": "odd"}, "code", "invalid_value"),
