@@ -12,10 +12,9 @@ from api.errors import clip
 from api.finetuning.schemas import CreatePermissions, Permission, PermissionDeleted, show_permission
 from api.http.bodies import resource
 from api.http.paging import After, Page, find, page
-from jobs.errors import InvalidRequest, NotFound
+from jobs.errors import NotFound
 from jobs.registry import models
 from jobs.registry.tables import CheckpointPermission, TunedModel
-from jobs.security.tables import Project
 
 router = resource("Fine-tuning")
 
@@ -30,16 +29,14 @@ class PermissionList(BaseModel):
 
 @router.post("/fine_tuning/checkpoints/{fine_tuned_model_checkpoint:path}/permissions")
 def create_permissions(call: Call, fine_tuned_model_checkpoint: str, body: CreatePermissions) -> PermissionList:
-    """Let projects ask for a checkpoint of this project. A project that may already keeps its permission."""
+    """Let projects ask for a checkpoint of this project. A project that may already keeps its permission.
+
+    The ids of projects that do not exist are stored too, and have no effect: no answer says which projects exist.
+    """
     with call.db.write() as session:
         model = _own(session, call, fine_tuned_model_checkpoint)
-        known = set(session.scalars(select(Project.id).where(Project.id.in_(body.project_ids))))
-        for position, project_id in enumerate(body.project_ids):
-            if project_id not in known:
-                message = f"No project found with id '{clip(project_id)}'."
-                raise InvalidRequest(message, param=f"project_ids[{position}]", code="project_not_found")
         rows = models.permit(session, model.name, body.project_ids, created_by=call.caller.key_id)
-        call.record(session, "checkpoint.permit", model.id, {"project_ids": sorted(known)})
+        call.record(session, "checkpoint.permit", model.id, {"project_ids": sorted(set(body.project_ids))})
         return PermissionList(data=[show_permission(row) for row in rows])
 
 

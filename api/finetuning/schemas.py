@@ -16,6 +16,7 @@ from jobs.ledger.tables import Job
 from jobs.registry.tables import CheckpointPermission
 
 FileId = Annotated[str, Field(min_length=1, max_length=64)]
+ProjectId = Annotated[str, Field(max_length=64, pattern="^proj_[A-Za-z0-9]+$")]
 
 # ── requests ──
 
@@ -117,7 +118,7 @@ class CreateFineTuningJob(FineTuningFields):
 
 
 class CreatePermissions(Body):
-    project_ids: Annotated[Many[FileId], Field(min_length=1, max_length=100)]
+    project_ids: Annotated[Many[ProjectId], Field(min_length=1, max_length=100)]
 
 
 # ── objects ──

@@ -91,7 +91,13 @@ def list_(
 
     with opened(data_dir) as db, db.read() as session:
         rows = [
-            {"id": key.id, "project": project, "created": key.created_at, "revoked": key.revoked_at}
+            {
+                "id": key.id,
+                "project": project,
+                "project_id": key.project_id or None,
+                "created": key.created_at,
+                "revoked": key.revoked_at,
+            }
             | {"operator": key.operator, "manages_keys": key.manages_keys, "created_by": key.created_by}
             for key, project in list_keys(session)
         ]

@@ -7,6 +7,7 @@ from sqlalchemy import and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from jobs.clock import now
+from jobs.errors import InvalidRequest
 from jobs.ids import new_id
 from jobs.registry.tables import CheckpointPermission, TunedModel
 
@@ -18,6 +19,7 @@ FULL: Final = "full"  # the method whose results have weights of their own
 READY: Final = "ready"
 FAILED_PROBE: Final = "failed_probe"
 DELETED: Final = "deleted"
+MAX_PERMISSIONS: Final = 1000  # of a checkpoint
 PURGED: Final = ""  # the location of a deleted model whose files are gone
 
 
@@ -136,7 +138,10 @@ def delete(session: Session, name: str, project_id: str) -> TunedModel | None:
 
 
 def permit(session: Session, name: str, project_ids: Sequence[str], *, created_by: str) -> list[CheckpointPermission]:
-    """Let projects ask for a checkpoint. A project that may already keeps its permission."""
+    """Let projects ask for a checkpoint. A project that may already keeps its permission.
+
+    Raises: InvalidRequest, for more than `MAX_PERMISSIONS` of a checkpoint.
+    """
     rows = []
     for project_id in dict.fromkeys(project_ids):
         same = CheckpointPermission.model == name, CheckpointPermission.project_id == project_id
@@ -148,6 +153,10 @@ def permit(session: Session, name: str, project_ids: Sequence[str], *, created_b
             session.add(row)
             session.flush()
         rows.append(row)
+    count = select(func.count()).where(CheckpointPermission.model == name)
+    if (session.scalar(count) or 0) > MAX_PERMISSIONS:
+        message = f"A checkpoint has at most {MAX_PERMISSIONS} permissions. Delete some first."
+        raise InvalidRequest(message, param="project_ids", code="too_many_permissions")
     return rows
 
 

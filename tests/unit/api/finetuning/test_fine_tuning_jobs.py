@@ -12,6 +12,7 @@ from jobs.clock import now
 from jobs.finetuning import training_events
 from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetuneData, FinetunePlan, FinetuneStep
+from jobs.ids import new_id
 from jobs.ledger.tables import Job
 from jobs.registry import models
 from jobs.security.tables import Project
@@ -138,13 +139,24 @@ def test_a_permission_opens_one_checkpoint_to_one_project(
     assert client.delete(f"{path}/cp_x").status_code == 404
 
 
-def test_a_permission_for_a_project_that_is_not_there_is_refused_whole(app: FastAPI, client: TestClient) -> None:
+def test_permissions_do_not_say_which_projects_exist(
+    app: FastAPI, client: TestClient, stranger: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = f"/v1/fine_tuning/checkpoints/{registered(app, create(client), 4)}/permissions"
+    with app.state.services.db.read() as session:
+        real = session.scalars(select(Project.id).where(Project.name == "another")).one()
+    unknown = new_id("proj_")
 
-    error = client.post(path, json={"project_ids": ["proj_x"]}).json()["error"]
+    answers = {project: client.post(path, json={"project_ids": [project]}) for project in (real, unknown)}
+    malformed = client.post(path, json={"project_ids": [real, "another"]}).json()["error"]
+    monkeypatch.setattr(models, "MAX_PERMISSIONS", 2)
+    beyond = client.post(path, json={"project_ids": [real, new_id("proj_")]}).json()["error"]
 
-    assert (error["code"], error["param"]) == ("project_not_found", "project_ids[0]")
-    assert client.get(path).json()["data"] == []
+    shown = [(answer.status_code, answer.json()["data"][0]["project_id"]) for answer in answers.values()]
+    assert shown == [(200, real), (200, unknown)]
+    assert (malformed["code"], malformed["param"]) == ("invalid_value", "project_ids[1]")
+    assert (beyond["code"], beyond["param"]) == ("too_many_permissions", "project_ids")
+    assert {row["project_id"] for row in client.get(path).json()["data"]} == {real, unknown}
 
 
 def test_tuned_models_are_listed_retrieved_and_deleted_by_their_project(

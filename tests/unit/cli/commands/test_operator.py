@@ -115,6 +115,7 @@ def test_keys_are_listed_without_themselves(run: Run) -> None:
     row = json.loads(run("keys", "list", "--json").stdout)
 
     assert row["project"] == "blue"
+    assert row["project_id"].startswith("proj_")
     assert row["id"] in told
     assert key not in told
 
