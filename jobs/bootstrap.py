@@ -1,10 +1,9 @@
-"""The release step: `python -m jobs.bootstrap` brings the database to the newest schema and makes the first key.
+"""The release step: `python -m jobs.bootstrap` brings the database to the newest schema and makes the first keys.
 
 It is run before anything else starts and may run again at any time. The operator's own key is kept beside the
 data it opens, readable by its owner alone, like a notebook server's token; the database holds only its hash.
 """
 
-import os
 from pathlib import Path
 
 from alembic import command
@@ -13,10 +12,11 @@ from alembic.script.revision import ResolutionError
 from alembic.util import CommandError
 
 from jobs import logs
-from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.db.hosts import claim_host
 from jobs.errors import NightmillError
+from jobs.platform.secret_files import write_secret
+from jobs.security.audit_key import create_audit_key
 from jobs.security.keys import allow_managing, check_key, create_key, ensure_project
 from jobs.security.sign_in import OPERATOR_KEY
 from jobs.security.tables import Project
@@ -40,6 +40,7 @@ def main() -> None:
     db = Database(config.database, patience=10)
     claim_host(db)
     operator_key(db, config)
+    create_audit_key(db, config)
     db.close()
 
 
@@ -66,16 +67,8 @@ def operator_key(db: Database, config: Settings) -> str:
             allow_managing(session, row)  # a key from before keys that manage keys
             return key
         key = create_key(session, project.name, manages=True)
-        _keep(path, key)  # before the commit: a key on disk that opens nothing is replaced at the next start
+        write_secret(path, key)  # before the commit: a key on disk that opens nothing is replaced at the next start
     return key
-
-
-def _keep(path: Path, key: str) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.{int(now())}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as handle:
-        handle.write(key + "\n")
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

@@ -216,6 +216,12 @@ class Settings(BaseSettings):
     idempotency_seconds: int = Field(7 * DAY, ge=1, description="life of an Idempotency-Key")
     retention_seconds: int = Field(30 * DAY, ge=1, description="segments (retries need them), deliveries, attempt logs")
     min_free_bytes: int = Field(1024 * MB, ge=0, description="below this, uploads answer 507 and jobs wait")
+    audit_key: str = Field(
+        "",
+        repr=False,
+        description="key that signs the audit log, the same on every host, of 32 characters or more; "
+        "empty: `audit.key` of the data folder",
+    )
     audit_anchor: str = Field(
         "", description="where the audit log's head goes once a day: a file, or the `https://` URL of a signed webhook"
     )
@@ -267,6 +273,13 @@ class Settings(BaseSettings):
             if not self.audit_anchor_secret.startswith("whsec_") or not 24 <= len(key) <= 64:
                 raise ValueError("NIGHTMILL_AUDIT_ANCHOR_SECRET must be 'whsec_' and the base64 of 24 to 64 bytes")
         return self
+
+    @field_validator("audit_key")
+    @classmethod
+    def _long(cls, value: str) -> str:
+        if value and len(value) < 32:
+            raise ValueError("NIGHTMILL_AUDIT_KEY must have at least 32 characters")
+        return value
 
     @model_validator(mode="after")
     def _wandb_has_a_key(self) -> Self:

@@ -1,4 +1,4 @@
-"""`nightmill audit`: list the audit log of a project, and check that the whole log was not changed."""
+"""`nightmill audit`: list the audit log of a project, sign the whole log, and check that it was not changed."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,9 +9,9 @@ from cli.client.server import connect
 from cli.errors import CliError
 from cli.groups import Group
 from cli.options import ApiKey, AsJson, DataDir, Limit, Url
-from cli.terminal import moment, say, show_entries, show_json
+from cli.terminal import moment, say, show, show_entries, show_json
 
-app = Group("List and check the audit log.")
+app = Group("List, sign and check the audit log.")
 _SHOWN = 20
 
 
@@ -49,16 +49,22 @@ def verify(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check the whole hash chain. Exit code 1 if a row was changed, removed, or left unsealed for over a minute."""
-    from cli.up.effective import opened
+    """Check the whole hash chain and its signature.
+
+    Exit code 1 if a row was changed, removed, or left unsealed for over a minute, or the signature is missing or wrong.
+    """
+    from cli.up.effective import effective, opened
     from jobs.ledger.audit import verify as verify_chain
+    from jobs.security.audit_key import audit_key
 
     known = [*_parsed(anchor), *_read(anchors)]
+    key = audit_key(effective(data_dir=data_dir))
     with opened(data_dir) as db, db.read() as session:
-        verdict = verify_chain(session, anchors=known)
+        verdict = verify_chain(session, key=key, anchors=known)
     if as_json:
         faults = list(verdict.faults[:_SHOWN])
-        show_json({"intact": not faults, "rows": verdict.rows, "head": verdict.head, "faults": faults})
+        outcome = {"intact": not faults, "rows": verdict.rows, "signed": verdict.signed, "head": verdict.head}
+        show_json({**outcome, "faults": faults})
     for fault in () if as_json else verdict.faults[:_SHOWN]:
         say(fault)
     if verdict.faults:
@@ -66,13 +72,30 @@ def verify(
     if as_json:
         return
     say(f"the audit log is intact: {verdict.rows} rows")
+    if key:
+        say(f"rows up to {verdict.signed} are signed with the audit key: only who has it can have rewritten them")
     last = max((seal for seal, _ in known), default=0)
     if last:
         say(f"it agrees with {len(known)} anchors; rows after {last} are covered by none")
-    else:
-        say("without anchors, a chain that was recomputed as a whole, by somebody who may write to the database,")
-        say("cannot be told from an intact one: see NIGHTMILL_AUDIT_ANCHOR and --anchors")
+    if not key:
+        say("this host has no audit key (`audit.key` of its data folder, or NIGHTMILL_AUDIT_KEY), so no signature was")
+        say("checked: a chain that was recomputed as a whole, or cut off, by somebody who may write to the database,")
+        say("cannot be told from an intact one, except up to an anchor")
     say(f"note its head outside this machine, for --anchor: {verdict.rows}:{verdict.head}")
+
+
+@app.command()
+def sign(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Sign the audit log as it is now, with the audit key of this host, which is made if there is none.
+
+    For a key that several hosts share, and after a restore without the key. Verify the log before.
+    """
+    from cli.up.effective import effective, opened
+    from jobs.security import audit_key
+
+    with opened(data_dir) as db:
+        seal = audit_key.sign(db, effective(data_dir=data_dir))
+    show({"signed": seal}, f"the audit log is signed as it is: {seal} rows", as_json=as_json)
 
 
 def _read(anchors: Path | None) -> list[tuple[int, str]]:

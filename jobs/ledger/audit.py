@@ -1,16 +1,21 @@
-"""The audit log: appended in the caller's transaction, sealed into a hash chain afterwards.
+"""The audit log: appended in the caller's transaction, sealed into a hash chain and signed afterwards.
 
-    hash(n) = SHA-256( hash(n-1) ‖ canonical JSON of row n )        canonical: sorted keys, no spaces (RFC 8785)
+    hash(n)      = SHA-256( hash(n-1) ‖ canonical JSON of row n )        canonical: sorted keys, no spaces (RFC 8785)
+    signature(n) = HMAC-SHA-256( audit key, n ‖ hash(n) )                of the last signed row, in the head
 
 A head row locked by every writer would make all writers wait for each other, so the leading dispatcher alone
-seals, every second. `verify` finds an edited, deleted, swapped, inserted or cut-off row, and rows left unsealed.
-A chain that was recomputed as a whole is found with an anchor alone: a head that is kept elsewhere
-(`jobs.ledger.anchors`).
+seals and signs, every second. `verify` finds an edited, deleted, swapped or inserted row, and rows left unsealed. The
+audit key is no row of the database (`jobs.security.audit_key`), so that whoever may only write there can neither
+rewrite the chain as a whole nor cut off its end. A signature moves on over rows that continue what it covers, and over
+no others: a forged chain is not signed later. Whoever puts an earlier head back, with its signature, can have what
+followed it sealed and signed again; an anchor shows that: a head that is kept elsewhere (`jobs.ledger.anchors`).
 """
 
 import hashlib
+import hmac
 import json
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +26,15 @@ from jobs.clock import now
 from jobs.db.base import table_of
 from jobs.db.engine import insert_into
 from jobs.ledger.tables import Audit, AuditHead
+from jobs.logs import Seldom
 
 GENESIS = "0" * 64
 _HEAD = 1
 _SEALED_AT_ONCE = 200
 _ROWS_AT_ONCE = 1000
 _INSERT = insert(table_of(Audit))
+
+_not_signed = Seldom(logging.getLogger(__name__), "audit_log_not_signed", seconds=3600.0)
 
 
 def record(
@@ -66,9 +74,7 @@ def record_all(session: Session, targets: Iterable[tuple[str, str | None]], *, a
 
 def seal(session: Session, limit: int = _SEALED_AT_ONCE) -> int:
     """Chain up to `limit` unsealed rows; return their number. One process at a time: the head row is locked."""
-    first = insert_into(session, AuditHead).values(id=_HEAD, seal=0, hash=GENESIS)
-    session.execute(first.on_conflict_do_nothing())
-    head = session.scalars(select(AuditHead).where(AuditHead.id == _HEAD).with_for_update()).one()
+    head = locked_head(session)
     rows = session.scalars(select(Audit).where(Audit.seal.is_(None)).order_by(Audit.id).limit(limit)).all()
     for row in rows:
         head.seal += 1
@@ -77,9 +83,59 @@ def seal(session: Session, limit: int = _SEALED_AT_ONCE) -> int:
     return len(rows)
 
 
+def locked_head(session: Session) -> AuditHead:
+    """Return the head, which no other transaction changes until the end of this one."""
+    first = insert_into(session, AuditHead).values(id=_HEAD, seal=0, hash=GENESIS)
+    session.execute(first.on_conflict_do_nothing())
+    return session.scalars(select(AuditHead).where(AuditHead.id == _HEAD).with_for_update()).one()
+
+
 def unsealed(session: Session) -> bool:
     """Return whether a row waits for its seal."""
     return session.scalar(select(Audit.id).where(Audit.seal.is_(None)).limit(1)) is not None
+
+
+def sign(head: AuditHead, key: str) -> None:
+    """Sign the chain as it is now, whatever signature it has."""
+    head.signed, head.signature = head.seal, signature(key, head.seal, head.hash)
+
+
+def extend_signature(session: Session, key: str, limit: int = _ROWS_AT_ONCE) -> int:
+    """Sign up to `limit` further rows that continue what is signed; return their number.
+
+    Nothing is signed in a chain that has no signature of the key, or was changed after it.
+    """
+    head = locked_head(session)
+    before = head.signed or 0
+    walk = _Walk(before, _hash_at(session, before))
+    walk.over(_page(session, before, limit))
+    if walk.faults or not has_signature(session, head, key):
+        _not_signed.warn(signed=head.signed)
+        return 0
+    head.signed, head.signature = walk.seal, signature(key, walk.seal, walk.hash)
+    return walk.seal - before
+
+
+def unsigned(session: Session) -> bool:
+    """Return whether a sealed row waits for its signature in a chain that is signed."""
+    head = _head(session)
+    return head.signed is not None and head.signed < head.seal
+
+
+def signature(key: str, seal: int, hash_: str) -> str:
+    """Return the signature of a seal and its hash."""
+    return hmac.digest(key.encode(), f"{seal}:{hash_}".encode(), "sha256").hex()
+
+
+def has_signature(session: Session, head: AuditHead, key: str) -> bool:
+    """Return whether the signature of the head is the key's, for the hash that the last signed row has now."""
+    seal = head.signed or 0
+    return hmac.compare_digest(head.signature or "", signature(key, seal, _hash_at(session, seal)))
+
+
+def _hash_at(session: Session, seal: int) -> str:
+    """Return the hash of a sealed row; empty if there is no such row."""
+    return (session.scalar(select(Audit.hash).where(Audit.seal == seal)) or "") if seal else GENESIS
 
 
 def digest(previous: str, row: Audit | Row[Any], seal: int) -> str:
@@ -103,34 +159,45 @@ def digest(previous: str, row: Audit | Row[Any], seal: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The result of `verify`: the number of rows checked, the last hash (to store elsewhere), and faults in words."""
+    """The result of `verify`."""
 
+    #: The number of rows checked.
     rows: int
+    #: The last hash, to be stored elsewhere.
     head: str
+    #: The faults in words.
     faults: tuple[str, ...]
+    #: The last row that the key has signed; None without a key, and for a signature that is not right.
+    signed: int | None = None
 
 
-def verify(session: Session, *, unsealed_after: float = 60.0, anchors: Iterable[tuple[int, str]] = ()) -> Verdict:
-    """Walk the whole chain. Each of `anchors` is a seal and its hash from before, which the chain must still have."""
-    walk = _Walk(anchors)
-    grown, head = True, (0, GENESIS)
+def verify(
+    session: Session, *, key: str = "", unsealed_after: float = 60.0, anchors: Iterable[tuple[int, str]] = ()
+) -> Verdict:
+    """Walk the whole chain. Each of `anchors` is a seal and its hash from before, which the chain must still have.
+
+    With the audit key the chain must also have its signature.
+    """
+    walk = _Walk(anchors=anchors)
+    grown, head = True, _head(session)
     while grown:  # a reader may see what is sealed meanwhile: walk until the head is no further
         grown = walk.over(_sealed(session, walk.seal))
-        head = head_of(session)
-        grown = grown and head[0] > walk.seal
-    faults = walk.faults + _tail(walk, head) + _unsealed(session, unsealed_after)
-    return Verdict(walk.seal, walk.hash, tuple(faults))
+        head = _head(session)
+        grown = grown and head.seal > walk.seal
+    unsigned = _signature_faults(session, head, key) if key else []
+    faults = walk.faults + _tail(walk, head) + unsigned + _unsealed(session, unsealed_after)
+    return Verdict(walk.seal, walk.hash, tuple(faults), head.signed if key and not unsigned else None)
 
 
 class _Walk:
     """The state of a walk along the chain: how far it has come, and the faults that it found."""
 
-    def __init__(self, anchors: Iterable[tuple[int, str]]) -> None:
+    def __init__(self, seal: int = 0, hash_: str = GENESIS, anchors: Iterable[tuple[int, str]] = ()) -> None:
         self.anchors: dict[int, set[str]] = {}
-        for seal, digest in anchors:
-            self.anchors.setdefault(seal, set()).add(digest)
-        self.seal = 0
-        self.hash = GENESIS
+        for anchored, digest in anchors:
+            self.anchors.setdefault(anchored, set()).add(digest)
+        self.seal = seal
+        self.hash = hash_
         self.faults: list[str] = []
 
     def over(self, rows: Iterable[Row[Any]]) -> bool:
@@ -148,26 +215,43 @@ class _Walk:
 
 
 def _sealed(session: Session, after: int) -> Iterator[Row[Any]]:
-    statement = select(*Audit.__table__.columns).order_by(Audit.seal).limit(_ROWS_AT_ONCE)
-    while rows := session.execute(statement.where(Audit.seal > after)).all():
+    while rows := _page(session, after, _ROWS_AT_ONCE):
         yield from rows
         after = rows[-1].seal
 
 
+def _page(session: Session, after: int, limit: int) -> Sequence[Row[Any]]:
+    columns = Audit.__table__.columns
+    return session.execute(select(*columns).where(Audit.seal > after).order_by(Audit.seal).limit(limit)).all()
+
+
+def _head(session: Session) -> AuditHead:
+    """Return the head as it is in the database now; that of a chain without rows where there is none."""
+    return session.get(AuditHead, _HEAD, populate_existing=True) or AuditHead(seal=0, hash=GENESIS)
+
+
 def head_of(session: Session) -> tuple[int, str]:
     """Return the last seal and its hash; 0 and GENESIS for a chain without rows."""
-    row = session.execute(select(AuditHead.seal, AuditHead.hash).where(AuditHead.id == _HEAD)).first()
-    return (row.seal, row.hash) if row else (0, GENESIS)
+    head = _head(session)
+    return head.seal, head.hash
 
 
-def _tail(walk: _Walk, head: tuple[int, str]) -> list[str]:
+def _tail(walk: _Walk, head: AuditHead) -> list[str]:
     faults = []
-    if head != (walk.seal, walk.hash):
-        faults.append(f"the head says {head[0]} rows, the chain ends at {walk.seal}")
+    if (head.seal, head.hash) != (walk.seal, walk.hash):
+        faults.append(f"the head says {head.seal} rows, the chain ends at {walk.seal}")
     last = max(walk.anchors, default=0)
     if last > walk.seal:
         faults.append(f"the chain is shorter than the anchor ({last})")
     return faults
+
+
+def _signature_faults(session: Session, head: AuditHead, key: str) -> list[str]:
+    if head.signed is None:
+        return ["the chain is not signed with the audit key"]
+    if not has_signature(session, head, key):
+        return [f"seal {head.signed} does not match the signature of the audit key"]
+    return []
 
 
 def _unsealed(session: Session, after: float) -> list[str]:

@@ -313,11 +313,12 @@ class Audit(Base):
 
 
 class AuditHead(Base):
-    """The last seal and its hash, in a single row, with their signature by the audit key where there is one."""
+    """The last seal and its hash, in a single row; and the last seal that is signed, with the signature of its hash."""
 
     __tablename__ = "audit_head"
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     seal: Mapped[int] = mapped_column(default=0)
     hash: Mapped[str] = mapped_column(String(64))
+    signed: Mapped[int | None]
     signature: Mapped[str | None] = mapped_column(String(64))

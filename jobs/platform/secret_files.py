@@ -1,10 +1,11 @@
 """Values from a file instead of the environment: `NAME_FILE=/run/secrets/name` stands for `NAME=…`.
 
 Secrets that are mounted as files need no environment that holds them, which every child and every crash report would
-inherit. Errors name the variable, never the value of it or of the file.
+inherit. Errors name the variable, never the value of it or of the file. `write_secret` makes the files of the product.
 """
 
 import os
+import time
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
@@ -20,6 +21,17 @@ def secret(name: str, environment: Mapping[str, str] = os.environ) -> str:
     if value and path:
         raise _refusal(f"{name} and {name}{SUFFIX} are both set; keep one of them")
     return _content(name + SUFFIX, path) if path else value
+
+
+def write_secret(path: Path, text: str) -> None:
+    """Write a file as a whole and durably, readable by its owner alone."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{time.time_ns()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as handle:
+        handle.write(text + "\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(path)
 
 
 def replaced(environment: Mapping[str, str], values: Mapping[str, str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Keys that manage keys and remember the key that created them; a head of the audit log that is signed.
+"""Keys that manage keys and remember the key that created them; an audit log that is signed.
 
 Keys of projects from before manage none. The release step has `operator.key` manage those of its project again. The
 creator of a key from before is the actor in its row of the audit log.
@@ -22,4 +22,5 @@ def upgrade() -> None:
         "SELECT max(substr(audit.actor, 5)) FROM audit WHERE audit.target = api_key.id "
         "AND audit.action = 'key.create' AND audit.actor LIKE 'key:%')"
     )
+    op.add_column("audit_head", sa.Column("signed", sa.BigInteger()))
     op.add_column("audit_head", sa.Column("signature", sa.String(64)))

@@ -280,6 +280,13 @@ def logged(world: World) -> str:
     return f"{sum(part in text for part in (key, key.split('_', 2)[2]))} found"
 
 
+def unmanaging(world: World) -> str:
+    """A key that manages no keys asks for another one, and revokes others of its project."""
+    ordinary, path = world.asker(world.make_key("ours")), f"/v1/api_keys/{world.key.split('_')[1]}"
+    answers = [ordinary.post("/v1/api_keys"), ordinary.delete(path), ordinary.delete(f"{path}?cascade=true")]
+    return f"{' | '.join(sorted({said(answer) for answer in answers}))}, the other key {said(world.client.get(path))}"
+
+
 def cases() -> Iterator[Case]:
     for name, (expected, header) in HEADERS.items():
         run = lambda world, header=header: with_header(world, header)  # noqa: E731
@@ -293,6 +300,7 @@ def cases() -> Iterator[Case]:
         creates=True,
     )
     yield Case(AREA, "lists and files of another project", "0 leaks, their batch failed", by_list, creates=True)
+    yield Case(AREA, "keys made by a key that manages none", "403 missing_scope, the other key 200", unmanaging)
     key = "Bearer nm_x"
     yield Case(
         AREA,

@@ -1,7 +1,7 @@
 """An audit log that was changed behind the product's back: `nightmill audit verify` over a copy of it.
 
 What a chain alone cannot know, a tail that was cut off together with its head and a chain written anew as a whole, is
-found with a head that was noted elsewhere before (`--anchor`, `--anchors`), and only then.
+found with the audit key, or with a head that was noted elsewhere before (`--anchor`, `--anchors`).
 """
 
 import itertools
@@ -20,7 +20,8 @@ from cli.main import app
 from jobs.bootstrap import migrate
 from jobs.db.engine import Database
 from jobs.ledger.anchors import Anchor, append
-from jobs.ledger.audit import GENESIS, digest, record, seal, unsealed, verify
+from jobs.ledger.audit import GENESIS, digest, locked_head, record, seal, sign, signature, unsealed, verify
+from jobs.security.audit_key import AUDIT_KEY
 from tests.badinputs.case import Case
 from tests.badinputs.json_bodies import BATCH
 from tests.badinputs.world import World
@@ -28,20 +29,26 @@ from tests.badinputs.world import World
 AREA = "Audit"
 Tamper = Callable[[sqlite3.Connection], None]
 _ROWS = 12
+_KEY = "k" * 43
 _numbers = itertools.count()
 
 
 def tampered(world: World, tamper: Tamper) -> str:
-    """Return whether it is noticed: by the chain alone, or with an anchor."""
+    """Return whether it is noticed: with the audit key; without it by the chain alone, and with an anchor."""
     path = _copied(world)
+    key = path.with_name(AUDIT_KEY)
+    key.write_text(_KEY)
     anchor = _verify(path)[1]
     with sqlite3.connect(path) as connection:
         tamper(connection)
     connection.close()
+    signed, _ = _verify(path)
+    key.unlink()
     plain, _ = _verify(path)
     found, _ = _verify(path, "--anchor", anchor)
     of_file, _ = _verify(path, "--anchors", str(_anchors(path.parent, anchor)))
-    return f"{plain}; with an anchor {found if found == of_file else f'{found}, in a file {of_file}'}"
+    told = found if found == of_file else f"{found}, in a file {of_file}"
+    return f"{signed}; without the key {plain}, with an anchor {told}"
 
 
 def _anchors(folder: Path, anchor: str) -> Path:
@@ -78,6 +85,10 @@ def _seal(world: World, path: Path) -> None:
     copy.commit()
     source.close()
     copy.close()
+    db = Database(f"sqlite:///{path}", patience=10)
+    with db.write() as session:
+        sign(locked_head(session), _KEY)
+    db.close()
 
 
 def _verify(path: Path, *options: str) -> tuple[str, str]:
@@ -170,6 +181,24 @@ def rewrite(connection: sqlite3.Connection) -> None:
     connection.execute("UPDATE audit_head SET hash = ?", (hash_,))
 
 
+def rewrite_unsigned(connection: sqlite3.Connection) -> None:
+    rewrite(connection)
+    connection.execute("UPDATE audit_head SET signed = NULL, signature = NULL")
+
+
+def rewrite_signed(connection: sqlite3.Connection) -> None:
+    """Sign what was rewritten with another key."""
+    rewrite(connection)
+    seal_, hash_ = connection.execute("SELECT seal, hash FROM audit_head").fetchone()
+    signed = seal_, signature("forged", seal_, hash_)
+    connection.execute("UPDATE audit_head SET signed = ?, signature = ?", signed)
+
+
+def truncate_signed(connection: sqlite3.Connection) -> None:
+    truncate_with_head(connection)
+    connection.execute("UPDATE audit_head SET signed = seal")
+
+
 def many(world: World) -> str:
     """100,000 rows are verified in 5 seconds; 10,000 in two in the tests."""
     count, seconds = (100_000, 5.0) if world.full else (10_000, 2.0)
@@ -190,9 +219,10 @@ def many(world: World) -> str:
     return f"{'all' if verdict.rows == count else verdict.rows} rows, {len(verdict.faults)} faults, {told}"
 
 
-ALWAYS = "detected; with an anchor detected"
+ALWAYS = "detected; without the key detected, with an anchor detected"
+SIGNED = "detected; without the key intact, with an anchor detected"
 TAMPERS: dict[str, tuple[str, Tamper]] = {
-    "nothing changed (control)": ("intact; with an anchor intact", untouched),
+    "nothing changed (control)": ("intact; without the key intact, with an anchor intact", untouched),
     "a byte of a row edited": (ALWAYS, edit),
     "a row's details edited": (ALWAYS, edit_details),
     "a hash edited": (ALWAYS, edit_hash),
@@ -202,9 +232,12 @@ TAMPERS: dict[str, tuple[str, Tamper]] = {
     "a sealed row inserted": (ALWAYS, insert_sealed),
     "an unsealed row inserted": (ALWAYS, insert_unsealed),
     "the tail cut off": (ALWAYS, truncate),
-    "the tail cut off, the head moved": ("intact; with an anchor detected", truncate_with_head),
-    "all rows and the head removed": ("intact; with an anchor detected", empty),
-    "all rewritten": ("intact; with an anchor detected", rewrite),
+    "the tail cut off, the head moved": (SIGNED, truncate_with_head),
+    "all rows and the head removed": (SIGNED, empty),
+    "the tail cut off, the head and its signature moved": (SIGNED, truncate_signed),
+    "all rewritten": (SIGNED, rewrite),
+    "all rewritten, the signature removed": (SIGNED, rewrite_unsigned),
+    "all rewritten, signed with another key": (SIGNED, rewrite_signed),
 }
 
 

@@ -37,6 +37,7 @@ from jobs.platform import processes
 from jobs.platform.storage import Storage
 from jobs.queues import Queue, Task
 from jobs.retrieval import attachments, sources
+from jobs.security.audit_key import audit_key
 from jobs.settings import Settings
 from jobs.timings import Timings
 from jobs.webhooks import deliveries
@@ -164,6 +165,8 @@ class Maintenance:
         self._expire()
         self._revoke_stopping()
         self._repeat(audit.unsealed, audit.seal)
+        if key := audit_key(self._config):  # read anew: `nightmill audit sign` may have made it
+            self._repeat(audit.unsigned, partial(audit.extend_signature, key=key))
         self._repeat(feed.unnumbered, feed.number)
         if self._clock() - self._swept >= min(_SWEEP_SECONDS, self._config.lease_seconds):
             self._swept = self._clock()
@@ -351,13 +354,14 @@ class Maintenance:
         reasons = [(job.id, "pause") for job in held] + [(job.id, _reason(job, at)) for job in others]
         return [*((job_id, None) for job_id in over), *reasons]
 
-    def _repeat(self, is_due: Callable[[Session], bool], work: Callable[[Session], object]) -> None:
-        """Do some of `work` in a transaction, again and again while it is due, but not too often in one round."""
+    def _repeat(self, is_due: Callable[[Session], bool], work: Callable[[Session], int]) -> None:
+        """Do some of `work` in a transaction while it is due and something is done, but not too often in one round."""
         for _ in range(_PAGES_AT_ONCE):
             with self._db.read() as session:
                 if not is_due(session):
                     return
-            self._write(work)
+            if not self._write(work):
+                return
 
     def _revoke(self, work: Callable[[Session], object]) -> None:
         """Run `work`, which revokes claims, in a write transaction.

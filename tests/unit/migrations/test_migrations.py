@@ -448,7 +448,7 @@ def test_a_key_from_before_managing_manages_none_and_knows_its_creator(empty: st
         rows = {key.id: (key.manages_keys, key.created_by) for key in session.scalars(sa.select(ApiKey))}
         assert rows == {"made": (False, "other"), "other": (False, None)}
         head = session.get_one(AuditHead, 1)
-        assert (head.seal, head.signature) == (7, None)
+        assert (head.seal, head.signed, head.signature) == (7, None, None)
     assert check.drift(empty) == []
 
 

@@ -514,6 +514,23 @@ def test_a_recomputed_audit_log_is_found_with_the_anchors_of_a_file_alone(
         run("audit", "verify", "--anchors", str(file))
 
 
+def test_a_log_that_was_recomputed_as_a_whole_is_found_with_the_audit_key(run: Run, db: Database) -> None:
+    run("keys", "create", "--project", "blue")
+    _seal(db)
+    assert "this host has no audit key" in run("audit", "verify").stdout
+    assert run("audit", "sign").stdout == "the audit log is signed as it is: 1 rows\n"
+    assert "rows up to 1 are signed with the audit key" in run("audit", "verify").stdout
+    assert json.loads(run("audit", "verify", "--json").stdout)["signed"] == 1
+
+    with db.write() as session:
+        session.execute(update(Audit).values(actor="nobody", seal=None, hash=None))
+        session.execute(update(AuditHead).values(seal=0, hash=audit.GENESIS))
+    _seal(db)
+
+    with pytest.raises(CliError, match="not intact"):
+        run("audit", "verify")
+
+
 def test_a_file_that_holds_other_lines_than_anchors_is_told(run: Run, db: Database, tmp_path: Path) -> None:
     file = tmp_path / "anchors.jsonl"
     file.write_text("12:abc\n")

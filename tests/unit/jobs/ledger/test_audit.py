@@ -1,4 +1,4 @@
-"""The audit chain: six ways to tamper with it, each found; what is not sealed in time, found too."""
+"""The audit chain: ways to tamper with it, all of them found where it is signed; what is not sealed in time, too."""
 
 import threading
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from jobs.ledger.tables import Audit, AuditHead
 pytestmark = pytest.mark.dialects
 
 ROWS = 8
+KEY = "k" * 43
 
 
 @pytest.fixture
@@ -31,9 +32,32 @@ def chain(db: Database) -> Database:
     return db
 
 
-def verdict(db: Database, anchor: tuple[int, str] | None = None, unsealed_after: float = 60.0) -> Verdict:
+@pytest.fixture
+def signed(chain: Database) -> Database:
+    """Eight sealed rows, which are signed."""
+    with chain.write() as session:
+        audit.sign(audit.locked_head(session), KEY)
+    return chain
+
+
+def verdict(
+    db: Database, anchor: tuple[int, str] | None = None, unsealed_after: float = 60.0, key: str = ""
+) -> Verdict:
     with db.read() as session:
-        return audit.verify(session, anchors=[anchor] if anchor else [], unsealed_after=unsealed_after)
+        return audit.verify(session, key=key, anchors=[anchor] if anchor else [], unsealed_after=unsealed_after)
+
+
+def maintain(db: Database, key: str = KEY) -> None:
+    """Do what the leading dispatcher does."""
+    with db.write() as session:
+        audit.seal(session)
+    with db.write() as session:
+        audit.extend_signature(session, key)
+
+
+def add_row(db: Database) -> None:
+    with db.write() as session:
+        audit.record(session, actor="key:a", action="x", target="y")
 
 
 def row(session: Session, seal: int) -> Audit:
@@ -86,6 +110,33 @@ def rewrite(session: Session) -> None:
     reseal(session, ROWS)
 
 
+def remove_all(session: Session) -> None:
+    session.execute(delete(Audit))
+    session.execute(delete(AuditHead))
+
+
+def rewrite_unsigned(session: Session) -> None:
+    """Rewrite all, and remove the signature, as if there had been no key."""
+    rewrite(session)
+    session.execute(update(AuditHead).values(signed=None, signature=None))
+
+
+def unseal(session: Session) -> None:
+    """Rewrite all, and leave the sealing to the dispatcher."""
+    session.execute(update(Audit).values(actor="nobody", seal=None, hash=None))
+    session.execute(update(AuditHead).values(seal=0, hash=audit.GENESIS))
+
+
+def cut_and_move_back(session: Session) -> None:
+    """Cut off the tail, with a signature that covers as much as is left."""
+    cut_tail(session)
+    session.execute(update(AuditHead).values(signed=ROWS - 2))
+
+
+SILENT = [edit, edit_and_mend, remove, swap, cut_tail, rewrite]
+TAMPERS = [*SILENT, insert_one]  # the last keeps further rows from being sealed
+
+
 def test_an_untouched_chain_is_whole(chain: Database) -> None:
     found = verdict(chain)
 
@@ -105,13 +156,70 @@ def test_tampering_inside_the_chain_is_found(chain: Database, tamper: Callable[[
     assert verdict(chain).faults != ()
 
 
-@pytest.mark.parametrize("tamper", [edit, edit_and_mend, remove, swap, insert_one, cut_tail, rewrite])
+@pytest.mark.parametrize("tamper", TAMPERS)
 def test_tampering_of_every_kind_is_found_against_an_anchor(chain: Database, tamper: Callable[[Session], None]) -> None:
     before = verdict(chain)
     with chain.write() as session:
         tamper(session)
 
     assert verdict(chain, anchor=(before.rows, before.head)).faults != ()
+
+
+@pytest.mark.parametrize("tamper", [*SILENT, remove_all, rewrite_unsigned, unseal, cut_and_move_back])
+def test_tampering_of_every_kind_is_found_in_a_signed_chain_and_never_signed_later(
+    signed: Database, tamper: Callable[[Session], None]
+) -> None:
+    with signed.write() as session:
+        tamper(session)
+
+    found = verdict(signed, key=KEY).faults
+    for _ in range(2):
+        add_row(signed)
+        maintain(signed)
+
+    assert found != ()
+    assert verdict(signed, key=KEY).faults != ()
+
+
+def test_a_signed_chain_grows_also_where_a_host_without_the_key_seals(signed: Database) -> None:
+    seen = [verdict(signed, key=KEY)]
+    for key in ("", "another key", KEY):
+        add_row(signed)
+        maintain(signed, key)
+        seen.append(verdict(signed, key=KEY))
+
+    assert [one.faults for one in seen] == [()] * 4
+    assert [(one.rows, one.signed) for one in seen] == [(8, 8), (9, 8), (10, 8), (11, 11)]
+    with signed.read() as session:
+        assert not audit.unsigned(session)
+
+
+def test_a_signature_moves_on_a_page_at_a_time_and_over_no_row_that_was_changed(signed: Database) -> None:
+    for _ in range(6):
+        add_row(signed)
+    with signed.write() as session:
+        audit.seal(session)
+        session.execute(update(Audit).where(Audit.seal == ROWS + 5).values(actor="nobody"))
+    moved = []
+    for _ in range(3):
+        with signed.write() as session:
+            moved.append(audit.extend_signature(session, KEY, limit=2))
+
+    assert moved == [2, 2, 0]
+    with signed.read() as session:
+        assert audit.unsigned(session)
+
+
+def test_rows_from_before_the_key_stay_valid_and_a_chain_without_its_signature_does_not(chain: Database) -> None:
+    unsigned = verdict(chain, key=KEY)
+    maintain(chain)
+    with chain.write() as session:
+        audit.sign(audit.locked_head(session), KEY)
+
+    assert unsigned.faults == ("the chain is not signed with the audit key",)
+    assert (verdict(chain, key=KEY).signed, verdict(chain).signed) == (ROWS, None)
+    assert verdict(chain, key=KEY).faults == ()
+    assert verdict(chain, key="another").faults == (f"seal {ROWS} does not match the signature of the audit key",)
 
 
 @pytest.mark.parametrize(

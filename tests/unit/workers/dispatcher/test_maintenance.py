@@ -18,6 +18,7 @@ from jobs.ledger.kinds import Kind, Payload
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Outbox, Segment, Shard
 from jobs.platform import processes
+from jobs.security.audit_key import audit_key, create_audit_key
 from jobs.security.tables import Idempotency
 from jobs.timings import Timings
 from jobs.webhooks.deliveries import HELD
@@ -362,6 +363,20 @@ def test_the_leader_numbers_the_events_of_a_second(harness: DispatcherHarness, m
             lengths.append(feed.bounds(session, job.project_id).position)
 
     assert lengths == [WRITE_ROWS, WRITE_ROWS + 1]
+
+
+def test_the_leader_continues_the_signature_of_the_audit_log(harness: DispatcherHarness) -> None:
+    harness.config.data_dir.mkdir(exist_ok=True)
+    create_audit_key(harness.db, harness.config)
+    with harness.db.write() as session:
+        audit.record(session, actor="key:test", action="file.create", target="file-1", project_id="p")
+
+    harness.tick(61)
+
+    with harness.db.read() as session:
+        verdict = audit.verify(session, key=audit_key(harness.config))
+    assert verdict.signed == verdict.rows > 0
+    assert verdict.faults == ()
 
 
 def test_the_leader_sends_the_head_of_the_audit_log_away(harness: DispatcherHarness, tmp_path: Path) -> None:
