@@ -281,7 +281,7 @@ def logged(world: World) -> str:
 
 
 def unmanaging(world: World) -> str:
-    """A key that manages no keys asks for another one, and revokes others of its project."""
+    """Ask for a key with one that manages none, and revoke another one of its project."""
     ordinary, path = world.asker(world.make_key("ours")), f"/v1/api_keys/{world.key.split('_')[1]}"
     answers = [ordinary.post("/v1/api_keys"), ordinary.delete(path), ordinary.delete(f"{path}?cascade=true")]
     return f"{' | '.join(sorted({said(answer) for answer in answers}))}, the other key {said(world.client.get(path))}"

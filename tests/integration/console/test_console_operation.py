@@ -8,6 +8,7 @@ from jobs.ledger.tables import Audit
 from jobs.security.keys import create_key, ensure_project, id_of, revoke_key
 from tests.support.console import HOSTILE, Console, Deployment
 from tests.support.mill import chat_line, jsonl
+from tests.support.web import make_key
 
 pytestmark = pytest.mark.verify
 
@@ -143,6 +144,40 @@ def test_key_is_created_shown_once_and_revoked(console: Console, deployment: Dep
     expect(row).to_contain_text("revoked")
     own.get_by_role("button", name="Revoke").click()
     expect(tab.get_by_role("dialog")).to_contain_text("you will be signed out")
+
+
+def test_key_that_manages_no_keys_says_so_and_may_revoke_itself_alone(console: Console, deployment: Deployment) -> None:
+    key = make_key(deployment.app)
+    tab = console.open("/keys")
+    tab.evaluate("(key) => sessionStorage.setItem('nightmill.key', key)", key)
+    tab.reload()
+
+    expect(tab.get_by_text("Your key does not manage keys")).to_be_visible()
+    expect(tab.get_by_role("button", name="New key")).to_have_count(0)
+    expect(tab.get_by_role("button", name="Revoke nm_")).to_have_count(1)
+    expect(row_of(tab, "Keys", "used here").get_by_role("button", name="Revoke")).to_be_visible()
+    expect(row_of(tab, "Keys", "manages keys")).to_contain_text(id_of(deployment.key))
+    console.inspect("keys-ordinary")
+
+
+def test_revoked_key_offers_to_revoke_what_it_created(console: Console, deployment: Deployment) -> None:
+    with deployment.mill.db.write() as session:
+        leaked = id_of(create_key(session, "default", manages=True))
+        created = id_of(create_key(session, "default", created_by=leaked))
+    tab = console.open("/keys")
+    row = row_of(tab, "Keys", f"nm_{leaked}_")
+    row.get_by_role("button", name="Revoke").click()
+    tab.get_by_role("dialog").get_by_role("button", name="Revoke the key").click()
+
+    offer = tab.get_by_role("alert")
+    expect(offer).to_contain_text("keys that it created stay live")
+    expect(offer).to_contain_text(created)
+    expect(row_of(tab, "Keys", f"nm_{created}_")).to_contain_text("live")
+    console.inspect("keys-created")
+    offer.get_by_role("button", name="Revoke them too").click()
+    tab.get_by_role("dialog").get_by_role("button", name="Revoke the keys").click()
+    expect(row_of(tab, "Keys", f"nm_{created}_")).to_contain_text("revoked")
+    expect(offer).to_have_count(0)
 
 
 def test_keys_are_listed_page_by_page(console: Console, deployment: Deployment) -> None:
