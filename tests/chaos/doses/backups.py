@@ -41,6 +41,7 @@ _BEFORE_SECONDS = 5.0  # small ones alone, some of which end
 _ENDED_SECONDS = 240.0
 _TOLD_SECONDS = 60.0
 _UNFINISHED = ".partial-"
+_KEYS = ("operator.key", "audit.key")
 
 Row = Mapping[str, Any]
 
@@ -234,7 +235,8 @@ def _take(given: Given, known: Known, backup: _Backup, save: Save) -> None:
         pause(given.rng.uniform(0, 2))
         backup.missed = copied(made.system.data / "files", backup.folder)
         if backup.with_key:
-            shutil.copy(made.system.data / "operator.key", backup.folder)
+            for name in _KEYS:
+                shutil.copy(made.system.data / name, backup.folder)
         files = made.system.data / "files" / "files"
         backup.digests = {path.name: _digest(path.read_bytes()) for path in files.iterdir()}
         made.http.delete(made.url(f"files/{output}")).raise_for_status()
@@ -262,7 +264,8 @@ def _start(stack: ExitStack, made: Site, backup: _Backup, bring: Bring) -> _Rest
     url = bring(backup.folder, data)
     shutil.copytree(backup.folder / "files", data / "files")
     if backup.with_key:
-        shutil.copy(backup.folder / "operator.key", data)
+        for name in _KEYS:
+            shutil.copy(backup.folder / name, data)
     books = Books.read(url)
     environment = {} if url.startswith("sqlite") else {"NIGHTMILL_DATABASE_URL": url}
     system = System(folder, engine_url=made.engine.url, embed_url=made.engine.url, **environment)

@@ -101,44 +101,46 @@ export default function Keys() {
         )
       }
     >
-      {used.data?.manages_keys === false && (
-        <div className="card stack">
-          <p>
-            Your key does not manage keys: it shows them, and may revoke itself alone. On the host of the deployment this makes a key
-            that creates and revokes them:
-          </p>
-          <Snippet label="Command" text="nightmill keys create --project NAME --manage" />
-        </div>
-      )}
-      {revoked !== null && (
-        <Problem title={`${revoked.key.redacted_value} is revoked; keys that it created stay live`}>
-          <p>
-            {revoked.created.map((id) => (
-              <code key={id}>{id} </code>
-            ))}
-          </p>
-          <ConfirmButton
-            label="Revoke them too"
-            title="Revoke the keys that it created?"
-            action="Revoke the keys"
-            onConfirm={() => revoke(revoked.key, true)}
-          >
-            <p>After five seconds no request with these keys is accepted. This cannot be undone.</p>
-          </ConfirmButton>
-        </Problem>
-      )}
-      {create.isError && <Failure title="The key could not be created" error={create.error} />}
-      <Listed
-        what="the keys"
-        query={keys}
-        empty={
-          <Empty title="No keys" command="nightmill keys create --mine" sdk={SDK}>
-            A program gets a key of its own, so that you can revoke it alone.
-          </Empty>
-        }
-      >
-        <Table label="Keys" columns={columns} rows={keys.rows} rowKey={(row) => row.id} />
-      </Listed>
+      <div className="stack">
+        {used.data?.manages_keys === false && (
+          <div className="card stack">
+            <p>
+              Your key does not manage keys: it shows them, and may revoke itself alone. On the host of the deployment this makes a key
+              that creates and revokes them:
+            </p>
+            <Snippet label="Command" text="nightmill keys create --project NAME --manage" />
+          </div>
+        )}
+        {revoked !== null && (
+          <Problem title={`${revoked.key.redacted_value} is revoked; keys that it created stay live`}>
+            <p>
+              {revoked.created.map((id) => (
+                <code key={id}>{id} </code>
+              ))}
+            </p>
+            <ConfirmButton
+              label="Revoke them too"
+              title="Revoke the keys that it created?"
+              action="Revoke the keys"
+              onConfirm={() => revoke(revoked.key, true)}
+            >
+              <p>After five seconds no request with these keys is accepted. This cannot be undone.</p>
+            </ConfirmButton>
+          </Problem>
+        )}
+        {create.isError && <Failure title="The key could not be created" error={create.error} />}
+        <Listed
+          what="the keys"
+          query={keys}
+          empty={
+            <Empty title="No keys" command="nightmill keys create --mine" sdk={SDK}>
+              A program gets a key of its own, so that you can revoke it alone.
+            </Empty>
+          }
+        >
+          <Table label="Keys" columns={columns} rows={keys.rows} rowKey={(row) => row.id} />
+        </Listed>
+      </div>
       <Secret title="The key was created" label="API key" value={secret} onClose={() => setSecret(null)}>
         Programs read it from <code>OPENAI_API_KEY</code>.
       </Secret>
