@@ -1,4 +1,4 @@
-"""System calls on x86_64 and aarch64: their numbers, a way to make them, and the filter that refuses them.
+"""System calls on x86_64 and aarch64: their numbers, a way to make them, and the filter that allows a part of them.
 
 Numbers above 423 are the same on both machines. `None`: the machine has no such call.
 
@@ -6,8 +6,9 @@ The filter is a program in classic BPF, which the kernel runs before each system
 
     of another architecture, such as 32-bit calls on x86_64      the kernel ends the process
     newer than `NEWEST`, or of the x32 ABI                       ENOSYS, as if the kernel did not have the call
-    in `REFUSED`, or with arguments that the sandbox refuses     EPERM
-    any other                                                    allowed
+    in `CHECKED`                                                 its arguments decide
+    in `ALLOWED`                                                 allowed
+    any other                                                    EPERM
 
 `workers.sandbox.confinement` installs it, as the last of the parts of the sandbox.
 """
@@ -17,6 +18,7 @@ import errno
 import os
 import platform
 import struct
+from collections.abc import Iterable
 from typing import Final
 
 #: The newest call for which somebody decided whether the sandbox needs it (Linux 6.17).
@@ -26,58 +28,61 @@ MACHINES: Final = {"x86_64": 0, "aarch64": 1}
 
 Numbers = tuple[int | None, int | None]
 
-#: Calls of which the sandbox refuses some arguments, and calls that it needs itself.
-KNOWN: Final[dict[str, Numbers]] = {
-    "clone": (56, 220), "clone3": (435, 435), "socketpair": (53, 199), "kill": (62, 129), "tgkill": (234, 131),
-    "prlimit64": (302, 261), "fcntl": (72, 25), "ioctl": (16, 29), "prctl": (157, 167), "seccomp": (317, 277),
-    "sched_setaffinity": (203, 122),
-    "landlock_create_ruleset": (444, 444), "landlock_add_rule": (445, 445), "landlock_restrict_self": (446, 446),
+#: What computing and reading given files takes. Modes, owners, times and attributes of files cannot be changed by it.
+ALLOWED: Final[dict[str, Numbers]] = {
+    # memory and threads
+    "futex": (202, 98), "mmap": (9, 222), "munmap": (11, 215), "mprotect": (10, 226), "madvise": (28, 233),
+    "brk": (12, 214), "mremap": (25, 216), "rseq": (334, 293), "membarrier": (324, 283), "set_robust_list": (273, 99),
+    "set_tid_address": (218, 96), "futex_waitv": (449, 449), "futex_wake": (454, 454), "futex_wait": (455, 455),
+    "futex_requeue": (456, 456), "sched_yield": (24, 124), "sched_getaffinity": (204, 123), "getcpu": (309, 168),
+    "arch_prctl": (158, None), "exit": (60, 93), "exit_group": (231, 94),
+    # open files, pipes and the two ends of a stream
+    "read": (0, 63), "write": (1, 64), "close": (3, 57), "lseek": (8, 62), "fstat": (5, 80), "pread64": (17, 67),
+    "pwrite64": (18, 68), "readv": (19, 65), "writev": (20, 66), "preadv": (295, 69), "pwritev": (296, 70),
+    "preadv2": (327, 286), "pwritev2": (328, 287), "poll": (7, None), "ppoll": (271, 73), "select": (23, None),
+    "pselect6": (270, 72), "dup": (32, 23), "dup2": (33, None), "dup3": (292, 24), "pipe": (22, None),
+    "pipe2": (293, 59), "ftruncate": (77, 46), "fallocate": (285, 47), "sendfile": (40, 71),
+    "copy_file_range": (326, 285), "close_range": (436, 436), "getdents": (78, None), "getdents64": (217, 61),
+    "epoll_create1": (291, 20), "epoll_ctl": (233, 21), "epoll_wait": (232, None), "epoll_pwait": (281, 22),
+    "epoll_pwait2": (441, 441), "eventfd": (284, None), "eventfd2": (290, 19), "sendto": (44, 206),
+    "recvfrom": (45, 207), "sendmsg": (46, 211), "recvmsg": (47, 212), "shutdown": (48, 210), "getsockname": (51, 204),
+    "getpeername": (52, 205), "getsockopt": (55, 209),
+    # files by their paths
+    "open": (2, None), "openat": (257, 56), "openat2": (437, 437), "creat": (85, None), "stat": (4, None),
+    "lstat": (6, None), "newfstatat": (262, 79), "statx": (332, 291), "access": (21, None), "faccessat": (269, 48),
+    "faccessat2": (439, 439), "readlink": (89, None), "readlinkat": (267, 78), "getcwd": (79, 17), "chdir": (80, 49),
+    "fchdir": (81, 50), "umask": (95, 166), "mkdir": (83, None), "mkdirat": (258, 34), "rmdir": (84, None),
+    "unlink": (87, None), "unlinkat": (263, 35), "rename": (82, None), "renameat": (264, 38), "renameat2": (316, 276),
+    "link": (86, None), "linkat": (265, 37), "symlink": (88, None), "symlinkat": (266, 36),
+    # signals and time
+    "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "rt_sigpending": (127, 136),
+    "rt_sigsuspend": (130, 133), "rt_sigtimedwait": (128, 137), "sigaltstack": (131, 132),
+    "restart_syscall": (219, 128), "pause": (34, None), "alarm": (37, None), "getitimer": (36, 102),
+    "setitimer": (38, 103), "nanosleep": (35, 101), "clock_nanosleep": (230, 115), "clock_gettime": (228, 113),
+    "clock_getres": (229, 114), "gettimeofday": (96, 169), "time": (201, None), "times": (100, 153),
+    # facts of this process and the machine
+    "getpid": (39, 172), "getppid": (110, 173), "gettid": (186, 178), "getuid": (102, 174), "geteuid": (107, 175),
+    "getgid": (104, 176), "getegid": (108, 177), "getresuid": (118, 148), "getresgid": (120, 150),
+    "getgroups": (115, 158), "getpgrp": (111, None), "getrusage": (98, 165), "getrlimit": (97, 163),
+    "setrlimit": (160, 164), "getrandom": (318, 278), "uname": (63, 160), "sysinfo": (99, 179), "wait4": (61, 260),
+    "waitid": (247, 95),
 }  # fmt: skip
 
-#: Calls that the sandbox refuses whatever their arguments.
-REFUSED: Final[dict[str, Numbers]] = {
-    # the network and Unix sockets
-    "socket": (41, 198), "connect": (42, 203), "bind": (49, 200), "listen": (50, 201), "accept": (43, 202),
-    "accept4": (288, 242),
-    # new programs, and other processes of the same user
-    "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281), "ptrace": (101, 117),
-    "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "process_madvise": (440, 440),
-    "process_mrelease": (448, 448), "kcmp": (312, 272), "pidfd_open": (434, 434), "pidfd_getfd": (438, 438),
-    "pidfd_send_signal": (424, 424), "tkill": (200, 130), "rt_sigqueueinfo": (129, 138),
-    "rt_tgsigqueueinfo": (297, 240), "setpriority": (141, 140), "ioprio_set": (251, 30), "sched_setparam": (142, 118),
-    "sched_setscheduler": (144, 119), "sched_setattr": (314, 274), "migrate_pages": (256, 238),
-    "move_pages": (279, 239),
-    # namespaces and mounts
-    "setns": (308, 268), "unshare": (272, 97), "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41),
-    "chroot": (161, 51), "move_mount": (429, 429), "open_tree": (428, 428), "open_tree_attr": (467, 467),
-    "fsopen": (430, 430), "fsconfig": (431, 431), "fsmount": (432, 432), "fspick": (433, 433),
-    "mount_setattr": (442, 442),
-    # large or privileged parts of the kernel
-    "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427), "bpf": (321, 280),
-    "perf_event_open": (298, 241), "userfaultfd": (323, 282), "kexec_load": (246, 104), "kexec_file_load": (320, 294),
-    "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106), "add_key": (248, 217),
-    "request_key": (249, 218), "keyctl": (250, 219), "fanotify_init": (300, 262), "fanotify_mark": (301, 263),
-    "inotify_add_watch": (254, 27), "lookup_dcookie": (212, 18), "syslog": (103, 116), "acct": (163, 89),
-    "reboot": (169, 142), "swapon": (167, 224), "swapoff": (168, 225), "quotactl": (179, 60),
-    "quotactl_fd": (443, 443), "memfd_secret": (447, 447), "personality": (135, 92), "settimeofday": (164, 170),
-    "clock_settime": (227, 112), "clock_adjtime": (305, 266), "adjtimex": (159, 171), "sethostname": (170, 161),
-    "setdomainname": (171, 162), "vhangup": (153, 58), "iopl": (172, None), "ioperm": (173, None),
-    "modify_ldt": (154, None), "uselib": (134, None), "ustat": (136, None), "sysfs": (139, None),
-    "_sysctl": (156, None), "nfsservctl": (180, 42),
-    # what Landlock cannot restrict: modes, owners, times and attributes of files that are not even readable
-    "open_by_handle_at": (304, 265), "name_to_handle_at": (303, 264), "truncate": (76, 45), "chmod": (90, None),
-    "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "chown": (92, None), "fchown": (93, 55),
-    "lchown": (94, None), "fchownat": (260, 54), "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7),
-    "setxattrat": (463, 463), "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
-    "removexattrat": (466, 466), "file_setattr": (469, 469), "utime": (132, None), "utimes": (235, None),
-    "futimesat": (261, None), "utimensat": (280, 88), "mknod": (133, None), "mknodat": (259, 33),
-    # files in memory beside the limits on memory and disk
-    "memfd_create": (319, 279),
-    # System V and POSIX memory and messages of the same user, such as PostgreSQL's
-    "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "msgget": (68, 186), "msgsnd": (69, 189),
-    "msgrcv": (70, 188), "msgctl": (71, 187), "semget": (64, 190), "semop": (65, 193), "semtimedop": (220, 192),
-    "semctl": (66, 191), "mq_open": (240, 180), "mq_unlink": (241, 181),
+#: Calls of which the filter looks at the arguments, or that it answers itself.
+CHECKED: Final[dict[str, Numbers]] = {
+    "clone": (56, 220), "clone3": (435, 435), "socketpair": (53, 199), "kill": (62, 129), "tgkill": (234, 131),
+    "prlimit64": (302, 261), "sched_setaffinity": (203, 122), "fcntl": (72, 25), "ioctl": (16, 29),
+    "prctl": (157, 167), "fsync": (74, 82), "fdatasync": (75, 83), "msync": (26, 227),
 }  # fmt: skip
+
+#: Calls by which the sandbox is made, before the filter is there.
+_MAKING: Final[dict[str, Numbers]] = {
+    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "mount_setattr": (442, 442),
+    "seccomp": (317, 277), "landlock_create_ruleset": (444, 444), "landlock_add_rule": (445, 445),
+    "landlock_restrict_self": (446, 446),
+}  # fmt: skip
+#: All calls that the sandbox makes or allows.
+USED: Final = ALLOWED | CHECKED | _MAKING
 
 libc: Final = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
@@ -85,7 +90,7 @@ libc.syscall.restype = ctypes.c_long
 
 def number(name: str, machine: str) -> int | None:
     """Return the number of the call `name` on `machine`, or None where there is no such call."""
-    return (KNOWN.get(name) or REFUSED[name])[MACHINES[machine]]
+    return USED[name][MACHINES[machine]]
 
 
 def call(name: str, *arguments: object) -> int:
@@ -130,21 +135,22 @@ _KILL: Final = 0x80000000
 _ERROR: Final = 0x00050000
 _REFUSE: Final = _ERROR | errno.EPERM
 _UNKNOWN: Final = _ERROR | errno.ENOSYS
+_DONE: Final = _ERROR  # with no error: the call returns 0, and nothing happens
 
 _SET_MODE_FILTER: Final = 1
 _ALL_THREADS: Final = 1
 _CLONE_THREAD: Final = 0x00010000
 _AF_UNIX, _SOCK_STREAM, _SOCK_TYPES = 1, 1, 0xF
-#: fcntl: F_SETOWN, F_SETSIG, F_SETOWN_EX. ioctl: FIOSETOWN, SIOCSPGRP, TIOCSTI, TIOCLINUX.
-_SIGNALS_BY_FCNTL: Final = (8, 10, 15)
-_SIGNALS_BY_IOCTL: Final = (0x8901, 0x8902, 0x5412, 0x541C)
-#: prctl: PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_PTRACER. They would undo that the process ends with its parent, and
-#: that no other process of the user may read its memory.
-_BY_PRCTL: Final = (1, 4, 0x59616D61)
+#: Commands of fcntl: F_DUPFD to F_SETFL, the locks of SQLite, F_DUPFD_CLOEXEC, F_GETPIPE_SZ, F_GET_SEALS.
+_FCNTL: Final = (0, 1, 2, 3, 4, 5, 6, 7, 1030, 1032, 1034)
+#: Requests of ioctl: TCGETS, TCGETS2, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX.
+_IOCTL: Final = (0x5401, 0x802C542A, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
+#: Options of prctl: PR_GET_DUMPABLE, PR_SET_NAME, PR_GET_NAME, PR_SET_VMA.
+_PRCTL: Final = (3, 15, 16, 0x53564D41)
+#: Calls that wait for a disk: nothing that the sandbox writes has to outlive the machine.
+_FLUSHES: Final = ("fsync", "fdatasync", "msync")
 
 Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
-#: Names of calls, the argument that decides, and its values.
-Rules = tuple[tuple[str, int, tuple[int, ...]], ...]
 
 
 def install_filter(pid: int) -> bool:
@@ -163,25 +169,26 @@ def install_filter(pid: int) -> bool:
 
 def filter_program(machine: str, pid: int) -> list[Instruction]:
     """Return the filter for `machine`. The process `pid` may signal and limit itself alone."""
-    own: Rules = tuple((name, 0, (pid,)) for name in ("kill", "tgkill"))
-    own += tuple((name, 0, (0, pid)) for name in ("prlimit64", "sched_setaffinity"))
-    foreign: Rules = (
-        ("fcntl", 1, _SIGNALS_BY_FCNTL),
-        ("ioctl", 1, _SIGNALS_BY_IOCTL),
-        ("prctl", 0, _BY_PRCTL),
-    )
+    values = {
+        "kill": (0, (pid,)),
+        "tgkill": (0, (pid,)),
+        "prlimit64": (0, (0, pid)),
+        "sched_setaffinity": (0, (0, pid)),
+        "fcntl": (1, _FCNTL),
+        "ioctl": (1, _IOCTL),
+        "prctl": (0, _PRCTL),
+    }
     made: list[Instruction] = [(_LOAD, 0, 0, _ARCHITECTURE_AT), (_IS, 1, 0, _ARCHITECTURES[machine]), _end(_KILL)]
     made += [(_LOAD, 0, 0, _NUMBER_AT), (_IS_ABOVE, 0, 1, NEWEST), _end(_UNKNOWN)]
-    for name, argument, values in own:
-        made += _block(machine, name, [_argument(argument), *_each(values, _ALLOW), _end(_REFUSE)])
-    for name, argument, values in foreign:
-        made += _block(machine, name, [_argument(argument), *_each(values, _REFUSE), _end(_ALLOW)])
+    for name, (argument, allowed) in values.items():
+        made += _block(machine, name, [_argument(argument), *_each(allowed, _ALLOW), _end(_REFUSE)])
     made += _block(machine, "clone", [_argument(0), (_HAS_BIT, 0, 1, _CLONE_THREAD), _end(_ALLOW), _end(_REFUSE)])
     made += _block(machine, "clone3", [_end(_UNKNOWN)])  # its flags cannot be seen: libraries then use clone
     made += _block(machine, "socketpair", _stream_pair())
-    for name in REFUSED:
-        made += _block(machine, name, [_end(_REFUSE)])
-    return [*made, _end(_ALLOW)]
+    for name in _FLUSHES:
+        made += _block(machine, name, [_end(_DONE)])
+    numbers = (number(name, machine) for name in ALLOWED)
+    return [*made, *_each((one for one in numbers if one is not None), _ALLOW), _end(_REFUSE)]
 
 
 def _stream_pair() -> list[Instruction]:
@@ -200,7 +207,7 @@ def _block(machine: str, name: str, body: list[Instruction]) -> list[Instruction
     return [] if call_number is None else [(_IS, 0, len(body), call_number), *body]
 
 
-def _each(values: tuple[int, ...], result: int) -> list[Instruction]:
+def _each(values: Iterable[int], result: int) -> list[Instruction]:
     """Return instructions that end the program with `result` if the loaded argument is one of `values`."""
     return [instruction for value in values for instruction in ((_IS, 0, 1, value), _end(result))]
 

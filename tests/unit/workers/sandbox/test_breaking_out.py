@@ -32,7 +32,8 @@ SIGNALS = ("signal another process", "signal the parent", "have another process 
 PROGRAMS = ("fork", "start a program", "become another program")
 KERNEL = (
     "io_uring", "bpf", "keyctl", "add_key", "perf", "userfaultfd", "process_vm_readv", "pidfd_open", "mount", "unshare",
-    "shared memory",
+    "shared memory", "take the host's places for asynchronous input", "write all disks", "lock a file",
+    "evict a file from memory", "send to a message queue", "list mounts",
 )  # fmt: skip
 CALLS = (
     *SOCKETS, "get the network back", "make a pair of datagram sockets", "trace another process", *SIGNALS,
