@@ -30,7 +30,7 @@ _SANDBOX = {
     "user_namespace": "allow user namespaces (a container's seccomp profile, AppArmor)",
     "network_namespace": "allow user namespaces (a container's seccomp profile, AppArmor)",
     "pid_namespace": "allow user namespaces (a container's seccomp profile, AppArmor)",
-    "mount_namespace": "allow user namespaces (a container's seccomp profile, AppArmor)",
+    "mount_namespace": "use Linux 5.12 or later, and allow mounts in user namespaces (a container's profile, AppArmor)",
     "capabilities": "run workers without capabilities",
     "landlock": "use Linux 5.13 or later with landlock among its security modules, and allow its system calls",
     "seccomp": "use a kernel with seccomp filters, on x86_64 or aarch64",

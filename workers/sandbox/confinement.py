@@ -7,11 +7,13 @@
     landlock           read-only access to the interpreter, packages, our code and shared libraries; nothing else
     seccomp            no sockets, programs, processes, signals to others, mounts, or large parts of the kernel
 
-A process that forks another for each input has two parts more, and confines itself in two steps: `separate`, then in
-each forked process `confine_input`.
+A process that forks another for each input has two parts more, and confines itself in three steps: `separate`, then in
+its first child `leave_files`, then in each forked process `confine_input`.
 
     pid_namespace      no other process of the host has a number that it could name
-    mount_namespace    /tmp is a file system of its own in memory, which ends with the input's process
+    mount_namespace    nothing but the files above is there (`empty_root`); /tmp is in memory, and ends with the input
+
+With such a root Landlock is a further layer, not a part: it is in force where the kernel has it, and nobody misses it.
 
 The parts overlap on purpose: the kernel, or a container, may refuse each of them. Where neither user can read the code
 and root needs a capability for it, root keeps that one capability and enters no user namespace, which would void it.
@@ -37,35 +39,30 @@ from typing import Final
 
 import msgspec
 
-from workers.sandbox import resource_limits
+from workers.sandbox import empty_root, resource_limits
 from workers.sandbox.system_calls import call, install_filter, libc, prctl, unshare
 
 PARTS: Final = ("own_user", "user_namespace", "network_namespace", "capabilities", "landlock", "seccomp")
 #: Parts of a process that `separate` and `confine_input` have confined.
 FORK_PARTS: Final = (
-    "user_namespace", "network_namespace", "pid_namespace", "mount_namespace", "capabilities", "landlock", "seccomp",
+    "user_namespace", "network_namespace", "pid_namespace", "mount_namespace", "capabilities", "seccomp",
 )  # fmt: skip
 
 _NEW_USER: Final = 0x10000000
 _NEW_NETWORK_AND_IPC: Final = 0x40000000 | 0x08000000
 _NEW_PID: Final = 0x20000000
 _APART: Final = _NEW_USER | _NEW_NETWORK_AND_IPC | _NEW_PID
-_NEW_MOUNTS: Final = 0x00020000
-_MOUNT_FLAGS: Final = 2 | 4 | 8  # no set-user-id programs, no devices, no programs
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 8, 24, 38
 _CAPABILITIES_VERSION: Final = 0x20080522
 _MOST_CAPABILITIES: Final = 64
 _DAC_OVERRIDE, _DAC_READ_SEARCH = 1 << 1, 1 << 2  # capabilities, as bits
 _NOBODY: Final = 65534
 _OPEN_FILES: Final = 64
-_INODES: Final = 16_384  # files and folders of a file system in memory
-#: Where a forked process has its own file system.
-SCRATCH: Final = "/tmp"  # noqa: S108 (the process's own)
 _THREADS: Final = 256  # libraries start one for each core
 #: What shared libraries and programs' data are read from, and what Python itself opens.
 _SYSTEM: Final = (
     "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share", "/usr/local/share", "/etc/ld.so.cache",
-    "/etc/localtime", "/dev/urandom", "/dev/random", "/dev/zero",
+    "/etc/alternatives", "/etc/localtime", "/dev/urandom", "/dev/random", "/dev/zero",
 )  # fmt: skip
 _NULL: Final = "/dev/null"
 _OURS: Final = ("jobs", "workers")
@@ -127,7 +124,12 @@ def separate() -> tuple[str, ...]:
     """
     _readable()  # as long as this user can look
     is_apart = _separate_root() if os.geteuid() == 0 else _separate_user()
-    return () if is_apart else ("user_namespace", "network_namespace", "pid_namespace", "mount_namespace")
+    return () if is_apart else ("user_namespace", "network_namespace", "pid_namespace")
+
+
+def leave_files() -> tuple[str, ...]:
+    """Leave all files of the host but those that Python code needs; return the part that is missing."""
+    return () if empty_root.enter((*_readable(), _NULL)) else ("mount_namespace",)
 
 
 @cache
@@ -181,7 +183,7 @@ def _map_users(process: int, maps: Mapping[str, str]) -> bool:
 
 def confine_input(limits: InputLimits) -> tuple[str, ...]:
     """Confine this process, which was forked for one input; return the parts that are missing."""
-    parts = {"mount_namespace": unshare(_NEW_MOUNTS) and _mount_memory(SCRATCH, limits.disk_bytes)}
+    parts = {"mount_namespace": empty_root.mount_scratch(limits.disk_bytes)}
     for which, value in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, limits.disk_bytes),
@@ -195,14 +197,9 @@ def confine_input(limits: InputLimits) -> tuple[str, ...]:
     parts["capabilities"] = _keep_capabilities(_needed_capability(_readable(), None))
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
     prctl(_PR_SET_DUMPABLE, 0)
-    parts["landlock"] = restrict_files(_readable(), [_NULL, SCRATCH])
+    restrict_files(_readable(), [_NULL, empty_root.SCRATCH])
     parts["seccomp"] = install_filter(os.getpid())
     return tuple(part for part in FORK_PARTS if not parts.get(part, True))
-
-
-def _mount_memory(folder: str, size: int) -> bool:
-    options = f"size={size},nr_inodes={_INODES},mode=700".encode()
-    return bool(libc.mount(b"tmpfs", folder.encode(), b"tmpfs", ctypes.c_ulong(_MOUNT_FLAGS), options) == 0)
 
 
 def _python() -> Iterator[str]:

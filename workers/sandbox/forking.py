@@ -1,12 +1,13 @@
 """A confined process that forks a fresh process for each input, so that no input sees what another left behind.
 
-    parent: Child ─▶ python -m workers.sandbox ─ separate ─ fork ─▶ template: process 1 of its namespace
+    parent: Child ─▶ python -m workers.sandbox ─ separate ─ fork ─▶ template: process 1 of its namespace, `leave_files`
       waits for the template, and ends with it                         │ loads libraries once
                                                                        └─ fork ─▶ an input's process: `confine_input`,
                                                                                   work, answer by a pipe, killed
 
-The template reads no input: it passes descriptors on, and bytes back. An input's process has its own /tmp, and ends
-with its input, whatever it has started.
+The template reads neither an input nor an answer: it passes descriptors on, and bytes back. Whatever an input's process
+writes may be forged, but for the mark that comes before the input is looked at. The process has its own /tmp, and ends
+with its input, whatever it has started. The kernel gives the processor and memory to others first.
 """
 
 import os
@@ -14,23 +15,26 @@ import select
 import signal
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from workers.sandbox import resource_limits
-from workers.sandbox.channel import HEADER
-from workers.sandbox.confinement import InputLimits, confine_input, separate
+from workers.sandbox.confinement import InputLimits, confine_input, leave_files, separate
 from workers.sandbox.system_calls import prctl
 
 _PR_SET_PDEATHSIG: Final = 1
 _PROBE: Final = InputLimits(memory_bytes=1 << 30, disk_bytes=1 << 20, cpu_seconds=10, threads=64)
 _READ: Final = 1 << 16
+_CONFINED: Final = b"\1"  # what an input's process writes before it looks at its input
+_NICE: Final = 10
+_KILLED_FIRST: Final = "1000"  # the highest `oom_score_adj`
 _DYING_SECONDS: Final = 1.0  # between closing its pipe and being dead
 
 
 class Unconfined(Exception):
-    """The kernel refused a part of the confinement of an input's process, so that nothing was run."""
+    """An input's process did not come to be confined, so that nothing was run."""
 
 
 class Ended(Exception):
@@ -50,6 +54,8 @@ def separate_first() -> tuple[str, ...]:
 
     This process itself waits for that child, and ends with it.
     """
+    os.setpriority(os.PRIO_PROCESS, 0, max(_NICE, os.getpriority(os.PRIO_PROCESS, 0)))
+    Path("/proc/self/oom_score_adj").write_text(_KILLED_FIRST)
     missing = separate()
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a new user namespace clears it
     if pid := os.fork():
@@ -59,34 +65,32 @@ def separate_first() -> tuple[str, ...]:
         os._exit(0)
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     resource_limits.reopen()
-    return missing
+    return (*missing, *leave_files())
 
 
 def run_input(
     work: Callable[[], bytes], limits: InputLimits, *, descriptors: Sequence[int], seconds: float, largest: int
 ) -> bytes:
-    """Do `work` in a fresh process that has only `descriptors`, and return its answer of at most `largest` bytes.
+    """Do `work` in a fresh process that has only `descriptors`, and return at most `largest` bytes that it wrote.
 
-    Raises: Unconfined, Ended, OutOfTime.
+    The bytes are what `work` returned, or what its input had it write instead. Raises: Unconfined, Ended, OutOfTime.
     """
     reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+    if (pid := os.fork()) == 0:
         _answer(work, limits, writing, descriptors)
     os.close(writing)
-    deadline, patience = time.monotonic() + seconds, 0.0
+    mark, answer, patience = b"", b"", 0.0
     try:
-        (length,) = HEADER.unpack(_read(reading, HEADER.size, deadline))
-        answer = _read(reading, min(length, largest), deadline)
-    except EOFError:
-        answer, patience = None, _DYING_SECONDS
+        written = _read(reading, len(_CONFINED) + largest, time.monotonic() + seconds)
+        mark, answer = written[: len(_CONFINED)], written[len(_CONFINED) :]
+        patience = 0.0 if answer else _DYING_SECONDS
     finally:
         os.close(reading)
         by_signal = _end(pid, patience)
-    if answer is None:
-        raise Ended(by_signal)
-    if not answer:
+    if mark != _CONFINED:
         raise Unconfined
+    if not answer:
+        raise Ended(by_signal)
     return answer
 
 
@@ -104,13 +108,14 @@ def missing_in_inputs() -> tuple[str, ...]:
 
 
 def _answer(work: Callable[[], bytes], limits: InputLimits, writing: int, descriptors: Sequence[int]) -> None:
-    """Confine this process, do the work, write the answer and end. An empty answer says that a part was missing."""
+    """Confine this process, do the work, write the answer and end; write nothing where a part is missing."""
     try:
         _keep_only({writing, *descriptors})
-        answer = work() if not confine_input(limits) else b""
-        os.write(writing, HEADER.pack(len(answer)))
-        while answer:
-            answer = answer[os.write(writing, answer) :]
+        if not confine_input(limits):
+            os.write(writing, _CONFINED)
+            answer = work()
+            while answer:
+                answer = answer[os.write(writing, answer) :]
     finally:
         os._exit(0)
 
@@ -125,16 +130,16 @@ def _keep_only(descriptors: set[int]) -> None:
         os.closerange(before + 1, after)
 
 
-def _read(descriptor: int, size: int, deadline: float) -> bytes:
-    """Return `size` bytes of a pipe. Raises: EOFError, OutOfTime."""
+def _read(descriptor: int, largest: int, deadline: float) -> bytes:
+    """Return what is written into a pipe until all have closed it, at most `largest` bytes. Raises: OutOfTime."""
     poll, read = select.poll(), bytearray()
     poll.register(descriptor, select.POLLIN)
-    while len(read) < size:
+    while len(read) < largest:
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
             raise OutOfTime
-        some = os.read(descriptor, min(size - len(read), _READ))
+        some = os.read(descriptor, min(largest - len(read), _READ))
         if not some:
-            raise EOFError
+            break
         read += some
     return bytes(read)
 
