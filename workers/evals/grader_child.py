@@ -1,11 +1,11 @@
 """The template process of python graders: fork a process for each input, which runs `grade(sample, item)`.
 
-The source is hostile: it runs only in the forked process, see `workers.sandbox.forking`.
+The source is hostile: it runs only in the forked process, see `workers.sandbox.forking`. That process says an `Answer`,
+which the source may have written itself. The template passes it on unread, in an `Outcome` of its own.
 """
 
 import builtins
 import json
-import math
 import os
 import signal
 from contextlib import suppress
@@ -23,8 +23,9 @@ from workers.sandbox.confinement import InputLimits
 LIMITS: Final = InputLimits(memory_bytes=2 << 30, disk_bytes=256 << 20, cpu_seconds=120, threads=64)
 #: Modules that most graders import, loaded once: a forked process has them at once.
 _PRELOADED: Final = ("collections", "datetime", "itertools", "numpy", "random", "re", "statistics", "string")
-_LARGEST_RESULT: Final = 1 << 16
-_SHOWN: Final = 500  # characters of an error
+LARGEST_ANSWER: Final = 1 << 16
+#: Characters of an error.
+LONGEST_ERROR: Final = 500
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -33,19 +34,29 @@ class Run(msgspec.Struct, frozen=True):
     seconds: float
 
 
-class Result(msgspec.Struct, frozen=True):
-    """The score of a run, or why there is none.
-
-    `error` is of the grader's code. `fault` is of the sandbox, in which case nothing is known about the code.
-    """
+class Answer(msgspec.Struct, frozen=True):
+    """What the process of the code wrote: the score, or the error of the code. Anything may stand there."""
 
     score: float | None = None
+    error: str = ""
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What the template says of a run: one of the three.
+
+    `answer`: the bytes that the process of the code wrote.
+    `error`: how that process ended without any.
+    `fault`: why the sandbox ran nothing, which tells nothing about the code.
+    """
+
+    answer: bytes = b""
     error: str = ""
     fault: str = ""
 
 
 encode = msgspec.msgpack.encode
-decode_result = msgspec.msgpack.Decoder(Result).decode
+decode_answer = msgspec.msgpack.Decoder(Answer).decode
+decode_outcome = msgspec.msgpack.Decoder(Outcome).decode
 _decode_run = msgspec.msgpack.Decoder(Run).decode
 
 
@@ -61,19 +72,18 @@ def main(channel: Channel) -> None:
         os.close(descriptor)
 
 
-def _run(descriptor: int, seconds: float) -> Result:
+def _run(descriptor: int, seconds: float) -> Outcome:
     work = partial(_grade, descriptor)
     try:
-        answer = forking.run_input(work, LIMITS, descriptors=[descriptor], seconds=seconds, largest=_LARGEST_RESULT)
-        return decode_result(answer)
+        return Outcome(
+            forking.run_input(work, LIMITS, descriptors=[descriptor], seconds=seconds, largest=LARGEST_ANSWER)
+        )
     except forking.Unconfined:
-        return Result(fault="The sandbox lacks a part.")
+        return Outcome(fault="The process of the code could not be confined.")
     except forking.OutOfTime:
-        return Result(error=f"TimeoutError: the code ran for more than {seconds:g} seconds")
+        return Outcome(error=f"TimeoutError: the code ran for more than {seconds:g} seconds")
     except forking.Ended as ended:
-        return Result(error=_ending(ended.signal))
-    except msgspec.MsgspecError:
-        return Result(error="SystemError: the code wrote into the pipe of its score")
+        return Outcome(error=_ending(ended.signal))
 
 
 def _ending(by_signal: int) -> str:
@@ -85,7 +95,7 @@ def _ending(by_signal: int) -> str:
 
 
 def _grade(descriptor: int) -> bytes:
-    """Run the code of an input in this process, and return the encoded result."""
+    """Run the code of an input in this process, and return the encoded answer."""
     with os.fdopen(descriptor, "rb", closefd=False) as file:
         given = json.load(file)
     try:
@@ -93,20 +103,17 @@ def _grade(descriptor: int) -> bytes:
         exec(compile(given["source"], "grader.py", "exec"), names)  # noqa: S102 (what the sandbox is for)
         score = _number(names["grade"](given["sample"], given["item"]))
     except BaseException as error:  # noqa: BLE001 (whatever the code raises is its result)
-        return encode(Result(error=_described(error)))
-    return encode(Result(score=score))
+        return encode(Answer(error=_described(error)))
+    return encode(Answer(score))
 
 
 def _number(value: Any) -> float:
     if isinstance(value, str | bytes):
         raise TypeError(f"grade returned {type(value).__name__}, not a number")
-    score = float(value)
-    if not math.isfinite(score):
-        raise ValueError(f"grade returned {score}, not a finite number")
-    return score
+    return float(value)
 
 
 def _described(error: BaseException) -> str:
     if isinstance(error, KeyError) and error.args == ("grade",):
         return "NameError: the source defines no function 'grade'"
-    return f"{type(error).__name__}: {error}"[:_SHOWN].encode(errors="replace").decode()
+    return f"{type(error).__name__}: {error}"[:LONGEST_ERROR].encode(errors="replace").decode()

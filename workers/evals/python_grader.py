@@ -1,8 +1,10 @@
 """Run python graders in the sandbox, one item at a time.
 
     run ── source, item, sample in a sealed file in memory ──▶ template ── fork ──▶ the item's process
-        ◀──────────── a score, the code's error, or a fault of the sandbox ────────
+        ◀── how the process ended, or a fault of the sandbox ─────┘                       │
+        ◀── bytes: a score, or the code's error ──────────────────────────────────────────┘
 
+The code may have written the bytes itself, so they are read and bounded here. They cannot say that the sandbox failed.
 The template serves one project: what it remembers of one project's errors, no process of another one inherits.
 """
 
@@ -11,7 +13,8 @@ import json
 import logging
 import os
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -20,68 +23,124 @@ import msgspec
 from jobs.evals.grading import PYTHON_RUNTIME, PYTHON_SERVER, GradingError
 from jobs.programs import probe_sandbox
 from jobs.timings import Timings
-from workers.evals.grader_child import Result, Run, decode_result, encode
+from workers.evals.grader_child import (
+    LARGEST_ANSWER,
+    LONGEST_ERROR,
+    Outcome,
+    Run,
+    decode_answer,
+    decode_outcome,
+    encode,
+)
 from workers.runtime.context import Standing
-from workers.sandbox.child import Child, Died, TimeUp
+from workers.sandbox.child import START_SECONDS, Child, Died, TimeUp
 from workers.sandbox.confinement import Policy
 
 log = logging.getLogger(__name__)
-_LARGEST_RESULT: Final = 1 << 17
+_LARGEST_OUTCOME: Final = LARGEST_ANSWER + 4096
+#: The largest score, of either sign: sums of a few are finite.
+LARGEST_SCORE: Final = 1e300
 _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
 #: Seconds beyond those of the code in which the template answers.
 _MARGIN: Final = 30.0
+_LOOK_SECONDS: Final = 1.0  # between two looks at whether to stop
+
+
+class Stopped(Exception):
+    """The run that the code belongs to has ended, so that its template was killed."""
 
 
 class PythonSandbox:
     """The template process of python graders. A thread that has called `run` must live on while the object is used."""
 
-    def __init__(self, timings: Timings = Timings()) -> None:
+    def __init__(self, timings: Timings = Timings(), stopped: Callable[[], bool] = lambda: False) -> None:
+        """Take `stopped`, which says while code runs that nobody wants its score any more."""
         self._seconds = timings.python_grader
+        self._stopped = stopped
         self._child: Child | None = None
         self._project = ""
 
-    def run(self, project: str, source: str, item: Mapping[str, Any], sample: Mapping[str, Any]) -> float:
-        """Return what `grade(sample, item)` of `source` returns.
+    def run(
+        self,
+        project: str,
+        source: str,
+        item: Mapping[str, Any],
+        sample: Mapping[str, Any],
+        seconds: float | None = None,
+    ) -> float:
+        """Return what `grade(sample, item)` of `source` returns within `seconds`, or the time of an item.
 
-        Raises: GradingError, with the score 0 where the code raised an error.
+        Raises: Stopped; GradingError, with the score 0 where the code raised an error.
         """
         raw = json.dumps({"source": source, "item": item, "sample": sample}).encode()
-        result = self._ask(project, raw)
-        if result.fault:
-            raise GradingError(PYTHON_SERVER, result.fault)
-        if result.score is None:
-            raise GradingError(PYTHON_RUNTIME, result.error, 0.0)
-        return result.score
+        outcome = self._ask(project, raw, self._seconds if seconds is None else seconds)
+        if outcome.fault:
+            raise GradingError(PYTHON_SERVER, outcome.fault)
+        if outcome.error:
+            raise GradingError(PYTHON_RUNTIME, outcome.error, 0.0)
+        return _score(outcome.answer)
 
     def close(self) -> None:
         child, self._child = self._child, None
         if child is not None:
             child.end()
 
-    def _ask(self, project: str, raw: bytes) -> Result:
-        """Return the template's answer; replace a template that gives none, which says nothing about the code."""
+    def _ask(self, project: str, raw: bytes, seconds: float) -> Outcome:
+        """Return what the template says; replace a template that says nothing, which tells nothing about the code."""
         descriptor = _sealed(raw)
         try:
             child = self._started(project)
-            child.send(encode(Run(self._seconds)), [descriptor])
-            return decode_result(child.receive(self._seconds + _MARGIN, _LARGEST_RESULT))
+            child.send(encode(Run(seconds)), [descriptor])
+            self._await(child, seconds + _MARGIN)
+            return decode_outcome(child.receive(_MARGIN, _LARGEST_OUTCOME))
         except (Died, TimeUp, msgspec.MsgspecError) as error:
             log.warning("grader_sandbox_replaced", extra={"reason": type(error).__name__})
             self.close()
-            return Result(fault="The sandbox of python graders gave no answer.")
+            return Outcome(fault="The sandbox of python graders gave no answer.")
         finally:
             os.close(descriptor)
 
+    def _await(self, child: Child, seconds: float) -> None:
+        """Wait until there is an answer to receive. Raises: TimeUp; Stopped, with the child killed."""
+        deadline = time.monotonic() + seconds
+        while not child.is_heard(max(0.0, min(_LOOK_SECONDS, deadline - time.monotonic()))):
+            if self._stopped():
+                self.close()
+                raise Stopped
+            if time.monotonic() > deadline:
+                raise TimeUp
+
     def _started(self, project: str) -> Child:
-        """Return the project's template. Raises: Died, TimeUp, GradingError, where a part of the sandbox is missing."""
+        """Return the project's template. Raises: Died, TimeUp, Stopped; GradingError, where a part is missing."""
         if self._project != project:
             self.close()
         if self._child is None:
             self._child, self._project = Child(Policy("workers.evals.grader_child", forks=True)), project
+            self._await(self._child, START_SECONDS)
             if missing := self._child.begin():
                 self.close()
                 raise GradingError(PYTHON_SERVER, f"The sandbox of python graders lacks {', '.join(missing)}.")
         return self._child
+
+
+def _score(answer: bytes) -> float:
+    """Return the score in what the process of the code wrote. Raises: GradingError."""
+    try:
+        given = decode_answer(answer)
+    except msgspec.MsgspecError:
+        raise GradingError(PYTHON_RUNTIME, "SystemError: the code wrote into the pipe of its score", 0.0) from None
+    if given.score is None:
+        raise GradingError(PYTHON_RUNTIME, _plain(given.error), 0.0)
+    if not abs(given.score) <= LARGEST_SCORE:  # not a number is not less than it either
+        error = f"ValueError: grade returned {given.score:g}, not a finite number of at most {LARGEST_SCORE:g}"
+        raise GradingError(PYTHON_RUNTIME, error, 0.0)
+    return given.score
+
+
+def _plain(text: str) -> str:
+    """Return a text with spaces for its control characters, cut off at the length of an error."""
+    head = text[:LONGEST_ERROR]
+    return "".join(character if character.isprintable() or character == "\n" else " " for character in head)
 
 
 def look_for_sandbox(standing: Standing) -> None:

@@ -93,6 +93,10 @@ class Child:
         except (BrokenPipeError, ConnectionResetError) as error:
             raise Died from error
 
+    def is_heard(self, seconds: float) -> bool:
+        """Wait for at most `seconds`; return whether `receive` has an answer to read, or a death to tell."""
+        return bool(self._poll().poll(seconds * 1000))
+
     def receive(self, seconds: float, largest: int) -> bytes:
         """Return the next answer, of at most `largest` bytes. Raises: Died, TooLarge, TimeUp."""
         deadline = time.monotonic() + seconds
@@ -132,12 +136,17 @@ class Child:
         poll.register(self._death, select.POLLIN)
         poll.poll(_DYING_SECONDS * 1000)
 
+    def _poll(self) -> select.poll:
+        """Return a poll for what the child writes, and for its death."""
+        assert self._process.stdout is not None
+        poll = select.poll()
+        for number in (self._process.stdout.fileno(), self._death):
+            poll.register(number, select.POLLIN)
+        return poll
+
     def _read(self, size: int, deadline: float) -> bytes:
         assert self._process.stdout is not None
-        pipe, got = self._process.stdout.fileno(), bytearray()
-        poll = select.poll()
-        for number in (pipe, self._death):
-            poll.register(number, select.POLLIN)
+        pipe, poll, got = self._process.stdout.fileno(), self._poll(), bytearray()
         while len(got) < size:
             ready = [number for number, _ in poll.poll(max(0, deadline - time.monotonic()) * 1000)]
             if not ready:
