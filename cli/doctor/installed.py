@@ -110,7 +110,10 @@ def parsers(_patient: Patient) -> Iterator[Finding]:
 
 
 def graders(_patient: Patient) -> Iterator[Finding]:
-    """Name the parts of the sandbox that python graders lack here; without any of them they are refused."""
+    """Name the parts of the sandbox that python graders lack here; without any of them they are refused.
+
+    Landlock is none of these parts: their root holds nothing that it would have to hide.
+    """
     tried = probe_sandbox(forks=True)
     if tried.returncode != 0:
         yield warning("python graders", "they are refused: their process does not start", _readable())
@@ -118,7 +121,7 @@ def graders(_patient: Patient) -> Iterator[Finding]:
         message = f"they are refused: their sandbox lacks {', '.join(missing)}"
         yield warning("python graders", message, _complete_sandbox(missing))
     else:
-        yield fine("python graders", "their code runs in a sandbox that is complete")
+        yield fine("python graders", "their code runs in a sandbox that is complete, with Landlock or without")
 
 
 def _readable() -> str:

@@ -147,16 +147,20 @@ def _separate_user() -> bool:
 
 
 def _separate_root() -> bool:
-    """Become nobody in a namespace that knows root too, so that a capability can reach code that root alone may read.
+    """Become nobody in a namespace that knows root and the owners of the code too.
 
-    A process outside writes the numbers. Limits on threads count for nobody, and not for root.
+    So a capability can reach code that only they may read. A process outside writes the numbers. Limits on threads
+    count for nobody, and not for root.
     """
-    both = f"0 0 1\n{_NOBODY} {_NOBODY} 1"
+    owners = [Path(path).stat() for path in _readable()]
+    users, groups = (
+        {0, _NOBODY, *ids} for ids in zip(*((owner.st_uid, owner.st_gid) for owner in owners), strict=True)
+    )
     process, (waiting, released) = os.getpid(), os.pipe()
     if (helper := os.fork()) == 0:
         os.close(released)
         os.read(waiting, 1)
-        os._exit(not _map_users(process, {"uid_map": both, "gid_map": both}))
+        os._exit(not _map_users(process, {"uid_map": _same(users), "gid_map": _same(groups)}))
     is_apart = unshare(_APART)
     os.close(released)
     os.close(waiting)
@@ -169,6 +173,11 @@ def _separate_root() -> bool:
     os.setresgid(_NOBODY, _NOBODY, _NOBODY)
     os.setresuid(_NOBODY, _NOBODY, _NOBODY)
     return _set_capabilities(*held)
+
+
+def _same(ids: Iterable[int]) -> str:
+    """Return a map in which numbers are the same inside and outside."""
+    return "".join(f"{number} {number} 1\n" for number in ids)
 
 
 def _map_users(process: int, maps: Mapping[str, str]) -> bool:
@@ -197,7 +206,7 @@ def confine_input(limits: InputLimits) -> tuple[str, ...]:
     parts["capabilities"] = _keep_capabilities(_needed_capability(_readable(), None))
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
     prctl(_PR_SET_DUMPABLE, 0)
-    restrict_files(_readable(), [_NULL, empty_root.SCRATCH])
+    restrict_files(_readable(), [_NULL, empty_root.SCRATCH])  # a further layer, where the kernel has it
     parts["seccomp"] = install_filter(os.getpid())
     return tuple(part for part in FORK_PARTS if not parts.get(part, True))
 

@@ -80,6 +80,16 @@ def test_root_starts_a_child_from_a_checkout_that_only_another_user_can_read(che
 
 
 @as_root
+def test_root_runs_python_graders_from_a_checkout_that_only_another_user_can_read(checkout: Path) -> None:
+    give_away(checkout)
+    checkout.chmod(0o700)
+
+    probed = run(checkout, "-m", "workers.sandbox", "forks")
+
+    assert (probed.returncode, probed.stdout) == (0, ""), probed.stderr
+
+
+@as_root
 def test_root_becomes_the_owner_of_code_that_nobody_cannot_read(checkout: Path) -> None:
     give_away(checkout)
 
