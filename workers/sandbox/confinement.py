@@ -153,9 +153,8 @@ def _separate_root() -> bool:
     count for nobody, and not for root.
     """
     owners = [Path(path).stat() for path in _readable()]
-    users, groups = (
-        {0, _NOBODY, *ids} for ids in zip(*((owner.st_uid, owner.st_gid) for owner in owners), strict=True)
-    )
+    users = {0, _NOBODY, *(owner.st_uid for owner in owners)}
+    groups = {0, _NOBODY, *(owner.st_gid for owner in owners)}
     process, (waiting, released) = os.getpid(), os.pipe()
     if (helper := os.fork()) == 0:
         os.close(released)

@@ -149,7 +149,7 @@ def test_a_python_grader_is_run_in_the_sandbox_where_workers_have_one(client: Te
     failed = run(client, {**PYTHON, "source": "def grade(sample, item):\n    return open('/etc/passwd').read()"})
     assert failed.reward == 0.0
     assert set_errors(failed) == {"python_grader_runtime_error", "python_grader_runtime_error_details"}
-    assert "PermissionError" in (failed.metadata.errors.python_grader_runtime_error_details or "")
+    assert "FileNotFoundError" in (failed.metadata.errors.python_grader_runtime_error_details or "")
 
 
 def test_a_valid_grader_is_returned_as_it_would_be_stored(client: TestClient) -> None:
