@@ -188,7 +188,7 @@ def filter_program(machine: str, pid: int) -> list[Instruction]:
     for name in _FLUSHES:
         made += _block(machine, name, [_end(_DONE)])
     numbers = (number(name, machine) for name in ALLOWED)
-    return [*made, *_each((one for one in numbers if one is not None), _ALLOW), _end(_REFUSE)]
+    return [*made, *_each((call_number for call_number in numbers if call_number is not None), _ALLOW), _end(_REFUSE)]
 
 
 def _stream_pair() -> list[Instruction]:
