@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from workers.sandbox import confinement
+from workers.sandbox import confinement, forking
 from workers.sandbox.child import environment
 
 
@@ -71,3 +71,22 @@ def test_threads_are_counted_by_namespace_since_linux_5_14(
     monkeypatch.setattr(confinement.os, "uname", lambda: SimpleNamespace(release=release))
 
     assert confinement._counts_by_namespace() is apart
+
+
+@pytest.mark.parametrize("written", [b"a score", b"", b"\1"])
+def test_only_a_process_that_was_not_confined_counts_as_such(monkeypatch: pytest.MonkeyPatch, written: bytes) -> None:
+    """Whatever a confined one writes: nothing, or what an unconfined one would."""
+    limits = confinement.InputLimits(memory_bytes=0, disk_bytes=0, cpu_seconds=0, threads=0)
+
+    def run() -> bytes:
+        return forking.run_input(lambda: written, limits, descriptors=[], seconds=60.0, largest=100)
+
+    monkeypatch.setattr(forking, "confine_input", lambda _: ("seccomp",))
+    with pytest.raises(forking.Unconfined):
+        run()
+    monkeypatch.setattr(forking, "confine_input", lambda _: ())
+    if written:
+        assert run() == written
+    else:
+        with pytest.raises(forking.Ended):
+            run()
