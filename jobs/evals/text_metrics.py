@@ -9,27 +9,25 @@
     fuzzy_match        rapidfuzz's `WRatio` with `default_process`
     cosine             the cosine of two embeddings, between -1 and 1
 
-A fixture that the named libraries wrote shows that the values are theirs. Texts are bounded before they are compared.
+A fixture that the named libraries wrote shows that the values are theirs. No metric can be interrupted, so each has a
+bound for its texts and an estimate of the seconds that it takes, both of which are looked at before it runs.
 """
 
 import math
-import re
 import threading
-from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from io import StringIO
 from pathlib import Path
 from typing import Any, Final
 
-#: Characters of a text that is compared.
+#: Characters of a text that is compared; fewer where the time grows with the product of both lengths.
 MAX_CHARACTERS: Final = 100_000
-#: Steps that a comparison may take in a library's code, which cannot be interrupted: a second at most.
-_MAX_STEPS: Final = 1 << 30
-_WORD_BITS: Final = 64
-_CHARACTERS: Final = 6  # in n-grams of chrF
-_RECALL_WEIGHT: Final = 2  # beta of chrF
-_ORDER: Final = 4  # of n-grams, in BLEU and GLEU
+MAX_CHARACTERS_QUADRATIC: Final = 10_000
+#: Seconds of a processor that all metrics of one item may take together, by their estimates.
+MAX_SECONDS: Final = 3.0
+_ORDER: Final = 4  # of n-grams, in GLEU
 _LEXNAMES: Final = 45  # files of lexicographers
 _wordnet_lock: Final = threading.Lock()
 #: Where Debian's package `wordnet-base` has WordNet.
@@ -37,68 +35,65 @@ DEBIAN_WORDNET: Final = Path("/usr/share/wordnet")
 
 
 class MetricUnavailable(Exception):
-    """Two texts cannot be compared: a text is too long, or the deployment lacks a part."""
+    """Two texts cannot be compared: they are too long, or the deployment lacks a part."""
 
 
-def similarity(metric: str, text: str, reference: str, wordnet: Any = None) -> float:
-    """Return how alike the texts are by any metric but `cosine`. `wordnet` is what `open_wordnet` returned.
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A function of two texts, the estimate of its seconds, and the characters that each text may have."""
 
-    Raises: MetricUnavailable.
+    measure: Callable[..., float]
+    seconds: Callable[[str, str], float]
+    characters: int = MAX_CHARACTERS
+
+
+def similarity(
+    metric: str, text: str, reference: str, wordnet: Any = None, take: Callable[[float], None] = lambda _: None
+) -> float:
+    """Return how alike the texts are by any of `METRICS`. `wordnet` is what `open_wordnet` returned.
+
+    `take` is called with the estimated seconds before the texts are compared.
+
+    Raises: MetricUnavailable, and what `take` raises.
     """
-    if max(len(text), len(reference)) > MAX_CHARACTERS:
-        raise MetricUnavailable(f"A text to compare has at most {MAX_CHARACTERS} characters.")
-    if metric == "meteor":
-        return meteor(text, reference, wordnet)
-    return _METRICS[metric](text, reference)
+    bounds = METRICS[metric]
+    if max(len(text), len(reference)) > bounds.characters:
+        raise MetricUnavailable(f"A text to compare by '{metric}' has at most {bounds.characters} characters.")
+    seconds = bounds.seconds(text, reference)
+    if seconds > MAX_SECONDS:
+        raise MetricUnavailable(f"The texts are too long for the metric '{metric}'.")
+    take(seconds)
+    options = {"wordnet": wordnet} if metric == "meteor" else {}
+    return bounds.measure(text, reference, **options)
 
 
 def bleu(text: str, reference: str) -> float:
     """Return the geometric mean of the precisions of n-grams, lowered for a text shorter than its reference."""
-    tokens, expected = tokenize_13a(text), tokenize_13a(reference)
-    logs, smoothing = [], 1.0
-    for n in range(1, min(_ORDER, len(tokens)) + 1):
-        grams = _ngrams(tokens, n)
-        matched = (grams & _ngrams(expected, n)).total()
-        if not matched:
-            if n == 1:
-                return 0.0
-            smoothing *= 2
-        logs.append(math.log((matched or 1 / smoothing) / grams.total()))
-    if not logs:
-        return 0.0
-    brevity = min(0.0, 1 - len(expected) / len(tokens))
-    return math.exp(brevity + sum(logs) / len(logs))
+    return min(1.0, float(_sacrebleu().bleu.sentence_score(text, [reference]).score) / 100)  # equal: 100.00000000000004
 
 
 def chrf(text: str, reference: str) -> float:
     """Return the F-measure of n-grams of characters, in which recall counts twice as much as precision."""
-    characters, expected = "".join(text.split()), "".join(reference.split())
-    precisions, recalls = [], []
-    for n in range(1, min(_CHARACTERS, len(characters), len(expected)) + 1):
-        grams, expected_grams = _character_grams(characters, n), _character_grams(expected, n)
-        matched = (grams & expected_grams).total()
-        precisions.append(matched / grams.total())
-        recalls.append(matched / expected_grams.total())
-    precision, recall = (sum(values) / max(1, len(values)) for values in (precisions, recalls))
-    weight = _RECALL_WEIGHT**2
-    return (1 + weight) * precision * recall / (weight * precision + recall) if precision + recall else 0.0
+    return float(_sacrebleu().chrf.sentence_score(text, [reference]).score) / 100
 
 
 def gleu(text: str, reference: str) -> float:
     """Return the common n-grams divided by those of the text or of the reference, whichever has more."""
-    grams, expected = _up_to(tokenize_13a(text)), _up_to(tokenize_13a(reference))
+    from sacrebleu.metrics.helpers import extract_all_word_ngrams
+
+    (grams, _), (expected, _) = (extract_all_word_ngrams(_tokens(given), 1, _ORDER) for given in (text, reference))
     longer = max(grams.total(), expected.total())
     return (grams & expected).total() / longer if longer else 0.0
 
 
-def meteor(text: str, reference: str, wordnet: Any) -> float:
+def meteor(text: str, reference: str, wordnet: Any = None) -> float:
     """Return the F-measure of words that are equal, share a stem or are synonyms, lowered for scattered matches.
 
     Raises: MetricUnavailable, without WordNet.
     """
     if wordnet is None:
         raise MetricUnavailable("This deployment has no WordNet, which the metric 'meteor' needs.")
-    tokens, expected = tokenize_13a(text), tokenize_13a(reference)
+    tokens, expected = _tokens(text).split(), _tokens(reference).split()
     from nltk.translate.meteor_score import single_meteor_score
 
     with _wordnet_lock:
@@ -131,26 +126,24 @@ def open_wordnet(folder: Path) -> Any:
 
 def rouge_n(text: str, reference: str, n: int) -> float:
     """Return the F-measure of the common n-grams."""
-    grams, expected = _ngrams(_latin_words(text), n), _ngrams(_latin_words(reference), n)
+    from sacrebleu.metrics.helpers import extract_word_ngrams
+
+    grams, expected = extract_word_ngrams(_latin_words(text), n), extract_word_ngrams(_latin_words(reference), n)
     return _f_measure((grams & expected).total(), grams.total(), expected.total())
 
 
 def rouge_l(text: str, reference: str) -> float:
     """Return the F-measure of the longest common subsequence of words."""
+    from rapidfuzz.distance import LCSseq
+
     words, expected = _latin_words(text), _latin_words(reference)
-    return _f_measure(_common_subsequence(words, expected), len(words), len(expected))
+    return _f_measure(LCSseq.similarity(words, expected), len(words), len(expected))
 
 
 def fuzzy_match(text: str, reference: str) -> float:
-    """Return rapidfuzz's weighted ratio, which compares characters, words and parts.
-
-    Raises: MetricUnavailable, where texts of different lengths are too long to be searched in each other.
-    """
+    """Return rapidfuzz's weighted ratio, which compares characters, words and parts."""
     from rapidfuzz import fuzz, utils
 
-    shorter, longer = sorted((len(text), len(reference)))
-    if 2 * longer > 3 * shorter and longer * shorter * shorter // _WORD_BITS > _MAX_STEPS:
-        raise MetricUnavailable("The texts are too long for the metric 'fuzzy_match'.")
     return float(fuzz.WRatio(text, reference, processor=utils.default_process)) / 100
 
 
@@ -163,56 +156,44 @@ def cosine(first: Sequence[float], second: Sequence[float]) -> float:
     return min(1.0, max(-1.0, product / norms))
 
 
-_METRICS: Final[Mapping[str, Callable[[str, str], float]]] = {
-    "fuzzy_match": fuzzy_match,
-    "bleu": bleu,
-    "chrf": chrf,
-    "gleu": gleu,
-    **{f"rouge_{n}": partial(rouge_n, n=n) for n in range(1, 6)},
-    "rouge_l": rouge_l,
-}
-
-
 # Tokens and n-grams.
 
-_ENTITIES: Final = (("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">"))
-_SEPARATIONS: Final = (
-    (re.compile(r"([\{-\~\[-\` -\&\(-\+\:-\@\/])"), r" \1 "),
-    (re.compile(r"([^0-9])([\.,])"), r"\1 \2 "),
-    (re.compile(r"([\.,])([^0-9])"), r" \1 \2"),
-    (re.compile(r"([0-9])(-)"), r"\1 \2 "),
-)
-_NOT_LATIN: Final = re.compile(r"[^a-z0-9]+")
+
+@dataclass(frozen=True, slots=True)
+class _Sacrebleu:
+    bleu: Any
+    chrf: Any
 
 
-def tokenize_13a(text: str) -> list[str]:
-    """Return the words and signs of a text, split as the script mteval-v13a does."""
-    line = text.rstrip().replace("<skipped>", "").replace("-\n", "").replace("\n", " ")
-    for entity, sign in _ENTITIES:
-        line = line.replace(entity, sign)
-    line = f" {line} "
-    for pattern, separated in _SEPARATIONS:
-        line = pattern.sub(separated, line)
-    return line.split()
+@cache
+def _sacrebleu() -> _Sacrebleu:
+    """Return sacrebleu's metrics. Their tokenizer is without its caches, which would hold clients' texts."""
+    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+    from sacrebleu.tokenizers.tokenizer_re import TokenizerRegexp
+
+    class Tokenizer(Tokenizer13a):  # type: ignore[misc]  # sacrebleu is not followed
+        __call__ = Tokenizer13a.__call__.__wrapped__
+
+        def __init__(self) -> None:
+            self._post_tokenizer = partial(TokenizerRegexp.__call__.__wrapped__, TokenizerRegexp())
+
+    bleu = BLEU(effective_order=True)
+    bleu.tokenizer = Tokenizer()
+    return _Sacrebleu(bleu, CHRF())
+
+
+def _tokens(text: str) -> str:
+    """Return the words and signs of a text with spaces between them, split as the script mteval-v13a does."""
+    return str(_sacrebleu().bleu.tokenizer(text.rstrip()))
 
 
 def _latin_words(text: str) -> list[str]:
-    return _NOT_LATIN.sub(" ", text.lower()).split()
+    """Return the tokens of rouge-score: with `re` of its module alone they take half of the time."""
+    from rouge_score.tokenize import NON_ALPHANUM_RE
 
-
-def _ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
-    return Counter(zip(*(tokens[start:] for start in range(n)), strict=False))
-
-
-def _character_grams(text: str, n: int) -> Counter[str]:
-    return Counter(text[start : start + n] for start in range(len(text) - n + 1))
-
-
-def _up_to(tokens: Sequence[str]) -> Counter[tuple[str, ...]]:
-    counts: Counter[tuple[str, ...]] = Counter()
-    for n in range(1, _ORDER + 1):
-        counts += _ngrams(tokens, n)
-    return counts
+    words: list[str] = NON_ALPHANUM_RE.sub(" ", text.lower()).split()
+    return words
 
 
 def _f_measure(common: int, text: int, reference: int) -> float:
@@ -220,14 +201,35 @@ def _f_measure(common: int, text: int, reference: int) -> float:
     return 2 * common / (text + reference) if common else 0.0
 
 
-def _common_subsequence(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
-    """Return the length of the longest common subsequence, by the bits of one integer for all of `first`."""
-    positions: dict[Hashable, int] = {}
-    for position, word in enumerate(first):
-        positions[word] = positions.get(word, 0) | 1 << position
-    every = (1 << len(first)) - 1
-    unmatched = every
-    for word in second:
-        matches = unmatched & positions.get(word, 0)
-        unmatched = (unmatched + matches | unmatched - matches) & every
-    return len(first) - unmatched.bit_count()
+# Estimates: seconds of a processor for the worst texts of these lengths, of those that were measured.
+
+
+def _linear(text: str, reference: str, *, nanoseconds: int) -> float:
+    return nanoseconds * 1e-9 * (len(text) + len(reference))
+
+
+def _subsequence_seconds(text: str, reference: str) -> float:
+    return _linear(text, reference, nanoseconds=400) + 3e-11 * len(text) * len(reference)
+
+
+def _fuzzy_seconds(text: str, reference: str) -> float:
+    """Return the seconds of `WRatio`, which searches texts whose lengths differ by half in each other."""
+    from rapidfuzz import utils
+
+    shorter, longer = sorted((utils.default_process(text), utils.default_process(reference)), key=len)
+    seconds = 1e-9 * len(longer) * len(shorter)
+    if 2 * len(longer) >= 3 * len(shorter):  # the positions of characters beyond Latin-1 are looked up in a hash table
+        seconds += len(longer) * len(shorter) ** 2 / (3e10 if max(longer + shorter, default="") < "\u0100" else 1e10)
+    return seconds
+
+
+#: All metrics but those of embeddings.
+METRICS: Final[Mapping[str, Metric]] = {
+    "fuzzy_match": Metric(fuzzy_match, _fuzzy_seconds, MAX_CHARACTERS_QUADRATIC),
+    "bleu": Metric(bleu, partial(_linear, nanoseconds=2600)),
+    "chrf": Metric(chrf, partial(_linear, nanoseconds=2700)),
+    "gleu": Metric(gleu, partial(_linear, nanoseconds=2600)),
+    "meteor": Metric(meteor, partial(_linear, nanoseconds=50_000), MAX_CHARACTERS_QUADRATIC),
+    **{f"rouge_{n}": Metric(partial(rouge_n, n=n), partial(_linear, nanoseconds=400)) for n in range(1, 6)},
+    "rouge_l": Metric(rouge_l, _subsequence_seconds),
+}

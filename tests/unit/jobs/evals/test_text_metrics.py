@@ -2,7 +2,7 @@
 
 import json
 import time
-from contextlib import nullcontext
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,14 +89,55 @@ def test_meteor_with_debians_wordnet_has_the_values_of_the_fixture() -> None:
         assert score == pytest.approx(pair["scores"]["meteor"], abs=1e-6), pair
 
 
+def cjk(count: int) -> str:
+    """Return characters whose positions rapidfuzz looks up in a hash table."""
+    return "".join(chr(0x4E00 + 7919 * n * n % 20_000) for n in range(count))
+
+
+#: Texts that are slow to compare, by kind, from a number of characters.
+SLOW = {
+    "one character": lambda count: "a" * count,
+    "Chinese": cjk,
+    "Chinese words": lambda count: " ".join(cjk(count // 2)),
+    "emoji": lambda count: "".join(chr(0x1F300 + n * n % 1000) for n in range(count)),
+    "words": lambda count: " ".join(f"{n % 1000:x}" for n in range(count // 4)),
+    "signs": lambda count: ".," * (count // 2),
+    "long words": lambda count: " ".join(["b" * 999] * (count // 1000)),
+    "words to drop": lambda count: "." * (count // 3) + cjk(count - count // 3),
+}  # fmt: skip
+
+
+@pytest.mark.verify
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_longest_texts_are_compared_in_seconds_or_refused(metric: str) -> None:
-    began = time.monotonic()
-    text, reference = "ab " * (MAX_CHARACTERS // 3), "b a" * (MAX_CHARACTERS // 3)
-    for longer in (reference, reference[: MAX_CHARACTERS // 2]):
-        refused = metric == "fuzzy_match" and longer is not reference
-        with pytest.raises(MetricUnavailable, match="too long") if refused else nullcontext():
-            assert 0 <= similarity(metric, text, longer, NoSynonyms()) <= 1
-    assert time.monotonic() - began < 60
+    most = text_metrics.METRICS[metric].characters
+    assert most <= (10_000 if metric in ("fuzzy_match", "meteor") else MAX_CHARACTERS)
     with pytest.raises(MetricUnavailable, match="at most"):
-        similarity(metric, text + "x" * 10, reference, NoSynonyms())
+        similarity(metric, "x" * (most + 1), "x", NoSynonyms())
+    began = time.process_time()
+    for make in SLOW.values():
+        for part in (1, 1.5, 8):
+            with suppress(MetricUnavailable):
+                assert 0 <= similarity(metric, make(most), make(int(most / part))[::-1], NoSynonyms()) <= 1
+    assert time.process_time() - began < 60
+
+
+@pytest.mark.parametrize(("shorter", "longer"), [(3_300, 6_000), (6_000, 10_000)])
+def test_long_texts_are_not_searched_in_each_other(shorter: int, longer: int) -> None:
+    with pytest.raises(MetricUnavailable, match="too long for the metric 'fuzzy_match'"):
+        similarity("fuzzy_match", cjk(longer), cjk(shorter))
+    with pytest.raises(MetricUnavailable, match="too long for the metric 'fuzzy_match'"):  # signs are not compared
+        similarity("fuzzy_match", cjk(longer), cjk(shorter) + "." * (longer - shorter))
+    assert similarity("fuzzy_match", cjk(longer), cjk(longer)) == 1.0
+
+
+def test_an_estimate_is_at_least_what_the_worst_texts_take() -> None:
+    """Compare with thirty times as much: the machine may be slower than the one that was measured."""
+    for name, metric in text_metrics.METRICS.items():
+        for make in SLOW.values():
+            text, reference = make(metric.characters // 4), make(metric.characters // 10)[::-1]
+            similarity(name, "a b", "a c", NoSynonyms())  # load the library
+            began = time.process_time()
+            with suppress(MetricUnavailable):
+                similarity(name, text, reference, NoSynonyms())
+            assert time.process_time() - began < 30 * metric.seconds(text, reference) + 1, (name, text[:9])
