@@ -32,7 +32,8 @@ from bench.deployment import MB, Deployment
 from bench.pipeline import MODEL, deployment
 from cli.demo.corpus import docstrings
 from jobs.evals.graders import Grader, parse_grader
-from jobs.evals.grading import Answer, Ports, grade
+from jobs.evals.graders.base import Answer, Ports
+from jobs.evals.grading import grade
 from jobs.evals.samples import sample_from_text
 from workers.evals.python_grader import PythonSandbox
 

@@ -71,6 +71,7 @@ class Timings:
     cache_patience: float = 1.0  # for a look-up; then what was asked for is computed
     schema_check: float = 5.0  # for the texts of one answer
     python_grader: float = 120.0  # for the code of one item
+    item_grading: float = 120.0  # for all graders of one item together
     schema_slow: float = 1.0  # what took less is not counted: a batch may have a million answers, checked at once
     schema_budget: float = 20.0  # of each minute, for what is slow of one project
 

@@ -9,7 +9,10 @@ from api.http.bodies import Body, Many
 from api.http.fields import Metadata, MetadataField
 from api.retrieval.search import RankingOptions
 from jobs.evals import evals, runs, templates
-from jobs.evals.graders import MAX_CLASSES, Grader, Message, Template, classes_of
+from jobs.evals.graders import Grader
+from jobs.evals.graders.base import Template
+from jobs.evals.graders.exact_match import MAX_CLASSES
+from jobs.evals.graders.messages import Message
 from jobs.evals.tables import Eval, EvalRun
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
@@ -41,7 +44,7 @@ class StoredConfig(Body):
 
 
 def _check_classes(criteria: list[Grader]) -> list[Grader]:
-    if sum(len(classes_of(grader)) for grader in criteria) > MAX_CLASSES:
+    if sum(len(grader.classes) for grader in criteria) > MAX_CLASSES:
         raise ValueError(f"The criteria have at most {MAX_CLASSES} 'labels' of classifications, all together.")
     return criteria
 

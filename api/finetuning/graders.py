@@ -24,7 +24,7 @@ from jobs.errors import NightmillError, Unavailable
 from jobs.evals import graders
 from jobs.evals.availability import check_available, deployment_of, ports_of
 from jobs.evals.graders import Grader
-from jobs.evals.grading import (
+from jobs.evals.graders.base import (
     FORMULA,
     JUDGE_PARSE,
     JUDGE_REFUSAL,
@@ -39,9 +39,8 @@ from jobs.evals.grading import (
     ModelRequest,
     RunPython,
     Values,
-    grade,
-    requests_of,
 )
+from jobs.evals.grading import grade, requests_of
 from jobs.evals.samples import sample_from_text
 from jobs.programs import run_python_grader
 from jobs.requests.endpoints import SERVED_WITH
@@ -157,12 +156,12 @@ async def _ask(call: CallContext, request: Request, asked: ModelRequest) -> Answ
 def _python_runner(call: CallContext) -> RunPython:
     """Return a function that runs a python grader's code in a process of this host."""
 
-    def run(source: str, item: Values, sample: Values) -> float:
+    def run(source: str, item: Values, sample: Values, seconds: float) -> float:
         if not _AT_ONCE.acquire(blocking=False):
             raise Unavailable("Other python graders are running. Try again in a moment.", code="graders_busy")
         try:
-            given = {"project": call.project_id, "source": source, "item": item, "sample": sample}
-            ran = run_python_grader(json.dumps(given), call.services.timings.python_grader + _MARGIN)
+            given = {"project": call.project_id, "source": source, "item": item, "sample": sample, "seconds": seconds}
+            ran = run_python_grader(json.dumps(given), seconds + _MARGIN)
         except subprocess.TimeoutExpired as error:
             raise GradingError(PYTHON_SERVER, "The sandbox of python graders gave no answer.") from error
         finally:

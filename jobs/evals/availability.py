@@ -1,32 +1,18 @@
 """Which graders this deployment can run. A grader that it cannot run is refused when it is created."""
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from sqlalchemy.orm import Session
 
 from jobs.errors import InvalidRequest
-from jobs.evals.graders import Grader, JsonSchemaMatch, PythonGrader, Single, TextSimilarity, singles
-from jobs.evals.grading import Ports, RunPython
+from jobs.evals.graders import Grader
+from jobs.evals.graders.base import Deployment, Ports, RunPython
 from jobs.evals.text_metrics import DEBIAN_WORDNET, open_wordnet
 from jobs.fleet import workers
 from jobs.fleet.models_file import EngineKind, Registry
 from jobs.queues import Queue
 from jobs.settings import Settings
-
-
-@dataclass(frozen=True, slots=True)
-class Deployment:
-    """The parts that some graders need. Without `embedding_model` no model makes embeddings.
-
-    `encodes_tokens`: that model is one of this deployment's own, which also gives the embeddings of tokens.
-    """
-
-    runs_python: bool = False
-    has_wordnet: bool = False
-    embedding_model: str | None = None
-    encodes_tokens: bool = False
 
 
 def deployment_of(session: Session, config: Settings, registry: Registry) -> Deployment:
@@ -63,21 +49,5 @@ def check_available(grader: Grader, deployment: Deployment, param: str) -> None:
 
     Raises: InvalidRequest.
     """
-    for single in singles(grader):
-        _check(single, deployment, param)
-
-
-def _check(grader: Single, deployment: Deployment, param: str) -> None:
-    metric = grader.evaluation_metric if isinstance(grader, TextSimilarity) else None
-    if isinstance(grader, PythonGrader | JsonSchemaMatch) and not deployment.runs_python:
-        message = "No worker of this deployment has the sandbox that this grader runs in: see `nightmill doctor`."
-        raise InvalidRequest(message, param=param, code="sandbox_unavailable")
-    if metric == "meteor" and not deployment.has_wordnet:
-        message = "The metric 'meteor' needs WordNet: install Debian's wordnet-base, or set NIGHTMILL_WORDNET."
-        raise InvalidRequest(message, param=param, code="grader_unavailable")
-    if metric == "bertscore" and not deployment.encodes_tokens:
-        message = "The metric 'bertscore' needs an embedding model of this deployment's own, and there is none."
-        raise InvalidRequest(message, param=param, code="grader_unavailable")
-    if metric == "cosine" and deployment.embedding_model is None:
-        message = "The metric 'cosine' needs a model for embeddings, and this deployment has none."
-        raise InvalidRequest(message, param=param, code="grader_unavailable")
+    if missing := grader.missing(deployment):
+        raise InvalidRequest(missing.message, param=param, code=missing.code)

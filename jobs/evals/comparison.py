@@ -19,6 +19,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from jobs.evals.graders.base import MAX_SCORE
+
 ROUNDS: Final = 2000
 LEVEL: Final = 0.95
 #: Numbers that a bootstrap holds at once.
@@ -186,7 +188,7 @@ def _graded(item: Mapping[str, Any], positions: dict[str, int]) -> Graded:
         position = positions.setdefault(result["name"], len(positions) + 1)
         scores.extend([math.nan] * (position + 1 - len(scores)))
         if result["score"] is not None:
-            scores[position] = result["score"]
+            scores[position] = min(max(result["score"], -MAX_SCORE), MAX_SCORE)  # the sum of larger ones has no value
     return Graded(item["id"], scores)
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.errors import InvalidRequest
-from jobs.evals.graders import Grader, TextSimilarity, models_asked, parse_grader, singles
+from jobs.evals.graders import parse_grader
 from jobs.evals.tables import EvalRun
 from jobs.files.tables import File
 from jobs.ids import new_id
@@ -24,7 +24,6 @@ from jobs.ledger import dependencies, ledger
 from jobs.ledger.kinds import Kind, Payload
 from jobs.ledger.tables import Job
 from jobs.queues import Queue
-from jobs.requests.endpoints import BERTSCORE, CHAT, EMBEDDINGS
 from jobs.retrieval.searches import DEFAULT_LIMIT
 
 NAME: Final = "evaluation"
@@ -194,18 +193,9 @@ def _steps(run: EvalRun, payload: Evaluation) -> list[tuple[str, Sampling]]:
     sampled = payload.sampled
     steps = [(sampled.endpoint, Sampling(run_id=run.id, model=sampled.model))] if sampled else []
     for index, definition in enumerate(payload.criteria):
-        for endpoint, model in _models_of(parse_grader(definition), payload.embedding_model):
+        for endpoint, model in parse_grader(definition, is_stored=True).models(payload.embedding_model):
             steps.append((endpoint, Sampling(run_id=run.id, model=model, criterion=index)))
     return steps
-
-
-def _models_of(grader: Grader, embedding_model: str | None) -> list[tuple[str, str]]:
-    """Return the endpoint and the name of each model that a grader needs."""
-    models = [(CHAT, model) for model in models_asked(grader)]
-    metrics = {single.evaluation_metric for single in singles(grader) if isinstance(single, TextSimilarity)}
-    endpoints = {"cosine": EMBEDDINGS, "bertscore": BERTSCORE}
-    asked = [endpoint for metric, endpoint in endpoints.items() if metric in metrics]
-    return models + ([(endpoint, embedding_model) for endpoint in asked] if embedding_model is not None else [])
 
 
 def steps_of(session: Session, run_ids: Sequence[str]) -> dict[str, list[Job]]:

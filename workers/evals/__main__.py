@@ -6,7 +6,7 @@ Standard input: {"project", "source", "item", "sample"}. Standard output: {"scor
 import json
 import sys
 
-from jobs.evals.grading import GradingError
+from jobs.evals.graders.base import GradingError
 from workers.evals.python_grader import PythonSandbox
 
 

@@ -18,7 +18,7 @@ import msgspec
 from jobs.batches import lines
 from jobs.batches.lines import Bad, Text
 from jobs.errors import NotFound
-from jobs.evals.grading import Answer
+from jobs.evals.graders.base import Answer
 from jobs.evals.runs import Evaluation, Sampling, steps_of
 from jobs.evals.samples import sample_from_answer
 from jobs.inference import responses, stored

@@ -15,7 +15,7 @@ import msgspec
 from jobs.batches import lines
 from jobs.errors import NotFound
 from jobs.evals import runs
-from jobs.evals.grading import Answer
+from jobs.evals.graders.base import Answer
 from jobs.evals.tables import EvalRun
 from jobs.ledger.tables import Job
 from workers.batches.finishing import output_line, records_of, shards_of

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -24,8 +24,9 @@ from jobs.errors import StorageFull
 from jobs.evals import runs
 from jobs.evals.availability import ports_of
 from jobs.evals.classification import Classification
-from jobs.evals.graders import Grader, classes_of, parse_grader
-from jobs.evals.grading import Grade, GradingError, Ports, grade
+from jobs.evals.graders import Grader, parse_grader
+from jobs.evals.graders.base import Budget, Grade, GradingError, Ports
+from jobs.evals.grading import grade
 from jobs.evals.runs import Evaluation
 from jobs.evals.templates import TemplateError
 from jobs.fleet.models_file import ModelsFileError
@@ -41,7 +42,7 @@ from workers.engines.wire import usage_of
 from workers.evals import imported
 from workers.evals.cases import Case, cases_of, sample_error, sample_of
 from workers.evals.earlier import Row, decode_row
-from workers.evals.python_grader import PythonSandbox
+from workers.evals.python_grader import PythonSandbox, Stopped
 from workers.evals.sampling import close, input_of
 from workers.runtime import outcomes
 from workers.runtime.attempts import Abandoned
@@ -188,8 +189,8 @@ class GradingRun(SegmentRun):
         super().__init__(context, claim, handle)
         self.payload = Evaluation.model_validate(claim.job.payload)
         graded = () if self.payload.imported else self.payload.criteria
-        self.graders: list[Grader] = [parse_grader(definition) for definition in graded]
-        self.sandbox = PythonSandbox(context.timings)
+        self.graders: list[Grader] = [parse_grader(definition, is_stored=True) for definition in graded]
+        self.sandbox = PythonSandbox(context.timings, lambda: handle.ended)
         self.ports = Ports()
         self.began = self.committed = time.monotonic()
 
@@ -199,7 +200,7 @@ class GradingRun(SegmentRun):
         self.ports = self._ports()
         with self.context.storage.reader(self.claim.job.input_path or "", self.claim.offset) as handle:
             texts = lines.split(handle.read(self.claim.length))
-        with closing(self.sandbox):
+        with closing(self.sandbox), suppress(Stopped):
             for line, raw in enumerate(texts):
                 if self.claim.covered >> line & 1:
                     continue
@@ -243,16 +244,19 @@ class GradingRun(SegmentRun):
         self.commit()
 
     def _results(self, row: Row) -> list[dict[str, Any]]:
-        """Return the results of all criteria for a row."""
+        """Return the results of all criteria for a row. Raises: Stopped, where the run has ended meanwhile."""
         if self.payload.imported is not None:
             return row.results
         if row.sample is None:
             return self._no_results(_SAMPLE)
         judgements = row.answers()
-        return [
-            _result(grade(grader, row.item, row.sample, judgements.get(index, {}), self.ports))
-            for index, grader in enumerate(self.graders)
-        ]
+        budget = Budget(self.context.timings.item_grading, lambda: self.handle.ended)
+        grades = []
+        for index, grader in enumerate(self.graders):
+            grades.append(grade(grader, row.item, row.sample, judgements.get(index, {}), self.ports, budget))
+            if self.handle.ended:
+                raise Stopped  # a grader found no time after that
+        return [_result(given) for given in grades]
 
     def _no_results(self, error: Mapping[str, str]) -> list[dict[str, Any]]:
         return [
@@ -342,7 +346,7 @@ class _Criterion:
     def __init__(self, definition: Mapping[str, Any], *, is_imported: bool) -> None:
         self._name = definition["name"]
         self._is_perplexity = not is_imported and definition["type"] == "perplexity"
-        classes = [] if is_imported else classes_of(parse_grader(definition))
+        classes = [] if is_imported else parse_grader(definition, is_stored=True).classes
         self._classification = Classification(classes) if classes else None
         self._counts = dict.fromkeys(("passed", "failed", "errored"), 0)
         self._scores, self._mean = 0, 0.0

@@ -12,6 +12,7 @@ import msgspec
 from jobs.batches import lines
 from jobs.batches.lines import Bad, Text
 from jobs.errors import NotFound
+from jobs.evals.graders.base import MAX_SCORE
 from jobs.evals.runs import Evaluation
 from jobs.ledger.tables import Job
 from workers.evals.cases import is_deep, until_many_errors
@@ -84,6 +85,8 @@ def _row(text: Text, names: Sequence[str]) -> _Object | Bad:
         item = _decode(text.raw)
         if is_deep(text.raw):
             raise ValueError("it is nested too deeply")
+        if not all(-MAX_SCORE <= (result.score or 0) <= MAX_SCORE for result in item.results):  # NaN is none either
+            raise ValueError(f"a score is not between -{MAX_SCORE:g} and {MAX_SCORE:g}")
         if item.status not in _STATUSES:
             raise ValueError(f"its status is none of {', '.join(_STATUSES)}")
         results = _by_criterion(item, names)

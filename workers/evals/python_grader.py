@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import msgspec
 
-from jobs.evals.grading import PYTHON_RUNTIME, PYTHON_SERVER, GradingError
+from jobs.evals.graders.base import MAX_SCORE, PYTHON_RUNTIME, PYTHON_SERVER, GradingError
 from jobs.programs import probe_sandbox
 from jobs.timings import Timings
 from workers.evals.grader_child import (
@@ -39,8 +39,6 @@ from workers.sandbox.confinement import Policy
 
 log = logging.getLogger(__name__)
 _LARGEST_OUTCOME: Final = LARGEST_ANSWER + 4096
-#: The largest score, of either sign: sums of a few are finite.
-LARGEST_SCORE: Final = 1e300
 _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
 #: Seconds beyond those of the code in which the template answers.
 _MARGIN: Final = 30.0
@@ -132,8 +130,8 @@ def _score(answer: bytes) -> float:
     if given.score is None:
         error = _plain(given.error) or "SystemError: the code wrote into the pipe of its score"
         raise GradingError(PYTHON_RUNTIME, error, 0.0)
-    if not abs(given.score) <= LARGEST_SCORE:  # not a number is not less than it either
-        error = f"ValueError: grade returned {given.score:g}, not a finite number of at most {LARGEST_SCORE:g}"
+    if not abs(given.score) <= MAX_SCORE:  # not a number is not less than it either
+        error = f"ValueError: grade returned {given.score:g}, not a finite number of at most {MAX_SCORE:g}"
         raise GradingError(PYTHON_RUNTIME, error, 0.0)
     return given.score
 

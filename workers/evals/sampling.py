@@ -16,8 +16,10 @@ from sqlalchemy.orm import Session
 
 from jobs.batches.batches import Batch
 from jobs.batches.lines import Bad
-from jobs.evals.graders import Message, parse_grader
-from jobs.evals.grading import GradingError, Ports, chat_messages, requests_of
+from jobs.evals.graders import parse_grader
+from jobs.evals.graders.base import GradingError, Ports
+from jobs.evals.graders.messages import Message
+from jobs.evals.grading import chat_messages, requests_of
 from jobs.evals.runs import MAX_RESULTS, Evaluation, Sampled, Sampling
 from jobs.evals.tables import EvalRun
 from jobs.evals.templates import TemplateError, references, render, resolve
@@ -109,7 +111,7 @@ class SamplingPlanner(Planner):
 
     def _judgements(self, run: Job, payload: Evaluation, step: Sampling) -> Iterator[tuple[str, dict[str, Any]]]:
         assert step.criterion is not None
-        grader = parse_grader(payload.criteria[step.criterion])
+        grader = parse_grader(payload.criteria[step.criterion], is_stored=True)
         ports = Ports(embedding_model=payload.embedding_model)
         url, sampled = self.claim.job.endpoint, payload.sampled
         for case in cases_of(self.context, run, checked=sampled is None, judged=False):

@@ -4,7 +4,8 @@ import pytest
 
 from bench import evals
 from jobs.evals.graders import parse_grader
-from jobs.evals.grading import Ports, grade
+from jobs.evals.graders.base import Ports
+from jobs.evals.grading import grade
 
 
 @pytest.mark.parametrize("definition", evals.definitions(), ids=lambda row: row.get("evaluation_metric") or row["type"])

@@ -8,7 +8,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from jobs.errors import InvalidRequest
 from jobs.evals import graders
-from jobs.evals.availability import Deployment, check_available
+from jobs.evals.availability import check_available
+from jobs.evals.graders.base import Deployment
+from jobs.evals.graders.python import MAX_SOURCE_BYTES
 
 STRING: dict[str, Any] = {
     "type": "string_check", "name": "same", "input": "{{ sample.output_text }}", "operation": "eq",
@@ -109,7 +111,7 @@ def without(definition: dict[str, Any], name: str) -> dict[str, Any]:
         ({**SCORE, "sampling_params": {"temperature": 3}}, "temperature"),
         ({**SCORE, "sampling_params": {"n": 2}}, "n"),
         ({**PYTHON, "source": ""}, "source"),
-        ({**PYTHON, "source": "ä" * (graders.MAX_SOURCE_BYTES // 2 + 1)}, "source"),
+        ({**PYTHON, "source": "ä" * (MAX_SOURCE_BYTES // 2 + 1)}, "source"),
         ({**FAITHFUL, "context": ["a"]}, "context"),
         ({**FAITHFUL, "input": "{{ sample.nothing }}"}, "input"),
         ({**FAITHFUL, "type": "answer_relevance"}, "model"),

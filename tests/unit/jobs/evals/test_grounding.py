@@ -8,7 +8,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from jobs.evals import graders, samples
-from jobs.evals.grading import Answer, Grade, grade, requests_of
+from jobs.evals.graders.base import Answer, Grade
+from jobs.evals.grading import grade, requests_of
 from jobs.retrieval.words import support
 
 ITEM = {

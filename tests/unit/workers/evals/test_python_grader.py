@@ -16,7 +16,8 @@ import pytest
 
 from jobs.evals.availability import deployment_of
 from jobs.evals.graders import parse_grader
-from jobs.evals.grading import GradingError, Ports, grade
+from jobs.evals.graders.base import GradingError, Ports
+from jobs.evals.grading import grade
 from jobs.evals.samples import sample_from_text
 from jobs.fleet.models_file import Registry
 from jobs.settings import Settings

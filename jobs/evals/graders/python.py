@@ -1,0 +1,37 @@
+"""Run a client's code in the sandbox of a worker."""
+
+from typing import Annotated, ClassVar, Final, Literal
+
+from pydantic import AfterValidator, Field
+
+from jobs.evals.graders.base import MAX_SCORE, Case, Deployment, Missing, Thresholded, Values
+
+MAX_SOURCE_BYTES: Final = 256 << 10
+NO_SANDBOX: Final = Missing(
+    "No worker of this deployment has the sandbox that this grader runs in: see `nightmill doctor`.",
+    "sandbox_unavailable",
+)
+
+
+def _check_size(source: str) -> str:
+    if len(source.encode(errors="replace")) > MAX_SOURCE_BYTES:
+        raise ValueError(f"A source has at most {MAX_SOURCE_BYTES} bytes.")
+    return source
+
+
+class PythonGrader(Thresholded):
+    """Run `grade(sample, item)` of `source`, which returns a number. `image_tag` is accepted and has no effect."""
+
+    is_openai: ClassVar[bool] = True
+    scores: ClassVar[str] = f"what the code returns, up to ±{MAX_SCORE:g}"
+    limits: ClassVar[str] = f"{MAX_SOURCE_BYTES >> 10} KiB of source; [those of the sandbox](#python-graders)"
+
+    type: Literal["python"]
+    source: Annotated[str, Field(min_length=1, max_length=MAX_SOURCE_BYTES), AfterValidator(_check_size)]
+    image_tag: Annotated[str, Field(max_length=64)] | None = None
+
+    def missing(self, deployment: Deployment) -> Missing | None:
+        return None if deployment.runs_python else NO_SANDBOX
+
+    def score(self, case: Case) -> tuple[float, Values]:
+        return case.run_python(self.source, case.item, case.sample), {}
