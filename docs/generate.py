@@ -1,4 +1,4 @@
-"""Write the reference pages from the code: settings, commands, routes, and the SDK's methods beside them.
+"""Write the reference pages from the code: settings, commands, routes, the SDK's methods beside them, and graders.
 
 python docs/generate.py              docs/reference/*.md is written anew; a test compares the pages with the code
 """
@@ -17,6 +17,7 @@ from typer.main import get_command
 from api import openapi
 from cli.main import app as command_line
 from cli.options import ApiKey, AsJson, DataDir, Url
+from jobs.evals.graders import TYPES
 from jobs.settings import Settings
 
 FOLDER = Path(__file__).parent / "reference"
@@ -214,6 +215,30 @@ def compatibility_page(document: dict[str, Any]) -> str:
     )
 
 
+def graders_page() -> str:
+    """Return every type of grader with its fields and limits."""
+    head = "| type | what it does | score | fields | limits |\n|---|---|---|---|---|\n"
+    return (
+        "# Types of graders\n\n"
+        "Fields in brackets may be left out. Every grader has a `name` too. The guide says\n"
+        f"[how they work](../guides/graders.md).\n\n## OpenAI's\n\n{head}{''.join(_grader_rows(is_openai=True))}\n"
+        f"## Beyond OpenAI's\n\n{head}{''.join(_grader_rows(is_openai=False))}"
+    )
+
+
+def _grader_rows(*, is_openai: bool) -> Iterator[str]:
+    for kind, grader in TYPES.items():
+        if grader.is_openai == is_openai:
+            fields = [
+                f"`{field.alias or name}`" if field.is_required() else f"[`{name}`]"
+                for name, field in grader.model_fields.items()
+                if name not in ("name", "type")
+            ]
+            text = inspect.cleandoc(grader.__doc__ or "").split("\n\n")[0]
+            cells = (f"`{kind}`", text, grader.scores, ", ".join(fields), grader.limits)
+            yield f"| {' | '.join(map(_cell, cells))} |\n"
+
+
 def sdk_methods() -> Iterator[tuple[str, str, str]]:
     """Yield name, HTTP method and path of each method of the SDK that sends one request."""
     methods = _methods(openai.OpenAI(api_key="-", admin_api_key="-"), "")
@@ -248,6 +273,7 @@ def pages() -> dict[str, str]:
         "commands.md": commands_page(),
         "api.md": routes_page(document),
         "compatibility.md": compatibility_page(document),
+        "graders.md": graders_page(),
     }
     return {name: f"{_HEAD}{text.rstrip()}\n" for name, text in made.items()}
 

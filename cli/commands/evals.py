@@ -30,10 +30,6 @@ _PAGE: Final = 100
 _WORST: Final = 50  # regressions in a report
 _NAMED: Final = 5  # items that only one run has
 _MATRIX: Final = 10  # labels of a confusion matrix that a terminal shows
-_CHECKS: Final = ("eq", "ne", "like", "ilike")
-_METRICS: Final = (
-    "cosine", "fuzzy_match", "bleu", "gleu", "meteor", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l",
-)  # fmt: skip
 _SAMPLE: Final = "{{ sample.output_text }}"
 
 
@@ -228,20 +224,22 @@ def _origin(files: Sequence[Path], url: str, chosen: tuple[str, ...]) -> Iterato
 
 def graders_of(text: str) -> list[dict[str, Any]]:
     """Return the graders that a value of --grader names. Raises CliError."""
+    from jobs.evals.graders import kinds
+
     if text.endswith(".json") and Path(text).is_file():
         value = _json_of(Path(text))
         return value if isinstance(value, list) else [value]
     name, _, rest = text.partition("=")
     kind, separator, reference = rest.partition(":")
-    fields = {"name": name, "input": _SAMPLE, "reference": reference}
-    metric, _, threshold = kind.partition(">=")
-    if name and separator and kind in _CHECKS:
-        return [{"type": "string_check", "operation": kind, **fields}]
-    if name and separator and metric in _METRICS:
-        more = {"evaluation_metric": metric, "pass_threshold": _number(threshold or "0.5", text)}
-        return [{"type": "text_similarity", **more, **fields}]
-    kinds = ", ".join((*_CHECKS, *_METRICS))
-    raise CliError(f"--grader {text}: it is NAME=KIND:REFERENCE, or a .json file that exists; KIND is one of {kinds}")
+    kind, _, threshold = kind.partition(">=")
+    known = kinds()
+    fields = known.get(kind, {})
+    if not (name and separator and fields) or (threshold and "pass_threshold" not in fields):
+        message = f"--grader {text}: it is NAME=KIND:REFERENCE, or a .json file that exists; KIND is one of "
+        raise CliError(message + ", ".join(known))
+    if threshold:
+        fields["pass_threshold"] = _number(threshold, text)
+    return [{**fields, "name": name, "input": _SAMPLE, "reference": reference}]
 
 
 def _bound(text: str) -> tuple[str, float]:

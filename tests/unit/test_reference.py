@@ -14,7 +14,7 @@ def pages() -> dict[str, str]:
     return made
 
 
-@pytest.mark.parametrize("name", ["settings.md", "commands.md", "api.md", "compatibility.md"])
+@pytest.mark.parametrize("name", ["settings.md", "commands.md", "api.md", "compatibility.md", "graders.md"])
 def test_this_page_is_what_the_code_writes(name: str, pages: dict[str, str]) -> None:
     assert (DOCS / "reference" / name).read_text() == pages[name], "run `make docs`"
 

@@ -84,7 +84,7 @@ def references_of(grader: Grader) -> list[templates.Reference]:
 def kinds() -> dict[str, dict[str, Any]]:
     """Return the graders of the command line by their kinds: the fields that a kind stands for."""
     return {
-        kind: {"type": name, one.kind_field: kind}
+        kind: {"type": name, one.kind_field: kind} | one.kind_fields
         for name, one in TYPES.items()
         if one.kind_field
         for kind in get_args(one.model_fields[one.kind_field].annotation)

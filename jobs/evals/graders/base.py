@@ -213,7 +213,7 @@ class Grader(Definition):
 
     The class variables are what the reference says of a type: whether OpenAI has it, its scores, and its limits. A
     grader that `combines` others is not one of those. On the command line a grader is NAME=KIND:REFERENCE, and the
-    kinds of a type are the values of its field `kind_field`.
+    kinds of a type are the values of its field `kind_field`, to which `kind_fields` are added.
     """
 
     is_openai: ClassVar[bool] = False
@@ -221,6 +221,7 @@ class Grader(Definition):
     limits: ClassVar[str] = ""
     combines: ClassVar[bool] = False
     kind_field: ClassVar[str] = ""
+    kind_fields: ClassVar[Mapping[str, Any]] = {}
 
     name: Annotated[str, Field(min_length=1, max_length=256)]
     if TYPE_CHECKING:
@@ -289,6 +290,7 @@ class Thresholded(Grader):
     """A grader of which the client may say from which score on an item passes."""
 
     scores: ClassVar[str] = "0 to 1"
+    kind_fields: ClassVar[Mapping[str, Any]] = {"pass_threshold": MIDDLE}
 
     pass_threshold: Finite | None = None
 

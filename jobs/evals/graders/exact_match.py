@@ -1,7 +1,7 @@
 """Compare two texts without the differences that are to be ignored."""
 
 import unicodedata
-from typing import Annotated, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,8 @@ class ExactMatch(Grader):
 
     With `labels` the run has the metrics of a classification: the reference is one of them, and `input` a prediction.
     """
+
+    kind_field: ClassVar[str] = "type"
 
     type: Literal["exact_match"]
     input: Template

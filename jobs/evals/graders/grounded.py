@@ -32,7 +32,7 @@ class Grounded(Judge, Thresholded):
     """
 
     scores: ClassVar[str] = "0 to 1"
-    limits: ClassVar[str] = f"{MAX_CONTEXTS} contexts, {MAX_STATEMENTS} statements"
+    limits: ClassVar[str] = f"{MAX_CONTEXTS} contexts and {MAX_STATEMENTS} statements"
     split: ClassVar[str] = ""
     decision: ClassVar[str] = ""
 

@@ -41,7 +41,9 @@ class JsonSchemaMatch(Grader):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True)
 
-    limits: ClassVar[str] = f"{MAX_SCHEMA_BYTES >> 10} KiB of a schema; [those of the sandbox](#python-graders)"
+    limits: ClassVar[str] = (
+        f"{MAX_SCHEMA_BYTES >> 10} KiB of a schema; [those of the sandbox](../guides/graders.md#python-graders)"
+    )
 
     type: Literal["json_schema"]
     input: Template

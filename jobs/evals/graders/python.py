@@ -24,7 +24,9 @@ class PythonGrader(Thresholded):
 
     is_openai: ClassVar[bool] = True
     scores: ClassVar[str] = f"what the code returns, up to ±{MAX_SCORE:g}"
-    limits: ClassVar[str] = f"{MAX_SOURCE_BYTES >> 10} KiB of source; [those of the sandbox](#python-graders)"
+    limits: ClassVar[str] = (
+        f"{MAX_SOURCE_BYTES >> 10} KiB of source; [those of the sandbox](../guides/graders.md#python-graders)"
+    )
 
     type: Literal["python"]
     source: Annotated[str, Field(min_length=1, max_length=MAX_SOURCE_BYTES), AfterValidator(_check_size)]

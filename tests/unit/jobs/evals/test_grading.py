@@ -8,7 +8,7 @@ from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
 from jobs.evals import graders, samples
-from jobs.evals.graders.base import Answer, Grade, GradingError, Ports
+from jobs.evals.graders.base import Answer, Budget, Grade, GradingError, Ports
 from jobs.evals.graders.judge import JUDGE_TOKENS
 from jobs.evals.grading import grade, requests_of
 from jobs.requests.endpoints import CHAT, EMBEDDINGS
@@ -373,3 +373,96 @@ def test_a_schema_that_cannot_be_checked_is_an_error_and_no_failure() -> None:
     assert result.error is not None
     assert (result.score, result.error.code) == (None, "other_error")
     assert graded(schema(SCHEMA), item={"text": "{}"}).error is not None
+
+
+# Bounds.
+
+
+def similar(metric: str, text: str, reference: str) -> dict[str, Any]:
+    texts = {"input": text, "reference": reference}
+    return {"type": "text_similarity", "name": "alike", "evaluation_metric": metric, **texts}
+
+
+CHINESE = "".join(chr(0x4E00 + 7919 * n * n % 20_000) for n in range(6000))
+
+
+def test_a_text_that_is_too_long_for_its_metric_is_an_error_before_it_is_compared() -> None:
+    for metric, text, reference in (
+        ("fuzzy_match", "{{ item.long }}", "x"),
+        ("fuzzy_match", "{{ item.text }}", "{{ item.half }}"),
+        ("chrf", "{{ item.longest }}", "x"),
+    ):
+        item = {"text": CHINESE, "half": CHINESE[3300:0:-1], "long": "x" * 10_001, "longest": "x" * 100_001}
+        result = graded(similar(metric, text, reference), item=item)
+        assert result.error is not None
+        assert (result.score, result.error.code) == (None, "other_error")
+        assert "too long" in result.error.message or "at most" in result.error.message
+
+
+def test_the_graders_of_an_item_cost_together_no_more_than_one_may() -> None:
+    """20 in a `multi`, and those of other criteria: each alone would be within its bound."""
+    item = {"text": CHINESE[:2000], "half": CHINESE[3300:2000:-1]}
+    one = similar("fuzzy_match", "{{ item.text }}", "{{ item.half }}")
+    assert graded(one, item=item).error is None
+    many = graders.parse_grader(multi(" + ".join(f"g{n}" for n in range(20)), **{f"g{n}": one for n in range(20)}))
+
+    budget = Budget()
+    results = [grade(many, item, SAMPLE, {}, budget=budget) for _ in range(2)]
+
+    for result in results:
+        assert result.error is not None
+        assert "all of its text metrics together" in result.error.message
+    scored = [sub for result in results for sub in result.sub_grades.values() if sub.score is not None]
+    assert 1 <= len(scored) < 12
+
+
+def test_graders_that_find_no_time_left_say_so_and_have_no_score() -> None:
+    given = []
+
+    def run(source: str, item: Any, sample: Any, seconds: float) -> float:
+        given.append(seconds)
+        return 1.0
+
+    grader = graders.parse_grader(multi("a + b", a=python(), b=string_check("eq")))
+    assert grade(grader, ITEM, SAMPLE, {}, Ports(run_python=run), Budget(60.0)).score == 1.0
+    assert 0 < given[0] <= 60
+    late = grade(grader, ITEM, SAMPLE, {}, Ports(run_python=run), Budget(0.0))
+    assert late.error is not None
+    assert (late.score, len(given)) == (None, 1)
+    assert {sub.score for sub in late.sub_grades.values()} == {None}
+    assert "took more than 0 seconds" in late.error.message
+
+
+def test_no_grader_begins_once_its_run_has_ended() -> None:
+    calls = []
+
+    def run(source: str, item: Any, sample: Any, seconds: float) -> float:
+        calls.append(source)
+        return 1.0
+
+    grader = graders.parse_grader(multi("a + b + c", a=python(), b=python(), c=python()))
+    grade(grader, ITEM, SAMPLE, {}, Ports(run_python=run), Budget(stopped=lambda: bool(calls)))
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("score", [1e301, -1e301, float("inf"), float("nan")])
+def test_a_score_that_could_not_be_summed_up_is_an_error(score: float) -> None:
+    result = graded(python(), ports=Ports(run_python=lambda *_: score))
+    assert result.error is not None
+    assert (result.score, result.error.code) == (None, "other_error")
+
+
+def test_a_formula_whose_value_could_not_be_summed_up_is_an_error() -> None:
+    result = graded(multi("code * 10 ^ 10", code=python()), ports=Ports(run_python=lambda *_: 1e300))
+    assert result.error is not None
+    assert (result.score, result.error.code) == (None, "formula_parse_error")
+    assert graded(multi("code", code=python()), ports=Ports(run_python=lambda *_: 1e300)).score == 1e300
+
+
+def test_a_stored_pattern_that_is_refused_today_makes_its_items_errored() -> None:
+    definition = pattern("((((((a{9}){9}){9}){9}){9}){9})")
+    with pytest.raises(ValidationError, match="repeated at most 1024 times"):
+        graders.parse_grader(definition)
+    result = grade(graders.parse_grader(definition, is_stored=True), {"text": "a"}, SAMPLE, {})
+    assert result.error is not None
+    assert (result.score, result.error.code) == (None, "other_error")
