@@ -1,8 +1,10 @@
 """Runs of evals that are cancelled, or whose eval is deleted, in each state."""
 
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import openai
 import pytest
@@ -12,7 +14,9 @@ from jobs.db.engine import Database
 from jobs.evals.tables import EvalRun
 from jobs.ledger.states import TERMINAL, JobState
 from jobs.queues import Queue, Task
+from jobs.timings import Timings
 from tests.support.evaluating import SAME, SCORE, World, evaluating, items
+from workers.evals.python_grader import Stopped
 
 Swallows = Callable[[str, str, Sequence[Any], str], bool]
 
@@ -106,3 +110,52 @@ def test_eval_is_deleted_while_its_run_is_in_each_state(world: World, stage: str
         assert session.scalars(select(EvalRun)).all() == []
     with pytest.raises(openai.NotFoundError):
         world.client.evals.retrieve(run.eval_id)
+
+
+CODE = {"type": "python", "source": "def grade(sample, item): return 1"}
+
+
+class Sandbox:
+    """A sandbox whose code never ends: it is stopped with its run, as the real one is."""
+
+    calls: ClassVar[list[str]] = []
+
+    def __init__(self, _timings: Timings, stopped: Callable[[], bool]) -> None:
+        self._stopped = stopped
+
+    def run(self, _project: str, source: str, _item: Any, _sample: Any, seconds: float) -> float:
+        assert 0 < seconds <= Timings().item_grading
+        self.calls.append(source)
+        ends = time.monotonic() + 60
+        while time.monotonic() < ends:
+            if self._stopped():
+                raise Stopped
+            threading.Event().wait(0.05)
+        return 1.0
+
+    def close(self) -> None:
+        """Have nothing to end."""
+
+
+@pytest.mark.parametrize("way", ["cancelled", "deleted"])
+def test_run_that_ends_within_an_item_frees_its_worker(world: World, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    monkeypatch.setattr("workers.evals.evaluation.PythonSandbox", Sandbox)
+    monkeypatch.setattr(Sandbox, "calls", [])
+    world.mill.cpu.standing.sandbox_lacks = []
+    world.mill.cpu.heartbeat.announce()
+    parts = {f"g{n}": {**CODE, "name": "code"} for n in range(20)}
+    multi = {"type": "multi", "name": "many", "graders": parts, "calculate_output": "g1"}
+    run = world.run(world.eval(multi, {**CODE, "name": "one"}), items("q0"))
+    steps = [step.id for step in world.steps(run.id)]
+    world.mill.until(lambda: bool(Sandbox.calls), 60)
+
+    if way == "cancelled":
+        world.client.evals.runs.cancel(run.id, eval_id=run.eval_id)
+    else:
+        world.client.evals.runs.delete(run.id, eval_id=run.eval_id)
+    world.mill.wait_until_idle(30)
+
+    assert len(Sandbox.calls) == 1
+    world.mill.drain(run.id, *steps, timeout=60)
+    assert world.mill.job(run.id).state == JobState.CANCELLED
+    assert world.mill.job(run.id).completed == 0

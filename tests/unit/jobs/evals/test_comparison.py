@@ -194,3 +194,14 @@ def test_one_slice_with_scores_has_no_gap() -> None:
     pairing = comparison.pair_items(first, second, "item.n")
 
     assert comparison.gaps(pairing.criteria, pairing.slices) == []
+
+
+def test_the_largest_scores_are_compared() -> None:
+    """Runs that were graded before scores had a bound may have any."""
+    pairing = paired(*((1.7e308, -1.7e308) for _ in range(2000)), (1e300, 0.0))
+    compared = comparison.compare(pairing.criteria, pairing.pairs)
+    assert (compared[1].better, compared[1].worse) == (0, 2001)
+    assert all(map(math.isfinite, (compared[1].first, compared[1].second, compared[1].low, compared[1].high)))
+    assert len(comparison.regressions(pairing.pairs, 5)) == 5
+    groups = {"a": pairing.pairs[:1000], "b": pairing.pairs[1000:]}
+    assert all(math.isfinite(gap.gap) for gap in comparison.gaps(pairing.criteria, groups))
