@@ -158,6 +158,7 @@ def write(folder: Path, *objects: Any) -> str:
         ({"results": []}, "0 results of the criterion 'same'"),
         ({"results": ITEM["results"] * 2}, "2 results"),
         ({"results": [{"name": "same", "passed": "yes"}]}, "Expected `bool`"),
+        ({"results": [{"name": "same", "passed": True, "score": -1e301}]}, "a score is not between"),
         ({"status": "perhaps"}, "its status is none of"),
         ({"datasource_item": [1]}, "Expected `object`"),
         ({"datasource_item_id": -1}, "Expected `int` >= 0"),
