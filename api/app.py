@@ -14,6 +14,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from api import errors
 from api.batches import dry_run, schedules
 from api.batches import routes as batches
+from api.computations import Computations
 from api.deps import Services
 from api.evals import comparison as eval_comparison
 from api.evals import imports as eval_imports
@@ -126,6 +127,7 @@ def build(config: Settings | None = None, timings: Timings = Timings()) -> FastA
         queue_for_model=Trusted(timings.trusted),
         timings=timings,
         wrong_keys=WrongKeys(config.wrong_keys_per_minute),
+        computations=Computations(timings.computation_patience),
         feed_bounds=Trusted(timings.job_look),
     )
     app = FastAPI(

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
+from api.computations import Computations
 from api.ttl_cache import Trusted
 from api.wrong_keys import WrongKeys
 from jobs.db.engine import Database
@@ -45,6 +46,7 @@ class Services:
     queue_for_model: Trusted[str]  # by model: the queue whose live workers serve it
     timings: Timings
     wrong_keys: WrongKeys
+    computations: Computations
     feed_bounds: Trusted[Bounds]  # by key: of the feed of its project
     arriving: Arriving = field(default_factory=Arriving)
     changing: Locks = field(default_factory=Locks)  # locks of conversations

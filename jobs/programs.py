@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from jobs.platform.children import environment
+
 if TYPE_CHECKING:
     from jobs.settings import Settings
 
@@ -26,20 +28,9 @@ def probe_sandbox(*, forks: bool = False) -> subprocess.CompletedProcess[str]:
 
     With `forks` confine it as python graders are.
     """
-    return _run_confined("workers.sandbox", ["forks"] if forks else [], "", 60)
-
-
-def run_python_grader(given: str, seconds: float) -> subprocess.CompletedProcess[str]:
-    """Run a python grader once; `workers.evals.__main__` says what is given and printed. Raises: TimeoutExpired."""
-    return _run_confined("workers.evals", [], given, seconds)
-
-
-def _run_confined(module: str, arguments: list[str], given: str, seconds: float) -> subprocess.CompletedProcess[str]:
-    """Run a module that confines itself: it inherits nothing of the environment but the paths of code."""
-    command = [sys.executable, "-P", "-m", module, *arguments]
-    environment = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-P", "-m", "workers.sandbox", *(["forks"] if forks else [])]
     return subprocess.run(  # noqa: S603 (ours)
-        command, input=given, env=environment, capture_output=True, text=True, check=False, timeout=seconds
+        command, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60
     )
 
 

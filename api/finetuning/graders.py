@@ -1,15 +1,15 @@
 """Validate a grader, and run it on one sample: OpenAI's alpha routes.
 
-grader ─▶ requests to judges and embedding models, as interactive requests ─▶ grade ─▶ reward
-                                    python graders: a sandboxed process of this host
+grader ─▶ child: requests to judges and embedding models, if any ─▶ answers to interactive requests
+            └─▶ grade ─▶ reward                                        └─▶ child: grade ─▶ reward
+
+The project's place for a child is free while models answer.
 """
 
 import asyncio
-import json
-import subprocess
-import threading
 import time
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
@@ -19,10 +19,10 @@ from pydantic import BaseModel
 from api.deps import Call, CallContext
 from api.http.bodies import Body, resource
 from api.inference.interactive import submit
-from api.shares import run_unshared
-from jobs.errors import NightmillError, Unavailable
-from jobs.evals import graders
-from jobs.evals.availability import check_available, deployment_of, ports_of
+from api.shares import reserve, run_in_threadpool
+from jobs.errors import NightmillError
+from jobs.evals import graders, grading_process
+from jobs.evals.availability import check_available, deployment_of
 from jobs.evals.graders import Grader
 from jobs.evals.graders.base import (
     FORMULA,
@@ -35,22 +35,17 @@ from jobs.evals.graders.base import (
     TRUNCATED,
     Answer,
     Grade,
-    GradingError,
+    GraderError,
     ModelRequest,
-    RunPython,
-    Values,
 )
-from jobs.evals.grading import grade, requests_of
-from jobs.evals.samples import sample_from_text
-from jobs.programs import run_python_grader
+from jobs.evals.grading_process import Outcome, Question, decode_outcome
+from jobs.platform.children import ChildFailed
 from jobs.requests.endpoints import SERVED_WITH
 
 router = resource("Fine-tuning")
 
-#: Seconds that a process may take to start and end, beside those of the code.
+#: Seconds that processes may take to start and end, beside those of the graders.
 _MARGIN: Final = 60.0
-#: Processes of python graders at once: each takes a core and up to 2 GB.
-_AT_ONCE = threading.BoundedSemaphore(2)
 
 
 class ValidateGrader(Body):
@@ -122,14 +117,23 @@ def validate_grader(call: Call, body: ValidateGrader) -> GraderValidation:
 async def run_grader(call: Call, request: Request, body: RunGrader) -> GraderRun:
     """Grade one sample. Errors of the grader are in `metadata.errors`."""
     began = time.monotonic()
-    await run_unshared(_check, call, body.grader)
-    item, sample = body.item or {}, sample_from_text(body.model_sample)
-    ports = ports_of(call.config, call.services.registry(), _python_runner(call))
-    requests = requests_of(body.grader, item, sample, ports)
-    replies = await asyncio.gather(*(_ask(call, request, asked) for asked in requests))
-    answers = {asked.key: reply for asked, reply in zip(requests, replies, strict=True)}
-    result = await run_unshared(partial(grade, body.grader, item, sample, answers, ports))
-    return _show(result, requests, replies, time.monotonic() - began)
+    await run_in_threadpool(_check, call, body.grader)
+    question = Question(
+        project=call.project_id,
+        grader=graders.stored(body.grader),
+        item=body.item or {},
+        model_sample=body.model_sample,
+        embedding_model=call.services.registry().embedder(call.config.embedding_model),
+        wordnet=call.config.wordnet,
+    )
+    outcome, replies = await run_in_threadpool(_grade, call, question), list[Answer]()
+    requests = outcome.requests
+    if outcome.grade is None:
+        replies = await asyncio.gather(*(_ask(call, request, asked) for asked in requests))
+        answers = {asked.key: reply for asked, reply in zip(requests, replies, strict=True)}
+        outcome = await run_in_threadpool(_grade, call, replace(question, answers=answers))
+    assert outcome.grade is not None
+    return _show(outcome.grade, requests, replies, time.monotonic() - began)
 
 
 def _check(call: CallContext, grader: Grader) -> None:
@@ -153,30 +157,19 @@ async def _ask(call: CallContext, request: Request, asked: ModelRequest) -> Answ
         return Answer(end.status, {})
 
 
-def _python_runner(call: CallContext) -> RunPython:
-    """Return a function that runs a python grader's code in a process of this host."""
-
-    def run(source: str, item: Values, sample: Values, seconds: float) -> float:
-        if not _AT_ONCE.acquire(blocking=False):
-            raise Unavailable("Other python graders are running. Try again in a moment.", code="graders_busy")
-        try:
-            given = {"project": call.project_id, "source": source, "item": item, "sample": sample, "seconds": seconds}
-            ran = run_python_grader(json.dumps(given), seconds + _MARGIN)
-        except subprocess.TimeoutExpired as error:
-            raise GradingError(PYTHON_SERVER, "The sandbox of python graders gave no answer.") from error
-        finally:
-            _AT_ONCE.release()
-        if ran.returncode != 0:
-            raise GradingError(PYTHON_SERVER, "The sandbox of python graders did not start.")
-        result = json.loads(ran.stdout)
-        if result["code"]:
-            raise GradingError(result["code"], result["message"], result["score"])
-        return float(result["score"])
-
-    return run
+def _grade(call: CallContext, question: Question) -> Outcome:
+    """Return what the child answers. That it was too much for the child is an error of the grader."""
+    try:
+        with call.services.computations.place(call.project_id):
+            raw = grading_process.ask(question, call.services.timings.python_grader + _MARGIN)
+    except ChildFailed as failure:
+        error = GraderError(OTHER, f"The sample could not be graded: {failure}.")
+        return Outcome(Grade(question.grader["name"], question.grader["type"], None, None, error))
+    reserve(len(raw))
+    return decode_outcome(raw)
 
 
-def _show(result: Grade, requests: list[ModelRequest], replies: list[Answer], seconds: float) -> GraderRun:
+def _show(result: Grade, requests: Sequence[ModelRequest], replies: Sequence[Answer], seconds: float) -> GraderRun:
     usage = _usage_by_model(requests, replies)
     scores = {name: part.score for name, part in result.sub_grades.items()}
     metadata = GraderRunMetadata(
@@ -211,7 +204,7 @@ def _show_errors(result: Grade) -> GraderErrors:
     )
 
 
-def _usage_by_model(requests: list[ModelRequest], replies: list[Answer]) -> dict[str, dict[str, int]]:
+def _usage_by_model(requests: Sequence[ModelRequest], replies: Sequence[Answer]) -> dict[str, dict[str, int]]:
     """Return the tokens that each model has counted."""
     usage: dict[str, dict[str, int]] = {}
     for asked, reply in zip(requests, replies, strict=True):

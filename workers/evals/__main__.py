@@ -1,24 +1,38 @@
-"""Run a python grader once, for a request: `python -m workers.evals`.
+"""Grade one sample for a request: `python -m workers.evals`, see `jobs.evals.grading_process`."""
 
-Standard input: {"project", "source", "item", "sample"}. Standard output: {"score", "code", "message"}.
-"""
-
-import json
 import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
-from jobs.evals.graders.base import GradingError
+from jobs.evals.availability import ports_of
+from jobs.evals.graders import parse_grader
+from jobs.evals.graders.base import RunPython
+from jobs.evals.grading import grade, requests_of
+from jobs.evals.grading_process import Outcome, Question, decode_question, encode_outcome
+from jobs.evals.samples import sample_from_text
+from jobs.fleet.models_file import Registry
+from jobs.settings import Settings
 from workers.evals.python_grader import PythonSandbox
 
 
+def answer(question: Question, run_python: RunPython) -> Outcome:
+    """Return the grade, or the requests to models if there are any and none was answered."""
+    ports = ports_of(Settings(wordnet=question.wordnet), Registry({}, {}, Path()), run_python)
+    ports = replace(ports, embedding_model=question.embedding_model)
+    grader, sample = parse_grader(question.grader), sample_from_text(question.model_sample)
+    if question.answers is None and (requests := requests_of(grader, question.item, sample, ports)):
+        return Outcome(requests=requests)
+    return Outcome(grade(grader, question.item, sample, question.answers or {}, ports))
+
+
 def main() -> None:
-    sandbox = PythonSandbox()
+    question, sandbox = decode_question(sys.stdin.buffer.read()), PythonSandbox()
     try:
-        result = {"score": sandbox.run(**json.load(sys.stdin)), "code": None, "message": ""}
-    except GradingError as error:
-        result = {"score": error.score, "code": error.code, "message": str(error)}
+        outcome = answer(question, partial(sandbox.run, question.project))
     finally:
         sandbox.close()
-    json.dump(result, sys.stdout)
+    sys.stdout.buffer.write(encode_outcome(outcome))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,51 @@
+"""Share out the child processes that compute on clients' data: one for each project, and few for all.
+
+    route ─▶ place of its project ─▶ one of all places ─▶ child process (`jobs.platform.children`)
+                    └── none free within 5 s ──┘─▶ 429 with Retry-After
+
+A request waits in a thread of its project and holds it until its child has ended.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+from weakref import WeakValueDictionary
+
+from api.shares import ProjectBusy
+from jobs.platform.limiters import Limit
+
+#: Each child takes a core at low priority, and up to a gigabyte or two while it reads a training file.
+PLACES: Final = 8
+
+
+class Computations:
+    """The places of this process for children. A project is refused that finds none within `patience` seconds."""
+
+    def __init__(self, patience: float, places: int = PLACES) -> None:
+        self._patience = patience
+        self._places = Limit(places)
+        self._own: WeakValueDictionary[str, Limit] = WeakValueDictionary()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def place(self, project_id: str) -> Iterator[None]:
+        """Hold the project's place, and one of all.
+
+        Raises: ProjectBusy, where one of them is not free in time.
+        """
+        until = time.monotonic() + self._patience
+        with self._lock:  # the place of a project exists for as long as a request refers to it
+            own = self._own.setdefault(project_id, Limit(1))
+        if not own.acquire_blocking(timeout=self._patience):
+            raise ProjectBusy("This project has a computation in progress. Send this one again in a moment.")
+        try:
+            if not self._places.acquire_blocking(timeout=max(0.0, until - time.monotonic())):
+                raise ProjectBusy("Computations of other projects take all places. Send this one again in a moment.")
+            try:
+                yield
+            finally:
+                self._places.release()
+        finally:
+            own.release()
