@@ -1,10 +1,6 @@
 """Check a batch file without creating a batch. A child process with little memory and time reads the file."""
 
 import json
-import logging
-import subprocess
-import sys
-import threading
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -18,10 +14,12 @@ from api.files.queries import get_file
 from api.http.bodies import Body, resource
 from jobs.batches import batches
 from jobs.clock import now
-from jobs.errors import InvalidRequest, Unavailable
+from jobs.errors import InvalidRequest
 from jobs.fleet import routing
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
+from jobs.platform import children
+from jobs.platform.children import ChildFailed, Limits
 
 
 class TokenEstimate(BaseModel):
@@ -52,14 +50,10 @@ class BatchValidation(BaseModel):
     eta_seconds: float | None
 
 
-log = logging.getLogger(__name__)
 router = resource("Batches")
 
-_SECONDS = 60
-_MEMORY_BYTES = 1 << 30
+_LIMITS = Limits(seconds=60, cpu_seconds=60, memory_bytes=1 << 30)
 _DAY = 86_400
-#: Children at once: each takes a core.
-_AT_ONCE = threading.BoundedSemaphore(2)
 
 
 class ValidateBatch(Body):
@@ -74,7 +68,7 @@ def validate_batch(call: Call, body: ValidateBatch) -> BatchValidation:
         file = get_file(session, call, body.input_file_id)
         engines = routing.engines(session, call.services.registry())
     check_purpose(file)
-    report = _run(_asked(call, file.path, body.endpoint, engines))
+    report = _run(call, _asked(call, file.path, body.endpoint, engines))
     with call.db.read() as session:
         errors = [*report["errors"], *_model_errors(session, call, body.endpoint, report)]
         errors.sort(key=lambda error: error["line"] or 0)
@@ -105,33 +99,22 @@ def _asked(call: CallContext, path: str, endpoint: str, engines: dict[str, str])
         "max_line_bytes": call.config.batch_max_line_bytes,
         "max_bytes": call.config.batch_max_bytes,
         "max_inputs": call.config.batch_max_embedding_inputs,
-        "memory_bytes": _MEMORY_BYTES,
-        "cpu_seconds": _SECONDS,
     }
 
 
-def _run(request: dict[str, Any]) -> dict[str, Any]:
+def _run(call: CallContext, request: dict[str, Any]) -> dict[str, Any]:
     """Validate the file in a child process, and return the result of the child.
 
-    Raises: Unavailable, if too many children run; InvalidRequest, if the child runs out of memory or time.
+    Raises: ProjectBusy; InvalidRequest, if the child runs out of memory or time.
     """
-    if not _AT_ONCE.acquire(blocking=False):
-        raise Unavailable("Other files are being validated. Try again in a moment.", code="validation_busy")
+    given = json.dumps(request).encode()
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "jobs.batches.validate"],
-            input=json.dumps(request).encode(),
-            capture_output=True,
-            timeout=_SECONDS,
-            check=True,
-        )
-    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
-        log.warning("validation_gave_up", extra={"stderr": (error.stderr or b"")[-2000:].decode(errors="replace")})
-        message = f"The file could not be read within {_SECONDS} seconds and {_MEMORY_BYTES >> 20} MB."
-        raise InvalidRequest(message, param="input_file_id", code="validation_gave_up") from error
-    finally:
-        _AT_ONCE.release()
-    report: dict[str, Any] = json.loads(done.stdout)
+        with call.services.computations.place(call.project_id):
+            answer = children.run("jobs.batches.validate", [given], _LIMITS, settings=True)
+    except ChildFailed as failure:
+        message = f"The file could not be read: {failure}."
+        raise InvalidRequest(message, param="input_file_id", code="validation_gave_up") from failure
+    report: dict[str, Any] = json.loads(answer)
     return report
 
 

@@ -1,6 +1,8 @@
-"""Compare two runs of evals over the items that both have: by the statistics of `nightmill evals compare`."""
+"""Compare two runs of evals over the items that both have: by the statistics of `nightmill evals compare`.
 
-import threading
+A child process computes; this process passes it the stored lines.
+"""
+
 from dataclasses import asdict
 from typing import Annotated, Final, Literal
 
@@ -11,23 +13,23 @@ from sqlalchemy.orm import Session
 
 from api.deps import Call, CallContext
 from api.errors import clip
-from api.evals.output_items import items_of
+from api.evals.output_items import lines_of
 from api.evals.runs import get_run
 from api.http.bodies import resource
-from jobs.errors import Conflict, InvalidRequest, NotFound, Unavailable
-from jobs.evals import comparison
+from jobs.errors import Conflict, InvalidRequest, NotFound
+from jobs.evals import comparison_process
+from jobs.evals.comparison import Comparison
+from jobs.evals.comparison_process import Compared
 from jobs.evals.tables import EvalRun
 from jobs.ledger.progress import outcomes
 from jobs.ledger.states import TERMINAL
 from jobs.ledger.tables import Job
+from jobs.platform.children import ChildFailed
 
 router = resource("Evals")
 
-#: Items of a run, times its criteria. The intervals of as many scores take some seconds.
+#: Items of a run, times its criteria.
 MAX_SCORES: Final = 100_000
-_REGRESSIONS: Final = 50
-#: Comparisons at once: each takes a core.
-_AT_ONCE: Final = threading.BoundedSemaphore(2)
 
 Baseline = Annotated[str, Query(min_length=1, max_length=64, description="The run to compare with.")]
 
@@ -85,19 +87,16 @@ def compare_run(call: Call, eval_id: str, run_id: str, baseline: Baseline) -> Ru
         _check_ended(job, "run_id")
         _check_ended(other_job, "baseline")
         _check_sizes(session, job, other_job)
-    pairing, rows = _compared(call, other.id, run.id)
+    compared = _compared(call, other.id, run.id)
     return RunComparison(
         run_id=run.id,
         baseline_run_id=other.id,
         baseline_eval_id=other.eval_id,
-        items=len(pairing.pairs),
-        only_in_run=pairing.only_second.count,
-        only_in_baseline=pairing.only_first.count,
-        data=rows,
-        regressions=[
-            Regression(baseline_item_id=pair.first.id, run_item_id=pair.second.id)
-            for pair in comparison.regressions(pairing.pairs, _REGRESSIONS)
-        ],
+        items=compared.items,
+        only_in_run=compared.only_second,
+        only_in_baseline=compared.only_first,
+        data=[_shown(row) for row in compared.rows],
+        regressions=[Regression(baseline_item_id=first, run_item_id=second) for first, second in compared.regressions],
     )
 
 
@@ -127,18 +126,17 @@ def _check_sizes(session: Session, *jobs: Job) -> None:
             raise InvalidRequest(message, param="baseline", code="run_too_large")
 
 
-def _compared(call: CallContext, baseline: str, run: str) -> tuple[comparison.Pairing, list[CriterionComparison]]:
-    """Return the pairs of items and their comparison by each criterion. Raises Unavailable."""
-    if not _AT_ONCE.acquire(blocking=False):
-        raise Unavailable("Other runs are being compared. Try again in a moment.", code="comparison_busy")
+def _compared(call: CallContext, baseline: str, run: str) -> Compared:
+    """Return the comparison of the runs' items. Raises ProjectBusy, and InvalidRequest where it was too much."""
     try:
-        pairing = comparison.pair_items(items_of(call, baseline), items_of(call, run))
-        return pairing, [_shown(row) for row in comparison.compare(pairing.criteria, pairing.pairs)]
-    finally:
-        _AT_ONCE.release()
+        with call.services.computations.place(call.project_id):
+            return comparison_process.compare(lines_of(call, baseline), lines_of(call, run))
+    except ChildFailed as failure:
+        message = f"The runs could not be compared: {failure}."
+        raise InvalidRequest(message, param="baseline", code="comparison_gave_up") from failure
 
 
-def _shown(row: comparison.Comparison) -> CriterionComparison:
+def _shown(row: Comparison) -> CriterionComparison:
     numbers = asdict(row)
     baseline, run = numbers.pop("first"), numbers.pop("second")
     significant = row.is_significant

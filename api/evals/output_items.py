@@ -56,24 +56,30 @@ def retrieve_output_item(call: Call, eval_id: str, run_id: str, output_item_id: 
     return OutputItem.model_validate(item)
 
 
-def items_of(call: CallContext, run_id: str) -> Iterator[dict[str, Any]]:
-    """Yield the graded items of a run in their order."""
-    return _items(call, run_id, None, None, falling=False)
+def lines_of(call: CallContext, run_id: str) -> Iterator[bytes]:
+    """Yield the graded items of a run in their order, each as the JSON that is stored."""
+    return _texts(call, run_id, None, None, falling=False)
 
 
 def _items(
     call: CallContext, run_id: str, start: int | None, status: _ItemStatus | None, *, falling: bool
 ) -> Iterator[dict[str, Any]]:
-    """Yield the items behind the number `start`, shard by shard."""
+    """Yield the items behind the number `start`."""
+    items = map(msgspec.json.Decoder(dict[str, Any]).decode, _texts(call, run_id, start, status, falling=falling))
+    return (item for item in items if status in (None, item["status"]))
+
+
+def _texts(
+    call: CallContext, run_id: str, start: int | None, status: _ItemStatus | None, *, falling: bool
+) -> Iterator[bytes]:
+    """Yield the texts of the items behind the number `start` that may have the status, shard by shard."""
     for shard, segments in _shards(call, run_id, start, falling=falling):
         records = dict(_records(call, segments, status))
         for line in sorted(records, reverse=falling):
             number = shard.first_line + line
             if start is not None and (number >= start if falling else number <= start):
                 continue
-            item = msgspec.json.decode(records[line])
-            if status in (None, item["status"]):
-                yield item
+            yield records[line]
 
 
 def _shards(

@@ -4,7 +4,6 @@ files ─▶ child: lines, tokens ─▶ plan ─▶ estimate by the newest job 
                                            └─ none, `measure` ─▶ a job that trains three steps; then ask again
 """
 
-import threading
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -29,8 +28,6 @@ from jobs.security.tables import Project
 router = resource("Fine-tuning")
 
 _SECONDS = 120
-#: Children at once: each takes a core.
-_AT_ONCE = threading.BoundedSemaphore(2)
 
 
 class ValidateFineTuning(FineTuningFields):
@@ -104,7 +101,7 @@ def validate_fine_tuning(call: Call, body: ValidateFineTuning) -> FineTuningVali
     paths = {role: files[field].path for role, field in roles.items() if field in files}
     model = call.services.registry().models[base]
     question = examination.question(call.config, model, asked, paths, seconds=_SECONDS, store=False)
-    findings = _examined(question)
+    findings = _examined(call, question)
     examination.check_steps(asked, findings, call.config.finetune_max_steps)
     if findings.errors:
         return _shown(asked, findings)
@@ -119,19 +116,15 @@ def validate_fine_tuning(call: Call, body: ValidateFineTuning) -> FineTuningVali
     return shown
 
 
-def _examined(question: examination.Question) -> Findings:
-    """Raise Unavailable when too many run or the base is away, InvalidRequest when it was too much for one child."""
-    if not _AT_ONCE.acquire(blocking=False):
-        raise Unavailable("Other files are being examined. Try again in a moment.", code="validation_busy")
+def _examined(call: CallContext, question: examination.Question) -> Findings:
+    """Raise ProjectBusy, Unavailable when the base is away, and InvalidRequest when it was too much for one child."""
     try:
-        return examination.examine(question)
+        with call.services.computations.place(call.project_id):
+            return examination.examine(question)
     except BaseUnavailable as error:
         raise Unavailable("The base's tokenizer is not on this machine.", code="model_unavailable") from error
     except ExaminationFailed as error:
-        message = f"The files could not be read within {_SECONDS} seconds."
-        raise InvalidRequest(message, param="training_file", code=error.code) from error
-    finally:
-        _AT_ONCE.release()
+        raise InvalidRequest(error.message, param="training_file", code=error.code) from error
 
 
 def _measure(call: CallContext, body: ValidateFineTuning, asked: FineTuning) -> str | None:

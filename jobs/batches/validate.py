@@ -1,13 +1,12 @@
 """Check one batch file in a process of its own: `python -m jobs.batches.validate`.
 
-    stdin   {"storage": url, "path": …, "endpoint": …, limits …}       one JSON object
+    stdin   {"storage": url, "path": …, "endpoint": …, rules …}        one JSON object
     stdout  {"total", "bytes", "inputs", "model", "first_line", "errors", "truncated"}
 
-The file is untrusted, so the process limits its own memory and time before it begins.
+The file is untrusted, so the process runs within limits of memory and time (`jobs.platform.children`).
 """
 
 import json
-import resource
 import sys
 from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
@@ -26,7 +25,7 @@ MAX_ERRORS = 1000
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """The file, the rules to check it by, and the limits of this process.
+    """The file, and the rules to check it by.
 
     `engines` has the engine kind of each model.
     """
@@ -39,8 +38,6 @@ class DryRun:
     max_bytes: int
     max_inputs: int
     engines: dict[str, str]
-    memory_bytes: int
-    cpu_seconds: int
 
 
 class _Body(msgspec.Struct):
@@ -85,8 +82,6 @@ class Findings:
 
 def main() -> None:
     dry_run = DryRun(**json.load(sys.stdin))
-    resource.setrlimit(resource.RLIMIT_AS, (dry_run.memory_bytes, dry_run.memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CPU, (dry_run.cpu_seconds, dry_run.cpu_seconds))
     json.dump(asdict(check(dry_run)), sys.stdout)
 
 

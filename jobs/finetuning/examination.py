@@ -2,14 +2,11 @@
 
     Question ─stdin─▶ python -m workers.finetuning.examination ─stdout─▶ Findings
 
-The child loads the base's tokenizer, which neither the API nor the parent in a worker has. The planner and the dry run
-ask the same question, so that both refuse the same files.
+The child reads storage; a confined process below it loads the base's tokenizer and sees the rows. The planner and the
+dry run ask the same question, so that both refuse the same files.
 """
 
 import json
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -18,6 +15,8 @@ from jobs.errors import NightmillError
 from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetunePlan
 from jobs.fleet.models_file import Model
+from jobs.platform import children
+from jobs.platform.children import ChildFailed, Limits
 from jobs.settings import Settings
 
 MODULE: Final = "workers.finetuning.examination"
@@ -27,7 +26,6 @@ MAX_EXAMPLES: Final = 1_000_000
 #: Rows of a file that forgetting is measured with.
 MAX_GENERAL: Final = 1000
 _MEMORY_BYTES: Final = 8 << 30
-_LOOK: Final = 0.2  # seconds between two looks at whether the examination should stop
 _DEFAULT_EPOCHS: Final = 3
 #: `auto` takes batches of as many examples as there are groups of this size, sixteen at most.
 _EXAMPLES_PER_BATCH_SIZE: Final = 50
@@ -45,10 +43,6 @@ class BaseUnavailable(NightmillError):
     """The tokenizer of the base cannot be loaded on this machine."""
 
     text = "The base's tokenizer is not on this machine."
-
-
-class Stopped(Exception):
-    """The examination was stopped from outside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +68,11 @@ class Question:
     store: bool
     memory_bytes: int = _MEMORY_BYTES
 
+    @property
+    def limits(self) -> Limits:
+        """Return the limits of each process."""
+        return Limits(self.cpu_seconds, self.cpu_seconds, self.memory_bytes)
+
 
 @dataclass(slots=True)
 class Part:
@@ -86,7 +85,10 @@ class Part:
 
 @dataclass(slots=True)
 class Findings:
-    """The result of an examination. `tokens` counts the tokens of the training rows, `longest` those of the longest."""
+    """The result of an examination. `tokens` counts the tokens of the training rows, `longest` those of the longest.
+
+    `unavailable` says why the base's tokenizer cannot be loaded, `gave_up` why the files could not be read.
+    """
 
     errors: list[dict[str, Any]] = field(default_factory=list)
     truncated: bool = False
@@ -97,6 +99,7 @@ class Findings:
     tokens: int = 0
     longest: int = 0
     unavailable: str | None = None
+    gave_up: str | None = None
 
 
 def question(
@@ -123,48 +126,31 @@ def question(
 
 
 def examine(asked: Question, stopped: Callable[[], bool] = lambda: False) -> Findings:
-    """Run the child. Raises ExaminationFailed, BaseUnavailable, and Stopped when `stopped` returns True meanwhile."""
-    deadline = time.monotonic() + asked.cpu_seconds
-    child = subprocess.Popen(  # noqa: S603 (our own module)
-        [sys.executable, "-m", MODULE],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    with child:
-        try:
-            out, err = _communicate(child, json.dumps(asdict(asked)).encode(), deadline, stopped)
-        finally:
-            child.kill()
-    if child.returncode != 0:
-        raise ExaminationFailed from RuntimeError(err[-2000:].decode(errors="replace"))
-    return decode(out)
+    """Run the child.
+
+    Raises: ExaminationFailed, BaseUnavailable, and `children.Stopped` when `stopped` returns True meanwhile.
+    """
+    given = json.dumps(asdict(asked)).encode()
+    try:
+        return decode(children.run(MODULE, [given], asked.limits, settings=True, stopped=stopped))
+    except ChildFailed as failure:
+        raise _failed(str(failure)) from failure
 
 
 def decode(out: bytes) -> Findings:
-    """Return what the child wrote. Raises BaseUnavailable."""
+    """Return what the child wrote. Raises BaseUnavailable, ExaminationFailed."""
     answer = json.loads(out)
     parts = {name: Part(**answer[name]) if answer[name] else None for name in ("training", "validation", "general")}
     findings = Findings(**{**answer, **parts})
     if findings.unavailable is not None:
         raise BaseUnavailable(findings.unavailable)
+    if findings.gave_up is not None:
+        raise _failed(findings.gave_up)
     return findings
 
 
-def _communicate(
-    child: "subprocess.Popen[bytes]", data: bytes, deadline: float, stopped: Callable[[], bool]
-) -> tuple[bytes, bytes]:
-    given: bytes | None = data
-    while True:
-        try:
-            return child.communicate(given, timeout=_LOOK)
-        except subprocess.TimeoutExpired:
-            given = None  # it was given with the first call
-        if stopped():
-            raise Stopped
-        if time.monotonic() > deadline:
-            raise ExaminationFailed
+def _failed(reason: str) -> ExaminationFailed:
+    return ExaminationFailed(f"The files could not be read: {reason}.")
 
 
 def check_steps(asked: FineTuning, findings: Findings, limit: int) -> None:

@@ -8,6 +8,7 @@ need the tokenizer of the base (lengths, prefixes of messages) are made where th
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
@@ -24,6 +25,10 @@ _INPUT_KEYS: Final = {"messages", "tools", "parallel_tool_calls"}
 _OUTPUTS: Final = (("preferred_output", "preferred_completion"), ("non_preferred_output", "non_preferred_completion"))
 _DPO_KEYS: Final = {"input", "metadata", *_OUTPUTS[0], *_OUTPUTS[1]}
 _MESSAGE_KEYS: Final = {"role", "content", "name", "weight", "tool_calls", "tool_call_id", "refusal"}
+
+
+#: What JSON may spell half of a surrogate pair with.
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class _Refused(Exception):
@@ -72,7 +77,18 @@ def _parsed(raw: bytes) -> dict[str, Any]:
         raise _Refused("invalid_json_line", "This line is not parseable as valid JSON.") from None
     if not isinstance(row, dict):
         raise _Refused("invalid_type", "Each line must be a JSON object.")
+    if _SURROGATE.search(raw) and not _is_text(row):
+        raise _Refused("invalid_value", "A text of this line has half of a surrogate pair, which is no character.")
     return row
+
+
+def _is_text(row: Mapping[str, Any]) -> bool:
+    """Return whether a row can be written as UTF-8."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _no_constant(name: str) -> None:
@@ -244,4 +260,4 @@ def canonical(row: Mapping[str, Any]) -> bytes:
 def _canonical(row: Mapping[str, Any]) -> Iterator[bytes]:
     for name in sorted(row):
         if name != "metadata":
-            yield json.dumps([name, row[name]], sort_keys=True, ensure_ascii=False).encode(errors="surrogatepass")
+            yield json.dumps([name, row[name]], sort_keys=True, ensure_ascii=False).encode()

@@ -1,36 +1,129 @@
 """Examine training and validation files: `python -m workers.finetuning.examination`, see `jobs.finetuning.examination`.
 
-    each line ─▶ roles, messages, tools ─▶ tokens by the base's template ─▶ counted      errors with line and param
+    each line ─▶ confined process: roles, messages, tools, tokens by the base's template ─▶ counted, or error with line
     all rows  ─▶ at least ten, duplicates, rows of validation ─▶ split ─▶ snapshots by SHA-256
 
-Memory holds one line and a few numbers for each row.
+Memory holds one line and a few numbers for each row. This process has the keys of storage, and passes on bytes.
 """
 
 import hashlib
 import json
+import os
 import random
-import resource
+import shutil
 import sys
 from array import array
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import BinaryIO, Final, Protocol
 
 from jobs.batches import lines
 from jobs.batches.lines import Bad
-from jobs.errors import NotFound
+from jobs.errors import NotFound, StorageUnavailable
 from jobs.finetuning import examples
 from jobs.finetuning.datasets import location
 from jobs.finetuning.examination import MAX_ERRORS, MAX_EXAMPLES, MAX_GENERAL, Findings, Part, Question
 from jobs.fleet.models_file import Model
+from jobs.platform.children import ChildFailed, Limits, describe_exit
 from jobs.platform.storage import open_storage
 from jobs.settings import Settings
 from workers.engines.model_folders import ModelUnavailable, source_of
-from workers.engines.training import rows
+from workers.finetuning import examination_child as child
+from workers.finetuning.examination_child import BadRow, Load, NotLoaded, Read, Row
+from workers.sandbox.channel import LARGEST
+from workers.sandbox.child import Child, Died, TimeUp
+from workers.sandbox.confinement import Policy
 
 _NAMED_LINES: Final = 20
-_ENCODE: Final = {"supervised": rows.encode_supervised, "dpo": rows.encode_preference}
+_COPIED: Final = 1 << 20  # bytes at a time
+
+
+class Rows(Protocol):
+    """Checks the rows of files by the tokenizer of a base: the confined process, or its code in a test."""
+
+    has_template: bool
+
+    def read(self, asked: Read, handle: BinaryIO) -> Generator[Row | BadRow]:
+        """Yield what each row of a file is. Raises: ChildFailed."""
+
+
+class ConfinedRows:
+    """The confined process that checks rows. It is replaced where a file was not read to its end."""
+
+    def __init__(self, asked: Load, limits: Limits) -> None:
+        """Load the tokenizer. Raises: ModelUnavailable, ChildFailed."""
+        self._asked, self._limits = asked, limits
+        self._child: Child | None = None
+        self.has_template = self._load()
+
+    def read(self, asked: Read, handle: BinaryIO) -> Generator[Row | BadRow]:
+        if self._child is None:
+            self._load()
+        reading, writing = os.pipe()
+        with ThreadPoolExecutor(1) as thread:
+            copied, last = thread.submit(_copy, handle, writing), False
+            try:
+                self._send(asked, [reading])
+                while not last:
+                    checked = child.decode_checked(self._receive())
+                    yield from checked.rows
+                    last = checked.last
+            finally:
+                if not last:
+                    self._end()  # and so the copying
+            copied.result()
+
+    def _load(self) -> bool:
+        """Start the process, and return whether the base has a chat template."""
+        folder = Path(self._asked.folder)
+        linked = {str(file.resolve()) for file in folder.iterdir() if file.is_symlink()}
+        policy = Policy(child.__name__, readable=(str(folder), *linked), memory_bytes=self._limits.memory_bytes)
+        self._child = Child(policy)
+        with self._failures():
+            self._child.begin()
+        self._send(self._asked)
+        answer = child.decode_loaded(self._receive())
+        if isinstance(answer, NotLoaded):
+            raise ModelUnavailable(answer.why)
+        return answer.has_template
+
+    def _send(self, message: Load | Read, descriptors: Sequence[int] = ()) -> None:
+        """Send a message, and close the descriptors that go with it."""
+        assert self._child is not None
+        try:
+            with self._failures():
+                self._child.send(child.encode(message), descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _receive(self) -> bytes:
+        assert self._child is not None
+        with self._failures():
+            return self._child.receive(self._limits.seconds, LARGEST)
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Raise ChildFailed where the process has ended, or gives no answer."""
+        try:
+            yield
+        except TimeUp as error:
+            raise ChildFailed("the process that reads rows gave no answer") from error
+        except Died as error:
+            raise ChildFailed(describe_exit(self._end(), self._limits)) from error
+
+    def _end(self) -> int:
+        ended, self._child = self._child, None
+        return ended.end() if ended is not None else 0
+
+
+def _copy(handle: BinaryIO, writing: int) -> None:
+    """Copy a file into a pipe, until nobody reads it."""
+    with suppress(BrokenPipeError), os.fdopen(writing, "wb") as pipe:
+        shutil.copyfileobj(handle, pipe, _COPIED)
 
 
 class _File:
@@ -42,20 +135,18 @@ class _File:
         self.first: dict[int, int] = {}  # fingerprint of a row → its first line
         self.repeated = array("q")  # lines
 
-    def add(self, line: int, row: dict[str, Any], tokens: int, time: float | None) -> None:
-        self.lines.append(line)
-        self.tokens.append(tokens)
-        if time is not None:
-            self.times.append(time)
-        digest = hashlib.blake2b(examples.canonical(row), digest_size=8).digest()
-        if self.first.setdefault(int.from_bytes(digest, "little"), line) != line:
-            self.repeated.append(line)
+    def add(self, row: Row) -> None:
+        self.lines.append(row.line)
+        self.tokens.append(row.tokens)
+        if row.time is not None:
+            self.times.append(row.time)
+        if self.first.setdefault(row.fingerprint, row.line) != row.line:
+            self.repeated.append(row.line)
 
 
 class _Examination:
-    def __init__(self, asked: Question, tokenizer: Any, context: int) -> None:
-        self.asked, self.tokenizer = asked, tokenizer
-        self.limit = min(asked.max_sequence_length or context, context)
+    def __init__(self, asked: Question, rows: Rows) -> None:
+        self.asked, self.rows = asked, rows
         self.storage = open_storage(asked.storage)
         self.findings = Findings()
 
@@ -88,10 +179,13 @@ class _Examination:
     def _read(self, field: str, path: str, limit: int = MAX_EXAMPLES) -> _File:
         """Check every row of a file, until there are too many errors."""
         file = _File(field, path)
+        method: examples.Method = "dpo" if self.asked.method == "dpo" and field != "general_file" else "supervised"
+        timed = self.asked.split == "temporal" and field == "training_file"
+        asked = Read(method, timed, self.asked.max_line_bytes)
         try:
-            with self.storage.reader(path) as handle:
-                for text in lines.read(handle, self.asked.max_line_bytes):
-                    self._examine(file, text)
+            with self.storage.reader(path) as handle, closing(self.rows.read(asked, handle)) as rows:
+                for row in rows:
+                    self._note(file, row)
                     if self.findings.truncated:
                         break
                     if len(file.lines) > limit:
@@ -102,21 +196,11 @@ class _Examination:
             self._complain(field, Bad("file_not_found", "The file does not exist any more."))
         return file
 
-    def _examine(self, file: _File, text: lines.Text) -> None:
-        timed = self.asked.split == "temporal" and file.field == "training_file"
-        prefers = self.asked.method == "dpo" and file.field != "general_file"
-        method: examples.Method = "dpo" if prefers else "supervised"
-        row = examples.check(text, method, timed=timed)
-        if isinstance(row, Bad):
-            self._complain(file.field, row)
-            return
-        try:
-            encoded = _ENCODE[method](self.tokenizer, text.number, row, self.limit)
-        except rows.RowRefused as error:
-            self._complain(file.field, Bad("invalid_example", str(error), text.number))
-            return
-        tokens = sum(len(ids) for name, ids in encoded.items() if name != "labels")
-        file.add(text.number, row, tokens, examples.time_of(row) if timed else None)
+    def _note(self, file: _File, row: Row | BadRow) -> None:
+        if isinstance(row, Row):
+            file.add(row)
+        else:
+            self._complain(file.field, Bad(row.code, row.message, row.line, row.param))
 
     def _complain(self, field: str, bad: Bad) -> None:
         if len(self.findings.errors) >= MAX_ERRORS:
@@ -170,28 +254,38 @@ def _told(what: str, numbers: Collection[int]) -> str:
     return f"{len(numbers)} {what}: lines {named}{more}."
 
 
-def examine(asked: Question, limit: Callable[[], None] = lambda: None) -> Findings:
-    """Load the tokenizer of the base, call `limit`, and examine the files."""
+def examine(asked: Question, rows_of: Callable[[Load, Limits], Rows] = ConfinedRows) -> Findings:
+    """Load the tokenizer of the base, and examine the files. Raises: ChildFailed, StorageUnavailable."""
     try:
-        folder = source_of(Model.model_validate(asked.model), Settings(data_dir=Path(asked.data_dir)))
-        tokenizer, context = rows.load_tokenizer(folder)
+        rows = rows_of(Load(_folder_of(asked), asked.max_sequence_length), asked.limits)
     except (ModelUnavailable, OSError, ValueError) as error:
         return Findings(unavailable=f"The model's tokenizer cannot be loaded: {error}")
-    if tokenizer.chat_template is None:
+    if not rows.has_template:
         bad = Bad("no_chat_template", "The model has no chat template.")
         return Findings(errors=[{**bad.as_dict(), "param": "model"}])
-    limit()
-    return _Examination(asked, tokenizer, context).run()
+    return _Examination(asked, rows).run()
+
+
+def _folder_of(asked: Question) -> str:
+    """Return the folder with the base's tokenizer. Raises: ModelUnavailable, OSError, ValueError."""
+    model = Model.model_validate(asked.model)
+    source = source_of(model, Settings(data_dir=Path(asked.data_dir)))
+    if Path(source).is_dir():
+        return source
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(source, revision=model.source.revision, local_files_only=True)
 
 
 def main() -> None:
     asked = Question(**json.load(sys.stdin))
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (asked.memory_bytes, asked.memory_bytes))
-        resource.setrlimit(resource.RLIMIT_CPU, (asked.cpu_seconds, asked.cpu_seconds))
-
-    json.dump(asdict(examine(asked, limit)), sys.stdout)
+    try:
+        findings = examine(asked)
+    except ChildFailed as failure:
+        findings = Findings(gave_up=str(failure))
+    except StorageUnavailable:
+        findings = Findings(gave_up="the file storage cannot be reached")
+    json.dump(asdict(findings), sys.stdout)
 
 
 if __name__ == "__main__":

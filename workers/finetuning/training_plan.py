@@ -23,6 +23,7 @@ from jobs.fleet.models_file import Model, ModelsFileError
 from jobs.ledger import ledger, shards
 from jobs.ledger.ledger import JobClaim
 from jobs.ledger.tables import Job, Shard
+from jobs.platform.children import Stopped
 from jobs.platform.locks import hold_alone
 from jobs.queues import Queue
 from workers.runtime.attempts import Abandoned
@@ -66,13 +67,12 @@ def _examined(context: Context, claim: JobClaim, asked: FineTuning, base: Model,
             if not alone:
                 raise Abandoned(context.timings.examination_retry)
             return examination.examine(question, lambda: handle.ended)
-    except examination.Stopped:
+    except Stopped:
         raise Abandoned from None
     except examination.BaseUnavailable:
         raise Abandoned(30.0, "model") from None
     except examination.ExaminationFailed as error:
-        message = f"The files could not be read within {_SECONDS} seconds."
-        return Findings(errors=[Bad(str(error.code), message, None, "training_file").as_dict()])
+        return Findings(errors=[Bad(str(error.code), error.message, None, "training_file").as_dict()])
 
 
 def _paths(session: Session, job: Job) -> dict[str, str]:

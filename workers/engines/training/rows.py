@@ -112,9 +112,11 @@ def _ids(
         text = tokenizer.apply_chat_template(
             messages, tools=tools or None, add_generation_prompt=prompt, tokenize=False
         )
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    except MemoryError:
+        raise
     except Exception as error:  # the template is code of the model's: it raises what it likes
         raise RowRefused(line, f"The model's chat template refuses the messages: {error}") from error
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 
 

@@ -1,15 +1,15 @@
 """The dry run: what a batch would say and cost, and nothing created."""
 
 import json
-import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from api.batches import dry_run as validation
+from api.batches import dry_run as route
 from jobs.batches import batches
 from jobs.fleet import workers
 from jobs.fleet.models_file import ANY_MODEL
@@ -185,15 +185,6 @@ def test_more_than_the_project_may_have_waiting_is_told(
     assert found["valid"] is (not codes)
 
 
-def test_no_more_children_than_cores_are_started(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.batches.dry_run._AT_ONCE", threading.BoundedSemaphore(1))
-    file = client.post("/v1/files", files={"file": ("a", line("1"))}, data={"purpose": "batch"}).json()
-    with validation._AT_ONCE:
-        busy = client.post("/v1/batches/validate", json={"input_file_id": file["id"], "endpoint": "/v1/embeddings"})
-
-    assert (busy.status_code, busy.json()["error"]["code"]) == (503, "validation_busy")
-
-
 def test_an_unknown_file_is_404(client: TestClient) -> None:
     answer = client.post("/v1/batches/validate", json={"input_file_id": "file-x", "endpoint": "/v1/embeddings"})
 
@@ -201,7 +192,8 @@ def test_an_unknown_file_is_404(client: TestClient) -> None:
 
 
 def test_a_child_that_gives_up_is_told_as_that(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.batches.dry_run._MEMORY_BYTES", 1 << 20)  # an interpreter needs more
+    limits = replace(route._LIMITS, memory_bytes=1 << 20)  # an interpreter needs more
+    monkeypatch.setattr(route, "_LIMITS", limits)
     file = client.post("/v1/files", files={"file": ("a", line("1"))}, data={"purpose": "batch"}).json()
 
     answer = client.post("/v1/batches/validate", json={"input_file_id": file["id"], "endpoint": "/v1/embeddings"})

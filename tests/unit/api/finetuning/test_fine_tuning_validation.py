@@ -1,6 +1,5 @@
 """The dry run of a fine-tuning job over HTTP."""
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from api.finetuning import validation
 from jobs.finetuning import examination
 from jobs.finetuning.examination import BaseUnavailable, ExaminationFailed, Findings, Part, Question
 from jobs.finetuning.tables import FinetunePlan, FinetuneStep
@@ -144,15 +142,6 @@ def test_what_cannot_be_examined_is_refused(
     answer = client.post(PATH, json={"model": BASE, "training_file": upload(client)})
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
-
-
-def test_only_a_few_are_examined_at_once(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validation, "_AT_ONCE", threading.BoundedSemaphore(1))
-    validation._AT_ONCE.acquire()
-
-    answer = client.post(PATH, json={"model": BASE, "training_file": upload(client)})
-
-    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "validation_busy")
 
 
 def test_an_unknown_file_is_named(client: TestClient) -> None:

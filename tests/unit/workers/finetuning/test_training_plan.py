@@ -30,6 +30,7 @@ from jobs.settings import Settings
 from tests.support import ledgers, tiny_llama
 from workers.finetuning import examination as child
 from workers.finetuning import training_plan
+from workers.finetuning.examination_child import Checker
 from workers.runtime.attempts import Abandoned
 from workers.runtime.context import Context, Standing
 from workers.runtime.heartbeat import ClaimHandle, Heartbeat
@@ -130,7 +131,8 @@ def planner(db: Database, tmp_path: Path, base: Path, monkeypatch: pytest.Monkey
     """Return a planner that examines files in this process: a child takes seconds to load its libraries."""
 
     def examine(asked: Question, _stopped: Callable[[], bool] = lambda: False) -> Findings:
-        return examination.decode(json.dumps(asdict(child.examine(asked))).encode())
+        findings = child.examine(asked, lambda load, _limits: Checker(load))
+        return examination.decode(json.dumps(asdict(findings)).encode())
 
     monkeypatch.setattr(examination, "examine", examine)
     return Planning(db, tmp_path, base)
