@@ -1,6 +1,6 @@
 """Share out the child processes that compute on clients' data: one for each project, and few for all.
 
-    route ─▶ place of its project ─▶ one of all places ─▶ child process (`jobs.platform.children`)
+    route ─▶ slot of its project ─▶ one of all slots ─▶ child process (`jobs.platform.children`)
                     └── none free within 5 s ──┘─▶ 429 with Retry-After
 
 A request waits in a thread of its project and holds it until its child has ended.
@@ -16,36 +16,37 @@ from weakref import WeakValueDictionary
 from api.shares import ProjectBusy
 from jobs.platform.limiters import Limit
 
-#: Each child takes a core at low priority, and up to a gigabyte or two while it reads a training file.
-PLACES: Final = 8
+#: Each child has a core at low priority and some 100 MB. Its limit is 2 GB, or 8 GB for a training file; where memory is
+#: short, the kernel ends children first.
+SLOTS: Final = 8
 
 
 class Computations:
-    """The places of this process for children. A project is refused that finds none within `patience` seconds."""
+    """The slots of this process for children. A project is refused that finds none within `patience` seconds."""
 
-    def __init__(self, patience: float, places: int = PLACES) -> None:
+    def __init__(self, patience: float, slots: int = SLOTS) -> None:
         self._patience = patience
-        self._places = Limit(places)
+        self._slots = Limit(slots)
         self._own: WeakValueDictionary[str, Limit] = WeakValueDictionary()
         self._lock = threading.Lock()
 
     @contextmanager
-    def place(self, project_id: str) -> Iterator[None]:
-        """Hold the project's place, and one of all.
+    def slot(self, project_id: str) -> Iterator[None]:
+        """Hold the project's slot, and one of all.
 
         Raises: ProjectBusy, where one of them is not free in time.
         """
         until = time.monotonic() + self._patience
-        with self._lock:  # the place of a project exists for as long as a request refers to it
+        with self._lock:  # the slot of a project exists for as long as a request refers to it
             own = self._own.setdefault(project_id, Limit(1))
         if not own.acquire_blocking(timeout=self._patience):
             raise ProjectBusy("This project has a computation in progress. Send this one again in a moment.")
         try:
-            if not self._places.acquire_blocking(timeout=max(0.0, until - time.monotonic())):
-                raise ProjectBusy("Computations of other projects take all places. Send this one again in a moment.")
+            if not self._slots.acquire_blocking(timeout=max(0.0, until - time.monotonic())):
+                raise ProjectBusy("Computations of other projects take all slots. Send this one again in a moment.")
             try:
                 yield
             finally:
-                self._places.release()
+                self._slots.release()
         finally:
             own.release()

@@ -105,7 +105,7 @@ class Timings:
     head_patience: float = 20.0  # for the head of a request, or for the rest of a body that was refused
     body_patience: float = 60.0  # without a byte, until a body is given up
     thread_patience: float = 5.0  # that a request waits for a thread of its project
-    computation_patience: float = 5.0  # that it waits for a place for a child process
+    computation_patience: float = 5.0  # that it waits for a slot for a child process
     trusted: float = 2.0  # that a good answer of SQL holds: who has a key, who serves a model
 
     # api.pages and `nightmill up`

@@ -109,7 +109,7 @@ def _run(call: CallContext, request: dict[str, Any]) -> dict[str, Any]:
     """
     given = json.dumps(request).encode()
     try:
-        with call.services.computations.place(call.project_id):
+        with call.services.computations.slot(call.project_id):
             answer = children.run("jobs.batches.validate", [given], _LIMITS, settings=True)
     except ChildFailed as failure:
         message = f"The file could not be read: {failure}."

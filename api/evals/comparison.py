@@ -129,7 +129,7 @@ def _check_sizes(session: Session, *jobs: Job) -> None:
 def _compared(call: CallContext, baseline: str, run: str) -> Compared:
     """Return the comparison of the runs' items. Raises ProjectBusy, and InvalidRequest where it was too much."""
     try:
-        with call.services.computations.place(call.project_id):
+        with call.services.computations.slot(call.project_id):
             return comparison_process.compare(lines_of(call, baseline), lines_of(call, run))
     except ChildFailed as failure:
         message = f"The runs could not be compared: {failure}."

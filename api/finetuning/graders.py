@@ -3,7 +3,7 @@
 grader ─▶ child: requests to judges and embedding models, if any ─▶ answers to interactive requests
             └─▶ grade ─▶ reward                                        └─▶ child: grade ─▶ reward
 
-The project's place for a child is free while models answer.
+The project's slot for a child is free while models answer.
 """
 
 import asyncio
@@ -160,7 +160,7 @@ async def _ask(call: CallContext, request: Request, asked: ModelRequest) -> Answ
 def _grade(call: CallContext, question: Question) -> Outcome:
     """Return what the child answers. That it was too much for the child is an error of the grader."""
     try:
-        with call.services.computations.place(call.project_id):
+        with call.services.computations.slot(call.project_id):
             raw = grading_process.ask(question, call.services.timings.python_grader + _MARGIN)
     except ChildFailed as failure:
         error = GraderError(OTHER, f"The sample could not be graded: {failure}.")

@@ -119,7 +119,7 @@ def validate_fine_tuning(call: Call, body: ValidateFineTuning) -> FineTuningVali
 def _examined(call: CallContext, question: examination.Question) -> Findings:
     """Raise ProjectBusy, Unavailable when the base is away, and InvalidRequest when it was too much for one child."""
     try:
-        with call.services.computations.place(call.project_id):
+        with call.services.computations.slot(call.project_id):
             return examination.examine(question)
     except BaseUnavailable as error:
         raise Unavailable("The base's tokenizer is not on this machine.", code="model_unavailable") from error

@@ -45,7 +45,7 @@ ALLOWED: Final[Mapping[tuple[str, str], str]] = {
     ("api/retrieval/indexes.py", "jobs.retrieval.metrics"): "compares lists of at most 50 files",
 }
 
-#: Functions that run a child: only in a place of the project (`with ….computations.place(…)`).
+#: Functions that run a child: only in a slot of the project (`with ….computations.slot(…)`).
 SHARED_OUT: Final = (
     "jobs.platform.children.run",
     "jobs.evals.grading_process.ask",
@@ -80,20 +80,20 @@ def is_below(name: str, pattern: str) -> bool:
 def faults(code: str, module: str = "") -> set[str]:
     """Return what a module of `api` does that it may not."""
     tree = ast.parse(code)
-    places = [
+    slots = [
         node
         for node in ast.walk(tree)
         if isinstance(node, ast.With)
-        and any(ast.unparse(item.context_expr).partition("(")[0].endswith("computations.place") for item in node.items)
+        and any(ast.unparse(item.context_expr).partition("(")[0].endswith("computations.slot") for item in node.items)
     ]
-    shared_out = {id(node) for place in places for node in ast.walk(place)}
+    shared_out = {id(node) for slot in slots for node in ast.walk(slot)}
     found = set[str]()
     for node, name in names_of(tree):
         for forbidden, reason in FORBIDDEN.items():
             if is_below(name, forbidden) and (module, forbidden) not in ALLOWED:
                 found.add(f"{forbidden} {reason}")
         if isinstance(node, ast.expr) and name in SHARED_OUT and id(node) not in shared_out:
-            found.add(f"{name} outside of a place of the project")
+            found.add(f"{name} outside of a slot of the project")
     return found | {
         f"{ast.unparse(call.func)} takes a pattern that is no literal"
         for call in ast.walk(tree)
@@ -143,7 +143,7 @@ def test_the_rule_sees_each_way_to_compute(code: str) -> None:
     [
         "from jobs.evals.grading import Grade\nfrom jobs.evals.comparison import Comparison",
         "import re\nre.compile('[a-z]+')",
-        "from jobs.finetuning import examination as e\nwith services.computations.place(project):\n    e.examine(q)",
+        "from jobs.finetuning import examination as e\nwith services.computations.slot(project):\n    e.examine(q)",
     ],
 )
 def test_the_rule_lets_definitions_and_shared_out_children_be(code: str) -> None:

@@ -41,25 +41,25 @@ def id_of(app: FastAPI, project: str) -> str:
         return keys.ensure_project(session, project).id
 
 
-def test_a_project_has_one_place_and_all_projects_have_few() -> None:
-    computations = Computations(0.01, places=2)
+def test_a_project_has_one_slot_and_all_projects_have_few() -> None:
+    computations = Computations(0.01, slots=2)
 
-    with computations.place("a"), computations.place("b"):
+    with computations.slot("a"), computations.slot("b"):
         for project in ("a", "c"):
-            with pytest.raises(ProjectBusy), computations.place(project):
+            with pytest.raises(ProjectBusy), computations.slot(project):
                 pass
-    with computations.place("c"), computations.place("a"):
+    with computations.slot("c"), computations.slot("a"):
         pass
 
 
 @pytest.mark.parametrize("route", ["graders/run", "fine_tuning/jobs/validate", "batches/validate"])
-def test_a_project_whose_place_is_taken_is_refused_and_others_are_served(
+def test_a_project_whose_slot_is_taken_is_refused_and_others_are_served(
     app: FastAPI, route: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(examination, "examine", lambda _question: Findings(training=Part("a", 1, 100)))
     clients = [client_of(app, make_key(app, project)) for project in ("default", "another")]
 
-    with app.state.services.computations.place(id_of(app, "default")):
+    with app.state.services.computations.slot(id_of(app, "default")):
         busy, served = (post(client, route) for client in clients)
 
     error = busy.json()["error"]
@@ -78,10 +78,10 @@ def post(client: TestClient, route: str) -> Any:
     return client.post("/v1/fine_tuning/jobs/validate", json={"model": BASE, "training_file": upload(client)})
 
 
-def test_forty_requests_of_a_project_leave_threads_and_places_to_others(
+def test_forty_requests_of_a_project_leave_threads_and_slots_to_others(
     app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Let two projects hold their places, and one of them send 43 requests more."""
+    """Let two projects hold their slots, and one of them send 43 requests more."""
     grade_of, opened, held = (
         Outcome(Grade("same", "string_check", 1.0, True)),
         threading.Event(),
