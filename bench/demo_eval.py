@@ -30,7 +30,7 @@ from cli.errors import CliError
 
 BASE = "smollm2-135m-instruct"
 ROWS = 48
-_LINES = ("web", "dispatcher", "cpu", "gpu")
+_LINES = ("web", "dispatcher", "cpu", "evaluate", "gpu")
 _USED = 200  # docstrings from the first on: `make demo-finetune` trains on them
 _READ = 2000  # docstrings from which the rows are chosen
 _SUMMARY, _DETAILS = (20, 160), (60, 400)  # characters

@@ -27,7 +27,7 @@ from bench.deployment import MB, Deployment, Finished, chats, deployed
 from jobs.settings import Settings
 from tests.support import stub_engine
 
-_LINES = {"web": "", "dispatcher": "", "cpu": ""}
+_LINES = {"web": "", "dispatcher": "", "cpu": "", "evaluate": ""}
 _LIMITS = {"NIGHTMILL_BATCH_MAX_LINES": "10000000", "NIGHTMILL_BATCH_MAX_BYTES": "10000000000"}
 MODEL = "fake-model"
 PROMPTS = "prompts.log"  # the log of the stub's prompts

@@ -1,9 +1,12 @@
-"""A worker process: `python -m workers cpu|gpu|embed|finetune|tuned|io`.
+"""A worker process: `python -m workers cpu|evaluate|gpu|embed|finetune|tuned|io`.
 
-    cpu     prefork, spawned children, each a worker of its own
-    gpu     threads over one generation engine          embed   threads over one embedding engine
-    tuned   threads over an engine for one whole tuned model at a time
-    io      threads over one delivery loop                finetune   one training at a time, in a child process
+    cpu        prefork, spawned children, each a worker of its own
+    evaluate   the same, for grading alone
+    gpu        threads over one generation engine
+    embed      threads over one embedding engine
+    tuned      threads over an engine for one whole tuned model at a time
+    finetune   one training at a time, in a child process
+    io         threads over one delivery loop
 
 `gpu QUEUE` and `embed QUEUE` serve another queue that models.yaml names.
 """
@@ -19,7 +22,7 @@ from jobs.platform import memory
 from jobs.queues import Queue
 from jobs.settings import Settings, settings
 from workers import app as celery_app
-from workers import engine_process, tasks
+from workers import lifecycle, tasks
 from workers.finetuning import capability_check, scratch, tracking
 from workers.runtime.context import Pool, build
 
@@ -32,22 +35,33 @@ def main(arguments: list[str]) -> None:
     logs.configure(config.log_level)
     os.nice(config.worker_nice)
     pool, queue = arguments[0], arguments[1] if len(arguments) > 1 else None
-    if pool == "cpu":
-        _cpu(config)
+    if pool in tasks.PREFORK_POOLS:
+        _processes(config, tasks.PREFORK_POOLS[pool])
     elif pool == "io":
         _threads(config, Pool("io", (Queue.WEBHOOKS,), slots=1), 4)
     elif pool == "finetune":
         _threads(config, Pool("finetune", (Queue.FINETUNE,), slots=1, models=(ANY_MODEL,)), 1, trains=True)
     elif pool in _ENGINES:
+        from workers import engine_process  # 66 MB that the other pools do without
+
         memory.few_arenas()  # shards' threads are many, and so are LanceDB's
         engine_process.run(config, pool, queue or _ENGINES[pool])
     else:
-        raise SystemExit(f"unknown pool {pool!r}: one of cpu, gpu, embed, finetune, tuned, io")
+        raise SystemExit(f"unknown pool {pool!r}: one of cpu, evaluate, gpu, embed, finetune, tuned, io")
 
 
-def _cpu(config: Settings) -> None:
+def _processes(config: Settings, pool: Pool) -> None:
     app = celery_app.build(config)
-    celery_app.work(app, "cpu", tasks.CPU_POOL.queues, max(2, (os.cpu_count() or 2) // 2))
+    app.conf.update(nightmill_pool=pool.name)  # its children read it
+    celery_app.work(app, pool.name, pool.queues, process_count(pool, os.cpu_count() or 2))
+
+
+def process_count(pool: Pool, cores: int) -> int:
+    """Return the number of processes of a pool, on two cores 4 of `cpu` and 3 of `evaluate`.
+
+    One project may take half of them, which is a process for every second core. For every queue one more is left.
+    """
+    return 2 * max(2, cores // 2) - 2 + len(pool.queues)
 
 
 def _threads(config: Settings, pool: Pool, threads: int, *, trains: bool = False) -> None:
@@ -58,7 +72,7 @@ def _threads(config: Settings, pool: Pool, threads: int, *, trains: bool = False
     if trains:
         capability_check.examine(context)
     app = celery_app.build(config, threads=True)
-    tasks.furnish(app, tasks.Process(context, trains=trains))
+    tasks.furnish(app, tasks.Process(context, partial(lifecycle.train, context) if trains else None))
     if trains:
         tracking.start(context)
     celery_app.work(app, pool.name, pool.queues, threads)

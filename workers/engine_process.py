@@ -29,7 +29,7 @@ from jobs.retrieval import searches
 from jobs.security.tables import Project
 from jobs.settings import Settings
 from workers import app as celery_app
-from workers import tasks
+from workers import lifecycle, tasks
 from workers.batches.slot_scheduler import SlotScheduler
 from workers.engines.build_engines import build as build_router
 from workers.engines.build_engines import build_tuned, outdated, refresh
@@ -98,7 +98,8 @@ def run(config: Settings, name: str, queue: str) -> None:
     bring_up = partial(_bring_up, context, host, engine, consumer, reloading.look, engine_health, device)
     threading.Thread(target=bring_up, name="engine-start", daemon=True).start()
     app = celery_app.build(config, (queue,), threads=True)
-    tasks.furnish(app, tasks.Process(context, tasks.Engine(host, slot_scheduler)))
+    run_shard = partial(lifecycle.run_in_turn, context, host, slot_scheduler)
+    tasks.furnish(app, tasks.Process(context, run_shard, slot_scheduler))
     celery_app.work(app, name, pool.queues, slot_scheduler.threads)
     context.heartbeat.leave()
     with suppress(TimeoutError):

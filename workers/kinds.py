@@ -42,8 +42,8 @@ class Handler:
     """The functions of a worker for the jobs of a kind.
 
     `run` makes the run of one shard on an engine; it resumes after the lines that its claim says are covered. `parse`
-    makes the run of a shard's first stage, in the pool of parsers, and `grade` that of a shard of an evaluation, in the
-    same pool. `train` makes the run of a job's training, in a process that trains. `tend` comes after each attempt to
+    makes the run of a shard's first stage, in the pool `cpu`, and `grade` that of a shard of an evaluation, in the pool
+    `evaluate`. `train` makes the run of a job's training, in a process that trains. `tend` comes after each attempt to
     finish a job.
     """
 

@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Final, TypeVar
 
-from sqlalchemy import select
-
 from jobs.errors import ClaimLost, DatabaseBusy, NotFound, StorageFull, StorageUnavailable, TookTooLong
 from jobs.ledger import ledger, outbox, slot_weights
 from jobs.ledger.kinds import UnknownKind
@@ -24,7 +22,6 @@ from jobs.ledger.ledger import JobClaim
 from jobs.ledger.outbox import LONGEST_DELAY
 from jobs.ledger.shards import ShardClaim
 from jobs.ledger.states import JobState
-from jobs.ledger.tables import Job
 from jobs.logs import Seldom
 from jobs.queues import Queue, Task
 from workers import kinds
@@ -129,7 +126,7 @@ def run(context: Context, host: EngineHost, job_id: str, n: int) -> None:
 
 
 def parse(context: Context, parser: Parser, job_id: str, n: int) -> None:
-    """Parse one shard in the pool of parsers. Return quietly when there is nothing to run or the claim was lost."""
+    """Parse the documents of one shard. Return quietly when there is nothing to run or the claim was lost."""
     if (claim := claim_shard(context, job_id, n, queue=Queue.INGEST)) is not None:
         _run(context, claim, lambda handler, handle: _required(handler.parse)(context, parser, claim, handle))
 
@@ -138,17 +135,6 @@ def grade(context: Context, job_id: str, n: int) -> None:
     """Grade one shard of an evaluation. Return quietly when there is nothing to run or the claim was lost."""
     if (claim := claim_shard(context, job_id, n)) is not None:
         _run(context, claim, lambda handler, handle: _required(handler.grade)(context, claim, handle))
-
-
-def run_without_engine(context: Context, parser: Parser, job_id: str, n: int) -> None:
-    """Run one shard in the pool of parsers: the first stage of an ingestion, or a part of an evaluation."""
-    with context.db.read() as session:
-        kind = session.scalar(select(Job.kind).where(Job.id == job_id))
-    handler = kinds.HANDLERS.get(kind or "")
-    if handler is not None and handler.grade is not None:
-        grade(context, job_id, n)
-    else:
-        parse(context, parser, job_id, n)
 
 
 def train(context: Context, job_id: str, n: int) -> None:

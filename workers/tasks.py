@@ -4,7 +4,7 @@
     finish(job)    cpu.plan       assemble the results
     run(job, n)    gpu.*          answer the lines of a shard, embed its documents
                    cpu.ingest     parse its documents
-                   cpu.evaluate   grade its items
+                   cpu.evaluate   grade its items, in the pool `evaluate`
     purge()        cpu.ingest     make the pending removals from the vector database
     deliver()      io.webhooks    send what is due
 
@@ -12,15 +12,18 @@ A message carries ids; what they mean is read from SQL. A task finds its `Proces
 gives it one in a pool of threads, `worker_process_init` in each child of a prefork pool.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from threading import Thread
+from typing import Final
 
 from celery import Celery, current_app, shared_task, signals
 
 from jobs.logs import about
 from jobs.platform import memory
-from jobs.queues import Queue, Task
+from jobs.queues import PROCESS_POOLS, Task
 from jobs.settings import settings
 from workers import lifecycle
 from workers.batches.slot_scheduler import SlotScheduler
@@ -28,42 +31,28 @@ from workers.evals.python_grader import look_for_sandbox
 from workers.retrieval.ingestion.purge import purge as purge_vectors
 from workers.retrieval.parsing.parser import Parser, limits_of
 from workers.runtime.context import Context, Pool, build
-from workers.runtime.engine_host import EngineHost
 from workers.webhooks import loop as webhooks
 
-CPU_POOL = Pool("cpu", (Queue.PLAN, Queue.INGEST, Queue.EVALUATE), slots=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """The engine of a process, and the scheduler of its slots."""
-
-    host: EngineHost
-    slot_scheduler: SlotScheduler
+CPU_POOL = Pool("cpu", PROCESS_POOLS["cpu"], slots=1)
+EVALUATE_POOL = Pool("evaluate", PROCESS_POOLS["evaluate"], slots=1)
+#: The pools of spawned processes by name. Each child is a worker of its own.
+PREFORK_POOLS: Final = {pool.name: pool for pool in (CPU_POOL, EVALUATE_POOL)}
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """The dependencies of a process's tasks: an engine, a parser, or neither. `trains`: the process runs trainings."""
+    """The dependencies of a process's tasks. `run` runs a shard; a process without it gets none."""
 
     context: Context
-    engine: Engine | None = None
+    run: Callable[[str, int], None] | None = None
+    slot_scheduler: SlotScheduler | None = None
     parser: Parser | None = None
-    trains: bool = False
-
-    def run(self, job_id: str, n: int) -> None:
-        if self.parser is not None:
-            lifecycle.run_without_engine(self.context, self.parser, job_id, n)
-        elif self.engine is not None:
-            lifecycle.run_in_turn(self.context, self.engine.host, self.engine.slot_scheduler, job_id, n)
-        elif self.trains:
-            lifecycle.train(self.context, job_id, n)
 
     def stop(self) -> None:
         """Let running work commit and release; Celery then waits for the tasks to return."""
         self.context.heartbeat.stop_all()
-        if self.engine is not None:
-            self.engine.slot_scheduler.close()
+        if self.slot_scheduler is not None:
+            self.slot_scheduler.close()
 
 
 def furnish(app: Celery, process: Process) -> None:
@@ -91,7 +80,8 @@ def finish(job_id: str) -> None:
 @shared_task(name=Task.RUN.value)
 def run(job_id: str, n: int) -> None:
     with about(job_id=job_id):
-        _process().run(job_id, n)
+        if (run_shard := _process().run) is not None:
+            run_shard(job_id, n)
 
 
 @shared_task(name=Task.PURGE.value)
@@ -111,9 +101,14 @@ def _child_begins(**_: object) -> None:
     """Make a child of the prefork pool a worker with a heartbeat of its own."""
     config = settings()
     memory.few_arenas()  # LanceDB's threads are many
-    context = build(config, CPU_POOL)
-    furnish(current_app, Process(context, parser=Parser(limits_of(config))))
-    Thread(target=look_for_sandbox, args=(context.standing,), daemon=True).start()
+    pool = PREFORK_POOLS[current_app.conf.nightmill_pool]
+    context = build(config, pool)
+    if pool is EVALUATE_POOL:
+        furnish(current_app, Process(context, partial(lifecycle.grade, context)))
+        Thread(target=look_for_sandbox, args=(context.standing,), daemon=True).start()
+    else:
+        parser = Parser(limits_of(config))
+        furnish(current_app, Process(context, partial(lifecycle.parse, context, parser), parser=parser))
     memory.freeze()
 
 

@@ -20,6 +20,7 @@ _STATUSES: Final = frozenset({"ready", "broker_full", "stuck", "unavailable"})
 #: The queue that shows whether a process of the Procfile works.
 POOLS: Mapping[str, str] = {
     "cpu": "cpu.plan",
+    "evaluate": "cpu.evaluate",
     "gpu": "gpu.generate",
     "embed": "gpu.embed",
     "finetune": "gpu.finetune",

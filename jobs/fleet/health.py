@@ -20,7 +20,7 @@ from jobs.platform import processes
 from jobs.settings import Settings, settings
 
 DISPATCHER = "dispatcher"
-POOLS = ("cpu", "gpu", "embed", "finetune", "tuned", "io")
+POOLS = ("cpu", "evaluate", "gpu", "embed", "finetune", "tuned", "io")
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from tests.chaos.short import QUIET, short_campaign
 # The first test waits for the whole run: two minutes on a quiet machine.
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(1800)]
 
-_FAULTS = ("cpu", "gpu", "dispatcher", "cpu, main alone", "web", "cpu", "cpu zombie")
+_FAULTS = ("evaluate", "gpu", "dispatcher", "evaluate, main alone", "web", "cpu", "evaluate zombie")
 
 
 @pytest.fixture(scope="module")

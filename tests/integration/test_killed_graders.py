@@ -48,7 +48,7 @@ def system(tmp_path: Path) -> Iterator[System]:
 
 def sandboxes(system: System) -> list[psutil.Process]:
     """Return the processes of python graders, of each worker an outer one, its template, and that of an item."""
-    return [process for process in system.tree("cpu")[1:] if "grader_child" in " ".join(command(process))]
+    return [process for process in system.tree("evaluate")[1:] if "grader_child" in " ".join(command(process))]
 
 
 def depth(process: psutil.Process) -> int:
@@ -100,7 +100,7 @@ def test_every_item_is_graded_once_whoever_is_killed(system: System) -> None:
         kill_at(system, 1)
         wait_for_more()
         seen += sandboxes(system)
-        signal_all(system.tree("cpu"), signal.SIGKILL)
+        signal_all(system.tree("evaluate"), signal.SIGKILL)
         at_the_kill = graded()
         eventually(lambda: runs.retrieve(run.id, eval_id=eval_id).status == "completed", 240, "the run ends", every=0.5)
 

@@ -1,7 +1,7 @@
 """A whole deployment under test: `nightmill up` in a process of its own, and the stub engine beside it.
 
     StubEngine   a process that is started again whenever it ends, on the same port, over one log of prompts
-    System       guard ── supervisor ── broker, web, dispatcher, cpu, gpu, embed, finetune, io,
+    System       guard ── supervisor ── broker, web, dispatcher, cpu, evaluate, gpu, embed, finetune, io,
                                         (web2, dispatcher2, gpu2), (tuned)
 
 The Procfile is the product's own; with `rivals` it has a second web process (on a port of its own), dispatcher and

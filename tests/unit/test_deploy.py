@@ -185,7 +185,7 @@ def test_profile_for_python_graders_lets_their_sandbox_begin_and_refuses_the_res
     [rule] = profile["syscalls"]
     denied = set(rule["names"])
 
-    assert graders.keys() == {"cpu", "web"}
+    assert graders.keys() == {"evaluate", "web"}
     for service in graders.values():
         options = dict(re.split("[:=]", option, maxsplit=1) for option in service.pop("security_opt"))
         assert options == {"no-new-privileges": "true", "seccomp": "seccomp-graders.json", "apparmor": "unconfined"}
@@ -205,7 +205,7 @@ def test_whoever_fetches_from_elsewhere_can_get_out() -> None:
     """
     out = {name for name in OURS if "outside" in SERVICES[name]["networks"]}
 
-    assert out == {"web", "dispatcher", "flower", "cpu", "generate", "gpu", "embed", "finetune", "io"}
+    assert out == {"web", "dispatcher", "flower", "cpu", "evaluate", "generate", "gpu", "embed", "finetune", "io"}
 
 
 def test_the_readme_s_overrides_are_of_services_and_settings_that_exist() -> None:

@@ -65,7 +65,7 @@ def test_a_missing_file_is_told_in_one_line(tmp_path: Path) -> None:
 def test_ours_names_every_process_type_once_and_starts_with_the_release() -> None:
     names = [line.name for line in procfile.load(procfile.PACKAGED)]
 
-    assert names == ["release", "web", "dispatcher", "cpu", "gpu", "embed", "finetune", "io", "flower"]
+    assert names == ["release", "web", "dispatcher", "cpu", "evaluate", "gpu", "embed", "finetune", "io", "flower"]
 
 
 def test_an_optional_line_runs_where_it_is_named(tmp_path: Path) -> None:
