@@ -122,6 +122,7 @@ EVALUATION: Final = Kind(
     EVENTS,
     run_queue=Queue.EVALUATE,
     window=None,
+    slot_weight=1.0,  # a process grades one shard at a time
     counted=False,
     has_lines=False,  # clients read them as output items
     result=EvalRun.id,

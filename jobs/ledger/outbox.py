@@ -31,7 +31,7 @@ from jobs.clock import now
 from jobs.db.base import table_of
 from jobs.db.engine import inserting
 from jobs.files.tables import File
-from jobs.ledger import slot_weights
+from jobs.ledger import kinds, slot_weights
 from jobs.ledger.states import CLOSING, JobState
 from jobs.ledger.tables import Job, Outbox, Shard
 from jobs.queues import Task
@@ -222,12 +222,17 @@ def unpublish(session: Session, task: Task, job_id: str, shard_n: int = JOB, *, 
 UNCLAIMED: Final = 1000
 
 
-def unclaimed(session: Session, queues: Collection[str] | None = None) -> Sequence[Outbox]:
-    """Return the oldest messages that are published and unclaimed, of `queues` or all: `UNCLAIMED` at most."""
-    published = select(Outbox).where(Outbox.published_at.is_not(None))
+def unclaimed(
+    session: Session, queues: Collection[str] | None = None, shard: ColumnElement[float] = slot_weights.WHOLE
+) -> Sequence[DueMessage]:
+    """Return the oldest messages that are published and unclaimed, of `queues` or all: `UNCLAIMED` at most.
+
+    `shard` is the part of a slot that a shard takes.
+    """
+    published = _MESSAGES.add_columns(slot_weight(shard), Outbox.publish_count).where(Outbox.published_at.is_not(None))
     if queues is not None:
         published = published.where(Outbox.queue.in_(queues))
-    return session.scalars(published.order_by(Outbox.id).limit(UNCLAIMED)).all()
+    return [DueMessage(*row) for row in session.execute(published.order_by(Outbox.id).limit(UNCLAIMED))]
 
 
 def depth(session: Session) -> dict[str, tuple[int, float]]:
@@ -257,8 +262,13 @@ def _due(served: Served, shard: ColumnElement[float]) -> Select[int, str, str, s
 
 
 def slot_weight(shard: ColumnElement[float]) -> ColumnElement[float]:
-    """Return the part of a slot that a message's work takes; needs the joins `INPUT` and `SHARD`."""
-    return case((and_(File.bytes.is_not(None), File.bytes <= SMALL_BYTES), literal(1 / PLANS, Float)), else_=shard)
+    """Return the part of a slot that a message's work takes; needs the joins `INPUT` and `SHARD`.
+
+    Jobs of a kind with a slot weight of its own are not planned in no time, however small their input is.
+    """
+    slow = kinds.names(lambda kind: kind.slot_weight is not None)
+    small = and_(File.bytes.is_not(None), File.bytes <= SMALL_BYTES, Job.kind.not_in(slow))
+    return case((small, literal(1 / PLANS, Float)), else_=shard)
 
 
 #: The joins of the input file to a `plan` message, and of the shard to a `run` message.
@@ -269,12 +279,14 @@ SHARD = and_(Outbox.task == Task.RUN, Shard.job_id == Outbox.job_id, Shard.n == 
 _AT = bindparam("at", type_=Outbox.due_at.type)
 _UNPUBLISHED = and_(Outbox.queue == bindparam("on"), Outbox.published_at.is_(None), _due_by(_AT))
 _WAITING = select(Project.id).where(exists().where(Outbox.project_id == Project.id, _UNPUBLISHED))
-_DUE = (
+_MESSAGES = (
     select(Outbox.id, Outbox.task, Outbox.queue, Outbox.job_id, Outbox.shard_n, Outbox.project_id)
     .join(Job, Job.id == Outbox.job_id)
     .outerjoin(File, INPUT)
     .outerjoin(Shard, SHARD)
-    .where(Outbox.project_id == bindparam("of"), _UNPUBLISHED, ready(_AT))
+)
+_DUE = (
+    _MESSAGES.where(Outbox.project_id == bindparam("of"), _UNPUBLISHED, ready(_AT))
     .order_by(Outbox.priority.desc(), Outbox.deadline, Outbox.id)
     .limit(bindparam("most", type_=Outbox.id.type))
 )

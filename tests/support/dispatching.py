@@ -63,13 +63,14 @@ class DispatcherHarness:
         self.dispatcher.tick()
         return list(self.broker.published)
 
-    def worker(self, name: str = "w", queue: str = Queue.GENERATE, slots: int = 1, **facts: Any) -> str:
+    def worker(self, name: str = "w", queue: str = Queue.GENERATE, *others: str, slots: int = 1, **facts: Any) -> str:
         host, pid, started = processes.me()
         row = {"host": host, "pid": pid, "started": started, "models": ["*"], "state": "ready", **facts}
+        queues = [queue, *others]
         with self.db.write() as session:
             workers.register(
                 session,
-                Worker(id=name, pool="p", queues=[queue], slots=slots, created_at=now(), seen_at=now(), **row),
+                Worker(id=name, pool="p", queues=queues, slots=slots, created_at=now(), seen_at=now(), **row),
             )
         return name
 

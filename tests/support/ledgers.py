@@ -49,15 +49,13 @@ def planning(db: Database, **changes: Any) -> JobClaim:
     return claim_job(db, job.id, Task.PLAN)
 
 
-def running(db: Database, lines: Sequence[int] = (4,), **changes: Any) -> Job:
+def running(db: Database, lines: Sequence[int] = (4,), on: Queue = Queue.GENERATE, **changes: Any) -> Job:
     """Create a job whose shards, of so many lines each, wait to be claimed."""
     claim = planning(db, **changes)
     with db.write() as session:
-        shards.cut(session, claim, Queue.GENERATE, cuts(claim.job.id, lines))
+        shards.cut(session, claim, on, cuts(claim.job.id, lines))
     with db.write() as session:
-        return ledger.planned(
-            session, claim, total=sum(lines), model=changes.get("model", "tiny"), queue=Queue.GENERATE
-        )
+        return ledger.planned(session, claim, total=sum(lines), model=changes.get("model", "tiny"), queue=on)
 
 
 def finishing(db: Database, lines: Sequence[int] = (4,), **changes: Any) -> Job:

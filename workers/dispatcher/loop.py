@@ -15,12 +15,12 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
 
-from sqlalchemy import ColumnElement, Select, func, literal, select
+from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session
 
 import jobs.known_kinds  # noqa: F401 (fills the table that every move of a job looks at)
@@ -33,22 +33,32 @@ from jobs.files.tables import File
 from jobs.fleet import workers as fleet
 from jobs.fleet.leadership import Leadership
 from jobs.fleet.models_file import Models, ModelsFileError, Registry
+from jobs.fleet.tables import Worker
 from jobs.ledger import measures, outbox, pauses, shards, slot_weights
 from jobs.ledger.outbox import DueMessage
 from jobs.ledger.pauses import Paused, Scope
 from jobs.ledger.tables import Job, Outbox, Shard
 from jobs.platform.storage import Storage, open_storage
-from jobs.queues import Queue, Task
+from jobs.queues import PROCESS_POOLS, Queue, Task
 from jobs.security.tables import Project
 from jobs.settings import Settings, settings
 from jobs.timings import Timings
 from workers.dispatcher.maintenance import Maintenance
-from workers.dispatcher.publisher import BrokerUnavailable, CeleryPublisher, FairSchedule, Publisher, Redelivery, choose
+from workers.dispatcher.publisher import (
+    MESSAGES_PER_SLOT,
+    BrokerUnavailable,
+    CeleryPublisher,
+    FairSchedule,
+    Publisher,
+    Redelivery,
+    Share,
+    choose,
+    largest_share,
+    within_shares,
+)
 
 log = logging.getLogger(__name__)
 
-#: Messages in flight per live slot: one being handled, one on its way, so that no slot waits for a tick.
-MESSAGES_PER_SLOT = 2
 #: While messages go out, the next look comes so many times sooner: small jobs free their slots before a tick is over.
 _BUSY_FACTOR = 5
 _BROKER_PAUSE = 2.0
@@ -60,9 +70,27 @@ class Out:
 
     slot_weights: dict[str, dict[str, float]] = field(default_factory=dict)
 
+    def add(self, queue: str, project: str, slot_weight: float) -> None:
+        projects = self.slot_weights.setdefault(queue, {})
+        projects[project] = projects.get(project, 0.0) + slot_weight
+
     def room(self, queue: str, slots: int) -> float:
-        """Return the slots that may still be filled with messages."""
-        return MESSAGES_PER_SLOT * slots - sum(self.slot_weights.get(queue, {}).values())
+        """Return the slots that may still be filled with messages. Ingestion leaves one of several to planning."""
+        limit = max(slots - 1, 1) if queue == Queue.INGEST else MESSAGES_PER_SLOT * slots
+        return limit - sum(self.slot_weights.get(queue, {}).values())
+
+    def shares(self, slots: Mapping[str, int]) -> dict[str, Share]:
+        """Return the share of each queue that is shared out; the queues of a pool have one together."""
+        shares = {}
+        for queues in PROCESS_POOLS.values():
+            share = Share(largest_share(max(slots.get(queue, 0) for queue in queues)))
+            for queue in queues:
+                shares[queue.value] = share
+                for project, slot_weight in self.slot_weights.get(queue, {}).items():
+                    share.taken[project] = share.taken.get(project, 0.0) + slot_weight
+        # A project's next training is not published behind the one that runs: others would wait for it, too.
+        training = dict(self.slot_weights.get(Queue.FINETUNE, {}))
+        return shares | {Queue.FINETUNE.value: Share(slots.get(Queue.FINETUNE, 0), training)}
 
 
 class Dispatcher:
@@ -82,13 +110,14 @@ class Dispatcher:
         self.clock = clock
         self._publisher = publisher
         self._shard = slot_weights.of_shards(config)
-        self._load_statements = _running(self._shard), _CLAIMED, _published(self._shard)
+        self._running, self._published = _running(self._shard), _published(self._shard)
         self._redelivery = Redelivery(clock, config.redelivery_seconds)
         self._models = Models(config)
         self._unread = logs.Seldom(log, "models_file.unread")
         self._maintenance = Maintenance(config, db, storage, clock, self._registry, timings)
         self._publish_again_at: dict[Task, float] = {}  # when work without a job is published again
         self._fair_schedules: dict[str, FairSchedule] = {}  # of each queue
+        self._chosen_at: dict[str, float] = {}  # when messages of a queue were last published
         self._futile: dict[tuple[str, str], tuple[outbox.Served, float]] = {}  # of a queue's project; until when
         self._unrecorded: tuple[list[int], float] = [], 0.0  # published, not recorded; when they were due
         self._broker_back = 0.0
@@ -132,21 +161,38 @@ class Dispatcher:
                 return False
             paused, workers = pauses.paused(session), fleet.alive(session)
             waiting -= paused.of(Scope.QUEUE)
-            slots = {queue: count for queue, count in fleet.slots(workers).items() if queue in waiting}
+            live = fleet.slots(workers)
+            slots = {queue: live[queue] for queue in self._in_turn(waiting & live.keys())}
             served = fleet.served(workers, self._registry()) if slots else {}
-            out = self._out(session) if slots else Out()
+            out = self._out(session, workers) if slots else Out()
+            shares = out.shares(live)
             chosen = {
-                queue: self._choose(session, queue, count, out, paused, served.get(queue, outbox.ALL), seen)
+                queue: self._choose(
+                    session, queue, count, out, paused, served.get(queue, outbox.ALL), seen, shares.get(queue)
+                )
                 for queue, count in slots.items()
             }
+        self._chosen_at |= {queue: self.clock() for queue, messages in chosen.items() if messages}
         if any(chosen.values()):
             self._publish(
                 [batch for queue, messages in chosen.items() for batch in message_batches(messages, slots[queue])], seen
             )
         return any(chosen.values())
 
+    def _in_turn(self, queues: Iterable[str]) -> list[str]:
+        """Return queues, that of the latest messages last: those of a pool take the same processes."""
+        return sorted(queues, key=lambda queue: (self._chosen_at.get(queue, 0.0), queue))
+
     def _choose(
-        self, session: Session, queue: str, slots: int, out: Out, paused: Paused, served: outbox.Served, at: float
+        self,
+        session: Session,
+        queue: str,
+        slots: int,
+        out: Out,
+        paused: Paused,
+        served: outbox.Served,
+        at: float,
+        share: Share | None,
     ) -> list[DueMessage]:
         room = out.room(queue, slots)
         if room <= 0:
@@ -165,15 +211,30 @@ class Dispatcher:
             weights = dict(session.execute(select(Project.id, Project.weight).where(Project.id.in_(projects))).all())
         fair_schedule = self._fair_schedules.setdefault(queue, FairSchedule())
         fair_schedule.head_start = 2 * MESSAGES_PER_SLOT * slots  # half of it is its share anyway
-        return choose(waiting, out.slot_weights.get(queue, {}), weights, room, fair_schedule)
+        return choose(waiting, out.slot_weights.get(queue, {}), weights, room, fair_schedule, share)
 
-    def _out(self, session: Session) -> Out:
+    def _out(self, session: Session, workers: Sequence[Worker]) -> Out:
         """Return what is running, and published but unclaimed, by queue and project."""
-        out = Out()
-        for statement in self._load_statements:
-            for queue, project, slot_weight in session.execute(statement):
-                projects = out.slot_weights.setdefault(queue or "", {})
-                projects[project] = projects.get(project, 0.0) + slot_weight
+        out = self._claimed(session, workers)
+        for queue, project, slot_weight in session.execute(self._published):
+            out.add(queue, project, slot_weight)
+        return out
+
+    def _claimed(self, session: Session, workers: Sequence[Worker]) -> Out:
+        """Return what is running by queue and project: shards, jobs that are planned or finished, and removals.
+
+        A worker of another queue that finishes the job whose only shard it ran takes no slot of planning.
+        """
+        out, planners = Out(), {worker.id for worker in workers if Queue.PLAN in worker.queues}
+        for queue, project, slot_weight in session.execute(self._running):
+            out.add(queue or "", project, slot_weight)
+        for worker_id, project, count in session.execute(_CLAIMED):
+            if worker_id in planners:
+                out.add(Queue.PLAN, project, count)
+        for worker in workers:
+            for queue, _, project, count in worker.other_work or ():
+                if queue == Queue.INGEST:
+                    out.add(queue, project, count)
         return out
 
     def _is_futile(self, queue: str, project: str, served: outbox.Served) -> bool:
@@ -192,7 +253,7 @@ class Dispatcher:
             self._unread.warn(reason=str(error))
             return None
 
-    def _publish(self, message_batches: Sequence[Sequence[DueMessage | Outbox]], seen: float) -> None:
+    def _publish(self, message_batches: Sequence[Sequence[DueMessage]], seen: float) -> None:
         """Publish each batch as one message, then record it. After a crash between, it is published twice: harmless."""
         self._record_published()
         published, refused = list[int](), False
@@ -225,16 +286,19 @@ class Dispatcher:
         self._unrecorded = [], 0.0
 
     def _redeliver_unclaimed(self) -> None:
-        """Publish unclaimed messages again: the broker may have lost them."""
+        """Publish unclaimed messages again, as far as shares go: the broker may have lost them."""
         if self.clock() < self._broker_back:
             return
         seen = now()
         with self.db.read() as session:
-            unclaimed = outbox.unclaimed(session)
-            live = fleet.slots(fleet.alive(session)) if unclaimed else {}
+            unclaimed = outbox.unclaimed(session, shard=self._shard)
+            workers = fleet.alive(session) if unclaimed else []
+            live = fleet.slots(workers)
             if len(unclaimed) == outbox.UNCLAIMED:  # older ones of queues without a worker may hide the others
-                unclaimed = outbox.unclaimed(session, live)
-        again = [row for row in self._redelivery.overdue(unclaimed) if row.queue in live]
+                unclaimed = outbox.unclaimed(session, live, self._shard)
+            shares = self._claimed(session, workers).shares(live) if unclaimed else {}
+        admitted = within_shares([message for message in unclaimed if message.queue in live], shares)
+        again = [message for message in self._redelivery.overdue(unclaimed) if message.id in admitted]
         if again:
             log.info("redelivered", extra={"outbox_messages": len(again)})
             self._publish([[row] for row in again], seen)
@@ -258,9 +322,9 @@ class Dispatcher:
 #: The statements of each tick, built once.
 _WAITING = select(Outbox.queue).where(Outbox.published_at.is_(None)).distinct()
 _CLAIMED = (
-    select(literal(Queue.PLAN.value), Job.project_id, func.count())
+    select(Job.worker_id, Job.project_id, func.count())
     .where(Job.worker_id.is_not(None))
-    .group_by(Job.project_id)
+    .group_by(Job.worker_id, Job.project_id)
 )
 
 

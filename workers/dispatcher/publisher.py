@@ -11,20 +11,60 @@ project does not save turns up.
 
 A project that comes when all slots are taken waits while others finish. In return its first messages come before
 those of others, but they take no other project's last slot.
+
+That is not enough where a message takes a whole process, and for long (`jobs.queues.PROCESS_POOLS`): nobody is served
+before somebody finishes. There a project has messages and claims for half of the processes at most, in all queues of
+the pool together, also where no other project waits.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from math import inf
+from typing import Final, Protocol
 
 from kombu.exceptions import OperationalError
 
 from jobs.ledger.outbox import DueMessage
-from jobs.ledger.tables import Outbox
 from jobs.platform.limiters import VirtualTime
 from jobs.settings import Settings
 from workers import app
+
+#: Messages in flight per live slot: one being handled, one on its way, so that no slot waits for a tick.
+MESSAGES_PER_SLOT: Final = 2
+
+
+@dataclass(slots=True)
+class Share:
+    """The slots of a pool that one project may take, and those that each has taken with claims and messages."""
+
+    limit: float = inf
+    taken: dict[str, float] = field(default_factory=dict)
+
+    def admits(self, message: DueMessage) -> bool:
+        """Return whether the message's project may have it in flight. A small one holds its slot for no time."""
+        limit = self.limit if message.slot_weight >= 1 else MESSAGES_PER_SLOT * self.limit
+        return self.taken.get(message.project_id, 0.0) + message.slot_weight <= limit
+
+    def take(self, message: DueMessage) -> None:
+        self.taken[message.project_id] = self.taken.get(message.project_id, 0.0) + message.slot_weight
+
+
+def largest_share(slots: int) -> int:
+    """Return the slots that one project may take: half of them, rounded up. These are never all where there are two."""
+    return (slots + 1) // 2
+
+
+def within_shares(messages: Iterable[DueMessage], shares: Mapping[str, Share]) -> set[int]:
+    """Return the ids of the messages, the first ones first, that `shares` admit by queue; `shares` are moved on."""
+    admitted = set()
+    for message in messages:
+        share = shares.get(message.queue)
+        if share is None or share.admits(message):
+            admitted.add(message.id)
+            if share is not None:
+                share.take(message)
+    return admitted
 
 
 @dataclass(slots=True)
@@ -64,13 +104,17 @@ def choose(
     weights: Mapping[str, float],
     room: float,
     fair_schedule: FairSchedule | None = None,
+    share: Share | None = None,
 ) -> list[DueMessage]:
     """Choose messages of `waiting` (each project's in its own order) until `room` is taken: each takes its share of it.
 
-    `fair_schedule` is the queue's, and is moved on.
+    `fair_schedule` is the queue's, and is moved on; so is `share`, the pool's. A project whose next message exceeds it
+    gets no other message either: its order stays.
     """
-    fair_schedule = fair_schedule or FairSchedule()
-    queues = {project: deque(messages) for project, messages in waiting.items() if messages}
+    fair_schedule, share = fair_schedule or FairSchedule(), share or Share()
+    queues = {
+        project: deque(messages) for project, messages in waiting.items() if messages and share.admits(messages[0])
+    }
     loads = {project: load.get(project, 0.0) for project in queues}
     chosen: list[DueMessage] = []
     fair_schedule.look(queues, load)
@@ -86,9 +130,10 @@ def choose(
         chosen.append(queues[project].popleft())
         slot_weight = chosen[-1].slot_weight
         fair_schedule.take(project, slot_weight, weights.get(project, 1.0))
+        share.take(chosen[-1])
         room -= slot_weight
         loads[project] += slot_weight
-        if not queues[project]:
+        if not queues[project] or not share.admits(queues[project][0]):
             del queues[project]
     return chosen
 
@@ -135,7 +180,7 @@ class Redelivery:
     first: float
     _again: dict[int, float] = field(default_factory=dict)
 
-    def overdue(self, unclaimed: Sequence[Outbox]) -> list[Outbox]:
+    def overdue(self, unclaimed: Sequence[DueMessage]) -> list[DueMessage]:
         at = self.clock()
         self._again = {row.id: self._again.get(row.id, at + self._delay(row.publish_count)) for row in unclaimed}
         return [row for row in unclaimed if self._again[row.id] <= at]

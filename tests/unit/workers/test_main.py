@@ -10,10 +10,16 @@ from typing import Any
 import pytest
 from celery import Celery
 
+from jobs.evals import runs
 from jobs.fleet.models_file import ModelsFileError
+from jobs.ledger import kinds
 from jobs.settings import Settings
 from workers import app as celery_app
 from workers import engine_process as worker
+from workers.__main__ import process_count
+from workers.dispatcher.publisher import largest_share
+from workers.runtime.context import Pool
+from workers.tasks import CPU_POOL, EVALUATE_POOL
 
 ROOT = Path(__file__).parents[3]
 ENGINE_WITHOUT_A_DEVICE = """
@@ -54,7 +60,7 @@ def _python(*arguments: str) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("workers", "tpu"), "unknown pool 'tpu': one of cpu, gpu, embed, finetune, tuned, io"),
+        (("workers", "tpu"), "unknown pool 'tpu': one of cpu, evaluate, gpu, embed, finetune, tuned, io"),
         (("workers.flower",), "Flower needs a password: set FLOWER_BASIC_AUTH"),
     ],
 )
@@ -194,3 +200,18 @@ worker._consumer_ended(engine_health, serving)
     assert ("interactive_ended" in process.stderr) is told
     assert ("no loop" in process.stderr) is told
     assert ("nobody's fault" in process.stdout) is told
+
+
+@pytest.mark.parametrize("cores", [1, 2, 4, 8, 64])
+@pytest.mark.parametrize("pool", [CPU_POOL, EVALUATE_POOL])
+def test_the_half_of_a_pool_that_one_project_may_take_keeps_half_of_the_cores_busy(pool: Pool, cores: int) -> None:
+    count = process_count(pool, cores)
+
+    assert largest_share(count) == max(2, cores // 2)
+    assert count - largest_share(count) >= len(pool.queues), "each queue has a process left"
+
+
+def test_evaluations_have_processes_of_their_own() -> None:
+    assert not set(EVALUATE_POOL.queues) & set(CPU_POOL.queues)
+    assert kinds.of(runs.NAME).run_queue in EVALUATE_POOL.queues
+    assert {kinds.of(runs.NAME).plan_queue, kinds.of(runs.NAME).finish_queue} <= set(CPU_POOL.queues)

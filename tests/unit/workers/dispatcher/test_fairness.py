@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import inf
 
 import pytest
 
 from jobs.ledger.outbox import DueMessage
-from workers.dispatcher.publisher import FairSchedule, choose
+from workers.dispatcher.publisher import FairSchedule, Share, choose, largest_share
 
 
 def _messages(project: str, count: int) -> list[DueMessage]:
@@ -33,6 +34,41 @@ def test_least_loaded_project_per_weight_comes_first(
     chosen = choose(messages, load, weights, room)
 
     assert "".join(message.project_id for message in chosen) == expected
+
+
+@pytest.mark.parametrize(
+    ("waiting", "taken", "share", "expected"),
+    [
+        ("a1 a1 a1 a1 b1", {}, 2, "a1 b1 a1"),
+        ("a1 b1", {"a": 2}, 2, "b1"),
+        ("a1 a1 b1", {"a": 1, "b": 2}, 2, "a1"),
+        ("a1 a1 a1", {}, inf, "a1 a1 a1"),
+        ("a⅛ a⅛ a⅛", {"a": 1}, 1, "a⅛ a⅛ a⅛"),  # small ones go ahead
+        ("a⅛ a⅛ a⅛", {"a": 1.75}, 1, "a⅛ a⅛"),
+        ("a⅛ a1 a⅛", {}, 1, "a⅛"),  # and do not pass a large one
+    ],
+)
+def test_a_project_gets_no_more_than_its_share_of_a_pool_although_there_is_room(
+    waiting: str, taken: dict[str, float], share: float, expected: str
+) -> None:
+    messages: dict[str, list[DueMessage]] = {}
+    for n, word in enumerate(waiting.split()):
+        message = replace(_messages(word[0], 1)[0], id=n, slot_weight=1 / 8 if word[1] == "⅛" else 1)
+        messages.setdefault(word[0], []).append(message)
+    of_pool = Share(share, dict(taken))
+
+    chosen = choose(messages, {}, {}, 100, share=of_pool)
+
+    assert [f"{message.project_id}{'⅛' if message.slot_weight < 1 else 1}" for message in chosen] == expected.split()
+    assert of_pool.taken == {
+        project: taken.get(project, 0) + sum(m.slot_weight for m in chosen if m.project_id == project)
+        for project in {*taken, *(message.project_id for message in chosen)}
+    }
+
+
+@pytest.mark.parametrize(("slots", "share"), [(1, 1), (2, 1), (3, 2), (4, 2), (7, 4), (8, 4)])
+def test_a_project_may_take_half_of_the_slots_and_never_all_of_several(slots: int, share: int) -> None:
+    assert largest_share(slots) == share
 
 
 def test_each_project_keeps_its_own_order() -> None:
