@@ -1,13 +1,14 @@
-"""Report whether waiting work is being claimed, and whether the broker has memory left for interactive requests.
+"""Report whether the waiting work of each queue is claimed, and whether the broker has memory for interactive requests.
 
 Both are observed from this process, on a clock that never jumps.
 """
 
 import threading
 import time
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from sqlalchemy import exists, func, select, true
+from sqlalchemy import Select, func, literal, select, true
 from sqlalchemy.orm import Session
 
 from api.ttl_cache import Recent
@@ -19,9 +20,10 @@ from jobs.inference.admission import any_full
 from jobs.ledger import outbox, pauses
 from jobs.ledger.states import LIVE, ShardState
 from jobs.ledger.tables import Job, Outbox, Shard
+from jobs.queues import PROCESS_POOLS, Queue
 from jobs.settings import Settings
 
-#: Seconds without a claim while work waits, after which the deployment is stuck.
+#: Seconds without a claim of a queue while its work waits, after which the queue is stuck.
 STUCK_SECONDS = 60.0
 
 
@@ -45,15 +47,15 @@ class Standing:
     slots: dict[str, int]
     loading: list[tuple[str, workers.Loading]]  # by queue
     last_heartbeat: float | None
-    stuck: bool
+    stuck: list[str]  # queues
 
 
 class Watch:
-    """Remember when work was last seen to progress: claims are held, or the oldest outbox message has changed."""
+    """Remember when each queue was last seen to progress: its claims are held, or its oldest message has changed."""
 
-    def __init__(self, keep_seconds: float) -> None:
-        self._moved = time.monotonic()
-        self._first: int | None = None
+    def __init__(self, keep_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._moved: dict[str, tuple[int, float]] = {}  # by queue: the oldest message, and when it last progressed
         self._lock = threading.Lock()
         self._recent = Recent[Standing](keep_seconds)
 
@@ -73,38 +75,64 @@ class Watch:
         at = now()
         waiting = outbox.depth(session)
         present = workers.present(session)
+        slots = workers.slots(workers.alive(session))
         last_heartbeat = session.scalar(select(func.max(Worker.seen_at)))
         return Standing(
             depth={queue: count for queue, (count, _) in waiting.items()},
             oldest={queue: round(max(at - since, 0.0), 1) for queue, (_, since) in waiting.items()},
-            slots=workers.slots(workers.alive(session)),
+            slots=slots,
             loading=[
                 (queue, loading) for worker in present for loading in workers.loads(worker) for queue in worker.queues
             ],
             last_heartbeat=last_heartbeat,
-            stuck=self._stuck(session, at),
+            stuck=self._stuck(session, at, waiting.keys() & {*slots, Queue.PLAN.value}, present),
         )
 
-    def _stuck(self, session: Session, at: float) -> bool:
-        """Return whether work has waited too long without a claim.
+    def _stuck(self, session: Session, at: float, queues: Set[str], present: Sequence[Worker]) -> list[str]:
+        """Return those of the queues with work that has waited too long without a claim of the same queue.
 
         Jobs that wait for a model or for disk space, and paused ones, do not count: they state their reason.
         """
-        off = pauses.paused(session)
-        waiting = Outbox.due_at <= at, outbox.ready(at), Job.waiting_for.is_(None)
-        free = Outbox.queue.not_in(off.of(pauses.Scope.QUEUE)), true() if off.free is None else off.free
-        due = select(Outbox.id, Outbox.due_at).join(Job, Job.id == Outbox.job_id).where(*waiting, *free)
-        first = session.execute(due.order_by(Outbox.id).limit(1)).one_or_none()
+        off, claims = pauses.paused(session), _claims(session, present)
+        stuck, moved = [], dict[str, tuple[int, float]]()
         with self._lock:
-            tick = time.monotonic()
-            if first is None or first[0] != self._first or _held(session):
-                self._moved, self._first = tick, first[0] if first else None
-                return False
-            return tick - self._moved > STUCK_SECONDS and at - first[1] > STUCK_SECONDS
+            for queue in sorted(queues - off.of(pauses.Scope.QUEUE)):
+                first = session.execute(_oldest(queue, at, _own_share(queue, claims), off)).one_or_none()
+                if first is None:
+                    continue
+                oldest, since = first[0], self._clock()
+                if not claims.get(queue) and queue in self._moved and self._moved[queue][0] == oldest:
+                    since = self._moved[queue][1]
+                moved[queue] = oldest, since
+                if self._clock() - since > STUCK_SECONDS and at - first[1] > STUCK_SECONDS:
+                    stuck.append(queue)
+            self._moved = moved
+        return stuck
 
 
-def _held(session: Session) -> bool:
-    """Return whether any worker holds a claim."""
-    shards = select(exists().where(Shard.state == ShardState.RUNNING))
-    jobs = select(exists().where(Job.state.in_(LIVE), Job.worker_id.is_not(None)))
-    return bool(session.scalar(shards) or session.scalar(jobs))
+def _oldest(queue: str, at: float, others: Collection[str], off: pauses.Paused) -> Select[int, float]:
+    """Return the query of the oldest message of a queue that is due and neither blocked nor of `others`."""
+    waiting = Outbox.due_at <= at, outbox.ready(at), Job.waiting_for.is_(None), Outbox.project_id.not_in(others)
+    free = true() if off.free is None else off.free
+    due = select(Outbox.id, Outbox.due_at).join(Job, Job.id == Outbox.job_id)
+    return due.where(Outbox.queue == queue, *waiting, free).order_by(Outbox.id).limit(1)
+
+
+def _own_share(queue: str, claims: Mapping[str, Collection[str]]) -> set[str]:
+    """Return the projects that hold claims in a pool of processes of a queue: they may wait for their own work."""
+    pools = [queues for queues in PROCESS_POOLS.values() if queue in queues]
+    return {project for queues in pools for name in queues for project in claims.get(name, ())}
+
+
+def _claims(session: Session, present: Sequence[Worker]) -> dict[str, set[str]]:
+    """Return the projects that hold claims, by queue. A job that another pool finishes is no claim of planning."""
+    claims: dict[str, set[str]] = {}
+    queue = func.coalesce(Shard.queue, Job.queue, "")
+    running = select(queue, Job.project_id).join(Shard, Shard.job_id == Job.id)
+    others = [worker.id for worker in present if Queue.PLAN not in worker.queues]
+    jobs = select(literal(Queue.PLAN.value), Job.project_id)
+    jobs = jobs.where(Job.state.in_(LIVE), Job.worker_id.is_not(None), Job.worker_id.not_in(others))
+    for statement in (running.where(Shard.state == ShardState.RUNNING), jobs):
+        for name, project in session.execute(statement.distinct()):
+            claims.setdefault(name, set()).add(project)
+    return claims

@@ -1,4 +1,4 @@
-"""Health, for anyone and without facts about projects. The metrics may require a key of their own."""
+"""Health, for anyone and without facts about projects. The metrics are for this host or a key of their own."""
 
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -45,6 +45,7 @@ class Ready(BaseModel):
 
     `depth` counts the messages that no worker has claimed, by queue; `oldest_seconds` is the age of the oldest of
     them. `workers` counts live slots, by queue. `loading` lists the engines that workers are loading.
+    `stuck` names the queues with work that waits, and that no live worker has taken up for a minute.
     `broker_full`: the broker has no memory left for interactive requests, which answer 503; jobs go on.
     """
 
@@ -52,6 +53,7 @@ class Ready(BaseModel):
     database: Literal["ok", "unavailable"]
     depth: dict[str, int] = {}
     oldest_seconds: dict[str, float] = {}
+    stuck: list[str] = []
     workers: dict[str, int] = {}
     loading: list[EngineLoading] = []
     last_heartbeat_at: float | None = None
@@ -85,6 +87,7 @@ def readyz(request: Request) -> JSONResponse:
             database="ok",
             depth=standing.depth,
             oldest_seconds=standing.oldest,
+            stuck=standing.stuck,
             workers=standing.slots,
             loading=[
                 EngineLoading(queue=queue, model=loading.model, phase=loading.phase, since=int(loading.since))
@@ -100,13 +103,14 @@ def readyz(request: Request) -> JSONResponse:
     response_class=Response,
     responses={
         200: {"description": "Prometheus text", "content": {"text/plain": {"schema": {"type": "string"}}}},
-        401: {"model": ErrorBody, "description": "The operator asks for a key (NIGHTMILL_METRICS_KEY)"},
+        401: {"model": ErrorBody, "description": "Not the operator's key (NIGHTMILL_METRICS_KEY)"},
+        404: {"model": ErrorBody, "description": "The operator has set no key, and you are on another host"},
         429: {"model": ErrorBody, "description": "Too many requests with a wrong key"},
         503: {"model": ErrorBody, "description": "The database is unavailable"},
     },
 )
 def metrics(request: Request) -> Response:
-    """Return measurements for Prometheus."""
+    """Return measurements for Prometheus. Other hosts need a key, see NIGHTMILL_METRICS_KEY."""
     return Response(_health_of(request).exposition.text(), media_type=CONTENT_TYPE_LATEST)
 
 

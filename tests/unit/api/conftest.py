@@ -49,7 +49,12 @@ def stranger(app: FastAPI) -> TestClient:
 @pytest.fixture
 def nobody(app: FastAPI) -> TestClient:
     """Return a client without a key."""
-    return TestClient(app, raise_server_exceptions=False)
+    return local_client(app)
+
+
+def local_client(app: FastAPI) -> TestClient:
+    """Return a client on this host, without a key."""
+    return TestClient(app, raise_server_exceptions=False, client=("127.0.0.1", 50_000))
 
 
 def client_of(app: FastAPI, key: str) -> TestClient:
