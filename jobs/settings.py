@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="origins whose pages may call the API from a browser, comma-separated; `*`: any"
     )
-    metrics_key: str = Field("", repr=False, description="bearer key that `/metrics` of the API asks for; empty: none")
+    metrics_key: str = Field("", repr=False, description="bearer key for `/metrics` of the API; empty: this host only")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     vllm_enabled: bool = Field(True, description="serve the models of engine `vllm` in process")

@@ -13,6 +13,7 @@ import re
 import time
 from contextlib import suppress
 from functools import partial
+from ipaddress import ip_address
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import Match
@@ -28,6 +29,7 @@ from jobs import logs
 from jobs.errors import (
     InvalidRequest,
     NightmillError,
+    NotFound,
     PayloadTooLarge,
     RequestTimeout,
     TooManyRequests,
@@ -77,7 +79,9 @@ def _given(scope: Scope) -> str | None:
 
 
 _METRICS = "/metrics"
-#: Served without a key, like the pages: they tell nothing about a project. The metrics may have a key of their own.
+#: A proxy adds one of these headers: then the peer's address says nothing about the client.
+_FORWARDED = re.compile(rb"forwarded|x-forwarded-.*|x-real-ip|via")
+#: Served without a key, like the pages: they tell nothing about a project. The metrics have a key of their own.
 OPEN = frozenset({"/livez", "/readyz", _METRICS, "/openapi.json"})
 
 
@@ -119,12 +123,15 @@ class Authenticate:
         raise self._refusal(scope)
 
     def _check_metrics_key(self, scope: Scope) -> None:
-        """Refuse a request without the key of NIGHTMILL_METRICS_KEY, if that is set.
+        """Refuse a request without the key of NIGHTMILL_METRICS_KEY; where none is set, all from other hosts.
 
-        Raises: Unauthenticated, TooManyRequests.
+        Raises: NotFound, Unauthenticated, TooManyRequests.
         """
         metrics_key = self.services.config.metrics_key
-        if metrics_key and not hmac.compare_digest(_bearer(scope).encode("latin-1"), metrics_key.encode()):
+        if not metrics_key:
+            if not _is_local(scope):
+                raise NotFound("Other hosts get metrics with a key: set NIGHTMILL_METRICS_KEY.", code="metrics_local")
+        elif not hmac.compare_digest(_bearer(scope).encode("latin-1"), metrics_key.encode()):
             raise self._refusal(scope)
 
     def _look_up(self, key: str) -> Caller:
@@ -140,6 +147,18 @@ class Authenticate:
         except TooManyRequests as error:
             return error
         return Unauthenticated()
+
+
+def _is_local(scope: Scope) -> bool:
+    """Return whether the client is on this host, as far as can be known: the peer is, and no proxy."""
+    if any(_FORWARDED.fullmatch(name) for name, _ in scope["headers"]):
+        return False
+    host, _ = scope.get("client") or ("", 0)
+    try:
+        address = ip_address(host)
+    except ValueError:  # a Unix socket, behind which is a proxy
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def _bearer(scope: Scope) -> str:

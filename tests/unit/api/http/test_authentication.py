@@ -226,6 +226,29 @@ def test_the_metrics_take_a_key_where_one_is_set(
     assert as_client.status_code == 401
 
 
+@pytest.mark.parametrize(
+    ("peer", "headers", "status"),
+    [
+        ("127.0.0.1", {}, 200),
+        ("::1", {}, 200),
+        ("::ffff:127.0.0.1", {}, 200),
+        ("10.0.0.7", {}, 404),
+        ("10.0.0.7", {"X-Forwarded-For": "127.0.0.1"}, 404),
+        ("::ffff:10.0.0.7", {}, 404),
+        ("", {}, 404),  # a Unix socket
+        *(("127.0.0.1", {name: "x"}, 404) for name in ("X-Forwarded-For", "X-Forwarded-Proto", "Forwarded", "Via")),
+        ("127.0.0.1", {"X-Real-IP": "127.0.0.1"}, 404),
+    ],
+)
+def test_without_a_key_the_metrics_are_for_this_host_and_for_no_proxy(
+    app: FastAPI, peer: str, headers: dict[str, str], status: int
+) -> None:
+    answer = TestClient(app, client=(peer, 50_000)).get("/metrics", headers=headers)
+
+    assert answer.status_code == status
+    assert status == 200 or answer.json()["error"]["code"] == "metrics_local"
+
+
 def test_wrong_keys_for_the_metrics_are_counted(tmp_path: Path, sqlite_url: str) -> None:
     settings = {"metrics_key": "scrape", "wrong_keys_per_minute": 2}
     with running_app(tmp_path, sqlite_url, **settings) as app, TestClient(app) as nobody:
