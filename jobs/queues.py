@@ -33,3 +33,13 @@ PROCESS_POOLS: Final[Mapping[str, tuple[Queue, ...]]] = {
     "cpu": (Queue.PLAN, Queue.INGEST),
     "evaluate": (Queue.EVALUATE,),
 }
+
+
+def sharing(queue: str) -> tuple[Queue, ...]:
+    """Return the queues, `queue` among them, that share the processes of a pool; none where it is no such pool."""
+    return next((queues for queues in PROCESS_POOLS.values() if queue in queues), ())
+
+
+def largest_share(processes: int) -> int:
+    """Return how many processes of a pool one project may take: half, rounded up. These are never all of several."""
+    return (processes + 1) // 2

@@ -203,7 +203,7 @@ class Settings(BaseSettings):
         64, ge=1, description="streams of events and of finished lines that a project has open at one API process"
     )
     finetune_max_seconds: int = Field(
-        0, ge=0, description="training of a fine-tuning job, without pauses, then it fails: `time_limit`; 0: no limit"
+        DAY, ge=0, description="training of a fine-tuning job, without pauses, then it fails: `time_limit`; 0: no limit"
     )
     window_min_seconds: int = Field(60, ge=1, description="shortest completion window")
     window_max_seconds: int = Field(30 * DAY, ge=1, description="longest completion window")

@@ -64,6 +64,7 @@ class Timings:
     capability_check: float = 20.0  # after the start, until a worker looks at what it can train
     examination_retry: float = 2.0  # while another process of this host examines training files
     training_limit: float = 120.0  # for a checkpoint of a training that has reached a limit
+    training_turn: float = 1800.0  # of a training while a job of another project waits for a trainer
 
     # workers.middleware: tuned models, the cache, and answers checked against a schema
     tuned_model_look: float = 1.0  # between looks at whether a tuned model is still served to a project

@@ -5,10 +5,10 @@ Both are observed from this process, on a clock that never jumps.
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import dataclass
 
-from sqlalchemy import Select, func, literal, select, true
+from sqlalchemy import Select, func, select, true
 from sqlalchemy.orm import Session
 
 from api.ttl_cache import Recent
@@ -18,9 +18,8 @@ from jobs.fleet import workers
 from jobs.fleet.tables import Worker
 from jobs.inference.admission import any_full
 from jobs.ledger import outbox, pauses
-from jobs.ledger.states import LIVE, ShardState
-from jobs.ledger.tables import Job, Outbox, Shard
-from jobs.queues import PROCESS_POOLS, Queue
+from jobs.ledger.tables import Job, Outbox
+from jobs.queues import Queue, sharing
 from jobs.settings import Settings
 
 #: Seconds without a claim of a queue while its work waits, after which the queue is stuck.
@@ -85,15 +84,15 @@ class Watch:
                 (queue, loading) for worker in present for loading in workers.loads(worker) for queue in worker.queues
             ],
             last_heartbeat=last_heartbeat,
-            stuck=self._stuck(session, at, waiting.keys() & {*slots, Queue.PLAN.value}, present),
+            stuck=self._stuck(session, at, waiting.keys() & {*slots, Queue.PLAN.value}),
         )
 
-    def _stuck(self, session: Session, at: float, queues: Set[str], present: Sequence[Worker]) -> list[str]:
+    def _stuck(self, session: Session, at: float, queues: Set[str]) -> list[str]:
         """Return those of the queues with work that has waited too long without a claim of the same queue.
 
         Jobs that wait for a model or for disk space, and paused ones, do not count: they state their reason.
         """
-        off, claims = pauses.paused(session), _claims(session, present)
+        off, claims = pauses.paused(session), workers.claims_by_project(session)
         stuck, moved = [], dict[str, tuple[int, float]]()
         with self._lock:
             for queue in sorted(queues - off.of(pauses.Scope.QUEUE)):
@@ -120,19 +119,4 @@ def _oldest(queue: str, at: float, others: Collection[str], off: pauses.Paused) 
 
 def _own_share(queue: str, claims: Mapping[str, Collection[str]]) -> set[str]:
     """Return the projects that hold claims in a pool of processes of a queue: they may wait for their own work."""
-    pools = [queues for queues in PROCESS_POOLS.values() if queue in queues]
-    return {project for queues in pools for name in queues for project in claims.get(name, ())}
-
-
-def _claims(session: Session, present: Sequence[Worker]) -> dict[str, set[str]]:
-    """Return the projects that hold claims, by queue. A job that another pool finishes is no claim of planning."""
-    claims: dict[str, set[str]] = {}
-    queue = func.coalesce(Shard.queue, Job.queue, "")
-    running = select(queue, Job.project_id).join(Shard, Shard.job_id == Job.id)
-    others = [worker.id for worker in present if Queue.PLAN not in worker.queues]
-    jobs = select(literal(Queue.PLAN.value), Job.project_id)
-    jobs = jobs.where(Job.state.in_(LIVE), Job.worker_id.is_not(None), Job.worker_id.not_in(others))
-    for statement in (running.where(Shard.state == ShardState.RUNNING), jobs):
-        for name, project in session.execute(statement.distinct()):
-            claims.setdefault(name, set()).add(project)
-    return claims
+    return {project for name in sharing(queue) for project in claims.get(name, ())}

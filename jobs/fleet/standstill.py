@@ -27,7 +27,7 @@ from jobs.ledger import outbox, pauses
 from jobs.ledger.pauses import Scope
 from jobs.ledger.states import ShardState
 from jobs.ledger.tables import Job, Outbox, Shard
-from jobs.queues import Task
+from jobs.queues import Task, largest_share, sharing
 from jobs.settings import Settings
 
 _LATE: Final = 10.0  # seconds; an idle dispatcher reads the outbox every second, and redelivers after ten
@@ -103,8 +103,19 @@ def _all_busy(session: Session, message: Outbox) -> tuple[list[Reason], bool] | 
         return [_no_worker(message.queue, known)], False
     slots, busy = workers.slots(alive)[message.queue], workers.claims_at(session, Scope.QUEUE, message.queue)
     if busy < slots:
-        return None
+        return _share_taken(session, message, alive)
     return [Reason("slots_busy", f"all slots of {message.queue} are busy ({slots})")], bool(_silent(alive))
+
+
+def _share_taken(session: Session, message: Outbox, alive: Sequence[Worker]) -> tuple[list[Reason], bool] | None:
+    """Return that the project's other work has its share of the pool's processes; None where it has not."""
+    claims, queues = workers.claims_by_project(session), sharing(message.queue)
+    taken = sum(claims.get(queue, {}).get(message.project_id, 0) for queue in queues)
+    slots = workers.slots(alive)[message.queue]
+    if not queues or taken < largest_share(slots):
+        return None
+    text = f"other work of its project has {taken} of {slots} processes, its share; it begins when one of them is free"
+    return [Reason("share_taken", text)], bool(_silent(alive))
 
 
 def _overdue(message: Outbox) -> tuple[list[Reason], bool]:

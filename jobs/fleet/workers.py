@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, bindparam, delete, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, delete, exists, func, literal, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
@@ -195,6 +195,22 @@ def claims_at(session: Session, scope: pauses.Scope, name: str) -> int:
     elif scope is pauses.Scope.QUEUE and name == Queue.PLAN:
         count += session.scalar(jobs) or 0
     return count
+
+
+def claims_by_project(session: Session) -> dict[str, dict[str, int]]:
+    """Return the number of held claims by queue and project. A job that another pool finishes is none of planning."""
+    claims: dict[str, dict[str, int]] = {}
+    queue = func.coalesce(Shard.queue, Job.queue, "")
+    running = select(queue, Job.project_id, func.count()).join(Shard, Shard.job_id == Job.id)
+    running = running.where(Shard.state == ShardState.RUNNING).group_by(queue, Job.project_id)
+    others = [worker.id for worker in everyone(session) if Queue.PLAN not in worker.queues]
+    jobs = select(literal(Queue.PLAN.value), Job.project_id, func.count()).group_by(Job.project_id)
+    jobs = jobs.where(Job.state.in_(LIVE), Job.worker_id.is_not(None), Job.worker_id.not_in(others))
+    for statement in (running, jobs):
+        for name, project, count in session.execute(statement):
+            projects = claims.setdefault(name, {})
+            projects[project] = projects.get(project, 0) + count
+    return claims
 
 
 def other_work_at(session: Session, scope: pauses.Scope, name: str) -> int:

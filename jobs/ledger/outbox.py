@@ -202,6 +202,18 @@ def due(
     return [DueMessage(*row) for row in rows]
 
 
+def others_wait(
+    session: Session, queue: str, project_id: str, at: float, only: ColumnElement[bool] | None = None
+) -> bool:
+    """Return whether a message of another project is due on a queue, published or not, and its job waits for no more.
+
+    `only` is a further condition on the message and its job.
+    """
+    others = select(Outbox.id).join(Job, Job.id == Outbox.job_id).where(Job.waiting_for.is_(None), ready(at))
+    others = others.where(Outbox.queue == queue, Outbox.project_id != project_id, Outbox.due_at <= at)
+    return bool(session.scalar(select((others if only is None else others.where(only)).exists())))
+
+
 def mark_published(session: Session, ids: Sequence[int], seen: float | None = None) -> None:
     """Note that messages were published, or are about to be: publishing one twice is harmless.
 

@@ -13,7 +13,7 @@ import sys
 import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,11 @@ class Site:
     worker: Context
     base: Path
 
-    def submit(self, monkeypatch: pytest.MonkeyPatch, **payload: Any) -> str:
+    def take_turns_after(self, seconds: float) -> None:
+        """Have trainings stop for other projects after `seconds`."""
+        self.worker = replace(self.worker, timings=replace(self.worker.timings, training_turn=seconds))
+
+    def submit(self, monkeypatch: pytest.MonkeyPatch, project: str = "default", **payload: Any) -> str:
         """Submit a job whose files have been examined already."""
         sha256 = hashlib.sha256(ROWS).hexdigest()
         self.mill.storage.put(datasets.location(sha256), ROWS)
@@ -82,7 +86,7 @@ class Site:
             "training": {"eval_steps": 5},
         }
         with self.mill.db.write() as session:
-            owner = keys.ensure_project(session, "default")
+            owner = keys.ensure_project(session, project)
             file = File(
                 id=file_id,
                 project_id=owner.id,

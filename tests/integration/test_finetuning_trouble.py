@@ -4,6 +4,7 @@ The trainer computes nothing: `tests.support.fake_trainer`.
 """
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from tests.integration.test_finetuning import (  # noqa: F401 (fixtures)
     trainer_of,
 )
 from tests.support import training_worker
+from tests.support.fake_trainer import loss_of
 from tests.support.mill import Mill
 from workers import lifecycle
 from workers.runtime.context import Pool, build
@@ -182,11 +184,10 @@ def test_job_that_is_paused_before_it_is_planned_begins_nothing(
     assert_whole(site, job)
 
 
-def test_two_jobs_train_on_one_device_one_after_the_other(
-    site: Site,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    thread = ThreadPoolExecutor(1)  # as many as the process has
+@pytest.fixture
+def trainer(site: Site) -> Iterator[None]:  # noqa: F811
+    """Train one job at a time, as a process of the pool does."""
+    thread = ThreadPoolExecutor(1)
 
     def train(task: str, queue: str, arguments: Any) -> bool:
         if task == Task.RUN and queue == Queue.FINETUNE:
@@ -194,6 +195,37 @@ def test_two_jobs_train_on_one_device_one_after_the_other(
         return queue == Queue.FINETUNE
 
     site.mill.elsewhere = train
+    yield
+    thread.shutdown()
+
+
+def test_trainings_of_two_projects_take_turns_and_lose_nothing(
+    site: Site,  # noqa: F811
+    trainer: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site.take_turns_after(0.5)
+    monkeypatch.setenv("FAKE_TRAINER", '{"seconds": 0.1}')  # 20 steps: four turns each at least
+    first, second = [site.submit(monkeypatch, "many") for _ in range(2)]
+    other = site.submit(monkeypatch, "one")
+
+    ended = site.mill.drain(first, second, other, timeout=120)
+
+    for job in ended:
+        assert_whole(site, job)
+        losses = {step.step: step.train_loss for step in site.rows(FinetuneStep, job.id)}
+        assert losses == {step: loss_of(7, step) for step in losses}, "as without a stop"
+    assert [job_id == other for job_id in turns_of(site)[:3]] in ([False, True, False], [True, False, True])
+    resumed = [event for job in ended for event in site.events(job.id) if "goes on after step" in event]
+    assert len(resumed) >= 2
+
+
+def test_two_jobs_train_on_one_device_one_after_the_other(
+    site: Site,  # noqa: F811
+    trainer: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site.take_turns_after(0.0)  # with other projects, of which there is none
     monkeypatch.setenv("FAKE_TRAINER", '{"seconds": 0.05}')
     ids = [site.submit(monkeypatch) for _ in range(2)]
     both, stop = threading.Event(), threading.Event()
@@ -208,19 +240,17 @@ def test_two_jobs_train_on_one_device_one_after_the_other(
     ended = site.mill.drain(*ids, timeout=60)
     stop.set()
     watcher.join()
-    thread.shutdown()
 
     for job in ended:
         assert_whole(site, job)
     assert not both.is_set()
-    assert_steps_are_apart(site, ids)
+    assert sorted(turns_of(site)) == sorted(ids)
 
 
-def assert_steps_are_apart(site: Site, ids: list[str]) -> None:  # noqa: F811
-    """Check that one job has all its steps before the other has its first."""
+def turns_of(site: Site) -> list[str]:  # noqa: F811
+    """Return the jobs in the order in which they trained, each once a turn."""
     with site.mill.db.read() as session:
         ordered = session.scalars(
             select(FinetuneStep.job_id).order_by(FinetuneStep.created_at, FinetuneStep.step)
         ).all()
-    turns = [job_id for n, job_id in enumerate(ordered) if n == 0 or ordered[n - 1] != job_id]
-    assert sorted(turns) == sorted(ids)
+    return [job_id for n, job_id in enumerate(ordered) if n == 0 or ordered[n - 1] != job_id]

@@ -39,7 +39,7 @@ from jobs.ledger.outbox import DueMessage
 from jobs.ledger.pauses import Paused, Scope
 from jobs.ledger.tables import Job, Outbox, Shard
 from jobs.platform.storage import Storage, open_storage
-from jobs.queues import PROCESS_POOLS, Queue, Task
+from jobs.queues import PROCESS_POOLS, Queue, Task, largest_share
 from jobs.security.tables import Project
 from jobs.settings import Settings, settings
 from jobs.timings import Timings
@@ -53,7 +53,6 @@ from workers.dispatcher.publisher import (
     Redelivery,
     Share,
     choose,
-    largest_share,
     within_shares,
 )
 

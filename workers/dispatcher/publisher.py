@@ -50,11 +50,6 @@ class Share:
         self.taken[message.project_id] = self.taken.get(message.project_id, 0.0) + message.slot_weight
 
 
-def largest_share(slots: int) -> int:
-    """Return the slots that one project may take: half of them, rounded up. These are never all where there are two."""
-    return (slots + 1) // 2
-
-
 def within_shares(messages: Iterable[DueMessage], shares: Mapping[str, Share]) -> set[int]:
     """Return the ids of the messages, the first ones first, that `shares` admit by queue; `shares` are moved on."""
     admitted = set()

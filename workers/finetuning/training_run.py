@@ -6,7 +6,8 @@
                     ├─ finished ─▶ the shard is done: the job's finish makes the results
                     ├─ failed ─▶ the same, with the error that the job will fail with
                     └─ died ─▶ again from the last checkpoint; after some times without one it is a failure
-    cancelled, claim lost: the trainer is killed        paused, worker stops: a checkpoint first, then released
+    cancelled, claim lost: the trainer is killed
+    paused, worker stops, another project's turn: a checkpoint first, then released
 
 A kill anywhere leaves rows and files from which another claim goes on: what was trained after the last checkpoint is
 trained again, with the same data and the same result.
@@ -25,15 +26,17 @@ from typing import Any, Final
 
 from sqlalchemy.orm import Session
 
+from jobs.clock import now
 from jobs.errors import ClaimLost, NotFound, StorageFull
 from jobs.finetuning import datasets, estimates, names
 from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetuneCheckpoint, FinetunePlan
 from jobs.fleet import devices
 from jobs.fleet.models_file import ModelsFileError
-from jobs.ledger import ledger, pauses, shards
+from jobs.ledger import ledger, outbox, pauses, shards
 from jobs.ledger.shards import ShardClaim
 from jobs.platform.storage import CHUNK
+from jobs.queues import Queue
 from jobs.registry import models
 from jobs.registry.manifests import MANIFEST, decode_manifest
 from workers.engines import model_folders
@@ -86,6 +89,9 @@ class TrainingRun(ShardRun):
         self._module = {} if module is None else {"module": module}
         self._ordered: float | None = None  # when a checkpoint was asked for
         self._looked = 0.0  # when it was last read whether the job is paused
+        self._turn_began: float | None = None
+        self._turn_looked = 0.0  # when it was last read whether others wait
+        self._turn_is_over = False
         self._limit: Failed | None = None  # that was reached: the error of the job, once there is a checkpoint
         self._finished: Finished | Failed | None = None
         self._progressed = False
@@ -97,7 +103,7 @@ class TrainingRun(ShardRun):
         self._finished = self._refusal()
         died = 0
         while self._finished is None:
-            self._progressed, self._ordered = False, None
+            self._progressed, self._ordered, self._turn_is_over = False, None, False
             self._await_device()
             try:
                 name = f"{self.claim.job.id}-{self.claim.epoch}"
@@ -154,6 +160,7 @@ class TrainingRun(ShardRun):
     def _train(self, folder: Path) -> None:
         spec = self._spec(folder)
         process = TrainerProcess(spec, folder, **self._module)
+        self._turn_began = self._turn_began or time.monotonic()
         self._spent.trainer_started()
         try:
             while self._finished is None:
@@ -176,7 +183,7 @@ class TrainingRun(ShardRun):
             raise ClaimLost
         stopping, paused = self.context.stop.is_set(), self._ordered is None and self._is_paused()
         self._limit = self._limit or self._exceeded()
-        if self._ordered is None and (stopping or paused or self._limit):
+        if self._ordered is None and (stopping or paused or self._limit or self._others_wait()):
             self._ordered = time.monotonic()
             process.checkpoint_and_stop()
             if paused:
@@ -202,6 +209,22 @@ class TrainingRun(ShardRun):
         with self.context.db.read() as session:
             return bool(pauses.paused_jobs(session, [self.claim.job.id]))
 
+    def _others_wait(self) -> bool:
+        """Return whether the turn of this training is over: it was long enough, and another project's job waits."""
+        moment, timings = time.monotonic(), self.context.timings
+        turn, looked = moment - (self._turn_began or moment), moment - self._turn_looked
+        if turn < timings.training_turn or looked < timings.heartbeat_look:
+            return False
+        self._turn_looked = moment
+        with self.context.db.read() as session:
+            off, project_id = pauses.paused(session), self.claim.job.project_id
+            rests = off.rests(Queue.FINETUNE, self.context.worker_id)
+            waits = outbox.others_wait(session, Queue.FINETUNE, project_id, now(), off.free)
+        self._turn_is_over = waits and not rests
+        if self._turn_is_over:
+            self._recorder.tell("A job of another project waits: this one makes a checkpoint, and goes on in its turn.")
+        return self._turn_is_over
+
     # -- reports
 
     def _take(self, report: Report) -> None:
@@ -225,7 +248,7 @@ class TrainingRun(ShardRun):
             self._finished = limits.memory_exceeded(self._payload.early_stopping)
         elif isinstance(report, Finished) and report.reason == "checkpoint":
             if self._limit is None:
-                raise Abandoned(0.0, None if self.context.stop.is_set() else "pause")
+                raise Abandoned(0.0, None if self.context.stop.is_set() or self._turn_is_over else "pause")
             self._finished = self._limit
         else:
             self._finished = report

@@ -13,11 +13,11 @@ from celery import Celery
 from jobs.evals import runs
 from jobs.fleet.models_file import ModelsFileError
 from jobs.ledger import kinds
+from jobs.queues import largest_share
 from jobs.settings import Settings
 from workers import app as celery_app
 from workers import engine_process as worker
 from workers.__main__ import process_count
-from workers.dispatcher.publisher import largest_share
 from workers.runtime.context import Pool
 from workers.tasks import CPU_POOL, EVALUATE_POOL
 

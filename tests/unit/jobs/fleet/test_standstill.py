@@ -15,7 +15,7 @@ from jobs.fleet.tables import Worker
 from jobs.ledger import ledger, pauses
 from jobs.ledger.pauses import Scope
 from jobs.ledger.tables import Job, Outbox
-from jobs.queues import Task
+from jobs.queues import Queue, Task
 from jobs.settings import Settings
 from tests.support import ledgers
 
@@ -91,6 +91,20 @@ def test_slots_that_are_busy_are_counted(db: Database, why: Why) -> None:
     ledgers.claim_shard(db, other.id)
 
     assert why(job.id) == ["all slots of gpu.generate are busy (1)"]
+
+
+def test_a_project_that_has_its_share_of_the_processes_is_told_so(db: Database, why: Why) -> None:
+    others = [ledgers.running(db, [1], Queue.INGEST) for _ in range(2)]
+    job, theirs = ledgers.submitted(db), ledgers.submitted(db, project_id="other")
+    for n in range(3):
+        works(db, id=f"worker-{n}", queues=[Queue.PLAN, Queue.INGEST])
+    for other in others:
+        ledgers.claim_shard(db, other.id, worker="worker-0")
+
+    assert why(job.id) == [
+        "other work of its project has 2 of 3 processes, its share; it begins when one of them is free"
+    ]
+    assert why(theirs.id) == []
 
 
 def test_an_overdue_message_names_the_missing_dispatcher(db: Database, why: Why) -> None:

@@ -7,7 +7,8 @@ from math import inf
 import pytest
 
 from jobs.ledger.outbox import DueMessage
-from workers.dispatcher.publisher import FairSchedule, Share, choose, largest_share
+from jobs.queues import largest_share
+from workers.dispatcher.publisher import FairSchedule, Share, choose
 
 
 def _messages(project: str, count: int) -> list[DueMessage]:
