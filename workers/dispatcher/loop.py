@@ -39,7 +39,7 @@ from jobs.ledger.outbox import DueMessage
 from jobs.ledger.pauses import Paused, Scope
 from jobs.ledger.tables import Job, Outbox, Shard
 from jobs.platform.storage import Storage, open_storage
-from jobs.queues import PROCESS_POOLS, Queue, Task, largest_share
+from jobs.queues import PROCESS_POOLS, Queue, Task, largest_share, sharing
 from jobs.security.tables import Project
 from jobs.settings import Settings, settings
 from jobs.timings import Timings
@@ -58,7 +58,8 @@ from workers.dispatcher.publisher import (
 
 log = logging.getLogger(__name__)
 
-#: While messages go out, the next look comes so many times sooner: small jobs free their slots before a tick is over.
+#: While messages go out, or wait for a share, the next look comes so many times sooner: small jobs free their slots
+#: before a tick is over.
 _BUSY_FACTOR = 5
 _BROKER_PAUSE = 2.0
 
@@ -120,13 +121,16 @@ class Dispatcher:
         self._futile: dict[tuple[str, str], tuple[outbox.Served, float]] = {}  # of a queue's project; until when
         self._unrecorded: tuple[list[int], float] = [], 0.0  # published, not recorded; when they were due
         self._broker_back = 0.0
+        self._held_back = False  # whether messages wait for processes of a pool that is shared out
         self._maintained_at = self._full_tick_at = float("-inf")
         self._full_tick = False  # whether the last tick looked at more than jobs
 
     def tick(self) -> bool:
-        """Publish what is due; once a second also run maintenance. Return whether anything new was published.
+        """Publish what is due; once a second also run maintenance. Return whether the next tick should come soon.
 
-        It publishes also where maintenance fails: that may fail for longer, and time and again.
+        That is where something new was published, or waits until its project has less than its share: a process is idle
+        from the end of a claim to the next tick. It publishes also where maintenance fails: that may fail for longer,
+        and time and again.
         """
         try:
             self._maintain()
@@ -153,7 +157,7 @@ class Dispatcher:
         if self.clock() < self._broker_back:
             return False
         self._record_published()
-        seen = now()
+        seen, self._held_back = now(), False
         with self.db.read() as session:
             waiting = set(session.scalars(_WAITING))
             if not waiting:
@@ -176,7 +180,7 @@ class Dispatcher:
             self._publish(
                 [batch for queue, messages in chosen.items() for batch in message_batches(messages, slots[queue])], seen
             )
-        return any(chosen.values())
+        return any(chosen.values()) or self._held_back
 
     def _in_turn(self, queues: Iterable[str]) -> list[str]:
         """Return queues, that of the latest messages last: those of a pool take the same processes."""
@@ -210,7 +214,9 @@ class Dispatcher:
             weights = dict(session.execute(select(Project.id, Project.weight).where(Project.id.in_(projects))).all())
         fair_schedule = self._fair_schedules.setdefault(queue, FairSchedule())
         fair_schedule.head_start = 2 * MESSAGES_PER_SLOT * slots  # half of it is its share anyway
-        return choose(waiting, out.slot_weights.get(queue, {}), weights, room, fair_schedule, share)
+        chosen = choose(waiting, out.slot_weights.get(queue, {}), weights, room, fair_schedule, share)
+        self._held_back |= bool(sharing(queue)) and len(chosen) < sum(map(len, waiting.values()))
+        return chosen
 
     def _out(self, session: Session, workers: Sequence[Worker]) -> Out:
         """Return what is running, and published but unclaimed, by queue and project."""

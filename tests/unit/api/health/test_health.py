@@ -265,6 +265,21 @@ def _after_a_minute(app: FastAPI, nobody: TestClient, change: Callable[[Session]
     return found
 
 
+def test_a_message_counts_until_it_is_claimed_also_after_it_was_published(app: FastAPI, nobody: TestClient) -> None:
+    db, name = app.state.services.db, "nightmill_queue_oldest_seconds"
+    job = ledgers.submitted(db)
+    with db.write() as session:
+        session.query(Outbox).update({Outbox.created_at: now() - 600, Outbox.published_at: now()})
+    age = _gauge(nobody, name)
+    waiting = nobody.get("/readyz").json()["oldest_seconds"]
+    ledgers.claim_job(db, job.id, Task.PLAN)
+    app.state.health.exposition._recent._until = 0.0
+
+    assert age == pytest.approx(600, abs=60)
+    assert waiting == {Queue.PLAN: pytest.approx(600, abs=60)}
+    assert f'{name}{{queue="{Queue.PLAN}"}}' not in nobody.get("/metrics").text
+
+
 def database_of(app: FastAPI) -> Path:
     return Path(app.state.services.db.url.removeprefix("sqlite:///"))
 

@@ -8,7 +8,7 @@ from sqlalchemy import update
 from jobs import ids
 from jobs.fleet.tables import Worker
 from jobs.ledger import ledger
-from jobs.ledger.tables import Job
+from jobs.ledger.tables import Job, Outbox
 from jobs.queues import Queue, Task
 from tests.support import ledgers
 from tests.support.dispatching import DispatcherHarness, new_file, project_of
@@ -133,6 +133,18 @@ def test_the_queues_of_a_pool_share_what_a_project_may_take(harness: DispatcherH
 
     assert {task for round_ in tasks for task in round_} == {Task.PLAN, Task.RUN}
     assert all(len(round_) == 2 for round_ in tasks)
+
+
+def test_the_next_tick_comes_soon_while_messages_wait_for_a_share(harness: DispatcherHarness) -> None:
+    one = project_of(harness.db, "one")
+    ledgers.running(harness.db, [1] * 3, Queue.EVALUATE, kind="evaluation", project_id=one)
+    for n in range(3):
+        harness.worker(f"evaluate-{n}", Queue.EVALUATE)
+    ticks = [harness.dispatcher.tick() for _ in range(3)]
+    with harness.db.write() as session:
+        session.execute(update(Outbox).values(published_at=1.0))
+
+    assert (ticks, harness.dispatcher.tick()) == ([True] * 3, False)
 
 
 def test_what_a_worker_of_another_pool_finishes_takes_no_process_of_planning(harness: DispatcherHarness) -> None:
