@@ -228,14 +228,14 @@ class Dispatcher:
     def _claimed(self, session: Session, workers: Sequence[Worker]) -> Out:
         """Return what is running by queue and project: shards, jobs that are planned or finished, and removals.
 
-        A worker of another queue that finishes the job whose only shard it ran takes no slot of planning.
+        A worker may finish the job whose only shard it ran: that takes a process of its own pool and none of planning.
         """
-        out, planners = Out(), {worker.id for worker in workers if Queue.PLAN in worker.queues}
+        out, shared = Out(), {worker.id: next(filter(sharing, worker.queues), None) for worker in workers}
         for queue, project, slot_weight in session.execute(self._running):
             out.add(queue or "", project, slot_weight)
         for worker_id, project, count in session.execute(_CLAIMED):
-            if worker_id in planners:
-                out.add(Queue.PLAN, project, count)
+            if taken := shared.get(worker_id or ""):
+                out.add(taken, project, count)
         for worker in workers:
             for queue, _, project, count in worker.other_work or ():
                 if queue == Queue.INGEST:

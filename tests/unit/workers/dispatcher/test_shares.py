@@ -157,6 +157,17 @@ def test_what_a_worker_of_another_pool_finishes_takes_no_process_of_planning(har
     assert pools.tick() == [(Task.PLAN, (job.id,))]
 
 
+def test_what_a_grader_finishes_takes_a_process_of_its_own_pool(harness: DispatcherHarness) -> None:
+    one, pools = project_of(harness.db, "one"), Pools(harness)
+    for n in range(2):
+        job = ledgers.finishing(harness.db, [1], project_id=one)
+        ledgers.claim_job(harness.db, job.id, Task.FINISH, f"evaluate-{n}")
+    ledgers.running(harness.db, [1], Queue.EVALUATE, kind="evaluation", project_id=one)
+    job = ledgers.submitted(harness.db, project_id=one)
+
+    assert pools.tick() == [(Task.PLAN, (job.id,))]
+
+
 def test_messages_beyond_a_share_that_became_smaller_are_not_redelivered(harness: DispatcherHarness) -> None:
     one = project_of(harness.db, "one")
     ledgers.running(harness.db, [1] * 9, Queue.EVALUATE, kind="evaluation", project_id=one)
