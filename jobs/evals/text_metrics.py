@@ -15,19 +15,20 @@ bound for its texts and an estimate of the seconds that it takes, both of which 
 
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from io import StringIO
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 #: Characters of a text that is compared; fewer where the time grows with the product of both lengths.
 MAX_CHARACTERS: Final = 100_000
 MAX_CHARACTERS_QUADRATIC: Final = 10_000
 #: Seconds of a processor that all metrics of one item may take together, by their estimates.
 MAX_SECONDS: Final = 3.0
-_ORDER: Final = 4  # of n-grams, in GLEU
+_ORDER: Final = 4  # of n-grams, in BLEU and GLEU
 _LEXNAMES: Final = 45  # files of lexicographers
 _wordnet_lock: Final = threading.Lock()
 #: Where Debian's package `wordnet-base` has WordNet.
@@ -69,21 +70,25 @@ def similarity(
 
 def bleu(text: str, reference: str) -> float:
     """Return the geometric mean of the precisions of n-grams, lowered for a text shorter than its reference."""
-    return min(1.0, float(_sacrebleu().bleu.sentence_score(text, [reference]).score) / 100)  # equal: 100.00000000000004
+    tokens, expected = _tokens(text), _tokens(reference)
+    grams = _ngrams_up_to(tokens), _ngrams_up_to(expected)
+    matched = [(ours & theirs).total() for ours, theirs in zip(*grams, strict=True)]
+    counts = matched, [ours.total() for ours in grams[0]], len(tokens), len(expected)
+    score = _sacrebleu().compute_bleu(*counts, smooth_method="exp", effective_order=True).score
+    return min(1.0, float(score) / 100)  # of equal texts it is 100.00000000000004
 
 
 def chrf(text: str, reference: str) -> float:
     """Return the F-measure of n-grams of characters, in which recall counts twice as much as precision."""
-    return float(_sacrebleu().chrf.sentence_score(text, [reference]).score) / 100
+    return float(_sacrebleu().chrf(text, [reference]).score) / 100
 
 
 def gleu(text: str, reference: str) -> float:
     """Return the common n-grams divided by those of the text or of the reference, whichever has more."""
-    from sacrebleu.metrics.helpers import extract_all_word_ngrams
-
-    (grams, _), (expected, _) = (extract_all_word_ngrams(_tokens(given), 1, _ORDER) for given in (text, reference))
-    longer = max(grams.total(), expected.total())
-    return (grams & expected).total() / longer if longer else 0.0
+    grams, expected = _ngrams_up_to(_tokens(text)), _ngrams_up_to(_tokens(reference))
+    longer = max(sum(counts.total() for counts in given) for given in (grams, expected))
+    matched = sum((ours & theirs).total() for ours, theirs in zip(grams, expected, strict=True))
+    return matched / longer if longer else 0.0
 
 
 def meteor(text: str, reference: str, wordnet: Any = None) -> float:
@@ -93,7 +98,7 @@ def meteor(text: str, reference: str, wordnet: Any = None) -> float:
     """
     if wordnet is None:
         raise MetricUnavailable("This deployment has no WordNet, which the metric 'meteor' needs.")
-    tokens, expected = _tokens(text).split(), _tokens(reference).split()
+    tokens, expected = _tokens(text), _tokens(reference)
     from nltk.translate.meteor_score import single_meteor_score
 
     with _wordnet_lock:
@@ -126,9 +131,7 @@ def open_wordnet(folder: Path) -> Any:
 
 def rouge_n(text: str, reference: str, n: int) -> float:
     """Return the F-measure of the common n-grams."""
-    from sacrebleu.metrics.helpers import extract_word_ngrams
-
-    grams, expected = extract_word_ngrams(_latin_words(text), n), extract_word_ngrams(_latin_words(reference), n)
+    grams, expected = _ngrams(_latin_words(text), n), _ngrams(_latin_words(reference), n)
     return _f_measure((grams & expected).total(), grams.total(), expected.total())
 
 
@@ -159,33 +162,29 @@ def cosine(first: Sequence[float], second: Sequence[float]) -> float:
 # Tokens and n-grams.
 
 
-@dataclass(frozen=True, slots=True)
-class _Sacrebleu:
-    bleu: Any
-    chrf: Any
+class _Sacrebleu(NamedTuple):
+    """sacrebleu's functions."""
+
+    tokenize: Callable[[str], str]
+    compute_bleu: Callable[..., Any]
+    chrf: Callable[[str, list[str]], Any]
 
 
 @cache
 def _sacrebleu() -> _Sacrebleu:
-    """Return sacrebleu's metrics. Their tokenizer is without its caches, which would hold clients' texts."""
+    """Return sacrebleu's functions. The tokenizer is without its caches, which would hold clients' texts."""
     from sacrebleu.metrics import BLEU, CHRF
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
     from sacrebleu.tokenizers.tokenizer_re import TokenizerRegexp
 
-    class Tokenizer(Tokenizer13a):  # type: ignore[misc]  # sacrebleu is not followed
-        __call__ = Tokenizer13a.__call__.__wrapped__
-
-        def __init__(self) -> None:
-            self._post_tokenizer = partial(TokenizerRegexp.__call__.__wrapped__, TokenizerRegexp())
-
-    bleu = BLEU(effective_order=True)
-    bleu.tokenizer = Tokenizer()
-    return _Sacrebleu(bleu, CHRF())
+    tokenizer = Tokenizer13a()
+    tokenizer._post_tokenizer = partial(TokenizerRegexp.__call__.__wrapped__, TokenizerRegexp())
+    return _Sacrebleu(partial(Tokenizer13a.__call__.__wrapped__, tokenizer), BLEU.compute_bleu, CHRF().sentence_score)
 
 
-def _tokens(text: str) -> str:
-    """Return the words and signs of a text with spaces between them, split as the script mteval-v13a does."""
-    return str(_sacrebleu().bleu.tokenizer(text.rstrip()))
+def _tokens(text: str) -> list[str]:
+    """Return the words and signs of a text, split as the script mteval-v13a does."""
+    return _sacrebleu().tokenize(text.rstrip()).split()
 
 
 def _latin_words(text: str) -> list[str]:
@@ -194,6 +193,15 @@ def _latin_words(text: str) -> list[str]:
 
     words: list[str] = NON_ALPHANUM_RE.sub(" ", text.lower()).split()
     return words
+
+
+def _ngrams(words: list[str], n: int) -> Counter[tuple[str, ...]]:
+    """Return the n-grams of words: rouge-score's own loop takes twice as long, and its module all of NLTK and SciPy."""
+    return Counter(zip(*(words[start:] for start in range(n)), strict=False))
+
+
+def _ngrams_up_to(tokens: list[str]) -> list[Counter[tuple[str, ...]]]:
+    return [_ngrams(tokens, n) for n in range(1, _ORDER + 1)]
 
 
 def _f_measure(common: int, text: int, reference: int) -> float:

@@ -31,11 +31,12 @@ from jobs.evals import templates
 from jobs.evals.graders import base
 
 
-def _found() -> dict[str, type[base.Grader]]:
+def _load_types() -> dict[str, type[base.Grader]]:
     """Return the classes of all graders by their types: those of this package that name a type."""
     modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
     classes = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
-    types = {kind: one for one in classes if issubclass(one, base.Grader) for kind in _types_of(one)}
+    graders = [value for value in classes if issubclass(value, base.Grader)]
+    types = {kind: grader for grader in graders for kind in _types_of(grader)}
     return dict(sorted(types.items(), key=lambda entry: (not entry[1].is_openai, entry[0])))
 
 
@@ -45,14 +46,14 @@ def _types_of(grader: type[base.Grader]) -> tuple[str, ...]:
 
 
 #: The graders by their types, OpenAI's first.
-TYPES: Final[Mapping[str, type[base.Grader]]] = _found()
+TYPES: Final[Mapping[str, type[base.Grader]]] = _load_types()
 
 if TYPE_CHECKING:
     Grader = base.Grader
 else:
-    _single = Union[tuple(one for one in TYPES.values() if not one.combines)]  # noqa: UP007 (they are not written here)
-    for _one in TYPES.values():
-        _one.model_rebuild(_types_namespace={"Single": Annotated[_single, Field(discriminator="type")]})
+    _single = Union[tuple(grader for grader in TYPES.values() if not grader.combines)]  # noqa: UP007 (nobody can write them down)
+    for _grader in TYPES.values():
+        _grader.model_rebuild(_types_namespace={"Single": Annotated[_single, Field(discriminator="type")]})
     Grader = Annotated[Union[tuple(TYPES.values())], Field(discriminator="type")]  # noqa: UP007
 
 _adapter: Final[TypeAdapter[Grader]] = TypeAdapter(Grader)
@@ -84,8 +85,8 @@ def references_of(grader: Grader) -> list[templates.Reference]:
 def kinds() -> dict[str, dict[str, Any]]:
     """Return the graders of the command line by their kinds: the fields that a kind stands for."""
     return {
-        kind: {"type": name, one.kind_field: kind} | one.kind_fields
-        for name, one in TYPES.items()
-        if one.kind_field
-        for kind in get_args(one.model_fields[one.kind_field].annotation)
+        kind: {"type": name, grader.kind_field: kind, **grader.kind_fields}
+        for name, grader in TYPES.items()
+        if grader.kind_field
+        for kind in get_args(grader.model_fields[grader.kind_field].annotation)
     }

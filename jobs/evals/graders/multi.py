@@ -81,7 +81,7 @@ class MultiGrader(Thresholded):
     def _check_formula(self) -> "MultiGrader":
         if any(grader.classes for grader in self.graders.values()):
             raise ValueError("A grader with 'labels' stands alone: a formula has no classification.")
-        assert self._formula  # compiles it
+        Formula(self.calculate_output, self.graders)
         return self
 
     @cached_property
