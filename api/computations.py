@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 from api.shares import ProjectBusy
 from jobs.platform.limiters import Limit
 
-#: Each child has a core at low priority and some 100 MB. Its limit is 2 GB, or 8 GB for a training file; where memory is
+#: Each child has a core at low priority and some 100 MB. The limit is 2 GB, or 8 GB for training files. Where memory is
 #: short, the kernel ends children first.
 SLOTS: Final = 8
 
@@ -31,22 +31,28 @@ class Computations:
         self._lock = threading.Lock()
 
     @contextmanager
-    def slot(self, project_id: str) -> Iterator[None]:
-        """Hold the project's slot, and one of all.
+    def slot(self, project_id: str, *, admitted: bool = False) -> Iterator[None]:
+        """Hold the project's slot, and one of all. A request that is `admitted` waits for as long as it takes.
 
         Raises: ProjectBusy, where one of them is not free in time.
         """
-        until = time.monotonic() + self._patience
+        until = None if admitted else time.monotonic() + self._patience
         with self._lock:  # the slot of a project exists for as long as a request refers to it
             own = self._own.setdefault(project_id, Limit(1))
-        if not own.acquire_blocking(timeout=self._patience):
-            raise ProjectBusy("This project has a computation in progress. Send this one again in a moment.")
-        try:
-            if not self._slots.acquire_blocking(timeout=max(0.0, until - time.monotonic())):
-                raise ProjectBusy("Computations of other projects take all slots. Send this one again in a moment.")
-            try:
-                yield
-            finally:
-                self._slots.release()
-        finally:
-            own.release()
+        with (
+            _hold(own, until, "This project has a computation in progress. Send this one again in a moment."),
+            _hold(
+                self._slots, until, "Computations of other projects take all slots. Send this one again in a moment."
+            ),
+        ):
+            yield
+
+
+@contextmanager
+def _hold(limit: Limit, until: float | None, refusal: str) -> Iterator[None]:
+    if not limit.acquire_blocking(timeout=None if until is None else max(0.0, until - time.monotonic())):
+        raise ProjectBusy(refusal)
+    try:
+        yield
+    finally:
+        limit.release()

@@ -158,9 +158,12 @@ async def _ask(call: CallContext, request: Request, asked: ModelRequest) -> Answ
 
 
 def _grade(call: CallContext, question: Question) -> Outcome:
-    """Return what the child answers. That it was too much for the child is an error of the grader."""
+    """Return what the child answers. That it was too much for the child is an error of the grader.
+
+    A request whose models have answered is not refused any more.
+    """
     try:
-        with call.services.computations.slot(call.project_id):
+        with call.services.computations.slot(call.project_id, admitted=question.answers is not None):
             raw = grading_process.ask(question, call.services.timings.python_grader + _MARGIN)
     except ChildFailed as failure:
         error = GraderError(OTHER, f"The sample could not be graded: {failure}.")

@@ -1,6 +1,7 @@
 """Two runs of evals are compared over HTTP by the statistics of the command."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from api.evals import comparison as route
 from jobs.db.engine import Database
-from jobs.evals import comparison
+from jobs.evals import comparison, comparison_process
 from jobs.security import keys
 from tests.support.evaluating import SAME, World, evaluating
 
@@ -77,3 +78,8 @@ def test_what_cannot_be_compared_is_refused(world: World, monkeypatch: pytest.Mo
     assert [status for status, _ in refused[3:]] == [404, 400, 400]
     assert refused[5][1]["error"]["code"] == "run_too_large"
     assert compare(world, run, run.id)[0] == 200
+
+    limits = replace(comparison_process._LIMITS, memory_bytes=1 << 20)  # an interpreter needs more
+    monkeypatch.setattr(comparison_process, "_LIMITS", limits)
+    status, body = compare(world, run, run.id)
+    assert (status, body["error"]["code"]) == (400, "comparison_gave_up")

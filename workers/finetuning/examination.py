@@ -111,7 +111,7 @@ class ConfinedRows:
         try:
             yield
         except TimeUp as error:
-            raise ChildFailed("the process that reads rows gave no answer") from error
+            raise ChildFailed(f"it took more than {self._limits.seconds:g} seconds") from error
         except Died as error:
             raise ChildFailed(describe_exit(self._end(), self._limits)) from error
 

@@ -52,6 +52,21 @@ def test_a_project_has_one_slot_and_all_projects_have_few() -> None:
         pass
 
 
+def test_a_request_that_was_admitted_waits_for_its_slot() -> None:
+    computations, admitted = Computations(0.01), threading.Event()
+
+    def wait() -> None:
+        with computations.slot("a", admitted=True):
+            admitted.set()
+
+    waiting = threading.Thread(target=wait)
+    with computations.slot("a"):
+        waiting.start()
+        assert not admitted.wait(0.1)
+    waiting.join(30)
+    assert admitted.is_set()
+
+
 @pytest.mark.parametrize("route", ["graders/run", "fine_tuning/jobs/validate", "batches/validate"])
 def test_a_project_whose_slot_is_taken_is_refused_and_others_are_served(
     app: FastAPI, route: str, monkeypatch: pytest.MonkeyPatch

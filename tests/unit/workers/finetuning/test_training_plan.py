@@ -190,15 +190,18 @@ def test_every_bad_line_of_both_files_is_named(planner: Planning) -> None:
     bad = [*(row(n) for n in range(10)), {"messages": []}, row(11, colour=1)]
     long = {"messages": [USER, {"role": "assistant", "content": "x" * 300}]}
 
-    job = planner.plan(jsonl(bad) + b"{nonsense\n", jsonl([long]))
+    half = json.dumps(row(14)).replace("Answer", "\\ud83d").encode() + b"\n"  # an emoji that was cut
+
+    job = planner.plan(jsonl(bad) + b"{nonsense\n" + half, jsonl([long]))
 
     assert errors_of(job) == [
         ("empty_array", 11, "training_file.messages"),
         ("unknown_parameter", 12, "training_file.colour"),
         ("invalid_json_line", 13, "training_file"),
+        ("invalid_value", 14, "training_file"),
         ("invalid_example", 1, "validation_file"),
     ]
-    assert "tokens; at most 256" in (job.errors or [])[3]["message"]
+    assert "tokens; at most 256" in (job.errors or [])[4]["message"]
     assert planner.storage.list("datasets") == []
     assert planner.events()[0] == (
         "error",
