@@ -102,7 +102,7 @@ class PythonSandbox:
     def _await(self, child: Child, seconds: float) -> None:
         """Wait until there is an answer to receive. Raises: TimeUp; Stopped, with the child killed."""
         deadline = time.monotonic() + seconds
-        while not child.is_heard(max(0.0, min(_LOOK_SECONDS, deadline - time.monotonic()))):
+        while not child.has_answer(max(0.0, min(_LOOK_SECONDS, deadline - time.monotonic()))):
             if self._stopped():
                 self.close()
                 raise Stopped

@@ -93,8 +93,8 @@ class Child:
         except (BrokenPipeError, ConnectionResetError) as error:
             raise Died from error
 
-    def is_heard(self, seconds: float) -> bool:
-        """Wait for at most `seconds`; return whether `receive` has an answer to read, or a death to tell."""
+    def has_answer(self, seconds: float) -> bool:
+        """Wait for at most `seconds`; return whether `receive` would return or raise at once."""
         return bool(self._poll().poll(seconds * 1000))
 
     def receive(self, seconds: float, largest: int) -> bytes:

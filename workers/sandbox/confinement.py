@@ -159,7 +159,7 @@ def _separate_root() -> bool:
     if (helper := os.fork()) == 0:
         os.close(released)
         os.read(waiting, 1)
-        os._exit(not _map_users(process, {"uid_map": _same(users), "gid_map": _same(groups)}))
+        os._exit(not _map_users(process, {"uid_map": _identity_map(users), "gid_map": _identity_map(groups)}))
     is_apart = unshare(_APART)
     os.close(released)
     os.close(waiting)
@@ -174,7 +174,7 @@ def _separate_root() -> bool:
     return _set_capabilities(*held)
 
 
-def _same(ids: Iterable[int]) -> str:
+def _identity_map(ids: Iterable[int]) -> str:
     """Return a map in which numbers are the same inside and outside."""
     return "".join(f"{number} {number} 1\n" for number in ids)
 

@@ -76,13 +76,13 @@ CHECKED: Final[dict[str, Numbers]] = {
 }  # fmt: skip
 
 #: Calls by which the sandbox is made, before the filter is there.
-_MAKING: Final[dict[str, Numbers]] = {
+_SETUP: Final[dict[str, Numbers]] = {
     "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "mount_setattr": (442, 442),
     "seccomp": (317, 277), "landlock_create_ruleset": (444, 444), "landlock_add_rule": (445, 445),
     "landlock_restrict_self": (446, 446),
 }  # fmt: skip
 #: All calls that the sandbox makes or allows.
-USED: Final = ALLOWED | CHECKED | _MAKING
+USED: Final = ALLOWED | CHECKED | _SETUP
 
 libc: Final = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long

@@ -261,7 +261,7 @@ def test_a_sandbox_that_lacks_a_part_runs_nothing(monkeypatch: pytest.MonkeyPatc
     class Incomplete:
         def __init__(self, *_: Any) -> None: ...
 
-        def is_heard(self, _: float) -> bool:
+        def has_answer(self, _: float) -> bool:
             return True
 
         def begin(self) -> tuple[str, ...]:
