@@ -26,8 +26,7 @@ log = logging.getLogger(__name__)
 
 def audit_key(config: Settings) -> str:
     """Return the key; empty on a host that has none."""
-    path = config.data_dir / AUDIT_KEY
-    return config.audit_key or (path.read_text().strip() if path.exists() else "")
+    return config.audit_key or _read(config.data_dir / AUDIT_KEY)
 
 
 def create_audit_key(db: Database, config: Settings) -> None:
@@ -61,6 +60,10 @@ def sign(db: Database, config: Settings) -> int:
 
 def _stored(path: Path) -> str:
     """Return the key of a file; make the file where there is none."""
-    if not path.exists():
+    if not _read(path):
         write_secret(path, secrets.token_urlsafe(32))
-    return path.read_text().strip()
+    return _read(path)
+
+
+def _read(path: Path) -> str:
+    return path.read_text().strip() if path.exists() else ""
