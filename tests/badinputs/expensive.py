@@ -97,7 +97,6 @@ class Stock:
         self.ids["webhook_endpoint_id"] = self._made("/v1/webhook_endpoints", hook)
         schedule = {"cron": "0 0 1 1 *", "batch": _batch(self.ids["input_file"])}
         self.ids["schedule_id"] = self._made("/v1/schedules", schedule)
-        self.ids["api_key_id"] = self.client.get("/v1/api_keys", params={"order": "asc"}).json()["data"][0]["id"]
         tuning = {"model": BASE, "training_file": self.ids["training_file"]}
         self.ids["fine_tuning_job_id"] = self._made("/v1/fine_tuning/jobs", tuning)
 
@@ -243,8 +242,8 @@ def _graded(stock: Stock) -> dict[str, Any]:
     graders = _many_graders(fuzzy, 10) + _many_graders(slow_pattern, 10)
     return {
         "grader": multi(graders),
-        "model_sample": _symbols(100_000, 1) + "a" * 5_000 + "b",
-        "item": {"text": _symbols(100_000, 2)},
+        "model_sample": _symbols(1_600, 1) + "a" * 60 + "b",
+        "item": {"text": _symbols(10_000, 2)},
     }
 
 
@@ -258,10 +257,8 @@ def _nested(stock: Stock) -> dict[str, Any]:
 
 def _criteria(stock: Stock) -> dict[str, Any]:
     """Return an eval of as many criteria as it may have, each of as many graders as it may have."""
-    patterns = [
-        {"type": "regex", "name": "n", "input": _OUTPUT, "pattern": f"(?:{chr(97 + n % 26)}{{2,30}}x{n}){{1,30}}"}
-        for n in range(20)
-    ]
+    longest = "(?:" + "[a-y]x?" * 130 + "){12}"
+    patterns = [{"type": "regex", "name": "n", "input": _OUTPUT, "pattern": f"{n}{longest}"} for n in range(20)]
     return _eval([{**multi(patterns), "name": f"c{n}"} for n in range(_CRITERIA)])
 
 
@@ -385,8 +382,8 @@ def _evaluations(stock: Stock) -> None:
     created = stock.client.post(
         "/v1/evals", json=_eval([{**grader, "name": f"{n}"} for n, grader in enumerate(dearest)])
     )
-    text = _symbols(9_000, 1) + "a" * 900 + "b"
-    content = [{"item": {"text": _symbols(9_000, n)}, "sample": {"output_text": text}} for n in range(8)]
+    text = _symbols(1_600, 1) + "a" * 60 + "b"
+    content = [{"item": {"text": _symbols(10_000, n)}, "sample": {"output_text": text}} for n in range(8)]
     source = {"type": "jsonl", "source": {"type": "file_content", "content": content}}
     path = f"/v1/evals/{created.raise_for_status().json()['id']}/runs"
     for _ in range(4):

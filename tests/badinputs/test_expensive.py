@@ -71,6 +71,8 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 def stock(deployment: Deployment) -> Iterator[Stock]:
     with Attacker(deployment.system.url, deployment.key).client() as client:
         stock = Stock(client)
+        spare = deployment.system.cli("keys", "create", "--project", "attacker").stdout  # one that may be revoked
+        stock.ids["api_key_id"] = spare.split("_")[1]
         stock.fill()
         yield stock
 
