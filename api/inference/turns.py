@@ -29,6 +29,7 @@ from jobs.inference import responses
 from jobs.inference.complete_answers import new_response
 from jobs.inference.context_options import context_options_of
 from jobs.inference.stored import StoredAnswer
+from jobs.requests import values
 from jobs.requests.endpoints import RESPONSES
 
 #: Fields that Nightmill handles; engines check the others.
@@ -111,6 +112,8 @@ def begin(call: CallContext, body: CreateResponse) -> Turn:
         raise InvalidRequest("In the background a response is kept.", param="store", code="unsupported_value")
     _check_cache(body)
     context_options_of(RESPONSES, body.fields())
+    if wrong := values.objection(RESPONSES, body.fields()):
+        raise InvalidRequest(wrong.message, param=wrong.param, code=wrong.code)
     if body.store is not False or body.conversation:
         check_space(call, 0)
     new_items = given(call, body.input)

@@ -1,9 +1,9 @@
 """Complete the answers of engines with fields of the request, and with OpenAI's defaults.
 
 Servers leave out many fields that OpenAI's API always sends, and strict clients cannot parse an answer without them.
-The fields that the engine sent stay, but for `max_output_tokens` and `text`: OpenAI repeats the request's values there,
-and vLLM sends the room that is left in its context as `max_output_tokens`. Completing an answer twice is the same as
-completing it once.
+The fields that the engine sent stay, but for those that OpenAI repeats from the request: engines name the room that is
+left in their context as `max_output_tokens`, or send `tools` without a `strict`. Completing an answer twice is the same
+as completing it once.
 
 `asked` is the body of the request in each function, and `whole` is what fills the gaps of an answer.
 """
@@ -33,7 +33,9 @@ _REPEATED: Final[Body] = {
     "truncation": "disabled",
     "user": None,
 }
-#: Those of them that engines do not know: the request's value replaces the engine's.
+#: Fields of which the request's value, or OpenAI's default, replaces the engine's.
+_AS_ASKED: Final = ("max_output_tokens", "parallel_tool_calls", "text", "tool_choice", "tools")
+#: Fields that engines do not know: the request's value replaces the engine's.
 _CLIENTS_OWN: Final = ("prompt_cache_key", "safety_identifier", "user")
 _FUNCTION: Final[Body] = {"description": None, "parameters": None, "strict": None}
 
@@ -100,7 +102,7 @@ def complete_response(
     """
     whole = new_response(request, status)
     completed = _filled(answer, whole)
-    completed |= {name: whole[name] for name in ("max_output_tokens", "text")}
+    completed |= {name: whole[name] for name in _AS_ASKED}
     completed |= {name: request[name] for name in _CLIENTS_OWN if request.get(name) is not None}
     if not isinstance(completed.get("id"), str):
         completed["id"] = new_id("resp_")

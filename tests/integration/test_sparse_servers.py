@@ -13,17 +13,26 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from jobs.db.engine import Database
+from jobs.fleet.models_file import Registry
 from jobs.requests.endpoints import CHAT, RESPONSES
 from tests.support.mill import jsonl, running
 from tests.support.shop import MODEL, Shop
 from workers.engines.http.endpoints import Endpoint
 from workers.engines.http.http_engine import HttpEngine
+from workers.engines.router import Router
 
 ASKED: dict[str, Any] = {
     "instructions": "Be brief.", "temperature": 0.5, "parallel_tool_calls": False,
-    "tools": [{"type": "function", "name": "weather", "parameters": {}, "strict": False}],
+    "tools": [{"type": "function", "name": "weather", "parameters": {}}],
 }  # fmt: skip
-EXPECTED = {**ASKED, "top_p": 1.0, "truncation": "disabled", "top_logprobs": 0, "service_tier": "auto"}
+EXPECTED = {
+    **ASKED,
+    "tool_choice": "auto",
+    "top_p": 1.0,
+    "truncation": "disabled",
+    "top_logprobs": 0,
+    "service_tier": "auto",
+}
 
 
 TEXT = {"type": "output_text", "text": "Hi there."}
@@ -40,7 +49,13 @@ STREAM = [
 USAGE = {"input_tokens": 3, "input_tokens_details": {"cached_tokens": 1}, "output_tokens": 2}
 ANSWERS: dict[str, Any] = {
     "/v1/models": {"data": [{"id": MODEL}]},
-    RESPONSES: {"output": [{"type": "message", "content": [TEXT]}], "usage": USAGE},
+    RESPONSES: {
+        "output": [{"type": "message", "content": [TEXT]}],
+        "usage": USAGE,
+        "tools": [],
+        "parallel_tool_calls": True,
+        "tool_choice": "none",  # whatever was asked
+    },
     CHAT: {"choices": [{"message": {"content": "Hi there."}}]},
 }
 
@@ -55,7 +70,7 @@ class _Sparse(BaseHTTPRequestHandler):
         kind, body = "application/json", json.dumps(ANSWERS[self.path]).encode()
         if b"!events" in asked:
             last = {"type": "response.completed", "response": ANSWERS[self.path]}
-            kind, body = "text/event-stream", b"".join(map(_event, [*STREAM, last]))
+            kind, body = "text/event-stream", b"".join(_event(event) for event in [*STREAM, last])
         self.send_response(200)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
@@ -89,8 +104,8 @@ def shop(make_shop: Callable[..., Shop], server: str) -> Iterator[Shop]:
 
 def _assert_complete(response: dict[str, Any]) -> None:
     Response.model_validate(response)
-    shown = [{name: tool[name] for name in ASKED["tools"][0]} for tool in response["tools"]]
-    assert {name: response[name] for name in EXPECTED} | {"tools": shown} == EXPECTED
+    assert response["tools"] == [{**ASKED["tools"][0], "description": None, "strict": None}]
+    assert {name: response[name] for name in EXPECTED} | {"tools": ASKED["tools"]} == EXPECTED
     assert response["usage"]["input_tokens_details"] == {"cached_tokens": 1, "cache_write_tokens": 0}
     assert response["output"][0]["content"][0]["logprobs"] == []
 
@@ -150,3 +165,49 @@ def test_every_line_of_a_batch_is_whole(db: Database, tmp_path: Path, server: st
             else:
                 ChatCompletion.model_validate(told)
                 assert json.dumps(told["choices"][0]["logprobs"]) == "null"
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    (RESPONSES, {"truncation": "bogus"}, "truncation"),
+    (RESPONSES, {"include": ["bogus"]}, "include[0]"),
+    (RESPONSES, {"service_tier": "bogus"}, "service_tier"),
+    (RESPONSES, {"reasoning": {"effort": "bogus"}}, "reasoning.effort"),
+    (RESPONSES, {"prompt": {"id": "pmpt_1"}}, "prompt"),
+    (CHAT, {"service_tier": "bogus"}, "service_tier"),
+    (CHAT, {"web_search_options": {}}, "web_search_options"),
+    (CHAT, {"modalities": ["text", "audio"]}, "modalities"),
+    (CHAT, {"functions": [{"name": "f"}]}, "functions"),
+]
+PROMPT: dict[str, Any] = {RESPONSES: {"input": "Hi"}, CHAT: {"messages": [{"role": "user", "content": "Hi"}]}}
+
+
+def test_what_no_engine_behind_a_url_does_is_refused_for_clients_and_for_lines(
+    make_shop: Callable[..., Shop], db: Database, tmp_path: Path, server: str
+) -> None:
+    def routed() -> Router:
+        return Router([_engine(server)], Registry({}, {}, tmp_path / "models.yaml"))
+
+    def check(error: dict[str, Any], param: str) -> None:
+        assert (error["param"], error["type"]) == (param, "invalid_request_error")
+        assert error["code"] in ("invalid_value", "unsupported_parameter")
+
+    shop = make_shop(around=lambda _: routed())
+    with shop.open():
+        for url, fields, param in REFUSED:
+            for extra in ({}, {"stream": True}, {"background": True} if url == RESPONSES else {"store": True}):
+                told = shop.post(url.removeprefix("/v1/"), {"model": MODEL, **PROMPT[url], **fields, **extra})
+                assert told.status_code == 400, (fields, extra)
+                check(told.json()["error"], param)
+    with running(db, tmp_path, routed()) as mill:
+        for url in (RESPONSES, CHAT):
+            cases = [(fields, param) for at, fields, param in REFUSED if at == url]
+            lines = [
+                {"custom_id": param, "method": "POST", "url": url, "body": {"model": MODEL, **PROMPT[url], **fields}}
+                for fields, param in cases
+            ]
+            [job] = mill.drain(mill.submit(jsonl(lines), endpoint=url))
+            [good, failed] = mill.results(job)
+            assert good == []
+            for line in failed:
+                check(line["response"]["body"]["error"], line["custom_id"])
+            assert {line["custom_id"] for line in failed} == {param for _, param in cases}

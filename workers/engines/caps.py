@@ -6,6 +6,7 @@ prompt_logprobs          memory for every token of a prompt; it has killed engin
 schemas, patterns        size, depth and repetition: the engine compiles each into an automaton
 media, tensors           see `workers.engines.media`
 tools                    of a response: functions only; vLLM passes over others without a word
+values                   see `jobs.requests.values`
 
 The bounds hold for every engine (`workers.engines.router` checks them first): a server behind a URL fetches, compiles
 and allocates as an engine in this process does, from a place in the network where the caller is not.
@@ -18,6 +19,7 @@ from typing import Any, Final
 
 import msgspec
 
+from jobs.requests import values
 from jobs.requests.endpoints import CHAT, COMPLETIONS, RESPONSES
 from jobs.requests.roles import CHAT_ROLES, INPUT_ROLES, wrong_role
 from workers.engines import media
@@ -70,6 +72,7 @@ def objection(url: str, body: Mapping[str, Any]) -> Answer | None:
         or _of_prompts(url, body)
         or _roles(url, body)
         or _tools(url, body)
+        or _values(url, body)
         or _schemas(url, body)
         or media.objection(url, body, _SCHEMAS.get(url, frozenset()))
     )
@@ -126,6 +129,11 @@ def _tools(url: str, body: Mapping[str, Any]) -> Answer | None:
             message = f"The tool '{str(kind)[:64]}' is not supported by Nightmill. Supported are: {_TOOLS}."
             return refusal(400, message, param="tools", code="unsupported_tool")
     return None
+
+
+def _values(url: str, body: Mapping[str, Any]) -> Answer | None:
+    wrong = values.objection(url, body)
+    return refusal(400, wrong.message, param=wrong.param, code=wrong.code) if wrong else None
 
 
 def _schemas(url: str, body: Mapping[str, Any]) -> Answer | None:

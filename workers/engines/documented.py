@@ -14,14 +14,13 @@ from jobs.requests import fields
 from jobs.requests.endpoints import EMBEDDINGS
 from workers.engines.port import Answer, Request, refusal
 
-#: Fields of OpenAI's that ask for another answer, and that vLLM ignores silently. The other fields that it does not
-#: know are hints: `verbosity`, and those for OpenAI's cache, billing and safety.
+#: Fields of OpenAI's that ask for another answer, and that vLLM ignores silently; `jobs.requests.values` has those that
+#: no engine serves. The other fields that vLLM does not know are hints: `verbosity`, and those for OpenAI's cache,
+#: billing and safety.
 _UNDONE: Final[Mapping[str, tuple[str, ...]]] = {
-    "/v1/chat/completions": ("audio", "function_call", "functions", "modalities", "moderation", "web_search_options"),
     "/v1/completions": ("best_of",),
-    "/v1/responses": ("context_management", "image", "moderation", "prompt"),
+    "/v1/responses": ("context_management", "image"),
 }
-_INSTEAD: Final = {"functions": "; `tools` are", "function_call": "; `tool_choice` is"}
 #: By server: fields that choose a position in its queue, its caches, state or connections, or give it code or settings.
 STEERING: Final[frozenset[str]] = frozenset({
     # vLLM
@@ -124,7 +123,7 @@ def undone(url: str, body: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return the first field that vLLM would ignore, and the error text for it."""
     for name in _UNDONE.get(url, ()):
         if _asks(name, body):
-            return name, f"{name} is not supported{_INSTEAD.get(name, '')}."
+            return name, f"{name} is not supported."
     return None
 
 
@@ -133,6 +132,4 @@ def _asks(name: str, body: Mapping[str, Any]) -> bool:
     value = body.get(name)
     if name == "best_of":
         return isinstance(value, int) and value > (body.get("n") or 1)
-    if name == "function_call" and not body.get("functions"):
-        return value not in (None, "none", "auto")
-    return value not in (None, [], ["text"])
+    return value not in (None, [])

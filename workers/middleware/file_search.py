@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from jobs.errors import InvalidRequest
-from jobs.inference.complete_answers import new_response
+from jobs.inference.complete_answers import new_response, request_echo
 from jobs.inference.responses import RESULTS
 from jobs.requests.endpoints import RESPONSES
 from jobs.retrieval import searches
@@ -416,7 +416,8 @@ class FileSearchResults:
         """Return the engine's response as the client sees it; anything else than a response is returned unchanged."""
         if not isinstance(response, dict) or not isinstance(response.get("output"), list):
             return response
-        response |= {name: self.body.get(name, _DEFAULTS[name]) for name in _ECHOED}
+        echo = request_echo(self.body)
+        response |= {name: echo[name] for name in _ECHOED}
         if response["output"] or response.get("status") in ("completed", "incomplete"):
             response["output"] = [self.call("completed"), *map(self.cited, response["output"])]
         return response
@@ -437,9 +438,6 @@ class FileSearchResults:
         if self._cited[0] != text:
             self._cited = (text, citations(text, self.excerpts))
         return self._cited[1]
-
-
-_DEFAULTS: Final[Mapping[str, Any]] = {"instructions": None, "tools": [], "tool_choice": "auto"}
 
 
 class _FileSearchStream:

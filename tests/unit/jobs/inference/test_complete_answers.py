@@ -99,6 +99,18 @@ def test_what_was_asked_is_repeated_where_the_engine_does_not_say_it() -> None:
     Response.model_validate(told)
 
 
+def test_tools_and_the_choice_of_one_are_those_that_were_asked_for() -> None:
+    asked = {"tools": [TOOL], "parallel_tool_calls": False, "tool_choice": "required"}
+    said = {"tools": [{**TOOL, "name": "other"}], "parallel_tool_calls": True, "tool_choice": "auto"}
+
+    told = complete_response({**SPARSE, **said}, asked)
+
+    assert told["tools"] == [{**TOOL, "description": None, "parameters": None, "strict": None}]
+    assert (told["parallel_tool_calls"], told["tool_choice"]) == (False, "required")
+    told = complete_response({**SPARSE, **said, "parallel_tool_calls": False}, {})
+    assert (told["tools"], told["parallel_tool_calls"], told["tool_choice"]) == ([], True, "auto")
+
+
 def test_what_the_engine_says_stays() -> None:
     said = {
         **SPARSE, "model": "theirs", "temperature": 0.3, "service_tier": "default", "instructions": "Theirs.",

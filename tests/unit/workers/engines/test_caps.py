@@ -202,7 +202,7 @@ def test_a_completion_has_only_so_many_answers(body: dict[str, Any], param: str)
 )
 def test_what_has_fewer_answers_may_be_asked(body: dict[str, Any]) -> None:
     assert objection(COMPLETIONS, body) is None
-    assert objection(RESPONSES, {"input": "x", "prompt": {"id": "p"}}) is None
+    assert objection(COMPLETIONS, {"input": "x", "prompt": {"id": "p"}}) is None
 
 
 @pytest.mark.parametrize("kind", ["web_search", "code_interpreter", "mcp", None, "x" * 1000])

@@ -61,17 +61,6 @@ def test_a_field_that_vllm_is_not_to_see_is_never_passed_on() -> None:
 @pytest.mark.parametrize(
     ("url", "fields", "param"),
     [
-        (CHAT, {"functions": [{"name": "f"}]}, "functions"),
-        (CHAT, {"function_call": {"name": "f"}}, "function_call"),
-        (CHAT, {"functions": [], "function_call": None}, None),
-        (CHAT, {"function_call": "none"}, None),
-        (CHAT, {"function_call": "auto", "functions": []}, None),
-        (CHAT, {"function_call": "auto", "functions": [{"name": "f"}]}, "function_call"),
-        (CHAT, {"modalities": ["text", "audio"], "audio": {"voice": "alloy"}}, "audio"),
-        (CHAT, {"modalities": ["text", "audio"]}, "modalities"),
-        (CHAT, {"modalities": ["text"]}, None),
-        (CHAT, {"web_search_options": {}}, "web_search_options"),
-        (CHAT, {"moderation": {"model": "m"}}, "moderation"),
         (
             CHAT,
             {"prompt_cache_options": {"mode": "implicit"}, "prompt_cache_retention": "24h", "verbosity": "low"},
@@ -82,7 +71,6 @@ def test_a_field_that_vllm_is_not_to_see_is_never_passed_on() -> None:
         ("/v1/completions", {"best_of": 2, "n": 2}, None),
         ("/v1/completions", {"best_of": 1, "n": None}, None),
         ("/v1/responses", {"context_management": [{"type": "compaction"}]}, "context_management"),
-        ("/v1/responses", {"prompt": {"id": "pmpt_1"}}, "prompt"),
         ("/v1/responses", {"prompt_cache_retention": "24h", "background_options": {}, "access_programs": {}}, None),
         ("/v1/embeddings", {"input": "x"}, None),
     ],

@@ -127,7 +127,6 @@ def test_media_that_a_server_would_fetch_or_open_are_refused(url: str, body: dic
         (CHAT, part(type="text", text="x", prompt_cache_breakpoint={"mode": "explicit"})),
         (CHAT, part(type="refusal", refusal="no")),
         (CHAT, {"messages": [{"role": "assistant", "content": "x", "audio": {"id": "a"}, "images": None}]}),
-        (CHAT, {"messages": [], "audio": {"voice": "alloy", "format": "wav"}, "modalities": ["text", "audio"]}),
         (CHAT, {"messages": [], "mm_processor_kwargs": {"fps": 1}, "metadata": {"image": WEB}}),
         (CHAT, {"messages": [], "tools": [{"function": {"parameters": {"properties": {"image": {"type": "s"}}}}}]}),
         (CHAT, {"messages": [], "documents": [{"title": "a", "text": "b", "url": WEB}]}),
@@ -180,9 +179,9 @@ def test_media_that_a_server_would_fetch_or_open_are_refused(url: str, body: dic
             {"input": [{"type": "image_generation_call", "id": "ig_1", "status": "completed", "result": "iV=="}]},
         ),
         (
-            RESPONSES,
+            CHAT,
             {
-                "input": "x",
+                "messages": [],
                 "prompt": {
                     "id": "p",
                     "variables": {
