@@ -70,9 +70,11 @@ _NOT_SERVED = {
     "skills": "Code of a model is not run here.",
     "videos": "No engine here makes videos.",
 }
+_MEDIA = "Pictures and files by URL are refused, unless the project has `--allow-media-urls`."
 #: What a served method does differently.
 _DIFFERS = {
     "batches.create": "`completion_window` is any duration or `null`; `after`, `priority` and more are taken.",
+    "chat.completions.create": f"{_MEDIA} Sound, searches of the web and `functions` are refused.",
     "evals.create": "Without a `name` it is `Untitled`.",
     "evals.runs.create": "`sampling_params.n` takes several samples; sources `retrieval` and `perplexity` are ours.",
     "evals.runs.output_items.list": "`status` may also be `error`: errored items are neither passed nor failed.",
@@ -81,7 +83,7 @@ _DIFFERS = {
     "files.delete": "A file that fine-tuning needs is 409 `file_in_use`, unless `erase` is true.",
     "fine_tuning.jobs.create": "The methods are `supervised` and `dpo`; `peft`, `training` and more are taken.",
     "models.delete": "Deletes a model that the project has made; those of `models.yaml` stay.",
-    "responses.create": "The tools are `function` and `file_search`; others are refused with the names of these.",
+    "responses.create": f"The tools are `function` and `file_search`. {_MEDIA} `prompt` is refused.",
     "responses.compact": "The compaction is readable by this server alone.",
     "vector_stores.search": "Scores are those of the re-ranker or of the fusion of vectors and words.",
 }

@@ -147,6 +147,13 @@ class Settings(BaseSettings):
         le=1,
         description="mean cosine to torch in float32 that a faster runtime must keep; 1: torch alone",
     )
+    media_max_bytes: int = Field(
+        16 * MB,
+        ge=1024,
+        description="pictures and files that one request names by URL, in all; see `--allow-media-urls`",
+    )
+    media_seconds: float = Field(20, gt=0, description="fetching the pictures and files of one request, at most")
+    media_allow_private: bool = Field(False, description="their URLs: private addresses, plain http and any port")
     ingest_shard_files: int = Field(32, ge=1, le=256, description="files of an ingestion's shard, at most")
     parse_seconds: float = Field(120, gt=0, description="reading one document, at most, on the clock and of CPU")
     parse_memory_bytes: int = Field(1024 * MB, ge=64 * MB, description="memory of a process that reads documents")

@@ -17,6 +17,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Final
 
+from sqlalchemy import select
+from sqlalchemy.orm import InstrumentedAttribute
+
 from jobs.db.engine import Database
 from jobs.fleet import devices, workers
 from jobs.fleet.models_file import ModelsFileError, Registry
@@ -83,6 +86,7 @@ def run(config: Settings, name: str, queue: str) -> None:
             timings=context.timings,
         ),
         checker=SchemaChecker(context.timings),
+        allows_media_urls=ProjectPermission(context.db, Project.allow_media_urls).allows,
     )
     throttle = BatchThrottle(lambda: engine.batch_limits(config.batch_requests_while_interactive))
     shared = others if engine.shared else None
@@ -140,7 +144,8 @@ def _build_router(context: Context, queue: str) -> Router:
     registry = _models(context)
     if queue == Queue.TUNED:
         return build_tuned(context.config, context.models, context.timings)
-    return build_router(context.config, registry, queue, ExternalPermissions(context.db).allows, context.timings)
+    external = ProjectPermission(context.db, Project.allow_external)
+    return build_router(context.config, registry, queue, external.allows, context.timings)
 
 
 def _models(context: Context) -> Registry:
@@ -287,18 +292,20 @@ class Reloading:
             self._host.share(self._server_lock)
 
 
-class ExternalPermissions:
-    """Read whether a project's prompts may go to external servers, at most once in `SECONDS` for each project.
+class ProjectPermission:
+    """Read whether a project is allowed something, at most once in `SECONDS` for each project. On the engines' loop.
 
-    On the engines' loop.
+    `column` of the project says so.
     """
 
-    def __init__(self, db: Database, clock: Callable[[], float] = time.monotonic) -> None:
-        self._db = db
+    def __init__(
+        self, db: Database, column: InstrumentedAttribute[bool], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._db, self._column = db, column
         self._reads = RecentReads(self._read, SECONDS, clock)
 
     async def allows(self, project_id: str) -> bool:
-        """Return whether the project allows external servers; an unknown project does not.
+        """Return whether the project is allowed it; an unknown project is not.
 
         Raises:
             EngineBusy: The database gives no answer now.
@@ -307,5 +314,4 @@ class ExternalPermissions:
 
     def _read(self, project_id: str) -> bool:
         with self._db.read() as session:
-            project = session.get(Project, project_id)
-            return project is not None and project.allow_external
+            return bool(session.scalar(select(self._column).where(Project.id == project_id)))

@@ -37,6 +37,13 @@ def create(
             "--allow-external/--no-external", help="Whether prompts of the project may go to servers outside."
         ),
     ] = None,
+    media_urls: Annotated[
+        bool | None,
+        typer.Option(
+            "--allow-media-urls/--no-media-urls",
+            help="Whether workers fetch the pictures and files that the project's requests name by URL.",
+        ),
+    ] = None,
     own: OwnProject = False,
     as_json: AsJson = False,
     url: Url = None,
@@ -47,26 +54,31 @@ def create(
     project = project.strip()
     if sum((bool(project), operator, own)) != 1:
         raise CliError("a key is of a project (--project NAME), of yours (--mine) or of the operator (--operator)")
-    if external is not None and not project:
-        raise CliError("--allow-external and --no-external need a --project")
+    for name, permission in (("external", external), ("media-urls", media_urls)):
+        if permission is not None and not project:
+            raise CliError(f"--allow-{name} and --no-{name} need a --project")
     if manage and not project:
         raise CliError("--manage needs a --project: only the operator makes keys that manage keys")
     if own:
         with connect(url, api_key, data_dir) as server:
             key = server.post("/api_keys")["value"]
     else:
-        key = _create_here(project, external, operator, manage, data_dir)
+        key = _create_here(project, external, media_urls, operator, manage, data_dir)
     show({"key": key, "project": project or None, "operator": operator, "manages_keys": manage}, key, as_json=as_json)
 
 
-def _create_here(project: str, external: bool | None, operator: bool, manage: bool, data_dir: Path | None) -> str:
+def _create_here(
+    project: str, external: bool | None, media_urls: bool | None, operator: bool, manage: bool, data_dir: Path | None
+) -> str:
     from cli.up.effective import opened
-    from jobs.security.keys import allow_external, create_key, create_operator_key
+    from jobs.security.keys import allow_external, allow_media_urls, create_key, create_operator_key
 
     with opened(data_dir) as db, db.write() as session:
         key = create_operator_key(session) if operator else create_key(session, project, manages=manage)
         if external is not None:
             allow_external(session, project, allowed=external)
+        if media_urls is not None:
+            allow_media_urls(session, project, allowed=media_urls)
         return key
 
 

@@ -15,6 +15,7 @@ class Project(Base):
     name: Mapped[str] = mapped_column(unique=True)
     weight: Mapped[float] = mapped_column(default=1.0)
     allow_external: Mapped[bool] = mapped_column(default=False)
+    allow_media_urls: Mapped[bool] = mapped_column(default=False, server_default=false())
     created_at: Mapped[float]
 
 

@@ -1,7 +1,8 @@
 """Refuse images, sounds, videos and files whose bytes are not in the request itself.
 
-An engine would fetch or open any other URL from its own machine. Servers name media in many ways of their own, so this
-module lists what is accepted, and refuses the rest:
+An engine would fetch or open any other URL from its own machine. `workers.middleware.media_urls` has put bytes in the
+place of the URLs that a project may have fetched. Servers name media in many ways of their own, so this module lists
+what is accepted, and refuses the rest:
 
 content parts    of the types in `_PARTS`, with the keys listed there
 media keys       those in `_FETCHED`, with `data:` URLs or base64; any other key or type that names media is refused
@@ -42,7 +43,7 @@ _PARTS: Final[Mapping[str, frozenset[str]]] = {
     "audio_url": frozenset({"audio_url"}),
     "input_audio": frozenset({"input_audio"}),
     "file": frozenset({"file"}),
-    "input_file": frozenset({"file_data", "filename", "detail"}),
+    "input_file": frozenset({"file_data", "file_url", "filename", "detail"}),
 }
 _ANY_PART: Final = frozenset({"type", "prompt_cache_breakpoint"})
 #: The keys of the objects in these parts.
@@ -59,6 +60,9 @@ _HARMLESS: Final = frozenset({"image_generation_call"})  # types that name media
 _SCHEMAS: Final = frozenset({"parameters", "input_schema"})  # keys of tools
 _PLAIN: Final = frozenset({"role", "text"})  # keys of nearly every object
 _ELSEWHERE: Final = "media_url_not_allowed"
+_NOT_FETCHED: Final = (
+    "Pictures and files are fetched from https URLs only for projects that the operator allows it (--allow-media-urls)."
+)
 _NAMES_MEDIA: Final = re.compile(r"image|img|video|audio|pixel|multi_?modal|(?:^|_)media|^mm(?:_|$)", re.IGNORECASE)
 _DOCUMENTED: Final = frozenset[str]().union(*fields.OPENAI.values())
 #: Fields of a body that are not checked: OpenAI's without media, and those that steer a server, which no engine gets.
@@ -126,7 +130,7 @@ def _entry(key: str, value: Any) -> Fault | None:
     if named in _TENSORS:
         return "Tensors are not taken.", None
     if key in _FETCHED:
-        message = f"{key}: only data: URLs are taken; nothing is fetched for a request."
+        message = f"{key}: only data: URLs are taken. {_NOT_FETCHED}"
         return (message, _ELSEWHERE) if _is_elsewhere(key, value) else None
     if _is_unknown(key, value):
         return f"{_short(named)} is not among the media that are taken.", "unsupported_value"

@@ -1,11 +1,12 @@
 """The middleware before a worker's engines, and its order.
 
-    Request ─▶ tuned models ─▶ token ids ─▶ cache ─▶ file search ─▶ compaction ─┐
+    Request ─▶ tuned models ─▶ media URLs ─▶ token ids ─▶ cache ─▶ file search ─▶ compaction ─┐
                                                         engine ◀─ JSON schema ◀─ context window ◀─┘
 
-The name of a tuned model becomes that of its base, with an adapter. OpenAI's token ids become texts before the cache
-compares them. A cache hit skips everything behind it. Excerpts of files and summaries of a conversation count in the
-context window like the rest. The JSON Schema's second request has the shortened prompt.
+The name of a tuned model becomes that of its base, with an adapter. URLs of pictures and files become their bytes, and
+OpenAI's token ids texts, before the cache compares them. A cache hit skips everything behind it. Excerpts of files and
+summaries of a conversation count in the context window like the rest. The JSON Schema's second request has the
+shortened prompt.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from workers.middleware.compaction import CompactionMiddleware
 from workers.middleware.context_window import ContextWindow, Measure, ModelRouting
 from workers.middleware.file_search import ContextBudgets, FileSearchMiddleware, Searcher
 from workers.middleware.json_schema import JsonSchemaMiddleware
+from workers.middleware.media_urls import MediaUrlMiddleware, Permission
 from workers.middleware.response_cache import ResponseCache
 from workers.middleware.schema_checker import SchemaChecker
 from workers.middleware.token_ids import TokenIdMiddleware
@@ -37,6 +39,7 @@ class PipelineDeps:
     response_cache: ResponseCache
     tuned_models: TunedModels
     checker: SchemaChecker
+    allows_media_urls: Permission
 
 
 def build_pipeline(engine: Engine, deps: PipelineDeps, config: Settings) -> TunedModelMiddleware:
@@ -46,4 +49,5 @@ def build_pipeline(engine: Engine, deps: PipelineDeps, config: Settings) -> Tune
     window = ContextWindow(checked, deps.measure, deps.model_router, tuned_models.ask)
     file_search = FileSearchMiddleware(CompactionMiddleware(window), deps.search, deps.context_budgets)
     cached = CacheMiddleware(file_search, deps.response_cache, deps.identity, config)
-    return TunedModelMiddleware(TokenIdMiddleware(cached, deps.is_alias), tuned_models)
+    with_media = MediaUrlMiddleware(TokenIdMiddleware(cached, deps.is_alias), deps.allows_media_urls, config)
+    return TunedModelMiddleware(with_media, tuned_models)

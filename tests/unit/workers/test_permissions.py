@@ -7,7 +7,8 @@ import pytest
 from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy
 from jobs.security import keys
-from workers.engine_process import SECONDS, ExternalPermissions
+from jobs.security.tables import Project
+from workers.engine_process import SECONDS, ProjectPermission
 from workers.engines.port import EngineBusy
 
 
@@ -25,7 +26,7 @@ async def test_a_permission_is_read_once_in_two_seconds_for_each_project(
         return read()
 
     monkeypatch.setattr(sqlite, "read", counted)
-    permissions = ExternalPermissions(sqlite, lambda: time)
+    permissions = ProjectPermission(sqlite, Project.allow_external, lambda: time)
 
     before = await asyncio.gather(*(permissions.allows(project_id) for _ in range(10)))
     with sqlite.write() as session:
@@ -38,7 +39,7 @@ async def test_a_permission_is_read_once_in_two_seconds_for_each_project(
 
 
 async def test_an_unknown_project_has_no_permission(sqlite: Database) -> None:
-    permissions = ExternalPermissions(sqlite)
+    permissions = ProjectPermission(sqlite, Project.allow_external)
 
     assert [await permissions.allows(name) for name in ("", "proj_nobody")] == [False, False]
 
@@ -52,4 +53,4 @@ async def test_without_the_database_nobody_is_permitted_or_refused(
     monkeypatch.setattr(sqlite, "read", away)
 
     with pytest.raises(EngineBusy):
-        await ExternalPermissions(sqlite).allows("p")
+        await ProjectPermission(sqlite, Project.allow_external).allows("p")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import delete, make_url, select, update
+from sqlalchemy.orm import InstrumentedAttribute
 from typer.testing import CliRunner
 
 from cli.client.progress import Snapshot
@@ -549,14 +550,25 @@ def _seal(db: Database) -> None:
         audit.seal(session)
 
 
-def test_a_project_may_be_allowed_models_outside_and_denied_them_again(run: Run, db: Database) -> None:
+@pytest.mark.parametrize(
+    ("column", "name", "action"),
+    [(Project.allow_external, "external", "external"), (Project.allow_media_urls, "media-urls", "media_urls")],
+)
+def test_a_project_may_be_allowed_what_is_outside_and_denied_it_again(
+    run: Run, db: Database, column: InstrumentedAttribute[bool], name: str, action: str
+) -> None:
     def allowed() -> bool | None:
         with db.read() as session:
-            return session.scalar(select(Project.allow_external).where(Project.name == "blue"))
+            return session.scalar(select(column).where(Project.name == "blue"))
 
     seen = []
-    for words in ([], ["--allow-external"], [], ["--no-external"]):
+    for words in ([], [f"--allow-{name}"], [], [f"--no-{name}"]):
         run("keys", "create", "--project", "blue", *words)
         seen.append(allowed())
 
     assert seen == [False, True, True, False]
+    with db.read() as session:
+        actions = session.scalars(select(Audit.action).where(Audit.action.like("project.%")))
+        assert sorted(actions) == [f"project.allow_{action}", f"project.forbid_{action}"]
+    with pytest.raises(CliError, match="need a --project"):
+        run("keys", "create", "--operator", f"--allow-{name}")

@@ -1,5 +1,6 @@
 """All that stands before an engine, together and in the order of a worker."""
 
+import base64
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from aiohttp import web
 
 from jobs.db.engine import Database
 from jobs.platform.storage import DiskStorage
@@ -14,6 +16,7 @@ from jobs.registry.tables import TunedModel
 from jobs.retrieval.searches import FoundChunk, Search
 from jobs.settings import Settings
 from tests.support import adapters
+from tests.support.scripted_server import CHAT, Server, serving
 from tests.unit.workers.middleware.context_window.engines import MODEL, Counting, Nobody
 from workers.engines.port import Request
 from workers.middleware.excerpts import ContextBudget
@@ -48,6 +51,7 @@ class Layers:
             response_cache=response_cache,
             tuned_models=tuned_models,
             checker=checker,
+            allows_media_urls=self._allows,
         )
         self.all = build_pipeline(self.engine, deps, config)
         self.searches: list[Search] = []
@@ -57,6 +61,9 @@ class Layers:
         answer = await self.all.answer(request)
         self.response_cache.flush()
         return msgspec.json.decode(answer.body) | {"http": answer.status}
+
+    async def _allows(self, project_id: str) -> bool:
+        return project_id == "free"
 
     async def _search(self, request: Request, search: Search) -> list[FoundChunk]:
         self.searches.append(search)
@@ -68,7 +75,8 @@ async def layers(sqlite: Database, tmp_path: Path) -> AsyncIterator[Layers]:
     response_cache, checker = ResponseCache(sqlite, 1 << 20), SchemaChecker()
     files = AdapterFiles(DiskStorage(tmp_path / "files"), tmp_path / "adapters")
     tuned_models = TunedModels(sqlite, files, serves=lambda _: False, version_of=lambda _: "")
-    yield Layers(Settings(data_dir=tmp_path, database_url=sqlite.url), response_cache, checker, tuned_models)
+    config = Settings(data_dir=tmp_path, database_url=sqlite.url, media_allow_private=True)
+    yield Layers(config, response_cache, checker, tuned_models)
     await checker.close()
     response_cache.close()
 
@@ -163,3 +171,22 @@ async def test_a_prompt_that_is_routed_to_a_tuned_model_is_answered_by_its_adapt
     assert (answer["http"], answer["model"], answer["context"]["routed_to"]) == (200, name, name)
     assert layers.engine.asked[-1].adapter is not None
     assert (layers.engine.asked[-1].adapter.name, layers.engine.asked[-1].body["model"]) == (adapter, MODEL)
+
+
+async def test_pictures_by_url_reach_the_engine_and_the_cache_as_bytes(layers: Layers) -> None:
+    """The same URL with other bytes is another request."""
+    pictures = [b"one", b"one", b"two"]
+
+    async def picture(_: web.BaseRequest) -> web.Response:
+        return web.Response(body=pictures.pop(0), content_type="image/png")
+
+    async with serving(Server()) as server:
+        server.on_list = picture
+        parts = [{"type": "image_url", "image_url": {"url": f"{server.url}/a.png"}}]
+        body: dict[str, Any] = {"messages": [{"role": "user", "content": parts}], "cache": True}
+        layers.says = ["A dog."]
+        told = [await layers.ask(CHAT, tenant="free", **body) for _ in range(3)]
+
+    assert [answer["http"] for answer in told] == [200] * 3
+    seen = [asked.body["messages"][0]["content"][0]["image_url"]["url"] for asked in layers.engine.asked]
+    assert seen == [f"data:image/png;base64,{base64.b64encode(data).decode()}" for data in (b"one", b"two")]

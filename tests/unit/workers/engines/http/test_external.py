@@ -15,10 +15,11 @@ from aiohttp import web
 from jobs.db.engine import Database
 from jobs.fleet.models_file import Registry
 from jobs.security import keys
+from jobs.security.tables import Project
 from tests.support.mill import chat_line, jsonl, running
 from tests.support.scripted_server import Server, engine_of, error_of, good, request, says, serving, until
 from tests.unit.workers.middleware.context_window.engines import LIMIT, Nobody, prompt_tokens
-from workers.engine_process import ExternalPermissions
+from workers.engine_process import ProjectPermission
 from workers.engines.build_engines import build
 from workers.engines.http.endpoints import Endpoint
 from workers.engines.http.http_engine import HttpEngine
@@ -320,7 +321,9 @@ async def test_lines_of_a_batch_that_was_placed_before_the_permission_ended_fail
 ) -> None:
     (tmp_path / "models.yaml").write_text("models: {}")
     async with serving(Server("fake-model")) as outside:
-        http = HttpEngine([external(outside)], timeout=5.0, allows_external=ExternalPermissions(sqlite).allows)
+        http = HttpEngine(
+            [external(outside)], timeout=5.0, allows_external=ProjectPermission(sqlite, Project.allow_external).allows
+        )
         router = Router([http], Registry.read(tmp_path / "models.yaml"))
 
         def batch() -> list[Any]:
@@ -341,7 +344,9 @@ async def test_lines_of_a_project_with_the_permission_are_answered(sqlite: Datab
     with sqlite.write() as session:
         keys.allow_external(session, keys.ensure_project(session, "default").name, allowed=True)
     async with serving(Server("fake-model")) as outside:
-        http = HttpEngine([external(outside)], timeout=5.0, allows_external=ExternalPermissions(sqlite).allows)
+        http = HttpEngine(
+            [external(outside)], timeout=5.0, allows_external=ProjectPermission(sqlite, Project.allow_external).allows
+        )
         router = Router([http], Registry.read(tmp_path / "models.yaml"))
 
         def batch() -> list[Any]:
