@@ -75,6 +75,7 @@ _MEDIA = "Pictures and files by URL are refused, unless the project has `--allow
 _DIFFERS = {
     "batches.create": "`completion_window` is any duration or `null`; `after`, `priority` and more are taken.",
     "chat.completions.create": f"{_MEDIA} Sound, searches of the web and `functions` are refused.",
+    "completions.create": "`echo` with `logprobs` scores at most 16 prompts and generates at most 16 tokens.",
     "evals.create": "Without a `name` it is `Untitled`.",
     "evals.runs.create": "`sampling_params.n` takes several samples; sources `retrieval` and `perplexity` are ours.",
     "evals.runs.output_items.list": "`status` may also be `error`: errored items are neither passed nor failed.",

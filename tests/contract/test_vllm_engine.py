@@ -119,6 +119,26 @@ def test_what_one_project_has_cached_is_no_faster_for_another(host: Host) -> Non
     assert min(cached[2:]) > 100
 
 
+def test_an_echo_has_the_log_probabilities_of_its_prompt(host: Host) -> None:
+    """The likelihood that evaluations are given is computed in another way; both are of the same tokens."""
+    text = "The capital of France is Paris."
+    likelihood = host.ask(LIKELIHOOD, model=MODEL, input=text)["body"]
+    asked = {"model": MODEL, "max_tokens": 1, "logprobs": 1, "temperature": 0, "echo": True}
+
+    [alone] = host.ask(TEXT, **asked, prompt=text)["body"]["choices"]
+    both = host.ask(TEXT, **asked, prompt=["Hello there.", text])["body"]
+
+    first, *others = alone["logprobs"]["token_logprobs"][:-1]
+    assert first is None
+    assert (len(others), sum(others)) == (likelihood["tokens"], pytest.approx(likelihood["log_likelihood"], abs=0.05))
+    assert alone["text"].startswith(text)
+    assert [choice["index"] for choice in both["choices"]] == [0, 1]
+    assert both["choices"][1]["logprobs"]["token_logprobs"][1:-1] == pytest.approx(others, abs=0.05)
+    assert both["usage"]["completion_tokens"] == 2
+    said = host.call("stream", url=TEXT, body=asked | {"prompt": text})
+    assert said["events"][0]["choices"][0]["logprobs"]["token_logprobs"][0] is None
+
+
 def test_a_stream_says_the_same_in_pieces(host: Host) -> None:
     body = {"model": MODEL, "messages": QUESTION, "max_tokens": 8, "temperature": 0}
     whole = host.ask(CHAT, **body)["body"]

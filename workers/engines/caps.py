@@ -2,7 +2,8 @@
 
 n, best_of, logprobs     OpenAI's own limits
 prompts                  as many as an embedding has inputs, those of all choices counted
-prompt_logprobs          memory for every token of a prompt; it has killed engines. `echo` asks vLLM for them too
+prompt_logprobs          memory for every token of a prompt; it has killed engines
+echo with logprobs       asks for them too, for completions within the bounds of `workers.engines.echo`
 schemas, patterns        size, depth and repetition: the engine compiles each into an automaton
 media, tensors           see `workers.engines.media`
 tools                    of a response: functions only; vLLM passes over others without a word
@@ -22,7 +23,7 @@ import msgspec
 from jobs.requests import values
 from jobs.requests.endpoints import CHAT, COMPLETIONS, RESPONSES
 from jobs.requests.roles import CHAT_ROLES, INPUT_ROLES, wrong_role
-from workers.engines import media
+from workers.engines import echo, media
 from workers.engines.port import Answer, refusal
 
 MOST_CHOICES: Final = 128  # OpenAI's limit for `n`
@@ -91,23 +92,17 @@ def _counts(body: Mapping[str, Any]) -> Answer | None:
 
 
 def _of_prompts(url: str, body: Mapping[str, Any]) -> Answer | None:
-    # vLLM takes the log-probs of an echo for the prompt's; those of a chat are 0 unless it says null, and 0 is asked
-    if body.get("echo") not in (None, False) and (url == CHAT or body.get("logprobs") is not None):
-        what = "echo is not supported." if url == CHAT else "echo with logprobs is not supported."
-        return refusal(400, what, param="echo")
-    prompts = _prompts(body.get("prompt")) if url == COMPLETIONS else 1
+    # the log-probs of an echoed chat are 0 unless it says null, and 0 is asked
+    if url == CHAT and body.get("echo") not in (None, False):
+        return refusal(400, "echo is not supported.", param="echo")
+    if echo.scores_prompt(url, body) and (wrong := echo.fault(body)):
+        return refusal(400, wrong[1], param=wrong[0], code="invalid_value")
+    prompts = len(echo.prompts_of(body.get("prompt"))) if url == COMPLETIONS else 1
     if prompts > MOST_ANSWERS:
         return refusal(400, f"prompt must have at most {MOST_ANSWERS} items; it has {prompts}.", param="prompt")
     if prompts * max(body.get("n") or 1, body.get("best_of") or 1) > MOST_ANSWERS:
         return refusal(400, f"n for each of {prompts} prompts must be at most {MOST_ANSWERS} in all.", param="n")
     return None
-
-
-def _prompts(value: Any) -> int:
-    """Return the prompts of a field: a list of token ids is one prompt, any other list has one in each item."""
-    if not isinstance(value, list) or all(isinstance(item, int) for item in value):
-        return 1
-    return len(value)
 
 
 def _roles(url: str, body: Mapping[str, Any]) -> Answer | None:

@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from jobs.requests.endpoints import BERTSCORE, LIKELIHOOD
-from workers.engines import probes
+from workers.engines import echo, probes
 from workers.engines.adapter_slots import AdapterSlots
 from workers.engines.port import (
     Adapter,
@@ -120,23 +120,49 @@ def _chat(body: Body, prompt: str, digest: bytes, voice: str) -> Answer:
     if call:
         tool_call = {"id": f"call_{digest.hex()[:24]}", "type": "function", "function": call}
         message |= {"content": None, "tool_calls": [tool_call]}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "tool_calls" if call else "stop"}
-    return _completion("chat.completion", "chatcmpl", choice, body, prompt, digest)
+    choice = {"message": message, "logprobs": None, "finish_reason": "tool_calls" if call else "stop"}
+    return _completion("chat.completion", "chatcmpl", [choice] * (body.get("n") or 1), body, prompt, digest)
 
 
 def _text_completion(body: Body, prompt: str, digest: bytes, voice: str) -> Answer:
-    choice = {"index": 0, "text": f"{voice} {digest.hex()[:16]}", "logprobs": None, "finish_reason": "stop"}
-    return _completion("text_completion", "cmpl", choice, body, prompt, digest)
+    text = f"{voice} {digest.hex()[:16]}"
+    if echo.scores_prompt("/v1/completions", body):
+        choices = [_echoed(prompt, text, body["logprobs"]) for prompt in echo.prompts_of(body.get("prompt"))]
+    else:
+        choices = [{"text": text, "logprobs": None, "finish_reason": "stop"}] * (body.get("n") or 1)
+    return _completion("text_completion", "cmpl", choices, body, prompt, digest)
 
 
-def _completion(kind: str, prefix: str, choice: Body, body: Body, prompt: str, digest: bytes) -> Answer:
+def _echoed(prompt: Any, text: str, most: int) -> Body:
+    """Return a prompt and the first word after it; each token but the first has a tenth of a nat for each letter.
+
+    The tokens are words with the space before them, or the ids of the prompt.
+    """
+    is_text = isinstance(prompt, str)
+    tokens = [*(_words(prompt) if is_text else map(str, prompt)), f" {_words(text)[0]}"]
+    logprobs = [None, *(-len(token.strip()) / 10 for token in tokens[1:])]
+    starts = [sum(map(len, tokens[:n])) for n in range(len(tokens))]
+    top = [None if value is None else {token: value} for token, value in zip(tokens, logprobs, strict=True)]
+    return {
+        "text": "".join(tokens),
+        "logprobs": {
+            "tokens": tokens,
+            "token_logprobs": logprobs,
+            "top_logprobs": top if most else [None] * len(tokens),
+            "text_offset": starts,
+        },
+        "finish_reason": "length",
+    }
+
+
+def _completion(kind: str, prefix: str, choices: list[Body], body: Body, prompt: str, digest: bytes) -> Answer:
     usage = usage_of(prompt, digest)
     answer = {
         "id": f"{prefix}-{digest.hex()[:24]}",
         "object": kind,
         "created": CREATED,
         "model": body.get("model"),
-        "choices": [{**choice, "index": index} for index in range(body.get("n") or 1)],
+        "choices": [{**choice, "index": index} for index, choice in enumerate(choices)],
         "usage": {
             "prompt_tokens": usage.input_tokens,
             "completion_tokens": usage.output_tokens,

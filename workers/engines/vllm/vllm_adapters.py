@@ -209,10 +209,15 @@ class Likelihoods:
 
 def likelihoods(serving: Serving, limit: int) -> Likelihoods:
     """Return the likelihoods of an engine that takes so many adapters."""
+    one_by_one = scores_alone(limit)
+    return Likelihoods(serving.slots, partial(likelihood, serving.state), one_by_one=one_by_one)
+
+
+def scores_alone(limit: int) -> bool:
+    """Return whether an engine that takes so many adapters scores a prompt with nothing beside it (see `score`)."""
     from vllm.platforms import current_platform
 
-    one_by_one = bool(limit) and current_platform.is_cpu()  # see `score`
-    return Likelihoods(serving.slots, partial(likelihood, serving.state), one_by_one=one_by_one)
+    return bool(limit) and current_platform.is_cpu()
 
 
 async def _score(state: Any, client: Any, model: str, passage: Passage, lora: Any) -> Score:

@@ -30,6 +30,7 @@ from jobs.fleet.models_file import EngineKind
 from jobs.inference.complete_answers import complete_response, status_of
 from jobs.requests.endpoints import LIKELIHOOD, RESPONSES
 from jobs.requests.fields import OPENAI
+from workers.engines import echo
 from workers.engines.caps import objection
 from workers.engines.documented import documented, malformed, refuse_unknown, undone
 from workers.engines.port import (
@@ -58,7 +59,7 @@ from workers.engines.vllm.vllm_serving import (
     plain_event,
     prepare_environment,
 )
-from workers.engines.wire import usage_of, wants_usage
+from workers.engines.wire import as_events, usage_of, wants_usage
 
 log = logging.getLogger(__name__)
 
@@ -158,12 +159,16 @@ class VllmEngine:
         if refused := self._objection(request):
             return refused
         await self.start()
+        if echo.scores_prompt(request.url, request.body):
+            return await self._echo(request)
         return await self._ask(request, self._body(request))
 
     async def stream(self, request: Request, emit: Emit) -> Answer:
         if refused := self._objection(request):
             return refused
         await self.start()
+        if echo.scores_prompt(request.url, request.body):
+            return await self._stream_whole(request, emit)
         body = self._body(request) | {"stream": True}
         if options := request.body.get("stream_options"):
             body["stream_options"] = options
@@ -213,6 +218,25 @@ class VllmEngine:
             return _judge(serving, request, error)
         return likelihood_answer(name, score)
 
+    async def _echo(self, request: Request) -> Answer:
+        """Answer a completion with the log-probabilities of its prompts, one prompt after the other."""
+        body, answers = self._body(request), []
+        ask = self._ask_alone if vllm_adapters.scores_alone(self.adapters) else self._ask
+        for prompt in echo.prompts_of(body.get("prompt")):
+            answer = await ask(request, body | {"prompt": prompt})
+            if answer.status != HTTPStatus.OK:
+                return answer
+            answers.append(answer)
+        return echo.joined(answers)
+
+    async def _stream_whole(self, request: Request, emit: Emit) -> Answer:
+        answer = await self._echo(request)
+        if answer.status != HTTPStatus.OK:
+            return answer
+        for event in as_events(request.url, answer.body, request.body):
+            await emit(event)
+        return Answer(HTTPStatus.OK, b"", answer.usage)
+
     def _objection(self, request: Request) -> Answer | None:
         if request.url not in OPENAI:
             message = f"Unknown URL {request.url}; an engine serves {', '.join(OPENAI)}."
@@ -231,6 +255,11 @@ class VllmEngine:
         assert serving is not None
         async with serving.slots.running(request.adapter):
             return await self._ask_serving(serving, request, body, emit)
+
+    async def _ask_alone(self, request: Request, body: dict[str, Any]) -> Answer:
+        serving = self._serving
+        assert serving is not None
+        return await serving.slots.run_alone(request.adapter, partial(self._ask_serving, serving, request, body, None))
 
     async def _ask_serving(self, serving: Serving, request: Request, body: dict[str, Any], emit: Emit | None) -> Answer:
         task = asyncio.current_task()

@@ -156,12 +156,31 @@ def test_media_are_found_at_every_url(url: str) -> None:
     assert refused(url, {"documents": [{"content": [FOUND]}], "input": "x"}) == (400, "documents")
 
 
-@pytest.mark.parametrize("most", [0, 20, False])
-def test_an_echo_asks_for_no_log_probs_of_its_prompt(most: int) -> None:
-    asked = {"prompt": "x", "echo": True, "logprobs": most}
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({}, None),
+        ({"logprobs": 0, "max_tokens": 16, "n": 1, "prompt": [[1, 2]] * 16}, None),
+        ({"logprobs": False, "prompt": "x" * (1 << 17)}, None),
+        ({"echo": "true"}, "echo"),
+        ({"logprobs": 6}, "logprobs"),
+        ({"n": 2}, "n"),
+        ({"best_of": 2}, "best_of"),
+        ({"max_tokens": 17}, "max_tokens"),
+        ({"max_tokens": "17"}, "max_tokens"),
+        ({"prompt": ["x"] * 17}, "prompt"),
+        ({"prompt": ["x" * (1 << 16)] * 3}, "prompt"),
+        ({"prompt": [7] * ((1 << 17) + 1)}, "prompt"),
+    ],
+)
+def test_an_echo_with_log_probs_is_bounded(fields: dict[str, Any], param: str | None) -> None:
+    asked = {"prompt": "x", "echo": True, "logprobs": 1, **fields}
 
-    assert refused(COMPLETIONS, asked) == (400, "echo")
-    assert refused(COMPLETIONS, asked | {"echo": "true"}) == (400, "echo")
+    assert (refused(COMPLETIONS, asked) if param else objection(COMPLETIONS, asked)) == (param and (400, param))
+
+
+@pytest.mark.parametrize("most", [0, 20, False])
+def test_a_chat_has_no_echo(most: int) -> None:
     assert refused(CHAT, {"messages": [], "echo": True, "top_logprobs": most}) == (400, "echo")
     assert refused(CHAT, {"messages": [], "echo": True}) == (400, "echo"), "vLLM's default is 0, which asks for them"
 
