@@ -13,10 +13,10 @@ import msgspec
 from jobs.requests.endpoints import COMPLETIONS
 from workers.engines.port import Answer, Usage
 
-MOST_PROMPTS: Final = 16
-MOST_CHARACTERS: Final = 1 << 17  # of all prompts together; a token id counts as one
-MOST_LOGPROBS: Final = 5  # OpenAI's limit for completions
-MOST_TOKENS: Final = 16  # generated for each prompt; OpenAI's default for completions
+MAX_PROMPTS: Final = 16
+MAX_CHARACTERS: Final = 1 << 17  # of all prompts together; a token id counts as one
+MAX_LOGPROBS: Final = 5  # OpenAI's limit for completions
+MAX_TOKENS: Final = 16  # generated for each prompt; OpenAI's default for completions
 
 
 def scores_prompt(url: str, body: Mapping[str, Any]) -> bool:
@@ -35,16 +35,16 @@ def fault(body: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return the first field of such a completion that is beyond its bounds, and the error text; None if none is."""
     if not isinstance(body["echo"], bool):
         return "echo", "echo must be true or false."
-    bounds = (("logprobs", MOST_LOGPROBS), ("n", 1), ("best_of", 1), ("max_tokens", MOST_TOKENS))
+    bounds = (("logprobs", MAX_LOGPROBS), ("n", 1), ("best_of", 1), ("max_tokens", MAX_TOKENS))
     for name, maximum in bounds:
         value = body.get(name)
         if value is not None and not (isinstance(value, int) and value <= maximum):
             return name, f"{name} must be at most {maximum} in an echo with logprobs."
     prompts = prompts_of(body.get("prompt"))
-    if len(prompts) > MOST_PROMPTS:
-        return "prompt", f"An echo with logprobs has at most {MOST_PROMPTS} prompts; this one has {len(prompts)}."
-    if sum(len(prompt) for prompt in prompts if isinstance(prompt, str | list)) > MOST_CHARACTERS:
-        return "prompt", f"The prompts of an echo with logprobs have at most {MOST_CHARACTERS} characters in all."
+    if len(prompts) > MAX_PROMPTS:
+        return "prompt", f"An echo with logprobs has at most {MAX_PROMPTS} prompts; this one has {len(prompts)}."
+    if sum(len(prompt) for prompt in prompts if isinstance(prompt, str | list)) > MAX_CHARACTERS:
+        return "prompt", f"The prompts of an echo with logprobs have at most {MAX_CHARACTERS} characters in all."
     return None
 
 

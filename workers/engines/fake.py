@@ -133,7 +133,7 @@ def _text_completion(body: Body, prompt: str, digest: bytes, voice: str) -> Answ
     return _completion("text_completion", "cmpl", choices, body, prompt, digest)
 
 
-def _echoed(prompt: Any, text: str, most: int) -> Body:
+def _echoed(prompt: Any, text: str, count: int) -> Body:
     """Return a prompt and the first word after it; each token but the first has a tenth of a nat for each letter.
 
     The tokens are words with the space before them, or the ids of the prompt.
@@ -148,7 +148,7 @@ def _echoed(prompt: Any, text: str, most: int) -> Body:
         "logprobs": {
             "tokens": tokens,
             "token_logprobs": logprobs,
-            "top_logprobs": top if most else [None] * len(tokens),
+            "top_logprobs": top if count else [None] * len(tokens),
             "text_offset": starts,
         },
         "finish_reason": "length",

@@ -31,7 +31,7 @@ from workers.engines.port import Answer, Emit, Engine, Request, refusal
 from workers.middleware.base import Middleware
 from workers.runtime.guarded_client import GuardedClient, TooManyRedirects, is_compressed
 
-MOST_URLS: Final = 16  # of one request
+MAX_URLS: Final = 16  # of one request
 #: Bytes of media that this process holds, and that it holds for one project. A request reserves the most that it may
 #: have, and returns what it did not need once all is fetched.
 PROCESS_BYTES: Final = 256 << 20
@@ -72,7 +72,7 @@ class MediaUrlMiddleware(Middleware):
         super().__init__(engine)
         self._allows = allows
         self._client = GuardedClient(config.media_seconds, config.media_allow_private)
-        self._most = min(config.media_max_bytes, PROJECT_BYTES)
+        self._max_bytes = min(config.media_max_bytes, PROJECT_BYTES)
         self._process = Limit(PROCESS_BYTES)
         self._projects: dict[str, Limit] = {}
 
@@ -90,8 +90,8 @@ class MediaUrlMiddleware(Middleware):
             return await ask(request)
         body = deepcopy(request.body)
         media = list(media_of(request.url, body))
-        if len(media) > MOST_URLS:
-            message = f"A request may name at most {MOST_URLS} pictures and files by URL; this one names {len(media)}."
+        if len(media) > MAX_URLS:
+            message = f"A request may name at most {MAX_URLS} pictures and files by URL; this one names {len(media)}."
             return refusal(400, message, param=_LISTS[request.url][0], code="too_many_media_urls")
         async with self._room(request) as keep:
             try:
@@ -105,7 +105,7 @@ class MediaUrlMiddleware(Middleware):
     async def _room(self, request: Request) -> AsyncIterator[Callable[[int], None]]:
         """Reserve the most bytes that a request may have; yield what gives back all but the bytes that it has."""
         project = self._projects.setdefault(request.tenant, Limit(PROJECT_BYTES))
-        limits, held = (project, self._process), self._most
+        limits, held = (project, self._process), self._max_bytes
 
         def release(limit: Limit) -> None:
             limit.release(held)
@@ -128,13 +128,13 @@ class MediaUrlMiddleware(Middleware):
 
     async def _fetch(self, media: Sequence[Medium]) -> int:
         """Put the bytes of all media into their parts; return how many they are. Raises NotFetched."""
-        left = self._most
+        left = self._max_bytes
 
         def take(chunk: bytes, medium: Medium) -> bytes:
             nonlocal left
             left -= len(chunk)
             if left < 0:
-                message = f"The pictures and files of a request may have {self._most} bytes in all."
+                message = f"The pictures and files of a request may have {self._max_bytes} bytes in all."
                 raise NotFetched(message, medium.param, "media_too_large")
             return chunk
 
@@ -146,7 +146,7 @@ class MediaUrlMiddleware(Middleware):
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-        return self._most - left
+        return self._max_bytes - left
 
     async def _get(self, medium: Medium, take: Callable[[bytes, Medium], bytes]) -> str:
         """Return what a URL names as a `data:` URL. Raises NotFetched."""
@@ -173,8 +173,8 @@ def media_of(url: str, body: Mapping[str, Any]) -> Iterator[Medium]:
         for name in lists if isinstance(member, dict) else ():
             parts = member.get(name)
             for m, part in enumerate(parts if isinstance(parts, list) else ()):
-                if isinstance(part, dict) and (found := _medium(url, part, f"{field}[{n}].{name}[{m}]")):
-                    yield found
+                if isinstance(part, dict) and (medium := _medium(url, part, f"{field}[{n}].{name}[{m}]")):
+                    yield medium
 
 
 def _medium(url: str, part: dict[str, Any], path: str) -> Medium | None:

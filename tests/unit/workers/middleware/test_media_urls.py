@@ -22,7 +22,7 @@ from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Request
 from workers.engines.router import Router
 from workers.middleware import media_urls
-from workers.middleware.media_urls import MOST_URLS, MediaUrlMiddleware
+from workers.middleware.media_urls import MAX_URLS, MediaUrlMiddleware
 
 DATA = "data:image/png;base64,iVBORw0KGgo="
 PICTURE, PAPER = b"a picture", b"%PDF"
@@ -143,7 +143,7 @@ async def test_a_project_that_may_not_is_told_so_in_the_same_words_for_pictures_
         (["hang.png"], {"media_seconds": 0.3}, "media_url_failed", "time"),
         (["large.png"], {}, "media_too_large", "4096 bytes in all"),
         (["a.png", "a.png"], {"media_max_bytes": 1024}, None, ""),
-        (["a.png"] * (MOST_URLS + 1), {}, "too_many_media_urls", f"at most {MOST_URLS}"),
+        (["a.png"] * (MAX_URLS + 1), {}, "too_many_media_urls", f"at most {MAX_URLS}"),
         (["a.png"], {"media_allow_private": False}, "invalid_url", "must start with https"),
     ],
 )
