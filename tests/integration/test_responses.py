@@ -165,7 +165,7 @@ def test_unstored_response_shows_its_search_results_on_request(library: Shop) ->
     odd = library.post("responses", {"model": MODEL, "input": "Hello", "tools": [TOOL], "include": [5]})
 
     assert (found(plain), found(wanted)) == (None, [TEXT])
-    assert (odd.status_code, odd.json()["error"]["param"]) == (400, "include")
+    assert (odd.status_code, odd.json()["error"]["param"]) == (400, "include[0]")
 
 
 def test_a_kept_response_is_told_in_the_events_that_its_stream_had(library: Shop) -> None:
