@@ -9,6 +9,7 @@ from api.deps import Operator
 from api.http.bodies import Body, resource
 from jobs.fleet import steering
 from jobs.fleet.steering import Kind
+from jobs.registry import models as tuned_models
 
 router = resource("Operation", operator=True)
 
@@ -125,6 +126,31 @@ class Remaining(BaseModel):
     running: int
     other_work: int
     heartbeats: dict[str, int]
+
+
+class ProbeDecision(Body):
+    """The decision about a tuned model that failed its probe."""
+
+    accept: bool = Field(
+        default=False, description="Serve it whatever the probe says. Otherwise it is probed again when it is loaded."
+    )
+
+
+class ModelProbe(BaseModel):
+    """The state of a tuned model's probe."""
+
+    object: Literal["model.probe"] = "model.probe"
+    model: str
+    state: str
+    accepted: bool
+
+
+@router.post("/models/{model:path}/probe")
+def decide_model_probe(call: Operator, model: NameOf, body: ProbeDecision) -> ModelProbe:
+    """Probe a tuned model again, or serve it whatever its probe says. This takes an operator's key."""
+    with call.db.write() as session:
+        tuned = tuned_models.decide_probe(session, model, accept=body.accept, actor=call.actor)
+        return ModelProbe(model=tuned.name, state=tuned.state, accepted=body.accept)
 
 
 @router.get("/workers")

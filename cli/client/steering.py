@@ -35,6 +35,8 @@ class Deployment(Protocol):
 
     def remaining(self, kind: "Kind", name: str) -> _JSON: ...
 
+    def decide_probe(self, model: str, *, accept: bool) -> _JSON: ...
+
 
 @contextmanager
 def steered(url: str | None, operator_key: str | None, data_dir: Path | None) -> Iterator[Deployment]:
@@ -74,6 +76,9 @@ class _Elsewhere:
 
     def remaining(self, kind: "Kind", name: str) -> _JSON:
         return self._server.get(_path(kind, name))
+
+    def decide_probe(self, model: str, *, accept: bool) -> _JSON:
+        return self._server.post(f"/models/{quote(model, safe='')}/probe", {"accept": accept})
 
 
 def _path(kind: str, name: str) -> str:
@@ -133,3 +138,10 @@ class _Here:
 
         with self._db.read() as session:
             return steering.remaining(session, self._registry, kind, name)
+
+    def decide_probe(self, model: str, *, accept: bool) -> _JSON:
+        from jobs.registry import models
+
+        with self._db.write() as session:
+            tuned = models.decide_probe(session, model, accept=accept, actor=_ACTOR)
+            return {"object": "model.probe", "model": tuned.name, "state": tuned.state, "accepted": accept}

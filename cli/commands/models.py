@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.client.server import connect
+from cli.client.steering import steered
 from cli.errors import CliError
 from cli.groups import Group
-from cli.options import ApiKey, AsJson, DataDir, Url
+from cli.options import ApiKey, AsJson, DataDir, OperatorKey, Url
 from cli.terminal import say, show, show_entries, show_json, show_table
 from jobs.requests.endpoints import EMBEDDINGS
 
@@ -154,6 +155,22 @@ def remove(name: Name, as_json: AsJson = False, data_dir: DataDir = None) -> Non
     file = editable(config.models_file, config.data_dir)
     cut_model(file, name)
     show({"name": name, "file": str(file.path)}, f"{name} removed from {file.path}", as_json=as_json)
+
+
+@app.command()
+def probe(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of a tuned model, ft:….")],
+    accept: Annotated[bool, typer.Option("--accept", help="Serve it whatever its probe says.")] = False,
+    as_json: AsJson = False,
+    url: Url = None,
+    operator_key: OperatorKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Have a tuned model that failed its probe compared with its trainer again, or accept it as it is."""
+    with steered(url, operator_key, data_dir) as deployment:
+        decided = deployment.decide_probe(name, accept=accept)
+    what = "is served whatever its probe says" if accept else "is probed when it is loaded next"
+    show(decided, f"{name} {what}", as_json=as_json)
 
 
 def _own_row(model: dict[str, Any]) -> Sequence[object]:

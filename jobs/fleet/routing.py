@@ -125,7 +125,8 @@ def _tuned(session: Session, registry: Registry, name: str, project_id: str) -> 
     """Return a tuned model; None for a name that the project may not ask for, as for an unknown one."""
     model = tuned_models.find_even_deleted(session, name, project_id)
     if model is not None and model.state == tuned_models.FAILED_PROBE:
-        raise NotServed(f"The model '{quoted(name)}' failed its probe and is not served.", "failed_probe")
+        reason = tuned_models.probe_of(model).reason
+        raise NotServed(f"The model '{quoted(name)}' failed its probe and is not served: {reason}", "failed_probe")
     if model is not None and model.state == tuned_models.DELETED:
         raise NotServed(f"The model '{quoted(name)}' was deleted.")
     base = None if model is None or model.method == tuned_models.FULL else registry.models.get(model.base)

@@ -1,14 +1,16 @@
 """Tuned models: registered when a job has trained them, found by name for a project, deleted."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from sqlalchemy import and_, exists, func, or_, select, update
+from sqlalchemy import exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from jobs.clock import now
-from jobs.errors import InvalidRequest
+from jobs.errors import InvalidRequest, NotFound
 from jobs.ids import new_id
+from jobs.ledger import audit
 from jobs.registry.tables import CheckpointPermission, TunedModel
 
 PREFIX: Final = "ftmodel_"
@@ -21,6 +23,22 @@ FAILED_PROBE: Final = "failed_probe"
 DELETED: Final = "deleted"
 MAX_PERMISSIONS: Final = 1000  # of a checkpoint
 PURGED: Final = ""  # the location of a deleted model whose files are gone
+
+
+_PROBE: Final = "probe"  # in the manifest of a model
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRecord:
+    """What is known of a model's probe.
+
+    `reason` is how the engine differed when the probe failed. `trial` counts the decisions of operators. An `accepted`
+    model is served whatever the probe says.
+    """
+
+    reason: str | None = None
+    trial: int = 0
+    accepted: bool = False
 
 
 def register(
@@ -98,10 +116,38 @@ def count_whole(session: Session) -> int:
     return session.scalar(select(func.count()).select_from(TunedModel).where(*which)) or 0
 
 
-def fail_probe(session: Session, model_id: str) -> None:
-    """Serve a model no more that answers unlike its trainer."""
-    ready = and_(TunedModel.id == model_id, TunedModel.state == READY)
-    session.execute(update(TunedModel).where(ready).values(state=FAILED_PROBE))
+def probe_of(model: TunedModel) -> ProbeRecord:
+    """Return what is known of a model's probe."""
+    return ProbeRecord(**model.manifest.get(_PROBE, {}))
+
+
+def fail_probe(session: Session, model_id: str, reason: str, trial: int) -> None:
+    """Serve a model no more that answers unlike its trainer, unless an operator has decided since that `trial`."""
+    model = session.get(TunedModel, model_id, with_for_update=True)
+    if model is not None and model.state == READY and probe_of(model).trial == trial:
+        _set_probe(model, FAILED_PROBE, ProbeRecord(reason, trial))
+
+
+def decide_probe(session: Session, name: str, *, accept: bool, actor: str) -> TunedModel:
+    """Have a model probed again that failed its probe, or with `accept` serve it whatever the probe says.
+
+    Raises:
+        NotFound: No project has a model of that name.
+    """
+    rows = select(TunedModel).where(TunedModel.name == name, TunedModel.state != DELETED)
+    model = session.scalar(rows.with_for_update())
+    if model is None:
+        raise NotFound(f"There is no tuned model '{name}'.", param="model", code="model_not_found")
+    _set_probe(model, READY, ProbeRecord(None, probe_of(model).trial + 1, accept))
+    details = {"name": name, "accepted": accept}
+    audit.record(
+        session, actor=actor, action="model.probe", target=model.id, project_id=model.project_id, details=details
+    )
+    return model
+
+
+def _set_probe(model: TunedModel, state: str, record: ProbeRecord) -> None:
+    model.state, model.manifest = state, {**model.manifest, _PROBE: asdict(record)}
 
 
 def of_project(session: Session, project_id: str) -> Sequence[TunedModel]:

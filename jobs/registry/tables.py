@@ -11,7 +11,8 @@ from jobs.db.base import Base
 class TunedModel(Base):
     """The result of a fine-tuning job, or one of its checkpoints (`checkpoint_step`), under the name clients ask for.
 
-    `state` is `ready`, `failed_probe` (not served) or `deleted`. `data_erased`: the training data is deleted.
+    `state` is `ready`, `failed_probe` (an operator decides what follows) or `deleted`. `data_erased`: the training data
+    is deleted.
     """
 
     __tablename__ = "tuned_model"

@@ -35,7 +35,7 @@ class AdapterSlots:
         self._limit, self._load, self._unload = limit, load, unload
         self._loaded: OrderedDict[str, Adapter] = OrderedDict()  # the least recently used first
         self._wanted: dict[str, Adapter] = {}  # loaded together, as soon as nothing runs
-        self._refused: OrderedDict[str, AdapterRefused] = OrderedDict()
+        self._refused: OrderedDict[str, tuple[Adapter, AdapterRefused]] = OrderedDict()
         self._alone_now: asyncio.Task[Any] | None = None  # what runs, or will, with nothing beside it
         self._running = 0
         self._idle = asyncio.Event()
@@ -98,7 +98,8 @@ class AdapterSlots:
             raise AdapterRefused(
                 "This engine takes no adapters: its model needs `enable_lora` and `max_loras` of 2 or more."
             )
-        if (refused := self._refused.get(adapter.name)) is not None:
+        known, refused = self._refused.get(adapter.name, (None, None))
+        if refused is not None and known == adapter:  # else an operator has decided since
             raise AdapterRefused(str(refused), failed_probe=refused.failed_probe)
 
     async def _load_wanted(self) -> None:
@@ -114,7 +115,7 @@ class AdapterSlots:
         try:
             await self._load(adapter)
         except AdapterRefused as error:
-            self._refused[adapter.name] = error
+            self._refused[adapter.name] = adapter, error
             if len(self._refused) > _REFUSALS_KEPT:
                 self._refused.popitem(last=False)
         else:

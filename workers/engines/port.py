@@ -25,13 +25,16 @@ class Adapter:
     """The weights that turn a base model into a tuned one, as files in `folder`.
 
     `name` is made from `sha256` and is never given to other bytes: engines key their prefix cache by it. Where
-    it is `whole`, it replaces the weights of the base; otherwise it is added to them.
+    it is `whole`, it replaces the weights of the base; otherwise it is added to them. `trial` counts how often an
+    operator has decided about its probe; an `accepted` one is served whatever the probe says.
     """
 
     name: str
     sha256: str
     folder: Path
     whole: bool = False
+    trial: int = 0
+    accepted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,15 +48,21 @@ Make = Callable[[str, Adapter], Engine]
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """The reason why a model could not be opened, how often that happened, and when it is tried again."""
+    """The reason why a model could not be opened, how often that happened, and when it is tried again.
+
+    A model that was refused is tried again after the `trial` that it failed.
+    """
 
     error: Exception
     times: int
     until: float
+    trial: int
 
-    def error_of(self, now: float) -> EngineError | None:
+    def error_of(self, now: float, trial: int) -> EngineError | None:
         """Return the error of a request for the model; None when the model is to be tried."""
         if isinstance(self.error, AdapterRefused):
+            if trial != self.trial:
+                return None
             return AdapterRefused(str(self.error), failed_probe=self.error.failed_probe)
         if now >= self.until:
             return None
@@ -166,7 +172,9 @@ class SwappedEngine:
         self._clients[name] += 1
         try:
             while self._loaded != name or self._yields:
-                if (failure := self._failures.get(name)) and (error := failure.error_of(time.monotonic())):
+                if (failure := self._failures.get(name)) and (
+                    error := failure.error_of(time.monotonic(), adapter.trial)
+                ):
                     raise error
                 self._waiting.setdefault(name, (base, adapter))
                 swap = self._swap = self._swap or asyncio.create_task(self._change())
@@ -216,7 +224,7 @@ class SwappedEngine:
             if not isinstance(error, Exception):
                 raise
             log.exception("tuned_model_not_loaded", extra={"model": adapter.name, "base": base})
-            self._failed(adapter.name, error)
+            self._failed(adapter.name, error, adapter.trial)
             return
         self._engine, self._loaded, self._since = engine, adapter.name, time.monotonic()
         self._failures.pop(adapter.name, None)
@@ -227,11 +235,11 @@ class SwappedEngine:
         engine, self._engine, self._loaded = self._engine, None, ""
         await _closed(engine)
 
-    def _failed(self, name: str, error: Exception) -> None:
+    def _failed(self, name: str, error: Exception, trial: int = 0) -> None:
         before = self._failures.pop(name, None)
         times = before.times + 1 if before else 1
         pause = self._timings.tuned_retry * times if times < _TRIES else self._timings.tuned_rest
-        self._failures[name] = _Failure(error, times, time.monotonic() + pause)
+        self._failures[name] = _Failure(error, times, time.monotonic() + pause, trial)
         if len(self._failures) > _REMEMBERED:
             self._failures.popitem(last=False)
 

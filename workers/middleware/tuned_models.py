@@ -39,6 +39,7 @@ class _Row(NamedTuple):
     state: str
     location: str
     sha256: str
+    probe: models.ProbeRecord
 
 
 class TunedModels:
@@ -81,8 +82,8 @@ class TunedModels:
         except AdapterRefused as error:
             log.error("adapter_refused", extra={"model": name, "reason": str(error)})  # noqa: TRY400
             if error.failed_probe:
-                await self._fail_probe(request)
-                return _probe_failed(name)
+                await self._fail_probe(request, str(error), resolved.adapter.trial)
+                return _probe_failed(name, str(error))
             return refusal(400, f"The model `{name}` cannot be served: {error}", code="adapter_refused", param="model")
 
     async def resolve(self, request: Request) -> Request | Answer:
@@ -106,13 +107,14 @@ class TunedModels:
             return refusal(500, f"The model `{name}` cannot be served: {error}", code="adapter_corrupt", param="model")
         except (StorageUnavailable, StorageFull) as error:
             raise EngineBusy(error.message, retry_after=_AGAIN) from error
+        adapter = replace(adapter, trial=row.probe.trial, accepted=row.probe.accepted)
         return replace(request, body={**request.body, "model": row.base}, adapter=adapter)
 
-    async def _fail_probe(self, request: Request) -> None:
+    async def _fail_probe(self, request: Request, reason: str, trial: int) -> None:
         """Record that the model of the request failed its probe: no worker serves it any more."""
         row = await self._rows.get((request.tenant, str(request.body.get("model"))))
         if row is not None:
-            await asyncio.to_thread(self._write_failure, row.id)
+            await asyncio.to_thread(self._write_failure, row.id, reason, trial)
 
     async def _refused(self, name: str, row: _Row) -> Answer | None:
         if row.state == models.DELETED:
@@ -120,7 +122,7 @@ class TunedModels:
                 await asyncio.to_thread(self._remove_deleted)
             return refusal(404, f"The model `{name}` was deleted.", code="model_deleted", param="model")
         if row.state != models.READY:
-            return _probe_failed(name)
+            return _probe_failed(name, row.probe.reason)
         if (row.method == models.FULL) != self._files.whole:
             kind = "weights of its own" if row.method == models.FULL else "an adapter"
             message = f"The model `{name}` has {kind}, which this worker does not serve."
@@ -152,18 +154,21 @@ class TunedModels:
             row = models.find_even_deleted(session, name, project_id)
             if row is None:
                 return None
-            return _Row(row.id, row.base, row.method, row.state, row.location, row.sha256)
+            probe = models.probe_of(row)
+            return _Row(row.id, row.base, row.method, row.state, row.location, row.sha256, probe)
 
-    def _write_failure(self, model_id: str) -> None:
+    def _write_failure(self, model_id: str, reason: str, trial: int) -> None:
         try:
             with self._db.write() as session:
-                models.fail_probe(session, model_id)
+                models.fail_probe(session, model_id, reason, trial)
         except DatabaseBusy:  # the engine refuses the adapter until it is started again, and then probes it again
             log.warning("failed_probe_not_recorded", extra={"model": model_id})
 
 
-def _probe_failed(name: str) -> Answer:
-    message = f"The model `{name}` is not served: the engine does not answer as it did in training."
+def _probe_failed(name: str, reason: str | None) -> Answer:
+    """Return the refusal of a model whose engine answers otherwise than its trainer. Earlier rows have no reason."""
+    why = reason or "The engine does not answer as it did in training."
+    message = f"The model `{name}` is not served until an operator has decided (`nightmill models probe`): {why}"
     return refusal(400, message, code="failed_probe", param="model")
 
 

@@ -28,6 +28,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
         "json": {"model": "smollm2-135m-instruct", "messages": [{"role": "user", "content": "Hello"}]},
     },
     ("POST", "/v1/chat/completions/{completion_id}"): {"json": {"metadata": {}}},
+    ("POST", "/v1/models/{model}/probe"): {"json": {}},
     ("POST", "/v1/completions"): {"json": {"model": "smollm2-135m-instruct", "prompt": "Hello"}},
     ("POST", "/v1/embeddings"): {"json": {"model": "all-minilm-l6-v2", "input": "Hello"}},
     ("POST", "/v1/rerank"): {"json": {"model": "ranker", "query": "What?", "documents": ["This."]}},

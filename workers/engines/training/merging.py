@@ -80,8 +80,11 @@ def _check(tuned: Any, adapter: Path, base: str) -> None:
     if _method(adapter) == "qlora":
         with tuned.disable_adapter():
             alone = probing.score(tuned, known)
-    if (difference := probes.compare(known, probing.score(tuned, known), alone)) is not None:
-        raise CannotMerge(f"the adapter was trained on another base than {base}: {difference}")
+    comparison = probes.compare(known, probing.score(tuned, known), alone)
+    if comparison.is_refused:
+        raise CannotMerge(f"the adapter was trained on another base than {base}: {comparison}")
+    if comparison.difference > comparison.allowed:
+        sys.stderr.write(f"warning: {comparison}\n")
 
 
 def _method(adapter: Path) -> str:

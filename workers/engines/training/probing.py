@@ -1,7 +1,8 @@
 """Compute the probes of a model in the trainer: tokens, greedy continuations, log-probabilities.
 
     chats ─▶ ids ─▶ greedy continuation ─┬─▶ log-probabilities of the model ────────────────────┬─▶ probes.json
-                                         └─▶ of its base alone; without an adapter: in bfloat16 ┘
+                                         ├─▶ of its base alone; without an adapter: in bfloat16 ┤
+                                         └─▶ with an adapter: of the model in the other dtype ──┘
 
 The continuations are the model's own at the end of an epoch. To compute them takes as long as some steps, so that other
 checkpoints have three chats alone, with the continuations of the base, which are computed once. A whole model has no
@@ -10,17 +11,22 @@ base: each of its checkpoints, which are few, has all chats with continuations o
 See `workers.engines.probes` for what an engine does with them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
+from msgspec.structs import replace
 
 from workers.engines import probes
 from workers.engines.port import Score
 from workers.engines.probes import Probe
+
+_NARROW: Final = (torch.bfloat16, torch.float16)
+#: Chats that are computed in the other dtype too, where a checkpoint has all: many CPUs emulate bfloat16.
+_OTHER_CHATS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +57,20 @@ class Prober:
                     logprobs = _logprobs(model, ids + continuation, len(ids)) if brief else ()
                     self._chats.append(_Chat(messages, tools, ids, brief, continuation, logprobs))
 
-    def write(self, model: Any, folder: Path, *, own: bool) -> None:
-        """Write the probes of a model beside its files.
+    def write(self, model: Any, folder: Path, *, own: bool) -> float:
+        """Write the probes of a model beside its files; return how far they differ between two dtypes.
 
         With `own`, and for a whole model, they are all chats with continuations of the model's own.
         """
         own = own or self._is_whole
         with _inference(model):
-            probes.write(folder, [self._probe(model, chat, own=own) for chat in self._chats if own or chat.brief])
+            written = [self._probe(model, chat, own=own) for chat in self._chats if own or chat.brief]
+        if not self._is_whole:
+            with _inference(model, torch.no_grad), _other_dtype(model):
+                for number, probe in enumerate(written[: _OTHER_CHATS if own else 1]):
+                    written[number] = replace(probe, other_logprobs=_of(model, probe))
+        probes.write(folder, written)
+        return probes.spread(written)
 
     def _reference(self, model: Any) -> AbstractContextManager[Any]:
         """Let the model compute as its base, or a whole model in bfloat16."""
@@ -97,17 +109,55 @@ class Prober:
 def score(model: Any, known: Sequence[Probe]) -> list[Score]:
     """Return how a model reads and continues the chats of these probes, as they were tokenised in training."""
     with _inference(model):
-        tokens = [([*probe.token_ids, *probe.continuation], len(probe.token_ids)) for probe in known]
-        return [Score(tuple(ids[:prompt]), _logprobs(model, ids, prompt)) for ids, prompt in tokens]
+        return [Score(probe.token_ids, _of(model, probe)) for probe in known]
+
+
+def _of(model: Any, probe: Probe) -> tuple[float, ...]:
+    """Return the log-probabilities that a model gives to the continuation of a probe."""
+    return _logprobs(model, [*probe.token_ids, *probe.continuation], len(probe.token_ids))
 
 
 @contextmanager
-def _inference(model: Any) -> Iterator[None]:
+def _other_dtype(model: Any) -> Iterator[None]:
+    """Let a model compute in bfloat16 where its weights are float32, otherwise in float32.
+
+    For float32 the weights of one layer at a time are float32, so that the memory of the model stays as it is.
+    """
+    narrow = {
+        module: parameters
+        for module in model.modules()
+        if (parameters := [one for one in module.parameters(recurse=False) if one.dtype in _NARROW])
+    }
+    if not narrow:
+        with torch.autocast(model.device.type, torch.bfloat16):
+            yield
+        return
+    stored: dict[Any, Any] = {}
+
+    def widen(module: Any, _: Any) -> None:
+        for parameter in narrow[module]:
+            stored[parameter], parameter.data = parameter.data, parameter.data.float()
+
+    def restore(module: Any, *_: Any) -> None:
+        for parameter in narrow[module]:
+            parameter.data = stored.pop(parameter)
+
+    hooks = [module.register_forward_pre_hook(widen) for module in narrow]
+    hooks += [module.register_forward_hook(restore, always_call=True) for module in narrow]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _inference(model: Any, guard: Callable[[], AbstractContextManager[Any]] = torch.inference_mode) -> Iterator[None]:
     training, caching = model.training, model.config.use_cache
     model.eval()
     model.config.use_cache = True
     try:
-        with torch.inference_mode():
+        with guard():
             yield
     finally:
         model.config.use_cache = caching

@@ -175,9 +175,10 @@ class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
         _tidy(folder, _public_base(self._spec), self._spec.revision)
         if state.global_step == state.max_steps or self.reason == "early_stopping":
             self._measure_forgetting(model)
+        spread = None
         if self._prober is not None:
             own = state.global_step % self._epoch_steps == 0 or self.reason == "early_stopping"
-            self._prober.write(model, folder, own=own)
+            spread = self._prober.write(model, folder, own=own)
         run = {
             "step": state.global_step,
             "steps": state.max_steps,
@@ -189,6 +190,7 @@ class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
             "peft": self._spec.peft,
             "versions": self._started.versions,
             "forgetting": to_builtins(self._forgetting),
+            "probe_spread": spread,
         }
         files = {name: file.sha256 for name, file in checkpoint_folder.complete(folder, run).files.items()}
         self._send(Checkpoint(state.global_step, str(folder), files, {"step": state.global_step} | self._last))

@@ -10,8 +10,11 @@ from sqlalchemy import select
 from jobs.fleet import workers
 from jobs.fleet.tables import Worker
 from jobs.ledger.tables import Audit
+from jobs.registry import models
+from jobs.registry.tables import TunedModel
 from jobs.security.keys import create_operator_key
 from tests.support import ledgers
+from tests.support.adapters import tuned_model
 from tests.support.web import make_key
 from tests.unit.api.calls import routes, takes_operator_key
 from tests.unit.api.conftest import client_of
@@ -38,6 +41,7 @@ def test_each_route_takes_one_kind_of_key(app: FastAPI, client: TestClient, oper
     assert {(route.method, route.path) for route in steering} == {
         ("GET", "/v1/workers"), ("GET", "/v1/quarantines"), ("GET", "/v1/pauses"), ("POST", "/v1/pauses"),
         ("GET", "/v1/pauses/{kind}/{target}"), ("DELETE", "/v1/pauses/{kind}/{target}"),
+        ("POST", "/v1/models/{model}/probe"),
     }  # fmt: skip
     assert {refusal(route.call(client)) for route in steering} == {(403, "operator_key_required")}
     assert {refusal(route.call(operator)) for route in others} == {(403, "operator_key_not_allowed")}
@@ -132,3 +136,34 @@ def test_unknown_names_are_not_found_and_leave_no_pause(operator: TestClient, ki
     assert [answer.status_code for answer in answers] == [404, 404, 404]
     assert operator.get("/v1/pauses").json()["data"] == []
     assert operator.get("/v1/pauses/job/x").status_code == 400
+
+
+def test_an_operator_has_a_model_that_failed_its_probe_tried_again_or_served(
+    app: FastAPI, client: TestClient, operator: TestClient
+) -> None:
+    db, name = app.state.services.db, "ft:smollm2-135m-instruct:default::abc"
+    tuned_model(db, app.state.services.storage, name, base=PACKAGED)
+
+    def fail(trial: int) -> None:
+        with db.write() as session:
+            model = session.scalars(select(TunedModel)).one()
+            models.fail_probe(session, model.id, "log-probabilities differ by 0.800 nats a token", trial)
+
+    fail(0)
+    chat = {"model": name, "messages": [{"role": "user", "content": "Hi"}]}
+    refused = client.post("/v1/chat/completions", json=chat)
+    assert refusal(refused) == (400, "failed_probe")
+    assert "0.800 nats a token" in refused.json()["error"]["message"]
+
+    again = operator.post(f"/v1/models/{name}/probe", json={})
+    assert again.json() == {"object": "model.probe", "model": name, "state": "ready", "accepted": False}
+    fail(0)  # of a worker that has read the row before
+    assert name in {model["id"] for model in client.get("/v1/models").json()["data"]}
+    fail(1)
+    assert name not in {model["id"] for model in client.get("/v1/models").json()["data"]}
+    assert operator.post(f"/v1/models/{name}/probe", json={"accept": True}).json()["accepted"]
+    assert name in {model["id"] for model in client.get("/v1/models").json()["data"]}
+    assert operator.post("/v1/models/ft:nothing/probe", json={}).status_code == 404
+    with db.read() as session:
+        rows = session.scalars(select(Audit).where(Audit.action == "model.probe")).all()
+        assert [row.details for row in rows] == [{"name": name, "accepted": accept} for accept in (False, True)]

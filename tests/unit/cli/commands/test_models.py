@@ -22,7 +22,9 @@ from jobs.db.engine import Database
 from jobs.fleet import workers
 from jobs.fleet.models_file import PACKAGED_FILE, EngineKind, Registry
 from jobs.fleet.tables import Worker
+from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue
+from tests.support.adapters import tuned_model
 
 Run = Callable[..., str]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -49,6 +51,18 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 def file(tmp_path: Path) -> Path:
     return tmp_path / "data" / "models.yaml"
+
+
+def test_a_model_that_failed_its_probe_is_tried_again_or_served(
+    run: Run, sqlite: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTMILL_DATABASE_URL", sqlite.url)
+    name = "ft:fake-model:default::abc"
+    tuned_model(sqlite, DiskStorage(tmp_path / "files"), name)
+
+    assert "is probed when it is loaded next" in run("probe", name)
+    accepted = json.loads(run("probe", name, "--accept", "--json"))
+    assert accepted == {"object": "model.probe", "model": name, "state": "ready", "accepted": True}
 
 
 def test_the_packaged_file_is_copied_before_it_is_changed(run: Run, tmp_path: Path) -> None:

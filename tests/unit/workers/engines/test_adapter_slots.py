@@ -1,6 +1,7 @@
 """Adapters are loaded while nothing else runs, together, and the least recently used one goes."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,20 @@ async def test_a_refused_adapter_is_not_tried_again_and_holds_nobody_up() -> Non
     assert caught.value.failed_probe
     await weights.ask(B)
     assert weights.log == ["+b"]
+
+
+async def test_an_adapter_is_tried_again_after_an_operator_has_decided() -> None:
+    weights = Weights()
+    weights.refuses[A.name] = AdapterRefused("unlike its trainer", failed_probe=True)
+    for trial in (0, 1):
+        with pytest.raises(AdapterRefused):
+            await weights.ask(replace(A, trial=trial))
+    del weights.refuses[A.name]
+
+    with pytest.raises(AdapterRefused):
+        await weights.ask(replace(A, trial=1))
+    await weights.ask(replace(A, trial=2))
+    assert weights.log == ["+a"]
 
 
 async def test_an_engine_that_dies_while_it_loads_has_died_for_all_who_wait() -> None:

@@ -187,7 +187,7 @@ async def test_a_model_that_cannot_be_opened_now_is_busy_and_later_served(tmp_pa
     assert await garage.ask(1) == garage.adapter(1).name
 
 
-async def test_a_model_that_answers_unlike_its_trainer_is_refused_for_good(tmp_path: Path) -> None:
+async def test_a_model_that_answers_unlike_its_trainer_is_refused_until_an_operator_has_decided(tmp_path: Path) -> None:
     garage = Garage(tmp_path, SHORT)
     folder = garage.adapter(1).folder
     folder.mkdir()
@@ -200,6 +200,9 @@ async def test_a_model_that_answers_unlike_its_trainer_is_refused_for_good(tmp_p
             await garage.ask(1)
         assert refused.value.failed_probe
     assert len(garage.opened) == 1
+    accepted = replace(garage.adapter(1), trial=1, accepted=True)
+    answer = await garage.engine.answer(replace(garage.request(1), adapter=accepted))
+    assert answer.status == 200
 
 
 async def test_an_engine_that_dies_is_built_again_with_the_same_weights(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 
 from jobs.db.engine import Database
 from jobs.errors import StorageUnavailable
+from jobs.ledger.tables import Audit
 from jobs.platform.storage import DiskStorage
+from jobs.registry import models
 from jobs.registry.tables import TunedModel
 from jobs.security import keys
 from jobs.settings import Settings
@@ -238,7 +241,7 @@ async def test_local_files_that_were_tampered_with_are_fetched_again(worker: Wor
     assert weights.read_bytes() == f"the weights of {ONE}".encode()
 
 
-async def test_an_adapter_that_fails_its_probe_is_marked_and_not_served_again(worker: Worker) -> None:
+async def test_an_adapter_that_fails_its_probe_is_not_served_until_an_operator_has_decided(worker: Worker) -> None:
     messages, tools = probes.CHATS[2]
     [read] = await worker.engine.score("fake-model", [Passage(messages, tools, (1, 2))], None)
     lying = Probe(
@@ -249,11 +252,26 @@ async def test_an_adapter_that_fails_its_probe_is_marked_and_not_served_again(wo
         worker.db, worker.storage, ONE, project="acme", files={probes.FILE: msgspec.json.encode([lying])}
     )
 
-    assert code_of(await worker.ask(ONE)) == (400, "failed_probe")
+    def decide(*, accept: bool) -> None:
+        with worker.db.write() as session:
+            models.decide_probe(session, ONE, accept=accept, actor="operator")
+
+    for _ in range(2):
+        refused = await worker.ask(ONE)
+        assert code_of(refused) == (400, "failed_probe")
+        assert re.search(r"differ by [78]\.\d{3} nats a token .* 0\.050 are allowed", refused["error"]["message"])
     with worker.db.read() as session:
         assert session.query(TunedModel).filter_by(name=ONE).one().state == "failed_probe"
+    decide(accept=False)
     assert code_of(await worker.ask(ONE)) == (400, "failed_probe")
     assert not worker.prompts
+    decide(accept=True)
+    assert (await worker.ask(ONE))["http"] == 200
+    with worker.db.write() as session:
+        model = session.query(TunedModel).filter_by(name=ONE).one()
+        models.fail_probe(session, model.id, "of a worker that has an earlier row", trial=1)
+        assert (model.state, models.probe_of(model).accepted) == ("ready", True)
+        assert session.query(Audit).filter_by(action="model.probe", target=model.id).count() == 2
 
 
 async def test_a_server_with_a_model_of_that_name_keeps_it(worker: Worker) -> None:

@@ -159,9 +159,24 @@ def assert_probes(checkpoints: list[Checkpoint]) -> None:
     for probe in first:  # greedy: each token is at least as probable as one of 259 that are equally so
         assert all(logprob > -math.log(259) for logprob in probe.base_logprobs)
         assert 1 <= len(probe.continuation) == len(probe.logprobs) <= probes.CONTINUATION
+    for probed in (*before, last):
+        measured = [probe for probe in probed if probe.other_logprobs]
+        assert len(measured) == (3 if probed is last else 1)
+        assert all(len(probe.other_logprobs) == len(probe.logprobs) for probe in measured)
+        assert 0 < probes.spread(probed) < 0.05  # of the same weights in bfloat16
     same_chats = [last[number] for number in probes.BRIEF]
     assert [probe.token_ids for probe in same_chats] == [probe.token_ids for probe in first]
     assert [probe.continuation for probe in same_chats] != [probe.continuation for probe in first]
+
+
+@pytest.mark.verify
+def test_a_run_in_bfloat16_is_probed_in_float32_too_and_keeps_its_weights(trainers: Trainers, spec: Spec) -> None:
+    ended = trainers.run(replace(spec, dtype="bfloat16"))
+
+    probed = probes.read(Path(ended.last_checkpoint or ""))
+    manifest = checkpoint_folder.verify(Path(ended.last_checkpoint or ""))
+    assert 0 < manifest.run["probe_spread"] == probes.spread(probed) < 0.05
+    assert ended.losses[len(ended.losses)] < ended.losses[1]
 
 
 def test_a_row_whose_prefix_is_not_one_names_its_line(trainers: Trainers, spec: Spec, tmp_path: Path) -> None:
