@@ -23,6 +23,7 @@ from jobs.ids import new_id
 from jobs.ledger import dependencies, pauses
 from jobs.ledger.tables import Job, Shard
 from jobs.registry import models
+from jobs.registry.tables import TunedModel
 from jobs.security.tables import Project
 
 _VLLM_RANK: Final = 16  # the highest rank of an adapter where a model's `max_lora_rank` is not set
@@ -67,7 +68,7 @@ def requested(session: Session, call: CallContext, body: CreateFineTuningJob, jo
     if body.integrations and call.config.wandb_mode == "off":
         message = "This deployment has no Weights & Biases: its operator sets NIGHTMILL_WANDB_MODE."
         raise InvalidRequest(message, param="integrations", code="unsupported_value")
-    base, parent = resolve_base(session, call, body.model)
+    base, parent = resolve_base(session, call, body)
     check_peft(session, body.peft)
     project = session.get_one(Project, call.project_id).name
     return FineTuning(
@@ -90,9 +91,24 @@ def requested(session: Session, call: CallContext, body: CreateFineTuningJob, jo
 
 
 def checked_training(registry: Registry, base: str, body: FineTuningFields) -> Training:
-    """Return how to train. Raises InvalidRequest for an adapter that the engine of the base would not load."""
+    """Return how to train. Raises InvalidRequest for an adapter that the engine of the base serves otherwise."""
     training = Training.model_validate(body.fields().get("training") or {})
+    if training.learning_rate is not None and body.chosen().learning_rate_multiplier != "auto":
+        message = "'training.learning_rate' and 'learning_rate_multiplier' exclude each other."
+        raise InvalidRequest(message, param="training.learning_rate", code="invalid_value")
+    if training.load_best and not (body.validation or body.validation_file):
+        message = "'training.load_best' needs a 'validation_file' or a 'validation'."
+        raise InvalidRequest(message, param="training.load_best", code="invalid_value")
+    if body.peft != "full" and training.chat_template is not None:
+        message = (
+            "An adapter is served with the chat template of its base. Give a template with the 'peft' 'full', "
+            f"or to the base: its folder in the models file, with the template, beside '{base}'."
+        )
+        raise InvalidRequest(message, param="training.chat_template", code="unsupported_value")
     args = registry.models[base].engine_args
+    if body.peft != "full" and training.use_dora and args.get("enable_lora"):
+        message = f"Invalid 'training.use_dora': the engine of '{base}' serves no adapters with DoRA."
+        raise InvalidRequest(message, param="training.use_dora", code="unsupported_value")
     limit = args.get("max_lora_rank", _VLLM_RANK) if args.get("enable_lora") else training.rank
     if body.peft != "full" and training.rank > limit:
         message = f"Invalid 'training.rank': the engine of '{base}' serves adapters of rank {limit} at most."
@@ -121,14 +137,15 @@ def checked_validation(body: FineTuningFields) -> Validation | None:
     return Validation.model_validate(body.validation.model_dump())
 
 
-def resolve_base(session: Session, call: CallContext, name: str) -> tuple[str, str | None]:
-    """Return the base that a name stands for, and the tuned model to go on from, if any. Raises InvalidRequest."""
-    registry = call.services.registry()
+def resolve_base(session: Session, call: CallContext, body: FineTuningFields) -> tuple[str, str | None]:
+    """Return the base that a request names, and the tuned model to go on from, if any. Raises InvalidRequest."""
+    registry, name = call.services.registry(), body.model
     parent = None
     if models.is_tuned(name):
         tuned = models.find(session, name, call.project_id)
         if tuned is None or tuned.state != models.READY:
             raise _not_available(registry, f"The model '{clip(name)}' does not exist or is not ready.")
+        _check_chain(tuned, body.peft)
         name, parent = tuned.base, tuned.name
     base = registry.resolve(name)
     if base is None:
@@ -137,6 +154,20 @@ def resolve_base(session: Session, call: CallContext, name: str) -> tuple[str, s
         reason = "runs behind a URL" if base.engine is EngineKind.HTTP else f"is of the engine '{base.engine}'"
         raise _not_available(registry, f"The model '{clip(name)}' {reason} and cannot be trained here.")
     return base.name, parent
+
+
+def _check_chain(parent: TunedModel, peft: Peft) -> None:
+    """Raise InvalidRequest where a training cannot go on from a tuned model: from weights to an adapter, or back."""
+    if (parent.method == models.FULL) == (peft == "full"):
+        return
+    if peft == "full":
+        message = (
+            f"The model '{parent.name}' is an adapter, without weights of its own: 'lora' goes on from it. Merged "
+            "(`nightmill finetune export --merge`) and added to the models file, it can be trained in full."
+        )
+    else:
+        message = f"The model '{parent.name}' has weights of its own: only the 'peft' 'full' goes on from it."
+    raise InvalidRequest(message, param="peft", code="invalid_value")
 
 
 def trainable(registry: Registry) -> list[str]:

@@ -106,8 +106,7 @@ class CreateFineTuningJob(FineTuningFields):
         default=None,
         min_length=1,
         max_length=64,
-        json_schema_extra={"pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]*$"},
-        pattern="^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        description="A part of the model's name: there letters are small, and what is neither letter nor digit is '-'.",
     )
     seed: int | None = Field(default=None, ge=0, le=2**31 - 1)
     integrations: Annotated[Many[Integration], Field(max_length=1)] | None = Field(

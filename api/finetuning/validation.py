@@ -10,7 +10,14 @@ from pydantic import BaseModel, Field
 
 from api.batches.schemas import BatchError, BatchErrors
 from api.deps import Call, CallContext
-from api.finetuning.queries import check_peft, checked_validation, new_job_id, resolve_base, training_files
+from api.finetuning.queries import (
+    check_peft,
+    checked_training,
+    checked_validation,
+    new_job_id,
+    resolve_base,
+    training_files,
+)
 from api.finetuning.schemas import FineTuningFields, HyperparametersObject
 from api.http.bodies import resource
 from api.http.space import check_not_full, count_if_due
@@ -18,7 +25,7 @@ from jobs.errors import InvalidRequest, Unavailable
 from jobs.finetuning import estimates, examination, jobs, names
 from jobs.finetuning.estimates import Estimate
 from jobs.finetuning.examination import BaseUnavailable, ExaminationFailed, Findings
-from jobs.finetuning.payload import FineTuning, Training
+from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetunePlan
 from jobs.fleet import workers
 from jobs.ledger import ledger
@@ -80,7 +87,7 @@ class FineTuningValidation(BaseModel):
 def validate_fine_tuning(call: Call, body: ValidateFineTuning) -> FineTuningValidation:
     """Examine every line of the files as a job would, and say how many tokens and steps the job would train."""
     with call.db.read() as session:
-        base, parent = resolve_base(session, call, body.model)
+        base, parent = resolve_base(session, call, body)
         check_peft(session, body.peft)
         files = training_files(session, call, body, lock=False)
     asked = FineTuning(
@@ -92,7 +99,7 @@ def validate_fine_tuning(call: Call, body: ValidateFineTuning) -> FineTuningVali
         peft=body.peft,
         method=body.method_type,
         hyperparameters=body.chosen(),
-        training=Training.model_validate(body.training.model_dump()),
+        training=checked_training(call.services.registry(), base, body),
         validation=checked_validation(body),
         validation_file=body.validation_file,
         general_file=body.general_file,

@@ -63,6 +63,8 @@ class Question:
     fraction: float
     seed: int
     max_sequence_length: int | None
+    truncate: bool
+    chat_template: str | None
     max_line_bytes: int
     cpu_seconds: int
     store: bool
@@ -119,6 +121,8 @@ def question(
         fraction=split.fraction if split else 0.0,
         seed=asked.seed,
         max_sequence_length=asked.training.max_sequence_length,
+        truncate=asked.training.truncate,
+        chat_template=asked.training.chat_template,
         max_line_bytes=config.batch_max_line_bytes,
         cpu_seconds=seconds,
         store=store,

@@ -3,7 +3,8 @@
     supervised   {"messages": [...], "tools"?, "parallel_tool_calls"?, "metadata"?}
     dpo          {"input": {"messages": [...], "tools"?}, "preferred_output": [m], "non_preferred_output": [m]}
 
-The outputs of a DPO row may also be spelled `preferred_completion` and `non_preferred_completion`. Checks that
+The outputs of a DPO row may also be spelled `preferred_completion` and `non_preferred_completion`. OpenAI's earlier
+`functions`, `function_call` and the role `function` are read as tools. Checks that
 need the tokenizer of the base (lengths, prefixes of messages) are made where the tokenizer is loaded.
 """
 
@@ -44,7 +45,7 @@ def check(text: Text, method: Method, *, timed: bool = False) -> dict[str, Any] 
     if text.raw is None:
         return Bad("line_too_long", "This line is too long.", text.number)
     try:
-        row = _parsed(text.raw)
+        row = with_tools(_parsed(text.raw))
         if method == "dpo":
             _check_preference(row)
         else:
@@ -54,6 +55,42 @@ def check(text: Text, method: Method, *, timed: bool = False) -> dict[str, Any] 
     except _Refused as error:
         return Bad(error.code, str(error), text.number, error.param)
     return row
+
+
+def with_tools(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with `functions`, `function_call` and the role `function` in the spelling of tools."""
+    if isinstance(given := row.get("input"), dict):
+        row = row | {"input": _with_tools(given)}
+    for name in (*_OUTPUTS[0], *_OUTPUTS[1]):
+        if isinstance(row.get(name), list):
+            row = row | {name: _calls(row[name])}
+    return _with_tools(row)
+
+
+def _with_tools(value: dict[str, Any]) -> dict[str, Any]:
+    if "functions" in value and "tools" not in value:
+        tools = functions = value["functions"]
+        if isinstance(functions, list):
+            tools = [{"type": "function", "function": function} for function in functions]
+        value = {name: item for name, item in value.items() if name != "functions"} | {"tools": tools}
+    return value | {"messages": _calls(value["messages"])} if isinstance(value.get("messages"), list) else value
+
+
+def _calls(messages: list[Any]) -> list[Any]:
+    """Return messages whose function calls are tool calls, each answered by the next message of the role `function`."""
+    calls, read = 0, []
+    for message in messages:
+        if isinstance(message, dict) and "function_call" in message:
+            renamed = {name: value for name, value in message.items() if name != "function_call"}
+            if (call := message["function_call"]) is not None:
+                calls += 1
+                renamed["tool_calls"] = [{"id": f"call_{calls}", "type": "function", "function": call}]
+            read.append(renamed)
+        elif isinstance(message, dict) and message.get("role") == "function":
+            read.append(message | {"role": "tool", "tool_call_id": f"call_{calls}"})
+        else:
+            read.append(message)
+    return read
 
 
 def time_of(row: Mapping[str, Any]) -> float:

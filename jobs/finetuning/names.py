@@ -18,13 +18,17 @@ _CHECKPOINT_LENGTH: Final = len(CHECKPOINT) + 10
 
 def slug(project_name: str) -> str:
     """Return a project's name as names of models and `organization_id` spell it."""
-    return re.sub(r"[^a-z0-9]+", "-", project_name.lower()).strip("-")[:_SLUG_LENGTH] or "project"
+    return _slug(project_name)[:_SLUG_LENGTH] or "project"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def model_name(base: str, project_name: str, suffix: str | None, job_id: str) -> str:
     """Return the name of the model that a job results in. Raises InvalidRequest when it would be too long."""
     number = job_id.removeprefix(JOB_PREFIX)[:_ID_LENGTH]
-    name = f"{NAME_PREFIX}{base}:{slug(project_name)}:{suffix or ''}:{number}"
+    name = f"{NAME_PREFIX}{base}:{slug(project_name)}:{_slug(suffix or '')}:{number}"
     if len(name) + _CHECKPOINT_LENGTH > NAME_LENGTH:
         raise InvalidRequest("The model's name would be too long.", param="suffix", code="string_above_max_length")
     return name

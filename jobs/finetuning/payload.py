@@ -34,20 +34,29 @@ class Training(_Options):
     """Options of training beyond OpenAI's. None: the default of the trainer, which the guide names.
 
     `eval_steps` is the number of steps between two evaluations. `max_sequence_length` counts tokens; rows that are
-    longer are errors.
+    longer are errors, or cut there with `truncate`. `chat_template` (Jinja) takes the place of the base's.
+    `learning_rate` takes the place of the default of the method times the multiplier. `load_best`: the result is the
+    checkpoint with the lowest validation loss, not the last one; None: where `early_stopping.patience` is given.
     """
 
     rank: int = Field(default=16, ge=1, le=512)
     alpha: float | None = Field(default=None, gt=0, le=4096, allow_inf_nan=False)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1, allow_inf_nan=False)
+    use_rslora: bool = False
+    use_dora: bool = False
     target_modules: list[Annotated[str, Field(min_length=1, max_length=128)]] | None = Field(
         default=None, min_length=1, max_length=64
     )
+    learning_rate: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
     scheduler: Scheduler = "linear"
     warmup_ratio: float = Field(default=0.0, ge=0, lt=1, allow_inf_nan=False)
     weight_decay: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
     gradient_accumulation_steps: int = Field(default=1, ge=1, le=1024)
     max_sequence_length: int | None = Field(default=None, ge=8, le=1 << 20)
+    truncate: bool = False
+    chat_template: str | None = Field(default=None, min_length=1, max_length=1 << 16)
     packing: bool = False
+    load_best: bool | None = None
     eval_steps: int | None = Field(default=None, ge=1, le=1 << 20)
 
 
@@ -64,7 +73,7 @@ class Validation(_Options):
 class EarlyStopping(_Options):
     """The conditions on which training stops before the last step.
 
-    A job that learns no more (`patience`, `min_delta`) succeeds with its last checkpoint. A job that reaches one of the
+    A job that learns no more (`patience`, `min_delta`) succeeds with its best checkpoint. A job that reaches one of the
     other limits fails; its checkpoints stay. Times are counted over all attempts, without pauses.
     """
 
@@ -118,6 +127,12 @@ class FineTuning(Payload):
         if self.validation is not None and wants_file != (self.validation_file is not None):
             raise ValueError("`validation.type` is 'file' exactly when there is a `validation_file`")
         return self
+
+    @property
+    def loads_best(self) -> bool:
+        """Return whether the result is the checkpoint with the lowest validation loss."""
+        asked = self.training.load_best
+        return self.early_stopping.patience is not None if asked is None else asked
 
     def stored(self) -> dict[str, object]:
         """Return the payload without defaults: a worker of an earlier version reads what it knows."""

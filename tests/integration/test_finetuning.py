@@ -227,6 +227,23 @@ def test_job_is_trained_to_its_model(site: Site, monkeypatch: pytest.MonkeyPatch
         assert set(purposes) == {results.PURPOSE}
 
 
+@pytest.mark.parametrize(
+    ("asked", "best"),
+    [({"training": {"load_best": True}}, True), ({"early_stopping": {"patience": 9}}, True), ({}, False)],
+)
+def test_result_is_the_checkpoint_with_the_best_loss_where_that_is_asked_for(
+    site: Site, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], best: bool
+) -> None:
+    job_id = site.submit(monkeypatch, **asked)
+    monkeypatch.setenv("FAKE_TRAINER", '{"best": 10}')
+
+    (job,) = site.mill.drain(job_id)
+
+    assert site.model(job.payload["result"]).manifest["run"]["step"] == (10 if best else 20)
+    told = "The result is the checkpoint of step 10, with the lowest validation loss: 1."
+    assert (told in site.events(job_id)) is best
+
+
 def test_dry_run_trains_three_steps_and_makes_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     job_id = site.submit(monkeypatch, dry_run=True)
 
@@ -432,6 +449,7 @@ def test_trainer_that_dies_again_and_again_fails_the_job(site: Site, monkeypatch
 
     assert job.state == JobState.FAILED
     assert [error["code"] for error in job.errors or []] == ["trainer_died"]
+    assert "the machine may have too little memory" in (job.errors or [{}])[0]["message"]
 
 
 def test_checkpoint_that_was_changed_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """A trainer that computes nothing: `python -m tests.support.fake_trainer` speaks as `workers.engines.training` does.
 
 The environment variable FAKE_TRAINER is JSON: `die_at` kills the process at a step of a run that was not resumed, or
-`always`; `fail` is the code of a failure at the fifth step, `seconds` is what a step takes.
+`always`; `fail` is the code of a failure at the fifth step, `seconds` is what a step takes, `best` the step after which
+the loss of validations rises.
 """
 
 import hashlib
@@ -67,11 +68,11 @@ def main() -> None:
             return
         send(Step(step, spec.n_epochs * step / steps, loss_of(spec.seed, step), 0.5, 1.0, 1e-4, 100.0, MEMORY))
         if spec.validation and spec.eval_steps and step % spec.eval_steps == 0:
-            send(Evaluation(step, 2 * loss_of(spec.seed, step), 0.25))
+            send(Evaluation(step, _valid_loss(spec, step, how), 0.25))
         reason: Reason = "checkpoint" if orders.checkpoint_and_stop.is_set() else "memory_limit"
         stops = (reason == "checkpoint" or (spec.max_memory_bytes or MEMORY) < MEMORY) and step < steps
         if stops or step in (steps, step // (spec.save_steps or 1) * (spec.save_steps or 1)):
-            _save(spec, step, steps, send)
+            _save(spec, step, steps, send, _valid_loss(spec, step, how))
         if stops:
             send(Finished(step, reason))
             return
@@ -83,12 +84,16 @@ def _break(step: int, resumed: int, how: dict[str, Any]) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _valid_loss(spec: Spec, step: int, how: dict[str, Any]) -> float:
+    return 1.0 + abs(step - how["best"]) if "best" in how else 2 * loss_of(spec.seed, step)
+
+
 def _forgetting(spec: Spec, after: float | None = None) -> Forgetting:
     texts = len(Path(spec.general).read_bytes().splitlines()) if spec.general else 64
     return Forgetting(texts, "texts", 3.0, after)
 
 
-def _save(spec: Spec, step: int, steps: int, send: Callable[[Report], None]) -> None:
+def _save(spec: Spec, step: int, steps: int, send: Callable[[Report], None], loss: float) -> None:
     if spec.dry_run_steps:
         return
     if step == steps:
@@ -102,7 +107,9 @@ def _save(spec: Spec, step: int, steps: int, send: Callable[[Report], None]) -> 
     run = {"step": step, "steps": steps, "threads": spec.threads, "peft": peft}
     manifest = checkpoint_folder.complete(folder, run)
     files = {name: file.sha256 for name, file in manifest.files.items()}
-    send(Checkpoint(step, str(folder), files, {"step": step, "train_loss": loss_of(spec.seed, step)}))
+    evaluated = spec.validation and spec.eval_steps and step % spec.eval_steps == 0
+    metrics = {"step": step, "train_loss": loss_of(spec.seed, step)} | ({"full_valid_loss": loss} if evaluated else {})
+    send(Checkpoint(step, str(folder), files, metrics))
 
 
 if __name__ == "__main__":

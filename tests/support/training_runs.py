@@ -57,7 +57,7 @@ class Trainers:
         )
 
     def run(self, spec: Spec, after_step: int | None = None, action: str = "kill", delay: float = 0.0) -> Ended:
-        """Run a spec to its end, or do something to it after a step: `kill`, `stop` or `leave`."""
+        """Run a spec to its end, or do something to it after a step, 0 at its start: `kill`, `stop` or `leave`."""
         Path(spec.output).mkdir(parents=True, exist_ok=True)
         file = Path(spec.output) / "spec.json"
         file.write_bytes(msgspec.json.encode(spec))
@@ -101,6 +101,8 @@ def _run(main: Callable[..., None], order: Mapping[str, Any]) -> dict[str, Any]:
     os.close(reports_end)
     os.close(orders_end)
     texts = []
+    if order["after_step"] == 0:
+        _act(order["action"], child, orders)
     with os.fdopen(reports, "rb") as lines:
         for line in lines:
             texts.append(line.decode())

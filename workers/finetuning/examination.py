@@ -32,7 +32,7 @@ from jobs.platform.storage import open_storage
 from jobs.settings import Settings
 from workers.engines.model_folders import ModelUnavailable, source_of
 from workers.finetuning import examination_child as child
-from workers.finetuning.examination_child import BadRow, Load, NotLoaded, Read, Row
+from workers.finetuning.examination_child import BadRow, Load, Loaded, NotLoaded, Read, Row
 from workers.sandbox.channel import LARGEST
 from workers.sandbox.child import Child, Died, TimeUp
 from workers.sandbox.confinement import Policy
@@ -45,6 +45,7 @@ class Rows(Protocol):
     """Checks the rows of files by the tokenizer of a base: the confined process, or its code in a test."""
 
     has_template: bool
+    longest: int
 
     def read(self, asked: Read, handle: BinaryIO) -> Generator[Row | BadRow]:
         """Yield what each row of a file is. Raises: ChildFailed."""
@@ -57,7 +58,8 @@ class ConfinedRows:
         """Load the tokenizer. Raises: ModelUnavailable, ChildFailed."""
         self._asked, self._limits = asked, limits
         self._child: Child | None = None
-        self.has_template = self._load()
+        loaded = self._load()
+        self.has_template, self.longest = loaded.has_template, loaded.longest
 
     def read(self, asked: Read, handle: BinaryIO) -> Generator[Row | BadRow]:
         if self._child is None:
@@ -76,8 +78,8 @@ class ConfinedRows:
                     self._end()  # and so the copying
             copied.result()
 
-    def _load(self) -> bool:
-        """Start the process, and return whether the base has a chat template."""
+    def _load(self) -> Loaded:
+        """Start the process, and return what it says of the base."""
         folder = Path(self._asked.folder)
         linked = {str(file.resolve()) for file in folder.iterdir() if file.is_symlink()}
         policy = Policy(child.__name__, readable=(str(folder), *linked), memory_bytes=self._limits.memory_bytes)
@@ -88,7 +90,7 @@ class ConfinedRows:
         answer = child.decode_loaded(self._receive())
         if isinstance(answer, NotLoaded):
             raise ModelUnavailable(answer.why)
-        return answer.has_template
+        return answer
 
     def _send(self, message: Load | Read, descriptors: Sequence[int] = ()) -> None:
         """Send a message, and close the descriptors that go with it."""
@@ -133,13 +135,15 @@ class _File:
         self.field, self.path = field, path
         self.lines, self.tokens, self.times = array("q"), array("q"), array("d")
         self.first: dict[int, int] = {}  # fingerprint of a row → its first line
-        self.repeated = array("q")  # lines
+        self.repeated, self.truncated = array("q"), array("q")  # lines
 
     def add(self, row: Row) -> None:
         self.lines.append(row.line)
         self.tokens.append(row.tokens)
         if row.time is not None:
             self.times.append(row.time)
+        if row.is_truncated:
+            self.truncated.append(row.line)
         if self.first.setdefault(row.fingerprint, row.line) != row.line:
             self.repeated.append(row.line)
 
@@ -223,6 +227,10 @@ class _Examination:
         if training.repeated:
             what = "rows of the training file are duplicates of earlier ones"
             self.findings.warnings.append(_told(what, training.repeated))
+        for file in (training, validation):
+            if file is not None and file.truncated:
+                what = f"rows of the {file.field.replace('_', ' ')} were truncated to {self.rows.longest} tokens"
+                self.findings.warnings.append(_told(what, file.truncated))
         shared = [line for digest, line in training.first.items() if validation and digest in validation.first]
         if shared:
             what = "rows of the training file stand in the validation file too"
@@ -257,7 +265,8 @@ def _told(what: str, numbers: Collection[int]) -> str:
 def examine(asked: Question, rows_of: Callable[[Load, Limits], Rows] = ConfinedRows) -> Findings:
     """Load the tokenizer of the base, and examine the files. Raises: ChildFailed, StorageUnavailable."""
     try:
-        rows = rows_of(Load(_folder_of(asked), asked.max_sequence_length), asked.limits)
+        load = Load(_folder_of(asked), asked.max_sequence_length, asked.truncate, asked.chat_template)
+        rows = rows_of(load, asked.limits)
     except (ModelUnavailable, OSError, ValueError) as error:
         return Findings(unavailable=f"The model's tokenizer cannot be loaded: {error}")
     if not rows.has_template:

@@ -28,10 +28,15 @@ _ENCODE: Final = {"supervised": rows.encode_supervised, "dpo": rows.encode_prefe
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):
-    """The folder of a base, and the most tokens of a row, beside what the base can hold."""
+    """The folder of a base, the most tokens of a row beside what the base can hold, and a chat template in its place.
+
+    With `truncate` longer rows are cut.
+    """
 
     folder: str
     max_tokens: int | None
+    truncate: bool = False
+    chat_template: str | None = None
 
 
 class Read(msgspec.Struct, frozen=True, tag=True):
@@ -43,9 +48,10 @@ class Read(msgspec.Struct, frozen=True, tag=True):
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
-    """Say that the tokenizer is loaded, and whether it has a chat template."""
+    """Say that the tokenizer is loaded, whether it has a chat template, and the most tokens of a row."""
 
     has_template: bool
+    longest: int
 
 
 class NotLoaded(msgspec.Struct, frozen=True, tag=True):
@@ -55,12 +61,13 @@ class NotLoaded(msgspec.Struct, frozen=True, tag=True):
 
 
 class Row(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """A good row: its line, its tokens, the hash of its content, and its time in seconds."""
+    """A good row: its line, its tokens, the hash of its content, its time in seconds, and whether it was cut."""
 
     line: int
     tokens: int
     fingerprint: int
     time: float | None
+    is_truncated: bool = False
 
 
 class BadRow(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -95,8 +102,9 @@ class Checker:
 
     def __init__(self, asked: Load) -> None:
         """Load the tokenizer. Raises: OSError, ValueError."""
-        self._tokenizer, context = rows.load_tokenizer(asked.folder)
-        self._longest = min(asked.max_tokens or context, context)
+        self._tokenizer, context = rows.load_tokenizer(asked.folder, asked.chat_template)
+        self.longest = min(asked.max_tokens or context, context)
+        self._truncate = asked.truncate
         self.has_template = self._tokenizer.chat_template is not None
 
     def read(self, asked: Read, handle: BinaryIO) -> Generator[Row | BadRow]:
@@ -108,13 +116,23 @@ class Checker:
             row = examples.check(text, asked.method, timed=asked.timed)
             if isinstance(row, Bad):
                 return BadRow(row.line, row.code, row.message[:_SHOWN], row.param)
-            encoded = _ENCODE[asked.method](self._tokenizer, text.number, row, self._longest)
+            encoded, is_truncated = self._encoded(asked.method, text.number, row)
         except rows.RowRefused as error:
             return BadRow(text.number, "invalid_example", str(error)[:_SHOWN], None)
         except MemoryError:
             return BadRow(text.number, "invalid_example", "The row takes more memory than there is.", None)
         tokens = sum(len(ids) for name, ids in encoded.items() if name != "labels")
-        return Row(text.number, tokens, _fingerprint(row), examples.time_of(row) if asked.timed else None)
+        time = examples.time_of(row) if asked.timed else None
+        return Row(text.number, tokens, _fingerprint(row), time, is_truncated)
+
+    def _encoded(self, method: examples.Method, line: int, row: dict[str, Any]) -> tuple[dict[str, list[int]], bool]:
+        """Return the tokens of a row, and whether they were cut. Raises: RowRefused."""
+        try:
+            return _ENCODE[method](self._tokenizer, line, row, self.longest), False
+        except rows.RowTooLong:
+            if not self._truncate:
+                raise
+        return _ENCODE[method](self._tokenizer, line, row, self.longest, truncate=True), True
 
 
 def _fingerprint(row: dict[str, Any]) -> int:
@@ -132,7 +150,7 @@ def main(channel: Channel) -> None:
         if isinstance(asked, Load):
             try:
                 checker = Checker(asked)
-                channel.send(encode(Loaded(checker.has_template)))
+                channel.send(encode(Loaded(checker.has_template, checker.longest)))
             except (OSError, ValueError) as error:
                 channel.send(encode(NotLoaded(str(error)[:_SHOWN])))
         elif checker is not None:

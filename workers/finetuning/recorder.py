@@ -79,7 +79,7 @@ class Recorder:
         self._estimate = now() + (self._total - report.step) * (time.monotonic() - self._began) / done
         if report.step % max(1, self._total // _METRICS) == 0 or report.step == self._total:
             text = f"Step {report.step}/{self._total}: training loss={report.loss:.2f}"
-            data = {"train_loss": report.loss, "train_mean_token_accuracy": report.accuracy}
+            data = {"train_loss": report.loss, "train_mean_token_accuracy": report.accuracy, **report.preference}
             self._metrics(report.step, text, data)
 
     def evaluation(self, report: Evaluation) -> None:
@@ -89,6 +89,7 @@ class Recorder:
             self._evaluations[report.step] = report
         text = f"Step {report.step}/{self._total}: full validation loss={report.loss:.2f}"
         data = {"full_valid_loss": report.loss, "full_valid_mean_token_accuracy": report.accuracy}
+        data |= {f"full_valid_{name}": value for name, value in report.preference.items()}
         self._metrics(report.step, text, data)
 
     def forgetting(self, report: Forgetting) -> None:

@@ -1,6 +1,6 @@
 """The end of a fine-tuning job: its result files, and the model under the name that clients ask for.
 
-    FINISHING  without errors   steps ─▶ result files; last checkpoint ─▶ the model; optimisers removed ─▶ succeeded
+    FINISHING  without errors   steps ─▶ result files; a checkpoint ─▶ the model; optimisers removed ─▶ succeeded
                with errors      steps ─▶ result files ─▶ failed
     CANCELLING                  steps ─▶ result files ─▶ cancelled
     a dry run                   none of these: its steps are what is measured
@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.files.tables import File
-from jobs.finetuning import datasets
+from jobs.finetuning import datasets, training_events
 from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetunePlan, FinetuneStep
 from jobs.ids import new_id
@@ -38,6 +38,7 @@ PURPOSE: Final = "fine-tune-results"
 HEADER: Final = "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy"
 #: The column of `finetune_plan` for TensorBoard's file; the other files have columns of `job`.
 _EVENTS: Final = "tensorboard_file_id"
+_VALID_LOSS: Final = "full_valid_loss"
 _PAGE: Final = 1000
 _POINTS: Final = 500  # of a curve
 
@@ -92,11 +93,19 @@ def register(
 
 
 def _add_model(session: Session, storage: Storage, job: Job) -> None:
-    last = checkpoints.of_job(session, job.id)[0]
-    path = f"{last.location}/{MANIFEST}"
+    payload, stored = FineTuning.model_validate(job.payload), checkpoints.of_job(session, job.id)
+    chosen = stored[0]
+    evaluated = [row for row in stored if _VALID_LOSS in row.metrics]
+    if payload.loads_best and evaluated:
+        chosen = min(evaluated, key=lambda row: row.metrics[_VALID_LOSS])
+        loss = chosen.metrics[_VALID_LOSS]
+        message = (
+            f"The result is the checkpoint of step {chosen.step}, which has the lowest validation loss: {loss:.4g}."
+        )
+        training_events.record(session, job.id, message)
+    path = f"{chosen.location}/{MANIFEST}"
     manifest = decode_manifest(storage.piece(path, 0, storage.size(path)))
-    name = FineTuning.model_validate(job.payload).result
-    register(session, job, name, step=None, location=last.location, sha256=last.sha256, manifest=manifest)
+    register(session, job, payload.result, step=None, location=chosen.location, sha256=chosen.sha256, manifest=manifest)
 
 
 def _note_end(session: Session, job: Job, events: File | None) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -28,7 +29,14 @@ _SHARING: Final = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class TrainerDied(Exception):
-    """The trainer ended without a report of its end. The message holds the last lines of its log."""
+    """The trainer ended without a report of its end. The message holds the last lines of its log.
+
+    A trainer that `was_killed` was killed by somebody else: usually by the kernel of a machine without free memory.
+    """
+
+    def __init__(self, status: int, lines: Sequence[str]) -> None:
+        super().__init__("\n".join([f"The trainer ended with status {status}.", *lines]))
+        self.was_killed = status == -signal.SIGKILL
 
 
 class TrainerProcess:
@@ -69,7 +77,7 @@ class TrainerProcess:
                 return []
             data = os.read(self._reports, _READ)
             if not data:
-                raise TrainerDied(self._last_log_lines())
+                raise TrainerDied(self._process.wait(), self._last_log_lines())
             *lines, self._rest = (self._rest + data).split(b"\n")
             if lines:
                 return [decode_report(line) for line in lines]
@@ -89,7 +97,5 @@ class TrainerProcess:
             os.close(self._reports)
             os.close(self._orders)
 
-    def _last_log_lines(self) -> str:
-        status = self._process.wait()
-        lines = self._log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
-        return "\n".join([f"The trainer ended with status {status}.", *lines])
+    def _last_log_lines(self) -> Sequence[str]:
+        return self._log.read_text(errors="replace").splitlines()[-_LOG_LINES:]

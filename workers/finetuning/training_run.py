@@ -66,6 +66,7 @@ _TRIES: Final = 3  # of the trainer, when it died each time before its first new
 _CLAIMS: Final = 8  # that ended with their worker, each before its first new checkpoint
 _PARTS: Final = {"lora": 20, "full": 4}  # checkpoints of a job, besides those at the ends of epochs
 _EVALUATIONS: Final = 20
+_NO_MEMORY: Final = " It was killed: the machine may have too little memory."
 
 #: The learning rate that the job's multiplier multiplies, by method and by what is trained.
 LEARNING_RATES: Final[Mapping[tuple[str, str], float]] = {
@@ -115,6 +116,7 @@ class TrainingRun(ShardRun):
                 self._recorder.tell("The trainer died, and is started again from the last checkpoint.", "warn")
                 self._recorder.flush()
                 message = "The trainer died each time it was started, see the worker's log."
+                message += _NO_MEMORY if error.was_killed else ""
                 self._finished = self._limit or (Failed("trainer_died", message) if died >= _TRIES else None)
             except Damaged as error:
                 self._finished = Failed("checkpoint_damaged", f"What is stored for this job was changed: {error}")
@@ -337,7 +339,8 @@ class TrainingRun(ShardRun):
             resume=resume,
             method=payload.method,
             peft=payload.peft,
-            learning_rate=LEARNING_RATES[payload.method, trained] * plan.learning_rate_multiplier,
+            learning_rate=training.learning_rate
+            or LEARNING_RATES[payload.method, trained] * plan.learning_rate_multiplier,
             batch_size=plan.batch_size,
             n_epochs=plan.n_epochs,
             beta=_BETA if chosen.beta == "auto" else chosen.beta,
@@ -345,13 +348,19 @@ class TrainingRun(ShardRun):
             threads=threads,
             rank=training.rank,
             alpha=training.alpha,
+            lora_dropout=training.lora_dropout,
+            use_rslora=training.use_rslora,
+            use_dora=training.use_dora,
             target_modules=None if training.target_modules is None else tuple(training.target_modules),
             scheduler=training.scheduler,
             warmup_ratio=training.warmup_ratio,
             weight_decay=training.weight_decay,
             gradient_accumulation_steps=training.gradient_accumulation_steps,
             max_sequence_length=training.max_sequence_length,
+            truncate=training.truncate,
+            chat_template=training.chat_template,
             packing=training.packing,
+            load_best=payload.loads_best,
             eval_steps=training.eval_steps or max(1, plan.steps // _EVALUATIONS),
             save_steps=max(1, plan.steps // _PARTS[trained]),
             patience=payload.early_stopping.patience,

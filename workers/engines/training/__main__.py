@@ -14,6 +14,8 @@ from jobs.platform import processes
 from workers.engines.training.protocol import Failed, Orders, Report, decode_spec, encode
 from workers.engines.training.rows import RowRefused
 
+#: In the errors of torch: on a GPU, on a processor.
+_NO_MEMORY: Final = ("out of memory", "can't allocate memory")
 _NICE: Final = 5  # beside an engine on the same processor: its clients wait
 
 
@@ -28,22 +30,31 @@ def main(spec_file: str, reports: int, orders: int, parent: int) -> None:
         def send(report: Report) -> None:
             pipe.write(encode(report) + b"\n")
 
-        from torch import OutOfMemoryError  # here and below: half a minute on a busy machine, in which orders may come
-
-        from workers.engines.training import trainer
+        from workers.engines.training import trainer  # here: half a minute on a busy machine, in which orders may come
 
         try:
             trainer.run(spec, received, send)
-        except RowRefused as error:
-            send(Failed("invalid_row", str(error), error.line))
-        except trainer.CannotTrain as error:
-            send(Failed(error.code, str(error)))
-        except OutOfMemoryError as error:
-            send(Failed("out_of_memory", f"The device has too little memory: {error}"))
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        except Exception as error:
+            if (failed := _failure(error)) is None:
                 raise
-            send(Failed("storage_full", "There is no space left for a checkpoint."))
+            send(failed)
+
+
+def _failure(error: Exception) -> Failed | None:
+    """Return the report of an error that another try would meet too; None of another error."""
+    if isinstance(error, RowRefused):
+        return Failed("invalid_row", str(error), error.line)
+    if isinstance(error, MemoryError | RuntimeError) and _is_out_of_memory(error):
+        return Failed("out_of_memory", f"The machine or its device has too little memory: {error}")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Failed("storage_full", "There is no space left for a checkpoint.")
+    from workers.engines.training.trainer import CannotTrain
+
+    return Failed(error.code, str(error)) if isinstance(error, CannotTrain) else None
+
+
+def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
 if __name__ == "__main__":

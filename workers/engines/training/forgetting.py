@@ -62,7 +62,8 @@ def general_text(tokenizer: Any, path: str | None, longest: int) -> list[dict[st
         limit = min(_DOCSTRING_TOKENS, longest)
         ids = [tokenizer(text, truncation=True, max_length=limit)["input_ids"] for text in docstrings()]
         return [{"input_ids": text, "labels": text} for text in ids]
-    encoded = (rows.encode_supervised(tokenizer, line, row, longest) for line, row in rows.read(Path(path)))
+    given = rows.read(Path(path))
+    encoded = (rows.encode_supervised(tokenizer, line, row, longest, truncate=True) for line, row in given)
     return [{name: ids[:_ROW_TOKENS] for name, ids in row.items()} for row in encoded]
 
 

@@ -19,6 +19,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     `base_name` is how the adapter's configuration names the base. `adapter` is a folder with the adapter that training
     goes on from; `resume` is the folder of a complete checkpoint of the same run. `output` is an empty folder.
     `general` is a file of rows that forgetting is measured with; without it docstrings are taken.
+    With `load_best` each step whose validation loss is the best so far is saved.
     With `dry_run_steps` only so many steps are trained, and nothing is evaluated or saved.
     `eval_steps` and `save_steps` are numbers of steps; the end of each epoch is evaluated and saved besides.
     """
@@ -41,17 +42,23 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     dtype: Dtype = "auto"
     rank: int = 16
     alpha: float | None = None
+    lora_dropout: float = 0.0
+    use_rslora: bool = False
+    use_dora: bool = False
     target_modules: tuple[str, ...] | None = None
     scheduler: Scheduler = "linear"
     warmup_ratio: float = 0.0
     weight_decay: float = 0.0
     gradient_accumulation_steps: int = 1
     max_sequence_length: int | None = None
+    truncate: bool = False
+    chat_template: str | None = None
     packing: bool = False
     beta: float = 0.1
     general: str | None = None
     eval_steps: int | None = None
     save_steps: int | None = None
+    load_best: bool = False
     patience: int | None = None
     min_delta: float = 0.0
     max_memory_bytes: int | None = None
@@ -78,7 +85,10 @@ class Started(msgspec.Struct, frozen=True, tag="started"):
 
 
 class Step(msgspec.Struct, frozen=True, tag="step"):
-    """One optimiser step. `accuracy` is the share of trained tokens that were the model's first choice."""
+    """One optimiser step. `accuracy` is the share of trained tokens that were the model's first choice.
+
+    `preference` holds what `dpo` measures besides: rewards and log-probabilities of both outputs.
+    """
 
     step: int
     epoch: float
@@ -88,6 +98,7 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     learning_rate: float
     tokens_per_second: float | None
     memory_bytes: int
+    preference: dict[str, float] = {}
 
 
 class Evaluation(msgspec.Struct, frozen=True, tag="evaluation"):
@@ -96,6 +107,7 @@ class Evaluation(msgspec.Struct, frozen=True, tag="evaluation"):
     step: int
     loss: float
     accuracy: float | None
+    preference: dict[str, float] = {}
 
 
 class Forgetting(msgspec.Struct, frozen=True, tag="forgetting"):
@@ -117,7 +129,7 @@ class Checkpoint(msgspec.Struct, frozen=True, tag="checkpoint"):
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished"):
-    """The run has ended, with a checkpoint of its last step.
+    """The run has ended, with a checkpoint of its last step if it trained one.
 
     `reason` is `complete`, `checkpoint` (the worker asked for it), `early_stopping` or `memory_limit`.
     """

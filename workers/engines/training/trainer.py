@@ -52,6 +52,8 @@ _UNUSED: Final = ("README.md", "training_args.bin")
 _REFERENCE: Final = "ref"
 _COLUMNS: Final = {"supervised": ("input_ids", "labels"), "dpo": ("prompt_ids", "chosen_ids", "rejected_ids")}
 _ENCODE: Final = {"supervised": rows.encode_supervised, "dpo": rows.encode_preference}
+#: The metrics of `dpo` that steps and evaluations report besides, as trl names them.
+_PREFERENCE: Final = ("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected")
 #: Which of trl's metrics is the accuracy: of tokens, or of preferring the preferred output.
 _ACCURACY: Final = {"supervised": "mean_token_accuracy", "dpo": "rewards/accuracies"}
 
@@ -64,19 +66,33 @@ class CannotTrain(Exception):
         self.code = code
 
 
+class _Stopped(Exception):
+    """The worker asked for an end before the first step."""
+
+
 def run(spec: Spec, orders: Orders, send: Callable[[Report], None]) -> None:
     """Train as the spec says. Raises RowRefused, CannotTrain."""
+    try:
+        _run(spec, orders, send)
+    except _Stopped:
+        send(Finished(_run_before(spec).get("step", 0), "checkpoint"))
+
+
+def _run(spec: Spec, orders: Orders, send: Callable[[Report], None]) -> None:
     torch.set_num_threads(spec.threads)
     transformers.utils.logging.disable_progress_bar()
     transformers.set_seed(spec.seed)
     tokenizer = transformers.AutoTokenizer.from_pretrained(spec.base, revision=spec.revision)
+    tokenizer.chat_template = spec.chat_template or tokenizer.chat_template
     if tokenizer.chat_template is None:
         raise CannotTrain("no_chat_template", f"The model '{spec.base_name}' has no chat template.")
     train = _dataset(spec, tokenizer, Path(spec.rows), "train")
     validation = _dataset(spec, tokenizer, Path(spec.validation), "validation") if spec.validation else None
     tokens = int(_lengths(train, [name for name in train.column_names if name != "labels"]).sum())
+    _check_goes_on(orders)
     spec, memory = _chosen(spec, train)
     dtype, seconds = _dtype(spec, train)
+    _check_goes_on(orders)
     trainer = _trainer(spec, tokenizer, train, validation, dtype)
     versions = {name: metadata.version(name) for name in LIBRARIES}
     started = Started(0, len(train), tokens, dtype, _device(), 0, seconds, versions, spec.peft, memory)
@@ -86,6 +102,11 @@ def run(spec: Spec, orders: Orders, send: Callable[[Report], None]) -> None:
     trainer.add_callback(reporter)
     trainer.train(resume_from_checkpoint=spec.resume)
     send(Finished(trainer.state.global_step, reporter.reason))
+
+
+def _check_goes_on(orders: Orders) -> None:
+    if orders.checkpoint_and_stop.is_set():
+        raise _Stopped
 
 
 class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
@@ -110,6 +131,7 @@ class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
         self._began = self._seconds = self._tokens = 0.0
         self._epoch_steps = 0
         self._last: dict[str, float] = {}
+        self._evaluated: tuple[int, dict[str, float]] = (0, {})
         self.reason: Reason = "complete"
 
     def on_train_begin(
@@ -120,10 +142,13 @@ class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
         self._send(self._started)
         if self._spec.dry_run_steps is None:
             self._measure(model, processing_class)
+        _check_goes_on(self._orders)
 
     def _measure(self, model: Any, tokenizer: Any) -> None:
         """Measure the model before training, so that it can be compared with what comes of it."""
+        _check_goes_on(self._orders)
         self._prober = Prober(model, tokenizer)
+        _check_goes_on(self._orders)
         known = _run_before(self._spec).get("forgetting")
         if known is not None:
             self._forgetting = convert(known, Forgetting)
@@ -157,7 +182,8 @@ class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
         speed, self._tokens = (tokens - self._tokens) / self._seconds, tokens
         self._last = _known(train_loss=loss, train_mean_token_accuracy=accuracy)
         rate = logs["learning_rate"]
-        self._send(Step(state.global_step, state.epoch, loss, accuracy, norm, rate, speed, memory))
+        preference = {name: logs[name] for name in _PREFERENCE if name in logs}
+        self._send(Step(state.global_step, state.epoch, loss, accuracy, norm, rate, speed, memory, preference))
         limit = self._spec.max_memory_bytes
         if limit is not None and memory > limit and state.global_step < state.max_steps:
             self._stop(control, "memory_limit")
@@ -165,8 +191,12 @@ class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
     def on_evaluate(self, _args: Any, state: Any, control: Any, *, metrics: Mapping[str, float], **_: Any) -> None:
         loss, accuracy = metrics["eval_loss"], metrics.get(f"eval_{_ACCURACY[self._spec.method]}")
         self._last |= _known(valid_loss=loss, valid_mean_token_accuracy=accuracy)
-        self._send(Evaluation(state.global_step, loss, accuracy))
+        self._evaluated = state.global_step, _known(full_valid_loss=loss, full_valid_mean_token_accuracy=accuracy)
+        preference = {name: metrics[f"eval_{name}"] for name in _PREFERENCE if f"eval_{name}" in metrics}
+        self._send(Evaluation(state.global_step, loss, accuracy, preference))
         losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        if self._spec.load_best and loss == min(losses):
+            control.should_save = True
         if self._spec.patience and _stagnates(losses, self._spec.patience, self._spec.min_delta):
             self._stop(control, "early_stopping")
 
@@ -193,7 +223,9 @@ class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
             "probe_spread": spread,
         }
         files = {name: file.sha256 for name, file in checkpoint_folder.complete(folder, run).files.items()}
-        self._send(Checkpoint(state.global_step, str(folder), files, {"step": state.global_step} | self._last))
+        step, evaluated = self._evaluated
+        metrics = {"step": state.global_step} | self._last | (evaluated if step == state.global_step else {})
+        self._send(Checkpoint(state.global_step, str(folder), files, metrics))
 
     def _measure_forgetting(self, model: Any) -> None:
         assert self._forgetting is not None
@@ -295,6 +327,9 @@ def _new_adapter(spec: Spec) -> Any:
     return peft.LoraConfig(
         r=spec.rank,
         lora_alpha=2 * spec.rank if spec.alpha is None else spec.alpha,
+        lora_dropout=spec.lora_dropout,
+        use_rslora=spec.use_rslora,
+        use_dora=spec.use_dora,
         target_modules=list(spec.target_modules) if spec.target_modules else "all-linear",
         task_type="CAUSAL_LM",
     )
@@ -349,7 +384,7 @@ def _dataset(spec: Spec, tokenizer: Any, path: Path, name: str) -> Any:
     target = Path(spec.output) / f"{name}.arrow"
     with ArrowWriter(features=features, path=str(target)) as writer:
         for line, row in rows.read(path):
-            writer.write(encode(tokenizer, line, row, longest))
+            writer.write(encode(tokenizer, line, row, longest, truncate=spec.truncate))
         writer.finalize()
     return datasets.Dataset.from_file(str(target))
 

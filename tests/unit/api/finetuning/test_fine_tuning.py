@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from sqlalchemy import update
 
 from jobs.finetuning.payload import FineTuning
 from jobs.ledger.tables import Job
+from jobs.registry.tables import TunedModel
 from tests.support.tuning_requests import BASE, add_worker, create, error_of, registered, upload
 from tests.support.web import make_key
 from tests.unit.api.conftest import client_of
@@ -87,11 +89,13 @@ def test_a_seed_is_drawn_where_none_is_given(client: TestClient) -> None:
         ({"hyperparameters": {"learning_rate_multiplier": 0}}, "decimal_below_min_value", _MULTIPLIER),
         ({"hyperparameters": {"learning_rate_multiplier": "fast"}}, "invalid_value", _MULTIPLIER),
         ({"hyperparameters": {"beta": 0.1}}, "unknown_parameter", "hyperparameters.beta"),
-        ({"suffix": "a:b"}, "invalid_value", "suffix"),
+        ({"suffix": ""}, "string_below_min_length", "suffix"),
         ({"suffix": "x" * 65}, "string_above_max_length", "suffix"),
         ({"seed": 2**31}, "integer_above_max_value", "seed"),
         ({"peft": "magic"}, "invalid_value", "peft"),
         ({"training": {"rank": 0}}, "integer_below_min_value", "training.rank"),
+        ({"training": {"learning_rate": 0}}, "decimal_below_min_value", "training.learning_rate"),
+        ({"training": {"chat_template": "x" * (1 << 17)}}, "string_above_max_length", "training.chat_template"),
         ({"early_stopping": {"max_seconds": 0}}, "integer_below_min_value", "early_stopping.max_seconds"),
         ({"colour": "red"}, "unknown_parameter", "colour"),
         ({}, "file_not_found", "training_file"),
@@ -107,6 +111,11 @@ def test_a_bad_request_is_refused_and_changes_nothing(
 def test_an_adapter_that_the_engine_of_the_base_would_not_load_is_refused(client: TestClient) -> None:
     file_id = upload(client)
 
+    templated = error_of(client, training_file=file_id, training={"chat_template": "{{ tools }}"})
+    assert templated == (400, "unsupported_value", "training.chat_template")
+    assert create(client, training_file=file_id, peft="full", training={"chat_template": "{{ tools }}"})["training"]
+    dora = error_of(client, training_file=file_id, training={"use_dora": True})
+    assert dora == (400, "unsupported_value", "training.use_dora")
     refused = error_of(client, training_file=file_id, training={"rank": 33})  # the packaged model's engine has 32
 
     assert refused == (400, "integer_above_max_value", "training.rank")
@@ -219,6 +228,42 @@ def test_validation_by_a_file_needs_one(client: TestClient) -> None:
     refused = error_of(client, training_file=file_id, validation={"type": "file"})
 
     assert refused == (400, "invalid_value", "validation.type")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"hyperparameters": {"learning_rate_multiplier": 2}, "training": {"learning_rate": 1e-4}}, "learning_rate"),
+        ({"training": {"load_best": True}}, "load_best"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_refused(client: TestClient, fields: dict[str, Any], param: str) -> None:
+    assert error_of(client, training_file=upload(client), **fields) == (400, "invalid_value", f"training.{param}")
+
+
+def test_a_suffix_is_a_slug_in_the_name_of_the_model(app: FastAPI, client: TestClient) -> None:
+    job = create(client, suffix="My Support: 2nd try!")
+
+    assert job["user_provided_suffix"] == "My Support: 2nd try!"
+    with app.state.services.db.read() as session:
+        payload = FineTuning.model_validate(session.get_one(Job, job["id"]).payload)
+    assert payload.result.startswith(f"ft:{BASE}:default:my-support-2nd-try:")
+
+
+@pytest.mark.parametrize(("method", "peft", "text"), [("full", "lora", "only the"), ("lora", "full", "Merged")])
+@pytest.mark.parametrize("path", ["/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/validate"])
+def test_a_chain_from_weights_to_an_adapter_or_back_is_refused(
+    app: FastAPI, client: TestClient, method: str, peft: str, text: str, path: str
+) -> None:
+    parent = registered(app, create(client))
+    with app.state.services.db.write() as session:
+        session.execute(update(TunedModel).values(method=method))
+
+    refused = client.post(path, json={"model": parent, "training_file": upload(client), "peft": peft})
+
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"], error["param"]) == (400, "invalid_value", "peft")
+    assert text in error["message"]
 
 
 def test_training_goes_on_from_a_tuned_model_of_the_project_alone(

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from sqlalchemy import select
 
 from jobs.db.engine import Database
@@ -71,6 +72,19 @@ def test_step_that_is_trained_again_has_one_row(db: Database, claim: ShardClaim)
     assert losses(db) == {1: 3.5, 2: 2.0}
     with db.read() as session:
         assert session.scalars(select(FinetuneStep.valid_loss).order_by(FinetuneStep.step)).all() == [None, 2.5]
+
+
+def test_events_of_metrics_have_the_rewards_of_preferences(db: Database, claim: ShardClaim) -> None:
+    recorder = recorder_of(db, claim)
+    recorder.step(replace(step(1, 0.6), preference={"rewards/margins": 0.25, "logps/chosen": -3.0}))
+    recorder.evaluation(Evaluation(1, 0.5, 0.75, {"rewards/margins": 0.5}))
+    recorder.flush()
+
+    with db.read() as session:
+        rows = session.scalars(select(FinetuneEvent).where(FinetuneEvent.type == "metrics")).all()
+    trained, evaluated = (row.data or {} for row in rows)
+    assert (trained["rewards/margins"], trained["logps/chosen"]) == (0.25, -3.0)
+    assert evaluated["full_valid_rewards/margins"] == 0.5
 
 
 def test_former_holder_of_the_claim_records_nothing(db: Database, claim: ShardClaim) -> None:

@@ -261,6 +261,29 @@ def test_lines_of_a_hundred_thousand_tokens_are_errors_with_their_numbers(planne
     assert all("at most" in error["message"] for error in job.errors or [])
 
 
+def test_lines_that_are_too_long_are_truncated_where_the_job_says_so(planner: Planning) -> None:
+    many = {"messages": [USER, {"role": "assistant", "content": "Hi"}] * 20_000}
+
+    job = planner.plan(jsonl([*(row(n) for n in range(10)), many]), training={"truncate": True})
+
+    assert job.state == JobState.RUNNING
+    assert ("warn", "1 rows of the training file were truncated to 256 tokens: lines 11.") in planner.events()
+
+
+@pytest.mark.parametrize("template", ["", "{{ tools | length if tools }}"])
+def test_lines_of_tools_need_a_template_that_shows_them(planner: Planning, template: str) -> None:
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+    given = {"training": {"chat_template": template + tiny_llama.TEMPLATE}} if template else {}
+
+    job = planner.plan(jsonl([row(n, tools=tools) for n in range(10)]), **given)
+
+    if template:
+        assert job.state == JobState.RUNNING
+    else:
+        assert errors_of(job) == [("invalid_example", line, "training_file") for line in range(1, 11)]
+        assert "knows no tools" in (job.errors or [])[0]["message"]
+
+
 def test_a_training_of_too_many_steps_is_refused(planner: Planning) -> None:
     planner.limit_steps(29)
 

@@ -1,10 +1,13 @@
 """Rows as token ids: loss on what the assistant says, and refused where the mask would be wrong."""
 
+import json
 from typing import Any
 
 import pytest
 
-from workers.engines.training.rows import IGNORED, RowRefused, encode_preference, encode_supervised
+from jobs.batches.lines import Text
+from jobs.finetuning import examples
+from workers.engines.training.rows import IGNORED, RowRefused, RowTooLong, encode_preference, encode_supervised
 
 USER = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Hello."}
@@ -24,12 +27,28 @@ class Letters:
         self.seen = messages
         text = "" if tools is None else f"[{len(tools)} tools]"
         for message in messages:
-            text += f"<{message['role']}>{message['content']}</>"
+            text += f"<{message['role']}>{message['content']}{message.get('tool_calls') or ''}</>"
         return text + ("<assistant>" if add_generation_prompt else "")
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
         assert add_special_tokens is False
         return {"input_ids": list(text.encode())}
+
+
+class Toolless(Letters):
+    """A template that knows no tools, as SmolLM2's."""
+
+    def apply_chat_template(self, messages: list[Any], *, tools: Any, **how: Any) -> str:
+        shown = [{"role": one["role"], "content": one["content"]} for one in messages]
+        return super().apply_chat_template(shown, tools=None, **how)
+
+
+class Instructing(Letters):
+    """A template that needs a message, and puts instructions of its own before a conversation without a system."""
+
+    def apply_chat_template(self, messages: list[Any], **how: Any) -> str:
+        own = [] if messages[0]["role"] == "system" else [{"role": "system", "content": "Be good."}]
+        return super().apply_chat_template([*own, *messages], **how)
 
 
 class Forgetful(Letters):
@@ -82,6 +101,75 @@ def trained(tokenizer: Letters, row: dict[str, Any], longest: int = 500) -> str:
 )
 def test_only_what_the_assistant_says_is_trained(messages: list[Any], text: str) -> None:
     assert trained(Letters(), {"messages": messages}) == text
+
+
+@pytest.mark.parametrize("tokenizer", [Letters(), Instructing()])
+def test_a_conversation_that_the_assistant_begins_is_trained(tokenizer: Letters) -> None:
+    assert trained(tokenizer, {"messages": [ANSWER, USER, AGAIN]}) == "Hello.</>Bye.</>"
+    assert trained(tokenizer, {"messages": [{**ANSWER, "weight": 0}, USER, AGAIN]}) == "Bye.</>"
+
+
+LOOK = {"name": "look", "parameters": {}}
+CALLING = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}],
+}
+OFFER = {"tools": [{"type": "function", "function": LOOK}]}
+PREFERENCE = {"input": {"messages": [USER]}, "preferred_output": [ANSWER], "non_preferred_output": [CALLING]}
+
+
+@pytest.mark.parametrize(
+    ("encode", "row", "ignored"),
+    [
+        (encode_supervised, {"messages": [USER, ANSWER], **OFFER}, "'tools'"),
+        (encode_supervised, {"messages": [USER, CALLING]}, "'tool_calls'"),
+        (encode_preference, PREFERENCE, "'tool_calls'"),
+    ],
+)
+def test_a_row_of_tools_is_refused_where_the_template_shows_none(
+    encode: Any, row: dict[str, Any], ignored: str
+) -> None:
+    with pytest.raises(RowRefused, match=f"knows no tools: it leaves out {ignored}.*training.chat_template") as refused:
+        encode(Toolless(), 7, row, 500)
+
+    assert refused.value.line == 7
+    assert encode(Letters(), 7, row, 500)
+
+
+def test_functions_are_trained_as_tools() -> None:
+    earlier = {
+        "functions": [LOOK],
+        "messages": [
+            USER,
+            {"role": "assistant", "content": None, "function_call": {"name": "look", "arguments": "{}"}},
+            {"role": "function", "name": "look", "content": "4"},
+            {**ANSWER, "function_call": None},
+        ],
+    }
+    result = {"role": "tool", "name": "look", "content": "4", "tool_call_id": "call_1"}
+    row = {"messages": [USER, CALLING, result, ANSWER], **OFFER}
+
+    assert examples.with_tools(earlier) == row
+    assert examples.check(Text(1, 0, 0, json.dumps(earlier).encode()), "supervised") == row
+    assert trained(Letters(), examples.with_tools(earlier)) == trained(Letters(), row)
+
+
+def test_rows_that_are_too_long_are_cut_where_the_job_truncates() -> None:
+    long = {"messages": [USER, ANSWER, USER, AGAIN]}
+    whole = encode_supervised(Letters(), 1, long, 500)
+    with pytest.raises(RowTooLong, match=f"has {len(whole['input_ids'])} tokens; at most 40"):
+        encode_supervised(Letters(), 1, long, 40)
+
+    cut = encode_supervised(Letters(), 1, long, 40, truncate=True)
+    assert cut == {name: values[:40] for name, values in whole.items()}
+    with pytest.raises(RowRefused, match="among the first 12 tokens"):
+        encode_supervised(Letters(), 1, long, 12, truncate=True)
+    preference = {"input": {"messages": [USER]}, "preferred_output": [ANSWER], "non_preferred_output": [AGAIN]}
+    pair = encode_preference(Letters(), 1, preference, 25, truncate=True)
+    assert (bytes(pair["chosen_ids"]), bytes(pair["rejected_ids"])) == (b"Hel", b"Bye")
+    with pytest.raises(RowTooLong, match="The input has 22 tokens"):
+        encode_preference(Letters(), 1, preference, 22, truncate=True)
 
 
 def test_tools_stand_before_the_messages() -> None:

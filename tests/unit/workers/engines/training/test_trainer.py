@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from tests.support.training_runs import Ended, Trainers
 from workers.engines import probes
 from workers.engines.training import checkpoint_folder
+from workers.engines.training.__main__ import _failure
 from workers.engines.training.protocol import (
     Checkpoint,
     Evaluation,
@@ -134,6 +135,11 @@ def assert_reports_all(whole: Ended) -> None:
     manifest = checkpoint_folder.verify(Path(checkpoint.folder), resume=True)
     assert {name: file.sha256 for name, file in manifest.files.items()} == checkpoint.files
     assert checkpoint.metrics["valid_loss"] == whole.of(Evaluation)[-1].loss
+    losses = {evaluation.step: evaluation.loss for evaluation in whole.of(Evaluation)}
+    saved = whole.of(Checkpoint)
+    measured = {one.step: one.metrics["full_valid_loss"] for one in saved if "full_valid_loss" in one.metrics}
+    assert measured == {one.step: losses[one.step] for one in saved if one.step in losses}
+    assert set(measured) == {12}
     assert_probes(whole.of(Checkpoint))
     before, after = whole.of(Forgetting)
     assert (before.texts, before.source) == (64, "docstrings of Python's standard library")
@@ -204,6 +210,24 @@ def test_a_run_that_is_told_to_stop_makes_a_checkpoint_first(trainers: Trainers,
     resumed = trainers.run(replace(spec, output=str(tmp_path / "resumed"), resume=ended.last_checkpoint))
     assert resumed.of(Started)[0].resumed_step == finished.step
     assert min(resumed.losses) == finished.step + 1
+
+
+@pytest.mark.verify
+def test_a_run_that_is_told_to_stop_while_it_starts_trains_no_step(trainers: Trainers, spec: Spec) -> None:
+    ended = trainers.run(spec, 0, "stop")
+
+    assert (ended.status, ended.of(Step), ended.of(Checkpoint)) == (0, [], [])
+    assert ended.of(Finished) == [Finished(0, "checkpoint")]
+
+
+def test_a_machine_or_device_without_memory_is_told_as_such() -> None:
+    torch = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried 12 GB"
+
+    for error in (RuntimeError(torch), MemoryError()):
+        failed = _failure(error)
+        assert failed is not None
+        assert failed.code == "out_of_memory"
+        assert "too little memory" in failed.message
 
 
 @pytest.mark.verify
@@ -319,6 +343,11 @@ def test_preferences_are_learnt(trainers: Trainers, spec: Spec, tmp_path: Path) 
     steps, evaluation = ended.of(Step), ended.of(Evaluation)[-1]
     assert steps[-1].loss < steps[0].loss
     assert evaluation.accuracy > 0.9
+    for report in (steps[-1], evaluation):
+        rewards = {name: report.preference[f"rewards/{name}"] for name in ("chosen", "rejected", "margins")}
+        assert rewards["margins"] == pytest.approx(rewards["chosen"] - rewards["rejected"], abs=1e-4)
+        assert rewards["margins"] > 0
+        assert report.preference["logps/chosen"] > report.preference["logps/rejected"]
     assert ended.of(Started)[0].rows == len(PAIRS)
 
 
@@ -348,6 +377,10 @@ def test_a_run_that_learns_no_more_stops_early(trainers: Trainers, spec: Spec) -
     ended = trainers.run(replace(spec, learning_rate=0.0, patience=2, eval_steps=2))
 
     assert ended.reports[-1] == Finished(6, "early_stopping")
+    saving = replace(spec, eval_steps=1, save_steps=None, load_best=True, output=f"{spec.output}-best")
+    best = trainers.run(saving)
+    losses = {one.step: one.loss for one in best.of(Evaluation)}
+    assert min(losses, key=losses.__getitem__) in {one.step for one in best.of(Checkpoint)}
     assert [one.step for one in ended.of(Evaluation)] == [2, 4, 6]
 
 
