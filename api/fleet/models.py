@@ -1,24 +1,32 @@
 """Models: those of the models file with their aliases, those that endpoints have shown, and tuned ones."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from api.deps import Call, CallContext
 from api.errors import clip
 from api.http.bodies import resource
 from jobs.errors import NotFound, PermissionDenied
-from jobs.finetuning import names
+from jobs.evals import runs
+from jobs.evals.tables import EvalRun
+from jobs.finetuning import datasets, names
+from jobs.finetuning.tables import FinetunePlan
 from jobs.fleet import checkpoint, routing, serving
 from jobs.fleet.models_file import Model as Configured
 from jobs.fleet.tables import Model as Shown
+from jobs.ledger.tables import Job
 from jobs.registry import models as tuned_models
+from jobs.registry.tables import TunedModel
 from jobs.requests.endpoints import EMBEDDINGS
 from jobs.security.tables import Project
 
 router: APIRouter = resource("Models")
+
+_EVALUATIONS = 20  # of a model, the newest
 
 
 class ModelServing(BaseModel):
@@ -35,11 +43,59 @@ class ModelServing(BaseModel):
     loading_since: int | None = None
 
 
+class TrainingData(BaseModel):
+    """A file that a model was trained by, and the SHA-256 of the rows that were read."""
+
+    role: str
+    file_id: str
+    sha256: str | None
+    rows: int | None
+
+
+class ModelEvaluation(BaseModel):
+    """A run that asked a model; its results once the run has ended."""
+
+    id: str
+    object: Literal["eval.run"] = "eval.run"
+    eval_id: str
+    name: str
+    created_at: int
+    per_testing_criteria_results: list[Any] | None = None
+
+
+class ModelManifest(BaseModel):
+    """The origin of a tuned model.
+
+    `state` is `ready` or `failed_probe`, whose `probe_failure` says why. `parent` is the tuned model that the training
+    went on from. `step` is the step whose weights these are. `run` describes the training: dtype, libraries, device,
+    forgetting, the spread of its probes. `files` are the SHA-256 by name. `evaluations` are the newest 20.
+    """
+
+    state: Literal["ready", "failed_probe"]
+    probe_failure: str | None = None
+    probe_accepted: bool
+    base: str
+    parent: str | None = None
+    fine_tuning_job: str
+    method: str
+    step: int | None = None
+    is_checkpoint: bool
+    seed: int | None = None
+    data: list[TrainingData]
+    data_erased: bool
+    hyperparameters: dict[str, Any]
+    training: dict[str, Any]
+    run: dict[str, Any]
+    sha256: str
+    files: dict[str, str]
+    evaluations: list[ModelEvaluation]
+
+
 class Model(BaseModel):
     """A model with OpenAI's fields. The others are known only for embedding models, and not for all.
 
     `max_model_len` counts tokens. The cost is the price of a million tokens at the model's server. `serving` is there
-    with `include=serving`.
+    with `include=serving`. `manifest` is that of a tuned model, which the project that trained it gets of one model.
     """
 
     id: str
@@ -53,6 +109,7 @@ class Model(BaseModel):
     passage_prompt: str | None = None
     cost_per_million_tokens: float | None = None
     serving: ModelServing | None = None
+    manifest: ModelManifest | None = None
 
 
 class ModelList(BaseModel):
@@ -82,7 +139,11 @@ def list_models(
 
 @router.get("/models/{model:path}", response_model_exclude_none=True)
 def retrieve_model(call: Call, model: str) -> Model:
-    """Return one model."""
+    """Return one model; a tuned one with its origin, also one that failed its probe."""
+    with call.db.read() as session:
+        tuned = tuned_models.find(session, model, call.project_id)
+        if tuned is not None and tuned.project_id == call.project_id:
+            return _tuned(session, tuned).model_copy(update={"manifest": _manifest(session, tuned)})
     return _get(call, model)
 
 
@@ -166,6 +227,61 @@ def _models(call: CallContext) -> dict[str, Model]:
         for row in session.scalars(select(Shown).order_by(Shown.id)):
             models.setdefault(row.id, Model(id=row.id, created=int(row.created_at), owned_by=row.owned_by))
         for tuned in tuned_models.of_project(session, call.project_id):
-            owner = names.slug(session.get_one(Project, tuned.project_id).name)
-            models[tuned.name] = Model(id=tuned.name, created=int(tuned.created_at), owned_by=owner)
+            models[tuned.name] = _tuned(session, tuned)
     return models
+
+
+def _tuned(session: Session, tuned: TunedModel) -> Model:
+    owner = names.slug(session.get_one(Project, tuned.project_id).name)
+    return Model(id=tuned.name, created=int(tuned.created_at), owned_by=owner)
+
+
+def _manifest(session: Session, tuned: TunedModel) -> ModelManifest:
+    """Return the origin of a tuned model, with the numbers that `auto` stood for."""
+    stored, probe = tuned.manifest, tuned_models.probe_of(tuned)
+    plan = session.get(FinetunePlan, tuned.job_id)
+    planned = ("n_epochs", "batch_size", "learning_rate_multiplier") if plan else ()
+    run = stored.get("run", {})
+    return ModelManifest(
+        state="ready" if tuned.state == tuned_models.READY else "failed_probe",
+        probe_failure=probe.reason,
+        probe_accepted=probe.accepted,
+        base=tuned.base,
+        parent=stored.get("parent"),
+        fine_tuning_job=tuned.job_id,
+        method=tuned.method,
+        step=run.get("step"),
+        is_checkpoint=tuned.checkpoint_step is not None,
+        seed=stored.get("seed"),
+        data=[
+            TrainingData(role=role, file_id=row.file_id, sha256=row.sha256, rows=row.rows)
+            for role, row in sorted(datasets.of_job(session, tuned.job_id).items())
+        ],
+        data_erased=tuned.data_erased,
+        hyperparameters=stored.get("hyperparameters", {}) | {name: getattr(plan, name) for name in planned},
+        training=stored.get("training", {}),
+        run=run,
+        sha256=tuned.sha256,
+        files=stored.get("files", {}),
+        evaluations=_evaluations(session, tuned),
+    )
+
+
+def _evaluations(session: Session, tuned: TunedModel) -> list[ModelEvaluation]:
+    """Return the newest runs of evals whose items the model has answered, those of its own project."""
+    asked = select(Job.payload).where(
+        Job.project_id == tuned.project_id, Job.model == tuned.name, Job.kind == runs.SAMPLING
+    )
+    payloads = session.scalars(asked.order_by(Job.created_at.desc(), Job.id.desc()).limit(_EVALUATIONS)).all()
+    sampled = [payload["run_id"] for payload in payloads if payload and payload.get("criterion") is None]
+    rows = select(EvalRun).where(EvalRun.id.in_(sampled)).order_by(EvalRun.created_at.desc(), EvalRun.id.desc())
+    return [
+        ModelEvaluation(
+            id=run.id,
+            eval_id=run.eval_id,
+            name=run.name,
+            created_at=int(run.created_at),
+            per_testing_criteria_results=run.criteria,
+        )
+        for run in session.scalars(rows)
+    ]

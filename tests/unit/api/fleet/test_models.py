@@ -8,12 +8,18 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from openai.types import Model as OpenAIModel
+from sqlalchemy import update
 
 from jobs.fleet import workers
 from jobs.fleet.tables import Worker
 from jobs.ledger import pauses
 from jobs.queues import Queue
+from jobs.registry import models
+from jobs.registry.tables import TunedModel
+from jobs.security.tables import Project
 from tests.support import ledgers
+from tests.support.tuning_requests import create, registered
 from tests.support.web import make_key
 from tests.unit.api.conftest import client_of
 
@@ -178,3 +184,56 @@ def test_an_alias_is_served_by_its_model(client: TestClient) -> None:
     served_by = {model["id"]: model["serving"]["model"] for model in listed}
 
     assert served_by["text-embedding-3-small"] == served_by["all-minilm-l6-v2"] == "all-minilm-l6-v2"
+
+
+def test_a_tuned_model_shows_its_origin_and_the_evaluations_of_it(app: FastAPI, client: TestClient) -> None:
+    job = create(client, seed=7, hyperparameters={"n_epochs": 2})
+    name, db = registered(app, job), app.state.services.db
+    stored = {
+        "seed": 7, "parent": None, "hyperparameters": {"n_epochs": 2, "batch_size": "auto"}, "training": {"rank": 16},
+        "run": {"step": 40, "dtype": "bfloat16", "probe_spread": 0.031}, "files": {"adapter_config.json": "1" * 64},
+    }  # fmt: skip
+    with db.write() as session:
+        session.execute(update(TunedModel).values(manifest=stored))
+    criterion = {"type": "string_check", "name": "n", "input": "{{item.a}}", "operation": "eq", "reference": "a"}
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}}
+    config = {"type": "custom", "item_schema": schema, "include_sample_schema": True}
+    made = client.post("/v1/evals", json={"data_source_config": config, "testing_criteria": [criterion]}).json()
+    source = {
+        "type": "completions", "model": name, "source": {"type": "file_content", "content": [{"item": {"a": "a"}}]},
+        "input_messages": {"type": "template", "template": [{"role": "user", "content": "{{item.a}}"}]},
+    }  # fmt: skip
+    run = client.post(f"/v1/evals/{made['id']}/runs", json={"name": "first", "data_source": source}).json()
+
+    answer = client.get(f"/v1/models/{name}").json()
+
+    manifest = answer["manifest"]
+    assert OpenAIModel.model_validate(answer).id == name
+    assert (manifest["state"], manifest["base"], manifest["method"]) == ("ready", "smollm2-135m-instruct", "lora")
+    assert (manifest["fine_tuning_job"], manifest["seed"], manifest["step"]) == (job["id"], 7, 40)
+    assert (manifest["run"], manifest["files"]) == (stored["run"], stored["files"])
+    assert manifest["hyperparameters"]["n_epochs"] == 2
+    assert [(data["role"], data["file_id"]) for data in manifest["data"]] == [("training", job["training_file"])]
+    assert [(one["id"], one["eval_id"], one["name"]) for one in manifest["evaluations"]] == [
+        (run["id"], made["id"], "first")
+    ]
+    assert run["model"] == name
+
+    with db.write() as session:
+        model = session.query(TunedModel).one()
+        models.fail_probe(session, model.id, "log-probabilities differ", 0)
+    failed = client.get(f"/v1/models/{name}").json()["manifest"]
+    assert (failed["state"], failed["probe_failure"]) == ("failed_probe", "log-probabilities differ")
+    assert all("manifest" not in listed for listed in client.get("/v1/models").json()["data"])
+
+
+def test_a_project_with_a_permission_sees_the_checkpoint_and_not_its_origin(
+    app: FastAPI, client: TestClient, stranger: TestClient
+) -> None:
+    name = registered(app, create(client), step=4)
+    with app.state.services.db.write() as session:
+        project = session.query(Project).filter(Project.id != session.query(TunedModel).one().project_id).first()
+        models.permit(session, name, [project.id], created_by="test")
+
+    assert "manifest" in client.get(f"/v1/models/{name}").json()
+    assert set(stranger.get(f"/v1/models/{name}").json()) == {"id", "object", "created", "owned_by"}

@@ -14,6 +14,7 @@ import { Id } from "@/components/Snippet";
 
 import { EvaluationLink, PlaygroundLink, TuningLink } from "./ModelLinks";
 import { ModelState } from "./ModelState";
+import { Origin } from "./Origin";
 import { generates, isTuned, type NamedModel } from "./served";
 
 interface ModelDialogProps {
@@ -64,6 +65,7 @@ export function ModelDialog({ named: { model, aliases }, onClose }: ModelDialogP
       <div className="stack">
         <Id id={model.id} />
         <Facts facts={facts} />
+        {isTuned(model.id) && <Origin model={model.id} />}
         <div className="actions end">
           {isTuned(model.id) && <Button onClick={() => setAsking(true)}>Delete</Button>}
           {generates(model) && (

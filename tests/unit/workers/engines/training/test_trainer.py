@@ -346,8 +346,7 @@ def test_preferences_are_learnt(trainers: Trainers, spec: Spec, tmp_path: Path) 
     for report in (steps[-1], evaluation):
         rewards = {name: report.preference[f"rewards/{name}"] for name in ("chosen", "rejected", "margins")}
         assert rewards["margins"] == pytest.approx(rewards["chosen"] - rewards["rejected"], abs=1e-4)
-        assert rewards["margins"] > 0
-        assert report.preference["logps/chosen"] > report.preference["logps/rejected"]
+        assert rewards["margins"] > 0 > max(report.preference["logps/chosen"], report.preference["logps/rejected"])
     assert ended.of(Started)[0].rows == len(PAIRS)
 
 
