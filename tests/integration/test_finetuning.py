@@ -240,7 +240,7 @@ def test_result_is_the_checkpoint_with_the_best_loss_where_that_is_asked_for(
     (job,) = site.mill.drain(job_id)
 
     assert site.model(job.payload["result"]).manifest["run"]["step"] == (10 if best else 20)
-    told = "The result is the checkpoint of step 10, with the lowest validation loss: 1."
+    told = "The result is the checkpoint of step 10, which has the lowest validation loss: 1."
     assert (told in site.events(job_id)) is best
 
 
