@@ -126,7 +126,7 @@ def _other_dtype(model: Any) -> Iterator[None]:
     narrow = {
         module: parameters
         for module in model.modules()
-        if (parameters := [one for one in module.parameters(recurse=False) if one.dtype in _NARROW])
+        if (parameters := [weights for weights in module.parameters(recurse=False) if weights.dtype in _NARROW])
     }
     if not narrow:
         with torch.autocast(model.device.type, torch.bfloat16):

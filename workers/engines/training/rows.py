@@ -203,9 +203,9 @@ def _opening(tokenizer: Any, first: Mapping[str, Any], tools: Any, whole: Sequen
     anyone = [{"role": "user", "content": "Hi"}]
     asked = _text(tokenizer, anyone, tools, line)
     generation = _text(tokenizer, anyone, tools, line, prompt=True).removeprefix(asked)
-    before, found, _ = _text(tokenizer, [first], tools, line).partition(generation or "\0")
-    ids = _tokens(tokenizer, before + found, line)
-    if not found or list(whole[: len(ids)]) != ids:
+    before, opening, _ = _text(tokenizer, [first], tools, line).partition(generation or "\0")
+    ids = _tokens(tokenizer, before + opening, line)
+    if not opening or list(whole[: len(ids)]) != ids:
         raise RowRefused(line, "messages[0]: the chat template does not begin an answer with its generation prompt.")
     return len(ids)
 
