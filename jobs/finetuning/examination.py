@@ -63,11 +63,11 @@ class Question:
     fraction: float
     seed: int
     max_sequence_length: int | None
-    truncate: bool
-    chat_template: str | None
     max_line_bytes: int
     cpu_seconds: int
     store: bool
+    truncate: bool = False
+    chat_template: str | None = None
     memory_bytes: int = _MEMORY_BYTES
 
     @property
