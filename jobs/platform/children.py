@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 NICENESS: Final = 10
 _LOOK: Final = 0.2  # seconds between looks at whether a child should go on
 _SHOWN: Final = 2000  # bytes of what a child that failed wrote last
+#: Ends of what Python writes where memory is short; the second is of a library that could not be loaded.
+_NO_MEMORY: Final = (b"MemoryError", b"failed to map segment from shared object")
 #: Variables that a child without settings inherits.
 _INHERITED: Final = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "PYTHONHOME")
 #: Threads and arenas reserve address space by the dozens of MiB, which would count as the data's.
@@ -102,7 +104,8 @@ def run(
         raise ChildFailed(f"its result has more than {limits.answer_bytes >> 20} MiB")
     if child.returncode != 0:
         log.warning("child_failed", extra={"child": module, "stderr": written.decode(errors="replace")})
-        out_of_memory = b"MemoryError" in (written.splitlines() or [b""])[-1]
+        last_line = (written.splitlines() or [b""])[-1]
+        out_of_memory = any(sign in last_line for sign in _NO_MEMORY)
         raise ChildFailed(_beyond_memory(limits) if out_of_memory else describe_exit(child.returncode, limits))
     return answer
 
