@@ -11,6 +11,8 @@ from fastapi.testclient import TestClient
 
 from tests.support.web import make_key, running_app
 
+METRICS_KEY = "a key of metrics"
+
 
 @pytest.fixture
 def make_app(tmp_path: Path, sqlite_url: str) -> Iterator[Callable[..., FastAPI]]:
@@ -30,7 +32,7 @@ def shared_app(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) 
     folder = tmp_path_factory.mktemp("shared")
     shutil.copy(sqlite_template, folder / "nightmill.db")
     many = {"project_finetune_jobs": 1000, "project_eval_runs": 1000}  # operations create more than a project may
-    with running_app(folder, "", **many) as app:
+    with running_app(folder, "", metrics_key=METRICS_KEY, **many) as app:
         yield app
 
 

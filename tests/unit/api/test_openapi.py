@@ -28,7 +28,7 @@ from tests.support import runs
 from tests.support.web import make_key, store_completion
 from tests.unit.api.batches.test_batches import create, upload
 from tests.unit.api.calls import Route, routes, takes_operator_key
-from tests.unit.api.conftest import client_of
+from tests.unit.api.conftest import METRICS_KEY, client_of
 
 #: Of each operation, in the tests of every run and in those of `make verify`.
 EXAMPLES = [4, pytest.param(40, marks=pytest.mark.verify)]
@@ -50,6 +50,9 @@ _NEED_A_WORKER = frozenset(
         "/v1/vector_stores/{vector_store_id}/indexes/{index_id}/compare",
     }
 )  # fmt: skip
+
+
+_PROBE = "/v1/models/{model}/probe"
 
 
 def _operations() -> list[tuple[str, str]]:
@@ -205,9 +208,8 @@ def test_every_operation_answers_as_its_document_says(
     statuses = set()
     if path not in OPEN and takes_operator_key(app, Route(method.upper(), path)):
         key = operator_key
-    named = {"name": "gpu.generate"} if path == "/v1/pauses" else {}
-    if path.endswith("/probe"):
-        named = {"model": real.ids["fine_tuned_model_checkpoint"]}
+    key = METRICS_KEY if path == "/metrics" else key
+    named = {"/v1/pauses": {"name": "gpu.generate"}, _PROBE: {"model": real.ids["fine_tuned_model_checkpoint"]}}
     excluded = [checks.not_a_server_error] if path in _NEED_A_WORKER else []
 
     turns = itertools.count()  # drawn, whether an example is about real objects would depend on the modules loaded
@@ -219,7 +221,7 @@ def test_every_operation_answers_as_its_document_says(
     def holds(case: schemathesis.Case) -> None:
         if next(turns) % 2 == 0:
             for given_ids in (case.path_parameters, case.body if isinstance(case.body, dict) else {}):
-                known = real.ids | named
+                known = real.ids | named.get(path, {})
                 given_ids.update({name: known[name] for name in given_ids if name in known})
             if "baseline" in (case.query or {}):
                 case.query["baseline"] = real.ids["run_id"]

@@ -16,7 +16,7 @@ from cli.main import app
 
 EXPECTED = {
     "up", "status", "logs", "down", "doctor", "submit", "jobs", "watch", "cancel", "retry", "demo", "usage",
-    "run-batch", "models list", "models add", "models pull", "models remove",
+    "run-batch", "models list", "models add", "models probe", "models pull", "models remove",
     "schedules list", "schedules pause", "schedules resume", "schedules remove",
     "sources list", "sources add", "sources sync", "sources remove",
     "finetune submit", "finetune list", "finetune watch", "finetune curve", "finetune cancel", "finetune pause",
@@ -28,7 +28,8 @@ EXPECTED = {
     "chat", "files upload", "files list", "files get", "files download", "files delete",
     "stores create", "stores list", "stores add", "stores files", "stores search", "stores remove", "stores delete",
     "webhooks create", "webhooks list", "webhooks test", "webhooks deliveries", "webhooks delete",
-    "keys create", "keys list", "keys revoke", "audit list", "audit verify", "vectors verify", "webhooks listen",
+    "keys create", "keys list", "keys revoke", "audit list", "audit sign", "audit verify", "vectors verify",
+    "webhooks listen",
 }  # fmt: skip
 
 

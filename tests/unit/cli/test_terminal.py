@@ -268,6 +268,7 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "embed-eval": (True, [["embed-eval", "corpus", "corpus", "judgements", "-m", STORED]]),
     "models list": (True, [["models", "list"], ["models", "list", "--json"], ["models", "list", "--mine"]]),
     "models add": (True, [["models", "add", f"{MODEL}5", "--url", "http://h"]]),
+    "models probe": (False, [["models", "probe", "ft:a:b::c"]]),
     "models pull": (True, [["models", "pull", MODEL]]),
     "models remove": (True, [["models", "remove", MODEL]]),
     "schedules list": (True, [["schedules", "list"]]),
@@ -299,6 +300,7 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     ),
     "audit list": (True, [["audit", "list"], ["audit", "list", "--json"]]),
     "audit verify": (False, [["audit", "verify"]]),
+    "audit sign": (False, [["audit", "sign"]]),
     "doctor": (True, [["doctor"], ["doctor", "--json"]]),
 }
 #: These start processes, and are tested on their own.

@@ -27,7 +27,7 @@ from workers.evals import grader_child
 from workers.evals.python_grader import PythonSandbox, Stopped, look_for_sandbox
 from workers.runtime.context import Standing, build
 from workers.sandbox.confinement import FORK_PARTS, landlock_abi
-from workers.tasks import CPU_POOL
+from workers.tasks import EVALUATE_POOL
 
 ITEM = {"answer": 42, "nested": {"list": [1, 2]}}
 SAMPLE = {"output_text": "forty-two", "choices": []}
@@ -307,7 +307,7 @@ def test_the_parts_of_the_sandbox_are_named() -> None:
 
 def test_a_worker_with_the_whole_sandbox_allows_python_graders(tmp_path: Path, sqlite_url: str) -> None:
     config = Settings(data_dir=tmp_path, database_url=sqlite_url)
-    context = build(config, CPU_POOL)
+    context = build(config, EVALUATE_POOL)
     try:
         for look, runs in ((False, False), (True, True)):
             if look:
