@@ -65,7 +65,8 @@ class Prober:
         own = own or self._is_whole
         with _inference(model):
             written = [self._probe(model, chat, own=own) for chat in self._chats if own or chat.brief]
-        if not self._is_whole:
+        is_quantized = getattr(model, "is_loaded_in_4bit", False)  # its base is served in another form anyway
+        if not self._is_whole and not is_quantized:
             with _inference(model, torch.no_grad), _other_dtype(model):
                 for number, probe in enumerate(written[: _OTHER_CHATS if own else 1]):
                     written[number] = replace(probe, other_logprobs=_of(model, probe))
