@@ -65,7 +65,8 @@ class Prober:
         own = own or self._is_whole
         with _inference(model):
             written = [self._probe(model, chat, own=own) for chat in self._chats if own or chat.brief]
-        is_quantized = getattr(model, "is_loaded_in_4bit", False)  # its base is served in another form anyway
+        # the base of 4 bits is served in another form, and its kernels take no other dtype
+        is_quantized = any(weights.dtype is torch.uint8 for weights in model.parameters())
         if not self._is_whole and not is_quantized:
             with _inference(model, torch.no_grad), _other_dtype(model):
                 for number, probe in enumerate(written[: _OTHER_CHATS if own else 1]):
