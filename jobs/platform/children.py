@@ -32,8 +32,13 @@ log = logging.getLogger(__name__)
 NICENESS: Final = 10
 _LOOK: Final = 0.2  # seconds between looks at whether a child should go on
 _SHOWN: Final = 2000  # bytes of what a child that failed wrote last
-#: Ends of what Python writes where memory is short; the last is of a library that could not be loaded.
-_NO_MEMORY: Final = (b"MemoryError", b"Cannot allocate memory", b"failed to map segment from shared object")
+#: In the last line of a child without memory: by Python, the system, the loader of libraries, and C code.
+_NO_MEMORY: Final = (
+    b"MemoryError",
+    b"Cannot allocate memory",
+    b"failed to map segment from shared object",
+    b"returned NULL without setting an exception",
+)
 #: Variables that a child without settings inherits.
 _INHERITED: Final = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "PYTHONHOME")
 #: Threads and arenas reserve address space by the dozens of MiB, which would count as the data's.

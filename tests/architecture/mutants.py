@@ -360,7 +360,13 @@ MUTANTS = [
     Mutant(
         "a chain without an end",
         "jobs.ledger.audit",
-        instead("head != (walk.seal, walk.hash)", "False", inside="_tail"),
+        instead("(head.seal, head.hash) != (walk.seal, walk.hash)", "False", inside="_tail"),
+        AUDIT,
+    ),
+    Mutant(
+        "a forged chain is signed",
+        "jobs.ledger.audit",
+        instead("not has_signature(session, head, key)", "False", inside="extend_signature"),
         AUDIT,
     ),
 ]
