@@ -43,14 +43,27 @@ class SearchFailed(Exception):
     """A pattern cannot be searched for in a text within the limits."""
 
 
+def check_pattern(pattern: str) -> None:
+    """Check a pattern without writing its repeats out: a request may have a thousand.
+
+    Raises: ValueError, where it is no regular expression or has too many parts.
+    """
+    _check_parts(pattern)
+    _compiled("".join("{0,1}" if token.lastgroup == "repeat" else token[0] for token in _TOKEN.finditer(pattern)))
+
+
 def compile_pattern(pattern: str, *, ignore_case: bool = False) -> Any:
     """Return the compiled pattern, of which `regex` remembers nothing.
 
     Raises: ValueError, where it is no regular expression or has too many parts.
     """
     _check_parts(pattern)
+    return _compiled(pattern, regex.IGNORECASE if ignore_case else 0)
+
+
+def _compiled(pattern: str, flags: int = 0) -> Any:
     try:
-        return regex.compile(pattern, regex.IGNORECASE if ignore_case else 0, cache_pattern=False)
+        return regex.compile(pattern, flags, cache_pattern=False)
     except (regex.error, OverflowError, RecursionError, MemoryError) as error:
         message = str(error)[:200] or type(error).__name__
         raise ValueError(f"It is not a regular expression: {message}.") from error
@@ -93,7 +106,10 @@ def _check_parts(pattern: str) -> None:
 def _repeated(counted: tuple[int, int], lowest: str, highest: str | None) -> tuple[int, int]:
     """Return the parts and repeats of what is repeated. Raises: ValueError."""
     digits = [number for number in (lowest, highest) if number]
-    count = max([int(number) if len(number) < 10 else MAX_REPEATS + 1 for number in digits], default=1)
+    counts = [int(number) if len(number) < 10 else MAX_REPEATS + 1 for number in digits]
+    if counts != sorted(counts):
+        raise ValueError("It is not a regular expression: a repeat has a minimum above its maximum.")
+    count = max(counts, default=1)
     parts, times = counted[0] * max(count, 1), counted[1] * max(count, 1)
     if times > MAX_REPEATS:
         raise ValueError(

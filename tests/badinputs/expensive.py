@@ -80,41 +80,41 @@ class Stock:
 
     def fill(self) -> None:
         """Make everything that requests are about."""
-        self.ids |= {"model": MODEL, "upload_id": self._made("/v1/uploads", _upload(1 << 20))}
+        self.ids |= {"model": MODEL, "upload_id": self.made("/v1/uploads", _upload(1 << 30))}
         self.ids["file_id"] = self.file(b"word " * 20_000, "a.txt", "assistants")
         self.ids["training_file"] = self.file(training_rows(50_000), "t.jsonl", "fine-tune")
         self.ids["input_file"] = self.file(batch_lines(_LINES), "b.jsonl", "batch")
-        self.ids["batch_id"] = self.ids["job_id"] = self._made("/v1/batches", _batch(self.file(batch_lines(5_000))))
+        self.ids["batch_id"] = self.ids["job_id"] = self.made("/v1/batches", _batch(self.file(batch_lines(5_000))))
         stored = {"model": MODEL, "messages": [_message("a" * 200_000)], "store": True}
-        self.ids["completion_id"] = self._made("/v1/chat/completions", stored)
-        self.ids["response_id"] = self._made("/v1/responses", {"model": MODEL, "input": "a" * 200_000})
-        self.ids["conversation_id"] = self._made("/v1/conversations", {"items": _items(20)})
+        self.ids["completion_id"] = self.made("/v1/chat/completions", stored)
+        self.ids["response_id"] = self.made("/v1/responses", {"model": MODEL, "input": "a" * 200_000})
+        self.ids["conversation_id"] = self.made("/v1/conversations", {"items": _items(20)})
         items = self.client.get(f"/v1/conversations/{self.ids['conversation_id']}/items").json()
         self.ids["item_id"] = items["first_id"]
         self._store()
         self._evaluations()
         hook = {"name": "h", "url": "https://192.0.43.8/hook", "event_types": ["batch.completed"]}
-        self.ids["webhook_endpoint_id"] = self._made("/v1/webhook_endpoints", hook)
+        self.ids["webhook_endpoint_id"] = self.made("/v1/webhook_endpoints", hook)
         schedule = {"cron": "0 0 1 1 *", "batch": _batch(self.ids["input_file"])}
-        self.ids["schedule_id"] = self._made("/v1/schedules", schedule)
+        self.ids["schedule_id"] = self.made("/v1/schedules", schedule)
         tuning = {"model": BASE, "training_file": self.ids["training_file"]}
-        self.ids["fine_tuning_job_id"] = self._made("/v1/fine_tuning/jobs", tuning)
+        self.ids["fine_tuning_job_id"] = self.made("/v1/fine_tuning/jobs", tuning)
 
     def _store(self) -> None:
-        path = f"/v1/vector_stores/{self._made('/v1/vector_stores', {'name': 'n'})}"
+        path = f"/v1/vector_stores/{self.made('/v1/vector_stores', {'name': 'n'})}"
         self.ids["vector_store_id"] = path.rpartition("/")[2]
-        self.ids["file_batch_id"] = self._made(f"{path}/file_batches", {"file_ids": [self.ids["file_id"]]})
-        self.ids["index_id"] = self._made(f"{path}/indexes", {"embedding_dimensions": 64})
-        self.ids["source_id"] = self._made(f"{path}/sources", {"type": "url", "url": "https://192.0.43.8/a"})
+        self.ids["file_batch_id"] = self.made(f"{path}/file_batches", {"file_ids": [self.ids["file_id"]]})
+        self.ids["index_id"] = self.made(f"{path}/indexes", {"embedding_dimensions": 64})
+        self.ids["source_id"] = self.made(f"{path}/sources", {"type": "url", "url": "https://192.0.43.8/a"})
 
     def _evaluations(self) -> None:
         criteria = [{**_EQUAL, "name": f"c{n}"} for n in range(_CRITERIA)]
-        self.ids["eval_id"] = self._made("/v1/evals", _eval(criteria))
+        self.ids["eval_id"] = self.made("/v1/evals", _eval(criteria))
         rows = ({"item": {"text": f"{n}"}, "sample": {"output_text": "a"}} for n in range(_ITEMS))
         self.ids["items"] = items = self.file(_jsonl(rows), "items.jsonl", "evals")
         source = {"type": "jsonl", "source": {"type": "file_id", "id": items}}
         path = f"/v1/evals/{self.ids['eval_id']}/runs"
-        self.ids["run_id"], self.ids["baseline"] = (self._made(path, {"data_source": source}) for _ in range(2))
+        self.ids["run_id"], self.ids["baseline"] = (self.made(path, {"data_source": source}) for _ in range(2))
         for run in ("run_id", "baseline"):
             eventually(lambda run=run: self._status(f"{path}/{self.ids[run]}") == "completed", _SECONDS, run, every=0.5)
         shown = self.client.get(f"{path}/{self.ids['run_id']}/output_items").json()
@@ -124,7 +124,8 @@ class Stock:
         form = {"files": {"file": (name, io.BytesIO(content))}, "data": {"purpose": purpose}}
         return str(self.client.post("/v1/files", **form).raise_for_status().json()["id"])
 
-    def _made(self, path: str, body: Mapping[str, Any]) -> str:
+    def made(self, path: str, body: Mapping[str, Any]) -> str:
+        """Create an object, and return its id."""
         answer = self.client.post(path, json=body)
         assert answer.status_code in (200, 201), (path, answer.text[:500])
         return str(answer.json()["id"])
@@ -263,7 +264,7 @@ def _criteria(stock: Stock) -> dict[str, Any]:
 
 
 def _run(stock: Stock) -> dict[str, Any]:
-    content = [{"item": {"text": f"{n}" * 10}, "sample": {"output_text": "a"}} for n in range(30_000)]
+    content = [{"item": {"text": f"{n}" * 10}, "sample": {"output_text": "a"}} for n in range(10_000)]
     return {"data_source": {"type": "jsonl", "source": {"type": "file_content", "content": content}}, **_METADATA}
 
 
@@ -284,11 +285,11 @@ BODIES: Final[Mapping[str, Callable[[Stock], dict[str, Any]]]] = {
     },
     "POST /v1/batches": lambda stock: _batch(stock.ids["input_file"]) | _METADATA,
     "POST /v1/chat/completions": lambda _: {"model": MODEL, "messages": [_message("a" * (_BODY - 200))]},
-    "POST /v1/completions": lambda _: {"model": MODEL, "prompt": ["a" * 1000] * (_BODY // 1010)},
-    "POST /v1/embeddings": lambda _: {"model": EMBEDDINGS, "input": [_WORDS * 20] * 1000},
+    "POST /v1/completions": lambda _: {"model": MODEL, "prompt": ["a" * 1900] * 2048},
+    "POST /v1/embeddings": lambda _: {"model": EMBEDDINGS, "input": [_WORDS * 10] * 1000},
     "POST /v1/rerank": lambda _: {"model": EMBEDDINGS, "query": _WORDS * 10, "documents": [_WORDS * 10] * 1000},
     "POST /v1/chat/completions/{completion_id}": lambda _: _METADATA,
-    "POST /v1/responses": lambda _: {"model": MODEL, "input": [_message("a")] * (_BODY // 40)},
+    "POST /v1/responses": lambda _: {"model": MODEL, "input": [_message("a" * 100)] * 15_000},
     "POST /v1/responses/input_tokens": lambda _: {"model": MODEL, "input": "a b " * (_BODY // 4 - 50)},
     "POST /v1/responses/compact": lambda _: {"model": MODEL, "input": "a b " * (_BODY // 4 - 50)},
     "POST /v1/conversations": lambda _: {"items": _items(20), **_METADATA},
@@ -379,28 +380,25 @@ def _trainings(stock: Stock) -> None:
 def _evaluations(stock: Stock) -> None:
     """Begin runs whose items take as long as they may: graders that wait, compare slowly and search without end."""
     dearest = _many_graders(sleeper, 10) + _many_graders(fuzzy, 5) + _many_graders(slow_pattern, 5)
-    created = stock.client.post(
-        "/v1/evals", json=_eval([{**grader, "name": f"{n}"} for n, grader in enumerate(dearest)])
-    )
+    criteria = [{**grader, "name": f"{n}"} for n, grader in enumerate(dearest)]
+    path = f"/v1/evals/{stock.made('/v1/evals', _eval(criteria))}/runs"
     text = _symbols(1_600, 1) + "a" * 60 + "b"
     content = [{"item": {"text": _symbols(10_000, n)}, "sample": {"output_text": text}} for n in range(8)]
     source = {"type": "jsonl", "source": {"type": "file_content", "content": content}}
-    path = f"/v1/evals/{created.raise_for_status().json()['id']}/runs"
     for _ in range(4):
-        stock.client.post(path, json={"data_source": source}).raise_for_status()
+        stock.made(path, {"data_source": source})
 
 
 def _samplings(stock: Stock) -> None:
-    content = [{"item": {"text": f"{n}"}} for n in range(20_000)]
+    content = [{"item": {"text": f"{n}"}} for n in range(10_000)]
     template = [{"role": "user", "content": "{{ item.text }}"}]
     source = {
         "type": "completions", "model": MODEL, "source": {"type": "file_content", "content": content},
         "input_messages": {"type": "template", "template": template},
     }  # fmt: skip
-    created = stock.client.post("/v1/evals", json=_eval([{**_EQUAL, "name": "n"}])).raise_for_status()
-    path = f"/v1/evals/{created.json()['id']}/runs"
+    path = f"/v1/evals/{stock.made('/v1/evals', _eval([{**_EQUAL, 'name': 'n'}]))}/runs"
     for _ in range(2):
-        stock.client.post(path, json={"data_source": source}).raise_for_status()
+        stock.made(path, {"data_source": source})
 
 
 #: What begins the dearest jobs of each kind.

@@ -10,10 +10,9 @@ from jobs.evals.graders.base import OTHER, Case, Grader, GradingError, Template,
 
 
 def _check_pattern(pattern: str, info: ValidationInfo) -> str:
-    if not (info.context or {}).get(
-        "is_stored"
-    ):  # one that was accepted once may be refused now: its items are errored
-        patterns.compile_pattern(pattern)
+    is_stored = (info.context or {}).get("is_stored")  # accepted once, and perhaps refused now: its items are errored
+    if not is_stored:
+        patterns.check_pattern(pattern)
     return pattern
 
 

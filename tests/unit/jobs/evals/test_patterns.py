@@ -4,11 +4,12 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 import regex
 
-from jobs.evals.patterns import MAX_PARTS, SearchFailed, compile_pattern, is_found
+from jobs.evals.patterns import MAX_PARTS, SearchFailed, check_pattern, compile_pattern, is_found
 
 ORDINARY = {
     r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{1,6})?(Z|[+-]\d{2}:\d{2})": "2026-12-01T10:00:00.123+01:00",
@@ -70,6 +71,20 @@ def test_a_pattern_that_repeats_too_much_is_refused_before_it_is_compiled(patter
 def test_a_pattern_whose_parts_cannot_be_counted_is_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match="no calls of groups"):
         compile_pattern(pattern)
+
+
+@pytest.mark.parametrize("check", [check_pattern, compile_pattern])
+@pytest.mark.parametrize("pattern", ["(", "a{5,2}", "*a", "a)", "[a", "a{2}*{3", "(?P<n", r"\p{Nothing}", "(?<=a"])
+def test_what_is_no_pattern_is_refused_with_its_repeats_and_without(
+    check: Callable[[str], object], pattern: str
+) -> None:
+    wrong = [*BOMBS, pattern, f"x{{3}}{pattern}"]
+
+    for text in wrong:
+        with pytest.raises(ValueError, match=r"\w"):
+            check(text)
+    for text in ORDINARY:
+        check(text)
 
 
 def test_what_is_no_text_of_a_call_or_a_flag_is_searched_for() -> None:
