@@ -16,9 +16,8 @@ Stop words are not matched. There are two ways to fuse the rankings by meaning a
                (Cormack, Clarke, Büttcher: Reciprocal Rank Fusion, SIGIR 2009)
     relative   each list gives weight x score / its best score
 
-Both are shares of the best in this search, which may be irrelevant. So a score is that share of the best cosine, which
-is comparable across the queries of a store, and keeps the order. A single ranking by meaning keeps its cosines,
-negative ones as 0; one by words has BM25 / (BM25 + 5). All scores are from 0 to 1.
+Scores are from 0 to 1: the best hit of both lists has 1. A single list keeps its scores: cosines, negative ones as 0,
+or BM25 relative to the best.
 """
 
 import asyncio
@@ -55,34 +54,25 @@ from workers.vectors.open_vectors import store_of
 
 Fusion = Literal["rrf", "relative"]
 Ranked = tuple[Hit, float]
-_HALF: Final = 5.0  # the BM25 of a chunk whose score is .5 in a search by words alone
 
 
 def fuse(near: Sequence[Hit], worded: Sequence[Hit], weights: tuple[float, float], how: Fusion, k: int) -> list[Ranked]:
     """Return the hits of both lists, best first, each once, with its score."""
-    if not (weights[1] and worded):
-        return [(hit, _cosine(hit)) for hit in near]
-    if not (weights[0] and near):
-        return [(hit, _saturated(hit.score)) for hit in worded]
-    total, best_cosine = sum(weights), max(map(_cosine, near))
-    shares: dict[tuple[str, int], float] = {}
+    if not weights[1]:
+        return [(hit, min(1.0, max(0.0, hit.score))) for hit in near]
+    if not weights[0]:
+        return [(hit, _relative(worded)(hit, 0)) for hit in worded]
+    total = sum(weights)
+    scores: dict[tuple[str, int], float] = {}
     hits: dict[tuple[str, int], Hit] = {}
     for ranking, weight in zip((near, worded), weights, strict=True):
         gives = _relative(ranking) if how == "relative" else _reciprocal(k)
         for rank, hit in enumerate(ranking):
             key = (hit.document, hit.n)
             hits.setdefault(key, hit)
-            shares[key] = shares.get(key, 0.0) + weight / total * gives(hit, rank)
-    best = sorted(shares, key=lambda key: (-shares[key], key))
-    return [(hits[key], min(1.0, shares[key]) * best_cosine) for key in best]
-
-
-def _cosine(hit: Hit) -> float:
-    return min(1.0, max(0.0, hit.score))
-
-
-def _saturated(bm25: float) -> float:
-    return max(0.0, bm25) / (max(0.0, bm25) + _HALF)
+            scores[key] = scores.get(key, 0.0) + weight / total * gives(hit, rank)
+    best = sorted(scores, key=lambda key: (-scores[key], key))
+    return [(hits[key], min(1.0, scores[key])) for key in best]
 
 
 def _reciprocal(k: int) -> Callable[[Hit, int], float]:
