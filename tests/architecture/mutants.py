@@ -30,15 +30,17 @@ _REVISIONS = "migrations.versions."
 #: Only what the configuration speaks of: to load all that is installed takes longer than the tests.
 _PLUGINS = ("pytest_timeout", "pytest_asyncio.plugin")
 _UNIT = "tests/unit/jobs"
-LEDGER, SHARDS, OUTBOX, EVENTS, AUDIT, STATES, PAUSES, MEASURES, DEPENDENCIES = (
-    f"{_UNIT}/ledger/test_{name}.py"
-    for name in ("ledger", "shards", "outbox", "events", "audit", "states", "pauses", "measures", "dependencies")
+LEDGER = tuple(f"{_UNIT}/ledger/test_{name}.py" for name in ("ledger", "ending_jobs", "stopping_jobs"))
+SHARDS = tuple(f"{_UNIT}/ledger/test_{name}.py" for name in ("shards", "shard_queues"))
+OUTBOX, EVENTS, AUDIT, STATES, PAUSES, MEASURES, DEPENDENCIES = (
+    (f"{_UNIT}/ledger/test_{name}.py",)
+    for name in ("outbox", "events", "audit", "states", "pauses", "measures", "dependencies")
 )
 TIMES, KEYS, TABLES = (
-    f"{_UNIT}/{name}.py" for name in ("batches/test_schedules", "security/test_keys", "test_constraints")
+    (f"{_UNIT}/{name}.py",) for name in ("batches/test_schedules", "security/test_keys", "test_constraints")
 )
-RECORDER, CHECKPOINTS = (f"tests/unit/workers/finetuning/test_{name}.py" for name in ("recorder", "checkpoints"))
-WORLD = "tests/simulation/test_simulation.py::test_lost_messages_only_delay_jobs"
+RECORDER, CHECKPOINTS = ((f"tests/unit/workers/finetuning/test_{name}.py",) for name in ("recorder", "checkpoints"))
+WORLD = ("tests/simulation/test_simulation.py::test_lost_messages_only_delay_jobs",)
 
 Change = Callable[[str], str]
 
@@ -123,7 +125,7 @@ class Mutant:
     name: str
     module: str
     change: Change
-    tests: str
+    tests: tuple[str, ...]
 
 
 _KNOWN_SEGMENT = "_exists(session, statements.SEGMENT_IS_THERE, **its, its_seq=seq)"
@@ -410,9 +412,9 @@ def caught(mutant: Mutant | None) -> bool:
 
 
 def _fails(mutant: Mutant | None) -> bool:
-    every = [LEDGER, SHARDS, OUTBOX, EVENTS, AUDIT, KEYS, MEASURES, DEPENDENCIES, TABLES, WORLD]
-    every += [RECORDER, CHECKPOINTS]
-    tests = [mutant.tests] if mutant is not None else every
+    every = [*LEDGER, *SHARDS, *OUTBOX, *EVENTS, *AUDIT, *KEYS, *MEASURES, *DEPENDENCIES, *TABLES, *WORLD]
+    every += [*RECORDER, *CHECKPOINTS]
+    tests = mutant.tests if mutant is not None else every
     plugins = [importlib.import_module(name) for name in _PLUGINS]
     options = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-k", "not postgres", "-o", "timeout=40"]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

@@ -192,13 +192,13 @@ def test_search_results_of_background_responses_are_shown_on_request(make_world:
 
 
 @pytest.mark.parametrize("include", [5, "abc", [5], {}])
-def test_an_include_that_is_none_fails_the_response_and_nothing_else(make_world: Any, include: Any) -> None:
+def test_an_include_that_is_none_is_refused_before_there_is_a_response(make_world: Any, include: Any) -> None:
     world = make_world(searching(FakeEngine((MODEL,))))
 
-    events = list(world.create(tools=[TOOL], include=include))
+    with pytest.raises(openai.BadRequestError) as refused:
+        world.create(tools=[TOOL], include=include)
 
-    assert events[-1].type == "response.failed"
-    assert "include" in events[-1].response.error.message
+    assert str(refused.value.param).startswith("include")
 
 
 def test_what_is_written_out_goes_on_after_any_of_its_events(make_world: Any) -> None:
