@@ -30,7 +30,7 @@ _PROBE: Final = "probe"  # in the manifest of a model
 
 @dataclass(frozen=True, slots=True)
 class ProbeRecord:
-    """What is known of a model's probe.
+    """The record of a model's probe.
 
     `reason` is how the engine differed when the probe failed. `trial` counts the decisions of operators. An `accepted`
     model is served whatever the probe says.

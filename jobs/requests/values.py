@@ -41,7 +41,7 @@ Checked = Iterator[tuple[str, Any, tuple[str, ...]]]  # a parameter, its value, 
 
 
 class Objection(NamedTuple):
-    """What is wrong with a request, as OpenAI's errors say it."""
+    """The error of a request, as OpenAI's errors say it."""
 
     message: str
     param: str

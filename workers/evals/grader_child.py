@@ -35,14 +35,14 @@ class Run(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What the process of the code wrote: the score, or the error of the code. Anything may stand there."""
+    """The score or the error that the process of the code wrote. Anything may stand there."""
 
     score: float | None = None
     error: str = ""
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What the template says of a run: one of the three.
+    """The report of the template on a run: one of the three.
 
     `answer`: the bytes that the process of the code wrote.
     `error`: how that process ended without any.

@@ -71,7 +71,7 @@ class Row(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class BadRow(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """What is wrong with a row."""
+    """The error of a row."""
 
     line: int | None
     code: str

@@ -132,7 +132,7 @@ class Missing(NamedTuple):
 
 
 class Budget:
-    """What all graders of one item may take together: seconds, and estimated seconds of a processor for its texts.
+    """Bound what all graders of one item take together: seconds, and estimated seconds of a processor for its texts.
 
     `stopped` says whether the grades are of no use any more.
     """
