@@ -293,7 +293,12 @@ def test_twenty_kills_change_no_loss(trainers: Trainers, spec: Spec, tmp_path: P
 @pytest.mark.verify
 @pytest.mark.timeout(900)
 def test_what_is_trained_learns(trainers: Trainers, spec: Spec, tmp_path: Path) -> None:
-    """All weights are trained first. On that model adapters come further than a run that may not learn."""
+    """All weights are trained first. On that model adapters come further than a run that may not learn.
+
+    The model is 64 columns wide: bitsandbytes packs quantized weights for a CPU in blocks of 64.
+    """
+    wide = trainers.write_model(tmp_path / "wide", hidden_size=64)
+    spec = replace(spec, base=str(wide))
     full = trainers.run(replace(spec, peft="full", n_epochs=10, learning_rate=1e-2, output=str(tmp_path / "full")))
     assert full.losses[120] < 0.7 * full.losses[1]
     assert "model.safetensors" in full.of(Checkpoint)[-1].files
