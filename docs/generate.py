@@ -97,6 +97,9 @@ def settings_page() -> str:
         "# Settings\n\n"
         "Each setting is an environment variable, or a file whose path is in the variable with `_FILE` appended.\n"
         "Times are seconds and sizes are bytes unless the name says otherwise.\n\n"
+        "Any other name that begins with `NIGHTMILL_` stops a process, with the name that was probably meant.\n"
+        "Kubernetes makes such names for a service called `nightmill`: set `enableServiceLinks: false` there,\n"
+        "or call the service otherwise.\n\n"
         f"| variable | default | what it does |\n|---|---|---|\n{rows}"
     )
 

@@ -1,24 +1,51 @@
 """Every setting, once. Each field is also `NIGHTMILL_<FIELD>` in the environment, or a file: `NIGHTMILL_<FIELD>_FILE`.
 
 `settings()` is called by composition roots only (`api.app`, `workers.__main__`, `cli`); everything else is
-handed what it needs.
+handed what it needs. A name of the environment that begins with `NIGHTMILL_` and is no setting is an error: a setting
+that is misspelt would otherwise have no effect, and nobody would know.
 """
 
 import base64
+import difflib
 import os
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from jobs.platform.secret_files import SUFFIX, secret
 from jobs.requests.endpoints import checked_server
 
 DAY = 86_400
 MB = 1 << 20
+
+PREFIX: Final = "NIGHTMILL_"
+#: Names of the environment that are no settings of a deployment: commands and tests read them.
+OTHER_NAMES: Final = frozenset(
+    PREFIX + name for name in ("API_KEY", "IMPORT_KEY", "OPERATOR_KEY", "SUPERVISED", "URL", "WEBHOOK_SECRET")
+)
+OTHER_PREFIX: Final = f"{PREFIX}TEST_"
+#: What settings were called before, and are called now.
+RENAMED: Final = {
+    "BEAT_SECONDS": "HEARTBEAT_SECONDS",
+    "INTERACTIVE_BESIDE": "BATCH_REQUESTS_WHILE_INTERACTIVE",
+    "RERING_SECONDS": "REDELIVERY_SECONDS",
+    "STALLS_BEFORE_CAREFUL": "STALLS_BEFORE_ISOLATION",
+}
+
+
+class InvalidSettings(Exception):
+    """Settings of the environment or of the caller are wrong. The message names each variable, and no value."""
 
 
 class SecretFiles(PydanticBaseSettingsSource):
@@ -39,7 +66,7 @@ class SecretFiles(PydanticBaseSettingsSource):
 class Settings(BaseSettings):
     """One frozen value per process; times are seconds and sizes are bytes unless the name says otherwise."""
 
-    model_config = SettingsConfigDict(env_prefix="NIGHTMILL_", frozen=True, extra="ignore", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True)
 
     data_dir: Path = Field(Path(".nightmill"), description="folder of everything embedded: database, files, logs, keys")
     database_url: str = Field("", repr=False, description="SQLAlchemy URL; empty: SQLite in the data folder")
@@ -57,7 +84,7 @@ class Settings(BaseSettings):
         (), description="origins whose pages may call the API from a browser, comma-separated; `*`: any"
     )
     metrics_key: str = Field("", repr=False, description="bearer key for `/metrics` of the API; empty: this host only")
-    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     vllm_enabled: bool = Field(True, description="serve the models of engine `vllm` in process")
     openai_aliases: bool = Field(
@@ -329,7 +356,48 @@ class Settings(BaseSettings):
         return self.public_url.rstrip("/") or f"http://{self.host}:{self.port}"
 
 
+def read(environment: Mapping[str, str] = os.environ, **given: Any) -> Settings:
+    """Return the settings that are `given`, else those of the environment, else their defaults.
+
+    Raises: InvalidSettings.
+    """
+    if wrong := wrong_names(environment):
+        raise InvalidSettings("; ".join(wrong))
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        reasons = [
+            f"{_variable(detail['loc'])}: {detail['msg'].removeprefix('Value error, ')}" for detail in error.errors()
+        ]
+        raise InvalidSettings("; ".join(reasons)) from error
+    except SettingsError as error:  # a setting that is read from a file
+        raise InvalidSettings(str(error)) from error
+
+
+def wrong_names(environment: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each name of an environment that looks like a setting and is none."""
+    settings_ = {PREFIX + name.upper() for name in Settings.model_fields}
+    known = settings_ | {name + SUFFIX for name in settings_} | OTHER_NAMES
+    asked = sorted(name for name in environment if name.startswith(PREFIX) and not name.startswith(OTHER_PREFIX))
+    return [_advice(name, settings_) for name in asked if name not in known]
+
+
+def _advice(name: str, known: set[str]) -> str:
+    bare = name.removeprefix(PREFIX)
+    if new := RENAMED.get(bare.removesuffix(SUFFIX)):
+        return f"{name} is now {PREFIX}{new}{SUFFIX if bare.endswith(SUFFIX) else ''}"
+    nearest = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"{name} is not a setting" + (f": did you mean {nearest[0]}?" if nearest else "")
+
+
+def _variable(location: tuple[int | str, ...]) -> str:
+    return f"{PREFIX}{str(location[0]).upper()}" if location else "settings"
+
+
 @cache
 def settings() -> Settings:
-    """Return the settings of this process, read once from the environment."""
-    return Settings()
+    """Return the settings of this process, read once from the environment; end a process whose settings are wrong."""
+    try:
+        return read()
+    except InvalidSettings as error:
+        raise SystemExit(f"nightmill: {error}") from None

@@ -5,8 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-from pydantic_settings import SettingsError
 from sqlalchemy import inspect
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
@@ -16,7 +14,7 @@ from cli.up import deployments
 from cli.up.folder import DataFolder
 from cli.up.readiness import is_free, take_free
 from jobs.db.engine import Database
-from jobs.settings import Settings
+from jobs.settings import InvalidSettings, Settings, read
 
 
 def effective(**given: Any) -> Settings:
@@ -36,14 +34,8 @@ def effective(**given: Any) -> Settings:
 def _stated(**given: Any) -> Settings:
     """Return the settings of command line and environment, with defaults. Raises CliError as `effective` does."""
     try:
-        config = Settings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        raise CliError(
-            "; ".join(
-                f"{_name(detail['loc'])}: {detail['msg'].removeprefix('Value error, ')}" for detail in error.errors()
-            )
-        ) from error
-    except SettingsError as error:  # a setting that is read from a file
+        config = read(**{name: value for name, value in given.items() if value is not None})
+    except InvalidSettings as error:
         raise CliError(str(error)) from error
     if config.database_url:
         _check_database(config.database_url)
@@ -101,10 +93,6 @@ def _beside(port: int, host: str) -> int:
     """Return the next port, for Flower, or any free port."""
     following = port + 1
     return following if following < 1 << 16 and is_free(host, following) else take_free(host)
-
-
-def _name(location: tuple[int | str, ...]) -> str:
-    return f"NIGHTMILL_{str(location[0]).upper()}" if location else "settings"
 
 
 #: The parameters of a URL's query that are shown. SQLAlchemy hides only the password before the host.

@@ -89,7 +89,7 @@ class Deployment:
         self._engine = StubEngine(folder, MODEL)
         environment = {  # the defaults of the product where they differ from those of `System`
             "PYTHONPATH": f"{root}:{_NAMES}",
-            "NIGHTMILL_SLOW_NAMES": f"{SLOW_NAME_SECONDS:g}",
+            "NIGHTMILL_TEST_SLOW_NAMES": f"{SLOW_NAME_SECONDS:g}",
             "NIGHTMILL_VLLM_ENABLED": "false",
             "NIGHTMILL_ENGINE_URLS": self._engine.url,
             "NIGHTMILL_ENGINE_CONCURRENCY": "256",

@@ -200,7 +200,7 @@ class System:
         self._options = ["--data-dir", str(self.data), "--port", str(self.port)]
         self.clocks = folder / "clocks"  # see tests/support/clocks
         self.clocks.mkdir(parents=True, exist_ok=True)
-        paths = {"PYTHONPATH": f"{root}{os.pathsep}{_SHIFTING}", "NIGHTMILL_CLOCKS": str(self.clocks)}
+        paths = {"PYTHONPATH": f"{root}{os.pathsep}{_SHIFTING}", "NIGHTMILL_TEST_CLOCKS": str(self.clocks)}
         paths["XDG_STATE_HOME"] = str(folder / "state")  # the user's own deployments are none of a test's
         self._environment = {**os.environ, **paths, **SCALED, **environment}
         if rivals:

@@ -1,7 +1,7 @@
 """Has a Python process tell another time: with this folder on PYTHONPATH, `time.time` is off by what a file says.
 
-NIGHTMILL_CLOCKS names a folder. Its file `all` (or one named by a pid) holds seconds; without one the time is right.
-Only the standard library: this runs before anything else of the process does.
+NIGHTMILL_TEST_CLOCKS names a folder. Its file `all` (or one named by a pid) holds seconds; without one the time is
+right. Only the standard library: this runs before anything else of the process does.
 """
 
 import os
@@ -35,5 +35,5 @@ def read(folder: Path) -> float:
     return 0.0
 
 
-if "NIGHTMILL_CLOCKS" in os.environ:
-    time.time = shifted(Path(os.environ["NIGHTMILL_CLOCKS"]), time.time, time.monotonic)
+if "NIGHTMILL_TEST_CLOCKS" in os.environ:
+    time.time = shifted(Path(os.environ["NIGHTMILL_TEST_CLOCKS"]), time.time, time.monotonic)

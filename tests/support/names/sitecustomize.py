@@ -1,7 +1,7 @@
 """Make the names below `slow.example.com` slow to look up in every Python process that has this folder on PYTHONPATH.
 
-A look-up of such a name takes the seconds that NIGHTMILL_SLOW_NAMES says, and finds nothing. Only the standard library
-is imported: this module runs before anything else of the process does.
+A look-up of such a name takes the seconds that NIGHTMILL_TEST_SLOW_NAMES says, and finds nothing. Only the standard
+library is imported: this module runs before anything else of the process does.
 """
 
 import os
@@ -14,10 +14,10 @@ _SYSTEM = socket.getaddrinfo
 
 def _slow(host: Any, *arguments: Any, **options: Any) -> Any:
     if str(host).rstrip(".").endswith("slow.example.com"):
-        threading.Event().wait(float(os.environ["NIGHTMILL_SLOW_NAMES"]))
+        threading.Event().wait(float(os.environ["NIGHTMILL_TEST_SLOW_NAMES"]))
         raise socket.gaierror(socket.EAI_AGAIN, "the name server is slow")
     return _SYSTEM(host, *arguments, **options)
 
 
-if "NIGHTMILL_SLOW_NAMES" in os.environ:
+if "NIGHTMILL_TEST_SLOW_NAMES" in os.environ:
     socket.getaddrinfo = _slow

@@ -1,6 +1,7 @@
 """Settings out of files: any of them, read once, and never shown in what goes wrong."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ from pydantic_settings import SettingsError
 from cli.errors import CliError
 from cli.up.effective import effective
 from jobs.platform.secret_files import anchor, replaced, secret
-from jobs.settings import Settings
+from jobs.settings import Settings, wrong_names
 
 ROOT = Path(__file__).parents[3]
+#: The files that may name a variable.
+_SOURCES = {"", ".py", ".yaml", ".md", ".example"}
 URL = "postgresql+psycopg://nightmill:hunter2@database/nightmill"
 
 
@@ -115,8 +118,53 @@ def test_a_process_that_cannot_read_its_secret_ends_and_shows_none(tmp_path: Pat
     )
 
     assert done.returncode == 1
-    assert "port" in done.stderr
+    assert done.stderr.startswith("nightmill: NIGHTMILL_PORT: ")
     assert "hunter2" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("NIGHTMILL_LEASE_SECOND", "NIGHTMILL_LEASE_SECOND is not a setting: did you mean NIGHTMILL_LEASE_SECONDS?"),
+        ("NIGHTMILL_DATABSE_URL_FILE", "NIGHTMILL_DATABSE_URL_FILE is not a setting: did you mean"),
+        ("NIGHTMILL_BEAT_SECONDS", "NIGHTMILL_BEAT_SECONDS is now NIGHTMILL_HEARTBEAT_SECONDS"),
+        ("NIGHTMILL_RERING_SECONDS_FILE", "NIGHTMILL_RERING_SECONDS_FILE is now NIGHTMILL_REDELIVERY_SECONDS_FILE"),
+        ("NIGHTMILL_QXJ", "NIGHTMILL_QXJ is not a setting"),
+    ],
+)
+def test_a_name_that_is_no_setting_is_refused_with_the_one_that_was_meant(
+    name: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "hunter2")
+
+    with pytest.raises(CliError) as caught:
+        effective()
+
+    assert str(caught.value).startswith(told)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_all_wrong_names_are_told_at_once() -> None:
+    told = wrong_names({"NIGHTMILL_A": "", "NIGHTMILL_BEAT_SECONDS": "", "PATH": "", "NIGHTMILL_PORT": "1"})
+
+    assert len(told) == 2
+
+
+def test_names_that_commands_and_tests_read_are_known() -> None:
+    """Every name in the sources and in what is deployed is a setting, or is read elsewhere."""
+    folders = [ROOT / name for name in ("api", "cli", "jobs", "workers", "migrations", "bench", "deploy")]
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and path.suffix in _SOURCES]
+    names = set(re.findall(r"\bNIGHTMILL_[A-Z][A-Z0-9_]*[A-Z0-9]\b", "".join(path.read_text() for path in files)))
+
+    assert len(names) > 40
+    assert wrong_names(dict.fromkeys(names, "")) == []
+
+
+def test_a_level_of_logs_that_there_is_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTMILL_LOG_LEVEL", "VERBOSE")
+
+    with pytest.raises(CliError, match="NIGHTMILL_LOG_LEVEL: Input should be 'DEBUG', 'INFO', 'WARNING' or 'ERROR'"):
+        effective()
 
 
 @pytest.mark.parametrize(
