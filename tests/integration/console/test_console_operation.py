@@ -104,7 +104,7 @@ def test_workers_are_paused_drained_and_resumed(operator: Console) -> None:
 def test_pause_of_something_unknown_is_refused_in_words(operator: Console) -> None:
     operator.expect_errors("status of 404")
     tab = operator.open("/workers")
-    tab.get_by_role("button", name="Pause something").click()
+    tab.get_by_role("button", name="Pause…").click()
     dialog = tab.get_by_role("dialog")
     dialog.get_by_label("What").select_option("project")
     dialog.get_by_label("Name").fill(HOSTILE)

@@ -140,7 +140,7 @@ function Settings({ template, columns, onChange }: SettingsProps) {
           ))}
         </datalist>
         {template.endpoint !== "/v1/embeddings" && (
-          <Field label="Tokens of an answer at most">
+          <Field label="Max output tokens">
             <Input
               type="number"
               min={1}

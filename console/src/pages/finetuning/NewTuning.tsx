@@ -120,7 +120,7 @@ function Fields({ form, onChange }: FieldsProps) {
           <Field label="Method">
             <Select value={form.method} options={METHODS} onChange={(method) => onChange({ method: method as TuningForm["method"] })} />
           </Field>
-          <Field label="What is trained">
+          <Field label="Trained weights">
             <Select value={form.peft} options={PEFTS} onChange={(peft) => onChange({ peft: peft as TuningForm["peft"] })} />
           </Field>
           <Field label="Suffix" hint="A part of the new model's name.">

@@ -93,7 +93,7 @@ function Trained({ job, progress }: { job: Job; progress: Progress }) {
       <Card>
         <div className="grid">
           <Figure name="Training loss" value={last ? last.train_loss.toFixed(3) : "–"} />
-          <Figure name="Cost" value={formatDuration(progress.device_seconds)} remark={`of a trainer; workers held it ${formatDuration(progress.seconds)}`} />
+          <Figure name="Training time" value={formatDuration(progress.device_seconds)} remark={`workers held it ${formatDuration(progress.seconds)}`} />
           <Figure name="Speed" value={last?.tokens_per_second ? `${last.tokens_per_second.toFixed(0)} tokens/s` : "–"} />
           {job.estimated_finish !== null && !hasEnded(job) && <Figure name="Expected to end" value={<Time at={job.estimated_finish} />} />}
         </div>

@@ -23,7 +23,7 @@ export function PauseForm({ onClose }: { onClose: () => void }) {
   const [target, setTarget] = useState<Target>({ kind: "model", name: "" });
   const submit = () => pause({ ...target, name: target.name.trim() });
   return (
-    <FormDialog title="Pause something" action="Pause it" failure="It was not paused" onSubmit={submit} onClose={onClose}>
+    <FormDialog title="Pause work" action="Pause it" failure="It was not paused" onSubmit={submit} onClose={onClose}>
       <p>Nothing new is started there. What runs goes on, and jobs are still accepted.</p>
       <Field label="What">
         <Select value={target.kind} onChange={(kind) => setTarget({ ...target, kind: kind as Target["kind"] })} options={KINDS} />

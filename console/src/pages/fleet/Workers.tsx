@@ -109,9 +109,9 @@ export default function Workers() {
   const operation = useOperation(operatorKey !== null);
   const actions = operatorKey !== null && (
     <>
-      <Button onClick={() => setChoosing(true)}>Pause something</Button>
+      <Button onClick={() => setChoosing(true)}>Pause…</Button>
       <Button tone="plain" onClick={() => setOperatorKey(null)}>
-        Forget the operator&apos;s key
+        Leave operator mode
       </Button>
     </>
   );

@@ -102,7 +102,7 @@ function Pace({ job }: { job: JobObject }) {
     ["Failed", <Quantity key="failed" value={progress.failed} />, share(progress.failed, progress.completed + progress.failed)],
     ["Rate", rate && formatRate(rate.items_per_second, "lines"), rate && formatRate(rate.tokens_per_second, "tokens")],
     ["Time left", eta_seconds !== null && <Duration key="eta" seconds={eta_seconds} />, "at this rate"],
-    ["Worked", worked_seconds !== null && <Duration key="worked" seconds={worked_seconds} />, "since its first lines"],
+    ["Run time", worked_seconds !== null && <Duration key="worked" seconds={worked_seconds} />, "since its first lines"],
     ["Jobs before it", isLive(job) && queue_position !== null && <Quantity key="queue" value={queue_position} />, "of this project"],
   ];
   return (
@@ -165,7 +165,7 @@ function Answers({ job }: { job: JobObject }) {
   const empty = job.outcomes?.empty ?? 0;
   if (all === 0 && empty === 0) return null;
   return (
-    <Section title="How answers ended">
+    <Section title="Finish reasons">
       <Card>
         <Facts
           facts={[

@@ -79,7 +79,7 @@ function IndexCard({ index }: { index: Index }) {
           ["Dimensions", index.embedding_dimensions],
           ["Chunks", chunkingWords(index.chunking_strategy)],
           ["Documents", formatCount(index.file_counts.completed, "document")],
-          ["On their way", index.file_counts.in_progress || null],
+          ["Processing", index.file_counts.in_progress || null],
           ["Failed", index.file_counts.failed || null],
           ["Missing", index.missing || null],
           ["Size", <Bytes key="bytes" value={index.usage_bytes} />],

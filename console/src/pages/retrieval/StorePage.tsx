@@ -74,7 +74,7 @@ function StoreFacts({ store }: { store: Store }) {
         facts={[
           ["Id", <Id key="id" id={store.id} />],
           ["Documents", <Quantity key="total" value={counts.completed} />],
-          ["On their way", counts.in_progress > 0 ? <Quantity key="way" value={counts.in_progress} /> : null],
+          ["Processing", counts.in_progress > 0 ? <Quantity key="way" value={counts.in_progress} /> : null],
           ["Failed", counts.failed > 0 ? <Quantity key="failed" value={counts.failed} /> : null],
           ["Size", <Bytes key="bytes" value={store.usage_bytes} />],
           ["Embedding model", store.embedding_model && <ObjectLink key="model" id={store.embedding_model} kind="model" />],
