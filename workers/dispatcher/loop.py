@@ -31,6 +31,7 @@ from jobs.db.hosts import claim_host
 from jobs.errors import DatabaseBusy
 from jobs.files.tables import File
 from jobs.fleet import workers as fleet
+from jobs.fleet.health import DISPATCHER, give_sign
 from jobs.fleet.leadership import Leadership
 from jobs.fleet.models_file import Models, ModelsFileError, Registry
 from jobs.fleet.tables import Worker
@@ -397,6 +398,7 @@ def main() -> None:
         if leadership.take():
             _lead(config, db, leadership, stop)
         else:
+            give_sign(DISPATCHER)
             stop.wait(1.0)
     leadership.drop()
     db.close()
@@ -412,6 +414,7 @@ def _lead(
     while not stop.is_set() and leadership.holds():
         try:
             flows = dispatcher.tick()
+            give_sign(DISPATCHER)
             leadership.wait(config.tick_seconds / (_BUSY_FACTOR if flows else 1), dispatcher.idle_seconds(), stop)
         except DatabaseBusy:
             busy.warn()

@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy
 from jobs.fleet import quarantine, workers
+from jobs.fleet.health import give_sign
 from jobs.fleet.tables import Worker
 from jobs.ledger import ledger, pauses, shards
 from jobs.ledger.pauses import Paused, Scope
@@ -214,6 +215,7 @@ class Heartbeat:
                 if handle.shard_n is None and not _send_for_job(session, handle, self.worker_id)
             ]
             off = pauses.paused(session)
+        give_sign(self._worker().pool)
         for handle in [claims[key] for key in lost] + lost_jobs:
             # or its end was just written: the transaction of its work finds out
             log.info("claim_lost", extra={"job_id": handle.job_id, "shard": handle.shard_n, "epoch": handle.epoch})

@@ -1,86 +1,51 @@
-"""A container's health check finds a process that is alive, and one that is not, on both databases."""
+"""The file that a process touches while it works, and the health checks that look at it."""
 
-import threading
+import os
+import subprocess
+import time
+from pathlib import Path
 
 import pytest
+import yaml
 
-from jobs.clock import now
-from jobs.db.engine import Database
-from jobs.fleet import health, workers
-from jobs.fleet.leadership import Leadership
-from jobs.fleet.tables import Worker
-from jobs.platform import processes
-from jobs.settings import Settings
+from jobs.fleet.health import give_sign, sign_file
 
-
-def register(db: Database, **changes: object) -> None:
-    host, pid, started = processes.me()
-    facts = {"id": "cpu-1", "pool": "cpu", "host": host, "pid": pid, "started": started, "queues": [], "models": []}
-    facts |= {"slots": 1, "created_at": now(), "seen_at": now()}
-    with db.write() as session:
-        workers.register(session, Worker(**(facts | changes)))
+COMPOSE = Path(__file__).parents[4] / "deploy" / "compose.yaml"
+#: The user of the image.
+USER = 10001
 
 
 @pytest.fixture
-def config(db: Database) -> Settings:
-    return Settings(database_url=db.url)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
 
 
-def test_a_worker_that_sends_heartbeats_is_well(db: Database, config: Settings) -> None:
-    register(db)
-
-    assert health.ailing(config, "cpu") == ""
-
-
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({"seen_at": now() - 3600}, "has sent a heartbeat for"),
-        ({"pool": "io"}, "no worker of cpu on this host"),
-        ({"host": "elsewhere"}, "no worker of cpu on this host"),
-        ({"started": 1}, "no worker of cpu on this host"),
-    ],
-)
-def test_a_worker_that_is_silent_or_not_here_is_not_well(
-    db: Database, config: Settings, changes: dict[str, object], told: str
-) -> None:
-    register(db, **changes)
-
-    assert told in health.ailing(config, "cpu")
+def check(role: str, folder: Path) -> int:
+    """Run the health check of a service of Compose as its shell does, with the files of a folder; return its status."""
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+    tests = [service.get("healthcheck", {}).get("test", []) for service in services.values()]
+    (command,) = {test[1] for test in tests if f"nightmill-{USER}/{role} " in str(test)}
+    here = command.replace("$$", "$").replace(f"/tmp/nightmill-{USER}", str(folder / f"nightmill-{os.getuid()}"))
+    return subprocess.run(["sh", "-c", here], capture_output=True, check=False).returncode
 
 
-def test_dispatchers_are_well_while_one_of_them_leads(db: Database, config: Settings) -> None:
-    assert health.ailing(config, "dispatcher") == "no dispatcher leads"
+@pytest.mark.parametrize("role", ["dispatcher", "cpu", "evaluate", "gpu", "embed", "finetune", "io"])
+def test_a_process_is_well_while_it_gives_signs(role: str, folder: Path) -> None:
+    assert check(role, folder) == 1
 
-    leadership = Leadership(config, db)
-    assert leadership.take()
-    try:
-        assert health.ailing(config, "dispatcher") == ""
-        assert leadership.holds()
-    finally:
-        leadership.drop()
-    threading.Event().wait(0.2)  # PostgreSQL lets go when the connection has ended
-    assert health.ailing(config, "dispatcher") == "no dispatcher leads"
+    give_sign(role)
+    assert check(role, folder) == 0
+
+    old = time.time() - 60
+    os.utime(sign_file(role), (old, old))
+    assert check(role, folder) == 1
 
 
-def test_a_database_that_is_away_is_said() -> None:
-    config = Settings(database_url="postgresql+psycopg://nobody@127.0.0.1:1/none")
+def test_a_folder_that_takes_no_files_ends_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "file").touch()
+    monkeypatch.setattr("tempfile.tempdir", str(folder / "file"))
 
-    assert health.ailing(config, "io") == "the database does not answer"
+    give_sign("cpu")
 
-
-@pytest.mark.parametrize("arguments", [[], ["web"], ["cpu", "gpu"]])
-def test_a_role_that_has_no_check_is_refused(arguments: list[str]) -> None:
-    with pytest.raises(SystemExit, match="one of dispatcher, cpu"):
-        health.main(arguments)
-
-
-def test_the_check_ends_quietly_or_says_what_is_wrong(
-    db: Database, config: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(health, "settings", lambda: config)
-    register(db)
-
-    health.main(["cpu"])
-    with pytest.raises(SystemExit, match="no worker of io on this host"):
-        health.main(["io"])
+    assert not sign_file("cpu").exists()

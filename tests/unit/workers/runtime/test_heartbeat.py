@@ -17,6 +17,7 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy
 from jobs.fleet import quarantine, workers
+from jobs.fleet.health import sign_file
 from jobs.fleet.tables import EngineDeath, Worker
 from jobs.ledger import ledger, pauses, shards
 from jobs.ledger.pauses import Scope
@@ -85,6 +86,13 @@ def test_held_claims_heartbeat_and_others_do_not(db: Database, heartbeat: Heartb
     assert ledgers.shard(db, job.id, 1).heartbeat == 0
     assert not handle.ended
     assert idle.n == 1
+
+
+@pytest.mark.usefixtures("heartbeat")
+def test_each_heartbeat_that_the_database_took_gives_a_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    eventually(sign_file("gpu").exists, 30, "the worker has given a sign")
 
 
 def test_a_paused_worker_stops_listening_until_it_is_resumed(db: Database, heartbeat: Heartbeat) -> None:
