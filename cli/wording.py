@@ -8,7 +8,7 @@ from jobs.clock import duration
 
 
 def model_progress(status: Mapping[str, Any]) -> str:
-    """Return a job's `model_status`, or an entry of `loading` in `GET /readyz`, in words."""
+    """Return a job's `model_status`, or an entry of `loading` in `GET /statusz`, in words."""
     if status.get("status") == "no_worker":
         return f"no live worker serves {status['model']}"
     model = status["model"] or "its models"

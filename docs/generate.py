@@ -178,8 +178,9 @@ def routes_page(document: dict[str, Any]) -> str:
     sections = "\n".join(f"## {tag}\n\n" + "\n".join(operations) for tag, operations in tags.items())
     return (
         "# HTTP API\n\n"
-        "Every route but `/livez` and `/readyz` wants `Authorization: Bearer KEY`. Every `POST` that creates takes\n"
-        "`Idempotency-Key`. `/openapi.json` has the whole of what follows, with all types.\n\n" + sections
+        "Every route but `/livez`, `/readyz` and `/statusz` wants `Authorization: Bearer KEY`.\n"
+        "Every `POST` that creates takes `Idempotency-Key`.\n"
+        "`/openapi.json` has the whole of what follows, with all types.\n\n" + sections
     )
 
 

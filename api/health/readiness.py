@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import dataclass
 
-from sqlalchemy import Select, func, select, true
+from sqlalchemy import Select, func, literal, select, true
 from sqlalchemy.orm import Session
 
 from api.ttl_cache import Recent
@@ -57,6 +57,16 @@ class Watch:
         self._moved: dict[str, tuple[int, float]] = {}  # by queue: the oldest message, and when it last progressed
         self._lock = threading.Lock()
         self._recent = Recent[Standing](keep_seconds)
+        self._checked = Recent[bool](keep_seconds)
+
+    def check(self, db: Database) -> None:
+        """Return if the database has answered within `keep_seconds`. Raises: DatabaseBusy."""
+
+        def ask() -> bool:
+            with db.read() as session:
+                return bool(session.scalar(select(literal(1))))
+
+        self._checked.get(ask)
 
     def standing(self, db: Database) -> Standing:
         """Observe the deployment, or return a recent observation.

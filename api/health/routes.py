@@ -41,6 +41,13 @@ class EngineLoading(BaseModel):
 
 
 class Ready(BaseModel):
+    """Whether this process can serve requests: it can while its database answers."""
+
+    status: Literal["ready", "unavailable"]
+    database: Literal["ok", "unavailable"]
+
+
+class Deployment(BaseModel):
     """The state of the deployment.
 
     `depth` counts the messages that no worker has claimed, by queue; `oldest_seconds` is the age of the oldest of
@@ -68,21 +75,42 @@ async def livez() -> Alive:
 @router.get(
     "/readyz",
     response_model=Ready,
-    responses={503: {"model": Ready, "description": "The database is unavailable, or waiting work is not claimed"}},
+    responses={503: {"model": Ready, "description": "The database is unavailable"}},
 )
 def readyz(request: Request) -> JSONResponse:
-    """Report whether requests can be taken and whether work progresses.
+    """Report whether this process can serve requests: what a load balancer asks.
 
-    An unavailable broker changes nothing: intake does not need it. A full one is reported with status 200: to send no
-    requests here would stop those that do not need it.
+    It can while its database answers. What other processes do says nothing about this one: see `/statusz`.
+    """
+    try:
+        _health_of(request).watch.check(services_of(request).db)
+    except DatabaseBusy:
+        return JSONResponse(
+            Ready(status="unavailable", database="unavailable").model_dump(), HTTPStatus.SERVICE_UNAVAILABLE
+        )
+    return JSONResponse(Ready(status="ready", database="ok").model_dump())
+
+
+@router.get(
+    "/statusz",
+    response_model=Deployment,
+    responses={
+        503: {"model": Deployment, "description": "The database is unavailable, or waiting work is not claimed"}
+    },
+)
+def statusz(request: Request) -> JSONResponse:
+    """Report whether the deployment works: what monitoring asks. Every API process answers the same.
+
+    An unavailable broker changes nothing at first: intake does not need it. A full one is reported with status 200:
+    jobs go on.
     """
     health = _health_of(request)
     try:
         standing = health.watch.standing(services_of(request).db)
     except DatabaseBusy:
-        return _answer(Ready(status="unavailable", database="unavailable"))
+        return _answer(Deployment(status="unavailable", database="unavailable"))
     return _answer(
-        Ready(
+        Deployment(
             status="stuck" if standing.stuck else "broker_full" if health.broker.is_full() else "ready",
             database="ok",
             depth=standing.depth,
@@ -120,6 +148,6 @@ def _health_of(request: Request) -> Health:
     return health
 
 
-def _answer(ready: Ready) -> JSONResponse:
-    status = HTTPStatus.OK if ready.status in ("ready", "broker_full") else HTTPStatus.SERVICE_UNAVAILABLE
-    return JSONResponse(ready.model_dump(), status)
+def _answer(deployment: Deployment) -> JSONResponse:
+    works = deployment.status in ("ready", "broker_full")
+    return JSONResponse(deployment.model_dump(), HTTPStatus.OK if works else HTTPStatus.SERVICE_UNAVAILABLE)

@@ -82,7 +82,7 @@ _METRICS = "/metrics"
 #: A proxy adds one of these headers: then the peer's address says nothing about the client.
 _FORWARDED = re.compile(rb"forwarded|x-forwarded-.*|x-real-ip|via")
 #: Served without a key, like the pages: they tell nothing about a project. The metrics have a key of their own.
-OPEN = frozenset({"/livez", "/readyz", _METRICS, "/openapi.json"})
+OPEN = frozenset({"/livez", "/readyz", "/statusz", _METRICS, "/openapi.json"})
 
 
 class Authenticate:

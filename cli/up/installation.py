@@ -167,7 +167,7 @@ class Installation:
 
     def _announce(self, names: Sequence[str], notices: Notices, leaving: threading.Event) -> None:
         notices.say(f"starting in {self.folder.path}; what each process logs is in {self.folder.logs}")
-        own = reached(self.config.host, self.config.port)  # a proxy may not forward /readyz
+        own = reached(self.config.host, self.config.port)  # a proxy may not forward /statusz
 
         def ready() -> None:
             notices.say(f"ready: {self.url}/v1")

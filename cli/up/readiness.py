@@ -1,4 +1,4 @@
-"""Check whether the server takes requests (`GET /readyz`), and which TCP ports of this machine are in use."""
+"""Ask a server how its deployment does (`GET /statusz`) and check which TCP ports of this machine are in use."""
 
 import http.client
 import json
@@ -30,9 +30,9 @@ POOLS: Mapping[str, str] = {
 
 
 def look(url: str) -> dict[str, Any] | None:
-    """Return the answer of `/readyz`, ready or not; None when nothing answers."""
+    """Return the answer of `/statusz`, ready or not; None when nothing answers."""
     try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=_PATIENCE) as answer:  # noqa: S310 (an http URL of ours)
+        with urllib.request.urlopen(f"{url}/statusz", timeout=_PATIENCE) as answer:  # noqa: S310 (an http URL of ours)
             return _parsed(answer.read())
     except urllib.error.HTTPError as error:
         with error:

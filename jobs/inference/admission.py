@@ -42,12 +42,12 @@ from jobs.inference.interactive import (
 from jobs.settings import Settings
 
 SHARE: Final = 0.6
-#: The code of every refusal, and the status of `/readyz`.
+#: The code of every refusal, and the status of `/statusz`.
 FULL: Final = "broker_full"
 #: Unread bytes of a stream, or bytes of another answer, that are allowed while the server is full.
 UNREAD_WHEN_FULL: Final = 256 << 10
 _READING_SECONDS: Final = 1.0  # life of a reading
-_PROBE_SECONDS: Final = 0.2  # limit for each server in a probe of `/readyz` or `/metrics`
+_PROBE_SECONDS: Final = 0.2  # limit for each server in a probe of `/statusz` or `/metrics`
 #: The divisor of a queue's bounds for one project, so that other projects still get in.
 PART: Final = 3
 #: Bytes of a stream that are counted at a time.

@@ -105,7 +105,7 @@ def test_streams_that_one_key_leaves_behind_stop_nobody_else(
 
         assert _answered(stranger)
         _publish(shop)
-        assert httpx2.get(f"{shop.url.removesuffix('/v1')}/readyz").json()["status"] == "ready"
+        assert httpx2.get(f"{shop.url.removesuffix('/v1')}/statusz").json()["status"] == "ready"
 
     assert used < SHARE * 64 * MB
     assert [status for status, _ in said].count(200) >= 8

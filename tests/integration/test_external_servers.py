@@ -76,7 +76,7 @@ def _client(system: System, permission: str) -> OpenAI:
 
 
 def _workers(system: System) -> set[str]:
-    return set(httpx2.get(f"{system.url}/readyz", timeout=5).json()["workers"])
+    return set(httpx2.get(f"{system.url}/statusz", timeout=5).json()["workers"])
 
 
 def _batch(client: OpenAI, model: str) -> Any:

@@ -198,7 +198,7 @@ def running(folder: Path, **environment: str) -> Iterator[Mill]:
 
 
 def _alive(system: System) -> set[str]:
-    return set(httpx2.get(f"{system.url}/readyz", timeout=30).json()["workers"])
+    return set(httpx2.get(f"{system.url}/statusz", timeout=30).json()["workers"])
 
 
 @pytest.fixture(scope="module")

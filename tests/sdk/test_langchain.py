@@ -70,7 +70,7 @@ def flow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flow]:
 
 def _alive(system: System) -> set[str]:
     with suppress(httpx2.HTTPError):
-        return set(httpx2.get(f"{system.url}/readyz", timeout=30).json()["workers"])
+        return set(httpx2.get(f"{system.url}/statusz", timeout=30).json()["workers"])
     return set()
 
 

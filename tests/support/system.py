@@ -233,7 +233,7 @@ class System:
         if self.process.poll() is not None:
             raise RuntimeError(f"`up` ended with {self.process.returncode}:\n{self._output.read_text()[-3000:]}")
         with suppress(httpx2.HTTPError):
-            told = httpx2.get(f"{self.url}/readyz", timeout=2).json()
+            told = httpx2.get(f"{self.url}/statusz", timeout=2).json()
             return set(told["workers"]) >= _NEEDED
         return False
 

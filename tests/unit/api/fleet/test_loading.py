@@ -139,6 +139,6 @@ def test_readiness_tells_what_each_worker_loads(app: FastAPI, client: TestClient
     start_worker(app)
     start_worker(app, "embed-1", queues=["gpu.embed"], engines=None)
 
-    found = {one["queue"]: (one["model"], one["phase"]) for one in client.get("/readyz").json()["loading"]}
+    found = {one["queue"]: (one["model"], one["phase"]) for one in client.get("/statusz").json()["loading"]}
 
     assert found == {"gpu.generate": ("tiny", "reading the weights"), "gpu.embed": ("", "starting its worker")}

@@ -54,7 +54,7 @@ def test_readiness_tells_what_waits_and_who_works(app: FastAPI, client: TestClie
     with app.state.services.db.write() as session:
         session.add(worker())
 
-    ready = nobody.get("/readyz")
+    ready = nobody.get("/statusz")
 
     assert ready.status_code == 200
     assert (ready.json()["status"], ready.json()["database"]) == ("ready", "ok")
@@ -81,9 +81,9 @@ def _minute_passes(app: FastAPI) -> None:
 
 
 def test_work_that_nobody_takes_for_a_minute_makes_it_503(app: FastAPI, nobody: TestClient, waiting: str) -> None:
-    first = nobody.get("/readyz")
+    first = nobody.get("/statusz")
     _minute_passes(app)
-    second = nobody.get("/readyz")
+    second = nobody.get("/statusz")
 
     assert (first.status_code, first.json()["stuck"]) == (200, [])  # it may have come a moment ago
     assert (second.status_code, second.json()["status"], second.json()["stuck"]) == (503, "stuck", ["cpu.plan"])
@@ -123,9 +123,9 @@ def test_a_queue_is_stuck_whatever_is_done_for_other_queues(
     with db.write() as session:
         session.query(Outbox).update({Outbox.due_at: now() - 120})
 
-    first = nobody.get("/readyz").json()
+    first = nobody.get("/statusz").json()
     _minute_passes(app)
-    second = nobody.get("/readyz").json()
+    second = nobody.get("/statusz").json()
 
     assert (first["stuck"], second["stuck"]) == ([], stuck)
     assert second["status"] == ("stuck" if stuck else "ready")
@@ -144,12 +144,12 @@ def test_a_queue_that_claims_is_not_stuck_however_old_its_messages_are(app: Fast
     with db.write() as session:
         session.add(worker())
         session.query(Outbox).update({Outbox.due_at: now() - 120})
-    nobody.get("/readyz")
+    nobody.get("/statusz")
     _minute_passes(app)
     with db.write() as session:
         session.query(Outbox).filter(Outbox.job_id == jobs[0].id).delete()
 
-    assert nobody.get("/readyz").json()["status"] == "ready"
+    assert nobody.get("/statusz").json()["status"] == "ready"
 
 
 def test_a_job_that_another_pool_finishes_does_not_hide_that_nobody_plans(app: FastAPI, nobody: TestClient) -> None:
@@ -161,10 +161,11 @@ def test_a_job_that_another_pool_finishes_does_not_hide_that_nobody_plans(app: F
     ledgers.submitted(db, project_id="other")
     with db.write() as session:
         session.query(Outbox).update({Outbox.due_at: now() - 120})
-    nobody.get("/readyz")
+    nobody.get("/statusz")
     _minute_passes(app)
 
-    assert nobody.get("/readyz").json()["stuck"] == [Queue.PLAN]
+    assert nobody.get("/statusz").json()["stuck"] == [Queue.PLAN]
+    assert (nobody.get("/statusz").status_code, nobody.get("/readyz").status_code) == (503, 200)
 
 
 @pytest.mark.parametrize("setting", ["streams_url", "broker_url"])
@@ -175,11 +176,11 @@ def test_a_full_broker_is_said_and_measured(make_app: Callable[..., FastAPI], tm
         app = make_app(**{setting: url.replace("unix:", "redis+socket:")}, **others)
         nobody = local_client(app)
         server.config_set("maxmemory", 16 * MB)
-        before = nobody.get("/readyz").json()["status"], _gauge(nobody, "nightmill_broker_full")
+        before = nobody.get("/statusz").json()["status"], _gauge(nobody, "nightmill_broker_full")
         for _ in range(10):
             server.rpush("filled", bytes(MB))
         app.state.health.broker._recent._until = app.state.health.exposition._recent._until = 0.0
-        ready = nobody.get("/readyz")
+        ready = nobody.get("/statusz")
         after = ready.json()["status"], _gauge(nobody, "nightmill_broker_full")
 
     assert (before, after) == (("ready", 0.0), ("broker_full", 1.0))
@@ -189,7 +190,7 @@ def test_a_full_broker_is_said_and_measured(make_app: Callable[..., FastAPI], tm
 def test_a_broker_that_is_away_is_not_full(make_app: Callable[..., FastAPI]) -> None:
     nobody = local_client(make_app(broker_url="redis://127.0.0.1:1/0"))
 
-    assert nobody.get("/readyz").json()["status"] == "ready"
+    assert nobody.get("/statusz").json()["status"] == "ready"
     assert _gauge(nobody, "nightmill_broker_full") == 0.0
 
 
@@ -204,10 +205,10 @@ def test_a_job_that_waits_for_its_model_makes_nothing_unready(app: FastAPI, nobo
 
     with app.state.services.db.write() as session:
         ledger.wait_for(session, waiting, "model")
-    nobody.get("/readyz")
+    nobody.get("/statusz")
     _minute_passes(app)
 
-    assert nobody.get("/readyz").status_code == 200
+    assert nobody.get("/statusz").status_code == 200
 
 
 def test_work_whose_queue_is_paused_makes_nothing_unready(app: FastAPI, nobody: TestClient, waiting: str) -> None:
@@ -257,9 +258,9 @@ def _after_a_minute(app: FastAPI, nobody: TestClient, change: Callable[[Session]
     found = []
     for _ in range(2):
         app.state.health.watch._recent._until = 0.0
-        nobody.get("/readyz")
+        nobody.get("/statusz")
         _minute_passes(app)
-        found.append(nobody.get("/readyz").status_code)
+        found.append(nobody.get("/statusz").status_code)
         with db.write() as session:
             session.query(Pause).delete()
     return found
@@ -271,7 +272,7 @@ def test_a_message_counts_until_it_is_claimed_also_after_it_was_published(app: F
     with db.write() as session:
         session.query(Outbox).update({Outbox.created_at: now() - 600, Outbox.published_at: now()})
     age = _gauge(nobody, name)
-    waiting = nobody.get("/readyz").json()["oldest_seconds"]
+    waiting = nobody.get("/statusz").json()["oldest_seconds"]
     ledgers.claim_job(db, job.id, Task.PLAN)
     app.state.health.exposition._recent._until = 0.0
 
@@ -290,9 +291,12 @@ def test_without_its_database_the_process_lives_and_says_503(app: FastAPI, nobod
     database.rename(database.with_name("away.db"))
     database.mkdir()
 
-    ready, scrape, alive = nobody.get("/readyz"), nobody.get("/metrics"), nobody.get("/livez")
+    ready, status = nobody.get("/readyz"), nobody.get("/statusz")
+    scrape, alive = nobody.get("/metrics"), nobody.get("/livez")
 
-    assert (ready.status_code, ready.json()["database"]) == (503, "unavailable")
+    assert [ready.status_code, status.status_code] == [503, 503]
+    assert ready.json() == {"status": "unavailable", "database": "unavailable"}
+    assert status.json()["database"] == "unavailable"
     assert scrape.status_code == 503
     assert alive.status_code == 200
 
@@ -421,12 +425,13 @@ def test_readiness_is_looked_up_once_a_while(make_app: Callable[..., FastAPI]) -
     nobody = local_client(app)
     event.listen(app.state.services.db.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
 
-    first = nobody.get("/readyz")
-    once = len(asked)
-    again = [nobody.get("/readyz").json() for _ in range(20)]
+    for path in ("/readyz", "/statusz"):
+        before, first = len(asked), nobody.get(path)
+        once = len(asked)
+        again = [nobody.get(path).json() for _ in range(20)]
 
-    assert once > 0
-    assert (again, len(asked)) == ([first.json()] * 20, once)
+        assert once > before
+        assert (again, len(asked)) == ([first.json()] * 20, once)
 
 
 def test_a_database_that_is_away_is_asked_once_a_second() -> None:
