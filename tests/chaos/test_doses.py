@@ -20,7 +20,7 @@ from tests.chaos.doses.known import batch_of, unlike
 from tests.chaos.doses.lines import asked_too_often, one_end, poisoned, wrong_ends
 from tests.chaos.doses.network import asked_twice, chats
 from tests.chaos.doses.vectors import Shown, searched
-from tests.chaos.doses.versions import NoOldVersion, before_newest, idle, unserved
+from tests.chaos.doses.versions import NoOldVersion, idle, older_commit, unserved
 from tests.support import oracle
 from tests.support.receiver import Received
 from workers.engines.fake import reply
@@ -282,12 +282,12 @@ def test_a_version_that_answers_nobody_or_breaks_is_found() -> None:
     assert unserved({"old": {200: 3, 500: 1}}) == ["500 from the old version"]
 
 
-def test_the_older_version_is_the_commit_before_the_newest_migration(tmp_path: Path) -> None:
+def test_the_older_version_is_the_last_tagged_one_or_the_commit_before_the_newest_migration(tmp_path: Path) -> None:
     versions = tmp_path / "migrations" / "versions"
     versions.mkdir(parents=True)
     (versions / "0001_first.py").touch()
     with pytest.raises(NoOldVersion, match="no clone"):
-        before_newest(tmp_path)
+        older_commit(tmp_path)
 
     def git(*words: str) -> str:
         said = ["-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false"]
@@ -298,14 +298,18 @@ def test_the_older_version_is_the_commit_before_the_newest_migration(tmp_path: P
     git("add", ".")
     git("commit", "-qm", "one")
     with pytest.raises(NoOldVersion, match="nothing before it"):
-        before_newest(tmp_path)
+        older_commit(tmp_path)
     first = git("rev-parse", "HEAD")
     (versions / "0002_second.py").touch()
     git("add", ".")
     git("commit", "-qm", "two")
     git("commit", "-qm", "three", "--allow-empty")
 
-    assert before_newest(tmp_path) == first
+    assert older_commit(tmp_path) == first
+
+    git("tag", "v0.1.0", "HEAD^")
+    git("tag", "v0.2.0")  # of what is tested here
+    assert older_commit(tmp_path) == git("rev-parse", "v0.1.0")
 
 
 _CHAT = Answer("a1", 200, 0.5, "chatcmpl_1")

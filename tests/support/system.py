@@ -25,6 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -233,8 +234,10 @@ class System:
         if self.process.poll() is not None:
             raise RuntimeError(f"`up` ended with {self.process.returncode}:\n{self._output.read_text()[-3000:]}")
         with suppress(httpx2.HTTPError):
-            told = httpx2.get(f"{self.url}/statusz", timeout=2).json()
-            return set(told["workers"]) >= _NEEDED
+            told = httpx2.get(f"{self.url}/statusz", timeout=2)
+            if told.status_code == HTTPStatus.NOT_FOUND:  # an older version, from which an upgrade starts
+                told = httpx2.get(f"{self.url}/readyz", timeout=2)
+            return set(told.json()["workers"]) >= _NEEDED
         return False
 
     def stop(self, seconds: float = 40.0) -> int:

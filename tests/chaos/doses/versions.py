@@ -1,4 +1,6 @@
-"""F22: an upgrade with work in flight. The older version is the commit before the newest migration came.
+"""F22: an upgrade with work in flight. The older version is the last tagged one.
+
+Where no version is tagged yet, it is the last commit before the newest migration came.
 
 F22         the old version is stopped, the new one starts on its folder, and its release step migrates
 F22-mixed   a host of the new version starts beside one of the old, migrates the database that they share, and both
@@ -12,7 +14,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +46,13 @@ class NoOldVersion(Exception):
     """There is no older version to upgrade from."""
 
 
+def older_commit(root: Path) -> str:
+    """Return the commit of the version to upgrade from. Raises NoOldVersion."""
+    with suppress(subprocess.CalledProcessError):
+        return _git(root, "rev-list", "-1", _git(root, "describe", "--tags", "--abbrev=0", "--match", "v*", "HEAD^"))
+    return before_newest(root)
+
+
 def before_newest(root: Path) -> str:
     """Return the commit before the one that added the newest migration. Raises NoOldVersion."""
     newest = max((root / "migrations" / "versions").glob("[0-9]*.py")).relative_to(root)
@@ -63,7 +72,7 @@ def before_newest(root: Path) -> str:
 @contextmanager
 def old_version(folder: Path) -> Iterator[Path]:
     """Yield a checkout of the old version, and remove it at the end."""
-    commit, path = before_newest(ROOT), folder / "old"
+    commit, path = older_commit(ROOT), folder / "old"
     _git(ROOT, "worktree", "add", "--detach", str(path), commit)
     try:
         yield path
