@@ -55,7 +55,7 @@ and other commands take the first deployment that runs: that folder's, or else t
 """
 #: Why the methods of a resource are not served; each resource of which a method is not served needs a reason.
 _NOT_SERVED = {
-    "admin": "Projects, keys and audit are managed by the `nightmill` command on the server.",
+    "admin": "The `nightmill` command manages projects and keys; a project has `/v1/api_keys` and `/v1/audit_logs`.",
     "audio": "No engine here takes or makes sound.",
     "beta": "Assistants, threads and agents are OpenAI's own products; use responses and conversations.",
     "containers": "Code of a model is not run here.",
