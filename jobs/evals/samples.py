@@ -4,9 +4,12 @@ import json
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 from jobs.requests.endpoints import CHAT, LIKELIHOOD, SEARCH
+
+#: What reading a body that is no answer raises: status 200 does not make it one.
+NO_ANSWER: Final = (LookupError, TypeError, AttributeError, ArithmeticError)
 
 
 def sample_from_answer(endpoint: str, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,6 +24,23 @@ def sample_from_answer(endpoint: str, body: Mapping[str, Any]) -> dict[str, Any]
 def sample_from_text(text: str) -> dict[str, Any]:
     """Return the sample of a model that answered `text`."""
     return sample_from_message({"role": "assistant", "content": text})
+
+
+def sample_from_given(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sample that came with an item, and what graders read of the answer that it is.
+
+    The answer is a whole chat completion or response, as the SDK of a client dumps it, or a text as `output_text`.
+    Fields that were given stay as they are. A sample that is no answer is returned unchanged.
+    """
+    read: dict[str, Any] = {}
+    with suppress(*NO_ANSWER):
+        if "choices" in given:
+            read = sample_from_completion(given)
+        elif "output" in given and given.get("status") != "failed":
+            read = sample_from_response(given)
+        elif isinstance(given.get("output_text"), str):
+            read = sample_from_text(given["output_text"])
+    return {**read, **given}
 
 
 def sample_from_completion(body: Mapping[str, Any], index: int = 0) -> dict[str, Any]:
@@ -67,7 +87,7 @@ def sample_from_likelihood(body: Mapping[str, Any]) -> dict[str, Any]:
 
 def sample_from_message(message: Mapping[str, Any], finish_reason: str = "stop") -> dict[str, Any]:
     """Return the sample of an assistant's message. It has `output_json` only where the text is JSON."""
-    text = message.get("content") or ""
+    text = text_of(message.get("content"))
     sample: dict[str, Any] = {
         "output_text": text,
         "output_tools": message.get("tool_calls") or [],
@@ -78,6 +98,23 @@ def sample_from_message(message: Mapping[str, Any], finish_reason: str = "stop")
     with suppress(ValueError, RecursionError):
         sample["output_json"] = json.loads(text, parse_constant=_refuse)
     return sample
+
+
+def text_of(content: Any) -> str:
+    """Return the content of a message as one text: its texts, and `[image_url]` for a part of the type `image_url`."""
+    parts = content if isinstance(content, list) else [content]
+    return "\n".join(_text_of_part(part) for part in parts)
+
+
+def _text_of_part(part: Any) -> str:
+    match part:
+        case str():
+            return part
+        case {"text": str() as text} | {"refusal": str() as text}:
+            return text
+        case {"type": str() as kind}:
+            return f"[{kind}]"
+    return ""
 
 
 def _refuse(constant: str) -> None:

@@ -20,7 +20,7 @@ from jobs.batches.lines import Bad, Text
 from jobs.errors import NotFound
 from jobs.evals.graders.base import Answer
 from jobs.evals.runs import Evaluation, Sampling, steps_of
-from jobs.evals.samples import sample_from_answer
+from jobs.evals.samples import NO_ANSWER, sample_from_answer, sample_from_given
 from jobs.inference import responses, stored
 from jobs.ledger.tables import Job
 from jobs.requests.endpoints import CHAT, RESPONSES
@@ -39,12 +39,16 @@ _decode = msgspec.json.Decoder(dict).decode
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An item of the input: its number from 0, the number of its line, and the sample that came with it, if any."""
+    """An item of the input: its number from 0, the number of its line, and the sample that came with it, if any.
+
+    `request` is the body to which the sample of a stored answer was given.
+    """
 
     number: int
     line: int
     item: dict[str, Any]
     sample: dict[str, Any] | None
+    request: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,8 @@ def _stored_items(context: Context, texts: Iterator[Text], kind: str) -> Iterato
         messages = request["messages" if endpoint == CHAT else "input"]
         item = {"input": messages, "model": answer.get("model"), "metadata": row["metadata"]}
         sample = _sample_from(answer, endpoint)
-        yield Item(number, text.number, item, {**sample, "model": answer.get("model")} if sample else None)
+        facts = {name: answer.get(name) for name in ("model", "usage")}
+        yield Item(number, text.number, item, {**sample, **facts} if sample else None, request)
 
 
 def until_many_errors(rows: Iterator[Row | Bad]) -> Iterator[Row | Bad]:
@@ -272,7 +277,7 @@ def sample_of(case: Case, endpoint: str | None) -> dict[str, Any] | None:
     if case.earlier is not None and case.earlier.sample is not None:
         return case.earlier.sample
     if endpoint is None:
-        return case.item.sample or {}
+        return sample_from_given(case.item.sample or {})
     answer = _answer(case.answer) if case.answer else None
     if answer is None or not 200 <= answer.status < 300:
         return None
@@ -285,13 +290,17 @@ def _sample_from(answer: Mapping[str, Any], endpoint: str) -> dict[str, Any] | N
         return None
     try:
         return sample_from_answer(endpoint, answer)
-    except (LookupError, TypeError, AttributeError, ArithmeticError):  # status 200 does not make it an answer
+    except NO_ANSWER:
         return None
 
 
 def sample_error(case: Case) -> dict[str, str]:
     """Return why there is no sample."""
-    answer = _answer(case.answer) if case.answer else Answer(500, {})
+    return error_of(_answer(case.answer) if case.answer else Answer(500, {}))
+
+
+def error_of(answer: Answer) -> dict[str, str]:
+    """Return the error that a model's server gave in place of an answer."""
     error = answer.body.get("error")
     fields = error if isinstance(error, dict) else {}
     message = fields.get("message") or f"The model's server answered {answer.status}."
