@@ -8,6 +8,7 @@ from typing import Any
 
 import openai
 import pytest
+from openai.types.chat import ChatCompletion
 from sqlalchemy import select
 
 from jobs.clock import now
@@ -88,6 +89,38 @@ def test_judges_are_asked_after_the_model(world: World) -> None:
     assert sorted(item.results[1].score for item in world.output(run)) == [2.0, 8.0]
     prompts = [json.dumps(request.body["messages"]) for request in world.asked if request.body["model"] == JUDGE]
     assert all(any(echo(text) in prompt for prompt in prompts) for text in "ab")
+
+
+def test_result_of_a_judge_has_what_it_was_asked_and_answered(world: World) -> None:
+    run = world.run(world.eval(SCORE), items("a"))
+
+    world.ended(run)
+
+    (item,) = world.output(run)
+    sample = item.results[0].sample
+    assert f"How good is '{echo('a')}'?" in sample["input"][-1]["content"]
+    assert json.loads(sample["output"][0]["content"]) == {"steps": [], "result": 8.0}
+    assert (sample["result"], sample["steps"], sample["finish_reason"], sample["model"]) == (8.0, [], "stop", JUDGE)
+    assert sample["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10, "cached_tokens": 0}
+    assert (sample["temperature"], sample["max_completion_tokens"], sample["error"]) == (0, 1024, None)
+
+
+def test_whole_completions_that_items_bring_are_graded(world: World) -> None:
+    message = {"role": "assistant", "content": "yes"}
+    usage = {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}
+    by_hand = {"model": "theirs", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+    dumped = ChatCompletion.model_validate({
+        **by_hand, "id": "c", "object": "chat.completion", "created": 1, "usage": usage
+    }).model_dump()  # fmt: skip
+    content = [{"item": {"question": "q", "answer": "yes"}, "sample": sample} for sample in (by_hand, dumped)]
+    run = world.run(world.eval(SAME), content, kind="jsonl")
+
+    done = world.ended(run)
+
+    assert (done.result_counts.passed, done.result_counts.errored) == (2, 0)
+    _, item = world.output(run)
+    assert (item.sample.output[0].content, item.sample.finish_reason, item.sample.model) == ("yes", "stop", "theirs")
+    assert (item.sample.usage.total_tokens, item.sample.usage.cached_tokens) == (6, 0)
 
 
 def test_nonsense_of_a_judge_is_an_error_and_no_failure(world: World) -> None:

@@ -25,25 +25,24 @@ from jobs.evals import runs
 from jobs.evals.availability import ports_of
 from jobs.evals.classification import Classification
 from jobs.evals.graders import Grader, parse_grader
-from jobs.evals.graders.base import Budget, Grade, GradingError, Ports
-from jobs.evals.grading import grade
+from jobs.evals.graders.base import Answer, Budget, Grade, Ports
+from jobs.evals.grading import grade, requests_of
 from jobs.evals.runs import Evaluation
-from jobs.evals.templates import TemplateError
-from jobs.fleet.models_file import ModelsFileError
+from jobs.fleet.models_file import ModelsFileError, Registry
 from jobs.ledger import ledger, shards
 from jobs.ledger.ledger import JobClaim
 from jobs.ledger.shards import ShardClaim
 from jobs.ledger.tables import Job
 from jobs.queues import Queue
+from jobs.requests.endpoints import CHAT
 from workers.batches.finishing import output_line, records_of, shards_of
 from workers.batches.planning import ShardCutter, clear, cut_full, set_input
 from workers.batches.segments import SegmentRun
-from workers.engines.wire import usage_of
-from workers.evals import imported
-from workers.evals.cases import Case, cases_of, sample_error, sample_of
+from workers.evals import imported, shown
+from workers.evals.cases import Case, cases_of, sample_of
 from workers.evals.earlier import Row, decode_row
 from workers.evals.python_grader import PythonSandbox, Stopped
-from workers.evals.sampling import close, input_of
+from workers.evals.sampling import close
 from workers.runtime import outcomes
 from workers.runtime.attempts import Abandoned
 from workers.runtime.context import Context
@@ -102,11 +101,13 @@ def _lines(context: Context, run: Job, errors: list[Bad]) -> Iterator[bytes]:
     if payload.imported is not None:
         yield from _imported_lines(context, run, errors)
         return
+    sampled = payload.sampled
+    context_length = shown.context_length_of(_registry(context), sampled.model) if sampled else None
     for case in cases_of(context, run, checked=payload.sampled is None, judged=True):
         if isinstance(case, Bad):
             errors.append(case)
         elif not errors:
-            yield msgspec.json.encode(_row(payload, case)) + b"\n"
+            yield msgspec.json.encode(_row(payload, case, context_length)) + b"\n"
 
 
 def _imported_lines(context: Context, run: Job, errors: list[Bad]) -> Iterator[bytes]:
@@ -117,66 +118,31 @@ def _imported_lines(context: Context, run: Job, errors: list[Bad]) -> Iterator[b
             yield msgspec.json.encode(row) + b"\n"
 
 
-def _row(payload: Evaluation, case: Case) -> Row:
+def _registry(context: Context) -> Registry:
+    """Return the models of the models file. Raises Abandoned, while the file cannot be used."""
+    try:
+        return context.models.now()
+    except ModelsFileError:
+        raise Abandoned(5.0, "model") from None
+
+
+def _row(payload: Evaluation, case: Case, context_length: int | None) -> Row:
     """Return the line of a case."""
     earlier = case.earlier
     if earlier is not None and earlier.kept:
         return Row(case.item.number, kept=msgspec.Raw(earlier.kept))
     sample = sample_of(case, payload.sampled.endpoint if payload.sampled else None)
-    error = sample_error(case) if sample is None else None
+    has_answer = earlier is not None and earlier.sample is not None
     return Row(
         case.item.number,
         case.item.item,
         sample,
-        earlier.shown if earlier is not None and earlier.sample is not None else _shown(payload, case, sample, error),
+        earlier.shown if earlier is not None and has_answer else shown.of_item(payload, case, sample, context_length),
         {
             criterion: {key: (answer.status, answer.body) for key, answer in answers.items()}
             for criterion, answers in case.judgements.items()
         },
     )
-
-
-def _shown(
-    payload: Evaluation, case: Case, sample: Mapping[str, Any] | None, error: Mapping[str, str] | None
-) -> dict[str, Any]:
-    """Return the sample as clients see it."""
-    sampled = payload.sampled
-    response = (case.answer or {}).get("response")
-    body = response["body"] if response and isinstance(response["body"], dict) else {}
-    choice = next(iter((sample or {}).get("choices") or ()), None) or {}
-    message = choice.get("message") or {}
-    output = {"role": message.get("role") or "assistant", "content": (sample or {}).get("output_text")}
-    params = sampled.params if sampled else {}
-    return {
-        "input": _input(payload, case),
-        "output": [output] if sample else [],
-        "finish_reason": choice.get("finish_reason"),
-        "model": body.get("model") or (sampled.model if sampled else (sample or {}).get("model")),
-        "usage": _usage(body.get("usage")),
-        "error": error,
-        **{name: params.get(name) for name in ("temperature", "max_completion_tokens", "top_p", "seed")},
-    }
-
-
-def _input(payload: Evaluation, case: Case) -> list[Any]:
-    if payload.sampled is None:
-        stored: list[Any] = case.item.item["input"] if payload.stored else []
-        return stored
-    try:
-        return input_of(payload.sampled, case.item.item)
-    except (GradingError, TemplateError):  # the run would have been rejected
-        return []
-
-
-def _usage(usage: Any) -> dict[str, int]:
-    """Return the tokens of an answer in the fields of output items."""
-    tokens = usage_of(msgspec.json.encode({"usage": usage}))
-    return {
-        "prompt_tokens": tokens.input_tokens,
-        "completion_tokens": tokens.output_tokens,
-        "total_tokens": tokens.total_tokens,
-        "cached_tokens": tokens.cached_tokens,
-    }
 
 
 # ── grading ──
@@ -212,10 +178,7 @@ class GradingRun(SegmentRun):
     def _ports(self) -> Ports:
         """Return what this process grades with; the embedding model is the one that was asked. Raises Abandoned."""
         run_python = partial(self.sandbox.run, self.claim.job.project_id)
-        try:
-            ports = ports_of(self.context.config, self.context.models.now(), run_python)
-        except ModelsFileError:
-            raise Abandoned(5.0, "model") from None
+        ports = ports_of(self.context.config, _registry(self.context), run_python)
         return replace(ports, embedding_model=self.payload.embedding_model)
 
     def _is_long(self) -> bool:
@@ -249,14 +212,27 @@ class GradingRun(SegmentRun):
             return row.results
         if row.sample is None:
             return self._no_results(_SAMPLE)
-        judgements = row.answers()
+        judgements, allowance = row.answers(), shown.Allowance()
         budget = Budget(self.context.timings.item_grading, lambda: self.handle.ended)
-        grades = []
+        results = []
         for index, grader in enumerate(self.graders):
-            grades.append(grade(grader, row.item, row.sample, judgements.get(index, {}), self.ports, budget))
+            answers = judgements.get(index, {})
+            given = grade(grader, row.item, row.sample, answers, self.ports, budget)
             if self.handle.ended:
                 raise Stopped  # a grader found no time after that
-        return [_result(given) for given in grades]
+            results.append(_result(given, self._judged(grader, row, answers, allowance)))
+        return results
+
+    def _judged(
+        self, grader: Grader, row: Row, answers: Mapping[str, Answer], allowance: shown.Allowance
+    ) -> dict[str, dict[str, Any]]:
+        """Return what the judges of a grader were asked and answered, by the keys of the requests."""
+        asked = requests_of(grader, row.item, row.sample or {}, self.ports) if answers else ()
+        return {
+            request.key: shown.of_judge(request.body, answers[request.key], allowance)
+            for request in asked
+            if request.url == CHAT and request.key in answers
+        }
 
     def _no_results(self, error: Mapping[str, str]) -> list[dict[str, Any]]:
         return [
@@ -303,28 +279,29 @@ class GradingRun(SegmentRun):
         return Record(line, good, data, outcomes=(word,))
 
 
-def _result(given: Grade) -> dict[str, Any]:
-    """Return the result of a criterion as clients see it."""
+def _result(given: Grade, judged: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the result of a criterion as clients see it; `judged` is what its judges were asked and answered."""
     result: dict[str, Any] = {
         "name": given.name,
         "type": given.type,
         "score": given.score,
         "passed": bool(given.passed),
     }
-    if given.details:
-        result["sample"] = dict(given.details)
+    result |= _evidence(given, judged.get("", {}))
     if given.sub_grades:
-        result["sub_results"] = {name: _sub_result(sub) for name, sub in given.sub_grades.items()}
-    if given.error is not None:
-        result["error"] = {"code": given.error.code, "message": given.error.message}
+        result["sub_results"] = {
+            name: {"score": sub.score, **_evidence(sub, judged.get(name, {}))} for name, sub in given.sub_grades.items()
+        }
     return result
 
 
-def _sub_result(given: Grade) -> dict[str, Any]:
-    result: dict[str, Any] = {"score": given.score}
-    if given.error is not None:
-        result["error"] = {"code": given.error.code, "message": given.error.message}
-    return result
+def _evidence(given: Grade, judged: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a score rests on, and the error of one that is wrong or missing."""
+    sample = {**judged, **given.details}
+    error = given.error
+    return ({"sample": sample} if sample else {}) | (
+        {"error": {"code": error.code, "message": error.message}} if error is not None else {}
+    )
 
 
 # ── the end ──
