@@ -96,8 +96,13 @@ def sample_from_message(message: Mapping[str, Any], finish_reason: str = "stop")
     if message.get("audio"):
         sample["output_audio"] = message["audio"]
     with suppress(ValueError, RecursionError):
-        sample["output_json"] = json.loads(text, parse_constant=_refuse)
+        sample["output_json"] = read_json(text)
     return sample
+
+
+def read_json(text: str) -> Any:
+    """Return the value of a JSON text. Raises: ValueError, also for NaN and infinity; RecursionError."""
+    return json.loads(text, parse_constant=_refuse)
 
 
 def text_of(content: Any) -> str:

@@ -1,18 +1,24 @@
 """Templates of graders and prompts: `{{ item.question }}`, `{{ sample.output_json.steps[0]["title"] }}`.
 
-A placeholder is a path into the item or the sample. A string is inserted as it is, any other value as JSON. Braces that
-are not closed are text. Checking and rendering take time in proportion to the lengths of template and result.
+A placeholder is a path into the item or the sample. A path goes on into a string that is JSON, such as the arguments of
+a call. A string is inserted as it is, any other value as JSON. Braces that are not closed are text. Checking and
+rendering take time in proportion to the lengths of template, item, sample and result.
 """
 
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
+
+from jobs.evals.samples import read_json
 
 MAX_LENGTH: Final = 256 << 10
 #: Characters of a rendered template: a template may insert the same long field many times.
 MAX_RENDERED: Final = 4 << 20
+#: Characters of a string that is read as JSON.
+MAX_JSON: Final = 1 << 20
 NAMESPACES: Final = ("item", "sample")
 SAMPLE_FIELDS: Final = ("output_text", "output_json", "output_tools", "choices", "output_audio")
 _STEP: Final = re.compile(r"""\.([\w-]+)|\[(\d{1,9})\]|\["([^"\]]+)"\]|\['([^'\]]+)'\]""")
@@ -56,16 +62,19 @@ def references(text: str) -> list[Reference]:
     return [part for part in _parts(text) if isinstance(part, Reference)]
 
 
-def render(text: str, item: Mapping[str, Any], sample: Mapping[str, Any]) -> str:
+def render(text: str, item: Mapping[str, Any], sample: Mapping[str, Any], read: dict[str, Any] | None = None) -> str:
     """Return the template with the values of its placeholders.
+
+    `read` has the values of the strings that were read as JSON, so that other templates of this item read none again.
 
     Raises: TemplateError.
     """
+    read = {} if read is None else read
     values = {"item": item, "sample": sample}
     rendered: list[str] = []
     length = 0
     for part in _parts(text):
-        inserted = part if isinstance(part, str) else shown(resolve(part, values))
+        inserted = part if isinstance(part, str) else shown(resolve(part, values, read))
         length += len(inserted)
         if length > MAX_RENDERED:
             raise TemplateError(f"The text is longer than {MAX_RENDERED} characters.", "invalid_variable_error")
@@ -73,25 +82,29 @@ def render(text: str, item: Mapping[str, Any], sample: Mapping[str, Any]) -> str
     return "".join(rendered)
 
 
-def value_of(text: str, item: Mapping[str, Any], sample: Mapping[str, Any]) -> Any:
+def value_of(text: str, item: Mapping[str, Any], sample: Mapping[str, Any], read: dict[str, Any] | None = None) -> Any:
     """Return the value of a template that is a placeholder and nothing else, or the text of any other template.
+
+    `read` is that of `render`.
 
     Raises: TemplateError.
     """
     parts = [part for part in _parts(text) if not isinstance(part, str) or part.strip()]
     match parts:
         case [Reference() as reference]:
-            return resolve(reference, {"item": item, "sample": sample})
-    return render(text, item, sample)
+            return resolve(reference, {"item": item, "sample": sample}, {} if read is None else read)
+    return render(text, item, sample, read)
 
 
-def resolve(reference: Reference, values: Mapping[str, Any]) -> Any:
-    """Return the value that a placeholder refers to.
+def resolve(reference: Reference, values: Mapping[str, Any], read: dict[str, Any]) -> Any:
+    """Return the value that a placeholder refers to. `read` is that of `render`.
 
     Raises: TemplateError.
     """
     value = values[reference.namespace]
     for step in reference.steps:
+        if isinstance(value, str):
+            value = _read_once(value, read)
         is_there = (
             step in value if isinstance(value, Mapping) else isinstance(value, list) and step in range(len(value))
         )
@@ -99,6 +112,15 @@ def resolve(reference: Reference, values: Mapping[str, Any]) -> Any:
             raise _no_value(reference)
         value = value[step]
     return value
+
+
+def _read_once(text: str, read: dict[str, Any]) -> Any:
+    """Return the value of a string that is JSON; None for any other."""
+    if text not in read:
+        read[text] = None
+        with suppress(ValueError, RecursionError):
+            read[text] = read_json(text) if len(text) <= MAX_JSON else None
+    return read[text]
 
 
 def _no_value(reference: Reference) -> TemplateError:

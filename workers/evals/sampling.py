@@ -136,7 +136,7 @@ def input_of(sampled: Sampled, item: dict[str, Any]) -> list[Any]:
     if sampled.template is not None:
         return chat_messages([Message.model_validate(message) for message in sampled.template], item, {})
     (reference,) = references("{{" + (sampled.reference or "") + "}}")
-    messages = resolve(reference, {"item": item})
+    messages = resolve(reference, {"item": item}, {})
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise TemplateError(f"'{reference}' is not a list of messages.", "invalid_variable_error")
     return messages

@@ -159,7 +159,10 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """An item to grade, and what there is to grade it with. `key` is that of the grader in its `multi`."""
+    """An item to grade, and what there is to grade it with. `key` is that of the grader in its `multi`.
+
+    `read` has what the templates of the grader have read as JSON.
+    """
 
     item: Values
     sample: Values
@@ -167,14 +170,15 @@ class Case:
     answers: Mapping[str, Answer] = field(default_factory=dict)
     budget: Budget = field(default_factory=Budget)
     key: str = ""
+    read: dict[str, Any] = field(default_factory=dict)
 
     def render(self, template: str) -> str:
         with _template_errors():
-            return templates.render(template, self.item, self.sample)
+            return templates.render(template, self.item, self.sample, self.read)
 
     def value_of(self, template: str) -> Any:
         with _template_errors():
-            return templates.value_of(template, self.item, self.sample)
+            return templates.value_of(template, self.item, self.sample, self.read)
 
     def answered(self) -> Values:
         """Return the body of the answer to the grader's request. Raises: GradingError."""

@@ -1,11 +1,12 @@
 """Placeholders of graders' texts: what they insert, what is refused, and that long ones stay cheap."""
 
+import json
 import time
 from typing import Any
 
 import pytest
 
-from jobs.evals import samples, templates
+from jobs.evals import graders, grading, samples, templates
 from jobs.evals.templates import TemplateError
 
 ITEM = {"question": "How many?", "rows": [{"name": "ä"}, 2], "my-field": None, "two words": "x", "open": "{{ item }}"}
@@ -31,6 +32,66 @@ SAMPLE = samples.sample_from_text('{"steps": ["one"], "n": 1.5}')
 )
 def test_a_placeholder_inserts_the_value_of_its_path(text: str, expected: str) -> None:
     assert templates.render(templates.check(text), ITEM, SAMPLE) == expected
+
+
+CALLED = samples.sample_from_message(
+    {
+        "content": None,
+        "tool_calls": [
+            {"type": "function", "function": {"name": "f", "arguments": '{"symbols": [{"name": "ä"}], "n": 2}'}}
+        ],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("sample.output_tools[0].function.arguments.symbols", '[{"name": "ä"}]'),
+        ("sample.output_tools[0].function.arguments.symbols[0].name", "ä"),
+        ("sample.output_tools[0].function.arguments['n']", "2"),
+        ("sample.choices[0].message.tool_calls[0].function.arguments.n", "2"),
+        ("item.text.rows[1]", "y"),
+        ("item.twice.inner.a", "1"),
+    ],
+)
+def test_a_path_goes_on_into_a_string_that_is_json(path: str, expected: str) -> None:
+    item = {"text": '{"rows": ["x", "y"]}', "twice": json.dumps({"inner": json.dumps({"a": 1})})}
+
+    assert templates.render(templates.check(f"{{{{{path}}}}}"), item, CALLED) == expected
+    assert templates.shown(templates.value_of(f"{{{{ {path} }}}}", item, CALLED)) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("sample.output_tools[0].function.arguments.none", "invalid_variable_error"),
+        ("sample.output_tools[0].function.name.x", "invalid_variable_error"),
+        ("item.nan.a", "invalid_variable_error"),
+        ("item.number.a", "invalid_variable_error"),
+        ("item.long.a", "invalid_variable_error"),
+        ("item.deep[0]", "invalid_variable_error"),
+        ("sample.output_json.a", "sample_parse_error"),
+    ],
+)
+def test_a_path_into_a_string_that_is_not_such_json_has_no_value(path: str, code: str) -> None:
+    long = json.dumps({"a": "x" * templates.MAX_JSON})
+    item = {"nan": '{"a": NaN}', "number": "5", "long": long, "deep": "[" * 100_000}
+
+    with pytest.raises(TemplateError) as caught:
+        templates.render(templates.check(f"{{{{{path}}}}}"), item, {**CALLED, "output_json": "text"})
+    assert caught.value.code == code
+
+
+def test_a_string_is_read_once_by_all_templates_of_a_grader(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str] = []
+    monkeypatch.setattr(templates, "read_json", lambda text: texts.append(text) or json.loads(text))
+    messages = [{"role": "user", "content": "{{ item.text.a }}{{ item.text.b }}" * 9}] * 9
+    judge = {"type": "score_model", "name": "j", "model": "m", "input": messages}
+
+    asked = grading.requests_of(graders.parse_grader(judge), {"text": '{"a": 1, "b": 2}'}, {})
+
+    assert (len(asked), texts) == (1, ['{"a": 1, "b": 2}'])
 
 
 @pytest.mark.parametrize(
