@@ -242,7 +242,7 @@ def _asked(source: CompletionsSource | ResponsesSource) -> Sampled:
     assert source.model is not None
     assert messages is not None
     chat = isinstance(source, CompletionsSource)
-    params = source.sampling_params.model_dump(mode="json", exclude_none=True)
+    params = source.sampling_params.given()
     return Sampled(
         endpoint=CHAT if chat else RESPONSES,
         model=source.model,

@@ -14,6 +14,7 @@ from jobs.evals.graders.base import Template
 from jobs.evals.graders.exact_match import MAX_CLASSES
 from jobs.evals.graders.messages import Message
 from jobs.evals.tables import Eval, EvalRun
+from jobs.evals.token_limit import TokenLimit
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 
@@ -139,11 +140,10 @@ InputMessages = Annotated[TemplateMessages | ItemReference, Field(discriminator=
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
-class _SamplingParams(Body):
+class _SamplingParams(TokenLimit, Body):
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, ge=0, le=1)
     seed: int | None = Field(default=None, ge=-(1 << 63), lt=1 << 63)
-    max_completion_tokens: int | None = Field(default=None, ge=1, lt=1 << 31)
     reasoning_effort: Effort | None = None
     tools: Annotated[Many[dict[str, Any]], Field(max_length=128)] | None = None
     n: int = Field(default=1, ge=1, le=16, description="Samples of each item. Each is graded.")

@@ -23,6 +23,7 @@ from jobs.evals.graders.base import (
     Values,
 )
 from jobs.evals.graders.messages import Messages
+from jobs.evals.token_limit import TokenLimit
 from jobs.requests.endpoints import CHAT
 
 #: Tokens of a judge's answer where the grader names no other limit.
@@ -30,10 +31,9 @@ JUDGE_TOKENS: Final = 1024
 _MAX_STEPS: Final = 8  # of a judge's reasoning
 
 
-class SamplingParams(Definition):
-    """Parameters of a judge's requests. `max_completions_tokens` is OpenAI's spelling."""
+class SamplingParams(TokenLimit, Definition):
+    """Parameters of a judge's requests."""
 
-    max_completions_tokens: int | None = Field(default=None, ge=1)
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     seed: int | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
@@ -96,9 +96,7 @@ class Judge(Grader):
 
     def _sampling(self) -> dict[str, Any]:
         params: SamplingParams | None = getattr(self, "sampling_params", None)
-        given = params.model_dump(exclude_none=True) if params else {}
-        limit = given.pop("max_completions_tokens", JUDGE_TOKENS)
-        return {"temperature": 0, "max_completion_tokens": limit} | given
+        return {"temperature": 0, "max_completion_tokens": JUDGE_TOKENS} | (params.given() if params else {})
 
 
 class PromptedJudge(Judge):

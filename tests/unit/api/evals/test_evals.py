@@ -112,6 +112,25 @@ def test_run_waits_for_the_jobs_that_ask_models(client: TestClient, app: FastAPI
     assert client.get(f"/v1/evals/{made['id']}/runs/{run_id}").json()["status"] == "queued"
 
 
+@pytest.mark.parametrize("kind", ["completions", "responses"])
+def test_limit_of_tokens_has_either_of_its_names(client: TestClient, app: FastAPI, kind: str) -> None:
+    """The notebooks of OpenAI's cookbook and the examples of its reference have the plural in runs."""
+    made = create(client)
+    limits: list[dict[str, Any]] = [
+        {"max_completions_tokens": 50},
+        {"max_completion_tokens": 50},
+        {"max_completion_tokens": 50, "max_completions_tokens": 50},
+    ]
+
+    for limit in limits:
+        shown = run(client, made["id"], **COMPLETIONS | {"type": kind, "sampling_params": limit})
+        assert shown["data_source"]["sampling_params"] == limit
+        with app.state.services.db.read() as session:
+            sampled = runs.Evaluation.model_validate(session.get_one(Job, shown["id"]).payload).sampled
+        assert sampled is not None
+        assert sampled.params == {"max_completion_tokens": 50}
+
+
 def test_run_shows_its_items_where_they_are_few(client: TestClient) -> None:
     made = create(client)
     few = run(client, made["id"])
@@ -236,6 +255,16 @@ def test_bad_eval_is_refused_and_changes_nothing(
         ),
         ({**COMPLETIONS, "sampling_params": {"temperature": 3}}, None, "data_source.sampling_params.temperature"),
         ({**COMPLETIONS, "sampling_params": {"n": 17}}, None, "data_source.sampling_params.n"),
+        (
+            {**COMPLETIONS, "sampling_params": {"max_completion_tokens": 9, "max_completions_tokens": 8}},
+            "invalid_value",
+            "data_source.sampling_params",
+        ),
+        (
+            {**COMPLETIONS, "sampling_params": {"max_completions_tokens": 0}},
+            None,
+            "data_source.sampling_params.max_completions_tokens",
+        ),
         (
             {**COMPLETIONS, "input_messages": {"type": "item_reference", "item_reference": "sample.x"}},
             "invalid_value",

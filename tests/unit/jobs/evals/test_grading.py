@@ -101,6 +101,23 @@ def test_a_judge_is_asked_with_the_schema_that_its_answer_must_match() -> None:
     assert not check.is_valid({"result": "bad"})
 
 
+@pytest.mark.parametrize("name", ["max_completion_tokens", "max_completions_tokens"])
+def test_limit_of_a_judge_has_either_of_its_names(name: str) -> None:
+    definition = score(sampling_params={name: 9})
+    [request] = requests_of(graders.parse_grader(definition), ITEM, SAMPLE)
+
+    assert (request.body["max_completion_tokens"], request.body.get("max_completions_tokens")) == (9, None)
+    assert graders.stored(graders.parse_grader(definition))["sampling_params"] == {name: 9}
+
+
+def test_limits_of_a_judge_agree() -> None:
+    both = {"max_completion_tokens": 9, "max_completions_tokens": 9}
+    graders.parse_grader(score(sampling_params=both))
+
+    with pytest.raises(ValidationError, match="have different values"):
+        graders.parse_grader(score(sampling_params=both | {"max_completion_tokens": 8}))
+
+
 def test_the_parameters_of_a_judge_are_those_of_its_grader() -> None:
     system = [{"role": "system", "content": "Be strict."}, *MESSAGES]
     params = {"temperature": 0.7, "top_p": 0.5, "max_completions_tokens": 9, "seed": 3, "reasoning_effort": "low"}
