@@ -320,7 +320,12 @@ class CriterionResult(BaseModel):
     passed: int
     failed: int
     errored: int
-    mean_score: float | None = Field(description="Of the items that have a score.")
+    scored: int | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="Items that `mean_score` is the mean of: those with a score and without an error.",
+    )
+    mean_score: float | None = Field(description="Of the `scored` items. Earlier runs, without it, have errors as 0.")
     perplexity: float | None = Field(
         default=None, exclude_if=lambda value: value is None, description="Of all texts together."
     )

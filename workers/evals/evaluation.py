@@ -307,15 +307,19 @@ def _evidence(given: Grade, judged: Mapping[str, Any]) -> dict[str, Any]:
 # ── the end ──
 
 
-class _Result(msgspec.Struct):
+class Result(msgspec.Struct):
+    """The parts of a result that are counted."""
+
     passed: bool
     score: float | None = None
     error: Any = None
     sample: Any = None
 
 
-class _Criterion:
-    """The counts of a testing criterion, and the mean of its scores.
+class Criterion:
+    """The counts of a testing criterion, and the mean of the scores that are no errors'.
+
+    The code of a grader that fails has the score 0 beside its error: it tells nothing about the model.
 
     Of a run that was graded here also the perplexity of all texts together, or the metrics of the classification.
     """
@@ -326,15 +330,15 @@ class _Criterion:
         classes = [] if is_imported else parse_grader(definition, is_stored=True).classes
         self._classification = Classification(classes) if classes else None
         self._counts = dict.fromkeys(("passed", "failed", "errored"), 0)
-        self._scores, self._mean = 0, 0.0
+        self._scored, self._mean = 0, 0.0
         self._tokens, self._log_likelihood = 0, 0.0
 
-    def add(self, result: _Result) -> None:
+    def add(self, result: Result) -> None:
         self._counts["errored" if result.error is not None else "passed" if result.passed else "failed"] += 1
-        if result.score is None:
+        if result.score is None or result.error is not None:
             return
-        self._scores += 1
-        self._mean += result.score / self._scores - self._mean / self._scores  # a sum of large scores is infinite
+        self._scored += 1
+        self._mean += result.score / self._scored - self._mean / self._scored  # a sum of large scores is infinite
         if self._is_perplexity:
             self._tokens += result.sample["tokens"]
             self._log_likelihood += result.score * result.sample["tokens"]
@@ -345,7 +349,8 @@ class _Criterion:
         row: dict[str, Any] = {
             "testing_criteria": self._name,
             **self._counts,
-            "mean_score": self._mean if self._scores else None,
+            "scored": self._scored,
+            "mean_score": self._mean if self._scored else None,
         }
         if self._tokens:
             row["perplexity"] = math.exp(-self._log_likelihood / self._tokens)
@@ -357,7 +362,7 @@ class _Criterion:
 class _Graded(msgspec.Struct):
     """The parts of an output item that are counted."""
 
-    results: list[_Result]
+    results: list[Result]
 
 
 _graded = msgspec.json.Decoder(_Graded).decode
@@ -367,7 +372,7 @@ def finish(context: Context, claim: JobClaim, _handle: ClaimHandle) -> None:
     """Count the results of the claimed run by criterion, and end it. Raises ClaimLost, NotFound."""
     payload = Evaluation.model_validate(claim.job.payload)
     is_imported = payload.imported is not None  # what its samples have is the client's own
-    criteria = [_Criterion(definition, is_imported=is_imported) for definition in payload.criteria]
+    criteria = [Criterion(definition, is_imported=is_imported) for definition in payload.criteria]
     for _, segments in shards_of(context, claim.job.id):
         for _, record in records_of(context, segments).values():
             for criterion, result in zip(criteria, _graded(output_line(context, record)).results, strict=True):
