@@ -5,11 +5,13 @@ saved run, a file of its output items ─▶ POST /v1/evals/{eval_id}/imports �
 """
 
 import json
+from collections import Counter
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import Request
 from fastapi.responses import Response
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -48,7 +50,28 @@ def _check_source(source: dict[str, Any]) -> dict[str, Any]:
 
 
 class ImportEval(CreateEval):
+    """An eval that was made elsewhere.
+
+    OpenAI shows each criterion with an `id`, its name and a UUID, by which the results of runs are named. The `id` is
+    taken, and is the name here of a criterion that shares its name with others.
+    """
+
     imported_from: _ForeignId
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_ids(cls, body: Any) -> Any:
+        criteria = body.get("testing_criteria") if isinstance(body, dict) else None
+        if not isinstance(criteria, list) or not all(isinstance(criterion, dict) for criterion in criteria):
+            return body
+        names = Counter(str(criterion.get("name")) for criterion in criteria)
+        return {**body, "testing_criteria": [_without_id(criterion, names) for criterion in criteria]}
+
+
+def _without_id(criterion: dict[str, Any], names: Mapping[str, int]) -> dict[str, Any]:
+    """Return a criterion as one is made here."""
+    foreign_id, taken = criterion.get("id"), {name: value for name, value in criterion.items() if name != "id"}
+    return {**taken, "name": foreign_id} if foreign_id and names[str(criterion.get("name"))] > 1 else taken
 
 
 class ImportRun(Body):

@@ -122,7 +122,7 @@ def _config(shown: Object) -> Object:
     """Return the config that was sent, from the one that is shown."""
     if shown.get("type") != "custom":
         return {name: shown[name] for name in ("type", "metadata") if shown.get(name)}
-    schema = shown.get("schema")
+    schema = shown.get("schema", shown.get("schema_"))  # `model_dump()` of the SDK has its own name of the field
     properties = schema.get("properties") if isinstance(schema, dict) else None
     properties = properties if isinstance(properties, dict) else {}
     item = properties.get("item", {"type": "object"})

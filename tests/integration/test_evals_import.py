@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai._models import construct_type
+from openai.types import EvalRetrieveResponse
+from openai.types.evals import RunRetrieveResponse
+from openai.types.evals.runs import OutputItemRetrieveResponse
 from typer.testing import CliRunner, Result
 
 from cli.main import app
@@ -206,6 +210,68 @@ def test_words_and_names_of_openai_are_read(world: World, tmp_path: Path) -> Non
     counts = run.result_counts
     assert (counts.total, counts.passed, counts.failed, counts.errored) == (2, 0, 1, 1)
     assert [item.results[0].name for item in world.output(run)] == ["same", "same"]
+
+
+#: The ids of two criteria with one name, as OpenAI's reference shows them.
+IDS = ("String check-a2486074-d803-4445-b431-ad2262e85d47", "String check-c4fdf789-2fa5-407f-8a41-a6f4f9afd482")
+
+
+def of_openai() -> Iterator[Any]:
+    """Yield an eval, a run and an item in the shapes of OpenAI's reference, as its SDK dumps them: with all nulls."""
+    schema = {"type": "object", "properties": {"item": {"type": "object"}, "sample": {"type": "object"}}}
+    criteria = [{**SAME, "name": "String check", "id": id_} for id_ in IDS]
+    config = {"type": "custom", "schema": schema}
+    message = {"tool_call_id": None, "tool_calls": None, "function_call": None}
+    sample = {
+        "input": [{"role": "developer", "content": "Categorize a given news headline.", **message}],
+        "output": [{"role": "assistant", "content": "Markets", **message}],
+        "finish_reason": "stop",
+        "model": "gpt-4o-mini-2024-07-18",
+        "usage": {"total_tokens": 325, "completion_tokens": 2, "prompt_tokens": 323, "cached_tokens": 0},
+        "error": None,
+        "temperature": 1.0,
+        "max_completion_tokens": 2048,
+        "top_p": 1.0,
+        "seed": 42,
+    }
+    results = [
+        {"name": id_, "sample": None, "passed": passed, "score": float(passed)}
+        for id_, passed in zip(IDS, (True, False), strict=True)
+    ]
+    item = {**ITEM, "created_at": 1743092076, "eval_id": "eval_1", "status": "fail", "results": results}
+    yield EvalRetrieveResponse, {**EVAL, "created_at": 1, "data_source_config": config, "testing_criteria": criteria}
+    yield RunRetrieveResponse, {**RUN, "data_source": {"type": "completions", "model": "gpt-4o-mini"}, "metadata": {}}
+    yield OutputItemRetrieveResponse, {**item, "sample": sample}
+
+
+def test_dumps_of_openai_are_imported(world: World, tmp_path: Path) -> None:
+    dumps = [construct_type(type_=kind, value=value).model_dump() for kind, value in of_openai()]
+
+    done = call(world, "import", write(tmp_path, *dumps))
+
+    assert done.exit_code == 0, done.output
+    (run,) = imported(world)
+    assert [(row.testing_criteria, row.passed) for row in run.per_testing_criteria_results] == [
+        (IDS[0], 1),
+        (IDS[1], 0),
+    ]
+    (item,) = world.output(run)
+    assert [(result.name, result.passed) for result in item.results] == [(IDS[0], True), (IDS[1], False)]
+    assert (item.sample.seed, item.sample.usage.prompt_tokens, item.sample.output[0].content) == (42, 323, "Markets")
+    schema = world.client.evals.retrieve(run.eval_id).data_source_config.to_dict()["schema"]
+    assert schema["required"] == ["item", "sample"]
+
+
+def test_result_belongs_to_the_longest_name_that_fits(world: World, tmp_path: Path) -> None:
+    criteria = [{**SAME, "name": name} for name in ("tone", "tone-de")]
+    results = [{"name": name, "passed": True, "score": 1.0} for name in ("tone-de-46d7cc9b", "tone-46d7cc9b")]
+
+    done = call(
+        world, "import", write(tmp_path, {**EVAL, "testing_criteria": criteria}, RUN, {**ITEM, "results": results})
+    )
+
+    assert done.exit_code == 0, done.output
+    assert [result.name for result in world.output(imported(world)[0])[0].results] == ["tone", "tone-de"]
 
 
 @pytest.mark.parametrize(

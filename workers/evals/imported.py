@@ -4,6 +4,7 @@ What is read may be of another server, or written by hand: a line has the types 
 each criterion, or the run is rejected with the number of the line.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Final
 
@@ -43,8 +44,8 @@ class _Result(msgspec.Struct, omit_defaults=True):
 class _Sample(msgspec.Struct):
     """The fields of a sample that clients read; others are dropped."""
 
-    input: list[_Object] = []
-    output: list[_Object] = []
+    input: list[_Object] | None = None
+    output: list[_Object] | None = None
     finish_reason: str | None = None
     model: str | None = None
     usage: _Object | None = None
@@ -92,23 +93,23 @@ def _row(text: Text, names: Sequence[str]) -> _Object | Bad:
         results = _by_criterion(item, names)
     except (ValueError, UnicodeDecodeError, RecursionError) as error:  # msgspec's errors are ValueErrors
         return Bad("invalid_item", f"This line is not an output item: {error}", text.number)
+    sample = item.sample or _Sample()
     return {
         "number": item.datasource_item_id,
         "item": item.datasource_item,
-        "shown": msgspec.to_builtins(item.sample or _Sample()),
+        "shown": msgspec.to_builtins(sample) | {"input": sample.input or [], "output": sample.output or []},
         "results": results,
     }
 
 
 def _by_criterion(item: _OutputItem, names: Sequence[str]) -> list[_Object]:
-    """Return the result of each criterion in its order. Raises ValueError.
-
-    The names of results are those of the criteria, or begin with them and a hyphen, as OpenAI's did.
-    """
+    """Return the result of each criterion in its order. Raises ValueError."""
+    by_name = defaultdict[str | None, list[_Result]](list)
+    for result in item.results:
+        by_name[_criterion_of(result.name, names)].append(result)
     results = []
     for name in names:
-        matching = [result for result in item.results if result.name == name]
-        matching = matching or [result for result in item.results if result.name.startswith(f"{name}-")]
+        matching = by_name[name]
         if len(matching) == 1:
             results.append({"name": name, "score": None} | msgspec.to_builtins(matching[0]) | {"name": name})
         elif not matching and item.status in _ERRORED:
@@ -118,3 +119,12 @@ def _by_criterion(item: _OutputItem, names: Sequence[str]) -> list[_Object]:
     if item.status in _ERRORED and results and not any("error" in result for result in results):
         results[0]["error"] = _MISSING
     return results
+
+
+def _criterion_of(result_name: str, names: Sequence[str]) -> str | None:
+    """Return the criterion of a result, which has its name, or that name, a hyphen and a UUID, as OpenAI's have.
+
+    Of two names that fit, such as `tone` and `tone-de`, the longer one is meant.
+    """
+    fitting = [name for name in names if result_name == name or result_name.startswith(f"{name}-")]
+    return max(fitting, key=len, default=None)

@@ -56,6 +56,17 @@ def test_eval_that_was_made_here_has_no_origin(client: TestClient) -> None:
     assert "imported_from" not in made.json()
 
 
+def test_criteria_of_openai_have_ids_and_keep_their_names_apart(client: TestClient) -> None:
+    """OpenAI's dashboard names each criterion after its type, and its results by the `id` of the criterion."""
+    names, ids = ("String check", "String check", "tone"), ("String check-a2486074", "String check-c4fdf789", "tone-1")
+    criteria = [{**CHECK, "name": name, "id": id_} for name, id_ in zip(names, ids, strict=True)]
+
+    made = import_eval(client, testing_criteria=criteria)
+
+    assert [criterion["name"] for criterion in made["testing_criteria"]] == [*ids[:2], "tone"]
+    assert all("id" not in criterion for criterion in made["testing_criteria"])
+
+
 def test_run_is_imported_once_and_asks_nobody(client: TestClient, app: FastAPI) -> None:
     eval_id, file_id = import_eval(client)["id"], file_of(client)
     source = {"type": "completions", "model": "gpt-4o", "source": {"type": "file_id", "id": "file-far"}}
@@ -145,7 +156,13 @@ def test_eval_of_another_project_is_not_there(client: TestClient, app: FastAPI) 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"testing_criteria": [{"type": "magic", "name": "x"}]}, {"testing_criteria": []}, {"data_source_config": {}}],
+    [
+        {"testing_criteria": [{"type": "magic", "name": "x"}]},
+        {"testing_criteria": []},
+        {"testing_criteria": [5]},
+        {"testing_criteria": [{**CHECK, "id": 5}] * 2},
+        {"data_source_config": {}},
+    ],
 )
 def test_bad_eval_changes_nothing(client: TestClient, app: FastAPI, changes: dict[str, Any]) -> None:
     answer = client.post("/v1/evals/imports", json=EVAL | changes)
