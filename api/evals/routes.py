@@ -17,9 +17,10 @@ from api.http.paging import OldestFirst, Page, find, page
 from api.http.space import check_not_full, count_if_due
 from jobs.clock import now
 from jobs.errors import NotFound
-from jobs.evals import evals
+from jobs.evals import evals, source_process
 from jobs.evals.availability import check_available, deployment_of
-from jobs.evals.graders import stored
+from jobs.evals.graders import references_of, stored
+from jobs.evals.source_process import Source
 from jobs.evals.tables import Eval
 from jobs.ids import new_id
 from jobs.platform.storage import let_go
@@ -122,10 +123,24 @@ def get_eval(session: Session, call: CallContext, eval_id: str) -> Eval:
 
 
 def _check(call: CallContext, body: CreateEval) -> None:
-    """Check what needs more than the body. Raises InvalidRequest."""
+    """Check what needs more than the body. Raises InvalidRequest, ProjectBusy.
+
+    The models of judges are checked when a run is created: an eval lasts longer than the models of a deployment, and
+    may be made before them.
+    """
     if isinstance(body.data_source_config, CustomConfig):
         evals.check_item_schema(body.data_source_config.item_schema)
     with call.db.read() as session:
         deployment = deployment_of(session, call.config, call.services.registry())
+    config = body.data_source_config.model_dump(mode="json")
     for index, grader in enumerate(body.testing_criteria):
         check_available(grader, deployment, f"testing_criteria[{index}]")
+        evals.check_references(config, references_of(grader), f"testing_criteria[{index}]")
+    sources = [
+        Source(f"testing_criteria[{index}].{path}", code)
+        for index, grader in enumerate(body.testing_criteria)
+        for path, code in grader.sources()
+    ]
+    if sources:
+        with call.services.computations.slot(call.project_id):
+            source_process.check(sources)

@@ -21,7 +21,7 @@ from api.http.bodies import Body, resource
 from api.inference.interactive import submit
 from api.shares import reserve, run_in_threadpool
 from jobs.errors import NightmillError
-from jobs.evals import graders, grading_process
+from jobs.evals import graders, grading_process, source_process
 from jobs.evals.availability import check_available, deployment_of
 from jobs.evals.graders import Grader
 from jobs.evals.graders.base import (
@@ -39,6 +39,7 @@ from jobs.evals.graders.base import (
     ModelRequest,
 )
 from jobs.evals.grading_process import Outcome, Question, decode_outcome
+from jobs.evals.source_process import Source
 from jobs.platform.children import ChildFailed
 from jobs.requests.endpoints import SERVED_WITH
 
@@ -108,8 +109,12 @@ class GraderRun(BaseModel):
 
 @router.post("/fine_tuning/alpha/graders/validate")
 def validate_grader(call: Call, body: ValidateGrader) -> GraderValidation:
-    """Check a grader, and that this deployment can run it."""
+    """Check a grader, that its code compiles, and that this deployment can run it."""
     _check(call, body.grader)
+    sources = [Source(f"grader.{path}", code) for path, code in body.grader.sources()]
+    if sources:
+        with call.services.computations.slot(call.project_id):
+            source_process.check(sources)
     return GraderValidation(grader=graders.stored(body.grader))
 
 

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from jobs.errors import Conflict, InvalidRequest
 from jobs.evals import runs
 from jobs.evals.tables import Eval, EvalRun
+from jobs.evals.templates import Reference
 from jobs.ledger import ledger
 from jobs.ledger.states import LIVE
 from jobs.ledger.tables import Job
@@ -20,6 +21,12 @@ MAX_SCHEMA_BYTES: Final = 65_536
 #: Runs removed in one transaction.
 REMOVED_AT_ONCE: Final = 20
 _LONGEST: Final = 300  # characters of an error
+
+#: Keywords that may allow an item more properties than `properties` names.
+_COMBINING: Final = frozenset({
+    "$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "patternProperties",
+    "unevaluatedProperties",
+})  # fmt: skip
 
 #: The schema of items that are stored chat completions or responses.
 STORED_ITEM: Final[Mapping[str, Any]] = {
@@ -53,6 +60,35 @@ def check_item_schema(schema: Mapping[str, Any]) -> None:
         raise InvalidRequest(message, param=param, code="invalid_schema") from error
     except RecursionError as error:
         raise InvalidRequest(f"Invalid '{param}': it never ends.", param=param, code="invalid_schema") from error
+
+
+def check_references(config: Mapping[str, Any], references: Sequence[Reference], param: str) -> None:
+    """Check that the items of an eval have what a grader at `param` refers to, and samples where it refers to one.
+
+    Raises: InvalidRequest.
+    """
+    if config["type"] != "custom":
+        return
+    fields = _fields(config["item_schema"])
+    for reference in references:
+        if reference.namespace == "sample" and not config["include_sample_schema"]:
+            message = "The eval expects no samples: 'data_source_config.include_sample_schema' is not true."
+        elif reference.namespace == "item" and fields and reference.steps and reference.steps[0] not in fields:
+            message = "It is not a property of 'data_source_config.item_schema', which has no 'additionalProperties'."
+        else:
+            continue
+        raise InvalidRequest(f"Invalid '{param}': '{reference}'. {message}", param=param, code="invalid_variable")
+
+
+def _fields(schema: Mapping[str, Any]) -> frozenset[str]:
+    """Return the properties that a schema names; none where an item may have others.
+
+    A schema that leaves `additionalProperties` out defines the variables of an eval, as OpenAI reads it.
+    """
+    properties, is_open = schema.get("properties"), schema.get("additionalProperties", False) is not False
+    if not isinstance(properties, dict) or is_open or not _COMBINING.isdisjoint(schema):
+        return frozenset()
+    return frozenset(properties)
 
 
 def item_schema(config: Mapping[str, Any]) -> dict[str, Any]:

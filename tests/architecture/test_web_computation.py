@@ -50,6 +50,7 @@ SHARED_OUT: Final = (
     "jobs.platform.children.run",
     "jobs.evals.grading_process.ask",
     "jobs.evals.comparison_process.compare",
+    "jobs.evals.source_process.check",
     "jobs.finetuning.examination.examine",
 )
 

@@ -253,6 +253,10 @@ class Grader(Definition):
         fields = (getattr(self, name, None) for name in ("question", "input", "context", "reference"))
         yield from (field for field in fields if isinstance(field, str))
 
+    def sources(self) -> Iterator[tuple[str, str]]:
+        """Yield the code that the client wrote: the path of its field in the definition, and the text."""
+        yield from ()
+
     def missing(self, _deployment: Deployment) -> Missing | None:
         """Return the part that the grader needs and the deployment lacks."""
         return None

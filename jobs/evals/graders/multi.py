@@ -56,6 +56,10 @@ class MultiGrader(Thresholded):
         for grader in self.graders.values():
             yield from grader.templates()
 
+    def sources(self) -> Iterator[tuple[str, str]]:
+        for key, grader in self.graders.items():
+            yield from ((f"graders.{key}.{path}", code) for path, code in grader.sources())
+
     def missing(self, deployment: Deployment) -> Missing | None:
         return next(filter(None, (grader.missing(deployment) for grader in self.graders.values())), None)
 

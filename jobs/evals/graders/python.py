@@ -1,5 +1,6 @@
 """Run a client's code in the sandbox of a worker."""
 
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, Field
@@ -31,6 +32,9 @@ class PythonGrader(Thresholded):
     type: Literal["python"]
     source: Annotated[str, Field(min_length=1, max_length=MAX_SOURCE_BYTES), AfterValidator(_check_size)]
     image_tag: Annotated[str, Field(max_length=64)] | None = None
+
+    def sources(self) -> Iterator[tuple[str, str]]:
+        yield "source", self.source
 
     def missing(self, deployment: Deployment) -> Missing | None:
         return None if deployment.runs_python else NO_SANDBOX

@@ -13,21 +13,23 @@ from api.evals import item_sources
 from jobs.clock import now
 from jobs.evals import runs
 from jobs.evals.tables import Eval, EvalRun
+from jobs.fleet.tables import Worker
 from jobs.inference.tables import StoredResponse
 from jobs.ledger import dependencies
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
+from jobs.queues import Queue
 from jobs.requests.endpoints import SEARCH
 from tests.support.web import keep_completion_in, make_key
 from tests.unit.api.conftest import client_of
 
+MODEL = "smollm2-135m-instruct"
 CHECK = {"type": "string_check", "name": "same", "input": "{{ item.a }}", "operation": "eq", "reference": "x"}
-JUDGE = {"type": "score_model", "name": "good", "model": "m", "input": [{"role": "user", "content": "{{ item.a }}"}]}
+JUDGE = {"type": "score_model", "name": "good", "model": MODEL, "input": [{"role": "user", "content": "{{ item.a }}"}]}
 CONFIG = {"type": "custom", "item_schema": {"type": "object"}, "include_sample_schema": True}
 TEMPLATE = {"type": "template", "template": [{"role": "user", "content": "{{ item.a }}"}]}
 CONTENT = {"type": "file_content", "content": [{"item": {"a": "x"}}]}
-COMPLETIONS = {"type": "completions", "model": "m", "source": CONTENT, "input_messages": TEMPLATE}
-MODEL = "smollm2-135m-instruct"
+COMPLETIONS = {"type": "completions", "model": MODEL, "source": CONTENT, "input_messages": TEMPLATE}
 JSONL = {"type": "jsonl", "source": CONTENT}
 
 
@@ -97,7 +99,7 @@ def test_create_with_a_key_is_repeated(client: TestClient, app: FastAPI) -> None
 
 
 def test_run_waits_for_the_jobs_that_ask_models(client: TestClient, app: FastAPI) -> None:
-    made = create(client, CHECK, JUDGE, {**JUDGE, "name": "other", "model": "n"})
+    made = create(client, CHECK, JUDGE, {**JUDGE, "name": "other"})
 
     run_id = run(client, made["id"], **COMPLETIONS)["id"]
 
@@ -223,6 +225,99 @@ def test_bad_eval_is_refused_and_changes_nothing(
     assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
     assert code in (None, error["code"])
     assert stored(app) == (0, 0, 0)
+
+
+CODE = {"type": "python", "name": "code", "source": "def grade(sample, item):\n    return 1"}
+FIELDS = {"type": "object", "properties": {"a": {"type": "string"}}}
+
+
+@pytest.fixture
+def with_sandbox(app: FastAPI) -> None:
+    """Let a worker say that it has the sandbox of python graders."""
+    facts = {"host": "h", "pid": 1, "started": 1, "created_at": 1.0, "seen_at": 1.0, "slots": 1, "state": "ready"}
+    with app.state.services.db.write() as session:
+        session.add(Worker(**facts, id="w", pool="p", queues=[Queue.EVALUATE], models=[], sandbox_lacks=[]))
+
+
+@pytest.mark.usefixtures("with_sandbox")
+@pytest.mark.parametrize(
+    ("criterion", "param"),
+    [
+        ({**CODE, "source": "def grade(:"}, "testing_criteria[1].source"),
+        ({**CODE, "source": "def score(sample, item):\n    return 1"}, "testing_criteria[1].source"),
+        (
+            {"type": "multi", "name": "m", "graders": {"x": {**CODE, "source": "("}}, "calculate_output": "x"},
+            "testing_criteria[1].graders.x.source",
+        ),
+    ],
+)
+def test_code_that_cannot_grade_is_refused_with_its_eval(
+    client: TestClient, app: FastAPI, criterion: dict[str, Any], param: str
+) -> None:
+    answer = client.post("/v1/evals", json={"data_source_config": CONFIG, "testing_criteria": [CODE, criterion]})
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_source", param)
+    assert stored(app) == (0, 0, 0)
+    create(client, CODE)
+
+
+@pytest.mark.parametrize(
+    ("schema", "path"),
+    [
+        (FIELDS, "item.nope"),
+        (FIELDS, "item.nope.a"),
+        (FIELDS, "item[0]"),
+        ({**FIELDS, "additionalProperties": False}, "item.nope"),
+    ],
+)
+def test_variable_that_no_item_has_is_refused(
+    client: TestClient, app: FastAPI, schema: dict[str, Any], path: str
+) -> None:
+    config = CONFIG | {"item_schema": schema}
+    judge = {**JUDGE, "input": [{"role": "user", "content": [{"type": "input_text", "text": f"{{{{ {path} }}}}"}]}]}
+    multi = {"type": "multi", "name": "m", "graders": {"x": judge}, "calculate_output": "x"}
+
+    for criterion in ({**CHECK, "reference": f"{{{{ {path} }}}}"}, judge, multi):
+        answer = client.post("/v1/evals", json={"data_source_config": config, "testing_criteria": [CHECK, criterion]})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_variable", "testing_criteria[1]")
+    assert stored(app) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {},
+        {"type": "object"},
+        {"type": "object", "properties": {}},
+        {**FIELDS, "additionalProperties": True},
+        {**FIELDS, "additionalProperties": {"type": "string"}},
+        {**FIELDS, "additionalProperties": {}},
+        {**FIELDS, "patternProperties": {"^n": {}}},
+        {**FIELDS, "allOf": [{"properties": {"nope": {}}}]},
+        {"$ref": "#/$defs/row", "$defs": {"row": FIELDS}},
+    ],
+)
+def test_variable_that_an_item_may_have_is_taken(client: TestClient, schema: dict[str, Any]) -> None:
+    config = CONFIG | {"item_schema": schema}
+
+    create(client, {**CHECK, "input": "{{ item }}", "reference": "{{ item.nope }}"}, data_source_config=config)
+
+
+def test_sample_of_an_eval_that_expects_none_is_refused(client: TestClient, app: FastAPI) -> None:
+    """`include_sample_schema` is false where it is left out, and says whether there are samples."""
+    config = {"type": "custom", "item_schema": {"type": "object"}}
+    check = {**CHECK, "input": "{{ sample.output_text }}"}
+
+    answer = client.post("/v1/evals", json={"data_source_config": config, "testing_criteria": [check]})
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_variable", "testing_criteria[0]")
+    assert "include_sample_schema" in error["message"]
+    assert stored(app) == (0, 0, 0)
+    create(client, CHECK, data_source_config=config)
+    create(client, check, data_source_config={"type": "logs"})
 
 
 @pytest.mark.parametrize(

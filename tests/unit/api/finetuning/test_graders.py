@@ -159,6 +159,25 @@ def test_a_valid_grader_is_returned_as_it_would_be_stored(client: TestClient) ->
     assert GraderValidateResponse.model_validate({"grader": STRING}).grader is not None
 
 
+@pytest.mark.parametrize("source", ["def grade(:", "x = 1"])
+def test_code_that_cannot_grade_is_not_valid(client: TestClient, app: FastAPI, source: str) -> None:
+    facts = {"host": "h", "pid": 1, "started": 1, "created_at": 1.0, "seen_at": 1.0, "slots": 1, "state": "ready"}
+    with app.state.services.db.write() as session:
+        session.add(Worker(**facts, id="w", pool="p", queues=[Queue.EVALUATE], models=[], sandbox_lacks=[]))
+    multi = {**MULTI, "graders": {**MULTI["graders"], "same": {**PYTHON, "source": source}}}
+
+    answers = [
+        client.post(f"{URL}/validate", json={"grader": grader}) for grader in ({**PYTHON, "source": source}, multi)
+    ]
+
+    errors = [answer.json()["error"] for answer in answers]
+    assert [(answer.status_code, error["code"]) for answer, error in zip(answers, errors, strict=True)] == [
+        (400, "invalid_source")
+    ] * 2
+    assert [error["param"] for error in errors] == ["grader.source", "grader.graders.same.source"]
+    assert client.post(f"{URL}/validate", json={"grader": PYTHON}).status_code == 200
+
+
 @pytest.mark.parametrize("route", ["validate", "run"])
 @pytest.mark.parametrize(
     ("changes", "param", "code"),
