@@ -1,8 +1,8 @@
 """Runs of evals: created with the jobs that make them up, listed, cancelled and removed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from fastapi import Query, Request
@@ -53,7 +53,8 @@ from jobs.ledger.progress import outcomes, totals
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from jobs.platform.storage import let_go
-from jobs.requests.endpoints import CHAT, LIKELIHOOD, RESPONSES, SEARCH
+from jobs.requests.endpoints import CHAT, LIKELIHOOD, RESPONSES, SEARCH, SERVED_WITH
+from jobs.requests.values import RESPONSE_TOOLS
 from jobs.retrieval.filters import check_filter
 
 router = resource("Evals")
@@ -90,6 +91,7 @@ def create_run(request: Request, call: Call, once: Idempotent, eval_id: str, bod
         path = file.path if file else runs.items_path(run_id)
         payload = _payload(call, row, path, sampled, source)
         check_size(payload)
+        _check_models(session, call, run_id, payload)
         facts = {"idempotency_key": once.key, "request_id": call.request_id}
         job = runs.submit(session, run, payload, actor=call.actor, file=file, **facts)
         call.record(session, "eval.run.create", run_id)
@@ -203,6 +205,24 @@ def check_size(payload: Evaluation) -> None:
         raise InvalidRequest(message, param="data_source", code="run_too_large")
 
 
+def _check_models(session: Session, call: CallContext, run_id: str, payload: Evaluation) -> None:
+    """Check that no model of a run is known to be served to nobody at the endpoint where it would be asked.
+
+    Raises: InvalidRequest.
+    """
+    registry = call.services.registry()
+    for url, step in runs.steps_to_make(run_id, payload):
+        param = "data_source.model" if step.criterion is None else f"testing_criteria[{step.criterion}].model"
+        endpoint = SERVED_WITH.get(url, url)
+        try:
+            routing.queue_of(session, call.config, registry, step.model, endpoint=endpoint, project_id=call.project_id)
+        except routing.NotYet:  # an endpoint may still list it
+            continue
+        except routing.NotServed as refused:
+            message = f"The model '{clip(step.model)}' does not exist. {refused.others}" if refused.others else refused
+            raise InvalidRequest(f"Invalid '{param}': {message}", param=param, code=refused.code) from None
+
+
 def _sampled(call: CallContext, source: DataSource) -> Sampled | None:
     """Return how a model is asked for the samples. Raises NotFound, Expired, InvalidRequest."""
     match source:
@@ -239,6 +259,8 @@ def _check_has_likelihoods(call: CallContext, model: str) -> None:
 
 def _asked(source: CompletionsSource | ResponsesSource) -> Sampled:
     messages = source.input_messages
+    if isinstance(source, ResponsesSource):
+        _check_tools(source.sampling_params.tools or ())
     assert source.model is not None
     assert messages is not None
     chat = isinstance(source, CompletionsSource)
@@ -251,6 +273,16 @@ def _asked(source: CompletionsSource | ResponsesSource) -> Sampled:
         n=params.pop("n"),
         params=params,
     )
+
+
+def _check_tools(tools: Sequence[Mapping[str, Any]]) -> None:
+    """Check that the tools of responses are some that run here. Raises InvalidRequest."""
+    for index, tool in enumerate(tools):
+        if tool.get("type") not in RESPONSE_TOOLS:
+            param = f"data_source.sampling_params.tools[{index}]"
+            message = f"The tool '{clip(str(tool.get('type')))}' is not supported. Supported are: "
+            supported = ", ".join(RESPONSE_TOOLS)
+            raise InvalidRequest(f"{message}{supported}.", param=param, code="unsupported_tool")
 
 
 # ── what is shown ──

@@ -156,7 +156,7 @@ def submit(
     """
     common = {"project_id": run.project_id, "input_file_id": file.id if file else None, **EVALUATION.times(now())}
     common |= {"request_id": request_id}
-    steps = _steps(run, payload)
+    steps = steps_to_make(run.id, payload)
     if len(steps) > dependencies.MOST:
         message = f"A run asks at most {dependencies.MOST} models: the graders name {len(steps)}."
         raise InvalidRequest(message, param="testing_criteria", code="too_many_models")
@@ -187,15 +187,15 @@ def submit(
     return ledger.submit(session, job, actor=actor, after=[step.id for step in made])
 
 
-def _steps(run: EvalRun, payload: Evaluation) -> list[tuple[str, Sampling]]:
+def steps_to_make(run_id: str, payload: Evaluation) -> list[tuple[str, Sampling]]:
     """Return the endpoint and the payload of each job that asks a model; the sampled model's comes first."""
     if payload.imported is not None:
         return []
     sampled = payload.sampled
-    steps = [(sampled.endpoint, Sampling(run_id=run.id, model=sampled.model))] if sampled else []
+    steps = [(sampled.endpoint, Sampling(run_id=run_id, model=sampled.model))] if sampled else []
     for index, definition in enumerate(payload.criteria):
         for endpoint, model in parse_grader(definition, is_stored=True).models(payload.embedding_model):
-            steps.append((endpoint, Sampling(run_id=run.id, model=model, criterion=index)))
+            steps.append((endpoint, Sampling(run_id=run_id, model=model, criterion=index)))
     return steps
 
 

@@ -11,6 +11,8 @@ from jobs.requests.endpoints import CHAT, RESPONSES
 
 _SHOWN: Final = 64  # characters of a wrong value, in the error text
 
+#: The types of tools of a response. `workers.middleware.file_search` handles the second.
+RESPONSE_TOOLS: Final = ("function", "file_search")
 TRUNCATIONS: Final = ("auto", "disabled")
 EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 SERVICE_TIERS: Final = ("auto", "default", "flex", "scale", "priority", "fast", "ultrafast")

@@ -35,8 +35,6 @@ MOST_PATTERN_CHARACTERS: Final = 1024
 MOST_REPETITIONS: Final = 1024  # `{n,m}` in a pattern, all of a pattern multiplied
 MOST_ITEMS: Final = 65_536  # minLength, maxItems and their like
 
-_TOOLS: Final = "function, file_search"  # `workers.middleware.file_search` handles the second
-
 #: The field of a request that has messages, and the roles that they may have.
 _MESSAGES: Final = {CHAT: ("messages", CHAT_ROLES), RESPONSES: ("input", INPUT_ROLES)}
 _NESTED: Final = (dict, list)
@@ -121,7 +119,8 @@ def _tools(url: str, body: Mapping[str, Any]) -> Answer | None:
     for tool in tools if url == RESPONSES and isinstance(tools, list) else ():
         kind = tool.get("type") if isinstance(tool, dict) else None
         if kind != "function":
-            message = f"The tool '{str(kind)[:64]}' is not supported by Nightmill. Supported are: {_TOOLS}."
+            supported = ", ".join(values.RESPONSE_TOOLS)
+            message = f"The tool '{str(kind)[:64]}' is not supported by Nightmill. Supported are: {supported}."
             return refusal(400, message, param="tools", code="unsupported_tool")
     return None
 

@@ -321,6 +321,42 @@ def test_sample_of_an_eval_that_expects_none_is_refused(client: TestClient, app:
 
 
 @pytest.mark.parametrize(
+    ("criterion", "source", "param"),
+    [
+        ({**JUDGE, "model": "nobody"}, JSONL, "testing_criteria[1].model"),
+        (CHECK, {**COMPLETIONS, "model": "nobody"}, "data_source.model"),
+        ({**JUDGE, "model": "all-minilm-l6-v2"}, JSONL, "testing_criteria[1].model"),
+    ],
+)
+def test_run_that_asks_a_model_which_is_not_served_is_refused(
+    client: TestClient, app: FastAPI, criterion: dict[str, Any], source: dict[str, Any], param: str
+) -> None:
+    made = create(client, CHECK, criterion)
+
+    answer = client.post(f"/v1/evals/{made['id']}/runs", json={"data_source": source})
+
+    error = answer.json()["error"]
+    code = "model_not_supported" if criterion.get("model") == "all-minilm-l6-v2" else "model_not_found"
+    assert (answer.status_code, error["code"], error["param"]) == (400, code, param)
+    assert stored(app) == (1, 0, 0)
+    assert app.state.services.storage.list("jobs") == []
+
+
+def test_tool_that_no_response_may_have_is_refused(client: TestClient, app: FastAPI) -> None:
+    made = create(client)
+    function = {"type": "function", "name": "f", "parameters": {}}
+
+    for tool in ({"type": "web_search_preview"}, {"type": "mcp", "server_label": "gitmcp"}, {}):
+        source = COMPLETIONS | {"type": "responses", "sampling_params": {"tools": [function, tool]}}
+        answer = client.post(f"/v1/evals/{made['id']}/runs", json={"data_source": source})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (400, "unsupported_tool")
+        assert error["param"] == "data_source.sampling_params.tools[1]"
+    assert stored(app) == (1, 0, 0)
+    run(client, made["id"], **COMPLETIONS | {"type": "responses", "sampling_params": {"tools": [function]}})
+
+
+@pytest.mark.parametrize(
     ("source", "code", "param"),
     [
         ({"type": "nothing"}, "invalid_value", "data_source.type"),
