@@ -78,9 +78,8 @@ def test_items_of_a_table_and_an_eval_that_exists(world: World, tmp_path: Path) 
     with data.open("w", newline="") as out:
         writer = csv.writer(out)
         writer.writerows([["question", "answer"], ["a, b", echo("a, b")], ["c", "no"]])
-    file.write_text(
-        json.dumps({"data_source_config": {"type": "custom", "item_schema": {}}, "testing_criteria": [SAME]})
-    )
+    config = {"type": "custom", "item_schema": {}, "include_sample_schema": True}
+    file.write_text(json.dumps({"data_source_config": config, "testing_criteria": [SAME]}))
 
     eval_id = call(world, "create", str(file)).stdout.strip()
     words = ("--data", str(data), "--model", MODEL, "--prompt", PROMPT, "--eval", eval_id, "--json")
