@@ -52,6 +52,8 @@ _SOURCES: Final[list[dict[str, Any]]] = [
     {"type": "completions", "source": _FILE, "model": "m", "input_messages": _TEMPLATE, "sampling_params": {}},
     {"type": "retrieval", "source": _FILE, "vector_store_id": "vs_x", "ranking_options": {}},
     {"type": "perplexity", "source": _FILE, "model": "m"},
+    {"type": "completions", "source": {"type": "stored_completions"}},
+    {"type": "responses", "source": {"type": "responses"}},
     {"type": "responses", "source": _FILE, "model": "m", "input_messages": _REFERENCE, "sampling_params": {}},
 ]
 #: Beside the requests of `calls`: those that have the objects in which other optional fields are.
