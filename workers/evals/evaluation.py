@@ -132,12 +132,12 @@ def _row(payload: Evaluation, case: Case, context_length: int | None) -> Row:
     if earlier is not None and earlier.kept:
         return Row(case.item.number, kept=msgspec.Raw(earlier.kept))
     sample = sample_of(case, payload.sampled.endpoint if payload.sampled else None)
-    has_answer = earlier is not None and earlier.sample is not None
+    is_shown = earlier is not None and earlier.sample is not None
     return Row(
         case.item.number,
         case.item.item,
         sample,
-        earlier.shown if earlier is not None and has_answer else shown.of_item(payload, case, sample, context_length),
+        earlier.shown if earlier and is_shown else shown.of_item(payload, case, sample, context_length),
         {
             criterion: {key: (answer.status, answer.body) for key, answer in answers.items()}
             for criterion, answers in case.judgements.items()
