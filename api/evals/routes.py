@@ -20,7 +20,6 @@ from jobs.errors import NotFound
 from jobs.evals import evals, source_process
 from jobs.evals.availability import check_available, deployment_of
 from jobs.evals.graders import references_of, stored
-from jobs.evals.source_process import Source
 from jobs.evals.tables import Eval
 from jobs.ids import new_id
 from jobs.platform.storage import let_go
@@ -133,14 +132,10 @@ def _check(call: CallContext, body: CreateEval) -> None:
     with call.db.read() as session:
         deployment = deployment_of(session, call.config, call.services.registry())
     config = body.data_source_config.model_dump(mode="json")
-    for index, grader in enumerate(body.testing_criteria):
-        check_available(grader, deployment, f"testing_criteria[{index}]")
-        evals.check_references(config, references_of(grader), f"testing_criteria[{index}]")
-    sources = [
-        Source(f"testing_criteria[{index}].{path}", code)
-        for index, grader in enumerate(body.testing_criteria)
-        for path, code in grader.sources()
-    ]
-    if sources:
+    graders = {f"testing_criteria[{index}]": grader for index, grader in enumerate(body.testing_criteria)}
+    for param, grader in graders.items():
+        check_available(grader, deployment, param)
+        evals.check_references(config, references_of(grader), param)
+    if sources := source_process.sources_of(graders):
         with call.services.computations.slot(call.project_id):
             source_process.check(sources)

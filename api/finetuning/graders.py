@@ -39,7 +39,6 @@ from jobs.evals.graders.base import (
     ModelRequest,
 )
 from jobs.evals.grading_process import Outcome, Question, decode_outcome
-from jobs.evals.source_process import Source
 from jobs.platform.children import ChildFailed
 from jobs.requests.endpoints import SERVED_WITH
 
@@ -111,8 +110,7 @@ class GraderRun(BaseModel):
 def validate_grader(call: Call, body: ValidateGrader) -> GraderValidation:
     """Check a grader, that its code compiles, and that this deployment can run it."""
     _check(call, body.grader)
-    sources = [Source(f"grader.{path}", code) for path, code in body.grader.sources()]
-    if sources:
+    if sources := source_process.sources_of({"grader": body.grader}):
         with call.services.computations.slot(call.project_id):
             source_process.check(sources)
     return GraderValidation(grader=graders.stored(body.grader))

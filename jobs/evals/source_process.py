@@ -9,15 +9,18 @@ import re
 import symtable
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from jobs.errors import InvalidRequest
 from jobs.platform import children
 from jobs.platform.children import ChildFailed, Limits
+
+if TYPE_CHECKING:  # the child needs none
+    from jobs.evals.graders.base import Grader
 
 MODULE: Final = "jobs.evals.source_process"
 #: Code of 256 KiB takes a second and some 100 MiB.
@@ -41,6 +44,11 @@ class Fault:
 
     param: str
     message: str
+
+
+def sources_of(graders: "Mapping[str, Grader]") -> list[Source]:
+    """Return the code of graders, which are given by the fields of a request that have them."""
+    return [Source(f"{param}.{path}", code) for param, grader in graders.items() for path, code in grader.sources()]
 
 
 def check(sources: Sequence[Source]) -> None:
