@@ -1,6 +1,6 @@
 """Vector stores, their files and chunking strategies in requests and answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, Self
 
 import msgspec
@@ -14,7 +14,7 @@ from jobs.ledger.states import TERMINAL, JobState
 from jobs.ledger.tables import Job
 from jobs.retrieval.attachments import is_over
 from jobs.retrieval.documents import Document
-from jobs.retrieval.searches import FoundChunk
+from jobs.retrieval.searches import FoundChunk, Results
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
 
 #: OpenAI's `auto`.
@@ -251,12 +251,16 @@ class SearchResult(BaseModel):
     score: float
     attributes: dict[str, Value] | None
     content: list[Text]
-    chunk: ChunkFacts
-    scores: ChunkScores
+    chunk: ChunkFacts | None = None
+    scores: ChunkScores | None = None
+
+
+#: Fields of a search's answer that are not OpenAI's.
+SearchField = Literal["chunk", "scores", "duplicates"]
 
 
 class SearchPage(BaseModel):
-    """`duplicates`, how many were left out by `deduplicate`, is ours."""
+    """OpenAI's fields, and those that `include` names; `duplicates` is how many were left out by `deduplicate`."""
 
     object: Literal["vector_store.search_results.page"] = "vector_store.search_results.page"
     search_query: list[str]
@@ -339,14 +343,31 @@ def show_content(document: Document | None) -> FileContentPage:
     return FileContentPage(data=[Text(text=document.text)] if document else [])
 
 
-def show_found(hit: FoundChunk) -> SearchResult:
-    chunk = {name: hit.meta.get(name) for name in ChunkFacts.model_fields} | {"n": hit.n}
-    return SearchResult(
+def show_search(queries: Sequence[str], results: Results, include: Collection[SearchField]) -> SearchPage:
+    """Return the page of a search. Of the fields that are not OpenAI's only those in `include` are set."""
+    page = SearchPage(
+        object="vector_store.search_results.page",
+        search_query=list(queries),
+        data=[show_found(hit, include) for hit in results.chunks],
+        has_more=False,
+        next_page=None,
+    )
+    if "duplicates" in include:
+        page.duplicates = results.duplicates
+    return page
+
+
+def show_found(hit: FoundChunk, include: Collection[SearchField]) -> SearchResult:
+    result = SearchResult(
         file_id=hit.file_id,
         filename=hit.filename,
         score=hit.score,
         attributes=hit.attributes,
-        content=[Text(text=hit.text)],
-        chunk=ChunkFacts(**chunk),
-        scores=ChunkScores(**msgspec.structs.asdict(hit.scores)),
+        content=[Text(type="text", text=hit.text)],
     )
+    if "chunk" in include:
+        facts = {name: hit.meta.get(name) for name in ChunkFacts.model_fields} | {"n": hit.n}
+        result.chunk = ChunkFacts(**facts)
+    if "scores" in include:
+        result.scores = ChunkScores(**msgspec.structs.asdict(hit.scores))
+    return result

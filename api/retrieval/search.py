@@ -19,7 +19,7 @@ from api.deps import Call, CallContext
 from api.http.bodies import Body, Many, resource
 from api.inference.interactive import submit, whole_response
 from api.retrieval.queries import get_store
-from api.retrieval.schemas import SearchPage, show_found
+from api.retrieval.schemas import SearchField, SearchPage, show_search
 from api.shares import run_in_threadpool
 from jobs.errors import InvalidRequest, NightmillError
 from jobs.fleet import routing
@@ -69,16 +69,20 @@ class RankingOptions(Body):
 
 
 class SearchVectorStore(Body):
-    """OpenAI's fields. `rewrite_query`: by a model that the operator names; else the query is searched as it stands."""
+    """OpenAI's fields, and `include`, which names the fields of the answer that are not OpenAI's.
+
+    `rewrite_query`: by a model that the operator names; else the query is searched as it stands.
+    """
 
     query: str | Many[str]
     max_num_results: int = Field(default=10, ge=1, le=50)
     rewrite_query: bool = False
     filters: dict[str, Any] | None = None
     ranking_options: RankingOptions | None = None
+    include: Many[SearchField] | None = None
 
 
-@router.post("/vector_stores/{vector_store_id}/search", response_model=SearchPage)
+@router.post("/vector_stores/{vector_store_id}/search", response_model=SearchPage, response_model_exclude_unset=True)
 async def search_vector_store(call: Call, request: Request, vector_store_id: str, body: SearchVectorStore) -> Any:
     """Search for the chunks that match a query best, by meaning and by words.
 
@@ -103,9 +107,7 @@ async def search_vector_store(call: Call, request: Request, vector_store_id: str
             break  # otherwise another index came into use and the former one was removed
     if first.status >= 400:
         return whole_response(first)
-    results = searches.decode_results(first.body)
-    data = [show_found(hit) for hit in results.chunks]
-    return SearchPage(search_query=list(queries), data=data, duplicates=results.duplicates)
+    return show_search(queries, searches.decode_results(first.body), body.include or ())
 
 
 async def answer_of(call: CallContext, request: Request, search: searches.Search) -> AnswerEntry:

@@ -35,6 +35,7 @@ _NAMES = tuple(
 _MOST, _LEAST = 8, 2  # documents at once
 SHOWN = 50  # chunks of a search, at most
 _BY_WORDS = {"hybrid_search": {"embedding_weight": 0, "text_weight": 1}}
+_WITH_CHUNK = {"include": ["chunk"]}
 
 
 @dataclass(slots=True)
@@ -310,11 +311,12 @@ class SourceClient:
     def find(self, words: str = "") -> list[Found] | None:
         """Everything, or where one word is. None when nobody answers."""
         if words:
-            asked: Any = {"query": words, "extra_body": {"ranking_options": _BY_WORDS}}
+            asked: Any = {"query": words, "extra_body": {"ranking_options": _BY_WORDS, **_WITH_CHUNK}}
         else:
-            asked = {"query": f"look at {self.mirror.key} the {self.searches}th time {self.rng.getrandbits(32):x}"}
+            query = f"look at {self.mirror.key} the {self.searches}th time {self.rng.getrandbits(32):x}"
+            asked = {"query": query, "extra_body": _WITH_CHUNK}
             lengths = (None, *range(DIMENSIONS, self.dimensions + 1))
-            self.queries |= {text_mark(asked["query"], length) for length in lengths}
+            self.queries |= {text_mark(query, length) for length in lengths}
         return self.client.look(
             lambda sdk: list(sdk.vector_stores.search(self.mirror.id, max_num_results=SHOWN, **asked)), 15.0
         )

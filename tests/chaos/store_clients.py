@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _OPEN = 12  # papers that are being brought in, at most
 _BY_WORDS = {"hybrid_search": {"embedding_weight": 0, "text_weight": 1}}
+_WITH_CHUNK = {"include": ["chunk"]}
 
 
 @dataclass(slots=True)
@@ -302,11 +303,12 @@ class StoreClients:
     def find(self, store: KnownStore, paper: Paper, *, by_words: bool) -> list[Found] | None:
         """By its own word among all; or every chunk of it alone. None when nobody answers."""
         if by_words:
-            asked: Any = {"query": paper.needle, "extra_body": {"ranking_options": _BY_WORDS}}
+            asked: Any = {"query": paper.needle, "extra_body": {"ranking_options": _BY_WORDS, **_WITH_CHUNK}}
         else:
             query = f"look for {paper.key} the {self.searches}th time"
             self.queries.add(text_mark(query))
-            asked = {"query": query, "filters": {"type": "eq", "key": "paper", "value": paper.key}}
+            filters = {"type": "eq", "key": "paper", "value": paper.key}
+            asked = {"query": query, "filters": filters, "extra_body": _WITH_CHUNK}
         return self._of(store, lambda sdk: list(sdk.vector_stores.search(store.id, max_num_results=50, **asked)), 15.0)
 
     def _of(self, store: KnownStore, get: Callable[[OpenAI], T], seconds: float = 5.0) -> T | None:

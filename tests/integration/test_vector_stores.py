@@ -268,7 +268,8 @@ def test_of_a_question_longer_than_the_model_takes_the_beginning_counts(mill: Mi
 
 
 def test_a_chunk_says_where_it_stands_in_the_text_of_its_file(mill: Mill, library: str) -> None:
-    [first, *_] = mill.client.vector_stores.search(library, query=LIBRARY["contract.pdf"][0])
+    include: Any = {"include": ["chunk"]}
+    [first, *_] = mill.client.vector_stores.search(library, query=LIBRARY["contract.pdf"][0], extra_body=include)
     [text] = mill.client.vector_stores.files.content(first.file_id, vector_store_id=library)
     facts: Any = first.model_dump()["chunk"]
 
@@ -281,7 +282,10 @@ def test_a_chunk_says_where_it_stands_in_the_text_of_its_file(mill: Mill, librar
 def test_a_search_is_re_ranked_by_the_model_that_it_names(mill: Mill, library: str, ranker: str) -> None:
     query = "Which river flows through Vienna?"
     options: Any = {"ranker": ranker, "rerank_depth": 20, "score_threshold": 0.0, "deduplicate": 0.9}
-    found = mill.client.vector_stores.search(library, query=query, max_num_results=20, ranking_options=options)
+    include: Any = {"include": ["scores", "duplicates"]}
+    found = mill.client.vector_stores.search(
+        library, query=query, max_num_results=20, ranking_options=options, extra_body=include
+    )
 
     body = {"model": ranker, "query": query, "documents": [one.content[0].text for one in found.data]}
     alone: Any = mill.client.post("/rerank", body=body, cast_to=object)
@@ -294,6 +298,24 @@ def test_a_search_is_re_ranked_by_the_model_that_it_names(mill: Mill, library: s
     parts = [result.model_dump()["scores"] for result in found.data]
     assert [part["reranked"] for part in parts] == pytest.approx([result.score for result in found.data], abs=1e-5)
     assert all(0 <= part["fused"] <= 1 for part in parts)
+
+
+def test_a_search_has_openais_fields_and_those_that_include_names(mill: Mill, library: str) -> None:
+    def searched(**fields: Any) -> Any:
+        body = {"query": "Vienna", "ranking_options": {"deduplicate": 0.9}, **fields}
+        return mill.client.post(f"/vector_stores/{library}/search", body=body, cast_to=object)
+
+    page = searched()
+    assert page.keys() == {"object", "search_query", "data", "has_more", "next_page"}
+    result = {"file_id", "filename", "score", "attributes", "content"}
+    assert [one.keys() for one in page["data"]] == [result] * len(page["data"])
+    assert page["data"][0]["content"][0].keys() == {"type", "text"}
+    page = searched(include=["scores", "duplicates", "chunk"])
+    assert page["duplicates"] == 0
+    assert page["data"][0].keys() == result | {"chunk", "scores"}
+    with pytest.raises(BadRequestError) as refused:
+        searched(include=["bogus"])
+    assert refused.value.param == "include[0]"
 
 
 def test_a_ranker_that_is_not_there_is_the_clients_mistake(mill: Mill, library: str) -> None:
@@ -366,7 +388,8 @@ def test_a_text_is_cut_where_its_meaning_changes_and_its_chunks_say_what_they_ar
     text = "---\ndate: 2024-01-31T10:00:00+01:00\n---\n" + f"{kiwi} {invoice}"
     file = mill.client.vector_stores.files.create_and_poll(mill.upload("both.md", text.encode()), vector_store_id=store)
 
-    found = mill.client.vector_stores.search(store, query="birds and invoices").data
+    include: Any = {"include": ["chunk"]}
+    found = mill.client.vector_stores.search(store, query="birds and invoices", extra_body=include).data
 
     assert file.status == "completed"
     assert sorted(one.content[0].text for one in found) == [invoice, kiwi]

@@ -239,7 +239,7 @@ class Searching:
         made, began = self.library.made, time.monotonic()
         self.marks.add(stub_engine.text_mark(query))
         filters = {"type": "eq", "key": "paper", "value": paper}
-        body = {"query": query, "max_num_results": _SHOWN, "filters": filters}
+        body = {"query": query, "max_num_results": _SHOWN, "filters": filters, "include": ["chunk"]}
         path = made.url(f"vector_stores/{self._store}/search")
         try:
             said = made.http.post(path, json=body, timeout=2 * _SEARCH_SECONDS)

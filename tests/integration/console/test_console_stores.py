@@ -165,7 +165,7 @@ def test_second_index_is_built_compared_used_and_the_first_one_deleted(console: 
 
 
 def test_citation_of_an_answer_opens_its_chunk(console: Console, mill: Mill, store: str) -> None:
-    [found, *_] = mill.client.vector_stores.search(store, query="blue whale")
+    [found, *_] = mill.client.vector_stores.search(store, query="blue whale", extra_body={"include": ["chunk"]})
     chunk = found.model_dump()["chunk"]
     citation = {"type": "file_citation", "index": 5, "file_id": found.file_id, "filename": found.filename, "support": 1}
     part = {"annotations": [citation | {"start": chunk["start"], "end": chunk["end"]}]}

@@ -13,7 +13,7 @@ import { Card } from "@/components/Page";
 import { cut } from "@/pages/jobs/cut";
 
 type Result = Schema<"SearchResult">;
-type Scores = Result["scores"];
+type Scores = Schema<"ChunkScores">;
 type Request = Schema<"SearchVectorStore">;
 
 const LONGEST_TEXT = 4_000;
@@ -117,15 +117,15 @@ function bodyOf(query: string, { limit, ranker, fusion, vectorWeight, wordWeight
   const weights = { embedding_weight: Number(vectorWeight), text_weight: Number(wordWeight) };
   const hybrid_search = fusion === "" ? undefined : { ...weights, fusion };
   // Fields that are left out have their defaults.
-  return { query, max_num_results: Number(limit), ranking_options: { ranker: ranker || "auto", hybrid_search } } as Request;
+  return { query, max_num_results: Number(limit), ranking_options: { ranker: ranker || "auto", hybrid_search }, include: ["chunk", "scores"] } as Request;
 }
 
 function Results({ results }: { results: readonly Result[] }) {
-  const best = Object.fromEntries(COLUMNS.map(([part]) => [part, Math.max(0, ...results.map(({ scores }) => scores[part] ?? 0))]));
+  const best = Object.fromEntries(COLUMNS.map(([part]) => [part, Math.max(0, ...results.map(({ scores }) => scores?.[part] ?? 0))]));
   return (
     <ol className="results">
       {results.map((result) => (
-        <li key={`${result.file_id} ${result.chunk.n}`}>
+        <li key={`${result.file_id} ${result.chunk?.n}`}>
           <Card className="stack">
             <ResultHead result={result} />
             <dl className="scores">
@@ -133,7 +133,7 @@ function Results({ results }: { results: readonly Result[] }) {
                 <div key={part}>
                   <dt>{label}</dt>
                   <dd>
-                    <Score value={result.scores[part]} best={best[part] ?? 0} />
+                    <Score value={result.scores?.[part] ?? null} best={best[part] ?? 0} />
                   </dd>
                 </div>
               ))}
@@ -148,7 +148,7 @@ function Results({ results }: { results: readonly Result[] }) {
 
 function ResultHead({ result }: { result: Result }) {
   const { chunk } = result;
-  const where = [chunk.section?.join(" › "), chunk.page !== null && chunk.page !== undefined && `page ${chunk.page}`, `chunk ${chunk.n}`];
+  const where = chunk ? [chunk.section?.join(" › "), chunk.page !== null && chunk.page !== undefined && `page ${chunk.page}`, `chunk ${chunk.n}`] : [];
   return (
     <p className="row">
       <Link to="/files/$fileId" params={{ fileId: result.file_id }} className="break">
