@@ -86,7 +86,7 @@ _DIFFERS = {
     "models.delete": "Deletes a model that the project has made; those of `models.yaml` stay.",
     "responses.create": f"The tools are `function` and `file_search`. {_MEDIA} `prompt` is refused.",
     "responses.compact": "The compaction is readable by this server alone.",
-    "vector_stores.search": "Scores are those of the re-ranker or of the fusion of vectors and words.",
+    "vector_stores.search": "Scores are of the re-ranker, or cosines that common words raise. `include` adds fields.",
 }
 
 

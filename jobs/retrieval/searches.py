@@ -93,8 +93,8 @@ class Search(msgspec.Struct, frozen=True, omit_defaults=True):
 class Scores(msgspec.Struct, frozen=True):
     """The parts of a chunk's score; None from a ranking that has not found the chunk, or that was not made.
 
-    `vectors` is the cosine with the query, `words` the BM25 score of the vector database. `fused` is made of both,
-    `reranked` by a model.
+    `vectors` is the cosine with the query, `words` the BM25 score of the vector database. `fused`, a share of the best
+    that is possible in this search, is made of both and orders the chunks. `reranked` is the score of a model.
     """
 
     vectors: float | None = None

@@ -237,6 +237,15 @@ def test_a_question_in_other_words_finds_its_file(mill: Mill, library: str, name
     assert mill.asked(library, LIBRARY[name][0])[0] == name
 
 
+def test_best_result_of_a_question_that_nothing_answers_has_a_lower_score(mill: Mill, library: str) -> None:
+    def best(question: str) -> float:
+        return mill.client.vector_stores.search(library, query=question).data[0].score
+
+    answered = [best(question) for question, _ in LIBRARY.values()]
+
+    assert 2 * best("Which violin concerto did the orchestra rehearse?") < min(answered)
+
+
 def test_stop_words_decide_no_search_of_a_small_store(mill: Mill) -> None:
     assert mill.asked(bring_in(mill, THREE), "Who pays for trips?")[0] == "travel.txt"
 

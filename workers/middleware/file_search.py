@@ -11,6 +11,7 @@ a refusal if the files do not support the answer.
 """
 
 import asyncio
+import heapq
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
@@ -350,15 +351,15 @@ class FileSearchMiddleware(Middleware):
 
         For a batch line the query is not cached: it would outlive the batch's file.
         """
-        chunks: list[FoundChunk] = []
+        of_stores: list[Sequence[FoundChunk]] = []
         cacheable = request.cacheable and request.job_id is None
         for store_id in dict.fromkeys(tool.vector_store_ids) if query else ():
             search = msgspec.structs.replace(tool.search(store_id, query), cacheable=cacheable)
             of_store = await self._search(request, search)
             if isinstance(of_store, Answer):
                 return of_store
-            chunks += of_store
-        chunks.sort(key=lambda chunk: -chunk.score)
+            of_stores.append(of_store)
+        chunks = list(heapq.merge(*of_stores, key=lambda chunk: -chunk.score))  # keeps the order of each store
         limit, alike = (
             tool.max_num_results or DEFAULT_RESULTS,
             tool.ranking_options and tool.ranking_options.deduplicate,

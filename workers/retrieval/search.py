@@ -16,8 +16,10 @@ Stop words are not matched. There are two ways to fuse the rankings by meaning a
                (Cormack, Clarke, Büttcher: Reciprocal Rank Fusion, SIGIR 2009)
     relative   each list gives weight x score / its best score
 
-Scores are from 0 to 1: the best hit of both lists has 1. A single list keeps its scores: cosines, negative ones as 0,
-or BM25 relative to the best.
+Their sum orders the hits. It is a share of the best in this search, which may be irrelevant. So the score that clients
+see is another one, from 0 to 1, which depends on no other hit and does not order them:
+
+    cosine + (1 - cosine) x words x weight of words / both weights    words: the share of the query's words in the chunk
 """
 
 import asyncio
@@ -25,6 +27,7 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, Final, Literal
 
 import msgspec
@@ -38,6 +41,7 @@ from jobs.requests.endpoints import EMBEDDINGS
 from jobs.retrieval import attachments, filters, indexes, searches, source_items
 from jobs.retrieval.searches import FoundChunk, Results, Scores, Search
 from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
+from jobs.retrieval.words import contained_words, share, stated_words
 from workers.engines.port import Answer, EngineBusy, Request, refusal
 from workers.engines.refusals import is_too_long
 from workers.retrieval.ingestion import embedding_model
@@ -57,7 +61,7 @@ Ranked = tuple[Hit, float]
 
 
 def fuse(near: Sequence[Hit], worded: Sequence[Hit], weights: tuple[float, float], how: Fusion, k: int) -> list[Ranked]:
-    """Return the hits of both lists, best first, each once, with its score."""
+    """Return the hits of both lists, best first, each once, with its share of the best that is possible."""
     if not weights[1]:
         return [(hit, min(1.0, max(0.0, hit.score))) for hit in near]
     if not weights[0]:
@@ -84,6 +88,13 @@ def _relative(hits: Sequence[Hit]) -> Callable[[Hit, int], float]:
     return lambda hit, _: max(0.0, hit.score) / best if best > 0 else 0.0
 
 
+def score_of(query: str, text: str, cosine: float | None, weights: tuple[float, float]) -> float:
+    """Return the score of a chunk that clients see, from 0 to 1; without a cosine and with a negative one, of words."""
+    near = min(1.0, max(0.0, cosine or 0.0))
+    words = share(stated_words(keywords(query)), contained_words(text)) if weights[1] else 0.0
+    return near + (1.0 - near) * words * weights[1] / sum(weights)
+
+
 # ── search ──
 
 _THREADS: Final = 4
@@ -93,8 +104,8 @@ _LEAST: Final = 50
 _MOST: Final = 10_000
 _TRIES: Final = 3
 
-#: Hits with their scores, by document and number of the chunk.
-Scored = dict[tuple[str, int], tuple[Hit, Scores]]
+#: Hits with their query and the parts of their score, by document and number of the chunk.
+Scored = dict[tuple[str, int], tuple[Hit, str, Scores]]
 
 
 @dataclass(slots=True)
@@ -198,20 +209,22 @@ class Searching:
             removed = self._removed_documents(search.store_id, seen)
             if not removed and not self._replaced(search.store_id, seen.hidden, began):
                 break
-        left = [pair for pair in ranked.values() if pair[0].document not in removed]
-        best = sorted(left, key=lambda pair: (-_fused(pair[1]), pair[0].document, pair[0].n))
-        return [_found(seen.rows[hit.document], hit, scores) for hit, scores in best[: search.candidates]]
+        left = [found for found in ranked.values() if found[0].document not in removed]
+        best = sorted(left, key=lambda found: (-_fused(found[2]), found[0].document, found[0].n))
+        chunks = (_found(search, seen.rows[found[0].document], *found) for found in best)
+        lowest = 0.0 if search.ranker else search.threshold  # the scores of a ranker come later
+        return list(islice((chunk for chunk in chunks if chunk.score >= lowest), search.candidates))
 
     def _best_of_all(self, search: Search, store: VectorStore, vectors: Sequence[Vector | None]) -> tuple[Scored, Seen]:
-        """Return the hits of all queries, each with the scores of the query for which it has the best one."""
+        """Return the hits of all queries, each with the query for which fusion gives it most."""
         only = self._filtered(search)
         ranked: Scored = {}
         seen = Seen(hidden=set(only or ()))
         for query, vector in zip(search.queries, vectors, strict=True):
             for hit, scores in self._ranked(search, store, query, vector, only, seen):
                 key = (hit.document, hit.n)
-                if key not in ranked or _fused(ranked[key][1]) < _fused(scores):
-                    ranked[key] = hit, scores
+                if key not in ranked or _fused(ranked[key][2]) < _fused(scores):
+                    ranked[key] = hit, query, scores
         seen.hidden -= seen.rows.keys()
         return ranked, seen
 
@@ -307,9 +320,9 @@ def _rounded(score: float | None) -> float | None:
     return None if score is None else round(score, 6)
 
 
-def _found(row: VectorStoreFile, hit: Hit, scores: Scores) -> FoundChunk:
-    score = round(_fused(scores), 6)
-    shown = msgspec.structs.replace(scores, fused=score)
+def _found(search: Search, row: VectorStoreFile, hit: Hit, query: str, scores: Scores) -> FoundChunk:
+    score = round(score_of(query, hit.text, scores.vectors, (search.vector_weight, search.text_weight)), 6)
+    shown = msgspec.structs.replace(scores, fused=round(_fused(scores), 6))
     return FoundChunk(row.id, row.filename, score, hit.text, row.attributes, hit.meta, hit.n, shown)
 
 

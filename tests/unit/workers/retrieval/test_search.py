@@ -1,6 +1,7 @@
 """A search finds what SQL says can be found, best first, and nothing else."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tests.support.ingesting import DIMENSIONS, MODEL, ReadOnce, Works, refuses,
 from workers.engines.port import Answer, EngineBusy, EngineFault, refusal
 from workers.engines.refusals import CODE
 from workers.retrieval import search as searching
-from workers.retrieval.search import fuse
+from workers.retrieval.search import fuse, score_of
 from workers.vectors.base import Entry, Hit, Store, VectorsUnavailable
 from workers.vectors.open_vectors import open_vectors
 
@@ -93,9 +94,49 @@ def searchable(mill: Works) -> SearchableStore:
 def test_what_answers_best_comes_first(searchable: SearchableStore) -> None:
     (best, *others) = searchable.search("a flightless bird of the forest")
 
-    assert (best.file_id, best.filename, best.text, best.score) == ("kiwi", "kiwi.txt", TEXTS["kiwi"], 1.0)
+    assert (best.file_id, best.filename, best.text, best.scores.fused) == ("kiwi", "kiwi.txt", TEXTS["kiwi"], 1.0)
     assert [found.score for found in others] == sorted((found.score for found in others), reverse=True)
-    assert all(0 <= found.score < 1 for found in others)
+    assert all(0 <= found.score < best.score < 1 for found in others)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"fusion": "rrf", "text_weight": 1.0}, {"text_weight": 0.0}, {"vector_weight": 0.0}],
+    ids=["default", "ranks", "meaning", "words"],
+)
+def test_best_result_has_a_low_score_where_nothing_answers(searchable: SearchableStore, fields: dict[str, Any]) -> None:
+    [answer, *_] = searchable.search("the kiwi is a flightless bird of the forest", **fields)
+    [other, *_] = searchable.search("quarterly invoices overdue sea quantum", **fields)
+
+    assert other.score < 2 / 3 * answer.score
+    assert other.scores.fused is not None
+    assert fields == {"text_weight": 0.0} or other.scores.fused > 0.75
+
+
+@pytest.mark.parametrize("fusion", ["rrf", "relative"])
+def test_a_score_is_the_same_whatever_else_is_found(searchable: SearchableStore, fusion: Any) -> None:
+    with searchable.mill.db.write() as session:
+        session.execute(update(VectorStoreFile).where(VectorStoreFile.id == "tide").values(attributes={"far": 1}))
+    query = "kiwi forest moon"
+    among_all = {one.file_id: one.score for one in searchable.search(query, fusion=fusion)}
+
+    [alone] = searchable.search(query, fusion=fusion, filters={"type": "eq", "key": "far", "value": 1})
+
+    assert 0 < alone.score == among_all["tide"]
+
+
+@pytest.mark.parametrize("fusion", ["rrf", "relative"])
+def test_words_decide_the_order_where_every_cosine_is_negative(
+    searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch, fusion: Any
+) -> None:
+    look = searchable.mill.vectors.inner.nearest
+    opposite = lambda *given: [replace(hit, score=-0.5) for hit in look(*given)]  # noqa: E731
+    monkeypatch.setattr(searchable.mill.vectors.inner, "nearest", opposite)
+
+    for name, word in {"emu": "tall", "kiwi": "forest", "lava": "volcano", "tide": "moon"}.items():
+        [first, *others] = searchable.search(word, fusion=fusion, text_weight=9.0)
+        assert first.file_id == name
+        assert [one.score for one in others] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("fusion", ["rrf", "relative"])
@@ -116,7 +157,6 @@ def test_scores_show_what_each_ranking_gave(searchable: SearchableStore) -> None
     assert [name for name, scores in both.items() if scores.words is not None] == ["lava"]
     assert both["lava"].fused == 1.0
     assert by_words.scores == Scores(None, both["lava"].words, 1.0)
-    assert all(chunk.score == chunk.scores.fused for chunk in searchable.search("volcano lava"))
 
 
 def test_words_alone_ask_no_engine(searchable: SearchableStore) -> None:
@@ -131,6 +171,23 @@ def test_below_the_threshold_nothing_comes(searchable: SearchableStore, count: i
     threshold = (every[count - 1].score + every[count].score) / 2
 
     assert searchable.search("bird of the sea", threshold=threshold) == every[:count]
+
+
+def test_threshold_leaves_room_for_results_after_those_below_it(
+    searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cosines = {"lava": 0.9, "tide": 0.2, "emu": 0.1, "kiwi": 0.0}
+    look = searchable.mill.vectors.inner.nearest
+
+    def ranked(*given: Any) -> list[Hit]:
+        hits = {hit.document: hit for hit in look(*given)}
+        return [replace(hits[f"vsd_{name}.1"], score=cosine) for name, cosine in cosines.items()]
+
+    monkeypatch.setattr(searchable.mill.vectors.inner, "nearest", ranked)
+    query, ranks = "forest quantum invoices overdue", {"fusion": "rrf", "text_weight": 1.0}
+
+    assert searchable.names(query, limit=1, **ranks) == ["kiwi"]
+    assert searchable.names(query, limit=1, threshold=0.5, **ranks) == ["lava"]
 
 
 def test_words_without_a_meaning_find_nothing_where_others_remain(searchable: SearchableStore) -> None:
@@ -468,11 +525,33 @@ def hits(**scores: float) -> list[Hit]:
     return [Hit(name, 0, name, {}, score) for name, score in scores.items()]
 
 
+@pytest.mark.parametrize(
+    ("query", "cosine", "weights", "score"),
+    [
+        ("kiwi bird", 0.7, (1, 0), 0.7),
+        ("kiwi bird", -0.3, (1, 0), 0.0),
+        ("kiwi bird", 1.0001, (1, 0.3), 1.0),
+        ("Where is the FOREST?", None, (0, 1), 1.0),
+        ("the kiwi, the emu, the bird, the moa", None, (0, 1e-9), 0.5),
+        ("moa", 0.6, (1, 0.3), 0.6),
+        ("kiwi", 0.6, (2, 2), 0.8),
+        ("kiwi", None, (2, 2), 0.5),
+        ("kiwi emu", 0.6, (2, 2), 0.7),
+        ("kiwi emu", 0.2, (1, 3), 0.5),
+        ("?!", None, (1, 1), 0.0),
+    ],
+)
+def test_score_is_the_cosine_that_common_words_raise(
+    query: str, cosine: float | None, weights: tuple[float, float], score: float
+) -> None:
+    assert score_of(query, TEXTS["kiwi"], cosine, weights) == pytest.approx(score)
+
+
 def ranked(*arguments: Any) -> list[tuple[str, float]]:
     return [(hit.document, round(score, 4)) for hit, score in fuse(*arguments)]
 
 
-def test_hit_that_is_best_in_both_rankings_has_score_one() -> None:
+def test_hit_that_is_best_in_both_rankings_has_all_shares() -> None:
     found = ranked(hits(a=0.9, b=0.5), hits(a=12, c=3), (1, 1), "rrf", 1)
 
     assert found == [("a", 1.0), ("b", 0.3333), ("c", 0.3333)]
@@ -502,11 +581,11 @@ def test_relative_scores_count_by_their_distance_to_the_best() -> None:
     assert found == [("a", 0.75), ("b", 0.75), ("c", 0.0)]
 
 
-def test_cosine_is_the_score_of_a_search_by_vectors_alone() -> None:
+def test_cosine_is_the_share_in_a_search_by_vectors_alone() -> None:
     assert ranked(hits(a=0.7, b=-0.3, c=1.0001), hits(z=9), (1, 0), "rrf", 1) == [("a", 0.7), ("b", 0.0), ("c", 1.0)]
 
 
-def test_best_hit_of_a_search_by_words_alone_has_score_one() -> None:
+def test_best_hit_of_a_search_by_words_alone_has_share_one() -> None:
     assert ranked(hits(z=0.9), hits(a=8, b=2), (0, 1), "rrf", 1) == [("a", 1.0), ("b", 0.25)]
 
 

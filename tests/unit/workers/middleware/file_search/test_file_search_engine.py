@@ -250,6 +250,18 @@ async def test_several_stores_are_searched_and_the_best_of_all_shown() -> None:
     assert f"[{DEFAULT_RESULTS + 1}]" not in engine.asked[0].body["input"]
 
 
+async def test_results_of_stores_are_merged_by_score_in_the_order_of_each() -> None:
+    def found(name: str, score: float) -> FoundChunk:
+        return msgspec.structs.replace(CATS, file_id=name, filename=name, score=score)
+
+    fake_search = FakeSearch(vs_1=[found("a", 0.6), found("b", 0.8)], vs_2=[found("c", 0.7), found("d", 0.5)])
+    include = ["file_search_call.results"]
+
+    body = await answered(asked({**TOOL, "vector_store_ids": ["vs_1", "vs_2"]}, include=include), Echo(), fake_search)
+
+    assert [result["file_id"] for result in body["output"][0]["results"]] == ["c", "a", "b", "d"]
+
+
 @pytest.mark.parametrize(("options", "shown"), [({}, 3), ({"ranking_options": {"deduplicate": 0.9}}, 2)])
 async def test_the_same_text_in_two_stores_is_shown_once_where_that_is_asked_for(
     options: dict[str, Any], shown: int
