@@ -14,7 +14,7 @@ from tests.support import tiny_llama
 from tests.support.system import pause
 
 pytestmark = [pytest.mark.verify, pytest.mark.vllm, pytest.mark.timeout(1200)]
-_BASE = "tiny"
+BASE = "tiny"
 _PROCFILE = """\
 release: python -m jobs.bootstrap
 web: python -m api
@@ -23,20 +23,20 @@ cpu: python -m workers cpu
 finetune: python -m workers finetune
 # optional tuned: python -m workers tuned
 """
-_ENGINE = {
+ENGINE = {
     "enforce_eager": True,
     "dtype": "float32",
     "max_model_len": 1024,
     "max_num_seqs": 8,
     "kv_cache_memory_bytes": 1 << 27,
 }
-_ANSWER = "yes"
+ANSWER = "yes"
 
 
 @pytest.fixture
 def mill(tmp_path: Path) -> Iterator[Deployment]:
-    tiny_llama.write(tmp_path / _BASE, hidden_size=128, max_position_embeddings=1024)
-    models = {_BASE: {"source": {"path": _BASE}, "engine": "vllm", "engine_args": _ENGINE}}
+    tiny_llama.write(tmp_path / BASE, hidden_size=128, max_position_embeddings=1024)
+    models = {BASE: {"source": {"path": BASE}, "engine": "vllm", "engine_args": ENGINE}}
     (tmp_path / "models.yaml").write_text(json.dumps({"models": models}))
     (tmp_path / "Procfile").write_text(_PROCFILE)
     options = ("--procfile", str(tmp_path / "Procfile"), "--with", "tuned")
@@ -47,7 +47,7 @@ def mill(tmp_path: Path) -> Iterator[Deployment]:
 
 
 def test_model_with_weights_of_its_own_is_trained_and_served_by_the_optional_process(mill: Deployment) -> None:
-    name = _train(mill)
+    name = train(mill, "full")
 
     mill.wait_for("gpu.tuned")
     chat = mill.client.chat.completions.create(
@@ -55,23 +55,23 @@ def test_model_with_weights_of_its_own_is_trained_and_served_by_the_optional_pro
     )
 
     assert chat.model == name
-    assert chat.choices[0].message.content == _ANSWER
+    assert chat.choices[0].message.content == ANSWER
     assert chat.choices[0].finish_reason == "stop"
 
 
-def _train(mill: Deployment) -> str:
-    """Train the model to answer each question alike; return the name of the result."""
+def train(mill: Deployment, peft: str) -> str:
+    """Train the model to answer each question by `ANSWER`; return the name of the result."""
     rows = [
-        {"messages": [{"role": "user", "content": f"Is it {n}?"}, {"role": "assistant", "content": _ANSWER}]}
+        {"messages": [{"role": "user", "content": f"Is it {n}?"}, {"role": "assistant", "content": ANSWER}]}
         for n in range(24)
     ]
     file = mill.client.files.create(file=("rows.jsonl", jsonl(rows)), purpose="fine-tune")
     hyperparameters: Any = {"n_epochs": 10, "batch_size": 4, "learning_rate_multiplier": 100}
     job = mill.client.fine_tuning.jobs.create(
-        model=_BASE,
+        model=BASE,
         training_file=file.id,
         method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
-        extra_body={"peft": "full"},
+        extra_body={"peft": peft},
     )
     while job.finished_at is None:
         pause(0.5)
