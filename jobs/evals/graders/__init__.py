@@ -10,6 +10,7 @@
 Types beyond OpenAI's:
 
     exact_match, regex, json_schema                     score 0 or 1
+    pairwise                                            let a model choose the better of two answers
     faithfulness, answer_relevance,
     context_precision, context_recall                   judge answers and contexts           `grounded`
     ranking                                             measure a list of names              `jobs.retrieval.metrics`
