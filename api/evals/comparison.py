@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Annotated, Final, Literal
 
 from fastapi import Query
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -18,7 +18,7 @@ from api.evals.runs import get_run
 from api.http.bodies import resource
 from jobs.errors import Conflict, InvalidRequest, NotFound
 from jobs.evals import comparison_process
-from jobs.evals.comparison import Comparison
+from jobs.evals.comparison import MIN_ITEMS, Comparison, Verdict
 from jobs.evals.comparison_process import Compared
 from jobs.evals.tables import EvalRun
 from jobs.ledger.progress import outcomes
@@ -37,12 +37,12 @@ Baseline = Annotated[str, Query(min_length=1, max_length=64, description="The ru
 class CriterionComparison(BaseModel):
     """Two runs by one criterion, over the items that both could grade.
 
-    `low` and `high` bound the difference of the means: a 95 % interval by a paired bootstrap. `better` and `worse`
-    count the items that changed; `p_value` says how likely so uneven a count is by chance (McNemar's exact test).
+    `low` and `high` bound the difference of the means with 95 %. `better` and `worse` count the items that changed.
     """
 
     criterion: str
     items: int
+    samples: int = Field(description="Pairs of samples: an item has several where its run asked for `n`.")
     baseline: float
     run: float
     difference: float
@@ -50,8 +50,20 @@ class CriterionComparison(BaseModel):
     high: float
     better: int
     worse: int
-    p_value: float
-    is_significant: bool
+    p_value: float = Field(
+        description="How likely so large a difference is by chance: McNemar's exact test, of scores the sign-flip test."
+    )
+    p_adjusted: float = Field(description="`p_value` with Holm's correction for the number of criteria.")
+    verdict: Verdict = Field(
+        description=(
+            f"Whether the run is better or worse than the baseline: `inconclusive` unless at least {MIN_ITEMS} items "
+            f"are compared, `p_adjusted` is below 0.05, and 0 is not between `low` and `high`."
+        )
+    )
+    is_significant: bool = Field(description="Whether the verdict is not `inconclusive`.")
+    items_needed: int | None = Field(
+        description="An estimate of how many more items would decide, from the difference and its spread so far."
+    )
 
 
 class Regression(BaseModel):
@@ -62,7 +74,7 @@ class Regression(BaseModel):
 
 
 class RunComparison(BaseModel):
-    """The comparison of a run with a baseline, over the items that both have.
+    """The comparison of a run with a baseline, over the items that both have. Samples of one run only are left out.
 
     The first of `data` is whether items pass all criteria. `regressions` are the items that became worst, at most 50.
     """
@@ -72,6 +84,7 @@ class RunComparison(BaseModel):
     baseline_run_id: str
     baseline_eval_id: str
     items: int
+    samples: int
     only_in_run: int
     only_in_baseline: int
     data: list[CriterionComparison]
@@ -93,6 +106,7 @@ def compare_run(call: Call, eval_id: str, run_id: str, baseline: Baseline) -> Ru
         baseline_run_id=other.id,
         baseline_eval_id=other.eval_id,
         items=compared.items,
+        samples=compared.samples,
         only_in_run=compared.only_second,
         only_in_baseline=compared.only_first,
         data=[_shown(row) for row in compared.rows],
@@ -138,8 +152,11 @@ def _compared(call: CallContext, baseline: str, run: str) -> Compared:
 
 def _shown(row: Comparison) -> CriterionComparison:
     numbers = asdict(row)
-    baseline, run = numbers.pop("first"), numbers.pop("second")
-    significant = row.is_significant
     return CriterionComparison(
-        baseline=baseline, run=run, difference=row.difference, is_significant=significant, **numbers
+        baseline=numbers.pop("first"),
+        run=numbers.pop("second"),
+        difference=row.difference,
+        verdict=row.verdict,
+        is_significant=row.is_significant,
+        **numbers,
     )

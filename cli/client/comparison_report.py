@@ -30,9 +30,24 @@ svg text { font: 12px system-ui, sans-serif; fill: currentColor }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; margin: 1rem 0 }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; padding: .5rem; border: 1px solid #8886 }
 """
+_METHOD: Final = (
+    "A verdict needs 20 items, an interval that leaves out 0, and a p-value below 0.05, which is corrected for the "
+    "number of comparisons (Holm). How many more items would decide is an estimate."
+)
 #: The page has no script and loads nothing; a browser refuses both, should a text of a model become markup.
 _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
-_HEAD: Final = ("criterion", "items", "first", "second", "difference", "95 % interval", "better", "worse", "p")
+_HEAD: Final = (
+    "criterion",
+    "items",
+    "first",
+    "second",
+    "difference",
+    "95 % interval",
+    "better",
+    "worse",
+    "p",
+    "verdict",
+)
 
 
 def report_page(
@@ -51,7 +66,8 @@ def report_page(
     key = '<svg class="key" width="14" height="14"><rect class="{0}" width="14" height="14"/></svg> <b>{0}</b>'
     parts = [
         f"<p>{key.format('first')} {escape(first)} · {key.format('second')} {escape(second)}</p>",
-        f"<p>{len(pairing.pairs)} items in both</p>",
+        f"<p>{pairing.items} items in both, {len(pairing.pairs)} samples</p>",
+        f"<p>{_METHOD}</p>",
         *_left_out("first", pairing.only_first),
         *_left_out("second", pairing.only_second),
         _table(overall),
@@ -76,11 +92,11 @@ def _table(rows: Sequence["Comparison"]) -> str:
 
 
 def _row(row: "Comparison") -> str:
-    mark = "" if not row.is_significant else ' class="better"' if row.difference > 0 else ' class="worse"'
+    mark = f' class="{row.verdict}"' if row.is_significant else ""
     numbers = (
-        f"<td>{row.items}</td><td>{row.first:.3f}</td><td>{row.second:.3f}</td><td{mark}>{row.difference:+.3f}</td>"
+        f"<td>{row.items_text}</td><td>{row.first:.3f}</td><td>{row.second:.3f}</td><td{mark}>{row.difference:+.3f}</td>"
         f"<td{mark}>{row.low:+.3f} … {row.high:+.3f}</td><td>{row.better}</td><td>{row.worse}</td>"
-        f"<td>{escape(row.p_text)}</td>"
+        f"<td>{escape(row.p_text)}</td><td{mark}>{row.verdict_text}</td>"
     )
     return f"<tr><td>{escape(row.criterion)}</td>{numbers}</tr>"
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -21,6 +21,7 @@ from cli.terminal import moment, say, show, show_entries, show_json, show_table
 
 if TYPE_CHECKING:
     from cli.client.eval_import import Origin
+    from jobs.evals.comparison import Comparison
 
 app = Group("Evaluate models on your items, and compare the runs.")
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, as `nightmill evals list` shows it.")]
@@ -30,6 +31,7 @@ _PAGE: Final = 100
 _WORST: Final = 50  # regressions in a report
 _NAMED: Final = 5  # items that only one run has
 _MATRIX: Final = 10  # labels of a confusion matrix that a terminal shows
+_NUMBERS: Final = ("items", "first", "second", "difference", "95 %", "better", "worse", "p")
 _SAMPLE: Final = "{{ sample.output_text }}"
 
 
@@ -127,12 +129,16 @@ def compare(
     slice_by: Annotated[
         str, typer.Option(metavar="PATH", help="Compare for each value of a field too: item.language.")
     ] = "",
+    fail_on: Annotated[
+        Literal["worse", "inconclusive"] | None,
+        typer.Option(help="End with exit code 1 if a criterion is worse, or, with inconclusive, if one is not better."),
+    ] = None,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Compare two runs item by item: differences, their intervals, and whether they may be chance."""
+    """Compare two runs item by item: differences, their intervals, and whether one is better, worse or inconclusive."""
     from jobs.evals import comparison
 
     with connect(url, api_key, data_dir) as server:
@@ -147,15 +153,17 @@ def compare(
         ]
     if not pairing.pairs:
         raise CliError("the runs have no item in common")
-    groups = {"": pairing.pairs, **pairing.slices}
-    compared = [(group, row) for group, pairs in groups.items() for row in comparison.compare(pairing.criteria, pairs)]
+    overall = comparison.compare(pairing.criteria, pairing.pairs)
+    slices = comparison.compare_slices(pairing.criteria, pairing.slices)
+    compared = [("", row) for row in overall] + slices
     gaps = comparison.gaps(pairing.criteria, pairing.slices)
     if as_json:
         show_json([_comparison_object(group, row) for group, row in compared])
         show_json([asdict(gap) for gap in gaps])
     else:
-        head = ("criterion", "slice", "items", "first", "second", "difference", "95 %", "better", "worse", "p")
-        show_table(head, [_comparison_row(group, row) for group, row in compared])
+        show_table(
+            ("criterion", "slice", *_NUMBERS, "verdict"), [_comparison_row(group, row) for group, row in compared]
+        )
         if gaps:
             show_table(("criterion", "run", "highest", "lowest", "gap", "95 %"), map(_gap_row, gaps))
     for only, run_id in ((pairing.only_first, first), (pairing.only_second, second)):
@@ -167,6 +175,7 @@ def compare(
 
         report.write_text(report_page(first, second, pairing, compared, gaps, shown))
         say(str(report.absolute()), err=as_json)
+    _check_verdicts(overall, fail_on)
 
 
 @app.command("import")
@@ -398,6 +407,13 @@ def _judge(done: dict[str, Any], bounds: dict[str, float]) -> None:
             raise CliError(f"{result['testing_criteria']}: {_share(result):.3f} of the items pass, less than {bound:g}")
 
 
+def _check_verdicts(rows: Sequence["Comparison"], fail_on: str | None) -> None:
+    """Raise CliError where a criterion is worse, or has the verdict `fail_on`. None accepts all verdicts."""
+    refused = [f"{row.criterion}: {row.verdict_text}" for row in rows if row.verdict in ("worse", fail_on)]
+    if refused and fail_on is not None:
+        raise CliError("; ".join(refused))
+
+
 def _share(result: dict[str, Any]) -> float:
     total = result["passed"] + result["failed"] + result["errored"]
     return float(result["passed"] / total) if total else 0.0
@@ -412,13 +428,13 @@ def _run_row(run: dict[str, Any]) -> tuple[object, ...]:
     return run["id"], run["eval_id"], run["name"], run["model"] or "-", run["status"], moment(run["created_at"])
 
 
-def _comparison_object(group: str, row: Any) -> dict[str, Any]:
-    return {"slice": group or None, **asdict(row), "difference": row.difference}
+def _comparison_object(group: str, row: "Comparison") -> dict[str, Any]:
+    return {"slice": group or None, **asdict(row), "difference": row.difference, "verdict": row.verdict}
 
 
-def _comparison_row(group: str, row: Any) -> tuple[object, ...]:
+def _comparison_row(group: str, row: "Comparison") -> tuple[object, ...]:
     means = (f"{row.first:.3f}", f"{row.second:.3f}", f"{row.difference:+.3f}", f"{row.low:+.3f} … {row.high:+.3f}")
-    return row.criterion, group or "all", row.items, *means, row.better, row.worse, row.p_text
+    return row.criterion, group or "all", row.items_text, *means, row.better, row.worse, row.p_text, row.verdict_text
 
 
 def _gap_row(gap: Any) -> tuple[object, ...]:

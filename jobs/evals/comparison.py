@@ -1,12 +1,16 @@
 """Compare two runs of an eval over the same items: pure functions of their output items.
 
-    run A ──┐ paired by the hash of the item ─▶ for each criterion: both means, the difference with an interval, tests
-    run B ──┘ items of one run only are left out, and counted
+    run A ──┐ paired by the hash of the item ─▶ the mean of each item's samples ─▶ for each criterion: both means,
+    run B ──┘                                      the difference with an interval, a test, and the verdict
 
-An item is dropped as soon as its scores are noted: memory grows with the number of items, and not with their texts.
+Samples of one run only are left out, and counted. An output item is dropped as soon as its scores are noted: memory
+grows with the number of items, and not with their texts.
 
-The interval is a paired bootstrap of the difference of the means. Whether an item passes is tested by McNemar's exact
-test, a score by the sign test. Both ask how likely so uneven a count of better and worse items is by chance.
+The unit is the item. Samples of one item depend on each other, so that their differences are averaged before anything
+else is computed (Miller: Adding Error Bars to Evals, arXiv 2411.00640, 2024, §2.2).
+
+    better, worse    the interval leaves out 0, the corrected p-value is below 0.05, and there are `MIN_ITEMS` items
+    inconclusive     all else
 """
 
 import hashlib
@@ -16,23 +20,24 @@ import math
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
 
+from jobs.evals import significance
 from jobs.evals.graders.base import MAX_SCORE
 
-ROUNDS: Final = 2000
-LEVEL: Final = 0.95
-#: Numbers that a bootstrap holds at once.
-_HELD: Final = 1_000_000
+#: Items without which nothing is decided.
+MIN_ITEMS: Final = 20
 _SHOWN_P: Final = 0.001  # smaller p-values are shown as smaller than this one
 OVERALL: Final = "all criteria"
 
-#: Ids of items without a partner that are held.
+#: Ids of samples without a partner that are held.
 NAMED: Final = 100
 MAX_SLICES: Final = 100
+_HASHED: Final = hashlib.sha256().digest_size
 
 Items = Iterable[Mapping[str, Any]]
+Verdict = Literal["better", "worse", "inconclusive"]
 
 
 class TooManySlices(ValueError):
@@ -57,15 +62,16 @@ class Graded:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One item in both runs."""
+    """A sample of an item in both runs. Samples of one item have the same number `item`."""
 
+    item: int
     first: Graded
     second: Graded
 
 
 @dataclass(slots=True)
 class LeftOut:
-    """The items of a run without a partner in the other run: how many there are, and the ids of the first `NAMED`."""
+    """The samples of a run without a partner in the other run: how many, and the ids of the first `NAMED`."""
 
     count: int = 0
     ids: list[str] = field(default_factory=list)
@@ -78,7 +84,7 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """The items of both runs. `criteria` are the names at the positions of scores; `OVERALL` is the first.
+    """The samples of both runs. `criteria` are the names at the positions of scores; `OVERALL` is the first.
 
     `slices` are the pairs by the value of the field that the caller asked for.
     """
@@ -89,17 +95,25 @@ class Pairing:
     only_first: LeftOut
     only_second: LeftOut
 
+    @property
+    def items(self) -> int:
+        """Return the number of items that both runs have."""
+        return len({pair.item for pair in self.pairs})
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two runs by one criterion, over the items that both could grade.
+    """Two runs by one criterion, over the `items` that both could grade, of which there are `samples` pairs.
 
-    `low` and `high` bound the difference of the means. `better` and `worse` count the items that changed from the first
-    run to the second; `p_value` is that of the test of these counts.
+    `first` and `second` are means over the items. `low` and `high` bound the difference of the means. `better` and
+    `worse` count the items that changed from the first run to the second. `p_value` is that of the difference, and
+    `p_adjusted` the same corrected for the number of comparisons. `items_needed` estimates how many more items would
+    decide; None where there is a verdict already, or where the difference is 0 or too small for any number of items.
     """
 
     criterion: str
     items: int
+    samples: int
     first: float
     second: float
     low: float
@@ -107,20 +121,39 @@ class Comparison:
     better: int
     worse: int
     p_value: float
+    p_adjusted: float
+    items_needed: int | None
 
     @property
     def difference(self) -> float:
         return self.second - self.first
 
     @property
+    def verdict(self) -> Verdict:
+        """Return whether the second run is better or worse; inconclusive unless the interval and the test agree."""
+        if self.items < MIN_ITEMS or self.p_adjusted >= significance.ALPHA:
+            return "inconclusive"
+        return "better" if self.low > 0 else "worse" if self.high < 0 else "inconclusive"
+
+    @property
     def is_significant(self) -> bool:
-        """Return whether the interval of the difference leaves out 0."""
-        return self.low > 0 or self.high < 0
+        """Return whether there is a verdict that is not inconclusive."""
+        return self.verdict != "inconclusive"
+
+    @property
+    def verdict_text(self) -> str:
+        """Return the verdict for a table, with the estimate of how many more items would decide."""
+        return f"{self.verdict}, about {self.items_needed} more" if self.items_needed else self.verdict
+
+    @property
+    def items_text(self) -> str:
+        """Return the number of items for a table, with that of samples where it is another."""
+        return f"{self.items} ({self.samples} samples)" if self.samples != self.items else f"{self.items}"
 
     @property
     def p_text(self) -> str:
-        """Return the p-value for a table. No p-value is 0."""
-        return f"{self.p_value:.3f}" if self.p_value >= _SHOWN_P else f"<{_SHOWN_P}"
+        """Return the corrected p-value for a table. No p-value is 0."""
+        return f"{self.p_adjusted:.3f}" if self.p_adjusted >= _SHOWN_P else f"<{_SHOWN_P}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +180,7 @@ def pair_items(first: Items, second: Items, slice_by: str = "") -> Pairing:
     Raises: TooManySlices.
     """
     positions: dict[str, int] = {}
+    numbers: dict[bytes, int] = {}
     unpaired = {key: _graded(item, positions) for key, item in _by_key(first)}
     pairs: list[Pair] = []
     slices: dict[str, list[Pair]] = {}
@@ -156,7 +190,7 @@ def pair_items(first: Items, second: Items, slice_by: str = "") -> Pairing:
         if partner is None:
             only_second.add(graded)
             continue
-        pairs.append(Pair(partner, graded))
+        pairs.append(Pair(numbers.setdefault(key[:_HASHED], len(numbers)), partner, graded))
         if slice_by:
             slices.setdefault(_value_at(item["datasource_item"], slice_by), []).append(pairs[-1])
         if len(slices) > MAX_SLICES:
@@ -201,63 +235,87 @@ def _value_at(item: Mapping[str, Any], path: str) -> str:
 
 def compare(criteria: Sequence[str], pairs: Sequence[Pair]) -> list[Comparison]:
     """Compare two runs by each criterion that both have, and by whether items pass all criteria."""
-    compared = [
-        _compared(name, [(pair.first.score(position), pair.second.score(position)) for pair in pairs])
-        for position, name in enumerate(criteria)
-    ]
-    return [comparison for comparison in compared if comparison is not None]
+    return _decided(_scores(criteria, pairs))
 
 
-def _compared(criterion: str, scores: Sequence[tuple[float | None, float | None]]) -> Comparison | None:
-    known = [(first, second) for first, second in scores if first is not None and second is not None]
-    if not known:
-        return None
-    differences = [second - first for first, second in known]
-    better, worse = sum(change > 0 for change in differences), sum(change < 0 for change in differences)
-    low, high = bootstrap(differences)
-    first_mean, second_mean = (math.fsum(column) / len(known) for column in zip(*known, strict=True))
-    return Comparison(criterion, len(known), first_mean, second_mean, low, high, better, worse, p_value(better, worse))
+def compare_slices(criteria: Sequence[str], slices: Mapping[str, Sequence[Pair]]) -> list[tuple[str, Comparison]]:
+    """Compare two runs in each slice. The p-values are corrected for all slices and criteria together."""
+    columns = [(value, column) for value, pairs in slices.items() for column in _scores(criteria, pairs)]
+    values = [value for value, _ in columns]
+    return list(zip(values, _decided([column for _, column in columns]), strict=True))
 
 
-def bootstrap(
-    values: Sequence[float], rounds: int = ROUNDS, level: float = LEVEL, seed: int = 0
-) -> tuple[float, float]:
-    """Return an interval of the mean of `values`: percentiles of the means of resamples.
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """The mean score of each item in both runs by one criterion, and what the test of their differences gives."""
 
-    The same values always get the same interval.
+    criterion: str
+    samples: int
+    first: Sequence[float]
+    second: Sequence[float]
+    differences: Sequence[float]
+    p_value: float
+
+
+def _scores(criteria: Sequence[str], pairs: Sequence[Pair]) -> list[_Scores]:
+    """Return the scores by each criterion of which both runs have any."""
+    columns = []
+    for position, criterion in enumerate(criteria):
+        scores = [(pair.item, pair.first.score(position), pair.second.score(position)) for pair in pairs]
+        known = [(item, first, second) for item, first, second in scores if first is not None and second is not None]
+        if known:
+            items, *both = zip(*known, strict=True)
+            first, second = (_item_means(items, column) for column in both)
+            columns.append(_Scores(criterion, len(known), first, second, d := second - first, significance.p_value(d)))
+    return columns
+
+
+def _item_means(items: Sequence[int], scores: Sequence[float]) -> Any:
+    """Return the mean score of each item."""
+    import numpy as np
+
+    _, numbers = np.unique(items, return_inverse=True)
+    return np.bincount(numbers, scores) / np.bincount(numbers)
+
+
+def _decided(columns: Sequence[_Scores]) -> list[Comparison]:
+    """Return the comparisons with p-values corrected together.
+
+    A single criterion and "all criteria" ask the same: each is corrected alone.
     """
-    return _interval(_means(values, rounds, seed), level)
+    asks_once = len({column.criterion for column in columns}) <= 2
+    families: dict[str, list[int]] = {}
+    for position, column in enumerate(columns):
+        families.setdefault(column.criterion if asks_once else OVERALL, []).append(position)
+    rows = {}
+    for family in families.values():
+        corrected = significance.correct([columns[position].p_value for position in family])
+        for position, p_adjusted in zip(family, corrected, strict=True):
+            rows[position] = _comparison(columns[position], p_adjusted, len(family))
+    return [rows[position] for position in range(len(columns))]
 
 
-def _interval(means: Any, level: float = LEVEL) -> tuple[float, float]:
-    import numpy as np
-
-    tail = (1 - level) / 2 * 100
-    low, high = np.percentile(means, [tail, 100 - tail])
-    return float(low), float(high)
-
-
-def _means(values: Sequence[float], rounds: int, seed: int) -> Any:
-    """Return the means of resamples of `values`."""
-    import numpy as np
-
-    numbers, counts = np.unique(np.asarray(values, dtype=float), return_counts=True)
-    generator = np.random.default_rng(seed)
-    at_once = max(1, _HELD // len(numbers))
-    means: list[Any] = []
-    for start in range(0, rounds, at_once):
-        drawn = generator.multinomial(len(values), counts / len(values), size=min(at_once, rounds - start))
-        means.append(drawn @ numbers / len(values))
-    return np.concatenate(means)
-
-
-def p_value(better: int, worse: int) -> float:
-    """Return the two-sided p-value of McNemar's exact test, which is the sign test of the items that changed."""
-    changed, fewer = better + worse, min(better, worse)
-    if not changed:
-        return 1.0
-    logs = (math.lgamma(changed + 1) - math.lgamma(k + 1) - math.lgamma(changed - k + 1) for k in range(fewer + 1))
-    return min(1.0, 2 * math.fsum(math.exp(log - changed * math.log(2)) for log in logs))
+def _comparison(column: _Scores, p_adjusted: float, tests: int) -> Comparison:
+    """Return the comparison by one criterion, one of `tests` that are corrected together."""
+    differences = column.differences
+    changes, _ = significance.scaled(differences)
+    low, high = significance.interval(differences)
+    row = Comparison(
+        criterion=column.criterion,
+        items=len(differences),
+        samples=column.samples,
+        first=math.fsum(column.first) / len(differences),
+        second=math.fsum(column.second) / len(differences),
+        low=low,
+        high=high,
+        better=int((changes > 0).sum()),
+        worse=int((changes < 0).sum()),
+        p_value=column.p_value,
+        p_adjusted=p_adjusted,
+        items_needed=None,
+    )
+    needed = None if row.is_significant else significance.items_needed(differences, tests)
+    return row if needed is None else replace(row, items_needed=max(max(needed, MIN_ITEMS) - row.items, 1))
 
 
 def regressions(pairs: Sequence[Pair], limit: int) -> list[Pair]:
@@ -292,5 +350,5 @@ def _gap(groups: Mapping[str, Sequence[float | None]], criterion: str, run: str)
     if len(means) < 2:
         return None
     lowest, highest = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
-    low, high = _interval(_means(scores[highest], ROUNDS, 1) - _means(scores[lowest], ROUNDS, 0))
+    low, high = significance.gap_interval(scores[highest], scores[lowest])
     return Gap(criterion, run, highest, lowest, means[highest] - means[lowest], low, high)

@@ -26,9 +26,13 @@ _LIMITS: Final = Limits(seconds=120, cpu_seconds=60, memory_bytes=2 << 30)
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """The comparison of two runs: numbers of items, a row for each criterion, and pairs of ids of the worst items."""
+    """The comparison of two runs: numbers of items, a row for each criterion, and pairs of ids of the worst items.
+
+    `items` are those of both runs, with `samples` pairs of samples; the samples of one run only are counted apart.
+    """
 
     items: int
+    samples: int
     only_first: int
     only_second: int
     rows: list[Comparison]
@@ -56,6 +60,7 @@ def main() -> None:
     pairing = comparison.pair_items(_items(lines), _items(lines))
     worst = comparison.regressions(pairing.pairs, MAX_REGRESSIONS)
     compared = Compared(
+        pairing.items,
         len(pairing.pairs),
         pairing.only_first.count,
         pairing.only_second.count,

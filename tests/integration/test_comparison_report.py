@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from cli.client.comparison_report import report_page
-from jobs.evals.comparison import compare, gaps, pair_items, regressions
+from jobs.evals.comparison import compare, compare_slices, gaps, pair_items, regressions
 
 HOSTILE = (
     "</pre><script>window.ran = 1</script><img src=http://127.0.0.1:9/x onerror='window.ran = 1'>"
@@ -34,12 +34,26 @@ def page_of(*, hostile: bool) -> str:
     first = [item(n, (n * 7 % 20) / 20, hostile=hostile, text="The first answer.") for n in range(60)]
     second = [item(n, (n * 11 % 20) / 20, hostile=hostile, text="Another answer.") for n in range(3, 62)]
     pairing = pair_items(first, second, "item.language")
-    groups = {"": pairing.pairs, **pairing.slices}
-    compared = [(group, row) for group, pairs in groups.items() for row in compare(pairing.criteria, pairs)]
+    overall = [("", row) for row in compare(pairing.criteria, pairing.pairs)]
+    compared = overall + compare_slices(pairing.criteria, pairing.slices)
     by_id = [{item["id"]: item for item in items} for items in (first, second)]
     worst = [(by_id[0][pair.first.id], by_id[1][pair.second.id]) for pair in regressions(pairing.pairs, 50)]
     name = f"evalrun_2 {HOSTILE}" if hostile else "evalrun_2"
     return report_page("evalrun_1", name, pairing, compared, gaps(pairing.criteria, pairing.slices), worst)
+
+
+@pytest.mark.parametrize(
+    ("items", "mark"), [(19, "<td>inconclusive, about 1 more</td>"), (20, '<td class="better">better</td>')]
+)
+def test_color_is_that_of_a_verdict_with_its_word(items: int, mark: str) -> None:
+    first, second = ([item(n, score, hostile=False, text="") for n in range(items)] for score in (0.1, 0.9))
+    pairing = pair_items(first, second)
+    compared = [("", row) for row in compare(pairing.criteria, pairing.pairs)]
+
+    page = report_page("evalrun_1", "evalrun_2", pairing, compared, [], [])
+
+    assert page.count(mark) == len(compared)
+    assert page.count('class="better"') == (3 * len(compared) if items == 20 else 0)
 
 
 @pytest.mark.verify

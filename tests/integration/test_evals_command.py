@@ -108,13 +108,36 @@ def test_two_runs_are_compared(world: World, tmp_path: Path) -> None:
         ("all criteria", None, 4),
         ("same", None, 4),
     ]
-    assert (compared[1]["worse"], compared[1]["better"], compared[1]["p_value"]) == (4, 0, 0.125)
+    assert (compared[1]["worse"], compared[1]["better"], compared[1]["p_value"]) == (4, 0, pytest.approx(0.125))
+    assert (compared[1]["verdict"], compared[1]["items_needed"]) == ("inconclusive", 16)
+    assert "inconclusive, about 16 more" in table.stdout
     assert {row["slice"] for row in compared[2:-2]} == {"q0", "q1", "q2", "q3"}
     assert [(row["run"], row["gap"]) for row in compared[-2:]] == [("first", 0.0), ("second", 0.0)]
     text = report.read_text()
     assert first["id"] in text
     assert "://" not in text
     assert text.count('<div class="pair">') == 4
+
+
+def test_comparison_ends_with_the_exit_code_that_was_asked_for(world: World, tmp_path: Path) -> None:
+    folder = tmp_path / "few"
+    folder.mkdir()
+    data, few = items_file(tmp_path, right=20, wrong=0), items_file(folder, right=4, wrong=0)
+    words = ("--prompt", "{{ item.question }}?", "--json")
+    good, bad = (json.loads(evaluate(world, data, *more).stdout)["id"] for more in (("--json",), words))
+    ones, others = (json.loads(evaluate(world, few, *more).stdout)["id"] for more in (("--json",), words))
+
+    def compare(*words: str) -> tuple[int, str]:
+        ended = call(world, "compare", *words)
+        return ended.exit_code, str(ended.exception or "")
+
+    worse = "all criteria: worse; same: worse"
+    assert compare(good, bad) == (0, "")
+    assert compare(good, bad, "--fail-on", "worse") == (1, worse)
+    assert compare(good, bad, "--fail-on", "inconclusive") == (1, worse)
+    assert compare(bad, good, "--fail-on", "inconclusive") == (0, "")
+    assert compare(ones, others, "--fail-on", "worse") == (0, "")
+    assert compare(ones, others, "--fail-on", "inconclusive")[0] == 1
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from api.evals import comparison as route
 from jobs.db.engine import Database
-from jobs.evals import comparison, comparison_process
+from jobs.evals import comparison, comparison_process, significance
 from jobs.security import keys
 from tests.support.evaluating import SAME, World, evaluating
 
@@ -49,12 +49,28 @@ def test_runs_are_compared_over_the_items_that_both_have(world: World) -> None:
     assert (shown["items"], shown["only_in_baseline"], shown["only_in_run"]) == (4, 1, 2)
     assert [row["criterion"] for row in shown["data"]] == [comparison.OVERALL, "same"]
     [_, row] = shown["data"]
-    low, high = comparison.bootstrap([0, 1, 1, -1])
-    assert (row["items"], row["baseline"], row["run"], row["difference"]) == (4, 0.25, 0.5, 0.25)
-    assert (row["low"], row["high"], row["is_significant"]) == (low, high, False)
-    assert (row["better"], row["worse"], row["p_value"]) == (2, 1, comparison.p_value(2, 1))
+    low, high = significance.interval([0, 1, 1, -1])
+    assert (row["items"], row["samples"], row["baseline"], row["run"], row["difference"]) == (4, 4, 0.25, 0.5, 0.25)
+    assert (row["low"], row["high"], row["better"], row["worse"]) == (low, high, 2, 1)
+    assert (row["p_value"], row["p_adjusted"]) == (1.0, 1.0)
+    assert (row["verdict"], row["is_significant"]) == ("inconclusive", False)
+    assert row["items_needed"] == max(significance.items_needed([0, 1, 1, -1], 1) or 0, comparison.MIN_ITEMS) - 4
     [worse] = shown["regressions"]
     assert (worse["baseline_item_id"], worse["run_item_id"]) == (world.output(first)[4].id, world.output(second)[3].id)
+
+
+def test_one_item_that_became_better_decides_nothing(world: World) -> None:
+    eval_id = world.eval(SAME)
+    one, other = (world.ended(world.run(eval_id, samples(text), kind="jsonl")) for text in ("no", "yes"))
+    few, many = (world.ended(world.run(eval_id, samples(*[text] * 20), kind="jsonl")) for text in ("no", "yes"))
+
+    [_, undecided] = compare(world, other, one.id)[1]["data"]
+    [_, decided] = compare(world, many, few.id)[1]["data"]
+
+    assert (undecided["difference"], undecided["verdict"], undecided["is_significant"]) == (1.0, "inconclusive", False)
+    assert undecided["items_needed"] == 19
+    assert (decided["verdict"], decided["is_significant"], decided["items_needed"]) == ("better", True, None)
+    assert [row["verdict"] for row in compare(world, few, many.id)[1]["data"]] == ["worse", "worse"]
 
 
 def test_what_cannot_be_compared_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,13 @@
 
 import math
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from jobs.evals import comparison
-from jobs.evals.comparison import MAX_SLICES, NAMED, OVERALL, Pairing
+from jobs.evals.comparison import MAX_SLICES, MIN_ITEMS, NAMED, OVERALL, Comparison, Pairing
 
 
 def item(n: int, score: float | None, **fields: Any) -> dict[str, Any]:
@@ -94,43 +94,106 @@ def test_texts_of_items_are_not_held() -> None:
     assert peak < held + 20 * len(text)
 
 
-@pytest.mark.parametrize(
-    ("better", "worse", "expected"),
-    [(0, 0, 1.0), (5, 5, 1.0), (10, 2, 2 * (1 + 12 + 66) / 2**12), (2, 10, 2 * (1 + 12 + 66) / 2**12), (6, 0, 2 / 64)],
-)
-def test_p_value_is_that_of_the_binomial_distribution(better: int, worse: int, expected: float) -> None:
-    assert comparison.p_value(better, worse) == pytest.approx(expected, rel=1e-9)
-
-
 @pytest.mark.parametrize(("p_value", "text"), [(1.0, "1.000"), (0.0234, "0.023"), (0.001, "0.001"), (1e-9, "<0.001")])
 def test_small_p_value_is_not_shown_as_0(p_value: float, text: str) -> None:
-    row = comparison.Comparison("same", 10, 0.0, 1.0, 0.5, 1.0, 10, 0, p_value)
+    row = Comparison("same", 10, 10, 0.0, 1.0, 0.5, 1.0, 10, 0, 1e-9, p_value, None)
 
     assert row.p_text == text
 
 
-def test_p_value_of_many_items_is_near_the_normal_distribution() -> None:
-    expected = math.erfc((abs(20_400 - 19_600) - 1) / math.sqrt(40_000) / math.sqrt(2))
+@pytest.mark.parametrize(("better", "worse", "verdict"), [(8, 0, "better"), (0, 8, "worse"), (8, 4, "inconclusive")])
+def test_verdict_is_better_worse_or_inconclusive(better: int, worse: int, verdict: str) -> None:
+    scores = [(0.0, 1.0)] * better + [(1.0, 0.0)] * worse + [(1.0, 1.0)] * (30 - better - worse)
+    pairing = paired(*scores)
 
-    assert comparison.p_value(20_400, 19_600) == pytest.approx(expected, rel=0.01)
+    rows = comparison.compare(pairing.criteria, pairing.pairs)
 
-
-def test_interval_is_that_of_the_normal_distribution_where_values_are_many() -> None:
-    values = [1.0] * 600 + [0.0] * 400
-    error = 1.96 * math.sqrt(0.6 * 0.4 / 1000)
-
-    low, high = comparison.bootstrap(values)
-
-    assert (low, high) == (pytest.approx(0.6 - error, abs=0.005), pytest.approx(0.6 + error, abs=0.005))
-    assert comparison.bootstrap(values) == (low, high)
-    assert comparison.bootstrap([0.25]) == (0.25, 0.25)
+    assert [row.verdict for row in rows] == [verdict, verdict]
+    assert [row.is_significant for row in rows] == [verdict != "inconclusive"] * 2
 
 
-def test_interval_of_many_distinct_values_takes_bounded_memory() -> None:
-    low, high = comparison.bootstrap([n / 20_000 for n in range(20_000)], rounds=200)
+@pytest.mark.parametrize("items", [1, 3, MIN_ITEMS - 1])
+def test_few_items_are_inconclusive_whatever_they_say(items: int) -> None:
+    few, enough = paired(*[(0.0, 1.0)] * items), paired(*[(0.0, 1.0)] * MIN_ITEMS)
 
-    assert low < 0.5 < high
-    assert high - low < 0.02
+    [_, row] = comparison.compare(few.criteria, few.pairs)
+    [_, decided] = comparison.compare(enough.criteria, enough.pairs)
+
+    assert (row.verdict, row.items_needed) == ("inconclusive", MIN_ITEMS - items)
+    assert (decided.verdict, decided.items_needed) == ("better", None)
+
+
+def test_test_and_interval_have_to_agree() -> None:
+    """Five of 30 items better, none worse: the interval alone leaves out 0."""
+    pairing = paired(*[(0.0, 1.0)] * 5, *[(1.0, 1.0)] * 25)
+
+    [row, _] = comparison.compare(pairing.criteria, pairing.pairs)
+
+    assert row.low > 0
+    assert (row.p_value, row.verdict) == (0.0625, "inconclusive")
+    assert row.items_needed is not None
+    assert row.verdict_text == f"inconclusive, about {row.items_needed} more"
+
+
+def test_samples_of_one_item_count_as_one_item() -> None:
+    """Of five items each has four samples, all better: they are 20 pairs, and no more evidence than five items."""
+    first, second = ([item(n % 5, score) for n in range(20)] for score in (0.0, 1.0))
+    pairing = comparison.pair_items(first, second)
+
+    [row, _] = comparison.compare(pairing.criteria, pairing.pairs)
+
+    assert (pairing.items, len(pairing.pairs)) == (5, 20)
+    assert (row.items, row.samples, row.better, row.p_value) == (5, 20, 5, 2 / 2**5)
+    assert (row.verdict, row.items_text) == ("inconclusive", "5 (20 samples)")
+
+
+def test_samples_of_an_item_are_averaged_before_items_are() -> None:
+    first = [item(1, 0.0), item(1, 0.0), item(1, 0.0), item(2, 0.4)]
+    second = [item(1, 0.9), item(1, 0.6), item(1, None), item(2, 0.3)]
+    pairing = comparison.pair_items(first, second)
+
+    [_, row] = comparison.compare(pairing.criteria, pairing.pairs)
+
+    assert (row.items, row.samples, row.better, row.worse) == (2, 3, 1, 1)
+    assert (row.first, row.second) == (pytest.approx(0.2), pytest.approx((0.75 + 0.3) / 2))
+
+
+def criteria_of(*scores: Sequence[tuple[float, float]]) -> Pairing:
+    """Return the pairing of two runs with these scores by each of some criteria."""
+    runs = [
+        [
+            {**item(n, None), "results": [{"name": f"c{c}", "score": row[n][run]} for c, row in enumerate(scores)]}
+            for n in range(len(scores[0]))
+        ]
+        for run in (0, 1)
+    ]
+    return comparison.pair_items(*runs)
+
+
+def test_p_values_are_corrected_for_the_number_of_criteria() -> None:
+    changed = [(0.0, 1.0)] * 7 + [(1.0, 1.0)] * 23  # p is 2 / 128
+    alone, among = criteria_of(changed), criteria_of(changed, *[[(1.0, 1.0)] * 30] * 3)
+
+    [single] = comparison.compare(alone.criteria, alone.pairs)
+    first, *others = comparison.compare(among.criteria, among.pairs)
+
+    assert (single.p_value, single.p_adjusted, single.verdict) == (pytest.approx(2 / 128), single.p_value, "better")
+    assert (first.p_value, first.verdict) == (single.p_value, "inconclusive")
+    assert first.p_adjusted == 4 * first.p_value
+    assert [row.p_adjusted for row in others] == [1.0, 1.0, 1.0]
+
+
+def test_p_values_are_corrected_for_the_number_of_slices() -> None:
+    changed = [(0.0, 1.0)] * 7 + [(1.0, 1.0)] * 23
+    runs = [
+        [item(n, pair[run], at=at) for at in ("de", "en", "fr") for n, pair in enumerate(changed)] for run in (0, 1)
+    ]
+    pairing = comparison.pair_items(*runs, "item.at")
+
+    rows = comparison.compare_slices(pairing.criteria, pairing.slices)
+
+    assert [(value, row.criterion) for value, row in rows[:3]] == [("de", OVERALL), ("de", "score"), ("en", OVERALL)]
+    assert [row.p_adjusted for _, row in rows] == pytest.approx([6 / 128] * 6)
 
 
 def test_errored_items_are_left_out_of_a_comparison() -> None:
