@@ -84,7 +84,9 @@ def test_two_runs_are_compared_with_intervals(console: Console, deployment: Depl
     expect(tab.get_by_text(f"nightmill evals compare {first} {second}")).to_be_visible()
     table = tab.get_by_role("table", name="Comparison by criterion")
     expect(table.get_by_role("row").nth(1)).to_contain_text("-0.600")
-    expect(table.get_by_role("row").nth(1)).to_contain_text("-0.900 to -0.300")
+    expect(table.get_by_role("row").nth(1)).to_contain_text("-0.865 to -0.135")
+    expect(table.get_by_role("row").nth(1)).to_contain_text("inconclusive, about 10 more items")
+    expect(table.locator(".good, .bad")).to_have_count(0)
     expect(tab.get_by_role("main")).to_contain_text("10 items in both runs; 1 item only in this one")
     regressions = tab.locator("details.item")
     expect(regressions).to_have_count(6)
@@ -93,6 +95,17 @@ def test_two_runs_are_compared_with_intervals(console: Console, deployment: Depl
     expect(other.get_by_role("region", name="Answer")).to_have_text(HOSTILE)
     expect(this.get_by_role("region", name="Answer")).to_have_text("no")
     console.inspect("comparison")
+
+
+def test_verdict_has_a_word_and_a_color(console: Console, deployment: Deployment) -> None:
+    eval_id = make_eval(deployment)
+    first = make_run(deployment, eval_id, ["no"] * 20, "first")
+    second = make_run(deployment, eval_id, [HOSTILE] * 20, "second")
+    tab = console.open(f"/evals/{eval_id}/runs/{second}?tab=comparison&baseline={first}")
+
+    verdict = tab.get_by_role("table", name="Comparison by criterion").get_by_text("better", exact=True)
+    expect(verdict).to_have_count(2)
+    expect(verdict.first).to_have_class("good")
 
 
 def test_evaluation_is_made_with_its_first_run(console: Console, deployment: Deployment, tmp_path: Path) -> None:

@@ -4,14 +4,14 @@ import { getRouteApi } from "@tanstack/react-router";
 import { get } from "@/api/get";
 import { Failure } from "@/components/Failure";
 import { Field, Select } from "@/components/Field";
-import { formatCount, formatExact } from "@/components/format";
+import { formatCount, formatExact, words } from "@/components/format";
 import { Loaded } from "@/components/Loaded";
 import { Section } from "@/components/Page";
 import { Snippet } from "@/components/Snippet";
 import { Table, type Column } from "@/components/Table";
 
 import { hasEnded, type Comparison, type Run } from "./evals";
-import { Interval, signed } from "./Interval";
+import { Interval, signed, TONES } from "./Interval";
 import { Regressions } from "./Regressions";
 
 const route = getRouteApi("/evals/$evalId/runs/$runId");
@@ -60,16 +60,17 @@ function Compared({ run, baseline }: { run: Run; baseline: string }) {
 }
 
 function Differences({ comparison, evalId }: { comparison: Comparison; evalId: string }) {
-  const { items, only_in_run, only_in_baseline, data } = comparison;
+  const { items, samples, only_in_run, only_in_baseline, data } = comparison;
   if (items === 0) return <p>The runs have no item in common.</p>;
   const scale = Math.max(...data.flatMap(({ low, high }) => [Math.abs(low), Math.abs(high)]), Number.MIN_VALUE);
   return (
     <>
       <p className="muted">
-        {formatCount(items, "item")} in both runs
+        {formatCount(items, "item")} in both runs{samples > items && `, ${formatCount(samples, "sample")}`}
         {only_in_run > 0 && `; ${formatCount(only_in_run, "item")} only in this one`}
         {only_in_baseline > 0 && `; ${formatCount(only_in_baseline, "item")} only in the other`}. An interval holds the difference
-        of the means with 95 % (paired bootstrap); p is how likely so uneven a count of better and worse items is by chance.
+        of the means with 95 %; p is how likely so large a difference is by chance, corrected for the number of criteria. A verdict
+        needs 20 items, an interval without 0, and p below 0.05.
       </p>
       <Table label="Comparison by criterion" columns={columnsOf(scale)} rows={data} rowKey={(row) => row.criterion} />
       <Section title="Items that became worst">
@@ -87,12 +88,23 @@ function columnsOf(scale: number): Column<Row>[] {
     {
       id: "difference",
       header: "Difference",
-      cell: (row) => <span className={!row.is_significant ? "" : row.difference > 0 ? "good" : "bad"}>{signed(row.difference)}</span>,
+      cell: (row) => <span className={TONES[row.verdict]}>{signed(row.difference)}</span>,
       sort: (row) => row.difference,
       align: "end",
     },
     { id: "interval", header: "95 % interval", cell: (row) => <Interval row={row} scale={scale} /> },
     { id: "changed", header: "Better, worse", cell: (row) => `${row.better}, ${row.worse}`, align: "end", wide: true },
-    { id: "p", header: "p", cell: (row) => (row.p_value < 0.001 ? "<0.001" : row.p_value.toFixed(3)), sort: (row) => row.p_value, align: "end" },
+    { id: "p", header: "p", cell: (row) => (row.p_adjusted < 0.001 ? "<0.001" : row.p_adjusted.toFixed(3)), sort: (row) => row.p_adjusted, align: "end" },
+    {
+      id: "verdict",
+      header: "Verdict",
+      cell: (row) => (
+        <>
+          <span className={TONES[row.verdict]}>{words(row.verdict)}</span>
+          {row.items_needed !== null && `, about ${formatCount(row.items_needed, "more item")}`}
+        </>
+      ),
+      sort: (row) => row.verdict,
+    },
   ];
 }

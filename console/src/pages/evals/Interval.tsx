@@ -2,18 +2,20 @@ import type { Comparison } from "./evals";
 
 import "./evals.css";
 
+/** The class of a verdict: an inconclusive one has no color. */
+export const TONES = { better: "good", worse: "bad", inconclusive: "" } as const;
+
 /** Return a difference with its sign. */
 export function signed(value: number): string {
   return `${value > 0 ? "+" : value < 0 ? "-" : "±"}${Math.abs(value).toFixed(3)}`;
 }
 
 /** Draw the interval of a difference around zero, with its bounds as text. `scale` is where the axis ends. */
-export function Interval({ row: { low, high, difference, is_significant }, scale }: { row: Comparison["data"][number]; scale: number }) {
+export function Interval({ row: { low, high, difference, verdict }, scale }: { row: Comparison["data"][number]; scale: number }) {
   const at = (value: number) => `${50 + (value / scale) * 48}%`;
-  const tone = !is_significant ? "neutral" : difference > 0 ? "good" : "bad";
   return (
     <div className="interval">
-      <div className={`interval-axis ${tone}`} aria-hidden>
+      <div className={`interval-axis ${TONES[verdict]}`} aria-hidden>
         <span className="interval-range" style={{ left: at(low), width: `${((high - low) / scale) * 48}%` }} />
         <span className="interval-mean" style={{ left: at(difference) }} />
       </div>
