@@ -41,6 +41,27 @@ def test_the_metrics_are_those_of_scikit_learn(seed: int, predictions: str) -> N
     assert summary["confusion_matrix"] == {"labels": list(LABELS), "counts": matrix.tolist(), "other": others}
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_agreement_is_that_of_scikit_learn(seed: int) -> None:
+    sklearn = pytest.importorskip("sklearn.metrics")
+    draw = random.Random(seed)
+    expected = [draw.choice("aab") for _ in range(50)]
+    predicted = [draw.choice((label, *"abc")) for label in expected]
+
+    agreement = counted(list(zip(expected, predicted, strict=True))).agreement()
+
+    assert agreement == {
+        "items": 50,
+        "share": pytest.approx(sklearn.accuracy_score(expected, predicted)),
+        "kappa": pytest.approx(sklearn.cohen_kappa_score(expected, predicted)),
+    }
+
+
+def test_agreement_of_nothing_or_of_one_label_has_no_kappa() -> None:
+    assert counted([]).agreement() == {"items": 0, "share": None, "kappa": None}
+    assert counted([("a", "a")] * 3).agreement() == {"items": 3, "share": 1.0, "kappa": None}
+
+
 def test_without_items_every_metric_is_0() -> None:
     summary = Classification(("a",)).summary()
 
