@@ -342,7 +342,7 @@ class Criterion:
         if self._is_perplexity:
             self._tokens += result.sample["tokens"]
             self._log_likelihood += result.score * result.sample["tokens"]
-        if self._classification is not None:
+        if self._classification is not None and "expected" in result.sample:
             self._classification.add(result.sample["expected"], result.sample["predicted"])
 
     def row(self) -> dict[str, Any]:
@@ -356,6 +356,7 @@ class Criterion:
             row["perplexity"] = math.exp(-self._log_likelihood / self._tokens)
         if self._classification is not None:
             row["classification"] = self._classification.summary()
+            row["agreement"] = self._classification.agreement()
         return row
 
 
