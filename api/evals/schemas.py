@@ -315,6 +315,17 @@ class ClassificationResult(BaseModel):
     confusion_matrix: ConfusionMatrix
 
 
+class AgreementResult(BaseModel):
+    """How far the expected and the predicted labels of a classification, or a person and a judge, agree.
+
+    `kappa` is Cohen's: 0 is as often as by chance, 1 always. It is null where they cannot disagree.
+    """
+
+    items: int
+    share: float | None
+    kappa: float | None
+
+
 class CriterionResult(BaseModel):
     testing_criteria: str
     passed: int
@@ -330,7 +341,12 @@ class CriterionResult(BaseModel):
         default=None, exclude_if=lambda value: value is None, description="Of all texts together."
     )
     classification: ClassificationResult | None = Field(
-        default=None, exclude_if=lambda value: value is None, description="Of an `exact_match` with `labels`."
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="Of an `exact_match` with `labels`, and of a judge with `human`.",
+    )
+    agreement: AgreementResult | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="Of the same criteria."
     )
 
 

@@ -376,9 +376,16 @@ def _show_end(done: dict[str, Any], *, as_json: bool) -> None:
         for result in results:
             if classification := result.get("classification"):
                 _show_classification(classification)
+            if agreement := result.get("agreement"):
+                numbers = (f"{name} {_rounded(agreement[name])}" for name in ("share", "kappa"))
+                say(f"{result['testing_criteria']}: agreement on {agreement['items']} items: {', '.join(numbers)}")
     if done["status"] != "completed":
         why = f": {done['error']['message']}" if done["error"] else ""
         raise CliError(f"{done['id']} {done['status']}{why}")
+
+
+def _rounded(number: float | None) -> str:
+    return "-" if number is None else f"{number:.3f}"
 
 
 def _show_classification(classification: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from jobs.db.engine import Database
-from tests.support.evaluating import World, evaluating
+from tests.support.evaluating import JUDGE, SCORE, World, evaluating, judged
 
 SENTIMENT = {
     "type": "exact_match",
@@ -95,3 +95,43 @@ def test_labels_without_bounds_or_sense_are_refused(world: World, criteria: list
 
     assert "testing_criteria" in str(refused.value.param)
     assert list(world.client.evals.list()) == []
+
+
+def test_run_has_the_agreement_of_a_judge_with_people(world: World) -> None:
+    world.verdicts[:] = [8.0]
+    items = [
+        {"item": item, "sample": {"output_text": "x"}} for item in ({"label": 9}, {"label": "pass"}, {"label": 2}, {})
+    ]
+    run = world.run(world.eval({**SCORE, "human": "{{ item.label }}"}), items, kind="jsonl")
+
+    done = world.ended(run)
+
+    (result,) = (result.to_dict() for result in done.per_testing_criteria_results)
+    assert (result["passed"], result["failed"], result["errored"]) == (4, 0, 0)
+    assert result["agreement"] == {"items": 3, "share": pytest.approx(2 / 3), "kappa": pytest.approx(0.0)}
+    assert result["classification"]["confusion_matrix"]["counts"] == [[2, 0], [1, 0]]
+    where = ["--url", str(world.client.base_url).removesuffix("/v1/"), "--api-key", world.client.api_key]
+    shown = CliRunner().invoke(app, ["evals", "watch", run.id, *where])
+    assert "score: agreement on 3 items: share 0.667, kappa 0.000" in shown.stdout
+
+
+@pytest.mark.verify
+def test_judge_that_prefers_a_position_lets_no_answer_win(world: World) -> None:
+    """This judge prefers the first answer, whatever it is."""
+    world.verdicts[:] = [judged("first")]
+    pairwise = {
+        "type": "pairwise",
+        "name": "better",
+        "model": JUDGE,
+        "input": "{{ sample.output_text }}",
+        "reference": "{{ item.other }}",
+    }
+    items = [{"item": {"other": f"b{n}"}, "sample": {"output_text": "a"}} for n in range(2)]
+    run = world.run(world.eval(pairwise), items, kind="jsonl")
+
+    done = world.ended(run)
+
+    (result,) = done.per_testing_criteria_results
+    assert (result.to_dict()["mean_score"], result.passed) == (0.5, 2)
+    winners = [[order["winner"] for order in item.results[0].sample["orders"]] for item in world.output(run)]
+    assert winners == [["input", "reference"]] * 2

@@ -1,15 +1,17 @@
 """Let a model decide: the parts that graders with a judge have in common.
 
 A judge is asked for a JSON object with `steps`, its reasoning, and `result`, its decision, by a schema. A judge that
-answers anything else gives no score.
+answers anything else gives no score. Where items say what a person decided (`human`), a run has the agreement of both.
 """
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Final, Literal
 
 from pydantic import Field
 
+from jobs.evals import templates
 from jobs.evals.graders.base import (
     JUDGE_PARSE,
     JUDGE_REFUSAL,
@@ -17,9 +19,11 @@ from jobs.evals.graders.base import (
     TRUNCATED,
     Case,
     Definition,
+    Grade,
     Grader,
     GradingError,
     ModelName,
+    Template,
     Values,
 )
 from jobs.evals.graders.messages import Messages
@@ -29,6 +33,7 @@ from jobs.requests.endpoints import CHAT
 #: Tokens of a judge's answer where the grader names no other limit.
 JUDGE_TOKENS: Final = 1024
 _MAX_STEPS: Final = 8  # of a judge's reasoning
+_PASSES: Final = ("pass", "fail")
 
 
 class SamplingParams(TokenLimit, Definition):
@@ -41,7 +46,47 @@ class SamplingParams(TokenLimit, Definition):
 
 
 class Judge(Grader):
-    """Base of the graders that ask a model."""
+    """Base of the graders that ask a model.
+
+    `human` is the verdict of a person on the item, one of `verdicts`. An item without one has no part in the agreement.
+    """
+
+    human: Template | None = None
+
+    @property
+    def verdicts(self) -> list[str]:
+        """Return the verdicts by which the judge is compared with a person."""
+        return list(_PASSES)
+
+    @property
+    def classes(self) -> list[str]:
+        return [] if self.human is None else self.verdicts
+
+    def grade(self, case: Case) -> Grade:
+        """Return the grade of a case, with the verdicts of a person and of the judge where there are both."""
+        graded = super().grade(case)
+        person = None if self.human is None or graded.score is None else self._human_verdict(self.human, case)
+        if person not in self.verdicts:
+            return graded
+        return replace(graded, details={**graded.details, "expected": person, "predicted": self.judge_verdict(graded)})
+
+    def _human_verdict(self, template: str, case: Case) -> str | None:
+        """Return the verdict of a person: one of `verdicts`, or true, false or a score for `pass` and `fail`.
+
+        None where the item has no such field, or anything else in it.
+        """
+        try:
+            value = case.value_of(template)
+            if isinstance(value, bool):
+                return _PASSES[not value]
+            text = templates.shown(value)
+            return text if text in self.verdicts else _PASSES[not self.passes(float(text))]
+        except (GradingError, ValueError):
+            return None
+
+    def judge_verdict(self, graded: Grade) -> str:
+        """Return the verdict of the judge."""
+        return _PASSES[not graded.passed]
 
     def models(self, _embedding_model: str | None) -> list[tuple[str, str]]:
         model = self._judge()

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
 
-from jobs.evals.graders.base import Case, Label, Values
+from jobs.evals.graders.base import Case, Grade, Label, Values
 from jobs.evals.graders.judge import PromptedJudge
 
 _MAX_LABELS: Final = 200
@@ -21,6 +21,13 @@ class LabelModel(PromptedJudge):
     type: Literal["label_model"]
     labels: _Labels
     passing_labels: _Labels
+
+    @property
+    def verdicts(self) -> list[str]:
+        return self.labels
+
+    def judge_verdict(self, graded: Grade) -> str:
+        return str(graded.details["result"])
 
     def task(self, _case: Case) -> tuple[str, Values]:
         task = f"Choose the label that fits best: {json.dumps(self.labels, ensure_ascii=False)}."

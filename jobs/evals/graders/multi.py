@@ -84,7 +84,7 @@ class MultiGrader(Thresholded):
     @model_validator(mode="after")
     def _check_formula(self) -> "MultiGrader":
         if any(grader.classes for grader in self.graders.values()):
-            raise ValueError("A grader with 'labels' stands alone: a formula has no classification.")
+            raise ValueError("A grader with 'labels' or 'human' stands alone: a formula has no classification.")
         Formula(self.calculate_output, self.graders)
         return self
 

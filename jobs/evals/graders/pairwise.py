@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
-from jobs.evals.graders.base import Case, ModelName, ModelRequest, Template, Thresholded, Values
+from jobs.evals.graders.base import Case, Grade, ModelName, ModelRequest, Template, Thresholded, Values
 from jobs.evals.graders.grounded import DATA
 from jobs.evals.graders.judge import Judge, SamplingParams
 
@@ -35,6 +35,13 @@ class Pairwise(Judge, Thresholded):
     question: Template | None = None
     criteria: Annotated[str, Field(min_length=1, max_length=_MAX_CRITERIA)] | None = None
     sampling_params: SamplingParams | None = None
+
+    @property
+    def verdicts(self) -> list[str]:
+        return list(_WINNERS.values())
+
+    def judge_verdict(self, graded: Grade) -> str:
+        return str(graded.details["winner"])
 
     def requests(self, case: Case) -> list[ModelRequest]:
         return [asked for grader, ordered in self._orders(case) for asked in Judge.requests(grader, ordered)]

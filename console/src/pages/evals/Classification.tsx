@@ -27,7 +27,7 @@ const COLUMNS: readonly Column<LabelRow>[] = [
 const MATRIX = 12;
 
 /** Show the metrics of a classification, by label, and what was answered instead of what. */
-export function Classification({ criterion, result }: { criterion: string; result: Result }) {
+export function Classification({ criterion, result, kappa }: { criterion: string; result: Result; kappa?: number | null }) {
   const rows = Object.entries(result.labels).map(([label, metrics]): LabelRow => ({ label, ...metrics }));
   return (
     <Section title={`Classification: ${criterion}`}>
@@ -37,6 +37,7 @@ export function Classification({ criterion, result }: { criterion: string; resul
           <Figure name="Mean precision" value={result.macro_precision.toFixed(3)} />
           <Figure name="Mean recall" value={result.macro_recall.toFixed(3)} />
           <Figure name="Mean F1" value={result.macro_f1.toFixed(3)} />
+          {typeof kappa === "number" && <Figure name="Cohen's kappa" value={kappa.toFixed(3)} />}
         </div>
         <Table label={`Labels of ${criterion}`} columns={COLUMNS} rows={rows} rowKey={(row) => row.label} />
         {rows.length <= MATRIX && <Matrix criterion={criterion} matrix={result.confusion_matrix} />}

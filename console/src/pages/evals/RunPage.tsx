@@ -122,7 +122,7 @@ function Results({ run }: { run: Run }) {
         </Section>
       )}
       {classified.map((row) => (
-        <Classification key={row.testing_criteria} criterion={row.testing_criteria} result={row.classification!} />
+        <Classification key={row.testing_criteria} criterion={row.testing_criteria} result={row.classification!} kappa={row.agreement?.kappa} />
       ))}
       {run.per_model_usage && run.per_model_usage.length > 0 && (
         <Section title="Usage">

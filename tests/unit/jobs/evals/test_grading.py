@@ -483,3 +483,42 @@ def test_a_stored_pattern_that_is_refused_today_makes_its_items_errored() -> Non
     result = grade(graders.parse_grader(definition, is_stored=True), {"text": "a"}, SAMPLE, {})
     assert result.error is not None
     assert (result.score, result.error.code) == (None, "other_error")
+
+
+@pytest.mark.parametrize(
+    ("definition", "result", "person", "verdicts"),
+    [
+        (label(human="{{ item.person }}"), "good", "bad", ("bad", "good")),
+        (label(human="{{ item.person }}"), "bad", "bad", ("bad", "bad")),
+        (score(human="{{ item.person }}", range=[1, 7]), 5, 2, ("fail", "pass")),
+        (score(human="{{ item.person }}", range=[1, 7]), 5, "6.5", ("pass", "pass")),
+        (score(human="{{ item.person }}"), 0.2, True, ("pass", "fail")),
+        (score(human="{{ item.person }}"), 0.2, "fail", ("fail", "fail")),
+    ],
+)
+def test_verdict_of_a_person_stands_beside_that_of_the_judge(
+    definition: dict[str, Any], result: Any, person: Any, verdicts: tuple[str, str]
+) -> None:
+    grader = graders.parse_grader(definition)
+
+    given = graded(definition, chat(json.dumps({"steps": [], "result": result})), item={**ITEM, "person": person})
+
+    assert (given.details["expected"], given.details["predicted"]) == verdicts
+    assert set(verdicts) <= set(grader.classes)
+
+
+@pytest.mark.parametrize("item", [ITEM, *({**ITEM, "person": value} for value in (None, "", "great", ["good"]))])
+def test_item_without_a_persons_verdict_is_graded_and_not_compared(item: dict[str, Any]) -> None:
+    for definition, result in ((label(), "good"), (score(), 1)):
+        judged = {**definition, "human": "{{ item.person }}"}
+        answer = chat(json.dumps({"steps": [], "result": result}))
+
+        given = graded(judged, answer, item=item)
+
+        assert given == graded(definition, answer, item=item)
+        assert graders.parse_grader(definition).classes == []
+
+
+def test_judge_with_a_person_is_not_part_of_a_formula() -> None:
+    with pytest.raises(ValidationError, match="'human' stands alone"):
+        graders.parse_grader(multi("a", a=label(human="{{ item.person }}")))
