@@ -377,14 +377,14 @@ def _show_end(done: dict[str, Any], *, as_json: bool) -> None:
             if classification := result.get("classification"):
                 _show_classification(classification)
             if agreement := result.get("agreement"):
-                numbers = (f"{name} {_rounded(agreement[name])}" for name in ("share", "kappa"))
+                numbers = (f"{name} {_round(agreement[name])}" for name in ("share", "kappa"))
                 say(f"{result['testing_criteria']}: agreement on {agreement['items']} items: {', '.join(numbers)}")
     if done["status"] != "completed":
         why = f": {done['error']['message']}" if done["error"] else ""
         raise CliError(f"{done['id']} {done['status']}{why}")
 
 
-def _rounded(number: float | None) -> str:
+def _round(number: float | None) -> str:
     return "-" if number is None else f"{number:.3f}"
 
 

@@ -235,14 +235,14 @@ def _value_at(item: Mapping[str, Any], path: str) -> str:
 
 def compare(criteria: Sequence[str], pairs: Sequence[Pair]) -> list[Comparison]:
     """Compare two runs by each criterion that both have, and by whether items pass all criteria."""
-    return _decided(_scores(criteria, pairs))
+    return _decide(_scores(criteria, pairs))
 
 
 def compare_slices(criteria: Sequence[str], slices: Mapping[str, Sequence[Pair]]) -> list[tuple[str, Comparison]]:
     """Compare two runs in each slice. The p-values are corrected for all slices and criteria together."""
     columns = [(value, column) for value, pairs in slices.items() for column in _scores(criteria, pairs)]
     values = [value for value, _ in columns]
-    return list(zip(values, _decided([column for _, column in columns]), strict=True))
+    return list(zip(values, _decide([column for _, column in columns]), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +278,7 @@ def _item_means(items: Sequence[int], scores: Sequence[float]) -> Any:
     return np.bincount(numbers, scores) / np.bincount(numbers)
 
 
-def _decided(columns: Sequence[_Scores]) -> list[Comparison]:
+def _decide(columns: Sequence[_Scores]) -> list[Comparison]:
     """Return the comparisons with p-values corrected together.
 
     A single criterion and "all criteria" ask the same: each is corrected alone.
@@ -298,7 +298,7 @@ def _decided(columns: Sequence[_Scores]) -> list[Comparison]:
 def _comparison(column: _Scores, p_adjusted: float, tests: int) -> Comparison:
     """Return the comparison by one criterion, one of `tests` that are corrected together."""
     differences = column.differences
-    changes, _ = significance.scaled(differences)
+    changes, _ = significance.scale(differences)
     low, high = significance.interval(differences)
     row = Comparison(
         criterion=column.criterion,

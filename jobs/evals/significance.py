@@ -29,7 +29,7 @@ _MAX_NEEDED: Final = 1_000_000
 _quantile: Final = NormalDist().inv_cdf
 
 
-def scaled(differences: Sequence[float]) -> tuple[Any, float]:
+def scale(differences: Sequence[float]) -> tuple[Any, float]:
     """Return the differences in units of the largest one, and that unit; 1 where none differs from 0."""
     import numpy as np
 
@@ -48,7 +48,7 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
     """
     import numpy as np
 
-    values, unit = scaled(differences)
+    values, unit = scale(differences)
     is_distinct = len(values) >= _FEW and 2 * len(np.unique(values)) > len(values)
     low, high = _studentised_interval(values) if is_distinct else _adjusted_interval(values)
     return low * unit, high * unit
@@ -112,7 +112,7 @@ def p_value(differences: Sequence[float]) -> float:
     """
     import numpy as np
 
-    values, _ = scaled(differences)
+    values, _ = scale(differences)
     values = values[values != 0]
     if len(np.unique(np.abs(values))) <= 1:
         return mcnemar(int((values > 0).sum()), int((values < 0).sum()))
@@ -155,7 +155,7 @@ def items_needed(differences: Sequence[float], tests: int) -> int | None:
     None where the mean is 0, or would need more than a million items. The formula is that of a paired test by the
     normal distribution: ((z(1 - alpha / 2) + z(power)) · deviation / mean)² (Cohen: Statistical Power Analysis, 1988).
     """
-    values, _ = scaled(differences)
+    values, _ = scale(differences)
     mean, deviation = float(values.mean()), float(values.std())
     if not mean:
         return None

@@ -27,6 +27,7 @@ FORBIDDEN: Final[Mapping[str, str]] = {
     "jobs.evals.*grounding": "compares words of texts",
     "jobs.evals.classification": "counts over all items of a run",
     "jobs.evals.comparison.[a-z]*": "resamples all scores of two runs",
+    "jobs.evals.significance": "resamples all scores of two runs",
     "jobs.batches.exports": "converts results of any size",
     "jobs.batches.validate": "reads a whole file",
     "jobs.finetuning.examples.check": "reads rows of training files",
