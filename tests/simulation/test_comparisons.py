@@ -15,7 +15,7 @@ from tests.support.system import ROOT
 
 GUIDE = ROOT / "docs" / "guides" / "evaluations.md"
 
-pytestmark = pytest.mark.verify
+pytestmark = [pytest.mark.verify, pytest.mark.timeout(1200)]
 
 
 @pytest.mark.parametrize("items", ITEMS)
