@@ -221,7 +221,7 @@ def _graded(item: Mapping[str, Any], positions: dict[str, int]) -> Graded:
     for result in item["results"]:
         position = positions.setdefault(result["name"], len(positions) + 1)
         scores.extend([math.nan] * (position + 1 - len(scores)))
-        if result["score"] is not None:
+        if result["score"] is not None and not result.get("error"):  # code that failed has the score 0 beside its error
             scores[position] = min(max(result["score"], -MAX_SCORE), MAX_SCORE)  # the sum of larger ones has no value
     return Graded(item["id"], scores)
 

@@ -56,6 +56,13 @@ def test_samples_of_one_item_are_paired_in_their_order() -> None:
     assert (pairing.only_first.ids, pairing.only_second.ids) == ([], ["outputitem_1"])
 
 
+def test_an_error_is_no_score_of_0() -> None:
+    failed = item(1, 0.0)
+    failed["results"][0]["error"] = {"code": "python_grader_runtime_error", "message": "ValueError"}
+
+    assert scores_of(comparison.pair_items([item(1, 1.0)], [failed])) == [(1.0, None)]
+
+
 def test_items_without_a_partner_are_counted_and_the_first_named() -> None:
     pairing = comparison.pair_items([item(n, 1.0) for n in range(NAMED + 5)], [])
 

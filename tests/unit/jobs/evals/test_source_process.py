@@ -78,5 +78,5 @@ def test_hostile_code_ends_no_process_but_the_child(code: str) -> None:
 def test_code_that_the_child_cannot_bear_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source_process, "_LIMITS", Limits(seconds=30, cpu_seconds=10, memory_bytes=150 << 20))
 
-    with pytest.raises(InvalidRequest, match="MemoryError|needed more than"):
+    with pytest.raises(InvalidRequest, match=r"MemoryError|needed more than"):
         check([Source("grader.source", "1;" * (MAX_SOURCE_BYTES // 2))])
