@@ -4,7 +4,7 @@ the request ──▶ what the model is shown: all earlier turns, and the new in
 its answer ──▶ with Nightmill's id ──▶ the response, and the items of its conversation, in one transaction
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,6 +122,7 @@ def begin(call: CallContext, body: CreateResponse) -> Turn:
     if body.input is None and not engine_body["input"]:
         message = "One of 'input', 'previous_response_id' or a 'conversation' that has items must be provided."
         raise InvalidRequest(message, param="input", code="missing_required_parameter")
+    _check_calls(engine_body["input"])
     if body.store is not False and _searches(engine_body):  # the stored response has the results
         engine_body["include"] = [*dict.fromkeys([*(engine_body.get("include") or ()), responses.RESULTS])]
     return Turn(call, body, engine_body, new_items)
@@ -130,6 +131,20 @@ def begin(call: CallContext, body: CreateResponse) -> Turn:
 def given(call: CallContext, prompt: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:
     """Return the items of an input, with those that it refers to. Raises InvalidRequest."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else resolve(call, prompt or [])
+
+
+def _check_calls(items: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse the output of a function that was not called, as OpenAI does."""
+    called = set(_call_ids(items, "function_call"))
+    for call_id in _call_ids(items, "function_call_output"):
+        if call_id not in called:
+            message = f"No tool call found for function call output with call_id {clip(call_id)}."
+            raise InvalidRequest(message, param="input")
+
+
+def _call_ids(items: Sequence[Mapping[str, Any]], kind: str) -> Iterator[str]:
+    ids = (item.get("call_id") for item in items if item.get("type") == kind)
+    return (call_id for call_id in ids if isinstance(call_id, str))
 
 
 def _searches(engine_body: Mapping[str, Any]) -> bool:

@@ -71,6 +71,15 @@ def test_a_conversation_goes_on_from_any_of_its_turns(shop: Shop) -> None:
     assert [item.content[0].text for item in items] == shop.asked[-1].split("\n")  # type: ignore[union-attr,index]
 
 
+def test_the_output_of_a_function_needs_its_call(shop: Shop) -> None:
+    output = {"type": "function_call_output", "call_id": "call_1", "output": "sunny"}
+
+    with pytest.raises(openai.BadRequestError, match=r"No tool call found .* with call_id call_1") as refused:
+        _create(shop, [output])
+
+    assert (refused.value.param, shop.asked) == ("input", [])
+
+
 def test_input_items_come_in_pages(shop: Shop) -> None:
     made = _create(shop, [{"role": "user", "content": f"line {n}"} for n in range(5)])
 
