@@ -19,10 +19,12 @@ Body = Mapping[str, Any]
 
 #: Fields that a response repeats from its request, and OpenAI's defaults.
 _REPEATED: Final[Body] = {
+    "frequency_penalty": 0.0,
     "instructions": None,
     "max_output_tokens": None,
     "max_tool_calls": None,
     "parallel_tool_calls": True,
+    "presence_penalty": 0.0,
     "prompt_cache_key": None,
     "safety_identifier": None,
     "service_tier": "auto",

@@ -78,6 +78,7 @@ def test_a_sparse_response_has_all_that_strict_clients_read() -> None:
         "object": "response", "model": "m", "status": "completed", "completed_at": 7, "error": None,
         "incomplete_details": None, "background": False, "metadata": {}, "previous_response_id": None,
         "instructions": None, "max_output_tokens": None, "max_tool_calls": None, "parallel_tool_calls": True,
+        "frequency_penalty": 0.0, "presence_penalty": 0.0,
         "prompt_cache_key": None, "reasoning": {"effort": None, "summary": None}, "safety_identifier": None,
         "service_tier": "auto", "temperature": 1.0, "text": TEXT, "tool_choice": "auto", "tools": [],
         "top_logprobs": 0, "top_p": 1.0, "truncation": "disabled", "user": None,
