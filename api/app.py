@@ -31,7 +31,7 @@ from api.health import routes as health
 from api.health.metrics import Exposition
 from api.health.readiness import BrokerWatch, Watch
 from api.http.middleware import OPEN, Authenticate, FairShare, Limit, Trace
-from api.inference import chat_completions, conversations, responses
+from api.inference import chat_completions, conversations, response_connections, responses
 from api.inference import routes as inference
 from api.inference.interactive import STREAM_HEADER
 from api.jobs import explain, feed, results, throughput
@@ -68,6 +68,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     inference.router,
     chat_completions.router,
     responses.router,
+    response_connections.router,
     inference.stream_router,
     conversations.router,
     inference.cache_router,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
+from fastapi.requests import HTTPConnection
 from sqlalchemy.orm import Session
 
 from api.computations import Computations
@@ -123,7 +124,7 @@ class CallContext:
         )
 
 
-def services_of(request: Request) -> Services:
+def services_of(request: HTTPConnection) -> Services:
     """Return the collaborators of this process."""
     services = request.app.state.services
     assert isinstance(services, Services)
@@ -146,8 +147,10 @@ class OperatorContext:
         return f"key:{self.caller.key_id}"
 
 
-async def call_of(request: Request) -> CallContext:
-    """Return the context of the request. It is a coroutine because FastAPI runs plain functions in a thread each.
+async def call_of(request: HTTPConnection) -> CallContext:
+    """Return the context of a request, or of a WebSocket.
+
+    It is a coroutine because FastAPI runs plain functions in a thread each.
 
     Raises: PermissionDenied, for an operator's key.
     """

@@ -97,6 +97,12 @@ def describe(error: NightmillError) -> dict[str, Any]:
     return ErrorBody(error=detail).model_dump()
 
 
+def log_failure(error: NightmillError) -> None:
+    """Log an error that is no fault of the client's."""
+    if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.warning("request_failed", extra={"error_type": type(error).__name__, "status": error.status.value})
+
+
 def install(app: FastAPI) -> None:
     """Install the handlers that give all errors of the app this shape."""
     app.add_exception_handler(NightmillError, _known_error)
@@ -107,8 +113,7 @@ def install(app: FastAPI) -> None:
 
 async def _known_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, NightmillError)
-    if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        log.warning("request_failed", extra={"error_type": type(error).__name__, "status": error.status.value})
+    log_failure(error)
     return respond(error)
 
 

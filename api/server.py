@@ -8,6 +8,9 @@ Each connection takes a descriptor, and the number of descriptors of a process i
 server closes the connections that have waited longest for a request, so that clients that send requests are answered
 however many others are idle. A connection with an unread request is not closed. While many connections are open, each
 is closed after its answer, which announces it, so that no client sends its next request at that moment.
+
+A request to upgrade to WebSocket leaves the connection to `BoundedWebSocket`, which bounds what uvicorn does not. A
+message is as large as a body may be.
 """
 
 import asyncio
@@ -23,6 +26,8 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import CloseCode, Frame
 
 from api.deps import Services
 from api.errors import respond
@@ -38,6 +43,8 @@ _LINGER_SECONDS = 2.0
 _DESCRIPTORS = 65_536
 #: Connections that are checked for unread data before one is closed for another.
 _LOOKED_AT = 256
+#: Frames of one message on a WebSocket: empty ones take memory and do not count for its size.
+_MAX_FRAMES = 4096
 
 
 class HeadTooLarge(NightmillError):
@@ -100,7 +107,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._complete = True
-        if len(self.connections) > most_connections() // 2 and not self.cycle.response_started:
+        crowded = len(self.connections) > most_connections() // 2
+        if crowded and not self._should_upgrade() and not self.cycle.response_started:
             self.cycle.keep_alive = False
         super().on_message_complete()
 
@@ -120,6 +128,10 @@ class BoundedProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._bytes > MAX_HEAD_BYTES and not self._complete:
             self._refuse(HeadTooLarge())
+
+    def _should_upgrade(self) -> bool:
+        """Return whether the request is a WebSocket's; otherwise its `Upgrade` is ignored, as RFC 9110 allows."""
+        return self.scope["method"] == "GET" and self.url.isascii() and super()._should_upgrade()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse a request that the parser cannot read, or that two parsers could read differently."""
@@ -174,6 +186,34 @@ class BoundedProtocol(HttpToolsProtocol):
             self._clock = None
 
 
+class BoundedWebSocket(WebSocketsSansIOProtocol):
+    """A WebSocket with limits on the frames of a message, on unsent pongs, and on the time of a client that is gone."""
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self.handshake_initiated:  # the first data is the whole head, which `websockets` could not read
+            error = InvalidRequest("Invalid WebSocket handshake.", code="invalid_http")
+            self.transport.write(_raw(respond(error, {"connection": "close"})))
+            self.transport.close()
+
+    def handle_cont(self, event: Frame) -> None:
+        if len(self.frames) < _MAX_FRAMES:
+            super().handle_cont(event)
+        elif not self.close_sent:
+            self.conn.fail(CloseCode.MESSAGE_TOO_BIG, "too many frames")
+            self.handle_parser_exception()
+
+    def handle_ping(self) -> None:
+        if self.writable.is_set():
+            super().handle_ping()
+        else:  # the client does not read
+            self.conn.data_to_send()
+
+    def keepalive_timeout(self) -> None:
+        super().keepalive_timeout()
+        self.transport.abort()  # what a client does not read would keep the connection open
+
+
 def most_connections() -> int:
     """Return half of the descriptors; the others are for the database, files and streams."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -214,7 +254,11 @@ def server(app: FastAPI, config: Settings, **options: Any) -> Server:
         host=config.host,
         port=config.port,
         http=BoundedProtocol,
-        ws="none",
+        ws=BoundedWebSocket,
+        ws_max_size=config.body_max_bytes,
+        ws_ping_interval=app.state.services.timings.connection_ping,
+        ws_ping_timeout=app.state.services.timings.connection_pong,
+        ws_per_message_deflate=False,
         access_log=False,
         log_config=None,
         proxy_headers=False,  # without a proxy in front, addresses are those of the peers

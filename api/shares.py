@@ -39,13 +39,15 @@ class ProjectBusy(TooManyRequests):
 class Share:
     """The resources that a project may use at once on one event loop.
 
-    The resources are threads, one reader of large bodies, `bodies` in bytes, and open `streams`.
+    The resources are threads, one reader of large bodies, `bodies` in bytes, `cached` bytes of WebSockets between two
+    requests, and open `streams`.
     """
 
     def __init__(self, threads: int, body_bytes: int, patience: float = 0.0, streams: int = 1) -> None:
         self.threads = Limit(threads)
         self.reader = Limit(1)
         self.bodies = Limit(body_bytes)
+        self.cached = Limit(body_bytes)
         self.streams = Limit(streams)
         self._patience = patience
 

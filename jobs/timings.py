@@ -119,6 +119,11 @@ class Timings:
     response_look: float = 0.5  # between looks at a response in the background
     response_keep_alive: float = 2.0  # without an event of it
 
+    # api.server and api.inference.response_connections: WebSockets
+    connection_ping: float = 20.0  # between pings: proxies close a connection that is silent for longer
+    connection_pong: float = 60.0  # until a client that has not answered a ping counts as gone
+    connection_lifetime: float = 3600.0  # of a connection, as at OpenAI
+
     # api.jobs
     job_look: float = 0.5
     job_keep_alive: float = 15.0

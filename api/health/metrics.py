@@ -38,13 +38,17 @@ _REQUESTS = Histogram(
     registry=REGISTRY,
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60),
 )
-_METHODS = frozenset({"GET", "POST", "DELETE", "HEAD", "PUT", "PATCH", "OPTIONS"})
+_METHODS = frozenset({"GET", "POST", "DELETE", "HEAD", "PUT", "PATCH", "OPTIONS", "WEBSOCKET"})
 
 
 def observe_request(scope: Scope, status: int, seconds: float) -> None:
-    """Observe one answered request under its route's template: paths with ids would make a series each."""
+    """Observe one answered request under its route's template: paths with ids would make a series each.
+
+    The method of a WebSocket, and of each request on it, is `WEBSOCKET`.
+    """
     route = getattr(scope.get("route"), "path", "none")
-    method = scope["method"] if scope["method"] in _METHODS else "other"
+    method = scope.get("method", "WEBSOCKET")
+    method = method if method in _METHODS else "other"
     _REQUESTS.labels(method, route, str(status)).observe(seconds)
 
 

@@ -17,7 +17,7 @@ import msgspec
 from fastapi import APIRouter, Depends, Security
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 from starlette.requests import ClientDisconnect, Request
@@ -43,6 +43,7 @@ _LISTS = ("input", "messages", "prompt", "documents", "tools", "items", "files",
 _Lists = msgspec.defstruct("_Lists", [(name, msgspec.Raw, msgspec.Raw()) for name in _LISTS])
 _CONTAINERS = frozenset({dict, list})
 _BESIDE = ("default", "description", "title")  # keys of a schema that describe the field and not its values
+B = TypeVar("B", bound=BaseModel)
 T = TypeVar("T")
 
 #: A list in a body. Validation stops at the first invalid item, because a body may have a million of them.
@@ -210,6 +211,34 @@ def _refused(what: str) -> InvalidRequest:
     return InvalidRequest(f"{message}{what}.", code="invalid_json")
 
 
+async def read_message(raw: bytes, path: str) -> Any:
+    """Return the value of a message on a WebSocket, read as the body of a request to `path`.
+
+    Raises: InvalidRequest.
+    """
+    many = _has_many(raw)
+
+    def read() -> Any:
+        value = parse(raw)
+        check_lengths(value, path, deep=many)
+        return value
+
+    return await shares.run_reader(read) if many or len(raw) > _LARGE else read()
+
+
+def validate_fields(model: type[B], fields: Mapping[str, Any]) -> B:
+    """Return the model of a body that was read by `read_message`. Raises InvalidRequest."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise explain([{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors()], fields) from error
+
+
+def _has_many(raw: bytes) -> bool:
+    """Return whether a body may have an array that is too long."""
+    return raw.count(b",") >= _MAX_ITEMS
+
+
 class _StrictRequest(Request):
     """A request whose JSON is read by `parse`; a large body is also validated in a thread."""
 
@@ -217,7 +246,7 @@ class _StrictRequest(Request):
 
     async def json(self) -> Any:
         raw = await self.body()
-        many = raw.count(b",") >= _MAX_ITEMS
+        many = _has_many(raw)
         if many or len(raw) > _LARGE:
             return await shares.run_reader(self._validated, raw, many)
         value = parse(raw)

@@ -4,6 +4,9 @@
 
 It is pure ASGI, because middleware with `call_next` reads bodies and breaks streams. A request that is refused here
 costs neither memory nor disk, however large its body is.
+
+The request that opens a WebSocket passes the same layers, and is refused with the same answers. FairShare counts the
+connection as a stream of its project until it is closed.
 """
 
 import asyncio
@@ -13,6 +16,7 @@ import re
 import time
 from contextlib import suppress
 from functools import partial
+from http import HTTPStatus
 from ipaddress import ip_address
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -40,6 +44,9 @@ from jobs.ids import new_id
 from jobs.security.keys import check_key, well_formed
 from jobs.settings import Settings
 
+_CONNECTIONS = frozenset({"http", "websocket"})
+#: The messages that begin an answer; the second refuses a WebSocket.
+_ANSWERS = frozenset({"http.response.start", "websocket.http.response.start", "websocket.accept"})
 #: A client's own request id is used if it has this form.
 _SANE = re.compile(r"[A-Za-z0-9._:-]{8,64}")
 _HEADER = b"x-request-id"
@@ -52,7 +59,7 @@ class Trace:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in _CONNECTIONS:
             await self.app(scope, receive, send)
             return
         request_id = _given(scope) or new_id("req_")
@@ -60,12 +67,13 @@ class Trace:
         began = time.perf_counter()
 
         async def answer(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] in _ANSWERS:
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
                 if maker := scope["state"].get("answer_maker"):  # of a tuned model, see `api.inference.asking`
                     headers["x-nightmill-model"] = maker
-                observe_request(scope, message["status"], time.perf_counter() - began)
+                status = message.get("status", HTTPStatus.SWITCHING_PROTOCOLS.value)
+                observe_request(scope, status, time.perf_counter() - began)
             await send(message)
 
         with logs.about(request_id=request_id):
@@ -101,7 +109,7 @@ class Authenticate:
         self._trusted = Trusted[Caller](services.timings.trusted)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
+        if scope["type"] in _CONNECTIONS:
             try:
                 if scope["path"] == _METRICS:
                     self._check_metrics_key(scope)
@@ -202,20 +210,20 @@ class Limit:
         self.idle_seconds = idle_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in _CONNECTIONS:
             await self.app(scope, receive, send)
             return
         try:
-            limit = self._judge(scope)
+            _check_url(scope)
+            if scope["type"] == "http":
+                receive = _Counted(receive, self._judge(scope), self.idle_seconds)
         except NightmillError as error:
             await respond(error)(scope, receive, send)
             return
-        await self.app(scope, _Counted(receive, limit, self.idle_seconds), send)
+        await self.app(scope, receive, send)
 
     def _judge(self, scope: Scope) -> int:
         """Return the maximum bytes of this request's body. Raises the refusal."""
-        if any(nul in part for nul in _NUL for part in (scope.get("raw_path") or b"", scope["query_string"])):
-            raise InvalidRequest("The URL has a NUL character in it.", code="invalid_url")
         headers = Headers(scope=scope)
         multipart, limit = self._expected(scope["path"])
         length = _length(headers)
@@ -266,6 +274,17 @@ class _Counted:
         return message
 
 
+def _check_url(scope: Scope) -> None:
+    """Refuse a URL with a NUL character, and one that serves no WebSocket to a request for one.
+
+    Raises: InvalidRequest, NotFound.
+    """
+    if any(nul in part for nul in _NUL for part in (scope.get("raw_path") or b"", scope["query_string"])):
+        raise InvalidRequest("The URL has a NUL character in it.", code="invalid_url")
+    if scope["type"] == "websocket" and not _is_served(scope):
+        raise NotFound(f"Invalid URL (WebSocket {scope['path']})", code="unknown_url")
+
+
 def _is_served(scope: Scope) -> bool:
     """Return whether a route takes the path and the method of a request."""
     return any(route.matches(scope)[0] is Match.FULL for route in scope["app"].routes)
@@ -290,7 +309,10 @@ def _check_type(given: str, multipart: bool) -> None:
 
 
 class FairShare:
-    """Answer 429 when the bodies of the project's requests in progress are too large together."""
+    """Answer 429 when the bodies of the project's requests in progress are too large together.
+
+    A WebSocket takes one of the project's streams instead.
+    """
 
     def __init__(self, app: ASGIApp, config: Settings, patience: float) -> None:
         self.app = app
@@ -298,22 +320,32 @@ class FairShare:
         self.patience = patience
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        caller = scope["state"].get("caller") if scope["type"] == "http" else None
+        caller = scope["state"].get("caller") if scope["type"] in _CONNECTIONS else None
         if caller is None:
             await self.app(scope, receive, send)
             return
         usage = Usage(shares.share_of(caller.project_id, self.config, self.patience))
-        headers = Headers(scope=scope)
-        files = headers.get("content-type", "").startswith("multipart/")
         token = shares.current.set(usage)
         try:
-            body = receive if files else _Body(receive, usage, int(headers.get("content-length", 0)))
-            await self.app(scope, body, send)
+            await self.app(scope, _admit(scope, receive, usage), send)
         except ProjectBusy as error:
             await respond(error)(scope, receive, send)
         finally:
             usage.release()
             shares.current.reset(token)
+
+
+def _admit(scope: Scope, receive: Receive, usage: Usage) -> Receive:
+    """Return the `receive` of a request whose announced bytes are reserved, or which is counted as a stream.
+
+    Raises: ProjectBusy.
+    """
+    if scope["type"] == "websocket":
+        usage.open_stream()
+        return receive
+    headers = Headers(scope=scope)
+    files = headers.get("content-type", "").startswith("multipart/")
+    return receive if files else _Body(receive, usage, int(headers.get("content-length", 0)))
 
 
 class _Body:

@@ -12,13 +12,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing, suppress
 from functools import partial
 from http import HTTPStatus
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Protocol
 
 import msgspec
 from fastapi import Header, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
+from starlette.datastructures import State
 
 from api.deps import CallContext
 from api.errors import clip, describe
@@ -80,6 +81,15 @@ class InferenceRequest(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
 
+class Client(Protocol):
+    """The connection that a request came over; one over WebSocket has several requests."""
+
+    @property
+    def state(self) -> State: ...
+
+    async def is_disconnected(self) -> bool: ...
+
+
 class GoingDown(WorkerLost):
     """An interactive request that this API process cannot finish, because it stops."""
 
@@ -96,7 +106,7 @@ class TooLate(RequestTimeout):
 
 async def submit(
     call: CallContext,
-    request: Request,
+    request: Client,
     url: str,
     body: Mapping[str, Any],
     *,
@@ -314,7 +324,7 @@ def _served(session: Session, call: CallContext, queue: str, model: str) -> bool
     return any(workers.serves(session, queue, name) for name in (model, alias, base_model_of(model)) if name)
 
 
-def _client_check(call: CallContext, request: Request, deadline: float) -> Callable[[], Awaitable[None]]:
+def _client_check(call: CallContext, request: Client, deadline: float) -> Callable[[], Awaitable[None]]:
     """Return a check of the client's connection, its key, the deadline and this server.
 
     The check raises RequestTimeout when the client has gone, TooLate after `deadline`, GoingDown when the server stops,

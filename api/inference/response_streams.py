@@ -14,8 +14,8 @@ Every stream ends when the API key that opened it is revoked.
 """
 
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from api.deps import CallContext
 from api.http import sse
 from api.http.sse import KEEP_ALIVE, check_key, until_revoked
 from api.inference import stored_answers
-from api.inference.interactive import Events, resume, stream_response, submit, whole_response
+from api.inference.interactive import Client, Events, resume, stream_response, submit, whole_response
 from api.inference.turns import CreateResponse, Turn, decoded, invalid_answer, keep
 from api.shares import run_in_threadpool
 from jobs.errors import DatabaseBusy, InvalidRequest, NotFound, StorageUnavailable, StreamsUnavailable
@@ -78,6 +78,34 @@ async def answer(turn: Turn, request: Request, seconds: int | None) -> Response:
             raise invalid_answer()
         return whole_response(first)
     return stream_response(_ResponseEvents(turn, resumable=bool(seconds)).of(entries, first), first.position)
+
+
+async def event_objects(turn: Turn, client: Client) -> AsyncGenerator[dict[str, Any]]:
+    """Yield the events of a response as objects; the last one ends the response, or is the engine's refusal.
+
+    Raises: NightmillError.
+    """
+    entry, entries = await submit(turn.call, client, RESPONSES, turn.engine_body, stream=True)
+    number, has_ended = 0, False
+    async with aclosing(entries):
+        while entry.kind != "end":
+            if entry.kind == "chunk":
+                event = await _public_event(turn, entry, number, resumable=False)
+                number = event["sequence_number"] + 1
+                has_ended = has_ended or event.get("type") in responses.FINAL
+                yield event
+            entry = await anext(entries)
+    if entry.status != 200:
+        yield _refusal_event(entry)
+    elif not has_ended:
+        raise invalid_answer()
+
+
+def _refusal_event(end: AnswerEntry) -> dict[str, Any]:
+    error = {"type": "server_error", "param": None, "code": None, **_error_of(decoded(end.body))}
+    if end.retry_after is not None:
+        error["headers"] = {"retry-after": str(max(1, round(end.retry_after)))}
+    return {"type": "error", "status": end.status, "error": error}
 
 
 def _packed(turn: Turn) -> bytes:
@@ -145,10 +173,14 @@ def _keep(turn: Turn, response: dict[str, Any], *, resumable: bool) -> None:
 
 
 def _error(event: Any, number: int) -> dict[str, Any]:
-    error = event.get("error") if isinstance(event, dict) else None
-    error = error if isinstance(error, dict) else {"message": "The engine gave no answer.", "code": "engine_error"}
+    error = _error_of(event)
     fields = {name: error.get(name) for name in ("code", "message", "param")}
     return {"type": "error", **fields, "sequence_number": number}
+
+
+def _error_of(body: Any) -> dict[str, Any]:
+    error = body.get("error") if isinstance(body, dict) else None
+    return error if isinstance(error, dict) else {"message": "The engine gave no answer.", "code": "engine_error"}
 
 
 _LIVE = frozenset({"queued", "in_progress"})

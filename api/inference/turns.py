@@ -12,6 +12,7 @@ import msgspec
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
+from api import shares
 from api.deps import CallContext
 from api.errors import clip
 from api.http.bodies import Body, Many
@@ -104,8 +105,13 @@ class Turn:
         return StoredAnswer(self.engine_body, response)
 
 
-def begin(call: CallContext, body: CreateResponse) -> Turn:
-    """Check a request, and build its turn. Raises InvalidRequest, NotFound, StorageFull."""
+def begin(call: CallContext, body: CreateResponse, cached: bytes | None = None) -> Turn:
+    """Check a request, and build its turn.
+
+    `cached` are the items up to and with the previous response, as JSON, where its connection has cached them.
+
+    Raises: InvalidRequest, NotFound, StorageFull, and ProjectBusy where the previous response is large.
+    """
     if body.conversation and body.background:
         raise _exclusive("background")
     if body.background and body.store is False:
@@ -118,7 +124,7 @@ def begin(call: CallContext, body: CreateResponse) -> Turn:
         check_space(call, 0)
     new_items = given(call, body.input)
     engine_body = engine_fields(body.fields()) | {"store": False}  # engines must store nothing
-    engine_body["input"] = [*said_before(call, body.conversation, body.previous_response_id), *new_items]
+    engine_body["input"] = [*said_before(call, body.conversation, body.previous_response_id, cached), *new_items]
     if body.input is None and not engine_body["input"]:
         message = "One of 'input', 'previous_response_id' or a 'conversation' that has items must be provided."
         raise InvalidRequest(message, param="input", code="missing_required_parameter")
@@ -163,13 +169,16 @@ def engine_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in _OWN_FIELDS}
 
 
-def said_before(call: CallContext, conversation: Named, previous: str | None) -> list[Any]:
+def said_before(call: CallContext, conversation: Named, previous: str | None, cached: bytes | None = None) -> list[Any]:
     """Return the items of a conversation, or of the turns up to a response. Raises InvalidRequest, NotFound."""
     named = _named(conversation)
     if named and previous:
         raise _exclusive("previous_response_id")
     if named:
         return [as_input(item) for item in stored_conversations.load(call, named)]
+    if cached is not None:
+        shares.reserve(len(cached))
+        return list(msgspec.json.decode(cached))
     return _before(call, previous)
 
 
