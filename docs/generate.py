@@ -12,9 +12,11 @@ from typing import Any
 
 import openai
 from openai._resource import SyncAPIResource
+from starlette.routing import WebSocketRoute
 from typer.main import get_command
 
 from api import openapi
+from api.app import ROUTERS
 from cli.main import app as command_line
 from cli.options import ApiKey, AsJson, DataDir, Url
 from jobs.evals.graders import TYPES
@@ -23,6 +25,7 @@ from jobs.settings import Settings
 FOLDER = Path(__file__).parent / "reference"
 _HEAD = "<!-- Written by docs/generate.py from the code. Change the code instead. -->\n\n"
 _REQUEST = re.compile(r'self\._(get|post|delete|put|patch|get_api_list)\(\s*(?:path_template\(\s*)?f?"([^"]+)"')
+_WEBSOCKET = "WebSocket"
 #: Options that have the same meaning in each command that has them, by their help. The page explains them once.
 _SHARED = [option.__metadata__[0].help for option in (Url, ApiKey, DataDir, AsJson)]
 _COMMANDS = """# Commands
@@ -85,6 +88,7 @@ _DIFFERS = {
     "fine_tuning.jobs.create": "The methods are `supervised` and `dpo`; `peft`, `training` and more are taken.",
     "models.delete": "Deletes a model that the project has made; those of `models.yaml` stay.",
     "responses.create": f"The tools are `function` and `file_search`. {_MEDIA} `prompt` is refused.",
+    "responses.connect": "`response.steer` is refused: a response ends before the next one goes on from it.",
     "responses.compact": "The compaction is readable by this server alone.",
     "vector_stores.search": "Scores are of the re-ranker, or cosines that common words raise. `include` adds fields.",
 }
@@ -205,18 +209,22 @@ def _body_fields(document: dict[str, Any], operation: dict[str, Any]) -> Iterato
 def compatibility_page(document: dict[str, Any]) -> str:
     """Return the SDK's methods: those that are served, with what differs, and why the others are not."""
     routes = {(method, _shape(path)) for path, methods in document["paths"].items() for method in methods}
+    all_routes = [route for router in ROUTERS for route in router.routes]
+    routes |= {(_WEBSOCKET, route.path) for route in all_routes if isinstance(route, WebSocketRoute)}
     served: list[str] = []
     missing: dict[str, list[str]] = {}
     for name, method, path in sdk_methods():
         if (method, _shape(f"/v1{path}")) in routes:
-            served.append(f"| `{name}` | `{method.upper()} /v1{path}` | {_DIFFERS.get(name, '')} |\n")
+            verb = method if method == _WEBSOCKET else method.upper()
+            served.append(f"| `{name}` | `{verb} /v1{path}` | {_DIFFERS.get(name, '')} |\n")
         else:
             missing.setdefault(name.split(".")[0], []).append(name)
     rows = "".join(f"| `{key}` | {len(names)} | {_NOT_SERVED[key]} |\n" for key, names in sorted(missing.items()))
     return (
         "# Compatibility with the OpenAI SDK\n\n"
-        f"Every method of `openai` {openai.__version__} for Python that sends one request. Helpers such as\n"
-        "`create_and_poll`, `parse` or `upload_file_chunked` work wherever the methods that they call are served.\n\n"
+        f"Every method of `openai` {openai.__version__} for Python that sends one request or opens a WebSocket.\n"
+        "Helpers such as `create_and_poll`, `parse` or `upload_file_chunked` work wherever the methods that they call\n"
+        "are served.\n\n"
         f"## Served\n\n{len(served)} methods.\n\n| method | route | differently |\n|---|---|---|\n{''.join(served)}\n"
         f"## Not served\n\nThey answer 404 `unknown_url`.\n\n| resource | methods | why |\n|---|---:|---|\n{rows}"
     )
@@ -247,7 +255,7 @@ def _grader_rows(*, is_openai: bool) -> Iterator[str]:
 
 
 def sdk_methods() -> Iterator[tuple[str, str, str]]:
-    """Yield name, HTTP method and path of each method of the SDK that sends one request."""
+    """Yield name, HTTP method and path of each method of the SDK that sends one request or opens a WebSocket."""
     methods = _methods(openai.OpenAI(api_key="-", admin_api_key="-"), "")
     yield from (method for method in methods if not method[0].startswith("beta.chat."))  # the same as chat.
 
@@ -263,7 +271,9 @@ def _methods(resource: Any, name: str) -> Iterator[tuple[str, str, str]]:
                 yield from _methods(child, f"{name}{word}.")
         elif inspect.isfunction(member) and name:
             source = inspect.getsource(inspect.unwrap(member))
-            if sent := _REQUEST.search(source):
+            if word == "connect":
+                yield f"{name}{word}", _WEBSOCKET, f"/{name[:-1].replace('.', '/')}"
+            elif sent := _REQUEST.search(source):
                 listed = "post" if 'method="post"' in source else "get"
                 yield f"{name}{word}", listed if sent[1] == "get_api_list" else sent[1], sent[2]
 

@@ -231,10 +231,15 @@ class Settings(BaseSettings):
     project_max_queued_tokens: int = Field(0, ge=0, description="estimated tokens waiting per project; 0: no limit")
     project_threads: int = Field(10, ge=1, le=40, description="threads of the API that one project uses at once, of 40")
     project_body_bytes: int = Field(
-        64 * MB, ge=1024, description="JSON bodies of one project's requests in progress, with what they continue"
+        64 * MB,
+        ge=1024,
+        description="JSON bodies of one project's requests in progress, with what they continue; and as much again for "
+        "responses that its WebSockets cache",
     )
     project_streams: int = Field(
-        64, ge=1, description="streams of events and of finished lines that a project has open at one API process"
+        64,
+        ge=1,
+        description="streams of events, of finished lines, and WebSockets that a project has open at one API process",
     )
     finetune_max_seconds: int = Field(
         DAY, ge=0, description="training of a fine-tuning job, without pauses, then it fails: `time_limit`; 0: no limit"
