@@ -450,11 +450,22 @@ def _() -> None:
         same(client.responses.retrieve(made.id).output_text, text)
     second = client.responses.create(model=MODEL, input="and on", previous_response_id=first.id)
     same(second.previous_response_id, first.id)
+    if hasattr(client.responses, "connect"):
+        with client.responses.connect() as connection:
+            begun = ask_on(connection, input="wait for it", store=False)
+            same(begun.output_text, text)
+            same(ask_on(connection, input="and on", previous_response_id=begun.id).output_text, second.output_text)
     items = list(client.responses.input_items.list(second.id, limit=1, order="asc"))
     same([item.content[0].text for item in items], ["wait for it", text, "and on"])
     client.responses.delete(first.id)
     error = raised(openai.NotFoundError, client.responses.retrieve, first.id)
     same(facts_of(error)[0], 404)
+
+
+def ask_on(connection: Any, **asked: Any) -> Any:
+    """Return the response to a request over WebSocket."""
+    connection.response.create(model=MODEL, **asked)
+    return next(event.response for event in connection if event.type == "response.completed")
 
 
 def counted(**asked: Any) -> Any:
