@@ -31,6 +31,7 @@ from websockets.frames import CloseCode, Frame
 
 from api.deps import Services
 from api.errors import respond
+from api.shares import ProjectBusy, Usage
 from jobs.errors import InvalidRequest, NightmillError
 from jobs.settings import Settings
 
@@ -187,10 +188,22 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 class BoundedWebSocket(WebSocketsSansIOProtocol):
-    """A WebSocket with limits on the frames of a message, on unsent pongs, and on the time of a client that is gone."""
+    """A WebSocket with limits on the frames of a message, on unsent pongs, and on the time of a client that is gone.
+
+    The bytes of messages that have not arrived whole are reserved in the share of the project.
+    """
+
+    _arriving: Usage | None = None
 
     def data_received(self, data: bytes) -> None:
+        if self.handshake_initiated and not self.handshake_complete:  # a client has to wait until its key is checked
+            self.transport.abort()
+            return
         super().data_received(data)
+        try:
+            self._reserve(len(self.conn.reader.buffer) + sum(map(len, self.frames)))
+        except ProjectBusy:
+            self._fail(CloseCode.TRY_AGAIN_LATER, "too many bytes of this project")
         if not self.handshake_initiated:  # the first data is the whole head, which `websockets` could not read
             error = InvalidRequest("Invalid WebSocket handshake.", code="invalid_http")
             self.transport.write(_raw(respond(error, {"connection": "close"})))
@@ -200,8 +213,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         if len(self.frames) < _MAX_FRAMES:
             super().handle_cont(event)
         elif not self.close_sent:
-            self.conn.fail(CloseCode.MESSAGE_TOO_BIG, "too many frames")
-            self.handle_parser_exception()
+            self._fail(CloseCode.MESSAGE_TOO_BIG, "too many frames")
 
     def handle_ping(self) -> None:
         if self.writable.is_set():
@@ -212,6 +224,23 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
     def keepalive_timeout(self) -> None:
         super().keepalive_timeout()
         self.transport.abort()  # what a client does not read would keep the connection open
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._reserve(0)
+        super().connection_lost(exc)
+
+    def _reserve(self, size: int) -> None:
+        """Have `size` bytes reserved in the share of the project. Raises ProjectBusy."""
+        if self._arriving is not None:
+            self._arriving.release()
+            self._arriving = None
+        if size and not self.close_sent:
+            self._arriving = Usage(self.scope["state"]["share"])
+            self._arriving.reserve(size)
+
+    def _fail(self, code: CloseCode, reason: str) -> None:
+        self.conn.fail(code, reason)
+        self.handle_parser_exception()
 
 
 def most_connections() -> int:

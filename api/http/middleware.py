@@ -338,10 +338,13 @@ class FairShare:
 def _admit(scope: Scope, receive: Receive, usage: Usage) -> Receive:
     """Return the `receive` of a request whose announced bytes are reserved, or which is counted as a stream.
 
+    The server takes the share of a WebSocket from the state, and reserves in it what arrives.
+
     Raises: ProjectBusy.
     """
     if scope["type"] == "websocket":
         usage.open_stream()
+        scope["state"]["share"] = usage.share
         return receive
     headers = Headers(scope=scope)
     files = headers.get("content-type", "").startswith("multipart/")

@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from types import SimpleNamespace
@@ -55,6 +56,25 @@ def test_a_message_is_answered_without_compression(app: FastAPI, url: str) -> No
         assert connection.protocol.extensions == []
 
 
+def test_messages_that_do_not_wait_for_the_handshake_do_no_harm(
+    app: FastAPI, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = f"GET {PATH} HTTP/1.1\r\nAuthorization: Bearer {make_key(app)}\r\n".encode() + UPGRADE + b"\r\n"
+    host, _, port = url.removeprefix("http://").partition(":")
+    for _ in range(5):
+        with socket.create_connection((host, int(port)), timeout=30) as connection, suppress(ConnectionError):
+            connection.sendall(head)
+            connection.sendall(b"\x81\x82\0\0\0\0{}" * 1000)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(65_536):
+                pass
+
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+    with open_connection(app, url) as connection:
+        connection.send("{}")
+        assert connection.recv(timeout=30)
+
+
 @pytest.mark.parametrize("head", [b"X: y\r\n" * 200, b"X: " + b"y" * 9000 + b"\r\n"])
 def test_a_handshake_that_cannot_be_read_is_refused(url: str, head: bytes) -> None:
     answer = talk(url, f"GET {PATH} HTTP/1.1\r\n".encode() + UPGRADE + head + b"\r\n")
@@ -88,6 +108,26 @@ def test_a_message_that_is_too_large_ends_the_connection(make_app: Callable[...,
 
         assert close_code_of(connection) == 1009
         assert httpx2.get(f"{url}/livez").status_code == 200
+
+
+def test_messages_that_arrive_count_as_bodies_of_the_project(make_app: Callable[..., FastAPI]) -> None:
+    app = make_app(body_max_bytes=4096, project_body_bytes=4096)
+    part = b"\x81\xfe" + (4000).to_bytes(2, "big") + bytes(4) + b" " * 3000  # of a frame with 4000 bytes
+    with serve(app) as url, ExitStack() as stack, ThreadPoolExecutor(2) as pool:
+        waiting = {}
+        for _ in range(2):
+            connection = stack.enter_context(open_connection(app, url))
+            connection.socket.sendall(part)
+            waiting[pool.submit(connection.recv, 30)] = connection
+        [[refused], [other]] = wait(waiting, return_when=FIRST_COMPLETED)
+        waiting[other].socket.sendall(b" " * 1000)
+
+        with pytest.raises(ConnectionClosed, match="1013"):
+            refused.result()
+        assert json.loads(other.result())["error"]["code"] == "invalid_json"
+        with open_connection(app, url) as third:
+            third.send(" " * 4000)
+            assert json.loads(third.recv(timeout=30))["error"]["code"] == "invalid_json"
 
 
 def test_a_client_that_does_not_answer_is_gone(make_app: Callable[..., FastAPI]) -> None:
