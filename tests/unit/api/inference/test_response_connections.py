@@ -62,6 +62,8 @@ class Engine:
         self.most_running = max(self.most_running, len(self.running))
         try:
             events = deque(written_out(answer_to(words, body["model"])))
+            if words.startswith("stops"):
+                events.pop()
             while events:
                 yield AnswerEntry("chunk", msgspec.json.encode(events.popleft()), position=position)
                 while words.startswith("waits") and not self.may_end:  # noqa: ASYNC110 (set in another thread)
@@ -350,7 +352,12 @@ def test_a_message_may_be_bytes(connect: Connect) -> None:
 
 @pytest.mark.parametrize(
     ("said", "status", "code"),
-    [("fails", 400, "invalid_value"), ("nobody", 503, "no_worker"), ("breaks", 500, None)],
+    [
+        ("fails", 400, "invalid_value"),
+        ("nobody", 503, "no_worker"),
+        ("breaks", 500, None),
+        ("stops", 500, "engine_error"),
+    ],
 )
 def test_a_request_that_fails_leaves_the_connection_open(
     connect: Connect, said: str, status: int, code: str | None
