@@ -8,15 +8,14 @@ from typing import Annotated, Any, get_args
 
 from fastapi import Query, Request
 from fastapi.responses import Response
-from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.deps import Call, CallContext
-from api.errors import clip, explain
+from api.errors import clip
 from api.files.queries import expiry, get_file, insert, removed_unless_inserted, visible
 from api.files.schemas import FileDeleted, FileObject, Purpose, show_file
-from api.http.bodies import resource
+from api.http.bodies import resource, validate_fields
 from api.http.download import BYTES_RESPONSES, Download, send_file
 from api.http.fields import ExpiresAfter, filename
 from api.http.idempotency import Idempotent
@@ -182,8 +181,4 @@ def _expires_after(fields: dict[str, str]) -> ExpiresAfter | None:
         given[name[len(_EXPIRES) + 1 : -1]] = int(value) if digits else value
     if not given:
         return None
-    try:
-        return ExpiresAfter.model_validate(given)
-    except ValidationError as error:
-        faults = [{**fault, "loc": ("body", _EXPIRES, *fault["loc"])} for fault in error.errors()]
-        raise explain(faults, {_EXPIRES: given}) from error
+    return validate_fields(ExpiresAfter, given, _EXPIRES)

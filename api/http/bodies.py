@@ -226,12 +226,17 @@ async def read_message(raw: bytes, path: str) -> Any:
     return await shares.run_reader(read) if many or len(raw) > _LARGE else read()
 
 
-def validate_fields(model: type[B], fields: Mapping[str, Any]) -> B:
-    """Return the model of a body that was read by `read_message`. Raises InvalidRequest."""
+def validate_fields(model: type[B], fields: Mapping[str, Any], name: str = "") -> B:
+    """Return the model of fields that FastAPI does not validate: of a message, or of the field `name` of a form.
+
+    Raises: InvalidRequest.
+    """
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        raise explain([{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors()], fields) from error
+        path = (name,) if name else ()
+        faults = [{**fault, "loc": ("body", *path, *fault["loc"])} for fault in error.errors()]
+        raise explain(faults, {name: fields} if name else fields) from error
 
 
 def _has_many(raw: bytes) -> bool:
