@@ -12,6 +12,7 @@ from tests.badinputs import (
     json_bodies,
     jsonl,
     races,
+    sockets,
     sources,
     tampering,
     urls,
@@ -22,6 +23,7 @@ from tests.badinputs.case import Case
 AREAS = (
     json_bodies,
     wire,
+    sockets,
     jsonl,
     contexts,
     files,
