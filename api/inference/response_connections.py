@@ -63,7 +63,7 @@ Event = dict[str, Any]
 class ConnectionTooOld(InvalidRequest):
     """A connection that has lasted as long as it may."""
 
-    text = "Responses websocket connection limit reached (60 minutes). Create a new websocket connection to continue."
+    text = "This connection has reached its limit of 60 minutes. Connect again to go on."
     code = "websocket_connection_limit_reached"
 
 
