@@ -209,6 +209,11 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
             self.transport.write(_raw(respond(error, {"connection": "close"})))
             self.transport.close()
 
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body":
+            self.handshake_complete = True  # uvicorn would log each refusal as an error of the app
+
     def handle_cont(self, event: Frame) -> None:
         if len(self.frames) < _MAX_FRAMES:
             super().handle_cont(event)

@@ -56,6 +56,13 @@ def test_a_message_is_answered_without_compression(app: FastAPI, url: str) -> No
         assert connection.protocol.extensions == []
 
 
+def test_a_refusal_is_no_error_of_the_server(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    answer = talk(url, f"GET {PATH} HTTP/1.1\r\nAuthorization: Bearer nope\r\n".encode() + UPGRADE + b"\r\n")
+
+    assert refusal(answer) == (401, "invalid_api_key")
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 def test_messages_that_do_not_wait_for_the_handshake_do_no_harm(
     app: FastAPI, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
