@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -32,12 +31,12 @@ from jobs.ledger import ledger
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Shard
 from jobs.platform import processes
-from jobs.queues import Queue, Task
+from jobs.queues import Queue
 from jobs.registry.tables import TunedModel
 from jobs.security import keys
 from tests.support import training_worker
 from tests.support.mill import Mill, running
-from workers import lifecycle
+from tests.support.training import training
 from workers.finetuning import results
 from workers.kinds import HANDLERS
 from workers.runtime.context import Context
@@ -136,23 +135,8 @@ def site(db: Database, tmp_path: Path, module: str, monkeypatch: pytest.MonkeyPa
     models = tmp_path / "models.yaml"
     source = {"path": str(base)}
     models.write_text(json.dumps({"models": {"tiny": {"source": source, "engine": "vllm", "queue": Queue.GENERATE}}}))
-    with running(db, tmp_path, models_file=str(models)) as mill:
-        worker = training_worker.context_of(mill.config)
-        trainings: list[threading.Thread] = []
-
-        def elsewhere(task: str, queue: str, arguments: Any) -> bool:
-            if task != Task.RUN or queue != Queue.FINETUNE or worker.stop.is_set():
-                return queue == Queue.FINETUNE
-            trainings.append(threading.Thread(target=lifecycle.train, args=(worker, *arguments)))
-            trainings[-1].start()
-            return True
-
-        mill.elsewhere = elsewhere
+    with running(db, tmp_path, models_file=str(models)) as mill, training(mill) as worker:
         yield Site(mill, worker, base)
-        worker.heartbeat.leave()
-        for training in trainings:
-            training.join(30)
-        worker.db.close()
 
 
 def trainer_of(job_id: str) -> int | None:

@@ -19,14 +19,13 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from jobs.db.engine import Database
-from jobs.queues import Queue, Task
-from tests.support import training_worker
+from jobs.queues import Queue
 from tests.support.beside import beside
 from tests.support.console import PATIENCE, Console, console_of, deployed
 from tests.support.mill import Mill
 from tests.support.servers import Valkey
 from tests.support.system import ROOT
-from workers import lifecycle
+from tests.support.training import training
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Adapter, Answer, Request
 from workers.inference.consumer import InteractiveConsumer
@@ -56,29 +55,6 @@ class TaughtEngine(FakeEngine):
     async def _answer(self, request: Request) -> Answer:
         adapter = request.adapter and replace(request.adapter, name=TAUGHT)
         return await super()._answer(replace(request, adapter=adapter))
-
-
-@contextmanager
-def training(mill: Mill) -> Iterator[None]:
-    """Run a worker of fine-tuning beside the others, with the real trainer."""
-    worker = training_worker.context_of(mill.config)
-    trainings: list[threading.Thread] = []
-
-    def elsewhere(task: str, queue: str, arguments: Sequence[Any]) -> bool:
-        if task != Task.RUN or queue != Queue.FINETUNE:
-            return False
-        trainings.append(threading.Thread(target=lifecycle.train, args=(worker, *arguments)))
-        trainings[-1].start()
-        return True
-
-    mill.elsewhere = elsewhere
-    try:
-        yield
-    finally:
-        worker.heartbeat.leave()
-        for thread in trainings:
-            thread.join(60)
-        worker.db.close()
 
 
 @contextmanager

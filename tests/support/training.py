@@ -1,0 +1,34 @@
+"""A worker of fine-tuning in threads of this process, beside a mill."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from jobs.queues import Queue, Task
+from tests.support import training_worker
+from tests.support.mill import Mill
+from workers import lifecycle
+from workers.runtime.context import Context
+
+
+@contextmanager
+def training(mill: Mill) -> Iterator[Context]:
+    """Train each job of a mill in a thread of its own for the block; yield the context of the worker."""
+    worker = training_worker.context_of(mill.config)
+    trainings: list[threading.Thread] = []
+
+    def train(task: str, queue: str, arguments: Sequence[Any]) -> bool:
+        if task == Task.RUN and queue == Queue.FINETUNE and not worker.stop.is_set():
+            trainings.append(threading.Thread(target=lifecycle.train, args=(worker, *arguments)))
+            trainings[-1].start()
+        return queue == Queue.FINETUNE
+
+    mill.elsewhere = train
+    try:
+        yield worker
+    finally:
+        worker.heartbeat.leave()
+        for thread in trainings:
+            thread.join(60)
+        worker.db.close()
