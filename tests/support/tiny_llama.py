@@ -1,8 +1,10 @@
 """A Llama of random weights with a tokenizer of bytes and ChatML: made in a moment, small, and trained in a second.
 
-`python -m tests.support.tiny_llama FOLDER` writes it in a process of its own, for a test that loads no torch.
+`python -m tests.support.tiny_llama FOLDER` writes it in a process of its own, for a test that loads no torch. A second
+argument is JSON of what `write` takes.
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,4 +48,4 @@ def write(folder: Path, *, seed: int = 5, template: str = TEMPLATE, **config: An
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    write(Path(sys.argv[1]), **json.loads(sys.argv[2] if len(sys.argv) > 2 else "{}"))
