@@ -58,11 +58,11 @@ def told(path: str) -> Any:
         return json.load(answer)
 
 
-def until(holds: Callable[[], Any], what: str) -> Any:
-    ends = time.monotonic() + PATIENCE
+def until(holds: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
+    ends = time.monotonic() + seconds
     pause = threading.Event()
     while not (found := holds()):
-        assert time.monotonic() < ends, f"{what}: not within {PATIENCE:g} s"
+        assert time.monotonic() < ends, f"{what}: not within {seconds:g} s"
         pause.wait(0.05)
     return found
 

@@ -1,7 +1,8 @@
 """A deployment that runs batches by itself while suites talk to it, with a webhook receiver beside it."""
 
+import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ import pytest
 from fastapi import FastAPI
 
 from jobs.db.engine import Database
-from jobs.finetuning import examination
+from jobs.finetuning import examination, jobs
 from jobs.finetuning.examination import BaseUnavailable
 from jobs.inference import responses
 from jobs.queues import Queue, Task
@@ -21,18 +22,21 @@ from jobs.retrieval.searches import FoundChunk, Search
 from jobs.timings import Timings
 from tests.sdk.front import Front, standing_before
 from tests.sdk.tuned import BASE, tuned
-from tests.support import runs
+from tests.support import runs, training_worker
 from tests.support.beside import beside
 from tests.support.mill import MODEL, Mill, running
 from tests.support.receiver import Receiver
 from tests.support.servers import Valkey
+from tests.support.stand_ins import TRAINER
+from tests.support.training import training
 from tests.support.web import make_key, running_app, serve
 from workers.dispatcher.loop import Dispatcher
-from workers.engines.fake import FakeEngine, prompt_of
+from workers.engines.fake import FakeEngine, Fault, prompt_of
 from workers.engines.port import Answer, Length, Request
 from workers.inference.consumer import InteractiveConsumer
 from workers.inference.peer_client import PeerClient
 from workers.inference.token_counting import TokenCounter
+from workers.kinds import HANDLERS
 from workers.lifecycle import parse
 from workers.middleware.excerpts import ContextBudget
 from workers.middleware.file_search import FileSearchMiddleware
@@ -77,6 +81,7 @@ class Deployment:
     receiver: Receiver
     front: Front
     past: list[str]
+    bases: list[str]
 
     def facts(self, sdk: str) -> dict[str, Any]:
         """Return the facts for a suite, which has a project of its own, and another that all suites only read."""
@@ -94,14 +99,23 @@ class Deployment:
             "embed_model": MODEL,
             "wrong_keys": WRONG_KEYS,
             "tuned": tuned(self.mill, sdk),
+            "bases": self.bases,
         }
 
 
 @contextmanager
-def deployed(folder: Path, db: Database) -> Iterator[Deployment]:
-    """Everything in this process, over the fake engine."""
-    models = folder / "models.yaml"
-    models.write_text(_MODELS_FILE)
+def deployed(
+    folder: Path, db: Database, *, fault: Fault | None = None, bases: Mapping[str, Path] | None = None
+) -> Iterator[Deployment]:
+    """Run everything in this process, over the fake engine, which answers some requests as `fault` says.
+
+    `bases` are the folders of models by name, on which a trainer that computes nothing trains. Without them each job of
+    fine-tuning waits for its base.
+    """
+    models, bases = folder / "models.yaml", bases or {}
+    base = {"engine": "vllm", "queue": Queue.GENERATE}
+    trained = {name: {**base, "source": {"path": str(path)}} for name, path in bases.items()}
+    models.write_text(_MODELS_FILE + "".join(f"  {name}: {json.dumps(model)}\n" for name, model in trained.items()))
     settings: dict[str, Any] = {
         "webhook_allow_private": True,
         "models_file": str(models),
@@ -109,7 +123,12 @@ def deployed(folder: Path, db: Database) -> Iterator[Deployment]:
         "wandb_mode": "offline",
     }
     with ExitStack() as stack:
-        stack.enter_context(pytest.MonkeyPatch.context()).setattr(examination, "examine", _wait_for_the_base)
+        patches = stack.enter_context(pytest.MonkeyPatch.context())
+        if bases:
+            patches.setitem(HANDLERS, jobs.NAME, HANDLERS[jobs.NAME])
+            training_worker.use(TRAINER)
+        else:
+            patches.setattr(examination, "examine", _wait_for_the_base)
         carrier = Valkey(folder / "valkey")
         stack.callback(carrier.close)
         carrier.start()
@@ -118,7 +137,7 @@ def deployed(folder: Path, db: Database) -> Iterator[Deployment]:
         async def search(request: Request, wanted: Search) -> Sequence[FoundChunk] | Answer:
             return await peers.search(request, wanted)
 
-        engine = FileSearchMiddleware(FakeEngine((MODEL,)), search, lambda _: ContextBudget(1000))
+        engine = FileSearchMiddleware(FakeEngine((MODEL, *bases), fault=fault), search, lambda _: ContextBudget(1000))
         mill = stack.enter_context(running(db, folder, engine, **settings))
         peers = PeerClient(mill.gpu)
         stack.callback(lambda: mill.host.call(peers.close()).result(5))
@@ -129,10 +148,12 @@ def deployed(folder: Path, db: Database) -> Iterator[Deployment]:
         front = stack.enter_context(standing_before(url, receiver))
         stack.enter_context(_answering(mill, carrier.url))
         stack.enter_context(_ingesting(mill))
+        if bases:
+            stack.enter_context(training(mill))
         stack.enter_context(beside(lambda stop: _tick(mill, stop)))
         timings = replace(Timings(), deliveries_idle=3600.0)
         stack.enter_context(beside(lambda stop: loop.run(db, mill.config, "io-1", stop, timings)))
-        yield Deployment(url, app, mill, receiver, front, past)
+        yield Deployment(url, app, mill, receiver, front, past, list(bases))
 
 
 @contextmanager

@@ -23,6 +23,8 @@ PLACE = ROOT / ".nightmill" / "sdk"
 BIN = Path(sys.executable).parent
 #: The folder of each suite that Node runs.
 NODE_SUITES = {"node-7.57": HERE / "node", "ai-sdk-7": HERE / "ai_sdk"}
+#: The suite of an environment of Python, where it is not `suite.py`.
+_SUITES = {"clients": "clients.py"}
 NODE_FILES = ("package.json", "package-lock.json", ".npmrc")
 
 
@@ -30,9 +32,9 @@ class NotMade(Exception):
     """An environment could not be made."""
 
 
-def command(sdk: str) -> list[str]:
-    """Return the command that runs the suite of an SDK. Raises NotMade."""
-    return _node(sdk) if sdk in NODE_SUITES else _python(sdk)
+def command(sdk: str, program: str | None = None) -> list[str]:
+    """Return the command that runs the suite of an SDK, or another Python `program` of this folder. Raises NotMade."""
+    return _node(sdk) if sdk in NODE_SUITES else _python(sdk, program or _SUITES.get(sdk, "suite.py"))
 
 
 def programs(name: str) -> Path:
@@ -41,8 +43,8 @@ def programs(name: str) -> Path:
     return _made(name, [requirements], lambda folder: _environment(folder, requirements)) / "bin"
 
 
-def _python(sdk: str) -> list[str]:
-    return [str(programs(sdk) / "python"), str(HERE / ("clients.py" if sdk == "clients" else "suite.py"))]
+def _python(sdk: str, program: str) -> list[str]:
+    return [str(programs(sdk) / "python"), str(HERE / program)]
 
 
 def _node(sdk: str) -> list[str]:

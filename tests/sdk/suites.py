@@ -22,10 +22,13 @@ class Suite:
         self.errors = done.stderr
 
 
-def run_suite(name: str, deployment: Deployment) -> Suite:
-    """Run the suite of an environment; skip visibly, or fail where CI is set, when it cannot be installed."""
+def run_suite(name: str, deployment: Deployment, program: str | None = None) -> Suite:
+    """Run the suite of an environment, or another `program` of this folder.
+
+    Where the environment cannot be installed the test is skipped visibly, or fails where CI is set.
+    """
     try:
-        words = command(name)
+        words = command(name, program)
     except NotMade as error:
         need(f"the environment of {name}", error)
     return Suite(words, deployment.facts(name))
