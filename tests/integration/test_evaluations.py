@@ -92,12 +92,14 @@ def test_judges_are_asked_after_the_model(world: World) -> None:
 
 
 def test_result_of_a_judge_has_what_it_was_asked_and_answered(world: World) -> None:
-    run = world.run(world.eval(SCORE), items("a"))
+    both = {"type": "multi", "name": "both", "graders": {"a": SCORE}, "calculate_output": "a"}
+    run = world.run(world.eval(SCORE, both), items("a"))
 
     world.ended(run)
 
     (item,) = world.output(run)
     sample = item.results[0].sample
+    assert item.results[1].sub_results["a"]["sample"] == sample
     assert f"How good is '{echo('a')}'?" in sample["input"][-1]["content"]
     assert json.loads(sample["output"][0]["content"]) == {"steps": [], "result": 8.0}
     assert (sample["result"], sample["steps"], sample["finish_reason"], sample["model"]) == (8.0, [], "stop", JUDGE)

@@ -101,7 +101,7 @@ def _show(
     return {
         "input": [_message(message, cut) for message in messages],
         "output": [_message(message, cut) for message in output],
-        "model": _text_or_none(answer.get("model")),
+        "model": _text_or_none(answer.get("model")) or _text_or_none(request.get("model")),
         "usage": _usage(answer.get("usage")),
         **{
             name: _first(request.get(name), answer.get(name), defaults.get(name))

@@ -133,7 +133,7 @@ def test_judge_is_shown_with_its_messages_its_answer_and_its_tokens() -> None:
 
 
 def test_refusal_and_error_of_a_judge_are_shown() -> None:
-    request = {"messages": []}
+    request = {"model": "judge", "messages": []}
     refused = Answer(200, completion(None, refusal="I will not."))
     broken = Answer(503, {"error": {"message": "It is down.", "code": "overloaded"}})
 
@@ -141,6 +141,7 @@ def test_refusal_and_error_of_a_judge_are_shown() -> None:
 
     assert [[message["content"] for message in sample["output"]] for sample in samples] == [["I will not."], [], [""]]
     assert samples[1]["error"] == {"code": "overloaded", "message": "It is down."}
+    assert [sample["model"] for sample in samples] == ["m-1", "judge", "judge"]
 
 
 def test_judges_of_an_item_share_a_bound_of_characters() -> None:
