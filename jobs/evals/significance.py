@@ -3,9 +3,9 @@
     interval        where the mean lies, with 95 %          p_value         how likely so large a mean is by chance
     correct         p-values of several tests together      items_needed    how many items would decide
 
-The methods were chosen by measurement: `tests/unit/jobs/evals/test_significance.py` holds how often the interval covers
-the true difference, and how often a difference is found where there is none. Bootstraps do worse where differences are
-few or repeat, as those of 0/1 scores do: the studentised one of 10 to 20 of them covers 82 to 90 %, BCa 89 %.
+The methods were chosen by measurement, which `tests/simulation/comparisons.py` repeats. Where differences repeat, 95 %
+intervals of the studentised bootstrap held the true difference in 82 to 95 % of 250 pairs of runs with 10 to 20 items;
+those of BCa did in 88 % at 10 items, also where all differences are distinct.
 """
 
 import math
