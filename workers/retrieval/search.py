@@ -209,9 +209,9 @@ class Searching:
             removed = self._removed_documents(search.store_id, seen)
             if not removed and not self._replaced(search.store_id, seen.hidden, began):
                 break
-        left = [found for found in ranked.values() if found[0].document not in removed]
-        best = sorted(left, key=lambda found: (-_fused(found[2]), found[0].document, found[0].n))
-        chunks = (_found(search, seen.rows[found[0].document], *found) for found in best)
+        left = [scored for scored in ranked.values() if scored[0].document not in removed]
+        best = sorted(left, key=lambda scored: (-_fused(scored[2]), scored[0].document, scored[0].n))
+        chunks = (_found(search, seen.rows[scored[0].document], *scored) for scored in best)
         lowest = 0.0 if search.ranker else search.threshold  # the scores of a ranker come later
         return list(islice((chunk for chunk in chunks if chunk.score >= lowest), search.candidates))
 
