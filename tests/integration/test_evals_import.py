@@ -245,7 +245,8 @@ def of_openai() -> Iterator[Any]:
 
 
 def test_dumps_of_openai_are_imported(world: World, tmp_path: Path) -> None:
-    dumps = [construct_type(type_=kind, value=value).model_dump() for kind, value in of_openai()]
+    objects: list[Any] = [construct_type(type_=kind, value=value) for kind, value in of_openai()]
+    dumps = [value.model_dump() for value in objects]
 
     done = call(world, "import", write(tmp_path, *dumps))
 
@@ -258,8 +259,8 @@ def test_dumps_of_openai_are_imported(world: World, tmp_path: Path) -> None:
     (item,) = world.output(run)
     assert [(result.name, result.passed) for result in item.results] == [(IDS[0], True), (IDS[1], False)]
     assert (item.sample.seed, item.sample.usage.prompt_tokens, item.sample.output[0].content) == (42, 323, "Markets")
-    schema = world.client.evals.retrieve(run.eval_id).data_source_config.to_dict()["schema"]
-    assert schema["required"] == ["item", "sample"]
+    config: Any = world.client.evals.retrieve(run.eval_id).data_source_config
+    assert config.schema_["required"] == ["item", "sample"]
 
 
 def test_result_belongs_to_the_longest_name_that_fits(world: World, tmp_path: Path) -> None:

@@ -31,8 +31,12 @@ SCORE: dict[str, Any] = {
     "type": "score_model", "name": "quality", "model": "judge",
     "input": [{"role": "user", "content": "Judge {{ sample.output_text }}"}],
 }  # fmt: skip
-PYTHON = {"type": "python", "name": "code", "source": "def grade(sample, item):\n    return len(sample['output_text'])"}
-MULTI = {
+PYTHON: dict[str, Any] = {
+    "type": "python",
+    "name": "code",
+    "source": "def grade(sample, item):\n    return len(sample['output_text'])",
+}
+MULTI: dict[str, Any] = {
     "type": "multi", "name": "both", "graders": {"same": STRING, "quality": SCORE},
     "calculate_output": "same + quality",
 }  # fmt: skip

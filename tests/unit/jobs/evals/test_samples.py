@@ -8,7 +8,11 @@ from openai.types.responses import Response
 
 from jobs.evals.samples import sample_from_given, sample_from_text, text_of
 
-CALL = {"id": "call_1", "type": "function", "function": {"name": "extract_symbols", "arguments": '{"symbols": ["a"]}'}}
+CALL: dict[str, Any] = {
+    "id": "call_1",
+    "type": "function",
+    "function": {"name": "extract_symbols", "arguments": '{"symbols": ["a"]}'},
+}
 
 
 def completion(message: dict[str, Any], reason: str = "stop") -> dict[str, Any]:

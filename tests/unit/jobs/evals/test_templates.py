@@ -85,7 +85,12 @@ def test_a_path_into_a_string_that_is_not_such_json_has_no_value(path: str, code
 
 def test_a_string_is_read_once_by_all_templates_of_a_grader(monkeypatch: pytest.MonkeyPatch) -> None:
     texts: list[str] = []
-    monkeypatch.setattr(templates, "read_json", lambda text: texts.append(text) or json.loads(text))
+
+    def read(text: str) -> Any:
+        texts.append(text)
+        return json.loads(text)
+
+    monkeypatch.setattr(templates, "read_json", read)
     messages = [{"role": "user", "content": "{{ item.text.a }}{{ item.text.b }}" * 9}] * 9
     judge = {"type": "score_model", "name": "j", "model": "m", "input": messages}
 

@@ -45,7 +45,7 @@ def test_stored_answer_is_shown_with_its_own_tokens_and_parameters(tmp_path: Pat
     path = {CHAT: stored.completion_path, RESPONSES: responses.path}[endpoint]("answer_1")
     storage.put(path, encode(endpoint, StoredAnswer(request, {"id": "answer_1", "model": "m-1", **answer})))
     storage.put("items.jsonl", msgspec.json.encode({"id": "answer_1", "metadata": {"team": "a"}}) + b"\n")
-    payload = Evaluation(eval_id="eval_1", items="items.jsonl", item_schema={}, criteria=[], stored=kind)  # type: ignore[arg-type]
+    payload = Evaluation(eval_id="eval_1", items="items.jsonl", item_schema={}, criteria=[], stored=kind)
     run: Any = SimpleNamespace(payload=payload.model_dump(mode="json"), project_id="p")
     context: Any = SimpleNamespace(storage=storage, config=SimpleNamespace(batch_max_line_bytes=1 << 20))
 
