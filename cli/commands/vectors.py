@@ -8,7 +8,6 @@ from cli.errors import CliError
 from cli.groups import Group
 from cli.options import AsJson, DataDir
 from cli.terminal import say, show
-from jobs.programs import DIFFERS, verify_vectors
 
 app = Group("Check the vector database.")
 
@@ -28,6 +27,7 @@ def verify(
 ) -> None:
     """Compare the vectors and texts of every store with its files. Exit code 1 if they differ and are not repaired."""
     from cli.up.effective import effective, opened
+    from jobs.programs import DIFFERS, verify_vectors
 
     with opened(data_dir):
         config = effective(data_dir=data_dir)
