@@ -24,6 +24,7 @@ from pydantic_settings import (
 )
 
 from jobs.platform.secret_files import SUFFIX, secret
+from jobs.renamed_settings import RENAMED
 from jobs.requests.endpoints import checked_server
 
 DAY = 86_400
@@ -35,13 +36,6 @@ OTHER_NAMES: Final = frozenset(
     PREFIX + name for name in ("API_KEY", "IMPORT_KEY", "OPERATOR_KEY", "SUPERVISED", "URL", "WEBHOOK_SECRET")
 )
 OTHER_PREFIX: Final = f"{PREFIX}TEST_"
-#: What settings were called before, and are called now.
-RENAMED: Final = {
-    "BEAT_SECONDS": "HEARTBEAT_SECONDS",
-    "INTERACTIVE_BESIDE": "BATCH_REQUESTS_WHILE_INTERACTIVE",
-    "RERING_SECONDS": "REDELIVERY_SECONDS",
-    "STALLS_BEFORE_CAREFUL": "STALLS_BEFORE_ISOLATION",
-}
 
 
 class InvalidSettings(Exception):

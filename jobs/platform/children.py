@@ -38,6 +38,7 @@ _NO_MEMORY: Final = (
     b"Cannot allocate memory",
     b"failed to map segment from shared object",
     b"returned NULL without setting an exception",
+    b"SyntaxError",  # of a module of ours: the parser had none
 )
 #: Variables that a child without settings inherits.
 _INHERITED: Final = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "PYTHONHOME")

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from openai.types.responses import CompactedResponse, Response, ResponsesServerEvent
+from openai.types.responses import Response, ResponsesServerEvent
 from pydantic import TypeAdapter
 from websockets.sync.client import ClientConnection, connect
 
@@ -141,10 +141,11 @@ def compact(shop: Shop) -> list[Body]:
     items = [message("user", "We start on Tuesday."), message("assistant", "On Tuesday, then.")]
     answer = shop.post("responses/compact", {"model": MODEL, "input": items, "prompt_cache_key": "k"})
     assert answer.status_code == 200, answer.text
-    made = CompactedResponse.model_validate(answer.json())
-    assert made.object == "response.compaction"
-    assert made.output[-1].type == "compaction"
-    output: list[Body] = answer.json()["output"]
+    made = answer.json()
+    assert made.keys() == {"id", "object", "created_at", "output", "usage"}
+    assert made["object"] == "response.compaction"
+    output: list[Body] = made["output"]
+    assert [item["type"] for item in output] == ["message", "compaction"]
     return output
 
 

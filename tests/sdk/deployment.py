@@ -33,6 +33,7 @@ from tests.support.web import make_key, running_app, serve
 from workers.dispatcher.loop import Dispatcher
 from workers.engines.fake import FakeEngine, Fault, prompt_of
 from workers.engines.port import Answer, Length, Request
+from workers.evals.python_grader import look_for_sandbox
 from workers.inference.consumer import InteractiveConsumer
 from workers.inference.peer_client import PeerClient
 from workers.inference.token_counting import TokenCounter
@@ -113,7 +114,7 @@ def deployed(
     fine-tuning waits for its base.
     """
     models, bases = folder / "models.yaml", bases or {}
-    base = {"engine": "vllm", "queue": Queue.GENERATE}
+    base = {"engine": "vllm", "queue": Queue.GENERATE, "engine_args": {"enable_lora": True}}
     trained = {name: {**base, "source": {"path": str(path)}} for name, path in bases.items()}
     models.write_text(_MODELS_FILE + "".join(f"  {name}: {json.dumps(model)}\n" for name, model in trained.items()))
     settings: dict[str, Any] = {
@@ -150,6 +151,8 @@ def deployed(
         stack.enter_context(_ingesting(mill))
         if bases:
             stack.enter_context(training(mill))
+            look_for_sandbox(mill.cpu.standing)
+            mill.cpu.heartbeat.announce()
         stack.enter_context(beside(lambda stop: _tick(mill, stop)))
         timings = replace(Timings(), deliveries_idle=3600.0)
         stack.enter_context(beside(lambda stop: loop.run(db, mill.config, "io-1", stop, timings)))

@@ -129,7 +129,7 @@ def test_evaluation_is_made_with_its_first_run(console: Console, deployment: Dep
     [run] = deployment.client.evals.runs.list(row.id).data
     deployment.mill.drain(run.id, timeout=60)
     expect(tab.get_by_role("table", name="Criteria")).to_contain_text("ilike reference", timeout=PATIENCE)
-    expect(tab.locator("details.item")).to_have_count(1)
+    expect(tab.locator("details.item")).to_have_count(1, timeout=PATIENCE)
 
 
 def test_run_is_repeated_with_another_model_and_compared(console: Console, deployment: Deployment) -> None:

@@ -38,6 +38,7 @@ _GRADERS: Final[list[dict[str, Any]]] = [
     {"type": "regex", "name": "n", "input": "a", "pattern": "b"},
     {"type": "json_schema", "name": "n", "input": "a", "schema": {}},
     {"type": "faithfulness", "name": "n", "input": "a", "context": "b", "model": "m", "sampling_params": {}},
+    {"type": "pairwise", "name": "n", "input": "a", "reference": "b", "model": "m", "sampling_params": {}},
     {"type": "answer_relevance", "name": "n", "question": "a", "input": "b", "model": "m"},
     {"type": "context_precision", "name": "n", "question": "a", "context": "b", "reference": "c", "model": "m"},
     {"type": "context_recall", "name": "n", "context": "b", "reference": "c", "model": "m"},
