@@ -1,6 +1,7 @@
 import { getRouteApi } from "@tanstack/react-router";
+import { useEffect } from "react";
 
-import { usePages } from "@/api/get";
+import { refresh, usePages } from "@/api/get";
 import { Field, Select } from "@/components/Field";
 import { Listed } from "@/components/Listed";
 import { Section } from "@/components/Page";
@@ -10,6 +11,7 @@ import { hasEnded, type Run } from "./evals";
 import { OutputItemRow } from "./OutputItemRow";
 
 const route = getRouteApi("/evals/$evalId/runs/$runId");
+const PATH = "/v1/evals/{eval_id}/runs/{run_id}/output_items";
 const PAGE = 20;
 const POLL = 4_000;
 const STATUSES = [
@@ -25,7 +27,11 @@ export function OutputItems({ run }: { run: Run }) {
   const navigate = route.useNavigate();
   const path = { eval_id: run.eval_id, run_id: run.id };
   const query = { status, limit: PAGE };
-  const items = usePages("/v1/evals/{eval_id}/runs/{run_id}/output_items", { path, query }, { refetchInterval: !hasEnded(run) && POLL });
+  const ended = hasEnded(run);
+  const items = usePages(PATH, { path, query }, { refetchInterval: !ended && POLL });
+  useEffect(() => {
+    if (ended) void refresh(PATH); // what was read last may be from before the end
+  }, [ended]);
   return (
     <Section title="Items">
       <div className="filters">
