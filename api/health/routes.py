@@ -41,7 +41,7 @@ class EngineLoading(BaseModel):
 
 
 class Ready(BaseModel):
-    """Whether this process can serve requests: it can while its database answers."""
+    """The state of this process: it can serve requests while its database answers."""
 
     status: Literal["ready", "unavailable"]
     database: Literal["ok", "unavailable"]

@@ -40,7 +40,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is wrong with the code in a field."""
+    """A fault of the code in a field."""
 
     param: str
     message: str

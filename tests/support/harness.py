@@ -23,7 +23,7 @@ metadata: {version: 1.0}
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """What the harness wrote: `metrics` by name, the number of `items`, and the `samples` in the order of the rows."""
+    """The results of the harness: `metrics` by name, the number of `items`, and `samples` in the order of the rows."""
 
     metrics: dict[str, float]
     items: int

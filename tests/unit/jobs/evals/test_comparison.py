@@ -143,7 +143,7 @@ def test_test_and_interval_have_to_agree() -> None:
 
 
 def test_samples_of_one_item_count_as_one_item() -> None:
-    """Of five items each has four samples, all better: they are 20 pairs, and no more evidence than five items."""
+    """Compare five items with four better samples each: they are 20 pairs, and no more evidence than five items."""
     first, second = ([item(n % 5, score) for n in range(20)] for score in (0.0, 1.0))
     pairing = comparison.pair_items(first, second)
 
