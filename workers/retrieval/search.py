@@ -65,7 +65,8 @@ def fuse(near: Sequence[Hit], worded: Sequence[Hit], weights: tuple[float, float
     if not weights[1]:
         return [(hit, min(1.0, max(0.0, hit.score))) for hit in near]
     if not weights[0]:
-        return [(hit, _relative(worded)(hit, 0)) for hit in worded]
+        gives = _relative(worded)
+        return [(hit, gives(hit, 0)) for hit in worded]
     total = sum(weights)
     scores: dict[tuple[str, int], float] = {}
     hits: dict[tuple[str, int], Hit] = {}
