@@ -38,7 +38,7 @@ from jobs.settings import Settings
 #: A request's line and headers; and its trailers.
 MAX_HEAD_BYTES = 65_536
 _GRACE_SECONDS = 5
-#: Seconds for which the rest of a refused request is read: a connection closed at once might lose the answer.
+#: Seconds for which the rest of what is refused is read: a connection closed at once might lose the answer.
 _LINGER_SECONDS = 2.0
 #: File descriptors that a process requests, if the machine allows it.
 _DESCRIPTORS = 65_536
@@ -229,6 +229,18 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
     def keepalive_timeout(self) -> None:
         super().keepalive_timeout()
         self.transport.abort()  # what a client does not read would keep the connection open
+
+    def handle_parser_exception(self) -> None:
+        """End the connection after a time in which the rest is read: at once, a client might not see why."""
+        if self.close_sent:
+            return
+        close = self.conn.close_sent
+        assert close is not None
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": close.code, "reason": close.reason})
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = True
+        self.transport.write_eof()
+        self.loop.call_later(_LINGER_SECONDS, self.transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._reserve(0)
