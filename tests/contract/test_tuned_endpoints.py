@@ -17,14 +17,7 @@ from cli.demo.system import running
 from tests.contract.test_tuned_process import ANSWER, BASE, ENGINE, train
 from tests.support.system import ROOT, pause
 
-#: Every endpoint is answered by the adapter: "yesyesye…" instead of "yes".
-_NO_END = "The adapter of a tiny model learns its answer, and not where the answer ends."
-pytestmark = [
-    pytest.mark.verify,
-    pytest.mark.vllm,
-    pytest.mark.timeout(1200),
-    pytest.mark.xfail(reason=_NO_END, strict=False),
-]
+pytestmark = [pytest.mark.verify, pytest.mark.vllm, pytest.mark.timeout(1200)]
 _EMBEDDER = "all-minilm-l6-v2"
 _MODELS = {
     BASE: {
@@ -189,7 +182,7 @@ def test_perplexity_of_a_text_is_lower_to_the_adapter_than_to_its_base(tuned: tu
         run = mill.client.evals.runs.create(made.id, name=model, data_source=source)
         done = ended(mill, lambda: mill.client.evals.runs.retrieve(run.id, eval_id=made.id), LIVE_RUN)
         assert (done.status, done.result_counts.errored) == ("completed", 0)
-        return float(done.to_dict()["per_testing_criteria_results"][0]["perplexity"])
+        return float(done.per_testing_criteria_results[0].to_dict()["perplexity"])
 
     assert perplexity(name) < perplexity(BASE)
 
