@@ -5,6 +5,7 @@ its batch of one line takes at most five times as long as alone, or three second
 more, since machines stand still now and then.
 """
 
+import json
 import subprocess
 import sys
 import threading
@@ -16,6 +17,8 @@ from typing import TypeVar
 
 import httpx2
 import pytest
+from websockets.exceptions import WebSocketException
+from websockets.sync.client import ClientConnection, connect
 
 import jobs.known_kinds  # noqa: F401 (fills the table of kinds)
 from api.openapi import document
@@ -42,6 +45,7 @@ _ATTACK_SECONDS = 1.0
 _ALONE_SECONDS = 5.0
 _BATCHES = 3
 _JOBS_SECONDS = 240.0
+_LAST_EVENTS = ("response.completed", "response.incomplete", "response.failed")
 #: The least bound in seconds, by what another project does.
 _LEAST: Mapping[str, float] = {"small": 1.0, "livez": 1.0, "batch": 3.0}
 _SMALL: Mapping[str, str] = {"small": "/v1/batches?limit=1", "livez": "/livez"}
@@ -75,6 +79,45 @@ def stock(deployment: Deployment) -> Iterator[Stock]:
         stock.ids["api_key_id"] = spare.split("_")[1]
         stock.fill()
         yield stock
+
+
+def attacks(stock: Stock) -> Iterator[Attack]:
+    """Yield an attack by each operation, and by messages on connections that answer responses."""
+    for operation, request in requests_of(document(), stock):
+        yield Attack(operation, operation, partial(send_again, request))
+        if operation == "POST /v1/responses":
+            message = json.dumps({"type": "response.create", **json.loads(request.content)})
+            yield Attack("WebSocket", "WebSocket /v1/responses", partial(send_messages, message))
+
+
+def send_messages(message: str, attacker: Attacker) -> str:
+    """Send a message over many WebSockets for some seconds; return the types of the last events with their counts."""
+    until = time.monotonic() + _ATTACK_SECONDS
+    url, headers = f"ws{attacker.url.removeprefix('http')}/v1/responses", {"Authorization": f"Bearer {attacker.key}"}
+
+    def send(_: int) -> Counter[str]:
+        answered = Counter[str]()
+        while time.monotonic() < until:
+            try:
+                with connect(url, additional_headers=headers, max_size=None) as connection:
+                    while time.monotonic() < until:
+                        connection.send(message)
+                        answered[_last_event(connection)] += 1
+            except (WebSocketException, OSError) as error:
+                answered[type(error).__name__] += 1
+        return answered
+
+    return str(dict(sum(at_once(_CONNECTIONS, send), Counter[str]())))
+
+
+def _last_event(connection: ClientConnection) -> str:
+    """Return the type of the event that ends an answer, or the code of an error."""
+    while True:
+        event = json.loads(connection.recv(timeout=60))
+        if event["type"] == "error":
+            return str(event["error"]["code"])
+        if event["type"] in _LAST_EVENTS:
+            return str(event["type"])
 
 
 def send_again(request: Expensive, attacker: Attacker) -> str:
@@ -159,13 +202,12 @@ def test_no_request_delays_another_project(deployment: Deployment, stock: Stock)
     alone, _ = slowest_answers(deployment, lambda: pause(_ALONE_SECONDS))
     attacker, slow = Attacker(deployment.system.url, deployment.key), dict[str, list[str]]()
     with attackers() as run:
-        for operation, request in requests_of(document(), stock):
-            attack = Attack(operation, operation, partial(send_again, request))
+        for attack in attacks(stock):
             for _ in range(2):
                 seconds, answered = slowest_answers(deployment, partial(run, attack, attacker))
-                print(operation, answered, *(f"{kind} {took:.3f}" for kind, took in seconds.items()), flush=True)
-                slow[operation] = broken(seconds, alone)
-                if not slow[operation]:
+                print(attack.name, answered, *(f"{kind} {took:.3f}" for kind, took in seconds.items()), flush=True)
+                slow[attack.name] = broken(seconds, alone)
+                if not slow[attack.name]:
                     break
     slow = {operation: found for operation, found in slow.items() if found}
 
