@@ -105,6 +105,12 @@ class Settings(BaseSettings):
         ge=3 * MB,
         description="bytes of requests waiting in one queue; a project has a third of its places, and of these in all",
     )
+    shutdown_seconds: float = Field(
+        20, ge=0, le=DAY, description="answers in progress of a process that is told to stop, before they are ended"
+    )
+    shutdown_notice_seconds: float = Field(
+        0, ge=0, le=3600, description="of these, requests are still taken: until a load balancer sees `/readyz` fail"
+    )
     batch_requests_while_interactive: int = Field(
         0,
         ge=0,

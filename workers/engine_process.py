@@ -103,11 +103,13 @@ def run(config: Settings, name: str, queue: str) -> None:
     threading.Thread(target=bring_up, name="engine-start", daemon=True).start()
     app = celery_app.build(config, (queue,), threads=True)
     run_shard = partial(lifecycle.run_in_turn, context, host, slot_scheduler)
-    tasks.furnish(app, tasks.Process(context, run_shard, slot_scheduler))
+    hand_over = partial(host.loop.call_soon_threadsafe, consumer.hand_over)
+    tasks.furnish(app, tasks.Process(context, run_shard, slot_scheduler, hand_over=hand_over))
     celery_app.work(app, name, pool.queues, slot_scheduler.threads)
     context.heartbeat.leave()
+    seconds = config.shutdown_seconds if host.loop.is_running() else 0.0  # else no engine has begun to come up
     with suppress(TimeoutError):
-        host.call(consumer.close()).result(2)
+        host.call(consumer.close(seconds)).result(seconds + 2)
         host.call(peers.close()).result(2)
     host.close()
     response_cache.close()

@@ -41,15 +41,21 @@ PREFORK_POOLS: Final = {pool.name: pool for pool in (CPU_POOL, EVALUATE_POOL)}
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """The dependencies of a process's tasks. `run` runs a shard; a process without it gets none."""
+    """The dependencies of a process's tasks. `run` runs a shard; a process without it gets none.
+
+    `hand_over` leaves interactive requests to other workers; a process without engines has none.
+    """
 
     context: Context
     run: Callable[[str, int], None] | None = None
     slot_scheduler: SlotScheduler | None = None
     parser: Parser | None = None
+    hand_over: Callable[[], object] | None = None
 
     def stop(self) -> None:
         """Let running work commit and release; Celery then waits for the tasks to return."""
+        if self.hand_over is not None:
+            self.hand_over()
         self.context.heartbeat.stop_all()
         if self.slot_scheduler is not None:
             self.slot_scheduler.close()

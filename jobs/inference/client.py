@@ -422,7 +422,9 @@ class _AnswerReader:
             await check_client()
         try:
             if self._is_taken and at - self._last_entry > self._timings.interactive_silence:
-                raise WorkerLost
+                if not await self._is_queued():
+                    raise WorkerLost
+                self._is_taken = False  # a worker that stopped has put it back
             if not self._is_taken and at - self._last_worker_check >= self._timings.interactive_taken:
                 self._last_worker_check = at
                 await self._check_queued(is_served)
@@ -444,13 +446,17 @@ class _AnswerReader:
         A request that is missing once may be on its way to a worker. A reader that resumes does not know what was
         queued.
         """
-        async with self.sending():
-            is_queued = not self._queue_key or await self._redis.lpos(self._queue_key, self._raw) is not None
+        is_queued = not self._queue_key or await self._is_queued()
         self._missed = 0 if is_queued else self._missed + 1
         if self._missed > 1:
             raise WorkerLost
         if not await is_served():
             raise NoWorker
+
+    async def _is_queued(self) -> bool:
+        """Return whether the request is in its queue, as far as this reader knows what was queued."""
+        async with self.sending():
+            return bool(self._queue_key) and await self._redis.lpos(self._queue_key, self._raw) is not None
 
 
 def _dropped(info: Mapping[str, Any], after: str) -> bool:

@@ -3,7 +3,9 @@
     request queue ──▶ turn ──▶ host.shared ──▶ engine.answer | engine.stream ──▶ answer writer
                         └── four times a second: are the clients still there? if not, the engine stops
 
-A paused worker leaves its queues to other workers. A client of a paused queue, model or project gets a refusal.
+A paused worker leaves its queues to other workers. A client of a paused queue, model or project gets a refusal. A
+worker that stops takes no more requests, puts those back into their queue whose turn has not come, and finishes the
+others.
 
 The consumer runs on the loop of the engine host. Each request is executed once: its client gets every failure, and may
 retry. `jobs.inference.interactive` describes the messages.
@@ -40,7 +42,7 @@ from jobs.settings import Settings
 from jobs.timings import Timings
 from workers.engines.port import Answer, EngineBusy, EngineDead, EngineError, EngineFault, Request, Suspect, refusal
 from workers.inference.answer_writer import AnswerWriter, end_of
-from workers.inference.request_queue import ProjectLimiter, RequestQueue
+from workers.inference.request_queue import HandedOver, ProjectLimiter, RequestQueue
 from workers.runtime.engine_host import EngineHost, GaveUp
 from workers.runtime.heartbeat import UnderWay
 
@@ -110,6 +112,7 @@ class InteractiveConsumer:
             self.queues.append(self._new_queue(lines, self._routed_limit))
         self._reviving: set[asyncio.Task[None]] = set()
         self._serving: asyncio.Task[Any] | None = None
+        self._redis: Any
         self._answers: AnswerWriter
 
     def _new_queue(self, name: str, limit: Callable[[], int]) -> RequestQueue:
@@ -132,39 +135,50 @@ class InteractiveConsumer:
         self._serving = asyncio.current_task()
         limits = self._limits
         async with connect(self._url) as redis:
+            self._redis = redis
             self._answers = AnswerWriter(redis, limits.unread, limits.unread_bytes, limits.project_unread_bytes)
             watching = asyncio.create_task(self._watch_all(redis))
             try:
                 await asyncio.gather(*(queue.run(redis) for queue in self.queues))
+                await asyncio.gather(*(task for queue in self.queues for task in queue.tasks), return_exceptions=True)
             finally:
                 running = {watching}.union(self._reviving, *(queue.tasks for queue in self.queues))
                 for task in running:
                     task.cancel()
                 await asyncio.gather(*running, return_exceptions=True)
 
-    async def close(self) -> None:
-        """Take no more requests, and refuse those that wait, so that their clients retry at another worker."""
+    def hand_over(self) -> None:
+        """Take no more requests, and put those back whose turn has not come, for other workers. On the host's loop."""
         for queue in self.queues:
             queue.close()
+
+    async def close(self, seconds: float = 0.0) -> None:
+        """Hand over, finish what is being answered, and after `seconds` refuse the rest: its clients ask again."""
+        self.hand_over()
         if self._serving is not None:
+            await asyncio.wait((self._serving,), timeout=seconds)
             self._serving.cancel()
             await asyncio.gather(self._serving, return_exceptions=True)
 
-    def _begin(self, request: QueuedRequest, limiter: ProjectLimiter, entered: bool) -> asyncio.Task[None]:
+    def _begin(self, queue: RequestQueue, request: QueuedRequest, entered: bool) -> asyncio.Task[None]:
         model = _model_of(request)
         needed = needed_model(self.queue, model)
         stopped = self._paused().stops(self.queue, model, request.tenant, needed)
         ended = self._under_way.begin(self.queue, needed, request.tenant)  # at once: a drain may be looking
         refused = _PAUSED if stopped else None if entered else _FULL
-        task = asyncio.create_task(self._serve(request, limiter, refused))
+        task = asyncio.create_task(self._serve(queue, request, refused))
         task.add_done_callback(lambda _: ended())
         return task
 
-    async def _serve(self, request: QueuedRequest, limiter: ProjectLimiter, refused: AnswerEntry | None) -> None:
+    async def _serve(self, queue: RequestQueue, request: QueuedRequest, refused: AnswerEntry | None) -> None:
         try:
             awaited = now() < request.deadline and await self._answers.begin(request)
-            end = (refused or await self._while_awaited(request, limiter)) if awaited else None
-            await self._answers.finish(request, end)
+            try:
+                end = (refused or await self._while_awaited(request, queue.limiter)) if awaited else None
+            except HandedOver:
+                await queue.put_back(self._redis, request)
+            else:
+                await self._answers.finish(request, end)
         except asyncio.CancelledError:
             lost = end_of(refusal(503, "This worker is going down.", code="worker_lost"), 1.0)
             with suppress(RedisError, OSError):

@@ -4,6 +4,7 @@
                             └── refused: the project has too many requests here, or too large ones
 
 No project waits for the requests of another one. While any request waits here, other workers take from the list first.
+When the worker stops, it puts the requests that still wait for their turn back into the list, for other workers.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from typing import Any, Final
 import msgspec
 from redis.exceptions import RedisError
 
-from jobs.inference.interactive import QueuedRequest, queue_key, queue_seconds, unpack_request
+from jobs.inference.interactive import QueuedRequest, pack, queue_key, queue_seconds, unpack_request
 from jobs.timings import Timings
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,10 @@ _RETURN: Final = """
 redis.call('LPUSH', KEYS[1], ARGV[1])
 if redis.call('TTL', KEYS[1]) < tonumber(ARGV[2]) then redis.call('EXPIRE', KEYS[1], ARGV[2]) end
 """
+
+
+class HandedOver(Exception):
+    """The worker stops before the turn of a request has come: another worker is to answer it."""
 
 
 @dataclass(slots=True)
@@ -49,6 +54,7 @@ class ProjectLimiter:
         self._concurrent, self._max_requests, self._max_bytes = concurrent, concurrent + waiting, max_bytes
         self._projects: dict[str, _Held] = {}
         self._waiting = 0
+        self._closed = False
         self.none_waiting = asyncio.Event()
         self.none_waiting.set()
 
@@ -74,9 +80,20 @@ class ProjectLimiter:
 
     @asynccontextmanager
     async def turn(self, project: str) -> AsyncIterator[None]:
-        """Wait for the turn of a request that was counted in, and take one of its project's slots."""
+        """Wait for the turn of a request that was counted in, and take one of its project's slots.
+
+        Raises HandedOver, once `close` was called.
+        """
         async with self._projects[project].gate:
+            if self._closed:
+                raise HandedOver
             yield
+
+    def close(self) -> None:
+        """Begin no more turns. Who waits for one gets HandedOver: each passes the free slot on to the next."""
+        self._closed = True
+        for held in self._projects.values():
+            held.gate.release()
 
     def _count(self, change: int) -> None:
         self._waiting += change
@@ -96,17 +113,21 @@ class RequestQueue:
         limit: Callable[[], int],
         limiter: ProjectLimiter,
         listening: threading.Event,
-        begin: Callable[[QueuedRequest, ProjectLimiter, bool], asyncio.Task[None]],
+        begin: Callable[["RequestQueue", QueuedRequest, bool], asyncio.Task[None]],
         timings: Timings,
     ) -> None:
-        self.name, self.limit = name, limit
-        self._limiter, self._listening, self._begin, self._timings = limiter, listening, begin, timings
+        self.name, self.limit, self.limiter = name, limit, limiter
+        self._listening, self._begin, self._timings = listening, begin, timings
         self.tasks: set[asyncio.Task[None]] = set()
         self._closed = self._is_unavailable = False
 
     def close(self) -> None:
-        """Take no more requests. A flag, because redis-py swallows a cancellation while it connects."""
+        """Take no more requests, and begin no more turns.
+
+        A flag, because redis-py swallows a cancellation while it connects.
+        """
         self._closed = True
+        self.limiter.close()
 
     async def run(self, redis: Any) -> None:
         """Take requests until the queue is closed."""
@@ -135,7 +156,7 @@ class RequestQueue:
 
     async def _next(self, redis: Any, limit: int) -> Sequence[bytes]:
         """Return one request as soon as it comes; while requests wait here, those that no other worker has taken."""
-        none_waiting = self._limiter.none_waiting
+        none_waiting = self.limiter.none_waiting
         if not none_waiting.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(none_waiting.wait(), self._timings.interactive_look)
@@ -143,25 +164,25 @@ class RequestQueue:
             taken = await redis.lpop(queue_key(self.name), limit) if self._listening.is_set() else None
             return taken or ()
         popped = await redis.blpop([queue_key(self.name)], timeout=self._timings.interactive_take)
-        if popped and not self._listening.is_set():  # it came after `listening` was cleared: for another worker
-            await _return(redis, *popped)
+        if popped and (self._closed or not self._listening.is_set()):  # it came late: for another worker
+            if request := _read(popped[1]):
+                await self.put_back(redis, request)
             return ()
         return popped[1:] if popped else ()
+
+    async def put_back(self, redis: Any, request: QueuedRequest) -> None:
+        """Put a request at the head of its queue again, where another worker takes it. Raises RedisError, OSError."""
+        await redis.eval(_RETURN, 1, queue_key(self.name), pack(request), queue_seconds(request))
 
     def _admit(self, raw: bytes) -> None:
         if (request := _read(raw)) is None:
             return
-        entered = self._limiter.enter(request.tenant, len(raw))
-        task = self._begin(request, self._limiter, entered)
+        entered = self.limiter.enter(request.tenant, len(raw))
+        task = self._begin(self, request, entered)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         if entered:
-            task.add_done_callback(lambda _: self._limiter.leave(request.tenant, len(raw)))
-
-
-async def _return(redis: Any, key: bytes, raw: bytes) -> None:
-    if request := _read(raw):
-        await redis.eval(_RETURN, 1, key, raw, queue_seconds(request))
+            task.add_done_callback(lambda _: self.limiter.leave(request.tenant, len(raw)))
 
 
 def _read(raw: bytes) -> QueuedRequest | None:

@@ -392,3 +392,29 @@ async def test_what_a_client_has_read_is_dropped_by_bytes_too(url: str, linger: 
 
     behind = MB // 4 if linger else 0
     assert behind < held < behind + 4 * 64 * 1024
+
+
+async def test_a_request_that_a_stopping_worker_has_put_back_waits_for_another_worker(url: str) -> None:
+    seconds = {"interactive_silence": 0.0, "interactive_taken": 0.0}
+    async with clients(settings(url), **seconds) as some, interactive.connect(url) as server:
+        queued = await some.ask("one")
+        answer, key = interactive.answer_key(queued.id), interactive.queue_key(QUEUE)
+        await server.xadd(answer, {interactive.ENTRY_FIELD: pack(AnswerEntry("taken"))})
+        await asyncio.sleep(1.0)  # longer than a read of the answer
+        raw = await server.lpop(key)
+        await server.xadd(answer, {interactive.ENTRY_FIELD: END})
+        [(_, asked)] = some.pending
+
+        assert raw == pack(queued)
+        assert (await asked).kind == "end"
+
+
+async def test_a_request_whose_worker_is_silent_and_that_is_not_queued_is_lost(url: str) -> None:
+    async with clients(settings(url), interactive_silence=0.0) as some, interactive.connect(url) as server:
+        queued = await some.ask("one")
+        await server.lpop(interactive.queue_key(QUEUE))
+        await server.xadd(interactive.answer_key(queued.id), {interactive.ENTRY_FIELD: pack(AnswerEntry("taken"))})
+        [(_, asked)] = some.pending
+
+        with pytest.raises(WorkerLost):
+            await asked
