@@ -51,7 +51,8 @@ class Services:
     feed_bounds: Trusted[Bounds]  # by key: of the feed of its project
     arriving: Arriving = field(default_factory=Arriving)
     changing: Locks = field(default_factory=Locks)  # locks of conversations
-    stopping: threading.Event = field(default_factory=threading.Event)
+    draining: threading.Event = field(default_factory=threading.Event)  # this process ends: take nothing that lasts
+    stopping: threading.Event = field(default_factory=threading.Event)  # end what is still being answered
 
     def registry(self) -> Registry:
         """Return the models of the models file as it is now, or as it was when it was last valid.

@@ -9,14 +9,20 @@ server closes the connections that have waited longest for a request, so that cl
 however many others are idle. A connection with an unread request is not closed. While many connections are open, each
 is closed after its answer, which announces it, so that no client sends its next request at that moment.
 
+A process that is told to stop finishes what it answers:
+
+    signal ──▶ notice: /readyz is 503, each answer closes its connection ──▶ no new connections ──▶ all answered: end
+                                                                              └── time is over: what lasts is ended
+
 A request to upgrade to WebSocket leaves the connection to `BoundedWebSocket`, which bounds what uvicorn does not. A
 message is as large as a body may be.
 """
 
 import asyncio
+import math
 import resource
 import select
-from collections.abc import Callable
+import socket
 from http import HTTPStatus
 from itertools import islice
 from types import FrameType
@@ -37,7 +43,9 @@ from jobs.settings import Settings
 
 #: A request's line and headers; and its trailers.
 MAX_HEAD_BYTES = 65_536
+#: Seconds in which streams that are ended send their last event.
 _GRACE_SECONDS = 5
+_TICK_SECONDS = 0.1
 #: Seconds for which the rest of what is refused is read: a connection closed at once might lose the answer.
 _LINGER_SECONDS = 2.0
 #: File descriptors that a process requests, if the machine allows it.
@@ -108,8 +116,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._complete = True
-        crowded = len(self.connections) > most_connections() // 2
-        if crowded and not self._should_upgrade() and not self.cycle.response_started:
+        is_last = len(self.connections) > most_connections() // 2 or self._services.draining.is_set()
+        if is_last and not self._should_upgrade() and not self.cycle.response_started:
             self.cycle.keep_alive = False
         super().on_message_complete()
 
@@ -134,6 +142,11 @@ class BoundedProtocol(HttpToolsProtocol):
         """Return whether the request is a WebSocket's; otherwise its `Upgrade` is ignored, as RFC 9110 allows."""
         return self.scope["method"] == "GET" and self.url.isascii() and super()._should_upgrade()
 
+    def shutdown(self) -> None:
+        """End the connection after its answer; one with an unread request is answered first."""
+        if not self._has_sent():
+            super().shutdown()
+
     def send_400_response(self, msg: str) -> None:
         """Refuse a request that the parser cannot read, or that two parsers could read differently."""
         self._refuse(InvalidRequest(msg, code="invalid_http"))
@@ -156,10 +169,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self._start_clock(_LINGER_SECONDS)
 
     @property
-    def _head_patience(self) -> float:
+    def _services(self) -> Services:
         app: Any = self.app
         services: Services = app.state.services
-        return services.timings.head_patience
+        return services
+
+    @property
+    def _head_patience(self) -> float:
+        return self._services.timings.head_patience
 
     def _longest(self) -> "BoundedProtocol":
         """Return the connection to close: the longest idle one without unread data, or the longest idle one."""
@@ -226,6 +243,14 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         else:  # the client does not read
             self.conn.data_to_send()
 
+    def shutdown(self) -> None:
+        """Have a connection whose server stops closed by the app, once what is asked on it is answered."""
+        leave = self.scope["state"].get("leave") if self.handshake_complete and not self.close_sent else None
+        if leave is not None:
+            leave.set()
+        else:
+            super().shutdown()
+
     def keepalive_timeout(self) -> None:
         super().keepalive_timeout()
         self.transport.abort()  # what a client does not read would keep the connection open
@@ -281,15 +306,30 @@ def _raw(answer: JSONResponse) -> bytes:
 
 
 class Server(uvicorn.Server):
-    """A server that ends streams when the process is told to stop."""
+    """A server that finishes its answers when the process is told to stop, and ends them when it takes too long.
 
-    def __init__(self, config: uvicorn.Config, stop: Callable[[], None]) -> None:
+    A second signal ends them at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, services: Services) -> None:
         super().__init__(config)
-        self._tell = stop
+        self._services = services
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._tell()
+        (self._services.stopping if self._services.draining.is_set() else self._services.draining).set()
         super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._services.draining.set()
+        config, loop = self._services.config, asyncio.get_running_loop()
+        until = loop.time() + config.shutdown_seconds
+        ending = loop.call_at(until, self._services.stopping.set)
+        noticed = loop.time() + config.shutdown_notice_seconds
+        while loop.time() < min(noticed, until) and not self._services.stopping.is_set():  # noqa: ASYNC110 (by a signal)
+            await asyncio.sleep(_TICK_SECONDS)
+        self.config.timeout_graceful_shutdown = math.ceil(until - loop.time()) + _GRACE_SECONDS
+        await super().shutdown(sockets)
+        ending.cancel()
 
 
 def server(app: FastAPI, config: Settings, **options: Any) -> Server:
@@ -310,7 +350,6 @@ def server(app: FastAPI, config: Settings, **options: Any) -> Server:
         proxy_headers=False,  # without a proxy in front, addresses are those of the peers
         server_header=False,
         timeout_keep_alive=15,
-        timeout_graceful_shutdown=_GRACE_SECONDS,
         **options,
     )
-    return Server(settled, app.state.services.stopping.set)
+    return Server(settled, app.state.services)

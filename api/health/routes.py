@@ -41,9 +41,9 @@ class EngineLoading(BaseModel):
 
 
 class Ready(BaseModel):
-    """The state of this process: it can serve requests while its database answers."""
+    """The state of this process: it can serve requests while its database answers, and until it is told to stop."""
 
-    status: Literal["ready", "unavailable"]
+    status: Literal["ready", "stopping", "unavailable"]
     database: Literal["ok", "unavailable"]
 
 
@@ -75,12 +75,13 @@ async def livez() -> Alive:
 @router.get(
     "/readyz",
     response_model=Ready,
-    responses={503: {"model": Ready, "description": "The database is unavailable"}},
+    responses={503: {"model": Ready, "description": "The database is unavailable, or this process stops"}},
 )
 def readyz(request: Request) -> JSONResponse:
     """Report whether this process can serve requests: what a load balancer asks.
 
-    It can while its database answers. What other processes do says nothing about this one: see `/statusz`.
+    It can while its database answers, and until it is told to stop. What other processes do says nothing about this
+    one: see `/statusz`.
     """
     try:
         _health_of(request).watch.check(services_of(request).db)
@@ -88,6 +89,8 @@ def readyz(request: Request) -> JSONResponse:
         return JSONResponse(
             Ready(status="unavailable", database="unavailable").model_dump(), HTTPStatus.SERVICE_UNAVAILABLE
         )
+    if services_of(request).draining.is_set():
+        return JSONResponse(Ready(status="stopping", database="ok").model_dump(), HTTPStatus.SERVICE_UNAVAILABLE)
     return JSONResponse(Ready(status="ready", database="ok").model_dump())
 
 

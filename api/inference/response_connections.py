@@ -5,7 +5,8 @@
 
 A lane caches the items up to its latest response, if that is not stored, in memory and as long as the connection lasts:
 any request on the connection may continue it. A request that fails to continue the response of its own lane evicts it.
-A connection lasts an hour at most; what it answers ends with it, like a stream whose client has hung up.
+A connection lasts an hour at most; what it answers ends with it, like a stream whose client has hung up. When this
+process stops, the connection takes no more messages, and is closed after its answers.
 
 The protocol is OpenAI's WebSocket mode: https://developers.openai.com/api/docs/guides/websocket-mode
 """
@@ -120,6 +121,7 @@ class _Connection:
         self._lanes: dict[str | None, _Lane] = {}
         self._running = asyncio.Semaphore(_MAX_RUNNING)
         self._pending: set[asyncio.Task[None]] = set()
+        self._leave = socket.state.leave = asyncio.Event()  # `api.server` sets it when this process stops
 
     @property
     def state(self) -> State:
@@ -129,12 +131,18 @@ class _Connection:
         return self._socket.client_state is WebSocketState.DISCONNECTED
 
     async def serve(self) -> None:
-        """Answer what the client asks for, until it leaves, its key is revoked, or the connection is too old."""
+        """Answer what the client asks for.
+
+        The end comes when the client leaves, its key is revoked, the connection is too old or this process stops.
+        """
         await self._socket.accept()
         try:
-            async with asyncio.timeout(self._call.services.timings.connection_lifetime), asyncio.TaskGroup() as tasks:
-                while True:
-                    await self._take_message(tasks)
+            async with asyncio.timeout(self._call.services.timings.connection_lifetime):
+                async with asyncio.TaskGroup() as tasks:
+                    taking = tasks.create_task(self._take_messages(tasks))
+                    await self._leave.wait()
+                    taking.cancel()
+                await self._socket.close(_GOING_AWAY)
         except* WebSocketDisconnect:
             pass
         except* TimeoutError:
@@ -144,6 +152,11 @@ class _Connection:
         finally:
             for lane in self._lanes.values():
                 self._evict(lane)
+
+    async def _take_messages(self, tasks: asyncio.TaskGroup) -> None:
+        """Begin a task for each message. Raises WebSocketDisconnect."""
+        while True:
+            await self._take_message(tasks)
 
     async def _take_message(self, tasks: asyncio.TaskGroup) -> None:
         """Read a message, and begin a task that answers it. Raises WebSocketDisconnect."""

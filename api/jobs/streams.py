@@ -117,7 +117,7 @@ async def _followed(
     """
     timings, quiet = call.services.timings, 0.0
     yield greeting
-    while not call.services.stopping.is_set():
+    while not call.services.draining.is_set():
         result = _Look([], after)
         with suppress(DatabaseBusy):  # keep the stream alive meanwhile
             if await moved(after):
@@ -144,7 +144,7 @@ async def _results(call: CallContext, job_id: str, *, follow: bool) -> AsyncIter
                 yield data
         return
     seen: set[tuple[int, int, int]] = set()
-    while not call.services.stopping.is_set():
+    while not call.services.draining.is_set():
         fresh, over = await _patiently(call, lambda session: _segments(session, job_id, seen)) or ([], True)
         for key, path in fresh:
             seen.add(key)
@@ -160,7 +160,7 @@ async def _patiently(call: CallContext, look: Callable[[Session], T]) -> T | Non
 
     Raises: KeyRevoked.
     """
-    while not call.services.stopping.is_set():
+    while not call.services.draining.is_set():
         try:
             return await _once(call, look)
         except DatabaseBusy:

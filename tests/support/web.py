@@ -1,5 +1,6 @@
 """A web process for tests: a real database and storage in a folder, in process or behind a real socket."""
 
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from api.app import build
-from api.server import server
+from api.server import Server, server
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.ids import new_id
@@ -67,7 +68,13 @@ def keep_completion_in(db: Database, storage: Storage, project: str, *, said: st
 @contextmanager
 def serve(app: FastAPI) -> Iterator[str]:
     """Serve the app on a real socket in a thread, and yield its URL."""
-    web = server(app, app.state.services.config)
+    with served(server(app, app.state.services.config)) as url:
+        yield url
+
+
+@contextmanager
+def served(web: Server) -> Iterator[str]:
+    """Run a server on a real socket in a thread, and yield its URL; in the end, end also what it answers."""
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=web.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
@@ -77,7 +84,7 @@ def serve(app: FastAPI) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
-        app.state.services.stopping.set()
-        web.should_exit = True
+        for _ in range(2):
+            web.handle_exit(signal.SIGTERM, None)
         thread.join(30)
         listener.close()

@@ -1,5 +1,6 @@
-"""The server on a real socket: heads that are too large or too slow, streams that end with the process."""
+"""The server on a real socket: heads that are too large or too slow, and what is answered while the process ends."""
 
+import asyncio
 import json
 import signal
 import socket
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +18,11 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from api.server import server
+from api.server import Server, server
 from jobs.timings import Timings
 from tests.support import runs
 from tests.support.system import eventually
-from tests.support.web import hurry, make_key, serve
+from tests.support.web import hurry, make_key, serve, served
 
 SSE = {"Accept": "text/event-stream"}
 READY = """
@@ -52,6 +54,15 @@ def talk(url: str, data: bytes, seconds: float = 10) -> bytes:
         except (TimeoutError, ConnectionError):
             pass
     return answer
+
+
+def accepts(url: str) -> bool:
+    """Return whether the server takes a connection."""
+    try:
+        httpx2.get(f"{url}/livez", timeout=30)
+    except httpx2.HTTPError:
+        return False
+    return True
 
 
 def refusal(answer: bytes) -> tuple[int, str]:
@@ -316,19 +327,100 @@ def test_open_streams_do_not_hold_up_the_end_of_the_process(app: FastAPI) -> Non
             with client.stream("GET", f"/v1/jobs/{job_id}/events", headers=SSE) as events:
                 lines = events.iter_lines()
                 next(lines)
-                app.state.services.stopping.set()
+                app.state.services.draining.set()
                 rest = list(lines)
 
     assert rest[-1] == ""
 
 
-def test_a_signal_tells_streams_to_end(app: FastAPI) -> None:
-    web = server(app, app.state.services.config)
+def test_a_signal_drains_the_process_and_a_second_one_ends_what_it_answers(app: FastAPI) -> None:
+    services = app.state.services
+    web = server(app, services.config)
 
     web.handle_exit(signal.SIGTERM, None)
+    first = services.draining.is_set(), services.stopping.is_set(), web.should_exit
+    web.handle_exit(signal.SIGTERM, None)
 
-    assert app.state.services.stopping.is_set()
-    assert web.should_exit
+    assert first == (True, False, True)
+    assert services.stopping.is_set()
+
+
+class Slow:
+    """A route that answers `GET /slow` when it may, or when the process ends what is being answered."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self.asked, self.may_answer = threading.Event(), threading.Event()
+        services = app.state.services
+
+        @app.get("/slow")
+        async def slow() -> dict[str, bool]:
+            self.asked.set()
+            while not (self.may_answer.is_set() or services.stopping.is_set()):  # noqa: ASYNC110 (by other threads)
+                await asyncio.sleep(0.01)
+            return {"whole": self.may_answer.is_set()}
+
+
+@pytest.fixture
+def draining(make_app: Callable[..., FastAPI]) -> Iterator[Callable[..., tuple[Server, str, Slow]]]:
+    """Return a function that starts a server with the given settings and the route `/slow`."""
+    with ExitStack() as stack:
+
+        def start(**settings: float) -> tuple[Server, str, Slow]:
+            app = make_app(**settings)
+            slow, web = Slow(app), server(app, app.state.services.config)
+            return web, stack.enter_context(served(web)), slow
+
+        yield start
+
+
+def ask_slowly(app: FastAPI, url: str) -> dict[str, bool]:
+    headers = {"Authorization": f"Bearer {make_key(app)}"}
+    answer: dict[str, bool] = httpx2.get(f"{url}/slow", headers=headers, timeout=60).raise_for_status().json()
+    return answer
+
+
+def test_an_answer_in_progress_is_finished_while_the_process_takes_no_more_requests(
+    draining: Callable[..., tuple[Server, str, Slow]],
+) -> None:
+    web, url, slow = draining(shutdown_seconds=600)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask_slowly, web.config.app, url)
+        assert slow.asked.wait(30)
+        web.handle_exit(signal.SIGTERM, None)
+        eventually(lambda: not accepts(url), 30, "nobody is let in")
+        assert not asked.done()
+        slow.may_answer.set()
+
+        assert asked.result(60) == {"whole": True}
+
+
+def test_an_answer_that_takes_too_long_is_ended_with_the_process(
+    draining: Callable[..., tuple[Server, str, Slow]],
+) -> None:
+    web, url, slow = draining(shutdown_seconds=0.5)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask_slowly, web.config.app, url)
+        assert slow.asked.wait(30)
+        web.handle_exit(signal.SIGTERM, None)
+
+        assert asked.result(60) == {"whole": False}
+
+
+def test_a_load_balancer_has_time_to_leave_a_process_that_stops(
+    draining: Callable[..., tuple[Server, str, Slow]],
+) -> None:
+    web, url, _ = draining(shutdown_seconds=600, shutdown_notice_seconds=600)
+    with httpx2.Client(base_url=url, timeout=30) as client:
+        before = client.get("/readyz")
+        web.handle_exit(signal.SIGTERM, None)
+        told = client.get("/readyz")
+    late = httpx2.get(f"{url}/livez", timeout=30)
+    web.handle_exit(signal.SIGTERM, None)
+    eventually(lambda: not accepts(url), 30, "a second signal ends the notice")
+
+    assert (before.status_code, before.headers.get("connection")) == (200, None)
+    assert (told.status_code, told.headers["connection"]) == (503, "close")
+    assert late.status_code == 200
 
 
 def test_what_the_server_has_loaded_is_never_looked_through_again_for_garbage(

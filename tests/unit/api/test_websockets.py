@@ -155,7 +155,7 @@ def test_the_end_of_the_process_closes_connections(app: FastAPI) -> None:
         with serve(app) as url:
             connection = stack.enter_context(open_connection(app, url))
 
-        assert close_code_of(connection) == 1012
+        assert close_code_of(connection) == 1001
 
 
 def test_pongs_are_left_out_while_a_client_does_not_read(app: FastAPI) -> None:

@@ -285,6 +285,17 @@ def database_of(app: FastAPI) -> Path:
     return Path(app.state.services.db.url.removeprefix("sqlite:///"))
 
 
+def test_a_process_that_is_told_to_stop_is_not_ready_for_a_load_balancer_and_lives(
+    app: FastAPI, nobody: TestClient
+) -> None:
+    app.state.services.draining.set()
+
+    ready, status, alive = (nobody.get(path) for path in ("/readyz", "/statusz", "/livez"))
+
+    assert (ready.status_code, ready.json()) == (503, {"status": "stopping", "database": "ok"})
+    assert (status.status_code, alive.status_code) == (200, 200)
+
+
 def test_without_its_database_the_process_lives_and_says_503(app: FastAPI, nobody: TestClient) -> None:
     database = database_of(app)
     app.state.services.db.close()

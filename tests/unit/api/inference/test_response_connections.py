@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
@@ -15,10 +16,12 @@ from openai.types.responses import ResponsesServerEvent
 from pydantic import TypeAdapter
 from starlette.testclient import WebSocketDenialResponse, WebSocketTestSession
 from starlette.websockets import WebSocketDisconnect
+from websockets.sync.client import connect as dial
 
 from api.health.metrics import REGISTRY
+from api.server import server
 from jobs.clock import now
-from jobs.errors import NoWorker
+from jobs.errors import NoWorker, WorkerLost
 from jobs.fleet import workers
 from jobs.fleet.tables import Worker
 from jobs.inference.answer_events import written_out
@@ -26,7 +29,7 @@ from jobs.inference.interactive import AnswerEntry, QueuedRequest
 from jobs.queues import Queue
 from jobs.security.keys import create_operator_key, revoke_key
 from jobs.timings import Timings
-from tests.support.web import hurry, make_key
+from tests.support.web import hurry, make_key, served
 from workers.engines.port import refusal
 
 MODEL = "m"
@@ -44,6 +47,7 @@ class Engine:
         self.most_running = 0
         self.left: list[str] = []
         self.may_end = False
+        self.is_stopping: Callable[[], bool] = lambda: False
 
     async def submit(self, _queue: str, request: QueuedRequest, *_: Any) -> AsyncGenerator[AnswerEntry]:
         body = msgspec.json.decode(request.body)
@@ -66,14 +70,19 @@ class Engine:
                 events.pop()
             while events:
                 yield AnswerEntry("chunk", msgspec.json.encode(events.popleft()), position=position)
-                while words.startswith("waits") and not self.may_end:  # noqa: ASYNC110 (set in another thread)
-                    await asyncio.sleep(0.01)
+                await self._wait(words)
         except (asyncio.CancelledError, GeneratorExit):
             self.left.append(words)
             raise
         finally:
             self.running.remove(words)
         yield AnswerEntry("end", position=position)
+
+    async def _wait(self, words: str) -> None:
+        while words.startswith("waits") and not self.may_end:
+            await asyncio.sleep(0.01)
+            if self.is_stopping():
+                raise WorkerLost
 
     async def close(self) -> None:
         pass
@@ -412,6 +421,28 @@ def test_a_connection_ends_after_its_lifetime(
     assert (last["status"], last["error"]["code"]) == (400, "websocket_connection_limit_reached")
     assert closed.value.code == 1001
     assert engine.left == ["waits"]
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+def test_a_connection_of_a_process_that_stops_is_closed_after_its_answers(
+    make_connect: Callable[..., tuple[FastAPI, Connect]], engine: Engine, in_time: bool
+) -> None:
+    app, _ = make_connect(shutdown_seconds=600 if in_time else 0.5)
+    engine.is_stopping = app.state.services.stopping.is_set
+    headers = {"Authorization": f"Bearer {make_key(app)}"}
+    web = server(app, app.state.services.config)
+    with served(web) as url, ExitStack() as stack:
+        address = f"ws{url.removeprefix('http')}{URL}"
+        idle, busy = (stack.enter_context(dial(address, additional_headers=headers)) for _ in range(2))
+        busy.send(json.dumps({**CREATE, "input": "waits"}))
+        assert json.loads(busy.recv(timeout=30))["type"] == "response.created"
+        web.handle_exit(signal.SIGTERM, None)
+        assert list(idle) == []
+        engine.may_end = in_time
+        rest = [json.loads(event)["type"] for event in busy]
+
+    assert [connection.protocol.close_code for connection in (idle, busy)] == [1001, 1001]
+    assert rest[-1] == ("response.completed" if in_time else "error")
 
 
 def test_a_revoked_key_ends_the_connection(make_connect: Callable[..., tuple[FastAPI, Connect]]) -> None:
