@@ -139,5 +139,5 @@ class Timings:
     download_patience: float = 60.0  # with a server that is unavailable while a file is downloaded
     detach_look: float = 0.2  # between looks at whether `up --detach` takes requests
     detach_patience: float = 180.0
-    down_patience: float = 60.0  # with a supervisor that is to end; it kills what does not stop after 20
+    down_patience: float = 20.0  # with a supervisor that is to end, beyond the time after which it kills what runs
     logs_look: float = 0.2  # between looks at logs that are followed

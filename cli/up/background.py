@@ -92,6 +92,7 @@ def stop(folder: DataFolder, timings: Timings = Timings()) -> bool:
         return False
     if not owner.lives:
         raise CliError(f"{folder.path} belongs to `nightmill up` on host {owner.host}: stop it there")
+    patience = folder.read_run().get("stop_seconds", 0.0) + timings.down_patience
     try:
         process = os.pidfd_open(owner.pid)
     except ProcessLookupError:
@@ -101,7 +102,7 @@ def stop(folder: DataFolder, timings: Timings = Timings()) -> bool:
             return False
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(process, signal.SIGTERM)
-        if not select.select([process], [], [], timings.down_patience)[0]:
+        if not select.select([process], [], [], patience)[0]:
             raise CliError(f"pid {owner.pid} does not end; {folder.logs / 'up.log'} says what it waits for")
     finally:
         os.close(process)

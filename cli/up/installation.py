@@ -17,7 +17,7 @@ from cli.up import broker, procfile, readiness
 from cli.up.folder import FLOWER_PASSWORD, SUPERVISED, DataFolder
 from cli.up.readiness import is_free, reached
 from cli.up.service import Program, Service
-from cli.up.supervisor import Hooks, Plan, Supervisor, Wakeups
+from cli.up.supervisor import Hooks, Plan, Supervisor, Wakeups, stop_seconds
 from jobs.fleet.models_file import EngineKind, ModelsFileError, Registry
 from jobs.platform.secret_files import replaced
 from jobs.settings import Settings
@@ -103,15 +103,16 @@ class Installation:
     def plan(self, lines: Sequence[procfile.Line]) -> Plan:
         """Return the services to start, in order."""
         services = {line.name: Service(self._program(line)) for line in lines}
-        release = services.pop(procfile.RELEASE, None)
+        release, seconds = services.pop(procfile.RELEASE, None), self.config.shutdown_seconds
         if self.config.broker_url:
-            return Plan(list(services.values()), release)
+            return Plan(list(services.values()), release, shutdown_seconds=seconds)
         return Plan(
             list(services.values()),
             release,
             Service(self._program(procfile.Line("broker", broker.command(self.folder.path)))),
             lambda: broker.answers(self.folder.path),
             lambda: broker.set_aside(self.folder.path),
+            seconds,
         )
 
     def _program(self, line: procfile.Line) -> Program:
@@ -161,6 +162,7 @@ class Installation:
                 "models_file": self.config.models_file,
                 "openai_aliases": self.config.openai_aliases,
                 "pid": self.guard_pid,
+                "stop_seconds": stop_seconds(self.config.shutdown_seconds),
                 "processes": [service.described() for service in services],
             }
         )

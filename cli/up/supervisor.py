@@ -1,6 +1,8 @@
-"""Start the services, restart those that exit, and stop all in reverse order.
+"""Start the services, restart those that exit, and stop all: the API first, then the others in reverse order.
 
     broker ──answers──▶ release ──exit 0──▶ every other line ──signal──▶ stop, last first ──▶ nothing is left
+
+The API stops first, because it finishes its answers, and workers have to write them.
 
 One thread, one loop. Before a service is restarted, all processes that it left behind are killed (its session, and
 descendants that left it), so that no engine keeps memory, a port or a lock.
@@ -76,7 +78,8 @@ def _noted(_number: int, _frame: FrameType | None) -> None:
     """Do nothing: Python writes the number of the signal to the socket."""
 
 
-STOP_SECONDS = 20.0  # from the first SIGTERM to SIGKILL, all services together
+STOP_SECONDS = 20.0  # beyond NIGHTMILL_SHUTDOWN_SECONDS until SIGKILL: once for the API, once for all others together
+_API = "web"
 _IDLE = 1.0  # seconds between checks of logs and strays
 _FOLLOWING = 0.2  # the same, while logs are shown
 _SWEEP = 5.0
@@ -99,7 +102,7 @@ class Plan:
     """The services to run, in order.
 
     `broker_answers` checks once whether the broker is up. `repair_broker` repairs the files of a broker that keeps
-    exiting.
+    exiting. Answers in progress have `shutdown_seconds` to end.
     """
 
     services: Sequence[Service]
@@ -107,6 +110,12 @@ class Plan:
     broker: Service | None = None
     broker_answers: Callable[[], bool] = lambda: True
     repair_broker: Callable[[], None] = lambda: None
+    shutdown_seconds: float = 0.0
+
+
+def stop_seconds(shutdown_seconds: float) -> float:
+    """Return the seconds in which a supervisor has stopped or killed everything."""
+    return 2 * (shutdown_seconds + STOP_SECONDS)
 
 
 class _Stopped(Exception):
@@ -238,16 +247,20 @@ class Supervisor:
             self._swept = time.monotonic()
 
     def _stop(self) -> None:
-        """Stop the services one after the other, the last started first and the broker last.
+        """Stop the API, then the other services, the last started first and the broker last.
 
-        The services have STOP_SECONDS in all. Kill them after that time, on a second request, or without a guard.
+        Kill those that take too long; all of them on a second request, or without a guard.
         """
         if self._wakeups.orphaned:
             return
         self._hooks.stopping()
         self._hooks.say("stopping; press Ctrl-C again to stop at once")
-        deadline = time.monotonic() + STOP_SECONDS
-        for service in reversed(self._running):
+        self._stop_in_turn([service for service in self._running if service.name == _API])
+        self._stop_in_turn([service for service in reversed(self._running) if service.name != _API])
+
+    def _stop_in_turn(self, services: Sequence[Service]) -> None:
+        deadline = time.monotonic() + self._plan.shutdown_seconds + STOP_SECONDS
+        for service in services:
             service.stop()
             self._publish()
             while service.pid and not self._must_kill(deadline):

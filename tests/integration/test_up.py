@@ -218,6 +218,15 @@ def test_it_stops_in_reverse_order_and_leaves_nothing(up: Up, number: int) -> No
     assert not (up.data / "run.json").exists()
 
 
+def test_the_api_stops_before_the_workers_that_it_finishes_its_answers_with(make_up: Callable[..., Up]) -> None:
+    lines = "one: python worker.py one", "web: python worker.py web", "two: python worker.py two"
+    up = make_up("\n".join(("release: python release.py", *lines)))
+    up.wait_until_running()
+
+    assert up.stop() == 0
+    assert (up.data / "stopped").read_text().split() == ["web", "two", "one"]
+
+
 @pytest.mark.parametrize("victim", ["guard", "supervisor"])
 def test_killing_it_leaves_nothing_running(up: Up, victim: str) -> None:
     up.wait_until_running()

@@ -240,7 +240,7 @@ class System:
             return set(told.json()["workers"]) >= _NEEDED
         return False
 
-    def stop(self, seconds: float = 40.0) -> int:
+    def stop(self, seconds: float = 90.0) -> int:
         """SIGTERM; the exit code."""
         assert self.process is not None
         self.remember()

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from cli.up.procfile import load
+from cli.up.supervisor import stop_seconds
 from jobs.settings import Settings
 from tests.support.dockerfile import DOCKERFILE, instructions, stages
 from tests.support.services import need
@@ -238,6 +239,15 @@ def test_the_example_has_every_variable_of_the_compose_file_with_its_default() -
 
     assert defaults
     assert {name: example[name] for name in defaults} == defaults
+
+
+@pytest.mark.parametrize(("name", "more"), [("web", 10), ("generate", 40), ("gpu", 40), ("embed", 40)])
+def test_a_service_is_not_killed_before_its_answers_have_had_their_time(name: str, more: int) -> None:
+    [grace] = re.findall(r":-(\d+)s}", SERVICES[name]["stop_grace_period"])
+    [systemd] = re.findall(r"^TimeoutStopSec=(\d+)$", (ROOT / "docs/operate/deploy.md").read_text(), re.MULTILINE)
+
+    assert int(grace) >= Settings().shutdown_seconds + more
+    assert int(systemd) > stop_seconds(Settings().shutdown_seconds)
 
 
 def test_made_secrets_fit_together_and_are_kept(tmp_path: Path) -> None:

@@ -53,6 +53,13 @@ def test_the_models_file_that_it_runs_with_is_told(folder: DataFolder) -> None:
     assert published(folder, ["web"], models_file="/srv/models.yaml")["models_file"] == "/srv/models.yaml"
 
 
+def test_the_time_of_a_stop_is_told_to_down(folder: DataFolder) -> None:
+    here = Installation(Settings(data_dir=folder.path, shutdown_seconds=7), folder, procfile.CODE, 1, verbose=False)
+
+    assert here.plan([]).shutdown_seconds == 7
+    assert published(folder, ["web"], shutdown_seconds=7)["stop_seconds"] == 54
+
+
 def test_openais_names_are_told_to_every_process_and_to_the_other_commands(folder: DataFolder) -> None:
     config = Settings(data_dir=folder.path, openai_aliases=True)
     here = Installation(config, folder, procfile.CODE, 1, verbose=False)
