@@ -1,4 +1,7 @@
-"""`python -m migrations.check` fails unless a new database at the newest revision holds what the models say."""
+"""`python -m migrations.check` fails unless a new database at the newest revision holds what the models say.
+
+It fails too where the last release would not work on that schema, see `migrations.compatibility`.
+"""
 
 import sys
 import tempfile
@@ -11,6 +14,7 @@ from sqlalchemy import NullPool, create_engine
 
 from jobs.bootstrap import migrate
 from jobs.tables import Base
+from migrations.compatibility import breaches
 
 
 def drift(url: str) -> list[Any]:
@@ -26,9 +30,11 @@ def main() -> int:
         url = f"sqlite:///{Path(folder) / 'check.db'}"
         migrate(url)
         differences = drift(url)
-    for change in differences:
-        sys.stderr.write(f"models and migrations differ: {change}\n")
-    return 1 if differences else 0
+    found = [f"models and migrations differ: {change}" for change in differences]
+    found += [f"a rolling upgrade from the last release breaks: {breach}" for breach in breaches()]
+    for problem in found:
+        sys.stderr.write(f"{problem}\n")
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

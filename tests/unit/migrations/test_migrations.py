@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from alembic.script import ScriptDirectory
 from sqlalchemy.orm import Session
 
@@ -27,6 +29,7 @@ from jobs.tables import Base
 from jobs.webhooks.sending import signing_secrets
 from jobs.webhooks.tables import WebhookEndpoint
 from migrations import check
+from migrations.locks import create_index, take_turn
 from tests.support.services import Postgres
 from workers.finetuning import checkpoints
 
@@ -479,6 +482,35 @@ def test_the_check_fails_when_a_model_has_what_no_revision_makes(
 
     assert check.main() == 1
     assert "colour" in capsys.readouterr().err
+
+
+def test_the_check_fails_when_the_last_release_would_break(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(check, "breaches", lambda: ["0046: ALTER TABLE job DROP COLUMN queue"])
+
+    assert check.main() == 1
+    assert "0046: ALTER TABLE job DROP COLUMN queue" in capsys.readouterr().err
+
+
+@pytest.mark.postgres
+def test_an_index_is_built_beside_a_writer_and_in_place_of_one_that_was_left_unfinished(empty_postgres: str) -> None:
+    migrate(empty_postgres)
+    engine = sa.create_engine(empty_postgres, poolclass=sa.NullPool)
+    execute(empty_postgres, "CREATE INDEX ix_meta_value ON meta (key)")
+    execute(empty_postgres, "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ix_meta_value'::regclass")
+
+    with engine.connect() as connection:
+        take_turn(connection)
+        context = MigrationContext.configure(connection)
+        with context.begin_transaction(), Operations.context(context):
+            create_index("ix_meta_value", "meta", ["value"])
+            execute(empty_postgres, "INSERT INTO meta (key, value) VALUES ('colour', 'blue')")
+            limits = [connection.scalar(sa.text(f"SHOW {name}")) for name in ("lock_timeout", "statement_timeout")]
+
+    [index] = [index for index in sa.inspect(engine).get_indexes("meta") if index["name"] == "ix_meta_value"]
+    assert index["column_names"] == ["value"]
+    assert limits == ["10s", "15min"]
 
 
 def test_history_is_one_line() -> None:
