@@ -16,6 +16,7 @@ from cli.up.procfile import load
 from jobs.fleet.models_file import Registry
 from jobs.ledger.states import JobState
 from jobs.queues import Queue
+from jobs.renamed_settings import RENAMED
 from jobs.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +52,12 @@ TARGETS = sorted(re.findall(r"^([a-z-]+):.*##", MAKEFILE, re.MULTILINE))
 def test_settings_named_anywhere_exist() -> None:
     of_commands = {"test_weaviate_url", "url", "api_key", "import_key", "operator_key", "webhook_secret"}
     assert _settings(DOCUMENTS) - of_commands <= Settings.model_fields.keys()
+
+
+def test_renamed_settings_are_those_that_processes_refuse() -> None:
+    upgrade = (ROOT / "docs" / "operate" / "upgrade.md").read_text()
+
+    assert dict(re.findall(r"^\| `([A-Z_]+)` \| `([A-Z_]+)` \|$", upgrade, re.MULTILINE)) == RENAMED
 
 
 @pytest.mark.parametrize("state", list(JobState))
