@@ -308,24 +308,26 @@ def _raw(answer: JSONResponse) -> bytes:
 class Server(uvicorn.Server):
     """A server that finishes its answers when the process is told to stop, and ends them when it takes too long.
 
-    A second signal ends them at once.
+    A second SIGINT ends the process at once. A second SIGTERM does not: systemd sends one beside the supervisor's.
     """
 
     def __init__(self, config: uvicorn.Config, services: Services) -> None:
         super().__init__(config)
-        self._services = services
+        self.services = services
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        (self._services.stopping if self._services.draining.is_set() else self._services.draining).set()
+        self.services.draining.set()
         super().handle_exit(sig, frame)
+        if self.force_exit:
+            self.services.stopping.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._services.draining.set()
-        config, loop = self._services.config, asyncio.get_running_loop()
+        self.services.draining.set()
+        config, loop = self.services.config, asyncio.get_running_loop()
         until = loop.time() + config.shutdown_seconds
-        ending = loop.call_at(until, self._services.stopping.set)
+        ending = loop.call_at(until, self.services.stopping.set)
         noticed = loop.time() + config.shutdown_notice_seconds
-        while loop.time() < min(noticed, until) and not self._services.stopping.is_set():  # noqa: ASYNC110 (by a signal)
+        while loop.time() < min(noticed, until) and not self.services.stopping.is_set():  # noqa: ASYNC110 (by a signal)
             await asyncio.sleep(_TICK_SECONDS)
         self.config.timeout_graceful_shutdown = math.ceil(until - loop.time()) + _GRACE_SECONDS
         await super().shutdown(sockets)

@@ -144,13 +144,13 @@ async def _results(call: CallContext, job_id: str, *, follow: bool) -> AsyncIter
                 yield data
         return
     seen: set[tuple[int, int, int]] = set()
-    while not call.services.draining.is_set():
+    while not call.services.stopping.is_set():
         fresh, over = await _patiently(call, lambda session: _segments(session, job_id, seen)) or ([], True)
         for key, path in fresh:
             seen.add(key)
             async for data in _records(call.storage, path):
                 yield data
-        if over or not follow:
+        if over or not follow or call.services.draining.is_set():
             return
         await asyncio.sleep(call.services.timings.job_look)
 
@@ -160,7 +160,7 @@ async def _patiently(call: CallContext, look: Callable[[Session], T]) -> T | Non
 
     Raises: KeyRevoked.
     """
-    while not call.services.draining.is_set():
+    while not call.services.stopping.is_set():
         try:
             return await _once(call, look)
         except DatabaseBusy:

@@ -79,7 +79,7 @@ def _noted(_number: int, _frame: FrameType | None) -> None:
 
 
 STOP_SECONDS = 20.0  # beyond NIGHTMILL_SHUTDOWN_SECONDS until SIGKILL: once for the API, once for all others together
-_API = "web"
+_API = "web"  # how the names of the services begin that answer clients
 _IDLE = 1.0  # seconds between checks of logs and strays
 _FOLLOWING = 0.2  # the same, while logs are shown
 _SWEEP = 5.0
@@ -255,8 +255,8 @@ class Supervisor:
             return
         self._hooks.stopping()
         self._hooks.say("stopping; press Ctrl-C again to stop at once")
-        self._stop_in_turn([service for service in self._running if service.name == _API])
-        self._stop_in_turn([service for service in reversed(self._running) if service.name != _API])
+        self._stop_in_turn([service for service in self._running if service.name.startswith(_API)])
+        self._stop_in_turn([service for service in reversed(self._running) if not service.name.startswith(_API)])
 
     def _stop_in_turn(self, services: Sequence[Service]) -> None:
         deadline = time.monotonic() + self._plan.shutdown_seconds + STOP_SECONDS

@@ -84,7 +84,7 @@ def served(web: Server) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
-        for _ in range(2):
-            web.handle_exit(signal.SIGTERM, None)
+        web.services.stopping.set()
+        web.handle_exit(signal.SIGTERM, None)
         thread.join(30)
         listener.close()

@@ -333,13 +333,14 @@ def test_open_streams_do_not_hold_up_the_end_of_the_process(app: FastAPI) -> Non
     assert rest[-1] == ""
 
 
-def test_a_signal_drains_the_process_and_a_second_one_ends_what_it_answers(app: FastAPI) -> None:
+def test_a_signal_drains_the_process_and_a_second_ctrl_c_ends_what_it_answers(app: FastAPI) -> None:
     services = app.state.services
     web = server(app, services.config)
 
-    web.handle_exit(signal.SIGTERM, None)
+    for _ in range(2):  # of systemd and of the supervisor
+        web.handle_exit(signal.SIGTERM, None)
     first = services.draining.is_set(), services.stopping.is_set(), web.should_exit
-    web.handle_exit(signal.SIGTERM, None)
+    web.handle_exit(signal.SIGINT, None)
 
     assert first == (True, False, True)
     assert services.stopping.is_set()
@@ -415,7 +416,7 @@ def test_a_load_balancer_has_time_to_leave_a_process_that_stops(
         web.handle_exit(signal.SIGTERM, None)
         told = client.get("/readyz")
     late = httpx2.get(f"{url}/livez", timeout=30)
-    web.handle_exit(signal.SIGTERM, None)
+    web.handle_exit(signal.SIGINT, None)
     eventually(lambda: not accepts(url), 30, "a second signal ends the notice")
 
     assert (before.status_code, before.headers.get("connection")) == (200, None)

@@ -12,7 +12,7 @@ from workers import engine_process as worker
 from workers.engines.fake import FakeEngine
 from workers.runtime.context import Standing
 from workers.runtime.engine_host import EngineHost
-from workers.tasks import signals
+from workers.tasks import Process, signals
 
 
 class Cycle:
@@ -77,3 +77,12 @@ class Idle:
 
     async def serve(self) -> None:
         return
+
+
+def test_a_process_that_is_told_to_stop_leaves_interactive_requests_to_others_first() -> None:
+    calls: list[str] = []
+    context = SimpleNamespace(heartbeat=SimpleNamespace(stop_all=lambda: calls.append("stop_all")))
+
+    Process(context, hand_over=lambda: calls.append("hand_over")).stop()  # type: ignore[arg-type]
+
+    assert calls == ["hand_over", "stop_all"]

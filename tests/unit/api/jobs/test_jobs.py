@@ -306,6 +306,23 @@ def test_what_is_finished_can_be_read_while_the_job_runs(app: FastAPI, client: T
     assert [json.loads(line)["custom_id"] for line in after.text.splitlines()] == ["c0", "c3", "c1"]
 
 
+def test_a_process_that_stops_gives_the_results_that_are_there_and_follows_no_job(
+    app: FastAPI, client: TestClient
+) -> None:
+    db, storage = services(app)
+    live, ended = create(client)["id"], create(client)["id"]
+    runs.plan(db, live, 4)
+    runs.answer(db, storage, runs.take(db, live), [0, 3])
+    output = runs.run(db, storage, ended, 3)
+    app.state.services.draining.set()
+
+    rest = client.get(f"/v1/jobs/{live}/results")
+    whole = client.get(f"/v1/jobs/{ended}/results")
+
+    assert [json.loads(line)["custom_id"] for line in rest.text.splitlines()] == ["c0", "c3"]
+    assert whole.content == client.get(f"/v1/files/{output}/content").content != b""
+
+
 def test_results_that_retention_has_removed_are_passed_over(app: FastAPI, client: TestClient) -> None:
     db, storage = services(app)
     job_id = create(client)["id"]
