@@ -277,8 +277,9 @@ def test_a_version_that_did_nothing_beside_the_other_is_found() -> None:
 
 
 def test_a_version_that_answers_nobody_or_breaks_is_found() -> None:
-    assert unserved({"old": {200: 3}, "new": {200: 1, 503: 2}}) == []
-    assert unserved({"old": {503: 3}}) == ["nobody was answered by the old version"]
+    assert unserved({"old": {200: 3}, "new": {200: 1}}) == []
+    assert unserved({"old": {200: 3}, "new": {200: 1, 503: 2}}) == ["503 from the new version"]
+    assert unserved({"old": {}}) == ["nobody was answered by the old version"]
     assert unserved({"old": {200: 3, 500: 1}}) == ["500 from the old version"]
 
 
@@ -306,6 +307,14 @@ def test_the_older_version_is_the_last_tagged_one_or_the_commit_before_the_newes
     git("commit", "-qm", "three", "--allow-empty")
 
     assert older_commit(tmp_path) == first
+
+    for names in (["0003_one.py", "0003_other.py"], ["0004_last.py"]):
+        for name in names:
+            (versions / name).touch()
+        git("add", ".")
+        git("commit", "-qm", names[0])
+    third = git("rev-parse", "HEAD~2")
+    assert older_commit(tmp_path) == third, "the commit between has two branches of migrations, and does not start"
 
     git("tag", "v0.1.0", "HEAD^")
     git("tag", "v0.2.0")  # of what is tested here

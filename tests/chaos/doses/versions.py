@@ -4,7 +4,7 @@ Where no version is tagged yet, it is the last commit before the newest migratio
 
 F22         the old version is stopped, the new one starts on its folder, and its release step migrates
 F22-mixed   a host of the new version starts beside one of the old, migrates the database that they share, and both
-            work for a minute
+            work for a minute; no request is answered with 5xx. `make verify` has a short one
 """
 
 import itertools
@@ -27,7 +27,7 @@ from tests.chaos.doses.deployment import Site
 from tests.chaos.doses.dose import Given, Outcome
 from tests.chaos.doses.intake import answered, exist, judge_audit
 from tests.chaos.doses.known import Known, all_unlike
-from tests.support.distributed import servers
+from tests.support.distributed import Servers, servers
 from tests.support.system import EMBED_MODEL, MODEL, ROOT, StubEngine, System, pause, wait_for
 
 _JOBS = 200
@@ -63,10 +63,20 @@ def before_newest(root: Path) -> str:
     added = _git(root, "log", "-m", "--first-parent", "--diff-filter=A", "--format=%H", "-1", "--", str(newest))
     if not added:
         raise NoOldVersion(f"no commit brings {newest.name}")
+    commit = added
     try:
-        return _git(root, "rev-parse", "--verify", f"{added}^")
+        while commit == added or not _is_one_line(root, commit):
+            commit = _git(root, "rev-parse", "--verify", f"{commit}^")
     except subprocess.CalledProcessError as error:
         raise NoOldVersion(f"{added}, which brings {newest.name}, has nothing before it here") from error
+    return commit
+
+
+def _is_one_line(root: Path, commit: str) -> bool:
+    """Return whether each number of a migration is there once: a version with two branches of them does not start."""
+    names = _git(root, "ls-tree", "--name-only", commit, "migrations/versions/").splitlines()
+    numbers = [Path(name).name.partition("_")[0] for name in names if name.endswith(".py")]
+    return len(numbers) == len(set(numbers))
 
 
 @contextmanager
@@ -112,7 +122,7 @@ def _upgrade(folder: Path, old: Path, outcome: Outcome) -> None:
         known.post_all([(f"large-{n}", _LARGE_LINES) for n in range(_LARGE)])
         known.post_all([(f"small-{n:03d}", _SMALL[n % len(_SMALL)]) for n in range(_JOBS - _LARGE)])
         in_flight = sum(job["state"] not in {"succeeded", "failed"} for job in before.jobs())
-        code = before.system.stop(60)
+        code = before.system.stop()
         outcome.judge(f"stopped with {in_flight} in flight", f"its exit code is {code}" if code else "")
         began, heard = time.monotonic(), before.engine.heard()
         after = host(folder)
@@ -131,13 +141,14 @@ def mixed(given: Given) -> Outcome:
         for number in range(times):
             folder = given.folder / f"{number}"
             folder.mkdir()
-            _mix(folder, old, outcome, seconds)
+            with servers(folder / "servers", migrated=False) as shared:
+                mix(folder, old, shared, outcome, seconds)
     return outcome
 
 
-def _mix(folder: Path, old: Path, outcome: Outcome, seconds: float) -> None:
+def mix(folder: Path, old: Path, shared: Servers, outcome: Outcome, seconds: float) -> None:
+    """Run a host of each version side by side for `seconds`, and judge what clients and jobs saw of it."""
     with ExitStack() as stack:
-        shared = stack.enter_context(servers(folder / "servers", migrated=False))
         host = partial(_host, stack, _engines(stack, folder), **shared.variables)
         before = host(_made(folder / "before"), root=old)
         ports = [before.system.port]
@@ -150,7 +161,9 @@ def _mix(folder: Path, old: Path, outcome: Outcome, seconds: float) -> None:
             pause(seconds)
             ports.remove(before.system.port)
             pause(5)  # what was on its way there
-            code = before.system.stop(60)
+            drained = [before.system.cli("drain", "worker", name) for name in _generators(before.system)]
+            outcome.judge("its worker is drained", *(done.stderr[-300:] for done in drained if done.returncode))
+            code = before.system.stop()
             outcome.judge("the old one stops", f"its exit code is {code}" if code else "")
             outcome.judge("and is refused by the new schema", *_starts(before.system))
             pause(5)
@@ -158,6 +171,12 @@ def _mix(folder: Path, old: Path, outcome: Outcome, seconds: float) -> None:
         told = {version: said[one.system.port] for version, one in (("old", before), ("new", after))}
         outcome.judge(
             f"interactive clients: { ({version: dict(one) for version, one in told.items()}) }", *unserved(told)
+        )
+        statuses = sum(said.values(), Counter(answer.status for answer in known.answers))
+        broken = statuses.total() - statuses[200]
+        outcome.judge(
+            f"{statuses.total()} requests to both APIs, {broken} of them 5xx or broken",
+            *(f"{answer.key}: {answer.status} {answer.told}" for answer in known.answers if answer.status != 200),
         )
         moved = {version: _moves(shared.database, one.system) for version, one in (("old", before), ("new", after))}
         outcome.judge(f"moves of jobs by workers of each: {moved}", *idle(moved))
@@ -191,9 +210,9 @@ def _asking(made: Site, ports: Sequence[int]) -> Iterator[dict[int, Counter[int]
 
 
 def unserved(told: Mapping[str, Mapping[int, int]]) -> list[str]:
-    """Interactive clients are answered at each, or told to come again; nothing else."""
+    """Interactive clients are answered at each; nothing else."""
     faults = [f"nobody was answered by the {version} version" for version, said in told.items() if not said.get(200)]
-    wrong = [(version, status) for version, said in told.items() for status in said if status not in {200, 503}]
+    wrong = [(version, status) for version, said in told.items() for status in said if status != 200]
     return faults + [f"{status} from the {version} version" for version, status in wrong]
 
 
@@ -211,10 +230,15 @@ def idle(moved: Mapping[str, int]) -> list[str]:
 
 def _moves(url: str, system: System) -> int:
     """Return how often a `gpu` worker of this host advanced a job."""
-    log = (system.data / "logs" / "gpu.log").read_text()
-    actors = [f"worker:{worker}" for worker in re.findall(r'"event": "worker_started".*?"worker": "([^"]+)"', log)]
+    actors = [f"worker:{worker}" for worker in _generators(system)]
     with closing(Database(url)) as db, db.read() as session:
         return session.scalar(select(func.count()).select_from(Audit).where(Audit.actor.in_(actors))) or 0
+
+
+def _generators(system: System) -> list[str]:
+    """Return the names of the `gpu` workers that this host has started."""
+    log = (system.data / "logs" / "gpu.log").read_text()
+    return re.findall(r'"event": "worker_started".*?"worker": "([^"]+)"', log)
 
 
 def _errors(version: str, system: System) -> dict[str, list[str]]:
