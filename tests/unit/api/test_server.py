@@ -351,6 +351,7 @@ class Slow:
 
     def __init__(self, app: FastAPI) -> None:
         self.asked, self.may_answer = threading.Event(), threading.Event()
+        self._headers = {"Authorization": f"Bearer {make_key(app)}"}
         services = app.state.services
 
         @app.get("/slow")
@@ -359,6 +360,11 @@ class Slow:
             while not (self.may_answer.is_set() or services.stopping.is_set()):  # noqa: ASYNC110 (by other threads)
                 await asyncio.sleep(0.01)
             return {"whole": self.may_answer.is_set()}
+
+    def ask(self, url: str) -> dict[str, bool]:
+        """Return the answer."""
+        answer: dict[str, bool] = httpx2.get(f"{url}/slow", headers=self._headers, timeout=60).raise_for_status().json()
+        return answer
 
 
 @pytest.fixture
@@ -374,18 +380,12 @@ def draining(make_app: Callable[..., FastAPI]) -> Iterator[Callable[..., tuple[S
         yield start
 
 
-def ask_slowly(app: FastAPI, url: str) -> dict[str, bool]:
-    headers = {"Authorization": f"Bearer {make_key(app)}"}
-    answer: dict[str, bool] = httpx2.get(f"{url}/slow", headers=headers, timeout=60).raise_for_status().json()
-    return answer
-
-
 def test_an_answer_in_progress_is_finished_while_the_process_takes_no_more_requests(
     draining: Callable[..., tuple[Server, str, Slow]],
 ) -> None:
     web, url, slow = draining(shutdown_seconds=600)
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(ask_slowly, web.config.app, url)
+        asked = pool.submit(slow.ask, url)
         assert slow.asked.wait(30)
         web.handle_exit(signal.SIGTERM, None)
         eventually(lambda: not accepts(url), 30, "nobody is let in")
@@ -400,7 +400,7 @@ def test_an_answer_that_takes_too_long_is_ended_with_the_process(
 ) -> None:
     web, url, slow = draining(shutdown_seconds=0.5)
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(ask_slowly, web.config.app, url)
+        asked = pool.submit(slow.ask, url)
         assert slow.asked.wait(30)
         web.handle_exit(signal.SIGTERM, None)
 
