@@ -95,6 +95,14 @@ class Database:
         with _our_errors(), self._looks() as session:
             yield session
 
+    @contextmanager
+    def snapshot(self) -> Iterator[Session]:
+        """Run a transaction that writes nothing, all of whose statements see the database at one moment."""
+        with self.read() as session:
+            if not self.sqlite:
+                session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+            yield session
+
     def breathe(self, stop: threading.Event | None = None) -> None:
         """Let others write: sleep as long as this thread's last write took (SQLite only)."""
         took = getattr(self._last, "took", 0.0)
