@@ -10,7 +10,8 @@ vector_store ── vector_store_file · vector_removal · source ── source_
 file, upload, upload_part · response, chat_completion, conversation · project, api_key, idempotency, storage_usage
 finetune_plan, finetune_step, finetune_event, finetune_checkpoint, finetune_data, dataset
 tuned_model, checkpoint_permission · eval, eval_run
-worker, model, pause, meta, measure · engine_death, quarantine · cached, cache_epoch, cache_use · audit, audit_head
+worker, model, pause, meta, measure, total · engine_death, quarantine · cached, cache_epoch, cache_use
+audit, audit_head
 """
 
 from jobs.db.base import Base, row_of, table_of
@@ -27,7 +28,19 @@ from jobs.finetuning.tables import (
 )
 from jobs.fleet.tables import EngineDeath, Measure, Meta, Model, Pause, Quarantine, Worker
 from jobs.inference.tables import CacheEntry, CacheEpoch, CacheUse, Conversation, StoredCompletion, StoredResponse
-from jobs.ledger.tables import TOKENS, Audit, AuditHead, Job, JobDependency, Outbox, Outcome, Schedule, Segment, Shard
+from jobs.ledger.tables import (
+    TOKENS,
+    Audit,
+    AuditHead,
+    Job,
+    JobDependency,
+    Outbox,
+    Outcome,
+    Schedule,
+    Segment,
+    Shard,
+    Total,
+)
 from jobs.registry.tables import CheckpointPermission, TunedModel
 from jobs.retrieval.tables import Source, SourceItem, VectorRemoval, VectorStore, VectorStoreFile
 from jobs.security.tables import ApiKey, Idempotency, Project, StorageUsage
@@ -78,6 +91,7 @@ __all__ = [
     "StorageUsage",
     "StoredCompletion",
     "StoredResponse",
+    "Total",
     "TunedModel",
     "Upload",
     "UploadPart",

@@ -1,11 +1,12 @@
 """Prometheus metrics of the requests to this process, and of the whole deployment, which come from SQL.
 
-Counters and histograms of the deployment are sums over permanent rows: they survive restarts, and each process gives
-the same answer. A scrape is at most five seconds old, or ten times the duration of the queries.
+Counters and histograms of the deployment are sums over jobs: they survive restarts, and each process gives the same
+answer. Those over ended jobs are running sums (`jobs.ledger.totals`), to which a scrape adds the live jobs; all of its
+queries see one moment, so that a job which ends meanwhile is counted once. A scrape is at most five seconds old, or ten
+times the duration of the queries.
 """
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -23,10 +24,10 @@ from jobs.fleet import quarantine
 from jobs.fleet.models_file import Models, ModelsFileError
 from jobs.fleet.tables import Measure, Model, Worker
 from jobs.inference.tables import CacheUse
-from jobs.ledger import measures, outbox
+from jobs.ledger import measures, outbox, totals
 from jobs.ledger.progress import outcomes_of
-from jobs.ledger.states import LIVE, TERMINAL, ShardState
-from jobs.ledger.tables import Job, Outcome, Shard
+from jobs.ledger.states import LIVE, ShardState
+from jobs.ledger.tables import Job, Shard
 from jobs.webhooks.tables import Delivery
 
 REGISTRY = CollectorRegistry()
@@ -52,7 +53,7 @@ def observe_request(scope: Scope, status: int, seconds: float) -> None:
     _REQUESTS.labels(method, route, str(status)).observe(seconds)
 
 
-_KEEP_TIMES = 10  # in durations of the queries: many may scrape, and often
+_KEEP_TIMES = 10  # in durations of the queries
 _OTHER = "other"
 #: By name in `jobs.ledger.measures`: the metric, its help text, and its label.
 _HISTOGRAMS = {
@@ -65,7 +66,7 @@ _TOKENS = ("input", "cached", "output", "reasoning")
 
 
 class Exposition:
-    """The text of a scrape, cached for a moment: counting a million jobs takes a second."""
+    """The text of a scrape, cached for a moment: many may scrape, and often."""
 
     def __init__(self, db: Database, models: Models, broker_full: Callable[[], bool], keep_seconds: float) -> None:
         self._db = db
@@ -81,7 +82,7 @@ class Exposition:
         return self._recent.get(self._read) + generate_latest(REGISTRY)
 
     def _read(self) -> bytes:
-        with self._db.read() as session:
+        with self._db.snapshot() as session:
             names = frozenset(["", *self._configured(), *session.scalars(select(Model.id))])
             families = [_named(family, names) for read in _READERS for family in read(session)]
         full = GaugeMetricFamily("nightmill_broker_full", "1: the broker has no memory left for interactive requests.")
@@ -124,9 +125,12 @@ class _Fixed:
 
 
 def _jobs(session: Session) -> Iterator[Metric]:
-    jobs = GaugeMetricFamily("nightmill_jobs", "Jobs by kind and state.", labels=["kind", "state"])
-    for kind, state, count in session.execute(select(Job.kind, Job.state, func.count()).group_by(Job.kind, Job.state)):
+    jobs = GaugeMetricFamily("nightmill_jobs", "Jobs by kind and state, removed ones too.", labels=["kind", "state"])
+    live = select(Job.kind, Job.state, func.count()).where(Job.state.in_(LIVE)).group_by(Job.kind, Job.state)
+    for kind, state, count in session.execute(live):
         jobs.add_metric([kind, state], count)
+    for labels, count in totals.ended(session, totals.JOBS).items():
+        jobs.add_metric(labels, count)
     yield jobs
     waiting = GaugeMetricFamily("nightmill_jobs_waiting", "Live jobs by what they wait for.", labels=["reason"])
     held_up = select(Job.waiting_for, func.count()).where(Job.state.in_(LIVE), Job.waiting_for.is_not(None))
@@ -155,43 +159,36 @@ def _queues(session: Session) -> Iterator[Metric]:
 
 
 def _work(session: Session) -> Iterator[Metric]:
-    """Yield items and tokens: those of ended jobs from their rows, those of live jobs from their shards."""
-    tokens = [f"{name}_tokens" for name in _TOKENS]
-    ended = select(
-        Job.model, func.sum(Job.completed), func.sum(Job.failed), *(func.sum(getattr(Job, name)) for name in tokens)
-    ).where(Job.state.in_(TERMINAL))
+    """Yield items and tokens: those of ended jobs from their totals, those of live jobs from their shards."""
+    results, tokens = totals.ended(session, totals.ITEMS), totals.ended(session, totals.TOKENS)
     live = (
         select(
             Job.model,
             func.sum(Shard.done - Shard.failed),
             func.sum(Shard.failed),
-            *(func.sum(getattr(Shard, name)) for name in tokens),
+            *(func.sum(getattr(Shard, f"{name}_tokens")) for name in _TOKENS),
         )
         .join(Shard, Shard.job_id == Job.id)
         .where(Job.state.in_(LIVE))
+        .group_by(Job.model)
     )
-    sums: dict[str, list[int]] = {}
-    for statement in (ended, live):
-        for model, *counts in session.execute(statement.group_by(Job.model)):
-            known = sums.setdefault(model or "", [0] * (2 + len(_TOKENS)))
-            sums[model or ""] = [old + int(new or 0) for old, new in zip(known, counts, strict=True)]
-    items = CounterMetricFamily("nightmill_items", "Requests answered.", labels=["model", "result"])
-    used = CounterMetricFamily("nightmill_tokens", "Tokens used.", labels=["model", "type"])
-    for model, counts in sums.items():
-        for result, count in zip(("completed", "failed"), counts, strict=False):
-            items.add_metric([model, result], count)
-        for kind, count in zip(_TOKENS, counts[2:], strict=True):
-            used.add_metric([model, kind], count)
-    yield items
-    yield used
+    for model, completed, failed, *used in session.execute(live):
+        results.update({(model or "", "completed"): int(completed), (model or "", "failed"): int(failed)})
+        tokens.update({(model or "", name): int(count) for name, count in zip(_TOKENS, used, strict=True)})
+    yield _counter("nightmill_items", "Requests answered.", ["model", "result"], results)
+    yield _counter("nightmill_tokens", "Tokens used.", ["model", "type"], tokens)
+
+
+def _counter(name: str, says: str, labels: Sequence[str], counts: Mapping[tuple[str, str], int]) -> Metric:
+    family = CounterMetricFamily(name, says, labels=labels)
+    for values, count in counts.items():
+        family.add_metric(values, count)
+    return family
 
 
 def _outcomes(session: Session) -> Iterator[Metric]:
-    """Yield outcomes: those of ended jobs from their rows, those of live jobs from shards and segments."""
-    counts = Counter[tuple[str, str]]()
-    ended = select(Job.model, Outcome.name, func.sum(Outcome.count)).join(Outcome, Outcome.job_id == Job.id)
-    for model, name, count in session.execute(ended.group_by(Job.model, Outcome.name)):
-        counts[model or "", name] += int(count)
+    """Yield outcomes: those of ended jobs from their totals, those of live jobs from shards and segments."""
+    counts = totals.ended(session, totals.OUTCOMES)
     for model, outcomes in session.execute(outcomes_of(Job.state.in_(LIVE))):
         counts.update({(model or "", name): count for name, count in (outcomes or {}).items()})
     errors = CounterMetricFamily("nightmill_errors", "Requests that failed.", labels=["model", "code"])
@@ -264,10 +261,11 @@ def _quarantined(session: Session) -> Iterator[Metric]:
 def _losses(session: Session) -> Iterator[Metric]:
     """Yield lost claims. A claim that ended before its shard did has increased the shard's epoch by two."""
     losses = CounterMetricFamily("nightmill_lease_losses", "Claims on jobs and shards that ended by their lease.")
-    losses.add_metric([], int(session.scalar(select(func.sum(Job.lost_leases))) or 0))
+    live_losses = session.scalar(select(func.sum(Job.lost_leases)).where(Job.state.in_(LIVE)))
+    losses.add_metric([], totals.ended(session, totals.LOST_LEASES).total() + int(live_losses or 0))
     yield losses
-    live = select(func.sum(Shard.epoch - 1)).join(Job, Job.id == Shard.job_id)
-    epochs = session.scalar(live.where(Job.state.in_(LIVE), Shard.epoch > 0))
+    reclaimed = select(func.sum(Shard.epoch - 1)).join(Job, Job.id == Shard.job_id)
+    epochs = session.scalar(reclaimed.where(Job.state.in_(LIVE), Shard.epoch > 0))
     reclaims = GaugeMetricFamily("nightmill_shard_reclaims", "Claims of live shards that ended before the shard did.")
     reclaims.add_metric([], int(epochs or 0) // 2)
     yield reclaims

@@ -29,7 +29,7 @@ from jobs.ledger.tables import Audit, AuditHead
 from jobs.logs import Seldom
 
 GENESIS = "0" * 64
-_HEAD = 1
+HEAD = 1  # the id of the head's row
 _SEALED_AT_ONCE = 200
 _ROWS_AT_ONCE = 1000
 _INSERT = insert(table_of(Audit))
@@ -85,9 +85,9 @@ def seal(session: Session, limit: int = _SEALED_AT_ONCE) -> int:
 
 def locked_head(session: Session) -> AuditHead:
     """Return the head, which no other transaction changes until the end of this one."""
-    first = insert_into(session, AuditHead).values(id=_HEAD, seal=0, hash=GENESIS)
+    first = insert_into(session, AuditHead).values(id=HEAD, seal=0, hash=GENESIS)
     session.execute(first.on_conflict_do_nothing())
-    return session.scalars(select(AuditHead).where(AuditHead.id == _HEAD).with_for_update()).one()
+    return session.scalars(select(AuditHead).where(AuditHead.id == HEAD).with_for_update()).one()
 
 
 def unsealed(session: Session) -> bool:
@@ -227,7 +227,7 @@ def _page(session: Session, after: int, limit: int) -> Sequence[Row[Any]]:
 
 def _head(session: Session) -> AuditHead:
     """Return the head as it is in the database now; that of a chain without rows where there is none."""
-    return session.get(AuditHead, _HEAD, populate_existing=True) or AuditHead(seal=0, hash=GENESIS)
+    return session.get(AuditHead, HEAD, populate_existing=True) or AuditHead(seal=0, hash=GENESIS)
 
 
 def head_of(session: Session) -> tuple[int, str]:

@@ -313,7 +313,10 @@ class Audit(Base):
 
 
 class AuditHead(Base):
-    """The last seal and its hash, in a single row; and the last seal that is signed, with the signature of its hash."""
+    """The last seal and its hash, in a single row; and the last seal that is signed, with the signature of its hash.
+
+    `counted` is the last seal up to which `total` has the jobs that ended.
+    """
 
     __tablename__ = "audit_head"
 
@@ -322,3 +325,15 @@ class AuditHead(Base):
     hash: Mapped[str] = mapped_column(String(64))
     signed: Mapped[int | None]
     signature: Mapped[str | None] = mapped_column(String(64))
+    counted: Mapped[int | None]
+
+
+class Total(Base):
+    """A running sum over all jobs that have ended, see `jobs.ledger.totals`."""
+
+    __tablename__ = "total"
+
+    name: Mapped[str] = mapped_column(String(16), primary_key=True)
+    label: Mapped[str] = mapped_column(primary_key=True)  # a kind or a model
+    part: Mapped[str] = mapped_column(String(80), primary_key=True)
+    count: Mapped[int]

@@ -15,13 +15,14 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.orm import Session
 
 from jobs.bootstrap import migrate
+from jobs.db.engine import Database
 from jobs.evals.tables import Eval, EvalRun
 from jobs.finetuning import tracking, training_events
 from jobs.finetuning.tables import FinetuneCheckpoint, FinetunePlan
 from jobs.fleet.tables import EngineDeath, Quarantine, Worker
 from jobs.inference.tables import StoredCompletion, StoredResponse
-from jobs.ledger import feed, ledger, outbox, shards
-from jobs.ledger.tables import AuditHead, Job, Outbox, Segment, Shard
+from jobs.ledger import feed, ledger, outbox, shards, totals
+from jobs.ledger.tables import Audit, AuditHead, Job, Outbox, Segment, Shard, Total
 from jobs.retrieval import indexes
 from jobs.retrieval.tables import VectorStore
 from jobs.security.tables import ApiKey, Idempotency
@@ -465,6 +466,54 @@ def test_a_segment_from_before_throughput_counts_no_lines_and_keeps_its_tokens(e
     with Session(sa.create_engine(empty, poolclass=sa.NullPool)) as session:
         segment = session.get_one(Segment, ("batch_1", 0, 1, 0))
         assert (segment.done, segment.failed, segment.input_tokens) == (0, 0, 7)
+
+
+def test_ended_jobs_from_before_totals_count_once(empty: str) -> None:
+    """Those whose end is sealed are in the sums of the upgrade; the last one, still unsealed, is counted afterwards."""
+    migrate(empty, "0045")
+    zeros = dict.fromkeys(("priority", "epoch", "heartbeat", "lost_leases", "event_seq", "total"), 0)
+    zeros |= {"cached_tokens": 0, "reasoning_tokens": 0}
+    facts = zeros | {"project_id": "p", "endpoint": "/", "payload": "{}", "window": "24h", "created_at": 1.0}
+    for n, (state, seal) in enumerate([("succeeded", 1), ("succeeded", 2), ("failed", 3), ("failed", None)]):
+        values = {"completed": n, "failed": 1, "input_tokens": 10, "output_tokens": 1, "lost_leases": 1}
+        insert(empty, "job", **facts | values, id=f"b{n}", kind="generation", state=state, model="m" if n else None)
+        insert(empty, "audit", at=1, actor="w", action="job.move", target=f"b{n}", destination=state, seal=seal)
+        insert(empty, "outcome", job_id=f"b{n}", name="stop", count=5)
+    insert(
+        empty,
+        "job",
+        **facts,
+        id="live",
+        kind="generation",
+        state="running",
+        completed=9,
+        failed=9,
+        input_tokens=9,
+        output_tokens=9,
+    )
+    insert(empty, "audit_head", id=1, seal=3, hash="0" * 64)
+
+    migrate(empty)
+
+    assert check.drift(empty) == []
+    database = Database(empty)
+    with database.read() as session:
+        rows = session.execute(sa.select(Total.name, Total.label, Total.part, Total.count)).all()
+        assert ("jobs", "generation", "succeeded", 2) in rows
+        assert ("items", "", "failed", 1) in rows
+    with database.snapshot() as session:
+        sums = {name: totals.ended(session, name) for name in ("jobs", "items", "tokens", "outcomes", "lost_leases")}
+    with database.write() as session:
+        session.execute(sa.update(Audit).where(Audit.seal.is_(None)).values(seal=4))
+        totals.count(session)
+    with database.read() as session:
+        assert sums == {name: totals.ended(session, name) for name in sums}
+    database.close()
+    assert sums["jobs"] == {("generation", "succeeded"): 2, ("generation", "failed"): 2}
+    assert sums["items"]["m", "completed"] == 1 + 2 + 3
+    assert (sums["tokens"]["m", "input"], sums["tokens"]["", "output"]) == (30, 1)
+    assert sums["outcomes"]["m", "stop"] == 15
+    assert sums["lost_leases"]["", ""] == 4
 
 
 def test_the_check_passes_for_the_revisions_of_this_checkout() -> None:

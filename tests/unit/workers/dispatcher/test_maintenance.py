@@ -16,7 +16,7 @@ from jobs.files.tables import File, Upload, UploadPart
 from jobs.ledger import anchors, audit, events, feed, kinds, ledger, shards
 from jobs.ledger.kinds import Kind, Payload
 from jobs.ledger.states import JobState
-from jobs.ledger.tables import Job, Outbox, Segment, Shard
+from jobs.ledger.tables import AuditHead, Job, Outbox, Segment, Shard, Total
 from jobs.platform import processes
 from jobs.security.audit_key import audit_key, create_audit_key
 from jobs.security.tables import Idempotency
@@ -327,6 +327,17 @@ def test_a_retrys_copy_of_a_deleted_input_goes_with_it_when_nobody_reads_it(harn
 
     assert kept == ["jobs/again/input-1.jsonl"]
     assert harness.storage.list("jobs") == harness.storage.list("files") == []
+
+
+def test_jobs_that_ended_are_added_to_the_totals_within_a_second(harness: DispatcherHarness) -> None:
+    ledgers.close(harness.db, ledgers.finishing(harness.db).id)
+
+    harness.tick(1)
+
+    with harness.db.read() as session:
+        totals = session.execute(select(Total.label, Total.part, Total.count).where(Total.name == "jobs")).all()
+        assert session.scalar(select(AuditHead.counted)) == session.scalar(select(AuditHead.seal))
+    assert totals == [("generation", "succeeded", 1)]
 
 
 def test_audit_rows_of_a_busy_second_are_sealed_over_several(
