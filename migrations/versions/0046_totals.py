@@ -1,4 +1,4 @@
-"""Running sums over ended jobs, so that metrics do not read them.
+"""Running sums over ended jobs, so that metrics do not read them; fewer indexes of `job`, and more room for updates.
 
 The sums are filled from the jobs whose ends are sealed in the audit log by now. `jobs.ledger.totals` counts every later
 end, also one that an earlier version writes or seals meanwhile.
@@ -19,6 +19,15 @@ _TERMINAL = ("succeeded", "failed", "expired", "cancelled")
 _job = sa.table("job", *map(sa.column, ("id", "kind", "state", "model", *_SUMS)))
 _outcome = sa.table("outcome", *map(sa.column, ("job_id", "name", "count")))
 _audit = sa.table("audit", *map(sa.column, ("target", "action", "destination", "seal")))
+#: Indexes of columns that most jobs leave empty: the index, its columns, the column that is empty.
+_PARTIAL = {
+    "ix_job_output_file": (["output_file_id"], "output_file_id"),
+    "ix_job_error_file": (["error_file_id"], "error_file_id"),
+    "ix_job_schedule": (["project_id", "schedule_id", "created_at", "id"], "schedule_id"),
+    "ix_job_idempotency": (["project_id", "idempotency_key"], "idempotency_key"),
+}
+#: Rows that are written several times in their short life. A fifth of dead rows, PostgreSQL's default, are millions.
+_VACUUM = {"job": 0.02, "shard": 0.02, "event": 0.02, "audit": 0.02, "outbox": 0.01}
 
 
 def upgrade() -> None:
@@ -34,6 +43,15 @@ def upgrade() -> None:
     if sums := _sums(counted):
         rows = [{"name": name, "label": label, "part": part, "count": n} for (name, label, part), n in sums.items()]
         op.bulk_insert(total, rows)
+    for name, (columns, empty) in _PARTIAL.items():
+        op.drop_index(name, "job")
+        there = sa.text(f"{empty} IS NOT NULL")
+        op.create_index(name, "job", columns, sqlite_where=there, postgresql_where=there)
+    op.drop_index("ix_job_kind_state", "job")
+    if op.get_bind().dialect.name == "postgresql":
+        for table, factor in _VACUUM.items():
+            op.execute(f"ALTER TABLE {table} SET (autovacuum_vacuum_scale_factor = {factor})")
+        op.execute("ALTER TABLE shard SET (fillfactor = 80)")  # heartbeats and progress fit into the row's own page
     op.add_column("audit_head", sa.Column("counted", sa.BigInteger(), nullable=True))
     op.execute(sa.text("UPDATE audit_head SET counted = :counted WHERE id = 1").bindparams(counted=counted))
 

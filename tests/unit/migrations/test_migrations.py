@@ -516,6 +516,18 @@ def test_ended_jobs_from_before_totals_count_once(empty: str) -> None:
     assert sums["lost_leases"]["", ""] == 4
 
 
+@pytest.mark.postgres
+def test_rows_that_change_often_have_room_and_are_vacuumed_early(empty_postgres: str) -> None:
+    migrate(empty_postgres)
+
+    with sa.create_engine(empty_postgres, poolclass=sa.NullPool).connect() as connection:
+        tables = sa.text("SELECT relname, reloptions FROM pg_class WHERE reloptions IS NOT NULL AND relkind = 'r'")
+        options = {name: set(given) for name, given in connection.execute(tables)}
+    assert options["outbox"] == {"autovacuum_vacuum_scale_factor=0.01"}
+    assert options["shard"] == {"autovacuum_vacuum_scale_factor=0.02", "fillfactor=80"}
+    assert {"job", "event", "audit"} <= options.keys()
+
+
 def test_the_check_passes_for_the_revisions_of_this_checkout() -> None:
     assert check.main() == 0
 

@@ -3,10 +3,12 @@
 from typing import Any
 
 import pytest
+from sqlalchemy import Select, exists, select
 from sqlalchemy.dialects import sqlite as dialect
 
 from api.jobs.selection import select_jobs
 from jobs.db.engine import Database
+from jobs.files.tables import File
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 
@@ -63,3 +65,31 @@ def test_the_runs_of_a_schedule_are_read_in_their_order(sqlite: Database) -> Non
     steps = plan(sqlite, {"schedule_id": "s", "states": SUCCEEDED})
 
     assert steps == ["SEARCH job USING INDEX ix_job_schedule (project_id=? AND schedule_id=?)"]
+
+
+def plan_of_parameters(db: Database, statement: Select[Any]) -> str:
+    """Return the plan of a statement whose values are parameters, as the product sends them."""
+    with db.engine.connect() as connection:
+        compiled = statement.compile(connection, compile_kwargs={"render_postcompile": True})
+        values = compiled.params
+        if not db.sqlite:
+            connection.exec_driver_sql("SET enable_seqscan = off")  # the table is empty
+            return str(connection.exec_driver_sql(f"EXPLAIN {compiled}", values).all())
+        ordered = tuple(values[name] for name in compiled.positiontup or ())
+        return str(connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}", ordered).all())
+
+
+@pytest.mark.parametrize(
+    ("statement", "index"),
+    [
+        (select_jobs("p", idempotency_key="i"), "ix_job_idempotency"),
+        (select_jobs("p", schedule_id="s"), "ix_job_schedule"),
+        (select_jobs("p", file_id="f"), "ix_job_output_file"),
+        (select_jobs("p", file_id="f"), "ix_job_error_file"),
+        (select(File.id).where(File.id == "f", exists().where(Job.output_file_id == File.id)), "ix_job_output_file"),
+    ],
+)
+def test_an_index_without_the_jobs_that_lack_the_value_finds_the_others(
+    db: Database, statement: Select[Any], index: str
+) -> None:
+    assert index in plan_of_parameters(db, statement)
