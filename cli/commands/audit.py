@@ -59,29 +59,30 @@ def verify(
 
     known = [*_parsed(anchor), *_read(anchors)]
     key = audit_key(effective(data_dir=data_dir))
-    with opened(data_dir) as db, db.read() as session:
+    with opened(data_dir) as db, db.snapshot() as session:
         verdict = verify_chain(session, key=key, anchors=known)
     if as_json:
         faults = list(verdict.faults[:_SHOWN])
-        outcome = {"intact": not faults, "rows": verdict.rows, "signed": verdict.signed, "head": verdict.head}
-        show_json({**outcome, "faults": faults})
+        outcome = {"intact": not faults, "rows": verdict.rows, "removed": verdict.removed, "signed": verdict.signed}
+        show_json({**outcome, "head": verdict.head, "faults": faults})
     for fault in () if as_json else verdict.faults[:_SHOWN]:
         say(fault)
     if verdict.faults:
         raise CliError(f"the audit log is not intact: {len(verdict.faults)} faults in {verdict.rows} rows")
     if as_json:
         return
-    say(f"the audit log is intact: {verdict.rows} rows")
+    before = f"; retention has removed the {verdict.removed} rows before them" if verdict.removed else ""
+    say(f"the audit log is intact: {verdict.rows} rows{before}")
     if key:
         say(f"rows up to {verdict.signed} are signed with the audit key: only who has it can have rewritten them")
-    last = max((seal for seal, _ in known), default=0)
-    if last:
-        say(f"it agrees with {len(known)} anchors; rows after {last} are covered by none")
+    anchored = [seal for seal, _ in known if seal >= verdict.removed]
+    if anchored:
+        say(f"it agrees with {len(anchored)} anchors; rows after {max(anchored)} are covered by none")
     if not key:
         say("this host has no audit key (`audit.key` of its data folder, or NIGHTMILL_AUDIT_KEY), so no signature was")
         say("checked: a chain that was recomputed as a whole, or cut off, by somebody who may write to the database,")
         say("cannot be told from an intact one, except up to an anchor")
-    say(f"note its head outside this machine, for --anchor: {verdict.rows}:{verdict.head}")
+    say(f"note its head outside this machine, for --anchor: {verdict.seal}:{verdict.head}")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
     hash(n)      = SHA-256( hash(n-1) ‖ canonical JSON of row n )        canonical: sorted keys, no spaces (RFC 8785)
     signature(n) = HMAC-SHA-256( audit key, n ‖ hash(n) )                of the last signed row, in the head
+    start(n)     = HMAC-SHA-256( audit key, "start" ‖ n ‖ hash(n) )      of the last row that retention has removed
 
 A head row locked by every writer would make all writers wait for each other, so the leading dispatcher alone
 seals and signs, every second. `verify` finds an edited, deleted, swapped or inserted row, and rows left unsealed. The
@@ -9,6 +10,10 @@ audit key is no row of the database (`jobs.security.audit_key`), so that whoever
 rewrite the chain as a whole nor cut off its end. A signature moves on over rows that continue what it covers, and over
 no others: a forged chain is not signed later. Whoever puts an earlier head back, with its signature, can have what
 followed it sealed and signed again; an anchor shows that: a head that is kept elsewhere (`jobs.ledger.anchors`).
+
+Retention removes the oldest rows (`remove_oldest`). The chain then begins behind the start, whose hash and signature
+stay. Only rows that continue the start, and that the head's signature covers, are removed: an edited row stays, and so
+does what shows that it was edited.
 """
 
 import hashlib
@@ -17,24 +22,27 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
-from sqlalchemy import Row, insert, select
+from sqlalchemy import Row, delete, insert, select
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.db.base import table_of
-from jobs.db.engine import insert_into
+from jobs.db.engine import UNSEEN, insert_into
 from jobs.ledger.tables import Audit, AuditHead
 from jobs.logs import Seldom
 
 GENESIS = "0" * 64
-HEAD = 1  # the id of the head's row
+HEAD, START = 1, 2  # the ids of their rows
 _SEALED_AT_ONCE = 200
 _ROWS_AT_ONCE = 1000
 _INSERT = insert(table_of(Audit))
 
-_not_signed = Seldom(logging.getLogger(__name__), "audit_log_not_signed", seconds=3600.0)
+log = logging.getLogger(__name__)
+_not_signed = Seldom(log, "audit_log_not_signed", seconds=3600.0)
+_not_removed = Seldom(log, "audit_rows_not_removed", seconds=3600.0)
 
 
 def record(
@@ -95,9 +103,13 @@ def unsealed(session: Session) -> bool:
     return session.scalar(select(Audit.id).where(Audit.seal.is_(None)).limit(1)) is not None
 
 
-def sign(head: AuditHead, key: str) -> None:
-    """Sign the chain as it is now, whatever signature it has."""
+def sign(session: Session, key: str) -> int:
+    """Sign the chain as it is now, whatever signature it has; return the last seal."""
+    head, start = locked_head(session), _start(session)
     head.signed, head.signature = head.seal, signature(key, head.seal, head.hash)
+    if start.seal:
+        start.signed, start.signature = start.seal, _start_signature(key, start)
+    return head.seal
 
 
 def extend_signature(session: Session, key: str, limit: int = _ROWS_AT_ONCE) -> int:
@@ -116,6 +128,30 @@ def extend_signature(session: Session, key: str, limit: int = _ROWS_AT_ONCE) -> 
     return walk.seal - before
 
 
+def remove_oldest(session: Session, key: str, before: float, limit: int = _ROWS_AT_ONCE) -> int:
+    """Remove up to `limit` of the oldest rows, from before a time in Unix seconds; return their number.
+
+    The last signed row stays, and so do rows whose jobs are not in `total` yet. Nothing is removed from a chain that
+    was changed, or whose signature is not the key's.
+    """
+    head, start = locked_head(session), _start(session)
+    last = min(head.counted or 0, (head.seal if head.signed is None else head.signed) - 1)
+    old = takewhile(lambda row: row.seal <= last and row.at < before * 1_000_000, _page(session, start.seal, limit))
+    walk = _Walk(start.seal, start.hash)
+    if not walk.over(old):
+        return 0
+    if walk.faults or (head.signed is not None and _signature_faults(session, head, start, key)):
+        _not_removed.warn(start=start.seal)
+        return 0
+    session.execute(delete(Audit).where(Audit.seal > start.seal, Audit.seal <= walk.seal), execution_options=UNSEEN)
+    removed = walk.seal - start.seal
+    start.seal, start.hash = walk.seal, walk.hash
+    if head.signed is not None:
+        start.signed, start.signature = start.seal, _start_signature(key, start)
+    session.add(start)
+    return removed
+
+
 def unsigned(session: Session) -> bool:
     """Return whether a sealed row waits for its signature in a chain that is signed."""
     head = _head(session)
@@ -125,6 +161,10 @@ def unsigned(session: Session) -> bool:
 def signature(key: str, seal: int, hash_: str) -> str:
     """Return the signature of a seal and its hash."""
     return hmac.digest(key.encode(), f"{seal}:{hash_}".encode(), "sha256").hex()
+
+
+def _start_signature(key: str, start: AuditHead) -> str:
+    return hmac.digest(key.encode(), f"start:{start.seal}:{start.hash}".encode(), "sha256").hex()
 
 
 def has_signature(session: Session, head: AuditHead, key: str) -> bool:
@@ -163,6 +203,8 @@ class Verdict:
 
     #: The number of rows checked.
     rows: int
+    #: The number of older rows, which retention has removed.
+    removed: int
     #: The last hash, to be stored elsewhere.
     head: str
     #: The faults in words.
@@ -170,23 +212,31 @@ class Verdict:
     #: The last row that the key has signed; None without a key, and for a signature that is not right.
     signed: int | None = None
 
+    @property
+    def seal(self) -> int:
+        """Return the last seal, whose hash is `head`."""
+        return self.removed + self.rows
+
 
 def verify(
     session: Session, *, key: str = "", unsealed_after: float = 60.0, anchors: Iterable[tuple[int, str]] = ()
 ) -> Verdict:
     """Walk the whole chain. Each of `anchors` is a seal and its hash from before, which the chain must still have.
 
-    With the audit key the chain must also have its signature.
+    With the audit key the chain must also have its signature. Anchors of rows that retention has removed say nothing.
+    Rows that are removed meanwhile would be missed, unless the session sees one snapshot of the database.
     """
-    walk = _Walk(anchors=anchors)
+    start = _start(session)
+    walk = _Walk(start.seal, start.hash, anchors)
     grown, head = True, _head(session)
     while grown:  # a reader may see what is sealed meanwhile: walk until the head is no further
         grown = walk.over(_sealed(session, walk.seal))
         head = _head(session)
         grown = grown and head.seal > walk.seal
-    unsigned = _signature_faults(session, head, key) if key else []
+    unsigned = _signature_faults(session, head, start, key) if key else []
     faults = walk.faults + _tail(walk, head) + unsigned + _unsealed(session, unsealed_after)
-    return Verdict(walk.seal, walk.hash, tuple(faults), head.signed if key and not unsigned else None)
+    signed = head.signed if key and not unsigned else None
+    return Verdict(walk.seal - start.seal, start.seal, walk.hash, tuple(faults), signed)
 
 
 class _Walk:
@@ -199,6 +249,7 @@ class _Walk:
         self.seal = seal
         self.hash = hash_
         self.faults: list[str] = []
+        self._compare_with_anchor()
 
     def over(self, rows: Iterable[Row[Any]]) -> bool:
         """Check some rows; return False when there were none."""
@@ -208,10 +259,13 @@ class _Walk:
                 self.faults.append(f"seal {self.seal + 1} is missing (found {row.seal})")
             if digest(self.hash, row, row.seal) != row.hash:
                 self.faults.append(f"row {row.id} (seal {row.seal}) does not match its hash")
-            if row.seal in self.anchors and self.anchors[row.seal] != {row.hash}:
-                self.faults.append(f"seal {row.seal} does not match the anchor")
             self.seal, self.hash = row.seal, row.hash
+            self._compare_with_anchor()
         return self.seal != before
+
+    def _compare_with_anchor(self) -> None:
+        if self.anchors.get(self.seal, {self.hash}) != {self.hash}:
+            self.faults.append(f"seal {self.seal} does not match the anchor")
 
 
 def _sealed(session: Session, after: int) -> Iterator[Row[Any]]:
@@ -230,6 +284,11 @@ def _head(session: Session) -> AuditHead:
     return session.get(AuditHead, HEAD, populate_existing=True) or AuditHead(seal=0, hash=GENESIS)
 
 
+def _start(session: Session) -> AuditHead:
+    """Return the seal and the hash behind which the chain begins; 0 and GENESIS where no row was removed."""
+    return session.get(AuditHead, START, populate_existing=True) or AuditHead(id=START, seal=0, hash=GENESIS)
+
+
 def head_of(session: Session) -> tuple[int, str]:
     """Return the last seal and its hash; 0 and GENESIS for a chain without rows."""
     head = _head(session)
@@ -246,11 +305,13 @@ def _tail(walk: _Walk, head: AuditHead) -> list[str]:
     return faults
 
 
-def _signature_faults(session: Session, head: AuditHead, key: str) -> list[str]:
+def _signature_faults(session: Session, head: AuditHead, start: AuditHead, key: str) -> list[str]:
     if head.signed is None:
         return ["the chain is not signed with the audit key"]
     if not has_signature(session, head, key):
         return [f"seal {head.signed} does not match the signature of the audit key"]
+    if start.seal and not hmac.compare_digest(start.signature or "", _start_signature(key, start)):
+        return [f"the start at seal {start.seal} does not match the signature of the audit key"]
     return []
 
 

@@ -318,9 +318,10 @@ class Audit(Base):
 
 
 class AuditHead(Base):
-    """The last seal and its hash, in a single row; and the last seal that is signed, with the signature of its hash.
+    """The last seal and its hash, and the last seal that is signed, with the signature of its hash: row 1.
 
-    `counted` is the last seal up to which `total` has the jobs that ended.
+    `counted` is the last seal up to which `total` has the jobs that ended. Row 2 is the start of the chain, the last
+    row that retention has removed. See `jobs.ledger.audit`.
     """
 
     __tablename__ = "audit_head"

@@ -41,7 +41,7 @@ def create_audit_key(db: Database, config: Settings) -> None:
             return
         key = _stored(new)
         if head.signed is None:
-            audit.sign(head, key)
+            audit.sign(session, key)
         elif not audit.has_signature(session, head, key):
             new.unlink()
             log.warning("audit_key_missing", extra={"path": str(path)})
@@ -52,10 +52,9 @@ def create_audit_key(db: Database, config: Settings) -> None:
 def sign(db: Database, config: Settings) -> int:
     """Sign the audit log as it is, with the key of this host, which is made if there is none. Return the last row."""
     with db.write() as session:
-        head = audit.locked_head(session)
-        audit.sign(head, audit_key(config) or _stored(config.data_dir / AUDIT_KEY))
-        audit.record(session, actor="operator", action="audit.sign", target=str(head.seal))
-        return head.seal
+        seal = audit.sign(session, audit_key(config) or _stored(config.data_dir / AUDIT_KEY))
+        audit.record(session, actor="operator", action="audit.sign", target=str(seal))
+        return seal
 
 
 def _stored(path: Path) -> str:

@@ -20,7 +20,7 @@ from jobs.errors import NightmillError, NotFound
 from jobs.files.tables import File
 from jobs.fleet import workers
 from jobs.fleet.tables import Worker
-from jobs.ledger import anchors, audit, pauses, shards
+from jobs.ledger import anchors, audit, pauses, shards, totals
 from jobs.ledger.tables import Audit, AuditHead
 from jobs.security.keys import check_key, create_key, id_of, list_keys
 from jobs.security.tables import Project
@@ -483,6 +483,25 @@ def test_an_intact_audit_log_shows_the_head_that_proves_it_later(run: Run, db: D
 
     assert "intact: 1 rows" in told
     assert "intact: 2 rows" in later.stdout
+
+
+def test_an_audit_log_whose_oldest_rows_retention_removed_is_intact_and_says_so(run: Run, db: Database) -> None:
+    for project in ("blue", "red", "green"):
+        run("keys", "create", "--project", project)
+    _seal(db)
+    first = run("audit", "verify").stdout.split()[-1]
+    run("keys", "create", "--project", "white")
+    _seal(db)
+    with db.write() as session:
+        totals.count(session)
+        audit.remove_oldest(session, "", 4e9)
+
+    told = run("audit", "verify", "--anchor", first).stdout
+    assert "intact: 1 rows; retention has removed the 3 rows before them" in told
+    assert "agrees with 1 anchors; rows after 3" in told, "the last removed row still has its hash"
+    assert told.split()[-1].startswith("4:")
+    shown = json.loads(run("audit", "verify", "--json").stdout)
+    assert (shown["rows"], shown["removed"]) == (1, 3)
 
 
 def test_a_changed_row_of_the_audit_log_is_found(run: Run, db: Database) -> None:

@@ -9,9 +9,10 @@ from sqlalchemy import delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from jobs.db.engine import Database
-from jobs.ledger import audit
+from jobs.ledger import audit, totals
 from jobs.ledger.audit import Verdict
 from jobs.ledger.tables import Audit, AuditHead
+from tests.support.ledgers import rolled_back
 
 pytestmark = pytest.mark.dialects
 
@@ -36,7 +37,7 @@ def chain(db: Database) -> Database:
 def signed(chain: Database) -> Database:
     """Eight sealed rows, which are signed."""
     with chain.write() as session:
-        audit.sign(audit.locked_head(session), KEY)
+        audit.sign(session, KEY)
     return chain
 
 
@@ -145,7 +146,7 @@ def test_an_untouched_chain_is_whole(chain: Database) -> None:
 
 
 def test_an_empty_log_is_whole(db: Database) -> None:
-    assert verdict(db) == Verdict(0, audit.GENESIS, ())
+    assert verdict(db) == Verdict(0, 0, audit.GENESIS, ())
 
 
 @pytest.mark.parametrize("tamper", [edit, edit_and_mend, remove, swap, insert_one])
@@ -214,7 +215,7 @@ def test_rows_from_before_the_key_stay_valid_and_a_chain_without_its_signature_d
     unsigned = verdict(chain, key=KEY)
     maintain(chain)
     with chain.write() as session:
-        audit.sign(audit.locked_head(session), KEY)
+        audit.sign(session, KEY)
 
     assert unsigned.faults == ("the chain is not signed with the audit key",)
     assert (verdict(chain, key=KEY).signed, verdict(chain).signed) == (ROWS, None)
@@ -310,3 +311,144 @@ def test_two_sealers_at_once_seal_each_row_once(postgres: Database) -> None:
     assert sealed == [3, 3]
     assert verdict(postgres).rows == 6
     assert verdict(postgres).faults == ()
+
+
+# ── rows that retention removes ──
+
+FUTURE = 4_000_000_000.0
+
+
+def remove_rows(db: Database, limit: int = 5, *, key: str = KEY, before: float = FUTURE) -> int:
+    """Remove rows as retention does, after all sealed rows were looked at for the totals."""
+    with db.write() as session:
+        totals.count(session)
+        return audit.remove_oldest(session, key, before, limit)
+
+
+def test_a_chain_whose_oldest_rows_were_removed_is_whole(signed: Database) -> None:
+    with signed.read() as session:
+        anchors = {seal: (seal, row(session, seal).hash or "") for seal in (2, 5, 7)}
+
+    assert remove_rows(signed, 3) == 3
+    assert remove_rows(signed, 2) == 2
+
+    assert verdict(signed).removed == 5
+    found = verdict(signed, key=KEY)
+    assert (found.rows, found.removed, found.seal, found.signed, found.faults) == (3, 5, ROWS, ROWS, ())
+    for anchor in anchors.values():
+        assert verdict(signed, anchor=anchor, key=KEY).faults == (), "of removed rows they say nothing"
+    for seal in (5, 7):
+        assert verdict(signed, anchor=(seal, "0" * 64)).faults != (), "that of the last removed row still counts"
+    add_row(signed)
+    maintain(signed)
+    assert verdict(signed, key=KEY).faults == ()
+
+
+def test_the_signed_end_stays_and_so_do_new_rows(signed: Database) -> None:
+    add_row(signed)
+    maintain(signed)
+
+    assert remove_rows(signed, before=1.0) == 0
+    assert remove_rows(signed, 100) == ROWS
+    assert remove_rows(signed, 100) == 0
+
+    found = verdict(signed, key=KEY)
+    assert (found.rows, found.removed, found.faults) == (1, ROWS, ())
+
+
+def test_rows_that_are_not_counted_stay(signed: Database) -> None:
+    with signed.write() as session:
+        totals.count(session, 2)
+    with signed.write() as session:
+        assert audit.remove_oldest(session, KEY, FUTURE, 100) == 2
+    assert verdict(signed, key=KEY).faults == ()
+
+
+def test_a_removal_that_is_rolled_back_leaves_the_chain_as_it_was(signed: Database) -> None:
+    with rolled_back(signed) as session:
+        totals.count(session)
+        assert audit.remove_oldest(session, KEY, FUTURE) > 0
+
+    found = verdict(signed, key=KEY)
+    assert (found.rows, found.removed, found.faults) == (ROWS, 0, ())
+
+
+def test_a_chain_that_nobody_signed_may_lose_its_oldest_rows_too(chain: Database) -> None:
+    assert remove_rows(chain, 3, key="") == 3
+    assert verdict(chain).faults == ()
+
+    with chain.write() as session:
+        audit.sign(session, KEY)
+    assert verdict(chain, key=KEY).faults == (), "who signs it as it is signs its start"
+
+
+@pytest.mark.parametrize("key", ["", "z" * 43])
+def test_who_cannot_sign_the_start_removes_nothing(signed: Database, key: str) -> None:
+    assert remove_rows(signed, key=key) == 0
+    assert verdict(signed, key=KEY).rows == ROWS
+
+
+def test_a_changed_row_is_not_removed_and_stays_visible(signed: Database) -> None:
+    with signed.write() as session:
+        edit(session)
+
+    assert remove_rows(signed) == 0
+    assert verdict(signed, key=KEY).faults != ()
+
+
+def edit_one_left(session: Session) -> None:
+    session.execute(update(Audit).where(Audit.seal == 5).values(actor="key:b"))
+
+
+def start_deleted(session: Session) -> None:
+    session.execute(delete(AuditHead).where(AuditHead.id == audit.START))
+
+
+def start_moved_on(session: Session) -> None:
+    """Remove more rows, and let the chain begin behind them."""
+    last = row(session, 6)
+    session.execute(delete(Audit).where(Audit.seal <= 6))
+    session.execute(update(AuditHead).where(AuditHead.id == audit.START).values(seal=6, hash=last.hash))
+
+
+def start_signed_by_the_head(session: Session) -> None:
+    """Use the signature of the head for a start at the same row."""
+    head = session.get_one(AuditHead, audit.HEAD)
+    session.execute(delete(Audit).where(Audit.seal <= ROWS))
+    copied = {"seal": head.seal, "hash": head.hash, "signed": head.seal, "signature": head.signature}
+    session.execute(update(AuditHead).where(AuditHead.id == audit.START).values(copied))
+
+
+def start_rewritten(session: Session) -> None:
+    """Rewrite what is left, from a start of one's own."""
+    session.execute(update(AuditHead).where(AuditHead.id == audit.START).values(hash="1" * 64))
+    previous = "1" * 64
+    for seal in range(4, ROWS + 1):
+        entry = row(session, seal)
+        previous = entry.hash = audit.digest(previous, entry, seal)
+    session.execute(update(AuditHead).where(AuditHead.id == audit.HEAD).values(hash=previous))
+
+
+@pytest.mark.parametrize(
+    "tamper", [edit_one_left, start_deleted, start_moved_on, start_signed_by_the_head, start_rewritten]
+)
+def test_a_start_that_retention_did_not_write_is_found(signed: Database, tamper: Callable[[Session], None]) -> None:
+    assert remove_rows(signed, 3) == 3
+
+    with signed.write() as session:
+        tamper(session)
+
+    assert verdict(signed, key=KEY).faults != ()
+
+
+def test_a_start_that_is_put_back_is_found(signed: Database) -> None:
+    remove_rows(signed, 2)
+    with signed.read() as session:
+        earlier = session.get_one(AuditHead, audit.START)
+        facts = {"seal": earlier.seal, "hash": earlier.hash, "signed": earlier.signed, "signature": earlier.signature}
+    remove_rows(signed, 2)
+
+    with signed.write() as session:
+        session.execute(update(AuditHead).where(AuditHead.id == audit.START).values(facts))
+
+    assert verdict(signed, key=KEY).faults != ()
