@@ -254,6 +254,12 @@ class Settings(BaseSettings):
     file_expiry_batch_seconds: int = Field(30 * DAY, ge=1, description="life of batch input and output files")
     idempotency_seconds: int = Field(7 * DAY, ge=1, description="life of an Idempotency-Key")
     retention_seconds: int = Field(30 * DAY, ge=1, description="segments (retries need them), deliveries, attempt logs")
+    job_retention_seconds: int = Field(
+        0, ge=0, description="rows of ended jobs, `NIGHTMILL_RETENTION_SECONDS` or more; 0: they stay"
+    )
+    audit_retention_seconds: int = Field(
+        0, ge=0, description="rows of the audit log, `NIGHTMILL_RETENTION_SECONDS` or more; 0: they stay"
+    )
     min_free_bytes: int = Field(1024 * MB, ge=0, description="below this, uploads answer 507 and jobs wait")
     audit_key: str = Field(
         "",
@@ -301,6 +307,13 @@ class Settings(BaseSettings):
     @classmethod
     def _schedule(cls, value: Any) -> Any:
         return tuple(float(part) for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _rows_outlive_parts(self) -> Self:
+        for name in ("job_retention_seconds", "audit_retention_seconds"):
+            if 0 < getattr(self, name) < self.retention_seconds:
+                raise ValueError(f"{PREFIX}{name.upper()} is 0, or no less than {PREFIX}RETENTION_SECONDS")
+        return self
 
     @model_validator(mode="after")
     def _anchor_signed(self) -> Self:

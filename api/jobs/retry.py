@@ -101,7 +101,7 @@ def _check(session: Session, old: Job, which: Which) -> None:
 
 
 def _check_known(session: Session, old: Job, which: Which) -> None:
-    first, which = batches.last_run(session, old.id, which)
+    first, which = batches.last_run(session, old, which)
     if first is not None and not batches.results_known(session, first, which):
         raise InvalidRequest(batches.results_expired(first), code=batches.RESULTS_EXPIRED)
 

@@ -151,16 +151,21 @@ def quota_refusal(limit: int) -> Bad:
 RESULTS_EXPIRED: Final = "results_expired"
 
 
-def last_run(session: Session, job_id: str, which: Which) -> tuple[Job | None, Which]:
-    """Return the job whose lines a retry of `job_id` selects from, and which lines of that job the retry runs.
+def last_run(session: Session, job: Job, which: Which) -> tuple[Job | None, Which]:
+    """Return the job whose lines a retry of `job` selects from, and which lines of that job the retry runs.
 
-    A job that never ran has no results. Its retry does what the job itself was to do.
+    A job that never ran has no results. Its retry does what the job itself was to do. Where that was to retry another
+    job, and retention has removed that, the job itself is returned, and no results are known.
     No job is returned where no line was ever run.
     """
-    job = session.get(Job, job_id)
-    while job is not None and job.in_progress_at is None:
+    while job.in_progress_at is None:
         which = Batch.model_validate(job.payload).which
-        job = session.get(Job, job.retry_of) if job.retry_of else None
+        if job.retry_of is None:
+            return None, which
+        before = session.get(Job, job.retry_of)
+        if before is None:
+            return job, which
+        job = before
     return job, which
 
 
@@ -170,11 +175,13 @@ def runs_all(job: Job, which: Which) -> bool:
 
 
 def results_known(session: Session, job: Job, which: Which) -> bool:
-    """Return whether it is known which lines of `job`, which ran, a retry runs. Call this after reading them.
+    """Return whether it is known which lines of `job`, the `last_run`, a retry runs. Call this after reading them.
 
     Retention deletes the first shard of a job before all else of it: without that shard, the rest is incomplete.
     Segments of earlier versions do not say which answers were cut off.
     """
+    if job.in_progress_at is None:
+        return False  # what it was to retry is gone
     if runs_all(job, which) and job.retry_of is None:
         return True  # the input file has all lines
     if not session.scalar(select(exists().where(Shard.job_id == job.id, Shard.n == 0))):

@@ -11,7 +11,7 @@ from jobs.files.tables import File
 from jobs.finetuning import datasets, training_events
 from jobs.finetuning.names import JOB_PREFIX
 from jobs.finetuning.payload import FineTuning
-from jobs.finetuning.tables import Dataset, FinetuneData
+from jobs.finetuning.tables import Dataset, FinetuneData, FinetuneEvent, FinetunePlan
 from jobs.ledger import ledger, pauses
 from jobs.ledger.kinds import Folder, Kind
 from jobs.ledger.pauses import Scope
@@ -130,5 +130,6 @@ FINETUNING: Final = Kind(
     has_lines=False,
     folders=(Folder(FOLDER, Job.id, flat=False), Folder(datasets.FOLDER, Dataset.sha256, flat=True)),
     holds=datasets.is_read,
+    named_by=(FinetuneData.job_id, FinetunePlan.job_id, FinetuneEvent.job_id),
     ended=_ended,
 )

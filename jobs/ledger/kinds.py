@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import ColumnElement, SQLColumnExpression, exists, or_
+from sqlalchemy import ColumnElement, SQLColumnExpression, and_, exists, false, or_
 from sqlalchemy.orm import Session
 
 from jobs.errors import NightmillError
@@ -66,6 +66,7 @@ class Kind:
     `folders` of the storage belong to the kind. `result` holds the id of each job whose result a client may still
     fetch; without it a job results in files. With `shows_segments` the result is the job's own segments, which stay as
     long as it does.
+    `named_by` are columns of other rows that name a job of the kind, which stays as long as one of them does.
     `stop` gives up some of what a locked job that comes to an end will not make, and returns whether there may be more.
     `ended` runs in the transaction that ends a job.
     """
@@ -88,6 +89,7 @@ class Kind:
     folders: tuple[Folder, ...] = ()
     result: SQLColumnExpression[str] | None = None
     shows_segments: bool = False
+    named_by: tuple[SQLColumnExpression[str | None], ...] = ()
     stop: Callable[[Session, Job, JobState, Sequence[Mapping[str, Any]]], bool] | None = None
     ended: Callable[[Session, Job], None] | None = None
 
@@ -146,6 +148,14 @@ def is_read(file_id: SQLColumnExpression[str]) -> ColumnElement[bool]:
     columns = {id(column): column for row in rows().values() for column in row.files}.values()
     others = [row.holds(file_id) for row in rows().values() if row.holds]
     return or_(*(exists().where(column == file_id, Job.state.in_(LIVE)) for column in columns), *others)
+
+
+def is_named() -> ColumnElement[bool]:
+    """Return the condition that a row of another table needs the job: its result, or one that names it."""
+    names = {row.name: (*((row.result,) if row.result is not None else ()), *row.named_by) for row in rows().values()}
+    return or_(
+        *(and_(Job.kind == kind, exists().where(column == Job.id)) for kind in names for column in names[kind]), false()
+    )
 
 
 def event_types() -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from jobs.queues import Queue
 from jobs.retrieval import attachments, documents, indexes, source_items
 from jobs.retrieval.attachments import Attachment, Made, Settled
 from jobs.retrieval.indexes import index_of
-from jobs.retrieval.tables import VectorStore
+from jobs.retrieval.tables import Source, VectorStore, VectorStoreFile
 
 # ── the kind ──
 
@@ -77,6 +77,7 @@ INGESTION: Final = Kind(
     counted=False,
     has_lines=False,
     folders=(Folder(documents.FOLDER, VectorStore.id, flat=False),),
+    named_by=(VectorStoreFile.job_id, VectorStore.job_id, Source.job_id),
     stop=_stop,
     ended=_ended,
 )

@@ -304,7 +304,7 @@ def _input_path(context: Context, claim: JobClaim) -> str | lines.Bad:
     if job.retry_of is None:
         return job.input_path
     with context.db.read() as session:
-        first, which = batches.last_run(session, job.retry_of, Batch.model_validate(job.payload).which)
+        first, which = batches.last_run(session, job, Batch.model_validate(job.payload).which)
         if first is None:
             return job.input_path
         chosen = None if batches.runs_all(first, which) else _chosen_lines(session, first.id, which)

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import islice
 from typing import TypeVar
 
-from sqlalchemy import ColumnElement, SQLColumnExpression, exists, func, or_, select
+from sqlalchemy import ColumnElement, SQLColumnExpression, exists, select
 from sqlalchemy.orm import Session, load_only
 
 from jobs.clock import now
@@ -21,8 +21,9 @@ from jobs.files.tables import File, UploadPart
 from jobs.inference import conversations
 from jobs.inference.tables import Conversation, StoredCompletion
 from jobs.ledger import kinds
+from jobs.ledger.removal import FULL, ended_before
 from jobs.ledger.states import TERMINAL
-from jobs.ledger.tables import Job, Segment, Shard
+from jobs.ledger.tables import Job, Segment
 from jobs.platform.storage import Storage
 from jobs.settings import Settings
 
@@ -164,16 +165,11 @@ class Orphans:
             return set(session.scalars(select(Job.id).where(*over)))
 
 
-#: A job that has rows inside.
-FULL = or_(exists().where(Shard.job_id == Job.id), exists().where(Segment.job_id == Job.id))
-
-
 def long_over(config: Settings) -> tuple[ColumnElement[bool], ...]:
     """Return the condition that a job ended before the retention time, and that no client may read its segments."""
-    ended = func.coalesce(Job.completed_at, Job.failed_at, Job.expired_at, Job.cancelled_at)
     shown = [row.result for row in kinds.rows().values() if row.result is not None and row.shows_segments]
     unread = (~exists().where(column == Job.id) for column in shown)
-    return Job.state.in_(TERMINAL), ended < now() - config.retention_seconds, *unread
+    return *ended_before(now() - config.retention_seconds), *unread
 
 
 def _left_inside(session: Session, paths: list[str]) -> set[str]:

@@ -1,11 +1,15 @@
 """Retention: the removal of what is no longer needed.
 
 These are expired files and answers, deleted files with their parts of jobs, abandoned uploads, old keys, the shards of
-old jobs and their webhooks, and entries of the cache that cannot be found any more.
+old jobs and their webhooks, and entries of the cache that cannot be found any more. Where settings say so, the rows of
+old jobs and of the audit log go too.
 
 Rows go first, then bytes; new bytes come before their row. A crash between leaves orphans, which
 `workers.dispatcher.orphans` looks for once an hour. Objects of a job go before the rows that name them, and before
-the row of a deleted file. A file's bytes stay while a live job reads it. Jobs and audit rows stay for ever.
+the row of a deleted file. A file's bytes stay while a live job reads it.
+
+No index finds the old jobs of which something is left, and a query for them would read all jobs that ever ended. So a
+walk goes through the old jobs once an hour, a page at a time.
 """
 
 import logging
@@ -14,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, delete, exists, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, delete, exists, func, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from jobs.batches import batches
@@ -26,18 +30,20 @@ from jobs.files.tables import File, Upload, UploadPart
 from jobs.finetuning import datasets
 from jobs.inference import cache
 from jobs.inference.tables import Conversation, StoredCompletion, StoredResponse
-from jobs.ledger import audit, feed, kinds
+from jobs.ledger import audit, feed, kinds, removal
+from jobs.ledger.removal import FULL
 from jobs.ledger.states import TERMINAL
 from jobs.ledger.tables import Job, Schedule, Segment, Shard
 from jobs.platform.storage import Storage
 from jobs.registry import models as tuned_models
 from jobs.retrieval import attachments
+from jobs.security.audit_key import audit_key
 from jobs.security.tables import Idempotency
 from jobs.settings import Settings
 from jobs.timings import Timings
 from jobs.webhooks import deliveries
-from jobs.webhooks.tables import Attempt, Delivery
-from workers.dispatcher.orphans import FULL, Orphans, long_over
+from jobs.webhooks.tables import Attempt, Delivery, Event
+from workers.dispatcher.orphans import Orphans, long_over
 
 log = logging.getLogger(__name__)
 T = TypeVar("T", StoredResponse, StoredCompletion)
@@ -45,7 +51,7 @@ _AT_ONCE = 200
 _UPLOADED = ("completed", "cancelled", "expired")
 _PAGES = 20
 _JOBS_AT_ONCE = 10
-_ORPHAN_PASSES = 60  # once an hour
+_ORPHAN_PASSES = _WALK_PASSES = 60  # once an hour
 _STORAGE = (StorageUnavailable, StorageFull, NotFound)
 
 
@@ -59,6 +65,8 @@ class Retention:
         self._passes = 0
         self._orphans = Orphans(config, db, storage)
         self._looking: Iterator[None] | None = None
+        self._walking: Iterator[bool] | None = None
+        self._passes_to_walk = 0
         self._left: list[Callable[[], bool]] = []
         self._unmeasured: list[Any] = [StoredResponse, StoredCompletion, Conversation]
         self._measured = ""  # the last id of the first of these tables whose size was asked for
@@ -70,10 +78,13 @@ class Retention:
             self._passes += 1
             if self._passes % _ORPHAN_PASSES == 0:
                 self._looking = self._orphans.look()
-                self.forget_webhooks()
+        if self._walking is None:
+            if not self._passes_to_walk:
+                self._walking, self._passes_to_walk = self._walk(), _WALK_PASSES
+            self._passes_to_walk -= 1
         bounded = [self._cache_if_free, self._files, self._answers, self._uploads, self._old_jobs, self._old_rows]
         bounded += [self._tuned_models, partial(self._repeat, partial(self._page, _remove_datasets))]
-        bounded.append(self._measure)
+        bounded += [partial(self._repeat, partial(self._page, self._remove_audit_rows)), self._measure]
         self._left = [*bounded, self._look]
         self._do(self._timings.retention_pass)
 
@@ -244,15 +255,52 @@ class Retention:
         return max(len(parts), len(old)) == _AT_ONCE
 
     def _old_jobs(self) -> bool:
-        """Delete shards, segments and their objects of jobs that ended long ago. Their output files stay."""
-        with self._db.read() as session:
-            old = session.scalars(select(Job.id).where(*long_over(self._config), FULL).limit(_AT_ONCE)).all()
-        for start in range(0, len(old), _JOBS_AT_ONCE):
-            if not self._empty(old[start : start + _JOBS_AT_ONCE]):
+        """Go on with the walk through old jobs."""
+        for goes_on in self._walking or ():
+            if not goes_on:
                 return False  # the storage may be there in a minute
             if time.monotonic() > self._until:
                 return True
-        return len(old) == _AT_ONCE
+        self._walking = None
+        return False
+
+    def _walk(self) -> Iterator[bool]:
+        """Remove what is left of jobs from before the retention time; their output files stay.
+
+        Yield True after some of it, and False where the storage has to be asked again later.
+        """
+        before = now() - self._config.retention_seconds
+        for page in self._pages_of_jobs(before):
+            with self._db.read() as session:
+                old = session.scalars(select(Job.id).where(Job.id.in_(page), *long_over(self._config), FULL)).all()
+            for start in range(0, len(old), _JOBS_AT_ONCE):
+                while not self._empty(old[start : start + _JOBS_AT_ONCE]):
+                    yield False
+                yield True
+            self._forget_webhooks(page)
+            if self._config.job_retention_seconds:
+                with self._db.write() as session:
+                    removal.remove(session, page, now() - self._config.job_retention_seconds)
+                self._db.breathe()
+            yield True
+
+    def _pages_of_jobs(self, before: float) -> Iterator[list[str]]:
+        """Yield the ids of the jobs that were created before a time, project by project, the oldest first."""
+        project_id, after = "", (0.0, "")
+        order = (Job.created_at, Job.id)
+        while True:
+            of_project = select(*order).where(Job.project_id == project_id, tuple_(*order) > after)
+            with self._db.read() as session:
+                rows = session.execute(of_project.where(Job.created_at < before).order_by(*order).limit(_AT_ONCE)).all()
+                if not rows:
+                    following = session.scalar(select(func.min(Job.project_id)).where(Job.project_id > project_id))
+            if rows:
+                after = (rows[-1].created_at, rows[-1].id)
+                yield [row.id for row in rows]
+            elif following is None:
+                return
+            else:
+                project_id, after = following, (0.0, "")
 
     def _empty(self, job_ids: Sequence[str]) -> bool:
         """Remove shards, segments and objects of these jobs, the first shard first.
@@ -268,20 +316,24 @@ class Retention:
                 self._db.breathe()
         return len(emptied) == len(job_ids)
 
-    def forget_webhooks(self) -> None:
-        """Remove the webhook URLs and secrets of old jobs, once the log of their deliveries is gone too."""
-        has_delivery = select(Delivery.job_id).where(Delivery.endpoint_id.is_(None), Delivery.job_id.is_not(None))
-        old = Job.created_at < now() - self._config.retention_seconds
-        done = select(Job.id).where(
-            Job.webhook_url.is_not(None), Job.state.in_(TERMINAL), old, Job.id.not_in(has_delivery)
-        )
+    def _forget_webhooks(self, job_ids: Sequence[str]) -> None:
+        """Remove the webhook URLs and secrets of these jobs, once the log of their deliveries is gone too."""
+        of_event = Event.subject_id == Job.id, Delivery.event_id == Event.id
+        has_delivery = exists().where(*of_event, Delivery.endpoint_id.is_(None))
+        hooked = Job.id.in_(job_ids), Job.webhook_url.is_not(None), Job.state.in_(TERMINAL)
         with self._db.read() as session:
-            ids = session.scalars(done.limit(_AT_ONCE * _PAGES)).all()
-        for start in range(0, len(ids), _AT_ONCE):
-            some = Job.id.in_(ids[start : start + _AT_ONCE])
+            done = session.scalars(select(Job.id).where(*hooked, ~has_delivery)).all()
+        if done:
             with self._db.write() as session:
-                session.execute(update(Job).where(some).values(webhook_url=None, webhook_secret=None))
+                session.execute(update(Job).where(Job.id.in_(done)).values(webhook_url=None, webhook_secret=None))
             self._db.breathe()
+
+    def _remove_audit_rows(self, session: Session) -> int:
+        """Remove some of the oldest rows of the audit log; return their number."""
+        if not self._config.audit_retention_seconds:
+            return 0
+        before = now() - self._config.audit_retention_seconds
+        return audit.remove_oldest(session, audit_key(self._config), before, _AT_ONCE)
 
     def _old_rows(self) -> bool:
         before = now() - self._config.retention_seconds

@@ -221,3 +221,13 @@ def test_what_is_replaced_for_a_child_is_replaced_in_files_too() -> None:
     environment = {"A": "1", "B_FILE": "/run/secrets/b", "C_FILE": "/run/secrets/c"}
 
     assert replaced(environment, {"B": ""}) == {"A": "1", "B": "", "C_FILE": "/run/secrets/c"}
+
+
+@pytest.mark.parametrize("name", ["job_retention_seconds", "audit_retention_seconds"])
+def test_rows_are_not_removed_before_what_belongs_to_them(name: str) -> None:
+    limits = {"retention_seconds": 60, name: 59}
+
+    with pytest.raises(ValidationError, match=f"NIGHTMILL_{name.upper()} is 0, or no less than"):
+        Settings(**limits)
+    assert getattr(Settings(**limits | {name: 0}), name) == 0
+    assert getattr(Settings(**limits | {name: 60}), name) == 60

@@ -419,6 +419,21 @@ def test_retry_is_refused_where_nobody_knows_any_more_what_is_to_be_run(
         assert first in (job.errors or [])[0]["message"]
 
 
+@pytest.mark.parametrize("gone", ["the job that it retries", "what that was to retry"])
+def test_a_retry_of_which_retention_has_removed_the_origin_runs_no_line(harness: Harness, gone: str) -> None:
+    facts: dict[str, Any] = {"project_id": harness.project, "input_path": "files/in", "payload": {"which": "failed"}}
+    origin = harness.plan(jsonl([chat_line(f"r{n}", "x") for n in range(3)])).id
+    never_ran = ledgers.submitted(harness.db, retry_of=origin, **facts).id
+    retry = ledgers.submitted(harness.db, retry_of=never_ran, **facts).id
+    with harness.db.write() as session:
+        session.execute(delete(Job).where(Job.id == (never_ran if gone == "the job that it retries" else origin)))
+
+    plan(harness.context, retry)
+
+    job = ledgers.job(harness.db, retry)
+    assert (job.state, [error["code"] for error in job.errors or []]) == (JobState.FAILED, ["results_expired"])
+
+
 def test_input_whose_bytes_are_gone_fails_the_job(harness: Harness) -> None:
     job_id = harness.submit(jsonl([chat_line("r", "x")]), input_file_id="file-gone")
     harness.storage.delete("files/in")

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from jobs.files.tables import File
 from jobs.inference import cache
 from jobs.inference.cache import NewEntry
 from jobs.inference.tables import CacheEntry, Conversation, StoredCompletion, StoredResponse
-from jobs.ledger import shards
-from jobs.ledger.tables import Job, Segment, Shard
+from jobs.ledger import audit, shards, totals
+from jobs.ledger.tables import Audit, Job, Segment, Shard
 from jobs.platform.storage import DiskStorage
+from jobs.security.audit_key import audit_key, create_audit_key
 from jobs.security.tables import Idempotency
 from jobs.settings import Settings
 from jobs.timings import Timings
@@ -273,11 +275,15 @@ def test_the_webhook_of_an_old_job_is_forgotten_once_it_has_no_delivery(keeping:
     with db.write() as session:
         for name, state in states.items():
             session.add(new_job(id=name, state=state, created_at=ended if name == "young" else 1.0, **hook))
-        row = {"project_id": "p", "created_at": ended, "due_at": 1.0}
-        session.add(Delivery(id="wh_1", job_id="pending", event_id="evt_1", state="failed", **row))
+        row = {"project_id": "p", "created_at": ended}
+        for name in ("old", "pending"):
+            event = {"subject_id": name, "seq": 1, "type": "batch.completed", "data": {}, "position": None}
+            session.add(Event(id=f"evt_{name}", **event, **row))
+        row |= {"due_at": 1.0}
+        session.add(Delivery(id="wh_1", job_id="pending", event_id="evt_pending", state="failed", **row))
         session.add(Delivery(id="wh_2", endpoint_id="we", event_id="evt_1", state="failed", **row))
 
-    keeping.forget_webhooks()
+    keeping.run()
 
     with db.read() as session:
         kept = {job.id: (job.webhook_url, job.webhook_secret) for job in session.scalars(select(Job))}
@@ -288,20 +294,19 @@ def test_the_webhook_of_an_old_job_is_forgotten_once_it_has_no_delivery(keeping:
 def test_webhooks_are_forgotten_once_in_many_passes(
     keeping: Retention, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "_ORPHAN_PASSES", 2)
-    monkeypatch.setattr(retention, "_AT_ONCE", 1)
-    monkeypatch.setattr(retention, "_PAGES", 2)
-    with db.write() as session:
-        for _ in range(3):
-            session.add(new_job(state="succeeded", webhook_url="https://192.0.43.8/", webhook_secret="whsec_x"))
-
+    monkeypatch.setattr(retention, "_WALK_PASSES", 2)
+    monkeypatch.setattr(retention, "_AT_ONCE", 2)
     left = []
-    for _ in range(4):
+    for _ in range(3):
+        with db.write() as session:
+            for project in ("one", "two", "two", "two"):
+                hook = {"webhook_url": "https://192.0.43.8/", "webhook_secret": "whsec_x"}
+                session.add(new_job(state="succeeded", project_id=project, **hook))
         keeping.run()
         with db.read() as session:
             left.append(len(session.scalars(select(Job.id).where(Job.webhook_secret.is_not(None))).all()))
 
-    assert left == [3, 1, 1, 0]
+    assert left == [0, 4, 0]
 
 
 def test_a_cache_that_is_too_large_and_what_has_expired_goes(
@@ -428,3 +433,109 @@ def test_a_page_of_sizes_begins_behind_the_page_before(
     keeping.run()
 
     assert asked == [*(f"responses/r{n}" for n in range(5)), StoredCompletion(id="c").path]
+
+
+# ── rows that go where settings say so ──
+
+
+def _with_limits(db: Database, folder: Path, storage: DiskStorage) -> Retention:
+    limits = {"retention_seconds": 1, "job_retention_seconds": 60, "audit_retention_seconds": 60}
+    config = Settings(data_dir=folder, database_url=db.url, **limits)
+    create_audit_key(db, config)
+    return Retention(config, db, storage, LONG)
+
+
+def _seal(db: Database, folder: Path) -> None:
+    with db.write() as session:
+        audit.seal(session)
+        totals.count(session)
+    with db.write() as session:
+        audit.extend_signature(session, audit_key(Settings(data_dir=folder)))
+
+
+def _aged(db: Database, storage: DiskStorage) -> str:
+    """Store a job whose rows are all long past their retention."""
+    job_id = _old_job(db, storage, [2])
+    with db.write() as session:
+        session.execute(update(Event).values(created_at=1.0, position=Event.seq))
+    return job_id
+
+
+def test_old_jobs_and_audit_rows_go_where_settings_say_so(
+    db: Database, tmp_path: Path, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_WALK_PASSES", 1)
+    keeping = _with_limits(db, tmp_path, storage)
+    job_id = _aged(db, storage)
+    with db.write() as session:
+        session.execute(update(Audit).values(at=1))
+    young = finishing(db).id
+    close(db, young)
+    _seal(db, tmp_path)
+
+    for _ in range(2):  # the events go in the first pass
+        keeping.run()
+
+    with db.read() as session:
+        assert session.scalars(select(Job.id)).all() == [young]
+        assert set(session.scalars(select(Audit.target))) == {young}
+        found = audit.verify(session, key=audit_key(keeping._config))
+        assert totals.ended(session, totals.JOBS) == {("generation", "succeeded"): 2}
+    assert (found.faults, found.rows, found.removed) == ((), 4, 4)
+    assert job_id not in str(storage.list("jobs"))
+
+
+def test_jobs_and_audit_rows_stay_where_no_setting_says_otherwise(
+    keeping: Retention, db: Database, tmp_path: Path, storage: DiskStorage
+) -> None:
+    job_id = _aged(db, storage)
+    with db.write() as session:
+        session.execute(update(Audit).values(at=1))
+    _seal(db, tmp_path)
+
+    for _ in range(2):
+        keeping.run()
+
+    with db.read() as session:
+        assert session.get(Job, job_id) is not None
+        assert set(session.scalars(select(Audit.target))) == {job_id}
+
+
+def test_audit_rows_go_some_at_a_time_and_not_before_a_signature_covers_them(
+    db: Database, tmp_path: Path, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_AT_ONCE", 2)
+    monkeypatch.setattr(retention, "_PAGES", 2)
+    keeping = _with_limits(db, tmp_path, storage)
+    with db.write() as session:
+        for n in range(8):
+            audit.record(session, actor="key:a", action="x", target=f"{n}")
+        session.execute(update(Audit).values(at=1))
+        audit.seal(session)
+        totals.count(session)
+
+    left = []
+    for step in (keeping.run, partial(_seal, db, tmp_path), keeping.run, keeping.resume, keeping.resume):
+        step()
+        with db.read() as session:
+            left.append(len(session.scalars(select(Audit.id)).all()))
+
+    assert left == [8, 8, 4, 1, 1], "the last signed row stays"
+
+
+def test_an_audit_log_that_was_changed_keeps_nothing_else_from_going(
+    db: Database, tmp_path: Path, storage: DiskStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    keeping = _with_limits(db, tmp_path, storage)
+    _aged(db, storage)
+    _seal(db, tmp_path)
+    with db.write() as session:
+        session.execute(update(Audit).values(at=1))
+    _expired_file(db, storage)
+
+    keeping.run()
+
+    assert "audit_rows_not_removed" in caplog.messages
+    with db.read() as session:
+        assert session.get(File, "file-late") is None
+        assert len(session.scalars(select(Audit.id).where(Audit.action.like("job.%"))).all()) == 4
