@@ -9,7 +9,8 @@ Rows go first, then bytes; new bytes come before their row. A crash between leav
 the row of a deleted file. A file's bytes stay while a live job reads it.
 
 No index finds the old jobs of which something is left, and a query for them would read all jobs that ever ended. So a
-walk goes through the old jobs once an hour, a page at a time.
+walk goes through the old jobs once an hour, a page at a time. Old rows of other tables, which have no index by their
+time either, are looked for then, too.
 """
 
 import logging
@@ -67,6 +68,7 @@ class Retention:
         self._looking: Iterator[None] | None = None
         self._walking: Iterator[bool] | None = None
         self._passes_to_walk = 0
+        self._rows_due = False  # whether old rows are to be looked for
         self._left: list[Callable[[], bool]] = []
         self._unmeasured: list[Any] = [StoredResponse, StoredCompletion, Conversation]
         self._measured = ""  # the last id of the first of these tables whose size was asked for
@@ -80,7 +82,7 @@ class Retention:
                 self._looking = self._orphans.look()
         if self._walking is None:
             if not self._passes_to_walk:
-                self._walking, self._passes_to_walk = self._walk(), _WALK_PASSES
+                self._walking, self._passes_to_walk, self._rows_due = self._walk(), _WALK_PASSES, True
             self._passes_to_walk -= 1
         bounded = [self._cache_if_free, self._files, self._answers, self._uploads, self._old_jobs, self._old_rows]
         bounded += [self._tuned_models, partial(self._repeat, partial(self._page, _remove_datasets))]
@@ -336,6 +338,8 @@ class Retention:
         return audit.remove_oldest(session, audit_key(self._config), before, _AT_ONCE)
 
     def _old_rows(self) -> bool:
+        if not self._rows_due:
+            return False
         before = now() - self._config.retention_seconds
         keys = now() - self._config.idempotency_seconds
         old: list[tuple[Any, ...]] = [
@@ -344,7 +348,8 @@ class Retention:
             (Idempotency, Idempotency.created_at < keys),
         ]
         more = [self._repeat(self._fail_lost), *(self._repeat(partial(self._delete, *rows)) for rows in old)]
-        return self._repeat(partial(self._forget_events, before)) or any(more)
+        self._rows_due = self._repeat(partial(self._forget_events, before)) or any(more)
+        return self._rows_due
 
     def _delete(self, table: type[Base], *conditions: ColumnElement[bool]) -> bool:
         """Delete a page of rows. They are found before the write transaction, which is short so."""

@@ -309,6 +309,21 @@ def test_webhooks_are_forgotten_once_in_many_passes(
     assert left == [0, 4, 0]
 
 
+def test_tables_without_an_index_by_time_are_read_once_in_many_passes(
+    keeping: Retention, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_WALK_PASSES", 2)
+    left = []
+    for n in range(3):
+        with db.write() as session:
+            session.add(Idempotency(project_id="p", route="r", key=f"{n}", heartbeat_at=1.0, created_at=1.0))
+        keeping.run()
+        with db.read() as session:
+            left.append(session.scalars(select(Idempotency.key)).all())
+
+    assert left == [[], ["1"], []]
+
+
 def test_a_cache_that_is_too_large_and_what_has_expired_goes(
     db: Database, tmp_path: Path, storage: DiskStorage
 ) -> None:
