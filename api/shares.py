@@ -40,7 +40,7 @@ class Share:
     """The resources that a project may use at once on one event loop.
 
     The resources are threads, one reader of large bodies, `bodies` in bytes, `cached` bytes of WebSockets between two
-    requests, and open `streams`.
+    requests, and open `streams`, downloads included.
     """
 
     def __init__(self, threads: int, body_bytes: int, patience: float = 0.0, streams: int = 1) -> None:
@@ -90,7 +90,7 @@ class Usage:
         Raises: ProjectBusy, if its project has too many.
         """
         if not self.share.streams.try_acquire(1):
-            raise ProjectBusy("This project has too many open streams. Close one, or ask for pages.")
+            raise ProjectBusy("This project has too many open streams and downloads. Close one, or ask for pages.")
         self._streams += 1
 
     def release(self) -> None:

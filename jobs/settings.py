@@ -239,7 +239,8 @@ class Settings(BaseSettings):
     project_streams: int = Field(
         64,
         ge=1,
-        description="streams of events, of finished lines, and WebSockets that a project has open at one API process",
+        description="streams of events, of finished lines, downloads, and WebSockets that a project has open at one "
+        "API process",
     )
     finetune_max_seconds: int = Field(
         DAY, ge=0, description="training of a fine-tuning job, without pauses, then it fails: `time_limit`; 0: no limit"

@@ -1,4 +1,8 @@
-"""Stream the bytes of a file: the whole file, or the one range that the Range header asks for."""
+"""Stream the bytes of a file: the whole file, or the one range that the Range header asks for.
+
+Of a client that reads slowly the server holds two chunks: one that is being sent, and the next one. A project has as
+many downloads at once as streams, so that all of them take some MiB.
+"""
 
 import re
 from collections.abc import AsyncIterator
@@ -11,10 +15,10 @@ import anyio
 from fastapi.responses import Response, StreamingResponse
 
 from api.http.multipart import BYTES
-from api.shares import run_in_threadpool
+from api.shares import open_stream, run_in_threadpool
 from jobs.platform.storage import Storage
 
-_CHUNK = 1 << 20  # bytes that are read at once
+_CHUNK = 128 << 10  # bytes that are read at once: each time costs a hop to a thread, and memory while a client is slow
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _BYTES = {"application/octet-stream": {"schema": BYTES}}
 #: The answers of a route that sends a file, for its description.
@@ -39,6 +43,8 @@ async def send_file(storage: Storage, file: Download, range_header: str | None) 
     """Return the response with a file's bytes. `range_header` is the value of the Range header.
 
     A header that is malformed or names several ranges is ignored, as HTTP allows: the answer is the whole file.
+
+    Raises: ProjectBusy, if the project has too many streams and downloads.
     """
     span = _span(range_header, file.bytes)
     headers = {
@@ -55,6 +61,7 @@ async def send_file(storage: Storage, file: Download, range_header: str | None) 
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.bytes}"
     headers["Content-Length"] = str(end - start)
     status = HTTPStatus.PARTIAL_CONTENT if span else HTTPStatus.OK
+    open_stream()
     reader = storage.reader(file.path, start)
     handle = await run_in_threadpool(reader.__enter__)  # before the response begins: missing bytes are an error
     return StreamingResponse(
