@@ -70,7 +70,9 @@ _SEEN = bindparam("seen", type_=_outbox.c.due_at.type)
 
 
 def _due_by(at: ColumnElement[float]) -> ColumnElement[bool]:
-    return or_(_outbox.c.due_at <= at, _outbox.c.due_at > at + LONGEST_DELAY + _SLACK)
+    """Return the condition that a message is due. One without a delay is, whatever the clock of its process said."""
+    undelayed = _outbox.c.due_at <= _outbox.c.created_at
+    return or_(_outbox.c.due_at <= at, undelayed, _outbox.c.due_at > at + LONGEST_DELAY + _SLACK)
 
 
 _FREE = (

@@ -184,16 +184,30 @@ def test_publishing_passes_over_a_message_that_is_being_claimed(postgres: Databa
         assert [(row.job_id, row.publish_count) for row in outbox.unclaimed(session)] == [(other.id, 1)]
 
 
-def test_a_message_enqueued_by_a_clock_that_was_set_back_since_is_due(
-    db: Database, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("seconds", [5, 90, 86_400, -86_400])
+def test_a_message_without_a_delay_is_due_whatever_the_clock_of_its_process_says(
+    db: Database, monkeypatch: pytest.MonkeyPatch, seconds: int
 ) -> None:
-    with monkeypatch.context() as ahead:
-        ahead.setattr("jobs.ledger.outbox.now", lambda: time.time() + 86_400)
+    with monkeypatch.context() as other:
+        other.setattr("jobs.ledger.outbox.now", lambda: time.time() + seconds)
         job = submitted(db)
 
     with db.read() as session:
         assert outbox.waiting_projects(session, Queue.PLAN, time.time()) == ["proj_1"]
         assert [message.job_id for message in outbox.due(session, Queue.PLAN, "proj_1", time.time(), 1)] == [job.id]
+
+
+def test_a_delayed_message_of_a_clock_that_was_set_back_since_is_due(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submitted(db)
+    with db.write() as session, monkeypatch.context() as ahead:
+        outbox.forget(session, job.id)
+        ahead.setattr("jobs.ledger.outbox.now", lambda: time.time() + 86_400)
+        outbox.enqueue(session, job, Task.PLAN, Queue.PLAN, delay=outbox.LONGEST_DELAY)
+
+    with db.read() as session:
+        assert outbox.waiting_projects(session, Queue.PLAN, time.time()) == ["proj_1"]
 
 
 def test_the_longest_wait_is_one_although_two_clocks_differ(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,10 @@
 """Messages of the outbox are published when they are due."""
 
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,6 +136,38 @@ def test_unclaimed_message_is_published_again_on_the_monotonic_clock(harness: Di
         rounds.append(harness.tick(seconds))
 
     assert [message in published for published in rounds] == [True, False, True, False, True, False]
+
+
+@pytest.mark.parametrize("seconds", [90, 86_400, -86_400])
+def test_a_job_goes_on_while_the_clock_of_all_but_the_dispatcher_has_jumped(
+    harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
+    """A process that starts after a jump believes the new time at once, one that runs does so after two minutes."""
+    project = project_of(harness.db, "one")
+    harness.worker(queue=Queue.PLAN)
+    harness.worker("generating")
+
+    @contextmanager
+    def jumped() -> Iterator[None]:
+        with monkeypatch.context() as patch:
+            patch.setattr("jobs.clock._steady", lambda: time.time() + seconds)
+            yield
+
+    with jumped():
+        job = ledgers.submitted(harness.db, project_id=project)
+    published = harness.tick(0.1)
+    with jumped():
+        claim = ledgers.claim_job(harness.db, job.id, Task.PLAN)
+        with harness.db.write() as session:
+            shards.cut(session, claim, Queue.GENERATE, ledgers.cuts(job.id, [1]))
+        with harness.db.write() as session:
+            ledger.planned(session, claim, total=1, model="tiny", queue=Queue.GENERATE)
+    published += harness.tick(0.1)
+    with jumped():
+        ledgers.answer(harness.db, ledgers.claim_shard(harness.db, job.id), [0], last=True)
+    published += harness.tick(0.1)
+
+    assert published == [("plan", (job.id,)), ("run", (job.id, 0)), ("finish", (job.id,))]
 
 
 def test_messages_that_nobody_can_claim_hide_none_that_somebody_should(
