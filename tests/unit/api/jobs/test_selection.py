@@ -48,7 +48,8 @@ def test_the_jobs_of_a_file_are_found_by_its_id(sqlite: Database, others: dict[s
     steps = " ".join(plan(sqlite, {"file_id": "f", **others}))
 
     assert IDS in steps
-    assert all(f"ix_job_{name}_file ({name}_file_id=?)" in steps for name in ("input", "output", "error"))
+    indexes = ("ix_job_input_file (input", "ix_job_output (output", "ix_job_errors (error")
+    assert all(f"{index}_file_id=?)" in steps for index in indexes)
     assert "ix_job_project" not in steps
     assert "SCAN job" not in steps
 
@@ -64,7 +65,7 @@ def test_a_status_of_several_states_reads_the_jobs_in_them(sqlite: Database) -> 
 def test_the_runs_of_a_schedule_are_read_in_their_order(sqlite: Database) -> None:
     steps = plan(sqlite, {"schedule_id": "s", "states": SUCCEEDED})
 
-    assert steps == ["SEARCH job USING INDEX ix_job_schedule (project_id=? AND schedule_id=?)"]
+    assert steps == ["SEARCH job USING INDEX ix_job_scheduled (project_id=? AND schedule_id=?)"]
 
 
 def plan_of_parameters(db: Database, statement: Select[Any]) -> str:
@@ -82,11 +83,11 @@ def plan_of_parameters(db: Database, statement: Select[Any]) -> str:
 @pytest.mark.parametrize(
     ("statement", "index"),
     [
-        (select_jobs("p", idempotency_key="i"), "ix_job_idempotency"),
-        (select_jobs("p", schedule_id="s"), "ix_job_schedule"),
-        (select_jobs("p", file_id="f"), "ix_job_output_file"),
-        (select_jobs("p", file_id="f"), "ix_job_error_file"),
-        (select(File.id).where(File.id == "f", exists().where(Job.output_file_id == File.id)), "ix_job_output_file"),
+        (select_jobs("p", idempotency_key="i"), "ix_job_idempotency_key"),
+        (select_jobs("p", schedule_id="s"), "ix_job_scheduled"),
+        (select_jobs("p", file_id="f"), "ix_job_output"),
+        (select_jobs("p", file_id="f"), "ix_job_errors"),
+        (select(File.id).where(File.id == "f", exists().where(Job.output_file_id == File.id)), "ix_job_output"),
     ],
 )
 def test_an_index_without_the_jobs_that_lack_the_value_finds_the_others(
