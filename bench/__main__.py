@@ -13,6 +13,7 @@ NAMES = {
     "intake": "MB/s of checking a batch file, beside a bare JSON parse",
     "fairness": "what a small project feels of one with a hundred times its work",
     "load": "requests at a steady rate, a crowd at once, long queues and long lists",
+    "growth": "bytes of a job; pages of lists, a scrape and a pass of retention with many ended jobs",
     "waiting": "time to the first token, the engine's own and a client's, idle and while a batch runs",
     "console": "size of the console, seconds of its first page, server time of a job's page, CPU of open pages",
     "webhooks": "deliveries/s, and how soon after the event",
