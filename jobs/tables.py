@@ -10,7 +10,7 @@ vector_store ── vector_store_file · vector_removal · source ── source_
 file, upload, upload_part · response, chat_completion, conversation · project, api_key, idempotency, storage_usage
 finetune_plan, finetune_step, finetune_event, finetune_checkpoint, finetune_data, dataset
 tuned_model, checkpoint_permission · eval, eval_run
-worker, model, pause, meta, measure, total · engine_death, quarantine · cached, cache_epoch, cache_use
+worker, model, pause, meta, measure, measure_change, total · engine_death, quarantine · cached, cache_epoch, cache_use
 audit, audit_head
 """
 
@@ -26,7 +26,7 @@ from jobs.finetuning.tables import (
     FinetuneStep,
     FinetuneTracking,
 )
-from jobs.fleet.tables import EngineDeath, Measure, Meta, Model, Pause, Quarantine, Worker
+from jobs.fleet.tables import EngineDeath, Measure, MeasureChange, Meta, Model, Pause, Quarantine, Worker
 from jobs.inference.tables import CacheEntry, CacheEpoch, CacheUse, Conversation, StoredCompletion, StoredResponse
 from jobs.ledger.tables import (
     TOKENS,
@@ -76,6 +76,7 @@ __all__ = [
     "Job",
     "JobDependency",
     "Measure",
+    "MeasureChange",
     "Meta",
     "Model",
     "Outbox",

@@ -223,7 +223,7 @@ def _workers(session: Session) -> Iterator[Metric]:
 def _measures(session: Session) -> Iterator[Metric]:
     """Yield histograms and counters from the few rows of measures."""
     rows_by_measure: dict[str, dict[str, list[Measure]]] = {}
-    for row in session.scalars(select(Measure)):
+    for row in measures.rows(session):
         rows_by_measure.setdefault(row.name, {}).setdefault(row.label, []).append(row)
     for measure, (name, says, label) in _HISTOGRAMS.items():
         family = HistogramMetricFamily(name, says, labels=[label] if label else [])

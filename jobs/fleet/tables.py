@@ -5,7 +5,7 @@ from typing import Any
 from sqlalchemy import Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from jobs.db.base import Base
+from jobs.db.base import Base, Serial
 
 
 class Worker(Base):
@@ -112,6 +112,15 @@ class Measure(Base):
     le: Mapped[str] = mapped_column(String(16), primary_key=True)
     count: Mapped[int]
     seconds: Mapped[float]  # the sum of all durations
+
+
+class MeasureChange(Base):
+    """What one transaction has counted: [name, label, le, count, seconds] of several measures."""
+
+    __tablename__ = "measure_change"
+
+    id: Mapped[int] = mapped_column(Serial, primary_key=True, autoincrement=True)
+    changes: Mapped[list[Any]]
 
 
 class Meta(Base):

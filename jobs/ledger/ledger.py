@@ -7,7 +7,7 @@ Each function takes the caller's session and runs in its transaction; the audit 
 the messages are written there too. Guards stand in the WHERE: source state and epoch. A holder that lost its
 claim gets `ClaimLost` and has changed nothing. `jobs.ledger.shards` is the same for the shards of a running job.
 
-On PostgreSQL rows are locked in one order: the job, its shards, its messages, and at last the measures.
+On PostgreSQL rows are locked in one order: the job, its shards, its messages.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -7,23 +7,26 @@
     RESTARTS  an engine's new start in a worker that lives                       by pool
     REFUSALS  an attempt of the dispatcher to publish that the broker refused
 
-Each is written in the transaction of what it counts: exactly once, even if the process dies. All processes count in the
-same few rows, so these are the last that a transaction touches, in one order: they are locked no longer than a commit
-takes, by no transaction that waits for another lock.
+    transaction ──insert──▶ measure_change ──the leading dispatcher──▶ added to the few rows of `measure`, and deleted
+
+Each is written in the transaction of what it counts: exactly once, even if the process dies. All processes would count
+in the same few rows, and a row that each transaction updates is one lock for all workers of all hosts. So a transaction
+inserts a row of its own, which waits for nobody.
 """
 
 from bisect import bisect_left
 from collections.abc import Iterable
 from functools import cache
+from itertools import chain
 from typing import Any, Final
 
-from sqlalchemy import event
+from sqlalchemy import delete, event, insert, select
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.db.base import table_of
-from jobs.db.engine import inserting
-from jobs.fleet.tables import Measure
+from jobs.db.engine import UNSEEN, WRITE_ROWS, inserting
+from jobs.fleet.tables import Measure, MeasureChange
 from jobs.ledger import dependencies
 from jobs.ledger.tables import Job
 
@@ -43,6 +46,9 @@ NO_BOUND: Final = "+Inf"
 _BOUNDS: Final = (*(str(bound) for bound in BOUNDS), NO_BOUND)
 _PENDING: Final = "measures"
 _table = table_of(Measure)
+_CHANGE: Final = insert(table_of(MeasureChange))
+
+Sums = dict[tuple[str, str, str], tuple[int, float]]  # name, label, bound → how often, and seconds
 
 
 def observe(session: Session, name: str, label: str, seconds: float) -> None:
@@ -83,16 +89,57 @@ def _add(session: Session, key: tuple[str, str, str], times: int, seconds: float
 def _write(session: Session) -> None:
     pending = session.info.pop(_PENDING, None)
     if pending:
-        connection = session.connection()
-        rows = [
+        changes = [[*key, times, seconds] for key, (times, seconds) in pending.items()]
+        session.connection().execute(_CHANGE, {"changes": changes})
+
+
+def rows(session: Session) -> list[Measure]:
+    """Return all counts, those included that are not added up yet.
+
+    What is added up meanwhile is missing or there twice, unless the session sees one snapshot of the database.
+    """
+    sums = {(row.name, row.label, row.le): (row.count, row.seconds) for row in session.execute(select(_table))}
+    _merge(sums, session.scalars(select(MeasureChange.changes)))
+    return [
+        Measure(name=name, label=label, le=le, count=times, seconds=seconds)
+        for (name, label, le), (times, seconds) in sums.items()
+    ]
+
+
+def any_changes(session: Session) -> bool:
+    """Return whether a change waits to be added up."""
+    return session.scalar(select(MeasureChange.id).limit(1)) is not None
+
+
+def add_up(session: Session, limit: int = WRITE_ROWS) -> int:
+    """Add up to `limit` changes to the counts, and return their number: each once, whichever process dies."""
+    oldest = select(MeasureChange.id, MeasureChange.changes).order_by(MeasureChange.id).limit(limit)
+    found = session.execute(oldest.with_for_update(skip_locked=True)).all()
+    if not found:
+        return 0
+    sums: Sums = {}
+    _merge(sums, (row.changes for row in found))
+    connection = session.connection()
+    connection.execute(
+        _adding(connection.dialect.name),
+        [
             {"name": name, "label": label, "le": le, "count": times, "seconds": seconds}
-            for (name, label, le), (times, seconds) in sorted(pending.items())
-        ]
-        connection.execute(_adding(connection.dialect.name), rows)
+            for (name, label, le), (times, seconds) in sorted(sums.items())
+        ],
+    )
+    added = delete(MeasureChange).where(MeasureChange.id.in_([row.id for row in found]))
+    session.execute(added, execution_options=UNSEEN)
+    return len(found)
+
+
+def _merge(sums: Sums, changes: Iterable[Iterable[Any]]) -> None:
+    for name, label, le, times, seconds in chain.from_iterable(changes):
+        before, took = sums.get((name, label, le), (0, 0.0))
+        sums[name, label, le] = (before + times, took + seconds)
 
 
 @cache
 def _adding(dialect: str) -> Any:
-    insert = inserting(dialect)(_table)
-    sums = {name: _table.c[name] + insert.excluded[name] for name in ("count", "seconds")}
-    return insert.on_conflict_do_update(index_elements=["name", "label", "le"], set_=sums)
+    new = inserting(dialect)(_table)
+    sums = {name: _table.c[name] + new.excluded[name] for name in ("count", "seconds")}
+    return new.on_conflict_do_update(index_elements=["name", "label", "le"], set_=sums)

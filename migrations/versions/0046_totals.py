@@ -1,4 +1,6 @@
-"""Running sums over ended jobs, so that metrics do not read them; one index of `job` less, and more room for updates.
+"""Running sums over ended jobs, so that metrics do not read them, and measures that no transaction waits for.
+
+Also one index of `job` less, and more room for updates.
 
 The sums are filled from the jobs whose ends are sealed in the audit log by now. `jobs.ledger.totals` counts every later
 end, also one that an earlier version writes or seals meanwhile. Locks that keep others waiting are taken at the end.
@@ -23,7 +25,7 @@ _SUMS = {
     "reasoning_tokens": ("tokens", "reasoning"),
 }
 #: Rows that are written several times in their short life. A fifth of dead rows, PostgreSQL's default, are millions.
-_VACUUM = {"job": 0.02, "shard": 0.02, "event": 0.02, "audit": 0.02, "outbox": 0.01}
+_VACUUM = {"job": 0.02, "shard": 0.02, "event": 0.02, "audit": 0.02, "outbox": 0.01, "measure_change": 0.01}
 
 _job = sa.table("job", *map(sa.column, ("id", "kind", "state", "model", "lost_leases", *_SUMS)))
 _outcome = sa.table("outcome", *map(sa.column, ("job_id", "name", "count")))
@@ -43,6 +45,12 @@ def upgrade() -> None:
         sa.Column("part", sa.String(80), nullable=False),
         sa.Column("count", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("name", "label", "part", name="pk_total"),
+    )
+    op.create_table(
+        "measure_change",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("changes", sa.JSON(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_measure_change"),
     )
     _add(sa.select(sa.literal("counted"), _NOTHING, _NOTHING, _head.c.seal).where(_head.c.id == 1))
     _add(sa.union_all(*_sums()))

@@ -14,7 +14,6 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy, StorageFull, StorageUnavailable
 from jobs.fleet import workers
-from jobs.fleet.tables import Measure
 from jobs.ledger import audit, events, ledger, measures, shards
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Audit, Outcome, Segment, Shard
@@ -53,9 +52,12 @@ def _usage(lines: list[dict[str, object]]) -> int:
 
 def _measured(db: Database, name: str) -> dict[str, int]:
     """How often, by label."""
+    sums = Counter[str]()
     with db.read() as session:
-        rows = select(Measure.label, func.sum(Measure.count)).where(Measure.name == name).group_by(Measure.label)
-        return {label: int(count) for label, count in session.execute(rows)}
+        for row in measures.rows(session):
+            if row.name == name:
+                sums[row.label] += row.count
+    return dict(sums)
 
 
 def test_every_line_comes_out_once_in_order_with_exact_usage(mill: Mill, asked: list[str]) -> None:

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs.batches import batches
-from jobs.fleet.tables import Measure
 from jobs.ledger import dependencies, measures
 from jobs.ledger.states import CLOSING, MOVES, TERMINAL, JobState, ShardState
 from jobs.ledger.tables import Audit, Job, JobDependency, Outbox, Segment, Shard
@@ -31,7 +30,6 @@ _TOKENS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
 
 _UNFINISHED = {JobState.FAILED, JobState.EXPIRED, JobState.CANCELLED}
 
-_COUNTED = select(func.coalesce(func.sum(Measure.count), 0)).where(Measure.name == measures.ENDED)
 #: Columns: an object of each row would be most of the time.
 _TOLD = select(Event.subject_id, Event.seq, Event.type)
 _FEED = select(Event.project_id, Event.position, Event.subject_id, Event.seq).where(Event.position.is_not(None))
@@ -64,7 +62,8 @@ def violations(session: Session) -> list[str]:
     jobs = session.scalars(select(Job)).all()
     wrong = [f"{job.id} ({job.state}): {wrong}" for job in jobs for wrong in _of_job(books, job)]
     wrong += _feeds(session)
-    ended, counted = sum(job.state in TERMINAL for job in jobs), session.scalar(_COUNTED)
+    ended = sum(job.state in TERMINAL for job in jobs)
+    counted = sum(row.count for row in measures.rows(session) if row.name == measures.ENDED)
     return wrong if ended == counted else [*wrong, f"{ended} jobs have ended, and {counted} are counted as ended"]
 
 

@@ -6,7 +6,7 @@ claims      of such workers at once; others when their own heartbeat stands stil
 jobs        past their window; stopping for longer than the grace (their claims are revoked); left without a next step;
             waiting for others that have ended; live although their parent was cancelled
 audit       sealed; its head sent away once a day
-totals      the jobs of sealed rows are added to the sums of ended jobs
+counts      the jobs of sealed rows are added to the sums of ended jobs, and what transactions counted to the measures
 events      numbered: the positions in the feeds of their projects
 retention   every minute, see `workers.dispatcher.retention`
 """
@@ -30,7 +30,7 @@ from jobs.fleet import quarantine
 from jobs.fleet import workers as fleet
 from jobs.fleet.models_file import Registry
 from jobs.fleet.tables import Worker
-from jobs.ledger import anchors, audit, dependencies, feed, kinds, ledger, pauses, shards, totals
+from jobs.ledger import anchors, audit, dependencies, feed, kinds, ledger, measures, pauses, shards, totals
 from jobs.ledger.anchors import Anchor
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
@@ -169,6 +169,7 @@ class Maintenance:
         if key := audit_key(self._config):  # read anew: `nightmill audit sign` may have made it
             self._repeat(audit.unsigned, partial(audit.extend_signature, key=key))
         self._repeat(totals.any_uncounted, totals.count)
+        self._repeat(measures.any_changes, measures.add_up)
         self._repeat(feed.unnumbered, feed.number)
         if self._clock() - self._swept >= min(_SWEEP_SECONDS, self._config.lease_seconds):
             self._swept = self._clock()

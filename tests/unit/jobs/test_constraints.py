@@ -11,8 +11,8 @@ from jobs.db.base import Base, table_of
 from jobs.db.engine import Database
 from jobs.files.tables import File
 from jobs.fleet.tables import Measure
-from jobs.ledger import audit, feed, ledger, measures, shards
-from jobs.ledger.tables import Audit, Job, JobDependency, Outbox, Outcome, Segment, Shard
+from jobs.ledger import audit, feed, ledger, measures, shards, totals
+from jobs.ledger.tables import Audit, Job, JobDependency, Outbox, Outcome, Segment, Shard, Total
 from jobs.queues import Queue, Task
 from jobs.security import keys
 from jobs.security.tables import Idempotency, Project
@@ -35,6 +35,8 @@ def happened(db: Database) -> None:
         session.add(Idempotency(project_id="proj_1", route="POST /", key="k", heartbeat_at=now(), created_at=now()))
     with db.write() as session:
         audit.seal(session)
+        totals.count(session)
+        measures.add_up(session)
         feed.number(session)
 
 
@@ -54,6 +56,7 @@ def happened(db: Database) -> None:
         pytest.param(Idempotency, {"body": "{}"}, id="pk_idempotency"),
         pytest.param(Project, {"id": "proj_other"}, id="uq_project_name"),
         pytest.param(Measure, {"count": 9}, id="pk_measure"),
+        pytest.param(Total, {"count": 9}, id="pk_total"),
         pytest.param(JobDependency, {}, id="pk_job_dependency"),
     ],
 )

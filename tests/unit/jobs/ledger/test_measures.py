@@ -1,10 +1,11 @@
 """Measures count a thing once, in the transaction in which it happened."""
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from jobs.clock import now
 from jobs.db.engine import Database
@@ -14,15 +15,17 @@ from jobs.fleet.tables import Measure, Worker
 from jobs.ledger import ledger, measures, shards
 from jobs.queues import Task
 from tests.support import ledgers
-from tests.support.ledgers import claim_job, claim_shard, close, finishing, planning, rolled_back, running
+from tests.support.ledgers import at_once, claim_job, claim_shard, close, finishing, planning, rolled_back, running
 
 
 def counted(db: Database, name: str, label: str | None = None) -> dict[str, int]:
     """By bound."""
-    rows = select(Measure.le, func.sum(Measure.count)).where(Measure.name == name).group_by(Measure.le)
+    sums = Counter[str]()
     with db.read() as session:
-        found = session.execute(rows if label is None else rows.where(Measure.label == label))
-        return {le: int(count) for le, count in found}
+        for row in measures.rows(session):
+            if row.name == name and label in (None, row.label):
+                sums[row.le] += row.count
+    return dict(sums)
 
 
 def observed(db: Database, *seconds: float) -> None:
@@ -46,7 +49,56 @@ def test_later_transactions_add_to_what_is_there(db: Database) -> None:
 
     assert counted(db, measures.ENGINE, "tiny") == {"0.025": 3, "5.0": 1, "300.0": 1}
     with db.read() as session:
-        assert session.scalar(select(func.sum(Measure.seconds))) == pytest.approx(203.06)
+        assert sum(row.seconds for row in measures.rows(session)) == pytest.approx(203.06)
+
+
+def added_up(db: Database) -> dict[tuple[str, str, str], tuple[int, float]]:
+    """Return the counts that are added up."""
+    with db.read() as session:
+        return {(row.name, row.label, row.le): (row.count, row.seconds) for row in session.scalars(select(Measure))}
+
+
+def test_what_transactions_counted_is_added_up_once(db: Database) -> None:
+    observed(db, 0.02, 3.0)
+    with db.write() as session:
+        measures.count(session, measures.RESTARTS, "gpu", 2)
+    for n in range(3):
+        observed(db, float(n))
+    before = counted(db, measures.ENGINE)
+    assert added_up(db) == {}
+
+    with rolled_back(db) as session:
+        assert measures.add_up(session) == 5
+    assert (added_up(db), counted(db, measures.ENGINE)) == ({}, before)
+    pages = at_once(3, lambda _: _add_up(db))
+
+    assert added_up(db)[measures.RESTARTS, "gpu", measures.NO_BOUND] == (2, 0.0)
+    assert sum(count for (name, _, _), (count, _) in added_up(db).items() if name == measures.ENGINE) == 5
+    assert sum(seconds for _, seconds in added_up(db).values()) == pytest.approx(6.02)
+    assert counted(db, measures.ENGINE) == before
+    assert sum(map(int, map(str, pages))) == 5
+    with db.read() as session:
+        assert not measures.any_changes(session)
+    observed(db, 0.02)
+    assert counted(db, measures.ENGINE)["0.025"] == 2
+
+
+def _add_up(db: Database) -> int:
+    added = 0
+    with db.write() as session:
+        added = measures.add_up(session, 2)
+    return added + (_add_up(db) if added else 0)
+
+
+def test_a_transaction_that_counts_waits_for_no_other(postgres: Database) -> None:
+    observed(postgres, 2.0)
+    _add_up(postgres)
+
+    with postgres.engine.connect() as held:
+        held.exec_driver_sql("SELECT * FROM measure FOR UPDATE")
+        observed(postgres, 2.0)  # would wait for the other transaction, which waits for this one
+
+    assert counted(postgres, measures.ENGINE) == {"2.5": 2}
 
 
 def test_what_is_rolled_back_has_not_happened(db: Database) -> None:

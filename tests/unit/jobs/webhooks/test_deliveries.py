@@ -8,7 +8,7 @@ from sqlalchemy import select, text, update
 
 from jobs.clock import now
 from jobs.db.engine import Database
-from jobs.fleet.tables import Measure, Worker
+from jobs.fleet.tables import Worker
 from jobs.ledger import measures
 from jobs.settings import Settings
 from jobs.webhooks import deliveries
@@ -174,8 +174,8 @@ def test_the_time_from_an_event_to_its_acceptance_is_counted_once(db: Database) 
             deliveries.record(session, [(held, accepted)], CONFIG, middle)
 
     with db.read() as session:
-        counted = session.execute(select(Measure.name, Measure.le, Measure.count, Measure.seconds)).all()
-    assert [tuple(row) for row in counted] == [(measures.WEBHOOK, "60.0", 1, pytest.approx(42.0))]
+        counted = [(row.name, row.le, row.count, row.seconds) for row in measures.rows(session)]
+    assert counted == [(measures.WEBHOOK, "60.0", 1, pytest.approx(42.0))]
 
 
 def test_failure_makes_it_due_again_by_the_schedule_until_that_is_used_up(db: Database) -> None:
