@@ -31,6 +31,11 @@ def about(**ids: str | None) -> Iterator[None]:
         _about.reset(token)
 
 
+def request_id() -> str | None:
+    """Return the id of the API request that the current work belongs to, None outside of such work."""
+    return _about.get().get("request_id")
+
+
 class JsonFormatter(logging.Formatter):
     """Format a record as one line of JSON."""
 
@@ -77,7 +82,8 @@ class Seldom:
 
 
 def configure(level: str) -> None:
-    """Send this process's logs to standard error, once."""
+    """Send this process's logs, and the warnings of Python, to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.captureWarnings(True)

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from celery import Celery, current_app
+from celery.apps import worker as celery_worker
 from celery.utils import nodenames
 from kombu.entity import Exchange
 from kombu.entity import Queue as KombuQueue
@@ -96,8 +97,10 @@ def build(config: Settings, extra_queues: tuple[str, ...] = (), *, threads: bool
 def work(app: Celery, name: str, queues: tuple[str, ...], concurrency: int) -> None:
     """Run the Celery worker `name` of this process until it is told to stop."""
     app.set_default()
+    celery_worker.safe_say = lambda *_: None  # it would write plain text when it is told to stop
     common = ["--without-mingle", "--without-gossip", "--loglevel=WARNING", f"--hostname={_node(name)}"]
-    app.worker_main(["worker", f"--queues={','.join(queues)}", *common, f"--concurrency={concurrency}"])
+    options = [f"--queues={','.join(queues)}", *common, f"--concurrency={concurrency}"]
+    app.worker_main(["--quiet", "worker", *options])  # quiet: it would print a banner
 
 
 def consume(name: str, queues: tuple[str, ...], active: bool) -> bool:

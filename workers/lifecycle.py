@@ -12,7 +12,7 @@ the job is retried. The number of tries is limited, because a permanent error wo
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Final, TypeVar
 
 from jobs.errors import ClaimLost, DatabaseBusy, NotFound, StorageFull, StorageUnavailable, TookTooLong
@@ -22,7 +22,8 @@ from jobs.ledger.ledger import JobClaim
 from jobs.ledger.outbox import LONGEST_DELAY
 from jobs.ledger.shards import ShardClaim
 from jobs.ledger.states import JobState
-from jobs.logs import Seldom
+from jobs.ledger.tables import Job
+from jobs.logs import Seldom, about
 from jobs.queues import Queue, Task
 from workers import kinds
 from workers.batches.planning import plan_small
@@ -36,6 +37,7 @@ from workers.runtime.heartbeat import ClaimHandle
 log = logging.getLogger(__name__)
 MakeRun = TypeVar("MakeRun", bound=Callable[..., ShardRun])
 _storage_failed = Seldom(log, "work_waits_for_storage")  # hundreds of shards retry every ten seconds
+database_away = Seldom(log, "work_waits_for_database")
 
 #: The step that failed, by task, for the error of a job.
 _FAILURES: Final = {Task.PLAN: "The input cannot be planned", Task.FINISH: "The results cannot be assembled"}
@@ -55,6 +57,7 @@ def plan(context: Context, job_id: str) -> None:
     if (claim := claim_job(context, job_id, Task.PLAN)) is None:
         return
     with (
+        _about(claim.job),
         context.heartbeat.watching(job_id, claim.epoch) as handle,
         _recording(context, _JobAttempt(context, claim, Task.PLAN)),
     ):
@@ -71,6 +74,7 @@ def finish(context: Context, job_id: str, claim: JobClaim | None = None) -> None
     if claim is None:
         return
     with (
+        _about(claim.job),
         context.heartbeat.watching(job_id, claim.epoch) as handle,
         _recording(context, _JobAttempt(context, claim, Task.FINISH)),
     ):
@@ -78,6 +82,11 @@ def finish(context: Context, job_id: str, claim: JobClaim | None = None) -> None
     handler = kinds.HANDLERS.get(claim.job.kind)
     if handler and handler.tend:
         handler.tend(context, claim.job)
+
+
+def _about(job: Job) -> AbstractContextManager[None]:
+    """Name a job, and the request that it was created by, in the logs and in the requests to HTTP engines."""
+    return about(job_id=job.id, request_id=job.request_id)
 
 
 # -- a shard
@@ -154,7 +163,7 @@ def _run(context: Context, claim: ShardClaim, make: Callable[[kinds.Handler, Cla
     """Run a claimed shard. Finish its job at once if this was its only shard, which is faster than another message."""
     job = claim.job
     attempt = _ShardAttempt(claim)
-    with ExitStack() as watching:
+    with _about(job), ExitStack() as watching:
         handle = watching.enter_context(context.heartbeat.watching(job.id, claim.epoch, claim.n))
         try:
             with _recording(context, attempt):
@@ -245,7 +254,7 @@ def _recording(context: Context, attempt: _JobAttempt | _ShardAttempt) -> Iterat
         attempt.release(context.timings.storage_retry, "disk")
     except Exception as error:  # noqa: BLE001 (the boundary of the work on one claim: whatever is raised ends it)
         if isinstance(error, DatabaseBusy) and not isinstance(error, TookTooLong):
-            log.warning("work_waits_for_database", extra=attempt.log_fields)
+            database_away.warn(**attempt.log_fields)
             attempt.release(context.timings.database_retry, None)
         else:
             attempt.fail(error)

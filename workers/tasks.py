@@ -12,16 +12,19 @@ A message carries ids; what they mean is read from SQL. A task finds its `Proces
 gives it one in a pool of threads, `worker_process_init` in each child of a prefork pool.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import Thread
 from typing import Final
 
 from celery import Celery, current_app, shared_task, signals
+from celery.utils.log import get_multiprocessing_logger
 
-from jobs.logs import about
+from jobs import logs
+from jobs.errors import DatabaseBusy, TookTooLong
 from jobs.platform import memory
 from jobs.queues import PROCESS_POOLS, Task
 from jobs.settings import settings
@@ -71,35 +74,63 @@ def _process() -> Process:
     return process
 
 
+@contextmanager
+def handling(job_id: str | None = None) -> Iterator[None]:
+    """Handle a message: name its job in the logs; while the database is away, leave the work to a later message."""
+    with logs.about(job_id=job_id):
+        try:
+            yield
+        except TookTooLong:  # it would take too long the next time as well
+            raise
+        except DatabaseBusy:
+            lifecycle.database_away.warn()
+
+
 @shared_task(name=Task.PLAN.value)
 def plan(*job_ids: str) -> None:
-    with about(job_id=job_ids[0]) if len(job_ids) == 1 else nullcontext():
+    with handling(job_ids[0] if len(job_ids) == 1 else None):
         lifecycle.plan_all(_process().context, job_ids)
 
 
 @shared_task(name=Task.FINISH.value)
 def finish(job_id: str) -> None:
-    with about(job_id=job_id):
+    with handling(job_id):
         lifecycle.finish(_process().context, job_id)
 
 
 @shared_task(name=Task.RUN.value)
 def run(job_id: str, n: int) -> None:
-    with about(job_id=job_id):
+    with handling(job_id):
         if (run_shard := _process().run) is not None:
             run_shard(job_id, n)
 
 
 @shared_task(name=Task.PURGE.value)
 def purge() -> None:
-    purge_vectors(_process().context)
+    with handling():
+        purge_vectors(_process().context)
 
 
 @shared_task(name=Task.DELIVER.value)
 def deliver() -> None:
     """Deliver until nothing is due any more. A second message to the same process returns at once."""
     context = _process().context
-    webhooks.run(context.db, context.config, context.worker_id, context.stop, context.timings)
+    with handling():
+        webhooks.run(context.db, context.config, context.worker_id, context.stop, context.timings)
+
+
+@signals.setup_logging.connect
+def _configure_logs(**_: object) -> None:
+    """Log as JSON, also in each spawned child: where this signal has a receiver, Celery adds no handlers of its own."""
+    level = settings().log_level
+    logs.configure(level)
+    root = logging.getLogger()
+    root.setLevel(max(root.level, logging.WARNING))  # Celery reports each message that comes, and that is done
+    for package in ("jobs", "workers"):
+        logging.getLogger(package).setLevel(level)
+    of_pool = get_multiprocessing_logger()
+    of_pool.handlers.clear()  # billiard gives one to each child
+    of_pool.propagate = True
 
 
 @signals.worker_process_init.connect
