@@ -10,6 +10,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.script.revision import ResolutionError
 from alembic.util import CommandError
+from sqlalchemy.exc import DatabaseError
 
 from jobs import logs
 from jobs.db.engine import Database
@@ -32,16 +33,46 @@ class NewerSchema(NightmillError):
     text = "A newer version has migrated this database: start that one, or restore a backup from before."
 
 
+class DatabaseDamaged(NightmillError):
+    """The file of the database is not as SQLite has written it."""
+
+    text = (
+        "The database file is damaged, and SQLite cannot read it. Keep it aside and restore a backup: see "
+        "docs/operate/backup.md, Restore. `nightmill doctor --deep` says what SQLite finds."
+    )
+
+
+#: SQLite's result codes for a file whose content is wrong, and for one that is no database.
+_DAMAGED = frozenset({11, 26})
+
+
 def main() -> None:
+    """Run the release step; end with a sentence where the database refuses it."""
     config = settings()
     logs.configure(config.log_level)
+    try:
+        release(config)
+    except NightmillError as error:
+        raise SystemExit(f"nightmill: {error}") from None
+
+
+def release(config: Settings) -> None:
+    """Bring the database to the newest schema, and make the keys that are missing.
+
+    Raises: DatabaseDamaged, DatabaseBusy, NewerSchema, WrongHost.
+    """
     config.data_dir.mkdir(parents=True, exist_ok=True)
-    migrate(config.database)
-    db = Database(config.database, patience=10)
-    claim_host(db)
-    operator_key(db, config)
-    create_audit_key(db, config)
-    db.close()
+    try:
+        migrate(config.database)
+        db = Database(config.database, patience=10)
+        claim_host(db)
+        operator_key(db, config)
+        create_audit_key(db, config)
+        db.close()
+    except DatabaseError as error:
+        if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+            raise DatabaseDamaged from error
+        raise
 
 
 def migrate(url: str, target: str = "head") -> None:

@@ -166,3 +166,35 @@ def test_releases_at_once_leave_one_schema_and_a_key_that_opens(tmp_path: Path) 
     db = Database(Settings(data_dir=tmp_path).database)
     assert opens(db, (tmp_path / "operator.key").read_text().strip())
     db.close()
+
+
+@pytest.mark.parametrize("damaged", ["its schema", "its header"])
+def test_a_damaged_database_is_told_in_a_sentence_with_the_way_out(tmp_path: Path, damaged: str) -> None:
+    release(tmp_path)
+    path = tmp_path / "nightmill.db"
+    data = bytearray(path.read_bytes())
+    start = 100 if damaged == "its schema" else 0
+    data[start : start + 4000] = b"\x5a" * 4000
+    path.write_bytes(data)
+    for name in ("nightmill.db-wal", "nightmill.db-shm"):
+        (tmp_path / name).unlink(missing_ok=True)
+
+    ended = release(tmp_path)
+
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith("nightmill: The database file is damaged")
+    assert "backup" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_database_of_a_newer_version_ends_the_release_step_with_a_sentence(tmp_path: Path) -> None:
+    release(tmp_path)
+    db = Database(Settings(data_dir=tmp_path).database)
+    with db.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    db.close()
+
+    ended = release(tmp_path)
+
+    assert (ended.returncode, "Traceback" in ended.stderr) == (1, False)
+    assert "nightmill: A newer version has migrated this database" in ended.stderr
