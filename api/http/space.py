@@ -19,7 +19,7 @@ from jobs.usage import stored_bytes
 
 
 def check_disk(call: CallContext, arriving: int) -> None:
-    """Check that the disk has `min_free_bytes` after `arriving` more bytes.
+    """Check that the disk has `min_free_bytes` after `arriving` more bytes, and can take a file at all.
 
     Raises: StorageFull.
     """

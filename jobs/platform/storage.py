@@ -13,6 +13,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
@@ -27,6 +28,8 @@ _MAGIC = frozenset("*?[]")
 CLIENTS = frozenset({"botocore", "aiobotocore", "aiohttp"})
 #: Of S3: long enough for a slow answer, short enough that a worker gives back what it can't store within its lease.
 PATIENCE = {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 3, "mode": "standard"}}
+
+_NO_INODES = "The server has no free inodes: its file system takes no more files, whatever their size."
 
 _unavailable = Seldom(logging.getLogger(__name__), "storage_unavailable")
 
@@ -67,7 +70,21 @@ class Storage(Protocol):
         """Remove unfinished files of dead writers, untouched since `before`; yield for each file whether it was one."""
 
     def free(self) -> int | None:
-        """Return the free bytes, or None where that means nothing."""
+        """Return the free bytes, or None where that means nothing. Raises StorageFull where no file can be made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """The free part of a file system: bytes, and inodes, which are None where their number has no limit."""
+
+    bytes: int
+    inodes: int | None
+
+
+def space_at(path: Path) -> Space:
+    """Return what is free for this user in the file system of an existing `path`."""
+    stat = os.statvfs(path)
+    return Space(stat.f_bavail * stat.f_frsize, stat.f_favail if stat.f_files else None)
 
 
 class DiskStorage:
@@ -140,12 +157,13 @@ class DiskStorage:
                 yield entry.name.startswith(_TEMPORARY) and _removed_if_old(entry, before)
 
     def free(self) -> int | None:
-        try:
-            return shutil.disk_usage(self.root).free
-        except FileNotFoundError:
+        if not self.root.exists():
             with _our_errors(""):
                 _make_folder(self.root)
-            return shutil.disk_usage(self.root).free
+        space = space_at(self.root)
+        if space.inodes == 0:
+            raise StorageFull(_NO_INODES)
+        return space.bytes
 
     def _at(self, path: str) -> Path:
         if path.startswith("/") or ".." in path.split("/"):
@@ -340,6 +358,12 @@ def _unless_missing(_call: Any, _path: Any, failed: tuple[type[BaseException], B
         raise failed[1]
 
 
+def _full(error: OSError) -> StorageFull:
+    """Return the error of a full disk, in the words for what it has none of. Making a file fails without inodes."""
+    folder = Path(error.filename).parent if error.filename else None
+    return StorageFull(_NO_INODES) if folder and space_at(folder).inodes == 0 else StorageFull()
+
+
 @contextmanager
 def _our_errors(path: str) -> Iterator[None]:
     """Turn errors of a storage into ours: clients see them, while paths and reasons are for the log."""
@@ -349,7 +373,7 @@ def _our_errors(path: str) -> Iterator[None]:
         raise NotFound("What was stored is gone.") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull from error
+            raise _full(error) from error
         _unavailable.warn(path=path, reason=str(error))
         raise StorageUnavailable from error
     except Exception as error:  # clients of stores have no common base for what they raise

@@ -227,6 +227,32 @@ def test_a_folder_says_how_much_is_free(disk: DiskStorage) -> None:
     assert (disk.free() or 0) > MB
 
 
+def test_a_file_system_without_free_inodes_is_full_and_says_so(
+    disk: DiskStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No test can count on a mount: what the kernel says and does is put in its place."""
+    disk.put("files/a", b"x")
+    real = os.statvfs
+
+    def spent(path: Any) -> os.statvfs_result:
+        values = list(real(path))
+        values[5:8] = [1000, 0, 0]  # f_files, f_ffree, f_favail
+        return os.statvfs_result(values)
+
+    def refuse(path: Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(os, "statvfs", spent)
+    with pytest.raises(StorageFull, match="no free inodes"):
+        disk.free()
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(StorageFull, match="no free inodes"):
+        disk.put("files/b", b"x")
+    monkeypatch.setattr(os, "statvfs", real)
+    with pytest.raises(StorageFull, match="not enough free space"):
+        disk.put("files/b", b"x")
+
+
 def test_a_bucket_does_not_say_how_much_is_free(s3: S3) -> None:
     assert ObjectStorage(f"s3://{s3.bucket}", **s3.options).free() is None
 

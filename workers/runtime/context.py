@@ -10,6 +10,7 @@ from typing import Any
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.db.hosts import claim_host
+from jobs.errors import StorageFull
 from jobs.fleet.models_file import Models
 from jobs.fleet.tables import Worker
 from jobs.ids import new_id
@@ -100,9 +101,12 @@ class Context:
         return self.lazy_vectors.get(self.config)
 
     def low_on_disk(self) -> bool:
-        """Return whether the disk is too full for results: work then waits at a checkpoint, and does not fail."""
-        free = self.storage.free()
-        return free is not None and free < self.config.min_free_bytes // 2
+        """Return whether the disk has too little space for results: work then waits, and does not fail."""
+        try:
+            free = self.storage.free()
+        except StorageFull:
+            return True
+        return free is not None and free < self.config.min_free_bytes
 
 
 @dataclass(frozen=True, slots=True)

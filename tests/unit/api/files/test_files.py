@@ -18,7 +18,8 @@ from api.http.download import _span
 from api.http.idempotency import Lease
 from jobs.files.tables import File, UploadPart
 from jobs.ledger.tables import Audit
-from jobs.platform.storage import Storage
+from jobs.platform import storage
+from jobs.platform.storage import Space, Storage
 from tests.support.web import make_key
 from tests.unit.api.conftest import client_of
 
@@ -209,6 +210,19 @@ def test_too_little_space_is_507_before_a_byte_is_written(make_app: Callable[...
     assert answer.status_code == 507
     assert answer.json()["error"]["code"] == "insufficient_storage"
     assert int(answer.headers["Retry-After"]) > 0
+    assert stored(app) == []
+
+
+def test_a_disk_without_free_inodes_is_507_in_words_of_its_own(
+    app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "space_at", lambda _path: Space(bytes=1 << 40, inodes=0))
+
+    answer = upload(client)
+
+    assert answer.status_code == 507
+    assert answer.json()["error"]["code"] == "insufficient_storage"
+    assert "no free inodes" in answer.json()["error"]["message"]
     assert stored(app) == []
 
 

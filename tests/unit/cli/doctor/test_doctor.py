@@ -13,7 +13,7 @@ import pytest
 import redis
 from typer.testing import CliRunner
 
-from cli.doctor import installed
+from cli.doctor import installed, stored
 from cli.doctor.command import examine
 from cli.doctor.findings import Finding, Health
 from cli.main import app
@@ -21,7 +21,7 @@ from jobs.db.engine import Database
 from jobs.fleet import runtimes, workers
 from jobs.fleet.runtimes import Candidate, Record
 from jobs.fleet.tables import Worker
-from jobs.platform.storage import DiskStorage
+from jobs.platform.storage import DiskStorage, Space
 from jobs.queues import Queue
 from jobs.settings import MB
 from tests.support import adapters
@@ -298,6 +298,14 @@ def test_a_process_that_ends_again_and_again_says_how_and_when_it_is_started_aga
     told = diagnosis()["process gpu"].message
 
     assert told == "does not run (waiting; last: exit code 1, started again after 15 s), restarted 9 times"
+
+
+def test_a_disk_without_free_inodes_is_broken(diagnosis: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored, "space_at", lambda _path: Space(bytes=1 << 40, inodes=0))
+
+    found = diagnosis()["disk"]
+
+    assert (found.health, "no free inodes" in found.message) == (Health.BROKEN, True)
 
 
 def test_the_exit_code_says_whether_something_is_broken(diagnosis: Examine, tmp_path: Path) -> None:
