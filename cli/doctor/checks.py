@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from cli.doctor import installed, reachable, stored
+from cli.doctor import deep, installed, reachable, stored
 from cli.doctor.findings import Finding, Patient
 
 CHECKS: tuple[Callable[[Patient], Iterable[Finding]], ...] = (
@@ -29,5 +29,7 @@ CHECKS: tuple[Callable[[Patient], Iterable[Finding]], ...] = (
     reachable.engine_endpoints,
     reachable.text_images,
 )
+#: What takes minutes where much is stored, for `--deep`.
+DEEP_CHECKS = (deep.database_content, deep.stored_objects)
 
-__all__ = ["CHECKS", "Patient"]
+__all__ = ["CHECKS", "DEEP_CHECKS", "Patient"]

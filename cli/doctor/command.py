@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -12,9 +13,15 @@ from cli.terminal import escaped, show_json
 _MARKS = {Health.FINE: "[green]ok[/]    ", Health.WARNING: "[yellow]note[/]  ", Health.BROKEN: "[red]broken[/]"}
 
 
-def doctor(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def doctor(
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also read the whole database, and look for the objects that its rows name.")
+    ] = False,
+) -> None:
     """Check this installation and say what is wrong and how to repair it. Exit code 1 if something is broken."""
-    findings = list(examine(data_dir))
+    findings = list(examine(data_dir, deep=deep))
     if as_json:
         show_json([finding.described() for finding in findings])
     else:
@@ -22,9 +29,9 @@ def doctor(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     raise typer.Exit(any(finding.health is Health.BROKEN for finding in findings))
 
 
-def examine(data_dir: Path | None) -> Iterable[Finding]:
+def examine(data_dir: Path | None, *, deep: bool = False) -> Iterable[Finding]:
     """Yield every finding, in the order of the checks. Settings that cannot be read end the examination."""
-    from cli.doctor.checks import CHECKS, Patient
+    from cli.doctor.checks import CHECKS, DEEP_CHECKS, Patient
     from cli.errors import CliError
     from cli.up.effective import running
     from cli.up.folder import DataFolder
@@ -36,7 +43,7 @@ def examine(data_dir: Path | None) -> Iterable[Finding]:
         return
     folder = DataFolder(config.data_dir)
     patient = Patient(config, folder, folder.read_run())
-    for check in CHECKS:
+    for check in CHECKS + (DEEP_CHECKS if deep else ()):
         yield from check(patient)
 
 

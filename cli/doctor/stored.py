@@ -20,7 +20,7 @@ from cli.up.procfile import CODE
 from jobs.db.engine import Database
 from jobs.errors import NightmillError
 from jobs.fleet import quarantine, workers
-from jobs.platform.storage import open_storage
+from jobs.platform.storage import open_storage, space_at
 from jobs.queues import Queue
 from jobs.registry import models
 from jobs.retrieval.source_locations import meets
@@ -52,11 +52,16 @@ def source_folders(patient: Patient) -> Iterator[Finding]:
 
 def disk(patient: Patient) -> Iterator[Finding]:
     path = next(folder for folder in (patient.folder.path, *patient.folder.path.parents) if folder.exists())
-    stat = os.statvfs(path)
-    free = stat.f_bavail * stat.f_frsize
-    message = f"{free / _GB:.1f} GB free at {path}"
-    if free < patient.config.min_free_bytes:
-        yield broken("disk", f"{message}; below {patient.config.min_free_bytes / _GB:.1f} GB jobs wait", "make room")
+    space = space_at(path)
+    message = f"{space.bytes / _GB:.1f} GB free at {path}"
+    if space.inodes == 0:
+        yield broken("disk", f"{message}, and no free inodes: uploads are refused and jobs wait", "remove files")
+    elif space.bytes < patient.config.min_free_bytes:
+        yield broken(
+            "disk",
+            f"{message}; below {patient.config.min_free_bytes / _GB:.1f} GB uploads are refused and jobs wait",
+            "make room",
+        )
     else:
         yield fine("disk", message)
 
@@ -91,7 +96,7 @@ def _schema(shown: str, heads: set[str]) -> Finding:
 
 def quarantined(patient: Patient) -> Iterator[Finding]:
     """List the models whose engines died too often and are not started again."""
-    rows = _read(patient, quarantine.listed) or ()
+    rows = read_database(patient, quarantine.listed) or ()
     for row in rows:
         fix = f"correct what its log says, then `nightmill resume model {row.model}`"
         yield (warning if row.trial else broken)(f"engine of {row.model}", "; ".join(quarantine.describe(row)), fix)
@@ -99,13 +104,13 @@ def quarantined(patient: Patient) -> Iterator[Finding]:
 
 def tuned_models(patient: Patient) -> Iterator[Finding]:
     """Check that a process serves the tuned models that have weights of their own, if there are any."""
-    whole = _read(patient, models.count_whole)
-    if whole and not _read(patient, partial(workers.alive, queue=Queue.TUNED)):
+    whole = read_database(patient, models.count_whole)
+    if whole and not read_database(patient, partial(workers.alive, queue=Queue.TUNED)):
         message = f"{whole} with weights of their own, and no process serves such models"
         yield warning("tuned models", message, "`nightmill up --with tuned`, or `python -m workers tuned`")
 
 
-def _read(patient: Patient, read: Callable[[Session], T]) -> T | None:
+def read_database(patient: Patient, read: Callable[[Session], T]) -> T | None:
     """Return what `read` finds in the database; None where the check of the database reports why not."""
     url = make_url(patient.config.database)
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
