@@ -157,7 +157,7 @@ def build(config: Settings | None = None, timings: Timings = Timings()) -> FastA
             allow_headers=["*"],
             expose_headers=_EXPOSED,
         )
-    app.add_middleware(Trace)
+    app.add_middleware(Trace, access_log=config.access_log)
     return app
 
 

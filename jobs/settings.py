@@ -79,6 +79,7 @@ class Settings(BaseSettings):
     )
     metrics_key: str = Field("", repr=False, description="bearer key for `/metrics` of the API; empty: this host only")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+    access_log: bool = Field(True, description="log a line for each request to the API, at the level INFO")
 
     vllm_enabled: bool = Field(True, description="serve the models of engine `vllm` in process")
     openai_aliases: bool = Field(

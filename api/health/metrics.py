@@ -43,14 +43,17 @@ _METHODS = frozenset({"GET", "POST", "DELETE", "HEAD", "PUT", "PATCH", "OPTIONS"
 
 
 def observe_request(scope: Scope, status: int, seconds: float) -> None:
-    """Observe one answered request under its route's template: paths with ids would make a series each.
+    """Observe one answered request."""
+    _REQUESTS.labels(*method_and_route(scope), str(status)).observe(seconds)
+
+
+def method_and_route(scope: Scope) -> tuple[str, str]:
+    """Return the method of a request and its route's template: paths with ids would make a series each.
 
     The method of a WebSocket, and of each request on it, is `WEBSOCKET`.
     """
-    route = getattr(scope.get("route"), "path", "none")
     method = scope.get("method", "WEBSOCKET")
-    method = method if method in _METHODS else "other"
-    _REQUESTS.labels(method, route, str(status)).observe(seconds)
+    return method if method in _METHODS else "other", getattr(scope.get("route"), "path", "none")
 
 
 _KEEP_TIMES = 10  # in durations of the queries

@@ -27,6 +27,7 @@ from api import shares
 from api.deps import Caller, Services
 from api.errors import respond
 from api.health.metrics import observe_request
+from api.http.access_log import log_request
 from api.shares import ProjectBusy, Usage
 from api.ttl_cache import Trusted
 from jobs import logs
@@ -53,10 +54,11 @@ _HEADER = b"x-request-id"
 
 
 class Trace:
-    """The outermost layer: request ids, metrics, and the request id in logs."""
+    """The outermost layer: request ids, metrics, the request id in logs, and the access log."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, access_log: bool = True) -> None:
         self.app = app
+        self.access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in _CONNECTIONS:
@@ -65,8 +67,10 @@ class Trace:
         request_id = _given(scope) or new_id("req_")
         scope.setdefault("state", {})["request_id"] = request_id
         began = time.perf_counter()
+        status: int | None = None
 
         async def answer(message: Message) -> None:
+            nonlocal status
             if message["type"] in _ANSWERS:
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
@@ -77,7 +81,14 @@ class Trace:
             await send(message)
 
         with logs.about(request_id=request_id):
-            await self.app(scope, receive, answer)
+            try:
+                await self.app(scope, receive, answer)
+            except Exception:  # answered outside of all middleware, see `api.errors`
+                status = status or HTTPStatus.INTERNAL_SERVER_ERROR.value
+                raise
+            finally:
+                if self.access_log:
+                    log_request(scope, status, time.perf_counter() - began)
 
 
 def _given(scope: Scope) -> str | None:

@@ -31,6 +31,7 @@ from api import shares
 from api.deps import CallContext, call_of
 from api.errors import clip, describe, log_failure, respond
 from api.health.metrics import observe_request
+from api.http.access_log import log_request
 from api.http.bodies import read_message, validate_fields
 from api.http.sse import check_key
 from api.inference.interactive import queue_of
@@ -199,12 +200,12 @@ class _Connection:
         shares.current.set(request.usage)
         lane = request.lane
         async with lane.lock, self._running, aclosing(self._events(request)) as events:
-            began: float | None = time.perf_counter()
+            began, answered, status = time.perf_counter(), False, HTTPStatus.OK.value
             async for event in events:
                 status = int(event.get("status", HTTPStatus.OK))
-                if began is not None:
+                if not answered:
                     observe_request(self._socket.scope, status, time.perf_counter() - began)
-                    began = None
+                    answered = True
                 if (
                     event.get("type") == "error"
                     and lane.response_id is not None
@@ -215,6 +216,8 @@ class _Connection:
                 if status == HTTPStatus.UNAUTHORIZED:
                     await self._socket.close(_POLICY)
                     raise WebSocketDisconnect(_POLICY)
+            if self._call.config.access_log:
+                log_request(self._socket.scope, status, time.perf_counter() - began)
 
     async def _events(self, request: _Request) -> AsyncGenerator[Event]:
         """Yield the events of a request; the last one ends its response, or is an error."""

@@ -139,7 +139,7 @@ class Home:
     def _log(self, word: str) -> None:
         """Wherever a request can say it."""
         self.client.get(f"files/{word}", params={"after": word, "q": word})
-        self.client.get("files", params={"after": word}, headers={"X-Request-Id": f"{word}-{word}", "User-Agent": word})
+        self.client.get("files", params={"after": word}, headers={"User-Agent": word})
         self.client.post("batches", json={word: word}, headers={"Idempotency-Key": word})
         self.client.post("batches", content=word.encode(), headers={"Content-Type": word})
         self.client.post("embeddings", json={"model": word, "input": word})
