@@ -137,6 +137,7 @@ async def submit(
         deadline=now() + (seconds or call.config.interactive_seconds),
         stream=stream,
         linger=resume or 0,
+        request_id=call.request_id,
     )
     resumable = (
         Resumable(call.project_id, url, queued.deadline, resume, shown, queue, body["model"]) if resume else None

@@ -53,7 +53,8 @@ class QueuedRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     """A request as it waits in its queue. `body` is its JSON; `deadline` is in unix seconds.
 
     `linger` is the time in seconds that the request goes on without its client, who may resume it. A request of a line
-    of a batch has the priority LINE_PRIORITY, and the `job_id` of the batch.
+    of a batch has the priority LINE_PRIORITY, and the `job_id` of the batch. `request_id` is the `x-request-id` of the
+    request to the API that it belongs to.
     """
 
     id: str
@@ -65,6 +66,7 @@ class QueuedRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     linger: int = 0
     priority: int = PRIORITY
     job_id: str | None = None
+    request_id: str | None = None
 
 
 class Resumable(msgspec.Struct, frozen=True):

@@ -22,7 +22,7 @@ from typing import Any
 
 from sqlalchemy import and_, bindparam, case, exists, func, insert, literal_column, or_, select, tuple_, update
 from sqlalchemy.engine import Row
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from jobs.clock import now
 from jobs.db.engine import WRITE_ROWS
@@ -65,6 +65,7 @@ class DeliveryClaim:
     attempt: int
     sequence: int
     project_id: str = ""
+    request_id: str | None = None  # of the call that created the job that the event is about
 
 
 def claim_due(
@@ -134,6 +135,7 @@ def _due(at: float, full: Collection[str], limit: int):  # type: ignore[no-untyp
 
     Rows that others have locked are skipped.
     """
+    subject = aliased(Job)
     elsewhere = or_(Delivery.endpoint_id.is_(None), Delivery.endpoint_id.not_in(full))  # evaluated before any join
     return (
         select(
@@ -145,10 +147,12 @@ def _due(at: float, full: Collection[str], limit: int):  # type: ignore[no-untyp
             WebhookEndpoint,
             Job.webhook_url,
             Job.webhook_secret,
+            subject.request_id,
         )
         .outerjoin(Event, Event.id == Delivery.event_id)
         .outerjoin(WebhookEndpoint, WebhookEndpoint.id == Delivery.endpoint_id)
         .outerjoin(Job, Job.id == Delivery.job_id)
+        .outerjoin(subject, subject.id == Event.subject_id)
         .where(WAITING, Delivery.due_at <= at, elsewhere, func.coalesce(Job.webhook_url, "").not_in(full))
         .order_by(Delivery.due_at)
         .limit(limit)
@@ -210,6 +214,7 @@ def _claim(row: Row[Any], worker_id: str, at: float) -> DeliveryClaim:
         attempt=row.attempts + 1,
         sequence=row.Event.seq,
         project_id=row.Event.project_id or "",
+        request_id=row.request_id,
     )
 
 

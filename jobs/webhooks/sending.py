@@ -121,9 +121,15 @@ def sign(secrets: Sequence[str], webhook_id: str, at: float, content: bytes) -> 
 
 
 def headers(
-    secrets: Sequence[str], webhook_id: str, content: bytes, at: float, *, sequence: int | None = None
+    secrets: Sequence[str],
+    webhook_id: str,
+    content: bytes,
+    at: float,
+    *,
+    sequence: int | None = None,
+    request_id: str | None = None,
 ) -> dict[str, str]:
-    """Return the headers of one attempt. `sequence` orders the events of one job."""
+    """Return the headers of one attempt. `sequence` orders the events of one job, which `request_id` created."""
     given = {
         "content-type": "application/json",
         "user-agent": USER_AGENT,
@@ -133,6 +139,8 @@ def headers(
     }
     if sequence is not None:
         given["nightmill-sequence"] = str(sequence)
+    if request_id is not None:
+        given["x-request-id"] = request_id
     return given
 
 
@@ -174,10 +182,11 @@ async def post_signed(
     content: bytes,
     *,
     sequence: int | None = None,
+    request_id: str | None = None,
 ) -> Outcome:
     """Make one attempt, signed now."""
     began, at = time.monotonic(), now()
-    given = headers(secrets, webhook_id, content, at, sequence=sequence)
+    given = headers(secrets, webhook_id, content, at, sequence=sequence, request_id=request_id)
     status, error, retry_after = await _attempt(client, url, given, content)
     return Outcome(status, error, retry_after, time.monotonic() - began, at)
 

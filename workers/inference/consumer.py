@@ -37,6 +37,7 @@ from jobs.inference.interactive import (
     routed_queue,
 )
 from jobs.ledger.pauses import Paused
+from jobs.logs import about
 from jobs.retrieval import searches
 from jobs.settings import Settings
 from jobs.timings import Timings
@@ -171,6 +172,10 @@ class InteractiveConsumer:
         return task
 
     async def _serve(self, queue: RequestQueue, request: QueuedRequest, refused: AnswerEntry | None) -> None:
+        with about(request_id=request.request_id, job_id=request.job_id):
+            await self._answer(queue, request, refused)
+
+    async def _answer(self, queue: RequestQueue, request: QueuedRequest, refused: AnswerEntry | None) -> None:
         try:
             awaited = now() < request.deadline and await self._answers.begin(request)
             try:

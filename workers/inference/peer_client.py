@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from jobs import logs
 from jobs.clock import now
 from jobs.errors import DatabaseBusy, TooManyRequests, Unavailable, WorkerLost
 from jobs.fleet import checkpoint, routing, workers
@@ -93,6 +94,7 @@ class PeerClient:
             stream=emit is not None,
             priority=PRIORITY if request.priority == PRIORITY else LINE_PRIORITY,
             job_id=request.job_id,
+            request_id=logs.request_id(),
         )
         request_queue = (
             searches.search_queue(queue) if request.url == EMBEDDINGS else routed_queue(queue, queued.priority)
@@ -134,6 +136,7 @@ class PeerClient:
             body=searches.encode(msgspec.structs.replace(search, model=index.model, store_id=index.id)),
             tenant=request.tenant,
             deadline=now() + _SECONDS,
+            request_id=logs.request_id(),
         )
         end = await self._exchange(searches.search_queue(queue), queue, index.model, queued)
         _check_alive(index.model, end)

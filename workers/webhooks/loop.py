@@ -310,7 +310,13 @@ class _Loop:
         try:
             with on_behalf_of(claim.project_id):
                 outcome = await post_signed(
-                    self._client, claim.url, claim.secrets, claim.id, claim.body, sequence=claim.sequence
+                    self._client,
+                    claim.url,
+                    claim.secrets,
+                    claim.id,
+                    claim.body,
+                    sequence=claim.sequence,
+                    request_id=claim.request_id,
                 )
         except Exception:  # a bug counts as a failed attempt: it must neither stop the loop nor lose the delivery
             log.exception("delivery_broken", extra={"delivery": claim.id})
@@ -324,6 +330,7 @@ class _Loop:
     def _note(self, claim: DeliveryClaim, outcome: Outcome) -> None:
         level, name = (logging.DEBUG, "webhook_delivered") if outcome.delivered else (logging.INFO, "webhook_failed")
         fields = {"delivery": claim.id, "endpoint": claim.endpoint_id, "attempt": claim.attempt}
+        fields |= {"request_id": claim.request_id} if claim.request_id else {}
         log.log(level, name, extra={**fields, "status": outcome.status_code, "failure": outcome.error})
 
     async def _pause(self) -> None:

@@ -17,6 +17,7 @@ from typing import Final
 
 import aiohttp
 
+from jobs import logs
 from jobs.fleet.models_file import ANY_MODEL
 from workers.engines import wire
 from workers.engines.http.deadlines import Deadlines
@@ -70,7 +71,7 @@ class HttpClient:
         """
         if endpoint.doubtful:
             await self._prove(endpoint)
-        headers = {"X-Request-Id": request_id, **_authorization(endpoint)}
+        headers = {"X-Request-Id": _traced(request_id), **_authorization(endpoint)}
         url = endpoint.url + path
         try:
             with self._deadlines.limit():
@@ -176,6 +177,14 @@ class HttpClient:
             return True
         except aiohttp.ClientError:
             return False
+
+
+def _traced(request_id: str) -> str:
+    """Return the id of a request to an engine, behind that of the request to the API which it belongs to.
+
+    The latter is not enough: all lines of a batch have the same one, and vLLM refuses an id that it has in progress.
+    """
+    return f"{origin}-{request_id}" if (origin := logs.request_id()) else request_id
 
 
 def _authorization(endpoint: Endpoint) -> dict[str, str]:

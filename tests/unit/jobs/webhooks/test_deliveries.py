@@ -10,6 +10,7 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.fleet.tables import Worker
 from jobs.ledger import measures
+from jobs.ledger.tables import Job
 from jobs.settings import Settings
 from jobs.webhooks import deliveries
 from jobs.webhooks.deliveries import HELD, DeliveryClaim, claim_due, next_delay
@@ -62,6 +63,19 @@ def test_claim_carries_all_that_an_attempt_takes(db: Database) -> None:
         1,
     )
     assert b'"type":"batch.completed","data":{"id":"batch_1"}' in held.body
+
+
+def test_claim_names_the_request_that_created_the_job(db: Database) -> None:
+    endpoint(db)
+    job(db, "batch_1-0")
+    with db.write() as session:
+        session.execute(update(Job).values(request_id="ticket-4711"))
+    happen(db, "batch_1")
+    happen(db, "an endpoint, which no request is about")
+
+    claims = claim(db)
+
+    assert [claim.request_id for claim in claims] == ["ticket-4711", None]
 
 
 def test_old_secret_signs_no_longer_than_its_time(db: Database) -> None:

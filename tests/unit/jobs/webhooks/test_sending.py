@@ -103,7 +103,13 @@ async def test_request_says_who_sends_it_and_in_which_order() -> None:
     with Receiver() as receiver:
         async with sending.open_client(CONFIG) as client:
             await sending.post_signed(
-                client, receiver.url("ok/a?b=c%20d"), [sending.new_secret()], "wh_1", b"{}", sequence=7
+                client,
+                receiver.url("ok/a?b=c%20d"),
+                [sending.new_secret()],
+                "wh_1",
+                b"{}",
+                sequence=7,
+                request_id="ticket-4711",
             )
 
     (request,) = receiver.requests
@@ -111,6 +117,7 @@ async def test_request_says_who_sends_it_and_in_which_order() -> None:
     assert request.headers["user-agent"].startswith("Nightmill/")
     assert request.headers["content-type"] == "application/json"
     assert (request.webhook_id, request.headers["nightmill-sequence"]) == ("wh_1", "7")
+    assert request.headers["x-request-id"] == "ticket-4711"
     assert abs(int(request.headers["webhook-timestamp"]) - now()) < 5
 
 

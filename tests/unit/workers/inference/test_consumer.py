@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from jobs import logs
 from jobs.clock import now
 from jobs.inference.admission import BLOCK
 from jobs.inference.interactive import (
@@ -589,3 +590,39 @@ def test_a_worker_that_has_nothing_to_finish_stops_at_once(host: EngineHost, str
         eventually(lambda: consumer._serving is not None, 10, "it serves")
 
         host.call(consumer.close(3600)).result(30)
+
+
+def test_the_id_of_the_request_to_the_api_is_known_while_the_engine_answers(streams: Streams) -> None:
+    seen: set[tuple[str, str | None]] = set()
+
+    class Traced(FakeEngine):
+        async def answer(self, request: Request) -> Answer:
+            seen.add((request.request_id, logs.request_id()))
+            return await super().answer(request)
+
+    host = EngineHost(Traced(), lambda: None)
+    host.start()
+    traced, untraced = queued("req_1", request_id="ticket-4711"), queued("req_2")
+    streams.ask(traced)
+    streams.ask(untraced)
+
+    with Serving(host):
+        eventually(lambda: "end" in streams.kinds(traced) + streams.kinds(untraced), 10, "both are answered")
+        eventually(lambda: len(seen) == 2, 10, "the engine has seen both")
+    host.close()
+
+    assert seen == {("req_1", "ticket-4711"), ("req_2", None)}
+
+
+def test_what_a_thread_hands_to_the_loop_knows_the_request_of_the_thread_s_job(quick: EngineHost) -> None:
+    async def traced() -> str | None:
+        async with asyncio.TaskGroup() as group:
+            return await group.create_task(_request_id())
+
+    with logs.about(job_id="batch_1", request_id="ticket-4711"):
+        assert quick.call(traced()).result(30) == "ticket-4711"
+    assert quick.call(traced()).result(30) is None
+
+
+async def _request_id() -> str | None:
+    return logs.request_id()

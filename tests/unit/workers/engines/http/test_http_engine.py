@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
 from aiohttp import web
 
+from jobs.logs import about
 from jobs.requests.endpoints import COMPLETIONS, RESPONSES
 from tests.support.scripted_server import CHAT, Server, engine_of, error_of, good, request, says, until, unused_url
 from tests.support.server_shapes import ANSWERS, ERRORS
@@ -282,6 +284,14 @@ async def test_key_and_request_id_are_sent_and_no_proxy_of_the_environment_is_us
 
     assert server.heard[0]["Authorization"] == "Bearer sk-1"
     assert server.heard[0]["X-Request-Id"] == "req_1"
+
+
+async def test_the_id_of_the_request_to_the_api_goes_on_to_the_server_and_stays_unique(server: Server) -> None:
+    async with engine_of(Endpoint(server.url)) as engine:
+        with about(request_id="ticket-4711"):
+            await asyncio.gather(engine.answer(request()), engine.answer(replace(request(), request_id="req_2")))
+
+    assert {heard["X-Request-Id"] for heard in server.heard} == {"ticket-4711-req_1", "ticket-4711-req_2"}
 
 
 async def test_model_is_sent_under_the_servers_own_name(server: Server) -> None:
