@@ -141,7 +141,7 @@ def build(config: Settings | None = None, timings: Timings = Timings()) -> FastA
         lifespan=_lifespan,
     )
     app.state.services = services
-    exposition = Exposition(db, registry, broker.is_full, timings.metrics_cached)
+    exposition = Exposition(config, db, registry, broker.is_full, timings.metrics_cached)
     app.state.health = health.Health(exposition, broker, Watch(timings.readiness_cached))
     for router in ROUTERS:
         app.router.routes.extend(router.routes)  # `include_router` would build each route a second time

@@ -7,16 +7,18 @@ times the duration of the queries.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from itertools import accumulate
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, Info, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.samples import Sample
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from starlette.types import Scope
 
+from api.health import alert_metrics
 from api.ttl_cache import Recent
 from jobs.clock import now
 from jobs.db.engine import Database
@@ -28,9 +30,12 @@ from jobs.ledger import measures, outbox, totals
 from jobs.ledger.progress import outcomes_of
 from jobs.ledger.states import LIVE, ShardState
 from jobs.ledger.tables import Job, Shard
+from jobs.settings import Settings
 from jobs.webhooks.tables import Delivery
 
 REGISTRY = CollectorRegistry()
+ProcessCollector(registry=REGISTRY)
+Info("nightmill_build", "The version of this process.", registry=REGISTRY).info({"version": version("nightmill")})
 
 _REQUESTS = Histogram(
     "nightmill_http_request_seconds",
@@ -71,7 +76,10 @@ _TOKENS = ("input", "cached", "output", "reasoning")
 class Exposition:
     """The text of a scrape, cached for a moment: many may scrape, and often."""
 
-    def __init__(self, db: Database, models: Models, broker_full: Callable[[], bool], keep_seconds: float) -> None:
+    def __init__(
+        self, config: Settings, db: Database, models: Models, broker_full: Callable[[], bool], keep_seconds: float
+    ) -> None:
+        self._config = config
         self._db = db
         self._models = models
         self._broker_full = broker_full
@@ -91,6 +99,7 @@ class Exposition:
         full = GaugeMetricFamily("nightmill_broker_full", "1: the broker has no memory left for interactive requests.")
         full.add_metric([], self._broker_full())
         families.append(full)
+        families += [*alert_metrics.leader(self._config, self._db), *alert_metrics.disk_space(self._config)]
         registry = CollectorRegistry()
         registry.register(_Fixed(families))
         return generate_latest(registry)
@@ -301,4 +310,7 @@ _READERS: tuple[Callable[[Session], Any], ...] = (
     _losses,
     _webhooks,
     _cache,
+    alert_metrics.counted_failures,
+    alert_metrics.ages,
+    alert_metrics.elections,
 )

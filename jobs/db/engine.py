@@ -26,6 +26,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from jobs.db.writer_lock import WriterLock
 from jobs.errors import DatabaseBusy, TookTooLong
+from jobs.platform import failures
 from jobs.timings import Timings
 
 T = TypeVar("T")
@@ -33,6 +34,8 @@ T = TypeVar("T")
 #: Rows a write transaction touches at most, so that the others wait milliseconds.
 WRITE_ROWS = 200
 
+#: In the `info` of a session that writes to this database: libraries have sessions of their own.
+OWN = "own"
 _USED = "used"
 _CANCELLED = "57014"  # PostgreSQL's code for a statement that its time has ended
 #: Its codes for a server that takes reads only (a standby, or a disk that is nearly full), and for having been idle too
@@ -64,7 +67,7 @@ class Database:
         self.url = url
         self.sqlite = make_url(url).get_backend_name() == "sqlite"
         self.engine = _engine(url, self.sqlite, patience, pool_size, max_connections, timings)
-        self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+        self._sessions = sessionmaker(self.engine, expire_on_commit=False, info={OWN: True})
         # PostgreSQL has a snapshot per statement anyway; BEGIN and ROLLBACK are two more trips for each read
         looks = self.engine.execution_options(**({} if self.sqlite else {"isolation_level": "AUTOCOMMIT"}))
         event.listen(looks, "before_execute", _refuse_to_change)
@@ -249,12 +252,18 @@ def _begin(connection: Connection) -> None:
 def _our_errors() -> Iterator[None]:
     try:
         yield
+    except DatabaseBusy:
+        failures.count(failures.DATABASE, "writer_lock")
+        raise
     except PoolTimeout as error:
+        failures.count(failures.DATABASE, "no_connection")
         raise DatabaseBusy from error
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) == _CANCELLED:
+            failures.count(failures.DATABASE, "statement_timeout")
             raise TookTooLong from error
         if _passes(error):
+            failures.count(failures.DATABASE, "unavailable")
             raise DatabaseBusy from error
         raise
 

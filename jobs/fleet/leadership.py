@@ -21,6 +21,8 @@ from jobs.platform.locks import FileLock
 from jobs.settings import Settings
 
 log = logging.getLogger(__name__)
+#: The row of `meta` with the unix time of the last election.
+ELECTED_AT = "dispatcher_elected_at"
 _LOCK = 0x6E6D_0001  # an arbitrary number
 #: Changes whenever a writing transaction begins or ends. PostgreSQL § 9.27, pg_current_snapshot.
 _MOMENT = text("SELECT CAST(pg_current_snapshot() AS text)")

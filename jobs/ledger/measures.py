@@ -6,6 +6,10 @@
     WEBHOOK   a delivery, from its event to the receiver's acceptance
     RESTARTS  an engine's new start in a worker that lives                       by pool
     REFUSALS  an attempt of the dispatcher to publish that the broker refused
+    ELECTIONS a dispatcher that begins to lead
+
+Failures of the database and the storage, by reason, are counted outside of transactions: `jobs.platform.failures`. The
+next transaction of their process takes them along.
 
     transaction ──insert──▶ measure_change ──the leading dispatcher──▶ added to the few rows of `measure`, and deleted
 
@@ -21,14 +25,15 @@ from itertools import chain
 from typing import Any, Final
 
 from sqlalchemy import delete, event, insert, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 
 from jobs.clock import now
 from jobs.db.base import table_of
-from jobs.db.engine import UNSEEN, WRITE_ROWS, inserting
+from jobs.db.engine import OWN, UNSEEN, WRITE_ROWS, inserting
 from jobs.fleet.tables import Measure, MeasureChange
 from jobs.ledger import dependencies
 from jobs.ledger.tables import Job
+from jobs.platform import failures
 
 ENGINE: Final = "engine"
 WAIT: Final = "wait"
@@ -36,6 +41,7 @@ ENDED: Final = "ended"
 WEBHOOK: Final = "webhook"
 RESTARTS: Final = "restarts"
 REFUSALS: Final = "refusals"
+ELECTIONS: Final = "elections"
 
 #: Upper bounds of the buckets, in seconds. A later version may have others: rows keep their own.
 BOUNDS: Final = (
@@ -45,6 +51,7 @@ NO_BOUND: Final = "+Inf"
 
 _BOUNDS: Final = (*(str(bound) for bound in BOUNDS), NO_BOUND)
 _PENDING: Final = "measures"
+_FAILURES: Final = "failures"
 _table = table_of(Measure)
 _CHANGE: Final = insert(table_of(MeasureChange))
 
@@ -87,6 +94,10 @@ def _add(session: Session, key: tuple[str, str, str], times: int, seconds: float
 
 @event.listens_for(Session, "before_commit")
 def _write(session: Session) -> None:
+    if session.info.get(OWN):
+        session.info[_FAILURES] = taken = failures.take()
+        for (what, reason), times in taken.items():
+            count(session, what, reason, times)
     pending = session.info.pop(_PENDING, None)
     if pending:
         changes = [[*key, times, seconds] for key, (times, seconds) in pending.items()]
@@ -136,6 +147,18 @@ def _merge(sums: Sums, changes: Iterable[Iterable[Any]]) -> None:
     for name, label, le, times, seconds in chain.from_iterable(changes):
         before, took = sums.get((name, label, le), (0, 0.0))
         sums[name, label, le] = (before + times, took + seconds)
+
+
+@event.listens_for(Session, "after_commit")
+def _written(session: Session) -> None:
+    session.info.pop(_FAILURES, None)
+
+
+@event.listens_for(Session, "after_transaction_end")
+def _return_failures(session: Session, transaction: SessionTransaction) -> None:
+    """Count again what a transaction has taken that was not committed."""
+    if transaction.parent is None:
+        failures.add(session.info.pop(_FAILURES, {}))
 
 
 @cache

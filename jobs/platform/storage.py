@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Protocol, cast
 
 from jobs.errors import NotFound, StorageFull, StorageUnavailable
 from jobs.logs import Seldom
+from jobs.platform import failures
 
 CHUNK = 1 << 20
 _AHEAD = 8 << 20  # bytes that are fetched of an object at once, as somebody reads on; fifty by default
@@ -373,11 +374,14 @@ def _our_errors(path: str) -> Iterator[None]:
         raise NotFound("What was stored is gone.") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            failures.count(failures.STORAGE, "full")
             raise _full(error) from error
+        failures.count(failures.STORAGE, "unavailable")
         _unavailable.warn(path=path, reason=str(error))
         raise StorageUnavailable from error
     except Exception as error:  # clients of stores have no common base for what they raise
         if type(error).__module__.partition(".")[0] not in CLIENTS:
             raise
+        failures.count(failures.STORAGE, "unavailable")
         _unavailable.warn(path=path, reason=str(error))
         raise StorageUnavailable from error

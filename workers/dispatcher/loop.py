@@ -16,6 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
@@ -32,9 +33,9 @@ from jobs.errors import DatabaseBusy
 from jobs.files.tables import File
 from jobs.fleet import workers as fleet
 from jobs.fleet.health import DISPATCHER, give_sign
-from jobs.fleet.leadership import Leadership
+from jobs.fleet.leadership import ELECTED_AT, Leadership
 from jobs.fleet.models_file import Models, ModelsFileError, Registry
-from jobs.fleet.tables import Worker
+from jobs.fleet.tables import Meta, Worker
 from jobs.ledger import measures, outbox, pauses, shards, slot_weights
 from jobs.ledger.outbox import DueMessage
 from jobs.ledger.pauses import Paused, Scope
@@ -409,6 +410,9 @@ def _lead(
 ) -> None:
     """Lead until `stop` is set or the leadership is lost. Every observation starts afresh."""
     log.info("dispatcher_leads")
+    with suppress(DatabaseBusy), db.write() as session:
+        session.merge(Meta(key=ELECTED_AT, value=str(now())))
+        measures.count(session, measures.ELECTIONS, "", 1)
     dispatcher = Dispatcher(config, db, open_storage(config.storage), CeleryPublisher(config), timings=timings)
     busy = logs.Seldom(log, "database_busy")
     while not stop.is_set() and leadership.holds():

@@ -385,7 +385,9 @@ def test_sums_that_take_long_are_kept_longer(app: FastAPI, monkeypatch: pytest.M
         yield from ()
 
     monkeypatch.setattr("api.health.metrics._READERS", (slow,))
-    exposition = Exposition(app.state.services.db, app.state.services.models, lambda: False, 0.0)
+    exposition = Exposition(
+        app.state.services.config, app.state.services.db, app.state.services.models, lambda: False, 0.0
+    )
 
     for _ in range(3):
         exposition.text()
@@ -411,7 +413,9 @@ def test_a_model_that_only_a_job_names_is_no_label(app: FastAPI, client: TestCli
 
 def test_nobody_waits_for_a_measurement_that_another_takes(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on = threading.Event(), threading.Event()
-    exposition = Exposition(app.state.services.db, app.state.services.models, lambda: False, 5.0)
+    exposition = Exposition(
+        app.state.services.config, app.state.services.db, app.state.services.models, lambda: False, 5.0
+    )
     exposition.text()
     exposition._recent._until = 0.0
 

@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 from jobs.clock import now
 from jobs.errors import DatabaseBusy
 from jobs.fleet import quarantine
-from jobs.fleet.tables import Worker
+from jobs.fleet.leadership import ELECTED_AT
+from jobs.fleet.tables import Measure, Meta, Worker
 from jobs.ledger import ledger, shards
 from jobs.ledger.states import JobState, ShardState
 from jobs.ledger.tables import Outbox
@@ -303,3 +304,14 @@ def test_the_leader_goes_on_after_its_database_was_busy(
     assert "database_busy" in caplog.messages
     assert ticks == [0, 1, 2]
     assert harness.broker.published == [("plan", (job.id,))]
+
+
+def test_a_new_leader_notes_its_election(harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatcher, "CeleryPublisher", lambda _config: harness.broker)
+    began = now()
+    for _ in range(2):
+        dispatcher._lead(harness.config, harness.db, Chair(0), threading.Event())  # type: ignore[arg-type]
+
+    with harness.db.read() as session:
+        assert float(session.get_one(Meta, ELECTED_AT).value) >= began
+        assert session.get_one(Measure, ("elections", "", "+Inf")).count == 2
