@@ -62,7 +62,8 @@ def method_and_route(scope: Scope) -> tuple[str, str]:
 
 
 _KEEP_TIMES = 10  # in durations of the queries
-_OTHER = "other"
+#: The label of a model that only requests and jobs name: clients choose those names.
+OTHER = "other"
 #: By name in `jobs.ledger.measures`: the metric, its help text, and its label.
 _HISTOGRAMS = {
     measures.WAIT: ("nightmill_job_wait_seconds", "From when a job could begin to its first lines' claim.", "kind"),
@@ -121,7 +122,7 @@ def _named(family: Metric, names: Collection[str]) -> Metric:
     for sample in family.samples:
         labels = dict(sample.labels)
         if labels.get("model", "") not in names and "host_devices" not in labels:
-            labels["model"] = _OTHER
+            labels["model"] = OTHER
         key = (sample.name, tuple(labels.items()))
         sums[key] = sums.get(key, 0.0) + sample.value
     family.samples = [Sample(name, dict(labels), value) for (name, labels), value in sums.items()]

@@ -23,8 +23,10 @@ from starlette.datastructures import State
 
 from api.deps import CallContext
 from api.errors import clip, describe
+from api.health.metrics import OTHER
 from api.http import sse
 from api.http.sse import EVENT_STREAM, KEEP_ALIVE, KeyRevoked, check_key, event_stream
+from api.inference.request_metrics import RequestMetrics
 from api.shares import run_unshared
 from jobs.clock import now
 from jobs.errors import (
@@ -128,7 +130,10 @@ async def submit(
     """
     if resume and not stream:
         raise InvalidRequest("Only a stream can be resumed.", param="X-Nightmill-Resume", code="unsupported_value")
-    queue = await _queue(call, endpoint or url, body["model"])
+    metrics = RequestMetrics()
+    with metrics.counting_errors():
+        queue = await _queue(call, endpoint or url, body["model"])
+    metrics.model = _metrics_label(call, body["model"])
     queued = QueuedRequest(
         id=new_id("req_"),
         url=url,
@@ -146,14 +151,22 @@ async def submit(
     check_client = _client_check(call, request, queued.deadline)
     # until then a lost worker can still be answered by a status, on which the SDK retries; later it ends the stream
     patience = call.services.timings.first_chunk_patience if stream else math.inf
-    entries = call.services.inference.submit(
-        to_queue(queue) if to_queue else queue, queued, is_served, check_client, resumable, patience
+    entries = metrics.follow(
+        call.services.inference.submit(
+            to_queue(queue) if to_queue else queue, queued, is_served, check_client, resumable, patience
+        )
     )
     while (first := await anext(entries)).kind not in ("chunk", "end", "late"):
         pass
     if is_tuned(body["model"]) and (maker := _maker_of(first)):
         request.state.answer_maker = maker
     return first, entries
+
+
+def _metrics_label(call: CallContext, model: str) -> str:
+    """Return the name of a model that has a queue, or `other`: where an endpoint takes any name, clients choose it."""
+    registry = call.services.registry()
+    return model if is_tuned(model) or model in registry.models or model in registry.aliases else OTHER
 
 
 class _Made(msgspec.Struct):

@@ -89,8 +89,9 @@ class AnswerEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     """An entry of the Redis stream of an answer.
 
     `taken` and `alive` say that a worker has the request. `chunk` is one event of a stream, as JSON. `end` has the
-    status and, unless a stream succeeded, the body; `retry_after` is in seconds. `late` is made by the reader while no
-    chunk has come. `position` is set by the reader: `<request id>/<entry id>`.
+    status and, unless a stream succeeded, the body; `retry_after` is in seconds. `usage` has the tokens of the input,
+    those of them that were cached, of the output, and those of reasoning among these. `late` is made by the reader
+    while no chunk has come. `position` is set by the reader: `<request id>/<entry id>`.
     """
 
     kind: Literal["taken", "alive", "chunk", "end", "late"]
@@ -98,6 +99,7 @@ class AnswerEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     status: int = 200
     retry_after: float | None = None
     position: str = ""
+    usage: tuple[int, ...] = ()
 
 
 pack = msgspec.msgpack.encode

@@ -34,7 +34,9 @@ _TOO_SLOW = refusal(408, "The stream was read too slowly.", code="client_too_slo
 
 def end_of(answer: Answer, retry_after: float | None = None) -> AnswerEntry:
     """Return the entry that ends an answer."""
-    return AnswerEntry("end", answer.body, answer.status, retry_after)
+    usage = answer.usage
+    tokens = usage.input_tokens, usage.cached_tokens, usage.output_tokens, usage.reasoning_tokens
+    return AnswerEntry("end", answer.body, answer.status, retry_after, usage=tokens if any(tokens) else ())
 
 
 _END_BROKER_FULL = end_of(_BROKER_FULL, BrokerFull.retry_after)
