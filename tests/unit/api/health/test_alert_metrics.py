@@ -1,6 +1,7 @@
 """The metrics that operators alert on."""
 
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
@@ -101,3 +102,14 @@ def test_a_file_system_that_makes_inodes_as_it_needs_them_has_no_number_of_free_
     monkeypatch.setattr(alert_metrics, "space_at", lambda _path: Space(bytes=7, inodes=None))
 
     assert ("nightmill_disk_free_inodes", "data") not in scrape(nobody)
+
+
+def test_each_metric_has_its_row_in_the_guide(nobody: TestClient) -> None:
+    guide = (Path(__file__).parents[4] / "docs/operate/monitoring.md").read_text()
+    names = {
+        family.name + ("_total" if family.type == "counter" else "_info" if family.type == "info" else "")
+        for family in text_string_to_metric_families(nobody.get("/metrics").text)
+        if family.name.startswith("nightmill_") and not family.name.endswith("_created")
+    }
+
+    assert {name for name in names if f"`{name}`" not in guide and f"`{name}, " not in guide} == set()
