@@ -95,6 +95,7 @@ class Timings:
     source_settled: float = 2.0  # a file that changed so lately may change again without looking different
 
     # workers.evals
+    sandbox_retry: float = 10.0  # until a probe of the sandbox that gave no answer is made again
     grading_shift: float = 30.0  # of one shard in one go: others wait for this process
 
     # workers/lifecycle

@@ -142,7 +142,7 @@ def _child_begins(**_: object) -> None:
     context = build(config, pool)
     if pool is EVALUATE_POOL:
         furnish(current_app, Process(context, partial(lifecycle.grade, context)))
-        Thread(target=look_for_sandbox, args=(context.standing,), daemon=True).start()
+        Thread(target=look_for_sandbox, args=(context.standing, context.stop), daemon=True).start()
     else:
         parser = Parser(limits_of(config))
         furnish(current_app, Process(context, partial(lifecycle.parse, context, parser), parser=parser))

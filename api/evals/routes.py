@@ -134,7 +134,7 @@ def _check(call: CallContext, body: CreateEval) -> None:
     config = body.data_source_config.model_dump(mode="json")
     graders = {f"testing_criteria[{index}]": grader for index, grader in enumerate(body.testing_criteria)}
     for param, grader in graders.items():
-        check_available(grader, deployment, param)
+        check_available(grader, deployment, param, waits=True)
         evals.check_references(config, references_of(grader), param)
     if sources := source_process.sources_of(graders):
         with call.services.computations.slot(call.project_id):

@@ -140,7 +140,7 @@ async def run_grader(call: Call, request: Request, body: RunGrader) -> GraderRun
 
 
 def _check(call: CallContext, grader: Grader) -> None:
-    """Check that the deployment can run a grader. Raises InvalidRequest."""
+    """Check that the deployment can run a grader. Raises InvalidRequest, Unavailable."""
     with call.db.read() as session:
         deployment = deployment_of(session, call.config, call.services.registry())
     check_available(grader, deployment, "grader")

@@ -22,6 +22,7 @@ from jobs.fleet.models_file import EngineKind, Registry
 from jobs.ids import new_id
 from jobs.ledger import dependencies, pauses
 from jobs.ledger.tables import Job, Shard
+from jobs.queues import Queue
 from jobs.registry import models
 from jobs.registry.tables import TunedModel
 from jobs.security.tables import Project
@@ -119,9 +120,10 @@ def checked_training(registry: Registry, base: str, body: FineTuningFields) -> T
 def check_peft(session: Session, peft: Peft) -> None:
     """Raise InvalidRequest for `qlora` where the workers that train say that none of them computes with 4-bit weights.
 
-    While no worker has said anything the job may wait for one.
+    While one of them has not said anything yet, the job may wait for it.
     """
-    reports = [worker.training for worker in workers.present(session) if worker.training is not None]
+    trainers = [worker for worker in workers.present(session) if Queue.FINETUNE in worker.queues]
+    reports = [worker.training or {"qlora": True} for worker in trainers]
     if peft == "qlora" and reports and not any(training["qlora"] for training in reports):
         message = f"'qlora' cannot be trained by the workers of this deployment: {reports[0]['fault']}"
         raise InvalidRequest(message, param="peft", code="unsupported_on_this_worker")

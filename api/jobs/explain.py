@@ -40,6 +40,7 @@ _INGESTION_FILES: Final = 100
 _LIMITS = {RESPONSES: "max_output_tokens", COMPLETIONS: "max_tokens"}
 _WAITS = {
     "model": "no live worker serves {model}; `nightmill workers` shows what each serves",
+    "worker": "no live worker of {queue}; `nightmill status` shows the processes on the server's host",
     "job": "these jobs have to complete first, see `nightmill graph`",
     "pause": "its queue, model or project is paused; `nightmill workers` shows what is",
     "time": "it was submitted to begin later",
@@ -120,7 +121,7 @@ def _waits(session: Session, call: CallContext, job: Job) -> tuple[list[Reason],
 
 def _stated(session: Session, job: Job) -> Reason:
     """Return what the job itself says that it waits for."""
-    message = _WAITS[str(job.waiting_for)].format(model=job.model or "its model")
+    message = _WAITS[str(job.waiting_for)].format(model=job.model or "its model", queue=job.queue)
     before = _unfinished(session, job) if job.waiting_for == dependencies.WAITING else []
     return Reason(type="wait", code=f"waiting_for_{job.waiting_for}", message=message, examples=before)
 

@@ -149,9 +149,10 @@ def served(workers: Iterable[Worker], registry: Registry | None) -> dict[str, Se
 
 
 def unserved(served: Mapping[str, Served]) -> ColumnElement[bool]:
-    """Return the condition that no worker of a job's queue answers the job's model."""
-    queue, model = func.coalesce(Job.queue, ""), func.coalesce(outbox.NEEDED_MODEL, "")
-    return or_(queue.not_in(list(served)), *(and_(queue == name, ~its.among(model)) for name, its in served.items()))
+    """Return the condition that no worker of a job's queue answers the job's model, if the job has one."""
+    queue, model = func.coalesce(Job.queue, ""), outbox.NEEDED_MODEL
+    others = (and_(queue == name, model.is_not(None), ~its.among(model)) for name, its in served.items())
+    return or_(queue.not_in(list(served)), *others)
 
 
 def _answered(shown: set[str], registry: Registry) -> Served:

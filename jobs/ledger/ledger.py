@@ -425,7 +425,7 @@ def waiting_for(session: Session, what: str, which: ColumnElement[bool], limit: 
 
 
 def wait_for(session: Session, job_id: str, what: str | None) -> None:
-    """Set what a job waits for (`job`, `model`, `disk`, `pause`, `time`, `device`); None for nothing."""
+    """Set what a job waits for (`job`, `model`, `worker`, `disk`, `pause`, `time`, `device`); None for nothing."""
     session.execute(update(Job).where(Job.id == job_id, Job.state.in_(LIVE)).values(waiting_for=what))
 
 

@@ -32,10 +32,11 @@ def test_a_grader_is_validated_and_run(sdk: OpenAI) -> None:
     assert result.metadata.execution_time >= 0
 
 
-def test_what_cannot_be_run_is_a_bad_request_at_its_field(sdk: OpenAI) -> None:
+def test_what_needs_a_worker_that_is_starting_is_to_be_asked_again(sdk: OpenAI) -> None:
     grader = {"type": "python", "name": "code", "source": "def grade(sample, item):\n    return 1"}
-    alpha = sdk.fine_tuning.alpha.graders
+    alpha = sdk.with_options(max_retries=0).fine_tuning.alpha.graders
     for call in (alpha.validate, partial(alpha.run, model_sample="")):
-        with pytest.raises(openai.BadRequestError) as raised:
+        with pytest.raises(openai.InternalServerError) as raised:
             call(grader=grader)
-        assert (raised.value.code, raised.value.param) == ("sandbox_unavailable", "grader")
+        assert (raised.value.status_code, raised.value.code, raised.value.param) == (503, "sandbox_unknown", "grader")
+        assert int(raised.value.response.headers["Retry-After"]) > 0

@@ -151,7 +151,7 @@ def deployed(
         stack.enter_context(_ingesting(mill))
         if bases:
             stack.enter_context(training(mill))
-            look_for_sandbox(mill.cpu.standing)
+            look_for_sandbox(mill.cpu.standing, mill.cpu.stop)
             mill.cpu.heartbeat.announce()
         stack.enter_context(beside(lambda stop: _tick(mill, stop)))
         timings = replace(Timings(), deliveries_idle=3600.0)

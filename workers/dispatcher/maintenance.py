@@ -341,7 +341,10 @@ class Maintenance:
             self._write(partial(deliveries.release, ids=held))
 
     def _waits(self) -> list[tuple[str, str | None]]:
-        """Return the jobs that wait without saying so, each with what it waits for: a pause, its time, or its model."""
+        """Return the jobs that wait without saying so, each with what it waits for.
+
+        That is a pause, its time, its model, or, for a job without a model, a worker of its queue.
+        """
         with self._db.read() as session:
             off, at = pauses.paused(session), now()
             early = func.coalesce(Job.not_before, 0.0) > at
@@ -351,6 +354,7 @@ class Maintenance:
                 *ledger.waiting_for(session, "pause", ~off.held),
                 *ledger.waiting_for(session, "time", ~early),
                 *ledger.waiting_for(session, "model", begun),
+                *ledger.waiting_for(session, "worker", ~fleet.unserved(served)),
             ]
             held = ledger.idle(session, off.held)
             others = ledger.idle(session, and_(~off.held, or_(early, fleet.unserved(served))))
@@ -410,7 +414,9 @@ def _cancel_child(session: Session, job_id: str) -> bool:
 
 
 def _reason(job: Job, at: float) -> str:
-    return "time" if job.not_before is not None and job.not_before > at else "model"
+    if job.not_before is not None and job.not_before > at:
+        return "time"
+    return "worker" if job.model is None else "model"
 
 
 class Anchoring:

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -142,13 +143,19 @@ def _plain(text: str) -> str:
     return "".join(character if character.isprintable() or character == "\n" else " " for character in head)
 
 
-def look_for_sandbox(standing: Standing) -> None:
-    """Record in the worker's row which parts the sandbox lacks here, for the API to refuse graders that cannot run."""
-    with suppress(subprocess.TimeoutExpired):
-        probe = probe_sandbox(forks=True)
-        standing.sandbox_lacks = probe.stdout.split() if probe.returncode == 0 else None
-    if standing.sandbox_lacks != []:
-        log.warning("grader_sandbox_unavailable", extra={"missing": standing.sandbox_lacks})
+def look_for_sandbox(standing: Standing, stop: threading.Event, timings: Timings = Timings()) -> None:
+    """Record in the worker's row which parts the sandbox lacks here, for the API to refuse graders that cannot run.
+
+    A probe that gives no answer, as on a busy machine, says nothing: look again until one does or `stop` is set.
+    """
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            probe = probe_sandbox(forks=True)
+            standing.sandbox_lacks = probe.stdout.split() if probe.returncode == 0 else None
+        if standing.sandbox_lacks != []:
+            log.warning("grader_sandbox_unavailable", extra={"missing": standing.sandbox_lacks})
+        if standing.sandbox_lacks is not None or stop.wait(timings.sandbox_retry):
+            return
 
 
 def _sealed(raw: bytes) -> int:

@@ -115,20 +115,25 @@ class Ports:
 class Deployment:
     """The parts that some graders need. Without `embedding_model` no model makes embeddings.
 
+    `runs_python` is None until a worker has said whether it has the sandbox of python graders.
     `encodes_tokens`: that model is one of this deployment's own, which also gives the embeddings of tokens.
     """
 
-    runs_python: bool = False
+    runs_python: bool | None = False
     has_wordnet: bool = False
     embedding_model: str | None = None
     encodes_tokens: bool = False
 
 
 class Missing(NamedTuple):
-    """Why a deployment cannot run a grader: a message, and the code of the refusal."""
+    """Why a deployment cannot run a grader: a message, and the code of the refusal.
+
+    `is_temporary`: a worker that is starting may have the missing part.
+    """
 
     message: str
     code: str
+    is_temporary: bool = False
 
 
 class Budget:

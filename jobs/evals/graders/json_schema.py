@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 from pydantic import AfterValidator, ConfigDict, Field
 
 from jobs.evals.graders.base import OTHER, Case, Deployment, Grader, GradingError, Missing, Template, Values
-from jobs.evals.graders.python import NO_SANDBOX
+from jobs.evals.graders.python import missing_sandbox
 
 MAX_SCHEMA_BYTES: Final = 64 << 10
 #: Says in the sandbox whether a text is JSON that is valid under a schema. No reference is fetched.
@@ -50,7 +50,7 @@ class JsonSchemaMatch(Grader):
     schema_: Annotated[dict[str, Any], Field(alias="schema"), AfterValidator(_check_schema_size)]
 
     def missing(self, deployment: Deployment) -> Missing | None:
-        return None if deployment.runs_python else NO_SANDBOX
+        return missing_sandbox(deployment)
 
     def score(self, case: Case) -> tuple[float, Values]:
         """Check a text in the sandbox: a schema of a few bytes can take for ever, or all memory."""

@@ -61,7 +61,9 @@ class MultiGrader(Thresholded):
             yield from ((f"graders.{key}.{path}", code) for path, code in grader.sources())
 
     def missing(self, deployment: Deployment) -> Missing | None:
-        return next(filter(None, (grader.missing(deployment) for grader in self.graders.values())), None)
+        """Return why one of the graders cannot be run, first one that never can."""
+        missing = filter(None, (grader.missing(deployment) for grader in self.graders.values()))
+        return min(missing, key=lambda part: part.is_temporary, default=None)
 
     def requests(self, case: Case) -> list[ModelRequest]:
         return [asked for key, grader in self.graders.items() for asked in grader.requests(replace(case, key=key))]

@@ -12,6 +12,19 @@ NO_SANDBOX: Final = Missing(
     "No worker of this deployment has the sandbox that this grader runs in: see `nightmill doctor`.",
     "sandbox_unavailable",
 )
+SANDBOX_UNKNOWN: Final = Missing(
+    "No worker has said yet whether it has the sandbox that this grader runs in. Ask again in a moment; "
+    "`nightmill doctor` says what keeps the workers of cpu.evaluate from it.",
+    "sandbox_unknown",
+    is_temporary=True,
+)
+
+
+def missing_sandbox(deployment: Deployment) -> Missing | None:
+    """Return why a grader that runs in the sandbox cannot be run; None where it can."""
+    if deployment.runs_python is None:
+        return SANDBOX_UNKNOWN
+    return None if deployment.runs_python else NO_SANDBOX
 
 
 def _check_size(source: str) -> str:
@@ -37,7 +50,7 @@ class PythonGrader(Thresholded):
         yield "source", self.source
 
     def missing(self, deployment: Deployment) -> Missing | None:
-        return None if deployment.runs_python else NO_SANDBOX
+        return missing_sandbox(deployment)
 
     def score(self, case: Case) -> tuple[float, Values]:
         return case.run_python(self.source, case.item, case.sample), {}

@@ -239,6 +239,10 @@ def with_sandbox(app: FastAPI) -> None:
         session.add(Worker(**facts, id="w", pool="p", queues=[Queue.EVALUATE], models=[], sandbox_lacks=[]))
 
 
+def test_an_eval_is_accepted_while_the_workers_that_grade_start(client: TestClient) -> None:
+    assert run(client, create(client, CODE)["id"])["status"] == "queued"
+
+
 @pytest.mark.usefixtures("with_sandbox")
 @pytest.mark.parametrize(
     ("criterion", "param"),

@@ -132,6 +132,8 @@ def test_qlora_is_refused_where_the_workers_say_that_they_lack_its_kernels(app: 
 
     assert refused == (400, "unsupported_on_this_worker", "peft")
     assert create(client, training_file=file_id, peft="auto")["peft"] == "auto"
+    add_worker(app, "finetune-2", None)
+    assert create(client, training_file=file_id, peft="qlora")["peft"] == "qlora", "it may have them"
     add_worker(app, "finetune-2", {"qlora": True, "fault": None})
     assert create(client, training_file=file_id, peft="qlora")["peft"] == "qlora"
 

@@ -143,12 +143,20 @@ def test_an_error_of_the_grader_is_flagged_and_gives_no_reward(
 
 
 def test_a_python_grader_is_run_in_the_sandbox_where_workers_have_one(client: TestClient, app: FastAPI) -> None:
-    answer = client.post(f"{URL}/run", json={"grader": PYTHON, "model_sample": "x"})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "sandbox_unavailable")
-
-    with app.state.services.db.write() as session:
+    def answer_beside(*lacking: list[str] | None) -> Any:
         facts = {"host": "h", "pid": 1, "started": 1, "created_at": 1.0, "seen_at": 1.0, "slots": 1, "state": "ready"}
-        session.add(Worker(**facts, id="cpu", pool="cpu", queues=[Queue.EVALUATE], models=[], sandbox_lacks=[]))
+        for lacks in lacking:
+            with app.state.services.db.write() as session:
+                row = Worker(**facts, id="cpu", pool="cpu", queues=[Queue.EVALUATE], models=[], sandbox_lacks=lacks)
+                session.merge(row)
+        return client.post(f"{URL}/run", json={"grader": PYTHON, "model_sample": "x"})
+
+    for starting in (answer_beside(), answer_beside(None)):
+        assert (starting.status_code, starting.json()["error"]["code"]) == (503, "sandbox_unknown")
+        assert int(starting.headers["Retry-After"]) > 0
+    never = answer_beside(["landlock"])
+    assert (never.status_code, never.json()["error"]["code"]) == (400, "sandbox_unavailable")
+    answer_beside([])
     assert run(client, PYTHON, "four").reward == 4.0
     failed = run(client, {**PYTHON, "source": "def grade(sample, item):\n    return open('/etc/passwd').read()"})
     assert failed.reward == 0.0

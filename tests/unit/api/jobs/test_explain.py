@@ -114,6 +114,17 @@ def test_a_job_that_waits_for_another_names_it(client: TestClient) -> None:
     assert (reason["code"], reason["examples"]) == ("waiting_for_job", [f"{first} (embedding): queued"])
 
 
+def test_a_job_that_waits_for_a_worker_names_its_queue(client: TestClient, db: Database) -> None:
+    job_id = create(client)["id"]
+    runs.plan(db, job_id, 1)
+    change(db, job_id, waiting_for="worker", queue="gpu.finetune")
+
+    [reason] = explained(client, job_id)["reasons"]
+
+    assert reason["code"] == "waiting_for_worker"
+    assert reason["message"].startswith("no live worker of gpu.finetune;")
+
+
 def test_a_quarantined_model_is_named_without_the_log_and_the_lines_of_others(client: TestClient, db: Database) -> None:
     job_id = create(client)["id"]
     runs.plan(db, job_id, 1, model=PACKAGED)

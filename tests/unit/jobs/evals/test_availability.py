@@ -13,9 +13,9 @@ from jobs.fleet.tables import Worker
 from jobs.settings import Settings
 
 
-def worker(queue: str, lacks: list[str] | None) -> Worker:
+def worker(queue: str, lacks: list[str] | None, name: str = "cpu-1") -> Worker:
     return Worker(
-        id="cpu-1", pool="cpu", host="h", pid=1, started=1, queues=[queue], models=[], slots=1, heartbeat=1,
+        id=name, pool="cpu", host="h", pid=1, started=1, queues=[queue], models=[], slots=1, heartbeat=1,
         state="ready", created_at=now(), seen_at=now(), restarts=0, sandbox_lacks=lacks,
     )  # fmt: skip
 
@@ -23,18 +23,23 @@ def worker(queue: str, lacks: list[str] | None) -> Worker:
 @pytest.mark.parametrize(
     ("lacks", "queue", "runs"),
     [
-        ([], "cpu.evaluate", True),
-        (["landlock"], "cpu.evaluate", False),
-        (None, "cpu.evaluate", False),
-        ([], "cpu.plan", False),
+        ([[]], "cpu.evaluate", True),
+        ([["landlock"], []], "cpu.evaluate", True),
+        ([["landlock"]], "cpu.evaluate", False),
+        ([["landlock"], None], "cpu.evaluate", None),
+        ([None], "cpu.evaluate", None),
+        ([[]], "cpu.plan", None),
+        ([], "", None),
     ],
 )
 def test_python_graders_run_where_a_live_worker_has_the_whole_sandbox(
-    db: Database, tmp_path: Path, lacks: list[str] | None, queue: str, runs: bool
+    db: Database, tmp_path: Path, lacks: list[list[str] | None], queue: str, runs: bool | None
 ) -> None:
+    """None: a worker that has not said what it lacks, or one that is still to come, may have it."""
     config = Settings(data_dir=tmp_path)
     with db.write() as session:
-        workers.register(session, worker(queue, lacks))
+        for number, parts in enumerate(lacks):
+            workers.register(session, worker(queue, parts, f"cpu-{number}"))
     with db.read() as session:
         deployment = deployment_of(session, config, Registry.load(config))
     assert deployment.runs_python is runs

@@ -6,7 +6,7 @@ import pytest
 from openai.types.graders import LabelModelGrader, ScoreModelGrader, StringCheckGrader, TextSimilarityGrader
 from pydantic import TypeAdapter, ValidationError
 
-from jobs.errors import InvalidRequest
+from jobs.errors import InvalidRequest, Unavailable
 from jobs.evals import graders
 from jobs.evals.availability import check_available
 from jobs.evals.graders.base import Deployment
@@ -192,3 +192,24 @@ def test_a_grader_that_needs_what_the_deployment_lacks_is_refused(definition: di
     assert (raised.value.code, raised.value.param) == (code, "testing_criteria[0]")
     whole = Deployment(runs_python=True, has_wordnet=True, embedding_model="embedder", encodes_tokens=True)
     check_available(grader, whole, "grader")
+
+
+@pytest.mark.parametrize("definition", [PYTHON, {**MULTI, "graders": {"a": STRING, "b": PYTHON}}])
+def test_a_grader_waits_for_a_sandbox_of_which_no_worker_has_said_anything(definition: dict[str, Any]) -> None:
+    grader, starting = graders.parse_grader(definition), Deployment(runs_python=None)
+
+    check_available(grader, starting, "testing_criteria[0]", waits=True)
+    with pytest.raises(Unavailable) as raised:
+        check_available(grader, starting, "grader")
+
+    assert (raised.value.code, raised.value.param) == ("sandbox_unknown", "grader")
+
+
+def test_a_part_that_never_comes_is_named_before_one_that_may() -> None:
+    never = {**SIMILAR, "evaluation_metric": "meteor"}
+    multi = graders.parse_grader({**MULTI, "graders": {"a": PYTHON, "b": never}, "calculate_output": "a + b"})
+
+    with pytest.raises(InvalidRequest) as raised:
+        check_available(multi, Deployment(runs_python=None), "grader", waits=True)
+
+    assert raised.value.code == "grader_unavailable"

@@ -32,6 +32,20 @@ def test_job_without_a_live_worker_for_its_model_says_so(harness: DispatcherHarn
     assert ledgers.job(harness.db, job.id).waiting_for is None
 
 
+def test_a_job_without_a_model_waits_for_a_worker_of_its_queue(harness: DispatcherHarness) -> None:
+    """An eval run or a training that was accepted while its worker starts."""
+    project = project_of(harness.db, "one")
+    job = ledgers.running(harness.db, [1], on=Queue.EVALUATE, project_id=project, model=None)
+    harness.worker(models=["tiny"])
+
+    harness.tick(6)
+    waiting = ledgers.job(harness.db, job.id).waiting_for
+    harness.worker("evaluate", queue=Queue.EVALUATE, models=[])
+    harness.tick(6)
+
+    assert (waiting, ledgers.job(harness.db, job.id).waiting_for) == ("worker", None)
+
+
 def test_a_job_waits_for_its_model_no_more_once_a_worker_that_has_it_runs_it(harness: DispatcherHarness) -> None:
     """Its first line may take minutes: a long prompt, a slow machine."""
     project = project_of(harness.db, "one")

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -309,9 +310,9 @@ def test_a_worker_with_the_whole_sandbox_allows_python_graders(tmp_path: Path, s
     config = Settings(data_dir=tmp_path, database_url=sqlite_url)
     context = build(config, EVALUATE_POOL)
     try:
-        for look, runs in ((False, False), (True, True)):
+        for look, runs in ((False, None), (True, True)):
             if look:
-                look_for_sandbox(context.standing)
+                look_for_sandbox(context.standing, context.stop)
                 context.heartbeat.announce()
             with context.db.read() as session:
                 assert deployment_of(session, config, Registry.load(config)).runs_python is runs
@@ -327,7 +328,26 @@ def test_a_worker_without_a_part_says_so_and_logs_it(
 ) -> None:
     probe = subprocess.CompletedProcess([], returncode, stdout=printed)
     monkeypatch.setattr("workers.evals.python_grader.probe_sandbox", lambda *, forks: probe)
-    standing = Standing()
-    look_for_sandbox(standing)
+    standing, stop = Standing(), threading.Event()
+    stop.set()
+    look_for_sandbox(standing, stop)
     assert standing.sandbox_lacks == lacks
     assert "grader_sandbox_unavailable" in caplog.text
+
+
+def test_a_worker_on_a_busy_machine_looks_until_the_probe_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = subprocess.TimeoutExpired("probe", 60)
+    answers: list[Any] = [late, subprocess.CompletedProcess([], -9, ""), subprocess.CompletedProcess([], 0, "")]
+
+    def probe(*, forks: bool) -> Any:
+        answer = answers.pop(0) if forks else None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("workers.evals.python_grader.probe_sandbox", probe)
+    standing = Standing()
+
+    look_for_sandbox(standing, threading.Event(), replace(Timings(), sandbox_retry=0.0))
+
+    assert (standing.sandbox_lacks, answers) == ([], [])
