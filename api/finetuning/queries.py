@@ -106,7 +106,7 @@ def checked_training(registry: Registry, base: str, body: FineTuningFields) -> T
             f"or to the base: its folder in the models file, with the template, beside '{base}'."
         )
         raise InvalidRequest(message, param="training.chat_template", code="unsupported_value")
-    args = registry.models[base].engine_args
+    args = registry.trainable[base].engine_args
     if body.peft != "full" and training.use_dora and args.get("enable_lora"):
         message = f"Invalid 'training.use_dora': the engine of '{base}' serves no adapters with DoRA."
         raise InvalidRequest(message, param="training.use_dora", code="unsupported_value")
@@ -149,13 +149,12 @@ def resolve_base(session: Session, call: CallContext, body: FineTuningFields) ->
             raise _not_available(registry, f"The model '{clip(name)}' does not exist or is not ready.")
         _check_chain(tuned, body.peft)
         name, parent = tuned.base, tuned.name
-    base = registry.resolve(name)
-    if base is None:
+    if (base := registry.base(name)) is not None:
+        return base.name, parent
+    if (other := registry.resolve(name)) is None:
         raise _not_available(registry, f"The model '{clip(name)}' does not exist.")
-    if base.name not in trainable(registry):
-        reason = "runs behind a URL" if base.engine is EngineKind.HTTP else f"is of the engine '{base.engine}'"
-        raise _not_available(registry, f"The model '{clip(name)}' {reason} and cannot be trained here.")
-    return base.name, parent
+    reason = "runs behind a URL" if other.engine is EngineKind.HTTP else f"is of the engine '{other.engine}'"
+    raise _not_available(registry, f"The model '{clip(name)}' {reason} and cannot be trained here.")
 
 
 def _check_chain(parent: TunedModel, peft: Peft) -> None:
@@ -172,13 +171,8 @@ def _check_chain(parent: TunedModel, peft: Peft) -> None:
     raise InvalidRequest(message, param="peft", code="invalid_value")
 
 
-def trainable(registry: Registry) -> list[str]:
-    """Return the names of the models whose weights this deployment has and can train."""
-    return [name for name, model in registry.models.items() if model.engine is EngineKind.VLLM]
-
-
 def _not_available(registry: Registry, message: str) -> InvalidRequest:
-    bases = ", ".join(f"`{name}`" for name in trainable(registry)) or "none"
+    bases = ", ".join(f"`{name}`" for name in registry.trainable) or "none"
     return InvalidRequest(f"{message} Models that can be trained: {bases}.", param="model", code="model_not_available")
 
 

@@ -106,10 +106,12 @@ def validate_fine_tuning(call: Call, body: ValidateFineTuning) -> FineTuningVali
     )
     roles = {"training": "training_file", "validation": "validation_file", "general": "general_file"}
     paths = {role: files[field].path for role, field in roles.items() if field in files}
-    model = call.services.registry().models[base]
+    registry = call.services.registry()
+    model = registry.trainable[base]
     question = examination.question(call.config, model, asked, paths, seconds=_SECONDS, store=False)
     findings = _examined(call, question)
     examination.check_steps(asked, findings, call.config.finetune_max_steps)
+    examination.warn_unserved(asked, findings, registry)
     if findings.errors:
         return _shown(asked, findings)
     plan = examination.plan_of("", asked, findings)

@@ -14,7 +14,7 @@ from typing import Any, Final
 from jobs.errors import NightmillError
 from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetunePlan
-from jobs.fleet.models_file import Model
+from jobs.fleet.models_file import VLLM_OFF, Model, Registry
 from jobs.platform import children
 from jobs.platform.children import ChildFailed, Limits
 from jobs.settings import Settings
@@ -168,6 +168,12 @@ def check_steps(asked: FineTuning, findings: Findings, limit: int) -> None:
         )
         error = {"code": "too_many_steps", "message": message, "line": None, "param": "hyperparameters"}
         findings.errors.append(error)
+
+
+def warn_unserved(asked: FineTuning, findings: Findings, registry: Registry) -> None:
+    """Add a warning that says where the adapter can be served, if its base is not served here."""
+    if asked.peft != "full" and asked.base in registry.unserved:
+        findings.warnings.append(f"The base '{asked.base}' can be trained and is not served: {VLLM_OFF}")
 
 
 def plan_of(job_id: str, asked: FineTuning, findings: Findings) -> FinetunePlan:

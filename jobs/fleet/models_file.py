@@ -10,7 +10,7 @@ import logging
 import re
 import threading
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import lru_cache, partial
 from pathlib import Path
@@ -49,6 +49,13 @@ OPENAI_NAMES: Final[Mapping[Route, tuple[str, ...]]] = {
 
 #: What PyYAML raises for malformed YAML, and for malformed values such as 2026-13-01.
 NO_YAML: Final = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
+
+
+#: Where an adapter that was trained here can be served while vLLM is off.
+VLLM_OFF: Final = (
+    "vLLM is off here. `nightmill up` without --no-vllm (NIGHTMILL_VLLM_ENABLED=true) serves it, and so does any other "
+    "vLLM that gets it by `nightmill finetune export`."
+)
 
 
 class ModelsFileError(ValueError):
@@ -204,9 +211,12 @@ class _File(_Checked):
 
 @dataclass(frozen=True, slots=True)
 class Registry:
+    """The models that are served, and those that are not: of engine `vllm`, while vLLM is off. They can be trained."""
+
     models: Mapping[str, Model]
     aliases: Mapping[str, str]
     file: Path
+    unserved: Mapping[str, Model] = field(default_factory=dict)
     vllm_enabled: bool = True
     openai_aliases: bool = False  # whether OpenAI's names become aliases of the first suitable model
     stamp: tuple[int, ...] = ()
@@ -227,10 +237,13 @@ class Registry:
     @classmethod
     def read(cls, file: Path, *, vllm_enabled: bool = True, openai_aliases: bool = False) -> "Registry":
         stamp = _stamp(file)
-        usable = {m.name: m for m in _parsed(file, stamp) if vllm_enabled or m.engine is not EngineKind.VLLM}
+        models = {model.name: model for model in _parsed(file, stamp)}
+        usable = {name: m for name, m in models.items() if vllm_enabled or m.engine is not EngineKind.VLLM}
+        unserved = {name: model for name, model in models.items() if name not in usable}
         aliases = _openai_aliases(usable.values()) if openai_aliases else {}
         aliases |= {alias: model.name for model in usable.values() for alias in model.aliases}
-        return cls(MappingProxyType(usable), MappingProxyType(aliases), file, vllm_enabled, openai_aliases, stamp)
+        served = MappingProxyType(usable), MappingProxyType(aliases)
+        return cls(*served, file, MappingProxyType(unserved), vllm_enabled, openai_aliases, stamp)
 
     def fresh(self) -> "Registry":
         """Return this registry, or a new one if the file has changed. An invalid file is logged and ignored."""
@@ -248,6 +261,16 @@ class Registry:
     def resolve(self, name: str) -> Model | None:
         """Return the model of this name or alias."""
         return self.models.get(name) or self.models.get(self.aliases.get(name, ""))
+
+    @property
+    def trainable(self) -> dict[str, Model]:
+        """Return the models whose weights this deployment can train, whether they are served or not."""
+        return {name: m for name, m in self.models.items() if m.engine is EngineKind.VLLM} | dict(self.unserved)
+
+    def base(self, name: str) -> Model | None:
+        """Return the model of this name or alias that can be trained."""
+        names = (name, self.aliases.get(name))
+        return next((m for m in self.trainable.values() if m.name in names or name in m.aliases), None)
 
     def embedder(self, named: str) -> str | None:
         """Return the default embedding model: the one that the settings name, otherwise the first of the file."""

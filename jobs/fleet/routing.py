@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from jobs.batches.lines import quoted
 from jobs.fleet import workers as fleet
-from jobs.fleet.models_file import ANY_MODEL, GENERATION, EngineKind, Registry
+from jobs.fleet.models_file import ANY_MODEL, GENERATION, VLLM_OFF, EngineKind, Registry
 from jobs.fleet.tables import Model
 from jobs.queues import Queue
 from jobs.registry import models as tuned_models
@@ -130,6 +130,8 @@ def _tuned(session: Session, registry: Registry, name: str, project_id: str) -> 
     if model is not None and model.state == tuned_models.DELETED:
         raise NotServed(f"The model '{quoted(name)}' was deleted.")
     base = None if model is None or model.method == tuned_models.FULL else registry.models.get(model.base)
+    if model is not None and model.method != tuned_models.FULL and model.base in registry.unserved:
+        raise NotServed(f"The model '{quoted(name)}' is not served: {VLLM_OFF}", "model_not_supported")
     if base is not None and base.engine is EngineKind.VLLM and not base.engine_args.get("enable_lora"):
         message = f"The model '{quoted(name)}' needs `enable_lora: true` in the engine_args of '{base.name}'."
         raise NotServed(message, "model_not_supported")

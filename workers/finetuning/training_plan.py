@@ -19,7 +19,7 @@ from jobs.finetuning import datasets, examination, training_events
 from jobs.finetuning.examination import Findings
 from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetunePlan
-from jobs.fleet.models_file import Model, ModelsFileError
+from jobs.fleet.models_file import Model, ModelsFileError, Registry
 from jobs.ledger import ledger, shards
 from jobs.ledger.ledger import JobClaim
 from jobs.ledger.tables import Job, Shard
@@ -38,22 +38,24 @@ def plan(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
     if context.low_on_disk():
         raise Abandoned(5.0, "disk")
     asked = FineTuning.model_validate(claim.job.payload)
-    base = _base(context, asked)
+    registry = _registry(context)
+    base = registry.trainable.get(asked.base)
     if base is None:
         message = f"The model '{asked.base}' is no longer one that this deployment can train."
         _reject(context, claim, [Bad("model_not_available", message, None, "model").as_dict()])
         return
     findings = _examined(context, claim, asked, base, handle)
     examination.check_steps(asked, findings, context.config.finetune_max_steps)
+    examination.warn_unserved(asked, findings, registry)
     if findings.errors:
         _reject(context, claim, findings.errors)
     else:
         context.db.retrying(lambda session: _planned(session, claim, asked, findings), context.stop)
 
 
-def _base(context: Context, asked: FineTuning) -> Model | None:
+def _registry(context: Context) -> Registry:
     try:
-        return context.models.now().models.get(asked.base)
+        return context.models.now()
     except ModelsFileError:
         raise Abandoned(5.0, "model") from None
 

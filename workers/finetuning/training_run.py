@@ -375,7 +375,7 @@ class TrainingRun(ShardRun):
         Raises Abandoned when the base is away: out of the models file, or its folder out of this machine.
         """
         with suppress(ModelsFileError, ModelUnavailable):
-            model = self.context.models.now().resolve(self._payload.base)
+            model = self.context.models.now().trainable.get(self._payload.base)
             if model is not None and (model.source.path is None or Path(model.source.path).is_dir()):
                 return model_folders.source_of(model, self.context.config), model.source.revision
         raise Abandoned(self.context.timings.storage_retry, "model")

@@ -63,7 +63,8 @@ def merge(base: str, revision: str | None, adapter: Path, output: Path) -> None:
 def _source(name: str) -> tuple[str, str | None]:
     """Return the folder or the hub's name of a base, and its revision. Raises CannotMerge, ModelUnavailable."""
     config = settings()
-    model = Models(config).now().resolve(name)
+    registry = Models(config).now()
+    model = registry.base(name) or registry.resolve(name)
     if model is None or model.source.urls:
         raise CannotMerge(f"no models file here has weights of '{name}': name their folder with --base")
     return model_folders.source_of(model, config), model.source.revision

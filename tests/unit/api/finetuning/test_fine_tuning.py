@@ -146,6 +146,12 @@ def test_reinforcement_names_the_methods_that_work(client: TestClient) -> None:
     assert message == "Invalid value: 'reinforcement'. Supported values are: 'supervised' and 'dpo'."
 
 
+def test_a_base_is_trained_where_vllm_is_off(make_app: Callable[..., FastAPI]) -> None:
+    app = make_app(vllm_enabled=False)
+
+    assert create(client_of(app, make_key(app)))["model"] == BASE
+
+
 @pytest.mark.parametrize("model", ["nothing", "all-minilm-l6-v2", "remote", "ft:nothing:default::1"])
 def test_a_model_that_cannot_be_trained_is_refused_with_those_that_can(
     tmp_path: Any, client: TestClient, model: str

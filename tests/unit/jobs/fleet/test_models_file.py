@@ -90,6 +90,17 @@ def test_models_of_vllm_and_their_aliases_drop_out_when_it_is_off() -> None:
     assert registry.resolve("text-embedding-ada-002") is not None
 
 
+@pytest.mark.parametrize("vllm_enabled", [True, False])
+def test_models_of_vllm_can_be_trained_whether_they_are_served_or_not(tmp_path: Path, vllm_enabled: bool) -> None:
+    file = model_with(tmp_path, engine="vllm", source="{path: weights/m}", aliases="[other]")
+
+    registry = Registry.read(file, vllm_enabled=vllm_enabled)
+
+    assert list(registry.trainable) == ["m"]
+    assert [getattr(registry.base(name), "name", None) for name in ("m", "other", "nothing")] == ["m", "m", None]
+    assert (registry.resolve("m") is not None) is vllm_enabled
+
+
 def test_file_of_the_settings_is_read_instead(tmp_path: Path) -> None:
     registry = Registry.load(Settings(models_file=str(written(tmp_path, MINIMAL))))
 

@@ -70,6 +70,18 @@ def test_a_tuned_model_runs_where_its_base_does(sqlite: Database, tmp_path: Path
     assert unknown.value.code == "model_not_found"
 
 
+def test_an_adapter_whose_base_is_not_served_says_where_it_can_be(sqlite: Database, tmp_path: Path) -> None:
+    config: Any = Settings(vllm_enabled=False)
+    name = "ft:smollm2-135m-instruct:acme::abc"
+    adapters.tuned_model(sqlite, DiskStorage(tmp_path), name, base="smollm2-135m-instruct", project="acme")
+    with sqlite.write() as session:
+        project_id, registry = keys.ensure_project(session, "acme").id, Registry.load(config)
+        with pytest.raises(routing.NotServed, match="--no-vllm") as refused:
+            routing.route(session, config, registry, name, endpoint=CHAT, project_id=project_id)
+
+    assert refused.value.code == "model_not_supported"
+
+
 def test_a_tuned_model_that_no_engine_can_serve_is_refused(sqlite: Database, tmp_path: Path) -> None:
     config: Any = Settings()
     name, storage = "ft:smollm2-135m-instruct:acme::abc", DiskStorage(tmp_path)

@@ -178,6 +178,20 @@ def test_a_planned_job_has_numbers_a_snapshot_and_one_shard(planner: Planning) -
     assert planner.snapshot(datasets.TRAINING) == rows
 
 
+@pytest.mark.parametrize(("peft", "warned"), [("lora", 1), ("full", 0)])
+def test_a_base_that_is_not_served_is_trained_with_a_word_on_where_its_adapter_is(
+    planner: Planning, peft: str, warned: int
+) -> None:
+    config = planner.context.config.model_copy(update={"vllm_enabled": False})
+    planner.context = replace(planner.context, config=config, models=Models(config))
+
+    job = planner.plan(jsonl([row(n) for n in range(12)]), peft=peft)
+
+    assert job.state == JobState.RUNNING
+    warnings = [message for level, message in planner.events() if level == "warn" and "--no-vllm" in message]
+    assert len(warnings) == warned
+
+
 def test_auto_stands_for_numbers_by_the_size_of_the_data(planner: Planning) -> None:
     planner.plan(jsonl([row(n) for n in range(120)]))
 
