@@ -28,6 +28,16 @@ class Task(StrEnum):
     PURGE = "purge"  # the pending removals from the vector database
 
 
+#: The queue that shows whether a pool of `python -m workers POOL` works.
+POOL_QUEUES: Final[Mapping[str, str]] = {
+    "cpu": Queue.PLAN,
+    "evaluate": Queue.EVALUATE,
+    "gpu": Queue.GENERATE,
+    "embed": Queue.EMBED,
+    "finetune": Queue.FINETUNE,
+    "tuned": Queue.TUNED,
+    "io": Queue.WEBHOOKS,
+}
 #: The pools of processes that do one thing at a time, which may last, and the queues of each.
 PROCESS_POOLS: Final[Mapping[str, tuple[Queue, ...]]] = {
     "cpu": (Queue.PLAN, Queue.INGEST),
@@ -43,3 +53,9 @@ def sharing(queue: str) -> tuple[Queue, ...]:
 def largest_share(processes: int) -> int:
     """Return how many processes of a pool one project may take: half, rounded up. These are never all of several."""
     return (processes + 1) // 2
+
+
+def command_for(queue: str) -> str:
+    """Return the command that runs a worker of a queue: of a pool, or of a queue that models.yaml names."""
+    pool = next((pool for pool, usual in POOL_QUEUES.items() if usual == queue), None)
+    return f"python -m workers {pool or f'gpu {queue}'}"

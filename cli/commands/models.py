@@ -17,6 +17,7 @@ from cli.errors import CliError
 from cli.groups import Group
 from cli.options import ApiKey, AsJson, DataDir, OperatorKey, Url
 from cli.terminal import say, show, show_entries, show_json, show_table
+from jobs.queues import command_for
 from jobs.requests.endpoints import EMBEDDINGS
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from jobs.fleet.models_file import Model
     from jobs.fleet.tables import Model as Shown
+    from jobs.settings import Settings
 
 app = Group("List, add, download and remove the models of a models.yaml.")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The name that clients write in `model`.")]
@@ -98,33 +100,35 @@ def add(
 
     Running processes see the model within seconds. A server (--url) is asked at once; one that cannot be reached is
     added all the same, with a warning, and asked again and again. For a model that runs in a
-    worker, the worker returns its work and is restarted. A queue of its own needs a process that serves it.
+    worker, the worker returns its work and is restarted. A second model of vLLM gets a queue of its own,
+    because a process holds one; `nightmill up` starts a process for each queue of the file.
     """
     from cli.client.hub import newest
-    from cli.commands.models_editor import append_model, editable
+    from cli.commands.models_editor import append_model, editable, own_queue
     from cli.up.effective import running
+    from jobs.fleet.models_file import Registry
 
     config = running(data_dir)
-    source: dict[str, Any] = {}
-    if path is not None:
-        source["path"] = str(path.absolute())
     if revision and not repo:
         raise CliError("--revision names a commit of a --repo")
     if path is None and not repo and not url:
         raise CliError("say where the model comes from: a folder (--path), a repository (--repo) or a server (--url)")
-    if repo:
-        source |= {"repo": repo, "revision": revision or newest(repo)}
-    if url:
-        source["urls"] = url
-    source |= {key: value for key, value in (("model", upstream), ("api_key_env", api_key_env)) if value}
-    fields: dict[str, Any] = {"source": source, "engine": engine or ("http" if url else "vllm")}
-    fields |= {key: value for key, value in (("queue", queue), ("engine_args", _arguments(set_ or []))) if value}
-    if alias:
-        fields["aliases"] = alias
-    file = editable(config.models_file, config.data_dir)
-    append_model(file, name, fields)
+    source = _given(
+        path=str(path.absolute()) if path else "",
+        repo=repo,
+        revision=revision or (repo and newest(repo)),
+        urls=url,
+        model=upstream,
+        api_key_env=api_key_env,
+    )
+    file, engine = editable(config.models_file, config.data_dir), engine or ("http" if url else "vllm")
+    queue = own_queue(file, name, queue) if engine == "vllm" else queue
+    more = _given(queue=queue, engine_args=_arguments(set_ or []), aliases=alias)
+    append_model(file, name, {"source": source, "engine": engine, **more})
+    added = Registry.read(file.path).models[name]
     faults = _faults(url or (), api_key_env, upstream or name)
-    show({"name": name, "file": str(file.path), "faults": faults}, f"{name} added to {file.path}", as_json=as_json)
+    result = {"name": name, "file": str(file.path), "queue": added.queue, "faults": faults}
+    show(result, f"{name} added to {file.path}", *_process(config, added.queue), as_json=as_json)
     for fault in () if as_json else faults:
         say(f"warning: {fault}", err=True)
 
@@ -219,6 +223,28 @@ def _faults(urls: Iterable[str], key_name: str, model: str) -> list[str]:
         return [str(error)]
     faults = [(url, upstream.fault(url, key, model)) for url in urls]
     return [f"{url} {fault}" for url, fault in faults if fault]
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    """Return the fields that have a value."""
+    return {name: value for name, value in fields.items() if value}
+
+
+def _process(config: "Settings", queue: str) -> list[str]:
+    """Say what starts the process of a queue, unless a process of the Procfile serves the queue."""
+    from cli.up import procfile
+    from cli.up.folder import DataFolder
+
+    run = DataFolder(config.data_dir).live_run()
+    names = {process["name"] for process in run.get("processes", ())}
+    if queue in map(procfile.queue_of, procfile.load(procfile.PACKAGED)) or queue in names:
+        return []
+    if run.get("adds_models"):
+        return [f"a process of its own, {queue}, starts in a moment: `nightmill status` shows it"]
+    if run:
+        line = f"{queue.replace('.', '-')}: {command_for(queue)}"
+        return [f"nothing serves its queue: the Procfile in use needs a line such as `{line}`, and a new start"]
+    return [f"`nightmill up` starts a process of its own for it, {queue}"]
 
 
 def _states(session: "Session", rows: Iterable[dict[str, Any]]) -> None:

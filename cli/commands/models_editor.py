@@ -1,15 +1,18 @@
 """Change a models file without losing its comments: append a model, or cut its lines out."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from cli.errors import CliError
-from jobs.fleet.models_file import NO_YAML, PACKAGED_FILE, ModelsFileError, Registry
+from jobs.fleet.models_file import DEFAULT_QUEUES, NO_YAML, PACKAGED_FILE, EngineKind, ModelsFileError, Registry
+from jobs.queues import Queue
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,27 @@ def editable(config_file: str, data_dir: Path) -> Editable:
     """Return the models file in force. A change to the packaged file is written to the data folder, as a copy."""
     path = Path(config_file).expanduser() if config_file else data_dir / PACKAGED_FILE.name
     return Editable(path, path if config_file or path.exists() else PACKAGED_FILE)
+
+
+def own_queue(file: Editable, name: str, queue: str) -> str:
+    """Return the queue to write for a new model of vLLM, of which a process holds one.
+
+    That is `queue`. Where none is given it is empty, which means the usual one, or `gpu.NAME` if that is taken.
+
+    Raises:
+        CliError: another model of vLLM has `queue`, or the file is not valid.
+    """
+    try:
+        models = Registry.read(file.origin).models.values()
+    except ModelsFileError as error:
+        raise CliError(str(error)) from error
+    taken = {model.queue: model.name for model in models if model.engine is EngineKind.VLLM}
+    if queue in taken:
+        raise CliError(f"a process holds one vLLM model, and {queue} has {taken[queue]}; name another --queue")
+    if queue or DEFAULT_QUEUES[EngineKind.VLLM] not in taken:
+        return queue
+    own = "gpu." + (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "model")
+    return next(free for free in chain([own], (f"{own}-{n}" for n in count(2))) if free not in {*taken, *Queue})
 
 
 def append_model(file: Editable, name: str, fields: Mapping[str, Any]) -> None:

@@ -26,6 +26,7 @@ CHECKS: tuple[Callable[[Patient], Iterable[Finding]], ...] = (
     reachable.api,
     reachable.ports,
     reachable.processes,
+    reachable.queues,
     reachable.engine_endpoints,
     reachable.text_images,
 )

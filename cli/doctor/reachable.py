@@ -18,6 +18,7 @@ from jobs.fleet.models_file import ModelsFileError, Registry
 from jobs.inference.admission import FULL, Memory, read_memory
 from jobs.inference.interactive import address, redis_url
 from jobs.platform.processes import alive
+from jobs.queues import command_for
 from jobs.requests.endpoints import base_of
 from jobs.settings import MB
 
@@ -135,6 +136,30 @@ def processes(patient: Patient) -> Iterator[Finding]:
             yield warning(name, f"runs, but was restarted {process['restarts']} times{_ended(process)}", log)
         else:
             yield fine(name, f"runs as {process['pid']}")
+
+
+def queues(patient: Patient) -> Iterator[Finding]:
+    """Check that a worker serves the queue of each model, where a deployment answers."""
+    url = patient.run.get("url") or readiness.running_url(patient.config)
+    state = (readiness.look(url) if url else None) or {}
+    if "workers" not in state:
+        return
+    loading = {entry["queue"] for entry in state.get("loading", ())}
+    for queue, names in _by_queue(patient).items():
+        if queue in loading:
+            yield fine(f"queue {queue}", f"loading {', '.join(names)}")
+        elif queue not in state["workers"]:
+            fix = f"`nightmill down` and `{_START}` start one, and so does `{command_for(queue)}`"
+            yield warning(f"queue {queue}", f"no worker serves it: {', '.join(names)} cannot be asked", fix)
+
+
+def _by_queue(patient: Patient) -> dict[str, list[str]]:
+    """Return the names of the models of each queue."""
+    names: dict[str, list[str]] = {}
+    with suppress(ModelsFileError):  # the check of the models reports it
+        for model in Registry.load(patient.config).models.values():
+            names.setdefault(model.queue, []).append(model.name)
+    return names
 
 
 def _ended(process: Mapping[str, Any]) -> str:

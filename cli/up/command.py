@@ -70,7 +70,7 @@ def up(
     root = lines.absolute().parent if lines else procfile.CODE
 
     def run() -> int:
-        here = Installation(config, folder, root, os.getpid(), verbose)
+        here = Installation(config, folder, root, os.getpid(), verbose, adds_models=lines is None)
         return _run(here, parsed, folder, lambda: None if unlisted else deployments.remember(folder))
 
     raise typer.Exit(detached(folder, reached(config.host, config.port), run) if detach else run())

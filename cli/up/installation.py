@@ -5,9 +5,9 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from cli.up.folder import FLOWER_PASSWORD, SUPERVISED, DataFolder
 from cli.up.readiness import is_free, reached
 from cli.up.service import Program, Service
 from cli.up.supervisor import Hooks, Plan, Supervisor, Wakeups, stop_seconds
-from jobs.fleet.models_file import EngineKind, ModelsFileError, Registry
+from jobs.fleet.models_file import EngineKind, Models, ModelsFileError, Registry
 from jobs.platform.secret_files import replaced
+from jobs.queues import Queue
 from jobs.settings import Settings
 
 
@@ -69,6 +70,7 @@ class Installation:
     root: Path
     guard_pid: int
     verbose: bool
+    adds_models: bool = False  # a process for each model that no line of the Procfile serves
 
     @property
     def url(self) -> str:
@@ -104,16 +106,31 @@ class Installation:
         """Return the services to start, in order."""
         services = {line.name: Service(self._program(line)) for line in lines}
         release, seconds = services.pop(procfile.RELEASE, None), self.config.shutdown_seconds
+        plan = Plan(list(services.values()), release, shutdown_seconds=seconds, more=self._model_services(lines))
         if self.config.broker_url:
-            return Plan(list(services.values()), release, shutdown_seconds=seconds)
-        return Plan(
-            list(services.values()),
-            release,
-            Service(self._program(procfile.Line("broker", broker.command(self.folder.path)))),
-            lambda: broker.answers(self.folder.path),
-            lambda: broker.set_aside(self.folder.path),
-            seconds,
+            return plan
+        return replace(
+            plan,
+            broker=Service(self._program(procfile.Line("broker", broker.command(self.folder.path)))),
+            broker_answers=lambda: broker.answers(self.folder.path),
+            repair_broker=lambda: broker.set_aside(self.folder.path),
         )
+
+    def _model_services(self, lines: Sequence[procfile.Line]) -> Callable[[], list[Service]]:
+        """Return the function that makes a service for each queue of the models file that has none yet."""
+        known, models = list(lines), Models(self.config)
+
+        def make() -> list[Service]:
+            if not self.adds_models:
+                return []
+            try:
+                added = procfile.lines_for(models.now().models.values(), known)
+            except ModelsFileError:  # changed since the check; the workers report the error
+                return []
+            known.extend(added)
+            return [Service(self._program(line)) for line in added]
+
+        return make
 
     def _program(self, line: procfile.Line) -> Program:
         environment = replaced(os.environ, {**self.environment(), **line.environment})
@@ -145,7 +162,7 @@ class Installation:
         return Hooks(
             say=notices.say,
             publish=self._publish,
-            released=lambda: self._announce([line.name for line in lines], notices, leaving),
+            released=lambda: self._announce(lines, notices, leaving),
             stopping=leaving.set,
             output=shown,
         )
@@ -161,13 +178,15 @@ class Installation:
                 "api_key": key,
                 "models_file": self.config.models_file,
                 "openai_aliases": self.config.openai_aliases,
+                "adds_models": self.adds_models,
                 "pid": self.guard_pid,
                 "stop_seconds": stop_seconds(self.config.shutdown_seconds),
                 "processes": [service.described() for service in services],
             }
         )
 
-    def _announce(self, names: Sequence[str], notices: Notices, leaving: threading.Event) -> None:
+    def _announce(self, lines: Sequence[procfile.Line], notices: Notices, leaving: threading.Event) -> None:
+        names = [line.name for line in lines]
         notices.say(f"starting in {self.folder.path}; what each process logs is in {self.folder.logs}")
         own = reached(self.config.host, self.config.port)  # a proxy may not forward /statusz
 
@@ -183,14 +202,16 @@ class Installation:
             if "gpu" in names and self.config.vllm_enabled:
                 notices.say(_vllm_start(self._vllm_models()))
 
-        readiness.tell_when_up(own, names, ready, notices.say, notices.update, leaving)
+        pools = {line.name: queue for line in lines if (queue := procfile.queue_of(line))}
+        readiness.tell_when_up(own, pools, ready, notices.say, notices.update, leaving)
 
     def _vllm_models(self) -> str:
         try:
             models = Registry.load(self.config).models.values()
         except ModelsFileError:  # changed since the check; the worker reports the error
             return "no model"
-        return ", ".join(model.name for model in models if model.engine is EngineKind.VLLM) or "no model"
+        usual = [model.name for model in models if (model.engine, model.queue) == (EngineKind.VLLM, Queue.GENERATE)]
+        return ", ".join(usual) or "no model"
 
 
 def _vllm_start(models: str) -> str:

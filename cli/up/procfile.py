@@ -1,17 +1,23 @@
 """Read a Procfile: one process a line, `name: NAME=value … program argument …`, run without a shell.
 
 `release` runs to its end before the others start; the others run side by side. A comment `# optional name: program …`
-is a line that runs where it is named, and only a comment for other readers of the file.
+is a line that runs where it is named, and only a comment for other readers of the file. A model of the models file with
+a queue of its own needs a line that no Procfile can know: `lines_for` makes it.
 """
 
 import re
 import shlex
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cli.errors import CliError
+from jobs.queues import POOL_QUEUES, command_for
+
+if TYPE_CHECKING:
+    from jobs.fleet.models_file import Model
 
 RELEASE = "release"
 #: The Procfile of this package.
@@ -54,6 +60,27 @@ def load(path: Path, optional: Collection[str] = ()) -> list[Line]:
         if names.count(name) > 1:
             raise CliError(f"{path} names '{name}' more than once")
     return lines
+
+
+def queue_of(line: Line) -> str:
+    """Return the queue that shows whether a line works; empty for a line that runs no worker."""
+    words = line.program
+    if "workers" not in words:
+        return ""
+    pool, *queues = words[words.index("workers") + 1 :] or ("",)
+    return queues[0] if queues else POOL_QUEUES.get(pool, "")
+
+
+def lines_for(models: "Iterable[Model]", lines: Sequence[Line]) -> list[Line]:
+    """Return a line for each queue of `models` that none of `lines` serves."""
+    served = set(map(queue_of, lines))
+    queues = dict.fromkeys(model.queue for model in models if model.queue not in served)
+    return [Line(queue, _words(command_for(queue))) for queue in queues]
+
+
+def _words(command: str) -> tuple[str, ...]:
+    name, *words = shlex.split(command)
+    return (_interpreter(name), *words)
 
 
 def _parse(path: Path, number: int, text: str) -> Line:

@@ -6,7 +6,7 @@ import socket
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from cli.wording import model_progress
@@ -17,16 +17,6 @@ _LONGEST = 5.0  # and at most, for pools that never come up
 _MOVING = 1.0  # and while an engine loads
 _PATIENCE = 3.0
 _STATUSES: Final = frozenset({"ready", "broker_full", "stuck", "unavailable"})
-#: The queue that shows whether a process of the Procfile works.
-POOLS: Mapping[str, str] = {
-    "cpu": "cpu.plan",
-    "evaluate": "cpu.evaluate",
-    "gpu": "gpu.generate",
-    "embed": "gpu.embed",
-    "finetune": "gpu.finetune",
-    "tuned": "gpu.tuned",
-    "io": "io.webhooks",
-}
 
 
 def look(url: str) -> dict[str, Any] | None:
@@ -68,7 +58,7 @@ def takes_requests(url: str) -> bool:
 
 def tell_when_up(
     url: str,
-    pools: Sequence[str],
+    pools: Mapping[str, str],
     ready: Callable[[], None],
     say: Callable[[str], None],
     update: Callable[[str], None],
@@ -76,7 +66,7 @@ def tell_when_up(
 ) -> threading.Thread:
     """Start a thread that calls `ready` when the server takes requests, and then says which pools are up.
 
-    While a pool loads its engine, `say` gets each new phase and `update` the seconds so far.
+    `pools` has the queue of each. While one loads its engine, `say` gets each new phase and `update` the seconds.
     """
 
     def watch() -> None:
@@ -84,7 +74,7 @@ def tell_when_up(
             if stop.wait(_INTERVAL):
                 return
         ready()
-        waiting = {name: POOLS[name] for name in pools if name in POOLS}
+        waiting = dict(pools)
         pause, phases = _INTERVAL, dict[str, Any]()
         while waiting and not stop.wait(pause):
             answer = look(url) or {}

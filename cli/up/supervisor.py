@@ -10,6 +10,7 @@ descendants that left it), so that no engine keeps memory, a port or a lock.
 
 import os
 import select
+import shlex
 import signal
 import socket
 import time
@@ -102,7 +103,8 @@ class Plan:
     """The services to run, in order.
 
     `broker_answers` checks once whether the broker is up. `repair_broker` repairs the files of a broker that keeps
-    exiting. Answers in progress have `shutdown_seconds` to end.
+    exiting. Answers in progress have `shutdown_seconds` to end. `more` makes the services that are missing by now, each
+    once.
     """
 
     services: Sequence[Service]
@@ -111,6 +113,7 @@ class Plan:
     broker_answers: Callable[[], bool] = lambda: True
     repair_broker: Callable[[], None] = lambda: None
     shutdown_seconds: float = 0.0
+    more: Callable[[], Sequence[Service]] = tuple
 
 
 def stop_seconds(shutdown_seconds: float) -> float:
@@ -131,6 +134,7 @@ class Supervisor:
         self._wakeups = wakeups
         self._running: list[Service] = []  # the supervised services, in the order of their start
         self._swept = time.monotonic()
+        self._looks_at = 0.0
         self._unpublished = False
 
     def run(self) -> int:
@@ -144,6 +148,7 @@ class Supervisor:
             for service in self._plan.services:
                 self._start(service)
             while True:
+                self._start_more()
                 self._turn(self._until_next())
         except _Stopped:
             self._stop()
@@ -173,6 +178,15 @@ class Supervisor:
             if release.code != 0:
                 raise CliError(f"the release step failed ({release.ending}):\n{release.log.tail(30)}")
         self._hooks.released()
+
+    def _start_more(self) -> None:
+        """Start the services that have become necessary, with a look every few seconds."""
+        if time.monotonic() < self._looks_at:
+            return
+        self._looks_at = time.monotonic() + _SWEEP
+        for service in self._plan.more():
+            self._hooks.say(f"starting {service.name}: {shlex.join(service.program.arguments)}")
+            self._start(service)
 
     def _start(self, service: Service) -> None:
         self._running.append(service)

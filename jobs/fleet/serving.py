@@ -10,6 +10,7 @@ from jobs.fleet import quarantine, workers
 from jobs.fleet.workers import Loading
 from jobs.ledger import pauses
 from jobs.ledger.pauses import Scope
+from jobs.queues import command_for
 
 State = Literal["ready", "paused", "loading", "quarantined", "unreachable", "no_worker"]
 
@@ -25,12 +26,13 @@ class Needed:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """The state of a model, how many live workers serve it, and what is being loaded for it."""
+    """The state of a model, how many live workers serve it, what is being loaded for it, and how many its queue has."""
 
     state: State
     queue: str
     workers: int
     loading: Loading | None = None
+    of_queue: int = 0
 
 
 def states(session: Session, models: Iterable[Needed]) -> dict[str, Serving]:
@@ -52,7 +54,9 @@ def states(session: Session, models: Iterable[Needed]) -> dict[str, Serving]:
             ("unreachable", model.is_http and bool(here)),
         )
         state: State = next((state for state, holds in conditions if holds), "no_worker")
-        states_by_name[model.name] = Serving(state, model.queue, count, loading if state == "loading" else None)
+        states_by_name[model.name] = Serving(
+            state, model.queue, count, loading if state == "loading" else None, len(here)
+        )
     return states_by_name
 
 
@@ -69,4 +73,9 @@ def why_not(serving: Serving) -> str | None:
         return None
     if serving.loading:
         return f"a worker is loading it ({serving.loading.phase})"
-    return _WHY.get(serving.state, f"no live worker of {serving.queue} serves it")
+    remedy = "`nightmill doctor` on the host of one says why" if serving.of_queue else _start(serving.queue)
+    return _WHY.get(serving.state, f"no live worker of {serving.queue} serves it: {remedy}")
+
+
+def _start(queue: str) -> str:
+    return f"`nightmill up` starts one, and so does `{command_for(queue)}`"

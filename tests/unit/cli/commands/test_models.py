@@ -78,6 +78,35 @@ def test_the_packaged_file_is_copied_before_it_is_changed(run: Run, tmp_path: Pa
     assert PACKAGED_FILE.read_text() == before
 
 
+def test_a_second_model_of_vllm_gets_a_queue_and_says_what_runs_it(run: Run, tmp_path: Path) -> None:
+    weights = str(tmp_path / "weights")
+
+    said = run("add", "Big/Model", "--path", weights)
+    run("add", "big.model", "--path", weights)
+    with pytest.raises(CliError, match=r"gpu\.big-model has Big/Model"):
+        run("add", "more", "--path", weights, "--queue", "gpu.big-model")
+    run("remove", "smollm2-135m-instruct")
+    run("add", "usual", "--path", weights)
+
+    models = Registry.read(file(tmp_path)).models
+    queues = {name: models[name].queue for name in ("Big/Model", "big.model", "usual")}
+    assert queues == {"Big/Model": "gpu.big-model", "big.model": "gpu.big-model-2", "usual": "gpu.generate"}
+    assert said.splitlines()[1] == "`nightmill up` starts a process of its own for it, gpu.big-model"
+
+
+@pytest.mark.parametrize(
+    ("adds_models", "says"),
+    [(True, "a process of its own, gpu.big, starts in a moment"), (False, "`gpu-big: python -m workers gpu gpu.big`")],
+)
+def test_a_running_deployment_starts_the_process_or_needs_a_line(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adds_models: bool, says: str
+) -> None:
+    running = {"adds_models": adds_models, "processes": [{"name": "gpu"}]}
+    monkeypatch.setattr("cli.up.folder.DataFolder.live_run", lambda _: running)
+
+    assert says in run("add", "big", "--path", str(tmp_path))
+
+
 def test_prompts_of_models_that_embed_are_listed(run: Run, tmp_path: Path) -> None:
     assert "prompts" not in run("list")
 

@@ -400,3 +400,45 @@ def test_an_api_whose_broker_is_full_still_takes_jobs(diagnosis: Examine, monkey
     found = diagnosis()["api"]
 
     assert (found.health, "broker_full" in found.message, bool(found.fix)) == (Health.WARNING, True, True)
+
+
+def test_two_models_of_vllm_need_two_queues(diagnosis: Examine, tmp_path: Path) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text("models:\n" + "".join(f"  {n}: {{source: {{path: .}}, engine: vllm}}\n" for n in "ab"))
+
+    finding = diagnosis(models_file=str(file))["queue gpu.generate"]
+
+    assert (finding.health, "a, b" in finding.message) == (Health.BROKEN, True)
+    assert f"a queue of its own in {file}: `queue: gpu.NAME`" in finding.fix
+
+
+def test_models_that_together_take_more_than_a_gpu_are_told(
+    diagnosis: Examine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "models.yaml"
+    monkeypatch.setattr("cli.doctor.installed.shutil.which", lambda name: f"/usr/bin/{name}")
+    models = "models:\n  a: {source: {path: .}, engine: vllm}\n  b: {source: {path: .}, engine: vllm, queue: gpu.b%s}\n"
+
+    for args, told in (("", True), (", engine_args: {gpu_memory_utilization: 0.05}", False)):
+        file.write_text(models % args)
+        assert ("gpu memory" in diagnosis(models_file=str(file))) is told
+
+
+def test_a_queue_that_no_worker_serves_is_told_with_what_serves_it(
+    diagnosis: Examine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text(
+        "models:\n" + "".join(f"  {n}: {{source: {{path: .}}, engine: vllm, queue: gpu.{n}}}\n" for n in "abc")
+    )
+    loading = {"queue": "gpu.b", "model": "b", "phase": "importing vLLM", "since": 0.0}
+    state = {"status": "ready", "database": "ok", "workers": {"gpu.a": 2}, "loading": [loading]}
+    monkeypatch.setattr("cli.up.readiness.look", lambda _url: state)
+
+    findings = diagnosis(models_file=str(file))
+
+    assert "queue gpu.a" not in findings
+    assert findings["queue gpu.b"].health is Health.FINE
+    lacking = findings["queue gpu.c"]
+    assert (lacking.health, lacking.message) == (Health.WARNING, "no worker serves it: c cannot be asked")
+    assert "`python -m workers gpu gpu.c`" in lacking.fix

@@ -12,6 +12,7 @@ from cli.up import procfile
 from cli.up.folder import DataFolder
 from cli.up.installation import Installation, Notices
 from cli.up.service import Program, Service
+from jobs.fleet.models_file import PACKAGED_FILE
 from jobs.security.sign_in import exchange
 from jobs.settings import Settings
 
@@ -75,7 +76,9 @@ def test_whether_it_is_up_is_asked_of_its_own_port(folder: DataFolder, monkeypat
     config = Settings(data_dir=folder.path, port=8000, public_url="https://batch.example")
 
     here = Installation(config, folder, procfile.CODE, 1, verbose=False)
-    here._announce(["web"], cast(Notices, SimpleNamespace(say=print, update=print)), threading.Event())
+    here._announce(
+        [procfile.Line("web", ("true",))], cast(Notices, SimpleNamespace(say=print, update=print)), threading.Event()
+    )
 
     assert asked == ["http://127.0.0.1:8000"]
 
@@ -86,7 +89,7 @@ def test_the_link_for_a_browser_is_told_once_it_is_up(folder: DataFolder, monkey
     here = Installation(Settings(data_dir=folder.path, port=8000), folder, procfile.CODE, 1, verbose=False)
 
     notices = SimpleNamespace(say=told.append, show=told.append, update=told.append)
-    here._announce(["web"], cast(Notices, notices), threading.Event())
+    here._announce([procfile.Line("web", ("true",))], cast(Notices, notices), threading.Event())
 
     assert any(line.startswith("in a browser: http://127.0.0.1:8000/ ") for line in told)
 
@@ -103,7 +106,7 @@ def test_link_to_the_console_is_shown_in_a_terminal_and_logged_nowhere(
     here = Installation(config, folder, procfile.CODE, 1, verbose=False)
 
     notices = SimpleNamespace(say=logged.append, show=shown.append, update=logged.append)
-    here._announce(["web"], cast(Notices, notices), threading.Event())
+    here._announce([procfile.Line("web", ("true",))], cast(Notices, notices), threading.Event())
 
     [line] = [line for line in shown if line.startswith("console: https://mill.example/console/")]
     assert ("#token=" in line) is terminal
@@ -112,3 +115,19 @@ def test_link_to_the_console_is_shown_in_a_terminal_and_logged_nowhere(
     if terminal:
         (folder.path / "operator.key").write_text("nm_operator")
         assert exchange(folder.path, line.partition("#token=")[2], 900) == "nm_operator"
+
+
+@pytest.mark.parametrize("adds_models", [True, False])
+def test_a_model_that_is_added_gets_its_process_once(folder: DataFolder, *, adds_models: bool) -> None:
+    """With a Procfile of the operator's own its lines are all that runs."""
+    config = Settings(data_dir=folder.path)
+    lines = procfile.load(procfile.PACKAGED)
+    plan = Installation(config, folder, procfile.CODE, 1, verbose=False, adds_models=adds_models).plan(lines)
+    before = [service.name for service in plan.more()]
+
+    large = "  big: {source: {path: weights}, engine: vllm, queue: gpu.big}\n"
+    (folder.path / "models.yaml").write_text(f"{PACKAGED_FILE.read_text().rstrip()}\n{large}")
+    after = [service.program.arguments[1:] for service in plan.more()]
+
+    assert (before, after) == ([], [("-m", "workers", "gpu", "gpu.big")] if adds_models else [])
+    assert plan.more() == []

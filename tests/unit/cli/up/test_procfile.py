@@ -7,6 +7,7 @@ import pytest
 
 from cli.errors import CliError
 from cli.up import procfile
+from jobs.fleet.models_file import PACKAGED_FILE, Registry
 
 
 def _load(tmp_path: Path, text: str) -> list[procfile.Line]:
@@ -81,3 +82,29 @@ def test_an_optional_line_runs_where_it_is_named(tmp_path: Path) -> None:
 
 def test_ours_has_an_optional_line_for_whole_tuned_models() -> None:
     assert procfile.load(procfile.PACKAGED, ["tuned"])[-1].program == (sys.executable, "-m", "workers", "tuned")
+
+
+def test_each_queue_of_the_models_file_that_no_line_serves_gets_one(tmp_path: Path) -> None:
+    source = "source: {path: weights}, engine: vllm"
+    file = tmp_path / "models.yaml"
+    file.write_text(
+        f"models:\n  a: {{{source}}}\n  b: {{{source}, queue: gpu.large}}\n  c: {{{source}, queue: gpu.fast}}\n"
+        "  e: {source: {path: weights}, engine: embed}\n"
+    )
+    lines = _load(
+        tmp_path, "gpu: python -m workers gpu\nfast: A=1 python -m workers gpu gpu.fast\nweb: python -m api\n"
+    )
+
+    added = procfile.lines_for(Registry.read(file).models.values(), lines)
+
+    assert added == [
+        procfile.Line("gpu.large", (sys.executable, "-m", "workers", "gpu", "gpu.large")),
+        procfile.Line("gpu.embed", (sys.executable, "-m", "workers", "embed")),
+    ]
+    assert procfile.lines_for(Registry.read(file).models.values(), [*lines, *added]) == []
+
+
+def test_every_queue_of_the_packaged_models_has_a_line() -> None:
+    models = Registry.read(PACKAGED_FILE).models.values()
+
+    assert procfile.lines_for(models, procfile.load(procfile.PACKAGED)) == []

@@ -23,7 +23,12 @@ def test_each_phase_of_a_pool_that_loads_is_said_and_the_seconds_move_on(monkeyp
     monkeypatch.setattr(readiness, "_MOVING", 0.0)
 
     readiness.tell_when_up(
-        "http://server", ["gpu", "web"], lambda: said.append("ready"), said.append, updated.append, threading.Event()
+        "http://server",
+        {"gpu": "gpu.generate"},
+        lambda: said.append("ready"),
+        said.append,
+        updated.append,
+        threading.Event(),
     ).join(30)
 
     assert [text.partition(", 4")[0] for text in said] == [
