@@ -11,6 +11,7 @@ import typer
 from cli.errors import CliError
 from cli.options import AsJson, DataDir
 from cli.terminal import say, show, show_json, show_table
+from cli.wording import model_progress
 from jobs.security.sign_in import links_folder
 from jobs.timings import Timings
 
@@ -76,6 +77,8 @@ def _show(report: Mapping[str, Any], folder: "DataFolder") -> None:
             ["-" if process[name] is None else process[name] for name in columns] for process in report["processes"]
         ]
         show_table(("process", "state", "pid", "restarts", "last end"), rows)
+    for engine in (report["api"] or {}).get("loading", ()):
+        say(f"{engine['queue']}: {model_progress(engine)}")
     for other in report["others"]:
         say(f"also running: {other}")
 

@@ -49,7 +49,7 @@ from workers.engines.port import (
     refusal,
     unknown_model,
 )
-from workers.engines.vllm import leftovers, vllm_adapters
+from workers.engines.vllm import leftovers, phases, vllm_adapters
 from workers.engines.vllm.vllm_serving import (
     BadEngineArgs,
     Serving,
@@ -106,7 +106,8 @@ class VllmEngine:
         self._likelihoods: vllm_adapters.Likelihoods | None = None
         self._watch: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
-        self.phase = ""
+        self._step = ""
+        self._phases = pids.with_suffix(".phase")
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -119,6 +120,10 @@ class VllmEngine:
     @property
     def adapters(self) -> int:
         return vllm_adapters.limit_of(self._args)
+
+    @property
+    def phase(self) -> str:
+        return phases.read(self._phases) or self._step
 
     def batch_limits(self, while_interactive: int) -> tuple[int, int] | None:
         """Return the limit of batch lines while an interactive client waits, and while none does.
@@ -134,9 +139,10 @@ class VllmEngine:
             await self._stop()
             prepare_environment(self._model, self._args)
             keep_texts_out()
-            self.phase = "importing vLLM"
+            self._step = phases.IMPORTING
+            phases.record(self._phases, os.environ, self._model, self._args)
             await asyncio.to_thread(importlib.import_module, "vllm.entrypoints.launchers.api_server.entry")
-            self.phase = "reading the weights"
+            self._step = phases.STARTING
             try:
                 with leftovers.recorded(self._pids):
                     serving = await Serving.open(self._model, self._names, self._args)

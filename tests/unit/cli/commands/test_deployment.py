@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,14 @@ def test_status_shows_what_runs_and_how_its_processes_are(folder: DataFolder, gu
     assert "API: http://127.0.0.1:1/v1 (no answer)" in told.stdout
     assert "exit code 3" in told.stdout
     assert (found["state"], found["processes"][0]["restarts"], found["api"]) == ("running", 2, None)
+
+
+@pytest.mark.usefixtures("guard")
+def test_status_names_the_phase_of_each_model_that_loads(folder: DataFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    loading = {"queue": "gpu.generate", "model": "tiny", "phase": "compiling", "since": time.time() - 65}
+    monkeypatch.setattr("cli.up.readiness.look", lambda _url: {"status": "ready", "loading": [loading]})
+
+    assert "gpu.generate: loading tiny (compiling), 1 min" in call("status", folder).stdout
 
 
 @pytest.fixture
