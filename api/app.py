@@ -40,7 +40,7 @@ from api.pages import console_files
 from api.pages import routes as pages
 from api.retrieval import file_batches, indexes, search, sources, store_files
 from api.retrieval import routes as vector_stores
-from api.security import audit, keys
+from api.security import audit, keys, projects
 from api.ttl_cache import Trusted
 from api.webhooks import routes as webhooks
 from api.wrong_keys import WrongKeys
@@ -81,6 +81,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     models.router,
     steering.router,
     keys.router,
+    projects.router,
     audit.router,
     fine_tuning_validation.router,
     graders.router,

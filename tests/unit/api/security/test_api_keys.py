@@ -49,6 +49,13 @@ def test_a_new_key_opens_its_project_and_is_shown_once(app: FastAPI, client: Tes
     assert made["value"] not in json.dumps(listed, ensure_ascii=False)
 
 
+def test_each_key_names_its_own_project(client: TestClient, stranger: TestClient) -> None:
+    ours, theirs = (each.get("/v1/project").json() for each in (client, stranger))
+
+    assert (ours["object"], ours["name"], ours["status"]) == ("organization.project", "default", "active")
+    assert (theirs["name"], theirs["id"] != ours["id"]) == ("another", True)
+
+
 def test_a_key_is_not_replayed_for_an_idempotency_key(client: TestClient) -> None:
     header = {"Idempotency-Key": "same"}
 
