@@ -14,6 +14,8 @@ applyTheme();
 // What one key may see is not for the next one.
 onSessionChange(() => queries.clear());
 await redeemToken();
+// A link that is opened in this tab while the console is shown changes the fragment alone.
+addEventListener("hashchange", () => void redeemToken());
 
 createRoot(document.getElementById("root")!).render(
   <StrictMode>

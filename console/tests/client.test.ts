@@ -109,8 +109,20 @@ describe("the session", () => {
     expect(currentSession().key).toBe("nm_project");
 
     await expect(take(api.GET("/v1/jobs"))).rejects.toMatchObject({ status: 401 });
-    expect(currentSession()).toEqual({ key: null, operatorKey: null, refusal: "This key was revoked." });
+    expect(currentSession()).toEqual({ key: null, keys: [], operatorKey: null, refusal: "This key was revoked." });
     expect(sessionStorage.getItem("nightmill.key")).toBeNull();
+  });
+
+  it("holds the keys of several projects until it ends", () => {
+    signIn("nm_first");
+    signIn("nm_second");
+    signIn("nm_first");
+    expect(currentSession()).toMatchObject({ key: "nm_first", keys: ["nm_first", "nm_second"] });
+    expect(sessionStorage.getItem("nightmill.keys")).toBe('["nm_first","nm_second"]');
+
+    signOut();
+    expect(currentSession()).toMatchObject({ key: null, keys: [] });
+    expect(sessionStorage.length).toBe(0);
   });
 
   it("does not end by the late answer to a key that was replaced meanwhile", async () => {

@@ -1,9 +1,11 @@
 import { useSyncExternalStore } from "react";
 
-/** The two keys that a tab may hold. An operator's key opens no project, and a project's key steers no deployment. */
+/** The keys that a tab may hold. An operator's key opens no project, and a project's key steers no deployment. */
 interface Session {
-  /** The key of a project; without one the console asks for it. */
+  /** The key of the project that is shown; without one the console asks for it. */
   readonly key: string | null;
+  /** The keys of all projects that the tab can switch between, in the order in which they were given. */
+  readonly keys: readonly string[];
   /** The operator's key, for pages that show the whole deployment. */
   readonly operatorKey: string | null;
   /** The reason that the server gave when it refused the project's key. */
@@ -11,18 +13,32 @@ interface Session {
 }
 
 const KEY = "nightmill.key";
+const KEYS = "nightmill.keys";
 const OPERATOR_KEY = "nightmill.operator_key";
 const listeners = new Set<() => void>();
 
 let session: Session = {
   key: sessionStorage.getItem(KEY),
+  keys: readKeys(),
   operatorKey: sessionStorage.getItem(OPERATOR_KEY),
   refusal: null,
 };
 
+/** Read the stored keys. The key of the project that is shown is always one of them. */
+function readKeys(): string[] {
+  const key = sessionStorage.getItem(KEY);
+  const stored = sessionStorage.getItem(KEYS);
+  return withKey(stored === null ? [] : (JSON.parse(stored) as string[]), key);
+}
+
+function withKey(keys: readonly string[], key: string | null): string[] {
+  return key === null || keys.includes(key) ? [...keys] : [...keys, key];
+}
+
 function change(next: Partial<Session>): void {
   session = { ...session, ...next };
   store(KEY, session.key);
+  store(KEYS, session.keys.length > 1 ? JSON.stringify(session.keys) : null);
   store(OPERATOR_KEY, session.operatorKey);
   for (const listener of listeners) listener();
 }
@@ -47,9 +63,9 @@ export function useSession(): Session {
   return useSyncExternalStore(subscribe, currentSession);
 }
 
-/** Keep the key of a project in this tab. */
+/** Show the project of a key, and keep the key in this tab. */
 export function signIn(key: string): void {
-  change({ key, refusal: null });
+  change({ key, keys: withKey(session.keys, key), refusal: null });
 }
 
 /** Keep the operator's key in this tab, or forget it. */
@@ -57,9 +73,9 @@ export function setOperatorKey(operatorKey: string | null): void {
   change({ operatorKey });
 }
 
-/** Forget both keys. `refusal` says why, where the server refused the key. */
+/** Forget all keys. `refusal` says why, where the server refused the key. */
 export function signOut(refusal: string | null = null): void {
-  change({ key: null, operatorKey: null, refusal });
+  change({ key: null, keys: [], operatorKey: null, refusal });
 }
 
 /** Call `listener` after each change of the session. Returns a function that ends this. */

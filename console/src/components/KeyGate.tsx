@@ -1,6 +1,6 @@
 import { useState } from "react";
 
-import { ApiError, readError } from "@/api/client";
+import { readProject } from "@/api/project";
 import { signIn, useSession } from "@/api/session";
 
 import { Problem } from "./Failure";
@@ -8,16 +8,9 @@ import { Field, Input } from "./Field";
 import { Form } from "./Form";
 import { Snippet } from "./Snippet";
 
-/** Ask for the key of a project. It is tried before it is kept. */
+/** Ask for the key of a project, where the tab has none. */
 export function KeyGate() {
   const { refusal } = useSession();
-  const [key, setKey] = useState("");
-
-  async function submit() {
-    await tryKey(key.trim());
-    signIn(key.trim());
-  }
-
   return (
     <main className="gate">
       <div className="card stack">
@@ -28,11 +21,7 @@ export function KeyGate() {
             <p>{refusal}</p>
           </Problem>
         )}
-        <Form action="Sign in" failure="The key was not accepted" onSubmit={submit}>
-          <Field label="API key">
-            <Input type="password" name="key" required placeholder="nm_…" value={key} onChange={(event) => setKey(event.target.value)} />
-          </Field>
-        </Form>
+        <KeyForm />
         <details>
           <summary>Where is my key?</summary>
           <div className="stack">
@@ -50,10 +39,21 @@ export function KeyGate() {
   );
 }
 
-/** Ask the API whether it accepts a key. Raises: ApiError where it does not. */
-async function tryKey(key: string): Promise<void> {
-  const answer = await fetch("/v1/jobs?limit=1", { headers: { Authorization: `Bearer ${key}` } }).catch((cause: unknown) => {
-    throw new ApiError(0, "The server cannot be reached, or the key has characters that no key has.", null, null, null, { cause });
-  });
-  if (!answer.ok) throw await readError(answer);
+/** Ask for a key. It is tried before it is kept. */
+export function KeyForm({ onDone }: { onDone?: () => void }) {
+  const [key, setKey] = useState("");
+
+  async function submit() {
+    await readProject(key.trim());
+    signIn(key.trim());
+    onDone?.();
+  }
+
+  return (
+    <Form action="Sign in" failure="The key was not accepted" onSubmit={submit}>
+      <Field label="API key">
+        <Input type="password" name="key" required placeholder="nm_…" value={key} onChange={(event) => setKey(event.target.value)} />
+      </Field>
+    </Form>
+  );
 }

@@ -9,6 +9,7 @@ import { Select } from "./Field";
 import { KeyGate } from "./KeyGate";
 import { useNavigation } from "./navigation";
 import { Palette, usePalette } from "./Palette";
+import { ProjectChoice } from "./ProjectChoice";
 import { setTheme, useTheme, type Theme } from "./theme";
 
 const THEMES = [
@@ -17,10 +18,10 @@ const THEMES = [
   ["dark", "Dark"],
 ] as const;
 
-/** Render the frame around every page: navigation, theme, sign out. Without a key it asks for one. */
+/** Render the frame around every page: project, navigation, theme, sign out. Without a key it asks for one. */
 export function Layout() {
   const { key } = useSession();
-  return key === null ? <KeyGate /> : <Frame apiKey={key} />;
+  return key === null ? <KeyGate /> : <Frame key={key} apiKey={key} />;
 }
 
 function Frame({ apiKey }: { apiKey: string }) {
@@ -40,6 +41,7 @@ function Frame({ apiKey }: { apiKey: string }) {
         <Link to="/" className="brand">
           Nightmill
         </Link>
+        <ProjectChoice />
         <Button tone="plain" className="menu" aria-expanded={isOpen} aria-controls="navigation" onClick={() => setOpenOn(isOpen ? null : path)}>
           {isOpen ? "Close" : "Menu"}
         </Button>

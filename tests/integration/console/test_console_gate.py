@@ -6,6 +6,7 @@ from playwright.sync_api import Browser, expect
 from jobs.security.keys import revoke_key
 from jobs.security.sign_in import create_token
 from tests.support.console import Console, Deployment, console_of
+from tests.support.web import make_key
 
 pytestmark = pytest.mark.verify
 
@@ -58,6 +59,35 @@ def test_link_of_up_signs_in_once(visitor: Console, browser: Browser, deployment
         expect(other.tab.get_by_role("alert")).to_contain_text("This sign-in link was used before")
         expect(other.tab.get_by_label("API key")).to_be_visible()
         assert stored(other) == {}
+
+
+def test_link_signs_in_a_tab_that_shows_the_console_already(visitor: Console, deployment: Deployment) -> None:
+    tab = visitor.open()
+    expect(tab.get_by_label("API key")).to_be_visible()
+
+    tab.goto(f"{deployment.url}/console/#token={create_token(deployment.mill.config.data_dir, 900)}")
+
+    expect(tab.get_by_role("heading", name="Overview")).to_be_visible()
+    expect(tab).to_have_url(f"{deployment.url}/console/")
+
+
+def test_project_stands_at_the_top_and_can_be_switched(console: Console, deployment: Deployment) -> None:
+    tab = console.open("/jobs")
+    projects = tab.get_by_label("Project")
+    expect(projects.locator("option:checked")).to_have_text("default")
+
+    projects.select_option("Another project …")
+    tab.get_by_role("dialog").get_by_label("API key").fill(make_key(deployment.app, "another"))
+    tab.keyboard.press("Enter")
+    expect(projects.locator("option:checked")).to_have_text("another")
+    console.inspect("project-switched")
+    tab.reload()
+    expect(projects.locator("option:checked")).to_have_text("another")
+    projects.select_option("default")
+
+    expect(projects.locator("option:checked")).to_have_text("default")
+    expect(console.heading).to_have_text("Overview")
+    assert stored(console)["nightmill.key"] == deployment.key
 
 
 def test_browser_is_led_from_the_address_of_the_server(console: Console) -> None:
