@@ -17,6 +17,7 @@ from api.http.idempotency import Idempotent
 from api.http.paging import After, Limit20, Order, Page, find, page, with_metadata
 from api.http.space import count_if_due
 from api.http.sse import EVENT_STREAM, LastEventId, event_stream, position_of
+from api.jobs.names import names_of
 from api.jobs.retry import Changes, again
 from api.jobs.schemas import (
     JobEvent,
@@ -118,8 +119,12 @@ def list_jobs(
         # the last job of a page may have changed its state or metadata since
         rows, more = find(session, statement, Job, after=after, limit=limit, order=order, among=jobs_of(call))
         sums, after_ids = totals(session, rows), dependencies.predecessors(session, rows)
-        models = model_statuses(session, call, rows)
-    return page(rows, more, lambda job: show_job(job, sums[job.id], after_ids[job.id], models.get(job.id)))
+        models, names = model_statuses(session, call, rows), names_of(session, call, rows)
+
+    def shown(job: Job) -> JobObject:
+        return show_job(job, sums[job.id], after_ids[job.id], models.get(job.id), name=names.get(job.id))
+
+    return page(rows, more, shown)
 
 
 @router.get("/jobs/{job_id}")
@@ -252,7 +257,8 @@ def _shown(session: Session, call: CallContext, job: Job) -> JobObject:
     position, worked = queue_position(session, job), worked_seconds(session, job)
     after, counts = dependencies.predecessors(session, [job])[job.id], outcomes(session, job)
     model = model_statuses(session, call, [job]).get(job.id)
-    return show_job(job, sums, after, model, pace(session, job), position, counts, worked=worked, whole=True)
+    name, speed = names_of(session, call, [job]).get(job.id), pace(session, job)
+    return show_job(job, sums, after, model, speed, position, counts, name=name, worked=worked, whole=True)
 
 
 def model_statuses(session: Session, call: CallContext, jobs: Sequence[Job]) -> dict[str, ModelStatus]:

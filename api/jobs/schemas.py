@@ -69,11 +69,13 @@ class JobObject(BaseModel):
 
     `rate`, `eta_seconds`, `worked_seconds` and `queue_position` are null in lists and where they have no meaning,
     `outcomes` and `overrides` in lists. `worked_seconds` counts from the start of the first answered lines, pauses
-    included.
+    included. `name` is the entry `name` of the metadata, else the suffix of a fine-tuning job, the name of an eval run,
+    of a vector store or of the input file.
     """
 
     id: str
     object: Literal["job"] = "job"
+    name: str | None
     kind: str
     state: str
     status: str
@@ -196,11 +198,13 @@ def show_job(
     position: int | None = None,
     outcomes: Mapping[str, int] | None = None,
     *,
+    name: str | None,
     worked: float | None = None,
     whole: bool = False,
 ) -> JobObject:
     return JobObject(
         id=job.id,
+        name=name,
         kind=job.kind,
         state=job.state,
         status=STATUS[job.state],

@@ -61,6 +61,22 @@ def test_jobs_are_found_by_kind_state_and_metadata(either: FastAPI) -> None:
     assert find(limit="1", after=third) == [second]
 
 
+def test_job_is_named_by_its_metadata_or_what_it_reads(either: FastAPI) -> None:
+    client, stranger = (client_of(either, make_key(either, project)) for project in ("default", "other"))
+    theirs = upload(stranger)
+    named = create(client, metadata={"name": "nightly"})["id"]
+    by_file, foreign, nameless = create(client)["id"], create(client, theirs)["id"], create(client, "f")["id"]
+    tuned = create(client)["id"]
+    with either.state.services.db.write() as session:
+        job = session.get_one(Job, tuned)
+        job.payload = {**job.payload, "suffix": "support"}
+
+    listed = {job["id"]: job["name"] for job in client.get("/v1/jobs").json()["data"]}
+
+    assert listed == {named: "nightly", by_file: "a.jsonl", foreign: None, nameless: None, tuned: "support"}
+    assert [client.get(f"/v1/jobs/{job_id}").json()["name"] for job_id in listed] == list(listed.values())
+
+
 def test_jobs_are_found_by_model_and_by_the_time_of_their_creation(either: FastAPI) -> None:
     client = client_of(either, make_key(either))
     old, new = create(client, "f")["id"], create(client, "f")["id"]
