@@ -52,7 +52,7 @@ def end(deployment: Deployment, job_id: str, answers: list[bytes], errors: list[
 
 
 def rows(tab: Page) -> list[str]:
-    return tab.get_by_role("table", name="Jobs").locator(".row-link").all_inner_texts()
+    return tab.get_by_role("table", name="Jobs").locator(".row-link code").all_inner_texts()
 
 
 def test_list_without_jobs_says_how_to_make_one(console: Console) -> None:

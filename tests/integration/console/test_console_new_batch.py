@@ -37,7 +37,7 @@ def test_requests_are_checked_and_become_one_batch(console: Console, deployment:
     console.inspect("new-batch-checked")
     tab.get_by_role("button", name="Create the batch").dblclick()
 
-    expect(tab.get_by_role("heading", name="Batch", exact=True)).to_be_visible()
+    expect(tab.get_by_role("heading", name="requests.jsonl")).to_be_visible()
     (batch,) = deployment.client.batches.list().data
     assert (batch.completion_window, batch.metadata) == ("6h", {"team": "search"})
     assert tab.url == f"{deployment.url}/console/jobs/{batch.id}"
@@ -75,7 +75,7 @@ def test_table_becomes_a_batch_by_a_prompt_template(console: Console, deployment
     tab.get_by_role("button", name="Upload and check").click()
     expect(tab.get_by_text("Every line can be run.")).to_be_visible()
     tab.get_by_role("button", name="Create the batch").click()
-    expect(tab.get_by_role("heading", name="Batch", exact=True)).to_be_visible()
+    expect(tab.get_by_role("heading", name="countries.jsonl")).to_be_visible()
 
     (batch,) = deployment.client.batches.list().data
     lines = content_of(deployment, batch.input_file_id)
@@ -103,5 +103,5 @@ def test_secret_of_a_webhook_is_shown_before_the_page_is_left(console: Console, 
 
     expect(tab.get_by_role("dialog")).to_contain_text("whsec_")
     tab.get_by_role("button", name="I have stored it").click()
-    expect(tab.get_by_role("heading", name="Batch", exact=True)).to_be_visible()
+    expect(tab.get_by_role("heading", name="requests.jsonl")).to_be_visible()
     assert len(deployment.client.batches.list().data) == 1

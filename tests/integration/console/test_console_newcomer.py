@@ -64,7 +64,7 @@ def make_batch(tab: Page) -> None:
 
 def run(console: Console) -> None:
     """Run the job of the page that is open, and wait until the page shows it."""
-    expect(console.tab.get_by_role("heading", name="Batch", exact=True)).to_be_visible()
+    expect(console.tab.get_by_role("list", name="States of the job")).to_be_visible()
     console.deployment.mill.drain(console.tab.url.rpartition("/")[2])
     expect(console.tab.locator("main").get_by_text("succeeded").first).to_be_visible(timeout=PATIENCE)
 

@@ -17,6 +17,7 @@ import { Id } from "@/components/Snippet";
 import { State } from "@/components/State";
 import { Table, type Column } from "@/components/Table";
 import { Time } from "@/components/Time";
+import { JobName } from "@/pages/jobs/JobName";
 import { kindLabel } from "@/pages/jobs/life";
 
 import { readBeginning } from "./content";
@@ -142,7 +143,7 @@ function Lines({ lines, isCut }: { lines: string[] | null; isCut: boolean }) {
 }
 
 const COLUMNS: readonly Column<Job>[] = [
-  { id: "id", header: "Job", cell: (job) => <code>{job.id}</code> },
+  { id: "id", header: "Job", cell: (job) => <JobName job={job} /> },
   { id: "kind", header: "Kind", cell: (job) => kindLabel(job.kind) },
   { id: "state", header: "State", cell: (job) => <State state={job.state} /> },
   { id: "created", header: "Created", cell: (job) => <Time at={job.created_at} />, sort: (job) => job.created_at },

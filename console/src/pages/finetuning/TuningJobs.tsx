@@ -9,10 +9,17 @@ import { State } from "@/components/State";
 import { Table, type Column } from "@/components/Table";
 import { Time } from "@/components/Time";
 
+import { JobName } from "@/pages/jobs/JobName";
+
 import { methodOf, type TuningJob } from "./tuning";
 
 const COLUMNS: readonly Column<TuningJob>[] = [
-  { id: "id", header: "Job", cell: (job) => <code>{job.id}</code>, sort: (job) => job.id },
+  {
+    id: "id",
+    header: "Job",
+    cell: (job) => <JobName job={{ id: job.id, name: job.metadata?.name ?? job.user_provided_suffix }} />,
+    sort: (job) => job.metadata?.name ?? job.user_provided_suffix ?? job.id,
+  },
   { id: "status", header: "State", cell: (job) => <State state={job.status} />, sort: (job) => job.status },
   { id: "base", header: "Trained model", cell: (job) => <span className="break">{job.model}</span>, sort: (job) => job.model },
   { id: "method", header: "Method", cell: (job) => (job.dry_run ? "measurement" : methodOf(job)), sort: methodOf, wide: true },

@@ -37,11 +37,20 @@ export default function Job() {
   return (
     <Loaded what="the job" query={job} page="Job">
       {(job) => (
-        <Page title={kindLabel(job.kind)} badge={<State state={job.state} />} description={<Id id={job.id} />} actions={<Actions job={job} />}>
+        <Page title={job.name ?? kindLabel(job.kind)} badge={<State state={job.state} />} description={<Identity job={job} />} actions={<Actions job={job} />}>
           <Parts job={job} />
         </Page>
       )}
     </Loaded>
+  );
+}
+
+function Identity({ job }: { job: JobObject }) {
+  return (
+    <span className="row">
+      {job.name !== null && kindLabel(job.kind)}
+      <Id id={job.id} />
+    </span>
   );
 }
 

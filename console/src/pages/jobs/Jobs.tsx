@@ -14,6 +14,7 @@ import { State } from "@/components/State";
 import { Table, type Column } from "@/components/Table";
 import { Time } from "@/components/Time";
 
+import { JobName } from "./JobName";
 import { kindLabel, KINDS, STATES, type JobObject } from "./life";
 import { metadataPairs, type JobsSearch } from "./address";
 
@@ -23,7 +24,7 @@ const route = getRouteApi("/jobs");
 const REFRESH = 5_000;
 
 const COLUMNS: readonly Column<JobObject>[] = [
-  { id: "id", header: "Job", cell: (job) => <code className="job-id">{job.id}</code> },
+  { id: "id", header: "Job", cell: (job) => <JobName job={job} /> },
   { id: "kind", header: "Kind", cell: (job) => kindLabel(job.kind), sort: (job) => kindLabel(job.kind), wide: true },
   {
     id: "state",

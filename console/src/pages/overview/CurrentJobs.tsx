@@ -12,6 +12,7 @@ import { Prose } from "@/components/Prose";
 import { State } from "@/components/State";
 import { Table, type Column } from "@/components/Table";
 import { Time } from "@/components/Time";
+import { JobName } from "@/pages/jobs/JobName";
 import { kindLabel } from "@/pages/jobs/life";
 
 type Job = Schema<"JobObject">;
@@ -22,7 +23,7 @@ const SHOWN = 8;
 const REFRESH = 5_000;
 
 const FIRST: readonly Column<Job>[] = [
-  { id: "id", header: "Job", cell: (job) => <code>{job.id}</code> },
+  { id: "id", header: "Job", cell: (job) => <JobName job={job} /> },
   { id: "kind", header: "Kind", cell: (job) => kindLabel(job.kind), wide: true },
   { id: "model", header: "Model", cell: (job) => job.model ?? "–", wide: true },
 ];
