@@ -73,7 +73,7 @@ function Differences({ comparison, evalId }: { comparison: Comparison; evalId: s
         needs 20 items, an interval without 0, and p below 0.05.
       </p>
       <Table label="Comparison by criterion" columns={columnsOf(scale)} rows={data} rowKey={(row) => row.criterion} />
-      <Section title="Items that became worst">
+      <Section title="Largest regressions">
         <Regressions comparison={comparison} evalId={evalId} />
       </Section>
     </>
@@ -93,7 +93,7 @@ function columnsOf(scale: number): Column<Row>[] {
       align: "end",
     },
     { id: "interval", header: "95 % interval", cell: (row) => <Interval row={row} scale={scale} /> },
-    { id: "changed", header: "Better, worse", cell: (row) => `${row.better}, ${row.worse}`, align: "end", wide: true },
+    { id: "changed", header: "Improved / regressed", cell: (row) => `${row.better} / ${row.worse}`, align: "end", wide: true },
     { id: "p", header: "p", cell: (row) => (row.p_adjusted < 0.001 ? "<0.001" : row.p_adjusted.toFixed(3)), sort: (row) => row.p_adjusted, align: "end" },
     {
       id: "verdict",

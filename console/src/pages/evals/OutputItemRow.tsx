@@ -3,12 +3,9 @@ import { useState } from "react";
 import { Snippet } from "@/components/Snippet";
 import { State } from "@/components/State";
 
-import { answerOf, resultsOf, textOf, type OutputItem } from "./evals";
+import { answerOf, preview, questionOf, resultsOf, textOf, type OutputItem } from "./evals";
 
-/** Characters of an item or an answer that its row shows. */
-const PREVIEW = 120;
-
-/** Render a graded item: its number, status and scores, and opened, the item, the answer and the results. */
+/** Render a graded item: its question, answer, status and scores, and opened, the item, the answer and the results. */
 export function OutputItemRow({ item }: { item: OutputItem }) {
   const [isOpen, setOpen] = useState(false);
   const results = resultsOf(item);
@@ -17,7 +14,7 @@ export function OutputItemRow({ item }: { item: OutputItem }) {
       <summary>
         <span className="number">item {item.datasource_item_id}</span>
         <State state={item.status} />
-        <span className="break">{preview(answerOf(item) || JSON.stringify(item.datasource_item))}</span>
+        <Exchange item={item} />
         <span className="muted small break">
           {results.map(({ name, score, passed }) => `${name} ${score === null ? "no score" : Number(score.toFixed(3))}${passed ? "" : " ✗"}`).join(" · ")}
         </span>
@@ -27,9 +24,14 @@ export function OutputItemRow({ item }: { item: OutputItem }) {
   );
 }
 
-function preview(text: string): string {
-  const line = text.slice(0, PREVIEW).replaceAll(/\s+/g, " ");
-  return text.length > PREVIEW ? `${line} …` : line;
+/** Render the beginnings of the question and the answer of an item. */
+export function Exchange({ item }: { item: OutputItem }) {
+  return (
+    <span className="item-exchange break">
+      <span>{preview(questionOf(item))}</span>
+      <span className="muted">→ {preview(answerOf(item)) || "no answer"}</span>
+    </span>
+  );
 }
 
 /** Render the texts of an item: all of them as text, since models and users wrote them. */

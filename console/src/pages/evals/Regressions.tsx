@@ -5,13 +5,13 @@ import { get } from "@/api/get";
 import { Loaded } from "@/components/Loaded";
 
 import type { Comparison } from "./evals";
-import { ItemTexts } from "./OutputItemRow";
+import { Exchange, ItemTexts } from "./OutputItemRow";
 
 type Regression = Comparison["regressions"][number];
 
-/** List the items that became worst from the other run to this one; opened, an item is shown with both answers. */
+/** List the largest regressions from the other run to this one; opened, an item is shown with both answers. */
 export function Regressions({ comparison, evalId }: { comparison: Comparison; evalId: string }) {
-  if (comparison.regressions.length === 0) return <p className="muted">None became worse.</p>;
+  if (comparison.regressions.length === 0) return <p className="muted">No item regressed.</p>;
   return (
     <div className="items">
       {comparison.regressions.map((regression, index) => (
@@ -30,11 +30,12 @@ interface RegressionRowProps {
 
 function RegressionRow({ comparison, evalId, regression, rank }: RegressionRowProps) {
   const [isOpen, setOpen] = useState(false);
+  const item = useItem(evalId, comparison.run_id, regression.run_item_id);
   return (
     <details className="item" onToggle={(event) => setOpen(event.currentTarget.open)}>
       <summary>
         <span className="number">{rank}.</span>
-        <code className="break">{regression.run_item_id}</code>
+        {item.data ? <Exchange item={item.data} /> : <code className="break">{regression.run_item_id}</code>}
       </summary>
       {isOpen && (
         <div className="grid halves item-texts">
@@ -47,11 +48,7 @@ function RegressionRow({ comparison, evalId, regression, rank }: RegressionRowPr
 }
 
 function Side({ title, evalId, runId, itemId }: { title: string; evalId: string; runId: string; itemId: string }) {
-  const path = { eval_id: evalId, run_id: runId, output_item_id: itemId };
-  const item = useQuery({
-    ...get("/v1/evals/{eval_id}/runs/{run_id}/output_items/{output_item_id}", { path }),
-    staleTime: Infinity,
-  });
+  const item = useItem(evalId, runId, itemId);
   return (
     <section aria-label={title}>
       <h3>{title}</h3>
@@ -60,4 +57,12 @@ function Side({ title, evalId, runId, itemId }: { title: string; evalId: string;
       </Loaded>
     </section>
   );
+}
+
+function useItem(evalId: string, runId: string, itemId: string) {
+  const path = { eval_id: evalId, run_id: runId, output_item_id: itemId };
+  return useQuery({
+    ...get("/v1/evals/{eval_id}/runs/{run_id}/output_items/{output_item_id}", { path }),
+    staleTime: Infinity,
+  });
 }

@@ -1,5 +1,6 @@
 import type { Schema } from "@/api/client";
 import { words } from "@/components/format";
+import { cut } from "@/pages/jobs/cut";
 
 export type Eval = Schema<"EvalObject">;
 export type Run = Schema<"EvalRunObject">;
@@ -49,6 +50,21 @@ export function answerOf({ sample }: OutputItem): string {
   const output: unknown = sample.output;
   if (!Array.isArray(output)) return "";
   return output.map((message: { content?: unknown }) => textOf(message.content)).join("\n\n");
+}
+
+/** Return the question of an item: its first field that is a text, or all of the item as JSON where none is. */
+export function questionOf({ datasource_item }: Pick<OutputItem, "datasource_item">): string {
+  const text = Object.values(datasource_item).find((value) => typeof value === "string" && value !== "");
+  return typeof text === "string" ? text : JSON.stringify(datasource_item);
+}
+
+/** Characters of a question or an answer in a list. */
+const PREVIEW = 120;
+
+/** Return the beginning of a text on one line. */
+export function preview(text: string): string {
+  const { shown, left } = cut(text, PREVIEW);
+  return `${shown.replaceAll(/\s+/g, " ")}${left > 0 ? " …" : ""}`;
 }
 
 /** Return a value as text: texts as they are, all else as JSON. */
