@@ -6,6 +6,7 @@ import { answerText, cut } from "@/pages/jobs/cut";
 import { layers, type GraphJob } from "@/pages/jobs/layers";
 import { isLive, lifeline, mayCancel, mayRetry, type JobObject } from "@/pages/jobs/life";
 import { fromLocalInput, toLocalInput } from "@/components/address";
+import { waitOf } from "@/pages/jobs/waiting";
 import { jobSearch, jobsSearch, metadataPairs } from "@/pages/jobs/address";
 
 const NO_TIMES = {
@@ -41,6 +42,27 @@ describe("the life of a job", () => {
     const job = { state, kind: "generation" };
     expect([isLive(job), mayCancel(job), mayRetry(job)]).toEqual([live, cancel, retry]);
     expect(mayRetry({ state, kind: "response" })).toBe(false);
+  });
+});
+
+describe("a job waits", () => {
+  const waiter = (changes: object) => ({ id: "batch_1", state: "running", model: "m", model_status: null, waiting_for: null, ...changes }) as JobObject;
+
+  it.each([
+    [{}, null],
+    [{ state: "succeeded" }, null],
+    [{ state: "queued" }, "no worker has taken it up yet"],
+    [{ model_status: { status: "loading", model: "m", phase: "weights", since: 7 } }, "the model is loading"],
+    [{ model_status: { status: "no_worker", model: "m", phase: null, since: null } }, "no live worker serves m"],
+    [{ waiting_for: "waiting_for_model", model: null }, "no live worker serves its model"],
+    [{ waiting_for: "waiting_for_pause" }, "its queue, model or project is paused"],
+    [{ waiting_for: "waiting_for_something_new" }, "waiting for something new"],
+  ])("as %j says", (changes, text) => expect(waitOf(waiter(changes))?.text ?? null).toBe(text));
+
+  it("with a page where something can be done", () => {
+    const pages = ["waiting_for_model", "waiting_for_job", "waiting_for_disk"].map((waiting_for) => waitOf(waiter({ waiting_for }))?.action?.link.to);
+    expect(pages).toEqual(["/models", "/jobs/$jobId", undefined]);
+    expect(waitOf(waiter({ model_status: { status: "loading", model: "m", phase: null, since: 7 } }))?.since).toBe(7);
   });
 });
 

@@ -28,7 +28,7 @@ function subscribe(listener: () => void): () => void {
 }
 
 /** Use the time of Unix in seconds; the component is rendered again every few seconds. */
-function useNow(): number {
+export function useNow(): number {
   return useSyncExternalStore(subscribe, () => clock);
 }
 

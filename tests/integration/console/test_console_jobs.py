@@ -138,7 +138,7 @@ def test_live_job_shows_where_it_is_and_can_be_cancelled(console: Console, deplo
         ledger.wait_for(session, job_id, "model")
 
     overview = tab.get_by_role("tabpanel", name="Overview")
-    expect(overview.get_by_role("status")).to_contain_text("no live worker serves m1", timeout=PATIENCE)
+    expect(overview.get_by_role("status")).to_contain_text("Waiting: no live worker serves m1.", timeout=PATIENCE)
     expect(tab.get_by_role("img", name="2 shards: 0 done, 1 running")).to_be_visible(timeout=PATIENCE)
     expect(tab.get_by_role("progressbar", name="Progress of the job")).to_have_attribute(
         "aria-valuetext", "4 of 6", timeout=PATIENCE

@@ -3,6 +3,7 @@
 import pytest
 from playwright.sync_api import Page, Request, Route, expect
 
+from jobs.ledger.tables import Job
 from tests.support.console import PATIENCE, Console, Deployment
 from tests.support.mill import MODEL, chat_line, jsonl
 
@@ -36,6 +37,19 @@ def test_overview_shows_what_ran_what_waits_and_why(console: Console, deployment
     expect(tab.get_by_role("table", name="Latest jobs").get_by_role("link", name=done)).to_be_visible()
     expect(tab.get_by_text("Nothing runs.")).to_be_visible()
     console.inspect("overview")
+
+
+def test_job_that_has_begun_and_cannot_go_on_waits(console: Console, deployment: Deployment) -> None:
+    job_id = deployment.mill.submit(jsonl([chat_line("only", "Later")]), model=MODEL)
+    with deployment.mill.db.write() as session:
+        job = session.get_one(Job, job_id)
+        job.state, job.waiting_for, job.in_progress_at = "running", "pause", job.created_at
+    tab = console.open()
+
+    expect(tab.get_by_role("table", name="Waiting")).to_contain_text("Waiting: its queue, model or project is paused.")
+    expect(tab.get_by_text("Nothing runs.")).to_be_visible()
+    tab.get_by_role("link", name="Show the pauses").click()
+    expect(console.heading).to_have_text("Workers")
 
 
 def test_operator_sees_the_workers_too(operator: Console, deployment: Deployment) -> None:

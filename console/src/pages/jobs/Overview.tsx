@@ -1,9 +1,7 @@
-import { useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
 import type { ReactNode } from "react";
 
 import type { Schema } from "@/api/client";
-import { get } from "@/api/get";
 import { formatCount, formatDuration, formatNumber, formatRate, formatShare, words } from "@/components/format";
 import { ObjectLink } from "@/components/ObjectLink";
 import { Card, Facts, Section } from "@/components/Page";
@@ -17,25 +15,20 @@ import { cut, SHORT } from "./cut";
 import { InputErrors } from "./InputErrors";
 import { isBatch, isLive, lifeline, type JobObject } from "./life";
 import { Strip } from "./Strip";
+import { useExplanation, WaitSentence } from "./WaitSentence";
+import { waitOf } from "./waiting";
 
 type Reason = Schema<"Reason">;
 
-/** Milliseconds between two explanations of a job that goes on: the server reads examples from its results. */
-const EXPLAINED_AGAIN = 15_000;
+/** The codes of reasons that the sentence above them has said. */
+const SAID = /^(model_loading$|waiting_for_)/;
 
 /** Show how far a job is, why it waits, what became of its lines, and its settings. */
 export function Overview({ job }: { job: JobObject }) {
-  const path = { job_id: job.id };
-  const explain = get("/v1/jobs/{job_id}/explain", { path });
-  const explanation = useQuery({
-    ...explain,
-    queryKey: [...explain.queryKey, job.state, job.waiting_for],
-    refetchInterval: isLive(job) && EXPLAINED_AGAIN,
-  });
-  const reasons = explanation.data?.reasons ?? [];
+  const reasons = useExplanation(job).data?.reasons ?? [];
   return (
     <>
-      <Waiting reasons={reasons.filter((reason) => reason.type === "wait")} />
+      <Waiting job={job} reasons={reasons.filter((reason) => reason.type === "wait")} />
       <Life job={job} />
       <Pace job={job} />
       <Strip jobId={job.id} live={isLive(job)} />
@@ -48,16 +41,20 @@ export function Overview({ job }: { job: JobObject }) {
   );
 }
 
-/** Show what the server says that the job waits for. */
-function Waiting({ reasons }: { reasons: readonly Reason[] }) {
-  if (reasons.length === 0) return null;
+/** Say why the job cannot go on, and show what the server knows beyond that. */
+function Waiting({ job, reasons }: { job: JobObject; reasons: readonly Reason[] }) {
+  const wait = waitOf(job);
+  if (wait === null && reasons.length === 0) return null;
   return (
     <div className="banner stack" role="status">
+      {wait && (
+        <strong>
+          <WaitSentence wait={wait} />
+        </strong>
+      )}
       {reasons.map((reason) => (
         <div key={reason.code + reason.message} className="break">
-          <strong>
-            Waits: <Prose text={reason.message} />
-          </strong>
+          {!SAID.test(reason.code) && <Prose text={reason.message} />}
           {reason.examples?.map((example) => <p key={example}>{example}</p>)}
           {reason.advice && (
             <p>

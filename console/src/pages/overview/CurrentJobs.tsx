@@ -4,16 +4,16 @@ import { Link } from "@tanstack/react-router";
 import type { Schema } from "@/api/client";
 import { get } from "@/api/get";
 import { Empty } from "@/components/Empty";
-import { words } from "@/components/format";
 import { Loaded } from "@/components/Loaded";
 import { Section } from "@/components/Page";
 import { Progress } from "@/components/Progress";
-import { Prose } from "@/components/Prose";
 import { State } from "@/components/State";
 import { Table, type Column } from "@/components/Table";
 import { Time } from "@/components/Time";
 import { JobName } from "@/pages/jobs/JobName";
 import { kindLabel } from "@/pages/jobs/life";
+import { WaitOfJob } from "@/pages/jobs/WaitSentence";
+import { waitOf } from "@/pages/jobs/waiting";
 
 type Job = Schema<"JobObject">;
 
@@ -34,7 +34,7 @@ const RUNNING: readonly Column<Job>[] = [
 ];
 const WAITING: readonly Column<Job>[] = [
   ...FIRST,
-  { id: "reason", header: "Waits for", cell: (job) => <WaitReason job={job} /> },
+  { id: "reason", header: "Reason", cell: (job) => <WaitOfJob job={job} /> },
   { id: "since", header: "Since", cell: (job) => <Time at={job.created_at} />, align: "end" },
 ];
 const ENDED: readonly Column<Job>[] = [
@@ -44,11 +44,12 @@ const ENDED: readonly Column<Job>[] = [
   { id: "created", header: "Created", cell: (job) => <Time at={job.created_at} />, align: "end" },
 ];
 
-/** Show the jobs that run and those that wait, and the latest ones. */
+/** Show the jobs that run and those that cannot go on, and the latest ones. */
 export function CurrentJobs() {
-  const running = useJobs("running");
-  const waiting = useJobs("queued");
+  const started = useJobs("running");
+  const queued = useJobs("queued");
   const latest = useJobs();
+  const isWaiting = (job: Job) => waitOf(job) !== null;
   return (
     <Loaded what="the jobs" query={latest}>
       {(page) =>
@@ -56,8 +57,10 @@ export function CurrentJobs() {
           <NoJobs />
         ) : (
           <>
-            {running.data && <JobTable title="Running" page={running.data} columns={RUNNING} none="Nothing runs." />}
-            {waiting.data && <JobTable title="Waiting" page={waiting.data} columns={WAITING} none="Nothing waits." />}
+            {started.data && <JobTable title="Running" page={only(started.data, (job) => !isWaiting(job))} columns={RUNNING} none="Nothing runs." />}
+            {started.data && queued.data && (
+              <JobTable title="Waiting" page={joined(only(started.data, isWaiting), queued.data)} columns={WAITING} none="Nothing waits." />
+            )}
             <JobTable title="Latest jobs" page={page} columns={ENDED} none="" />
           </>
         )
@@ -74,9 +77,22 @@ function useJobs(state?: "running" | "queued") {
   });
 }
 
+interface JobPage {
+  data: Job[];
+  has_more: boolean;
+}
+
+function only({ data, has_more }: JobPage, holds: (job: Job) => boolean): JobPage {
+  return { data: data.filter(holds), has_more };
+}
+
+function joined(first: JobPage, second: JobPage): JobPage {
+  return { data: [...first.data, ...second.data], has_more: first.has_more || second.has_more };
+}
+
 interface JobTableProps {
   title: string;
-  page: { data: Job[]; has_more: boolean };
+  page: JobPage;
   columns: readonly Column<Job>[];
   /** What stands in place of an empty table. */
   none: string;
@@ -104,17 +120,6 @@ function JobTable({ title, page, columns, none }: JobTableProps) {
 function JobProgress({ job }: { job: Job }) {
   const { total, completed, failed } = job.progress;
   return <Progress label={`Progress of ${job.id}`} total={total} completed={completed} failed={failed} />;
-}
-
-/** Show the reason that the API gives for the waiting of a job, or its short form until that is there. */
-function WaitReason({ job }: { job: Job }) {
-  const path = { job_id: job.id };
-  const explanation = useQuery({
-    ...get("/v1/jobs/{job_id}/explain", { path }),
-    staleTime: 30_000,
-  });
-  const reason = explanation.data?.reasons.find((each) => each.type === "wait")?.message;
-  return <Prose text={reason ?? words(job.waiting_for ?? "its turn")} />;
 }
 
 function NoJobs() {
