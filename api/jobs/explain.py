@@ -15,7 +15,7 @@ from api.deps import Call, CallContext
 from api.http.bodies import resource
 from api.jobs.routes import get_job, model_statuses
 from jobs.batches import outcome_examples
-from jobs.batches.outcome_examples import EMPTY, EXAMPLES, short
+from jobs.batches.outcome_examples import EMPTY, EXAMPLES, Failure, short
 from jobs.errors import NotFound
 from jobs.files.tables import File
 from jobs.fleet import quarantine, standstill
@@ -58,6 +58,7 @@ class Reason(BaseModel):
 
     `wait`: why it does not go on. `input`: errors of its input. `answers`: how answers ended. `failure`: lines that
     failed. `code` is a word for programs: of a failure or of the input the code of the error. `advice` says what to do.
+    `is_permanent`, of failed lines of a batch: the same request fails again.
     """
 
     type: Literal["wait", "input", "answers", "failure"]
@@ -66,6 +67,7 @@ class Reason(BaseModel):
     count: int | None = None
     examples: list[str] = []
     advice: str | None = None
+    is_permanent: bool | None = None
 
 
 class Explanation(BaseModel):
@@ -183,7 +185,7 @@ class _Results:
     def answered(self, counts: Mapping[str, int]) -> dict[str, list[str]]:
         return outcome_examples.answered(self._read(self._answers), counts) if counts else {}
 
-    def failed(self, counts: Mapping[str, int]) -> dict[str, list[str]]:
+    def failed(self, counts: Mapping[str, int]) -> dict[str, Failure]:
         return outcome_examples.failed(self._read(self._errors), counts) if counts else {}
 
     def _read(self, paths: Sequence[str]) -> Iterator[bytes]:
@@ -245,17 +247,26 @@ def _failures(
 ) -> Iterator[Reason]:
     """Count the failed lines by code, with examples. `ingestion` has those of files of a vector store."""
     errors = {name.removeprefix(_ERROR): count for name, count in counts.items() if name.startswith(_ERROR)}
-    shown = results.failed(errors) if ingestion is None else ingestion
-    advice = f"`nightmill retry {results.job.id}` runs these again as a new job"
+    failures = results.failed(errors) if ingestion is None else {}
     for code, count in sorted(errors.items(), key=lambda pair: -pair[1]):
+        failure = failures.get(code)
+        permanent = failure.is_permanent if failure else None
         yield Reason(
             type="failure",
             code=code,
             message=f"{count} x {code}",
             count=count,
-            examples=shown.get(code, []),
-            advice=advice if results.job.state in TERMINAL else None,
+            examples=failure.examples if failure else (ingestion or {}).get(code, []),
+            advice=_retry_advice(results.job.id, permanent) if results.job.state in TERMINAL else None,
+            is_permanent=permanent,
         )
+
+
+def _retry_advice(job_id: str, permanent: bool | None) -> str:
+    """Return the command that runs failed lines again."""
+    if permanent:
+        return f"the same requests fail again; with other fields: `nightmill retry {job_id} --override JSON`"
+    return f"`nightmill retry {job_id}` runs these again as a new job"
 
 
 def _failed_files(session: Session, job: Job) -> dict[str, list[str]]:

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Final
 
 from jobs.batches.joining import Row, answer_of, error_of
@@ -11,6 +13,21 @@ EMPTY: Final = "empty"
 
 _WIDTH = 100  # characters of a message that are shown
 _RESPONSES = {"completed": "stop", "max_output_tokens": "length"}
+#: Statuses below 500 with which the same request may succeed later.
+_TRANSIENT: Final = (
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.CONFLICT,
+    HTTPStatus.TOO_EARLY,
+    HTTPStatus.TOO_MANY_REQUESTS,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Error messages of lines that failed with the same code; `is_permanent`: the same request fails again."""
+
+    examples: list[str]
+    is_permanent: bool
 
 
 def answered(lines: Iterable[bytes], counts: Mapping[str, int]) -> dict[str, list[str]]:
@@ -25,15 +42,25 @@ def answered(lines: Iterable[bytes], counts: Mapping[str, int]) -> dict[str, lis
     return _collected(lines, counts, texts_of)
 
 
-def failed(lines: Iterable[bytes], counts: Mapping[str, int]) -> dict[str, list[str]]:
-    """Return the error messages of failed lines by code."""
+def failed(lines: Iterable[bytes], counts: Mapping[str, int]) -> dict[str, Failure]:
+    """Return the failures by code."""
+    permanent: set[str] = set()
 
     def texts_of(result: Row) -> Iterator[tuple[str, str]]:
         code, message = error_of(result)
         if code:
+            if _is_permanent(result):
+                permanent.add(code)
             yield code, f"{short(result['custom_id'])}: {short(message)}"
 
-    return _collected(lines, counts, texts_of)
+    examples = _collected(lines, counts, texts_of)
+    return {code: Failure(texts, code in permanent) for code, texts in examples.items()}
+
+
+def _is_permanent(result: Row) -> bool:
+    """Return whether the request itself was refused, and not its time."""
+    status = (result["response"] or {}).get("status_code", HTTPStatus.INTERNAL_SERVER_ERROR)
+    return bool(status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _TRANSIENT)
 
 
 def outcomes_of(result: Row) -> set[str]:

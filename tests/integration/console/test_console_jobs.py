@@ -233,6 +233,20 @@ def test_ended_job_is_retried_once_by_a_double_click(console: Console, deploymen
     assert [(job["retry_of"], job["overrides"]) for job in jobs if job["id"] != job_id] == [(job_id, None)]
 
 
+def test_retry_names_the_errors_that_come_again(console: Console, deployment: Deployment) -> None:
+    job_id = create(deployment.client, "a", "b")
+    body = {"error": {"code": "context_length_exceeded", "message": "Too long."}}
+    refused = {"id": "b1", "custom_id": "q1", "response": {"status_code": 400, "body": body}, "error": None}
+    outcomes = {"stop": 1, "error:context_length_exceeded": 1}
+    lines = [answered(0, "x")], [json.dumps(refused).encode()]
+    runs.end(deployment.mill.db, deployment.mill.storage, job_id, *lines, outcomes)
+
+    tab = console.open(f"/jobs/{job_id}")
+    tab.get_by_role("button", name="Retry").click()
+
+    expect(tab.get_by_role("list", name="Permanent errors")).to_have_text("context_length_exceeded (1 line)")
+
+
 def test_deliveries_to_the_job_s_own_webhook_are_sent_again(console: Console, deployment: Deployment) -> None:
     job_id = create(deployment.client, "a", webhook={"url": "https://192.0.43.8/once"})
     end(deployment, job_id, [answered(0, "x")])

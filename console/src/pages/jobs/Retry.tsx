@@ -10,6 +10,7 @@ import { Field, Input, Select, TextArea } from "@/components/Field";
 import { formatCount } from "@/components/format";
 
 import { isBatch, type JobObject } from "./life";
+import { useExplanation } from "./WaitSentence";
 
 type Which = NonNullable<Schema<"RetryJob">["which"]>;
 
@@ -44,6 +45,7 @@ export function Retry({ job, onClose }: { job: JobObject; onClose: () => void })
     <Dialog title="Run again as a new job" open onClose={onClose}>
       <form className="stack" onSubmit={submit}>
         <p>This job stays as it is.</p>
+        <Permanent job={job} />
         {isBatch(job) && (
           <>
             <Field label="Lines">
@@ -78,6 +80,25 @@ export function Retry({ job, onClose }: { job: JobObject; onClose: () => void })
         </div>
       </form>
     </Dialog>
+  );
+}
+
+/** Name the errors that come again where the same requests are run. */
+function Permanent({ job }: { job: JobObject }) {
+  const reasons = useExplanation(job).data?.reasons ?? [];
+  const permanent = reasons.filter((reason) => reason.is_permanent);
+  if (permanent.length === 0) return null;
+  return (
+    <div className="banner">
+      <p>These errors are permanent: the same requests fail again, unless fields are replaced.</p>
+      <ul aria-label="Permanent errors">
+        {permanent.map(({ code, count }) => (
+          <li key={code}>
+            <code>{code}</code> {count !== null && `(${formatCount(count, "line")})`}
+          </li>
+        ))}
+      </ul>
+    </div>
   );
 }
 

@@ -157,6 +157,18 @@ def test_errors_of_the_input_are_counted_by_code(client: TestClient, db: Databas
     ]
 
 
+def test_permanent_errors_are_retried_with_other_fields(client: TestClient, db: Database, storage: Storage) -> None:
+    job_id = create(client, endpoint="/v1/completions")["id"]
+    body = {"error": {"code": "context_length_exceeded", "message": "Too long."}}
+    refused = {"custom_id": "a", "response": {"status_code": 400, "body": body}, "error": None}
+    runs.end(db, storage, job_id, [], [json.dumps(refused).encode()], {"error:context_length_exceeded": 1})
+
+    (reason,) = explained(client, job_id)["reasons"]
+
+    assert (reason["code"], reason["is_permanent"]) == ("context_length_exceeded", True)
+    assert reason["advice"].startswith("the same requests fail again")
+
+
 def test_answers_and_failures_of_an_ended_job_have_examples(client: TestClient, db: Database, storage: Storage) -> None:
     job_id = create(client, endpoint="/v1/completions")["id"]
     answers = [result("a"), result("b", "length", "and then"), result("c", "stop", " ")]
@@ -173,6 +185,7 @@ def test_answers_and_failures_of_an_ended_job_have_examples(client: TestClient, 
     assert (empty["count"], empty["examples"]) == (1, ["c"])
     assert (failed["count"], failed["examples"]) == (1, ["d: It broke."])
     assert failed["advice"] == f"`nightmill retry {job_id}` runs these again as a new job"
+    assert (failed["is_permanent"], ended["is_permanent"]) == (False, None)
     assert _parsed(cut["advice"]) == (job_id, "length", {"max_tokens": 4096})
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from jobs.batches import outcome_examples
+from jobs.batches.outcome_examples import Failure
 from workers.engines.port import Answer
 from workers.runtime.outcomes import outcomes_of
 
@@ -47,8 +48,20 @@ def test_failures_are_shown_on_one_line_each_and_end_the_reading_when_all_are_kn
     refused = line("r", {"error": {"code": "too_long", "message": "Too\nlong."}}, 400)
     lines = Lines([refused, line("a", chat("stop", content="yes")), refused])
 
-    assert outcome_examples.failed(lines, {"too_long": 1}) == {"too_long": ["r: Too long."]}
+    assert outcome_examples.failed(lines, {"too_long": 1}) == {"too_long": Failure(["r: Too long."], is_permanent=True)}
     assert lines.read == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "is_permanent"),
+    [(400, True), (404, True), (408, False), (409, False), (429, False), (500, False), (503, False), (None, False)],
+)
+def test_request_that_was_refused_for_itself_fails_again(status: int | None, is_permanent: bool) -> None:
+    body = {"error": {"code": "no", "message": "No."}}
+    unanswered = json.dumps({"custom_id": "r", "response": None, "error": body["error"]}).encode()
+    lines = [line("r", body, status) if status else unanswered]
+
+    assert outcome_examples.failed(lines, {"no": 1})["no"] == Failure(["r: No."], is_permanent)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +80,7 @@ def test_a_line_of_an_unknown_shape_is_no_example(odd: bytes) -> None:
     good = line("b", chat("length", content="so"))
 
     assert outcome_examples.answered([odd, good], {"length": 2}) == {"length": ["b: so"]}
-    assert outcome_examples.failed([odd], {"no": 1}) == {"no": []}
+    assert outcome_examples.failed([odd], {"no": 1}) == {"no": Failure([], is_permanent=False)}
 
 
 RESPONSE = {"status": "completed", "output": [{"type": "message", "content": [{"text": "yes"}]}]}
