@@ -1,6 +1,7 @@
 import { createMemoryHistory, createRootRoute, createRouter, RouterProvider } from "@tanstack/react-router";
 import { cleanup, fireEvent, render, screen } from "@testing-library/react";
-import { afterEach, expect, it } from "vitest";
+import type { ComponentProps } from "react";
+import { afterEach, expect, it, vi } from "vitest";
 
 import { Table, type Column } from "@/components/Table";
 
@@ -20,9 +21,11 @@ const COLUMNS: Column<Row>[] = [
   { id: "note", header: "Note", cell: () => "<b>text</b>" },
 ];
 
-async function show() {
+async function show(selection: Pick<ComponentProps<typeof Table>, "selected" | "onSelect"> = {}) {
   const root = createRootRoute({
-    component: () => <Table label="Jobs" columns={COLUMNS} rows={ROWS} rowKey={(row) => row.id} rowLink={(row) => ({ to: `/jobs/${row.id}` as "/" })} />,
+    component: () => (
+      <Table label="Jobs" columns={COLUMNS} rows={ROWS} rowKey={(row) => row.id} rowLink={(row) => ({ to: `/jobs/${row.id}` as "/" })} {...selection} />
+    ),
   });
   const router = createRouter({ routeTree: root, history: createMemoryHistory() });
   render(<RouterProvider router={router as never} />);
@@ -59,4 +62,15 @@ it("moves between the links of rows by the arrow keys, and renders texts as text
 
   expect(screen.getAllByText("<b>text</b>")).toHaveLength(3);
   expect(screen.queryByRole("button", { name: "Note" })).toBeNull();
+});
+
+it("selects rows one by one, and all of them", async () => {
+  const onSelect = vi.fn<(selected: ReadonlySet<string>) => void>();
+  await show({ selected: new Set(["a"]), onSelect });
+
+  fireEvent.click(screen.getByRole("checkbox", { name: "Select b" }));
+  fireEvent.click(screen.getByRole("checkbox", { name: "Select a" }));
+  fireEvent.click(screen.getByRole("checkbox", { name: "Select all" }));
+
+  expect(onSelect.mock.calls.map(([keys]) => [...keys])).toEqual([["a", "b"], [], ["b", "c", "a"]]);
 });

@@ -4,7 +4,7 @@ import { describe, expect, it } from "vitest";
 
 import { answerText, cut } from "@/pages/jobs/cut";
 import { layers, type GraphJob } from "@/pages/jobs/layers";
-import { isLive, lifeline, mayCancel, mayRetry, type JobObject } from "@/pages/jobs/life";
+import { cancellable, isLive, lifeline, mayCancel, mayRetry, retryable, type JobObject } from "@/pages/jobs/life";
 import { fromLocalInput, toLocalInput } from "@/components/address";
 import { waitOf } from "@/pages/jobs/waiting";
 import { jobSearch, jobsSearch, metadataPairs } from "@/pages/jobs/address";
@@ -42,6 +42,16 @@ describe("the life of a job", () => {
     const job = { state, kind: "generation" };
     expect([isLive(job), mayCancel(job), mayRetry(job)]).toEqual([live, cancel, retry]);
     expect(mayRetry({ state, kind: "response" })).toBe(false);
+  });
+});
+
+describe("of selected jobs", () => {
+  const job = (id: string, state: string, failed = 0, kind = "generation") => ({ id, state, kind, progress: { failed } }) as JobObject;
+  const jobs = [job("a", "queued"), job("b", "succeeded"), job("c", "succeeded", 2), job("d", "cancelled"), job("e", "failed", 0, "response")];
+
+  it("only those are cancelled or retried that can be", () => {
+    expect(cancellable(jobs).map(({ id }) => id)).toEqual(["a"]);
+    expect(retryable(jobs).map(({ id }) => id)).toEqual(["c", "d"]);
   });
 });
 

@@ -30,6 +30,9 @@ interface TableProps<Row> {
   rowKey: (row: Row) => string;
   /** The page that a click on a row opens; the first cell becomes its link. */
   rowLink?: (row: Row) => Pick<LinkProps, "to" | "params" | "search">;
+  /** The keys of the selected rows; with it, a box stands before each row. */
+  selected?: ReadonlySet<string>;
+  onSelect?: (selected: ReadonlySet<string>) => void;
 }
 
 const features = tableFeatures({ rowSortingFeature, sortedRowModel: createSortedRowModel(), sortFns });
@@ -37,7 +40,7 @@ const features = tableFeatures({ rowSortingFeature, sortedRowModel: createSorted
 /**
  * Render a table. A click on a column's head sorts the rows that are loaded; up and down move between the rows' links.
  */
-export function Table<Row extends object>({ label, columns, rows, rowKey, rowLink }: TableProps<Row>) {
+export function Table<Row extends object>({ label, columns, rows, rowKey, rowLink, selected, onSelect }: TableProps<Row>) {
   const definitions = useMemo(
     () =>
       columns.map(
@@ -57,6 +60,16 @@ export function Table<Row extends object>({ label, columns, rows, rowKey, rowLin
       <table className="table" aria-label={label} onKeyDown={moveBetweenRows}>
         <thead>
           <tr>
+            {selected && (
+              <th scope="col">
+                <input
+                  type="checkbox"
+                  aria-label="Select all"
+                  checked={rows.length > 0 && rows.every((row) => selected.has(rowKey(row)))}
+                  onChange={(event) => onSelect?.(new Set(event.target.checked ? rows.map(rowKey) : []))}
+                />
+              </th>
+            )}
             {table.getFlatHeaders().map((header, index) => {
               const column = columns[index]!;
               const direction = header.column.getIsSorted();
@@ -83,6 +96,16 @@ export function Table<Row extends object>({ label, columns, rows, rowKey, rowLin
         <tbody>
           {table.getRowModel().rows.map((row) => (
             <tr key={row.id} className={rowLink && "linked"}>
+              {selected && (
+                <td>
+                  <input
+                    type="checkbox"
+                    aria-label={`Select ${row.id}`}
+                    checked={selected.has(row.id)}
+                    onChange={(event) => onSelect?.(changed(selected, row.id, event.target.checked))}
+                  />
+                </td>
+              )}
               {columns.map((column, index) => (
                 <td key={column.id} className={classOf(column)}>
                   {index === 0 && rowLink ? (
@@ -100,6 +123,13 @@ export function Table<Row extends object>({ label, columns, rows, rowKey, rowLin
       </table>
     </div>
   );
+}
+
+function changed(selected: ReadonlySet<string>, key: string, isSelected: boolean): ReadonlySet<string> {
+  const next = new Set(selected);
+  if (isSelected) next.add(key);
+  else next.delete(key);
+  return next;
 }
 
 function classOf<Row>(column: Column<Row>): string | undefined {

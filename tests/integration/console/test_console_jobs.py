@@ -101,6 +101,29 @@ def test_list_is_filtered_by_its_address_and_follows_progress(console: Console, 
     expect(tab).to_have_url(f"{deployment.url}/console/jobs/{second}")
 
 
+def test_selected_jobs_are_cancelled_and_retried_together(console: Console, deployment: Deployment) -> None:
+    live = [create(deployment.client) for _ in range(2)]
+    broken = create(deployment.client, "a", "b")
+    end(deployment, broken, [answered(0, "x")], [failed(1, "engine_error", "It broke.")])
+    tab = console.open("/jobs")
+    expect(tab.locator(".row-link")).to_have_count(3)
+
+    tab.get_by_label("Select all").check()
+    expect(tab.get_by_text("3 jobs selected")).to_be_visible()
+    console.inspect("jobs-selected")
+    tab.get_by_role("button", name="Cancel 2 jobs").click()
+    tab.get_by_role("button", name="Cancel them").click()
+    expect(tab.get_by_text("jobs selected")).to_have_count(0)
+    tab.get_by_label(f"Select {broken}").check()
+    tab.get_by_role("button", name="Retry 1 job").click()
+    tab.get_by_role("button", name="Retry them").click()
+
+    expect(tab.locator(".row-link")).to_have_count(4)
+    assert {deployment.mill.job(job_id).state for job_id in live} <= {"cancelling", "cancelled"}
+    jobs = deployment.client.get("/jobs", cast_to=object)["data"]  # type: ignore[index]
+    assert [job["retry_of"] for job in jobs if job["id"] not in [*live, broken]] == [broken]
+
+
 def test_metadata_with_a_comma_is_selected(console: Console, deployment: Deployment) -> None:
     job_id = create(deployment.client, metadata={"team": "search, Zurich"})
     create(deployment.client, metadata={"team": "search"})

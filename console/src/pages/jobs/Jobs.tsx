@@ -1,11 +1,13 @@
 import { getRouteApi, Link } from "@tanstack/react-router";
+import { useState } from "react";
 
 import { usePages } from "@/api/get";
 import { Button } from "@/components/Button";
+import { ConfirmButton } from "@/components/Confirm";
 import { Empty } from "@/components/Empty";
 import { Field, Select } from "@/components/Field";
 import { TextFilter, TimeFilter } from "@/components/Filters";
-import { words } from "@/components/format";
+import { formatCount, words } from "@/components/format";
 import { Listed } from "@/components/Listed";
 import { Page } from "@/components/Page";
 import { Progress } from "@/components/Progress";
@@ -14,8 +16,9 @@ import { State } from "@/components/State";
 import { Table, type Column } from "@/components/Table";
 import { Time } from "@/components/Time";
 
+import { cancelAll, retryAll } from "./bulk";
 import { JobName } from "./JobName";
-import { kindLabel, KINDS, STATES, type JobObject } from "./life";
+import { cancellable, kindLabel, KINDS, retryable, STATES, type JobObject } from "./life";
 import { metadataPairs, type JobsSearch } from "./address";
 
 const route = getRouteApi("/jobs");
@@ -72,10 +75,12 @@ const COLUMNS: readonly Column<JobObject>[] = [
 export default function Jobs() {
   const search = route.useSearch();
   const jobs = useJobs(search);
+  const [selected, setSelected] = useState<ReadonlySet<string>>(new Set());
   const isFiltered = Object.values(search).some((value) => value !== undefined);
   return (
     <Page title="Jobs" actions={<Link to="/batches/new" className="button primary">New batch</Link>}>
       <Filters search={search} />
+      <Selection jobs={jobs.rows.filter((job) => selected.has(job.id))} onDone={() => setSelected(new Set())} />
       <Listed what="the jobs" query={jobs} empty={isFiltered ? <NoMatch /> : <NoJobs />}>
         <Table
           label="Jobs"
@@ -83,9 +88,47 @@ export default function Jobs() {
           rows={jobs.rows}
           rowKey={(job) => job.id}
           rowLink={(job) => ({ to: "/jobs/$jobId", params: { jobId: job.id } })}
+          selected={selected}
+          onSelect={setSelected}
         />
       </Listed>
     </Page>
+  );
+}
+
+/** Offer what can be done with the selected jobs, where any are. */
+function Selection({ jobs, onDone }: { jobs: readonly JobObject[]; onDone: () => void }) {
+  if (jobs.length === 0) return null;
+  const live = cancellable(jobs);
+  const failed = retryable(jobs);
+  return (
+    <div className="row selection" role="group" aria-label="Selected jobs">
+      <span>{formatCount(jobs.length, "job")} selected</span>
+      {live.length > 0 && (
+        <ConfirmButton
+          label={`Cancel ${formatCount(live.length, "job")}`}
+          title={`Cancel ${formatCount(live.length, "job")}?`}
+          action="Cancel them"
+          onConfirm={() => cancelAll(live).then(onDone)}
+        >
+          <p>Lines that are finished keep their results. The others are not run.</p>
+        </ConfirmButton>
+      )}
+      {failed.length > 0 && (
+        <ConfirmButton
+          label={`Retry ${formatCount(failed.length, "job")}`}
+          title={`Retry ${formatCount(failed.length, "job")}?`}
+          action="Retry them"
+          tone="primary"
+          onConfirm={() => retryAll(failed).then(onDone)}
+        >
+          <p>The lines that failed or are missing are run again, those of each job as a new one.</p>
+        </ConfirmButton>
+      )}
+      <Button tone="plain" onClick={onDone}>
+        Clear the selection
+      </Button>
+    </div>
   );
 }
 

@@ -45,6 +45,16 @@ export function mayRetry(job: Pick<JobObject, "state" | "kind">): boolean {
   return !isLive(job) && !NOT_RETRIED.has(job.kind);
 }
 
+/** Return those of some jobs that can be cancelled. */
+export function cancellable(jobs: readonly JobObject[]): JobObject[] {
+  return jobs.filter(mayCancel);
+}
+
+/** Return those of some jobs that have lines which failed or are missing. */
+export function retryable(jobs: readonly JobObject[]): JobObject[] {
+  return jobs.filter((job) => mayRetry(job) && (job.state !== "succeeded" || job.progress.failed > 0));
+}
+
 /** Return whether a job is a batch: its lines can be read and selected. */
 export function isBatch(job: Pick<JobObject, "kind">): boolean {
   return BATCHES.has(job.kind);
