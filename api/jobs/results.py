@@ -24,6 +24,7 @@ from api.jobs.streams import follow_results, threaded
 from api.shares import open_stream, run_in_threadpool
 from jobs.batches import batches, exports, joining
 from jobs.batches.joining import START, Cursor, Filter, Join, Row
+from jobs.batches.tabulation import tabulate
 from jobs.errors import Conflict, InvalidRequest
 from jobs.files.tables import File
 from jobs.ledger import kinds
@@ -46,7 +47,8 @@ class ResultRow(BaseModel):
     """A request beside its result. `id` names its position among the results of the job, for `after`.
 
     `answer` is text; of an embedding its vector, of a re-ranking its indices and scores as JSON. A line that was
-    answered with the result of another one names that in `duplicate_of`, and has no tokens.
+    answered with the result of another one names that in `duplicate_of`, and has no tokens. `row` is that of the table
+    that the line was made of.
     """
 
     id: str
@@ -62,6 +64,7 @@ class ResultRow(BaseModel):
     duplicate_of: str | None
     request: dict[str, Any]
     response: Any
+    row: dict[str, Any] | None = None
 
 
 class ResultPage(BaseModel):
@@ -82,6 +85,10 @@ class ResultQuery(BaseModel):
 
     format: Literal["jsonl", "json", "csv", "parquet"] = Field(
         "jsonl", description="`json`: a page of joined rows. `csv`, `parquet`: all joined rows as a table."
+    )
+    table: bool = Field(
+        False,
+        description="Of all joined rows: the columns of the table that the lines were made of, and of their answers.",
     )
     join: bool = Field(False, description="Of `jsonl`: joined rows instead of output and error lines.")
     state: Literal["succeeded", "failed"] | None = Field(None, description="Of joined rows: only these.")
@@ -104,6 +111,9 @@ class ResultQuery(BaseModel):
         """Raise InvalidRequest for a parameter that has no meaning for the format."""
         if self.after is not None and self.format != "json":
             raise InvalidRequest("Only pages ('format=json') go on after a row.", param="after", code="invalid_value")
+        if self.table and (not self.joined or self.format == "json"):
+            message = "'table' shapes all joined rows: set 'join=true', 'format=csv' or 'format=parquet'."
+            raise InvalidRequest(message, param="table", code="invalid_value")
         for name in ("state", "code", "custom_id"):
             if getattr(self, name) is not None and not self.joined:
                 message = f"'{name}' selects joined rows: set 'join=true' or another 'format'."
@@ -236,11 +246,14 @@ def _page(source: _Source, query: ResultQuery) -> Response:
 
 def _pieces(source: _Source, query: ResultQuery) -> Iterator[bytes]:
     with source.join() as join:
-        rows = joining.rows_of(join, source.overrides, query.chosen)
+        rows: Iterator[Row] = joining.rows_of(join, source.overrides, query.chosen)
+        kinds = exports.VECTOR_KINDS if source.endpoint == EMBEDDINGS else exports.KINDS
+        if query.table:
+            kinds, rows = tabulate(rows)
         if query.format == "parquet":
-            yield from exports.parquet_pieces(rows, vectors=source.endpoint == EMBEDDINGS)
+            yield from exports.parquet_pieces(rows, kinds)
         elif query.format == "csv":
-            yield from _gathered(text.encode(errors="replace") for text in exports.csv_lines(rows))
+            yield from _gathered(text.encode(errors="replace") for text in exports.csv_lines(rows, kinds))
         else:
             yield from _gathered(json.dumps(row).encode() + b"\n" for row in rows)
 

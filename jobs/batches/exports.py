@@ -4,10 +4,11 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, Literal
 
 from jobs.batches.joining import COLUMNS, Row
+from jobs.batches.tabulation import Kind
 
 Format = Literal["jsonl", "csv", "parquet"]
 
@@ -15,6 +16,9 @@ Format = Literal["jsonl", "csv", "parquet"]
 _GROUP_ROWS: Final = 1000
 _GROUP_CHARACTERS: Final = 8 << 20
 _INTEGERS: Final = ("status_code", "input_tokens", "output_tokens")
+#: The kinds of the columns of joined rows by their names; `VECTOR_KINDS` those of a batch of embeddings.
+KINDS: Final[Mapping[str, Kind]] = {name: "integer" if name in _INTEGERS else "string" for name in COLUMNS}
+VECTOR_KINDS: Final[Mapping[str, Kind]] = {**KINDS, "answer": "vector"}
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 _NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
@@ -25,42 +29,42 @@ def json_lines(rows: Iterable[Row]) -> Iterator[str]:
         yield json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def csv_lines(rows: Iterable[Row]) -> Iterator[str]:
+def csv_lines(rows: Iterable[Row], columns: Iterable[str] = COLUMNS) -> Iterator[str]:
     """Yield CSV (RFC 4180): the header, then the text of each row.
 
     Objects and lists are JSON in their cells. Null and empty text are empty cells. A text that a spreadsheet would run
     as a formula gets a leading `'`.
     """
-    out = io.StringIO(newline="")
+    out, names = io.StringIO(newline=""), list(columns)
     writer = csv.writer(out)
-    writer.writerow(COLUMNS)
+    writer.writerow([_inert(name) for name in names])
     yield out.getvalue()
     for row in rows:
         out.seek(0)
         out.truncate()
-        writer.writerow([_inert(_cell(row[name])) for name in COLUMNS])
+        writer.writerow([_inert(_cell(row[name])) for name in names])
         yield out.getvalue()
 
 
-def parquet_pieces(rows: Iterable[Row], *, vectors: bool = False) -> Iterator[bytes]:
-    """Yield a Parquet file with the columns of the CSV; `vectors` are lists of 32-bit floats."""
+def parquet_pieces(rows: Iterable[Row], kinds: Mapping[str, Kind] = KINDS) -> Iterator[bytes]:
+    """Yield a Parquet file with columns of these kinds; vectors are lists of 32-bit floats."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    sink, schema = _Sink(), _schema(vectors=vectors)
+    sink, schema = _Sink(), _schema(kinds)
     with parquet.ParquetWriter(pa.PythonFile(sink, mode="w"), schema, write_statistics=False) as writer:
-        for group in _groups(rows):
+        for group in _groups(rows, kinds):
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
             yield sink.take()
     yield sink.take()
 
 
-def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
+def _groups(rows: Iterable[Row], kinds: Mapping[str, Kind]) -> Iterator[list[Row]]:
     """Yield rows of plain cells in groups of bounded size."""
     group: list[Row] = []
     characters = 0
     for row in rows:
-        flat = {name: _valid(_cell(value, keep=name == "answer")) for name, value in row.items()}
+        flat = {name: _valid(_cell(row[name], keep=kind == "vector")) for name, kind in kinds.items()}
         characters += sum(len(value) for value in flat.values() if isinstance(value, str))
         group.append(flat)
         if len(group) == _GROUP_ROWS or characters > _GROUP_CHARACTERS:
@@ -101,13 +105,11 @@ class _Sink:
         return data
 
 
-def _schema(*, vectors: bool) -> Any:
+def _schema(kinds: Mapping[str, Kind]) -> Any:
     import pyarrow as pa
 
-    kinds = dict.fromkeys(_INTEGERS, pa.int64())
-    if vectors:
-        kinds["answer"] = pa.list_(pa.float32())
-    return pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
+    types = {"integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_(), "vector": pa.list_(pa.float32())}
+    return pa.schema([(name, types.get(kind, pa.string())) for name, kind in kinds.items()])
 
 
 def _cell(value: Any, *, keep: bool = False) -> Any:

@@ -32,7 +32,8 @@ class Unjoinable(InvalidRequest):
     code = "results_unjoinable"
 
 
-#: The columns, in order. `answer` is text; of an embedding its vector, of a re-ranking its indices and scores as JSON.
+#: The columns, in order; beside them `row`, where the line was made of the row of a table.
+#: `answer` is text; of an embedding its vector, of a re-ranking its indices and scores as JSON.
 COLUMNS = (
     "custom_id", "prompt", "answer", "finish_reason", "status_code", "error_code", "error_message",
     "input_tokens", "output_tokens", "duplicate_of", "request", "response",
@@ -223,6 +224,7 @@ def _row(request: Row, result: Row) -> Row:
     original = result.get("duplicate_of")
     usage = body["usage"] if original is None and isinstance(body.get("usage"), dict) else {}
     code, message = error_of(result)
+    given = request.get("row")
     return {
         "custom_id": request["custom_id"],
         "prompt": _prompt(request["url"], request["body"]),
@@ -236,7 +238,7 @@ def _row(request: Row, result: Row) -> Row:
         "duplicate_of": original,
         "request": request["body"],
         "response": raw_body or None,
-    }
+    } | ({"row": given} if isinstance(given, dict) else {})
 
 
 def _tokens(count: Any) -> int | None:

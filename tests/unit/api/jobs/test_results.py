@@ -71,6 +71,29 @@ def test_pages_go_on_after_a_row(client: TestClient, ended: str) -> None:
     assert get(client, ended, format="json", after=second["last_id"]).json()["data"] == []
 
 
+def test_table_has_the_columns_that_were_submitted(app: FastAPI, client: TestClient) -> None:
+    asked = [json.loads(line(name, "x")) | {"row": {"country": name}} for name in "ab"]
+    inputs = "".join(json.dumps(each) + "\n" for each in asked)
+    sent = client.post("/v1/files", files={"file": ("a.jsonl", inputs)}, data={"purpose": "batch"}).json()
+    job_id = create(client, sent["id"], endpoint=URL)["id"]
+    answers = [answer("a", "=1+1")], [failure("b", "odd")]
+    runs.end(app.state.services.db, app.state.services.storage, job_id, *answers)
+
+    table = get(client, job_id, format="csv", table="true").text
+    rows = get(client, job_id, join="true", table="true").text
+    columns = parquet.read_table(io.BytesIO(get(client, job_id, format="parquet", table="true").content))
+
+    assert list(csv.reader(io.StringIO(table))) == [
+        ["country", "answer", "error"],
+        ["a", "'=1+1", ""],
+        ["b", "", "odd"],
+    ]
+    assert [json.loads(text) for text in rows.splitlines()] == columns.to_pylist()
+    assert get(client, job_id, format="json").json()["data"][0]["row"] == {"country": "a"}
+    for query in ({"table": "true"}, {"table": "true", "format": "json"}):
+        assert get(client, job_id, **query).json()["error"]["param"] == "table"
+
+
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
