@@ -80,9 +80,12 @@ def parse_time(text: str) -> int:
         raise CliError(f"'{text}' is no time; write it as 2026-12-24T18:00 or 2026-12-24T18:00+01:00") from None
 
 
-def output_paths(source: Path, output: Path | None) -> tuple[Path, Path]:
-    """Return the files for answers and errors. With answers on standard output, errors go to standard error."""
-    answers = output or source.with_name(f"{source.stem}.output.jsonl")
+def output_paths(source: Path, output: Path | None, *, table: bool = False) -> tuple[Path, Path]:
+    """Return the files for answers and errors. With answers on standard output, errors go to standard error.
+
+    The answers of a table are one, with the errors in a column.
+    """
+    answers = output or source.with_name(f"{source.stem}.output.{'csv' if table else 'jsonl'}")
     if answers == Path("/dev/stdout"):
         return answers, Path("/dev/stderr")
     return answers, answers.with_name(f"{answers.name.removesuffix('.jsonl')}.errors.jsonl")

@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -108,11 +110,16 @@ def watch(
     if output:
         require_writable(output)
     with connect(url, api_key, data_dir) as server:
-        watched(server, job, output_paths(Path(job), output) if output else None, as_json=as_json)
+        answers, errors = output_paths(Path(job), output)
+        save = partial(fetch, answers=answers, errors=errors) if output else None
+        watched(server, job, save, as_json=as_json)
 
 
-def watched(server: Server, job_id: str, paths: tuple[Path, Path] | None, *, as_json: bool = False) -> Snapshot:
-    """Follow a job to its end, print the outcome, and download its files to `paths`. Return its last state."""
+Save = Callable[[Server, Snapshot], None]
+
+
+def watched(server: Server, job_id: str, save: Save | None, *, as_json: bool = False) -> Snapshot:
+    """Follow a job to its end, print the outcome, and `save` its results. Return its last state."""
     from cli.client.progress import follow
 
     try:
@@ -124,8 +131,8 @@ def watched(server: Server, job_id: str, paths: tuple[Path, Path] | None, *, as_
     tell(job)
     if as_json:
         show_json(server.get(f"/jobs/{job_id}"))
-    if paths:
-        fetch(server, job, *paths)
+    if save:
+        save(server, job)
     require_success(job)
     return job
 

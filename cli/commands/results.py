@@ -3,9 +3,8 @@
 import io
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, TextIO
 from urllib.parse import quote, urlencode
@@ -19,7 +18,8 @@ from cli.options import ApiKey, DataDir, Url
 from cli.output_files import require_writable, whole
 from cli.terminal import Screen, byte_output, say, text_output
 from jobs.batches import exports
-from jobs.batches.joining import Row
+from jobs.batches.joining import COLUMNS, Row
+from jobs.batches.tabulation import Kind, tabulate
 
 
 def results(
@@ -31,6 +31,9 @@ def results(
         Literal["jsonl", "csv", "parquet"],
         typer.Option("--format", help="csv and parquet are always joined. In csv, null and empty text look the same."),
     ] = "jsonl",
+    table: Annotated[
+        bool, typer.Option("--table", help="The columns of the table that was submitted, and those of the answers.")
+    ] = False,
     state: Annotated[
         Literal["succeeded", "failed"] | None, typer.Option(help="Only results in this state. This joins them.")
     ] = None,
@@ -52,14 +55,25 @@ def results(
         _require_files(snapshot)
         given = {"state": state, "code": code, "custom_id": custom_id}
         chosen = {name: value for name, value in given.items() if value}
-        if not join and not chosen and format_ == "jsonl":
+        if not (join or table or chosen) and format_ == "jsonl":
             _raw(server, snapshot, output)
             return
         if not snapshot.ended:
             raise CliError(f"{job} is {snapshot.state}; its results can be joined when it has ended")
-        with _joined(server, snapshot, chosen) as rows:
-            count = writer_of(format_, vectors=shown["endpoint"] == EMBEDDINGS)(rows, output)
+        with joined(server, job, chosen) as rows:
+            kinds = exports.VECTOR_KINDS if shown["endpoint"] == EMBEDDINGS else exports.KINDS
+            count = write(*(tabulate(rows) if table else (kinds, rows)), format_, output)
     say(f"{count} results{f': {output}' if output else ''}", err=True)
+
+
+def save_table(server: Server, job: Snapshot, path: Path) -> None:
+    """Write the results of an ended job as a table: Parquet or JSON Lines by the suffix of `path`, else CSV."""
+    if not (job.output_file_id or job.error_file_id):
+        return
+    format_ = {".parquet": "parquet", ".jsonl": "jsonl"}.get(path.suffix, "csv")
+    query = urlencode({"format": format_, "join": "true", "table": "true"})
+    server.fetch(f"/jobs/{quote(job.id, safe='')}/results?{query}", path)
+    say(f"table: {path}", err=True)
 
 
 def _require_files(job: Snapshot) -> None:
@@ -83,16 +97,13 @@ def _raw(server: Server, job: Snapshot, output: Path | None) -> None:
 
 
 @contextmanager
-def _joined(server: Server, job: Snapshot, chosen: Mapping[str, str]) -> Iterator[Iterator[Row]]:
-    """Yield the joined rows, which the server has selected, from a copy."""
+def joined(server: Server, job_id: str, chosen: Mapping[str, str]) -> Iterator[Iterator[Row]]:
+    """Yield the joined rows of an ended job, which the server has selected, from a copy."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "joined.jsonl"
-        server.fetch(f"/jobs/{quote(job.id, safe='')}/results?{urlencode({'join': 'true', **chosen})}", copy)
+        server.fetch(f"/jobs/{quote(job_id, safe='')}/results?{urlencode({'join': 'true', **chosen})}", copy)
         with copy.open(encoding="ascii") as lines:
             yield map(json.loads, lines)
-
-
-Writer = Callable[[Iterable[Row], Path | None], int]
 
 
 def write_jsonl(rows: Iterable[Row], path: Path | None) -> int:
@@ -100,9 +111,9 @@ def write_jsonl(rows: Iterable[Row], path: Path | None) -> int:
     return _write(exports.json_lines(rows), path)
 
 
-def write_csv(rows: Iterable[Row], path: Path | None) -> int:
+def write_csv(rows: Iterable[Row], path: Path | None, columns: Iterable[str] = COLUMNS) -> int:
     """Write CSV with a header; return the number of rows."""
-    return _write(exports.csv_lines(rows), path) - 1
+    return _write(exports.csv_lines(rows, columns), path) - 1
 
 
 def _write(texts: Iterable[str], path: Path | None) -> int:
@@ -115,8 +126,8 @@ def _write(texts: Iterable[str], path: Path | None) -> int:
     return count
 
 
-def write_parquet(rows: Iterable[Row], path: Path | None, *, vectors: bool = False) -> int:
-    """Write Parquet; `vectors` are lists of 32-bit floats. Return the number of rows."""
+def write_parquet(rows: Iterable[Row], path: Path | None, kinds: Mapping[str, Kind] = exports.KINDS) -> int:
+    """Write Parquet with columns of these kinds. Return the number of rows."""
     if path is None:
         raise CliError("name the Parquet file with --output")
     count = 0
@@ -128,15 +139,15 @@ def write_parquet(rows: Iterable[Row], path: Path | None, *, vectors: bool = Fal
             yield row
 
     with whole(path) as out:
-        out.writelines(exports.parquet_pieces(counted(), vectors=vectors))
+        out.writelines(exports.parquet_pieces(counted(), kinds))
     return count
 
 
-def writer_of(format_: exports.Format, *, vectors: bool) -> Writer:
-    """Return the function that writes rows as `jsonl`, `csv` or `parquet`. `vectors`: answers are embeddings."""
+def write(kinds: Mapping[str, Kind], rows: Iterable[Row], format_: exports.Format, path: Path | None) -> int:
+    """Write rows as `jsonl`, `csv` or `parquet`, with columns of these kinds. Return the number of rows."""
     if format_ == "parquet":
-        return partial(write_parquet, vectors=vectors)
-    return write_csv if format_ == "csv" else write_jsonl
+        return write_parquet(rows, path, kinds)
+    return write_csv(rows, path, kinds) if format_ == "csv" else write_jsonl(rows, path)
 
 
 @contextmanager

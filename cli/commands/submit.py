@@ -2,18 +2,24 @@
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from cli.client.progress import fault, reasoning_of
 from cli.client.server import Server, connect
-from cli.commands.jobs import watched
+from cli.commands.jobs import fetch, watched
+from cli.commands.results import save_table
 from cli.errors import CliError
 from cli.options import After, ApiKey, AsJson, DataDir, Url
 from cli.terminal import say, show
 from jobs.clock import duration
+
+if TYPE_CHECKING:
+    from cli.client.tables import Template
 
 _SHOWN = 20
 #: Options that have no meaning together with another option.
@@ -27,8 +33,27 @@ _MEANINGLESS: Final = {
 def submit(
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="Requests as in OpenAI's Batch API, one a line; - reads standard input."),
+        typer.Argument(
+            metavar="FILE",
+            help="Requests as in OpenAI's Batch API, one a line, or with --prompt a table; - reads them.",
+        ),
     ],
+    prompt: Annotated[
+        str, typer.Option(help="FILE is a table (CSV): ask this of each row. {{column}} stands for the row's value.")
+    ] = "",
+    model: Annotated[str, typer.Option(help="Of a table: the model that is asked.")] = "",
+    schema: Annotated[
+        str,
+        typer.Option(
+            metavar="COLUMNS|FILE",
+            help="Of a table: the columns of the answers, such as 'capital, people:integer, size:small|large', "
+            "or a JSON schema in a .json file. Else the answer is one column.",
+        ),
+    ] = "",
+    system: Annotated[str, typer.Option(help="Of a table: instructions before each prompt.")] = "",
+    temperature: Annotated[float | None, typer.Option(help="Of a table: how freely the model answers.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Of a table: tokens of an answer at most.")] = None,
+    id_column: Annotated[str, typer.Option(help="Of a table: the column with the custom_id. Else row-1, row-2 …")] = "",
     endpoint: Annotated[str, typer.Option(help="Such as /v1/chat/completions. Else the url of the first line.")] = "",
     window: Annotated[str, typer.Option(help="The time allowed, such as 90m, 6h, 24h or 7d.")] = "24h",
     priority: Annotated[int, typer.Option(help="From -100 to 100. Higher runs first within the project.")] = 0,
@@ -38,7 +63,8 @@ def submit(
     wait: Annotated[bool, typer.Option(help="Watch the batch to its end and download the results.")] = True,
     check: Annotated[bool, typer.Option(help="Have the server check the file before anything is created.")] = True,
     output: Annotated[
-        Path | None, typer.Option(help="The file for answers; errors go beside it. Else beside FILE.")
+        Path | None,
+        typer.Option(help="The file for answers; errors go beside it. Of a table: .csv or .parquet. Else beside FILE."),
     ] = None,
     at: Annotated[
         str, typer.Option(metavar="TIME", help="Start no earlier than this, such as 2026-12-24T18:00 (local time).")
@@ -56,18 +82,26 @@ def submit(
     api_key: ApiKey = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Run a file of requests as one batch: check, upload, create, watch, download."""
+    """Run a file of requests as one batch: check, upload, create, watch, download.
+
+    With --prompt FILE is a table: each row becomes a request, and the answers become columns beside those of the row.
+    """
     from cli.client.submission import guess_endpoint, output_paths, parse_metadata, parse_time, spooled
+    from cli.client.tables import Template, parse_schema
     from cli.output_files import require_writable
 
     given = {"--at": at, "--after": after, "--every": every, "--timezone": timezone, "--sample": sample}
     _check_together(given | {"--output": output, "--no-wait": not wait, "--no-check": not check})
-    answers, errors = output_paths(Path("stdin") if str(file) == "-" else file, output)
+    columns = parse_schema(schema) if schema else None
+    template = Template(model, prompt, system, columns, temperature, max_tokens, id_column)
+    _check_table(file, endpoint, template)
+    name = Path("stdin") if str(file) == "-" else file
+    answers, errors = output_paths(name, output, table=bool(prompt))
     if wait and not sample and not every:
         require_writable(answers)
     begin: dict[str, Any] = {"not_before": parse_time(at)} if at else {}
     begin |= {"after": after} if after else {}
-    with spooled(file) as source, connect(url, api_key, data_dir) as server:
+    with spooled(file) as given, _requests_of(given, template) as source, connect(url, api_key, data_dir) as server:
         request: dict[str, Any] = {
             "endpoint": endpoint or guess_endpoint(source),
             "completion_window": window,
@@ -89,7 +123,31 @@ def submit(
         if not (as_json and watches):
             show(made, made["id"], as_json=as_json)
         if watches:
-            watched(server, made["id"], (answers, errors), as_json=as_json)
+            save = partial(save_table, path=answers) if prompt else partial(fetch, answers=answers, errors=errors)
+            watched(server, made["id"], save, as_json=as_json)
+
+
+def _requests_of(file: Path, template: "Template") -> AbstractContextManager[Path]:
+    """Return a context with the file of requests: the file itself, or one that is made of a table."""
+    from cli.client.tables import requests_of
+
+    return requests_of(file, template) if template.prompt else nullcontext(file)
+
+
+def _check_table(file: Path, endpoint: str, template: "Template") -> None:
+    """Raise CliError where a table lacks a prompt or a model, and for options of a table with a file of requests."""
+    from cli.client.tables import SUFFIXES, Template
+    from jobs.requests.endpoints import CHAT
+
+    if template.prompt:
+        if not template.model:
+            raise CliError("a table needs a --model; `nightmill models` lists them")
+        if endpoint not in ("", CHAT):
+            raise CliError(f"--endpoint means nothing with --prompt: rows are asked at {CHAT}")
+    elif template != Template("", ""):
+        raise CliError("--model, --schema, --system, --temperature, --max-tokens and --id-column need a --prompt")
+    elif file.suffix in SUFFIXES:
+        raise CliError(f"{file} is a table: say with --prompt what is asked of each row")
 
 
 def _check_together(given: Mapping[str, object]) -> None:

@@ -18,6 +18,7 @@ from cli.commands.results import write_csv, write_jsonl, write_parquet
 from cli.commands.submit import extrapolate, write_sample
 from cli.errors import CliError
 from cli.main import app
+from jobs.batches.exports import VECTOR_KINDS
 from jobs.batches.joining import COLUMNS, Unjoinable, joined
 
 CHAT, TEXT, RESPONSES, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"
@@ -116,6 +117,18 @@ def test_the_command_writes_the_rows_that_the_server_selects(
     assert server.fetched == [f"/jobs/batch_1/results?{query}"]
     if "csv" not in options:
         assert [json.loads(line) for line in done.stdout.split("\n")[:-1]] == rows()
+
+
+def test_the_command_shows_the_table_that_was_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {**rows()[0], "row": {"country": "Peru"}, "answer": "Lima"}
+    monkeypatch.setattr("cli.commands.results.connect", lambda *_: nullcontext(Served(ENDED, [row])))
+
+    csv_, lines = (
+        CliRunner().invoke(app, ["results", "batch_1", "--table", *more]) for more in (["--format", "csv"], [])
+    )
+
+    assert list(csv.reader(io.StringIO(csv_.stdout))) == [["country", "answer", "error"], ["Peru", "Lima", ""]]
+    assert json.loads(lines.stdout) == {"country": "Peru", "answer": "Lima", "error": None}
 
 
 @pytest.mark.parametrize("options", [(), ("--join",)])
@@ -320,7 +333,7 @@ def test_embeddings_are_vectors_in_parquet_also_behind_many_failures(tmp_path: P
     outputs = [answered(str(n), {"data": [{"embedding": [0.5, 1.0]}]}) for n in range(1500, 2500)]
     errors = [unanswered(str(n), "batch_expired") for n in range(1500)]
 
-    write_parquet(joined(inputs, outputs, errors), tmp_path / "out.parquet", vectors=True)
+    write_parquet(joined(inputs, outputs, errors), tmp_path / "out.parquet", VECTOR_KINDS)
 
     table = parquet.read_table(tmp_path / "out.parquet")
     assert table["answer"].to_pylist()[1499:1501] == [None, [0.5, 1.0]]
