@@ -2,7 +2,7 @@
 
 import { describe, expect, it } from "vitest";
 
-import { endpointOf, filler, liner, makeRequests, placeholders, problemsOf, readHead, type Template } from "@/pages/batches/requests";
+import { endpointOf, filler, liner, makeRequests, placeholders, problemsOf, readHead, type AnswerColumn, type Template } from "@/pages/batches/requests";
 
 const TEMPLATE: Template = {
   endpoint: "/v1/chat/completions",
@@ -10,7 +10,19 @@ const TEMPLATE: Template = {
   system: "",
   prompt: "Name the capital of {{country}}.",
   limit: null,
+  temperature: null,
+  columns: [],
   idColumn: null,
+};
+const COLUMNS: AnswerColumn[] = [
+  { name: " capital ", type: "string", choices: "" },
+  { name: "size", type: "choice", choices: "small, large" },
+];
+const SCHEMA = {
+  type: "object",
+  properties: { capital: { type: "string" }, size: { type: "string", enum: ["small", "large"] } },
+  required: ["capital", "size"],
+  additionalProperties: false,
 };
 
 async function linesOf(content: Blob): Promise<unknown[]> {
@@ -38,6 +50,9 @@ describe("a prompt template", () => {
     [{ model: " " }, ["Choose a model."]],
     [{ prompt: "" }, ["Write a prompt."]],
     [{ prompt: "Hello" }, ["The prompt names no column, so that every request would be the same."]],
+    [{ columns: [COLUMNS[0]!, { ...COLUMNS[0]!, name: "capital" }] }, ["Two columns of the answers have the same name."]],
+    [{ columns: [{ name: " ", type: "choice", choices: " , " } as const] }, ["A column of the answers has no name.", "A column of the answers has no choices."]],
+    [{ endpoint: "/v1/embeddings" as const, columns: [{ name: "", type: "string", choices: "" } as const] }, []],
   ])("says what is wrong with %j", (changes, problems) => {
     expect(problemsOf({ ...TEMPLATE, ...changes }, ["country"])).toEqual(problems);
   });
@@ -60,6 +75,18 @@ describe("a row becomes a request", () => {
       { endpoint: "/v1/responses", system: "Be brief.", limit: 9 },
       { instructions: "Be brief.", input: "Name the capital of Peru.", max_output_tokens: 9 },
     ],
+    [
+      { columns: COLUMNS, temperature: 0 },
+      {
+        messages: [{ role: "user", content: "Name the capital of Peru." }],
+        response_format: { type: "json_schema", json_schema: { name: "row", strict: true, schema: SCHEMA } },
+        temperature: 0,
+      },
+    ],
+    [
+      { endpoint: "/v1/responses", columns: COLUMNS },
+      { input: "Name the capital of Peru.", text: { format: { type: "json_schema", name: "row", strict: true, schema: SCHEMA } } },
+    ],
     [{ endpoint: "/v1/completions", limit: 9 }, { prompt: "Name the capital of Peru.", max_tokens: 9 }],
     [{ endpoint: "/v1/embeddings", limit: 9 }, { input: "Name the capital of Peru." }],
   ];
@@ -67,7 +94,18 @@ describe("a row becomes a request", () => {
   it.each(cases)("with %j", (changes, body) => {
     const template = { ...TEMPLATE, ...changes };
     const line = JSON.parse(liner(template, ["id", "country"])(["7", "Peru"], 1)) as unknown;
-    expect(line).toEqual({ custom_id: "row-1", method: "POST", url: template.endpoint, body: { model: "m", ...(body as object) } });
+    expect(line).toEqual({
+      custom_id: "row-1",
+      row: { id: "7", country: "Peru" },
+      method: "POST",
+      url: template.endpoint,
+      body: { model: "m", ...(body as object) },
+    });
+  });
+
+  it("holds the row, of columns with the same name the first", () => {
+    const line = liner(TEMPLATE, ["country", "country", "__proto__", "none"])(["Peru", "Chad", "x"], 1);
+    expect(line).toContain('"row":{"country":"Peru","__proto__":"x","none":""}');
   });
 
   it("takes its custom_id from a column, where that has a value", () => {

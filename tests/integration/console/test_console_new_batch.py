@@ -1,10 +1,14 @@
 """The page that makes a batch: from a file of requests, and from a table by a prompt template."""
 
+import csv
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests.support import runs
 from tests.support.console import HOSTILE, Console, Deployment
 from tests.support.mill import MODEL, chat_line, jsonl
 
@@ -60,7 +64,7 @@ def test_table_becomes_a_batch_by_a_prompt_template(console: Console, deployment
     rows = "".join(f'"Land ""{n}"", {HOSTILE.replace(chr(34), chr(34) * 2)}",{n}\n' for n in range(50_000))
     tab = console.open("/batches/new?source=table")
     choose(tab, "countries.csv", ("\ufeffcountry,id\n" + rows).encode())
-    tab.get_by_label("Model").fill(MODEL)
+    tab.get_by_label("Model").select_option(MODEL)
     tab.get_by_label("Prompt").fill("Name the capital of {{town}}.")
     expect(tab.get_by_role("list", name="What is missing")).to_contain_text("no column “town”")
     expect(tab.get_by_role("button", name="Make the requests")).to_be_disabled()
@@ -82,6 +86,7 @@ def test_table_becomes_a_batch_by_a_prompt_template(console: Console, deployment
     assert len(lines) == 50_000
     assert lines[-1] == {
         "custom_id": "49999",
+        "row": {"country": f'Land "49999", {HOSTILE}', "id": "49999"},
         "method": "POST",
         "url": "/v1/chat/completions",
         "body": {
@@ -92,6 +97,52 @@ def test_table_becomes_a_batch_by_a_prompt_template(console: Console, deployment
             ],
         },
     }
+
+
+def test_answers_of_a_table_are_columns_beside_its_own(console: Console, deployment: Deployment) -> None:
+    tab = console.open("/batches/new?source=table")
+    choose(tab, "countries.csv", b"country,id\nPeru,7\n" + HOSTILE.replace('"', "'").encode() + b",8\n")
+    tab.get_by_label("Model").select_option(MODEL)
+    tab.get_by_label("Temperature").fill("0")
+    tab.get_by_label("Prompt").fill("Name the capital of {{country}}.")
+    tab.get_by_role("button", name="Add a column").click()
+    tab.get_by_label("Column 1", exact=True).fill("capital")
+    tab.get_by_role("button", name="Add a column").click()
+    tab.get_by_label("Column 2", exact=True).fill("size")
+    tab.get_by_label("Type of column 2").select_option("choice")
+    expect(tab.get_by_role("list", name="What is missing")).to_contain_text("has no choices")
+    tab.get_by_label("Choices of column 2").fill("small, large")
+    console.inspect("new-batch-columns")
+    tab.get_by_role("button", name="Make the requests").click()
+    tab.get_by_role("button", name="Upload and check").click()
+    tab.get_by_role("button", name="Create the batch").click()
+    expect(tab.get_by_role("heading", name="countries.jsonl")).to_be_visible()
+
+    (batch,) = deployment.client.batches.list().data
+    body: Any = content_of(deployment, batch.input_file_id)[0]["body"]
+    assert (body["temperature"], list(body["response_format"]["json_schema"]["schema"]["properties"])) == (
+        0,
+        ["capital", "size"],
+    )
+    message = {"message": {"content": '{"capital": "Lima", "size": "large"}'}, "finish_reason": "stop"}
+    answer = {"custom_id": "row-1", "response": {"status_code": 200, "body": {"choices": [message]}}, "error": None}
+    failure = {"custom_id": "row-2", "response": None, "error": {"code": "engine_error", "message": "It broke."}}
+    lines = ([json.dumps(each).encode()] for each in (answer, failure))
+    runs.end(deployment.mill.db, deployment.mill.storage, batch.id, *lines, {"stop": 1, "error:engine_error": 1})
+    console.open(f"/jobs/{batch.id}?tab=results")
+
+    table = tab.get_by_role("table", name="Results")
+    expect(table.get_by_role("columnheader")).to_have_text(["country", "id", "capital", "size", "Result"])
+    expect(table.get_by_role("row").nth(1)).to_contain_text("Peru")
+    expect(table.get_by_role("row").nth(1)).to_contain_text("Lima")
+    console.inspect("job-table")
+    with tab.expect_download() as download:
+        tab.get_by_role("button", name="CSV").click()
+    saved = list(csv.reader(Path(download.value.path()).read_text().splitlines()))
+    assert saved[:2] == [["country", "id", "capital", "size", "error"], ["Peru", "7", "Lima", "large", ""]]
+    assert saved[2][2:] == ["", "", "engine_error"]
+    tab.get_by_label("As a table").uncheck()
+    expect(tab.get_by_role("region", name="Request")).to_have_count(2)
 
 
 def test_secret_of_a_webhook_is_shown_before_the_page_is_left(console: Console, deployment: Deployment) -> None:

@@ -54,7 +54,7 @@ def make_batch(tab: Page) -> None:
     tab.locator("input[type=file]").set_input_files(
         {"name": "countries.csv", "mimeType": "text/csv", "buffer": table.encode()}
     )
-    tab.get_by_label("Model").fill(MODEL)
+    tab.get_by_label("Model").select_option(MODEL)
     tab.get_by_label("Prompt").fill("Name the capital of {{country}}.")
     tab.get_by_role("button", name="Make the requests").click()
     tab.get_by_role("button", name="Upload and check").click()

@@ -1,7 +1,6 @@
-import { useMutation, useQuery } from "@tanstack/react-query";
+import { useMutation } from "@tanstack/react-query";
 import { useState } from "react";
 
-import { get } from "@/api/get";
 import { Button } from "@/components/Button";
 import { DropZone } from "@/components/DropZone";
 import { messageOf, Problem } from "@/components/Failure";
@@ -10,12 +9,23 @@ import { formatCount, formatName, formatNumber } from "@/components/format";
 import { useLeaveQuestion } from "@/components/leaving";
 import { Section } from "@/components/Page";
 import { Snippet } from "@/components/Snippet";
+import { embeds, generates, useModels } from "@/pages/fleet/models/served";
 import { cut, SHORT } from "@/pages/jobs/cut";
 
-import { liner, makeRequests, problemsOf, readHead, TEMPLATE_ENDPOINTS, type Endpoint, type TableHead, type Template } from "./requests";
+import { hasSchema, liner, makeRequests, problemsOf, readHead, TEMPLATE_ENDPOINTS, type Endpoint, type TableHead, type Template } from "./requests";
+import { SchemaEditor } from "./SchemaEditor";
 
 const PREVIEWED = 3;
-const EMPTY: Template = { endpoint: "/v1/chat/completions", model: "", system: "", prompt: "", limit: null, idColumn: null };
+const EMPTY: Template = {
+  endpoint: "/v1/chat/completions",
+  model: "",
+  system: "",
+  prompt: "",
+  limit: null,
+  temperature: null,
+  columns: [],
+  idColumn: null,
+};
 
 interface TableFormProps {
   /** Receives the file of the requests once they are made. */
@@ -123,32 +133,45 @@ interface SettingsProps {
 }
 
 function Settings({ template, columns, onChange }: SettingsProps) {
-  const models = useQuery(get("/v1/models", {}));
-  const hasSystem = template.endpoint === "/v1/chat/completions" || template.endpoint === "/v1/responses";
+  const models = useModels();
+  const isEmbedding = template.endpoint === "/v1/embeddings";
+  const fitting = (models.data?.data ?? []).filter(isEmbedding ? embeds : generates);
   return (
     <>
       <div className="grid">
         <Field label="Endpoint">
-          <Select value={template.endpoint} onChange={(endpoint) => onChange({ endpoint: endpoint as Endpoint })} options={TEMPLATE_ENDPOINTS} />
+          <Select value={template.endpoint} onChange={(endpoint) => onChange({ endpoint: endpoint as Endpoint, model: "" })} options={TEMPLATE_ENDPOINTS} />
         </Field>
-        <Field label="Model" hint={models.isError ? "The models could not be listed; write the name of one." : undefined}>
-          <Input list="batch-models" value={template.model} onChange={(event) => onChange({ model: event.target.value })} />
+        <Field label="Model" error={models.isError ? "The models could not be listed." : null}>
+          <Select
+            value={template.model}
+            onChange={(model) => onChange({ model })}
+            options={[["", "Choose a model"], ...fitting.map(({ id }) => [id, id] as const)]}
+          />
         </Field>
-        <datalist id="batch-models">
-          {models.data?.data.map((model) => (
-            <option key={model.id} value={model.id} />
-          ))}
-        </datalist>
-        {template.endpoint !== "/v1/embeddings" && (
-          <Field label="Max output tokens">
-            <Input
-              type="number"
-              min={1}
-              placeholder="no limit"
-              value={template.limit ?? ""}
-              onChange={(event) => onChange({ limit: Number(event.target.value) || null })}
-            />
-          </Field>
+        {!isEmbedding && (
+          <>
+            <Field label="Temperature">
+              <Input
+                type="number"
+                min={0}
+                max={2}
+                step={0.1}
+                placeholder="that of the model"
+                value={template.temperature ?? ""}
+                onChange={(event) => onChange({ temperature: event.target.value === "" ? null : Number(event.target.value) })}
+              />
+            </Field>
+            <Field label="Max output tokens">
+              <Input
+                type="number"
+                min={1}
+                placeholder="no limit"
+                value={template.limit ?? ""}
+                onChange={(event) => onChange({ limit: Number(event.target.value) || null })}
+              />
+            </Field>
+          </>
         )}
         <Field label="custom_id">
           <Select
@@ -158,7 +181,7 @@ function Settings({ template, columns, onChange }: SettingsProps) {
           />
         </Field>
       </div>
-      {hasSystem && (
+      {hasSchema(template) && (
         <Field label="Instructions">
           <TextArea rows={2} placeholder="Answer in one word." value={template.system} onChange={(event) => onChange({ system: event.target.value })} />
         </Field>
@@ -170,6 +193,7 @@ function Settings({ template, columns, onChange }: SettingsProps) {
           onChange={(event) => onChange({ prompt: event.target.value })}
         />
       </Field>
+      {hasSchema(template) && <SchemaEditor columns={template.columns} onChange={(columns) => onChange({ columns })} />}
     </>
   );
 }

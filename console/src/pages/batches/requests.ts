@@ -16,6 +16,16 @@ export const ENDPOINTS: readonly (readonly [endpoint: Endpoint, label: string])[
 /** The endpoints that a prompt template can make requests for. */
 export const TEMPLATE_ENDPOINTS = ENDPOINTS.filter(([endpoint]) => endpoint !== "/v1/rerank");
 
+/** The types of the columns of answers. A `choice` takes one of a few texts. */
+export const COLUMN_TYPES = ["string", "integer", "number", "boolean", "choice"] as const;
+
+/** A column of the answers. `choices` are those of a `choice`, separated by commas. */
+export interface AnswerColumn {
+  name: string;
+  type: (typeof COLUMN_TYPES)[number];
+  choices: string;
+}
+
 /** The settings by which each row of a table becomes a request. `{{column}}` stands for the row's value. */
 export interface Template {
   endpoint: Endpoint;
@@ -24,6 +34,10 @@ export interface Template {
   prompt: string;
   /** Tokens of an answer at most; null for the model's own limit. */
   limit: number | null;
+  /** How freely the model answers; null for the model's own setting. */
+  temperature: number | null;
+  /** The columns of the answers; none for answers that are one text. */
+  columns: readonly AnswerColumn[];
   /** The column with the `custom_id`; null for `row-1`, `row-2` and so on. */
   idColumn: string | null;
 }
@@ -49,7 +63,33 @@ export function problemsOf(template: Template, columns: readonly string[]): stri
   if (template.model.trim() === "") problems.push("Choose a model.");
   if (template.prompt.trim() === "") problems.push("Write a prompt.");
   else if (named.length === 0) problems.push("The prompt names no column, so that every request would be the same.");
+  return [...problems, ...(hasSchema(template) ? problemsOfColumns(template.columns) : [])];
+}
+
+function problemsOfColumns(columns: readonly AnswerColumn[]): string[] {
+  const names = columns.map(({ name }) => name.trim());
+  const problems: string[] = [];
+  if (names.includes("")) problems.push("A column of the answers has no name.");
+  if (new Set(names).size < names.length) problems.push("Two columns of the answers have the same name.");
+  if (columns.some((column) => column.type === "choice" && choicesOf(column).length === 0)) problems.push("A column of the answers has no choices.");
   return problems;
+}
+
+function choicesOf({ choices }: AnswerColumn): string[] {
+  return choices.split(",").map((choice) => choice.trim()).filter((choice) => choice !== "");
+}
+
+/** Return whether the answers to a template may have columns: those of chats and of responses. */
+export function hasSchema({ endpoint }: Pick<Template, "endpoint">): boolean {
+  return endpoint === "/v1/chat/completions" || endpoint === "/v1/responses";
+}
+
+/** Return the JSON schema of answers with these columns. */
+export function schemaOf(columns: readonly AnswerColumn[]) {
+  const properties = Object.fromEntries(
+    columns.map((column) => [column.name.trim(), column.type === "choice" ? { type: "string", enum: choicesOf(column) } : { type: column.type }]),
+  );
+  return { type: "object", properties, required: Object.keys(properties), additionalProperties: false };
 }
 
 /** Return a function that makes the line of a request of a row; `n` counts rows from 1. */
@@ -60,12 +100,21 @@ export function liner(template: Template, columns: readonly string[]): (row: rea
   return (row, n) => {
     const id = (row[idColumn] ?? "") || `row-${n}`;
     const body = { model: template.model.trim(), ...bodyOf(template, system(row), prompt(row)) };
-    return JSON.stringify({ custom_id: id, method: "POST", url: template.endpoint, body });
+    return JSON.stringify({ custom_id: id, row: cellsOf(columns, row), method: "POST", url: template.endpoint, body });
   };
 }
 
-function bodyOf({ endpoint, limit }: Template, system: string, prompt: string): Record<string, unknown> {
-  const limited = (name: string) => (limit === null ? {} : { [name]: limit });
+/** Return the values of a row by their columns. Of columns with the same name the first counts. */
+function cellsOf(columns: readonly string[], row: readonly string[]): Record<string, string> {
+  const cells = Object.create(null) as Record<string, string>;
+  for (const [index, column] of columns.entries()) if (!(column in cells)) cells[column] = row[index] ?? "";
+  return cells;
+}
+
+function bodyOf({ endpoint, limit, temperature, columns }: Template, system: string, prompt: string): Record<string, unknown> {
+  const warmth = temperature === null ? {} : { temperature };
+  const limited = (name: string) => (limit === null ? warmth : { ...warmth, [name]: limit });
+  const form = { type: "json_schema", name: "row", strict: true, schema: schemaOf(columns) };
   const hasSystem = system.trim() !== "";
   switch (endpoint) {
     case "/v1/embeddings":
@@ -73,10 +122,16 @@ function bodyOf({ endpoint, limit }: Template, system: string, prompt: string): 
     case "/v1/completions":
       return { prompt, ...limited("max_tokens") };
     case "/v1/responses":
-      return { ...(hasSystem ? { instructions: system } : {}), input: prompt, ...limited("max_output_tokens") };
+      return {
+        ...(hasSystem ? { instructions: system } : {}),
+        input: prompt,
+        ...(columns.length > 0 ? { text: { format: form } } : {}),
+        ...limited("max_output_tokens"),
+      };
     default: {
       const messages = [...(hasSystem ? [{ role: "system", content: system }] : []), { role: "user", content: prompt }];
-      return { messages, ...limited("max_completion_tokens") };
+      const { type, ...schema } = form;
+      return { messages, ...(columns.length > 0 ? { response_format: { type, json_schema: schema } } : {}), ...limited("max_completion_tokens") };
     }
   }
 }

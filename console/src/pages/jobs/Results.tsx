@@ -15,6 +15,8 @@ import { State } from "@/components/State";
 
 import { answerText, cut, LONG, SHORT } from "./cut";
 import { isBatch, isLive, type JobObject } from "./life";
+import { ResultTable } from "./ResultTable";
+import { columnsOf } from "./tabulate";
 import type { JobSearch } from "./address";
 
 type Row = Schema<"ResultRow">;
@@ -56,6 +58,7 @@ function Unjoined({ job }: { job: JobObject }) {
 
 function Joined({ job }: { job: JobObject }) {
   const { outcome: state, code, custom_id, after } = route.useSearch();
+  const [isTable, setTable] = useState(true);
   const path = { job_id: job.id };
   const query = { format: "json", limit: ROWS, state, code, custom_id, after } as const;
   const page = useQuery({
@@ -66,17 +69,23 @@ function Joined({ job }: { job: JobObject }) {
     // A page may hold many megabytes: it is not kept once it is out of sight.
     gcTime: 0,
   });
+  const [first] = page.data?.data ?? [];
+  const columns = first === undefined ? null : columnsOf(first);
   return (
     <div className="stack">
       <Filters job={job} />
-      <Downloads job={job} filters={{ state, code, custom_id }} />
+      {columns && (
+        <label className="row">
+          <input type="checkbox" checked={isTable} onChange={(event) => setTable(event.target.checked)} />
+          <span>As a table</span>
+        </label>
+      )}
+      <Downloads job={job} filters={{ state, code, custom_id, table: columns && isTable ? "true" : undefined }} />
       <Loaded what="the results" query={page}>
         {({ data, has_more, last_id }) => (
           <>
             {data.length === 0 && <p className="muted">{after ? "There are no more results." : "No result matches."}</p>}
-            {data.map((row) => (
-              <Result key={row.id} row={row} />
-            ))}
+            {columns && isTable ? <ResultTable rows={data} columns={columns} /> : data.map((row) => <Result key={row.id} row={row} />)}
             <Pages after={after} next={has_more ? last_id : null} busy={page.isPlaceholderData} />
           </>
         )}
@@ -143,6 +152,7 @@ function Filters({ job }: { job: JobObject }) {
 
 function Downloads({ job, filters }: { job: JobObject; filters: Readonly<Record<string, string | undefined>> }) {
   const given = Object.entries(filters).filter((pair): pair is [string, string] => pair[1] !== undefined);
+  const isSelected = given.some(([name]) => name !== "table");
   const fetching = useMutation({
     mutationFn: (format: string) => {
       const query = new URLSearchParams([["format", format], ["join", "true"], ...given]);
@@ -152,7 +162,9 @@ function Downloads({ job, filters }: { job: JobObject; filters: Readonly<Record<
   return (
     <>
       <div className="row">
-        <span className="muted">Download {given.length > 0 ? "the selected results" : "all results"} with their requests:</span>
+        <span className="muted">
+          Download {isSelected ? "the selected results" : "all results"} {filters.table ? "as a table" : "with their requests"}:
+        </span>
         <div className="actions">
           {FORMATS.map(([format, name]) => (
             <Button key={format} busy={fetching.isPending} onClick={() => fetching.mutate(format)}>
