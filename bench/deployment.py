@@ -157,6 +157,13 @@ def _peak(process: psutil.Process) -> int:
     return 0
 
 
+def made_folder(text: str) -> Path:
+    """Return the folder that an option names. It is made where it is missing."""
+    folder = Path(text)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 @contextmanager
 def deployed(
     folder: Path,
