@@ -12,6 +12,7 @@ from cli.client.server import connect
 from cli.errors import CliError
 from cli.options import ApiKey, AsJson, DataDir, Url
 from cli.terminal import show
+from cli.wording import name_kind
 
 
 def explain(
@@ -36,7 +37,8 @@ def explain(
 
 
 def _standing(job: Snapshot) -> Iterator[str]:
-    yield f"{job.id} ({job.kind}, {job.model or 'no model yet'}): {job.standing}, {job.done} of {job.total or '?'} done"
+    what = f"{job.id} ({name_kind(job.kind)}, {job.model or 'no model yet'})"
+    yield f"{what}: {job.standing}, {job.done} of {job.total or '?'} done"
     if job.pace:
         yield f"  it makes {job.pace}"
 

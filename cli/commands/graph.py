@@ -8,6 +8,7 @@ import typer
 from cli.client.server import connect
 from cli.options import ApiKey, AsJson, DataDir, Url
 from cli.terminal import show
+from cli.wording import name_kind
 
 
 def graph(
@@ -55,4 +56,4 @@ def _tree(root: str, jobs: Mapping[str, Any], edges: Mapping[str, Sequence[str]]
 
 def _described(job: Mapping[str, Any]) -> str:
     waits = f", {job['waiting_for'].replace('_', ' ')}" if job["waiting_for"] else ""
-    return f"{job['id']} ({job['kind']}): {job['state']}{waits}"
+    return f"{job['id']} ({name_kind(job['kind'])}): {job['state']}{waits}"

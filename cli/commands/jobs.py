@@ -15,13 +15,14 @@ from cli.errors import CliError
 from cli.options import ApiKey, AsJson, DataDir, Limit, Url
 from cli.output_files import replaced
 from cli.terminal import moment, say, show, show_entries, show_json
+from cli.wording import kind_of, name_kind
 from jobs.clock import duration
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `nightmill jobs` shows it.")]
 
 
 def jobs(
-    kind: Annotated[str, typer.Option(help="Only jobs of this kind, such as generation or embedding.")] = "",
+    kind: Annotated[str, typer.Option(help="Only jobs of this kind, such as batch or fine-tuning.")] = "",
     state: Annotated[
         str, typer.Option(help="Only jobs in this state: such as running, or OpenAI's word for it, in_progress.")
     ] = "",
@@ -37,7 +38,7 @@ def jobs(
     """List the jobs of your project, the newest first."""
     from cli.client.submission import parse_metadata
 
-    query = {name: value for name, value in (("kind", kind), ("state", state)) if value}
+    query = {name: value for name, value in (("kind", kind_of(kind)), ("state", state)) if value}
     query |= {f"metadata[{name}]": value for name, value in parse_metadata(metadata or []).items()}
     with connect(url, api_key, data_dir) as server:
         entries = server.pages("/jobs", query, limit)
@@ -50,7 +51,7 @@ def _row(shown: dict[str, Any]) -> tuple[object, ...]:
     done = f"{job.done} of {job.total}" if job.total else "-"
     tokens = job.input_tokens + job.output_tokens or "-"
     took = duration((job.ended_at or time.time()) - job.created_at)
-    cells = (job.kind, job.model, job.standing, done, job.failed, tokens)
+    cells = (name_kind(job.kind), job.model, job.standing, done, job.failed, tokens)
     return job.id, *cells, moment(job.created_at), took
 
 

@@ -29,15 +29,15 @@ def test_each_job_is_drawn_under_the_one_that_it_leads_to() -> None:
     lines = list(drawn({"job_id": "c", "jobs": jobs, "truncated": False}))
 
     assert lines == [
-        "c (generation): queued, waiting for job",
+        "c (batch): queued, waiting for job",
         "  waits for",
-        "    a (generation): succeeded",
-        "    b (generation): running",
-        "      a (generation): succeeded",
+        "    a (batch): succeeded",
+        "    b (batch): running",
+        "      a (batch): succeeded",
         "  is waited for by",
-        "    d (generation): queued, waiting for job",
-        "      e (generation): queued, waiting for job",
-        "    e (generation): queued, waiting for job",
+        "    d (batch): queued, waiting for job",
+        "      e (batch): queued, waiting for job",
+        "    e (batch): queued, waiting for job",
     ]
 
 
@@ -47,14 +47,14 @@ def test_what_is_drawn_once_is_not_drawn_again() -> None:
     lines = list(drawn({"job_id": "e", "jobs": jobs, "truncated": True}))
 
     assert lines == [
-        "e (generation): queued",
+        "e (batch): queued",
         "  waits for",
-        "    c (generation): queued",
-        "      b (generation): queued",
-        "        a (generation): queued",
-        "    d (generation): queued",
-        "      b (generation): queued (see above)",
-        "      c (generation): queued (see above)",
+        "    c (batch): queued",
+        "      b (batch): queued",
+        "        a (batch): queued",
+        "    d (batch): queued",
+        "      b (batch): queued (see above)",
+        "      c (batch): queued (see above)",
         "  is waited for by: no job",
         "  and more, which are not shown",
     ]
@@ -88,6 +88,8 @@ def test_a_batch_is_submitted_after_another_and_explained(app: FastAPI, tmp_path
         second = say(*submit, "--after", first).strip()
 
         assert f"      {first} (embedding): queued\n" in say("explain", second)
-        assert f"  is waited for by\n    {second} (embedding): queued, waiting for job\n" in say("graph", first)
+        assert f"  is waited for by\n    {second} (batch of embeddings): queued, waiting for job\n" in say(
+            "graph", first
+        )
         runs.run(app.state.services.db, app.state.services.storage, first, 1)
         assert "waiting for job" not in say("graph", second)
