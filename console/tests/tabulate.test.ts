@@ -26,6 +26,6 @@ it("a result has the cells of its row and of its answer", () => {
   const columns = { inputs: ["country"], fields: ["capital", "size"] };
   const cells = (answer: string | null) => cellsOf(result(CHAT, answer, { country: "Peru" }), columns);
   expect(cells('{"capital": "Lima", "size": 10}')).toEqual(["Peru", "Lima", "10"]);
-  expect([cells("no JSON"), cells(null), cells("[1]")]).toEqual(Array(3).fill(["Peru", "", ""]));
+  expect([cells("no JSON"), cells(null), cells("[1]")]).toEqual([["Peru", "", ""], ["Peru", "", ""], ["Peru", "", ""]]);
   expect(cellsOf(result({}, "Lima", { country: "Peru" }), { inputs: ["country"], fields: [] })).toEqual(["Peru", "Lima"]);
 });

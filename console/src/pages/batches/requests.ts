@@ -112,8 +112,8 @@ function cellsOf(columns: readonly string[], row: readonly string[]): Record<str
 }
 
 function bodyOf({ endpoint, limit, temperature, columns }: Template, system: string, prompt: string): Record<string, unknown> {
-  const warmth = temperature === null ? {} : { temperature };
-  const limited = (name: string) => (limit === null ? warmth : { ...warmth, [name]: limit });
+  const sampling = temperature === null ? {} : { temperature };
+  const limited = (name: string) => (limit === null ? sampling : { ...sampling, [name]: limit });
   const form = { type: "json_schema", name: "row", strict: true, schema: schemaOf(columns) };
   const hasSystem = system.trim() !== "";
   switch (endpoint) {

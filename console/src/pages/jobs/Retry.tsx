@@ -94,7 +94,7 @@ function Permanent({ job }: { job: JobObject }) {
       <ul aria-label="Permanent errors">
         {permanent.map(({ code, count }) => (
           <li key={code}>
-            <code>{code}</code> {count !== null && `(${formatCount(count, "line")})`}
+            <code>{code}</code> {count ? `(${formatCount(count, "line")})` : null}
           </li>
         ))}
       </ul>

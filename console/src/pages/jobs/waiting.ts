@@ -27,7 +27,7 @@ const TEXTS: Readonly<Record<string, string>> = {
 /** Return why a job cannot go on; null where it does, or has ended. */
 export function waitOf(job: Waiter): Wait | null {
   const { model_status: status, waiting_for: reason } = job;
-  if (status?.status === "loading") return { text: "the model is loading", since: status.since, action: toModel(status.model) };
+  if (status?.status === "loading") return { text: "the model is loading", since: status.since ?? null, action: toModel(status.model) };
   if (status || reason === "waiting_for_model") {
     const model = status?.model ?? job.model;
     return { text: `no live worker serves ${model ?? "its model"}`, since: null, action: model === null ? null : toModel(model) };
