@@ -10,7 +10,7 @@ import { Page } from "@/components/Page";
 import { newBatchSearch } from "@/pages/batches/address";
 import { filesSearch } from "@/pages/files/address";
 import { newEvalSearch, runSearch } from "@/pages/evals/address";
-import { newTuningSearch } from "@/pages/finetuning/address";
+import { newTuningSearch, tuningSearch } from "@/pages/finetuning/address";
 import { modelsSearch } from "@/pages/fleet/models/address";
 import { playgroundSearch } from "@/pages/inference/address";
 import { jobSearch, jobsSearch } from "@/pages/jobs/address";
@@ -77,7 +77,7 @@ const routes = root.addChildren([
   page("/playground", () => import("@/pages/inference/Playground"), playgroundSearch),
   page("/fine-tuning", () => import("@/pages/finetuning/TuningJobs")),
   page("/fine-tuning/new", () => import("@/pages/finetuning/NewTuning"), newTuningSearch),
-  page("/fine-tuning/$jobId", () => import("@/pages/finetuning/TuningJob")),
+  page("/fine-tuning/$jobId", () => import("@/pages/finetuning/TuningJob"), tuningSearch),
   page("/evals", () => import("@/pages/evals/Evals")),
   page("/evals/new", () => import("@/pages/evals/NewEval"), newEvalSearch),
   page("/evals/$evalId", () => import("@/pages/evals/EvalPage")),

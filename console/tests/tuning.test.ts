@@ -1,6 +1,6 @@
 import { expect, it } from "vitest";
 
-import { bodyOf, emptyForm, fieldsOf } from "@/pages/finetuning/tuning";
+import { alignCurves, bodyOf, compareParameters, emptyForm, fieldsOf, type Progress, type TuningJob } from "@/pages/finetuning/tuning";
 
 const FORM = emptyForm("base", "file-1");
 
@@ -27,4 +27,36 @@ it("sends numbers, the validation and the limits that were typed", () => {
     early_stopping: { max_seconds: 60 },
   });
   expect(fieldsOf({ ...form, validation: "file", validationFile: "file-2" })).toMatchObject({ validation_file: "file-2" });
+});
+
+it("aligns the curves of two trainings by their steps", () => {
+  const points = (losses: [step: number, loss: number][]) => losses.map(([step, train_loss]) => ({ step, train_loss })) as Progress["data"];
+
+  const aligned = alignCurves(points([[10, 2], [20, 1]]), points([[5, 3], [20, 0.5]]), (point) => point.train_loss);
+
+  expect(aligned).toEqual({ steps: [5, 10, 20], first: [null, 2, 1], second: [3, null, 0.5] });
+});
+
+it("puts the parameters of two trainings side by side", () => {
+  const job = (changes: object) =>
+    ({
+      model: "base",
+      method: { type: "supervised", supervised: { hyperparameters: { n_epochs: 2 } } },
+      peft: "lora",
+      seed: 0,
+      training: { rank: 16, scheduler: "linear" },
+      training_file: "file-1",
+      validation_file: null,
+      ...changes,
+    }) as unknown as TuningJob;
+
+  const rows = compareParameters(job({}), job({ peft: "full", seed: 7, validation_file: "file-2" }));
+
+  expect(rows.filter(({ first, second }) => first !== second)).toEqual([
+    { name: "Method", first: "supervised, lora", second: "supervised, full" },
+    { name: "Seed", first: "0", second: "7" },
+    { name: "Rank", first: "16", second: "–" },
+    { name: "Validation file", first: "–", second: "file-2" },
+  ]);
+  expect(rows).toContainEqual({ name: "n epochs", first: "2", second: "2" });
 });

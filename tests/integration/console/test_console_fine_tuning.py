@@ -105,6 +105,24 @@ def test_curve_checkpoints_and_events_of_a_job_are_shown(console: Console, deplo
     console.inspect("fine-tuning-job")
 
 
+def test_two_trainings_are_compared(console: Console, deployment: Deployment) -> None:
+    first, second = (make_job(deployment, hyperparameters={"n_epochs": n}) for n in (1, 2))
+    train(deployment, first, 5)
+    train(deployment, second, 20)
+    tab = console.open(f"/fine-tuning/{second}")
+
+    tab.get_by_label("Compare with").select_option(first)
+
+    expect(tab.get_by_role("img", name="Losses: this job")).to_have_attribute(
+        "aria-label",
+        f"Losses: this job {2.2 / 20**0.4:.3f}, other job {2.2 / 5**0.4:.3f}, "
+        f"this job, validation {2.5 / 20**0.3:.3f}, other job, validation {2.5 / 5**0.3:.3f}",
+    )
+    expect(tab.get_by_role("table", name="Parameters").get_by_role("row", name="n epochs")).to_have_text("n epochs21")
+    expect(tab).to_have_url(f"{deployment.url}/console/fine-tuning/{second}?baseline={first}")
+    console.inspect("fine-tuning-comparison")
+
+
 def test_job_is_resumed_paused_and_cancelled(console: Console, deployment: Deployment) -> None:
     tab = console.open(f"/fine-tuning/{make_job(deployment)}")
 

@@ -19,6 +19,7 @@ import { Time } from "@/components/Time";
 import { EvaluationLink, PlaygroundLink } from "@/pages/fleet/models/ModelLinks";
 
 import { Checkpoints } from "./Checkpoints";
+import { Comparison } from "./Comparison";
 import { Curves } from "./Curves";
 import { LineErrors } from "./LineErrors";
 import { TuningEvents } from "./TuningEvents";
@@ -67,6 +68,7 @@ function Shown({ job }: { job: Job }) {
       </div>
       <Checkpoints jobId={job.id} refetchInterval={refetchInterval} />
       <Hyperparameters job={job} />
+      <Comparison job={job} points={progress.data?.data ?? []} />
       <Data job={job} progress={progress.data} />
       <TuningEvents jobId={job.id} refetchInterval={refetchInterval} />
     </Page>

@@ -11,14 +11,14 @@ import { Time } from "@/components/Time";
 
 import { JobName } from "@/pages/jobs/JobName";
 
-import { methodOf, type TuningJob } from "./tuning";
+import { methodOf, nameOf, type TuningJob } from "./tuning";
 
 const COLUMNS: readonly Column<TuningJob>[] = [
   {
     id: "id",
     header: "Job",
-    cell: (job) => <JobName job={{ id: job.id, name: job.metadata?.name ?? job.user_provided_suffix }} />,
-    sort: (job) => job.metadata?.name ?? job.user_provided_suffix ?? job.id,
+    cell: (job) => <JobName job={{ id: job.id, name: nameOf(job) === job.id ? null : nameOf(job) }} />,
+    sort: nameOf,
   },
   { id: "status", header: "State", cell: (job) => <State state={job.status} />, sort: (job) => job.status },
   { id: "base", header: "Trained model", cell: (job) => <span className="break">{job.model}</span>, sort: (job) => job.model },
