@@ -25,7 +25,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.deployment import made_folder
+from bench.deployment import make_folder
 from bench.embed import _texts
 from jobs.bootstrap import migrate
 from jobs.db.engine import Database
@@ -64,7 +64,7 @@ class Nothing:
 def main() -> None:
     parser = argparse.ArgumentParser(description="measure what the cache of vectors costs and saves")
     parser.add_argument("--texts", type=int, default=1000)
-    parser.add_argument("--folder", type=made_folder, help="where the database goes; default: the temporary folder")
+    parser.add_argument("--folder", type=make_folder, help="where the database goes; default: the temporary folder")
     parser.add_argument("--alone", action="store_true", help="the cache alone, without a model")
     options = parser.parse_args()
     texts = _texts(options.texts)

@@ -34,7 +34,7 @@ from rich.console import Console
 from sqlalchemy import select, update
 
 from api.pages.console_files import BUILD, is_built
-from bench.deployment import Deployment, chats, deployed, made_folder
+from bench.deployment import Deployment, chats, deployed, make_folder
 from bench.fake_worker import REFUSED
 from bench.load import columns_of, copy_history, insert_many
 from cli.demo.batch import LIVE
@@ -97,7 +97,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--opens", type=int, default=10, help="times that the first page is opened")
     parser.add_argument("--clients", type=int, default=100, help="that listen to the feed")
     parser.add_argument("--seconds", type=float, default=30.0, help="for which their cost is measured, twice")
-    parser.add_argument("--folder", type=made_folder, help="where the data goes; default: the temporary folder")
+    parser.add_argument("--folder", type=make_folder, help="where the data goes; default: the temporary folder")
     return parser.parse_args()
 
 

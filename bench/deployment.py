@@ -157,7 +157,7 @@ def _peak(process: psutil.Process) -> int:
     return 0
 
 
-def made_folder(text: str) -> Path:
+def make_folder(text: str) -> Path:
     """Return the folder that an option names. It is made where it is missing."""
     folder = Path(text)
     folder.mkdir(parents=True, exist_ok=True)

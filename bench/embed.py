@@ -34,7 +34,7 @@ from rich.table import Table
 from tokenizers import Tokenizer
 
 from bench import rival
-from bench.deployment import Deployment, made_folder
+from bench.deployment import Deployment, make_folder
 from bench.vector_store import embedding_deployment, engine_environment
 from cli.demo import corpus
 from jobs.fleet.models_file import Registry
@@ -84,7 +84,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--texts", type=int, default=1000, help="or as many as there are")
     parser.add_argument("--chosen", action="store_true", help="embed with the runtime chosen here, not with torch")
-    parser.add_argument("--folder", type=made_folder, help="where the data goes; default: the temporary folder")
+    parser.add_argument("--folder", type=make_folder, help="where the data goes; default: the temporary folder")
     return parser.parse_args()
 
 

@@ -28,7 +28,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.deployment import MB, Deployment, made_folder
+from bench.deployment import MB, Deployment, make_folder
 from bench.pipeline import MODEL, deployment
 from cli.demo.corpus import docstrings
 from jobs.evals.graders import Grader, parse_grader
@@ -73,7 +73,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--items", default="5000,50000", help="sizes of the runs, comma-separated")
     parser.add_argument("--graded", type=int, default=2000, help="items for each grader")
     parser.add_argument("--processes", type=int, default=20, help="items with a process of Python each")
-    parser.add_argument("--folder", type=made_folder, help="where the data goes; default: the temporary folder")
+    parser.add_argument("--folder", type=make_folder, help="where the data goes; default: the temporary folder")
     return parser.parse_args()
 
 

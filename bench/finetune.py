@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import tuning
-from bench.deployment import Deployment, chats, deployed, made_folder
+from bench.deployment import Deployment, chats, deployed, make_folder
 from bench.tuning import BASE, Measured, Trained
 from cli.demo.batch import LIVE
 
@@ -60,7 +60,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=12, help="of each run; the first job has a checkpoint for each")
     parser.add_argument("--loads", type=int, default=40, help="loads of an adapter, idle and beside a batch")
     parser.add_argument("--lines", type=int, default=32, help="of each of eight batches")
-    parser.add_argument("--folder", type=made_folder, help="where the data goes; default: the temporary folder")
+    parser.add_argument("--folder", type=make_folder, help="where the data goes; default: the temporary folder")
     return parser.parse_args()
 
 

@@ -26,7 +26,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.deployment import Deployment, chats, deployed, made_folder
+from bench.deployment import Deployment, chats, deployed, make_folder
 from jobs.fleet.models_file import PACKAGED_FILE, Model, Registry
 from jobs.settings import Settings
 from workers.engines.vllm.vllm_serving import DEFAULTS, argv, prepare_environment, wide
@@ -88,7 +88,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--chats", type=int, default=512)
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--without-lora", action="store_true", help="an engine that takes no adapters")
-    parser.add_argument("--folder", type=made_folder, help="where the data goes; default: the temporary folder")
+    parser.add_argument("--folder", type=make_folder, help="where the data goes; default: the temporary folder")
     return parser.parse_args()
 
 

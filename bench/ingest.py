@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import documents, rival
-from bench.deployment import MB, Deployment, made_folder
+from bench.deployment import MB, Deployment, make_folder
 from bench.vector_store import OVERLAP, TOKENS, BenchStore, embedding_deployment, engine_environment
 from cli.demo.library import Paper
 from cli.up.procfile import CODE
@@ -84,7 +84,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--chosen", action="store_true", help="embed with the runtime chosen here, not with torch")
     parser.add_argument("--flat", action="store_true", help="measure memory instead")
     parser.add_argument("--sizes", default="500,5000", help="small documents of --flat, comma-separated")
-    parser.add_argument("--folder", type=made_folder, help="where the data goes; default: the temporary folder")
+    parser.add_argument("--folder", type=make_folder, help="where the data goes; default: the temporary folder")
     return parser.parse_args()
 
 

@@ -21,7 +21,7 @@ from statistics import median
 import psutil
 from rich.console import Console
 
-from bench.deployment import MB, Deployment, chats, made_folder
+from bench.deployment import MB, Deployment, chats, make_folder
 from bench.pipeline import MODEL, PROMPTS, check, deployment
 from jobs.settings import Settings
 
@@ -45,7 +45,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--lines", type=int, default=1_000_000)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--folder", type=made_folder, help="where the data goes; default: the temporary folder")
+    parser.add_argument("--folder", type=make_folder, help="where the data goes; default: the temporary folder")
     return parser.parse_args()
 
 

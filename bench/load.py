@@ -32,7 +32,7 @@ import aiohttp
 from rich.console import Console
 from sqlalchemy import func, insert, select
 
-from bench.deployment import Deployment, chats, deployed, made_folder
+from bench.deployment import Deployment, chats, deployed, make_folder
 from jobs.db.engine import Database
 from jobs.ids import new_id
 from jobs.ledger import ledger
@@ -94,7 +94,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--queued", type=int, default=10_000, help="jobs that wait")
     parser.add_argument("--listed", type=int, default=1_000_000, help="jobs in the table; 0: leave that out")
     parser.add_argument("--database", default="", help="`postgresql` starts a durable one; default: SQLite")
-    parser.add_argument("--folder", type=made_folder, help="where the data goes; default: the temporary folder")
+    parser.add_argument("--folder", type=make_folder, help="where the data goes; default: the temporary folder")
     return parser.parse_args()
 
 

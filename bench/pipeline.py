@@ -23,7 +23,7 @@ from rich.table import Table
 
 from bench import rival
 from bench.bare_loop import LOOPS
-from bench.deployment import MB, Deployment, Finished, chats, deployed, made_folder
+from bench.deployment import MB, Deployment, Finished, chats, deployed, make_folder
 from jobs.settings import Settings
 from tests.support import stub_engine
 
@@ -54,7 +54,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="measure the pipeline without a model")
     parser.add_argument("--engine", choices=("fake", "stub"), default="fake")
     parser.add_argument("--lines", default="10000,100000", help="sizes of the batches, comma-separated")
-    parser.add_argument("--folder", type=made_folder, help="where the data goes; default: the temporary folder")
+    parser.add_argument("--folder", type=make_folder, help="where the data goes; default: the temporary folder")
     return parser.parse_args()
 
 

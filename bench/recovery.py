@@ -26,7 +26,7 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 
-from bench.deployment import Deployment, made_folder
+from bench.deployment import Deployment, make_folder
 from cli.demo.batch import LIVE
 from cli.demo.system import running
 from jobs.db.engine import Database
@@ -62,7 +62,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--lines", type=int, default=2000, help="of each")
     parser.add_argument("--delay-ms", type=float, default=0.0, help="that the engine takes for an answer")
     parser.add_argument("--distributed", action="store_true", help="on PostgreSQL, RabbitMQ, S3 and Valkey")
-    parser.add_argument("--folder", type=made_folder, help="where the data goes; default: the temporary folder")
+    parser.add_argument("--folder", type=make_folder, help="where the data goes; default: the temporary folder")
     return parser.parse_args()
 
 

@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import judged, ranker, rival
-from bench.deployment import Deployment, made_folder
+from bench.deployment import Deployment, make_folder
 from bench.judged import Collection
 from bench.vector_store import BenchStore, embedding_deployment
 from jobs.retrieval import metrics
@@ -130,7 +130,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--vectors-url", help="a Weaviate server; default: LanceDB in the deployment's folder")
     parser.add_argument("--ranker", type=Path, help="a cross-encoder's folder; default: one that is trained here")
     parser.add_argument("--no-ranker", action="store_true", help="without re-ranking")
-    parser.add_argument("--folder", type=made_folder, help="where the data goes; default: the temporary folder")
+    parser.add_argument("--folder", type=make_folder, help="where the data goes; default: the temporary folder")
     return parser.parse_args()
 
 

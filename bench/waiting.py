@@ -31,7 +31,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.deployment import Deployment, chats, deployed, made_folder
+from bench.deployment import Deployment, chats, deployed, make_folder
 from cli.up import broker
 from jobs.inference import interactive
 
@@ -83,7 +83,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--engine-url", help="a server instead of vLLM in process; then `--model` names its model")
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--folder", type=made_folder, help="where the data goes; default: the temporary folder")
+    parser.add_argument("--folder", type=make_folder, help="where the data goes; default: the temporary folder")
     return parser.parse_args()
 
 

@@ -1,7 +1,6 @@
 """The names by which people tell jobs apart."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
@@ -36,5 +35,5 @@ def names_of(session: Session, call: CallContext, jobs: Sequence[Job]) -> dict[s
     return {job_id: name for job_id, name in names.items() if name}
 
 
-def _names(session: Session, statement: Select[Any]) -> dict[str, str]:
+def _names(session: Session, statement: Select[str, str]) -> dict[str, str]:
     return dict(session.execute(statement).all())

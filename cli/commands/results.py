@@ -60,7 +60,7 @@ def results(
             return
         if not snapshot.ended:
             raise CliError(f"{job} is {snapshot.state}; its results can be joined when it has ended")
-        with joined(server, job, chosen) as rows:
+        with _joined(server, job, chosen) as rows:
             kinds = exports.VECTOR_KINDS if shown["endpoint"] == EMBEDDINGS else exports.KINDS
             count = write(*(tabulate(rows) if table else (kinds, rows)), format_, output)
     say(f"{count} results{f': {output}' if output else ''}", err=True)
@@ -97,7 +97,7 @@ def _raw(server: Server, job: Snapshot, output: Path | None) -> None:
 
 
 @contextmanager
-def joined(server: Server, job_id: str, chosen: Mapping[str, str]) -> Iterator[Iterator[Row]]:
+def _joined(server: Server, job_id: str, chosen: Mapping[str, str]) -> Iterator[Iterator[Row]]:
     """Yield the joined rows of an ended job, which the server has selected, from a copy."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "joined.jsonl"

@@ -52,7 +52,7 @@ class Columns:
         """Return the columns that a joined row decides."""
         inputs = tuple(_input_of(row))
         kinds: dict[str, Kind] = dict.fromkeys(inputs, "string")
-        fields = {}
+        fields: dict[str, str] = {}
         for field, kind in _properties(row["request"]):
             name = _free(field, kinds)
             fields[name], kinds[name] = field, kind
