@@ -14,6 +14,7 @@ import { newTuningSearch, tuningSearch } from "@/pages/finetuning/address";
 import { modelsSearch } from "@/pages/fleet/models/address";
 import { playgroundSearch } from "@/pages/inference/address";
 import { jobSearch, jobsSearch } from "@/pages/jobs/address";
+import { overviewSearch } from "@/pages/overview/address";
 import { auditSearch } from "@/pages/security/address";
 import { storeSearch } from "@/pages/retrieval/address";
 
@@ -59,7 +60,7 @@ function page<const Path extends string, Search extends object = object>(
 
 // One line a page. A page reads its parameters by `getRouteApi("/jobs/$id").useParams()` and `.useSearch()`.
 const routes = root.addChildren([
-  page("/", () => import("@/pages/overview/Overview")),
+  page("/", () => import("@/pages/overview/Overview"), overviewSearch),
   page("/webhooks", () => import("@/pages/webhooks/Webhooks")),
   page("/webhooks/$id", () => import("@/pages/webhooks/Webhook"), ({ state }) => ({ state: DELIVERY_STATES.find((each) => each === state) })),
   page("/schedules", () => import("@/pages/batches/Schedules")),

@@ -26,24 +26,26 @@ interface ChartProps {
   format?: (value: number) => string;
   /** The horizontal axis counts steps and not times. */
   steps?: boolean;
+  /** Draw bars, those of the series on top of each other; `x` are the times at which they begin. */
+  bars?: boolean;
   height?: number;
 }
 
 /** Render lines over time or over steps. Screen readers hear the last value of each line. */
-export function Chart({ title, x, series, format = formatCompact, steps = false, height = 160 }: ChartProps) {
+export function Chart({ title, x, series, format = formatCompact, steps = false, bars = false, height = 160 }: ChartProps) {
   const box = useRef<HTMLDivElement>(null);
   const isDark = useIsDark();
   const shape = JSON.stringify(series.map(({ label, colour, dashed }) => [label, colour, dashed]));
   const plot = useRef<uPlot>(null);
-  const latest = useRef({ x, series, format });
+  const latest = useRef({ x, series, format, bars });
   useEffect(() => {
-    latest.current = { x, series, format };
+    latest.current = { x, series, format, bars };
   });
 
   // Colours are read from the style sheet once, so that a change of the theme makes the plot anew.
   useEffect(() => {
     const element = box.current!;
-    const options = { height, width: element.clientWidth, steps, format: (value: number) => latest.current.format(value) };
+    const options = { height, width: element.clientWidth, steps, bars, format: (value: number) => latest.current.format(value) };
     const made = new uPlot(optionsOf(options, latest.current.series, getComputedStyle(element)), dataOf(latest.current), element);
     plot.current = made;
     const observer = new ResizeObserver(() => made.setSize({ width: element.clientWidth, height }));
@@ -53,9 +55,9 @@ export function Chart({ title, x, series, format = formatCompact, steps = false,
       made.destroy();
       plot.current = null;
     };
-  }, [isDark, shape, steps, height]);
+  }, [isDark, shape, steps, bars, height]);
 
-  useEffect(() => plot.current?.setData(dataOf({ x, series })), [x, series]);
+  useEffect(() => plot.current?.setData(dataOf({ x, series, bars })), [x, series, bars]);
 
   return (
     <figure className="chart">
@@ -81,14 +83,23 @@ function spoken(line: Series, format: (value: number) => string): string {
   return `${line.label} ${value === undefined || value === null ? "none" : format(value)}`;
 }
 
-function dataOf({ x, series }: Pick<ChartProps, "x" | "series">): uPlot.AlignedData {
-  return [[...x], ...series.map((line) => [...line.values])];
+function dataOf({ x, series, bars }: Pick<ChartProps, "x" | "series" | "bars">): uPlot.AlignedData {
+  const values = series.map((line) => [...line.values]);
+  return [[...x], ...(bars ? stack(values).reverse() : values)];
+}
+
+/** Return the sums of each series and those before it. The last one is drawn first, so that the others stand before it. */
+export function stack(values: readonly (readonly (number | null)[])[]): number[][] {
+  const sums: number[][] = [];
+  for (const row of values) sums.push(row.map((value, index) => (value ?? 0) + (sums.at(-1)?.[index] ?? 0)));
+  return sums;
 }
 
 interface Look {
   width: number;
   height: number;
   steps: boolean;
+  bars: boolean;
   format: (value: number) => string;
 }
 
@@ -109,13 +120,21 @@ function optionsOf(look: Look, series: readonly Series[], styles: CSSStyleDeclar
       { ...axis, size: 28, ...(look.steps ? {} : { values: (_plot: uPlot, splits: number[]) => timesOf(splits) }) },
       { ...axis, size: 64, space: 36, values: (_plot, splits) => splits.map((value) => look.format(value)) },
     ],
-    series: [{}, ...series.map((line) => seriesOf(line, styles))],
+    series: [{}, ...(look.bars ? [...series].reverse().map((line) => barsOf(line, styles)) : series.map((line) => seriesOf(line, styles)))],
   };
 }
 
 function seriesOf(line: Series, styles: CSSStyleDeclaration): uPlot.Series {
   const stroke = resolve(styles, line.colour ?? "--accent");
   return { label: line.label, stroke, width: 1.5, points: { show: false }, spanGaps: line.connected === true, ...(line.dashed ? { dash: [4, 4] } : {}) };
+}
+
+/** The share of its span that a bar fills. */
+const BAR = 0.8;
+
+function barsOf(line: Series, styles: CSSStyleDeclaration): uPlot.Series {
+  const fill = resolve(styles, line.colour ?? "--accent");
+  return { label: line.label, fill, width: 0, points: { show: false }, paths: uPlot.paths.bars!({ size: [BAR, Infinity], align: 1 }) };
 }
 
 /** Write the times of the axis: the hour where the ticks are less than a day apart, else the day. */

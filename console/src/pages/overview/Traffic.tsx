@@ -1,12 +1,19 @@
-import { useQuery } from "@tanstack/react-query";
+import { keepPreviousData, useQuery } from "@tanstack/react-query";
+import { getRouteApi } from "@tanstack/react-router";
 
 import type { Schema } from "@/api/client";
 import { get } from "@/api/get";
 import { Chart } from "@/components/Chart";
-import { formatCompact, formatNumber, formatRate, formatShare } from "@/components/format";
+import { Field, Select } from "@/components/Field";
+import { formatCompact, formatCount, formatNumber, formatRate, formatShare } from "@/components/format";
 import { Loaded } from "@/components/Loaded";
 import { Card } from "@/components/Page";
 import { Figure } from "@/components/Quantity";
+import { useModels } from "@/pages/fleet/models/served";
+
+import { SPANS } from "./address";
+
+const route = getRouteApi("/");
 
 type Bucket = Schema<"ThroughputBucket">;
 
@@ -20,43 +27,82 @@ interface Totals {
   tokens: number;
 }
 
-/** Show lines and tokens of the last five minutes as figures, and those of the last day as charts. */
+/** Show lines and tokens of the last five minutes as figures, and those of the last hour or day as charts. */
 export function Traffic() {
-  const day = useThroughput({ seconds: 86_400, step: 600 });
-  const recent = useThroughput({ seconds: 300, step: 60 });
+  const { hours = 24, model } = route.useSearch();
+  const { step } = SPANS.find((span) => span.hours === hours)!;
+  const span = useThroughput({ seconds: hours * 3_600, step, model });
+  const recent = useThroughput({ seconds: 300, step: 60, model });
   return (
-    <Loaded what="the last day" query={day}>
-      {({ data }) => <Figures day={data} recent={recent.data?.data} />}
-    </Loaded>
+    <div className="stack">
+      <Choice hours={hours} model={model} />
+      <Loaded what="the last hours" query={span}>
+        {({ data }) => <Figures buckets={data} hours={hours} step={step} recent={recent.data?.data} />}
+      </Loaded>
+    </div>
   );
 }
 
-function Figures({ day, recent }: { day: readonly Bucket[]; recent: readonly Bucket[] | undefined }) {
-  const today = totalsOf(day);
+/** Choose the hours and the model of the charts; both stand in the address. */
+function Choice({ hours, model }: { hours: number; model: string | undefined }) {
+  const navigate = route.useNavigate();
+  const models = useModels();
+  const names = (models.data?.data ?? []).map(({ id }) => [id, id] as const);
+  return (
+    <div className="filters">
+      <Field label="Span">
+        <Select
+          value={String(hours)}
+          options={SPANS.map((span) => [String(span.hours), formatCount(span.hours, "hour")] as const)}
+          onChange={(chosen) => void navigate({ search: (search) => ({ ...search, hours: chosen === "1" ? 1 : undefined }), replace: true })}
+        />
+      </Field>
+      <Field label="Lines of">
+        <Select
+          value={model ?? ""}
+          options={[["", "All models"], ...names]}
+          onChange={(chosen) => void navigate({ search: (search) => ({ ...search, model: chosen || undefined }), replace: true })}
+        />
+      </Field>
+    </div>
+  );
+}
+
+interface FiguresProps {
+  buckets: readonly Bucket[];
+  hours: number;
+  step: number;
+  recent: readonly Bucket[] | undefined;
+}
+
+function Figures({ buckets, hours, step, recent }: FiguresProps) {
+  const sums = totalsOf(buckets);
+  const span = formatCount(hours, "hour");
   return (
     <div className="stack">
       <div className="grid figures">
         {recent && <Rates buckets={recent} />}
         <Card>
-          <Figure name="Lines in 24 hours" value={formatNumber(today.lines)} remark={`${formatCompact(today.tokens)} tokens`} />
+          <Figure name={`Lines in ${span}`} value={formatNumber(sums.lines)} remark={`${formatCompact(sums.tokens)} tokens`} />
         </Card>
         <Card>
           <Figure
-            name="Failed in 24 hours"
-            value={<span className={today.failed > 0 ? "bad" : undefined}>{formatNumber(today.failed)}</span>}
-            remark={today.lines > 0 ? `${formatShare(today.failed / today.lines)} of the lines` : "no lines"}
+            name={`Failed in ${span}`}
+            value={<span className={sums.failed > 0 ? "bad" : undefined}>{formatNumber(sums.failed)}</span>}
+            remark={sums.lines > 0 ? `${formatShare(sums.failed / sums.lines)} of the lines` : "no lines"}
           />
         </Card>
       </div>
-      {today.lines > 0 && <Charts buckets={day} />}
+      {sums.lines > 0 && <Charts buckets={buckets} minutes={step / 60} />}
     </div>
   );
 }
 
-function useThroughput(query: { seconds: number; step: number }) {
+function useThroughput(query: { seconds: number; step: number; model: string | undefined }) {
   return useQuery({
     ...get("/v1/throughput", { query }),
     refetchInterval: REFRESH,
+    placeholderData: keepPreviousData,
   });
 }
 
@@ -78,13 +124,14 @@ function Rates({ buckets }: { buckets: readonly Bucket[] }) {
   );
 }
 
-function Charts({ buckets }: { buckets: readonly Bucket[] }) {
+function Charts({ buckets, minutes }: { buckets: readonly Bucket[]; minutes: number }) {
   const times = buckets.map((bucket) => bucket.start_time);
   return (
     <div className="grid halves">
       <Card>
         <Chart
-          title="Lines, 10 minutes each"
+          bars
+          title={`Lines, ${formatCount(minutes, "minute")} each`}
           x={times}
           series={[
             { label: "answered", colour: "--accent", values: buckets.map((bucket) => bucket.lines - bucket.failed) },
@@ -94,7 +141,8 @@ function Charts({ buckets }: { buckets: readonly Bucket[] }) {
       </Card>
       <Card>
         <Chart
-          title="Tokens, 10 minutes each"
+          bars
+          title={`Tokens, ${formatCount(minutes, "minute")} each`}
           x={times}
           series={[
             { label: "input", colour: "--accent", values: buckets.map((bucket) => bucket.input_tokens) },
