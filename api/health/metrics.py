@@ -31,7 +31,7 @@ from jobs.ledger.progress import outcomes_of
 from jobs.ledger.states import LIVE, ShardState
 from jobs.ledger.tables import Job, Shard
 from jobs.settings import Settings
-from jobs.webhooks.tables import Delivery
+from jobs.webhooks import deliveries
 
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
@@ -285,10 +285,10 @@ def _losses(session: Session) -> Iterator[Metric]:
 
 
 def _webhooks(session: Session) -> Iterator[Metric]:
-    sent = GaugeMetricFamily("nightmill_webhook_deliveries", "Deliveries by state.", labels=["state"])
-    for state, count in session.execute(select(Delivery.state, func.count()).group_by(Delivery.state)):
-        sent.add_metric([state], count)
-    yield sent
+    unfinished = GaugeMetricFamily("nightmill_webhook_deliveries", "Deliveries not accepted.", labels=["state"])
+    for state, count in deliveries.unfinished(session).items():
+        unfinished.add_metric([state], count)
+    yield unfinished
 
 
 def _cache(session: Session) -> Iterator[Metric]:

@@ -42,6 +42,7 @@ HELD = 253_402_300_799.0
 DELETED = "endpoint deleted"
 #: Literal as in the partial indexes: neither database matches a bound parameter with an index's condition.
 WAITING = and_(Delivery.state == literal_column("'pending'"), Delivery.worker_id.is_(None))
+_HAS_FAILED = Delivery.state == literal_column("'failed'")
 PENDING, DELIVERED, FAILED = "pending", "delivered", "failed"
 _ON_HOLD = and_(WAITING, Delivery.due_at >= HELD)
 _JITTER = 0.2
@@ -288,6 +289,15 @@ def release_claims(session: Session, claims: Sequence[DeliveryClaim]) -> None:
     held = [delivery_id for delivery_id, _ in _held(session, claims)]
     if held:
         _update(session, Delivery.id.in_(held), worker_id=None)
+
+
+def unfinished(session: Session) -> dict[str, int]:
+    """Return how many deliveries are pending and how many have failed. Those that were delivered are not read."""
+    waiting, claimed, failed = (
+        session.scalar(select(func.count()).select_from(Delivery).where(which)) or 0
+        for which in (WAITING, Delivery.worker_id.is_not(None), _HAS_FAILED)
+    )
+    return {PENDING: waiting + claimed, FAILED: failed}
 
 
 def due_count(session: Session) -> int:

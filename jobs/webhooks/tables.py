@@ -120,6 +120,12 @@ class Delivery(Base):
             sqlite_where=text("worker_id IS NOT NULL"),
             postgresql_where=text("worker_id IS NOT NULL"),
         ),
+        Index(
+            "ix_delivery_failed",
+            "created_at",
+            sqlite_where=text("state = 'failed'"),
+            postgresql_where=text("state = 'failed'"),
+        ),
         Index("ix_delivery_endpoint", "endpoint_id", "created_at", "id"),
         Index("ix_delivery_event", "event_id"),
     )

@@ -1,4 +1,4 @@
-"""Indexes of columns of `job` that most jobs leave empty have only the jobs that set them."""
+"""Indexes of columns of `job` that most jobs leave empty have only the jobs that set them; one of failed deliveries."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -23,5 +23,7 @@ def upgrade() -> None:
     for name, _, columns, column in _INDEXES:
         is_set = sa.text(f"{column} IS NOT NULL")
         create_index(name, "job", columns, sqlite_where=is_set, postgresql_where=is_set)
+    failed = sa.text("state = 'failed'")
+    create_index("ix_delivery_failed", "delivery", ["created_at"], sqlite_where=failed, postgresql_where=failed)
     for _, old, _, _ in _INDEXES:
         op.drop_index(old, "job")

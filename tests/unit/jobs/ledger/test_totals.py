@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from sqlalchemy import delete, event, func, select, update
+from sqlalchemy import delete, func, select, update
 
 from jobs.db.engine import Database
 from jobs.ledger import audit, ledger, totals
@@ -12,6 +12,7 @@ from jobs.ledger.tables import Audit, AuditHead, Job, Outcome
 from jobs.queues import Task
 from tests.support import ledgers
 from tests.support.ledgers import at_once, claim_job, claim_shard, finishing, planning, rolled_back, submitted
+from tests.support.plans import explained
 
 NAMES = (totals.JOBS, totals.ITEMS, totals.TOKENS, totals.OUTCOMES, totals.LOST_LEASES)
 Sums = dict[str, Counter[tuple[str, str]]]
@@ -146,17 +147,8 @@ def test_rows_that_another_version_sealed_are_counted_later(db: Database) -> Non
 @pytest.mark.parametrize("name", NAMES)
 def test_the_sums_read_no_job_that_is_counted(sqlite: Database, name: str) -> None:
     """The plan finds the rows that are not counted by the two indexes of seals, and their jobs by their ids."""
-    plans = []
-
-    @event.listens_for(sqlite.engine, "before_cursor_execute")
-    def explain(connection, cursor, statement, parameters, context, many) -> None:  # type: ignore[no-untyped-def]
-        if statement.startswith("SELECT"):
-            rows = connection.connection.cursor().execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall()
-            plans.extend(row[3] for row in rows)
-
-    with sqlite.read() as session:
+    with explained(sqlite) as plans, sqlite.read() as session:
         totals.ended(session, name)
-    event.remove(sqlite.engine, "before_cursor_execute", explain)
 
     scans = [step for step in plans if step.startswith("SCAN ") and "SUBQUERY" not in step]
     assert plans

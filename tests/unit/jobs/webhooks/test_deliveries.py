@@ -17,6 +17,7 @@ from jobs.webhooks.deliveries import HELD, DeliveryClaim, claim_due, next_delay
 from jobs.webhooks.sending import Outcome, new_secret
 from jobs.webhooks.tables import Attempt, Delivery, Event, WebhookEndpoint
 from tests.support.deliveries import BROKEN, CONFIG, OK, claim, endpoint, fail_now, happen, job, middle, only, record
+from tests.support.plans import explained
 
 pytestmark = pytest.mark.dialects
 
@@ -342,3 +343,22 @@ def test_events_without_listeners_enqueue_nothing(db: Database) -> None:
     with db.read() as session:
         assert deliveries.due_count(session) == 0
         assert len(session.scalars(select(Event)).all()) == 1
+
+
+def test_deliveries_that_are_not_accepted_are_counted_by_their_state(db: Database) -> None:
+    row = {"project_id": "p", "event_id": "evt", "endpoint_id": "we", "due_at": 1.0, "created_at": 1.0}
+    states = [("pending", None), ("pending", "w"), ("failed", None), ("delivered", None), ("delivered", None)]
+    with db.write() as session:
+        for n, (state, worker_id) in enumerate(states):
+            session.add(Delivery(id=f"wh_{n}", state=state, worker_id=worker_id, **row))
+
+    with db.read() as session:
+        assert deliveries.unfinished(session) == {"pending": 2, "failed": 1}
+
+
+def test_counting_them_reads_none_that_were_accepted(sqlite: Database) -> None:
+    with explained(sqlite) as plans, sqlite.read() as session:
+        deliveries.unfinished(session)
+
+    assert len(plans) == 3
+    assert all(name in plan for name, plan in zip(("due", "claimed", "failed"), plans, strict=True)), plans
