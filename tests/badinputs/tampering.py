@@ -20,7 +20,7 @@ from cli.main import app
 from jobs.bootstrap import migrate
 from jobs.db.engine import Database
 from jobs.ledger.anchors import Anchor, append
-from jobs.ledger.audit import GENESIS, digest, locked_head, record, seal, sign, signature, unsealed, verify
+from jobs.ledger.audit import GENESIS, digest, record, seal, sign, signature, unsealed, verify
 from jobs.security.audit_key import AUDIT_KEY
 from tests.badinputs.case import Case
 from tests.badinputs.json_bodies import BATCH
@@ -87,7 +87,7 @@ def _seal(world: World, path: Path) -> None:
     copy.close()
     db = Database(f"sqlite:///{path}", patience=10)
     with db.write() as session:
-        sign(locked_head(session), _KEY)
+        sign(session, _KEY)
     db.close()
 
 

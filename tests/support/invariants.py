@@ -20,7 +20,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs.batches import batches
-from jobs.ledger import dependencies, measures
+from jobs.ledger import dependencies, measures, totals
 from jobs.ledger.states import CLOSING, MOVES, TERMINAL, JobState, ShardState
 from jobs.ledger.tables import Audit, Job, JobDependency, Outbox, Segment, Shard
 from jobs.queues import Task
@@ -64,7 +64,11 @@ def violations(session: Session) -> list[str]:
     wrong += _feeds(session)
     ended = sum(job.state in TERMINAL for job in jobs)
     counted = sum(row.count for row in measures.rows(session) if row.name == measures.ENDED)
-    return wrong if ended == counted else [*wrong, f"{ended} jobs have ended, and {counted} are counted as ended"]
+    if ended != counted:
+        wrong.append(f"{ended} jobs have ended, and {counted} are counted as ended")
+    if ended != (summed := totals.ended(session, totals.JOBS).total()):
+        wrong.append(f"{ended} jobs have ended, and {summed} are in the totals")
+    return wrong
 
 
 def _feeds(session: Session) -> list[str]:

@@ -15,7 +15,7 @@ time either, are looked for then, too.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 from jobs.batches import batches
 from jobs.clock import now
 from jobs.db.base import Base
-from jobs.db.engine import UNSEEN, Database
+from jobs.db.engine import UNSEEN, Database, in_pages
 from jobs.errors import DatabaseBusy, NotFound, StorageFull, StorageUnavailable
 from jobs.files.tables import File, Upload, UploadPart
 from jobs.finetuning import datasets
@@ -52,6 +52,7 @@ _AT_ONCE = 200
 _UPLOADED = ("completed", "cancelled", "expired")
 _PAGES = 20
 _JOBS_AT_ONCE = 10
+_WALKED_AT_ONCE = 1000
 _ORPHAN_PASSES = _WALK_PASSES = 60  # once an hour
 _STORAGE = (StorageUnavailable, StorageFull, NotFound)
 
@@ -258,11 +259,16 @@ class Retention:
 
     def _old_jobs(self) -> bool:
         """Go on with the walk through old jobs."""
-        for goes_on in self._walking or ():
-            if not goes_on:
-                return False  # the storage may be there in a minute
-            if time.monotonic() > self._until:
-                return True
+        try:
+            for goes_on in self._walking or ():
+                if not goes_on:
+                    return False  # the storage may be there in a minute
+                if time.monotonic() > self._until:
+                    return True
+        except DatabaseBusy:
+            self._passes_to_walk = 0  # so that the next pass begins anew
+            self._walking = None
+            raise
         self._walking = None
         return False
 
@@ -271,34 +277,39 @@ class Retention:
 
         Yield True after some of it, and False where the storage has to be asked again later.
         """
-        before = now() - self._config.retention_seconds
-        for page in self._pages_of_jobs(before):
+        config = self._config
+        before, removed = now() - config.retention_seconds, now() - config.job_retention_seconds
+        for created in self._pages_of_jobs(before):
             with self._db.read() as session:
-                old = session.scalars(select(Job.id).where(Job.id.in_(page), *long_over(self._config), FULL)).all()
+                full = select(Job.id).where(Job.id.in_(created), *long_over(config), FULL)
+                old = session.scalars(full).all()
             for start in range(0, len(old), _JOBS_AT_ONCE):
                 while not self._empty(old[start : start + _JOBS_AT_ONCE]):
                     yield False
                 yield True
-            self._forget_webhooks(page)
-            if self._config.job_retention_seconds:
+            self._forget_webhooks(created)
+            due = [job_id for job_id, at in created.items() if at < removed] if config.job_retention_seconds else []
+            for some in in_pages(due):
                 with self._db.write() as session:
-                    removal.remove(session, page, now() - self._config.job_retention_seconds)
+                    removal.remove(session, some, removed)
                 self._db.breathe()
+                yield True
             yield True
 
-    def _pages_of_jobs(self, before: float) -> Iterator[list[str]]:
-        """Yield the ids of the jobs that were created before a time, project by project, the oldest first."""
+    def _pages_of_jobs(self, before: float) -> Iterator[dict[str, float]]:
+        """Yield the jobs that were created before a time, project by project, the oldest first: id → that time."""
         project_id, after = "", (0.0, "")
         order = (Job.created_at, Job.id)
         while True:
             of_project = select(*order).where(Job.project_id == project_id, tuple_(*order) > after)
             with self._db.read() as session:
-                rows = session.execute(of_project.where(Job.created_at < before).order_by(*order).limit(_AT_ONCE)).all()
+                older = of_project.where(Job.created_at < before).order_by(*order).limit(_WALKED_AT_ONCE)
+                rows = session.execute(older).all()
                 if not rows:
                     following = session.scalar(select(func.min(Job.project_id)).where(Job.project_id > project_id))
             if rows:
                 after = (rows[-1].created_at, rows[-1].id)
-                yield [row.id for row in rows]
+                yield {row.id: row.created_at for row in rows}
             elif following is None:
                 return
             else:
@@ -318,7 +329,7 @@ class Retention:
                 self._db.breathe()
         return len(emptied) == len(job_ids)
 
-    def _forget_webhooks(self, job_ids: Sequence[str]) -> None:
+    def _forget_webhooks(self, job_ids: Collection[str]) -> None:
         """Remove the webhook URLs and secrets of these jobs, once the log of their deliveries is gone too."""
         of_event = Event.subject_id == Job.id, Delivery.event_id == Event.id
         has_delivery = exists().where(*of_event, Delivery.endpoint_id.is_(None))

@@ -157,6 +157,24 @@ def test_objects_of_an_old_job_that_could_not_be_removed_go_the_next_time(
         assert session.scalars(select(Shard)).all() == session.scalars(select(Segment)).all() == []
 
 
+def test_a_walk_that_a_busy_database_ends_begins_anew_at_the_next_pass(
+    keeping: Retention, db: Database, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _old_job(db, storage, [1])
+
+    def busy(*_: object) -> None:
+        raise DatabaseBusy
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keeping, "_empty", busy)
+        with pytest.raises(DatabaseBusy):
+            keeping.run()
+
+    keeping.run()
+
+    assert storage.list("jobs") == []
+
+
 def test_many_old_jobs_go_at_once_and_no_longer_than_a_moment_each_time(
     keeping: Retention, hurried: Retention, db: Database, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,7 +313,7 @@ def test_webhooks_are_forgotten_once_in_many_passes(
     keeping: Retention, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "_WALK_PASSES", 2)
-    monkeypatch.setattr(retention, "_AT_ONCE", 2)
+    monkeypatch.setattr(retention, "_WALKED_AT_ONCE", 2)
     left = []
     for _ in range(3):
         with db.write() as session:
