@@ -125,11 +125,11 @@ def any_changes(session: Session) -> bool:
 def add_up(session: Session, limit: int = WRITE_ROWS) -> int:
     """Add up to `limit` changes to the counts, and return their number: each once, whichever process dies."""
     oldest = select(MeasureChange.id, MeasureChange.changes).order_by(MeasureChange.id).limit(limit)
-    found = session.execute(oldest.with_for_update(skip_locked=True)).all()
-    if not found:
+    changes = session.execute(oldest.with_for_update(skip_locked=True)).all()
+    if not changes:
         return 0
     sums: Sums = {}
-    _merge(sums, (row.changes for row in found))
+    _merge(sums, (row.changes for row in changes))
     connection = session.connection()
     connection.execute(
         _adding(connection.dialect.name),
@@ -138,9 +138,9 @@ def add_up(session: Session, limit: int = WRITE_ROWS) -> int:
             for (name, label, le), (times, seconds) in sorted(sums.items())
         ],
     )
-    added = delete(MeasureChange).where(MeasureChange.id.in_([row.id for row in found]))
+    added = delete(MeasureChange).where(MeasureChange.id.in_([row.id for row in changes]))
     session.execute(added, execution_options=UNSEEN)
-    return len(found)
+    return len(changes)
 
 
 def _merge(sums: Sums, changes: Iterable[Iterable[Any]]) -> None:

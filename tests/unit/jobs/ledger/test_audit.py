@@ -441,7 +441,7 @@ def test_a_start_that_retention_did_not_write_is_found(signed: Database, tamper:
     assert verdict(signed, key=KEY).faults != ()
 
 
-def test_a_start_that_is_put_back_is_found(signed: Database) -> None:
+def test_an_earlier_start_is_found(signed: Database) -> None:
     remove_rows(signed, 2)
     with signed.read() as session:
         earlier = session.get_one(AuditHead, audit.START)
