@@ -2,6 +2,9 @@
 
 import json
 import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -38,22 +41,38 @@ def test_what_can_not_be_written_as_json_is_written_as_text() -> None:
     assert line(record(what=ValueError("odd")))["what"] == "odd"
 
 
-def test_an_exception_is_one_field_of_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+@contextmanager
+def configured() -> Iterator[None]:
     root = logging.getLogger()
     before = root.handlers[:], root.level
     try:
         logs.configure("INFO")
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.handlers[:], level = before
+        root.setLevel(level)
+
+
+def test_an_exception_is_one_field_of_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with configured():
         try:
             raise KeyError("lost")
         except KeyError:
             logging.getLogger("workers").exception("task_failed")
-    finally:
-        root.handlers[:], level = before
-        root.setLevel(level)
 
     (written,) = capsys.readouterr().err.splitlines()
     assert json.loads(written)["event"] == "task_failed"
     assert "KeyError: 'lost'" in json.loads(written)["error"]
+
+
+def test_a_warning_of_python_is_a_record_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings(), configured():
+        warnings.simplefilter("always")
+        warnings.warn("running as root\nis not recommended", RuntimeWarning, stacklevel=1)
+
+    (written,) = capsys.readouterr().err.splitlines()
+    assert (json.loads(written)["logger"], json.loads(written)["level"]) == ("py.warnings", "warning")
 
 
 def test_what_lasts_is_told_now_and_then_with_how_often_it_was_kept_back(caplog: pytest.LogCaptureFixture) -> None:
