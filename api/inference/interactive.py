@@ -23,7 +23,6 @@ from starlette.datastructures import State
 
 from api.deps import CallContext
 from api.errors import clip, describe
-from api.health.metrics import OTHER
 from api.http import sse
 from api.http.sse import EVENT_STREAM, KEEP_ALIVE, KeyRevoked, check_key, event_stream
 from api.inference.request_metrics import RequestMetrics
@@ -132,8 +131,11 @@ async def submit(
         raise InvalidRequest("Only a stream can be resumed.", param="X-Nightmill-Resume", code="unsupported_value")
     metrics = RequestMetrics()
     with metrics.counting_errors():
+        if _is_configured(call, body["model"]):
+            metrics.model = body["model"]
         queue = await _queue(call, endpoint or url, body["model"])
-    metrics.model = _metrics_label(call, body["model"])
+    if is_tuned(body["model"]):
+        metrics.model = body["model"]
     queued = QueuedRequest(
         id=new_id("req_"),
         url=url,
@@ -163,10 +165,10 @@ async def submit(
     return first, entries
 
 
-def _metrics_label(call: CallContext, model: str) -> str:
-    """Return the name of a model that has a queue, or `other`: where an endpoint takes any name, clients choose it."""
+def _is_configured(call: CallContext, model: str) -> bool:
+    """Return whether the models file has the name; an endpoint may take any other one. Raises Unavailable."""
     registry = call.services.registry()
-    return model if is_tuned(model) or model in registry.models or model in registry.aliases else OTHER
+    return model in registry.models or model in registry.aliases
 
 
 class _Made(msgspec.Struct):

@@ -118,6 +118,16 @@ def test_names_that_clients_choose_are_no_labels(client: TestClient) -> None:
     assert value("errors_total", model="ft:made-up-0", code="model_not_found") == 0
 
 
+def test_a_model_that_no_worker_serves_is_named(client: TestClient) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    before = value("errors_total", model="smollm2-135m-instruct", code="no_worker")
+
+    answer = client.post("/v1/chat/completions", json={"model": "smollm2-135m-instruct", "messages": messages})
+
+    assert answer.status_code == 503
+    assert value("errors_total", model="smollm2-135m-instruct", code="no_worker") == before + 1
+
+
 def test_an_older_worker_s_end_has_no_tokens_and_an_older_api_reads_a_newer_one() -> None:
     class Before(msgspec.Struct, frozen=True, omit_defaults=True):
         kind: str
