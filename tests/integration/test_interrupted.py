@@ -140,6 +140,28 @@ def test_worker_that_is_told_to_stop_gives_the_shard_back_unblamed(mill: Mill, a
     assert asked == []
 
 
+def test_a_running_batch_waits_below_the_setting_and_goes_on_without_a_failed_line(
+    db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = [1000, 999]  # the second from the first question on
+
+    def asked(_prompt: str) -> None:
+        free[:] = free[-1:]
+
+    monkeypatch.setattr(DiskStorage, "free", lambda _self: free[0])
+    timings = replace(Timings(), storage_retry=0.2)
+    with running(db, tmp_path, FakeEngine((MODEL,), on_prompt=asked), timings, min_free_bytes=1000) as mill:
+        job_id = mill.submit(_batch(80))
+        mill.until(lambda: mill.job(job_id).waiting_for == "disk")
+        mill.wait_until_idle()
+        waiting = mill.job(job_id)
+        free[:] = [1000]
+        (job,) = mill.drain(job_id)
+
+    assert waiting.state == JobState.RUNNING
+    assert (job.state, job.completed, job.failed) == (JobState.SUCCEEDED, 80, 0)
+
+
 def test_shard_waits_while_the_disk_is_nearly_full(
     mill: Mill, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
