@@ -155,7 +155,9 @@ class Settings(BaseSettings):
         3, ge=0, description="the claims on a cancelled job's shards are revoked after this long"
     )
     engine_silence_seconds: float = Field(
-        300, gt=0, description="a vLLM engine that gives no sign for so long hangs: it is killed, and built again"
+        300,
+        gt=0,
+        description="a vLLM engine that is silent for so long, and makes no progress, is built again",
     )
     engine_deaths: int = Field(10, ge=2, description="deaths of an engine on its devices until it is quarantined")
     engine_deaths_seconds: float = Field(900, gt=0, description="that many within this time, or without coming up")

@@ -124,6 +124,15 @@ def resident_bytes(pid: int) -> int | None:
         return None
 
 
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time that the process has used; 0 when there is none."""
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return times.user + times.system
+
+
 def die_with(parent: int) -> None:
     """Have the kernel kill this process when the thread that started it ends; end now if `parent` is gone already."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -109,7 +109,7 @@ class Loop:
 
     async def _do(self, order: dict[str, Any]) -> dict[str, Any]:
         if order["do"] == "start":
-            self._engine._silence = order.get("silence", self._engine._silence)
+            self._engine._patience = order.get("silence", self._engine._patience)
             await self._engine.start()
         if order["do"] == "answer":
             facts = {"tenant": order.get("tenant", ""), "adapter": _adapter(order)}

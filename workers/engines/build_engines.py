@@ -170,7 +170,7 @@ def make_vllm(model: Model, settings: Settings) -> VllmEngine:
     device = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(",", "_")
     pids = settings.data_dir.absolute() / "run" / f"engine-{model.queue}-{device or 'all'}-{socket.gethostname()}.pids"
     pids.parent.mkdir(parents=True, exist_ok=True)
-    return VllmEngine(source_of(model, settings), [model.name], args, pids, silence=settings.engine_silence_seconds)
+    return VllmEngine(source_of(model, settings), [model.name], args, pids, patience=settings.engine_silence_seconds)
 
 
 def _endpoints(models: list[Model], settings: Settings) -> list[Endpoint]:

@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import cache, partial
@@ -28,6 +28,7 @@ import pydantic
 
 from jobs.fleet.models_file import EngineKind
 from jobs.inference.complete_answers import complete_response, status_of
+from jobs.platform import processes
 from jobs.requests.endpoints import LIKELIHOOD, RESPONSES
 from jobs.requests.fields import OPENAI
 from workers.engines import echo
@@ -49,7 +50,7 @@ from workers.engines.port import (
     refusal,
     unknown_model,
 )
-from workers.engines.vllm import leftovers, phases, vllm_adapters
+from workers.engines.vllm import leftovers, phases, silence, vllm_adapters
 from workers.engines.vllm.vllm_serving import (
     BadEngineArgs,
     Serving,
@@ -84,8 +85,8 @@ class VllmEngine:
     """An engine of vLLM for one base model.
 
     `model` is a folder or a name on the hub, `names` are its names in requests, `args` are vLLM's arguments. The file
-    `pids` stores the process ids of the engine's children for the next process. An engine that answers no ping for
-    `silence` seconds is killed.
+    `pids` stores the process ids of the engine's children for the next process. An engine that answers no ping and
+    makes no progress for `patience` seconds is killed, see `silence`.
     """
 
     def __init__(
@@ -95,13 +96,14 @@ class VllmEngine:
         args: Mapping[str, Any],
         pids: Path,
         *,
-        silence: float = 300.0,
+        patience: float = 300.0,
     ) -> None:
         self._model = model
         self._names = tuple(names)
         self._args = dict(args)
         self._pids = pids
-        self._silence = silence
+        self._patience = patience
+        self._events = 0  # of answers, so far
         self._serving: Serving | None = None
         self._likelihoods: vllm_adapters.Likelihoods | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -137,7 +139,7 @@ class VllmEngine:
             if self._serving is not None and not self._serving.dead:
                 return
             await self._stop()
-            prepare_environment(self._model, self._args)
+            prepare_environment(self._model, self._args, self._patience)
             keep_texts_out()
             self._step = phases.IMPORTING
             phases.record(self._phases, os.environ, self._model, self._args)
@@ -279,13 +281,16 @@ class VllmEngine:
             result = error
         if task.cancelling() > cancels:  # vLLM swallows the cancellation and answers "Client disconnected"
             raise asyncio.CancelledError
-        return _judge(serving, request, result)
+        answer = _judge(serving, request, result)
+        self._events += answer.status == HTTPStatus.OK  # a refusal may come from this process
+        return answer
 
     async def _pass_events(self, serving: Serving, request: Request, events: AsyncGenerator[Any], emit: Emit) -> Answer:
         """Emit the events of a stream. After the first event, vLLM reports an error as an event too."""
         usage = wants_usage(request.body)
         async with aclosing(events):
             async for chunk in events:
+                self._events += 1
                 for event in _events(chunk):
                     shown = plain_event(event, usage=usage)
                     _name_base(shown, request)
@@ -310,7 +315,11 @@ class VllmEngine:
 
     async def _watching(self, serving: Serving) -> None:
         ending = partial(self._end_silent, serving)
-        await watch_silence(serving.ping, lambda: serving.dead, self._silence, ending)
+        await silence.watch(serving.ping, lambda: serving.dead, self._patience, ending, self._progress)
+
+    def _progress(self) -> silence.Progress:
+        pids = [process.pid for process in leftovers.read(self._pids)]
+        return silence.Progress(self._events, sum(map(processes.cpu_seconds, pids)))
 
     async def _end_silent(self, serving: Serving) -> None:
         """Kill the processes of a silent engine; if they do not die, end this process, which is restarted."""
@@ -390,47 +399,6 @@ def _invalid(error: pydantic.ValidationError) -> Answer:
     where = [str(part) for part in first["loc"]]
     message = f"{'.'.join(where)}: {first['msg']}" if where else first["msg"]
     return refusal(HTTPStatus.BAD_REQUEST, message, param=where[0] if where else None)
-
-
-# An engine may hang (a kernel that never returns, a lock, a stopped process). Then its requests never end, while its
-# worker still sends heartbeats. A healthy engine answers a ping between two steps, also during long requests.
-
-#: The number of parts in which silence is measured. If this process itself was stopped, only one part is counted.
-PARTS: Final = 10
-
-
-async def watch_silence(
-    ping: Callable[[], Coroutine[Any, Any, object]],
-    is_dead: Callable[[], bool],
-    patience: float,
-    end: Callable[[], Awaitable[None]],
-) -> None:
-    """Ping the engine again and again. Call `end` and return when no ping was answered for `patience` seconds.
-
-    Return also when the engine has died.
-    """
-    while not is_dead():
-        pinging = asyncio.create_task(ping())
-        try:
-            answered = await _answered(pinging, is_dead, patience)
-        finally:
-            pinging.cancel()
-        if not answered:
-            log.error("engine_silent", extra={"seconds": patience})
-            await end()
-            return
-        if pinging.done() and not pinging.cancelled() and (error := pinging.exception()) and not is_dead():
-            log.warning("engine_ping_failed", extra={"error": type(error).__name__})
-        await asyncio.sleep(patience / PARTS)
-
-
-async def _answered(pinging: "asyncio.Task[object]", is_dead: Callable[[], bool], patience: float) -> bool:
-    """Wait until the engine answers the ping or dies; return False after `patience` seconds without either."""
-    for _ in range(PARTS):
-        done, _pending = await asyncio.wait({pinging}, timeout=patience / PARTS)
-        if done or is_dead():
-            return True
-    return False
 
 
 # Keep the texts of clients and models out of vLLM's logs. Its templates and parsers log what they cannot handle: as an

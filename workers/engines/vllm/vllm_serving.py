@@ -7,6 +7,7 @@ Only this module and `vllm_engine` import vLLM, and inside functions: loading it
 """
 
 import json
+import math
 import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +18,7 @@ from typing import Any
 
 from jobs.requests.endpoints import CHAT, RESPONSES
 from workers.engines.adapter_slots import AdapterSlots
+from workers.engines.vllm import silence
 from workers.engines.wire import in_shape
 
 FEW_CPUS = 4  # up to here the engine gets every core; of more cores vLLM leaves some to other processes
@@ -55,14 +57,19 @@ class Unsupported(Exception):
     """The model has no such endpoint: embeddings by a chat model, chat by an embedding model."""
 
 
-def prepare_environment(model: str, args: Mapping[str, Any]) -> None:
-    """Set the variables that vLLM reads at its import. Variables that are set already stay."""
+def prepare_environment(model: str, args: Mapping[str, Any], patience: float = 300.0) -> None:
+    """Set the variables that vLLM reads at its import. Variables that are set already stay.
+
+    `patience` is the time in seconds after which a silent engine without progress counts as hung.
+    """
     cpus = sorted(os.sched_getaffinity(0))
     variables = {
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",  # `caps` keeps URLs away; none is redirected either
         "VLLM_LOGGING_LEVEL": "WARNING",
         # a fork would inherit the locks and sockets of the worker's other threads
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        # vLLM ends an engine on several devices whose step takes longer: `silence` decides, which counts progress
+        "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": str(math.ceil(patience * silence.BUSY)),
     }
     if len(cpus) <= FEW_CPUS and args.get("tensor_parallel_size", 1) == 1:
         variables["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cpus))

@@ -64,11 +64,12 @@ def test_what_a_process_was_started_with_is_read(child: tuple[subprocess.Popen[s
     assert processes.environment(grandchild)["NIGHTMILL_MARK"] == "a=b c"
     assert processes.executable(process.pid) == processes.executable(os.getpid())
     assert (processes.resident_bytes(process.pid) or 0) > 1 << 20
+    assert processes.cpu_seconds(process.pid) > 0
 
 
 def test_a_process_that_is_not_there_says_nothing() -> None:
     found = (processes.read(NO_PID), processes.environment(NO_PID), processes.executable(NO_PID))
 
-    assert (*found, processes.resident_bytes(NO_PID)) == (None, {}, "", None)
+    assert (*found, processes.resident_bytes(NO_PID), processes.cpu_seconds(NO_PID)) == (None, {}, "", None, 0.0)
     assert not processes.alive(0, 0)
     processes.kill([NO_PID])
