@@ -12,7 +12,7 @@ from api.webhooks.queries import BatchWebhook
 from jobs.ledger.progress import Totals
 from jobs.ledger.states import TERMINAL, JobState
 from jobs.ledger.tables import Job
-from jobs.retrieval.attachments import is_over
+from jobs.retrieval.attachments import Stage, is_over
 from jobs.retrieval.documents import Document
 from jobs.retrieval.searches import FoundChunk, Results
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
@@ -161,7 +161,7 @@ class LastError(BaseModel):
 
 
 class VectorStoreFileObject(BaseModel):
-    """`filename` is ours."""
+    """`filename` and `stage` are ours; `stage` says how far a file is, while it is in progress."""
 
     id: str
     object: Literal["vector_store.file"] = "vector_store.file"
@@ -173,6 +173,7 @@ class VectorStoreFileObject(BaseModel):
     chunking_strategy: dict[str, Any]
     attributes: dict[str, Value] | None
     filename: str
+    stage: Stage | None = Field(default=None, exclude_if=lambda stage: stage is None)
 
 
 class CreatedVectorStoreFile(VectorStoreFileObject):
@@ -298,7 +299,7 @@ def show_counts(counts: Mapping[str, int]) -> FileCounts:
     return FileCounts(total=sum(counts.values()), **{name: counts.get(name, 0) for name in _COUNTED})
 
 
-def show_store_file(store: VectorStore, row: VectorStoreFile) -> VectorStoreFileObject:
+def show_store_file(store: VectorStore, row: VectorStoreFile, stage: Stage | None = None) -> VectorStoreFileObject:
     error = LastError(code=row.error_code, message=row.error_message or "") if row.error_code else None
     return VectorStoreFileObject(
         id=row.id,
@@ -310,6 +311,7 @@ def show_store_file(store: VectorStore, row: VectorStoreFile) -> VectorStoreFile
         chunking_strategy=row.chunking,
         attributes=row.attributes,
         filename=row.filename,
+        stage=stage,
     )
 
 

@@ -65,7 +65,8 @@ class Listing:
         details: dict[str, Any] = {"after": self.after, "before": self.before, "limit": self.limit, "order": self.order}
         deletions = deleted(call, "vector_store.file.delete", store.id)
         rows, more = find(session, statement, VectorStoreFile, **details, among=among, deletions=deletions)
-        return page(rows, more, lambda row: show_store_file(store, row))
+        stages = attachments.stages(session, rows)
+        return page(rows, more, lambda row: show_store_file(store, row, stages.get(row.id)))
 
 
 Listed = Annotated[Listing, Depends()]
@@ -106,7 +107,7 @@ def create_vector_store_file(
         options = body.attributes, stored_chunking(body.chunking_strategy)
         bring_in(session, call, store, SINGLE, {body.file_id: options}, once.key, hook)
         call.record(session, "vector_store.file.create", body.file_id, {"store": store.id})
-        shown = show_store_file(store, get_store_file(session, store, body.file_id))
+        shown = _shown(session, store, get_store_file(session, store, body.file_id))
         return CreatedVectorStoreFile(**shown.model_dump(), webhook=show_webhook(hook)) if hook else shown
 
     count_if_due(call)
@@ -127,10 +128,10 @@ def retrieve_vector_store_file(
     """Return one file of a store with its status."""
     with call.db.read() as session:
         store = get_store(session, call, vector_store_id)
-        row = get_store_file(session, store, file_id)
-    if row.status == attachments.IN_PROGRESS:
+        shown = _shown(session, store, get_store_file(session, store, file_id))
+    if shown.status == attachments.IN_PROGRESS:
         response.headers[POLL_AFTER] = str(POLL_MS)
-    return show_store_file(store, row)
+    return shown
 
 
 @router.post("/vector_stores/{vector_store_id}/files/{file_id}")
@@ -144,7 +145,11 @@ def update_vector_store_file(
             row.attributes = body.attributes
         row = get_store_file(session, store, file_id)
         call.record(session, "vector_store.file.update", file_id, {"store": store.id})
-        return show_store_file(store, row)
+        return _shown(session, store, row)
+
+
+def _shown(session: Session, store: VectorStore, row: VectorStoreFile) -> VectorStoreFileObject:
+    return show_store_file(store, row, attachments.stages(session, [row]).get(row.id))
 
 
 @router.delete("/vector_stores/{vector_store_id}/files/{file_id}")

@@ -144,7 +144,8 @@ def _store_row(store: dict[str, Any]) -> tuple[object, ...]:
 
 def _file_row(file: dict[str, Any]) -> tuple[object, ...]:
     error = (file["last_error"] or {}).get("message", "-")
-    return file["id"], file["status"], file["usage_bytes"], moment(file["created_at"]), error
+    state = (file.get("stage") or file["status"]).replace("_", " ")
+    return file["id"], state, file["usage_bytes"], moment(file["created_at"]), error
 
 
 def _passage_row(passage: dict[str, Any]) -> tuple[object, ...]:

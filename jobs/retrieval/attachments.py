@@ -13,9 +13,9 @@ are leftovers: never found, and removed.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, and_, delete, exists, insert, literal, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, exists, false, insert, literal, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from jobs.clock import now
@@ -23,8 +23,9 @@ from jobs.db.engine import UNSEEN, Database, in_pages, insert_into
 from jobs.errors import Expired
 from jobs.ids import new_id
 from jobs.ledger import events
-from jobs.ledger.states import JobState
+from jobs.ledger.states import JobState, ShardState
 from jobs.ledger.tables import Job, Shard
+from jobs.queues import Queue
 from jobs.retrieval.indexes import index_of
 from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
 
@@ -40,6 +41,10 @@ STOPPED_AT_ONCE: Final = 50  # files, each with its row, its event and its webho
 AGAIN_SECONDS: Final = 60.0  # after a removal that failed
 _USED_SECONDS: Final = 60.0  # between two notes of a use
 _EPOCHS: Final = 3  # of a shard that no attempt failed on: claimed to parse, requeued, claimed to index
+
+
+#: How far a file in progress is.
+Stage = Literal["waiting_to_be_parsed", "parsing", "waiting_to_be_embedded", "embedding"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +164,34 @@ def of_lines(session: Session, job_id: str, first: int, count: int) -> dict[int,
         VectorStoreFile.status == IN_PROGRESS,
     )
     return {row.line - first: row for row in session.scalars(lines)}
+
+
+def stages(session: Session, rows: Iterable[VectorStoreFile]) -> dict[str, Stage]:
+    """Return how far the files in progress are, by file, as the shards of their jobs show it.
+
+    The files of a shard, 32 by default, are parsed one after the other and embedded together.
+    """
+    files = [row for row in rows if row.status == IN_PROGRESS]
+    by_job: dict[str, list[int]] = {}
+    for row in files:
+        by_job.setdefault(row.job_id, []).append(row.line)
+    near = [
+        and_(Shard.job_id == job_id, Shard.first_line <= max(lines), Shard.first_line + Shard.lines > min(lines))
+        for job_id, lines in by_job.items()
+    ]
+    shown = select(Shard.job_id, Shard.first_line, Shard.lines, Shard.queue, Shard.state).where(or_(false(), *near))
+    shards = session.execute(shown).all()
+    return {row.id: _stage(row, shards) for row in files}
+
+
+def _stage(row: VectorStoreFile, shards: Iterable[Any]) -> Stage:
+    for shard in shards:
+        if shard.job_id == row.job_id and 0 <= row.line - shard.first_line < shard.lines:
+            runs = shard.state == ShardState.RUNNING
+            if shard.queue == Queue.INGEST:
+                return "parsing" if runs else "waiting_to_be_parsed"
+            return "embedding" if runs else "waiting_to_be_embedded"
+    return "waiting_to_be_parsed"  # its job is not planned yet
 
 
 def measured(session: Session, store_id: str, dimensions: int) -> int:

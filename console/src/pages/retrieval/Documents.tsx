@@ -8,7 +8,7 @@ import { DropZone } from "@/components/DropZone";
 import { Empty } from "@/components/Empty";
 import { Failure } from "@/components/Failure";
 import { Field, Select } from "@/components/Field";
-import { formatName } from "@/components/format";
+import { formatName, words } from "@/components/format";
 import { Listed } from "@/components/Listed";
 import { Bytes } from "@/components/Quantity";
 import { State } from "@/components/State";
@@ -106,7 +106,7 @@ function StoreFileState({ file }: { file: StoreFile }) {
   return (
     <div className="stack tight">
       <span>
-        <State state={file.status} />
+        <State state={file.status} /> {file.stage && <span className="muted small">{words(file.stage)}</span>}
       </span>
       {file.last_error && (
         <span className="small break">

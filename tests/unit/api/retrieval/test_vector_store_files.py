@@ -9,7 +9,9 @@ from openai.types.vector_stores import VectorStoreFile as OpenAIFile
 from openai.types.vector_stores import VectorStoreFileBatch as OpenAIBatch
 from sqlalchemy import select, update
 
-from jobs.ledger.tables import Audit, Job
+from jobs.ledger import ledger, shards
+from jobs.ledger.tables import Audit, Job, Shard
+from jobs.queues import Queue, Task
 from jobs.retrieval.tables import VectorRemoval, VectorStoreFile
 from tests.support.web import make_key
 from tests.unit.api.conftest import client_of
@@ -55,11 +57,48 @@ def test_an_attached_file_is_shown_with_every_key(client: TestClient, store: str
         "chunking_strategy": SMALL,
         "attributes": {"a": "b", "n": 1, "f": 0.5, "t": True},
         "filename": "a.txt",
+        "stage": "waiting_to_be_parsed",
     }
     answer = client.get(f"/v1/vector_stores/{store}/files/{file}")
     assert answer.json() == shown
     assert answer.headers["openai-poll-after-ms"] == "300"
     assert OpenAIFile.model_validate(shown, strict=True).id == file
+
+
+def test_a_file_in_progress_shows_its_stage(app: FastAPI, client: TestClient, store: str) -> None:
+    """By the shard of its job: two shards of two files, of which the first is parsed and embedded first."""
+    db, files = app.state.services.db, [upload(client) for _ in range(4)]
+    job_id = batch(client, store, file_ids=files).json()["id"]
+
+    def stages() -> list[str]:
+        shown = {row["id"]: row for row in client.get(f"/v1/vector_stores/{store}/files").json()["data"]}
+        assert shown[files[3]] == client.get(f"/v1/vector_stores/{store}/files/{files[3]}").json()
+        return [shown[file]["stage"] for file in files]
+
+    seen = [stages()]
+    with db.write() as session:
+        claim = ledger.claim(session, job_id, Task.PLAN, "cpu-1")
+        assert claim is not None
+        places = {"offset": 0, "length": 0, "queue": Queue.INGEST}
+        cut = [Shard(job_id=job_id, n=n, first_line=2 * n, lines=2, **places) for n in range(2)]
+        shards.cut(session, claim, Queue.INGEST, cut)
+        ledger.planned(session, claim, total=4, model="m", queue=Queue.EMBED)
+    seen.append(stages())
+    for queue in (Queue.INGEST, None):
+        with db.write() as session:
+            parsing = shards.claim(session, job_id, 0, "cpu-1", queue=queue)
+            assert parsing is not None
+        seen.append(stages())
+        if queue is not None:
+            with db.write() as session:
+                shards.requeue_to_job_queue(session, parsing)
+            seen.append(stages())
+
+    first = ["waiting_to_be_parsed", "waiting_to_be_parsed", "parsing", "waiting_to_be_embedded", "embedding"]
+    assert seen == [[stage, stage, "waiting_to_be_parsed", "waiting_to_be_parsed"] for stage in first]
+    with db.write() as session:
+        session.execute(update(VectorStoreFile).values(status="completed"))
+    assert all("stage" not in row for row in client.get(f"/v1/vector_stores/{store}/files").json()["data"])
 
 
 def test_a_batch_is_shown_with_every_key(client: TestClient, store: str) -> None:

@@ -86,6 +86,7 @@ def test_a_store_is_made_filled_listed_and_deleted(client: Client, tmp_path: Pat
     [batch] = client.entries("stores", "add", store, "a.txt", known, "--no-wait")
     inside = client.entries("stores", "files", store)
     [listed] = client.entries("stores", "list")
+    assert client("stores", "files", store).stdout.count("waiting to be parsed") == 2
     table = client("stores", "list").stdout
     client("stores", "remove", store, known)
     left = client.entries("stores", "files", store)
