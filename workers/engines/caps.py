@@ -21,6 +21,7 @@ from typing import Any, Final
 import msgspec
 
 from jobs.requests import values
+from jobs.requests.answer_schemas import MOST_SCHEMA_BYTES
 from jobs.requests.endpoints import CHAT, COMPLETIONS, RESPONSES
 from jobs.requests.roles import CHAT_ROLES, INPUT_ROLES, wrong_role
 from workers.engines import echo, media
@@ -29,7 +30,6 @@ from workers.engines.port import Answer, refusal
 MOST_CHOICES: Final = 128  # OpenAI's limit for `n`
 MOST_ANSWERS: Final = 2048  # choices of all prompts of a completion; of an embedding it is OpenAI's limit for inputs
 MOST_LOGPROBS: Final = 20  # OpenAI's limit for `top_logprobs`
-MOST_SCHEMA_BYTES: Final = 128 * 1024  # of all schemas of a request; OpenAI allows 120,000 characters of names
 MOST_SCHEMA_DEPTH: Final = 32  # OpenAI allows 10 levels of objects; each takes two of JSON, and lists take more
 MOST_PATTERN_CHARACTERS: Final = 1024
 MOST_REPETITIONS: Final = 1024  # `{n,m}` in a pattern, all of a pattern multiplied

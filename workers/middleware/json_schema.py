@@ -11,13 +11,13 @@ if its text does not match, it ends with an error instead of its last event, and
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Final, TypeGuard
+from typing import Any, Final
 
 import msgspec
 
 from jobs.errors import InvalidRequest
+from jobs.requests.answer_schemas import asks_for_schema, form_of, invalid, param_of, schema_of
 from jobs.requests.endpoints import CHAT, RESPONSES
-from workers.engines.caps import MOST_SCHEMA_BYTES
 from workers.engines.port import Answer, Emit, Engine, Request, Usage, refusal
 from workers.engines.refusals import is_too_long
 from workers.middleware.base import Middleware, add_usage, retry_while_busy
@@ -45,7 +45,7 @@ class JsonSchemaMiddleware(Middleware):
             await self._checker.close()
 
     def concerns(self, request: Request) -> bool:
-        return _asks_for_schema(_format(request.url, request.body))
+        return asks_for_schema(form_of(request.url, request.body))
 
     async def handle(self, request: Request) -> Answer:
         schema = await self._schema(request)
@@ -178,51 +178,10 @@ def _refused(error: InvalidRequest) -> Answer:
     return refusal(400, error.message, param=error.param, code=error.code)
 
 
-# The schema in a request, and the texts of an answer that it applies to.
+# The texts of an answer that the schema of its request applies to.
 
 #: Fields of a message that is exempt from the schema.
 NO_JSON: Final = ("tool_calls", "function_call", "refusal")
-_KIND: Final = "json_schema"
-
-
-def param_of(url: str) -> str:
-    return "text.format.schema" if url == RESPONSES else "response_format"
-
-
-def schema_of(url: str, body: Mapping[str, Any]) -> bytes | None:
-    """Return the schema as JSON; None if the answer may be anything.
-
-    Raises: InvalidRequest.
-    """
-    schema_format = _format(url, body)
-    if not _asks_for_schema(schema_format):
-        return None
-    wrapper = schema_format.get(_KIND) if url == CHAT else schema_format
-    schema = wrapper.get("schema") if isinstance(wrapper, dict) else wrapper
-    if schema is None and isinstance(wrapper, dict) and url == CHAT:
-        return None  # OpenAI allows a json_schema without a schema in chats
-    if not isinstance(schema, dict | bool):
-        raise invalid(url, "it is not an object.")
-    raw = msgspec.json.encode(schema)
-    if len(raw) > MOST_SCHEMA_BYTES:
-        raise invalid(url, f"it has more than {MOST_SCHEMA_BYTES} bytes.")
-    return raw
-
-
-def _format(url: str, body: Mapping[str, Any]) -> Any:
-    """Return what the request says of the form of its answer."""
-    if url == CHAT:
-        return body.get("response_format")
-    text = body.get("text") if url == RESPONSES else None
-    return text.get("format") if isinstance(text, dict) else None
-
-
-def _asks_for_schema(form: Any) -> TypeGuard[dict[str, Any]]:
-    return isinstance(form, dict) and form.get("type") == _KIND
-
-
-def invalid(url: str, why: str) -> InvalidRequest:
-    return InvalidRequest(f"Invalid schema of the answer: {why}", param=param_of(url), code="invalid_json_schema")
 
 
 def texts(url: str, body: Any) -> list[str]:

@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from workers.engines.caps import MOST_ANSWERS, MOST_ITEMS, MOST_PATTERN_CHARACTERS, MOST_SCHEMA_BYTES, objection
+from jobs.requests.answer_schemas import MOST_SCHEMA_BYTES
+from workers.engines.caps import MOST_ANSWERS, MOST_ITEMS, MOST_PATTERN_CHARACTERS, objection
 
 CHAT, RESPONSES, COMPLETIONS = "/v1/chat/completions", "/v1/responses", "/v1/completions"
 PIXEL = "data:image/png;base64,iVBORw0KGgo="

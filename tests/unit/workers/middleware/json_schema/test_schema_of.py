@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from jobs.errors import InvalidRequest
+from jobs.requests.answer_schemas import MOST_SCHEMA_BYTES, schema_of
 from jobs.requests.endpoints import CHAT, RESPONSES
-from workers.engines.caps import MOST_SCHEMA_BYTES
-from workers.middleware.json_schema import schema_of, texts
+from workers.middleware.json_schema import texts
 
 
 def test_a_chat_may_name_a_schema_without_having_one_and_a_response_may_not() -> None:
