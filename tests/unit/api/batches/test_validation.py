@@ -3,11 +3,13 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from tokenizers import Tokenizer, models
 
 from api.batches import dry_run as route
 from jobs.batches import batches
@@ -31,9 +33,9 @@ def line(custom_id: str, **changes: Any) -> bytes:
     return json.dumps(request | changes).encode() + b"\n"
 
 
-def dry_run(client: TestClient, data: bytes) -> dict[str, Any]:
+def dry_run(client: TestClient, data: bytes, endpoint: str = "/v1/embeddings") -> dict[str, Any]:
     file = client.post("/v1/files", files={"file": ("a.jsonl", data)}, data={"purpose": "batch"}).json()
-    answer = client.post("/v1/batches/validate", json={"input_file_id": file["id"], "endpoint": "/v1/embeddings"})
+    answer = client.post("/v1/batches/validate", json={"input_file_id": file["id"], "endpoint": endpoint})
     assert answer.status_code == 200, answer.text
     result: dict[str, Any] = answer.json()
     return result
@@ -97,6 +99,30 @@ def test_a_field_that_no_engine_in_process_knows_is_named(make_app: Callable[...
     with app.state.services.db.write() as session:
         workers.remember_all(session, {"text-embedding-3-small": False}, Queue.EMBED)
     assert dry_run(client, line("1", body=alias))["valid"] is True, "a server has it by that name"
+
+
+def test_a_schema_that_is_none_and_a_prompt_that_is_too_long_are_named(client: TestClient, tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]")).save(str(tmp_path / "m" / "tokenizer.json"))
+    (tmp_path / "models.yaml").write_text(
+        "models:\n  m: {source: {path: m}, engine: vllm, aliases: [n], engine_args: {max_model_len: 3}}\n"
+    )
+    url = "/v1/chat/completions"
+    messages = [{"role": "user", "content": "long"}]
+    schema = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "objekt"}}}
+    bodies: list[dict[str, Any]] = [
+        {"messages": messages},
+        {"messages": messages, "response_format": schema},
+        {"messages": messages * 4},
+    ]
+
+    for model in ("m", "n"):
+        data = b"".join(line(f"{n}", url=url, body=body | {"model": model}) for n, body in enumerate(bodies))
+        found = dry_run(client, data, url)["errors"]["data"]
+        assert [(error["line"], error["code"], error["param"]) for error in found] == [
+            (2, "invalid_json_schema", "body.response_format"),
+            (3, "context_length_exceeded", "body.messages"),
+        ]
 
 
 @pytest.mark.parametrize(

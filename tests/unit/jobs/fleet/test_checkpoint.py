@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from jobs.fleet import checkpoint
-from jobs.fleet.checkpoint import Card
-from jobs.fleet.models_file import EngineKind, Model, Source
+from jobs.fleet.checkpoint import Card, context_tokens, tokenizer_file
+from jobs.fleet.models_file import EngineKind, Model, Registry, Source
 
 PACKAGED = Model(name="m", engine=EngineKind.EMBED, source=Source(packaged="all-minilm-l6-v2"))
 
@@ -143,3 +143,39 @@ def test_folder_that_is_not_here_and_a_server_have_none(tmp_path: Path) -> None:
     server = Model(name="m", engine=EngineKind.HTTP, source=Source(urls=("http://a/v1",)))
 
     assert [checkpoint.folder_of(model) for model in (here, gone, server)] == [tmp_path, None, None]
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens"),
+    [
+        ("max_model_len: 100", 100),
+        ("max_model_len: 100, engine_args: {max_model_len: 50}", 50),
+        ("max_model_len: 100, engine_args: {max_model_len: 2k}", None),
+        ("owned_by: me", None),
+    ],
+)
+def test_context_of_a_model_that_generates_is_what_its_engine_is_told(
+    tmp_path: Path, fields: str, tokens: int | None
+) -> None:
+    (tmp_path / "models.yaml").write_text(f"models:\n  m: {{source: {{path: .}}, engine: vllm, {fields}}}\n")
+
+    assert context_tokens(Registry.read(tmp_path / "models.yaml").models["m"]) == tokens
+
+
+def test_tokenizer_is_found_in_the_folder_of_the_model(tmp_path: Path) -> None:
+    made = tmp_path / "models"
+    (tmp_path / "models.yaml").write_text(
+        "models:\n  a: {source: {path: a}, engine: vllm}\n  b: {source: {packaged: b}, engine: vllm}\n"
+        "  c: {source: {urls: ['http://c']}, engine: http, tokenizer: c}\n"
+    )
+    files = {"a": tmp_path / "a", "b": made / "b", "c": tmp_path / "c"}
+    models = Registry.read(tmp_path / "models.yaml").models
+    assert [tokenizer_file(models[name], made) for name in files] == [None] * 3
+    for folder in files.values():
+        folder.mkdir(parents=True)
+        (folder / "tokenizer.json").write_text("{}")
+
+    assert [tokenizer_file(models[name], made) for name in files] == [one / "tokenizer.json" for one in files.values()]
+    with (files["a"] / "tokenizer.json").open("wb") as file:
+        file.truncate(21 << 20)
+    assert tokenizer_file(models["a"], made) is None
