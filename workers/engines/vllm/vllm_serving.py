@@ -62,14 +62,14 @@ def prepare_environment(model: str, args: Mapping[str, Any], patience: float = 3
 
     `patience` is the time in seconds after which a silent engine without progress counts as hung.
     """
-    cpus = sorted(os.sched_getaffinity(0))
+    cpus, longest = sorted(os.sched_getaffinity(0)), str(math.ceil(patience * silence.BUSY))
     variables = {
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",  # `caps` keeps URLs away; none is redirected either
         "VLLM_LOGGING_LEVEL": "WARNING",
         # a fork would inherit the locks and sockets of the worker's other threads
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        # vLLM ends an engine on several devices whose step takes longer: `silence` decides, which counts progress
-        "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": str(math.ceil(patience * silence.BUSY)),
+        # vLLM gives up a start, and a step on several devices, that takes longer, whatever progress it makes
+        **dict.fromkeys(("VLLM_ENGINE_READY_TIMEOUT_S", "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"), longest),
     }
     if len(cpus) <= FEW_CPUS and args.get("tensor_parallel_size", 1) == 1:
         variables["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cpus))

@@ -149,6 +149,15 @@ def test_a_model_of_a_hub_may_be_fetched(monkeypatch: pytest.MonkeyPatch) -> Non
     assert os.environ["VLLM_LOGGING_LEVEL"] == "WARNING"
 
 
+def test_no_limit_of_vllms_own_ends_what_makes_progress_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"VLLM_ENGINE_READY_TIMEOUT_S": "60"})
+
+    prepare_environment("some/model", {}, 300.5)
+
+    assert os.environ["VLLM_ENGINE_READY_TIMEOUT_S"] == "60", "as the operator set it"
+    assert os.environ["VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"] == "1503"
+
+
 def test_threads_are_bound_where_one_engine_has_few_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1})
     bound = []
